@@ -1,0 +1,1 @@
+//! What crafter's kernel half and user half share, and nothing else.

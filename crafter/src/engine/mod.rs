@@ -1,0 +1,1 @@
+//! The sans-IO half: takes bytes and `now`, returns bytes and deadlines.

@@ -1,0 +1,1 @@
+//! A throw-away network with real servers in it.

@@ -1,0 +1,2 @@
+//! crafter
+fn main(){}

@@ -1,0 +1,1 @@
+//! Reading and building packets: bytes in, bytes out, no IO.
