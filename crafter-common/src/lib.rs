@@ -1,1 +1,45 @@
-//! What crafter's kernel half and user half share, and nothing else.
+//! What crafter's kernel half and user half share, and nothing else: the layout of every map, the
+//! reasons a verdict can have, and the parser that both can run.
+//!
+//! Everything here is `no_std`. Integers that stand for protocol fields are kept in network byte
+//! order as byte arrays, so that a key has one representation whoever builds it; counters and
+//! times are in host order. Every struct is padding-free and its size is asserted at compile time.
+
+#![no_std]
+
+pub mod flow;
+pub mod map;
+pub mod parse;
+pub mod port;
+pub mod reason;
+pub mod reply;
+
+/// Number of the layouts in this crate. A reader of another process's maps must find the same
+/// number in its `ABI` map before it believes a byte.
+pub const ABI: u32 = 1;
+
+/// The socket mark (`SO_MARK`, `skb->mark`) that says "crafted": egress lets it through.
+/// The letters `crft` in ASCII; settable at load time where another program uses the same value.
+pub const DEFAULT_MARK: u32 = 0x6372_6674;
+
+/// `IPPROTO_TCP`.
+pub const TCP: u8 = 6;
+/// `IPPROTO_UDP`.
+pub const UDP: u8 = 17;
+/// `IPPROTO_ICMP`.
+pub const ICMP: u8 = 1;
+/// `IPPROTO_ICMPV6`.
+pub const ICMPV6: u8 = 58;
+
+/// The 16-byte form that every address takes here: IPv6 as it is, IPv4 mapped (`::ffff:a.b.c.d`,
+/// RFC 4291 section 2.5.5.2).
+pub type Address = [u8; 16];
+
+/// The address that stands for "any local address" in an [`port::OwnedKey`].
+pub const ANY: Address = [0; 16];
+
+/// An IPv4 address in its mapped 16-byte form.
+#[inline(always)]
+pub const fn mapped(v4: [u8; 4]) -> Address {
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, v4[0], v4[1], v4[2], v4[3]]
+}

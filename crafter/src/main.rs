@@ -1,2 +1,3 @@
-//! crafter
-fn main(){}
+//! The command line of crafter.
+
+fn main() {}

@@ -1,1 +1,3 @@
+//! Builds, sets up, demonstrates, tests and measures crafter.
+
 fn main() {}

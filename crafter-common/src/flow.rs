@@ -1,0 +1,81 @@
+//! Flows: one entry per five-tuple of an owned port, written by the kernel half.
+
+use crate::Address;
+
+/// Key of the flow map. *Local* is this host whichever way the packet goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct FlowKey {
+    /// This host's address in 16-byte form.
+    pub local: Address,
+    /// The peer's address in 16-byte form.
+    pub remote: Address,
+    /// This host's port, big-endian.
+    pub local_port: [u8; 2],
+    /// The peer's port, big-endian.
+    pub remote_port: [u8; 2],
+    /// [`crate::TCP`] or [`crate::UDP`].
+    pub protocol: u8,
+    /// Zero.
+    pub pad: [u8; 3],
+}
+
+/// What is known of a flow. Counters and times are in host byte order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct FlowValue {
+    /// Packets received for the owner.
+    pub rx_packets: u64,
+    /// Their bytes, from the IP header on.
+    pub rx_bytes: u64,
+    /// Crafted packets sent through the egress hook.
+    pub tx_packets: u64,
+    /// Their bytes, from the IP header on.
+    pub tx_bytes: u64,
+    /// `bpf_ktime_get_ns` (CLOCK_MONOTONIC) at the first packet.
+    pub first_seen: u64,
+    /// The same at the latest packet.
+    pub last_seen: u64,
+    /// RSTs (TCP) or port-unreachables (UDP) of the kernel that were dropped.
+    pub suppressed: u64,
+    /// Sequence number of the latest received TCP segment, host order.
+    pub last_seq: u32,
+    /// Its acknowledgement number, host order.
+    pub last_ack: u32,
+    /// Its flags: the low byte of the flags field (RFC 9293 section 3.1).
+    pub last_flags: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+const _: () = assert!(size_of::<FlowKey>() == 40 && size_of::<FlowValue>() == 72);
+
+#[cfg(feature = "user")]
+// SAFETY: repr(C), no padding (asserted above), valid for every bit pattern.
+unsafe impl aya::Pod for FlowKey {}
+#[cfg(feature = "user")]
+// SAFETY: repr(C), no padding (asserted above), valid for every bit pattern.
+unsafe impl aya::Pod for FlowValue {}
+
+/// Key of the map that lets later fragments follow their first (RFC 791 section 3.2,
+/// RFC 8200 section 4.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct FragmentKey {
+    /// Sender, in 16-byte form.
+    pub source: Address,
+    /// Receiver, in 16-byte form.
+    pub destination: Address,
+    /// Identification, big-endian; IPv4's 16 bits stand in the last two bytes.
+    pub identification: [u8; 4],
+    /// The protocol of the whole datagram for IPv4; zero for IPv6, where it does not take part.
+    pub protocol: u8,
+    /// Zero.
+    pub pad: [u8; 3],
+}
+
+const _: () = assert!(size_of::<FragmentKey>() == 40);
+
+#[cfg(feature = "user")]
+// SAFETY: repr(C), no padding (asserted above), valid for every bit pattern.
+unsafe impl aya::Pod for FragmentKey {}

@@ -1,0 +1,69 @@
+//! Which ports are owned, and on what terms.
+
+use crate::{Address, TCP};
+
+/// Key of the map of owned ports: transport, local address or [`crate::ANY`], local port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct OwnedKey {
+    /// The local address in 16-byte form, or [`crate::ANY`].
+    pub address: Address,
+    /// The local port, big-endian.
+    pub port: [u8; 2],
+    /// [`crate::TCP`] or [`crate::UDP`].
+    pub protocol: u8,
+    /// Zero.
+    pub pad: u8,
+}
+
+/// What is done with packets to an owned port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct OwnedPort {
+    /// Number of the lease, for people who read the map.
+    pub lease: u32,
+    /// [`OBSERVE`] and [`SUPPRESS`].
+    pub flags: u32,
+}
+
+/// Copy to the owner and let the kernel see the packet too, instead of consuming it.
+pub const OBSERVE: u32 = 1;
+/// Drop the RSTs and port-unreachables that the kernel sends for this port.
+pub const SUPPRESS: u32 = 2;
+
+const _: () = assert!(size_of::<OwnedKey>() == 20 && size_of::<OwnedPort>() == 8);
+
+#[cfg(feature = "user")]
+// SAFETY: repr(C), no padding (asserted above), valid for every bit pattern.
+unsafe impl aya::Pod for OwnedKey {}
+#[cfg(feature = "user")]
+// SAFETY: repr(C), no padding (asserted above), valid for every bit pattern.
+unsafe impl aya::Pod for OwnedPort {}
+
+/// One word of the port filter: 64 ports of one transport, a bit each.
+///
+/// The filter is what an unowned packet pays for: one array lookup, whatever the number of owned
+/// ports. Only when a bit is set is the map of owned ports asked, and only for the kind of key
+/// that the bit announces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct FilterWord {
+    /// Ports owned on at least one particular address.
+    pub exact: u64,
+    /// Ports owned on any local address.
+    pub any: u64,
+}
+
+#[cfg(feature = "user")]
+// SAFETY: repr(C), two u64: no padding, valid for every bit pattern.
+unsafe impl aya::Pod for FilterWord {}
+
+/// Words of the filter: 65,536 ports of two transports, 64 a word.
+pub const FILTER_WORDS: u32 = 2 * 1024;
+
+/// Where `port` stands in the filter: index of its word, and its bit.
+#[inline(always)]
+pub const fn filter_position(protocol: u8, port: u16) -> (u32, u64) {
+    let transport = if protocol == TCP { 0 } else { 1024 };
+    (transport + (port >> 6) as u32, 1 << (port & 63))
+}

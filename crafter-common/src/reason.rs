@@ -1,0 +1,137 @@
+//! Why a packet got its verdict: one counter each, and the only place that numbers them.
+
+/// Why a packet got its verdict. The number is the index of its per-CPU counter; each packet that
+/// a hook sees adds one to exactly one of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum Reason {
+    /// Ingress, passed: neither IPv4 nor IPv6 (ARP, more than two VLAN tags, ...).
+    NotIp = 0,
+    /// Ingress, passed: shorter than its headers say, or an impossible header length.
+    Malformed = 1,
+    /// Ingress, passed: neither TCP nor UDP nor an ICMP error, or more extension headers than are walked.
+    OtherProtocol = 2,
+    /// Ingress, passed: TCP or UDP to a port that nobody owns here.
+    NotOwned = 3,
+    /// Ingress, passed: an ICMP error about a packet that no owned port sent.
+    IcmpNotOwned = 4,
+    /// Ingress, passed: a later fragment whose first was not owned, or was not seen before.
+    FragmentNotOwned = 5,
+    /// Ingress, consumed: redirected into the AF_XDP socket of its queue.
+    Redirected = 6,
+    /// Ingress, consumed: copied into the ring buffer, then dropped.
+    Copied = 7,
+    /// Ingress, passed: copied into the ring buffer in observe mode.
+    Observed = 8,
+    /// Ingress, dropped: owned, but there was no room to deliver it.
+    DeliveryFull = 9,
+    /// Ingress, passed: owned in observe mode, but there was no room for the copy.
+    ObserveFull = 10,
+    /// Egress, passed: neither a RST nor a port-unreachable.
+    EgressOther = 11,
+    /// Egress, passed: crafted (it carries the mark).
+    Crafted = 12,
+    /// Egress, dropped: the kernel's RST from an owned port.
+    RstSuppressed = 13,
+    /// Egress, passed: the kernel's RST from an owned port whose lease says `pass`.
+    RstAllowed = 14,
+    /// Egress, passed: the kernel's RST from a port that nobody owns.
+    RstNotOwned = 15,
+    /// Egress, dropped: a port-unreachable quoting an owned UDP port.
+    UnreachableSuppressed = 16,
+    /// Egress, passed: a port-unreachable quoting an owned UDP port whose lease says `pass`.
+    UnreachableAllowed = 17,
+    /// Egress, passed: a port-unreachable about a port that nobody owns.
+    UnreachableNotOwned = 18,
+}
+
+/// Number of reasons, and of per-CPU counters.
+pub const REASONS: u32 = 19;
+
+impl Reason {
+    /// All reasons, in the order of their numbers.
+    pub const ALL: [Self; REASONS as usize] = [
+        Self::NotIp,
+        Self::Malformed,
+        Self::OtherProtocol,
+        Self::NotOwned,
+        Self::IcmpNotOwned,
+        Self::FragmentNotOwned,
+        Self::Redirected,
+        Self::Copied,
+        Self::Observed,
+        Self::DeliveryFull,
+        Self::ObserveFull,
+        Self::EgressOther,
+        Self::Crafted,
+        Self::RstSuppressed,
+        Self::RstAllowed,
+        Self::RstNotOwned,
+        Self::UnreachableSuppressed,
+        Self::UnreachableAllowed,
+        Self::UnreachableNotOwned,
+    ];
+
+    /// The name that users see, in words joined by underscores.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NotIp => "not_ip",
+            Self::Malformed => "malformed",
+            Self::OtherProtocol => "other_protocol",
+            Self::NotOwned => "not_owned",
+            Self::IcmpNotOwned => "icmp_not_owned",
+            Self::FragmentNotOwned => "fragment_not_owned",
+            Self::Redirected => "redirected",
+            Self::Copied => "copied",
+            Self::Observed => "observed",
+            Self::DeliveryFull => "delivery_full",
+            Self::ObserveFull => "observe_full",
+            Self::EgressOther => "egress_other",
+            Self::Crafted => "crafted",
+            Self::RstSuppressed => "rst_suppressed",
+            Self::RstAllowed => "rst_allowed",
+            Self::RstNotOwned => "rst_not_owned",
+            Self::UnreachableSuppressed => "unreachable_suppressed",
+            Self::UnreachableAllowed => "unreachable_allowed",
+            Self::UnreachableNotOwned => "unreachable_not_owned",
+        }
+    }
+
+    /// Whether the ingress hook gives this reason (otherwise the egress hook does).
+    pub const fn is_ingress(self) -> bool {
+        (self as u32) < Self::EgressOther as u32
+    }
+
+    /// What becomes of a packet with this reason: the whole policy of both hooks in one place.
+    #[inline(always)]
+    pub const fn verdict(self) -> Verdict {
+        match self {
+            Self::Redirected => Verdict::Redirect,
+            Self::Copied | Self::DeliveryFull | Self::RstSuppressed | Self::UnreachableSuppressed => Verdict::Drop,
+            _ => Verdict::Pass,
+        }
+    }
+}
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// On to the next program, and to the kernel: `XDP_PASS`, `TCX_NEXT`, or `TC_ACT_UNSPEC` under clsact.
+    Pass,
+    /// Gone: `XDP_DROP`, `TC_ACT_SHOT`.
+    Drop,
+    /// Into the AF_XDP socket: `XDP_REDIRECT`.
+    Redirect,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_positions() {
+        for (position, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(position as u32, *reason as u32);
+        }
+    }
+}

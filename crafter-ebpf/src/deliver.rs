@@ -1,0 +1,68 @@
+//! Copies for the owner, by way of the ring buffer.
+
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use crafter_common::{reason::Reason, reply::ReplyHeader};
+
+use crate::{maps, packet::Packet};
+
+/// A ring-buffer record of one size class.
+#[repr(C)]
+struct Record<const N: usize> {
+    header: ReplyHeader,
+    packet: [u8; N],
+}
+
+/// Copies the packet from `offset` on into the ring buffer, with `reason` in its header; false
+/// where the ring is full.
+#[inline(always)]
+pub fn copy<P: Packet>(packet: &P, offset: u32, reason: Reason) -> bool {
+    let length = packet.length();
+    if length <= offset {
+        return false;
+    }
+    let length = length - offset;
+    // The classes of crafter_common::reply::CLASSES; constants, as reservations must be.
+    if length <= 256 {
+        submit::<P, 256>(packet, offset, length, reason)
+    } else if length <= 2048 {
+        submit::<P, 2048>(packet, offset, length, reason)
+    } else if length <= 16384 {
+        submit::<P, 16384>(packet, offset, length, reason)
+    } else {
+        submit::<P, 66048>(packet, offset, length, reason)
+    }
+}
+
+#[inline(always)]
+fn submit<P: Packet, const N: usize>(packet: &P, offset: u32, length: u32, reason: Reason) -> bool {
+    let Some(mut record) = maps::reserve::<Record<N>>() else {
+        return false;
+    };
+    let entry = record.as_mut_ptr();
+    // The verifier wants to see 1..=N; the detour over a forgotten number keeps the compiler from
+    // proving the test superfluous.
+    let captured = if length as usize > N { N as u32 } else { length };
+    let last = packet.forget(captured as usize - 1);
+    if last >= N {
+        record.discard(0);
+        return false;
+    }
+    let captured = last as u32 + 1;
+    // SAFETY: the reservation holds a Record<N>; captured is at most N.
+    let copied = unsafe {
+        (&raw mut (*entry).header).write(ReplyHeader {
+            timestamp: bpf_ktime_get_ns(),
+            captured,
+            length,
+            ifindex: packet.ifindex(),
+            reason: reason as u32,
+        });
+        packet.copy(offset, (&raw mut (*entry).packet).cast(), captured)
+    };
+    if copied {
+        record.submit(0);
+    } else {
+        record.discard(0);
+    }
+    copied
+}

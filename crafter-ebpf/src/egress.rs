@@ -1,0 +1,113 @@
+//! What goes out: the kernel's RSTs and port-unreachables from owned ports stay here.
+
+use crafter_common::{
+    TCP, UDP,
+    flow::FlowKey,
+    parse::{self, Fragment, Icmp, Network},
+    port::{OwnedPort, SUPPRESS},
+    reason::Reason,
+};
+
+use crate::{
+    maps::{self, Event},
+    packet::Packet,
+};
+
+/// RST among the flags of RFC 9293 section 3.1.
+const RST: u8 = 0x04;
+
+/// The reason, and so the verdict, for a packet that goes out with `mark`.
+#[inline(always)]
+pub fn decide<P: Packet>(packet: &P, mark: u32) -> Reason {
+    let crafted = mark == maps::crafted_mark();
+    match inspect(packet, crafted) {
+        _ if crafted => Reason::Crafted,
+        Some(reason) => reason,
+        None => Reason::EgressOther,
+    }
+}
+
+/// `None` for what is of no interest, whatever the reason.
+#[inline(always)]
+fn inspect<P: Packet>(packet: &P, crafted: bool) -> Option<Reason> {
+    let (start, v6) = parse::link(packet, maps::link_header()).ok()?;
+    let net = parse::network(packet, start, v6).ok()?;
+    if net.fragment == Fragment::Later {
+        return None;
+    }
+    if crafted {
+        sent(packet, &net);
+        None
+    } else if net.protocol == TCP {
+        rst(packet, &net)
+    } else if parse::is_icmp(&net) {
+        unreachable(packet, &net)
+    } else {
+        None
+    }
+}
+
+/// A crafted packet: its flow counts it.
+#[inline(always)]
+fn sent<P: Packet>(packet: &P, net: &Network) {
+    if !parse::has_ports(net.protocol) {
+        return;
+    }
+    let Some((key, owned)) = local_is_source(packet, net) else {
+        return;
+    };
+    if owned.is_some() {
+        let bytes = (packet.length() as u64).saturating_sub(net.start as u64);
+        maps::record(&key, Event::Sent { bytes });
+    }
+}
+
+/// A segment of the kernel: a RST from an owned port is the answer to what crafter sent.
+#[inline(always)]
+fn rst<P: Packet>(packet: &P, net: &Network) -> Option<Reason> {
+    if packet.load::<20>(net.transport)?[13] & RST == 0 {
+        return None;
+    }
+    let (key, owned) = local_is_source(packet, net)?;
+    Some(answer(key, owned, [Reason::RstSuppressed, Reason::RstAllowed, Reason::RstNotOwned]))
+}
+
+/// An ICMP message of the kernel: a port-unreachable quotes what came in, so the owned port is
+/// the destination there.
+#[inline(always)]
+fn unreachable<P: Packet>(packet: &P, net: &Network) -> Option<Reason> {
+    if parse::icmp(packet, net)? != (Icmp::Error { port_unreachable: true }) {
+        return None;
+    }
+    let quoted = parse::quoted(packet, net).ok()?;
+    if quoted.protocol != UDP || quoted.fragment == Fragment::Later {
+        return None;
+    }
+    let (remote_port, local_port) = parse::ports(packet, quoted.transport)?;
+    let (remote, local) = quoted.addresses(packet)?;
+    let owned = maps::owner(UDP, local_port, || Some(local));
+    let key = maps::flow_key(UDP, (local, local_port), (remote, remote_port));
+    Some(answer(key, owned, [Reason::UnreachableSuppressed, Reason::UnreachableAllowed, Reason::UnreachableNotOwned]))
+}
+
+/// The flow of a packet that this host sends, and the owner of its source port.
+#[inline(always)]
+fn local_is_source<P: Packet>(packet: &P, net: &Network) -> Option<(FlowKey, Option<OwnedPort>)> {
+    let (local_port, remote_port) = parse::ports(packet, net.transport)?;
+    let (local, remote) = net.addresses(packet)?;
+    let owned = maps::owner(net.protocol, local_port, || Some(local));
+    Some((maps::flow_key(net.protocol, (local, local_port), (remote, remote_port)), owned))
+}
+
+/// By the lease's policy: suppressed, allowed, not owned.
+#[inline(always)]
+fn answer(key: FlowKey, owned: Option<OwnedPort>, [suppressed, allowed, not_owned]: [Reason; 3]) -> Reason {
+    match owned {
+        Some(owned) if owned.flags & SUPPRESS != 0 => {
+            maps::record(&key, Event::Suppressed);
+            suppressed
+        }
+        Some(_) => allowed,
+        None => not_owned,
+    }
+}

@@ -1,0 +1,110 @@
+//! What comes in: is it for an owned port, and if so, how does it get to the owner?
+
+use crafter_common::{
+    TCP,
+    flow::FragmentKey,
+    parse::{self, Bytes, Fragment, Icmp, Network},
+    port::{OBSERVE, OwnedPort},
+    reason::Reason,
+};
+
+use crate::{
+    deliver,
+    maps::{self, Event},
+    packet::Packet,
+};
+
+/// The reason, and so the verdict, for a packet that came in; delivers it if it is owned.
+#[inline(always)]
+pub fn decide<P: Packet>(packet: &P) -> Reason {
+    match owner(packet) {
+        Ok((owned, offset)) => bring(packet, owned, offset),
+        Err(reason) => reason,
+    }
+}
+
+/// Whose packet it is, and where its IP header stands; or why it is nobody's.
+#[inline(always)]
+fn owner<P: Packet>(packet: &P) -> Result<(OwnedPort, usize), Reason> {
+    let (start, v6) = parse::link(packet, maps::link_header())?;
+    let net = parse::network(packet, start, v6)?;
+    let owned = if net.fragment == Fragment::Later {
+        let key = fragment_key(packet, &net).ok_or(Reason::Malformed)?;
+        maps::fragment_owner(&key).ok_or(Reason::FragmentNotOwned)?
+    } else if parse::has_ports(net.protocol) {
+        own(packet, &net)?
+    } else if parse::is_icmp(&net) {
+        icmp(packet, &net)?
+    } else {
+        return Err(Reason::OtherProtocol);
+    };
+    Ok((owned, start))
+}
+
+/// TCP and UDP: by destination.
+#[inline(always)]
+fn own<P: Packet>(packet: &P, net: &Network) -> Result<OwnedPort, Reason> {
+    let (source, destination) = parse::ports(packet, net.transport).ok_or(Reason::Malformed)?;
+    let addresses = || net.addresses(packet);
+    let owned = maps::owner(net.protocol, destination, || Some(addresses()?.1)).ok_or(Reason::NotOwned)?;
+
+    let (remote, local) = addresses().ok_or(Reason::Malformed)?;
+    // A header that is cut short is the kernel's to discard; it answers nothing to it.
+    let (seq, ack, flags) = if net.protocol == TCP {
+        let header = packet.load::<20>(net.transport).ok_or(Reason::Malformed)?;
+        let seq = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
+        let ack = u32::from_be_bytes([header[8], header[9], header[10], header[11]]);
+        (seq, ack, header[13])
+    } else {
+        packet.load::<8>(net.transport).ok_or(Reason::Malformed)?;
+        (0, 0, 0)
+    };
+    if net.fragment == Fragment::First {
+        maps::remember_fragment(&net.fragment_key(remote, local), owned);
+    }
+    let key = maps::flow_key(net.protocol, (local, destination), (remote, source));
+    let bytes = (packet.length() as u64).saturating_sub(net.start as u64);
+    maps::record(&key, Event::Received { bytes, seq, ack, flags });
+    Ok(owned)
+}
+
+/// ICMP errors: by the source of the packet that they quote.
+#[inline(always)]
+fn icmp<P: Packet>(packet: &P, net: &Network) -> Result<OwnedPort, Reason> {
+    match parse::icmp(packet, net).ok_or(Reason::Malformed)? {
+        Icmp::Other => return Err(Reason::OtherProtocol),
+        Icmp::Error { .. } => {}
+    }
+    let quoted = parse::quoted(packet, net).map_err(|_| Reason::IcmpNotOwned)?;
+    if !parse::has_ports(quoted.protocol) || quoted.fragment == Fragment::Later {
+        return Err(Reason::IcmpNotOwned);
+    }
+    let (local, _) = parse::ports(packet, quoted.transport).ok_or(Reason::IcmpNotOwned)?;
+    maps::owner(quoted.protocol, local, || Some(quoted.addresses(packet)?.0)).ok_or(Reason::IcmpNotOwned)
+}
+
+#[inline(always)]
+fn fragment_key<B: Bytes>(packet: &B, net: &Network) -> Option<FragmentKey> {
+    let (source, destination) = net.addresses(packet)?;
+    Some(net.fragment_key(source, destination))
+}
+
+/// Brings the packet to its owner.
+#[inline(always)]
+fn bring<P: Packet>(packet: &P, owned: OwnedPort, offset: usize) -> Reason {
+    if owned.flags & OBSERVE != 0 {
+        return if deliver::copy(packet, offset as u32, Reason::Observed) {
+            Reason::Observed
+        } else {
+            Reason::ObserveFull
+        };
+    }
+    if packet.redirect() {
+        Reason::Redirected
+    } else if deliver::copy(packet, offset as u32, Reason::Copied) {
+        Reason::Copied
+    } else {
+        // Dropped all the same: what the kernel sees, it answers.
+        Reason::DeliveryFull
+    }
+}

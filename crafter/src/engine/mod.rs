@@ -1,1 +1,0 @@
-//! The sans-IO half: takes bytes and `now`, returns bytes and deadlines.

@@ -1,1 +1,0 @@
-//! A throw-away network with real servers in it.

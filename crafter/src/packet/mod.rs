@@ -1,1 +1,0 @@
-//! Reading and building packets: bytes in, bytes out, no IO.
