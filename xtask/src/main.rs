@@ -1,3 +1,89 @@
-//! Builds, sets up, demonstrates, tests and measures crafter.
+//! `cargo xtask JOB`: everything that a contributor does with crafter by one
+//! command. Each job has a file of its own.
 
-fn main() {}
+mod bench;
+mod build;
+mod demo;
+mod host;
+mod run;
+mod setup;
+mod sh;
+mod test;
+mod toolchain;
+
+use std::env;
+use std::process::ExitCode;
+
+const HELP: &str = "\
+cargo xtask JOB [ARGS]
+
+  setup            install what building and testing need; prints each step
+  build            build everything for release
+  run [--] ARGS    build, then run crafter as root
+  demo             the whole conversation in a throw-away network, for a human
+  test [FILTER]    all tests as root in network namespaces; FILTER is libtest's
+  bench [NAME]     measure crafter beside its peers
+  help             this text
+
+demo, test and bench do the set-up themselves, as root or through sudo.
+";
+
+enum Job {
+    Setup,
+    Build,
+    Run,
+    Demo,
+    Test,
+    Bench,
+    HostState,
+    Help,
+}
+
+impl Job {
+    fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "setup" => Self::Setup,
+            "build" => Self::Build,
+            "run" => Self::Run,
+            "demo" => Self::Demo,
+            "test" => Self::Test,
+            "bench" => Self::Bench,
+            host::JOB => Self::HostState,
+            "help" | "-h" | "--help" => Self::Help,
+            _ => return None,
+        })
+    }
+
+    /// The exit code; an error is printed as one line.
+    fn start(self, args: &[String]) -> anyhow::Result<ExitCode> {
+        match self {
+            Self::Setup => setup::job(args),
+            Self::Build => build::job(args),
+            Self::Run => run::job(args),
+            Self::Demo => demo::job(args),
+            Self::Test => test::job(args),
+            Self::Bench => bench::job(args),
+            Self::HostState => host::job(args),
+            Self::Help => {
+                print!("{HELP}");
+                Ok(ExitCode::SUCCESS)
+            }
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let args: Vec<String> = env::args().skip(1).collect();
+    let Some((name, rest)) = args.split_first() else {
+        eprint!("{HELP}");
+        return ExitCode::from(2);
+    };
+    let Some(job) = Job::named(name) else {
+        eprintln!("xtask: there is no job `{name}`; `cargo xtask help` lists them");
+        return ExitCode::from(2);
+    };
+    job.start(rest).unwrap_or_else(|error| {
+        eprintln!("xtask {name}: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,17 @@
+//! `cargo xtask bench [NAME]`: crafter beside its peers, in one run.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::{build, setup, sh};
+
+/// Sets up, builds, and runs the program `bench` of crate crafter-tests as root; it
+/// gets the arguments as they are.
+pub fn job(args: &[String]) -> Result<ExitCode> {
+    setup::ensure()?;
+    build::release(&["--package", "crafter", "--bin", "crafter", "--package", "crafter-tests", "--bin", "bench"])?;
+    sh::step("Measuring");
+    let mut bench = sh::root(sh::release_directory().join("bench"), [])?;
+    Ok(ExitCode::from(sh::exit_code(bench.args(args))?))
+}

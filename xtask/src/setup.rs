@@ -1,0 +1,110 @@
+//! `cargo xtask setup`: what building and testing crafter need, from Debian's
+//! packages where the host has them, else from rustup. Looks first, so that it
+//! is quick when all is there, and goes on where an interrupted run stopped.
+
+mod ebpf;
+mod packages;
+
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+
+use crate::{sh, toolchain};
+
+/// A program that building, the tests, the demo or the benchmark run.
+struct Tool {
+    /// What must be in `PATH`, or in root's directories.
+    command: &'static str,
+    /// The Debian package that has it; without any service of its own where
+    /// there is the choice.
+    package: &'static str,
+    /// What it is for.
+    purpose: &'static str,
+}
+
+const TOOLS: [Tool; 10] = [
+    tool("cc", "build-essential", "links every Rust program"),
+    tool("curl", "curl", "peer of the tests and the benchmark"),
+    tool("dnsmasq", "dnsmasq-base", "DNS server of the tests"),
+    tool("ethtool", "ethtool", "switches offloads"),
+    tool("ip", "iproute2", "sets up the tests' networks"),
+    tool("iptables", "iptables", "shows that no rule is needed"),
+    tool("nginx", "nginx-light", "web server of the tests"),
+    tool("ps", "procps", "watches the tests' processes"),
+    tool("tcpdump", "tcpdump", "judges what is on the wire"),
+    tool("tshark", "tshark", "judges what is on the wire"),
+];
+
+/// The one thing that is not a program: a module of the system's Python.
+const SCAPY: Tool = tool("scapy (for /usr/bin/python3)", "python3-scapy", "makes malformed peers");
+
+const fn tool(command: &'static str, package: &'static str, purpose: &'static str) -> Tool {
+    Tool { command, package, purpose }
+}
+
+/// Installs what is missing.
+pub fn job(args: &[String]) -> Result<ExitCode> {
+    if let Some(unknown) = args.first() {
+        bail!("setup takes no arguments, `{unknown}` is one too many");
+    }
+    let began = Instant::now();
+    ensure()?;
+    println!("Set-up is complete ({:.1} s).", began.elapsed().as_secs_f32());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// As the job, but says nothing if there is nothing to do.
+pub fn ensure() -> Result<()> {
+    let tools = missing_tools();
+    let ebpf = ebpf::present();
+    if tools.is_empty() && ebpf {
+        return Ok(());
+    }
+    if !packages::available() {
+        explain(&tools, ebpf);
+        bail!("set-up knows Debian's packages only: install the above, then try again");
+    }
+    if !tools.is_empty() {
+        let commands: Vec<&str> = tools.iter().map(|tool| tool.command).collect();
+        sh::step(&format!("Tools: {}", commands.join(", ")));
+        let packages: Vec<&str> = tools.iter().map(|tool| tool.package).collect();
+        packages::install(&packages)?;
+    }
+    if !ebpf {
+        ebpf::install()?;
+    }
+    Ok(())
+}
+
+fn missing_tools() -> Vec<Tool> {
+    let mut missing: Vec<Tool> = TOOLS.into_iter().filter(|tool| sh::find(tool.command).is_none()).collect();
+    if !has_scapy() {
+        missing.push(SCAPY);
+    }
+    missing
+}
+
+fn has_scapy() -> bool {
+    // Finds the module without the second that loading it takes.
+    let find = "import importlib.util as u, sys; sys.exit(u.find_spec('scapy') is None)";
+    sh::output(Command::new("/usr/bin/python3").args(["-c", find])).is_ok()
+}
+
+/// For a host whose packages set-up does not know.
+fn explain(tools: &[Tool], ebpf: bool) {
+    println!("Missing on this host:");
+    for Tool { command, package, purpose } in tools {
+        println!("  {command}: {purpose}; Debian has it in the package {package}");
+    }
+    if !ebpf {
+        println!("  an eBPF compiler and linker of one LLVM version:");
+        println!("    rustup toolchain install nightly --profile minimal --component rust-src");
+        println!("    LLVM's development files, in the version that `rustc +nightly -vV` says,");
+        println!(
+            "    cargo install bpf-linker --version {} --no-default-features \
+             --features llvm-<version> --locked",
+            toolchain::BPF_LINKER_VERSION
+        );
+    }
+}

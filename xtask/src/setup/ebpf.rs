@@ -1,0 +1,134 @@
+//! The compiler and the linker of the kernel half. They belong together: the
+//! linker's LLVM must not be older than the compiler's.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use super::packages;
+use crate::{sh, toolchain};
+
+/// A rustc with a prebuilt `core` for BPF, which leaves rustup's alone.
+const COMPILER_PACKAGES: [&str; 2] = ["rustc-web", "libstd-rust-web-dev-bpf"];
+
+/// The LLVM versions that this bpf-linker has a feature for.
+const LINKER_LLVM: [u32; 3] = [21, 22, 23];
+
+/// Whether crafter's build script would find both, or needs neither.
+pub fn present() -> bool {
+    env::var_os(toolchain::OBJECT_VARIABLE).is_some_and(|object| !object.is_empty())
+        || toolchain::find(target()).is_some()
+}
+
+/// Installs what is missing of the two, by the first way that fits this host.
+pub fn install() -> Result<()> {
+    let mut hurdles = Vec::new();
+    for way in [already_there, debian, rustup] {
+        match way().and_then(|()| linker()) {
+            Ok(()) => return Ok(()),
+            Err(error) => hurdles.push(format!("{error:#}")),
+        }
+    }
+    bail!("no eBPF compiler with a fitting linker: {}", hurdles.join("; "))
+}
+
+fn target() -> &'static str {
+    toolchain::target(cfg!(target_endian = "big"))
+}
+
+fn already_there() -> Result<()> {
+    if toolchain::compilers(target()).is_empty() {
+        bail!("no compiler on this host builds for {}", target());
+    }
+    Ok(())
+}
+
+fn debian() -> Result<()> {
+    for package in COMPILER_PACKAGES {
+        if !packages::exists(package)? {
+            bail!("this distribution has no package {package}");
+        }
+    }
+    sh::step("eBPF compiler: Debian's rustc beside yours, with core for BPF");
+    packages::install(&COMPILER_PACKAGES)
+}
+
+fn rustup() -> Result<()> {
+    sh::step("eBPF compiler: rustup's nightly with the standard library's sources");
+    let mut install = Command::new("rustup");
+    install.args(["toolchain", "install", "nightly"]);
+    install.args(["--profile", "minimal", "--component", "rust-src"]);
+    sh::run(&mut install)
+}
+
+/// The linker for one of the compilers there are, the best first.
+fn linker() -> Result<()> {
+    if present() {
+        return Ok(());
+    }
+    let mut hurdles = vec!["no compiler".to_owned()];
+    for compiler in toolchain::compilers(target()) {
+        match linker_for(compiler.llvm) {
+            Ok(()) => return Ok(()),
+            Err(error) => {
+                let rustc = compiler.rustc.display();
+                hurdles.push(format!("for {rustc}: {error:#}"));
+            }
+        }
+    }
+    bail!("no linker: {}", hurdles.pop().unwrap_or_default())
+}
+
+/// As the user, into the user's directory, also where root installs packages.
+fn linker_for(llvm: u32) -> Result<()> {
+    if !LINKER_LLVM.contains(&llvm) {
+        let version = toolchain::BPF_LINKER_VERSION;
+        bail!("bpf-linker {version} does not know LLVM {llvm}");
+    }
+    let root = toolchain::linker_root(llvm).context("neither HOME nor XDG_DATA_HOME is set")?;
+    let llvm_config = llvm_config(llvm)?;
+    sh::step(&format!("eBPF linker: bpf-linker with LLVM {llvm} (a minute)"));
+    let directory = llvm_config.parent().unwrap_or(Path::new("/"));
+    let path = env::var_os("PATH").unwrap_or_default();
+    let path = std::iter::once(directory.to_owned()).chain(env::split_paths(&path));
+    let mut cargo = sh::cargo();
+    cargo
+        .args(["install", "bpf-linker", "--quiet", "--locked", "--force"])
+        .args(["--version", toolchain::BPF_LINKER_VERSION])
+        .args(["--no-default-features", "--features"])
+        .arg(format!("llvm-{llvm}"))
+        .arg("--root")
+        .arg(&root)
+        .env("PATH", env::join_paths(path)?);
+    sh::run(&mut cargo)?;
+    if !present() {
+        bail!("{} is installed, and is not found", root.display());
+    }
+    Ok(())
+}
+
+/// The directory of LLVM's tools, as Debian and its derivatives lay it out.
+fn llvm_config(llvm: u32) -> Result<PathBuf> {
+    let llvm_config = PathBuf::from(format!("/usr/lib/llvm-{llvm}/bin/llvm-config"));
+    let development = format!("llvm-{llvm}-dev");
+    let polly = format!("libpolly-{llvm}-dev");
+    // llvm-config names Polly among LLVM's libraries, so that it must be there;
+    // bpf-linker is linked to C++'s standard library.
+    let present = llvm_config.is_file() && installed(&development) && installed(&polly);
+    if !present || sh::find("g++").is_none() {
+        if !packages::exists(&development)? {
+            bail!("this distribution has no package {development}");
+        }
+        sh::step(&format!("LLVM {llvm}'s development files, for the eBPF linker"));
+        packages::install(&[&development, &polly, "g++"])?;
+    }
+    Ok(llvm_config)
+}
+
+fn installed(package: &str) -> bool {
+    let mut query = Command::new("dpkg-query");
+    query.args(["--show", "--showformat=${db:Status-Status}", package]);
+    sh::output(&mut query).is_ok_and(|status| status == "installed")
+}

@@ -1,0 +1,169 @@
+//! Running other programs: echoed, as the user or as root, with errors that
+//! name the command.
+
+use std::env;
+use std::ffi::OsString;
+use std::io::{self, IsTerminal, Write};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+/// Directories of root's that a user's `PATH` may lack.
+const SYSTEM_DIRECTORIES: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
+
+/// Announces a step.
+pub fn step(text: &str) {
+    println!("==> {text}");
+    // Before the output of the programs that the step runs.
+    let _ = io::stdout().flush();
+}
+
+/// Runs a command with its output shown; an exit code other than 0 is an error.
+pub fn run(command: &mut Command) -> Result<()> {
+    match exit_code(command)? {
+        0 => Ok(()),
+        code => bail!("`{}` ended with exit code {code}", line(command)),
+    }
+}
+
+/// Runs a command whose output is of interest only if it fails. A password can
+/// be asked for, since sudo does that by the terminal.
+pub fn run_quietly(command: &mut Command) -> Result<()> {
+    let output = command.output().with_context(|| format!("`{}` does not start", line(command)))?;
+    if !output.status.success() {
+        eprint!("{}", String::from_utf8_lossy(&output.stdout));
+        eprint!("{}", String::from_utf8_lossy(&output.stderr));
+        bail!("it ended with exit code {}", code_of(output.status));
+    }
+    Ok(())
+}
+
+/// Runs a command with its output shown; returns its exit code.
+pub fn exit_code(command: &mut Command) -> Result<u8> {
+    println!("    $ {}", line(command));
+    let _ = io::stdout().flush();
+    let status = command.status().with_context(|| format!("`{}` does not start", line(command)))?;
+    Ok(code_of(status))
+}
+
+/// What a shell would report: a signal counts as 128 plus its number.
+pub fn code_of(status: ExitStatus) -> u8 {
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
+    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
+}
+
+/// Runs a command quietly; returns its standard output.
+pub fn output(command: &mut Command) -> Result<String> {
+    let output =
+        command.stdin(Stdio::null()).output().with_context(|| format!("`{}` does not start", line(command)))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        bail!("`{}` failed: {}", line(command), said.trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Cargo, by the toolchain that runs this xtask.
+pub fn cargo() -> Command {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(workspace());
+    cargo
+}
+
+/// A program to be run as root with these variables set: directly if this
+/// process is root's, else through sudo, which may ask for a password only where
+/// there is a terminal.
+pub fn root<'a>(
+    program: impl Into<OsString>,
+    variables: impl IntoIterator<Item = (&'a str, &'a str)>,
+) -> Result<Command> {
+    let mut command = if is_root() {
+        Command::new("env")
+    } else {
+        let mut sudo = Command::new("sudo");
+        if sudo_needs_no_password()? {
+            sudo.arg("-n");
+        } else if !io::stdin().is_terminal() {
+            bail!("this needs root, and sudo would ask for a password: run it as root");
+        }
+        // sudo clears the environment; env sets what is wanted behind it.
+        sudo.args(["--", "env"]);
+        sudo
+    };
+    let path = path_with_system_directories();
+    command.arg(assignment("PATH", path.to_string_lossy().as_ref()));
+    for (name, value) in variables {
+        command.arg(assignment(name, value));
+    }
+    command.arg(program.into());
+    Ok(command)
+}
+
+/// The executable of this name, in `PATH` or in root's directories.
+pub fn find(name: &str) -> Option<PathBuf> {
+    env::split_paths(&path_with_system_directories()).map(|directory| directory.join(name)).find(|file| file.is_file())
+}
+
+/// The workspace's top directory.
+pub fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
+}
+
+/// Where cargo puts what it builds for release.
+pub fn release_directory() -> PathBuf {
+    let target = env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
+    workspace().join(target).join("release")
+}
+
+/// Whether this process is root's.
+pub fn is_root() -> bool {
+    std::fs::metadata("/proc/self").is_ok_and(|metadata| metadata.uid() == 0)
+}
+
+fn sudo_needs_no_password() -> Result<bool> {
+    let status = Command::new("sudo")
+        .args(["-n", "true"])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .context("this needs root, and there is no sudo: run it as root")?;
+    Ok(status.success())
+}
+
+fn path_with_system_directories() -> OsString {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let mut directories: Vec<PathBuf> = env::split_paths(&path).collect();
+    for directory in SYSTEM_DIRECTORIES.map(PathBuf::from) {
+        if !directories.contains(&directory) {
+            directories.push(directory);
+        }
+    }
+    env::join_paths(directories).unwrap_or(path)
+}
+
+fn assignment(name: &str, value: &str) -> String {
+    format!("{name}={value}")
+}
+
+/// A command as one would type it, without the search path.
+fn line(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let words: Vec<String> = words
+        .map(|word| word.to_string_lossy().into_owned())
+        .filter(|word| !word.starts_with("PATH="))
+        .map(|word| {
+            let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
+            if !word.is_empty() && word.chars().all(plain) {
+                word
+            } else if word.contains('\n') {
+                "'...'".to_owned()
+            } else {
+                format!("'{word}'")
+            }
+        })
+        .collect();
+    words.join(" ")
+}
