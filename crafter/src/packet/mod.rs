@@ -1,0 +1,180 @@
+//! Reading and building packets: bytes in, bytes out, no IO.
+//!
+//! A packet starts at its IP header everywhere in crafter; only the sender of
+//! frames knows Ethernet. Reading never panics, whatever the bytes.
+
+use std::{fmt, net::SocketAddr};
+
+pub mod checksum;
+pub mod icmp;
+pub mod ip;
+pub mod option;
+pub mod tcp;
+pub mod udp;
+
+pub use checksum::Checksum;
+pub use icmp::{IcmpError, IcmpReason, Quoted};
+pub use ip::{Fragment, IpPacket};
+pub use option::TcpOption;
+pub use tcp::{Flags, Segment, TcpView};
+pub use udp::Datagram;
+
+/// A transport whose ports can be owned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Transport {
+    /// TCP, IP protocol 6.
+    Tcp,
+    /// UDP, IP protocol 17.
+    Udp,
+}
+
+impl Transport {
+    /// The number in the IPv4 protocol or IPv6 next header field.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => ip::TCP,
+            Self::Udp => ip::UDP,
+        }
+    }
+
+    /// `TCP` or `UDP`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+        }
+    }
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What an IP packet carries, as far as crafter tells it apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// ICMP over IPv4, or ICMPv6 over IPv6.
+    Icmp,
+}
+
+impl From<Transport> for Protocol {
+    fn from(transport: Transport) -> Self {
+        match transport {
+            Transport::Tcp => Self::Tcp,
+            Transport::Udp => Self::Udp,
+        }
+    }
+}
+
+/// Who talks to whom, and over what. Ports are 0 for ICMP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Flow {
+    /// The protocol above IP.
+    pub protocol: Protocol,
+    /// The sender.
+    pub source: SocketAddr,
+    /// The receiver.
+    pub destination: SocketAddr,
+}
+
+impl Flow {
+    /// The same flow seen from the other end.
+    pub fn reversed(self) -> Self {
+        Self { protocol: self.protocol, source: self.destination, destination: self.source }
+    }
+}
+
+/// The flow that `ip` belongs to, or `None` for a malformed packet, another
+/// protocol, and a fragment that is not the first of its datagram (it has no
+/// ports). Allocates nothing.
+pub fn flow(ip: &[u8]) -> Option<Flow> {
+    let packet = IpPacket::read(ip).ok()?;
+    if packet.fragment.is_some_and(|fragment| fragment.offset > 0) {
+        return None;
+    }
+    let protocol = match (packet.protocol, packet.source.is_ipv4()) {
+        (ip::TCP, _) => Protocol::Tcp,
+        (ip::UDP, _) => Protocol::Udp,
+        (ip::ICMP, true) | (ip::ICMPV6, false) => Protocol::Icmp,
+        _ => return None,
+    };
+    let (source, destination) = match protocol {
+        Protocol::Icmp => (0, 0),
+        _ => {
+            let ports = packet.payload().first_chunk::<4>()?;
+            (u16::from_be_bytes([ports[0], ports[1]]), u16::from_be_bytes([ports[2], ports[3]]))
+        }
+    };
+    Some(Flow {
+        protocol,
+        source: SocketAddr::new(packet.source, source),
+        destination: SocketAddr::new(packet.destination, destination),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn nothing_panics_on_any_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..200), version in 0u8..3) {
+            let mut bytes = bytes;
+            // Random first bytes are seldom a version that is read any further.
+            match (version, bytes.first_mut()) {
+                (1, Some(first)) => *first = 0x45,
+                (2, Some(first)) => *first = 0x60,
+                _ => {}
+            }
+            let _ = flow(&bytes);
+            let _ = IpPacket::parse(&bytes);
+            let _ = Segment::parse(&bytes).map(|s| s.to_string());
+            let _ = TcpView::parse(&bytes).map(|v| (v.payload().len(), v.options().len()));
+            let _ = Datagram::parse(&bytes).map(|d| d.to_string());
+            let _ = IcmpError::parse(&bytes).map(|e| e.to_string());
+            let _ = checksum::verify(&bytes, true);
+            checksum::fix(&mut bytes);
+        }
+
+        #[test]
+        fn a_damaged_segment_never_panics(
+            at in 0usize..80, to in any::<u8>(), cut in 0usize..100, v6 in any::<bool>()
+        ) {
+            let (a, b) = if v6 { ("[2001:db8::1]:1", "[2001:db8::2]:2") } else { ("192.0.2.1:1", "192.0.2.2:2") };
+            let mut bytes = Segment {
+                options: vec![TcpOption::Mss(1460), TcpOption::SackPermitted, TcpOption::WindowScale(7)],
+                ..Segment::new(a.parse().unwrap(), b.parse().unwrap())
+            }
+            .build();
+            if let Some(byte) = bytes.get_mut(at) {
+                *byte = to;
+            }
+            bytes.truncate(cut);
+            let _ = flow(&bytes);
+            let _ = Segment::parse(&bytes).map(|s| s.to_string());
+            let _ = Datagram::parse(&bytes);
+            let _ = IcmpError::parse(&bytes);
+            let _ = checksum::verify(&bytes, false);
+            checksum::fix(&mut bytes);
+        }
+    }
+
+    #[test]
+    fn flow_of_tcp_udp_and_nothing_else() {
+        let (a, b) = ("192.0.2.1:5".parse().unwrap(), "192.0.2.2:6".parse().unwrap());
+        let tcp = flow(&Segment::new(a, b).build()).unwrap();
+        assert_eq!(tcp, Flow { protocol: Protocol::Tcp, source: a, destination: b });
+        assert_eq!(tcp.reversed().source, b);
+        let mut udp = Datagram::new(a, b, b"x".to_vec()).build();
+        assert_eq!(flow(&udp).unwrap().protocol, Protocol::Udp);
+        udp[9] = 47;
+        assert_eq!(flow(&udp), None);
+    }
+}
