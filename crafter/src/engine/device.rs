@@ -1,0 +1,71 @@
+//! The network device that smoltcp sees: one packet in, any number out, nothing kept.
+
+use smoltcp::phy::{Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use smoltcp::time::Instant;
+
+/// Lends one received packet to smoltcp, and hands out each packet that smoltcp makes.
+pub(super) struct OneShot<'a> {
+    pub mtu: usize,
+    /// The received packet, until smoltcp has taken it.
+    pub incoming: Option<&'a [u8]>,
+    /// Where outgoing packets are built, one after the other; grows to the MTU once.
+    pub scratch: &'a mut Vec<u8>,
+    pub out: &'a mut dyn FnMut(&[u8]),
+}
+
+impl Device for OneShot<'_> {
+    type RxToken<'t>
+        = Incoming<'t>
+    where
+        Self: 't;
+    type TxToken<'t>
+        = Outgoing<'t>
+    where
+        Self: 't;
+
+    fn receive(&mut self, _: Instant) -> Option<(Incoming<'_>, Outgoing<'_>)> {
+        let packet = self.incoming.take()?;
+        Some((Incoming(packet), Outgoing { scratch: self.scratch, out: self.out }))
+    }
+
+    fn transmit(&mut self, _: Instant) -> Option<Outgoing<'_>> {
+        Some(Outgoing { scratch: self.scratch, out: self.out })
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut checksum = ChecksumCapabilities::default();
+        // Received packets have been verified where partial checksums are understood.
+        checksum.ipv4 = Checksum::Tx;
+        checksum.tcp = Checksum::Tx;
+        let mut capabilities = DeviceCapabilities::default();
+        capabilities.medium = Medium::Ip;
+        capabilities.max_transmission_unit = self.mtu;
+        capabilities.checksum = checksum;
+        capabilities
+    }
+}
+
+pub(super) struct Incoming<'a>(&'a [u8]);
+
+impl RxToken for Incoming<'_> {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, read: F) -> R {
+        read(self.0)
+    }
+}
+
+pub(super) struct Outgoing<'a> {
+    scratch: &'a mut Vec<u8>,
+    out: &'a mut dyn FnMut(&[u8]),
+}
+
+impl TxToken for Outgoing<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, write: F) -> R {
+        if self.scratch.len() < length {
+            self.scratch.resize(length, 0);
+        }
+        let packet = &mut self.scratch[..length];
+        let result = write(packet);
+        (self.out)(packet);
+        result
+    }
+}

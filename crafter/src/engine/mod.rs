@@ -1,0 +1,23 @@
+//! The sans-IO half: takes bytes and `now`, returns bytes and deadlines.
+//!
+//! Nothing here reads a clock or opens anything, so a whole conversation runs on a
+//! virtual clock in the tests.
+
+mod buffer;
+pub mod config;
+pub mod cursor;
+mod delay;
+mod device;
+pub mod hook;
+pub mod reassembly;
+pub mod stream;
+mod wire;
+
+#[cfg(test)]
+mod tests;
+
+pub use config::{AckPolicy, StreamConfig, StreamStats};
+pub use cursor::{Cursor, Received};
+pub use hook::{Action, Direction, Impair, Observer, SegmentHook};
+pub use reassembly::Reassembler;
+pub use stream::{StreamEngine, StreamState};

@@ -1,0 +1,134 @@
+//! How a stream drives smoltcp, and what it concludes from smoltcp's state.
+
+use super::*;
+
+impl StreamEngine {
+    /// Takes a packet that a hook may have changed.
+    pub(super) fn process_hooked(&mut self, now: Instant, packet: &[u8]) {
+        if checksum::verify(packet, true) == Checksum::Invalid {
+            self.wire.stats.bad_checksums += 1;
+        } else if let Some(view) = self.read(packet) {
+            self.process(now, &view);
+        }
+    }
+
+    pub(super) fn process(&mut self, now: Instant, view: &TcpView<'_>) {
+        // A closed socket would answer what comes late with a RST.
+        if self.finished {
+            return;
+        }
+        let before = self.socket().state();
+        self.wire.note_received(view, self.next_expected());
+        self.last_heard = now;
+        let time = smol(self.epoch, now);
+        let Self { interface, sockets, scratch, plain, outbox, wire, mtu, .. } = self;
+        for_each_plain(view, plain, &mut |packet| {
+            let out = &mut |reply: &[u8]| wire.outgoing(now, reply, &mut |packet| outbox.push(packet));
+            interface.poll_ingress_single(
+                time,
+                &mut OneShot { mtu: *mtu, incoming: Some(packet), scratch, out },
+                sockets,
+            );
+        });
+        self.after_segment(now, before, view.flags);
+    }
+
+    /// Draws the conclusions from how smoltcp's state changed.
+    fn after_segment(&mut self, now: Instant, before: State, flags: Flags) {
+        let state = self.socket().state();
+        let connecting = |state| matches!(state, State::SynSent | State::SynReceived);
+        if connecting(before) && !connecting(state) && state != State::Closed {
+            self.wire.stats.handshake = Some(now.saturating_duration_since(self.started));
+            // At once, not with the next burst: until this ACK is out, smoltcp takes the unscaled window of its SYN
+            // for a scaled one, and would note data beyond its buffer as received.
+            let mut outbox = std::mem::take(&mut self.outbox);
+            self.egress(now, &mut |packet| outbox.push(packet));
+            self.outbox = outbox;
+        }
+        if state == State::TimeWait {
+            // RFC 9293, 3.10.7.4: a repeated FIN starts it again.
+            if before != State::TimeWait || flags.contains(Flags::FIN) {
+                self.time_wait_until = Some(now + self.config.time_wait.min(StreamConfig::MAX_TIME_WAIT));
+            }
+        } else if state == State::Closed && before != State::Closed {
+            self.finished = true;
+            if flags.contains(Flags::RST) {
+                let done = before == State::TimeWait || before == State::LastAck && self.socket().send_queue() == 0;
+                self.failure = match before {
+                    before if connecting(before) => Some(Failure::Refused),
+                    _ if done => None,
+                    _ => Some(Failure::Reset),
+                };
+            }
+        }
+        self.note_waiting(now);
+    }
+
+    /// The sequence number that the next byte in order has.
+    fn next_expected(&self) -> Option<u32> {
+        let first = self.wire.first_expected()?;
+        let received = self.consumed.wrapping_add(self.socket().recv_queue() as u32);
+        let fin = matches!(self.socket().state(), State::CloseWait | State::Closing | State::LastAck | State::TimeWait);
+        Some(first.wrapping_add(received).wrapping_add(u32::from(fin)))
+    }
+
+    pub(super) fn egress(&mut self, now: Instant, out: &mut dyn FnMut(&[u8])) -> usize {
+        if self.finished {
+            return 0;
+        }
+        let time = smol(self.epoch, now);
+        let Self { interface, sockets, scratch, wire, mtu, .. } = self;
+        let mut count = 0;
+        let counted = &mut |packet: &[u8]| {
+            count += 1;
+            out(packet);
+        };
+        let emit = &mut |packet: &[u8]| wire.outgoing(now, packet, counted);
+        let mut device = OneShot { mtu: *mtu, incoming: None, scratch, out: emit };
+        for _ in 0..MAX_BURST {
+            if interface.poll_egress(time, &mut device, sockets) == PollResult::None {
+                break;
+            }
+        }
+        // A RST is the last segment there is.
+        self.finished |= self.socket().state() == State::Closed;
+        self.note_waiting(now);
+        count
+    }
+
+    /// Ends with a RST to the peer.
+    pub(super) fn fail(&mut self, failure: Failure) {
+        self.failure = Some(failure);
+        self.socket_mut().abort();
+    }
+
+    /// Ends without a word: nobody there is known to have a connection.
+    pub(super) fn fail_silently(&mut self, now: Instant, failure: Failure) {
+        self.fail(failure);
+        let time = smol(self.epoch, now);
+        let Self { interface, sockets, scratch, mtu, .. } = self;
+        // smoltcp forgets the peer when it has sent its RST, so it gets to send it to nobody.
+        interface.poll_egress(time, &mut OneShot { mtu: *mtu, incoming: None, scratch, out: &mut |_| {} }, sockets);
+        self.finished = true;
+    }
+
+    fn note_waiting(&mut self, now: Instant) {
+        let socket = self.socket();
+        let waiting = match socket.state() {
+            State::Established | State::CloseWait => socket.send_queue() > 0,
+            State::FinWait1 | State::Closing | State::LastAck => true,
+            _ => false,
+        };
+        self.waiting_since = if waiting { self.waiting_since.or(Some(now)) } else { None };
+    }
+
+    pub(super) fn gives_up_at(&self) -> Option<Instant> {
+        Some(self.waiting_since?.max(self.last_heard) + self.config.retransmission_timeout)
+    }
+
+    pub(super) fn idle_until(&self) -> Option<Instant> {
+        let listening =
+            matches!(self.state(), StreamState::Established | StreamState::PeerClosed | StreamState::Closing);
+        self.config.idle_timeout.filter(|_| listening).map(|timeout| self.last_heard + timeout)
+    }
+}

@@ -1,0 +1,308 @@
+//! The stream engine against segments made by hand.
+
+use super::*;
+
+/// A client whose peer is a cursor: every segment by hand.
+struct ByHand {
+    now: Instant,
+    client: StreamEngine,
+    server: Cursor,
+}
+
+impl ByHand {
+    fn connecting(config: StreamConfig) -> (Self, Segment) {
+        let now = Instant::now();
+        let server = Cursor::with_isn(config.remote, config.local, u32::MAX - 5000);
+        let client = StreamEngine::connect(config, None, now).unwrap();
+        let mut this = Self { now, client, server };
+        let syn = this.sent().remove(0);
+        assert_eq!(this.server.handle(&syn), Received::Syn);
+        (this, syn)
+    }
+
+    fn established(config: StreamConfig) -> Self {
+        let (mut this, _) = Self::connecting(config);
+        let syn = this.server.syn();
+        this.give(&syn);
+        for segment in this.sent() {
+            this.server.handle(&segment);
+        }
+        assert!(this.server.is_established());
+        this
+    }
+
+    fn give(&mut self, segment: &Segment) -> bool {
+        self.client.handle_packet(self.now, &segment.build())
+    }
+
+    fn sent(&mut self) -> Vec<Segment> {
+        let mut sent = Vec::new();
+        self.client.poll_transmit(self.now, &mut |packet| sent.push(Segment::parse(packet).unwrap()));
+        sent
+    }
+
+    fn read(&mut self) -> Vec<u8> {
+        let mut buffer = vec![0; 8 << 20];
+        let length = self.client.recv(&mut buffer).unwrap().unwrap_or(0);
+        buffer.truncate(length);
+        buffer
+    }
+}
+
+#[test]
+fn a_burst_is_acknowledged_once_and_a_gap_at_once() {
+    let mut lab = ByHand::established(config(false));
+    let body = bytes(64 * 1460);
+    let segments = lab.server.data(&body);
+    segments[..40].iter().for_each(|segment| assert!(lab.give(segment)));
+    let acks = lab.sent();
+    assert_eq!(acks.len(), 1);
+    assert_eq!(acks[0].ack, segments[40].seq);
+    // 41 is missing: each behind it gives an ACK that says which came.
+    segments[41..44].iter().for_each(|segment| assert!(lab.give(segment)));
+    let acks = lab.sent();
+    assert_eq!(acks.len(), 3);
+    assert!(acks.iter().all(|ack| ack.ack == segments[40].seq));
+    segments[44..].iter().chain([&segments[40]]).for_each(|segment| assert!(lab.give(segment)));
+    assert_eq!(lab.sent().last().unwrap().ack, segments[63].seq.wrapping_add(1460));
+    assert!(lab.read() == body);
+    assert_eq!(lab.client.stats().out_of_order, 23);
+    assert_eq!(lab.client.poll_timeout(lab.now), None);
+}
+
+#[test]
+fn super_frames_and_extension_headers_are_taken() {
+    for v6 in [false, true] {
+        let mut lab = ByHand::established(config(v6));
+        lab.server.mss = u16::MAX;
+        let body = bytes(250_000);
+        let mut at = 0;
+        // The largest that the length fields hold, then two that they do not.
+        for length in [65_000, 100_000, 85_000] {
+            let mut segment = lab.server.ack();
+            segment.payload = body[at..at + length].to_vec();
+            segment.seq = segment.seq.wrapping_add(at as u32);
+            let packet = segment.build();
+            let ip_header = if v6 { 40 } else { 20 };
+            assert_eq!(ip::IpPacket::parse(&packet).unwrap().total_length(), ip_header + 20 + length);
+            assert!(lab.client.handle_packet(lab.now, &packet));
+            at += length;
+        }
+        assert!(lab.read() == body, "v6 {v6}");
+        assert_eq!(lab.client.stats().segments_received, 4);
+
+        let mut segment = lab.server.ack();
+        segment.payload = b"behind options".to_vec();
+        segment.seq = segment.seq.wrapping_add(at as u32);
+        let mut packet = segment.build();
+        if v6 {
+            packet.splice(40..40, [ip::TCP, 0, 1, 4, 0, 0, 0, 0]);
+            packet[6] = ip::DESTINATION_OPTIONS;
+            packet[5] += 8;
+        } else {
+            packet.splice(20..20, [1, 1, 1, 0]);
+            packet[0] = 0x46;
+            packet[3] += 4;
+            checksum::fix(&mut packet);
+        }
+        // Padding of a short Ethernet frame.
+        packet.extend([0; 6]);
+        assert_eq!(checksum::verify(&packet, false), Checksum::Valid);
+        assert!(lab.client.handle_packet(lab.now, &packet));
+        assert_eq!(lab.read(), b"behind options");
+    }
+}
+
+#[test]
+fn time_wait_answers_and_ends() {
+    let mut lab = ByHand::established(config(false));
+    lab.client.close(lab.now);
+    assert_eq!(lab.client.state(), StreamState::Closing);
+    for fin in lab.sent() {
+        lab.server.handle(&fin);
+    }
+    assert!(lab.server.peer_closed());
+    assert!(lab.client.send(b"x").is_err());
+    let fin = lab.server.fin();
+    lab.give(&fin);
+    assert_eq!(lab.client.state(), StreamState::TimeWait);
+    assert_eq!(lab.sent().len(), 1);
+    lab.now += Duration::from_millis(900);
+    lab.client.handle_timeout(lab.now);
+    lab.give(&fin);
+    assert_eq!(lab.sent().len(), 1);
+    assert_eq!(lab.client.recv(&mut [0; 9]).unwrap(), Some(0));
+    assert_eq!(lab.client.poll_timeout(lab.now), Some(lab.now + Duration::from_secs(1)));
+    lab.now += Duration::from_millis(999);
+    lab.client.handle_timeout(lab.now);
+    assert!(!lab.client.is_finished());
+    lab.now += Duration::from_millis(1);
+    lab.client.handle_timeout(lab.now);
+    assert!(lab.client.is_finished() && lab.client.error().is_none());
+    assert_eq!(lab.client.poll_timeout(lab.now), None);
+}
+
+#[test]
+fn what_comes_after_the_end_is_not_answered() {
+    let mut lab = ByHand::established(config(false));
+    let data = lab.server.data(b"late").remove(0);
+    lab.give(&data);
+    let fin = lab.server.fin();
+    lab.give(&fin);
+    lab.client.close(lab.now);
+    for segment in lab.sent() {
+        lab.server.handle(&segment);
+    }
+    let ack = lab.server.ack();
+    lab.give(&ack);
+    assert!(lab.client.is_finished() && lab.client.error().is_none());
+    for late in [data, fin, ack] {
+        assert!(lab.give(&late));
+        assert_eq!(lab.sent(), []);
+    }
+    assert_eq!(lab.read(), b"late");
+}
+
+#[test]
+fn abort_sends_one_rst_and_no_more() {
+    let mut lab = ByHand::established(config(true));
+    lab.client.send(b"unsent").unwrap();
+    lab.client.abort(lab.now);
+    assert!(!lab.client.is_finished());
+    let sent = lab.sent();
+    assert_eq!(sent.len(), 1);
+    assert_eq!(lab.server.handle(&sent[0]), Received::Reset);
+    assert!(lab.client.is_finished());
+    assert!(lab.client.recv(&mut [0; 1]).is_err());
+}
+
+fn icmp(lab: &ByHand, seq: u32, reason: IcmpReason) -> IcmpError {
+    let (source, destination) = (lab.server.remote, lab.server.local);
+    let quoted = Quoted { protocol: ip::TCP, source, destination, seq: Some(seq) };
+    IcmpError { from: "192.0.2.254".parse().unwrap(), to: source.ip(), reason, quoted }
+}
+
+#[test]
+fn icmp_ends_an_attempt_but_no_connection() {
+    let (mut lab, syn) = ByHand::connecting(config(false));
+    let forged = icmp(&lab, syn.seq.wrapping_add(1), IcmpReason::PortUnreachable);
+    assert!(!lab.client.handle_icmp(lab.now, &forged));
+    let soft = icmp(&lab, syn.seq, IcmpReason::ReassemblyTimeExceeded);
+    assert!(lab.client.handle_icmp(lab.now, &soft) && lab.client.error().is_none());
+    let hard = icmp(&lab, syn.seq, IcmpReason::HostUnreachable);
+    assert!(lab.client.handle_icmp(lab.now, &hard));
+    assert!(matches!(lab.client.error(), Some(Error::Unreachable { reason, .. }) if reason == "host unreachable"));
+    assert!(lab.client.is_finished() && lab.sent().is_empty());
+
+    let mut lab = ByHand::established(config(false));
+    lab.client.send(&bytes(1460)).unwrap();
+    let sent = lab.sent();
+    let hard = icmp(&lab, sent[0].seq, IcmpReason::HostUnreachable);
+    assert!(lab.client.handle_icmp(lab.now, &hard) && lab.client.error().is_none());
+    let big = icmp(&lab, sent[0].seq, IcmpReason::PacketTooBig { mtu: 1300 });
+    assert!(lab.client.handle_icmp(lab.now, &big));
+    assert_eq!(lab.client.mtu(), 1300);
+    lab.now += Duration::from_secs(2);
+    lab.client.handle_timeout(lab.now);
+    let again = lab.sent();
+    assert_eq!((again[0].seq, again[0].payload.len()), (sent[0].seq, 1260));
+}
+
+#[test]
+fn a_peer_without_options_gets_small_segments() {
+    let (mut lab, _) = ByHand::connecting(config(false));
+    let mut syn = lab.server.syn();
+    syn.options = vec![TcpOption::Nop];
+    lab.give(&syn);
+    lab.sent();
+    lab.client.send(&bytes(1000)).unwrap();
+    let sent = lab.sent();
+    assert_eq!(sent.iter().map(|s| s.payload.len()).collect::<Vec<_>>(), [536, 464]);
+    // Its window field cannot be scaled either.
+    assert!(sent.iter().all(|segment| segment.window == u16::MAX));
+}
+
+#[test]
+fn what_cannot_work_is_refused() {
+    let now = Instant::now();
+    let good = config(false);
+    for bad in [
+        StreamConfig { local: "0.0.0.0:1".parse().unwrap(), ..good.clone() },
+        StreamConfig { remote: "224.0.0.1:1".parse().unwrap(), ..good.clone() },
+        StreamConfig { remote: "[2001:db8::1]:1".parse().unwrap(), ..good.clone() },
+        StreamConfig { local: "192.0.2.1:0".parse().unwrap(), ..good.clone() },
+        StreamConfig { mtu: 60, ..good.clone() },
+        StreamConfig { rx_buffer: 0, ..good.clone() },
+        StreamConfig { ttl: 0, ..good },
+    ] {
+        assert!(matches!(StreamEngine::connect(bad, None, now), Err(Error::Invalid { .. })));
+    }
+}
+
+proptest! {
+    /// A hostile peer: numbers near the right ones, any flags, any options.
+    #[test]
+    fn no_segment_panics(
+        (v6, answered) in any::<(bool, bool)>(),
+        segments in proptest::collection::vec((
+            (-70_000_i32..9_000_000, -3000_i32..3000, 0_u16..0x200, any::<u16>(), 0_usize..70_000),
+            (any::<bool>(), any::<bool>(), 0_u8..8),
+            proptest::collection::vec(any::<u8>(), 0..12),
+        ), 1..60),
+    ) {
+        let mut lab =
+            if answered { ByHand::established(config(v6)) } else { ByHand::connecting(config(v6)).0 };
+        lab.client.send(&bytes(2000)).unwrap();
+        let base = lab.server.ack();
+        for ((seq, ack, flags, window, length), (near, acks, action), options) in segments {
+            let seq = if near { seq % 3 } else { seq };
+            let flags = if acks { Flags(flags & 0x1f8) | Flags::ACK } else { Flags(flags) };
+            let segment = Segment {
+                seq: base.seq.wrapping_add(seq as u32),
+                ack: base.ack.wrapping_add(ack as u32),
+                flags, window,
+                options: vec![TcpOption::Raw(options)],
+                payload: vec![7; if near { length % 1461 } else { length }],
+                ..base.clone()
+            };
+            lab.give(&segment);
+            lab.server.handle(&segment);
+            match action {
+                0 => { lab.read_any(); }
+                1 => { lab.sent(); }
+                2 => { lab.client.close(lab.now); }
+                3 => { lab.now += Duration::from_millis(700); lab.client.handle_timeout(lab.now); }
+                _ => {}
+            }
+        }
+        lab.read_any();
+        lab.sent();
+    }
+}
+
+impl ByHand {
+    fn read_any(&mut self) {
+        let _ = self.client.recv_with(|bytes| bytes.len());
+    }
+}
+
+/// Right after the SYN-ACK, smoltcp would take the window of its SYN for a scaled one, 8 MiB, and hold bytes
+/// that its buffer of 4 MiB never stored for received.
+#[test]
+fn data_beyond_the_buffer_is_not_received() {
+    let (mut lab, _) = ByHand::connecting(config(false));
+    let syn = lab.server.syn();
+    lab.give(&syn);
+    let first = lab.server.ack();
+    let beyond = 5 << 20;
+    let far = Segment { seq: first.seq.wrapping_add(beyond), payload: vec![1; 1000], ..first.clone() };
+    lab.give(&far);
+    let mut read = 0;
+    for offset in (0..beyond).step_by(1 << 15) {
+        let seq = first.seq.wrapping_add(offset);
+        lab.give(&Segment { seq, payload: vec![2; 1 << 15], ..first.clone() });
+        read += lab.read().len();
+        lab.sent();
+    }
+    assert_eq!(read, beyond as usize);
+}

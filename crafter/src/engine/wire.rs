@@ -1,0 +1,175 @@
+//! What lies between smoltcp and the caller: counting, the hook, and packets that smoltcp would not read.
+
+use std::time::Instant;
+
+use super::config::StreamStats;
+use super::delay::DelayQueue;
+use super::hook::{Action, Direction, SegmentHook};
+use crate::packet::{Flags, TcpView, ip};
+
+/// Payload of the pieces of a super-frame, in bytes.
+const PIECE: usize = 32 << 10;
+
+/// A hook that asks for more copies gets these.
+const MAX_COPIES: u32 = 1000;
+
+/// `a` comes before `b` in sequence space (RFC 9293, 3.4).
+pub(super) fn before(a: u32, b: u32) -> bool {
+    (a.wrapping_sub(b) as i32) < 0
+}
+
+pub(super) struct Wire {
+    hook: Option<Box<dyn SegmentHook>>,
+    pub delayed: DelayQueue,
+    pub stats: StreamStats,
+    /// The peer's sequence number behind its SYN.
+    first_expected: Option<u32>,
+    /// The oldest sequence number that is not acknowledged, and the first never sent.
+    sent: Option<(u32, u32)>,
+}
+
+impl Wire {
+    pub fn new(hook: Option<Box<dyn SegmentHook>>) -> Self {
+        Self { hook, delayed: DelayQueue::default(), stats: StreamStats::default(), first_expected: None, sent: None }
+    }
+
+    pub fn has_hook(&self) -> bool {
+        self.hook.is_some()
+    }
+
+    pub fn first_expected(&self) -> Option<u32> {
+        self.first_expected
+    }
+
+    /// Whether `seq` was sent and is not acknowledged.
+    pub fn in_flight(&self, seq: u32) -> bool {
+        self.sent.is_some_and(|(oldest, next)| !before(seq, oldest) && before(seq, next))
+    }
+
+    /// Counts a received segment; `expected` is the sequence number next in order.
+    pub fn note_received(&mut self, view: &TcpView<'_>, expected: Option<u32>) {
+        let stats = &mut self.stats;
+        stats.segments_received += 1;
+        stats.bytes_received += view.payload().len() as u64;
+        if view.flags.contains(Flags::RST) {
+            stats.resets += 1;
+            return;
+        }
+        if view.flags.contains(Flags::ACK)
+            && let Some((oldest, next)) = &mut self.sent
+            && before(*oldest, view.ack)
+            && !before(*next, view.ack)
+        {
+            *oldest = view.ack;
+        }
+        let length = view.sequence_length();
+        match expected {
+            None if view.flags.contains(Flags::SYN) => self.first_expected = Some(view.seq.wrapping_add(1)),
+            Some(expected) if length > 0 => {
+                if !before(expected, view.seq.wrapping_add(length)) {
+                    stats.duplicates += 1;
+                } else if before(expected, view.seq) {
+                    stats.out_of_order += 1;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Counts a packet of smoltcp's and gives `out` what the hook makes of it.
+    pub fn outgoing(&mut self, now: Instant, packet: &[u8], out: &mut dyn FnMut(&[u8])) {
+        if let Ok(view) = TcpView::read(packet) {
+            self.note_sent(&view);
+        }
+        let Some(hook) = &mut self.hook else {
+            return out(packet);
+        };
+        let mut changed = packet.to_vec();
+        match hook.segment(now, Direction::Sent, &mut changed) {
+            Action::Pass => out(&changed),
+            Action::Drop => self.stats.hook_drops += 1,
+            Action::Delay(delay) => self.delayed.push(now + delay, Direction::Sent, changed),
+            Action::Duplicate(copies) => (0..=copies.min(MAX_COPIES)).for_each(|_| out(&changed)),
+        }
+    }
+
+    /// What the hook makes of a received packet: those to be taken now.
+    pub fn incoming(&mut self, now: Instant, packet: &[u8]) -> Vec<Vec<u8>> {
+        let mut changed = packet.to_vec();
+        let action = match &mut self.hook {
+            Some(hook) => hook.segment(now, Direction::Received, &mut changed),
+            None => Action::Pass,
+        };
+        match action {
+            Action::Pass => return vec![changed],
+            Action::Duplicate(copies) => return vec![changed; copies.min(MAX_COPIES) as usize + 1],
+            Action::Drop => self.stats.hook_drops += 1,
+            Action::Delay(delay) => self.delayed.push(now + delay, Direction::Received, changed),
+        }
+        Vec::new()
+    }
+
+    fn note_sent(&mut self, view: &TcpView<'_>) {
+        let payload = view.payload().len();
+        self.stats.segments_sent += 1;
+        self.stats.bytes_sent += payload as u64;
+        if view.flags.contains(Flags::RST) {
+            return;
+        }
+        let end = view.seq.wrapping_add(view.sequence_length());
+        match &mut self.sent {
+            None => self.sent = Some((view.seq, end)),
+            Some((_, next)) => {
+                if view.sequence_length() > 0 && before(view.seq, *next) {
+                    self.stats.retransmissions += 1;
+                }
+                if before(*next, end) {
+                    *next = end;
+                }
+            }
+        }
+    }
+}
+
+/// Gives `take` the segment in packets that smoltcp reads: itself, or, without its IPv6 extension headers
+/// (smoltcp answers most with a parameter problem) and cut where its length would not fit the IP header,
+/// copies in `buffer`. Their checksums are not right: smoltcp is told to ignore them.
+pub(super) fn for_each_plain(view: &TcpView<'_>, buffer: &mut Vec<u8>, take: &mut dyn FnMut(&[u8])) {
+    let packet = view.ip.bytes();
+    let is_ipv4 = view.ip.version() == 4;
+    let length_field = if is_ipv4 { &packet[2..4] } else { &packet[4..6] };
+    if length_field != [0, 0] && (is_ipv4 || view.ip.payload.start == ip::IPV6_HEADER) {
+        return take(packet);
+    }
+    let tcp = view.ip.payload();
+    let payload = view.payload();
+    let header = tcp.len() - payload.len();
+    let ip_header = if is_ipv4 { ip::IPV4_HEADER } else { ip::IPV6_HEADER };
+    let mut at = 0;
+    loop {
+        let piece = &payload[at..payload.len().min(at + PIECE)];
+        buffer.clear();
+        buffer.extend_from_slice(&packet[..ip_header]);
+        buffer.extend_from_slice(&tcp[..header]);
+        buffer.extend_from_slice(piece);
+        let length = header + piece.len();
+        if is_ipv4 {
+            buffer[0] = 0x45;
+            buffer[2..4].copy_from_slice(&((ip_header + length) as u16).to_be_bytes());
+        } else {
+            buffer[4..6].copy_from_slice(&(length as u16).to_be_bytes());
+            buffer[6] = ip::TCP;
+        }
+        let seq = view.seq.wrapping_add(at as u32).to_be_bytes();
+        buffer[ip_header + 4..ip_header + 8].copy_from_slice(&seq);
+        at += piece.len();
+        if at < payload.len() {
+            // Only the last byte of the whole may be followed by FIN.
+            buffer[ip_header + 13] &= !((Flags::FIN | Flags::PSH).0 as u8);
+        }
+        take(buffer);
+        if at >= payload.len() {
+            return;
+        }
+    }
+}
