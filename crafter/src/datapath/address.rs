@@ -1,0 +1,87 @@
+//! The addresses of this network namespace, and word when they change.
+
+use std::{io, net::IpAddr};
+
+use rtnetlink::{
+    MulticastGroup,
+    packet_core::NetlinkPayload,
+    packet_route::{
+        RouteNetlinkMessage,
+        address::{AddressAttribute, AddressMessage},
+    },
+};
+
+use super::netlink::Netlink;
+use crate::error::{Error, Result};
+
+/// All addresses of this network namespace, of both families.
+///
+/// # Errors
+/// [`Error::Io`] if the kernel does not answer.
+pub async fn local_addresses() -> Result<Vec<IpAddr>> {
+    let mut netlink = Netlink::open().map_err(failed)?;
+    Ok(of_links(&mut netlink).await?.into_iter().map(|(_, address)| address).collect())
+}
+
+/// All addresses, each with the ifindex of its link.
+pub(super) async fn of_links(netlink: &mut Netlink) -> Result<Vec<(u32, IpAddr)>> {
+    let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+    let answers = netlink.dump(request).await.map_err(failed)?;
+    Ok(answers.into_iter().filter_map(address).collect())
+}
+
+fn address(answer: RouteNetlinkMessage) -> Option<(u32, IpAddr)> {
+    let RouteNetlinkMessage::NewAddress(message) = answer else {
+        return None;
+    };
+    let (mut local, mut other) = (None, None);
+    for attribute in message.attributes {
+        match attribute {
+            AddressAttribute::Local(address) => local = Some(address),
+            AddressAttribute::Address(address) => other = Some(address),
+            _ => {}
+        }
+    }
+    // On a point-to-point link IFA_ADDRESS is the peer and IFA_LOCAL our own; IPv6 mostly gives the former only.
+    Some((message.header.index, local.or(other)?))
+}
+
+fn failed(source: io::Error) -> Error {
+    Error::io("list the addresses of this network namespace", "CAP_NET_ADMIN", source)
+}
+
+/// Word of addresses that come and go in this network namespace.
+pub struct AddressWatch(Netlink);
+
+impl AddressWatch {
+    /// Watches from now on. List the addresses after this call, not before, and no change is missed.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the kernel refuses the socket.
+    pub fn open() -> Result<Self> {
+        Netlink::listening(&[MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr])
+            .map(Self)
+            .map_err(|error| Error::io("watch the addresses of this network namespace", "CAP_NET_ADMIN", error))
+    }
+
+    /// Returns once an address was added, removed or changed, or the kernel had to drop such word.
+    /// One call per notification: an address of IPv6 brings several (tentative, then usable). Cancel safe.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the socket broke.
+    pub async fn changed(&mut self) -> Result<()> {
+        loop {
+            let message = self.0.event().await.map_err(|error| Error::Io {
+                action: "watch the addresses of this network namespace".to_owned(),
+                source: error,
+            })?;
+            match message.payload {
+                NetlinkPayload::InnerMessage(
+                    RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_),
+                )
+                | NetlinkPayload::Overrun(_) => return Ok(()),
+                _ => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! Classifiers on kernels before 6.6, which have no tcx: filters under a clsact qdisc.
+//!
+//! Such a filter belongs to the device, not to a file descriptor, and so outlives its owner. A
+//! guard process therefore waits for the end of its standard input, which comes when the owner
+//! drops the other end or dies in whatever way, and then takes down what was put up.
+
+use std::{
+    io::Write,
+    process::{Child, Command, Stdio},
+};
+
+use aya::programs::{
+    TcAttachType,
+    tc::{NlOptions, SchedClassifierLink, TcError, TcHandle, qdisc_add_clsact},
+};
+
+use super::{failure::os_error, interface::Interface};
+use crate::error::{Error, Result};
+
+/// Collects one `tc` command per line, and at the end of input runs them, latest first. `$1` is the
+/// device; `$2` is `1` if the qdisc is ours to remove, once nobody else has a filter there.
+const GUARD: &str = r#"
+trap '' INT TERM HUP QUIT
+todo=
+while IFS= read -r line; do todo="$line
+$todo"; done
+printf '%s' "$todo" | tc -force -batch - 2>/dev/null
+if [ "$2" = 1 ] && [ -z "$(tc filter show dev "$1" ingress; tc filter show dev "$1" egress)" ]; then
+    tc qdisc del dev "$1" clsact 2>/dev/null
+fi
+"#;
+
+/// Filters of ours under clsact on one device, and their guard.
+pub struct Clsact {
+    interface: String,
+    guard: Child,
+    links: Vec<SchedClassifierLink>,
+}
+
+impl Clsact {
+    /// Adds the qdisc where it is missing, and starts the guard.
+    ///
+    /// # Errors
+    /// [`Error::Permission`] without CAP_NET_ADMIN; [`Error::Io`] without the program `tc`.
+    pub fn open(interface: &Interface) -> Result<Self> {
+        let name = &interface.name;
+        let ours = match qdisc_add_clsact(name) {
+            Ok(()) => true,
+            Err(TcError::AlreadyAttached) => false,
+            Err(e) => match os_error(&e) {
+                Some(e) if e.raw_os_error() == Some(libc::EEXIST) => false,
+                Some(e) => return Err(Error::io(format!("add a clsact qdisc to {name}"), "CAP_NET_ADMIN", e)),
+                None => {
+                    return Err(Error::Bpf {
+                        action: format!("adding a clsact qdisc to {name}"),
+                        reason: e.to_string(),
+                    });
+                }
+            },
+        };
+        let run = |command: &mut Command| {
+            command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().map_err(|source| Error::Io {
+                action: "run `tc` (package iproute2), which removes the filters on this kernel".into(),
+                source,
+            })
+        };
+        let _ = run(Command::new("tc").arg("-V").stdin(Stdio::null()))?.wait();
+        use std::os::unix::process::CommandExt as _;
+        let mut command = Command::new("sh");
+        // A group of its own: what the terminal sends to ours must not reach the guard.
+        command
+            .args(["-c", GUARD, "crafter-guard", name, if ours { "1" } else { "0" }])
+            .process_group(0)
+            .stdin(Stdio::piped());
+        let guard = run(&mut command)?;
+        Ok(Self { interface: name.clone(), guard, links: Vec::new() })
+    }
+
+    /// Where the next filter goes; the guard knows of it before it is there.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the guard is gone.
+    pub fn prepare(&mut self, direction: TcAttachType) -> Result<NlOptions> {
+        // A priority of this process: two crafters on one device do not meet.
+        let priority = 20_000 + (std::process::id() % 20_000) as u16;
+        let side = if direction == TcAttachType::Ingress { "ingress" } else { "egress" };
+        let line = format!("filter del dev {} {side} pref {priority} handle 1 bpf\n", self.interface);
+        self.guard
+            .stdin
+            .as_mut()
+            .map_or(Ok(()), |stdin| stdin.write_all(line.as_bytes()))
+            .map_err(|source| Error::Io { action: "tell the guard of the filters".into(), source })?;
+        Ok(NlOptions { priority, handle: TcHandle::new(0, 1), classid: None })
+    }
+
+    /// Keeps `link` until the end.
+    pub fn hold(&mut self, link: SchedClassifierLink) {
+        self.links.push(link);
+    }
+}
+
+impl Drop for Clsact {
+    fn drop(&mut self) {
+        self.links.clear();
+        drop(self.guard.stdin.take());
+        let _ = self.guard.wait();
+    }
+}

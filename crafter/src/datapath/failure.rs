@@ -1,0 +1,42 @@
+//! What aya says went wrong, as this crate says it.
+
+use std::io;
+
+use super::features;
+use crate::error::Error;
+
+/// The system error at the root of one of aya's, if there is one.
+pub(crate) fn os_error(error: &(dyn std::error::Error + 'static)) -> Option<io::Error> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(code) = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
+            return Some(io::Error::from_raw_os_error(code));
+        }
+        next = error.source();
+    }
+    None
+}
+
+/// One of aya's errors as ours: missing capabilities by name, all else with the chain of reasons.
+pub(crate) fn bpf_error(action: &str, error: &(dyn std::error::Error + 'static)) -> Error {
+    if os_error(error).is_some_and(|e| matches!(e.raw_os_error(), Some(libc::EPERM | libc::EACCES)))
+        && let Ok(host) = features::host()
+        && !host.has("CAP_SYS_ADMIN")
+        // Without CAP_PERFMON the verifier refuses a variable added to a packet pointer, which is how
+        // headers of variable length are walked (sanitize_ptr_alu() in kernel/bpf/verifier.c); a map of
+        // AF_XDP sockets and a program of the network take CAP_NET_ADMIN.
+        && let Some(capability) = ["CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN"].into_iter().find(|name| !host.has(name))
+    {
+        return Error::Permission { capability, action: action.to_owned() };
+    }
+    let mut reason = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        let text = source.to_string();
+        if !reason.contains(&text) {
+            reason = format!("{reason}: {text}");
+        }
+        next = source.source();
+    }
+    Error::Bpf { action: action.to_owned(), reason }
+}

@@ -1,0 +1,152 @@
+//! Netlink conversations: rtnetlink driven in place, and a blocking request for the other families.
+//!
+//! A connection lives as long as the call that needs it: a socket belongs to the network namespace of
+//! the thread that opened it, so one kept in a static would answer for the wrong namespace. It is polled
+//! beside the request instead of in a task of its own, which saves two wake-ups per request.
+
+use std::{io, pin::Pin, time::Duration};
+
+use futures_util::{
+    Stream, StreamExt,
+    future::{Either, select},
+};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket, sockopt::ReceiveTimeout,
+};
+use rtnetlink::{
+    Handle, MulticastGroup,
+    packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
+    packet_route::RouteNetlinkMessage,
+    proto::Connection,
+    sys::SocketAddr,
+};
+use std::os::fd::AsRawFd;
+
+/// The kernel answers at once; this only bounds the wait for an answer that never comes,
+/// e.g. one that netlink-packet-route could not decode.
+const ANSWER: Duration = Duration::from_secs(5);
+
+type Message = NetlinkMessage<RouteNetlinkMessage>;
+
+/// An rtnetlink socket in the network namespace of the thread that opened it.
+pub(super) struct Netlink {
+    connection: Pin<Box<Connection<RouteNetlinkMessage>>>,
+    handle: Handle,
+    events: Pin<Box<dyn Stream<Item = (Message, SocketAddr)> + Send>>,
+}
+
+impl Netlink {
+    /// Opens a socket that only answers requests.
+    pub(super) fn open() -> io::Result<Self> {
+        Self::listening(&[])
+    }
+
+    /// Opens a socket that also receives the notifications of `groups`, from now on.
+    pub(super) fn listening(groups: &[MulticastGroup]) -> io::Result<Self> {
+        let (connection, handle, events) = rtnetlink::new_multicast_connection(groups)?;
+        Ok(Self { connection: Box::pin(connection), handle, events: Box::pin(events) })
+    }
+
+    /// Sends a `RTM_GET*` request for one object. An errno comes back as the `io::Error`.
+    pub(super) async fn get(&mut self, message: RouteNetlinkMessage) -> io::Result<RouteNetlinkMessage> {
+        let answers = self.request(message, NLM_F_REQUEST).await?;
+        answers.into_iter().next().ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))
+    }
+
+    /// Sends a `RTM_GET*` request for all objects.
+    pub(super) async fn dump(&mut self, message: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+        self.request(message, NLM_F_REQUEST | NLM_F_DUMP).await
+    }
+
+    /// Sends a request that changes something, with `NLM_F_*` flags beside REQUEST and ACK.
+    pub(super) async fn change(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+        self.request(message, NLM_F_REQUEST | NLM_F_ACK | flags).await.map(drop)
+    }
+
+    /// Waits for the next notification of the groups listened to. Cancel safe.
+    pub(super) async fn event(&mut self) -> io::Result<Message> {
+        match select(self.events.next(), &mut self.connection).await {
+            Either::Left((Some((message, _)), _)) => Ok(message),
+            _ => Err(io::ErrorKind::ConnectionAborted.into()),
+        }
+    }
+
+    async fn request(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+        let mut message = NetlinkMessage::from(message);
+        message.header.flags = flags;
+        let mut answers = self.handle.request(message).map_err(|_| io::ErrorKind::ConnectionAborted)?;
+        let collect = async {
+            let mut collected = Vec::new();
+            while let Some(answer) = answers.next().await {
+                match answer.payload {
+                    NetlinkPayload::InnerMessage(message) => collected.push(message),
+                    NetlinkPayload::Error(error) if error.code.is_some() => {
+                        let errno = error.raw_code().saturating_neg();
+                        return Err(io::Error::from_raw_os_error(errno));
+                    }
+                    _ => {}
+                }
+            }
+            Ok(collected)
+        };
+        let asked = async {
+            match select(std::pin::pin!(collect), &mut self.connection).await {
+                Either::Left((collected, _)) => collected,
+                Either::Right(_) => Err(io::ErrorKind::ConnectionAborted.into()),
+            }
+        };
+        tokio::time::timeout(ANSWER, asked).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+/// One request of another netlink family, answered before it returns: the payloads of the answers,
+/// each from behind `nlmsghdr`. `kind` is `nlmsg_type`, `flags` are `NLM_F_*` beside REQUEST.
+pub(super) fn exchange(protocol: SockProtocol, kind: u16, flags: u16, payload: &[u8]) -> io::Result<Vec<Vec<u8>>> {
+    const HEADER: usize = 16;
+    const DONE: u16 = libc::NLMSG_DONE as u16;
+    const ERROR: u16 = libc::NLMSG_ERROR as u16;
+
+    let socket = socket(AddressFamily::Netlink, SockType::Datagram, SockFlag::SOCK_CLOEXEC, protocol)?;
+    setsockopt(&socket, ReceiveTimeout, &nix::sys::time::TimeVal::new(1, 0))?;
+
+    let mut request = Vec::with_capacity(HEADER + payload.len());
+    request.extend_from_slice(&((HEADER + payload.len()) as u32).to_ne_bytes());
+    request.extend_from_slice(&kind.to_ne_bytes());
+    request.extend_from_slice(&(NLM_F_REQUEST | flags).to_ne_bytes());
+    request.extend_from_slice(&[0; 8]);
+    request.extend_from_slice(payload);
+    send(socket.as_raw_fd(), &request, MsgFlags::empty())?;
+
+    let mut answers = Vec::new();
+    // 32 KiB is the kernel's largest dump message (NLMSG_GOODSIZE and netlink_dump()).
+    let mut buffer = vec![0; 32 * 1024];
+    loop {
+        let length = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+        let mut rest = &buffer[..length];
+        let mut multipart = false;
+        while rest.len() >= HEADER {
+            let size = u32::from_ne_bytes([rest[0], rest[1], rest[2], rest[3]]) as usize;
+            let Some(body) = rest.get(HEADER..size) else {
+                break;
+            };
+            let kind = u16::from_ne_bytes([rest[4], rest[5]]);
+            let flags = u16::from_ne_bytes([rest[6], rest[7]]);
+            match kind {
+                DONE => return Ok(answers),
+                ERROR => {
+                    let code = body.first_chunk().map_or(-libc::EPROTO, |code| i32::from_ne_bytes(*code));
+                    return match code {
+                        0 => Ok(answers),
+                        _ => Err(io::Error::from_raw_os_error(code.saturating_neg())),
+                    };
+                }
+                _ => answers.push(body.to_vec()),
+            }
+            multipart |= flags & libc::NLM_F_MULTI as u16 != 0;
+            rest = rest.get(size.next_multiple_of(4)..).unwrap_or_default();
+        }
+        if !multipart {
+            return Ok(answers);
+        }
+    }
+}

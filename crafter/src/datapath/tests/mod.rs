@@ -1,0 +1,142 @@
+//! Against the real kernel, in network namespaces of the test's own. They need root.
+//!
+//! A namespace lives as long as the threads in it, so a test that dies leaves nothing behind.
+
+mod features;
+mod reserve;
+mod route;
+mod tx;
+
+use std::{
+    fs::{self, File},
+    future::Future,
+    net::{IpAddr, UdpSocket},
+    os::fd::AsRawFd,
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+use nix::sched::{CloneFlags, unshare};
+use rtnetlink::{Handle, LinkUnspec, LinkVeth, packet_route::link::LinkMessage};
+
+use super::interface::interface;
+
+/// The test's end of the pair: v0.
+const HERE: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
+/// The peer's end: v1.
+const THERE: [&str; 2] = ["192.0.2.2", "2001:db8::2"];
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+/// Runs `test` in a new network namespace where only `lo` exists, and is up.
+fn alone<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
+    thread::spawn(move || {
+        enter();
+        block_on(async {
+            link_up("lo").await;
+            test().await;
+        });
+    })
+    .join()
+    .unwrap();
+}
+
+/// Runs `test` in a new network namespace that a veth pair connects to a second one, the peer's.
+fn pair<F: Future<Output = ()>>(test: impl FnOnce(Peer) -> F + Send + 'static) {
+    alone(move || async move {
+        let peer = Peer::new();
+        let handle = netlink();
+        let add = handle.link().add(LinkVeth::new("v0", "v1").build());
+        add.execute().await.unwrap();
+        set(LinkUnspec::new_with_name("v1").setns_by_fd(peer.namespace.as_raw_fd()).build()).await;
+        configure("v0", HERE).await;
+        peer.run(|| {
+            block_on(configure("v1", THERE));
+            usable(THERE);
+        });
+        usable(HERE);
+        // A test that does not use its peer drops it at once, and with the namespace would go the pair.
+        let _alive = peer.jobs.clone();
+        test(peer).await;
+    });
+}
+
+/// A thread in a network namespace of its own.
+struct Peer {
+    namespace: File,
+    jobs: mpsc::Sender<Box<dyn FnOnce() + Send>>,
+}
+
+impl Peer {
+    fn new() -> Self {
+        let (jobs, queue) = mpsc::channel::<Box<dyn FnOnce() + Send>>();
+        let (ready, is_ready) = mpsc::channel();
+        thread::spawn(move || {
+            enter();
+            ready.send(File::open("/proc/thread-self/ns/net").unwrap()).unwrap();
+            queue.into_iter().for_each(|job| job());
+        });
+        Self { namespace: is_ready.recv().unwrap(), jobs }
+    }
+
+    /// Runs `job` in the peer's namespace and waits for it.
+    fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
+        let (done, result) = mpsc::channel();
+        self.jobs.send(Box::new(move || drop(done.send(job())))).unwrap();
+        result.recv().expect("the job in the peer's namespace panicked")
+    }
+}
+
+fn enter() {
+    unshare(CloneFlags::CLONE_NEWNET).expect("these tests need root");
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
+fn netlink() -> Handle {
+    let (connection, handle, _) = rtnetlink::new_connection().unwrap();
+    tokio::spawn(connection);
+    handle
+}
+
+async fn set(link: LinkMessage) {
+    netlink().link().set(link).execute().await.unwrap();
+}
+
+async fn link_up(name: &str) {
+    set(LinkUnspec::new_with_name(name).up().build()).await;
+}
+
+async fn configure(name: &str, addresses: [&str; 2]) {
+    // Else IPv6 addresses are tentative for a second or two, not just until a work queue has run.
+    sysctl(&format!("net/ipv6/conf/{name}/accept_dad"), "0");
+    let index = interface(name).await.unwrap().ifindex;
+    for address in addresses.map(ip) {
+        let prefix = if address.is_ipv4() { 24 } else { 64 };
+        netlink().address().add(index, address, prefix).execute().await.unwrap();
+    }
+    link_up(name).await;
+}
+
+/// Waits until the addresses can be bound to. IPv6 ones cannot before the carrier is up and addrconf_dad_work() ran.
+fn usable(addresses: [&str; 2]) {
+    for address in addresses {
+        let bound = (0..500).any(|_| {
+            let bound = UdpSocket::bind((ip(address), 0)).is_ok();
+            if !bound {
+                thread::sleep(Duration::from_millis(4));
+            }
+            bound
+        });
+        assert!(bound, "{address} is still not usable");
+    }
+}
+
+fn sysctl(name: &str, value: &str) {
+    fs::write(format!("/proc/sys/{name}"), value).unwrap();
+}
