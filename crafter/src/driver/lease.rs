@@ -1,0 +1,299 @@
+//! Leases: ports that belong to this process, for sending from and for receiving on.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::Notify;
+
+use super::{
+    Shared,
+    stream::{Stream, StreamOptions},
+    table::{LeaseState, Received},
+};
+use crate::{
+    datapath::{
+        address::local_addresses,
+        maps::Terms,
+        reserve::{self, Reservation},
+        route::Route,
+    },
+    error::{Error, Result},
+    packet::{IpPacket, Transport},
+};
+
+/// Ports that nobody registers (RFC 6335 section 6): where a free one is looked for.
+const DYNAMIC: RangeInclusive<u16> = 49152..=65535;
+
+/// Which ports to lease.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PortChoice {
+    /// A free one from 49152 to 65535.
+    Free,
+    /// This one.
+    Exact(u16),
+    /// All of these.
+    Range(RangeInclusive<u16>),
+}
+
+/// What to lease.
+#[derive(Clone, Debug)]
+pub struct LeaseRequest {
+    /// TCP or UDP.
+    pub transport: Transport,
+    /// The local address; `None`: any address of this host.
+    pub address: Option<IpAddr>,
+    /// The local port.
+    pub port: PortChoice,
+    /// What happens to replies and to the kernel's own answers.
+    pub terms: Terms,
+}
+
+impl LeaseRequest {
+    /// A free port on any address, with the default terms.
+    pub fn new(transport: Transport) -> Self {
+        Self { transport, address: None, port: PortChoice::Free, terms: Terms::default() }
+    }
+
+    /// A free TCP port.
+    pub fn tcp() -> Self {
+        Self::new(Transport::Tcp)
+    }
+
+    /// A free UDP port.
+    pub fn udp() -> Self {
+        Self::new(Transport::Udp)
+    }
+
+    /// On this local address only.
+    #[must_use]
+    pub fn address(self, address: IpAddr) -> Self {
+        Self { address: (!address.is_unspecified()).then_some(address), ..self }
+    }
+
+    /// This port.
+    #[must_use]
+    pub fn port(self, port: u16) -> Self {
+        Self { port: PortChoice::Exact(port), ..self }
+    }
+
+    /// All of these ports.
+    #[must_use]
+    pub fn ports(self, ports: RangeInclusive<u16>) -> Self {
+        Self { port: PortChoice::Range(ports), ..self }
+    }
+
+    /// The kernel sees the replies too.
+    #[must_use]
+    pub fn observe(mut self, observe: bool) -> Self {
+        self.terms.observe = observe;
+        self
+    }
+
+    /// Whether the kernel's RSTs and port-unreachables are dropped.
+    #[must_use]
+    pub fn suppress(mut self, suppress: bool) -> Self {
+        self.terms.suppress = suppress;
+        self
+    }
+}
+
+/// Ports that belong to this process. No other program is given them; what comes to them comes
+/// here. They are given back when the lease and all its streams are dropped.
+pub struct Lease {
+    inner: Arc<LeaseInner>,
+}
+
+pub(crate) struct LeaseInner {
+    shared: Arc<Shared>,
+    id: u32,
+    transport: Transport,
+    address: Option<IpAddr>,
+    ports: Vec<u16>,
+    arrived: Arc<Notify>,
+}
+
+impl Drop for LeaseInner {
+    fn drop(&mut self) {
+        let mut core = self.shared.lock();
+        // The reservations in it are given back after the kernel half has forgotten the ports.
+        if let Some(lease) = core.table.remove_lease(self.id) {
+            for &port in &lease.ports {
+                // It can fail only if the entry is gone already.
+                let _ = core.maps.disown(lease.transport, lease.address, port);
+            }
+        }
+    }
+}
+
+impl Lease {
+    pub(super) async fn take(shared: &Arc<Shared>, request: LeaseRequest) -> Result<Self> {
+        let addresses = local_addresses().await?;
+        if let Some(address) = request.address
+            && !addresses.contains(&address)
+            && !address.is_loopback()
+        {
+            return Err(Error::invalid("address", format_args!("{address} is not an address of this host")));
+        }
+        let unspecified = IpAddr::from([0, 0, 0, 0]);
+        let address = request.address.unwrap_or(unspecified);
+        let ifindex = shared.interface.ifindex;
+        // First the kernel's word that the port is free, then the kernel half.
+        let reservations = match &request.port {
+            PortChoice::Free => vec![reserve::reserve_free(request.transport, address, DYNAMIC, ifindex)?],
+            PortChoice::Exact(0) => return Err(Error::invalid("port", "0 cannot be leased; 1 to 65535 can")),
+            PortChoice::Exact(port) => vec![reserve::reserve(request.transport, address, *port, ifindex)?],
+            PortChoice::Range(range) if range.is_empty() || *range.start() == 0 => {
+                return Err(Error::invalid("ports", "a range goes from a lower to a higher port, 1 to 65535"));
+            }
+            PortChoice::Range(range) => reserve::reserve_range(request.transport, address, range.clone(), ifindex)?,
+        };
+        let ports: Vec<u16> = reservations.iter().map(Reservation::port).collect();
+        let arrived = Arc::new(Notify::new());
+        let id = {
+            let mut core = shared.lock();
+            core.maps.set_local(&addresses)?;
+            let id = core.table.number();
+            for (done, &port) in ports.iter().enumerate() {
+                if let Err(e) = core.maps.own(id, request.transport, address, port, request.terms) {
+                    for &port in &ports[..done] {
+                        let _ = core.maps.disown(request.transport, address, port);
+                    }
+                    return Err(e);
+                }
+            }
+            core.table.add_lease(id, LeaseState::new(request.transport, address, reservations, arrived.clone()));
+            id
+        };
+        let inner = LeaseInner {
+            shared: shared.clone(),
+            id,
+            transport: request.transport,
+            address: request.address,
+            ports,
+            arrived,
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The first, or only, port.
+    pub fn port(&self) -> u16 {
+        self.inner.ports[0]
+    }
+
+    /// All ports.
+    pub fn ports(&self) -> &[u16] {
+        &self.inner.ports
+    }
+
+    /// The local address, if the lease is bound to one.
+    pub fn address(&self) -> Option<IpAddr> {
+        self.inner.address
+    }
+
+    /// TCP or UDP.
+    pub fn transport(&self) -> Transport {
+        self.inner.transport
+    }
+
+    /// The local end towards `destination`: the lease's address, or the one that the route prefers.
+    ///
+    /// # Errors
+    /// [`Error::NoRoute`], [`Error::NoNeighbour`].
+    pub async fn local(&self, destination: IpAddr) -> Result<SocketAddr> {
+        let route = self.inner.route(destination).await?;
+        Ok(SocketAddr::new(self.inner.address.unwrap_or(route.source), self.port()))
+    }
+
+    /// Sends one packet, from its IP header on, as it is.
+    ///
+    /// # Errors
+    /// [`Error::NoRoute`], [`Error::NoNeighbour`]; [`Error::Invalid`] for a packet that is not IP or
+    /// longer than the MTU.
+    pub async fn send(&self, ip: &[u8]) -> Result<()> {
+        self.send_all([ip]).await
+    }
+
+    /// Sends several packets in as few system calls as it takes.
+    ///
+    /// # Errors
+    /// As [`Lease::send`]; the packets before the one at fault may have gone.
+    pub async fn send_all<'p>(&self, packets: impl IntoIterator<Item = &'p [u8]>) -> Result<()> {
+        let mut routed = Vec::new();
+        for ip in packets {
+            routed.push((self.inner.route(IpPacket::parse(ip)?.destination).await?, ip));
+        }
+        let mut core = self.inner.shared.lock();
+        for (route, ip) in &routed {
+            core.tx.push(route, ip)?;
+        }
+        core.tx.flush().map(drop)
+    }
+
+    /// The next packet that comes to the lease and belongs to no stream. Safe to cancel.
+    ///
+    /// # Errors
+    /// [`Error::UnknownInterface`] once the interface is gone.
+    pub async fn recv(&self) -> Result<Received> {
+        loop {
+            let arrived = self.inner.arrived.notified();
+            if let Some(received) = self.try_recv() {
+                return Ok(received);
+            }
+            if self.inner.shared.lock().table.link_gone {
+                return Err(Error::UnknownInterface { name: self.inner.shared.interface.name.clone() });
+            }
+            arrived.await;
+        }
+    }
+
+    /// The next packet, if one is there.
+    pub fn try_recv(&self) -> Option<Received> {
+        let mut core = self.inner.shared.lock();
+        if let Some(received) = core.table.lease(self.inner.id)?.pop() {
+            return Some(received);
+        }
+        // On most paths the reply to what was just sent is there already.
+        core.drain(Instant::now());
+        core.table.lease(self.inner.id)?.pop()
+    }
+
+    /// [`Lease::recv`], for at most `timeout`; `None` when that passed.
+    ///
+    /// # Errors
+    /// As [`Lease::recv`].
+    pub async fn recv_timeout(&self, timeout: Duration) -> Result<Option<Received>> {
+        match self.try_recv() {
+            Some(received) => Ok(Some(received)),
+            None => tokio::time::timeout(timeout, self.recv()).await.ok().transpose(),
+        }
+    }
+
+    /// Opens a TCP connection from the leased port, and waits until it is established.
+    ///
+    /// # Errors
+    /// [`Error::Refused`], [`Error::TimedOut`], [`Error::Unreachable`], [`Error::NoRoute`],
+    /// [`Error::NoNeighbour`]; [`Error::Invalid`] for a UDP lease, or where the lease has a stream to
+    /// `remote` already.
+    pub async fn connect(&self, remote: SocketAddr, options: StreamOptions) -> Result<Stream> {
+        if self.inner.transport != Transport::Tcp {
+            return Err(Error::invalid("lease", "a stream takes a TCP port, this one is UDP"));
+        }
+        let route = self.inner.route(remote.ip()).await?;
+        let local = SocketAddr::new(self.inner.address.unwrap_or(route.source), self.port());
+        Stream::connect(self.inner.clone(), route, local, remote, options).await
+    }
+}
+
+impl LeaseInner {
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    async fn route(&self, destination: IpAddr) -> Result<Arc<Route>> {
+        self.shared.routes.find(&self.shared.interface.name, destination, self.address).await
+    }
+}

@@ -1,0 +1,324 @@
+//! The tokio side: one [`Crafter`] per interface owns the hooks, leases ports, and carries packets
+//! between the kernel and whoever leased.
+//!
+//! Replies are looked for in two places. Whoever sent a packet and waits for its answer looks
+//! first: on most paths the answer is there when the system call of sending returns, and no
+//! scheduler stands between. What nobody waits for, and every deadline, is the driver task's.
+
+mod core;
+mod lease;
+mod routes;
+mod stream;
+mod table;
+
+use std::{
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, Weak},
+    time::{Duration, Instant},
+};
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use tokio::{io::unix::AsyncFd, sync::Notify};
+
+use self::core::Core;
+pub use self::{
+    lease::{Lease, LeaseRequest, PortChoice},
+    stream::{Stream, StreamOptions},
+    table::{Received, Stats},
+};
+use crate::{
+    datapath::{
+        address::{AddressWatch, local_addresses},
+        interface::{Interface, interface, interfaces},
+        maps::{Counters, Flow},
+        program::{Attach, LoadOptions, Report},
+        route::{self, Route},
+    },
+    error::{Error, Result},
+};
+
+/// How long to look for the next burst before sleeping.
+const LINGER: Duration = Duration::from_micros(50);
+
+/// How to open an interface.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Which ingress hook to use.
+    pub attach: Attach,
+    /// Sizes and constants of the kernel half.
+    pub load: LoadOptions,
+}
+
+/// The hooks of one interface, and the leases on it. Clones share them; when the last clone, lease
+/// and stream is gone, nothing is left attached.
+#[derive(Clone)]
+pub struct Crafter {
+    shared: Arc<Shared>,
+}
+
+/// What a [`Crafter`], its leases, its streams and the driver task share.
+pub(crate) struct Shared {
+    core: Mutex<Core>,
+    interface: Interface,
+    report: Report,
+    routes: routes::Routes,
+    /// Wakes the driver when a deadline came nearer.
+    rearm: Arc<Notify>,
+    /// Keeps the driver's end: dropping it ends the driver.
+    driver: std::sync::OnceLock<tokio::task::AbortHandle>,
+}
+
+impl Shared {
+    /// The state. A panic elsewhere while it was held leaves counters at worst one behind.
+    fn lock(&self) -> Locked<'_> {
+        Locked(Some(self.core.lock().unwrap_or_else(std::sync::PoisonError::into_inner)))
+    }
+
+    /// Whether the driver is there, to see to deadlines and to what nobody waits for.
+    fn is_driven(&self) -> bool {
+        self.driver.get().is_some_and(|driver| !driver.is_finished())
+    }
+
+    /// Tells the driver if `core` now has a deadline before the one it sleeps for.
+    fn rearm_if_nearer(&self, core: &Core) {
+        if core.nearer_than_armed() {
+            self.rearm.notify_one();
+        }
+    }
+}
+
+/// The state, locked. What finished streams kept alive is dropped behind the lock, which it may want
+/// itself: the last holder of a lease gives its ports back.
+struct Locked<'a>(Option<MutexGuard<'a, Core>>);
+
+impl std::ops::Deref for Locked<'_> {
+    type Target = Core;
+
+    fn deref(&self) -> &Core {
+        self.0.as_deref().expect("locked until dropped")
+    }
+}
+
+impl std::ops::DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut Core {
+        self.0.as_deref_mut().expect("locked until dropped")
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        let released = std::mem::take(&mut self.table.released);
+        self.0 = None;
+        drop(released);
+    }
+}
+
+/// Lives in the driver task, and so notices its end: also when the runtime goes first. Streams that
+/// close by themselves keep their lease, and with it all that is shared; nobody would end them now.
+struct Driving(Weak<Shared>);
+
+impl Drop for Driving {
+    fn drop(&mut self) {
+        if let Some(shared) = self.0.upgrade() {
+            shared.lock().table.give_up_orphans();
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if let Some(driver) = self.driver.get() {
+            driver.abort();
+        }
+    }
+}
+
+impl Crafter {
+    /// Loads the kernel half, attaches it to `interface` and opens what receives and sends.
+    /// Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`Error::UnknownInterface`], [`Error::Permission`], [`Error::Attach`], [`Error::KernelTooOld`],
+    /// [`Error::Bpf`]. Nothing is left attached after an error.
+    pub async fn open(name: &str, options: Options) -> Result<Self> {
+        let interface = interface(name).await?;
+        if !interface.up {
+            return Err(Error::Io {
+                action: format!("use {name}"),
+                source: std::io::Error::other(format!("the interface is down (`ip link set {name} up`)")),
+            });
+        }
+        let (mut core, report) = Core::open(&interface, &options)?;
+        core.maps.set_local(&local_addresses().await?)?;
+        let ready = epoll(&core)?;
+        let shared = Arc::new(Shared {
+            core: Mutex::new(core),
+            interface,
+            report,
+            routes: routes::Routes::default(),
+            rearm: Arc::new(Notify::new()),
+            driver: std::sync::OnceLock::new(),
+        });
+        let watch = AddressWatch::open()?;
+        let driver = tokio::spawn(drive(Arc::downgrade(&shared), shared.rearm.clone(), ready, watch));
+        let _ = shared.driver.set(driver.abort_handle());
+        Ok(Self { shared })
+    }
+
+    /// Opens the interface that the route to `destination` leaves by.
+    ///
+    /// # Errors
+    /// As [`Crafter::open`], and [`Error::NoRoute`], [`Error::NoNeighbour`].
+    pub async fn towards(destination: IpAddr, options: Options) -> Result<Self> {
+        let route = route::resolve(destination, None, None).await?;
+        Self::open(&route.interface, options).await
+    }
+
+    /// The interface.
+    pub fn interface(&self) -> &Interface {
+        &self.shared.interface
+    }
+
+    /// What is attached, and why nothing faster.
+    pub fn report(&self) -> &Report {
+        &self.shared.report
+    }
+
+    /// Route and link-layer addresses towards `destination` over this interface.
+    ///
+    /// # Errors
+    /// [`Error::NoRoute`], [`Error::NoNeighbour`].
+    pub async fn route(&self, destination: IpAddr, source: Option<IpAddr>) -> Result<Route> {
+        route::resolve(destination, Some(&self.shared.interface.name), source).await
+    }
+
+    /// Leases a port, or several; see [`LeaseRequest`].
+    ///
+    /// # Errors
+    /// [`Error::PortTaken`], [`Error::Invalid`], [`Error::Bpf`] when the map of owned ports is full.
+    pub async fn lease(&self, request: LeaseRequest) -> Result<Lease> {
+        Lease::take(&self.shared, request).await
+    }
+
+    /// The kernel half's counters, one per verdict reason.
+    ///
+    /// # Errors
+    /// [`Error::Bpf`] if the kernel refuses.
+    pub fn counters(&self) -> Result<Counters> {
+        self.shared.lock().maps.counters()
+    }
+
+    /// The flows that the kernel half has seen.
+    pub fn flows(&self) -> Vec<Flow> {
+        self.shared.lock().maps.flows()
+    }
+
+    /// What became of packets in user space.
+    pub fn stats(&self) -> Stats {
+        self.shared.lock().stats()
+    }
+
+    /// Waits until nothing else uses the hooks (leases, streams that still close, clones), at most
+    /// for `patience`, and detaches them. Says whether they are detached: otherwise that happens
+    /// when their last user goes, at the latest with the process.
+    ///
+    /// Without it, what a stream leaves to the driver ends with the runtime, not after it.
+    pub async fn close(self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        // The driver and the tasks that let go of leases get their turn first.
+        tokio::task::yield_now().await;
+        while Arc::strong_count(&self.shared) > 1 {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        true
+    }
+}
+
+/// One descriptor that is readable when any source of replies is: a network card can have more
+/// queues than a task should watch one by one.
+fn epoll(core: &Core) -> Result<AsyncFd<std::os::fd::OwnedFd>> {
+    let failed = |e: nix::Error| Error::Io { action: "watch the sockets for replies".into(), source: e.into() };
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed)?;
+    for (index, source) in core.sources().enumerate() {
+        epoll.add(source, EpollEvent::new(EpollFlags::EPOLLIN, index as u64)).map_err(failed)?;
+    }
+    crate::datapath::watch(epoll.0, "the sockets for replies")
+}
+
+/// The driver: replies first, then what is due, then sleep until one of both. Holds no strong
+/// reference while it sleeps, or nothing would ever be dropped.
+async fn drive(shared: Weak<Shared>, rearm: Arc<Notify>, ready: AsyncFd<std::os::fd::OwnedFd>, watch: AddressWatch) {
+    let mut watch = Some(watch);
+    let _driving = Driving(shared.clone());
+    // Whether the latest look found something.
+    let mut busy = false;
+    loop {
+        let deadline = {
+            let Some(shared) = shared.upgrade() else { return };
+            let mut core = shared.lock();
+            core.handle_timeouts(Instant::now());
+            core.arm()
+        };
+        let deadline = deadline.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+        tokio::select! {
+            biased;
+            guard = ready.readable() => {
+                let Ok(mut guard) = guard else { return };
+                let Some(shared) = shared.upgrade() else { return };
+                // Readiness is given back only once all is drained: what comes later says so anew.
+                let count = shared.lock().drain(Instant::now());
+                if count == 0 && !(busy && linger(&shared)) {
+                    busy = false;
+                    guard.clear_ready();
+                } else {
+                    busy = true;
+                }
+            }
+            () = tokio::time::sleep_until(deadline.into()) => {}
+            () = rearm.notified() => {}
+            changed = changed(&mut watch) => {
+                // An interface that goes takes its addresses along, which is how it is noticed.
+                if changed
+                    && let (Ok(addresses), Ok(interfaces)) = (local_addresses().await, interfaces().await)
+                    && let Some(shared) = shared.upgrade()
+                {
+                    let present = interfaces.iter().any(|i| i.ifindex == shared.interface.ifindex);
+                    shared.lock().handle_addresses(Instant::now(), &addresses, present);
+                }
+            }
+        }
+        // Between two batches others on this thread get their turn.
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Looks again for a moment after a burst: the next one is mostly under way already, and to sleep and
+/// be woken, on a virtual machine above all, takes longer than it takes to come. Whether it came.
+fn linger(shared: &Shared) -> bool {
+    let until = Instant::now() + LINGER;
+    loop {
+        let now = Instant::now();
+        if shared.lock().drain(now) > 0 {
+            return true;
+        }
+        if now >= until {
+            return false;
+        }
+        std::hint::spin_loop();
+    }
+}
+
+/// Waits for a change of the local addresses; a watch that fails is given up.
+async fn changed(watch: &mut Option<AddressWatch>) -> bool {
+    let ok = match watch {
+        Some(watch) => watch.changed().await.is_ok(),
+        None => std::future::pending().await,
+    };
+    if !ok {
+        *watch = None;
+    }
+    ok
+}

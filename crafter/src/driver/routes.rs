@@ -1,0 +1,50 @@
+//! Routes found lately: the kernel is asked again every few seconds, not for every packet.
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    datapath::route::{self, Route},
+    error::Result,
+};
+
+/// How long a route found is used before the kernel is asked again.
+const AGE: Duration = Duration::from_secs(5);
+
+/// Routes kept; a scan of more destinations than that forgets them all and begins anew.
+const KEPT: usize = 65_536;
+
+type Key = (IpAddr, Option<IpAddr>);
+
+/// Routes by destination and source address asked for.
+#[derive(Default)]
+pub(super) struct Routes(Mutex<HashMap<Key, (Arc<Route>, Instant)>>);
+
+impl Routes {
+    /// The route over `interface` to `destination`, with `source` if that is given.
+    pub(super) async fn find(
+        &self,
+        interface: &str,
+        destination: IpAddr,
+        source: Option<IpAddr>,
+    ) -> Result<Arc<Route>> {
+        let known = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (destination, source);
+        if let Some((route, found)) = known().get(&key)
+            && found.elapsed() < AGE
+        {
+            return Ok(route.clone());
+        }
+        let route = Arc::new(route::resolve(destination, Some(interface), source).await?);
+        let mut known = known();
+        if known.len() >= KEPT {
+            known.clear();
+        }
+        known.insert(key, (route.clone(), Instant::now()));
+        Ok(route)
+    }
+}

@@ -1,0 +1,259 @@
+//! Streams: whole TCP connections over crafted segments, as tokio's `AsyncRead` and `AsyncWrite`.
+
+use std::{
+    future::poll_fn,
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::{core::Core, lease::LeaseInner};
+use crate::{
+    datapath::route::Route,
+    engine::{SegmentHook, StreamConfig, StreamEngine, StreamState, StreamStats},
+    error::{Error, Result},
+};
+
+/// How a stream is to behave.
+#[derive(Default)]
+pub struct StreamOptions {
+    /// Sees every segment in both directions, and may interfere.
+    pub hook: Option<Box<dyn SegmentHook>>,
+    /// How long the SYN may go unanswered; `None`: 5 s.
+    pub connect_timeout: Option<Duration>,
+    /// How long an established connection may be silent; `None`: for ever.
+    pub idle_timeout: Option<Duration>,
+    /// How long TIME-WAIT lasts where this end closes first; `None`: 1 s.
+    pub time_wait: Option<Duration>,
+    /// Bytes to receive ahead, and so the largest window; `None`: 4 MiB.
+    pub rx_buffer: Option<usize>,
+    /// Bytes to send ahead; `None`: 512 KiB.
+    pub tx_buffer: Option<usize>,
+}
+
+/// A TCP connection whose segments are crafted. Dropping it without [`shutdown`] resets it, as the
+/// peer would otherwise wait; after a shutdown it closes by itself in the background.
+///
+/// [`shutdown`]: tokio::io::AsyncWriteExt::shutdown
+pub struct Stream {
+    lease: Arc<LeaseInner>,
+    id: u32,
+    local: SocketAddr,
+    remote: SocketAddr,
+}
+
+impl Stream {
+    pub(super) async fn connect(
+        lease: Arc<LeaseInner>,
+        route: Arc<Route>,
+        local: SocketAddr,
+        remote: SocketAddr,
+        options: StreamOptions,
+    ) -> Result<Self> {
+        let mut config = StreamConfig::new(local, remote, seed()?);
+        config.mtu = route.mtu.min(u16::MAX.into()) as usize;
+        config.connect_timeout = options.connect_timeout.unwrap_or(config.connect_timeout);
+        config.idle_timeout = options.idle_timeout;
+        config.time_wait = options.time_wait.unwrap_or(config.time_wait);
+        config.rx_buffer = options.rx_buffer.unwrap_or(config.rx_buffer);
+        config.tx_buffer = options.tx_buffer.unwrap_or(config.tx_buffer);
+        let now = Instant::now();
+        let engine = StreamEngine::connect(config, options.hook, now)?;
+        let stream = {
+            let mut core = lease.shared().lock();
+            let Some(id) = core.table.add_stream(engine, route, local, remote) else {
+                return Err(Error::invalid("lease", format_args!("it has a stream to {remote} already")));
+            };
+            core.transmit(now);
+            // The SYN-ACK is there, on most paths, before the system call that sent the SYN returns.
+            core.drain(Instant::now());
+            lease.shared().rearm_if_nearer(&core);
+            drop(core);
+            Self { lease, id, local, remote }
+        };
+        poll_fn(|cx| stream.poll_established(cx)).await?;
+        Ok(stream)
+    }
+
+    /// This end.
+    pub fn local(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// The peer.
+    pub fn remote(&self) -> SocketAddr {
+        self.remote
+    }
+
+    /// Counters so far.
+    pub fn stats(&self) -> StreamStats {
+        self.with(|core, id| core.table.stream(id).map(|s| s.engine.stats())).unwrap_or_default()
+    }
+
+    /// Where the connection stands.
+    pub fn state(&self) -> StreamState {
+        self.with(|core, id| core.table.stream(id).map(|s| s.engine.state())).unwrap_or(StreamState::Closed)
+    }
+
+    /// Why the connection failed, if it did: what an [`io::Error`] from reading or writing stands for.
+    pub fn error(&self) -> Option<Error> {
+        self.with(|core, id| core.table.stream(id).and_then(|s| s.engine.error()))
+    }
+
+    /// Waits until the connection is over on both sides, TIME-WAIT included; to be called after
+    /// both sides have shut down.
+    ///
+    /// # Errors
+    /// Why it failed, if it did.
+    pub async fn closed(&self) -> Result<()> {
+        poll_fn(|cx| {
+            self.poll(cx, true, |stream| match (stream.is_finished(), stream.error()) {
+                (_, Some(error)) => Poll::Ready(Err(error)),
+                (true, None) => Poll::Ready(Ok(())),
+                (false, None) => Poll::Pending,
+            })
+        })
+        .await
+    }
+
+    fn poll_established(&self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        self.poll(cx, true, |stream| match (stream.error(), stream.state()) {
+            (Some(error), _) => Poll::Ready(Err(error)),
+            (None, StreamState::Connecting) => Poll::Pending,
+            (None, _) => Poll::Ready(Ok(())),
+        })
+    }
+
+    /// Lets `act` at the engine; sends what that calls for; looks for replies and tries again if
+    /// it could not be done; registers the waker if it still cannot.
+    fn poll<T>(
+        &self,
+        cx: &mut Context<'_>,
+        reading: bool,
+        mut act: impl FnMut(&mut StreamEngine) -> Poll<T>,
+    ) -> Poll<T> {
+        let shared = self.lease.shared();
+        let mut core = shared.lock();
+        // What arrived meanwhile first: it is acknowledged before the peer has to wait.
+        let now = Instant::now();
+        core.drain(now);
+        let Some(stream) = core.table.stream(self.id) else {
+            return Poll::Pending;
+        };
+        let waker = if reading { &mut stream.reader } else { &mut stream.writer };
+        // Who polls is awake.
+        *waker = None;
+        let done = act(&mut stream.engine);
+        // Whoever reads has to learn that the connection is closed.
+        stream.stirred |= !reading && done.is_ready();
+        core.table.touch(self.id);
+        core.transmit(now);
+        if done.is_pending()
+            && let Some(stream) = core.table.stream(self.id)
+        {
+            let waker = if reading { &mut stream.reader } else { &mut stream.writer };
+            *waker = Some(cx.waker().clone());
+        }
+        shared.rearm_if_nearer(&core);
+        done
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut Core, u32) -> T) -> T {
+        act(&mut self.lease.shared().lock(), self.id)
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.poll(cx, true, |engine| {
+            if buf.remaining() == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            // Copied straight in: zeroing what is going to be overwritten would cost as much again.
+            // Twice, because the ring of the socket has an end.
+            for round in 0..2 {
+                let taken = engine.recv_with(|bytes| {
+                    let count = bytes.len().min(buf.remaining());
+                    buf.put_slice(&bytes[..count]);
+                    count
+                });
+                match taken {
+                    Ok(Some(0)) => break,
+                    Ok(Some(_)) => {}
+                    // What came before is told first.
+                    Ok(None) | Err(_) if round > 0 => break,
+                    Ok(None) => return Poll::Pending,
+                    Err(e) => return Poll::Ready(Err(io_error(e))),
+                }
+            }
+            Poll::Ready(Ok(()))
+        })
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll(cx, false, |engine| match engine.send(bytes) {
+            Ok(0) if !bytes.is_empty() => Poll::Pending,
+            Ok(count) => Poll::Ready(Ok(count)),
+            Err(e) => Poll::Ready(Err(io_error(e))),
+        })
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // What was written has been handed to the engine, which sends as the windows allow.
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll(cx, false, |engine| {
+            engine.close(Instant::now());
+            Poll::Ready(Ok(()))
+        })
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let shared = self.lease.shared();
+        let now = Instant::now();
+        let mut core = shared.lock();
+        if let Some(stream) = core.table.stream(self.id)
+            && !matches!(stream.engine.state(), StreamState::Closing | StreamState::TimeWait | StreamState::Closed)
+        {
+            stream.engine.abort(now);
+        }
+        core.table.release_stream(now, self.id, self.lease.clone());
+        core.transmit(now);
+        if !shared.is_driven() {
+            core.table.give_up_orphans();
+        }
+        shared.rearm_if_nearer(&core);
+    }
+}
+
+/// An error of the stream in the form that tokio's traits want; [`Stream::error`] gives it whole.
+fn io_error(error: Error) -> io::Error {
+    let kind = match &error {
+        Error::Refused { .. } => io::ErrorKind::ConnectionRefused,
+        Error::Reset { .. } => io::ErrorKind::ConnectionReset,
+        Error::TimedOut { .. } => io::ErrorKind::TimedOut,
+        Error::Unreachable { .. } => io::ErrorKind::HostUnreachable,
+        Error::Io { source, .. } => source.kind(),
+        _ => io::ErrorKind::Other,
+    };
+    io::Error::new(kind, error)
+}
+
+/// 64 bits from the system's random source.
+fn seed() -> Result<u64> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes)
+        .map_err(|e| Error::Io { action: "read random bytes".into(), source: io::Error::other(e.to_string()) })?;
+    Ok(u64::from_ne_bytes(bytes))
+}

@@ -1,0 +1,476 @@
+//! Who gets what: leases by port, streams by flow. Sans-IO but for the sender that it is handed.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    task::Waker,
+    time::{Duration, Instant},
+};
+
+use serde::Serialize;
+use tokio::sync::Notify;
+
+use crate::{
+    datapath::{reserve::Reservation, route::Route, tx::Sender},
+    engine::{Reassembler, StreamEngine},
+    error::Error,
+    packet::{Checksum, IcmpError, IpPacket, Protocol, Transport, checksum, flow},
+};
+
+/// How long a stream that nobody holds any more may take to close: as long as Linux gives FIN-WAIT-2
+/// (`tcp_fin_timeout`).
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Bytes of replies that wait for one lease at most.
+const QUEUE_BYTES: usize = 64 << 20;
+
+/// What is known of a packet besides its bytes.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Meta {
+    /// CLOCK_MONOTONIC nanoseconds, where the kernel half stamped it.
+    pub(crate) timestamp: Option<u64>,
+    /// Longer than a ring-buffer record: the rest is missing.
+    pub(crate) cut: bool,
+}
+
+/// A packet for a lease.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Received {
+    /// The packet from the IP header on; fragments are put together.
+    pub ip: Vec<u8>,
+    /// What its checksums are worth. A packet with a wrong one is delivered all the same.
+    pub checksum: Checksum,
+    /// CLOCK_MONOTONIC nanoseconds when the kernel half saw it; AF_XDP frames carry none.
+    pub timestamp_ns: Option<u64>,
+    /// Whether the end is missing: the packet was longer than 64 KiB.
+    pub cut: bool,
+}
+
+/// What became of packets in user space.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Stats {
+    /// Packets handed to a lease or a stream.
+    pub delivered: u64,
+    /// Packets for a port that was given back meanwhile, or that make no sense.
+    pub stray: u64,
+    /// Segments for a stream with a wrong checksum: ignored.
+    pub bad_checksum: u64,
+    /// Packets that a lease's queue had no room for.
+    pub overflow: u64,
+    /// Frames that AF_XDP sockets could not take (`XDP_STATISTICS`).
+    pub lost: u64,
+    /// Packets sent.
+    pub sent: u64,
+    /// Packets that the kernel would not take.
+    pub not_sent: u64,
+}
+
+/// A lease as the table knows it.
+pub(crate) struct LeaseState {
+    pub(crate) transport: Transport,
+    pub(crate) address: IpAddr,
+    pub(crate) ports: Vec<u16>,
+    pub(crate) queue: VecDeque<Received>,
+    queued: usize,
+    pub(crate) arrived: Arc<Notify>,
+    /// What keeps other programs from the ports.
+    reservations: Vec<Reservation>,
+}
+
+impl LeaseState {
+    pub(crate) fn new(
+        transport: Transport,
+        address: IpAddr,
+        reservations: Vec<Reservation>,
+        arrived: Arc<Notify>,
+    ) -> Self {
+        let ports = reservations.iter().map(Reservation::port).collect();
+        Self { transport, address, ports, queue: VecDeque::new(), queued: 0, arrived, reservations }
+    }
+
+    pub(crate) fn pop(&mut self) -> Option<Received> {
+        let received = self.queue.pop_front()?;
+        self.queued -= received.ip.len();
+        Some(received)
+    }
+}
+
+/// What is to live until something is over.
+pub(crate) type Keep = Arc<dyn Send + Sync>;
+
+/// A stream as the table knows it.
+pub(crate) struct StreamState {
+    pub(crate) engine: StreamEngine,
+    pub(crate) route: Arc<Route>,
+    flow: (SocketAddr, SocketAddr),
+    pub(crate) reader: Option<Waker>,
+    pub(crate) writer: Option<Waker>,
+    /// Whether something happened that who waits may have waited for. Being polled alone is not:
+    /// a task that waits for both directions would wake itself for ever.
+    pub(crate) stirred: bool,
+    due: Option<Instant>,
+    /// Set once nobody holds the stream any more: it ends by itself, and keeps its lease until then.
+    orphan: Option<Keep>,
+    /// When an orphan that will not end is given up.
+    patience: Option<Instant>,
+}
+
+impl StreamState {
+    fn wake(&mut self) {
+        for waker in [self.reader.take(), self.writer.take()].into_iter().flatten() {
+            waker.wake();
+        }
+    }
+}
+
+/// Leases and streams, and what is found of them by port and flow.
+pub(crate) struct Table {
+    leases: HashMap<u32, LeaseState>,
+    by_port: HashMap<(Transport, u16), Vec<(IpAddr, u32)>>,
+    streams: HashMap<u32, StreamState>,
+    by_flow: HashMap<(SocketAddr, SocketAddr), u32>,
+    deadlines: BTreeSet<(Instant, u32)>,
+    /// Streams that something happened to since they were last asked what to send.
+    touched: HashSet<u32>,
+    reassembler: Reassembler,
+    /// Whether a checksum may be partial: on devices that are not hardware.
+    accept_partial: bool,
+    next: u32,
+    /// What finished streams kept alive: dropping it may want the lock under which the table lies, so
+    /// whoever holds that drops this behind it.
+    pub(crate) released: Vec<Keep>,
+    /// Set for good once the interface is gone.
+    pub(crate) link_gone: bool,
+    pub(crate) stats: Stats,
+}
+
+impl Table {
+    pub(crate) fn new(accept_partial: bool) -> Self {
+        Self {
+            leases: HashMap::new(),
+            by_port: HashMap::new(),
+            streams: HashMap::new(),
+            by_flow: HashMap::new(),
+            deadlines: BTreeSet::new(),
+            touched: HashSet::new(),
+            reassembler: Reassembler::default(),
+            accept_partial,
+            next: 1,
+            released: Vec::new(),
+            link_gone: false,
+            stats: Stats::default(),
+        }
+    }
+
+    /// A number that no lease and no stream has.
+    pub(crate) fn number(&mut self) -> u32 {
+        let number = self.next;
+        self.next = self.next.wrapping_add(1).max(1);
+        number
+    }
+
+    pub(crate) fn add_lease(&mut self, id: u32, lease: LeaseState) {
+        for &port in &lease.ports {
+            self.by_port.entry((lease.transport, port)).or_default().push((lease.address, id));
+        }
+        self.leases.insert(id, lease);
+    }
+
+    pub(crate) fn remove_lease(&mut self, id: u32) -> Option<LeaseState> {
+        let lease = self.leases.remove(&id)?;
+        for &port in &lease.ports {
+            let key = (lease.transport, port);
+            if let Some(owners) = self.by_port.get_mut(&key) {
+                owners.retain(|&(_, owner)| owner != id);
+                if owners.is_empty() {
+                    self.by_port.remove(&key);
+                }
+            }
+        }
+        Some(lease)
+    }
+
+    /// This host has these addresses now: reservations on any address extend to them.
+    pub(crate) fn handle_addresses(&mut self, addresses: &[IpAddr]) {
+        for reservation in self.leases.values_mut().flat_map(|lease| &mut lease.reservations) {
+            for &address in addresses {
+                if let Err(e) = reservation.cover(address) {
+                    log::warn!("a new address is not covered by a lease: {e}");
+                }
+            }
+        }
+    }
+
+    pub(crate) fn lease(&mut self, id: u32) -> Option<&mut LeaseState> {
+        self.leases.get_mut(&id)
+    }
+
+    /// Adds a stream; `None` where there is one of that flow already.
+    pub(crate) fn add_stream(
+        &mut self,
+        engine: StreamEngine,
+        route: Arc<Route>,
+        local: SocketAddr,
+        remote: SocketAddr,
+    ) -> Option<u32> {
+        if self.by_flow.contains_key(&(local, remote)) {
+            return None;
+        }
+        let id = self.number();
+        let flow = (local, remote);
+        self.by_flow.insert(flow, id);
+        self.streams.insert(
+            id,
+            StreamState {
+                engine,
+                route,
+                flow,
+                reader: None,
+                writer: None,
+                stirred: false,
+                due: None,
+                orphan: None,
+                patience: None,
+            },
+        );
+        self.touched.insert(id);
+        Some(id)
+    }
+
+    pub(crate) fn stream(&mut self, id: u32) -> Option<&mut StreamState> {
+        self.streams.get_mut(&id)
+    }
+
+    /// Marks a stream as one to ask what it has to send.
+    pub(crate) fn touch(&mut self, id: u32) {
+        self.touched.insert(id);
+    }
+
+    /// Nobody holds the stream any more: it goes when it is finished, and keeps `lease` until then.
+    pub(crate) fn release_stream(&mut self, now: Instant, id: u32, lease: Keep) {
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.orphan = Some(lease);
+            stream.patience = Some(now + PATIENCE);
+            self.touched.insert(id);
+        }
+    }
+
+    /// Nobody drives the streams any more: those that were left to the driver end here, without a word.
+    pub(crate) fn give_up_orphans(&mut self) {
+        let orphans: Vec<u32> = self.streams.iter().filter(|(_, s)| s.orphan.is_some()).map(|(&id, _)| id).collect();
+        for id in orphans {
+            self.remove_stream(id);
+        }
+    }
+
+    /// A packet that came in, from the IP header on.
+    pub(crate) fn handle_packet(&mut self, now: Instant, ip: &[u8], meta: Meta) {
+        if is_fragment(ip) {
+            if let Some(whole) = self.reassembler.handle(now, ip) {
+                self.handle_whole(now, &whole, meta);
+            }
+        } else {
+            self.handle_whole(now, ip, meta);
+        }
+    }
+
+    fn handle_whole(&mut self, now: Instant, ip: &[u8], meta: Meta) {
+        let Some(flow) = flow(ip) else {
+            return self.handle_stray();
+        };
+        match flow.protocol {
+            Protocol::Tcp => {
+                let ends = (flow.destination, flow.source);
+                if let Some(&id) = self.by_flow.get(&ends) {
+                    return self.handle_segment(now, id, ip);
+                }
+                self.deliver(Transport::Tcp, flow.destination, ip, meta);
+            }
+            Protocol::Udp => self.deliver(Transport::Udp, flow.destination, ip, meta),
+            Protocol::Icmp => self.handle_icmp(now, ip, meta),
+        }
+    }
+
+    fn handle_segment(&mut self, now: Instant, id: u32, ip: &[u8]) {
+        if checksum::verify(ip, self.accept_partial) == Checksum::Invalid {
+            self.stats.bad_checksum += 1;
+            return;
+        }
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.engine.handle_packet(now, ip);
+            stream.stirred = true;
+            self.stats.delivered += 1;
+            self.touched.insert(id);
+        }
+    }
+
+    /// An ICMP error goes to whoever sent what it quotes.
+    fn handle_icmp(&mut self, now: Instant, ip: &[u8], meta: Meta) {
+        let Ok(error) = IcmpError::parse(ip) else {
+            return self.handle_stray();
+        };
+        let quoted = error.quoted;
+        let transport = match quoted.protocol {
+            crafter_common::TCP => Transport::Tcp,
+            crafter_common::UDP => Transport::Udp,
+            _ => return self.handle_stray(),
+        };
+        let stream =
+            (transport == Transport::Tcp).then(|| self.by_flow.get(&(quoted.source, quoted.destination))).flatten();
+        match stream {
+            Some(&id) => {
+                if let Some(stream) = self.streams.get_mut(&id) {
+                    stream.engine.handle_icmp(now, &error);
+                    stream.stirred = true;
+                    self.stats.delivered += 1;
+                    self.touched.insert(id);
+                }
+            }
+            None => self.deliver(transport, quoted.source, ip, meta),
+        }
+    }
+
+    /// Puts a packet into the queue of the lease that owns `local`.
+    fn deliver(&mut self, transport: Transport, local: SocketAddr, ip: &[u8], meta: Meta) {
+        let owners = self.by_port.get(&(transport, local.port())).map_or(&[][..], Vec::as_slice);
+        let owner = owners
+            .iter()
+            .find(|(address, _)| *address == local.ip())
+            .or_else(|| owners.iter().find(|(address, _)| address.is_unspecified()));
+        let Some(lease) = owner.and_then(|(_, id)| self.leases.get_mut(id)) else {
+            return self.handle_stray();
+        };
+        if lease.queued + ip.len() > QUEUE_BYTES {
+            self.stats.overflow += 1;
+            return;
+        }
+        lease.queued += ip.len();
+        lease.queue.push_back(Received {
+            ip: ip.to_vec(),
+            checksum: checksum::verify(ip, self.accept_partial),
+            timestamp_ns: meta.timestamp,
+            cut: meta.cut,
+        });
+        self.stats.delivered += 1;
+        lease.arrived.notify_one();
+    }
+
+    pub(crate) fn handle_stray(&mut self) {
+        self.stats.stray += 1;
+    }
+
+    /// Sending failed: what could not go counts as lost on the way, unless the interface is gone.
+    pub(crate) fn handle_fault(&mut self, now: Instant, error: &Error) {
+        log::warn!("sending failed: {error}");
+        if matches!(error, Error::UnknownInterface { .. }) {
+            self.handle_link_gone(now);
+        }
+    }
+
+    /// The interface is gone, and with it all streams; leases tell whoever waits.
+    pub(crate) fn handle_link_gone(&mut self, now: Instant) {
+        if std::mem::replace(&mut self.link_gone, true) {
+            return;
+        }
+        for (&id, stream) in &mut self.streams {
+            stream.engine.handle_link_gone(now);
+            stream.stirred = true;
+            self.touched.insert(id);
+        }
+        for lease in self.leases.values() {
+            lease.arrived.notify_waiters();
+            lease.arrived.notify_one();
+        }
+    }
+
+    /// Does what is due.
+    pub(crate) fn handle_timeouts(&mut self, now: Instant) {
+        self.reassembler.handle_timeout(now);
+        while let Some(&(due, id)) = self.deadlines.first() {
+            if due > now {
+                break;
+            }
+            self.deadlines.pop_first();
+            if let Some(stream) = self.streams.get_mut(&id) {
+                stream.due = None;
+                stream.engine.handle_timeout(now);
+                if stream.patience.is_some_and(|until| until <= now) {
+                    stream.patience = None;
+                    stream.engine.abort(now);
+                }
+                stream.stirred = true;
+                self.touched.insert(id);
+            }
+        }
+    }
+
+    /// Asks each touched stream what it has to send, and wakes whoever waits for it.
+    pub(crate) fn poll_transmit(&mut self, now: Instant, tx: &mut Sender) {
+        if self.touched.is_empty() {
+            return;
+        }
+        let mut finished = Vec::new();
+        for id in self.touched.drain() {
+            let Some(stream) = self.streams.get_mut(&id) else { continue };
+            let route = &stream.route;
+            let mut fault = None;
+            stream.engine.poll_transmit(now, &mut |ip: &[u8]| {
+                if let Err(e) = tx.push(route, ip) {
+                    fault = Some(e);
+                }
+            });
+            if let Some(e) = fault {
+                log::warn!("sending failed: {e}");
+                self.stats.not_sent += 1;
+            }
+            let due = [stream.engine.poll_timeout(now), stream.patience].into_iter().flatten().min();
+            if due != stream.due {
+                if let Some(old) = stream.due {
+                    self.deadlines.remove(&(old, id));
+                }
+                if let Some(new) = due {
+                    self.deadlines.insert((new, id));
+                }
+                stream.due = due;
+            }
+            if std::mem::take(&mut stream.stirred) {
+                stream.wake();
+            }
+            if stream.orphan.is_some() && stream.engine.is_finished() {
+                finished.push(id);
+            }
+        }
+        for id in finished {
+            self.remove_stream(id);
+        }
+    }
+
+    /// When to call [`Table::handle_timeouts`] next.
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        let streams = self.deadlines.first().map(|&(due, _)| due);
+        [streams, self.reassembler.poll_timeout()].into_iter().flatten().min()
+    }
+
+    fn remove_stream(&mut self, id: u32) {
+        let Some(stream) = self.streams.remove(&id) else { return };
+        self.by_flow.remove(&stream.flow);
+        if let Some(due) = stream.due {
+            self.deadlines.remove(&(due, id));
+        }
+        self.released.extend(stream.orphan);
+    }
+}
+
+/// Whether `ip` is one of several fragments; the first holds ports, so that it is not told by its flow.
+fn is_fragment(ip: &[u8]) -> bool {
+    match ip.first().map(|first| first >> 4) {
+        Some(4) => ip.get(6..8).is_some_and(|field| (field[0] & 0x3f) | field[1] != 0),
+        // Where the first header is a transport's, no fragment header is behind it.
+        Some(6) => {
+            !matches!(ip.get(6), Some(&(crafter_common::TCP | crafter_common::UDP | crafter_common::ICMPV6)))
+                && IpPacket::parse(ip).is_ok_and(|packet| packet.fragment.is_some())
+        }
+        _ => false,
+    }
+}
