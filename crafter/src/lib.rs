@@ -1,9 +1,36 @@
 //! Craft TCP and UDP by hand on Linux without the kernel answering with a RST.
+//!
+//! - [`driver`]: open an interface, lease ports, send and receive, whole TCP streams. Start here:
+//!   [`Crafter::open`].
+//! - [`packet`]: headers to bytes and back, no IO.
+//! - [`engine`]: conversations without IO: a cursor for segments by hand, streams, reassembly.
+//! - [`datapath`]: all that touches the kernel: programs, maps, sockets, routes.
+//! - [`lab`]: a throw-away network with a web and a DNS server to try things in.
+//!
+//! One crafted handshake, and a page:
+//!
+//! ```no_run
+//! use crafter::{Crafter, LeaseRequest, Options, StreamOptions};
+//! use tokio::io::{AsyncReadExt, AsyncWriteExt};
+//!
+//! # async fn page() -> Result<(), Box<dyn std::error::Error>> {
+//! let crafter = Crafter::open("eth0", Options::default()).await?;
+//! println!("{}", crafter.report());
+//! let lease = crafter.lease(LeaseRequest::tcp()).await?;
+//! let mut stream = lease.connect("192.0.2.1:80".parse()?, StreamOptions::default()).await?;
+//! stream.write_all(b"GET / HTTP/1.1\r\nHost: 192.0.2.1\r\nConnection: close\r\n\r\n").await?;
+//! let mut page = Vec::new();
+//! stream.read_to_end(&mut page).await?;
+//! stream.shutdown().await?;
+//! stream.closed().await?;
+//! # Ok(()) }
+//! ```
 
 pub mod datapath;
 pub mod driver;
 pub mod engine;
 pub mod error;
+pub mod lab;
 pub mod packet;
 
 pub use driver::{Crafter, Lease, LeaseRequest, Options, PortChoice, Stream, StreamOptions};

@@ -1,0 +1,149 @@
+//! Runs a command in the client namespace and sees to its end.
+
+use std::{
+    ffi::OsString,
+    io,
+    os::{
+        fd::{AsFd, FromRawFd, OwnedFd},
+        unix::process::ExitStatusExt,
+    },
+    process::{Child, Command, ExitStatus},
+    thread,
+};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        signal::{SigSet, SigmaskHow, Signal, sigprocmask},
+        signalfd::{SfdFlags, SignalFd},
+    },
+};
+
+use super::{Lab, environment, jail};
+use crate::{Error, Result};
+
+/// How a command in the lab ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ending {
+    /// The command's exit code; 128 + the signal's number if a signal killed it.
+    pub code: u8,
+    /// RST segments that reached the server while the command ran.
+    pub rsts: u64,
+}
+
+/// Keeps SIGINT, SIGTERM, SIGHUP and SIGQUIT from ending this process, so that
+/// they can be passed on to the command, whose end then ends the lab.
+#[derive(Debug)]
+pub struct SignalForwarding {
+    signals: SignalFd,
+    before: SigSet,
+}
+
+impl SignalForwarding {
+    /// Blocks the signals. To be called before any other thread is started:
+    /// threads inherit the mask, and a signal goes to any thread that lets it in.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when out of file descriptors.
+    pub fn block() -> Result<Self> {
+        let block = || -> nix::Result<Self> {
+            let signals = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
+            let signals = SigSet::from_iter(signals);
+            let mut before = SigSet::empty();
+            sigprocmask(SigmaskHow::SIG_BLOCK, Some(&signals), Some(&mut before))?;
+            let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+            Ok(Self { signals, before })
+        };
+        block().map_err(|errno| Error::Io { action: "set signals aside".into(), source: errno.into() })
+    }
+
+    /// Passes pending signals on to `init`.
+    fn forward(&self, init: nix::unistd::Pid) -> io::Result<()> {
+        while let Some(signal) = self.signals.read_signal()? {
+            // From the terminal it has reached the command already, see jail.rs.
+            if signal.ssi_code == libc::SI_KERNEL {
+                continue;
+            }
+            let signal = Signal::try_from(signal.ssi_signo as i32)?;
+            match nix::sys::signal::kill(init, signal) {
+                // It has just ended.
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Runs a command in the lab's client namespace, with [`environment`] set, and
+/// waits for its end. All that it has started ends with it, and all of it with
+/// this process, even by SIGKILL: it runs in a PID namespace, with a /proc to match.
+///
+/// # Errors
+/// [`Error::Io`] if the command cannot be started (its source tells NotFound
+/// from PermissionDenied), [`Error::Permission`] without CAP_SYS_ADMIN.
+pub fn run(lab: &Lab, command: &[OsString], signals: Option<&SignalForwarding>) -> Result<Ending> {
+    let [program, arguments @ ..] = command else {
+        return Err(Error::invalid("COMMAND", "a command to run in the lab is needed"));
+    };
+    lab.tap().clear()?;
+    let mut command = Command::new(program);
+    command.args(arguments).envs(environment());
+    // The new PID namespace belongs to the thread, which must not be the caller's;
+    // and the death of the thread that spawned it kills the command.
+    let status = thread::scope(|scope| {
+        let supervisor = scope.spawn(|| {
+            let child = spawn(lab, &mut command, signals).map_err(|error| match error.raw_os_error() {
+                Some(libc::EPERM) => Error::io("put a command into the lab", "CAP_SYS_ADMIN", error),
+                _ => Error::Io { action: format!("run {}", program.display()), source: error },
+            })?;
+            wait(child, signals)
+                .map_err(|source| Error::Io { action: format!("wait for {}", program.display()), source })
+        });
+        supervisor.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })?;
+    // init passes the command's signal on as a code; only its own death is a signal here.
+    let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
+    Ok(Ending { code: code as u8, rsts: lab.tap().count()? })
+}
+
+fn spawn(lab: &Lab, command: &mut Command, signals: Option<&SignalForwarding>) -> io::Result<Child> {
+    jail::new_pid_namespace()?;
+    let lifeline = jail::lifeline()?;
+    let mask = match signals {
+        Some(signals) => signals.before,
+        None => SigSet::thread_get_mask()?,
+    };
+    let (alive, hold) = jail::numbers(&lifeline);
+    jail::cage(command, lab.client().as_fd().try_clone_to_owned()?, alive, hold, mask);
+    let child = command.spawn();
+    drop(lifeline);
+    child
+}
+
+fn wait(mut child: Child, signals: Option<&SignalForwarding>) -> io::Result<ExitStatus> {
+    let Some(signals) = signals else {
+        return child.wait();
+    };
+    let init = nix::unistd::Pid::from_raw(child.id() as i32);
+    // SAFETY: pidfd_open() takes no pointers.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, init.as_raw(), 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: pidfd_open() has just returned this descriptor and nobody else has it.
+    let ended = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    loop {
+        let mut both =
+            [PollFd::new(ended.as_fd(), PollFlags::POLLIN), PollFd::new(signals.signals.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut both, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        signals.forward(init)?;
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+    }
+}

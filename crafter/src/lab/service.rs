@@ -1,0 +1,66 @@
+//! A server on a thread of its own inside a namespace.
+
+use std::{io, thread::JoinHandle};
+
+use tokio::sync::oneshot;
+
+use super::NetNs;
+use crate::{Error, Result};
+
+/// A running server; dropping it ends its thread and closes all its sockets.
+pub(super) struct Service {
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<Result<()>>>,
+}
+
+impl Service {
+    /// Runs `listen` on a thread inside `namespace`; once it has its sockets it
+    /// returns the future that serves, which runs until the service is dropped.
+    ///
+    /// # Errors
+    /// Those of `listen`, and of entering the namespace.
+    pub(super) fn start<S: Future<Output = ()>>(
+        namespace: &NetNs,
+        name: &'static str,
+        listen: impl AsyncFnOnce() -> io::Result<S> + Send + 'static,
+    ) -> Result<Self> {
+        let (stop, stopped) = oneshot::channel();
+        let (ready, is_ready) = std::sync::mpsc::sync_channel(1);
+        let failed = move |source| Error::io(format!("start the lab's {name}"), "CAP_NET_ADMIN", source);
+        let thread = namespace.spawn(name, move || {
+            let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                Ok(runtime) => runtime,
+                Err(error) => return drop(ready.send(Err(error))),
+            };
+            // Dropping the runtime afterwards drops every connection's task.
+            runtime.block_on(async {
+                match listen().await {
+                    Ok(serve) => {
+                        drop(ready.send(Ok(())));
+                        tokio::select! { () = serve => {} _ = stopped => {} }
+                    }
+                    Err(error) => drop(ready.send(Err(error))),
+                }
+            });
+        })?;
+        match is_ready.recv() {
+            Ok(Ok(())) => Ok(Self { stop: Some(stop), thread: Some(thread) }),
+            Ok(Err(error)) => Err(failed(error)),
+            // The thread ended without a word: it could not enter, or it panicked.
+            Err(_) => match thread.join() {
+                Ok(Err(error)) => Err(error),
+                _ => Err(failed(io::Error::other("its thread died"))),
+            },
+        }
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // A panic there has been reported by the panic hook; nothing is left to undo.
+            let _ = thread.join();
+        }
+    }
+}

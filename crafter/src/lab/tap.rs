@@ -1,0 +1,343 @@
+//! Collects the TCP RST segments that arrive at the server.
+
+use std::{
+    io::{self, IoSliceMut},
+    mem,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    sync::{Mutex, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use nix::{
+    errno::Errno,
+    sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt},
+};
+use serde::Serialize;
+
+use crate::{Error, Result};
+
+/// Segments kept; beyond that they are only counted.
+const KEPT: usize = 65_536;
+/// Receive buffer in bytes for each IP version, room for some 10,000 segments
+/// between two looks at the tap.
+const RECEIVE_BUFFER: usize = 8 << 20;
+/// More than any header chain of a RST that matters: IPv6, extension headers, TCP.
+const SNAP: usize = 512;
+
+/// One RST as it arrived.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Rst {
+    /// Source address.
+    pub source: IpAddr,
+    /// Source port.
+    pub port: u16,
+    /// Destination address.
+    pub destination: IpAddr,
+    /// Destination port.
+    pub destination_port: u16,
+    /// Sequence number.
+    pub seq: u32,
+    /// Whether the segment carries ACK too.
+    pub ack: bool,
+    /// When the kernel received it, in seconds since 1970.
+    pub time: f64,
+}
+
+/// Packet sockets that see every RST which reaches an interface, whether or not
+/// a socket wants it. They need no thread: the kernel queues, a look drains.
+#[derive(Debug)]
+pub struct Tap {
+    // One per IP version: sockets of one protocol, unlike ETH_P_ALL, do not see
+    // (and so do not slow down) what the host sends.
+    sockets: [OwnedFd; 2],
+    seen: Mutex<Seen>,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    segments: Vec<Rst>,
+    beyond: u64,
+}
+
+impl Tap {
+    /// Listens on an interface of the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// [`Error::Permission`] without CAP_NET_RAW, [`Error::Io`] otherwise.
+    pub(super) fn open(interface: &str) -> Result<Self> {
+        let open = || -> io::Result<Self> {
+            let index = nix::net::if_::if_nametoindex(interface)?;
+            let sockets = [packet_socket(index, libc::ETH_P_IP)?, packet_socket(index, libc::ETH_P_IPV6)?];
+            Ok(Self { sockets, seen: Mutex::default() })
+        };
+        open().map_err(|source| Error::io(format!("tap {interface}"), "CAP_NET_RAW", source))
+    }
+
+    /// The RSTs since the start or the last [`Tap::clear`], in order of arrival
+    /// for each IP version; the first 65,536 of them.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if a packet socket fails.
+    pub fn segments(&self) -> Result<Vec<Rst>> {
+        self.look(|seen| seen.segments.clone())
+    }
+
+    /// How many RSTs there were since the start or the last [`Tap::clear`], also
+    /// those that found the tap's buffers full.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if a packet socket fails.
+    pub fn count(&self) -> Result<u64> {
+        self.look(|seen| seen.segments.len() as u64 + seen.beyond)
+    }
+
+    /// Forgets all RSTs so far.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if a packet socket fails.
+    pub fn clear(&self) -> Result<()> {
+        self.look(|seen| *seen = Seen::default())
+    }
+
+    fn look<T>(&self, read: impl FnOnce(&mut Seen) -> T) -> Result<T> {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        self.drain(&mut seen).map_err(|source| Error::io("read the lab's RST tap", "CAP_NET_RAW", source))?;
+        Ok(read(&mut seen))
+    }
+
+    fn drain(&self, seen: &mut Seen) -> io::Result<()> {
+        for socket in &self.sockets {
+            // Bounded, so that a flood which arrives as fast as this loop reads cannot hold it.
+            for _ in 0..KEPT {
+                let Some((packet, time)) = receive(socket)? else {
+                    break;
+                };
+                match parse(&packet, time) {
+                    Some(_) if seen.segments.len() >= KEPT => seen.beyond += 1,
+                    Some(rst) => seen.segments.push(rst),
+                    None => {}
+                }
+            }
+            // Reading the statistics resets them.
+            seen.beyond += u64::from(dropped(socket)?);
+        }
+        Ok(())
+    }
+}
+
+fn receive(socket: &OwnedFd) -> io::Result<Option<(Vec<u8>, f64)>> {
+    let mut packet = vec![0; SNAP];
+    let mut control = nix::cmsg_space!(libc::timespec);
+    let mut buffers = [IoSliceMut::new(&mut packet)];
+    let (length, time) =
+        match recvmsg::<()>(socket.as_raw_fd(), &mut buffers, Some(&mut control), MsgFlags::MSG_DONTWAIT) {
+            Ok(message) => {
+                let time = message.cmsgs()?.find_map(|message| match message {
+                    ControlMessageOwned::ScmTimestampns(time) => Some(Duration::from(time)),
+                    _ => None,
+                });
+                (message.bytes, time)
+            }
+            Err(Errno::EAGAIN) => return Ok(None),
+            Err(errno) => return Err(errno.into()),
+        };
+    let time = time.or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
+    packet.truncate(length);
+    Ok(Some((packet, time.as_secs_f64())))
+}
+
+/// Reads an IP packet; None if it is no RST, or a fragment without TCP header.
+fn parse(packet: &[u8], time: f64) -> Option<Rst> {
+    let (source, destination, tcp): (IpAddr, IpAddr, &[u8]) = match packet.first()? >> 4 {
+        4 => {
+            let fragment_offset = u16::from_be_bytes([*packet.get(6)?, *packet.get(7)?]) & 0x1fff;
+            if *packet.get(9)? != 6 || fragment_offset != 0 {
+                return None;
+            }
+            let header = usize::from(packet[0] & 0xf) * 4;
+            let source: [u8; 4] = packet.get(12..16)?.try_into().ok()?;
+            let destination: [u8; 4] = packet.get(16..20)?.try_into().ok()?;
+            (Ipv4Addr::from(source).into(), Ipv4Addr::from(destination).into(), packet.get(header..)?)
+        }
+        6 => {
+            let source: [u8; 16] = packet.get(8..24)?.try_into().ok()?;
+            let destination: [u8; 16] = packet.get(24..40)?.try_into().ok()?;
+            let tcp = ipv6_tcp(*packet.get(6)?, packet.get(40..)?)?;
+            (Ipv6Addr::from(source).into(), Ipv6Addr::from(destination).into(), tcp)
+        }
+        _ => return None,
+    };
+    let flags = *tcp.get(13)?;
+    (flags & 0x04 != 0).then(|| Rst {
+        source,
+        port: u16::from_be_bytes([tcp[0], tcp[1]]),
+        destination,
+        destination_port: u16::from_be_bytes([tcp[2], tcp[3]]),
+        seq: u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]),
+        ack: flags & 0x10 != 0,
+        time,
+    })
+}
+
+/// Skips hop-by-hop, routing and destination options (RFC 8200 section 4) to TCP.
+fn ipv6_tcp(mut next: u8, mut rest: &[u8]) -> Option<&[u8]> {
+    for _ in 0..8 {
+        match next {
+            6 => return Some(rest),
+            0 | 43 | 60 => {
+                next = *rest.first()?;
+                rest = rest.get((usize::from(*rest.get(1)?) + 1) * 8..)?;
+            }
+            _ => return None,
+        }
+    }
+    None
+}
+
+/// A packet socket without link-layer header, for one protocol (host order) on
+/// one interface, that only takes what [`FILTER`] accepts.
+fn packet_socket(index: u32, protocol: libc::c_int) -> io::Result<OwnedFd> {
+    // With protocol 0 it receives nothing until it is bound, so nothing comes before the filter.
+    let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: socket() takes no pointers.
+    let fd = unsafe { libc::socket(libc::AF_PACKET, kind, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: socket() has just returned this descriptor and nobody else has it.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    setsockopt(&socket, sockopt::ReceiveTimestampns, &true)?;
+    setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)?;
+    let mut program = FILTER;
+    let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    // SAFETY: SO_ATTACH_FILTER copies a sock_fprog, which points to as many instructions as it says.
+    let attached = unsafe {
+        libc::setsockopt(
+            fd,
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const filter).cast(),
+            mem::size_of_val(&filter) as libc::socklen_t,
+        )
+    };
+    if attached != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: sockaddr_ll is plain integers, for which zero is valid.
+    let mut address: libc::sockaddr_ll = unsafe { mem::zeroed() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_protocol = (protocol as u16).to_be();
+    address.sll_ifindex = index as i32;
+    // SAFETY: bind() reads a sockaddr_ll of the length given.
+    let bound = unsafe { libc::bind(fd, (&raw const address).cast(), mem::size_of_val(&address) as libc::socklen_t) };
+    if bound != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(socket)
+}
+
+/// Segments that found the receive buffer full since the last call (PACKET_STATISTICS).
+fn dropped(socket: &OwnedFd) -> io::Result<u32> {
+    let mut statistics = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
+    let mut length = mem::size_of_val(&statistics) as libc::socklen_t;
+    // SAFETY: PACKET_STATISTICS writes a tpacket_stats of the length given; both outlive the call.
+    let read = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_STATISTICS,
+            (&raw mut statistics).cast(),
+            &raw mut length,
+        )
+    };
+    match read {
+        0 => Ok(statistics.tp_drops),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+const fn op(code: u32, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
+    libc::sock_filter { code: code as u16, jt, jf, k }
+}
+
+/// Classic BPF, from the IP header on: accepts TCP RSTs, and IPv6 packets whose
+/// first extension header may lead to one.
+#[rustfmt::skip]
+const FILTER: [libc::sock_filter; 21] = {
+    use libc::{BPF_ABS, BPF_ALU, BPF_AND, BPF_B, BPF_H, BPF_IND, BPF_JEQ, BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_LDX, BPF_MSH, BPF_RET};
+    [
+        /*  0 */ op(BPF_LD | BPF_B | BPF_ABS, 0, 0, 0),
+        /*  1 */ op(BPF_ALU | BPF_AND | BPF_K, 0, 0, 0xf0),
+        /*  2 */ op(BPF_JMP | BPF_JEQ | BPF_K, 1, 0, 0x40),
+        /*  3 */ op(BPF_JMP | BPF_JEQ | BPF_K, 7, 16, 0x60),
+        // IPv4: TCP, not a later fragment, RST.
+        /*  4 */ op(BPF_LD | BPF_B | BPF_ABS, 0, 0, 9),
+        /*  5 */ op(BPF_JMP | BPF_JEQ | BPF_K, 0, 14, 6),
+        /*  6 */ op(BPF_LD | BPF_H | BPF_ABS, 0, 0, 6),
+        /*  7 */ op(BPF_JMP | BPF_JSET | BPF_K, 12, 0, 0x1fff),
+        /*  8 */ op(BPF_LDX | BPF_B | BPF_MSH, 0, 0, 0),
+        /*  9 */ op(BPF_LD | BPF_B | BPF_IND, 0, 0, 13),
+        /* 10 */ op(BPF_JMP | BPF_JSET | BPF_K, 8, 9, 0x04),
+        // IPv6: TCP at once and RST, or an extension header for parse() to skip.
+        /* 11 */ op(BPF_LD | BPF_B | BPF_ABS, 0, 0, 6),
+        /* 12 */ op(BPF_JMP | BPF_JEQ | BPF_K, 4, 0, 6),
+        /* 13 */ op(BPF_JMP | BPF_JEQ | BPF_K, 5, 0, 0),
+        /* 14 */ op(BPF_JMP | BPF_JEQ | BPF_K, 4, 0, 43),
+        /* 15 */ op(BPF_JMP | BPF_JEQ | BPF_K, 3, 0, 60),
+        /* 16 */ op(BPF_RET | BPF_K, 0, 0, 0),
+        /* 17 */ op(BPF_LD | BPF_B | BPF_ABS, 0, 0, 40 + 13),
+        /* 18 */ op(BPF_JMP | BPF_JSET | BPF_K, 0, 1, 0x04),
+        /* 19 */ op(BPF_RET | BPF_K, 0, 0, SNAP as u32),
+        /* 20 */ op(BPF_RET | BPF_K, 0, 0, 0),
+    ]
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A 20-byte TCP header with flags, from port 4660 to 80, sequence number 0x01020304.
+    fn tcp(flags: u8) -> [u8; 20] {
+        [0x12, 0x34, 0, 80, 1, 2, 3, 4, 0, 0, 0, 0, 0x50, flags, 0, 0, 0, 0, 0, 0]
+    }
+
+    fn v4(flags: u8) -> Vec<u8> {
+        let mut packet = vec![0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0, 192, 0, 2, 2, 192, 0, 2, 1];
+        packet.extend(tcp(flags));
+        packet
+    }
+
+    fn v6(next: u8, extension: &[u8], flags: u8) -> Vec<u8> {
+        let mut packet = vec![0x60, 0, 0, 0, 0, 20 + extension.len() as u8, next, 64];
+        packet.extend(super::super::CLIENT_V6.octets());
+        packet.extend(super::super::SERVER_V6.octets());
+        packet.extend(extension);
+        packet.extend(tcp(flags));
+        packet
+    }
+
+    #[test]
+    fn reads_resets_of_both_versions() {
+        let hop_by_hop = [6, 0, 1, 4, 0, 0, 0, 0];
+        for packet in [v4(0x14), v6(6, &[], 0x14), v6(0, &hop_by_hop, 0x14)] {
+            let rst = parse(&packet, 1.5).unwrap();
+            assert_eq!((rst.port, rst.destination_port, rst.seq, rst.ack), (4660, 80, 0x0102_0304, true));
+        }
+        assert_eq!(parse(&v4(0x04), 0.0).unwrap().source, super::super::CLIENT_V4);
+        assert_eq!(parse(&v6(6, &[], 0x04), 0.0).unwrap().source, super::super::CLIENT_V6);
+    }
+
+    #[test]
+    fn leaves_the_rest_alone() {
+        assert_eq!(parse(&v4(0x12), 0.0), None, "SYN-ACK");
+        let mut later = v4(0x04);
+        later[7] = 1;
+        assert_eq!(parse(&later, 0.0), None, "later fragment");
+        for packet in [v4(0x04), v6(6, &[], 0x04), v6(0, &[6, 0, 1, 4, 0, 0, 0, 0], 0x04)] {
+            for length in 0..packet.len() - 7 {
+                assert_eq!(parse(&packet[..length], 0.0), None, "cut after {length} bytes");
+            }
+        }
+    }
+}
