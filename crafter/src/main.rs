@@ -1,3 +1,33 @@
 //! The command line of crafter.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+use crafter::error::exit;
+
+mod cli;
+
+fn main() -> ExitCode {
+    let cli = match cli::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return cli::print::usage(&error),
+    };
+    cli::logger::start(cli.globals.log);
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            cli::print::error(&anyhow::Error::new(error).context("cannot start the async runtime"));
+            return exit::FAILURE.into();
+        }
+    };
+    let code = match runtime.block_on(cli.command.run(&cli.globals)) {
+        Ok(code) => code,
+        Err(error) => {
+            cli::print::error(&error);
+            cli::print::exit_code(&error)
+        }
+    };
+    // Not waiting for blocking tasks, which have nothing left to report to.
+    runtime.shutdown_background();
+    code.into()
+}

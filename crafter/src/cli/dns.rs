@@ -1,0 +1,243 @@
+//! `crafter dns`: a DNS query by crafted packets.
+
+mod ask;
+mod record;
+
+use std::{
+    io::{self, Write as _},
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use crafter::{Error, Result, datapath::program::Report, error::exit, packet::Transport};
+use hickory_proto::{
+    op::{Message, ResponseCode},
+    rr::{Name, Record, RecordType},
+};
+use serde_json::json;
+
+use self::ask::{Answer, Asker};
+use super::{
+    Globals,
+    interface::{self, Ended},
+    print,
+};
+
+/// `crafter dns`
+#[derive(Debug, clap::Args)]
+#[command(after_help = HELP)]
+pub struct Args {
+    /// The name to ask for; an address stands for its name below in-addr.arpa or ip6.arpa
+    name: String,
+    /// The server: an address, with a port if it is not 53 ([2001:db8::1]:5353)
+    #[arg(long, short, value_name = "ADDR[:PORT]", value_parser = server)]
+    server: SocketAddr,
+    /// Record type, or TYPE64 for one without a name [default: A; PTR for an address]
+    #[arg(long = "type", short = 't', value_name = "TYPE", value_parser = record::parse_type)]
+    kind: Option<RecordType>,
+    /// How long to wait for an answer, each time
+    #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = interface::seconds)]
+    timeout: Duration,
+    /// How often to send the query
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    tries: u32,
+    /// Size in bytes that answers over UDP may have, offered by EDNS; 0: no EDNS, 512 bytes
+    #[arg(long, value_name = "BYTES", default_value_t = 1232)]
+    edns: u16,
+    /// Ask over TCP from the start
+    #[arg(long)]
+    tcp: bool,
+    #[command(flatten)]
+    interface: interface::Args,
+}
+
+const HELP: &str = "\
+Records of the answer go to stdout, one line each as in a zone file; a line that starts
+with ;; on stderr tells the response code, flags, time and transport. A truncated answer
+is asked for again over TCP.
+Exit code 0: NOERROR, also without records; 4: an ICMP unreachable came; 5: no answer;
+6: NXDOMAIN, SERVFAIL, REFUSED, ...; others as `crafter --help` lists them.";
+
+fn server(text: &str) -> Result<SocketAddr, &'static str> {
+    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+    let address = bare.parse::<IpAddr>().map(|address| SocketAddr::new(address, 53));
+    match address.or_else(|_| text.parse::<SocketAddr>()) {
+        Ok(server) if server.port() > 0 => Ok(server),
+        _ => Err("an IP address is needed, with or without a port, e.g. 192.0.2.1 or [2001:db8::1]:53"),
+    }
+}
+
+/// Asks and prints.
+///
+/// # Errors
+/// Those of asking.
+pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
+    match interface::until_signal(resolve(&args, globals)).await? {
+        Ended::Itself(result) => result,
+        Ended::Signal(code) => Ok(code),
+    }
+}
+
+async fn resolve(args: &Args, globals: &Globals) -> anyhow::Result<u8> {
+    let (name, kind) = question(&args.name, args.kind)?;
+    let query = ask::query(name.clone(), kind, args.edns)?;
+    let crafter = args.interface.open(args.server.ip()).await?;
+    let report = crafter.report().clone();
+    log::info!("{report}");
+    let asker = Asker {
+        crafter: &crafter,
+        port: &args.interface,
+        server: args.server,
+        query,
+        timeout: args.timeout,
+        tries: args.tries,
+    };
+    let answer = answer(&asker, args.tcp).await;
+    interface::close(crafter).await;
+    let (answer, truncated) = answer?;
+    if globals.json {
+        print_json(args, &name, kind, &answer, truncated, &report)?;
+    } else {
+        print_text(args.server, &answer, truncated)?;
+    }
+    Ok(match answer.message.metadata.response_code {
+        ResponseCode::NoError => exit::SUCCESS,
+        _ => exit::SERVER_ERROR,
+    })
+}
+
+/// The answer, and whether one over UDP had been truncated.
+async fn answer(asker: &Asker<'_>, tcp: bool) -> Result<(Answer, bool)> {
+    if !tcp {
+        let answer = asker.udp().await?;
+        if !answer.message.metadata.truncation {
+            return Ok((answer, false));
+        }
+        log::info!("the answer over UDP is truncated: asking over TCP");
+    }
+    Ok((asker.tcp().await?, !tcp))
+}
+
+/// What to ask for: an address without a type, or with the type PTR, stands for its reverse name.
+fn question(text: &str, kind: Option<RecordType>) -> Result<(Name, RecordType)> {
+    if let (Ok(address), None | Some(RecordType::PTR)) = (text.parse::<IpAddr>(), kind) {
+        let mut name = Name::from(address);
+        name.set_fqdn(true);
+        return Ok((name, RecordType::PTR));
+    }
+    let invalid = |reason: &dyn std::fmt::Display| Error::invalid("NAME", format_args!("'{text}': {reason}"));
+    if text.is_empty() {
+        return Err(invalid(&"a domain name is needed, e.g. example.org"));
+    }
+    // The root is the one name with an empty label, and that at its end (RFC 1035 section 3.1).
+    if text != "." && (text.starts_with('.') || text.contains("..")) {
+        return Err(invalid(&"a label is empty"));
+    }
+    let mut name = Name::from_str_relaxed(text).map_err(|e| invalid(&e))?;
+    name.set_fqdn(true);
+    Ok((name, kind.unwrap_or(RecordType::A)))
+}
+
+fn flags(message: &Message) -> Vec<&'static str> {
+    let meta = &message.metadata;
+    [
+        (true, "qr"),
+        (meta.authoritative, "aa"),
+        (meta.truncation, "tc"),
+        (meta.recursion_desired, "rd"),
+        (meta.recursion_available, "ra"),
+        (meta.authentic_data, "ad"),
+        (meta.checking_disabled, "cd"),
+    ]
+    .into_iter()
+    .filter_map(|(set, name)| set.then_some(name))
+    .collect()
+}
+
+fn print_text(server: SocketAddr, answer: &Answer, truncated: bool) -> anyhow::Result<()> {
+    let message = &answer.message;
+    let lines: Vec<String> = message.answers.iter().map(|record| record::line(record) + "\n").collect();
+    print::out(lines.concat())?;
+    let again = match answer.attempts {
+        _ if truncated => ", truncated over UDP".to_owned(),
+        1 => String::new(),
+        attempts => format!(", asked {attempts} times"),
+    };
+    // Nothing is left to complain to when stderr is gone.
+    let _ = writeln!(
+        io::stderr().lock(),
+        ";; {}, flags: {}; {} answers, {} authority, {} additional; {:.3} ms, {} {server}, {} bytes{again}",
+        record::rcode(message.metadata.response_code),
+        flags(message).join(" "),
+        message.answers.len(),
+        message.authorities.len(),
+        message.additionals.len(),
+        answer.time.as_secs_f64() * 1e3,
+        answer.transport,
+        answer.size,
+    );
+    Ok(())
+}
+
+fn print_json(
+    args: &Args,
+    name: &Name,
+    kind: RecordType,
+    answer: &Answer,
+    truncated: bool,
+    report: &Report,
+) -> anyhow::Result<()> {
+    let message = &answer.message;
+    let records = |records: &[Record]| records.iter().map(record::object).collect::<Vec<_>>();
+    print::json(&json!({
+        "name": name.to_ascii(),
+        "type": record::type_name(kind),
+        "server": args.server,
+        "transport": match answer.transport { Transport::Tcp => "tcp", Transport::Udp => "udp" },
+        "rcode": record::rcode(message.metadata.response_code),
+        "flags": flags(message),
+        "answers": records(&message.answers),
+        "authority": records(&message.authorities),
+        "additional": records(&message.additionals),
+        "time_ms": answer.time.as_secs_f64() * 1e3,
+        "bytes": answer.size,
+        "attempts": answer.attempts,
+        "truncated_over_udp": truncated,
+        "mechanism": report,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_addresses() {
+        let ask = |text: &str, kind| question(text, kind).map(|(name, kind)| (name.to_ascii(), kind));
+        assert_eq!(ask("lab.test", None).unwrap(), ("lab.test.".into(), RecordType::A));
+        assert_eq!(ask("192.0.2.1", None).unwrap(), ("1.2.0.192.in-addr.arpa.".into(), RecordType::PTR));
+        assert_eq!(ask("192.0.2.1", Some(RecordType::A)).unwrap().0, "192.0.2.1.");
+        assert_eq!(ask("_dns.lab.test.", Some(RecordType::SRV)).unwrap().0, "_dns.lab.test.");
+        assert_eq!(ask(".", Some(RecordType::NS)).unwrap().0, ".");
+        assert!(ask("2001:db8::1", None).unwrap().0.ends_with("8.b.d.0.1.0.0.2.ip6.arpa."));
+        for text in ["", "..", "a..b", ".a", &"a".repeat(64), &"a.".repeat(128)] {
+            assert!(matches!(ask(text, None), Err(Error::Invalid { what, .. }) if what == "NAME"), "{text}");
+        }
+    }
+
+    #[test]
+    fn servers() {
+        for (text, address) in [
+            ("192.0.2.1", "192.0.2.1:53"),
+            ("192.0.2.1:5353", "192.0.2.1:5353"),
+            ("2001:db8::1", "[2001:db8::1]:53"),
+            ("[2001:db8::1]", "[2001:db8::1]:53"),
+            ("[2001:db8::1]:5353", "[2001:db8::1]:5353"),
+        ] {
+            assert_eq!(server(text), Ok(address.parse().unwrap()), "{text}");
+        }
+        for text in ["", "localhost", "192.0.2.1:0", "192.0.2.1:99999", "192.0.2"] {
+            assert!(server(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! Records as a zone file has them (RFC 1035 section 5.1), one line each.
+
+use std::fmt::Write as _;
+
+use hickory_proto::{
+    op::ResponseCode,
+    rr::{RData, Record, RecordType},
+    serialize::binary::BinEncodable as _,
+};
+use serde_json::{Value, json};
+
+/// `name ttl class type data`, joined by tabs.
+pub fn line(record: &Record) -> String {
+    let Parts { name, class, kind, data } = parts(record);
+    format!("{name}\t{}\t{class}\t{kind}\t{data}", record.ttl)
+}
+
+/// The same as an object.
+pub fn object(record: &Record) -> Value {
+    let Parts { name, class, kind, data } = parts(record);
+    json!({ "name": name, "ttl": record.ttl, "class": class, "type": kind, "data": data })
+}
+
+struct Parts {
+    name: String,
+    class: String,
+    kind: String,
+    data: String,
+}
+
+fn parts(record: &Record) -> Parts {
+    let class = u16::from(record.dns_class);
+    Parts {
+        name: record.name.to_ascii(),
+        // The form of RFC 3597 section 5 for what has no name.
+        class: if class == 1 { "IN".to_owned() } else { format!("CLASS{class}") },
+        kind: type_name(record.record_type()),
+        data: data(&record.data),
+    }
+}
+
+/// The type's mnemonic, or `TYPE65534` (RFC 3597 section 5).
+pub fn type_name(kind: RecordType) -> String {
+    match kind {
+        RecordType::Unknown(number) => format!("TYPE{number}"),
+        known => known.to_string(),
+    }
+}
+
+/// Reads a type: a mnemonic in any case, or `TYPE65534`.
+///
+/// # Errors
+/// A sentence for clap.
+pub fn parse_type(text: &str) -> Result<RecordType, String> {
+    let upper = text.to_ascii_uppercase();
+    let kind = match upper.strip_prefix("TYPE").map(str::parse::<u16>) {
+        Some(Ok(number)) => RecordType::from(number),
+        _ => {
+            upper.parse().map_err(|_| "no such record type; e.g. A, AAAA, MX, TXT, PTR, NS, SOA, SRV, ANY or TYPE64")?
+        }
+    };
+    match kind {
+        RecordType::AXFR | RecordType::IXFR => Err("zone transfers are not supported".to_owned()),
+        RecordType::OPT | RecordType::TSIG | RecordType::ZERO => Err("not a type to ask for".to_owned()),
+        kind => Ok(kind),
+    }
+}
+
+/// The response code's mnemonic (RFC 6895 section 2.3).
+pub fn rcode(code: ResponseCode) -> String {
+    let name = match u16::from(code) {
+        0 => "NOERROR",
+        1 => "FORMERR",
+        2 => "SERVFAIL",
+        3 => "NXDOMAIN",
+        4 => "NOTIMP",
+        5 => "REFUSED",
+        6 => "YXDOMAIN",
+        7 => "YXRRSET",
+        8 => "NXRRSET",
+        9 => "NOTAUTH",
+        10 => "NOTZONE",
+        16 => "BADVERS",
+        23 => "BADCOOKIE",
+        other => return format!("RCODE{other}"),
+    };
+    name.to_owned()
+}
+
+fn data(data: &RData) -> String {
+    match data {
+        RData::TXT(text) => strings(text.txt_data.iter().map(AsRef::as_ref)),
+        RData::HINFO(info) => strings([&*info.cpu, &*info.os].into_iter()),
+        RData::NULL(_) | RData::OPENPGPKEY(_) | RData::Unknown { .. } | RData::OPT(_) => generic(data),
+        other => other.to_string().chars().fold(String::new(), |mut text, c| {
+            // A hostile server must not get to steer the terminal.
+            match c {
+                c if c.is_control() => _ = write!(text, "\\{:03}", u32::from(c)),
+                c => text.push(c),
+            }
+            text
+        }),
+    }
+}
+
+/// Quoted character strings.
+fn strings<'s>(strings: impl Iterator<Item = &'s [u8]>) -> String {
+    let quoted = strings.map(|bytes| {
+        let mut text = String::from("\"");
+        for &byte in bytes {
+            match byte {
+                b'"' | b'\\' => text.extend(['\\', byte.into()]),
+                b' '..=b'~' => text.push(byte.into()),
+                _ => _ = write!(text, "\\{byte:03}"),
+            }
+        }
+        text + "\""
+    });
+    quoted.collect::<Vec<_>>().join(" ")
+}
+
+/// `\# 3 010203` (RFC 3597 section 5).
+fn generic(data: &RData) -> String {
+    let bytes = data.to_bytes().unwrap_or_default();
+    let hex = bytes.iter().fold(String::new(), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    });
+    format!("\\# {} {hex}", bytes.len()).trim_end().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use hickory_proto::rr::{
+        Name,
+        rdata::{MX, NULL, TXT},
+    };
+
+    use super::*;
+
+    #[test]
+    fn lines_are_those_of_a_zone_file() {
+        let name = Name::from_ascii("lab.test.").unwrap();
+        let record = |data| line(&Record::from_rdata(name.clone(), 300, data));
+        let text = TXT::from_bytes(vec![b"say \"hi\"\\", b"\x1b[2J\xff"]);
+        assert_eq!(record(RData::TXT(text)), r#"lab.test.	300	IN	TXT	"say \"hi\"\\" "\027[2J\255""#);
+        let mail = MX::new(10, Name::from_ascii("mail.lab.test.").unwrap());
+        assert_eq!(record(RData::MX(mail)), "lab.test.\t300\tIN\tMX\t10 mail.lab.test.");
+        let code = RecordType::Unknown(65_280);
+        let unknown = RData::Unknown { code, rdata: NULL::with(vec![1, 0xab]) };
+        assert_eq!(record(unknown), "lab.test.\t300\tIN\tTYPE65280\t\\# 2 01ab");
+    }
+
+    #[test]
+    fn types_are_read_in_any_case() {
+        assert_eq!(parse_type("aaaa"), Ok(RecordType::AAAA));
+        assert_eq!(parse_type("TYPE28"), Ok(RecordType::AAAA));
+        assert_eq!(parse_type("type65280"), Ok(RecordType::Unknown(65_280)));
+        for text in ["", "AAAAA", "TYPE", "TYPE70000", "AXFR", "TYPE252", "OPT"] {
+            assert!(parse_type(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! `crafter get`: a URL fetched over a crafted TCP stream.
+
+mod http;
+mod sink;
+mod summary;
+mod target;
+mod trace;
+
+use std::{
+    io::{self, Write as _},
+    net::SocketAddr,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use crafter::{Crafter, Error, Lease, Stream, StreamOptions, engine::Impair, packet::Transport};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use self::{http::Head, sink::Sink, summary::Summary, target::Target, trace::Trace};
+use super::{
+    Globals,
+    interface::{self, Ended},
+    print,
+};
+
+/// How long the peer may take to close after the whole answer.
+const CLOSING: Duration = Duration::from_secs(3);
+
+/// How long of that this end waits before it closes first.
+const OFFER: Duration = Duration::from_millis(500);
+
+/// `crafter get`
+#[derive(Debug, clap::Args)]
+#[command(after_help = HELP)]
+pub struct Args {
+    /// What to fetch: http://HOST[:PORT]/PATH; HOST is a name, an IPv4 address or an [IPv6] address
+    url: String,
+    /// Write the body to FILE instead of stdout
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Print a line per segment on stderr as tcpdump does, with the time since the first
+    #[arg(long, short)]
+    verbose: bool,
+    /// Print no summary and no progress
+    #[arg(long, short)]
+    quiet: bool,
+    /// Let the kernel see the packets of the connection too (copies come here)
+    #[arg(long)]
+    observe: bool,
+    /// What happens to the kernel's own RSTs from the port
+    #[arg(long, value_name = "POLICY", value_enum, default_value_t = RstPolicy::Suppress)]
+    rst: RstPolicy,
+    /// Lose this share of all segments, both ways
+    #[arg(long, value_name = "N%", default_value = "0", value_parser = percent)]
+    loss: f64,
+    /// Duplicate this share of all segments, both ways
+    #[arg(long, value_name = "N%", default_value = "0", value_parser = percent)]
+    duplicate: f64,
+    /// Hold this share of all segments back, so that later ones overtake them, both ways
+    #[arg(long, value_name = "N%", default_value = "0", value_parser = percent)]
+    reorder: f64,
+    /// Seed of --loss, --duplicate and --reorder: the same seed draws the same numbers
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    /// How long the SYN may go unanswered
+    #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = interface::seconds)]
+    timeout: Duration,
+    /// How long all of it may take [default: for ever]
+    #[arg(long, value_name = "SECONDS", value_parser = interface::seconds)]
+    max_time: Option<Duration>,
+    /// Only IPv4 addresses of HOST
+    #[arg(short = '4', long, conflicts_with = "ipv6")]
+    ipv4: bool,
+    /// Only IPv6 addresses of HOST
+    #[arg(short = '6', long)]
+    ipv6: bool,
+    #[command(flatten)]
+    interface: interface::Args,
+}
+
+const HELP: &str = "\
+The body goes to stdout or FILE as it comes; what came before a failure stays there, and
+the message says how much that is. Redirects are not followed. A summary goes to stderr:
+handshake time, segments and bytes each way, retransmissions, RSTs suppressed, mechanism.
+--json: the summary as one JSON object, on stdout with -o FILE, else on stderr; error and
+exit_code in it tell how it ended.
+Exit code 4: refused; 5: no answer in time; 6: HTTP status 400 or more (the body is
+written all the same); 7: reset by the peer; others as `crafter --help` lists them.";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum RstPolicy {
+    /// They are dropped and counted.
+    Suppress,
+    /// They leave.
+    Pass,
+}
+
+/// A share, `10%` or `10`.
+fn percent(text: &str) -> Result<f64, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).trim().parse::<f64>();
+    match number {
+        Ok(percent) if (0.0..=100.0).contains(&percent) => Ok(percent / 100.0),
+        _ => Err("a percentage from 0 to 100 is needed, e.g. 10%".to_owned()),
+    }
+}
+
+/// Fetches.
+///
+/// # Errors
+/// Those of the URL, the interface, the connection and the file.
+pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
+    let target = Target::parse(&args.url)?;
+    if args.loss + args.duplicate + args.reorder > 1.0 {
+        let reason = "together with --duplicate and --reorder it must not exceed 100%";
+        return Err(Error::invalid("--loss", reason).into());
+    }
+    let quiet = args.quiet || args.verbose || globals.json;
+    let mut sink = Sink::new(args.output.as_deref(), quiet);
+    let mut summary = Summary::new(&target, args.output.as_deref());
+    let work = async {
+        let result = fetch(&args, &target, &mut sink, &mut summary).await;
+        let finished = sink.finish().await;
+        summary.body_bytes = finished.bytes;
+        // A body that cannot be written is why fetching stopped, not its consequence.
+        finished.error.map_or(result, Err)
+    };
+    let error = match interface::until_signal(work).await? {
+        Ended::Itself(result) => result.err().map(anyhow::Error::new),
+        Ended::Signal(code) => {
+            summary.body_bytes = sink.abandon();
+            summary.exit_code = code;
+            summary.error = Some("interrupted".to_owned());
+            None
+        }
+    };
+    if let Some(error) = &error {
+        summary.exit_code = print::exit_code(error);
+        summary.error = Some(print::sentence(error));
+    }
+    // Nothing is left to complain to when stderr is gone.
+    let mut stderr = io::stderr().lock();
+    if globals.json {
+        let line = serde_json::to_string(&summary)? + "\n";
+        match &args.output {
+            Some(_) => print::out(line)?,
+            None => _ = stderr.write_all(line.as_bytes()),
+        }
+    } else {
+        if !args.quiet {
+            let _ = stderr.write_all(summary.to_string().as_bytes());
+        }
+        if let Some(sentence) = &summary.error {
+            let _ = writeln!(stderr, "crafter: {sentence}{}", summary.partial());
+        } else if let Some(status) = summary.http_error() {
+            let _ = writeln!(stderr, "crafter: {} answered {status}", args.url);
+        }
+    }
+    Ok(summary.exit_code)
+}
+
+/// A connection and what it hangs on; fields are dropped in this order.
+struct Connection {
+    stream: Stream,
+    lease: Lease,
+    crafter: Crafter,
+}
+
+async fn fetch(args: &Args, target: &Target, sink: &mut Sink, summary: &mut Summary) -> Result<(), Error> {
+    let start = Instant::now();
+    let deadline = args.max_time.map(|time| start + time);
+    let Connection { mut stream, lease, crafter } = connect(args, target, deadline, summary).await?;
+    summary.connected(&stream, crafter.report(), start.elapsed());
+    let connected = Instant::now();
+    let on_head = |head: &Head, sink: &mut Sink| {
+        summary.head(head);
+        sink.start(head.length);
+    };
+    let mut result = match before(deadline, http::get(&mut stream, target, sink, on_head)).await {
+        // The stream knows better why it failed than who reads it.
+        Some(result) => result.map_err(|error| stream.error().unwrap_or(error)),
+        None => Err(Error::TimedOut {
+            remote: stream.remote(),
+            after: args.max_time.unwrap_or_default(),
+            waiting_for: "the end of the answer",
+        }),
+    };
+    summary.transfer = Some(connected.elapsed());
+    if result.is_ok() {
+        let closed = async {
+            // Who closes first has to wait in TIME-WAIT: that was offered to the server (`Connection: close`).
+            let _ = tokio::time::timeout(OFFER, stream.read(&mut [0])).await;
+            let _ = stream.shutdown().await;
+            stream.closed().await
+        };
+        match tokio::time::timeout(CLOSING, closed).await {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => summary.notes.push(format!("after the whole answer: {e}")),
+            Err(_) => summary.notes.push(format!("the peer did not close within {CLOSING:?} of its whole answer")),
+        }
+    }
+    summary.stream = stream.stats();
+    match crafter.counters() {
+        Ok(counters) => summary.counted(&counters, &crafter.stats()),
+        Err(e) => result = result.and(Err(e)),
+    }
+    // One that failed is reset by this.
+    drop(stream);
+    drop(lease);
+    interface::close(crafter).await;
+    result
+}
+
+/// Connects to the first address that lets us.
+async fn connect(
+    args: &Args,
+    target: &Target,
+    deadline: Option<Instant>,
+    summary: &mut Summary,
+) -> Result<Connection, Error> {
+    let wanted = |address: &SocketAddr| match args.interface.source {
+        Some(source) => source.is_ipv4() == address.is_ipv4(),
+        None => !(args.ipv4 && address.is_ipv6() || args.ipv6 && address.is_ipv4()),
+    };
+    let found = before(deadline, target.addresses()).await.unwrap_or_else(|| Err(target.not_found("in time")))?;
+    let addresses: Vec<SocketAddr> = found.into_iter().filter(wanted).collect();
+    let mut failed = None;
+    for remote in addresses {
+        if let Some(error) = failed.replace(match before(deadline, connect_to(args, remote)).await {
+            Some(Ok(connection)) => return Ok(connection),
+            Some(Err(error)) => error,
+            None => {
+                let after = args.max_time.unwrap_or_default();
+                return Err(Error::TimedOut { remote, after, waiting_for: "SYN-ACK" });
+            }
+        }) {
+            summary.notes.push(error.to_string());
+        }
+        let try_next = matches!(
+            failed,
+            Some(
+                Error::Refused { .. }
+                    | Error::TimedOut { .. }
+                    | Error::Unreachable { .. }
+                    | Error::NoRoute { .. }
+                    | Error::NoNeighbour { .. }
+            )
+        );
+        if !try_next {
+            break;
+        }
+    }
+    Err(failed.unwrap_or_else(|| target.not_found("of the wanted IP version")))
+}
+
+async fn connect_to(args: &Args, remote: SocketAddr) -> Result<Connection, Error> {
+    let crafter = args.interface.open(remote.ip()).await?;
+    let request = args.interface.request(Transport::Tcp);
+    let request = request.observe(args.observe).suppress(args.rst == RstPolicy::Suppress);
+    let connected = async {
+        let lease = crafter.lease(request).await?;
+        let options = StreamOptions {
+            hook: Trace::hook(args.verbose, impairment(args)),
+            connect_timeout: Some(args.timeout),
+            ..StreamOptions::default()
+        };
+        let stream = lease.connect(remote, options).await?;
+        Ok((stream, lease))
+    };
+    match connected.await {
+        Ok((stream, lease)) => Ok(Connection { stream, lease, crafter }),
+        Err(error) => {
+            interface::close(crafter).await;
+            Err(error)
+        }
+    }
+}
+
+fn impairment(args: &Args) -> Option<Impair> {
+    let Args { loss, duplicate, reorder, seed, .. } = *args;
+    (loss + duplicate + reorder > 0.0).then(|| {
+        let mut impair = Impair::new(seed);
+        (impair.loss, impair.duplicate, impair.reorder) = (loss, duplicate, reorder);
+        impair
+    })
+}
+
+/// What `work` gives, `None` if `deadline` comes first.
+async fn before<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> Option<T> {
+    match deadline {
+        Some(deadline) => tokio::time::timeout_at(deadline.into(), work).await.ok(),
+        None => Some(work.await),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentages() {
+        for (text, share) in [("10%", 0.1), ("10", 0.1), ("0.5%", 0.005), ("100 %", 1.0), ("0", 0.0)] {
+            assert_eq!(percent(text), Ok(share), "{text}");
+        }
+        for text in ["", "%", "-1%", "101", "NaN", "ten"] {
+            assert!(percent(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! The commands, one file each. To add one: `mod NAME;`, a variant of
+//! [`Command`], and its line in [`Command::run`].
+
+use clap::{Args, Parser, Subcommand};
+
+pub mod counters;
+pub mod dns;
+pub mod doctor;
+pub mod flows;
+pub mod get;
+pub mod interface;
+pub mod lab;
+pub mod logger;
+pub mod print;
+pub mod running;
+
+const EXIT_CODES: &str = "\
+Exit codes, the same for every command:
+  0   all went well
+  1   failure without a code of its own; doctor: nothing can work here
+  2   wrong option or value
+  3   no permission (the message names the capability)
+  4   refused: a RST answered the SYN, or an ICMP unreachable came
+  5   no answer in time
+  6   the server answered with an error (HTTP 400 and up, DNS not NOERROR)
+  7   the peer reset an established connection
+  8   the port is taken
+  9   unknown interface, no route, or the next hop does not answer
+  10  the forced attach mode cannot be had
+  11  the kernel is too old
+lab run ends with the exit code of the command that it ran; 128 and more: ended by that
+signal (130: Ctrl-C).";
+
+/// Craft TCP and UDP by hand on Linux without the kernel answering with a RST.
+#[derive(Debug, Parser)]
+#[command(name = "crafter", version, about, after_help = EXIT_CODES, propagate_version = true)]
+pub struct Cli {
+    /// Options of every command.
+    #[command(flatten)]
+    pub globals: Globals,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Args)]
+pub struct Globals {
+    /// Print one JSON object instead of text for humans
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Log to stderr: off, error, warn, info, debug or trace
+    #[arg(long, global = true, value_name = "LEVEL", default_value = "warn", env = "CRAFTER_LOG")]
+    pub log: log::LevelFilter,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Say what crafter can do on this host, and why not more
+    Doctor(doctor::Args),
+    /// A throw-away network with a web server and a DNS server in it
+    Lab(lab::Args),
+    /// Fetch a URL over a crafted TCP stream
+    Get(get::Args),
+    /// Ask a DNS server over crafted packets
+    Dns(dns::Args),
+    /// Show the flows of running crafters
+    Flows(flows::Args),
+    /// Show the packet counters of running crafters
+    Counters(counters::Args),
+}
+
+impl Command {
+    /// Runs the command; its result is the exit code.
+    pub async fn run(self, globals: &Globals) -> anyhow::Result<u8> {
+        match self {
+            Self::Doctor(args) => doctor::run(args, globals).await,
+            Self::Lab(args) => lab::run(args, globals).await,
+            Self::Get(args) => get::run(args, globals).await,
+            Self::Dns(args) => dns::run(args, globals).await,
+            Self::Flows(args) => flows::run(args, globals).await,
+            Self::Counters(args) => counters::run(args, globals).await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

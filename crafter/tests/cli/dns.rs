@@ -1,0 +1,135 @@
+//! `crafter dns`
+
+use crafter::{
+    error::exit,
+    lab::{BIG_TXT_BYTES, LONG_TXT_BYTES, Lab},
+};
+use serde_json::json;
+
+use super::{Done, crafter, crafter_without, lab, on_server};
+
+fn dns(lab: &Lab, args: &[&str]) -> Done {
+    crafter(lab, &[&["dns", "--server", "192.0.2.1"], args].concat())
+}
+
+/// The text between the quotes of all strings.
+fn text_length(line: &str) -> usize {
+    line.split('"').skip(1).step_by(2).map(str::len).sum()
+}
+
+#[test]
+fn records_of_each_type_as_lines_of_a_zone_file() {
+    let lab = lab();
+    for (args, lines) in [
+        (&["lab.test"][..], &["lab.test.\t300\tIN\tA\t192.0.2.1"][..]),
+        (&["lab.test", "--type", "aaaa"], &["lab.test.\t300\tIN\tAAAA\t2001:db8::1"]),
+        (
+            &["lab.test.", "--type", "MX"],
+            &["lab.test.\t300\tIN\tMX\t10 mail.lab.test.", "lab.test.\t300\tIN\tMX\t20 web.lab.test."],
+        ),
+        (&["text.lab.test", "--type", "TXT"], &["text.lab.test.\t300\tIN\tTXT\t\"hello\" \"lab\""]),
+        (&["lab.test", "--type", "NS"], &["lab.test.\t300\tIN\tNS\tns.lab.test."]),
+        (&["192.0.2.2"], &["2.2.0.192.in-addr.arpa.\t300\tIN\tPTR\tclient.lab.test."]),
+        (&["2001:db8::1", "--type", "PTR"], &["PTR\tweb.lab.test."]),
+        (&["www.lab.test"], &["www.lab.test.\t300\tIN\tCNAME\tweb.lab.test.", "web.lab.test.\t300\tIN\tA\t192.0.2.1"]),
+        (&["lab.test", "--type", "SOA"], &["SOA\tns.lab.test. hostmaster.lab.test. 1 3600 600 86400 60"]),
+        // It exists, but not of that type.
+        (&["lab.test", "--type", "SRV"], &[]),
+    ] {
+        let done = dns(&lab, args);
+        done.succeeds();
+        let mut printed: Vec<&str> = done.text().lines().collect();
+        printed.sort_unstable_by_key(|line| lines.iter().position(|wanted| line.ends_with(wanted)));
+        assert!(printed.len() == lines.len() && printed.iter().zip(lines).all(|(a, b)| a.ends_with(b)), "{done:?}");
+        assert!(done.stderr.starts_with(";; NOERROR, flags: qr aa rd; "), "{done:?}");
+        assert!(done.stderr.contains(" UDP 192.0.2.1:53, "), "{done:?}");
+    }
+}
+
+#[test]
+fn by_each_way_of_receiving_and_over_ipv6() {
+    let lab = lab();
+    for server in ["192.0.2.1:53", "[2001:db8::1]", "2001:db8::1"] {
+        for mode in ["native", "generic", "tc"] {
+            for tcp in [&[][..], &["--tcp"]] {
+                let args = ["dns", "lab.test", "--server", server, "--attach", mode];
+                let done = crafter(&lab, &[&args[..], tcp].concat());
+                assert_eq!((done.code, done.text()), (0, "lab.test.\t300\tIN\tA\t192.0.2.1\n"), "{done:?}");
+            }
+        }
+    }
+    assert_eq!(lab.tap().count().unwrap(), 0, "RSTs reached the server");
+}
+
+#[test]
+fn long_answers_truncated_then_over_tcp_or_in_fragments() {
+    let lab = lab();
+    let report = dns(&lab, &["big.lab.test", "--type", "TXT", "--json"]).json();
+    assert_eq!((&report["transport"], &report["truncated_over_udp"]), (&json!("tcp"), &json!(true)), "{report}");
+    let data = report["answers"][0]["data"].as_str().unwrap();
+    assert_eq!(text_length(data), BIG_TXT_BYTES);
+    // Strings of 250 bytes, of which each place says where it is.
+    assert!(data.starts_with("\"00000000, 00000010, ") && data.contains("00003490, "), "{data}");
+
+    for mode in ["native", "generic", "tc"] {
+        let args = ["big.lab.test", "--type", "TXT", "--edns", "4096", "--json", "--attach", mode];
+        let fragments = dns(&lab, &args).json();
+        assert_eq!(fragments["transport"], json!("udp"), "{fragments}");
+        assert_eq!(fragments["answers"][0]["data"].as_str(), Some(data));
+        assert!(fragments["bytes"].as_u64().unwrap() > BIG_TXT_BYTES as u64);
+    }
+    // Without EDNS 512 bytes are all; with the usual size this fits neither.
+    for edns in ["0", "1232"] {
+        let long = dns(&lab, &["long.lab.test", "--type", "TXT", "--edns", edns]);
+        assert_eq!(text_length(long.text()), LONG_TXT_BYTES);
+        assert!(long.stderr.contains("TCP 192.0.2.1:53") && long.stderr.contains("truncated over UDP"), "{long:?}");
+    }
+}
+
+#[test]
+fn json_has_it_all() {
+    let lab = lab();
+    let report = dns(&lab, &["lab.test", "--json"]).json();
+    assert_eq!(
+        report["answers"],
+        json!([{ "name": "lab.test.", "ttl": 300, "class": "IN", "type": "A", "data": "192.0.2.1" }])
+    );
+    for (key, value) in [
+        ("name", json!("lab.test.")),
+        ("type", json!("A")),
+        ("server", json!("192.0.2.1:53")),
+        ("transport", json!("udp")),
+        ("rcode", json!("NOERROR")),
+        ("flags", json!(["qr", "aa", "rd"])),
+        ("attempts", json!(1)),
+    ] {
+        assert_eq!(report[key], value, "{key}: {report}");
+    }
+    assert!(report["time_ms"].as_f64().unwrap() > 0.0 && report["bytes"].as_u64().unwrap() > 12);
+}
+
+#[test]
+fn failures_have_their_codes_and_sentences() {
+    let lab = lab();
+    let missing = dns(&lab, &["nothing.lab.test"]);
+    assert_eq!((missing.code, missing.text()), (exit::SERVER_ERROR.into(), ""), "{missing:?}");
+    assert!(missing.stderr.starts_with(";; NXDOMAIN"), "{missing:?}");
+    let foreign = dns(&lab, &["example.org", "--json"]);
+    assert_eq!((foreign.code, &foreign.json()["rcode"]), (exit::SERVER_ERROR.into(), &json!("REFUSED")));
+    for name in ["a..b", "", &"a".repeat(64)] {
+        dns(&lab, &[name]).fails(exit::USAGE, "NAME: ");
+    }
+    dns(&lab, &["lab.test", "--type", "AXFR"]).fails(exit::USAGE, "zone transfers");
+    crafter(&lab, &["dns", "lab.test", "--server", "nowhere"]).fails(exit::USAGE, "--server");
+    for server in ["192.0.2.1:54", "[2001:db8::1]:54"] {
+        let closed = crafter(&lab, &["dns", "lab.test", "--server", server]);
+        closed.fails(exit::REFUSED, "is unreachable: port unreachable");
+        let refused = crafter(&lab, &["dns", "lab.test", "--tcp", "--server", server]);
+        refused.fails(exit::REFUSED, "refused the connection");
+    }
+    on_server(&lab, "ip", &["route", "add", "blackhole", "198.51.100.0/24"]);
+    let hole = ["dns", "lab.test", "--server", "198.51.100.1", "--timeout", "0.2", "--tries", "3"];
+    crafter(&lab, &hole).fails(exit::TIMED_OUT, "no answer from 198.51.100.1:53 within 600ms (DNS answer)");
+    crafter_without(&lab, "-net_raw", &["dns", "lab.test", "--server", "192.0.2.1"])
+        .fails(exit::PERMISSION, "CAP_NET_RAW");
+}

@@ -1,0 +1,245 @@
+//! `crafter get`
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    net::TcpListener,
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use crafter::{error::exit, lab};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+
+use super::{command, crafter, crafter_without, lab, on_server, wait};
+
+const WEB: &str = "http://192.0.2.1";
+const WEB6: &str = "http://[2001:db8::1]";
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn a_page_over_both_ip_versions_by_each_way_of_receiving() {
+    let lab = lab();
+    for mode in ["auto", "native", "generic", "tc"] {
+        for web in [WEB, WEB6] {
+            let done = crafter(&lab, &["get", "--attach", mode, &format!("{web}/")]);
+            done.succeeds();
+            assert!(done.text().contains("<h1>It works</h1>"), "{done:?}");
+            let way = match mode {
+                "tc" => "tcx + ring buffer on lab0",
+                "generic" => "generic XDP + AF_XDP on lab0",
+                _ => "native XDP + AF_XDP on lab0",
+            };
+            for part in ["200 OK: ", "handshake: ", "sent: ", "received: ", "0 RSTs suppressed", way] {
+                assert!(done.stderr.contains(part), "no '{part}': {done:?}");
+            }
+        }
+    }
+    assert_eq!(lab.tap().count().unwrap(), 0, "RSTs reached the server");
+}
+
+#[test]
+fn a_hundred_megabytes_are_what_the_server_sent() {
+    let lab = lab();
+    let expected = lab::sha256(100 << 20);
+    for web in [WEB, WEB6] {
+        let done = crafter(&lab, &["get", &format!("{web}/bytes/100M")]);
+        done.succeeds();
+        assert_eq!(sha256(&done.stdout), expected);
+        // With neither length nor end but that of the chunks.
+        let done = crafter(&lab, &["get", "-q", &format!("{web}/bytes/5M?chunked=1")]);
+        done.succeeds();
+        assert_eq!((done.stderr.as_str(), sha256(&done.stdout)), ("", lab::sha256(5 << 20)));
+    }
+    assert_eq!(lab.tap().count().unwrap(), 0, "RSTs reached the server");
+}
+
+#[test]
+fn through_a_bad_network() {
+    let lab = lab();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("body");
+    let (file, url) = (file.to_str().unwrap(), format!("{WEB}/bytes/5M"));
+    let bad = ["get", "--loss", "5%", "--duplicate", "5%", "--reorder", "5%", "--json", "-o", file, &url];
+    let report = crafter(&lab, &bad).json();
+    assert_eq!(sha256(&fs::read(file).unwrap()), lab::sha256(5 << 20));
+    for counted in ["hook_drops", "duplicates", "out_of_order"] {
+        assert!(report[counted].as_u64().unwrap() > 0, "{counted}: {report}");
+    }
+}
+
+#[test]
+fn to_a_file_with_json() {
+    let lab = lab();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("body");
+    let done = crafter(&lab, &["get", "--json", "-o", file.to_str().unwrap(), &format!("{WEB}/bytes/1M")]);
+    done.succeeds();
+    assert_eq!(sha256(&fs::read(&file).unwrap()), lab::sha256(1 << 20));
+    let report = done.json();
+    for (key, value) in [
+        ("url", json!("http://192.0.2.1/bytes/1M")),
+        ("remote", json!("192.0.2.1:80")),
+        ("status", json!(200)),
+        ("content_length", json!(1 << 20)),
+        ("body_bytes", json!(1 << 20)),
+        ("retransmissions", json!(0)),
+        ("rsts_suppressed", json!(0)),
+        ("error", json!(null)),
+        ("exit_code", json!(0)),
+    ] {
+        assert_eq!(report[key], value, "{key}: {report}");
+    }
+    assert!(report["handshake_ms"].as_f64().unwrap() > 0.0);
+    assert!(report["bytes_received"].as_u64().unwrap() > 1 << 20);
+    // Without a file, stdout is the body's.
+    let done = crafter(&lab, &["get", "--json", &format!("{WEB}/status/404")]);
+    assert_eq!((done.code, done.text()), (exit::SERVER_ERROR.into(), ""));
+    let report: serde_json::Value = serde_json::from_str(&done.stderr).unwrap();
+    assert_eq!((&report["status"], &report["exit_code"]), (&json!(404), &json!(exit::SERVER_ERROR)));
+}
+
+#[test]
+fn verbose_prints_the_conversation() {
+    let lab = lab();
+    let done = crafter(&lab, &["get", "-v", &format!("{WEB}/status/200")]);
+    done.succeeds();
+    let segments: Vec<&str> = done.stderr.lines().filter(|line| line.contains("Flags [")).collect();
+    assert!(segments[0].starts_with("00:00:00.000000 IP 192.0.2.2."), "{segments:#?}");
+    for (index, part) in [(0, "192.0.2.1.80: Flags [S], seq"), (1, "Flags [S.], seq"), (2, "Flags [.], ack")] {
+        assert!(segments[index].contains(part), "{segments:#?}");
+    }
+    assert_eq!(segments.iter().filter(|line| line.contains("Flags [F.]")).count(), 2, "{segments:#?}");
+    assert!(segments.iter().all(|line| !line.contains("incorrect")), "{segments:#?}");
+}
+
+#[test]
+fn observed_the_kernel_answers_and_is_kept_quiet() {
+    let lab = lab();
+    let url = format!("{WEB}/bytes/100K");
+    let observed = crafter(&lab, &["get", "--observe", "--json", "-o", "/dev/null", &url]);
+    observed.succeeds();
+    assert!(observed.json()["rsts_suppressed"].as_u64().unwrap() > 0, "{observed:?}");
+    assert_eq!(lab.tap().count().unwrap(), 0, "RSTs reached the server");
+    // The control: allowed, the kernel's RSTs break the connection.
+    let passed = crafter(&lab, &["get", "--observe", "--rst", "pass", "--max-time", "5", "-o", "/dev/null", &url]);
+    assert_ne!(passed.code, 0, "{passed:?}");
+    assert!(lab.tap().count().unwrap() > 0, "no RST reached the server");
+}
+
+#[test]
+fn failures_have_their_codes_and_sentences() {
+    let lab = lab();
+    let get = |args: &[&str]| crafter(&lab, &[&["get"], args].concat());
+    get(&["https://192.0.2.1/"]).fails(exit::USAGE, "scheme 'https' is not supported, only http");
+    get(&["192.0.2.1"]).fails(exit::USAGE, "URL: ");
+    get(&["--loss", "101%", WEB]).fails(exit::USAGE, "--loss");
+    get(&["--loss", "60%", "--reorder", "60%", WEB]).fails(exit::USAGE, "--loss");
+    get(&["--source", "192.0.2.77", WEB]).fails(exit::USAGE, "192.0.2.77 is not an address of this host");
+    for web in [WEB, WEB6] {
+        get(&[&format!("{web}:81/")]).fails(exit::REFUSED, ":81 refused the connection");
+    }
+    let missing = get(&[&format!("{WEB}/nothing-here")]);
+    missing.fails(exit::SERVER_ERROR, "404 Not Found");
+    assert_eq!(missing.text(), "no such page, see /\n");
+    get(&[&format!("{WEB}/reset")]).fails(exit::RESET, "192.0.2.1:80 reset the connection");
+    get(&[&format!("{WEB}/close")]).fails(exit::FAILURE, "closed before its answer was complete");
+    get(&["--interface", "nope0", WEB]).fails(exit::NO_ROUTE, "no interface named 'nope0'");
+    get(&["--interface", "lo", WEB]).fails(exit::NO_ROUTE, "no route to 192.0.2.1: lo leads to");
+    get(&["--interface", "lab0", "http://192.0.2.2/"]).fails(exit::NO_ROUTE, "reached by lo, not by lab0");
+    get(&["http://192.0.2.99/"]).fails(exit::NO_ROUTE, "192.0.2.99 does not answer on lab0");
+    get(&["-o", "/no/such/place", WEB]).fails(exit::FAILURE, "write the body to /no/such/place: No such file");
+    crafter_without(&lab, "-net_raw", &["get", WEB]).fails(exit::PERMISSION, "CAP_NET_RAW");
+    crafter_without(&lab, "-bpf,-sys_admin", &["get", WEB]).fails(exit::PERMISSION, "CAP_BPF");
+    crafter_without(&lab, "-perfmon,-sys_admin", &["get", WEB]).fails(exit::PERMISSION, "CAP_PERFMON");
+    crafter_without(&lab, "-net_admin,-sys_admin", &["get", WEB]).fails(exit::PERMISSION, "CAP_NET_ADMIN");
+    // And these four are all that it takes.
+    let four = "-all,+net_admin,+net_raw,+bpf,+perfmon";
+    for mode in ["native", "generic", "tc"] {
+        let page = crafter_without(&lab, four, &["get", "--attach", mode, &format!("{WEB}/bytes/100K")]);
+        assert_eq!((page.code, page.stdout.len()), (0, 100 << 10), "{mode}: {}", page.stderr);
+    }
+}
+
+#[test]
+fn silence_ends_by_the_clock() {
+    let lab = lab();
+    on_server(&lab, "ip", &["route", "add", "blackhole", "198.51.100.0/24"]);
+    let start = Instant::now();
+    let hole = crafter(&lab, &["get", "--timeout", "0.7", "http://198.51.100.1/"]);
+    hole.fails(exit::TIMED_OUT, "no answer from 198.51.100.1:80 within 700ms (SYN-ACK)");
+    assert!((700..4000).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
+    let slow = crafter(&lab, &["get", "--max-time", "1", &format!("{WEB}/slow?ms=20000")]);
+    slow.fails(exit::TIMED_OUT, "within 1s");
+}
+
+#[test]
+fn a_taken_port_and_a_taken_hook_are_named() {
+    let lab = lab();
+    let listener = lab.client().run(|| TcpListener::bind("192.0.2.2:0").unwrap()).unwrap();
+    let port = listener.local_addr().unwrap().port().to_string();
+    let taken = crafter(&lab, &["get", "--source-port", &port, WEB]);
+    taken.fails(exit::PORT_TAKEN, &format!("TCP port {port} on 0.0.0.0 is taken by "));
+    drop(listener);
+    crafter(&lab, &["get", "-q", "-o", "/dev/null", "--source-port", &port, WEB]).succeeds();
+
+    let mut other =
+        command(&lab, &["get", "-v", &format!("{WEB}/slow?ms=20000")]).stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(other.stderr.as_mut().unwrap()).read_line(&mut line).unwrap();
+    let forced = crafter(&lab, &["get", "--attach", "native", WEB]);
+    forced.fails(exit::ATTACH, &format!("held by crafter, pid {}", other.id()));
+    let beside = crafter(&lab, &["get", WEB]);
+    beside.succeeds();
+    assert!(beside.stderr.contains("tcx + ring buffer") && beside.stderr.contains("is taken by"), "{beside:?}");
+    other.kill().unwrap();
+    other.wait().unwrap();
+    crafter(&lab, &["get", "-q", "-o", "/dev/null", "--attach", "native", WEB]).succeeds();
+}
+
+#[test]
+fn a_signal_ends_it_and_nothing_stays() {
+    let lab = lab();
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let mut child = command(&lab, &["get", "-v", &format!("{WEB}/slow?ms=20000")]);
+        let mut child = child.stderr(Stdio::piped()).spawn().unwrap();
+        let mut stderr = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        // The SYN: it is attached.
+        stderr.read_line(&mut line).unwrap();
+        let start = Instant::now();
+        kill(Pid::from_raw(child.id() as i32), signal).unwrap();
+        assert_eq!(wait(&mut child), 128 + signal as i32);
+        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+        // Native again: the hook is free.
+        crafter(&lab, &["get", "-q", "-o", "/dev/null", "--attach", "native", WEB]).succeeds();
+    }
+}
+
+#[test]
+fn a_reader_that_stops_reading_stops_nothing_else() {
+    let lab = lab();
+    let mut child = command(&lab, &["get", &format!("{WEB}/bytes/100M")]);
+    let mut child = child.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    // Longer than the pipe and the window last.
+    std::thread::sleep(Duration::from_millis(1500));
+    // A stuck pipe does not keep signals away.
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
+    let stdout = child.stdout.take();
+    assert_eq!(wait(&mut child), 130);
+    drop(stdout);
+    // Nor does a slow one lose anything.
+    let mut slow = lab.command("sh");
+    slow.args(["-c", "\"$0\" get -q \"$1\" | { sleep 1; sha256sum; }", env!("CARGO_BIN_EXE_crafter")]);
+    slow.arg(format!("{WEB}/bytes/20M"));
+    let done = super::run(slow);
+    assert_eq!(done.text().split(' ').next(), Some(lab::sha256(20 << 20).as_str()), "{done:?}");
+}

@@ -1,0 +1,120 @@
+//! The command line as its users meet it: the built binary, in a lab of its own per test.
+//! Needs root.
+
+mod dns;
+mod get;
+mod maps;
+
+use std::{
+    ffi::OsStr,
+    io::Read as _,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use crafter::lab::{Lab, LabOptions};
+
+/// What a command did.
+#[derive(Debug)]
+struct Done {
+    code: i32,
+    stdout: Vec<u8>,
+    stderr: String,
+}
+
+impl Done {
+    fn text(&self) -> &str {
+        std::str::from_utf8(&self.stdout).unwrap()
+    }
+
+    fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.stdout).unwrap_or_else(|e| panic!("{e}: {self:?}"))
+    }
+
+    /// That it ended with `code` and said one sentence with `part` in it.
+    #[track_caller]
+    fn fails(&self, code: u8, part: &str) {
+        assert_eq!(self.code, i32::from(code), "{self:?}");
+        let said = self.stderr.lines().filter(|line| line.starts_with("crafter: ")).collect::<Vec<_>>();
+        assert!(matches!(said[..], [line] if line.contains(part)), "no '{part}': {self:?}");
+    }
+
+    #[track_caller]
+    fn succeeds(&self) {
+        assert_eq!(self.code, 0, "{self:?}");
+    }
+}
+
+fn lab() -> Lab {
+    Lab::new(&LabOptions::default()).expect("a lab; these tests run as root")
+}
+
+/// The binary inside the lab's client.
+fn command(lab: &Lab, args: &[&str]) -> Command {
+    let mut command = lab.command(env!("CARGO_BIN_EXE_crafter"));
+    command.args(args);
+    command
+}
+
+fn crafter(lab: &Lab, args: &[&str]) -> Done {
+    run(command(lab, args))
+}
+
+/// The binary without some capabilities, such as `-net_raw`.
+fn crafter_without(lab: &Lab, capabilities: &str, args: &[&str]) -> Done {
+    let mut command = lab.command("setpriv");
+    command.arg(format!("--bounding-set={capabilities}")).arg(env!("CARGO_BIN_EXE_crafter")).args(args);
+    run(command)
+}
+
+/// Runs a command to its end, which must come within a minute.
+fn run(mut command: Command) -> Done {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    let mut stderr = child.stderr.take().unwrap();
+    let reading = std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        stdout.read_to_end(&mut bytes).map(|_| bytes)
+    });
+    let errors = std::thread::spawn(move || {
+        let mut text = String::new();
+        stderr.read_to_string(&mut text).map(|_| text)
+    });
+    let code = wait(&mut child);
+    Done { code, stdout: reading.join().unwrap().unwrap(), stderr: errors.join().unwrap().unwrap() }
+}
+
+/// The exit code, -1 for death by a signal.
+fn wait(child: &mut Child) -> i32 {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status.code().unwrap_or(-1);
+        }
+        if Instant::now() > deadline {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            panic!("it runs for a minute and does not end");
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Runs a tool of the host in the lab's server.
+fn on_server(lab: &Lab, program: impl AsRef<OsStr>, args: &[&str]) {
+    let status = lab.server().command(program).args(args).status().unwrap();
+    assert!(status.success(), "{args:?}");
+}
+
+/// Looks until `found` gives something.
+fn eventually<T>(mut found: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        if let Some(found) = found() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "nothing within 10 s");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

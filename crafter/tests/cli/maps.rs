@@ -1,0 +1,93 @@
+//! `crafter flows` and `crafter counters`
+
+use std::process::Stdio;
+
+use crafter::error::exit;
+use serde_json::{Value, json};
+
+use super::{command, crafter, crafter_without, eventually, lab};
+
+#[test]
+fn of_a_running_get_and_of_none() {
+    let lab = lab();
+    let mut get = command(&lab, &["get", "-q", "http://192.0.2.1/slow?ms=30000"]);
+    let mut get = get.stdout(Stdio::null()).spawn().unwrap();
+    let pid = get.id().to_string();
+    let look = |command: &str| crafter(&lab, &[command, "--json", "--pid", &pid]).json();
+    // Three packets out: SYN, ACK and the request.
+    let found = eventually(|| {
+        let found = look("flows");
+        (found[0]["flows"][0]["tx_packets"].as_u64() >= Some(3)).then_some(found)
+    });
+    let holders = json!([{ "pid": get.id(), "name": "crafter" }]);
+    assert_eq!(found[0]["holders"], holders);
+    assert_eq!(found.as_array().map(Vec::len), Some(1));
+    let flow = &found[0]["flows"][0];
+    assert_eq!((&flow["protocol"], &flow["remote"]), (&json!("tcp"), &json!("192.0.2.1:80")), "{flow}");
+    assert!(flow["local"].as_str().unwrap().starts_with("192.0.2.2:"), "{flow}");
+
+    let counters = look("counters");
+    assert_eq!(counters[0]["holders"], holders);
+    let reasons = counters[0]["counters"].as_object().unwrap();
+    assert!(reasons["redirected"].as_u64() >= Some(1) && reasons["crafted"].as_u64() >= Some(3), "{counters}");
+    let sum: u64 = reasons.values().map(|count| count.as_u64().unwrap()).sum();
+    assert_eq!(sum, counters[0]["ingress"].as_u64().unwrap() + counters[0]["egress"].as_u64().unwrap());
+
+    // For people.
+    let table = crafter(&lab, &["flows", "--pid", &pid]);
+    table.succeeds();
+    let lines: Vec<&str> = table.text().lines().collect();
+    assert_eq!(lines[0], format!("crafter (pid {pid})"));
+    assert!(lines[1].starts_with("PROTO") && lines[2].starts_with("tcp ") && lines[2].contains(" 192.0.2.1:80 "));
+    let table = crafter(&lab, &["counters", "--pid", &pid]);
+    table.succeeds();
+    for name in reasons.keys() {
+        assert!(table.text().contains(&format!(" {name} ")), "no {name}: {table:?}");
+    }
+    // Among all that run on this kernel, which may be others' too.
+    for command in ["flows", "counters"] {
+        let all = crafter(&lab, &[command, "--json"]).json();
+        assert!(all.as_array().unwrap().iter().any(|found| found["holders"] == holders), "{all}");
+    }
+
+    get.kill().unwrap();
+    get.wait().unwrap();
+    for command in ["flows", "counters"] {
+        eventually(|| (look(command) == Value::Array(Vec::new())).then_some(()));
+        let none = crafter(&lab, &[command, "--pid", &pid]);
+        assert_eq!((none.code, none.text()), (0, ""));
+        assert_eq!(none.stderr, format!("crafter: no crafter with process id {pid} is running\n"));
+    }
+}
+
+#[test]
+fn two_at_once_are_told_apart() {
+    let lab = lab();
+    let start = |port: &str| {
+        let url = "http://192.0.2.1/slow?ms=30000";
+        let mut command = command(&lab, &["get", "-q", "--source-port", port, url]);
+        command.stdout(Stdio::null()).spawn().unwrap()
+    };
+    let mut pair = ["50001", "50002"].map(|port| (port, start(port)));
+    for (port, get) in &pair {
+        let pid = get.id().to_string();
+        let flow = eventually(|| {
+            let found = crafter(&lab, &["flows", "--json", "--pid", &pid]).json();
+            let flow = found[0]["flows"][0].clone();
+            flow.is_object().then_some(flow)
+        });
+        assert_eq!(flow["local"], json!(format!("192.0.2.2:{port}")));
+    }
+    for (_, get) in &mut pair {
+        get.kill().unwrap();
+        get.wait().unwrap();
+    }
+}
+
+#[test]
+fn no_permission_names_the_capability() {
+    let lab = lab();
+    for command in ["flows", "counters"] {
+        crafter_without(&lab, "-sys_admin", &[command]).fails(exit::PERMISSION, "CAP_SYS_ADMIN");
+    }
+}

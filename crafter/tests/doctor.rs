@@ -1,0 +1,78 @@
+//! `crafter doctor` as a user meets it.
+
+use std::process::Command;
+
+use serde_json::Value;
+
+/// Runs doctor in a lab of its own, where only `lo` and `lab0` exist, behind `wrapper`.
+fn doctor(wrapper: &[&str], arguments: &[&str]) -> (Option<i32>, String) {
+    let crafter = env!("CARGO_BIN_EXE_crafter");
+    let output = Command::new(crafter)
+        .args(["lab", "run", "-q", "--"])
+        .args(wrapper)
+        .args([crafter, "doctor"])
+        .args(arguments)
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
+    (output.status.code(), String::from_utf8(output.stdout).unwrap())
+}
+
+fn check<'a>(report: &'a Value, name: &str) -> &'a Value {
+    report["checks"].as_array().unwrap().iter().find(|check| check["name"] == name).unwrap()
+}
+
+fn interface<'a>(report: &'a Value, name: &str) -> &'a Value {
+    report["interfaces"].as_array().unwrap().iter().find(|interface| interface["name"] == name).unwrap()
+}
+
+#[test]
+fn root_can_work() {
+    let (code, text) = doctor(&[], &["--json"]);
+    assert_eq!(code, Some(0), "{text}");
+    let report: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(report["works"], true);
+    assert_eq!(report["interfaces"].as_array().unwrap().len(), 2, "{text}");
+    let lab0 = interface(&report, "lab0");
+    assert_eq!((&lab0["kind"], &lab0["delivery"]), (&"veth".into(), &"AF_XDP".into()), "{text}");
+    // Before Linux 6.3 drivers do not tell that they have native XDP.
+    let told = lab0["xdp_features"].is_object();
+    assert_eq!(lab0["attach"], if told { "native" } else { "generic" }, "{text}");
+    assert_eq!(lab0["notes"].as_array().unwrap().is_empty(), told, "{text}");
+    assert_eq!(interface(&report, "lo")["attach"], "generic");
+    assert_eq!(check(&report, "eBPF")["state"], "good");
+
+    let (code, text) = doctor(&[], &[]);
+    assert_eq!(code, Some(0));
+    assert!(text.ends_with("crafter can work here.\n"), "{text}");
+}
+
+#[test]
+fn nothing_is_attached() {
+    let crafter = env!("CARGO_BIN_EXE_crafter");
+    let (code, text) = doctor(&["sh", "-c", &format!("{crafter} doctor >/dev/null; exec \"$@\""), "sh"], &["--json"]);
+    assert_eq!(code, Some(0), "{text}");
+    let report: Value = serde_json::from_str(&text).unwrap();
+    for interface in report["interfaces"].as_array().unwrap() {
+        assert_eq!(interface["xdp"], Value::Null, "{interface}");
+    }
+}
+
+#[test]
+fn without_capabilities_nothing_works() {
+    let drop_all = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"];
+    let (code, text) = doctor(&drop_all, &["--json"]);
+    assert_eq!(code, Some(1), "{text}");
+    let report: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(report["works"], false);
+    let capabilities = check(&report, "capabilities");
+    assert_eq!(capabilities["state"], "bad");
+    for name in ["CAP_BPF", "CAP_NET_ADMIN", "CAP_NET_RAW"] {
+        assert!(capabilities["finding"].as_str().unwrap().contains(name), "{capabilities}");
+    }
+    assert_eq!(interface(&report, "lab0")["attach"], Value::Null);
+
+    let (code, text) = doctor(&drop_all, &[]);
+    assert_eq!(code, Some(1));
+    assert!(text.contains("\nFAIL  eBPF ") && text.ends_with("crafter cannot work here.\n"), "{text}");
+}
