@@ -1,0 +1,291 @@
+//! The story that crafter is for, told in the lab: `crafter lab run -- demo`, or `cargo xtask demo`.
+//!
+//! First as every tutorial ends: a crafted SYN, and the kernel's RST. Then the same with the port
+//! owned: a DNS query, a handshake and a GET by hand, segment by segment; then 100 MB over a
+//! stream. At the end the server is asked what RSTs it saw, and the interface what is attached.
+
+use std::{
+    env,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use crafter::{
+    Crafter, Lease, LeaseRequest, Options, StreamOptions,
+    datapath::{
+        interface::{Interface, interface},
+        route,
+        tx::Sender,
+    },
+    engine::Cursor,
+    packet::{Checksum, Datagram, Segment},
+};
+use crafter_common::reason::Reason;
+use hickory_proto::{
+    op::{Message, Query},
+    rr::{Name, RecordType},
+};
+use sha2::{Digest as _, Sha256};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+/// How long each answer may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    match story().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("demo: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Where the lab's servers are.
+struct Servers {
+    interface: String,
+    web: SocketAddr,
+    web6: SocketAddr,
+    dns: SocketAddr,
+}
+
+impl Servers {
+    fn from_environment() -> Result<Self> {
+        let get =
+            |name: &str| env::var(name).with_context(|| format!("{name} is not set: run `crafter lab run -- demo`"));
+        let web = |name: &str| -> Result<SocketAddr> {
+            let url = get(name)?;
+            let host = url.trim_start_matches("http://").trim_matches(['[', ']']);
+            Ok(SocketAddr::new(host.parse().with_context(|| format!("{name}={url}"))?, 80))
+        };
+        Ok(Self {
+            interface: get("CRAFTER_LAB_INTERFACE")?,
+            web: web("CRAFTER_LAB_WEB")?,
+            web6: web("CRAFTER_LAB_WEB6")?,
+            dns: SocketAddr::new(get("CRAFTER_LAB_DNS")?.parse()?, 53),
+        })
+    }
+}
+
+async fn story() -> Result<()> {
+    let servers = Servers::from_environment()?;
+
+    chapter("1. As every tutorial ends: a crafted SYN, and nobody told the kernel");
+    let interface = interface(&servers.interface).await?;
+    control(&servers, &interface).await?;
+
+    chapter("2. The same with the port owned");
+    let crafter = Crafter::open(&servers.interface, Options::default()).await?;
+    println!("   attached: {}", crafter.report());
+    for note in &crafter.report().notes {
+        println!("   note: {note}");
+    }
+
+    chapter("3. A DNS query by hand: IP / UDP / DNS, one datagram each way");
+    dns(&crafter, servers.dns).await?;
+
+    chapter("4. A handshake and a GET by hand, segment by segment");
+    by_hand(&crafter, servers.web).await?;
+
+    for (number, (name, web)) in [("IPv4", servers.web), ("IPv6", servers.web6)].into_iter().enumerate() {
+        chapter(&format!("{}. 100 MB over a crafted stream, {name}", number + 5));
+        download(&crafter, web).await?;
+    }
+
+    chapter("7. What is left");
+    let counters = crafter.counters()?;
+    println!("   kernel half: {} packets in, {} out, of them", counters.ingress(), counters.egress());
+    for reason in Reason::ALL {
+        if counters.get(reason) > 0 {
+            println!("      {:>9}  {}", counters.get(reason), reason.name());
+        }
+    }
+    drop(crafter);
+    let rsts = rsts(servers.web)?.len();
+    let attached = attached(&servers.interface).await?;
+    println!("   RSTs seen by the server since chapter 1: {rsts}");
+    println!("   attachments left behind: {attached}");
+    ensure!(rsts == 0, "the server saw RSTs");
+    ensure!(attached == 0, "something is still attached to {}", servers.interface);
+    println!("\nThe whole conversation, every byte, a proper close, no firewall rule, and the host is as it was.");
+    Ok(())
+}
+
+/// The tutorial's failure: the SYN-ACK meets a kernel that knows nothing of the connection.
+async fn control(servers: &Servers, interface: &Interface) -> Result<()> {
+    let route = route::resolve(servers.web.ip(), Some(&interface.name), None).await?;
+    let local = SocketAddr::new(route.source, 40_000);
+    let syn = Cursor::new(local, servers.web).syn();
+    let mut sender = Sender::open(interface, 0)?;
+    sender.push(&route, &syn.build())?;
+    sender.flush()?;
+    println!("   > {syn}");
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(rst) = rsts(servers.web)?.into_iter().find(|rst| rst["port"] == local.port()) {
+            println!("   the server got the kernel's RST: {rst}");
+            break;
+        }
+        ensure!(Instant::now() < deadline, "the kernel sent no RST, though nobody owns port {}", local.port());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    kernel_get(servers.web, "/rsts/clear").map(drop)
+}
+
+async fn dns(crafter: &Crafter, server: SocketAddr) -> Result<()> {
+    let lease = crafter.lease(LeaseRequest::udp()).await?;
+    let mut query = Message::query();
+    query.metadata.recursion_desired = true;
+    query.add_query(Query::query(Name::from_ascii("web.lab.test.")?, RecordType::A));
+    let datagram = Datagram::new(lease.local(server.ip()).await?, server, query.to_vec()?);
+    println!("   > {datagram}");
+    lease.send(&datagram.build()).await?;
+    let reply = lease.recv_timeout(PATIENCE).await?.context("the DNS server does not answer")?;
+    ensure!(reply.checksum != Checksum::Invalid, "the answer has a wrong checksum");
+    let datagram = Datagram::parse(&reply.ip)?;
+    println!("   < {datagram}");
+    let answer = Message::from_vec(&datagram.payload)?;
+    ensure!(answer.metadata.id == query.metadata.id && !answer.answers.is_empty(), "that is not the answer");
+    for record in &answer.answers {
+        println!("     {record}");
+    }
+    Ok(())
+}
+
+/// The tutorial's conversation, with what the tutorial leaves out: every segment is
+/// acknowledged, and both sides close.
+async fn by_hand(crafter: &Crafter, server: SocketAddr) -> Result<()> {
+    let lease = crafter.lease(LeaseRequest::tcp()).await?;
+    let mut cursor = Cursor::new(lease.local(server.ip()).await?, server);
+    let mut body = Vec::new();
+
+    send(&lease, &cursor.syn()).await?;
+    receive(&lease, &mut cursor, &mut body).await?;
+    send(&lease, &cursor.ack()).await?;
+
+    let request = format!("GET / HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", server.ip());
+    for segment in cursor.data(request.as_bytes()) {
+        send(&lease, &segment).await?;
+    }
+    while !cursor.peer_closed() {
+        receive(&lease, &mut cursor, &mut body).await?;
+        if cursor.needs_ack() {
+            send(&lease, &cursor.ack()).await?;
+        }
+    }
+    send(&lease, &cursor.fin()).await?;
+    while !cursor.is_closed() {
+        receive(&lease, &mut cursor, &mut body).await?;
+    }
+    ensure!(!cursor.is_reset(), "the server reset the connection");
+
+    let body = String::from_utf8_lossy(&body);
+    println!("   closed on both sides; the page:");
+    for line in body.lines() {
+        println!("      | {line}");
+    }
+    ensure!(body.starts_with("HTTP/1.1 200"), "that is not the page");
+    Ok(())
+}
+
+async fn send(lease: &Lease, segment: &Segment) -> Result<()> {
+    println!("   > {segment}");
+    Ok(lease.send(&segment.build()).await?)
+}
+
+async fn receive(lease: &Lease, cursor: &mut Cursor, body: &mut Vec<u8>) -> Result<()> {
+    let received = lease.recv_timeout(PATIENCE).await?.context("the server does not answer")?;
+    ensure!(received.checksum != Checksum::Invalid, "a segment has a wrong checksum");
+    let mut segment = Segment::parse(&received.ip)?;
+    if received.checksum == Checksum::Partial {
+        // A virtual link: the sender's kernel left it to hardware that is not there.
+        segment.checksum = None;
+    }
+    println!("   < {segment}");
+    cursor.handle(&segment);
+    body.extend(cursor.take_data());
+    Ok(())
+}
+
+async fn download(crafter: &Crafter, server: SocketAddr) -> Result<()> {
+    let expected = kernel_get(server, "/sha256/100M")?;
+    let lease = crafter.lease(LeaseRequest::tcp()).await?;
+    let started = Instant::now();
+    let mut stream = lease.connect(server, StreamOptions::default()).await?;
+    let request = b"GET /bytes/100M HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n";
+    stream.write_all(request).await?;
+
+    let mut buffer = vec![0; 256 << 10];
+    let mut head = Vec::new();
+    let (mut hash, mut length) = (Sha256::new(), 0);
+    loop {
+        let count = stream.read(&mut buffer).await?;
+        if count == 0 {
+            break;
+        }
+        let mut bytes = &buffer[..count];
+        if length == 0 {
+            head.extend_from_slice(bytes);
+            let Some(end) = head.windows(4).position(|window| window == b"\r\n\r\n") else { continue };
+            bytes = &head[end + 4..];
+        }
+        hash.update(bytes);
+        length += bytes.len();
+    }
+    stream.shutdown().await?;
+    stream.closed().await?;
+    let took = started.elapsed();
+
+    let stats = stream.stats();
+    let digest: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    println!("   {length} bytes in {took:.2?}, {:.0} MB/s with hashing", length as f64 / took.as_secs_f64() / 1e6);
+    println!(
+        "   handshake {:.0?}, {} segments in, {} out, {} retransmitted, state {:?}",
+        stats.handshake.unwrap_or_default(),
+        stats.segments_received,
+        stats.segments_sent,
+        stats.retransmissions,
+        stream.state()
+    );
+    println!("   sha256 {digest}");
+    if digest != expected.trim() {
+        bail!("the server says {expected}");
+    }
+    println!("   as the server says");
+    Ok(())
+}
+
+/// What the server's tap has seen since it was last cleared.
+fn rsts(server: SocketAddr) -> Result<Vec<serde_json::Value>> {
+    Ok(serde_json::from_str(&kernel_get(server, "/rsts")?)?)
+}
+
+/// A GET over the kernel's own TCP: another program on the same host, undisturbed.
+fn kernel_get(server: SocketAddr, path: &str) -> Result<String> {
+    let mut stream = TcpStream::connect_timeout(&server, PATIENCE)?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (_, body) = answer.split_once("\r\n\r\n").context("the server gives no answer")?;
+    Ok(body.to_owned())
+}
+
+/// How many programs hang on the interface: XDP, and classifiers both ways.
+async fn attached(name: &str) -> Result<usize> {
+    use aya::programs::{SchedClassifier, TcAttachType};
+    let xdp = usize::from(interface(name).await?.xdp.is_some());
+    let tcx = [TcAttachType::Ingress, TcAttachType::Egress]
+        .into_iter()
+        .filter_map(|direction| SchedClassifier::query_tcx(name, direction).ok())
+        .map(|(_, programs)| programs.len())
+        .sum::<usize>();
+    Ok(xdp + tcx)
+}
+
+fn chapter(title: &str) {
+    println!("\n{title}");
+}
