@@ -1,1 +1,28 @@
-//! Shared by the integration tests.
+//! Shared by the integration tests: namespaces, real peers, the wire as judge.
+
+pub mod bench;
+pub mod by_hand;
+pub mod dns;
+pub mod frame;
+pub mod holder;
+pub mod judge;
+pub mod leak;
+pub mod peer;
+pub mod stage;
+pub mod tun;
+pub mod wire;
+
+use std::future::Future;
+
+use crafter::lab::NetNs;
+
+/// Runs a future to its end on this thread.
+pub fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a tokio runtime").block_on(future)
+}
+
+/// Runs what `work` makes to its end, within `namespace`.
+pub fn within<T: Send, F: Future<Output = T>>(namespace: &NetNs, work: impl FnOnce() -> F + Send) -> T {
+    namespace.run(|| block_on(work())).expect("enter the namespace")
+}

@@ -1,0 +1,195 @@
+//! The kernel half on a bench: loaded, attached to nothing, run frame by frame by
+//! `BPF_PROG_TEST_RUN`.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr},
+};
+
+use aya::{
+    maps::{MapData, XskMap},
+    programs::{TestRun, TestRunOptions},
+};
+use crafter::{
+    datapath::{
+        maps::{Counters, OwnerMaps, Terms},
+        program::{Hook, Kernel, LoadOptions},
+        ring::Ring,
+        xsk::{Frames, Socket},
+    },
+    packet::Transport,
+};
+use crafter_common::{
+    reason::{Reason, Verdict},
+    reply::ReplyHeader,
+};
+
+/// "On any local address" for [`OwnerMaps::own`].
+pub const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+
+/// Offset of `mark` in `struct __sk_buff`, and the size of the struct (linux/bpf.h).
+const SKB_MARK: usize = 8;
+const SKB_SIZE: usize = 192;
+
+/// Terms of a lease in the order that the rows name them.
+pub const fn terms(observe: bool, suppress: bool) -> Terms {
+    Terms { observe, suppress }
+}
+
+/// What the kernel half made of one frame.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The one counter that went up.
+    pub reason: Reason,
+    /// The program's return value.
+    pub action: i32,
+    /// The frame afterwards.
+    pub frame: Vec<u8>,
+    /// What came out of the ring buffer, unless draining is off.
+    pub delivered: Vec<(ReplyHeader, Vec<u8>)>,
+}
+
+/// The loaded programs and their maps.
+pub struct Bench {
+    kernel: Kernel,
+    /// Ports are owned through these.
+    pub maps: OwnerMaps,
+    ring: Ring,
+    socket: Option<Socket>,
+    /// Open until the programs are loaded, which refer to it.
+    _sockets: XskMap<MapData>,
+    /// Whether the ring buffer is emptied after each frame.
+    pub drain: bool,
+    /// Frames run.
+    pub ran: u64,
+    /// Reasons seen.
+    pub reached: BTreeSet<u32>,
+}
+
+impl Bench {
+    /// Loads the programs; `socket`: with an AF_XDP socket on queue 0 of `lo`, which is where
+    /// TEST_RUN lets frames come in.
+    pub fn new(options: &LoadOptions, link_header: u32, socket: bool) -> Self {
+        let frames = Frames::plan(1500, 1);
+        let (mut kernel, maps) = Kernel::load(options, link_header, frames.longest()).expect("load the kernel half");
+        let ring = Ring::new(kernel.take_ring().expect("the ring buffer"));
+        let mut sockets = kernel.take_sockets().expect("the map of sockets");
+        let socket = socket.then(|| {
+            let lo = nix::net::if_::if_nametoindex("lo").expect("lo has an index");
+            let socket = Socket::open(lo, 0, frames).expect("an AF_XDP socket on lo");
+            use std::os::fd::AsRawFd as _;
+            sockets.set(0, socket.as_raw_fd(), 0).expect("list the socket");
+            socket
+        });
+        Self { kernel, maps, ring, socket, _sockets: sockets, drain: true, ran: 0, reached: BTreeSet::new() }
+    }
+
+    /// Small maps: what a bench needs.
+    pub fn small() -> LoadOptions {
+        LoadOptions { owned_entries: 256, flow_entries: 1024, ring_bytes: 1 << 20, ..LoadOptions::default() }
+    }
+
+    /// Whether there is an AF_XDP socket to redirect into.
+    pub fn has_socket(&self) -> bool {
+        self.socket.is_some()
+    }
+
+    /// Owns a port.
+    pub fn own(&mut self, transport: Transport, address: IpAddr, port: u16, terms: Terms) {
+        self.maps.own(u32::from(port), transport, address, port, terms).expect("own a port");
+    }
+
+    /// All counters.
+    pub fn counters(&self) -> Counters {
+        self.maps.counters().expect("the counters")
+    }
+
+    /// Runs `frame` through the program at `hook`, with `mark` if it is a classifier.
+    ///
+    /// # Panics
+    /// Where not exactly one counter went up by exactly one.
+    pub fn run(&mut self, hook: Hook, frame: &[u8], mark: u32) -> Outcome {
+        let before = self.counters();
+        // A verdict that makes a frame longer would show.
+        let mut out = vec![0; frame.len() + 64];
+        let mut context = [0; SKB_SIZE];
+        context[SKB_MARK..SKB_MARK + 4].copy_from_slice(&mark.to_ne_bytes());
+        let mut options = TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::new() };
+        let result = match hook {
+            Hook::Xdp => self.kernel.xdp(hook).expect("crafter_xdp").test_run(options),
+            _ => {
+                options.ctx_in = Some(&context);
+                self.kernel.classifier(hook).expect("a classifier").test_run(options)
+            }
+        };
+        let result = result.unwrap_or_else(|e| panic!("TEST_RUN of {} bytes at {hook:?}: {e:?}", frame.len()));
+        out.truncate(result.data_size_out as usize);
+        self.ran += 1;
+
+        let after = self.counters();
+        let changes: Vec<(Reason, u64)> = Reason::ALL
+            .into_iter()
+            .map(|reason| (reason, after.get(reason) - before.get(reason)))
+            .filter(|(_, change)| *change != 0)
+            .collect();
+        let [(reason, 1)] = changes[..] else { panic!("one frame at {hook:?} counted as {changes:?}") };
+        self.reached.insert(reason as u32);
+        Outcome { reason, action: result.return_value as i32, frame: out, delivered: self.take_delivered() }
+    }
+
+    fn take_delivered(&mut self) -> Vec<(ReplyHeader, Vec<u8>)> {
+        let mut delivered = Vec::new();
+        if self.drain {
+            self.ring.drain(|header, packet| delivered.push((*header, packet.to_vec())));
+        }
+        delivered
+    }
+
+    /// Runs a frame and checks everything that follows from `reason`: the action, that a passed
+    /// frame is unchanged, and that a delivered packet is whole.
+    ///
+    /// # Errors
+    /// A sentence that says what was different.
+    pub fn expect(&mut self, hook: Hook, frame: &[u8], mark: u32, reason: Reason, start: usize) -> Result<(), String> {
+        let got = self.run(hook, frame, mark);
+        let differs = |what: &str, got: &dyn std::fmt::Debug, wanted: &dyn std::fmt::Debug| {
+            Err(format!("at {hook:?}: {what} is {got:?}, not {wanted:?}"))
+        };
+        if got.reason != reason {
+            return differs("the reason", &got.reason, &reason);
+        }
+        // linux/bpf.h: XDP_DROP, XDP_PASS, XDP_REDIRECT; TC_ACT_SHOT, TCX_NEXT.
+        let action = match (hook, reason.verdict()) {
+            (Hook::Xdp, Verdict::Drop) => 1,
+            (Hook::Xdp, Verdict::Pass) => 2,
+            (Hook::Xdp, Verdict::Redirect) => 4,
+            (_, Verdict::Drop) => 2,
+            (_, Verdict::Pass | Verdict::Redirect) => -1,
+        };
+        if got.action != action {
+            return differs("the action", &got.action, &action);
+        }
+        if got.frame != frame {
+            return differs("the frame afterwards", &got.frame, &frame);
+        }
+        if !self.drain {
+            return Ok(());
+        }
+        match (reason, got.delivered.as_slice()) {
+            (Reason::Copied | Reason::Observed, [(header, packet)]) => {
+                if packet != &frame[start..] {
+                    return differs("the packet in the ring", packet, &&frame[start..]);
+                }
+                let length = (frame.len() - start) as u32;
+                let fields = (header.captured, header.length, header.reason);
+                if fields != (length, length, reason as u32) {
+                    return differs("the record's header", &fields, &(length, length, reason as u32));
+                }
+                Ok(())
+            }
+            (Reason::Copied | Reason::Observed, records) => differs("the number of records", &records.len(), &1),
+            (_, []) => Ok(()),
+            (_, records) => differs("the number of records", &records.len(), &0),
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! The tutorial's conversation: a query, a handshake and a GET, packet by packet; and the same
+//! download by a stream.
+
+use std::{net::SocketAddr, time::Duration};
+
+use crafter::{
+    Crafter, Lease, LeaseRequest, Stream, StreamOptions,
+    engine::Cursor,
+    packet::{Checksum, Datagram, Segment},
+};
+use sha2::{Digest, Sha256};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::dns;
+
+/// How long one answer may take; much, because the machine may be busy.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Asks by a datagram made by hand, and gives the answer.
+pub async fn dns(lease: &Lease, server: SocketAddr, name: &str, kind: u16, edns: Option<u16>) -> dns::Answer {
+    let local = lease.local(server.ip()).await.expect("a route to the DNS server");
+    let id = 0x4000 + kind;
+    let query = Datagram::new(local, server, dns::query(id, name, kind, edns));
+    lease.send(&query.build()).await.expect("send the query");
+    let received = lease.recv_timeout(PATIENCE).await.expect("the lease").expect("an answer");
+    assert_ne!(received.checksum, Checksum::Invalid);
+    let datagram = Datagram::parse(&received.ip).expect("a datagram");
+    assert_eq!((datagram.source, datagram.destination), (server, local));
+    let answer = dns::read(&datagram.payload).expect("a whole answer");
+    assert_eq!((answer.id, answer.code), (id, 0));
+    answer
+}
+
+/// A conversation that goes segment by segment.
+pub struct ByHand<'l> {
+    lease: &'l Lease,
+    /// Its numbers.
+    pub cursor: Cursor,
+}
+
+impl<'l> ByHand<'l> {
+    /// Between the lease's port and `remote`; nothing is sent yet.
+    pub async fn new(lease: &'l Lease, remote: SocketAddr) -> Self {
+        let local = lease.local(remote.ip()).await.expect("a route to the server");
+        Self { lease, cursor: Cursor::new(local, remote) }
+    }
+
+    /// Sends a segment.
+    pub async fn send(&self, segment: &Segment) {
+        self.lease.send(&segment.build()).await.expect("send a segment");
+    }
+
+    /// Takes the next segment in, and acknowledges it if that is due.
+    pub async fn receive(&mut self) {
+        let received = self.lease.recv_timeout(PATIENCE).await.expect("the lease").expect("a segment");
+        assert_ne!(received.checksum, Checksum::Invalid);
+        assert!(!received.cut);
+        let segment = Segment::parse(&received.ip).expect("a segment");
+        self.cursor.handle(&segment);
+    }
+
+    /// SYN, SYN-ACK, ACK.
+    pub async fn handshake(&mut self) {
+        let syn = self.cursor.syn();
+        self.send(&syn).await;
+        while !self.cursor.is_established() {
+            assert!(!self.cursor.is_reset(), "refused");
+            self.receive().await;
+        }
+        let ack = self.cursor.ack();
+        self.send(&ack).await;
+    }
+
+    /// A request, and all that comes until the server closes, every segment acknowledged; then
+    /// our FIN, and the acknowledgment of it. Gives the answer.
+    pub async fn get(&mut self, path: &str) -> Vec<u8> {
+        for segment in self.cursor.data(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()) {
+            self.send(&segment).await;
+        }
+        let mut answer = Vec::new();
+        while !self.cursor.peer_closed() {
+            self.receive().await;
+            assert!(!self.cursor.is_reset(), "reset by the server");
+            answer.extend(self.cursor.take_data());
+            if self.cursor.needs_ack() && !self.cursor.peer_closed() {
+                let ack = self.cursor.ack();
+                self.send(&ack).await;
+            }
+        }
+        // This acknowledges the server's FIN, too.
+        let fin = self.cursor.fin();
+        self.send(&fin).await;
+        while !self.cursor.is_closed() {
+            self.receive().await;
+        }
+        assert!(!self.cursor.is_reset());
+        answer
+    }
+}
+
+/// The body of an HTTP answer.
+pub fn body(answer: &[u8]) -> &[u8] {
+    assert!(answer.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&answer[..answer.len().min(200)]));
+    let end = answer.windows(4).position(|window| window == b"\r\n\r\n").expect("the end of the header");
+    &answer[end + 4..]
+}
+
+/// SHA-256.
+pub fn sha256(bytes: &[u8]) -> [u8; 32] {
+    Sha256::digest(bytes).into()
+}
+
+/// A connection by a stream.
+pub async fn connect(crafter: &Crafter, request: LeaseRequest, remote: SocketAddr, options: StreamOptions) -> Stream {
+    let lease = crafter.lease(request).await.expect("a lease");
+    lease.connect(remote, options).await.expect("a connection")
+}
+
+/// Downloads `path` over `stream`: length and SHA-256 of the body. Leaves the stream open.
+pub async fn download(stream: &mut Stream, path: &str) -> (u64, [u8; 32]) {
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await.expect("send the request");
+    let mut buffer = vec![0; 1 << 18];
+    let (mut head, mut length, mut hasher, mut in_body) = (Vec::new(), 0, Sha256::new(), false);
+    loop {
+        let read = tokio::time::timeout(Duration::from_secs(60), stream.read(&mut buffer)).await;
+        let count = read.unwrap_or_else(|_| panic!("stalled: {:?}", stream.stats())).expect("read the body");
+        if count == 0 {
+            break;
+        }
+        let mut part = &buffer[..count];
+        if !in_body {
+            head.extend_from_slice(part);
+            if !head.windows(4).any(|window| window == b"\r\n\r\n") {
+                continue;
+            }
+            in_body = true;
+            part = body(&head);
+        }
+        length += part.len() as u64;
+        hasher.update(part);
+    }
+    (length, hasher.finalize().into())
+}
+
+/// Closes this end, and waits until it is over on both.
+pub async fn close(stream: &mut Stream) {
+    stream.shutdown().await.expect("shut down");
+    tokio::time::timeout(PATIENCE, stream.closed()).await.expect("the end in time").expect("a clean end");
+}

@@ -1,0 +1,77 @@
+//! The other process: the program `holder`, which leases or downloads until it is told to end, or
+//! is killed.
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{ChildStdin, Command, Stdio},
+    sync::mpsc::{Receiver, channel},
+    time::Duration,
+};
+
+use crate::peer::Process;
+
+/// How long it may take to say something.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A running `holder`.
+pub struct Holder {
+    process: Process,
+    stdin: Option<ChildStdin>,
+    lines: Receiver<String>,
+    /// The port that it leased.
+    pub port: u16,
+    /// The mode that it got, and its notes.
+    pub report: String,
+}
+
+impl Holder {
+    /// Starts `command`, which is `holder` with its arguments, and waits until it has its lease.
+    pub fn start(command: &mut Command) -> Self {
+        let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("holder");
+        let mut process = Process(child);
+        let stdin = process.0.stdin.take();
+        let stdout = process.0.stdout.take().expect("holder's output");
+        let (sender, lines) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        let mut holder = Self { process, stdin, lines, port: 0, report: String::new() };
+        let ready = holder.wait_for("ready ");
+        let (port, report) = ready.split_once(' ').expect("a port and a report");
+        holder.port = port.parse().expect("a port");
+        holder.report = report.to_owned();
+        holder
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// The rest of its next line that begins with `prefix`.
+    pub fn wait_for(&mut self, prefix: &str) -> String {
+        loop {
+            let line = self.lines.recv_timeout(PATIENCE);
+            let line = line.unwrap_or_else(|e| panic!("holder does not say {prefix:?}: {e}"));
+            if let Some(rest) = line.strip_prefix(prefix) {
+                return rest.to_owned();
+            }
+        }
+    }
+
+    /// Ends it by SIGKILL.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Lets it end by itself, and waits for that.
+    pub fn end(mut self) {
+        drop(self.stdin.take());
+        let status = self.process.0.wait().expect("holder's end");
+        assert!(status.success(), "holder ended with {status}");
+    }
+}

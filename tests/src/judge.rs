@@ -1,0 +1,225 @@
+//! The judge of what was on the wire: tcpdump writes, tshark reads. Nothing of crafter's own.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read},
+    net::{IpAddr, SocketAddr},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use crafter::lab::NetNs;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tempfile::TempDir;
+
+use crate::{
+    frame::{self, FIN, RST, SYN},
+    peer::{Process, wait_for},
+    wire::Wire,
+};
+
+/// Segments that open, close or reset, and ICMP errors: all that judging a long download takes.
+pub const CONTROL: &str =
+    "(tcp[13] & 7 != 0) or (ip6[6] == 6 and ip6[53] & 7 != 0) or icmp or (icmp6 and ip6[40] < 128)";
+
+/// Discard: where the marker goes that says that the capture has seen everything.
+const MARKER_PORT: u16 = 9;
+
+/// tcpdump at work on an interface.
+pub struct Capture<'n> {
+    process: Process,
+    directory: TempDir,
+    namespace: &'n NetNs,
+    interface: &'static str,
+}
+
+impl<'n> Capture<'n> {
+    /// Starts on `interface` of `namespace`, and waits until it listens. `filter` is pcap's.
+    pub fn start(namespace: &'n NetNs, interface: &'static str, filter: Option<&str>) -> Self {
+        let directory = TempDir::with_prefix("crafter-tcpdump-").expect("a directory for tcpdump");
+        let mut command = namespace.command("tcpdump");
+        command.args(["-i", interface, "-n", "-U", "--immediate-mode", "-B", "32768", "-Z", "root", "-w"]);
+        command.arg(directory.path().join("pcap"));
+        if let Some(filter) = filter {
+            command.arg(format!("{filter} or udp port {MARKER_PORT}"));
+        }
+        let mut process = Process::start(command.stderr(Stdio::piped()).stdout(Stdio::null()));
+        let mut lines = BufReader::new(process.0.stderr.take().expect("tcpdump's messages"));
+        let mut said = String::new();
+        while !said.contains("listening on") {
+            let had = said.len();
+            lines.read_line(&mut said).expect("read tcpdump's messages");
+            assert!(said.len() > had, "tcpdump does not listen: {said}");
+        }
+        process.0.stderr = Some(lines.into_inner());
+        Self { process, directory, namespace, interface }
+    }
+
+    /// Ends the capture, once all that was on the wire before is in it, and has tshark read it.
+    pub fn finish(mut self) -> Vec<Packet> {
+        let marker = format!("crafter marker {:?}", Instant::now());
+        // To an Ethernet address that nobody has, so that nobody answers.
+        let [from, to] = ["192.0.2.250", "192.0.2.251"]
+            .map(|address| (address.parse::<IpAddr>().expect("an address"), MARKER_PORT).into());
+        let packet = frame::udp_ip(from, to, marker.as_bytes());
+        let send = || Wire::open(self.interface, [2, 0, 0, 0, 0, 0x99])?.send(&packet);
+        self.namespace.run(send).expect("enter the namespace").expect("send the marker");
+        let file = self.directory.path().join("pcap");
+        wait_for("the marker in the capture", Duration::from_secs(20), || {
+            let bytes = fs::read(&file).ok()?;
+            let tail = &bytes[bytes.len().saturating_sub(1 << 16)..];
+            tail.windows(marker.len()).any(|window| window == marker.as_bytes()).then_some(())
+        });
+        kill(Pid::from_raw(self.process.id() as i32), Signal::SIGINT).expect("interrupt tcpdump");
+        let mut said = String::new();
+        if let Some(mut messages) = self.process.0.stderr.take() {
+            let _ = messages.read_to_string(&mut said);
+        }
+        let _ = self.process.0.wait();
+        // A judge that looked away is none.
+        assert!(said.contains("\n0 packets dropped by kernel"), "tcpdump missed something: {said}");
+        let packets = dissect(&file);
+        packets.into_iter().filter(|packet| packet.destination.port() != MARKER_PORT).collect()
+    }
+}
+
+/// A packet as tshark reads it. Of an ICMP error, the outer header.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Packet {
+    /// Source; port 0 without ports.
+    pub source: SocketAddr,
+    /// Destination.
+    pub destination: SocketAddr,
+    /// TCP flags, the low byte.
+    pub flags: Option<u8>,
+    /// TCP sequence number.
+    pub seq: u32,
+    /// TCP acknowledgment number.
+    pub ack: u32,
+    /// TCP payload in bytes.
+    pub length: u32,
+    /// Whether the checksum of TCP or UDP is right, if tshark could tell.
+    pub checksum: Option<bool>,
+    /// ICMP or ICMPv6 type and code.
+    pub icmp: Option<(u8, u8)>,
+    /// Whether it is one of several fragments.
+    pub fragment: bool,
+    /// Whether tshark found it malformed.
+    pub malformed: bool,
+}
+
+impl Packet {
+    fn has(&self, flag: u8) -> bool {
+        self.flags.is_some_and(|flags| flags & flag != 0)
+    }
+
+    /// RST set.
+    pub fn is_rst(&self) -> bool {
+        self.has(RST)
+    }
+
+    /// FIN set.
+    pub fn is_fin(&self) -> bool {
+        self.has(FIN)
+    }
+
+    /// SYN set.
+    pub fn is_syn(&self) -> bool {
+        self.has(SYN)
+    }
+}
+
+/// What of `packets` came from a port of an address.
+pub fn from(packets: &[Packet], source: SocketAddr) -> Vec<&Packet> {
+    packets.iter().filter(|packet| packet.source == source).collect()
+}
+
+/// RSTs from a port of an address.
+pub fn rsts(packets: &[Packet], source: SocketAddr) -> usize {
+    from(packets, source).iter().filter(|packet| packet.is_rst()).count()
+}
+
+/// Port-unreachables of either IP version from an address.
+pub fn unreachables(packets: &[Packet], source: IpAddr) -> usize {
+    let ours = packets.iter().filter(|packet| packet.source.ip() == source);
+    ours.filter(|packet| packet.icmp == Some(if source.is_ipv4() { (3, 3) } else { (1, 4) })).count()
+}
+
+const FIELDS: [&str; 21] = [
+    "ip.src",
+    "ip.dst",
+    "ipv6.src",
+    "ipv6.dst",
+    "tcp.srcport",
+    "tcp.dstport",
+    "udp.srcport",
+    "udp.dstport",
+    "tcp.flags",
+    "tcp.seq_raw",
+    "tcp.ack_raw",
+    "tcp.len",
+    "tcp.checksum.status",
+    "udp.checksum.status",
+    "icmp.type",
+    "icmp.code",
+    "icmpv6.type",
+    "icmpv6.code",
+    "ip.flags.mf",
+    "ip.frag_offset",
+    "ipv6.fraghdr.offset",
+];
+
+fn dissect(file: &std::path::Path) -> Vec<Packet> {
+    let mut command = Command::new("tshark");
+    command.arg("-n").arg("-r").arg(file).args(["-T", "fields", "-E", "separator=|", "-E", "occurrence=f"]);
+    for preference in ["tcp.check_checksum", "udp.check_checksum"] {
+        command.arg("-o").arg(format!("{preference}:TRUE"));
+    }
+    // Put together, a datagram would be counted instead of its fragments.
+    command.args(["-o", "ip.defragment:FALSE", "-o", "ipv6.defragment:FALSE"]);
+    for field in FIELDS.into_iter().chain(["_ws.malformed"]) {
+        command.args(["-e", field]);
+    }
+    let output = command.stdin(Stdio::null()).output().expect("tshark (`cargo xtask setup` installs it)");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "tshark: {errors}");
+    String::from_utf8_lossy(&output.stdout).lines().filter_map(packet).collect()
+}
+
+/// One line of tshark's; `None` for what is not IP.
+fn packet(line: &str) -> Option<Packet> {
+    let columns: Vec<&str> = line.split('|').collect();
+    assert_eq!(columns.len(), FIELDS.len() + 1, "tshark said {line:?}");
+    let number = |at: usize| {
+        let text: &str = columns[at];
+        match text.strip_prefix("0x") {
+            Some(hex) => u32::from_str_radix(hex, 16).ok(),
+            None => text.parse().ok(),
+        }
+    };
+    // An IPv6 packet within ICMP over IPv4 does not occur here: at most one pair is set.
+    let address = |v4: usize, v6: usize| columns[v4].parse().or_else(|_| columns[v6].parse()).ok();
+    let (source, destination): (IpAddr, IpAddr) = (address(0, 2)?, address(1, 3)?);
+    let icmp = |kind, code| Some((number(kind)? as u8, number(code)? as u8));
+    let icmp = icmp(14, 15).or_else(|| icmp(16, 17));
+    // The ports of an ICMP error are those of the packet that it quotes.
+    let port = |tcp, udp| if icmp.is_some() { 0 } else { number(tcp).or_else(|| number(udp)).unwrap_or(0) as u16 };
+    Some(Packet {
+        source: SocketAddr::new(source, port(4, 6)),
+        destination: SocketAddr::new(destination, port(5, 7)),
+        flags: number(8).filter(|_| icmp.is_none()).map(|flags| flags as u8),
+        seq: number(9).unwrap_or(0),
+        ack: number(10).unwrap_or(0),
+        length: number(11).unwrap_or(0),
+        // 0: bad, 1: good; others: not verified.
+        checksum: number(12)
+            .or_else(|| number(13))
+            .and_then(|status| [Some(false), Some(true)].get(status as usize).copied()?),
+        icmp,
+        fragment: columns[18] == "1" || columns[18] == "True" || number(19).unwrap_or(0) > 0 || number(20).is_some(),
+        malformed: !columns[21].is_empty(),
+    })
+}

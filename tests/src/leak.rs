@@ -1,0 +1,132 @@
+//! What must not be left behind: BPF objects by their ids, attachments by what the kernel says of
+//! an interface.
+//!
+//! Ids are unique in the whole kernel, so that other programs that come and go on this machine do
+//! not disturb.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use aya::{
+    maps::loaded_maps,
+    programs::{SchedClassifier, TcAttachType, loaded_links, loaded_programs},
+};
+use crafter::{datapath::interface::interface, lab::NetNs};
+
+use crate::peer::wait_for;
+
+/// Kernel ids of BPF objects.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BpfObjects {
+    /// Of programs.
+    pub programs: BTreeSet<u32>,
+    /// Of maps.
+    pub maps: BTreeSet<u32>,
+    /// Of links.
+    pub links: BTreeSet<u32>,
+}
+
+impl BpfObjects {
+    /// Those that a process holds open.
+    pub fn of(pid: u32) -> Self {
+        let mut found = Self::default();
+        for entry in fs::read_dir(format!("/proc/{pid}/fdinfo")).into_iter().flatten().flatten() {
+            let text = fs::read_to_string(entry.path()).unwrap_or_default();
+            let field = |name: &str| -> Option<u32> {
+                text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.trim().parse().ok())
+            };
+            found.programs.extend(field("prog_id"));
+            found.maps.extend(field("map_id"));
+            found.links.extend(field("link_id"));
+        }
+        found
+    }
+
+    /// Those of them that the kernel still has.
+    pub fn alive(&self) -> Self {
+        let programs: BTreeSet<u32> = loaded_programs().flatten().map(|program| program.id()).collect();
+        let maps: BTreeSet<u32> = loaded_maps().flatten().map(|map| map.id()).collect();
+        let links: BTreeSet<u32> = loaded_links().flatten().map(|link| link.id()).collect();
+        let both = |a: &BTreeSet<u32>, b: &BTreeSet<u32>| a.intersection(b).copied().collect();
+        Self {
+            programs: both(&self.programs, &programs),
+            maps: both(&self.maps, &maps),
+            links: both(&self.links, &links),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Waits until the kernel has none of them any more: it frees them in the background.
+    pub fn wait_until_gone(&self, timeout: Duration) {
+        let mut left = Self::default();
+        let gone = || {
+            left = self.alive();
+            left.is_empty().then_some(())
+        };
+        wait_for("the end of all programs, maps and links", timeout, gone);
+    }
+}
+
+/// What is attached to an interface: XDP, and the tcx programs of both directions.
+pub fn attached(namespace: &NetNs, name: &str) -> Vec<String> {
+    namespace
+        .run(|| {
+            let mut found = Vec::new();
+            let xdp = crate::block_on(interface(name)).expect("the interface").xdp;
+            found.extend(xdp.map(|xdp| format!("XDP program {} ({})", xdp.program_id, xdp.mode)));
+            for direction in [TcAttachType::Ingress, TcAttachType::Egress] {
+                let (_, programs) = SchedClassifier::query_tcx(name, direction).expect("query tcx");
+                found.extend(
+                    programs
+                        .iter()
+                        .map(|program| format!("{} at tcx {direction:?}", program.name_as_str().unwrap_or_default())),
+                );
+            }
+            found
+        })
+        .expect("enter the namespace")
+}
+
+/// One test at a time: the machine's, because most of them keep two processors busy, and this
+/// guard's, because it looks at what this process holds.
+pub struct Serial {
+    _lock: MutexGuard<'static, ()>,
+}
+
+static LOCK: Mutex<()> = Mutex::new(());
+
+impl Serial {
+    /// Waits for its turn; finds this process without BPF objects.
+    pub fn begin() -> Self {
+        // A test that failed has poisoned it; that is told already.
+        let lock = LOCK.lock().unwrap_or_else(PoisonError::into_inner);
+        wait_for("a process without BPF objects", Duration::from_secs(10), || {
+            BpfObjects::of(std::process::id()).is_empty().then_some(())
+        });
+        Self { _lock: lock }
+    }
+
+    /// The objects of this process now; there must be some, or what looks for them is blind.
+    pub fn objects(&self) -> BpfObjects {
+        let objects = BpfObjects::of(std::process::id());
+        let counts = [objects.programs.len(), objects.maps.len(), objects.links.len()];
+        assert!(counts.iter().all(|count| *count > 0), "programs, maps, links: {counts:?}");
+        assert_eq!(objects.alive(), objects);
+        objects
+    }
+
+    /// Nothing of `objects` is left, and nothing is attached.
+    pub fn finish(&self, objects: &BpfObjects, namespace: &NetNs, interface: &str) {
+        assert_eq!(BpfObjects::of(std::process::id()), BpfObjects::default(), "this process still holds");
+        objects.wait_until_gone(Duration::from_secs(10));
+        assert_eq!(attached(namespace, interface), Vec::<String>::new());
+    }
+}

@@ -1,0 +1,54 @@
+//! IP packets put on the wire as they are, without crafter: for controls, and for peers that lie.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+};
+
+use crafter::datapath::interface::interface;
+
+/// A packet socket of one interface, to one Ethernet neighbour.
+pub struct Wire {
+    socket: OwnedFd,
+    ifindex: u32,
+    neighbour: [u8; 6],
+}
+
+impl Wire {
+    /// In the calling thread's namespace; `neighbour` is the Ethernet address to send to.
+    pub fn open(interface: &str, neighbour: [u8; 6]) -> io::Result<Self> {
+        let ifindex = nix::net::if_::if_nametoindex(interface)?;
+        // Protocol 0: it receives nothing.
+        // SAFETY: socket() takes no pointers.
+        let socket = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+        if socket < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: socket() has just returned this descriptor and nobody else has it.
+        let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+        Ok(Self { socket, ifindex, neighbour })
+    }
+
+    /// Sends a packet, from its IP header on.
+    pub fn send(&self, ip: &[u8]) -> io::Result<()> {
+        // SAFETY: sockaddr_ll is plain data, for which zero is valid.
+        let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+        to.sll_family = libc::AF_PACKET as u16;
+        let protocol: u16 = if ip.first().is_some_and(|first| first >> 4 == 6) { 0x86dd } else { 0x0800 };
+        to.sll_protocol = protocol.to_be();
+        to.sll_ifindex = self.ifindex as i32;
+        to.sll_halen = 6;
+        to.sll_addr[..6].copy_from_slice(&self.neighbour);
+        let size = size_of::<libc::sockaddr_ll>() as u32;
+        // SAFETY: the buffer and the address outlive the call, and their lengths are right.
+        let sent = unsafe {
+            libc::sendto(self.socket.as_raw_fd(), ip.as_ptr().cast(), ip.len(), 0, (&raw const to).cast(), size)
+        };
+        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+}
+
+/// The Ethernet address of an interface of the calling thread's namespace.
+pub fn mac(name: &str) -> [u8; 6] {
+    crate::block_on(async { interface(name).await.expect("the interface").mac.expect("an Ethernet address") })
+}

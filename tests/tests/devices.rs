@@ -1,0 +1,127 @@
+//! Devices other than a pair of Ethernet ends: `lo`, and tun, which has no link-layer header.
+
+use std::{io, net::SocketAddr};
+
+use crafter::{
+    Crafter, Error, LeaseRequest, StreamOptions,
+    datapath::program::{Attach, Mode},
+    lab::NetNs,
+};
+use crafter_common::reason::Reason;
+use crafter_tests::{
+    by_hand::{self, ByHand, sha256},
+    frame::{SYN, Tcp},
+    judge::{CONTROL, Capture, from, rsts},
+    leak::Serial,
+    peer::Nginx,
+    stage::{ENDS, lab, options, run},
+    tun::Tunnel,
+    wire::Wire,
+    within,
+};
+
+/// Over `lo`, against a server of this host's kernel.
+#[test]
+fn loopback_works() {
+    let serial = Serial::begin();
+    let lab = lab();
+    let nginx = Nginx::with_big(lab.client());
+    let page = nginx.big.as_ref().expect("the big page");
+    let capture = Capture::start(lab.client(), "lo", Some(CONTROL));
+    let locals = within(lab.client(), async || {
+        let mut locals = Vec::new();
+        for (attach, mode) in [(Attach::Auto, Mode::Generic), (Attach::Tc, Mode::Tc)] {
+            let crafter = Crafter::open("lo", options(attach)).await.expect("open lo");
+            assert_eq!(crafter.report().mode, mode);
+            for server in ["127.0.0.1:80", "[::1]:80"] {
+                let remote: SocketAddr = server.parse().unwrap();
+                let lease = crafter.lease(LeaseRequest::tcp()).await.expect("a lease");
+                let mut talk = ByHand::new(&lease, remote).await;
+                talk.handshake().await;
+                let answer = talk.get(nginx.small.path).await;
+                assert_eq!(sha256(by_hand::body(&answer)), nginx.small.sha256);
+                locals.push(talk.cursor.local);
+                let mut stream =
+                    by_hand::connect(&crafter, LeaseRequest::tcp(), remote, StreamOptions::default()).await;
+                let (_, sum) = by_hand::download(&mut stream, page.path).await;
+                assert_eq!(sum, page.sha256);
+                locals.push(stream.local());
+                by_hand::close(&mut stream).await;
+            }
+            // Native cannot be had, and that is said.
+            if attach == Attach::Auto {
+                assert!(crafter.report().notes.iter().any(|note| note.contains("native")), "{:?}", crafter.report());
+                let refused = Crafter::open("lo", options(Attach::Native)).await.map(drop).expect_err("no native XDP");
+                assert!(matches!(refused, Error::Attach { .. }), "{refused:?}");
+            }
+        }
+        locals
+    });
+    // The control: a port of nobody.
+    let refused = lab.client().run(|| std::net::TcpStream::connect("127.0.0.1:40000").map(drop)).unwrap();
+    assert_eq!(refused.expect_err("nobody is there").kind(), io::ErrorKind::ConnectionRefused);
+    let packets = capture.finish();
+    assert!(rsts(&packets, "127.0.0.1:40000".parse().unwrap()) > 0);
+    for local in locals {
+        assert!(!from(&packets, local).is_empty());
+        assert_eq!(rsts(&packets, local), 0, "a RST escaped from {local}");
+    }
+    drop(serial);
+}
+
+/// Over tun: sent by raw IP sockets, received by tc.
+#[test]
+fn a_device_without_ethernet_works() {
+    let serial = Serial::begin();
+    let (client, server) = (NetNs::new().unwrap(), NetNs::new().unwrap());
+    let _tunnel = Tunnel::between(&client, &server);
+    for (namespace, ends) in [(&client, ENDS.map(|ends| ends.0)), (&server, ENDS.map(|ends| ends.1))] {
+        for address in ends {
+            let prefix = if address.is_ipv4() { 24 } else { 64 };
+            let address = format!("{address}/{prefix}");
+            run(namespace.command("ip").args(["address", "add", &address, "dev", "tun0", "nodad"]));
+        }
+        run(namespace.command("ip").args(["link", "set", "tun0", "up"]));
+    }
+    let nginx = Nginx::start(&server);
+    let capture = Capture::start(&server, "tun0", Some(CONTROL));
+    // The control: a SYN from a port of nobody.
+    for (local, remote) in ENDS {
+        let syn = Tcp::new(SYN, 1, 0).ip(SocketAddr::new(local, 40_000), SocketAddr::new(remote, 80));
+        client.run(|| Wire::open("tun0", [0; 6])?.send(&syn)).unwrap().unwrap();
+    }
+    let locals = within(&client, async || {
+        let crafter = Crafter::open("tun0", options(Attach::Auto)).await.expect("open tun0");
+        assert_eq!(crafter.report().mode, Mode::Tc, "{}", crafter.report());
+        let mut locals = Vec::new();
+        for observe in [false, true] {
+            for (_, remote) in ENDS {
+                let remote = SocketAddr::new(remote, 80);
+                let request = LeaseRequest::tcp().observe(observe);
+                let lease = crafter.lease(request.clone()).await.expect("a lease");
+                let mut talk = ByHand::new(&lease, remote).await;
+                talk.handshake().await;
+                let answer = talk.get(nginx.small.path).await;
+                assert_eq!(sha256(by_hand::body(&answer)), nginx.small.sha256);
+                locals.push(talk.cursor.local);
+                let mut stream = by_hand::connect(&crafter, request, remote, StreamOptions::default()).await;
+                let (_, sum) = by_hand::download(&mut stream, nginx.medium.path).await;
+                assert_eq!(sum, nginx.medium.sha256);
+                locals.push(stream.local());
+                by_hand::close(&mut stream).await;
+            }
+        }
+        let counters = crafter.counters().expect("counters");
+        assert!(counters.get(Reason::Copied) > 0 && counters.get(Reason::RstSuppressed) > 0, "{counters:?}");
+        locals
+    });
+    let packets = capture.finish();
+    for (local, _) in ENDS {
+        assert!(rsts(&packets, SocketAddr::new(local, 40_000)) > 0, "no RST to the control");
+    }
+    for local in locals {
+        assert!(!from(&packets, local).is_empty());
+        assert_eq!(rsts(&packets, local), 0, "a RST escaped from {local}");
+    }
+    drop(serial);
+}
