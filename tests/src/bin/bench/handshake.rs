@@ -1,0 +1,96 @@
+//! A TCP handshake: crafted, and by the kernel.
+
+use std::{
+    net::{SocketAddr, TcpListener, TcpStream},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use crafter::{
+    Crafter, LeaseRequest, Options, StreamOptions,
+    engine::Cursor,
+    lab::{INTERFACE, Lab, LabOptions, SERVER_V4},
+    packet::Segment,
+};
+
+use crate::table::{Reach, Row, median};
+
+const PORT: u16 = 8000;
+const HANDSHAKES: usize = 2000;
+
+pub fn measure() -> Result<Vec<Row>> {
+    let lab = Lab::new(&LabOptions { web: false, dns: false, ..LabOptions::default() })?;
+    let listener = lab.server().run(|| TcpListener::bind((SERVER_V4, PORT)))??;
+    // Ends with the process; a connection is accepted and closed at once.
+    thread::spawn(move || listener.incoming().for_each(drop));
+    let remote = SocketAddr::from((SERVER_V4, PORT));
+
+    let kernel = lab.client().run(|| kernel(remote))??;
+    let (stream, by_hand) = lab.client().run(|| -> Result<_> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let crafter = Crafter::open(INTERFACE, Options::default()).await?;
+            Ok((streams(&crafter, remote).await?, by_hand(&crafter, remote).await?))
+        })
+    })??;
+
+    let row = |what: &str, value: f64| Row {
+        what: what.to_owned(),
+        crafter: format!("{value:.1} us"),
+        beside: format!("kernel connect() {kernel:.1} us"),
+        value: value / kernel,
+        unit: "x",
+        reach: Reach::AtMost(5.0),
+    };
+    Ok(vec![row("handshake, crafted stream, median", stream), row("handshake, segment by segment, median", by_hand)])
+}
+
+/// Median of connect() in microseconds, nothing attached.
+fn kernel(remote: SocketAddr) -> Result<f64> {
+    let mut times = Vec::new();
+    for _ in 0..HANDSHAKES {
+        let start = Instant::now();
+        let stream = TcpStream::connect(remote)?;
+        times.push(micros(start.elapsed()));
+        drop(stream);
+    }
+    Ok(median(times))
+}
+
+/// Median of a stream's connect in microseconds: buffers, SYN, SYN-ACK, ACK.
+async fn streams(crafter: &Crafter, remote: SocketAddr) -> Result<f64> {
+    let mut times = Vec::new();
+    for _ in 0..HANDSHAKES {
+        let lease = crafter.lease(LeaseRequest::tcp()).await?;
+        let start = Instant::now();
+        let stream = lease.connect(remote, StreamOptions::default()).await?;
+        times.push(micros(start.elapsed()));
+        drop(stream);
+    }
+    Ok(median(times))
+}
+
+/// Median of the same by hand in microseconds.
+async fn by_hand(crafter: &Crafter, remote: SocketAddr) -> Result<f64> {
+    let mut times = Vec::new();
+    for _ in 0..HANDSHAKES {
+        let lease = crafter.lease(LeaseRequest::tcp()).await?;
+        let mut cursor = Cursor::new(lease.local(remote.ip()).await?, remote);
+        let start = Instant::now();
+        lease.send(&cursor.syn().build()).await?;
+        let reply = lease.recv_timeout(Duration::from_secs(2)).await?.context("no SYN-ACK")?;
+        cursor.handle(&Segment::parse(&reply.ip)?);
+        if !cursor.is_established() {
+            bail!("the reply is no SYN-ACK");
+        }
+        lease.send(&cursor.ack().build()).await?;
+        times.push(micros(start.elapsed()));
+        lease.send(&cursor.rst().build()).await?;
+    }
+    Ok(median(times))
+}
+
+fn micros(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e6
+}

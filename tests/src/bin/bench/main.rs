@@ -1,0 +1,54 @@
+//! crafter beside its peers, in one run: `cargo xtask bench [NAME...]`.
+//!
+//! Prints a row per comparison with the ratio, and what ratio is aimed at. Numbers are medians; the
+//! two sides take turns, so that what else the machine does meets both. Nothing here fails because
+//! something was slow.
+
+mod download;
+mod handshake;
+mod memory;
+mod table;
+mod verdict;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use table::Row;
+
+/// A comparison: its name on the command line, and what measures it.
+type Bench = (&'static str, fn() -> Result<Vec<Row>>);
+
+const BENCHES: [Bench; 5] = [
+    // First: the high-water mark of children is what it reads.
+    ("memory", memory::measure),
+    ("handshake", handshake::measure),
+    ("download", download::measure),
+    ("verdict", verdict::measure),
+    ("bystander", download::bystander),
+];
+
+fn main() -> ExitCode {
+    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    match run(&wanted) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(wanted: &[String]) -> Result<()> {
+    if let Some(unknown) = wanted.iter().find(|name| !BENCHES.iter().any(|(known, _)| known == *name)) {
+        bail!("no benchmark named '{unknown}'; there are {}", BENCHES.map(|(name, _)| name).join(", "));
+    }
+    let mut rows = Vec::new();
+    for (name, measure) in BENCHES {
+        if wanted.is_empty() || wanted.iter().any(|w| w == name) {
+            eprintln!("measuring {name} ...");
+            rows.extend(measure()?);
+        }
+    }
+    table::print(&rows);
+    Ok(())
+}

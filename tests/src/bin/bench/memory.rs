@@ -1,0 +1,29 @@
+//! Resident memory of a 100 MB download.
+
+use anyhow::{Context as _, Result, ensure};
+use crafter::lab::{Lab, LabOptions, SERVER_V4};
+use crafter_tests::peer::Nginx;
+use nix::sys::resource::{UsageWho, getrusage};
+
+use crate::table::{Reach, Row};
+
+pub fn measure() -> Result<Vec<Row>> {
+    let lab = Lab::new(&LabOptions { web: false, dns: false, offloads: false, ..LabOptions::default() })?;
+    let nginx = Nginx::with_big(lab.server());
+    let page = nginx.big.as_ref().context("nginx has no big page")?;
+    let binary = std::env::current_exe()?.with_file_name("crafter");
+    let mut get = lab.client().command(&binary);
+    get.args(["get", "-o", "/dev/null", &format!("http://{SERVER_V4}{}", page.path)]);
+    let output = get.output().with_context(|| format!("{} (`cargo xtask build` makes it)", binary.display()))?;
+    ensure!(output.status.success(), "crafter get: {}", String::from_utf8_lossy(&output.stderr));
+    // The greatest of all children that were waited for: this one, as no other was yet.
+    let mib = getrusage(UsageWho::RUSAGE_CHILDREN)?.max_rss() as f64 / 1024.0;
+    Ok(vec![Row {
+        what: format!("resident memory, `crafter get` of {} MB", page.length / 1_000_000),
+        crafter: format!("{mib:.1} MiB"),
+        beside: "-".to_owned(),
+        value: mib,
+        unit: " MiB",
+        reach: Reach::AtMost(64.0),
+    }])
+}
