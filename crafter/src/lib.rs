@@ -35,3 +35,7 @@ pub mod packet;
 
 pub use driver::{Crafter, Lease, LeaseRequest, Options, PortChoice, Stream, StreamOptions};
 pub use error::{Error, Result};
+
+#[doc = include_str!("../../README.md")]
+#[cfg(doctest)]
+struct Readme;
