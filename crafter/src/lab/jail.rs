@@ -77,7 +77,9 @@ fn own_proc() -> nix::Result<()> {
     const NONE: Option<&str> = None;
     unshare(CloneFlags::CLONE_NEWNS)?;
     // Else the new /proc would show up outside, too.
-    mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)?;
+    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    // In a chroot, / need not be a mount point; /proc is, and is all that is mounted over here.
+    mount(NONE, "/", NONE, private, NONE).or_else(|_| mount(NONE, "/proc", NONE, private, NONE))?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("proc"), "/proc", Some("proc"), flags, NONE)
 }
