@@ -3,6 +3,7 @@
 //! - [`driver`]: open an interface, lease ports, send and receive, whole TCP streams. Start here:
 //!   [`Crafter::open`].
 //! - [`packet`]: headers to bytes and back, no IO.
+//! - [`layer`]: packets of any layers with any fields, as Scapy has them, no IO.
 //! - [`engine`]: conversations without IO: a cursor for segments by hand, streams, reassembly.
 //! - [`datapath`]: all that touches the kernel: programs, maps, sockets, routes.
 //! - [`lab`]: a throw-away network with a web and a DNS server to try things in.
@@ -31,6 +32,7 @@ pub mod driver;
 pub mod engine;
 pub mod error;
 pub mod lab;
+pub mod layer;
 pub mod packet;
 
 pub use driver::{Crafter, Lease, LeaseRequest, Options, PortChoice, Stream, StreamOptions};

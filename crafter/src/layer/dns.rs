@@ -1,0 +1,239 @@
+//! DNS messages; names and record data by hickory-proto.
+
+use std::fmt;
+
+use hickory_proto::serialize::binary::{BinDecoder, BinEncodable as _, BinEncoder};
+
+use super::{
+    AnyLayer, Kind,
+    build::Building,
+    dns_record::{Question, Record, type_name},
+    protocol::{Fixed, Parsed, Protocol},
+    table::{Misfit, layer},
+    value::Literal,
+};
+
+const OPCODES: &[(u64, &str)] = &[(0, "QUERY"), (1, "IQUERY"), (2, "STATUS"), (4, "NOTIFY"), (5, "UPDATE")];
+const RCODES: &[(u64, &str)] =
+    &[(0, "ok"), (1, "format-error"), (2, "server-failure"), (3, "name-error"), (4, "not-implemented"), (5, "refused")];
+
+layer! {
+    /// Domain Name System
+    pub struct Dns: "DNS", "RFC 1035" {
+        /// Identifier of the query
+        id: u16, 16, (0);
+        /// Response
+        qr: u8, 1, (0);
+        /// Kind of query
+        opcode: u8, 4, (0), OPCODES;
+        /// Authoritative answer
+        aa: u8, 1, (0);
+        /// Truncated
+        tc: u8, 1, (0);
+        /// Recursion desired
+        rd: u8, 1, (1);
+        /// Recursion available
+        ra: u8, 1, (0);
+        /// Reserved
+        z: u8, 1, (0);
+        /// Authentic data (RFC 4035)
+        ad: u8, 1, (0);
+        /// Checking disabled (RFC 4035)
+        cd: u8, 1, (0);
+        /// Response code
+        rcode: u8, 4, (0), RCODES;
+        /// Number of questions
+        qdcount: u16, 16, computed;
+        /// Number of answers
+        ancount: u16, 16, computed;
+        /// Number of authority records
+        nscount: u16, 16, computed;
+        /// Number of additional records
+        arcount: u16, 16, computed;
+    }
+    tail {
+        /// Questions
+        qd: Vec<Question>;
+        /// Answers
+        an: Vec<Record>;
+        /// Authority records
+        ns: Vec<Record>;
+        /// Additional records
+        ar: Vec<Record>;
+        /// The bytes of the sections: if set, they are built instead of qd, an, ns and ar. Parsing sets it where
+        /// these would give other bytes, such as names compressed otherwise; unset it after changing a section
+        body: Vec<u8>;
+    }
+}
+
+impl Dns {
+    /// A query for a name: `Dns::query("example.org", 1)` asks for addresses.
+    ///
+    /// # Panics
+    /// If the name is none; see [`Literal`].
+    pub fn query(qname: &str, qtype: impl Literal<u16>) -> Self {
+        match Question::new(qname, qtype.literal()) {
+            Ok(question) => Self::new().qd([question]),
+            Err(reason) => panic!("{reason}"),
+        }
+    }
+
+    /// Reads the sections behind the header; gives where they end.
+    fn read(&mut self, bytes: &[u8]) -> Option<usize> {
+        let decoder = &mut BinDecoder::new(bytes);
+        decoder.read_slice(Self::FIXED).ok()?;
+        self.qd = section(self.qdcount?, || Question::read(decoder))?;
+        self.an = section(self.ancount?, || Record::read(decoder))?;
+        self.ns = section(self.nscount?, || Record::read(decoder))?;
+        self.ar = section(self.arcount?, || Record::read(decoder))?;
+        Some(decoder.index())
+    }
+
+    /// The sections as they are built, behind 12 bytes of nothing: compressed names point into the whole message.
+    fn sections(&self) -> Option<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let mut encoder = BinEncoder::new(&mut bytes);
+        encoder.emit_vec(&[0; Self::FIXED]).ok()?;
+        for question in self.qd.iter().flatten() {
+            question.emit(&mut encoder).ok()?;
+        }
+        for record in [&self.an, &self.ns, &self.ar].into_iter().flatten().flatten() {
+            record.emit(&mut encoder).ok()?;
+        }
+        Some(bytes)
+    }
+}
+
+/// `None` for an empty section, as if it were unset.
+#[allow(clippy::option_option)]
+fn section<T>(count: u16, mut read: impl FnMut() -> Option<T>) -> Option<Option<Vec<T>>> {
+    // A count is no reason to allocate: every entry takes bytes, which end.
+    let mut entries = Vec::new();
+    for _ in 0..count {
+        entries.push(read()?);
+    }
+    Some(if entries.is_empty() { None } else { Some(entries) })
+}
+
+impl Protocol for Dns {
+    fn parse(bytes: &[u8], _: &[AnyLayer]) -> Option<Parsed<Self>> {
+        let head = Self::get_fixed(bytes)?;
+        let mut layer = head.clone();
+        let end = layer.read(bytes);
+        let (layer, header) = match end {
+            Some(end) => {
+                if layer.sections().is_none_or(|again| again[Self::FIXED..] != bytes[Self::FIXED..end]) {
+                    layer.body = Some(bytes[Self::FIXED..end].to_vec());
+                }
+                (layer, end)
+            }
+            None => (Self { body: Some(bytes[Self::FIXED..].to_vec()), ..head }, bytes.len()),
+        };
+        Some(Parsed { layer, header, end: bytes.len(), next: Kind::Raw })
+    }
+
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+        self.put_fixed(out)?;
+        match &self.body {
+            Some(body) => out.extend_from_slice(body),
+            None if [self.qd.is_none(), self.an.is_none(), self.ns.is_none(), self.ar.is_none()] == [true; 4] => {}
+            None => {
+                let sections = self.sections().ok_or(Misfit { layer: "DNS", field: "sections", bits: 65_535 * 8 })?;
+                out.extend_from_slice(&sections[Self::FIXED..]);
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
+        let counts = [
+            (self.qdcount, self.qd.as_ref().map_or(0, Vec::len), "qdcount"),
+            (self.ancount, self.an.as_ref().map_or(0, Vec::len), "ancount"),
+            (self.nscount, self.ns.as_ref().map_or(0, Vec::len), "nscount"),
+            (self.arcount, self.ar.as_ref().map_or(0, Vec::len), "arcount"),
+        ];
+        for (i, (set, count, field)) in counts.into_iter().enumerate() {
+            if set.is_none() {
+                let count = u16::try_from(count).map_err(|_| Misfit { layer: "DNS", field, bits: 16 })?;
+                packet.put16(4 + 2 * i, count);
+            }
+        }
+        Ok(())
+    }
+
+    /// A response with the query's identifier, and its question if it repeats one.
+    fn answers(&self, _: &[AnyLayer], request: &Self, _: &[AnyLayer]) -> bool {
+        self.qr == Some(1)
+            && request.qr.unwrap_or(0) == 0
+            && self.id.unwrap_or(0) == request.id.unwrap_or(0)
+            && super::answer::both(self.qd.as_ref(), request.qd.as_ref())
+    }
+
+    fn summary(&self, f: &mut fmt::Formatter<'_>, _: &[AnyLayer], _: usize) -> fmt::Result {
+        f.write_str(if self.qr == Some(1) { "DNS Ans" } else { "DNS Qry" })?;
+        if let Some(question) = self.qd.iter().flatten().next() {
+            write!(f, " {} {}", question.name(), type_name(question.qtype))?;
+        }
+        match (self.qr, &self.an) {
+            (Some(1), Some(answers)) => write!(f, " {} answers", answers.len()),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer::{Ip, Packet, Udp, Value};
+
+    #[test]
+    fn query_and_answer() {
+        let request = Ip::to("192.0.2.53").src("192.0.2.1") / Udp::new().sport(999) / Dns::query("example.org", 1).id(7);
+        let bytes = request.build().unwrap();
+        assert_eq!(bytes[22..24], [0, 53]);
+        assert_eq!(bytes[28..40], [0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(&bytes[40..], b"\x07example\x03org\x00\x00\x01\x00\x01");
+        let record = Record::address("example.org", 60, "192.0.2.7".parse().unwrap()).unwrap();
+        let answer = |id: u16, name: &str| {
+            let dns = Dns::query(name, 1).id(id).qr(1).an([record.clone()]);
+            Ip::to("192.0.2.1").src("192.0.2.53") / Udp::to(999).sport(53) / dns
+        };
+        assert!(answer(7, "example.org").answers(&request));
+        assert!(!answer(8, "example.org").answers(&request));
+        assert!(!answer(7, "example.com").answers(&request));
+        assert!(!request.answers(&request));
+        let bytes = answer(7, "example.org").build().unwrap();
+        assert_eq!(&bytes[57..59], [0xc0, 12], "the name of the answer points to that of the question");
+        let read = Packet::from_ip(&bytes);
+        assert_eq!(read.get::<Dns>().unwrap().an.as_deref(), Some(&[record][..]));
+        assert_eq!(read.get::<Dns>().unwrap().body, None);
+        assert_eq!(read.build().unwrap(), bytes);
+    }
+
+    #[test]
+    fn what_hickory_would_write_otherwise_is_kept() {
+        // An answer whose name is not compressed, and something behind the message.
+        let mut bytes = b"\0\x07\x81\x80\0\x01\0\x01\0\0\0\0\x01a\0\0\x01\0\x01\x01a\0\0\x01\0\x01\0\0\0\x3c\0\x04\x01\x02\x03\x04".to_vec();
+        bytes.extend(b"more");
+        let read = Packet::parse(Kind::Dns, &bytes);
+        let dns = read.get::<Dns>().unwrap();
+        assert!(dns.body.is_some() && dns.an.as_ref().is_some_and(|answers| answers.len() == 1));
+        assert_eq!(read.build().unwrap(), bytes);
+        // Counts that lie.
+        bytes[5] = 9;
+        let read = Packet::parse(Kind::Dns, &bytes);
+        assert_eq!(read.get::<Dns>().unwrap().qdcount, Some(9));
+        assert_eq!(read.build().unwrap(), bytes);
+    }
+
+    #[test]
+    fn records_by_name() {
+        let mut packet = Packet::from(Dns::new());
+        let fields = vec![("rrname".to_owned(), Value::Text("a.".into())), ("rdata".to_owned(), Value::Text("1.2.3.4".into()))];
+        packet.set_field("DNS", "an", &Value::List(vec![Value::Record("DNSRR".into(), fields)])).unwrap();
+        assert_eq!(packet.build().unwrap().len(), 12 + 3 + 10 + 4);
+        let wrong = Value::List(vec![Value::Record("DNSRR".into(), vec![("rname".into(), Value::None)])]);
+        let error = packet.set_field("DNS", "an", &wrong).unwrap_err().to_string();
+        assert_eq!(error, "DNS.an: DNSRR has no field 'rname'; did you mean rrname?");
+    }
+}

@@ -1,0 +1,128 @@
+//! Ethernet II frames.
+
+use std::fmt;
+
+use super::{
+    AnyLayer, Kind, Mac,
+    build::Building,
+    protocol::{Fixed, Parsed, Protocol},
+    table::{Misfit, layer},
+};
+
+/// Names of Ethernet types.
+pub(crate) const ETHERTYPES: &[(u64, &str)] = &[
+    (0x0800, "IPv4"),
+    (0x0806, "ARP"),
+    (0x6558, "TEB"),
+    (0x8100, "n_802_1Q"),
+    (0x86dd, "IPv6"),
+    (0x8847, "MPLS"),
+    (0x88a8, "n_802_1AD"),
+    (0x9000, "LOOP"),
+];
+
+layer! {
+    /// Ethernet II frame header
+    pub struct Ether: "Ether", "IEEE 802.3" {
+        /// Destination address
+        dst: Mac, 48, (Mac::BROADCAST);
+        /// Source address; the sending interface's where one is known, else zero
+        src: Mac, 48, (Mac::ZERO);
+        /// Type of the payload
+        r#type: u16, 16, computed, ETHERTYPES;
+    }
+    tail {}
+}
+
+impl Ether {
+    /// A frame to an address.
+    pub fn to(dst: impl super::value::Literal<Mac>) -> Self {
+        Self::new().dst(dst)
+    }
+}
+
+/// What an Ethernet type says that follows.
+#[inline]
+pub(crate) fn payload(ethertype: u16) -> Kind {
+    match ethertype {
+        0x0800 => Kind::Ip,
+        0x0806 => Kind::Arp,
+        0x6558 => Kind::Ether,
+        0x8100 => Kind::Dot1Q,
+        0x86dd => Kind::Ipv6,
+        0x88a8 => Kind::Dot1AD,
+        _ => Kind::Raw,
+    }
+}
+
+/// The Ethernet type for the layer that follows; that of the loop protocol, 0x9000, where there is none,
+/// as Scapy has it.
+#[inline]
+pub(crate) fn ethertype(next: Option<&AnyLayer>) -> u16 {
+    match next {
+        Some(AnyLayer::Ip(_)) => 0x0800,
+        Some(AnyLayer::Arp(_)) => 0x0806,
+        Some(AnyLayer::Ether(_)) => 0x6558,
+        Some(AnyLayer::Dot1Q(_)) => 0x8100,
+        Some(AnyLayer::Ipv6(_)) => 0x86dd,
+        Some(AnyLayer::Dot1AD(_)) => 0x88a8,
+        _ => 0x9000,
+    }
+}
+
+impl Protocol for Ether {
+    #[inline]
+    fn parse(bytes: &[u8], _: &[AnyLayer]) -> Option<Parsed<Self>> {
+        let layer = Self::get_fixed(bytes)?;
+        let next = payload(layer.r#type?);
+        Some(Parsed { layer, header: Self::FIXED, end: bytes.len(), next })
+    }
+
+    #[inline(always)]
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+        self.put_fixed(out)
+    }
+
+    #[inline(always)]
+    fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
+        if self.r#type.is_none() {
+            let number = ethertype(packet.next());
+            packet.put16(12, number);
+        }
+        Ok(())
+    }
+
+    fn summary(&self, f: &mut fmt::Formatter<'_>, packet: &[AnyLayer], at: usize) -> fmt::Result {
+        f.write_str("Ether")?;
+        if packet.get(at + 1).is_none_or(|next| matches!(next, AnyLayer::Raw(_) | AnyLayer::Padding(_))) {
+            let worth = |set: Option<Mac>, default: Mac| set.unwrap_or(default);
+            write!(f, " {} > {}", worth(self.src, Mac::ZERO), worth(self.dst, Mac::BROADCAST))?;
+            if let Some(ethertype) = self.r#type {
+                write!(f, " (0x{ethertype:04x})")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::layer::{Arp, Ether, Packet, Raw};
+
+    #[test]
+    fn the_type_follows_the_payload_unless_set() {
+        let type_of = |packet: Packet| packet.build().unwrap()[12..14].to_vec();
+        assert_eq!(type_of(Ether::new() / Arp::new()), [8, 6]);
+        assert_eq!(type_of(Ether::new().r#type(0x1234) / Arp::new()), [0x12, 0x34]);
+        assert_eq!(type_of(Ether::new() / Raw::of("x")), [0x90, 0]);
+    }
+
+    #[test]
+    fn bytes() {
+        let frame = Ether::to("02:00:00:00:00:02").src("02:00:00:00:00:01").r#type(0x88b5) / "hi";
+        let bytes = [2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 0x88, 0xb5, b'h', b'i'];
+        assert_eq!(frame.build().unwrap(), bytes);
+        assert_eq!(Packet::from_ethernet(&bytes), frame);
+        assert_eq!(Packet::from_ethernet(&bytes[..13]), Packet::from(&bytes[..13]), "cut short: raw");
+    }
+}

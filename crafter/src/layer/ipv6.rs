@@ -1,0 +1,142 @@
+//! IPv6.
+
+use std::{fmt, net::Ipv6Addr};
+
+use super::{
+    AnyLayer, answer,
+    build::Building,
+    ip::{self, PROTOCOLS},
+    protocol::{Fixed, Parsed, Protocol, worth},
+    table::{Misfit, layer},
+    value::Literal,
+};
+
+layer! {
+    /// Internet Protocol, version 6
+    pub struct Ipv6: "IPv6", "RFC 8200" {
+        /// Version
+        version: u8, 4, (6);
+        /// Traffic class: DSCP and ECN
+        tc: u8, 8, (0);
+        /// Flow label
+        fl: u32, 20, (0);
+        /// Length of the payload in bytes
+        plen: u16, 16, computed;
+        /// Next header: protocol of the payload
+        nh: u8, 8, computed, PROTOCOLS;
+        /// Hop limit
+        hlim: u8, 8, (64);
+        /// Source address; the route's where one is known, else ::
+        src: Ipv6Addr, 128, (Ipv6Addr::UNSPECIFIED);
+        /// Destination address
+        dst: Ipv6Addr, 128, (Ipv6Addr::LOCALHOST);
+    }
+    tail {}
+}
+
+/// Nothing follows (RFC 8200, 4.7).
+pub(crate) const NO_NEXT_HEADER: u8 = 59;
+
+impl Ipv6 {
+    /// A packet to an address.
+    pub fn to(dst: impl Literal<Ipv6Addr>) -> Self {
+        Self::new().dst(dst)
+    }
+}
+
+/// The first layer that is no extension header, and those above it.
+fn behind_extensions(layers: &[AnyLayer]) -> &[AnyLayer] {
+    let is_extension = |layer: &&AnyLayer| {
+        matches!(
+            layer,
+            AnyLayer::Ipv6HopByHop(_) | AnyLayer::Ipv6Destination(_) | AnyLayer::Ipv6Routing(_) | AnyLayer::Ipv6Fragment(_)
+        )
+    };
+    &layers[layers.iter().take_while(is_extension).count()..]
+}
+
+impl Protocol for Ipv6 {
+    #[inline]
+    fn parse(bytes: &[u8], _: &[AnyLayer]) -> Option<Parsed<Self>> {
+        let layer = Self::get_fixed(bytes)?;
+        let end = match (layer.plen?, layer.nh?) {
+            (0, NO_NEXT_HEADER) => Self::FIXED,
+            // A jumbogram (RFC 2675), or what Linux marks so.
+            (0, _) => bytes.len(),
+            (length, _) => (Self::FIXED + usize::from(length)).min(bytes.len()),
+        };
+        let next = ip::payload(layer.nh?, &bytes[Self::FIXED..end]);
+        Some(Parsed { layer, header: Self::FIXED, end, next })
+    }
+
+    #[inline(always)]
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+        self.put_fixed(out)
+    }
+
+    #[inline(always)]
+    fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
+        if self.plen.is_none() {
+            let length = packet.length().saturating_sub(Self::FIXED);
+            packet.put16(4, u16::try_from(length).map_err(|_| Misfit { layer: "IPv6", field: "plen", bits: 16 })?);
+        }
+        if self.nh.is_none() {
+            let number = ip::protocol(packet.next()).unwrap_or(NO_NEXT_HEADER);
+            if let Some(byte) = packet.bytes().get_mut(6) {
+                *byte = number;
+            }
+        }
+        Ok(())
+    }
+
+    fn answers(&self, above: &[AnyLayer], request: &Self, asked: &[AnyLayer]) -> bool {
+        let (above, asked) = (behind_extensions(above), behind_extensions(asked));
+        let wanted = worth!(request, Ipv6, dst);
+        if let [error, AnyLayer::Ipv6(quoted), rest @ ..] = above
+            && super::icmpv6::is_error(error)
+        {
+            return request.src.is_none_or(|source| quoted.src == Some(source))
+                && quoted.dst == wanted
+                && answer::quotes(behind_extensions(rest), asked);
+        }
+        let from_there = worth!(self, Ipv6, src) == wanted || wanted.is_some_and(|wanted| wanted.is_multicast());
+        // Who asks from the unspecified address is answered by multicast (RFC 4861, 7.2.4).
+        let to_here = request.src.is_none_or(|source| source.is_unspecified() || self.dst == Some(source));
+        from_there && to_here && answer::answers(above, asked)
+    }
+
+    fn summary(&self, f: &mut fmt::Formatter<'_>, packet: &[AnyLayer], at: usize) -> fmt::Result {
+        f.write_str("IPv6")?;
+        if matches!(packet.get(at + 1), Some(AnyLayer::Tcp(_) | AnyLayer::Udp(_) | AnyLayer::TcpError(_))) {
+            return Ok(());
+        }
+        let (source, destination) = (worth!(self, Ipv6, src), worth!(self, Ipv6, dst));
+        write!(f, " {} > {}", source.unwrap_or(Ipv6Addr::UNSPECIFIED), destination.unwrap_or(Ipv6Addr::LOCALHOST))?;
+        match self.nh {
+            Some(number) if ip::protocol(packet.get(at + 1)) != Some(number) => write!(f, " nh {number}"),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::layer::{Ipv6, Packet, Padding, Udp};
+
+    #[test]
+    fn bytes() {
+        let packet = Ipv6::to("2001:db8::2").tc(0xab).fl(0xc_1234).hlim(1) / Udp::to(7) / "x" / Padding::of("pad");
+        let bytes = packet.build().unwrap();
+        assert_eq!(bytes[..8], [0x6a, 0xbc, 0x12, 0x34, 0, 9, 17, 1]);
+        let read = Packet::from_ip(&bytes);
+        assert_eq!(read.get::<Padding>().unwrap().load.as_deref(), Some(&b"pad"[..]));
+        assert_eq!(read.build().unwrap(), bytes);
+    }
+
+    #[test]
+    fn nothing_follows() {
+        let bytes = (Ipv6::new() / Padding::of([0; 6])).build().unwrap();
+        assert_eq!((bytes[5], bytes[6]), (0, 59));
+        assert!(Packet::from_ip(&bytes).get::<Padding>().is_some());
+    }
+}

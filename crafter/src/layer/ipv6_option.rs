@@ -1,0 +1,169 @@
+//! Options of the IPv6 hop-by-hop and destination options headers.
+
+use std::net::Ipv6Addr;
+
+use super::{
+    protocol::{be16, be32},
+    table::Misfit,
+    value::{Element, Value},
+};
+
+/// One option. What has no form here, or is malformed, is [`Other`](Self::Other) or [`Rest`](Self::Rest).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ipv6Option {
+    /// One byte of padding (RFC 8200, 4.2; type 0).
+    Pad1,
+    /// Padding: its data (RFC 8200, 4.2; type 1).
+    PadN(Vec<u8>),
+    /// Router alert (RFC 2711; type 5).
+    RouterAlert(u16),
+    /// Length of a jumbogram (RFC 2675; type 0xc2).
+    Jumbo(u32),
+    /// Home address (RFC 6275; type 0xc9).
+    HomeAddress(Ipv6Addr),
+    /// Every other type: type and data, with the length that fits.
+    Other(u8, Vec<u8>),
+    /// The rest of the bytes where they are no list of options.
+    Rest(Vec<u8>),
+}
+
+fn read(kind: u8, data: &[u8]) -> Option<Ipv6Option> {
+    Some(match (kind, data.len()) {
+        (1, _) => Ipv6Option::PadN(data.to_vec()),
+        (5, 2) => Ipv6Option::RouterAlert(be16(data)?),
+        (0xc2, 4) => Ipv6Option::Jumbo(be32(data)?),
+        (0xc9, _) => Ipv6Option::HomeAddress(<[u8; 16]>::try_from(data).ok()?.into()),
+        _ => return None,
+    })
+}
+
+/// Reads option bytes to their end; nothing is lost.
+pub(crate) fn parse(mut bytes: &[u8]) -> Vec<Ipv6Option> {
+    let mut options = Vec::with_capacity(2);
+    loop {
+        match bytes {
+            [] => return options,
+            [0, rest @ ..] => {
+                options.push(Ipv6Option::Pad1);
+                bytes = rest;
+            }
+            [kind, length, rest @ ..] if usize::from(*length) <= rest.len() => {
+                let (data, rest) = rest.split_at(usize::from(*length));
+                options.push(read(*kind, data).unwrap_or_else(|| Ipv6Option::Other(*kind, data.to_vec())));
+                bytes = rest;
+            }
+            rest => {
+                options.push(Ipv6Option::Rest(rest.to_vec()));
+                return options;
+            }
+        }
+    }
+}
+
+/// Appends options and pads the header that began at `start` to a multiple of 8 bytes.
+pub(crate) fn write(options: &[Ipv6Option], start: usize, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    for option in options {
+        let at = out.len();
+        match option {
+            Ipv6Option::Pad1 => out.push(0),
+            Ipv6Option::Rest(bytes) => out.extend_from_slice(bytes),
+            Ipv6Option::RouterAlert(value) => {
+                out.extend([5, 2]);
+                out.extend(value.to_be_bytes());
+            }
+            Ipv6Option::Jumbo(length) => {
+                out.extend([0xc2, 4]);
+                out.extend(length.to_be_bytes());
+            }
+            Ipv6Option::HomeAddress(address) => {
+                out.extend([0xc9, 16]);
+                out.extend(address.octets());
+            }
+            Ipv6Option::PadN(data) | Ipv6Option::Other(_, data) => {
+                let kind = if let Ipv6Option::Other(kind, _) = option { *kind } else { 1 };
+                out.extend([kind, 0]);
+                out.extend_from_slice(data);
+                out[at + 1] = u8::try_from(data.len()).map_err(|_| Misfit {
+                    layer: "IPv6 extension header",
+                    field: "options",
+                    bits: 255 * 8,
+                })?;
+            }
+        }
+    }
+    let length = out.len() - start;
+    match length.next_multiple_of(8) - length {
+        0 => {}
+        1 => out.push(0),
+        more => {
+            out.extend([1, (more - 2) as u8]);
+            out.resize(start + length + more, 0);
+        }
+    }
+    Ok(())
+}
+
+const NAMES: [&str; 6] = ["Pad1", "PadN", "RouterAlert", "Jumbo", "HAO", "Rest"];
+
+impl Element for Ipv6Option {
+    fn to_value(&self) -> Value {
+        let pair = |name: &str, value| Value::Tuple(vec![Value::Text(name.to_owned()), value]);
+        match self {
+            Self::Pad1 => pair("Pad1", Value::None),
+            Self::PadN(data) => pair("PadN", Value::Bytes(data.clone())),
+            Self::RouterAlert(value) => pair("RouterAlert", Value::Uint((*value).into())),
+            Self::Jumbo(length) => pair("Jumbo", Value::Uint((*length).into())),
+            Self::HomeAddress(address) => pair("HAO", Value::Text(address.to_string())),
+            Self::Other(kind, data) => Value::Tuple(vec![Value::Uint((*kind).into()), Value::Bytes(data.clone())]),
+            Self::Rest(bytes) => pair("Rest", Value::Bytes(bytes.clone())),
+        }
+    }
+
+    fn from_value(value: &Value) -> Result<Self, String> {
+        let (name, data) = match value {
+            Value::Text(name) => (name, &Value::None),
+            Value::Tuple(values) => match &values[..] {
+                [Value::Text(name), data] => (name, data),
+                [Value::Uint(kind), data] if *kind > 0 => {
+                    return Ok(Self::Other(Value::Uint(*kind).uint(0xff)? as u8, data.bytes()?));
+                }
+                _ => return Err("an option is a name with its value, or a type from 1 to 255 with bytes".to_owned()),
+            },
+            other => return Err(other.misfit("an option such as (\"RouterAlert\", 0)")),
+        };
+        Ok(match name.as_str() {
+            "Pad1" => Self::Pad1,
+            "PadN" => Self::PadN(data.bytes()?),
+            "RouterAlert" => Self::RouterAlert(data.uint(0xffff)? as u16),
+            "Jumbo" => Self::Jumbo(data.uint(u32::MAX.into())? as u32),
+            "HAO" => Self::HomeAddress(data.parsed("an IPv6 address")?),
+            "Rest" => Self::Rest(data.bytes()?),
+            _ => {
+                let near = super::table::nearest(name, NAMES.into_iter());
+                return Err(format!("'{name}' is no IPv6 option{near}"));
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn nothing_is_lost(bytes in proptest::collection::vec(prop_oneof![0u8..7, any::<u8>(), Just(0xc2), Just(0xc9)], 0..40)) {
+            let mut bytes = bytes;
+            bytes.resize(bytes.len().next_multiple_of(8), 0);
+            let options = parse(&bytes);
+            let mut out = Vec::new();
+            write(&options, 0, &mut out).unwrap();
+            prop_assert_eq!(&out, &bytes);
+            for option in options {
+                let value = option.to_value();
+                prop_assert_eq!(Ipv6Option::from_value(&value), Ok(option));
+            }
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! Ethernet addresses.
+
+use std::{fmt, str::FromStr};
+
+use super::{
+    table::{FieldInfo, Wire},
+    value::{FieldKind, FieldValue, Value, text_literals},
+};
+
+/// An Ethernet (EUI-48) address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct Mac(pub [u8; 6]);
+
+impl Mac {
+    /// `ff:ff:ff:ff:ff:ff`: every station.
+    pub const BROADCAST: Self = Self([0xff; 6]);
+    /// `00:00:00:00:00:00`.
+    pub const ZERO: Self = Self([0; 6]);
+}
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+/// The text is not six pairs of hex digits with `:` or `-` between them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("an Ethernet address is needed, such as 02:00:00:00:00:01")]
+pub struct NotMac;
+
+impl FromStr for Mac {
+    type Err = NotMac;
+
+    fn from_str(text: &str) -> Result<Self, NotMac> {
+        let mut bytes = [0; 6];
+        let mut parts = text.split([':', '-']);
+        for byte in &mut bytes {
+            let part = parts.next().ok_or(NotMac)?;
+            if !(1..=2).contains(&part.len()) || !part.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+                return Err(NotMac);
+            }
+            *byte = u8::from_str_radix(part, 16).map_err(|_| NotMac)?;
+        }
+        if parts.next().is_some() { Err(NotMac) } else { Ok(Self(bytes)) }
+    }
+}
+
+impl From<[u8; 6]> for Mac {
+    fn from(bytes: [u8; 6]) -> Self {
+        Self(bytes)
+    }
+}
+
+impl FieldValue for Mac {
+    const KIND: FieldKind = FieldKind::Mac;
+
+    fn to_value(&self) -> Value {
+        Value::Text(self.to_string())
+    }
+
+    fn from_value(value: &Value, _: &FieldInfo) -> Result<Self, String> {
+        value.parsed("an Ethernet address such as 02:00:00:00:00:01")
+    }
+}
+
+impl Wire for Mac {
+    #[inline(always)]
+    fn put(self, header: &mut [u8], offset: usize, _: usize) -> bool {
+        self.0.put(header, offset, 48)
+    }
+
+    #[inline(always)]
+    fn get(header: &[u8], offset: usize, _: usize) -> Self {
+        Self(Wire::get(header, offset, 48))
+    }
+}
+
+text_literals!(Mac);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text() {
+        assert_eq!("02-0a:0:0:0:Ff".parse(), Ok(Mac([2, 10, 0, 0, 0, 255])));
+        assert_eq!(Mac([2, 10, 0, 0, 0, 255]).to_string(), "02:0a:00:00:00:ff");
+        for text in ["", "1:2:3:4:5", "1:2:3:4:5:6:7", "1:2:3:4:5:+6", "1:2:3:4:5:666", "1:2:3:4:5:g"] {
+            assert_eq!(text.parse::<Mac>(), Err(NotMac), "{text}");
+        }
+    }
+}

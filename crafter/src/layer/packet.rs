@@ -1,0 +1,277 @@
+//! The stack of layers.
+
+use std::ops::Div;
+
+use super::{AnyLayer, Kind, Layer, LayerType, Padding, Raw, Value};
+use crate::error::{Error, Result};
+
+/// A packet: layers, the outermost first.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Packet {
+    layers: Vec<AnyLayer>,
+}
+
+impl Packet {
+    /// A packet without layers.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Its layers, the outermost first.
+    pub fn layers(&self) -> &[AnyLayer] {
+        &self.layers
+    }
+
+    /// Its layers, to change.
+    pub fn layers_mut(&mut self) -> &mut Vec<AnyLayer> {
+        &mut self.layers
+    }
+
+    /// Puts a layer on top.
+    pub fn push(&mut self, layer: impl Into<AnyLayer>) {
+        self.layers.push(layer.into());
+    }
+
+    /// The outermost layer of a type.
+    pub fn get<T: LayerType>(&self) -> Option<&T> {
+        self.layers.iter().find_map(T::of)
+    }
+
+    /// The outermost layer of a type, to change.
+    pub fn get_mut<T: LayerType>(&mut self) -> Option<&mut T> {
+        self.layers.iter_mut().find_map(T::of_mut)
+    }
+
+    /// All layers of a type, the outermost first.
+    pub fn all<T: LayerType>(&self) -> impl Iterator<Item = &T> {
+        self.layers.iter().filter_map(T::of)
+    }
+
+    /// All layers of a type, to change, the outermost first.
+    pub fn all_mut<T: LayerType>(&mut self) -> impl Iterator<Item = &mut T> {
+        self.layers.iter_mut().filter_map(T::of_mut)
+    }
+
+    /// Unsets the lengths, checksums and counts of all layers, so that after a change the packet is right
+    /// again. What names the next protocol stays: unset it where a layer was exchanged.
+    pub fn recompute(&mut self) {
+        for layer in &mut self.layers {
+            for (index, field) in layer.info().fields.iter().enumerate() {
+                if field.default.is_none() && !matches!(field.name, "proto" | "nh" | "type" | "sport" | "dport") {
+                    // Unsetting never fails.
+                    let _ = layer.set_value(index, &Value::None);
+                }
+            }
+            // A tail field, as it is not always there.
+            if let AnyLayer::Gre(gre) = layer {
+                gre.chksum = None;
+            }
+        }
+    }
+
+    /// Unsets every field whose value is what it would get anyway, so that the text form says only what
+    /// matters. The bytes stay the same.
+    ///
+    /// # Errors
+    /// As [`build`](Self::build).
+    pub fn simplify(&mut self) -> Result<()> {
+        let bytes = self.build()?;
+        let mut again = Vec::with_capacity(bytes.len());
+        for at in (0..self.layers.len()).rev() {
+            for index in 0..self.layers[at].info().fields.len() {
+                let Some(value) = self.layers[at].value(index) else { continue };
+                self.set(at, index, &Value::None)?;
+                if self.build_into(&mut again).is_err() || again != bytes {
+                    self.set(at, index, &value)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A field's value by names, `TCP` and `dport`, of the outermost such layer.
+    /// `None`: the field is unset, hence has its default or is computed.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if there is no such layer or field.
+    pub fn field(&self, layer: &str, field: &str) -> Result<Option<Value>> {
+        let (at, index) = self.find(layer, field)?;
+        Ok(self.layers[at].value(index))
+    }
+
+    /// Sets a field by names; [`Value::None`] unsets it.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if there is no such layer or field, or the value does not fit it.
+    pub fn set_field(&mut self, layer: &str, field: &str, value: &Value) -> Result<()> {
+        let (at, index) = self.find(layer, field)?;
+        self.set(at, index, value)
+    }
+
+    fn set(&mut self, at: usize, index: usize, value: &Value) -> Result<()> {
+        let layer = &mut self.layers[at];
+        layer.set_value(index, value).map_err(|reason| {
+            let info = layer.info();
+            Error::invalid(format!("{}.{}", info.name, info.fields[index].name), reason)
+        })
+    }
+
+    fn find(&self, layer: &str, field: &str) -> Result<(usize, usize)> {
+        let kind = Kind::named(layer).map_err(|reason| Error::invalid("layer", reason))?;
+        let at = self.layers.iter().position(|layer| layer.kind() == kind);
+        let at = at.ok_or_else(|| Error::invalid(layer, "the packet has no such layer"))?;
+        let info = self.layers[at].info();
+        let found = info.field(field).ok_or_else(|| Error::invalid(layer, info.unknown(field)))?;
+        Ok((at, found.0))
+    }
+}
+
+impl<T: Into<Packet>> Div<T> for Packet {
+    type Output = Packet;
+
+    /// Puts the layers of `above` on top.
+    fn div(mut self, above: T) -> Packet {
+        self.layers.append(&mut above.into().layers);
+        self
+    }
+}
+
+impl<T: Into<AnyLayer>> From<T> for Packet {
+    fn from(layer: T) -> Self {
+        Self { layers: vec![layer.into()] }
+    }
+}
+
+macro_rules! raw {
+    ($($type:ty),*) => {$(
+        impl From<$type> for AnyLayer {
+            fn from(load: $type) -> Self {
+                Self::Raw(Raw { load: Some(load.into()) })
+            }
+        }
+    )*};
+}
+
+raw!(&str, String, &[u8], Vec<u8>);
+
+impl<const N: usize> From<&[u8; N]> for AnyLayer {
+    fn from(load: &[u8; N]) -> Self {
+        load.as_slice().into()
+    }
+}
+
+impl Padding {
+    /// Padding of these bytes.
+    pub fn of(load: impl Into<Vec<u8>>) -> Self {
+        Self { load: Some(load.into()) }
+    }
+}
+
+/// Defines the sum of all layers from the list of their files.
+macro_rules! layers {
+    ($($file:ident: $($layer:ident),+;)*) => {
+        $( mod $file; pub use $file::{$($layer),+}; )*
+
+        /// A layer of any type.
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        #[allow(missing_docs, clippy::large_enum_variant)]
+        pub enum AnyLayer { $($( $layer($layer), )+)* }
+
+        /// Which layer.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[allow(missing_docs)]
+        pub enum Kind { $($( $layer, )+)* }
+
+        impl Kind {
+            /// All layers.
+            pub const ALL: &'static [Self] = &[$($( Self::$layer, )+)*];
+
+            /// A layer of which nothing is set.
+            pub fn layer(self) -> AnyLayer {
+                match self { $($( Self::$layer => AnyLayer::$layer($layer::default()), )+)* }
+            }
+
+            /// Reads the layer: length of the header, end of the payload, what that is.
+            #[inline]
+            fn parse(self, bytes: &[u8], layers: &mut Vec<AnyLayer>) -> Option<(usize, usize, Kind)> {
+                match self { $($( Self::$layer => {
+                    let parsed = <$layer as protocol::Protocol>::parse(bytes, layers)?;
+                    layers.push(AnyLayer::$layer(parsed.layer));
+                    Some((parsed.header, parsed.end, parsed.next))
+                } )+)* }
+            }
+        }
+
+        impl AnyLayer {
+            /// Which layer it is.
+            #[inline]
+            pub fn kind(&self) -> Kind {
+                match self { $($( Self::$layer(_) => Kind::$layer, )+)* }
+            }
+
+            #[inline(always)]
+            fn write(&self, out: &mut Vec<u8>) -> Result<(), table::Misfit> {
+                match self { $($( Self::$layer(layer) => protocol::Protocol::write(layer, out), )+)* }
+            }
+
+            #[inline(always)]
+            fn finish(&self, packet: &mut build::Building<'_>) -> Result<(), table::Misfit> {
+                match self { $($( Self::$layer(layer) => protocol::Protocol::finish(layer, packet), )+)* }
+            }
+
+            fn answers_layer(&self, above: &[AnyLayer], request: &AnyLayer, asked: &[AnyLayer]) -> bool {
+                match (self, request) {
+                    $($( (Self::$layer(layer), Self::$layer(request)) =>
+                        protocol::Protocol::answers(layer, above, request, asked), )+)*
+                    _ => answer::crossed(self, request),
+                }
+            }
+
+            fn summary(&self, f: &mut std::fmt::Formatter<'_>, packet: &[AnyLayer], at: usize) -> std::fmt::Result {
+                match self { $($( Self::$layer(layer) => protocol::Protocol::summary(layer, f, packet, at), )+)* }
+            }
+        }
+
+        impl Layer for AnyLayer {
+            fn info(&self) -> &'static table::LayerInfo {
+                match self { $($( Self::$layer(layer) => layer.info(), )+)* }
+            }
+
+            fn value(&self, index: usize) -> Option<value::Value> {
+                match self { $($( Self::$layer(layer) => layer.value(index), )+)* }
+            }
+
+            fn set_value(&mut self, index: usize, value: &value::Value) -> Result<(), String> {
+                match self { $($( Self::$layer(layer) => layer.set_value(index, value), )+)* }
+            }
+        }
+
+        $($(
+            impl From<$layer> for AnyLayer {
+                fn from(layer: $layer) -> Self {
+                    Self::$layer(layer)
+                }
+            }
+
+            impl LayerType for $layer {
+                const KIND: Kind = Kind::$layer;
+
+                fn of(layer: &AnyLayer) -> Option<&Self> {
+                    match layer {
+                        AnyLayer::$layer(layer) => Some(layer),
+                        _ => None,
+                    }
+                }
+
+                fn of_mut(layer: &mut AnyLayer) -> Option<&mut Self> {
+                    match layer {
+                        AnyLayer::$layer(layer) => Some(layer),
+                        _ => None,
+                    }
+                }
+            }
+        )+)*
+    };
+}
+
+pub(crate) use layers;

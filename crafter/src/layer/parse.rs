@@ -1,0 +1,68 @@
+//! From bytes to layers.
+
+use smallvec::SmallVec;
+
+use super::{AnyLayer, Kind, Packet, Padding, Raw};
+
+/// Deeper stacks are an attack on the reader's time; the rest stays [`Raw`].
+const MAX_LAYERS: usize = 64;
+
+impl Packet {
+    /// Reads an Ethernet frame.
+    pub fn from_ethernet(bytes: &[u8]) -> Self {
+        Self::parse(Kind::Ether, bytes)
+    }
+
+    /// Reads an IP packet, version 4 or 6.
+    pub fn from_ip(bytes: &[u8]) -> Self {
+        Self::parse(ip_kind(bytes), bytes)
+    }
+
+    /// Reads bytes that begin with a `first`. What cannot be read as a layer is [`Raw`], what is behind
+    /// a layer's end [`Padding`]: built again, every packet gives the same bytes.
+    pub fn parse(first: Kind, bytes: &[u8]) -> Self {
+        let mut packet = Self::new();
+        packet.parse_into(first, bytes);
+        packet
+    }
+
+    /// [`parse`](Self::parse) into this packet, whose layers are replaced and whose memory is used again.
+    pub fn parse_into(&mut self, first: Kind, bytes: &[u8]) {
+        let layers = self.layers_mut();
+        layers.clear();
+        let mut next = first;
+        let (mut start, mut end) = (0, bytes.len());
+        // Ends of the payloads around the present one, the innermost last.
+        let mut ends: SmallVec<[usize; 8]> = SmallVec::new();
+        while start < end {
+            let rest = &bytes[start..end];
+            let read = if layers.len() < MAX_LAYERS { next.parse(rest, layers) } else { None };
+            let Some((header, payload_end, above)) = read else {
+                layers.push(AnyLayer::Raw(Raw { load: Some(rest.to_vec()) }));
+                start = end;
+                break;
+            };
+            let payload_end = start + payload_end.clamp(header, rest.len());
+            if payload_end < end {
+                ends.push(end);
+                end = payload_end;
+            }
+            start += header;
+            next = above;
+        }
+        while let Some(around) = ends.pop() {
+            layers.push(AnyLayer::Padding(Padding { load: Some(bytes[end..around].to_vec()) }));
+            end = around;
+        }
+        debug_assert!(start <= end);
+    }
+}
+
+/// Which version of IP some bytes are, by their first four bits.
+pub(crate) fn ip_kind(bytes: &[u8]) -> Kind {
+    match bytes.first().map(|first| first >> 4) {
+        Some(4) => Kind::Ip,
+        Some(6) => Kind::Ipv6,
+        _ => Kind::Raw,
+    }
+}

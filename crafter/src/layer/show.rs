@@ -1,0 +1,199 @@
+//! Packets for people: all fields, and the bytes.
+
+use std::fmt::Write as _;
+
+use super::{
+    AnyLayer, FieldInfo, Layer, Packet, Value,
+    build::{self, Places},
+    table::get_bits,
+    value::FieldKind,
+};
+use crate::error::Result;
+
+/// A field with what it is worth in the built packet.
+pub(crate) struct ShownField {
+    pub info: &'static FieldInfo,
+    pub value: Value,
+    pub set: bool,
+}
+
+/// A layer with where it is in the built packet.
+pub(crate) struct ShownLayer {
+    pub name: &'static str,
+    pub start: usize,
+    pub length: usize,
+    pub fields: Vec<ShownField>,
+}
+
+/// Colours of the layers in a map of bytes, as SGR parameters.
+const COLOURS: [u8; 6] = [36, 33, 32, 35, 34, 31];
+
+impl Packet {
+    pub(crate) fn shown(&self) -> Result<(Vec<u8>, Vec<ShownLayer>)> {
+        let (mut bytes, mut places) = (Vec::new(), Places::new());
+        build::build(self.layers(), &mut bytes, &mut places)?;
+        let ends = places.iter().skip(1).copied().chain([bytes.len()]);
+        let shown = self.layers().iter().zip(places.iter().copied().zip(ends)).map(|(layer, (start, end))| {
+            let info = layer.info();
+            let field = |(index, info): (usize, &'static FieldInfo)| {
+                let set = layer.value(index);
+                let value = match &set {
+                    Some(value) => value.clone(),
+                    None => unset(layer, index, info, &bytes[start..end]),
+                };
+                ShownField { info, value, set: set.is_some() }
+            };
+            ShownLayer {
+                name: info.name,
+                start,
+                length: end - start,
+                fields: info.fields.iter().enumerate().map(field).collect(),
+            }
+        });
+        let shown = shown.collect();
+        Ok((bytes, shown))
+    }
+
+    /// All fields of all layers, one a line. Behind those that are unset stands whether their value
+    /// is the default or computed.
+    ///
+    /// # Errors
+    /// As [`build`](Self::build).
+    pub fn show(&self) -> Result<String> {
+        let (_, layers) = self.shown()?;
+        let mut text = String::new();
+        for layer in layers {
+            // Writing to a string does not fail.
+            let _ = writeln!(text, "###[ {} ]###", layer.name);
+            for field in layer.fields {
+                // Fields that this packet does not have.
+                if !field.set && field.info.offset.is_none() && field.value == Value::None {
+                    continue;
+                }
+                let mark = match (field.set, field.info.default) {
+                    (true, _) => "",
+                    (false, Some(_)) => "  (default)",
+                    (false, None) => "  (computed)",
+                };
+                let value = field.value.with_name(field.info.names);
+                let _ = writeln!(text, "  {:<16}= {value}{mark}", field.info.name);
+            }
+        }
+        Ok(text)
+    }
+
+    /// The bytes, 16 a line: offset, hex digits, and what is text.
+    ///
+    /// # Errors
+    /// As [`build`](Self::build).
+    pub fn hexdump(&self) -> Result<String> {
+        self.dump(false)
+    }
+
+    /// [`hexdump`](Self::hexdump) with the bytes of each layer in a colour of its own, and the layers in
+    /// these colours below.
+    ///
+    /// # Errors
+    /// As [`build`](Self::build).
+    pub fn map(&self) -> Result<String> {
+        self.dump(true)
+    }
+
+    fn dump(&self, coloured: bool) -> Result<String> {
+        let (bytes, layers) = self.shown()?;
+        let colour = |at: usize| {
+            let layer = layers.iter().rposition(|layer| layer.start <= at && layer.length > 0).unwrap_or(0);
+            COLOURS[layer % COLOURS.len()]
+        };
+        let mut text = String::new();
+        for (line, chunk) in bytes.chunks(16).enumerate() {
+            let _ = write!(text, "{:04x}  ", line * 16);
+            for column in 0..16 {
+                match chunk.get(column) {
+                    Some(byte) if coloured => {
+                        let _ = write!(text, "\x1b[{}m{byte:02x}\x1b[0m ", colour(line * 16 + column));
+                    }
+                    Some(byte) => {
+                        let _ = write!(text, "{byte:02x} ");
+                    }
+                    None => text.push_str("   "),
+                }
+            }
+            let readable = |byte: &u8| if (b' '..=b'~').contains(byte) { char::from(*byte) } else { '.' };
+            let _ = writeln!(text, " {}", chunk.iter().map(readable).collect::<String>());
+        }
+        if coloured {
+            for (i, layer) in layers.iter().enumerate() {
+                let _ = write!(text, "\x1b[{}m{}\x1b[0m ", COLOURS[i % COLOURS.len()], layer.name);
+            }
+            text.push('\n');
+        }
+        Ok(text)
+    }
+}
+
+/// What an unset field is worth in the layer's bytes.
+fn unset(layer: &AnyLayer, index: usize, info: &FieldInfo, bytes: &[u8]) -> Value {
+    match (info.offset, info.kind) {
+        (Some(offset), FieldKind::Uint) if bytes.len() * 8 >= offset + info.bits => {
+            Value::Uint(get_bits(bytes, offset, info.bits))
+        }
+        (Some(_), _) => info.default.map_or(Value::None, |default| default()),
+        // Behind the fixed part a field may be missing. What is there is found by reading the header again.
+        (None, kind) => {
+            let mut again = Vec::with_capacity(1);
+            let read = layer.kind().parse(bytes, &mut again);
+            let value = read.and_then(|_| again.first().and_then(|layer| layer.value(index)));
+            match kind {
+                FieldKind::List | FieldKind::Bytes => {
+                    value.unwrap_or_else(|| info.default.map_or(Value::None, |d| d()))
+                }
+                _ => value.unwrap_or(Value::None),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::layer::{Ether, Ip, Tcp, TcpOption};
+
+    #[test]
+    fn all_fields_and_where_they_come_from() {
+        let packet = Ip::to("192.0.2.1").src("192.0.2.2") / Tcp::to(80).options([TcpOption::Mss(1460)]) / "hi";
+        let text = packet.show().unwrap();
+        for line in [
+            "###[ IP ]###",
+            "  version         = 4  (default)",
+            "  ihl             = 5  (computed)",
+            "  len             = 46  (computed)",
+            "  proto           = 6 (tcp)  (computed)",
+            "  dst             = \"192.0.2.1\"",
+            "  dataofs         = 6  (computed)",
+            "  flags           = \"S\"  (default)",
+            "  options         = [(\"MSS\", 1460)]",
+            "  load            = b\"hi\"",
+        ] {
+            assert!(text.lines().any(|found| found == line), "no {line:?} in\n{text}");
+        }
+    }
+
+    #[test]
+    fn bytes() {
+        let packet = Ether::new().r#type(0x1234) / "hello";
+        let line = "0000  ff ff ff ff ff ff 00 00 00 00 00 00 12 34 68 65  .............4he";
+        assert_eq!(packet.hexdump().unwrap().lines().next(), Some(line));
+        assert!(packet.map().unwrap().contains("\x1b[33m68\x1b[0m"));
+    }
+
+    #[test]
+    fn json() {
+        let json = (Ip::to("192.0.2.1").ttl(3) / Tcp::to(80)).to_json().unwrap();
+        assert_eq!(json["layers"][0]["layer"], "IP");
+        assert_eq!(json["layers"][0]["fields"]["ttl"], 3);
+        assert_eq!(json["layers"][0]["fields"]["len"], 40);
+        assert!(json["layers"][0]["unset"].as_array().unwrap().contains(&"len".into()));
+        assert_eq!(json["layers"][1]["offset"], 20);
+        assert_eq!(json["expression"], "IP(ttl=3, dst=\"192.0.2.1\")/TCP(dport=80)");
+    }
+}

@@ -1,0 +1,268 @@
+//! TCP options.
+
+use smallvec::SmallVec;
+
+use super::{
+    protocol::be32,
+    table::Misfit,
+    value::{Element, Value},
+};
+
+/// One TCP option. What has no form here, or is malformed, is [`Other`](Self::Other) or [`Rest`](Self::Rest).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TcpOption {
+    /// End of the list (kind 0).
+    Eol,
+    /// Filler (kind 1).
+    Nop,
+    /// Maximum segment size in bytes (RFC 9293, 3.7.1; kind 2).
+    Mss(u16),
+    /// Shift of the window (RFC 7323; kind 3).
+    WScale(u8),
+    /// Selective acknowledgments are welcome (RFC 2018; kind 4).
+    SackOk,
+    /// Blocks received out of order, `[left, right)` (RFC 2018; kind 5).
+    Sack(SmallVec<[(u32, u32); 2]>),
+    /// TSval and TSecr (RFC 7323; kind 8).
+    Timestamp(u32, u32),
+    /// MD5 signature (RFC 2385; kind 19).
+    Md5([u8; 16]),
+    /// User timeout, granularity bit and value (RFC 5482; kind 28).
+    Uto(u16),
+    /// Fast Open cookie, empty to ask for one (RFC 7413; kind 34).
+    Tfo(Vec<u8>),
+    /// Every other kind: kind and data, with the length that fits.
+    Other(u8, Vec<u8>),
+    /// The rest of the option bytes where they are no list of options, or behind its end.
+    Rest(Vec<u8>),
+}
+
+const NAMES: [&str; 11] = ["EOL", "NOP", "MSS", "WScale", "SAckOK", "SAck", "Timestamp", "MD5", "UTO", "TFO", "Rest"];
+
+#[inline]
+fn read(kind: u8, data: &[u8]) -> Option<TcpOption> {
+    Some(match (kind, data) {
+        (2, &[a, b]) => TcpOption::Mss(u16::from_be_bytes([a, b])),
+        (3, &[shift]) => TcpOption::WScale(shift),
+        (4, []) => TcpOption::SackOk,
+        (5, blocks) if blocks.len().is_multiple_of(8) => {
+            let block = |block: &[u8; 8]| (be32(block).unwrap_or(0), be32(&block[4..]).unwrap_or(0));
+            TcpOption::Sack(blocks.as_chunks::<8>().0.iter().map(block).collect())
+        }
+        (8, times) if times.len() == 8 => TcpOption::Timestamp(be32(times)?, be32(&times[4..])?),
+        (19, signature) => TcpOption::Md5(signature.try_into().ok()?),
+        (28, &[a, b]) => TcpOption::Uto(u16::from_be_bytes([a, b])),
+        (34, cookie) => TcpOption::Tfo(cookie.to_vec()),
+        _ => return None,
+    })
+}
+
+/// Reads option bytes to their end; nothing is lost.
+#[inline]
+pub(crate) fn parse(mut bytes: &[u8]) -> Vec<TcpOption> {
+    let mut options = Vec::with_capacity(6);
+    loop {
+        match bytes {
+            [] => return options,
+            [0, rest @ ..] => {
+                options.push(TcpOption::Eol);
+                if !rest.is_empty() {
+                    options.push(TcpOption::Rest(rest.to_vec()));
+                }
+                return options;
+            }
+            [1, rest @ ..] => {
+                options.push(TcpOption::Nop);
+                bytes = rest;
+            }
+            [kind, length, ..] if *length >= 2 && usize::from(*length) <= bytes.len() => {
+                let (option, rest) = bytes.split_at(usize::from(*length));
+                let data = &option[2..];
+                options.push(read(*kind, data).unwrap_or_else(|| TcpOption::Other(*kind, data.to_vec())));
+                bytes = rest;
+            }
+            rest => {
+                options.push(TcpOption::Rest(rest.to_vec()));
+                return options;
+            }
+        }
+    }
+}
+
+/// Appends options and fills up to a word with end-of-list.
+#[inline]
+pub(crate) fn write(options: &[TcpOption], out: &mut Vec<u8>) -> Result<(), Misfit> {
+    let start = out.len();
+    for option in options {
+        match option {
+            TcpOption::Eol => out.push(0),
+            TcpOption::Nop => out.push(1),
+            TcpOption::Mss(size) => {
+                let [a, b] = size.to_be_bytes();
+                out.extend_from_slice(&[2, 4, a, b]);
+            }
+            TcpOption::WScale(shift) => out.extend_from_slice(&[3, 3, *shift]),
+            TcpOption::SackOk => out.extend_from_slice(&[4, 2]),
+            TcpOption::Sack(blocks) => {
+                out.extend_from_slice(&[5, length(blocks.len().saturating_mul(8))?]);
+                for (left, right) in blocks {
+                    out.extend_from_slice(&left.to_be_bytes());
+                    out.extend_from_slice(&right.to_be_bytes());
+                }
+            }
+            TcpOption::Timestamp(value, echo) => {
+                let mut bytes = [8, 10, 0, 0, 0, 0, 0, 0, 0, 0];
+                bytes[2..6].copy_from_slice(&value.to_be_bytes());
+                bytes[6..].copy_from_slice(&echo.to_be_bytes());
+                out.extend_from_slice(&bytes);
+            }
+            TcpOption::Md5(signature) => {
+                out.extend_from_slice(&[19, 18]);
+                out.extend_from_slice(signature);
+            }
+            TcpOption::Uto(timeout) => {
+                let [a, b] = timeout.to_be_bytes();
+                out.extend_from_slice(&[28, 4, a, b]);
+            }
+            TcpOption::Tfo(cookie) => {
+                out.extend_from_slice(&[34, length(cookie.len())?]);
+                out.extend_from_slice(cookie);
+            }
+            TcpOption::Other(kind, data) => {
+                out.extend_from_slice(&[*kind, length(data.len())?]);
+                out.extend_from_slice(data);
+            }
+            TcpOption::Rest(bytes) => out.extend_from_slice(bytes),
+        }
+    }
+    let length = out.len() - start;
+    let fill = length.next_multiple_of(4) - length;
+    out.extend_from_slice(&[0; 3][..fill]);
+    Ok(())
+}
+
+fn length(data: usize) -> Result<u8, Misfit> {
+    u8::try_from(data + 2).map_err(|_| Misfit { layer: "TCP", field: "options", bits: 40 * 8 })
+}
+
+impl Element for TcpOption {
+    fn to_value(&self) -> Value {
+        let uint = |number: u32| Value::Uint(number.into());
+        let pair = |name: &str, value: Value| Value::Tuple(vec![Value::Text(name.to_owned()), value]);
+        match self {
+            Self::Eol => pair("EOL", Value::None),
+            Self::Nop => pair("NOP", Value::None),
+            Self::Mss(size) => pair("MSS", uint((*size).into())),
+            Self::WScale(shift) => pair("WScale", uint((*shift).into())),
+            Self::SackOk => pair("SAckOK", Value::Bytes(Vec::new())),
+            Self::Sack(blocks) => pair(
+                "SAck",
+                Value::Tuple(blocks.iter().flat_map(|(left, right)| [uint(*left), uint(*right)]).collect()),
+            ),
+            Self::Timestamp(value, echo) => pair("Timestamp", Value::Tuple(vec![uint(*value), uint(*echo)])),
+            Self::Md5(signature) => pair("MD5", Value::Bytes(signature.to_vec())),
+            Self::Uto(timeout) => pair("UTO", uint((*timeout).into())),
+            Self::Tfo(cookie) => pair("TFO", Value::Bytes(cookie.clone())),
+            Self::Other(kind, data) => Value::Tuple(vec![uint((*kind).into()), Value::Bytes(data.clone())]),
+            Self::Rest(bytes) => pair("Rest", Value::Bytes(bytes.clone())),
+        }
+    }
+
+    fn from_value(value: &Value) -> Result<Self, String> {
+        let values = match value {
+            Value::Text(_) => std::slice::from_ref(value),
+            Value::Tuple(values) => values.as_slice(),
+            other => return Err(other.misfit("an option such as (\"MSS\", 1460)")),
+        };
+        let (name, data) = match values {
+            [Value::Uint(0)] | [Value::Uint(0), _] => return Ok(Self::Eol),
+            [Value::Uint(1)] | [Value::Uint(1), _] => return Ok(Self::Nop),
+            [Value::Uint(kind), data] => return Ok(Self::Other(Value::Uint(*kind).uint(0xff)? as u8, data.bytes()?)),
+            [Value::Text(name)] => (name.as_str(), &Value::None),
+            [Value::Text(name), data] => (name.as_str(), data),
+            _ => return Err("an option is a name or kind with its value".to_owned()),
+        };
+        let numbers = || match data {
+            Value::Tuple(values) | Value::List(values) => {
+                values.iter().map(|value| value.uint(u32::MAX.into()).map(|number| number as u32)).collect()
+            }
+            Value::None => Ok(Vec::new()),
+            other => Err(other.misfit("a tuple of numbers")),
+        };
+        let known = NAMES.iter().find(|known| known.eq_ignore_ascii_case(name));
+        Ok(match known.copied() {
+            Some("EOL") => Self::Eol,
+            Some("NOP") => Self::Nop,
+            Some("MSS") => Self::Mss(data.uint(0xffff)? as u16),
+            Some("WScale") => Self::WScale(data.uint(0xff)? as u8),
+            Some("SAckOK") => Self::SackOk,
+            Some("SAck") => {
+                let numbers = numbers()?;
+                let (blocks, rest) = numbers.as_chunks::<2>();
+                if !rest.is_empty() {
+                    return Err("SAck needs two numbers for each block".to_owned());
+                }
+                Self::Sack(blocks.iter().map(|[left, right]| (*left, *right)).collect())
+            }
+            Some("Timestamp") => match numbers()?[..] {
+                [value, echo] => Self::Timestamp(value, echo),
+                _ => return Err("Timestamp needs two numbers: value and echo".to_owned()),
+            },
+            Some("MD5") => {
+                let bytes = data.bytes()?;
+                Self::Md5(bytes.try_into().map_err(|_| "MD5 needs 16 bytes".to_owned())?)
+            }
+            Some("UTO") => Self::Uto(data.uint(0xffff)? as u16),
+            Some("TFO") if *data == Value::None => Self::Tfo(Vec::new()),
+            Some("TFO") => Self::Tfo(data.bytes()?),
+            Some("Rest") => Self::Rest(data.bytes()?),
+            _ => {
+                return Err(format!("'{name}' is no TCP option{}", super::table::nearest(name, NAMES.into_iter())));
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn nothing_is_lost(bytes in proptest::collection::vec(prop_oneof![0u8..12, any::<u8>()], 0..10)) {
+            let mut bytes = bytes;
+            bytes.resize(bytes.len() * 4, 1);
+            let options = parse(&bytes);
+            let mut out = Vec::new();
+            write(&options, &mut out).unwrap();
+            prop_assert_eq!(&out, &bytes);
+            for option in options {
+                let value = option.to_value();
+                prop_assert_eq!(TcpOption::from_value(&value), Ok(option));
+            }
+        }
+    }
+
+    #[test]
+    fn every_option() {
+        let options = [
+            TcpOption::Mss(1460),
+            TcpOption::SackOk,
+            TcpOption::Timestamp(1, 2),
+            TcpOption::Nop,
+            TcpOption::WScale(7),
+            TcpOption::Sack([(1, 2), (3, 4)].into_iter().collect()),
+            TcpOption::Md5([7; 16]),
+            TcpOption::Uto(0x8005),
+            TcpOption::Tfo(vec![1, 2, 3, 4]),
+            TcpOption::Other(253, vec![9]),
+        ];
+        let mut out = Vec::new();
+        write(&options, &mut out).unwrap();
+        assert_eq!(parse(&out)[..10], options);
+        assert_eq!(out[..12], [2, 4, 5, 180, 4, 2, 8, 10, 0, 0, 0, 1]);
+        let error = TcpOption::from_value(&Value::Text("Timestmp".into())).unwrap_err();
+        assert_eq!(error, "'Timestmp' is no TCP option; did you mean Timestamp?");
+    }
+}

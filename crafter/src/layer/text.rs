@@ -1,0 +1,111 @@
+//! The text form of packets, their one-line summary, and JSON.
+
+use std::fmt;
+
+use serde_json::json;
+
+use super::{AnyLayer, Kind, Layer, Packet, Value, table::nearest};
+
+/// Names that Scapy gives to layers which are others here.
+const ALIASES: [(&str, Kind); 4] =
+    [("IPerror", Kind::Ip), ("IPerror6", Kind::Ipv6), ("UDPerror", Kind::Udp), ("ICMPerror", Kind::Icmp)];
+
+impl Kind {
+    /// Its name, that of Scapy.
+    pub fn name(self) -> &'static str {
+        self.layer().info().name
+    }
+
+    /// The layer with a name.
+    ///
+    /// # Errors
+    /// A sentence with the nearest names.
+    pub fn named(name: &str) -> Result<Self, String> {
+        let exact = Self::ALL.iter().copied().find(|kind| kind.name() == name);
+        let alias = || ALIASES.iter().find(|(alias, _)| *alias == name).map(|(_, kind)| *kind);
+        exact.or_else(alias).ok_or_else(|| {
+            format!("there is no layer '{name}'{}", nearest(name, Self::ALL.iter().map(|kind| kind.name())))
+        })
+    }
+}
+
+impl fmt::Display for AnyLayer {
+    /// The text form: `TCP(dport=80, flags="S")`, with the fields that are set.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let info = self.info();
+        write!(f, "{}(", info.name)?;
+        let set = info.fields.iter().enumerate().filter_map(|(i, field)| Some((field.name, self.value(i)?)));
+        for (i, (name, value)) in set.enumerate() {
+            write!(f, "{}{name}={value}", if i > 0 { ", " } else { "" })?;
+        }
+        f.write_str(")")
+    }
+}
+
+impl fmt::Display for Packet {
+    /// The text form, which [`expr`](crate::expr) reads: the layers with `/` between them.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, layer) in self.layers().iter().enumerate() {
+            write!(f, "{}{layer}", if i > 0 { "/" } else { "" })?;
+        }
+        Ok(())
+    }
+}
+
+struct Summary<'a>(&'a Packet);
+
+impl fmt::Display for Summary<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let layers = self.0.layers();
+        for (at, layer) in layers.iter().enumerate() {
+            f.write_str(if at > 0 { " / " } else { "" })?;
+            layer.summary(f, layers, at)?;
+        }
+        Ok(())
+    }
+}
+
+impl Packet {
+    /// One line for the whole packet.
+    pub fn summary(&self) -> String {
+        Summary(self).to_string()
+    }
+
+    /// The packet as JSON: its bytes, and each layer with all fields; which of them are unset, so
+    /// that their value is the default or computed, is said in `unset`.
+    ///
+    /// # Errors
+    /// As [`build`](Self::build).
+    pub fn to_json(&self) -> crate::Result<serde_json::Value> {
+        let (bytes, shown) = self.shown()?;
+        let layers: Vec<_> = shown
+            .iter()
+            .map(|layer| {
+                let fields: serde_json::Map<_, _> =
+                    layer.fields.iter().map(|field| (field.info.name.to_owned(), field.value.to_json())).collect();
+                let unset: Vec<_> = layer.fields.iter().filter(|field| !field.set).map(|field| field.info.name).collect();
+                json!({ "layer": layer.name, "offset": layer.start, "length": layer.length, "fields": fields, "unset": unset })
+            })
+            .collect();
+        Ok(json!({
+            "summary": self.summary(),
+            "expression": self.to_string(),
+            "bytes": super::value::hex(&bytes),
+            "layers": layers,
+        }))
+    }
+}
+
+impl Value {
+    /// With the names that numbers have: `6 (tcp)`.
+    pub(crate) fn with_name(&self, names: &[(u64, &str)]) -> String {
+        let name = match self {
+            Self::Uint(number) => names.iter().find(|(known, _)| known == number),
+            _ => None,
+        };
+        match name {
+            Some((_, name)) => format!("{self} ({name})"),
+            None => self.to_string(),
+        }
+    }
+}

@@ -1,0 +1,379 @@
+//! Values of fields when their type is not known at compile time, in Python's notation, and what
+//! a type must be able to do to be a field's.
+
+use std::{
+    fmt,
+    net::{Ipv4Addr, Ipv6Addr},
+};
+
+use super::table::FieldInfo;
+
+/// A field's value, as the text form, `show` and JSON know it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Value {
+    /// `None`: unset.
+    None,
+    /// A number.
+    Uint(u64),
+    /// A text: an address, a name, flags.
+    Text(String),
+    /// Bytes.
+    Bytes(Vec<u8>),
+    /// `[a, b]`: the elements of a field that is a list, or values to choose from.
+    List(Vec<Value>),
+    /// `(a, b)`: an option with its value, or a range of numbers.
+    Tuple(Vec<Value>),
+    /// `NAME(field=value)`: a record, such as DNS has them.
+    Record(String, Vec<(String, Value)>),
+}
+
+impl Value {
+    /// The value in JSON. Bytes become hex digits, records objects with their name as `record`.
+    pub fn to_json(&self) -> serde_json::Value {
+        match self {
+            Self::None => serde_json::Value::Null,
+            Self::Uint(number) => (*number).into(),
+            Self::Text(text) => text.as_str().into(),
+            Self::Bytes(bytes) => hex(bytes).into(),
+            Self::List(values) | Self::Tuple(values) => values.iter().map(Self::to_json).collect(),
+            Self::Record(name, fields) => {
+                let head = [("record".to_owned(), name.as_str().into())];
+                let fields = fields.iter().map(|(name, value)| (name.clone(), value.to_json()));
+                head.into_iter().chain(fields).collect()
+            }
+        }
+    }
+
+    /// What kind of thing this is, for errors.
+    fn is(&self) -> &'static str {
+        match self {
+            Self::None => "None",
+            Self::Uint(_) => "a number",
+            Self::Text(_) => "a text",
+            Self::Bytes(_) => "bytes",
+            Self::List(_) => "a list",
+            Self::Tuple(_) => "a tuple",
+            Self::Record(..) => "a record",
+        }
+    }
+
+    /// What a type expected and this value is not.
+    pub(crate) fn misfit(&self, wanted: &str) -> String {
+        format!("{} does not fit: {wanted} is needed", self.is())
+    }
+
+    pub(crate) fn uint(&self, max: u64) -> Result<u64, String> {
+        match self {
+            Self::Uint(number) if *number <= max => Ok(*number),
+            Self::Uint(number) => Err(format!("{number} is too large, the largest is {max}")),
+            other => Err(other.misfit("a number")),
+        }
+    }
+
+    pub(crate) fn text(&self) -> Result<&str, String> {
+        match self {
+            Self::Text(text) => Ok(text),
+            other => Err(other.misfit("a text")),
+        }
+    }
+
+    pub(crate) fn list(&self) -> Result<&[Value], String> {
+        match self {
+            Self::List(values) => Ok(values),
+            other => Err(other.misfit("a list")),
+        }
+    }
+
+    /// Parses a text, such as an address.
+    pub(crate) fn parsed<T: std::str::FromStr>(&self, wanted: &str) -> Result<T, String> {
+        match self {
+            Self::Text(text) => text.parse().map_err(|_| format!("'{text}' is not {wanted}")),
+            other => Err(other.misfit(wanted)),
+        }
+    }
+
+    /// Bytes, given as such or as text.
+    pub(crate) fn bytes(&self) -> Result<Vec<u8>, String> {
+        match self {
+            Self::Text(text) => Ok(text.clone().into_bytes()),
+            Self::Bytes(bytes) => Ok(bytes.clone()),
+            other => Err(other.misfit("bytes or a text")),
+        }
+    }
+}
+
+/// Lower-case hex digits without separators.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |f: &mut fmt::Formatter<'_>, values: &[Value]| {
+            values.iter().enumerate().try_for_each(|(i, value)| write!(f, "{}{value}", if i > 0 { ", " } else { "" }))
+        };
+        match self {
+            Self::None => f.write_str("None"),
+            Self::Uint(number) => write!(f, "{number}"),
+            Self::Text(text) => quoted(f, text.chars()),
+            Self::Bytes(bytes) => {
+                f.write_str("b\"")?;
+                for byte in bytes {
+                    match byte {
+                        b'"' | b'\\' => write!(f, "\\{}", char::from(*byte))?,
+                        b' '..=b'~' => write!(f, "{}", char::from(*byte))?,
+                        b'\n' => f.write_str("\\n")?,
+                        b'\r' => f.write_str("\\r")?,
+                        _ => write!(f, "\\x{byte:02x}")?,
+                    }
+                }
+                f.write_str("\"")
+            }
+            Self::List(values) => {
+                f.write_str("[")?;
+                list(f, values)?;
+                f.write_str("]")
+            }
+            Self::Tuple(values) => {
+                f.write_str("(")?;
+                list(f, values)?;
+                f.write_str(if values.len() == 1 { ",)" } else { ")" })
+            }
+            Self::Record(name, fields) => {
+                write!(f, "{name}(")?;
+                for (i, (name, value)) in fields.iter().enumerate() {
+                    write!(f, "{}{name}={value}", if i > 0 { ", " } else { "" })?;
+                }
+                f.write_str(")")
+            }
+        }
+    }
+}
+
+fn quoted(f: &mut fmt::Formatter<'_>, text: impl Iterator<Item = char>) -> fmt::Result {
+    f.write_str("\"")?;
+    for char in text {
+        match char {
+            '"' | '\\' => write!(f, "\\{char}")?,
+            '\n' => f.write_str("\\n")?,
+            '\r' => f.write_str("\\r")?,
+            '\t' => f.write_str("\\t")?,
+            char if (char as u32) < 0x20 || char as u32 == 0x7f => write!(f, "\\x{:02x}", char as u32)?,
+            char => write!(f, "{char}")?,
+        }
+    }
+    f.write_str("\"")
+}
+
+/// What sort of value a field takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FieldKind {
+    /// A number, in the text form also a range or a list to choose from.
+    Uint,
+    /// Flags: a number, or their names.
+    Flags,
+    /// An IPv4 address, or a prefix to choose from.
+    Ipv4,
+    /// An IPv6 address, or a prefix to choose from.
+    Ipv6,
+    /// An Ethernet address.
+    Mac,
+    /// Bytes or a text.
+    Bytes,
+    /// A list: options, addresses, records.
+    List,
+}
+
+impl FieldKind {
+    /// The value of a field behind the fixed part that is not there.
+    pub(crate) fn empty(self) -> Value {
+        match self {
+            Self::List => Value::List(Vec::new()),
+            Self::Bytes => Value::Bytes(Vec::new()),
+            _ => Value::None,
+        }
+    }
+
+    /// Its name for people.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Uint => "uint",
+            Self::Flags => "flags",
+            Self::Ipv4 => "ipv4",
+            Self::Ipv6 => "ipv6",
+            Self::Mac => "mac",
+            Self::Bytes => "bytes",
+            Self::List => "list",
+        }
+    }
+}
+
+/// A type that a field may have.
+pub trait FieldValue: Sized {
+    /// What sort of value that is.
+    const KIND: FieldKind;
+    /// The value, its type forgotten.
+    fn to_value(&self) -> Value;
+    /// The value of this type.
+    ///
+    /// # Errors
+    /// Why `value` does not fit `field`, as a sentence without its subject.
+    fn from_value(value: &Value, field: &FieldInfo) -> Result<Self, String>;
+}
+
+macro_rules! uint {
+    ($($type:ty),*) => {$(
+        impl FieldValue for $type {
+            const KIND: FieldKind = FieldKind::Uint;
+
+            fn to_value(&self) -> Value {
+                Value::Uint(u64::from(*self))
+            }
+
+            fn from_value(value: &Value, field: &FieldInfo) -> Result<Self, String> {
+                let number = match value {
+                    Value::Text(text) => field.number(text)?,
+                    other => other.uint(u64::MAX)?,
+                };
+                let max = field.max();
+                if number > max {
+                    return Err(format!("{number} does not fit {} bits, the largest is {max}", field.bits));
+                }
+                <$type>::try_from(number).map_err(|e| e.to_string())
+            }
+        }
+    )*};
+}
+
+uint!(u8, u16, u32, u64);
+
+impl FieldValue for Ipv4Addr {
+    const KIND: FieldKind = FieldKind::Ipv4;
+
+    fn to_value(&self) -> Value {
+        Value::Text(self.to_string())
+    }
+
+    fn from_value(value: &Value, _: &FieldInfo) -> Result<Self, String> {
+        value.parsed("an IPv4 address")
+    }
+}
+
+impl FieldValue for Ipv6Addr {
+    const KIND: FieldKind = FieldKind::Ipv6;
+
+    fn to_value(&self) -> Value {
+        Value::Text(self.to_string())
+    }
+
+    fn from_value(value: &Value, _: &FieldInfo) -> Result<Self, String> {
+        value.parsed("an IPv6 address")
+    }
+}
+
+impl FieldValue for Vec<u8> {
+    const KIND: FieldKind = FieldKind::Bytes;
+
+    fn to_value(&self) -> Value {
+        Value::Bytes(self.clone())
+    }
+
+    fn from_value(value: &Value, _: &FieldInfo) -> Result<Self, String> {
+        value.bytes()
+    }
+}
+
+/// An element of a field that is a list: an option, an address, a record.
+pub trait Element: Sized {
+    /// The element, its type forgotten.
+    fn to_value(&self) -> Value;
+    /// The element of this type.
+    ///
+    /// # Errors
+    /// Why it does not fit.
+    fn from_value(value: &Value) -> Result<Self, String>;
+}
+
+impl<T: Element> FieldValue for Vec<T> {
+    const KIND: FieldKind = FieldKind::List;
+
+    fn to_value(&self) -> Value {
+        Value::List(self.iter().map(Element::to_value).collect())
+    }
+
+    fn from_value(value: &Value, _: &FieldInfo) -> Result<Self, String> {
+        match value {
+            Value::List(values) => values.iter().map(Element::from_value).collect(),
+            // Scapy takes a record for a list of one.
+            one @ (Value::Record(..) | Value::Tuple(_)) => Ok(vec![Element::from_value(one)?]),
+            other => Err(other.misfit("a list")),
+        }
+    }
+}
+
+macro_rules! address_elements {
+    ($($type:ty: $wanted:literal),*) => {$(
+        impl Element for $type {
+            fn to_value(&self) -> Value {
+                Value::Text(self.to_string())
+            }
+
+            fn from_value(value: &Value) -> Result<Self, String> {
+                value.parsed($wanted)
+            }
+        }
+    )*};
+}
+
+address_elements!(Ipv4Addr: "an IPv4 address", Ipv6Addr: "an IPv6 address");
+
+/// What stands in source code for a value of type `T`: a `T`, or a text that says it.
+///
+/// # Panics
+/// A text that does not say a `T` panics, as it is a mistake in the source code. What comes from
+/// outside is to be parsed first, or given to [`Packet::set_field`](super::Packet::set_field).
+pub trait Literal<T> {
+    /// The value.
+    fn literal(self) -> T;
+}
+
+impl<T> Literal<T> for T {
+    fn literal(self) -> T {
+        self
+    }
+}
+
+macro_rules! text_literals {
+    ($($type:ty),*) => {$(
+        impl $crate::layer::value::Literal<$type> for &str {
+            fn literal(self) -> $type {
+                match self.parse() {
+                    Ok(value) => value,
+                    Err(_) => panic!("'{self}' is no {}", stringify!($type)),
+                }
+            }
+        }
+    )*};
+}
+
+pub(crate) use text_literals;
+
+text_literals!(Ipv4Addr, Ipv6Addr);
+
+impl Literal<Vec<u8>> for &str {
+    fn literal(self) -> Vec<u8> {
+        self.into()
+    }
+}
+
+impl Literal<Vec<u8>> for &[u8] {
+    fn literal(self) -> Vec<u8> {
+        self.into()
+    }
+}
+
+impl<T: Clone, const N: usize> Literal<Vec<T>> for [T; N] {
+    fn literal(self) -> Vec<T> {
+        self.into()
+    }
+}
