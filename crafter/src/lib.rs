@@ -4,6 +4,7 @@
 //!   [`Crafter::open`].
 //! - [`packet`]: headers to bytes and back, no IO.
 //! - [`layer`]: packets of any layers with any fields, as Scapy has them, no IO.
+//! - [`expr`]: their text form, and sets of packets. [`capture`]: files of them.
 //! - [`engine`]: conversations without IO: a cursor for segments by hand, streams, reassembly.
 //! - [`datapath`]: all that touches the kernel: programs, maps, sockets, routes.
 //! - [`lab`]: a throw-away network with a web and a DNS server to try things in.
@@ -27,10 +28,12 @@
 //! # Ok(()) }
 //! ```
 
+pub mod capture;
 pub mod datapath;
 pub mod driver;
 pub mod engine;
 pub mod error;
+pub mod expr;
 pub mod lab;
 pub mod layer;
 pub mod packet;

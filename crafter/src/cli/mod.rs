@@ -3,6 +3,7 @@
 
 use clap::{Args, Parser, Subcommand};
 
+pub mod build;
 pub mod counters;
 pub mod dns;
 pub mod doctor;
@@ -11,8 +12,10 @@ pub mod get;
 pub mod interface;
 pub mod lab;
 pub mod logger;
+pub mod ls;
 pub mod print;
 pub mod running;
+pub mod show;
 
 const EXIT_CODES: &str = "\
 Exit codes, the same for every command:
@@ -65,6 +68,12 @@ pub enum Command {
     Get(get::Args),
     /// Ask a DNS server over crafted packets
     Dns(dns::Args),
+    /// Build packets from their text form: hex digits, bytes or a capture file
+    Build(build::Args),
+    /// List the layers, or the fields of one
+    Ls(ls::Args),
+    /// Show packets of a capture file or hex digits, field by field
+    Show(show::Args),
     /// Show the flows of running crafters
     Flows(flows::Args),
     /// Show the packet counters of running crafters
@@ -79,6 +88,9 @@ impl Command {
             Self::Lab(args) => lab::run(args, globals).await,
             Self::Get(args) => get::run(args, globals).await,
             Self::Dns(args) => dns::run(args, globals).await,
+            Self::Build(args) => build::run(args, globals).await,
+            Self::Ls(args) => ls::run(args, globals).await,
+            Self::Show(args) => show::run(args, globals).await,
             Self::Flows(args) => flows::run(args, globals).await,
             Self::Counters(args) => counters::run(args, globals).await,
         }

@@ -150,18 +150,23 @@ pub(crate) fn message(bytes: &[u8]) -> Kind {
 
 /// Whether a layer is an ICMPv6 message.
 pub(crate) fn is_message(layer: &AnyLayer) -> bool {
-    is_error(layer)
-        || matches!(
-            layer,
-            AnyLayer::Icmpv6EchoRequest(_)
-                | AnyLayer::Icmpv6EchoReply(_)
-                | AnyLayer::Icmpv6Unknown(_)
-                | AnyLayer::NdRouterSolicitation(_)
-                | AnyLayer::NdRouterAdvertisement(_)
-                | AnyLayer::NdNeighborSolicitation(_)
-                | AnyLayer::NdNeighborAdvertisement(_)
-                | AnyLayer::NdRedirect(_)
-        )
+    let other = matches!(
+        layer,
+        AnyLayer::Icmpv6EchoRequest(_) | AnyLayer::Icmpv6EchoReply(_) | AnyLayer::Icmpv6Unknown(_)
+    );
+    other || is_error(layer) || is_neighbor_discovery(layer)
+}
+
+/// Whether a layer is a message of neighbour discovery.
+pub(crate) fn is_neighbor_discovery(layer: &AnyLayer) -> bool {
+    matches!(
+        layer,
+        AnyLayer::NdRouterSolicitation(_)
+            | AnyLayer::NdRouterAdvertisement(_)
+            | AnyLayer::NdNeighborSolicitation(_)
+            | AnyLayer::NdNeighborAdvertisement(_)
+            | AnyLayer::NdRedirect(_)
+    )
 }
 
 /// Whether a layer is an ICMPv6 error, which quotes the packet that it is about.

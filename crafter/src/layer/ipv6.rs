@@ -24,8 +24,8 @@ layer! {
         plen: u16, 16, computed;
         /// Next header: protocol of the payload
         nh: u8, 8, computed, PROTOCOLS;
-        /// Hop limit
-        hlim: u8, 8, (64);
+        /// Hop limit; 255 where neighbour discovery follows (RFC 4861, 4), else 64
+        hlim: u8, 8, computed;
         /// Source address; the route's where one is known, else ::
         src: Ipv6Addr, 128, (Ipv6Addr::UNSPECIFIED);
         /// Destination address
@@ -84,6 +84,12 @@ impl Protocol for Ipv6 {
             let number = ip::protocol(packet.next()).unwrap_or(NO_NEXT_HEADER);
             if let Some(byte) = packet.bytes().get_mut(6) {
                 *byte = number;
+            }
+        }
+        if self.hlim.is_none() {
+            let limit = if packet.next().is_some_and(super::icmpv6::is_neighbor_discovery) { 255 } else { 64 };
+            if let Some(byte) = packet.bytes().get_mut(7) {
+                *byte = limit;
             }
         }
         Ok(())

@@ -97,3 +97,5 @@ pub use self::{
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) use tests::{damaged, stacks};

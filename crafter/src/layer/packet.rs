@@ -11,6 +11,10 @@ pub struct Packet {
     layers: Vec<AnyLayer>,
 }
 
+/// Computed fields that say what follows from the rest of the packet, not what somebody chose.
+const RECOMPUTED: [&str; 10] =
+    ["len", "plen", "ihl", "dataofs", "chksum", "cksum", "qdcount", "ancount", "nscount", "arcount"];
+
 impl Packet {
     /// A packet without layers.
     pub fn new() -> Self {
@@ -57,7 +61,7 @@ impl Packet {
     pub fn recompute(&mut self) {
         for layer in &mut self.layers {
             for (index, field) in layer.info().fields.iter().enumerate() {
-                if field.default.is_none() && !matches!(field.name, "proto" | "nh" | "type" | "sport" | "dport") {
+                if field.default.is_none() && RECOMPUTED.contains(&field.name) {
                     // Unsetting never fails.
                     let _ = layer.set_value(index, &Value::None);
                 }

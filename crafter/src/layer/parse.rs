@@ -2,7 +2,7 @@
 
 use smallvec::SmallVec;
 
-use super::{AnyLayer, Kind, Packet, Padding, Raw};
+use super::{AnyLayer, Kind, Packet, Padding, Raw, protocol::be16};
 
 /// Deeper stacks are an attack on the reader's time; the rest stays [`Raw`].
 const MAX_LAYERS: usize = 64;
@@ -15,7 +15,7 @@ impl Packet {
 
     /// Reads an IP packet, version 4 or 6.
     pub fn from_ip(bytes: &[u8]) -> Self {
-        Self::parse(ip_kind(bytes), bytes)
+        Self::parse(Kind::of_ip(bytes), bytes)
     }
 
     /// Reads bytes that begin with a `first`. What cannot be read as a layer is [`Raw`], what is behind
@@ -58,11 +58,24 @@ impl Packet {
     }
 }
 
-/// Which version of IP some bytes are, by their first four bits.
-pub(crate) fn ip_kind(bytes: &[u8]) -> Kind {
-    match bytes.first().map(|first| first >> 4) {
-        Some(4) => Kind::Ip,
-        Some(6) => Kind::Ipv6,
-        _ => Kind::Raw,
+impl Kind {
+    /// Which version of IP some bytes are, by their first four bits.
+    pub fn of_ip(bytes: &[u8]) -> Self {
+        match bytes.first().map(|first| first >> 4) {
+            Some(4) => Self::Ip,
+            Some(6) => Self::Ipv6,
+            _ => Self::Raw,
+        }
+    }
+
+    /// What some bytes are most likely: an IP packet whose lengths fit them, else an Ethernet frame.
+    pub fn guess(bytes: &[u8]) -> Self {
+        let number = |at: usize| bytes.get(at..).and_then(be16).map(usize::from);
+        let fits = match Self::of_ip(bytes) {
+            Self::Ip => bytes[0] & 15 >= 5 && number(2) == Some(bytes.len()),
+            Self::Ipv6 => number(4).map(|length| length + 40) == Some(bytes.len()),
+            _ => false,
+        };
+        if fits { Self::of_ip(bytes) } else { Self::Ether }
     }
 }

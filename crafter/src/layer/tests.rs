@@ -19,7 +19,7 @@ fn kind() -> impl Strategy<Value = Kind> {
 }
 
 /// A valid stack with some bytes of it damaged.
-fn damaged() -> impl Strategy<Value = (Kind, Vec<u8>)> {
+pub(crate) fn damaged() -> impl Strategy<Value = (Kind, Vec<u8>)> {
     let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4);
     (prop::sample::select(stacks()), changes, any::<prop::sample::Index>(), any::<bool>()).prop_map(
         |(packet, changes, cut, whole)| {
@@ -37,7 +37,7 @@ fn damaged() -> impl Strategy<Value = (Kind, Vec<u8>)> {
 }
 
 /// One of everything.
-pub(super) fn stacks() -> Vec<Packet> {
+pub(crate) fn stacks() -> Vec<Packet> {
     let options = [
         TcpOption::Mss(1460),
         TcpOption::SackOk,

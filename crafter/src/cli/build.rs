@@ -1,0 +1,105 @@
+//! `crafter build`: packets from their text form, as bytes.
+
+use std::{
+    fs::File,
+    io::{self, BufWriter, Write},
+    path::PathBuf,
+    time::SystemTime,
+};
+
+use anyhow::Context as _;
+use crafter::{
+    capture::Writer,
+    error::exit,
+    expr::PacketSet,
+    layer::{Kind, value::hex},
+};
+
+use super::{Globals, print};
+
+/// `crafter build`
+#[derive(Debug, clap::Args)]
+#[command(after_help = HELP)]
+pub struct Args {
+    /// The packets, e.g. 'IP(dst="192.0.2.1")/TCP(dport=[80,443], flags="S")'
+    #[arg(value_name = "EXPR")]
+    expression: String,
+    /// Write the bytes as they are instead of hex digits, one packet directly behind the other
+    #[arg(long, conflicts_with_all = ["pcap", "json"])]
+    raw: bool,
+    /// Write a capture file with nanoseconds; -: to stdout
+    #[arg(long, value_name = "FILE", conflicts_with = "json")]
+    pcap: Option<PathBuf>,
+    /// How many packets the expression may stand for
+    #[arg(long, value_name = "N", default_value_t = 1_000_000)]
+    limit: u64,
+}
+
+const HELP: &str = "\
+One line of hex digits for each packet. A field holds a value, a range (1,5), a list
+[80,443] or a prefix \"192.0.2.0/28\"; the packets are the product of all of them.
+`crafter ls` lists the layers, `crafter ls TCP` the fields of one.";
+
+/// Builds and writes.
+///
+/// # Errors
+/// Those of the expression, of values that do not fit, and of writing.
+pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
+    let set = PacketSet::parse(&args.expression)?;
+    let packets = set.packets(args.limit.into())?;
+    if globals.json {
+        let all = packets.map(|packet| packet.to_json()).collect::<Result<Vec<_>, _>>()?;
+        print::json(&all)?;
+        return Ok(exit::SUCCESS);
+    }
+    let out: Box<dyn Write> = match &args.pcap {
+        Some(path) if path.as_os_str() != "-" => {
+            Box::new(File::create(path).with_context(|| format!("cannot create {}", path.display()))?)
+        }
+        _ => Box::new(io::stdout().lock()),
+    };
+    let mut out = BufWriter::new(out);
+    let written = if args.pcap.is_some() {
+        let first = packets.clone().next().and_then(|packet| packet.layers().first().map(|layer| layer.kind()));
+        pcap(packets, Writer::new(out, first.unwrap_or(Kind::Raw)))
+    } else {
+        let mut bytes = Vec::new();
+        let each = || {
+            for packet in packets {
+                packet.build_into(&mut bytes)?;
+                if args.raw { out.write_all(&bytes)? } else { writeln!(out, "{}", hex(&bytes))? }
+            }
+            Ok(out.flush()?)
+        };
+        each()
+    };
+    match written {
+        // Nobody reads any more (`crafter build ... | head`).
+        Err(error) if is_broken_pipe(&error) => Ok(exit::SUCCESS),
+        result => result.map(|()| exit::SUCCESS),
+    }
+}
+
+fn pcap<W: Write>(
+    packets: impl Iterator<Item = crafter::layer::Packet>,
+    writer: crafter::Result<Writer<W>>,
+) -> anyhow::Result<()> {
+    let mut writer = writer?;
+    let mut bytes = Vec::new();
+    for packet in packets {
+        packet.build_into(&mut bytes)?;
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        writer.write(now, &bytes)?;
+    }
+    Ok(writer.into_inner().flush()?)
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let kind = match cause.downcast_ref::<crafter::Error>() {
+            Some(crafter::Error::Io { source, .. }) => Some(source.kind()),
+            _ => cause.downcast_ref::<io::Error>().map(io::Error::kind),
+        };
+        kind == Some(io::ErrorKind::BrokenPipe)
+    })
+}
