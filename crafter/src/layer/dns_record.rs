@@ -155,9 +155,11 @@ fn data_from(kind: u16, value: &Value) -> Result<RData, String> {
 }
 
 fn type_value(number: u16) -> Value {
-    match RecordType::from(number) {
-        RecordType::Unknown(number) => Value::Uint(number.into()),
-        known => Value::Text(known.to_string()),
+    let text = type_name(number);
+    // Some names are for people only.
+    match text.parse::<RecordType>() {
+        Ok(again) if u16::from(again) == number => Value::Text(text),
+        _ => Value::Uint(number.into()),
     }
 }
 

@@ -25,6 +25,7 @@ mod packet;
 
 mod answer;
 mod build;
+mod fuzz;
 pub mod mac;
 mod parse;
 mod protocol;

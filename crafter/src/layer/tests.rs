@@ -99,7 +99,7 @@ fn keeps(first: Kind, bytes: &[u8]) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1000))]
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases.max(1000)))]
 
     #[test]
     fn any_bytes_are_kept(first in kind(), bytes in bytes()) {

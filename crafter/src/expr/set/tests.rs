@@ -105,7 +105,7 @@ fn every_stack_prints_itself() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1000))]
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases.max(1000)))]
 
     #[test]
     fn any_text_is_read_or_refused(text in "(IP|TCP|DNS|Raw|[(),=/\\[\\]\"'\\\\b ]|ttl|[0-9]|\\PC){0,40}") {
