@@ -25,6 +25,7 @@ mod packet;
 
 mod answer;
 mod build;
+mod fragment;
 mod fuzz;
 pub mod mac;
 mod parse;
