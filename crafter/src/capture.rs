@@ -225,7 +225,7 @@ impl<W: Write> Writer<W> {
 
 fn writing(error: PcapError) -> Error {
     match error {
-        PcapError::IoError(source) => Error::io("write the capture", "", source),
+        PcapError::IoError(source) => Error::Io { action: "write the capture".to_owned(), source },
         other => Error::invalid("pcap", other),
     }
 }
