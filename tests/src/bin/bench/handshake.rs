@@ -16,22 +16,25 @@ use crafter::{
 
 use crate::table::{Reach, Row, median};
 
-const PORT: u16 = 8000;
+/// One for each way: a port that an earlier way has left in TIME-WAIT answers a SYN with an ACK.
+const PORTS: [u16; 3] = [8000, 8001, 8002];
 const HANDSHAKES: usize = 2000;
 
 pub fn measure() -> Result<Vec<Row>> {
     let lab = Lab::new(&LabOptions { web: false, dns: false, ..LabOptions::default() })?;
-    let listener = lab.server().run(|| TcpListener::bind((SERVER_V4, PORT)))??;
-    // Ends with the process; a connection is accepted and closed at once.
-    thread::spawn(move || listener.incoming().for_each(drop));
-    let remote = SocketAddr::from((SERVER_V4, PORT));
+    for port in PORTS {
+        let listener = lab.server().run(|| TcpListener::bind((SERVER_V4, port)))??;
+        // Ends with the process; a connection is accepted and closed at once.
+        thread::spawn(move || listener.incoming().for_each(drop));
+    }
+    let remotes = PORTS.map(|port| SocketAddr::from((SERVER_V4, port)));
 
-    let kernel = lab.client().run(|| kernel(remote))??;
+    let kernel = lab.client().run(|| kernel(remotes[0]))??;
     let (stream, by_hand) = lab.client().run(|| -> Result<_> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             let crafter = Crafter::open(INTERFACE, Options::default()).await?;
-            Ok((streams(&crafter, remote).await?, by_hand(&crafter, remote).await?))
+            Ok((streams(&crafter, remotes[1]).await?, by_hand(&crafter, remotes[2]).await?))
         })
     })??;
 
