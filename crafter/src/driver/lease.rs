@@ -112,12 +112,21 @@ pub(crate) struct LeaseInner {
     id: u32,
     transport: Transport,
     address: Option<IpAddr>,
+    terms: Terms,
     ports: Vec<u16>,
     arrived: Arc<Notify>,
 }
 
+/// How long the kernel may still be busy with a packet whose copy has arrived here already.
+const SETTLE: Duration = Duration::from_millis(5);
+
 impl Drop for LeaseInner {
     fn drop(&mut self) {
+        // In observe mode the copy is here before the kernel has answered the packet itself: a port
+        // given back at once would let that answer out.
+        if self.terms.observe && self.terms.suppress {
+            std::thread::sleep(SETTLE);
+        }
         let mut core = self.shared.lock();
         // The reservations in it are given back after the kernel half has forgotten the ports.
         if let Some(lease) = core.table.remove_lease(self.id) {
@@ -173,6 +182,7 @@ impl Lease {
             id,
             transport: request.transport,
             address: request.address,
+            terms: request.terms,
             ports,
             arrived,
         };
