@@ -14,10 +14,6 @@ pub mod port;
 pub mod reason;
 pub mod reply;
 
-/// Number of the layouts in this crate. A reader of another process's maps must find the same
-/// number in its `ABI` map before it believes a byte.
-pub const ABI: u32 = 1;
-
 /// The socket mark (`SO_MARK`, `skb->mark`) that says "crafted": egress lets it through.
 /// The letters `crft` in ASCII; settable at load time where another program uses the same value.
 pub const DEFAULT_MARK: u32 = 0x6372_6674;

@@ -1,7 +1,10 @@
 //! Copies for the owner, by way of the ring buffer.
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
-use crafter_common::{reason::Reason, reply::ReplyHeader};
+use crafter_common::{
+    reason::Reason,
+    reply::{CLASSES, ReplyHeader},
+};
 
 use crate::{maps, packet::Packet};
 
@@ -21,15 +24,14 @@ pub fn copy<P: Packet>(packet: &P, offset: u32, reason: Reason) -> bool {
         return false;
     }
     let length = length - offset;
-    // The classes of crafter_common::reply::CLASSES; constants, as reservations must be.
-    if length <= 256 {
-        submit::<P, 256>(packet, offset, length, reason)
-    } else if length <= 2048 {
-        submit::<P, 2048>(packet, offset, length, reason)
-    } else if length <= 16384 {
-        submit::<P, 16384>(packet, offset, length, reason)
+    if length <= CLASSES[0] {
+        submit::<P, { CLASSES[0] as usize }>(packet, offset, length, reason)
+    } else if length <= CLASSES[1] {
+        submit::<P, { CLASSES[1] as usize }>(packet, offset, length, reason)
+    } else if length <= CLASSES[2] {
+        submit::<P, { CLASSES[2] as usize }>(packet, offset, length, reason)
     } else {
-        submit::<P, 66048>(packet, offset, length, reason)
+        submit::<P, { CLASSES[3] as usize }>(packet, offset, length, reason)
     }
 }
 

@@ -298,6 +298,7 @@ impl Kernel {
             Some(error) => Error::io(format!("attach {} to {name}", hook.program()), "CAP_NET_ADMIN", error),
             None => bpf_error(&format!("attach {} to {name}", hook.program()), e),
         };
+        // For the tests of clsact, on kernels that have tcx.
         let forced = std::env::var_os("CRAFTER_CLSACT").is_some();
         let program = self.classifier(hook)?;
         if !forced {
