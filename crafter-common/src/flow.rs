@@ -10,11 +10,11 @@ pub struct FlowKey {
     pub local: Address,
     /// The peer's address in 16-byte form.
     pub remote: Address,
-    /// This host's port, big-endian.
+    /// This host's port, or the identifier of its ICMP queries, big-endian.
     pub local_port: [u8; 2],
-    /// The peer's port, big-endian.
+    /// The peer's port, big-endian; zero for ICMP.
     pub remote_port: [u8; 2],
-    /// [`crate::TCP`] or [`crate::UDP`].
+    /// [`crate::TCP`], [`crate::UDP`], or [`crate::ICMP`] for the ICMP of either IP version.
     pub protocol: u8,
     /// Zero.
     pub pad: [u8; 3],

@@ -240,6 +240,17 @@ pub const fn has_ports(protocol: u8) -> bool {
 /// What an ICMP header says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Icmp {
+    /// A question that carries an identifier, big-endian, which its answer repeats: echo (RFC 792, RFC 4443
+    /// section 4.1), timestamp, information, address mask (RFC 950).
+    Query {
+        /// The identifier.
+        id: [u8; 2],
+    },
+    /// The answer to such a question.
+    Reply {
+        /// The identifier.
+        id: [u8; 2],
+    },
     /// An error that quotes the packet it is about; `port_unreachable` is RFC 792's type 3 code 3
     /// and RFC 4443's type 1 code 4.
     Error {
@@ -250,7 +261,7 @@ pub enum Icmp {
     Other,
 }
 
-/// Reads the ICMP header at `net.transport`.
+/// Reads the ICMP header at `net.transport`; `None` where it is cut short.
 #[inline(always)]
 pub fn icmp<B: Bytes + ?Sized>(bytes: &B, net: &Network) -> Option<Icmp> {
     let [kind, code] = bytes.load::<2>(net.transport)?;
@@ -262,8 +273,18 @@ pub fn icmp<B: Bytes + ?Sized>(bytes: &B, net: &Network) -> Option<Icmp> {
         // (5) quotes a packet too, but speaks to the routing table, not to whoever sent it.
         matches!(kind, 3 | 4 | 11 | 12)
     };
-    let port_unreachable = if net.v6 { kind == 1 && code == 4 } else { kind == 3 && code == 3 };
-    Some(if error { Icmp::Error { port_unreachable } } else { Icmp::Other })
+    if error {
+        let port_unreachable = if net.v6 { kind == 1 && code == 4 } else { kind == 3 && code == 3 };
+        return Some(Icmp::Error { port_unreachable });
+    }
+    let query = if net.v6 { kind == 128 } else { matches!(kind, 8 | 13 | 15 | 17) };
+    let reply = if net.v6 { kind == 129 } else { matches!(kind, 0 | 14 | 16 | 18) };
+    if !query && !reply {
+        return Some(Icmp::Other);
+    }
+    let header = bytes.load::<8>(net.transport)?;
+    let id = [header[4], header[5]];
+    Some(if query { Icmp::Query { id } } else { Icmp::Reply { id } })
 }
 
 /// Whether `net` carries the ICMP of its IP version.

@@ -1,6 +1,7 @@
-//! Which ports are owned, and on what terms.
+//! Which ports are owned, and on what terms. The identifiers of ICMP queries are owned like ports: what
+//! is said of ports here holds for them too.
 
-use crate::{Address, TCP};
+use crate::{Address, ICMP, TCP};
 
 /// Key of the map of owned ports: transport, local address or [`crate::ANY`], local port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -10,7 +11,7 @@ pub struct OwnedKey {
     pub address: Address,
     /// The local port, big-endian.
     pub port: [u8; 2],
-    /// [`crate::TCP`] or [`crate::UDP`].
+    /// [`crate::TCP`], [`crate::UDP`], or [`crate::ICMP`] for the ICMP of either IP version.
     pub protocol: u8,
     /// Zero.
     pub pad: u8,
@@ -22,7 +23,7 @@ pub struct OwnedKey {
 pub struct OwnedPort {
     /// Number of the lease, for people who read the map.
     pub lease: u32,
-    /// [`OBSERVE`] and [`SUPPRESS`].
+    /// [`OBSERVE`], [`SUPPRESS`] and [`REPORT`].
     pub flags: u32,
 }
 
@@ -30,6 +31,8 @@ pub struct OwnedPort {
 pub const OBSERVE: u32 = 1;
 /// Drop the RSTs and port-unreachables that the kernel sends for this port.
 pub const SUPPRESS: u32 = 2;
+/// Copy to the owner what was dropped because of [`SUPPRESS`].
+pub const REPORT: u32 = 4;
 
 const _: () = assert!(size_of::<OwnedKey>() == 20 && size_of::<OwnedPort>() == 8);
 
@@ -58,12 +61,16 @@ pub struct FilterWord {
 // SAFETY: repr(C), two u64: no padding, valid for every bit pattern.
 unsafe impl aya::Pod for FilterWord {}
 
-/// Words of the filter: 65,536 ports of two transports, 64 a word.
-pub const FILTER_WORDS: u32 = 2 * 1024;
+/// Words of the filter: 65,536 ports of two transports and as many ICMP identifiers, 64 a word.
+pub const FILTER_WORDS: u32 = 3 * 1024;
 
 /// Where `port` stands in the filter: index of its word, and its bit.
 #[inline(always)]
 pub const fn filter_position(protocol: u8, port: u16) -> (u32, u64) {
-    let transport = if protocol == TCP { 0 } else { 1024 };
+    let transport = match protocol {
+        TCP => 0,
+        ICMP => 2048,
+        _ => 1024,
+    };
     (transport + (port >> 6) as u32, 1 << (port & 63))
 }

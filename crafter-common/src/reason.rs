@@ -9,11 +9,11 @@ pub enum Reason {
     NotIp = 0,
     /// Ingress, passed: shorter than its headers say, or an impossible header length.
     Malformed = 1,
-    /// Ingress, passed: neither TCP nor UDP nor an ICMP error, or more extension headers than are walked.
+    /// Ingress, passed: neither TCP nor UDP nor an ICMP error or reply, or more extension headers than are walked.
     OtherProtocol = 2,
-    /// Ingress, passed: TCP or UDP to a port that nobody owns here.
+    /// Ingress, passed: TCP or UDP to a port, or an ICMP reply to an identifier, that nobody owns here.
     NotOwned = 3,
-    /// Ingress, passed: an ICMP error about a packet that no owned port sent.
+    /// Ingress, passed: an ICMP error about a packet that no owned port or identifier sent.
     IcmpNotOwned = 4,
     /// Ingress, passed: a later fragment whose first was not owned, or was not seen before.
     FragmentNotOwned = 5,

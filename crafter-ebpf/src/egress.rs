@@ -1,14 +1,15 @@
 //! What goes out: the kernel's RSTs and port-unreachables from owned ports stay here.
 
 use crafter_common::{
-    TCP, UDP,
+    ICMP, TCP, UDP,
     flow::FlowKey,
     parse::{self, Fragment, Icmp, Network},
-    port::{OwnedPort, SUPPRESS},
+    port::{OwnedPort, REPORT, SUPPRESS},
     reason::Reason,
 };
 
 use crate::{
+    deliver,
     maps::{self, Event},
     packet::Packet,
 };
@@ -50,16 +51,28 @@ fn inspect<P: Packet>(packet: &P, crafted: bool) -> Option<Reason> {
 /// A crafted packet: its flow counts it.
 #[inline(always)]
 fn sent<P: Packet>(packet: &P, net: &Network) {
-    if !parse::has_ports(net.protocol) {
-        return;
-    }
-    let Some((key, owned)) = local_is_source(packet, net) else {
+    let found = if parse::has_ports(net.protocol) {
+        local_is_source(packet, net)
+    } else if parse::is_icmp(net) {
+        query(packet, net)
+    } else {
         return;
     };
-    if owned.is_some() {
+    if let Some((key, Some(_))) = found {
         let bytes = (packet.length() as u64).saturating_sub(net.start as u64);
         maps::record(&key, Event::Sent { bytes });
     }
+}
+
+/// The flow of an ICMP query, and the owner of its identifier.
+#[inline(always)]
+fn query<P: Packet>(packet: &P, net: &Network) -> Option<(FlowKey, Option<OwnedPort>)> {
+    let Icmp::Query { id } = parse::icmp(packet, net)? else {
+        return None;
+    };
+    let (local, remote) = net.addresses(packet)?;
+    let owned = maps::owner(ICMP, id, || Some(local));
+    Some((maps::flow_key(ICMP, (local, id), (remote, [0; 2])), owned))
 }
 
 /// A segment of the kernel: a RST from an owned port is the answer to what crafter sent.
@@ -69,7 +82,7 @@ fn rst<P: Packet>(packet: &P, net: &Network) -> Option<Reason> {
         return None;
     }
     let (key, owned) = local_is_source(packet, net)?;
-    Some(answer(key, owned, [Reason::RstSuppressed, Reason::RstAllowed, Reason::RstNotOwned]))
+    Some(answer(packet, net, key, owned, [Reason::RstSuppressed, Reason::RstAllowed, Reason::RstNotOwned]))
 }
 
 /// An ICMP message of the kernel: a port-unreachable quotes what came in, so the owned port is
@@ -87,7 +100,13 @@ fn unreachable<P: Packet>(packet: &P, net: &Network) -> Option<Reason> {
     let (remote, local) = quoted.addresses(packet)?;
     let owned = maps::owner(UDP, local_port, || Some(local));
     let key = maps::flow_key(UDP, (local, local_port), (remote, remote_port));
-    Some(answer(key, owned, [Reason::UnreachableSuppressed, Reason::UnreachableAllowed, Reason::UnreachableNotOwned]))
+    Some(answer(
+        packet,
+        net,
+        key,
+        owned,
+        [Reason::UnreachableSuppressed, Reason::UnreachableAllowed, Reason::UnreachableNotOwned],
+    ))
 }
 
 /// The flow of a packet that this host sends, and the owner of its source port.
@@ -101,10 +120,20 @@ fn local_is_source<P: Packet>(packet: &P, net: &Network) -> Option<(FlowKey, Opt
 
 /// By the lease's policy: suppressed, allowed, not owned.
 #[inline(always)]
-fn answer(key: FlowKey, owned: Option<OwnedPort>, [suppressed, allowed, not_owned]: [Reason; 3]) -> Reason {
+fn answer<P: Packet>(
+    packet: &P,
+    net: &Network,
+    key: FlowKey,
+    owned: Option<OwnedPort>,
+    [suppressed, allowed, not_owned]: [Reason; 3],
+) -> Reason {
     match owned {
         Some(owned) if owned.flags & SUPPRESS != 0 => {
             maps::record(&key, Event::Suppressed);
+            if owned.flags & REPORT != 0 {
+                // Without room for the copy it is dropped all the same.
+                deliver::copy(packet, net.start as u32, suppressed);
+            }
             suppressed
         }
         Some(_) => allowed,

@@ -1,7 +1,7 @@
 //! What comes in: is it for an owned port, and if so, how does it get to the owner?
 
 use crafter_common::{
-    TCP,
+    ICMP, TCP,
     flow::FragmentKey,
     parse::{self, Bytes, Fragment, Icmp, Network},
     port::{OBSERVE, OwnedPort},
@@ -41,14 +41,12 @@ fn owner<P: Packet>(packet: &P) -> Result<(OwnedPort, usize), Reason> {
     Ok((owned, start))
 }
 
-/// TCP and UDP: by destination.
+/// TCP and UDP: by destination port.
 #[inline(always)]
 fn own<P: Packet>(packet: &P, net: &Network) -> Result<OwnedPort, Reason> {
     let (source, destination) = parse::ports(packet, net.transport).ok_or(Reason::Malformed)?;
-    let addresses = || net.addresses(packet);
-    let owned = maps::owner(net.protocol, destination, || Some(addresses()?.1)).ok_or(Reason::NotOwned)?;
+    let owned = maps::owner(net.protocol, destination, || Some(net.addresses(packet)?.1)).ok_or(Reason::NotOwned)?;
 
-    let (remote, local) = addresses().ok_or(Reason::Malformed)?;
     // A header that is cut short is the kernel's to discard; it answers nothing to it.
     let (seq, ack, flags) = if net.protocol == TCP {
         let header = packet.load::<20>(net.transport).ok_or(Reason::Malformed)?;
@@ -59,28 +57,62 @@ fn own<P: Packet>(packet: &P, net: &Network) -> Result<OwnedPort, Reason> {
         packet.load::<8>(net.transport).ok_or(Reason::Malformed)?;
         (0, 0, 0)
     };
+    let event = |bytes| Event::Received { bytes, seq, ack, flags };
+    note(packet, net, owned, (net.protocol, destination, source), event).ok_or(Reason::Malformed)
+}
+
+/// What an owned packet leaves behind: its flow, and whose its later fragments are. `ends`: the protocol
+/// that is owned, the local port, the remote one.
+#[inline(always)]
+fn note<P: Packet>(
+    packet: &P,
+    net: &Network,
+    owned: OwnedPort,
+    ends: (u8, [u8; 2], [u8; 2]),
+    event: impl FnOnce(u64) -> Event,
+) -> Option<OwnedPort> {
+    let (remote, local) = net.addresses(packet)?;
     if net.fragment == Fragment::First {
         maps::remember_fragment(&net.fragment_key(remote, local), owned);
     }
-    let key = maps::flow_key(net.protocol, (local, destination), (remote, source));
+    let (protocol, local_port, remote_port) = ends;
+    let key = maps::flow_key(protocol, (local, local_port), (remote, remote_port));
     let bytes = (packet.length() as u64).saturating_sub(net.start as u64);
-    maps::record(&key, Event::Received { bytes, seq, ack, flags });
-    Ok(owned)
+    maps::record(&key, event(bytes));
+    Some(owned)
 }
 
-/// ICMP errors: by the source of the packet that they quote.
+/// ICMP: replies by their identifier, errors by the source of the packet that they quote.
 #[inline(always)]
 fn icmp<P: Packet>(packet: &P, net: &Network) -> Result<OwnedPort, Reason> {
     match parse::icmp(packet, net).ok_or(Reason::Malformed)? {
-        Icmp::Other => return Err(Reason::OtherProtocol),
-        Icmp::Error { .. } => {}
+        Icmp::Other | Icmp::Query { .. } => Err(Reason::OtherProtocol),
+        Icmp::Error { .. } => quoted(packet, net).ok_or(Reason::IcmpNotOwned),
+        Icmp::Reply { id } => {
+            let owned = maps::owner(ICMP, id, || Some(net.addresses(packet)?.1)).ok_or(Reason::NotOwned)?;
+            let event = |bytes| Event::Received { bytes, seq: 0, ack: 0, flags: 0 };
+            note(packet, net, owned, (ICMP, id, [0; 2]), event).ok_or(Reason::Malformed)
+        }
     }
-    let quoted = parse::quoted(packet, net).map_err(|_| Reason::IcmpNotOwned)?;
-    if !parse::has_ports(quoted.protocol) || quoted.fragment == Fragment::Later {
-        return Err(Reason::IcmpNotOwned);
+}
+
+/// Who sent what the ICMP error in `net` quotes.
+#[inline(always)]
+fn quoted<P: Packet>(packet: &P, net: &Network) -> Option<OwnedPort> {
+    let quoted = parse::quoted(packet, net).ok()?;
+    if quoted.fragment == Fragment::Later {
+        return None;
     }
-    let (local, _) = parse::ports(packet, quoted.transport).ok_or(Reason::IcmpNotOwned)?;
-    maps::owner(quoted.protocol, local, || Some(quoted.addresses(packet)?.0)).ok_or(Reason::IcmpNotOwned)
+    let (protocol, local) = if parse::has_ports(quoted.protocol) {
+        (quoted.protocol, parse::ports(packet, quoted.transport)?.0)
+    } else if parse::is_icmp(&quoted)
+        && let Icmp::Query { id } = parse::icmp(packet, &quoted)?
+    {
+        (ICMP, id)
+    } else {
+        return None;
+    };
+    maps::owner(protocol, local, || Some(quoted.addresses(packet)?.0))
 }
 
 #[inline(always)]

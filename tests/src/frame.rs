@@ -208,8 +208,15 @@ pub fn udp_ip(source: SocketAddr, destination: SocketAddr, payload: &[u8]) -> Ve
 
 /// An ICMP or ICMPv6 message that quotes `quoted`, in its IP packet.
 pub fn icmp(source: IpAddr, destination: IpAddr, kind: u8, code: u8, quoted: &[u8]) -> Vec<u8> {
-    let mut bytes = vec![kind, code, 0, 0, 0, 0, 0, 0];
-    bytes.extend(quoted);
+    icmp_query(source, destination, kind, 0, &[&[code], quoted].concat())
+}
+
+/// An ICMP or ICMPv6 message with an identifier, in its IP packet; `rest`: the code, and what follows the header.
+pub fn icmp_query(source: IpAddr, destination: IpAddr, kind: u8, id: u16, rest: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![kind, rest[0], 0, 0];
+    bytes.extend(id.to_be_bytes());
+    bytes.extend([0, 0]);
+    bytes.extend(&rest[1..]);
     let protocol = if source.is_ipv4() { ICMP } else { ICMPV6 };
     let check = match source {
         IpAddr::V4(_) => checksum(&[&bytes]),

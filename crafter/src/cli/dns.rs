@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use crafter::{Error, Result, datapath::program::Report, error::exit, packet::Transport};
+use crafter::{Error, Result, datapath::program::Report, error::exit};
 use hickory_proto::{
     op::{Message, ResponseCode},
     rr::{Name, Record, RecordType},
@@ -193,7 +193,7 @@ fn print_json(
         "name": name.to_ascii(),
         "type": record::type_name(kind),
         "server": args.server,
-        "transport": match answer.transport { Transport::Tcp => "tcp", Transport::Udp => "udp" },
+        "transport": answer.transport.name().to_lowercase(),
         "rcode": record::rcode(message.metadata.response_code),
         "flags": flags(message),
         "answers": records(&message.answers),

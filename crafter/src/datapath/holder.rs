@@ -21,6 +21,7 @@ pub(super) fn of_port(transport: Transport, address: IpAddr, port: u16) -> Optio
     let mut sockets = match transport {
         Transport::Tcp => tcp_table(),
         Transport::Udp => udp_table(),
+        Transport::Icmp => return None,
     };
     sockets.retain(|socket| socket.port == port && conflict(socket.address, address));
     // A listener or a bound socket says more than one of its connections, and an open one more than TIME-WAIT.

@@ -10,10 +10,10 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, PerCpuArray},
 };
 use crafter_common::{
-    ANY, Address, TCP,
+    ANY, Address, ICMP, TCP,
     flow::{FlowKey, FlowValue},
     map,
-    port::{FilterWord, OBSERVE, OwnedKey, OwnedPort, SUPPRESS, filter_position},
+    port::{FilterWord, OBSERVE, OwnedKey, OwnedPort, REPORT, SUPPRESS, filter_position},
     reason::Reason,
 };
 use serde::Serialize;
@@ -44,11 +44,13 @@ pub struct Terms {
     pub observe: bool,
     /// Drop the RSTs and port-unreachables of the kernel.
     pub suppress: bool,
+    /// Copy those that are dropped to the owner.
+    pub report: bool,
 }
 
 impl Default for Terms {
     fn default() -> Self {
-        Self { observe: false, suppress: true }
+        Self { observe: false, suppress: true, report: false }
     }
 }
 
@@ -84,7 +86,8 @@ impl OwnerMaps {
     /// [`Error::Bpf`] when the map is full.
     pub fn own(&mut self, lease: u32, transport: Transport, address: IpAddr, port: u16, terms: Terms) -> Result<()> {
         let key = owned_key(transport, address, port);
-        let flags = if terms.observe { OBSERVE } else { 0 } | if terms.suppress { SUPPRESS } else { 0 };
+        let flags = [(terms.observe, OBSERVE), (terms.suppress, SUPPRESS), (terms.report, REPORT)];
+        let flags = flags.iter().filter(|(wanted, _)| *wanted).fold(0, |all, (_, flag)| all | flag);
         let fresh = self.owned.get(&key, 0).is_err();
         self.owned.insert(key, OwnedPort { lease, flags }, 0).map_err(|e| bpf_error("own a port", &e))?;
         if fresh {
@@ -203,9 +206,9 @@ impl Serialize for Counters {
 /// One flow, as the kernel half saw it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Flow {
-    /// `tcp` or `udp`.
+    /// `tcp`, `udp` or `icmp`, which stands for ICMPv6 too.
     pub protocol: &'static str,
-    /// This host's end.
+    /// This host's end; the identifier of ICMP queries takes the place of a port.
     pub local: std::net::SocketAddr,
     /// The peer's end.
     pub remote: std::net::SocketAddr,
@@ -247,7 +250,11 @@ pub(super) fn read_flows(map: &HashMap<MapData, FlowKey, FlowValue>) -> Vec<Flow
 fn flow(key: &FlowKey, value: &FlowValue) -> Flow {
     let end = |address, port| std::net::SocketAddr::new(from_map(address), u16::from_be_bytes(port));
     Flow {
-        protocol: if key.protocol == TCP { "tcp" } else { "udp" },
+        protocol: match key.protocol {
+            TCP => "tcp",
+            ICMP => "icmp",
+            _ => "udp",
+        },
         local: end(key.local, key.local_port),
         remote: end(key.remote, key.remote_port),
         rx_packets: value.rx_packets,

@@ -8,6 +8,8 @@
 //!   therefore connected to its own address and port: `compute_score()` (net/ipv4/udp.c) passes it over for
 //!   datagrams of any other sender, while bind() conflicts (`udp_lib_lport_inuse()`) look at the local end only.
 //!   Connecting narrows a wildcard to one address, so "any address" is one socket per address of this host.
+//! - ICMP: an identifier is held by a ping socket (`ping_get_port()`), where this user's group may have one
+//!   (`net.ipv4.ping_group_range`); elsewhere by nothing, as raw sockets send what identifiers they like.
 
 use std::{
     io,
@@ -19,7 +21,7 @@ use nix::{
     ifaddrs::getifaddrs,
     sys::resource::{Resource, getrlimit},
 };
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 
 use super::holder;
 use crate::{
@@ -120,7 +122,7 @@ pub fn reserve_free(
         }
     }
     Err(Error::PortTaken {
-        protocol: name(transport),
+        protocol: transport.name(),
         address,
         port: first,
         holder: Some(format!("another socket, and so is every other port up to {last}")),
@@ -164,19 +166,12 @@ fn bounds(range: &RangeInclusive<u16>) -> Result<(u16, u16)> {
     Ok((first, last))
 }
 
-fn name(transport: Transport) -> &'static str {
-    match transport {
-        Transport::Tcp => "TCP",
-        Transport::Udp => "UDP",
-    }
-}
-
 fn hold_all(transport: Transport, address: IpAddr, port: u16, ifindex: u32) -> io::Result<Reservation> {
     let mut held = Vec::new();
     let mut wildcards = Vec::new();
     let addresses = if !address.is_unspecified() {
         vec![(address, ifindex)]
-    } else if transport == Transport::Tcp {
+    } else if transport != Transport::Udp {
         vec![(Ipv4Addr::UNSPECIFIED.into(), 0), (Ipv6Addr::UNSPECIFIED.into(), 0)]
     } else {
         // The wildcards first, to learn of a holder anywhere, even on an address that is not up yet or on another
@@ -201,6 +196,7 @@ fn hold_all(transport: Transport, address: IpAddr, port: u16, ifindex: u32) -> i
             Ok(socket) => held.push((address, socket)),
             // IPv6 switched off; or an address that went, or is not usable yet, since it was listed.
             Err(error) if any && (no_family(&error) || error.kind() == io::ErrorKind::AddrNotAvailable) => {}
+            Err(error) if transport == Transport::Icmp && error.kind() == io::ErrorKind::PermissionDenied => {}
             Err(error) => return Err(error),
         }
     }
@@ -249,11 +245,13 @@ fn bind(transport: Transport, address: IpAddr, port: u16, ifindex: u32) -> io::R
             (Domain::IPV6, SocketAddrV6::new(address, port, 0, scope).into())
         }
     };
-    let kind = match transport {
-        Transport::Tcp => Type::STREAM,
-        Transport::Udp => Type::DGRAM,
+    let (kind, protocol) = match (transport, domain) {
+        (Transport::Tcp, _) => (Type::STREAM, None),
+        (Transport::Udp, _) => (Type::DGRAM, None),
+        (Transport::Icmp, Domain::IPV4) => (Type::DGRAM, Some(Protocol::ICMPV4)),
+        (Transport::Icmp, _) => (Type::DGRAM, Some(Protocol::ICMPV6)),
     };
-    let socket = Socket::new(domain, kind, None)?;
+    let socket = Socket::new(domain, kind, protocol)?;
     if domain == Domain::IPV6 {
         socket.set_only_v6(true)?;
     }
@@ -265,7 +263,7 @@ fn bind(transport: Transport, address: IpAddr, port: u16, ifindex: u32) -> io::R
 fn refused(transport: Transport, address: IpAddr, port: u16, error: io::Error) -> Error {
     match error.raw_os_error() {
         Some(libc::EADDRINUSE) => Error::PortTaken {
-            protocol: name(transport),
+            protocol: transport.name(),
             address,
             port,
             holder: holder::of_port(transport, address, port),

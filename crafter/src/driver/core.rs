@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crafter_common::{map::SOCKET_ENTRIES, parse};
+use crafter_common::{map::SOCKET_ENTRIES, parse, reason::Reason};
 
 use super::{
     Options,
@@ -103,13 +103,19 @@ impl Core {
         let mut count = 0;
         for socket in sockets {
             count += socket.drain(|frame| match parse::link(frame, *link_header) {
-                Ok((start, _)) => table.handle_packet(now, &frame[start..], Meta::default()),
+                Ok((start, _)) => table.handle_packet(now, &frame[start..], Meta::REDIRECTED),
                 Err(_) => table.handle_stray(),
             });
         }
         count += ring.drain(|header, packet| {
             let cut = header.captured < header.length;
-            table.handle_packet(now, packet, Meta { timestamp: Some(header.timestamp), cut });
+            let reason = Reason::ALL.get(header.reason as usize).copied().unwrap_or(Reason::Copied);
+            let meta = Meta { timestamp: Some(header.timestamp), cut, reason };
+            if reason.is_ingress() {
+                table.handle_packet(now, packet, meta);
+            } else {
+                table.handle_suppressed(packet, meta);
+            }
         });
         if count > 0 {
             self.transmit(now);

@@ -28,6 +28,9 @@ use crate::{
 /// Ports that nobody registers (RFC 6335 section 6): where a free one is looked for.
 const DYNAMIC: RangeInclusive<u16> = 49152..=65535;
 
+/// Random identifiers of ICMP queries tried before one is given up for taken.
+const PICKS: u32 = 1000;
+
 /// Which ports to lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PortChoice {
@@ -42,11 +45,11 @@ pub enum PortChoice {
 /// What to lease.
 #[derive(Clone, Debug)]
 pub struct LeaseRequest {
-    /// TCP or UDP.
+    /// TCP, UDP or ICMP.
     pub transport: Transport,
     /// The local address; `None`: any address of this host.
     pub address: Option<IpAddr>,
-    /// The local port.
+    /// The local port, or the identifier of ICMP queries.
     pub port: PortChoice,
     /// What happens to replies and to the kernel's own answers.
     pub terms: Terms,
@@ -66,6 +69,11 @@ impl LeaseRequest {
     /// A free UDP port.
     pub fn udp() -> Self {
         Self::new(Transport::Udp)
+    }
+
+    /// A free identifier of ICMP queries, from the same range as a free port.
+    pub fn icmp() -> Self {
+        Self::new(Transport::Icmp)
     }
 
     /// On this local address only.
@@ -97,6 +105,13 @@ impl LeaseRequest {
     #[must_use]
     pub fn suppress(mut self, suppress: bool) -> Self {
         self.terms.suppress = suppress;
+        self
+    }
+
+    /// Whether those that are dropped come to [`Lease::try_suppressed`].
+    #[must_use]
+    pub fn report(mut self, report: bool) -> Self {
+        self.terms.report = report;
         self
     }
 }
@@ -139,7 +154,8 @@ impl Drop for LeaseInner {
 }
 
 impl Lease {
-    pub(super) async fn take(shared: &Arc<Shared>, request: LeaseRequest) -> Result<Self> {
+    /// Takes a lease; `arrived` is notified of what comes to it.
+    pub(super) async fn take(shared: &Arc<Shared>, request: LeaseRequest, arrived: Arc<Notify>) -> Result<Self> {
         let addresses = local_addresses().await?;
         if let Some(address) = request.address
             && !addresses.contains(&address)
@@ -150,8 +166,21 @@ impl Lease {
         let unspecified = IpAddr::from([0, 0, 0, 0]);
         let address = request.address.unwrap_or(unspecified);
         let ifindex = shared.interface.ifindex;
+        // Where the kernel holds no identifiers of ICMP queries, it is the table that knows of them.
+        let is_leased = |port| shared.lock().table.is_leased(request.transport, address, port);
         // First the kernel's word that the port is free, then the kernel half.
         let reservations = match &request.port {
+            PortChoice::Free if request.transport == Transport::Icmp => {
+                let pick = || reserve::reserve_free(request.transport, address, DYNAMIC, ifindex);
+                let mut reservation = pick()?;
+                for _ in 0..PICKS {
+                    if !is_leased(reservation.port()) {
+                        break;
+                    }
+                    reservation = pick()?;
+                }
+                vec![reservation]
+            }
             PortChoice::Free => vec![reserve::reserve_free(request.transport, address, DYNAMIC, ifindex)?],
             PortChoice::Exact(0) => return Err(Error::invalid("port", "0 cannot be leased; 1 to 65535 can")),
             PortChoice::Exact(port) => vec![reserve::reserve(request.transport, address, *port, ifindex)?],
@@ -161,7 +190,10 @@ impl Lease {
             PortChoice::Range(range) => reserve::reserve_range(request.transport, address, range.clone(), ifindex)?,
         };
         let ports: Vec<u16> = reservations.iter().map(Reservation::port).collect();
-        let arrived = Arc::new(Notify::new());
+        if let Some(&port) = ports.iter().find(|&&port| is_leased(port)) {
+            let holder = Some("another lease of this process".to_owned());
+            return Err(Error::PortTaken { protocol: request.transport.name(), address, port, holder });
+        }
         let id = {
             let mut core = shared.lock();
             core.maps.set_local(&addresses)?;
@@ -204,7 +236,7 @@ impl Lease {
         self.inner.address
     }
 
-    /// TCP or UDP.
+    /// TCP, UDP or ICMP.
     pub fn transport(&self) -> Transport {
         self.inner.transport
     }
@@ -271,6 +303,11 @@ impl Lease {
         core.table.lease(self.inner.id)?.pop()
     }
 
+    /// The next answer of the kernel that was dropped at egress, if one is there; see [`LeaseRequest::report`].
+    pub fn try_suppressed(&self) -> Option<Received> {
+        self.inner.shared.lock().table.lease(self.inner.id)?.suppressed.pop_front()
+    }
+
     /// [`Lease::recv`], for at most `timeout`; `None` when that passed.
     ///
     /// # Errors
@@ -290,7 +327,8 @@ impl Lease {
     /// `remote` already.
     pub async fn connect(&self, remote: SocketAddr, options: StreamOptions) -> Result<Stream> {
         if self.inner.transport != Transport::Tcp {
-            return Err(Error::invalid("lease", "a stream takes a TCP port, this one is UDP"));
+            let reason = format_args!("a stream takes a TCP port, this one is {}", self.inner.transport);
+            return Err(Error::invalid("lease", reason));
         }
         let route = self.inner.route(remote.ip()).await?;
         let local = SocketAddr::new(self.inner.address.unwrap_or(route.source), self.port());

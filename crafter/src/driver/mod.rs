@@ -197,7 +197,12 @@ impl Crafter {
     /// # Errors
     /// [`Error::PortTaken`], [`Error::Invalid`], [`Error::Bpf`] when the map of owned ports is full.
     pub async fn lease(&self, request: LeaseRequest) -> Result<Lease> {
-        Lease::take(&self.shared, request).await
+        self.lease_with(request, Arc::new(Notify::new())).await
+    }
+
+    /// As [`Crafter::lease`], with a notification that several leases may share.
+    pub(crate) async fn lease_with(&self, request: LeaseRequest, arrived: Arc<Notify>) -> Result<Lease> {
+        Lease::take(&self.shared, request, arrived).await
     }
 
     /// The kernel half's counters, one per verdict reason.

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crafter_common::reason::Reason;
 use serde::Serialize;
 use tokio::sync::Notify;
 
@@ -15,7 +16,7 @@ use crate::{
     datapath::{reserve::Reservation, route::Route, tx::Sender},
     engine::{Reassembler, StreamEngine},
     error::Error,
-    packet::{Checksum, IcmpError, IpPacket, Protocol, Transport, checksum, flow},
+    packet::{Checksum, Flow, IcmpError, IpPacket, Protocol, Transport, checksum, flow, icmp_query},
 };
 
 /// How long a stream that nobody holds any more may take to close: as long as Linux gives FIN-WAIT-2
@@ -26,12 +27,19 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const QUEUE_BYTES: usize = 64 << 20;
 
 /// What is known of a packet besides its bytes.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 pub(crate) struct Meta {
     /// CLOCK_MONOTONIC nanoseconds, where the kernel half stamped it.
     pub(crate) timestamp: Option<u64>,
     /// Longer than a ring-buffer record: the rest is missing.
     pub(crate) cut: bool,
+    /// How it came here.
+    pub(crate) reason: Reason,
+}
+
+impl Meta {
+    /// All that is known of an AF_XDP frame.
+    pub(crate) const REDIRECTED: Self = Self { timestamp: None, cut: false, reason: Reason::Redirected };
 }
 
 /// A packet for a lease.
@@ -45,6 +53,9 @@ pub struct Received {
     pub timestamp_ns: Option<u64>,
     /// Whether the end is missing: the packet was longer than 64 KiB.
     pub cut: bool,
+    /// How it came here: redirected, copied or observed; suppressed, for an answer of the kernel that was dropped.
+    /// A datagram put together has that of its last fragment.
+    pub reason: Reason,
 }
 
 /// What became of packets in user space.
@@ -58,6 +69,10 @@ pub struct Stats {
     pub bad_checksum: u64,
     /// Packets that a lease's queue had no room for.
     pub overflow: u64,
+    /// Fragments for owned ports, whether or not their datagram was whole in time.
+    pub fragments: u64,
+    /// Datagrams put together of them; each counts as delivered, stray, ... besides.
+    pub reassembled: u64,
     /// Frames that AF_XDP sockets could not take (`XDP_STATISTICS`).
     pub lost: u64,
     /// Packets sent.
@@ -73,10 +88,15 @@ pub(crate) struct LeaseState {
     pub(crate) ports: Vec<u16>,
     pub(crate) queue: VecDeque<Received>,
     queued: usize,
+    /// Answers of the kernel that were dropped.
+    pub(crate) suppressed: VecDeque<Received>,
     pub(crate) arrived: Arc<Notify>,
     /// What keeps other programs from the ports.
     reservations: Vec<Reservation>,
 }
+
+/// Answers of the kernel that wait for one lease at most.
+const SUPPRESSED: usize = 4096;
 
 impl LeaseState {
     pub(crate) fn new(
@@ -86,7 +106,16 @@ impl LeaseState {
         arrived: Arc<Notify>,
     ) -> Self {
         let ports = reservations.iter().map(Reservation::port).collect();
-        Self { transport, address, ports, queue: VecDeque::new(), queued: 0, arrived, reservations }
+        Self {
+            transport,
+            address,
+            ports,
+            queue: VecDeque::new(),
+            queued: 0,
+            suppressed: VecDeque::new(),
+            arrived,
+            reservations,
+        }
     }
 
     pub(crate) fn pop(&mut self) -> Option<Received> {
@@ -267,7 +296,9 @@ impl Table {
     /// A packet that came in, from the IP header on.
     pub(crate) fn handle_packet(&mut self, now: Instant, ip: &[u8], meta: Meta) {
         if is_fragment(ip) {
+            self.stats.fragments += 1;
             if let Some(whole) = self.reassembler.handle(now, ip) {
+                self.stats.reassembled += 1;
                 self.handle_whole(now, &whole, meta);
             }
         } else {
@@ -305,8 +336,37 @@ impl Table {
         }
     }
 
-    /// An ICMP error goes to whoever sent what it quotes.
+    /// The kernel's answer to what came to an owned port, dropped on its way out.
+    pub(crate) fn handle_suppressed(&mut self, ip: &[u8], meta: Meta) {
+        let (transport, local) = match flow(ip) {
+            Some(Flow { protocol: Protocol::Tcp, source, .. }) => (Transport::Tcp, source),
+            // A port-unreachable quotes the datagram that it answers.
+            _ => match IcmpError::parse(ip) {
+                Ok(error) => (Transport::Udp, error.quoted.destination),
+                Err(_) => return self.handle_stray(),
+            },
+        };
+        // Who leased may have gone meanwhile.
+        if let Some(lease) = self.owner(transport, local)
+            && lease.suppressed.len() < SUPPRESSED
+        {
+            let checksum = Checksum::Valid;
+            lease.suppressed.push_back(Received {
+                ip: ip.to_vec(),
+                checksum,
+                timestamp_ns: meta.timestamp,
+                cut: meta.cut,
+                reason: meta.reason,
+            });
+            lease.arrived.notify_one();
+        }
+    }
+
+    /// An ICMP error goes to whoever sent what it quotes, a reply to whoever owns its identifier.
     fn handle_icmp(&mut self, now: Instant, ip: &[u8], meta: Meta) {
+        if let Some(local) = icmp_query(ip) {
+            return self.deliver(Transport::Icmp, local, ip, meta);
+        }
         let Ok(error) = IcmpError::parse(ip) else {
             return self.handle_stray();
         };
@@ -331,14 +391,26 @@ impl Table {
         }
     }
 
-    /// Puts a packet into the queue of the lease that owns `local`.
-    fn deliver(&mut self, transport: Transport, local: SocketAddr, ip: &[u8], meta: Meta) {
-        let owners = self.by_port.get(&(transport, local.port())).map_or(&[][..], Vec::as_slice);
-        let owner = owners
+    /// The lease that owns `local`.
+    fn owner(&mut self, transport: Transport, local: SocketAddr) -> Option<&mut LeaseState> {
+        let owners = self.by_port.get(&(transport, local.port()))?;
+        let (_, id) = owners
             .iter()
             .find(|(address, _)| *address == local.ip())
-            .or_else(|| owners.iter().find(|(address, _)| address.is_unspecified()));
-        let Some(lease) = owner.and_then(|(_, id)| self.leases.get_mut(id)) else {
+            .or_else(|| owners.iter().find(|(address, _)| address.is_unspecified()))?;
+        self.leases.get_mut(id)
+    }
+
+    /// Whether a lease has `port` on `address`, or on any where either is unspecified.
+    pub(crate) fn is_leased(&self, transport: Transport, address: IpAddr, port: u16) -> bool {
+        let owners = self.by_port.get(&(transport, port)).map_or(&[][..], Vec::as_slice);
+        owners.iter().any(|(owned, _)| *owned == address || owned.is_unspecified() || address.is_unspecified())
+    }
+
+    /// Puts a packet into the queue of the lease that owns `local`.
+    fn deliver(&mut self, transport: Transport, local: SocketAddr, ip: &[u8], meta: Meta) {
+        let checksum = checksum::verify(ip, self.accept_partial);
+        let Some(lease) = self.owner(transport, local) else {
             return self.handle_stray();
         };
         if lease.queued + ip.len() > QUEUE_BYTES {
@@ -348,12 +420,13 @@ impl Table {
         lease.queued += ip.len();
         lease.queue.push_back(Received {
             ip: ip.to_vec(),
-            checksum: checksum::verify(ip, self.accept_partial),
+            checksum,
             timestamp_ns: meta.timestamp,
             cut: meta.cut,
+            reason: meta.reason,
         });
-        self.stats.delivered += 1;
         lease.arrived.notify_one();
+        self.stats.delivered += 1;
     }
 
     pub(crate) fn handle_stray(&mut self) {

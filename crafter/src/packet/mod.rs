@@ -19,29 +19,33 @@ pub use option::TcpOption;
 pub use tcp::{Flags, Segment, TcpView};
 pub use udp::Datagram;
 
-/// A transport whose ports can be owned.
+/// A transport whose ports can be owned; or ICMP, whose queries carry an identifier that is owned like a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Transport {
     /// TCP, IP protocol 6.
     Tcp,
     /// UDP, IP protocol 17.
     Udp,
+    /// The ICMP of either IP version: echo and the other queries with an identifier (RFC 792, RFC 4443).
+    Icmp,
 }
 
 impl Transport {
-    /// The number in the IPv4 protocol or IPv6 next header field.
+    /// The IP protocol number by which the maps know it: that of ICMP for ICMPv6 too.
     pub const fn number(self) -> u8 {
         match self {
             Self::Tcp => ip::TCP,
             Self::Udp => ip::UDP,
+            Self::Icmp => ip::ICMP,
         }
     }
 
-    /// `TCP` or `UDP`.
+    /// `TCP`, `UDP` or `ICMP`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Tcp => "TCP",
             Self::Udp => "UDP",
+            Self::Icmp => "ICMP",
         }
     }
 }
@@ -68,6 +72,7 @@ impl From<Transport> for Protocol {
         match transport {
             Transport::Tcp => Self::Tcp,
             Transport::Udp => Self::Udp,
+            Transport::Icmp => Self::Icmp,
         }
     }
 }
@@ -116,6 +121,29 @@ pub fn flow(ip: &[u8]) -> Option<Flow> {
         source: SocketAddr::new(packet.source, source),
         destination: SocketAddr::new(packet.destination, destination),
     })
+}
+
+/// Who sent the ICMP query that `ip` answers, or quotes as an error: the address, and the identifier in place
+/// of a port. `None` for all else. Reads as the kernel half does.
+pub fn icmp_query(ip: &[u8]) -> Option<SocketAddr> {
+    use crafter_common::parse::{self, Icmp};
+    let v6 = ip.first()? >> 4 == 6;
+    let net = parse::network(ip, 0, v6).ok()?;
+    if !parse::is_icmp(&net) {
+        return None;
+    }
+    let (address, id) = match parse::icmp(ip, &net)? {
+        Icmp::Reply { id } => (net.addresses(ip)?.1, id),
+        Icmp::Error { .. } => {
+            let quoted = parse::quoted(ip, &net).ok()?;
+            match parse::is_icmp(&quoted).then(|| parse::icmp(ip, &quoted))?? {
+                Icmp::Query { id } => (quoted.addresses(ip)?.0, id),
+                _ => return None,
+            }
+        }
+        Icmp::Query { .. } | Icmp::Other => return None,
+    };
+    Some(SocketAddr::new(std::net::Ipv6Addr::from(address).to_canonical(), u16::from_be_bytes(id)))
 }
 
 #[cfg(test)]

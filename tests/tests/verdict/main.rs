@@ -15,7 +15,7 @@ use crafter_tests::{
 };
 use rows::{
     BOTH, Expect, FREE, LOCAL, OBSERVED, ON_ANY, PEER, SECOND, at, bench, datagram, egress_rows, ingress_rows, ip,
-    segment,
+    reporting, segment,
 };
 
 /// Runs `work` in a namespace of its own, where `lo` is nobody else's.
@@ -47,13 +47,18 @@ fn named_rows_reach_every_reason() {
             }
             finish(&bench, &mut reached);
         }
-        let mut bench = bench(&Bench::small(), false);
-        for (name, reason, frame, mark) in egress_rows() {
-            if let Err(why) = bench.expect(Hook::Egress, &frame, mark, reason, 14) {
-                failures.push(format!("egress: {name}: {why}"));
+        for (way, mut bench) in
+            [("egress", bench(&Bench::small(), false)), ("egress, reporting", reporting(&Bench::small()))]
+        {
+            for (name, reason, frame, mark) in egress_rows() {
+                // A tag stands before the IP header.
+                let start = if frame[12..14] == [0x81, 0x00] { 18 } else { 14 };
+                if let Err(why) = bench.expect(Hook::Egress, &frame, mark, reason, start) {
+                    failures.push(format!("{way}: {name}: {why}"));
+                }
             }
+            finish(&bench, &mut reached);
         }
-        finish(&bench, &mut reached);
         for (hook, way) in [(Hook::Xdp, "XDP"), (Hook::Ingress, "tc")] {
             failures.extend(full(hook, &mut reached).into_iter().map(|why| format!("{way}, ring full: {why}")));
         }

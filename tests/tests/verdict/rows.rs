@@ -33,10 +33,20 @@ pub fn at(address: &str, port: u16) -> SocketAddr {
 }
 
 pub fn bench(options: &LoadOptions, socket: bool) -> Bench {
-    let mut bench = Bench::new(options, 14, socket);
+    owning(Bench::new(options, 14, socket))
+}
+
+/// As [`bench`], but all leases have suppressed answers reported.
+pub fn reporting(options: &LoadOptions) -> Bench {
+    let mut bench = Bench::new(options, 14, false);
+    bench.report = true;
+    owning(bench)
+}
+
+fn owning(mut bench: Bench) -> Bench {
     let local: Vec<IpAddr> = [LOCAL, SECOND].concat().into_iter().map(ip).collect();
     bench.maps.set_local(&local).expect("list the local addresses");
-    for transport in [Transport::Tcp, Transport::Udp] {
+    for transport in [Transport::Tcp, Transport::Udp, Transport::Icmp] {
         bench.own(transport, ANY, ON_ANY, terms(false, true));
         bench.own(transport, ANY, BOTH, terms(false, true));
         bench.own(transport, ANY, OBSERVED, terms(true, true));
@@ -106,6 +116,7 @@ pub fn ingress_rows() -> Vec<Row> {
         addressed_rows(&mut rows, version, local);
         tagged_rows(&mut rows, version, local);
         icmp_rows(&mut rows, version, local);
+        query_rows(&mut rows, version, local);
     }
     option_rows(&mut rows);
     extension_rows(&mut rows);
@@ -222,6 +233,46 @@ fn icmp_rows(rows: &mut Vec<Row>, version: usize, local: &str) {
     let wrong = if version == 0 { frame::ICMPV6 } else { frame::ICMP };
     let packet = frame::packet(ip(peer), ip(local), wrong, &[[3, 3, 0, 0, 0, 0, 0, 0].to_vec(), sent(ON_ANY)].concat());
     rows.push(row(format!("ICMP of the other version over IPv{}", [4, 6][version]), OTHER, frame::framed(&packet)));
+}
+
+/// ICMP queries, whose identifiers are owned like ports: replies, and errors that quote what was sent.
+fn query_rows(rows: &mut Vec<Row>, version: usize, local: &str) {
+    let (peer, second, transit) = (ip(PEER[version]), SECOND[version], TRANSIT[version]);
+    let (request, reply) = [(8, 0), (128, 129)][version];
+    let mut add = |name: &str, expect, packet: &[u8]| {
+        rows.push(row(format!("{name}, IPv{}", [4, 6][version]), expect, frame::framed(packet)));
+    };
+    let to = |address: &str, kind, id| frame::icmp_query(peer, ip(address), kind, id, b"\0data");
+    add("an echo reply to an owned identifier", Consumed, &to(local, reply, ON_ANY));
+    add("an echo reply to one owned on this address", Consumed, &to(local, reply, EXACT));
+    add("an echo reply to one owned on another address", NOT_OWNED, &to(second, reply, EXACT));
+    add("an echo reply to an observed one", is(Reason::Observed), &to(local, reply, OBSERVED));
+    add("an echo reply to one of nobody", NOT_OWNED, &to(local, reply, FREE));
+    add("an echo reply in transit", NOT_OWNED, &to(transit, reply, ON_ANY));
+    add("an echo request with an owned identifier", OTHER, &to(local, request, ON_ANY));
+    let whole = to(local, reply, ON_ANY);
+    let header = whole.len() - 5;
+    add("an echo reply without data", Consumed, &whole[..header + 1]);
+    add("an echo reply cut within its header", MALFORMED, &whole[..header]);
+    if version == 0 {
+        for kind in [14, 16, 18] {
+            add(&format!("a reply of type {kind} to an owned identifier"), Consumed, &to(local, kind, ON_ANY));
+        }
+        for kind in [9, 10, 13, 15, 17] {
+            add(&format!("type {kind} with an owned identifier"), OTHER, &to(local, kind, ON_ANY));
+        }
+    }
+    let (kind, code) = [(11, 0), (3, 0)][version];
+    let sent = |kind, id| frame::icmp_query(ip(local), peer, kind, id, b"\0data");
+    let mut quoting = |name: &str, expect, quoted: &[u8]| {
+        add(&format!("time exceeded quoting {name}"), expect, &frame::icmp(peer, ip(local), kind, code, quoted));
+    };
+    let not_owned = is(Reason::IcmpNotOwned);
+    quoting("an echo request of an owned identifier", Consumed, &sent(request, ON_ANY));
+    quoting("an echo request of an observed one", is(Reason::Observed), &sent(request, OBSERVED));
+    quoting("an echo request of nobody", not_owned, &sent(request, FREE));
+    quoting("an echo reply with an owned identifier", not_owned, &sent(reply, ON_ANY));
+    quoting("an echo request cut before its identifier", not_owned, &sent(request, ON_ANY)[..header + 1 - 4]);
 }
 
 fn option_rows(rows: &mut Vec<Row>) {
@@ -356,7 +407,11 @@ pub fn egress_rows() -> Vec<(String, Reason, Vec<u8>, u32)> {
         let segment = Tcp::new(SYN, 1, 0).ip(peer, at(local, ON_ANY));
         add("port unreachable about TCP", EgressOther, &unreachable(&segment), 0);
         add("port unreachable that quotes nothing", EgressOther, &unreachable(&[]), 0);
-        add("an echo reply", EgressOther, &icmp([0, 129][version], 0, b"ping"), 0);
+        let (request, reply) = [(8, 0), (128, 129)][version];
+        let query = |kind| frame::icmp_query(ip(local), peer.ip(), kind, ON_ANY, b"\0ping");
+        add("an echo reply of the kernel", EgressOther, &query(reply), 0);
+        add("an echo request of the kernel", EgressOther, &query(request), 0);
+        add("a crafted echo request", Reason::Crafted, &query(request), DEFAULT_MARK);
     }
     let (local, peer) = (at(LOCAL[0], ON_ANY), at(PEER[0], 80));
     let later = V4 { fragment: 1, ..V4::default() };
