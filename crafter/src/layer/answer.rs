@@ -1,6 +1,8 @@
 //! Which packet answers which.
 
-use super::{AnyLayer, Packet, Tcp, protocol::worth};
+use std::net::IpAddr;
+
+use super::{AnyLayer, Packet, Tcp, answer_key::is_group, protocol::worth, udp};
 use crate::error::Result;
 
 impl Packet {
@@ -8,8 +10,13 @@ impl Packet {
     /// identifiers and questions, or as the ICMP error that quotes it. Ethernet and VLAN headers around do
     /// not count. Unset fields of the request count with their defaults; [`resolved`](Self::resolved) gives
     /// it the computed ones too.
+    ///
+    /// What was sent to many may be answered by anybody: broadcast and multicast addresses of IP, questions of ARP and
+    /// neighbour discovery.
     pub fn answers(&self, request: &Packet) -> bool {
-        answers(behind_link(self.layers()), behind_link(request.layers()))
+        // That what answers is found by its key holds as the key is asked first.
+        self.answered_key() == request.answer_key()
+            && answers(behind_link(self.layers()), behind_link(request.layers()))
     }
 
     /// The packet as its bytes say it: built and read again, so that all fields are set.
@@ -25,7 +32,8 @@ impl Packet {
     }
 }
 
-fn behind_link(layers: &[AnyLayer]) -> &[AnyLayer] {
+/// The layers behind Ethernet and VLAN headers.
+pub(crate) fn behind_link(layers: &[AnyLayer]) -> &[AnyLayer] {
     let is_link = |layer: &&AnyLayer| matches!(layer, AnyLayer::Ether(_) | AnyLayer::Dot1Q(_) | AnyLayer::Dot1AD(_));
     &layers[layers.iter().take_while(is_link).count()..]
 }
@@ -42,31 +50,63 @@ pub(crate) fn answers(answer: &[AnyLayer], request: &[AnyLayer]) -> bool {
     }
 }
 
-/// Whether the layers that an ICMP error quotes are those that were sent, above IP. A quote may be cut short.
+/// Whether an answer with these addresses, source and destination, comes from where the request went, `wanted`, to
+/// where that came from, if that is known.
+pub(crate) fn goes_back(
+    answer: (Option<IpAddr>, Option<IpAddr>),
+    wanted: Option<IpAddr>,
+    source: Option<IpAddr>,
+) -> bool {
+    let asked_many = wanted.is_some_and(is_group);
+    let to_here = source.is_none_or(|source| {
+        // Who asks from no address is answered at one that it does not have yet, or by multicast (RFC 4861, 7.2.4);
+        // questions to a group may be answered to the group (RFC 6762, 6).
+        answer.1 == Some(source) || source.is_unspecified() || (asked_many && answer.1.is_some_and(is_group))
+    });
+    (answer.0 == wanted || asked_many) && to_here
+}
+
+/// Whether the layers that an ICMP error quotes are those that were sent, above IP. A quote may be cut short, but tells
+/// ports or identifiers at least (RFC 792, RFC 1812 4.3.2.3).
 pub(crate) fn quotes(quoted: &[AnyLayer], asked: &[AnyLayer]) -> bool {
-    let (Some(quoted), Some(asked)) = (quoted.first(), asked.first()) else {
-        return true;
+    let (Some(first), Some(request)) = (quoted.first(), asked.first()) else {
+        return quoted.is_empty() && asked.is_empty();
     };
-    match (quoted, asked) {
-        (AnyLayer::Tcp(quoted), AnyLayer::Tcp(asked)) => {
-            both(quoted.sport, worth!(asked, Tcp, sport))
-                && both(quoted.dport, worth!(asked, Tcp, dport))
-                && both(quoted.seq, worth!(asked, Tcp, seq))
-        }
-        (AnyLayer::TcpError(quoted), AnyLayer::Tcp(asked)) => {
-            both(quoted.sport, worth!(asked, Tcp, sport))
-                && both(quoted.dport, worth!(asked, Tcp, dport))
-                && both(quoted.seq, worth!(asked, Tcp, seq))
-        }
-        (AnyLayer::Udp(quoted), AnyLayer::Udp(asked)) => {
-            both(quoted.sport, asked.sport) && both(quoted.dport, asked.dport)
+    let segment = |layer: &AnyLayer| match layer {
+        AnyLayer::Tcp(tcp) => Some((worth!(tcp, Tcp, sport), worth!(tcp, Tcp, dport), worth!(tcp, Tcp, seq))),
+        AnyLayer::TcpError(tcp) => Some((worth!(tcp, Tcp, sport), worth!(tcp, Tcp, dport), worth!(tcp, Tcp, seq))),
+        _ => None,
+    };
+    if let (Some(quoted), Some(asked)) = (segment(first), segment(request)) {
+        return quoted == asked;
+    }
+    match (first, request) {
+        (AnyLayer::Udp(datagram), AnyLayer::Udp(sent)) => {
+            let port = Some(udp::port(asked.get(1)));
+            let question = both(quoted.get(1).and_then(dns_id), asked.get(1).and_then(dns_id));
+            both(datagram.sport, sent.sport.or(port)) && both(datagram.dport, sent.dport.or(port)) && question
         }
         (AnyLayer::Icmp(quoted), AnyLayer::Icmp(asked)) => quoted.is_quote_of(asked),
         (AnyLayer::Icmpv6EchoRequest(quoted), AnyLayer::Icmpv6EchoRequest(asked)) => {
-            both(quoted.id, asked.id) && both(quoted.seq, asked.seq)
+            (quoted.id, quoted.seq) == (asked.id.or(Some(0)), asked.seq.or(Some(0)))
+        }
+        (AnyLayer::NdNeighborSolicitation(quoted), AnyLayer::NdNeighborSolicitation(asked)) => {
+            both(quoted.tgt, asked.tgt)
+        }
+        // Where a protocol has no layer, its number has been compared.
+        (AnyLayer::Raw(quoted), AnyLayer::Raw(asked)) => {
+            let (quoted, asked) = (quoted.load.as_deref(), asked.load.as_deref());
+            quoted.zip(asked).is_none_or(|(quoted, asked)| quoted.iter().zip(asked).take(8).all(|(a, b)| a == b))
         }
         (AnyLayer::Raw(_), _) | (_, AnyLayer::Raw(_)) => true,
         (quoted, asked) => quoted.kind() == asked.kind(),
+    }
+}
+
+fn dns_id(layer: &AnyLayer) -> Option<u16> {
+    match layer {
+        AnyLayer::Dns(dns) => Some(dns.id.unwrap_or(0)),
+        _ => None,
     }
 }
 
@@ -87,6 +127,11 @@ pub(crate) fn crossed(answer: &AnyLayer, request: &AnyLayer) -> bool {
             reply.tgt.unwrap_or(unspecified) == request.tgt.unwrap_or(unspecified)
         }
         (AnyLayer::NdRouterAdvertisement(_), AnyLayer::NdRouterSolicitation(_)) => true,
+        // A first fragment too small for a whole header.
+        (AnyLayer::Tcp(reply), AnyLayer::TcpError(request)) => {
+            worth!(reply, Tcp, sport) == worth!(request, Tcp, dport)
+                && worth!(reply, Tcp, dport) == worth!(request, Tcp, sport)
+        }
         _ => false,
     }
 }

@@ -58,8 +58,14 @@ impl Protocol for Arp {
     }
 
     fn answers(&self, _: &[AnyLayer], request: &Self, _: &[AnyLayer]) -> bool {
-        let is_reply = worth!(self, Arp, op) == worth!(request, Arp, op).map(|op| op.saturating_add(1));
-        is_reply && worth!(self, Arp, psrc) == worth!(request, Arp, pdst)
+        let asked = worth!(request, Arp, op);
+        worth!(self, Arp, op) == asked.map(|op| op.wrapping_add(1))
+            && match asked {
+                // RFC 903 asks for the protocol address of the target, RFC 2390 for that of who is asked.
+                Some(3) => worth!(self, Arp, hwdst) == worth!(request, Arp, hwdst),
+                Some(8) => worth!(self, Arp, hwsrc) == worth!(request, Arp, hwdst),
+                _ => worth!(self, Arp, psrc) == worth!(request, Arp, pdst),
+            }
     }
 
     fn summary(&self, f: &mut fmt::Formatter<'_>, _: &[AnyLayer], _: usize) -> fmt::Result {

@@ -161,12 +161,18 @@ impl Protocol for Dns {
         Ok(())
     }
 
-    /// A response with the query's identifier, and its question if it repeats one.
+    /// A response with the query's identifier, and its question if it repeats one, or a record of its name if it has
+    /// only those (RFC 6762, 6).
     fn answers(&self, _: &[AnyLayer], request: &Self, _: &[AnyLayer]) -> bool {
         self.qr == Some(1)
             && request.qr.unwrap_or(0) == 0
             && self.id.unwrap_or(0) == request.id.unwrap_or(0)
-            && super::answer::both(self.qd.as_ref(), request.qd.as_ref())
+            && match (&self.qd, &self.an, &request.qd) {
+                (None, Some(records), Some(questions)) => {
+                    records.iter().any(|record| questions.iter().any(|question| question.qname == record.rrname))
+                }
+                (repeated, _, questions) => super::answer::both(repeated.as_ref(), questions.as_ref()),
+            }
     }
 
     fn summary(&self, f: &mut fmt::Formatter<'_>, _: &[AnyLayer], _: usize) -> fmt::Result {

@@ -3,7 +3,7 @@
 use std::{fmt, net::Ipv4Addr};
 
 use super::{
-    AnyLayer, Kind, answer,
+    AnyLayer, Ip, Kind, Raw,
     build::Building,
     protocol::{Fixed, Parsed, Protocol, be16, be32},
     table::{Misfit, layer},
@@ -74,8 +74,33 @@ impl Icmp {
         Self::new().id(id).seq(seq)
     }
 
-    fn number(&self) -> u8 {
+    pub(crate) fn number(&self) -> u8 {
         self.r#type.unwrap_or(8)
+    }
+
+    /// The type of the requests that a message of this type answers.
+    pub(crate) fn asked_by(&self) -> Option<u8> {
+        match self.number() {
+            0 => Some(8),
+            9 => Some(10),
+            number @ (14 | 16 | 18) => Some(number - 1),
+            43 => Some(42),
+            _ => None,
+        }
+    }
+
+    /// What request and reply have in common: identifier and sequence number.
+    pub(crate) fn numbers(&self) -> (u16, u16) {
+        match self.number() {
+            // Lifetime and number of addresses.
+            9 | 10 => (0, 0),
+            // RFC 8335, 2: the sequence number has 8 bits, the rest is state.
+            42 | 43 => {
+                let word = self.unused.unwrap_or(0);
+                ((word >> 16) as u16, (word >> 8) as u16 & 0xff)
+            }
+            _ => (self.id.unwrap_or(0), self.seq.unwrap_or(0)),
+        }
     }
 
     /// Whether it is an error, which quotes the packet that it is about.
@@ -166,15 +191,7 @@ impl Protocol for Icmp {
     }
 
     fn answers(&self, _: &[AnyLayer], request: &Self, _: &[AnyLayer]) -> bool {
-        let answer = match request.number() {
-            8 => 0,
-            number @ (13 | 15 | 17) => number + 1,
-            10 => return self.number() == 9,
-            42 => 43,
-            _ => return false,
-        };
-        let id = |icmp: &Self| (icmp.id.unwrap_or(0), icmp.seq.unwrap_or(0), icmp.unused);
-        self.number() == answer && id(self) == id(request)
+        self.asked_by() == Some(request.number()) && self.numbers() == request.numbers()
     }
 
     fn summary(&self, f: &mut fmt::Formatter<'_>, _: &[AnyLayer], _: usize) -> fmt::Result {
@@ -193,14 +210,23 @@ impl Protocol for Icmp {
 impl Icmp {
     /// Whether a quoted message is the one that was sent.
     pub(crate) fn is_quote_of(&self, request: &Self) -> bool {
-        self.number() == request.number() && answer::both(self.id, request.id) && answer::both(self.seq, request.seq)
+        self.number() == request.number() && self.numbers() == request.numbers()
+    }
+
+    /// A message whose header is longer than the 8 bytes that a quote must have, quoted no further: it is no layer, as
+    /// building it would complete it.
+    pub(crate) fn cut_short(ip: &Ip, payload: &Raw) -> Option<Self> {
+        let bytes = payload.load.as_deref().filter(|_| ip.proto == Some(1) && ip.frag == Some(0))?;
+        let message = Self::get_fixed(bytes)?;
+        let is_cut = (8..Self::header(message.number())).contains(&bytes.len());
+        is_cut.then(|| Self { id: be16(&bytes[4..]), seq: be16(&bytes[6..]), ..message })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layer::{Ip, Packet, Tcp, TcpError, Udp};
+    use crate::layer::{Packet, Tcp, TcpError, Udp};
 
     #[test]
     fn echo() {

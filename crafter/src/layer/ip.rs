@@ -1,9 +1,12 @@
 //! IPv4.
 
-use std::{fmt, net::Ipv4Addr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use super::{
-    AnyLayer, IpOption, Kind, answer,
+    AnyLayer, Icmp, IpOption, Kind, answer,
     build::Building,
     ip_option,
     protocol::{Fixed, Parsed, Protocol, worth},
@@ -178,6 +181,18 @@ pub(crate) fn protocol(next: Option<&AnyLayer>) -> Option<u8> {
     })
 }
 
+/// Where a packet goes in the end: routes of the sender hold that underway (RFC 791, 3.1).
+pub(crate) fn last_destination(ip: &Ip) -> Option<IpAddr> {
+    let route = ip.options.iter().flatten().find_map(|option| match option {
+        IpOption::LooseRoute(pointer, route) | IpOption::StrictRoute(pointer, route) => {
+            // The pointer is to a byte of the option, from 1; kind, length and pointer come first.
+            route.get(usize::from(*pointer).checked_sub(4)? / 4..).and_then(<[_]>::last)
+        }
+        _ => None,
+    });
+    route.copied().or(worth!(ip, Ip, dst)).map(Into::into)
+}
+
 impl Protocol for Ip {
     #[inline]
     fn parse(bytes: &[u8], _: &[AnyLayer]) -> Option<Parsed<Self>> {
@@ -241,21 +256,26 @@ impl Protocol for Ip {
     }
 
     fn answers(&self, above: &[AnyLayer], request: &Self, asked: &[AnyLayer]) -> bool {
-        let (source, destination) = (worth!(self, Ip, src), worth!(self, Ip, dst));
         if let [AnyLayer::Icmp(icmp), AnyLayer::Ip(quoted), rest @ ..] = above
             && icmp.is_error()
         {
-            // The sender's address may have been left to the route: then the quote knows it better.
+            // The sender's address may have been left to the route: then the quote knows it better. Routers change
+            // time to live, type of service and checksum on the way.
             let same_source = request.src.is_none_or(|source| quoted.src == Some(source));
             return same_source
-                && quoted.dst == worth!(request, Ip, dst)
+                && last_destination(quoted) == last_destination(request)
                 && quoted.proto == request.proto.or(protocol(asked.first()))
                 && (request.id.is_none() || quoted.id == request.id)
-                && answer::quotes(rest, asked);
+                && match (rest, asked) {
+                    ([AnyLayer::Raw(cut), ..], [AnyLayer::Icmp(asked), ..]) => {
+                        Icmp::cut_short(quoted, cut).is_some_and(|quoted| quoted.is_quote_of(asked))
+                    }
+                    _ => answer::quotes(rest, asked),
+                };
         }
-        let wanted = worth!(request, Ip, dst);
-        let from_there = source == wanted || wanted.is_some_and(|wanted| wanted.is_multicast() || wanted.is_broadcast());
-        from_there && request.src.is_none_or(|wanted| destination == Some(wanted)) && answer::answers(above, asked)
+        let wanted = last_destination(request);
+        let addresses = (worth!(self, Ip, src).map(Into::into), last_destination(self));
+        answer::goes_back(addresses, wanted, request.src.map(Into::into)) && answer::answers(above, asked)
     }
 
     fn summary(&self, f: &mut fmt::Formatter<'_>, packet: &[AnyLayer], at: usize) -> fmt::Result {

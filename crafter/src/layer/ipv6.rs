@@ -1,6 +1,9 @@
 //! IPv6.
 
-use std::{fmt, net::Ipv6Addr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv6Addr},
+};
 
 use super::{
     AnyLayer, answer,
@@ -44,15 +47,24 @@ impl Ipv6 {
     }
 }
 
-/// The first layer that is no extension header, and those above it.
-fn behind_extensions(layers: &[AnyLayer]) -> &[AnyLayer] {
+/// How many extension headers the layers begin with.
+pub(crate) fn extensions(layers: &[AnyLayer]) -> usize {
     let is_extension = |layer: &&AnyLayer| {
         matches!(
             layer,
             AnyLayer::Ipv6HopByHop(_) | AnyLayer::Ipv6Destination(_) | AnyLayer::Ipv6Routing(_) | AnyLayer::Ipv6Fragment(_)
         )
     };
-    &layers[layers.iter().take_while(is_extension).count()..]
+    layers.iter().take_while(is_extension).count()
+}
+
+/// Where a packet goes in the end: a routing header holds that underway (RFC 8200, 8.1).
+pub(crate) fn last_destination(ip: &Ipv6, above: &[AnyLayer]) -> Option<IpAddr> {
+    let routing = above[..extensions(above)].iter().find_map(|layer| match layer {
+        AnyLayer::Ipv6Routing(routing) => routing.final_destination(),
+        _ => None,
+    });
+    routing.or(worth!(ip, Ipv6, dst)).map(Into::into)
 }
 
 impl Protocol for Ipv6 {
@@ -96,19 +108,17 @@ impl Protocol for Ipv6 {
     }
 
     fn answers(&self, above: &[AnyLayer], request: &Self, asked: &[AnyLayer]) -> bool {
-        let (above, asked) = (behind_extensions(above), behind_extensions(asked));
-        let wanted = worth!(request, Ipv6, dst);
+        let (here, wanted) = (last_destination(self, above), last_destination(request, asked));
+        let (above, asked) = (&above[extensions(above)..], &asked[extensions(asked)..]);
         if let [error, AnyLayer::Ipv6(quoted), rest @ ..] = above
             && super::icmpv6::is_error(error)
         {
             return request.src.is_none_or(|source| quoted.src == Some(source))
-                && quoted.dst == wanted
-                && answer::quotes(behind_extensions(rest), asked);
+                && last_destination(quoted, rest) == wanted
+                && answer::quotes(&rest[extensions(rest)..], asked);
         }
-        let from_there = worth!(self, Ipv6, src) == wanted || wanted.is_some_and(|wanted| wanted.is_multicast());
-        // Who asks from the unspecified address is answered by multicast (RFC 4861, 7.2.4).
-        let to_here = request.src.is_none_or(|source| source.is_unspecified() || self.dst == Some(source));
-        from_there && to_here && answer::answers(above, asked)
+        let addresses = (worth!(self, Ipv6, src).map(Into::into), here);
+        answer::goes_back(addresses, wanted, request.src.map(Into::into)) && answer::answers(above, asked)
     }
 
     fn summary(&self, f: &mut fmt::Formatter<'_>, packet: &[AnyLayer], at: usize) -> fmt::Result {

@@ -24,6 +24,7 @@
 mod packet;
 
 mod answer;
+mod answer_key;
 mod build;
 mod fragment;
 mod fuzz;
@@ -86,6 +87,7 @@ mod ipv6_option;
 mod tcp_option;
 
 pub use self::{
+    answer_key::AnswerKey,
     dns_record::{Question, Record},
     ip::IpFlags,
     ip_option::IpOption,
@@ -97,6 +99,8 @@ pub use self::{
     value::{FieldKind, Value},
 };
 
+#[cfg(test)]
+mod answer_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

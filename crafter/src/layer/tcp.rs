@@ -111,14 +111,24 @@ impl Tcp {
     /// What the sender waits to see acknowledged: sequence number behind the segment, with `above` its payload.
     fn end(&self, above: &[AnyLayer]) -> u32 {
         let flags = worth!(self, Tcp, flags).unwrap_or_default();
-        let load = |layer: &AnyLayer| match layer {
-            AnyLayer::Raw(raw) => raw.load.as_ref().map_or(0, Vec::len),
-            _ => 0,
-        };
-        let payload = above.iter().map(load).sum::<usize>() as u32;
+        let payload = match above {
+            [] => 0,
+            [AnyLayer::Raw(raw)] => raw.load.as_ref().map_or(0, Vec::len),
+            above => length(above),
+        } as u32;
         let controls = [Flags::SYN, Flags::FIN].iter().filter(|flag| flags.contains(**flag)).count() as u32;
         self.seq.unwrap_or(0).wrapping_add(payload).wrapping_add(controls)
     }
+}
+
+/// Bytes that layers take, padding not counted.
+fn length(layers: &[AnyLayer]) -> usize {
+    let mut bytes = Vec::new();
+    for layer in layers.iter().filter(|layer| !matches!(layer, AnyLayer::Padding(_))) {
+        // What cannot be built was not sent.
+        let _ = layer.write(&mut bytes);
+    }
+    bytes.len()
 }
 
 impl Protocol for Tcp {
@@ -163,23 +173,30 @@ impl Protocol for Tcp {
         Ok(())
     }
 
-    /// The other way round the same ports; what it acknowledges lies in the request, or, where it acknowledges
-    /// nothing, its sequence number is the one asked for (RFC 9293, 3.10.7.1).
+    /// The other way round the same ports. What acknowledges must acknowledge something of the request: a SYN itself,
+    /// no more (RFC 9293, 3.10.7.3), of data and FIN the beginning at least, if there is neither anything not older.
+    /// What acknowledges nothing resets, with the sequence number that was asked for (3.10.7.1), or opens from its side.
     fn answers(&self, _: &[AnyLayer], request: &Self, asked: &[AnyLayer]) -> bool {
         let ports = worth!(self, Tcp, sport) == worth!(request, Tcp, dport)
             && worth!(self, Tcp, dport) == worth!(request, Tcp, sport);
+        if !ports {
+            return false;
+        }
         let flags = worth!(self, Tcp, flags).unwrap_or_default();
         let asked_flags = worth!(request, Tcp, flags).unwrap_or_default();
-        ports
-            && if flags.contains(Flags::ACK) {
-                let begin = request.seq.unwrap_or(0);
-                let acknowledged = self.ack.unwrap_or(0).wrapping_sub(begin);
-                acknowledged <= request.end(asked).wrapping_sub(begin)
-            } else if flags.contains(Flags::RST) && asked_flags.contains(Flags::ACK) {
-                self.seq == request.ack
-            } else {
-                true
-            }
+        let resets_what_acknowledged = flags.contains(Flags::RST) && asked_flags.contains(Flags::ACK);
+        if resets_what_acknowledged && worth!(self, Tcp, seq) == worth!(request, Tcp, ack) {
+            return true;
+        }
+        if !flags.contains(Flags::ACK) {
+            return !resets_what_acknowledged;
+        }
+        let begin = request.seq.unwrap_or(0);
+        let acknowledged = self.ack.unwrap_or(0).wrapping_sub(begin);
+        let length = request.end(asked).wrapping_sub(begin);
+        // Later data may be acknowledged with it, but not more than a window holds (RFC 7323, 2.3).
+        let most = if asked_flags.contains(Flags::SYN) { length } else { 1 << 30 };
+        (length.min(1)..=most).contains(&acknowledged)
     }
 
     fn summary(&self, f: &mut fmt::Formatter<'_>, packet: &[AnyLayer], at: usize) -> fmt::Result {

@@ -40,7 +40,7 @@ impl Udp {
 }
 
 /// The port of the layer above.
-fn port(next: Option<&AnyLayer>) -> u16 {
+pub(crate) fn port(next: Option<&AnyLayer>) -> u16 {
     match next {
         Some(AnyLayer::Vxlan(_)) => VXLAN,
         _ => DNS,
@@ -90,6 +90,10 @@ impl Protocol for Udp {
     }
 
     fn answers(&self, above: &[AnyLayer], request: &Self, asked: &[AnyLayer]) -> bool {
+        if let ([AnyLayer::Vxlan(_), ..], [AnyLayer::Vxlan(_), ..]) = (above, asked) {
+            // Both ends of a tunnel send to the same port, from any (RFC 7348, 5).
+            return answer::answers(above, asked);
+        }
         let (here, there) = (port(above.first()), port(asked.first()));
         self.sport.unwrap_or(here) == request.dport.unwrap_or(there)
             && self.dport.unwrap_or(here) == request.sport.unwrap_or(there)
