@@ -5,6 +5,7 @@
 //! - [`packet`]: headers to bytes and back, no IO.
 //! - [`layer`]: packets of any layers with any fields, as Scapy has them, no IO.
 //! - [`expr`]: their text form, and sets of packets. [`capture`]: files of them.
+//! - [`session`]: send packets of any layers and have their answers matched: `send`, `sr`, `sr1`.
 //! - [`engine`]: conversations without IO: a cursor for segments by hand, streams, reassembly.
 //! - [`datapath`]: all that touches the kernel: programs, maps, sockets, routes.
 //! - [`lab`]: a throw-away network with a web and a DNS server to try things in.
@@ -37,6 +38,7 @@ pub mod expr;
 pub mod lab;
 pub mod layer;
 pub mod packet;
+pub mod session;
 
 pub use driver::{Crafter, Lease, LeaseRequest, Options, PortChoice, Stream, StreamOptions};
 pub use error::{Error, Result};

@@ -142,6 +142,11 @@ impl OwnerMaps {
         Ok(())
     }
 
+    /// Whether `address` is among those that [`OwnerMaps::set_local`] was given last.
+    pub(crate) fn is_local(&self, address: IpAddr) -> bool {
+        self.listed.contains(&to_map(address))
+    }
+
     /// The counters, one per reason, summed over CPUs.
     ///
     /// # Errors

@@ -56,6 +56,18 @@ const LARGEST_PACKET: u32 = 65_535;
 /// [`Error::Invalid`] for addresses that do not go together, [`Error::Permission`] if a next hop has to be resolved
 /// without `CAP_NET_ADMIN`.
 pub async fn resolve(destination: IpAddr, interface: Option<&str>, source: Option<IpAddr>) -> Result<Route> {
+    find(destination, interface, source, true).await
+}
+
+/// As [`resolve`], but asks nobody for the next hop's Ethernet address: in its place stands the link's broadcast.
+///
+/// # Errors
+/// As [`resolve`], without [`Error::NoNeighbour`].
+pub async fn without_hop(destination: IpAddr, interface: Option<&str>, source: Option<IpAddr>) -> Result<Route> {
+    find(destination, interface, source, false).await
+}
+
+async fn find(destination: IpAddr, interface: Option<&str>, source: Option<IpAddr>, with_hop: bool) -> Result<Route> {
     let mut netlink = Netlink::open().map_err(|error| Error::io("open a netlink socket", "CAP_NET_ADMIN", error))?;
     let no_route = |reason: String| Error::NoRoute { destination, reason };
     if destination.is_unspecified() {
@@ -101,7 +113,11 @@ pub async fn resolve(destination: IpAddr, interface: Option<&str>, source: Optio
         Some(mac) if link.interface.ethernet => {
             let hop = entry.gateway.unwrap_or(destination);
             let broadcast = entry.kind == RouteType::Broadcast;
-            let to = neighbour::resolve(&mut netlink, &link, hop, broadcast).await?;
+            let to = if with_hop {
+                neighbour::resolve(&mut netlink, &link, hop, broadcast).await?
+            } else {
+                link.broadcast.unwrap_or([0xff; 6])
+            };
             LinkLayer::Ethernet { source: mac, destination: to }
         }
         _ => LinkLayer::None,

@@ -36,6 +36,7 @@ const ETHERNET: usize = 14;
 pub struct Sender {
     interface: String,
     ifindex: u32,
+    ethernet: bool,
     loopback: bool,
     mtu: u32,
     mark: u32,
@@ -74,6 +75,7 @@ impl Sender {
         let mut sender = Self {
             interface: interface.name.clone(),
             ifindex: interface.ifindex,
+            ethernet: interface.ethernet,
             loopback: interface.loopback,
             mtu: interface.mtu,
             mark,
@@ -120,15 +122,7 @@ impl Sender {
                 return Err(Error::invalid("packet", reason));
             }
         };
-        // One sendmmsg serves one socket; packets of different ones keep their order.
-        let flushed = if self.queued > 0 && path != self.path { self.flush().map(drop) } else { Ok(()) };
-        self.path = path;
-        if self.queued == self.queue.len() {
-            let to = SockAddr::from(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)));
-            self.queue.push(Queued { bytes: Vec::with_capacity(ETHERNET + self.mtu.min(9000) as usize), to });
-        }
-        let queued = &mut self.queue[self.queued];
-        queued.bytes.clear();
+        let (queued, flushed) = self.next(path);
         if let LinkLayer::Ethernet { source, destination } = route.link {
             queued.bytes.extend_from_slice(&destination);
             queued.bytes.extend_from_slice(&source);
@@ -138,6 +132,46 @@ impl Sender {
         if let Some(to) = to {
             queued.to = to.into();
         }
+        self.queued(flushed)
+    }
+
+    /// Queues a frame that starts at its Ethernet header, and leaves as it is.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where packets have no Ethernet header, and for a frame shorter than one or larger than what
+    /// the MTU allows with two VLAN tags: it is not queued. Those of [`Sender::flush`], as in [`Sender::push`].
+    pub fn push_frame(&mut self, frame: &[u8]) -> Result<()> {
+        if !self.ethernet {
+            let reason = format!("packets on {} have no Ethernet header: begin with IP or IPv6", self.interface);
+            return Err(Error::invalid("frame", reason));
+        }
+        let Some(ip) = ip_length(frame) else {
+            return Err(Error::invalid("frame", "is shorter than an Ethernet header, 14 bytes"));
+        };
+        if ip > self.mtu as usize {
+            return Err(self.too_large(ip));
+        }
+        let (queued, flushed) = self.next(Path::Ethernet);
+        queued.bytes.extend_from_slice(frame);
+        self.queued(flushed)
+    }
+
+    /// The next place in the queue for this path, empty, and what became of those before it.
+    fn next(&mut self, path: Path) -> (&mut Queued, Result<()>) {
+        // One sendmmsg serves one socket; packets of different ones keep their order.
+        let flushed = if self.queued > 0 && path != self.path { self.flush().map(drop) } else { Ok(()) };
+        self.path = path;
+        if self.queued == self.queue.len() {
+            let to = SockAddr::from(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)));
+            self.queue.push(Queued { bytes: Vec::with_capacity(ETHERNET + self.mtu.min(9000) as usize), to });
+        }
+        let queued = &mut self.queue[self.queued];
+        queued.bytes.clear();
+        (queued, flushed)
+    }
+
+    /// That place is filled.
+    fn queued(&mut self, flushed: Result<()>) -> Result<()> {
         self.queued += 1;
         flushed?;
         if self.queued == BATCH { self.flush().map(drop) } else { Ok(()) }
@@ -284,6 +318,14 @@ impl Sender {
         let reason = format!("{size} bytes do not fit the MTU of {}, which is {} bytes", self.interface, self.mtu);
         Error::invalid("packet", reason)
     }
+}
+
+/// Bytes behind the Ethernet header and up to two VLAN tags, which do not count for the MTU; `None` where the header
+/// is cut short.
+fn ip_length(frame: &[u8]) -> Option<usize> {
+    let tagged = |at: usize| matches!(frame.get(at..at + 2), Some([0x81, 0x00] | [0x88, 0xa8]));
+    let tags = usize::from(tagged(12)) + usize::from(tagged(12) && tagged(16));
+    frame.len().checked_sub(ETHERNET).map(|length| length.saturating_sub(4 * tags))
 }
 
 fn open(path: Path, ifindex: u32, loopback: bool) -> io::Result<Socket> {

@@ -156,12 +156,14 @@ impl Drop for LeaseInner {
 impl Lease {
     /// Takes a lease; `arrived` is notified of what comes to it.
     pub(super) async fn take(shared: &Arc<Shared>, request: LeaseRequest, arrived: Arc<Notify>) -> Result<Self> {
-        let addresses = local_addresses().await?;
-        if let Some(address) = request.address
-            && !addresses.contains(&address)
-            && !address.is_loopback()
-        {
-            return Err(Error::invalid("address", format_args!("{address} is not an address of this host")));
+        // The driver keeps the list; only of an address that is not in it the kernel is asked.
+        let known = |address| shared.lock().maps.is_local(address);
+        if let Some(address) = request.address.filter(|address| !known(*address)) {
+            let addresses = local_addresses().await?;
+            if !addresses.contains(&address) && !address.is_loopback() {
+                return Err(Error::invalid("address", format_args!("{address} is not an address of this host")));
+            }
+            shared.lock().maps.set_local(&addresses)?;
         }
         let unspecified = IpAddr::from([0, 0, 0, 0]);
         let address = request.address.unwrap_or(unspecified);
@@ -196,7 +198,6 @@ impl Lease {
         }
         let id = {
             let mut core = shared.lock();
-            core.maps.set_local(&addresses)?;
             let id = core.table.number();
             for (done, &port) in ports.iter().enumerate() {
                 if let Err(e) = core.maps.own(id, request.transport, address, port, request.terms) {
@@ -303,6 +304,10 @@ impl Lease {
         core.table.lease(self.inner.id)?.pop()
     }
 
+    pub(super) fn id(&self) -> u32 {
+        self.inner.id
+    }
+
     /// The next answer of the kernel that was dropped at egress, if one is there; see [`LeaseRequest::report`].
     pub fn try_suppressed(&self) -> Option<Received> {
         self.inner.shared.lock().table.lease(self.inner.id)?.suppressed.pop_front()
@@ -342,6 +347,6 @@ impl LeaseInner {
     }
 
     async fn route(&self, destination: IpAddr) -> Result<Arc<Route>> {
-        self.shared.routes.find(&self.shared.interface.name, destination, self.address).await
+        self.shared.routes.find(Some(&self.shared.interface.name), destination, self.address).await
     }
 }

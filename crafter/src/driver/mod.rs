@@ -7,7 +7,7 @@
 
 mod core;
 mod lease;
-mod routes;
+pub(crate) mod routes;
 mod stream;
 mod table;
 
@@ -39,6 +39,24 @@ use crate::{
 
 /// How long to look for the next burst before sleeping.
 const LINGER: Duration = Duration::from_micros(50);
+
+/// Something to send.
+pub(crate) enum Outgoing<'p> {
+    /// From the IP header on.
+    Ip(&'p Route, &'p [u8]),
+    /// From the Ethernet header on.
+    Frame(&'p [u8]),
+}
+
+/// What became of it.
+pub(crate) struct Transmitted {
+    /// Packets that the kernel took.
+    pub(crate) sent: u64,
+    /// Packets that it did not take.
+    pub(crate) refused: u64,
+    /// Why it did not take one, the first of them.
+    pub(crate) error: Option<Error>,
+}
 
 /// How to open an interface.
 #[derive(Clone, Debug, Default)]
@@ -203,6 +221,51 @@ impl Crafter {
     /// As [`Crafter::lease`], with a notification that several leases may share.
     pub(crate) async fn lease_with(&self, request: LeaseRequest, arrived: Arc<Notify>) -> Result<Lease> {
         Lease::take(&self.shared, request, arrived).await
+    }
+
+    /// Sends packets and frames in as few system calls as it takes, and looks at once for what comes back.
+    pub(crate) fn transmit<'p>(&self, packets: impl IntoIterator<Item = Outgoing<'p>>) -> Transmitted {
+        let mut core = self.shared.lock();
+        let (sent, refused) = (core.tx.sent(), core.tx.dropped());
+        let mut error = None;
+        for packet in packets {
+            let pushed = match packet {
+                Outgoing::Ip(route, ip) => core.tx.push(route, ip),
+                Outgoing::Frame(frame) => core.tx.push_frame(frame),
+            };
+            error = error.or(pushed.err());
+        }
+        error = error.or(core.tx.flush().err());
+        core.drain(Instant::now());
+        Transmitted { sent: core.tx.sent() - sent, refused: core.tx.dropped() - refused, error }
+    }
+
+    /// Moves all that has come to `leases`, then the answers of the kernel that were dropped, to `sink`.
+    ///
+    /// # Errors
+    /// [`Error::UnknownInterface`] once the interface is gone.
+    pub(crate) fn collect<'l>(
+        &self,
+        leases: impl IntoIterator<Item = &'l Lease>,
+        sink: &mut Vec<Received>,
+    ) -> Result<()> {
+        let mut core = self.shared.lock();
+        // Bounded: who sends without end would keep us here without end.
+        for _ in 0..64 {
+            if core.drain(Instant::now()) == 0 {
+                break;
+            }
+        }
+        for lease in leases {
+            if let Some(state) = core.table.lease(lease.id()) {
+                sink.extend(std::iter::from_fn(|| state.pop()));
+                sink.extend(state.suppressed.drain(..));
+            }
+        }
+        if core.table.link_gone {
+            return Err(Error::UnknownInterface { name: self.shared.interface.name.clone() });
+        }
+        Ok(())
     }
 
     /// The kernel half's counters, one per verdict reason.

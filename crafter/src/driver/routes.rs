@@ -22,13 +22,13 @@ type Key = (IpAddr, Option<IpAddr>);
 
 /// Routes by destination and source address asked for.
 #[derive(Default)]
-pub(super) struct Routes(Mutex<HashMap<Key, (Arc<Route>, Instant)>>);
+pub(crate) struct Routes(Mutex<HashMap<Key, (Arc<Route>, Instant)>>);
 
 impl Routes {
-    /// The route over `interface` to `destination`, with `source` if that is given.
-    pub(super) async fn find(
+    /// The route to `destination`, over `interface` (always the same one) and with `source` if those are given.
+    pub(crate) async fn find(
         &self,
-        interface: &str,
+        interface: Option<&str>,
         destination: IpAddr,
         source: Option<IpAddr>,
     ) -> Result<Arc<Route>> {
@@ -39,7 +39,7 @@ impl Routes {
         {
             return Ok(route.clone());
         }
-        let route = Arc::new(route::resolve(destination, Some(interface), source).await?);
+        let route = Arc::new(route::resolve(destination, interface, source).await?);
         let mut known = known();
         if known.len() >= KEPT {
             known.clear();

@@ -1,0 +1,174 @@
+//! The interfaces that a session has opened, and what it has leased there.
+
+use std::{
+    collections::{HashMap, VecDeque, hash_map::Entry},
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::Notify;
+
+use super::{SessionOptions, account::Reading};
+use crate::{
+    Crafter, Lease, LeaseRequest,
+    datapath::{
+        address::local_addresses,
+        program::Report,
+        route::{self, Route},
+    },
+    driver::{PortChoice, Received, routes::Routes},
+    error::Result,
+    packet::Transport,
+};
+
+/// Ports chosen by the session that it keeps, for answers that come late.
+const CHOSEN: usize = 64;
+
+/// How long the list of this host's addresses is good.
+const AGE: Duration = Duration::from_secs(1);
+
+/// How long leases that are no longer wanted may take to go.
+const CLOSING: Duration = Duration::from_secs(2);
+
+/// What is leased: a port of a transport on an address.
+type Key = (Transport, IpAddr, u16);
+
+/// What a session has open.
+pub(super) struct Links {
+    pub(super) options: SessionOptions,
+    pub(super) routes: Routes,
+    pub(super) links: Vec<Link>,
+    /// Notified of whatever comes to any lease.
+    pub(super) arrived: Arc<Notify>,
+    local: Option<(Instant, Vec<IpAddr>)>,
+}
+
+/// An interface that is open.
+pub(super) struct Link {
+    pub(super) crafter: Crafter,
+    held: HashMap<Key, Held>,
+    /// Those that were chosen here, the oldest first.
+    chosen: VecDeque<Key>,
+}
+
+struct Held {
+    lease: Lease,
+    /// A packet has named it.
+    named: bool,
+}
+
+impl Links {
+    pub(super) fn new(options: SessionOptions) -> Self {
+        Self { options, routes: Routes::default(), links: Vec::new(), arrived: Arc::new(Notify::new()), local: None }
+    }
+
+    /// The way to `destination`.
+    pub(super) async fn route(&self, destination: IpAddr, source: Option<IpAddr>) -> Result<Arc<Route>> {
+        // An address of the other IP version is no source for this packet.
+        let preferred = self.options.source.filter(|own| own.is_ipv4() == destination.is_ipv4());
+        self.routes.find(self.options.interface.as_deref(), destination, source.or(preferred)).await
+    }
+
+    /// The link that leads to `destination`; `None` where nothing but its own words says so, and an interface is named.
+    pub(super) async fn link_towards(&self, destination: IpAddr) -> Result<Option<Arc<Route>>> {
+        let found = route::without_hop(destination, self.options.interface.as_deref(), self.options.source).await;
+        match found {
+            Err(_) if self.options.interface.is_some() => Ok(None),
+            found => found.map(|route| Some(Arc::new(route))),
+        }
+    }
+
+    /// The place of an interface in the list, opened if it is not yet.
+    pub(super) async fn open(&mut self, name: &str) -> Result<usize> {
+        if let Some(at) = self.links.iter().position(|link| link.crafter.interface().name == name) {
+            return Ok(at);
+        }
+        let crafter = Crafter::open(name, self.options.open.clone()).await?;
+        self.links.push(Link { crafter, held: HashMap::new(), chosen: VecDeque::new() });
+        Ok(self.links.len() - 1)
+    }
+
+    /// Whether an address is this host's.
+    pub(super) async fn is_local(&mut self, address: IpAddr) -> Result<bool> {
+        if address.is_loopback() {
+            return Ok(true);
+        }
+        match &self.local {
+            Some((read, addresses)) if read.elapsed() < AGE => Ok(addresses.contains(&address)),
+            _ => {
+                let addresses = local_addresses().await?;
+                let is_local = addresses.contains(&address);
+                self.local = Some((Instant::now(), addresses));
+                Ok(is_local)
+            }
+        }
+    }
+
+    /// Leases a port that a packet names, or chooses one; the port.
+    pub(super) async fn lease(
+        &mut self,
+        at: usize,
+        transport: Transport,
+        address: IpAddr,
+        port: Option<u16>,
+    ) -> Result<u16> {
+        let request = LeaseRequest {
+            transport,
+            address: Some(address),
+            port: port.map_or(PortChoice::Free, PortChoice::Exact),
+            terms: self.options.terms,
+        };
+        let link = &mut self.links[at];
+        if let Some(port) = port
+            && let Some(held) = link.held.get_mut(&(transport, address, port))
+        {
+            held.named = true;
+            return Ok(port);
+        }
+        let lease = link.crafter.lease_with(request.report(true), self.arrived.clone()).await?;
+        let chosen = lease.port();
+        let key = (transport, address, chosen);
+        link.held.insert(key, Held { lease, named: port.is_some() });
+        if port.is_none() {
+            link.chosen.push_back(key);
+            if link.chosen.len() > CHOSEN
+                && let Some(oldest) = link.chosen.pop_front()
+                && let Entry::Occupied(held) = link.held.entry(oldest)
+                && !held.get().named
+            {
+                held.remove();
+            }
+        }
+        Ok(chosen)
+    }
+
+    pub(super) fn reports(&self) -> Vec<Report> {
+        self.links.iter().map(|link| link.crafter.report().clone()).collect()
+    }
+
+    pub(super) async fn close(self) {
+        for Link { crafter, held, .. } in self.links {
+            drop(held);
+            if !crafter.close(CLOSING).await {
+                log::warn!("an interface is still in use after {CLOSING:?}: its hooks go with this process");
+            }
+        }
+    }
+}
+
+impl Link {
+    /// The interface's name.
+    pub(super) fn name(&self) -> &str {
+        &self.crafter.interface().name
+    }
+
+    /// Moves all that has come to `sink`.
+    pub(super) fn collect(&self, sink: &mut Vec<Received>) -> Result<()> {
+        self.crafter.collect(self.held.values().map(|held| &held.lease), sink)
+    }
+
+    pub(super) fn read(&self) -> Result<Reading> {
+        Ok(Reading { counters: self.crafter.counters()?, stats: self.crafter.stats() })
+    }
+}

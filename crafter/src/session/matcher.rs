@@ -1,0 +1,165 @@
+//! Which reply belongs to which request. Sans-IO: packets and times come in, numbers go out.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use crate::layer::{AnswerKey, Packet};
+
+/// Requests in flight, found by what their answers say.
+#[derive(Debug, Default)]
+pub struct Matcher {
+    requests: Vec<Request>,
+    /// Requests by what an answer to them must have, in the order of sending.
+    by_key: HashMap<AnswerKey, Vec<u32>>,
+    answered: usize,
+}
+
+#[derive(Debug)]
+struct Request {
+    packet: Packet,
+    /// Whether its answers come over a lease.
+    leased: bool,
+    sent: Option<(Instant, Duration)>,
+    answers: u32,
+}
+
+/// Whose answer a reply is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Match {
+    /// The first answer to the request of this number.
+    First(usize),
+    /// A further answer to it.
+    Further(usize),
+    /// Nobody's.
+    Nobody,
+}
+
+impl Matcher {
+    /// Adds a request, all of whose fields are set; its number, counted from 0. `leased` says whether its answers come
+    /// over a lease.
+    pub fn submit(&mut self, packet: Packet, leased: bool) -> usize {
+        let number = self.requests.len();
+        self.by_key.entry(packet.answer_key()).or_default().push(number as u32);
+        self.requests.push(Request { packet, leased, sent: None, answers: 0 });
+        number
+    }
+
+    /// The request was sent, at this time by both clocks (the second since 1970). From now on it can be answered.
+    pub fn handle_sent(&mut self, number: usize, now: Instant, wall: Duration) {
+        if let Some(request) = self.requests.get_mut(number) {
+            request.sent = Some((now, wall));
+        }
+    }
+
+    /// Whose answer `reply` is; of several it may answer, the first that has none.
+    pub fn handle_reply(&mut self, reply: &Packet, leased: bool) -> Match {
+        let candidates = self.by_key.get(&reply.answered_key()).map_or(&[][..], Vec::as_slice);
+        let mut further = None;
+        for &number in candidates {
+            let request = &self.requests[number as usize];
+            if request.leased != leased
+                || request.sent.is_none()
+                || (request.answers > 0 && further.is_some())
+                || !reply.answers(&request.packet)
+            {
+                continue;
+            }
+            if request.answers == 0 {
+                self.requests[number as usize].answers = 1;
+                self.answered += 1;
+                return Match::First(number as usize);
+            }
+            further = Some(number as usize);
+        }
+        let Some(number) = further else { return Match::Nobody };
+        self.requests[number].answers += 1;
+        Match::Further(number)
+    }
+
+    /// How many requests there are.
+    pub fn len(&self) -> usize {
+        self.requests.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.requests.is_empty()
+    }
+
+    /// How many of them have an answer.
+    pub fn answered(&self) -> usize {
+        self.answered
+    }
+
+    /// A request, as submitted.
+    pub fn request(&self, number: usize) -> Option<&Packet> {
+        self.requests.get(number).map(|request| &request.packet)
+    }
+
+    /// When it was sent for the last time, by both clocks.
+    pub fn sent(&self, number: usize) -> Option<(Instant, Duration)> {
+        self.requests.get(number)?.sent
+    }
+
+    /// The numbers of those without an answer, in the order of submission.
+    pub fn unanswered(&self) -> impl Iterator<Item = usize> {
+        self.requests.iter().enumerate().filter(|(_, request)| request.answers == 0).map(|(number, _)| number)
+    }
+
+    /// Takes those without an answer.
+    pub fn into_unanswered(self) -> impl Iterator<Item = Packet> {
+        self.requests.into_iter().filter(|request| request.answers == 0).map(|request| request.packet)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn packet(text: &str) -> Packet {
+        text.parse::<Packet>().unwrap().resolved().unwrap()
+    }
+
+    #[test]
+    fn replies_find_their_requests() {
+        let mut matcher = Matcher::default();
+        let now = Instant::now();
+        for port in 1..=1000 {
+            let syn = packet(&format!(
+                r#"IP(src="192.0.2.1", dst="192.0.2.2")/TCP(sport=5000, dport={port}, flags="S", seq={port})"#
+            ));
+            let number = matcher.submit(syn, true);
+            matcher.handle_sent(number, now, Duration::ZERO);
+        }
+        let reset = |port: u16| {
+            packet(&format!(
+                r#"IP(src="192.0.2.2", dst="192.0.2.1")/TCP(sport={port}, dport=5000, flags="RA", ack={})"#,
+                port + 1
+            ))
+        };
+        for port in (1..=1000).rev() {
+            assert_eq!(matcher.handle_reply(&reset(port), true), Match::First(usize::from(port) - 1));
+        }
+        assert_eq!(matcher.handle_reply(&reset(7), true), Match::Further(6));
+        assert_eq!(matcher.handle_reply(&reset(1001), true), Match::Nobody);
+        assert_eq!(matcher.handle_reply(&reset(7), false), Match::Nobody);
+        assert_eq!((matcher.answered(), matcher.unanswered().count()), (1000, 0));
+    }
+
+    #[test]
+    fn the_same_request_twice_takes_two_answers() {
+        let mut matcher = Matcher::default();
+        let ping = packet(r#"IP(src="192.0.2.1", dst="192.0.2.2")/ICMP(id=7, seq=1)"#);
+        let pong = packet(r#"IP(src="192.0.2.2", dst="192.0.2.1")/ICMP(type=0, id=7, seq=1)"#);
+        let numbers = [matcher.submit(ping.clone(), true), matcher.submit(ping, true)];
+        assert_eq!(matcher.handle_reply(&pong, true), Match::Nobody, "nothing is sent yet");
+        for number in numbers {
+            matcher.handle_sent(number, Instant::now(), Duration::ZERO);
+        }
+        assert_eq!(matcher.handle_reply(&pong, true), Match::First(0));
+        assert_eq!(matcher.handle_reply(&pong, true), Match::First(1));
+        assert!(matches!(matcher.handle_reply(&pong, true), Match::Further(_)));
+    }
+}
