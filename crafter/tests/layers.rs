@@ -10,7 +10,7 @@ use std::{
 };
 
 use crafter::{
-    capture::Writer,
+    capture::{Entry, Writer},
     layer::{
         Arp, Dns, Dot1Q, Ether, Gre, Icmp, Icmpv6EchoRequest, Icmpv6PacketTooBig, Ip, IpOption, Ipv6, Ipv6Destination,
         Ipv6Fragment, Ipv6HopByHop, Ipv6Option, Ipv6Routing, Kind, LayerType as _, Mac, NdMtu, NdNeighborSolicitation,
@@ -106,7 +106,7 @@ fn bad_input() {
     );
     failed(
         &crafter(&["build", "--pcap", "-", "TCP()"]),
-        "pcap: packets that begin with TCP cannot be told in it: Ether, IP or IPv6 is needed",
+        "capture: packets that begin with TCP cannot be told in it: Ether, IP or IPv6 is needed",
     );
     failed(&crafter(&["show", "no-such-file"]), "no-such-file: it is neither a file nor hex digits");
     failed(
@@ -284,10 +284,11 @@ impl Dice {
 fn frames(path: &Path) -> Vec<Packet> {
     let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
     let packets: Vec<Packet> = (0..3000).map(|_| dice.frame(2)).collect();
-    let mut writer = Writer::new(std::fs::File::create(path).unwrap(), Kind::Ether).unwrap();
+    let mut writer = Writer::create(path).unwrap();
     for packet in &packets {
-        writer.write(Duration::from_secs(1), &packet.build().unwrap()).unwrap();
+        writer.write(&Entry::new(Duration::from_secs(1), Kind::Ether, &packet.build().unwrap())).unwrap();
     }
+    writer.finish().unwrap();
     packets
 }
 

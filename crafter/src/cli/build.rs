@@ -1,18 +1,16 @@
 //! `crafter build`: packets from their text form, as bytes.
 
 use std::{
-    fs::File,
-    io::{self, BufWriter, Write},
-    path::PathBuf,
+    io::{self, BufWriter, Write as _},
+    path::{Path, PathBuf},
     time::SystemTime,
 };
 
-use anyhow::Context as _;
 use crafter::{
-    capture::Writer,
+    capture::{Entry, Writer},
     error::exit,
     expr::PacketSet,
-    layer::{Kind, value::hex},
+    layer::{Kind, Packet, value::hex},
 };
 
 use super::{Globals, print};
@@ -27,8 +25,8 @@ pub struct Args {
     /// Write the bytes as they are instead of hex digits, one packet directly behind the other
     #[arg(long, conflicts_with_all = ["pcap", "json"])]
     raw: bool,
-    /// Write a capture file with nanoseconds; -: to stdout
-    #[arg(long, value_name = "FILE", conflicts_with = "json")]
+    /// Write a capture file: pcapng, or pcap if its name ends so; -: pcapng to stdout
+    #[arg(long, short = 'w', value_name = "FILE", conflicts_with = "json")]
     pcap: Option<PathBuf>,
     /// How many packets the expression may stand for
     #[arg(long, value_name = "N", default_value_t = 1_000_000)]
@@ -52,17 +50,10 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
         print::json(&all)?;
         return Ok(exit::SUCCESS);
     }
-    let out: Box<dyn Write> = match &args.pcap {
-        Some(path) if path.as_os_str() != "-" => {
-            Box::new(File::create(path).with_context(|| format!("cannot create {}", path.display()))?)
-        }
-        _ => Box::new(io::stdout().lock()),
-    };
-    let mut out = BufWriter::new(out);
-    let written = if args.pcap.is_some() {
-        let first = packets.clone().next().and_then(|packet| packet.layers().first().map(|layer| layer.kind()));
-        pcap(packets, Writer::new(out, first.unwrap_or(Kind::Raw)))
+    let written = if let Some(path) = &args.pcap {
+        capture(packets, path)
     } else {
+        let mut out = BufWriter::new(io::stdout().lock());
         let mut bytes = Vec::new();
         let each = || {
             for packet in packets {
@@ -80,18 +71,18 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     }
 }
 
-fn pcap<W: Write>(
-    packets: impl Iterator<Item = crafter::layer::Packet>,
-    writer: crafter::Result<Writer<W>>,
-) -> anyhow::Result<()> {
-    let mut writer = writer?;
+fn capture(packets: impl Iterator<Item = Packet>, path: &Path) -> anyhow::Result<()> {
+    // Not live: that is for packets that take their time.
+    let mut writer = Writer::create(path)?.live(false);
     let mut bytes = Vec::new();
     for packet in packets {
         packet.build_into(&mut bytes)?;
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        writer.write(now, &bytes)?;
+        let first = packet.layers().first().map_or(Kind::Raw, |layer| layer.kind());
+        writer.write(&Entry::new(now, first, &bytes))?;
     }
-    Ok(writer.into_inner().flush()?)
+    writer.finish()?;
+    Ok(())
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

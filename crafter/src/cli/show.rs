@@ -131,8 +131,7 @@ fn read(args: &Args) -> anyhow::Result<Capture> {
 
 fn one(bytes: Vec<u8>, first: Option<Kind>) -> Capture {
     let first = first.unwrap_or_else(|| Kind::guess(&bytes));
-    let original_length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-    Capture { packets: vec![Captured { time: None, first, original_length, bytes, interface: None }], broken: None }
+    Capture { packets: vec![Captured::of(first, bytes)], broken: None }
 }
 
 /// Bytes from hex digits; blanks and colons between them do not matter.

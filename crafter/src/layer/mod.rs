@@ -81,6 +81,8 @@ pub trait LayerType: Layer + Default + 'static {
     fn of_mut(layer: &mut AnyLayer) -> Option<&mut Self>;
 }
 
+pub(crate) use ether::payload as of_ethertype;
+
 mod dns_record;
 mod ip_option;
 mod ipv6_option;
