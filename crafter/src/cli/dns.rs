@@ -81,7 +81,7 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
 async fn resolve(args: &Args, globals: &Globals) -> anyhow::Result<u8> {
     let (name, kind) = question(&args.name, args.kind)?;
     let query = ask::query(name.clone(), kind, args.edns)?;
-    let crafter = args.interface.open(args.server.ip()).await?;
+    let crafter = args.interface.link.open(args.server.ip()).await?;
     let report = crafter.report().clone();
     log::info!("{report}");
     let asker = Asker {

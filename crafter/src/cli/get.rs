@@ -44,12 +44,6 @@ pub struct Args {
     /// Print no summary and no progress
     #[arg(long, short)]
     quiet: bool,
-    /// Let the kernel see the packets of the connection too (copies come here)
-    #[arg(long)]
-    observe: bool,
-    /// What happens to the kernel's own RSTs from the port
-    #[arg(long, value_name = "POLICY", value_enum, default_value_t = RstPolicy::Suppress)]
-    rst: RstPolicy,
     /// Lose this share of all segments, both ways
     #[arg(long, value_name = "N%", default_value = "0", value_parser = percent)]
     loss: f64,
@@ -86,14 +80,6 @@ handshake time, segments and bytes each way, retransmissions, RSTs suppressed, m
 exit_code in it tell how it ended.
 Exit code 4: refused; 5: no answer in time; 6: HTTP status 400 or more (the body is
 written all the same); 7: reset by the peer; others as `crafter --help` lists them.";
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum RstPolicy {
-    /// They are dropped and counted.
-    Suppress,
-    /// They leave.
-    Pass,
-}
 
 /// A share, `10%` or `10`.
 fn percent(text: &str) -> Result<f64, String> {
@@ -217,7 +203,7 @@ async fn connect(
     deadline: Option<Instant>,
     summary: &mut Summary,
 ) -> Result<Connection, Error> {
-    let wanted = |address: &SocketAddr| match args.interface.source {
+    let wanted = |address: &SocketAddr| match args.interface.link.source {
         Some(source) => source.is_ipv4() == address.is_ipv4(),
         None => !(args.ipv4 && address.is_ipv6() || args.ipv6 && address.is_ipv4()),
     };
@@ -253,9 +239,8 @@ async fn connect(
 }
 
 async fn connect_to(args: &Args, remote: SocketAddr) -> Result<Connection, Error> {
-    let crafter = args.interface.open(remote.ip()).await?;
+    let crafter = args.interface.link.open(remote.ip()).await?;
     let request = args.interface.request(Transport::Tcp);
-    let request = request.observe(args.observe).suppress(args.rst == RstPolicy::Suppress);
     let connected = async {
         let lease = crafter.lease(request).await?;
         let options = StreamOptions {

@@ -8,21 +8,23 @@ use crafter::{
     datapath::{
         address::local_addresses,
         interface,
+        maps::Terms,
         program::{Attach, LoadOptions},
         route,
     },
     packet::Transport,
+    session::{Session, SessionOptions},
 };
 
 /// How long leases and streams that are no longer wanted may take to go.
 const CLOSING: Duration = Duration::from_secs(2);
 
-/// Where to send and how to receive.
+/// Which interface to use, and how.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Interface and port")]
-pub struct Args {
+pub struct Link {
     /// Send and receive on this interface [default: the one that the route leaves by]
-    #[arg(long, short, value_name = "IF")]
+    #[arg(long, short, visible_alias = "iface", value_name = "IF")]
     interface: Option<String>,
     /// Ingress hook: native or generic XDP, tc, or the fastest that can be had
     #[arg(long, value_name = "MODE", default_value = "auto", value_parser = attach())]
@@ -30,20 +32,57 @@ pub struct Args {
     /// Send from this address of this host [default: the one that the route prefers]
     #[arg(long, value_name = "ADDR")]
     pub source: Option<IpAddr>,
-    /// Send from this port, 1 to 65535 [default: a free one from 49152 on]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
-    source_port: Option<u16>,
     /// Entries of the flow map, which the kernel allocates at the start: a million takes it
     /// some 150 ms, and one command has a handful of flows
     #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..))]
     flows: u32,
 }
 
+/// What happens to packets of owned ports, beside their coming here.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Interface and port")]
+pub struct Policy {
+    /// Let the kernel see the packets for the ports in use too (copies come here)
+    #[arg(long)]
+    observe: bool,
+    /// What happens to the kernel's own RSTs from those ports, and to its port-unreachables
+    #[arg(long, value_name = "POLICY", value_enum, default_value_t = RstPolicy::Suppress)]
+    rst: RstPolicy,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum RstPolicy {
+    /// They are dropped and counted.
+    Suppress,
+    /// They leave.
+    Pass,
+}
+
+impl Policy {
+    /// The terms of a lease.
+    pub fn terms(&self) -> Terms {
+        Terms { observe: self.observe, suppress: self.rst == RstPolicy::Suppress, ..Terms::default() }
+    }
+}
+
+/// Where to send and how to receive, from one port.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Interface and port")]
+pub struct Args {
+    #[command(flatten)]
+    pub link: Link,
+    #[command(flatten)]
+    policy: Policy,
+    /// Send from this port, 1 to 65535 [default: a free one from 49152 on]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    source_port: Option<u16>,
+}
+
 fn attach() -> impl TypedValueParser<Value = Attach> {
     PossibleValuesParser::new(["auto", "native", "generic", "tc"]).try_map(|mode| mode.parse::<Attach>())
 }
 
-impl Args {
+impl Link {
     /// Attaches to the interface that leads to `destination`.
     ///
     /// # Errors
@@ -68,16 +107,49 @@ impl Args {
         if !reason.is_empty() {
             return Err(Error::NoRoute { destination, reason });
         }
+        Crafter::open(&route.interface, self.options()).await
+    }
+
+    /// How to open an interface.
+    fn options(&self) -> Options {
         // With `--log debug` the kernel half logs each packet that it consumes or drops.
         let debug = log::log_enabled!(log::Level::Debug);
         let load = LoadOptions { flow_entries: self.flows, debug, ..LoadOptions::default() };
-        Crafter::open(&route.interface, Options { attach: self.attach, load }).await
+        Options { attach: self.attach, load }
     }
 
-    /// What to lease, with the default terms.
+    /// A session with these interfaces and terms.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a source that is not an address of this host.
+    pub async fn session(&self, terms: Terms) -> Result<Session> {
+        raise_descriptors();
+        if let Some(source) = self.source
+            && !source.is_loopback()
+            && !local_addresses().await?.contains(&source)
+        {
+            let reason = format_args!("{source} is not an address of this host (a packet's src may be any)");
+            return Err(Error::invalid("--source", reason));
+        }
+        let (interface, source) = (self.interface.clone(), self.source);
+        Ok(Session::new(SessionOptions { interface, source, open: self.options(), terms }))
+    }
+}
+
+/// Each port that is owned takes a descriptor, and the usual soft limit is 1,024: programs that know what they do may
+/// go to the hard one.
+fn raise_descriptors() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
+impl Args {
+    /// What to lease.
     pub fn request(&self, transport: Transport) -> LeaseRequest {
-        let mut request = LeaseRequest::new(transport);
-        if let Some(address) = self.source {
+        let mut request = LeaseRequest { terms: self.policy.terms(), ..LeaseRequest::new(transport) };
+        if let Some(address) = self.link.source {
             request = request.address(address);
         }
         match self.source_port {

@@ -7,6 +7,7 @@ pub mod build;
 pub mod counters;
 pub mod dns;
 pub mod doctor;
+pub mod exchange;
 pub mod flows;
 pub mod get;
 pub mod interface;
@@ -15,7 +16,9 @@ pub mod logger;
 pub mod ls;
 pub mod print;
 pub mod running;
+pub mod send;
 pub mod show;
+pub mod sr;
 
 const EXIT_CODES: &str = "\
 Exit codes, the same for every command:
@@ -68,6 +71,12 @@ pub enum Command {
     Get(get::Args),
     /// Ask a DNS server over crafted packets
     Dns(dns::Args),
+    /// Send packets in their text form
+    Send(send::Args),
+    /// Send packets and match what answers them
+    Sr(sr::Args),
+    /// Send one packet and show what answers it
+    Sr1(sr::OneArgs),
     /// Build packets from their text form: hex digits, bytes or a capture file
     Build(build::Args),
     /// List the layers, or the fields of one
@@ -88,6 +97,9 @@ impl Command {
             Self::Lab(args) => lab::run(args, globals).await,
             Self::Get(args) => get::run(args, globals).await,
             Self::Dns(args) => dns::run(args, globals).await,
+            Self::Send(args) => send::run(args, globals).await,
+            Self::Sr(args) => sr::run(args, globals).await,
+            Self::Sr1(args) => sr::run_one(args, globals).await,
             Self::Build(args) => build::run(args, globals).await,
             Self::Ls(args) => ls::run(args, globals).await,
             Self::Show(args) => show::run(args, globals).await,

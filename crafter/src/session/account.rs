@@ -58,6 +58,18 @@ pub struct Kernel {
 }
 
 impl Account {
+    /// What was sent, in words; nothing was waited for.
+    pub fn sending(&self) -> String {
+        let requests = if self.requests == 1 { "request" } else { "requests" };
+        let mut text = format!("{} {requests}, {} sent", self.requests, self.sent);
+        for (count, what) in [(self.not_sent, "not taken by the kernel"), (self.unroutable, "without a way")] {
+            if count > 0 {
+                text += &format!(", {count} {what}");
+            }
+        }
+        text
+    }
+
     /// Whether both halves agree on every packet.
     pub fn agrees(&self) -> bool {
         self.kernel.delivered_difference == 0 && self.kernel.crafted_difference == 0
@@ -96,11 +108,10 @@ pub(super) struct Reading {
 
 impl fmt::Display for Account {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} requests, {} sent", self.requests, self.sent)?;
+        f.write_str(&self.sending())?;
         let optional = |f: &mut fmt::Formatter<'_>, fields: &[(u64, &str)]| {
             fields.iter().filter(|(count, _)| *count > 0).try_for_each(|(count, what)| write!(f, ", {count} {what}"))
         };
-        optional(f, &[(self.not_sent, "not taken by the kernel"), (self.unroutable, "without a way")])?;
         write!(f, "; {} received, {} answered, {} unanswered", self.received, self.answered, self.unanswered)?;
         optional(
             f,

@@ -1,0 +1,136 @@
+//! What `send`, `sr` and `sr1` have in common: which packets, how fast, and the capture of all of it.
+
+use std::{path::PathBuf, time::Duration};
+
+use crafter::{
+    Error, Result,
+    capture::{Direction, Entry, Out, Writer},
+    expr::{PacketSet, Packets},
+    layer::Packet,
+    session::{Event, Pace, Session},
+};
+
+use super::interface;
+
+/// Which packets to send, how fast, and where from.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The packets, e.g. 'IP(dst="192.0.2.1")/TCP(dport=[80,443], flags="S")'
+    #[arg(value_name = "EXPR")]
+    expression: String,
+    /// How often to send all of them
+    #[arg(long, short, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    count: u64,
+    /// Wait this long between two packets
+    #[arg(long, value_name = "SECONDS", value_parser = interface::seconds, conflicts_with = "rate")]
+    interval: Option<Duration>,
+    /// Send this many packets a second at most [default: as fast as it goes]
+    #[arg(long, value_name = "PPS", value_parser = rate)]
+    rate: Option<f64>,
+    /// How many packets the expression may stand for
+    #[arg(long, value_name = "N", default_value_t = 1_000_000)]
+    limit: u64,
+    /// Write all packets, sent and received, to FILE, each with a comment on what became of it: pcapng,
+    /// or pcap without comments if its name ends so; -: pcapng to stdout
+    #[arg(long, short, value_name = "FILE")]
+    write: Option<PathBuf>,
+    #[command(flatten)]
+    pub link: interface::Link,
+    #[command(flatten)]
+    policy: interface::Policy,
+}
+
+/// Packets per second, more than 0.
+///
+/// # Errors
+/// A sentence for clap.
+pub fn rate(text: &str) -> Result<f64, String> {
+    let rate = text.parse().ok().filter(|rate| (1e-6..=1e9).contains(rate));
+    rate.ok_or_else(|| "a number of packets a second is needed, from 0.000001 to 1000000000".to_owned())
+}
+
+impl Args {
+    /// The packets of the expression.
+    ///
+    /// # Errors
+    /// Those of the expression.
+    pub fn set(&self) -> Result<PacketSet> {
+        PacketSet::parse(&self.expression)
+    }
+
+    /// All packets to send, made one after the other.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where the set is larger than the limit.
+    pub fn packets<'s>(&self, set: &'s PacketSet) -> Result<impl Iterator<Item = Packet> + use<'s>> {
+        let packets: Packets<'s> = set.packets(self.limit.into())?;
+        Ok((0..self.count).flat_map(move |_| packets.clone()))
+    }
+
+    /// How fast to send.
+    pub fn pace(&self) -> Pace {
+        Pace { rate: self.rate.or(self.interval.map(|interval| interval.as_secs_f64().recip())) }
+    }
+
+    /// Whether the capture takes the standard output.
+    pub fn writes_to_stdout(&self) -> bool {
+        self.write.as_deref().is_some_and(|path| path.as_os_str() == "-")
+    }
+
+    /// A session to send them by.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a wrong source address.
+    pub async fn session(&self) -> Result<Session> {
+        self.link.session(self.policy.terms()).await
+    }
+
+    /// What writes the capture, if one is asked for.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file cannot be created.
+    pub fn recorder(&self) -> Result<Recorder> {
+        Ok(Recorder { writer: self.write.as_deref().map(Writer::create).transpose()?, fault: None })
+    }
+}
+
+/// Writes what an exchange tells of into a capture.
+pub struct Recorder {
+    writer: Option<Writer<Out>>,
+    fault: Option<Error>,
+}
+
+impl Recorder {
+    /// Takes a packet.
+    pub fn handle(&mut self, event: &Event<'_>) {
+        let Some(writer) = &mut self.writer else { return };
+        let comment = event.what.to_string();
+        let entry = Entry {
+            interface: Some(event.interface),
+            comment: Some(&comment),
+            direction: Some(if event.what.is_outgoing() { Direction::Out } else { Direction::In }),
+            ..Entry::new(event.time, event.first, event.bytes)
+        };
+        if let Err(fault) = writer.write(&entry) {
+            // The exchange goes on; its end tells.
+            self.writer = None;
+            self.fault = Some(fault);
+        }
+    }
+
+    /// Ends the file.
+    ///
+    /// # Errors
+    /// The first error of writing; that nobody reads the standard output any more is none.
+    pub fn finish(self) -> Result<()> {
+        let ended = match (self.fault, self.writer) {
+            (Some(fault), _) => Err(fault),
+            (None, Some(writer)) => writer.finish().map(drop),
+            (None, None) => Ok(()),
+        };
+        match ended {
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            ended => ended,
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! `crafter sr` and `crafter sr1`: packets sent, and what answers them.
+
+use std::{
+    fmt::Write as _,
+    io::{self, Write as _},
+    time::Duration,
+};
+
+use crafter::{
+    Error,
+    datapath::program::Report,
+    error::exit,
+    layer::Packet,
+    session::{Exchanged, Pair, Reply, SrOptions},
+};
+use serde_json::{Value, json};
+
+use super::{
+    Globals, exchange,
+    interface::{self, Ended},
+    print,
+};
+
+/// `crafter sr`
+#[derive(Debug, clap::Args)]
+#[command(after_help = HELP)]
+pub struct Args {
+    #[command(flatten)]
+    exchange: exchange::Args,
+    #[command(flatten)]
+    waiting: Waiting,
+    /// Take every answer to a request, not only the first, and so wait until the time is up
+    #[arg(long)]
+    multi: bool,
+}
+
+/// `crafter sr1`
+#[derive(Debug, clap::Args)]
+#[command(after_help = HELP_ONE)]
+pub struct OneArgs {
+    #[command(flatten)]
+    exchange: exchange::Args,
+    #[command(flatten)]
+    waiting: Waiting,
+}
+
+#[derive(Debug, clap::Args)]
+struct Waiting {
+    /// How long to wait for answers once the last packet is sent
+    #[arg(long, short, value_name = "SECONDS", default_value = "2", value_parser = interface::seconds)]
+    timeout: Duration,
+    /// How often to send again what is not answered
+    #[arg(long, short, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=100))]
+    retry: u32,
+}
+
+const HELP: &str = "\
+A packet begins with IP, IPv6, Ether or ARP. What it leaves unset is filled in: source
+address and next hop by the route, the source port (or ICMP identifier) by a lease, under
+which the answers come here and the kernel resets nothing.
+A line for each request and its answer; one on stderr that tells what became of all packets,
+and whether the kernel half counted the same. --json: an object with answered, unanswered,
+unmatched, account and mechanism.
+Exit code 0: something answered; 5: nothing did; others as `crafter --help` lists them.";
+
+const HELP_ONE: &str = "\
+As `crafter sr`, until the first answer, which is shown field by field.
+--json: an object with request, reply (or null), rtt_ms, account and mechanism.
+Exit code 0: it was answered; 5: it was not.";
+
+/// Sends, waits and prints.
+///
+/// # Errors
+/// Those of the expression, of values that do not fit, and of sending.
+pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
+    let Args { exchange, waiting, multi } = args;
+    let (exchanged, reports) = match interface::until_signal(sr(&exchange, &waiting, multi)).await? {
+        Ended::Itself(result) => result?,
+        Ended::Signal(code) => return Ok(code),
+    };
+    if exchange.writes_to_stdout() {
+        told(&exchanged);
+    } else if globals.json {
+        print::json(&all(&exchanged, &reports)?)?;
+    } else {
+        print::out(lines(&exchanged))?;
+        told(&exchanged);
+    }
+    Ok(code(&exchanged))
+}
+
+/// Sends one packet, waits and prints.
+///
+/// # Errors
+/// As [`run`]; [`Error::Invalid`] for an expression that stands for more packets than one.
+pub async fn run_one(args: OneArgs, globals: &Globals) -> anyhow::Result<u8> {
+    let OneArgs { exchange, waiting } = args;
+    exchange.set()?.single()?;
+    let (exchanged, reports) = match interface::until_signal(sr(&exchange, &waiting, false)).await? {
+        Ended::Itself(result) => result?,
+        Ended::Signal(code) => return Ok(code),
+    };
+    let first = exchanged.answered.first();
+    if exchange.writes_to_stdout() {
+        told(&exchanged);
+    } else if globals.json {
+        let request = first.map(|pair| &pair.request).or(exchanged.unanswered.first());
+        print::json(&json!({
+            "request": request.map(Packet::to_json).transpose()?,
+            "reply": first.map(|pair| reply(&pair.reply)).transpose()?,
+            "rtt_ms": first.map(|pair| milliseconds(pair.rtt)),
+            "account": exchanged.account,
+            "mechanism": reports,
+        }))?;
+    } else {
+        if let Some(pair) = first {
+            print::out(pair.reply.packet.show()? + "\n")?;
+        }
+        told(&exchanged);
+    }
+    Ok(code(&exchanged))
+}
+
+async fn sr(args: &exchange::Args, waiting: &Waiting, multi: bool) -> anyhow::Result<(Exchanged, Vec<Report>)> {
+    let set = args.set()?;
+    let packets = args.packets(&set)?;
+    let session = args.session().await?;
+    let mut recorder = args.recorder()?;
+    let options = SrOptions { timeout: waiting.timeout, retry: waiting.retry, pace: args.pace(), multi };
+    let exchanged = session.sr_with(packets, &options, &mut |event| recorder.handle(event)).await;
+    let reports = session.reports().await;
+    session.close().await;
+    let exchanged = exchanged?;
+    recorder.finish()?;
+    Ok((exchanged, reports))
+}
+
+fn code(exchanged: &Exchanged) -> u8 {
+    if exchanged.answered.is_empty() { exit::TIMED_OUT } else { exit::SUCCESS }
+}
+
+fn told(exchanged: &Exchanged) {
+    // Nothing is left to complain to when stderr is gone.
+    let _ = writeln!(io::stderr().lock(), ";; {}", exchanged.account);
+}
+
+fn lines(exchanged: &Exchanged) -> String {
+    let mut text = String::new();
+    for Pair { request, reply, rtt, .. } in &exchanged.answered {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{} ==> {}  {:.3} ms", request.summary(), reply.packet.summary(), milliseconds(*rtt));
+    }
+    for request in &exchanged.unanswered {
+        let _ = writeln!(text, "{} ==> no answer", request.summary());
+    }
+    text
+}
+
+fn all(exchanged: &Exchanged, reports: &[Report]) -> Result<Value, Error> {
+    let pair = |pair: &Pair| {
+        Ok::<_, Error>(json!({
+            "number": pair.number,
+            "sent": pair.sent.as_secs_f64(),
+            "request": pair.request.to_json()?,
+            "reply": reply(&pair.reply)?,
+            "rtt_ms": milliseconds(pair.rtt),
+        }))
+    };
+    Ok(json!({
+        "answered": exchanged.answered.iter().map(pair).collect::<Result<Vec<_>, _>>()?,
+        "unanswered": exchanged.unanswered.iter().map(Packet::to_json).collect::<Result<Vec<_>, _>>()?,
+        "unmatched": exchanged.unmatched.iter().map(reply).collect::<Result<Vec<_>, _>>()?,
+        "account": exchanged.account,
+        "mechanism": reports,
+    }))
+}
+
+fn reply(reply: &Reply) -> Result<Value, Error> {
+    let mut object = reply.packet.to_json()?;
+    object["time"] = json!(reply.time.as_secs_f64());
+    object["interface"] = json!(reply.interface);
+    object["reason"] = json!(reply.reason.name());
+    Ok(object)
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
