@@ -24,7 +24,7 @@ use crate::{
     driver::{Outgoing, Received},
     engine::Pacer,
     error::{Error, Result},
-    layer::{Kind, Mac, Packet},
+    layer::{Arp, Ether, Kind, Mac, Packet},
     packet::{Checksum, Transport},
 };
 use crafter_common::reason::Reason;
@@ -120,6 +120,14 @@ impl fmt::Display for What {
             Self::Suppressed { .. } => f.write_str("kernel ICMP port unreachable suppressed"),
         }
     }
+}
+
+/// A packet that is to go out.
+struct Outlined {
+    packet: Packet,
+    outline: Outline,
+    /// The way that its destination asks for; `None` where it names no destination.
+    route: Option<Result<Arc<Route>>>,
 }
 
 /// A packet on its way out.
@@ -308,11 +316,11 @@ impl<'a> Exchange<'a> {
         let mut outlined = Vec::with_capacity(chunk.len());
         for mut packet in chunk {
             let outline = fill::outline(&mut packet)?;
-            outlined.push((packet, outline, None));
+            outlined.push(Outlined { packet, outline, route: None });
         }
         self.find_routes(&mut outlined).await;
         let mut ready = Vec::with_capacity(outlined.len());
-        for (mut packet, outline, route) in outlined {
+        for Outlined { mut packet, outline, route } in outlined {
             self.result.account.requests += 1;
             let route = match route.transpose() {
                 Ok(route) => route,
@@ -349,12 +357,12 @@ impl<'a> Exchange<'a> {
     }
 
     /// Asks for all ways at once: a next hop that does not answer takes seconds.
-    async fn find_routes(&self, outlined: &mut [(Packet, Outline, Option<Result<Arc<Route>>>)]) {
+    async fn find_routes(&self, outlined: &mut [Outlined]) {
         let links = &*self.links;
-        let routes = outlined.iter().map(|(packet, outline, _)| async move {
+        let routes = outlined.iter().map(|Outlined { packet, outline, .. }| async move {
             let destination = outline.destination?;
-            let is_arp = packet.get::<crate::layer::Arp>().is_some();
-            let has_hop = packet.get::<crate::layer::Ether>().is_some_and(|ether| ether.dst.is_some());
+            let is_arp = packet.get::<Arp>().is_some();
+            let has_hop = packet.get::<Ether>().is_some_and(|ether| ether.dst.is_some());
             if outline.frame && (is_arp || has_hop) {
                 // The next hop is the packet's own business.
                 return links.link_towards(destination).await.transpose();
@@ -362,8 +370,8 @@ impl<'a> Exchange<'a> {
             Some(links.route(destination, outline.source).await)
         });
         let found = join_all(routes).await;
-        for (entry, route) in outlined.iter_mut().zip(found) {
-            entry.2 = route;
+        for (packet, route) in outlined.iter_mut().zip(found) {
+            packet.route = route;
         }
     }
 
