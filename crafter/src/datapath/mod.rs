@@ -4,6 +4,7 @@ pub mod address;
 mod clsact;
 pub(crate) mod failure;
 pub mod features;
+pub mod frames;
 mod holder;
 pub mod interface;
 pub mod maps;

@@ -362,7 +362,7 @@ fn open(path: Path, ifindex: u32, loopback: bool) -> io::Result<Socket> {
 
 /// `sockaddr_ll` with protocol 0: the socket hooks into no receive path, and packet_parse_headers() takes the
 /// protocol of each packet from its Ethernet header.
-fn link_address(ifindex: u32) -> SockAddr {
+pub(super) fn link_address(ifindex: u32) -> SockAddr {
     let mut storage = SockAddrStorage::zeroed();
     // SAFETY: sockaddr_ll is a socket address type, which sockaddr_storage has room and alignment for, and any
     // bit pattern is a valid one.

@@ -3,6 +3,7 @@
 //! A namespace lives as long as the threads in it, so a test that dies leaves nothing behind.
 
 mod features;
+mod frames;
 mod reserve;
 mod route;
 mod tx;

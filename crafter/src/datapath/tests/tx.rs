@@ -62,7 +62,7 @@ fn sum(bytes: &[u8]) -> u16 {
 }
 
 /// An AF_PACKET socket that sees all frames of the namespace, in and out.
-fn tap() -> Socket {
+pub(super) fn tap() -> Socket {
     let all = (libc::ETH_P_ALL as u16).to_be();
     let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(i32::from(all)))).unwrap();
     socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
@@ -71,7 +71,7 @@ fn tap() -> Socket {
 }
 
 /// The frames that a tap caught with `part` in them.
-fn caught(tap: &Socket, part: &[u8]) -> Vec<Vec<u8>> {
+pub(super) fn caught(tap: &Socket, part: &[u8]) -> Vec<Vec<u8>> {
     let mut frames = Vec::new();
     let mut buffer = [0; 2048];
     while let Ok(length) = (&mut &*tap).read(&mut buffer) {
@@ -196,7 +196,7 @@ fn tun_gets_bare_ip_packets() {
 }
 
 /// A tun device without packet information, as long as the file is open.
-fn tun(name: &str) -> File {
+pub(super) fn tun(name: &str) -> File {
     let file = File::options().read(true).write(true).open("/dev/net/tun").unwrap();
     // SAFETY: ifreq is plain data, for which all zeroes is a valid value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
