@@ -23,7 +23,7 @@ struct Tool {
     purpose: &'static str,
 }
 
-const TOOLS: [Tool; 10] = [
+const TOOLS: [Tool; 12] = [
     tool("cc", "build-essential", "links every Rust program"),
     tool("curl", "curl", "peer of the tests and the benchmark"),
     tool("dnsmasq", "dnsmasq-base", "DNS server of the tests"),
@@ -31,8 +31,10 @@ const TOOLS: [Tool; 10] = [
     tool("ip", "iproute2", "sets up the tests' networks"),
     tool("iptables", "iptables", "shows that no rule is needed"),
     tool("nginx", "nginx-light", "web server of the tests"),
+    tool("pcap-config", "libpcap-dev", "library of capture filters"),
     tool("ps", "procps", "watches the tests' processes"),
     tool("tcpdump", "tcpdump", "judges what is on the wire"),
+    tool("trafgen", "netsniff-ng", "peer of the benchmark"),
     tool("tshark", "tshark", "judges what is on the wire"),
 ];
 

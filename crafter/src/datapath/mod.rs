@@ -15,6 +15,7 @@ pub mod reserve;
 pub mod ring;
 pub mod route;
 pub mod running;
+pub mod tap;
 #[cfg(test)]
 mod tests;
 pub mod tx;

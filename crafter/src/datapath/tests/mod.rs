@@ -6,6 +6,7 @@ mod features;
 mod frames;
 mod reserve;
 mod route;
+mod tap;
 mod tx;
 
 use std::{

@@ -1,0 +1,321 @@
+//! Looking on: packets of an interface as libpcap captures them, by filters as tcpdump knows them.
+//!
+//! A tap takes nothing away from anybody, and takes no eBPF. It sees what reaches the kernel's stack and what leaves
+//! it. **Not seen** are packets that an XDP program consumes, crafter's own among them: what comes to an owned port of
+//! an interface where crafter runs as native XDP is in the lease, not here. Nor are frames that left by
+//! [`Way::Direct`](super::frames::Way).
+
+use std::{fmt, io, time::Duration};
+
+use pcap::{Active, Capture, Direction as PcapDirection, Linktype, Precision};
+use tokio::io::unix::AsyncFd;
+
+use super::{interface, watch};
+use crate::{
+    capture::Captured,
+    error::{Error, Result},
+    layer::Kind,
+};
+
+/// What to capture, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TapOptions {
+    /// A filter expression, pcap-filter(7). All packets without one.
+    pub filter: Option<String>,
+    /// Frames for other stations, too, where the network brings them.
+    pub promiscuous: bool,
+    /// Bytes of a packet that are kept, 1 to 262,144; packets come cut to that.
+    pub snaplen: u32,
+    /// Which way packets go.
+    pub direction: Direction,
+    /// Bytes of the ring that the kernel fills, 64 KiB to 1 GiB.
+    pub buffer: u32,
+    /// How long the kernel may gather packets before it wakes this process, which costs less per packet and makes
+    /// more of the ring. Zero: each packet wakes it at once.
+    pub gather: Duration,
+}
+
+impl Default for TapOptions {
+    fn default() -> Self {
+        Self {
+            filter: None,
+            promiscuous: false,
+            snaplen: MAXIMUM_SNAPLEN,
+            direction: Direction::Both,
+            buffer: 8 << 20,
+            gather: Duration::ZERO,
+        }
+    }
+}
+
+/// The largest packet that libpcap captures (`MAXIMUM_SNAPLEN`).
+const MAXIMUM_SNAPLEN: u32 = 262_144;
+
+/// Which packets, as seen from this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Direction {
+    /// All.
+    #[default]
+    Both,
+    /// Those that came.
+    In,
+    /// Those that left.
+    Out,
+}
+
+/// What packets of a link begin with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Link {
+    /// An Ethernet header.
+    Ethernet,
+    /// An IP header (tun, wireguard).
+    Ip,
+    /// Something else: `DLT_` of libpcap.
+    Other(i32),
+}
+
+impl Link {
+    fn of(datalink: Linktype) -> Self {
+        /// `DLT_RAW` of Linux; `LINKTYPE_RAW` is what files call it.
+        const DLT_RAW: i32 = 12;
+        match datalink {
+            Linktype::ETHERNET => Self::Ethernet,
+            Linktype(DLT_RAW) | Linktype::RAW | Linktype::IPV4 | Linktype::IPV6 => Self::Ip,
+            Linktype(other) => Self::Other(other),
+        }
+    }
+
+    /// The first layer of a packet of such a link.
+    pub fn first(self, bytes: &[u8]) -> Kind {
+        match self {
+            Self::Ethernet => Kind::Ether,
+            Self::Ip => Kind::of_ip(bytes),
+            Self::Other(_) => Kind::Raw,
+        }
+    }
+}
+
+/// What the kernel has counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TapStats {
+    /// Packets that passed the filter, dropped ones included.
+    pub received: u64,
+    /// Packets of these that found no room, as nobody fetched others fast enough.
+    pub dropped: u64,
+}
+
+/// An open capture on one interface.
+///
+/// ```no_run
+/// # async fn look() -> crafter::Result<()> {
+/// use crafter::datapath::tap::{Tap, TapOptions};
+///
+/// let options = TapOptions { filter: Some("arp or icmp6".to_owned()), ..TapOptions::default() };
+/// let mut tap = Tap::open("eth0", &options).await?;
+/// println!("{}", tap.next().await?.packet().summary());
+/// # Ok(()) }
+/// ```
+pub struct Tap {
+    capture: AsyncFd<Capture<Active>>,
+    interface: String,
+    link: Link,
+    snaplen: usize,
+    total: TapStats,
+    /// What libpcap counted when it was asked last, in 32 bits.
+    last: (u32, u32),
+}
+
+impl Tap {
+    /// Begins to capture: packets from now on are seen.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a filter, with libpcap's words, and for options out of range;
+    /// [`Error::UnknownInterface`], [`Error::Permission`] (`CAP_NET_RAW`), [`Error::Io`] if the interface is down.
+    pub async fn open(interface: &str, options: &TapOptions) -> Result<Self> {
+        options.check()?;
+        let link = interface::interface(interface).await?;
+        let action = || format!("capture on {interface}");
+        if !link.up {
+            return Err(Error::Io { action: action(), source: io::Error::from_raw_os_error(libc::ENETDOWN) });
+        }
+        let failed = |error: pcap::Error| {
+            let words = words(error);
+            // libpcap says which errno it was in words only.
+            let denied = ["CAP_NET_RAW", "permitted", "permission"].iter().any(|part| words.contains(part));
+            let source = if denied { io::Error::from_raw_os_error(libc::EPERM) } else { io::Error::other(words) };
+            Error::io(action(), "CAP_NET_RAW", source)
+        };
+        // Until the filter is in the kernel, libpcap applies it to what was captured: to packets that are cut already
+        // it would say no (pcap_handle_packet_mmap()). With a filter they are cut here.
+        let mut capture = Capture::from_device(interface)
+            .map_err(failed)?
+            .precision(Precision::Nano)
+            .promisc(options.promiscuous)
+            .snaplen(if options.filter.is_some() { MAXIMUM_SNAPLEN } else { options.snaplen } as i32)
+            .buffer_size(options.buffer as i32)
+            .immediate_mode(options.gather.is_zero())
+            .timeout(options.gather.as_millis().clamp(1, 1000) as i32)
+            .open()
+            .and_then(Capture::setnonblock)
+            .map_err(failed)?;
+        if let Some(filter) = &options.filter {
+            capture.filter(filter, true).map_err(refused)?;
+        }
+        match options.direction {
+            Direction::Both => {}
+            Direction::In => capture.direction(PcapDirection::In).map_err(failed)?,
+            Direction::Out => capture.direction(PcapDirection::Out).map_err(failed)?,
+        }
+        Ok(Self {
+            link: Link::of(capture.get_datalink()),
+            capture: watch(capture, "a capture")?,
+            interface: interface.to_owned(),
+            snaplen: options.snaplen as usize,
+            total: TapStats::default(),
+            last: (0, 0),
+        })
+    }
+
+    /// The interface.
+    pub fn interface(&self) -> &str {
+        &self.interface
+    }
+
+    /// What its packets begin with.
+    pub fn link(&self) -> Link {
+        self.link
+    }
+
+    /// The next packet, with the time that the kernel gave it in nanoseconds; a VLAN tag that the kernel had taken
+    /// out of the frame is in it again. Dropping the future loses no packet.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the interface is gone. One that goes down is waited for.
+    pub async fn next(&mut self) -> Result<Captured> {
+        loop {
+            let ready = self.capture.readable_mut().await;
+            let mut guard = ready.map_err(|source| Error::Io { action: "wait for packets".to_owned(), source })?;
+            if let Some(captured) = read(guard.get_inner_mut(), &self.interface, self.link, self.snaplen)? {
+                return Ok(captured);
+            }
+            guard.clear_ready();
+        }
+    }
+
+    /// A packet that waits, if there is one.
+    ///
+    /// # Errors
+    /// As [`Tap::next`].
+    pub fn try_next(&mut self) -> Result<Option<Captured>> {
+        read(self.capture.get_mut(), &self.interface, self.link, self.snaplen)
+    }
+
+    /// What the kernel has counted since the capture began.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it does not say.
+    pub fn stats(&mut self) -> Result<TapStats> {
+        let stats = self.capture.get_mut().stats().map_err(|error| failed(&self.interface, error))?;
+        self.total.received += u64::from(stats.received.wrapping_sub(self.last.0));
+        self.total.dropped += u64::from(stats.dropped.wrapping_sub(self.last.1));
+        self.last = (stats.received, stats.dropped);
+        Ok(self.total)
+    }
+}
+
+impl fmt::Debug for Tap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tap").field("interface", &self.interface).field("link", &self.link).finish_non_exhaustive()
+    }
+}
+
+impl TapOptions {
+    /// Whether the options make sense. Needs no privilege.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`].
+    pub fn check(&self) -> Result<()> {
+        if !(1..=MAXIMUM_SNAPLEN).contains(&self.snaplen) {
+            let reason = format!("{} bytes: 1 to {MAXIMUM_SNAPLEN} are possible", self.snaplen);
+            return Err(Error::invalid("snaplen", reason));
+        }
+        if !(1 << 16..=1 << 30).contains(&self.buffer) {
+            let reason = format!("{} bytes: 64 KiB to 1 GiB are possible", self.buffer);
+            return Err(Error::invalid("capture buffer", reason));
+        }
+        match &self.filter {
+            Some(filter) => check_filter(filter, Link::Ethernet),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Checks a filter expression for links of a kind, without any privilege. Names of hosts in it are looked up.
+///
+/// # Errors
+/// [`Error::Invalid`] with libpcap's words.
+pub fn check_filter(filter: &str, link: Link) -> Result<()> {
+    let datalink = match link {
+        Link::Ethernet => Linktype::ETHERNET,
+        Link::Ip => Linktype::RAW,
+        Link::Other(other) => Linktype(other),
+    };
+    let nowhere = Capture::dead(datalink).map_err(refused)?;
+    match nowhere.compile(filter, true) {
+        Ok(_) => Ok(()),
+        // `inbound`, `ifindex` and the like need a capture that is live; what is on no Ethernet may be on a tun.
+        Err(pcap::Error::PcapError(words)) if words.contains("not supported on") => Ok(()),
+        Err(error) => Err(refused(error)),
+    }
+}
+
+fn read(capture: &mut Capture<Active>, interface: &str, link: Link, snaplen: usize) -> Result<Option<Captured>> {
+    match capture.next_packet() {
+        Ok(packet) => {
+            let since = |seconds: libc::time_t, nanos| Duration::new(seconds as u64, nanos as u32);
+            Ok(Some(Captured {
+                time: Some(since(packet.header.ts.tv_sec, packet.header.ts.tv_usec)),
+                first: link.first(packet.data),
+                original_length: packet.header.len,
+                bytes: packet.data[..packet.data.len().min(snaplen)].to_vec(),
+                interface: Some(interface.to_owned()),
+            }))
+        }
+        Err(pcap::Error::TimeoutExpired | pcap::Error::NoMorePackets) => Ok(None),
+        Err(error) => Err(failed(interface, error)),
+    }
+}
+
+fn failed(interface: &str, error: pcap::Error) -> Error {
+    Error::Io { action: format!("capture on {interface}"), source: io::Error::other(words(error)) }
+}
+
+fn refused(error: pcap::Error) -> Error {
+    Error::invalid("filter", words(error))
+}
+
+fn words(error: pcap::Error) -> String {
+    match error {
+        pcap::Error::PcapError(words) => words,
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_are_checked_in_libpcaps_words() {
+        for good in ["", "tcp port 80", "icmp6 and ip6[40] == 1", "vlan 5 and arp", "inbound", "host 192.0.2.1"] {
+            check_filter(good, Link::Ethernet).unwrap_or_else(|error| panic!("{good}: {error}"));
+        }
+        for (bad, part) in [("tcp port", "syntax error"), ("tcp prot 80", "syntax error"), ("port 65536", "65536")] {
+            let error = check_filter(bad, Link::Ethernet).unwrap_err();
+            assert!(matches!(&error, Error::Invalid { what, reason } if what == "filter" && reason.contains(part)));
+        }
+        assert!(check_filter("a\0b", Link::Ip).is_err());
+        assert!(TapOptions { snaplen: 0, ..TapOptions::default() }.check().is_err());
+        assert!(TapOptions { buffer: u32::MAX, ..TapOptions::default() }.check().is_err());
+    }
+}
