@@ -12,9 +12,8 @@ use tokio::io::unix::AsyncFd;
 
 use super::{interface, watch};
 use crate::{
-    capture::Captured,
+    capture::{Captured, Direction, Link},
     error::{Error, Result},
-    layer::Kind,
 };
 
 /// What to capture, and how.
@@ -26,8 +25,8 @@ pub struct TapOptions {
     pub promiscuous: bool,
     /// Bytes of a packet that are kept, 1 to 262,144; packets come cut to that.
     pub snaplen: u32,
-    /// Which way packets go.
-    pub direction: Direction,
+    /// Only packets that came, or only those that left, as seen from this host.
+    pub direction: Option<Direction>,
     /// Bytes of the ring that the kernel fills, 64 KiB to 1 GiB.
     pub buffer: u32,
     /// How long the kernel may gather packets before it wakes this process, which costs less per packet and makes
@@ -41,7 +40,7 @@ impl Default for TapOptions {
             filter: None,
             promiscuous: false,
             snaplen: MAXIMUM_SNAPLEN,
-            direction: Direction::Both,
+            direction: None,
             buffer: 8 << 20,
             gather: Duration::ZERO,
         }
@@ -51,47 +50,12 @@ impl Default for TapOptions {
 /// The largest packet that libpcap captures (`MAXIMUM_SNAPLEN`).
 const MAXIMUM_SNAPLEN: u32 = 262_144;
 
-/// Which packets, as seen from this host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Direction {
-    /// All.
-    #[default]
-    Both,
-    /// Those that came.
-    In,
-    /// Those that left.
-    Out,
-}
-
-/// What packets of a link begin with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Link {
-    /// An Ethernet header.
-    Ethernet,
-    /// An IP header (tun, wireguard).
-    Ip,
-    /// Something else: `DLT_` of libpcap.
-    Other(i32),
-}
-
-impl Link {
-    fn of(datalink: Linktype) -> Self {
-        /// `DLT_RAW` of Linux; `LINKTYPE_RAW` is what files call it.
-        const DLT_RAW: i32 = 12;
-        match datalink {
-            Linktype::ETHERNET => Self::Ethernet,
-            Linktype(DLT_RAW) | Linktype::RAW | Linktype::IPV4 | Linktype::IPV6 => Self::Ip,
-            Linktype(other) => Self::Other(other),
-        }
-    }
-
-    /// The first layer of a packet of such a link.
-    pub fn first(self, bytes: &[u8]) -> Kind {
-        match self {
-            Self::Ethernet => Kind::Ether,
-            Self::Ip => Kind::of_ip(bytes),
-            Self::Other(_) => Kind::Raw,
-        }
+/// What files call the link type: only for bare IP the kernel's number is another one (`DLT_RAW`).
+fn link_of(datalink: Linktype) -> Link {
+    const DLT_RAW: i32 = 12;
+    match datalink {
+        Linktype(DLT_RAW) => Link::RAW,
+        Linktype(other) => u32::try_from(other).map_or(Link::UNKNOWN, Link),
     }
 }
 
@@ -162,12 +126,12 @@ impl Tap {
             capture.filter(filter, true).map_err(refused)?;
         }
         match options.direction {
-            Direction::Both => {}
-            Direction::In => capture.direction(PcapDirection::In).map_err(failed)?,
-            Direction::Out => capture.direction(PcapDirection::Out).map_err(failed)?,
+            None => {}
+            Some(Direction::In) => capture.direction(PcapDirection::In).map_err(failed)?,
+            Some(Direction::Out) => capture.direction(PcapDirection::Out).map_err(failed)?,
         }
         Ok(Self {
-            link: Link::of(capture.get_datalink()),
+            link: link_of(capture.get_datalink()),
             capture: watch(capture, "a capture")?,
             interface: interface.to_owned(),
             snaplen: options.snaplen as usize,
@@ -244,7 +208,7 @@ impl TapOptions {
             return Err(Error::invalid("capture buffer", reason));
         }
         match &self.filter {
-            Some(filter) => check_filter(filter, Link::Ethernet),
+            Some(filter) => check_filter(filter, Link::ETHERNET),
             None => Ok(()),
         }
     }
@@ -255,11 +219,7 @@ impl TapOptions {
 /// # Errors
 /// [`Error::Invalid`] with libpcap's words.
 pub fn check_filter(filter: &str, link: Link) -> Result<()> {
-    let datalink = match link {
-        Link::Ethernet => Linktype::ETHERNET,
-        Link::Ip => Linktype::RAW,
-        Link::Other(other) => Linktype(other),
-    };
+    let datalink = Linktype(i32::try_from(link.0).unwrap_or_default());
     let nowhere = Capture::dead(datalink).map_err(refused)?;
     match nowhere.compile(filter, true) {
         Ok(_) => Ok(()),
@@ -276,9 +236,12 @@ fn read(capture: &mut Capture<Active>, interface: &str, link: Link, snaplen: usi
             Ok(Some(Captured {
                 time: Some(since(packet.header.ts.tv_sec, packet.header.ts.tv_usec)),
                 first: link.first(packet.data),
+                link,
                 original_length: packet.header.len,
                 bytes: packet.data[..packet.data.len().min(snaplen)].to_vec(),
                 interface: Some(interface.to_owned()),
+                comment: None,
+                direction: None,
             }))
         }
         Err(pcap::Error::TimeoutExpired | pcap::Error::NoMorePackets) => Ok(None),
@@ -308,13 +271,13 @@ mod tests {
     #[test]
     fn filters_are_checked_in_libpcaps_words() {
         for good in ["", "tcp port 80", "icmp6 and ip6[40] == 1", "vlan 5 and arp", "inbound", "host 192.0.2.1"] {
-            check_filter(good, Link::Ethernet).unwrap_or_else(|error| panic!("{good}: {error}"));
+            check_filter(good, Link::ETHERNET).unwrap_or_else(|error| panic!("{good}: {error}"));
         }
         for (bad, part) in [("tcp port", "syntax error"), ("tcp prot 80", "syntax error"), ("port 65536", "65536")] {
-            let error = check_filter(bad, Link::Ethernet).unwrap_err();
+            let error = check_filter(bad, Link::ETHERNET).unwrap_err();
             assert!(matches!(&error, Error::Invalid { what, reason } if what == "filter" && reason.contains(part)));
         }
-        assert!(check_filter("a\0b", Link::Ip).is_err());
+        assert!(check_filter("a\0b", Link::RAW).is_err());
         assert!(TapOptions { snaplen: 0, ..TapOptions::default() }.check().is_err());
         assert!(TapOptions { buffer: u32::MAX, ..TapOptions::default() }.check().is_err());
     }

@@ -3,12 +3,12 @@ use std::io::Write;
 use super::{
     super::{
         frames::{FrameSender, Way},
-        tap::{Direction, Link, Tap, TapOptions},
+        tap::{Tap, TapOptions},
     },
     *,
 };
 use crate::{
-    capture::Captured,
+    capture::{Captured, Direction, Link},
     error::Error,
     layer::{Dot1Q, Ether, Ip, Kind, Packet, Udp},
 };
@@ -44,7 +44,7 @@ fn now() -> Duration {
 fn filtered_packets_come_whole_at_once_and_with_their_time() {
     pair(|_peer| async move {
         let mut tap = Tap::open("v0", &options("udp dst port 5001 or udp dst port 5003")).await.unwrap();
-        assert_eq!((tap.interface(), tap.link()), ("v0", Link::Ethernet));
+        assert_eq!((tap.interface(), tap.link()), ("v0", Link::ETHERNET));
         assert!(tap.try_next().unwrap().is_none());
         let before = now();
         send("v0", (5000..5004).map(frame)).await;
@@ -73,7 +73,7 @@ fn filtered_packets_come_whole_at_once_and_with_their_time() {
 #[test]
 fn vlan_tags_are_back_in_the_frame() {
     pair(|peer| async move {
-        let with = |direction| TapOptions { direction, ..options("vlan 5") };
+        let with = |direction| TapOptions { direction: Some(direction), ..options("vlan 5") };
         let mut left = Tap::open("v0", &with(Direction::Out)).await.unwrap();
         let mut came = Tap::open("v0", &with(Direction::In)).await.unwrap();
         let tagged = || {
@@ -93,7 +93,8 @@ fn vlan_tags_are_back_in_the_frame() {
 #[test]
 fn directions_lengths_and_gathering() {
     pair(|peer| async move {
-        let with = |direction, snaplen| TapOptions { direction, snaplen, ..options("udp and dst port 5000") };
+        let with =
+            |direction, snaplen| TapOptions { direction: Some(direction), snaplen, ..options("udp and dst port 5000") };
         let mut out = Tap::open("v0", &with(Direction::Out, 20)).await.unwrap();
         let mut incoming = Tap::open("v0", &with(Direction::In, 262_144)).await.unwrap();
         let gather = TapOptions { gather: Duration::from_millis(10), ..options("udp and dst port 5000") };
@@ -131,7 +132,7 @@ fn bare_ip_packets_of_a_tun() {
         let mut tun = tx::tun("t0");
         configure("t0", HERE).await;
         let mut tap = Tap::open("t0", &options("udp port 5000")).await.unwrap();
-        assert_eq!(tap.link(), Link::Ip);
+        assert_eq!(tap.link(), Link::RAW);
         let packet = Ip::to(HERE[0]).src(THERE[0]) / Udp::to(5000) / "in";
         tun.write_all(&packet.build().unwrap()).unwrap();
         let captured = next(&mut tap).await;
