@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod by_hand;
 pub mod dns;
+pub mod drop;
 pub mod frame;
 pub mod holder;
 pub mod judge;

@@ -6,7 +6,9 @@
 
 mod download;
 mod handshake;
+mod layers;
 mod memory;
+mod send;
 mod table;
 mod verdict;
 
@@ -18,13 +20,15 @@ use table::Row;
 /// A comparison: its name on the command line, and what measures it.
 type Bench = (&'static str, fn() -> Result<Vec<Row>>);
 
-const BENCHES: [Bench; 5] = [
+const BENCHES: [Bench; 7] = [
     // First: the high-water mark of children is what it reads.
     ("memory", memory::measure),
     ("handshake", handshake::measure),
     ("download", download::measure),
     ("verdict", verdict::measure),
     ("bystander", download::bystander),
+    ("layers", layers::measure),
+    ("send", send::measure),
 ];
 
 fn main() -> ExitCode {
