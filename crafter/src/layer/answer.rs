@@ -7,8 +7,8 @@ use crate::error::Result;
 
 impl Packet {
     /// Whether this packet, as received, answers `request`, as sent: by addresses, ports, sequence numbers,
-    /// identifiers and questions, or as the ICMP error that quotes it. Ethernet and VLAN headers around do
-    /// not count. Unset fields of the request count with their defaults; [`resolved`](Self::resolved) gives
+    /// identifiers and questions, or as the ICMP error that quotes it. Ethernet, VLAN and MPLS headers
+    /// around do not count. Unset fields of the request count with their defaults; [`resolved`](Self::resolved) gives
     /// it the computed ones too.
     ///
     /// What was sent to many may be answered by anybody: broadcast and multicast addresses of IP, questions of ARP and
@@ -32,9 +32,11 @@ impl Packet {
     }
 }
 
-/// The layers behind Ethernet and VLAN headers.
+/// The layers behind Ethernet, VLAN and MPLS headers.
 pub(crate) fn behind_link(layers: &[AnyLayer]) -> &[AnyLayer] {
-    let is_link = |layer: &&AnyLayer| matches!(layer, AnyLayer::Ether(_) | AnyLayer::Dot1Q(_) | AnyLayer::Dot1AD(_));
+    let is_link = |layer: &&AnyLayer| {
+        matches!(layer, AnyLayer::Ether(_) | AnyLayer::Dot1Q(_) | AnyLayer::Dot1AD(_) | AnyLayer::Mpls(_))
+    };
     &layers[layers.iter().take_while(is_link).count()..]
 }
 
@@ -69,8 +71,11 @@ pub(crate) fn goes_back(
 /// Whether the layers that an ICMP error quotes are those that were sent, above IP. A quote may be cut short, but tells
 /// ports or identifiers at least (RFC 792, RFC 1812 4.3.2.3).
 pub(crate) fn quotes(quoted: &[AnyLayer], asked: &[AnyLayer]) -> bool {
-    let (Some(first), Some(request)) = (quoted.first(), asked.first()) else {
-        return quoted.is_empty() && asked.is_empty();
+    let told = |layer: &&AnyLayer| !matches!(layer, AnyLayer::Padding(_) | AnyLayer::IcmpExtensionHeader(_));
+    let (first, request) = match (quoted.first().filter(told), asked.first().filter(told)) {
+        (Some(first), Some(request)) => (first, request),
+        (None, None) => return true,
+        _ => return false,
     };
     let segment = |layer: &AnyLayer| match layer {
         AnyLayer::Tcp(tcp) => Some((worth!(tcp, Tcp, sport), worth!(tcp, Tcp, dport), worth!(tcp, Tcp, seq))),

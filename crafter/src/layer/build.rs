@@ -2,7 +2,7 @@
 
 use smallvec::SmallVec;
 
-use super::{AnyLayer, Packet, table::Misfit};
+use super::{AnyLayer, Packet, icmp_extension, table::Misfit};
 use crate::{
     error::Result,
     packet::checksum::{fold, sum},
@@ -31,13 +31,24 @@ impl Building<'_> {
     /// Length of the layer's own header, in bytes.
     #[inline(always)]
     pub fn header(&self) -> usize {
-        self.places.get(self.at + 1).copied().unwrap_or(self.bytes.len()) - self.places[self.at]
+        let next = self.places.get(self.at + 1).copied().unwrap_or(self.bytes.len());
+        // What fills a quote up belongs to no header.
+        next.min(self.end).saturating_sub(self.places[self.at])
     }
 
     /// Length of header and payload.
     #[inline(always)]
     pub fn length(&self) -> usize {
         self.end.saturating_sub(self.places[self.at])
+    }
+
+    /// Length of the quote of this ICMP error before its extensions, if it has some.
+    pub fn quote(&self) -> Option<usize> {
+        let extension = (self.at + 1..self.layers.len()).find(|at| {
+            matches!(self.layers[*at], AnyLayer::IcmpExtensionHeader(_))
+                && icmp_extension::extended(&self.layers[..*at]) == Some(self.at)
+        })?;
+        Some(self.places[extension] - self.places[self.at + 1])
     }
 
     /// The layer above.
@@ -119,7 +130,11 @@ impl Packet {
 #[inline]
 pub(crate) fn build(layers: &[AnyLayer], out: &mut Vec<u8>, places: &mut Places) -> Result<(), Misfit> {
     out.clear();
-    for layer in layers {
+    let mut quotes: SmallVec<[Quote; 1]> = SmallVec::new();
+    for (at, layer) in layers.iter().enumerate() {
+        if let AnyLayer::IcmpExtensionHeader(_) = layer {
+            quotes.extend(Quote::fill(layers, at, out, places));
+        }
         places.push(out.len());
         layer.write(out)?;
     }
@@ -133,6 +148,15 @@ pub(crate) fn build(layers: &[AnyLayer], out: &mut Vec<u8>, places: &mut Places)
                 end = places[at];
                 continue;
             }
+            AnyLayer::IcmpExtensionHeader(_) => {
+                layer.finish(&mut Building { bytes: out, layers, places, at, end })?;
+                if let Some(quote) = quotes.iter_mut().find(|quote| quote.extension == at) {
+                    // The quoted packet ends before what fills it up, the error behind its extensions.
+                    (quote.around, quote.behind_padding) = (end, behind_padding.take());
+                    end = quote.end;
+                }
+                continue;
+            }
             AnyLayer::Ether(_) => {
                 if let Some(all) = behind_padding.take() {
                     layer.finish(&mut Building { bytes: out, layers, places, at, end })?;
@@ -141,9 +165,38 @@ pub(crate) fn build(layers: &[AnyLayer], out: &mut Vec<u8>, places: &mut Places)
                 }
             }
             AnyLayer::Raw(_) => continue,
-            _ => {}
+            _ => {
+                if let Some(quote) = quotes.iter().find(|quote| quote.error == at) {
+                    (end, behind_padding) = (quote.around, quote.behind_padding);
+                }
+            }
         }
         layer.finish(&mut Building { bytes: out, layers, places, at, end })?;
     }
     Ok(())
+}
+
+/// A quoted packet with ICMP extensions behind it.
+struct Quote {
+    /// The error that quotes, and its extensions: layers.
+    error: usize,
+    extension: usize,
+    /// Where the quoted packet ends.
+    end: usize,
+    /// Where the error ends, and padding behind it, once known.
+    around: usize,
+    behind_padding: Option<usize>,
+}
+
+impl Quote {
+    /// The quote that the extensions at `extension` are behind, filled up to the length that it must have (RFC 4884, 4).
+    fn fill(layers: &[AnyLayer], extension: usize, out: &mut Vec<u8>, places: &Places) -> Option<Self> {
+        let error = icmp_extension::extended(&layers[..extension])?;
+        let end = out.len();
+        let start = places.get(error + 1).copied().unwrap_or(end);
+        if let Some(length) = icmp_extension::padded(&layers[error], end - start) {
+            out.resize(start + length, 0);
+        }
+        Some(Self { error, extension, end, around: 0, behind_padding: None })
+    }
 }

@@ -180,7 +180,8 @@ fn class_from(value: &Value) -> Result<u16, String> {
     }
 }
 
-fn fields<'a>(value: &'a Value, wanted: &str, known: &[&str]) -> Result<&'a [(String, Value)], String> {
+/// The fields of a record named `wanted`, which has those `known`.
+pub(crate) fn fields<'a>(value: &'a Value, wanted: &str, known: &[&str]) -> Result<&'a [(String, Value)], String> {
     match value {
         Value::Record(name, fields) if name == wanted => {
             let unknown = fields.iter().find(|(field, _)| !known.contains(&field.as_str()));
@@ -195,7 +196,8 @@ fn fields<'a>(value: &'a Value, wanted: &str, known: &[&str]) -> Result<&'a [(St
     }
 }
 
-fn field<'a>(fields: &'a [(String, Value)], name: &str) -> Option<&'a Value> {
+/// The value of a record's field, if it is set.
+pub(crate) fn field<'a>(fields: &'a [(String, Value)], name: &str) -> Option<&'a Value> {
     fields.iter().find(|(field, value)| field == name && *value != Value::None).map(|(_, value)| value)
 }
 

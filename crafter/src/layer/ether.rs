@@ -17,6 +17,7 @@ pub(crate) const ETHERTYPES: &[(u64, &str)] = &[
     (0x8100, "n_802_1Q"),
     (0x86dd, "IPv6"),
     (0x8847, "MPLS"),
+    (0x8848, "MPLS_MULTI"),
     (0x88a8, "n_802_1AD"),
     (0x9000, "LOOP"),
 ];
@@ -50,6 +51,7 @@ pub(crate) fn payload(ethertype: u16) -> Kind {
         0x6558 => Kind::Ether,
         0x8100 => Kind::Dot1Q,
         0x86dd => Kind::Ipv6,
+        0x8847 | 0x8848 => Kind::Mpls,
         0x88a8 => Kind::Dot1AD,
         _ => Kind::Raw,
     }
@@ -65,6 +67,7 @@ pub(crate) fn ethertype(next: Option<&AnyLayer>) -> u16 {
         Some(AnyLayer::Ether(_)) => 0x6558,
         Some(AnyLayer::Dot1Q(_)) => 0x8100,
         Some(AnyLayer::Ipv6(_)) => 0x86dd,
+        Some(AnyLayer::Mpls(_)) => 0x8847,
         Some(AnyLayer::Dot1AD(_)) => 0x88a8,
         _ => 0x9000,
     }

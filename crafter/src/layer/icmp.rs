@@ -5,6 +5,7 @@ use std::{fmt, net::Ipv4Addr};
 use super::{
     AnyLayer, Ip, Kind, Raw,
     build::Building,
+    icmp_extension,
     protocol::{Fixed, Parsed, Protocol, be16, be32},
     table::{Misfit, layer},
     value::Literal,
@@ -51,7 +52,8 @@ layer! {
         ptr: u8;
         /// Reserved (byte 4)
         reserved: u8;
-        /// Length of the quoted packet in words, where extensions follow (RFC 4884; byte 5)
+        /// Length of the quoted packet in words, where extensions follow (RFC 4884; byte 5); if unset, computed, and
+        /// the quote filled up to 128 bytes and a whole word
         length: u8;
         /// MTU of the next hop: fragmentation needed (RFC 1191; bytes 6 and 7)
         nexthopmtu: u16;
@@ -108,6 +110,11 @@ impl Icmp {
         matches!(self.number(), 3 | 4 | 5 | 11 | 12)
     }
 
+    /// Whether it tells the length of its quote, so that extensions can follow (RFC 4884, 4).
+    pub(crate) fn tells_length(&self) -> bool {
+        matches!(self.number(), 3 | 11 | 12)
+    }
+
     /// Bytes of the header for its type.
     fn header(number: u8) -> usize {
         match number {
@@ -143,9 +150,8 @@ impl Protocol for Icmp {
         }
         let mut end = bytes.len();
         let next = if layer.is_error() { Kind::Ip } else { Kind::Raw };
-        if let Some(words @ 1..) = layer.length {
-            // Behind the quote follow extensions (RFC 4884, 7).
-            end = end.min(header + usize::from(words) * 4);
+        if layer.tells_length() {
+            end = header + icmp_extension::quote_end(&bytes[header..], layer.length, 4);
         }
         Some(Parsed { layer, header, end, next })
     }
@@ -182,6 +188,12 @@ impl Protocol for Icmp {
     }
 
     fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
+        if self.length.is_none()
+            && self.tells_length()
+            && let Some(quote) = packet.quote()
+        {
+            packet.bytes()[5] = u8::try_from(quote / 4).map_err(|_| Misfit { layer: "ICMP", field: "length", bits: 8 })?;
+        }
         if self.chksum.is_none()
             && let Some(value) = packet.checksum(None)
         {

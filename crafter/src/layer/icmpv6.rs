@@ -5,6 +5,7 @@ use std::fmt;
 use super::{
     AnyLayer, Kind,
     build::Building,
+    icmp_extension,
     protocol::{Fixed, Parsed, Protocol},
     table::{Misfit, layer},
 };
@@ -28,8 +29,9 @@ layer! {
         code: u8, 8, (0);
         /// Checksum over pseudo-header, header and payload
         cksum: u16, 16, computed;
-        /// Length of the quoted packet in units of 8 bytes, where extensions follow (RFC 4884)
-        length: u8, 8, (0);
+        /// Length of the quoted packet in units of 8 bytes, where extensions follow (RFC 4884); if unset, computed, and
+        /// the quote filled up to 128 bytes and a whole unit
+        length: u8, 8, computed;
         /// Unused
         unused: u32, 24, (0);
     }
@@ -60,8 +62,9 @@ layer! {
         code: u8, 8, (0);
         /// Checksum over pseudo-header, header and payload
         cksum: u16, 16, computed;
-        /// Length of the quoted packet in units of 8 bytes, where extensions follow (RFC 4884)
-        length: u8, 8, (0);
+        /// Length of the quoted packet in units of 8 bytes, where extensions follow (RFC 4884); if unset, computed, and
+        /// the quote filled up to 128 bytes and a whole unit
+        length: u8, 8, computed;
         /// Unused
         unused: u32, 24, (0);
     }
@@ -229,14 +232,11 @@ icmpv6_message! {
 }
 
 macro_rules! error_with_length {
-    ($($layer:ident: $summary:literal),*) => {$(
+    ($($layer:ident, $name:literal: $summary:literal),*) => {$(
         impl Protocol for $layer {
             fn parse(bytes: &[u8], _: &[AnyLayer]) -> Option<Parsed<Self>> {
                 let layer = Self::get_fixed(bytes)?;
-                let end = match layer.length {
-                    Some(units @ 1..) => bytes.len().min(Self::FIXED + usize::from(units) * 8),
-                    _ => bytes.len(),
-                };
+                let end = Self::FIXED + icmp_extension::quote_end(&bytes[Self::FIXED..], layer.length, 8);
                 Some(Parsed { layer, header: Self::FIXED, end, next: Kind::Ipv6 })
             }
 
@@ -245,6 +245,12 @@ macro_rules! error_with_length {
             }
 
             fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
+                if self.length.is_none()
+                    && let Some(quote) = packet.quote()
+                {
+                    let misfit = Misfit { layer: $name, field: "length", bits: 8 };
+                    packet.bytes()[4] = u8::try_from(quote / 8).map_err(|_| misfit)?;
+                }
                 if self.cksum.is_none()
                     && let Some(value) = packet.checksum(Some(ip::ICMPV6))
                 {
@@ -264,7 +270,10 @@ macro_rules! error_with_length {
     )*};
 }
 
-error_with_length!(Icmpv6DestUnreach: "ICMPv6 destination unreachable", Icmpv6TimeExceeded: "ICMPv6 time exceeded");
+error_with_length!(
+    Icmpv6DestUnreach, "ICMPv6DestUnreach": "ICMPv6 destination unreachable",
+    Icmpv6TimeExceeded, "ICMPv6TimeExceeded": "ICMPv6 time exceeded"
+);
 
 impl Icmpv6PacketTooBig {
     fn details(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -34,6 +34,7 @@ pub(crate) const PROTOCOLS: &[(u64, &str)] = &[
     (60, "ipv6_opts"),
     (89, "ospf"),
     (132, "sctp"),
+    (137, "mpls_in_ip"),
 ];
 
 /// The three flags of an IPv4 header.
@@ -158,6 +159,7 @@ pub(crate) fn payload(protocol: u8, bytes: &[u8]) -> Kind {
         47 => Kind::Gre,
         58 => super::icmpv6::message(bytes),
         60 => Kind::Ipv6Destination,
+        137 => Kind::Mpls,
         _ => Kind::Raw,
     }
 }
@@ -176,6 +178,7 @@ pub(crate) fn protocol(next: Option<&AnyLayer>) -> Option<u8> {
         AnyLayer::Ipv6Fragment(_) => 44,
         AnyLayer::Gre(_) => 47,
         AnyLayer::Ipv6Destination(_) => 60,
+        AnyLayer::Mpls(_) => 137,
         other if super::icmpv6::is_message(other) => 58,
         _ => return None,
     })

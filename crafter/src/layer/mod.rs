@@ -43,11 +43,13 @@ packet::layers! {
     ether: Ether;
     gre: Gre;
     icmp: Icmp;
+    icmp_extension: IcmpExtensionHeader, IcmpExtensionMpls, IcmpExtensionObject;
     icmpv6: Icmpv6DestUnreach, Icmpv6PacketTooBig, Icmpv6TimeExceeded, Icmpv6ParamProblem,
         Icmpv6EchoRequest, Icmpv6EchoReply, Icmpv6Unknown;
     ip: Ip;
     ipv6: Ipv6;
     ipv6_extension: Ipv6HopByHop, Ipv6Destination, Ipv6Routing, Ipv6Fragment;
+    mpls: Mpls;
     nd: NdRouterSolicitation, NdRouterAdvertisement, NdNeighborSolicitation, NdNeighborAdvertisement, NdRedirect;
     nd_option: NdSourceLinkLayer, NdTargetLinkLayer, NdPrefix, NdRedirected, NdMtu, NdRdnss, NdUnknown;
     raw: Raw, Padding;
@@ -95,6 +97,7 @@ pub use self::{
     ip_option::IpOption,
     ipv6_option::Ipv6Option,
     mac::Mac,
+    mpls::MplsLabel,
     packet::Packet,
     table::{FieldInfo, LayerInfo},
     tcp_option::TcpOption,

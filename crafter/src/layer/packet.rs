@@ -12,8 +12,8 @@ pub struct Packet {
 }
 
 /// Computed fields that say what follows from the rest of the packet, not what somebody chose.
-const RECOMPUTED: [&str; 10] =
-    ["len", "plen", "ihl", "dataofs", "chksum", "cksum", "qdcount", "ancount", "nscount", "arcount"];
+const RECOMPUTED: [&str; 11] =
+    ["len", "length", "plen", "ihl", "dataofs", "chksum", "cksum", "qdcount", "ancount", "nscount", "arcount"];
 
 impl Packet {
     /// A packet without layers.
@@ -66,9 +66,11 @@ impl Packet {
                     let _ = layer.set_value(index, &Value::None);
                 }
             }
-            // A tail field, as it is not always there.
-            if let AnyLayer::Gre(gre) = layer {
-                gre.chksum = None;
+            // Tail fields, as they are not always there.
+            match layer {
+                AnyLayer::Gre(gre) => gre.chksum = None,
+                AnyLayer::Icmp(icmp) => icmp.length = None,
+                _ => {}
             }
         }
     }

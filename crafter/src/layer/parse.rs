@@ -2,7 +2,7 @@
 
 use smallvec::SmallVec;
 
-use super::{AnyLayer, Kind, Packet, Padding, Raw, protocol::be16};
+use super::{AnyLayer, Kind, Packet, Padding, Raw, icmp_extension, protocol::be16};
 
 /// Deeper stacks are an attack on the reader's time; the rest stays [`Raw`].
 const MAX_LAYERS: usize = 64;
@@ -32,29 +32,37 @@ impl Packet {
         layers.clear();
         let mut next = first;
         let (mut start, mut end) = (0, bytes.len());
-        // Ends of the payloads around the present one, the innermost last.
-        let mut ends: SmallVec<[usize; 8]> = SmallVec::new();
-        while start < end {
-            let rest = &bytes[start..end];
-            let read = if layers.len() < MAX_LAYERS { next.parse(rest, layers) } else { None };
-            let Some((header, payload_end, above)) = read else {
-                layers.push(AnyLayer::Raw(Raw { load: Some(rest.to_vec()) }));
-                start = end;
-                break;
-            };
-            let payload_end = start + payload_end.clamp(header, rest.len());
-            if payload_end < end {
-                ends.push(end);
-                end = payload_end;
+        // Ends of the payloads around the present one, the innermost last, and the layer that ended its payload before.
+        let mut ends: SmallVec<[(usize, Kind); 8]> = SmallVec::new();
+        loop {
+            while start < end {
+                let rest = &bytes[start..end];
+                let read = if layers.len() < MAX_LAYERS { next.parse(rest, layers) } else { None };
+                let Some((header, payload_end, above)) = read else {
+                    layers.push(AnyLayer::Raw(Raw { load: Some(rest.to_vec()) }));
+                    break;
+                };
+                let payload_end = start + payload_end.clamp(header, rest.len());
+                if payload_end < end {
+                    ends.push((end, next));
+                    end = payload_end;
+                }
+                start += header;
+                next = above;
             }
-            start += header;
-            next = above;
+            let Some((around, layer)) = ends.pop() else { break };
+            let behind = &bytes[end..around];
+            (start, end) = match icmp_extension::behind_quote(layer, behind) {
+                Some(extension) => {
+                    next = extension;
+                    (end, around)
+                }
+                None => {
+                    layers.push(AnyLayer::Padding(Padding { load: Some(behind.to_vec()) }));
+                    (around, around)
+                }
+            };
         }
-        while let Some(around) = ends.pop() {
-            layers.push(AnyLayer::Padding(Padding { load: Some(bytes[end..around].to_vec()) }));
-            end = around;
-        }
-        debug_assert!(start <= end);
     }
 }
 

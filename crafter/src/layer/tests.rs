@@ -82,6 +82,22 @@ pub(crate) fn stacks() -> Vec<Packet> {
             / NdPrefix::new()
             / NdMtu::new()
             / NdRdnss::new().dns(["::1".parse().unwrap()]),
+        Ether::new() / Mpls::new().label(7_u32) / Mpls::new() / ip() / Udp::to(7).sport(7) / "x",
+        ip() / Icmp::new().r#type(11)
+            / ip()
+            / Udp::to(7).sport(7)
+            / "quoted"
+            / Padding::of([0; 94])
+            / IcmpExtensionHeader::new()
+            / IcmpExtensionMpls::new().stack([MplsLabel { label: 16, cos: 1, s: 1, ttl: 2 }])
+            / IcmpExtensionObject::new().classnum(2).data([1, 2, 3, 4]),
+        ipv6()
+            / Icmpv6DestUnreach::new()
+            / ipv6()
+            / Udp::to(7).sport(7)
+            / Padding::of([0; 80])
+            / IcmpExtensionHeader::new()
+            / IcmpExtensionMpls::new().stack([MplsLabel { label: 16, cos: 1, s: 1, ttl: 2 }]),
         ipv6() / NdRedirect::new() / NdTargetLinkLayer::new() / NdRedirected::new().pkt(vec![1; 48]),
     ]
 }

@@ -7,8 +7,16 @@ use serde_json::json;
 use super::{AnyLayer, Kind, Layer, Packet, Value, table::nearest};
 
 /// Names that Scapy gives to layers which are others here.
-const ALIASES: [(&str, Kind); 4] =
-    [("IPerror", Kind::Ip), ("IPerror6", Kind::Ipv6), ("UDPerror", Kind::Udp), ("ICMPerror", Kind::Icmp)];
+const ALIASES: [(&str, Kind); 7] = [
+    ("IPerror", Kind::Ip),
+    ("IPerror6", Kind::Ipv6),
+    ("UDPerror", Kind::Udp),
+    ("ICMPerror", Kind::Icmp),
+    // Until 2.5.
+    ("ICMPExtensionHeader", Kind::IcmpExtensionHeader),
+    ("ICMPExtensionMPLS", Kind::IcmpExtensionMpls),
+    ("ICMPExtensionObject", Kind::IcmpExtensionObject),
+];
 
 impl Kind {
     /// Its name, that of Scapy.
