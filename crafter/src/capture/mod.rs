@@ -26,6 +26,7 @@ use crate::{
 };
 
 mod link;
+mod pcapng;
 mod reader;
 mod writer;
 

@@ -3,10 +3,9 @@ use std::{
     time::Duration,
 };
 
-use pcap_file::pcapng::blocks::interface_description::InterfaceDescriptionOption;
 use proptest::prelude::{any, prop};
 
-use super::{reader::time, *};
+use super::{pcapng::Unit, *};
 use crate::layer::{Ether, Ip, Udp};
 
 const TIME: Duration = Duration::new(1_700_000_000, 123_456_789);
@@ -58,6 +57,7 @@ fn all_that_pcapng_tells() {
     let too_long = "x".repeat(65_536);
     assert!(writer.write(&Entry { comment: Some(&too_long), ..entries[0] }).is_err());
     assert!(writer.write(&Entry { interface: Some(&too_long), ..entries[0] }).is_err());
+    assert!(writer.write(&Entry { time: Duration::from_secs(1 << 35), ..entries[0] }).is_err());
     let file = writer.finish().unwrap();
     let read = Capture::read(&file).unwrap();
     assert_eq!((read.packets.len(), read.broken), (4, None));
@@ -152,7 +152,7 @@ fn lengths_that_cannot_be_are_not_waited_for() {
     let mut file = file(Format::Pcap);
     file[24 + 8..24 + 12].fill(0xff);
     let said = Reader::new(file.chain(io::repeat(0))).unwrap().next().unwrap().unwrap_err().to_string();
-    let reason = "broken at byte 24, behind packet 0: what follows claims to be longer than 16777216 bytes";
+    let reason = "broken at byte 24, behind packet 0: what follows claims to have 4294967311 bytes";
     assert_eq!(said, format!("capture: {reason}"));
 }
 
@@ -168,14 +168,14 @@ fn no_captures() {
 
 #[test]
 fn times() {
-    let resolution = |resolution| [InterfaceDescriptionOption::IfTsResol(resolution)];
-    assert_eq!(time(3_500_000_000, &resolution(9)), Duration::from_millis(3500));
-    assert_eq!(time(3_500_000_000, &[]), Duration::from_secs(3500));
-    assert_eq!(time(3, &resolution(0x81)), Duration::from_millis(1500));
-    assert_eq!(time(3_500_000_000, &resolution(0x7f)), Duration::ZERO);
-    let offset = |seconds: i64| [InterfaceDescriptionOption::IfTsOffset(seconds as u64)];
-    assert_eq!(time(5_000_000, &offset(-2)), Duration::from_secs(3));
-    assert_eq!(time(5_000_000, &offset(2)), Duration::from_secs(7));
+    let of = |units, resolution| Unit { resolution, offset: 0 }.time(units);
+    assert_eq!(of(3_500_000_000, 9), Duration::from_millis(3500));
+    assert_eq!(of(3_500_000_000, 6), Duration::from_secs(3500));
+    assert_eq!(of(3, 0x81), Duration::from_millis(1500));
+    assert_eq!(of(3_500_000_000, 0x7f), Duration::ZERO);
+    assert_eq!(of(u64::MAX, 0), Duration::from_secs(u64::MAX));
+    assert_eq!(Unit { resolution: 6, offset: -2 }.time(5_000_000), Duration::from_secs(3));
+    assert_eq!(Unit { resolution: 0, offset: i64::MIN }.time(5), Duration::ZERO);
 }
 
 /// An old packet block, and a simple one whose padding is no part of the packet.
@@ -187,7 +187,9 @@ fn other_blocks_of_pcapng() {
         let mut file = vec![0x0a, 0x0d, 0x0d, 0x0a];
         let mut put = |bytes: &[u8]| file.extend_from_slice(bytes);
         put(&[&number(28)[..], &number(0x1a2b_3c4d), &half(1), &half(0), &[0xff; 8], &number(28)].concat());
-        put(&[&number(1)[..], &number(20), &half(101), &half(0), &number(0), &number(20)].concat());
+        // With a name that is no UTF-8, an option of an odd length, and none that ends them.
+        let options = [&half(2)[..], &half(1), b"\xff\0\0\0", &half(9), &half(2), &[9; 4]].concat();
+        put(&[&number(1)[..], &number(36), &half(101), &half(7), &number(0), &options, &number(36)].concat());
         // 2^32 + 2 microseconds.
         let times = [number(1), number(2)].concat();
         let lengths = [number(5), number(60)].concat();
@@ -198,6 +200,7 @@ fn other_blocks_of_pcapng() {
         assert_eq!(read.packets[0].time, Some(Duration::from_micros((1 << 32) + 2)));
         assert_eq!((&read.packets[0].bytes[..], read.packets[0].original_length), (&b"Ehell"[..], 60));
         assert_eq!((&read.packets[1].bytes[..], read.packets[1].time), (&b"hello"[..], None));
+        assert!(read.packets.iter().all(|packet| packet.interface.as_deref() == Some("\u{fffd}")));
     }
 }
 

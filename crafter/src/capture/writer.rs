@@ -109,7 +109,8 @@ impl<W: Write> Writer<W> {
     /// Appends a packet.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if it is longer than 262,144 bytes, a text is longer than 65,535, the packet begins
+    /// [`Error::Invalid`] if it is longer than 262,144 bytes, a text is longer than 65,535, the time is behind
+    /// the year 2554 (2106 in pcap), the packet begins
     /// with neither Ethernet nor IP and no link type is given, or, in pcap, it begins with something else than
     /// the first one; [`Error::Io`] if writing fails.
     pub fn write(&mut self, entry: &Entry<'_>) -> Result<()> {
@@ -118,6 +119,9 @@ impl<W: Write> Writer<W> {
         if length > SNAPLEN.into() {
             let reason = format_args!("a packet of {length} bytes does not fit, at most {SNAPLEN} do");
             return Err(Error::invalid("capture", reason));
+        }
+        if u64::try_from(entry.time.as_nanos()).is_err() {
+            return Err(Error::invalid("capture", "times behind the year 2554 do not fit"));
         }
         let comment = entry.comment.map(text).transpose()?;
         let original_len = entry.original_length.unwrap_or(0).max(length as u32);
