@@ -16,10 +16,24 @@
 //! - Layers stand one behind the other with `/` between them; a string stands for `Raw`.
 //! - Values are numbers (`80`, `0x50`), texts (`"..."` or `'...'`), bytes (`b"\x00"`), lists, tuples, `None` for
 //!   unset, `True` and `False` for 1 and 0, records (`DNSQR(qname="example.org")`), and names of values (`proto="tcp"`).
+//! - Values can be calculated: `+ - * // % << >> & | ^ ~`, `(1 + 2)`. [`Shell`](crate::shell::Shell) reads the
+//!   same with variables and functions.
 //! - Where a field takes one value, more make a set of packets: a list `[80, 443]`, a range `(1, 5)` with both
-//!   its ends, a prefix `"192.0.2.0/28"`. The set is the product of them all, the last one varying fastest.
+//!   its ends, a prefix `"192.0.2.0/28"`. A field that is a list takes a list of lists: `options=[[], ["NOP"]]`. The set is the product of them all, the last one varying fastest.
 
+pub(crate) mod access;
+pub(crate) mod evaluate;
+pub(crate) mod fault;
+pub(crate) mod object;
+mod operator;
+mod resolve;
+pub(crate) mod scan;
 mod set;
-mod syntax;
+pub(crate) mod syntax;
 
+pub use object::{Items, Object, Pair};
+pub use resolve::{NoNames, Resolve, SystemNames};
 pub use set::{PacketSet, Packets};
+
+/// How many packets a set may stand for where all of them are made at once.
+pub(crate) const LIMIT: u128 = 1_000_000;

@@ -1,25 +1,31 @@
 //! Expressions that stand for one packet or many.
 
 use std::{
-    net::{Ipv4Addr, Ipv6Addr},
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     str::FromStr,
 };
 
-use super::syntax::{self, Argument, Call, Node, Tree, error_at};
+use super::{
+    evaluate,
+    object::Object,
+    resolve::{NoNames, Resolve},
+    syntax,
+};
 use crate::{
     error::{Error, Result},
-    layer::{FieldInfo, FieldKind, Kind, Layer as _, Packet, Value},
+    layer::{AnyLayer, FieldInfo, FieldKind, Layer as _, Packet, Value},
 };
 
 /// The packets that an expression stands for: the product of all its sets.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PacketSet {
     template: Packet,
     choices: Vec<Choice>,
 }
 
 /// A field with more than one value.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Choice {
     layer: usize,
     field: usize,
@@ -27,8 +33,8 @@ struct Choice {
 }
 
 /// Values one after the other.
-#[derive(Debug, Clone)]
-enum Span {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Span {
     One(Value),
     Range(u64, u64),
     Ipv4(u32, u64),
@@ -72,17 +78,26 @@ impl Choice {
     }
 }
 
+/// Layers of a packet; its bytes are fewer than these in any case that is of use.
+const MAX_LAYERS: usize = 1 << 16;
+
 impl PacketSet {
     /// Reads an expression.
     ///
     /// # Errors
     /// [`Error::Invalid`] with the column and what would fit.
     pub fn parse(text: &str) -> Result<Self> {
-        let mut set = Self { template: Packet::new(), choices: Vec::new() };
-        for call in syntax::parse(text)? {
-            set.layer(text, &call)?;
-        }
-        Ok(set)
+        Self::parse_with(text, &NoNames)
+    }
+
+    /// Reads an expression in which `src` and `dst` of IP and IPv6 may be names of hosts: they are looked up
+    /// while the expression is read.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with the column and what would fit.
+    pub fn parse_with(text: &str, resolver: &dyn Resolve) -> Result<Self> {
+        let node = syntax::expression(text).map_err(|fault| fault.in_expression(text))?;
+        evaluate::packets(&node, resolver).map_err(|fault| fault.in_expression(text))
     }
 
     /// How many packets there are; at most `u128::MAX` is told.
@@ -118,7 +133,7 @@ impl PacketSet {
     }
 
     /// The packet at a place below [`len`](Self::len), the first set varying slowest.
-    fn get(&self, mut index: u128) -> Packet {
+    pub(crate) fn get(&self, mut index: u128) -> Packet {
         let mut packet = self.template.clone();
         for choice in self.choices.iter().rev() {
             let length = choice.len();
@@ -132,109 +147,182 @@ impl PacketSet {
         packet
     }
 
-    fn layer(&mut self, text: &str, call: &Call) -> Result<()> {
-        let kind = Kind::named(&call.name).map_err(|reason| error_at(text, call.at, reason))?;
-        let mut layer = kind.layer();
-        let info = layer.info();
-        let mut given = vec![false; info.fields.len()];
-        for argument in &call.arguments {
-            let (index, field) = match &argument.name {
-                Some(name) => info.field(name).ok_or_else(|| error_at(text, argument.at, info.unknown(name)))?,
-                None => match info.fields {
-                    [only] => (0, only),
-                    _ => return Err(unnamed(text, argument, info.name)),
-                },
-            };
-            if std::mem::replace(&mut given[index], true) {
-                return Err(error_at(text, argument.at, format_args!("{} is given twice", field.name)));
-            }
-            let spans = spans(text, &argument.value, field)?;
-            // The ends of a range stand for what lies between.
-            for span in &spans {
-                for at in [0, span.len() - 1] {
-                    let fits = layer.set_value(index, &span.get(at));
-                    fits.map_err(|reason| {
-                        error_at(text, argument.value.at, format_args!("{}.{}: {reason}", info.name, field.name))
-                    })?;
-                }
-            }
-            if !matches!(spans[..], [Span::One(_)]) {
-                self.choices.push(Choice { layer: self.template.layers().len(), field: index, spans });
+    /// The layers, with any of the values where there are several.
+    pub(crate) fn template(&self) -> &Packet {
+        &self.template
+    }
+
+    /// Puts other packets on top.
+    ///
+    /// # Errors
+    /// More layers than a packet may have.
+    pub(crate) fn stack(&mut self, above: &Self) -> Result<(), String> {
+        let below = self.template.layers().len();
+        if below + above.template.layers().len() > MAX_LAYERS {
+            return Err(format!("a packet has at most {MAX_LAYERS} layers"));
+        }
+        self.template.layers_mut().extend_from_slice(above.template.layers());
+        self.choices.extend(above.choices.iter().map(|choice| Choice { layer: choice.layer + below, ..choice.clone() }));
+        Ok(())
+    }
+
+    /// The packets from a layer on.
+    pub(crate) fn from_layer(&self, layer: usize) -> Self {
+        let mut template = Packet::new();
+        template.layers_mut().extend_from_slice(self.template.layers().get(layer..).unwrap_or_default());
+        let above = self.choices.iter().filter(|choice| choice.layer >= layer);
+        let choices = above.map(|choice| Choice { layer: choice.layer - layer, ..choice.clone() }).collect();
+        Self { template, choices }
+    }
+
+    /// Gives a field its values.
+    ///
+    /// # Errors
+    /// Why they do not fit, as a sentence that names the field.
+    pub(super) fn assign(&mut self, at: usize, index: usize, spans: Vec<Span>) -> Result<(), String> {
+        let Some(layer) = self.template.layers_mut().get_mut(at) else {
+            return Err("there is no such layer".to_owned());
+        };
+        let (info, mut changed) = (layer.info(), layer.clone());
+        // The ends of a range stand for what lies between.
+        for span in &spans {
+            for place in [0, span.len() - 1] {
+                let fits = changed.set_value(index, &span.get(place));
+                fits.map_err(|reason| format!("{}.{}: {reason}", info.name, info.fields[index].name))?;
             }
         }
-        self.template.push(layer);
+        *layer = changed;
+        self.choices.retain(|choice| (choice.layer, choice.field) != (at, index));
+        if !matches!(spans[..], [Span::One(_)]) {
+            // As if it had been written last in its layer.
+            let place = self.choices.partition_point(|choice| choice.layer <= at);
+            self.choices.insert(place, Choice { layer: at, field: index, spans });
+        }
         Ok(())
     }
 }
 
-fn unnamed(text: &str, argument: &Argument, layer: &str) -> Error {
-    error_at(text, argument.at, format_args!("{layer} has more fields than one: say which, as in field=value"))
-}
-
-/// The values that a field is given.
-fn spans(text: &str, node: &Node, field: &FieldInfo) -> Result<Vec<Span>> {
-    match &node.tree {
-        Tree::List(nodes) if field.kind != FieldKind::List => {
-            if nodes.is_empty() {
-                return Err(error_at(text, node.at, "the list is empty: no packet at all"));
-            }
-            nodes.iter().map(|node| span(text, node, field)).collect()
-        }
-        _ => Ok(vec![span(text, node, field)?]),
+impl From<Packet> for PacketSet {
+    fn from(template: Packet) -> Self {
+        Self { template, choices: Vec::new() }
     }
 }
 
-fn span(text: &str, node: &Node, field: &FieldInfo) -> Result<Span> {
-    match (&node.tree, field.kind) {
-        (Tree::Tuple(ends), FieldKind::Uint | FieldKind::Flags) => match ends[..] {
-            [Node { tree: Tree::Uint(first), .. }, Node { tree: Tree::Uint(last), .. }] if first <= last => {
-                Ok(Span::Range(first, last))
+impl From<AnyLayer> for PacketSet {
+    fn from(layer: AnyLayer) -> Self {
+        Packet::from(layer).into()
+    }
+}
+
+/// What a value given to a field stands for: one value, a range, a prefix, or the address of a name.
+///
+/// # Errors
+/// Why it does not fit, as a sentence that names the field where it is not about the notation.
+pub(super) fn span(
+    object: &Object,
+    layer: &AnyLayer,
+    field: &FieldInfo,
+    resolver: &dyn Resolve,
+) -> Result<Span, String> {
+    let named = |reason: String| format!("{}.{}: {reason}", layer.info().name, field.name);
+    match (object, field.kind) {
+        (Object::Tuple(ends), FieldKind::Uint | FieldKind::Flags) => match ends.items() {
+            [first, last] => {
+                let ends = first.number().zip(last.number()).and_then(|(first, last)| {
+                    Some((u64::try_from(first).ok()?, u64::try_from(last).ok()?)).filter(|(first, last)| first <= last)
+                });
+                ends.map(|(first, last)| Span::Range(first, last))
             }
-            _ => Err(error_at(text, node.at, "a range is two numbers, the smaller one first")),
-        },
-        (Tree::Text(address), FieldKind::Ipv4) if address.contains('/') => {
-            let (address, bits) = prefix::<Ipv4Addr>(text, node, address, 32)?;
+            _ => None,
+        }
+        .ok_or_else(|| "a range is two numbers, the smaller one first".to_owned()),
+        (Object::Text(address), FieldKind::Ipv4) if address.contains('/') => {
+            let (address, bits) = prefix::<Ipv4Addr>(address, 32)?;
             let count = 1_u64 << (32 - bits);
             Ok(Span::Ipv4((u64::from(u32::from(address)) & !(count - 1)) as u32, count))
         }
-        (Tree::Text(address), FieldKind::Ipv6) if address.contains('/') => {
-            let (address, bits) = prefix::<Ipv6Addr>(text, node, address, 128)?;
+        (Object::Text(address), FieldKind::Ipv6) if address.contains('/') => {
+            let (address, bits) = prefix::<Ipv6Addr>(address, 128)?;
             let count = 1_u128.checked_shl(128 - bits).unwrap_or(u128::MAX);
             let mask = u128::MAX.checked_shl(128 - bits).unwrap_or(0);
             Ok(Span::Ipv6(u128::from(address) & mask, count))
         }
-        _ => Ok(Span::One(value(text, node)?)),
+        (Object::Text(name), FieldKind::Ipv4 | FieldKind::Ipv6)
+            if is_host(layer, field) && name.parse::<IpAddr>().is_err() =>
+        {
+            let found = resolver.resolve(name).map_err(named)?;
+            let of_family = |address: &&IpAddr| address.is_ipv4() == (field.kind == FieldKind::Ipv4);
+            match (found.as_deref(), found.iter().flatten().find(of_family)) {
+                (_, Some(address)) => Ok(Span::One(Value::Text(address.to_string()))),
+                (Some(_), None) => {
+                    let family = if field.kind == FieldKind::Ipv4 { "IPv4" } else { "IPv6" };
+                    Err(named(format!("'{name}' has no {family} address")))
+                }
+                // The field says that it is no address.
+                (None, None) => Ok(Span::One(Value::Text(name.clone()))),
+            }
+        }
+        _ => Ok(Span::One(object.to_value().map_err(named)?)),
     }
 }
 
-fn prefix<T: FromStr>(text: &str, node: &Node, address: &str, most: u32) -> Result<(T, u32)> {
+/// Whether a field is the address of a host, which may be given by name.
+fn is_host(layer: &AnyLayer, field: &FieldInfo) -> bool {
+    matches!(layer, AnyLayer::Ip(_) | AnyLayer::Ipv6(_)) && matches!(field.name, "src" | "dst")
+}
+
+fn prefix<T: FromStr>(address: &str, most: u32) -> Result<(T, u32), String> {
     let parts = address.split_once('/').and_then(|(address, bits)| Some((address.parse().ok()?, bits.parse().ok()?)));
     parts.filter(|(_, bits)| *bits <= most).ok_or_else(|| {
-        error_at(
-            text,
-            node.at,
-            format_args!("'{address}' is no prefix: an address, '/' and a length up to {most} are needed"),
-        )
+        format!("'{address}' is no prefix: an address, '/' and a length up to {most} are needed")
     })
 }
 
-fn value(text: &str, node: &Node) -> Result<Value> {
-    let values = |nodes: &[Node]| nodes.iter().map(|node| value(text, node)).collect::<Result<Vec<_>>>();
-    Ok(match &node.tree {
-        Tree::None => Value::None,
-        Tree::Uint(number) => Value::Uint(*number),
-        Tree::Text(text) => Value::Text(text.clone()),
-        Tree::Bytes(bytes) => Value::Bytes(bytes.clone()),
-        Tree::List(nodes) => Value::List(values(nodes)?),
-        Tree::Tuple(nodes) => Value::Tuple(values(nodes)?),
-        Tree::Record(call) => {
-            let field = |argument: &Argument| match &argument.name {
-                Some(name) => Ok((name.clone(), value(text, &argument.value)?)),
-                None => Err(unnamed(text, argument, &call.name)),
-            };
-            Value::Record(call.name.clone(), call.arguments.iter().map(field).collect::<Result<_>>()?)
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::One(value) => write!(f, "{value}"),
+            Self::Range(first, last) => write!(f, "({first}, {last})"),
+            Self::Ipv4(first, count) => write!(f, "\"{}/{}\"", Ipv4Addr::from(*first), 32 - count.ilog2()),
+            // The only count that is no power of two stands for all addresses.
+            Self::Ipv6(first, u128::MAX) => write!(f, "\"{}/0\"", Ipv6Addr::from(*first)),
+            Self::Ipv6(first, count) => write!(f, "\"{}/{}\"", Ipv6Addr::from(*first), 128 - count.ilog2()),
         }
-    })
+    }
+}
+
+impl fmt::Display for PacketSet {
+    /// The text form, which reads as the same set.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, layer) in self.template.layers().iter().enumerate() {
+            let info = layer.info();
+            write!(f, "{}{}(", if at > 0 { "/" } else { "" }, info.name)?;
+            let choices = self.choices.iter().filter(|choice| choice.layer == at);
+            let is_chosen = |index| choices.clone().any(|choice| choice.field == index);
+            let mut comma = "";
+            for (index, field) in info.fields.iter().enumerate().filter(|(index, _)| !is_chosen(*index)) {
+                if let Some(value) = layer.value(index) {
+                    write!(f, "{comma}{}={value}", field.name)?;
+                    comma = ", ";
+                }
+            }
+            for choice in choices.clone() {
+                write!(f, "{comma}{}=", info.fields[choice.field].name)?;
+                comma = ", ";
+                match &choice.spans[..] {
+                    [Span::One(_)] | [_, _, ..] => {
+                        for (i, span) in choice.spans.iter().enumerate() {
+                            write!(f, "{}{span}", if i > 0 { ", " } else { "[" })?;
+                        }
+                        f.write_str("]")?;
+                    }
+                    spans => spans.iter().try_for_each(|span| write!(f, "{span}"))?,
+                }
+            }
+            f.write_str(")")?;
+        }
+        Ok(())
+    }
 }
 
 /// The packets of a [`PacketSet`].

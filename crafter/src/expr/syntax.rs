@@ -1,65 +1,117 @@
 //! The grammar: text to a tree that knows its columns.
+//!
+//! Only brackets nest: operators and what follows a value stand in lists, so that no text, however long, makes
+//! a tree that is deep.
+
+use std::ops::Range;
 
 use winnow::{
     LocatingSlice, ModalResult, Parser,
-    ascii::multispace0,
-    combinator::{alt, cut_err, dispatch, empty, fail, opt, peek, preceded, repeat, separated, terminated},
+    ascii::{multispace1, till_line_ending},
+    combinator::{alt, cut_err, dispatch, empty, eof, fail, not, opt, peek, preceded, repeat, separated, terminated},
     error::{StrContext, StrContextValue},
     token::{any, none_of, one_of, take_while},
 };
 
-use crate::error::{Error, Result};
+use super::{fault::Fault, operator::{Operator, Sign}, scan};
 
 type Input<'a> = LocatingSlice<&'a str>;
+type Failure = winnow::error::ErrMode<winnow::error::ContextError>;
 
-/// `NAME(argument, ...)`, or a literal that stands for `Raw`.
+/// Part of an expression and where it begins, in bytes.
 #[derive(Debug, Clone)]
-pub(super) struct Call {
-    pub at: usize,
-    pub name: String,
-    pub arguments: Vec<Argument>,
-}
-
-/// `name=value` or a value alone.
-#[derive(Debug, Clone)]
-pub(super) struct Argument {
-    pub at: usize,
-    pub name: Option<String>,
-    pub value: Node,
-}
-
-/// A value and where it begins, in bytes.
-#[derive(Debug, Clone)]
-pub(super) struct Node {
+pub(crate) struct Node {
     pub at: usize,
     pub tree: Tree,
 }
 
 #[derive(Debug, Clone)]
-pub(super) enum Tree {
-    None,
-    Uint(u64),
+pub(crate) enum Tree {
+    Number(u64),
+    Decimal(f64),
     Text(String),
     Bytes(Vec<u8>),
     List(Vec<Node>),
     Tuple(Vec<Node>),
-    Record(Call),
+    /// A variable, layer, function, record, or `None`, `True`, `False`.
+    Name(String),
+    /// A value and what is asked of it, one after the other.
+    Chain(Box<Node>, Vec<Suffix>),
+    Signed(Vec<Sign>, Box<Node>),
+    /// Values, and the operators between them with their places.
+    Operation(Vec<Node>, Vec<(usize, Operator)>),
 }
 
-/// Brackets nested deeper than this have no meaning.
-const MAX_DEPTH: usize = 32;
-
-/// An error at a byte of the text.
-pub(super) fn error_at(text: &str, at: usize, reason: impl std::fmt::Display) -> Error {
-    let column = text.get(..at).map_or(text.len(), |before| before.chars().count()) + 1;
-    Error::invalid(format!("expression, column {column}"), reason)
+/// What follows a value.
+#[derive(Debug, Clone)]
+pub(crate) struct Suffix {
+    pub at: usize,
+    pub kind: SuffixKind,
 }
 
-/// Reads an expression.
-pub(super) fn parse(text: &str) -> Result<Vec<Call>> {
-    check_depth(text)?;
-    let mut expression = terminated(separated(1.., layer, slash), (multispace0, end));
-    expression.parse(Input::new(text)).map_err(|error| {
+#[derive(Debug, Clone)]
+pub(crate) enum SuffixKind {
+    /// `.name`
+    Attribute(String),
+    /// `[index]`
+    Index(Node),
+    /// `[from:to]`
+    Slice(Option<Node>, Option<Node>),
+    /// `(arguments)`
+    Call(Vec<Argument>),
+}
+
+/// `name=value` or a value alone.
+#[derive(Debug, Clone)]
+pub(crate) struct Argument {
+    pub at: usize,
+    pub name: Option<String>,
+    pub value: Node,
+}
+
+/// A statement of the shell.
+#[derive(Debug, Clone)]
+pub(crate) enum Statement {
+    Expression(Node),
+    /// `target = value`, or `target, target = value`.
+    Assignment(Vec<Node>, Node),
+}
+
+const LAYER: &str = "a layer, such as IP(dst=\"192.0.2.1\")";
+const VALUE: &str = "a value";
+
+/// Reads a text that is one expression.
+pub(super) fn expression(text: &str) -> Result<Node, Fault> {
+    scan::check_depth(text)?;
+    let end = cut_err(eof).context(expected("'/' with another layer, or the end"));
+    let whole = (space, operation(LAYER), space, end).map(|(_, node, ..)| node);
+    read(whole, text, 0)
+}
+
+/// Reads a statement that is part of a text.
+pub(crate) fn statement(text: &str, range: Range<usize>) -> Result<Statement, Fault> {
+    let slice = text.get(range.clone()).unwrap_or_default();
+    scan::check_depth(slice).map_err(|fault| Fault { at: fault.at + range.start, ..fault })?;
+    let several = || (separated(1.., operation(VALUE), token(',')), opt((space, ','))).with_span();
+    let one = |(at, (nodes, comma)): (usize, (Vec<Node>, bool))| match <[Node; 1]>::try_from(nodes) {
+        Ok([node]) if !comma => node,
+        Ok(node) => Node { at, tree: Tree::Tuple(node.into()) },
+        Err(nodes) => Node { at, tree: Tree::Tuple(nodes) },
+    };
+    let assigned = preceded((token('='), not('=')), cut_err(several()));
+    let end = cut_err(eof).context(expected("an operator, or the end of the statement,"));
+    let whole = (space, several(), opt(assigned), space, end).map(|(_, (first, span), assigned, ..)| match assigned {
+        Some(((nodes, comma), span)) => {
+            let (targets, _): (Vec<Node>, _) = first;
+            Statement::Assignment(targets, one((span.start, (nodes, comma.is_some()))))
+        }
+        None => Statement::Expression(one((span.start, (first.0, first.1.is_some())))),
+    });
+    read(whole, slice, range.start)
+}
+
+fn read<'a, T>(mut parser: impl Parser<Input<'a>, T, Failure>, text: &'a str, start: usize) -> Result<T, Fault> {
+    parser.parse(Input::new(text)).map_err(|error| {
         // The innermost context; those around it say what the whole is.
         let expected = error.inner().context().find_map(|context| match context {
             StrContext::Expected(expected) => Some(expected.to_string()),
@@ -74,49 +126,22 @@ pub(super) fn parse(text: &str) -> Result<Vec<Call>> {
             None => format!("{found} makes no sense here"),
             Some(expected) => format!("{found} makes no sense here; {expected} is needed"),
         };
-        error_at(text, error.offset(), reason)
+        Fault::new(start + error.offset(), reason)
     })
-}
-
-/// Refuses brackets nested so deep that reading them would exhaust the stack.
-fn check_depth(text: &str) -> Result<()> {
-    let (mut depth, mut quote, mut escaped) = (0_usize, None, false);
-    for (at, char) in text.char_indices() {
-        match (quote, char) {
-            (Some(_), _) if escaped => escaped = false,
-            (Some(_), '\\') => escaped = true,
-            (Some(open), _) if open == char => quote = None,
-            (Some(_), _) => {}
-            (None, '"' | '\'') => quote = Some(char),
-            (None, '(' | '[') => depth += 1,
-            (None, ')' | ']') => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-        if depth > MAX_DEPTH {
-            return Err(error_at(text, at, format_args!("more than {MAX_DEPTH} brackets inside each other")));
-        }
-    }
-    Ok(())
 }
 
 fn expected(what: &'static str) -> StrContext {
     StrContext::Expected(StrContextValue::Description(what))
 }
 
-fn end(input: &mut Input<'_>) -> ModalResult<()> {
-    cut_err(winnow::combinator::eof).context(expected("'/' with another layer, or the end")).void().parse_next(input)
+/// White space and comments.
+fn space(input: &mut Input<'_>) -> ModalResult<()> {
+    let comment = ('#', till_line_ending).void();
+    repeat(0.., alt((multispace1.void(), comment))).parse_next(input)
 }
 
-fn slash(input: &mut Input<'_>) -> ModalResult<()> {
-    // What follows a slash must be a layer.
-    (multispace0, '/', multispace0, cut_err(peek(one_of(|char: char| is_name(char) || matches!(char, '"' | '\'')))))
-        .context(expected("a layer"))
-        .void()
-        .parse_next(input)
-}
-
-fn token<'a>(char: char) -> impl Parser<Input<'a>, (), winnow::error::ErrMode<winnow::error::ContextError>> {
-    (multispace0, char, multispace0).void()
+fn token<'a>(char: char) -> impl Parser<Input<'a>, (), Failure> {
+    (space, char, space).void()
 }
 
 fn is_name(char: char) -> bool {
@@ -130,81 +155,156 @@ fn name(input: &mut Input<'_>) -> ModalResult<String> {
         .parse_next(input)
 }
 
-fn layer(input: &mut Input<'_>) -> ModalResult<Call> {
-    preceded(multispace0, alt((literal_layer, call)))
-        .context(expected("a layer, such as IP(dst=\"192.0.2.1\")"))
-        .parse_next(input)
-}
-
-fn literal_layer(input: &mut Input<'_>) -> ModalResult<Call> {
-    alt((bytes, text))
-        .with_span()
-        .map(|(tree, span)| {
-            let value = Node { at: span.start, tree };
-            Call {
-                at: span.start,
-                name: "Raw".to_owned(),
-                arguments: vec![Argument { at: span.start, name: None, value }],
+/// Values with operators between them; `what` is needed at least.
+fn operation<'a>(what: &'static str) -> impl Parser<Input<'a>, Node, Failure> {
+    move |input: &mut Input<'a>| {
+        let first = operand(what).parse_next(input)?;
+        let (mut nodes, mut operators) = (vec![first], Vec::new());
+        while let Some((operator, span)) = opt(preceded(space, operator.with_span())).parse_next(input)? {
+            let what = if operator == Operator::Stack { "a layer" } else { VALUE };
+            // What follows an operator must be a value.
+            nodes.push(preceded(space, cut_err(operand(what))).parse_next(input)?);
+            operators.push((span.start, operator));
+        }
+        Ok(match nodes.pop() {
+            Some(only) if nodes.is_empty() => only,
+            last => {
+                nodes.extend(last);
+                Node { at: nodes[0].at, tree: Tree::Operation(nodes, operators) }
             }
         })
-        .parse_next(input)
+    }
 }
 
-fn call(input: &mut Input<'_>) -> ModalResult<Call> {
-    (name.with_span(), opt(arguments))
-        .map(|((name, span), arguments)| Call { at: span.start, name, arguments: arguments.unwrap_or_default() })
+fn operator(input: &mut Input<'_>) -> ModalResult<Operator> {
+    let word = terminated("in", not(one_of(is_name))).value(Operator::In);
+    alt((
+        alt((
+            "//".value(Operator::Divide),
+            "<<".value(Operator::Left),
+            ">>".value(Operator::Right),
+            "==".value(Operator::Equal),
+            "!=".value(Operator::Unequal),
+            "<=".value(Operator::AtMost),
+            ">=".value(Operator::AtLeast),
+            word,
+        )),
+        any.verify_map(|char| {
+            Some(match char {
+                '/' => Operator::Stack,
+                '+' => Operator::Add,
+                '-' => Operator::Subtract,
+                '*' => Operator::Multiply,
+                '%' => Operator::Remainder,
+                '&' => Operator::And,
+                '|' => Operator::Or,
+                '^' => Operator::Xor,
+                '<' => Operator::Less,
+                '>' => Operator::More,
+                _ => return None,
+            })
+        }),
+    ))
+    .parse_next(input)
+}
+
+fn operand<'a>(what: &'static str) -> impl Parser<Input<'a>, Node, Failure> {
+    move |input: &mut Input<'a>| {
+        let sign = alt(('-'.value(Sign::Minus), '~'.value(Sign::Invert), '+'.value(Sign::Plus)));
+        let (signs, span): (Vec<Sign>, _) = repeat(0.., terminated(sign, space)).with_span().parse_next(input)?;
+        let node = if signs.is_empty() { chain(what).parse_next(input)? } else { cut_err(chain(what)).parse_next(input)? };
+        Ok(match signs.is_empty() {
+            true => node,
+            false => Node { at: span.start, tree: Tree::Signed(signs, Box::new(node)) },
+        })
+    }
+}
+
+fn chain<'a>(what: &'static str) -> impl Parser<Input<'a>, Node, Failure> {
+    move |input: &mut Input<'a>| {
+        let node = primary.context(expected(what)).parse_next(input)?;
+        let mut suffixes = Vec::new();
+        if !matches!(node.tree, Tree::Number(_) | Tree::Decimal(_)) {
+            // Only what has a name can be called.
+            let mut is_named = matches!(node.tree, Tree::Name(_));
+            while let Some(next) = opt(preceded(space, suffix(is_named))).parse_next(input)? {
+                is_named = matches!(next.kind, SuffixKind::Attribute(_));
+                suffixes.push(next);
+            }
+        }
+        Ok(match suffixes.is_empty() {
+            true => node,
+            false => Node { at: node.at, tree: Tree::Chain(Box::new(node), suffixes) },
+        })
+    }
+}
+
+fn suffix<'a>(is_named: bool) -> impl Parser<Input<'a>, Suffix, Failure> {
+    let kind = move |input: &mut Input<'a>| match peek(any).parse_next(input)? {
+        '.' => (('.', space), name).map(|(_, name)| SuffixKind::Attribute(name)).parse_next(input),
+        '[' => index.parse_next(input),
+        '(' if is_named => arguments.map(SuffixKind::Call).parse_next(input),
+        _ => fail.parse_next(input),
+    };
+    kind.with_span().map(|(kind, span): (SuffixKind, Range<usize>)| Suffix { at: span.start, kind })
+}
+
+fn index(input: &mut Input<'_>) -> ModalResult<SuffixKind> {
+    let bound = || opt(operation(VALUE));
+    let inner = (bound(), opt(preceded(token(':'), bound())));
+    let close = cut_err((space, ']')).context(expected("the closing bracket"));
+    (('[', space), inner, close)
+        .verify_map(|(_, inner, _)| match inner {
+            (Some(index), None) => Some(SuffixKind::Index(index)),
+            (from, Some(to)) => Some(SuffixKind::Slice(from, to)),
+            (None, None) => None,
+        })
+        .context(expected("an index or a layer in the brackets"))
         .parse_next(input)
 }
 
 fn arguments(input: &mut Input<'_>) -> ModalResult<Vec<Argument>> {
     let list = terminated(separated(0.., argument, token(',')), opt(token(',')));
-    let close = cut_err((multispace0, ')')).context(expected("')', or ',' with another field,"));
-    (multispace0, '(', multispace0, list, close).map(|(_, _, _, list, _)| list).parse_next(input)
+    let close = cut_err((space, ')')).context(expected("')', or ',' with another field,"));
+    ('(', space, list, close).map(|(_, _, list, _)| list).parse_next(input)
 }
 
 fn argument(input: &mut Input<'_>) -> ModalResult<Argument> {
-    let (name, span) = opt(terminated(name, token('='))).with_span().parse_next(input)?;
+    let named = terminated(name, (space, '=', not('='), space));
+    let (name, span) = opt(named).with_span().parse_next(input)?;
     // After `name=` there is no way back.
-    let value = if name.is_some() { cut_err(value).parse_next(input)? } else { value.parse_next(input)? };
+    let value = match name {
+        Some(_) => cut_err(operation(VALUE)).parse_next(input)?,
+        None => operation(VALUE).parse_next(input)?,
+    };
     Ok(Argument { at: if name.is_some() { span.start } else { value.at }, name, value })
 }
 
-fn value(input: &mut Input<'_>) -> ModalResult<Node> {
+fn primary(input: &mut Input<'_>) -> ModalResult<Node> {
     let tree = dispatch! { peek(any);
         '0'..='9' => number,
         '[' => sequence('[', ']').map(|(nodes, _)| Tree::List(nodes)),
         '(' => sequence('(', ')').map(|(mut nodes, comma)| match nodes.len() {
-            // Brackets around one value mean nothing.
+            // Brackets around one value only group.
             1 if !comma => nodes.remove(0).tree,
             _ => Tree::Tuple(nodes),
         }),
         '"' | '\'' => text,
-        'b' => alt((bytes, word)),
-        _ => word,
+        'b' => alt((bytes, name.map(Tree::Name))),
+        _ => name.map(Tree::Name),
     };
-    tree.with_span().map(|(tree, span)| Node { at: span.start, tree }).context(expected("a value")).parse_next(input)
+    tree.with_span().map(|(tree, span)| Node { at: span.start, tree }).parse_next(input)
 }
 
-fn sequence<'a>(
-    open: char,
-    close: char,
-) -> impl Parser<Input<'a>, (Vec<Node>, bool), winnow::error::ErrMode<winnow::error::ContextError>> {
-    let end = cut_err((multispace0, close)).context(expected("',' or the closing bracket"));
-    (open, multispace0, separated(0.., value, token(',')), opt(token(',')), end)
+fn sequence<'a>(open: char, close: char) -> impl Parser<Input<'a>, (Vec<Node>, bool), Failure> {
+    let end = cut_err((space, close)).context(expected("',' or the closing bracket"));
+    (open, space, separated(0.., operation(VALUE), token(',')), opt(token(',')), end)
         .map(|(_, _, nodes, comma, _)| (nodes, comma.is_some()))
 }
 
-fn word(input: &mut Input<'_>) -> ModalResult<Tree> {
-    call.map(|call| match (call.name.as_str(), call.arguments.is_empty()) {
-        ("None", true) => Tree::None,
-        ("True", true) => Tree::Uint(1),
-        ("False", true) => Tree::Uint(0),
-        _ => Tree::Record(call),
-    })
-    .parse_next(input)
-}
-
 fn number(input: &mut Input<'_>) -> ModalResult<Tree> {
+    let fraction = (take_while(1.., '0'..='9'), '.', take_while(1.., '0'..='9'), not(one_of(|char| is_name(char) || char == '.')));
+    let decimal = fraction.take().verify_map(|digits: &str| digits.parse().ok()).map(Tree::Decimal);
     let digits = take_while(1.., is_name).verify_map(|digits: &str| {
         let digits = digits.replace('_', "");
         let parsed = match digits.get(..2) {
@@ -215,13 +315,13 @@ fn number(input: &mut Input<'_>) -> ModalResult<Tree> {
         };
         parsed.ok()
     });
-    cut_err(digits).map(Tree::Uint).context(expected("a number below 2^64 (a text stands in quotes)")).parse_next(input)
+    let whole = cut_err(digits).map(Tree::Number).context(expected("a number below 2^64 (a text stands in quotes)"));
+    alt((decimal, whole)).parse_next(input)
 }
 
 fn text(input: &mut Input<'_>) -> ModalResult<Tree> {
     quoted.map(|chars| Tree::Text(chars.into_iter().map(|(char, _)| char).collect())).parse_next(input)
 }
-
 fn bytes(input: &mut Input<'_>) -> ModalResult<Tree> {
     preceded('b', quoted)
         .map(|chars| {

@@ -104,6 +104,8 @@ pub use self::{
     value::{FieldKind, Value},
 };
 
+pub(crate) use table::{get_bits, nearest};
+
 #[cfg(test)]
 mod answer_tests;
 #[cfg(test)]
