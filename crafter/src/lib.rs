@@ -4,7 +4,7 @@
 //!   [`Crafter::open`].
 //! - [`packet`]: headers to bytes and back, no IO.
 //! - [`layer`]: packets of any layers with any fields, as Scapy has them, no IO.
-//! - [`expr`]: their text form, and sets of packets. [`capture`]: files of them.
+//! - [`expr`]: their text form, and sets of packets. [`shell`]: a language around it. [`capture`]: files of them.
 //! - [`session`]: send packets of any layers and have their answers matched: `send`, `sr`, `sr1`.
 //! - [`engine`]: conversations without IO: a cursor for segments by hand, streams, reassembly.
 //! - [`datapath`]: all that touches the kernel: programs, maps, sockets, routes.
@@ -39,6 +39,7 @@ pub mod lab;
 pub mod layer;
 pub mod packet;
 pub mod session;
+pub mod shell;
 
 pub use driver::{Crafter, Lease, LeaseRequest, Options, PortChoice, Stream, StreamOptions};
 pub use error::{Error, Result};

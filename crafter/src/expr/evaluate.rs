@@ -20,8 +20,8 @@ use crate::layer::{AnyLayer, FieldInfo, FieldKind, Kind, Layer as _, Packet, Val
 pub(crate) trait Environment {
     /// The value of a variable.
     fn variable(&self, name: &str) -> Option<Object>;
-    /// Whether there is a function of that name.
-    fn is_function(&self, name: &str) -> bool;
+    /// The function of that name.
+    fn function(&self, name: &str) -> Option<&'static str>;
     /// Why a name that is neither of them, nor a layer, makes no sense.
     fn unknown(&self, name: &str) -> String;
     /// Looks up names of hosts.
@@ -55,8 +55,8 @@ impl Environment for Nothing<'_> {
         None
     }
 
-    fn is_function(&self, _: &str) -> bool {
-        false
+    fn function(&self, _: &str) -> Option<&'static str> {
+        None
     }
 
     fn unknown(&self, name: &str) -> String {
@@ -116,10 +116,11 @@ fn evaluate<'a, E: Environment>(
                 "None" => Object::None,
                 "True" => Object::Bool(true),
                 "False" => Object::Bool(false),
-                _ => match (environment.variable(name), Kind::named(name)) {
-                    (Some(value), _) => value,
-                    (None, Ok(kind)) => Object::Layer(kind),
-                    _ if in_field && !environment.is_function(name) => Object::Record(name.clone(), Vec::new()),
+                _ => match (environment.variable(name), Kind::named(name), environment.function(name)) {
+                    (Some(value), ..) => value,
+                    (_, Ok(kind), _) => Object::Layer(kind),
+                    (.., Some(function)) => Object::Function(function),
+                    _ if in_field => Object::Record(name.clone(), Vec::new()),
                     _ => return Err(said(environment.unknown(name))),
                 },
             },
@@ -232,7 +233,7 @@ async fn named_call<E: Environment>(
 ) -> Result<Object, Fault> {
     match Kind::named(name) {
         Ok(kind) => Ok(Object::Packets(layer(environment, kind, arguments).await?.into())),
-        Err(_) if environment.is_function(name) => {
+        Err(_) if environment.function(name).is_some() => {
             let arguments = given(environment, arguments).await?;
             environment.call(Called { at, name: name.to_owned(), arguments }).await
         }

@@ -49,6 +49,8 @@ pub enum Object {
     Record(String, Vec<(String, Value)>),
     /// A layer's name.
     Layer(Kind),
+    /// A function's name.
+    Function(&'static str),
     /// A packet, or several.
     Packets(Arc<PacketSet>),
     /// A packet that was sent and what came back for it.
@@ -153,6 +155,7 @@ impl Object {
             Self::Tuple(_) => "a tuple",
             Self::Record(..) => "a record",
             Self::Layer(_) => "a layer",
+            Self::Function(_) => "a function",
             Self::Packets(_) => "a packet",
             Self::Pair(_) => "a pair",
         }
@@ -218,7 +221,7 @@ impl Object {
                 let packet = packets.single().map_err(|error| error.to_string())?;
                 Value::Bytes(packet.build().map_err(|error| error.to_string())?)
             }
-            Self::Decimal(_) | Self::Pair(_) => return Err(format!("{} does not fit", self.is())),
+            Self::Decimal(_) | Self::Function(_) | Self::Pair(_) => return Err(format!("{} does not fit", self.is())),
         })
     }
 
@@ -245,6 +248,7 @@ impl Object {
             }
             Self::Record(name, fields) => Value::Record(name.clone(), fields.clone()).to_json(),
             Self::Layer(kind) => json!(kind.name()),
+            Self::Function(name) => json!(name),
             Self::Packets(packets) => match packets.len() {
                 1 => packets.single()?.to_json()?,
                 _ => packets.packets(super::LIMIT)?.map(|packet| packet.to_json()).collect::<crate::Result<_>>()?,
@@ -317,6 +321,7 @@ impl Object {
             }
             Self::Record(name, fields) => write!(f, "{}", Value::Record(name.clone(), fields.clone())),
             Self::Layer(kind) => f.write_str(kind.name()),
+            Self::Function(name) => f.write_str(name),
             Self::Packets(packets) => write!(f, "{packets}"),
             Self::Pair(pair) => {
                 let rtt = pair.rtt.as_secs_f64() * 1000.0;

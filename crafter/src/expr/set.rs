@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// The packets that an expression stands for: the product of all its sets.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PacketSet {
     template: Packet,
     choices: Vec<Choice>,
@@ -34,7 +34,7 @@ struct Choice {
 
 /// Values one after the other.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Span {
+pub(crate) enum Span {
     One(Value),
     Range(u64, u64),
     Ipv4(u32, u64),
@@ -179,7 +179,7 @@ impl PacketSet {
     ///
     /// # Errors
     /// Why they do not fit, as a sentence that names the field.
-    pub(super) fn assign(&mut self, at: usize, index: usize, spans: Vec<Span>) -> Result<(), String> {
+    pub(crate) fn assign(&mut self, at: usize, index: usize, spans: Vec<Span>) -> Result<(), String> {
         let Some(layer) = self.template.layers_mut().get_mut(at) else {
             return Err("there is no such layer".to_owned());
         };

@@ -75,6 +75,8 @@ pub(crate) enum Statement {
     Expression(Node),
     /// `target = value`, or `target, target = value`.
     Assignment(Vec<Node>, Node),
+    /// `del target, target`
+    Deletion(Vec<Node>),
 }
 
 const LAYER: &str = "a layer, such as IP(dst=\"192.0.2.1\")";
@@ -100,13 +102,16 @@ pub(crate) fn statement(text: &str, range: Range<usize>) -> Result<Statement, Fa
     };
     let assigned = preceded((token('='), not('=')), cut_err(several()));
     let end = cut_err(eof).context(expected("an operator, or the end of the statement,"));
-    let whole = (space, several(), opt(assigned), space, end).map(|(_, (first, span), assigned, ..)| match assigned {
+    let deleted = preceded(("del", not(one_of(is_name)), space), cut_err(several()));
+    let deletion = deleted.map(|((targets, _), _): ((Vec<Node>, _), _)| Statement::Deletion(targets));
+    let other = (several(), opt(assigned)).map(|((first, span), assigned)| match assigned {
         Some(((nodes, comma), span)) => {
             let (targets, _): (Vec<Node>, _) = first;
             Statement::Assignment(targets, one((span.start, (nodes, comma.is_some()))))
         }
         None => Statement::Expression(one((span.start, (first.0, first.1.is_some())))),
     });
+    let whole = (space, alt((deletion, other)), space, end).map(|(_, statement, ..)| statement);
     read(whole, slice, range.start)
 }
 

@@ -1,0 +1,261 @@
+//! What the functions do.
+
+use std::{fmt::Write as _, path::Path};
+
+use super::{
+    Shell, World,
+    function::{self, Bound},
+    list,
+    world::{ExchangeOptions, SendOptions, SniffOptions},
+};
+use crate::{
+    capture::{Capture, Entry, Format, Writer},
+    error::Error,
+    expr::{
+        access,
+        fault::Fault,
+        object::{Items, Object},
+    },
+    layer::{Kind, Packet},
+};
+
+/// How often a packet may be sent by one call.
+const MAX_COUNT: u64 = 1_000_000_000;
+/// Packets that one call shows.
+const MAX_SHOWN: usize = 10_000;
+
+impl<W: World> Shell<W> {
+    pub(super) async fn function(&mut self, bound: Bound) -> Result<Object, Fault> {
+        let at = bound.at;
+        let failed = |error: Error| Fault::failed(at, error);
+        Ok(match bound.function.name {
+            "send" | "sendp" => self.send(&bound).await?,
+            "sr" | "srp" => {
+                let options = exchange(&bound)?;
+                let exchange = self.world.sr(sent(&bound, "packets")?, &options).await.map_err(failed)?;
+                self.notices.extend(exchange.note);
+                let answered = exchange.answered.into_iter().map(|pair| Object::Pair(pair.into())).collect();
+                let unanswered = exchange.unanswered.into_iter().map(Object::from).collect();
+                let parts = [("answered", answered), ("unanswered", unanswered)];
+                let parts = parts.map(|(title, items)| Object::List(Items::titled(title, items)));
+                Object::Tuple(Items::new(parts.into()).map_err(|reason| Fault::new(at, reason))?)
+            }
+            "sr1" | "srp1" => {
+                let packet = bound.packet("packet")?;
+                let options = exchange(&bound)?;
+                self.world.sr1(packet, &options).await.map_err(failed)?.map_or(Object::None, Object::from)
+            }
+            "sniff" => {
+                let options = SniffOptions {
+                    filter: bound.text("filter")?.map(str::to_owned),
+                    count: bound.number("count", 0, MAX_COUNT)?.filter(|count| *count > 0),
+                    timeout: bound.seconds("timeout")?,
+                };
+                let packets = self.world.sniff(&options).await.map_err(failed)?;
+                Object::List(Items::titled("packets", packets.into_iter().map(Object::from).collect()))
+            }
+            "show" => Object::Report(each(&bound, "value", "", Packet::show)?),
+            "summary" => Object::Report(summary(&bound)?),
+            "hexdump" => Object::Report(hexdump(&bound)?),
+            "ls" => Object::Report(ls(&bound)?),
+            "len" => len(&bound)?,
+            "raw" | "bytes" => match bound.need("packet")?.1 {
+                Object::Bytes(bytes) => Object::Bytes(bytes.clone()),
+                Object::Text(text) => Object::Bytes(text.clone().into_bytes()),
+                _ => Object::Bytes(bound.packet("packet")?.build().map_err(failed)?),
+            },
+            "recompute" => {
+                let mut packet = bound.packet("packet")?;
+                packet.recompute();
+                packet.into()
+            }
+            "fuzz" => {
+                let mut packet = bound.packet("packet")?;
+                let seed = bound.number("seed", 0, u64::MAX)?;
+                packet.fuzz(seed.unwrap_or_else(|| self.world.random()), bound.flag("all")?);
+                packet.into()
+            }
+            "answers" => {
+                let (answer, request) = (bound.packet("answer")?, bound.packet("request")?);
+                Object::Bool(answer.answers(&request.resolved().map_err(failed)?))
+            }
+            "haslayer" => {
+                let (packet, (at, layer)) = (bound.packet("packet")?, bound.need("layer")?);
+                Object::Bool(match layer {
+                    Object::Layer(kind) => packet.layers().iter().any(|layer| layer.kind() == *kind),
+                    other => return Err(Fault::new(at, format_args!("a layer is needed, {} is none", other.is()))),
+                })
+            }
+            "rdpcap" => self.read_capture(&bound)?,
+            "wrpcap" => self.write_capture(&bound)?,
+            "hex" => match bound.need("number")? {
+                (_, Object::Bytes(bytes)) => Object::Text(crate::layer::value::hex(bytes)),
+                (at, value) => match value.number() {
+                    Some(number @ ..0) => Object::Text(format!("-{:#x}", number.unsigned_abs())),
+                    Some(number) => Object::Text(format!("{number:#x}")),
+                    None => return Err(Fault::new(at, format_args!("a number is needed, {} is none", value.is()))),
+                },
+            },
+            "int" => int(&bound)?,
+            "RandShort" => Object::Number(i128::from(self.world.random() % 0xffff + 1)),
+            "RandInt" => Object::Number(i128::from(self.world.random() as u32)),
+            "vars" => Object::Report(self.variables_text()),
+            "help" => {
+                let of = match bound.get("of") {
+                    Some((_, Object::Function(name))) => Some(*name),
+                    _ => bound.text("of")?,
+                };
+                let text = function::help(of);
+                Object::Report(text.map_err(|reason| Fault::new(bound.get("of").map_or(at, |(at, _)| at), reason))?)
+            }
+            "exit" | "quit" => {
+                self.leaving = true;
+                Object::None
+            }
+            other => return Err(Fault::new(at, format_args!("{other}() cannot be called here"))),
+        })
+    }
+
+    async fn send(&mut self, bound: &Bound) -> Result<Object, Fault> {
+        let (packets, count) = (sent(bound, "packets")?, bound.number("count", 1, MAX_COUNT)?.unwrap_or(1));
+        let options = SendOptions { rate: bound.rate()? };
+        let mut sent = 0_u64;
+        for _ in 0..count {
+            sent += self.world.send(packets.clone(), &options).await.map_err(|error| Fault::failed(bound.at, error))?;
+        }
+        Ok(Object::Number(sent.into()))
+    }
+
+    fn read_capture(&mut self, bound: &Bound) -> Result<Object, Fault> {
+        let path = bound.text("file")?.unwrap_or_default();
+        let failed = |error| Fault::failed(bound.at, error);
+        let capture = Capture::read(&self.world.read(path).map_err(failed)?).map_err(failed)?;
+        self.notices.extend(capture.broken.map(|reason| format!("{path}: {reason}")));
+        let packets = capture.packets.iter().map(|captured| captured.packet().into()).collect();
+        Ok(Object::List(Items::titled("packets", packets)))
+    }
+
+    fn write_capture(&mut self, bound: &Bound) -> Result<Object, Fault> {
+        let path = bound.text("file")?.unwrap_or_default();
+        let packets = sent(bound, "packets")?;
+        let write = |now| {
+            let mut writer = Writer::new(Vec::new(), Format::of(Path::new(path)))?;
+            for packet in &packets {
+                let first = packet.layers().first().map_or(Kind::Raw, |layer| layer.kind());
+                writer.write(&Entry::new(now, first, &packet.build()?))?;
+            }
+            writer.finish()
+        };
+        let failed = |error| Fault::failed(bound.at, error);
+        let bytes = write(self.world.now()).map_err(failed)?;
+        self.world.write(path, &bytes).map_err(failed)?;
+        Ok(Object::None)
+    }
+
+    fn variables_text(&self) -> String {
+        let mut text = String::new();
+        for (name, value) in &self.variables {
+            let line: String = value.to_string().lines().next().unwrap_or_default().chars().take(100).collect();
+            // Writing to a string does not fail.
+            let _ = writeln!(text, "{name} = {line}");
+        }
+        text
+    }
+}
+
+/// Packets that are wanted: none at all is rather a slip.
+fn sent(bound: &Bound, name: &str) -> Result<Vec<Packet>, Fault> {
+    let packets = bound.packets(name)?;
+    match packets.is_empty() {
+        true => Err(Fault::new(bound.need(name)?.0, "there is no packet in it")),
+        false => Ok(packets),
+    }
+}
+
+fn exchange(bound: &Bound) -> Result<ExchangeOptions, Fault> {
+    let default = ExchangeOptions::default();
+    Ok(ExchangeOptions {
+        timeout: bound.seconds("timeout")?.unwrap_or(default.timeout),
+        retry: bound.number("retry", 0, 1000)?.map_or(default.retry, |retry| retry as u32),
+        rate: bound.rate()?,
+        multi: bound.flag("multi")?,
+    })
+}
+
+/// The texts of all packets in an argument.
+fn each(
+    bound: &Bound,
+    name: &str,
+    between: &str,
+    text: impl Fn(&Packet) -> crate::Result<String>,
+) -> Result<String, Fault> {
+    let packets = bound.packets(name)?;
+    if packets.len() > MAX_SHOWN {
+        let reason = format_args!("{} packets are too many to show: take some, as in [0:100]", packets.len());
+        return Err(Fault::new(bound.need(name)?.0, reason));
+    }
+    let texts: Result<Vec<String>, Error> = packets.iter().map(text).collect();
+    Ok(texts.map_err(|error| Fault::failed(bound.at, error))?.join(between))
+}
+
+fn summary(bound: &Bound) -> Result<String, Fault> {
+    match bound.need("value")?.1 {
+        // A pair is one line, not two.
+        Object::List(items) if items.items().iter().all(|item| matches!(item, Object::Pair(_))) => {
+            Ok(items.items().iter().take(MAX_SHOWN).map(|pair| format!("{pair}\n")).collect())
+        }
+        pair @ Object::Pair(_) => Ok(pair.to_string()),
+        _ => each(bound, "value", "\n", |packet| Ok(packet.summary())),
+    }
+}
+
+fn hexdump(bound: &Bound) -> Result<String, Fault> {
+    match bound.need("value")?.1 {
+        bytes @ (Object::Bytes(_) | Object::Text(_)) => {
+            let packet = bytes.packets().and_then(|packets| packets.single().ok()).unwrap_or_default();
+            packet.hexdump().map_err(|error| Fault::failed(bound.at, error))
+        }
+        _ => each(bound, "value", "\n", Packet::hexdump),
+    }
+}
+
+fn ls(bound: &Bound) -> Result<String, Fault> {
+    let Some((at, of)) = bound.get("of") else { return Ok(list::layers()) };
+    let named = |name: &str| Kind::named(name).map_err(|reason| Fault::new(at, reason));
+    match of {
+        Object::Layer(kind) => Ok(list::fields(&kind.layer(), false)),
+        Object::Text(name) => Ok(list::fields(&named(name)?.layer(), false)),
+        _ => {
+            let packet = bound.packet("of")?;
+            Ok(packet.layers().iter().map(|layer| list::fields(layer, true)).collect::<Vec<_>>().join("\n"))
+        }
+    }
+}
+
+fn len(bound: &Bound) -> Result<Object, Fault> {
+    let (at, value) = bound.need("value")?;
+    let length = match value {
+        Object::List(items) | Object::Tuple(items) => items.items().len() as u128,
+        Object::Bytes(bytes) => bytes.len() as u128,
+        Object::Packets(packets) if packets.len() != 1 => packets.len(),
+        Object::Packets(packets) => {
+            let packet = access::one(packets).map_err(|reason| Fault::new(at, reason))?;
+            packet.build().map_err(|error| Fault::failed(at, error))?.len() as u128
+        }
+        other => match other.text() {
+            Some(text) => text.chars().count() as u128,
+            None => return Err(Fault::new(at, format_args!("{} has no length", other.is()))),
+        },
+    };
+    Ok(Object::Number(i128::try_from(length).unwrap_or(i128::MAX)))
+}
+
+fn int(bound: &Bound) -> Result<Object, Fault> {
+    let (at, value) = bound.need("value")?;
+    let number = match value {
+        Object::Flags(bits, _) => Some((*bits).into()),
+        Object::Decimal(number) if number.is_finite() => Some(number.trunc() as i128),
+        other => other.number().or_else(|| other.text()?.trim().parse().ok()),
+    };
+    number.map(Object::Number).ok_or_else(|| Fault::new(at, format_args!("{} is no number", value.is())))
+}

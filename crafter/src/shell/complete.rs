@@ -1,0 +1,248 @@
+//! What may follow what is typed.
+
+use std::collections::BTreeMap;
+
+use super::function::{self, FUNCTIONS};
+use crate::{
+    expr::{
+        access::PAIR,
+        object::{Items, Object},
+        scan,
+    },
+    layer::{Kind, Layer as _},
+};
+
+/// What is known by name, to complete what is typed; a copy, so that another thread may have it.
+#[derive(Debug, Clone, Default)]
+pub struct Names {
+    variables: Vec<(String, Shape)>,
+}
+
+/// What can be asked of a value.
+#[derive(Debug, Clone, PartialEq)]
+enum Shape {
+    /// A packet of these layers.
+    Packet(Vec<Kind>),
+    Pair(Box<Shape>),
+    /// A list, if all its elements are as the first one.
+    List(Box<Shape>),
+    /// These, one after the other.
+    Tuple(Vec<Shape>),
+    Other,
+}
+
+/// Elements of a tuple that are looked at.
+const FEW: usize = 8;
+/// Steps of what is typed that are followed.
+const DEEP: u8 = 16;
+
+impl Shape {
+    fn of(value: &Object, depth: u8) -> Self {
+        if depth == 0 {
+            return Self::Other;
+        }
+        let of = |value: &Object| Self::of(value, depth - 1);
+        let first = |items: &Items| items.items().first().map(of).unwrap_or(Self::Other);
+        match value {
+            Object::Packets(packets) => Self::Packet(packets.template().layers().iter().map(|layer| layer.kind()).collect()),
+            Object::Layer(kind) => Self::Packet(vec![*kind]),
+            Object::Pair(pair) => Self::Pair(Box::new(of(&pair.reply.clone().into()))),
+            Object::List(items) => Self::List(Box::new(first(items))),
+            Object::Tuple(items) => Self::Tuple(items.items().iter().take(FEW).map(of).collect()),
+            _ => Self::Other,
+        }
+    }
+}
+
+impl Names {
+    pub(super) fn new(variables: &BTreeMap<String, Object>) -> Self {
+        Self { variables: variables.iter().map(|(name, value)| (name.clone(), Shape::of(value, 4))).collect() }
+    }
+
+    /// What the word at the end of a text may become: where in the text it begins, in bytes, and what may stand
+    /// there instead.
+    pub fn complete(&self, before: &str) -> (usize, Vec<String>) {
+        let is_name = |char: char| char.is_ascii_alphanumeric() || char == '_';
+        let start = before.trim_end_matches(is_name).len();
+        let (head, word) = before.split_at(start);
+        if !scan::is_code_at_end(before) || word.starts_with(|char: char| char.is_ascii_digit()) {
+            return (start, Vec::new());
+        }
+        let mut found = self.candidates(head);
+        found.retain(|candidate| candidate.starts_with(word));
+        found.sort_unstable();
+        found.dedup();
+        (start, found)
+    }
+
+    fn candidates(&self, head: &str) -> Vec<String> {
+        let trimmed = head.trim_end();
+        if let Some(receiver) = trimmed.strip_suffix('.') {
+            return methods(self.shape(receiver, DEEP));
+        }
+        let Some(open) = scan::innermost(head) else { return self.anything() };
+        let (outside, inside) = (&head[..open], &head[open + 1..]);
+        if head[open..].starts_with('[') {
+            // Where something stands before the bracket, it is an index.
+            return match self.shape(outside, DEEP) {
+                Shape::Packet(layers) => layers.iter().map(|kind| kind.name().to_owned()).collect(),
+                _ => self.anything(),
+            };
+        }
+        let name = &outside[outside.trim_end_matches(|char: char| char.is_ascii_alphanumeric() || char == '_').len()..];
+        let is_argument = trimmed.ends_with(['(', ',']);
+        if let Ok(kind) = Kind::named(name) {
+            let layer = kind.layer();
+            let fields = layer.info().fields;
+            if is_argument {
+                let given = |field: &str| {
+                    inside.split([',', '(']).any(|part| part.split('=').next().is_some_and(|name| name.trim() == field))
+                };
+                return fields.iter().filter(|f| !given(f.name)).map(|field| format!("{}=", field.name)).collect();
+            }
+            let last = inside.rsplit(',').next().and_then(|part| part.trim().strip_suffix('='));
+            let field = last.and_then(|name| layer.info().field(name.trim()));
+            let values = field.map_or(&[][..], |(_, field)| field.names);
+            let mut found = self.anything();
+            found.extend(values.iter().map(|(_, name)| format!("\"{name}\"")));
+            return found;
+        }
+        let mut found = self.anything();
+        if let (Some(function), true) = (function::named(name), is_argument) {
+            let parameters = function.parameters().filter(|(_, optional)| *optional);
+            found.extend(parameters.map(|(name, _)| format!("{name}=")));
+        }
+        found
+    }
+
+    /// Variables, functions and layers.
+    fn anything(&self) -> Vec<String> {
+        let variables = self.variables.iter().map(|(name, _)| name.clone());
+        let functions = FUNCTIONS.iter().map(|function| match function.parameters {
+            "" => format!("{}()", function.name),
+            _ => format!("{}(", function.name),
+        });
+        let layers = Kind::ALL.iter().map(|kind| format!("{}(", kind.name()));
+        let values = ["None", "True", "False"].map(str::to_owned);
+        variables.chain(functions).chain(layers).chain(values).collect()
+    }
+
+    /// What the value at the end of a text is like.
+    fn shape(&self, text: &str, depth: u8) -> Shape {
+        let Some(depth) = depth.checked_sub(1) else { return Shape::Other };
+        let text = text.trim_end();
+        let is_name = |char: char| char.is_ascii_alphanumeric() || char == '_';
+        if text.ends_with([']', ')']) {
+            // The bracket that the last one closes is the one that is open without it.
+            let inside = &text[..text.len() - 1];
+            let Some(open) = scan::innermost(inside) else { return Shape::Other };
+            let (outside, inside) = (&text[..open], inside[open + 1..].trim());
+            if text.ends_with(']') {
+                let at = inside.parse::<usize>().ok();
+                return match (self.shape(outside, depth), Kind::named(inside.split(':').next().unwrap_or_default().trim())) {
+                    (Shape::Packet(layers), Ok(kind)) => {
+                        Shape::Packet(layers.into_iter().skip_while(|layer| *layer != kind).collect())
+                    }
+                    (packet @ Shape::Packet(_), _) => packet,
+                    (Shape::List(element), _) if at.is_some() => *element,
+                    (Shape::Tuple(elements), _) => {
+                        at.and_then(|at| elements.into_iter().nth(at)).unwrap_or(Shape::Other)
+                    }
+                    (Shape::Pair(reply), _) if at == Some(1) => *reply,
+                    _ => Shape::Other,
+                };
+            }
+            let name = &outside[outside.trim_end_matches(is_name).len()..];
+            return Kind::named(name).map_or(Shape::Other, |kind| Shape::Packet(vec![kind]));
+        }
+        let start = text.trim_end_matches(is_name).len();
+        let (head, name) = text.split_at(start);
+        match head.trim_end().strip_suffix('.') {
+            Some(receiver) => match (self.shape(receiver, depth), name) {
+                (Shape::Pair(reply), "reply" | "answer" | "request" | "query") => *reply,
+                (Shape::Packet(layers), "payload") => Shape::Packet(layers.into_iter().skip(1).collect()),
+                _ => Shape::Other,
+            },
+            None => match self.variables.iter().find(|(known, _)| known == name) {
+                Some((_, shape)) => shape.clone(),
+                None => Kind::named(name).map_or(Shape::Other, |kind| Shape::Packet(vec![kind])),
+            },
+        }
+    }
+}
+
+/// Fields and functions of a value.
+fn methods(shape: Shape) -> Vec<String> {
+    let functions = |names: &[&str]| {
+        let of = |name: &&str| function::named(name).is_some();
+        names.iter().filter(|name| of(name)).map(|name| format!("{name}(")).collect::<Vec<_>>()
+    };
+    match shape {
+        Shape::Packet(layers) => {
+            let layers = layers.iter().map(|kind| kind.layer());
+            let mut found: Vec<String> =
+                layers.flat_map(|layer| layer.info().fields.iter().map(|field| field.name.to_owned())).collect();
+            found.extend(functions(&["show", "summary", "hexdump", "answers", "haslayer", "fuzz", "recompute"]));
+            found.push("payload".to_owned());
+            found
+        }
+        Shape::Pair(_) => PAIR.map(str::to_owned).into(),
+        Shape::List(_) | Shape::Tuple(_) => functions(&["show", "summary", "hexdump", "len"]),
+        Shape::Other => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer::{Ip, Tcp};
+
+    fn names() -> Names {
+        let packet = Object::from(Ip::to("192.0.2.1") / Tcp::to(80));
+        Names::new(&[("p".to_owned(), packet), ("port".to_owned(), Object::Number(80))].into())
+    }
+
+    #[track_caller]
+    fn completes(text: &str, expected: &[&str]) {
+        let (start, found) = names().complete(text);
+        let word: String = text[start..].into();
+        assert!(found.iter().all(|candidate| candidate.starts_with(&word)), "{found:?}");
+        assert_eq!(found, expected, "{text}");
+    }
+
+    #[test]
+    fn layers_and_functions_and_variables() {
+        completes("sr", &["sr(", "sr1(", "srp(", "srp1("]);
+        completes("x = TC", &["TCP(", "TCPerror("]);
+        completes("po", &["port"]);
+        completes("sr1(IP(dst=\"192.0.2.1\")/UD", &["UDP("]);
+        completes("x = \"sr", &[]);
+        completes("# sr", &[]);
+        completes("1", &[]);
+    }
+
+    #[test]
+    fn fields() {
+        completes("IP(tt", &["ttl="]);
+        completes("IP(ttl=5, tt", &[]);
+        completes("TCP(dport=po", &["port"]);
+        completes("IP(proto=ud", &[]);
+        assert!(names().complete("IP(proto=").1.contains(&"\"udp\"".to_owned()));
+        completes("p[TCP].dp", &["dport"]);
+        completes("p.tt", &["ttl"]);
+        completes("p.dpo", &["dport"]);
+        completes("p.payload.tt", &[]);
+        completes("p[T", &["TCP"]);
+        completes("sr1(p, tim", &["timeout="]);
+        completes("p.summ", &["summary("]);
+        completes("TCP().fla", &["flags"]);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_panics(text in "(p|TCP|\\.|[(),=/\\[\\]\"' ]|0|\\PC){0,20}") {
+            let (start, _) = names().complete(&text);
+            proptest::prop_assert!(text.is_char_boundary(start));
+        }
+    }
+}
