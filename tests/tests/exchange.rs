@@ -107,29 +107,29 @@ fn a_set_of_source_ports() {
     let lab = lab();
     let (client, server) = ENDS[0];
     let _nginx = Nginx::start(lab.server());
-    let mut capture = Capture::start(lab.server(), INTERFACE, None);
-    // The control: a SYN from a port that nobody owns, and the kernel's RST.
-    stage::unowned_syn(&lab, ENDS[0], CONTROL_PORT);
-    stage::wait_for_rst(&lab, SocketAddr::new(client, CONTROL_PORT));
     let observing = SessionOptions { terms: Terms { observe: true, ..Terms::default() }, ..options(Attach::Auto) };
     for (options, observed) in [(options(Attach::Auto), false), (observing, true)] {
+        // Started here: tcpdump ends with the thread that started it.
+        let capture = Capture::start(lab.server(), INTERFACE, None);
+        // The control: a SYN from a port that nobody owns, and the kernel's RST.
+        let control = CONTROL_PORT + u16::from(observed);
+        stage::unowned_syn(&lab, ENDS[0], control);
+        stage::wait_for_rst(&lab, SocketAddr::new(client, control));
         let syns = format!(r#"IP(dst="{server}")/TCP(sport=(20001,22000), dport=80, flags="S")"#);
-        let exchanged = session(&lab, options, async |session| {
+        let (exchanged, packets) = session(&lab, options, async |session| {
             let exchanged = sr(session, &syns).await;
-            let packets = std::mem::replace(&mut capture, Capture::start(lab.server(), INTERFACE, None)).finish();
-            let escaped: usize = (20_001..=22_000).map(|port| rsts(&packets, SocketAddr::new(client, port))).sum();
-            assert_eq!(escaped, 0, "a RST while the ports are owned");
-            if !observed {
-                assert!(rsts(&packets, SocketAddr::new(client, CONTROL_PORT)) > 0, "the control had its RST");
-            }
-            exchanged
+            // While the ports are owned: afterwards the kernel refuses what nginx sends again.
+            (exchanged, capture.finish())
         });
+        let escaped =
+            packets.iter().filter(|packet| packet.is_rst() && (20_001..=22_000).contains(&packet.source.port()));
+        assert_eq!(escaped.count(), 0, "a RST while the ports are owned");
+        assert!(rsts(&packets, SocketAddr::new(client, control)) > 0, "the control had its RST");
         let account = exchanged.account;
         assert_eq!((account.sent, account.answered), (2000, 2000), "{account}");
         assert!(account.agrees(), "{account}");
         assert_eq!(account.suppressed > 0, observed, "where the kernel sees the SYN-ACKs it answers: {account}");
     }
-    drop(capture);
     stage::assert_refuses(&lab, SocketAddr::new(client, 20_001));
 }
 

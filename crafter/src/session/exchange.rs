@@ -20,6 +20,7 @@ use super::{
     wall_clock,
 };
 use crate::{
+    capture::Captured,
     datapath::route::{LinkLayer, Route},
     driver::{Outgoing, Received},
     engine::Pacer,
@@ -34,6 +35,9 @@ const BATCH: usize = 64;
 
 /// Packets that answer nothing and are kept.
 const UNMATCHED: usize = 65_536;
+
+/// Packets of a tap looked at between two others.
+const TAPPED: usize = 256;
 
 /// How long what is on its way between the two halves may take.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -285,17 +289,23 @@ impl<'a> Exchange<'a> {
                     ready => return Ok(ready.min(BATCH)),
                 },
             };
-            self.sleep_until(until).await;
+            self.sleep_until(until).await?;
             self.collect()?;
         }
     }
 
     /// Until something comes, or that time.
-    async fn sleep_until(&self, until: Instant) {
-        tokio::select! {
-            () = self.links.arrived.notified() => {}
-            () = tokio::time::sleep_until(until.into()) => {}
+    async fn sleep_until(&mut self, until: Instant) -> Result<()> {
+        let arrived = self.links.arrived.clone();
+        let tapped = tokio::select! {
+            () = arrived.notified() => None,
+            () = tokio::time::sleep_until(until.into()) => None,
+            tapped = self.links.tapped() => Some(tapped?),
+        };
+        if let Some((at, captured)) = tapped {
+            self.handle_tapped(at, captured);
         }
+        Ok(())
     }
 
     /// Waits for answers, from now on for as long as the options say.
@@ -306,7 +316,7 @@ impl<'a> Exchange<'a> {
             if self.is_done() || Instant::now() >= until {
                 return Ok(());
             }
-            self.sleep_until(until).await;
+            self.sleep_until(until).await?;
         }
     }
 
@@ -411,6 +421,9 @@ impl<'a> Exchange<'a> {
                 Err(error) => return Err(error),
             }
         }
+        if !leased && self.expecting {
+            self.links.links[link].tap().await?;
+        }
         if outline.frame {
             let mac = self.links.links[link].crafter.interface().mac.unwrap_or_default();
             let hop = match route.map(|route| route.link) {
@@ -483,8 +496,41 @@ impl<'a> Exchange<'a> {
                 }
             }
             self.inbox = inbox;
+            // Bounded: on a busy network there is always one more.
+            for _ in 0..TAPPED {
+                let Some(captured) = self.links.links[at].try_tapped()? else { break };
+                self.handle_tapped(at, captured);
+            }
         }
         Ok(())
+    }
+
+    /// A packet that the kernel has too. It counts only if it is an answer: nobody asked for the others.
+    fn handle_tapped(&mut self, at: usize, captured: Captured) {
+        let packet = captured.packet();
+        let matched = self.matcher.handle_reply(&packet, false);
+        let (Match::First(request) | Match::Further(request)) = matched else { return };
+        let time = captured.time.unwrap_or_else(wall_clock);
+        let reason = Reason::OtherProtocol;
+        let account = &mut self.result.account;
+        account.received += 1;
+        let is_duplicate = matches!(matched, Match::Further(_)) && !self.options.multi;
+        let what = if is_duplicate {
+            account.duplicate += 1;
+            What::Duplicate { request, reason }
+        } else {
+            account.matched += 1;
+            What::Matched { request, reason }
+        };
+        let interface = self.links.links[at].name();
+        (self.observer)(&Event { time, interface, first: captured.first, bytes: &captured.bytes, what });
+        if let (false, Some(asked), Some((_, sent))) =
+            (is_duplicate, self.matcher.request(request), self.matcher.sent(request))
+        {
+            let (rtt, interface) = (time.saturating_sub(sent), interface.to_owned());
+            let reply = Reply { packet, bytes: captured.bytes, time, reason, interface };
+            self.result.answered.push(Pair { request: asked.clone(), number: request, sent, reply, rtt });
+        }
     }
 
     /// One packet that came to a lease, `age` ago.

@@ -7,15 +7,18 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::future::select_all;
 use tokio::sync::Notify;
 
 use super::{SessionOptions, account::Reading};
 use crate::{
     Crafter, Lease, LeaseRequest,
+    capture::{Captured, Direction},
     datapath::{
         address::local_addresses,
         program::Report,
         route::{self, Route},
+        tap::{Tap, TapOptions},
     },
     driver::{PortChoice, Received, routes::Routes},
     error::Result,
@@ -50,6 +53,8 @@ pub(super) struct Link {
     held: HashMap<Key, Held>,
     /// Those that were chosen here, the oldest first.
     chosen: VecDeque<Key>,
+    /// Where the answers to requests that nothing is leased for are seen.
+    tap: Option<Tap>,
 }
 
 struct Held {
@@ -85,7 +90,7 @@ impl Links {
             return Ok(at);
         }
         let crafter = Crafter::open(name, self.options.open.clone()).await?;
-        self.links.push(Link { crafter, held: HashMap::new(), chosen: VecDeque::new() });
+        self.links.push(Link { crafter, held: HashMap::new(), chosen: VecDeque::new(), tap: None });
         Ok(self.links.len() - 1)
     }
 
@@ -143,6 +148,17 @@ impl Links {
         Ok(chosen)
     }
 
+    /// The next packet that a tap sees, and its link's place; never, where there is no tap.
+    pub(super) async fn tapped(&mut self) -> Result<(usize, Captured)> {
+        let taps = self.links.iter_mut().enumerate().filter_map(|(at, link)| Some((at, link.tap.as_mut()?)));
+        let next: Vec<_> = taps.map(|(at, tap)| Box::pin(async move { (at, tap.next().await) })).collect();
+        if next.is_empty() {
+            return std::future::pending().await;
+        }
+        let ((at, captured), ..) = select_all(next).await;
+        Ok((at, captured?))
+    }
+
     pub(super) fn reports(&self) -> Vec<Report> {
         self.links.iter().map(|link| link.crafter.report().clone()).collect()
     }
@@ -158,6 +174,21 @@ impl Links {
 }
 
 impl Link {
+    /// Sees from now on what comes in besides TCP and UDP.
+    pub(super) async fn tap(&mut self) -> Result<()> {
+        if self.tap.is_none() {
+            let filter = Some("not tcp and not udp".to_owned());
+            let options = TapOptions { filter, direction: Some(Direction::In), ..TapOptions::default() };
+            self.tap = Some(Tap::open(&self.crafter.interface().name, &options).await?);
+        }
+        Ok(())
+    }
+
+    /// A packet that the tap has seen, if one waits.
+    pub(super) fn try_tapped(&mut self) -> Result<Option<Captured>> {
+        self.tap.as_mut().map_or(Ok(None), Tap::try_next)
+    }
+
     /// The interface's name.
     pub(super) fn name(&self) -> &str {
         &self.crafter.interface().name

@@ -89,7 +89,8 @@ pub struct Reply {
     pub bytes: Vec<u8>,
     /// When it was received, since 1970.
     pub time: Duration,
-    /// How it came here; [`Reason::Observed`] where the kernel saw it too.
+    /// How it came here; [`Reason::Observed`] where the kernel saw it too, [`Reason::OtherProtocol`] where nothing
+    /// was leased and this is the tap's copy.
     pub reason: Reason,
     /// The interface it came in on.
     pub interface: String,
