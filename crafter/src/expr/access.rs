@@ -26,7 +26,9 @@ pub(crate) fn attribute(object: &Object, name: &str) -> Result<Object, String> {
         Object::Layer(kind) => attribute(&Packet::from(kind.layer()).into(), name),
         Object::Record(record, fields) => match fields.iter().find(|(field, _)| field == name) {
             Some((_, value)) => Ok(value.into()),
-            None => Err(format!("{record} has no field '{name}'{}", nearest(name, fields.iter().map(|f| f.0.as_str())))),
+            None => {
+                Err(format!("{record} has no field '{name}'{}", nearest(name, fields.iter().map(|f| f.0.as_str()))))
+            }
         },
         other => Err(format!("{} has no '.{name}'", other.is())),
     }
@@ -173,7 +175,8 @@ pub(crate) fn slice(object: &Object, from: Option<&Object>, to: Option<&Object>)
         let bound = |bound: Option<&Object>, default: usize| match bound {
             None | Some(Object::None) => Ok(default),
             Some(object) => {
-                let number = object.number().ok_or_else(|| format!("a number is needed in [], {} is none", object.is()))?;
+                let number =
+                    object.number().ok_or_else(|| format!("a number is needed in [], {} is none", object.is()))?;
                 let number = if number < 0 { number.saturating_add(length as i128) } else { number };
                 Ok::<_, String>(number.clamp(0, length as i128) as usize)
             }

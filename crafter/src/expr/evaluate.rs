@@ -5,14 +5,13 @@ use std::sync::Arc;
 use futures_util::future::{FutureExt as _, LocalBoxFuture};
 
 use super::{
-    PacketSet,
+    PacketSet, access,
     fault::Fault,
     object::{Items, Object},
     operator::Operator,
     resolve::Resolve,
     set::{self, Span},
     syntax::{Argument, Node, Suffix, SuffixKind, Tree},
-    access,
 };
 use crate::layer::{AnyLayer, FieldInfo, FieldKind, Kind, Layer as _, Packet, Value};
 
@@ -106,12 +105,8 @@ fn evaluate<'a, E: Environment>(
             Tree::Decimal(number) => Object::Decimal(*number),
             Tree::Text(text) => Object::Text(text.clone()),
             Tree::Bytes(bytes) => Object::Bytes(bytes.clone()),
-            Tree::List(nodes) => {
-                Object::List(Items::new(all(environment, nodes, in_field).await?).map_err(said)?)
-            }
-            Tree::Tuple(nodes) => {
-                Object::Tuple(Items::new(all(environment, nodes, in_field).await?).map_err(said)?)
-            }
+            Tree::List(nodes) => Object::List(Items::new(all(environment, nodes, in_field).await?).map_err(said)?),
+            Tree::Tuple(nodes) => Object::Tuple(Items::new(all(environment, nodes, in_field).await?).map_err(said)?),
             Tree::Name(name) => match name.as_str() {
                 "None" => Object::None,
                 "True" => Object::Bool(true),
@@ -262,11 +257,7 @@ fn unnamed(argument: &Argument, layer: &str) -> Fault {
     Fault::new(argument.at, format_args!("{layer} has more fields than one: say which, as in field=value"))
 }
 
-async fn layer<E: Environment>(
-    environment: &mut E,
-    kind: Kind,
-    arguments: &[Argument],
-) -> Result<PacketSet, Fault> {
+async fn layer<E: Environment>(environment: &mut E, kind: Kind, arguments: &[Argument]) -> Result<PacketSet, Fault> {
     let layer = kind.layer();
     let info = layer.info();
     let mut set = PacketSet::from(layer.clone());

@@ -162,7 +162,8 @@ impl PacketSet {
             return Err(format!("a packet has at most {MAX_LAYERS} layers"));
         }
         self.template.layers_mut().extend_from_slice(above.template.layers());
-        self.choices.extend(above.choices.iter().map(|choice| Choice { layer: choice.layer + below, ..choice.clone() }));
+        self.choices
+            .extend(above.choices.iter().map(|choice| Choice { layer: choice.layer + below, ..choice.clone() }));
         Ok(())
     }
 
@@ -273,9 +274,9 @@ fn is_host(layer: &AnyLayer, field: &FieldInfo) -> bool {
 
 fn prefix<T: FromStr>(address: &str, most: u32) -> Result<(T, u32), String> {
     let parts = address.split_once('/').and_then(|(address, bits)| Some((address.parse().ok()?, bits.parse().ok()?)));
-    parts.filter(|(_, bits)| *bits <= most).ok_or_else(|| {
-        format!("'{address}' is no prefix: an address, '/' and a length up to {most} are needed")
-    })
+    parts
+        .filter(|(_, bits)| *bits <= most)
+        .ok_or_else(|| format!("'{address}' is no prefix: an address, '/' and a length up to {most} are needed"))
 }
 
 impl fmt::Display for Span {

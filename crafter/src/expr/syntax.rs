@@ -13,7 +13,11 @@ use winnow::{
     token::{any, none_of, one_of, take_while},
 };
 
-use super::{fault::Fault, operator::{Operator, Sign}, scan};
+use super::{
+    fault::Fault,
+    operator::{Operator, Sign},
+    scan,
+};
 
 type Input<'a> = LocatingSlice<&'a str>;
 type Failure = winnow::error::ErrMode<winnow::error::ContextError>;
@@ -217,7 +221,8 @@ fn operand<'a>(what: &'static str) -> impl Parser<Input<'a>, Node, Failure> {
     move |input: &mut Input<'a>| {
         let sign = alt(('-'.value(Sign::Minus), '~'.value(Sign::Invert), '+'.value(Sign::Plus)));
         let (signs, span): (Vec<Sign>, _) = repeat(0.., terminated(sign, space)).with_span().parse_next(input)?;
-        let node = if signs.is_empty() { chain(what).parse_next(input)? } else { cut_err(chain(what)).parse_next(input)? };
+        let node =
+            if signs.is_empty() { chain(what).parse_next(input)? } else { cut_err(chain(what)).parse_next(input)? };
         Ok(match signs.is_empty() {
             true => node,
             false => Node { at: span.start, tree: Tree::Signed(signs, Box::new(node)) },
@@ -308,7 +313,8 @@ fn sequence<'a>(open: char, close: char) -> impl Parser<Input<'a>, (Vec<Node>, b
 }
 
 fn number(input: &mut Input<'_>) -> ModalResult<Tree> {
-    let fraction = (take_while(1.., '0'..='9'), '.', take_while(1.., '0'..='9'), not(one_of(|char| is_name(char) || char == '.')));
+    let fraction =
+        (take_while(1.., '0'..='9'), '.', take_while(1.., '0'..='9'), not(one_of(|char| is_name(char) || char == '.')));
     let decimal = fraction.take().verify_map(|digits: &str| digits.parse().ok()).map(Tree::Decimal);
     let digits = take_while(1.., is_name).verify_map(|digits: &str| {
         let digits = digits.replace('_', "");

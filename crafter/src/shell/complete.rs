@@ -44,7 +44,9 @@ impl Shape {
         let of = |value: &Object| Self::of(value, depth - 1);
         let first = |items: &Items| items.items().first().map(of).unwrap_or(Self::Other);
         match value {
-            Object::Packets(packets) => Self::Packet(packets.template().layers().iter().map(|layer| layer.kind()).collect()),
+            Object::Packets(packets) => {
+                Self::Packet(packets.template().layers().iter().map(|layer| layer.kind()).collect())
+            }
             Object::Layer(kind) => Self::Packet(vec![*kind]),
             Object::Pair(pair) => Self::Pair(Box::new(of(&pair.reply.clone().into()))),
             Object::List(items) => Self::List(Box::new(first(items))),
@@ -139,7 +141,10 @@ impl Names {
             let (outside, inside) = (&text[..open], inside[open + 1..].trim());
             if text.ends_with(']') {
                 let at = inside.parse::<usize>().ok();
-                return match (self.shape(outside, depth), Kind::named(inside.split(':').next().unwrap_or_default().trim())) {
+                return match (
+                    self.shape(outside, depth),
+                    Kind::named(inside.split(':').next().unwrap_or_default().trim()),
+                ) {
                     (Shape::Packet(layers), Ok(kind)) => {
                         Shape::Packet(layers.into_iter().skip_while(|layer| *layer != kind).collect())
                     }

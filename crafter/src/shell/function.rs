@@ -128,7 +128,8 @@ impl Bound {
 
     /// An argument that must be there.
     pub fn need(&self, name: &str) -> Result<(usize, &Object), Fault> {
-        self.get(name).ok_or_else(|| Fault::new(self.at, format_args!("{}() needs {name}: None is none", self.function.name)))
+        self.get(name)
+            .ok_or_else(|| Fault::new(self.at, format_args!("{}() needs {name}: None is none", self.function.name)))
     }
 
     pub fn number(&self, name: &str, least: u64, most: u64) -> Result<Option<u64>, Fault> {

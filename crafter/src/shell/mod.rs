@@ -17,6 +17,7 @@ use std::{collections::BTreeMap, fmt, ops::Range};
 
 use crate::{
     error::{Error, exit},
+    expr::{PacketSet, Resolve},
     expr::{
         access,
         evaluate::{self, Called, Environment},
@@ -25,7 +26,6 @@ use crate::{
         scan,
         syntax::{self, Node, Statement, Suffix, SuffixKind, Tree},
     },
-    expr::{PacketSet, Resolve},
     layer::{Kind, Layer as _, nearest},
 };
 

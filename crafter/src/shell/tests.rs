@@ -241,7 +241,9 @@ fn fields_are_set_and_unset() {
         match run(&mut Shell::new(Fake::default()), text) {
             Ok(said) => assert_eq!(said, expected, "{text}"),
             // A field of a set has many values.
-            Err(failure) => assert!(text.contains("p.dst") && failure.reason().contains("set of 3"), "{text}: {failure}"),
+            Err(failure) => {
+                assert!(text.contains("p.dst") && failure.reason().contains("set of 3"), "{text}: {failure}")
+            }
         }
     }
 }
@@ -251,7 +253,10 @@ fn variables_in_sets() {
     says("ports = [80, 443]; IP()/TCP(dport=ports)", &["IP()/TCP(dport=[80, 443])"]);
     says("r = (1, 5); len(IP(ttl=r))", &["5"]);
     says("a = [[\"NOP\"], []]; p = TCP(options=a); p[1]", &["TCP(options=[])"]);
-    says("x = IP(ttl=(1,2)); y = x/TCP(dport=[1,2]); y; y[3]", &["IP(ttl=(1, 2))/TCP(dport=[1, 2])", "IP(ttl=2)/TCP(dport=2)"]);
+    says(
+        "x = IP(ttl=(1,2)); y = x/TCP(dport=[1,2]); y; y[3]",
+        &["IP(ttl=(1, 2))/TCP(dport=[1, 2])", "IP(ttl=2)/TCP(dport=2)"],
+    );
 }
 
 #[test]

@@ -107,4 +107,3 @@ pub trait World: Resolve {
     /// A random number.
     fn random(&mut self) -> u64;
 }
-
