@@ -2,7 +2,7 @@
 
 use smallvec::SmallVec;
 
-use super::{AnyLayer, Packet, icmp_extension, table::Misfit};
+use super::{AnyLayer, Dns, Packet, dns, icmp_extension, table::Misfit};
 use crate::{
     error::Result,
     packet::checksum::{fold, sum},
@@ -49,6 +49,11 @@ impl Building<'_> {
                 && icmp_extension::extended(&self.layers[..*at]) == Some(self.at)
         })?;
         Some(self.places[extension] - self.places[self.at + 1])
+    }
+
+    /// Whether the layer is right on TCP.
+    pub fn is_behind_tcp(&self) -> bool {
+        is_behind_tcp(self.layers, self.at)
     }
 
     /// The layer above.
@@ -136,6 +141,11 @@ pub(crate) fn build(layers: &[AnyLayer], out: &mut Vec<u8>, places: &mut Places)
             quotes.extend(Quote::fill(layers, at, out, places));
         }
         places.push(out.len());
+        if let AnyLayer::Dns(Dns { length: None, .. }) = layer
+            && is_behind_tcp(layers, at)
+        {
+            out.extend_from_slice(&[0; dns::PREFIX]);
+        }
         layer.write(out)?;
     }
     let mut end = out.len();
@@ -174,6 +184,10 @@ pub(crate) fn build(layers: &[AnyLayer], out: &mut Vec<u8>, places: &mut Places)
         layer.finish(&mut Building { bytes: out, layers, places, at, end })?;
     }
     Ok(())
+}
+
+fn is_behind_tcp(layers: &[AnyLayer], at: usize) -> bool {
+    matches!(at.checked_sub(1).map(|below| &layers[below]), Some(AnyLayer::Tcp(_)))
 }
 
 /// A quoted packet with ICMP extensions behind it.

@@ -8,7 +8,7 @@ use super::{
     AnyLayer, Kind,
     build::Building,
     dns_record::{Question, Record, type_name},
-    protocol::{Fixed, Parsed, Protocol},
+    protocol::{Fixed, Parsed, Protocol, be16},
     table::{Misfit, layer},
     value::Literal,
 };
@@ -52,6 +52,8 @@ layer! {
         arcount: u16, 16, computed;
     }
     tail {
+        /// Length of the message, before it: on TCP, computed if unset (RFC 1035, 4.2.2)
+        length: u16;
         /// Questions
         qd: Vec<Question>;
         /// Answers
@@ -65,6 +67,9 @@ layer! {
         body: Vec<u8>;
     }
 }
+
+/// Bytes of the length before a message on TCP.
+pub(crate) const PREFIX: usize = 2;
 
 impl Dns {
     /// A query for a name: `Dns::query("example.org", 1)` asks for addresses.
@@ -116,7 +121,12 @@ fn section<T>(count: u16, mut read: impl FnMut() -> Option<T>) -> Option<Option<
 }
 
 impl Protocol for Dns {
-    fn parse(bytes: &[u8], _: &[AnyLayer]) -> Option<Parsed<Self>> {
+    fn parse(bytes: &[u8], below: &[AnyLayer]) -> Option<Parsed<Self>> {
+        if let Some(AnyLayer::Tcp(_)) = below.last() {
+            let message = Self::parse(bytes.get(PREFIX..)?, &[])?;
+            let layer = Self { length: be16(bytes), ..message.layer };
+            return Some(Parsed { layer, header: PREFIX + message.header, end: bytes.len(), next: Kind::Raw });
+        }
         let head = Self::get_fixed(bytes)?;
         let mut layer = head.clone();
         let end = layer.read(bytes);
@@ -133,6 +143,9 @@ impl Protocol for Dns {
     }
 
     fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+        if let Some(length) = self.length {
+            out.extend_from_slice(&length.to_be_bytes());
+        }
         self.put_fixed(out)?;
         match &self.body {
             Some(body) => out.extend_from_slice(body),
@@ -152,10 +165,18 @@ impl Protocol for Dns {
             (self.nscount, self.ns.as_ref().map_or(0, Vec::len), "nscount"),
             (self.arcount, self.ar.as_ref().map_or(0, Vec::len), "arcount"),
         ];
+        let mut start = 0;
+        if self.length.is_some() || packet.is_behind_tcp() {
+            start = PREFIX;
+        }
+        if self.length.is_none() && start > 0 {
+            let length = packet.length().saturating_sub(PREFIX);
+            packet.put16(0, u16::try_from(length).map_err(|_| Misfit { layer: "DNS", field: "length", bits: 16 })?);
+        }
         for (i, (set, count, field)) in counts.into_iter().enumerate() {
             if set.is_none() {
                 let count = u16::try_from(count).map_err(|_| Misfit { layer: "DNS", field, bits: 16 })?;
-                packet.put16(4 + 2 * i, count);
+                packet.put16(start + 4 + 2 * i, count);
             }
         }
         Ok(())
@@ -190,7 +211,7 @@ impl Protocol for Dns {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layer::{Ip, Packet, Udp, Value};
+    use crate::layer::{Ip, Packet, Tcp, Udp, Value};
 
     #[test]
     fn query_and_answer() {
@@ -230,6 +251,47 @@ mod tests {
         let read = Packet::parse(Kind::Dns, &bytes);
         assert_eq!(read.get::<Dns>().unwrap().qdcount, Some(9));
         assert_eq!(read.build().unwrap(), bytes);
+    }
+
+    #[test]
+    fn on_tcp_behind_its_length() {
+        let dns = Dns::query("example.org", 1).id(7);
+        let packet = Ip::to("192.0.2.53").src("192.0.2.1") / Tcp::to(53).flags("PA") / dns.clone();
+        let bytes = packet.build().unwrap();
+        assert_eq!(bytes[40..54], [0, 29, 0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
+        assert!(packet.show().unwrap().contains("  qdcount         = 1  (computed)\n"));
+        assert!(packet.show().unwrap().contains("  length          = 29  (default)\n"));
+        let mut read = Packet::from_ip(&bytes);
+        assert_eq!(read.get::<Dns>().unwrap().length, Some(29));
+        assert_eq!(read.build().unwrap(), bytes);
+        read.recompute();
+        assert_eq!(read.get::<Dns>().unwrap().length, None);
+        assert_eq!(read.build().unwrap(), bytes);
+        assert_eq!(read.to_string().parse::<Packet>().unwrap(), read);
+        // A part of a message, or more than one, is no layer.
+        for load in [&bytes[40..60], &[&bytes[40..], b"\0"].concat()] {
+            let packet = Ip::to("192.0.2.53") / Tcp::to(53) / load;
+            let part = Packet::from_ip(&packet.build().unwrap());
+            assert!(part.get::<Dns>().is_none());
+        }
+        // What is set stays, wrong or not, also where it does not belong.
+        let set = dns.clone().length(3);
+        for below in [Packet::from(Tcp::to(53)), Packet::from(Udp::to(53))] {
+            let below = Ip::to("192.0.2.53") / below;
+            let header = below.build().unwrap().len();
+            let bytes = (below / set.clone()).build().unwrap();
+            assert_eq!(bytes[header..header + 8], [0, 3, 0, 7, 1, 0, 0, 1]);
+            assert_eq!(Packet::from_ip(&bytes).build().unwrap(), bytes);
+        }
+        let reply = |id: u16| {
+            let dns = Dns::query("example.org", 1).id(id).qr(1);
+            let tcp = Tcp::to(20).sport(53).flags("PA").ack(29 + 2);
+            (Ip::to("192.0.2.1").src("192.0.2.53") / tcp / dns).resolved().unwrap()
+        };
+        assert!(reply(7).answers(&packet));
+        assert!(!reply(8).answers(&packet));
+        let llmnr = (Ip::to("224.0.0.252") / Udp::to(5355).sport(999) / dns).resolved().unwrap();
+        assert!(llmnr.get::<Dns>().is_some());
     }
 
     #[test]

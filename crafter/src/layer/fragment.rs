@@ -6,10 +6,50 @@ use super::{
 };
 use crate::error::{Error, Result};
 
+/// One fragment: which part of a datagram's payload it has, in units of 8 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cut {
+    /// Where it begins.
+    pub offset: u16,
+    /// How long it is; it ends where the payload ends at the latest.
+    pub length: u16,
+    /// Whether it says that more fragments follow; `None`: if the payload goes on behind it.
+    pub more: Option<bool>,
+}
+
+impl Cut {
+    /// The part from `offset`, `length` long, both in units of 8 bytes.
+    pub fn new(offset: u16, length: u16) -> Self {
+        Self { offset, length, more: None }
+    }
+
+    /// Says that more fragments follow, or not.
+    #[must_use]
+    pub fn more(self, more: bool) -> Self {
+        Self { more: Some(more), ..self }
+    }
+}
+
+impl From<(u16, u16)> for Cut {
+    fn from((offset, length): (u16, u16)) -> Self {
+        Self::new(offset, length)
+    }
+}
+
+/// A packet about to be cut.
+struct Whole {
+    /// What stands before each fragment: layers, the first `at` of them before the IP header.
+    head: Vec<AnyLayer>,
+    at: usize,
+    /// Bytes of the head from the IP header on.
+    header: usize,
+    payload: Vec<u8>,
+}
+
 impl Packet {
     /// The packet in fragments of at most `mtu` bytes, counted from its outermost IP header; what stands before that
     /// stands before each, padding is left out. A packet that fits stays as it is. `id` names the datagram; an
-    /// IPv4 header whose own is set keeps that. For fragments that overlap, change offsets or payloads afterwards.
+    /// IPv4 header whose own is set keeps that. For fragments that overlap: [`fragment_at`](Self::fragment_at).
     ///
     /// Options of IPv4 are repeated as they ask for (RFC 791, 3.1), headers of IPv6 up to the last one that routers
     /// read (RFC 8200, 4.5). Don't fragment is no obstacle; it is left out.
@@ -18,7 +58,45 @@ impl Packet {
     /// [`Error::Invalid`] if there is no IP layer, the packet is a fragment itself, `mtu` leaves no 8 bytes for payload,
     /// or 13 bits of offset are too few; else as [`build`](Self::build).
     pub fn fragment(&self, mtu: usize, id: u32) -> Result<Vec<Packet>> {
-        let invalid = |reason: &str| Error::invalid("fragment", reason);
+        let Some(whole) = self.whole(mtu, id)? else {
+            return Ok(vec![self.clone()]);
+        };
+        let room = mtu.saturating_sub(whole.header) / 8;
+        if room == 0 {
+            return Err(invalid("the MTU leaves no 8 bytes for payload"));
+        }
+        let units = whole.payload.len().div_ceil(8);
+        let cuts = (0..units).step_by(room).map(|offset| {
+            let offset = u16::try_from(offset).ok().filter(|offset| *offset < 1 << 13);
+            let offset = offset.ok_or_else(|| invalid("the packet is longer than fragments can tell"))?;
+            Ok(Cut::new(offset, u16::try_from(room).unwrap_or(u16::MAX)))
+        });
+        cuts.map(|cut: Result<Cut>| whole.cut(cut?)).collect()
+    }
+
+    /// The packet in the fragments that `cuts` say, in their order: they may overlap, leave holes, repeat, and lie about
+    /// what follows. Else as [`fragment`](Self::fragment), which makes cuts that fit an MTU.
+    ///
+    /// ```
+    /// use crafter::layer::{Cut, Ip, Udp};
+    ///
+    /// let packet = Ip::to("192.0.2.2") / Udp::to(9) / vec![1; 40];
+    /// // The second begins within the first; the last says that there is more.
+    /// let fragments = packet.fragment_at(&[Cut::new(0, 3), Cut::new(2, 3), Cut::new(5, 1).more(true)], 7)?;
+    /// assert_eq!(fragments[1].get::<Ip>().unwrap().frag, Some(2));
+    /// # Ok::<(), crafter::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if there is no IP layer, the packet is a fragment itself, a cut is of no length, begins behind
+    /// the packet's end or further than 13 bits tell; else as [`build`](Self::build).
+    pub fn fragment_at(&self, cuts: &[Cut], id: u32) -> Result<Vec<Packet>> {
+        let whole = self.whole(0, id)?.ok_or_else(|| invalid("the packet has no bytes"))?;
+        cuts.iter().map(|cut| whole.cut(*cut)).collect()
+    }
+
+    /// The packet ready to be cut; `None` if it is no longer than `mtu`.
+    fn whole(&self, mtu: usize, id: u32) -> Result<Option<Whole>> {
         let layers = self.layers();
         let at = layers.iter().position(|layer| matches!(layer, AnyLayer::Ip(_) | AnyLayer::Ipv6(_)));
         let at = at.ok_or_else(|| invalid("the packet has no IP layer"))?;
@@ -28,7 +106,7 @@ impl Packet {
         places.push(bytes.len());
         let end = places[layers.len() - padding];
         if end - places[at] <= mtu {
-            return Ok(vec![self.clone()]);
+            return Ok(None);
         }
         let first = at + 1 + repeated(&layers[at..]);
         let is_fragment = |layer: &AnyLayer| match layer {
@@ -55,26 +133,36 @@ impl Packet {
             ip.proto = Some(bytes[places[at] + 9]);
             ip.id = ip.id.or(Some(id as u16));
         }
-        let room = mtu.saturating_sub(header) / 8 * 8;
-        if room == 0 {
-            return Err(invalid("the MTU leaves no 8 bytes for payload"));
+        let payload = bytes[places[first].min(end)..end].to_vec();
+        Ok(Some(Whole { head, at, header, payload }))
+    }
+}
+
+fn invalid(reason: impl std::fmt::Display) -> Error {
+    Error::invalid("fragment", reason)
+}
+
+impl Whole {
+    fn cut(&self, cut: Cut) -> Result<Packet> {
+        let (offset, length) = (usize::from(cut.offset) * 8, self.payload.len());
+        if cut.offset >= 1 << 13 {
+            return Err(invalid("the packet is longer than fragments can tell"));
         }
-        let payload = &bytes[places[first].min(end)..end];
-        let count = payload.len().div_ceil(room);
-        let parts = payload.chunks(room).enumerate();
-        parts
-            .map(|(index, part)| {
-                let offset = u16::try_from(index * room / 8).ok().filter(|offset| *offset < 1 << 13);
-                let offset = offset.ok_or_else(|| invalid("the packet is longer than fragments can tell"))?;
-                let mut fragment = Packet::new();
-                *fragment.layers_mut() = head.clone();
-                for layer in &mut fragment.layers_mut()[at..] {
-                    place(layer, offset, index + 1 < count);
-                }
-                fragment.push(Raw::of(part));
-                Ok(fragment)
-            })
-            .collect()
+        if offset >= length {
+            let reason = format!("the cut at {} begins behind the packet's {length} bytes of payload", cut.offset);
+            return Err(invalid(reason));
+        }
+        if cut.length == 0 {
+            return Err(invalid(format!("the cut at {} has no length", cut.offset)));
+        }
+        let end = length.min(offset + usize::from(cut.length) * 8);
+        let mut fragment = Packet::new();
+        *fragment.layers_mut() = self.head.clone();
+        for layer in &mut fragment.layers_mut()[self.at..] {
+            place(layer, cut.offset, cut.more.unwrap_or(end < length));
+        }
+        fragment.push(Raw::of(&self.payload[offset..end]));
+        Ok(fragment)
     }
 }
 

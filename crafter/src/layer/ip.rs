@@ -8,7 +8,7 @@ use std::{
 use super::{
     AnyLayer, Icmp, IpOption, Kind, answer,
     build::Building,
-    ip_option,
+    ip_option, option,
     protocol::{Fixed, Parsed, Protocol, worth},
     table::{FieldInfo, Misfit, Wire, layer},
     value::{FieldKind, FieldValue, Literal, Value},
@@ -206,7 +206,7 @@ impl Protocol for Ip {
             return Some(Parsed { layer, header: Self::FIXED, end: bytes.len(), next: Kind::Raw });
         };
         if !options.is_empty() {
-            layer.options = Some(ip_option::parse(options));
+            layer.options = Some(option::parse(options));
         }
         let end = match usize::from(layer.len?) {
             // 0: Linux marks packets so that are longer than the field can say.

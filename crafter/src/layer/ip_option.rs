@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use super::{
+    option::ListOption,
     table::Misfit,
     value::{Element, Value},
 };
@@ -68,33 +69,18 @@ fn read(kind: u8, data: &[u8]) -> Option<IpOption> {
     })
 }
 
-/// Reads option bytes to their end; nothing is lost.
-pub(crate) fn parse(mut bytes: &[u8]) -> Vec<IpOption> {
-    let mut options = Vec::with_capacity(4);
-    loop {
-        match bytes {
-            [] => return options,
-            [0, rest @ ..] => {
-                options.push(IpOption::Eol);
-                if !rest.is_empty() {
-                    options.push(IpOption::Rest(rest.to_vec()));
-                }
-                return options;
-            }
-            [1, rest @ ..] => {
-                options.push(IpOption::Nop);
-                bytes = rest;
-            }
-            [kind, length, ..] if *length >= 2 && usize::from(*length) <= bytes.len() => {
-                let (option, rest) = bytes.split_at(usize::from(*length));
-                options.push(read(*kind, &option[2..]).unwrap_or_else(|| IpOption::Other(*kind, option[2..].to_vec())));
-                bytes = rest;
-            }
-            rest => {
-                options.push(IpOption::Rest(rest.to_vec()));
-                return options;
-            }
-        }
+impl ListOption for IpOption {
+    const END: Self = Self::Eol;
+    const FILLER: Self = Self::Nop;
+    const USUAL: usize = 4;
+
+    #[inline]
+    fn read(kind: u8, data: &[u8]) -> Self {
+        read(kind, data).unwrap_or_else(|| Self::Other(kind, data.to_vec()))
+    }
+
+    fn rest(bytes: &[u8]) -> Self {
+        Self::Rest(bytes.to_vec())
     }
 }
 
@@ -239,6 +225,7 @@ impl Element for IpOption {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layer::option::parse;
     use proptest::prelude::*;
 
     proptest! {

@@ -31,6 +31,7 @@ mod fuzz;
 pub mod mac;
 mod parse;
 mod protocol;
+mod reassemble;
 mod show;
 mod table;
 mod text;
@@ -46,6 +47,7 @@ packet::layers! {
     icmp_extension: IcmpExtensionHeader, IcmpExtensionMpls, IcmpExtensionObject;
     icmpv6: Icmpv6DestUnreach, Icmpv6PacketTooBig, Icmpv6TimeExceeded, Icmpv6ParamProblem,
         Icmpv6EchoRequest, Icmpv6EchoReply, Icmpv6Unknown;
+    http: HttpRequest, HttpResponse;
     ip: Ip;
     ipv6: Ipv6;
     ipv6_extension: Ipv6HopByHop, Ipv6Destination, Ipv6Routing, Ipv6Fragment;
@@ -88,17 +90,21 @@ pub(crate) use ether::payload as of_ethertype;
 mod dns_record;
 mod ip_option;
 mod ipv6_option;
+mod option;
 mod tcp_option;
 
 pub use self::{
     answer_key::AnswerKey,
     dns_record::{Question, Record},
+    fragment::Cut,
+    http::HttpHeader,
     ip::IpFlags,
     ip_option::IpOption,
     ipv6_option::Ipv6Option,
     mac::Mac,
     mpls::MplsLabel,
     packet::Packet,
+    reassemble::reassemble,
     table::{FieldInfo, LayerInfo},
     tcp_option::TcpOption,
     value::{FieldKind, Value},

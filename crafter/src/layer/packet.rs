@@ -59,6 +59,7 @@ impl Packet {
     /// Unsets the lengths, checksums and counts of all layers, so that after a change the packet is right
     /// again. What names the next protocol stays: unset it where a layer was exchanged.
     pub fn recompute(&mut self) {
+        let mut is_on_tcp = false;
         for layer in &mut self.layers {
             for (index, field) in layer.info().fields.iter().enumerate() {
                 if field.default.is_none() && RECOMPUTED.contains(&field.name) {
@@ -70,8 +71,11 @@ impl Packet {
             match layer {
                 AnyLayer::Gre(gre) => gre.chksum = None,
                 AnyLayer::Icmp(icmp) => icmp.length = None,
+                // Elsewhere than on TCP it is there only because it was set.
+                AnyLayer::Dns(dns) if is_on_tcp => dns.length = None,
                 _ => {}
             }
+            is_on_tcp = matches!(layer, AnyLayer::Tcp(_));
         }
     }
 

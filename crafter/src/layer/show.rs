@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use super::{
     AnyLayer, FieldInfo, Layer, Packet, Value,
     build::{self, Places},
+    dns,
     table::get_bits,
     value::FieldKind,
 };
@@ -33,23 +34,34 @@ impl Packet {
         let (mut bytes, mut places) = (Vec::new(), Places::new());
         build::build(self.layers(), &mut bytes, &mut places)?;
         let ends = places.iter().skip(1).copied().chain([bytes.len()]);
-        let shown = self.layers().iter().zip(places.iter().copied().zip(ends)).map(|(layer, (start, end))| {
-            let info = layer.info();
-            let field = |(index, info): (usize, &'static FieldInfo)| {
-                let set = layer.value(index);
-                let value = match &set {
-                    Some(value) => value.clone(),
-                    None => unset(layer, index, info, &bytes[start..end]),
+        let shown = self.layers().iter().zip(places.iter().copied().zip(ends)).enumerate().map(
+            |(at, (layer, (start, end)))| {
+                let info = layer.info();
+                // The length before DNS on TCP is a tail field, though it stands before the fixed part.
+                let prefix = match (layer, at.checked_sub(1).map(|below| &self.layers()[below])) {
+                    (AnyLayer::Dns(dns), below) if dns.length.is_some() || matches!(below, Some(AnyLayer::Tcp(_))) => {
+                        dns::PREFIX
+                    }
+                    _ => 0,
                 };
-                ShownField { info, value, set: set.is_some() }
-            };
-            ShownLayer {
-                name: info.name,
-                start,
-                length: end - start,
-                fields: info.fields.iter().enumerate().map(field).collect(),
-            }
-        });
+                let message = (start + prefix).min(end);
+                let field = |(index, info): (usize, &'static FieldInfo)| {
+                    let set = layer.value(index);
+                    let value = match &set {
+                        Some(value) => value.clone(),
+                        None if prefix > 0 && info.name == "length" => Value::Uint(get_bits(&bytes[start..end], 0, 16)),
+                        None => unset(layer, index, info, &bytes[message..end]),
+                    };
+                    ShownField { info, value, set: set.is_some() }
+                };
+                ShownLayer {
+                    name: info.name,
+                    start,
+                    length: end - start,
+                    fields: info.fields.iter().enumerate().map(field).collect(),
+                }
+            },
+        );
         let shown = shown.collect();
         Ok((bytes, shown))
     }

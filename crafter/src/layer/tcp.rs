@@ -3,11 +3,12 @@
 use std::{fmt, net::IpAddr};
 
 use super::{
-    AnyLayer, Kind, TcpOption,
+    AnyLayer, Kind, TcpOption, answer,
     build::Building,
+    dns, http, option,
     protocol::{Fixed, Parsed, Protocol, worth},
     table::{FieldInfo, Misfit, Wire, layer},
-    tcp_option,
+    tcp_option, udp,
     value::{FieldKind, FieldValue, Literal, Value},
 };
 use crate::packet::{Flags, ip};
@@ -121,6 +122,17 @@ impl Tcp {
     }
 }
 
+/// What a segment carries: only what begins and ends in it has a layer.
+#[inline]
+fn payload(is_dns: bool, bytes: &[u8]) -> Kind {
+    match bytes {
+        [] => Kind::Raw,
+        // RFC 1035, 4.2.2.
+        [high, low, message @ ..] if is_dns && usize::from(*high) << 8 | usize::from(*low) == message.len() => Kind::Dns,
+        bytes => http::message(bytes).unwrap_or(Kind::Raw),
+    }
+}
+
 /// Bytes that layers take, padding not counted.
 fn length(layers: &[AnyLayer]) -> usize {
     let mut bytes = Vec::new();
@@ -128,7 +140,9 @@ fn length(layers: &[AnyLayer]) -> usize {
         // What cannot be built was not sent.
         let _ = layer.write(&mut bytes);
     }
-    bytes.len()
+    // On TCP, a message of DNS stands behind its length, set or not.
+    let prefix = matches!(layers.first(), Some(AnyLayer::Dns(dns)) if dns.length.is_none());
+    bytes.len() + if prefix { dns::PREFIX } else { 0 }
 }
 
 impl Protocol for Tcp {
@@ -140,9 +154,10 @@ impl Protocol for Tcp {
             return Some(Parsed { layer, header: Self::FIXED, end: bytes.len(), next: Kind::Raw });
         };
         if !options.is_empty() {
-            layer.options = Some(tcp_option::parse(options));
+            layer.options = Some(option::parse(options));
         }
-        Some(Parsed { layer, header, end: bytes.len(), next: Kind::Raw })
+        let next = payload(layer.sport == Some(udp::DNS) || layer.dport == Some(udp::DNS), &bytes[header..]);
+        Some(Parsed { layer, header, end: bytes.len(), next })
     }
 
     #[inline(always)]
@@ -176,7 +191,7 @@ impl Protocol for Tcp {
     /// The other way round the same ports. What acknowledges must acknowledge something of the request: a SYN itself,
     /// no more (RFC 9293, 3.10.7.3), of data and FIN the beginning at least, if there is neither anything not older.
     /// What acknowledges nothing resets, with the sequence number that was asked for (3.10.7.1), or opens from its side.
-    fn answers(&self, _: &[AnyLayer], request: &Self, asked: &[AnyLayer]) -> bool {
+    fn answers(&self, above: &[AnyLayer], request: &Self, asked: &[AnyLayer]) -> bool {
         let ports = worth!(self, Tcp, sport) == worth!(request, Tcp, dport)
             && worth!(self, Tcp, dport) == worth!(request, Tcp, sport);
         if !ports {
@@ -196,7 +211,12 @@ impl Protocol for Tcp {
         let length = request.end(asked).wrapping_sub(begin);
         // Later data may be acknowledged with it, but not more than a window holds (RFC 7323, 2.3).
         let most = if asked_flags.contains(Flags::SYN) { length } else { 1 << 30 };
-        (length.min(1)..=most).contains(&acknowledged)
+        let is_acknowledged = (length.min(1)..=most).contains(&acknowledged);
+        is_acknowledged
+            && match (above, asked) {
+                ([AnyLayer::Dns(_), ..], [AnyLayer::Dns(_), ..]) => answer::answers(above, asked),
+                _ => true,
+            }
     }
 
     fn summary(&self, f: &mut fmt::Formatter<'_>, packet: &[AnyLayer], at: usize) -> fmt::Result {

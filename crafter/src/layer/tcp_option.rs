@@ -3,6 +3,7 @@
 use smallvec::SmallVec;
 
 use super::{
+    option::ListOption,
     protocol::be32,
     table::Misfit,
     value::{Element, Value},
@@ -57,35 +58,18 @@ fn read(kind: u8, data: &[u8]) -> Option<TcpOption> {
     })
 }
 
-/// Reads option bytes to their end; nothing is lost.
-#[inline]
-pub(crate) fn parse(mut bytes: &[u8]) -> Vec<TcpOption> {
-    let mut options = Vec::with_capacity(6);
-    loop {
-        match bytes {
-            [] => return options,
-            [0, rest @ ..] => {
-                options.push(TcpOption::Eol);
-                if !rest.is_empty() {
-                    options.push(TcpOption::Rest(rest.to_vec()));
-                }
-                return options;
-            }
-            [1, rest @ ..] => {
-                options.push(TcpOption::Nop);
-                bytes = rest;
-            }
-            [kind, length, ..] if *length >= 2 && usize::from(*length) <= bytes.len() => {
-                let (option, rest) = bytes.split_at(usize::from(*length));
-                let data = &option[2..];
-                options.push(read(*kind, data).unwrap_or_else(|| TcpOption::Other(*kind, data.to_vec())));
-                bytes = rest;
-            }
-            rest => {
-                options.push(TcpOption::Rest(rest.to_vec()));
-                return options;
-            }
-        }
+impl ListOption for TcpOption {
+    const END: Self = Self::Eol;
+    const FILLER: Self = Self::Nop;
+    const USUAL: usize = 6;
+
+    #[inline]
+    fn read(kind: u8, data: &[u8]) -> Self {
+        read(kind, data).unwrap_or_else(|| Self::Other(kind, data.to_vec()))
+    }
+
+    fn rest(bytes: &[u8]) -> Self {
+        Self::Rest(bytes.to_vec())
     }
 }
 
@@ -226,6 +210,7 @@ impl Element for TcpOption {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layer::option::parse;
     use proptest::prelude::*;
 
     proptest! {
@@ -260,7 +245,7 @@ mod tests {
         ];
         let mut out = Vec::new();
         write(&options, &mut out).unwrap();
-        assert_eq!(parse(&out)[..10], options);
+        assert_eq!(parse::<TcpOption>(&out)[..10], options);
         assert_eq!(out[..12], [2, 4, 5, 180, 4, 2, 8, 10, 0, 0, 0, 1]);
         let error = TcpOption::from_value(&Value::Text("Timestmp".into())).unwrap_err();
         assert_eq!(error, "'Timestmp' is no TCP option; did you mean Timestamp?");

@@ -82,6 +82,11 @@ pub(crate) fn stacks() -> Vec<Packet> {
             / NdPrefix::new()
             / NdMtu::new()
             / NdRdnss::new().dns(["::1".parse().unwrap()]),
+        ip() / Tcp::to(53).sport(5000).flags("PA") / dns(),
+        ip() / Tcp::to(8080).sport(5000).flags("PA")
+            / HttpRequest::new().Path("/x").Headers([HttpHeader::Field("Host".into(), "a".into())])
+            / "body",
+        ipv6() / Tcp::to(5000).sport(8080).flags("PA") / HttpResponse::new(),
         Ether::new() / Mpls::new().label(7_u32) / Mpls::new() / ip() / Udp::to(7).sport(7) / "x",
         ip() / Icmp::new().r#type(11)
             / ip()

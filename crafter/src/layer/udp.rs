@@ -14,6 +14,10 @@ use crate::packet::ip;
 
 /// Where DNS servers listen.
 pub(crate) const DNS: u16 = 53;
+/// Where multicast DNS is spoken (RFC 6762, 3).
+const MULTICAST_DNS: u16 = 5353;
+/// Where link-local multicast name resolution is spoken (RFC 4795, 2).
+const LLMNR: u16 = 5355;
 /// Where VXLAN tunnels end (RFC 7348, 5).
 pub(crate) const VXLAN: u16 = 4789;
 
@@ -58,7 +62,7 @@ impl Protocol for Udp {
         let is = |port| layer.sport == Some(port) || layer.dport == Some(port);
         let next = match () {
             () if layer.dport == Some(VXLAN) => Kind::Vxlan,
-            () if is(DNS) || is(5353) => Kind::Dns,
+            () if is(DNS) || is(MULTICAST_DNS) || is(LLMNR) => Kind::Dns,
             () => Kind::Raw,
         };
         Some(Parsed { layer, header: Self::FIXED, end, next })
