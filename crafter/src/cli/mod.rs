@@ -15,9 +15,11 @@ pub mod lab;
 pub mod logger;
 pub mod ls;
 pub mod print;
+pub mod replay;
 pub mod running;
 pub mod send;
 pub mod show;
+pub mod sniff;
 pub mod sr;
 
 const EXIT_CODES: &str = "\
@@ -83,6 +85,10 @@ pub enum Command {
     Ls(ls::Args),
     /// Show packets of a capture file or hex digits, field by field
     Show(show::Args),
+    /// Print or write the packets of an interface as they come
+    Sniff(sniff::Args),
+    /// Send the packets of a capture file again
+    Replay(replay::Args),
     /// Show the flows of running crafters
     Flows(flows::Args),
     /// Show the packet counters of running crafters
@@ -103,6 +109,8 @@ impl Command {
             Self::Build(args) => build::run(args, globals).await,
             Self::Ls(args) => ls::run(args, globals).await,
             Self::Show(args) => show::run(args, globals).await,
+            Self::Sniff(args) => sniff::run(args, globals).await,
+            Self::Replay(args) => replay::run(args, globals).await,
             Self::Flows(args) => flows::run(args, globals).await,
             Self::Counters(args) => counters::run(args, globals).await,
         }

@@ -31,8 +31,9 @@ pub struct Args {
     first: Option<Kind>,
 }
 
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum Form {
+/// What to print of a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Form {
     /// All fields, one a line
     Fields,
     /// One line
@@ -87,7 +88,11 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     })
 }
 
-fn text(mut packet: Packet, form: Form) -> crafter::Result<String> {
+/// A packet in a form, with the end of its last line.
+///
+/// # Errors
+/// Those of building it.
+pub fn text(mut packet: Packet, form: Form) -> crafter::Result<String> {
     Ok(match form {
         Form::Fields => packet.show()? + "\n",
         Form::Summary => packet.summary() + "\n",

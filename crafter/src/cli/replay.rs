@@ -1,0 +1,200 @@
+//! `crafter replay`: the packets of a capture, sent again.
+
+mod outlet;
+mod schedule;
+mod tape;
+
+use std::{
+    io::{self, Write as _},
+    path::PathBuf,
+    sync::mpsc::{self, Receiver, RecvTimeoutError},
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use crafter::{Error, Result, error::exit};
+use serde::Serialize;
+
+use self::{outlet::Outlet, schedule::Schedule, tape::Tape};
+use super::{
+    Globals,
+    interface::{Ended, until_signal},
+    print,
+};
+
+/// `crafter replay`
+#[derive(Debug, clap::Args)]
+#[command(after_help = HELP)]
+pub struct Args {
+    /// A capture file (pcap or pcapng), or - for one on stdin
+    #[arg(value_name = "FILE|-")]
+    file: PathBuf,
+    /// Send through this interface; needed for Ethernet frames [default for IP packets: by their routes]
+    #[arg(long, short, value_name = "IF")]
+    interface: Option<String>,
+    /// Packets a second, in place of the capture's own times
+    #[arg(long, value_name = "PPS", conflicts_with_all = ["speed", "top_speed"])]
+    rate: Option<f64>,
+    /// Divide the times between packets by this
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.0, value_parser = factor)]
+    speed: f64,
+    /// As fast as it goes
+    #[arg(long, conflicts_with = "speed")]
+    top_speed: bool,
+    /// How many times
+    #[arg(long = "loop", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    times: u32,
+}
+
+const HELP: &str = "\
+The packets leave as they are in the file, in its order. Ethernet frames go out of
+--interface; IP packets go where their destinations' routes lead. All are checked before
+the first one leaves: one that is longer than the MTU, or that no route leads for, is an
+error. Ports are not owned: replies meet this host's kernel.
+Frames pass the queueing discipline with crafter's socket mark; with --top-speed they go
+straight to the driver, past it, past programs on the egress hook, and unseen by tcpdump
+on this host.
+Needs CAP_NET_RAW (before Linux 5.17 also CAP_NET_ADMIN, for the mark).
+Exit code 1: the kernel refused some; 2: the capture is cut short, and what is before the
+cut was sent; 130: Ctrl-C. --json: the summary as one JSON object.";
+
+fn factor(text: &str) -> Result<f64, String> {
+    text.parse::<f64>()
+        .ok()
+        .filter(|factor| (1e-6..=1e6).contains(factor))
+        .ok_or_else(|| "a number from 0.000001 to 1000000 is needed".to_owned())
+}
+
+/// What became of it.
+#[derive(Debug, Serialize)]
+struct Summary {
+    file: String,
+    packets: usize,
+    /// Packets of which the capture holds only the beginning, which is what was sent.
+    shortened: usize,
+    sent: u64,
+    refused: u64,
+    seconds: f64,
+    rate: f64,
+    loops: u32,
+    broken: Option<String>,
+    error: Option<String>,
+    exit_code: u8,
+}
+
+/// Reads, checks, and sends.
+///
+/// # Errors
+/// Those of reading, [`Error::Invalid`] for packets that cannot be sent, those of routes and interfaces.
+pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
+    let tape = Tape::read(&args.file)?;
+    let schedule = match (args.rate, args.top_speed) {
+        (Some(rate), _) => Schedule::rate(rate)?,
+        (None, true) => Schedule::top_speed(),
+        (None, false) => Schedule::times(&tape, args.speed)?,
+    };
+    let outlet = Outlet::open(&tape, args.interface.as_deref(), args.top_speed).await?;
+    let mut summary = Summary {
+        file: args.file.display().to_string(),
+        packets: tape.items.len(),
+        shortened: tape.shortened,
+        sent: 0,
+        refused: 0,
+        seconds: 0.0,
+        rate: 0.0,
+        loops: args.times,
+        broken: tape.broken.clone(),
+        error: None,
+        exit_code: exit::SUCCESS,
+    };
+    // A thread of its own: timers of the runtime tell milliseconds, and a batch at top speed takes its time.
+    let (stop, stopped) = mpsc::channel::<()>();
+    let mut playing = tokio::task::spawn_blocking(move || play(&tape, schedule, outlet, args.times, &stopped));
+    let (played, signal) = match until_signal(&mut playing).await? {
+        Ended::Itself(played) => (played, None),
+        Ended::Signal(code) => {
+            drop(stop);
+            (playing.await, Some(code))
+        }
+    };
+    let played = played.context("sending ended unexpectedly")?;
+    summary.sent = played.outlet.sent();
+    summary.refused = played.outlet.refused();
+    summary.seconds = played.took.as_secs_f64();
+    summary.rate = if summary.seconds > 0.0 { summary.sent as f64 / summary.seconds } else { 0.0 };
+    summary.conclude(played.error, signal);
+    summary.tell(globals)?;
+    Ok(summary.exit_code)
+}
+
+impl Summary {
+    /// What is worst decides on the exit code.
+    fn conclude(&mut self, error: Option<Error>, signal: Option<u8>) {
+        if let Some(code) = signal {
+            self.exit_code = code;
+            self.error = Some("interrupted".to_owned());
+        } else if let Some(error) = error {
+            self.exit_code = error.exit_code();
+            self.error = Some(print::sentence(&error.into()));
+        } else if self.broken.is_some() {
+            self.exit_code = exit::USAGE;
+        } else if self.refused > 0 {
+            self.exit_code = exit::FAILURE;
+        }
+    }
+
+    fn tell(&self, globals: &Globals) -> anyhow::Result<()> {
+        if globals.json {
+            print::json(self)?;
+        } else {
+            let Self { sent, refused, seconds, rate, .. } = self;
+            print::out(format!(
+                "{sent} packets sent in {seconds:.3} s, {rate:.0} packets/s; {refused} refused by the kernel\n"
+            ))?;
+        }
+        // Nothing is left to complain to when stderr is gone.
+        let mut stderr = io::stderr().lock();
+        if self.shortened > 0 && !globals.json {
+            let _ = writeln!(stderr, "{} packets were sent as short as the capture holds them", self.shortened);
+        }
+        if let Some(error) = &self.error {
+            let _ = writeln!(stderr, "crafter: {error}");
+        } else if let Some(reason) = &self.broken {
+            let _ = writeln!(stderr, "crafter: {}: {reason}", self.file);
+        }
+        Ok(())
+    }
+}
+
+/// How sending ended.
+struct Played {
+    outlet: Outlet,
+    took: Duration,
+    error: Option<Error>,
+}
+
+/// Sends all of `tape` so many times, until the other end of `stopped` is gone.
+fn play(tape: &Tape, mut schedule: Schedule, mut outlet: Outlet, times: u32, stopped: &Receiver<()>) -> Played {
+    /// Between looking whether to stop: a millisecond's work or less.
+    const CHUNK: usize = 512;
+    let begun = Instant::now();
+    let total = tape.items.len() as u64 * u64::from(times);
+    let (mut done, mut error) = (0, None);
+    while done < total && error.is_none() {
+        let now = Instant::now();
+        let at = (done % tape.items.len() as u64) as usize;
+        let ready = schedule.ready(now, at).min(CHUNK).min(tape.items.len() - at);
+        let pause = if ready > 0 {
+            error = outlet.send(tape, at..at + ready).err();
+            done += ready as u64;
+            schedule.sent(ready, at + ready == tape.items.len());
+            Duration::ZERO
+        } else {
+            schedule.next(now, at).saturating_duration_since(now)
+        };
+        if !matches!(stopped.recv_timeout(pause), Err(RecvTimeoutError::Timeout)) {
+            break;
+        }
+    }
+    Played { outlet, took: begun.elapsed(), error }
+}

@@ -1,0 +1,160 @@
+//! Where packets leave.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::Range,
+};
+
+use crafter::{
+    Error, Result,
+    datapath::{
+        frames::{FrameSender, Way},
+        interface::{Interface, interface},
+        program::LoadOptions,
+        route::{Route, resolve},
+        tx::Sender,
+    },
+};
+
+use super::tape::Tape;
+
+const ETHERNET: usize = 14;
+const VLAN_TAG: usize = 4;
+
+/// The sockets, and the ways that IP packets take.
+#[derive(Default)]
+pub struct Outlet {
+    frames: Option<FrameSender>,
+    routes: HashMap<IpAddr, Route>,
+    /// By the number of the interface.
+    senders: HashMap<u32, Sender>,
+}
+
+impl Outlet {
+    /// Opens what all packets of `tape` need, and checks that they fit.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a packet that is too long or too short; those of interfaces and routes.
+    pub async fn open(tape: &Tape, name: Option<&str>, top_speed: bool) -> Result<Self> {
+        let mark = LoadOptions::default().mark;
+        let link = match name {
+            Some(name) => Some(interface(name).await?),
+            None => None,
+        };
+        let mut outlet = Self::default();
+        for (index, item) in tape.items.iter().enumerate() {
+            let bytes = tape.bytes(index);
+            let misfit = |reason: String| Err(Error::invalid(tape.name(index), reason));
+            if item.ethernet {
+                let Some(link) = &link else {
+                    return Err(Error::invalid(
+                        "--interface",
+                        "the capture holds Ethernet frames: say where to send them",
+                    ));
+                };
+                if bytes.len() < ETHERNET {
+                    return misfit(format!("{} bytes are less than an Ethernet header", bytes.len()));
+                }
+                let fits = room(link, bytes);
+                if bytes.len() > fits {
+                    let (length, mtu) = (bytes.len(), link.mtu);
+                    return misfit(format!("{length} bytes do not fit {}: at an MTU of {mtu}, {fits} do", link.name));
+                }
+                if outlet.frames.is_none() {
+                    let way = if top_speed { Way::Direct } else { Way::Queued { mark } };
+                    outlet.frames = Some(FrameSender::open(link, way)?);
+                }
+            } else {
+                let Some(to) = destination(bytes) else {
+                    return misfit(format!("{} bytes are less than an IP header", bytes.len()));
+                };
+                let route = outlet.route(to, name).await?;
+                if bytes.len() > route.mtu as usize {
+                    let Route { interface, mtu, .. } = route;
+                    return misfit(format!(
+                        "{} bytes do not fit the MTU towards {to} ({interface}), which is {mtu}",
+                        bytes.len()
+                    ));
+                }
+                let (ifindex, name) = (route.ifindex, route.interface.clone());
+                if !outlet.senders.contains_key(&ifindex) {
+                    outlet.senders.insert(ifindex, Sender::open(&interface(&name).await?, mark)?);
+                }
+            }
+        }
+        Ok(outlet)
+    }
+
+    async fn route(&mut self, to: IpAddr, interface: Option<&str>) -> Result<&Route> {
+        if !self.routes.contains_key(&to) {
+            self.routes.insert(to, resolve(to, interface, None).await?);
+        }
+        self.routes.get(&to).ok_or_else(|| Error::NoRoute { destination: to, reason: "it was forgotten".to_owned() })
+    }
+
+    /// Sends some packets of the tape.
+    ///
+    /// # Errors
+    /// That a link is down or gone; what was sent before is counted.
+    pub fn send(&mut self, tape: &Tape, range: Range<usize>) -> Result<()> {
+        let mut rest = range;
+        while !rest.is_empty() {
+            let ethernet = tape.items[rest.start].ethernet;
+            let alike = tape.items[rest.clone()].iter().take_while(|item| item.ethernet == ethernet).count();
+            let run = rest.start..rest.start + alike;
+            rest.start = run.end;
+            if ethernet { self.send_frames(tape, run)? } else { self.send_packets(tape, run)? }
+        }
+        Ok(())
+    }
+
+    fn send_frames(&mut self, tape: &Tape, run: Range<usize>) -> Result<()> {
+        let frames: Vec<&[u8]> = run.map(|index| tape.bytes(index)).collect();
+        let Some(sender) = &mut self.frames else { return Ok(()) };
+        sender.send(&frames)?;
+        Ok(())
+    }
+
+    fn send_packets(&mut self, tape: &Tape, run: Range<usize>) -> Result<()> {
+        let mut result = Ok(());
+        for index in run {
+            let bytes = tape.bytes(index);
+            let route = destination(bytes).and_then(|to| self.routes.get(&to));
+            let Some((route, sender)) = route.and_then(|route| Some((route, self.senders.get_mut(&route.ifindex)?)))
+            else {
+                continue;
+            };
+            result = result.and(sender.push(route, bytes));
+        }
+        for sender in self.senders.values_mut() {
+            result = result.and(sender.flush().map(drop));
+        }
+        result
+    }
+
+    /// Packets that the kernel took.
+    pub fn sent(&self) -> u64 {
+        self.frames.as_ref().map_or(0, FrameSender::sent) + self.senders.values().map(Sender::sent).sum::<u64>()
+    }
+
+    /// Packets that it did not take.
+    pub fn refused(&self) -> u64 {
+        self.frames.as_ref().map_or(0, FrameSender::refused) + self.senders.values().map(Sender::dropped).sum::<u64>()
+    }
+}
+
+/// What a link takes of a frame: a VLAN tag is not counted (packet_extra_vlan_len_allowed()).
+fn room(link: &Interface, frame: &[u8]) -> usize {
+    let tag = if frame[12..].starts_with(&[0x81, 0]) { VLAN_TAG } else { 0 };
+    link.mtu as usize + ETHERNET + tag
+}
+
+/// Where an IP packet is to go.
+fn destination(packet: &[u8]) -> Option<IpAddr> {
+    match packet.first()? >> 4 {
+        4 if packet.len() >= 20 => Some(Ipv4Addr::from(*packet[16..].first_chunk::<4>()?).into()),
+        6 => Some(Ipv6Addr::from(*packet.get(24..)?.first_chunk::<16>()?).into()),
+        _ => None,
+    }
+}
