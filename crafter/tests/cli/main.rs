@@ -4,6 +4,8 @@
 mod dns;
 mod get;
 mod maps;
+mod replay;
+mod sniff;
 
 use std::{
     ffi::OsStr,

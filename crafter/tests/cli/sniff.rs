@@ -1,0 +1,238 @@
+//! `crafter sniff`, with tcpdump and tshark as judges.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{TcpStream, UdpSocket},
+    process::{Child, ChildStderr, Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+use crafter::{capture::Capture, error::exit, lab::Lab};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use super::{command, crafter, crafter_without, eventually, lab, wait};
+
+/// A program that listens, ended with the test.
+struct Listener {
+    process: Child,
+    stderr: BufReader<ChildStderr>,
+}
+
+impl Listener {
+    /// Starts, and waits until it says that it listens.
+    fn start(command: &mut Command) -> Self {
+        let mut process = command.stderr(Stdio::piped()).spawn().unwrap();
+        let mut stderr = BufReader::new(process.stderr.take().unwrap());
+        let mut said = String::new();
+        while !said.contains("listening on") {
+            assert!(stderr.read_line(&mut said).unwrap() > 0, "{said}");
+        }
+        Self { process, stderr }
+    }
+
+    fn sniff(lab: &Lab, args: &[&str]) -> Self {
+        Self::start(command(lab, &[&["sniff", "-i", "lab0"], args].concat()).stdout(Stdio::piped()))
+    }
+
+    /// Ctrl-C; its exit code, and what it said on stderr.
+    fn end(&mut self) -> (i32, String) {
+        kill(Pid::from_raw(self.process.id() as i32), Signal::SIGINT).unwrap();
+        self.ended()
+    }
+
+    fn ended(&mut self) -> (i32, String) {
+        let code = wait(&mut self.process);
+        let mut said = String::new();
+        self.stderr.read_to_string(&mut said).unwrap();
+        (code, said)
+    }
+
+    /// All that it printed.
+    fn printed(&mut self) -> String {
+        let mut text = String::new();
+        self.process.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+        text
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// The client's kernel sends datagrams to a port of the server, from port 7000.
+fn send(lab: &Lab, port: u16, texts: &[&str]) {
+    let send = || {
+        let socket = UdpSocket::bind("192.0.2.2:7000").unwrap();
+        for text in texts {
+            socket.send_to(text.as_bytes(), ("192.0.2.1", port)).unwrap();
+        }
+    };
+    lab.client().run(send).unwrap();
+}
+
+/// The client's kernel fetches a page.
+fn fetch(lab: &Lab) {
+    let fetch = || {
+        let mut stream = TcpStream::connect("192.0.2.1:80").unwrap();
+        stream.write_all(b"GET /bytes/300K HTTP/1.0\r\n\r\n").unwrap();
+        let mut page = Vec::new();
+        stream.read_to_end(&mut page).unwrap();
+        assert!(page.len() > 300_000, "{} bytes", page.len());
+    };
+    lab.client().run(fetch).unwrap();
+}
+
+#[test]
+fn a_line_for_each_packet_that_the_filter_takes() {
+    let lab = lab();
+    let mut sniff = Listener::sniff(&lab, &["udp", "dst", "port", "5001", "--count", "2"]);
+    send(&lab, 5000, &["not this"]);
+    send(&lab, 5001, &["one", "two", "three"]);
+    let (code, said) = sniff.ended();
+    assert_eq!(code, 0, "{said}");
+    assert!(said.contains("2 packets seen") && said.ends_with(" 0 dropped by the kernel\n"), "{said}");
+    let printed = sniff.printed();
+    let lines: Vec<&str> = printed.lines().collect();
+    assert_eq!(lines.len(), 2, "{printed}");
+    for line in lines {
+        let (time, summary) = line.split_once(' ').unwrap();
+        assert!(time.len() == "12:34:56.123456789".len() && time.as_bytes()[8] == b'.', "{line}");
+        assert!(summary.starts_with("Ether / IP / UDP 192.0.2.2:7000 > 192.0.2.1:5001"), "{line}");
+    }
+    // Other forms, and JSON with a line for each.
+    for (args, part) in [
+        (&["--as", "fields"][..], "###[ UDP ]###"),
+        (&["--as", "expr"], "UDP(sport=7000, dport=5001"),
+        (&["--as", "hexdump"], "hello"),
+        (&["--json"], "\"expression\":"),
+    ] {
+        let mut sniff = Listener::sniff(&lab, &[&["udp dst port 5001", "-c", "1"], args].concat());
+        send(&lab, 5001, &["hello"]);
+        assert_eq!(sniff.ended().0, 0);
+        let printed = sniff.printed();
+        assert!(printed.contains(part), "{args:?}: {printed}");
+        if args == ["--json"] {
+            let object: serde_json::Value = serde_json::from_str(printed.trim_end()).unwrap();
+            let nanos = object["time_ns"].as_u64().unwrap();
+            assert!((object["time"].as_f64().unwrap() - nanos as f64 / 1e9).abs() < 1e-3, "{object}");
+            assert_eq!((&object["interface"], &object["original_length"]), (&"lab0".into(), &47.into()));
+        }
+    }
+}
+
+#[test]
+fn lines_come_while_it_runs() {
+    let lab = lab();
+    let mut sniff = Listener::sniff(&lab, &["udp dst port 5001"]);
+    let stdout = sniff.process.stdout.take().unwrap();
+    let (lines, printed) = mpsc::channel();
+    let reading =
+        thread::spawn(move || BufReader::new(stdout).lines().for_each(|line| drop(lines.send(line.unwrap()))));
+    for _ in 0..3 {
+        send(&lab, 5001, &["x"]);
+        let line = printed.recv_timeout(Duration::from_secs(5)).expect("no line while it runs");
+        assert!(line.contains("UDP"), "{line}");
+    }
+    let (code, said) = sniff.end();
+    assert!(code == 0 && said.contains("3 packets seen, 3 received by the filter, 0 dropped"), "{code} {said}");
+    reading.join().unwrap();
+}
+
+#[test]
+fn tcpdump_sees_the_same() {
+    let (lab, directory) = (lab(), tempfile::tempdir().unwrap());
+    for (name, filter) in [("all.pcapng", ""), ("some.pcap", "tcp dst port 80 or udp")] {
+        let [theirs, ours] = ["tcpdump.pcap", name].map(|name| directory.path().join(name));
+        let mut tcpdump = lab.client().command("tcpdump");
+        tcpdump.args(["-i", "lab0", "-n", "--nano", "-B", "16384", "-Z", "root", "-w"]).arg(&theirs).arg(filter);
+        let mut tcpdump = Listener::start(&mut tcpdump);
+        let mut sniff = Listener::sniff(&lab, &["--buffer", "16", "-w", ours.to_str().unwrap(), filter]);
+        fetch(&lab);
+        send(&lab, 5001, &["last of all"]);
+        let read = |path| Capture::read(&fs::read(path).unwrap()).unwrap();
+        // Both gather; the last packet tells that all are there. Ours is in the file while it runs.
+        eventually(|| {
+            let last = |bytes: Vec<u8>| bytes.windows(11).any(|window| window == b"last of all");
+            last(fs::read(&ours).unwrap()).then_some(())
+        });
+        thread::sleep(Duration::from_millis(1100));
+        let (code, said) = sniff.end();
+        assert!(code == 0 && said.ends_with(" 0 dropped by the kernel\n"), "{said}");
+        assert_eq!(sniff.printed(), "");
+        assert!(tcpdump.end().1.contains("\n0 packets dropped by kernel"));
+        let (ours, theirs) = (read(&ours), read(&theirs));
+        assert!(ours.broken.is_none() && ours.packets.len() > 10, "{:?}, {}", ours.broken, ours.packets.len());
+        // ARP and ICMP of other tests' making there are none; whoever listened first may have seen one more.
+        let bytes = |capture: &Capture| capture.packets.iter().map(|packet| packet.bytes.clone()).collect::<Vec<_>>();
+        let (ours_bytes, theirs_bytes) = (bytes(&ours), bytes(&theirs));
+        assert!(theirs_bytes.ends_with(&ours_bytes), "{} packets, tcpdump {}", ours_bytes.len(), theirs_bytes.len());
+        // One clock for both: the kernel's.
+        let pairs = ours.packets.iter().rev().zip(theirs.packets.iter().rev());
+        for (ours, theirs) in pairs {
+            let (one, other) = (ours.time.unwrap(), theirs.time.unwrap());
+            assert!(one.abs_diff(other) < Duration::from_millis(50), "{one:?} {other:?}");
+        }
+        if name == "all.pcapng" {
+            assert!(ours.packets.iter().all(|packet| packet.interface.as_deref() == Some("lab0")));
+        }
+    }
+}
+
+#[test]
+fn tshark_reads_along_while_it_runs() {
+    let lab = lab();
+    let mut sniff = Listener::sniff(&lab, &["-w", "-", "udp dst port 5001"]);
+    let mut tshark = Command::new("tshark");
+    tshark.args(["-l", "-n", "-r", "-", "-T", "fields", "-e", "udp.dstport", "-e", "frame.interface_name"]);
+    tshark.stdin(sniff.process.stdout.take().unwrap()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut tshark = tshark.spawn().unwrap();
+    let stdout = tshark.stdout.take().unwrap();
+    let (lines, printed) = mpsc::channel();
+    let reading =
+        thread::spawn(move || BufReader::new(stdout).lines().for_each(|line| drop(lines.send(line.unwrap()))));
+    for _ in 0..3 {
+        send(&lab, 5001, &["live"]);
+        let line = printed.recv_timeout(Duration::from_secs(20)).expect("tshark sees nothing while the sniffer runs");
+        assert_eq!(line, "5001\tlab0");
+    }
+    assert!(sniff.process.try_wait().unwrap().is_none());
+    let (code, said) = sniff.end();
+    assert!(code == 0 && said.contains("3 packets seen"), "{said}");
+    assert_eq!(wait(&mut tshark), 0);
+    reading.join().unwrap();
+}
+
+#[test]
+fn nobody_reading_is_an_end_too() {
+    let lab = lab();
+    for args in [&["udp"][..], &["udp", "-w", "-"]] {
+        let mut sniff = Listener::sniff(&lab, args);
+        drop(sniff.process.stdout.take());
+        send(&lab, 5001, &["into the void"]);
+        assert_eq!(sniff.ended().0, 0, "{args:?}");
+    }
+}
+
+#[test]
+fn failures_have_their_codes_and_sentences() {
+    let lab = lab();
+    let syntax = "filter: can't parse filter expression: syntax error";
+    crafter(&lab, &["sniff", "tcp prot 80"]).fails(exit::USAGE, syntax);
+    crafter_without(&lab, "-net_raw", &["sniff", "tcp prot 80"]).fails(exit::USAGE, syntax);
+    crafter_without(&lab, "-net_raw", &["sniff", "tcp"]).fails(exit::PERMISSION, "CAP_NET_RAW");
+    crafter(&lab, &["sniff", "-i", "lab7"]).fails(exit::NO_ROUTE, "no interface named 'lab7'");
+    crafter(&lab, &["sniff", "--snaplen", "0"]).fails(exit::USAGE, "snaplen");
+    crafter(&lab, &["sniff", "-w", "-", "--json"]).fails(exit::USAGE, "--write");
+    let late = crafter(&lab, &["sniff", "-c", "1", "--timeout", "0.2", "udp port 1"]);
+    assert!(late.code == i32::from(exit::TIMED_OUT) && late.stderr.contains("0 packets seen"), "{late:?}");
+    crafter(&lab, &["sniff", "--timeout", "0.2", "udp port 1"]).succeeds();
+}
