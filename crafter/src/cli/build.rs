@@ -9,7 +9,7 @@ use std::{
 use crafter::{
     capture::{Entry, Writer},
     error::exit,
-    expr::PacketSet,
+    expr::{PacketSet, SystemNames},
     layer::{Kind, Packet, value::hex},
 };
 
@@ -43,7 +43,7 @@ One line of hex digits for each packet. A field holds a value, a range (1,5), a 
 /// # Errors
 /// Those of the expression, of values that do not fit, and of writing.
 pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
-    let set = PacketSet::parse(&args.expression)?;
+    let set = PacketSet::parse_with(&args.expression, &SystemNames)?;
     let packets = set.packets(args.limit.into())?;
     if globals.json {
         let all = packets.map(|packet| packet.to_json()).collect::<Result<Vec<_>, _>>()?;

@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use crafter::{
     Error, Result,
     capture::{Direction, Entry, Out, Writer},
-    expr::{PacketSet, Packets},
+    expr::{PacketSet, Packets, SystemNames},
     layer::Packet,
     session::{Event, Pace, Session},
 };
@@ -55,7 +55,7 @@ impl Args {
     /// # Errors
     /// Those of the expression.
     pub fn set(&self) -> Result<PacketSet> {
-        PacketSet::parse(&self.expression)
+        PacketSet::parse_with(&self.expression, &SystemNames)
     }
 
     /// All packets to send, made one after the other.

@@ -18,6 +18,7 @@ pub mod print;
 pub mod replay;
 pub mod running;
 pub mod send;
+pub mod shell;
 pub mod show;
 pub mod sniff;
 pub mod sr;
@@ -89,6 +90,8 @@ pub enum Command {
     Sniff(sniff::Args),
     /// Send the packets of a capture file again
     Replay(replay::Args),
+    /// Type packets by hand, with results in variables
+    Shell(shell::Args),
     /// Show the flows of running crafters
     Flows(flows::Args),
     /// Show the packet counters of running crafters
@@ -111,6 +114,7 @@ impl Command {
             Self::Show(args) => show::run(args, globals).await,
             Self::Sniff(args) => sniff::run(args, globals).await,
             Self::Replay(args) => replay::run(args, globals).await,
+            Self::Shell(args) => shell::run(args, globals).await,
             Self::Flows(args) => flows::run(args, globals).await,
             Self::Counters(args) => counters::run(args, globals).await,
         }

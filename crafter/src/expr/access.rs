@@ -129,7 +129,7 @@ pub(crate) fn index(object: &Object, index: &Object) -> Result<Object, String> {
         (Object::Bytes(bytes), _) => {
             Ok(Object::Number(bytes[place(index, bytes.len() as u128, "byte")? as usize].into()))
         }
-        (Object::Text(text), _) => {
+        (Object::Text(text) | Object::Report(text), _) => {
             let at = place(index, text.chars().count() as u128, "character")?;
             Ok(Object::Text(text.chars().skip(at as usize).take(1).collect()))
         }
@@ -188,7 +188,7 @@ pub(crate) fn slice(object: &Object, from: Option<&Object>, to: Option<&Object>)
         Object::List(items) => Object::List(Items::new(items.items()[range(items.items().len())?].to_vec())?),
         Object::Tuple(items) => Object::Tuple(Items::new(items.items()[range(items.items().len())?].to_vec())?),
         Object::Bytes(bytes) => Object::Bytes(bytes[range(bytes.len())?].to_vec()),
-        Object::Text(text) => {
+        Object::Text(text) | Object::Report(text) => {
             let chars: Vec<char> = text.chars().collect();
             Object::Text(chars[range(chars.len())?].iter().collect())
         }

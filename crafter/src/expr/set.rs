@@ -292,33 +292,44 @@ impl fmt::Display for Span {
     }
 }
 
+impl fmt::Display for Choice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.spans[..] {
+            [span @ (Span::Range(..) | Span::Ipv4(..) | Span::Ipv6(..))] => write!(f, "{span}"),
+            spans => {
+                for (i, span) in spans.iter().enumerate() {
+                    write!(f, "{}{span}", if i > 0 { ", " } else { "[" })?;
+                }
+                f.write_str("]")
+            }
+        }
+    }
+}
+
 impl fmt::Display for PacketSet {
     /// The text form, which reads as the same set.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (at, layer) in self.template.layers().iter().enumerate() {
             let info = layer.info();
             write!(f, "{}{}(", if at > 0 { "/" } else { "" }, info.name)?;
-            let choices = self.choices.iter().filter(|choice| choice.layer == at);
-            let is_chosen = |index| choices.clone().any(|choice| choice.field == index);
+            let choices: Vec<&Choice> = self.choices.iter().filter(|choice| choice.layer == at).collect();
+            // Fields have the order of the wire, unless that would make the packets come in another one.
+            let in_order = choices.is_sorted_by_key(|choice| choice.field);
             let mut comma = "";
-            for (index, field) in info.fields.iter().enumerate().filter(|(index, _)| !is_chosen(*index)) {
-                if let Some(value) = layer.value(index) {
-                    write!(f, "{comma}{}={value}", field.name)?;
-                    comma = ", ";
+            for (index, field) in info.fields.iter().enumerate() {
+                match choices.iter().find(|choice| choice.field == index) {
+                    Some(choice) if in_order => write!(f, "{comma}{}={choice}", field.name)?,
+                    Some(_) => continue,
+                    None => match layer.value(index) {
+                        Some(value) => write!(f, "{comma}{}={value}", field.name)?,
+                        None => continue,
+                    },
                 }
-            }
-            for choice in choices.clone() {
-                write!(f, "{comma}{}=", info.fields[choice.field].name)?;
                 comma = ", ";
-                match &choice.spans[..] {
-                    [Span::One(_)] | [_, _, ..] => {
-                        for (i, span) in choice.spans.iter().enumerate() {
-                            write!(f, "{}{span}", if i > 0 { ", " } else { "[" })?;
-                        }
-                        f.write_str("]")?;
-                    }
-                    spans => spans.iter().try_for_each(|span| write!(f, "{span}"))?,
-                }
+            }
+            for choice in choices.iter().filter(|_| !in_order) {
+                write!(f, "{comma}{}={choice}", info.fields[choice.field].name)?;
+                comma = ", ";
             }
             f.write_str(")")?;
         }

@@ -94,7 +94,8 @@ pub(super) fn expression(text: &str) -> Result<Node, Fault> {
     read(whole, text, 0)
 }
 
-/// Reads a statement that is part of a text.
+/// Reads a statement that is part of a text. Its nodes count from the statement's beginning, its faults from the
+/// text's.
 pub(crate) fn statement(text: &str, range: Range<usize>) -> Result<Statement, Fault> {
     let slice = text.get(range.clone()).unwrap_or_default();
     scan::check_depth(slice).map_err(|fault| Fault { at: fault.at + range.start, ..fault })?;

@@ -71,8 +71,11 @@ impl<W: World> Shell<W> {
             }
             "fuzz" => {
                 let mut packet = bound.packet("packet")?;
-                let seed = bound.number("seed", 0, u64::MAX)?;
-                packet.fuzz(seed.unwrap_or_else(|| self.world.random()), bound.flag("all")?);
+                let seed = match bound.number("seed", 0, u64::MAX)? {
+                    Some(seed) => seed,
+                    None => self.world.random().map_err(failed)?,
+                };
+                packet.fuzz(seed, bound.flag("all")?);
                 packet.into()
             }
             "answers" => {
@@ -97,8 +100,8 @@ impl<W: World> Shell<W> {
                 },
             },
             "int" => int(&bound)?,
-            "RandShort" => Object::Number(i128::from(self.world.random() % 0xffff + 1)),
-            "RandInt" => Object::Number(i128::from(self.world.random() as u32)),
+            "RandShort" => Object::Number(i128::from(self.world.random().map_err(failed)? % 0xffff + 1)),
+            "RandInt" => Object::Number(i128::from(self.world.random().map_err(failed)? as u32)),
             "vars" => Object::Report(self.variables_text()),
             "help" => {
                 let of = match bound.get("of") {

@@ -124,13 +124,14 @@ impl<W: World> Shell<W> {
         let ranges = scan::statements(text).map_err(failure)?;
         let read = |range: Range<usize>| Ok((range.start, syntax::statement(text, range)?));
         let statements: Result<Vec<(usize, Statement)>, Fault> = ranges.into_iter().map(read).collect();
-        for (_, statement) in statements.map_err(failure)? {
-            let value = self.execute(statement).await;
+        for (start, statement) in statements.map_err(failure)? {
+            let value = self.execute(statement).await.map_err(|fault| Fault { at: fault.at + start, ..fault });
             for notice in self.notices.drain(..) {
                 output(Output::Notice(&notice));
             }
             match value.map_err(failure)? {
                 Object::None => {}
+                Object::Report(text) if text.is_empty() => {}
                 value => {
                     output(Output::Value(&value));
                     if !matches!(value, Object::Report(_)) {

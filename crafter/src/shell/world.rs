@@ -104,6 +104,9 @@ pub trait World: Resolve {
     /// The time since 1970.
     fn now(&self) -> Duration;
 
-    /// A random number.
-    fn random(&mut self) -> u64;
+    /// A random number, all 64 bits of it.
+    ///
+    /// # Errors
+    /// The system has none.
+    fn random(&mut self) -> Result<u64>;
 }

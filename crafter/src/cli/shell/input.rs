@@ -1,0 +1,60 @@
+//! What the user says, from a terminal or a pipe.
+
+use std::io::{self, BufRead as _};
+
+use tokio::sync::mpsc::{Receiver, channel};
+
+/// What a prompt is answered with.
+#[derive(Debug)]
+pub enum Input {
+    /// Statements.
+    Text(String),
+    /// Ctrl-C: nothing.
+    Cancelled,
+    /// Ctrl-D.
+    End,
+    /// The terminal cannot be read.
+    Failed(String),
+}
+
+/// Statements from a pipe, and how many lines were before them.
+#[derive(Debug)]
+pub struct Text {
+    pub text: String,
+    pub line: usize,
+}
+
+/// Lines from a pipe, those together that brackets hold together.
+pub struct Piped(Receiver<io::Result<Text>>);
+
+impl Piped {
+    /// The next lines; `None` at the end.
+    pub async fn next(&mut self) -> Option<io::Result<Text>> {
+        self.0.recv().await
+    }
+}
+
+/// Reads stdin in a thread of its own, which ends with the pipe or the process.
+pub fn piped() -> Piped {
+    let (sender, receiver) = channel(1);
+    std::thread::spawn(move || {
+        let mut stdin = io::stdin().lock();
+        let (mut text, mut line, mut read) = (String::new(), 0, 0);
+        loop {
+            let more = stdin.read_line(&mut text);
+            read += 1;
+            let said = match more {
+                Err(error) => Err(error),
+                Ok(0) if text.is_empty() => return,
+                Ok(1..) if crafter::shell::is_open(&text) => continue,
+                Ok(_) => Ok(Text { text: std::mem::take(&mut text), line }),
+            };
+            line = read;
+            let is_over = said.is_err();
+            if sender.blocking_send(said).is_err() || is_over {
+                return;
+            }
+        }
+    });
+    Piped(receiver)
+}
