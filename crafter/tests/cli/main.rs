@@ -6,6 +6,7 @@ mod get;
 mod maps;
 mod replay;
 mod sniff;
+mod shell;
 
 use std::{
     ffi::OsStr,

@@ -1,0 +1,260 @@
+//! `crafter shell`
+
+use std::{
+    fs::{self, File},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    os::unix::fs::PermissionsExt as _,
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use crafter::error::exit;
+use nix::{
+    pty::openpty,
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use super::{command, crafter, lab, run, wait};
+
+/// The tutorial's steps: query, answer, SYN, SYN-ACK shown, ACK, GET; the sequence number wraps behind the SYN.
+const HANDSHAKE: &str = r#"
+server = IP(dst="192.0.2.1")
+query = server/UDP(sport=5353, dport=53)/DNS(rd=1, qd=DNSQR(qname="www.lab.test"))
+answer = sr1(query)
+answer[DNS].id == query[DNS].id
+synack = sr1(server/TCP(sport=50000, dport=80, flags="S", seq=4294967295))
+show(synack)
+ours, theirs = synack.ack, synack.seq + 1   # where both go on
+send(server/TCP(sport=50000, dport=80, flags="A", seq=ours, ack=theirs))
+get = server/TCP(sport=50000, dport=80, flags="PA", seq=ours, ack=theirs)/"GET / HTTP/1.0\r\nHost: www\r\n\r\n"
+answered, unanswered = sr(
+    get,
+    timeout=1,
+    multi=True,
+)
+page = answered[1].reply
+page[Raw].load[0:15]; synack.ack; len(unanswered)
+send(server/TCP(sport=50000, dport=80, flags="A", seq=ours + len(get[Raw]), ack=page.seq + len(page[Raw])))
+"#;
+
+#[test]
+fn the_handshake_of_the_tutorial_by_hand() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("handshake.crafter");
+    fs::write(&file, HANDSHAKE).unwrap();
+    for mode in ["auto", "tc"] {
+        // Each with a server of its own, which knows nothing of the port yet.
+        let lab = lab();
+        let done = crafter(&lab, &["shell", "--attach", mode, file.to_str().unwrap()]);
+        done.succeeds();
+        let lines: Vec<&str> = done.text().lines().collect();
+        assert_eq!(lines.first(), Some(&"True"), "{done:?}");
+        for line in ["  flags           = \"SA\"", "  ack             = 0", "###[ TCP ]###"] {
+            assert!(lines.contains(&line), "no {line:?}: {done:?}");
+        }
+        // The sends before and behind say how many went out.
+        assert_eq!(lines[lines.len() - 5..], ["1", "b\"HTTP/1.0 200 OK\"", "0", "0", "1"], "{done:?}");
+        assert!(done.stderr.contains("the kernel half counted the same"), "{done:?}");
+        assert_eq!(lab.tap().count().unwrap(), 0, "RSTs reached the server");
+    }
+}
+
+#[test]
+fn statements_from_everywhere() {
+    let directory = tempfile::tempdir().unwrap();
+    let shell = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_crafter"));
+        command.arg("shell").args(args).current_dir(directory.path());
+        run(command)
+    };
+    let done = shell(&["-c", "x = 40; x + 2; IP(ttl=x)"]);
+    done.succeeds();
+    assert_eq!(done.text(), "42\nIP(ttl=40)\n");
+    let done = shell(&["--json", "-c", "[1, None, \"a\"]\nIP(dst=\"localhost\").dst; IP(ttl=7)"]);
+    let lines: Vec<serde_json::Value> = done.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines[0], serde_json::json!([1, null, "a"]));
+    assert_eq!(lines[1], "127.0.0.1");
+    assert_eq!(lines[2]["layers"][0]["fields"]["ttl"], 7);
+
+    fs::write(directory.path().join("f"), "x = 1\nx\n\nIP(\n  tll=3)\n").unwrap();
+    // A file is read as a whole; what a statement says is found when it is its turn.
+    let done = shell(&["f"]);
+    done.fails(exit::USAGE, "f, line 5, column 3: IP has no field 'tll'; did you mean ttl");
+    assert_eq!(done.text(), "1\n");
+    fs::write(directory.path().join("f"), "1\n2 +\n").unwrap();
+    let done = shell(&["f"]);
+    done.fails(exit::USAGE, "f, line 2, column 4: ");
+    assert_eq!(done.text(), "");
+    shell(&["none"]).fails(exit::FAILURE, "cannot read none");
+    shell(&["-c", "rdpcap(\"none\")"]).fails(exit::FAILURE, "line 1, column 1: read none: ");
+    shell(&["-c", "1", "f"]).fails(exit::USAGE, "cannot be used with");
+}
+
+#[test]
+fn errors_of_the_network_have_their_own_exit_codes() {
+    let lab = lab();
+    let send = "send(IP(dst=\"192.0.2.77\")/UDP(dport=7))";
+    crafter(&lab, &["shell", "-c", send]).fails(exit::NO_ROUTE, "line 1, column 1: 192.0.2.77 does not answer");
+    let done = crafter(
+        &lab,
+        &["shell", "-c", "x = sr1(IP(dst=\"192.0.2.1\")/TCP(dport=80, flags=\"R\"), timeout=0.2); x == None"],
+    );
+    done.succeeds();
+    assert_eq!(done.text(), "True\n");
+}
+
+#[test]
+fn a_program_talks_to_it_line_by_line() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_crafter"));
+    command.arg("shell").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let (mut stdin, mut answers) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()).lines());
+    let mut ask = |text: &str| {
+        writeln!(stdin, "{text}").unwrap();
+        answers.next().unwrap().unwrap()
+    };
+    assert_eq!(ask("x = 1; x + 1"), "2");
+    assert_eq!(ask("[x,\n2]"), "[1, 2]");
+    writeln!(stdin, "\n\nfoo").unwrap();
+    assert_eq!(wait(&mut child), i32::from(exit::USAGE));
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert!(said.contains("stdin, line 6, column 1: there is no variable"), "{said}");
+}
+
+/// A shell on a terminal.
+struct Terminal {
+    child: Child,
+    keys: File,
+    said: Arc<Mutex<String>>,
+    seen: usize,
+}
+
+impl Terminal {
+    fn new(mut command: Command, state: &std::path::Path) -> Self {
+        let pty = openpty(None, None).unwrap();
+        let end = || Stdio::from(pty.slave.try_clone().unwrap());
+        command.arg("shell").env("XDG_STATE_HOME", state).env("TERM", "xterm");
+        let child = command.stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
+        // Else the master would never see the end.
+        drop((command, pty.slave));
+        let keys = File::from(pty.master);
+        let (said, mut screen) = (Arc::new(Mutex::new(String::new())), keys.try_clone().unwrap());
+        let writes = said.clone();
+        std::thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(count @ 1..) = screen.read(&mut bytes) {
+                writes.lock().unwrap().push_str(&String::from_utf8_lossy(&bytes[..count]));
+            }
+        });
+        let mut terminal = Self { child, keys, said, seen: 0 };
+        terminal.shows("crafter> ");
+        terminal
+    }
+
+    fn keys(&mut self, keys: &str) {
+        self.keys.write_all(keys.as_bytes()).unwrap();
+    }
+
+    /// Waits until some text appears behind what was waited for before.
+    #[track_caller]
+    fn shows(&mut self, text: &str) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let said = self.said.lock().unwrap().clone();
+            if let Some(at) = said[self.seen..].find(text) {
+                self.seen += at + text.len();
+                return;
+            }
+            assert!(Instant::now() < deadline, "no {text:?} in {:?}", &said[self.seen..]);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Types a statement and waits for what it shows, then for the prompt.
+    #[track_caller]
+    fn says(&mut self, keys: &str, text: &str) {
+        self.keys(&format!("{keys}\r"));
+        self.shows(&format!("\n{text}\r\n"));
+        self.shows("crafter> ");
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_prompt_with_completion_and_history() {
+    let state = tempfile::tempdir().unwrap();
+    let terminal = || Terminal::new(Command::new(env!("CARGO_BIN_EXE_crafter")), state.path());
+    let mut shell = terminal();
+    shell.says("1 + 2 * 3", "7");
+    // Fields, in the brackets of their layer and behind a packet; variables; functions.
+    shell.keys("packet = IP(tt\t9)/UD\tdpo\t80)\r");
+    shell.shows("crafter> ");
+    shell.says("pac\t.tt\t + 33", "42");
+    shell.says("packet[UD\t].dp\t + 1", "81");
+    shell.says("le\tpack\t)", "28");
+    // What may follow is listed where there is more than one.
+    shell.keys("sr\t\t");
+    shell.shows("srp1(");
+    shell.keys("\x03");
+    shell.shows("crafter> \r");
+    shell.says("RandS\t > 0", "True");
+}
+
+#[test]
+fn at_the_prompt() {
+    let state = tempfile::tempdir().unwrap();
+    let terminal = || Terminal::new(Command::new(env!("CARGO_BIN_EXE_crafter")), state.path());
+    let mut shell = terminal();
+    // Brackets that are open go on in the next line.
+    shell.says("len([1,\r2,3]) + 74", "77");
+    // An error tells its place and ends nothing.
+    shell.keys("IP(ttl=256)\r");
+    shell.shows("       ^\r\nIP.ttl: 256 does not fit 8 bits");
+    shell.shows("crafter> ");
+    // Ctrl-C drops the line.
+    shell.keys("this is not (wanted\x03");
+    shell.shows("crafter> ");
+    shell.says("100 + 11", "111");
+    // The line before, by the arrow up.
+    shell.says("\x1b[A + 1", "112");
+    shell.keys("\x04");
+    assert_eq!(wait(&mut shell.child), 0);
+    // And in the next shell.
+    let mut shell = terminal();
+    shell.says("\x1b[A + 1", "113");
+    shell.keys("exit\r");
+    assert_eq!(wait(&mut shell.child), 0);
+    let directory = state.path().join("crafter");
+    let mode = |path: &std::path::Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&directory), mode(&directory.join("history"))), (0o700, 0o600));
+    let history = fs::read_to_string(directory.join("history")).unwrap();
+    assert!(history.contains("100 + 11 + 1 + 1\n") && !history.contains("wanted"), "{history}");
+}
+
+#[test]
+fn ctrl_c_ends_what_runs_and_not_the_shell() {
+    let lab = lab();
+    let state = tempfile::tempdir().unwrap();
+    let mut shell = Terminal::new(command(&lab, &[]), state.path());
+    shell.says("x = 5; x", "5");
+    shell.keys("x = sr1(IP(dst=\"192.0.2.1\")/TCP(sport=50000, dport=80, flags=\"R\"), timeout=600)\r");
+    super::eventually(|| (lab.tap().count().unwrap() > 0).then_some(()));
+    kill(Pid::from_raw(shell.child.id() as i32), Signal::SIGINT).unwrap();
+    shell.shows("interrupted");
+    shell.shows("crafter> ");
+    shell.says("x + 1", "6");
+    // The port is still ours, and answers come in.
+    shell.says("sr1(IP(dst=\"192.0.2.1\")/TCP(sport=50000, dport=80, flags=\"S\"))[TCP].flags", "\"SA\"");
+    // The terminal is as it was, also if the shell ends in the midst of a line.
+    kill(Pid::from_raw(shell.child.id() as i32), Signal::SIGTERM).unwrap();
+    assert_eq!(wait(&mut shell.child), 128 + Signal::SIGTERM as i32);
+}
