@@ -18,7 +18,7 @@ pub(crate) fn attribute(object: &Object, name: &str) -> Result<Object, String> {
             let packet = one(packets)?;
             match (name, find(&packet, name)) {
                 (_, Ok((layer, index))) => Ok(field(&packet.layers()[layer], index)),
-                ("payload", _) => Ok(Object::Packets(packets.from_layer(1).into())),
+                ("payload", _) => Ok(Object::Packets(packets.layers_from(1).into())),
                 (_, Err(reason)) => Err(reason),
             }
         }
@@ -112,7 +112,7 @@ fn flags(layer: &AnyLayer, index: usize) -> u64 {
 pub(crate) fn index(object: &Object, index: &Object) -> Result<Object, String> {
     match (object, index) {
         (Object::Packets(packets), Object::Layer(_) | Object::Text(_)) => {
-            Ok(Object::Packets(packets.from_layer(layer(packets.template(), index, 1)?).into()))
+            Ok(Object::Packets(packets.layers_from(layer(packets.template(), index, 1)?).into()))
         }
         (Object::Packets(packets), _) => {
             let at = place(index, packets.len(), "packet")?;
@@ -169,7 +169,7 @@ fn place(index: &Object, length: u128, what: &str) -> Result<u128, String> {
 pub(crate) fn slice(object: &Object, from: Option<&Object>, to: Option<&Object>) -> Result<Object, String> {
     if let (Object::Packets(packets), Some(kind @ (Object::Layer(_) | Object::Text(_)))) = (object, from) {
         let count = to.map_or(Some(1), Object::number).ok_or("the how many-th layer is needed behind ':'")?;
-        return Ok(Object::Packets(packets.from_layer(layer(packets.template(), kind, count)?).into()));
+        return Ok(Object::Packets(packets.layers_from(layer(packets.template(), kind, count)?).into()));
     }
     let range = |length: usize| {
         let bound = |bound: Option<&Object>, default: usize| match bound {

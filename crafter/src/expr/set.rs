@@ -168,7 +168,7 @@ impl PacketSet {
     }
 
     /// The packets from a layer on.
-    pub(crate) fn from_layer(&self, layer: usize) -> Self {
+    pub(crate) fn layers_from(&self, layer: usize) -> Self {
         let mut template = Packet::new();
         template.layers_mut().extend_from_slice(self.template.layers().get(layer..).unwrap_or_default());
         let above = self.choices.iter().filter(|choice| choice.layer >= layer);

@@ -120,12 +120,10 @@ impl<W: World> Shell<W> {
     }
 
     async fn send(&mut self, bound: &Bound) -> Result<Object, Fault> {
-        let (packets, count) = (sent(bound, "packets")?, bound.number("count", 1, MAX_COUNT)?.unwrap_or(1));
-        let options = SendOptions { rate: bound.rate()? };
-        let mut sent = 0_u64;
-        for _ in 0..count {
-            sent += self.world.send(packets.clone(), &options).await.map_err(|error| Fault::failed(bound.at, error))?;
-        }
+        let packets = sent(bound, "packets")?;
+        let count = bound.number("count", 1, MAX_COUNT)?.unwrap_or(1);
+        let options = SendOptions { count, rate: bound.rate()? };
+        let sent = self.world.send(packets, &options).await.map_err(|error| Fault::failed(bound.at, error))?;
         Ok(Object::Number(sent.into()))
     }
 

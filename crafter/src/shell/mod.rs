@@ -254,7 +254,7 @@ impl<W: World> Shell<W> {
         for suffix in path {
             begin += self.step(packets, begin, suffix).await?;
         }
-        let part = packets.from_layer(begin);
+        let part = packets.layers_from(begin);
         let (layer, index) = access::find(part.template(), field).map_err(|reason| Fault::new(*dot, reason))?;
         let layer_of = &part.template().layers()[layer];
         let info = &layer_of.info().fields[index];
@@ -267,7 +267,7 @@ impl<W: World> Shell<W> {
 
     /// How many layers a step of a path goes up.
     async fn step(&mut self, packets: &PacketSet, begin: usize, suffix: &Suffix) -> Result<usize, Fault> {
-        let part = packets.from_layer(begin);
+        let part = packets.layers_from(begin);
         let said = |reason| Fault::new(suffix.at, reason);
         match &suffix.kind {
             SuffixKind::Index(index) => {

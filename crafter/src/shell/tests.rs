@@ -37,8 +37,8 @@ fn answer(packet: &Packet) -> Option<Packet> {
 }
 
 impl World for Fake {
-    async fn send(&mut self, packets: Vec<Packet>, _: &SendOptions) -> Result<u64> {
-        let count = packets.len() as u64;
+    async fn send(&mut self, packets: Vec<Packet>, options: &SendOptions) -> Result<u64> {
+        let count = packets.len() as u64 * options.count;
         self.sent.extend(packets);
         Ok(count)
     }

@@ -9,10 +9,18 @@ use crate::{
 };
 
 /// How to send.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SendOptions {
+    /// How often to send all of them.
+    pub count: u64,
     /// Packets a second; `None`: as fast as it goes.
     pub rate: Option<f64>,
+}
+
+impl Default for SendOptions {
+    fn default() -> Self {
+        Self { count: 1, rate: None }
+    }
 }
 
 /// How to send and wait for answers.

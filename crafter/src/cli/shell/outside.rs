@@ -45,7 +45,8 @@ impl Resolve for Outside {
 
 impl World for Outside {
     async fn send(&mut self, packets: Vec<Packet>, options: &SendOptions) -> Result<u64> {
-        Ok(self.session.send(packets, Pace { rate: options.rate }).await?.sent)
+        let all = (0..options.count).flat_map(|_| packets.iter().cloned());
+        Ok(self.session.send(all, Pace { rate: options.rate }).await?.sent)
     }
 
     async fn sr(&mut self, packets: Vec<Packet>, given: &ExchangeOptions) -> Result<Exchange> {
