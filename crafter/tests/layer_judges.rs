@@ -7,7 +7,7 @@ use std::{
 };
 
 use crafter::{
-    capture::Writer,
+    capture::{Entry, Format, Writer},
     layer::{
         Cut, Dns, Ether, HttpHeader, HttpRequest, HttpResponse, Icmp, IcmpExtensionHeader, IcmpExtensionMpls,
         IcmpExtensionObject, Icmpv6DestUnreach, Icmpv6TimeExceeded, Ip, Ipv6, Kind, Mpls, MplsLabel, Packet, Tcp, Udp,
@@ -18,9 +18,10 @@ use crafter::{
 /// What tshark says of frames: a line each, columns between `|`.
 fn tshark(packets: &[Packet], columns: &[&str], options: &[&str]) -> Vec<Vec<String>> {
     let file = tempfile::NamedTempFile::new().unwrap();
-    let mut writer = Writer::new(file.reopen().unwrap(), Kind::Ether).unwrap();
+    let mut writer = Writer::new(file.reopen().unwrap(), Format::Pcap).unwrap();
     for packet in packets {
-        writer.write(Duration::from_secs(1), &packet.build().unwrap()).unwrap();
+        let bytes = packet.build().unwrap();
+        writer.write(&Entry::new(Duration::from_secs(1), Kind::Ether, &bytes)).unwrap();
     }
     drop(writer);
     let mut command = Command::new("tshark");

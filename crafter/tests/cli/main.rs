@@ -5,8 +5,8 @@ mod dns;
 mod get;
 mod maps;
 mod replay;
-mod sniff;
 mod shell;
+mod sniff;
 
 use std::{
     ffi::OsStr,
