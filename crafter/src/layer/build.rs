@@ -135,19 +135,18 @@ impl Packet {
 #[inline]
 pub(crate) fn build(layers: &[AnyLayer], out: &mut Vec<u8>, places: &mut Places) -> Result<(), Misfit> {
     out.clear();
-    let mut quotes: SmallVec<[Quote; 1]> = SmallVec::new();
+    let mut quotes = Quotes::new();
     for (at, layer) in layers.iter().enumerate() {
-        if let AnyLayer::IcmpExtensionHeader(_) = layer {
+        if matches!(layer, AnyLayer::IcmpExtensionHeader(_)) {
             quotes.extend(Quote::fill(layers, at, out, places));
         }
         places.push(out.len());
-        if let AnyLayer::Dns(Dns { length: None, .. }) = layer
-            && is_behind_tcp(layers, at)
-        {
+        if matches!(layer, AnyLayer::Dns(Dns { length: None, .. })) && is_behind_tcp(layers, at) {
             out.extend_from_slice(&[0; dns::PREFIX]);
         }
         layer.write(out)?;
     }
+    let has_quotes = !quotes.is_empty();
     let mut end = out.len();
     // Padding belongs to the innermost frame that it is in: frames and packets around that count it as payload.
     let mut behind_padding = None;
@@ -175,11 +174,12 @@ pub(crate) fn build(layers: &[AnyLayer], out: &mut Vec<u8>, places: &mut Places)
                 }
             }
             AnyLayer::Raw(_) => continue,
-            _ => {
+            _ if has_quotes => {
                 if let Some(quote) = quotes.iter().find(|quote| quote.error == at) {
                     (end, behind_padding) = (quote.around, quote.behind_padding);
                 }
             }
+            _ => {}
         }
         layer.finish(&mut Building { bytes: out, layers, places, at, end })?;
     }
@@ -202,8 +202,11 @@ struct Quote {
     behind_padding: Option<usize>,
 }
 
+type Quotes = SmallVec<[Quote; 1]>;
+
 impl Quote {
     /// The quote that the extensions at `extension` are behind, filled up to the length that it must have (RFC 4884, 4).
+    #[cold]
     fn fill(layers: &[AnyLayer], extension: usize, out: &mut Vec<u8>, places: &Places) -> Option<Self> {
         let error = icmp_extension::extended(&layers[..extension])?;
         let end = out.len();
