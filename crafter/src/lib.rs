@@ -47,3 +47,7 @@ pub use error::{Error, Result};
 #[doc = include_str!("../../README.md")]
 #[cfg(doctest)]
 struct Readme;
+
+#[doc = include_str!("../docs/from-scapy.md")]
+#[cfg(doctest)]
+struct FromScapy;

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    net::IpAddr,
     time::{Duration, Instant},
 };
 
@@ -11,9 +12,17 @@ use crate::layer::{AnswerKey, Packet};
 #[derive(Debug, Default)]
 pub struct Matcher {
     requests: Vec<Request>,
-    /// Requests by what an answer to them must have, in the order of sending.
-    by_key: HashMap<AnswerKey, Vec<u32>>,
+    /// Requests by what an answer to them must have, and by who alone may answer.
+    by_key: HashMap<(AnswerKey, Option<IpAddr>), Bucket>,
     answered: usize,
+}
+
+/// Requests that the same answers may belong to, in the order of sending.
+#[derive(Debug, Default)]
+struct Bucket {
+    numbers: Vec<u32>,
+    /// Those before it are answered: of thousands alike, the next answer is mostly to the next one.
+    open: usize,
 }
 
 #[derive(Debug)]
@@ -41,7 +50,8 @@ impl Matcher {
     /// over a lease.
     pub fn submit(&mut self, packet: Packet, leased: bool) -> usize {
         let number = self.requests.len();
-        self.by_key.entry(packet.answer_key()).or_default().push(number as u32);
+        let key = (packet.answer_key(), packet.answerer());
+        self.by_key.entry(key).or_default().numbers.push(number as u32);
         self.requests.push(Request { packet, leased, sent: None, answers: 0 });
         number
     }
@@ -55,25 +65,33 @@ impl Matcher {
 
     /// Whose answer `reply` is; of several it may answer, the first that has none.
     pub fn handle_reply(&mut self, reply: &Packet, leased: bool) -> Match {
-        let candidates = self.by_key.get(&reply.answered_key()).map_or(&[][..], Vec::as_slice);
+        let key = reply.answered_key();
         let mut further = None;
-        for &number in candidates {
-            let request = &self.requests[number as usize];
-            if request.leased != leased
-                || request.sent.is_none()
-                || (request.answers > 0 && further.is_some())
-                || !reply.answers(&request.packet)
-            {
-                continue;
-            }
-            if request.answers == 0 {
-                self.requests[number as usize].answers = 1;
+        // Some may be answered by one address only, others by any.
+        for answerer in [reply.answered_as(), None] {
+            let Some(bucket) = self.by_key.get_mut(&(key, answerer)) else { continue };
+            let requests = &mut self.requests;
+            let is_answered = |number: u32| requests[number as usize].answers > 0;
+            bucket.open += bucket.numbers[bucket.open..].iter().take_while(|number| is_answered(**number)).count();
+            let is_match = |number: u32| {
+                let request = &requests[number as usize];
+                request.leased == leased && request.sent.is_some() && reply.answers(&request.packet)
+            };
+            let (before, open) = bucket.numbers.split_at(bucket.open);
+            let first = open.iter().copied().find(|&number| !is_answered(number) && is_match(number));
+            if let Some(number) = first {
+                requests[number as usize].answers = 1;
                 self.answered += 1;
                 return Match::First(number as usize);
             }
-            further = Some(number as usize);
+            let mut answered = before.iter().chain(open).copied();
+            further = further.or_else(|| answered.find(|&number| is_answered(number) && is_match(number)));
+            if reply.answered_as().is_none() {
+                break;
+            }
         }
         let Some(number) = further else { return Match::Nobody };
+        let number = number as usize;
         self.requests[number].answers += 1;
         Match::Further(number)
     }

@@ -3,6 +3,7 @@
 
 mod dns;
 mod get;
+mod guide;
 mod maps;
 mod replay;
 mod shell;

@@ -5,6 +5,7 @@
 //! something was slow.
 
 mod download;
+mod exchange;
 mod handshake;
 mod layers;
 mod memory;
@@ -20,10 +21,11 @@ use table::Row;
 /// A comparison: its name on the command line, and what measures it.
 type Bench = (&'static str, fn() -> Result<Vec<Row>>);
 
-const BENCHES: [Bench; 7] = [
+const BENCHES: [Bench; 8] = [
     // First: the high-water mark of children is what it reads.
     ("memory", memory::measure),
     ("handshake", handshake::measure),
+    ("exchange", exchange::measure),
     ("download", download::measure),
     ("verdict", verdict::measure),
     ("bystander", download::bystander),
