@@ -29,8 +29,9 @@ pub struct TapOptions {
     pub direction: Option<Direction>,
     /// Bytes of the ring that the kernel fills, 64 KiB to 1 GiB.
     pub buffer: u32,
-    /// How long the kernel may gather packets before it wakes this process, which costs less per packet and makes
-    /// more of the ring. Zero: each packet wakes it at once.
+    /// How long the kernel may gather packets before it wakes this process, in whole milliseconds up to a second: it
+    /// then packs them densely. Zero: each packet wakes it at once, and takes a place in the ring that has the
+    /// length of the longest one, some 64 KiB where the link has offloads.
     pub gather: Duration,
 }
 
@@ -42,7 +43,7 @@ impl Default for TapOptions {
             snaplen: MAXIMUM_SNAPLEN,
             direction: None,
             buffer: 8 << 20,
-            gather: Duration::ZERO,
+            gather: Duration::from_millis(2),
         }
     }
 }

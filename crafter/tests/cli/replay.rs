@@ -35,7 +35,9 @@ impl Judge {
         // Of an earlier one: the header tells that this one listens.
         let _ = fs::remove_file(&file);
         let mut command = lab.server().command("tcpdump");
-        command.args(["-i", "lab0", "-n", "-U", "--immediate-mode", "--nano", "-B", "16384", "-Z", "root", "-w"]);
+        // Short, as the ring has a place of full length for each packet.
+        command.args(["-i", "lab0", "-n", "-U", "--immediate-mode", "--nano", "-s", "2048", "-B", "16384"]);
+        command.args(["-Z", "root", "-w"]);
         let process = command.arg(&file).arg(filter).stderr(Stdio::null()).spawn().unwrap();
         // It writes the header when it listens.
         eventually(|| fs::metadata(&file).is_ok_and(|file| file.len() >= 24).then_some(()));
@@ -45,7 +47,11 @@ impl Judge {
     /// What it saw, which must become this many.
     fn saw(&mut self, count: usize) -> Vec<Captured> {
         let read = || Capture::read(&fs::read(&self.file).unwrap()).unwrap().packets;
-        eventually(|| (read().len() >= count).then_some(()));
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while read().len() < count {
+            assert!(Instant::now() < deadline, "tcpdump saw {} of {count} packets", read().len());
+            thread::sleep(Duration::from_millis(20));
+        }
         // More than that would be wrong.
         thread::sleep(Duration::from_millis(50));
         kill(Pid::from_raw(self.process.id() as i32), Signal::SIGINT).unwrap();
