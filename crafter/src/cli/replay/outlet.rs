@@ -1,7 +1,7 @@
 //! Where packets leave.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     ops::Range,
 };
@@ -78,8 +78,8 @@ impl Outlet {
                     ));
                 }
                 let (ifindex, name) = (route.ifindex, route.interface.clone());
-                if !outlet.senders.contains_key(&ifindex) {
-                    outlet.senders.insert(ifindex, Sender::open(&interface(&name).await?, mark)?);
+                if let Entry::Vacant(new) = outlet.senders.entry(ifindex) {
+                    new.insert(Sender::open(&interface(&name).await?, mark)?);
                 }
             }
         }
@@ -87,10 +87,10 @@ impl Outlet {
     }
 
     async fn route(&mut self, to: IpAddr, interface: Option<&str>) -> Result<&Route> {
-        if !self.routes.contains_key(&to) {
-            self.routes.insert(to, resolve(to, interface, None).await?);
-        }
-        self.routes.get(&to).ok_or_else(|| Error::NoRoute { destination: to, reason: "it was forgotten".to_owned() })
+        Ok(match self.routes.entry(to) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(resolve(to, interface, None).await?),
+        })
     }
 
     /// Sends some packets of the tape.

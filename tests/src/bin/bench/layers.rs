@@ -44,11 +44,12 @@ pub fn measure() -> Result<Vec<Row>> {
         packet.build_into(&mut bytes).map(|()| black_box(&bytes).clone())
     };
     let same = build(1999)?;
+    let digits = hex(&same).to_string();
 
     let [mut build_scapy, mut parse_scapy, mut builds, mut parses] = [const { Vec::new() }; 4];
     for _ in 0..ROUNDS {
         let (built, parsed, theirs) = scapy()?;
-        ensure!(theirs == hex(&same).to_string(), "Scapy builds other bytes: {theirs}");
+        ensure!(theirs == digits, "Scapy builds other bytes: {theirs}");
         build_scapy.push(1.0 / built);
         parse_scapy.push(1.0 / parsed);
         builds.push(rate(|i| {
