@@ -1,5 +1,7 @@
 //! One exchange: prepare, send, collect, match, until all is answered or the time is up.
 
+mod script;
+
 use std::{
     collections::HashMap,
     fmt,
@@ -73,6 +75,8 @@ pub enum What {
         request: usize,
         /// How it came here.
         reason: Reason,
+        /// From sending to receiving.
+        rtt: Duration,
     },
     /// A further answer to it.
     Duplicate {
@@ -80,6 +84,8 @@ pub enum What {
         request: usize,
         /// How it came here.
         reason: Reason,
+        /// From sending to receiving.
+        rtt: Duration,
     },
     /// It answers nothing that was sent.
     Unmatched {
@@ -112,10 +118,10 @@ impl fmt::Display for What {
         match *self {
             Self::Sent { request, attempt: 0 } => write!(f, "sent, request {}", number(request)),
             Self::Sent { request, attempt } => write!(f, "sent again ({attempt}), request {}", number(request)),
-            Self::Matched { request, reason } => {
+            Self::Matched { request, reason, .. } => {
                 write!(f, "{}, matched: answers request {}", reason.name(), number(request))
             }
-            Self::Duplicate { request, reason } => {
+            Self::Duplicate { request, reason, .. } => {
                 write!(f, "{}, duplicate: answers request {} again", reason.name(), number(request))
             }
             Self::Unmatched { reason } => write!(f, "{}, unmatched", reason.name()),
@@ -165,6 +171,14 @@ pub(super) struct Exchange<'a> {
     chosen: HashMap<(usize, Transport, IpAddr), u16>,
     /// Whether answers are waited for.
     expecting: bool,
+    /// Whether what is sent next can be answered.
+    answerable: bool,
+    /// How many packets could not.
+    unanswerable: u64,
+    /// Whether packets and answers are kept for the result.
+    keeping: bool,
+    /// Whether each packet that names no port gets one of its own.
+    fresh_ports: bool,
     inbox: Vec<Received>,
     result: Exchanged,
 }
@@ -186,6 +200,10 @@ impl<'a> Exchange<'a> {
             readings: Some(HashMap::new()),
             chosen: HashMap::new(),
             expecting: false,
+            answerable: true,
+            unanswerable: 0,
+            keeping: true,
+            fresh_ports: false,
             inbox: Vec::new(),
             result: Exchanged::default(),
         })
@@ -337,8 +355,10 @@ impl<'a> Exchange<'a> {
                 Err(error @ (Error::NoRoute { .. } | Error::NoNeighbour { .. })) => {
                     self.result.account.unroutable += 1;
                     fault.get_or_insert(error);
-                    self.matcher.submit(packet.resolved()?, true);
-                    self.ways.push(None);
+                    self.submit(packet.resolved()?, true);
+                    if self.keeping {
+                        self.ways.push(None);
+                    }
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -359,11 +379,22 @@ impl<'a> Exchange<'a> {
                 );
                 return Err(Error::invalid("packet", reason));
             }
-            let number = self.matcher.submit(Packet::parse(first, &bytes), leased);
-            self.ways.push(Some(Way { link, route: route.clone() }));
+            let number = self.submit(Packet::parse(first, &bytes), leased);
+            if self.keeping {
+                self.ways.push(Some(Way { link, route: route.clone() }));
+            }
             ready.push(Ready { link, route, first, bytes, number });
         }
         Ok(ready)
+    }
+
+    /// Adds a packet to those that may be answered, if it is to be.
+    fn submit(&mut self, packet: Packet, leased: bool) -> usize {
+        if self.answerable {
+            return self.matcher.submit(packet, leased);
+        }
+        self.unanswerable += 1;
+        self.matcher.submit_unanswerable(packet)
     }
 
     /// Asks for all ways at once: a next hop that does not answer takes seconds.
@@ -439,12 +470,15 @@ impl<'a> Exchange<'a> {
     async fn port(&mut self, link: usize, transport: Transport, address: IpAddr, named: Option<u16>) -> Result<u16> {
         let key = (link, transport, address);
         match (named, self.chosen.get(&key)) {
+            (None, _) if self.fresh_ports => self.links.lease(link, transport, address, None).await,
             (None, Some(&port)) => Ok(port),
             (None, None) => {
                 let port = self.links.lease(link, transport, address, None).await?;
                 self.chosen.insert(key, port);
                 Ok(port)
             }
+            // What only follows, such as a RST, does not keep a port longer than what it follows.
+            (Some(port), _) if !self.answerable && self.links.holds(link, transport, address, port) => Ok(port),
             (Some(port), _) => self.links.lease(link, transport, address, Some(port)).await,
         }
     }
@@ -511,24 +545,26 @@ impl<'a> Exchange<'a> {
         let matched = self.matcher.handle_reply(&packet, false);
         let (Match::First(request) | Match::Further(request)) = matched else { return };
         let time = captured.time.unwrap_or_else(wall_clock);
+        let sent = self.matcher.sent(request).map_or(time, |(_, sent)| sent);
+        let rtt = time.saturating_sub(sent);
         let reason = Reason::OtherProtocol;
         let account = &mut self.result.account;
         account.received += 1;
         let is_duplicate = matches!(matched, Match::Further(_)) && !self.options.multi;
         let what = if is_duplicate {
             account.duplicate += 1;
-            What::Duplicate { request, reason }
+            What::Duplicate { request, reason, rtt }
         } else {
             account.matched += 1;
-            What::Matched { request, reason }
+            What::Matched { request, reason, rtt }
         };
         let interface = self.links.links[at].name();
         (self.observer)(&Event { time, interface, first: captured.first, bytes: &captured.bytes, what });
-        if let (false, Some(asked), Some((_, sent))) =
-            (is_duplicate, self.matcher.request(request), self.matcher.sent(request))
+        if self.keeping
+            && !is_duplicate
+            && let Some(asked) = self.matcher.request(request)
         {
-            let (rtt, interface) = (time.saturating_sub(sent), interface.to_owned());
-            let reply = Reply { packet, bytes: captured.bytes, time, reason, interface };
+            let reply = Reply { packet, bytes: captured.bytes, time, reason, interface: interface.to_owned() };
             self.result.answered.push(Pair { request: asked.clone(), number: request, sent, reply, rtt });
         }
     }
@@ -552,18 +588,25 @@ impl<'a> Exchange<'a> {
             return;
         }
         let reply = |packet, bytes| Reply { packet, bytes, time, reason, interface: interface.to_owned() };
-        match self.matcher.handle_reply(&packet, true) {
+        let answer = self.matcher.handle_reply(&packet, true);
+        let (sent, rtt) = match answer {
+            Match::First(request) | Match::Further(request) => match self.matcher.sent(request) {
+                Some((instant, sent)) => (sent, now.saturating_duration_since(instant).saturating_sub(age)),
+                None => Default::default(),
+            },
+            Match::Nobody => Default::default(),
+        };
+        match answer {
             Match::Further(request) if !self.options.multi => {
                 account.duplicate += 1;
-                tell(What::Duplicate { request, reason });
+                tell(What::Duplicate { request, reason, rtt });
             }
             Match::First(request) | Match::Further(request) => {
                 account.matched += 1;
-                tell(What::Matched { request, reason });
-                if let (Some(packet_sent), Some((instant, sent))) =
-                    (self.matcher.request(request), self.matcher.sent(request))
+                tell(What::Matched { request, reason, rtt });
+                if self.keeping
+                    && let Some(packet_sent) = self.matcher.request(request)
                 {
-                    let rtt = now.saturating_duration_since(instant).saturating_sub(age);
                     let request_packet = packet_sent.clone();
                     let reply = reply(packet, bytes);
                     self.result.answered.push(Pair { request: request_packet, number: request, sent, reply, rtt });
@@ -572,7 +615,7 @@ impl<'a> Exchange<'a> {
             Match::Nobody => {
                 account.unmatched += 1;
                 tell(What::Unmatched { reason });
-                if self.result.unmatched.len() < UNMATCHED {
+                if self.keeping && self.result.unmatched.len() < UNMATCHED {
                     self.result.unmatched.push(reply(packet, bytes));
                 }
             }
@@ -599,7 +642,9 @@ impl<'a> Exchange<'a> {
         let account = &mut self.result.account;
         account.answered = self.matcher.answered() as u64;
         if self.expecting {
-            account.unanswered = (self.matcher.len() - self.matcher.answered()) as u64;
+            account.unanswered = (self.matcher.len() - self.matcher.answered()) as u64 - self.unanswerable;
+        }
+        if self.expecting && self.keeping {
             self.result.unanswered = self.matcher.into_unanswered().collect();
         }
         Ok(self.result)

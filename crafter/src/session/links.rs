@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// Ports chosen by the session that it keeps, for answers that come late.
-const CHOSEN: usize = 64;
+const CHOSEN: usize = 256;
 
 /// How long the list of this host's addresses is good.
 const AGE: Duration = Duration::from_secs(1);
@@ -157,6 +157,11 @@ impl Links {
         }
         let ((at, captured), ..) = select_all(next).await;
         Ok((at, captured?))
+    }
+
+    /// Whether a port is leased here.
+    pub(super) fn holds(&self, at: usize, transport: Transport, address: IpAddr, port: u16) -> bool {
+        self.links[at].held.contains_key(&(transport, address, port))
     }
 
     pub(super) fn reports(&self) -> Vec<Report> {

@@ -1,7 +1,7 @@
 //! Which reply belongs to which request. Sans-IO: packets and times come in, numbers go out.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque, hash_map::Entry},
     net::IpAddr,
     time::{Duration, Instant},
 };
@@ -11,17 +11,22 @@ use crate::layer::{AnswerKey, Packet};
 /// Requests in flight, found by what their answers say.
 #[derive(Debug, Default)]
 pub struct Matcher {
-    requests: Vec<Request>,
+    requests: VecDeque<Request>,
+    /// How many before these are forgotten.
+    forgotten: usize,
     /// Requests by what an answer to them must have, and by who alone may answer.
-    by_key: HashMap<(AnswerKey, Option<IpAddr>), Bucket>,
+    by_key: HashMap<Key, Bucket>,
     answered: usize,
 }
 
-/// Requests that the same answers may belong to, in the order of sending.
+type Key = (AnswerKey, Option<IpAddr>);
+
+/// Requests that the same answers may belong to.
 #[derive(Debug, Default)]
 struct Bucket {
-    numbers: Vec<u32>,
-    /// Those before it are answered: of thousands alike, the next answer is mostly to the next one.
+    /// In the order of sending.
+    numbers: VecDeque<usize>,
+    /// This many of the first are answered: of thousands alike, the next answer is mostly to the next one.
     open: usize,
 }
 
@@ -49,61 +54,100 @@ impl Matcher {
     /// Adds a request, all of whose fields are set; its number, counted from 0. `leased` says whether its answers come
     /// over a lease.
     pub fn submit(&mut self, packet: Packet, leased: bool) -> usize {
-        let number = self.requests.len();
-        let key = (packet.answer_key(), packet.answerer());
-        self.by_key.entry(key).or_default().numbers.push(number as u32);
-        self.requests.push(Request { packet, leased, sent: None, answers: 0 });
+        let number = self.len();
+        self.by_key.entry(key(&packet)).or_default().numbers.push_back(number);
+        self.requests.push_back(Request { packet, leased, sent: None, answers: 0 });
         number
+    }
+
+    /// Adds a packet that nothing answers; its number. What comes back all the same answers others, or nobody.
+    pub fn submit_unanswerable(&mut self, packet: Packet) -> usize {
+        self.requests.push_back(Request { packet, leased: false, sent: None, answers: 0 });
+        self.len() - 1
+    }
+
+    /// Forgets the requests before this number: nothing answers them any more.
+    pub fn forget(&mut self, before: usize) {
+        while self.forgotten < before
+            && let Some(request) = self.requests.pop_front()
+        {
+            // What nothing answers is in no bucket.
+            if let Entry::Occupied(mut bucket) = self.by_key.entry(key(&request.packet))
+                && bucket.get().numbers.front() == Some(&self.forgotten)
+            {
+                let Bucket { numbers, open } = bucket.get_mut();
+                numbers.pop_front();
+                *open = open.saturating_sub(1);
+                if numbers.is_empty() {
+                    bucket.remove();
+                }
+            }
+            self.forgotten += 1;
+        }
+    }
+
+    fn get(&self, number: usize) -> Option<&Request> {
+        self.requests.get(number.checked_sub(self.forgotten)?)
+    }
+
+    fn get_mut(&mut self, number: usize) -> Option<&mut Request> {
+        self.requests.get_mut(number.checked_sub(self.forgotten)?)
     }
 
     /// The request was sent, at this time by both clocks (the second since 1970). From now on it can be answered.
     pub fn handle_sent(&mut self, number: usize, now: Instant, wall: Duration) {
-        if let Some(request) = self.requests.get_mut(number) {
+        if let Some(request) = self.get_mut(number) {
             request.sent = Some((now, wall));
         }
     }
 
     /// Whose answer `reply` is; of several it may answer, the first that has none.
     pub fn handle_reply(&mut self, reply: &Packet, leased: bool) -> Match {
-        let key = reply.answered_key();
-        let mut further = None;
-        // Some may be answered by one address only, others by any.
-        for answerer in [reply.answered_as(), None] {
-            let Some(bucket) = self.by_key.get_mut(&(key, answerer)) else { continue };
-            let requests = &mut self.requests;
-            let is_answered = |number: u32| requests[number as usize].answers > 0;
-            bucket.open += bucket.numbers[bucket.open..].iter().take_while(|number| is_answered(**number)).count();
-            let is_match = |number: u32| {
-                let request = &requests[number as usize];
+        let answered = |number: usize| self.get(number).is_none_or(|request| request.answers > 0);
+        let is_match = |number: usize| {
+            self.get(number).is_some_and(|request| {
                 request.leased == leased && request.sent.is_some() && reply.answers(&request.packet)
-            };
-            let (before, open) = bucket.numbers.split_at(bucket.open);
-            let first = open.iter().copied().find(|&number| !is_answered(number) && is_match(number));
-            if let Some(number) = first {
-                requests[number as usize].answers = 1;
-                self.answered += 1;
-                return Match::First(number as usize);
-            }
-            let mut answered = before.iter().chain(open).copied();
-            further = further.or_else(|| answered.find(|&number| is_answered(number) && is_match(number)));
-            if reply.answered_as().is_none() {
+            })
+        };
+        let mut found = Match::Nobody;
+        // Some may be answered by one address only, others by any.
+        let answerers = [reply.answered_as(), None];
+        let key = reply.answered_key();
+        for answerer in &answerers[usize::from(answerers[0].is_none())..] {
+            let Some(Bucket { numbers, open }) = self.by_key.get(&(key, *answerer)) else { continue };
+            let mut waiting = numbers.range(*open..).copied();
+            if let Some(number) = waiting.find(|&number| !answered(number) && is_match(number)) {
+                let open =
+                    open + numbers.range(*open..).take_while(|&&other| other == number || answered(other)).count();
+                if let Some(bucket) = self.by_key.get_mut(&(key, *answerer)) {
+                    bucket.open = open;
+                }
+                found = Match::First(number);
                 break;
             }
+            if found == Match::Nobody
+                && let Some(number) = numbers.iter().copied().find(|&number| answered(number) && is_match(number))
+            {
+                found = Match::Further(number);
+            }
         }
-        let Some(number) = further else { return Match::Nobody };
-        let number = number as usize;
-        self.requests[number].answers += 1;
-        Match::Further(number)
+        if let Match::First(number) | Match::Further(number) = found
+            && let Some(request) = self.get_mut(number)
+        {
+            request.answers += 1;
+        }
+        self.answered += usize::from(matches!(found, Match::First(_)));
+        found
     }
 
-    /// How many requests there are.
+    /// How many requests there were.
     pub fn len(&self) -> usize {
-        self.requests.len()
+        self.forgotten + self.requests.len()
     }
 
-    /// Whether there are none.
+    /// Whether there were none.
     pub fn is_empty(&self) -> bool {
-        self.requests.is_empty()
+        self.len() == 0
     }
 
     /// How many of them have an answer.
@@ -111,25 +155,30 @@ impl Matcher {
         self.answered
     }
 
-    /// A request, as submitted.
+    /// A request, as submitted; `None` if it is forgotten.
     pub fn request(&self, number: usize) -> Option<&Packet> {
-        self.requests.get(number).map(|request| &request.packet)
+        self.get(number).map(|request| &request.packet)
     }
 
     /// When it was sent for the last time, by both clocks.
     pub fn sent(&self, number: usize) -> Option<(Instant, Duration)> {
-        self.requests.get(number)?.sent
+        self.get(number)?.sent
     }
 
-    /// The numbers of those without an answer, in the order of submission.
+    /// The numbers of those without an answer that are not forgotten, in the order of submission.
     pub fn unanswered(&self) -> impl Iterator<Item = usize> {
-        self.requests.iter().enumerate().filter(|(_, request)| request.answers == 0).map(|(number, _)| number)
+        let unanswered = self.requests.iter().enumerate().filter(|(_, request)| request.answers == 0);
+        unanswered.map(|(place, _)| self.forgotten + place)
     }
 
-    /// Takes those without an answer.
+    /// Takes those without an answer that are not forgotten.
     pub fn into_unanswered(self) -> impl Iterator<Item = Packet> {
         self.requests.into_iter().filter(|request| request.answers == 0).map(|request| request.packet)
     }
+}
+
+fn key(request: &Packet) -> Key {
+    (request.answer_key(), request.answerer())
 }
 
 #[cfg(test)]
@@ -179,5 +228,28 @@ mod tests {
         assert_eq!(matcher.handle_reply(&pong, true), Match::First(0));
         assert_eq!(matcher.handle_reply(&pong, true), Match::First(1));
         assert!(matches!(matcher.handle_reply(&pong, true), Match::Further(_)));
+    }
+
+    #[test]
+    fn what_is_forgotten_is_not_answered() {
+        let mut matcher = Matcher::default();
+        let ping = |seq: u16| packet(&format!(r#"IP(src="192.0.2.1", dst="192.0.2.2")/ICMP(id=7, seq={seq})"#));
+        let pong = |seq: u16| packet(&format!(r#"IP(src="192.0.2.2", dst="192.0.2.1")/ICMP(type=0, id=7, seq={seq})"#));
+        let mut send = |seq| {
+            let number = matcher.submit(ping(seq), true);
+            matcher.handle_sent(number, Instant::now(), Duration::ZERO);
+        };
+        // The sequence number comes round again.
+        (1..=4).chain(1..=4).for_each(&mut send);
+        matcher.forget(5);
+        assert_eq!((matcher.len(), matcher.unanswered().collect::<Vec<_>>()), (8, vec![5, 6, 7]));
+        assert_eq!(matcher.handle_reply(&pong(2), true), Match::First(5));
+        assert_eq!(matcher.handle_reply(&pong(1), true), Match::Nobody);
+        assert!(matcher.request(4).is_none() && matcher.sent(4).is_none());
+        matcher.forget(100);
+        assert_eq!((matcher.len(), matcher.answered(), matcher.by_key.len()), (8, 1, 0));
+        let number = matcher.submit_unanswerable(ping(9));
+        matcher.handle_sent(number, Instant::now(), Duration::ZERO);
+        assert_eq!(matcher.handle_reply(&pong(9), true), Match::Nobody);
     }
 }

@@ -19,7 +19,7 @@
 //!   lease: source addresses, the next hop's Ethernet address, TCP and UDP source ports, ICMP identifiers.
 //! - The source port, or identifier, of each packet is leased before it is sent, so that the answer comes here and
 //!   the kernel does not reset the conversation. A session keeps its leases, with all that was ever named in a packet;
-//!   of those that it chose itself, the latest 64. They end with the session.
+//!   of those that it chose itself, the latest 256. They end with the session.
 //! - Nothing is leased for a source address that is not this host's, and for other protocols: there the kernel sees
 //!   what comes in, and the session sees a copy.
 //! - The interface's hooks are attached with the first packet that leaves by it.
@@ -29,13 +29,19 @@ mod exchange;
 mod fill;
 mod links;
 mod matcher;
+mod script;
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    cell::RefCell,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 pub use self::{
     account::{Account, Kernel},
     exchange::{Event, What},
     matcher::{Match, Matcher},
+    script::{Script, Step},
 };
 use self::{exchange::Exchange, links::Links};
 use crate::{datapath::maps::Terms, driver::Options, error::Result, layer::Packet};
@@ -191,6 +197,19 @@ impl Session {
         let mut observer = |_: &Event<'_>| {};
         let exchange = Exchange::new(&mut links, options, &mut observer)?.without_account();
         Ok(exchange.sr([packet]).await?.answered.into_iter().next().map(|pair| pair.reply))
+    }
+
+    /// Sends what `script` says when it says so, and tells it of each packet as it is sent, received or suppressed,
+    /// until it is done. Keeps no packets, so that it may go on without end.
+    ///
+    /// # Errors
+    /// As [`Session::sr`]; once a packet has been sent, those that no way leads to are only counted.
+    pub async fn run(&self, script: &mut dyn Script) -> Result<Account> {
+        let mut links = self.links.lock().await;
+        let options = SrOptions::default();
+        let script = RefCell::new(script);
+        let mut observer = |event: &Event<'_>| script.borrow_mut().handle(event, Instant::now());
+        Exchange::new(&mut links, &options, &mut observer)?.run(&script).await
     }
 
     /// What is attached to each interface in use, and why nothing faster.
