@@ -6,6 +6,7 @@
 //! - [`layer`]: packets of any layers with any fields, as Scapy has them, no IO.
 //! - [`expr`]: their text form, and sets of packets. [`shell`]: a language around it. [`capture`]: files of them.
 //! - [`session`]: send packets of any layers and have their answers matched: `send`, `sr`, `sr1`.
+//! - [`probe`]: ping and traceroute, as scripts for a session.
 //! - [`engine`]: conversations without IO: a cursor for segments by hand, streams, reassembly.
 //! - [`datapath`]: all that touches the kernel: programs, maps, sockets, routes.
 //! - [`lab`]: a throw-away network with a web and a DNS server to try things in.
@@ -38,6 +39,7 @@ pub mod expr;
 pub mod lab;
 pub mod layer;
 pub mod packet;
+pub mod probe;
 pub mod session;
 pub mod shell;
 

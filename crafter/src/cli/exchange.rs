@@ -1,6 +1,9 @@
 //! What `send`, `sr` and `sr1` have in common: which packets, how fast, and the capture of all of it.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use crafter::{
     Error, Result,
@@ -90,7 +93,7 @@ impl Args {
     /// # Errors
     /// [`Error::Io`] if the file cannot be created.
     pub fn recorder(&self) -> Result<Recorder> {
-        Ok(Recorder { writer: self.write.as_deref().map(Writer::create).transpose()?, fault: None })
+        Recorder::create(self.write.as_deref())
     }
 }
 
@@ -101,6 +104,14 @@ pub struct Recorder {
 }
 
 impl Recorder {
+    /// Writes into this file, if one is named.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file cannot be created.
+    pub fn create(path: Option<&Path>) -> Result<Self> {
+        Ok(Self { writer: path.map(Writer::create).transpose()?, fault: None })
+    }
+
     /// Takes a packet.
     pub fn handle(&mut self, event: &Event<'_>) {
         let Some(writer) = &mut self.writer else { return };

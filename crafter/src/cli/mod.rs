@@ -10,10 +10,12 @@ pub mod doctor;
 pub mod exchange;
 pub mod flows;
 pub mod get;
+pub mod host;
 pub mod interface;
 pub mod lab;
 pub mod logger;
 pub mod ls;
+pub mod ping;
 pub mod print;
 pub mod replay;
 pub mod running;
@@ -22,6 +24,7 @@ pub mod shell;
 pub mod show;
 pub mod sniff;
 pub mod sr;
+pub mod traceroute;
 
 const EXIT_CODES: &str = "\
 Exit codes, the same for every command:
@@ -80,6 +83,10 @@ pub enum Command {
     Sr(sr::Args),
     /// Send one packet and show what answers it
     Sr1(sr::OneArgs),
+    /// Ask a host whether it is there, by ICMP, TCP or UDP
+    Ping(ping::Args),
+    /// Show the routers on the way to a host
+    Traceroute(traceroute::Args),
     /// Build packets from their text form: hex digits, bytes or a capture file
     Build(build::Args),
     /// List the layers, or the fields of one
@@ -109,6 +116,8 @@ impl Command {
             Self::Send(args) => send::run(args, globals).await,
             Self::Sr(args) => sr::run(args, globals).await,
             Self::Sr1(args) => sr::run_one(args, globals).await,
+            Self::Ping(args) => ping::run(args, globals).await,
+            Self::Traceroute(args) => traceroute::run(args, globals).await,
             Self::Build(args) => build::run(args, globals).await,
             Self::Ls(args) => ls::run(args, globals).await,
             Self::Show(args) => show::run(args, globals).await,
