@@ -23,7 +23,7 @@ struct Tool {
     purpose: &'static str,
 }
 
-const TOOLS: [Tool; 12] = [
+const TOOLS: [Tool; 13] = [
     tool("cc", "build-essential", "links every Rust program"),
     tool("curl", "curl", "peer of the tests and the benchmark"),
     tool("dnsmasq", "dnsmasq-base", "DNS server of the tests"),
@@ -34,6 +34,7 @@ const TOOLS: [Tool; 12] = [
     tool("pcap-config", "libpcap-dev", "library of capture filters"),
     tool("ps", "procps", "watches the tests' processes"),
     tool("tcpdump", "tcpdump", "judges what is on the wire"),
+    tool("traceroute", "traceroute", "judges the hops of a path"),
     tool("trafgen", "netsniff-ng", "peer of the benchmark"),
     tool("tshark", "tshark", "judges what is on the wire"),
 ];

@@ -5,9 +5,12 @@ mod dns;
 mod get;
 mod guide;
 mod maps;
+mod ping;
 mod replay;
+mod routers;
 mod shell;
 mod sniff;
+mod traceroute;
 
 use std::{
     ffi::OsStr,

@@ -1,0 +1,245 @@
+//! `crafter traceroute`, through routers of Linux.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    net::TcpListener,
+    process::{Child, Stdio},
+    time::{Duration, Instant},
+};
+
+use crafter::{error::exit, lab::NetNs};
+use serde_json::{Value, json};
+
+use super::{
+    Done, crafter, lab, on_server,
+    routers::{HOPS, NOWHERE, Routers, SERVER, bracketed, tool},
+};
+
+/// The hops that `crafter traceroute --json` tells: for each, the distinct addresses, `*` for none.
+fn hops(report: &Value) -> Vec<Vec<String>> {
+    let hop = |hop: &Value| {
+        let mut from: Vec<String> = Vec::new();
+        for probe in hop["probes"].as_array().unwrap() {
+            let address = probe["from"].as_str().unwrap_or("*").to_owned();
+            if !from.contains(&address) {
+                from.push(address);
+            }
+        }
+        from
+    };
+    report["hops"].as_array().unwrap().iter().map(hop).collect()
+}
+
+/// The same of the host's `traceroute -n`.
+fn judged(namespace: &NetNs, args: &[&str]) -> Vec<Vec<String>> {
+    let text = tool(namespace, "traceroute", &[&["-n", "-q", "1", "-w", "2"], args].concat());
+    let address = |line: &str| vec![line.split_whitespace().nth(1).unwrap().to_owned()];
+    text.lines().skip(1).map(address).collect()
+}
+
+fn is_complete(report: &Value) -> bool {
+    let probes = |hop: &Value| hop["probes"].as_array().unwrap().iter().all(|probe| !probe.is_null());
+    report["hops"].as_array().unwrap().iter().all(probes)
+}
+
+fn agrees(done: &Done) {
+    for difference in ["delivered_difference", "crafted_difference"] {
+        assert_eq!(done.json()["account"]["kernel"][difference], 0, "{done:?}");
+    }
+}
+
+#[test]
+fn through_three_routers_the_same_hops_as_the_judge_finds() {
+    let routers = Routers::new();
+    let listeners: Vec<TcpListener> = routers
+        .server()
+        .run(|| ["0.0.0.0:80", "[::]:81"].map(|address| TcpListener::bind(address).unwrap()).into())
+        .unwrap();
+    for (version, server) in SERVER.iter().enumerate() {
+        let expected: Vec<Vec<String>> = HOPS[version].iter().map(|hop| vec![(*hop).to_owned()]).collect();
+        let open = ["80", "81"][version];
+        for (ours, theirs) in [
+            (&["--icmp"][..], &["-I"][..]),
+            (&[], &[]),
+            (&["--udp", "53"], &["-U", "-p", "53"]),
+            (&["--tcp", open], &["-T", "-p", open]),
+            (&["--tcp", "9"], &["-T", "-p", "9"]),
+        ] {
+            let done = routers.crafter(&[&["traceroute", "--json", server], ours].concat());
+            done.succeeds();
+            let report = done.json();
+            assert_eq!(report["ending"], "reached");
+            assert_eq!(hops(&report), expected, "{ours:?}");
+            assert!(is_complete(&report), "{ours:?}: {report}");
+            agrees(&done);
+            assert_eq!(judged(routers.client(), &[theirs, &[server]].concat()), expected, "{theirs:?}");
+        }
+        // What was half opened is closed, and a SYN to the port meets no leftovers.
+        let half_open = tool(routers.server(), "ss", &["-Htan", "state", "syn-recv"]);
+        assert_eq!(half_open, "");
+    }
+    drop(listeners);
+}
+
+#[test]
+fn as_text_again_and_again_in_spite_of_rate_limits() {
+    let routers = Routers::new();
+    for (version, server) in SERVER.iter().enumerate() {
+        for _ in 0..3 {
+            let start = Instant::now();
+            let done = routers.crafter(&["traceroute", server]);
+            done.succeeds();
+            assert!(start.elapsed() < Duration::from_secs(8));
+            let lines: Vec<&str> = done.text().lines().collect();
+            assert_eq!(lines[0], format!("{server}: 30 hops at most, UDP from port 33434 on"));
+            assert_eq!(lines.len(), 5, "{done:?}");
+            for (line, (ttl, hop)) in lines[1..].iter().zip((1..).zip(HOPS[version])) {
+                assert!(line.starts_with(&format!("{ttl:2}  {hop}  ")), "{line}");
+                assert_eq!(line.matches(" ms").count(), 3, "{line}");
+                assert!(!line.contains(['*', '!']), "{line}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_silent_router_is_a_star() {
+    let routers = Routers::new();
+    for iptables in ["iptables", "ip6tables"] {
+        let (protocol, option) =
+            if iptables == "iptables" { ("icmp", "--icmp-type") } else { ("icmpv6", "--icmpv6-type") };
+        let drop = ["-A", "OUTPUT", "-p", protocol, option, "time-exceeded", "-j", "DROP"];
+        tool(routers.router(2), iptables, &drop);
+    }
+    for (version, server) in SERVER.iter().enumerate() {
+        let done = routers.crafter(&["traceroute", "--timeout", "0.3", "--retry", "1", server]);
+        done.succeeds();
+        let lines: Vec<&str> = done.text().lines().skip(1).collect();
+        assert_eq!((lines.len(), lines[1]), (4, " 2  * * *"), "{done:?}");
+        assert!(lines[2].contains(HOPS[version][2]) && lines[3].contains(server), "{done:?}");
+    }
+}
+
+#[test]
+fn where_there_is_no_way() {
+    let routers = Routers::new();
+    tool(routers.router(2), "ip", &["route", "add", "prohibit", "198.51.100.0/24"]);
+    tool(routers.router(2), "ip", &["route", "add", "unreachable", "192.0.2.0/24"]);
+    for (destination, hop, annotation, error) in [
+        (NOWHERE[0], HOPS[0][2], "!N", "network unreachable"),
+        (NOWHERE[1], HOPS[1][2], "!N", "network unreachable"),
+        ("198.51.100.1", HOPS[0][1], "!X", "communication prohibited"),
+        ("192.0.2.1", HOPS[0][1], "!H", "host unreachable"),
+    ] {
+        let done = routers.crafter(&["traceroute", destination]);
+        assert_eq!(done.code, i32::from(exit::REFUSED), "{done:?}");
+        let last = done.text().lines().last().unwrap();
+        assert!(last.contains(hop) && last.matches(&format!(" ms {annotation}")).count() == 3, "{done:?}");
+        let report = routers.crafter(&["traceroute", "--json", "--icmp", destination]).json();
+        assert_eq!((&report["ending"], &report["error"]), (&json!("unreachable"), &json!(error)));
+    }
+    // Nobody says anything: all hops, and no answer.
+    let drop = ["-A", "INPUT", "-j", "DROP"];
+    tool(routers.server(), "iptables", &drop);
+    let done = routers.crafter(&["traceroute", "--max", "6", "--timeout", "0.3", "--retry", "0", SERVER[0]]);
+    assert_eq!((done.code, done.text().lines().count()), (i32::from(exit::TIMED_OUT), 7), "{done:?}");
+    assert_eq!(done.text().lines().last(), Some(" 6  * * *"));
+    // From there on only.
+    let done = routers.crafter(&["traceroute", "--first", "2", "--max", "3", "-q", "1", SERVER[0]]);
+    let lines: Vec<&str> = done.text().lines().skip(1).collect();
+    assert!(lines.len() == 2 && lines[0].starts_with(&format!(" 2  {}", HOPS[0][1])), "{done:?}");
+}
+
+/// No kernel RST for the ports of the probes, one crafted RST for each SYN-ACK; judged by a tap at the server.
+#[test]
+fn syn_acks_are_reset_once() {
+    let lab = lab();
+    for server in ["192.0.2.1", "2001:db8::1"] {
+        let before = lab.tap().count().unwrap();
+        let done = crafter(&lab, &["traceroute", "--tcp", "80", "--json", server]);
+        done.succeeds();
+        let account = &done.json()["account"];
+        assert_eq!((&account["suppressed"], &account["answered"]), (&json!(0), &json!(3)));
+        // SYNs, and a RST for each SYN-ACK.
+        assert_eq!(account["requests"], json!(6), "{account}");
+        assert_eq!(lab.tap().count().unwrap() - before, 3);
+        let sockets = lab.server().command("ss").args(["-Htan", "state", "syn-recv"]).output().unwrap();
+        assert!(sockets.stdout.is_empty(), "{sockets:?}");
+    }
+}
+
+/// A router with MPLS labels, and the destination behind it, as Scapy makes them.
+const LABELS: &str = r#"
+import sys
+from scapy.all import *
+from scapy.contrib.icmp_extensions import *
+from scapy.contrib.mpls import MPLS
+def answer(request):
+    labels = [MPLS(label=24001, cos=5, s=0, ttl=1), MPLS(label=16, cos=0, s=1, ttl=254)]
+    quote = bytes(request[IP])[:128].ljust(128, b"\0")
+    extensions = bytes(ICMPExtensionHeader() / ICMPExtensionMPLS(stack=labels))
+    back = Ether(src=request[Ether].dst, dst=request[Ether].src) / IP(dst=request[IP].src, ttl=60)
+    back[IP].src = "198.51.100.1" if request[IP].ttl == 1 else request[IP].dst
+    error = ICMP(type=11, length=32) if request[IP].ttl == 1 else ICMP(type=3, code=3)
+    load = quote + extensions if request[IP].ttl == 1 else bytes(request[IP])[:28]
+    sendp(back / error / Raw(load), iface="lab0", verbose=False)
+sniff(iface="lab0", filter="udp and dst host 203.0.113.5", prn=answer, started_callback=lambda: print("ready", flush=True))
+"#;
+
+#[test]
+fn labels_of_mpls() {
+    let lab = lab();
+    let mut python = lab.server().command("/usr/bin/python3");
+    let mut scapy = Scapy::start(python.args(["-c", LABELS]));
+    let done = crafter(&lab, &["traceroute", "203.0.113.5"]);
+    done.succeeds();
+    let lines: Vec<&str> = done.text().lines().skip(1).collect();
+    let first = " 1  198.51.100.1 <MPLS:L=24001,E=5,S=0,T=1/L=16,E=0,S=1,T=254>  ";
+    assert!(lines.len() == 2 && lines[0].starts_with(first), "{done:?}");
+    assert!(lines[1].starts_with(" 2  203.0.113.5  "), "{done:?}");
+    let report = crafter(&lab, &["traceroute", "--json", "-q", "1", "203.0.113.5"]).json();
+    let labels = json!([{ "label": 24001, "exp": 5, "s": 0, "ttl": 1 }, { "label": 16, "exp": 0, "s": 1, "ttl": 254 }]);
+    assert_eq!(report["hops"][0]["probes"][0]["mpls"], labels);
+    assert_eq!(report["hops"][1]["probes"][0]["mpls"], json!([]));
+    scapy.end();
+}
+
+/// A script of Scapy that says when it is ready.
+pub struct Scapy(Child);
+
+impl Scapy {
+    pub fn start(command: &mut std::process::Command) -> Self {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n", "python3-scapy is installed by `cargo xtask setup`");
+        Self(child)
+    }
+
+    pub fn end(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Drop for Scapy {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+#[test]
+fn bad_options_and_hosts() {
+    let lab = lab();
+    let traceroute = |args: &[&str]| crafter(&lab, &[&["traceroute"], args].concat());
+    traceroute(&["--first", "9", "--max", "8", "192.0.2.1"]).fails(exit::USAGE, "hops from 9 to 8");
+    traceroute(&["--tcp", "192.0.2.1"]).fails(exit::USAGE, "a port is needed");
+    traceroute(&["--tcp", "--udp", "192.0.2.1"]).fails(exit::USAGE, "cannot be used with");
+    traceroute(&["host.invalid"]).fails(exit::USAGE, "host 'host.invalid'");
+    traceroute(&["-6", "192.0.2.1"]).fails(exit::USAGE, "it has no IPv6 address");
+    traceroute(&["192.0.2.77"]).fails(exit::NO_ROUTE, "192.0.2.77 does not answer on lab0");
+    on_server(&lab, "ip", &["link", "set", "lab0", "down"]);
+    traceroute(&["192.0.2.1"]).fails(exit::NO_ROUTE, "no carrier");
+    assert_eq!(bracketed("::1"), "[::1]");
+}
