@@ -237,6 +237,22 @@ mod tests {
         assert_eq!(read.build().unwrap(), bytes);
     }
 
+    /// As in tcpdump's edns-opts.pcap: the record of EDNS has no form in zone files.
+    #[test]
+    fn edns() {
+        let opt = b"\0\x07\x01\x20\0\0\0\0\0\0\0\x01\0\0\x29\x10\0\0\0\x80\0\0\x0c\0\x0a\0\x08crafter!";
+        let packet = Ip::to("192.0.2.53") / Udp::to(53).sport(53) / Packet::parse(crate::layer::Kind::Dns, opt);
+        let bytes = packet.build().unwrap();
+        let read = Packet::from_ip(&bytes);
+        assert_eq!(read.get::<Dns>().unwrap().ar.as_ref().map(Vec::len), Some(1));
+        let text = read.to_string();
+        assert!(text.contains(r#"DNSRR(rrname=".", type=41, rclass=4096, ttl=32768, rdata=b"\x00\n\x00\x08crafter!""#), "{text}");
+        assert!(read.show().unwrap().contains("crafter!"));
+        let again = crate::expr::PacketSet::parse(&text).unwrap().packets(1).unwrap().next().unwrap();
+        assert_eq!(again, read);
+        assert_eq!(again.build().unwrap(), bytes);
+    }
+
     #[test]
     fn what_hickory_would_write_otherwise_is_kept() {
         // An answer whose name is not compressed, and something behind the message.

@@ -1,6 +1,6 @@
 //! Questions and resource records of DNS messages.
 
-use std::net::IpAddr;
+use std::{fmt::Write as _, net::IpAddr};
 
 use hickory_proto::{
     rr::{Name, RData, RecordType, rdata::NULL},
@@ -133,9 +133,11 @@ fn name_from(value: &Value) -> Result<Name, String> {
 
 /// Record data as a zone file has it where that says all of it, else as bytes.
 fn data_value(rdata: &RData) -> Value {
-    let text = rdata.to_string();
+    let mut text = String::new();
+    // Data without a form in zone files, such as that of OPT, fails instead.
+    let written = write!(text, "{rdata}").is_ok();
     match RData::try_from_str(rdata.record_type(), &text) {
-        Ok(again) if again.to_bytes().ok() == rdata.to_bytes().ok() => Value::Text(text),
+        Ok(again) if written && again.to_bytes().ok() == rdata.to_bytes().ok() => Value::Text(text),
         _ => Value::Bytes(rdata.to_bytes().unwrap_or_default()),
     }
 }
