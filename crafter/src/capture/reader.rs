@@ -91,11 +91,6 @@ impl<R: Read> Reader<R> {
         }
     }
 
-    /// Whether bytes behind the last packet are read already, so that there may be another without waiting.
-    pub fn has_buffered(&self) -> bool {
-        self.start < self.buffer.len()
-    }
-
     fn read(&mut self) -> Result<Option<Captured>> {
         loop {
             let at = self.before + self.start as u64;

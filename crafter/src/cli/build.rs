@@ -66,7 +66,7 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     };
     match written {
         // Nobody reads any more (`crafter build ... | head`).
-        Err(error) if is_broken_pipe(&error) => Ok(exit::SUCCESS),
+        Err(error) if print::is_broken_pipe(&error) => Ok(exit::SUCCESS),
         result => result.map(|()| exit::SUCCESS),
     }
 }
@@ -83,14 +83,4 @@ fn capture(packets: impl Iterator<Item = Packet>, path: &Path) -> anyhow::Result
     }
     writer.finish()?;
     Ok(())
-}
-
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        let kind = match cause.downcast_ref::<crafter::Error>() {
-            Some(crafter::Error::Io { source, .. }) => Some(source.kind()),
-            _ => cause.downcast_ref::<io::Error>().map(io::Error::kind),
-        };
-        kind == Some(io::ErrorKind::BrokenPipe)
-    })
 }

@@ -63,6 +63,17 @@ pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
     Ok(out(serde_json::to_string(value)? + "\n")?)
 }
 
+/// Whether writing failed because nobody reads any more (`crafter ... | head`).
+pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let kind = match cause.downcast_ref::<crafter::Error>() {
+            Some(crafter::Error::Io { source, .. }) => Some(source.kind()),
+            _ => cause.downcast_ref::<io::Error>().map(io::Error::kind),
+        };
+        kind == Some(io::ErrorKind::BrokenPipe)
+    })
+}
+
 /// Appends a table: the first row is the heading; columns whose heading is in `left` are aligned
 /// to the left, numbers to the right.
 pub fn columns<const N: usize>(text: &mut String, rows: &[[String; N]], left: &[&str]) {
