@@ -4,6 +4,7 @@
 mod bench;
 mod build;
 mod demo;
+mod fuzz;
 mod host;
 mod run;
 mod setup;
@@ -22,6 +23,7 @@ cargo xtask JOB [ARGS]
   run [--] ARGS    build, then run crafter as root
   demo             the whole conversation in a throw-away network, for a human
   test [FILTER]    all tests as root in network namespaces; FILTER is libtest's
+  fuzz [TARGET]    fuzz layers, text or capture_files; --seconds N (60), --guided by libFuzzer
   bench [NAME]     measure crafter beside its peers
   help             this text
 
@@ -34,6 +36,7 @@ enum Job {
     Run,
     Demo,
     Test,
+    Fuzz,
     Bench,
     HostState,
     Help,
@@ -47,6 +50,7 @@ impl Job {
             "run" => Self::Run,
             "demo" => Self::Demo,
             "test" => Self::Test,
+            "fuzz" => Self::Fuzz,
             "bench" => Self::Bench,
             host::JOB => Self::HostState,
             "help" | "-h" | "--help" => Self::Help,
@@ -62,6 +66,7 @@ impl Job {
             Self::Run => run::job(args),
             Self::Demo => demo::job(args),
             Self::Test => test::job(args),
+            Self::Fuzz => fuzz::job(args),
             Self::Bench => bench::job(args),
             Self::HostState => host::job(args),
             Self::Help => {

@@ -2,9 +2,11 @@
 //! packages where the host has them, else from rustup. Looks first, so that it
 //! is quick when all is there, and goes on where an interrupted run stopped.
 
+mod corpora;
 mod ebpf;
 mod packages;
 
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
@@ -23,7 +25,8 @@ struct Tool {
     purpose: &'static str,
 }
 
-const TOOLS: [Tool; 13] = [
+const TOOLS: [Tool; 14] = [
+    tool("capinfos", "wireshark-common", "judges capture files"),
     tool("cc", "build-essential", "links every Rust program"),
     tool("curl", "curl", "peer of the tests and the benchmark"),
     tool("dnsmasq", "dnsmasq-base", "DNS server of the tests"),
@@ -53,6 +56,7 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
     }
     let began = Instant::now();
     ensure()?;
+    corpora::ensure(true)?;
     println!("Set-up is complete ({:.1} s).", began.elapsed().as_secs_f32());
     Ok(ExitCode::SUCCESS)
 }
@@ -78,6 +82,18 @@ pub fn ensure() -> Result<()> {
         ebpf::install()?;
     }
     Ok(())
+}
+
+/// Fetches the captures that tests read; without them, those tests say what is missing.
+pub fn ensure_corpora(again: bool) {
+    if let Err(error) = corpora::ensure(again) {
+        println!("    going on without: {error:#}");
+    }
+}
+
+/// Where they are.
+pub fn corpora() -> Result<PathBuf> {
+    corpora::directory()
 }
 
 fn missing_tools() -> Vec<Tool> {

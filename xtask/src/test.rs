@@ -26,6 +26,7 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
     let args: Vec<String> = args.iter().filter(|arg| *arg != "--").cloned().collect();
     let args = args.as_slice();
     setup::ensure()?;
+    setup::ensure_corpora(false);
     let mut sum = Sum::default();
     if args.is_empty() {
         check_source(&mut sum)?;
@@ -169,10 +170,13 @@ fn run_tests(program: &TestProgram, args: &[String], marker: &str, sum: &mut Sum
     sh::step(&format!("Tests of {} (as root)", program.title));
     let package = program.package.to_string_lossy();
     let crafter = sh::release_directory().join("crafter");
+    // This user's, not root's.
+    let corpora = setup::corpora()?;
     let variables = [
         (host::MARKER, marker),
         // As cargo test has it.
         ("CARGO_MANIFEST_DIR", package.as_ref()),
+        ("CRAFTER_CORPORA", &corpora.to_string_lossy()),
         ("CRAFTER_BIN", &crafter.to_string_lossy()),
         ("RUST_BACKTRACE", "1"),
     ];

@@ -89,14 +89,19 @@ pub fn find_linker(llvm: u32) -> Option<PathBuf> {
         .find(|linker| linker.is_file() && linker_llvm(linker).is_none_or(|major| major >= llvm))
 }
 
-/// The directory that set-up installs bpf-linker into (`cargo install --root`).
-/// It carries the LLVM version, because a linker fits one compiler's LLVM only.
-pub fn linker_root(llvm: u32) -> Option<PathBuf> {
+/// Where set-up keeps what it installs for this user.
+pub fn data_directory() -> Option<PathBuf> {
     let set = |name| env::var_os(name).filter(|value| !value.is_empty());
     let data = set("XDG_DATA_HOME")
         .map(PathBuf::from)
         .or_else(|| set("HOME").map(|home| Path::new(&home).join(".local/share")))?;
-    Some(data.join(format!("crafter/bpf-linker-llvm{llvm}")))
+    Some(data.join("crafter"))
+}
+
+/// The directory that set-up installs bpf-linker into (`cargo install --root`).
+/// It carries the LLVM version, because a linker fits one compiler's LLVM only.
+pub fn linker_root(llvm: u32) -> Option<PathBuf> {
+    Some(data_directory()?.join(format!("bpf-linker-llvm{llvm}")))
 }
 
 /// Every executable of this name in `PATH`.

@@ -60,7 +60,7 @@ pub fn install(packages: &[&str]) -> Result<()> {
 const VARIABLES: [(&str, &str); 2] = [("DEBIAN_FRONTEND", "noninteractive"), ("LC_ALL", "C")];
 
 /// Brings the lists up to date, once per run.
-fn update() -> Result<()> {
+pub fn update() -> Result<()> {
     static DONE: AtomicBool = AtomicBool::new(false);
     if DONE.swap(true, Ordering::Relaxed) {
         return Ok(());
