@@ -93,6 +93,44 @@ fn errors_say_where_and_what_would_fit() {
 }
 
 #[test]
+fn values_are_calculated() {
+    assert_eq!(one("IP(ttl=2*(3+1))/TCP(dport=80+1, flags=1<<1 | 0x10)"), Ip::new().ttl(8) / Tcp::to(81).flags("SA"));
+    assert_eq!(one("IP(id=~0 & 0xffff)/(UDP()/\"abc\"[1:])"), Ip::new().id(0xffff) / (Udp::new() / "bc"));
+    assert_eq!(PacketSet::parse("IP(ttl=[1+1, (2, 2+2)])").unwrap().len(), 4);
+    assert_eq!(one(r#"IP()/Raw(IP(ttl=3)/UDP())"#).get::<Raw>().unwrap().load.as_ref().unwrap().len(), 28);
+    for (text, column, said) in [
+        ("IP(ttl=255+1)", 8, "IP.ttl: 256 does not fit 8 bits"),
+        ("IP(ttl=1-2)", 8, "IP.ttl: -1 does not fit: it is negative"),
+        ("IP(ttl=1//0)", 9, "division by 0"),
+        ("IP()/5", 5, "'/' stacks layers, and a number is none"),
+        ("1+1", 1, "a number is no packet"),
+        ("IP(ttl=x)", 8, "there is no layer 'x'"),
+        ("sr1(IP())", 1, "there is no layer 'sr1'"),
+    ] {
+        let error = PacketSet::parse(text).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("expression, column {column}: {said}")), "{text}: {error}");
+    }
+}
+
+#[test]
+fn lists_of_lists_are_several_values_of_a_list() {
+    let set = PacketSet::parse(r#"TCP(options=[[], [("MSS",1460)], ["NOP", "NOP"]], dport=(1,2))"#).unwrap();
+    let options: Vec<_> =
+        set.packets(6).unwrap().map(|packet| packet.get::<Tcp>().unwrap().options.clone().unwrap().len()).collect();
+    assert_eq!(options, [0, 0, 1, 1, 2, 2]);
+    assert_eq!(one("TCP(options=[])").get::<Tcp>().unwrap().options.as_deref(), Some(&[][..]));
+    assert!(PacketSet::parse(r#"TCP(options=[[], ("MSS",1460)])"#).is_err());
+}
+
+#[test]
+fn names_of_hosts_need_a_resolver() {
+    let error = PacketSet::parse("IP(dst=\"localhost\")").unwrap_err().to_string();
+    assert_eq!(error, "expression, column 8: IP.dst: 'localhost' is not an IPv4 address");
+    let set = PacketSet::parse_with("IP(dst=[\"localhost\", \"192.0.2.1\"])", &crate::expr::SystemNames).unwrap();
+    assert_eq!(set.to_string(), "IP(dst=[\"127.0.0.1\", \"192.0.2.1\"])");
+}
+
+#[test]
 fn every_stack_prints_itself() {
     for packet in crate::layer::stacks() {
         assert_eq!(one(&packet.to_string()), packet);
@@ -110,6 +148,7 @@ proptest! {
     #[test]
     fn any_text_is_read_or_refused(text in "(IP|TCP|DNS|Raw|[(),=/\\[\\]\"'\\\\b ]|ttl|[0-9]|\\PC){0,40}") {
         if let Ok(set) = PacketSet::parse(&text) {
+            prop_assert_eq!(&PacketSet::parse(&set.to_string()).unwrap(), &set);
             for packet in set.packets(u128::MAX).unwrap().take(3) {
                 prop_assert_eq!(one(&packet.to_string()), packet);
             }
