@@ -25,7 +25,7 @@ const CLOSING: Duration = Duration::from_secs(2);
 pub struct Link {
     /// Send and receive on this interface [default: the one that the route leaves by]
     #[arg(long, short, visible_alias = "iface", value_name = "IF")]
-    interface: Option<String>,
+    pub interface: Option<String>,
     /// Ingress hook: native or generic XDP, tc, or the fastest that can be had
     #[arg(long, value_name = "MODE", default_value = "auto", value_parser = attach())]
     attach: Attach,

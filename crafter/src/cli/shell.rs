@@ -60,7 +60,7 @@ error's own. The history is in $XDG_STATE_HOME/crafter, or ~/.local/state/crafte
 /// Those of reading the statements and of writing; without a prompt, the statements' own.
 pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     let session = args.link.session(args.policy.terms()).await?;
-    let mut shell = Shell::new(Outside::new(session));
+    let mut shell = Shell::new(Outside::new(session, args.link.interface.clone()));
     let code = match (&args.command, &args.file) {
         (Some(text), _) => script(&mut shell, "-c", text, globals).await,
         (None, Some(path)) if path.as_os_str() != "-" => match std::fs::read_to_string(path) {

@@ -173,7 +173,11 @@ fn empty(tap: &mut Tap, sink: &mut Sink, wanted: u64, seen: &mut u64) -> Result<
     }
 }
 
-async fn first_interface() -> Result<String> {
+/// Where to listen if nobody says.
+///
+/// # Errors
+/// [`Error::Invalid`] if there is none.
+pub async fn first_interface() -> Result<String> {
     let links = interfaces().await?;
     let usable = links.into_iter().find(|link| link.up && link.carrier && !link.loopback);
     usable.map(|link| link.name).ok_or_else(|| Error::invalid("--interface", "no interface but lo is up: name one"))

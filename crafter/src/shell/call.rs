@@ -21,6 +21,8 @@ use crate::{
 
 /// How often a packet may be sent by one call.
 const MAX_COUNT: u64 = 1_000_000_000;
+/// Packets that one call listens for.
+const MAX_SNIFFED: u64 = 1_000_000;
 /// Packets that one call shows.
 const MAX_SHOWN: usize = 10_000;
 
@@ -48,9 +50,13 @@ impl<W: World> Shell<W> {
             "sniff" => {
                 let options = SniffOptions {
                     filter: bound.text("filter")?.map(str::to_owned),
-                    count: bound.number("count", 0, MAX_COUNT)?.filter(|count| *count > 0),
+                    count: bound.number("count", 0, MAX_SNIFFED)?.filter(|count| *count > 0),
                     timeout: bound.seconds("timeout")?,
+                    interface: bound.text("iface")?.map(str::to_owned),
                 };
+                if options.count.is_none() && options.timeout.is_none() {
+                    return Err(Fault::new(at, "sniff() ends by itself only with count or timeout"));
+                }
                 let packets = self.world.sniff(&options).await.map_err(failed)?;
                 Object::List(Items::titled("packets", packets.into_iter().map(Object::from).collect()))
             }

@@ -26,6 +26,7 @@ const fn function(name: &'static str, parameters: &'static str, doc: &'static st
 }
 
 const SR: &str = "packets, timeout=2, retry=0, rate=None, multi=False";
+const SNIFF: &str = "filter=None, count=None, timeout=None, iface=None";
 const SR1: &str = "packet, timeout=2, retry=0";
 
 /// All of them, in the order of the help.
@@ -33,7 +34,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
     function("sr1", SR1, "Send a packet; its first answer, or None"),
     function("sr", SR, "Send packets; (answered, unanswered). A pair has .request .reply .rtt .time"),
     function("send", "packets, count=1, rate=None", "Send packets, count times; how many were sent"),
-    function("sniff", "filter=None, count=None, timeout=None", "Packets as they come by"),
+    function("sniff", SNIFF, "Packets as they come by, filtered as by tcpdump; count, timeout or both end it"),
     function("srp1", SR1, "As sr1, which takes frames too"),
     function("srp", SR, "As sr, which takes frames too"),
     function("sendp", "packets, count=1, rate=None", "As send, which takes frames too"),

@@ -42,7 +42,7 @@ impl Default for ExchangeOptions {
     }
 }
 
-/// What to listen for.
+/// What to listen for; a count or a timeout is given.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct SniffOptions {
     /// An expression of tcpdump.
@@ -51,6 +51,8 @@ pub struct SniffOptions {
     pub count: Option<u64>,
     /// To end after this time; `None`: only by count.
     pub timeout: Option<Duration>,
+    /// Where to listen, if not where the world does by itself.
+    pub interface: Option<String>,
 }
 
 /// What was sent and what came back.

@@ -12,7 +12,10 @@ use std::{
 use crafter::error::exit;
 use nix::{
     pty::openpty,
-    sys::signal::{Signal, kill},
+    sys::{
+        signal::{Signal, kill},
+        termios::{LocalFlags, tcgetattr},
+    },
     unistd::Pid,
 };
 
@@ -122,6 +125,24 @@ fn a_program_talks_to_it_line_by_line() {
     let mut said = String::new();
     child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
     assert!(said.contains("stdin, line 6, column 1: there is no variable"), "{said}");
+}
+
+#[test]
+fn sniffed_packets_are_values() {
+    let lab = lab();
+    let text = "p = sniff(\"udp port 9\", count=2, timeout=20); p; p[0][Raw].load; p[1].dport; len(sniff(timeout=0.1, filter=\"tcp\"))";
+    let mut child = command(&lab, &["shell", "-c", text]);
+    let mut child = child.stdout(Stdio::piped()).spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while child.try_wait().unwrap().is_none() {
+        assert!(Instant::now() < deadline, "it does not end");
+        let send = || std::net::UdpSocket::bind("192.0.2.2:0")?.send_to(b"hello", "192.0.2.1:9");
+        lab.client().run(send).unwrap().unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let mut said = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(said, "<2 packets: 2 UDP>\nb\"hello\"\n9\n0\n");
 }
 
 /// A shell on a terminal.
@@ -245,6 +266,7 @@ fn ctrl_c_ends_what_runs_and_not_the_shell() {
     let lab = lab();
     let state = tempfile::tempdir().unwrap();
     let mut shell = Terminal::new(command(&lab, &[]), state.path());
+    let raw = tcgetattr(&shell.keys).unwrap();
     shell.says("x = 5; x", "5");
     shell.keys("x = sr1(IP(dst=\"192.0.2.1\")/TCP(sport=50000, dport=80, flags=\"R\"), timeout=600)\r");
     super::eventually(|| (lab.tap().count().unwrap() > 0).then_some(()));
@@ -257,4 +279,7 @@ fn ctrl_c_ends_what_runs_and_not_the_shell() {
     // The terminal is as it was, also if the shell ends in the midst of a line.
     kill(Pid::from_raw(shell.child.id() as i32), Signal::SIGTERM).unwrap();
     assert_eq!(wait(&mut shell.child), 128 + Signal::SIGTERM as i32);
+    let after = tcgetattr(&shell.keys).unwrap();
+    let canonical = LocalFlags::ICANON | LocalFlags::ECHO | LocalFlags::ISIG;
+    assert!(after.local_flags.contains(canonical) && !raw.local_flags.contains(canonical));
 }

@@ -7,23 +7,28 @@ use std::{
 
 use crafter::{
     Error, Result,
+    datapath::tap::{Tap, TapOptions},
     expr::{Pair, Resolve, SystemNames},
     layer::Packet,
     session::{Pace, Session, SrOptions},
-    shell::{Exchange, ExchangeOptions, SendOptions, World},
+    shell::{Exchange, ExchangeOptions, SendOptions, SniffOptions, World},
 };
 
-use super::file_error;
+use super::{super::sniff::first_interface, file_error};
+
+/// Packets that are kept where nothing but time ends the listening.
+const MAX_SNIFFED: usize = 1_000_000;
 
 /// A session, and the system's files, names and clock.
 pub struct Outside {
     session: Session,
+    interface: Option<String>,
 }
 
 impl Outside {
     /// Opens nothing yet.
-    pub fn new(session: Session) -> Self {
-        Self { session }
+    pub fn new(session: Session, interface: Option<String>) -> Self {
+        Self { session, interface }
     }
 
     /// Gives all leases back.
@@ -66,6 +71,30 @@ impl World for Outside {
 
     async fn sr1(&mut self, packet: Packet, given: &ExchangeOptions) -> Result<Option<Packet>> {
         Ok(self.session.sr1(packet, &options(given)).await?.map(|reply| reply.packet))
+    }
+
+    async fn sniff(&mut self, options: &SniffOptions) -> Result<Vec<Packet>> {
+        let interface = match options.interface.as_ref().or(self.interface.as_ref()) {
+            Some(interface) => interface.clone(),
+            None => first_interface().await?,
+        };
+        let tap = TapOptions { filter: options.filter.clone(), ..TapOptions::default() };
+        tap.check()?;
+        let mut tap = Tap::open(&interface, &tap).await?;
+        let count = options.count.map_or(MAX_SNIFFED, |count| usize::try_from(count).unwrap_or(MAX_SNIFFED));
+        let mut packets = Vec::new();
+        let listening = async {
+            while packets.len() < count {
+                packets.push(tap.next().await?.packet());
+            }
+            Ok(())
+        };
+        match options.timeout {
+            // What has come until then is the result.
+            Some(timeout) => tokio::time::timeout(timeout, listening).await.unwrap_or(Ok(()))?,
+            None => listening.await?,
+        }
+        Ok(packets)
     }
 
     fn read(&mut self, path: &str) -> Result<Vec<u8>> {

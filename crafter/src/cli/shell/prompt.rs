@@ -80,7 +80,8 @@ impl Prompt {
         if let Some(terminal) = &self.terminal {
             // The terminal may be gone, and then it does not matter.
             let _ = tcsetattr(io::stdin(), SetArg::TCSANOW, terminal);
-            note("ended");
+            // Pasted text marked as such is a mode of the terminal too.
+            let _ = super::print::out("\x1b[?2004l\n");
         }
     }
 }
