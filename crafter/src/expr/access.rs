@@ -18,6 +18,7 @@ pub(crate) fn attribute(object: &Object, name: &str) -> Result<Object, String> {
             let packet = one(packets)?;
             match (name, find(&packet, name)) {
                 (_, Ok((layer, index))) => Ok(field(&packet.layers()[layer], index)),
+                ("time", _) => Ok(packets.time().map_or(Object::None, |time| Object::Decimal(time.as_secs_f64()))),
                 ("payload", _) => Ok(Object::Packets(packets.layers_from(1).into())),
                 (_, Err(reason)) => Err(reason),
             }
@@ -41,7 +42,7 @@ fn of_pair(pair: &Pair, name: &str) -> Result<Object, String> {
     Ok(match name {
         // Scapy's names beside ours.
         "request" | "query" => pair.request.clone().into(),
-        "reply" | "answer" => pair.reply.clone().into(),
+        "reply" | "answer" => pair.received().into(),
         "rtt" => Object::Decimal(pair.rtt.as_secs_f64()),
         "time" => Object::Decimal(pair.time.as_secs_f64()),
         _ => return Err(format!("a pair has no '.{name}'{}", nearest(name, PAIR.into_iter()))),
@@ -116,11 +117,11 @@ pub(crate) fn index(object: &Object, index: &Object) -> Result<Object, String> {
         }
         (Object::Packets(packets), _) => {
             let at = place(index, packets.len(), "packet")?;
-            Ok(packets.get(at).into())
+            Ok(if packets.len() == 1 { object.clone() } else { packets.get(at).into() })
         }
         (Object::Pair(pair), _) => match place(index, 2, "part")? {
             0 => Ok(pair.request.clone().into()),
-            _ => Ok(pair.reply.clone().into()),
+            _ => Ok(pair.received().into()),
         },
         (Object::List(items) | Object::Tuple(items), _) => {
             let items = items.items();

@@ -31,7 +31,7 @@ pub(crate) mod scan;
 mod set;
 pub(crate) mod syntax;
 
-pub use object::{Items, Object, Pair};
+pub use object::{Items, Object, Pair, Received};
 pub use resolve::{NoNames, Resolve, SystemNames};
 pub use set::{PacketSet, Packets};
 

@@ -96,6 +96,15 @@ impl Items {
     }
 }
 
+/// A packet and when it was received.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Received {
+    /// As it was received.
+    pub packet: Packet,
+    /// Since 1970, where it is known.
+    pub time: Option<Duration>,
+}
+
 /// A packet that was sent and what came back for it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pair {
@@ -109,9 +118,22 @@ pub struct Pair {
     pub time: Duration,
 }
 
+impl Pair {
+    /// The reply with its time.
+    pub(crate) fn received(&self) -> Received {
+        Received { packet: self.reply.clone(), time: Some(self.time) }
+    }
+}
+
 impl From<Packet> for Object {
     fn from(packet: Packet) -> Self {
         Self::Packets(Arc::new(packet.into()))
+    }
+}
+
+impl From<Received> for Object {
+    fn from(Received { packet, time }: Received) -> Self {
+        Self::Packets(Arc::new(PacketSet::received(packet, time)))
     }
 }
 

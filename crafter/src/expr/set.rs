@@ -4,6 +4,7 @@ use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     str::FromStr,
+    time::Duration,
 };
 
 use super::{
@@ -18,11 +19,22 @@ use crate::{
 };
 
 /// The packets that an expression stands for: the product of all its sets.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct PacketSet {
     template: Packet,
     choices: Vec<Choice>,
+    /// When it was received, since 1970.
+    time: Option<Duration>,
 }
+
+impl PartialEq for PacketSet {
+    /// By what they say; when a packet was received does not count.
+    fn eq(&self, other: &Self) -> bool {
+        (&self.template, &self.choices) == (&other.template, &other.choices)
+    }
+}
+
+impl Eq for PacketSet {}
 
 /// A field with more than one value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -147,6 +159,16 @@ impl PacketSet {
         packet
     }
 
+    /// A packet that was received at a time since 1970.
+    pub(crate) fn received(packet: Packet, time: Option<Duration>) -> Self {
+        Self { time, ..packet.into() }
+    }
+
+    /// When it was received, since 1970, if it was.
+    pub(crate) fn time(&self) -> Option<Duration> {
+        self.time
+    }
+
     /// The layers, with any of the values where there are several.
     pub(crate) fn template(&self) -> &Packet {
         &self.template
@@ -161,6 +183,7 @@ impl PacketSet {
         if below + above.template.layers().len() > MAX_LAYERS {
             return Err(format!("a packet has at most {MAX_LAYERS} layers"));
         }
+        self.time = None;
         self.template.layers_mut().extend_from_slice(above.template.layers());
         self.choices
             .extend(above.choices.iter().map(|choice| Choice { layer: choice.layer + below, ..choice.clone() }));
@@ -173,7 +196,7 @@ impl PacketSet {
         template.layers_mut().extend_from_slice(self.template.layers().get(layer..).unwrap_or_default());
         let above = self.choices.iter().filter(|choice| choice.layer >= layer);
         let choices = above.map(|choice| Choice { layer: choice.layer - layer, ..choice.clone() }).collect();
-        Self { template, choices }
+        Self { template, choices, time: self.time }
     }
 
     /// Gives a field its values.
@@ -205,7 +228,7 @@ impl PacketSet {
 
 impl From<Packet> for PacketSet {
     fn from(template: Packet) -> Self {
-        Self { template, choices: Vec::new() }
+        Self { template, choices: Vec::new(), time: None }
     }
 }
 

@@ -9,12 +9,12 @@ use super::{
     world::{ExchangeOptions, SendOptions, SniffOptions},
 };
 use crate::{
-    capture::{Capture, Entry, Format, Writer},
+    capture::{Capture, Captured, Entry, Format, Writer},
     error::Error,
     expr::{
         access,
         fault::Fault,
-        object::{Items, Object},
+        object::{Items, Object, Received},
     },
     layer::{Kind, Packet},
 };
@@ -138,18 +138,21 @@ impl<W: World> Shell<W> {
         let failed = |error| Fault::failed(bound.at, error);
         let capture = Capture::read(&self.world.read(path).map_err(failed)?).map_err(failed)?;
         self.notices.extend(capture.broken.map(|reason| format!("{path}: {reason}")));
-        let packets = capture.packets.iter().map(|captured| captured.packet().into()).collect();
+        let received = |captured: &Captured| Received { packet: captured.packet(), time: captured.time };
+        let packets = capture.packets.iter().map(|captured| received(captured).into()).collect();
         Ok(Object::List(Items::titled("packets", packets)))
     }
 
     fn write_capture(&mut self, bound: &Bound) -> Result<Object, Fault> {
         let path = bound.text("file")?.unwrap_or_default();
-        let packets = sent(bound, "packets")?;
+        // As for sending: without any, it is a slip.
+        sent(bound, "packets")?;
+        let packets = bound.received("packets")?;
         let write = |now| {
             let mut writer = Writer::new(Vec::new(), Format::of(Path::new(path)))?;
-            for packet in &packets {
+            for Received { packet, time } in &packets {
                 let first = packet.layers().first().map_or(Kind::Raw, |layer| layer.kind());
-                writer.write(&Entry::new(now, first, &packet.build()?))?;
+                writer.write(&Entry::new(time.unwrap_or(now), first, &packet.build()?))?;
             }
             writer.finish()
         };

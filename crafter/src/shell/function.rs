@@ -7,7 +7,7 @@ use crate::{
         access,
         evaluate::{Called, Given},
         fault::Fault,
-        object::Object,
+        object::{Object, Received},
     },
     layer::{Packet, nearest},
 };
@@ -166,6 +166,11 @@ impl Bound {
 
     /// The packets that an argument stands for: a packet, a set, or a list of them.
     pub fn packets(&self, name: &str) -> Result<Vec<Packet>, Fault> {
+        Ok(self.received(name)?.into_iter().map(|received| received.packet).collect())
+    }
+
+    /// As [`packets`](Self::packets), with their times where they have one.
+    pub fn received(&self, name: &str) -> Result<Vec<Received>, Fault> {
         let (at, value) = self.need(name)?;
         let mut packets = Vec::new();
         collect(value, &mut packets).map_err(|reason| Fault::new(at, reason))?;
@@ -182,14 +187,18 @@ impl Bound {
 }
 
 /// All packets in a value.
-fn collect(value: &Object, packets: &mut Vec<Packet>) -> Result<(), String> {
+fn collect(value: &Object, packets: &mut Vec<Received>) -> Result<(), String> {
     match value {
         Object::Packets(_) | Object::Layer(_) => {
             let set = value.packets().unwrap_or_default();
             let all = set.packets(crate::expr::LIMIT.saturating_sub(packets.len() as u128));
-            packets.extend(all.map_err(|error| error.to_string())?);
+            let received = |packet| Received { packet, time: set.time() };
+            packets.extend(all.map_err(|error| error.to_string())?.map(received));
         }
-        Object::Pair(pair) => packets.extend([pair.request.clone(), pair.reply.clone()]),
+        Object::Pair(pair) => {
+            let sent = pair.time.saturating_sub(pair.rtt);
+            packets.extend([Received { packet: pair.request.clone(), time: Some(sent) }, pair.received()]);
+        }
         Object::List(items) | Object::Tuple(items) => {
             items.items().iter().try_for_each(|item| collect(item, packets))?;
         }

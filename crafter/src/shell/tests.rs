@@ -283,13 +283,13 @@ fn results() {
     let text = r#"
         r = sr([IP(dst="192.0.2.1")/TCP(dport=[80, 443]), IP(dst="192.0.2.1")/ICMP()], timeout=1)
         r
-        r[0][0].rtt * 1000; r[0][1].reply.sport; r[0].len()
+        r[0][0].rtt * 1000; r[0][1].reply.sport; r[0].len(); r[0][0].reply.time
         a, q = r[0][0][1], r[1][0]; a.summary(); q
     "#;
     let said = run(&mut shell, text).unwrap();
     assert_eq!(said[..3], ["notice: waited 1s", "(<2 answered: 2 TCP>, <1 unanswered: 1 ICMP>)", "3.0"]);
-    assert_eq!(said[3..5], ["443", "2"]);
-    assert_eq!(said[6], "IP(src=\"192.0.2.2\", dst=\"192.0.2.1\")/ICMP()");
+    assert_eq!(said[3..6], ["443", "2", "1.0"]);
+    assert_eq!(said[7], "IP(src=\"192.0.2.2\", dst=\"192.0.2.1\")/ICMP()");
     let json = shell.variable("r").unwrap().to_json().unwrap();
     assert_eq!(json[0][0]["reply"]["layers"][1]["fields"]["sport"], 80);
     assert_eq!(shell.world.sent[2].get::<Icmp>(), Some(&Icmp::new()));
@@ -313,6 +313,9 @@ fn captures() {
     let mut shell = Shell::new(Fake::default());
     let text = r#"wrpcap("f.pcap", IP(dst="192.0.2.1")/UDP(dport=(1,3))); c = rdpcap("f.pcap"); c; c[1].dport"#;
     assert_eq!(run(&mut shell, text).unwrap(), ["<3 packets: 3 UDP>", "2"]);
+    // Times are kept: of what was received its own, else that of writing.
+    let text = r#"r = sr1(IP(dst="192.0.2.1")/TCP()); wrpcap("g", [r, IP()]); c = rdpcap("g"); c[0].time; c[1].time; r == c[0]"#;
+    assert_eq!(run(&mut shell, text).unwrap(), ["1.0", "1700000000.0", "True"]);
     shell.world.files.get_mut("f.pcap").unwrap().truncate(100);
     let said = run(&mut shell, "len(rdpcap(\"f.pcap\"))").unwrap();
     assert!(said[0].starts_with("notice: f.pcap: cut short") && said[1] == "1", "{said:?}");

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     error::{Error, Result},
-    expr::{Pair, Resolve},
+    expr::{Pair, Received, Resolve},
     layer::Packet,
 };
 
@@ -85,16 +85,16 @@ pub trait World: Resolve {
     ///
     /// # Errors
     /// As [`sr`](Self::sr).
-    async fn sr1(&mut self, packet: Packet, options: &ExchangeOptions) -> Result<Option<Packet>> {
+    async fn sr1(&mut self, packet: Packet, options: &ExchangeOptions) -> Result<Option<Received>> {
         let answered = self.sr(vec![packet], options).await?.answered;
-        Ok(answered.into_iter().next().map(|pair| pair.reply))
+        Ok(answered.first().map(Pair::received))
     }
 
     /// Packets as they come by.
     ///
     /// # Errors
     /// Why they cannot be had.
-    async fn sniff(&mut self, options: &SniffOptions) -> Result<Vec<Packet>> {
+    async fn sniff(&mut self, options: &SniffOptions) -> Result<Vec<Received>> {
         let _ = options;
         Err(Error::invalid("sniff", "it is not available here"))
     }

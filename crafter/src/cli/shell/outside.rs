@@ -8,7 +8,7 @@ use std::{
 use crafter::{
     Error, Result,
     datapath::tap::{Tap, TapOptions},
-    expr::{Pair, Resolve, SystemNames},
+    expr::{Pair, Received, Resolve, SystemNames},
     layer::Packet,
     session::{Pace, Session, SrOptions},
     shell::{Exchange, ExchangeOptions, SendOptions, SniffOptions, World},
@@ -69,11 +69,15 @@ impl World for Outside {
         })
     }
 
-    async fn sr1(&mut self, packet: Packet, given: &ExchangeOptions) -> Result<Option<Packet>> {
-        Ok(self.session.sr1(packet, &options(given)).await?.map(|reply| reply.packet))
+    async fn sr1(&mut self, packet: Packet, given: &ExchangeOptions) -> Result<Option<Received>> {
+        Ok(self
+            .session
+            .sr1(packet, &options(given))
+            .await?
+            .map(|reply| Received { packet: reply.packet, time: Some(reply.time) }))
     }
 
-    async fn sniff(&mut self, options: &SniffOptions) -> Result<Vec<Packet>> {
+    async fn sniff(&mut self, options: &SniffOptions) -> Result<Vec<Received>> {
         let interface = match options.interface.as_ref().or(self.interface.as_ref()) {
             Some(interface) => interface.clone(),
             None => first_interface().await?,
@@ -85,9 +89,10 @@ impl World for Outside {
         let mut packets = Vec::new();
         let listening = async {
             while packets.len() < count {
-                packets.push(tap.next().await?.packet());
+                let captured = tap.next().await?;
+                packets.push(Received { packet: captured.packet(), time: captured.time });
             }
-            Ok(())
+            Ok::<(), Error>(())
         };
         match options.timeout {
             // What has come until then is the result.
