@@ -247,7 +247,7 @@ async fn record<E: Environment>(environment: &mut E, name: &str, arguments: &[Ar
     for argument in arguments {
         let field = argument.name.as_ref().ok_or_else(|| unnamed(argument, name))?;
         let value = evaluate(environment, &argument.value, true).await?;
-        let value = value.to_value().map_err(|reason| Fault::new(argument.value.at, reason))?;
+        let value = value.to_value(false).map_err(|reason| Fault::new(argument.value.at, reason))?;
         fields.push((field.clone(), value));
     }
     Ok(Object::Record(name.to_owned(), fields))

@@ -220,9 +220,10 @@ impl Object {
         })
     }
 
-    /// The value that a field of a packet is given.
-    pub(crate) fn to_value(&self) -> Result<Value, String> {
-        let values = |items: &Items| items.items().iter().map(Self::to_value).collect::<Result<Vec<_>, String>>();
+    /// The value that a field of a packet is given; `in_list` if its elements are records or options.
+    pub(crate) fn to_value(&self, in_list: bool) -> Result<Value, String> {
+        let values =
+            |items: &Items| items.items().iter().map(|item| item.to_value(in_list)).collect::<Result<Vec<_>, String>>();
         Ok(match self {
             Self::None => Value::None,
             Self::Flags(_, text) if !text.is_empty() => Value::Text(text.clone()),
@@ -241,6 +242,13 @@ impl Object {
             Self::Layer(kind) => Value::Record(kind.name().to_owned(), Vec::new()),
             Self::Packets(packets) => {
                 let packet = packets.single().map_err(|error| error.to_string())?;
+                if let (true, [layer]) = (in_list, packet.layers()) {
+                    // Some records, such as the labels that ICMP errors quote, are called as a layer is.
+                    let info = layer.info();
+                    let set =
+                        info.fields.iter().enumerate().filter_map(|(i, f)| Some((f.name.to_owned(), layer.value(i)?)));
+                    return Ok(Value::Record(info.name.to_owned(), set.collect()));
+                }
                 Value::Bytes(packet.build().map_err(|error| error.to_string())?)
             }
             Self::Decimal(_) | Self::Function(_) | Self::Pair(_) => return Err(format!("{} does not fit", self.is())),

@@ -286,7 +286,7 @@ pub(super) fn span(
                 (None, None) => Ok(Span::One(Value::Text(name.clone()))),
             }
         }
-        _ => Ok(Span::One(object.to_value().map_err(named)?)),
+        _ => Ok(Span::One(object.to_value(field.kind == FieldKind::List).map_err(named)?)),
     }
 }
 

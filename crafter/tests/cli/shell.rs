@@ -38,8 +38,8 @@ answered, unanswered = sr(
     multi=True,
 )
 page = answered[1].reply
-page[Raw].load[0:15]; synack.ack; len(unanswered)
-send(server/TCP(sport=50000, dport=80, flags="A", seq=ours + len(get[Raw]), ack=page.seq + len(page[Raw])))
+raw(page[TCP].payload)[0:15]; synack.ack; len(unanswered)
+send(server/TCP(sport=50000, dport=80, flags="A", seq=ours + len(get[Raw]), ack=page.seq + len(page[TCP].payload)))
 "#;
 
 #[test]
