@@ -2,8 +2,7 @@
 //!
 //! As tests they run for `CRAFTER_FUZZ_SECONDS` each (3 if unset) with random damage to known packets, texts and
 //! files: built-in ones, and those of the captures that `cargo xtask setup` fetches.
-//! `cargo xtask fuzz [TARGET] [--seconds N]` runs them for long, `--guided` by libFuzzer, which sees what code
-//! was reached. No root, no network.
+//! `cargo xtask fuzz [TARGET] [--seconds N]` runs them for long. No root, no network.
 
 use std::{
     env, fs,

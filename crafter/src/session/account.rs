@@ -123,7 +123,7 @@ impl fmt::Display for Account {
                 (self.delivery_full, "lost before a full ring buffer"),
                 (self.lost, "lost before a full socket"),
                 (self.overflow, "lost before a full queue"),
-                (self.suppressed, "answers of the kernel suppressed"),
+                (self.suppressed, "of the kernel suppressed"),
             ],
         )?;
         if self.agrees() {

@@ -2,6 +2,7 @@
 //! Needs root.
 
 mod dns;
+mod exchange;
 mod get;
 mod guide;
 mod maps;

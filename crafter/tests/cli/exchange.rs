@@ -1,0 +1,145 @@
+//! `crafter send`, `sr` and `sr1`
+
+use std::process::Command;
+
+use crafter::error::exit;
+
+use super::{crafter, crafter_without, lab, on_server};
+
+const SYN: &str = r#"IP(dst="192.0.2.1")/TCP(dport=80, flags="S")"#;
+
+/// What tshark says of a capture: a line per packet, columns between tabs.
+fn tshark(file: &std::path::Path, columns: &[&str]) -> Vec<String> {
+    let mut command = Command::new("tshark");
+    command.arg("-r").arg(file).args(["-n", "-T", "fields", "-o", "ip.check_checksum:TRUE"]);
+    for column in columns {
+        command.args(["-e", column]);
+    }
+    let output = command.output().expect("tshark is installed by `cargo xtask setup`");
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn one_answer_is_shown() {
+    let lab = lab();
+    let done = crafter(&lab, &["sr1", SYN]);
+    done.succeeds();
+    assert!(done.text().starts_with("###[ IP ]###\n"), "{done:?}");
+    assert!(done.text().contains("flags           = \"SA\"\n"), "{done:?}");
+    assert!(
+        done.stderr
+            .ends_with("1 request, 1 sent; 1 received, 1 answered, 0 unanswered; the kernel half counted the same\n"),
+        "{done:?}"
+    );
+    let done = crafter(&lab, &["--json", "sr1", SYN]);
+    done.succeeds();
+    let json = done.json();
+    assert_eq!(json["reply"]["layers"][1]["fields"]["flags"], "SA", "{json}");
+    assert!(json["rtt_ms"].as_f64().unwrap() > 0.0, "{json}");
+    assert_eq!(json["account"]["kernel"]["delivered_difference"], 0, "{json}");
+    assert_eq!(json["mechanism"][0]["interface"], "lab0", "{json}");
+}
+
+#[test]
+fn answers_and_what_got_none() {
+    let lab = lab();
+    on_server(&lab, "iptables", &["-A", "INPUT", "-p", "tcp", "--dport", "82", "-j", "DROP"]);
+    let set = r#"IP(dst="192.0.2.1")/TCP(dport=(80,82), flags="S")"#;
+    for mode in ["native", "generic", "tc"] {
+        let done = crafter(&lab, &["sr", set, "--timeout", "0.2", "--attach", mode]);
+        done.succeeds();
+        let lines: Vec<&str> = done.text().lines().collect();
+        assert_eq!(lines.len(), 3, "{done:?}");
+        assert!(
+            lines[0].contains("> 192.0.2.1:80 S ==> IP / TCP 192.0.2.1:80 > ") && lines[0].contains(" SA  "),
+            "{done:?}"
+        );
+        assert!(lines[1].contains(" RA  ") && lines[1].ends_with(" ms"), "{done:?}");
+        assert!(lines[2].ends_with("> 192.0.2.1:82 S ==> no answer"), "{done:?}");
+        assert!(done.stderr.contains("3 requests, 3 sent; 2 received, 2 answered, 1 unanswered; "), "{done:?}");
+    }
+    let none = r#"IP(dst="192.0.2.1")/TCP(dport=82, flags="S")"#;
+    let done = crafter(&lab, &["--json", "sr", none, "--timeout", "0.1", "--retry", "2"]);
+    assert_eq!(done.code, i32::from(exit::TIMED_OUT), "{done:?}");
+    let json = done.json();
+    assert_eq!((&json["account"]["sent"], &json["account"]["requests"]), (&3.into(), &1.into()), "{json}");
+    assert_eq!(json["unanswered"].as_array().map(Vec::len), Some(1), "{json}");
+}
+
+/// Every packet in the capture says what became of it, and tshark finds no fault with any.
+#[test]
+fn the_capture_tells_the_verdicts() {
+    let lab = lab();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("sr.pcapng");
+    let path = file.to_str().unwrap();
+    let set = r#"IP(dst="192.0.2.1")/TCP(dport=[80,81], flags="S")"#;
+    crafter(&lab, &["sr", set, "-w", path]).succeeds();
+    let lines = tshark(&file, &["frame.interface_name", "tcp.flags", "frame.comment", "_ws.malformed"]);
+    let expected = [
+        "lab0\t0x0002\tsent, request 1\t",
+        "lab0\t0x0002\tsent, request 2\t",
+        "lab0\t0x0012\tredirected, matched: answers request 1\t",
+        "lab0\t0x0014\tredirected, matched: answers request 2\t",
+    ];
+    assert_eq!(lines, expected);
+    // In observe mode the kernel sees the SYN-ACK, and its RST is in the capture, but not on the wire.
+    let done = crafter(&lab, &["sr", SYN, "-w", path, "--observe", "--multi", "--timeout", "0.3"]);
+    done.succeeds();
+    assert!(done.stderr.contains(" of the kernel suppressed; the kernel half counted the same"), "{done:?}");
+    let lines = tshark(&file, &["tcp.flags", "frame.comment"]);
+    assert!(lines.contains(&"0x0004\tkernel RST suppressed".to_owned()), "{lines:?}");
+    assert!(lines.contains(&"0x0012\tobserved, matched: answers request 1".to_owned()), "{lines:?}");
+    // With the policy `pass` the RST leaves, and nobody says that it was suppressed.
+    crafter(&lab, &["sr", SYN, "-w", path, "--observe", "--rst", "pass", "--multi", "--timeout", "0.3"]).succeeds();
+    let lines = tshark(&file, &["tcp.flags", "frame.comment"]);
+    assert!(!lines.iter().any(|line| line.contains("suppressed")), "{lines:?}");
+    assert!(!lab.tap().segments().unwrap().is_empty(), "the RST reached the server");
+}
+
+#[test]
+fn sent_without_waiting() {
+    let lab = lab();
+    let datagram = r#"IP(dst="192.0.2.1")/UDP(dport=9)/"hello""#;
+    let done = crafter(&lab, &["send", datagram, "--count", "5", "--interval", "0.01"]);
+    done.succeeds();
+    assert_eq!(done.stderr, ";; 5 requests, 5 sent\n", "{done:?}");
+    let json = crafter(&lab, &["--json", "send", datagram]).json();
+    assert_eq!(json["account"]["kernel"]["crafted"], 1, "{json}");
+    // A name in place of an address.
+    crafter(&lab, &["send", r#"IP(dst="localhost")/UDP(dport=9)"#]).succeeds();
+}
+
+#[test]
+fn bad_input_is_told_before_anything_is_sent() {
+    let lab = lab();
+    for (args, code, part) in [
+        (
+            &["sr1", r#"IP(dst="192.0.2.1")/TCP(dprt=80)"#][..],
+            exit::USAGE,
+            "expression, column 26: TCP has no field 'dprt'; did you mean dport?",
+        ),
+        (&["sr1", r#"IP(dst="192.0.2.1")/TCP(dport=70000)"#], exit::USAGE, "TCP.dport"),
+        (&["sr1", r#"IP(dst="192.0.2.1")/TCP(dport=[80,81])"#], exit::USAGE, "it stands for 2"),
+        (&["sr", r#"IP(dst="10.0.0.0/8")/TCP(dport=(1,1024))"#], exit::USAGE, "at most 1000000 are allowed"),
+        (&["send", "TCP(dport=80)"], exit::USAGE, "it begins with TCP: IP, IPv6, Ether or ARP is needed"),
+        (&["send", SYN, "--source", "192.0.2.9"], exit::USAGE, "--source: 192.0.2.9 is not an address of this host"),
+        (&["send", SYN, "--interface", "nothere"], exit::NO_ROUTE, "no interface named 'nothere'"),
+        (&["sr1", r#"IP(dst="192.0.2.77")/ICMP()"#], exit::NO_ROUTE, "192.0.2.77 does not answer on lab0"),
+    ] {
+        crafter(&lab, args).fails(code, part);
+    }
+    let large = format!(r#"IP(dst="192.0.2.1")/UDP(dport=9)/"{}""#, "x".repeat(1473));
+    crafter(&lab, &["sr", &large])
+        .fails(exit::USAGE, "1501 bytes do not fit the MTU towards 192.0.2.1, which is 1500 bytes on lab0");
+    for (capability, name) in
+        [("-net_raw", "CAP_NET_RAW"), ("-net_admin", "CAP_NET_ADMIN"), ("-bpf,-sys_admin", "CAP_BPF")]
+    {
+        crafter_without(&lab, capability, &["sr1", SYN]).fails(exit::PERMISSION, name);
+    }
+    let taken = lab.client().run(|| std::net::TcpListener::bind("192.0.2.2:7000")).unwrap().unwrap();
+    let done = crafter(&lab, &["sr1", r#"IP(dst="192.0.2.1")/TCP(sport=7000, dport=80, flags="S")"#]);
+    done.fails(exit::PORT_TAKEN, "TCP port 7000 on 192.0.2.2 is taken");
+    drop(taken);
+}
