@@ -33,7 +33,8 @@ pub struct TraceOptions {
     pub max: u8,
     /// Probes of each TTL that are to be answered.
     pub probes: u8,
-    /// How long a probe is waited for before another one is sent in its place. Its answer counts also later.
+    /// How long a probe is waited for before another one is sent in its place, twice as long before the second one,
+    /// and so on. Its answer counts also later.
     pub timeout: Duration,
     /// How often another one is sent.
     pub retries: u8,
@@ -126,8 +127,8 @@ struct Question {
     answer: Option<HopAnswer>,
     /// Probes sent for it.
     attempts: u8,
-    /// When the latest is no longer waited for.
-    until: Option<Instant>,
+    /// When the latest was sent.
+    sent: Option<Instant>,
 }
 
 struct Asked {
@@ -151,28 +152,39 @@ impl Asked {
         self.answers().all(HopAnswer::is_unreachable).then_some(Ending::Unreachable(fault))
     }
 
-    fn is_settled(&self, now: Instant, retries: u8) -> bool {
+    fn is_settled(&self, now: Instant, options: &TraceOptions) -> bool {
         self.questions.iter().all(|question| {
-            let given_up = question.attempts > retries && question.until.is_some_and(|until| until <= now);
+            let given_up = matches!(self.next(question, options), Some(When::GiveUp(until)) if until <= now);
             question.answer.is_some() || given_up
         })
     }
 
-    /// When this question may be asked next; `None`: it is settled, or given up.
-    fn next(&self, question: &Question, retries: u8) -> Option<When> {
-        if question.answer.is_some() || question.attempts > retries {
+    /// When this question may be asked next, or is given up; `None`: it is answered.
+    fn next(&self, question: &Question, options: &TraceOptions) -> Option<When> {
+        let TraceOptions { timeout, retries, .. } = *options;
+        let Some(sent) = question.sent else { return question.answer.is_none().then_some(When::Now) };
+        if question.answer.is_some() {
             return None;
         }
-        let Some(until) = question.until else { return Some(When::Now) };
-        let is_limited = self.answers().next().is_some();
-        let rested = self.sent.filter(|_| is_limited).map(|sent| sent + RATE_LIMIT);
-        Some(When::At(rested.map_or(until, |rested| rested.max(until))))
+        if question.attempts > retries {
+            return Some(When::GiveUp(sent + timeout));
+        }
+        // Who answers nothing gets more and more time: for want of a route, Linux answers only when two errors are
+        // due (ip_error() counts them before icmp_send() does).
+        let patience = timeout * question.attempts.into() * 21 / 20;
+        let Some(rested) = self.sent else { return Some(When::At(sent + patience)) };
+        Some(When::At(match self.answers().next() {
+            Some(answer) if answer.is_unreachable() => (sent + timeout).max(rested + 2 * RATE_LIMIT),
+            Some(_) => (sent + timeout).max(rested + RATE_LIMIT),
+            None => sent + patience,
+        }))
     }
 }
 
 enum When {
     Now,
     At(Instant),
+    GiveUp(Instant),
 }
 
 /// A trace: a script whose hops are taken as they are complete.
@@ -215,7 +227,7 @@ impl Trace {
     /// The next hop all of whose probes are answered or given up. There is none behind the last.
     pub fn poll_hop(&mut self) -> Option<Hop> {
         let hop = self.hops.get(self.taken).filter(|_| self.taken <= self.last())?;
-        hop.is_settled(self.now?, self.options.retries).then_some(())?;
+        hop.is_settled(self.now?, &self.options).then_some(())?;
         self.taken += 1;
         Some(Hop { ttl: hop.ttl, answers: hop.questions.iter().map(|question| question.answer.clone()).collect() })
     }
@@ -232,8 +244,8 @@ impl Trace {
 
     /// What to ask next, or when there will be something; `Err(None)`: never.
     fn choose(&self, now: Instant) -> Result<(usize, usize), Option<Instant>> {
-        let (last, retries) = (self.last(), self.options.retries);
-        let first = self.hops.iter().position(|hop| !hop.is_settled(now, retries)).ok_or(None)?;
+        let last = self.last();
+        let first = self.hops.iter().position(|hop| !hop.is_settled(now, &self.options)).ok_or(None)?;
         let mut wake = None::<Instant>;
         let mut wait = |until: Instant| wake = Some(wake.map_or(until, |wake| wake.min(until)));
         for at in (first..=last).take(self.options.parallel.into()) {
@@ -245,14 +257,12 @@ impl Trace {
                 break;
             }
             for (index, question) in hop.questions.iter().enumerate() {
-                match hop.next(question, retries) {
+                match hop.next(question, &self.options) {
                     Some(When::Now) => return Ok((at, index)),
                     Some(When::At(until)) if until <= now => return Ok((at, index)),
                     Some(When::At(until)) => wait(until),
-                    None if question.answer.is_none() => {
-                        question.until.filter(|until| *until > now).map_or((), &mut wait)
-                    }
-                    None => {}
+                    Some(When::GiveUp(until)) if until > now => wait(until),
+                    Some(When::GiveUp(_)) | None => {}
                 }
             }
         }
@@ -287,7 +297,7 @@ impl Script for Trace {
             Err(Some(wake)) => return Step::Wait(wake),
             Err(None) => return Step::Done,
         };
-        let TraceOptions { destination, method, timeout, interval, .. } = self.options;
+        let TraceOptions { destination, method, interval, .. } = self.options;
         let hop = &mut self.hops[at];
         if hop.sent.is_none() {
             self.turn = Some(now + interval);
@@ -295,7 +305,7 @@ impl Script for Trace {
         let question = &mut hop.questions[index];
         question.attempts += 1;
         // Counted from when it leaves, if it does.
-        question.until = Some(now + timeout);
+        question.sent = Some(now);
         hop.sent = Some(now);
         let ttl = hop.ttl;
         self.steps.push(Some((at, index)));
@@ -314,7 +324,7 @@ impl Script for Trace {
                     if hop.questions[question].attempts == 1 {
                         self.turn = Some(now + self.options.interval);
                     }
-                    hop.questions[question].until = Some(now + self.options.timeout);
+                    hop.questions[question].sent = Some(now);
                 }
             }
             session::What::Matched { request, rtt, .. } => self.answered(request, event, rtt),

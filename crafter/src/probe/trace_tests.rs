@@ -121,7 +121,7 @@ fn a_silent_router_is_waited_for_beside_the_others() {
     assert_eq!(traced.hops[1].answers, [const { None::<HopAnswer> }; 3]);
     assert_eq!((traced.hops.len(), traced.ending), (4, Ending::Reached));
     assert_eq!(traced.probes.iter().filter(|(ttl, _)| *ttl == 2).count(), 9);
-    assert!((3000..3100).contains(&traced.took.as_millis()), "{:?}", traced.took);
+    assert!((4150..4250).contains(&traced.took.as_millis()), "{:?}", traced.took);
 }
 
 /// A token a second, as Linux has it (inet_peer_xrlim_allow()), and none left from before.
@@ -142,7 +142,7 @@ fn a_router_that_answers_once_a_second_is_complete() {
     });
     assert!(traced.hops[1].answers.iter().all(Option::is_some), "{:?}", traced.hops[1]);
     assert_eq!((traced.hops.len(), traced.ending), (3, Ending::Reached));
-    assert!(traced.took.as_millis() < 3300, "{:?}", traced.took);
+    assert!(traced.took.as_millis() < 3400, "{:?}", traced.took);
 }
 
 #[test]
@@ -150,7 +150,7 @@ fn nobody_answers() {
     let traced = trace(|options| (options.max, options.retries) = (5, 1), &mut |_, _, _, _| None);
     assert_eq!((traced.hops.len(), traced.ending), (5, Ending::NotReached));
     assert_eq!(traced.probes.len(), 5 * 3 * 2);
-    assert!((2000..2100).contains(&traced.took.as_millis()), "{:?}", traced.took);
+    assert!((2050..2150).contains(&traced.took.as_millis()), "{:?}", traced.took);
     // One hop at a time.
     let traced = trace(|options| (options.max, options.parallel, options.retries) = (3, 1, 0), &mut |_, _, _, _| None);
     assert!((3000..3100).contains(&traced.took.as_millis()), "{:?}", traced.took);

@@ -60,7 +60,7 @@ impl Routers {
                 let to = format!("2001:db8:{link}::/64");
                 ip(namespace, &["-6", "route", "add", &to, "via", &format!("2001:db8:{via}::{host}")]);
             }
-            if at + 2 < last {
+            if at + 1 < last {
                 ip(namespace, &["route", "add", "default", "via", &format!("10.{at}.0.2")]);
                 ip(namespace, &["-6", "route", "add", "default", "via", &format!("2001:db8:{at}::2")]);
             }
@@ -82,6 +82,18 @@ impl Routers {
     /// One of the three routers, from 1.
     pub fn router(&self, number: usize) -> &NetNs {
         &self.0[number]
+    }
+
+    /// Takes the limits off how many errors routers and server send.
+    pub fn answer_all(&self) {
+        for namespace in &self.0 {
+            namespace
+                .run(|| {
+                    fs::write("/proc/sys/net/ipv4/icmp_ratelimit", "0").unwrap();
+                    fs::write("/proc/sys/net/ipv6/icmp/ratelimit", "0").unwrap();
+                })
+                .unwrap();
+        }
     }
 
     /// The binary at the client.

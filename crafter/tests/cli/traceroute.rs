@@ -51,6 +51,7 @@ fn agrees(done: &Done) {
 #[test]
 fn through_three_routers_the_same_hops_as_the_judge_finds() {
     let routers = Routers::new();
+    routers.answer_all();
     let listeners: Vec<TcpListener> = routers
         .server()
         .run(|| ["0.0.0.0:80", "[::]:81"].map(|address| TcpListener::bind(address).unwrap()).into())
@@ -123,6 +124,7 @@ fn a_silent_router_is_a_star() {
 #[test]
 fn where_there_is_no_way() {
     let routers = Routers::new();
+    routers.answer_all();
     tool(routers.router(2), "ip", &["route", "add", "prohibit", "198.51.100.0/24"]);
     tool(routers.router(2), "ip", &["route", "add", "unreachable", "192.0.2.0/24"]);
     for (destination, hop, annotation, error) in [
@@ -235,7 +237,7 @@ fn bad_options_and_hosts() {
     let traceroute = |args: &[&str]| crafter(&lab, &[&["traceroute"], args].concat());
     traceroute(&["--first", "9", "--max", "8", "192.0.2.1"]).fails(exit::USAGE, "hops from 9 to 8");
     traceroute(&["--tcp", "192.0.2.1"]).fails(exit::USAGE, "a port is needed");
-    traceroute(&["--tcp", "--udp", "192.0.2.1"]).fails(exit::USAGE, "cannot be used with");
+    traceroute(&["--tcp", "80", "--udp", "53", "192.0.2.1"]).fails(exit::USAGE, "cannot be used with");
     traceroute(&["host.invalid"]).fails(exit::USAGE, "host 'host.invalid'");
     traceroute(&["-6", "192.0.2.1"]).fails(exit::USAGE, "it has no IPv6 address");
     traceroute(&["192.0.2.77"]).fails(exit::NO_ROUTE, "192.0.2.77 does not answer on lab0");
