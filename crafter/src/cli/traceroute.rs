@@ -31,10 +31,10 @@ pub struct Args {
     #[command(flatten)]
     host: host::Args,
     /// Send TCP SYNs to this port [default port: 80]; a SYN-ACK is reset at once
-    #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "80", value_parser = port, conflicts_with = "udp")]
+    #[arg(long, value_name = "PORT", num_args = 0..=1, require_equals = true, default_missing_value = "80", value_parser = port, conflicts_with = "udp")]
     tcp: Option<u16>,
     /// Send UDP datagrams to this port [default: to ports from 33434 on, one for each]
-    #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "0", value_parser = port_or_many)]
+    #[arg(long, value_name = "PORT", num_args = 0..=1, require_equals = true, default_missing_value = "0", value_parser = port_or_many)]
     udp: Option<u16>,
     /// Send ICMP echo requests
     #[arg(long, conflicts_with_all = ["tcp", "udp"])]

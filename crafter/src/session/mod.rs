@@ -25,6 +25,7 @@
 //! - The interface's hooks are attached with the first packet that leaves by it.
 
 mod account;
+mod event;
 mod exchange;
 mod fill;
 mod links;
@@ -39,7 +40,7 @@ use std::{
 
 pub use self::{
     account::{Account, Kernel},
-    exchange::{Event, What},
+    event::{Event, What},
     matcher::{Match, Matcher},
     script::{Script, Step},
 };

@@ -118,7 +118,7 @@ fn bad_input_is_told_before_anything_is_sent() {
         (
             &["sr1", r#"IP(dst="192.0.2.1")/TCP(dprt=80)"#][..],
             exit::USAGE,
-            "expression, column 26: TCP has no field 'dprt'; did you mean dport?",
+            "expression, column 25: TCP has no field 'dprt'; did you mean dport?",
         ),
         (&["sr1", r#"IP(dst="192.0.2.1")/TCP(dport=70000)"#], exit::USAGE, "TCP.dport"),
         (&["sr1", r#"IP(dst="192.0.2.1")/TCP(dport=[80,81])"#], exit::USAGE, "it stands for 2"),

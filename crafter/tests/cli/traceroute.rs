@@ -58,13 +58,13 @@ fn through_three_routers_the_same_hops_as_the_judge_finds() {
         .unwrap();
     for (version, server) in SERVER.iter().enumerate() {
         let expected: Vec<Vec<String>> = HOPS[version].iter().map(|hop| vec![(*hop).to_owned()]).collect();
-        let open = ["80", "81"][version];
+        let (open, port) = [("--tcp=80", "80"), ("--tcp=81", "81")][version];
         for (ours, theirs) in [
             (&["--icmp"][..], &["-I"][..]),
             (&[], &[]),
-            (&["--udp", "53"], &["-U", "-p", "53"]),
-            (&["--tcp", open], &["-T", "-p", open]),
-            (&["--tcp", "9"], &["-T", "-p", "9"]),
+            (&["--udp=53"], &["-U", "-p", "53"]),
+            (&[open], &["-T", "-p", port]),
+            (&["--tcp=9"], &["-T", "-p", "9"]),
         ] {
             let done = routers.crafter(&[&["traceroute", "--json", server], ours].concat());
             done.succeeds();
@@ -158,7 +158,7 @@ fn syn_acks_are_reset_once() {
     let lab = lab();
     for server in ["192.0.2.1", "2001:db8::1"] {
         let before = lab.tap().count().unwrap();
-        let done = crafter(&lab, &["traceroute", "--tcp", "80", "--json", server]);
+        let done = crafter(&lab, &["traceroute", "--tcp", "--json", server]);
         done.succeeds();
         let account = &done.json()["account"];
         assert_eq!((&account["suppressed"], &account["answered"]), (&json!(0), &json!(3)));
@@ -236,8 +236,8 @@ fn bad_options_and_hosts() {
     let lab = lab();
     let traceroute = |args: &[&str]| crafter(&lab, &[&["traceroute"], args].concat());
     traceroute(&["--first", "9", "--max", "8", "192.0.2.1"]).fails(exit::USAGE, "hops from 9 to 8");
-    traceroute(&["--tcp", "192.0.2.1"]).fails(exit::USAGE, "a port is needed");
-    traceroute(&["--tcp", "80", "--udp", "53", "192.0.2.1"]).fails(exit::USAGE, "cannot be used with");
+    traceroute(&["--tcp=http", "192.0.2.1"]).fails(exit::USAGE, "a port is needed");
+    traceroute(&["--tcp=80", "--udp=53", "192.0.2.1"]).fails(exit::USAGE, "cannot be used with");
     traceroute(&["host.invalid"]).fails(exit::USAGE, "host 'host.invalid'");
     traceroute(&["-6", "192.0.2.1"]).fails(exit::USAGE, "it has no IPv6 address");
     traceroute(&["192.0.2.77"]).fails(exit::NO_ROUTE, "192.0.2.77 does not answer on lab0");
