@@ -154,8 +154,14 @@ impl Drop for LeaseInner {
 }
 
 impl Lease {
-    /// Takes a lease; `arrived` is notified of what comes to it.
-    pub(super) async fn take(shared: &Arc<Shared>, request: LeaseRequest, arrived: Arc<Notify>) -> Result<Self> {
+    /// Takes a lease; with `gathering`, which is then notified, what comes to it is gathered with that of others.
+    pub(super) async fn take(
+        shared: &Arc<Shared>,
+        request: LeaseRequest,
+        gathering: Option<Arc<Notify>>,
+    ) -> Result<Self> {
+        let gathered = gathering.is_some();
+        let arrived = gathering.unwrap_or_default();
         // The driver keeps the list; only of an address that is not in it the kernel is asked.
         let known = |address| shared.lock().maps.is_local(address);
         if let Some(address) = request.address.filter(|address| !known(*address)) {
@@ -207,7 +213,8 @@ impl Lease {
                     return Err(e);
                 }
             }
-            core.table.add_lease(id, LeaseState::new(request.transport, address, reservations, arrived.clone()));
+            core.table
+                .add_lease(id, LeaseState::new(request.transport, address, reservations, arrived.clone(), gathered));
             id
         };
         let inner = LeaseInner {
@@ -302,10 +309,6 @@ impl Lease {
         // On most paths the reply to what was just sent is there already.
         core.drain(Instant::now());
         core.table.lease(self.inner.id)?.pop()
-    }
-
-    pub(super) fn id(&self) -> u32 {
-        self.inner.id
     }
 
     /// The next answer of the kernel that was dropped at egress, if one is there; see [`LeaseRequest::report`].

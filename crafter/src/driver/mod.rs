@@ -215,12 +215,13 @@ impl Crafter {
     /// # Errors
     /// [`Error::PortTaken`], [`Error::Invalid`], [`Error::Bpf`] when the map of owned ports is full.
     pub async fn lease(&self, request: LeaseRequest) -> Result<Lease> {
-        self.lease_with(request, Arc::new(Notify::new())).await
+        Lease::take(&self.shared, request, None).await
     }
 
-    /// As [`Crafter::lease`], with a notification that several leases may share.
-    pub(crate) async fn lease_with(&self, request: LeaseRequest, arrived: Arc<Notify>) -> Result<Lease> {
-        Lease::take(&self.shared, request, arrived).await
+    /// As [`Crafter::lease`], but what comes is [gathered](Self::gather), and told by a notification that several
+    /// leases share.
+    pub(crate) async fn lease_gathered(&self, request: LeaseRequest, arrived: Arc<Notify>) -> Result<Lease> {
+        Lease::take(&self.shared, request, Some(arrived)).await
     }
 
     /// Sends packets and frames in as few system calls as it takes, and looks at once for what comes back.
@@ -240,15 +241,11 @@ impl Crafter {
         Transmitted { sent: core.tx.sent() - sent, refused: core.tx.dropped() - refused, error }
     }
 
-    /// Moves all that has come to `leases`, then the answers of the kernel that were dropped, to `sink`.
+    /// Moves all that has come to gathered leases to `sink`.
     ///
     /// # Errors
     /// [`Error::UnknownInterface`] once the interface is gone.
-    pub(crate) fn collect<'l>(
-        &self,
-        leases: impl IntoIterator<Item = &'l Lease>,
-        sink: &mut Vec<Received>,
-    ) -> Result<()> {
+    pub(crate) fn gather(&self, sink: &mut Vec<Received>) -> Result<()> {
         let mut core = self.shared.lock();
         // Bounded: who sends without end would keep us here without end.
         for _ in 0..64 {
@@ -256,12 +253,7 @@ impl Crafter {
                 break;
             }
         }
-        for lease in leases {
-            if let Some(state) = core.table.lease(lease.id()) {
-                sink.extend(std::iter::from_fn(|| state.pop()));
-                sink.extend(state.suppressed.drain(..));
-            }
-        }
+        core.table.gather(sink);
         if core.table.link_gone {
             return Err(Error::UnknownInterface { name: self.shared.interface.name.clone() });
         }

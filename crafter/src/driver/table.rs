@@ -91,6 +91,10 @@ pub(crate) struct LeaseState {
     /// Answers of the kernel that were dropped.
     pub(crate) suppressed: VecDeque<Received>,
     pub(crate) arrived: Arc<Notify>,
+    /// What comes is gathered together with that of other leases.
+    gathered: bool,
+    /// It is in the table's list of those that something came to.
+    listed: bool,
     /// What keeps other programs from the ports.
     reservations: Vec<Reservation>,
 }
@@ -104,6 +108,7 @@ impl LeaseState {
         address: IpAddr,
         reservations: Vec<Reservation>,
         arrived: Arc<Notify>,
+        gathered: bool,
     ) -> Self {
         let ports = reservations.iter().map(Reservation::port).collect();
         Self {
@@ -114,6 +119,8 @@ impl LeaseState {
             queued: 0,
             suppressed: VecDeque::new(),
             arrived,
+            gathered,
+            listed: false,
             reservations,
         }
     }
@@ -162,6 +169,8 @@ pub(crate) struct Table {
     deadlines: BTreeSet<(Instant, u32)>,
     /// Streams that something happened to since they were last asked what to send.
     touched: HashSet<u32>,
+    /// Gathered leases that something came to.
+    listed: Vec<u32>,
     reassembler: Reassembler,
     /// Whether a checksum may be partial: on devices that are not hardware.
     accept_partial: bool,
@@ -183,6 +192,7 @@ impl Table {
             by_flow: HashMap::new(),
             deadlines: BTreeSet::new(),
             touched: HashSet::new(),
+            listed: Vec::new(),
             reassembler: Reassembler::default(),
             accept_partial,
             next: 1,
@@ -391,14 +401,31 @@ impl Table {
         }
     }
 
-    /// The lease that owns `local`.
+    /// The lease that owns `local`, and is about to get something.
     fn owner(&mut self, transport: Transport, local: SocketAddr) -> Option<&mut LeaseState> {
         let owners = self.by_port.get(&(transport, local.port()))?;
         let (_, id) = owners
             .iter()
             .find(|(address, _)| *address == local.ip())
             .or_else(|| owners.iter().find(|(address, _)| address.is_unspecified()))?;
-        self.leases.get_mut(id)
+        let lease = self.leases.get_mut(id)?;
+        if lease.gathered && !std::mem::replace(&mut lease.listed, true) {
+            self.listed.push(*id);
+        }
+        Some(lease)
+    }
+
+    /// Moves what has come to gathered leases to `sink`, lease by lease: packets, then answers of the kernel that were
+    /// dropped.
+    pub(crate) fn gather(&mut self, sink: &mut Vec<Received>) {
+        for id in self.listed.drain(..) {
+            if let Some(lease) = self.leases.get_mut(&id) {
+                lease.listed = false;
+                lease.queued = 0;
+                sink.extend(lease.queue.drain(..));
+                sink.extend(lease.suppressed.drain(..));
+            }
+        }
     }
 
     /// Whether a lease has `port` on `address`, or on any where either is unspecified.

@@ -1,7 +1,7 @@
 //! The interfaces that a session has opened, and what it has leased there.
 
 use std::{
-    collections::{HashMap, VecDeque, hash_map::Entry},
+    collections::{HashMap, VecDeque},
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -51,16 +51,16 @@ pub(super) struct Links {
 pub(super) struct Link {
     pub(super) crafter: Crafter,
     held: HashMap<Key, Held>,
-    /// Those that were chosen here, the oldest first.
+    /// Those that were chosen here, the latest used last.
     chosen: VecDeque<Key>,
     /// Where the answers to requests that nothing is leased for are seen.
     tap: Option<Tap>,
 }
 
 struct Held {
-    lease: Lease,
-    /// A packet has named it.
-    named: bool,
+    _lease: Lease,
+    /// It was chosen here: no packet asked for it.
+    chosen: bool,
 }
 
 impl Links {
@@ -126,23 +126,26 @@ impl Links {
         };
         let link = &mut self.links[at];
         if let Some(port) = port
-            && let Some(held) = link.held.get_mut(&(transport, address, port))
+            && let Some(held) = link.held.get(&(transport, address, port))
         {
-            held.named = true;
+            if held.chosen {
+                // Used again: the latest once more.
+                let place = link.chosen.iter().position(|chosen| *chosen == (transport, address, port));
+                let used = place.and_then(|place| link.chosen.remove(place));
+                link.chosen.extend(used);
+            }
             return Ok(port);
         }
-        let lease = link.crafter.lease_with(request.report(true), self.arrived.clone()).await?;
+        let lease = link.crafter.lease_gathered(request.report(true), self.arrived.clone()).await?;
         let chosen = lease.port();
         let key = (transport, address, chosen);
-        link.held.insert(key, Held { lease, named: port.is_some() });
+        link.held.insert(key, Held { _lease: lease, chosen: port.is_none() });
         if port.is_none() {
             link.chosen.push_back(key);
             if link.chosen.len() > CHOSEN
                 && let Some(oldest) = link.chosen.pop_front()
-                && let Entry::Occupied(held) = link.held.entry(oldest)
-                && !held.get().named
             {
-                held.remove();
+                link.held.remove(&oldest);
             }
         }
         Ok(chosen)
@@ -201,7 +204,7 @@ impl Link {
 
     /// Moves all that has come to `sink`.
     pub(super) fn collect(&self, sink: &mut Vec<Received>) -> Result<()> {
-        self.crafter.collect(self.held.values().map(|held| &held.lease), sink)
+        self.crafter.gather(sink)
     }
 
     pub(super) fn read(&self) -> Result<Reading> {

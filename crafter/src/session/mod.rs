@@ -18,8 +18,8 @@
 //! - A packet begins with `IP`, `IPv6`, `Ether` or `ARP`. What it leaves unset is filled in from the route and the
 //!   lease: source addresses, the next hop's Ethernet address, TCP and UDP source ports, ICMP identifiers.
 //! - The source port, or identifier, of each packet is leased before it is sent, so that the answer comes here and
-//!   the kernel does not reset the conversation. A session keeps its leases, with all that was ever named in a packet;
-//!   of those that it chose itself, the latest 256. They end with the session.
+//!   the kernel does not reset the conversation. A session keeps the ports that packets named; of those
+//!   that it chose itself, the 256 that were used latest. They end with the session.
 //! - Nothing is leased for a source address that is not this host's, and for other protocols: there the kernel sees
 //!   what comes in, and the session sees a copy.
 //! - The interface's hooks are attached with the first packet that leaves by it.

@@ -125,7 +125,8 @@ async fn every_port(session: &Session) -> Result<f64> {
         let exchanged = session.sr(set.packets(ALL.into())?, &SrOptions::default()).await?;
         times.push(start.elapsed().as_secs_f64());
         let account = exchanged.account;
-        ensure!(account.answered == ALL && account.received == ALL && account.agrees(), "{account}");
+        // What listens says its SYN-ACK again in a later round: unmatched, and so accounted for.
+        ensure!(account.answered == ALL && account.agrees(), "{account}");
     }
     Ok(median(times))
 }
