@@ -248,6 +248,21 @@ fn paced_and_sent_only() {
     });
 }
 
+/// Faster than the link takes it: packets wait for room, and none is lost.
+#[test]
+fn a_slow_link_is_waited_for() {
+    let lab = lab();
+    let slow = ["qdisc", "add", "dev", INTERFACE, "root", "tbf", "rate", "1mbit", "burst", "4kb", "limit", "8kb"];
+    stage::run(lab.client().command("tc").args(slow));
+    let exchanged = session(&lab, options(Attach::Auto), async |session| {
+        sr(session, r#"IP(dst="192.0.2.1")/TCP(dport=(1,2000), flags="S")"#).await
+    });
+    let account = exchanged.account;
+    assert_eq!((account.sent, account.not_sent, account.answered), (2000, 0, 2000), "{account}");
+    assert!(account.kernel.turned_away > 0, "it was slow: {account}");
+    assert!(account.agrees(), "{account}");
+}
+
 /// A handshake by hand, from one call to the next: the session keeps the port.
 #[test]
 fn a_handshake_by_hand() {

@@ -22,7 +22,7 @@ const BATCH: usize = 256;
 /// Further tries for a frame that the kernel has no room for, as long as the ones before it had none either.
 const RETRIES: u32 = 3;
 /// How long room is waited for before a frame counts as refused.
-const PATIENCE: Duration = Duration::from_millis(20);
+pub(crate) const PATIENCE: Duration = Duration::from_millis(20);
 /// Bytes of socket buffer. The kernel counts a frame's whole skb, some 1 KiB for a small one.
 const SEND_BUFFER: usize = 4 << 20;
 const ETHERNET: usize = 14;
@@ -141,7 +141,7 @@ impl FrameSender {
                         std::thread::yield_now();
                         0
                     } else if !self.impatient && waited < PATIENCE {
-                        self.wait(&error);
+                        wait_for_room(&self.socket, &error);
                         0
                     } else {
                         self.impatient = true;
@@ -197,18 +197,6 @@ impl FrameSender {
         usize::try_from(sent).map_err(|_| io::Error::last_os_error())
     }
 
-    /// Gives the queue that is full a moment.
-    fn wait(&self, error: &io::Error) {
-        if error.raw_os_error() == Some(libc::EAGAIN) {
-            // The socket tells when its buffer has room again. Interrupted: just tried again.
-            let mut room = [PollFd::new(self.socket.as_fd(), PollFlags::POLLOUT)];
-            let _ = poll(&mut room, PollTimeout::try_from(PATIENCE).unwrap_or(PollTimeout::ZERO));
-        } else {
-            // Nobody tells when a driver has.
-            std::thread::sleep(Duration::from_micros(50));
-        }
-    }
-
     fn failed(&self, length: usize, error: io::Error) -> Error {
         let name = &self.interface;
         match error.raw_os_error() {
@@ -223,6 +211,18 @@ impl FrameSender {
             Some(libc::ENODEV | libc::ENXIO) => Error::UnknownInterface { name: name.clone() },
             _ => Error::Io { action: format!("send through {name}"), source: error },
         }
+    }
+}
+
+/// Gives the queue a moment that is full, as `error` said.
+pub(super) fn wait_for_room(socket: &Socket, error: &io::Error) {
+    if error.raw_os_error() == Some(libc::EAGAIN) {
+        // The socket tells when its buffer has room again. Interrupted: just tried again.
+        let mut room = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
+        let _ = poll(&mut room, PollTimeout::try_from(PATIENCE).unwrap_or(PollTimeout::ZERO));
+    } else {
+        // Nobody tells when a driver has.
+        std::thread::sleep(Duration::from_micros(50));
     }
 }
 

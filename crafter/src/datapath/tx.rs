@@ -9,11 +9,13 @@ use std::{
     mem::{self, MaybeUninit},
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
     os::fd::AsRawFd,
+    time::{Duration, Instant},
 };
 
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 
 use super::{
+    frames::wait_for_room,
     interface::Interface,
     route::{LinkLayer, Route},
 };
@@ -50,6 +52,9 @@ pub struct Sender {
     queued: usize,
     sent: u64,
     dropped: u64,
+    turned_away: u64,
+    /// How long a full queue is waited for.
+    patience: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +92,8 @@ impl Sender {
             queued: 0,
             sent: 0,
             dropped: 0,
+            turned_away: 0,
+            patience: Duration::ZERO,
         };
         // The other sockets wait for their first packet, but a missing capability should show here.
         if interface.ethernet {
@@ -95,6 +102,12 @@ impl Sender {
             sender.socket(Path::Ip4)?;
         }
         Ok(sender)
+    }
+
+    /// How long to wait where the kernel has no room, without any progress, before a packet is dropped: by default
+    /// not at all, as others may be waiting for who sends.
+    pub fn set_patience(&mut self, patience: Duration) {
+        self.patience = patience;
     }
 
     /// Queues a packet that starts at its IP header; sends all when [`BATCH`] are queued.
@@ -177,7 +190,7 @@ impl Sender {
         if self.queued == BATCH { self.flush().map(drop) } else { Ok(()) }
     }
 
-    /// Sends what is queued, without blocking, and returns how many packets the kernel took. Nothing stays queued:
+    /// Sends what is queued, without blocking longer than the [patience](Self::set_patience), and returns how many packets the kernel took. Nothing stays queued:
     /// packets that it had no room for are counted by [`Sender::dropped`] after a few tries.
     ///
     /// # Errors
@@ -191,19 +204,26 @@ impl Sender {
         }
         self.socket(self.path)?;
         let (mut done, mut taken, mut tries) = (0, 0, 0);
+        let mut since: Option<Instant> = None;
         let mut failure = None;
         while done < count {
             match self.transmit(done, count) {
                 Ok(sent) => {
+                    // sendmmsg() stops at a packet that was refused and keeps the reason to itself: as a rule, the
+                    // queue had no room.
+                    self.turned_away += u64::from(sent < count - done);
                     done += sent;
                     taken += sent;
-                    tries = 0;
+                    (tries, since) = (0, None);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted && tries < RETRIES => tries += 1,
                 Err(error) if matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::EAGAIN)) => {
+                    self.turned_away += u64::from(error.raw_os_error() == Some(libc::ENOBUFS));
                     if tries < RETRIES {
                         tries += 1;
                         std::thread::yield_now();
+                    } else if since.get_or_insert_with(Instant::now).elapsed() < self.patience {
+                        self.used().iter().for_each(|socket| wait_for_room(socket, &error));
                     } else {
                         self.dropped += 1;
                         done += 1;
@@ -234,14 +254,16 @@ impl Sender {
         self.dropped
     }
 
+    /// How often the queueing discipline had no room for a packet, which may have been taken later: it has passed the
+    /// egress hook each time.
+    pub fn turned_away(&self) -> u64 {
+        self.turned_away
+    }
+
     /// One system call for the packets `from..to` of the queue; how many the kernel took.
     fn transmit(&self, from: usize, to: usize) -> io::Result<usize> {
-        let (socket, addressed) = match self.path {
-            Path::Ethernet => (&self.packet, false),
-            Path::Ip4 => (&self.raw4, true),
-            Path::Ip6 => (&self.raw6, true),
-        };
-        let socket = socket.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        let socket = self.used()?;
+        let addressed = self.path != Path::Ethernet;
         let queue = &self.queue[from..to];
         if let [one] = queue {
             let sent = match addressed {
@@ -270,6 +292,16 @@ impl Sender {
             libc::sendmmsg(socket.as_raw_fd(), headers.as_mut_ptr().cast(), queue.len() as u32, libc::MSG_DONTWAIT)
         };
         usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// The socket that the queued packets are for.
+    fn used(&self) -> io::Result<&Socket> {
+        let socket = match self.path {
+            Path::Ethernet => &self.packet,
+            Path::Ip4 => &self.raw4,
+            Path::Ip6 => &self.raw6,
+        };
+        Ok(socket.as_ref().ok_or(io::ErrorKind::NotConnected)?)
     }
 
     fn socket(&mut self, path: Path) -> Result<()> {

@@ -171,6 +171,12 @@ impl Core {
             no_frame: a.no_frame + b.no_frame,
             other: a.other + b.other,
         });
-        Stats { lost: lost.total(), sent: self.tx.sent(), not_sent: self.tx.dropped(), ..self.table.stats }
+        Stats {
+            lost: lost.total(),
+            sent: self.tx.sent(),
+            not_sent: self.tx.dropped(),
+            turned_away: self.tx.turned_away(),
+            ..self.table.stats
+        }
     }
 }

@@ -224,6 +224,11 @@ impl Crafter {
         Lease::take(&self.shared, request, Some(arrived)).await
     }
 
+    /// How long [`Crafter::transmit`] waits where the kernel has no room.
+    pub(crate) fn set_patience(&self, patience: Duration) {
+        self.shared.lock().tx.set_patience(patience);
+    }
+
     /// Sends packets and frames in as few system calls as it takes, and looks at once for what comes back.
     pub(crate) fn transmit<'p>(&self, packets: impl IntoIterator<Item = Outgoing<'p>>) -> Transmitted {
         let mut core = self.shared.lock();

@@ -79,6 +79,8 @@ pub struct Stats {
     pub sent: u64,
     /// Packets that the kernel would not take.
     pub not_sent: u64,
+    /// How often a queue had no room for a packet that had passed the egress hook; most are sent later.
+    pub turned_away: u64,
 }
 
 /// A lease as the table knows it.

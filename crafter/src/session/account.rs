@@ -49,11 +49,13 @@ pub struct Account {
 pub struct Kernel {
     /// Packets that it took for owned ports: redirected, copied or observed.
     pub delivered: u64,
-    /// Crafted packets that left by its egress hook.
+    /// Crafted packets that passed its egress hook.
     pub crafted: u64,
+    /// Of these, how often a queue behind the hook had no room for one, which was then tried again.
+    pub turned_away: u64,
     /// `delivered`, less what user space knows the fate of: 0 if nothing is unaccounted for.
     pub delivered_difference: i64,
-    /// `crafted` less `sent`, of the packets that pass the hook: 0 if nothing is unaccounted for.
+    /// `crafted`, less `sent` and `turned_away`: 0 if nothing is unaccounted for.
     pub crafted_difference: i64,
 }
 
@@ -90,7 +92,8 @@ impl Account {
         self.kernel.delivered += delivered;
         self.kernel.crafted += crafted;
         self.kernel.delivered_difference += delivered as i64 - stats(known) as i64;
-        self.kernel.crafted_difference += crafted as i64 - stats(|s| s.sent) as i64;
+        self.kernel.turned_away += stats(|s| s.turned_away);
+        self.kernel.crafted_difference += crafted as i64 - stats(|s| s.sent + s.turned_away) as i64;
     }
 }
 
@@ -155,10 +158,7 @@ mod tests {
         account.add(&before, &after);
         assert_eq!((account.sent, account.lost), (10, 2));
         // 13 delivered: 6 (one of them of 4 fragments) and 2 lost leave 2 of which nothing is known.
-        assert_eq!(
-            account.kernel,
-            Kernel { delivered: 13, crafted: 10, delivered_difference: 2, crafted_difference: 0 }
-        );
+        assert_eq!(account.kernel, Kernel { delivered: 13, crafted: 10, delivered_difference: 2, ..Kernel::default() });
         assert!(
             account.to_string().ends_with("2 lost before a full socket; the kernel half counted +2 received, +0 sent")
         );

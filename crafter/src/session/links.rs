@@ -16,6 +16,7 @@ use crate::{
     capture::{Captured, Direction},
     datapath::{
         address::local_addresses,
+        frames::PATIENCE,
         program::Report,
         route::{self, Route},
         tap::{Tap, TapOptions},
@@ -90,6 +91,8 @@ impl Links {
             return Ok(at);
         }
         let crafter = Crafter::open(name, self.options.open.clone()).await?;
+        // Nobody else sends by it: better late than not at all.
+        crafter.set_patience(PATIENCE);
         self.links.push(Link { crafter, held: HashMap::new(), chosen: VecDeque::new(), tap: None });
         Ok(self.links.len() - 1)
     }

@@ -134,7 +134,7 @@ fn bad_input_is_told_before_anything_is_sent() {
     crafter(&lab, &["sr", &large])
         .fails(exit::USAGE, "1501 bytes do not fit the MTU towards 192.0.2.1, which is 1500 bytes on lab0");
     for (capability, name) in
-        [("-net_raw", "CAP_NET_RAW"), ("-net_admin", "CAP_NET_ADMIN"), ("-bpf,-sys_admin", "CAP_BPF")]
+        [("-net_raw", "CAP_NET_RAW"), ("-net_admin,-sys_admin", "CAP_NET_ADMIN"), ("-bpf,-sys_admin", "CAP_BPF")]
     {
         crafter_without(&lab, capability, &["sr1", SYN]).fails(exit::PERMISSION, name);
     }
