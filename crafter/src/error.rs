@@ -2,6 +2,8 @@
 
 use std::{fmt, io, net::IpAddr, net::SocketAddr, time::Duration};
 
+use crate::policy::Problem;
+
 /// What can go wrong, each with what the user can do about it in its sentence.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -108,6 +110,12 @@ pub enum Error {
         /// What is wrong and what would be right.
         reason: String,
     },
+    /// A policy's text is none.
+    #[error("the policy is not taken: {}", told(.problems))]
+    Policy {
+        /// All that is wrong, in the order of the text.
+        problems: Vec<Problem>,
+    },
     /// The kernel refused an operation that should have worked.
     #[error("{action}: {source}")]
     Io {
@@ -147,7 +155,7 @@ impl Error {
     /// The exit code that the command line ends with; see [`exit`].
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Invalid { .. } => exit::USAGE,
+            Self::Invalid { .. } | Self::Policy { .. } => exit::USAGE,
             Self::Permission { .. } => exit::PERMISSION,
             Self::Refused { .. } | Self::Unreachable { .. } => exit::REFUSED,
             Self::TimedOut { .. } => exit::TIMED_OUT,
@@ -161,6 +169,10 @@ impl Error {
     }
 }
 
+fn told(problems: &[Problem]) -> String {
+    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
 /// Exit codes of the command line, the same for every command.
 pub mod exit {
     /// All went well.
@@ -171,7 +183,7 @@ pub mod exit {
     pub const USAGE: u8 = 2;
     /// A capability is missing.
     pub const PERMISSION: u8 = 3;
-    /// The peer refused: a RST to the SYN, or an ICMP unreachable.
+    /// The peer refused: a RST to the SYN, or an ICMP unreachable. Or the policy did.
     pub const REFUSED: u8 = 4;
     /// No answer in time.
     pub const TIMED_OUT: u8 = 5;

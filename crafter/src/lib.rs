@@ -8,6 +8,7 @@
 //! - [`session`]: send packets of any layers and have their answers matched: `send`, `sr`, `sr1`.
 //! - [`probe`]: ping and traceroute, as scripts for a session.
 //! - [`engine`]: conversations without IO: a cursor for segments by hand, streams, reassembly.
+//! - [`policy`]: who may do what with the service, no IO.
 //! - [`datapath`]: all that touches the kernel: programs, maps, sockets, routes.
 //! - [`lab`]: a throw-away network with a web and a DNS server to try things in.
 //!
@@ -39,6 +40,7 @@ pub mod expr;
 pub mod lab;
 pub mod layer;
 pub mod packet;
+pub mod policy;
 pub mod probe;
 pub mod session;
 pub mod shell;

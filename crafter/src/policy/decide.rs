@@ -1,0 +1,289 @@
+//! Decisions: leases, packets, frames.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    ops::RangeInclusive,
+    time::Instant,
+};
+
+use super::{
+    Policy,
+    outgoing::{Outgoing, PacketPorts},
+    rule::Rule,
+    usage::Usage,
+    verdict::{Decision, Verdict},
+};
+use crate::packet::Transport;
+
+/// Ethernet header and one 802.1Q tag, in bytes.
+const FRAME_HEADER: usize = 18;
+
+/// Who asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subject {
+    /// Numeric user id.
+    pub user: u32,
+    /// Numeric group ids, the primary one included.
+    pub groups: Vec<u32>,
+}
+
+/// What somebody wants to lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeaseWish {
+    /// The interface to send by.
+    pub interface: String,
+    /// The transport.
+    pub transport: Transport,
+    /// The local address; `None`: each of the host's that the policy allows.
+    pub address: Option<IpAddr>,
+    /// The local ports, or identifiers of ICMP queries.
+    pub ports: RangeInclusive<u16>,
+    /// Whole Ethernet frames.
+    pub raw_ethernet: bool,
+    /// Packets that are not the lease's, to watch.
+    pub observe: bool,
+}
+
+/// What the policy has to know of the host.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Host {
+    /// The host's addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Broadcast addresses of the host's networks, such as 192.0.2.255.
+    pub broadcasts: Vec<Ipv4Addr>,
+    /// The interface's MTU: of a packet from its IP header on, in bytes.
+    pub mtu: usize,
+}
+
+/// A lease that was granted: all that is compared with its packets.
+///
+/// It may outlive the policy: another one finds its own rule for it, and refuses the packets of a lease that it would
+/// refuse itself.
+#[derive(Debug, Clone)]
+pub struct Grant {
+    subject: Subject,
+    wish: LeaseWish,
+    /// In order.
+    sources: Vec<IpAddr>,
+    broadcasts: Vec<Ipv4Addr>,
+    mtu: usize,
+    /// The policy that granted, and the rule's index there.
+    policy: u64,
+    rule: usize,
+}
+
+impl Grant {
+    /// Who has it.
+    pub fn subject(&self) -> &Subject {
+        &self.subject
+    }
+
+    /// What was granted.
+    pub fn wish(&self) -> &LeaseWish {
+        &self.wish
+    }
+
+    /// The host's addresses that its packets may come from, in order.
+    pub fn sources(&self) -> &[IpAddr] {
+        &self.sources
+    }
+}
+
+impl Policy {
+    /// Whether `subject`, who has `usage` already, may have this lease.
+    pub fn lease(&self, subject: &Subject, wish: &LeaseWish, host: &Host, usage: &Usage) -> Decision {
+        let Some(rule) = self.rule_of(subject) else { return Decision::NO_RULE };
+        let ports = u32::try_from(wish.ports.len()).unwrap_or(u32::MAX);
+        let verdict = terms(rule, wish)
+            .and_then(|()| own(rule, wish, host))
+            .and_then(|()| limit(rule.max_leases, usage.leases, 1, Verdict::Leases))
+            .and_then(|()| limit(rule.max_ports, usage.ports, ports, Verdict::Ports));
+        Decision::of(rule, verdict)
+    }
+
+    /// The lease, if [`lease`](Self::lease) allows it. The caller counts it in `usage`.
+    ///
+    /// # Errors
+    /// The decision that refuses it.
+    pub fn grant(&self, subject: &Subject, wish: &LeaseWish, host: &Host, usage: &Usage) -> Result<Grant, Decision> {
+        let decision = self.lease(subject, wish, host, usage);
+        let rule = self.find(subject).filter(|_| decision.is_allowed()).ok_or(decision)?;
+        let mut sources: Vec<IpAddr> = match wish.address {
+            Some(address) => vec![address.to_canonical()],
+            None => host.addresses.iter().map(IpAddr::to_canonical).collect(),
+        };
+        sources.retain(|&address| self.rules()[rule].allows_address(address));
+        sources.sort_unstable();
+        Ok(Grant {
+            subject: subject.clone(),
+            wish: wish.clone(),
+            sources,
+            broadcasts: host.broadcasts.clone(),
+            mtu: host.mtu,
+            policy: self.stamp,
+            rule,
+        })
+    }
+
+    /// Whether a lease that was granted, maybe by another policy, would be in itself granted by this one. Counts and
+    /// rates are not asked. After a new policy came, leases that it refuses are to be ended.
+    pub fn review(&self, grant: &Grant) -> Decision {
+        let Some(rule) = self.rule_of(&grant.subject) else { return Decision::NO_RULE };
+        let sources = match grant.sources.iter().any(|&source| rule.allows_address(source)) {
+            false if !grant.sources.is_empty() => Err(Verdict::Address),
+            _ => Ok(()),
+        };
+        Decision::of(rule, terms(rule, &grant.wish).and(sources))
+    }
+
+    /// Whether another flow may begin.
+    pub fn flow(&self, grant: &Grant, usage: &Usage) -> Decision {
+        match self.rule_of(&grant.subject) {
+            Some(rule) => {
+                let verdict = granted(!rule.refuse, Verdict::Refused)
+                    .and_then(|()| limit(rule.max_flows, usage.flows, 1, Verdict::Flows));
+                Decision::of(rule, verdict)
+            }
+            None => Decision::NO_RULE,
+        }
+    }
+
+    /// Whether `subject` may watch packets and leases that are not its own.
+    pub fn observe(&self, subject: &Subject) -> Decision {
+        match self.rule_of(subject) {
+            Some(rule) => Decision::of(rule, granted(!rule.refuse && rule.observe, Verdict::Observe)),
+            None => Decision::NO_RULE,
+        }
+    }
+
+    /// Whether a packet may be sent. An allowed one has used up its part of the rate; a refused one has not.
+    ///
+    /// Allocates nothing.
+    pub fn packet(&self, grant: &Grant, packet: &Outgoing, usage: &mut Usage, now: Instant) -> Decision {
+        let rule = match self.rule_for(grant) {
+            Ok(rule) => rule,
+            Err(decision) => return decision,
+        };
+        let verdict = judge(rule, grant, packet).and_then(|()| rate(rule, usage, now));
+        Decision::of(rule, verdict)
+    }
+
+    /// Whether an Ethernet frame may be sent, as [`packet`](Self::packet). An IP packet in it, also behind VLAN tags,
+    /// is judged as one; of other frames only the destination address and the length are.
+    pub fn frame(&self, grant: &Grant, frame: &[u8], usage: &mut Usage, now: Instant) -> Decision {
+        let rule = match self.rule_for(grant) {
+            Ok(rule) => rule,
+            Err(decision) => return decision,
+        };
+        let verdict = judge_frame(rule, grant, frame).and_then(|()| rate(rule, usage, now));
+        Decision::of(rule, verdict)
+    }
+
+    fn rule_for(&self, grant: &Grant) -> Result<&Rule, Decision> {
+        if grant.policy == self.stamp
+            && let Some(rule) = self.rules().get(grant.rule)
+        {
+            return Ok(rule);
+        }
+        let rule = self.rule_of(&grant.subject).ok_or(Decision::NO_RULE)?;
+        terms(rule, &grant.wish).map_err(|verdict| Decision::of(rule, Err(verdict)))?;
+        Ok(rule)
+    }
+}
+
+type Checked = Result<(), Verdict>;
+
+fn granted(flag: bool, otherwise: Verdict) -> Checked {
+    if flag { Ok(()) } else { Err(otherwise) }
+}
+
+fn limit(most: Option<u32>, held: u32, more: u32, otherwise: Verdict) -> Checked {
+    granted(most.is_none_or(|most| held.checked_add(more).is_some_and(|all| all <= most)), otherwise)
+}
+
+fn rate(rule: &Rule, usage: &mut Usage, now: Instant) -> Checked {
+    granted(rule.rate.is_none_or(|rate| usage.take(rate, now)), Verdict::Rate)
+}
+
+/// What a rule says of a lease, whatever the host and what is held.
+fn terms(rule: &Rule, wish: &LeaseWish) -> Checked {
+    granted(!rule.refuse, Verdict::Refused)?;
+    granted(rule.allows_interface(&wish.interface), Verdict::Interface)?;
+    granted(rule.protocols.has(wish.transport), Verdict::Protocol)?;
+    granted(wish.address.is_none_or(|address| rule.allows_address(address)), Verdict::Address)?;
+    granted(rule.ports.contains_all(&wish.ports), Verdict::Port)?;
+    granted(rule.raw_ethernet || !wish.raw_ethernet, Verdict::RawEthernet)?;
+    granted(rule.observe || !wish.observe, Verdict::Observe)
+}
+
+/// Whether the address is the host's, or any is where none is named.
+fn own(rule: &Rule, wish: &LeaseWish, host: &Host) -> Checked {
+    match wish.address {
+        Some(address) if host.addresses.iter().any(|own| own.to_canonical() == address.to_canonical()) => Ok(()),
+        Some(address) => granted(rule.foreign_sources.allows(address), Verdict::ForeignSource),
+        None if host.addresses.is_empty() => Ok(()),
+        None => granted(host.addresses.iter().any(|&own| rule.allows_address(own)), Verdict::Address),
+    }
+}
+
+/// A packet beside its lease, and where it goes.
+fn judge(rule: &Rule, grant: &Grant, packet: &Outgoing) -> Checked {
+    granted(packet.length <= grant.mtu, Verdict::TooLong)?;
+    form(rule, packet)?;
+    let wish = &grant.wish;
+    let port = match (packet.transport, packet.ports) {
+        (Some(_), PacketPorts::Both { source, .. }) => Some(source),
+        (Some(_), PacketPorts::Query { identifier }) => Some(identifier),
+        _ => None,
+    };
+    granted(packet.transport.is_none_or(|transport| transport == wish.transport), Verdict::SourcePort)?;
+    granted(port.is_none_or(|port| wish.ports.contains(&port)), Verdict::SourcePort)?;
+    let source = packet.source.to_canonical();
+    let own = grant.sources.binary_search(&source).is_ok();
+    granted(own || rule.foreign_sources.allows(source), Verdict::ForeignSource)?;
+    granted(!own || rule.allows_address(source), Verdict::Address)?;
+    reach(rule, packet, &grant.broadcasts)
+}
+
+/// What a packet is, whatever its addresses.
+pub(super) fn form(rule: &Rule, packet: &Outgoing) -> Checked {
+    let known = packet.transport.is_some_and(|transport| rule.protocols.has(transport));
+    granted(known || rule.protocols.any, Verdict::Protocol)?;
+    granted(!packet.source_routed || rule.protocols.any, Verdict::SourceRoute)
+}
+
+/// Where a packet goes.
+pub(super) fn reach(rule: &Rule, packet: &Outgoing, broadcasts: &[Ipv4Addr]) -> Checked {
+    let destination = packet.destination.to_canonical();
+    granted(rule.multicast || !destination.is_multicast(), Verdict::Multicast)?;
+    if let IpAddr::V4(address) = destination {
+        // RFC 1122 section 3.3.6: 0.0.0.0 is an old form of the broadcast address.
+        let broadcast = address.is_broadcast() || address.is_unspecified() || broadcasts.contains(&address);
+        granted(rule.broadcast || !broadcast, Verdict::Broadcast)?;
+    }
+    granted(!rule.deny.has(destination, packet.far_port(true)), Verdict::Denied)?;
+    let allowed = rule.allow.as_ref().is_none_or(|allow| allow.has(destination, packet.far_port(false)));
+    granted(allowed, Verdict::NotAllowed)
+}
+
+fn judge_frame(rule: &Rule, grant: &Grant, frame: &[u8]) -> Checked {
+    granted(grant.wish.raw_ethernet && rule.raw_ethernet, Verdict::RawEthernet)?;
+    let (destination, mut rest) = frame.split_first_chunk::<6>().ok_or(Verdict::Unreadable)?;
+    granted(frame.len() <= grant.mtu.saturating_add(FRAME_HEADER), Verdict::TooLong)?;
+    granted(rule.broadcast || *destination != [0xff; 6], Verdict::Broadcast)?;
+    let group = destination[0] & 1 == 1 && *destination != [0xff; 6];
+    granted(rule.multicast || !group, Verdict::Multicast)?;
+    rest = rest.get(6..).ok_or(Verdict::Unreadable)?;
+    loop {
+        let (kind, after) = rest.split_first_chunk::<2>().ok_or(Verdict::Unreadable)?;
+        rest = match u16::from_be_bytes(*kind) {
+            // 802.1Q, 802.1ad and their older relative: a tag of 2 bytes, and the next type.
+            0x8100 | 0x88a8 | 0x9100 => after.get(2..).ok_or(Verdict::Unreadable)?,
+            0x0800 | 0x86dd => {
+                let packet = Outgoing::read(after).ok_or(Verdict::Unreadable)?;
+                return judge(rule, grant, &packet);
+            }
+            _ => return Ok(()),
+        };
+    }
+}

@@ -1,0 +1,182 @@
+//! Which rule decides, and why, in words.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use serde::Serialize;
+
+use super::{
+    Policy,
+    decide::{Subject, form, reach},
+    outgoing::{Outgoing, PacketPorts},
+    rule::Rule,
+    targets::Target,
+    verdict::Verdict,
+};
+use crate::packet::Transport;
+
+/// A packet that somebody might want to send; what is `None` is taken for allowed, and said to be.
+#[derive(Debug, Clone)]
+pub struct Question {
+    /// The interface.
+    pub interface: Option<String>,
+    /// The source address.
+    pub source: Option<IpAddr>,
+    /// The source port, or the identifier of an ICMP query.
+    pub source_port: Option<u16>,
+    /// The destination address.
+    pub destination: IpAddr,
+    /// The destination port. `None`: some; of denied ports any then counts, of allowed ones none.
+    pub port: Option<u16>,
+    /// The transport.
+    pub transport: Transport,
+    /// The host's addresses.
+    pub addresses: Vec<IpAddr>,
+    /// The broadcast addresses of the host's networks.
+    pub broadcasts: Vec<Ipv4Addr>,
+}
+
+/// The answer.
+#[derive(Debug, Clone, Serialize)]
+pub struct Explanation {
+    /// Whether the packet may be sent.
+    pub allowed: bool,
+    /// Why.
+    pub verdict: Verdict,
+    /// The place of the rule that decides, from 1.
+    pub rule: Option<usize>,
+    /// The line of the text that the rule begins in, from 1.
+    pub line: Option<usize>,
+    /// The line of the text that names the destination, from 1.
+    pub destination_line: Option<usize>,
+    /// All in one sentence.
+    pub sentence: String,
+    /// The rule's text.
+    pub text: Option<String>,
+    /// What was not asked and so not decided.
+    pub assumed: Vec<&'static str>,
+}
+
+impl Policy {
+    /// Says which rule decides on a packet, and why.
+    pub fn explain(&self, subject: &Subject, question: &Question) -> Explanation {
+        let what = describe(question);
+        let Some(rule) = self.rule_of(subject) else {
+            let sentence = format!("refused: {what}: {}", Verdict::NoRule);
+            return Explanation {
+                allowed: false,
+                verdict: Verdict::NoRule,
+                rule: None,
+                line: None,
+                destination_line: None,
+                sentence,
+                text: None,
+                assumed: Vec::new(),
+            };
+        };
+        let packet = question.packet();
+        let verdict = question.judge(rule, &packet).err().unwrap_or(Verdict::Allowed);
+        let allowed = verdict == Verdict::Allowed;
+        let target = target(rule, &packet, verdict);
+        let place = target.map(|target| format!(" ({} in line {})", written(target), target.line)).unwrap_or_default();
+        let title = rule.title();
+        let sentence = match allowed {
+            true => format!("allowed: {what}: {title} allows it{place}"),
+            false => format!("refused: {what}: {title}: {verdict}{place}"),
+        };
+        Explanation {
+            allowed,
+            verdict,
+            rule: Some(rule.number),
+            line: Some(rule.line),
+            destination_line: target.map(|target| target.line),
+            sentence,
+            text: Some(rule.text.clone()),
+            assumed: question.assumed(rule),
+        }
+    }
+}
+
+impl Question {
+    fn packet(&self) -> Outgoing {
+        let ports = match (self.transport, self.port) {
+            (Transport::Icmp, _) => PacketPorts::Query { identifier: self.source_port.unwrap_or_default() },
+            (_, Some(destination)) => PacketPorts::Both { source: self.source_port.unwrap_or_default(), destination },
+            (_, None) => PacketPorts::Fragment,
+        };
+        Outgoing {
+            source: self.source.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+            destination: self.destination,
+            transport: Some(self.transport),
+            ports,
+            source_routed: false,
+            length: 0,
+        }
+    }
+
+    /// As a lease and a packet of it would be judged.
+    fn judge(&self, rule: &Rule, packet: &Outgoing) -> Result<(), Verdict> {
+        let check = |is: bool, otherwise| if is { Ok(()) } else { Err(otherwise) };
+        check(!rule.refuse, Verdict::Refused)?;
+        let interface = self.interface.as_ref();
+        check(interface.is_none_or(|name| rule.allows_interface(name)), Verdict::Interface)?;
+        form(rule, packet)?;
+        if let Some(source) = self.source.map(|source| source.to_canonical()) {
+            let own = self.addresses.iter().any(|own| own.to_canonical() == source);
+            check(!own || rule.allows_address(source), Verdict::Address)?;
+            check(own || rule.foreign_sources.allows(source), Verdict::ForeignSource)?;
+        }
+        check(self.source_port.is_none_or(|port| rule.ports.contains(port)), Verdict::Port)?;
+        reach(rule, packet, &self.broadcasts)
+    }
+
+    fn assumed(&self, rule: &Rule) -> Vec<&'static str> {
+        if rule.refuse {
+            return Vec::new();
+        }
+        let some = |missing: bool, what| missing.then_some(what);
+        [
+            some(self.interface.is_none() && rule.interfaces.is_some(), "an interface of the rule"),
+            some(self.source.is_none(), "a source address of the host that the rule allows"),
+            some(self.source_port.is_none(), "a local port of the rule"),
+            some(self.port.is_none() && self.transport != Transport::Icmp, "any destination port"),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+}
+
+/// The prefix that decides.
+fn target<'r>(rule: &'r Rule, packet: &Outgoing, verdict: Verdict) -> Option<&'r Target> {
+    match verdict {
+        Verdict::Denied => rule.deny.first(packet.destination, packet.far_port(true)),
+        Verdict::Allowed => rule.allow.as_ref()?.first(packet.destination, packet.far_port(false)),
+        _ => None,
+    }
+}
+
+fn written(target: &Target) -> String {
+    match &target.ports {
+        None => target.prefix.to_string(),
+        Some(ports) => format!("{} ports {ports}", target.prefix),
+    }
+}
+
+fn describe(question: &Question) -> String {
+    let transport = question.transport.name();
+    let mut text = format!("{transport} to {}", question.destination);
+    if let (Some(port), true) = (question.port, question.transport != Transport::Icmp) {
+        text += &format!(" port {port}");
+    }
+    if let Some(source) = question.source {
+        text += &format!(" from {source}");
+    }
+    if let Some(port) = question.source_port {
+        let what = if question.transport == Transport::Icmp { "identifier" } else { "local port" };
+        text += &format!(", {what} {port}");
+    }
+    if let Some(interface) = &question.interface {
+        text += &format!(", by {interface}");
+    }
+    text
+}

@@ -1,0 +1,277 @@
+//! From the text to rules. All that is wrong is told, not only the first of it.
+
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
+
+use super::{
+    Problem,
+    rule::{Account, Foreign, Rule, Who},
+    targets::Targets,
+    usage::Rate,
+    value::{self, Value},
+};
+use crate::layer::nearest;
+
+/// A policy is at most this long, in bytes: 1 MiB.
+const MAX_LENGTH: usize = 1 << 20;
+
+/// Every key of a rule.
+const KEYS: [&str; 20] = [
+    "user",
+    "group",
+    "everybody",
+    "refuse",
+    "interfaces",
+    "addresses",
+    "ports",
+    "protocols",
+    "allow",
+    "deny",
+    "packets_per_second",
+    "burst",
+    "max_leases",
+    "max_ports",
+    "max_flows",
+    "raw_ethernet",
+    "foreign_sources",
+    "observe",
+    "multicast",
+    "broadcast",
+];
+
+/// What was found in a text.
+pub(super) struct Reader<'t> {
+    text: &'t str,
+    /// Where lines begin.
+    lines: Vec<usize>,
+    /// The rule at hand, from 1; 0 outside of rules.
+    rule: usize,
+    /// The key at hand.
+    pub key: String,
+    /// What makes the text no policy.
+    pub problems: Vec<Problem>,
+    /// What is legal and hardly meant.
+    pub warnings: Vec<Problem>,
+}
+
+/// Reads a text; the rules are of worth only if there are no problems.
+pub(super) fn read(text: &str) -> (Vec<Rule>, Reader<'_>) {
+    let lines = std::iter::once(0).chain(text.match_indices('\n').map(|(end, _)| end + 1)).collect();
+    let mut reader = Reader { text, lines, rule: 0, key: String::new(), problems: Vec::new(), warnings: Vec::new() };
+    if text.len() > MAX_LENGTH {
+        reader.problem(0, format!("{} bytes; a policy has at most {MAX_LENGTH}", text.len()));
+        return (Vec::new(), reader);
+    }
+    let (table, errors) = DeTable::parse_recoverable(text);
+    for error in errors {
+        let at = error.span().map_or(0, |span| span.start);
+        let message = error.message().split_whitespace().collect::<Vec<_>>().join(" ");
+        reader.problem(at, format!("not TOML: {message}"));
+    }
+    // What follows from a broken text would hide the cause.
+    if !reader.problems.is_empty() {
+        return (Vec::new(), reader);
+    }
+    (reader.rules(table.get_ref()), reader)
+}
+
+impl Reader<'_> {
+    /// Notes a problem at a byte of the text.
+    pub fn problem(&mut self, at: usize, message: impl Into<String>) {
+        let problem = self.place(at, message.into());
+        self.problems.push(problem);
+    }
+
+    /// Notes a warning at a byte of the text.
+    pub fn warning(&mut self, at: usize, message: impl Into<String>) {
+        let problem = self.place(at, message.into());
+        self.warnings.push(problem);
+    }
+
+    fn place(&self, at: usize, message: String) -> Problem {
+        let (line, column) = self.line_and_column(at);
+        let key = match (self.rule, self.key.as_str()) {
+            (0, key) => key.to_owned(),
+            (rule, "") => format!("rule {rule}"),
+            (rule, key) => format!("rule {rule}, {key}"),
+        };
+        Problem { line, column, key, message }
+    }
+
+    /// The place of a byte of the text, from 1.
+    pub fn line_and_column(&self, at: usize) -> (usize, usize) {
+        let line = self.lines.partition_point(|&begin| begin <= at).max(1);
+        let before = self.text.get(self.lines[line - 1]..at).unwrap_or_default();
+        (line, before.chars().count() + 1)
+    }
+
+    fn rules(&mut self, table: &DeTable<'_>) -> Vec<Rule> {
+        let mut rules = Vec::new();
+        for (key, value) in table {
+            if key.get_ref() != "rule" {
+                let near = nearest(key.get_ref(), ["rule"].into_iter());
+                self.problem(key.span().start, format!("there is no key '{}' here{near}", key.get_ref()));
+                continue;
+            }
+            let Some(list) = value.get_ref().as_array() else {
+                self.problem(value.span().start, "rules are written [[rule]], one heading for each");
+                continue;
+            };
+            let starts: Vec<usize> = list.iter().map(|rule| rule.span().start).collect();
+            for (at, value) in list.iter().enumerate() {
+                self.rule = at + 1;
+                let end = starts.get(at + 1).copied().unwrap_or(self.text.len());
+                match value.get_ref().as_table() {
+                    Some(table) => rules.push(self.rule(table, value, end)),
+                    None => self.problem(value.span().start, "rules are written [[rule]], with keys below"),
+                }
+                self.key.clear();
+            }
+            self.rule = 0;
+        }
+        rules
+    }
+
+    fn rule(&mut self, table: &DeTable<'_>, whole: &Spanned<DeValue<'_>>, end: usize) -> Rule {
+        let at = whole.span().start;
+        let mut rule = Rule {
+            number: self.rule,
+            line: self.line_and_column(at).0,
+            text: excerpt(self.text, whole.span(), end),
+            ..Rule::default()
+        };
+        let mut burst = None;
+        let mut named = false;
+        // In the order of the text, so that problems are.
+        let mut entries: Vec<_> = table.iter().collect();
+        entries.sort_by_key(|(key, _)| key.span().start);
+        for (key, value) in entries {
+            key.get_ref().as_ref().clone_into(&mut self.key);
+            named |= ["user", "group", "everybody"].contains(&self.key.as_str());
+            self.entry(&mut rule, &mut burst, key.span().start, value);
+        }
+        self.key.clear();
+        match (&mut rule.rate, burst) {
+            (Some(rate), Some((burst, _))) => rate.burst = burst,
+            (None, Some((_, at))) => self.warning(at, "burst says nothing where packets_per_second is unlimited"),
+            _ => {}
+        }
+        if !named {
+            self.problem(at, "whom it is for is missing: user = \"NAME\", group = \"NAME\" or everybody = true");
+        }
+        let Who { users, groups, everybody } = &rule.who;
+        if *everybody && !(users.is_empty() && groups.is_empty()) {
+            self.warning(at, "everybody includes its users and groups");
+        }
+        if rule.refuse
+            && table.keys().any(|key| !["user", "group", "everybody", "refuse"].contains(&key.get_ref().as_ref()))
+        {
+            self.warning(at, "refuse = true leaves its other keys without a meaning");
+        }
+        rule
+    }
+
+    fn entry(&mut self, rule: &mut Rule, burst: &mut Option<(u32, usize)>, key: usize, value: &Spanned<DeValue<'_>>) {
+        let value = Value(value);
+        match self.key.as_str() {
+            "user" => rule.who.users = self.accounts(value),
+            "group" => rule.who.groups = self.accounts(value),
+            "everybody" => match self.flag(value) {
+                Some(true) | None => rule.who.everybody = true,
+                Some(false) => self.problem(value.at(), "true, or user or group instead"),
+            },
+            "refuse" => rule.refuse = self.flag(value).unwrap_or(true),
+            "interfaces" => rule.interfaces = Some(self.each(value, value::interface)),
+            "addresses" => rule.addresses = Some(self.prefixes(value)),
+            "ports" => rule.ports = self.ports(value),
+            "protocols" => rule.protocols = self.protocols(value),
+            "allow" => rule.allow = Some(self.targets(value)),
+            "deny" => rule.deny = self.targets(value),
+            "packets_per_second" => {
+                // A burst of a tenth of a second, where none is named.
+                let rate =
+                    |packets_per_second: u32| Rate { packets_per_second, burst: (packets_per_second / 10).max(1) };
+                rule.rate = self.number(value, 1..=1_000_000_000, true).map(rate);
+            }
+            "burst" => {
+                *burst = self.number(value, 1..=1_000_000_000, false).map(|burst| (burst, value.at()));
+            }
+            "max_leases" => rule.max_leases = self.number(value, 0..=u32::MAX, true),
+            "max_ports" => rule.max_ports = self.number(value, 0..=u32::MAX, true),
+            "max_flows" => rule.max_flows = self.number(value, 0..=u32::MAX, true),
+            "raw_ethernet" => rule.raw_ethernet = self.flag(value).unwrap_or_default(),
+            "observe" => rule.observe = self.flag(value).unwrap_or_default(),
+            "multicast" => rule.multicast = self.flag(value).unwrap_or_default(),
+            "broadcast" => rule.broadcast = self.flag(value).unwrap_or_default(),
+            "foreign_sources" => {
+                rule.foreign_sources = match value.0.get_ref() {
+                    DeValue::Boolean(true) => Foreign::All,
+                    DeValue::Boolean(false) => Foreign::None,
+                    DeValue::Array(_) => Foreign::Some(self.prefixes(value)),
+                    other => {
+                        let message = format!("true, false or a list of prefixes, not {}", value::kind(other));
+                        self.problem(value.at(), message);
+                        Foreign::None
+                    }
+                };
+            }
+            unknown => {
+                let near = nearest(unknown, KEYS.into_iter());
+                let message = format!("rules have no key '{unknown}'{near}");
+                self.problem(key, message);
+            }
+        }
+    }
+
+    /// One name or number, or a list of them.
+    fn accounts(&mut self, value: Value<'_, '_>) -> Vec<Account> {
+        let values: Vec<Value<'_, '_>> = match value.0.get_ref() {
+            DeValue::Array(list) => list.iter().map(Value).collect(),
+            _ => vec![value],
+        };
+        if values.is_empty() {
+            self.problem(value.at(), "an empty list names nobody; a name or a number is needed");
+        }
+        values.into_iter().filter_map(|value| self.account(value)).collect()
+    }
+
+    fn account(&mut self, value: Value<'_, '_>) -> Option<Account> {
+        let at = self.line_and_column(value.at());
+        if let DeValue::Integer(_) = value.0.get_ref() {
+            // The highest number means "none" to the kernel.
+            let id = self.number(value, 0..=u32::MAX - 1, false)?;
+            return Some(Account { name: None, id: Some(id), at });
+        }
+        let name = self.text(value)?;
+        if name.parse::<u32>().is_ok() {
+            self.problem(value.at(), format!("a number is written without quotes: {name}"));
+            return None;
+        }
+        if name.is_empty() || name.contains(|letter: char| letter.is_whitespace() || letter.is_control()) {
+            self.problem(value.at(), format!("{name:?} is no name of a user or group"));
+            return None;
+        }
+        Some(Account { name: Some(name), id: None, at })
+    }
+
+    fn prefixes(&mut self, value: Value<'_, '_>) -> Targets {
+        let targets = self.targets(value);
+        if targets.list().iter().any(|target| target.ports.is_some()) {
+            self.problem(value.at(), "only allow and deny have prefixes with ports");
+        }
+        targets
+    }
+}
+
+/// The text of a rule: up to the next one, without what stands above that as a comment.
+fn excerpt(text: &str, span: std::ops::Range<usize>, end: usize) -> String {
+    let own = text.get(span.clone()).unwrap_or_default();
+    if !own.starts_with("[[") {
+        return own.to_owned();
+    }
+    let mut lines: Vec<&str> = text.get(span.start..end).unwrap_or(own).lines().collect();
+    while lines.pop_if(|line| line.trim().is_empty() || line.trim_start().starts_with('#')).is_some() {}
+    lines.join("\n")
+}

@@ -1,0 +1,217 @@
+//! Every kind of rule, refused and allowed; what is told of broken texts; the shipped policy.
+
+use std::{
+    net::IpAddr,
+    ops::RangeInclusive,
+    time::{Duration, Instant},
+};
+
+use super::*;
+use crate::packet::{Datagram, Segment, Transport};
+
+mod any;
+mod explained;
+mod packets;
+mod texts;
+
+const ALICE: u32 = 1000;
+const MALLORY: u32 = 1001;
+const CRAFTER: u32 = 200;
+
+/// alice, mallory, root; the groups crafter and root.
+struct Host4;
+
+impl Names for Host4 {
+    fn user(&self, name: &str) -> Result<Option<u32>> {
+        Ok([("root", 0), ("alice", ALICE), ("mallory", MALLORY)].into_iter().find(|known| known.0 == name).map(|u| u.1))
+    }
+
+    fn group(&self, name: &str) -> Result<Option<u32>> {
+        Ok([("root", 0), ("crafter", CRAFTER)].into_iter().find(|known| known.0 == name).map(|group| group.1))
+    }
+}
+
+fn load(text: &str) -> Policy {
+    Policy::load(text, &Host4).unwrap_or_else(|error| panic!("{error}\n{text}"))
+}
+
+/// A policy of one rule, for alice.
+fn rule(keys: &str) -> Policy {
+    load(&format!("[[rule]]\nuser = \"alice\"\n{keys}\n"))
+}
+
+fn alice() -> Subject {
+    Subject { user: ALICE, groups: vec![ALICE] }
+}
+
+fn host() -> Host {
+    Host {
+        addresses: ["192.0.2.1", "198.51.100.1", "2001:db8::1"].map(|address| address.parse().unwrap()).to_vec(),
+        broadcasts: vec!["192.0.2.255".parse().unwrap()],
+        mtu: 1500,
+    }
+}
+
+fn wish() -> LeaseWish {
+    LeaseWish {
+        interface: "eth0".to_owned(),
+        transport: Transport::Tcp,
+        address: None,
+        ports: 50_000..=50_009,
+        raw_ethernet: false,
+        observe: false,
+    }
+}
+
+fn lease(policy: &Policy, change: impl FnOnce(&mut LeaseWish)) -> Verdict {
+    let mut wish = wish();
+    change(&mut wish);
+    policy.lease(&alice(), &wish, &host(), &Usage::default()).verdict
+}
+
+/// A TCP packet of alice's lease, as the policy sees it.
+fn tcp(source: &str, destination: &str) -> Outgoing {
+    Outgoing::read(&Segment::new(source.parse().unwrap(), destination.parse().unwrap()).build()).unwrap()
+}
+
+/// What is said of one packet of a fresh lease of alice's.
+fn sent(policy: &Policy, change: impl FnOnce(&mut LeaseWish), packet: &Outgoing) -> Verdict {
+    let mut wish = wish();
+    change(&mut wish);
+    let mut usage = Usage::default();
+    let grant = policy.grant(&alice(), &wish, &host(), &usage).expect("a lease");
+    policy.packet(&grant, packet, &mut usage, Instant::now()).verdict
+}
+
+/// A packet to there is refused with `verdict`; the other twin is allowed.
+#[track_caller]
+fn twins(policy: &Policy, refused: &str, verdict: Verdict, allowed: &str) {
+    let to = |destination: &str| {
+        let source = if destination.starts_with('[') { "[2001:db8::1]:50000" } else { "192.0.2.1:50000" };
+        sent(policy, |_| {}, &tcp(source, destination))
+    };
+    assert_eq!(to(refused), verdict, "{refused}");
+    assert_eq!(to(allowed), Verdict::Allowed, "{allowed}");
+}
+
+#[test]
+fn the_first_rule_that_names_the_subject_decides() {
+    let policy = load(
+        "[[rule]]\nuser = 'mallory'\nrefuse = true\n[[rule]]\nuser = 'alice'\nports = [80]\n[[rule]]\ngroup = 'crafter'\n\
+         [[rule]]\nuser = ['mallory', 5, 6]\ngroup = 7\n",
+    );
+    let number =
+        |user, groups: &[u32]| policy.rule_of(&Subject { user, groups: groups.to_vec() }).map(|rule| rule.number);
+    assert_eq!(number(MALLORY, &[CRAFTER]), Some(1));
+    assert_eq!(number(ALICE, &[CRAFTER, 7]), Some(2));
+    assert_eq!(number(1234, &[7, CRAFTER]), Some(3), "the order is the file's, not that of the groups");
+    assert_eq!((number(6, &[]), number(1234, &[7])), (Some(4), Some(4)));
+    assert_eq!(number(1234, &[]), None);
+    // A user's number is no group's.
+    assert_eq!(number(CRAFTER, &[5]), None);
+    let wish = wish();
+    let ask = |user| policy.lease(&Subject { user, groups: vec![] }, &wish, &host(), &Usage::default());
+    assert_eq!(ask(MALLORY), Decision { rule: Some(1), verdict: Verdict::Refused });
+    assert_eq!(ask(1234), Decision { rule: None, verdict: Verdict::NoRule });
+    assert_eq!(ask(5), Decision { rule: Some(4), verdict: Verdict::Allowed });
+    let all = load("[[rule]]\nuser = 'mallory'\nrefuse = true\n[[rule]]\neverybody = true");
+    assert_eq!(all.rule_of(&Subject { user: 1234, groups: vec![] }).map(|rule| rule.number), Some(2));
+    assert_eq!(all.rule_of(&Subject { user: MALLORY, groups: vec![] }).map(|rule| rule.number), Some(1));
+}
+
+#[test]
+fn a_lease_and_its_twin() {
+    let policy = rule("interfaces = ['lo', 'eth*']");
+    assert_eq!(lease(&policy, |wish| wish.interface = "wlan0".to_owned()), Verdict::Interface);
+    assert_eq!(lease(&policy, |wish| wish.interface = "lo0".to_owned()), Verdict::Interface);
+    assert_eq!(lease(&policy, |wish| wish.interface = "eth7".to_owned()), Verdict::Allowed);
+    let policy = rule("addresses = ['192.0.2.0/24']");
+    let address = |address: &'static str| move |wish: &mut LeaseWish| wish.address = Some(address.parse().unwrap());
+    assert_eq!(lease(&policy, address("198.51.100.1")), Verdict::Address);
+    assert_eq!(lease(&policy, address("192.0.2.1")), Verdict::Allowed);
+    assert_eq!(lease(&policy, address("192.0.2.2")), Verdict::ForeignSource, "not the host's");
+    assert_eq!(lease(&rule("addresses = ['203.0.113.0/24']"), |_| {}), Verdict::Address, "none of the host's");
+    let policy = rule("ports = [80, '50000-50009']");
+    assert_eq!(lease(&policy, |wish| wish.ports = 50_005..=50_010), Verdict::Port);
+    assert_eq!(lease(&policy, |wish| wish.ports = RangeInclusive::new(81, 80)), Verdict::Port, "an empty range");
+    assert_eq!(lease(&policy, |wish| wish.ports = 80..=80), Verdict::Allowed);
+    let policy = rule("protocols = ['udp', 'icmp']");
+    assert_eq!(lease(&policy, |_| {}), Verdict::Protocol);
+    assert_eq!(lease(&policy, |wish| wish.transport = Transport::Udp), Verdict::Allowed);
+    assert_eq!(lease(&policy, |wish| wish.transport = Transport::Icmp), Verdict::Allowed);
+    for (key, change, verdict) in [
+        ("raw_ethernet", (|wish| wish.raw_ethernet = true) as fn(&mut LeaseWish), Verdict::RawEthernet),
+        ("observe", |wish| wish.observe = true, Verdict::Observe),
+    ] {
+        assert_eq!(lease(&rule(""), change), verdict, "{key} by default");
+        assert_eq!(lease(&rule(&format!("{key} = false")), change), verdict);
+        assert_eq!(lease(&rule(&format!("{key} = true")), change), Verdict::Allowed);
+    }
+    assert_eq!(rule("").observe(&alice()).verdict, Verdict::Observe);
+    assert_eq!(rule("observe = true").observe(&alice()).verdict, Verdict::Allowed);
+}
+
+#[test]
+fn counts_and_their_twins() {
+    let policy = rule("max_leases = 2\nmax_ports = 25\nmax_flows = 3");
+    let ask = |leases, ports, flows| {
+        let mut usage = Usage::default();
+        (usage.leases, usage.ports, usage.flows) = (leases, ports, flows);
+        let grant = policy.grant(&alice(), &wish(), &host(), &Usage::default()).unwrap();
+        let lease = policy.lease(&alice(), &wish(), &host(), &usage).verdict;
+        (lease, policy.flow(&grant, &usage).verdict)
+    };
+    assert_eq!(ask(1, 15, 2), (Verdict::Allowed, Verdict::Allowed));
+    assert_eq!(ask(2, 15, 3), (Verdict::Leases, Verdict::Flows));
+    assert_eq!(ask(1, 16, 2), (Verdict::Ports, Verdict::Allowed));
+    assert_eq!(ask(0, u32::MAX, u32::MAX), (Verdict::Ports, Verdict::Flows));
+    let free = rule("max_leases = 'unlimited'\nmax_ports = 'unlimited'\nmax_flows = 'unlimited'");
+    let mut usage = Usage::default();
+    (usage.leases, usage.ports, usage.flows) = (u32::MAX, u32::MAX, u32::MAX);
+    let grant = free.grant(&alice(), &wish(), &host(), &usage).unwrap();
+    assert!(free.flow(&grant, &usage).is_allowed());
+}
+
+#[test]
+fn the_shipped_policy() {
+    let policy = load(SHIPPED);
+    assert_eq!(policy.warnings(), [], "not a warning");
+    let member = Subject { user: 4321, groups: vec![4321, CRAFTER] };
+    let host = host();
+    let mut usage = Usage::default();
+    let ask = |subject: &Subject, wish: &LeaseWish| policy.lease(subject, wish, &host, &Usage::default()).verdict;
+    for transport in [Transport::Tcp, Transport::Udp, Transport::Icmp] {
+        assert_eq!(ask(&member, &LeaseWish { transport, ..wish() }), Verdict::Allowed);
+    }
+    assert_eq!(ask(&member, &LeaseWish { raw_ethernet: true, ..wish() }), Verdict::RawEthernet);
+    assert_eq!(ask(&member, &LeaseWish { observe: true, ..wish() }), Verdict::Observe);
+    assert_eq!(ask(&member, &LeaseWish { ports: 80..=80, ..wish() }), Verdict::Port);
+    assert_eq!(ask(&Subject { user: 4321, groups: vec![4321] }, &wish()), Verdict::NoRule);
+    let grant = policy.grant(&member, &wish(), &host, &usage).unwrap();
+    let now = Instant::now();
+    let mut send =
+        |source: &str, destination: &str| policy.packet(&grant, &tcp(source, destination), &mut usage, now).verdict;
+    for destination in ["10.0.0.1:1", "127.0.0.1:1", "8.8.8.8:53"] {
+        assert_eq!(send("192.0.2.1:50000", destination), Verdict::Allowed, "{destination}");
+    }
+    assert_eq!(send("[2001:db8::1]:50000", "[2001:db8:1::1]:80"), Verdict::Allowed);
+    assert_eq!(send("192.0.2.7:50000", "8.8.8.8:53"), Verdict::ForeignSource);
+    assert_eq!(send("192.0.2.1:50000", "224.0.0.1:53"), Verdict::Multicast);
+    assert_eq!(send("[2001:db8::1]:50000", "[ff02::1]:53"), Verdict::Multicast);
+    assert_eq!(send("192.0.2.1:50000", "192.0.2.255:53"), Verdict::Broadcast);
+    let taken = (0..20_000).take_while(|_| send("192.0.2.1:50000", "8.8.8.8:53") == Verdict::Allowed).count();
+    assert_eq!(taken, 1000 - 4, "what is left of the burst");
+    let later = policy.packet(&grant, &tcp("192.0.2.1:50000", "8.8.8.8:53"), &mut usage, now + Duration::from_secs(1));
+    assert!(later.is_allowed());
+
+    let root = Subject { user: 0, groups: vec![0] };
+    let all = LeaseWish { raw_ethernet: true, observe: true, ports: 0..=65535, ..wish() };
+    let mut usage = Usage::default();
+    (usage.leases, usage.ports, usage.flows) = (1 << 20, 1 << 30, 1 << 20);
+    let grant = policy.grant(&root, &all, &host, &usage).unwrap();
+    for (source, destination) in [("203.0.113.1:1", "224.0.0.1:1"), ("203.0.113.1:1", "255.255.255.255:1")] {
+        for _ in 0..2000 {
+            assert!(policy.packet(&grant, &tcp(source, destination), &mut usage, now).is_allowed());
+        }
+    }
+}

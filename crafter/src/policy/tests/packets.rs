@@ -1,0 +1,221 @@
+//! Packets and frames, refused and allowed.
+
+use super::*;
+
+#[test]
+fn destinations() {
+    let policy =
+        rule("allow = ['10.0.0.0/8', '2001:db8:1::/48', { prefix = '203.0.113.0/24', ports = [80, '8000-8099'] }]");
+    twins(&policy, "11.0.0.1:80", Verdict::NotAllowed, "10.255.255.255:80");
+    twins(&policy, "[2001:db8:2::1]:80", Verdict::NotAllowed, "[2001:db8:1::1]:80");
+    twins(&policy, "203.0.113.9:81", Verdict::NotAllowed, "203.0.113.9:80");
+    twins(&policy, "203.0.113.9:8100", Verdict::NotAllowed, "203.0.113.9:8099");
+    let policy = rule("deny = ['10.0.0.0/8', { prefix = 'any', ports = [25] }]");
+    twins(&policy, "10.0.0.1:80", Verdict::Denied, "11.0.0.1:80");
+    twins(&policy, "11.0.0.1:25", Verdict::Denied, "11.0.0.1:26");
+    twins(&policy, "[2001:db8:2::1]:25", Verdict::Denied, "[2001:db8:2::1]:80");
+    // In either order, nested in either way.
+    for keys in [
+        "allow = ['10.1.0.0/16']\ndeny = ['10.0.0.0/8']",
+        "deny = ['10.0.0.0/8']\nallow = ['10.1.0.0/16', 'any']",
+        "allow = ['10.1.2.3']\ndeny = [{ prefix = '10.1.0.0/16', ports = ['1-100'] }]",
+    ] {
+        assert_eq!(sent(&rule(keys), |_| {}, &tcp("192.0.2.1:50000", "10.1.2.3:80")), Verdict::Denied, "{keys}");
+    }
+    let policy = rule("allow = ['10.0.0.0/8']\ndeny = ['10.1.0.0/16']");
+    twins(&policy, "10.1.0.1:80", Verdict::Denied, "10.2.0.1:80");
+}
+
+#[test]
+fn multicast_and_broadcast() {
+    twins(&rule(""), "224.0.0.251:5353", Verdict::Multicast, "223.0.0.1:5353");
+    twins(&rule(""), "[ff02::fb]:5353", Verdict::Multicast, "[fe80::1]:5353");
+    twins(&rule("broadcast = true"), "239.1.1.1:1", Verdict::Multicast, "255.255.255.255:1");
+    for broadcast in ["255.255.255.255:1", "192.0.2.255:1", "0.0.0.0:1"] {
+        twins(&rule("multicast = true"), broadcast, Verdict::Broadcast, "239.1.1.1:1");
+        twins(&rule("broadcast = true\ndeny = ['1.1.1.1']"), "1.1.1.1:1", Verdict::Denied, broadcast);
+    }
+}
+
+#[test]
+fn sources() {
+    let to = "203.0.113.1:80";
+    let from = |keys: &str, source: &str| sent(&rule(keys), |_| {}, &tcp(source, to));
+    assert_eq!(from("", "192.0.2.9:50000"), Verdict::ForeignSource);
+    assert_eq!(from("", "192.0.2.1:50000"), Verdict::Allowed);
+    assert_eq!(from("foreign_sources = true", "192.0.2.9:50000"), Verdict::Allowed);
+    assert_eq!(from("foreign_sources = ['192.0.2.8/29']", "192.0.2.9:50000"), Verdict::Allowed);
+    assert_eq!(from("foreign_sources = ['192.0.2.8/29']", "192.0.2.17:50000"), Verdict::ForeignSource);
+    // The host's, but not this user's.
+    assert_eq!(from("addresses = ['192.0.2.0/24']", "198.51.100.1:50000"), Verdict::ForeignSource);
+    // The port is the lease's, even so.
+    assert_eq!(from("foreign_sources = true", "192.0.2.9:50010"), Verdict::SourcePort);
+    assert_eq!(from("", "192.0.2.1:50010"), Verdict::SourcePort);
+    assert_eq!(from("", "192.0.2.1:50009"), Verdict::Allowed);
+    // A lease on one address.
+    let one = |wish: &mut LeaseWish| wish.address = Some("198.51.100.1".parse().unwrap());
+    assert_eq!(sent(&rule(""), one, &tcp("192.0.2.1:50000", to)), Verdict::ForeignSource);
+    assert_eq!(sent(&rule(""), one, &tcp("198.51.100.1:50000", to)), Verdict::Allowed);
+}
+
+/// An IPv4 packet from 192.0.2.1 to 203.0.113.1.
+fn ip(options: &[u8], protocol: u8, offset: u16, payload: &[u8]) -> Vec<u8> {
+    let total = (20 + options.len() + payload.len()) as u16;
+    let mut packet = vec![0x45 + (options.len() / 4) as u8, 0];
+    packet.extend(total.to_be_bytes());
+    packet.extend([0, 7]);
+    packet.extend(offset.to_be_bytes());
+    packet.extend([64, protocol, 0, 0, 192, 0, 2, 1, 203, 0, 113, 1]);
+    packet.extend(options);
+    packet.extend(payload);
+    packet
+}
+
+const TCP: [u8; 8] = [0xc3, 0x50, 0, 80, 0, 0, 0, 0];
+
+fn read(packet: &[u8]) -> Outgoing {
+    Outgoing::read(packet).expect("a packet that can be read")
+}
+
+#[test]
+fn protocols() {
+    let any = rule("protocols = ['any']");
+    let gre = read(&ip(&[], 47, 0, &TCP));
+    assert_eq!(sent(&rule(""), |_| {}, &gre), Verdict::Protocol);
+    assert_eq!(sent(&any, |_| {}, &gre), Verdict::Allowed);
+    let udp = Datagram::new("192.0.2.1:50000".parse().unwrap(), "203.0.113.1:53".parse().unwrap(), vec![]).build();
+    assert_eq!(sent(&rule("protocols = ['tcp']"), |_| {}, &read(&udp)), Verdict::Protocol);
+    // The port is the lease's for TCP only.
+    assert_eq!(sent(&any, |_| {}, &read(&udp)), Verdict::SourcePort);
+    assert_eq!(sent(&rule(""), |wish| wish.transport = Transport::Udp, &read(&udp)), Verdict::Allowed);
+    let icmp = |wish: &mut LeaseWish| wish.transport = Transport::Icmp;
+    let echo = |id: u8| read(&ip(&[], 1, 0, &[8, 0, 0, 0, 0xc3, id, 0, 1]));
+    assert_eq!(echo(0x50).ports, PacketPorts::Query { identifier: 50_000 });
+    assert_eq!(sent(&rule(""), icmp, &echo(0x50)), Verdict::Allowed);
+    assert_eq!(sent(&rule(""), icmp, &echo(0x60)), Verdict::SourcePort);
+    // Ports of destinations are no matter of ICMP queries.
+    assert_eq!(sent(&rule("deny = [{ prefix = 'any', ports = [0] }]"), icmp, &echo(0x50)), Verdict::Allowed);
+    assert_eq!(sent(&rule("allow = [{ prefix = 'any', ports = [0] }]"), icmp, &echo(0x50)), Verdict::NotAllowed);
+    // A redirect.
+    let redirect = read(&ip(&[], 1, 0, &[5, 1, 0, 0, 10, 0, 0, 1]));
+    assert_eq!(sent(&rule(""), icmp, &redirect), Verdict::Protocol);
+    assert_eq!(sent(&any, icmp, &redirect), Verdict::Allowed);
+}
+
+#[test]
+fn fragments() {
+    let later = read(&ip(&[], 6, 3, &TCP));
+    assert_eq!((later.transport, later.ports), (Some(Transport::Tcp), PacketPorts::Fragment));
+    assert_eq!(sent(&rule(""), |_| {}, &later), Verdict::Allowed);
+    assert_eq!(sent(&rule("allow = [{ prefix = 'any', ports = [80] }]"), |_| {}, &later), Verdict::NotAllowed);
+    assert_eq!(sent(&rule("deny = [{ prefix = 'any', ports = [25] }]"), |_| {}, &later), Verdict::Denied);
+    let first = read(&ip(&[], 6, 0x2000, &TCP));
+    assert_eq!(first.ports, PacketPorts::Both { source: 50_000, destination: 80 });
+    // Ports may not be hidden behind the first fragment's end.
+    assert_eq!(Outgoing::read(&ip(&[], 6, 0x2000, &TCP[..3])), None);
+    let icmp = |wish: &mut LeaseWish| wish.transport = Transport::Icmp;
+    let ping = [read(&ip(&[], 1, 0x2000, &[8, 0, 0, 0, 0xc3, 0x50, 0, 1])), read(&ip(&[], 1, 3, &TCP))];
+    for fragment in ping {
+        assert_eq!(sent(&rule("deny = [{ prefix = 'any', ports = [25] }]"), icmp, &fragment), Verdict::Allowed);
+    }
+}
+
+#[test]
+fn source_routes() {
+    let routes: [&[u8]; 4] = [
+        &[131, 7, 4, 10, 0, 0, 1, 0],
+        &[137, 7, 4, 10, 0, 0, 1, 0],
+        &[1, 131, 7, 4, 10, 0, 0, 1],
+        // After an option of a length that is none.
+        &[7, 0, 131, 3],
+    ];
+    for options in routes {
+        let packet = read(&ip(options, 6, 0, &TCP));
+        assert_eq!(sent(&rule(""), |_| {}, &packet), Verdict::SourceRoute, "{options:?}");
+        assert_eq!(sent(&rule("protocols = ['any']"), |_| {}, &packet), Verdict::Allowed);
+    }
+    // Record route; end of options.
+    for options in [[7u8, 7, 4, 0, 0, 0, 0, 0], [0, 131, 7, 4, 0, 0, 0, 0]] {
+        assert_eq!(sent(&rule(""), |_| {}, &read(&ip(&options, 6, 0, &TCP))), Verdict::Allowed);
+    }
+    let v6 = |next: u8, header: &[u8]| {
+        let mut packet = vec![0x60, 0, 0, 0, 0, (header.len() + 8) as u8, next, 64];
+        packet.extend("2001:db8::1".parse::<std::net::Ipv6Addr>().unwrap().octets());
+        packet.extend("2001:db8::2".parse::<std::net::Ipv6Addr>().unwrap().octets());
+        packet.extend(header);
+        packet.extend(TCP);
+        read(&packet)
+    };
+    assert_eq!(sent(&rule(""), |_| {}, &v6(43, &[6, 0, 4, 1, 0, 0, 0, 0])), Verdict::SourceRoute);
+    assert_eq!(
+        sent(&rule(""), |_| {}, &v6(0, &[43, 0, 1, 4, 0, 0, 0, 0, 6, 0, 4, 1, 0, 0, 0, 0])),
+        Verdict::SourceRoute
+    );
+    assert_eq!(sent(&rule(""), |_| {}, &v6(60, &[6, 0, 1, 4, 0, 0, 0, 0])), Verdict::Allowed);
+}
+
+#[test]
+fn sizes_and_rates() {
+    let mut packet = tcp("192.0.2.1:50000", "203.0.113.1:80");
+    packet.length = 1501;
+    assert_eq!(sent(&rule(""), |_| {}, &packet), Verdict::TooLong);
+    packet.length = 1500;
+    assert_eq!(sent(&rule(""), |_| {}, &packet), Verdict::Allowed);
+    let (policy, mut usage, now) = (rule("packets_per_second = 10\nburst = 3"), Usage::default(), Instant::now());
+    let grant = policy.grant(&alice(), &wish(), &host(), &usage).unwrap();
+    // What is refused for another reason costs nothing.
+    let bad = tcp("192.0.2.1:1", "203.0.113.1:80");
+    assert_eq!(policy.packet(&grant, &bad, &mut usage, now).verdict, Verdict::SourcePort);
+    let verdicts: Vec<Verdict> = (0..5).map(|_| policy.packet(&grant, &packet, &mut usage, now).verdict).collect();
+    assert_eq!(verdicts, [Verdict::Allowed, Verdict::Allowed, Verdict::Allowed, Verdict::Rate, Verdict::Rate]);
+    assert!(policy.packet(&grant, &packet, &mut usage, now + Duration::from_millis(100)).is_allowed());
+    assert!(!policy.packet(&grant, &packet, &mut usage, now + Duration::from_millis(100)).is_allowed());
+}
+
+#[test]
+fn frames() {
+    let raw = |wish: &mut LeaseWish| wish.raw_ethernet = true;
+    let ask = |keys: &str, change: fn(&mut LeaseWish), frame: &[u8]| {
+        let (policy, mut wish, mut usage) = (rule(keys), wish(), Usage::default());
+        change(&mut wish);
+        let grant = policy.grant(&alice(), &wish, &host(), &usage).unwrap();
+        policy.frame(&grant, frame, &mut usage, Instant::now()).verdict
+    };
+    let frame = |to: u8, kinds: &[u8], rest: &[u8]| [&[to; 6], &[2, 0, 0, 0, 0, 1][..], kinds, rest].concat();
+    let (on, packet) = ("raw_ethernet = true", ip(&[], 6, 0, &TCP));
+    let arp = frame(0x02, &[8, 6], &[0; 28]);
+    assert_eq!(ask("", |_| {}, &arp), Verdict::RawEthernet);
+    assert_eq!(ask(on, |_| {}, &arp), Verdict::RawEthernet, "the lease has no frames");
+    assert_eq!(ask(on, raw, &arp), Verdict::Allowed);
+    assert_eq!(ask(on, raw, &frame(0xff, &[8, 6], &[0; 28])), Verdict::Broadcast);
+    assert_eq!(ask("raw_ethernet = true\nbroadcast = true", raw, &frame(0xff, &[8, 6], &[0; 28])), Verdict::Allowed);
+    assert_eq!(ask(on, raw, &frame(0x33, &[8, 6], &[0; 28])), Verdict::Multicast);
+    assert_eq!(ask("raw_ethernet = true\nmulticast = true", raw, &frame(0x33, &[8, 6], &[0; 28])), Verdict::Allowed);
+    for kinds in [&[8, 0][..], &[0x81, 0, 0, 5, 8, 0], &[0x88, 0xa8, 0, 5, 0x81, 0, 0, 5, 8, 0]] {
+        let frame = frame(2, kinds, &packet);
+        assert_eq!(ask(on, raw, &frame), Verdict::Allowed);
+        assert_eq!(ask("raw_ethernet = true\ndeny = ['any']", raw, &frame), Verdict::Denied, "{kinds:?}");
+    }
+    assert_eq!(ask(on, raw, &frame(2, &[8, 6], &[0; 1505])), Verdict::TooLong);
+    assert_eq!(ask(on, raw, &arp[..11]), Verdict::Unreadable);
+    assert_eq!(ask(on, raw, &frame(2, &[8, 0], &packet[..19])), Verdict::Unreadable);
+}
+
+#[test]
+fn a_new_policy_applies_to_leases_that_are_there() {
+    let (old, mut usage, now) = (rule(""), Usage::default(), Instant::now());
+    let grant = old.grant(&alice(), &wish(), &host(), &usage).unwrap();
+    let packet = tcp("192.0.2.1:50000", "203.0.113.1:80");
+    let mut ask = |new: &Policy| (new.review(&grant).verdict, new.packet(&grant, &packet, &mut usage, now).verdict);
+    assert_eq!(ask(&old), (Verdict::Allowed, Verdict::Allowed));
+    // The rule is at another place now.
+    let moved = load("[[rule]]\nuser = 'mallory'\nrefuse = true\n[[rule]]\nuser = 'alice'\n");
+    assert_eq!(ask(&moved), (Verdict::Allowed, Verdict::Allowed));
+    assert_eq!(ask(&rule("deny = ['203.0.113.1']")), (Verdict::Allowed, Verdict::Denied));
+    assert_eq!(ask(&rule("ports = [80]")), (Verdict::Port, Verdict::Port));
+    assert_eq!(ask(&rule("interfaces = ['eth1']")), (Verdict::Interface, Verdict::Interface));
+    assert_eq!(ask(&rule("refuse = true")), (Verdict::Refused, Verdict::Refused));
+    assert_eq!(ask(&rule("addresses = ['203.0.113.0/24']")), (Verdict::Address, Verdict::Address));
+    assert_eq!(ask(&load("[[rule]]\nuser = 'mallory'")), (Verdict::NoRule, Verdict::NoRule));
+    assert_eq!(ask(&load("")), (Verdict::NoRule, Verdict::NoRule));
+}

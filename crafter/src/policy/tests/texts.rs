@@ -1,0 +1,142 @@
+//! What is told of texts.
+
+use super::*;
+
+#[track_caller]
+fn problems(text: &str) -> Vec<String> {
+    match Policy::parse(text) {
+        Err(Error::Policy { problems }) => problems.iter().map(ToString::to_string).collect(),
+        other => panic!("{other:?}\n{text}"),
+    }
+}
+
+#[test]
+fn each_problem_with_its_key_line_and_remedy() {
+    for (keys, told) in [
+        ("port = [80]", "line 3, column 1: rule 1, port: rules have no key 'port'; did you mean ports"),
+        ("alow = []", "did you mean allow?"),
+        ("ports = 80", "rule 1, ports: a list in [ ], not a number"),
+        ("ports = [80,\n  70000]", "line 4, column 3: rule 1, ports: a port from 0 to 65535"),
+        ("ports = ['90-80']", "\"80-90\" is meant?"),
+        ("ports = ['x']", "not \"x\""),
+        ("ports = [-1]", "not -1"),
+        ("ports = [1.5]", "not a number with a fraction"),
+        ("allow = ['10.0.0.1/8']", "\"10.0.0.0/8\" is meant?"),
+        ("deny = ['example.org']", "a prefix such as \"192.0.2.0/24\""),
+        ("deny = ['10.0.0.0/33']", "not \"10.0.0.0/33\""),
+        ("deny = ['::ffff:10.0.0.0/104']", "\"10.0.0.0/8\" is needed"),
+        ("deny = [{ prefx = '10.0.0.0/8' }]", "did you mean prefix?"),
+        ("deny = [{ ports = [80] }]", "prefix is missing"),
+        ("addresses = [{ prefix = '10.0.0.0/8', ports = [80] }]", "only allow and deny"),
+        ("protocols = ['tpc']", "there is no protocol 'tpc'; did you mean tcp?"),
+        ("interfaces = ['eth*0']", "(* at the end only)"),
+        ("packets_per_second = 0", "a whole number from 1 to 1000000000 or \"unlimited\", not 0"),
+        ("packets_per_second = 'many'", "not \"many\""),
+        ("burst = 'unlimited'", "a whole number, not \"unlimited\""),
+        ("max_leases = -1", "not -1"),
+        ("max_ports = 4294967296", "not 4294967296"),
+        ("observe = 'yes'", "true or false, not a text"),
+        ("foreign_sources = 1", "true, false or a list of prefixes, not a number"),
+        ("everybody = false", "true, or user or group instead"),
+        ("group = ''", "is no name"),
+        ("group = []", "names nobody"),
+        ("group = 4294967295", "from 0 to 4294967294"),
+        ("group = '200'", "without quotes: 200"),
+        ("ports = [80", "not TOML: "),
+        ("user = 'bob'", "not TOML: duplicate key"),
+    ] {
+        let told_all = problems(&format!("[[rule]]\nuser = 'alice'\n{keys}\n"));
+        assert!(told_all.iter().any(|said| said.contains(told)), "{keys}: {told_all:?}");
+    }
+    assert!(problems("[[rule]]\nports = [80]")[0].starts_with("line 1, column 1: rule 1: whom it is for is missing"));
+    assert!(problems("[[rules]]\nuser = 'a'")[0].contains("no key 'rules' here; did you mean rule?"));
+    assert!(problems("[rule]\nuser = 'a'")[0].contains("[[rule]]"));
+    assert!(problems("rule = [1]")[0].contains("[[rule]]"));
+    assert!(problems(&"#".repeat((1 << 20) + 1))[0].contains("at most 1048576"));
+}
+
+#[test]
+fn all_problems_at_once_and_nothing_taken() {
+    let text = "# \u{e4}\n[[rule]]\nuser = 'alice'\nports = ['x', 80, 'y']\nobserv = true\n\n[[rule]]\nallow = ['z']\n";
+    let told = problems(text);
+    assert_eq!(told.len(), 5, "{told:?}");
+    let begins: Vec<&str> = told.iter().map(|said| &said[..said.find(": ").unwrap()]).collect();
+    assert_eq!(
+        begins,
+        ["line 4, column 10", "line 4, column 19", "line 5, column 1", "line 8, column 10", "line 7, column 1"]
+    );
+    let error = Policy::parse(text).unwrap_err();
+    assert_eq!(error.exit_code(), crate::error::exit::USAGE);
+    for said in told {
+        assert!(error.to_string().contains(&said), "{error}");
+    }
+}
+
+fn warnings(text: &str) -> Vec<String> {
+    load(text).warnings().iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn warnings_of_what_is_hardly_meant() {
+    for (keys, told) in [
+        ("allow = ['10.1.0.0/16']\ndeny = ['10.0.0.0/8']", "line 3, column 1: rule 1, allow: 10.1.0.0/16 is denied"),
+        ("allow = ['10.0.0.0/8', '10.1.0.0/16']", "10.1.0.0/16 is inside of another prefix"),
+        ("deny = ['10.0.0.0/8', '10.0.0.0/8']", "10.0.0.0/8 is there twice"),
+        ("allow = ['224.0.0.0/24']", "multicast = true is missing"),
+        ("allow = []", "an empty list"),
+        ("ports = []", "an empty list"),
+        ("ports = ['80-90', 85]", "overlap"),
+        ("packets_per_second = 'unlimited'\nburst = 5", "burst says nothing"),
+        ("refuse = true\nports = [80]", "without a meaning"),
+        ("everybody = true", "everybody includes"),
+        ("group = 'nobodys'", "there is no group 'nobodys' on this host"),
+    ] {
+        let told_all = warnings(&format!("[[rule]]\nuser = 'alice'\n{keys}\n"));
+        assert!(told_all.len() == 1 && told_all[0].contains(told), "{keys}: {told_all:?}");
+    }
+    for keys in [
+        "deny = []",
+        "allow = ['10.0.0.0/8']\ndeny = ['10.1.0.0/16']",
+        "allow = ['10.0.0.0/8']\ndeny = [{ prefix = 'any', ports = [25] }]",
+        "allow = [{ prefix = 'any', ports = [25] }, '10.0.0.0/8']",
+        "allow = ['224.0.0.0/24', 'any']\nmulticast = true\ndeny = ['224.0.0.0/4']",
+        "ports = [80, '81-90']",
+    ] {
+        let told = warnings(&format!("[[rule]]\nuser = 'alice'\n{keys}\n"));
+        assert!(told.iter().all(|told| told.contains("224.0.0.0/24")), "{keys}: {told:?}");
+    }
+}
+
+#[test]
+fn rules_that_are_never_reached() {
+    let told = warnings("[[rule]]\nuser = 'alice'\n[[rule]]\nuser = ['mallory', 1000]\n[[rule]]\nuser = 'alice'\n");
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert!(
+        told[0].contains("line 4, column 20: rule 2, user: never reached: rule 1 decides for user 1000"),
+        "{told:?}"
+    );
+    assert!(told[1].contains("rule 3, user: never reached: rule 1 decides for user alice"), "{told:?}");
+    let told = warnings("[[rule]]\neverybody = true\n[[rule]]\ngroup = 'crafter'\n");
+    assert!(matches!(&told[..], [one] if one.contains("rule 1 decides for everybody")), "{told:?}");
+    // A user, and a group of the same number.
+    assert!(warnings("[[rule]]\nuser = 'root'\n[[rule]]\ngroup = 'root'\n").is_empty());
+}
+
+#[test]
+fn names_that_cannot_be_looked_up() {
+    struct Broken;
+    impl Names for Broken {
+        fn user(&self, _: &str) -> Result<Option<u32>> {
+            Err(Error::invalid("user", "the directory does not answer"))
+        }
+        fn group(&self, _: &str) -> Result<Option<u32>> {
+            Ok(None)
+        }
+    }
+    assert!(Policy::load(SHIPPED, &Broken).is_err());
+    let mut policy = load(SHIPPED);
+    policy.resolve(&Broken).unwrap_err();
+    assert!(policy.rule_of(&Subject { user: 0, groups: vec![] }).is_some(), "as before");
+    let unresolved = Policy::parse(SHIPPED).unwrap();
+    assert!(unresolved.rule_of(&Subject { user: 0, groups: vec![0, CRAFTER] }).is_none());
+}
