@@ -16,6 +16,7 @@ pub mod lab;
 pub mod logger;
 pub mod ls;
 pub mod ping;
+pub mod policy;
 pub mod print;
 pub mod replay;
 pub mod running;
@@ -32,7 +33,7 @@ Exit codes, the same for every command:
   1   failure without a code of its own; doctor: nothing can work here
   2   wrong option or value
   3   no permission (the message names the capability)
-  4   refused: a RST answered the SYN, or an ICMP unreachable came
+  4   refused: a RST answered the SYN, or an ICMP unreachable came; policy explain: not allowed
   5   no answer in time
   6   the server answered with an error (HTTP 400 and up, DNS not NOERROR)
   7   the peer reset an established connection
@@ -103,6 +104,8 @@ pub enum Command {
     Flows(flows::Args),
     /// Show the packet counters of running crafters
     Counters(counters::Args),
+    /// Check a policy of the service, or say which of its rules decides
+    Policy(policy::Args),
 }
 
 impl Command {
@@ -126,6 +129,7 @@ impl Command {
             Self::Shell(args) => shell::run(args, globals).await,
             Self::Flows(args) => flows::run(args, globals).await,
             Self::Counters(args) => counters::run(args, globals).await,
+            Self::Policy(args) => policy::run(args, globals).await,
         }
     }
 }

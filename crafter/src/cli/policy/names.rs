@@ -1,0 +1,63 @@
+//! Users and groups of this host.
+
+use std::{ffi::CString, io};
+
+use crafter::{
+    Error, Result,
+    policy::{Names, Subject},
+};
+use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
+
+/// What the host's name service says (`/etc/passwd`, LDAP, ...).
+pub struct HostNames;
+
+impl Names for HostNames {
+    fn user(&self, name: &str) -> Result<Option<u32>> {
+        let user = User::from_name(name).map_err(|errno| failed("user", name, errno))?;
+        Ok(user.map(|user| user.uid.as_raw()))
+    }
+
+    fn group(&self, name: &str) -> Result<Option<u32>> {
+        let group = Group::from_name(name).map_err(|errno| failed("group", name, errno))?;
+        Ok(group.map(|group| group.gid.as_raw()))
+    }
+}
+
+/// A user by name or number, with the groups that a login would have, and some more.
+///
+/// # Errors
+/// [`Error::Invalid`] for a name that nobody has; a number may be nobody's.
+pub fn subject(user: &str, groups: &[String]) -> Result<Subject> {
+    let found = match user.parse::<u32>() {
+        Ok(id) => User::from_uid(Uid::from_raw(id)),
+        Err(_) => User::from_name(user),
+    };
+    let found = found.map_err(|errno| failed("user", user, errno))?;
+    let mut subject = match (found, user.parse()) {
+        (Some(found), _) => {
+            let groups = CString::new(found.name.as_str())
+                .map_err(|_| nix::Error::EINVAL)
+                .and_then(|name| getgrouplist(&name, found.gid))
+                .map_err(|errno| failed("groups of", user, errno))?;
+            Subject { user: found.uid.as_raw(), groups: groups.into_iter().map(Gid::as_raw).collect() }
+        }
+        (None, Ok(id)) => Subject { user: id, groups: Vec::new() },
+        (None, Err(_)) => {
+            return Err(Error::invalid("--user", format!("there is no user '{user}' on this host; a number will do")));
+        }
+    };
+    for group in groups {
+        let id = match group.parse() {
+            Ok(id) => id,
+            Err(_) => HostNames.group(group)?.ok_or_else(|| {
+                Error::invalid("--group", format!("there is no group '{group}' on this host; a number will do"))
+            })?,
+        };
+        subject.groups.push(id);
+    }
+    Ok(subject)
+}
+
+fn failed(what: &str, name: &str, errno: nix::Error) -> Error {
+    Error::Io { action: format!("look up {what} '{name}'"), source: io::Error::from(errno) }
+}

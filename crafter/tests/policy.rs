@@ -1,0 +1,105 @@
+//! `crafter policy` as its users meet it. Needs no privilege.
+
+use std::{
+    io::Write as _,
+    process::{Command, Output},
+};
+
+use tempfile::NamedTempFile;
+
+const MINE: &str = "\
+[[rule]]
+user = 12345
+allow = [\"any\"]
+deny = [\"10.0.0.0/8\"]
+
+[[rule]]
+group = 54321
+refuse = true
+";
+
+fn file(text: &str) -> NamedTempFile {
+    let mut file = NamedTempFile::new().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    file
+}
+
+/// Runs `crafter policy ARGS FILE`.
+fn policy(args: &[&str], file: &NamedTempFile) -> (i32, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_crafter"));
+    let Output { status, stdout, stderr } = command.arg("policy").args(args).arg(file.path()).output().unwrap();
+    (status.code().unwrap(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
+}
+
+#[test]
+fn check_tells_all_or_nothing() {
+    let (code, out, err) = policy(&["check"], &file(MINE));
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert!(out.ends_with(": fine, 2 rules\n"), "{out}");
+
+    let wrong = file("[[rule]]\nuser = 1\nports = [70000]\nallows = [\"any\"]\n");
+    let (code, out, err) = policy(&["check"], &wrong);
+    assert_eq!((code, out.as_str()), (2, ""));
+    let lines: Vec<&str> = err.lines().collect();
+    assert_eq!(lines.len(), 2, "{err}");
+    assert!(lines[0].contains("line 3, column 10: rule 1, ports: a port from 0 to 65535"), "{err}");
+    assert!(lines[1].contains("line 4, column 1") && lines[1].contains("did you mean allow?"), "{err}");
+    let (code, out, _) = policy(&["check", "--json"], &wrong);
+    let told: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, told["ok"].as_bool(), told["errors"][1]["line"].as_u64()), (2, Some(false), Some(4)));
+
+    let odd = file("[[rule]]\nuser = \"nobody-has-this-name\"\n");
+    let (code, out, err) = policy(&["check"], &odd);
+    assert_eq!(code, 0);
+    assert!(out.ends_with(": fine, 1 rule\n") && err.contains("warning: line 2, column 8"), "{out}{err}");
+
+    let shipped = file(crafter::policy::SHIPPED);
+    let told = policy(&["check", "--json"], &shipped).1;
+    assert!(told.contains("\"ok\":true,\"rules\":2,\"errors\":[]"), "{told}");
+}
+
+#[test]
+fn explain_says_which_rule_decides() {
+    let mine = file(MINE);
+    let (code, out, err) = policy(&["explain", "--user", "12345", "--dst", "192.0.2.1", "--port", "80"], &mine);
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert!(out.starts_with("allowed: TCP to 192.0.2.1 port 80: rule 1 (line 1, user 12345) allows it"), "{out}");
+    assert!(out.contains("\n  deny = [\"10.0.0.0/8\"]\n"), "{out}");
+
+    let args = ["explain", "--json", "--user", "12345", "--dst", "10.0.0.1", "--protocol", "icmp"];
+    let (code, out, _) = policy(&args, &mine);
+    let told: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, told["verdict"].as_str(), told["rule"].as_u64()), (4, Some("denied"), Some(1)));
+    assert_eq!(told["destination_line"].as_u64(), Some(4));
+
+    let (code, out, _) = policy(&["explain", "--user", "23456", "--group", "54321", "--dst", "192.0.2.1"], &mine);
+    assert_eq!(code, 4);
+    assert!(out.contains("rule 2 (line 6, group 54321): it refuses everything"), "{out}");
+    let (code, out, _) = policy(&["explain", "--user", "23456", "--dst", "192.0.2.1"], &mine);
+    assert_eq!(code, 4);
+    assert!(out.contains("no rule names the user"), "{out}");
+
+    // A host's own address, and another.
+    let source = |source| policy(&["explain", "--user", "12345", "--dst", "192.0.2.1", "--source", source], &mine);
+    assert_eq!(source("127.0.0.1").0, 0);
+    let (code, out, _) = source("203.0.113.77");
+    assert!(code == 4 && out.contains("foreign_sources"), "{out}");
+
+    let (code, _, err) = policy(&["explain", "--user", "nobody-has-this-name", "--dst", "192.0.2.1"], &mine);
+    assert!(code == 2 && err.contains("--user: there is no user 'nobody-has-this-name'"), "{err}");
+    let (code, _, err) = policy(&["explain", "--user", "1", "--dst", "192.0.2.1"], &file("x = 1"));
+    assert!(code == 2 && err.contains("there is no key 'x' here"), "{err}");
+}
+
+#[test]
+fn without_a_file_it_says_which_policy_it_speaks_of() {
+    let output = Command::new(env!("CARGO_BIN_EXE_crafter")).args(["policy", "check"]).output().unwrap();
+    let out = String::from_utf8(output.stdout.clone()).unwrap();
+    match std::fs::exists("/etc/crafter/crafter.toml").unwrap() {
+        true => assert!(out.starts_with("/etc/crafter/crafter.toml") || !output.status.success(), "{out}"),
+        false => {
+            assert!(output.status.success(), "{output:?}");
+            assert!(out.starts_with("the shipped default (/etc/crafter/crafter.toml does not exist): fine"), "{out}");
+        }
+    }
+}
