@@ -7,15 +7,18 @@
 use std::{
     env, fs,
     io::{self, Read},
+    net::IpAddr,
     path::PathBuf,
     sync::OnceLock,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crafter::{
     capture::{Captured, Entry, Format, Reader, Writer},
     expr::PacketSet,
     layer::{Kind, Packet},
+    packet::Transport,
+    policy::{Host, LeaseWish, Names, Outgoing, Policy, Question, Rule, SHIPPED, Subject, Usage},
 };
 
 /// Packets with something of every layer.
@@ -62,6 +65,64 @@ const WORDS: &[&str] = &[
     "load=",
     "flags=\"SA\"",
     "\n",
+];
+
+/// Policies with every key.
+const POLICIES: &[&str] = &[
+    SHIPPED,
+    r#"[[rule]]
+user = ["alice", 1001]
+group = "crafter"
+interfaces = ["lo", "eth*"]
+addresses = ["192.0.2.0/24", "2001:db8::1"]
+ports = ["1024-65535", 80]
+protocols = ["tcp", "udp", "icmp"]
+allow = ["any", "10.0.0.0/8", { prefix = "2001:db8::/32", ports = [80, "8000-8099"] }]
+deny = ["10.0.0.0/9", { prefix = "0.0.0.0/0", ports = [25] }]
+packets_per_second = 1000
+burst = 100
+max_leases = 16
+max_ports = "unlimited"
+max_flows = "unlimited"
+raw_ethernet = true
+foreign_sources = ["203.0.113.0/24"]
+observe = true
+multicast = true
+broadcast = true
+[[rule]]
+everybody = true
+refuse = true
+"#,
+];
+
+/// Words of policies.
+const POLICY_WORDS: &[&str] = &[
+    "[[rule]]\n",
+    "user = 1000\n",
+    "\"any\"",
+    "\"::/0\", ",
+    "\"::ffff:10.0.0.0/104\"",
+    "\"0-65535\"",
+    "-1",
+    "1.5",
+    "18446744073709551616",
+    "\"unlimited\"",
+    "foreign_sources = true\n",
+    "refuse = false\n",
+    "everybody = true\n",
+    "{ prefix = \"any\", ports = [0] }, ",
+    "[",
+    "]",
+    "{",
+    "}",
+    "'''",
+    "\"\"\"",
+    "\\u",
+    "#",
+    "\n",
+    "\r",
+    "\0",
+    "\u{e4}",
 ];
 
 /// One change: where, with what, in which way.
@@ -248,6 +309,81 @@ fn capture_files() {
             let file = writer.finish().unwrap();
             let again: Vec<_> = Reader::new(&file[..]).unwrap().map(|captured| captured.unwrap().bytes).collect();
             assert_eq!(written, again);
+        },
+    );
+}
+
+struct Alice;
+
+impl Names for Alice {
+    fn user(&self, name: &str) -> crafter::Result<Option<u32>> {
+        Ok((name == "alice").then_some(1000))
+    }
+
+    fn group(&self, name: &str) -> crafter::Result<Option<u32>> {
+        Ok((name == "crafter").then_some(200))
+    }
+}
+
+/// What a rule's own lists say of a packet that was allowed, looked through one by one.
+fn truly_allowed(rule: &Rule, own: &[IpAddr], packet: &Outgoing) {
+    let destination = packet.destination.to_canonical();
+    let mut denied = rule.deny.list().iter().filter(|target| target.ports.is_none());
+    assert!(!denied.any(|target| target.prefix.contains(&destination)), "{packet:?}");
+    assert!(rule.multicast || !destination.is_multicast(), "{packet:?}");
+    let source = packet.source.to_canonical();
+    assert!(own.contains(&source) || rule.foreign_sources.allows(source), "{packet:?}");
+}
+
+#[test]
+fn policy() {
+    let now = Instant::now();
+    let host = Host {
+        addresses: vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
+        broadcasts: vec!["192.0.2.255".parse().unwrap()],
+        mtu: 1500,
+    };
+    bolero::check!().with_type::<(u16, Vec<Change>, u16, Vec<Change>)>().with_test_time(seconds()).for_each(
+        |(seed, changes, packet, harm)| {
+            let mut text = POLICIES[usize::from(*seed) % POLICIES.len()].as_bytes().to_vec();
+            damage(&mut text, &changes[..changes.len() % 9], POLICY_WORDS);
+            let policy = match Policy::load(&String::from_utf8_lossy(&text), &Alice) {
+                Ok(policy) => policy,
+                Err(error) => return assert!(!error.to_string().is_empty()),
+            };
+            policy.warnings();
+            let mut bytes = packets()[usize::from(*packet) % packets().len()].bytes.clone();
+            damage(&mut bytes, &harm[..harm.len() % 9], &[]);
+            let subject = Subject { user: 1000, groups: vec![1000, 200] };
+            for transport in [Transport::Tcp, Transport::Udp, Transport::Icmp] {
+                let wish = LeaseWish {
+                    interface: "eth0".to_owned(),
+                    transport,
+                    address: None,
+                    ports: 1024..=2000,
+                    raw_ethernet: seed % 3 == 0,
+                    observe: false,
+                };
+                let mut usage = Usage::default();
+                usage.ports = u32::from(*packet);
+                let Ok(grant) = policy.grant(&subject, &wish, &host, &usage) else { continue };
+                policy.frame(&grant, &bytes, &mut usage, now);
+                let Some(outgoing) = Outgoing::read(&bytes) else { continue };
+                if policy.packet(&grant, &outgoing, &mut usage, now).is_allowed() {
+                    truly_allowed(policy.rule_of(&subject).unwrap(), grant.sources(), &outgoing);
+                }
+                let question = Question {
+                    interface: None,
+                    source: Some(outgoing.source),
+                    source_port: None,
+                    destination: outgoing.destination,
+                    port: Some(*packet),
+                    transport,
+                    addresses: host.addresses.clone(),
+                    broadcasts: host.broadcasts.clone(),
+                };
+                assert!(!policy.explain(&subject, &question).sentence.is_empty());
+            }
         },
     );
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use crate::{setup, sh};
 
 /// As in `tests/tests/fuzz.rs`.
-const TARGETS: [&str; 3] = ["layers", "text", "capture_files"];
+const TARGETS: [&str; 4] = ["layers", "text", "capture_files", "policy"];
 
 /// For each target.
 const SECONDS: u64 = 60;
