@@ -104,7 +104,7 @@ pub enum Command {
     Flows(flows::Args),
     /// Show the packet counters of running crafters
     Counters(counters::Args),
-    /// Check a policy of the service, or say which of its rules decides
+    /// Check a policy of the service to come (nothing applies it yet), or say which rule decides
     Policy(policy::Args),
 }
 
