@@ -11,14 +11,8 @@ use anyhow::{Context, Result, bail};
 use super::packages;
 use crate::{sh, toolchain};
 
-/// A source package with captures.
-struct Corpus {
-    package: &'static str,
-    /// Without it, the tests fail; else they say that they did not run.
-    needed: bool,
-}
-
-const CORPORA: [Corpus; 2] = [Corpus { package: "tcpdump", needed: true }, Corpus { package: "scapy", needed: false }];
+/// Source packages with captures.
+const CORPORA: [&str; 2] = ["tcpdump", "scapy"];
 
 /// Whose archives have source packages, by the name in their release files.
 const ORIGINS: [&str; 3] = ["Debian", "Ubuntu", "Raspbian"];
@@ -31,53 +25,57 @@ pub fn directory() -> Result<PathBuf> {
     Ok(toolchain::data_directory().context("neither HOME nor XDG_DATA_HOME is set")?.join("corpora"))
 }
 
-/// Fetches what is not there; what could not be had before only if `again`.
+/// Fetches what is not there; what could not be had before only if `again`. Of what cannot be had now, a note is left
+/// that says why, by which the tests know that they cannot run on it.
 pub fn ensure(again: bool) -> Result<()> {
     let directory = directory()?;
-    let note = |corpus: &Corpus| directory.join(format!("{}.missing", corpus.package));
-    let missing: Vec<&Corpus> = CORPORA
-        .iter()
-        .filter(|corpus| !directory.join(corpus.package).is_dir() && (again || !note(corpus).exists()))
+    let note = |package: &str| directory.join(format!("{package}.missing"));
+    let missing: Vec<&str> = CORPORA
+        .into_iter()
+        .filter(|package| !directory.join(package).is_dir() && (again || !note(package).exists()))
         .collect();
     if missing.is_empty() {
         return Ok(());
     }
-    let names: Vec<&str> = missing.iter().map(|corpus| corpus.package).collect();
-    sh::step(&format!("Captures for the tests, from the source packages of {}", names.join(" and ")));
-    let advice = || {
-        format!(
-            "the tests of real captures need them: try `cargo xtask setup` again when the package archive is in \
-             reach, or put captures into {}",
-            directory.join("tcpdump").display()
-        )
-    };
-    if !packages::available() {
-        bail!("set-up fetches them by apt-get, which this host does not have; {}", advice());
-    }
+    sh::step(&format!("Captures for the tests, from the source packages of {}", missing.join(" and ")));
     let work = directory.join("work");
     if work.exists() {
         fs::remove_dir_all(&work)?;
     }
     fs::create_dir_all(work.join("lists/partial"))?;
     fs::create_dir_all(work.join("cache/archives/partial"))?;
-    let apt = Apt::new(&work).and_then(|apt| apt.update().map(|()| apt)).with_context(advice)?;
-    for corpus in missing {
-        let note = note(corpus);
-        match fetch(&apt, corpus.package, &work, &directory) {
+    let apt = apt(&work).map_err(|error| format!("{error:#}"));
+    for package in missing {
+        let fetched = match &apt {
+            Ok(apt) => fetch(apt, package, &work, &directory).map_err(|error| format!("{error:#}")),
+            Err(error) => Err(error.clone()),
+        };
+        match fetched {
             Ok(count) => {
-                println!("    {}: {count} captures in {}", corpus.package, directory.join(corpus.package).display());
-                if note.exists() {
-                    fs::remove_file(note)?;
+                println!("    {package}: {count} captures in {}", directory.join(package).display());
+                if note(package).exists() {
+                    fs::remove_file(note(package))?;
                 }
             }
-            Err(error) if corpus.needed => return Err(error).with_context(advice),
             Err(error) => {
-                println!("    going on without {}: {error:#}", corpus.package);
-                fs::write(note, format!("{error:#}\n"))?;
+                println!("    going on without {package}'s, on which the tests will not run: {error}");
+                println!("    when the package archive is in reach, `cargo xtask setup` tries again; or put captures");
+                println!("    into {}", directory.join(package).display());
+                fs::write(note(package), error + "\n")?;
             }
         }
     }
     Ok(fs::remove_dir_all(work)?)
+}
+
+/// apt-get with up-to-date lists of source packages.
+fn apt(work: &Path) -> Result<Apt> {
+    if !packages::available() {
+        bail!("they come by apt-get, which this host does not have");
+    }
+    let apt = Apt::new(work)?;
+    apt.update()?;
+    Ok(apt)
 }
 
 /// apt-get with source packages, lists and cache of its own.
