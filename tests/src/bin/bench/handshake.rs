@@ -14,6 +14,8 @@ use crafter::{
     packet::Segment,
 };
 
+use nix::sys::socket::{Backlog, listen};
+
 use crate::table::{Reach, Row, median};
 
 /// One for each way: a port that an earlier way has left in TIME-WAIT answers a SYN with an ACK.
@@ -24,6 +26,8 @@ pub fn measure() -> Result<Vec<Row>> {
     let lab = Lab::new(&LabOptions { web: false, dns: false, ..LabOptions::default() })?;
     for port in PORTS {
         let listener = lab.server().run(|| TcpListener::bind((SERVER_V4, port)))??;
+        // Room for those that are not accepted yet: of a SYN that finds none, nothing is heard.
+        listen(&listener, Backlog::new(4096)?)?;
         // Ends with the process; a connection is accepted and closed at once.
         thread::spawn(move || listener.incoming().for_each(drop));
     }
