@@ -189,11 +189,10 @@ impl FrameSender {
             header.msg_hdr.msg_iov = vector;
             header.msg_hdr.msg_iovlen = 1;
         }
-        let count = frames.len().min(BATCH) as u32;
+        let (socket, count) = (self.socket.as_raw_fd(), frames.len().min(BATCH) as u32);
         // SAFETY: the first `count` headers were initialised above; they point to vectors on this stack, and these to
         // the frames, all of which outlive the call, which only reads them.
-        let sent =
-            unsafe { libc::sendmmsg(self.socket.as_raw_fd(), headers.as_mut_ptr().cast(), count, libc::MSG_DONTWAIT) };
+        let sent = unsafe { libc::sendmmsg(socket, headers.as_mut_ptr().cast(), count, libc::MSG_DONTWAIT) };
         usize::try_from(sent).map_err(|_| io::Error::last_os_error())
     }
 

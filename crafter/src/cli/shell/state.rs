@@ -35,8 +35,8 @@ mod tests {
     #[test]
     fn where_it_is() {
         let directory = |state: &str, home: &str| directory(Some(state.into()), Some(home.into()));
-        assert_eq!(directory("/state", "/home/u"), Some("/state/crafter".into()));
-        assert_eq!(directory("", "/home/u"), Some("/home/u/.local/state/crafter".into()));
+        assert_eq!(directory("/state", "/u"), Some("/state/crafter".into()));
+        assert_eq!(directory("", "/u"), Some("/u/.local/state/crafter".into()));
         assert_eq!(directory("relative", ""), None);
     }
 }
