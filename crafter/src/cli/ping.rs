@@ -2,7 +2,6 @@
 
 use std::{
     fmt::Write as _,
-    io::{self, Write as _},
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -87,14 +86,13 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     let mut live = Live {
         ping,
         recorder: Recorder::create(args.write.as_deref())?,
-        to_stderr: args.write.as_deref().is_some_and(|path| path.as_os_str() == "-"),
+        out: print::Lines::new(args.write.as_deref().is_some_and(|path| path.as_os_str() == "-")),
         lines: !args.quiet && !globals.json,
         timeout,
         replies: globals.json.then(Vec::new),
-        fault: None,
     };
     if !globals.json {
-        live.print(&format!("{host}: {method}, {size} bytes of payload\n"));
+        live.out.print(&format!("{host}: {method}, {size} bytes of payload\n"));
     }
     let ended = interface::until_signal(session.run(&mut live)).await?;
     let reports = session.reports().await;
@@ -114,12 +112,12 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
             })),
             "replies": replies, "account": account, "mechanism": reports,
         });
-        live.print(&(serde_json::to_string(&object)? + "\n"));
+        live.out.print(&(serde_json::to_string(&object)? + "\n"));
     } else {
-        live.print(&in_words(&host, &summary, account.as_ref()));
+        live.out.print(&in_words(&host, &summary, account.as_ref()));
     }
     live.recorder.finish()?;
-    live.fault.map_or(Ok(()), Err)?;
+    live.out.finish()?;
     Ok(match summary {
         PingSummary { received: 1.., .. } => exit::SUCCESS,
         PingSummary { unreachable: 1.., .. } => exit::REFUSED,
@@ -131,31 +129,21 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
 struct Live {
     ping: Ping,
     recorder: Recorder,
-    to_stderr: bool,
+    out: print::Lines,
     lines: bool,
     timeout: Duration,
     /// For JSON.
     replies: Option<Vec<Value>>,
-    fault: Option<io::Error>,
 }
 
 impl Live {
-    fn print(&mut self, text: &str) {
-        if self.to_stderr {
-            // Nothing is left to complain to when stderr is gone.
-            let _ = io::stderr().lock().write_all(text.as_bytes());
-        } else if let Err(error) = print::out(text) {
-            self.fault.get_or_insert(error);
-        }
-    }
-
     fn drain(&mut self) {
         while let Some(outcome) = self.ping.poll_outcome() {
             if let Some(replies) = &mut self.replies {
                 replies.push(in_json(&outcome));
             }
             if self.lines {
-                self.print(&line(&outcome, self.timeout));
+                self.out.print(&line(&outcome, self.timeout));
             }
         }
     }
@@ -166,7 +154,7 @@ impl Script for Live {
         let step = self.ping.next(now);
         self.drain();
         // Nobody reads what cannot be written.
-        if self.fault.is_some() { Step::Done } else { step }
+        if self.out.have_failed() { Step::Done } else { step }
     }
 
     fn handle(&mut self, event: &Event<'_>, now: Instant) {

@@ -55,6 +55,42 @@ pub fn out(text: impl AsRef<str>) -> io::Result<()> {
     }
 }
 
+/// Lines that are printed while packets come and go.
+pub struct Lines {
+    to_stderr: bool,
+    fault: Option<io::Error>,
+}
+
+impl Lines {
+    /// To stdout, or to stderr where a capture takes that.
+    pub fn new(to_stderr: bool) -> Self {
+        Self { to_stderr, fault: None }
+    }
+
+    /// Prints; the first error is kept.
+    pub fn print(&mut self, text: &str) {
+        if self.to_stderr {
+            // Nothing is left to complain to when stderr is gone.
+            let _ = io::stderr().lock().write_all(text.as_bytes());
+        } else if let Err(error) = out(text) {
+            self.fault.get_or_insert(error);
+        }
+    }
+
+    /// Whether nobody can read them any more.
+    pub fn have_failed(&self) -> bool {
+        self.fault.is_some()
+    }
+
+    /// The first error, if there was one.
+    ///
+    /// # Errors
+    /// What writing said.
+    pub fn finish(self) -> io::Result<()> {
+        self.fault.map_or(Ok(()), Err)
+    }
+}
+
 /// Prints a value as one line of JSON on stdout.
 ///
 /// # Errors

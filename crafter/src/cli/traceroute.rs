@@ -2,7 +2,6 @@
 
 use std::{
     fmt::Write as _,
-    io::{self, Write as _},
     net::IpAddr,
     path::PathBuf,
     time::{Duration, Instant},
@@ -107,12 +106,11 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     let mut live = Live {
         trace,
         recorder: Recorder::create(args.write.as_deref())?,
-        to_stderr: args.write.as_deref().is_some_and(|path| path.as_os_str() == "-"),
+        out: print::Lines::new(args.write.as_deref().is_some_and(|path| path.as_os_str() == "-")),
         hops: globals.json.then(Vec::new),
-        fault: None,
     };
     if !globals.json {
-        live.print(&format!("{}: {max} hops at most, {method}\n", args.host.with(destination)));
+        live.out.print(&format!("{}: {max} hops at most, {method}\n", args.host.with(destination)));
     }
     let ended = interface::until_signal(session.run(&mut live)).await?;
     let reports = session.reports().await;
@@ -133,10 +131,10 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
             "host": args.host.host, "address": destination, "method": method.to_string(), "max_hops": max,
             "ending": word, "error": error, "hops": hops, "account": account, "mechanism": reports,
         });
-        live.print(&(serde_json::to_string(&object)? + "\n"));
+        live.out.print(&(serde_json::to_string(&object)? + "\n"));
     }
     live.recorder.finish()?;
-    live.fault.map_or(Ok(()), Err)?;
+    live.out.finish()?;
     Ok(match ending {
         Ending::Reached => exit::SUCCESS,
         Ending::Unreachable(_) => exit::REFUSED,
@@ -148,27 +146,17 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
 struct Live {
     trace: Trace,
     recorder: Recorder,
-    to_stderr: bool,
+    out: print::Lines,
     /// For JSON.
     hops: Option<Vec<Value>>,
-    fault: Option<io::Error>,
 }
 
 impl Live {
-    fn print(&mut self, text: &str) {
-        if self.to_stderr {
-            // Nothing is left to complain to when stderr is gone.
-            let _ = io::stderr().lock().write_all(text.as_bytes());
-        } else if let Err(error) = print::out(text) {
-            self.fault.get_or_insert(error);
-        }
-    }
-
     fn drain(&mut self) {
         while let Some(hop) = self.trace.poll_hop() {
             match &mut self.hops {
                 Some(hops) => hops.push(in_json(&hop)),
-                None => self.print(&line(&hop)),
+                None => self.out.print(&line(&hop)),
             }
         }
     }
@@ -179,7 +167,7 @@ impl Script for Live {
         let step = self.trace.next(now);
         self.drain();
         // Nobody reads what cannot be written.
-        if self.fault.is_some() { Step::Done } else { step }
+        if self.out.have_failed() { Step::Done } else { step }
     }
 
     fn handle(&mut self, event: &Event<'_>, now: Instant) {

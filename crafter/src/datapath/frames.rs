@@ -6,7 +6,6 @@
 
 use std::{
     io,
-    mem::{self, MaybeUninit},
     os::fd::{AsFd, AsRawFd},
     time::{Duration, Instant},
 };
@@ -14,7 +13,7 @@ use std::{
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{interface::Interface, tx::link_address};
+use super::{batch, interface::Interface, tx::link_address};
 use crate::error::{Error, Result};
 
 /// Frames per sendmmsg. More are not faster, and on fewer the system call weighs.
@@ -179,21 +178,7 @@ impl FrameSender {
 
     /// One system call; how many of `frames` (at most [`BATCH`]) the kernel took.
     fn transmit<F: AsRef<[u8]>>(&self, frames: &[F]) -> io::Result<usize> {
-        let mut vectors = [MaybeUninit::<libc::iovec>::uninit(); BATCH];
-        let mut headers = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; BATCH];
-        for ((frame, vector), header) in frames.iter().zip(&mut vectors).zip(&mut headers) {
-            let frame = frame.as_ref();
-            let vector = vector.write(libc::iovec { iov_base: frame.as_ptr().cast_mut().cast(), iov_len: frame.len() });
-            // SAFETY: mmsghdr is plain data, for which all zeroes is a valid value (no name, no control data).
-            let header = header.write(unsafe { mem::zeroed() });
-            header.msg_hdr.msg_iov = vector;
-            header.msg_hdr.msg_iovlen = 1;
-        }
-        let (socket, count) = (self.socket.as_raw_fd(), frames.len().min(BATCH) as u32);
-        // SAFETY: the first `count` headers were initialised above; they point to vectors on this stack, and these to
-        // the frames, all of which outlive the call, which only reads them.
-        let sent = unsafe { libc::sendmmsg(socket, headers.as_mut_ptr().cast(), count, libc::MSG_DONTWAIT) };
-        usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+        batch::send::<BATCH>(&self.socket, frames.iter().map(|frame| (frame.as_ref(), None)))
     }
 
     fn failed(&self, length: usize, error: io::Error) -> Error {

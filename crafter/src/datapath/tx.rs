@@ -5,16 +5,15 @@
 //! packets from the kernel's, and all pass the queueing discipline like any other traffic.
 
 use std::{
-    io,
-    mem::{self, MaybeUninit},
+    io, mem,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
-    os::fd::AsRawFd,
     time::{Duration, Instant},
 };
 
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 
 use super::{
+    batch,
     frames::wait_for_room,
     interface::Interface,
     route::{LinkLayer, Route},
@@ -272,26 +271,8 @@ impl Sender {
             };
             return sent.map(|_| 1);
         }
-        let mut vectors = [MaybeUninit::<libc::iovec>::uninit(); BATCH];
-        let mut headers = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; BATCH];
-        for ((queued, vector), header) in queue.iter().zip(&mut vectors).zip(&mut headers) {
-            let vector = vector
-                .write(libc::iovec { iov_base: queued.bytes.as_ptr().cast_mut().cast(), iov_len: queued.bytes.len() });
-            // SAFETY: mmsghdr is plain data, for which all zeroes is a valid value (no name, no control data).
-            let header = header.write(unsafe { mem::zeroed() });
-            header.msg_hdr.msg_iov = vector;
-            header.msg_hdr.msg_iovlen = 1;
-            if addressed {
-                header.msg_hdr.msg_name = queued.to.as_ptr().cast_mut().cast();
-                header.msg_hdr.msg_namelen = queued.to.len();
-            }
-        }
-        // SAFETY: the first `queue.len()` headers (at most BATCH) were initialised above; they point to vectors on
-        // this stack and to buffers and addresses in `queue`, all of which outlive the call, which only reads them.
-        let sent = unsafe {
-            libc::sendmmsg(socket.as_raw_fd(), headers.as_mut_ptr().cast(), queue.len() as u32, libc::MSG_DONTWAIT)
-        };
-        usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+        let packets = queue.iter().map(|queued| (queued.bytes.as_slice(), addressed.then_some(&queued.to)));
+        batch::send::<BATCH>(socket, packets)
     }
 
     /// The socket that the queued packets are for.

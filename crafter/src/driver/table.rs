@@ -362,10 +362,10 @@ impl Table {
         if let Some(lease) = self.owner(transport, local)
             && lease.suppressed.len() < SUPPRESSED
         {
-            let checksum = Checksum::Valid;
             lease.suppressed.push_back(Received {
                 ip: ip.to_vec(),
-                checksum,
+                // The kernel's own.
+                checksum: Checksum::Valid,
                 timestamp_ns: meta.timestamp,
                 cut: meta.cut,
                 reason: meta.reason,
@@ -438,7 +438,7 @@ impl Table {
 
     /// Puts a packet into the queue of the lease that owns `local`.
     fn deliver(&mut self, transport: Transport, local: SocketAddr, ip: &[u8], meta: Meta) {
-        let checksum = checksum::verify(ip, self.accept_partial);
+        let accept_partial = self.accept_partial;
         let Some(lease) = self.owner(transport, local) else {
             return self.handle_stray();
         };
@@ -449,7 +449,7 @@ impl Table {
         lease.queued += ip.len();
         lease.queue.push_back(Received {
             ip: ip.to_vec(),
-            checksum,
+            checksum: checksum::verify(ip, accept_partial),
             timestamp_ns: meta.timestamp,
             cut: meta.cut,
             reason: meta.reason,

@@ -52,83 +52,91 @@ impl Exchange<'_> {
         let packet = captured.packet();
         let matched = self.matcher.handle_reply(&packet, false);
         let (Match::First(request) | Match::Further(request)) = matched else { return };
-        let time = captured.time.unwrap_or_else(wall_clock);
-        let sent = self.matcher.sent(request).map_or(time, |(_, sent)| sent);
-        let rtt = time.saturating_sub(sent);
-        let reason = Reason::OtherProtocol;
-        let account = &mut self.result.account;
-        account.received += 1;
-        let is_duplicate = matches!(matched, Match::Further(_)) && !self.options.multi;
-        let what = if is_duplicate {
-            account.duplicate += 1;
-            What::Duplicate { request, reason, rtt }
-        } else {
-            account.matched += 1;
-            What::Matched { request, reason, rtt }
-        };
-        let interface = self.links.links[at].name();
-        (self.observer)(&Event { time, interface, first: captured.first, bytes: &captured.bytes, what });
-        if self.keeping
-            && !is_duplicate
-            && let Some(asked) = self.matcher.request(request)
-        {
-            let reply = Reply { packet, bytes: captured.bytes, time, reason, interface: interface.to_owned() };
-            self.result.answered.push(Pair { request: asked.clone(), number: request, sent, reply, rtt });
-        }
+        self.result.account.received += 1;
+        let Captured { time, first, bytes, .. } = captured;
+        let time = time.unwrap_or_else(wall_clock);
+        let rtt = self.matcher.sent(request).map_or(Duration::ZERO, |(_, sent)| time.saturating_sub(sent));
+        let arrival = Arrival { at, first, packet, bytes, time, reason: Reason::OtherProtocol };
+        self.handle_matched(arrival, matched, rtt);
     }
 
     /// One packet that came to a lease, `age` ago.
     fn handle(&mut self, at: usize, received: Received, now: Instant, time: Duration, age: Duration) {
         let Received { ip: bytes, checksum, reason, .. } = received;
-        let interface = self.links.links[at].name();
-        let packet = Packet::from_ip(&bytes);
         let first = Kind::of_ip(&bytes);
-        let mut tell = |what| (self.observer)(&Event { time, interface, first, bytes: &bytes, what });
         if !reason.is_ingress() {
-            tell(What::Suppressed { reason });
+            self.tell(at, time, first, &bytes, What::Suppressed { reason });
             return;
         }
-        let account = &mut self.result.account;
-        account.received += 1;
+        self.result.account.received += 1;
         if checksum == Checksum::Invalid {
-            account.bad_checksum += 1;
-            tell(What::BadChecksum { reason });
+            self.result.account.bad_checksum += 1;
+            self.tell(at, time, first, &bytes, What::BadChecksum { reason });
             return;
         }
-        let reply = |packet, bytes| Reply { packet, bytes, time, reason, interface: interface.to_owned() };
-        let answer = self.matcher.handle_reply(&packet, true);
-        let (sent, rtt) = match answer {
-            Match::First(request) | Match::Further(request) => match self.matcher.sent(request) {
-                Some((instant, sent)) => (sent, now.saturating_duration_since(instant).saturating_sub(age)),
-                None => Default::default(),
-            },
-            Match::Nobody => Default::default(),
+        let packet = Packet::from_ip(&bytes);
+        let matched = self.matcher.handle_reply(&packet, true);
+        let rtt = match matched {
+            Match::First(request) | Match::Further(request) => self.matcher.sent(request),
+            Match::Nobody => None,
         };
-        match answer {
+        let rtt = rtt.map_or(Duration::ZERO, |(sent, _)| now.saturating_duration_since(sent).saturating_sub(age));
+        self.handle_matched(Arrival { at, first, packet, bytes, time, reason }, matched, rtt);
+    }
+
+    /// A packet of which it is known whose answer it is: counted, told and kept.
+    fn handle_matched(&mut self, arrival: Arrival, matched: Match, rtt: Duration) {
+        let Arrival { at, first, packet, bytes, time, reason } = arrival;
+        let account = &mut self.result.account;
+        let (what, answered) = match matched {
             Match::Further(request) if !self.options.multi => {
                 account.duplicate += 1;
-                tell(What::Duplicate { request, reason, rtt });
+                (What::Duplicate { request, reason, rtt }, None)
             }
             Match::First(request) | Match::Further(request) => {
                 account.matched += 1;
-                tell(What::Matched { request, reason, rtt });
-                if self.keeping
-                    && let Some(packet_sent) = self.matcher.request(request)
-                {
-                    let request_packet = packet_sent.clone();
-                    let reply = reply(packet, bytes);
-                    self.result.answered.push(Pair { request: request_packet, number: request, sent, reply, rtt });
-                }
+                (What::Matched { request, reason, rtt }, Some(request))
             }
             Match::Nobody => {
                 account.unmatched += 1;
-                tell(What::Unmatched { reason });
-                if self.keeping && self.result.unmatched.len() < UNMATCHED {
-                    self.result.unmatched.push(reply(packet, bytes));
-                }
+                (What::Unmatched { reason }, None)
             }
+        };
+        self.tell(at, time, first, &bytes, what);
+        let is_kept = match matched {
+            Match::Nobody => self.result.unmatched.len() < UNMATCHED,
+            _ => answered.is_some(),
+        };
+        if !self.keeping || !is_kept {
+            return;
+        }
+        let interface = self.links.links[at].name().to_owned();
+        let reply = Reply { packet, bytes, time, reason, interface };
+        let Some(number) = answered else {
+            self.result.unmatched.push(reply);
+            return;
+        };
+        if let (Some(request), Some((_, sent))) = (self.matcher.request(number), self.matcher.sent(number)) {
+            self.result.answered.push(Pair { request: request.clone(), number, sent, reply, rtt });
         }
     }
+
+    fn tell(&mut self, at: usize, time: Duration, first: Kind, bytes: &[u8], what: What) {
+        let interface = self.links.links[at].name();
+        (self.observer)(&Event { time, interface, first, bytes, what });
+    }
+}
+
+/// A packet that came in.
+struct Arrival {
+    /// The place of its interface.
+    at: usize,
+    first: Kind,
+    packet: Packet,
+    bytes: Vec<u8>,
+    /// Since 1970.
+    time: Duration,
+    reason: Reason,
 }
 
 /// CLOCK_MONOTONIC, by which the kernel half stamps.
