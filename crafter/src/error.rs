@@ -116,6 +116,34 @@ pub enum Error {
         /// All that is wrong, in the order of the text.
         problems: Vec<Problem>,
     },
+    /// The service's policy does not allow it.
+    #[error("the service does not allow it: {message}")]
+    Forbidden {
+        /// The number of the rule; `None`: no rule names the user.
+        rule: Option<u32>,
+        /// What the rule lacks, as `crafter policy explain` names it.
+        verdict: String,
+        /// The same in words.
+        message: String,
+    },
+    /// There is no service, or it may not be used.
+    #[error("no crafter service at {path} ({reason}): {hint}")]
+    NoService {
+        /// Its socket.
+        path: String,
+        /// The system's reason.
+        reason: String,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// The service went away, or answered what cannot be read.
+    #[error("the crafter service at {path} is of no use any more: {reason}")]
+    Service {
+        /// Its socket.
+        path: String,
+        /// What went wrong.
+        reason: String,
+    },
     /// The kernel refused an operation that should have worked.
     #[error("{action}: {source}")]
     Io {
@@ -157,7 +185,8 @@ impl Error {
         match self {
             Self::Invalid { .. } | Self::Policy { .. } => exit::USAGE,
             Self::Permission { .. } => exit::PERMISSION,
-            Self::Refused { .. } | Self::Unreachable { .. } => exit::REFUSED,
+            Self::NoService { .. } | Self::Service { .. } => exit::FAILURE,
+            Self::Refused { .. } | Self::Forbidden { .. } | Self::Unreachable { .. } => exit::REFUSED,
             Self::TimedOut { .. } => exit::TIMED_OUT,
             Self::Reset { .. } => exit::RESET,
             Self::PortTaken { .. } => exit::PORT_TAKEN,

@@ -42,6 +42,7 @@ pub mod layer;
 pub mod packet;
 pub mod policy;
 pub mod probe;
+pub mod service;
 pub mod session;
 pub mod shell;
 

@@ -1,0 +1,192 @@
+//! A client of the service's control socket.
+
+use std::{
+    net::IpAddr,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
+use zlink::{Call, Reply, tokio::unix};
+
+use super::wire::{Fault, Method};
+use crate::error::{Error, Result};
+
+/// Where the service listens.
+pub const SOCKET: &str = "/run/crafter/crafter.sock";
+
+/// The variable of the environment that names another place.
+pub const SOCKET_VARIABLE: &str = "CRAFTER_SOCKET";
+
+/// The socket that the environment names, or [`SOCKET`].
+pub fn socket_path() -> PathBuf {
+    std::env::var_os(SOCKET_VARIABLE).filter(|path| !path.is_empty()).map_or_else(|| SOCKET.into(), PathBuf::from)
+}
+
+/// A method and its parameters, as they stand in a message.
+#[derive(Debug, Serialize)]
+struct Envelope<'c, C> {
+    method: &'static str,
+    parameters: &'c C,
+}
+
+/// A reply with one that has no parameters taken for one that has none of its own.
+#[derive(Debug, Deserialize)]
+#[serde(transparent)]
+struct Parameters<R>(R);
+
+/// A connection to the service.
+#[derive(Debug)]
+pub struct Control {
+    path: PathBuf,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    connection: unix::Connection,
+    /// Replies to calls that nobody waited for to the end.
+    stale: usize,
+}
+
+impl Control {
+    /// Connects to the socket at `path`.
+    ///
+    /// # Errors
+    /// [`Error::NoService`] if nobody listens there or this user may not connect.
+    pub async fn connect(path: &Path) -> Result<Self> {
+        let failed = |error: &dyn std::fmt::Display, hint: &'static str| Error::NoService {
+            path: path.display().to_string(),
+            reason: error.to_string(),
+            hint,
+        };
+        let connection = unix::connect(path).await.map_err(|error| match &error {
+            zlink::Error::Io(io) if io.kind() == std::io::ErrorKind::PermissionDenied => {
+                failed(io, "join the group that may use it, mostly `crafter`")
+            }
+            zlink::Error::Io(io) => failed(io, "start it with `systemctl start crafter.socket` or `crafter serve`"),
+            other => failed(other, "start it with `systemctl start crafter.socket` or `crafter serve`"),
+        })?;
+        Ok(Self { path: path.to_owned(), inner: Mutex::new(Inner { connection, stale: 0 }) })
+    }
+
+    /// The socket's path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Calls a method.
+    ///
+    /// # Errors
+    /// What the service answers; [`Error::Service`] if it does not.
+    pub async fn call<M: Method>(&self, call: &M) -> Result<M::Reply> {
+        self.call_for_descriptors(call).await.map(|(reply, _)| reply)
+    }
+
+    /// Calls a method that answers with descriptors.
+    ///
+    /// # Errors
+    /// As [`Control::call`].
+    pub async fn call_for_descriptors<M: Method>(&self, call: &M) -> Result<(M::Reply, Vec<OwnedFd>)> {
+        let mut inner = self.inner.lock().await;
+        let Inner { connection, stale } = &mut *inner;
+        while *stale > 0 {
+            // Its descriptors are closed here.
+            let _ = connection.receive_reply::<serde_json::Value, Fault>().await.map_err(|e| self.broken(&e))?;
+            *stale -= 1;
+        }
+        let envelope = Call::new(Envelope { method: M::NAME, parameters: call });
+        connection.send_call(&envelope, Vec::new()).await.map_err(|e| self.broken(&e))?;
+        *stale += 1;
+        let answer = connection.receive_reply::<Parameters<M::Reply>, Fault>().await;
+        *stale -= 1;
+        let (reply, descriptors) = answer.map_err(|e| self.broken(&e))?;
+        let parameters = reply.map_err(error)?.into_parameters();
+        let Some(Parameters(reply)) = parameters else {
+            return Err(self.broken(&"a reply without parameters"));
+        };
+        Ok((reply, descriptors))
+    }
+
+    /// Calls a method that answers again and again.
+    ///
+    /// # Errors
+    /// [`Error::Service`] if the service is gone.
+    pub async fn subscribe<M: Method>(self, call: &M) -> Result<Subscription<M>> {
+        let mut inner = self.inner.into_inner();
+        let envelope = Call::new(Envelope { method: M::NAME, parameters: call }).set_more(true);
+        let subscription = |connection| Subscription {
+            connection,
+            path: self.path.clone(),
+            is_over: false,
+            method: std::marker::PhantomData,
+        };
+        match inner.connection.send_call(&envelope, Vec::new()).await {
+            Ok(()) => Ok(subscription(inner.connection)),
+            Err(error) => Err(broken(&self.path, &error)),
+        }
+    }
+
+    fn broken(&self, reason: &dyn std::fmt::Display) -> Error {
+        broken(&self.path, reason)
+    }
+}
+
+/// Replies to one call.
+#[derive(Debug)]
+pub struct Subscription<M> {
+    connection: unix::Connection,
+    path: PathBuf,
+    is_over: bool,
+    method: std::marker::PhantomData<M>,
+}
+
+impl<M: Method> Subscription<M> {
+    /// The next reply; `None` once the last one was here. Safe to cancel.
+    ///
+    /// # Errors
+    /// What the service answers; [`Error::Service`] if it is gone.
+    pub async fn next(&mut self) -> Result<Option<M::Reply>> {
+        if self.is_over {
+            return Ok(None);
+        }
+        let answer = self.connection.receive_reply::<Parameters<M::Reply>, Fault>().await;
+        let (reply, _) = answer.map_err(|e| broken(&self.path, &e))?;
+        let reply: Reply<Parameters<M::Reply>> = reply.map_err(error)?;
+        self.is_over = reply.continues() != Some(true);
+        Ok(reply.into_parameters().map(|Parameters(reply)| reply))
+    }
+}
+
+fn broken(path: &Path, reason: &dyn std::fmt::Display) -> Error {
+    Error::Service { path: path.display().to_string(), reason: reason.to_string() }
+}
+
+/// What an error of the service is here.
+fn error(fault: Fault) -> Error {
+    let address = |text: &str| text.parse::<IpAddr>().unwrap_or(IpAddr::from([0, 0, 0, 0]));
+    match fault {
+        Fault::Refused { rule, verdict, message } => Error::Forbidden { rule, verdict, message },
+        Fault::Invalid { field, message } => Error::Invalid { what: field, reason: message },
+        Fault::PortTaken { protocol, address: at, port, holder, .. } => {
+            let protocol = match protocol.as_str() {
+                "TCP" => "TCP",
+                "UDP" => "UDP",
+                _ => "ICMP",
+            };
+            Error::PortTaken { protocol, address: address(&at), port, holder }
+        }
+        Fault::UnknownInterface { interface, .. } => Error::UnknownInterface { name: interface },
+        Fault::NoRoute { destination, message } => {
+            Error::NoRoute { destination: address(&destination), reason: message }
+        }
+        Fault::NoNeighbour { address: at, interface, .. } => {
+            Error::NoNeighbour { address: address(&at), interface, after: Duration::from_secs(3) }
+        }
+        Fault::NoSuchLease { message, .. } => Error::invalid("lease", message),
+        Fault::BadPolicy { message, .. } => Error::invalid("policy", message),
+        Fault::Failed { message } => Error::Io { action: "the service".into(), source: std::io::Error::other(message) },
+    }
+}
