@@ -32,6 +32,7 @@
 //! ```
 
 pub mod capture;
+pub mod daemon;
 pub mod datapath;
 pub mod driver;
 pub mod engine;
@@ -39,6 +40,7 @@ pub mod error;
 pub mod expr;
 pub mod lab;
 pub mod layer;
+mod mmsg;
 pub mod packet;
 pub mod policy;
 pub mod probe;

@@ -40,7 +40,7 @@ fn judging_packets_allocates_nothing() {
     let host = Host { addresses: vec!["192.0.2.1".parse().unwrap()], broadcasts: vec![], mtu: 1500 };
     let wish = LeaseWish {
         interface: "eth0".to_owned(),
-        transport: Transport::Tcp,
+        transport: Some(Transport::Tcp),
         address: None,
         ports: 50_000..=50_009,
         raw_ethernet: false,

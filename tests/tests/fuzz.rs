@@ -358,7 +358,7 @@ fn policy() {
             for transport in [Transport::Tcp, Transport::Udp, Transport::Icmp] {
                 let wish = LeaseWish {
                     interface: "eth0".to_owned(),
-                    transport,
+                    transport: Some(transport),
                     address: None,
                     ports: 1024..=2000,
                     raw_ethernet: seed % 3 == 0,

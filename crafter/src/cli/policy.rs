@@ -3,12 +3,13 @@
 use std::{
     fs,
     io::{self, Write as _},
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
     path::{Path, PathBuf},
 };
 
 use crafter::{
     Error,
+    daemon::names,
     error::exit,
     packet::Transport,
     policy::{Explanation, Policy, Problem, Question, SHIPPED},
@@ -16,8 +17,6 @@ use crafter::{
 use serde::Serialize;
 
 use super::{Globals, print};
-
-mod names;
 
 /// The host's own policy.
 const FILE: &str = "/etc/crafter/crafter.toml";
@@ -160,7 +159,7 @@ fn explain(args: ExplainArgs, globals: &Globals) -> anyhow::Result<u8> {
     let source = Source::read(args.file.as_deref())?;
     let policy = Policy::load(&source.text, &names::HostNames)?;
     let subject = names::subject(&args.user, &args.group)?;
-    let (addresses, broadcasts) = host()?;
+    let (addresses, broadcasts) = names::addresses()?;
     let question = Question {
         interface: args.interface,
         source: args.source,
@@ -214,22 +213,6 @@ impl Source {
             Err(source) => Err(Error::Io { action: format!("read {}", name.display()), source }),
         }
     }
-}
-
-/// The addresses of this network namespace, and the broadcast addresses of its networks.
-fn host() -> Result<(Vec<IpAddr>, Vec<Ipv4Addr>), Error> {
-    let failed = |errno| Error::Io { action: "list the addresses".to_owned(), source: io::Error::from(errno) };
-    let (mut addresses, mut broadcasts) = (Vec::new(), Vec::new());
-    for entry in nix::ifaddrs::getifaddrs().map_err(failed)? {
-        let Some(address) = entry.address else { continue };
-        if let Some(v4) = address.as_sockaddr_in() {
-            addresses.push(v4.ip().into());
-            broadcasts.extend(entry.broadcast.and_then(|address| Some(address.as_sockaddr_in()?.ip())));
-        } else if let Some(v6) = address.as_sockaddr_in6() {
-            addresses.push(v6.ip().into());
-        }
-    }
-    Ok((addresses, broadcasts))
 }
 
 fn say(line: &str) {

@@ -13,8 +13,11 @@ use std::{
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{batch, interface::Interface, tx::link_address};
-use crate::error::{Error, Result};
+use super::{interface::Interface, tx::link_address};
+use crate::{
+    error::{Error, Result},
+    mmsg,
+};
 
 /// Frames per sendmmsg. More are not faster, and on fewer the system call weighs.
 const BATCH: usize = 256;
@@ -178,7 +181,7 @@ impl FrameSender {
 
     /// One system call; how many of `frames` (at most [`BATCH`]) the kernel took.
     fn transmit<F: AsRef<[u8]>>(&self, frames: &[F]) -> io::Result<usize> {
-        batch::send::<BATCH>(&self.socket, frames.iter().map(|frame| (frame.as_ref(), None)))
+        mmsg::send::<BATCH>(&self.socket, frames.iter().map(|frame| ([frame.as_ref(), &[]], None)))
     }
 
     fn failed(&self, length: usize, error: io::Error) -> Error {

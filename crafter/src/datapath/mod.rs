@@ -1,7 +1,6 @@
 //! The only place that touches the kernel.
 
 pub mod address;
-mod batch;
 mod clsact;
 pub(crate) mod failure;
 pub mod features;

@@ -13,12 +13,14 @@ use std::{
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 
 use super::{
-    batch,
     frames::wait_for_room,
     interface::Interface,
     route::{LinkLayer, Route},
 };
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    mmsg,
+};
 
 /// Packets per sendmmsg.
 pub const BATCH: usize = 64;
@@ -271,8 +273,8 @@ impl Sender {
             };
             return sent.map(|_| 1);
         }
-        let packets = queue.iter().map(|queued| (queued.bytes.as_slice(), addressed.then_some(&queued.to)));
-        batch::send::<BATCH>(socket, packets)
+        let packets = queue.iter().map(|queued| ([&*queued.bytes, &[]], addressed.then_some(&queued.to)));
+        mmsg::send::<BATCH>(socket, packets)
     }
 
     /// The socket that the queued packets are for.

@@ -229,6 +229,11 @@ impl Lease {
         Ok(Self { inner: Arc::new(inner) })
     }
 
+    /// The driver's number for it.
+    pub(crate) fn number(&self) -> u32 {
+        self.inner.id
+    }
+
     /// The first, or only, port.
     pub fn port(&self) -> u16 {
         self.inner.ports[0]

@@ -159,6 +159,24 @@ impl Crafter {
     /// [`Error::UnknownInterface`], [`Error::Permission`], [`Error::Attach`], [`Error::KernelTooOld`],
     /// [`Error::Bpf`]. Nothing is left attached after an error.
     pub async fn open(name: &str, options: Options) -> Result<Self> {
+        Self::open_with(name, options, async |interface, options| Core::open(&interface, &options)).await
+    }
+
+    /// As [`Crafter::open`], but loading and attaching, which takes tens of milliseconds, happens on another thread:
+    /// one of this network namespace.
+    pub(crate) async fn open_beside(name: &str, options: Options) -> Result<Self> {
+        let open = async |interface: Interface, options: Options| {
+            let opened = tokio::task::spawn_blocking(move || Core::open(&interface, &options)).await;
+            opened.unwrap_or_else(|error| Err(Error::Io { action: format!("open {name}"), source: error.into() }))
+        };
+        Self::open_with(name, options, open).await
+    }
+
+    async fn open_with(
+        name: &str,
+        options: Options,
+        open: impl AsyncFnOnce(Interface, Options) -> Result<(Core, Report)>,
+    ) -> Result<Self> {
         let interface = interface(name).await?;
         if !interface.up {
             return Err(Error::Io {
@@ -166,7 +184,7 @@ impl Crafter {
                 source: std::io::Error::other(format!("the interface is down (`ip link set {name} up`)")),
             });
         }
-        let (mut core, report) = Core::open(&interface, &options)?;
+        let (mut core, report) = open(interface.clone(), options).await?;
         core.maps.set_local(&local_addresses().await?)?;
         let ready = epoll(&core)?;
         let shared = Arc::new(Shared {
@@ -250,7 +268,7 @@ impl Crafter {
     ///
     /// # Errors
     /// [`Error::UnknownInterface`] once the interface is gone.
-    pub(crate) fn gather(&self, sink: &mut Vec<Received>) -> Result<()> {
+    pub(crate) fn gather(&self, sink: &mut Vec<(u32, Received)>) -> Result<()> {
         let mut core = self.shared.lock();
         // Bounded: who sends without end would keep us here without end.
         for _ in 0..64 {

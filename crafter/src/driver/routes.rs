@@ -25,6 +25,12 @@ type Key = (IpAddr, Option<IpAddr>);
 pub(crate) struct Routes(Mutex<HashMap<Key, (Arc<Route>, Instant)>>);
 
 impl Routes {
+    /// The route to `destination` if it was found lately.
+    pub(crate) fn known(&self, destination: IpAddr, source: Option<IpAddr>) -> Option<Arc<Route>> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(&(destination, source)).filter(|(_, found)| found.elapsed() < AGE).map(|(route, _)| route.clone())
+    }
+
     /// The route to `destination`, over `interface` (always the same one) and with `source` if those are given.
     pub(crate) async fn find(
         &self,

@@ -417,15 +417,15 @@ impl Table {
         Some(lease)
     }
 
-    /// Moves what has come to gathered leases to `sink`, lease by lease: packets, then answers of the kernel that were
-    /// dropped.
-    pub(crate) fn gather(&mut self, sink: &mut Vec<Received>) {
+    /// Moves what has come to gathered leases to `sink`, lease by lease, each with the lease's number: packets, then
+    /// answers of the kernel that were dropped.
+    pub(crate) fn gather(&mut self, sink: &mut Vec<(u32, Received)>) {
         for id in self.listed.drain(..) {
             if let Some(lease) = self.leases.get_mut(&id) {
                 lease.listed = false;
                 lease.queued = 0;
-                sink.extend(lease.queue.drain(..));
-                sink.extend(lease.suppressed.drain(..));
+                sink.extend(lease.queue.drain(..).map(|received| (id, received)));
+                sink.extend(lease.suppressed.drain(..).map(|received| (id, received)));
             }
         }
     }

@@ -32,11 +32,11 @@ pub struct Subject {
 pub struct LeaseWish {
     /// The interface to send by.
     pub interface: String,
-    /// The transport.
-    pub transport: Transport,
+    /// The transport; `None`: no ports, to send what has none.
+    pub transport: Option<Transport>,
     /// The local address; `None`: each of the host's that the policy allows.
     pub address: Option<IpAddr>,
-    /// The local ports, or identifiers of ICMP queries.
+    /// The local ports, or identifiers of ICMP queries; not looked at without a transport.
     pub ports: RangeInclusive<u16>,
     /// Whole Ethernet frames.
     pub raw_ethernet: bool,
@@ -83,6 +83,11 @@ impl Grant {
         &self.wish
     }
 
+    /// The same for packets in Ethernet frames.
+    pub(crate) fn for_frames(&self) -> Self {
+        Self { wish: LeaseWish { raw_ethernet: true, ..self.wish.clone() }, ..self.clone() }
+    }
+
     /// The host's addresses that its packets may come from, in order.
     pub fn sources(&self) -> &[IpAddr] {
         &self.sources
@@ -93,12 +98,17 @@ impl Policy {
     /// Whether `subject`, who has `usage` already, may have this lease.
     pub fn lease(&self, subject: &Subject, wish: &LeaseWish, host: &Host, usage: &Usage) -> Decision {
         let Some(rule) = self.rule_of(subject) else { return Decision::NO_RULE };
-        let ports = u32::try_from(wish.ports.len()).unwrap_or(u32::MAX);
+        let ports = if wish.transport.is_some() { u32::try_from(wish.ports.len()).unwrap_or(u32::MAX) } else { 0 };
         let verdict = terms(rule, wish)
             .and_then(|()| own(rule, wish, host))
             .and_then(|()| limit(rule.max_leases, usage.leases, 1, Verdict::Leases))
             .and_then(|()| limit(rule.max_ports, usage.ports, ports, Verdict::Ports));
         Decision::of(rule, verdict)
+    }
+
+    /// Whether the lease would be granted to one who has nothing yet, as far as that is known without the host.
+    pub(crate) fn wish(&self, subject: &Subject, wish: &LeaseWish) -> Decision {
+        self.rule_of(subject).map_or(Decision::NO_RULE, |rule| Decision::of(rule, terms(rule, wish)))
     }
 
     /// The lease, if [`lease`](Self::lease) allows it. The caller counts it in `usage`.
@@ -209,9 +219,9 @@ fn rate(rule: &Rule, usage: &mut Usage, now: Instant) -> Checked {
 fn terms(rule: &Rule, wish: &LeaseWish) -> Checked {
     granted(!rule.refuse, Verdict::Refused)?;
     granted(rule.allows_interface(&wish.interface), Verdict::Interface)?;
-    granted(rule.protocols.has(wish.transport), Verdict::Protocol)?;
+    granted(wish.transport.is_none_or(|transport| rule.protocols.has(transport)), Verdict::Protocol)?;
     granted(wish.address.is_none_or(|address| rule.allows_address(address)), Verdict::Address)?;
-    granted(rule.ports.contains_all(&wish.ports), Verdict::Port)?;
+    granted(wish.transport.is_none() || rule.ports.contains_all(&wish.ports), Verdict::Port)?;
     granted(rule.raw_ethernet || !wish.raw_ethernet, Verdict::RawEthernet)?;
     granted(rule.observe || !wish.observe, Verdict::Observe)
 }
@@ -236,10 +246,12 @@ fn judge(rule: &Rule, grant: &Grant, packet: &Outgoing) -> Checked {
         (Some(_), PacketPorts::Query { identifier }) => Some(identifier),
         _ => None,
     };
-    granted(packet.transport.is_none_or(|transport| transport == wish.transport), Verdict::SourcePort)?;
-    granted(port.is_none_or(|port| wish.ports.contains(&port)), Verdict::SourcePort)?;
     let source = packet.source.to_canonical();
     let own = grant.sources.binary_search(&source).is_ok();
+    // Ports of a foreign source are not this host's to lease.
+    let leased = !own || packet.transport.is_none_or(|transport| Some(transport) == wish.transport);
+    granted(leased, Verdict::SourcePort)?;
+    granted(!own || port.is_none_or(|port| wish.ports.contains(&port)), Verdict::SourcePort)?;
     granted(own || rule.foreign_sources.allows(source), Verdict::ForeignSource)?;
     granted(!own || rule.allows_address(source), Verdict::Address)?;
     reach(rule, packet, &grant.broadcasts)

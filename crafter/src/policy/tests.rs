@@ -55,7 +55,7 @@ fn host() -> Host {
 fn wish() -> LeaseWish {
     LeaseWish {
         interface: "eth0".to_owned(),
-        transport: Transport::Tcp,
+        transport: Some(Transport::Tcp),
         address: None,
         ports: 50_000..=50_009,
         raw_ethernet: false,
@@ -137,8 +137,8 @@ fn a_lease_and_its_twin() {
     assert_eq!(lease(&policy, |wish| wish.ports = 80..=80), Verdict::Allowed);
     let policy = rule("protocols = ['udp', 'icmp']");
     assert_eq!(lease(&policy, |_| {}), Verdict::Protocol);
-    assert_eq!(lease(&policy, |wish| wish.transport = Transport::Udp), Verdict::Allowed);
-    assert_eq!(lease(&policy, |wish| wish.transport = Transport::Icmp), Verdict::Allowed);
+    assert_eq!(lease(&policy, |wish| wish.transport = Some(Transport::Udp)), Verdict::Allowed);
+    assert_eq!(lease(&policy, |wish| wish.transport = Some(Transport::Icmp)), Verdict::Allowed);
     for (key, change, verdict) in [
         ("raw_ethernet", (|wish| wish.raw_ethernet = true) as fn(&mut LeaseWish), Verdict::RawEthernet),
         ("observe", |wish| wish.observe = true, Verdict::Observe),
@@ -181,7 +181,7 @@ fn the_shipped_policy() {
     let mut usage = Usage::default();
     let ask = |subject: &Subject, wish: &LeaseWish| policy.lease(subject, wish, &host, &Usage::default()).verdict;
     for transport in [Transport::Tcp, Transport::Udp, Transport::Icmp] {
-        assert_eq!(ask(&member, &LeaseWish { transport, ..wish() }), Verdict::Allowed);
+        assert_eq!(ask(&member, &LeaseWish { transport: Some(transport), ..wish() }), Verdict::Allowed);
     }
     assert_eq!(ask(&member, &LeaseWish { raw_ethernet: true, ..wish() }), Verdict::RawEthernet);
     assert_eq!(ask(&member, &LeaseWish { observe: true, ..wish() }), Verdict::Observe);

@@ -66,7 +66,7 @@ pub(super) struct Exchange<'a> {
     keeping: bool,
     /// Whether each packet that names no port gets one of its own.
     fresh_ports: bool,
-    inbox: Vec<Received>,
+    inbox: Vec<(u32, Received)>,
     result: Exchanged,
 }
 

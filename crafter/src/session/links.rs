@@ -206,7 +206,7 @@ impl Link {
     }
 
     /// Moves all that has come to `sink`.
-    pub(super) fn collect(&self, sink: &mut Vec<Received>) -> Result<()> {
+    pub(super) fn collect(&self, sink: &mut Vec<(u32, Received)>) -> Result<()> {
         self.crafter.gather(sink)
     }
 

@@ -133,7 +133,7 @@ proptest! {
         let policy = rule(&(keys.replace("refuse = true", "") + "raw_ethernet = true\n"));
         ask_all(&policy, &bytes);
         let _ = policy.frame(&policy.grant(
-            &alice(), &LeaseWish { raw_ethernet: true, transport: Transport::Udp, ..wish() }, &Host::default(), &Usage::default(),
+            &alice(), &LeaseWish { raw_ethernet: true, transport: Some(Transport::Udp), ..wish() }, &Host::default(), &Usage::default(),
         ).map_err(|decision| TestCaseError::reject(decision.to_string()))?, &bytes, &mut Usage::default(), Instant::now());
     }
 

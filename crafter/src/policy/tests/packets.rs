@@ -87,8 +87,8 @@ fn protocols() {
     assert_eq!(sent(&rule("protocols = ['tcp']"), |_| {}, &read(&udp)), Verdict::Protocol);
     // The port is the lease's for TCP only.
     assert_eq!(sent(&any, |_| {}, &read(&udp)), Verdict::SourcePort);
-    assert_eq!(sent(&rule(""), |wish| wish.transport = Transport::Udp, &read(&udp)), Verdict::Allowed);
-    let icmp = |wish: &mut LeaseWish| wish.transport = Transport::Icmp;
+    assert_eq!(sent(&rule(""), |wish| wish.transport = Some(Transport::Udp), &read(&udp)), Verdict::Allowed);
+    let icmp = |wish: &mut LeaseWish| wish.transport = Some(Transport::Icmp);
     let echo = |id: u8| read(&ip(&[], 1, 0, &[8, 0, 0, 0, 0xc3, id, 0, 1]));
     assert_eq!(echo(0x50).ports, PacketPorts::Query { identifier: 50_000 });
     assert_eq!(sent(&rule(""), icmp, &echo(0x50)), Verdict::Allowed);
@@ -113,7 +113,7 @@ fn fragments() {
     assert_eq!(first.ports, PacketPorts::Both { source: 50_000, destination: 80 });
     // Ports may not be hidden behind the first fragment's end.
     assert_eq!(Outgoing::read(&ip(&[], 6, 0x2000, &TCP[..3])), None);
-    let icmp = |wish: &mut LeaseWish| wish.transport = Transport::Icmp;
+    let icmp = |wish: &mut LeaseWish| wish.transport = Some(Transport::Icmp);
     let ping = [read(&ip(&[], 1, 0x2000, &[8, 0, 0, 0, 0xc3, 0x50, 0, 1])), read(&ip(&[], 1, 3, &TCP))];
     for fragment in ping {
         assert_eq!(sent(&rule("deny = [{ prefix = 'any', ports = [25] }]"), icmp, &fragment), Verdict::Allowed);

@@ -29,7 +29,7 @@ impl Exchange<'_> {
             self.links.links[at].collect(&mut inbox)?;
             if !inbox.is_empty() {
                 let (now, wall, monotonic) = (Instant::now(), wall_clock(), monotonic());
-                for received in inbox.drain(..) {
+                for (_, received) in inbox.drain(..) {
                     let age = match (received.timestamp_ns, monotonic) {
                         (Some(seen), Some(now)) => now.saturating_sub(Duration::from_nanos(seen)),
                         _ => Duration::ZERO,

@@ -1,8 +1,12 @@
-//! Users and groups of this host.
+//! Users, groups and addresses of this host.
 
-use std::{ffi::CString, io};
+use std::{
+    ffi::CString,
+    io,
+    net::{IpAddr, Ipv4Addr},
+};
 
-use crafter::{
+use crate::{
     Error, Result,
     policy::{Names, Subject},
 };
@@ -60,4 +64,23 @@ pub fn subject(user: &str, groups: &[String]) -> Result<Subject> {
 
 fn failed(what: &str, name: &str, errno: nix::Error) -> Error {
     Error::Io { action: format!("look up {what} '{name}'"), source: io::Error::from(errno) }
+}
+
+/// The addresses of this network namespace, and the broadcast addresses of its networks.
+///
+/// # Errors
+/// [`Error::Io`] if the kernel does not list them.
+pub fn addresses() -> Result<(Vec<IpAddr>, Vec<Ipv4Addr>)> {
+    let failed = |errno| Error::Io { action: "list the addresses".to_owned(), source: io::Error::from(errno) };
+    let (mut addresses, mut broadcasts) = (Vec::new(), Vec::new());
+    for entry in nix::ifaddrs::getifaddrs().map_err(failed)? {
+        let Some(address) = entry.address else { continue };
+        if let Some(v4) = address.as_sockaddr_in() {
+            addresses.push(v4.ip().into());
+            broadcasts.extend(entry.broadcast.and_then(|address| Some(address.as_sockaddr_in()?.ip())));
+        } else if let Some(v6) = address.as_sockaddr_in6() {
+            addresses.push(v6.ip().into());
+        }
+    }
+    Ok((addresses, broadcasts))
 }

@@ -1,0 +1,261 @@
+//! A control connection: calls in, replies out.
+
+use std::{
+    fmt::Debug,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    rc::Rc,
+};
+
+use serde::{Deserialize, Serialize};
+use zlink::{
+    Call, Connection, Reply,
+    connection::socket::{ReadHalf, ReadResult, Socket, UnixSocket},
+    tokio::unix,
+    varlink_service,
+};
+
+use super::{
+    leasing::{self, Caller},
+    methods, monitor,
+    state::Service,
+};
+use crate::{
+    policy::Subject,
+    service::wire::{self, *},
+};
+
+/// Bytes of a call at most; who sends more without an end is not listened to any longer.
+const LONGEST: usize = 64 << 10;
+
+/// A call, its parameters not yet looked at.
+#[derive(Debug, Deserialize)]
+pub(super) struct AnyCall {
+    method: String,
+    #[serde(default)]
+    parameters: Option<serde_json::Value>,
+}
+
+/// An error: ours, or one of `org.varlink.service`.
+enum Answer {
+    Fault(Fault),
+    Varlink(varlink_service::Error<'static>),
+}
+
+impl<E: Into<Fault>> From<E> for Answer {
+    fn from(error: E) -> Self {
+        Self::Fault(error.into())
+    }
+}
+
+/// A call's result: the reply's parameters, and descriptors that go with it.
+type Replied = Result<(serde_json::Value, Vec<OwnedFd>), Answer>;
+
+/// Serves a connection until the client closes it, or sends what is no call.
+pub(super) async fn run(service: Rc<Service>, stream: tokio::net::UnixStream) {
+    if let Err(error) = serve(&service, stream).await {
+        log::debug!("a control connection ended: {error}");
+    }
+}
+
+async fn serve(service: &Rc<Service>, stream: tokio::net::UnixStream) -> zlink::Result<()> {
+    let mut connection = Connection::new(Bounded(unix::Stream::try_from(stream)?));
+    let caller = {
+        let credentials = connection.peer_credentials().await?;
+        let mut groups = vec![credentials.unix_primary_group_id().as_raw()];
+        groups.extend(credentials.unix_supplementary_group_ids().iter().map(|group| group.as_raw()));
+        let subject = Subject { user: credentials.unix_user_id().as_raw(), groups };
+        Caller { subject, pid: u32::try_from(credentials.process_id().as_raw_pid()).ok() }
+    };
+    loop {
+        // Descriptors that come along are nothing to us, and closed.
+        let (call, _) = connection.receive_call::<AnyCall>().await?;
+        if call.method().method == MonitorCall::NAME {
+            return monitor::run(service, &caller, connection, &call).await;
+        }
+        let replied = answer(service, &caller, &call, &mut connection).await?;
+        if call.oneway() {
+            continue;
+        }
+        match replied {
+            Ok((reply, descriptors)) => {
+                connection.send_reply(&Reply::new(Some(reply)), descriptors).await?;
+            }
+            Err(Answer::Fault(fault)) => connection.send_error(&fault, Vec::new()).await?,
+            Err(Answer::Varlink(error)) => connection.send_error(&error, Vec::new()).await?,
+        }
+    }
+}
+
+/// The parameters of a call.
+pub(super) fn parameters<M: Method>(call: &AnyCall) -> Result<M, Fault> {
+    let value = call.parameters.clone().unwrap_or_else(|| serde_json::json!({}));
+    serde_json::from_value(value).map_err(|error| Fault::Invalid {
+        field: "parameters".to_owned(),
+        message: format!("{error} (see the interface's description)"),
+    })
+}
+
+async fn answer(
+    service: &Rc<Service>,
+    caller: &Caller,
+    call: &Call<AnyCall>,
+    connection: &mut Bound,
+) -> zlink::Result<Replied> {
+    let any = call.method();
+    Ok(match any.method.as_str() {
+        "org.varlink.service.GetInfo" => plain(&serde_json::json!({
+            "vendor": "crafter",
+            "product": "crafter",
+            "version": env!("CARGO_PKG_VERSION"),
+            "url": "https://varlink.org/",
+            "interfaces": ["org.varlink.service", INTERFACE],
+        })),
+        "org.varlink.service.GetInterfaceDescription" => description(any),
+        InfoCall::NAME => with::<InfoCall, _>(any, async |_| Ok::<_, Fault>(methods::info(service))).await,
+        InterfacesCall::NAME => with(any, async |call| methods::list_interfaces(service, &call).await).await,
+        PolicyCall::NAME => {
+            with::<PolicyCall, _>(any, async |_| Ok::<_, Fault>(methods::allowance(service, caller))).await
+        }
+        ReloadCall::NAME => with::<ReloadCall, _>(any, async |_| methods::reload(service, caller)).await,
+        RouteCall::NAME => with(any, async |call| methods::way(service, caller, &call).await).await,
+        LeaseCall::NAME => with_socket(any, async |call| leasing::lease(service, caller, &call).await).await,
+        ObserveCall::NAME => with_socket(any, async |call| leasing::observe(service, caller, &call).await).await,
+        ReleaseCall::NAME => with(any, async |call| methods::release(service, caller, &call)).await,
+        ListLeasesCall::NAME => {
+            with(any, async |call| Ok::<_, Fault>(methods::list_leases(service, caller, &call))).await
+        }
+        ListFlowsCall::NAME if call.more() => return pages(service, caller, any, connection).await,
+        ListFlowsCall::NAME => with(any, async |call| methods::list_flows(service, caller, &call)).await,
+        CountersCall::NAME => with(any, async |call| methods::counters(service, caller, &call)).await,
+        other => Err(Answer::Varlink(match other.rsplit_once('.') {
+            Some((INTERFACE | "org.varlink.service", _)) => {
+                varlink_service::Error::MethodNotFound { method: other.to_owned().into() }
+            }
+            interface => varlink_service::Error::InterfaceNotFound {
+                interface: interface.map_or(other, |(interface, _)| interface).to_owned().into(),
+            },
+        })),
+    })
+}
+
+fn plain(reply: &impl Serialize) -> Replied {
+    let value = serde_json::to_value(reply).map_err(|error| Fault::Failed { message: error.to_string() })?;
+    Ok((value, Vec::new()))
+}
+
+async fn with<M: Method, E: Into<Fault>>(call: &AnyCall, act: impl AsyncFnOnce(M) -> Result<M::Reply, E>) -> Replied {
+    plain(&act(parameters::<M>(call)?).await?)
+}
+
+async fn with_socket<M: Method>(
+    call: &AnyCall,
+    act: impl AsyncFnOnce(M) -> Result<(M::Reply, OwnedFd), Fault>,
+) -> Replied {
+    let (reply, socket) = act(parameters::<M>(call)?).await?;
+    Ok((plain(&reply)?.0, vec![socket]))
+}
+
+fn description(call: &AnyCall) -> Replied {
+    let wanted = call.parameters.as_ref().and_then(|parameters| parameters.get("interface")?.as_str());
+    match wanted {
+        Some(INTERFACE) => plain(&serde_json::json!({ "description": wire::DESCRIPTION })),
+        Some("org.varlink.service") => plain(&serde_json::json!({ "description": SERVICE })),
+        Some(other) => {
+            Err(Answer::Varlink(varlink_service::Error::InterfaceNotFound { interface: other.to_owned().into() }))
+        }
+        None => {
+            Err(Answer::Varlink(varlink_service::Error::InvalidParameter { parameter: "interface".to_owned().into() }))
+        }
+    }
+}
+
+/// The description of the interface that every varlink service has (varlink.org, "Service Interface").
+const SERVICE: &str = "\
+# What the service is, and what it offers.
+interface org.varlink.service
+
+method GetInfo() -> (vendor: string, product: string, version: string, url: string, interfaces: []string)
+
+method GetInterfaceDescription(interface: string) -> (description: string)
+
+error InterfaceNotFound (interface: string)
+
+error MethodNotFound (method: string)
+
+error MethodNotImplemented (method: string)
+
+error InvalidParameter (parameter: string)
+
+error PermissionDenied ()
+
+error ExpectedMore ()
+";
+
+/// All pages of flows but the last one, whose reply goes the usual way.
+async fn pages(
+    service: &Rc<Service>,
+    caller: &Caller,
+    call: &AnyCall,
+    connection: &mut Bound,
+) -> zlink::Result<Replied> {
+    let mut wanted = match parameters::<ListFlowsCall>(call) {
+        Ok(wanted) => wanted,
+        Err(fault) => return Ok(Err(fault.into())),
+    };
+    loop {
+        match methods::list_flows(service, caller, &wanted) {
+            Ok(page) if page.next.is_some() => {
+                wanted.after = page.next;
+                connection.send_reply(&Reply::new(Some(page)).set_continues(Some(true)), Vec::new()).await?;
+            }
+            Ok(page) => return Ok(plain(&page)),
+            Err(error) => return Ok(Err(error.into())),
+        }
+    }
+}
+
+/// A control connection.
+pub(super) type Bound = Connection<Bounded>;
+
+/// A Unix stream whose reading end gives up on a call without an end.
+#[derive(Debug)]
+pub(super) struct Bounded(unix::Stream);
+
+impl Socket for Bounded {
+    type ReadHalf = BoundedRead;
+    type WriteHalf = <unix::Stream as Socket>::WriteHalf;
+
+    const CAN_TRANSFER_FDS: bool = true;
+
+    fn split(self) -> (Self::ReadHalf, Self::WriteHalf) {
+        let (inner, write) = self.0.split();
+        (BoundedRead { inner, since_end: 0 }, write)
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct BoundedRead {
+    inner: <unix::Stream as Socket>::ReadHalf,
+    /// Bytes read since the latest end of a call, which is a NUL.
+    since_end: usize,
+}
+
+impl ReadHalf for BoundedRead {
+    async fn read(&mut self, buf: &mut [u8]) -> zlink::Result<ReadResult> {
+        let read = self.inner.read(buf).await?;
+        let bytes = &buf[..read.bytes_read()];
+        self.since_end = match bytes.iter().rposition(|byte| *byte == 0) {
+            Some(end) => bytes.len() - end - 1,
+            None => self.since_end + bytes.len(),
+        };
+        if self.since_end > LONGEST { Err(zlink::Error::BufferOverflow) } else { Ok(read) }
+    }
+}
+
+impl AsFd for BoundedRead {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inner.as_fd()
+    }
+}
+
+impl UnixSocket for BoundedRead {}

@@ -1,0 +1,36 @@
+//! The service's errors on the wire.
+
+use crate::{Error, policy::Decision, service::wire::Fault};
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        let message = error.to_string();
+        match error {
+            Error::UnknownInterface { name } => Self::UnknownInterface { interface: name, message },
+            Error::NoRoute { destination, reason } => {
+                Self::NoRoute { destination: destination.to_string(), message: reason }
+            }
+            Error::NoNeighbour { address, interface, .. } => {
+                Self::NoNeighbour { address: address.to_string(), interface, message }
+            }
+            Error::PortTaken { protocol, address, port, holder } => {
+                Self::PortTaken { protocol: protocol.to_owned(), address: address.to_string(), port, holder, message }
+            }
+            Error::Invalid { what, reason } => Self::Invalid { field: what, message: reason },
+            Error::Policy { problems } => {
+                Self::BadPolicy { problems: problems.iter().map(ToString::to_string).collect(), message }
+            }
+            _ => Self::Failed { message },
+        }
+    }
+}
+
+impl From<Decision> for Fault {
+    fn from(decision: Decision) -> Self {
+        Self::Refused {
+            rule: decision.rule.map(|rule| rule as u32),
+            verdict: decision.verdict.name().to_owned(),
+            message: decision.to_string(),
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! A lease as the service holds it: the client's socket on one side, the driver's lease on the other.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    net::IpAddr,
+    os::fd::{AsRawFd as _, OwnedFd},
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::socket::{Shutdown, shutdown},
+    time::{ClockId, clock_gettime},
+};
+use tokio::{io::unix::AsyncFd, sync::Notify};
+
+use super::{attachment::Attachment, state::Using, users::Charge};
+use crate::{
+    Lease, Result,
+    datapath::{maps::Terms, route::Route},
+    driver::{Received, Transmitted},
+    mmsg,
+    policy::{Grant, Subject, Usage},
+    service::{
+        record::{self, Came, Code, HEADER, Header, Kind, QUOTED},
+        wire,
+    },
+};
+
+/// Messages per system call.
+const BATCH: usize = 64;
+
+/// A packet to send.
+pub(super) enum Packet<'p> {
+    /// From the IP header on.
+    Ip(Arc<Route>, &'p [u8]),
+    /// From the Ethernet header on.
+    Frame(&'p [u8]),
+}
+
+impl Packet<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::Ip(_, bytes) | Self::Frame(bytes) => bytes.len(),
+        }
+    }
+}
+
+/// What became of a lease's packets; see [`wire::Lease`].
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pub(super) sent: Cell<u64>,
+    pub(super) sent_bytes: Cell<u64>,
+    pub(super) not_sent: Cell<u64>,
+    pub(super) refused: Cell<u64>,
+    pub(super) delivered: Cell<u64>,
+    pub(super) delivered_bytes: Cell<u64>,
+    pub(super) lost: Cell<u64>,
+    pub(super) suppressed: Cell<u64>,
+}
+
+pub(super) fn add(cell: &Cell<u64>, more: u64) {
+    cell.set(cell.get() + more);
+}
+
+/// A flow by the remote end and the local port.
+type FlowKey = (IpAddr, u16, u16);
+
+/// Flows of a lease that are remembered, where the policy sets no limit.
+const FLOWS: usize = 65_536;
+
+/// How long a flow counts after its latest packet.
+const FLOW_IDLE: Duration = Duration::from_secs(30);
+
+/// What a lease is.
+pub(super) struct Terrain {
+    pub(super) number: u64,
+    pub(super) pid: Option<u32>,
+    /// `tcp`, `udp`, `icmp`, `none` or `observe`.
+    pub(super) protocol: &'static str,
+    pub(super) grant: Grant,
+    pub(super) address: Option<IpAddr>,
+    pub(super) terms: Terms,
+    /// Whether the client asked for the kernel's answers that are dropped.
+    pub(super) report: bool,
+}
+
+/// A lease.
+pub(super) struct Hold {
+    pub(super) what: Terrain,
+    pub(super) attachment: Rc<Attachment>,
+    using: RefCell<Option<Using>>,
+    lease: RefCell<Option<Lease>>,
+    pub(super) socket: AsyncFd<OwnedFd>,
+    charge: RefCell<Option<Charge>>,
+    usage: Rc<RefCell<Usage>>,
+    flows: RefCell<HashMap<FlowKey, Instant>>,
+    /// Microseconds since 1970.
+    began: u64,
+    pub(super) tally: Tally,
+    over: Notify,
+    ending: RefCell<Option<(Code, String)>>,
+}
+
+impl Hold {
+    pub(super) fn new(
+        what: Terrain,
+        using: Using,
+        lease: Option<Lease>,
+        socket: OwnedFd,
+        charge: Charge,
+    ) -> Result<Rc<Self>> {
+        Ok(Rc::new(Self {
+            what,
+            attachment: using.attachment.clone(),
+            using: RefCell::new(Some(using)),
+            lease: RefCell::new(lease),
+            socket: crate::datapath::watch(socket, "the socket of a lease")?,
+            usage: charge.usage().clone(),
+            charge: RefCell::new(Some(charge)),
+            flows: RefCell::default(),
+            began: super::now_us(),
+            tally: Tally::default(),
+            over: Notify::new(),
+            ending: RefCell::default(),
+        }))
+    }
+
+    /// Who has it.
+    pub(super) fn subject(&self) -> &Subject {
+        self.what.grant.subject()
+    }
+
+    /// What its user has.
+    pub(super) fn usage(&self) -> &Rc<RefCell<Usage>> {
+        &self.usage
+    }
+
+    /// Whether messages from the client are Ethernet frames.
+    pub(super) fn sends_frames(&self) -> bool {
+        self.what.grant.wish().raw_ethernet
+    }
+
+    /// Ends it; the client is told.
+    pub(super) fn end(&self, code: Code, sentence: &str) {
+        self.ending.borrow_mut().get_or_insert_with(|| (code, sentence.to_owned()));
+        self.over.notify_one();
+    }
+
+    /// Once it is to end.
+    pub(super) async fn ended(&self) {
+        self.over.notified().await;
+    }
+
+    /// Lets go of the ports, and of the client.
+    pub(super) fn close(&self) {
+        if let Some((code, sentence)) = self.ending.take() {
+            self.tell(Kind::End { code }, &sentence, &[]);
+        }
+        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
+        if let Some(lease) = self.lease.take() {
+            self.attachment.unlist(lease.number());
+            let settles = self.what.terms.observe && self.what.terms.suppress;
+            // Where that takes a while, nobody else has to wait for it.
+            if settles || lease.ports().len() > 256 {
+                tokio::task::spawn_blocking(move || drop(lease));
+            }
+        }
+        self.usage().borrow_mut().flows -= self.flows.take().len() as u32;
+        self.charge.take();
+        self.using.take();
+    }
+
+    /// Tells the client that what it sent was not sent.
+    pub(super) fn refuse(&self, code: Code, rule: u16, sentence: &str, packet: &[u8]) {
+        add(if code == Code::NotSent { &self.tally.not_sent } else { &self.tally.refused }, 1);
+        self.tell(Kind::Refusal { code, rule }, sentence, &packet[..packet.len().min(QUOTED)]);
+    }
+
+    fn tell(&self, kind: Kind, sentence: &str, quoted: &[u8]) {
+        let message = [sentence.as_bytes(), quoted].concat();
+        let header = self.header(kind, sentence.len(), monotonic_ns()).encode();
+        if mmsg::send::<1>(&self.socket, std::iter::once(([&header[..], &message], None))).is_err() {
+            add(&self.tally.lost, 1);
+        }
+    }
+
+    fn header(&self, kind: Kind, length: usize, time_ns: u64) -> Header {
+        // A counter that wraps is what the interface says.
+        let lost = self.tally.lost.get() as u32;
+        Header { kind, ifindex: self.attachment.interface().ifindex, time_ns, length: length as u32, lost }
+    }
+
+    /// Whether a packet to `remote` is of a flow that is known; otherwise it is one from now on, if `may_begin` says
+    /// so with the user's usage.
+    ///
+    /// # Errors
+    /// What `may_begin` says.
+    pub(super) fn flow<E>(
+        &self,
+        remote: FlowKey,
+        now: Instant,
+        may_begin: impl Fn(&Usage) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut flows = self.flows.borrow_mut();
+        if let Some(seen) = flows.get_mut(&remote) {
+            *seen = now;
+            return Ok(());
+        }
+        let mut usage = self.usage().borrow_mut();
+        if flows.len() >= FLOWS || may_begin(&usage).is_err() {
+            let before = flows.len();
+            flows.retain(|_, seen| now.saturating_duration_since(*seen) < FLOW_IDLE);
+            if flows.len() >= FLOWS {
+                flows.clear();
+            }
+            usage.flows -= (before - flows.len()) as u32;
+            may_begin(&usage)?;
+        }
+        usage.flows += 1;
+        flows.insert(remote, now);
+        Ok(())
+    }
+
+    /// Counts what was sent, and tells of what was not.
+    pub(super) fn handle_sent(&self, packets: &[Packet<'_>], sent: &Transmitted) {
+        add(&self.tally.sent, sent.sent);
+        let bytes: u64 = packets.iter().map(|packet| packet.len() as u64).sum();
+        let refused = (packets.len() as u64).saturating_sub(sent.sent);
+        add(&self.tally.sent_bytes, if refused == 0 { bytes } else { bytes * sent.sent / packets.len() as u64 });
+        if refused > 0 {
+            let reason = sent.error.as_ref().map_or_else(|| "no room in its queue".to_owned(), ToString::to_string);
+            for _ in 0..refused {
+                self.refuse(Code::NotSent, 0, &format!("the kernel did not take it: {reason}"), &[]);
+            }
+        }
+    }
+
+    /// Hands packets to the client. What it has no room for is lost to it, and to nobody else.
+    pub(super) fn deliver(&self, packets: &[(u32, Received)]) {
+        let mut now = None;
+        let wanted = packets.iter().map(|(_, received)| received).filter(|received| {
+            let is_reply = received.reason.is_ingress();
+            add(if is_reply { &self.tally.delivered } else { &self.tally.suppressed }, 1);
+            is_reply || self.what.report
+        });
+        let mut messages: Vec<([u8; HEADER], &Received)> = Vec::with_capacity(packets.len());
+        for received in wanted {
+            let time = received.timestamp_ns.unwrap_or_else(|| *now.get_or_insert_with(monotonic_ns));
+            let cut = if received.cut { record::CUT } else { 0 };
+            let flags = record::checksum_flags(received.checksum) | cut;
+            let kind = Kind::Packet { came: Came::of(received.reason), flags };
+            messages.push((self.header(kind, received.ip.len(), time).encode(), received));
+        }
+        for batch in messages.chunks(BATCH) {
+            self.send(batch.iter().map(|(header, received)| (header, &received.ip[..])));
+        }
+    }
+
+    /// Hands a frame that was seen to the client.
+    pub(super) fn show(&self, bytes: &[u8], length: u32, time_ns: u64, flags: u16) {
+        let mut header = self.header(Kind::Packet { came: Came::Seen, flags }, bytes.len(), time_ns);
+        header.length = length;
+        add(&self.tally.delivered, 1);
+        self.send([(&header.encode(), bytes)].into_iter());
+    }
+
+    /// At most [`BATCH`] messages.
+    fn send<'m>(&self, messages: impl ExactSizeIterator<Item = (&'m [u8; HEADER], &'m [u8])> + Clone) {
+        let mut done = 0;
+        let total = messages.len();
+        while done < total {
+            let rest = messages.clone().skip(done).map(|(header, bytes)| ([&header[..], bytes], None));
+            match mmsg::send::<BATCH>(&self.socket, rest) {
+                Ok(0) | Err(_) => break,
+                Ok(sent) => done += sent,
+            }
+        }
+        add(&self.tally.lost, (total - done) as u64);
+        let bytes: usize = messages.take(done).map(|(_, bytes)| bytes.len()).sum();
+        add(&self.tally.delivered_bytes, bytes as u64);
+    }
+
+    /// What the lists say of it.
+    pub(super) fn describe(&self) -> wire::Lease {
+        let wish = self.what.grant.wish();
+        let Tally { sent, sent_bytes, not_sent, refused, delivered, delivered_bytes, lost, suppressed } = &self.tally;
+        let has_ports = wish.transport.is_some();
+        wire::Lease {
+            lease: self.what.number,
+            user: self.subject().user,
+            pid: self.what.pid,
+            interface: wish.interface.clone(),
+            protocol: self.what.protocol.to_owned(),
+            address: self.what.address.map(|address| address.to_string()),
+            first_port: has_ports.then(|| *wish.ports.start()),
+            last_port: has_ports.then(|| *wish.ports.end()),
+            frames: wish.raw_ethernet,
+            observe: self.what.terms.observe,
+            suppress: self.what.terms.suppress,
+            began: self.began,
+            sent: sent.get(),
+            sent_bytes: sent_bytes.get(),
+            not_sent: not_sent.get(),
+            refused: refused.get(),
+            delivered: delivered.get(),
+            delivered_bytes: delivered_bytes.get(),
+            lost: lost.get(),
+            suppressed: suppressed.get(),
+        }
+    }
+}
+
+/// CLOCK_MONOTONIC in nanoseconds.
+pub(super) fn monotonic_ns() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Into::into);
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
+}

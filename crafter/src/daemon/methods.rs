@@ -1,0 +1,289 @@
+//! Methods that tell and list; [`leasing`](super::leasing) has those that lease.
+
+use std::{net::IpAddr, rc::Rc};
+
+use super::{
+    hold::Hold,
+    leasing::{Caller, address, port},
+    state::Service,
+};
+use crate::{
+    Error, Result,
+    datapath::{
+        interface::{Interface, interface, interfaces},
+        maps, route,
+    },
+    layer::Mac,
+    policy::{self, Decision, Foreign, Verdict},
+    service::{
+        record::Code,
+        wire::{self, *},
+    },
+};
+
+/// Entries of a page, unless fewer are asked for.
+const PAGE: u64 = 1000;
+
+/// `Info`
+pub(super) fn info(service: &Service) -> Info {
+    Info {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        abi: ABI,
+        pid: std::process::id(),
+        user: nix::unistd::Uid::effective().as_raw(),
+        policy: match &service.options.policy {
+            Some(path) => path.display().to_string(),
+            None if std::path::Path::new(super::POLICY).exists() => super::POLICY.to_owned(),
+            None => "shipped".to_owned(),
+        },
+        started: service.started,
+        leases: service.lease_count() as u64,
+    }
+}
+
+/// `Interfaces`
+pub(super) async fn list_interfaces(service: &Service, call: &InterfacesCall) -> Result<Interfaces> {
+    let found = match &call.name {
+        Some(name) => vec![interface(name).await?],
+        None => interfaces().await?,
+    };
+    Ok(Interfaces { interfaces: found.into_iter().map(|found| describe(service, found)).collect() })
+}
+
+fn describe(service: &Service, found: Interface) -> wire::Interface {
+    let attachment = service.attached().into_iter().find(|there| there.interface().ifindex == found.ifindex);
+    let report = attachment.as_ref().map(|attachment| attachment.report());
+    wire::Interface {
+        name: found.name,
+        index: found.ifindex,
+        up: found.up,
+        mtu: found.mtu,
+        kind: found.kind,
+        mac: found.mac.map(|mac| Mac(mac).to_string()),
+        addresses: found.addresses.iter().map(ToString::to_string).collect(),
+        mode: report.map(|report| report.mode.name().to_owned()),
+        classifier: report.map(|report| report.classifier.to_owned()),
+        sockets: report.map(|report| report.sockets as u32),
+        notes: report.map(|report| report.notes.clone()).unwrap_or_default(),
+        leases: attachment.map_or(0, |attachment| attachment.users.get()),
+    }
+}
+
+/// `Policy`
+pub(super) fn allowance(service: &Service, caller: &Caller) -> Allowance {
+    let policy = service.policy();
+    let usage = service.users.of(caller.subject.user);
+    let usage = usage.borrow();
+    Allowance {
+        user: caller.subject.user,
+        groups: caller.subject.groups.clone(),
+        rule: policy.rule_of(&caller.subject).map(rule),
+        leases: usage.leases,
+        ports: usage.ports,
+        flows: usage.flows,
+    }
+}
+
+fn rule(rule: &policy::Rule) -> Rule {
+    let protocols = rule.protocols;
+    let named = [(protocols.tcp, "tcp"), (protocols.udp, "udp"), (protocols.icmp, "icmp"), (protocols.any, "any")];
+    Rule {
+        number: rule.number as u32,
+        refuse: rule.refuse,
+        protocols: named.iter().filter(|(has, _)| *has).map(|(_, name)| (*name).to_owned()).collect(),
+        packets_per_second: rule.rate.map(|rate| rate.packets_per_second),
+        burst: rule.rate.map(|rate| rate.burst),
+        max_leases: rule.max_leases,
+        max_ports: rule.max_ports,
+        max_flows: rule.max_flows,
+        raw_ethernet: rule.raw_ethernet,
+        foreign_sources: !matches!(rule.foreign_sources, Foreign::None),
+        observe: rule.observe,
+        multicast: rule.multicast,
+        broadcast: rule.broadcast,
+        text: rule.text.clone(),
+    }
+}
+
+/// `Reload`
+pub(super) fn reload(service: &Service, caller: &Caller) -> Result<Reloaded, Fault> {
+    let own = nix::unistd::Uid::effective().as_raw();
+    if ![0, own].contains(&caller.subject.user) {
+        return Err(Fault::Refused {
+            rule: None,
+            verdict: Verdict::Refused.name().to_owned(),
+            message: "only root and the service's own user may have the policy read again".to_owned(),
+        });
+    }
+    let ended = service.reload()?;
+    let policy = service.policy();
+    let warnings = policy.warnings().iter().map(ToString::to_string).collect();
+    Ok(Reloaded { rules: policy.rules().len() as u32, warnings, ended })
+}
+
+/// `Route`
+pub(super) async fn way(service: &Service, caller: &Caller, call: &RouteCall) -> Result<Way, Fault> {
+    known(service, caller)?;
+    let destination = address("destination", &call.destination)?;
+    let source = call.source.as_deref().map(|text| address("source", text)).transpose()?;
+    let found = route::resolve(destination, call.interface.as_deref(), source).await?;
+    let mac = |mac: [u8; 6]| Mac(mac).to_string();
+    let (link_mac, hop) = match found.link {
+        route::LinkLayer::Ethernet { source, destination } => (Some(mac(source)), Some(mac(destination))),
+        route::LinkLayer::None => (None, None),
+    };
+    Ok(Way {
+        interface: found.interface,
+        index: found.ifindex,
+        source: found.source.to_string(),
+        mtu: found.mtu,
+        gateway: found.gateway.map(|gateway| gateway.to_string()),
+        link_mac,
+        mac: hop,
+    })
+}
+
+/// Whether a rule names the caller at all.
+fn known(service: &Service, caller: &Caller) -> Result<(), Decision> {
+    let policy = service.policy();
+    match policy.rule_of(&caller.subject) {
+        Some(rule) if rule.refuse => Err(Decision { rule: Some(rule.number), verdict: Verdict::Refused }),
+        Some(_) => Ok(()),
+        None => Err(Decision { rule: None, verdict: Verdict::NoRule }),
+    }
+}
+
+/// Whose leases and flows the caller may see: `None` for everybody's.
+pub(super) fn visible(service: &Service, caller: &Caller) -> Option<u32> {
+    let may_observe = service.policy().observe(&caller.subject).is_allowed();
+    (!may_observe).then_some(caller.subject.user)
+}
+
+/// `Release`
+pub(super) fn release(service: &Service, caller: &Caller, call: &ReleaseCall) -> Result<Nothing, Fault> {
+    let may = |hold: &Rc<Hold>| caller.subject.user == 0 || hold.subject().user == caller.subject.user;
+    let Some(hold) = service.lease(call.lease).filter(may) else {
+        return Err(Fault::NoSuchLease { lease: call.lease, message: format!("you have no lease {}", call.lease) });
+    };
+    hold.end(Code::Released, "the lease was released");
+    Ok(Nothing {})
+}
+
+/// `ListLeases`
+pub(super) fn list_leases(service: &Service, caller: &Caller, call: &ListLeasesCall) -> Leases {
+    let mine = call.mine.unwrap_or(false).then_some(caller.subject.user);
+    let whose = mine.or(visible(service, caller));
+    let limit = page(call.limit);
+    let mut found = service.leases_after(call.after.unwrap_or(0)).into_iter().filter(|hold| {
+        whose.is_none_or(|user| hold.subject().user == user)
+            && call.interface.as_ref().is_none_or(|name| hold.attachment.interface().name == *name)
+    });
+    let leases: Vec<Lease> = found.by_ref().take(limit).map(|hold| hold.describe()).collect();
+    let next = found.next().and(leases.last().map(|last| last.lease));
+    Leases { leases, next }
+}
+
+fn page(limit: Option<u64>) -> usize {
+    limit.unwrap_or(PAGE).clamp(1, PAGE) as usize
+}
+
+/// `ListFlows`
+pub(super) fn list_flows(service: &Service, caller: &Caller, call: &ListFlowsCall) -> Result<Flows> {
+    let remote = call.remote.as_deref().map(|text| address("remote", text)).transpose()?;
+    let wanted_port = call.port.map(|number| port("port", number)).transpose()?;
+    let whose = visible(service, caller);
+    let mut found: Vec<(String, maps::Flow)> = Vec::new();
+    for attachment in service.attached() {
+        let name = &attachment.interface().name;
+        if call.interface.as_ref().is_some_and(|wanted| wanted != name) {
+            continue;
+        }
+        let Ok(crafter) = attachment.crafter() else { continue };
+        let holds = attachment.holds();
+        let is_of = |user: u32, flow: &maps::Flow| {
+            holds.iter().any(|hold| {
+                let ports = &hold.what.grant.wish().ports;
+                hold.subject().user == user
+                    && hold.what.protocol == flow.protocol
+                    && ports.contains(&flow.local.port())
+                    && hold.what.address.is_none_or(|address| address == flow.local.ip())
+            })
+        };
+        let flows = crafter.flows().into_iter().filter(|flow| {
+            call.protocol.as_ref().is_none_or(|protocol| protocol == flow.protocol)
+                && wanted_port.is_none_or(|port| [flow.local.port(), flow.remote.port()].contains(&port))
+                && remote.is_none_or(|remote: IpAddr| flow.remote.ip() == remote)
+                && whose.is_none_or(|user| is_of(user, flow))
+        });
+        found.extend(flows.map(|flow| (name.clone(), flow)));
+    }
+    // In the order in which they began, so that a page goes on where the one before ended, whatever came meanwhile.
+    found.sort_by_key(|(_, flow)| (flow.first_seen_ns, flow.local, flow.remote));
+    let after = call.after.unwrap_or(0);
+    let mut rest = found.into_iter().filter(|(_, flow)| flow.first_seen_ns > after);
+    let flows: Vec<Flow> =
+        rest.by_ref().take(page(call.limit)).map(|(interface, flow)| wire_flow(interface, flow)).collect();
+    let next = rest.next().and(flows.last().map(|last| last.first_seen_ns));
+    Ok(Flows { flows, next })
+}
+
+fn wire_flow(interface: String, flow: maps::Flow) -> Flow {
+    let maps::Flow {
+        protocol,
+        local,
+        remote,
+        rx_packets,
+        rx_bytes,
+        tx_packets,
+        tx_bytes,
+        first_seen_ns,
+        last_seen_ns,
+        last_seq,
+        last_ack,
+        last_flags,
+        suppressed,
+    } = flow;
+    Flow {
+        interface,
+        protocol: protocol.to_owned(),
+        local: local.to_string(),
+        remote: remote.to_string(),
+        rx_packets,
+        rx_bytes,
+        tx_packets,
+        tx_bytes,
+        first_seen_ns,
+        last_seen_ns,
+        last_seq,
+        last_ack,
+        last_flags,
+        suppressed,
+    }
+}
+
+/// `Counters`
+pub(super) fn counters(service: &Service, caller: &Caller, call: &CountersCall) -> Result<Counters, Fault> {
+    known(service, caller)?;
+    if let Some(name) = &call.interface
+        && !service.attached().iter().any(|attachment| attachment.interface().name == *name)
+    {
+        return Err(Error::invalid("interface", format_args!("nothing is leased on '{name}'")).into());
+    }
+    let mut interfaces = Vec::new();
+    for attachment in service.attached() {
+        let name = attachment.interface().name.clone();
+        if call.interface.as_ref().is_some_and(|wanted| *wanted != name) {
+            continue;
+        }
+        let Ok(crafter) = attachment.crafter() else { continue };
+        let counted = crafter.counters()?;
+        let reasons = crafter_common::reason::Reason::ALL.iter();
+        interfaces.push(InterfaceCounters {
+            interface: name,
+            ingress: counted.ingress(),
+            egress: counted.egress(),
+            counters: reasons.map(|&reason| (reason.name().to_owned(), counted.get(reason))).collect(),
+        });
+    }
+    Ok(Counters { interfaces })
+}

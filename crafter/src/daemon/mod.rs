@@ -1,0 +1,173 @@
+//! The service: one privileged process that owns the hooks, and leases ports to others.
+//!
+//! One thread does it all, on a runtime of its own: a packet goes from a client's socket through the policy to the
+//! kernel, and a reply from the driver to a client's socket, without a lock or a hand-over in between. What takes the
+//! kernel long (attaching, detaching) happens on threads beside it.
+//!
+//! - `connection`: a control connection, method by method (`methods`, `leasing`, `monitor`).
+//! - `state`: the policy, the attachments, the leases.
+//! - `attachment`: an interface that is attached, and the relay from the driver to the leases' sockets.
+//! - `hold`: a lease; `outgoing`: what its client sends; `observe`: looking on.
+
+mod attachment;
+mod connection;
+mod fault;
+mod hold;
+mod leasing;
+mod methods;
+mod monitor;
+pub mod names;
+mod observe;
+mod outgoing;
+mod state;
+mod users;
+
+use std::{
+    os::unix::net::UnixListener,
+    path::PathBuf,
+    rc::Rc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    task::{LocalSet, spawn_local},
+};
+
+use self::state::Service;
+use crate::{Error, Options, Result, datapath::address::AddressWatch};
+
+/// Where the policy is, unless somebody names another file.
+pub const POLICY: &str = "/etc/crafter/crafter.toml";
+
+/// Control connections at once; one more is closed.
+const CONNECTIONS: usize = 4096;
+
+/// How long clients may take to notice that the service stops.
+const STOPPING: Duration = Duration::from_millis(50);
+
+/// How to serve.
+#[derive(Debug, Clone, Default)]
+pub struct ServeOptions {
+    /// The policy's file; `None`: [`POLICY`], or the shipped one where that is missing.
+    pub policy: Option<PathBuf>,
+    /// How interfaces are opened.
+    pub open: Options,
+    /// End when there was nothing to do for so long.
+    pub idle: Option<Duration>,
+}
+
+/// Whom the service tells how it is.
+pub trait Status {
+    /// It serves from now on.
+    fn ready(&self) {}
+    /// It reads its policy again; [`Status::ready`] follows.
+    fn reloading(&self) {}
+    /// It stops.
+    fn stopping(&self) {}
+    /// It is alive; to be called every so often.
+    fn beat(&self) {}
+    /// How often [`Status::beat`] is to be called.
+    fn interval(&self) -> Option<Duration> {
+        None
+    }
+}
+
+/// Serves on `listener` until SIGTERM or SIGINT comes, or it was idle for long enough. SIGHUP reads the policy again.
+///
+/// # Errors
+/// Those of the policy, and of listening.
+pub async fn serve(options: ServeOptions, listener: UnixListener, status: &dyn Status) -> Result<()> {
+    LocalSet::new().run_until(run(options, listener, status)).await
+}
+
+async fn run(options: ServeOptions, listener: UnixListener, status: &dyn Status) -> Result<()> {
+    let failed = |source| Error::Io { action: "serve".to_owned(), source };
+    let service = Service::new(options)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    let listener = tokio::net::UnixListener::from_std(listener).map_err(failed)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let mut hang_up = signal(SignalKind::hangup()).map_err(failed)?;
+    let mut addresses = AddressWatch::open()?;
+    let mut beat = tokio::time::interval(status.interval().unwrap_or(Duration::from_secs(3600)));
+    status.ready();
+    let mut idle = std::pin::pin!(idle_for(&service));
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => accept(&service, stream),
+                // Descriptors may have run out: others give theirs back.
+                Err(error) => {
+                    log::warn!("a connection was not taken: {error}");
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            },
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hang_up.recv() => {
+                status.reloading();
+                match service.reload() {
+                    Ok(ended) => log::info!("a new policy is in force; {} leases ended by it", ended.len()),
+                    Err(error) => log::error!("{error}; the former policy stays in force"),
+                }
+                status.ready();
+            }
+            changed = addresses.changed() => match changed {
+                Ok(()) => service.handle_addresses(),
+                Err(error) => {
+                    log::error!("{error}");
+                    break;
+                }
+            },
+            _ = beat.tick() => status.beat(),
+            () = &mut idle => break,
+        }
+    }
+    status.stopping();
+    service.stop();
+    // Their sockets say why before they close.
+    let deadline = tokio::time::Instant::now() + STOPPING;
+    while service.lease_count() > 0 && tokio::time::Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    Ok(())
+}
+
+fn accept(service: &Rc<Service>, stream: tokio::net::UnixStream) {
+    if service.connections.get() >= CONNECTIONS {
+        log::warn!("{CONNECTIONS} control connections are open: one more is closed");
+        return;
+    }
+    service.connections.set(service.connections.get() + 1);
+    let service = service.clone();
+    spawn_local(async move {
+        connection::run(service.clone(), stream).await;
+        service.connections.set(service.connections.get() - 1);
+        service.quiet.notify_one();
+    });
+}
+
+/// Returns once nothing was to be done for as long as the options say.
+async fn idle_for(service: &Rc<Service>) {
+    let Some(patience) = service.options.idle else { return std::future::pending().await };
+    loop {
+        while !service.is_idle() {
+            service.quiet.notified().await;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(patience) => {
+                if service.is_idle() {
+                    return;
+                }
+            }
+            () = service.quiet.notified() => {}
+        }
+    }
+}
+
+/// Microseconds since 1970.
+fn now_us() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_micros()).unwrap_or(u64::MAX)
+}

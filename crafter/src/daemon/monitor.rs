@@ -1,0 +1,109 @@
+//! `Monitor`: events as they happen, and what is counted now and then.
+
+use std::{collections::HashMap, rc::Rc, time::Duration};
+
+use tokio::{
+    sync::broadcast::error::RecvError,
+    time::{MissedTickBehavior, interval},
+};
+use zlink::{Call, Reply, varlink_service};
+
+use super::{
+    connection::{AnyCall, Bound, parameters},
+    hold::{Hold, Tally},
+    leasing::Caller,
+    methods,
+    state::{Service, event, event_of},
+};
+use crate::service::wire::{Event, Events, MonitorCall};
+
+/// How often what is counted is told, unless somebody asks for something else.
+const INTERVAL: u64 = 1000;
+
+/// Tells the client until it closes the connection.
+pub(super) async fn run(
+    service: &Rc<Service>,
+    caller: &Caller,
+    mut connection: Bound,
+    call: &Call<AnyCall>,
+) -> zlink::Result<()> {
+    let wanted = match parameters::<MonitorCall>(call.method()) {
+        Ok(wanted) => wanted,
+        Err(fault) => return connection.send_error(&fault, Vec::new()).await,
+    };
+    if !call.more() {
+        return connection.send_error(&varlink_service::Error::ExpectedMore, Vec::new()).await;
+    }
+    let mut events = service.events();
+    let millis = wanted.interval_ms.unwrap_or(INTERVAL).clamp(100, 3_600_000);
+    let mut ticks = interval(Duration::from_millis(millis));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut watch = Watch { whose: methods::visible(service, caller), seen: HashMap::new() };
+    watch.look(service);
+    let (mut read, mut write) = connection.split();
+    // At once, so that the client knows that it listens.
+    let mut told = Some(Vec::new());
+    loop {
+        if let Some(events) = told.take() {
+            write.send_reply(&Reply::new(Some(Events { events })).set_continues(Some(true)), Vec::new()).await?;
+        }
+        tokio::select! {
+            // Nothing is to come but the end.
+            end = read.receive_call::<AnyCall>() => return end.map(drop),
+            event = events.recv() => match event {
+                Ok(event) => told = watch.sees(&event).then(|| vec![event]),
+                Err(RecvError::Lagged(count)) => {
+                    let message = Some(format!("{count} events were lost, as they were not read in time"));
+                    told = Some(vec![Event { event: "lost".to_owned(), count: Some(count), message, ..event_now() }]);
+                }
+                Err(RecvError::Closed) => return Ok(()),
+            },
+            _ = ticks.tick() => told = Some(watch.look(service)).filter(|events| !events.is_empty()),
+        }
+    }
+}
+
+fn event_now() -> Event {
+    event()
+}
+
+/// What one client has been told.
+struct Watch {
+    whose: Option<u32>,
+    /// By lease: delivered, delivered bytes, suppressed, lost, refused.
+    seen: HashMap<u64, [u64; 5]>,
+}
+
+impl Watch {
+    fn sees(&self, event: &Event) -> bool {
+        self.whose.is_none() || event.user.is_none() || event.user == self.whose
+    }
+
+    /// What was counted since the last look.
+    fn look(&mut self, service: &Service) -> Vec<Event> {
+        let mut events = Vec::new();
+        let mut seen = HashMap::new();
+        for hold in service.leases_after(0) {
+            if self.whose.is_some_and(|user| user != hold.subject().user) {
+                continue;
+            }
+            let now = counted(&hold);
+            let before = self.seen.get(&hold.what.number).copied().unwrap_or_default();
+            let more = |at: usize| now[at] - before[at];
+            for (at, kind) in [(0, "delivered"), (2, "suppressed"), (3, "lost"), (4, "refused")] {
+                if more(at) > 0 {
+                    let bytes = (at == 0).then(|| more(1));
+                    events.push(Event { event: kind.to_owned(), count: Some(more(at)), bytes, ..event_of(&hold) });
+                }
+            }
+            seen.insert(hold.what.number, now);
+        }
+        self.seen = seen;
+        events
+    }
+}
+
+fn counted(hold: &Hold) -> [u64; 5] {
+    let Tally { delivered, delivered_bytes, suppressed, lost, refused, .. } = &hold.tally;
+    [delivered.get(), delivered_bytes.get(), suppressed.get(), lost.get(), refused.get()]
+}

@@ -1,0 +1,56 @@
+//! Looking on for a client: frames of an interface, relayed to its socket.
+
+use std::{rc::Rc, time::Duration};
+
+use super::{
+    hold::{Hold, monotonic_ns},
+    state::Service,
+};
+use crate::{
+    capture::Link,
+    datapath::tap::{Tap, TapOptions},
+    service::record::{CUT, Code, ETHERNET, OUTGOING},
+};
+
+/// Packets looked at before others get their turn.
+const BURST: usize = 64;
+
+/// How a tap of the service is opened.
+pub(super) fn options(filter: Option<String>, direction: Option<crate::capture::Direction>) -> TapOptions {
+    TapOptions { filter, direction, gather: Duration::ZERO, ..TapOptions::default() }
+}
+
+/// Relays what `tap` sees until the client closes its end or the lease is ended.
+pub(super) async fn run(service: Rc<Service>, hold: Rc<Hold>, mut tap: Tap, outgoing: bool) {
+    let mut flags = if tap.link() == Link::ETHERNET { ETHERNET } else { 0 };
+    if outgoing {
+        flags |= OUTGOING;
+    }
+    let mut count = 0;
+    loop {
+        let captured = tokio::select! {
+            biased;
+            () = hold.ended() => break,
+            // Nothing is to be sent here: what comes is the end, or it is refused by being one.
+            _ = hold.socket.readable() => break,
+            captured = tap.next() => captured,
+        };
+        let captured = match captured {
+            Ok(captured) => captured,
+            Err(error) => {
+                hold.end(Code::InterfaceGone, &error.to_string());
+                break;
+            }
+        };
+        let age =
+            captured.time.map_or(Duration::ZERO, |time| Duration::from_micros(super::now_us()).saturating_sub(time));
+        let time = monotonic_ns().saturating_sub(u64::try_from(age.as_nanos()).unwrap_or(u64::MAX));
+        let cut = if (captured.bytes.len() as u64) < u64::from(captured.original_length) { CUT } else { 0 };
+        hold.show(&captured.bytes, captured.original_length, time, flags | cut);
+        count += 1;
+        if count % BURST == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+    service.forget(&hold);
+}

@@ -1,0 +1,171 @@
+//! What clients send: each packet compared with its lease and the policy, then sent or refused.
+
+use std::{io, rc::Rc, time::Instant};
+
+use super::{
+    hold::{Hold, Packet},
+    state::Service,
+};
+use crate::{
+    mmsg::Inbox,
+    policy::{Decision, Grant, Outgoing, PacketPorts, Policy},
+    service::record::Code,
+};
+
+/// What came of looking at a lease's socket.
+enum Took {
+    /// So many packets; more may be there.
+    Some,
+    /// Nothing more is there for now.
+    Nothing,
+    /// The client has closed it.
+    End,
+}
+
+/// Sends what the client of `hold` sends, until it closes its end or the lease is ended.
+pub(super) async fn run(service: Rc<Service>, hold: Rc<Hold>) {
+    loop {
+        let mut guard = tokio::select! {
+            biased;
+            () = hold.ended() => break,
+            ready = hold.socket.readable() => match ready {
+                Ok(guard) => guard,
+                Err(_) => break,
+            },
+        };
+        match take(&service, &hold) {
+            Took::Some => {}
+            Took::Nothing => guard.clear_ready(),
+            Took::End => break,
+        }
+        drop(guard);
+        // Others get their turn.
+        tokio::task::yield_now().await;
+    }
+    service.forget(&hold);
+}
+
+/// Takes what is there, at most a batch.
+fn take(service: &Rc<Service>, hold: &Rc<Hold>) -> Took {
+    let mut inbox = service.inbox.borrow_mut();
+    let is_all = match inbox.receive(hold.socket.get_ref()) {
+        Ok(0) => return Took::End,
+        Ok(count) => count < Inbox::MOST,
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Took::Nothing,
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => return Took::Some,
+        Err(_) => return Took::End,
+    };
+    let policy = service.policy();
+    let now = Instant::now();
+    let mut packets = Vec::with_capacity(64);
+    for (bytes, cut) in inbox.messages() {
+        match judge(&policy, hold, bytes, cut, now) {
+            Err(Refusal { code, decision, sentence }) => {
+                let rule = decision.and_then(|decision| decision.rule).map_or(0, |rule| rule as u16);
+                hold.refuse(code, rule, &sentence, bytes);
+            }
+            Ok(None) => packets.push(Packet::Frame(bytes)),
+            Ok(Some(outgoing)) => {
+                // A route asked for with an address that is not the host's would be none.
+                let own = hold.what.grant.sources().binary_search(&outgoing.source.to_canonical()).is_ok();
+                let source = own.then_some(outgoing.source);
+                match hold.attachment.known_route(outgoing.destination, source) {
+                    Some(route) => packets.push(Packet::Ip(route, bytes)),
+                    None => hold.attachment.send_later(hold, outgoing.destination, source, bytes),
+                }
+            }
+        }
+    }
+    if !packets.is_empty() {
+        hold.attachment.transmit(hold, &packets);
+    }
+    // What comes from now on makes the socket ready anew.
+    if is_all { Took::Nothing } else { Took::Some }
+}
+
+struct Refusal {
+    code: Code,
+    /// The policy's, if it is that which refuses.
+    decision: Option<Decision>,
+    sentence: String,
+}
+
+impl From<Decision> for Refusal {
+    fn from(decision: Decision) -> Self {
+        Self { code: Code::Policy, decision: Some(decision), sentence: decision.to_string() }
+    }
+}
+
+/// Whether a message may be sent; what it is, if it is an IP packet.
+fn judge(policy: &Policy, hold: &Rc<Hold>, bytes: &[u8], cut: bool, now: Instant) -> Result<Option<Outgoing>, Refusal> {
+    let malformed = |sentence: String| Refusal { code: Code::Malformed, decision: None, sentence };
+    if cut {
+        return Err(malformed("it is longer than any packet".to_owned()));
+    }
+    if hold.what.protocol == "observe" {
+        return Err(malformed("nothing is sent where packets are observed".to_owned()));
+    }
+    let mut usage = hold.usage().borrow_mut();
+    if hold.sends_frames() {
+        let outgoing = ip_of(bytes).and_then(Outgoing::read);
+        let grant = outgoing.as_ref().and_then(|outgoing| borrowed(hold, outgoing));
+        let decision = policy.frame(grant.as_ref().unwrap_or(&hold.what.grant), bytes, &mut usage, now);
+        drop(usage);
+        allowed(decision)?;
+        if let Some(outgoing) = &outgoing {
+            flow(policy, hold, outgoing, now)?;
+        }
+        return Ok(None);
+    }
+    let Some(outgoing) = Outgoing::read(bytes) else {
+        return Err(malformed("its IP header and ports cannot be read".to_owned()));
+    };
+    let decision = policy.packet(&hold.what.grant, &outgoing, &mut usage, now);
+    drop(usage);
+    allowed(decision)?;
+    flow(policy, hold, &outgoing, now)?;
+    Ok(Some(outgoing))
+}
+
+fn allowed(decision: Decision) -> Result<(), Refusal> {
+    match decision.is_allowed() {
+        true => Ok(()),
+        false => Err(decision.into()),
+    }
+}
+
+/// Frames of TCP, UDP and ICMP come from ports of other leases of the same user: their grant, for frames.
+fn borrowed(hold: &Hold, outgoing: &Outgoing) -> Option<Grant> {
+    let transport = outgoing.transport?;
+    let port = match outgoing.ports {
+        PacketPorts::Both { source, .. } => source,
+        PacketPorts::Query { identifier } => identifier,
+        _ => return None,
+    };
+    let owner = hold.attachment.owner(hold.subject().user, |other| {
+        let wish = other.what.grant.wish();
+        wish.transport == Some(transport)
+            && wish.ports.contains(&port)
+            && other.what.address.is_none_or(|address| address == outgoing.source)
+    })?;
+    Some(owner.what.grant.for_frames())
+}
+
+/// Counts the packet's flow, if it is one.
+fn flow(policy: &Policy, hold: &Hold, outgoing: &Outgoing, now: Instant) -> Result<(), Refusal> {
+    let PacketPorts::Both { source, destination } = outgoing.ports else { return Ok(()) };
+    hold.flow((outgoing.destination, destination, source), now, |usage| allowed(policy.flow(&hold.what.grant, usage)))
+}
+
+/// The IP packet in a frame, behind VLAN tags.
+fn ip_of(frame: &[u8]) -> Option<&[u8]> {
+    let mut rest = frame.get(12..)?;
+    loop {
+        let (kind, after) = rest.split_first_chunk::<2>()?;
+        rest = match u16::from_be_bytes(*kind) {
+            0x8100 | 0x88a8 | 0x9100 => after.get(2..)?,
+            0x0800 | 0x86dd => return Some(after),
+            _ => return None,
+        };
+    }
+}

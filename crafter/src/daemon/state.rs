@@ -1,0 +1,312 @@
+//! What the service knows: the policy, the interfaces that it is attached to, the leases.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, HashMap},
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+    rc::Rc,
+    time::Duration,
+};
+
+use tokio::sync::{Notify, OnceCell, broadcast};
+
+use super::{ServeOptions, attachment::Attachment, hold::Hold, names::HostNames, now_us, users::Users};
+use crate::{
+    Error, Result,
+    mmsg::Inbox,
+    policy::{Host, Policy, SHIPPED},
+    service::{record::Code, wire::Event},
+};
+
+/// The longest message of a client: an IP packet of 65,535 bytes behind an Ethernet header with two VLAN tags.
+const LONGEST: usize = 65_535 + 22;
+
+/// How long an interface stays attached behind its last lease: who leases again at once does not wait again.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Events that a monitor may be behind.
+const EVENTS: usize = 1024;
+
+type Slot = Rc<OnceCell<Rc<Attachment>>>;
+
+/// The service.
+pub(super) struct Service {
+    pub(super) options: ServeOptions,
+    policy: RefCell<Rc<Policy>>,
+    pub(super) users: Users,
+    leases: RefCell<BTreeMap<u64, Rc<Hold>>>,
+    attachments: RefCell<HashMap<String, Slot>>,
+    /// This host's addresses and broadcast addresses.
+    host: RefCell<Option<Rc<(Vec<IpAddr>, Vec<Ipv4Addr>)>>>,
+    next: Cell<u64>,
+    events: broadcast::Sender<Event>,
+    /// Where messages of clients lie while they are looked at.
+    pub(super) inbox: RefCell<Inbox>,
+    /// Control connections open.
+    pub(super) connections: Cell<usize>,
+    /// Notified whenever there may be nothing left to do.
+    pub(super) quiet: Notify,
+    /// Microseconds since 1970.
+    pub(super) started: u64,
+}
+
+impl Service {
+    /// With the policy of `options`.
+    ///
+    /// # Errors
+    /// Those of the policy.
+    pub(super) fn new(options: ServeOptions) -> Result<Rc<Self>> {
+        let policy = load(options.policy.as_ref())?;
+        for warning in policy.warnings() {
+            log::warn!("policy: {warning}");
+        }
+        Ok(Rc::new(Self {
+            options,
+            policy: RefCell::new(Rc::new(policy)),
+            users: Users::default(),
+            leases: RefCell::default(),
+            attachments: RefCell::default(),
+            host: RefCell::default(),
+            next: Cell::new(1),
+            events: broadcast::channel(EVENTS).0,
+            inbox: RefCell::new(Inbox::new(LONGEST)),
+            connections: Cell::new(0),
+            quiet: Notify::new(),
+            started: now_us(),
+        }))
+    }
+
+    /// The policy in force.
+    pub(super) fn policy(&self) -> Rc<Policy> {
+        self.policy.borrow().clone()
+    }
+
+    /// Reads the policy again. Leases that it does not allow end; their numbers.
+    ///
+    /// # Errors
+    /// Those of the policy; the former one is in force then.
+    pub(super) fn reload(&self) -> Result<Vec<u64>> {
+        let policy = Rc::new(load(self.options.policy.as_ref())?);
+        self.policy.replace(policy.clone());
+        let mut ended = Vec::new();
+        for (&number, hold) in &*self.leases.borrow() {
+            let decision = policy.review(&hold.what.grant);
+            if !decision.is_allowed() {
+                hold.end(Code::Policy, &decision.to_string());
+                ended.push(number);
+            }
+        }
+        Ok(ended)
+    }
+
+    /// What the policy has to know of the host, for an interface with this MTU.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the kernel does not list its addresses.
+    pub(super) fn host(&self, mtu: u32) -> Result<Host> {
+        let known = self.host.borrow().clone();
+        let known = match known {
+            Some(known) => known,
+            None => self.host.borrow_mut().insert(Rc::new(super::names::addresses()?)).clone(),
+        };
+        let (addresses, broadcasts) = &*known;
+        // An IP packet of `lo` is as long as its length field allows.
+        let mtu = (mtu as usize).min(usize::from(u16::MAX));
+        Ok(Host { addresses: addresses.clone(), broadcasts: broadcasts.clone(), mtu })
+    }
+
+    /// Forgets the addresses of this host: they have changed.
+    pub(super) fn handle_addresses(&self) {
+        self.host.replace(None);
+    }
+
+    /// The attachment to an interface, attached if it is not yet.
+    ///
+    /// # Errors
+    /// Those of [`crate::Crafter::open`].
+    async fn attachment(self: &Rc<Self>, name: &str) -> Result<Rc<Attachment>> {
+        let slot = self.attachments.borrow_mut().entry(name.to_owned()).or_default().clone();
+        let result = slot
+            .get_or_try_init(|| async {
+                let weak = Rc::downgrade(self);
+                let gone = move |attachment: Rc<Attachment>| {
+                    if let Some(service) = weak.upgrade() {
+                        service.handle_gone(&attachment);
+                    }
+                };
+                let attachment = Attachment::open(name, self.options.open.clone(), gone).await?;
+                let message = Some(attachment.report().to_string());
+                self.tell(Event { event: "attached".to_owned(), interface: Some(name.to_owned()), message, ..event() });
+                Ok(attachment)
+            })
+            .await
+            .cloned();
+        if result.is_err() && !slot.initialized() && Rc::strong_count(&slot) <= 2 {
+            // Nobody else waits for it.
+            self.attachments.borrow_mut().remove(name);
+        }
+        result
+    }
+
+    /// The attachment to an interface, held from now on.
+    ///
+    /// # Errors
+    /// Those of [`crate::Crafter::open`].
+    pub(super) async fn using(self: &Rc<Self>, name: &str) -> Result<Using> {
+        let attachment = self.attachment(name).await?;
+        attachment.users.set(attachment.users.get() + 1);
+        Ok(Using { service: self.clone(), attachment })
+    }
+
+    /// All interfaces attached to.
+    pub(super) fn attached(&self) -> Vec<Rc<Attachment>> {
+        let mut attached: Vec<_> = self.attachments.borrow().values().filter_map(|slot| slot.get().cloned()).collect();
+        attached.sort_by(|a, b| a.interface().name.cmp(&b.interface().name));
+        attached
+    }
+
+    fn handle_gone(&self, attachment: &Rc<Attachment>) {
+        let name = &attachment.interface().name;
+        let sentence = format!("the interface {name} is gone");
+        self.tell(Event {
+            event: "hook-lost".to_owned(),
+            interface: Some(name.clone()),
+            message: Some(sentence.clone()),
+            ..event()
+        });
+        let is_this = |slot: &Slot| slot.get().is_some_and(|there| Rc::ptr_eq(there, attachment));
+        self.attachments.borrow_mut().retain(|_, slot| !is_this(slot));
+        for hold in self.leases.borrow().values().filter(|hold| Rc::ptr_eq(&hold.attachment, attachment)) {
+            hold.end(Code::InterfaceGone, &sentence);
+        }
+        attachment.detach();
+    }
+
+    /// A number that no lease had before.
+    pub(super) fn number(&self) -> u64 {
+        let number = self.next.get();
+        self.next.set(number + 1);
+        number
+    }
+
+    /// A lease begins.
+    pub(super) fn begin(&self, hold: Rc<Hold>) {
+        self.tell(Event { event: "lease-begun".to_owned(), ..event_of(&hold) });
+        self.leases.borrow_mut().insert(hold.what.number, hold);
+    }
+
+    /// A lease is over: its ports are free, its client knows.
+    pub(super) fn forget(self: &Rc<Self>, hold: &Rc<Hold>) {
+        if self.leases.borrow_mut().remove(&hold.what.number).is_none() {
+            return;
+        }
+        hold.close();
+        self.tell(Event { event: "lease-ended".to_owned(), ..event_of(hold) });
+        self.quiet.notify_one();
+    }
+
+    /// Detaches from an interface in a moment, unless something is leased on it then.
+    fn release(self: &Rc<Self>, attachment: &Rc<Attachment>) {
+        if attachment.users.get() > 0 || attachment.is_gone() {
+            return;
+        }
+        let (service, attachment) = (self.clone(), attachment.clone());
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(LINGER).await;
+            let name = attachment.interface().name.clone();
+            let mut attachments = service.attachments.borrow_mut();
+            let is_this = |slot: &Slot| slot.get().is_some_and(|there| Rc::ptr_eq(there, &attachment));
+            if attachment.users.get() == 0 && attachments.get(&name).is_some_and(is_this) {
+                attachments.remove(&name);
+                attachment.detach();
+                drop(attachments);
+                service.tell(Event { event: "detached".to_owned(), interface: Some(name), ..event() });
+                service.quiet.notify_one();
+            }
+        });
+    }
+
+    /// Whether nothing is leased, attached or connected.
+    pub(super) fn is_idle(&self) -> bool {
+        self.connections.get() == 0 && self.leases.borrow().is_empty() && self.attachments.borrow().is_empty()
+    }
+
+    /// A lease by its number.
+    pub(super) fn lease(&self, number: u64) -> Option<Rc<Hold>> {
+        self.leases.borrow().get(&number).cloned()
+    }
+
+    /// The leases behind `after`, in order.
+    pub(super) fn leases_after(&self, after: u64) -> Vec<Rc<Hold>> {
+        self.leases.borrow().range(after.saturating_add(1)..).map(|(_, hold)| hold.clone()).collect()
+    }
+
+    /// How many leases there are.
+    pub(super) fn lease_count(&self) -> usize {
+        self.leases.borrow().len()
+    }
+
+    /// Ends all leases; the clients are told.
+    pub(super) fn stop(&self) {
+        for hold in self.leases.borrow().values() {
+            hold.end(Code::Stops, "the service stops");
+        }
+    }
+
+    /// Those who monitor are told.
+    pub(super) fn tell(&self, event: Event) {
+        // Nobody may listen.
+        let _ = self.events.send(event);
+    }
+
+    /// Events from now on.
+    pub(super) fn events(&self) -> broadcast::Receiver<Event> {
+        self.events.subscribe()
+    }
+}
+
+/// Keeps an interface attached.
+pub(super) struct Using {
+    service: Rc<Service>,
+    pub(super) attachment: Rc<Attachment>,
+}
+
+impl Drop for Using {
+    fn drop(&mut self) {
+        self.attachment.users.set(self.attachment.users.get() - 1);
+        self.service.release(&self.attachment);
+    }
+}
+
+/// An event of now.
+pub(super) fn event() -> Event {
+    Event { time: now_us(), ..Event::default() }
+}
+
+/// An event of a lease.
+pub(super) fn event_of(hold: &Hold) -> Event {
+    let lease = hold.describe();
+    Event {
+        interface: Some(lease.interface),
+        lease: Some(lease.lease),
+        user: Some(lease.user),
+        protocol: Some(lease.protocol),
+        first_port: lease.first_port,
+        last_port: lease.last_port,
+        ..event()
+    }
+}
+
+/// The policy of a file; the shipped one where there is no file, and none was named.
+fn load(path: Option<&PathBuf>) -> Result<Policy> {
+    let text = match path {
+        None => match std::fs::read_to_string(super::POLICY) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => SHIPPED.to_owned(),
+            read => read.map_err(|source| Error::Io { action: format!("read {}", super::POLICY), source })?,
+        },
+        Some(path) => std::fs::read_to_string(path)
+            .map_err(|source| Error::Io { action: format!("read {}", path.display()), source })?,
+    };
+    Policy::load(&text, &HostNames)
+}

@@ -1,0 +1,156 @@
+//! Several packets in one system call, out and in.
+
+use std::{
+    io,
+    mem::{self, MaybeUninit},
+    os::fd::{AsFd, AsRawFd as _},
+};
+
+use socket2::SockAddr;
+
+/// A message to send: its bytes in two parts, of which either may be empty, and where it goes if the socket does not
+/// say.
+pub(crate) type Message<'m> = ([&'m [u8]; 2], Option<&'m SockAddr>);
+
+/// Hands messages to the kernel by sendmmsg(2), without blocking: at most `MOST` of them. How many the kernel took;
+/// those behind them it did not look at.
+///
+/// # Errors
+/// What is wrong with the first message; of a later one nothing is told but that it was not taken.
+pub(crate) fn send<'m, const MOST: usize>(
+    socket: &impl AsFd,
+    messages: impl Iterator<Item = Message<'m>>,
+) -> io::Result<usize> {
+    let mut vectors = [const { [MaybeUninit::<libc::iovec>::uninit(); 2] }; MOST];
+    let mut headers = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; MOST];
+    let mut count = 0;
+    for ((([first, second], to), [one, two]), header) in messages.zip(&mut vectors).zip(&mut headers) {
+        let vector = one.write(vector(first.as_ptr(), first.len()));
+        two.write(self::vector(second.as_ptr(), second.len()));
+        // SAFETY: mmsghdr is plain data, for which all zeroes is a valid value (no name, no control data).
+        let header = header.write(unsafe { mem::zeroed() });
+        header.msg_hdr.msg_iov = vector;
+        header.msg_hdr.msg_iovlen = if second.is_empty() { 1 } else { 2 };
+        if let Some(to) = to {
+            header.msg_hdr.msg_name = to.as_ptr().cast_mut().cast();
+            header.msg_hdr.msg_namelen = to.len();
+        }
+        count += 1;
+    }
+    let (descriptor, headers) = (socket.as_fd().as_raw_fd(), headers.as_mut_ptr().cast());
+    // SAFETY: the first `count` headers (at most MOST) were initialised above; they point to pairs of vectors on this
+    // stack and to bytes and addresses that are borrowed for longer than the call, which only reads them.
+    let sent = unsafe { libc::sendmmsg(descriptor, headers, count, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+}
+
+fn vector(bytes: *const u8, length: usize) -> libc::iovec {
+    libc::iovec { iov_base: bytes.cast_mut().cast(), iov_len: length }
+}
+
+/// Room for messages received together.
+pub(crate) struct Inbox {
+    /// Slots of `slot` bytes.
+    bytes: Vec<u8>,
+    slot: usize,
+    /// Of each message received: its length, and whether it was longer than its slot.
+    received: Vec<(usize, bool)>,
+}
+
+impl Inbox {
+    /// Messages that one call receives at most.
+    pub(crate) const MOST: usize = 64;
+
+    /// Room for messages of `longest` bytes. Memory is taken where messages come to lie.
+    pub(crate) fn new(longest: usize) -> Self {
+        Self { bytes: vec![0; longest * Self::MOST], slot: longest, received: Vec::with_capacity(Self::MOST) }
+    }
+
+    /// Receives what is there by recvmmsg(2), without blocking; how many messages, at most 64. 0: the other end is
+    /// closed.
+    ///
+    /// # Errors
+    /// Those of the system call, `WouldBlock` if nothing is there.
+    pub(crate) fn receive(&mut self, socket: &impl AsFd) -> io::Result<usize> {
+        self.received.clear();
+        let mut vectors = [const { MaybeUninit::<libc::iovec>::uninit() }; Self::MOST];
+        let mut headers = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; Self::MOST];
+        for ((slot, vector), header) in self.bytes.chunks_exact_mut(self.slot).zip(&mut vectors).zip(&mut headers) {
+            let vector = vector.write(libc::iovec { iov_base: slot.as_mut_ptr().cast(), iov_len: slot.len() });
+            // SAFETY: mmsghdr is plain data, for which all zeroes is a valid value (no name, no control data).
+            let header = header.write(unsafe { mem::zeroed() });
+            header.msg_hdr.msg_iov = vector;
+            header.msg_hdr.msg_iovlen = 1;
+        }
+        let descriptor = socket.as_fd().as_raw_fd();
+        // SAFETY: all MOST headers were initialised above, as `bytes` has MOST slots; they point to vectors on this
+        // stack, and these to slots that are borrowed mutably and apart from each other during the call.
+        let count = unsafe {
+            libc::recvmmsg(
+                descriptor,
+                headers.as_mut_ptr().cast(),
+                Self::MOST as u32,
+                libc::MSG_DONTWAIT,
+                std::ptr::null_mut(),
+            )
+        };
+        let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
+        for header in &headers[..count] {
+            // SAFETY: initialised above, and written by the kernel since.
+            let header = unsafe { header.assume_init_ref() };
+            self.received.push((header.msg_len as usize, header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0));
+        }
+        // A closed sequenced-packet socket gives one message without bytes, again and again.
+        if self.received.last() == Some(&(0, false)) {
+            self.received.pop();
+        }
+        Ok(self.received.len())
+    }
+
+    /// What was received, in order, each with whether it was cut to the longest that there is room for.
+    pub(crate) fn messages(&self) -> impl Iterator<Item = (&[u8], bool)> {
+        self.received
+            .iter()
+            .zip(self.bytes.chunks_exact(self.slot))
+            .map(|(&(length, cut), slot)| (&slot[..length], cut))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use socket2::{Domain, Socket, Type};
+
+    use super::*;
+
+    fn pair() -> (Socket, Socket) {
+        Socket::pair(Domain::UNIX, Type::SEQPACKET, None).unwrap()
+    }
+
+    #[test]
+    fn messages_arrive_as_they_were_sent() {
+        let (a, b) = pair();
+        let mut inbox = Inbox::new(100);
+        assert_eq!(inbox.receive(&b).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        let long = [7; 101];
+        let messages: [[&[u8]; 2]; 4] = [[b"one", b""], [b"t", b"wo"], [b"", b"three"], [&long, b""]];
+        assert_eq!(send::<8>(&a, messages.iter().map(|&parts| (parts, None))).unwrap(), 4);
+        assert_eq!(inbox.receive(&b).unwrap(), 4);
+        let received: Vec<_> = inbox.messages().collect();
+        assert_eq!(received, [(&b"one"[..], false), (b"two", false), (b"three", false), (&long[..100], true)]);
+    }
+
+    #[test]
+    fn no_more_than_is_asked_for_and_an_end() {
+        let (a, b) = pair();
+        let mut inbox = Inbox::new(16);
+        let many = || std::iter::repeat_n(([&b"x"[..], &[]], None), 100);
+        assert_eq!(send::<8>(&a, many()).unwrap(), 8);
+        assert_eq!(send::<80>(&a, many()).unwrap(), 80);
+        drop(a);
+        assert_eq!(inbox.receive(&b).unwrap(), 64);
+        assert_eq!(inbox.receive(&b).unwrap(), 24, "what was sent before the end is not lost");
+        assert_eq!(inbox.receive(&b).unwrap(), 0);
+        assert_eq!(inbox.messages().count(), 0);
+        assert_eq!(send::<1>(&b, many()).unwrap_err().raw_os_error(), Some(libc::EPIPE), "and no signal");
+    }
+}
