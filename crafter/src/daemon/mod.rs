@@ -13,6 +13,7 @@ mod attachment;
 mod connection;
 mod fault;
 mod hold;
+pub mod host;
 mod leasing;
 mod methods;
 mod monitor;

@@ -1,0 +1,288 @@
+//! Privileges: [four capabilities](NEEDED) and no other, and a user that is not root where one is named.
+//!
+//! Linux keeps capabilities by thread, so all of this comes before the first thread is started.
+
+use std::{fs, io};
+
+use caps::{CapSet, Capability, CapsHashSet, errors::CapsError, securebits::set_keepcaps};
+use nix::{
+    errno::Errno,
+    sys::{
+        prctl::set_no_new_privs,
+        resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit},
+    },
+    unistd::{Uid, User, geteuid, initgroups, setresgid, setresuid},
+};
+
+use crate::error::{Error, Result};
+
+/// What the service needs, by capabilities(7) names, and what for.
+pub const NEEDED: [(Capability, &str, &str); 4] = [
+    (Capability::CAP_NET_ADMIN, "CAP_NET_ADMIN", "attach programs to interfaces, mark packets, AF_XDP"),
+    (Capability::CAP_NET_RAW, "CAP_NET_RAW", "packet and raw sockets: whatever crafted packets leave by"),
+    (Capability::CAP_BPF, "CAP_BPF", "load programs and create maps"),
+    (Capability::CAP_PERFMON, "CAP_PERFMON", "have the verifier accept packet pointers at variable offsets"),
+];
+
+/// Descriptors to have where there is the choice: each leased port takes one.
+const DESCRIPTORS: u64 = 524_288;
+
+/// Raises the limits, changes to `user` (by name or number) where it is another one than this process runs as, and
+/// keeps [`NEEDED`]: everything else leaves the permitted, effective, inheritable, ambient and, where the process may,
+/// the bounding set; no program that is executed later gets more (`PR_SET_NO_NEW_PRIVS`).
+///
+/// Works for root, and for a service whose manager gave it the capabilities (`User=`, `AmbientCapabilities=`).
+///
+/// # Errors
+/// [`Error::Permission`] names what is missing; [`Error::Invalid`] an unknown user; [`Error::Io`] if there are
+/// several threads already, or if the kernel refuses. After an error some of it may be done: the process should end.
+pub fn confine(user: Option<&str>) -> Result<()> {
+    alone()?;
+    raise_limits();
+    has_needed()?;
+    let user = user.map(account).transpose()?.filter(|user| user.uid != geteuid());
+    // While CAP_SETPCAP is there. A manager that took it away has limited the bounding set itself, and whatever is
+    // left in that, nothing can be gained from it any more:
+    set_no_new_privs().map_err(|errno| failed("give up new privileges", errno))?;
+    if holds(CapSet::Effective, Capability::CAP_SETPCAP)? {
+        caps::clear(None, CapSet::Bounding).map_err(refused)?;
+    }
+    if let Some(user) = user {
+        change_to(&user)?;
+    }
+    caps::clear(None, CapSet::Ambient).map_err(refused)?;
+    caps::clear(None, CapSet::Inheritable).map_err(refused)?;
+    let needed: CapsHashSet = NEEDED.iter().map(|(capability, ..)| *capability).collect();
+    // In this order: what is effective must be permitted.
+    caps::set(None, CapSet::Effective, &needed).map_err(refused)?;
+    caps::set(None, CapSet::Permitted, &needed).map_err(refused)?;
+    for (set, expected) in [
+        (CapSet::Permitted, &needed),
+        (CapSet::Effective, &needed),
+        (CapSet::Inheritable, &CapsHashSet::new()),
+        (CapSet::Ambient, &CapsHashSet::new()),
+    ] {
+        let held = caps::read(None, set).map_err(refused)?;
+        if held != *expected {
+            return Err(other(format!("the {set:?} set is {held:?} after all")));
+        }
+    }
+    Ok(())
+}
+
+/// Lifts what would limit the service: locked memory, which AF_XDP's rings and buffers (and before Linux 5.11 maps)
+/// count against, and descriptors. As far as the process may; what is short then is told where it runs out.
+fn raise_limits() {
+    let raise = |resource, wanted: u64| {
+        let Ok((soft, hard)) = getrlimit(resource) else { return };
+        let wanted = wanted.max(hard);
+        // More than the hard limit takes CAP_SYS_RESOURCE.
+        if soft < wanted && setrlimit(resource, wanted, wanted).is_err() {
+            let _ = setrlimit(resource, hard, hard);
+        }
+    };
+    raise(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY);
+    raise(Resource::RLIMIT_NOFILE, DESCRIPTORS);
+}
+
+fn alone() -> Result<()> {
+    let threads = fs::read_dir("/proc/self/task")
+        .map_err(|source| Error::Io { action: "count the threads of this process".to_owned(), source })?
+        .count();
+    if threads == 1 {
+        return Ok(());
+    }
+    Err(other(format!("{threads} threads run, and each would keep its own: it must come before the second")))
+}
+
+fn has_needed() -> Result<()> {
+    let permitted = caps::read(None, CapSet::Permitted).map_err(refused)?;
+    let missing: Vec<&'static str> =
+        NEEDED.iter().filter(|(capability, ..)| !permitted.contains(capability)).map(|(_, name, _)| *name).collect();
+    let Some((capability, others)) = missing.split_first() else { return Ok(()) };
+    let mut action = "serve".to_owned();
+    if !others.is_empty() {
+        action += &format!(" ({} {} missing too)", others.join(", "), if others.len() == 1 { "is" } else { "are" });
+    }
+    Err(Error::Permission { capability, action })
+}
+
+fn account(user: &str) -> Result<User> {
+    let found = match user.parse() {
+        Ok(id) => User::from_uid(Uid::from_raw(id)),
+        Err(_) => User::from_name(user),
+    };
+    found
+        .map_err(|errno| failed(&format!("look up the user '{user}'"), errno))?
+        .ok_or_else(|| Error::invalid("--user", format_args!("there is no user '{user}' on this host")))
+}
+
+/// With all groups of the user, as login(1) would; the permitted capabilities stay.
+fn change_to(user: &User) -> Result<()> {
+    let name = std::ffi::CString::new(user.name.as_str())
+        .map_err(|_| Error::invalid("--user", "a name with a NUL in it is none"))?;
+    let action = format!("become the user '{}'", user.name);
+    let changed = |capability: &'static str| {
+        let action = action.clone();
+        move |errno: Errno| Error::io(action, capability, errno.into())
+    };
+    initgroups(&name, user.gid).map_err(changed("CAP_SETGID"))?;
+    setresgid(user.gid, user.gid, user.gid).map_err(changed("CAP_SETGID"))?;
+    set_keepcaps(true).map_err(refused)?;
+    setresuid(user.uid, user.uid, user.uid).map_err(changed("CAP_SETUID"))?;
+    set_keepcaps(false).map_err(refused)
+}
+
+fn holds(set: CapSet, capability: Capability) -> Result<bool> {
+    caps::has_cap(None, set, capability).map_err(refused)
+}
+
+fn refused(error: CapsError) -> Error {
+    other(error.to_string())
+}
+
+fn other(reason: String) -> Error {
+    Error::Io { action: "give up privileges".to_owned(), source: io::Error::other(reason) }
+}
+
+fn failed(action: &str, errno: Errno) -> Error {
+    Error::Io { action: action.to_owned(), source: errno.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, thread};
+
+    use nix::{
+        sys::socket::{AddressFamily, SockFlag, SockType, socket},
+        unistd::{getgroups, getuid},
+    };
+
+    use super::*;
+    use crate::daemon::host::child;
+
+    /// Bits 12, 13, 38, 39.
+    const MASK: &str = "000000c000003000";
+    const NONE: &str = "0000000000000000";
+    const NOBODY: u32 = 65534;
+
+    fn status(field: &str) -> String {
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        line.unwrap().trim().to_owned()
+    }
+
+    /// All sets, as the kernel tells them.
+    fn sets() -> [String; 6] {
+        ["CapPrm", "CapEff", "CapInh", "CapAmb", "CapBnd", "NoNewPrivs"].map(status)
+    }
+
+    fn packet_socket() -> nix::Result<std::os::fd::OwnedFd> {
+        socket(AddressFamily::Packet, SockType::Raw, SockFlag::empty(), None)
+    }
+
+    fn said(result: Result<()>) -> String {
+        result.map_or_else(|error| error.to_string(), |()| "confined".to_owned())
+    }
+
+    #[test]
+    fn root_keeps_four_capabilities() {
+        let ended = child::run(|| {
+            let group_of_root = File::open("/etc/shadow").unwrap();
+            confine(None).unwrap();
+            assert_eq!(sets(), [MASK, MASK, NONE, NONE, NONE, "1"].map(str::to_owned));
+            assert!(getuid().is_root());
+            packet_socket().unwrap();
+            // CAP_CHOWN and CAP_SETUID are gone.
+            assert_eq!(nix::unistd::fchown(&group_of_root, Some(Uid::from_raw(1)), None), Err(Errno::EPERM));
+            assert_eq!(nix::unistd::setuid(Uid::from_raw(NOBODY)), Err(Errno::EPERM));
+            let (soft, hard) = getrlimit(Resource::RLIMIT_MEMLOCK).unwrap();
+            assert_eq!(soft, hard, "as much memory as may be locked");
+            said(confine(None))
+        });
+        assert_eq!(ended.unwrap(), "confined", "twice is once");
+    }
+
+    #[test]
+    fn a_user_gets_them_from_root() {
+        let ended = child::run(|| {
+            confine(Some("nobody")).unwrap();
+            assert_eq!(sets(), [MASK, MASK, NONE, NONE, NONE, "1"].map(str::to_owned));
+            assert_eq!(getuid().as_raw(), NOBODY);
+            assert_eq!(status("Uid"), "65534\t65534\t65534\t65534");
+            assert!(getgroups().unwrap().iter().all(|group| group.as_raw() != 0), "root's groups are left");
+            packet_socket().unwrap();
+            assert_eq!(File::open("/etc/shadow").unwrap_err().raw_os_error(), Some(libc::EACCES));
+            assert_eq!(nix::unistd::setuid(Uid::from_raw(0)), Err(Errno::EPERM));
+            // The same user again, by number.
+            said(confine(Some("65534")))
+        });
+        assert_eq!(ended.unwrap(), "confined");
+    }
+
+    /// As the service manager starts a unit with `User=` and `AmbientCapabilities=`.
+    #[test]
+    fn a_service_managers_capabilities_are_enough() {
+        let ended = child::run(|| {
+            let needed: CapsHashSet = NEEDED.iter().map(|(capability, ..)| *capability).collect();
+            set_keepcaps(true).unwrap();
+            setresuid(Uid::from_raw(NOBODY), Uid::from_raw(NOBODY), Uid::from_raw(NOBODY)).unwrap();
+            caps::set(None, CapSet::Effective, &needed).unwrap();
+            caps::set(None, CapSet::Permitted, &needed).unwrap();
+            caps::set(None, CapSet::Inheritable, &needed).unwrap();
+            for capability in needed {
+                caps::raise(None, CapSet::Ambient, capability).unwrap();
+            }
+            assert_eq!(status("CapAmb"), MASK);
+            let bounding = status("CapBnd");
+            confine(Some("nobody")).unwrap();
+            assert_eq!(sets(), [MASK, MASK, NONE, NONE, bounding.as_str(), "1"].map(str::to_owned));
+            packet_socket().unwrap();
+            said(confine(Some("root")))
+        });
+        assert_eq!(
+            ended.unwrap(),
+            "no permission to become the user 'root': CAP_SETGID is needed (run as root, or `setcap` the binary)"
+        );
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let without = |missing: &[Capability]| {
+            let ended = child::run(|| {
+                for &capability in missing {
+                    caps::drop(None, CapSet::Effective, capability).unwrap();
+                    caps::drop(None, CapSet::Permitted, capability).unwrap();
+                }
+                let result = confine(Some("nobody"));
+                assert!(getuid().is_root(), "nothing was done");
+                said(result)
+            });
+            ended.unwrap()
+        };
+        let end = "is needed (run as root, or `setcap` the binary)";
+        for (capability, name, _) in NEEDED {
+            assert_eq!(without(&[capability]), format!("no permission to serve: {name} {end}"));
+        }
+        assert_eq!(
+            without(&[Capability::CAP_PERFMON, Capability::CAP_BPF]),
+            format!("no permission to serve (CAP_PERFMON is missing too): CAP_BPF {end}")
+        );
+    }
+
+    #[test]
+    fn late_and_unknown_are_refused() {
+        let ended = child::run(|| {
+            let (stop, stopped) = std::sync::mpsc::channel::<()>();
+            let thread = thread::spawn(move || stopped.recv());
+            let result = said(confine(None));
+            drop(stop);
+            assert!(thread.join().unwrap().is_err());
+            result
+        });
+        let expected = "give up privileges: 2 threads run, and each would keep its own: it must come before the second";
+        assert_eq!(ended.unwrap(), expected);
+        let ended = child::run(|| said(confine(Some("nobody-of-that-name"))));
+        assert_eq!(ended.unwrap(), "--user: there is no user 'nobody-of-that-name' on this host");
+    }
+}
