@@ -69,6 +69,7 @@ mod verdict;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use self::usage::Bucket;
 pub use self::{
     decide::{Grant, Host, LeaseWish, Subject},
     explain::{Explanation, Question},

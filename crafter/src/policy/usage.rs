@@ -35,14 +35,15 @@ impl Usage {
 /// scheduling). It holds no rate, so a new policy's applies to it at once. Not [`crate::engine::Pacer`], which tells
 /// a sender when to send and begins with one packet, not with a burst.
 #[derive(Debug, Clone, Default)]
-struct Bucket {
+pub(crate) struct Bucket {
     start: Option<Instant>,
     /// Picoseconds after `start`.
     full: u128,
 }
 
 impl Bucket {
-    fn take(&mut self, rate: Rate, now: Instant) -> bool {
+    /// One at `now`, if the rate allows it.
+    pub(crate) fn take(&mut self, rate: Rate, now: Instant) -> bool {
         let start = *self.start.get_or_insert(now);
         let now = now.saturating_duration_since(start).as_nanos() * 1000;
         let interval = u128::from(1_000_000_000_000 / u64::from(rate.packets_per_second.max(1)));

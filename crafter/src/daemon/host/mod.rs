@@ -2,11 +2,15 @@
 //!
 //! - [`systemd`]: readiness, watchdog, the socket that the service manager opened.
 //! - [`privileges`]: four capabilities and no other, and a user that is not root.
+//! - [`seccomp`]: a filter of system calls.
+//! - [`audit`]: who leased what, who was refused what: records in the journal.
 //!
 //! In the order in which a service starts: [`systemd::listener`], [`privileges::confine`] (before there is any thread),
-//! what opens files and loads programs for the first time, [`systemd::Notifier::ready`].
+//! all that needs more than the filter gives, [`seccomp::install`], [`systemd::Notifier::ready`].
 
+pub mod audit;
 pub mod privileges;
+pub mod seccomp;
 pub mod systemd;
 
 #[cfg(test)]

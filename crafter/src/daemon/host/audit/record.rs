@@ -1,0 +1,327 @@
+//! What is recorded, as fields of the journal.
+
+use std::{fmt::Write as _, net::IpAddr, ops::RangeInclusive};
+
+use crate::policy::Decision;
+
+/// Who did it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Who {
+    /// Numeric user id.
+    pub user: u32,
+    /// Process id, where it is known.
+    pub pid: Option<i32>,
+    /// The lease; `None`: there is none (yet).
+    pub lease: Option<u64>,
+}
+
+/// What was leased or asked for, as far as there is something to say.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct What<'a> {
+    /// The interface.
+    pub interface: Option<&'a str>,
+    /// `tcp`, `udp`, `icmp`, `none` or `observe`.
+    pub protocol: Option<&'a str>,
+    /// The local address.
+    pub address: Option<IpAddr>,
+    /// The local ports.
+    pub ports: Option<RangeInclusive<u16>>,
+    /// Where a packet was to go.
+    pub destination: Option<IpAddr>,
+    /// And to which port.
+    pub destination_port: Option<u16>,
+}
+
+/// What a lease was used for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Packets that left.
+    pub sent: u64,
+    /// Packets that the policy refused.
+    pub refused: u64,
+    /// Packets and messages for the client.
+    pub delivered: u64,
+    /// Those that it did not read in time.
+    pub lost: u64,
+}
+
+/// What was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Of {
+    /// A lease of ports.
+    Lease,
+    /// To see what is not one's own.
+    Observe,
+    /// A packet or frame that was to be sent.
+    Packet,
+}
+
+/// Something to be remembered.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Record<'a> {
+    /// The service is ready.
+    Start {
+        /// Of crafter.
+        version: &'a str,
+        /// Rules of the policy.
+        rules: usize,
+    },
+    /// The service ends.
+    Stop {
+        /// Such as `SIGTERM` or `idle`.
+        reason: &'a str,
+    },
+    /// The policy was read again.
+    Reload {
+        /// Its rules.
+        rules: usize,
+        /// Its warnings.
+        warnings: usize,
+        /// Leases that it ended.
+        ended: usize,
+    },
+    /// The policy was read again, and the former one stays.
+    ReloadFailed {
+        /// What is wrong with it.
+        reason: &'a str,
+    },
+    /// A lease began.
+    Lease {
+        /// Whose.
+        who: Who,
+        /// Of what.
+        what: What<'a>,
+        /// The rule that allows it, from 1.
+        rule: Option<usize>,
+    },
+    /// A lease ended.
+    End {
+        /// Whose.
+        who: Who,
+        /// Of what.
+        what: What<'a>,
+        /// Such as `closed`, `released`, `policy` or `interface gone`.
+        reason: &'a str,
+        /// What it was used for.
+        counts: Counts,
+    },
+    /// The policy refused something.
+    Refusal {
+        /// To whom.
+        who: Who,
+        /// What.
+        of: Of,
+        /// More about it.
+        what: What<'a>,
+        /// The rule and the verdict.
+        decision: Decision,
+    },
+}
+
+/// Refusals that had no record of their own.
+pub struct MoreRefusals {
+    /// Whose.
+    pub user: u32,
+    /// How many.
+    pub count: u64,
+}
+
+/// Syslog's priorities.
+const WARNING: u8 = 4;
+const NOTICE: u8 = 5;
+const INFO: u8 = 6;
+
+/// The longest value, in bytes: what is free text in a record comes from paths, rules and errors.
+const LONGEST: usize = 1024;
+
+/// A record as names and values; without prefix they are `CRAFTER_...`.
+#[derive(Debug)]
+pub struct Fields {
+    pub message: String,
+    pub priority: u8,
+    pub own: Vec<(&'static str, String)>,
+}
+
+impl Fields {
+    fn new(event: &str, priority: u8, mut message: String) -> Self {
+        cut(&mut message);
+        Self { message, priority, own: vec![("EVENT", event.to_owned())] }
+    }
+
+    fn add(&mut self, name: &'static str, value: impl ToString) {
+        let mut value = value.to_string();
+        cut(&mut value);
+        self.own.push((name, value));
+    }
+
+    fn add_some(&mut self, name: &'static str, value: Option<impl ToString>) {
+        if let Some(value) = value {
+            self.add(name, value);
+        }
+    }
+
+    fn who(&mut self, who: &Who) {
+        self.add("USER", who.user);
+        self.add_some("PID", who.pid);
+        self.add_some("LEASE", who.lease);
+    }
+
+    fn what(&mut self, what: &What<'_>) {
+        self.add_some("INTERFACE", what.interface);
+        self.add_some("PROTOCOL", what.protocol);
+        self.add_some("ADDRESS", what.address);
+        self.add_some("PORTS", what.ports.as_ref().map(range));
+        self.add_some("DESTINATION", what.destination);
+        self.add_some("DESTINATION_PORT", what.destination_port);
+    }
+}
+
+fn cut(value: &mut String) {
+    if value.len() > LONGEST {
+        value.truncate(value.floor_char_boundary(LONGEST));
+    }
+}
+
+impl Record<'_> {
+    /// `count`: how many the record stands for.
+    pub(super) fn fields(&self, count: u64) -> Fields {
+        match self {
+            Self::Start { version, rules } => {
+                let mut fields =
+                    Fields::new("start", INFO, format!("crafter {version} serves, with {}", many(*rules, "rule")));
+                fields.add("VERSION", version);
+                fields.add("RULES", rules);
+                fields
+            }
+            Self::Stop { reason } => {
+                let mut fields = Fields::new("stop", INFO, format!("crafter stops: {reason}"));
+                fields.add("REASON", reason);
+                fields
+            }
+            Self::Reload { rules, warnings, ended } => {
+                let [rules_read, warned, leases] =
+                    [(*rules, "rule"), (*warnings, "warning"), (*ended, "lease")].map(|(count, of)| many(count, of));
+                let message = format!("the policy was read again: {rules_read}, {warned}, {leases} ended");
+                let mut fields = Fields::new("reload", INFO, message);
+                fields.add("RULES", rules);
+                fields.add("WARNINGS", warnings);
+                fields.add("ENDED", ended);
+                fields
+            }
+            Self::ReloadFailed { reason } => {
+                let message = format!("the policy was read again, and the former one stays in force: {reason}");
+                let mut fields = Fields::new("reload", WARNING, message);
+                fields.add("REASON", reason);
+                fields
+            }
+            Self::Lease { who, what, rule } => {
+                let by = rule.map(|rule| format!(", by rule {rule}")).unwrap_or_default();
+                let message = format!("{} has {}{by}", subject(who), object(what, Of::Lease));
+                let mut fields = Fields::new("lease", INFO, message);
+                fields.who(who);
+                fields.what(what);
+                fields.add_some("RULE", *rule);
+                fields
+            }
+            Self::End { who, what, reason, counts } => {
+                let Counts { sent, refused, delivered, lost } = counts;
+                let message = format!(
+                    "{} had {}, which ended: {reason}; sent {sent}, refused {refused}, delivered {delivered}, lost {lost}",
+                    subject(who),
+                    object(what, Of::Lease),
+                );
+                let mut fields = Fields::new("end", INFO, message);
+                fields.who(who);
+                fields.what(what);
+                fields.add("REASON", reason);
+                fields.add("SENT", sent);
+                fields.add("REFUSED", refused);
+                fields.add("DELIVERED", delivered);
+                fields.add("LOST", lost);
+                fields
+            }
+            Self::Refusal { who, of, what, decision } => {
+                let more = match count - 1 {
+                    0 => String::new(),
+                    more => format!(" (and {more} more before it)"),
+                };
+                let message = format!("{} is refused {}: {decision}{more}", subject(who), object(what, *of));
+                let mut fields = Fields::new("refusal", NOTICE, message);
+                fields.who(who);
+                fields.what(what);
+                fields.add("OF", of.name());
+                fields.add_some("RULE", decision.rule);
+                fields.add("VERDICT", decision.verdict.name());
+                fields.add("COUNT", count);
+                fields
+            }
+        }
+    }
+}
+
+impl MoreRefusals {
+    pub(super) fn fields(&self) -> Fields {
+        let Self { user, count } = self;
+        let message = format!("user {user} was refused {count} more, too many to tell one by one");
+        let mut fields = Fields::new("refusal", NOTICE, message);
+        fields.add("USER", user);
+        fields.add("COUNT", count);
+        fields
+    }
+}
+
+impl Of {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Lease => "lease",
+            Self::Observe => "observe",
+            Self::Packet => "packet",
+        }
+    }
+}
+
+fn subject(who: &Who) -> String {
+    let mut text = format!("user {}", who.user);
+    if let Some(pid) = who.pid {
+        let _ = write!(text, " (pid {pid})");
+    }
+    if let Some(lease) = who.lease {
+        let _ = write!(text, ", lease {lease},");
+    }
+    text
+}
+
+fn object(what: &What<'_>, of: Of) -> String {
+    let mut text = match (of, what.protocol) {
+        (Of::Packet, Some(protocol)) => format!("a packet of {protocol}"),
+        (Of::Packet, None) => "a packet".to_owned(),
+        (Of::Observe, _) | (Of::Lease, Some("observe")) => "all packets".to_owned(),
+        (Of::Lease, None | Some("none")) => "a lease without ports".to_owned(),
+        (Of::Lease, Some(protocol)) => match &what.ports {
+            Some(ports) if ports.start() == ports.end() => format!("{protocol} port {}", ports.start()),
+            Some(ports) => format!("{protocol} ports {}", range(ports)),
+            None => format!("a {protocol} port"),
+        },
+    };
+    if let Some(destination) = what.destination {
+        let _ = match what.destination_port {
+            Some(port) => write!(text, " to {destination} port {port}"),
+            None => write!(text, " to {destination}"),
+        };
+    }
+    if let Some(address) = what.address {
+        let _ = write!(text, " {} {address}", if of == Of::Packet { "from" } else { "of" });
+    }
+    if let Some(interface) = what.interface {
+        let _ = write!(text, " on {interface}");
+    }
+    text
+}
+
+fn range(ports: &RangeInclusive<u16>) -> String {
+    if ports.start() == ports.end() { ports.start().to_string() } else { format!("{}-{}", ports.start(), ports.end()) }
+}
+
+fn many(count: usize, of: &str) -> String {
+    format!("{count} {of}{}", if count == 1 { "" } else { "s" })
+}

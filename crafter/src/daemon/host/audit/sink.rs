@@ -1,0 +1,121 @@
+//! Where records go: the journal's datagrams (its "native protocol": systemd.io/JOURNAL_NATIVE_PROTOCOL), or lines of
+//! logfmt. Own code, since the crates that speak the protocol block when the journal is slow, or come with a logging
+//! framework; it is a page.
+
+use std::{
+    fmt::Write as _,
+    io,
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::net::UnixDatagram,
+    },
+    path::PathBuf,
+};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::record::Fields;
+
+/// The longest line: what a pipe that has room takes at once (`PIPE_BUF`), without blocking or a part of it.
+const LINE: usize = 4096;
+
+#[derive(Debug)]
+pub struct Sink {
+    socket: UnixDatagram,
+    journal: PathBuf,
+    otherwise: OwnedFd,
+}
+
+impl Sink {
+    pub fn new(journal: PathBuf, otherwise: OwnedFd) -> io::Result<Self> {
+        let socket = UnixDatagram::unbound()?;
+        socket.set_nonblocking(true)?;
+        Ok(Self { socket, journal, otherwise })
+    }
+
+    /// Whether the record was taken. `unwritten`: how many were not before it.
+    pub fn write(&self, fields: &Fields, unwritten: u64) -> bool {
+        // By name each time: a journal that was started again has another socket.
+        match self.socket.send_to(&datagram(fields, unwritten), &self.journal) {
+            Ok(_) => true,
+            // Somebody listens, and has no room.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
+            Err(_) => self.write_line(&line(fields, unwritten)),
+        }
+    }
+
+    fn write_line(&self, line: &str) -> bool {
+        // Not O_NONBLOCK, which everybody who shares the descriptor would have then.
+        let mut ready = [PollFd::new(self.otherwise.as_fd(), PollFlags::POLLOUT)];
+        let room = poll(&mut ready, PollTimeout::ZERO) == Ok(1)
+            && ready[0].revents().is_some_and(|events| events.contains(PollFlags::POLLOUT));
+        // A stream socket, as journald gives services for stderr, may have room for less than the line.
+        room && {
+            let bytes = line.as_bytes();
+            let fd = self.otherwise.as_raw_fd();
+            // SAFETY: `bytes` is valid for its length, and the descriptor open as long as self.
+            let sent =
+                unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
+            if sent == -1 && io::Error::last_os_error().raw_os_error() == Some(libc::ENOTSOCK) {
+                nix::unistd::write(&self.otherwise, bytes) == Ok(bytes.len())
+            } else {
+                usize::try_from(sent) == Ok(bytes.len())
+            }
+        }
+    }
+}
+
+/// `NAME=value` and the line's end; where the value has one itself: the name, the line's end, 8 bytes of length with
+/// the lowest first, the value, the line's end.
+fn datagram(fields: &Fields, unwritten: u64) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(1024);
+    let mut add = |prefix: &str, name: &str, value: &str| {
+        bytes.extend_from_slice(prefix.as_bytes());
+        bytes.extend_from_slice(name.as_bytes());
+        if value.contains('\n') {
+            bytes.push(b'\n');
+            bytes.extend_from_slice(&(value.len() as u64).to_le_bytes());
+        } else {
+            bytes.push(b'=');
+        }
+        bytes.extend_from_slice(value.as_bytes());
+        bytes.push(b'\n');
+    };
+    add("", "MESSAGE", &fields.message);
+    add("", "PRIORITY", &fields.priority.to_string());
+    add("", "SYSLOG_IDENTIFIER", "crafter");
+    for (name, value) in &fields.own {
+        add("CRAFTER_", name, value);
+    }
+    if unwritten > 0 {
+        add("CRAFTER_", "UNWRITTEN", &unwritten.to_string());
+    }
+    bytes
+}
+
+/// `crafter: event=refusal user=1000 ... message="..."`
+fn line(fields: &Fields, unwritten: u64) -> String {
+    let mut line = "crafter:".to_owned();
+    for (name, value) in &fields.own {
+        let _ = write!(line, " {}=", name.to_ascii_lowercase());
+        quote(&mut line, value);
+    }
+    if unwritten > 0 {
+        let _ = write!(line, " unwritten={unwritten}");
+    }
+    line.push_str(" message=");
+    quote(&mut line, &fields.message);
+    line.truncate(line.floor_char_boundary(LINE - 1));
+    line.push('\n');
+    line
+}
+
+fn quote(line: &mut String, value: &str) {
+    let plain = |c: char| !c.is_whitespace() && !c.is_control() && !matches!(c, '"' | '=' | '\\');
+    if !value.is_empty() && value.chars().all(plain) {
+        line.push_str(value);
+    } else {
+        // Rust's escapes: \" \\ \n \t \u{1b}.
+        let _ = write!(line, "{value:?}");
+    }
+}

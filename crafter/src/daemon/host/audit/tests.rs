@@ -1,0 +1,325 @@
+//! A journal of the test's own, which reads what journald would.
+
+use std::{
+    collections::HashMap,
+    io::{PipeReader, Read, pipe},
+    os::unix::net::{UnixDatagram, UnixStream},
+    time::Duration,
+};
+
+use nix::sys::socket::{setsockopt, sockopt};
+use tempfile::TempDir;
+
+use super::*;
+use crate::policy::{Decision, Verdict};
+
+type Entry = HashMap<String, String>;
+
+struct Journal {
+    directory: TempDir,
+    socket: Option<UnixDatagram>,
+}
+
+impl Journal {
+    fn new() -> Self {
+        let mut journal = Self { directory: tempfile::tempdir().unwrap(), socket: None };
+        journal.start();
+        journal
+    }
+
+    fn path(&self) -> PathBuf {
+        self.directory.path().join("socket")
+    }
+
+    fn start(&mut self) {
+        let socket = UnixDatagram::bind(self.path()).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        self.socket = Some(socket);
+    }
+
+    fn stop(&mut self) {
+        self.socket = None;
+        std::fs::remove_file(self.path()).unwrap();
+    }
+
+    /// What has come.
+    fn read(&self) -> Vec<Entry> {
+        let mut buffer = [0; 8192];
+        std::iter::from_fn(|| self.socket.as_ref()?.recv(&mut buffer).ok().map(|length| entry(&buffer[..length])))
+            .collect()
+    }
+
+    /// A log that has this journal, and what it writes otherwise.
+    fn log(&self) -> (Audit, PipeReader) {
+        let (reader, writer) = pipe().unwrap();
+        (Audit::at(self.path(), writer.into()).unwrap(), reader)
+    }
+}
+
+/// As the protocol's description has it.
+fn entry(mut bytes: &[u8]) -> Entry {
+    let mut entry = Entry::new();
+    while !bytes.is_empty() {
+        let end = bytes.iter().position(|byte| *byte == b'\n').unwrap();
+        let (line, rest) = (std::str::from_utf8(&bytes[..end]).unwrap(), &bytes[end + 1..]);
+        let (name, value) = match line.split_once('=') {
+            Some((name, value)) => {
+                bytes = rest;
+                (name, value)
+            }
+            None => {
+                let length = u64::from_le_bytes(rest[..8].try_into().unwrap()) as usize;
+                assert_eq!(rest[8 + length], b'\n');
+                bytes = &rest[8 + length + 1..];
+                (line, std::str::from_utf8(&rest[8..8 + length]).unwrap())
+            }
+        };
+        assert!(name.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_'), "{name}");
+        assert!(entry.insert(name.to_owned(), value.to_owned()).is_none(), "{name} twice");
+    }
+    entry
+}
+
+const WHO: Who = Who { user: 1000, pid: Some(77), lease: Some(5) };
+
+fn leased() -> What<'static> {
+    What {
+        interface: Some("eth0"),
+        protocol: Some("tcp"),
+        address: Some("192.0.2.1".parse().unwrap()),
+        ports: Some(40_000..=40_003),
+        ..What::default()
+    }
+}
+
+fn refusal(user: u32) -> Record<'static> {
+    Record::Refusal {
+        who: Who { user, ..WHO },
+        of: Of::Packet,
+        what: What {
+            destination: Some("2001:db8::25".parse().unwrap()),
+            destination_port: Some(25),
+            protocol: Some("tcp"),
+            ..What::default()
+        },
+        decision: Decision { rule: Some(2), verdict: Verdict::Denied },
+    }
+}
+
+fn expect(entry: &Entry, fields: &[(&str, &str)]) {
+    let mut expected: Entry = fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    expected.insert("SYSLOG_IDENTIFIER".to_owned(), "crafter".to_owned());
+    assert_eq!(entry, &expected);
+}
+
+#[test]
+fn records_have_fields() {
+    let journal = Journal::new();
+    let (audit, _) = journal.log();
+    let now = Instant::now();
+    audit.record(&Record::Start { version: "0.1.0", rules: 2 }, now);
+    audit.record(&Record::Lease { who: WHO, what: leased(), rule: Some(2) }, now);
+    audit.record(&refusal(1000), now);
+    let counts = Counts { sent: 3, refused: 1, delivered: 2, lost: 0 };
+    audit.record(&Record::End { who: WHO, what: leased(), reason: "closed", counts }, now);
+    audit.record(&Record::Reload { rules: 3, warnings: 1, ended: 0 }, now);
+    audit.record(&Record::ReloadFailed { reason: "line 1: no\nline 2: neither" }, now);
+    audit.record(&Record::Stop { reason: "SIGTERM" }, now);
+    let entries = journal.read();
+    let leased = [
+        ("CRAFTER_USER", "1000"),
+        ("CRAFTER_PID", "77"),
+        ("CRAFTER_LEASE", "5"),
+        ("CRAFTER_INTERFACE", "eth0"),
+        ("CRAFTER_PROTOCOL", "tcp"),
+        ("CRAFTER_ADDRESS", "192.0.2.1"),
+        ("CRAFTER_PORTS", "40000-40003"),
+    ];
+    expect(
+        &entries[0],
+        &[
+            ("MESSAGE", "crafter 0.1.0 serves, with 2 rules"),
+            ("PRIORITY", "6"),
+            ("CRAFTER_EVENT", "start"),
+            ("CRAFTER_VERSION", "0.1.0"),
+            ("CRAFTER_RULES", "2"),
+        ],
+    );
+    let message = "user 1000 (pid 77), lease 5, has tcp ports 40000-40003 of 192.0.2.1 on eth0, by rule 2";
+    let head = [("MESSAGE", message), ("PRIORITY", "6"), ("CRAFTER_EVENT", "lease"), ("CRAFTER_RULE", "2")];
+    expect(&entries[1], &[&head[..], &leased[..]].concat());
+    expect(
+        &entries[2],
+        &[
+            (
+                "MESSAGE",
+                "user 1000 (pid 77), lease 5, is refused a packet of tcp to 2001:db8::25 port 25: \
+                 rule 2: the destination is among those that it denies",
+            ),
+            ("PRIORITY", "5"),
+            ("CRAFTER_EVENT", "refusal"),
+            ("CRAFTER_USER", "1000"),
+            ("CRAFTER_PID", "77"),
+            ("CRAFTER_LEASE", "5"),
+            ("CRAFTER_PROTOCOL", "tcp"),
+            ("CRAFTER_DESTINATION", "2001:db8::25"),
+            ("CRAFTER_DESTINATION_PORT", "25"),
+            ("CRAFTER_OF", "packet"),
+            ("CRAFTER_RULE", "2"),
+            ("CRAFTER_VERDICT", "denied"),
+            ("CRAFTER_COUNT", "1"),
+        ],
+    );
+    let message = "user 1000 (pid 77), lease 5, had tcp ports 40000-40003 of 192.0.2.1 on eth0, which ended: closed; \
+                   sent 3, refused 1, delivered 2, lost 0";
+    let end = [
+        ("MESSAGE", message),
+        ("PRIORITY", "6"),
+        ("CRAFTER_EVENT", "end"),
+        ("CRAFTER_REASON", "closed"),
+        ("CRAFTER_SENT", "3"),
+        ("CRAFTER_REFUSED", "1"),
+        ("CRAFTER_DELIVERED", "2"),
+        ("CRAFTER_LOST", "0"),
+    ];
+    expect(&entries[3], &[&end[..], &leased[..]].concat());
+    assert_eq!(entries[4]["MESSAGE"], "the policy was read again: 3 rules, 1 warning, 0 leases ended");
+    assert_eq!(entries[5]["CRAFTER_REASON"], "line 1: no\nline 2: neither");
+    assert_eq!((entries[5]["PRIORITY"].as_str(), entries[5]["CRAFTER_EVENT"].as_str()), ("4", "reload"));
+    assert_eq!(entries[6]["MESSAGE"], "crafter stops: SIGTERM");
+    assert_eq!(entries.len(), 7);
+}
+
+/// `count` refusals at once, and what is recorded of them. A socket keeps few datagrams for its reader.
+fn flood(audit: &Audit, journal: &Journal, count: usize, now: Instant) -> Vec<Entry> {
+    let read = |_| {
+        audit.record(&refusal(1000), now);
+        journal.read()
+    };
+    (0..count).flat_map(read).collect()
+}
+
+fn count(entries: &[Entry]) -> u64 {
+    entries.iter().map(|entry| entry["CRAFTER_COUNT"].parse::<u64>().unwrap()).sum()
+}
+
+#[test]
+fn floods_of_refusals_are_counted() {
+    let journal = Journal::new();
+    let (audit, _) = journal.log();
+    let start = Instant::now();
+    let entries = flood(&audit, &journal, 1000, start);
+    assert_eq!((entries.len(), count(&entries)), (20, 20), "a burst");
+    // Nobody else's records suffer, nor those of leases.
+    audit.record(&refusal(1001), start);
+    audit.record(&Record::Lease { who: WHO, what: leased(), rule: None }, start);
+    assert_eq!(journal.read().len(), 2);
+    // The next one tells those in between.
+    audit.record(&refusal(1000), start + Duration::from_secs(1));
+    let entries = journal.read();
+    assert_eq!((entries.len(), count(&entries)), (1, 981));
+    assert!(entries[0]["MESSAGE"].ends_with(" (and 980 more before it)"), "{:?}", entries[0]);
+    // If none follows, the end of the flood is told all the same, once.
+    let entries = flood(&audit, &journal, 100, start + Duration::from_secs(1));
+    assert_eq!((entries.len(), count(&entries)), (4, 4), "the rest of a second's five");
+    audit.settle(start + Duration::from_secs(1));
+    assert!(journal.read().is_empty(), "not faster for that");
+    audit.settle(start + Duration::from_secs(2));
+    audit.settle(start + Duration::from_secs(3));
+    let entries = journal.read();
+    assert_eq!((entries.len(), count(&entries)), (1, 96));
+    assert_eq!(entries[0]["MESSAGE"], "user 1000 was refused 96 more, too many to tell one by one");
+    // And before the service stops, whatever the rate.
+    let mut entries = flood(&audit, &journal, 100, start + Duration::from_secs(3));
+    audit.record(&Record::Stop { reason: "idle" }, start + Duration::from_secs(3));
+    entries.extend(journal.read());
+    assert_eq!(entries.pop().unwrap()["CRAFTER_EVENT"], "stop");
+    assert_eq!(count(&entries), 100);
+}
+
+#[test]
+fn quiet_users_are_forgotten() {
+    let journal = Journal::new();
+    let (audit, _) = journal.log();
+    let start = Instant::now();
+    for user in 0..10_000 {
+        // Ten seconds for each thousand.
+        audit.record(&refusal(user), start + Duration::from_millis(10) * user);
+        if user % 100 == 0 {
+            journal.read();
+        }
+    }
+    assert!(audit.state().users.len() <= USERS);
+    audit.settle(start + Duration::from_secs(200));
+    assert!(audit.state().users.is_empty());
+}
+
+#[test]
+fn a_full_journal_is_not_waited_for() {
+    let journal = Journal::new();
+    let (audit, _) = journal.log();
+    let now = Instant::now();
+    // Linux keeps net.unix.max_dgram_qlen datagrams for a reader, and as many bytes as the sender's buffer has.
+    for _ in 0..10_000 {
+        audit.record(&Record::Lease { who: WHO, what: leased(), rule: None }, now);
+    }
+    let lost = audit.lost();
+    assert!((1..10_000).contains(&lost), "{lost}");
+    assert!(now.elapsed() < Duration::from_secs(5));
+    assert_eq!(journal.read().len() as u64, 10_000 - lost);
+    audit.record(&Record::Stop { reason: "idle" }, now);
+    audit.record(&Record::Stop { reason: "idle" }, now);
+    let entries = journal.read();
+    assert_eq!(entries[0]["CRAFTER_UNWRITTEN"], lost.to_string());
+    assert!(!entries[1].contains_key("CRAFTER_UNWRITTEN"), "told once");
+    assert_eq!(audit.lost(), lost);
+}
+
+#[test]
+fn lines_where_there_is_no_journal() {
+    let mut journal = Journal::new();
+    let (audit, mut lines) = journal.log();
+    let now = Instant::now();
+    journal.stop();
+    audit.record(&refusal(1000), now);
+    audit.record(&Record::ReloadFailed { reason: "a \"b\"\nc" }, now);
+    journal.start();
+    audit.record(&Record::Stop { reason: "idle" }, now);
+    assert_eq!(journal.read().len(), 1, "a journal that was started again");
+    drop(audit);
+    let mut text = String::new();
+    lines.read_to_string(&mut text).unwrap();
+    let expected = "\
+        crafter: event=refusal user=1000 pid=77 lease=5 protocol=tcp destination=2001:db8::25 destination_port=25 \
+        of=packet rule=2 verdict=denied count=1 message=\"user 1000 (pid 77), lease 5, is refused a packet of tcp to \
+        2001:db8::25 port 25: rule 2: the destination is among those that it denies\"\n\
+        crafter: event=reload reason=\"a \\\"b\\\"\\nc\" message=\"the policy was read again, and the former one stays \
+        in force: a \\\"b\\\"\\nc\"\n";
+    assert_eq!(text, expected);
+}
+
+#[test]
+fn a_full_stderr_is_not_waited_for() {
+    let now = Instant::now();
+    let flood = |audit: &Audit| {
+        for _ in 0..10_000 {
+            audit.record(&Record::ReloadFailed { reason: &"\u{1b}\n".repeat(5000) }, now);
+        }
+        let lost = audit.lost();
+        assert!((1..10_000).contains(&lost), "{lost}");
+        10_000 - lost
+    };
+    let (mut reader, writer) = pipe().unwrap();
+    let audit = Audit::at("/nowhere", writer.into()).unwrap();
+    let taken = flood(&audit);
+    drop(audit);
+    let mut text = String::new();
+    reader.read_to_string(&mut text).unwrap();
+    assert_eq!(text.lines().count() as u64, taken);
+    assert!(text.lines().all(|line| line.len() == 4095), "cut, for what a pipe takes whole");
+    // As journald gives services for stderr.
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    setsockopt(&ours, sockopt::SndBuf, &20_000).unwrap();
+    flood(&Audit::at("/nowhere", ours.into()).unwrap());
+    assert!(now.elapsed() < Duration::from_secs(5));
+}

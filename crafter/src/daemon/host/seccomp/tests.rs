@@ -1,0 +1,153 @@
+//! Children that are filtered: what the service does goes on, what it does not do fails or ends it.
+
+use std::{
+    fs::{self, File},
+    io::{Read, Write},
+    net::{SocketAddr, UdpSocket},
+    os::unix::net::UnixStream,
+    process::Command,
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+use nix::{
+    errno::Errno,
+    sched::{CloneFlags, unshare},
+    sys::{signal::Signal, wait::WaitStatus},
+};
+
+use super::*;
+use crate::{
+    LeaseRequest, Options,
+    daemon::host::{child, privileges},
+    datapath::interface,
+    packet::Datagram,
+};
+
+/// What a system call answers to these arguments.
+fn call(number: c_long, arguments: [c_long; 4]) -> Result<c_long, Errno> {
+    let [a, b, c, d] = arguments;
+    // SAFETY: the calls of these tests are refused before they read any argument, or take none that is a pointer.
+    Errno::result(unsafe { libc::syscall(number, a, b, c, d) })
+}
+
+/// The whole of the story below the control socket: an interface attached, a port leased, a packet sent and received,
+/// in a filtered process without a user's privileges.
+#[test]
+fn leases_and_packets_go_on() {
+    let ended = child::run(|| {
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        let up = Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap();
+        assert!(up.success());
+        privileges::confine(Some("nobody")).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        install().unwrap();
+        runtime.block_on(async {
+            assert!(interface::interface("lo").await.unwrap().loopback);
+            let crafter = crate::Crafter::open("lo", Options::default()).await.unwrap();
+            let request = LeaseRequest::udp().address("127.0.0.1".parse().unwrap());
+            let lease = crafter.lease(request).await.unwrap();
+            let here = SocketAddr::from(([127, 0, 0, 1], lease.port()));
+            let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
+            peer.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            peer.send_to(b"to a leased port", here).unwrap();
+            let received = lease.recv_timeout(Duration::from_secs(5)).await.unwrap().unwrap();
+            assert!(received.ip.ends_with(b"to a leased port"));
+            let crafted = Datagram::new(here, peer.local_addr().unwrap(), b"from a leased port".to_vec());
+            lease.send(&crafted.build()).await.unwrap();
+            let mut buffer = [0; 64];
+            assert_eq!(peer.recv_from(&mut buffer).unwrap(), (18, here));
+            assert!(tokio::task::spawn_blocking(|| fs::read_to_string("/etc/passwd")).await.unwrap().is_ok());
+            drop(lease);
+            assert!(crafter.close(Duration::from_secs(5)).await);
+        });
+        "done".to_owned()
+    });
+    assert_eq!(ended.unwrap(), "done");
+}
+
+#[test]
+fn arguments_are_looked_at() {
+    let ended = child::run(|| {
+        install().unwrap();
+        let (mut one, mut other) = UnixStream::pair().unwrap();
+        one.write_all(b"x").unwrap();
+        other.read_exact(&mut [0]).unwrap();
+        one.set_nonblocking(true).unwrap();
+        assert!(File::open("/proc/self/status").is_ok());
+        assert!(nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).is_ok());
+
+        let eperm = Some(libc::EPERM);
+        assert_eq!(File::create("/tmp/crafter-seccomp").unwrap_err().raw_os_error(), eperm);
+        assert_eq!(File::options().append(true).open("/dev/null").unwrap_err().raw_os_error(), eperm);
+        assert_eq!(File::options().read(true).write(true).open("/dev/null").unwrap_err().raw_os_error(), eperm);
+        let fails =
+            |number, arguments| assert_eq!(call(number, arguments), Err(Errno::EPERM), "{number} {arguments:?}");
+        fails(libc::SYS_openat, [libc::AT_FDCWD.into(), 0, libc::O_TRUNC.into(), 0]);
+        for family in [libc::AF_BLUETOOTH, libc::AF_VSOCK, libc::AF_ALG, libc::AF_KEY] {
+            fails(libc::SYS_socket, [family.into(), libc::SOCK_STREAM.into(), 0, 0]);
+        }
+        fails(libc::SYS_mprotect, [0, 4096, libc::PROT_EXEC.into(), 0]);
+        fails(libc::SYS_mmap, [0, 4096, (libc::PROT_WRITE | libc::PROT_EXEC).into(), libc::MAP_PRIVATE.into()]);
+        fails(libc::SYS_ioctl, [0, libc::TIOCSTI as c_long, 0, 0]);
+        fails(libc::SYS_prctl, [libc::PR_SET_DUMPABLE.into(), 1, 0, 0]);
+        fails(libc::SYS_clone, [libc::SIGCHLD.into(), 0, 0, 0]);
+        let thread = libc::CLONE_THREAD | libc::CLONE_SIGHAND | libc::CLONE_VM;
+        fails(libc::SYS_clone, [(thread | libc::CLONE_NEWNET).into(), 0, 0, 0]);
+        fails(libc::SYS_prlimit64, [0, 7, 1, 0]);
+        // Not even by number of another interface to the kernel.
+        let unknown = |number| assert_eq!(call(number, [0; 4]), Err(Errno::ENOSYS), "{number}");
+        for number in [libc::SYS_clone3, libc::SYS_kill, libc::SYS_seccomp, libc::SYS_capset, libc::SYS_setresuid] {
+            unknown(number);
+        }
+        for number in [libc::SYS_io_uring_setup, libc::SYS_perf_event_open, libc::SYS_memfd_create, 9999] {
+            unknown(number);
+        }
+        #[cfg(target_arch = "x86_64")]
+        for number in [libc::SYS_fork, libc::SYS_vfork, libc::SYS_open, 0x4000_0000 | libc::SYS_execve] {
+            unknown(number);
+        }
+        // Which is why a process cannot be started, and nobody dies of trying.
+        Command::new("/bin/true").status().unwrap_err().to_string()
+    });
+    assert_eq!(ended.unwrap(), "Operation not permitted (os error 1)");
+}
+
+#[test]
+fn threads_are_filtered_too() {
+    let ended = child::run(|| {
+        let (go, waiting) = mpsc::channel();
+        let before = thread::spawn(move || {
+            waiting.recv().unwrap();
+            File::create("/tmp/crafter-seccomp").unwrap_err().raw_os_error()
+        });
+        install().unwrap();
+        go.send(()).unwrap();
+        let after = thread::spawn(|| File::create("/tmp/crafter-seccomp").unwrap_err().raw_os_error());
+        format!("{:?} {:?}", before.join().unwrap(), after.join().unwrap())
+    });
+    assert_eq!(ended.unwrap(), "Some(1) Some(1)");
+}
+
+#[test]
+fn what_an_intruder_calls_kills() {
+    for &number in KILLING {
+        let ended = child::run(|| {
+            install().unwrap();
+            format!("alive after {number}: {:?}", call(number, [0; 4]))
+        });
+        assert!(matches!(ended, Err(WaitStatus::Signaled(_, Signal::SIGSYS, _))), "{number}: {ended:?}");
+    }
+}
+
+#[test]
+fn no_call_is_in_two_lists() {
+    let allowed = [ALLOWED, ALLOWED_HERE].concat();
+    assert!(KILLING.iter().all(|call| !allowed.contains(call)));
+    assert!(forbidden().unwrap().keys().all(|call| allowed.contains(call)));
+    let mut sorted = allowed.clone();
+    sorted.sort_unstable();
+    sorted.dedup();
+    assert_eq!(sorted.len(), allowed.len());
+}
