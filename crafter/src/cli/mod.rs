@@ -21,6 +21,7 @@ pub mod print;
 pub mod replay;
 pub mod running;
 pub mod send;
+pub mod service;
 pub mod shell;
 pub mod show;
 pub mod sniff;
