@@ -93,7 +93,10 @@ mod tests {
         let line = Line::parse_from(["crafter", "--socket", path.to_str().unwrap()]);
         for attempt in ["nothing is there", "nobody listens"] {
             let said = line.service.open().await.unwrap_err();
-            assert!(matches!(&said, Error::NoService { path: at, .. } if *at == path.display().to_string()), "{attempt}");
+            assert!(
+                matches!(&said, Error::NoService { path: at, .. } if *at == path.display().to_string()),
+                "{attempt}"
+            );
             drop(std::os::unix::net::UnixListener::bind(&path));
         }
         let _listener = {
