@@ -11,10 +11,15 @@ pub mod exchange;
 pub mod flows;
 pub mod get;
 pub mod host;
+pub mod info;
 pub mod interface;
 pub mod lab;
+pub mod leases;
 pub mod logger;
 pub mod ls;
+pub mod man;
+pub mod monitor;
+pub mod pages;
 pub mod ping;
 pub mod policy;
 pub mod print;
@@ -27,6 +32,7 @@ pub mod show;
 pub mod sniff;
 pub mod sr;
 pub mod traceroute;
+pub mod who;
 
 const EXIT_CODES: &str = "\
 Exit codes, the same for every command:
@@ -101,12 +107,23 @@ pub enum Command {
     Replay(replay::Args),
     /// Type packets by hand, with results in variables
     Shell(shell::Args),
-    /// Show the flows of running crafters
+    /// Say how the service runs, and which interfaces it is attached to
+    Info(info::Args),
+    /// List the leases of the service
+    Leases(leases::Args),
+    /// Show the flows of the service, or of running crafters
     Flows(flows::Args),
-    /// Show the packet counters of running crafters
+    /// Show the packet counters of the service, or of running crafters
     Counters(counters::Args),
-    /// Check a policy of the service to come (nothing applies it yet), or say which rule decides
+    /// Print what happens in the service, as it happens
+    Monitor(monitor::Args),
+    /// Say what the service's policy allows, check one, have it read again
     Policy(policy::Args),
+    /// Write the manual pages of all commands
+    #[command(hide = true)]
+    Man(man::Args),
+    /// Print a script with which a shell completes commands and options
+    Completions(man::CompletionsArgs),
 }
 
 impl Command {
@@ -128,9 +145,14 @@ impl Command {
             Self::Sniff(args) => sniff::run(args, globals).await,
             Self::Replay(args) => replay::run(args, globals).await,
             Self::Shell(args) => shell::run(args, globals).await,
+            Self::Info(args) => info::run(args, globals).await,
+            Self::Leases(args) => leases::run(args, globals).await,
             Self::Flows(args) => flows::run(args, globals).await,
             Self::Counters(args) => counters::run(args, globals).await,
+            Self::Monitor(args) => monitor::run(args, globals).await,
             Self::Policy(args) => policy::run(args, globals).await,
+            Self::Man(args) => man::run(&args, globals),
+            Self::Completions(args) => Ok(man::completions(&args)?),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `crafter policy`: reads a policy as the service does, and says what it means.
+//! `crafter policy`: reads a policy as the service does, and says what it means; or asks the service.
 
 use std::{
     fs,
@@ -18,11 +18,14 @@ use serde::Serialize;
 
 use super::{Globals, print};
 
+mod served;
+
 /// The host's own policy.
 const FILE: &str = "/etc/crafter/crafter.toml";
 
 /// `crafter policy`
 #[derive(Debug, clap::Args)]
+#[command(after_help = HELP)]
 pub struct Args {
     #[command(subcommand)]
     command: Command,
@@ -30,11 +33,26 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
+    /// Say what the running service allows this user
+    Show(served::ShowArgs),
+    /// Have the running service read its policy again
+    Reload(served::ReloadArgs),
     /// Say all that is wrong with a policy
     Check(CheckArgs),
     /// Say which rule decides on a packet, and why
     Explain(ExplainArgs),
 }
+
+const HELP: &str = "\
+The policy says which users and groups may send what by the service. show and reload ask the
+service that runs; check and explain read a file, and need neither a service nor privileges.
+Each has its own --help, exit codes and JSON.
+
+Examples:
+  crafter policy show
+  crafter policy check crafter.toml
+  crafter policy explain --user nobody --dst 192.0.2.1 --port 80
+  crafter policy reload";
 
 /// `crafter policy check`
 #[derive(Debug, clap::Args)]
@@ -47,7 +65,11 @@ struct CheckArgs {
 const CHECK_HELP: &str = "\
 Exit code 0: the service would take it, maybe with warnings (on stderr); 2: it would not,
 and every reason is told.
---json: file, ok, rules (how many), errors and warnings (line, column, key, message).";
+--json: file, ok, rules (how many), errors and warnings (line, column, key, message).
+
+Examples:
+  crafter policy check
+  crafter policy check --json crafter.toml";
 
 /// `crafter policy explain`
 #[derive(Debug, clap::Args)]
@@ -85,7 +107,12 @@ const EXPLAIN_HELP: &str = "\
 Exit code 0: allowed; 4: refused. What is not asked (such as --sport) is taken for allowed,
 which is said. Rates and counts are not decided here.
 --json: file, allowed, verdict, rule, line, destination_line, sentence, text (the rule's),
-assumed.";
+assumed.
+
+Examples:
+  crafter policy explain --user nobody --dst 192.0.2.1 --port 80
+  crafter policy explain --user 1000 --group crafter --dst 2001:db8::1 --protocol icmp --json
+  crafter policy explain --user nobody --dst 192.0.2.1 --source 192.0.2.7 crafter.toml";
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 enum Protocol {
@@ -122,6 +149,8 @@ struct Explained {
 /// A file that cannot be read; a user who does not exist; for `explain` also a text that is no policy.
 pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     match args.command {
+        Command::Show(args) => served::show(args, globals).await,
+        Command::Reload(args) => served::reload(args, globals).await,
         Command::Check(args) => check(&args, globals),
         Command::Explain(args) => explain(args, globals),
     }

@@ -28,7 +28,6 @@ pub struct Socket {
     pub socket: Option<PathBuf>,
 }
 
-#[allow(dead_code, reason = "the commands come")]
 impl Args {
     /// A connection to the service; `None`: this process shall do it, because of `--direct` or because no service is
     /// there.

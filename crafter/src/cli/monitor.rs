@@ -1,0 +1,174 @@
+//! `crafter monitor`: what happens in the service, as it happens.
+
+use std::{
+    io::{self, Write as _},
+    time::Duration,
+};
+
+use crafter::{
+    error::exit,
+    service::{
+        control::Subscription,
+        wire::{Event, MonitorCall},
+    },
+};
+use tokio::io::{Interest, unix::AsyncFd};
+
+use super::{
+    Globals,
+    interface::{Ended, until_signal},
+    leases::ports,
+    service::Socket,
+    who::{Users, printable},
+};
+
+/// What the service grants.
+const SHORTEST: Duration = Duration::from_millis(100);
+
+/// `crafter monitor`
+#[derive(Debug, clap::Args)]
+#[command(after_help = HELP)]
+pub struct Args {
+    /// End after so many events
+    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    count: Option<u64>,
+    /// How often what is counted is told
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = interval)]
+    interval: Duration,
+    #[command(flatten)]
+    service: Socket,
+}
+
+const HELP: &str = "\
+One line per event of the running service: those of everybody's leases where its policy lets
+this user observe, otherwise those of one's own. Leases begin and end, and interfaces are
+attached, detached or lost (hook-lost), the moment they are; packets delivered, suppressed,
+lost and refused are counted and told at every --interval. Times are UTC. It ends with Ctrl-C,
+after --count events, or when nobody reads any more.
+--json: one JSON object a line for each event, with what method Monitor of org.crafter.v1
+tells: event (lease-begun, lease-ended, delivered, suppressed, lost, refused, hook-lost,
+attached, detached), time (microseconds since 1970), interface, lease, user, protocol,
+first_port, last_port, count (packets since the last event of this kind and lease), bytes,
+message; null where it says nothing.
+Exit code 0: it ended as above; 1: the service does not answer, or stopped.
+
+Examples:
+  crafter monitor
+  crafter monitor --interval 0.1 --json
+  crafter monitor --count 10";
+
+fn interval(text: &str) -> Result<Duration, String> {
+    let interval = super::interface::seconds(text)?;
+    if interval < SHORTEST { Err("0.1 seconds at least".to_owned()) } else { Ok(interval) }
+}
+
+/// Prints events.
+///
+/// # Errors
+/// Those of the service and of writing.
+pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
+    let control = args.service.open().await?;
+    let interval_ms = u64::try_from(args.interval.as_millis()).ok();
+    let events = control.subscribe(&MonitorCall { interval_ms }).await?;
+    let printing = print(events, args.count.unwrap_or(u64::MAX), globals.json);
+    let until_end = async {
+        tokio::select! {
+            ended = printing => ended,
+            () = nobody_reads() => Ok(()),
+        }
+    };
+    match until_signal(until_end).await? {
+        Ended::Itself(Err(error)) if super::print::is_broken_pipe(&error) => Ok(exit::SUCCESS),
+        Ended::Itself(ended) => ended.map(|()| exit::SUCCESS),
+        Ended::Signal(_) => Ok(exit::SUCCESS),
+    }
+}
+
+async fn print(mut events: Subscription<MonitorCall>, count: u64, json: bool) -> anyhow::Result<()> {
+    let mut users = Users::default();
+    let mut told = 0;
+    while let Some(page) = events.next().await? {
+        let mut text = Vec::new();
+        for event in page.events {
+            match json {
+                true => serde_json::to_writer(&mut text, &event)?,
+                false => text.extend_from_slice(line(&event, &mut users).as_bytes()),
+            }
+            text.push(b'\n');
+            told += 1;
+            if told == count {
+                break;
+            }
+        }
+        let mut stdout = io::stdout().lock();
+        stdout.write_all(&text)?;
+        stdout.flush()?;
+        if told == count {
+            return Ok(());
+        }
+    }
+    anyhow::bail!("the service tells no more events")
+}
+
+/// Comes back once stdout is a pipe whose reader has gone, which writing would notice only at the next event.
+async fn nobody_reads() {
+    // What cannot be waited for, such as a file, is always read.
+    // SAFETY: stdout is neither closed nor replaced while this process runs.
+    let stdout = unsafe { AsyncFd::register_with_interest(io::stdout(), Interest::ERROR) };
+    if let Ok(stdout) = stdout
+        && let Ok(_gone) = stdout.ready(Interest::ERROR).await
+    {
+        return;
+    }
+    std::future::pending().await
+}
+
+fn line(event: &Event, users: &mut Users) -> String {
+    let (seconds, micros) = (event.time / 1_000_000 % 86_400, event.time % 1_000_000);
+    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    let mut words = vec![format!("{hours:02}:{minutes:02}:{seconds:02}.{micros:06}"), printable(&event.event)];
+    words.extend(event.interface.as_deref().map(printable));
+    words.extend(event.lease.map(|lease| format!("lease {lease}")));
+    words.extend(event.user.map(|user| format!("user {}", users.label(user))));
+    words.extend(event.protocol.clone());
+    words.extend(event.first_port.map(|port| ports(Some(port), event.last_port)));
+    words.extend(event.count.map(|count| format!("{count} packet{}", if count == 1 { "" } else { "s" })));
+    words.extend(event.bytes.map(|bytes| format!("{bytes} bytes")));
+    words.extend(event.message.as_deref().map(|message| format!("({})", printable(message))));
+    words.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines() {
+        let mut users = Users::default();
+        let time = 1_700_000_000_000_042;
+        let attached = Event { event: "attached".into(), time, interface: Some("lab0".into()), ..Event::default() };
+        assert_eq!(line(&attached, &mut users), "22:13:20.000042 attached lab0");
+        let refused = Event {
+            event: "refused".into(),
+            lease: Some(5),
+            user: Some(0),
+            protocol: Some("tcp".into()),
+            first_port: Some(50_000),
+            last_port: Some(50_059),
+            count: Some(1),
+            bytes: Some(40),
+            message: Some("rule 2:\x1b[2J".into()),
+            ..attached
+        };
+        assert_eq!(
+            line(&refused, &mut users),
+            "22:13:20.000042 refused lab0 lease 5 user root tcp 50000-50059 1 packet 40 bytes (rule 2:?[2J)"
+        );
+    }
+
+    #[test]
+    fn intervals() {
+        assert_eq!(interval("0.1"), Ok(SHORTEST));
+        assert!(interval("0.099").is_err() && interval("x").is_err());
+    }
+}
