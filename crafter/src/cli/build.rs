@@ -36,7 +36,14 @@ pub struct Args {
 const HELP: &str = "\
 One line of hex digits for each packet. A field holds a value, a range (1,5), a list
 [80,443] or a prefix \"192.0.2.0/28\"; the packets are the product of all of them.
-`crafter ls` lists the layers, `crafter ls TCP` the fields of one.";
+`crafter ls` lists the layers, `crafter ls TCP` the fields of one.
+--json: an array with one object per packet: summary, expression, bytes, and layers with all
+fields.
+Exit code 0: all are built; 2: the text makes no sense, or a value does not fit.
+
+Examples:
+  crafter build 'IP(dst=\"192.0.2.1\")/TCP(dport=[80,443], flags=\"S\")'
+  crafter build -w queries.pcapng 'IP(dst=\"192.0.2.1\")/UDP(dport=53)/DNS(id=(1,100))'";
 
 /// Builds and writes.
 ///

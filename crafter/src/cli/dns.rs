@@ -55,8 +55,14 @@ const HELP: &str = "\
 Records of the answer go to stdout, one line each as in a zone file; a line that starts
 with ;; on stderr tells the response code, flags, time and transport. A truncated answer
 is asked for again over TCP.
+--json: an object with name, type, server, transport, rcode, flags, answers, authority and
+additional (name, ttl, class, type, data), time_ms, bytes, attempts, truncated_over_udp, mechanism.
 Exit code 0: NOERROR, also without records; 4: an ICMP unreachable came; 5: no answer;
-6: NXDOMAIN, SERVFAIL, REFUSED, ...; others as `crafter --help` lists them.";
+6: NXDOMAIN, SERVFAIL, REFUSED, ...; others as `crafter --help` lists them.
+
+Examples:
+  crafter dns --server 192.0.2.53 example.com
+  crafter dns --server 2001:db8::53 --type MX --json example.com";
 
 fn server(text: &str) -> Result<SocketAddr, &'static str> {
     let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);

@@ -26,9 +26,19 @@ const TCX_KERNEL: (u32, u32) = (6, 6);
 
 /// `crafter doctor`
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Exit code: 0 if crafter can work on at least one interface, 1 if on none.\n\
-    Nothing is attached: which mode an interface gets is what its driver tells.")]
+#[command(after_help = HELP)]
 pub struct Args {}
+
+const HELP: &str = "\
+Nothing is attached: which mode an interface gets is what its driver tells.
+--json: an object with works, checks (name, state: good, weak or bad, finding) and interfaces,
+each with its facts (name, mtu, addresses, ...), xdp_features, attach (native, generic, tc or
+null), delivery and notes.
+Exit code: 0 if crafter can work on at least one interface, 1 if on none.
+
+Examples:
+  crafter doctor
+  crafter doctor --json | jq -r '.interfaces[] | .name + \" \" + .attach'";
 
 /// Looks, prints, and attaches nothing.
 ///

@@ -76,10 +76,18 @@ const HELP: &str = "\
 The body goes to stdout or FILE as it comes; what came before a failure stays there, and
 the message says how much that is. Redirects are not followed. A summary goes to stderr:
 handshake time, segments and bytes each way, retransmissions, RSTs suppressed, mechanism.
---json: the summary as one JSON object, on stdout with -o FILE, else on stderr; error and
-exit_code in it tell how it ended.
+--json: the summary as one JSON object, on stdout with -o FILE, else on stderr: url, output,
+local, remote, status, content_length, body_bytes, setup_ms, seconds, megabytes_per_second,
+handshake_ms, segments_sent, segments_received, bytes_sent, bytes_received, retransmissions,
+duplicates, out_of_order, resets, hook_drops, no_room, rsts_suppressed, rsts_passed, mechanism,
+notes, and error and exit_code, which tell how it ended.
 Exit code 4: refused; 5: no answer in time; 6: HTTP status 400 or more (the body is
-written all the same); 7: reset by the peer; others as `crafter --help` lists them.";
+written all the same); 7: reset by the peer; others as `crafter --help` lists them.
+
+Examples:
+  crafter get http://192.0.2.1/
+  crafter get -o page.html --json http://[2001:db8::1]:8080/page
+  crafter get --source-port 50000 --rst pass http://192.0.2.1/";
 
 /// A share, `10%` or `10`.
 fn percent(text: &str) -> Result<f64, String> {

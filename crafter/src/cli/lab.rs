@@ -15,6 +15,7 @@ use super::Globals;
 
 /// `crafter lab`
 #[derive(Debug, clap::Args)]
+#[command(after_help = HELP)]
 pub struct Args {
     #[command(subcommand)]
     action: Action,
@@ -26,6 +27,10 @@ enum Action {
     #[command(after_help = RUN_HELP)]
     Run(RunArgs),
 }
+
+const HELP: &str = "\
+Examples:
+  crafter lab run crafter get http://192.0.2.1/";
 
 const RUN_HELP: &str = "\
 The command runs in a client namespace, 192.0.2.2 and 2001:db8::2 on lab0, joined
@@ -43,9 +48,15 @@ The command's environment:
 SIGINT, SIGTERM, SIGHUP and SIGQUIT are passed on to the command. What it leaves
 running ends with it, and all of it ends with the lab, whoever kills whom.
 Afterwards stderr tells how many RST segments reached the server.
+--json: an object on stderr instead, with exit_code and rsts_received.
 
 Exit code: that of the command; 128 + the signal's number if a signal killed it;
-126 if it cannot be executed, 127 if it is not there; 3 without CAP_SYS_ADMIN.";
+126 if it cannot be executed, 127 if it is not there; 3 without CAP_SYS_ADMIN.
+
+Examples:
+  crafter lab run bash
+  crafter lab run crafter dns --server 192.0.2.1 www.lab.test
+  crafter lab run --mtu 1280 -- sh -c 'crafter get $CRAFTER_LAB_WEB6/bytes/1M | wc -c'";
 
 #[derive(Debug, clap::Args)]
 struct RunArgs {

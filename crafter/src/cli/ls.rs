@@ -11,10 +11,21 @@ use super::{Globals, print};
 
 /// `crafter ls`
 #[derive(Debug, clap::Args)]
+#[command(after_help = HELP)]
 pub struct Args {
     /// The layer whose fields to list, e.g. TCP
     layer: Option<String>,
 }
+
+const HELP: &str = "\
+Names are those of the text form, which `crafter build`, `send`, `sr` and `shell` read.
+--json: an array with layer, source (the standard) and description of each; of one layer an
+object with these and fields (name, type, bits, default, computed, description, names).
+Exit code 0; 2: there is no such layer.
+
+Examples:
+  crafter ls
+  crafter ls --json TCP";
 
 /// Prints the list.
 ///

@@ -49,7 +49,13 @@ Exit codes, the same for every command:
   10  the forced attach mode cannot be had
   11  the kernel is too old
 lab run ends with the exit code of the command that it ran; 128 and more: ended by that
-signal (130: Ctrl-C).";
+signal (130: Ctrl-C).
+
+Examples:
+  crafter doctor
+  crafter sr1 'IP(dst=\"192.0.2.1\")/TCP(dport=80, flags=\"S\")'
+  crafter ls TCP
+  crafter sr --help";
 
 /// Craft TCP and UDP by hand on Linux without the kernel answering with a RST.
 #[derive(Debug, Parser)]

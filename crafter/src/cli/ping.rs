@@ -64,7 +64,12 @@ A line for each answer as it comes, for each error with who sent it, and for eac
 that was not answered in time; then a summary. Ctrl-C ends with the summary, too.
 The payload of echo replies is compared with what was sent.
 --json: one object with the numbers of the summary, replies, account and mechanism.
-Exit code 0: the host answered; 5: it did not; 4: somebody said that it is unreachable.";
+Exit code 0: the host answered; 5: it did not; 4: somebody said that it is unreachable;
+others as `crafter --help` lists them.
+
+Examples:
+  crafter ping --count 3 192.0.2.1
+  crafter ping --tcp 80 --interval 0.2 --count 10 --json 192.0.2.1";
 
 /// Pings.
 ///

@@ -55,8 +55,14 @@ Frames pass the queueing discipline with crafter's socket mark; with --top-speed
 straight to the driver, past it, past programs on the egress hook, and unseen by tcpdump
 on this host.
 Needs CAP_NET_RAW (before Linux 5.17 also CAP_NET_ADMIN, for the mark).
-Exit code 1: the kernel refused some; 2: the capture is cut short, and what is before the
-cut was sent; 130: Ctrl-C. --json: the summary as one JSON object.";
+--json: the summary as one object: file, packets, shortened, sent, refused, seconds, rate,
+loops, broken, error, exit_code.
+Exit code 0: all is sent; 1: the kernel refused some; 2: the capture is cut short, and what is
+before the cut was sent; 130: Ctrl-C; others as `crafter --help` lists them.
+
+Examples:
+  crafter replay --interface veth0 frames.pcapng
+  crafter replay --json packets.pcap";
 
 fn factor(text: &str) -> Result<f64, String> {
     text.parse::<f64>()

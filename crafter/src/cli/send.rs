@@ -23,7 +23,14 @@ const HELP: &str = "\
 A packet begins with IP, IPv6, Ether or ARP. What it leaves unset is filled in: source
 address and next hop by the route, the source port (or ICMP identifier) by a lease that
 lasts until all is sent. `sr` waits for answers, and keeps the kernel's RSTs away meanwhile.
-A line on stderr tells what was sent; --json: an object with account and mechanism.";
+A line on stderr tells what was sent.
+--json: an object with account and mechanism.
+Exit code 0: all of it was handed to the kernel, or the account says what was not; others as
+`crafter --help` lists them.
+
+Examples:
+  crafter send 'IP(dst=\"192.0.2.1\")/UDP(dport=9)/\"hello\"'
+  crafter send --json 'IP(dst=\"192.0.2.0/28\")/ICMP()'";
 
 /// Sends.
 ///

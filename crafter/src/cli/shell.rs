@@ -52,7 +52,13 @@ Packets are written as for `crafter sr`, results are variables:
 Ports that were sent from stay owned until then: the kernel resets nothing.
 What is shown goes to stdout, with --json as one JSON value a line; all else to stderr.
 Without a prompt the first error ends it: exit code 2 if the text makes no sense, else the
-error's own. The history is in $XDG_STATE_HOME/crafter, or ~/.local/state/crafter.";
+error's own. The history is in $XDG_STATE_HOME/crafter, or ~/.local/state/crafter.
+Exit code 0: all statements went well, or the prompt was left; others as above.
+
+Examples:
+  crafter shell
+  crafter shell -c 'IP(dst=\"192.0.2.1\")/ICMP()'
+  crafter shell --json script.crafter";
 
 /// Runs statements, or prompts for them.
 ///

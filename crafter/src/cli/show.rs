@@ -57,7 +57,13 @@ A capture that is cut short gives the packets before the cut, a message on stder
 exit code 2. Packets from stdin are printed as they come: `crafter sniff -w - | crafter show -`.
 Comments of a pcapng file stand behind a #.
 --json: an object with packets (summary, expression, bytes, layers with all fields) and
-broken (why there are no more, or null).";
+broken (why there are no more, or null).
+Exit code 0; 2: it is no capture and no packet, or cut short; 1: it cannot be read.
+
+Examples:
+  crafter show capture.pcapng
+  crafter show --as expr 4500001c0001000040017ccdc0000202c00002010800f7ff00000000
+  crafter sniff -w - | crafter show --as summary -";
 
 fn layer(name: &str) -> Result<Kind, String> {
     Kind::named(name)

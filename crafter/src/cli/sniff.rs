@@ -72,9 +72,15 @@ sniffer can be looked through with Wireshark's programs:
 Needs CAP_NET_RAW, and disturbs nobody. It sees what reaches the kernel: not what an XDP
 program consumes, such as what comes to ports that another crafter owns where that runs
 as native XDP, and not what leaves past the kernel's stack (AF_XDP, replay --top-speed).
-Exit code 5: --timeout came before --count packets did.
 --json: one JSON object a line for each packet: time (seconds since 1970), time_ns (the
-same in nanoseconds), interface, original_length, and what `crafter show` has.";
+same in nanoseconds), interface, original_length, and what `crafter show` has.
+Exit code 0: it ended as asked; 5: --timeout came before --count packets did; others as
+`crafter --help` lists them.
+
+Examples:
+  crafter sniff -i eth0 tcp port 80 and host 192.0.2.1
+  crafter sniff --count 10 --timeout 60 --json icmp
+  crafter sniff -w trace.pcapng --as summary";
 
 /// Listens.
 ///

@@ -59,14 +59,24 @@ A packet begins with IP, IPv6, Ether or ARP. What it leaves unset is filled in: 
 address and next hop by the route, the source port (or ICMP identifier) by a lease, under
 which the answers come here and the kernel resets nothing.
 A line for each request and its answer; one on stderr that tells what became of all packets,
-and whether the kernel half counted the same. --json: an object with answered, unanswered,
-unmatched, account and mechanism.
-Exit code 0: something answered; 5: nothing did; others as `crafter --help` lists them.";
+and whether the kernel half counted the same.
+--json: an object with answered (number, sent, request, reply, rtt_ms), unanswered, unmatched,
+account and mechanism; packets are as `crafter show --json` has them, replies with time,
+interface and reason.
+Exit code 0: something answered; 5: nothing did; others as `crafter --help` lists them.
+
+Examples:
+  crafter sr 'IP(dst=\"192.0.2.1\")/TCP(dport=[22,80,443], flags=\"S\")'
+  crafter sr --multi --timeout 1 --json 'IP(dst=\"192.0.2.1\")/ICMP()'";
 
 const HELP_ONE: &str = "\
 As `crafter sr`, until the first answer, which is shown field by field.
 --json: an object with request, reply (or null), rtt_ms, account and mechanism.
-Exit code 0: it was answered; 5: it was not.";
+Exit code 0: it was answered; 5: it was not; others as `crafter --help` lists them.
+
+Examples:
+  crafter sr1 'IP(dst=\"192.0.2.1\")/TCP(dport=80, flags=\"S\")'
+  crafter sr1 --json 'IP(dst=\"192.0.2.1\")/UDP(dport=53)/DNS(rd=1, qd=DNSQR(qname=\"example.com\"))'";
 
 /// Sends, waits and prints.
 ///

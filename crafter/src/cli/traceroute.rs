@@ -73,7 +73,12 @@ took; a star for a probe without an answer. Names of routers are not looked up.
 Behind a time: !N, !H, !P network, host or protocol unreachable, !X prohibited, !S source route
 failed, !F-MTU fragmentation needed, !V, !C precedence, !<N> code N; from the destination too.
 --json: one object with ending, hops, account and mechanism.
-Exit code 0: the host was reached; 5: it was not; 4: somebody said that it is unreachable.";
+Exit code 0: the host was reached; 5: it was not; 4: somebody said that it is unreachable;
+others as `crafter --help` lists them.
+
+Examples:
+  crafter traceroute 192.0.2.1
+  crafter traceroute --json 2001:db8::1";
 
 fn port(text: &str) -> Result<u16, String> {
     text.parse()
