@@ -66,12 +66,12 @@ impl Inbox {
         Self { bytes: vec![0; longest * Self::MOST], slot: longest, received: Vec::with_capacity(Self::MOST) }
     }
 
-    /// Receives what is there by recvmmsg(2), without blocking; how many messages, at most 64. 0: the other end is
-    /// closed.
+    /// Receives what is there by recvmmsg(2), without blocking; how many messages, at most 64, those without bytes
+    /// among them, which are not kept. `None`: the other end is closed.
     ///
     /// # Errors
     /// Those of the system call, `WouldBlock` if nothing is there.
-    pub(crate) fn receive(&mut self, socket: &impl AsFd) -> io::Result<usize> {
+    pub(crate) fn receive(&mut self, socket: &impl AsFd) -> io::Result<Option<usize>> {
         self.received.clear();
         let mut vectors = [const { MaybeUninit::<libc::iovec>::uninit() }; Self::MOST];
         let mut headers = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; Self::MOST];
@@ -100,11 +100,9 @@ impl Inbox {
             let header = unsafe { header.assume_init_ref() };
             self.received.push((header.msg_len as usize, header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0));
         }
-        // A closed sequenced-packet socket gives one message without bytes, again and again.
-        if self.received.last() == Some(&(0, false)) {
-            self.received.pop();
-        }
-        Ok(self.received.len())
+        // A closed socket gives messages without bytes, as many as are asked for.
+        let is_closed = count == Self::MOST && self.received.iter().all(|(length, _)| *length == 0);
+        Ok((!is_closed).then_some(count))
     }
 
     /// What was received, in order, each with whether it was cut to the longest that there is room for.
@@ -132,9 +130,9 @@ mod tests {
         let mut inbox = Inbox::new(100);
         assert_eq!(inbox.receive(&b).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         let long = [7; 101];
-        let messages: [[&[u8]; 2]; 4] = [[b"one", b""], [b"t", b"wo"], [b"", b"three"], [&long, b""]];
-        assert_eq!(send::<8>(&a, messages.iter().map(|&parts| (parts, None))).unwrap(), 4);
-        assert_eq!(inbox.receive(&b).unwrap(), 4);
+        let messages: [[&[u8]; 2]; 5] = [[b"one", b""], [b"", b""], [b"t", b"wo"], [b"", b"three"], [&long, b""]];
+        assert_eq!(send::<8>(&a, messages.iter().map(|&parts| (parts, None))).unwrap(), 5);
+        assert_eq!(inbox.receive(&b).unwrap(), Some(5));
         let received: Vec<_> = inbox.messages().collect();
         assert_eq!(received, [(&b"one"[..], false), (b"two", false), (b"three", false), (&long[..100], true)]);
     }
@@ -147,10 +145,10 @@ mod tests {
         assert_eq!(send::<8>(&a, many()).unwrap(), 8);
         assert_eq!(send::<80>(&a, many()).unwrap(), 80);
         drop(a);
-        assert_eq!(inbox.receive(&b).unwrap(), 64);
-        assert_eq!(inbox.receive(&b).unwrap(), 24, "what was sent before the end is not lost");
-        assert_eq!(inbox.receive(&b).unwrap(), 0);
-        assert_eq!(inbox.messages().count(), 0);
+        assert_eq!(inbox.receive(&b).unwrap(), Some(64));
+        assert_eq!(inbox.receive(&b).unwrap(), Some(64), "the end comes behind what was sent before");
+        assert_eq!(inbox.messages().count(), 24);
+        assert_eq!(inbox.receive(&b).unwrap(), None);
         assert_eq!(send::<1>(&b, many()).unwrap_err().raw_os_error(), Some(libc::EPIPE), "and no signal");
     }
 }

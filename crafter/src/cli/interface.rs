@@ -78,7 +78,8 @@ pub struct Args {
     source_port: Option<u16>,
 }
 
-fn attach() -> impl TypedValueParser<Value = Attach> {
+/// Modes by their names.
+pub fn attach() -> impl TypedValueParser<Value = Attach> {
     PossibleValuesParser::new(["auto", "native", "generic", "tc"]).try_map(|mode| mode.parse::<Attach>())
 }
 

@@ -26,6 +26,7 @@ pub mod print;
 pub mod replay;
 pub mod running;
 pub mod send;
+pub mod serve;
 pub mod service;
 pub mod shell;
 pub mod show;
@@ -117,6 +118,8 @@ pub enum Command {
     Info(info::Args),
     /// List the leases of the service
     Leases(leases::Args),
+    /// Serve others: unprivileged users lease ports from this process
+    Serve(serve::Args),
     /// Show the flows of the service, or of running crafters
     Flows(flows::Args),
     /// Show the packet counters of the service, or of running crafters
@@ -153,6 +156,7 @@ impl Command {
             Self::Shell(args) => shell::run(args, globals).await,
             Self::Info(args) => info::run(args, globals).await,
             Self::Leases(args) => leases::run(args, globals).await,
+            Self::Serve(args) => serve::run(args, globals).await,
             Self::Flows(args) => flows::run(args, globals).await,
             Self::Counters(args) => counters::run(args, globals).await,
             Self::Monitor(args) => monitor::run(args, globals).await,

@@ -61,6 +61,11 @@ impl Socket {
         Control::connect(self.asked().as_deref().unwrap_or(Path::new(SOCKET))).await
     }
 
+    /// Where the service listens, or is to listen.
+    pub fn path(&self) -> PathBuf {
+        self.asked().unwrap_or_else(|| PathBuf::from(SOCKET))
+    }
+
     /// The socket that was asked for, by option or by environment.
     fn asked(&self) -> Option<PathBuf> {
         let variable = || std::env::var_os(SOCKET_VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from);

@@ -154,10 +154,18 @@ impl Hold {
         self.over.notified().await;
     }
 
-    /// Lets go of the ports, and of the client.
-    pub(super) fn close(&self) {
+    /// Lets go of the ports, and of the client; why, in a word or two.
+    pub(super) fn close(&self) -> &'static str {
+        let mut reason = "closed";
         if let Some((code, sentence)) = self.ending.take() {
             self.tell(Kind::End { code }, &sentence, &[]);
+            reason = match code {
+                Code::Policy => "policy",
+                Code::InterfaceGone => "interface gone",
+                Code::Released => "released",
+                Code::Stops => "service stops",
+                _ => "failure",
+            };
         }
         let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
         if let Some(lease) = self.lease.take() {
@@ -171,6 +179,7 @@ impl Hold {
         self.usage().borrow_mut().flows -= self.flows.take().len() as u32;
         self.charge.take();
         self.using.take();
+        reason
     }
 
     /// Tells the client that what it sent was not sent.

@@ -9,6 +9,7 @@ use tokio::task::spawn_local;
 use super::{
     attachment::Attachment,
     hold::{Hold, Terrain},
+    host::audit::{Of, What},
     observe, outgoing,
     state::Service,
     users::Charge,
@@ -43,19 +44,70 @@ pub(super) async fn lease(
     call: &LeaseCall,
 ) -> Result<(Leased, OwnedFd), Fault> {
     let wanted = Wanted::read(call)?;
+    take(service, caller, &wanted).await.map_err(|refused| {
+        let what = || What {
+            interface: call.interface.as_deref(),
+            protocol: Some(wanted.protocol),
+            address: wanted.address,
+            ports: if let Ports::These(ports) = &wanted.ports { Some(ports.clone()) } else { None },
+            destination: wanted.destination,
+            destination_port: None,
+        };
+        refused.into_fault(|decision| service.record_refused_lease(caller, Of::Lease, what(), decision))
+    })
+}
+
+/// Why there is no lease.
+enum NoLease {
+    Refused(Decision),
+    Fault(Fault),
+}
+
+impl NoLease {
+    /// On the wire; `refused` is told what the policy refused.
+    fn into_fault(self, refused: impl FnOnce(Decision)) -> Fault {
+        match self {
+            Self::Refused(decision) => {
+                refused(decision);
+                decision.into()
+            }
+            Self::Fault(fault) => fault,
+        }
+    }
+}
+
+impl From<Decision> for NoLease {
+    fn from(decision: Decision) -> Self {
+        Self::Refused(decision)
+    }
+}
+
+impl From<Error> for NoLease {
+    fn from(error: Error) -> Self {
+        Self::Fault(error.into())
+    }
+}
+
+impl From<Fault> for NoLease {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+async fn take(service: &Rc<Service>, caller: &Caller, wanted: &Wanted) -> Result<(Leased, OwnedFd), NoLease> {
     let policy = service.policy();
     // Whom no rule names learns nothing else of the host, and attaches to nothing.
     let rule = policy.rule_of(&caller.subject).ok_or(Decision { rule: None, verdict: Verdict::NoRule })?;
-    let (interface, preferred) = place(&wanted).await?;
+    let (interface, preferred) = place(wanted).await?;
     let sample = match &wanted.ports {
         Ports::These(ports) => ports.clone(),
         _ => rule.ports.ranges().next().map_or(0..=0, |range| *range.start()..=*range.start()),
     };
-    allowed(policy.wish(&caller.subject, &wish_of(&wanted, &interface, sample)))?;
+    allowed(policy.wish(&caller.subject, &wish_of(wanted, &interface, sample)))?;
     let using = service.using(&interface).await?;
     let attachment = &using.attachment;
     let host = service.host(attachment.interface().mtu)?;
-    let address = local_address(&policy, caller, &wanted, &interface, &host, preferred)?;
+    let address = local_address(&policy, caller, wanted, &interface, &host, preferred)?;
     let usage = service.users.of(caller.subject.user);
     let ports = match &wanted.ports {
         Ports::None | Ports::Free => None,
@@ -63,13 +115,13 @@ pub(super) async fn lease(
     };
     let grant_for = |ports: RangeInclusive<u16>| -> Result<(Grant, Charge), Decision> {
         let count = if wanted.transport.is_some() { ports.len() as u32 } else { 0 };
-        let wish = LeaseWish { address, ..wish_of(&wanted, &interface, ports) };
+        let wish = LeaseWish { address, ..wish_of(wanted, &interface, ports) };
         let grant = policy.grant(&caller.subject, &wish, &host, &usage.borrow())?;
         Ok((grant, Charge::new(usage.clone(), count)))
     };
     let terms = Terms { observe: wanted.observe, suppress: wanted.suppress, report: true };
     let crafter = attachment.crafter()?;
-    let take = async |transport, ports: RangeInclusive<u16>| {
+    let obtain = async |transport, ports: RangeInclusive<u16>| {
         let port = PortChoice::Range(ports);
         let request = LeaseRequest { transport, address, port, terms };
         crafter.lease_gathered(request, attachment.arrived.clone()).await.map_err(|error| held_by(attachment, error))
@@ -81,7 +133,7 @@ pub(super) async fn lease(
         }
         (Some(transport), Some(ports)) => {
             let (grant, charge) = grant_for(ports.clone())?;
-            (Some(take(transport, ports).await?), grant, charge)
+            (Some(obtain(transport, ports).await?), grant, charge)
         }
         (Some(transport), None) => {
             let allowed: Vec<_> = rule.ports.ranges().collect();
@@ -90,7 +142,7 @@ pub(super) async fn lease(
                 let port = pick(&allowed).ok_or(Decision { rule: Some(rule.number), verdict: Verdict::Port })?;
                 let (grant, charge) = grant_for(port..=port)?;
                 tries += 1;
-                match take(transport, port..=port).await {
+                match obtain(transport, port..=port).await {
                     Ok(lease) => break (Some(lease), grant, charge),
                     Err(Error::PortTaken { .. }) if tries < PICKS => {}
                     Err(error) => return Err(error.into()),
@@ -141,6 +193,13 @@ pub(super) async fn observe(
     caller: &Caller,
     call: &ObserveCall,
 ) -> Result<(Observing, OwnedFd), Fault> {
+    look_on(service, caller, call).await.map_err(|refused| {
+        let what = What { interface: Some(&call.interface), ..What::default() };
+        refused.into_fault(|decision| service.record_refused_lease(caller, Of::Observe, what, decision))
+    })
+}
+
+async fn look_on(service: &Rc<Service>, caller: &Caller, call: &ObserveCall) -> Result<(Observing, OwnedFd), NoLease> {
     let direction = match call.direction.as_deref() {
         None => None,
         Some("in") => Some(Direction::In),

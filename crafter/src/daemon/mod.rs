@@ -20,6 +20,7 @@ mod monitor;
 pub mod names;
 mod observe;
 mod outgoing;
+mod records;
 mod state;
 mod users;
 
@@ -27,7 +28,7 @@ use std::{
     os::unix::net::UnixListener,
     path::PathBuf,
     rc::Rc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use tokio::{
@@ -35,7 +36,10 @@ use tokio::{
     task::{LocalSet, spawn_local},
 };
 
-use self::state::Service;
+use self::{
+    host::{audit::Record, seccomp, systemd::Notifier},
+    state::Service,
+};
 use crate::{Error, Options, Result, datapath::address::AddressWatch};
 
 /// Where the policy is, unless somebody names another file.
@@ -43,6 +47,9 @@ pub const POLICY: &str = "/etc/crafter/crafter.toml";
 
 /// Control connections at once; one more is closed.
 const CONNECTIONS: usize = 4096;
+
+/// How often the audit log tells of refusals that it only counted.
+const SETTLE: Duration = Duration::from_secs(5);
 
 /// How long clients may take to notice that the service stops.
 const STOPPING: Duration = Duration::from_millis(50);
@@ -56,33 +63,19 @@ pub struct ServeOptions {
     pub open: Options,
     /// End when there was nothing to do for so long.
     pub idle: Option<Duration>,
-}
-
-/// Whom the service tells how it is.
-pub trait Status {
-    /// It serves from now on.
-    fn ready(&self) {}
-    /// It reads its policy again; [`Status::ready`] follows.
-    fn reloading(&self) {}
-    /// It stops.
-    fn stopping(&self) {}
-    /// It is alive; to be called every so often.
-    fn beat(&self) {}
-    /// How often [`Status::beat`] is to be called.
-    fn interval(&self) -> Option<Duration> {
-        None
-    }
+    /// Without a filter of system calls.
+    pub without_filter: bool,
 }
 
 /// Serves on `listener` until SIGTERM or SIGINT comes, or it was idle for long enough. SIGHUP reads the policy again.
 ///
 /// # Errors
 /// Those of the policy, and of listening.
-pub async fn serve(options: ServeOptions, listener: UnixListener, status: &dyn Status) -> Result<()> {
+pub async fn serve(options: ServeOptions, listener: UnixListener, status: Notifier) -> Result<()> {
     LocalSet::new().run_until(run(options, listener, status)).await
 }
 
-async fn run(options: ServeOptions, listener: UnixListener, status: &dyn Status) -> Result<()> {
+async fn run(options: ServeOptions, listener: UnixListener, status: Notifier) -> Result<()> {
     let failed = |source| Error::Io { action: "serve".to_owned(), source };
     let service = Service::new(options)?;
     listener.set_nonblocking(true).map_err(failed)?;
@@ -92,9 +85,15 @@ async fn run(options: ServeOptions, listener: UnixListener, status: &dyn Status)
     let mut hang_up = signal(SignalKind::hangup()).map_err(failed)?;
     let mut addresses = AddressWatch::open()?;
     let mut beat = tokio::time::interval(status.interval().unwrap_or(Duration::from_secs(3600)));
-    status.ready();
+    let mut settle = tokio::time::interval(SETTLE);
+    if !service.options.without_filter {
+        seccomp::install()?;
+    }
+    let rules = service.policy().rules().len();
+    service.record(&Record::Start { version: env!("CARGO_PKG_VERSION"), rules });
+    status.ready("serving");
     let mut idle = std::pin::pin!(idle_for(&service));
-    loop {
+    let reason = loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => accept(&service, stream),
@@ -104,28 +103,30 @@ async fn run(options: ServeOptions, listener: UnixListener, status: &dyn Status)
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
             },
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break "SIGTERM",
+            _ = interrupt.recv() => break "SIGINT",
             _ = hang_up.recv() => {
                 status.reloading();
                 match service.reload() {
                     Ok(ended) => log::info!("a new policy is in force; {} leases ended by it", ended.len()),
                     Err(error) => log::error!("{error}; the former policy stays in force"),
                 }
-                status.ready();
+                status.ready("serving");
             }
             changed = addresses.changed() => match changed {
                 Ok(()) => service.handle_addresses(),
                 Err(error) => {
                     log::error!("{error}");
-                    break;
+                    break "failure";
                 }
             },
             _ = beat.tick() => status.beat(),
-            () = &mut idle => break,
+            _ = settle.tick() => service.audit.settle(Instant::now()),
+            () = &mut idle => break "idle",
         }
-    }
-    status.stopping();
+    };
+    status.stopping(reason);
+    service.record(&Record::Stop { reason });
     service.stop();
     // Their sockets say why before they close.
     let deadline = tokio::time::Instant::now() + STOPPING;

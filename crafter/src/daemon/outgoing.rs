@@ -49,8 +49,8 @@ pub(super) async fn run(service: Rc<Service>, hold: Rc<Hold>) {
 fn take(service: &Rc<Service>, hold: &Rc<Hold>) -> Took {
     let mut inbox = service.inbox.borrow_mut();
     let is_all = match inbox.receive(hold.socket.get_ref()) {
-        Ok(0) => return Took::End,
-        Ok(count) => count < Inbox::MOST,
+        Ok(None) => return Took::End,
+        Ok(Some(count)) => count < Inbox::MOST,
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Took::Nothing,
         Err(error) if error.kind() == io::ErrorKind::Interrupted => return Took::Some,
         Err(_) => return Took::End,
@@ -63,6 +63,10 @@ fn take(service: &Rc<Service>, hold: &Rc<Hold>) -> Took {
             Err(Refusal { code, decision, sentence }) => {
                 let rule = decision.and_then(|decision| decision.rule).map_or(0, |rule| rule as u16);
                 hold.refuse(code, rule, &sentence, bytes);
+                if let Some(decision) = decision {
+                    let packet = if hold.sends_frames() { ip_of(bytes) } else { Some(bytes) };
+                    service.record_refused_packet(hold, decision, packet.and_then(Outgoing::read).as_ref());
+                }
             }
             Ok(None) => packets.push(Packet::Frame(bytes)),
             Ok(Some(outgoing)) => {

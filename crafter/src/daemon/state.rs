@@ -11,7 +11,15 @@ use std::{
 
 use tokio::sync::{Notify, OnceCell, broadcast};
 
-use super::{ServeOptions, attachment::Attachment, hold::Hold, names::HostNames, now_us, users::Users};
+use super::{
+    ServeOptions,
+    attachment::Attachment,
+    hold::Hold,
+    host::audit::{Audit, Record},
+    names::HostNames,
+    now_us,
+    users::Users,
+};
 use crate::{
     Error, Result,
     mmsg::Inbox,
@@ -49,6 +57,7 @@ pub(super) struct Service {
     pub(super) quiet: Notify,
     /// Microseconds since 1970.
     pub(super) started: u64,
+    pub(super) audit: Audit,
 }
 
 impl Service {
@@ -74,6 +83,7 @@ impl Service {
             connections: Cell::new(0),
             quiet: Notify::new(),
             started: now_us(),
+            audit: Audit::open()?,
         }))
     }
 
@@ -87,7 +97,13 @@ impl Service {
     /// # Errors
     /// Those of the policy; the former one is in force then.
     pub(super) fn reload(&self) -> Result<Vec<u64>> {
-        let policy = Rc::new(load(self.options.policy.as_ref())?);
+        let policy = match load(self.options.policy.as_ref()) {
+            Ok(policy) => Rc::new(policy),
+            Err(error) => {
+                self.record(&Record::ReloadFailed { reason: &error.to_string() });
+                return Err(error);
+            }
+        };
         self.policy.replace(policy.clone());
         let mut ended = Vec::new();
         for (&number, hold) in &*self.leases.borrow() {
@@ -97,6 +113,8 @@ impl Service {
                 ended.push(number);
             }
         }
+        let (rules, warnings) = (policy.rules().len(), policy.warnings().len());
+        self.record(&Record::Reload { rules, warnings, ended: ended.len() });
         Ok(ended)
     }
 
@@ -193,6 +211,7 @@ impl Service {
     /// A lease begins.
     pub(super) fn begin(&self, hold: Rc<Hold>) {
         self.tell(Event { event: "lease-begun".to_owned(), ..event_of(&hold) });
+        self.record_lease(&hold);
         self.leases.borrow_mut().insert(hold.what.number, hold);
     }
 
@@ -201,7 +220,7 @@ impl Service {
         if self.leases.borrow_mut().remove(&hold.what.number).is_none() {
             return;
         }
-        hold.close();
+        self.record_end(hold, hold.close());
         self.tell(Event { event: "lease-ended".to_owned(), ..event_of(hold) });
         self.quiet.notify_one();
     }
