@@ -1,6 +1,6 @@
 //! The options of every command that sends: where, from where, and how to receive.
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use crafter::{
@@ -13,8 +13,11 @@ use crafter::{
         route,
     },
     packet::Transport,
+    service::Control,
     session::{Session, SessionOptions},
 };
+
+use super::service;
 
 /// How long leases and streams that are no longer wanted may take to go.
 const CLOSING: Duration = Duration::from_secs(2);
@@ -36,6 +39,8 @@ pub struct Link {
     /// some 150 ms, and one command has a handful of flows
     #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..))]
     flows: u32,
+    #[command(flatten)]
+    service: service::Args,
 }
 
 /// What happens to packets of owned ports, beside their coming here.
@@ -94,7 +99,12 @@ impl Link {
         if let Some(source) = self.source.filter(|source| !is_local(*source)) {
             return Err(Error::invalid("--source", format_args!("{source} is not an address of this host")));
         }
-        let route = route::resolve(destination, self.interface.as_deref(), self.source).await?;
+        let service = self.service().await?;
+        let route = match &service {
+            // It finds the next hop, for which this process may lack the privileges.
+            Some(_) => route::without_hop(destination, self.interface.as_deref(), self.source).await?,
+            None => route::resolve(destination, self.interface.as_deref(), self.source).await?,
+        };
         let there = &route.interface;
         let reason = match self.interface.as_deref() {
             Some(asked) if asked != there => {
@@ -108,7 +118,25 @@ impl Link {
         if !reason.is_empty() {
             return Err(Error::NoRoute { destination, reason });
         }
-        Crafter::open(&route.interface, self.options()).await
+        match service {
+            Some(control) => Crafter::through(control, &route.interface).await,
+            None => Crafter::open(&route.interface, self.options()).await,
+        }
+    }
+
+    /// The service, if it is to be used.
+    ///
+    /// # Errors
+    /// Those of [`service::Args::open`]; [`Error::Invalid`] for options that are the service's own matter.
+    pub async fn service(&self) -> Result<Option<Arc<Control>>> {
+        if self.attach != Attach::Auto {
+            if self.service.is_asked() {
+                let reason = "the service chooses how it attaches; --direct leaves the choice to you";
+                return Err(Error::invalid("--attach", reason));
+            }
+            return Ok(None);
+        }
+        Ok(self.service.open().await?.map(Arc::new))
     }
 
     /// How to open an interface.
@@ -133,7 +161,13 @@ impl Link {
             return Err(Error::invalid("--source", reason));
         }
         let (interface, source) = (self.interface.clone(), self.source);
-        Ok(Session::new(SessionOptions { interface, source, open: self.options(), terms }))
+        Ok(Session::new(SessionOptions {
+            interface,
+            source,
+            open: self.options(),
+            terms,
+            service: self.service().await?,
+        }))
     }
 }
 

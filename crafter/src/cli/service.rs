@@ -29,6 +29,11 @@ pub struct Socket {
 }
 
 impl Args {
+    /// Whether the service was asked for.
+    pub fn is_asked(&self) -> bool {
+        !self.direct && self.socket.asked().is_some()
+    }
+
     /// A connection to the service; `None`: this process shall do it, because of `--direct` or because no service is
     /// there.
     ///

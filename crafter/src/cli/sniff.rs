@@ -9,18 +9,17 @@ use std::{
 use crafter::{
     Error, Result,
     capture::{Captured, Direction, Link, Out, Writer},
-    datapath::{
-        interface::interfaces,
-        tap::{Tap, TapOptions},
-    },
+    datapath::{interface::interfaces, tap::TapOptions},
     error::exit,
     layer::Kind,
+    session::Watch,
 };
 use serde_json::json;
 
 use super::{
     Globals,
     interface::{Ended, seconds, until_signal},
+    service,
     show::{self, Form},
 };
 
@@ -62,6 +61,8 @@ pub struct Args {
     /// Size of the kernel's buffer
     #[arg(long, value_name = "MIB", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1024))]
     buffer: u32,
+    #[command(flatten)]
+    service: service::Args,
 }
 
 const HELP: &str = "\
@@ -69,7 +70,8 @@ It ends with Ctrl-C, after --count packets or --timeout seconds, and then says o
 how many packets there were and how many the kernel dropped. Times are UTC. A running
 sniffer can be looked through with Wireshark's programs:
   crafter sniff -w - tcp port 80 | tshark -r -
-Needs CAP_NET_RAW, and disturbs nobody. It sees what reaches the kernel: not what an XDP
+Needs CAP_NET_RAW, or the service and a policy that lets the user observe; disturbs nobody.
+Through the service it sees no frames for other stations. It sees what reaches the kernel: not what an XDP
 program consumes, such as what comes to ports that another crafter owns where that runs
 as native XDP, and not what leaves past the kernel's stack (AF_XDP, replay --top-speed).
 --json: one JSON object a line for each packet: time (seconds since 1970), time_ns (the
@@ -102,7 +104,8 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
         Some(interface) => interface.clone(),
         None => first_interface().await?,
     };
-    let mut tap = Tap::open(&interface, &options).await?;
+    let service = args.service.open().await?;
+    let mut tap = Watch::open(service.as_ref(), &interface, &options).await?;
     sink.open(args.write.as_deref(), &tap)?;
     say(&format!("listening on {interface} ({}); Ctrl-C ends", tap.link()));
 
@@ -128,11 +131,8 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
         }
     };
     let result = result.and_then(|()| sink.finish());
-    let stats = tap.stats()?;
-    say(&format!(
-        "{seen} packets seen, {} received by the filter, {} dropped by the kernel",
-        stats.received, stats.dropped
-    ));
+    let (received, dropped) = tap.counts()?;
+    say(&format!("{seen} packets seen, {received} received by the filter, {dropped} dropped by the kernel"));
     match result {
         // Nobody reads any more (`crafter sniff | head`).
         Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => Ok(exit::SUCCESS),
@@ -143,7 +143,7 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
 }
 
 /// Hands packets on until so many were seen.
-async fn listen(tap: &mut Tap, sink: &mut Sink, wanted: u64, seen: &mut u64) -> Result<()> {
+async fn listen(tap: &mut Watch, sink: &mut Sink, wanted: u64, seen: &mut u64) -> Result<()> {
     while *seen < wanted {
         let captured = tap.next().await?;
         *seen += 1;
@@ -154,7 +154,7 @@ async fn listen(tap: &mut Tap, sink: &mut Sink, wanted: u64, seen: &mut u64) -> 
 }
 
 /// Hands on what waits, and sees to it that whoever reads gets it.
-fn drain(tap: &mut Tap, sink: &mut Sink, wanted: u64, seen: &mut u64) -> Result<()> {
+fn drain(tap: &mut Watch, sink: &mut Sink, wanted: u64, seen: &mut u64) -> Result<()> {
     /// More at once would keep Ctrl-C waiting on a busy link.
     const BATCH: u64 = 1000;
     let until = wanted.min(seen.saturating_add(BATCH));
@@ -168,7 +168,7 @@ fn drain(tap: &mut Tap, sink: &mut Sink, wanted: u64, seen: &mut u64) -> Result<
 }
 
 /// Hands on all that waits, though on a busy link not for ever.
-fn empty(tap: &mut Tap, sink: &mut Sink, wanted: u64, seen: &mut u64) -> Result<()> {
+fn empty(tap: &mut Watch, sink: &mut Sink, wanted: u64, seen: &mut u64) -> Result<()> {
     let until = Instant::now() + Duration::from_secs(1);
     loop {
         let before = *seen;
@@ -211,7 +211,7 @@ impl Sink {
         Ok(Self { print: printing.then(|| (BufWriter::new(io::stdout()), form)), write: None })
     }
 
-    fn open(&mut self, path: Option<&Path>, tap: &Tap) -> Result<()> {
+    fn open(&mut self, path: Option<&Path>, tap: &Watch) -> Result<()> {
         let Some(path) = path else { return Ok(()) };
         // Flushed when nothing waits any more, which is as good as after every packet and costs less.
         let mut writer = Writer::create(path)?.live(false);

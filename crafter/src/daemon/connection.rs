@@ -64,7 +64,8 @@ async fn serve(service: &Rc<Service>, stream: tokio::net::UnixStream) -> zlink::
         let mut groups = vec![credentials.unix_primary_group_id().as_raw()];
         groups.extend(credentials.unix_supplementary_group_ids().iter().map(|group| group.as_raw()));
         let subject = Subject { user: credentials.unix_user_id().as_raw(), groups };
-        Caller { subject, pid: u32::try_from(credentials.process_id().as_raw_pid()).ok() }
+        let pid = u32::try_from(credentials.process_id().as_raw_pid()).ok();
+        Caller { subject, pid, total: Rc::default() }
     };
     loop {
         // Descriptors that come along are nothing to us, and closed.
@@ -121,6 +122,7 @@ async fn answer(
         LeaseCall::NAME => with_socket(any, async |call| leasing::lease(service, caller, &call).await).await,
         ObserveCall::NAME => with_socket(any, async |call| leasing::observe(service, caller, &call).await).await,
         ReleaseCall::NAME => with(any, async |call| methods::release(service, caller, &call)).await,
+        AccountCall::NAME => with::<AccountCall, _>(any, async |_| Ok::<_, Fault>(methods::account(caller))).await,
         ListLeasesCall::NAME => {
             with(any, async |call| Ok::<_, Fault>(methods::list_leases(service, caller, &call))).await
         }

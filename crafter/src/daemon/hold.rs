@@ -61,9 +61,7 @@ pub(super) struct Tally {
     pub(super) suppressed: Cell<u64>,
 }
 
-pub(super) fn add(cell: &Cell<u64>, more: u64) {
-    cell.set(cell.get() + more);
-}
+type Count = fn(&Tally) -> &Cell<u64>;
 
 /// A flow by the remote end and the local port.
 type FlowKey = (IpAddr, u16, u16);
@@ -85,6 +83,8 @@ pub(super) struct Terrain {
     pub(super) terms: Terms,
     /// Whether the client asked for the kernel's answers that are dropped.
     pub(super) report: bool,
+    /// What became of the packets of all leases of the same connection.
+    pub(super) total: Rc<Tally>,
 }
 
 /// A lease.
@@ -138,6 +138,14 @@ impl Hold {
         &self.usage
     }
 
+    /// Counts for the lease, and for the connection that took it.
+    fn count(&self, counted: Count, more: u64) {
+        for tally in [&self.tally, &*self.what.total] {
+            let cell = counted(tally);
+            cell.set(cell.get() + more);
+        }
+    }
+
     /// Whether messages from the client are Ethernet frames.
     pub(super) fn sends_frames(&self) -> bool {
         self.what.grant.wish().raw_ethernet
@@ -184,7 +192,8 @@ impl Hold {
 
     /// Tells the client that what it sent was not sent.
     pub(super) fn refuse(&self, code: Code, rule: u16, sentence: &str, packet: &[u8]) {
-        add(if code == Code::NotSent { &self.tally.not_sent } else { &self.tally.refused }, 1);
+        let counted: Count = if code == Code::NotSent { |tally| &tally.not_sent } else { |tally| &tally.refused };
+        self.count(counted, 1);
         self.tell(Kind::Refusal { code, rule }, sentence, &packet[..packet.len().min(QUOTED)]);
     }
 
@@ -192,7 +201,7 @@ impl Hold {
         let message = [sentence.as_bytes(), quoted].concat();
         let header = self.header(kind, sentence.len(), monotonic_ns()).encode();
         if mmsg::send::<1>(&self.socket, std::iter::once(([&header[..], &message], None))).is_err() {
-            add(&self.tally.lost, 1);
+            self.count(|tally| &tally.lost, 1);
         }
     }
 
@@ -235,10 +244,13 @@ impl Hold {
 
     /// Counts what was sent, and tells of what was not.
     pub(super) fn handle_sent(&self, packets: &[Packet<'_>], sent: &Transmitted) {
-        add(&self.tally.sent, sent.sent);
+        self.count(|tally| &tally.sent, sent.sent);
         let bytes: u64 = packets.iter().map(|packet| packet.len() as u64).sum();
         let refused = (packets.len() as u64).saturating_sub(sent.sent);
-        add(&self.tally.sent_bytes, if refused == 0 { bytes } else { bytes * sent.sent / packets.len() as u64 });
+        self.count(
+            |tally| &tally.sent_bytes,
+            if refused == 0 { bytes } else { bytes * sent.sent / packets.len() as u64 },
+        );
         if refused > 0 {
             let reason = sent.error.as_ref().map_or_else(|| "no room in its queue".to_owned(), ToString::to_string);
             for _ in 0..refused {
@@ -252,7 +264,8 @@ impl Hold {
         let mut now = None;
         let wanted = packets.iter().map(|(_, received)| received).filter(|received| {
             let is_reply = received.reason.is_ingress();
-            add(if is_reply { &self.tally.delivered } else { &self.tally.suppressed }, 1);
+            let counted: Count = if is_reply { |tally| &tally.delivered } else { |tally| &tally.suppressed };
+            self.count(counted, 1);
             is_reply || self.what.report
         });
         let mut messages: Vec<([u8; HEADER], &Received)> = Vec::with_capacity(packets.len());
@@ -272,7 +285,7 @@ impl Hold {
     pub(super) fn show(&self, bytes: &[u8], length: u32, time_ns: u64, flags: u16) {
         let mut header = self.header(Kind::Packet { came: Came::Seen, flags }, bytes.len(), time_ns);
         header.length = length;
-        add(&self.tally.delivered, 1);
+        self.count(|tally| &tally.delivered, 1);
         self.send([(&header.encode(), bytes)].into_iter());
     }
 
@@ -287,9 +300,9 @@ impl Hold {
                 Ok(sent) => done += sent,
             }
         }
-        add(&self.tally.lost, (total - done) as u64);
+        self.count(|tally| &tally.lost, (total - done) as u64);
         let bytes: usize = messages.take(done).map(|(_, bytes)| bytes.len()).sum();
-        add(&self.tally.delivered_bytes, bytes as u64);
+        self.count(|tally| &tally.delivered_bytes, bytes as u64);
     }
 
     /// What the lists say of it.

@@ -8,7 +8,7 @@ use tokio::task::spawn_local;
 
 use super::{
     attachment::Attachment,
-    hold::{Hold, Terrain},
+    hold::{Hold, Tally, Terrain},
     host::audit::{Of, What},
     observe, outgoing,
     state::Service,
@@ -31,10 +31,12 @@ const ROOM: usize = 2 << 20;
 const PICKS: u32 = 1000;
 
 /// Who calls.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Caller {
     pub(super) subject: Subject,
     pub(super) pid: Option<u32>,
+    /// What became of the packets of all leases of this connection.
+    pub(super) total: Rc<Tally>,
 }
 
 /// `Lease`
@@ -153,8 +155,16 @@ async fn take(service: &Rc<Service>, caller: &Caller, wanted: &Wanted) -> Result
     let (ours, theirs) = pair()?;
     let ports = lease.as_ref().map(|_| grant.wish().ports.clone());
     let number = service.number();
-    let what =
-        Terrain { number, pid: caller.pid, protocol: wanted.protocol, grant, address, terms, report: wanted.report };
+    let what = Terrain {
+        number,
+        pid: caller.pid,
+        protocol: wanted.protocol,
+        grant,
+        address,
+        terms,
+        report: wanted.report,
+        total: caller.total.clone(),
+    };
     let listed = lease.as_ref().map(crate::Lease::number);
     let hold = Hold::new(what, using, lease, ours, charge)?;
     let attachment = &hold.attachment;
@@ -233,6 +243,7 @@ async fn look_on(service: &Rc<Service>, caller: &Caller, call: &ObserveCall) -> 
         address: None,
         terms: Terms { observe: true, suppress: false, report: false },
         report: false,
+        total: caller.total.clone(),
     };
     let index = attachment.interface().ifindex;
     let hold = Hold::new(what, using, None, ours, charge)?;

@@ -169,6 +169,21 @@ pub(super) fn release(service: &Service, caller: &Caller, call: &ReleaseCall) ->
     Ok(Nothing {})
 }
 
+/// `Account`
+pub(super) fn account(caller: &Caller) -> Account {
+    let total = &caller.total;
+    Account {
+        sent: total.sent.get(),
+        sent_bytes: total.sent_bytes.get(),
+        not_sent: total.not_sent.get(),
+        refused: total.refused.get(),
+        delivered: total.delivered.get(),
+        delivered_bytes: total.delivered_bytes.get(),
+        lost: total.lost.get(),
+        suppressed: total.suppressed.get(),
+    }
+}
+
 /// `ListLeases`
 pub(super) fn list_leases(service: &Service, caller: &Caller, call: &ListLeasesCall) -> Leases {
     let mine = call.mine.unwrap_or(false).then_some(caller.subject.user);

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     mmsg::Inbox,
-    policy::{Decision, Grant, Outgoing, PacketPorts, Policy},
+    policy::{Decision, Grant, Outgoing, PacketPorts, Policy, Verdict},
     service::record::Code,
 };
 
@@ -96,7 +96,8 @@ struct Refusal {
 
 impl From<Decision> for Refusal {
     fn from(decision: Decision) -> Self {
-        Self { code: Code::Policy, decision: Some(decision), sentence: decision.to_string() }
+        let code = if decision.verdict == Verdict::Rate { Code::Rate } else { Code::Policy };
+        Self { code, decision: Some(decision), sentence: decision.to_string() }
     }
 }
 

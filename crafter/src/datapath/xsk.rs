@@ -42,6 +42,16 @@ impl Frames {
         Self { chunk, count: (share.max(512) + 1).next_power_of_two() / 2 }
     }
 
+    /// Half as many; `None` if they are few already.
+    pub fn fewer(self) -> Option<Self> {
+        (self.count > 256).then_some(Self { count: self.count / 2, ..self })
+    }
+
+    /// Frames per queue.
+    pub fn count(self) -> u32 {
+        self.count
+    }
+
     /// Longest frame that fits, link-layer header included, in bytes.
     pub fn longest(self) -> u32 {
         self.chunk - HEADROOM

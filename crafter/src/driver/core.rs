@@ -2,7 +2,7 @@
 
 use std::{
     net::IpAddr,
-    os::fd::{AsRawFd as _, BorrowedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
     time::{Duration, Instant},
 };
 
@@ -10,18 +10,21 @@ use crafter_common::{map::SOCKET_ENTRIES, parse, reason::Reason};
 
 use super::{
     Options,
+    served::Served,
     table::{Meta, Stats, Table},
 };
 use crate::{
     datapath::{
         interface::Interface,
-        maps::OwnerMaps,
+        maps::{Counters, Flow, OwnerMaps, Terms},
         program::{Kernel, Mode, Report},
         ring::Ring,
+        route::Route,
         tx::Sender,
         xsk::{Frames, Lost, Socket},
     },
     error::{Error, Result},
+    packet::Transport,
 };
 
 /// How long a queue may still be held by a socket that is closed already.
@@ -29,10 +32,17 @@ const RELEASE: Duration = Duration::from_millis(250);
 
 /// Opens the socket of one queue. The kernel lets go of a closed one's queue from a work queue
 /// (`xp_put_pool()`), so that who comes right behind it is told EBUSY for a moment.
-fn open_socket(ifindex: u32, queue: u32, frames: Frames) -> Result<Socket> {
+///
+/// Where memory that may be locked (`RLIMIT_MEMLOCK`) does not suffice, ENOBUFS, it is asked for less.
+fn open_socket(ifindex: u32, queue: u32, frames: &mut Frames) -> Result<Socket> {
     let deadline = Instant::now() + RELEASE;
     loop {
-        match Socket::open(ifindex, queue, frames) {
+        match Socket::open(ifindex, queue, *frames) {
+            Err(Error::Io { source, .. })
+                if source.raw_os_error() == Some(libc::ENOBUFS) && frames.fewer().is_some() =>
+            {
+                *frames = frames.fewer().unwrap_or(*frames);
+            }
             Err(Error::Io { source, .. })
                 if source.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline =>
             {
@@ -45,13 +55,26 @@ fn open_socket(ifindex: u32, queue: u32, frames: Frames) -> Result<Socket> {
 
 pub(crate) struct Core {
     pub(crate) table: Table,
-    pub(crate) maps: OwnerMaps,
-    pub(crate) tx: Sender,
+    pub(crate) side: Side,
+    /// The deadline that the driver sleeps for.
+    armed: Option<Instant>,
+}
+
+/// What packets come from and go to.
+pub(crate) enum Side {
+    /// The kernel.
+    Kernel(Box<KernelSide>),
+    /// The service.
+    Service(Box<Served>),
+}
+
+/// The hooks, held by this process.
+pub(crate) struct KernelSide {
+    maps: OwnerMaps,
+    tx: Sender,
     sockets: Vec<Socket>,
     ring: Ring,
     link_header: usize,
-    /// The deadline that the driver sleeps for.
-    armed: Option<Instant>,
     /// Last, so that ports are filtered as long as anything of the above exists.
     _kernel: Kernel,
 }
@@ -59,7 +82,8 @@ pub(crate) struct Core {
 impl Core {
     /// Loads, attaches, and opens a socket per queue where XDP is had.
     pub(crate) fn open(interface: &Interface, options: &Options) -> Result<(Self, Report)> {
-        let frames = Frames::plan(interface.mtu, interface.rx_queues);
+        let planned = Frames::plan(interface.mtu, interface.rx_queues);
+        let mut frames = planned;
         let link_header = if interface.ethernet || interface.loopback { 14 } else { 0 };
         let tx = Sender::open(interface, options.load.mark)?;
         let (mut kernel, maps) = Kernel::load(&options.load, link_header, frames.longest())?;
@@ -69,7 +93,7 @@ impl Core {
         let mut sockets = Vec::new();
         if report.mode != Mode::Tc {
             for queue in 0..interface.rx_queues.clamp(1, SOCKET_ENTRIES) {
-                let opened = open_socket(interface.ifindex, queue, frames).and_then(|socket| {
+                let opened = open_socket(interface.ifindex, queue, &mut frames).and_then(|socket| {
                     map.set(queue, socket.as_raw_fd(), 0)
                         .map_err(|e| crate::datapath::failure::bpf_error("list an AF_XDP socket", &e))?;
                     Ok(socket)
@@ -83,40 +107,157 @@ impl Core {
                 }
             }
         }
+        if frames != planned && !sockets.is_empty() {
+            let (few, many) = (frames.count(), planned.count());
+            let reason = "the memory that may be locked (RLIMIT_MEMLOCK) does not suffice for more";
+            report.notes.push(format!("AF_XDP with {few} frames a queue, not {many}: {reason}"));
+        }
         report.sockets = sockets.len();
         let table = Table::new(interface.kind.is_some() || interface.loopback);
-        let core =
-            Self { table, maps, tx, sockets, ring, link_header: link_header as usize, armed: None, _kernel: kernel };
-        Ok((core, report))
+        let link_header = link_header as usize;
+        let side = KernelSide { maps, tx, sockets, ring, link_header, _kernel: kernel };
+        Ok((Self { table, side: Side::Kernel(Box::new(side)), armed: None }, report))
+    }
+
+    /// On the service's side of an interface.
+    pub(crate) fn served(interface: &Interface, served: Served) -> Self {
+        let table = Table::new(interface.kind.is_some() || interface.loopback);
+        Self { table, side: Side::Service(Box::new(served)), armed: None }
     }
 
     /// The descriptors that are readable when replies wait.
-    pub(crate) fn sources(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        use std::os::fd::AsFd as _;
-        self.sockets.iter().map(|s| s.as_fd()).chain(std::iter::once(self.ring.as_fd()))
+    pub(crate) fn sources(&self) -> Vec<BorrowedFd<'_>> {
+        match &self.side {
+            Side::Kernel(side) => {
+                side.sockets.iter().map(|s| s.as_fd()).chain(std::iter::once(side.ring.as_fd())).collect()
+            }
+            Side::Service(side) => vec![side.source()],
+        }
+    }
+
+    /// Makes a port the owner's.
+    pub(crate) fn own(
+        &mut self,
+        id: u32,
+        transport: Transport,
+        address: IpAddr,
+        port: u16,
+        terms: Terms,
+    ) -> Result<()> {
+        match &mut self.side {
+            Side::Kernel(side) => side.maps.own(id, transport, address, port, terms),
+            Side::Service(_) => Ok(()),
+        }
+    }
+
+    /// Forgets the ports of a lease.
+    pub(crate) fn disown(&mut self, id: u32, transport: Transport, address: IpAddr, ports: &[u16]) {
+        match &mut self.side {
+            Side::Kernel(side) => {
+                for &port in ports {
+                    // It can fail only if the entry is gone already.
+                    let _ = side.maps.disown(transport, address, port);
+                }
+            }
+            Side::Service(side) => side.remove(id, transport, ports),
+        }
+    }
+
+    /// This host has these addresses.
+    ///
+    /// # Errors
+    /// [`Error::Bpf`] for more than the map holds.
+    pub(crate) fn set_local(&mut self, addresses: &[IpAddr]) -> Result<()> {
+        match &mut self.side {
+            Side::Kernel(side) => side.maps.set_local(addresses),
+            Side::Service(side) => {
+                side.set_local(addresses);
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether it is one of them.
+    pub(crate) fn is_local(&self, address: IpAddr) -> bool {
+        match &self.side {
+            Side::Kernel(side) => side.maps.is_local(address),
+            Side::Service(side) => side.is_local(address),
+        }
+    }
+
+    /// Queues a packet from its IP header on.
+    ///
+    /// # Errors
+    /// Those of [`Sender::push`].
+    pub(crate) fn push(&mut self, route: &Route, ip: &[u8]) -> Result<()> {
+        push(&mut self.side, route, ip)
+    }
+
+    /// Queues a frame.
+    ///
+    /// # Errors
+    /// Those of [`Sender::push_frame`].
+    pub(crate) fn push_frame(&mut self, frame: &[u8]) -> Result<()> {
+        match &mut self.side {
+            Side::Kernel(side) => side.tx.push_frame(frame),
+            Side::Service(side) => side.push_frame(frame),
+        }
+    }
+
+    /// Sends all that is queued.
+    ///
+    /// # Errors
+    /// Those of [`Sender::flush`].
+    pub(crate) fn flush(&mut self) -> Result<()> {
+        match &mut self.side {
+            Side::Kernel(side) => side.tx.flush().map(drop),
+            Side::Service(side) => {
+                side.flush();
+                Ok(())
+            }
+        }
+    }
+
+    /// Packets sent, and those that were not taken.
+    pub(crate) fn sent(&self) -> (u64, u64) {
+        match &self.side {
+            Side::Kernel(side) => (side.tx.sent(), side.tx.dropped()),
+            Side::Service(side) => (side.sent(), side.dropped()),
+        }
+    }
+
+    /// How long to wait where there is no room for a packet.
+    pub(crate) fn set_patience(&mut self, patience: Duration) {
+        match &mut self.side {
+            Side::Kernel(side) => side.tx.set_patience(patience),
+            Side::Service(side) => side.set_patience(patience),
+        }
+    }
+
+    /// Packets by reason.
+    pub(crate) fn counters(&self) -> Result<Counters> {
+        match &self.side {
+            Side::Kernel(side) => side.maps.counters(),
+            Side::Service(side) => Ok(side.counters()),
+        }
+    }
+
+    /// Flows of the kernel half, where it is ours.
+    pub(crate) fn flows(&self) -> Vec<Flow> {
+        match &self.side {
+            Side::Kernel(side) => side.maps.flows(),
+            Side::Service(_) => Vec::new(),
+        }
     }
 
     /// Takes a batch of waiting replies to whom they belong, and sends what they call for.
     /// Returns how many there were.
     pub(crate) fn drain(&mut self, now: Instant) -> usize {
-        let Self { table, sockets, ring, link_header, .. } = self;
-        let mut count = 0;
-        for socket in sockets {
-            count += socket.drain(|frame| match parse::link(frame, *link_header) {
-                Ok((start, _)) => table.handle_packet(now, &frame[start..], Meta::REDIRECTED),
-                Err(_) => table.handle_stray(),
-            });
-        }
-        count += ring.drain(|header, packet| {
-            let cut = header.captured < header.length;
-            let reason = Reason::ALL.get(header.reason as usize).copied().unwrap_or(Reason::Copied);
-            let meta = Meta { timestamp: Some(header.timestamp), cut, reason };
-            if reason.is_ingress() {
-                table.handle_packet(now, packet, meta);
-            } else {
-                table.handle_suppressed(packet, meta);
-            }
-        });
+        let Self { table, side, .. } = self;
+        let count = match side {
+            Side::Kernel(side) => side.drain(table, now),
+            Side::Service(side) => side.drain(table, now),
+        };
         if count > 0 {
             self.transmit(now);
         }
@@ -131,8 +272,9 @@ impl Core {
 
     /// Sends what the streams have to send, and wakes whoever waits for one of them.
     pub(crate) fn transmit(&mut self, now: Instant) {
-        self.table.poll_transmit(now, &mut self.tx);
-        if let Err(e) = self.tx.flush() {
+        let Self { table, side, .. } = self;
+        table.poll_transmit(now, |route, ip| push(side, route, ip));
+        if let Err(e) = self.flush() {
             self.table.handle_fault(now, &e);
         }
     }
@@ -140,7 +282,7 @@ impl Core {
     /// This host has these addresses now; `present` says whether the interface is still there.
     pub(crate) fn handle_addresses(&mut self, now: Instant, addresses: &[IpAddr], present: bool) {
         // A full map is the only way to fail, and leaves the former addresses in force.
-        if let Err(e) = self.maps.set_local(addresses) {
+        if let Err(e) = self.set_local(addresses) {
             log::warn!("{e}");
         }
         self.table.handle_addresses(addresses);
@@ -166,17 +308,58 @@ impl Core {
     }
 
     pub(crate) fn stats(&self) -> Stats {
+        let (sent, not_sent) = self.sent();
+        let (lost, turned_away) = match &self.side {
+            Side::Kernel(side) => (side.lost(), side.tx.turned_away()),
+            Side::Service(side) => (side.lost(), 0),
+        };
+        Stats { lost, sent, not_sent, turned_away, ..self.table.stats }
+    }
+}
+
+fn push(side: &mut Side, route: &Route, ip: &[u8]) -> Result<()> {
+    match side {
+        Side::Kernel(side) => side.tx.push(route, ip),
+        Side::Service(side) if route.ifindex != side.ifindex() => {
+            Err(Error::invalid("route", format_args!("it leaves by {}, and this lease is elsewhere", route.interface)))
+        }
+        Side::Service(side) => {
+            side.push(ip);
+            Ok(())
+        }
+    }
+}
+
+impl KernelSide {
+    /// Takes a batch of waiting replies to `table`; how many there were.
+    fn drain(&mut self, table: &mut Table, now: Instant) -> usize {
+        let Self { sockets, ring, link_header, .. } = self;
+        let mut count = 0;
+        for socket in sockets {
+            count += socket.drain(|frame| match parse::link(frame, *link_header) {
+                Ok((start, _)) => table.handle_packet(now, &frame[start..], Meta::REDIRECTED),
+                Err(_) => table.handle_stray(),
+            });
+        }
+        count += ring.drain(|header, packet| {
+            let cut = header.captured < header.length;
+            let reason = Reason::ALL.get(header.reason as usize).copied().unwrap_or(Reason::Copied);
+            let meta = Meta { timestamp: Some(header.timestamp), cut, reason };
+            if reason.is_ingress() {
+                table.handle_packet(now, packet, meta);
+            } else {
+                table.handle_suppressed(packet, meta);
+            }
+        });
+        count
+    }
+
+    fn lost(&self) -> u64 {
         let lost = self.sockets.iter().map(Socket::lost).fold(Lost::default(), |a, b| Lost {
             ring_full: a.ring_full + b.ring_full,
             no_frame: a.no_frame + b.no_frame,
             other: a.other + b.other,
         });
-        Stats {
-            lost: lost.total(),
-            sent: self.tx.sent(),
-            not_sent: self.tx.dropped(),
-            turned_away: self.tx.turned_away(),
-            ..self.table.stats
-        }
+        lost.total()
     }
 }

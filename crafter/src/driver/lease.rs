@@ -11,6 +11,8 @@ use tokio::sync::Notify;
 
 use super::{
     Shared,
+    core::Side,
+    served,
     stream::{Stream, StreamOptions},
     table::{LeaseState, Received},
 };
@@ -23,6 +25,7 @@ use crate::{
     },
     error::{Error, Result},
     packet::{IpPacket, Transport},
+    service::Control,
 };
 
 /// Ports that nobody registers (RFC 6335 section 6): where a free one is looked for.
@@ -132,6 +135,9 @@ pub(crate) struct LeaseInner {
     arrived: Arc<Notify>,
 }
 
+/// Between two tries for a port that the service is about to have back.
+const AGAIN: Duration = Duration::from_millis(1);
+
 /// How long the kernel may still be busy with a packet whose copy has arrived here already.
 const SETTLE: Duration = Duration::from_millis(5);
 
@@ -139,16 +145,14 @@ impl Drop for LeaseInner {
     fn drop(&mut self) {
         // In observe mode the copy is here before the kernel has answered the packet itself: a port
         // given back at once would let that answer out.
-        if self.terms.observe && self.terms.suppress {
+        let is_ours = matches!(self.shared.lock().side, Side::Kernel(_));
+        if is_ours && self.terms.observe && self.terms.suppress {
             std::thread::sleep(SETTLE);
         }
         let mut core = self.shared.lock();
         // The reservations in it are given back after the kernel half has forgotten the ports.
         if let Some(lease) = core.table.remove_lease(self.id) {
-            for &port in &lease.ports {
-                // It can fail only if the entry is gone already.
-                let _ = core.maps.disown(lease.transport, lease.address, port);
-            }
+            core.disown(self.id, lease.transport, lease.address, &lease.ports);
         }
     }
 }
@@ -163,13 +167,16 @@ impl Lease {
         let gathered = gathering.is_some();
         let arrived = gathering.unwrap_or_default();
         // The driver keeps the list; only of an address that is not in it the kernel is asked.
-        let known = |address| shared.lock().maps.is_local(address);
+        let known = |address| shared.lock().is_local(address);
         if let Some(address) = request.address.filter(|address| !known(*address)) {
             let addresses = local_addresses().await?;
             if !addresses.contains(&address) && !address.is_loopback() {
                 return Err(Error::invalid("address", format_args!("{address} is not an address of this host")));
             }
-            shared.lock().maps.set_local(&addresses)?;
+            shared.lock().set_local(&addresses)?;
+        }
+        if let Some(control) = shared.control() {
+            return Self::take_from(&control, shared, request, arrived, gathered).await;
         }
         let unspecified = IpAddr::from([0, 0, 0, 0]);
         let address = request.address.unwrap_or(unspecified);
@@ -206,15 +213,14 @@ impl Lease {
             let mut core = shared.lock();
             let id = core.table.number();
             for (done, &port) in ports.iter().enumerate() {
-                if let Err(e) = core.maps.own(id, request.transport, address, port, request.terms) {
-                    for &port in &ports[..done] {
-                        let _ = core.maps.disown(request.transport, address, port);
-                    }
+                if let Err(e) = core.own(id, request.transport, address, port, request.terms) {
+                    core.disown(id, request.transport, address, &ports[..done]);
                     return Err(e);
                 }
             }
-            core.table
-                .add_lease(id, LeaseState::new(request.transport, address, reservations, arrived.clone(), gathered));
+            let state =
+                LeaseState::new(request.transport, address, ports.clone(), reservations, arrived.clone(), gathered);
+            core.table.add_lease(id, state);
             id
         };
         let inner = LeaseInner {
@@ -226,6 +232,44 @@ impl Lease {
             ports,
             arrived,
         };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Has the service give the ports.
+    async fn take_from(
+        control: &Control,
+        shared: &Arc<Shared>,
+        request: LeaseRequest,
+        arrived: Arc<Notify>,
+        gathered: bool,
+    ) -> Result<Self> {
+        let name = &shared.interface.name;
+        let call = served::call(name, request.transport, request.address, &request.port, request.terms);
+        let (leased, socket) = loop {
+            match served::lease(control, &call).await {
+                // What was closed here a moment ago the service may not know yet.
+                Err(Error::PortTaken { .. }) if shared.is_closing() => tokio::time::sleep(AGAIN).await,
+                leased => break leased?,
+            }
+        };
+        let (Some(first), Some(last)) = (leased.first_port, leased.last_port) else {
+            let reason = "a lease without the ports that were asked for".to_owned();
+            return Err(Error::Service { path: control.path().display().to_string(), reason });
+        };
+        // Where the policy allows only some addresses, the service has chosen.
+        let address = request.address.or_else(|| leased.address?.parse().ok());
+        let ports: Vec<u16> = (first..=last).collect();
+        let mut core = shared.lock();
+        let id = core.table.number();
+        let bound = address.unwrap_or(IpAddr::from([0, 0, 0, 0]));
+        if let Side::Service(served) = &mut core.side {
+            served.add_ports(id, request.transport, bound, &ports, socket)?;
+        }
+        let state = LeaseState::new(request.transport, bound, ports.clone(), Vec::new(), arrived.clone(), gathered);
+        core.table.add_lease(id, state);
+        drop(core);
+        let (transport, terms) = (request.transport, request.terms);
+        let inner = LeaseInner { shared: shared.clone(), id, transport, address, terms, ports, arrived };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -283,9 +327,9 @@ impl Lease {
         }
         let mut core = self.inner.shared.lock();
         for (route, ip) in &routed {
-            core.tx.push(route, ip)?;
+            core.push(route, ip)?;
         }
-        core.tx.flush().map(drop)
+        core.flush()
     }
 
     /// The next packet that comes to the lease and belongs to no stream. Safe to cancel.
@@ -298,9 +342,7 @@ impl Lease {
             if let Some(received) = self.try_recv() {
                 return Ok(received);
             }
-            if self.inner.shared.lock().table.link_gone {
-                return Err(Error::UnknownInterface { name: self.inner.shared.interface.name.clone() });
-            }
+            self.inner.shared.lock().table.fate(&self.inner.shared.interface.name)?;
             arrived.await;
         }
     }

@@ -8,6 +8,7 @@
 mod core;
 mod lease;
 pub(crate) mod routes;
+pub(crate) mod served;
 mod stream;
 mod table;
 
@@ -20,7 +21,10 @@ use std::{
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use tokio::{io::unix::AsyncFd, sync::Notify};
 
-use self::core::Core;
+use self::{
+    core::{Core, Side},
+    served::Served,
+};
 pub use self::{
     lease::{Lease, LeaseRequest, PortChoice},
     stream::{Stream, StreamOptions},
@@ -31,10 +35,11 @@ use crate::{
         address::{AddressWatch, local_addresses},
         interface::{Interface, interface, interfaces},
         maps::{Counters, Flow},
-        program::{Attach, LoadOptions, Report},
+        program::{Attach, LoadOptions, Mode, Report},
         route::{self, Route},
     },
     error::{Error, Result},
+    service::{Control, wire::LeaseCall},
 };
 
 /// How long to look for the next burst before sleeping.
@@ -90,6 +95,19 @@ impl Shared {
     /// The state. A panic elsewhere while it was held leaves counters at worst one behind.
     fn lock(&self) -> Locked<'_> {
         Locked(Some(self.core.lock().unwrap_or_else(std::sync::PoisonError::into_inner)))
+    }
+
+    /// The service, where it is used.
+    fn control(&self) -> Option<Arc<Control>> {
+        match &self.lock().side {
+            Side::Kernel(_) => None,
+            Side::Service(served) => Some(served.control().clone()),
+        }
+    }
+
+    /// Whether a lease was closed so lately that the service may not know it yet.
+    fn is_closing(&self) -> bool {
+        matches!(&self.lock().side, Side::Service(served) if served.is_closing())
     }
 
     /// Whether the driver is there, to see to deadlines and to what nobody waits for.
@@ -177,21 +195,39 @@ impl Crafter {
         options: Options,
         open: impl AsyncFnOnce(Interface, Options) -> Result<(Core, Report)>,
     ) -> Result<Self> {
-        let interface = interface(name).await?;
-        if !interface.up {
-            return Err(Error::Io {
-                action: format!("use {name}"),
-                source: std::io::Error::other(format!("the interface is down (`ip link set {name} up`)")),
-            });
-        }
-        let (mut core, report) = open(interface.clone(), options).await?;
-        core.maps.set_local(&local_addresses().await?)?;
+        let interface = usable(name).await?;
+        let (core, report) = open(interface.clone(), options).await?;
+        Self::start(core, report, interface, routes::Resolver::Kernel).await
+    }
+
+    /// Uses an interface through the service, which takes no privilege. Everything else is as with [`Crafter::open`];
+    /// what of it the policy does not allow ends with [`Error::Forbidden`].
+    ///
+    /// # Errors
+    /// [`Error::UnknownInterface`], [`Error::Forbidden`], [`Error::Service`], and what the service says on attaching.
+    pub async fn through(control: Arc<Control>, name: &str) -> Result<Self> {
+        let interface = usable(name).await?;
+        let (served, leased) = Served::open(control, name, interface.ifindex).await?;
+        let mode = [Mode::Native, Mode::Generic].into_iter().find(|mode| mode.name() == leased.mode);
+        let report = Report {
+            interface: interface.name.clone(),
+            mode: mode.unwrap_or(Mode::Tc),
+            classifier: if leased.classifier == "clsact" { "clsact" } else { "tcx" },
+            sockets: leased.sockets as usize,
+            notes: leased.notes,
+        };
+        let core = Core::served(&interface, served);
+        Self::start(core, report, interface, routes::Resolver::WithoutHop).await
+    }
+
+    async fn start(mut core: Core, report: Report, interface: Interface, resolver: routes::Resolver) -> Result<Self> {
+        core.set_local(&local_addresses().await?)?;
         let ready = epoll(&core)?;
         let shared = Arc::new(Shared {
             core: Mutex::new(core),
             interface,
             report,
-            routes: routes::Routes::default(),
+            routes: routes::Routes::new(resolver),
             rearm: Arc::new(Notify::new()),
             driver: std::sync::OnceLock::new(),
         });
@@ -199,6 +235,39 @@ impl Crafter {
         let driver = tokio::spawn(drive(Arc::downgrade(&shared), shared.rearm.clone(), ready, watch));
         let _ = shared.driver.set(driver.abort_handle());
         Ok(Self { shared })
+    }
+
+    /// The service, where it is used.
+    pub(crate) fn control(&self) -> Option<Arc<Control>> {
+        self.shared.control()
+    }
+
+    /// Makes sure that frames can be sent.
+    ///
+    /// # Errors
+    /// [`Error::Forbidden`] where the service does not allow it.
+    pub(crate) async fn enable_frames(&self) -> Result<()> {
+        let control = match &self.shared.lock().side {
+            Side::Service(served) if !served.has_frames() => served.control().clone(),
+            _ => return Ok(()),
+        };
+        let interface = Some(self.shared.interface.name.clone());
+        let call = LeaseCall { interface, protocol: "none".into(), frames: Some(true), ..LeaseCall::default() };
+        let (_, socket) = served::lease(&control, &call).await?;
+        let mut core = self.shared.lock();
+        let number = core.table.number();
+        match &mut core.side {
+            Side::Service(served) => served.add_frames(number, socket),
+            Side::Kernel(_) => Ok(()),
+        }
+    }
+
+    /// How many packets the service refused since this was asked last, and why the first of them.
+    pub(crate) fn take_refusals(&self) -> (u64, Option<Error>) {
+        match &mut self.shared.lock().side {
+            Side::Kernel(_) => (0, None),
+            Side::Service(served) => served.take_refusals(),
+        }
     }
 
     /// Opens the interface that the route to `destination` leaves by.
@@ -244,24 +313,25 @@ impl Crafter {
 
     /// How long [`Crafter::transmit`] waits where the kernel has no room.
     pub(crate) fn set_patience(&self, patience: Duration) {
-        self.shared.lock().tx.set_patience(patience);
+        self.shared.lock().set_patience(patience);
     }
 
     /// Sends packets and frames in as few system calls as it takes, and looks at once for what comes back.
     pub(crate) fn transmit<'p>(&self, packets: impl IntoIterator<Item = Outgoing<'p>>) -> Transmitted {
         let mut core = self.shared.lock();
-        let (sent, refused) = (core.tx.sent(), core.tx.dropped());
+        let (sent, refused) = core.sent();
         let mut error = None;
         for packet in packets {
             let pushed = match packet {
-                Outgoing::Ip(route, ip) => core.tx.push(route, ip),
-                Outgoing::Frame(frame) => core.tx.push_frame(frame),
+                Outgoing::Ip(route, ip) => core.push(route, ip),
+                Outgoing::Frame(frame) => core.push_frame(frame),
             };
             error = error.or(pushed.err());
         }
-        error = error.or(core.tx.flush().err());
+        error = error.or(core.flush().err());
+        let (sent, refused) = (core.sent().0 - sent, core.sent().1 - refused);
         core.drain(Instant::now());
-        Transmitted { sent: core.tx.sent() - sent, refused: core.tx.dropped() - refused, error }
+        Transmitted { sent, refused, error }
     }
 
     /// Moves all that has come to gathered leases to `sink`.
@@ -277,23 +347,21 @@ impl Crafter {
             }
         }
         core.table.gather(sink);
-        if core.table.link_gone {
-            return Err(Error::UnknownInterface { name: self.shared.interface.name.clone() });
-        }
-        Ok(())
+        core.table.fate(&self.shared.interface.name)
     }
 
-    /// The kernel half's counters, one per verdict reason.
+    /// The kernel half's counters, one per verdict reason; through the service, what of this came here, and as crafted
+    /// what it was given to send.
     ///
     /// # Errors
     /// [`Error::Bpf`] if the kernel refuses.
     pub fn counters(&self) -> Result<Counters> {
-        self.shared.lock().maps.counters()
+        self.shared.lock().counters()
     }
 
-    /// The flows that the kernel half has seen.
+    /// The flows that the kernel half has seen; through the service none, as it lists them itself (`ListFlows`).
     pub fn flows(&self) -> Vec<Flow> {
-        self.shared.lock().maps.flows()
+        self.shared.lock().flows()
     }
 
     /// What became of packets in user space.
@@ -320,12 +388,24 @@ impl Crafter {
     }
 }
 
+/// An interface that is up.
+async fn usable(name: &str) -> Result<Interface> {
+    let interface = interface(name).await?;
+    if !interface.up {
+        return Err(Error::Io {
+            action: format!("use {name}"),
+            source: std::io::Error::other(format!("the interface is down (`ip link set {name} up`)")),
+        });
+    }
+    Ok(interface)
+}
+
 /// One descriptor that is readable when any source of replies is: a network card can have more
 /// queues than a task should watch one by one.
 fn epoll(core: &Core) -> Result<AsyncFd<std::os::fd::OwnedFd>> {
     let failed = |e: nix::Error| Error::Io { action: "watch the sockets for replies".into(), source: e.into() };
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed)?;
-    for (index, source) in core.sources().enumerate() {
+    for (index, source) in core.sources().into_iter().enumerate() {
         epoll.add(source, EpollEvent::new(EpollFlags::EPOLLIN, index as u64)).map_err(failed)?;
     }
     crate::datapath::watch(epoll.0, "the sockets for replies")

@@ -22,12 +22,30 @@ type Key = (IpAddr, Option<IpAddr>);
 
 /// Routes by destination and source address asked for.
 #[derive(Default)]
-pub(crate) struct Routes(Mutex<HashMap<Key, (Arc<Route>, Instant)>>);
+pub(crate) struct Routes {
+    known: Mutex<HashMap<Key, (Arc<Route>, Instant)>>,
+    resolver: Resolver,
+}
+
+/// How far routes are looked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Resolver {
+    /// Up to the next hop's Ethernet address.
+    #[default]
+    Kernel,
+    /// Without it: the service finds it, and to make the kernel ask takes privileges.
+    WithoutHop,
+}
 
 impl Routes {
+    /// No routes yet.
+    pub(crate) fn new(resolver: Resolver) -> Self {
+        Self { known: Mutex::default(), resolver }
+    }
+
     /// The route to `destination` if it was found lately.
     pub(crate) fn known(&self, destination: IpAddr, source: Option<IpAddr>) -> Option<Arc<Route>> {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.get(&(destination, source)).filter(|(_, found)| found.elapsed() < AGE).map(|(route, _)| route.clone())
     }
 
@@ -38,14 +56,18 @@ impl Routes {
         destination: IpAddr,
         source: Option<IpAddr>,
     ) -> Result<Arc<Route>> {
-        let known = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (destination, source);
         if let Some((route, found)) = known().get(&key)
             && found.elapsed() < AGE
         {
             return Ok(route.clone());
         }
-        let route = Arc::new(route::resolve(destination, interface, source).await?);
+        let route = match self.resolver {
+            Resolver::Kernel => route::resolve(destination, interface, source).await?,
+            Resolver::WithoutHop => route::without_hop(destination, interface, source).await?,
+        };
+        let route = Arc::new(route);
         let mut known = known();
         if known.len() >= KEPT {
             known.clear();

@@ -13,9 +13,9 @@ use serde::Serialize;
 use tokio::sync::Notify;
 
 use crate::{
-    datapath::{reserve::Reservation, route::Route, tx::Sender},
+    datapath::{reserve::Reservation, route::Route},
     engine::{Reassembler, StreamEngine},
-    error::Error,
+    error::{Error, Result},
     packet::{Checksum, Flow, IcmpError, IpPacket, Protocol, Transport, checksum, flow, icmp_query},
 };
 
@@ -97,7 +97,7 @@ pub(crate) struct LeaseState {
     gathered: bool,
     /// It is in the table's list of those that something came to.
     listed: bool,
-    /// What keeps other programs from the ports.
+    /// What keeps other programs from the ports; nothing, where the service does.
     reservations: Vec<Reservation>,
 }
 
@@ -108,11 +108,11 @@ impl LeaseState {
     pub(crate) fn new(
         transport: Transport,
         address: IpAddr,
+        ports: Vec<u16>,
         reservations: Vec<Reservation>,
         arrived: Arc<Notify>,
         gathered: bool,
     ) -> Self {
-        let ports = reservations.iter().map(Reservation::port).collect();
         Self {
             transport,
             address,
@@ -182,6 +182,8 @@ pub(crate) struct Table {
     pub(crate) released: Vec<Keep>,
     /// Set for good once the interface is gone.
     pub(crate) link_gone: bool,
+    /// Why the service is of no use any more: its socket, and the reason.
+    over: Option<(String, String)>,
     pub(crate) stats: Stats,
 }
 
@@ -200,6 +202,7 @@ impl Table {
             next: 1,
             released: Vec::new(),
             link_gone: false,
+            over: None,
             stats: Stats::default(),
         }
     }
@@ -486,6 +489,34 @@ impl Table {
         }
     }
 
+    /// The service does not serve any more.
+    pub(crate) fn handle_over(&mut self, now: Instant, path: String, reason: String) {
+        self.over.get_or_insert((path, reason));
+        self.handle_link_gone(now);
+    }
+
+    /// What `quoted` begins was not let out, and nothing like it will be: its stream is over.
+    pub(crate) fn handle_refusal(&mut self, now: Instant, quoted: &[u8], rule: Option<u32>, sentence: &str) {
+        if let Some(flow) = flow(quoted)
+            && flow.protocol == Protocol::Tcp
+            && let Some(&id) = self.by_flow.get(&(flow.source, flow.destination))
+            && let Some(stream) = self.streams.get_mut(&id)
+        {
+            stream.engine.handle_refusal(now, rule, sentence);
+            stream.stirred = true;
+            self.touched.insert(id);
+        }
+    }
+
+    /// Why nothing comes any more, if that is so.
+    pub(crate) fn fate(&self, interface: &str) -> Result<()> {
+        match &self.over {
+            Some((path, reason)) => Err(Error::Service { path: path.clone(), reason: reason.clone() }),
+            None if self.link_gone => Err(Error::UnknownInterface { name: interface.to_owned() }),
+            None => Ok(()),
+        }
+    }
+
     /// Does what is due.
     pub(crate) fn handle_timeouts(&mut self, now: Instant) {
         self.reassembler.handle_timeout(now);
@@ -508,7 +539,7 @@ impl Table {
     }
 
     /// Asks each touched stream what it has to send, and wakes whoever waits for it.
-    pub(crate) fn poll_transmit(&mut self, now: Instant, tx: &mut Sender) {
+    pub(crate) fn poll_transmit(&mut self, now: Instant, mut push: impl FnMut(&Route, &[u8]) -> Result<()>) {
         if self.touched.is_empty() {
             return;
         }
@@ -518,7 +549,7 @@ impl Table {
             let route = &stream.route;
             let mut fault = None;
             stream.engine.poll_transmit(now, &mut |ip: &[u8]| {
-                if let Err(e) = tx.push(route, ip) {
+                if let Err(e) = push(route, ip) {
                     fault = Some(e);
                 }
             });

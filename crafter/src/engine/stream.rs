@@ -47,6 +47,7 @@ enum Failure {
     Reset,
     TimedOut { after: Duration, waiting_for: &'static str },
     LinkGone,
+    NotAllowed,
     Unreachable { from: IpAddr, reason: IcmpReason },
     Aborted,
 }
@@ -79,6 +80,8 @@ pub struct StreamEngine {
     /// Stream bytes that the reader has taken.
     consumed: u32,
     failure: Option<Failure>,
+    /// Of [`Failure::NotAllowed`]: the rule and the sentence.
+    refusal: Option<(Option<u32>, String)>,
     finished: bool,
 }
 
@@ -125,6 +128,7 @@ impl StreamEngine {
             time_wait_until: None,
             consumed: 0,
             failure: None,
+            refusal: None,
             finished: false,
         })
     }
@@ -310,6 +314,14 @@ impl StreamEngine {
         }
     }
 
+    /// Somebody who may does not let its segments out: so it is over, without a word to the peer.
+    pub fn handle_refusal(&mut self, now: Instant, rule: Option<u32>, sentence: &str) {
+        if !self.finished {
+            self.refusal = Some((rule, sentence.to_owned()));
+            self.fail_silently(now, Failure::NotAllowed);
+        }
+    }
+
     /// Where the stream stands.
     pub fn state(&self) -> StreamState {
         if self.finished {
@@ -367,6 +379,10 @@ impl StreamEngine {
                 action: format!("keep the connection to {remote}"),
                 source: io::Error::new(io::ErrorKind::NetworkDown, "its interface is gone"),
             },
+            Failure::NotAllowed => {
+                let (rule, message) = self.refusal.clone().unwrap_or_default();
+                Error::Forbidden { rule, verdict: String::new(), message }
+            }
             Failure::Aborted => {
                 Error::Io { action: "use an aborted stream".into(), source: io::ErrorKind::ConnectionAborted.into() }
             }

@@ -40,7 +40,8 @@ pub enum Came {
 }
 
 impl Came {
-    const ALL: [Self; 6] =
+    /// All of them, by number.
+    pub const ALL: [Self; 6] =
         [Self::Redirected, Self::Copied, Self::Observed, Self::RstSuppressed, Self::UnreachableSuppressed, Self::Seen];
 
     /// The verdict's reason that it stands for.
@@ -88,10 +89,12 @@ pub enum Code {
     Released = 6,
     /// The service stops.
     Stops = 7,
+    /// The policy says so: packets come too fast.
+    Rate = 8,
 }
 
 impl Code {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Policy,
         Self::NoRoute,
         Self::NoNeighbour,
@@ -100,6 +103,7 @@ impl Code {
         Self::Malformed,
         Self::Released,
         Self::Stops,
+        Self::Rate,
     ];
 }
 
@@ -234,7 +238,7 @@ mod tests {
             assert_eq!((&*sentence, quoted), ("yes", &b" and"[..]));
         }
         assert_eq!(Header::decode(&[1; HEADER - 1]), None);
-        for (kind, code) in [(0, 0), (1, 6), (2, 8), (3, 8), (4, 0)] {
+        for (kind, code) in [(0, 0), (1, 6), (2, 9), (3, 9), (4, 0)] {
             let mut bytes = [0; HEADER];
             (bytes[0], bytes[1]) = (kind, code);
             assert_eq!(Header::decode(&bytes), None, "{kind} {code}");

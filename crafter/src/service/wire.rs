@@ -42,6 +42,7 @@ methods! {
     "Lease" LeaseCall -> Leased;
     "Observe" ObserveCall -> Observing;
     "Release" ReleaseCall -> Nothing;
+    "Account" AccountCall -> Account;
     "ListLeases" ListLeasesCall -> Leases;
     "ListFlows" ListFlowsCall -> Flows;
     "Counters" CountersCall -> Counters;
@@ -155,6 +156,8 @@ calls! {
         /// The lease's number.
         lease: u64,
     }
+    /// `Account`
+    AccountCall {}
     /// `ListLeases`
     ListLeasesCall {
         /// Only the caller's.
@@ -356,6 +359,25 @@ wire! {
         index: u32,
         /// LINKTYPE of the frames, as captures have it.
         link_type: u32,
+    }
+    /// Of `Account`; see [`Lease`].
+    Account {
+        /// Packets that the kernel took.
+        sent: u64,
+        /// Their bytes.
+        sent_bytes: u64,
+        /// Packets that it did not take.
+        not_sent: u64,
+        /// Packets that were refused.
+        refused: u64,
+        /// Packets for the client.
+        delivered: u64,
+        /// Bytes of those that it got.
+        delivered_bytes: u64,
+        /// Messages lost because the client did not read in time.
+        lost: u64,
+        /// RSTs and port-unreachables of the kernel that were dropped.
+        suppressed: u64,
     }
     /// Of `ListLeases`.
     Leases {

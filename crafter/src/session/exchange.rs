@@ -67,6 +67,11 @@ pub(super) struct Exchange<'a> {
     /// Whether each packet that names no port gets one of its own.
     fresh_ports: bool,
     inbox: Vec<(u32, Received)>,
+    /// Packets that the service refused, and why the first of them.
+    refused: u64,
+    refusal: Option<Error>,
+    /// The service's limit of the rate was asked for.
+    is_paced: bool,
     result: Exchanged,
 }
 
@@ -92,6 +97,9 @@ impl<'a> Exchange<'a> {
             keeping: true,
             fresh_ports: false,
             inbox: Vec::new(),
+            refused: 0,
+            refusal: None,
+            is_paced: false,
             result: Exchanged::default(),
         })
     }
@@ -125,8 +133,8 @@ impl<'a> Exchange<'a> {
 
     fn is_done(&self) -> bool {
         // What no way leads to is not waited for.
-        let unroutable = self.result.account.unroutable as usize;
-        !self.options.multi && self.matcher.answered() + unroutable >= self.matcher.len()
+        let hopeless = (self.result.account.unroutable + self.refused) as usize;
+        !self.options.multi && self.matcher.answered() + hopeless >= self.matcher.len()
     }
 
     /// Sends each packet once, taking answers meanwhile.
@@ -185,6 +193,14 @@ impl<'a> Exchange<'a> {
 
     /// Waits until the pace allows a packet; how many it does.
     async fn may_send(&mut self) -> Result<usize> {
+        if !std::mem::replace(&mut self.is_paced, true)
+            && self.readings.is_some()
+            && let Some(allowed) = self.links.rate().await?
+            && self.options.pace.rate.is_none_or(|rate| rate > allowed)
+        {
+            // A hair below: two clocks measure it.
+            self.pacer = Some(Pacer::per_second(allowed * 0.995)?);
+        }
         loop {
             let now = Instant::now();
             let until = match &mut self.pacer {
@@ -258,13 +274,14 @@ impl<'a> Exchange<'a> {
 
     /// Closes the account.
     async fn finish(mut self) -> Result<Exchanged> {
+        self.collect()?;
         if let Some(readings) = self.readings.take() {
             let until = Instant::now() + SETTLE;
             loop {
                 self.collect()?;
                 let mut account = Account { kernel: Default::default(), ..self.result.account };
                 for (&link, before) in &readings {
-                    account.add(before, &self.links.links[link].read()?);
+                    account.add(before, &self.links.links[link].read(link == 0).await?);
                 }
                 if account.agrees() || Instant::now() >= until {
                     self.result.account = account;
@@ -272,6 +289,11 @@ impl<'a> Exchange<'a> {
                 }
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
+        }
+        match self.refusal.take() {
+            Some(refusal) if self.refused >= self.result.account.requests => return Err(refusal),
+            Some(refusal) => log::warn!("{} packets were refused: {refusal}", self.refused),
+            None => {}
         }
         let account = &mut self.result.account;
         account.answered = self.matcher.answered() as u64;

@@ -7,23 +7,30 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crafter_common::reason::Reason;
 use futures_util::future::select_all;
 use tokio::sync::Notify;
 
-use super::{SessionOptions, account::Reading};
+use super::{SessionOptions, account::Reading, watch::Watch};
 use crate::{
     Crafter, Lease, LeaseRequest,
     capture::{Captured, Direction},
     datapath::{
         address::local_addresses,
         frames::PATIENCE,
+        maps::Counters,
         program::Report,
         route::{self, Route},
-        tap::{Tap, TapOptions},
+        tap::TapOptions,
     },
-    driver::{PortChoice, Received, routes::Routes},
+    driver::{
+        PortChoice, Received,
+        routes::{Resolver, Routes},
+    },
     error::Result,
+    layer::Mac,
     packet::Transport,
+    service::wire::{Account, AccountCall, PolicyCall, RouteCall},
 };
 
 /// Ports chosen by the session that it keeps, for answers that come late.
@@ -55,7 +62,7 @@ pub(super) struct Link {
     /// Those that were chosen here, the latest used last.
     chosen: VecDeque<Key>,
     /// Where the answers to requests that nothing is leased for are seen.
-    tap: Option<Tap>,
+    tap: Option<Watch>,
 }
 
 struct Held {
@@ -66,7 +73,9 @@ struct Held {
 
 impl Links {
     pub(super) fn new(options: SessionOptions) -> Self {
-        Self { options, routes: Routes::default(), links: Vec::new(), arrived: Arc::new(Notify::new()), local: None }
+        let resolver = if options.service.is_some() { Resolver::WithoutHop } else { Resolver::Kernel };
+        let routes = Routes::new(resolver);
+        Self { options, routes, links: Vec::new(), arrived: Arc::new(Notify::new()), local: None }
     }
 
     /// The way to `destination`.
@@ -74,6 +83,29 @@ impl Links {
         // An address of the other IP version is no source for this packet.
         let preferred = self.options.source.filter(|own| own.is_ipv4() == destination.is_ipv4());
         self.routes.find(self.options.interface.as_deref(), destination, source.or(preferred)).await
+    }
+
+    /// The next hop's Ethernet address on the way to `destination`, where the service has to find it.
+    pub(super) async fn hop(
+        &self,
+        destination: IpAddr,
+        source: Option<IpAddr>,
+        interface: &str,
+    ) -> Result<Option<Mac>> {
+        let Some(control) = &self.options.service else { return Ok(None) };
+        let call = RouteCall {
+            destination: destination.to_string(),
+            interface: Some(interface.to_owned()),
+            source: source.map(|source| source.to_string()),
+        };
+        Ok(control.call(&call).await?.mac.and_then(|mac| mac.parse().ok()))
+    }
+
+    /// How fast the service lets this user send, in packets a second.
+    pub(super) async fn rate(&self) -> Result<Option<f64>> {
+        let Some(control) = &self.options.service else { return Ok(None) };
+        let rule = control.call(&PolicyCall {}).await?.rule;
+        Ok(rule.and_then(|rule| rule.packets_per_second).map(f64::from))
     }
 
     /// The link that leads to `destination`; `None` where nothing but its own words says so, and an interface is named.
@@ -90,7 +122,10 @@ impl Links {
         if let Some(at) = self.links.iter().position(|link| link.crafter.interface().name == name) {
             return Ok(at);
         }
-        let crafter = Crafter::open(name, self.options.open.clone()).await?;
+        let crafter = match &self.options.service {
+            Some(control) => Crafter::through(control.clone(), name).await?,
+            None => Crafter::open(name, self.options.open.clone()).await?,
+        };
         // Nobody else sends by it: better late than not at all.
         crafter.set_patience(PATIENCE);
         self.links.push(Link { crafter, held: HashMap::new(), chosen: VecDeque::new(), tap: None });
@@ -190,14 +225,14 @@ impl Link {
         if self.tap.is_none() {
             let filter = Some("not tcp and not udp".to_owned());
             let options = TapOptions { filter, direction: Some(Direction::In), ..TapOptions::default() };
-            self.tap = Some(Tap::open(&self.crafter.interface().name, &options).await?);
+            self.tap = Some(Watch::open(self.crafter.control().as_deref(), self.name(), &options).await?);
         }
         Ok(())
     }
 
     /// A packet that the tap has seen, if one waits.
     pub(super) fn try_tapped(&mut self) -> Result<Option<Captured>> {
-        self.tap.as_mut().map_or(Ok(None), Tap::try_next)
+        self.tap.as_mut().map_or(Ok(None), Watch::try_next)
     }
 
     /// The interface's name.
@@ -210,7 +245,17 @@ impl Link {
         self.crafter.gather(sink)
     }
 
-    pub(super) fn read(&self) -> Result<Reading> {
-        Ok(Reading { counters: self.crafter.counters()?, stats: self.crafter.stats() })
+    /// What was counted so far: by the kernel half, or by the service for this session, which counts for all its
+    /// interfaces together and so for the `first` alone.
+    pub(super) async fn read(&self, first: bool) -> Result<Reading> {
+        let Some(control) = self.crafter.control() else {
+            return Ok(Reading { counters: self.crafter.counters()?, stats: self.crafter.stats() });
+        };
+        let account = if first { control.call(&AccountCall {}).await? } else { Account::default() };
+        let mut counted = vec![0; Reason::ALL.len()];
+        counted[Reason::Redirected as usize] = account.delivered;
+        counted[Reason::Crafted as usize] = account.sent;
+        counted[Reason::RstSuppressed as usize] = account.suppressed;
+        Ok(Reading { counters: Counters(counted), stats: self.crafter.stats() })
     }
 }

@@ -31,10 +31,12 @@ mod fill;
 mod links;
 mod matcher;
 mod script;
+mod watch;
 
 use std::{
     cell::RefCell,
     net::IpAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -43,10 +45,12 @@ pub use self::{
     event::{Event, What},
     matcher::{Match, Matcher},
     script::{Script, Step},
+    watch::Watch,
 };
 use self::{exchange::Exchange, links::Links};
-use crate::{datapath::maps::Terms, driver::Options, error::Result, layer::Packet};
+use crate::{datapath::maps::Terms, driver::Options, error::Result, layer::Packet, service::Control};
 use crafter_common::reason::Reason;
+use nix::time::{ClockId, clock_gettime};
 
 /// Where a session sends, and how it receives.
 #[derive(Clone, Debug, Default)]
@@ -59,6 +63,9 @@ pub struct SessionOptions {
     pub open: Options,
     /// The terms of all leases. Suppressed answers are always reported.
     pub terms: Terms,
+    /// The service to do it through, as its policy allows; `None`: this process owns the hooks, which takes
+    /// privileges.
+    pub service: Option<Arc<Control>>,
 }
 
 /// How fast to send.
@@ -222,6 +229,11 @@ impl Session {
     pub async fn close(self) {
         self.links.into_inner().close().await;
     }
+}
+
+/// CLOCK_MONOTONIC, by which the kernel half stamps.
+fn monotonic() -> Option<Duration> {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).ok().map(Into::into)
 }
 
 /// The time now, since 1970.

@@ -113,10 +113,11 @@ impl Exchange<'_> {
             }
         };
         let link = self.links.open(&name).await?;
-        if let Some(readings) = &mut self.readings
+        if let Some(readings) = &self.readings
             && !readings.contains_key(&link)
         {
-            readings.insert(link, self.links.links[link].read()?);
+            let reading = self.links.links[link].read(link == 0).await?;
+            self.readings.get_or_insert_default().insert(link, reading);
         }
         let source = outline.source.or(route.map(|route| route.source));
         if let Some(source) = source {
@@ -141,8 +142,15 @@ impl Exchange<'_> {
         }
         if outline.frame {
             let mac = self.links.links[link].crafter.interface().mac.unwrap_or_default();
-            let hop = match route.map(|route| route.link) {
-                Some(LinkLayer::Ethernet { destination, .. }) => destination,
+            self.links.links[link].crafter.enable_frames().await?;
+            let named = packet.get::<Ether>().is_some_and(|ether| ether.dst.is_some()) || packet.get::<Arp>().is_some();
+            let served = match outline.destination.filter(|_| !named) {
+                Some(destination) => self.links.hop(destination, outline.source, &name).await?,
+                None => None,
+            };
+            let hop = match (served, route.map(|route| route.link)) {
+                (Some(mac), _) => mac.0,
+                (None, Some(LinkLayer::Ethernet { destination, .. })) => destination,
                 _ => Mac::BROADCAST.0,
             };
             fill::fill_link(packet, mac, hop);

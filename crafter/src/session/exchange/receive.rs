@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use crafter_common::reason::Reason;
-use nix::time::{ClockId, clock_gettime};
 
 use super::Exchange;
 use crate::{
@@ -12,7 +11,7 @@ use crate::{
     error::Result,
     layer::{Kind, Packet},
     packet::Checksum,
-    session::{Event, Match, Pair, Reply, What, wall_clock},
+    session::{Event, Match, Pair, Reply, What, monotonic, wall_clock},
 };
 
 /// Packets that answer nothing and are kept.
@@ -38,6 +37,9 @@ impl Exchange<'_> {
                 }
             }
             self.inbox = inbox;
+            let (refused, error) = self.links.links[at].crafter.take_refusals();
+            self.refused += refused;
+            self.refusal = self.refusal.take().or(error);
             // Bounded: on a busy network there is always one more.
             for _ in 0..TAPPED {
                 let Some(captured) = self.links.links[at].try_tapped()? else { break };
@@ -137,9 +139,4 @@ struct Arrival {
     /// Since 1970.
     time: Duration,
     reason: Reason,
-}
-
-/// CLOCK_MONOTONIC, by which the kernel half stamps.
-fn monotonic() -> Option<Duration> {
-    clock_gettime(ClockId::CLOCK_MONOTONIC).ok().map(Into::into)
 }
