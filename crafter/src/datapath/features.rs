@@ -2,7 +2,7 @@
 
 use std::{fs, io, path::Path};
 
-use nix::sys::socket::SockProtocol;
+use nix::sys::{socket::SockProtocol, utsname::uname};
 use rtnetlink::packet_core::{NlaBuffer, NlasIterator};
 use serde::Serialize;
 
@@ -19,7 +19,7 @@ pub struct Host {
     /// The kernel carries its own type information (`/sys/kernel/btf/vmlinux`).
     pub btf: bool,
     /// `net.core.bpf_jit_enable`: 0 off, 1 on, 2 on with debugging. `None` where it cannot be read: the initial
-    /// network namespace alone has it.
+    /// network namespace alone has it, and the service's /proc does not.
     pub jit: Option<u8>,
     /// Effective capabilities of the calling thread, e.g. `CAP_NET_RAW`.
     pub capabilities: Vec<String>,
@@ -37,13 +37,17 @@ impl Host {
 /// # Errors
 /// [`Error::Io`] if /proc is not mounted.
 pub fn host() -> Result<Host> {
-    let read =
-        |path: &str| fs::read_to_string(path).map_err(|source| Error::Io { action: format!("read {path}"), source });
+    let failed = |action: &str, source| Error::Io { action: action.to_owned(), source };
+    let status = "/proc/thread-self/status";
+    // Not /proc/sys, which the service's /proc lacks (ProcSubset=pid in its unit).
+    let names = uname().map_err(|errno| failed("ask for the kernel's release", errno.into()))?;
     Ok(Host {
-        kernel: read("/proc/sys/kernel/osrelease")?.trim().to_owned(),
+        kernel: names.release().to_string_lossy().into_owned(),
         btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
         jit: fs::read_to_string("/proc/sys/net/core/bpf_jit_enable").ok().and_then(|text| text.trim().parse().ok()),
-        capabilities: capabilities(&read("/proc/thread-self/status")?),
+        capabilities: capabilities(
+            &fs::read_to_string(status).map_err(|source| failed(&format!("read {status}"), source))?,
+        ),
     })
 }
 

@@ -13,6 +13,7 @@ use std::{
 
 use nix::{
     errno::Errno,
+    mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
     sys::{signal::Signal, wait::WaitStatus},
 };
@@ -21,7 +22,7 @@ use super::*;
 use crate::{
     LeaseRequest, Options,
     daemon::host::{child, privileges},
-    datapath::interface,
+    datapath::{features, interface},
     packet::Datagram,
 };
 
@@ -33,17 +34,22 @@ fn call(number: c_long, arguments: [c_long; 4]) -> Result<c_long, Errno> {
 }
 
 /// The whole of the story below the control socket: an interface attached, a port leased, a packet sent and received,
-/// in a filtered process without a user's privileges.
+/// in a filtered process of a user with four capabilities, whose /proc has processes only (`ProcSubset=pid`).
 #[test]
 fn leases_and_packets_go_on() {
     let ended = child::run(|| {
-        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
+        let (nowhere, private) = (None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE);
+        mount(nowhere, "/", nowhere, private, nowhere).unwrap();
+        mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), Some("subset=pid,hidepid=invisible")).unwrap();
+        assert!(!std::path::Path::new("/proc/sys").exists());
         let up = Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap();
         assert!(up.success());
         privileges::confine(Some("nobody")).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         install().unwrap();
         runtime.block_on(async {
+            assert!(features::host().unwrap().has("CAP_BPF"));
             assert!(interface::interface("lo").await.unwrap().loopback);
             let crafter = crate::Crafter::open("lo", Options::default()).await.unwrap();
             let request = LeaseRequest::udp().address("127.0.0.1".parse().unwrap());
