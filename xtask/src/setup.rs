@@ -25,7 +25,7 @@ struct Tool {
     purpose: &'static str,
 }
 
-const TOOLS: [Tool; 14] = [
+const TOOLS: [Tool; 15] = [
     tool("capinfos", "wireshark-common", "judges capture files"),
     tool("cc", "build-essential", "links every Rust program"),
     tool("curl", "curl", "peer of the tests and the benchmark"),
@@ -36,6 +36,7 @@ const TOOLS: [Tool; 14] = [
     tool("nginx", "nginx-light", "web server of the tests"),
     tool("pcap-config", "libpcap-dev", "library of capture filters"),
     tool("ps", "procps", "watches the tests' processes"),
+    tool("systemd-analyze", "systemd", "judges the units"),
     tool("tcpdump", "tcpdump", "judges what is on the wire"),
     tool("traceroute", "traceroute", "judges the hops of a path"),
     tool("trafgen", "netsniff-ng", "peer of the benchmark"),
