@@ -6,6 +6,7 @@ mod build;
 mod demo;
 mod fuzz;
 mod host;
+mod install;
 mod run;
 mod setup;
 mod sh;
@@ -25,6 +26,7 @@ cargo xtask JOB [ARGS]
   test [FILTER]    all tests as root in network namespaces; FILTER is libtest's
   fuzz [TARGET]    fuzz layers, text or capture_files; --seconds N (60)
   bench [NAME]     measure crafter beside its peers
+  install          the binary, units, man pages; --prefix DIR (/usr/local), --destdir DIR, --uninstall
   help             this text
 
 demo, test and bench do the set-up themselves, as root or through sudo.
@@ -38,6 +40,7 @@ enum Job {
     Test,
     Fuzz,
     Bench,
+    Install,
     HostState,
     Help,
 }
@@ -52,6 +55,7 @@ impl Job {
             "test" => Self::Test,
             "fuzz" => Self::Fuzz,
             "bench" => Self::Bench,
+            "install" => Self::Install,
             host::JOB => Self::HostState,
             "help" | "-h" | "--help" => Self::Help,
             _ => return None,
@@ -68,6 +72,7 @@ impl Job {
             Self::Test => test::job(args),
             Self::Fuzz => fuzz::job(args),
             Self::Bench => bench::job(args),
+            Self::Install => install::job(args),
             Self::HostState => host::job(args),
             Self::Help => {
                 print!("{HELP}");
