@@ -29,6 +29,8 @@ enum Action {
 }
 
 const HELP: &str = "\
+Network namespaces that end with the command: nothing of this host is changed.
+
 Examples:
   crafter lab run crafter get http://192.0.2.1/";
 
