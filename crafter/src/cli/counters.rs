@@ -34,8 +34,8 @@ up to its total.
 --json: an array with one object per running crafter: map_id, holders (pid, name),
 ingress and egress (packets seen), counters (packets by reason). Through the service one
 object per interface: interface in the place of map_id, the service's process as holder.
-Exit code 0; 1: the service that --socket names does not answer; 3: no permission;
-4: the service's policy does not allow it; 9: unknown interface.
+Exit code 0; 1: the service that --socket names does not answer; 2: it is not attached to
+--interface; 3: no permission; 4: its policy allows this user nothing.
 
 Examples:
   crafter counters

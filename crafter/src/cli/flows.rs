@@ -52,7 +52,7 @@ last_seen_ns, last_seq, last_ack, last_flags, suppressed); times are CLOCK_MONOT
 nanoseconds. Through the service one object per interface that has flows: interface in the
 place of map_id, the service's process as holder, and interface in each flow too.
 Exit code 0, with or without flows; 1: the service that --socket names does not answer;
-3: no permission; 9: unknown interface.
+3: no permission.
 
 Examples:
   crafter flows

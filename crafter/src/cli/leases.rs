@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::{
     Globals, pages, print,
     service::Socket,
-    who::{self, Users},
+    who::{self, Processes, Users},
 };
 
 /// `crafter leases`
@@ -60,9 +60,9 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     let control = args.service.open().await?;
     let mine = args.mine.then_some(true);
     let call = ListLeasesCall { mine, interface: args.interface, ..ListLeasesCall::default() };
-    let mut users = Users::default();
+    let (mut users, mut processes) = (Users::default(), Processes::default());
     let leases: Vec<Told> =
-        pages::leases(&control, call).await?.into_iter().map(|lease| tell(lease, &mut users)).collect();
+        pages::leases(&control, call).await?.into_iter().map(|lease| tell(lease, &mut users, &mut processes)).collect();
     if globals.json {
         print::json(&leases)?;
     } else {
@@ -71,8 +71,8 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     Ok(exit::SUCCESS)
 }
 
-fn tell(lease: Lease, users: &mut Users) -> Told {
-    let process = lease.pid.and_then(|pid| who::process_name(pid, lease.began));
+fn tell(lease: Lease, users: &mut Users, processes: &mut Processes) -> Told {
+    let process = lease.pid.and_then(|pid| processes.name(pid, lease.began));
     Told { user_name: users.name(lease.user).map(str::to_owned), process, lease }
 }
 

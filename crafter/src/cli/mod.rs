@@ -32,6 +32,7 @@ pub mod shell;
 pub mod show;
 pub mod sniff;
 pub mod sr;
+pub mod top;
 pub mod traceroute;
 pub mod who;
 
@@ -126,6 +127,8 @@ pub enum Command {
     Counters(counters::Args),
     /// Print what happens in the service, as it happens
     Monitor(monitor::Args),
+    /// Watch the leases, flows and interfaces of the service in a terminal
+    Top(top::Args),
     /// Say what the service's policy allows, check one, have it read again
     Policy(policy::Args),
     /// Write the manual pages of all commands
@@ -160,6 +163,7 @@ impl Command {
             Self::Flows(args) => flows::run(args, globals).await,
             Self::Counters(args) => counters::run(args, globals).await,
             Self::Monitor(args) => monitor::run(args, globals).await,
+            Self::Top(args) => top::run(args, globals).await,
             Self::Policy(args) => policy::run(args, globals).await,
             Self::Man(args) => man::run(&args, globals),
             Self::Completions(args) => Ok(man::completions(&args)?),

@@ -27,15 +27,26 @@ impl Users {
     }
 }
 
-/// The name of a process, if it has run since `began` (microseconds since 1970) or longer: a number may have passed on
-/// to another process meanwhile.
-pub fn process_name(pid: u32, began: u64) -> Option<String> {
+/// Processes, each looked up once: for one moment.
+#[derive(Debug, Default)]
+pub struct Processes(HashMap<u32, Option<(String, Duration)>>);
+
+impl Processes {
+    /// The name of a process, if it has run since `began` (microseconds since 1970) or longer: a number may have passed
+    /// on to another process meanwhile.
+    pub fn name(&mut self, pid: u32, began: u64) -> Option<String> {
+        let (name, age) = self.0.entry(pid).or_insert_with(|| look_up(pid)).as_ref()?;
+        // A second for the coarse clock of the kernel's table.
+        (*age + Duration::from_secs(1) >= since(began)).then(|| name.clone())
+    }
+}
+
+/// The name of a process, and how long it has run.
+fn look_up(pid: u32) -> Option<(String, Duration)> {
     let stat = procfs::process::Process::new(i32::try_from(pid).ok()?).ok()?.stat().ok()?;
     let booted = clock_gettime(ClockId::CLOCK_BOOTTIME).ok()?;
     let started = Duration::from_millis(stat.starttime.saturating_mul(1000) / procfs::ticks_per_second());
-    let age = Duration::from(booted).saturating_sub(started);
-    // A second for the coarse clock of the kernel's table.
-    (age + Duration::from_secs(1) >= since(began)).then(|| printable(&stat.comm))
+    Some((printable(&stat.comm), Duration::from(booted).saturating_sub(started)))
 }
 
 /// Text that somebody else chose, without what a terminal would obey.
@@ -73,10 +84,11 @@ mod tests {
         assert_eq!(users.name(4_000_000_000), None);
         assert_eq!(users.label(4_000_000_000), "4000000000");
         let now = u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros()).unwrap();
-        assert!(process_name(std::process::id(), now).is_some());
+        let mut processes = Processes::default();
+        assert!(processes.name(std::process::id(), now).is_some());
         // This process did not run in 1970: somebody else had its number.
-        assert_eq!(process_name(std::process::id(), 0), None);
-        assert_eq!(process_name(u32::MAX, now), None);
+        assert_eq!(processes.name(std::process::id(), 0), None);
+        assert_eq!(processes.name(u32::MAX, now), None);
         assert_eq!(printable("\u{1b}[2Jé\n"), "?[2Jé?");
     }
 

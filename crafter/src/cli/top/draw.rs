@@ -1,0 +1,96 @@
+//! The model on a screen.
+
+use ratatui::{
+    Frame,
+    layout::{Alignment, Constraint, Layout},
+    style::{Color, Modifier, Style},
+    text::{Line, Span, Text},
+    widgets::{Cell, Row, Table},
+};
+
+use super::model::{Model, Tab};
+
+/// The line at the bottom.
+pub const KEYS: &str = "q quit  Tab view  s sort  r reverse  arrows, PgUp, PgDn, Home, End move";
+
+/// Blanks between columns.
+const GAP: u16 = 2;
+
+/// Draws.
+pub fn draw(frame: &mut Frame<'_>, model: &mut Model) {
+    let areas = Layout::vertical([
+        Constraint::Length(1),
+        Constraint::Length(1),
+        Constraint::Length(1),
+        Constraint::Min(0),
+        Constraint::Length(1),
+    ]);
+    let [first, second, tabs, body, foot] = areas.areas(frame.area());
+    let bold = Style::new().add_modifier(Modifier::BOLD);
+    let reversed = Style::new().add_modifier(Modifier::REVERSED);
+    frame.render_widget(Line::styled(model.head()[0].as_str(), bold), first);
+    frame.render_widget(Line::raw(model.head()[1].as_str()), second);
+    let name = |tab: Tab| Span::styled(format!(" {} ", tab.name()), if tab == model.tab() { reversed } else { bold });
+    frame.render_widget(Line::from_iter(Tab::ALL.map(name)), tabs);
+    let foot_line = match model.fault() {
+        Some(fault) => Line::styled(fault, Style::new().fg(Color::Red)),
+        None => Line::styled(KEYS, Style::new().add_modifier(Modifier::DIM)),
+    };
+    frame.render_widget(foot_line, foot);
+
+    let height = usize::from(body.height.saturating_sub(1));
+    let (from, selected) = model.window(height);
+    let (sorted_by, is_reversed) = model.order();
+    let table = model.table();
+    let widths = fitting(&table.widths(), body.width);
+    let align = |at: usize| if table.columns[at].is_number { Alignment::Right } else { Alignment::Left };
+    let head = table.columns.iter().take(widths.len()).enumerate().map(|(at, column)| {
+        let mark = match sorted_by {
+            Some(by) if by == at => {
+                if is_reversed {
+                    "^"
+                } else {
+                    "v"
+                }
+            }
+            _ => "",
+        };
+        Cell::from(Text::from(format!("{}{mark}", column.name)).alignment(align(at)))
+    });
+    let rows = table.rows.iter().enumerate().skip(from).take(height).map(|(number, cells)| {
+        let cells = cells.iter().take(widths.len()).enumerate();
+        let row = Row::new(cells.map(|(at, cell)| Cell::from(Text::from(cell.text.as_str()).alignment(align(at)))));
+        if number == selected { row.style(reversed) } else { row }
+    });
+    let drawn = Table::new(rows, widths.iter().copied().map(Constraint::Length)).column_spacing(GAP);
+    frame.render_widget(drawn.header(Row::new(head).style(bold)), body);
+}
+
+/// The widths of as many columns as fit, and of a last one that is cut off where there is room for some of it.
+fn fitting(widths: &[u16], room: u16) -> Vec<u16> {
+    /// Less of a column says nothing.
+    const LEAST: u16 = 4;
+    let (mut fitting, mut left) = (Vec::new(), room);
+    for &width in widths {
+        if left < width.min(LEAST) {
+            break;
+        }
+        let width = width.min(left);
+        fitting.push(width);
+        left = left.saturating_sub(width + GAP);
+    }
+    fitting
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_that_fit() {
+        assert_eq!(fitting(&[10, 5], 20), [10, 5]);
+        assert_eq!(fitting(&[10, 10, 10], 20), [10, 8]);
+        assert_eq!(fitting(&[10, 10], 14), [10]);
+        assert_eq!(fitting(&[10], 0), [] as [u16; 0]);
+    }
+}
