@@ -5,12 +5,18 @@ mod dns;
 mod exchange;
 mod get;
 mod guide;
+mod man;
 mod maps;
+mod monitor;
 mod ping;
 mod replay;
 mod routers;
+mod served;
+mod service;
 mod shell;
 mod sniff;
+mod terminal;
+mod top;
 mod traceroute;
 
 use std::{

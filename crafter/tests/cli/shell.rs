@@ -1,17 +1,16 @@
 //! `crafter shell`
 
 use std::{
-    fs::{self, File},
+    fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
+    ops::{Deref, DerefMut},
     os::unix::fs::PermissionsExt as _,
-    process::{Child, Command, Stdio},
-    sync::{Arc, Mutex},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use crafter::error::exit;
 use nix::{
-    pty::openpty,
     sys::{
         signal::{Signal, kill},
         termios::{LocalFlags, tcgetattr},
@@ -19,7 +18,7 @@ use nix::{
     unistd::Pid,
 };
 
-use super::{command, crafter, lab, run, wait};
+use super::{command, crafter, lab, run, terminal::Terminal, wait};
 
 /// The tutorial's steps: query, answer, SYN, SYN-ACK shown, ACK, GET; the sequence number wraps behind the SYN.
 const HANDSHAKE: &str = r#"
@@ -146,52 +145,14 @@ fn sniffed_packets_are_values() {
 }
 
 /// A shell on a terminal.
-struct Terminal {
-    child: Child,
-    keys: File,
-    said: Arc<Mutex<String>>,
-    seen: usize,
-}
+struct Shell(Terminal);
 
-impl Terminal {
+impl Shell {
     fn new(mut command: Command, state: &std::path::Path) -> Self {
-        let pty = openpty(None, None).unwrap();
-        let end = || Stdio::from(pty.slave.try_clone().unwrap());
-        command.arg("shell").env("XDG_STATE_HOME", state).env("TERM", "xterm");
-        let child = command.stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
-        // Else the master would never see the end.
-        drop((command, pty.slave));
-        let keys = File::from(pty.master);
-        let (said, mut screen) = (Arc::new(Mutex::new(String::new())), keys.try_clone().unwrap());
-        let writes = said.clone();
-        std::thread::spawn(move || {
-            let mut bytes = [0; 4096];
-            while let Ok(count @ 1..) = screen.read(&mut bytes) {
-                writes.lock().unwrap().push_str(&String::from_utf8_lossy(&bytes[..count]));
-            }
-        });
-        let mut terminal = Self { child, keys, said, seen: 0 };
-        terminal.shows("crafter> ");
-        terminal
-    }
-
-    fn keys(&mut self, keys: &str) {
-        self.keys.write_all(keys.as_bytes()).unwrap();
-    }
-
-    /// Waits until some text appears behind what was waited for before.
-    #[track_caller]
-    fn shows(&mut self, text: &str) {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        loop {
-            let said = self.said.lock().unwrap().clone();
-            if let Some(at) = said[self.seen..].find(text) {
-                self.seen += at + text.len();
-                return;
-            }
-            assert!(Instant::now() < deadline, "no {text:?} in {:?}", &said[self.seen..]);
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        command.arg("shell").env("XDG_STATE_HOME", state);
+        let mut shell = Self(Terminal::new(command));
+        shell.shows("crafter> ");
+        shell
     }
 
     /// Types a statement and waits for what it shows, then for the prompt.
@@ -203,17 +164,24 @@ impl Terminal {
     }
 }
 
-impl Drop for Terminal {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+impl Deref for Shell {
+    type Target = Terminal;
+
+    fn deref(&self) -> &Terminal {
+        &self.0
+    }
+}
+
+impl DerefMut for Shell {
+    fn deref_mut(&mut self) -> &mut Terminal {
+        &mut self.0
     }
 }
 
 #[test]
 fn a_prompt_with_completion_and_history() {
     let state = tempfile::tempdir().unwrap();
-    let terminal = || Terminal::new(Command::new(env!("CARGO_BIN_EXE_crafter")), state.path());
+    let terminal = || Shell::new(Command::new(env!("CARGO_BIN_EXE_crafter")), state.path());
     let mut shell = terminal();
     shell.says("1 + 2 * 3", "7");
     // Fields, in the brackets of their layer and behind a packet; variables; functions.
@@ -233,7 +201,7 @@ fn a_prompt_with_completion_and_history() {
 #[test]
 fn at_the_prompt() {
     let state = tempfile::tempdir().unwrap();
-    let terminal = || Terminal::new(Command::new(env!("CARGO_BIN_EXE_crafter")), state.path());
+    let terminal = || Shell::new(Command::new(env!("CARGO_BIN_EXE_crafter")), state.path());
     let mut shell = terminal();
     // Brackets that are open go on in the next line.
     shell.says("len([1,\r2,3]) + 74", "77");
@@ -265,7 +233,7 @@ fn at_the_prompt() {
 fn ctrl_c_ends_what_runs_and_not_the_shell() {
     let lab = lab();
     let state = tempfile::tempdir().unwrap();
-    let mut shell = Terminal::new(command(&lab, &[]), state.path());
+    let mut shell = Shell::new(command(&lab, &[]), state.path());
     let raw = tcgetattr(&shell.keys).unwrap();
     shell.says("x = 5; x", "5");
     shell.keys("x = sr1(IP(dst=\"192.0.2.1\")/TCP(sport=50000, dport=80, flags=\"R\"), timeout=600)\r");

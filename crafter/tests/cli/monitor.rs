@@ -1,0 +1,129 @@
+//! `crafter monitor`
+
+use std::{
+    io::{BufRead as _, BufReader},
+    process::{Child, ChildStdout, Stdio},
+};
+
+use crafter::error::exit;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::{Value, json};
+
+use super::{
+    served::{NOBODY, Served},
+    wait,
+};
+
+struct Monitor {
+    child: Child,
+    lines: BufReader<ChildStdout>,
+}
+
+impl Monitor {
+    /// It listens by the time that this comes back.
+    fn start(mut command: std::process::Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap());
+        // The first reply of the service tells nothing; there is no other sign of it.
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        Self { child, lines }
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        assert!(self.lines.read_line(&mut line).unwrap() > 0, "it ended");
+        line.trim_end().to_owned()
+    }
+
+    /// Skips to an event of this kind.
+    fn event(&mut self, kind: &str) -> Value {
+        loop {
+            let event: Value = serde_json::from_str(&self.line()).unwrap();
+            if event["event"] == kind {
+                return event;
+            }
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn events_as_they_happen() {
+    let served = Served::new();
+    let mut all = Monitor::start(served.command(&["monitor", "--json", "--interval", "0.1"]));
+    let mut text = Monitor::start(served.command(&["monitor", "--count", "2"]));
+    let mut own = Monitor::start(served.command_as_nobody(&["monitor", "--json", "--interval", "0.1"]));
+    assert_eq!(served.root(&["leases", "--json"]).json(), json!([]));
+
+    let root = served.lease(false, &json!({ "interface": "lab0", "protocol": "tcp", "port": 40_001 }));
+    let nobody = served.handshake(true, 50_001);
+    assert_eq!(all.event("attached")["interface"], "lab0");
+    let begun = all.event("lease-begun");
+    let some = ["lease", "user", "interface", "protocol", "first_port", "last_port"].map(|key| begun[key].clone());
+    assert_eq!(json!(some), json!([root.number(), 0, "lab0", "tcp", 40_001, 40_001]));
+    assert!(begun["time"].as_u64() > Some(1 << 50), "{begun}");
+    assert_eq!(all.event("lease-begun")["lease"], json!(nobody.number()));
+    let delivered = all.event("delivered");
+    assert_eq!((&delivered["lease"], &delivered["user"]), (&json!(nobody.number()), &json!(NOBODY)), "{delivered}");
+    assert!(delivered["count"].as_u64() >= Some(1) && delivered["bytes"].as_u64() >= Some(40), "{delivered}");
+    let number = nobody.number();
+    nobody.close();
+    assert_eq!(all.event("lease-ended")["lease"], json!(number));
+
+    // Of others' leases nobody hears nothing.
+    loop {
+        let event: Value = serde_json::from_str(&own.line()).unwrap();
+        assert!([json!(NOBODY), Value::Null].contains(&event["user"]), "{event}");
+        if event["event"] == "lease-ended" {
+            break;
+        }
+    }
+    // In words, and no more than asked for.
+    let lines = [text.line(), text.line()].join("\n");
+    assert!(lines.contains(&format!(" lease-begun lab0 lease {} user root tcp 40001", root.number())), "{lines}");
+    assert_eq!(wait(&mut text.child), 0);
+
+    all.signal(Signal::SIGINT);
+    assert_eq!(wait(&mut all.child), 0);
+}
+
+#[test]
+fn it_ends_when_nobody_reads_though_nothing_happens() {
+    let served = Served::new();
+    let mut command = served.command(&["monitor"]);
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    assert_eq!(wait(&mut child), 0);
+    // A file is always read.
+    let file = std::fs::File::create(served.directory.path().join("events")).unwrap();
+    let mut child = served.command(&["monitor", "--count", "1"]).stdout(file).spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    assert!(child.try_wait().unwrap().is_none());
+    let _lease = served.lease(false, &json!({ "interface": "lab0", "protocol": "none" }));
+    assert_eq!(wait(&mut child), 0);
+    assert_eq!(std::fs::read_to_string(served.directory.path().join("events")).unwrap().lines().count(), 1);
+}
+
+#[test]
+fn it_ends_with_the_service() {
+    let mut served = Served::new();
+    let mut monitor = Monitor::start(served.command(&["monitor"]));
+    assert_eq!(served.stop(), 0);
+    assert_eq!(wait(&mut monitor.child), i32::from(exit::FAILURE));
+    let mut said = String::new();
+    std::io::Read::read_to_string(&mut monitor.child.stderr.take().unwrap(), &mut said).unwrap();
+    assert!(said.starts_with("crafter: the crafter service at ") && said.lines().count() == 1, "{said}");
+}

@@ -1,0 +1,105 @@
+//! `crafter top`
+
+use crafter::error::exit;
+use nix::{
+    sys::{
+        signal::{Signal, kill},
+        termios::{LocalFlags, tcgetattr},
+    },
+    unistd::Pid,
+};
+use serde_json::json;
+
+use super::{served::Served, terminal::Terminal, wait};
+
+const ENTER: &str = "\x1b[?1049h";
+const LEAVE: &str = "\x1b[?1049l";
+
+/// That the terminal is as it was.
+#[track_caller]
+fn is_restored(terminal: &mut Terminal) {
+    terminal.shows(LEAVE);
+    let flags = tcgetattr(&terminal.keys).unwrap().local_flags;
+    assert!(flags.contains(LocalFlags::ICANON | LocalFlags::ECHO | LocalFlags::ISIG), "{flags:?}");
+}
+
+#[test]
+fn leases_flows_and_counters() {
+    let served = Served::new();
+    let _lease = served.handshake(true, 50_004);
+    let mut top = Terminal::new(served.command(&["top", "--interval", "0.2"]));
+    top.shows(ENTER);
+    top.shows(&format!("process {}", served.pid()));
+    for text in ["IN-BYTES/s", "nobody", "python3", "lab0", "50004"] {
+        top.shows(text);
+    }
+    let flags = tcgetattr(&top.keys).unwrap().local_flags;
+    assert!(!flags.intersects(LocalFlags::ICANON | LocalFlags::ECHO), "raw");
+    // One more is shown when it is there.
+    let _other = served.lease(false, &json!({ "interface": "lab0", "protocol": "tcp", "port": 40_777 }));
+    top.shows("40777");
+    top.keys("\t");
+    top.shows("192.0.2.2:50004");
+    top.shows("192.0.2.1:80");
+    top.keys("\t");
+    top.shows("rst_suppressed");
+    top.keys("q");
+    assert_eq!(wait(&mut top.child), 0);
+    is_restored(&mut top);
+}
+
+#[test]
+fn nobody_sees_what_is_their_own() {
+    let served = Served::new();
+    let _theirs = served.lease(true, &json!({ "interface": "lab0", "protocol": "tcp", "port": 50_005 }));
+    let _ours = served.lease(false, &json!({ "interface": "lab0", "protocol": "tcp", "port": 40_005 }));
+    let mut top = Terminal::new(served.command_as_nobody(&["top", "--interval", "0.1"]));
+    top.shows("leases 2");
+    top.shows("50005");
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    top.keys("\x03");
+    assert_eq!(wait(&mut top.child), 0);
+    top.shows(LEAVE);
+    assert!(!top.said().contains("40005") && !top.said().contains("root"), "{}", top.said());
+}
+
+#[test]
+fn signals_give_the_terminal_back() {
+    let served = Served::new();
+    for (signal, code) in
+        [(Signal::SIGTERM, 128 + libc::SIGTERM), (Signal::SIGINT, 0), (Signal::SIGHUP, 128 + libc::SIGHUP)]
+    {
+        let mut top = Terminal::new(served.command(&["top"]));
+        top.shows("IN-BYTES/s");
+        kill(Pid::from_raw(top.child.id() as i32), signal).unwrap();
+        assert_eq!(wait(&mut top.child), code, "{signal}");
+        is_restored(&mut top);
+    }
+}
+
+#[test]
+fn a_service_that_comes_back() {
+    let mut served = Served::new();
+    let mut top = Terminal::new(served.command(&["top", "--interval", "0.1"]));
+    top.shows("IN-BYTES/s");
+    assert_eq!(served.stop(), 0);
+    top.shows("crafter service at");
+    served.restart();
+    let _lease = served.lease(false, &json!({ "interface": "lab0", "protocol": "tcp", "port": 40_006 }));
+    top.shows("40006");
+    top.keys("q");
+    assert_eq!(wait(&mut top.child), 0);
+    is_restored(&mut top);
+}
+
+#[test]
+fn without_a_terminal() {
+    let mut served = Served::new();
+    served.root(&["top"]).fails(exit::USAGE, "`crafter leases --json`");
+    served.root(&["top", "--json"]).fails(exit::USAGE, "`crafter leases --json`");
+    served.stop();
+    let mut top = Terminal::new(served.command(&["top"]));
+    assert_eq!(wait(&mut top.child), i32::from(exit::FAILURE));
+    top.shows("no crafter service at");
+    assert!(!top.said().contains(ENTER));
+}
