@@ -1,0 +1,253 @@
+"""The service's control interface: varlink, that is JSON with a NUL behind it, over a Unix stream socket."""
+
+import array
+import json
+import os
+import socket
+import threading
+
+from . import errors
+from .lease import Lease
+
+#: Where the service listens.
+SOCKET = "/run/crafter/crafter.sock"
+#: The variable of the environment that names another place.
+SOCKET_VARIABLE = "CRAFTER_SOCKET"
+INTERFACE = "org.crafter.v1"
+
+#: A descriptor is of four bytes; a reply comes with one at most today.
+_ANCILLARY = socket.CMSG_SPACE(16 * 4)
+
+
+def socket_path(path=None):
+    """The path given, else the environment's, else the service's own."""
+    return os.fspath(path) if path else os.environ.get(SOCKET_VARIABLE) or SOCKET
+
+
+def encode(method, parameters, more=False):
+    """A call as it stands on the wire. What is None is left to the service."""
+    call = {"method": method, "parameters": {name: it for name, it in parameters.items() if it is not None}}
+    if more:
+        call["more"] = True
+    return json.dumps(call, separators=(",", ":")).encode() + b"\0"
+
+
+class _Connection:
+    """One connection: replies come in the order of calls."""
+
+    def __init__(self, path, timeout):
+        self.path = path
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self.socket.settimeout(timeout)
+        self.buffer = b""
+        self.descriptors = []
+        try:
+            self.socket.connect(path)
+        except PermissionError:
+            self.socket.close()
+            raise errors.AccessDenied(path) from None
+        except OSError as error:
+            self.socket.close()
+            raise errors.ServiceNotRunning(path, error.strerror or error) from None
+
+    def send(self, data):
+        self.socket.sendall(data)
+
+    def receive(self):
+        """The next reply, and the descriptors that came with it. EOFError: there is none any more."""
+        while b"\0" not in self.buffer:
+            data, ancillary, flags, _ = self.socket.recvmsg(65536, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+            for level, kind, content in ancillary:
+                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                    numbers = array.array("i")
+                    numbers.frombytes(content[: len(content) - len(content) % numbers.itemsize])
+                    self.descriptors.extend(numbers)
+            if not data:
+                raise EOFError
+            self.buffer += data
+        text, _, self.buffer = self.buffer.partition(b"\0")
+        descriptors, self.descriptors = self.descriptors, []
+        return json.loads(text), descriptors
+
+    def close(self):
+        self.socket.close()
+        for descriptor in self.descriptors:
+            os.close(descriptor)
+        self.descriptors = []
+
+
+def _parameters(reply):
+    """A reply's parameters, or the exception that it stands for."""
+    error = reply.get("error")
+    parameters = reply.get("parameters") or {}
+    if error:
+        raise errors.of(error, parameters)
+    return parameters
+
+
+class Client:
+    """A client of the service. Connects with the first call; usable by several threads, and after a fork.
+
+    `call` calls any method; the other methods are named after those of `org.crafter.v1`.
+    """
+
+    def __init__(self, path=None, timeout=10.0):
+        #: The service's socket.
+        self.path = socket_path(path)
+        self.timeout = timeout
+        self._lock = threading.Lock()
+        self._connection = None
+        self._process = None
+
+    def call(self, method, **parameters):
+        """Calls a method; its reply's parameters."""
+        reply, descriptors = self.call_for_descriptors(method, **parameters)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        return reply
+
+    def call_for_descriptors(self, method, **parameters):
+        """Calls a method; its reply's parameters, and the descriptors that came with them."""
+        data = encode(_full(method), parameters)
+        with self._lock:
+            reply, descriptors = self._exchange(data)
+        try:
+            return _parameters(reply), descriptors
+        except BaseException:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise
+
+    def stream(self, method, **parameters):
+        """Calls a method with `more`: yields the parameters of each reply. Has a connection of its own."""
+        connection = _Connection(self.path, self.timeout)
+        try:
+            connection.send(encode(_full(method), parameters, more=True))
+            # The next event may be long in coming.
+            connection.socket.settimeout(None)
+            while True:
+                reply, descriptors = connection.receive()
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                yield _parameters(reply)
+                if not reply.get("continues"):
+                    return
+        except (OSError, EOFError) as error:
+            raise self._gone(error) from None
+        finally:
+            connection.close()
+
+    def close(self):
+        """Closes the connection. Leases stay."""
+        with self._lock:
+            self._drop()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    # The methods of org.crafter.v1.
+
+    def info(self):
+        return self.call("Info")
+
+    def interfaces(self, name=None):
+        return self.call("Interfaces", name=name)["interfaces"]
+
+    def policy(self):
+        return self.call("Policy")
+
+    def reload(self):
+        return self.call("Reload")
+
+    def route(self, destination, interface=None, source=None):
+        return self.call("Route", destination=destination, interface=interface, source=source)
+
+    def lease(self, protocol, interface=None, destination=None, address=None, port=None, last_port=None, frames=None,
+              observe=None, suppress=None, report=None):
+        """Leases ports: a `Lease`. Without a port, a free one."""
+        reply, descriptors = self.call_for_descriptors(
+            "Lease", protocol=protocol, interface=interface, destination=destination, address=address, port=port,
+            last_port=last_port, frames=frames, observe=observe, suppress=suppress, report=report)
+        return Lease(self, reply, descriptors, protocol=protocol, frames=bool(frames))
+
+    def observe(self, interface, filter=None, direction=None):
+        """Packets of an interface that are not one's own: a `Lease` that is only read."""
+        reply, descriptors = self.call_for_descriptors(
+            "Observe", interface=interface, filter=filter, direction=direction)
+        return Lease(self, reply, descriptors, protocol="observe", frames=True)
+
+    def release(self, lease):
+        return self.call("Release", lease=lease)
+
+    def list_leases(self, mine=None, interface=None):
+        return self._pages("ListLeases", "leases", mine=mine, interface=interface)
+
+    def list_flows(self, interface=None, protocol=None, port=None, remote=None):
+        return self._pages(
+            "ListFlows", "flows", interface=interface, protocol=protocol, port=port, remote=remote)
+
+    def counters(self, interface=None):
+        return self.call("Counters", interface=interface)["interfaces"]
+
+    def monitor(self, interval_ms=None):
+        """Yields lists of events, for as long as they are asked for."""
+        for reply in self.stream("Monitor", interval_ms=interval_ms):
+            yield reply["events"]
+
+    def _pages(self, method, what, **parameters):
+        found, after = [], None
+        while True:
+            reply = self.call(method, after=after, **parameters)
+            found += reply[what]
+            after = reply.get("next")
+            if after is None:
+                return found
+
+    def _exchange(self, data):
+        if self._process != os.getpid():
+            # After a fork the parent's connection would mix up both processes' replies.
+            self._drop()
+        reused = self._connection is not None
+        try:
+            return self._try(data)
+        except (BrokenPipeError, ConnectionResetError, EOFError) as error:
+            # The service ends when idle, and starts with the next connection.
+            self._drop()
+            if not reused:
+                raise self._gone(error) from None
+        except OSError as error:
+            self._drop()
+            raise self._gone(error) from None
+        try:
+            return self._try(data)
+        except (OSError, EOFError) as error:
+            self._drop()
+            raise self._gone(error) from None
+
+    def _try(self, data):
+        if self._connection is None:
+            self._connection = _Connection(self.path, self.timeout)
+            self._process = os.getpid()
+        self._connection.send(data)
+        return self._connection.receive()
+
+    def _drop(self):
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _gone(self, error):
+        if isinstance(error, socket.timeout):
+            return errors.ServiceNotRunning(self.path, f"no reply within {self.timeout:g} s")
+        return errors.ServiceNotRunning(self.path, str(error) or "it has closed the connection")
+
+    def _forked(self):
+        """In a child process: its own connection, and a lock that nobody holds."""
+        self._lock = threading.Lock()
+
+
+def _full(method):
+    return method if "." in method else f"{INTERFACE}.{method}"

@@ -1,0 +1,138 @@
+"""Puts the service beneath Scapy, and Scapy back."""
+
+import functools
+import os
+import threading
+
+from .client import Client
+from .errors import CrafterError
+from .ports import Ports, log
+
+_lock = threading.Lock()
+#: What install() replaced: owner, name, what was there.
+_replaced = []
+_ports = None
+
+
+def install(socket=None):
+    """From now on Scapy sends and receives by the crafter service, as the user that runs it.
+
+    `socket`: the service's socket; else CRAFTER_SOCKET of the environment names it, else it is where the service puts
+    it. May come before or behind `from scapy.all import *`. Raises ServiceNotRunning or AccessDenied right away.
+    """
+    global _ports
+    client = Client(socket)
+    client.info()
+    with _lock:
+        _restore()
+        _ports = Ports(client)
+        _replace_all(_ports)
+
+
+def uninstall():
+    """Puts Scapy back as it was, and gives all ports back."""
+    with _lock:
+        _restore()
+
+
+def release(port=None):
+    """Gives back all ports that were leased, or this one; how many leases ended. They are leased again when used."""
+    return _ports.release(port) if _ports else 0
+
+
+def client():
+    """The client of the service that Scapy uses now; None if it uses none."""
+    return _ports.client if _ports else None
+
+
+def _restore():
+    global _ports
+    for owner, name, former in reversed(_replaced):
+        setattr(owner, name, former)
+    _replaced.clear()
+    if _ports is None:
+        return
+    from .sockets import ServiceSocket
+
+    ServiceSocket.ports = None
+    _ports.release()
+    _ports.client.close()
+    _ports = None
+
+
+def _replace(owner, name, new):
+    _replaced.append((owner, name, getattr(owner, name)))
+    setattr(owner, name, new)
+
+
+def _replace_all(ports):
+    # Reads interfaces and routes, and chooses Scapy's own sockets: not later, when it would undo this.
+    import scapy.arch  # noqa: F401
+    import scapy.route  # noqa: F401
+    import scapy.route6  # noqa: F401
+    from scapy import interfaces, sendrecv
+    from scapy.config import conf
+    from scapy.layers import inet, inet6, l2  # noqa: F401
+
+    from .sockets import L2ListenServiceSocket, L2ServiceSocket, L3ServiceSocket, ServiceSocket
+
+    ServiceSocket.ports = ports
+    _replace(conf, "L3socket", L3ServiceSocket)
+    _replace(conf, "L3socket6", L3ServiceSocket)
+    _replace(conf, "L2socket", L2ServiceSocket)
+    _replace(conf, "L2listen", L2ListenServiceSocket)
+    # Scapy has a raw socket of its own for the loopback interface.
+    _replace(interfaces.InterfaceProvider, "_l3socket", lambda self, device, *ipv6: conf.L3socket)
+    _replace(sendrecv, "sndrcv", _exchange(sendrecv.sndrcv, ServiceSocket))
+    _replace(l2, "getmacbyip", _resolver(l2.getmacbyip, ports))
+    _replace(inet6, "getmacbyip6", _resolver(inet6.getmacbyip6, ports))
+
+
+def _exchange(sndrcv, kind):
+    """sndrcv() logs what goes wrong in sending, and waits for answers that cannot come; with this it raises it."""
+
+    @functools.wraps(sndrcv)
+    def exchange(pks, pkt, *args, **kwargs):
+        if not isinstance(pks, kind):
+            return sndrcv(pks, pkt, *args, **kwargs)
+        pks.begin_exchange(None if kwargs.get("_flood") else _count(pkt))
+        try:
+            return sndrcv(pks, pkt, *args, **kwargs)
+        finally:
+            pks.end_exchange()
+
+    return exchange
+
+
+def _count(packets):
+    """How many packets there are to send; None if only sending them tells."""
+    for count in (lambda: packets.__iterlen__(), lambda: len(packets)):
+        try:
+            number = count()
+            return number if number > 0 else None
+        except Exception:  # Generators of any kind, which say so in their own ways.
+            continue
+    return None
+
+
+def _resolver(former, ports):
+    """The next hop's Ethernet address is known to the service; asking for it by ARP takes frames."""
+
+    @functools.wraps(former)
+    def resolve(address, chainCC=0):
+        try:
+            mac = ports.way(str(address), None).get("mac")
+        except CrafterError as error:
+            log.info("%s: %s", address, error)
+            mac = None
+        return mac or former(address, chainCC)
+
+    return resolve
+
+
+def _forked():
+    if _ports is not None:
+        _ports.forked()
+
+
+os.register_at_fork(after_in_child=_forked)

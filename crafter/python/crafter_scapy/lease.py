@@ -1,0 +1,215 @@
+"""The socket of a lease: packets as messages out, packets with a header of 24 bytes in."""
+
+import os
+import select
+import socket
+import struct
+import time
+from typing import NamedTuple
+
+from . import errors
+
+#: Kind, code, flags or rule, index of the interface, time, length, messages lost.
+HEADER = struct.Struct("!BBHIQII")
+
+PACKET, REFUSAL, END = 1, 2, 3
+
+#: Codes of packets.
+REDIRECTED, COPIED, OBSERVED, RST_SUPPRESSED, UNREACHABLE_SUPPRESSED, SEEN = range(6)
+
+#: Flags of packets.
+CUT, BAD_CHECKSUM, PARTIAL_CHECKSUM, ETHERNET, OUTGOING = 1, 2, 4, 8, 16
+
+#: Codes of refusals and ends.
+POLICY = 0
+REASONS = ("refused by the policy", "no route", "no neighbour", "not sent by the kernel", "interface gone",
+           "malformed", "released", "the service stops")
+
+#: A header and the longest IP packet behind an Ethernet header.
+_LONGEST = HEADER.size + 65535 + 18
+#: How long the service may take to read what is sent.
+_SEND_SECONDS = 5.0
+
+
+class Message(NamedTuple):
+    """What comes on a lease's socket."""
+
+    #: PACKET, REFUSAL or END.
+    kind: int
+    code: int
+    #: Of a packet its flags, of a refusal by the policy the rule's number.
+    flags: int
+    #: Index of the interface.
+    index: int
+    #: CLOCK_MONOTONIC nanoseconds.
+    time_ns: int
+    #: Of a packet: its bytes before any was cut off.
+    length: int
+    #: Messages of this lease lost so far, modulo 2^32.
+    lost: int
+    #: The packet, or the sentence.
+    body: bytes
+    #: Of a refusal: the first bytes of what was refused.
+    quoted: bytes
+
+    @property
+    def timestamp(self):
+        """Seconds since 1970."""
+        return time.time() - time.monotonic() + self.time_ns / 1e9
+
+    @property
+    def error(self):
+        """The exception that a refusal or an end stands for."""
+        sentence = self.body.decode("utf-8", "replace")
+        reason = REASONS[self.code] if self.code < len(REASONS) else f"code {self.code}"
+        if self.kind == END:
+            return errors.LeaseEnded(reason, sentence)
+        if self.code == POLICY:
+            return errors.PolicyError(self.flags or None, sentence, sentence, self.quoted)
+        return errors.NotSent(reason, sentence, self.quoted)
+
+
+def decode(data):
+    """Reads a message; None: it is none."""
+    if len(data) < HEADER.size:
+        return None
+    kind, code, flags, index, time_ns, length, lost = HEADER.unpack_from(data)
+    if kind == PACKET:
+        return Message(kind, code, flags, index, time_ns, length, lost, data[HEADER.size:], b"")
+    if kind not in (REFUSAL, END):
+        return None
+    middle = min(HEADER.size + length, len(data))
+    return Message(kind, code, flags, index, time_ns, length, lost, data[HEADER.size:middle], data[middle:])
+
+
+class Lease:
+    """A lease: `send` packets, `receive` messages. Closed, or forgotten, its ports are given back."""
+
+    def __init__(self, client, reply, descriptors, protocol, frames):
+        wanted = reply.get("socket", 0)
+        if not 0 <= wanted < len(descriptors):
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise errors.CrafterError("the service sent no descriptor with the lease")
+        for position, descriptor in enumerate(descriptors):
+            if position != wanted:
+                os.close(descriptor)
+        self.client = client
+        self.socket = socket.socket(fileno=descriptors[wanted])
+        self.socket.setblocking(False)
+        #: All that the service said: `lease`, `interface`, `index`, `mtu`, `mode`, ...
+        self.reply = reply
+        self.id = reply["lease"]
+        self.interface = reply["interface"]
+        self.index = reply["index"]
+        self.address = reply.get("address")
+        self.first_port = reply.get("first_port")
+        self.last_port = reply.get("last_port")
+        self.mtu = reply.get("mtu") or 65535
+        self.link_type = reply.get("link_type")
+        self.protocol = protocol
+        #: Whether what is sent are Ethernet frames.
+        self.frames = frames
+        #: Messages sent.
+        self.sent = 0
+        #: Whether the other end is closed.
+        self.is_over = False
+
+    @property
+    def port(self):
+        """The port, or the first."""
+        return self.first_port
+
+    def fileno(self):
+        return self.socket.fileno()
+
+    def send(self, packet):
+        """Sends a packet, from its IP header on; or a frame, where the lease is one of frames.
+
+        What the service refuses comes back as a message.
+        """
+        try:
+            self._send(packet)
+        except (BrokenPipeError, ConnectionResetError):
+            self.is_over = True
+            raise errors.LeaseEnded("the service has closed its socket") from None
+        except OSError as error:
+            raise errors.NotSent(error.strerror or str(error), "", packet[:128]) from None
+        self.sent += 1
+        return len(packet)
+
+    def _send(self, packet):
+        deadline = None
+        while True:
+            try:
+                self.socket.send(packet)
+                return
+            except BlockingIOError:
+                now = time.monotonic()
+                deadline = deadline or now + _SEND_SECONDS
+                if now >= deadline:
+                    raise
+                poll = select.poll()
+                poll.register(self.socket, select.POLLOUT)
+                poll.poll((deadline - now) * 1000)
+
+    def drain(self, limit=256):
+        """What is there, without waiting: a list of messages. At most `limit`, so that others get their turn."""
+        messages = []
+        receive = self.socket.recv
+        while len(messages) < limit:
+            try:
+                data = receive(_LONGEST)
+            except (BlockingIOError, InterruptedError):
+                break
+            except OSError:
+                data = b""
+            if not data:
+                self.is_over = True
+                break
+            message = decode(data)
+            if message is not None:
+                messages.append(message)
+                if message.kind == END:
+                    self.is_over = True
+        return messages
+
+    def receive(self, timeout=None):
+        """Waits for messages: a list of them, empty when the time is over.
+
+        LeaseEnded: there will be none any more.
+        """
+        if not self.is_over:
+            poll = select.poll()
+            poll.register(self.socket, select.POLLIN)
+            poll.poll(None if timeout is None else max(0, timeout) * 1000)
+        messages = self.drain()
+        if not messages and self.is_over:
+            raise errors.LeaseEnded("the service has closed its socket")
+        return messages
+
+    def release(self):
+        """Gives the ports back, and is sure of it when it returns."""
+        try:
+            self.client.release(self.id)
+        except errors.CrafterError:
+            # Over already, or the service is gone: closing says the same.
+            pass
+        self.close()
+
+    def close(self):
+        """Gives the ports back, within a moment."""
+        self.is_over = True
+        self.socket.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def __repr__(self):
+        ports = "" if self.first_port is None else f" {self.first_port}"
+        if self.last_port not in (None, self.first_port):
+            ports += f"-{self.last_port}"
+        return f"<Lease {self.id}: {self.protocol}{ports} on {self.interface}>"

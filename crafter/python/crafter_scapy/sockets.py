@@ -1,0 +1,491 @@
+"""Scapy's sockets, by the service."""
+
+import os
+import select
+import sys
+import threading
+import time
+from collections import deque
+
+from scapy.compat import raw
+from scapy.config import conf
+from scapy.data import ETH_P_ALL, MTU
+from scapy.error import Scapy_Exception
+from scapy.interfaces import network_name
+from scapy.supersocket import SuperSocket
+
+from . import errors
+from .filter import Filter, whole
+from .lease import CUT, ETHERNET, OUTGOING
+from .packet import need, need_of_frame
+from .ports import log
+
+#: Packets that wait for a reader at most: of one that has begun to read, of one that has not.
+_WAITING, _UNREAD = 16384, 1024
+#: Refusals that are logged one by one, in one exchange.
+_LOGGED = 10
+#: Packets that are sent before refusals of the former ones are looked for.
+_LOOK = 32
+
+#: No link has a smaller MTU that IPv6 runs over; spares asking for the interface's.
+_NEVER_CUT = 1280
+
+#: Link types of packets without a header before that of IP.
+_RAW_LINK_TYPES = (12, 101, 228, 229)
+
+
+class EndOfSending(SystemExit):
+    """Ends the sending thread of sr() without a word: sr() itself raises what is wrong."""
+
+
+class ServiceSocket(SuperSocket):
+    """What all have in common: waiting, reading, refusals."""
+
+    desc = "the crafter service"
+    #: Set by install().
+    ports = None
+
+    def __init__(self, iface=None, type=ETH_P_ALL, promisc=None, filter=None, nofilter=0, monitor=None, **_):
+        self.closed = True
+        if self.ports is None:
+            raise errors.CrafterError("call crafter_scapy.install() first")
+        # There is no one kernel socket behind it.
+        self.ins = self.outs = None
+        self.iface = network_name(iface) if iface is not None else None
+        self.type = type
+        self.promisc = False
+        self._filter_text = whole(filter, nofilter)
+        self._filter = None
+        self._begin()
+        self._queue = deque()
+        self._is_reading = False
+        self._overflowed = 0
+        self._unsettled = {}
+        self._failure = None
+        self._expected = None
+        self._in_exchange = False
+        self._refusals = 0
+        self._thread = None
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._is_awake = False
+        self._epoll = select.epoll()
+        self._epoll.register(self._wake_read, select.EPOLLIN)
+        self.closed = False
+        self.ports.open(self)
+
+    def _begin(self):
+        """Before it is opened: what else a kind of socket needs."""
+        if self._filter_text:
+            self._filter = Filter(self._filter_text)
+
+    # What the leases of the process call, with their lock held.
+
+    def wants(self, lease):
+        """Whether it reads from this lease."""
+        return self.iface is None or lease.interface == self.iface
+
+    def watch(self, lease):
+        self._epoll.register(lease.fileno(), select.EPOLLIN)
+
+    def unwatch(self, lease):
+        try:
+            self._epoll.unregister(lease.fileno())
+        except (OSError, ValueError):
+            # It never watched it.
+            pass
+
+    def deliver(self, lease, messages):
+        """Queues packets that came."""
+        for message in messages:
+            if self.passes(lease, message):
+                self._queue.append((lease, message))
+        most = _WAITING if self._is_reading else _UNREAD
+        while len(self._queue) > most:
+            self._queue.popleft()
+            # Nobody misses what a socket gets that only sends.
+            self._overflowed += self._is_reading
+        self._signal()
+
+    def passes(self, lease, message):
+        """Whether a packet is for this socket."""
+        return self._filter is None or self._filter.matches(_ip(message))
+
+    def refused(self, error):
+        """A packet that this socket has sent, most likely, was refused."""
+        self._refusals += 1
+        if not self._in_exchange:
+            self._fail(error)
+        elif self._expected is not None and self._refusals >= self._expected:
+            # Nothing can answer any more.
+            self._fail(error)
+        elif self._refusals <= _LOGGED:
+            log.warning("%s", error)
+
+    def forked(self):
+        """In a child process: of no use any more."""
+        self.closed = True
+        self._epoll.close()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+    def _fail(self, error):
+        if self._failure is None:
+            self._failure = error
+        if not self._in_exchange and self not in self.ports.failed:
+            self.ports.failed.append(self)
+        self._signal()
+
+    def _signal(self):
+        """Its descriptor is readable for as long as something waits, so that select() on it works."""
+        wanted = bool(self._queue) or (self._failure is not None and self._in_exchange)
+        if wanted and not self._is_awake:
+            os.write(self._wake_write, b"x")
+        elif self._is_awake and not wanted:
+            os.read(self._wake_read, 1)
+        self._is_awake = wanted
+
+    # Receiving.
+
+    def fileno(self):
+        return -1 if self.closed else self._epoll.fileno()
+
+    def pump(self):
+        """Reads what is there."""
+        for descriptor, _ in self._epoll.poll(0):
+            if descriptor != self._wake_read:
+                self.ports.pump(descriptor)
+
+    @property
+    def is_ready(self):
+        """Whether recv() has something at once."""
+        return bool(self._queue) or (self._in_exchange and self._failure is not None)
+
+    @staticmethod
+    def select(sockets, remain=None):
+        own = [one for one in sockets if isinstance(one, ServiceSocket) and not one.closed]
+        for one in own:
+            one._is_reading = True
+        _raise_of_this_thread()
+        if any(one.is_ready for one in own):
+            remain = 0
+        poll = select.poll()
+        by_descriptor = {}
+        for one in sockets:
+            descriptor = one.fileno()
+            if descriptor >= 0:
+                by_descriptor[descriptor] = one
+                poll.register(descriptor, select.POLLIN)
+        readable = {
+            by_descriptor[descriptor]
+            for descriptor, _ in poll.poll(None if remain is None else max(0, remain) * 1000)
+        }
+        for one in own:
+            if one in readable:
+                one.pump()
+        _raise_of_this_thread()
+        return [one for one in sockets if (one.is_ready if one in own else one in readable)]
+
+    def recv(self, x=MTU, **kwargs):
+        """The next packet; waits for it."""
+        item = self._next()
+        return None if item is None else self._dissect(*item, **kwargs)
+
+    def recv_raw(self, x=MTU):
+        """The next packet as class, bytes, and time."""
+        item = self._next()
+        if item is None:
+            return None, None, None
+        lease, message = item
+        return self._class_of(lease, message), self._bytes_of(lease, message), message.timestamp
+
+    def _next(self):
+        self._is_reading = True
+        while not self.closed:
+            with self.ports.lock:
+                if self._in_exchange and self._failure is not None:
+                    # sr() stops reading, and raises it.
+                    raise EOFError
+                if self._overflowed:
+                    log.warning("%r: %d packets are lost because they were not read in time", self, self._overflowed)
+                    self._overflowed = 0
+                if self._queue:
+                    item = self._queue.popleft()
+                    self._signal()
+                    return item
+            self.select([self], None)
+        return None
+
+    def _dissect(self, lease, message, **kwargs):
+        cls, data = self._class_of(lease, message), self._bytes_of(lease, message)
+        try:
+            packet = cls(data, **kwargs)
+        except KeyboardInterrupt:
+            raise
+        except Exception:
+            if conf.debug_dissector:
+                raise
+            packet = conf.raw_layer(data)
+        if message.flags & CUT:
+            packet.wirelen = message.length
+        packet = self._layer_of(packet)
+        packet.time = message.timestamp
+        return packet
+
+    def _class_of(self, lease, message):
+        if message.flags & ETHERNET:
+            return conf.l2types.get(lease.link_type or 1, conf.default_l2)
+        version = message.body[0] >> 4 if message.body else 0
+        return {4: conf.l3types.get(0x0800), 6: conf.l3types.get(0x86DD)}.get(version) or conf.raw_layer
+
+    def _bytes_of(self, lease, message):
+        return message.body
+
+    def _layer_of(self, packet):
+        return packet
+
+    # Sending.
+
+    def send(self, x):
+        """Sends a packet. What is wrong is raised, by this call, the next one, or close()."""
+        if not self._in_exchange:
+            self._raise_failure()
+        data = raw(x)
+        try:
+            x.sent_time = time.time()
+        except AttributeError:
+            pass
+        try:
+            sent = sum([self._send(x, piece) for piece in self._pieces(x, data)])
+        except errors.CrafterError as error:
+            if not self._in_exchange:
+                raise
+            with self.ports.lock:
+                if isinstance(error, (errors.PolicyError, errors.NotSent)):
+                    self.refused(error)
+                else:
+                    self._fail(error)
+                if self._failure is not None:
+                    raise EndOfSending from None
+            return 0
+        if not self._in_exchange and sum(self._unsettled.values()) % _LOOK == 0:
+            self.pump()
+            self._raise_failure()
+        return sent
+
+    def _pieces(self, x, data):
+        return (data,)
+
+    def _send(self, x, data):
+        raise Scapy_Exception(f"Can't send anything with {type(self).__name__}")
+
+    def _send_by(self, lease, data):
+        self._thread = threading.get_ident()
+        lease.send(data)
+        self._unsettled[lease] = self._unsettled.get(lease, 0) + 1
+        return len(data)
+
+    def _raise_failure(self):
+        with self.ports.lock:
+            failure, self._failure = self._failure, None
+            if self in self.ports.failed:
+                self.ports.failed.remove(self)
+        if failure is not None:
+            raise failure
+
+    # Exchanges: what sr() does with a socket.
+
+    def begin_exchange(self, expected):
+        """From now on, refusals are for sr(): it is over when all of `expected` packets are refused."""
+        self._raise_failure()
+        with self.ports.lock:
+            self._in_exchange, self._expected, self._refusals = True, expected, 0
+
+    def end_exchange(self):
+        """Raises what went wrong."""
+        with self.ports.lock:
+            refusals, self._in_exchange = self._refusals, False
+            # Its refusals came while it was read.
+            self._unsettled.clear()
+            self._signal()
+        if self._failure is None and refusals > _LOGGED:
+            log.warning("%d packets were refused in all", refusals)
+        self._raise_failure()
+
+    # The end.
+
+    def close(self):
+        if self.closed or (self._in_exchange and self._failure is not None):
+            # The sniffer closes what fails; whose it is may go on with it.
+            return
+        try:
+            if self._unsettled and not self._in_exchange:
+                self.ports.settle(list(self._unsettled))
+        finally:
+            self._tear_down()
+        self._raise_failure()
+
+    def _tear_down(self):
+        failure = self._failure
+        with self.ports.lock:
+            self.closed = True
+            self.ports.close(self)
+            self._queue.clear()
+            self._epoll.close()
+            os.close(self._wake_read)
+            os.close(self._wake_write)
+        self._failure = failure
+
+    def __del__(self):
+        if self.closed or sys.is_finalizing():
+            return
+        try:
+            self.close()
+        except errors.CrafterError as error:
+            log.warning("%s", error)
+
+
+def _raise_of_this_thread():
+    """An automaton, or a script, waits for answers to what was refused."""
+    ports = ServiceSocket.ports
+    if ports is None or not ports.failed:
+        return
+    with ports.lock:
+        mine = [one for one in ports.failed if one._thread == threading.get_ident()]
+    for one in mine:
+        log.warning("%s", one._failure)
+        one._raise_failure()
+
+
+def _ip(message):
+    return message.body[14:] if message.flags & ETHERNET else message.body
+
+
+class L3ServiceSocket(ServiceSocket):
+    """`conf.L3socket`: IP packets. Their ports are leased as they are sent."""
+
+    desc = "read/write packets at layer 3 by the crafter service"
+
+    def __init__(self, iface=None, **kwargs):
+        # Answers come by any interface that this socket has sent by.
+        super().__init__(iface=None, **kwargs)
+        self._sends_by = iface
+
+    def _pieces(self, x, data):
+        if len(data) <= _NEVER_CUT or not conf.auto_fragment or data[0] >> 4 != 4 or not hasattr(x, "fragment"):
+            return (data,)
+        mtu = self.ports.interface(self._interface_of(x))["mtu"]
+        if len(data) <= mtu:
+            return (data,)
+        # Fragments carry multiples of 8 bytes (RFC 791).
+        return [bytes(piece) for piece in x.fragment(fragsize=(mtu - (data[0] & 15) * 4) // 8 * 8)]
+
+    def _interface_of(self, x):
+        try:
+            interface = x.route()[0]
+        except (AttributeError, ValueError):
+            interface = None
+        return network_name(interface or self._sends_by or conf.iface)
+
+    def _send(self, x, data):
+        what = need(data)
+        if what.destination is None:
+            raise errors.NotSent("malformed", "it does not begin with an IP header that can be read", data[:128])
+        interface = self._interface_of(x)
+        lease = self.ports.lease_for(what, interface, False, self)
+        if lease.frames:
+            data = self._ethernet(what, interface, data) + data
+        return self._send_by(lease, data)
+
+    def _ethernet(self, what, interface, data):
+        way = self.ports.way(what.destination, interface)
+        if not way.get("mac") or not way.get("link_mac"):
+            raise errors.NotSent("no neighbour", f"{what.destination} has no Ethernet address", data[:128])
+        kind = b"\x86\xdd" if data[0] >> 4 == 6 else b"\x08\x00"
+        return _mac(way["mac"]) + _mac(way["link_mac"]) + kind
+
+    def _layer_of(self, packet):
+        return packet.payload if isinstance(packet, conf.default_l2) else packet
+
+
+class _L2(ServiceSocket):
+    """Frames: all of the interface where the policy lets this user observe, else what is leased."""
+
+    direction = None
+
+    def __init__(self, iface=None, **kwargs):
+        self._observed = None
+        super().__init__(iface=iface, **kwargs)
+        if self._observes:
+            self._observed = self.ports.observe(self, self.iface, self._filter_text, self.direction)
+
+    def _begin(self):
+        self._observes = self.iface is not None and bool(self.ports.rule().get("observe"))
+        if not self._observes:
+            super()._begin()
+
+    def passes(self, lease, message):
+        if self._observes:
+            # Leases tell the same once more.
+            return lease is self._observed and self._is_of_type(message)
+        return self.type == ETH_P_ALL or super().passes(lease, message)
+
+    def _is_of_type(self, message):
+        return self.type == ETH_P_ALL or int.from_bytes(message.body[12:14], "big") == self.type
+
+    def _class_of(self, lease, message):
+        if lease.link_type in _RAW_LINK_TYPES or not (message.flags & ETHERNET or lease is self._observed):
+            version = message.body[0] >> 4 if message.body else 0
+            return {4: conf.l3types.get(0x0800), 6: conf.l3types.get(0x86DD)}.get(version) or conf.raw_layer
+        return conf.l2types.get(lease.link_type or 1, conf.default_l2)
+
+    def _tear_down(self):
+        if self._observed is not None:
+            self.ports.drop(self._observed)
+        super()._tear_down()
+
+
+class L2ListenServiceSocket(_L2):
+    """`conf.L2listen`: what sniff() reads. On leased ports, packets from their IP header on."""
+
+    desc = "read packets by the crafter service"
+
+    def send(self, x):
+        raise Scapy_Exception("Can't send anything with L2ListenServiceSocket")
+
+
+class L2ServiceSocket(_L2):
+    """`conf.L2socket`: Ethernet frames, where the policy grants them."""
+
+    desc = "read/write packets at layer 2 by the crafter service"
+    direction = "in"
+
+    def __init__(self, iface=None, **kwargs):
+        super().__init__(iface=iface or conf.iface, **kwargs)
+        self._told = False
+
+    def _send(self, x, data):
+        what = need_of_frame(data)
+        lease = self.ports.lease_for(what, self.iface, True, self)
+        if self._in_exchange and not self._observes and what.port is None and not self._told:
+            self._told = True
+            log.warning("what answers this has no port that could be leased: the policy has to grant `observe`")
+        return self._send_by(lease, data)
+
+    def passes(self, lease, message):
+        return not message.flags & OUTGOING and super().passes(lease, message)
+
+    def _class_of(self, lease, message):
+        return super()._class_of(lease, message) if self._observes else conf.default_l2
+
+    def _bytes_of(self, lease, message):
+        if self._observes or message.flags & ETHERNET:
+            return message.body
+        # The service hands out packets from their IP header on: the header before it is made up here, and its
+        # source is not known.
+        kind = b"\x86\xdd" if message.body[:1] and message.body[0] >> 4 == 6 else b"\x08\x00"
+        own = self.ports.interface(lease.interface).get("mac")
+        return (_mac(own) if own else bytes(6)) + bytes(6) + kind + message.body
+
+
+def _mac(text):
+    return bytes.fromhex(text.replace(":", "").replace("-", ""))
