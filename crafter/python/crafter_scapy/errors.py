@@ -49,10 +49,9 @@ class PolicyError(ServiceError):
 
     def __str__(self):
         message = self.parameters["message"]
-        who = f"rule {self.rule}" if self.rule else "no rule of the policy"
-        said = f"{who}: {self.verdict}" if self.verdict and self.verdict not in message else who
-        text = message if said in message else f"refused by the policy ({said}): {message}"
-        return text + self.hint()
+        if self.rule and f"rule {self.rule}" not in message:
+            message = f"rule {self.rule}: {message}"
+        return f"refused by the policy, {message}{self.hint()}"
 
     def hint(self):
         """What a user of Scapy stumbles over most."""

@@ -23,7 +23,7 @@ class Filter:
     def __init__(self, text):
         try:
             self._program = compile_filter(text, linktype=_DLT_RAW)
-            from scapy.libs.winpcapy import pcap_freecode, pcap_offline_filter, pcap_pkthdr
+            from scapy.libs import winpcapy
         except ImportError:
             raise Scapy_Exception(
                 "Cannot set filter: libpcap is missing (Debian: libpcap0.8). lfilter= takes a Python function instead"
@@ -31,15 +31,17 @@ class Filter:
         except Scapy_Exception as error:
             raise Scapy_Exception(
                 f"Cannot set filter on leased ports, whose packets begin with their IP header: {error}") from None
-        self._free = pcap_freecode
-        self._match = pcap_offline_filter
-        self._header = pcap_pkthdr()
+        self._free = winpcapy.pcap_freecode
+        # Scapy declares it for Windows only.
+        self._match = ctypes.CDLL(winpcapy._lib_name).pcap_offline_filter
+        self._match.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p]
+        self._match.restype = ctypes.c_int
+        self._header = winpcapy.pcap_pkthdr()
 
     def matches(self, packet):
         """Whether an IP packet passes."""
         self._header.len = self._header.caplen = len(packet)
-        data = ctypes.cast(ctypes.c_char_p(packet), ctypes.POINTER(ctypes.c_ubyte))
-        return bool(self._match(ctypes.byref(self._program), ctypes.byref(self._header), data))
+        return self._match(ctypes.byref(self._program), ctypes.byref(self._header), packet) != 0
 
     def __del__(self):
         if hasattr(self, "_free"):

@@ -84,8 +84,10 @@ def _replace_all(ports):
     # Scapy has a raw socket of its own for the loopback interface.
     _replace(interfaces.InterfaceProvider, "_l3socket", lambda self, device, *ipv6: conf.L3socket)
     _replace(sendrecv, "sndrcv", _exchange(sendrecv.sndrcv, ServiceSocket))
-    _replace(l2, "getmacbyip", _resolver(l2.getmacbyip, ports))
-    _replace(inet6, "getmacbyip6", _resolver(inet6.getmacbyip6, ports))
+    by_arp, by_discovery = _resolver(l2.getmacbyip, ports), _resolver(inet6.getmacbyip6, ports)
+    for module in (l2, inet):
+        _replace(module, "getmacbyip", by_arp)
+    _replace(inet6, "getmacbyip6", by_discovery)
 
 
 def _exchange(sndrcv, kind):

@@ -24,6 +24,8 @@ from .ports import log
 _WAITING, _UNREAD = 16384, 1024
 #: Refusals that are logged one by one, in one exchange.
 _LOGGED = 10
+#: What the sending thread of sr() takes to end, in seconds.
+_SENDER_ENDS = 0.02
 #: Packets that are sent before refusals of the former ones are looked for.
 _LOOK = 32
 
@@ -62,6 +64,7 @@ class ServiceSocket(SuperSocket):
         self._overflowed = 0
         self._unsettled = {}
         self._failure = None
+        self._failed_at = 0.0
         self._expected = None
         self._in_exchange = False
         self._refusals = 0
@@ -131,6 +134,7 @@ class ServiceSocket(SuperSocket):
     def _fail(self, error):
         if self._failure is None:
             self._failure = error
+            self._failed_at = time.monotonic()
         if not self._in_exchange and self not in self.ports.failed:
             self.ports.failed.append(self)
         self._signal()
@@ -182,8 +186,14 @@ class ServiceSocket(SuperSocket):
         for one in own:
             if one in readable:
                 one.pump()
+            one._let_sender_end()
         _raise_of_this_thread()
         return [one for one in sockets if (one.is_ready if one in own else one in readable)]
+
+    def _let_sender_end(self):
+        """The thread in which sr() sends stops the reading one as it ends, and minds if that is gone already."""
+        if self._in_exchange and self._failure is not None:
+            time.sleep(max(0, self._failed_at + _SENDER_ENDS - time.monotonic()))
 
     def recv(self, x=MTU, **kwargs):
         """The next packet; waits for it."""
