@@ -30,7 +30,8 @@ class Filter:
             ) from None
         except Scapy_Exception as error:
             raise Scapy_Exception(
-                f"Cannot set filter on leased ports, whose packets begin with their IP header: {error}") from None
+                f"Cannot set filter on leased ports, whose packets begin with their IP header (frames take `observe` in "
+                f"the policy): {error}") from None
         self._free = winpcapy.pcap_freecode
         # Scapy declares it for Windows only.
         self._match = ctypes.CDLL(winpcapy._lib_name).pcap_offline_filter

@@ -12,6 +12,9 @@ from scapy.config import conf
 from scapy.data import ETH_P_ALL, MTU
 from scapy.error import Scapy_Exception
 from scapy.interfaces import network_name
+from scapy.layers.inet import IP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import Ether
 from scapy.supersocket import SuperSocket
 
 from . import errors
@@ -243,9 +246,8 @@ class ServiceSocket(SuperSocket):
 
     def _class_of(self, lease, message):
         if message.flags & ETHERNET:
-            return conf.l2types.get(lease.link_type or 1, conf.default_l2)
-        version = message.body[0] >> 4 if message.body else 0
-        return {4: conf.l3types.get(0x0800), 6: conf.l3types.get(0x86DD)}.get(version) or conf.raw_layer
+            return Ether
+        return _class_of_ip(message.body)
 
     def _bytes_of(self, lease, message):
         return message.body
@@ -410,11 +412,10 @@ class L3ServiceSocket(ServiceSocket):
         way = self.ports.way(what.destination, interface)
         if not way.get("mac") or not way.get("link_mac"):
             raise errors.NotSent("no neighbour", f"{what.destination} has no Ethernet address", data[:128])
-        kind = b"\x86\xdd" if data[0] >> 4 == 6 else b"\x08\x00"
-        return _mac(way["mac"]) + _mac(way["link_mac"]) + kind
+        return _mac(way["mac"]) + _mac(way["link_mac"]) + _type_of(data).to_bytes(2, "big")
 
     def _layer_of(self, packet):
-        return packet.payload if isinstance(packet, conf.default_l2) else packet
+        return packet.payload if isinstance(packet, Ether) else packet
 
 
 class _L2(ServiceSocket):
@@ -437,16 +438,15 @@ class _L2(ServiceSocket):
         if self._observes:
             # Leases tell the same once more.
             return lease is self._observed and self._is_of_type(message)
-        return self.type == ETH_P_ALL or super().passes(lease, message)
+        return self.type in (ETH_P_ALL, _type_of(_ip(message))) and super().passes(lease, message)
 
     def _is_of_type(self, message):
-        return self.type == ETH_P_ALL or int.from_bytes(message.body[12:14], "big") == self.type
+        return self.type in (ETH_P_ALL, int.from_bytes(message.body[12:14], "big"))
 
     def _class_of(self, lease, message):
         if lease.link_type in _RAW_LINK_TYPES or not (message.flags & ETHERNET or lease is self._observed):
-            version = message.body[0] >> 4 if message.body else 0
-            return {4: conf.l3types.get(0x0800), 6: conf.l3types.get(0x86DD)}.get(version) or conf.raw_layer
-        return conf.l2types.get(lease.link_type or 1, conf.default_l2)
+            return _class_of_ip(message.body)
+        return conf.l2types.get(lease.link_type or 1, Ether)
 
     def _tear_down(self):
         if self._observed is not None:
@@ -485,16 +485,26 @@ class L2ServiceSocket(_L2):
         return not message.flags & OUTGOING and super().passes(lease, message)
 
     def _class_of(self, lease, message):
-        return super()._class_of(lease, message) if self._observes else conf.default_l2
+        return super()._class_of(lease, message) if self._observes else Ether
 
     def _bytes_of(self, lease, message):
         if self._observes or message.flags & ETHERNET:
             return message.body
         # The service hands out packets from their IP header on: the header before it is made up here, and its
         # source is not known.
-        kind = b"\x86\xdd" if message.body[:1] and message.body[0] >> 4 == 6 else b"\x08\x00"
+        kind = _type_of(message.body).to_bytes(2, "big")
         own = self.ports.interface(lease.interface).get("mac")
         return (_mac(own) if own else bytes(6)) + bytes(6) + kind + message.body
+
+
+def _class_of_ip(packet):
+    version = packet[0] >> 4 if packet else 0
+    return {4: IP, 6: IPv6}.get(version, conf.raw_layer)
+
+
+def _type_of(packet):
+    """The EtherType of an IP packet."""
+    return 0x86DD if packet[:1] and packet[0] >> 4 == 6 else 0x0800
 
 
 def _mac(text):
