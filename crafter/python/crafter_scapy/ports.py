@@ -21,8 +21,8 @@ log = logging.getLogger("scapy.crafter")
 
 #: How many datagrams' fragments are remembered.
 _DATAGRAMS = 256
-#: How long the service may take to say what became of packets, in seconds.
-_SETTLE = 1.0
+#: How long the service may take to say what became of packets, in seconds; a next hop that does not answer takes 3.
+_SETTLE = 4.0
 #: How long the way to a destination, and the facts of an interface, are believed, in seconds.
 _BELIEVED = 30.0
 
@@ -53,38 +53,35 @@ class Ports:
 
     # Leasing.
 
-    def lease_for(self, need, interface, frames, sender):
-        """The lease to send by, leased now if it is not yet."""
+    def lease_for(self, need, interface, sender):
+        """The lease of a packet's port, leased now if it is not yet."""
         with self.lock:
             lease = self._fragment_of(need)
-            key = (interface, need.protocol, need.address, need.port)
             if lease is None:
-                lease = self._leases.get(key)
-                if lease is not None and lease.is_over:
-                    self._forget(lease)
-                    lease = None
-                if lease is not None and frames and not lease.frames:
-                    # A lease is of frames or not from its beginning on.
-                    log.info("port %s is leased again, for frames", need.port)
-                    self._end(lease)
-                    lease = None
-                if lease is None:
-                    lease = self._lease(key, frames)
+                lease = self._lease((interface, need.protocol, need.address, need.port))
             if need.datagram and not need.is_later_fragment:
                 self._datagrams[need.datagram] = lease
                 while len(self._datagrams) > _DATAGRAMS:
                     self._datagrams.popitem(last=False)
-            lease.used = time.monotonic()
-            lease.senders.add(sender)
-            lease.last_sender = weakref.ref(sender)
-            return lease
+            return _used(lease, sender)
+
+    def frames(self, interface, sender):
+        """The lease that frames leave by: from no port of its own, but from those of all others of this user."""
+        with self.lock:
+            return _used(self._lease((interface, "none", None, None), frames=True), sender)
 
     def _fragment_of(self, need):
         lease = self._datagrams.get(need.datagram) if need.is_later_fragment else None
         return None if lease is None or lease.is_over else lease
 
-    def _lease(self, key, frames):
-        interface, protocol, address, port = key
+    def _lease(self, wanted, frames=False):
+        interface, protocol, address, port = wanted
+        key = (*wanted, frames)
+        lease = self._leases.get(key)
+        if lease is not None and not lease.is_over:
+            return lease
+        if lease is not None:
+            self._forget(lease)
         while True:
             try:
                 lease = self.client.lease(
@@ -273,6 +270,13 @@ class Ports:
         for kept in (self._leases, self._by_descriptor, self._datagrams, self._ways, self.failed):
             kept.clear()
         self._sockets = weakref.WeakSet()
+
+
+def _used(lease, sender):
+    lease.used = time.monotonic()
+    lease.senders.add(sender)
+    lease.last_sender = weakref.ref(sender)
+    return lease
 
 
 def _judged(row):

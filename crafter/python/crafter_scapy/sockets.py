@@ -403,16 +403,7 @@ class L3ServiceSocket(ServiceSocket):
         if what.destination is None:
             raise errors.NotSent("malformed", "it does not begin with an IP header that can be read", data[:128])
         interface = self._interface_of(x)
-        lease = self.ports.lease_for(what, interface, False, self)
-        if lease.frames:
-            data = self._ethernet(what, interface, data) + data
-        return self._send_by(lease, data)
-
-    def _ethernet(self, what, interface, data):
-        way = self.ports.way(what.destination, interface)
-        if not way.get("mac") or not way.get("link_mac"):
-            raise errors.NotSent("no neighbour", f"{what.destination} has no Ethernet address", data[:128])
-        return _mac(way["mac"]) + _mac(way["link_mac"]) + _type_of(data).to_bytes(2, "big")
+        return self._send_by(self.ports.lease_for(what, interface, self), data)
 
     def _layer_of(self, packet):
         return packet.payload if isinstance(packet, Ether) else packet
@@ -431,22 +422,43 @@ class _L2(ServiceSocket):
 
     def _begin(self):
         self._observes = self.iface is not None and bool(self.ports.rule().get("observe"))
-        if not self._observes:
+        self._passes_leased = True
+        try:
             super()._begin()
+        except Scapy_Exception:
+            if not self._observes:
+                raise
+            # One that no IP packet passes: the service knows what to do with it.
+            self._passes_leased = False
 
     def passes(self, lease, message):
-        if self._observes:
-            # Leases tell the same once more.
-            return lease is self._observed and self._is_of_type(message)
-        return self.type in (ETH_P_ALL, _type_of(_ip(message))) and super().passes(lease, message)
-
-    def _is_of_type(self, message):
-        return self.type in (ETH_P_ALL, int.from_bytes(message.body[12:14], "big"))
+        if lease is self._observed:
+            return self.type in (ETH_P_ALL, int.from_bytes(message.body[12:14], "big"))
+        # What XDP takes for a lease, nobody sees who observes; what tc takes, everybody does.
+        seen = self._observes and lease.reply.get("mode") == "tc"
+        return (not seen and self._passes_leased and self.type in (ETH_P_ALL, _type_of(_ip(message)))
+                and super().passes(lease, message))
 
     def _class_of(self, lease, message):
-        if lease.link_type in _RAW_LINK_TYPES or not (message.flags & ETHERNET or lease is self._observed):
-            return _class_of_ip(message.body)
-        return conf.l2types.get(lease.link_type or 1, Ether)
+        if lease is self._observed:
+            raw_ip = lease.link_type in _RAW_LINK_TYPES
+            return _class_of_ip(message.body) if raw_ip else conf.l2types.get(lease.link_type or 1, Ether)
+        return Ether if self._has_frames else _class_of_ip(_ip(message))
+
+    def _bytes_of(self, lease, message):
+        if lease is self._observed or (self._has_frames and message.flags & ETHERNET):
+            return message.body
+        if not self._has_frames:
+            return _ip(message)
+        # The service hands out packets from their IP header on: the header before it is made up here, and its
+        # source is not known.
+        own = self.ports.interface(lease.interface).get("mac")
+        return (_mac(own) if own else bytes(6)) + bytes(6) + _type_of(message.body).to_bytes(2, "big") + message.body
+
+    @property
+    def _has_frames(self):
+        """Whether all that it hands out begins with an Ethernet header."""
+        return self._observes
 
     def _tear_down(self):
         if self._observed is not None:
@@ -473,28 +485,20 @@ class L2ServiceSocket(_L2):
         super().__init__(iface=iface or conf.iface, **kwargs)
         self._told = False
 
+    _has_frames = True
+
     def _send(self, x, data):
         what = need_of_frame(data)
-        lease = self.ports.lease_for(what, self.iface, True, self)
-        if self._in_exchange and not self._observes and what.port is None and not self._told:
+        if what.port is not None or what.is_later_fragment:
+            # Frames leave by a lease of their own, from ports of the others.
+            self.ports.lease_for(what, self.iface, self)
+        elif self._in_exchange and not self._observes and not self._told:
             self._told = True
             log.warning("what answers this has no port that could be leased: the policy has to grant `observe`")
-        return self._send_by(lease, data)
+        return self._send_by(self.ports.frames(self.iface, self), data)
 
     def passes(self, lease, message):
         return not message.flags & OUTGOING and super().passes(lease, message)
-
-    def _class_of(self, lease, message):
-        return super()._class_of(lease, message) if self._observes else Ether
-
-    def _bytes_of(self, lease, message):
-        if self._observes or message.flags & ETHERNET:
-            return message.body
-        # The service hands out packets from their IP header on: the header before it is made up here, and its
-        # source is not known.
-        kind = _type_of(message.body).to_bytes(2, "big")
-        own = self.ports.interface(lease.interface).get("mac")
-        return (_mac(own) if own else bytes(6)) + bytes(6) + kind + message.body
 
 
 def _class_of_ip(packet):
