@@ -489,13 +489,14 @@ class L2ServiceSocket(_L2):
 
     def _send(self, x, data):
         what = need_of_frame(data)
+        # Frames leave by a lease of their own, from ports of the others.
+        lease = self.ports.frames(self.iface, self)
         if what.port is not None or what.is_later_fragment:
-            # Frames leave by a lease of their own, from ports of the others.
             self.ports.lease_for(what, self.iface, self)
         elif self._in_exchange and not self._observes and not self._told:
             self._told = True
             log.warning("what answers this has no port that could be leased: the policy has to grant `observe`")
-        return self._send_by(self.ports.frames(self.iface, self), data)
+        return self._send_by(lease, data)
 
     def passes(self, lease, message):
         return not message.flags & OUTGOING and super().passes(lease, message)

@@ -1,0 +1,153 @@
+"""A service made of this test's own hands: it speaks the control interface, and the test is its network."""
+
+import array
+import json
+import os
+import socket
+import struct
+import tempfile
+import threading
+import time
+
+
+class Service:
+    """Listens in a directory of its own; grants every lease that `refuse` has nothing against."""
+
+    def __init__(self):
+        self.directory = tempfile.TemporaryDirectory(prefix="crafter-scapy-")
+        self.path = os.path.join(self.directory.name, "crafter.sock")
+        self.calls = []
+        self.leases = {}
+        self.counts = {}
+        self.rule = {"number": 1, "observe": False, "raw_ethernet": False}
+        self.max_leases = 1000
+        #: Called with each packet and its lease; what it returns is sent back: bytes are packets, text is refused.
+        self.network = lambda packet, lease: []
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(self.path)
+        self.listener.listen()
+        self.connections = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self):
+        # A thread that accepts keeps a listener open that is only closed.
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        for connection in self.connections:
+            connection.close()
+        for lease in list(self.leases.values()):
+            lease.close()
+        self.directory.cleanup()
+
+    def _accept(self):
+        while True:
+            try:
+                connection, _ = self.listener.accept()
+            except OSError:
+                return
+            self.connections.append(connection)
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection):
+        buffer = b""
+        while True:
+            try:
+                data = connection.recv(65536)
+            except OSError:
+                return
+            if not data:
+                return
+            buffer += data
+            while b"\0" in buffer:
+                text, _, buffer = buffer.partition(b"\0")
+                call = json.loads(text)
+                self.calls.append(call)
+                self._answer(connection, call["method"].rpartition(".")[2], call["parameters"])
+
+    def _answer(self, connection, method, parameters):
+        descriptors = []
+        try:
+            reply = {"parameters": getattr(self, "on_" + method)(parameters, descriptors)}
+        except KeyError as error:
+            name, rest = error.args
+            reply = {"error": "org.crafter.v1." + name, "parameters": rest}
+        data = json.dumps(reply).encode() + b"\0"
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [one.fileno() for one in descriptors]))]
+        # In pieces, as a stream may bring it.
+        connection.sendmsg([data[:5]], rights if descriptors else [])
+        connection.sendall(data[5:])
+        for one in descriptors:
+            one.close()
+
+    def on_Info(self, _, __):
+        return {"version": "test", "abi": 1, "leases": len(self.leases)}
+
+    def on_Policy(self, _, __):
+        return {"user": os.getuid(), "groups": [], "rule": self.rule}
+
+    def on_Route(self, parameters, _):
+        return {"interface": "test0", "mac": "02:00:00:00:00:09", "link_mac": "02:00:00:00:00:01"}
+
+    def on_Interfaces(self, parameters, _):
+        return {"interfaces": [{"name": parameters.get("name"), "mtu": 1500, "mac": "02:00:00:00:00:01"}]}
+
+    def on_Lease(self, parameters, descriptors):
+        port = parameters.get("port")
+        if port is not None and port < 1024:
+            raise KeyError("Refused", {"rule": 1, "verdict": "port",
+                                       "message": "rule 1: the local port is not among its ports"})
+        if port == 33333:
+            raise KeyError("PortTaken", {"protocol": "tcp", "address": "::", "port": port,
+                                         "holder": "nginx (pid 12)", "message": "TCP port 33333 on :: is taken"})
+        if len(self.leases) >= self.max_leases:
+            raise KeyError("Refused", {"rule": 1, "verdict": "max-leases",
+                                       "message": "rule 1: there would be more leases than its max_leases"})
+        number = len(self.calls)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.leases[number] = ours
+        self.counts[number] = [0, 0]
+        threading.Thread(target=self._relay, args=(number, ours), daemon=True).start()
+        descriptors.append(theirs)
+        return {"lease": number, "socket": 0, "interface": parameters.get("interface"), "index": 1,
+                "first_port": port, "last_port": port, "mtu": 1500, "mode": "native"}
+
+    def on_Release(self, parameters, _):
+        if parameters["lease"] not in self.leases:
+            raise KeyError("NoSuchLease", {"lease": parameters["lease"], "message": "no such lease"})
+        self.leases[parameters["lease"]].shutdown(socket.SHUT_RDWR)
+        return {}
+
+    def on_ListLeases(self, parameters, _):
+        rows = sorted(self.counts.items())
+        after = parameters.get("after") or 0
+        page = [row for row in rows if row[0] > after][:2]
+        more = bool(page) and page[-1][0] < rows[-1][0]
+        return {"leases": [{"lease": number, "sent": sent, "refused": refused, "not_sent": 0}
+                           for number, (sent, refused) in page], "next": page[-1][0] if more else None}
+
+    def on_Monitor(self, _, __):
+        return {"events": [{"event": "attached"}]}
+
+    def _relay(self, number, ours):
+        while True:
+            try:
+                packet = ours.recv(70000)
+            except OSError:
+                break
+            if not packet:
+                break
+            answers = self.network(packet, number)
+            if isinstance(answers, str):
+                self.counts[number][1] += 1
+                self.send(number, 2, answers.encode(), packet[:128], flags=1)
+                continue
+            self.counts[number][0] += 1
+            for answer in answers:
+                self.send(number, 1, answer)
+        self.leases.pop(number, None)
+        self.counts.pop(number, None)
+        ours.close()
+
+    def send(self, number, kind, body, rest=b"", flags=0, lost=0):
+        header = struct.pack("!BBHIQII", kind, 0, flags, 1, time.monotonic_ns(), len(body), lost)
+        self.leases[number].send(header + body + rest)

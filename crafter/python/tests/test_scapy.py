@@ -1,0 +1,265 @@
+"""Scapy on the service. The network behind it is this test's: no packet leaves the process."""
+
+import logging
+import os
+import threading
+import time
+import unittest
+
+import crafter_scapy
+from crafter_scapy import PolicyError, PortTaken
+
+from .service import Service
+
+try:
+    from scapy.all import (
+        ARP, ICMP, IP, TCP, UDP, AsyncSniffer, Ether, IPv6, Raw, conf, raw, send, sendp, sniff, sr, sr1, srp1)
+except ImportError as missing:
+    raise unittest.SkipTest(f"Scapy is missing: {missing}")
+
+NEAR, FAR = "192.0.2.2", "192.0.2.1"
+
+
+def answer(packet, lease=None):
+    """What a peer with one open port says."""
+    query = IP(packet)
+    back = IP(src=query.dst, dst=query.src)
+    if TCP in query:
+        ports = TCP(sport=query.dport, dport=query.sport, seq=77, ack=query.seq + 1)
+        ports.flags = "SA" if query[TCP].flags == "S" else "A"
+        return [raw(back / ports)]
+    if ICMP in query:
+        return [raw(back / ICMP(type=0, id=query[ICMP].id, seq=query[ICMP].seq) / query[ICMP].payload)]
+    return [raw(back / UDP(sport=query.dport, dport=query.sport) / b"yes")]
+
+
+class Exchanges(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        conf.route.add(net="192.0.2.0/24", dev="lo")
+        cls.verb, conf.verb = conf.verb, 0
+        cls.addClassCleanup(setattr, conf, "verb", cls.verb)
+        cls.addClassCleanup(conf.route.resync)
+
+    def setUp(self):
+        self.service = Service()
+        self.service.network = answer
+        crafter_scapy.install(self.service.path)
+        self.addCleanup(self.service.close)
+        self.addCleanup(crafter_scapy.uninstall)
+
+    def leased(self):
+        return [call["parameters"] for call in self.service.calls if call["method"].endswith(".Lease")]
+
+    def test_an_answer_is_found_and_the_port_leased_first(self):
+        reply = sr1(IP(src=NEAR, dst=FAR) / TCP(sport=4242, dport=80, flags="S"), timeout=5)
+        self.assertEqual(str(reply[TCP].flags), "SA")
+        self.assertAlmostEqual(reply.time, time.time(), delta=5)
+        self.assertEqual(self.leased(), [{"protocol": "tcp", "interface": "lo", "address": NEAR, "port": 4242}])
+
+    def test_the_port_stays_leased_between_calls(self):
+        for flags in "SAA":
+            self.assertIsNotNone(sr1(IP(src=NEAR, dst=FAR) / TCP(sport=4242, dport=80, flags=flags), timeout=5))
+        send(IP(src=NEAR, dst=FAR) / TCP(sport=4242, dport=80, flags="A"))
+        self.assertEqual(len(self.leased()), 1)
+        self.assertEqual(crafter_scapy.release(4242), 1)
+        self.assertEqual(crafter_scapy.release(), 0)
+        self.wait(lambda: not self.service.leases)
+        self.assertIsNotNone(sr1(IP(src=NEAR, dst=FAR) / TCP(sport=4242, dport=80, flags="S"), timeout=5))
+
+    def wait(self, condition):
+        deadline = time.monotonic() + 5
+        while not condition():
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.001)
+
+    def test_what_came_before_is_not_an_answer(self):
+        self.service.network = lambda packet, lease: []
+        probe = IP(src=NEAR, dst=FAR) / TCP(sport=4242, dport=80, flags="S")
+        send(probe)
+        (lease,) = self.service.leases
+        self.service.send(lease, 1, answer(raw(probe))[0])
+        self.assertIsNone(sr1(probe, timeout=0.1))
+
+    def test_other_transports(self):
+        self.assertEqual(sr1(IP(src=NEAR, dst=FAR) / ICMP(id=7) / b"x", timeout=5)[ICMP].id, 7)
+        self.assertEqual(sr1(IP(src=NEAR, dst=FAR) / UDP(sport=5000, dport=53) / b"x", timeout=5)[Raw].load, b"yes")
+        self.assertEqual([one["protocol"] for one in self.leased()], ["icmp", "udp"])
+
+    def test_ipv6(self):
+        def network(packet, lease):
+            query = IPv6(packet)
+            tcp = TCP(sport=query.dport, dport=query.sport, flags="SA", ack=query.seq + 1)
+            return [raw(IPv6(src=query.dst, dst=query.src) / tcp)]
+
+        self.service.network = network
+        reply = sr1(IPv6(src="::1", dst="::1") / TCP(sport=4242, dport=80, flags="S"), timeout=5)
+        self.assertIs(type(reply), IPv6)
+
+    def test_many_and_in_both_ways_of_sending(self):
+        probes = IP(src=NEAR, dst=FAR) / TCP(sport=4242, dport=(1, 300), flags="S")
+        for threaded in (True, False):
+            answered, unanswered = sr(probes, timeout=5, threaded=threaded)
+            self.assertEqual((len(answered), len(unanswered)), (300, 0))
+
+    def test_what_is_refused_is_raised(self):
+        self.service.network = lambda packet, lease: "rule 1: the destination is among those that it denies"
+        probe = IP(src=NEAR, dst=FAR) / TCP(sport=4242, dport=80, flags="S")
+        for call in (
+            lambda: sr1(probe, timeout=60),
+            lambda: sr1(probe, timeout=60, threaded=False),
+            lambda: sr(probe, multi=True, timeout=60),
+            lambda: send(probe),
+        ):
+            began = time.monotonic()
+            with self.assertRaises(PolicyError) as caught:
+                call()
+            self.assertLess(time.monotonic() - began, 10)
+            self.assertEqual(caught.exception.rule, 1)
+            self.assertEqual(IP(caught.exception.packet).dst, FAR)
+
+    def test_one_refused_of_many_is_told_and_the_others_go_on(self):
+        def network(packet, lease):
+            return "rule 1: no" if IP(packet).dport == 2 else answer(packet)
+
+        self.service.network = network
+        with self.assertLogs("scapy.crafter", logging.WARNING) as told:
+            answered, unanswered = sr(IP(src=NEAR, dst=FAR) / TCP(sport=4242, dport=[1, 2, 3]), timeout=0.3)
+        self.assertEqual((len(answered), len(unanswered)), (2, 1))
+        self.assertIn("rule 1: no", "".join(told.output))
+
+    def test_a_port_that_cannot_be_leased_is_raised(self):
+        with self.assertRaises(PolicyError) as caught:
+            sr1(IP(src=NEAR, dst=FAR) / TCP(dport=80, flags="S"), timeout=60)
+        self.assertIn("set sport", str(caught.exception))
+        for call in (sr1, send):
+            with self.assertRaises(PortTaken) as caught:
+                call(IP(src=NEAR, dst=FAR) / TCP(sport=33333, dport=80, flags="S"))
+            self.assertIn("nginx (pid 12)", str(caught.exception))
+
+    def test_the_oldest_port_goes_when_there_are_no_more(self):
+        self.service.max_leases = 3
+        for port in range(4000, 4010):
+            self.assertIsNotNone(sr1(IP(src=NEAR, dst=FAR) / TCP(sport=port, dport=80, flags="S"), timeout=5))
+            self.wait(lambda: len(self.service.leases) <= 3)
+        # But none that an open socket has sent from.
+        with self.assertRaises(PolicyError) as caught:
+            send([IP(src=NEAR, dst=FAR) / TCP(sport=port, dport=80) for port in range(5000, 5004)])
+        self.assertEqual(caught.exception.verdict, "max-leases")
+
+    def test_sniff_and_sr_see_the_same_packet(self):
+        sniffer = AsyncSniffer(iface="lo", lfilter=lambda packet: TCP in packet, count=1)
+        sniffer.start()
+        self.wait(lambda: getattr(sniffer, "continue_sniff", False))
+        self.assertIsNotNone(sr1(IP(src=NEAR, dst=FAR) / TCP(sport=4242, dport=80, flags="S"), timeout=5))
+        sniffer.join(5)
+        self.assertEqual(str(sniffer.results[0][TCP].flags), "SA")
+
+    def test_filters_apply(self):
+        sniffer = AsyncSniffer(iface="lo", filter="udp and dst port 5001")
+        try:
+            sniffer.start()
+            self.wait(lambda: getattr(sniffer, "continue_sniff", False) or sniffer.exception)
+            if sniffer.exception:
+                self.skipTest(f"libpcap is missing: {sniffer.exception}")
+            for port in (5000, 5001, 5002):
+                sr1(IP(src=NEAR, dst=FAR) / UDP(sport=port, dport=53), timeout=5)
+        finally:
+            sniffer.stop()
+        self.assertEqual([packet[UDP].dport for packet in sniffer.results], [5001])
+
+    def test_a_socket_by_itself(self):
+        import select
+
+        with conf.L3socket() as one:
+            one.send(IP(src=NEAR, dst=FAR) / TCP(sport=4242, dport=80, flags="S"))
+            self.assertEqual(select.select([one], [], [], 5)[0], [one])
+            self.assertEqual(str(one.recv()[TCP].flags), "SA")
+            self.assertEqual(one.select([one], 0), [])
+            one.send(IP(src=NEAR, dst=FAR) / TCP(sport=4242, dport=80, flags="A"))
+            self.assertEqual(str(one.recv()[TCP].flags), "A")
+
+    def test_fragments_leave_by_the_lease_of_their_datagram(self):
+        sent = []
+        self.service.network = lambda packet, lease: sent.append((lease, IP(packet))) or []
+        send(IP(src=NEAR, dst=FAR, id=9) / UDP(sport=5000, dport=53) / (b"x" * 4000))
+        self.wait(lambda: len(sent) == 3)
+        self.assertEqual(len({lease for lease, _ in sent}), 1)
+        self.assertEqual([packet.frag for _, packet in sent], [0, 185, 370])
+
+    def test_losses_are_told(self):
+        self.service.network = lambda packet, lease: []
+        with conf.L3socket() as one:
+            one.send(IP(src=NEAR, dst=FAR) / UDP(sport=5000, dport=53))
+            (lease,) = self.service.leases
+            reply = answer(raw(IP(src=NEAR, dst=FAR) / UDP(sport=5000, dport=53)))[0]
+            self.service.send(lease, 1, reply, lost=3)
+            with self.assertLogs("scapy.crafter", logging.WARNING) as told:
+                self.service.send(lease, 1, reply, lost=10)
+                self.assertIsNotNone(one.recv())
+                self.assertIsNotNone(one.recv())
+        self.assertIn("7 packets are lost", "".join(told.output))
+
+    def test_frames_leave_by_one_lease_where_they_are_granted(self):
+        self.service.rule["raw_ethernet"] = True
+        self.service.network = lambda packet, lease: answer(packet[14:]) if packet[12:14] == b"\x08\x00" else []
+        probe = Ether(dst="02:00:00:00:00:09") / IP(src=NEAR, dst=FAR) / TCP(sport=4242, dport=80, flags="S")
+        reply = srp1(probe, iface="lo", timeout=5)
+        self.assertEqual((reply[Ether].dst, str(reply[TCP].flags)), ("02:00:00:00:00:01", "SA"))
+        sendp(Ether() / ARP(), iface="lo")
+        wanted = [(one["protocol"], one.get("port"), one.get("frames")) for one in self.leased()]
+        self.assertEqual(wanted, [("none", None, True), ("tcp", 4242, None)])
+        # The service knows the next hop's address: nobody has to ask for it by ARP.
+        self.assertEqual(Ether(raw(Ether() / IP(dst=FAR))).dst, "02:00:00:00:00:09")
+
+    def test_a_child_leases_its_own_and_takes_none_away(self):
+        probe = IP(src=NEAR, dst=FAR) / TCP(sport=4242, dport=80, flags="S")
+        self.assertIsNotNone(sr1(probe, timeout=5))
+        child = os.fork()
+        if child == 0:
+            probe[TCP].sport = 4243
+            os._exit(0 if sr1(probe, timeout=5) is not None else 1)
+        self.assertEqual(os.waitpid(child, 0)[1], 0)
+        self.assertIsNotNone(sr1(probe, timeout=5))
+        self.assertEqual([one["port"] for one in self.leased()], [4242, 4243])
+
+    def test_the_end_of_the_service_is_told(self):
+        self.assertIsNotNone(sr1(IP(src=NEAR, dst=FAR) / TCP(sport=4242, dport=80, flags="S"), timeout=5))
+        self.service.close()
+        with self.assertRaises(crafter_scapy.ServiceNotRunning), self.assertLogs("scapy.crafter", logging.WARNING):
+            send(IP(src=NEAR, dst=FAR) / TCP(sport=4242, dport=80, flags="A"))
+
+    def test_nothing_runs_in_the_background(self):
+        before = threading.active_count() - len(self.service.connections)
+        sniff(iface="lo", timeout=0.01)
+        self.assertEqual(threading.active_count() - len(self.service.connections), before)
+
+
+class Installing(unittest.TestCase):
+    def test_uninstall_puts_everything_back(self):
+        from scapy import interfaces, sendrecv
+        from scapy.layers import inet, inet6, l2
+
+        places = [(conf, name) for name in ("L3socket", "L3socket6", "L2socket", "L2listen")]
+        places += [(sendrecv, "sndrcv"), (interfaces.InterfaceProvider, "_l3socket"), (l2, "getmacbyip"),
+                   (inet, "getmacbyip"), (inet6, "getmacbyip6")]
+        before = [getattr(owner, name) for owner, name in places]
+        service = Service()
+        self.addCleanup(service.close)
+        crafter_scapy.install(service.path)
+        crafter_scapy.install(service.path)
+        self.assertFalse(any(getattr(owner, name) is was for (owner, name), was in zip(places, before)))
+        self.assertIsNotNone(crafter_scapy.client())
+        crafter_scapy.uninstall()
+        self.assertEqual([getattr(owner, name) for owner, name in places], before)
+        self.assertIsNone(crafter_scapy.client())
+
+    def test_without_a_service_it_says_so_and_changes_nothing(self):
+        before = conf.L3socket
+        with self.assertRaises(crafter_scapy.ServiceNotRunning):
+            crafter_scapy.install("/nonexistent/crafter.sock")
+        self.assertIs(conf.L3socket, before)
+
+
+if __name__ == "__main__":
+    unittest.main()
