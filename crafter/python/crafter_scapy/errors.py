@@ -1,6 +1,10 @@
 """What can go wrong. Every sentence says what to do, where something can be done."""
 
 
+#: Whoever sets none has these.
+OWN_PORTS = "Scapy's own source port is 20 for TCP and 53 for UDP, its ICMP identifier 0: set sport, or set id"
+
+
 class CrafterError(Exception):
     """The base of all of them."""
 
@@ -56,7 +60,7 @@ class PolicyError(ServiceError):
     def hint(self):
         """What a user of Scapy stumbles over most."""
         if self.names("port", "local port"):
-            return " (Scapy's own source ports are 20 for TCP and 53 for UDP: set sport)"
+            return f" ({OWN_PORTS})"
         return ""
 
     def names(self, key, words):

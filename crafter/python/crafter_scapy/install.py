@@ -82,7 +82,7 @@ def _replace_all(ports):
     _replace(conf, "L2socket", L2ServiceSocket)
     _replace(conf, "L2listen", L2ListenServiceSocket)
     # Scapy has a raw socket of its own for the loopback interface.
-    _replace(interfaces.InterfaceProvider, "_l3socket", lambda self, device, *ipv6: conf.L3socket)
+    _replace(interfaces.NetworkInterface, "l3socket", lambda self, *ipv6, **named: conf.L3socket)
     _replace(sendrecv, "sndrcv", _exchange(sendrecv.sndrcv, ServiceSocket))
     by_arp, by_discovery = _resolver(l2.getmacbyip, ports), _resolver(inet6.getmacbyip6, ports)
     for module in (l2, inet):

@@ -54,6 +54,8 @@ class ServiceSocket(SuperSocket):
         self.closed = True
         if self.ports is None:
             raise errors.CrafterError("call crafter_scapy.install() first")
+        # It may outlive uninstall().
+        self.ports = self.ports
         # There is no one kernel socket behind it.
         self.ins = self.outs = None
         self.iface = network_name(iface) if iface is not None else None

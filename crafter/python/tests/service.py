@@ -30,13 +30,15 @@ class Service:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self):
-        # A thread that accepts keeps a listener open that is only closed.
-        self.listener.shutdown(socket.SHUT_RDWR)
-        self.listener.close()
-        for connection in self.connections:
-            connection.close()
-        for lease in list(self.leases.values()):
-            lease.close()
+        # A thread that waits on a socket keeps one open that is only closed.
+        if self.listener.fileno() < 0:
+            return
+        for one in [self.listener, *self.connections, *self.leases.values()]:
+            try:
+                one.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+            one.close()
         self.directory.cleanup()
 
     def _accept(self):
@@ -136,17 +138,24 @@ class Service:
                 break
             if not packet:
                 break
-            answers = self.network(packet, number)
-            if isinstance(answers, str):
-                self.counts[number][1] += 1
-                self.send(number, 2, answers.encode(), packet[:128], flags=1)
-                continue
-            self.counts[number][0] += 1
-            for answer in answers:
-                self.send(number, 1, answer)
+            try:
+                self._answer_packet(number, packet)
+            except OSError:
+                # The client does not wait for it.
+                break
         self.leases.pop(number, None)
         self.counts.pop(number, None)
         ours.close()
+
+    def _answer_packet(self, number, packet):
+        answers = self.network(packet, number)
+        if isinstance(answers, str):
+            self.counts[number][1] += 1
+            self.send(number, 2, answers.encode(), packet[:128], flags=1)
+            return
+        self.counts[number][0] += 1
+        for answer in answers:
+            self.send(number, 1, answer)
 
     def send(self, number, kind, body, rest=b"", flags=0, lost=0):
         header = struct.pack("!BBHIQII", kind, 0, flags, 1, time.monotonic_ns(), len(body), lost)
