@@ -137,6 +137,16 @@ class Client:
         finally:
             connection.close()
 
+    def start(self, method, **parameters):
+        """Calls a method without waiting for the reply: it, and what comes with it, goes when the result is closed."""
+        connection = _Connection(self.path, self.timeout)
+        try:
+            connection.send(encode(_full(method), parameters))
+        except OSError as error:
+            connection.close()
+            raise self._gone(error) from None
+        return connection
+
     def close(self):
         """Closes the connection. Leases stay."""
         with self._lock:

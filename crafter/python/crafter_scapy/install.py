@@ -7,6 +7,7 @@ import threading
 from .client import Client
 from .errors import CrafterError
 from .ports import Ports, log
+from .warm import Warm
 
 _lock = threading.Lock()
 #: What install() replaced: owner, name, what was there.
@@ -25,7 +26,7 @@ def install(socket=None):
     client.info()
     with _lock:
         _restore()
-        _ports = Ports(client)
+        _ports = Ports(client, Warm(client))
         _replace_all(_ports)
 
 
@@ -55,6 +56,7 @@ def _restore():
     from .sockets import ServiceSocket
 
     ServiceSocket.ports = None
+    _ports.cool()
     _ports.release()
     _ports.client.close()
     _ports = None
@@ -84,6 +86,7 @@ def _replace_all(ports):
     # Scapy has a raw socket of its own for the loopback interface.
     _replace(interfaces.NetworkInterface, "l3socket", lambda self, *ipv6, **named: conf.L3socket)
     _replace(sendrecv, "sndrcv", _exchange(sendrecv.sndrcv, ServiceSocket))
+    _replace(inet.TCP_client, "parse_args", _with_free_port(inet.TCP_client.parse_args, inet.IP, ports))
     by_arp, by_discovery = _resolver(l2.getmacbyip, ports), _resolver(inet6.getmacbyip6, ports)
     for module in (l2, inet):
         _replace(module, "getmacbyip", by_arp)
@@ -115,6 +118,22 @@ def _count(packets):
         except Exception:  # Generators of any kind, which say so in their own ways.
             continue
     return None
+
+
+def _with_free_port(parse_args, ip_class, ports):
+    """TCP_client takes any port at random, also one that is taken or not to be had: here it takes a free one."""
+
+    @functools.wraps(parse_args)
+    def choose(self, ip, port, srcip=None, sport=None, *args, **kwargs):
+        if sport is None:
+            from scapy.config import conf
+            from scapy.interfaces import network_name
+
+            packet = ip_class(dst=ip, src=srcip)
+            sport = ports.free("tcp", network_name(packet.route()[0] or conf.iface), packet.src)
+        return parse_args(self, ip, port, srcip, sport, *args, **kwargs)
+
+    return choose
 
 
 def _resolver(former, ports):

@@ -30,8 +30,10 @@ _BELIEVED = 30.0
 class Ports:
     """All leases of this process with one service."""
 
-    def __init__(self, client):
+    def __init__(self, client, warm=None):
         self.client = client
+        #: A lease that goes when the first real one is there.
+        self.warm = warm
         self.lock = threading.RLock()
         #: Sockets with an error that their thread has not been told yet.
         self.failed = []
@@ -84,14 +86,35 @@ class Ports:
             return lease
         if lease is not None:
             self._forget(lease)
+        lease = self._ask_for(protocol, interface=interface, address=address, port=port, frames=frames or None)
+        return self._keep(lease, key)
+
+    def free(self, protocol, interface, address):
+        """Leases a free port; its number."""
+        with self.lock:
+            lease = self._ask_for(protocol, interface=interface, address=address)
+            self._keep(lease, (interface, protocol, address, lease.port, False)).used = time.monotonic()
+            return lease.port
+
+    def _ask_for(self, protocol, **wanted):
         while True:
             try:
-                lease = self.client.lease(
-                    protocol, interface=interface, address=address, port=port, frames=True if frames else None)
-                break
+                lease = self.client.lease(protocol, **wanted)
             except errors.PolicyError as error:
                 if not (error.is_for_want_of_room and self._make_room()):
                     raise
+                continue
+            self.cool()
+            return lease
+
+    def cool(self):
+        """Ends what only warmed up; whether there was something."""
+        warm, self.warm = self.warm, None
+        if warm is not None:
+            warm.end()
+        return warm is not None
+
+    def _keep(self, lease, key):
         lease.key = key
         lease.senders = weakref.WeakSet()
         lease.lost = None
@@ -101,6 +124,8 @@ class Ports:
 
     def _make_room(self):
         """Gives back the port that has not been used for longest, unless an open socket has sent from it."""
+        if self.cool():
+            return True
         idle = [lease for lease in self._leases.values() if not any(not one.closed for one in lease.senders)]
         if not idle:
             return False
@@ -265,6 +290,9 @@ class Ports:
         """In a child: the leases are the parent's, and end with it and not before."""
         self.lock = threading.RLock()
         self.client._forked()
+        if self.warm is not None:
+            self.warm.forked()
+            self.warm = None
         for lease in list(self._by_descriptor.values()):
             lease.close()
         for reader in list(self._sockets):

@@ -104,6 +104,8 @@ class Service:
         if len(self.leases) >= self.max_leases:
             raise KeyError("Refused", {"rule": 1, "verdict": "max-leases",
                                        "message": "rule 1: there would be more leases than its max_leases"})
+        if port is None and parameters["protocol"] != "none":
+            port = 50000
         number = len(self.calls)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.leases[number] = ours

@@ -13,7 +13,7 @@ from .service import Service
 
 try:
     from scapy.all import (
-        ARP, ICMP, IP, TCP, UDP, AsyncSniffer, Ether, IPv6, Raw, conf, raw, send, sendp, sniff, sr, sr1, srp1)
+        ARP, ICMP, IP, TCP, UDP, AsyncSniffer, Ether, IPv6, Raw, conf, raw, send, sendp, sr, sr1, srp1)
 except ImportError as missing:
     raise unittest.SkipTest(f"Scapy is missing: {missing}")
 
@@ -47,7 +47,10 @@ class Exchanges(unittest.TestCase):
         self.addCleanup(crafter_scapy.uninstall)
 
     def leased(self):
-        return [call["parameters"] for call in self.service.calls if call["method"].endswith(".Lease")]
+        """What was leased; not what install() begins with."""
+        warm = {"protocol", "interface"}
+        leases = [call["parameters"] for call in self.service.calls if call["method"].endswith(".Lease")]
+        return [one for one in leases if set(one) != warm or one["protocol"] != "none"]
 
     def test_an_answer_is_found_and_the_port_leased_first(self):
         reply = sr1(IP(src=NEAR, dst=FAR) / TCP(sport=4242, dport=80, flags="S"), timeout=5)
@@ -230,10 +233,18 @@ class Exchanges(unittest.TestCase):
         with self.assertRaises(crafter_scapy.ServiceNotRunning), self.assertLogs("scapy.crafter", logging.WARNING):
             send(IP(src=NEAR, dst=FAR) / TCP(sport=4242, dport=80, flags="A"))
 
-    def test_nothing_runs_in_the_background(self):
-        before = threading.active_count() - len(self.service.connections)
-        sniff(iface="lo", timeout=0.01)
-        self.assertEqual(threading.active_count() - len(self.service.connections), before)
+    def test_tcp_client_takes_a_free_port(self):
+        from scapy.layers.inet import TCP_client
+
+        self.service.network = lambda packet, lease: "rule 1: no"
+        with self.assertRaises(PolicyError), self.assertLogs("scapy.crafter", logging.WARNING):
+            TCP_client(FAR, 80).run()
+        self.assertEqual(self.leased(), [{"protocol": "tcp", "interface": "lo", "address": "127.0.0.1"}])
+
+    def test_the_first_lease_ends_the_one_that_warms_up(self):
+        self.assertIsNotNone(sr1(IP(src=NEAR, dst=FAR) / TCP(sport=4242, dport=80, flags="S"), timeout=5))
+        self.wait(lambda: len(self.service.leases) == 1)
+        self.assertFalse([one for one in threading.enumerate() if isinstance(one, threading.Timer)])
 
 
 class Installing(unittest.TestCase):
