@@ -1,6 +1,7 @@
 """Puts the service beneath Scapy, and Scapy back."""
 
 import functools
+import inspect
 import os
 import threading
 
@@ -86,7 +87,9 @@ def _replace_all(ports):
     # Scapy has a raw socket of its own for the loopback interface.
     _replace(interfaces.NetworkInterface, "l3socket", lambda self, *ipv6, **named: conf.L3socket)
     _replace(sendrecv, "sndrcv", _exchange(sendrecv.sndrcv, ServiceSocket))
-    _replace(inet.TCP_client, "parse_args", _with_free_port(inet.TCP_client.parse_args, inet.IP, ports))
+    if "sport" in inspect.signature(inet.TCP_client.parse_args).parameters:
+        # Before Scapy 2.6 it cannot be told.
+        _replace(inet.TCP_client, "parse_args", _with_free_port(inet.TCP_client.parse_args, inet.IP, ports))
     by_arp, by_discovery = _resolver(l2.getmacbyip, ports), _resolver(inet6.getmacbyip6, ports)
     for module in (l2, inet):
         _replace(module, "getmacbyip", by_arp)
@@ -124,14 +127,14 @@ def _with_free_port(parse_args, ip_class, ports):
     """TCP_client takes any port at random, also one that is taken or not to be had: here it takes a free one."""
 
     @functools.wraps(parse_args)
-    def choose(self, ip, port, srcip=None, sport=None, *args, **kwargs):
+    def choose(self, ip, port, srcip=None, sport=None, **kwargs):
         if sport is None:
             from scapy.config import conf
             from scapy.interfaces import network_name
 
             packet = ip_class(dst=ip, src=srcip)
             sport = ports.free("tcp", network_name(packet.route()[0] or conf.iface), packet.src)
-        return parse_args(self, ip, port, srcip, sport, *args, **kwargs)
+        return parse_args(self, ip, port, srcip, sport=sport, **kwargs)
 
     return choose
 

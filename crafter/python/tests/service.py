@@ -56,8 +56,9 @@ class Service:
             try:
                 data = connection.recv(65536)
             except OSError:
-                return
+                data = b""
             if not data:
+                connection.close()
                 return
             buffer += data
             while b"\0" in buffer:
@@ -75,9 +76,13 @@ class Service:
             reply = {"error": "org.crafter.v1." + name, "parameters": rest}
         data = json.dumps(reply).encode() + b"\0"
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [one.fileno() for one in descriptors]))]
-        # In pieces, as a stream may bring it.
-        connection.sendmsg([data[:5]], rights if descriptors else [])
-        connection.sendall(data[5:])
+        try:
+            # In pieces, as a stream may bring it.
+            connection.sendmsg([data[:5]], rights if descriptors else [])
+            connection.sendall(data[5:])
+        except OSError:
+            # The client has not waited for it.
+            pass
         for one in descriptors:
             one.close()
 

@@ -234,8 +234,12 @@ class Exchanges(unittest.TestCase):
             send(IP(src=NEAR, dst=FAR) / TCP(sport=4242, dport=80, flags="A"))
 
     def test_tcp_client_takes_a_free_port(self):
+        import inspect
+
         from scapy.layers.inet import TCP_client
 
+        if "sport" not in inspect.signature(TCP_client.parse_args).parameters:
+            self.skipTest("this Scapy's TCP_client cannot be told its port")
         self.service.network = lambda packet, lease: "rule 1: no"
         with self.assertRaises(PolicyError), self.assertLogs("scapy.crafter", logging.WARNING):
             TCP_client(FAR, 80).run()
