@@ -121,7 +121,7 @@ async fn answer(
         RouteCall::NAME => with(any, async |call| methods::way(service, caller, &call).await).await,
         LeaseCall::NAME => with_socket(any, async |call| leasing::lease(service, caller, &call).await).await,
         ObserveCall::NAME => with_socket(any, async |call| leasing::observe(service, caller, &call).await).await,
-        ReleaseCall::NAME => with(any, async |call| methods::release(service, caller, &call)).await,
+        ReleaseCall::NAME => with(any, async |call| methods::release(service, caller, &call).await).await,
         AccountCall::NAME => with::<AccountCall, _>(any, async |_| Ok::<_, Fault>(methods::account(caller))).await,
         ListLeasesCall::NAME => {
             with(any, async |call| Ok::<_, Fault>(methods::list_leases(service, caller, &call))).await

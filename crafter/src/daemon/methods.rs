@@ -160,12 +160,16 @@ pub(super) fn visible(service: &Service, caller: &Caller) -> Option<u32> {
 }
 
 /// `Release`
-pub(super) fn release(service: &Service, caller: &Caller, call: &ReleaseCall) -> Result<Nothing, Fault> {
+pub(super) async fn release(service: &Service, caller: &Caller, call: &ReleaseCall) -> Result<Nothing, Fault> {
     let may = |hold: &Rc<Hold>| caller.subject.user == 0 || hold.subject().user == caller.subject.user;
     let Some(hold) = service.lease(call.lease).filter(may) else {
         return Err(Fault::NoSuchLease { lease: call.lease, message: format!("you have no lease {}", call.lease) });
     };
     hold.end(Code::Released, "the lease was released");
+    // Its ports are free when the caller learns of it.
+    while service.lease(call.lease).is_some() {
+        tokio::task::yield_now().await;
+    }
     Ok(Nothing {})
 }
 

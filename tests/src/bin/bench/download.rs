@@ -52,30 +52,35 @@ pub fn measure() -> Result<Vec<Row>> {
     }])
 }
 
-/// Seconds that one download takes over a crafted stream, from SYN to end of stream.
-fn stream(path: &str, length: u64) -> Result<f64> {
+/// The same, by hooks of this process.
+pub fn stream(path: &str, length: u64) -> Result<f64> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let crafter = Crafter::open(INTERFACE, Options::default()).await?;
         ensure!(crafter.report().sockets > 0, "{}: {:?}", crafter.report(), crafter.report().notes);
-        let lease = crafter.lease(LeaseRequest::tcp()).await?;
-        let mut buffer = vec![0; 256 << 10];
-        let mut received = 0;
-        let start = Instant::now();
-        let mut stream = lease.connect(SocketAddr::from((SERVER_V4, 80)), StreamOptions::default()).await?;
-        let request = format!("GET {path} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await?;
-        loop {
-            match stream.read(&mut buffer).await? {
-                0 => break,
-                count => received += count as u64,
-            }
-        }
-        let took = start.elapsed().as_secs_f64();
-        ensure!(received > length, "only {received} of {length} bytes came");
-        stream.shutdown().await?;
-        Ok(took)
+        fetch(crafter, path, length).await
     })
+}
+
+/// Seconds that one download takes over a crafted stream, from SYN to end of stream.
+pub async fn fetch(crafter: Crafter, path: &str, length: u64) -> Result<f64> {
+    let lease = crafter.lease(LeaseRequest::tcp()).await?;
+    let mut buffer = vec![0; 256 << 10];
+    let mut received = 0;
+    let start = Instant::now();
+    let mut stream = lease.connect(SocketAddr::from((SERVER_V4, 80)), StreamOptions::default()).await?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    loop {
+        match stream.read(&mut buffer).await? {
+            0 => break,
+            count => received += count as u64,
+        }
+    }
+    let took = start.elapsed().as_secs_f64();
+    ensure!(received > length, "only {received} of {length} bytes came");
+    stream.shutdown().await?;
+    Ok(took)
 }
 
 /// Seconds that `repeat` downloads by curl take, on one connection of the kernel.

@@ -103,7 +103,7 @@ fn kernel(remote: SocketAddr) -> Result<f64> {
 }
 
 /// Median of `sr1` of a SYN that a listener answers, in seconds, each from a fresh port.
-async fn syns(session: &Session, port: u16) -> Result<f64> {
+pub async fn syns(session: &Session, port: u16) -> Result<f64> {
     let options = SrOptions::default();
     let mut times = Vec::new();
     for _ in 0..SYNS {

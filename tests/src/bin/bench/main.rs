@@ -4,12 +4,14 @@
 //! two sides take turns, so that what else the machine does meets both. Nothing here fails because
 //! something was slow.
 
+mod client;
 mod download;
 mod exchange;
 mod handshake;
 mod layers;
 mod memory;
 mod send;
+mod service;
 mod table;
 mod verdict;
 
@@ -21,7 +23,7 @@ use table::Row;
 /// A comparison: its name on the command line, and what measures it.
 type Bench = (&'static str, fn() -> Result<Vec<Row>>);
 
-const BENCHES: [Bench; 8] = [
+const BENCHES: [Bench; 12] = [
     // First: the high-water mark of children is what it reads.
     ("memory", memory::measure),
     ("handshake", handshake::measure),
@@ -31,11 +33,20 @@ const BENCHES: [Bench; 8] = [
     ("bystander", download::bystander),
     ("layers", layers::measure),
     ("send", send::measure),
+    ("service-exchange", service::exchanges),
+    ("service-packets", service::packets),
+    ("service-download", service::downloads),
+    ("service-leases", service::leases),
 ];
 
 fn main() -> ExitCode {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
-    match run(&wanted) {
+    // What an unprivileged process of a benchmark does.
+    let result = match wanted.split_first() {
+        Some((first, work)) if first == "client" => client::run(work),
+        _ => run(&wanted),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("bench: {error:#}");
@@ -52,7 +63,13 @@ fn run(wanted: &[String]) -> Result<()> {
     for (name, measure) in BENCHES {
         if wanted.is_empty() || wanted.iter().any(|w| w == name) {
             eprintln!("measuring {name} ...");
-            rows.extend(measure()?);
+            match measure() {
+                Ok(measured) => rows.extend(measured),
+                Err(error) => {
+                    table::print(&rows);
+                    return Err(error.context(name));
+                }
+            }
         }
     }
     table::print(&rows);

@@ -66,7 +66,7 @@ pub fn measure() -> Result<Vec<Row>> {
 }
 
 /// Nanoseconds a run of `program` takes on `frame`.
-fn nanos(program: &mut Xdp, frame: &[u8]) -> Result<f64> {
+pub fn nanos(program: &mut Xdp, frame: &[u8]) -> Result<f64> {
     let options = TestRunOptions { data_in: Some(frame), repeat: REPEAT, ..TestRunOptions::new() };
     let start = Instant::now();
     let result = program.test_run(options)?;

@@ -1,0 +1,123 @@
+//! What the unprivileged client of a benchmark does, in a process of its own: `bench client WORK ...`. Prints numbers.
+
+use std::{
+    io::Read as _,
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use crafter::{
+    Crafter, LeaseRequest,
+    driver::Received,
+    lab::{CLIENT_V4, INTERFACE, SERVER_V4},
+    service::{
+        Control, socket_path,
+        wire::{LeaseCall, ReleaseCall},
+    },
+    session::{Session, SessionOptions},
+};
+use crafter_tests::frame;
+
+use crate::{download, exchange, table::median};
+
+/// Does it.
+pub fn run(arguments: &[String]) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let number = |at: usize| -> Result<u64> { Ok(arguments.get(at).context("a number is missing")?.parse()?) };
+    runtime.block_on(async {
+        let control = Arc::new(Control::connect(&socket_path()).await?);
+        match arguments.first().map(String::as_str) {
+            Some("sr1") => {
+                let session = Session::new(SessionOptions { service: Some(control), ..SessionOptions::default() });
+                println!("{}", exchange::syns(&session, number(1)? as u16).await?);
+                session.close().await;
+            }
+            Some("get") => {
+                let crafter = Crafter::through(control, INTERFACE).await?;
+                let path = arguments.get(1).context("a path is missing")?;
+                println!("{}", download::fetch(crafter, path, number(2)?).await?);
+            }
+            Some("lease") => println!("{}", leases(&control, number(1)?).await?),
+            Some("send") => println!("{}", send(control, number(1)?).await?),
+            Some("receive") => receive(control, number(1)? as u16, number(2)?).await?,
+            Some("hold") => hold(&control, number(1)?, number(2)?, number(3)?).await?,
+            other => bail!("{other:?} is no work for a client"),
+        }
+        Ok(())
+    })
+}
+
+/// Median of a lease and its release, in seconds.
+async fn leases(control: &Control, rounds: u64) -> Result<f64> {
+    // The interface stays attached.
+    let _first = control.call_for_descriptors(&tcp()).await?;
+    let mut times = Vec::new();
+    for _ in 0..rounds {
+        let start = Instant::now();
+        let (leased, _socket) = control.call_for_descriptors(&tcp()).await?;
+        control.call(&ReleaseCall { lease: leased.lease }).await?;
+        times.push(start.elapsed().as_secs_f64());
+    }
+    Ok(median(times))
+}
+
+fn tcp() -> LeaseCall {
+    LeaseCall { interface: Some(INTERFACE.to_owned()), protocol: "tcp".to_owned(), ..LeaseCall::default() }
+}
+
+/// Sends so many datagrams by one lease; packets a second that were taken.
+async fn send(control: Arc<Control>, count: u64) -> Result<f64> {
+    let crafter = Crafter::through(control, INTERFACE).await?;
+    let lease = crafter.lease(LeaseRequest::udp()).await?;
+    let packet = frame::udp_ip((CLIENT_V4, lease.port()).into(), (SERVER_V4, 9).into(), &[0x55; 18]);
+    let start = Instant::now();
+    let mut left = count;
+    while left > 0 {
+        let batch = left.min(64);
+        lease.send_all(std::iter::repeat_n(&packet[..], batch as usize)).await?;
+        left -= batch;
+    }
+    let took = start.elapsed().as_secs_f64();
+    Ok(crafter.stats().sent as f64 / took)
+}
+
+/// Says when it is ready, and how many packets came to a port within so many milliseconds, a second.
+async fn receive(control: Arc<Control>, port: u16, millis: u64) -> Result<()> {
+    let crafter = Crafter::through(control, INTERFACE).await?;
+    let lease = crafter.lease(LeaseRequest::udp().port(port)).await?;
+    println!("ready");
+    let (mut count, mut start) = (0_u64, None);
+    let is_over = |start: Option<Instant>| start.is_some_and(|start| start.elapsed() >= Duration::from_millis(millis));
+    while !is_over(start) {
+        let Some(Received { .. }) = lease.recv_timeout(Duration::from_secs(2)).await? else { break };
+        start.get_or_insert_with(Instant::now);
+        count += 1;
+        while count % 256 != 0 && lease.try_recv().is_some() {
+            count += 1;
+        }
+    }
+    let took = start.context("nothing came")?.elapsed().as_secs_f64();
+    println!("{} {}", count as f64 / took, crafter.stats().lost);
+    Ok(())
+}
+
+/// Holds so many leases of so many ports, from `base` on, until its input ends.
+async fn hold(control: &Control, leases: u64, ports: u64, base: u64) -> Result<()> {
+    let mut held = Vec::new();
+    for number in 0..leases {
+        let first = base + number * ports;
+        ensure!(first + ports <= 65_536, "there are no more ports");
+        let call = LeaseCall {
+            port: Some(first),
+            last_port: Some(first + ports - 1),
+            address: Some(IpAddr::from(CLIENT_V4).to_string()),
+            ..tcp()
+        };
+        held.push(control.call_for_descriptors(&call).await?);
+    }
+    println!("ready");
+    let _ = std::io::stdin().read(&mut [0])?;
+    Ok(())
+}
