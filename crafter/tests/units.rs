@@ -80,7 +80,7 @@ fn all_families_are_refused_but_six() {
 
 #[test]
 fn the_service_and_its_socket_belong_together() {
-    let (told, _) = run(Command::new("systemd-sysusers").arg("--dry-run").arg(units().join("crafter.conf")));
+    let (_, told) = run(Command::new("systemd-sysusers").arg("--dry-run").arg(units().join("crafter.conf")));
     // Where the host has them, there is nothing to tell.
     let exists = |file: &str| fs::read_to_string(file).unwrap().lines().any(|line| line.starts_with("crafter:"));
     assert!(told.contains("Creating user 'crafter'") || exists("/etc/passwd"), "{told}");
