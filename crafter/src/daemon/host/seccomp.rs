@@ -201,6 +201,7 @@ const FAMILIES: &[c_int] =
     &[libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK, libc::AF_PACKET, libc::AF_XDP];
 
 /// Non-blocking descriptors, terminals and their width, facts about interfaces.
+#[allow(clippy::unnecessary_cast, reason = "libcs differ in the type of requests")]
 const REQUESTS: &[u64] = &[
     libc::FIONBIO as u64,
     libc::FIONREAD as u64,
