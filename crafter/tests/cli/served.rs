@@ -1,9 +1,10 @@
 //! A service of the test's own in a lab, and clients of it.
 
 use std::{
+    ffi::OsStr,
     fs,
     io::{BufRead as _, BufReader, Write as _},
-    os::unix::{fs::PermissionsExt as _, net::UnixStream, process::CommandExt as _},
+    os::unix::{fs::PermissionsExt as _, net::UnixStream},
     path::PathBuf,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
 };
@@ -94,16 +95,32 @@ impl Served {
 
     /// The binary with a socket named, as root.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = self.lab.command(&self.binary);
-        command.args(args).arg("--socket").arg(&self.socket);
+        self.command_as(None, &self.binary, args)
+    }
+
+    /// The same as another user, in a group of the same number and no other.
+    pub fn command_as_user(&self, user: u32, args: &[&str]) -> Command {
+        self.command_as(Some(user), &self.binary, args)
+    }
+
+    fn command_as(&self, user: Option<u32>, program: impl AsRef<OsStr>, args: &[&str]) -> Command {
+        // Not by Command::uid: it takes effect before the namespace is entered, which takes privileges.
+        let mut command = match user {
+            Some(user) => {
+                let mut command = self.lab.command("setpriv");
+                command.args([format!("--reuid={user}"), format!("--regid={user}"), "--clear-groups".to_owned()]);
+                command.arg(program.as_ref());
+                command
+            }
+            None => self.lab.command(program.as_ref()),
+        };
+        command.args(args).arg("--socket").arg(&self.socket).current_dir("/");
         command
     }
 
     /// The same as nobody.
     pub fn command_as_nobody(&self, args: &[&str]) -> Command {
-        let mut command = self.command(args);
-        command.uid(NOBODY).gid(NOBODY).current_dir("/");
-        command
+        self.command_as(Some(NOBODY), &self.binary, args)
     }
 
     pub fn root(&self, args: &[&str]) -> Done {
@@ -116,11 +133,8 @@ impl Served {
 
     /// Leases with these parameters, as nobody or as root.
     pub fn lease(&self, is_nobody: bool, parameters: &Value) -> Client {
-        let mut command = self.lab.command("/usr/bin/python3");
-        command.args(["-c", CLIENT]).arg(&self.socket).arg(parameters.to_string()).current_dir("/");
-        if is_nobody {
-            command.uid(NOBODY).gid(NOBODY);
-        }
+        let user = is_nobody.then_some(NOBODY);
+        let mut command = self.command_as(user, "/usr/bin/python3", &["-c", CLIENT, &parameters.to_string()]);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let stdin = child.stdin.take();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
@@ -204,8 +218,8 @@ impl Drop for Client {
 const CLIENT: &str = r#"
 import array, json, select, socket, sys
 control = socket.socket(socket.AF_UNIX)
-control.connect(sys.argv[1])
-call = {"method": "org.crafter.v1.Lease", "parameters": json.loads(sys.argv[2])}
+control.connect(sys.argv[3])
+call = {"method": "org.crafter.v1.Lease", "parameters": json.loads(sys.argv[1])}
 control.sendall(json.dumps(call).encode() + b"\0")
 answer, descriptors = b"", array.array("i")
 while not answer.endswith(b"\0"):

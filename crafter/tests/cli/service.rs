@@ -241,9 +241,7 @@ fn the_policy_of_the_service() {
         assert!(text.text().contains(part), "no {part}: {text:?}");
     }
     // Whom no rule names.
-    let mut command = served.command(&["policy", "show"]);
-    std::os::unix::process::CommandExt::uid(&mut command, 12_345).current_dir("/");
-    let done = run(command);
+    let done = run(served.command_as_user(12_345, &["policy", "show"]));
     assert_eq!((done.code, done.stderr.as_str()), (i32::from(exit::REFUSED), ""), "{done:?}");
     assert!(done.text().contains("no rule of the policy names this user: nothing is allowed"), "{done:?}");
 
