@@ -31,6 +31,7 @@ const TOOLS: [Tool; 15] = [
     tool("curl", "curl", "peer of the tests and the benchmark"),
     tool("dnsmasq", "dnsmasq-base", "DNS server of the tests"),
     tool("ethtool", "ethtool", "switches offloads"),
+    tool("groff", "groff-base", "judges the manual pages"),
     tool("ip", "iproute2", "sets up the tests' networks"),
     tool("iptables", "iptables", "shows that no rule is needed"),
     tool("nginx", "nginx-light", "web server of the tests"),

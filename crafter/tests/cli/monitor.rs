@@ -1,8 +1,10 @@
 //! `crafter monitor`
 
 use std::{
+    fs,
     io::{BufRead as _, BufReader},
     process::{Child, ChildStdout, Stdio},
+    time::Duration,
 };
 
 use crafter::error::exit;
@@ -13,6 +15,7 @@ use nix::{
 use serde_json::{Value, json};
 
 use super::{
+    eventually,
     served::{NOBODY, Served},
     wait,
 };
@@ -27,8 +30,7 @@ impl Monitor {
     fn start(mut command: std::process::Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap());
-        // The first reply of the service tells nothing; there is no other sign of it.
-        std::thread::sleep(std::time::Duration::from_millis(500));
+        settles(child.id());
         Self { child, lines }
     }
 
@@ -58,6 +60,26 @@ impl Drop for Monitor {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Waits until a process has a socket and sleeps: nothing else tells that it has subscribed.
+fn settles(pid: u32) {
+    let look = || {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let field = |name: &str| status.lines().find(|line| line.starts_with(name)).unwrap_or_default().to_owned();
+        let is_socket = |fd: fs::DirEntry| fs::read_link(fd.path()).is_ok_and(|to| to.starts_with("socket:"));
+        let mut fds = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().filter_map(Result::ok);
+        let sleeps = field("State:").contains("sleeping") && fds.any(is_socket);
+        (sleeps, field("voluntary_ctxt_switches:"))
+    };
+    let mut before = look();
+    eventually(|| {
+        std::thread::sleep(Duration::from_millis(300));
+        let now = look();
+        let is_quiet = now.0 && now == before;
+        before = now;
+        is_quiet.then_some(())
+    });
 }
 
 #[test]
@@ -110,8 +132,7 @@ fn it_ends_when_nobody_reads_though_nothing_happens() {
     // A file is always read.
     let file = std::fs::File::create(served.directory.path().join("events")).unwrap();
     let mut child = served.command(&["monitor", "--count", "1"]).stdout(file).spawn().unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(500));
-    assert!(child.try_wait().unwrap().is_none());
+    settles(child.id());
     let _lease = served.lease(false, &json!({ "interface": "lab0", "protocol": "none" }));
     assert_eq!(wait(&mut child), 0);
     assert_eq!(std::fs::read_to_string(served.directory.path().join("events")).unwrap().lines().count(), 1);
