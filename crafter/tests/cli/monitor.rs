@@ -67,7 +67,8 @@ fn settles(pid: u32) {
     let look = || {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         let field = |name: &str| status.lines().find(|line| line.starts_with(name)).unwrap_or_default().to_owned();
-        let is_socket = |fd: fs::DirEntry| fs::read_link(fd.path()).is_ok_and(|to| to.starts_with("socket:"));
+        let is_socket =
+            |fd: fs::DirEntry| fs::read_link(fd.path()).is_ok_and(|to| to.to_string_lossy().starts_with("socket:"));
         let mut fds = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().filter_map(Result::ok);
         let sleeps = field("State:").contains("sleeping") && fds.any(is_socket);
         (sleeps, field("voluntary_ctxt_switches:"))
