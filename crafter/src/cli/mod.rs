@@ -39,10 +39,11 @@ pub mod who;
 const EXIT_CODES: &str = "\
 Exit codes, the same for every command:
   0   all went well
-  1   failure without a code of its own; doctor: nothing can work here
+  1   failure without a code of its own, such as a service that does not answer; doctor:
+      nothing can work here
   2   wrong option or value
   3   no permission (the message names the capability)
-  4   refused: a RST answered the SYN, or an ICMP unreachable came; policy explain: not allowed
+  4   refused: by a RST to the SYN, by an ICMP unreachable, or by the policy of the service
   5   no answer in time
   6   the server answered with an error (HTTP 400 and up, DNS not NOERROR)
   7   the peer reset an established connection
