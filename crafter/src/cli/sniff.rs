@@ -71,9 +71,10 @@ how many packets there were and how many the kernel dropped. Times are UTC. A ru
 sniffer can be looked through with Wireshark's programs:
   crafter sniff -w - tcp port 80 | tshark -r -
 Needs CAP_NET_RAW, or the service and a policy that lets the user observe; disturbs nobody.
-Through the service it sees no frames for other stations. It sees what reaches the kernel: not what an XDP
-program consumes, such as what comes to ports that another crafter owns where that runs
-as native XDP, and not what leaves past the kernel's stack (AF_XDP, replay --top-speed).
+Through the service it sees no frames for other stations.
+It sees what reaches the kernel: not what an XDP program consumes, such as what comes to
+ports that another crafter owns where that runs as native XDP, and not what leaves past the
+kernel's stack (AF_XDP, replay --top-speed).
 --json: one JSON object a line for each packet: time (seconds since 1970), time_ns (the
 same in nanoseconds), interface, original_length, and what `crafter show` has.
 Exit code 0: it ended as asked; 5: --timeout came before --count packets did; others as
