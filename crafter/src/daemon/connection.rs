@@ -68,7 +68,6 @@ async fn serve(service: &Rc<Service>, stream: tokio::net::UnixStream) -> zlink::
         Caller { subject, pid, total: Rc::default() }
     };
     loop {
-        // Descriptors that come along are nothing to us, and closed.
         let (call, _) = connection.receive_call::<AnyCall>().await?;
         if call.method().method == MonitorCall::NAME {
             return monitor::run(service, &caller, connection, &call).await;
@@ -219,7 +218,7 @@ async fn pages(
 /// A control connection.
 pub(super) type Bound = Connection<Bounded>;
 
-/// A Unix stream whose reading end gives up on a call without an end.
+/// A Unix stream whose reading end gives up on a call without an end, and takes no descriptors.
 #[derive(Debug)]
 pub(super) struct Bounded(unix::Stream);
 
@@ -244,7 +243,8 @@ pub(super) struct BoundedRead {
 
 impl ReadHalf for BoundedRead {
     async fn read(&mut self, buf: &mut [u8]) -> zlink::Result<ReadResult> {
-        let read = self.inner.read(buf).await?;
+        // Closed at once: kept until their call ends, those of a call without an end would use up all that there are.
+        let read = self.inner.read(buf).await?.set_fds(Vec::new());
         let bytes = &buf[..read.bytes_read()];
         self.since_end = match bytes.iter().rposition(|byte| *byte == 0) {
             Some(end) => bytes.len() - end - 1,

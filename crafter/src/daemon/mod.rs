@@ -48,6 +48,9 @@ pub const POLICY: &str = "/etc/crafter/crafter.toml";
 /// Control connections at once; one more is closed.
 const CONNECTIONS: usize = 4096;
 
+/// Control connections of one user; those of root and of the service's own user are as many as there may be.
+const CONNECTIONS_OF_USER: usize = 512;
+
 /// How often the audit log tells of refusals that it only counted.
 const SETTLE: Duration = Duration::from_secs(5);
 
@@ -141,10 +144,17 @@ fn accept(service: &Rc<Service>, stream: tokio::net::UnixStream) {
         log::warn!("{CONNECTIONS} control connections are open: one more is closed");
         return;
     }
+    let Ok(user) = stream.peer_cred().map(|peer| peer.uid()) else { return };
+    let is_trusted = [0, nix::unistd::Uid::effective().as_raw()].contains(&user);
+    let Some(connected) = service.users.connect(user, if is_trusted { CONNECTIONS } else { CONNECTIONS_OF_USER }) else {
+        log::debug!("user {user} has {CONNECTIONS_OF_USER} control connections: one more is closed");
+        return;
+    };
     service.connections.set(service.connections.get() + 1);
     let service = service.clone();
     spawn_local(async move {
         connection::run(service.clone(), stream).await;
+        drop(connected);
         service.connections.set(service.connections.get() - 1);
         service.quiet.notify_one();
     });

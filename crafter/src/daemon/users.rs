@@ -7,12 +7,23 @@ use crate::policy::Usage;
 /// Usage by user id. Nobody is forgotten while the service runs: a rate that began anew with each connection would
 /// be none.
 #[derive(Default)]
-pub(super) struct Users(RefCell<HashMap<u32, Rc<RefCell<Usage>>>>);
+pub(super) struct Users {
+    usage: RefCell<HashMap<u32, Rc<RefCell<Usage>>>>,
+    /// A copy for each control connection, and one.
+    connected: RefCell<HashMap<u32, Rc<()>>>,
+}
 
 impl Users {
     /// That of a user.
     pub(super) fn of(&self, user: u32) -> Rc<RefCell<Usage>> {
-        self.0.borrow_mut().entry(user).or_default().clone()
+        self.usage.borrow_mut().entry(user).or_default().clone()
+    }
+
+    /// One more control connection of a user, which counts as long as what is given exists; `None`: there are `most`.
+    pub(super) fn connect(&self, user: u32, most: usize) -> Option<Rc<()>> {
+        let mut connected = self.connected.borrow_mut();
+        let token = connected.entry(user).or_default();
+        (Rc::strong_count(token) <= most).then(|| token.clone())
     }
 }
 
