@@ -9,6 +9,7 @@ pub mod holder;
 pub mod judge;
 pub mod leak;
 pub mod peer;
+pub mod raw;
 pub mod service;
 pub mod stage;
 pub mod tun;
