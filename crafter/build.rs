@@ -125,7 +125,7 @@ fn inner_cargo(compiler: &Compiler) -> Result<Command> {
         Core::FromSource => compiler.sysroot.join("bin/cargo"),
     };
     let mut cargo = Command::new(program);
-    const KEPT: [&str; 9] = [
+    const KEPT: [&str; 8] = [
         "CARGO_HOME",
         "CARGO_HTTP_",
         "CARGO_NET_",
@@ -133,7 +133,6 @@ fn inner_cargo(compiler: &Compiler) -> Result<Command> {
         "CARGO_SOURCE_",
         "CARGO_TERM_",
         "CARGO_MAKEFLAGS",
-        "CARGO_INCREMENTAL",
         "CARGO_CACHE_",
     ];
     for (name, _) in env::vars_os() {
