@@ -49,11 +49,13 @@ impl Attachment {
     /// Attaches, and begins to hand on what comes; `gone` is called once if the interface goes away.
     pub(super) async fn open(name: &str, options: Options, gone: impl FnOnce(Rc<Self>) + 'static) -> Result<Rc<Self>> {
         let crafter = Crafter::open_beside(name, options).await?;
+        let arrived = Arc::new(Notify::new());
+        crafter.watch(arrived.clone());
         let attachment = Rc::new(Self {
             interface: crafter.interface().clone(),
             report: crafter.report().clone(),
             crafter: RefCell::new(Some(crafter)),
-            arrived: Arc::new(Notify::new()),
+            arrived,
             routes: Routes::default(),
             holds: RefCell::default(),
             gathered: RefCell::default(),

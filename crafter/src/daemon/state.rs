@@ -199,6 +199,7 @@ impl Service {
             hold.end(Code::InterfaceGone, &sentence);
         }
         attachment.detach();
+        self.quiet.notify_one();
     }
 
     /// A number that no lease had before.

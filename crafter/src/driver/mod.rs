@@ -311,6 +311,15 @@ impl Crafter {
         Lease::take(&self.shared, request, Some(arrived)).await
     }
 
+    /// Has `watcher` notified once the interface is gone, also where nothing is leased.
+    pub(crate) fn watch(&self, watcher: Arc<Notify>) {
+        let mut core = self.shared.lock();
+        if core.table.link_gone {
+            watcher.notify_one();
+        }
+        core.table.watcher = Some(watcher);
+    }
+
     /// How long [`Crafter::transmit`] waits where the kernel has no room.
     pub(crate) fn set_patience(&self, patience: Duration) {
         self.shared.lock().set_patience(patience);

@@ -182,6 +182,8 @@ pub(crate) struct Table {
     pub(crate) released: Vec<Keep>,
     /// Set for good once the interface is gone.
     pub(crate) link_gone: bool,
+    /// Notified of that, whether or not something is leased.
+    pub(crate) watcher: Option<Arc<Notify>>,
     /// Why the service is of no use any more: its socket, and the reason.
     over: Option<(String, String)>,
     pub(crate) stats: Stats,
@@ -202,6 +204,7 @@ impl Table {
             next: 1,
             released: Vec::new(),
             link_gone: false,
+            watcher: None,
             over: None,
             stats: Stats::default(),
         }
@@ -486,6 +489,9 @@ impl Table {
         for lease in self.leases.values() {
             lease.arrived.notify_waiters();
             lease.arrived.notify_one();
+        }
+        if let Some(watcher) = &self.watcher {
+            watcher.notify_one();
         }
     }
 
