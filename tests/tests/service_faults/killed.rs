@@ -1,0 +1,175 @@
+//! The service killed at random moments under load, again and again.
+
+use std::{
+    fs,
+    net::{SocketAddr, TcpListener, UdpSocket},
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use crafter::{
+    Crafter, Error, LeaseRequest,
+    lab::{CLIENT_V4, INTERFACE, Lab, NetNs},
+    service::Control,
+    session::{Session, SessionOptions, SrOptions},
+};
+use crafter_tests::{
+    block_on,
+    leak::{BpfObjects, Serial, attached},
+    peer::wait_for,
+    service::PATIENCE,
+    stage::{assert_refuses, lab},
+};
+use nix::sys::signal::Signal;
+
+use super::{number, packets, service};
+
+/// The port of the client that sends and receives.
+const STEADY: u16 = 30_000;
+/// The ports that are leased and given back, over and over.
+const CHURNED: [u16; 3] = [31_000, 31_001, 31_002];
+
+/// A client on a thread of its own; how it ended, and what it has done until now.
+fn client<F: Future<Output = Error>>(
+    lab: &Lab,
+    socket: &Path,
+    work: impl FnOnce(Arc<Control>, Arc<AtomicU64>) -> F + Send + 'static,
+) -> (JoinHandle<(Error, Instant)>, Arc<AtomicU64>) {
+    let namespace: NetNs = lab.client().try_clone().expect("the namespace");
+    let (socket, done) = (socket.to_owned(), Arc::new(AtomicU64::new(0)));
+    let count = done.clone();
+    let thread = std::thread::spawn(move || {
+        let work = || {
+            block_on(async {
+                let error = match Control::connect(&socket).await {
+                    Ok(control) => work(Arc::new(control), count).await,
+                    Err(error) => error,
+                };
+                (error, Instant::now())
+            })
+        };
+        namespace.run(work).expect("enter the namespace")
+    });
+    (thread, done)
+}
+
+/// Sends and receives, until that is an error.
+async fn converse(control: Arc<Control>, done: Arc<AtomicU64>) -> Error {
+    let session = Session::new(SessionOptions { service: Some(control), ..SessionOptions::default() });
+    let questions = format!(r#"IP(dst="192.0.2.1")/TCP(sport={STEADY}, dport=(1000,1015), flags="S")"#);
+    let questions = packets(&questions);
+    let options = SrOptions { timeout: Duration::from_secs(2), ..SrOptions::default() };
+    loop {
+        match session.sr(questions.iter().cloned(), &options).await {
+            Ok(exchanged) => done.fetch_add(exchanged.account.answered, Ordering::Relaxed),
+            Err(error) => return error,
+        };
+    }
+}
+
+/// Leases and gives back, until that is an error.
+async fn churn(control: Arc<Control>, done: Arc<AtomicU64>) -> Error {
+    let crafter = match Crafter::through(control, INTERFACE).await {
+        Ok(crafter) => crafter,
+        Err(error) => return error,
+    };
+    loop {
+        for port in CHURNED {
+            for request in [LeaseRequest::tcp(), LeaseRequest::udp()] {
+                match crafter.lease(request.port(port)).await {
+                    Ok(_) => done.fetch_add(1, Ordering::Relaxed),
+                    Err(error) => return error,
+                };
+            }
+        }
+    }
+}
+
+/// Whether the kernel's own sockets can have all the ports.
+fn are_free(lab: &Lab) -> bool {
+    let is_free = || {
+        let mut ports = CHURNED.iter().chain([&STEADY]);
+        ports.all(|port| {
+            ["0.0.0.0", "::"].iter().all(|any| {
+                let at = SocketAddr::new(any.parse().expect("an address"), *port);
+                TcpListener::bind(at).is_ok() && UdpSocket::bind(at).is_ok()
+            })
+        })
+    };
+    lab.client().run(is_free).expect("enter the namespace")
+}
+
+/// The children of a process.
+fn children(pid: u32) -> Vec<u32> {
+    let of = |text: String| text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>();
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("its threads").flatten();
+    threads.flat_map(|thread| fs::read_to_string(thread.path().join("children")).map(of).unwrap_or_default()).collect()
+}
+
+#[test]
+fn the_service_is_killed_under_load() {
+    let serial = Serial::begin();
+    let lab = lab();
+    let kills = number("CRAFTER_TEST_KILLS", 20);
+    let began = Instant::now();
+    let mut service = service(&lab);
+    let (mut slowest, mut answered, mut leased, mut with_objects) = (Duration::ZERO, 0, 0, 0);
+    // xorshift64 (Marsaglia, 2003): other moments each time that this process is another one.
+    let mut state = u64::from(std::process::id()) << 20 | 1;
+    for round in 0..kills {
+        let (conversing, answers) = client(&lab, &service.socket, converse);
+        let (churning, leases) = client(&lab, &service.socket, churn);
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        // From before it is attached to long behind it.
+        let moment = Duration::from_millis(state % 300);
+        std::thread::sleep(moment);
+        // Halted, it can be looked at; what it has open then is what it dies with.
+        service.signal(Signal::SIGSTOP);
+        let objects = BpfObjects::of(service.pid());
+        let children = children(service.pid());
+        assert_eq!(children, Vec::<u32>::new(), "round {round}");
+        let pid = service.pid();
+        let killed = Instant::now();
+        service.kill();
+        wait_for("the end of its hooks", PATIENCE, || attached(lab.client(), INTERFACE).is_empty().then_some(()));
+        wait_for("its ports", PATIENCE, || are_free(&lab).then_some(()));
+        // The control: the kernel answers for these ports as it does for any other.
+        for port in CHURNED.iter().chain([&STEADY]) {
+            assert_refuses(&lab, SocketAddr::new(CLIENT_V4.into(), *port));
+        }
+        let took = killed.elapsed();
+        assert!(took < Duration::from_secs(1), "round {round}, after {moment:?}: as before after {took:?}");
+        objects.wait_until_gone(PATIENCE);
+        slowest = slowest.max(killed.elapsed());
+        assert!(!Path::new(&format!("/proc/{pid}")).exists());
+        for (client, what) in [(conversing, "conversing"), (churning, "leasing")] {
+            let (error, ended) = client.join().expect("a client");
+            let late = ended.saturating_duration_since(killed);
+            assert!(late < Duration::from_secs(4), "{what}: told after {late:?}");
+            assert!(matches!(error, Error::Service { .. }), "round {round}, {what}: {error:?}");
+        }
+        answered += answers.load(Ordering::Relaxed);
+        leased += leases.load(Ordering::Relaxed);
+        with_objects += u64::from(!objects.is_empty());
+        // What the dead one left is in the way of nobody.
+        assert!(service.socket.exists(), "the test is to meet a stale socket");
+        service.restart();
+        assert!(service.leases().is_empty());
+    }
+    println!(
+        "{kills} kills in {:?}: {answered} answers and {leased} leases before, {with_objects} times attached, all gone \
+         after {slowest:?} at most",
+        began.elapsed()
+    );
+    assert!(answered > kills && leased > kills && with_objects > kills / 2, "there was no load");
+    assert_eq!(service.stop(), Some(0));
+    assert!(!service.socket.exists(), "an orderly end removes the socket");
+    drop(serial);
+}

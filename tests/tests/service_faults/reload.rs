@@ -1,0 +1,172 @@
+//! A policy that changes while leases are out.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    net::SocketAddr,
+    process::{Child, Command, Stdio},
+    sync::mpsc::{Receiver, channel},
+};
+
+use crafter::{
+    Crafter, Error, LeaseRequest,
+    lab::{CLIENT_V4, INTERFACE, NetNs, SERVER_V4},
+    service::record::{Code, Kind},
+};
+use crafter_tests::{
+    frame,
+    leak::Serial,
+    peer::{Process, wait_for},
+    raw::Raw,
+    service::{NOBODY, PATIENCE, ROOT, Service, Socket},
+    stage::lab,
+};
+use nix::sys::signal::{Signal, kill};
+use serde_json::{Value, json};
+
+use super::{POLICY, call, lease};
+
+/// Ports from 20000 to 29999 only, for everybody.
+const STRICTER: &str = r#"
+[[rule]]
+everybody = true
+protocols = ["tcp", "udp"]
+ports = ["20000-29999"]
+packets_per_second = "unlimited"
+"#;
+
+/// What is wrong is in its second line.
+const BROKEN: &str = "[[rule]]\neverybody = 7\nports = [\"x\"]\n";
+
+/// A packet of a lease is sent and answered: nobody listens on that port.
+fn assert_works(socket: &Socket) {
+    let from = SocketAddr::new(CLIENT_V4.into(), socket.leased.first_port.expect("a port"));
+    socket.send(&frame::udp_ip(from, SocketAddr::new(SERVER_V4.into(), 9), b"x")).expect("send");
+    let message = socket.receive(PATIENCE).expect("the lease").expect("a port-unreachable");
+    assert!(message.packet().is_some(), "{message:?}");
+}
+
+/// The lease is over, and its client is told so.
+fn assert_ended(socket: &Socket, expected: Code, word: &str) {
+    let message = socket.receive(PATIENCE).expect("the end before the end").expect("an end");
+    let Kind::End { code } = message.header.kind else { panic!("{message:?}") };
+    let (sentence, _) = message.header.sentence(&message.rest);
+    assert_eq!(code, expected, "{sentence}");
+    assert!(sentence.contains(word), "{sentence}");
+    println!("told: {sentence}");
+    socket.receive(PATIENCE).expect_err("the socket is closed then");
+}
+
+/// The messages on a service's standard error.
+fn messages(child: &mut Child) -> Receiver<String> {
+    let (sender, lines) = channel();
+    let stderr = child.stderr.take().expect("its messages");
+    std::thread::spawn(move || {
+        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+            println!("service: {line}");
+            if sender.send(line).is_err() {
+                break;
+            }
+        }
+    });
+    lines
+}
+
+/// The service as another process, whose messages are read.
+fn heard(service: &Service, namespace: &NetNs) -> (Process, Receiver<String>) {
+    let mut command: Command = namespace.command(&service.binary);
+    command.args(["serve", "--everybody", "--socket"]).arg(&service.socket).arg("--policy").arg(&service.policy);
+    let mut process = Process(command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().expect("crafter serve"));
+    let lines = messages(&mut process.0);
+    wait_for("the service's answer", PATIENCE, || std::os::unix::net::UnixStream::connect(&service.socket).ok());
+    (process, lines)
+}
+
+#[test]
+fn a_policy_that_is_none_changes_nothing() {
+    let serial = Serial::begin();
+    let lab = lab();
+    let mut service = Service::start(lab.client(), POLICY);
+    assert_eq!(service.stop(), Some(0));
+    let (process, lines) = heard(&service, lab.client());
+    let own = lease(&service, ROOT, &call("udp", Some(40_000), None)).expect("a lease");
+    assert_works(&own);
+    for broken in [BROKEN, "[[rule]\n", "[[rule]]\nuser = \"no-such-user-here\"\n", ""] {
+        // An empty policy is one: nobody may do anything. Only its file can be missing.
+        if broken.is_empty() {
+            std::fs::remove_file(&service.policy).expect("remove the policy");
+        } else {
+            service.write_policy(broken);
+        }
+        let told = Raw::connect(&service.socket).call("Reload", &json!({}));
+        let error = told["error"].as_str().unwrap_or_default();
+        if broken.is_empty() {
+            assert_eq!(error, "org.crafter.v1.Failed", "{told}");
+        } else {
+            assert_eq!(error, "org.crafter.v1.BadPolicy", "{told}");
+            let problems = told["parameters"]["problems"].as_array().expect("problems");
+            assert!(!problems.is_empty() && problems.iter().all(Value::is_string), "{told}");
+        }
+        println!("Reload: {told}");
+        kill(nix::unistd::Pid::from_raw(process.id() as i32), Signal::SIGHUP).expect("SIGHUP");
+        wait_for("the message of SIGHUP", PATIENCE, || {
+            lines.try_iter().any(|line| line.contains("the former policy stays in force")).then_some(())
+        });
+        // The former policy: what is leased stays, and what it allows can be leased.
+        assert_works(&own);
+        assert_works(&lease(&service, NOBODY, &call("udp", Some(50_000), None)).expect("a lease"));
+    }
+    let refused = Raw::connect(&service.socket).call("Info", &json!({}));
+    assert!(refused["error"].is_null(), "{refused}");
+    drop((process, serial));
+}
+
+#[test]
+fn a_stricter_policy_ends_what_it_refuses() {
+    let serial = Serial::begin();
+    let lab = lab();
+    let service = Service::start(lab.client(), POLICY);
+    for by_signal in [false, true] {
+        let [inside, outside] =
+            [20_000, 40_000].map(|port| lease(&service, ROOT, &call("udp", Some(port), None)).expect("a lease"));
+        let theirs = lease(&service, NOBODY, &call("udp", Some(40_001), None)).expect("a lease");
+        service.session(ROOT, async |control| {
+            let crafter = Crafter::through(control.into(), INTERFACE).await.expect("the interface");
+            let lost = crafter.lease(LeaseRequest::tcp().port(41_000)).await.expect("a lease");
+            service.write_policy(STRICTER);
+            if by_signal {
+                service.signal(Signal::SIGHUP);
+            } else {
+                let told = Raw::connect(&service.socket).call("Reload", &json!({}));
+                let ended = told["parameters"]["ended"].as_array().expect("the leases that end");
+                for socket in [&outside, &theirs] {
+                    assert!(ended.contains(&json!(socket.leased.lease)), "{told}");
+                }
+                assert!(!ended.contains(&json!(inside.leased.lease)), "{told}");
+                assert_eq!(told["parameters"]["rules"], 1);
+            }
+            for socket in [&outside, &theirs] {
+                assert_ended(socket, Code::Policy, "port");
+            }
+            // Through the library it is an error that says so.
+            let error = tokio::time::timeout(PATIENCE, lost.recv()).await.expect("told").map(drop);
+            println!("told: {error:?}");
+            assert!(matches!(&error, Err(Error::Service { reason, .. }) if reason.contains("rule")), "{error:?}");
+        });
+        assert_works(&inside);
+        let refused = lease(&service, ROOT, &call("udp", Some(40_000), None)).map(drop);
+        assert!(matches!(refused, Err(Error::Forbidden { rule: Some(1), .. })), "{refused:?}");
+        // The old one again.
+        service.write_policy(POLICY);
+        let told = Raw::connect(&service.socket).call("Reload", &json!({}));
+        assert_eq!(told["parameters"]["ended"], json!([]), "{told}");
+        assert_works(&inside);
+        drop(inside);
+        wait_for("the end of the lease", PATIENCE, || service.leases().is_empty().then_some(()));
+    }
+    // Only root and the service's own user.
+    service.session(NOBODY, async |control| {
+        let refused = control.call(&crafter::service::wire::ReloadCall {}).await;
+        assert!(matches!(refused, Err(Error::Forbidden { rule: None, .. })), "{refused:?}");
+    });
+    drop(serial);
+}
