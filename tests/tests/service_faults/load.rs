@@ -1,0 +1,157 @@
+//! Many clients at once: memory and descriptors stay, and every packet is accounted for.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use crafter::{
+    Crafter, LeaseRequest, StreamOptions,
+    lab::{INTERFACE, Lab},
+    service::{
+        Control,
+        wire::{Account, AccountCall, CountersCall, InterfaceCounters},
+    },
+    session::{Session, SessionOptions, SrOptions},
+};
+use crafter_tests::{
+    block_on, by_hand,
+    leak::Serial,
+    peer::{Nginx, Page, wait_for},
+    service::{PATIENCE, ROOT, Service, Socket},
+    stage::{ENDS, lab},
+};
+
+use super::{at_rest, call, descriptors, lease, number, packets, resident, service};
+
+const CLIENTS: usize = 24;
+
+/// What all clients did.
+#[derive(Default, Debug)]
+struct Done {
+    answered: AtomicU64,
+    pages: AtomicU64,
+    leases: AtomicU64,
+}
+
+async fn one(number: usize, control: Arc<Control>, stop: &AtomicBool, page: &Page, done: &Done) {
+    let remote = SocketAddr::new(ENDS[number / 3 % 2].1, 80);
+    match number % 3 {
+        0 => {
+            let session = Session::new(SessionOptions { service: Some(control), ..SessionOptions::default() });
+            let server = if remote.is_ipv4() { "IP(dst=\"192.0.2.1\")" } else { "IPv6(dst=\"2001:db8::1\")" };
+            let question = packets(&format!(r#"{server}/TCP(dport=9, flags="S")"#)).remove(0);
+            let options = SrOptions { timeout: PATIENCE, ..SrOptions::default() };
+            while !stop.load(Ordering::Relaxed) {
+                let reply = session.sr1(question.clone(), &options).await.expect("sr1");
+                assert!(reply.is_some(), "client {number}: no answer");
+                done.answered.fetch_add(1, Ordering::Relaxed);
+            }
+            session.close().await;
+        }
+        1 => {
+            let crafter = Crafter::through(control, INTERFACE).await.expect("the interface");
+            while !stop.load(Ordering::Relaxed) {
+                let stream = by_hand::connect(&crafter, LeaseRequest::tcp(), remote, StreamOptions::default());
+                let mut stream = stream.await;
+                assert_eq!(by_hand::download(&mut stream, page.path).await, (page.length, page.sha256));
+                by_hand::close(&mut stream).await;
+                done.pages.fetch_add(1, Ordering::Relaxed);
+            }
+            crafter.close(PATIENCE).await;
+        }
+        _ => {
+            while !stop.load(Ordering::Relaxed) {
+                let socket = Socket::lease(&control, &call("tcp", None, None)).await.expect("a lease");
+                drop(socket);
+                done.leases.fetch_add(1, Ordering::Relaxed);
+                // Some hundred a second of each: the others have to do something too.
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+    }
+}
+
+fn counters(service: &Service) -> InterfaceCounters {
+    service.session(ROOT, async |control| {
+        let counted = control.call(&CountersCall { interface: Some(INTERFACE.to_owned()) }).await;
+        counted.expect("the counters").interfaces.remove(0)
+    })
+}
+
+fn run(lab: &Lab, service: &Service, page: &Page, time: Duration, done: &Done) -> (Vec<Account>, [u64; 2]) {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|number| {
+                let stop = &stop;
+                let work = async move || {
+                    let control = Arc::new(Control::connect(&service.socket).await.expect("connect"));
+                    one(number, control.clone(), stop, page, done).await;
+                    // What closed just now may still be on its way.
+                    tokio::time::sleep(Duration::from_millis(300)).await;
+                    control.call(&AccountCall {}).await.expect("the account")
+                };
+                scope.spawn(move || lab.client().run(|| block_on(work())).expect("enter the namespace"))
+            })
+            .collect();
+        // Warm after a third of the time.
+        std::thread::sleep(time / 3);
+        let warm = resident(service.pid());
+        std::thread::sleep(time * 2 / 3);
+        let late = resident(service.pid());
+        stop.store(true, Ordering::Relaxed);
+        let accounts = clients.into_iter().map(|client| client.join().expect("a client")).collect();
+        (accounts, [warm, late])
+    })
+}
+
+#[test]
+fn many_clients_and_every_packet_accounted_for() {
+    let serial = Serial::begin();
+    let lab = lab();
+    let nginx = Nginx::start(lab.server());
+    let service = service(&lab);
+    drop(lease(&service, ROOT, &call("udp", None, None)).expect("a lease"));
+    let before = at_rest(&service);
+    let time = Duration::from_secs(number("CRAFTER_TEST_SECONDS", 15));
+    // Attached throughout, so that the kernel half counts from the first packet to the last.
+    let held = lease(&service, ROOT, &call("none", None, None)).expect("a lease");
+    let began = Instant::now();
+    let done = Done::default();
+    let (accounts, [warm, late]) = run(&lab, &service, &nginx.small, time, &done);
+    println!("{CLIENTS} clients, {:?}: {done:?}; {warm} KiB resident, later {late}", began.elapsed());
+    let mut sum = Account::default();
+    for account in &accounts {
+        sum.sent += account.sent;
+        sum.not_sent += account.not_sent;
+        sum.refused += account.refused;
+        sum.delivered += account.delivered;
+        sum.lost += account.lost;
+        sum.suppressed += account.suppressed;
+    }
+    let counted = counters(&service);
+    let count = |names: &[&str]| names.iter().map(|name| counted.counters[*name]).sum::<u64>();
+    println!("clients {sum:?}\nkernel {:?}", counted.counters);
+    // What the kernel half let out is what the clients sent, and what it took in is what they were given.
+    assert_eq!(count(&["crafted"]), sum.sent);
+    assert_eq!((sum.refused, sum.not_sent, sum.lost), (0, 0, 0), "{sum:?}");
+    assert_eq!(count(&["delivery_full"]), 0);
+    let delivered = count(&["redirected", "copied", "observed"]);
+    // A packet may come in the moment in which its port is given back: then it is nobody's, and nobody misses it.
+    let stray = delivered.checked_sub(sum.delivered).expect("more was given to clients than came");
+    println!("{delivered} came, {stray} of it for ports that were given back meanwhile");
+    assert!(stray * 10_000 <= delivered, "{stray} of {delivered} vanished");
+    assert!(done.answered.load(Ordering::Relaxed) > 100 && done.pages.load(Ordering::Relaxed) > 100, "{done:?}");
+    assert!(done.leases.load(Ordering::Relaxed) > 100, "{done:?}");
+    assert!(late <= warm + warm / 10 + 512, "memory grows: {warm} KiB, later {late}");
+    drop(held);
+    wait_for("the end of all leases", PATIENCE, || service.leases().is_empty().then_some(()));
+    assert_eq!(at_rest(&service), before, "descriptors");
+    println!("at rest {} KiB resident, {} descriptors", resident(service.pid()), descriptors(service.pid()));
+    drop(serial);
+}

@@ -1,0 +1,126 @@
+//! An interface that is removed while it is leased, and comes again.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use crafter::{
+    Crafter, Error, LeaseRequest,
+    lab::{CLIENT_V4, INTERFACE, Lab, SERVER_V4},
+    service::{
+        record::{Code, Kind},
+        wire::LeaseCall,
+    },
+};
+use crafter_tests::{
+    frame,
+    leak::Serial,
+    peer::Process,
+    service::{PATIENCE, ROOT, Socket},
+    stage::{lab, run},
+};
+
+use super::{Neighbour, call, lease, service};
+
+/// The other interface, and the addresses of both ends.
+const OTHER: &str = "lab1";
+const CLIENT: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
+const SERVER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+
+fn ip(namespace: &crafter::lab::NetNs, arguments: &str) {
+    run(namespace.command("ip").args(arguments.split(' ')));
+}
+
+/// A second link between client and server.
+fn connect(lab: &Lab, within: &Process) {
+    ip(lab.client(), &format!("link add {OTHER} type veth peer name {OTHER} netns {}", within.id()));
+    for (namespace, address) in [(lab.client(), CLIENT), (lab.server(), SERVER)] {
+        ip(namespace, &format!("address add {address}/24 dev {OTHER}"));
+        ip(namespace, &format!("link set {OTHER} up"));
+    }
+}
+
+fn on(interface: &str, call: LeaseCall) -> LeaseCall {
+    LeaseCall { interface: Some(interface.to_owned()), ..call }
+}
+
+/// A datagram to a closed port is answered.
+fn assert_works(socket: &Socket, (client, server): (Ipv4Addr, Ipv4Addr)) {
+    let end = |address, port| SocketAddr::new(IpAddr::V4(address), port);
+    let port = socket.leased.first_port.expect("a port");
+    socket.send(&frame::udp_ip(end(client, port), end(server, 9), b"x")).expect("send");
+    let message = socket.receive(PATIENCE).expect("the lease").expect("a port-unreachable");
+    assert!(message.packet().is_some(), "{message:?}");
+}
+
+fn assert_gone(socket: &Socket) {
+    let message = socket.receive(PATIENCE).expect("the end before the end").expect("an end");
+    let code = match message.header.kind {
+        Kind::End { code } => code,
+        _ => panic!("{message:?}"),
+    };
+    assert_eq!(code, Code::InterfaceGone);
+    let (sentence, _) = message.header.sentence(&message.rest);
+    assert!(sentence.contains(OTHER), "{sentence}");
+    socket.receive(PATIENCE).expect_err("the socket is closed then");
+}
+
+#[test]
+fn an_interface_is_removed_and_comes_again() {
+    let serial = Serial::begin();
+    let lab = lab();
+    let service = service(&lab);
+    // What is in the server's namespace, for ip(8) to name it.
+    let within = Process::start(lab.server().command("sleep").arg("300"));
+    let neighbour = Neighbour::start(lab.client(), &service.socket);
+    let here = lease(&service, ROOT, &call("udp", Some(20_000), None)).expect("a lease");
+    for round in 0..3 {
+        connect(&lab, &within);
+        let there = lease(&service, ROOT, &on(OTHER, call("udp", Some(20_000), None))).expect("a lease");
+        assert_works(&there, (CLIENT, SERVER));
+        assert_works(&here, (CLIENT_V4, SERVER_V4));
+        let without_ports = lease(&service, ROOT, &on(OTHER, call("none", None, None))).expect("a lease");
+        let observing = service.session(ROOT, async |control| {
+            let call = crafter::service::wire::ObserveCall {
+                interface: OTHER.to_owned(),
+                filter: Some("udp port 1".to_owned()),
+                direction: None,
+            };
+            let (_, mut descriptors) = control.call_for_descriptors(&call).await.expect("look on");
+            Socket { leased: Default::default(), fd: descriptors.remove(0) }
+        });
+        service.session(ROOT, async |control| {
+            let crafter = Crafter::through(control.into(), OTHER).await.expect("the interface");
+            let lost = crafter.lease(LeaseRequest::tcp().port(21_000)).await.expect("a lease");
+            ip(lab.client(), &format!("link delete {OTHER}"));
+            let error = tokio::time::timeout(PATIENCE, lost.recv()).await.expect("told").map(drop);
+            println!("told: {error:?}");
+            match error {
+                Err(Error::UnknownInterface { name }) => assert_eq!(name, OTHER),
+                Err(Error::Service { reason, .. }) => assert!(reason.contains(OTHER), "{reason}"),
+                other => panic!("{other:?}"),
+            }
+            let again = tokio::time::timeout(PATIENCE, crafter.lease(LeaseRequest::tcp())).await.expect("no hang");
+            again.map(drop).expect_err("there is no interface");
+        });
+        for socket in [&there, &without_ports] {
+            assert_gone(socket);
+        }
+        let message = observing.receive(PATIENCE).expect("the end before the end").expect("an end");
+        assert!(matches!(message.header.kind, Kind::End { code: Code::InterfaceGone }), "{message:?}");
+        let none = lease(&service, ROOT, &on(OTHER, call("udp", None, None))).map(drop);
+        assert!(matches!(none, Err(Error::UnknownInterface { .. })), "{none:?}");
+        assert_works(&here, (CLIENT_V4, SERVER_V4));
+        assert!(service.leases().iter().all(|lease| lease.interface == INTERFACE), "round {round}");
+    }
+    // Gone while nothing is leased on it, but it is still attached.
+    connect(&lab, &within);
+    drop(lease(&service, ROOT, &on(OTHER, call("udp", None, None))).expect("a lease"));
+    ip(lab.client(), &format!("link delete {OTHER}"));
+    connect(&lab, &within);
+    // The former one is noticed in a moment.
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    let there = lease(&service, ROOT, &on(OTHER, call("udp", Some(20_000), None))).expect("a lease");
+    assert_works(&there, (CLIENT, SERVER));
+    drop(here);
+    neighbour.finish().assert_undisturbed();
+    drop(serial);
+}
