@@ -7,8 +7,15 @@ use anyhow::{Context, Result, bail};
 
 use crate::{setup, sh};
 
-/// As in `tests/tests/fuzz.rs`.
-const TARGETS: [&str; 4] = ["layers", "text", "capture_files", "policy"];
+/// Each target, and the file in `tests/tests` that has it.
+const TARGETS: [(&str, &str); 6] = [
+    ("layers", "fuzz"),
+    ("text", "fuzz"),
+    ("capture_files", "fuzz"),
+    ("policy", "fuzz"),
+    ("control_socket", "fuzz_service"),
+    ("lease_socket", "fuzz_service"),
+];
 
 /// For each target.
 const SECONDS: u64 = 60;
@@ -22,8 +29,13 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
             "--seconds" => {
                 seconds = args.next().and_then(|number| number.parse().ok()).context("--seconds takes a number")?;
             }
-            target if TARGETS.contains(&target) => targets.push(target),
-            other => bail!("there is no target `{other}`; there are {}", TARGETS.join(", ")),
+            other => match TARGETS.iter().find(|(target, _)| *target == other) {
+                Some(target) => targets.push(*target),
+                None => {
+                    let names: Vec<&str> = TARGETS.iter().map(|(target, _)| *target).collect();
+                    bail!("there is no target `{other}`; there are {}", names.join(", "))
+                }
+            },
         }
     }
     if targets.is_empty() {
@@ -31,10 +43,10 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
     }
     setup::ensure_corpora(false);
     let seconds = seconds.to_string();
-    for target in targets {
+    for (target, file) in targets {
         sh::step(&format!("Fuzzing {target} for {seconds} s"));
         let mut cargo = sh::cargo();
-        cargo.args(["test", "--release", "--package", "crafter-tests", "--test", "fuzz"]);
+        cargo.args(["test", "--release", "--package", "crafter-tests", "--test", file]);
         cargo.args(["--", "--exact", target]).env("CRAFTER_FUZZ_SECONDS", &seconds);
         let code = sh::exit_code(&mut cargo)?;
         if code != 0 {
