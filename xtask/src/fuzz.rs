@@ -45,6 +45,13 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
     let seconds = seconds.to_string();
     for (target, file) in targets {
         sh::step(&format!("Fuzzing {target} for {seconds} s"));
+        if file == "fuzz_service" {
+            // What the target starts.
+            let code = sh::exit_code(sh::cargo().args(["build", "--release", "--package", "crafter"]))?;
+            if code != 0 {
+                return Ok(ExitCode::from(code));
+            }
+        }
         let mut cargo = sh::cargo();
         cargo.args(["test", "--release", "--package", "crafter-tests", "--test", file]);
         cargo.args(["--", "--exact", target]).env("CRAFTER_FUZZ_SECONDS", &seconds);

@@ -24,7 +24,7 @@ cargo xtask JOB [ARGS]
   run [--] ARGS    build, then run crafter as root
   demo             the whole conversation in a throw-away network, for a human
   test [FILTER]    all tests as root in network namespaces; FILTER is libtest's
-  fuzz [TARGET]    fuzz layers, text or capture_files; --seconds N (60)
+  fuzz [TARGET]    fuzz layers, text, policy, control_socket, ...; --seconds N (60)
   bench [NAME]     measure crafter beside its peers
   install          the binary, units, man pages; --prefix DIR (/usr/local), --destdir DIR, --uninstall
   help             this text
