@@ -136,7 +136,8 @@ fn calls() -> Vec<Vec<u8>> {
         Some("Monitor") => json!({ "interval_ms": 100 }),
         _ => json!({}),
     };
-    let mut calls: Vec<_> = METHODS.iter().map(|name| json!({ "method": name, "parameters": parameters(name) })).collect();
+    let mut calls: Vec<_> =
+        METHODS.iter().map(|name| json!({ "method": name, "parameters": parameters(name) })).collect();
     calls.push(json!({ "method": "org.crafter.v1.Monitor", "parameters": {}, "more": true }));
     calls.push(json!({ "method": "org.crafter.v1.ListFlows", "parameters": { "limit": 1 }, "more": true }));
     calls.push(json!({ "method": "org.crafter.v1.Lease", "oneway": true,
@@ -172,7 +173,10 @@ fn control_socket() {
             let _ = client.stream().shutdown(Shutdown::Write);
             // Each call is answered, or the connection closed; this end says that nothing more comes.
             while let Some(answer) = client.answer() {
-                assert!(answer["error"].is_string() || answer["parameters"].is_object() || answer == json!({}), "{answer}");
+                assert!(
+                    answer["error"].is_string() || answer["parameters"].is_object() || answer == json!({}),
+                    "{answer}"
+                );
                 answers.fetch_add(1, Ordering::Relaxed);
             }
             if rounds.fetch_add(1, Ordering::Relaxed) % 64 == 0 {
@@ -279,7 +283,8 @@ fn packets() -> Vec<Vec<u8>> {
             let ends = (SocketAddr::new(client, from), SocketAddr::new(server, to));
             packets.push(frame::udp_ip(ends.0, ends.1, b"what is in it"));
         }
-        let elsewhere: IpAddr = if client.is_ipv4() { [192, 0, 2, 9].into() } else { [0x2001, 0xdb8, 0, 0, 0, 0, 0, 9].into() };
+        let elsewhere: IpAddr =
+            if client.is_ipv4() { [192, 0, 2, 9].into() } else { [0x2001, 0xdb8, 0, 0, 0, 0, 0, 9].into() };
         packets.push(frame::udp_ip(SocketAddr::new(elsewhere, 20_000), SocketAddr::new(server, 9), b"x"));
         packets.push(frame::udp_ip(SocketAddr::new(client, 20_000), SocketAddr::new(elsewhere, 9), b"x"));
         packets.push(frame::Tcp::new(frame::SYN, 1, 0).ip(SocketAddr::new(client, 20_000), SocketAddr::new(server, 9)));
@@ -293,19 +298,16 @@ fn lease_socket() {
     let lab = lab();
     let service = Service::start(lab.client(), NARROW);
     let [own, peer] = [lab.client(), lab.server()].map(|namespace| namespace.run(|| mac(INTERFACE)).expect("enter it"));
-    let ports = LeaseCall {
-        protocol: "udp".to_owned(),
-        port: Some(20_000),
-        last_port: Some(20_001),
-        ..LeaseCall::default()
-    };
+    let ports =
+        LeaseCall { protocol: "udp".to_owned(), port: Some(20_000), last_port: Some(20_001), ..LeaseCall::default() };
     let whole = take(&service, &ports);
-    let frames = take(&service, &LeaseCall { protocol: "udp".to_owned(), port: Some(20_009), frames: Some(true), ..LeaseCall::default() });
+    let frames = take(
+        &service,
+        &LeaseCall { protocol: "udp".to_owned(), port: Some(20_009), frames: Some(true), ..LeaseCall::default() },
+    );
     let seeds = packets();
-    let framed: Vec<Vec<u8>> = seeds
-        .iter()
-        .map(|ip| [&peer[..], &own[..], &frame::framed(ip)[12..]].concat())
-        .collect();
+    let framed: Vec<Vec<u8>> =
+        seeds.iter().map(|ip| [&peer[..], &own[..], &frame::framed(ip)[12..]].concat()).collect();
     let stop = AtomicBool::new(false);
     let (messages, refused) = ([AtomicU64::new(0), AtomicU64::new(0)], Mutex::new([0_u64; 2]));
     std::thread::scope(|scope| {

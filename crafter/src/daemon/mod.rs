@@ -146,7 +146,8 @@ fn accept(service: &Rc<Service>, stream: tokio::net::UnixStream) {
     }
     let Ok(user) = stream.peer_cred().map(|peer| peer.uid()) else { return };
     let is_trusted = [0, nix::unistd::Uid::effective().as_raw()].contains(&user);
-    let Some(connected) = service.users.connect(user, if is_trusted { CONNECTIONS } else { CONNECTIONS_OF_USER }) else {
+    let Some(connected) = service.users.connect(user, if is_trusted { CONNECTIONS } else { CONNECTIONS_OF_USER })
+    else {
         log::debug!("user {user} has {CONNECTIONS_OF_USER} control connections: one more is closed");
         return;
     };

@@ -61,8 +61,7 @@ fn say(line: &str) {
 }
 
 fn lease(path: &Path) -> Result<Socket, Failure> {
-    let call =
-        LeaseCall { interface: Some(INTERFACE.to_owned()), protocol: "udp".to_owned(), ..LeaseCall::default() };
+    let call = LeaseCall { interface: Some(INTERFACE.to_owned()), protocol: "udp".to_owned(), ..LeaseCall::default() };
     let socket = crafter_tests::block_on(async { Socket::lease(&Control::connect(path).await?, &call).await })?;
     say(&format!("ready {} leased", socket.leased.first_port.unwrap_or(0)));
     Ok(socket)

@@ -133,10 +133,11 @@ fn garbage_half_messages_and_calls_without_an_end() {
 fn a_thousand_leases() {
     beside(|_, service| {
         service.session(ROOT, async |control| {
+            let is_one = |port| (20_000..21_000).contains(&port);
             let began = Instant::now();
             let mut sockets = Vec::new();
             for port in 20_000..21_000 {
-                let socket = crafter_tests::service::Socket::lease(&control, &call("udp", Some(port), None)).await;
+                let socket = crafter_tests::service::Socket::lease(&control, &call("tcp", Some(port), None)).await;
                 sockets.push(socket.unwrap_or_else(|error| panic!("lease {}: {error}", sockets.len())));
             }
             println!("1,000 leases in {:?}, {} KiB resident", began.elapsed(), resident(service.pid()));
@@ -144,7 +145,7 @@ fn a_thousand_leases() {
             let (mut listed, mut after) = (0, None);
             loop {
                 let page = control.call(&ListLeasesCall { after, ..all.clone() }).await.expect("a page");
-                listed += page.leases.iter().filter(|lease| lease.protocol == "udp").count();
+                listed += page.leases.iter().filter(|lease| lease.first_port.is_some_and(is_one)).count();
                 after = page.next;
                 if after.is_none() {
                     break;
@@ -154,14 +155,14 @@ fn a_thousand_leases() {
             // Each of them works.
             for (port, socket) in (20_000..).zip(&sockets).step_by(111) {
                 let (from, to) = (SocketAddr::new(CLIENT_V4.into(), port), SocketAddr::new(SERVER_V4.into(), 9));
-                socket.send(&frame::udp_ip(from, to, b"x")).expect("send");
-                let message = socket.receive(PATIENCE).expect("the lease").expect("a port-unreachable");
+                socket.send(&frame::Tcp::new(frame::SYN, 1, 0).ip(from, to)).expect("send");
+                let message = socket.receive(PATIENCE).expect("the lease").expect("a RST");
                 assert!(message.packet().is_some(), "{message:?}");
             }
             let began = Instant::now();
             drop(sockets);
             wait_for("the end of the leases", PATIENCE, || {
-                service.leases().iter().all(|lease| lease.protocol != "udp").then_some(())
+                service.leases().iter().all(|lease| !lease.first_port.is_some_and(is_one)).then_some(())
             });
             println!("all given back after {:?}", began.elapsed());
         });
@@ -190,37 +191,35 @@ fn a_thousand_leases() {
 fn one_that_never_reads_what_it_is_answered() {
     beside(|_, service| {
         let memory = resident(service.pid());
-        let mut deaf = Vec::new();
-        let describe = br#"{"method":"org.varlink.service.GetInterfaceDescription","parameters":{"interface":"org.crafter.v1"}}"#;
+        let describe =
+            br#"{"method":"org.varlink.service.GetInterfaceDescription","parameters":{"interface":"org.crafter.v1"}}"#;
         let describe = [&describe[..], b"\0"].concat();
-        for _ in 0..4 {
-            let mut client = Raw::connect(&service.socket);
-            client.stream().set_nonblocking(true).expect("a socket that does not block");
-            let (mut calls, mut full) = (0, Instant::now());
-            while full.elapsed() < Duration::from_millis(200) && calls < 100_000 {
-                match client.stream().write(&describe) {
-                    Ok(_) => (calls, full) = (calls + 1, Instant::now()),
-                    Err(_) => std::thread::sleep(Duration::from_millis(5)),
-                }
-            }
-            assert!(calls < 100_000, "its calls are read on and on");
-            deaf.push(client);
-        }
+        let deaf: Vec<Raw> = (0..4).map(|_| call_without_end(service, &describe)).collect();
         // And one that leases without ever taking its descriptors out.
-        let mut greedy = Raw::connect(&service.socket);
-        greedy.stream().set_nonblocking(true).expect("a socket that does not block");
         let wish = raw::call("Lease", &json!({ "interface": "lab0", "protocol": "udp" }));
-        for _ in 0..2000 {
-            if greedy.stream().write(&wish).is_err() {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-        }
+        let greedy = call_without_end(service, &wish);
         let held = service.leases().len();
         let more = resident(service.pid()).saturating_sub(memory);
         println!("{held} leases that nobody takes, {more} KiB more");
         assert!(more < 16 << 10, "{more} KiB more for who does not read");
         info(service);
+        drop((deaf, greedy));
     });
+}
+
+/// Calls until nobody takes it any more, and reads nothing.
+fn call_without_end(service: &Service, call: &[u8]) -> Raw {
+    let mut client = Raw::connect(&service.socket);
+    client.stream().set_nonblocking(true).expect("a socket that does not block");
+    let (mut sent, mut latest) = (0, Instant::now());
+    while latest.elapsed() < Duration::from_millis(300) {
+        match client.stream().write(&call[sent % call.len()..]) {
+            Ok(count) => (sent, latest) = (sent + count, Instant::now()),
+            Err(_) => std::thread::sleep(Duration::from_millis(5)),
+        }
+        assert!(sent < 16 << 20, "its calls are read on and on");
+    }
+    client
 }
 
 #[test]
@@ -241,7 +240,10 @@ fn one_that_never_reads_its_packets() {
             peer.send_to(&[burst as u8], to(port + 1)).expect("a datagram");
             std::thread::sleep(Duration::from_millis(1));
             let message = quick.receive(PATIENCE).expect("the lease").expect("its datagram");
-            assert_eq!((message.packet().and_then(|ip| ip.last().copied()), message.header.lost), (Some(burst as u8), 0));
+            assert_eq!(
+                (message.packet().and_then(|ip| ip.last().copied()), message.header.lost),
+                (Some(burst as u8), 0)
+            );
         }
         let listed = || {
             let leases = service.leases();
@@ -357,11 +359,10 @@ fn one_that_connects_without_end() {
     let serial = Serial::begin();
     let lab = lab();
     let service = Service::start(lab.client(), POLICY);
-    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_client"));
     // Where the program was built, nobody may not get at it.
     let program = service.directory().join("client");
     std::fs::copy(env!("CARGO_BIN_EXE_client"), &program).expect("the program");
-    command = std::process::Command::new(program);
+    let mut command = std::process::Command::new(program);
     command.arg(&service.socket).arg("connect");
     drop_to(&mut command, NOBODY);
     let mut many = Holder::start(&mut command);

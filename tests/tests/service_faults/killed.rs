@@ -128,7 +128,7 @@ fn the_service_is_killed_under_load() {
         state ^= state >> 7;
         state ^= state << 17;
         // From before it is attached to long behind it.
-        let moment = Duration::from_millis(state % 300);
+        let moment = Duration::from_millis(state % 500);
         std::thread::sleep(moment);
         // Halted, it can be looked at; what it has open then is what it dies with.
         service.signal(Signal::SIGSTOP);
@@ -153,7 +153,10 @@ fn the_service_is_killed_under_load() {
             let (error, ended) = client.join().expect("a client");
             let late = ended.saturating_duration_since(killed);
             assert!(late < Duration::from_secs(4), "{what}: told after {late:?}");
-            assert!(matches!(error, Error::Service { .. }), "round {round}, {what}: {error:?}");
+            assert!(
+                matches!(error, Error::Service { .. } | Error::NoService { .. }),
+                "round {round}, {what}: {error:?}"
+            );
         }
         answered += answers.load(Ordering::Relaxed);
         leased += leases.load(Ordering::Relaxed);

@@ -40,8 +40,8 @@ const BROKEN: &str = "[[rule]]\neverybody = 7\nports = [\"x\"]\n";
 /// A packet of a lease is sent and answered: nobody listens on that port.
 fn assert_works(socket: &Socket) {
     let from = SocketAddr::new(CLIENT_V4.into(), socket.leased.first_port.expect("a port"));
-    socket.send(&frame::udp_ip(from, SocketAddr::new(SERVER_V4.into(), 9), b"x")).expect("send");
-    let message = socket.receive(PATIENCE).expect("the lease").expect("a port-unreachable");
+    socket.send(&frame::Tcp::new(frame::SYN, 1, 0).ip(from, SocketAddr::new(SERVER_V4.into(), 9))).expect("send");
+    let message = socket.receive(PATIENCE).expect("the lease").expect("a RST");
     assert!(message.packet().is_some(), "{message:?}");
 }
 
@@ -88,7 +88,7 @@ fn a_policy_that_is_none_changes_nothing() {
     let mut service = Service::start(lab.client(), POLICY);
     assert_eq!(service.stop(), Some(0));
     let (process, lines) = heard(&service, lab.client());
-    let own = lease(&service, ROOT, &call("udp", Some(40_000), None)).expect("a lease");
+    let own = lease(&service, ROOT, &call("tcp", Some(40_000), None)).expect("a lease");
     assert_works(&own);
     for broken in [BROKEN, "[[rule]\n", "[[rule]]\nuser = \"no-such-user-here\"\n", ""] {
         // An empty policy is one: nobody may do anything. Only its file can be missing.
@@ -113,7 +113,7 @@ fn a_policy_that_is_none_changes_nothing() {
         });
         // The former policy: what is leased stays, and what it allows can be leased.
         assert_works(&own);
-        assert_works(&lease(&service, NOBODY, &call("udp", Some(50_000), None)).expect("a lease"));
+        assert_works(&lease(&service, NOBODY, &call("tcp", Some(50_000), None)).expect("a lease"));
     }
     let refused = Raw::connect(&service.socket).call("Info", &json!({}));
     assert!(refused["error"].is_null(), "{refused}");
@@ -127,8 +127,8 @@ fn a_stricter_policy_ends_what_it_refuses() {
     let service = Service::start(lab.client(), POLICY);
     for by_signal in [false, true] {
         let [inside, outside] =
-            [20_000, 40_000].map(|port| lease(&service, ROOT, &call("udp", Some(port), None)).expect("a lease"));
-        let theirs = lease(&service, NOBODY, &call("udp", Some(40_001), None)).expect("a lease");
+            [20_000, 40_000].map(|port| lease(&service, ROOT, &call("tcp", Some(port), None)).expect("a lease"));
+        let theirs = lease(&service, NOBODY, &call("tcp", Some(40_001), None)).expect("a lease");
         service.session(ROOT, async |control| {
             let crafter = Crafter::through(control.into(), INTERFACE).await.expect("the interface");
             let lost = crafter.lease(LeaseRequest::tcp().port(41_000)).await.expect("a lease");
@@ -153,7 +153,7 @@ fn a_stricter_policy_ends_what_it_refuses() {
             assert!(matches!(&error, Err(Error::Service { reason, .. }) if reason.contains("rule")), "{error:?}");
         });
         assert_works(&inside);
-        let refused = lease(&service, ROOT, &call("udp", Some(40_000), None)).map(drop);
+        let refused = lease(&service, ROOT, &call("tcp", Some(40_000), None)).map(drop);
         assert!(matches!(refused, Err(Error::Forbidden { rule: Some(1), .. })), "{refused:?}");
         // The old one again.
         service.write_policy(POLICY);

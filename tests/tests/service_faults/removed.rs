@@ -42,12 +42,12 @@ fn on(interface: &str, call: LeaseCall) -> LeaseCall {
     LeaseCall { interface: Some(interface.to_owned()), ..call }
 }
 
-/// A datagram to a closed port is answered.
+/// A SYN to a closed port is answered.
 fn assert_works(socket: &Socket, (client, server): (Ipv4Addr, Ipv4Addr)) {
     let end = |address, port| SocketAddr::new(IpAddr::V4(address), port);
     let port = socket.leased.first_port.expect("a port");
-    socket.send(&frame::udp_ip(end(client, port), end(server, 9), b"x")).expect("send");
-    let message = socket.receive(PATIENCE).expect("the lease").expect("a port-unreachable");
+    socket.send(&frame::Tcp::new(frame::SYN, 1, 0).ip(end(client, port), end(server, 9))).expect("send");
+    let message = socket.receive(PATIENCE).expect("the lease").expect("a RST");
     assert!(message.packet().is_some(), "{message:?}");
 }
 
@@ -71,10 +71,10 @@ fn an_interface_is_removed_and_comes_again() {
     // What is in the server's namespace, for ip(8) to name it.
     let within = Process::start(lab.server().command("sleep").arg("300"));
     let neighbour = Neighbour::start(lab.client(), &service.socket);
-    let here = lease(&service, ROOT, &call("udp", Some(20_000), None)).expect("a lease");
+    let here = lease(&service, ROOT, &call("tcp", Some(20_000), None)).expect("a lease");
     for round in 0..3 {
         connect(&lab, &within);
-        let there = lease(&service, ROOT, &on(OTHER, call("udp", Some(20_000), None))).expect("a lease");
+        let there = lease(&service, ROOT, &on(OTHER, call("tcp", Some(20_000), None))).expect("a lease");
         assert_works(&there, (CLIENT, SERVER));
         assert_works(&here, (CLIENT_V4, SERVER_V4));
         let without_ports = lease(&service, ROOT, &on(OTHER, call("none", None, None))).expect("a lease");
@@ -106,19 +106,19 @@ fn an_interface_is_removed_and_comes_again() {
         }
         let message = observing.receive(PATIENCE).expect("the end before the end").expect("an end");
         assert!(matches!(message.header.kind, Kind::End { code: Code::InterfaceGone }), "{message:?}");
-        let none = lease(&service, ROOT, &on(OTHER, call("udp", None, None))).map(drop);
+        let none = lease(&service, ROOT, &on(OTHER, call("tcp", None, None))).map(drop);
         assert!(matches!(none, Err(Error::UnknownInterface { .. })), "{none:?}");
         assert_works(&here, (CLIENT_V4, SERVER_V4));
         assert!(service.leases().iter().all(|lease| lease.interface == INTERFACE), "round {round}");
     }
     // Gone while nothing is leased on it, but it is still attached.
     connect(&lab, &within);
-    drop(lease(&service, ROOT, &on(OTHER, call("udp", None, None))).expect("a lease"));
+    drop(lease(&service, ROOT, &on(OTHER, call("tcp", None, None))).expect("a lease"));
     ip(lab.client(), &format!("link delete {OTHER}"));
     connect(&lab, &within);
     // The former one is noticed in a moment.
     std::thread::sleep(std::time::Duration::from_millis(200));
-    let there = lease(&service, ROOT, &on(OTHER, call("udp", Some(20_000), None))).expect("a lease");
+    let there = lease(&service, ROOT, &on(OTHER, call("tcp", Some(20_000), None))).expect("a lease");
     assert_works(&there, (CLIENT, SERVER));
     drop(here);
     neighbour.finish().assert_undisturbed();
