@@ -5,6 +5,7 @@
 mod corpora;
 mod ebpf;
 mod packages;
+mod scapy;
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
@@ -25,7 +26,7 @@ struct Tool {
     purpose: &'static str,
 }
 
-const TOOLS: [Tool; 15] = [
+const TOOLS: [Tool; 17] = [
     tool("capinfos", "wireshark-common", "judges capture files"),
     tool("cc", "build-essential", "links every Rust program"),
     tool("curl", "curl", "peer of the tests and the benchmark"),
@@ -37,6 +38,7 @@ const TOOLS: [Tool; 15] = [
     tool("nginx", "nginx-light", "web server of the tests"),
     tool("pcap-config", "libpcap-dev", "library of capture filters"),
     tool("ps", "procps", "watches the tests' processes"),
+    tool("socat", "socat", "calls the service from a shell in an example"),
     tool("systemd-analyze", "systemd", "judges the units"),
     tool("tcpdump", "tcpdump", "judges what is on the wire"),
     tool("traceroute", "traceroute", "judges the hops of a path"),
@@ -44,8 +46,11 @@ const TOOLS: [Tool; 15] = [
     tool("tshark", "tshark", "judges what is on the wire"),
 ];
 
-/// The one thing that is not a program: a module of the system's Python.
+/// What is no program: modules of the system's Python.
 const SCAPY: Tool = tool("scapy (for /usr/bin/python3)", "python3-scapy", "makes malformed peers");
+
+/// See [`SCAPY`].
+const VENV: Tool = tool("ensurepip (for /usr/bin/python3)", "python3-venv", "installs Scapy from PyPI for tests");
 
 const fn tool(command: &'static str, package: &'static str, purpose: &'static str) -> Tool {
     Tool { command, package, purpose }
@@ -59,6 +64,7 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
     let began = Instant::now();
     ensure()?;
     corpora::ensure(true)?;
+    scapy::ensure(true)?;
     println!("Set-up is complete ({:.1} s).", began.elapsed().as_secs_f32());
     Ok(ExitCode::SUCCESS)
 }
@@ -98,18 +104,33 @@ pub fn corpora() -> Result<PathBuf> {
     corpora::directory()
 }
 
+/// Brings the Python packages of tests up to date; without them, those tests take what Debian has.
+pub fn ensure_scapy(again: bool) {
+    if let Err(error) = scapy::ensure(again) {
+        println!("    going on without: {error:#}");
+    }
+}
+
+/// Where they are; `None`: they are not.
+pub fn scapy_packages() -> Option<PathBuf> {
+    scapy::packages()
+}
+
 fn missing_tools() -> Vec<Tool> {
     let mut missing: Vec<Tool> = TOOLS.into_iter().filter(|tool| sh::find(tool.command).is_none()).collect();
-    if !has_scapy() {
+    if !has_module("scapy") {
         missing.push(SCAPY);
+    }
+    if !has_module("ensurepip") {
+        missing.push(VENV);
     }
     missing
 }
 
-fn has_scapy() -> bool {
-    // Finds the module without the second that loading it takes.
-    let find = "import importlib.util as u, sys; sys.exit(u.find_spec('scapy') is None)";
-    sh::output(Command::new("/usr/bin/python3").args(["-c", find])).is_ok()
+fn has_module(name: &str) -> bool {
+    // Finds the module without the second that loading Scapy takes.
+    let find = "import importlib.util as u, sys; sys.exit(u.find_spec(sys.argv[1]) is None)";
+    sh::output(Command::new("/usr/bin/python3").args(["-c", find, name])).is_ok()
 }
 
 /// For a host whose packages set-up does not know.

@@ -27,6 +27,7 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
     let args = args.as_slice();
     setup::ensure()?;
     setup::ensure_corpora(false);
+    setup::ensure_scapy(false);
     let mut sum = Sum::default();
     if args.is_empty() {
         check_source(&mut sum)?;
@@ -172,11 +173,13 @@ fn run_tests(program: &TestProgram, args: &[String], marker: &str, sum: &mut Sum
     let crafter = sh::release_directory().join("crafter");
     // This user's, not root's.
     let corpora = setup::corpora()?;
+    let scapy = setup::scapy_packages().unwrap_or_default();
     let variables = [
         (host::MARKER, marker),
         // As cargo test has it.
         ("CARGO_MANIFEST_DIR", package.as_ref()),
         ("CRAFTER_CORPORA", &corpora.to_string_lossy()),
+        ("CRAFTER_SCAPY", &scapy.to_string_lossy()),
         ("CRAFTER_BIN", &crafter.to_string_lossy()),
         ("RUST_BACKTRACE", "1"),
     ];

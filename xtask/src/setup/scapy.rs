@@ -1,0 +1,102 @@
+//! Scapy from PyPI with crafter-scapy, in a virtual environment beside what cargo builds: that is what users have.
+//! Where PyPI is out of reach, tests take Debian's Scapy, and a note says so.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::sh;
+
+/// The version that tests are run with.
+const VERSION: &str = "2.8.0";
+
+/// How often pip is tried.
+const TRIES: u32 = 3;
+
+/// Of the system, so that other users can run it, too.
+const PYTHON: &str = "/usr/bin/python3";
+
+/// The virtual environment.
+pub fn directory() -> PathBuf {
+    sh::release_directory().with_file_name("scapy")
+}
+
+/// Where its packages are, as users other than this one import them; `None`: it is not there.
+pub fn packages() -> Option<PathBuf> {
+    let library = directory().join("lib");
+    let versions = fs::read_dir(library).ok()?.flatten().map(|entry| entry.path().join("site-packages"));
+    versions.into_iter().find(|packages| packages.join("crafter_scapy").is_dir())
+}
+
+/// Makes it, or brings it up to date; only if `again` after it could not be had before.
+pub fn ensure(again: bool) -> Result<()> {
+    let note = directory().with_extension("missing");
+    if is_current() || (note.exists() && !again) {
+        return Ok(());
+    }
+    sh::step(&format!("Scapy {VERSION} from PyPI, with crafter-scapy"));
+    match install() {
+        Ok(()) if note.exists() => Ok(fs::remove_file(note)?),
+        Ok(()) => Ok(()),
+        Err(error) => {
+            println!("    going on with Debian's Scapy, on which the tests of crafter-scapy run then: {error:#}");
+            println!("    when PyPI is in reach, `cargo xtask setup` tries again");
+            fs::create_dir_all(note.parent().context("a directory for the note")?)?;
+            Ok(fs::write(note, format!("{error:#}\n"))?)
+        }
+    }
+}
+
+/// Whether Scapy is there in this version, and crafter-scapy as it is in the source.
+fn is_current() -> bool {
+    let Some(packages) = packages() else { return false };
+    packages.join(format!("scapy-{VERSION}.dist-info")).is_dir()
+        && files(&source().join("crafter_scapy")).is_ok_and(|files| {
+            files.iter().all(|file| {
+                let installed = file.file_name().map(|name| packages.join("crafter_scapy").join(name));
+                installed.is_some_and(|installed| fs::read(installed).ok() == fs::read(file).ok())
+            })
+        })
+}
+
+fn source() -> PathBuf {
+    sh::workspace().join("crafter/python")
+}
+
+fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let paths = fs::read_dir(folder)?.flatten().map(|entry| entry.path());
+    Ok(paths.filter(|path| path.extension().is_some_and(|ending| ending == "py")).collect())
+}
+
+fn install() -> Result<()> {
+    if packages().is_none() {
+        sh::run_quietly(Command::new(PYTHON).args(["-m", "venv", "--clear"]).arg(directory()))
+            .context("a virtual environment cannot be made (Debian has the module in python3-venv)")?;
+    }
+    let scapy = format!("scapy=={VERSION}");
+    pip(&[&scapy])?;
+    // What is installed may be of the same version and older.
+    pip(&["--force-reinstall", "--no-deps", &source().to_string_lossy()])?;
+    if !is_current() {
+        bail!("pip has installed something else than what is in {}", source().display());
+    }
+    Ok(())
+}
+
+fn pip(args: &[&str]) -> Result<()> {
+    let mut tried = 1;
+    loop {
+        println!("    pip install {}", args.join(" "));
+        let mut pip = Command::new(directory().join("bin/python"));
+        pip.args(["-m", "pip", "install", "--quiet", "--no-input"]).args(args);
+        match sh::run_quietly(&mut pip) {
+            Ok(()) => return Ok(()),
+            Err(error) if tried == TRIES => return Err(error.context(format!("pip install {}", args.join(" ")))),
+            Err(_) => std::thread::sleep(Duration::from_secs(2 * u64::from(tried))),
+        }
+        tried += 1;
+    }
+}
