@@ -91,7 +91,7 @@ fn the_tutorial_runs_as_nobody_with_one_line_added() {
     let service = Service::start(lab.client(), &policy());
     for ends in ENDS {
         let (client, server) = ends;
-        let page = curl(&lab, server, nginx.small.path, 500);
+        let page = curl(&lab, server, nginx.small.path, 100);
         let capture = capture(&lab, ends);
         let mut command = service.command(lab.client(), PYTHON);
         packages.give(&mut command).arg(&script).arg(server.to_string()).arg(nginx.small.path);
@@ -166,7 +166,7 @@ fn what_is_refused_is_told() {
         ("privileged|PolicyError|1|", "set sport"),
         ("foreign|PolicyError|1|", "foreign_sources"),
         ("frames|PolicyError|1|", "raw_ethernet"),
-        ("taken|PortTaken|None|", "python3"),
+        ("taken|PortTaken|None|", "is taken"),
     ];
     assert_eq!(lines.len(), expected.len(), "{said}");
     for (line, (begin, word)) in lines.iter().zip(expected) {

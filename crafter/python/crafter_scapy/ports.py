@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, deque
 
 from . import errors
 from .lease import END, PACKET, REFUSAL
@@ -37,6 +37,8 @@ class Ports:
         self.lock = threading.RLock()
         #: Sockets with an error that their thread has not been told yet.
         self.failed = []
+        #: Leases of sockets that were forgotten, not closed.
+        self.orphans = deque()
         self._leases = {}
         self._by_descriptor = {}
         self._sockets = weakref.WeakSet()
@@ -163,6 +165,8 @@ class Ports:
     def open(self, reader):
         """Takes up a socket: it gets what comes from now on."""
         with self.lock:
+            while self.orphans:
+                self.drop(self.orphans.popleft())
             for lease in list(self._leases.values()):
                 # What came before is for those that are open already.
                 while len(self._read(lease)) > 0:
@@ -297,7 +301,8 @@ class Ports:
             lease.close()
         for reader in list(self._sockets):
             reader.forked()
-        for kept in (self._leases, self._by_descriptor, self._datagrams, self._ways, self.failed):
+        for kept in (self._leases, self._by_descriptor, self._datagrams, self._ways, self.failed,
+                     self.orphans):
             kept.clear()
         self._sockets = weakref.WeakSet()
 

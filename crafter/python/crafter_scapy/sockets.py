@@ -2,7 +2,6 @@
 
 import os
 import select
-import sys
 import threading
 import time
 from collections import deque
@@ -132,6 +131,9 @@ class ServiceSocket(SuperSocket):
     def forked(self):
         """In a child process: of no use any more."""
         self.closed = True
+        self._close_descriptors()
+
+    def _close_descriptors(self):
         self._epoll.close()
         os.close(self._wake_read)
         os.close(self._wake_write)
@@ -344,18 +346,16 @@ class ServiceSocket(SuperSocket):
             self.closed = True
             self.ports.close(self)
             self._queue.clear()
-            self._epoll.close()
-            os.close(self._wake_read)
-            os.close(self._wake_write)
+            self._close_descriptors()
         self._failure = failure
 
     def __del__(self):
-        if self.closed or sys.is_finalizing():
+        # Runs wherever Python collects garbage, also within this package: it takes no lock and asks nobody.
+        if self.closed:
             return
-        try:
-            self.close()
-        except errors.CrafterError as error:
-            log.warning("%s", error)
+        self.forked()
+        if self._failure is not None:
+            log.warning("%s", self._failure)
 
 
 def _raise_of_this_thread():
@@ -466,6 +466,11 @@ class _L2(ServiceSocket):
         if self._observed is not None:
             self.ports.drop(self._observed)
         super()._tear_down()
+
+    def __del__(self):
+        if not self.closed and self._observed is not None:
+            self.ports.orphans.append(self._observed)
+        super().__del__()
 
 
 class L2ListenServiceSocket(_L2):

@@ -120,6 +120,10 @@ class Service:
         return {"lease": number, "socket": 0, "interface": parameters.get("interface"), "index": 1,
                 "first_port": port, "last_port": port, "mtu": 1500, "mode": "native"}
 
+    def on_Observe(self, parameters, descriptors):
+        reply = self.on_Lease({"protocol": "observe", "port": 65535, **parameters}, descriptors)
+        return {**reply, "link_type": 1}
+
     def on_Release(self, parameters, _):
         if parameters["lease"] not in self.leases:
             raise KeyError("NoSuchLease", {"lease": parameters["lease"], "message": "no such lease"})

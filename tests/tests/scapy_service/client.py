@@ -9,3 +9,5 @@ while b"\r\n\r\n" not in data or len(data) < data.index(b"\r\n\r\n") + 4 + lengt
     data += link.recv().load
 page = data[data.index(b"\r\n\r\n") + 4:]
 print(hashlib.sha256(page).hexdigest(), len(page), "%.1f s" % (time.monotonic() - began), flush=True)
+# Not left to the end of the interpreter, which stops the automaton's thread first and then waits for it.
+link.close()

@@ -9,7 +9,7 @@ ack = IPX(dst=sys.argv[1])/TCP(sport=synack.dport, dport=80, flags="A", seq=syna
 send(ack)
 get = ack.copy()
 get[TCP].flags = "PA"
-get = get/("GET %s HTTP/1.0\r\nRange: bytes=0-499\r\n\r\n" % sys.argv[2])
+get = get/("GET %s HTTP/1.0\r\nRange: bytes=0-99\r\n\r\n" % sys.argv[2])
 ans, unans = sr(get, multi=True, timeout=1)
 parts = {reply[TCP].seq: reply[Raw].load for _, reply in ans if Raw in reply}
 page = b"".join(parts[seq] for seq in sorted(parts)).split(b"\r\n\r\n", 1)[1]
