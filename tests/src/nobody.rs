@@ -42,13 +42,18 @@ pub struct Service {
 impl Service {
     /// Starts it in `namespace` with a policy of this text, for [`GROUP`].
     pub fn start(namespace: &NetNs, policy: &str) -> Self {
+        Self::start_with(namespace, policy, &[])
+    }
+
+    /// As [`start`](Self::start), with more options.
+    pub fn start_with(namespace: &NetNs, policy: &str, options: &[&str]) -> Self {
         let directory = open_directory("crafter-serve-");
         let path = |name: &str| directory.path().join(name);
         fs::write(path("policy.toml"), policy).expect("a policy");
         let errors = fs::File::create(path("log")).expect("a log");
         let mut command = namespace.command(crafter());
         command.args(["serve", "--group", &GROUP.to_string(), "--socket"]).arg(path("crafter.sock"));
-        command.arg("--policy").arg(path("policy.toml")).stdout(Stdio::null()).stderr(errors);
+        command.arg("--policy").arg(path("policy.toml")).args(options).stdout(Stdio::null()).stderr(errors);
         let service = Self { process: Process::start(&mut command), directory };
         wait_for("the service's socket", Duration::from_secs(20), || {
             service.socket().exists().then_some(()).or_else(|| {

@@ -24,6 +24,7 @@ const LINE: &str = "import crafter_scapy; crafter_scapy.install()\n";
 const TUTORIAL: &str = include_str!("scapy_service/tutorial.py");
 const CLIENT: &str = include_str!("scapy_service/client.py");
 const REFUSALS: &str = include_str!("scapy_service/refusals.py");
+const FRAMES: &str = include_str!("scapy_service/frames.py");
 
 /// That of the shipped policy, for the tests' group, and somebody who is denied.
 fn policy() -> String {
@@ -173,6 +174,22 @@ fn what_is_refused_is_told() {
         assert!(line.starts_with(begin) && line.contains(word), "{line} is not {begin}...{word}");
     }
     service.stop();
+}
+
+/// Each packet once: what is leased is not observed as well, whatever the hook.
+#[test]
+fn frames_and_what_is_not_leased_where_the_policy_grants_them() {
+    let lab = lab();
+    let packages = Packages::copy();
+    let script = packages.write("frames.py", &format!("{LINE}{FRAMES}"));
+    let granted = policy() + "raw_ethernet = true\nobserve = true\nbroadcast = true\n";
+    for attach in ["native", "generic", "tc"] {
+        let service = Service::start_with(lab.client(), &granted, &["--attach", attach]);
+        let mut command = service.command(lab.client(), PYTHON);
+        packages.give(&mut command).arg(&script).arg(ENDS[0].1.to_string()).arg(INTERFACE);
+        assert_eq!(run(&mut command), "arp True\nsrp RA\nsniff RA S\n", "{attach}");
+        service.stop();
+    }
 }
 
 #[test]

@@ -190,6 +190,9 @@ class Exchanges(unittest.TestCase):
 
     def test_a_socket_that_is_forgotten_leaves_nothing(self):
         self.service.rule["observe"] = True
+        send(IP(src=NEAR, dst=FAR) / UDP(sport=5000, dport=7777))
+        crafter_scapy.release()
+        self.wait(lambda: not self.service.leases)
         before = len(os.listdir("/proc/self/fd"))
         for _ in range(3):
             one = conf.L2listen(iface="lo")
