@@ -93,7 +93,7 @@ pub struct Nginx {
     pub small: Page,
     /// One that takes some four seconds under `/slow/`.
     pub medium: Page,
-    /// The 100 MB.
+    /// The 100 MB, or as many as were asked for.
     pub big: Option<Page>,
 }
 
@@ -111,7 +111,8 @@ impl Nginx {
         Self::with(server, Some(BIG))
     }
 
-    fn with(server: &NetNs, big: Option<u64>) -> Self {
+    /// With a big page of so many bytes.
+    pub fn with(server: &NetNs, big: Option<u64>) -> Self {
         let directory = TempDir::with_prefix("crafter-nginx-").expect("a directory for nginx");
         let root = directory.path();
         fs::create_dir(root.join("www")).expect("a directory for pages");

@@ -75,12 +75,10 @@ impl Service {
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).expect("let others in");
         let [socket, file, binary] =
             ["crafter.sock", "crafter.toml", "crafter"].map(|name| directory.path().join(name));
-        let built = built();
-        // Where it was built, others may not get at it.
-        fs::hard_link(&built, &binary).or_else(|_| fs::copy(&built, &binary).map(drop)).expect("crafter's program");
+        place(&built(), &binary);
         fs::write(&file, policy).expect("a policy");
         let namespace = namespace.try_clone().expect("the namespace again");
-        let process = spawn(&namespace, &binary, &socket, &file, arguments);
+        let process = spawn(&namespace, &directory, &binary, &socket, &file, arguments);
         Self { process, namespace, directory, socket, policy: file, binary }
     }
 
@@ -92,6 +90,20 @@ impl Service {
     /// The directory of its socket and policy, which everybody may enter.
     pub fn directory(&self) -> &Path {
         self.directory.path()
+    }
+
+    /// What it has logged, its audit records among it; shown where a test fails.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.directory.path().join(LOG)).expect("its log")
+    }
+
+    /// Another program of the tests, where everybody may run it.
+    pub fn place(&self, program: &Path) -> PathBuf {
+        let there = self.directory.path().join(program.file_name().expect("a program"));
+        if !there.exists() {
+            place(program, &there);
+        }
+        there
     }
 
     /// The namespace that it is in.
@@ -120,7 +132,7 @@ impl Service {
 
     /// Starts it again, after it has ended.
     pub fn restart(&mut self) {
-        self.process = spawn(&self.namespace, &self.binary, &self.socket, &self.policy, &[]);
+        self.process = spawn(&self.namespace, &self.directory, &self.binary, &self.socket, &self.policy, &[]);
     }
 
     /// Changes the text of its policy, which is read by SIGHUP or by `Reload`.
@@ -172,6 +184,24 @@ impl Service {
     }
 }
 
+impl Drop for Service {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log();
+            let last: Vec<&str> = log.lines().rev().take(30).collect();
+            println!("The service's log ends with:\n{}", last.into_iter().rev().collect::<Vec<_>>().join("\n"));
+        }
+    }
+}
+
+/// The log of a service, in its directory.
+const LOG: &str = "log";
+
+/// Where it was built, others may not get at it.
+fn place(built: &Path, there: &Path) {
+    fs::hard_link(built, there).or_else(|_| fs::copy(built, there).map(drop)).expect("a program for everybody");
+}
+
 /// The program that was built beside the tests.
 ///
 /// # Panics
@@ -183,10 +213,18 @@ pub fn built() -> PathBuf {
     found.expect("no program crafter beside the tests: `cargo build --release -p crafter` makes it")
 }
 
-fn spawn(namespace: &NetNs, binary: &Path, socket: &Path, policy: &Path, arguments: &[&str]) -> Process {
+fn spawn(
+    namespace: &NetNs,
+    directory: &TempDir,
+    binary: &Path,
+    socket: &Path,
+    policy: &Path,
+    arguments: &[&str],
+) -> Process {
+    let log = fs::File::options().create(true).append(true).open(directory.path().join(LOG)).expect("a log");
     let mut command = namespace.command(binary);
     command.args(["serve", "--everybody", "--socket"]).arg(socket).arg("--policy").arg(policy).args(arguments);
-    let mut process = Process::start(command.stdout(Stdio::null()));
+    let mut process = Process::start(command.stdout(Stdio::null()).stderr(log));
     wait_for("the service's answer", START, || {
         assert!(process.0.try_wait().expect("its state").is_none(), "the service ended");
         std::os::unix::net::UnixStream::connect(socket).ok()

@@ -20,9 +20,8 @@ use crafter::{
 use crafter_tests::{
     frame::{self, SYN, Tcp, V4, udp_ip},
     judge::{Capture, Packet},
-    peer::wait_for,
     service::{PATIENCE, ROOT, Service, Socket, Who},
-    stage::{lab, run},
+    stage::lab,
     wire::mac,
 };
 
@@ -38,7 +37,7 @@ struct Row {
     name: &'static str,
     /// What refuses.
     verdict: &'static str,
-    /// The rule's lines that refuse, and those that allow. `{n}` stands for the number of the try.
+    /// The rule's lines that refuse, and those that allow. `{n}` stands for the number of the try, `{port}` for its port.
     rules: [&'static str; 2],
     /// Leases, the last of which sends. Where nothing is sent, it is the last of them that is refused.
     leases: fn(u8) -> Vec<LeaseCall>,
@@ -90,10 +89,6 @@ fn local(n: u8) -> SocketAddr {
 /// A SYN from the lease's port to port 80 of its destination.
 fn syn(_: &Stage, n: u8) -> Vec<Sent> {
     vec![segment(local(n), SocketAddr::new(far(n), 80))]
-}
-
-fn syn_to(to: IpAddr, n: u8) -> Vec<Sent> {
-    vec![segment(local(n), SocketAddr::new(to, 80))]
 }
 
 /// A datagram that may be sent to groups.
@@ -153,8 +148,8 @@ const ROWS: &[Row] = &[
     Row {
         name: "ports, the end of a range",
         verdict: "port",
-        rules: ["ports = [\"50000-51023\"]", "ports = [\"50000-52000\"]"],
-        leases: |n| vec![LeaseCall { last_port: Some(1024 + 50_000), ..ported("tcp", port(n)) }],
+        rules: ["ports = [\"50000-{port}\"]", "ports = [\"50000-{port}\", \"50000-52000\"]"],
+        leases: |n| vec![LeaseCall { last_port: Some(u64::from(port(n)) + 1), ..ported("tcp", port(n)) }],
         packets: none,
     },
     Row {
@@ -512,7 +507,7 @@ fn every_word_refuses_and_allows() {
         for (is_allowed, rule) in row.rules.iter().enumerate() {
             let n = (at * 2 + is_allowed) as u8 + 2;
             let who = Who { user: 70_000 + u32::from(n), group: 54_321 };
-            let lines = rule.replace("{n}", &n.to_string());
+            let lines = rule.replace("{n}", &n.to_string()).replace("{port}", &port(n).to_string());
             reload(&service, &policy(&format!("user = {}", who.user), &lines));
             let (sent, not_sent) = service.session(who, async |control| attempt(row, &stage, n, &control).await);
             assert_eq!(not_sent.is_empty(), is_allowed == 1 || sent.is_empty() && not_sent.is_empty(), "{}", row.name);
@@ -584,19 +579,17 @@ fn observing() {
     assert_forbidden(&refused.expect_err("observing"), Some(2), "observe", "observe");
 
     reload(&service, &policy("user = 70000", "observe = true"));
-    let (seen, came) = service.session(me, async |control| {
+    // It stays a socket of the server, whoever uses it.
+    let other = lab.server().run(|| std::net::UdpSocket::bind("0.0.0.0:0")).expect("enter the server").expect("bind");
+    let came = other.local_addr().expect("its address").port();
+    let seen = service.session(me, async |control| {
         let (observing, mut fds) = control.call_for_descriptors(&call).await.expect("observe");
         assert_eq!(observing.link_type, 1, "Ethernet");
         let socket = Socket { leased: Default::default(), fd: fds.remove(0) };
-        let send = || {
-            let socket = std::net::UdpSocket::bind("0.0.0.0:0").expect("a socket");
-            socket.send_to(b"seen by others", (CLIENT_V4, 7777)).expect("send");
-            socket.local_addr().expect("its address").port()
-        };
-        let port = lab.server().run(send).expect("enter the server");
+        other.send_to(b"seen by others", (CLIENT_V4, 7777)).expect("send");
         let message = socket.receive(PATIENCE).expect("the socket").expect("a frame");
         // A frame: behind 14 bytes of Ethernet and 20 of IPv4, the source port of UDP.
-        (message.packet().expect("a frame").to_vec(), port)
+        message.packet().expect("a frame").to_vec()
     });
     assert_eq!(seen[12..15], [8, 0, 0x45]);
     assert_eq!(seen[34..36], came.to_be_bytes());
