@@ -13,7 +13,8 @@ fn main() -> ExitCode {
         Err(error) => return cli::print::usage(&error),
     };
     cli::logger::start(cli.globals.log);
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    // Sockets are looked at often: the service keeps its thread awake while packets come.
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().event_interval(4).build() {
         Ok(runtime) => runtime,
         Err(error) => {
             cli::print::error(&anyhow::Error::new(error).context("cannot start the async runtime"));

@@ -112,7 +112,7 @@ async fn take(service: &Rc<Service>, caller: &Caller, wanted: &Wanted) -> Result
     let address = local_address(&policy, caller, wanted, &interface, &host, preferred)?;
     let usage = service.users.of(caller.subject.user);
     let ports = match &wanted.ports {
-        Ports::None | Ports::Free => None,
+        Ports::None | Ports::Free(_) => None,
         Ports::These(ports) => Some(ports.clone()),
     };
     let grant_for = |ports: RangeInclusive<u16>| -> Result<(Grant, Charge), Decision> {
@@ -139,12 +139,14 @@ async fn take(service: &Rc<Service>, caller: &Caller, wanted: &Wanted) -> Result
         }
         (Some(transport), None) => {
             let allowed: Vec<_> = rule.ports.ranges().collect();
+            let count = if let Ports::Free(count) = &wanted.ports { *count } else { 1 };
             let mut tries = 0;
             loop {
-                let port = pick(&allowed).ok_or(Decision { rule: Some(rule.number), verdict: Verdict::Port })?;
-                let (grant, charge) = grant_for(port..=port)?;
+                let ports =
+                    pick(&allowed, count).ok_or(Decision { rule: Some(rule.number), verdict: Verdict::Port })?;
+                let (grant, charge) = grant_for(ports.clone())?;
                 tries += 1;
-                match obtain(transport, port..=port).await {
+                match obtain(transport, ports).await {
                     Ok(lease) => break (Some(lease), grant, charge),
                     Err(Error::PortTaken { .. }) if tries < PICKS => {}
                     Err(error) => return Err(error.into()),
@@ -268,7 +270,8 @@ struct Wanted {
 
 enum Ports {
     None,
-    Free,
+    /// So many in a row.
+    Free(u16),
     These(RangeInclusive<u16>),
 }
 
@@ -286,7 +289,8 @@ impl Wanted {
         let ports = match (transport, call.port, call.last_port) {
             (None, None, None) => Ports::None,
             (None, ..) => return Err(Error::invalid("port", "protocol none has no ports")),
-            (_, None, None) => Ports::Free,
+            (_, None, None) => Ports::Free(call.count.map_or(Ok(1), |count| port("count", count))?),
+            _ if call.count.is_some() => return Err(Error::invalid("count", "it is for free ports, without port")),
             (_, None, Some(_)) => return Err(Error::invalid("port", "the first one of the range is missing")),
             (_, Some(first), last) => Ports::These(port("port", first)?..=port("last_port", last.unwrap_or(first))?),
         };
@@ -381,12 +385,14 @@ fn local_address(
     }
 }
 
-/// A port of those allowed: a dynamic one where the policy has some, at random (RFC 6056 section 3.1).
-fn pick(allowed: &[RangeInclusive<u16>]) -> Option<u16> {
+/// So many ports in a row of those allowed: dynamic ones where the policy has some, at random (RFC 6056 section 3.1).
+fn pick(allowed: &[RangeInclusive<u16>], count: u16) -> Option<RangeInclusive<u16>> {
     let within = |bounds: &RangeInclusive<u16>| -> Vec<RangeInclusive<u16>> {
         let cut =
             |range: &RangeInclusive<u16>| (*range.start()).max(*bounds.start())..=(*range.end()).min(*bounds.end());
-        allowed.iter().map(cut).filter(|range| !range.is_empty()).collect()
+        // Where the first of them may be.
+        let first = |range: RangeInclusive<u16>| Some(*range.start()..=range.end().checked_sub(count - 1)?);
+        allowed.iter().map(cut).filter_map(first).filter(|range| !range.is_empty()).collect()
     };
     let mut ranges = within(&DYNAMIC);
     if ranges.is_empty() {
@@ -396,7 +402,10 @@ fn pick(allowed: &[RangeInclusive<u16>]) -> Option<u16> {
     let mut place = getrandom::u32().ok()?.checked_rem(total)?;
     for range in ranges {
         match place.checked_sub(range.len() as u32) {
-            None => return Some(range.start() + place as u16),
+            None => {
+                let first = range.start() + place as u16;
+                return Some(first..=first + (count - 1));
+            }
             Some(rest) => place = rest,
         }
     }

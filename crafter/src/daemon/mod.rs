@@ -54,6 +54,9 @@ const CONNECTIONS_OF_USER: usize = 512;
 /// How often the audit log tells of refusals that it only counted.
 const SETTLE: Duration = Duration::from_secs(5);
 
+/// How long to stay awake for the next packet.
+const LINGER: Duration = Duration::from_micros(50);
+
 /// How long clients may take to notice that the service stops.
 const STOPPING: Duration = Duration::from_millis(50);
 
@@ -92,6 +95,7 @@ async fn run(options: ServeOptions, listener: UnixListener, status: Notifier) ->
     if !service.options.without_filter {
         seccomp::install()?;
     }
+    spawn_local(linger(service.clone()));
     let rules = service.policy().rules().len();
     service.record(&Record::Start { version: env!("CARGO_PKG_VERSION"), rules });
     status.ready("serving");
@@ -137,6 +141,23 @@ async fn run(options: ServeOptions, listener: UnixListener, status: Notifier) ->
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     Ok(())
+}
+
+/// Keeps the thread awake for a moment behind each packet: the next one is mostly under way already, and to sleep and
+/// be woken takes longer than it takes to come.
+async fn linger(service: Rc<Service>) {
+    loop {
+        service.busy.notified().await;
+        let mut seen = service.activity.get();
+        let mut until = Instant::now() + LINGER;
+        while Instant::now() < until {
+            tokio::task::yield_now().await;
+            let now = service.activity.get();
+            if now != seen {
+                (seen, until) = (now, Instant::now() + LINGER);
+            }
+        }
+    }
 }
 
 fn accept(service: &Rc<Service>, stream: tokio::net::UnixStream) {

@@ -58,6 +58,10 @@ pub(super) struct Service {
     /// Microseconds since 1970.
     pub(super) started: u64,
     pub(super) audit: Audit,
+    /// Batches of packets that clients have sent.
+    pub(super) activity: Cell<u64>,
+    /// Notified of them.
+    pub(super) busy: Notify,
 }
 
 impl Service {
@@ -84,6 +88,8 @@ impl Service {
             quiet: Notify::new(),
             started: now_us(),
             audit: Audit::open()?,
+            activity: Cell::new(0),
+            busy: Notify::new(),
         }))
     }
 

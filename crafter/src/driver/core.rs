@@ -344,7 +344,7 @@ impl KernelSide {
         count += ring.drain(|header, packet| {
             let cut = header.captured < header.length;
             let reason = Reason::ALL.get(header.reason as usize).copied().unwrap_or(Reason::Copied);
-            let meta = Meta { timestamp: Some(header.timestamp), cut, reason };
+            let meta = Meta { timestamp: Some(header.timestamp), cut, reason, checksum: None };
             if reason.is_ingress() {
                 table.handle_packet(now, packet, meta);
             } else {

@@ -39,6 +39,8 @@ const PICKS: u32 = 1000;
 pub enum PortChoice {
     /// A free one from 49152 to 65535.
     Free,
+    /// So many free ones in a row, from the same range.
+    FreeRange(u16),
     /// This one.
     Exact(u16),
     /// All of these.
@@ -197,6 +199,7 @@ impl Lease {
                 vec![reservation]
             }
             PortChoice::Free => vec![reserve::reserve_free(request.transport, address, DYNAMIC, ifindex)?],
+            PortChoice::FreeRange(count) => Self::reserve_row(request.transport, address, *count, ifindex)?,
             PortChoice::Exact(0) => return Err(Error::invalid("port", "0 cannot be leased; 1 to 65535 can")),
             PortChoice::Exact(port) => vec![reserve::reserve(request.transport, address, *port, ifindex)?],
             PortChoice::Range(range) if range.is_empty() || *range.start() == 0 => {
@@ -233,6 +236,24 @@ impl Lease {
             arrived,
         };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Reserves so many free ports in a row.
+    fn reserve_row(transport: Transport, address: IpAddr, count: u16, ifindex: u32) -> Result<Vec<Reservation>> {
+        let Some(last) = DYNAMIC.end().checked_sub(count.max(1) - 1).filter(|last| last >= DYNAMIC.start()) else {
+            return Err(Error::invalid("ports", format_args!("there are no {count} ports from 49152 on")));
+        };
+        let places = u32::from(last - DYNAMIC.start()) + 1;
+        let mut result = Err(Error::invalid("ports", "no random numbers are had"));
+        for _ in 0..PICKS {
+            let Ok(random) = getrandom::u32() else { break };
+            let first = DYNAMIC.start() + (random % places) as u16;
+            result = reserve::reserve_range(transport, address, first..=first + (count.max(1) - 1), ifindex);
+            if !matches!(result, Err(Error::PortTaken { .. })) {
+                break;
+            }
+        }
+        result
     }
 
     /// Has the service give the ports.

@@ -343,6 +343,27 @@ impl Crafter {
         Transmitted { sent, refused, error }
     }
 
+    /// Looks for what comes, for at most so long, without giving the processor away: to sleep and to be woken takes
+    /// longer than the service does. Whether something came; at once no, where there is no service.
+    pub(crate) fn look(&self, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
+        loop {
+            let now = Instant::now();
+            let mut core = self.shared.lock();
+            if matches!(core.side, Side::Kernel(_)) {
+                return false;
+            }
+            if core.drain(now) > 0 {
+                return true;
+            }
+            drop(core);
+            if now >= until {
+                return false;
+            }
+            std::hint::spin_loop();
+        }
+    }
+
     /// Moves all that has come to gathered leases to `sink`.
     ///
     /// # Errors

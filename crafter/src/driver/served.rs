@@ -25,7 +25,7 @@ use crate::{
     policy::{Outgoing, PacketPorts},
     service::{
         Control,
-        record::{CUT, Came, Code, Header, Kind},
+        record::{CUT, Came, Code, Header, Kind, checksum_of},
         wire::{LeaseCall, Leased},
     },
 };
@@ -342,7 +342,12 @@ impl Served {
                 Kind::Packet { came, flags } => {
                     self.came[came as usize] += 1;
                     let reason = came.reason();
-                    let meta = Meta { timestamp: Some(header.time_ns), cut: flags & CUT != 0, reason };
+                    let meta = Meta {
+                        timestamp: Some(header.time_ns),
+                        cut: flags & CUT != 0,
+                        reason,
+                        checksum: Some(checksum_of(flags)),
+                    };
                     if reason.is_ingress() {
                         table.handle_packet(now, rest, meta);
                     } else {
@@ -418,7 +423,7 @@ pub(crate) fn call(
     terms: Terms,
 ) -> LeaseCall {
     let (first, last) = match port {
-        PortChoice::Free => (None, None),
+        PortChoice::Free | PortChoice::FreeRange(_) => (None, None),
         PortChoice::Exact(port) => (Some(*port), None),
         PortChoice::Range(range) => (Some(*range.start()), Some(*range.end())),
     };
@@ -428,6 +433,7 @@ pub(crate) fn call(
         address: address.map(|address| address.to_string()),
         port: first.map(u64::from),
         last_port: last.map(u64::from),
+        count: if let PortChoice::FreeRange(count) = port { Some(u64::from(*count)) } else { None },
         observe: Some(terms.observe),
         suppress: Some(terms.suppress),
         report: Some(terms.report),

@@ -35,11 +35,14 @@ pub(crate) struct Meta {
     pub(crate) cut: bool,
     /// How it came here.
     pub(crate) reason: Reason,
+    /// What its checksums are worth, if somebody has verified them.
+    pub(crate) checksum: Option<Checksum>,
 }
 
 impl Meta {
     /// All that is known of an AF_XDP frame.
-    pub(crate) const REDIRECTED: Self = Self { timestamp: None, cut: false, reason: Reason::Redirected };
+    pub(crate) const REDIRECTED: Self =
+        Self { timestamp: None, cut: false, reason: Reason::Redirected, checksum: None };
 }
 
 /// A packet for a lease.
@@ -317,7 +320,7 @@ impl Table {
             self.stats.fragments += 1;
             if let Some(whole) = self.reassembler.handle(now, ip) {
                 self.stats.reassembled += 1;
-                self.handle_whole(now, &whole, meta);
+                self.handle_whole(now, &whole, Meta { checksum: None, ..meta });
             }
         } else {
             self.handle_whole(now, ip, meta);
@@ -332,7 +335,7 @@ impl Table {
             Protocol::Tcp => {
                 let ends = (flow.destination, flow.source);
                 if let Some(&id) = self.by_flow.get(&ends) {
-                    return self.handle_segment(now, id, ip);
+                    return self.handle_segment(now, id, ip, meta);
                 }
                 self.deliver(Transport::Tcp, flow.destination, ip, meta);
             }
@@ -341,8 +344,9 @@ impl Table {
         }
     }
 
-    fn handle_segment(&mut self, now: Instant, id: u32, ip: &[u8]) {
-        if checksum::verify(ip, self.accept_partial) == Checksum::Invalid {
+    fn handle_segment(&mut self, now: Instant, id: u32, ip: &[u8], meta: Meta) {
+        let checksum = meta.checksum.unwrap_or_else(|| checksum::verify(ip, self.accept_partial));
+        if checksum == Checksum::Invalid {
             self.stats.bad_checksum += 1;
             return;
         }
@@ -455,7 +459,7 @@ impl Table {
         lease.queued += ip.len();
         lease.queue.push_back(Received {
             ip: ip.to_vec(),
-            checksum: checksum::verify(ip, accept_partial),
+            checksum: meta.checksum.unwrap_or_else(|| checksum::verify(ip, accept_partial)),
             timestamp_ns: meta.timestamp,
             cut: meta.cut,
             reason: meta.reason,

@@ -133,6 +133,8 @@ calls! {
         port: Option<u64>,
         /// The last port of a range.
         last_port: Option<u64>,
+        /// Without a port: so many free ones in a row.
+        count: Option<u64>,
         /// What is sent are Ethernet frames.
         frames: Option<bool>,
         /// The kernel sees the packets too.

@@ -27,7 +27,7 @@ use crate::{
         PortChoice, Received,
         routes::{Resolver, Routes},
     },
-    error::Result,
+    error::{Error, Result},
     layer::Mac,
     packet::Transport,
     service::wire::{Account, AccountCall, PolicyCall, RouteCall},
@@ -61,12 +61,25 @@ pub(super) struct Link {
     held: HashMap<Key, Held>,
     /// Those that were chosen here, the latest used last.
     chosen: VecDeque<Key>,
+    /// Through the service: ports that were leased together, to be chosen next.
+    spare: HashMap<(Transport, IpAddr), Spare>,
     /// Where the answers to requests that nothing is leased for are seen.
     tap: Option<Watch>,
 }
 
+/// Ports of one lease that are not used yet.
+struct Spare {
+    lease: Arc<Lease>,
+    ports: Vec<u16>,
+    /// How many to lease next time.
+    next: u16,
+}
+
+/// Ports leased together at most: one call to the service takes as long as an answer.
+const TOGETHER: u16 = 64;
+
 struct Held {
-    _lease: Lease,
+    _lease: Arc<Lease>,
     /// It was chosen here: no packet asked for it.
     chosen: bool,
 }
@@ -128,7 +141,13 @@ impl Links {
         };
         // Nobody else sends by it: better late than not at all.
         crafter.set_patience(PATIENCE);
-        self.links.push(Link { crafter, held: HashMap::new(), chosen: VecDeque::new(), tap: None });
+        self.links.push(Link {
+            crafter,
+            held: HashMap::new(),
+            chosen: VecDeque::new(),
+            spare: HashMap::new(),
+            tap: None,
+        });
         Ok(self.links.len() - 1)
     }
 
@@ -174,8 +193,13 @@ impl Links {
             }
             return Ok(port);
         }
-        let lease = link.crafter.lease_gathered(request.report(true), self.arrived.clone()).await?;
-        let chosen = lease.port();
+        let (lease, chosen) = if port.is_none() && self.options.service.is_some() {
+            link.spare(request.report(true), address, &self.arrived).await?
+        } else {
+            let lease = link.crafter.lease_gathered(request.report(true), self.arrived.clone()).await?;
+            let chosen = lease.port();
+            (Arc::new(lease), chosen)
+        };
         let key = (transport, address, chosen);
         link.held.insert(key, Held { _lease: lease, chosen: port.is_none() });
         if port.is_none() {
@@ -210,8 +234,8 @@ impl Links {
     }
 
     pub(super) async fn close(self) {
-        for Link { crafter, held, .. } in self.links {
-            drop(held);
+        for Link { crafter, held, spare, .. } in self.links {
+            drop((held, spare));
             if !crafter.close(CLOSING).await {
                 log::warn!("an interface is still in use after {CLOSING:?}: its hooks go with this process");
             }
@@ -220,6 +244,35 @@ impl Links {
 }
 
 impl Link {
+    /// A port of those that were leased together; if there is none any more, more of them are.
+    async fn spare(
+        &mut self,
+        request: LeaseRequest,
+        address: IpAddr,
+        arrived: &Arc<Notify>,
+    ) -> Result<(Arc<Lease>, u16)> {
+        let key = (request.transport, address);
+        let next = self.spare.get(&key).map_or(1, |spare| spare.next);
+        if let Some(spare) = self.spare.get_mut(&key)
+            && let Some(port) = spare.ports.pop()
+        {
+            return Ok((spare.lease.clone(), port));
+        }
+        let row = LeaseRequest { port: PortChoice::FreeRange(next), ..request.clone() };
+        let lease = match self.crafter.lease_gathered(row, arrived.clone()).await {
+            // So many are too many for the policy, or nowhere free.
+            Err(Error::Forbidden { .. } | Error::PortTaken { .. }) if next > 1 => {
+                self.crafter.lease_gathered(request, arrived.clone()).await?
+            }
+            lease => lease?,
+        };
+        let lease = Arc::new(lease);
+        let mut ports = lease.ports().to_vec();
+        let port = ports.pop().unwrap_or_else(|| lease.port());
+        self.spare.insert(key, Spare { lease: lease.clone(), ports, next: (next * 4).min(TOGETHER) });
+        Ok((lease, port))
+    }
+
     /// Sees from now on what comes in besides TCP and UDP.
     pub(super) async fn tap(&mut self) -> Result<()> {
         if self.tap.is_none() {
