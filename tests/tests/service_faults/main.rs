@@ -152,7 +152,7 @@ impl Neighbour {
         let until = stop.clone();
         let (ready, is_ready) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
-            let work = || block_on(ask(&socket, &until, &|| drop(ready.send(()))));
+            let work = || block_on(ask(&socket, &until, &|| _ = ready.send(())));
             namespace.run(work).expect("enter the namespace")
         });
         is_ready.recv_timeout(PATIENCE).expect("the well-behaved client's first answers");

@@ -90,7 +90,7 @@ fn a_policy_that_is_none_changes_nothing() {
     let (process, lines) = heard(&service, lab.client());
     let own = lease(&service, ROOT, &call("tcp", Some(40_000), None)).expect("a lease");
     assert_works(&own);
-    for broken in [BROKEN, "[[rule]\n", "[[rule]]\nuser = \"no-such-user-here\"\n", ""] {
+    for broken in [BROKEN, "[[rule]\n", "[[rule]]\neverybody = true\nports = [70000]\n", ""] {
         // An empty policy is one: nobody may do anything. Only its file can be missing.
         if broken.is_empty() {
             std::fs::remove_file(&service.policy).expect("remove the policy");

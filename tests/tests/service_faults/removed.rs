@@ -74,7 +74,7 @@ fn an_interface_is_removed_and_comes_again() {
     let here = lease(&service, ROOT, &call("tcp", Some(20_000), None)).expect("a lease");
     for round in 0..3 {
         connect(&lab, &within);
-        let there = lease(&service, ROOT, &on(OTHER, call("tcp", Some(20_000), None))).expect("a lease");
+        let there = lease(&service, ROOT, &on(OTHER, call("tcp", Some(22_000), None))).expect("a lease");
         assert_works(&there, (CLIENT, SERVER));
         assert_works(&here, (CLIENT_V4, SERVER_V4));
         let without_ports = lease(&service, ROOT, &on(OTHER, call("none", None, None))).expect("a lease");
@@ -118,7 +118,7 @@ fn an_interface_is_removed_and_comes_again() {
     connect(&lab, &within);
     // The former one is noticed in a moment.
     std::thread::sleep(std::time::Duration::from_millis(200));
-    let there = lease(&service, ROOT, &on(OTHER, call("tcp", Some(20_000), None))).expect("a lease");
+    let there = lease(&service, ROOT, &on(OTHER, call("tcp", Some(22_000), None))).expect("a lease");
     assert_works(&there, (CLIENT, SERVER));
     drop(here);
     neighbour.finish().assert_undisturbed();
