@@ -439,7 +439,7 @@ fn ports_are_free_at_once() {
         let (ready, is_ready) = mpsc::channel();
         let service = &service;
         scope.spawn(move || {
-            service.session(ONE, async |control| {
+            service.session(ONE, async move |control| {
                 for _ in 0..20 {
                     let socket = Socket::lease(&control, &udp(50_000)).await.expect("a lease");
                     ready.send(()).expect("the test");
