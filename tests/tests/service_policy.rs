@@ -352,13 +352,6 @@ const ROWS: &[Row] = &[
         packets: |_, n| vec![segment(([203, 0, 113, n], port(n)).into(), SocketAddr::new(far(n), 80))],
     },
     Row {
-        name: "foreign_sources, for a lease",
-        verdict: "foreign-source",
-        rules: ["foreign_sources = [\"203.0.112.0/24\"]", "foreign_sources = [\"203.0.113.{n}\"]"],
-        leases: |n| vec![LeaseCall { address: Some(format!("203.0.113.{n}")), ..ported("tcp", port(n)) }],
-        packets: none,
-    },
-    Row {
         name: "multicast",
         verdict: "multicast",
         rules: ["multicast = false", "multicast = true"],
@@ -562,6 +555,23 @@ fn users_groups_and_whom_no_rule_names() {
             }
         }
     }
+}
+
+/// Packets may come from foreign addresses; ports of them are not this host's to lease, whatever the policy says.
+#[test]
+fn leases_of_foreign_addresses() {
+    let lab = lab();
+    let service = Service::start(lab.client(), &policy("user = 2", ""));
+    let lease = |lines: &str| {
+        reload(&service, &policy("user = 70000", lines));
+        service.session(Who { user: 70_000, group: 54_321 }, async |control| {
+            let call = LeaseCall { address: Some("203.0.113.7".to_owned()), ..ported("tcp", 50_000) };
+            Socket::lease(&control, &call).await.map(drop).expect_err("a foreign address")
+        })
+    };
+    assert_forbidden(&lease("foreign_sources = [\"203.0.112.0/24\"]"), Some(2), "foreign-source", "a lease");
+    let error = lease("foreign_sources = [\"203.0.113.0/24\"]");
+    assert!(matches!(&error, Error::Invalid { .. }), "{error:?}");
 }
 
 #[test]
