@@ -73,6 +73,7 @@ async fn serve(service: &Rc<Service>, stream: tokio::net::UnixStream) -> zlink::
             return monitor::run(service, &caller, connection, &call).await;
         }
         let replied = answer(service, &caller, &call, &mut connection).await?;
+        service.stay_awake();
         if call.oneway() {
             continue;
         }

@@ -55,7 +55,7 @@ const CONNECTIONS_OF_USER: usize = 512;
 const SETTLE: Duration = Duration::from_secs(5);
 
 /// How long to stay awake for the next packet.
-const LINGER: Duration = Duration::from_micros(50);
+const LINGER: Duration = Duration::from_micros(100);
 
 /// How long clients may take to notice that the service stops.
 const STOPPING: Duration = Duration::from_millis(50);
@@ -151,6 +151,8 @@ async fn linger(service: Rc<Service>) {
         let mut seen = service.activity.get();
         let mut until = Instant::now() + LINGER;
         while Instant::now() < until {
+            // To a client on this processor, then to the other tasks.
+            std::thread::yield_now();
             tokio::task::yield_now().await;
             let now = service.activity.get();
             if now != seen {

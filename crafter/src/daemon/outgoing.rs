@@ -83,8 +83,7 @@ fn take(service: &Rc<Service>, hold: &Rc<Hold>) -> Took {
     if !packets.is_empty() {
         hold.attachment.transmit(hold, &packets);
     }
-    service.activity.set(service.activity.get() + 1);
-    service.busy.notify_one();
+    service.stay_awake();
     // What comes from now on makes the socket ready anew.
     if is_all { Took::Nothing } else { Took::Some }
 }

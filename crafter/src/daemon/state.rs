@@ -58,7 +58,7 @@ pub(super) struct Service {
     /// Microseconds since 1970.
     pub(super) started: u64,
     pub(super) audit: Audit,
-    /// Batches of packets that clients have sent.
+    /// Calls of clients, and batches of their packets.
     pub(super) activity: Cell<u64>,
     /// Notified of them.
     pub(super) busy: Notify,
@@ -251,6 +251,12 @@ impl Service {
                 service.quiet.notify_one();
             }
         });
+    }
+
+    /// Something was done for a client: the next is mostly under way.
+    pub(super) fn stay_awake(&self) {
+        self.activity.set(self.activity.get() + 1);
+        self.busy.notify_one();
     }
 
     /// Whether nothing is leased, attached or connected.

@@ -87,6 +87,8 @@ pub(crate) struct Shared {
     routes: routes::Routes,
     /// Wakes the driver when a deadline came nearer.
     rearm: Arc<Notify>,
+    /// Others wait for the processor that this one looks for packets on: the clients of the service.
+    is_polite: bool,
     /// Keeps the driver's end: dropping it ends the driver.
     driver: std::sync::OnceLock<tokio::task::AbortHandle>,
 }
@@ -177,7 +179,7 @@ impl Crafter {
     /// [`Error::UnknownInterface`], [`Error::Permission`], [`Error::Attach`], [`Error::KernelTooOld`],
     /// [`Error::Bpf`]. Nothing is left attached after an error.
     pub async fn open(name: &str, options: Options) -> Result<Self> {
-        Self::open_with(name, options, async |interface, options| Core::open(&interface, &options)).await
+        Self::open_with(name, options, false, async |interface, options| Core::open(&interface, &options)).await
     }
 
     /// As [`Crafter::open`], but loading and attaching, which takes tens of milliseconds, happens on another thread:
@@ -187,17 +189,18 @@ impl Crafter {
             let opened = tokio::task::spawn_blocking(move || Core::open(&interface, &options)).await;
             opened.unwrap_or_else(|error| Err(Error::Io { action: format!("open {name}"), source: error.into() }))
         };
-        Self::open_with(name, options, open).await
+        Self::open_with(name, options, true, open).await
     }
 
     async fn open_with(
         name: &str,
         options: Options,
+        is_polite: bool,
         open: impl AsyncFnOnce(Interface, Options) -> Result<(Core, Report)>,
     ) -> Result<Self> {
         let interface = usable(name).await?;
         let (core, report) = open(interface.clone(), options).await?;
-        Self::start(core, report, interface, routes::Resolver::Kernel).await
+        Self::start(core, report, interface, routes::Resolver::Kernel, is_polite).await
     }
 
     /// Uses an interface through the service, which takes no privilege. Everything else is as with [`Crafter::open`];
@@ -217,10 +220,16 @@ impl Crafter {
             notes: leased.notes,
         };
         let core = Core::served(&interface, served);
-        Self::start(core, report, interface, routes::Resolver::WithoutHop).await
+        Self::start(core, report, interface, routes::Resolver::WithoutHop, true).await
     }
 
-    async fn start(mut core: Core, report: Report, interface: Interface, resolver: routes::Resolver) -> Result<Self> {
+    async fn start(
+        mut core: Core,
+        report: Report,
+        interface: Interface,
+        resolver: routes::Resolver,
+        is_polite: bool,
+    ) -> Result<Self> {
         core.set_local(&local_addresses().await?)?;
         let ready = epoll(&core)?;
         let shared = Arc::new(Shared {
@@ -229,6 +238,7 @@ impl Crafter {
             report,
             routes: routes::Routes::new(resolver),
             rearm: Arc::new(Notify::new()),
+            is_polite,
             driver: std::sync::OnceLock::new(),
         });
         let watch = AddressWatch::open()?;
@@ -360,7 +370,8 @@ impl Crafter {
             if now >= until {
                 return false;
             }
-            std::hint::spin_loop();
+            // The service may have been woken on this very processor.
+            std::thread::yield_now();
         }
     }
 
@@ -500,7 +511,11 @@ fn linger(shared: &Shared) -> bool {
         if now >= until {
             return false;
         }
-        std::hint::spin_loop();
+        if shared.is_polite {
+            std::thread::yield_now();
+        } else {
+            std::hint::spin_loop();
+        }
     }
 }
 

@@ -25,7 +25,7 @@ use crate::{
 const BATCH: usize = 64;
 
 /// How long an answer through the service takes where the peer is near.
-const NEAR: Duration = Duration::from_micros(60);
+const NEAR: Duration = Duration::from_micros(150);
 
 /// How long what is on its way between the two halves may take.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -284,6 +284,7 @@ impl<'a> Exchange<'a> {
         self.collect()?;
         if let Some(readings) = self.readings.take() {
             let until = Instant::now() + SETTLE;
+            let mut is_asked = false;
             loop {
                 self.collect()?;
                 let mut account = Account { kernel: Default::default(), ..self.result.account };
@@ -294,7 +295,10 @@ impl<'a> Exchange<'a> {
                     self.result.account = account;
                     break;
                 }
-                tokio::time::sleep(Duration::from_millis(1)).await;
+                // What the service was given last it has seen by the second time it is asked.
+                if std::mem::replace(&mut is_asked, true) || self.links.options.service.is_none() {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
             }
         }
         match self.refusal.take() {
