@@ -55,6 +55,7 @@ deny = [{ prefix = "any", ports = [53] }]
 packets_per_second = "unlimited"
 max_flows = "unlimited"
 raw_ethernet = true
+observe = true
 "#;
 
 /// Words that make a call interesting.
