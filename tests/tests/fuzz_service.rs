@@ -235,7 +235,7 @@ fn wrong(frame: &[u8]) -> Option<&'static str> {
     }
     let port = |at: usize| rest.get(at..at + 2).map(|bytes| u16::from_be_bytes([bytes[0], bytes[1]]));
     match (port(0), port(2)) {
-        (Some(20_000..=20_001), Some(destination)) if destination != 53 => None,
+        (Some(20_000 | 20_001 | 20_009), Some(destination)) if destination != 53 => None,
         _ => Some("another port"),
     }
 }
