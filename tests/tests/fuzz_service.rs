@@ -188,7 +188,7 @@ fn control_socket() {
     serves();
     wait_for("the end of all leases", PATIENCE, || service.leases().is_empty().then_some(()));
     println!("{} connections, {} answers", rounds.load(Ordering::Relaxed), answers.load(Ordering::Relaxed));
-    assert!(answers.load(Ordering::Relaxed) > rounds.load(Ordering::Relaxed) / 4, "hardly anything was answered");
+    assert!(answers.load(Ordering::Relaxed) > rounds.load(Ordering::Relaxed) / 10, "hardly anything was answered");
     drop(serial);
 }
 
