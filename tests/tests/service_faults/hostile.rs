@@ -319,38 +319,44 @@ fn one_that_forks_and_keeps_the_descriptor() {
 
 #[test]
 fn ones_that_send_descriptors() {
+    // As another user than the service's: the kernel counts descriptors under way by user (unix(7), ETOOMANYREFS).
     beside(|_, service| {
-        let null = std::fs::File::open("/dev/null").expect("a file");
-        let many = vec![null.as_fd(); 200];
-        let mut client = Raw::connect(&service.socket);
-        for _ in 0..100 {
-            client.write_with(&raw::call("Info", &json!({})), &many).expect("a call with descriptors");
-            assert!(client.answer().expect("an answer")["error"].is_null());
-        }
-        // In the middle of a call that does not end.
         let before = descriptors(service.pid());
-        let mut endless = Raw::connect(&service.socket);
-        endless.write(b"{\"method\":\"").expect("a beginning");
-        for _ in 0..500 {
-            endless.write_with(b"a", &many).expect("a byte with descriptors");
-        }
+        let held = service.session(NOBODY, async |_| send_descriptors(service));
         info(service);
         let more = descriptors(service.pid()).saturating_sub(before);
         assert!(more < 1000, "{more} descriptors of a client are kept");
-        let socket = lease(service, ROOT, &call("udp", None, None)).expect("a lease");
-        let port = socket.leased.first_port.expect("a port");
-        let (from, to) = (SocketAddr::new(CLIENT_V4.into(), port), SocketAddr::new(SERVER_V4.into(), 9));
-        let packet = frame::udp_ip(from, to, b"with descriptors");
-        for _ in 0..100 {
-            raw::send_with(socket.fd.as_raw_fd(), &packet, &many).expect("a packet with descriptors");
-        }
-        wait_for("the packets", PATIENCE, || {
-            let leases = service.leases();
-            leases.iter().any(|lease| lease.lease == socket.leased.lease && lease.sent == 100).then_some(())
-        });
-        let more = descriptors(service.pid()).saturating_sub(before);
-        assert!(more < 1000, "{more} descriptors of a client are kept");
+        drop(held);
     });
+}
+
+fn send_descriptors(service: &Service) -> (Raw, crafter_tests::service::Socket) {
+    let null = std::fs::File::open("/dev/null").expect("a file");
+    let many = vec![null.as_fd(); 200];
+    let mut client = Raw::connect(&service.socket);
+    for _ in 0..100 {
+        client.write_with(&raw::call("Info", &json!({})), &many).expect("a call with descriptors");
+        assert!(client.answer().expect("an answer")["error"].is_null());
+    }
+    // In the middle of a call that does not end.
+    let mut endless = Raw::connect(&service.socket);
+    endless.write(b"{\"method\":\"").expect("a beginning");
+    for _ in 0..500 {
+        wait_for("room for descriptors", PATIENCE, || endless.write_with(b"a", &many).ok());
+    }
+    info(service);
+    let socket = lease(service, NOBODY, &call("udp", None, None)).expect("a lease");
+    let port = socket.leased.first_port.expect("a port");
+    let (from, to) = (SocketAddr::new(CLIENT_V4.into(), port), SocketAddr::new(SERVER_V4.into(), 9));
+    let packet = frame::udp_ip(from, to, b"with descriptors");
+    for _ in 0..100 {
+        wait_for("room for descriptors", PATIENCE, || raw::send_with(socket.fd.as_raw_fd(), &packet, &many).ok());
+    }
+    wait_for("the packets", PATIENCE, || {
+        let leases = service.leases();
+        leases.iter().any(|lease| lease.lease == socket.leased.lease && lease.sent == 100).then_some(())
+    });
+    (endless, socket)
 }
 
 /// One user's connections are not all that there are.
