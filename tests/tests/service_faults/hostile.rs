@@ -11,7 +11,7 @@ use std::{
 use crafter::{
     Error,
     lab::{CLIENT_V4, SERVER_V4},
-    service::{record::Kind, wire::ListLeasesCall},
+    service::{Control, record::Kind, wire::ListLeasesCall},
 };
 use crafter_tests::{
     frame,
@@ -322,7 +322,7 @@ fn ones_that_send_descriptors() {
     // As another user than the service's: the kernel counts descriptors under way by user (unix(7), ETOOMANYREFS).
     beside(|_, service| {
         let before = descriptors(service.pid());
-        let held = service.session(NOBODY, async |_| send_descriptors(service));
+        let held = service.session(NOBODY, async |control| send_descriptors(service, &control).await);
         info(service);
         let more = descriptors(service.pid()).saturating_sub(before);
         assert!(more < 1000, "{more} descriptors of a client are kept");
@@ -330,7 +330,7 @@ fn ones_that_send_descriptors() {
     });
 }
 
-fn send_descriptors(service: &Service) -> (Raw, crafter_tests::service::Socket) {
+async fn send_descriptors(service: &Service, control: &Control) -> (Raw, crafter_tests::service::Socket) {
     let null = std::fs::File::open("/dev/null").expect("a file");
     let many = vec![null.as_fd(); 200];
     let mut client = Raw::connect(&service.socket);
@@ -344,18 +344,17 @@ fn send_descriptors(service: &Service) -> (Raw, crafter_tests::service::Socket) 
     for _ in 0..500 {
         wait_for("room for descriptors", PATIENCE, || endless.write_with(b"a", &many).ok());
     }
-    info(service);
-    let socket = lease(service, NOBODY, &call("udp", None, None)).expect("a lease");
+    let socket = crafter_tests::service::Socket::lease(control, &call("udp", None, None)).await.expect("a lease");
     let port = socket.leased.first_port.expect("a port");
     let (from, to) = (SocketAddr::new(CLIENT_V4.into(), port), SocketAddr::new(SERVER_V4.into(), 9));
     let packet = frame::udp_ip(from, to, b"with descriptors");
     for _ in 0..100 {
         wait_for("room for descriptors", PATIENCE, || raw::send_with(socket.fd.as_raw_fd(), &packet, &many).ok());
     }
-    wait_for("the packets", PATIENCE, || {
-        let leases = service.leases();
-        leases.iter().any(|lease| lease.lease == socket.leased.lease && lease.sent == 100).then_some(())
-    });
+    let began = Instant::now();
+    while control.call(&ListLeasesCall::default()).await.expect("the leases").leases.iter().all(|one| one.sent < 100) {
+        assert!(began.elapsed() < PATIENCE, "the packets are not sent");
+    }
     (endless, socket)
 }
 
