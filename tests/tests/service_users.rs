@@ -17,7 +17,9 @@ use crafter::{
     },
     error::exit,
     lab::{CLIENT_V4, INTERFACE, Lab, NetNs, SERVER_V4, SERVER_V6},
-    service::wire::{CountersCall, LeaseCall, ListFlowsCall, ListLeasesCall, MonitorCall, ReleaseCall, ReloadCall},
+    service::wire::{
+        CountersCall, InterfacesCall, LeaseCall, ListFlowsCall, ListLeasesCall, MonitorCall, ReleaseCall, ReloadCall,
+    },
 };
 use crafter_tests::{
     by_hand::sha256,
@@ -255,11 +257,16 @@ fn a_million_packets_and_none_crossed() {
         per_lease()
     });
     let took = began.elapsed();
-    let told = service.session(OBSERVER, async |control| control.call(&CountersCall::default()).await);
-    let told = told.expect("the counters").interfaces.remove(0);
+    let (told, link) = service.session(OBSERVER, async |control| {
+        let mut counters = control.call(&CountersCall::default()).await.expect("the counters");
+        let name = Some(INTERFACE.to_owned());
+        let mut links = control.call(&InterfacesCall { name }).await.expect("the interface");
+        (counters.interfaces.remove(0), links.interfaces.remove(0))
+    });
     let counter = |name: &str| told.counters[name];
     let ends = running.map(Tenant::end);
-    println!("{MILLION} packets in {took:?}; {:?}; read, crossed, other, lost: {ends:?}", told.counters);
+    println!("{MILLION} packets in {took:?}, {:?}, {:?}: {:?}", link.mode, link.notes, told.counters);
+    println!("read, crossed, other, lost: {ends:?}");
 
     for ((delivered, lost), [read, crossed, other, told]) in per_lease.into_iter().zip(ends) {
         assert_eq!((crossed, other), (0, 0));
