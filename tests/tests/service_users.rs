@@ -283,7 +283,7 @@ fn a_million_packets_and_none_crossed() {
 fn answer(client: [u8; 6], number: u16) -> Vec<u8> {
     let port = 50_000 + number / 2 % 16;
     let (from, to) = (SocketAddr::new(SERVER_V4.into(), 1000 + number), SocketAddr::new(CLIENT_V4.into(), port));
-    let protocol = if number % 2 == 0 { frame::UDP } else { frame::TCP };
+    let protocol = if number.is_multiple_of(2) { frame::UDP } else { frame::TCP };
     let payload = [&port.to_be_bytes()[..], &[protocol], &number.to_be_bytes()].concat();
     let packet = match protocol {
         frame::UDP => frame::udp_ip(from, to, &payload),
