@@ -43,7 +43,7 @@ fn measure(name: &str, text: String) -> crafter::Result<()> {
     let host = Host { addresses: vec![Ipv4Addr::new(192, 0, 2, 1).into()], broadcasts: vec![], mtu: 1500 };
     let wish = LeaseWish {
         interface: "eth0".to_owned(),
-        transport: Transport::Tcp,
+        transport: Some(Transport::Tcp),
         address: None,
         ports: 50_000..=50_009,
         raw_ethernet: false,

@@ -13,9 +13,9 @@ use crafter::lab::{INTERFACE, Lab};
 use crafter_tests::{
     judge::{CONTROL, Capture, Packet, from, rsts},
     leak::attached,
+    nobody::{GROUP, Service, as_nobody},
     peer::{Nginx, Process, wait_for},
     python::{PYTHON, Packages, source},
-    nobody::{GROUP, Service, as_nobody},
     stage::{self, CONTROL_PORT, ENDS, assert_refuses, lab, run},
 };
 use sha2::{Digest, Sha256};

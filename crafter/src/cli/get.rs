@@ -248,7 +248,9 @@ async fn connect(
 
 async fn connect_to(args: &Args, remote: SocketAddr) -> Result<Connection, Error> {
     let crafter = args.interface.link.open(remote.ip()).await?;
-    let request = args.interface.request(Transport::Tcp);
+    // Who looks at segments, or loses some, wants them one by one.
+    let coalesce = !args.verbose && impairment(args).is_none();
+    let request = args.interface.request(Transport::Tcp).coalesce(coalesce);
     let connected = async {
         let lease = crafter.lease(request).await?;
         let options = StreamOptions {

@@ -16,7 +16,7 @@ use nix::{
 };
 use tokio::{io::unix::AsyncFd, sync::Notify};
 
-use super::{attachment::Attachment, state::Using, users::Charge};
+use super::{attachment::Attachment, coalesce::coalesce, state::Using, users::Charge};
 use crate::{
     Lease, Result,
     datapath::{maps::Terms, route::Route},
@@ -83,6 +83,8 @@ pub(super) struct Terrain {
     pub(super) terms: Terms,
     /// Whether the client asked for the kernel's answers that are dropped.
     pub(super) report: bool,
+    /// Whether consecutive segments are put together.
+    pub(super) coalesce: bool,
     /// What became of the packets of all leases of the same connection.
     pub(super) total: Rc<Tally>,
 }
@@ -262,6 +264,9 @@ impl Hold {
     /// Hands packets to the client. What it has no room for is lost to it, and to nobody else.
     pub(super) fn deliver(&self, packets: &[(u32, Received)]) {
         let mut now = None;
+        // Only what comes in bursts is put together.
+        let whole = (self.what.coalesce && packets.len() > 1).then(|| coalesce(packets));
+        let packets = whole.as_deref().unwrap_or(packets);
         let wanted = packets.iter().map(|(_, received)| received).filter(|received| {
             let is_reply = received.reason.is_ingress();
             let counted: Count = if is_reply { |tally| &tally.delivered } else { |tally| &tally.suppressed };

@@ -125,7 +125,7 @@ async fn take(service: &Rc<Service>, caller: &Caller, wanted: &Wanted) -> Result
     let crafter = attachment.crafter()?;
     let obtain = async |transport, ports: RangeInclusive<u16>| {
         let port = PortChoice::Range(ports);
-        let request = LeaseRequest { transport, address, port, terms };
+        let request = LeaseRequest { transport, address, port, terms, coalesce: false };
         crafter.lease_gathered(request, attachment.arrived.clone()).await.map_err(|error| held_by(attachment, error))
     };
     let (lease, grant, charge) = match (wanted.transport, ports) {
@@ -165,6 +165,7 @@ async fn take(service: &Rc<Service>, caller: &Caller, wanted: &Wanted) -> Result
         address,
         terms,
         report: wanted.report,
+        coalesce: wanted.coalesce,
         total: caller.total.clone(),
     };
     let listed = lease.as_ref().map(crate::Lease::number);
@@ -245,6 +246,7 @@ async fn look_on(service: &Rc<Service>, caller: &Caller, call: &ObserveCall) -> 
         address: None,
         terms: Terms { observe: true, suppress: false, report: false },
         report: false,
+        coalesce: false,
         total: caller.total.clone(),
     };
     let index = attachment.interface().ifindex;
@@ -266,6 +268,7 @@ struct Wanted {
     observe: bool,
     suppress: bool,
     report: bool,
+    coalesce: bool,
 }
 
 enum Ports {
@@ -310,6 +313,7 @@ impl Wanted {
             observe: call.observe.unwrap_or(false),
             suppress: call.suppress.unwrap_or(true),
             report: call.report.unwrap_or(false),
+            coalesce: call.coalesce.unwrap_or(false),
         };
         if wanted.interface.is_none() && wanted.destination.is_none() {
             return Err(Error::invalid("interface", "this or destination is needed, to know where to receive"));

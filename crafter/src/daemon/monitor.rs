@@ -39,7 +39,7 @@ pub(super) async fn run(
     let mut ticks = interval(Duration::from_millis(millis));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut watch = Watch { whose: methods::visible(service, caller), seen: HashMap::new() };
-    watch.look(service);
+    watch.look(service, caller);
     let (mut read, mut write) = connection.split();
     // At once, so that the client knows that it listens.
     let mut told = Some(Vec::new());
@@ -51,14 +51,14 @@ pub(super) async fn run(
             // Nothing is to come but the end.
             end = read.receive_call::<AnyCall>() => return end.map(drop),
             event = events.recv() => match event {
-                Ok(event) => told = watch.sees(&event).then(|| vec![event]),
+                Ok(event) => told = watch.sees(service, caller, &event).then(|| vec![event]),
                 Err(RecvError::Lagged(count)) => {
                     let message = Some(format!("{count} events were lost, as they were not read in time"));
                     told = Some(vec![Event { event: "lost".to_owned(), count: Some(count), message, ..event_now() }]);
                 }
                 Err(RecvError::Closed) => return Ok(()),
             },
-            _ = ticks.tick() => told = Some(watch.look(service)).filter(|events| !events.is_empty()),
+            _ = ticks.tick() => told = Some(watch.look(service, caller)).filter(|events| !events.is_empty()),
         }
     }
 }
@@ -75,12 +75,15 @@ struct Watch {
 }
 
 impl Watch {
-    fn sees(&self, event: &Event) -> bool {
+    fn sees(&mut self, service: &Service, caller: &Caller, event: &Event) -> bool {
+        self.whose = methods::visible(service, caller);
         self.whose.is_none() || event.user.is_none() || event.user == self.whose
     }
 
     /// What was counted since the last look.
-    fn look(&mut self, service: &Service) -> Vec<Event> {
+    fn look(&mut self, service: &Service, caller: &Caller) -> Vec<Event> {
+        // A policy that was read since may show less.
+        self.whose = methods::visible(service, caller);
         let mut events = Vec::new();
         let mut seen = HashMap::new();
         for hold in service.leases_after(0) {

@@ -58,12 +58,15 @@ pub struct LeaseRequest {
     pub port: PortChoice,
     /// What happens to replies and to the kernel's own answers.
     pub terms: Terms,
+    /// Through the service: consecutive segments of a TCP flow may come as one of up to 64 KiB, as behind the kernel's
+    /// GRO. For streams, which care for the bytes alone.
+    pub coalesce: bool,
 }
 
 impl LeaseRequest {
     /// A free port on any address, with the default terms.
     pub fn new(transport: Transport) -> Self {
-        Self { transport, address: None, port: PortChoice::Free, terms: Terms::default() }
+        Self { transport, address: None, port: PortChoice::Free, terms: Terms::default(), coalesce: false }
     }
 
     /// A free TCP port.
@@ -97,6 +100,12 @@ impl LeaseRequest {
     #[must_use]
     pub fn ports(self, ports: RangeInclusive<u16>) -> Self {
         Self { port: PortChoice::Range(ports), ..self }
+    }
+
+    /// Consecutive segments may come as one; see [`LeaseRequest::coalesce`](field@LeaseRequest::coalesce).
+    #[must_use]
+    pub fn coalesce(self, coalesce: bool) -> Self {
+        Self { coalesce, ..self }
     }
 
     /// The kernel sees the replies too.
@@ -265,7 +274,7 @@ impl Lease {
         gathered: bool,
     ) -> Result<Self> {
         let name = &shared.interface.name;
-        let call = served::call(name, request.transport, request.address, &request.port, request.terms);
+        let call = served::call(name, &request);
         let (leased, socket) = loop {
             match served::lease(control, &call).await {
                 // What was closed here a moment ago the service may not know yet.

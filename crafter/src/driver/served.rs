@@ -17,8 +17,8 @@ use socket2::SockRef;
 
 use super::table::{Meta, Table};
 use crate::{
-    datapath::maps::{Counters, Terms},
-    driver::PortChoice,
+    datapath::maps::Counters,
+    driver::{LeaseRequest, PortChoice},
     error::{Error, Result},
     mmsg::{self, Inbox},
     packet::Transport,
@@ -415,13 +415,8 @@ pub(crate) async fn lease(control: &Control, call: &LeaseCall) -> Result<(Leased
 }
 
 /// The call for a lease of ports.
-pub(crate) fn call(
-    interface: &str,
-    transport: Transport,
-    address: Option<IpAddr>,
-    port: &PortChoice,
-    terms: Terms,
-) -> LeaseCall {
+pub(crate) fn call(interface: &str, request: &LeaseRequest) -> LeaseCall {
+    let LeaseRequest { transport, address, port, terms, coalesce } = request;
     let (first, last) = match port {
         PortChoice::Free | PortChoice::FreeRange(_) => (None, None),
         PortChoice::Exact(port) => (Some(*port), None),
@@ -437,6 +432,7 @@ pub(crate) fn call(
         observe: Some(terms.observe),
         suppress: Some(terms.suppress),
         report: Some(terms.report),
+        coalesce: coalesce.then_some(true),
         ..LeaseCall::default()
     }
 }

@@ -143,6 +143,8 @@ calls! {
         suppress: Option<bool>,
         /// Those that are dropped are copied here.
         report: Option<bool>,
+        /// Consecutive segments of a TCP flow come as one.
+        coalesce: Option<bool>,
     }
     /// `Observe`
     ObserveCall {

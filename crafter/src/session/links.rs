@@ -180,6 +180,7 @@ impl Links {
             address: Some(address),
             port: port.map_or(PortChoice::Free, PortChoice::Exact),
             terms: self.options.terms,
+            coalesce: false,
         };
         let link = &mut self.links[at];
         if let Some(port) = port

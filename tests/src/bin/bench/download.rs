@@ -64,7 +64,7 @@ pub fn stream(path: &str, length: u64) -> Result<f64> {
 
 /// Seconds that one download takes over a crafted stream, from SYN to end of stream.
 pub async fn fetch(crafter: Crafter, path: &str, length: u64) -> Result<f64> {
-    let lease = crafter.lease(LeaseRequest::tcp()).await?;
+    let lease = crafter.lease(LeaseRequest::tcp().coalesce(true)).await?;
     let mut buffer = vec![0; 256 << 10];
     let mut received = 0;
     let start = Instant::now();

@@ -1,0 +1,237 @@
+//! Consecutive segments of a TCP flow put together, for clients that want the stream and not the segments: what the
+//! kernel's GRO does (`tcp_gro_receive()`), by the same rules.
+
+use crate::{driver::Received, packet::Checksum};
+
+/// Bytes of an IP packet at most: its length field has 16 bits.
+const LONGEST: usize = 65_535;
+
+const ACK: u8 = 0x10;
+const PSH: u8 = 0x08;
+
+/// A segment that others may follow.
+pub(super) struct Run {
+    packet: Received,
+    /// Bytes of the IP header, and of both headers.
+    ip: usize,
+    headers: usize,
+    /// Sequence number of what follows.
+    next: u32,
+    count: usize,
+}
+
+impl Run {
+    /// Begins with a segment; `None` for what is none, or none that others may follow.
+    pub(super) fn begin(packet: &Received) -> Option<Self> {
+        let (ip, headers) = headers(packet)?;
+        let bytes = &packet.ip;
+        let next = sequence(bytes, ip).wrapping_add((bytes.len() - headers) as u32);
+        // Room for those that follow: mostly there are some.
+        let mut whole = Vec::with_capacity(LONGEST.min(bytes.len() * 16));
+        whole.extend_from_slice(bytes);
+        let Received { checksum, timestamp_ns, cut, reason, .. } = *packet;
+        let packet = Received { ip: whole, checksum, timestamp_ns, cut, reason };
+        Some(Self { packet, ip, headers, next, count: 1 })
+    }
+
+    /// Appends a segment; whether it is the next one of the same flow, and alike.
+    pub(super) fn push(&mut self, packet: &Received) -> bool {
+        if !self.is_followed_by(packet) {
+            return false;
+        }
+        let (at, bytes) = (self.ip, &packet.ip);
+        let first = &mut self.packet.ip;
+        // Of the flags only PSH may differ; the latest window counts.
+        first[at + 13] |= bytes[at + 13] & PSH;
+        first[at + 14..at + 16].copy_from_slice(&bytes[at + 14..at + 16]);
+        first.extend_from_slice(&bytes[self.headers..]);
+        self.next = self.next.wrapping_add((bytes.len() - self.headers) as u32);
+        self.count += 1;
+        true
+    }
+
+    fn is_followed_by(&self, packet: &Received) -> bool {
+        let (first, next) = (&self.packet.ip, &packet.ip);
+        if headers(packet) != Some((self.ip, self.headers))
+            || packet.reason != self.packet.reason
+            || sequence(next, self.ip) != self.next
+            || first.len() + next.len() - self.headers > LONGEST
+            // A push ends what belongs together.
+            || first[self.ip + 13] & PSH != 0
+        {
+            return false;
+        }
+        let same = |from: usize, to: usize| first[from..to] == next[from..to];
+        let ip = if self.ip == 20 {
+            // Not the length, the identification and the checksum.
+            same(0, 2) && same(6, 10) && same(12, 20)
+        } else {
+            same(0, 4) && same(6, 40)
+        };
+        let tcp = self.ip;
+        ip && same(tcp, tcp + 4) && same(tcp + 8, tcp + 13) && same(tcp + 18, self.headers)
+    }
+
+    /// What it has become.
+    pub(super) fn finish(self) -> Received {
+        let Self { mut packet, ip, count, .. } = self;
+        if count == 1 {
+            return packet;
+        }
+        let bytes = &mut packet.ip;
+        let length = bytes.len();
+        let transport = (length - ip) as u32;
+        let addresses = if ip == 20 {
+            bytes[2..4].copy_from_slice(&(length as u16).to_be_bytes());
+            bytes[10..12].fill(0);
+            let checksum = !fold(sum(&bytes[..20]));
+            bytes[10..12].copy_from_slice(&checksum.to_be_bytes());
+            sum(&bytes[12..20])
+        } else {
+            bytes[4..6].copy_from_slice(&(transport as u16).to_be_bytes());
+            sum(&bytes[8..40])
+        };
+        // Each segment's checksum was verified; the whole one's is partial, as it is behind GRO.
+        let pseudo = fold(addresses + 6 + transport);
+        bytes[ip + 16..ip + 18].copy_from_slice(&pseudo.to_be_bytes());
+        packet.checksum = Checksum::Partial;
+        packet
+    }
+}
+
+/// Puts together what follows each other.
+pub(super) fn coalesce(packets: &[(u32, Received)]) -> Vec<(u32, Received)> {
+    let mut whole = Vec::with_capacity(packets.len());
+    let mut run: Option<(u32, Run)> = None;
+    for (number, packet) in packets {
+        if let Some((_, run)) = &mut run
+            && run.push(packet)
+        {
+            continue;
+        }
+        whole.extend(run.take().map(|(number, run)| (number, run.finish())));
+        match Run::begin(packet) {
+            Some(begun) => run = Some((*number, begun)),
+            None => whole.push((*number, packet.clone())),
+        }
+    }
+    whole.extend(run.map(|(number, run)| (number, run.finish())));
+    whole
+}
+
+/// The lengths of the IP header and of both headers of a segment with data that nothing but ACK and PSH is said of.
+fn headers(packet: &Received) -> Option<(usize, usize)> {
+    let bytes = &packet.ip[..];
+    if packet.cut || packet.checksum == Checksum::Invalid || !packet.reason.is_ingress() {
+        return None;
+    }
+    let two = |at: usize| usize::from(bytes[at]) << 8 | usize::from(bytes[at + 1]);
+    let ip = match bytes.first()? {
+        0x45 if bytes.len() >= 40
+            && two(2) == bytes.len()
+            && bytes[6] & 0x3f == 0
+            && bytes[7] == 0
+            && bytes[9] == 6 =>
+        {
+            20
+        }
+        0x60..=0x6f if bytes.len() >= 60 && two(4) + 40 == bytes.len() && bytes[6] == 6 => 40,
+        _ => return None,
+    };
+    let headers = ip + usize::from(bytes[ip + 12] >> 4) * 4;
+    let is_plain = bytes[ip + 12] & 0x0f == 0 && bytes[ip + 13] & !PSH == ACK;
+    (is_plain && headers >= ip + 20 && headers < bytes.len()).then_some((ip, headers))
+}
+
+fn sequence(bytes: &[u8], ip: usize) -> u32 {
+    u32::from_be_bytes([bytes[ip + 4], bytes[ip + 5], bytes[ip + 6], bytes[ip + 7]])
+}
+
+/// RFC 1071, of an even number of bytes.
+fn sum(bytes: &[u8]) -> u32 {
+    bytes.chunks_exact(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum()
+}
+
+fn fold(sum: u32) -> u16 {
+    let once = (sum & 0xffff) + (sum >> 16);
+    ((once & 0xffff) + (once >> 16)) as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use crafter_common::reason::Reason;
+
+    use super::*;
+    use crate::packet::{Flags, Segment, checksum};
+
+    fn segment(v6: bool, seq: u32, flags: u16, payload: &[u8]) -> (u32, Received) {
+        let end = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let (source, destination) = if v6 {
+            (end("[2001:db8::1]:80"), end("[2001:db8::2]:50000"))
+        } else {
+            (end("192.0.2.1:80"), end("192.0.2.2:50000"))
+        };
+        let mut segment = Segment::new(source, destination);
+        segment.seq = seq;
+        segment.ack = 7;
+        segment.flags = Flags(flags);
+        segment.window = 500 + seq as u16;
+        segment.payload = payload.to_vec();
+        let received = Received {
+            ip: segment.build(),
+            checksum: Checksum::Valid,
+            timestamp_ns: None,
+            cut: false,
+            reason: Reason::Redirected,
+        };
+        (1, received)
+    }
+
+    #[test]
+    fn what_follows_each_other_becomes_one() {
+        for v6 in [false, true] {
+            let packets = [
+                segment(v6, u32::MAX - 1, 0x10, b"abc"),
+                segment(v6, 1, 0x10, b"defg"),
+                segment(v6, 5, 0x18, b"h"),
+                segment(v6, 6, 0x10, b"i"),
+            ];
+            let whole = coalesce(&packets);
+            assert_eq!(whole.len(), 2, "a push ends it");
+            let (_, first) = &whole[0];
+            assert_eq!((first.checksum, checksum::verify(&first.ip, true)), (Checksum::Partial, Checksum::Partial));
+            let read = Segment::parse(&first.ip).unwrap();
+            assert_eq!((read.seq, read.ack, read.flags, read.window), (u32::MAX - 1, 7, Flags(0x18), 505));
+            assert_eq!(read.payload, b"abcdefgh");
+            assert_eq!(whole[1], packets[3]);
+        }
+    }
+
+    #[test]
+    fn all_else_stays_as_it_is() {
+        let first = segment(false, 1, 0x10, b"abc");
+        let mut other_ttl = segment(false, 4, 0x10, b"d");
+        other_ttl.1.ip[8] = 1;
+        let mut wrong = segment(false, 4, 0x10, b"d");
+        wrong.1.checksum = Checksum::Invalid;
+        let mut options = segment(false, 4, 0x10, b"d");
+        options.1.ip[0] = 0x46;
+        for second in [
+            segment(false, 5, 0x10, b"gap"),
+            segment(false, 1, 0x10, b"abc"),
+            segment(false, 4, 0x11, b"fin"),
+            segment(false, 4, 0x14, b"rst"),
+            segment(false, 4, 0x10, b""),
+            segment(true, 4, 0x10, b"d"),
+            segment(false, 4, 0x10, &[0; 65_495]),
+            other_ttl,
+            wrong,
+            options,
+        ] {
+            let packets = [first.clone(), second];
+            assert_eq!(coalesce(&packets), packets);
+        }
+    }
+}
