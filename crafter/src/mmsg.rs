@@ -111,6 +111,8 @@ impl Inbox {
             .iter()
             .zip(self.bytes.chunks_exact(self.slot))
             .map(|(&(length, cut), slot)| (&slot[..length], cut))
+            // Behind the last message of a closed socket there are as many without bytes as there is room for.
+            .filter(|(bytes, _)| !bytes.is_empty())
     }
 }
 

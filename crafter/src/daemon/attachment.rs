@@ -34,11 +34,14 @@ pub(super) struct Attachment {
     /// What is gathered, kept for its room.
     gathered: RefCell<Vec<(u32, Received)>>,
     /// Packets whose next hop is being looked for.
-    waiting: RefCell<HashMap<(IpAddr, Option<IpAddr>), Vec<Waiting>>>,
+    waiting: RefCell<HashMap<Bound, Vec<Waiting>>>,
     /// Leases of any kind on it.
     pub(super) users: Cell<u64>,
     is_gone: Cell<bool>,
 }
+
+/// Where a packet goes, and the source address that its way is asked for with.
+type Bound = (IpAddr, Option<IpAddr>);
 
 struct Waiting {
     hold: Rc<Hold>,
@@ -91,7 +94,10 @@ impl Attachment {
     /// Detaches. That takes the kernel a while, which nobody else has to wait for.
     pub(super) fn detach(&self) {
         if let Some(crafter) = self.crafter.take() {
-            tokio::task::spawn_blocking(move || drop(crafter));
+            tokio::task::spawn_blocking(move || {
+                drop(crafter);
+                give_back();
+            });
         }
     }
 
@@ -183,6 +189,15 @@ impl Attachment {
         gathered.clear();
         self.gathered.replace(gathered);
         result.is_ok()
+    }
+}
+
+/// Gives memory that is free back to the kernel: at rest, the service keeps nothing of what it needed under load.
+fn give_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim(3) takes no pointers, and may be called at any time from any thread.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 

@@ -38,6 +38,9 @@ const EVENTS: usize = 1024;
 
 type Slot = Rc<OnceCell<Rc<Attachment>>>;
 
+/// Addresses, and broadcast addresses.
+type Addresses = (Vec<IpAddr>, Vec<Ipv4Addr>);
+
 /// The service.
 pub(super) struct Service {
     pub(super) options: ServeOptions,
@@ -46,7 +49,7 @@ pub(super) struct Service {
     leases: RefCell<BTreeMap<u64, Rc<Hold>>>,
     attachments: RefCell<HashMap<String, Slot>>,
     /// This host's addresses and broadcast addresses.
-    host: RefCell<Option<Rc<(Vec<IpAddr>, Vec<Ipv4Addr>)>>>,
+    host: RefCell<Option<Rc<Addresses>>>,
     next: Cell<u64>,
     events: broadcast::Sender<Event>,
     /// Where messages of clients lie while they are looked at.

@@ -48,8 +48,9 @@ fn sources() {
     assert_eq!(from("foreign_sources = ['192.0.2.8/29']", "192.0.2.17:50000"), Verdict::ForeignSource);
     // The host's, but not this user's.
     assert_eq!(from("addresses = ['192.0.2.0/24']", "198.51.100.1:50000"), Verdict::ForeignSource);
-    // The port is the lease's, even so.
-    assert_eq!(from("foreign_sources = true", "192.0.2.9:50010"), Verdict::SourcePort);
+    // Ports of an address that is not this host's are nobody's to lease; its own are.
+    assert_eq!(from("foreign_sources = true", "192.0.2.9:50010"), Verdict::Allowed);
+    assert_eq!(from("foreign_sources = true", "192.0.2.1:50010"), Verdict::SourcePort);
     assert_eq!(from("", "192.0.2.1:50010"), Verdict::SourcePort);
     assert_eq!(from("", "192.0.2.1:50009"), Verdict::Allowed);
     // A lease on one address.

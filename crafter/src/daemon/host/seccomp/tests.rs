@@ -37,8 +37,9 @@ fn call(number: c_long, arguments: [c_long; 4]) -> Result<c_long, Errno> {
 /// in a filtered process of a user with four capabilities, whose /proc has processes only (`ProcSubset=pid`).
 #[test]
 fn leases_and_packets_go_on() {
-    assert_eq!(story(|| privileges::confine(Some("nobody")).unwrap()), "done");
-    // AF_XDP's memory is locked, for which a test has no other right than root's.
+    // AF_XDP's memory is locked, for which a test has no other right than root's: how much there is depends on the host.
+    let confined = story(|| privileges::confine(Some("nobody")).unwrap());
+    assert!(["done", "done with AF_XDP"].contains(&confined.as_str()), "{confined}");
     assert_eq!(story(|| ()), "done with AF_XDP");
 }
 
