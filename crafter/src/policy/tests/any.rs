@@ -107,6 +107,9 @@ fn ask_all(policy: &Policy, bytes: &[u8]) {
 }
 
 proptest! {
+    // Of the destinations four in five are none that the denied target has: the usual 1,024 are too few now and then.
+    #![proptest_config(ProptestConfig { max_global_rejects: 65_536, ..ProptestConfig::default() })]
+
     #[test]
     fn no_text_panics(words in vec(word(), 0..40), bytes in vec(any::<u8>(), 0..100)) {
         match Policy::load(&words.concat(), &Host4) {
