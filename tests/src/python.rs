@@ -8,7 +8,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::nobody::{open_directory, target};
+use crate::service::{built, open_directory};
 
 /// The interpreter that the packages are for.
 pub const PYTHON: &str = "/usr/bin/python3";
@@ -67,7 +67,7 @@ fn installed() -> Option<PathBuf> {
     if let Some(named) = std::env::var_os("CRAFTER_SCAPY") {
         return Some(PathBuf::from(named)).filter(|path| path.join("scapy").is_dir());
     }
-    let versions = fs::read_dir(target().with_file_name("scapy").join("lib")).ok()?;
+    let versions = fs::read_dir(built().parent()?.with_file_name("scapy").join("lib")).ok()?;
     let packages = versions.flatten().map(|entry| entry.path().join("site-packages"));
     packages.into_iter().find(|path| path.join("crafter_scapy").is_dir())
 }

@@ -2,6 +2,7 @@
 //! user's ids and no capability.
 
 use std::{
+    ffi::OsStr,
     fs, io,
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
@@ -28,7 +29,10 @@ use nix::{
 };
 use tempfile::TempDir;
 
-use crate::peer::{Process, wait_for};
+use crate::{
+    nobody::{GROUP, as_nobody},
+    peer::{Process, wait_for},
+};
 
 /// How long the service may take until it answers; much, because the machine may be busy.
 const START: Duration = Duration::from_secs(20);
@@ -55,31 +59,41 @@ pub struct Service {
     process: Process,
     namespace: NetNs,
     directory: TempDir,
-    /// Where it listens; anybody may connect.
+    /// Where it listens.
     pub socket: PathBuf,
     /// Its policy's file.
     pub policy: PathBuf,
     /// The program, where everybody may run it.
     pub binary: PathBuf,
+    /// Who may connect, as its options say it.
+    access: Vec<String>,
 }
 
 impl Service {
-    /// Starts it in `namespace` with a policy of this text, and waits until it answers.
+    /// Starts it in `namespace` with a policy of this text, for everybody, and waits until it answers.
     pub fn start(namespace: &NetNs, policy: &str) -> Self {
         Self::with(namespace, policy, &[])
     }
 
     /// The same with more arguments.
     pub fn with(namespace: &NetNs, policy: &str, arguments: &[&str]) -> Self {
-        let directory = TempDir::with_prefix("crafter-service-").expect("a directory for the service");
-        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).expect("let others in");
+        Self::open_to(vec!["--everybody".to_owned()], namespace, policy, arguments)
+    }
+
+    /// The same for [`GROUP`] alone.
+    pub fn for_group(namespace: &NetNs, policy: &str, arguments: &[&str]) -> Self {
+        Self::open_to(vec!["--group".to_owned(), GROUP.to_string()], namespace, policy, arguments)
+    }
+
+    fn open_to(access: Vec<String>, namespace: &NetNs, policy: &str, arguments: &[&str]) -> Self {
+        let directory = open_directory("crafter-service-");
         let [socket, file, binary] =
             ["crafter.sock", "crafter.toml", "crafter"].map(|name| directory.path().join(name));
         place(&built(), &binary);
         fs::write(&file, policy).expect("a policy");
         let namespace = namespace.try_clone().expect("the namespace again");
-        let process = spawn(&namespace, &directory, &binary, &socket, &file, arguments);
-        Self { process, namespace, directory, socket, policy: file, binary }
+        let process = spawn(&namespace, &directory, [&binary, &socket, &file], &access, arguments);
+        Self { process, namespace, directory, socket, policy: file, binary, access }
     }
 
     /// Its process.
@@ -132,7 +146,8 @@ impl Service {
 
     /// Starts it again, after it has ended.
     pub fn restart(&mut self) {
-        self.process = spawn(&self.namespace, &self.directory, &self.binary, &self.socket, &self.policy, &[]);
+        let paths = [&self.binary, &self.socket, &self.policy];
+        self.process = spawn(&self.namespace, &self.directory, paths, &self.access, &[]);
     }
 
     /// Changes the text of its policy, which is read by SIGHUP or by `Reload`.
@@ -148,7 +163,14 @@ impl Service {
         command
     }
 
-    /// Runs that to its end.
+    /// Any program with CRAFTER_SOCKET, in the service's namespace, as `nobody` in [`GROUP`].
+    pub fn program(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = as_nobody(&self.namespace, program);
+        command.env("CRAFTER_SOCKET", &self.socket);
+        command
+    }
+
+    /// Runs [`command`](Self::command) to its end.
     pub fn run(&self, who: Who, arguments: &[&str]) -> Output {
         self.command(who, arguments).stdin(Stdio::null()).output().expect("crafter")
     }
@@ -194,6 +216,13 @@ impl Drop for Service {
     }
 }
 
+/// A directory that every user may look into.
+pub fn open_directory(prefix: &str) -> TempDir {
+    let directory = TempDir::with_prefix(prefix).expect("a directory");
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).expect("let others in");
+    directory
+}
+
 /// The log of a service, in its directory.
 const LOG: &str = "log";
 
@@ -216,14 +245,13 @@ pub fn built() -> PathBuf {
 fn spawn(
     namespace: &NetNs,
     directory: &TempDir,
-    binary: &Path,
-    socket: &Path,
-    policy: &Path,
+    [binary, socket, policy]: [&PathBuf; 3],
+    access: &[String],
     arguments: &[&str],
 ) -> Process {
     let log = fs::File::options().create(true).append(true).open(directory.path().join(LOG)).expect("a log");
     let mut command = namespace.command(binary);
-    command.args(["serve", "--everybody", "--socket"]).arg(socket).arg("--policy").arg(policy).args(arguments);
+    command.arg("serve").args(access).arg("--socket").arg(socket).arg("--policy").arg(policy).args(arguments);
     let mut process = Process::start(command.stdout(Stdio::null()).stderr(log));
     wait_for("the service's answer", START, || {
         assert!(process.0.try_wait().expect("its state").is_none(), "the service ended");

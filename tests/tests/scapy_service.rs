@@ -13,9 +13,10 @@ use crafter::lab::{INTERFACE, Lab};
 use crafter_tests::{
     judge::{CONTROL, Capture, Packet, from, rsts},
     leak::attached,
-    nobody::{GROUP, Service, as_nobody},
+    nobody::{GROUP, as_nobody},
     peer::{Nginx, Process, wait_for},
     python::{PYTHON, Packages, source},
+    service::Service,
     stage::{self, CONTROL_PORT, ENDS, assert_refuses, lab, run},
 };
 use sha2::{Digest, Sha256};
@@ -89,12 +90,12 @@ fn the_tutorial_runs_as_nobody_with_one_line_added() {
     let packages = Packages::copy();
     // The last line keeps the process, and with it the port: the server sends again what nobody acknowledges.
     let script = packages.write("tutorial.py", &format!("{LINE}{TUTORIAL}import time; time.sleep(60)\n"));
-    let service = Service::start(lab.client(), &policy());
+    let mut service = Service::for_group(lab.client(), &policy(), &[]);
     for ends in ENDS {
         let (client, server) = ends;
         let page = curl(&lab, server, nginx.small.path, 100);
         let capture = capture(&lab, ends);
-        let mut command = service.command(lab.client(), PYTHON);
+        let mut command = service.program(PYTHON);
         packages.give(&mut command).arg(&script).arg(server.to_string()).arg(nginx.small.path);
         let (process, said) = first_line(&mut command);
         let packets = capture.finish();
@@ -112,7 +113,7 @@ fn the_tutorial_runs_as_nobody_with_one_line_added() {
         });
         assert_refuses(&lab, own);
     }
-    service.stop();
+    assert_eq!(service.stop(), Some(0));
     assert_eq!(attached(lab.client(), INTERFACE), Vec::<String>::new());
 }
 
@@ -137,17 +138,17 @@ fn tcp_client_downloads_10_mb() {
     let big = nginx.big.as_ref().expect("a big page").path;
     let packages = Packages::copy();
     let script = packages.write("client.py", &format!("{LINE}{CLIENT}"));
-    let service = Service::start(lab.client(), &policy());
+    let mut service = Service::for_group(lab.client(), &policy(), &[]);
     let expected = Sha256::digest(curl(&lab, ENDS[0].1, big, LENGTH));
     let expected: String = expected.iter().map(|byte| format!("{byte:02x}")).collect();
     let capture = capture(&lab, ENDS[0]);
-    let mut command = service.command(lab.client(), PYTHON);
+    let mut command = service.program(PYTHON);
     packages.give(&mut command).arg(&script).arg(ENDS[0].1.to_string()).arg(big).arg(LENGTH.to_string());
     let said = run(&mut command);
     println!("TCP_client: {said}");
     assert_no_rst(&capture.finish(), ENDS[0].0);
     assert_eq!(said.split_once(' ').map(|(sum, _)| sum), Some(expected.as_str()), "{said}");
-    service.stop();
+    assert_eq!(service.stop(), Some(0));
 }
 
 #[test]
@@ -155,9 +156,9 @@ fn what_is_refused_is_told() {
     let lab = lab();
     let packages = Packages::copy();
     let script = packages.write("refusals.py", &format!("{LINE}{REFUSALS}"));
-    let service = Service::start(lab.client(), &policy());
-    let mut command = service.command(lab.client(), PYTHON);
-    packages.give(&mut command).arg(&script).arg(ENDS[0].1.to_string()).arg("192.0.2.99");
+    let mut service = Service::for_group(lab.client(), &policy(), &[]);
+    let mut command = service.program(PYTHON);
+    packages.give(&mut command).arg(&script).arg(ENDS[0].1.to_string()).arg("192.0.2.99").arg(ENDS[1].1.to_string());
     let said = run(&mut command);
     let lines: Vec<&str> = said.lines().collect();
     let expected = [
@@ -167,13 +168,15 @@ fn what_is_refused_is_told() {
         ("privileged|PolicyError|1|", "set sport"),
         ("foreign|PolicyError|1|", "foreign_sources"),
         ("frames|PolicyError|1|", "raw_ethernet"),
+        ("plain ping|str|None|IP / ICMP", "echo-reply 0"),
+        ("plain ping, IPv6|str|None|IPv6 / ICMPv6 Echo Reply", "id: 0"),
         ("taken|PortTaken|None|", "is taken"),
     ];
     assert_eq!(lines.len(), expected.len(), "{said}");
     for (line, (begin, word)) in lines.iter().zip(expected) {
         assert!(line.starts_with(begin) && line.contains(word), "{line} is not {begin}...{word}");
     }
-    service.stop();
+    assert_eq!(service.stop(), Some(0));
 }
 
 /// Each packet once: what is leased is not observed as well, whatever the hook.
@@ -184,11 +187,11 @@ fn frames_and_what_is_not_leased_where_the_policy_grants_them() {
     let script = packages.write("frames.py", &format!("{LINE}{FRAMES}"));
     let granted = policy() + "raw_ethernet = true\nobserve = true\nbroadcast = true\n";
     for attach in ["native", "generic", "tc"] {
-        let service = Service::start_with(lab.client(), &granted, &["--attach", attach]);
-        let mut command = service.command(lab.client(), PYTHON);
+        let mut service = Service::for_group(lab.client(), &granted, &["--attach", attach]);
+        let mut command = service.program(PYTHON);
         packages.give(&mut command).arg(&script).arg(ENDS[0].1.to_string()).arg(INTERFACE);
         assert_eq!(run(&mut command), "arp True\nsrp RA\nsniff RA S\n", "{attach}");
-        service.stop();
+        assert_eq!(service.stop(), Some(0));
     }
 }
 
@@ -199,21 +202,21 @@ fn the_examples_need_neither_scapy_nor_crafter_scapy() {
     let packages = Packages::copy();
     let example =
         |name: &str| packages.write(name, &fs::read_to_string(source().join("examples").join(name)).expect(name));
-    let service = Service::start(lab.client(), &policy());
+    let mut service = Service::for_group(lab.client(), &policy(), &[]);
     let server = ENDS[0].1.to_string();
     for (port, answer) in [("80", "SYN-ACK"), ("81", "RST")] {
-        let said = run(service.command(lab.client(), PYTHON).arg(example("syn.py")).args([&server, port]));
+        let said = run(service.program(PYTHON).arg(example("syn.py")).args([&server, port]));
         assert!(
             said.starts_with(&format!("{server}:{port} answers {answer}, ")) && said.contains("ack 1001"),
             "{said}"
         );
     }
-    let info = run(service.command(lab.client(), "sh").arg(example("info.sh")));
+    let info = run(service.program("sh").arg(example("info.sh")));
     assert!(info.contains(env!("CARGO_PKG_VERSION")) && info.contains("\"leases\""), "{info}");
     let route = format!(r#"{{"destination":"{server}"}}"#);
-    let route = run(service.command(lab.client(), "sh").arg(example("info.sh")).args(["Route", &route]));
+    let route = run(service.program("sh").arg(example("info.sh")).args(["Route", &route]));
     assert!(route.contains(INTERFACE) && route.contains(&ENDS[0].0.to_string()), "{route}");
-    service.stop();
+    assert_eq!(service.stop(), Some(0));
 }
 
 /// What can be tested without a kernel, in Python's own way, with the Scapy that the other tests use.

@@ -2,7 +2,7 @@
 
 
 #: Whoever sets none has these.
-OWN_PORTS = "Scapy's own source port is 20 for TCP and 53 for UDP, its ICMP identifier 0: set sport, or set id"
+OWN_PORTS = "Scapy's own source port is 20 for TCP and 53 for UDP: set sport"
 
 
 class CrafterError(Exception):

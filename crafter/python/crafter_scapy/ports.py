@@ -61,7 +61,7 @@ class Ports:
         """The lease of a packet's port, leased now if it is not yet."""
         with self.lock:
             lease = self._fragment_of(need)
-            if need.port == 0:
+            if need.port == 0 and need.protocol != "icmp":
                 raise errors.NotSent("port 0 cannot be leased", errors.OWN_PORTS)
             if lease is None:
                 lease = self._lease((interface, need.protocol, need.address, need.port))

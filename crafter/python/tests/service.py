@@ -100,7 +100,7 @@ class Service:
 
     def on_Lease(self, parameters, descriptors):
         port = parameters.get("port")
-        if port is not None and port < 1024:
+        if port is not None and port < 1024 and parameters["protocol"] != "icmp":
             raise KeyError("Refused", {"rule": 1, "verdict": "port",
                                        "message": "rule 1: the local port is not among its ports"})
         if port == 33333:

@@ -139,12 +139,16 @@ class Exchanges(unittest.TestCase):
             sr1(IP(src=NEAR, dst=FAR) / TCP(dport=80, flags="S"), timeout=60)
         self.assertIn("set sport", str(caught.exception))
         with self.assertRaises(crafter_scapy.NotSent) as caught:
-            sr1(IP(src=NEAR, dst=FAR) / ICMP(), timeout=60)
-        self.assertIn("set id", str(caught.exception))
+            sr1(IP(src=NEAR, dst=FAR) / TCP(sport=0, dport=80, flags="S"), timeout=60)
+        self.assertIn("set sport", str(caught.exception))
         for call in (sr1, send):
             with self.assertRaises(PortTaken) as caught:
                 call(IP(src=NEAR, dst=FAR) / TCP(sport=33333, dport=80, flags="S"))
             self.assertIn("nginx (pid 12)", str(caught.exception))
+
+    def test_identifier_0_is_one_like_any_other(self):
+        send(IP(src=NEAR, dst=FAR) / ICMP())
+        self.assertEqual(len(self.service.leases), 1)
 
     def test_the_oldest_port_goes_when_there_are_no_more(self):
         self.service.max_leases = 3

@@ -17,7 +17,12 @@ use super::{
 use crate::{
     Error, LeaseRequest, Result,
     capture::Direction,
-    datapath::{maps::Terms, reserve::DYNAMIC, route, tap::Tap},
+    datapath::{
+        maps::Terms,
+        reserve::{self, DYNAMIC},
+        route,
+        tap::Tap,
+    },
     driver::PortChoice,
     packet::Transport,
     policy::{Decision, Grant, Host, LeaseWish, Policy, Subject, Verdict},
@@ -103,7 +108,10 @@ async fn take(service: &Rc<Service>, caller: &Caller, wanted: &Wanted) -> Result
     let (interface, preferred) = place(wanted).await?;
     let sample = match &wanted.ports {
         Ports::These(ports) => ports.clone(),
-        _ => rule.ports.ranges().next().map_or(0..=0, |range| *range.start()..=*range.start()),
+        _ => {
+            let ranges = wanted.transport.map(|transport| rule.leasable(transport)).unwrap_or_default();
+            ranges.first().map_or(0..=0, |range| *range.start()..=*range.start())
+        }
     };
     allowed(policy.wish(&caller.subject, &wish_of(wanted, &interface, sample)))?;
     let using = service.using(&interface).await?;
@@ -138,7 +146,7 @@ async fn take(service: &Rc<Service>, caller: &Caller, wanted: &Wanted) -> Result
             (Some(obtain(transport, ports).await?), grant, charge)
         }
         (Some(transport), None) => {
-            let allowed: Vec<_> = rule.ports.ranges().collect();
+            let allowed = rule.leasable(transport);
             let count = if let Ports::Free(count) = &wanted.ports { *count } else { 1 };
             let mut tries = 0;
             loop {
@@ -292,10 +300,13 @@ impl Wanted {
         let ports = match (transport, call.port, call.last_port) {
             (None, None, None) => Ports::None,
             (None, ..) => return Err(Error::invalid("port", "protocol none has no ports")),
-            (_, None, None) => Ports::Free(call.count.map_or(Ok(1), |count| port("count", count))?),
+            (_, None, None) => Ports::Free(call.count.map_or(Ok(1), |count| port("count", count, 1..=u16::MAX))?),
             _ if call.count.is_some() => return Err(Error::invalid("count", "it is for free ports, without port")),
             (_, None, Some(_)) => return Err(Error::invalid("port", "the first one of the range is missing")),
-            (_, Some(first), last) => Ports::These(port("port", first)?..=port("last_port", last.unwrap_or(first))?),
+            (Some(transport), Some(first), last) => {
+                let possible = || reserve::possible(transport);
+                Ports::These(port("port", first, possible())?..=port("last_port", last.unwrap_or(first), possible())?)
+            }
         };
         if let Ports::These(range) = &ports
             && range.is_empty()
@@ -328,11 +339,10 @@ pub(super) fn address(field: &str, text: &str) -> Result<IpAddr> {
 }
 
 /// A port, or an identifier of ICMP queries.
-pub(super) fn port(field: &str, number: u64) -> Result<u16> {
-    u16::try_from(number)
-        .ok()
-        .filter(|port| *port > 0)
-        .ok_or_else(|| Error::invalid(field, format_args!("{number}: 1 to 65535 are possible")))
+pub(super) fn port(field: &str, number: u64, possible: RangeInclusive<u16>) -> Result<u16> {
+    let port = u16::try_from(number).ok().filter(|port| possible.contains(port));
+    let reason = || format!("{number}: {} to {} are possible", possible.start(), possible.end());
+    port.ok_or_else(|| Error::invalid(field, reason()))
 }
 
 fn wish_of(wanted: &Wanted, interface: &str, ports: RangeInclusive<u16>) -> LeaseWish {

@@ -209,7 +209,7 @@ fn page(limit: Option<u64>) -> usize {
 /// `ListFlows`
 pub(super) fn list_flows(service: &Service, caller: &Caller, call: &ListFlowsCall) -> Result<Flows> {
     let remote = call.remote.as_deref().map(|text| address("remote", text)).transpose()?;
-    let wanted_port = call.port.map(|number| port("port", number)).transpose()?;
+    let wanted_port = call.port.map(|number| port("port", number, 0..=u16::MAX)).transpose()?;
     let whose = visible(service, caller);
     let mut found: Vec<(String, maps::Flow)> = Vec::new();
     for attachment in service.attached() {

@@ -9,7 +9,8 @@
 //!   datagrams of any other sender, while bind() conflicts (`udp_lib_lport_inuse()`) look at the local end only.
 //!   Connecting narrows a wildcard to one address, so "any address" is one socket per address of this host.
 //! - ICMP: an identifier is held by a ping socket (`ping_get_port()`), where this user's group may have one
-//!   (`net.ipv4.ping_group_range`); elsewhere by nothing, as raw sockets send what identifiers they like.
+//!   (`net.ipv4.ping_group_range`); elsewhere, and 0 everywhere, by nothing, as raw sockets send what identifiers
+//!   they like.
 
 use std::{
     io,
@@ -28,6 +29,14 @@ use crate::{
     error::{Error, Result},
     packet::Transport,
 };
+
+/// What there is to reserve: 0 is no port, but an identifier of ICMP queries like any other.
+pub fn possible(transport: Transport) -> RangeInclusive<u16> {
+    match transport {
+        Transport::Tcp | Transport::Udp => 1..=u16::MAX,
+        Transport::Icmp => 0..=u16::MAX,
+    }
+}
 
 /// Ports that no service is registered for (RFC 6335 section 6).
 pub const DYNAMIC: RangeInclusive<u16> = 49_152..=65_535;
@@ -86,10 +95,10 @@ impl Reservation {
 /// lease; it gives IPv6 link-local addresses their scope.
 ///
 /// # Errors
-/// [`Error::PortTaken`] naming the holder where it can be found; [`Error::Invalid`] for port 0 or an address that is
+/// [`Error::PortTaken`] naming the holder where it can be found; [`Error::Invalid`] for port 0 of TCP and UDP, or an address that is
 /// not of this host; [`Error::Permission`] for a port that needs `CAP_NET_BIND_SERVICE`.
 pub fn reserve(transport: Transport, address: IpAddr, port: u16, ifindex: u32) -> Result<Reservation> {
-    if port == 0 {
+    if !possible(transport).contains(&port) {
         return Err(Error::invalid("port", "0 is no port (for a free one reserve from a range)"));
     }
     hold_all(transport, address, port, ifindex).map_err(|error| refused(transport, address, port, error))
@@ -105,7 +114,7 @@ pub fn reserve_free(
     range: RangeInclusive<u16>,
     ifindex: u32,
 ) -> Result<Reservation> {
-    let (first, last) = bounds(&range)?;
+    let (first, last) = bounds(transport, &range)?;
     let size = u32::from(last - first) + 1;
     let random = || getrandom::u32().unwrap_or_else(|_| std::process::id()) % size;
     let start = random();
@@ -140,7 +149,7 @@ pub fn reserve_range(
     range: RangeInclusive<u16>,
     ifindex: u32,
 ) -> Result<Vec<Reservation>> {
-    let (first, last) = bounds(&range)?;
+    let (first, last) = bounds(transport, &range)?;
     range
         .map(|port| match hold_all(transport, address, port, ifindex) {
             Err(error) if error.raw_os_error() == Some(libc::EMFILE) => {
@@ -155,9 +164,9 @@ pub fn reserve_range(
         .collect()
 }
 
-fn bounds(range: &RangeInclusive<u16>) -> Result<(u16, u16)> {
+fn bounds(transport: Transport, range: &RangeInclusive<u16>) -> Result<(u16, u16)> {
     let (first, last) = (*range.start(), *range.end());
-    if first == 0 || first > last {
+    if !possible(transport).contains(&first) || first > last {
         return Err(Error::invalid(
             format!("port range {first}-{last}"),
             "must begin at 1 or more and not end before it begins",
@@ -169,7 +178,10 @@ fn bounds(range: &RangeInclusive<u16>) -> Result<(u16, u16)> {
 fn hold_all(transport: Transport, address: IpAddr, port: u16, ifindex: u32) -> io::Result<Reservation> {
     let mut held = Vec::new();
     let mut wildcards = Vec::new();
-    let addresses = if !address.is_unspecified() {
+    let addresses = if port == 0 {
+        // Of ICMP: to a ping socket 0 means any, so the kernel gives it to none and needs not be asked.
+        Vec::new()
+    } else if !address.is_unspecified() {
         vec![(address, ifindex)]
     } else if transport != Transport::Udp {
         vec![(Ipv4Addr::UNSPECIFIED.into(), 0), (Ipv6Addr::UNSPECIFIED.into(), 0)]

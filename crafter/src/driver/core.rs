@@ -10,8 +10,9 @@ use crafter_common::{map::SOCKET_ENTRIES, parse, reason::Reason};
 
 use super::{
     Options,
+    entry::{Meta, Stats},
     served::Served,
-    table::{Meta, Stats, Table},
+    table::Table,
 };
 use crate::{
     datapath::{

@@ -6,6 +6,7 @@
 //! scheduler stands between. What nobody waits for, and every deadline, is the driver task's.
 
 mod core;
+mod entry;
 mod lease;
 pub(crate) mod routes;
 pub(crate) mod served;
@@ -26,9 +27,9 @@ use self::{
     served::Served,
 };
 pub use self::{
+    entry::{Received, Stats},
     lease::{Lease, LeaseRequest, PortChoice},
     stream::{Stream, StreamOptions},
-    table::{Received, Stats},
 };
 use crate::{
     datapath::{

@@ -15,7 +15,7 @@ use nix::{
 };
 use socket2::SockRef;
 
-use super::table::{Meta, Table};
+use super::{entry::Meta, table::Table};
 use crate::{
     datapath::maps::Counters,
     driver::{LeaseRequest, PortChoice},

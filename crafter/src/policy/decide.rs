@@ -36,7 +36,7 @@ pub struct LeaseWish {
     pub transport: Option<Transport>,
     /// The local address; `None`: each of the host's that the policy allows.
     pub address: Option<IpAddr>,
-    /// The local ports, or identifiers of ICMP queries; not looked at without a transport.
+    /// The local ports, or identifiers of ICMP queries (which no rule restricts); not looked at without a transport.
     pub ports: RangeInclusive<u16>,
     /// Whole Ethernet frames.
     pub raw_ethernet: bool,
@@ -221,7 +221,7 @@ fn terms(rule: &Rule, wish: &LeaseWish) -> Checked {
     granted(rule.allows_interface(&wish.interface), Verdict::Interface)?;
     granted(wish.transport.is_none_or(|transport| rule.protocols.has(transport)), Verdict::Protocol)?;
     granted(wish.address.is_none_or(|address| rule.allows_address(address)), Verdict::Address)?;
-    granted(wish.transport.is_none() || rule.ports.contains_all(&wish.ports), Verdict::Port)?;
+    granted(wish.transport.is_none_or(|transport| rule.allows_ports(transport, &wish.ports)), Verdict::Port)?;
     granted(rule.raw_ethernet || !wish.raw_ethernet, Verdict::RawEthernet)?;
     granted(rule.observe || !wish.observe, Verdict::Observe)
 }

@@ -125,7 +125,8 @@ impl Question {
             check(!own || rule.allows_address(source), Verdict::Address)?;
             check(own || rule.foreign_sources.allows(source), Verdict::ForeignSource)?;
         }
-        check(self.source_port.is_none_or(|port| rule.ports.contains(port)), Verdict::Port)?;
+        let may_lease = |port| rule.allows_ports(self.transport, &(port..=port));
+        check(self.source_port.is_none_or(may_lease), Verdict::Port)?;
         reach(rule, packet, &self.broadcasts)
     }
 
@@ -137,7 +138,7 @@ impl Question {
         [
             some(self.interface.is_none() && rule.interfaces.is_some(), "an interface of the rule"),
             some(self.source.is_none(), "a source address of the host that the rule allows"),
-            some(self.source_port.is_none(), "a local port of the rule"),
+            some(self.source_port.is_none() && self.transport != Transport::Icmp, "a local port of the rule"),
             some(self.port.is_none() && self.transport != Transport::Icmp, "any destination port"),
         ]
         .into_iter()

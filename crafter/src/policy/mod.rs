@@ -12,7 +12,7 @@
 //! group = "crafter"                   # or user = ..., or both; names, numbers, or lists of them
 //! interfaces = ["eth*"]               # names; * at the end for any characters
 //! addresses = ["192.0.2.0/24"]        # local addresses
-//! ports = ["1024-65535", 80]          # local ports, and identifiers of ICMP queries
+//! ports = ["1024-65535", 80]          # local ports of TCP and UDP
 //! protocols = ["tcp", "udp", "icmp"]
 //! allow = ["any"]                     # destinations: prefixes, addresses, "any" ...
 //! deny = ["10.0.0.0/8", { prefix = "any", ports = [25] }]    # ... some with ports

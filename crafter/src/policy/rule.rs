@@ -1,9 +1,9 @@
 //! One rule: whom it names, and what it grants.
 
-use std::{fmt, net::IpAddr};
+use std::{fmt, net::IpAddr, ops::RangeInclusive};
 
 use super::{ports::Ports, targets::Targets, usage::Rate};
-use crate::packet::Transport;
+use crate::{datapath::reserve, packet::Transport};
 
 /// Whom a rule names.
 #[derive(Debug, Clone, Default)]
@@ -102,7 +102,8 @@ pub struct Rule {
     pub interfaces: Option<Vec<String>>,
     /// Local addresses; `None`: all.
     pub addresses: Option<Targets>,
-    /// Local ports, and identifiers of ICMP queries.
+    /// Local ports of TCP and UDP. Identifiers of ICMP queries are nobody's to keep apart from others: all may be
+    /// leased.
     pub ports: Ports,
     /// Protocols.
     pub protocols: Protocols,
@@ -175,6 +176,19 @@ impl Rule {
     /// Whether `address` may be a local address.
     pub fn allows_address(&self, address: IpAddr) -> bool {
         self.addresses.as_ref().is_none_or(|prefixes| prefixes.covers(address))
+    }
+
+    /// The ports, or identifiers of ICMP queries, that may be leased, in order.
+    pub(crate) fn leasable(&self, transport: Transport) -> Vec<RangeInclusive<u16>> {
+        match transport {
+            Transport::Tcp | Transport::Udp => self.ports.ranges().collect(),
+            Transport::Icmp => vec![reserve::possible(transport)],
+        }
+    }
+
+    /// Whether all of them may be leased.
+    pub(crate) fn allows_ports(&self, transport: Transport, ports: &RangeInclusive<u16>) -> bool {
+        transport == Transport::Icmp || self.ports.contains_all(ports)
     }
 
     /// As the rule itself says it: `rule 2 (line 25, group crafter)`.

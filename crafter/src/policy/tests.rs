@@ -135,6 +135,9 @@ fn a_lease_and_its_twin() {
     assert_eq!(lease(&policy, |wish| wish.ports = 50_005..=50_010), Verdict::Port);
     assert_eq!(lease(&policy, |wish| wish.ports = RangeInclusive::new(81, 80)), Verdict::Port, "an empty range");
     assert_eq!(lease(&policy, |wish| wish.ports = 80..=80), Verdict::Allowed);
+    // Identifiers of ICMP queries are no ports.
+    let query = |wish: &mut LeaseWish| (wish.transport, wish.ports) = (Some(Transport::Icmp), 0..=0);
+    assert_eq!(lease(&policy, query), Verdict::Allowed);
     let policy = rule("protocols = ['udp', 'icmp']");
     assert_eq!(lease(&policy, |_| {}), Verdict::Protocol);
     assert_eq!(lease(&policy, |wish| wish.transport = Some(Transport::Udp)), Verdict::Allowed);

@@ -9,7 +9,7 @@ def of(call):
     except (PolicyError, PortTaken) as error:
         return error
 
-near, denied = sys.argv[1:3]
+near, denied, near6 = sys.argv[1:4]
 holder = socket.create_server(("", 0))
 taken = holder.getsockname()[1]
 for name, call in {
@@ -19,6 +19,8 @@ for name, call in {
     "privileged": lambda: sr1(IP(dst=near)/TCP(dport=80, flags="S"), timeout=30),
     "foreign": lambda: send(IP(src="198.51.100.7", dst=near)/UDP(sport=5001, dport=9)),
     "frames": lambda: sendp(Ether()/IP(dst=near)/UDP(sport=5002, dport=9), iface=conf.iface),
+    "plain ping": lambda: sr1(IP(dst=near)/ICMP(), timeout=30).summary(),
+    "plain ping, IPv6": lambda: sr1(IPv6(dst=near6)/ICMPv6EchoRequest(), timeout=30).summary(),
     "taken": lambda: sr1(IP(dst=near)/TCP(sport=taken, dport=80, flags="S"), timeout=30),
 }.items():
     error = of(call)
