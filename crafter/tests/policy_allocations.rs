@@ -1,36 +1,14 @@
 //! Judging packets allocates nothing. A test of its own, as it counts for the whole process.
 
-use std::{
-    alloc::{GlobalAlloc, Layout, System},
-    sync::atomic::{AtomicU64, Ordering},
-    time::Instant,
-};
+mod allocations;
 
+use std::time::Instant;
+
+use allocations::counted;
 use crafter::{
     packet::{Segment, Transport},
     policy::{Host, LeaseWish, Outgoing, Policy, Subject, Usage, Verdict},
 };
-
-struct Counting;
-
-static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
-
-// SAFETY: every call goes to the system's allocator with the arguments that came.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: as this function's caller promises.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: as this function's caller promises.
-        unsafe { System.dealloc(memory, layout) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
 
 #[test]
 fn judging_packets_allocates_nothing() {
@@ -54,18 +32,19 @@ fn judging_packets_allocates_nothing() {
         .map(|destination| Segment::new("192.0.2.1:50000".parse().unwrap(), destination.parse().unwrap()).build());
     let now = Instant::now();
     let mut counts = [0, 0, 0];
-    let before = ALLOCATIONS.load(Ordering::Relaxed);
-    for policy in [&policy, &next] {
-        for packet in packets.iter().cycle().take(1000) {
-            let packet = Outgoing::read(packet).unwrap();
-            match policy.packet(&grant, &packet, &mut usage, now).verdict {
-                Verdict::Allowed => counts[0] += 1,
-                Verdict::Denied => counts[1] += 1,
-                Verdict::Rate => counts[2] += 1,
-                other => panic!("{other}"),
+    let judged = counted(|| {
+        for policy in [&policy, &next] {
+            for packet in packets.iter().cycle().take(1000) {
+                let packet = Outgoing::read(packet).unwrap();
+                match policy.packet(&grant, &packet, &mut usage, now).verdict {
+                    Verdict::Allowed => counts[0] += 1,
+                    Verdict::Denied => counts[1] += 1,
+                    Verdict::Rate => counts[2] += 1,
+                    other => panic!("{other}"),
+                }
             }
         }
-    }
-    assert_eq!(ALLOCATIONS.load(Ordering::Relaxed) - before, 0);
+    });
+    assert_eq!(judged, 0);
     assert_eq!(counts, [500, 1000, 500]);
 }

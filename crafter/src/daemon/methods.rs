@@ -3,6 +3,7 @@
 use std::{net::IpAddr, rc::Rc};
 
 use super::{
+    attachment::Attachment,
     hold::Hold,
     leasing::{Caller, address, port},
     state::Service,
@@ -206,17 +207,22 @@ fn page(limit: Option<u64>) -> usize {
     limit.unwrap_or(PAGE).clamp(1, PAGE) as usize
 }
 
+/// The attachments to this interface, or all.
+fn attached_on(service: &Service, interface: Option<&str>) -> impl Iterator<Item = Rc<Attachment>> {
+    service
+        .attached()
+        .into_iter()
+        .filter(move |attachment| interface.is_none_or(|interface| attachment.interface().name == interface))
+}
+
 /// `ListFlows`
 pub(super) fn list_flows(service: &Service, caller: &Caller, call: &ListFlowsCall) -> Result<Flows> {
     let remote = call.remote.as_deref().map(|text| address("remote", text)).transpose()?;
     let wanted_port = call.port.map(|number| port("port", number, 0..=u16::MAX)).transpose()?;
     let whose = visible(service, caller);
     let mut found: Vec<(String, maps::Flow)> = Vec::new();
-    for attachment in service.attached() {
+    for attachment in attached_on(service, call.interface.as_deref()) {
         let name = &attachment.interface().name;
-        if call.interface.as_ref().is_some_and(|wanted| wanted != name) {
-            continue;
-        }
         let Ok(crafter) = attachment.crafter() else { continue };
         let holds = attachment.holds();
         let is_of = |user: u32, flow: &maps::Flow| {
@@ -240,9 +246,15 @@ pub(super) fn list_flows(service: &Service, caller: &Caller, call: &ListFlowsCal
     found.sort_by_key(|(_, flow)| (flow.first_seen_ns, flow.local, flow.remote));
     let after = call.after.unwrap_or(0);
     let mut rest = found.into_iter().filter(|(_, flow)| flow.first_seen_ns > after);
-    let flows: Vec<Flow> =
+    let mut flows: Vec<Flow> =
         rest.by_ref().take(page(call.limit)).map(|(interface, flow)| wire_flow(interface, flow)).collect();
-    let next = rest.next().and(flows.last().map(|last| last.first_seen_ns));
+    let last = flows.last().map(|last| last.first_seen_ns);
+    let mut rest = rest.peekable();
+    // The next page begins behind all of one moment: none of them may be left for it.
+    while let Some((interface, flow)) = rest.next_if(|(_, flow)| Some(flow.first_seen_ns) == last) {
+        flows.push(wire_flow(interface, flow));
+    }
+    let next = rest.next().and(last);
     Ok(Flows { flows, next })
 }
 
@@ -284,16 +296,13 @@ fn wire_flow(interface: String, flow: maps::Flow) -> Flow {
 pub(super) fn counters(service: &Service, caller: &Caller, call: &CountersCall) -> Result<Counters, Fault> {
     known(service, caller)?;
     if let Some(name) = &call.interface
-        && !service.attached().iter().any(|attachment| attachment.interface().name == *name)
+        && attached_on(service, Some(name)).next().is_none()
     {
         return Err(Error::invalid("interface", format_args!("nothing is leased on '{name}'")).into());
     }
     let mut interfaces = Vec::new();
-    for attachment in service.attached() {
+    for attachment in attached_on(service, call.interface.as_deref()) {
         let name = attachment.interface().name.clone();
-        if call.interface.as_ref().is_some_and(|wanted| *wanted != name) {
-            continue;
-        }
         let Ok(crafter) = attachment.crafter() else { continue };
         let counted = crafter.counters()?;
         let reasons = crafter_common::reason::Reason::ALL.iter();

@@ -10,6 +10,7 @@ mod exchange;
 mod handshake;
 mod layers;
 mod memory;
+mod scapy;
 mod send;
 mod service;
 mod table;
@@ -23,7 +24,7 @@ use table::Row;
 /// A comparison: its name on the command line, and what measures it.
 type Bench = (&'static str, fn() -> Result<Vec<Row>>);
 
-const BENCHES: [Bench; 12] = [
+const BENCHES: [Bench; 13] = [
     // First: the high-water mark of children is what it reads.
     ("memory", memory::measure),
     ("handshake", handshake::measure),
@@ -37,6 +38,7 @@ const BENCHES: [Bench; 12] = [
     ("service-packets", service::packets),
     ("service-download", service::downloads),
     ("service-leases", service::leases),
+    ("service-tutorial", scapy::tutorial),
 ];
 
 fn main() -> ExitCode {
