@@ -4,6 +4,7 @@
 mod bench;
 mod build;
 mod demo;
+mod deny;
 mod fuzz;
 mod host;
 mod install;
@@ -26,6 +27,7 @@ cargo xtask JOB [ARGS]
   test [FILTER]    all tests as root in network namespaces; FILTER is libtest's
   fuzz [TARGET]    fuzz layers, text, policy, control_socket, ...; --seconds N (60)
   bench [NAME]     measure crafter beside its peers
+  deny             licences, sources and advisories of all dependencies
   install          the binary, units, man pages; --prefix DIR (/usr/local), --destdir DIR, --uninstall
   help             this text
 
@@ -40,6 +42,7 @@ enum Job {
     Test,
     Fuzz,
     Bench,
+    Deny,
     Install,
     HostState,
     Help,
@@ -55,6 +58,7 @@ impl Job {
             "test" => Self::Test,
             "fuzz" => Self::Fuzz,
             "bench" => Self::Bench,
+            "deny" => Self::Deny,
             "install" => Self::Install,
             host::JOB => Self::HostState,
             "help" | "-h" | "--help" => Self::Help,
@@ -72,6 +76,7 @@ impl Job {
             Self::Test => test::job(args),
             Self::Fuzz => fuzz::job(args),
             Self::Bench => bench::job(args),
+            Self::Deny => deny::job(args),
             Self::Install => install::job(args),
             Self::HostState => host::job(args),
             Self::Help => {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::{host, setup, sh};
+use crate::{deny, host, setup, sh};
 
 /// Seconds until a test program, with everything in its process group, is ended.
 const WATCHDOG_SECONDS: &str = "900";
@@ -120,6 +120,11 @@ fn check_source(sum: &mut Sum) -> Result<()> {
         } else if sh::exit_code(sh::cargo().arg(name).args(args))? != 0 {
             sum.fail(format!("cargo {name}"));
         }
+    }
+    match deny::check_offline()? {
+        None => println!("    skipped: cargo-deny is not installed (`cargo xtask deny` does that)"),
+        Some(0) => {}
+        Some(_) => sum.fail("cargo deny".to_owned()),
     }
     Ok(())
 }
