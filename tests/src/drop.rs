@@ -1,18 +1,24 @@
-//! The far end of a sender under test: a link that drops every frame in native XDP, before a stack sees it.
+//! Programs that are not crafter's: at the far end of a sender under test one that drops every frame in native XDP,
+//! before a stack sees it; beside crafter ones that do nothing.
 
 use std::{
     io,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
 };
 
-/// `mov r0, XDP_DROP; exit`
-static CODE: [[u8; 8]; 2] = [[0xb7, 0, 0, 0, 1, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0, 0]];
 static LICENSE: &[u8; 4] = b"GPL\0";
+
+/// A program's type, the hook of its link, and the flags of that link (`enum bpf_prog_type`, `enum bpf_attach_type`).
+struct Hook {
+    program: u32,
+    attach: u32,
+    flags: u32,
+}
 
 /// bpf(2), with the leading 32-bit words of `union bpf_attr`.
 fn bpf(command: libc::c_long, words: &mut [u32; 32]) -> io::Result<OwnedFd> {
-    // SAFETY: the attribute is a readable and writable buffer of the size given, which outlives the call; what it
-    // points to are statics.
+    // SAFETY: the attribute is a readable and writable buffer of the size given, which outlives the call, as
+    // does what it points to.
     let fd = unsafe { libc::syscall(libc::SYS_bpf, command, words.as_mut_ptr(), size_of_val(words)) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
@@ -26,23 +32,40 @@ fn bpf(command: libc::c_long, words: &mut [u32; 32]) -> io::Result<OwnedFd> {
 /// # Errors
 /// The kernel's.
 pub fn drop_all(interface: &str) -> io::Result<OwnedFd> {
+    const XDP_DROP: i32 = 1;
+    // BPF_PROG_TYPE_XDP, BPF_XDP, XDP_FLAGS_DRV_MODE
+    attach(interface, XDP_DROP, &Hook { program: 6, attach: 37, flags: 4 })
+}
+
+/// Attaches a tcx program that answers `verdict` to all (-1: the next program decides; 0: passed), before all others or
+/// behind them, as long as the descriptor is open.
+///
+/// # Errors
+/// The kernel's.
+pub fn beside(interface: &str, verdict: i32, egress: bool, before: bool) -> io::Result<OwnedFd> {
+    // BPF_PROG_TYPE_SCHED_CLS; BPF_TCX_INGRESS, BPF_TCX_EGRESS; BPF_F_BEFORE, BPF_F_AFTER
+    let hook = Hook { program: 3, attach: 46 + u32::from(egress), flags: if before { 1 << 3 } else { 1 << 4 } };
+    attach(interface, verdict, &hook)
+}
+
+/// `mov r0, verdict; exit` at a hook.
+fn attach(interface: &str, verdict: i32, hook: &Hook) -> io::Result<OwnedFd> {
     const BPF_PROG_LOAD: libc::c_long = 5;
     const BPF_LINK_CREATE: libc::c_long = 28;
-    const BPF_PROG_TYPE_XDP: u32 = 6;
-    const BPF_XDP: u32 = 37;
-    const XDP_FLAGS_DRV_MODE: u32 = 4;
+    let [a, b, c, d] = verdict.to_le_bytes();
+    let code: [[u8; 8]; 2] = [[0xb7, 0, 0, 0, a, b, c, d], [0x95, 0, 0, 0, 0, 0, 0, 0]];
     let halves = |pointer: u64| {
         let bytes = pointer.to_ne_bytes();
         [0, 4].map(|at| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]))
     };
     let mut load = [0; 32];
-    load[..2].copy_from_slice(&[BPF_PROG_TYPE_XDP, CODE.len() as u32]);
-    load[2..4].copy_from_slice(&halves(CODE.as_ptr() as u64));
+    load[..2].copy_from_slice(&[hook.program, code.len() as u32]);
+    load[2..4].copy_from_slice(&halves(code.as_ptr() as u64));
     load[4..6].copy_from_slice(&halves(LICENSE.as_ptr() as u64));
     let program = bpf(BPF_PROG_LOAD, &mut load)?;
     let index = nix::net::if_::if_nametoindex(interface)?;
     let mut link = [0; 32];
-    link[..4].copy_from_slice(&[program.as_raw_fd() as u32, index, BPF_XDP, XDP_FLAGS_DRV_MODE]);
+    link[..4].copy_from_slice(&[program.as_raw_fd() as u32, index, hook.attach, hook.flags]);
     bpf(BPF_LINK_CREATE, &mut link)
 }
 

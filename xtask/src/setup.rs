@@ -26,7 +26,7 @@ struct Tool {
     purpose: &'static str,
 }
 
-const TOOLS: [Tool; 17] = [
+const TOOLS: [Tool; 18] = [
     tool("capinfos", "wireshark-common", "judges capture files"),
     tool("cc", "build-essential", "links every Rust program"),
     tool("curl", "curl", "peer of the tests and the benchmark"),
@@ -39,6 +39,7 @@ const TOOLS: [Tool; 17] = [
     tool("pcap-config", "libpcap-dev", "library of capture filters"),
     tool("ps", "procps", "watches the tests' processes"),
     tool("socat", "socat", "calls the service from a shell in an example"),
+    tool("strace", "strace", "ends the tests' programs at any system call"),
     tool("systemd-analyze", "systemd", "judges the units"),
     tool("tcpdump", "tcpdump", "judges what is on the wire"),
     tool("traceroute", "traceroute", "judges the hops of a path"),

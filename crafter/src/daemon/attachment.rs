@@ -121,6 +121,11 @@ impl Attachment {
         self.holds.borrow().values().cloned().collect()
     }
 
+    /// Has the kernel asked again for every route.
+    pub(super) fn forget_routes(&self) {
+        self.routes.forget();
+    }
+
     /// The way to `destination` if it was found lately.
     pub(super) fn known_route(&self, destination: IpAddr, source: Option<IpAddr>) -> Option<Arc<Route>> {
         self.routes.known(destination, source)

@@ -143,9 +143,10 @@ impl Service {
         Ok(Host { addresses: addresses.clone(), broadcasts: broadcasts.clone(), mtu })
     }
 
-    /// Forgets the addresses of this host: they have changed.
+    /// Forgets the addresses of this host, and the ways from it: they have changed.
     pub(super) fn handle_addresses(&self) {
         self.host.replace(None);
+        self.attached().iter().for_each(|attachment| attachment.forget_routes());
     }
 
     /// The attachment to an interface, attached if it is not yet.

@@ -50,7 +50,7 @@ fn failed(source: io::Error) -> Error {
     Error::io("list the addresses of this network namespace", "CAP_NET_ADMIN", source)
 }
 
-/// Word of addresses that come and go in this network namespace.
+/// Word of addresses and links that come, go and change in this network namespace.
 pub struct AddressWatch(Netlink);
 
 impl AddressWatch {
@@ -59,12 +59,12 @@ impl AddressWatch {
     /// # Errors
     /// [`Error::Io`] if the kernel refuses the socket.
     pub fn open() -> Result<Self> {
-        Netlink::listening(&[MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr])
+        Netlink::listening(&[MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr])
             .map(Self)
             .map_err(|error| Error::io("watch the addresses of this network namespace", "CAP_NET_ADMIN", error))
     }
 
-    /// Returns once an address was added, removed or changed, or the kernel had to drop such word.
+    /// Returns once an address or a link was added, removed or changed, or the kernel had to drop such word.
     /// One call per notification: an address of IPv6 brings several (tentative, then usable). Cancel safe.
     ///
     /// # Errors
@@ -77,7 +77,10 @@ impl AddressWatch {
             })?;
             match message.payload {
                 NetlinkPayload::InnerMessage(
-                    RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_),
+                    RouteNetlinkMessage::NewAddress(_)
+                    | RouteNetlinkMessage::DelAddress(_)
+                    | RouteNetlinkMessage::NewLink(_)
+                    | RouteNetlinkMessage::DelLink(_),
                 )
                 | NetlinkPayload::Overrun(_) => return Ok(()),
                 _ => {}

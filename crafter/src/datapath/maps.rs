@@ -18,7 +18,7 @@ use crafter_common::{
 };
 use serde::Serialize;
 
-use super::failure::bpf_error;
+use super::failure::{bpf_error, os_error};
 use crate::{
     error::{Error, Result},
     packet::Transport,
@@ -83,13 +83,23 @@ impl OwnerMaps {
     /// first, then the filter bit that makes the kernel half look at it.
     ///
     /// # Errors
-    /// [`Error::Bpf`] when the map is full.
+    /// [`Error::Invalid`] when the map is full.
     pub fn own(&mut self, lease: u32, transport: Transport, address: IpAddr, port: u16, terms: Terms) -> Result<()> {
         let key = owned_key(transport, address, port);
         let flags = [(terms.observe, OBSERVE), (terms.suppress, SUPPRESS), (terms.report, REPORT)];
         let flags = flags.iter().filter(|(wanted, _)| *wanted).fold(0, |all, (_, flag)| all | flag);
         let fresh = self.owned.get(&key, 0).is_err();
-        self.owned.insert(key, OwnedPort { lease, flags }, 0).map_err(|e| bpf_error("own a port", &e))?;
+        self.owned.insert(key, OwnedPort { lease, flags }, 0).map_err(|e| match os_error(&e) {
+            // htab_map_alloc_elem() has none left.
+            Some(error) if error.raw_os_error() == Some(libc::E2BIG) => {
+                let count: u32 = self.behind.values().map(|(exact, any)| exact + any).sum();
+                Error::invalid(
+                    "port",
+                    format_args!("{count} are owned on this interface, and there is no room for more"),
+                )
+            }
+            _ => bpf_error("own a port", &e),
+        })?;
         if fresh {
             let (exact, any) = self.behind.entry((transport.number(), port)).or_default();
             *(if key.address == ANY { any } else { exact }) += 1;

@@ -302,7 +302,9 @@ impl Kernel {
         let forced = std::env::var_os("CRAFTER_CLSACT").is_some();
         let program = self.classifier(hook)?;
         if !forced {
-            let order = TcAttachOptions::TcxOrder(LinkOrder::default());
+            // Before all others: one that passes a packet hides it from those behind it. Ours takes only what is owned,
+            // and leaves all else to the next.
+            let order = TcAttachOptions::TcxOrder(LinkOrder::first());
             match program.attach_with_options(&name, direction, order) {
                 Ok(_) => return Ok("tcx"),
                 // Kernels before 6.6 do not know the attach type.

@@ -105,6 +105,11 @@ impl Sender {
         Ok(sender)
     }
 
+    /// The interface has another MTU now, in bytes from the IP header on.
+    pub fn set_mtu(&mut self, mtu: u32) {
+        self.mtu = mtu;
+    }
+
     /// How long to wait where the kernel has no room, without any progress, before a packet is dropped: by default
     /// not at all, as others may be waiting for who sends.
     pub fn set_patience(&mut self, patience: Duration) {
@@ -115,7 +120,7 @@ impl Sender {
     ///
     /// # Errors
     /// [`Error::Invalid`] for a route out of another interface, and for a packet without an IP header or larger than
-    /// the MTU that the interface had when the sender was opened: it is not queued. Those of [`Sender::flush`], which concern packets queued before.
+    /// the interface's MTU: it is not queued. Those of [`Sender::flush`], which concern packets queued before.
     pub fn push(&mut self, route: &Route, ip_packet: &[u8]) -> Result<()> {
         if route.ifindex != self.ifindex {
             let reason = format!("leaves by {}, but this sender is for {}", route.interface, self.interface);
@@ -330,8 +335,10 @@ impl Sender {
     }
 
     fn too_large(&self, size: usize) -> Error {
-        let reason = format!("{size} bytes do not fit the MTU of {}, which is {} bytes", self.interface, self.mtu);
-        Error::invalid("packet", reason)
+        let (interface, mtu) = (&self.interface, self.mtu);
+        // The kernel knows of a change before word of it comes.
+        let is = if size > mtu as usize { "is" } else { "is no longer" };
+        Error::invalid("packet", format_args!("{size} bytes do not fit the MTU of {interface}, which {is} {mtu} bytes"))
     }
 }
 

@@ -280,16 +280,20 @@ impl Core {
         }
     }
 
-    /// This host has these addresses now; `present` says whether the interface is still there.
-    pub(crate) fn handle_addresses(&mut self, now: Instant, addresses: &[IpAddr], present: bool) {
+    /// This host has these addresses now, and the interface this MTU; without one it is gone.
+    pub(crate) fn handle_addresses(&mut self, now: Instant, addresses: &[IpAddr], mtu: Option<u32>) {
         // A full map is the only way to fail, and leaves the former addresses in force.
         if let Err(e) = self.set_local(addresses) {
             log::warn!("{e}");
         }
         self.table.handle_addresses(addresses);
-        if !present {
-            self.table.handle_link_gone(now);
-            self.transmit(now);
+        match (mtu, &mut self.side) {
+            (Some(mtu), Side::Kernel(side)) => side.tx.set_mtu(mtu),
+            (Some(_), Side::Service(_)) => {}
+            (None, _) => {
+                self.table.handle_link_gone(now);
+                self.transmit(now);
+            }
         }
     }
 

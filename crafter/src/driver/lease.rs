@@ -277,8 +277,7 @@ impl Lease {
         arrived: Arc<Notify>,
         gathered: bool,
     ) -> Result<Self> {
-        let name = &shared.interface.name;
-        let call = served::call(name, &request);
+        let call = served::call(&shared.name(), &request);
         let (leased, socket) = loop {
             match served::lease(control, &call).await {
                 // What was closed here a moment ago the service may not know yet.
@@ -376,7 +375,7 @@ impl Lease {
             if let Some(received) = self.try_recv() {
                 return Ok(received);
             }
-            self.inner.shared.lock().table.fate(&self.inner.shared.interface.name)?;
+            self.inner.shared.lock().table.fate(&self.inner.shared.name())?;
             arrived.await;
         }
     }
@@ -431,6 +430,9 @@ impl LeaseInner {
     }
 
     async fn route(&self, destination: IpAddr) -> Result<Arc<Route>> {
-        self.shared.routes.find(Some(&self.shared.interface.name), destination, self.address).await
+        if let Some(route) = self.shared.routes.known(destination, self.address) {
+            return Ok(route);
+        }
+        self.shared.routes.find(Some(&self.shared.name()), destination, self.address).await
     }
 }

@@ -83,7 +83,10 @@ pub struct Crafter {
 /// What a [`Crafter`], its leases, its streams and the driver task share.
 pub(crate) struct Shared {
     core: Mutex<Core>,
+    /// As it was when it was opened.
     interface: Interface,
+    /// Its name now.
+    name: Mutex<Arc<str>>,
     report: Report,
     routes: routes::Routes,
     /// Wakes the driver when a deadline came nearer.
@@ -98,6 +101,20 @@ impl Shared {
     /// The state. A panic elsewhere while it was held leaves counters at worst one behind.
     fn lock(&self) -> Locked<'_> {
         Locked(Some(self.core.lock().unwrap_or_else(std::sync::PoisonError::into_inner)))
+    }
+
+    /// The interface's name, which may have changed.
+    fn name(&self) -> Arc<str> {
+        self.name.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// The network has changed: these are the host's addresses, and this the interface, if it is there.
+    fn handle_change(&self, addresses: &[IpAddr], interface: Option<&Interface>) {
+        if let Some(interface) = interface {
+            *self.name.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = interface.name.as_str().into();
+        }
+        self.routes.forget();
+        self.lock().handle_addresses(Instant::now(), addresses, interface.map(|interface| interface.mtu));
     }
 
     /// The service, where it is used.
@@ -235,6 +252,7 @@ impl Crafter {
         let ready = epoll(&core)?;
         let shared = Arc::new(Shared {
             core: Mutex::new(core),
+            name: Mutex::new(interface.name.as_str().into()),
             interface,
             report,
             routes: routes::Routes::new(resolver),
@@ -262,7 +280,7 @@ impl Crafter {
             Side::Service(served) if !served.has_frames() => served.control().clone(),
             _ => return Ok(()),
         };
-        let interface = Some(self.shared.interface.name.clone());
+        let interface = Some(self.shared.name().to_string());
         let call = LeaseCall { interface, protocol: "none".into(), frames: Some(true), ..LeaseCall::default() };
         let (_, socket) = served::lease(&control, &call).await?;
         let mut core = self.shared.lock();
@@ -290,7 +308,7 @@ impl Crafter {
         Self::open(&route.interface, options).await
     }
 
-    /// The interface.
+    /// The interface as it was when it was opened.
     pub fn interface(&self) -> &Interface {
         &self.shared.interface
     }
@@ -305,13 +323,13 @@ impl Crafter {
     /// # Errors
     /// [`Error::NoRoute`], [`Error::NoNeighbour`].
     pub async fn route(&self, destination: IpAddr, source: Option<IpAddr>) -> Result<Route> {
-        route::resolve(destination, Some(&self.shared.interface.name), source).await
+        route::resolve(destination, Some(&self.shared.name()), source).await
     }
 
     /// Leases a port, or several; see [`LeaseRequest`].
     ///
     /// # Errors
-    /// [`Error::PortTaken`], [`Error::Invalid`], [`Error::Bpf`] when the map of owned ports is full.
+    /// [`Error::PortTaken`], [`Error::Invalid`], also when the map of owned ports is full.
     pub async fn lease(&self, request: LeaseRequest) -> Result<Lease> {
         Lease::take(&self.shared, request, None).await
     }
@@ -389,7 +407,7 @@ impl Crafter {
             }
         }
         core.table.gather(sink);
-        core.table.fate(&self.shared.interface.name)
+        core.table.fate(&self.shared.name())
     }
 
     /// The kernel half's counters, one per verdict reason; through the service, what of this came here, and as crafted
@@ -485,13 +503,12 @@ async fn drive(shared: Weak<Shared>, rearm: Arc<Notify>, ready: AsyncFd<std::os:
             () = tokio::time::sleep_until(deadline.into()) => {}
             () = rearm.notified() => {}
             changed = changed(&mut watch) => {
-                // An interface that goes takes its addresses along, which is how it is noticed.
                 if changed
                     && let (Ok(addresses), Ok(interfaces)) = (local_addresses().await, interfaces().await)
                     && let Some(shared) = shared.upgrade()
                 {
-                    let present = interfaces.iter().any(|i| i.ifindex == shared.interface.ifindex);
-                    shared.lock().handle_addresses(Instant::now(), &addresses, present);
+                    let ifindex = shared.interface.ifindex;
+                    shared.handle_change(&addresses, interfaces.iter().find(|one| one.ifindex == ifindex));
                 }
             }
         }
@@ -520,7 +537,7 @@ fn linger(shared: &Shared) -> bool {
     }
 }
 
-/// Waits for a change of the local addresses; a watch that fails is given up.
+/// Waits for a change of addresses or links; a watch that fails is given up.
 async fn changed(watch: &mut Option<AddressWatch>) -> bool {
     let ok = match watch {
         Some(watch) => watch.changed().await.is_ok(),

@@ -1,4 +1,5 @@
-//! Routes found lately: the kernel is asked again every few seconds, not for every packet.
+//! Routes found lately: the kernel is asked again every few seconds, and when addresses or links change, not for every
+//! packet.
 
 use std::{
     collections::HashMap,
@@ -43,6 +44,11 @@ impl Routes {
         Self { known: Mutex::default(), resolver }
     }
 
+    /// Forgets all: something of this host's network has changed.
+    pub(crate) fn forget(&self) {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// The route to `destination` if it was found lately.
     pub(crate) fn known(&self, destination: IpAddr, source: Option<IpAddr>) -> Option<Arc<Route>> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -56,23 +62,19 @@ impl Routes {
         destination: IpAddr,
         source: Option<IpAddr>,
     ) -> Result<Arc<Route>> {
-        let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (destination, source);
-        if let Some((route, found)) = known().get(&key)
-            && found.elapsed() < AGE
-        {
-            return Ok(route.clone());
+        if let Some(route) = self.known(destination, source) {
+            return Ok(route);
         }
         let route = match self.resolver {
             Resolver::Kernel => route::resolve(destination, interface, source).await?,
             Resolver::WithoutHop => route::without_hop(destination, interface, source).await?,
         };
         let route = Arc::new(route);
-        let mut known = known();
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= KEPT {
             known.clear();
         }
-        known.insert(key, (route.clone(), Instant::now()));
+        known.insert((destination, source), (route.clone(), Instant::now()));
         Ok(route)
     }
 }

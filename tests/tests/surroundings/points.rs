@@ -1,0 +1,177 @@
+//! Ended, or failed, at every point of its start and its end: strace makes the system call with a given number kill the
+//! process, or fail. A failpoint at each place where user space asks the kernel for something, in the very program that
+//! users run.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::process::ExitStatusExt as _,
+    process::{Command, Output},
+    time::Duration,
+};
+
+use aya::programs::loaded_programs;
+use crafter::lab::{INTERFACE, Lab};
+use crafter_tests::{
+    leak::{Serial, attached},
+    peer::{Nginx, wait_for},
+    service::built,
+    stage::{self, ENDS, lab, run},
+};
+
+/// Calls by which a process gets something that could be left behind, or gives it back.
+const CALLS: [&str; 12] = [
+    "bpf",
+    "socket",
+    "bind",
+    "setsockopt",
+    "mmap",
+    "ioctl",
+    "sendto",
+    "connect",
+    "epoll_ctl",
+    "close",
+    "munmap",
+    "openat",
+];
+
+/// Points for each test; `CRAFTER_TEST_POINTS=0`: all.
+fn points() -> usize {
+    std::env::var("CRAFTER_TEST_POINTS").ok().and_then(|text| text.parse().ok()).unwrap_or(40)
+}
+
+/// `crafter get` of the small page, in this process's own right, under strace with these options.
+fn get(lab: &Lab, clsact: bool, strace: &[&str]) -> Command {
+    let mut command = lab.client().command("strace");
+    if clsact {
+        command.env("CRAFTER_CLSACT", "1");
+    }
+    command.args(["-f", "-qq"]).args(strace).arg("--").arg(built());
+    command.args(["get", "--direct", "-q", "-o", "/dev/null", "http://192.0.2.1/small"]);
+    command
+}
+
+/// How often it makes each call.
+fn counts(lab: &Lab, clsact: bool) -> Vec<(&'static str, usize)> {
+    let directory = tempfile::tempdir().expect("a directory");
+    let trace = directory.path().join("trace");
+    let path = trace.to_str().expect("its path");
+    run(&mut get(lab, clsact, &["-o", path, "-e", &format!("trace={}", CALLS.join(","))]));
+    let text = fs::read_to_string(&trace).expect("the trace");
+    let first = text.split_whitespace().next().expect("a process").to_owned();
+    // Counted for each thread; most calls, and all that matter here, are the first one's.
+    let of = |call: &str| {
+        let begins = format!("{call}(");
+        let lines = text.lines().filter_map(|line| line.split_once(char::is_whitespace));
+        lines.filter(|(thread, line)| *thread == first && line.trim_start().starts_with(&begins)).count()
+    };
+    CALLS.into_iter().map(|call| (call, of(call))).filter(|(_, count)| *count > 0).collect()
+}
+
+/// Points spread over all calls.
+fn spread(counts: &[(&'static str, usize)]) -> Vec<(&'static str, usize)> {
+    let all: Vec<_> = counts.iter().flat_map(|(call, count)| (1..=*count).map(move |number| (*call, number))).collect();
+    let step = if points() == 0 { 1 } else { all.len().div_ceil(points()).max(1) };
+    all.into_iter().step_by(step).collect()
+}
+
+/// Programs of crafter's in the whole kernel.
+fn programs() -> BTreeSet<u32> {
+    let ours =
+        |program: &aya::programs::ProgramInfo| program.name_as_str().is_some_and(|name| name.starts_with("crafter"));
+    loaded_programs().flatten().filter(ours).map(|program| program.id()).collect()
+}
+
+/// Processes of this executable in the lab: the guard of clsact filters is one.
+fn processes(lab: &Lab) -> usize {
+    let inode = lab.client().inode();
+    let is_ours = |entry: &fs::DirEntry| {
+        let here = fs::metadata(entry.path().join("ns/net"));
+        let exe = fs::read_link(entry.path().join("exe")).unwrap_or_default();
+        use std::os::unix::fs::MetadataExt as _;
+        here.is_ok_and(|here| here.ino() == inode) && exe.file_name() == Some("crafter".as_ref())
+    };
+    fs::read_dir("/proc").expect("/proc").flatten().filter(is_ours).count()
+}
+
+fn nothing_is_left(lab: &Lab, before: &BTreeSet<u32>, point: &str) {
+    wait_for(&format!("the end of what it had, {point}"), Duration::from_secs(5), || {
+        let clean = attached(lab.client(), INTERFACE).is_empty()
+            && programs().is_subset(before)
+            && processes(lab) == 0
+            && !run(lab.client().command("tc").args(["qdisc", "show", "dev", INTERFACE])).contains("clsact");
+        clean.then_some(())
+    });
+}
+
+/// Runs it with `fate` for the call of this name and number.
+fn inject(lab: &Lab, clsact: bool, (call, number): (&str, usize), fate: &str) -> Output {
+    let what = format!("{call}:{fate}:when={number}");
+    let options = [format!("trace={call}"), format!("inject={what}")];
+    let options = ["-o", "/dev/null", "-e", &options[0], "-e", &options[1]];
+    let output = get(lab, clsact, &options).output().expect("strace");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!said.contains("panicked"), "{what}: {said}");
+    output
+}
+
+/// Killed at many points, with tcx and without: nothing is left, and the host is as it was.
+#[test]
+fn killed_anywhere() {
+    let serial = Serial::begin();
+    let lab = lab();
+    let nginx = Nginx::start(lab.server());
+    let before = programs();
+    for clsact in [false, true] {
+        let counts = counts(&lab, clsact);
+        let points = spread(&counts);
+        let mut killed = 0;
+        for (call, number) in &points {
+            let output = inject(&lab, clsact, (call, *number), "signal=SIGKILL");
+            killed += usize::from(output.status.signal() == Some(9) || output.status.code() == Some(137));
+            nothing_is_left(&lab, &before, &format!("killed at {call} {number}, clsact {clsact}"));
+        }
+        println!("clsact {clsact}: killed at {killed} of {} points of {counts:?}", points.len());
+        // Where what a process does differs from run to run, the last calls may not come.
+        assert!(killed * 10 > points.len() * 8, "{killed} of {}", points.len());
+        stage::assert_curl_works(&lab, ENDS[0].1, &nginx);
+    }
+    drop(serial);
+}
+
+/// Calls that fail: a success all the same (another way was found), or a sentence and its exit code; never a panic, a
+/// hang, or something left.
+#[test]
+fn failing_anywhere() {
+    let serial = Serial::begin();
+    let lab = lab();
+    let nginx = Nginx::start(lab.server());
+    let before = programs();
+    let counts = counts(&lab, false);
+    let failures = [("bpf", "ENOMEM"), ("bpf", "EPERM"), ("socket", "EMFILE"), ("bind", "ENOBUFS"), ("mmap", "ENOMEM")];
+    let (mut succeeded, mut failed) = (0, 0);
+    for (call, errno) in failures {
+        let count = counts.iter().find(|(name, _)| *name == call).map_or(0, |(_, count)| *count);
+        for (_, number) in spread(&[(call, count)]).into_iter().step_by(failures.len()) {
+            let output = inject(&lab, false, (call, number), &format!("error={errno}"));
+            let point = format!("{call} {number} fails by {errno}");
+            nothing_is_left(&lab, &before, &point);
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            match output.status.code() {
+                Some(0) => succeeded += 1,
+                // The loader and the allocator, before main() or beside it, end as they like.
+                _ if call == "mmap" => failed += 1,
+                Some(1..=100) => {
+                    failed += 1;
+                    let last = said.lines().last().unwrap_or_default();
+                    assert!(last.starts_with("crafter: ") && last.len() > 20, "{point}: {said}");
+                }
+                other => panic!("{point}: {other:?}: {said}"),
+            }
+        }
+    }
+    println!("{succeeded} found another way, {failed} failed with a sentence");
+    assert!(failed > 5, "nothing was made to fail");
+    stage::assert_curl_works(&lab, ENDS[0].1, &nginx);
+    drop(serial);
+}
