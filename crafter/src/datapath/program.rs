@@ -19,8 +19,9 @@ use super::{
 };
 use crate::error::{Error, Result};
 
-/// The eBPF object, as the build script made it.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/crafter.bpf.o"));
+/// The eBPF object, as the build script made it: an ELF file, little-endian on x86-64. Public for those who
+/// look into the programs without loading them.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/crafter.bpf.o"));
 
 /// Oldest kernel that has all that the programs use: `bpf_xdp_load_bytes` came with 5.18.
 pub const OLDEST_KERNEL: (u32, u32) = (5, 18);
