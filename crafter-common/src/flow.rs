@@ -24,7 +24,8 @@ pub struct FlowKey {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct FlowValue {
-    /// Packets received for the owner.
+    /// Packets received for the owner at this five-tuple: later fragments, which name no ports, and ICMP errors
+    /// about the flow reach the owner too, but are not counted here.
     pub rx_packets: u64,
     /// Their bytes, from the IP header on.
     pub rx_bytes: u64,

@@ -62,8 +62,12 @@ pub struct Network {
     pub v6: bool,
     /// Which fragment it is.
     pub fragment: Fragment,
-    /// Identification, big-endian, if it is a fragment.
+    /// Identification, big-endian, if it is a fragment. Of several fragment headers, which RFC 8200 section 4.1
+    /// does not foresee, the last one counts.
     pub identification: [u8; 4],
+    /// Not zero where an IPv6 routing header names nodes still to be visited (RFC 8200 section 4.4): the
+    /// destination is one of them, and whose the ports are is for the last to say.
+    pub left: usize,
 }
 
 impl Network {
@@ -76,6 +80,16 @@ impl Network {
             let pair = bytes.load::<8>(self.start + 12)?;
             Some((mapped([pair[0], pair[1], pair[2], pair[3]]), mapped([pair[4], pair[5], pair[6], pair[7]])))
         }
+    }
+
+    /// `address`, if it can be that of an end of this packet. IPv6 knows two forms that cannot, and that the maps
+    /// use for something else: the unspecified address, here [`crate::ANY`] (RFC 4291 section 2.5.2), and
+    /// IPv4-mapped ones, which stand for IPv4 nodes (section 2.5.5.2).
+    #[inline(always)]
+    pub fn end(&self, address: Address) -> Option<Address> {
+        let [a, b, c, d, e, f, g, h, low @ ..] = address;
+        let (high, low) = (u64::from_be_bytes([a, b, c, d, e, f, g, h]), u64::from_be_bytes(low));
+        if self.v6 && high == 0 && (low == 0 || low >> 32 == 0xffff) { None } else { Some(address) }
     }
 
     /// The key under which this fragment's siblings are found.
@@ -166,6 +180,7 @@ fn network4<B: Bytes + ?Sized>(bytes: &B, start: usize) -> Result<Network, Reaso
             _ => Fragment::Later,
         },
         identification: [0, 0, header[4], header[5]],
+        left: 0,
     })
 }
 
@@ -184,11 +199,17 @@ fn network6<B: Bytes + ?Sized>(bytes: &B, start: usize) -> Result<Network, Reaso
         v6: true,
         fragment: Fragment::Whole,
         identification: [0; 4],
+        // With a zero that the verifier knows, paths with and without a routing header would never meet again.
+        left: bytes.forget(0),
     };
-    for _ in 0..=MAX_EXTENSION_HEADERS {
+    for _ in 0..MAX_EXTENSION_HEADERS {
         let unit = match found.protocol {
             // Hop-by-hop, routing, destination options, mobility: length in units of 8 after the first.
-            0 | 43 | 60 | 135 => 8,
+            0 | 60 | 135 => 8,
+            43 => {
+                found.left |= bytes.load::<4>(found.transport).ok_or(Reason::Malformed)?[3] as usize;
+                8
+            }
             // Authentication header (RFC 4302 section 2.2): units of 4, minus 2.
             51 => 4,
             44 => {
@@ -215,7 +236,10 @@ fn network6<B: Bytes + ?Sized>(bytes: &B, start: usize) -> Result<Network, Reaso
         found.transport += if unit == 8 { (extension[1] as usize + 1) * 8 } else { (extension[1] as usize + 2) * 4 };
         found.transport = advance(bytes, found.transport)?;
     }
-    Err(Reason::OtherProtocol)
+    match found.protocol {
+        0 | 43 | 44 | 51 | 60 | 135 => Err(Reason::OtherProtocol),
+        _ => Ok(found),
+    }
 }
 
 /// The ports of a TCP or UDP header at `offset`: source, destination, big-endian.
@@ -385,6 +409,16 @@ mod tests {
             assert_eq!(net.fragment, Fragment::Whole);
         }
         assert_eq!(network(&v6(&[60; 9], UDP)[..], 0, true), Err(Reason::OtherProtocol));
+        // The ninth is not walked, whatever it is, and whether it is there.
+        let mut ninth = v6(&[60, 60, 60, 60, 60, 60, 60, 60, 44], UDP);
+        ninth[40 + 64 + 2] = 1;
+        assert_eq!(network(&ninth[..], 0, true), Err(Reason::OtherProtocol));
+        assert_eq!(network(&ninth[..40 + 64], 0, true), Err(Reason::OtherProtocol));
+        // Segments left, in any of the routing headers.
+        let mut routed = v6(&[43, 60, 43], UDP);
+        assert_eq!(network(&routed[..], 0, true).unwrap().left, 0);
+        routed[43] = 2;
+        assert_ne!(network(&routed[..], 0, true).unwrap().left, 0);
         let mut first = v6(&[0, 44], TCP);
         first[51] = 1;
         let net = network(&first[..], 0, true).unwrap();
@@ -393,6 +427,16 @@ mod tests {
         assert_eq!(network(&first[..], 0, true).unwrap().fragment, Fragment::Later);
         assert_eq!(network(&v6(&[0], TCP)[..41], 0, true), Err(Reason::Malformed));
         assert_eq!(network(&v6(&[], TCP)[..39], 0, true), Err(Reason::Malformed));
+    }
+
+    #[test]
+    fn addresses_that_no_ipv6_packet_has() {
+        let mut net = network(&v6(&[], TCP)[..], 0, true).unwrap();
+        let loopback = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+        assert_eq!(net.end(loopback), Some(loopback));
+        assert_eq!((net.end(crate::ANY), net.end(mapped([192, 0, 2, 1]))), (None, None));
+        net.v6 = false;
+        assert_eq!(net.end(mapped([192, 0, 2, 1])), Some(mapped([192, 0, 2, 1])));
     }
 
     proptest! {

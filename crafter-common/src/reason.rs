@@ -15,7 +15,8 @@ pub enum Reason {
     NotOwned = 3,
     /// Ingress, passed: an ICMP error about a packet that no owned port or identifier sent.
     IcmpNotOwned = 4,
-    /// Ingress, passed: a later fragment whose first was not owned, or was not seen before.
+    /// Ingress, passed: a later fragment whose first was not owned, was not seen before, or was an ICMP error
+    /// (which nobody sends in fragments: RFC 1812 section 4.3.2.3, RFC 4443 section 2.4).
     FragmentNotOwned = 5,
     /// Ingress, consumed: redirected into the AF_XDP socket of its queue.
     Redirected = 6,

@@ -71,7 +71,7 @@ fn query<P: Packet>(packet: &P, net: &Network) -> Option<(FlowKey, Option<OwnedP
         return None;
     };
     let (local, remote) = net.addresses(packet)?;
-    let owned = maps::owner(ICMP, id, || Some(local));
+    let owned = maps::owner(ICMP, id, || net.end(local));
     Some((maps::flow_key(ICMP, (local, id), (remote, [0; 2])), owned))
 }
 
@@ -98,7 +98,7 @@ fn unreachable<P: Packet>(packet: &P, net: &Network) -> Option<Reason> {
     }
     let (remote_port, local_port) = parse::ports(packet, quoted.transport)?;
     let (remote, local) = quoted.addresses(packet)?;
-    let owned = maps::owner(UDP, local_port, || Some(local));
+    let owned = maps::owner(UDP, local_port, || quoted.end(local));
     let key = maps::flow_key(UDP, (local, local_port), (remote, remote_port));
     Some(answer(
         packet,
@@ -114,7 +114,7 @@ fn unreachable<P: Packet>(packet: &P, net: &Network) -> Option<Reason> {
 fn local_is_source<P: Packet>(packet: &P, net: &Network) -> Option<(FlowKey, Option<OwnedPort>)> {
     let (local_port, remote_port) = parse::ports(packet, net.transport)?;
     let (local, remote) = net.addresses(packet)?;
-    let owned = maps::owner(net.protocol, local_port, || Some(local));
+    let owned = maps::owner(net.protocol, local_port, || net.end(local));
     Some((maps::flow_key(net.protocol, (local, local_port), (remote, remote_port)), owned))
 }
 

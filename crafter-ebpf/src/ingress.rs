@@ -45,7 +45,7 @@ fn owner<P: Packet>(packet: &P) -> Result<(OwnedPort, usize), Reason> {
 #[inline(always)]
 fn own<P: Packet>(packet: &P, net: &Network) -> Result<OwnedPort, Reason> {
     let (source, destination) = parse::ports(packet, net.transport).ok_or(Reason::Malformed)?;
-    let owned = maps::owner(net.protocol, destination, || Some(net.addresses(packet)?.1)).ok_or(Reason::NotOwned)?;
+    let owned = receiver(packet, net, net.protocol, destination).ok_or(Reason::NotOwned)?;
 
     // A header that is cut short is the kernel's to discard; it answers nothing to it.
     let (seq, ack, flags) = if net.protocol == TCP {
@@ -59,6 +59,18 @@ fn own<P: Packet>(packet: &P, net: &Network) -> Result<OwnedPort, Reason> {
     };
     let event = |bytes| Event::Received { bytes, seq, ack, flags };
     note(packet, net, owned, (net.protocol, destination, source), event).ok_or(Reason::Malformed)
+}
+
+/// The owner of `port` at the packet's destination.
+#[inline(always)]
+fn receiver<P: Packet>(packet: &P, net: &Network, protocol: u8, port: [u8; 2]) -> Option<OwnedPort> {
+    maps::owner(protocol, port, || {
+        // On its way through this host to another.
+        if net.left != 0 {
+            return None;
+        }
+        net.end(net.addresses(packet)?.1)
+    })
 }
 
 /// What an owned packet leaves behind: its flow, and whose its later fragments are. `ends`: the protocol
@@ -89,7 +101,7 @@ fn icmp<P: Packet>(packet: &P, net: &Network) -> Result<OwnedPort, Reason> {
         Icmp::Other | Icmp::Query { .. } => Err(Reason::OtherProtocol),
         Icmp::Error { .. } => quoted(packet, net).ok_or(Reason::IcmpNotOwned),
         Icmp::Reply { id } => {
-            let owned = maps::owner(ICMP, id, || Some(net.addresses(packet)?.1)).ok_or(Reason::NotOwned)?;
+            let owned = receiver(packet, net, ICMP, id).ok_or(Reason::NotOwned)?;
             let event = |bytes| Event::Received { bytes, seq: 0, ack: 0, flags: 0 };
             note(packet, net, owned, (ICMP, id, [0; 2]), event).ok_or(Reason::Malformed)
         }
@@ -112,7 +124,7 @@ fn quoted<P: Packet>(packet: &P, net: &Network) -> Option<OwnedPort> {
     } else {
         return None;
     };
-    maps::owner(protocol, local, || Some(quoted.addresses(packet)?.0))
+    maps::owner(protocol, local, || quoted.end(quoted.addresses(packet)?.0))
 }
 
 #[inline(always)]
