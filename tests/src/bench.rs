@@ -24,6 +24,8 @@ use crafter_common::{
     reply::ReplyHeader,
 };
 
+use crate::views::Views;
+
 /// "On any local address" for [`OwnerMaps::own`].
 pub const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
@@ -51,7 +53,7 @@ pub struct Outcome {
 
 /// The loaded programs and their maps.
 pub struct Bench {
-    kernel: Kernel,
+    pub(crate) kernel: Kernel,
     /// Ports are owned through these.
     pub maps: OwnerMaps,
     ring: Ring,
@@ -112,9 +114,31 @@ impl Bench {
         self.maps.own(u32::from(port), transport, address, port, terms).expect("own a port");
     }
 
+    /// The maps as the kernel has them.
+    pub fn views(&mut self) -> Views {
+        Views::open(&mut self.kernel)
+    }
+
     /// All counters.
     pub fn counters(&self) -> Counters {
         self.maps.counters().expect("the counters")
+    }
+
+    /// Runs `frame` through the program at `hook`, with `mark` if it is a classifier, and looks no further: the
+    /// action, and how many bytes of `out` the frame takes afterwards.
+    pub(crate) fn execute(&mut self, hook: Hook, frame: &[u8], mark: u32, out: &mut [u8]) -> (i32, usize) {
+        let mut context = [0; SKB_SIZE];
+        context[SKB_MARK..SKB_MARK + 4].copy_from_slice(&mark.to_ne_bytes());
+        let mut options = TestRunOptions { data_in: Some(frame), data_out: Some(out), ..TestRunOptions::new() };
+        let result = match hook {
+            Hook::Xdp | Hook::Empty => self.kernel.xdp(hook).expect("an XDP program").test_run(options),
+            _ => {
+                options.ctx_in = Some(&context);
+                self.kernel.classifier(hook).expect("a classifier").test_run(options)
+            }
+        };
+        let result = result.unwrap_or_else(|e| panic!("TEST_RUN of {} bytes at {hook:?}: {e:?}", frame.len()));
+        (result.return_value as i32, result.data_size_out as usize)
     }
 
     /// Runs `frame` through the program at `hook`, with `mark` if it is a classifier.
@@ -125,18 +149,8 @@ impl Bench {
         let before = self.counters();
         // A verdict that makes a frame longer would show.
         let mut out = vec![0; frame.len() + 64];
-        let mut context = [0; SKB_SIZE];
-        context[SKB_MARK..SKB_MARK + 4].copy_from_slice(&mark.to_ne_bytes());
-        let mut options = TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::new() };
-        let result = match hook {
-            Hook::Xdp => self.kernel.xdp(hook).expect("crafter_xdp").test_run(options),
-            _ => {
-                options.ctx_in = Some(&context);
-                self.kernel.classifier(hook).expect("a classifier").test_run(options)
-            }
-        };
-        let result = result.unwrap_or_else(|e| panic!("TEST_RUN of {} bytes at {hook:?}: {e:?}", frame.len()));
-        out.truncate(result.data_size_out as usize);
+        let (action, length) = self.execute(hook, frame, mark, &mut out);
+        out.truncate(length);
         self.ran += 1;
 
         let after = self.counters();
@@ -147,10 +161,10 @@ impl Bench {
             .collect();
         let [(reason, 1)] = changes[..] else { panic!("one frame at {hook:?} counted as {changes:?}") };
         self.reached.insert(reason as u32);
-        Outcome { reason, action: result.return_value as i32, frame: out, delivered: self.take_delivered() }
+        Outcome { reason, action, frame: out, delivered: self.take_delivered() }
     }
 
-    fn take_delivered(&mut self) -> Vec<(ReplyHeader, Vec<u8>)> {
+    pub(crate) fn take_delivered(&mut self) -> Vec<(ReplyHeader, Vec<u8>)> {
         let mut delivered = Vec::new();
         if self.drain {
             self.ring.drain(|header, packet| delivered.push((*header, packet.to_vec())));

@@ -1,0 +1,276 @@
+//! A small machine that runs the kernel half's bytecode in user space, to see which of its branches were taken:
+//! the kernel counts none. The instructions are those of the object that is loaded, before the verifier rewrites
+//! what touches the context. Whoever uses it compares its results with the kernel's.
+
+mod execute;
+mod helpers;
+mod memory;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use aya_obj::{Object, generated::bpf_insn};
+use crafter::datapath::program::{Hook, OBJECT};
+use crafter_common::map;
+
+use crate::views::Views;
+use memory::Memory;
+
+/// How often a conditional jump was taken, and how often not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// Jumped.
+    pub yes: u64,
+    /// Went on.
+    pub no: u64,
+}
+
+/// A place in the source, as the object's BTF has it: of inlined code the innermost function.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// The file, by the end of its path.
+    pub file: String,
+    /// The line, from 1 on.
+    pub line: u32,
+    /// The column, from 1 on; 0 where the compiler named none.
+    pub column: u32,
+}
+
+/// One program, with all functions that it calls.
+pub struct Program {
+    instructions: Vec<bpf_insn>,
+    /// By instruction.
+    jumps: BTreeMap<usize, Taken>,
+    places: BTreeMap<usize, Place>,
+}
+
+impl Program {
+    /// Conditional jumps by their number among the instructions.
+    pub fn jumps(&self) -> &BTreeMap<usize, Taken> {
+        &self.jumps
+    }
+
+    /// The nearest place before instruction `at` that lies in crafter's own source.
+    pub fn near(&self, at: usize) -> Option<&Place> {
+        self.places.range(..=at).rev().map(|(_, place)| place).find(|place| place.file.starts_with("crafter-"))
+    }
+
+    /// The source of instruction `at`: that of the nearest one before which has one.
+    pub fn place(&self, at: usize) -> Option<&Place> {
+        self.places.range(..=at).next_back().map(|(_, place)| place)
+    }
+}
+
+/// What a program made of a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Its return value.
+    pub action: i32,
+    /// What it put into the ring buffer.
+    pub records: Vec<Vec<u8>>,
+}
+
+/// A map of the machine.
+struct Table {
+    name: String,
+    kind: u32,
+    key_size: usize,
+    value_size: usize,
+    /// Addresses of the values.
+    entries: HashMap<Vec<u8>, u64>,
+}
+
+/// The circumstances of a packet.
+#[derive(Clone, Copy, Debug)]
+pub struct Weather {
+    /// Whether queue 0 has an AF_XDP socket.
+    pub socket: bool,
+    /// Whether there is room in the ring buffer.
+    pub room: bool,
+    /// Bytes of the packet that lie in the linear part.
+    pub linear: usize,
+    /// Whether a classifier gets memory to pull more into it.
+    pub memory: bool,
+    /// Whether maps take new entries.
+    pub space: bool,
+}
+
+impl Weather {
+    /// Everything there, no socket.
+    pub const FAIR: Self = Self { socket: false, room: true, linear: usize::MAX, memory: true, space: true };
+}
+
+/// The machine: programs, maps, memory.
+pub struct Machine {
+    programs: HashMap<&'static str, Program>,
+    maps: Vec<Table>,
+    memory: Memory,
+    weather: Weather,
+    packet_length: usize,
+    mark: u32,
+    records: Vec<Vec<u8>>,
+    /// The ring buffer that the latest record is for.
+    ring: usize,
+    clock: u64,
+}
+
+/// Programs that are looked at.
+pub const HOOKS: [Hook; 3] = [Hook::Xdp, Hook::Ingress, Hook::Egress];
+
+impl Machine {
+    /// The object with its constants set; `log`: aya-log's level, 5 for everything.
+    pub fn new(link_header: u32, socket_frame: u32, mark: u32, log: u8) -> Self {
+        let mut object = Object::parse(OBJECT).expect("the eBPF object");
+        let globals: [(&str, &[u8]); 4] = [
+            (map::LINK_HEADER, &link_header.to_le_bytes()),
+            (map::SOCKET_FRAME, &socket_frame.to_le_bytes()),
+            (map::MARK, &mark.to_le_bytes()),
+            ("AYA_LOG_LEVEL", &[log]),
+        ];
+        let globals = globals.into_iter().map(|(name, value)| (name, (value, true))).collect();
+        object.patch_map_data(globals).expect("the constants");
+        let sections: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
+        let mut memory = Memory::default();
+        let mut maps = Vec::new();
+        let all: Vec<_> = object.maps.iter().map(|(name, map)| (name.clone(), map.clone())).collect();
+        for (name, map) in &all {
+            let mut table = Table {
+                name: name.clone(),
+                kind: map.map_type(),
+                key_size: map.key_size() as usize,
+                value_size: map.value_size() as usize,
+                entries: HashMap::new(),
+            };
+            if !map.data().is_empty() {
+                // Constants: one value, which instructions point into.
+                let at = memory.keep(map.data());
+                table.entries.insert(vec![0; 4], at);
+            } else if matches!(table.kind, helpers::ARRAY | helpers::PER_CPU_ARRAY) {
+                for index in 0..map.max_entries() {
+                    let at = memory.keep(&vec![0; table.value_size]);
+                    table.entries.insert(index.to_le_bytes().to_vec(), at);
+                }
+            }
+            maps.push(table);
+        }
+        let numbered = all.iter().enumerate().map(|(number, (name, map))| (name.as_str(), number as i32, map));
+        object.relocate_maps(numbered, &sections).expect("the maps");
+        object.relocate_calls(&sections).expect("the calls");
+        let strings = object.btf.as_ref().map(strings).unwrap_or_default();
+        let mut programs = HashMap::new();
+        for hook in HOOKS {
+            let key = object.programs[hook.program()].function_key();
+            let function = &object.functions[&key];
+            programs.insert(hook.program(), program(function, &strings));
+        }
+        Self {
+            programs,
+            maps,
+            memory,
+            weather: Weather::FAIR,
+            packet_length: 0,
+            mark: 0,
+            records: Vec::new(),
+            ring: 0,
+            clock: 1,
+        }
+    }
+
+    /// The program of a hook.
+    pub fn program(&self, hook: Hook) -> &Program {
+        &self.programs[hook.program()]
+    }
+
+    /// Takes over owned ports, filter and local addresses from the kernel's maps; flows and fragments begin anew.
+    pub fn settle(&mut self, views: &Views) {
+        for name in [map::OWNED, map::LOCAL, map::FLOWS, map::FRAGMENTS] {
+            self.table(name).entries.clear();
+        }
+        for entry in views.owned.iter() {
+            let (key, value) = entry.expect("an owned port");
+            self.put(map::OWNED, &key, &value);
+        }
+        for entry in views.local.iter() {
+            let (key, value) = entry.expect("a local address");
+            self.put(map::LOCAL, &key, &[value]);
+        }
+        for index in 0..views.filter.len() {
+            let word = views.filter.get(&index, 0).expect("a word of the filter");
+            self.put(map::FILTER, &index.to_le_bytes(), &word);
+        }
+    }
+
+    /// Forgets who owns what, while the filter still says that somebody does.
+    pub fn forget_owners(&mut self) {
+        self.table(map::OWNED).entries.clear();
+    }
+
+    /// Runs a packet through the program of `hook`.
+    pub fn run(&mut self, hook: Hook, frame: &[u8], mark: u32, weather: Weather) -> Outcome {
+        self.weather = Weather { linear: weather.linear.min(frame.len()), ..weather };
+        self.packet_length = frame.len();
+        self.mark = mark;
+        self.memory.packet(frame);
+        self.records.clear();
+        let mut program = self.programs.remove(hook.program()).expect("a program");
+        let action = self.execute(&mut program, hook == Hook::Xdp) as u32 as i32;
+        self.programs.insert(hook.program(), program);
+        Outcome { action, records: std::mem::take(&mut self.records) }
+    }
+
+    /// A counter.
+    pub fn counter(&self, reason: u32) -> u64 {
+        let table = self.maps.iter().find(|table| table.name == map::COUNTERS).expect("the counters");
+        self.memory.read(table.entries[&reason.to_le_bytes()[..]], 8)
+    }
+
+    fn table(&mut self, name: &str) -> &mut Table {
+        self.maps.iter_mut().find(|table| table.name == name).expect("a map by its name")
+    }
+
+    /// Writes an entry; into the value's old place, if it has one.
+    fn put(&mut self, name: &str, key: &[u8], value: &[u8]) {
+        let number = self.maps.iter().position(|table| table.name == name).expect("a map by its name");
+        let table = &mut self.maps[number];
+        match table.entries.get(key) {
+            Some(&at) => self.memory.write_all(at, value),
+            None => {
+                let at = self.memory.keep(value);
+                table.entries.insert(key.to_vec(), at);
+            }
+        }
+    }
+}
+
+/// The strings of BTF, which the places in the source are named by (linux/btf.h, `struct btf_header`).
+fn strings(btf: &aya_obj::btf::Btf) -> Vec<u8> {
+    let bytes = btf.to_bytes();
+    let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes")) as usize;
+    let start = word(4) + word(16);
+    bytes[start..start + word(20)].to_vec()
+}
+
+fn program(function: &aya_obj::Function, strings: &[u8]) -> Program {
+    let text = |offset: u32| {
+        let rest = strings.get(offset as usize..).unwrap_or_default();
+        let end = rest.iter().position(|byte| *byte == 0).unwrap_or(0);
+        String::from_utf8_lossy(&rest[..end]).into_owned()
+    };
+    let mut places = BTreeMap::new();
+    for info in &function.line_info.line_info {
+        let path = text(info.file_name_off);
+        let mut parts: Vec<&str> = path.rsplitn(4, '/').take(3).collect();
+        parts.reverse();
+        let place = Place { file: parts.join("/"), line: info.line_col >> 10, column: info.line_col & 0x3ff };
+        places.insert(info.insn_off as usize, place);
+    }
+    let mut jumps = BTreeMap::new();
+    let mut at = 0;
+    while at < function.instructions.len() {
+        let code = function.instructions[at].code;
+        if execute::is_conditional(code) {
+            jumps.insert(at, Taken::default());
+        }
+        at += if code == execute::LOAD_64 { 2 } else { 1 };
+    }
+    Program { instructions: function.instructions.clone(), jumps, places }
+}

@@ -1,0 +1,326 @@
+//! The oracle: what the kernel half has to do with a packet, written once more in plain Rust from the RFCs and
+//! from what is documented of reasons, maps and leases. It shares with crafter the names of things, and no code.
+
+pub mod read;
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::{IpAddr, SocketAddr},
+};
+
+use crafter::datapath::program::Hook;
+use crafter_common::reason::Reason;
+
+use read::{Fault, Icmp, Ip, Piece};
+
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+/// Stands for the ICMP of both IP versions where ports and flows are named.
+const ICMP: u8 = 1;
+
+/// What a lease says of its port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Owned {
+    /// Number of the lease.
+    pub lease: u32,
+    /// The kernel sees the packet too.
+    pub observe: bool,
+    /// The kernel's answers are dropped.
+    pub suppress: bool,
+    /// The owner gets a copy of what was dropped.
+    pub report: bool,
+}
+
+/// One flow, as the map names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FlowId {
+    /// 6, 17, or 1 for the ICMP of both versions.
+    pub protocol: u8,
+    /// This host's end; the identifier of ICMP queries is its port.
+    pub local: SocketAddr,
+    /// The peer's end; port 0 for ICMP.
+    pub remote: SocketAddr,
+}
+
+/// What is counted of a flow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flow {
+    /// Packets received, and their bytes from the IP header on.
+    pub rx: (u64, u64),
+    /// Packets crafted, and their bytes from the IP header on.
+    pub tx: (u64, u64),
+    /// Answers of the kernel that were dropped.
+    pub suppressed: u64,
+    /// Sequence and acknowledgment number and flags of the latest segment received.
+    pub last: (u32, u32, u8),
+}
+
+/// The siblings of a fragment (RFC 791 section 3.2, RFC 8200 section 4.5); the protocol takes part for IPv4.
+pub type Siblings = (IpAddr, IpAddr, u32, Option<u8>);
+
+/// What happens to a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// On to the kernel or the wire.
+    Pass,
+    /// Gone.
+    Drop,
+    /// Into the AF_XDP socket.
+    Redirect,
+}
+
+/// The oracle's word on one packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Judgement {
+    /// The counter that goes up.
+    pub reason: Reason,
+    /// What happens to the packet.
+    pub action: Action,
+    /// Where the bytes begin that the owner gets a copy of through the ring, if it gets one.
+    pub copied: Option<usize>,
+    /// The flow that was touched.
+    pub flow: Option<FlowId>,
+}
+
+/// What the kernel half knows: constants and maps.
+#[derive(Clone, Debug, Default)]
+pub struct Oracle {
+    /// Whether packets begin with an Ethernet header.
+    pub ethernet: bool,
+    /// The mark of crafted packets.
+    pub mark: u32,
+    /// The longest frame that the AF_XDP socket takes; `None`: there is no socket.
+    pub socket: Option<usize>,
+    /// Bytes at the front of a packet where headers can be read.
+    pub linear: usize,
+    /// Owned ports, by protocol, address (`None`: any of this host's) and port.
+    pub owned: HashMap<(u8, Option<IpAddr>, u16), Owned>,
+    /// This host's addresses.
+    pub local: HashSet<IpAddr>,
+    /// Flows.
+    pub flows: HashMap<FlowId, Flow>,
+    /// Whose the fragmented datagrams are.
+    pub fragments: HashMap<Siblings, Owned>,
+}
+
+impl Oracle {
+    /// What has to become of `frame` at `hook`; maps change accordingly. There is always room in the ring.
+    pub fn judge(&mut self, hook: Hook, frame: &[u8], mark: u32) -> Judgement {
+        let mut flow = None;
+        let start = self.link(frame).map_or(0, |(start, _)| start);
+        let (reason, report) = match hook {
+            Hook::Egress => self.egress(frame, mark, &mut flow),
+            _ => (self.ingress(hook, frame, &mut flow), false),
+        };
+        let (action, copied) = match reason {
+            Reason::Redirected => (Action::Redirect, false),
+            Reason::Copied => (Action::Drop, true),
+            Reason::Observed => (Action::Pass, true),
+            Reason::RstSuppressed | Reason::UnreachableSuppressed => (Action::Drop, report),
+            Reason::DeliveryFull => (Action::Drop, false),
+            _ => (Action::Pass, false),
+        };
+        Judgement { reason, action, copied: copied.then_some(start), flow }
+    }
+
+    fn link(&self, frame: &[u8]) -> Result<(usize, u8), Fault> {
+        if self.ethernet { read::ethernet(frame) } else { read::bare(frame) }
+    }
+
+    /// The IP packet in a frame, and its bytes with what pads it.
+    fn network<'a>(&self, frame: &'a [u8]) -> Result<(Ip<'a>, usize), Fault> {
+        let (start, version) = self.link(frame)?;
+        let readable = &frame[..frame.len().min(self.linear)];
+        Ok((read::ip(readable.get(start..).unwrap_or_default(), version)?, frame.len() - start))
+    }
+
+    /// Who owns `port` of `address`: whoever owns it there, else whoever owns it on any of this host's addresses.
+    fn owner(&self, protocol: u8, address: IpAddr, port: u16) -> Option<Owned> {
+        // No packet is from or to these: RFC 4291 section 2.5.2, and section 2.5.5.2, where an IPv4-mapped
+        // address stands for an IPv4 node, which IPv6 packets do not reach.
+        if let IpAddr::V6(v6) = address
+            && (v6.is_unspecified() || v6.to_ipv4_mapped().is_some())
+        {
+            return None;
+        }
+        let any = || self.owned.get(&(protocol, None, port)).filter(|_| self.local.contains(&address));
+        self.owned.get(&(protocol, Some(address), port)).or_else(any).copied()
+    }
+
+    fn ingress(&mut self, hook: Hook, frame: &[u8], flow: &mut Option<FlowId>) -> Reason {
+        match self.receiver(frame, flow) {
+            Err(reason) => reason,
+            Ok(owned) if owned.observe => Reason::Observed,
+            Ok(_) if hook == Hook::Xdp && self.socket.is_some_and(|longest| frame.len() <= longest) => {
+                Reason::Redirected
+            }
+            Ok(_) => Reason::Copied,
+        }
+    }
+
+    /// Whose a received packet is, or why nobody's.
+    fn receiver(&mut self, frame: &[u8], touched: &mut Option<FlowId>) -> Result<Owned, Reason> {
+        let (ip, length) = self.network(frame).map_err(|fault| match fault {
+            Fault::NotIp => Reason::NotIp,
+            Fault::CutShort => Reason::Malformed,
+            Fault::TooManyHeaders => Reason::OtherProtocol,
+        })?;
+        if let Piece::Later(id) = ip.piece {
+            return self.fragments.get(&siblings(&ip, id)).copied().ok_or(Reason::FragmentNotOwned);
+        }
+        let (protocol, local, remote, last) = match ip.protocol {
+            TCP | UDP => {
+                let (source, destination) = read::ports(ip.rest).ok_or(Reason::Malformed)?;
+                (ip.protocol, destination, source, last(&ip))
+            }
+            protocol if is_icmp(protocol, &ip) => match read::icmp(ip.rest, ip.source.is_ipv6()) {
+                None => return Err(Reason::Malformed),
+                Some(Icmp::Other | Icmp::Query(_)) => return Err(Reason::OtherProtocol),
+                Some(Icmp::Error { quoted, .. }) => {
+                    return self.sender_of_quoted(quoted, ip.source.is_ipv6()).ok_or(Reason::IcmpNotOwned);
+                }
+                Some(Icmp::Reply(id)) => (ICMP, id, 0, Some((0, 0, 0))),
+            },
+            _ => return Err(Reason::OtherProtocol),
+        };
+        let owned = if ip.routed { None } else { self.owner(protocol, ip.destination, local) };
+        let owned = owned.ok_or(Reason::NotOwned)?;
+        // RFC 9293 section 3.1: 20 bytes at least; RFC 768: 8.
+        let last = last.ok_or(Reason::Malformed)?;
+        self.remember(&ip, owned);
+        let id = FlowId {
+            protocol,
+            local: SocketAddr::new(ip.destination, local),
+            remote: SocketAddr::new(ip.source, remote),
+        };
+        let flow = self.flows.entry(id).or_default();
+        flow.rx = (flow.rx.0 + 1, flow.rx.1 + length as u64);
+        flow.last = last;
+        *touched = Some(id);
+        Ok(owned)
+    }
+
+    /// Later fragments follow their first, but not that of an ICMP error: see `Reason::FragmentNotOwned`.
+    fn remember(&mut self, ip: &Ip<'_>, owned: Owned) {
+        if let Piece::First(id) = ip.piece {
+            self.fragments.insert(siblings(ip, id), owned);
+        }
+    }
+
+    /// Who sent what an ICMP error quotes.
+    fn sender_of_quoted(&self, quoted: &[u8], v6: bool) -> Option<Owned> {
+        let ip = read::ip(quoted, if v6 { 6 } else { 4 }).ok()?;
+        if let Piece::Later(_) = ip.piece {
+            return None;
+        }
+        match ip.protocol {
+            TCP | UDP => self.owner(ip.protocol, ip.source, read::ports(ip.rest)?.0),
+            protocol if is_icmp(protocol, &ip) => match read::icmp(ip.rest, v6)? {
+                Icmp::Query(id) => self.owner(ICMP, ip.source, id),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// The reason, and whether the owner wants to know of it.
+    fn egress(&mut self, frame: &[u8], mark: u32, touched: &mut Option<FlowId>) -> (Reason, bool) {
+        let crafted = mark == self.mark;
+        let otherwise = (if crafted { Reason::Crafted } else { Reason::EgressOther }, false);
+        let Ok((ip, length)) = self.network(frame) else { return otherwise };
+        if let Piece::Later(_) = ip.piece {
+            return otherwise;
+        }
+        if crafted {
+            self.sent(&ip, length, touched);
+            return otherwise;
+        }
+        let answer = match ip.protocol {
+            TCP => self.rst(&ip),
+            protocol if is_icmp(protocol, &ip) => self.unreachable(&ip),
+            _ => None,
+        };
+        let Some((id, [suppressed, allowed, not_owned])) = answer else { return otherwise };
+        match self.owner(id.protocol, id.local.ip(), id.local.port()) {
+            Some(owned) if owned.suppress => {
+                self.flows.entry(id).or_default().suppressed += 1;
+                *touched = Some(id);
+                (suppressed, owned.report)
+            }
+            Some(_) => (allowed, false),
+            None => (not_owned, false),
+        }
+    }
+
+    /// A crafted packet from an owned port, or query with an owned identifier, is counted in its flow.
+    fn sent(&mut self, ip: &Ip<'_>, length: usize, touched: &mut Option<FlowId>) {
+        let ends = match ip.protocol {
+            TCP | UDP => read::ports(ip.rest).map(|(source, destination)| (ip.protocol, source, destination)),
+            protocol if is_icmp(protocol, ip) => match read::icmp(ip.rest, ip.source.is_ipv6()) {
+                Some(Icmp::Query(id)) => Some((ICMP, id, 0)),
+                _ => None,
+            },
+            _ => None,
+        };
+        let Some((protocol, local, remote)) = ends else { return };
+        if self.owner(protocol, ip.source, local).is_none() {
+            return;
+        }
+        let id = FlowId {
+            protocol,
+            local: SocketAddr::new(ip.source, local),
+            remote: SocketAddr::new(ip.destination, remote),
+        };
+        let flow = self.flows.entry(id).or_default();
+        flow.tx = (flow.tx.0 + 1, flow.tx.1 + length as u64);
+        *touched = Some(id);
+    }
+
+    /// The flow that a RST of the kernel belongs to, and the reasons that it can have.
+    fn rst(&self, ip: &Ip<'_>) -> Option<(FlowId, [Reason; 3])> {
+        let (_, _, flags) = last(ip)?;
+        let (source, destination) = read::ports(ip.rest)?;
+        let id = FlowId {
+            protocol: TCP,
+            local: SocketAddr::new(ip.source, source),
+            remote: SocketAddr::new(ip.destination, destination),
+        };
+        (flags & 4 != 0).then_some((id, [Reason::RstSuppressed, Reason::RstAllowed, Reason::RstNotOwned]))
+    }
+
+    /// The same for a port-unreachable, which quotes a datagram that came in.
+    fn unreachable(&self, ip: &Ip<'_>) -> Option<(FlowId, [Reason; 3])> {
+        let v6 = ip.source.is_ipv6();
+        let Some(Icmp::Error { port_unreachable: true, quoted }) = read::icmp(ip.rest, v6) else { return None };
+        let quoted = read::ip(quoted, if v6 { 6 } else { 4 }).ok()?;
+        if quoted.protocol != UDP || matches!(quoted.piece, Piece::Later(_)) {
+            return None;
+        }
+        let (source, destination) = read::ports(quoted.rest)?;
+        let id = FlowId {
+            protocol: UDP,
+            local: SocketAddr::new(quoted.destination, destination),
+            remote: SocketAddr::new(quoted.source, source),
+        };
+        Some((id, [Reason::UnreachableSuppressed, Reason::UnreachableAllowed, Reason::UnreachableNotOwned]))
+    }
+}
+
+fn siblings(ip: &Ip<'_>, id: u32) -> Siblings {
+    (ip.source, ip.destination, id, ip.source.is_ipv4().then_some(ip.protocol))
+}
+
+/// ICMP belongs to its IP version: number 58 over IPv4 is just another protocol.
+fn is_icmp(protocol: u8, ip: &Ip<'_>) -> bool {
+    protocol == if ip.source.is_ipv4() { 1 } else { 58 }
+}
+
+/// Sequence, acknowledgment, flags of a TCP header that is there as a whole; zeros for a UDP header that is.
+fn last(ip: &Ip<'_>) -> Option<(u32, u32, u8)> {
+    if ip.protocol == UDP {
+        return (ip.rest.len() >= 8).then_some((0, 0, 0));
+    }
+    let tcp: &[u8; 20] = ip.rest.first_chunk()?;
+    let number = |at: usize| u32::from_be_bytes([tcp[at], tcp[at + 1], tcp[at + 2], tcp[at + 3]]);
+    Some((number(4), number(8), tcp[13]))
+}

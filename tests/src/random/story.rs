@@ -1,0 +1,189 @@
+//! A round of the differential test: owners, packets, other owners, more packets; and how to tell it shortly when it
+//! ends badly.
+
+use std::fmt::Write as _;
+
+use crafter::datapath::program::Hook;
+use crafter_common::reason::Reason;
+
+use super::{
+    Rng,
+    damage::damage,
+    packet::{self, Way},
+    world::World,
+};
+use crate::lane::{LONGEST_SKB, Lane, hex};
+
+/// One thing that happens.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// Ports change hands; flows and fragments stay.
+    Owners(World),
+    /// A packet passes a hook.
+    Packet {
+        /// Which one.
+        hook: Hook,
+        /// The packet, with its link-layer header if there is one.
+        frame: Vec<u8>,
+        /// Its mark.
+        mark: u32,
+    },
+}
+
+/// A round.
+pub struct Story {
+    /// What happens, in order.
+    pub events: Vec<Event>,
+}
+
+/// Of 100 packets, so many are damaged.
+const DAMAGED: usize = 35;
+
+impl Story {
+    /// `count` packets for a lane: with Ethernet headers or not, with a socket or not, and its mark.
+    pub fn new(rng: &mut Rng, count: usize, (ethernet, _, mark): (bool, bool, u32)) -> Self {
+        let mut events = Vec::with_capacity(count + 2);
+        let mut world = World::new(rng);
+        events.push(Event::Owners(world.clone()));
+        for position in 0..count {
+            if position == count / 2 {
+                world = World::new(rng);
+                events.push(Event::Owners(world.clone()));
+            }
+            events.push(random_packet(rng, &world, ethernet, mark, position % 2 == 1));
+        }
+        Self { events }
+    }
+
+    /// Takes all owners out of the story.
+    pub fn disown_all(&mut self) {
+        for event in &mut self.events {
+            if let Event::Owners(world) = event {
+                world.holdings.clear();
+            }
+        }
+    }
+
+    /// Plays the story; counts reasons.
+    ///
+    /// # Errors
+    /// The number of the event that went otherwise than the oracle says, and how.
+    pub fn run(&self, lane: &mut Lane, reasons: &mut [u64]) -> Result<(), (usize, String)> {
+        lane.settle(&World::default());
+        lane.forget();
+        for (at, event) in self.events.iter().enumerate() {
+            match event {
+                Event::Owners(world) => lane.settle(world),
+                Event::Packet { hook, frame, mark } => {
+                    let judged = lane.step(*hook, frame, *mark).map_err(|why| (at, why))?;
+                    reasons[judged.reason as usize] += 1;
+                }
+            }
+        }
+        lane.compare_maps().map_err(|why| (self.events.len() - 1, why))
+    }
+
+    /// The story up to event `last`, with everything left out that is not needed for it to end badly.
+    pub fn shrunk(&self, last: usize, lane: &mut Lane) -> String {
+        let mut fails = |events: &[Event]| {
+            let story = Self { events: events.to_vec() };
+            story.run(lane, &mut [0; Reason::ALL.len()]).err()
+        };
+        let mut events = self.events[..=last].to_vec();
+        if fails(&events).is_none() {
+            return "it does not happen again".into();
+        }
+        // Fewer events: ever smaller pieces are left out.
+        let mut piece = events.len() / 2;
+        while piece > 0 {
+            let mut at = 0;
+            while at < events.len() {
+                let mut fewer = events.clone();
+                fewer.drain(at..(at + piece).min(events.len()));
+                if fails(&fewer).is_some() { events = fewer } else { at += piece }
+            }
+            piece /= 2;
+        }
+        // Shorter packets with more zeros.
+        for at in 0..events.len() {
+            shrink_packet(&mut events, at, &mut |events| fails(events).is_some());
+        }
+        let why = fails(&events).map_or_else(String::new, |(_, why)| why);
+        let mut told = format!("in short: {why}\n");
+        for event in &events {
+            match event {
+                Event::Owners(world) => {
+                    let _ = writeln!(told, "owners: {:?}\nlocal: {:?}", world.holdings, world.local());
+                }
+                Event::Packet { hook, frame, mark } => {
+                    let _ = writeln!(told, "{hook:?}, mark {mark:#x}: {}", hex(frame));
+                }
+            }
+        }
+        told
+    }
+}
+
+/// Shortens the packet of event `at`, and zeroes what can be zero, as long as the story fails.
+fn shrink_packet(events: &mut Vec<Event>, at: usize, fails: &mut impl FnMut(&[Event]) -> bool) {
+    let mut attempt = |events: &mut Vec<Event>, change: &dyn Fn(&mut Vec<u8>)| {
+        let mut changed = events.clone();
+        let Event::Packet { hook, frame, .. } = &mut changed[at] else { return false };
+        let before = frame.clone();
+        change(frame);
+        if *frame == before || frame.len() < Lane::shortest(*hook, frame) || !fails(&changed) {
+            return false;
+        }
+        *events = changed;
+        true
+    };
+    let Event::Packet { frame, .. } = &events[at] else { return };
+    let (mut cut, length) = (frame.len() / 2, frame.len());
+    while cut > 0 {
+        if !attempt(events, &|frame| frame.truncate(frame.len().saturating_sub(cut))) {
+            cut /= 2;
+        }
+    }
+    for position in 0..length {
+        attempt(events, &|frame| {
+            if let Some(byte) = frame.get_mut(position) {
+                *byte = 0;
+            }
+        });
+    }
+}
+
+fn random_packet(rng: &mut Rng, world: &World, ethernet: bool, mark: u32, egress: bool) -> Event {
+    let hook = match egress {
+        true => Hook::Egress,
+        false => rng.pick(&[Hook::Xdp, Hook::Xdp, Hook::Ingress]),
+    };
+    // A few go the wrong way: a host may meet its own packets.
+    let way = if egress != rng.chance(5) { Way::Out } else { Way::In };
+    let mut frame = packet::frame(rng, world, way, ethernet);
+    if rng.chance(DAMAGED) {
+        damage(rng, world, &mut frame, 14);
+    }
+    // Larger than the linear part of a buffer, and than any header.
+    if hook == Hook::Xdp && rng.below(2_000) == 0 {
+        let count = 3_000 + rng.below(6_000);
+        frame.extend(rng.bytes(count));
+    }
+    if hook != Hook::Xdp {
+        frame.truncate(LONGEST_SKB);
+    }
+    let least = Lane::shortest(hook, &frame);
+    if frame.len() < least {
+        frame.resize(least, 0);
+        let least = Lane::shortest(hook, &frame);
+        frame.resize(frame.len().max(least), 0);
+    }
+    let mark = match rng.below(10) {
+        _ if !egress => 0,
+        0..3 => mark,
+        3 => mark ^ (1 << rng.below(32)),
+        4 => rng.bits() as u32,
+        _ => 0,
+    };
+    Event::Packet { hook, frame, mark }
+}

@@ -1,0 +1,105 @@
+//! The maps of a loaded kernel half as the kernel has them, byte by byte: opened by number beside the handles
+//! that crafter holds, and cheap enough to look at after every packet.
+
+use std::os::fd::{AsFd as _, AsRawFd as _};
+
+use aya::{
+    maps::{Array, HashMap, Map, MapData, MapInfo},
+    util::nr_cpus,
+};
+use crafter::datapath::program::{Hook, Kernel};
+use crafter_common::{map, reason::REASONS};
+
+/// `BPF_MAP_LOOKUP_BATCH` (linux/bpf.h), since Linux 5.6, of per-CPU arrays since 5.13.
+const LOOKUP_BATCH: libc::c_int = 24;
+
+/// The arguments of [`LOOKUP_BATCH`], as `union bpf_attr` has them.
+#[repr(C)]
+struct Batch {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// All maps, without types.
+pub struct Views {
+    counters: MapData,
+    cpus: usize,
+    /// Owned ports: `OwnedKey` to `OwnedPort`.
+    pub owned: HashMap<MapData, [u8; 20], [u8; 8]>,
+    /// Words of the filter.
+    pub filter: Array<MapData, [u8; 16]>,
+    /// Addresses of this host.
+    pub local: HashMap<MapData, [u8; 16], u8>,
+    /// Flows: `FlowKey` to `FlowValue`.
+    pub flows: HashMap<MapData, [u8; 40], [u8; 72]>,
+    /// Fragmented datagrams: `FragmentKey` to `OwnedPort`.
+    pub fragments: HashMap<MapData, [u8; 40], [u8; 8]>,
+}
+
+impl Views {
+    /// Opens the maps that the XDP program uses, which are all.
+    pub fn open(kernel: &mut Kernel) -> Self {
+        let program = kernel.xdp(Hook::Xdp).expect("crafter_xdp");
+        let ids = program.info().and_then(|info| info.map_ids()).expect("what the program uses").expect("its maps");
+        let find = |name: &str| {
+            let named = |id: &&u32| {
+                let info = MapInfo::from_id(**id).expect("what a map is");
+                info.name_as_str() == Some(name)
+            };
+            let id = ids.iter().find(named).unwrap_or_else(|| panic!("no map {name}"));
+            MapData::from_id(*id).expect("a map by its number")
+        };
+        Self {
+            counters: find(map::COUNTERS),
+            cpus: nr_cpus().expect("the number of processors"),
+            owned: HashMap::try_from(Map::HashMap(find(map::OWNED))).expect("a hash"),
+            filter: Array::try_from(Map::Array(find(map::FILTER))).expect("an array"),
+            local: HashMap::try_from(Map::HashMap(find(map::LOCAL))).expect("a hash"),
+            flows: HashMap::try_from(Map::LruHashMap(find(map::FLOWS))).expect("a hash"),
+            fragments: HashMap::try_from(Map::LruHashMap(find(map::FRAGMENTS))).expect("a hash"),
+        }
+    }
+
+    /// All counters, summed over processors, by one system call.
+    pub fn counters(&self) -> [u64; REASONS as usize] {
+        let mut keys = [0_u32; REASONS as usize];
+        let mut values = vec![0_u64; REASONS as usize * self.cpus];
+        let mut next = 0_u32;
+        let mut batch = Batch {
+            in_batch: 0,
+            out_batch: &raw mut next as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: REASONS,
+            map_fd: self.counters.fd().as_fd().as_raw_fd() as u32,
+            elem_flags: 0,
+            flags: 0,
+        };
+        // SAFETY: the kernel writes at most `count` keys of 4 bytes and, of each, 8 bytes per processor;
+        // all of that outlives the call.
+        let result = unsafe { libc::syscall(libc::SYS_bpf, LOOKUP_BATCH, &raw mut batch, size_of::<Batch>()) };
+        // ENOENT says that the end of the map was reached.
+        let error = std::io::Error::last_os_error();
+        assert!(result == 0 || error.raw_os_error() == Some(libc::ENOENT), "read the counters: {error}");
+        assert_eq!(batch.count, REASONS);
+        std::array::from_fn(|reason| values[reason * self.cpus..(reason + 1) * self.cpus].iter().sum())
+    }
+
+    /// Forgets all flows and fragments.
+    pub fn forget(&mut self) {
+        let flows: Vec<_> = self.flows.keys().collect::<Result<_, _>>().expect("the flows");
+        for key in flows {
+            self.flows.remove(&key).expect("forget a flow");
+        }
+        let fragments: Vec<_> = self.fragments.keys().collect::<Result<_, _>>().expect("the fragments");
+        for key in fragments {
+            self.fragments.remove(&key).expect("forget a fragment");
+        }
+    }
+}
