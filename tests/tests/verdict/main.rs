@@ -1,7 +1,10 @@
-//! Verdicts by `BPF_PROG_TEST_RUN`: named rows of frames, each built byte by byte, and the reason
-//! that the kernel half has to give.
+//! Verdicts by `BPF_PROG_TEST_RUN`: named rows of frames, each built byte by byte, and the reason that the kernel
+//! half has to give, what it leaves in the flow entry, and which of its branches the rows take.
 
+mod coverage;
 mod rows;
+
+use std::collections::{BTreeSet, HashMap};
 
 use crafter::{
     datapath::program::{Hook, LoadOptions},
@@ -12,10 +15,12 @@ use crafter_common::{DEFAULT_MARK, reason::Reason};
 use crafter_tests::{
     bench::{ANY, Bench, terms},
     frame::{self, ACK, PSH, RST, SYN, TCP, Tcp, V4},
+    lane::Lane,
+    oracle::{Flow, FlowId},
 };
 use rows::{
-    BOTH, Expect, FREE, LOCAL, OBSERVED, ON_ANY, PEER, SECOND, at, bench, datagram, egress_rows, ingress_rows, ip,
-    reporting, segment,
+    BOTH, FREE, LOCAL, OBSERVED, ON_ANY, PEER, Row, SECOND, at, bench, datagram, egress_rows, ingress_rows, ip, owning,
+    reporting, segment, world,
 };
 
 /// Runs `work` in a namespace of its own, where `lo` is nobody else's.
@@ -27,7 +32,7 @@ fn inside<T: Send>(work: impl FnOnce() -> T + Send) -> T {
 fn named_rows_reach_every_reason() {
     inside(|| {
         let mut failures = Vec::new();
-        let mut reached = std::collections::BTreeSet::new();
+        let mut reached = BTreeSet::new();
         // Fragments leave traces: each way has programs and maps of its own.
         for (way, hook, socket) in [
             ("XDP with a socket", Hook::Xdp, true),
@@ -35,28 +40,19 @@ fn named_rows_reach_every_reason() {
             ("tc", Hook::Ingress, false),
         ] {
             let mut bench = bench(&Bench::small(), socket);
-            for row in ingress_rows() {
-                let reason = match row.expect {
-                    Expect::Reason(reason) => reason,
-                    Expect::Consumed if bench.has_socket() => Reason::Redirected,
-                    Expect::Consumed => Reason::Copied,
-                };
-                if let Err(why) = bench.expect(hook, &row.frame, 0, reason, row.start) {
-                    failures.push(format!("{way}: {}: {why}", row.name));
-                }
-            }
+            failures.extend(play(way, &mut bench, hook, &ingress_rows()));
             finish(&bench, &mut reached);
         }
         for (way, mut bench) in
             [("egress", bench(&Bench::small(), false)), ("egress, reporting", reporting(&Bench::small()))]
         {
-            for (name, reason, frame, mark) in egress_rows() {
-                // A tag stands before the IP header.
-                let start = if frame[12..14] == [0x81, 0x00] { 18 } else { 14 };
-                if let Err(why) = bench.expect(Hook::Egress, &frame, mark, reason, start) {
-                    failures.push(format!("{way}: {name}: {why}"));
-                }
-            }
+            failures.extend(play(way, &mut bench, Hook::Egress, &egress_rows()));
+            finish(&bench, &mut reached);
+        }
+        // The same packets where there is no link-layer header, as on tun.
+        for (way, hook, rows) in [("tun in", Hook::Ingress, ingress_rows()), ("tun out", Hook::Egress, egress_rows())] {
+            let mut bench = owning(Bench::new(&Bench::small(), 0, false), &world(false));
+            failures.extend(play(way, &mut bench, hook, &bare(rows)));
             finish(&bench, &mut reached);
         }
         for (hook, way) in [(Hook::Xdp, "XDP"), (Hook::Ingress, "tc")] {
@@ -68,15 +64,138 @@ fn named_rows_reach_every_reason() {
     });
 }
 
+/// Every reason is what some row expects, by its name; the two that need a full ring are in [`full`].
+#[test]
+fn every_reason_has_a_row() {
+    let rows = [ingress_rows(), egress_rows()].concat();
+    for reason in Reason::ALL {
+        let count = rows.iter().filter(|row| row.reason(true) == reason || row.reason(false) == reason).count();
+        println!("{count:4} rows: {}", reason.name());
+        assert!(count > 0 || [Reason::DeliveryFull, Reason::ObserveFull].contains(&reason), "{reason:?} has no row");
+    }
+    let mut names: Vec<_> = ingress_rows().into_iter().map(|row| row.name).collect();
+    let count = names.len();
+    names.sort();
+    if let Some(two) = names.windows(2).find(|two| two[0] == two[1]) {
+        println!("twice: {}", two[0]);
+    }
+    names.dedup();
+    println!("{count} rows at ingress, {} at egress", egress_rows().len());
+    assert_eq!(names.len(), count, "two rows of one name");
+}
+
+/// Whether TEST_RUN takes the frame at this hook.
+fn runs(hook: Hook, frame: &[u8]) -> bool {
+    frame.len() >= Lane::shortest(hook, frame)
+}
+
+/// Rows without their Ethernet header: those whose first bits say what the ethertype said.
+fn bare(rows: Vec<Row>) -> Vec<Row> {
+    let fits = |row: &Row| match (row.start, &row.frame[12..]) {
+        (14, [0x08, 0x00, first, ..]) => first >> 4 == 4,
+        (14, [0x86, 0xdd, first, ..]) => first >> 4 == 6,
+        _ => false,
+    };
+    let rows = rows.into_iter().filter(fits);
+    rows.map(|row| Row { frame: row.frame[14..].to_vec(), start: 0, ..row }).collect()
+}
+
+/// Runs all rows in their order: reason, action, bytes, the owner's copy, and what changes among the flows.
+fn play(way: &str, bench: &mut Bench, hook: Hook, rows: &[Row]) -> Vec<String> {
+    let mut failures = Vec::new();
+    let mut before = counts(bench);
+    for row in rows.iter().filter(|row| runs(hook, &row.frame)) {
+        let reason = row.reason(bench.has_socket());
+        if let Err(why) = bench.expect(hook, &row.frame, row.mark, reason, row.start) {
+            failures.push(format!("{way}: {}: {why}", row.name));
+        }
+        let after = counts(bench);
+        let mut wanted = before;
+        if let Some((id, flow)) = row.leaves {
+            let entry = wanted.entry(id).or_default();
+            entry.rx = (entry.rx.0 + flow.rx.0, entry.rx.1 + flow.rx.1);
+            entry.tx = (entry.tx.0 + flow.tx.0, entry.tx.1 + flow.tx.1);
+            entry.suppressed += flow.suppressed;
+            if flow.rx.0 > 0 {
+                entry.last = flow.last;
+            }
+        }
+        for (id, flow) in &after {
+            if wanted.get(id) != Some(flow) {
+                failures.push(format!("{way}: {}: {id:?} is {flow:?}, not {:?}", row.name, wanted.get(id)));
+            }
+        }
+        if let Some(id) = wanted.keys().find(|id| !after.contains_key(*id)) {
+            failures.push(format!("{way}: {}: no flow {id:?}", row.name));
+        }
+        before = after;
+    }
+    failures
+}
+
+/// All flows.
+fn counts(bench: &Bench) -> HashMap<FlowId, Flow> {
+    let flows = bench.maps.flows().into_iter().map(|flow| {
+        let protocol = match flow.protocol {
+            "tcp" => frame::TCP,
+            "udp" => frame::UDP,
+            _ => frame::ICMP,
+        };
+        let id = FlowId { protocol, local: flow.local, remote: flow.remote };
+        let counts = Flow {
+            rx: (flow.rx_packets, flow.rx_bytes),
+            tx: (flow.tx_packets, flow.tx_bytes),
+            suppressed: flow.suppressed,
+            last: (flow.last_seq, flow.last_ack, flow.last_flags),
+        };
+        (id, counts)
+    });
+    flows.collect()
+}
+
+/// Each row, and each row cut at every byte, past the oracle too.
+#[test]
+fn the_oracle_says_the_same_of_every_row_cut_anywhere() {
+    inside(|| {
+        let mut ran = 0;
+        for (hook, ethernet, socket) in [
+            (Hook::Xdp, true, true),
+            (Hook::Xdp, true, false),
+            (Hook::Ingress, true, false),
+            (Hook::Egress, true, false),
+            (Hook::Ingress, false, false),
+            (Hook::Egress, false, false),
+        ] {
+            let options = LoadOptions { flow_entries: 1 << 16, ..Bench::small() };
+            let mut lane = Lane::new(&options, ethernet, socket);
+            lane.settle(&world(hook == Hook::Egress));
+            let rows = if hook == Hook::Egress { egress_rows() } else { ingress_rows() };
+            for row in if ethernet { rows } else { bare(rows) } {
+                for length in 14..=row.frame.len() {
+                    let frame = &row.frame[..length];
+                    if runs(hook, frame) {
+                        let judged = lane.step(hook, frame, row.mark);
+                        let judged = judged.unwrap_or_else(|why| panic!("{}, {length} bytes: {why}", row.name));
+                        assert!(length < row.frame.len() || judged.reason == row.reason(socket), "{}", row.name);
+                        ran += 1;
+                    }
+                }
+            }
+            lane.compare_maps().expect("flows and fragments");
+        }
+        println!("{ran} rows and beginnings of rows");
+    });
+}
+
 /// Every packet was counted, and once.
-fn finish(bench: &Bench, reached: &mut std::collections::BTreeSet<u32>) {
+fn finish(bench: &Bench, reached: &mut BTreeSet<u32>) {
     assert!(bench.ran > 0);
     assert_eq!(bench.counters().0.iter().sum::<u64>(), bench.ran, "the counters add up to the packets");
     reached.extend(&bench.reached);
 }
 
 /// With a ring of a page that nobody drains: first there is room, then there is none.
-fn full(hook: Hook, reached: &mut std::collections::BTreeSet<u32>) -> Vec<String> {
+fn full(hook: Hook, reached: &mut BTreeSet<u32>) -> Vec<String> {
     let mut failures = Vec::new();
     for (port, room, none) in
         [(ON_ANY, Reason::Copied, Reason::DeliveryFull), (OBSERVED, Reason::Observed, Reason::ObserveFull)]
@@ -244,6 +363,31 @@ fn load_time_options_count() {
         let big = Tcp::new(ACK, 1, 2).with(&[7; 3000]).ip(at(PEER[0], 80), at(LOCAL[0], ON_ANY));
         sockets.expect(Hook::Xdp, &frame::framed(&big), 0, Reason::Copied, 14).unwrap();
     });
+}
+
+/// Packets at the edges of the ring's size classes, and the longest there are: every byte arrives.
+#[test]
+fn packets_of_every_size_class_arrive_whole() {
+    inside(|| {
+        let mut xdp = bench(&LoadOptions { ring_bytes: 1 << 18, ..Bench::small() }, false);
+        for packet in sized_packets(ON_ANY) {
+            xdp.expect(Hook::Xdp, &frame::framed(&packet), 0, Reason::Copied, 14).unwrap();
+            // TEST_RUN makes classifiers' packets of a page at most.
+            if packet.len() <= 3000 {
+                xdp.expect(Hook::Ingress, &frame::framed(&packet), 0, Reason::Copied, 14).unwrap();
+            }
+        }
+    });
+}
+
+/// Segments to a port, of every length of the IP packet that matters.
+fn sized_packets(port: u16) -> Vec<Vec<u8>> {
+    let lengths = [40, 255, 256, 257, 2047, 2048, 2049, 3000, 16_383, 16_384, 16_385, 65_535];
+    let segment = |length: usize| {
+        let tcp = Tcp::new(ACK, 1, 2).with(&vec![7; length - 40]);
+        tcp.ip(at(PEER[0], 80), at(LOCAL[0], port))
+    };
+    lengths.into_iter().map(segment).collect()
 }
 
 /// 65,536 owned pairs fit, and each of them is found.

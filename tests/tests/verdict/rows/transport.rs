@@ -1,0 +1,218 @@
+//! TCP and UDP: ports, tags, options, extension headers, and where packets end too early.
+
+use std::net::SocketAddr;
+
+use crafter_common::reason::Reason;
+use crafter_tests::frame::{self, ACK, SYN, TCP, Tcp, UDP, V4};
+
+use super::*;
+
+/// Ports on any address, on one, on none; TCP and UDP.
+pub fn addressed_rows(rows: &mut Vec<Row>, version: usize, local: &str) {
+    let (second, transit) = (SECOND[version], TRANSIT[version]);
+    for (name, make, protocol, from) in
+        [("TCP", segment as fn(SocketAddr) -> Vec<u8>, TCP, 80), ("UDP", datagram, UDP, 53)]
+    {
+        let last = if protocol == TCP { SEGMENT } else { (0, 0, 0) };
+        let mut add = |what: &str, expect, address: &str, port| {
+            let (local, peer) = (at(address, port), at(PEER[version], from));
+            let row = row(format!("{name} to {what}, {address}"), expect, frame::framed(&make(local)));
+            rows.push(row.leaving(protocol, local, peer, last));
+        };
+        add("a port owned on any address", Consumed, local, ON_ANY);
+        add("a port owned on any address, by a second address", Consumed, second, ON_ANY);
+        add("a port owned on any address, but in transit", NOT_OWNED, transit, ON_ANY);
+        add("a port owned on this address", Consumed, local, EXACT);
+        add("a port owned on another address", NOT_OWNED, second, EXACT);
+        add("a port owned on this and on any, by this", is(Reason::Observed), local, BOTH);
+        add("a port owned on this and on any, by another", Consumed, second, BOTH);
+        add("an observed port", is(Reason::Observed), local, OBSERVED);
+        add("a port with policy pass", Consumed, local, ALLOWED);
+        add("a port that nobody owns", NOT_OWNED, local, FREE);
+        // A neighbour in the same word of the filter, and the same bit of another.
+        // Forms of IPv6 addresses that the maps use for something else: RFC 4291 sections 2.5.2 and 2.5.5.2.
+        if version == 1 {
+            for port in [ON_ANY, EXACT, BOTH] {
+                add(&format!("owned port {port} of the unspecified address"), NOT_OWNED, "::", port);
+                add(&format!("owned port {port} of the loopback address"), NOT_OWNED, "::1", port);
+                let mapped = format!("::ffff:{}", LOCAL[0]);
+                add(&format!("owned port {port} of the IPv4 address"), NOT_OWNED, &mapped, port);
+            }
+        }
+        add("the port below", NOT_OWNED, local, ON_ANY - 1);
+        add("a port 64 above", NOT_OWNED, local, ON_ANY + 64);
+    }
+    let kernel = frame::packet(ip(PEER[version]), ip(local), 47, &[0; 20]);
+    rows.push(row(format!("GRE, {local}"), OTHER, frame::framed(&kernel)));
+    // What is owned for one transport is not for the other.
+    let sctp = frame::packet(ip(PEER[version]), ip(local), 132, &segment(at(LOCAL[0], ON_ANY))[20..]);
+    rows.push(row(format!("SCTP to an owned number, {local}"), OTHER, frame::framed(&sctp)));
+}
+
+/// Each header one byte short, and just whole.
+pub fn short_rows(rows: &mut Vec<Row>, version: usize, local: &str) {
+    let (local, peer) = (at(local, ON_ANY), PEER[version]);
+    let ip_header = [20, 40][version];
+    let (tcp, udp) = (segment(local), datagram(local));
+    let mut add = |what: &str, expect, packet: &[u8]| {
+        let row = row(format!("{what}, IPv{}", [4, 6][version]), expect, frame::framed(packet));
+        rows.push(match packet[[9, 6][version]] {
+            TCP => row.leaving(TCP, local, at(peer, 80), SEGMENT),
+            _ => row.leaving(UDP, local, at(peer, 53), (0, 0, 0)),
+        });
+    };
+    add("an IP header one byte short", MALFORMED, &tcp[..ip_header - 1]);
+    add("an IP header and nothing", MALFORMED, &tcp[..ip_header]);
+    add("ports one byte short, TCP", MALFORMED, &tcp[..ip_header + 3]);
+    add("ports one byte short, UDP", MALFORMED, &udp[..ip_header + 3]);
+    add("ports and nothing, TCP", MALFORMED, &tcp[..ip_header + 4]);
+    add("ports and nothing, UDP", MALFORMED, &udp[..ip_header + 4]);
+    add("a TCP header one byte short", MALFORMED, &tcp[..ip_header + 19]);
+    add("a UDP header one byte short", MALFORMED, &udp[..ip_header + 7]);
+    add("a TCP header just whole", Consumed, &tcp[..ip_header + 20]);
+    add("a UDP header just whole", Consumed, &udp[..ip_header + 8]);
+    // Where the port is nobody's, what follows it is not looked at.
+    let free = SocketAddr::new(local.ip(), FREE);
+    add("ports of nobody and nothing, TCP", NOT_OWNED, &segment(free)[..ip_header + 4]);
+    add("ports of nobody and nothing, UDP", NOT_OWNED, &datagram(free)[..ip_header + 4]);
+}
+
+pub fn tagged_rows(rows: &mut Vec<Row>, version: usize, local: &str) {
+    let packet = segment(at(local, ON_ANY));
+    let unowned = segment(at(local, FREE));
+    let (c, s) = ((0x8100, 0x2005), (0x88a8, 0x0006));
+    for (name, tags) in [
+        ("one 802.1Q tag", vec![c]),
+        ("one 802.1ad tag", vec![s]),
+        ("two tags, 802.1ad outside", vec![s, c]),
+        ("two 802.1Q tags", vec![c, c]),
+    ] {
+        let start = 14 + 4 * tags.len();
+        for (owned, packet, expect) in [("owned", &packet, Consumed), ("not owned", &unowned, NOT_OWNED)] {
+            let name = format!("{name}, {owned}, IPv{}", [4, 6][version]);
+            let row = Row { start, ..row(name, expect, frame::tagged(&tags, packet)) };
+            rows.push(row.leaving(TCP, at(local, ON_ANY), at(PEER[version], 80), SEGMENT));
+        }
+    }
+    rows.push(row(
+        format!("a tag of 0x9100, IPv{}", [4, 6][version]),
+        is(Reason::NotIp),
+        frame::tagged(&[(0x9100, 1)], &packet),
+    ));
+    for (name, tags) in [("one tag", vec![c]), ("two tags", vec![s, c])] {
+        // The ethertype behind the last tag is not there, or half of it.
+        let end = 14 + 4 * tags.len();
+        for short in [1, 2, 3] {
+            let frame = frame::tagged(&tags, &packet)[..end - short].to_vec();
+            rows.push(row(format!("{name}, cut {short} short, IPv{}", [4, 6][version]), is(Reason::NotIp), frame));
+        }
+        rows.push(row(
+            format!("{name}, and nothing, IPv{}", [4, 6][version]),
+            MALFORMED,
+            frame::tagged(&tags, &packet)[..end].to_vec(),
+        ));
+    }
+    rows.push(row(
+        format!("three tags, IPv{}", [4, 6][version]),
+        is(Reason::NotIp),
+        frame::tagged(&[s, c, c], &packet),
+    ));
+}
+
+pub fn option_rows(rows: &mut Vec<Row>) {
+    let (peer, local) = (at(PEER[0], 80), at(LOCAL[0], ON_ANY));
+    for words in 1..=10 {
+        // Record route where it fits, else no-ops: bytes that would read as ports if taken for TCP.
+        let options = V4 { options: vec![1; words * 4], ..V4::default() };
+        let packet = options.packet(peer.ip(), local.ip(), TCP, &Tcp::new(SYN | ACK, 1, 2).bytes(peer, local));
+        let row = row(format!("IPv4 with {words} words of options"), Consumed, frame::framed(&packet));
+        rows.push(row.leaving(TCP, local, peer, (1, 2, SYN | ACK)));
+    }
+    let full = V4 { options: vec![1; 40], ..V4::default() };
+    let udp = full.packet(peer.ip(), local.ip(), UDP, &frame::udp(peer, local, b""));
+    let row_of_udp = row("IPv4 with 10 words of options, UDP without data", Consumed, frame::framed(&udp));
+    rows.push(row_of_udp.leaving(UDP, local, peer, (0, 0, 0)));
+    for length in [0, 1, 4] {
+        let mut packet = segment(local);
+        packet[0] = 0x40 | length;
+        rows.push(row(format!("IPv4 with a header of {length} words"), MALFORMED, frame::framed(&packet)));
+    }
+    // A header of 15 words where 5 are: its ports lie beyond the end.
+    let mut packet = segment(local);
+    packet[0] = 0x4f;
+    rows.push(row("IPv4 with a header longer than the packet", MALFORMED, frame::framed(&packet)));
+    // What a data offset says is the owner's to see: none at all, and 40 bytes of options.
+    for words in [0, 4, 15] {
+        let options = [1; 40];
+        let tcp = Tcp { offset: Some(words), ..Tcp::new(SYN | ACK, 1, 2).with(&options) };
+        let row = row(format!("TCP with a header of {words} words"), Consumed, frame::framed(&tcp.ip(peer, local)));
+        rows.push(row.leaving(TCP, local, peer, (1, 2, SYN | ACK)));
+    }
+    let free = at(LOCAL[0], FREE);
+    let options = V4 { options: ON_ANY.to_be_bytes().repeat(4), ..V4::default() };
+    let packet = options.packet(peer.ip(), free.ip(), TCP, &Tcp::new(SYN | ACK, 1, 2).bytes(peer, free));
+    rows.push(row("IPv4 options that read like an owned port", NOT_OWNED, frame::framed(&packet)));
+}
+
+pub fn extension_rows(rows: &mut Vec<Row>) {
+    let (peer, local, free) = (at(PEER[1], 80), at(LOCAL[1], ON_ANY), at(LOCAL[1], FREE));
+    let with = |kinds: &[u8], protocol: u8, to: SocketAddr| {
+        let payload = match protocol {
+            TCP => Tcp::new(SYN | ACK, 1, 2).bytes(peer, to),
+            _ => frame::udp(peer, to, b"answer"),
+        };
+        let (next, bytes) = frame::extended(kinds, protocol, &payload);
+        frame::framed(&frame::v6(peer.ip(), to.ip(), next, &bytes))
+    };
+    let chain = [0, 60, 43, 60, 44, 51, 135, 60, 60];
+    for count in 0..=8 {
+        let kinds = &chain[..count];
+        let tcp = row(format!("IPv6 with {count} extension headers, TCP"), Consumed, with(kinds, TCP, local));
+        rows.push(tcp.leaving(TCP, local, peer, (1, 2, SYN | ACK)));
+        let udp = row(format!("IPv6 with {count} extension headers, UDP"), Consumed, with(kinds, UDP, local));
+        rows.push(udp.leaving(UDP, local, peer, (0, 0, 0)));
+        rows.push(row(format!("IPv6 with {count} extension headers, unowned"), NOT_OWNED, with(kinds, TCP, free)));
+    }
+    rows.push(row("IPv6 with 9 extension headers", OTHER, with(&chain, TCP, local)));
+    for (name, kind) in
+        [("hop-by-hop", 0), ("routing", 43), ("fragment", 44), ("authentication", 51), ("mobility", 135)]
+    {
+        let alone = row(format!("IPv6 with {name} alone"), Consumed, with(&[kind], TCP, local));
+        rows.push(alone.leaving(TCP, local, peer, (1, 2, SYN | ACK)));
+        for (length, short) in [(40, "not there"), (41, "of one byte")] {
+            let cut = with(&[kind], TCP, local)[..14 + length].to_vec();
+            rows.push(row(format!("IPv6 with {name} {short}"), MALFORMED, cut));
+        }
+    }
+    // Where an atomic fragment header stands among the most that are walked.
+    for (kinds, expect) in MIXED {
+        let row = row(format!("IPv6 with headers {kinds:?}"), expect.unwrap_or(OTHER), with(kinds, TCP, local));
+        rows.push(row.leaving(TCP, local, peer, (1, 2, SYN | ACK)));
+    }
+    // RFC 8200 section 4.4: with segments left the packet is for another node, whose port it names.
+    let mut transit = with(&[43], TCP, local);
+    transit[14 + 40 + 3] = 1;
+    rows.push(row("IPv6 with a segment left in its routing header", NOT_OWNED, transit));
+    let mut transit = with(&[43, 60, 43], TCP, local);
+    transit[14 + 40 + 3] = 255;
+    rows.push(row("IPv6 with segments left in the first of two routing headers", NOT_OWNED, transit));
+    rows.push(row("a fragment header, one byte short", MALFORMED, with(&[44], TCP, local)[..14 + 47].to_vec()));
+    rows.push(row("a routing header cut before segments left", MALFORMED, with(&[43], TCP, local)[..14 + 43].to_vec()));
+    // The ninth header is not walked, whatever it is: here a later fragment of an owned datagram.
+    let first =
+        frame::v6(peer.ip(), local.ip(), 44, &frame::fragment6(UDP, 0, true, 77, &frame::udp(peer, local, b"")));
+    let first = row("a first fragment, for the next row", Consumed, frame::framed(&first));
+    rows.push(first.leaving(UDP, local, peer, (0, 0, 0)));
+    let (next, ninth) = frame::extended(&[60; 8], 44, &frame::fragment6(UDP, 8, false, 77, &[0; 8]));
+    let ninth = frame::framed(&frame::v6(peer.ip(), local.ip(), next, &ninth));
+    rows.push(row("IPv6 with a later fragment as ninth header", OTHER, ninth));
+    let (next, ninth) = frame::extended(&[60; 8], 60, &[]);
+    let ninth = frame::framed(&frame::v6(peer.ip(), local.ip(), next, &ninth));
+    rows.push(row("IPv6 with a ninth header that is not there", OTHER, ninth));
+    let (_, nothing) = frame::extended(&[60], 59, &[]);
+    rows.push(row("IPv6 with no next header", OTHER, frame::framed(&frame::v6(peer.ip(), local.ip(), 60, &nothing))));
+    let mut long = with(&[60], TCP, local);
+    // A destination-options header that claims 2048 bytes.
+    long[14 + 40 + 1] = 255;
+    rows.push(row("IPv6 with an extension header beyond the packet", MALFORMED, long));
+}
