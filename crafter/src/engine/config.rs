@@ -29,7 +29,8 @@ pub struct StreamConfig {
     pub tx_buffer: usize,
     /// How long the SYN may go unanswered.
     pub connect_timeout: Duration,
-    /// How long sent data may stay unacknowledged while the peer says nothing at all.
+    /// How long sent data may stay unacknowledged while the peer says nothing at all. From 15 s on it takes five tries
+    /// as well, which on a network that has lost much come to lie up to a minute apart.
     pub retransmission_timeout: Duration,
     /// How long an established connection may be silent; `None`: for ever.
     pub idle_timeout: Option<Duration>,

@@ -11,6 +11,7 @@ mod device;
 pub mod hook;
 pub mod pace;
 pub mod reassembly;
+mod repair;
 pub mod stream;
 mod wire;
 

@@ -16,6 +16,7 @@ use super::config::{AckPolicy, StreamConfig, StreamStats};
 use super::delay::Outbox;
 use super::device::OneShot;
 use super::hook::{Direction, SegmentHook};
+use super::repair::Seen;
 use super::wire::{Wire, for_each_plain};
 use crate::error::{Error, Result};
 use crate::packet::{Checksum, Flags, IcmpError, IcmpReason, TcpView, checksum, ip};
@@ -198,6 +199,8 @@ impl StreamEngine {
             let after = self.config.idle_timeout.unwrap_or_default();
             self.fail(Failure::TimedOut { after, waiting_for: "data" });
         } else if due(self.time_wait_until) {
+            // The ACK of the FIN that began it is still to be sent where TIME-WAIT lasts no time.
+            self.egress_to_outbox(now);
             self.finished = true;
         }
     }

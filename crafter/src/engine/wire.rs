@@ -5,6 +5,7 @@ use std::time::Instant;
 use super::config::StreamStats;
 use super::delay::DelayQueue;
 use super::hook::{Action, Direction, SegmentHook};
+use super::repair::{Awaited, Repair, Seen};
 use crate::packet::{Flags, TcpView, ip};
 
 /// Payload of the pieces of a super-frame, in bytes.
@@ -26,11 +27,27 @@ pub(super) struct Wire {
     first_expected: Option<u32>,
     /// The oldest sequence number that is not acknowledged, and the first never sent.
     sent: Option<(u32, u32)>,
+    repair: Repair,
+    /// How often, and when last, something was sent that the peer has to acknowledge, since it was heard last.
+    asked: (u32, Option<Instant>),
 }
 
 impl Wire {
     pub fn new(hook: Option<Box<dyn SegmentHook>>) -> Self {
-        Self { hook, delayed: DelayQueue::default(), stats: StreamStats::default(), first_expected: None, sent: None }
+        Self {
+            hook,
+            delayed: DelayQueue::default(),
+            stats: StreamStats::default(),
+            first_expected: None,
+            sent: None,
+            repair: Repair::default(),
+            asked: (0, None),
+        }
+    }
+
+    /// How often, and when last, something was sent that the peer has to acknowledge, since it was heard last.
+    pub fn asked(&self) -> (u32, Option<Instant>) {
+        self.asked
     }
 
     pub fn has_hook(&self) -> bool {
@@ -51,6 +68,7 @@ impl Wire {
         let stats = &mut self.stats;
         stats.segments_received += 1;
         stats.bytes_received += view.payload().len() as u64;
+        self.asked = (0, None);
         if view.flags.contains(Flags::RST) {
             stats.resets += 1;
             return;
@@ -62,6 +80,8 @@ impl Wire {
         {
             *oldest = view.ack;
         }
+        self.repair.note_window(view);
+        let stats = &mut self.stats;
         let length = view.sequence_length();
         match expected {
             None if view.flags.contains(Flags::SYN) => self.first_expected = Some(view.seq.wrapping_add(1)),
@@ -76,10 +96,24 @@ impl Wire {
         }
     }
 
+    /// What smoltcp is to see of a received segment that has been counted; `expected`: the next byte in order, and the
+    /// room behind it. `is_drained`: this end has closed, and all its data is acknowledged.
+    pub fn seen(&self, view: &TcpView<'_>, expected: Option<(u32, usize)>, is_drained: bool) -> Seen {
+        let unacknowledged = self.sent.filter(|(oldest, next)| oldest != next);
+        let oldest = unacknowledged.map(|(oldest, _)| oldest);
+        self.repair
+            .incoming(view, Awaited { expected, oldest, is_fin: is_drained, next: self.sent.map(|(_, next)| next) })
+    }
+
     /// Counts a packet of smoltcp's and gives `out` what the hook makes of it.
     pub fn outgoing(&mut self, now: Instant, packet: &[u8], out: &mut dyn FnMut(&[u8])) {
-        if let Ok(view) = TcpView::read(packet) {
-            self.note_sent(&view);
+        let read = TcpView::read(packet);
+        let next = self.sent.map(|(_, next)| next);
+        let mended = read.as_ref().ok().and_then(|view| Repair::outgoing(view, next));
+        let packet = mended.as_deref().unwrap_or(packet);
+        let read = if mended.is_some() { TcpView::read(packet) } else { read };
+        if let Ok(view) = read {
+            self.note_sent(now, &view);
         }
         let Some(hook) = &mut self.hook else {
             return out(packet);
@@ -109,12 +143,15 @@ impl Wire {
         Vec::new()
     }
 
-    fn note_sent(&mut self, view: &TcpView<'_>) {
+    fn note_sent(&mut self, now: Instant, view: &TcpView<'_>) {
         let payload = view.payload().len();
         self.stats.segments_sent += 1;
         self.stats.bytes_sent += payload as u64;
         if view.flags.contains(Flags::RST) {
             return;
+        }
+        if view.sequence_length() > 0 && self.asked.1 != Some(now) {
+            self.asked = (self.asked.0 + 1, Some(now));
         }
         let end = view.seq.wrapping_add(view.sequence_length());
         match &mut self.sent {

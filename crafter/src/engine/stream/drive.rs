@@ -2,6 +2,15 @@
 
 use super::*;
 
+/// Something is sent so many times before the peer is given up.
+const TRIES: u32 = 5;
+/// In this time smoltcp sends something so many times, if nothing was lost before: after 1, 2, 4 and 8 s again.
+const ALL_TRIES: Duration = Duration::from_secs(15);
+/// Two tries lie no further apart (smoltcp's `RTTE_MAX_RTO`).
+const SLOWEST_TRY: Duration = Duration::from_secs(60);
+/// How long the answer to the last try may take.
+const ANSWER: Duration = Duration::from_secs(2);
+
 impl StreamEngine {
     /// Takes a packet that a hook may have changed.
     pub(super) fn process_hooked(&mut self, now: Instant, packet: &[u8]) {
@@ -18,8 +27,24 @@ impl StreamEngine {
             return;
         }
         let before = self.socket().state();
-        self.wire.note_received(view, self.next_expected());
+        let expected = self.next_expected();
+        self.wire.note_received(view, expected);
         self.last_heard = now;
+        let socket = self.socket();
+        let room = socket.recv_capacity() - socket.recv_queue();
+        let is_closing = matches!(before, State::FinWait1 | State::Closing | State::LastAck);
+        let is_drained = is_closing && socket.send_queue() == 0;
+        let (changed, reread);
+        let view = match self.wire.seen(view, expected.map(|expected| (expected, room)), is_drained) {
+            Seen::Whole => view,
+            Seen::Nothing => return,
+            Seen::Changed(packet) => {
+                changed = packet;
+                let Ok(view) = TcpView::read(&changed) else { return };
+                reread = view;
+                &reread
+            }
+        };
         let time = smol(self.epoch, now);
         let Self { interface, sockets, scratch, plain, outbox, wire, mtu, .. } = self;
         for_each_plain(view, plain, &mut |packet| {
@@ -41,14 +66,18 @@ impl StreamEngine {
             self.wire.stats.handshake = Some(now.saturating_duration_since(self.started));
             // At once, not with the next burst: until this ACK is out, smoltcp takes the unscaled window of its SYN
             // for a scaled one, and would note data beyond its buffer as received.
-            let mut outbox = std::mem::take(&mut self.outbox);
-            self.egress(now, &mut |packet| outbox.push(packet));
-            self.outbox = outbox;
+            self.egress_to_outbox(now);
         }
         if state == State::TimeWait {
             // RFC 9293, 3.10.7.4: a repeated FIN starts it again.
             if before != State::TimeWait || flags.contains(Flags::FIN) {
-                self.time_wait_until = Some(now + self.config.time_wait.min(StreamConfig::MAX_TIME_WAIT));
+                // The ACK of the FIN may be a delayed one.
+                let delay = match self.config.acks {
+                    AckPolicy::PerBurst => Duration::ZERO,
+                    AckPolicy::Delayed(delay) => delay,
+                };
+                let time_wait = self.config.time_wait.max(delay);
+                self.time_wait_until = Some(now + time_wait.min(StreamConfig::MAX_TIME_WAIT));
             }
         } else if state == State::Closed && before != State::Closed {
             self.finished = true;
@@ -70,6 +99,13 @@ impl StreamEngine {
         let received = self.consumed.wrapping_add(self.socket().recv_queue() as u32);
         let fin = matches!(self.socket().state(), State::CloseWait | State::Closing | State::LastAck | State::TimeWait);
         Some(first.wrapping_add(received).wrapping_add(u32::from(fin)))
+    }
+
+    /// Makes what is due now, to be sent with the next burst.
+    pub(super) fn egress_to_outbox(&mut self, now: Instant) {
+        let mut outbox = std::mem::take(&mut self.outbox);
+        self.egress(now, &mut |packet| outbox.push(packet));
+        self.outbox = outbox;
     }
 
     pub(super) fn egress(&mut self, now: Instant, out: &mut dyn FnMut(&[u8])) -> usize {
@@ -123,7 +159,14 @@ impl StreamEngine {
     }
 
     pub(super) fn gives_up_at(&self) -> Option<Instant> {
-        Some(self.waiting_since?.max(self.last_heard) + self.config.retransmission_timeout)
+        let silent_since = self.waiting_since?.max(self.last_heard);
+        let patience = self.config.retransmission_timeout;
+        Some(match self.wire.asked() {
+            _ if patience < ALL_TRIES => silent_since + patience,
+            // On a bad network smoltcp's tries come to lie a minute apart: the one that is lost must not be the last.
+            (0..TRIES, _) => silent_since + patience.max(TRIES * SLOWEST_TRY),
+            (_, last) => (silent_since + patience).max(last.unwrap_or(silent_since) + ANSWER),
+        })
     }
 
     pub(super) fn idle_until(&self) -> Option<Instant> {
