@@ -6,6 +6,7 @@ pub mod dns;
 pub mod drop;
 pub mod frame;
 pub mod holder;
+pub mod impair;
 pub mod judge;
 pub mod lane;
 pub mod leak;
