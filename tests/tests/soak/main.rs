@@ -1,0 +1,370 @@
+//! Handshakes segment by segment, as many as are asked for, with thousands of connections open at once: memory stays
+//! flat, and every packet is accounted for on both sides.
+//!
+//! `CRAFTER_TEST_HANDSHAKES` says how many; 20,000 are open at the same time.
+
+mod listeners;
+
+use std::{
+    collections::HashMap,
+    fs,
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use crafter::{
+    Crafter, Lease, LeaseRequest, PortChoice,
+    datapath::{maps::Counters, program::Attach},
+    driver::Stats,
+    lab::{INTERFACE, Lab},
+    packet::{Checksum, Flags, Segment, TcpOption},
+};
+use crafter_common::reason::Reason;
+use crafter_tests::{
+    leak::Serial,
+    stage::{ENDS, lab, open},
+    within,
+};
+use listeners::{Accepting, KernelCounters, established, not_carried, ports, start};
+
+/// Handshakes, unless `CRAFTER_TEST_HANDSHAKES` says otherwise.
+const HANDSHAKES: usize = 100_000;
+/// Open at the same time: from so many ports of ours to so many of the server's.
+const OURS: u16 = 2000;
+const THEIRS: u16 = 10;
+const FLOWS: usize = OURS as usize * THEIRS as usize;
+/// Packets between two looks for replies.
+const BATCH: usize = 256;
+/// In every so manieth round the connections are closed, in the others reset.
+const CLOSED: usize = 5;
+/// What the process may grow by, in KiB, once it has seen one round of each kind.
+const GROWTH: u64 = 4096;
+/// How long what is to come may take; much, because the machine may be busy.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What of a process can grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Size {
+    /// Resident, in KiB, without what is shared with files.
+    resident: u64,
+    descriptors: usize,
+    /// What the kernel says its maps take, in bytes.
+    maps: u64,
+}
+
+impl Size {
+    fn of(pid: u32) -> Self {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
+        let resident =
+            status.lines().find_map(|line| line.strip_prefix("RssAnon:")?.trim().split(' ').next()?.parse().ok());
+        let mut maps = 0;
+        let mut descriptors = 0;
+        for entry in fs::read_dir(format!("/proc/{pid}/fdinfo")).expect("its descriptors").flatten() {
+            descriptors += 1;
+            let text = fs::read_to_string(entry.path()).unwrap_or_default();
+            let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
+            maps += field("map_id:").and_then(|_| field("memlock:")).unwrap_or(0);
+        }
+        Self { resident: resident.expect("its resident memory"), descriptors, maps }
+    }
+}
+
+/// One connection, by its position.
+#[derive(Clone, Copy, Debug, Default)]
+struct Flow {
+    /// The next sequence number of ours, and of the server's.
+    next: u32,
+    expected: u32,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Idle,
+    SynSent,
+    Established,
+    /// Our FIN is out.
+    FinSent,
+}
+
+struct Soak<'l> {
+    lab: &'l Lab,
+    lease: Lease,
+    client: IpAddr,
+    server: IpAddr,
+    first: u16,
+    flows: Vec<Flow>,
+    round: u32,
+    sent: u64,
+    received: u64,
+    /// Segments that brought nothing new: said again by the server.
+    again: u64,
+    done: usize,
+}
+
+impl Soak<'_> {
+    fn segment(&self, position: usize, flags: Flags) -> Segment {
+        let flow = self.flows[position];
+        let (ours, theirs) = (position / usize::from(THEIRS), position % usize::from(THEIRS));
+        let source = SocketAddr::new(self.client, self.first + ours as u16);
+        let destination = SocketAddr::new(self.server, ports(THEIRS).nth(theirs).expect("a port"));
+        let ack = if flags.contains(Flags::ACK) { flow.expected } else { 0 };
+        Segment { flags, seq: flow.next, ack, window: 65_535, ..Segment::new(source, destination) }
+    }
+
+    fn position(&self, local: SocketAddr, remote: SocketAddr) -> usize {
+        usize::from(local.port() - self.first) * usize::from(THEIRS) + usize::from(remote.port() - 8000)
+    }
+
+    async fn send(&mut self, packets: &[Vec<u8>]) {
+        self.lease.send_all(packets.iter().map(Vec::as_slice)).await.expect("send");
+        self.sent += packets.len() as u64;
+    }
+
+    /// Sends one segment of each flow, a batch at a time, and takes what comes meanwhile.
+    async fn all(&mut self, flags: Flags, from: State, to: State, length: u32) {
+        let mut at = 0;
+        while at < FLOWS {
+            let end = (at + BATCH).min(FLOWS);
+            let mut packets = Vec::with_capacity(BATCH);
+            for position in at..end {
+                let flow = &mut self.flows[position];
+                assert_eq!(flow.state, from, "flow {position}");
+                if flags == Flags::SYN {
+                    flow.next = self.round.wrapping_mul(0x9e37_79b9).wrapping_add(position as u32 * 7919);
+                }
+                flow.state = to;
+                let mut segment = self.segment(position, flags);
+                if flags == Flags::SYN {
+                    segment.options = vec![TcpOption::Mss(1460)];
+                }
+                packets.push(segment.build());
+                self.flows[position].next = segment.seq.wrapping_add(length);
+            }
+            self.send(&packets).await;
+            self.take().await;
+            at = end;
+        }
+    }
+
+    /// Takes what has come; answers it if that is due.
+    async fn take(&mut self) {
+        let mut answers = Vec::new();
+        while let Some(received) = self.lease.try_recv() {
+            self.received += 1;
+            assert_ne!(received.checksum, Checksum::Invalid);
+            let segment = Segment::parse(&received.ip).expect("a segment");
+            let position = self.position(segment.destination, segment.source);
+            let flow = &mut self.flows[position];
+            assert!(!segment.flags.contains(Flags::RST), "reset by the server: {segment}, {flow:?}");
+            match flow.state {
+                State::SynSent if segment.flags == Flags::SYN | Flags::ACK && segment.ack == flow.next => {
+                    flow.expected = segment.seq.wrapping_add(1);
+                    flow.state = State::Established;
+                    self.done += 1;
+                }
+                State::FinSent if segment.flags.contains(Flags::FIN) && segment.seq == flow.expected => {
+                    flow.expected = segment.seq.wrapping_add(1);
+                    flow.state = State::Idle;
+                    self.done += 1;
+                    answers.push(self.segment(position, Flags::ACK).build());
+                }
+                // The server's kernel acknowledges a FIN before its program has closed.
+                State::FinSent if segment.flags == Flags::ACK => {}
+                _ => self.again += 1,
+            }
+        }
+        if !answers.is_empty() {
+            self.send(&answers).await;
+        }
+    }
+
+    /// Takes what comes until it has come for all flows.
+    async fn until_done(&mut self, what: &str) {
+        let began = Instant::now();
+        while self.done < FLOWS {
+            assert!(began.elapsed() < PATIENCE, "round {}: {what} of {} flows", self.round, self.done);
+            self.take().await;
+            tokio::task::yield_now().await;
+        }
+        self.done = 0;
+    }
+
+    /// All flows from nothing to nothing; then the server lets go.
+    async fn round(&mut self, closes: bool, accepting: &Accepting) {
+        self.all(Flags::SYN, State::Idle, State::SynSent, 1).await;
+        self.until_done("SYN-ACKs").await;
+        self.all(Flags::ACK, State::Established, State::Established, 0).await;
+        if self.round == 0 {
+            assert_eq!(established(self.lab), FLOWS, "all at the same time");
+        }
+        if closes {
+            self.all(Flags::FIN | Flags::ACK, State::Established, State::FinSent, 1).await;
+            // Not before: who closes first has to wait, and its port is not free for the next round.
+            accepting.open(true);
+            self.until_done("FINs").await;
+        } else {
+            self.all(Flags::RST | Flags::ACK, State::Established, State::Idle, 0).await;
+            accepting.open(true);
+        }
+        self.round += 1;
+    }
+}
+
+/// What was counted, here and there.
+struct Account {
+    handshakes: u64,
+    resets: u64,
+    sent: u64,
+    received: u64,
+    again: u64,
+    counters: [Counters; 2],
+    stats: [Stats; 2],
+    kernel: [KernelCounters; 2],
+    /// Packets of the server that the link between had no room for.
+    not_carried: u64,
+    accepted: u64,
+    took: Duration,
+    sizes: Vec<Size>,
+}
+
+fn handshakes() -> usize {
+    std::env::var("CRAFTER_TEST_HANDSHAKES").map_or(HANDSHAKES, |text| text.parse().expect("CRAFTER_TEST_HANDSHAKES"))
+}
+
+/// Plays `rounds` rounds; `watched` is the process whose memory counts.
+async fn soak(lab: &Lab, crafter: &Crafter, rounds: usize, watched: u32) -> Account {
+    let (client, server) = ENDS[0];
+    let listeners = start(lab, server, THEIRS);
+    let port = PortChoice::FreeRange(OURS);
+    let lease = crafter.lease(LeaseRequest { port, ..LeaseRequest::tcp() }).await.expect("ports");
+    let first = lease.port();
+    // The neighbours get to know each other.
+    lease.local(server).await.expect("a route");
+    let accepting = Accepting::start(listeners);
+    let before = (crafter.counters().expect("counters"), crafter.stats(), KernelCounters::of(lab), not_carried(lab));
+    let mut soak = Soak {
+        lab,
+        lease,
+        client,
+        server,
+        first,
+        flows: vec![Flow::default(); FLOWS],
+        round: 0,
+        sent: 0,
+        received: 0,
+        again: 0,
+        done: 0,
+    };
+    let began = Instant::now();
+    let (mut sizes, mut resets) = (Vec::new(), 0);
+    for number in 0..rounds {
+        let closes = number % CLOSED == 1;
+        soak.round(closes, &accepting).await;
+        resets += if closes { 0 } else { FLOWS as u64 };
+        // The server has let go of all before the next round begins.
+        let began = Instant::now();
+        while accepting.accepted() < ((number + 1) * FLOWS) as u64 || established(lab) > 0 {
+            assert!(began.elapsed() < PATIENCE, "the server holds on");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        accepting.open(false);
+        if number >= 1 {
+            sizes.push(Size::of(watched));
+        }
+    }
+    let took = began.elapsed();
+    // What is under way still comes.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    soak.take().await;
+    Account {
+        handshakes: (rounds * FLOWS) as u64,
+        resets,
+        sent: soak.sent,
+        received: soak.received,
+        again: soak.again,
+        counters: [before.0, crafter.counters().expect("counters")],
+        stats: [before.1, crafter.stats()],
+        kernel: [before.2, KernelCounters::of(lab)],
+        not_carried: not_carried(lab) - before.3,
+        accepted: accepting.accepted(),
+        took,
+        sizes,
+    }
+}
+
+impl Account {
+    fn counted(&self, reason: Reason) -> u64 {
+        self.counters[1].get(reason) - self.counters[0].get(reason)
+    }
+
+    fn kernel(&self, name: &str) -> u64 {
+        self.kernel[1].get(name) - self.kernel[0].get(name)
+    }
+
+    fn judge(&self) {
+        let rate = self.handshakes as f64 / self.took.as_secs_f64();
+        println!(
+            "{} handshakes, {FLOWS} at once, in {:.1} s: {rate:.0}/s; {} sent, {} received, {} of them again",
+            self.handshakes,
+            self.took.as_secs_f64(),
+            self.sent,
+            self.received,
+            self.again
+        );
+        let (first, last) = (self.sizes.first().expect("a size"), self.sizes.last().expect("a size"));
+        let most = self.sizes.iter().map(|size| size.resident).max();
+        println!("memory: {first:?} after the second round, {last:?} in the end, {most:?} KiB at most");
+        // Sent: what left here reached the server's TCP, all of it.
+        let [_, stats] = &self.stats;
+        assert_eq!(stats.sent - self.stats[0].sent, self.sent);
+        assert_eq!(stats.not_sent, self.stats[0].not_sent);
+        assert_eq!(self.counted(Reason::Crafted), self.sent, "the egress hook");
+        assert_eq!(self.kernel("Tcp.InSegs"), self.sent, "the server's TCP");
+        assert_eq!(self.kernel("Tcp.InErrs"), 0);
+        // Received: what the server's TCP sent came here, or is known to be lost.
+        let delivered = stats.delivered - self.stats[0].delivered;
+        let lost = stats.lost - self.stats[0].lost + self.counted(Reason::DeliveryFull);
+        let handed = self.counted(Reason::Redirected) + self.counted(Reason::Copied);
+        // Of what it said again, the kernel counts SYN-ACKs as said too.
+        let again = self.kernel("Tcp.RetransSegs") - self.kernel("TcpExt.TCPSynRetrans");
+        let answers = self.kernel("Tcp.OutSegs") + again;
+        assert_eq!(delivered, self.received);
+        assert_eq!(handed - (stats.lost - self.stats[0].lost), delivered, "the ingress hook");
+        println!("lost: {lost} here, {} on the link", self.not_carried);
+        assert_eq!(answers, self.received + lost + self.not_carried, "the server's TCP");
+        assert_eq!((stats.stray, stats.overflow, stats.bad_checksum), (0, 0, 0));
+        // And they were what they were meant to be.
+        assert_eq!(self.kernel("Tcp.PassiveOpens"), self.handshakes);
+        assert_eq!(self.accepted, self.handshakes);
+        assert_eq!(self.kernel("Tcp.EstabResets"), self.resets);
+        assert_eq!(self.kernel("Tcp.AttemptFails"), 0);
+        assert_eq!(self.kernel("TcpExt.ListenOverflows"), 0);
+        assert_eq!(self.counted(Reason::RstSuppressed), 0, "the kernel has seen none of it");
+        // And nothing has grown.
+        assert!(last.resident <= first.resident + GROWTH, "{first:?}, {last:?}");
+        assert_eq!((last.descriptors, last.maps), (first.descriptors, first.maps));
+    }
+}
+
+#[test]
+fn in_process() {
+    let serial = Serial::begin();
+    let lab = lab();
+    let rounds = handshakes().div_ceil(FLOWS).max(3);
+    let (account, objects) = within(lab.client(), async || {
+        let crafter = open(Attach::Native).await;
+        let account = soak(&lab, &crafter, rounds, std::process::id()).await;
+        // Each flow has its own account in the kernel, and there are no others.
+        let flows: HashMap<_, _> = crafter.flows().into_iter().map(|flow| ((flow.local, flow.remote), flow)).collect();
+        assert_eq!(flows.len(), FLOWS);
+        let sum = |of: fn(&crafter::datapath::maps::Flow) -> u64| flows.values().map(of).sum::<u64>();
+        assert_eq!((sum(|flow| flow.tx_packets), sum(|flow| flow.rx_packets)), (account.sent, account.received));
+        let least = flows.values().map(|flow| flow.rx_packets).min();
+        assert!(least >= Some(rounds as u64), "{least:?}");
+        (account, serial.objects())
+    });
+    account.judge();
+    serial.finish(&objects, lab.client(), INTERFACE);
+}
