@@ -13,6 +13,7 @@ mod setup;
 mod sh;
 mod test;
 mod toolchain;
+mod vm;
 
 use std::env;
 use std::process::ExitCode;
@@ -26,12 +27,13 @@ cargo xtask JOB [ARGS]
   demo             the whole conversation in a throw-away network, for a human
   test [FILTER]    all tests as root in network namespaces; FILTER is libtest's
   fuzz [TARGET]    fuzz layers, text, policy, control_socket, ...; --seconds N (60)
+  vm-test          the tests on other kernels, in virtual machines; --help
   bench [NAME]     measure crafter beside its peers
   deny             licences, sources and advisories of all dependencies
   install          the binary, units, man pages; --prefix DIR (/usr/local), --destdir DIR, --uninstall
   help             this text
 
-demo, test and bench do the set-up themselves, as root or through sudo.
+demo, test, vm-test and bench do the set-up themselves, as root or through sudo.
 ";
 
 enum Job {
@@ -41,6 +43,7 @@ enum Job {
     Demo,
     Test,
     Fuzz,
+    VmTest,
     Bench,
     Deny,
     Install,
@@ -57,6 +60,7 @@ impl Job {
             "demo" => Self::Demo,
             "test" => Self::Test,
             "fuzz" => Self::Fuzz,
+            "vm-test" => Self::VmTest,
             "bench" => Self::Bench,
             "deny" => Self::Deny,
             "install" => Self::Install,
@@ -75,6 +79,7 @@ impl Job {
             Self::Demo => demo::job(args),
             Self::Test => test::job(args),
             Self::Fuzz => fuzz::job(args),
+            Self::VmTest => vm::job(args),
             Self::Bench => bench::job(args),
             Self::Deny => deny::job(args),
             Self::Install => install::job(args),

@@ -26,10 +26,11 @@ struct Tool {
     purpose: &'static str,
 }
 
-const TOOLS: [Tool; 18] = [
+const TOOLS: [Tool; 20] = [
     tool("capinfos", "wireshark-common", "judges capture files"),
     tool("cc", "build-essential", "links every Rust program"),
     tool("curl", "curl", "peer of the tests and the benchmark"),
+    tool("depmod", "kmod", "finds kernel modules for virtual machines"),
     tool("dnsmasq", "dnsmasq-base", "DNS server of the tests"),
     tool("ethtool", "ethtool", "switches offloads"),
     tool("groff", "groff-base", "judges the manual pages"),
@@ -38,6 +39,7 @@ const TOOLS: [Tool; 18] = [
     tool("nginx", "nginx-light", "web server of the tests"),
     tool("pcap-config", "libpcap-dev", "library of capture filters"),
     tool("ps", "procps", "watches the tests' processes"),
+    tool("qemu-system-x86_64", "qemu-system-x86", "runs the tests on other kernels"),
     tool("socat", "socat", "calls the service from a shell in an example"),
     tool("strace", "strace", "ends the tests' programs at any system call"),
     tool("systemd-analyze", "systemd", "judges the units"),

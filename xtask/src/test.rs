@@ -36,7 +36,7 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
     sh::step("Building the tests for release");
     // First, because the tests run crafter's own executable.
     sh::run(sh::cargo().args(["build", "--release", "--bins"]))?;
-    let programs = build_tests()?;
+    let programs = build_tests(&[])?;
 
     let marker = marker();
     let before = host::snapshot(&marker)?;
@@ -60,10 +60,13 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
 const POLL: Duration = Duration::from_millis(300);
 
 /// One executable full of tests, as cargo names it.
-struct TestProgram {
-    title: String,
-    executable: PathBuf,
-    package: PathBuf,
+pub struct TestProgram {
+    /// `package: test name`.
+    pub title: String,
+    /// The executable.
+    pub executable: PathBuf,
+    /// Where cargo runs it.
+    pub package: PathBuf,
 }
 
 #[derive(Default)]
@@ -129,9 +132,10 @@ fn check_source(sum: &mut Sum) -> Result<()> {
     Ok(())
 }
 
-fn build_tests() -> Result<Vec<TestProgram>> {
+/// Builds all test programs, or those that these arguments of cargo's select.
+pub fn build_tests(selection: &[String]) -> Result<Vec<TestProgram>> {
     let mut cargo = sh::cargo();
-    cargo.args(["test", "--release", "--no-run"]);
+    cargo.args(["test", "--release", "--no-run"]).args(selection);
     cargo.arg("--message-format=json-render-diagnostics");
     let output = cargo.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("cargo test does not start")?;
     if !output.status.success() {

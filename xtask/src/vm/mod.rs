@@ -1,0 +1,161 @@
+//! `cargo xtask vm-test`: the integration tests on other kernels, each in a virtual machine without network or disk.
+
+mod apt;
+mod cpio;
+mod files;
+mod image;
+mod kernels;
+mod plan;
+mod qemu;
+mod report;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+
+use crate::test::TestProgram;
+use crate::{setup, sh, test};
+use image::Base;
+use kernels::Kernel;
+use plan::{Chosen, Plan};
+use qemu::{Accelerator, Machine};
+pub use report::Run;
+
+const HELP: &str = "\
+cargo xtask vm-test [--kernel V]... [OPTIONS] [FILTER]...
+
+The tests that ask the kernel for something, on kernels 6.1 and 6.12 of Debian's, in QEMU.
+
+  --kernel V       6.1, 6.12, 5.10, another series, `newest`, or the path of a bzImage; more than once
+  --modules DIR    lib/modules/VERSION of the bzImage, with its modules.dep
+  --program NAME   only this test program (verdict, conversation, ...); more than once
+  --accel NAME     kvm or tcg, instead of finding out
+  --short          what `cargo xtask test` runs
+  FILTER           libtest's
+";
+
+/// For one program in an emulated machine, and for a whole machine.
+const PROGRAM_LIMIT: u64 = 1800;
+const MACHINE_LIMIT: u64 = 7200;
+const SHORT_PROGRAM_LIMIT: u64 = 300;
+const SHORT_MACHINE_LIMIT: u64 = 420;
+
+/// What the command line says.
+struct Wish {
+    kernels: Vec<String>,
+    modules: Option<PathBuf>,
+    accelerator: Option<Accelerator>,
+    plan: Plan,
+}
+
+/// Sets up, builds, boots each kernel, and prints the table.
+pub fn job(args: &[String]) -> Result<ExitCode> {
+    if args.iter().any(|arg| arg == "--help" || arg == "-h") {
+        print!("{HELP}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let wish = Wish::read(args)?;
+    setup::ensure()?;
+    setup::ensure_scapy(false);
+    sh::step("Building the tests for release");
+    sh::run(sh::cargo().args(["build", "--release", "--bins"]))?;
+    let runs = all(&wish, &test::build_tests(&wish.plan.selection())?)?;
+    let good = runs.iter().all(Run::is_good);
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The short form, on the default kernels, with what is built already.
+pub fn short(programs: &[TestProgram]) -> Result<Vec<Run>> {
+    let plan = Plan { short: true, programs: Vec::new(), filters: Vec::new() };
+    all(&Wish { kernels: Plan::kernels(), modules: None, accelerator: None, plan }, programs)
+}
+
+fn all(wish: &Wish, programs: &[TestProgram]) -> Result<Vec<Run>> {
+    let directory = sh::release_directory().with_file_name("vm");
+    fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
+    let find = |name: &String| Kernel::find(&directory, name, wish.modules.as_deref());
+    let kernels: Vec<Kernel> = wish.kernels.iter().map(find).collect::<Result<_>>()?;
+    let chosen = wish.plan.choose(programs);
+    if chosen.is_empty() {
+        bail!("no test program is called {}", wish.plan.programs.join(" or "));
+    }
+    sh::step("File system of the virtual machines");
+    let executables: Vec<PathBuf> = chosen.iter().map(|program| program.executable.clone()).collect();
+    let base = Base::make(&directory, &executables)?;
+    let accelerator = match (wish.accelerator, kernels.first()) {
+        (Some(accelerator), _) => accelerator,
+        (None, Some(kernel)) => {
+            let archive = Base::trial(&directory)?.with(None, &json!({"trial": true}))?;
+            Accelerator::find(&directory, &kernel.image, &archive)?
+        }
+        (None, None) => bail!("no kernel"),
+    };
+    let mut runs = Vec::new();
+    for kernel in &kernels {
+        runs.push(one(&directory, kernel, accelerator, &base, &chosen, wish.plan.short)?);
+    }
+    sh::step("Kernels");
+    print!("{}", report::table(&runs));
+    Ok(runs)
+}
+
+fn one(
+    directory: &Path,
+    kernel: &Kernel,
+    accelerator: Accelerator,
+    base: &Base,
+    chosen: &[Chosen],
+    short: bool,
+) -> Result<Run> {
+    sh::step(&format!("Tests on Linux {} ({})", kernel.name, accelerator.name()));
+    let (program, machine) =
+        if short { (SHORT_PROGRAM_LIMIT, SHORT_MACHINE_LIMIT) } else { (PROGRAM_LIMIT, MACHINE_LIMIT) };
+    let orders = plan::orders(chosen, accelerator == Accelerator::Tcg, program);
+    let archive = base.with(Some(kernel), &orders)?;
+    let titles: Vec<&str> = chosen.iter().map(|program| program.title.as_str()).collect();
+    let mut run = Run::new(&kernel.name, accelerator, &titles);
+    let log = directory.join(format!("{}.log", kernel.name.replace('/', "_")));
+    let limit = Duration::from_secs(machine);
+    let machine = Machine { accelerator, threads: kernel.is_threaded(), kernel: &kernel.image, archive: &archive, log };
+    let ended = machine.run(limit, |event| run.hear(event));
+    run.end(ended);
+    Ok(run)
+}
+
+impl Wish {
+    fn read(args: &[String]) -> Result<Self> {
+        let mut wish = Self {
+            kernels: Vec::new(),
+            modules: None,
+            accelerator: None,
+            plan: Plan { short: false, programs: Vec::new(), filters: Vec::new() },
+        };
+        let mut args = args.iter().filter(|arg| *arg != "--");
+        while let Some(arg) = args.next() {
+            let mut value = || args.next().cloned().with_context(|| format!("{arg} takes a value"));
+            match arg.as_str() {
+                "--kernel" => wish.kernels.push(value()?),
+                "--modules" => wish.modules = Some(value()?.into()),
+                "--program" => wish.plan.programs.push(value()?),
+                "--accel" => {
+                    wish.accelerator = Some(match value()?.as_str() {
+                        "kvm" => Accelerator::Kvm,
+                        "tcg" => Accelerator::Tcg,
+                        other => bail!("--accel is kvm or tcg, not {other}"),
+                    });
+                }
+                "--short" => wish.plan.short = true,
+                option if option.starts_with("--") => bail!("there is no {option}\n{HELP}"),
+                filter => wish.plan.filters.push(filter.to_owned()),
+            }
+        }
+        if wish.kernels.is_empty() {
+            wish.kernels = Plan::kernels();
+        }
+        Ok(wish)
+    }
+}

@@ -1,0 +1,128 @@
+//! Which test programs run in the machines, and for how long at most.
+
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use super::kernels::DEFAULT;
+use crate::setup;
+use crate::sh;
+use crate::test::TestProgram;
+
+/// Test programs of crafter itself that ask the kernel for something; the rest is the same on every kernel.
+const OF_CRAFTER: [&str; 4] = ["cli", "doctor", "lab", "lab_run"];
+
+/// Of the tests' package, what the kernel has no part in, or what takes hours under emulation.
+const LEFT_OUT: [(&str, &str); 3] = [
+    ("fuzz", "parsers in user space, the same on every kernel"),
+    ("fuzz_service", "the service's parsers, the same on every kernel"),
+    ("scapy_service", "Python against the service, minutes of interpreting under emulation"),
+];
+
+/// The short form: program and the tests in it; none named: all.
+const SHORT: [(&str, &[&str]); 4] = [
+    ("verdict", &[]),
+    ("conversation", &[]),
+    ("neighbours", &[]),
+    ("doctor", &[]),
+];
+
+/// How many times slower than the processor itself an emulated one is taken to be, for timeouts of tests.
+const SLOWNESS: u32 = 10;
+
+/// What of the tests is wanted.
+pub struct Plan {
+    /// The selection of `cargo xtask test`.
+    pub short: bool,
+    /// Names of programs; none: all.
+    pub programs: Vec<String>,
+    /// What libtest filters by.
+    pub filters: Vec<String>,
+}
+
+/// One program for the machine.
+pub struct Chosen {
+    /// As `cargo xtask test` calls it.
+    pub title: String,
+    /// On the host, and in the machine.
+    pub executable: PathBuf,
+    directory: PathBuf,
+    filters: Vec<String>,
+}
+
+impl Plan {
+    /// Kernels, if none is named.
+    pub fn kernels() -> Vec<String> {
+        DEFAULT.map(str::to_owned).to_vec()
+    }
+
+    /// What cargo builds of them.
+    pub fn selection(&self) -> Vec<String> {
+        let mut selection: Vec<String> = ["--package", "crafter-tests", "--package", "crafter"].map(str::to_owned).into();
+        let names = if self.programs.is_empty() { vec!["*".to_owned()] } else { self.programs.clone() };
+        selection.extend(names.into_iter().flat_map(|name| ["--test".to_owned(), name]));
+        selection
+    }
+
+    /// Of all test programs those that are wanted, the quick ones that say most first.
+    pub fn choose(&self, all: &[TestProgram]) -> Vec<Chosen> {
+        let mut chosen: Vec<(usize, Chosen)> = Vec::new();
+        for program in all {
+            let mut words = program.title.split([':', ' ']).filter(|word| !word.is_empty());
+            let (Some(package), Some("test"), Some(name)) = (words.next(), words.next(), words.next()) else { continue };
+            let short = SHORT.iter().position(|(one, _)| *one == name);
+            let wanted = if !self.programs.is_empty() {
+                self.programs.iter().any(|wanted| wanted == name)
+            } else if self.short {
+                short.is_some()
+            } else if package == "crafter" {
+                OF_CRAFTER.contains(&name)
+            } else {
+                LEFT_OUT.iter().all(|(left, _)| *left != name)
+            };
+            if !wanted {
+                continue;
+            }
+            let mut filters = self.filters.clone();
+            if self.short {
+                filters.extend(short.iter().flat_map(|place| SHORT[*place].1).map(|filter| (*filter).to_owned()));
+            }
+            let place = short.unwrap_or(SHORT.len());
+            let (executable, directory) = (program.executable.clone(), program.package.clone());
+            chosen.push((place, Chosen { title: program.title.clone(), executable, directory, filters }));
+        }
+        chosen.sort_by_key(|(place, _)| *place);
+        chosen.into_iter().map(|(_, chosen)| chosen).collect()
+    }
+}
+
+/// What the machine's first process is told to do.
+pub fn orders(chosen: &[Chosen], emulated: bool, seconds: u64) -> Value {
+    let crafter = sh::release_directory().join("crafter");
+    let slowness = if emulated { SLOWNESS } else { 1 }.to_string();
+    let scapy = setup::scapy_packages().unwrap_or_default();
+    let programs: Vec<Value> = chosen
+        .iter()
+        .map(|program| {
+            let mut command = vec![program.executable.to_string_lossy().into_owned()];
+            command.extend(program.filters.iter().cloned());
+            // One after the other: two emulated processors have enough to do with one.
+            command.push("--test-threads=1".into());
+            json!({
+                "command": command,
+                "directory": program.directory,
+                "seconds": seconds,
+                "variables": {
+                    "CARGO_MANIFEST_DIR": program.directory,
+                    "CRAFTER_BIN": crafter,
+                    "CRAFTER_SCAPY": scapy,
+                    "CRAFTER_TEST_SLOWNESS": slowness,
+                    "HOME": "/root",
+                    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                    "RUST_BACKTRACE": "1",
+                },
+            })
+        })
+        .collect();
+    json!({"trial": false, "crafter": crafter, "modules": ["veth", "sch_ingress", "cls_bpf", "tun"], "programs": programs})
+}

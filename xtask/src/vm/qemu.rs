@@ -1,0 +1,183 @@
+//! One virtual machine: QEMU without any network device or disk, its lines as they come, its end in any case.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use super::image;
+use crate::sh;
+
+/// Of the program, which set-up installs.
+pub const COMMAND: &str = "qemu-system-x86_64";
+
+/// Megabytes of memory: the archive twice for a moment, the tests' files, and what they need.
+const MEMORY: &str = "3072";
+
+/// A trial that takes longer is no proof.
+const TRIAL: Duration = Duration::from_secs(25);
+
+/// What runs the machine's processor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accelerator {
+    /// The host's, by KVM.
+    Kvm,
+    /// Software.
+    Tcg,
+}
+
+impl Accelerator {
+    /// As QEMU calls it.
+    pub fn name(self) -> &'static str {
+        if self == Self::Kvm { "kvm" } else { "tcg" }
+    }
+
+    /// KVM if a kernel boots with it: that /dev/kvm can be opened says little.
+    pub fn find(directory: &Path, kernel: &Path, archive: &Path) -> Result<Self> {
+        if fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_err() {
+            println!("    /dev/kvm is not to be had: the processor is emulated");
+            return Ok(Self::Tcg);
+        }
+        let began = Instant::now();
+        let mut up = false;
+        let machine =
+            Machine { accelerator: Self::Kvm, threads: true, kernel, archive, log: directory.join("trial.log") };
+        let ended = machine.run(TRIAL, |event| up |= event["event"] == "up");
+        let seconds = began.elapsed().as_secs_f32();
+        if up && ended.is_ok() {
+            println!("    KVM works: a kernel booted in {seconds:.1} s");
+            return Ok(Self::Kvm);
+        }
+        let why = ended.err().map_or_else(|| "the kernel did not come up".to_owned(), |error| format!("{error:#}"));
+        println!("    KVM does not work here ({why}): the processor is emulated");
+        Ok(Self::Tcg)
+    }
+}
+
+/// What one run of a machine is made of.
+pub struct Machine<'a> {
+    /// See there.
+    pub accelerator: Accelerator,
+    /// Whether an emulated machine's processors run at once.
+    pub threads: bool,
+    /// The kernel's image.
+    pub kernel: &'a Path,
+    /// Its first and only file system.
+    pub archive: &'a Path,
+    /// Where the kernel's console goes.
+    pub log: PathBuf,
+}
+
+/// What the machine and QEMU say.
+enum Said {
+    Event(Box<Value>),
+    Words(String),
+    End,
+}
+
+impl Machine<'_> {
+    /// Runs it until it turns itself off; an error if it does not within `limit`.
+    pub fn run(&self, limit: Duration, mut on_event: impl FnMut(&Value)) -> Result<()> {
+        let mut child = self.start(limit)?;
+        let (sender, receiver) = mpsc::channel();
+        let (out, errors) = (child.0.stdout.take(), child.0.stderr.take());
+        let to = sender.clone();
+        thread::spawn(move || {
+            for line in BufReader::new(out.into_iter().next()?).split(b'\n').map_while(Result::ok) {
+                let line = String::from_utf8_lossy(&line).trim().to_owned();
+                let said = match serde_json::from_str(&line) {
+                    Ok(event) => Said::Event(Box::new(event)),
+                    Err(_) => Said::Words(line),
+                };
+                to.send(said).ok()?;
+            }
+            to.send(Said::End).ok()
+        });
+        thread::spawn(move || {
+            for line in BufReader::new(errors.into_iter().next()?).lines().map_while(Result::ok) {
+                sender.send(Said::Words(line)).ok()?;
+            }
+            Some(())
+        });
+        let deadline = Instant::now() + limit;
+        let mut done = false;
+        let mut words = Vec::new();
+        loop {
+            match receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(Said::Event(event)) => {
+                    done |= event["event"] == "done";
+                    on_event(&event);
+                }
+                // It stops the machine and waits for a debugger.
+                Ok(Said::Words(line)) if line.contains("KVM internal error") => bail!("{line}"),
+                // Of features that the emulated processor lacks.
+                Ok(Said::Words(line)) if line.is_empty() || line.contains("warning: ") => {}
+                Ok(Said::Words(line)) => words.push(line),
+                Ok(Said::End) | Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {
+                    bail!("it did not end within {} s; {}", limit.as_secs(), self.last_words(&words))
+                }
+            }
+        }
+        let status = child.0.wait()?;
+        if !done || !status.success() {
+            bail!("the machine ended early ({status}); {}", self.last_words(&words));
+        }
+        Ok(())
+    }
+
+    fn start(&self, limit: Duration) -> Result<Ended> {
+        let processor = if self.accelerator == Accelerator::Kvm { "host" } else { "max" };
+        let accelerator = match self.accelerator {
+            Accelerator::Kvm => "kvm",
+            Accelerator::Tcg if self.threads => "tcg,thread=multi",
+            Accelerator::Tcg => "tcg,thread=single",
+        };
+        let init = image::init();
+        let append = format!("console=ttyS0 quiet loglevel=4 panic=-1 rdinit={}", init.display());
+        // setpriv ends `timeout` when xtask is gone, and that ends QEMU.
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--pdeathsig", "TERM", "timeout", "--kill-after=5"])
+            .arg((limit.as_secs() + 10).to_string())
+            .arg(sh::find(COMMAND).with_context(|| format!("{COMMAND} is missing (`cargo xtask setup` installs it)"))?)
+            .args(["-accel", accelerator, "-cpu", processor, "-smp", "2", "-m", MEMORY])
+            .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-nic", "none"])
+            .arg("-serial")
+            .arg(format!("file:{}", self.log.display()))
+            .args(["-serial", "stdio", "-kernel"])
+            .arg(self.kernel)
+            .arg("-initrd")
+            .arg(self.archive)
+            .args(["-append", &append]);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Ok(Ended(command.spawn().context("setpriv does not start")?))
+    }
+
+    fn last_words(&self, words: &[String]) -> String {
+        let log = fs::read(&self.log).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<&str> = log.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        let last = lines[lines.len().saturating_sub(12)..].join("\n        ");
+        format!("QEMU said {words:?}, and the kernel's console ends with\n        {last}")
+    }
+}
+
+/// A process that does not outlive this.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        if matches!(self.0.try_wait(), Ok(None)) {
+            // Not SIGKILL: `timeout` hands the signal on to QEMU.
+            let _ = Command::new("kill").args(["-TERM", &self.0.id().to_string()]).status();
+        }
+        let _ = self.0.wait();
+    }
+}
