@@ -258,8 +258,9 @@ pub(super) fn read_counters(map: &PerCpuArray<MapData, u64>) -> Result<Counters>
 }
 
 pub(super) fn read_flows(map: &HashMap<MapData, FlowKey, FlowValue>) -> Vec<Flow> {
-    // An LRU map changes under the reader: an entry that went meanwhile is no error.
-    map.iter().filter_map(|entry| entry.ok()).map(|(key, value)| flow(&key, &value)).collect()
+    // An LRU map changes under the reader: an entry that went meanwhile is no error, nor is one that just begins.
+    let begun = map.iter().filter_map(|entry| entry.ok()).filter(|(_, value)| value.first_seen != 0);
+    begun.map(|(key, value)| flow(&key, &value)).collect()
 }
 
 fn flow(key: &FlowKey, value: &FlowValue) -> Flow {

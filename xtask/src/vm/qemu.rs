@@ -21,7 +21,7 @@ pub const COMMAND: &str = "qemu-system-x86_64";
 const MEMORY: &str = "3072";
 
 /// A trial that takes longer is no proof.
-const TRIAL: Duration = Duration::from_secs(25);
+const TRIAL: Duration = Duration::from_secs(12);
 
 /// What runs the machine's processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -16,14 +16,13 @@ use nix::{
 };
 
 /// File system, where, options.
-const MOUNTS: [(&str, &str, &str); 10] = [
+const MOUNTS: [(&str, &str, &str); 9] = [
     ("proc", "/proc", ""),
     ("sysfs", "/sys", ""),
     ("devtmpfs", "/dev", ""),
     ("devpts", "/dev/pts", "mode=620,ptmxmode=666"),
     ("tmpfs", "/dev/shm", "mode=1777"),
     ("tmpfs", "/run", "mode=755"),
-    ("tmpfs", "/tmp", "mode=1777"),
     ("bpf", "/sys/fs/bpf", "mode=700"),
     ("cgroup2", "/sys/fs/cgroup", ""),
     ("tracefs", "/sys/kernel/tracing", ""),
