@@ -55,7 +55,7 @@ impl Holder {
     /// The rest of its next line that begins with `prefix`.
     pub fn wait_for(&mut self, prefix: &str) -> String {
         loop {
-            let line = self.lines.recv_timeout(PATIENCE);
+            let line = self.lines.recv_timeout(crate::slow::allow(PATIENCE));
             let line = line.unwrap_or_else(|e| panic!("holder does not say {prefix:?}: {e}"));
             if let Some(rest) = line.strip_prefix(prefix) {
                 return rest.to_owned();

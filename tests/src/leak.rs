@@ -7,6 +7,7 @@
 use std::{
     collections::BTreeSet,
     fs,
+    process::Command,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -15,7 +16,10 @@ use aya::{
     maps::loaded_maps,
     programs::{SchedClassifier, TcAttachType, loaded_links, loaded_programs},
 };
-use crafter::{datapath::interface::interface, lab::NetNs};
+use crafter::{
+    datapath::{features, interface::interface},
+    lab::NetNs,
+};
 
 use crate::peer::wait_for;
 
@@ -75,7 +79,13 @@ impl BpfObjects {
     }
 }
 
-/// What is attached to an interface: XDP, and the tcx programs of both directions.
+/// Whether classifiers attach by tcx here (Linux 6.6), and so by links.
+pub fn has_tcx() -> bool {
+    let host = features::host().expect("the host's facts");
+    features::version(&host.kernel) >= (6, 6)
+}
+
+/// What is attached to an interface: XDP, the tcx programs of both directions, and filters under clsact.
 pub fn attached(namespace: &NetNs, name: &str) -> Vec<String> {
     namespace
         .run(|| {
@@ -83,12 +93,19 @@ pub fn attached(namespace: &NetNs, name: &str) -> Vec<String> {
             let xdp = crate::block_on(interface(name)).expect("the interface").xdp;
             found.extend(xdp.map(|xdp| format!("XDP program {} ({})", xdp.program_id, xdp.mode)));
             for direction in [TcAttachType::Ingress, TcAttachType::Egress] {
-                let (_, programs) = SchedClassifier::query_tcx(name, direction).expect("query tcx");
+                let programs = match SchedClassifier::query_tcx(name, direction) {
+                    Ok((_, programs)) => programs,
+                    Err(_) if !has_tcx() => Vec::new(),
+                    Err(e) => panic!("query tcx: {e}"),
+                };
                 found.extend(
                     programs
                         .iter()
                         .map(|program| format!("{} at tcx {direction:?}", program.name_as_str().unwrap_or_default())),
                 );
+                let side = if direction == TcAttachType::Egress { "egress" } else { "ingress" };
+                let filters = crate::stage::run(Command::new("tc").args(["filter", "show", "dev", name, side]));
+                found.extend(filters.lines().filter(|line| line.contains(" handle ")).map(str::to_owned));
             }
             found
         })
@@ -118,7 +135,9 @@ impl Serial {
     pub fn objects(&self) -> BpfObjects {
         let objects = BpfObjects::of(std::process::id());
         let counts = [objects.programs.len(), objects.maps.len(), objects.links.len()];
-        assert!(counts.iter().all(|count| *count > 0), "programs, maps, links: {counts:?}");
+        // Filters under clsact are no links.
+        let wanted = if has_tcx() { &counts[..] } else { &counts[..2] };
+        assert!(wanted.iter().all(|count| *count > 0), "programs, maps, links: {counts:?}");
         assert_eq!(objects.alive(), objects);
         objects
     }

@@ -18,6 +18,7 @@ pub mod python;
 pub mod random;
 pub mod raw;
 pub mod service;
+pub mod slow;
 pub mod stage;
 pub mod tun;
 pub mod views;

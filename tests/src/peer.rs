@@ -14,14 +14,17 @@ use crafter::lab::{NetNs, SERVER_V4, SERVER_V6};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
+use crate::slow;
+
 /// How long a peer may take until it answers; much, because the machine may be busy.
 const START: Duration = Duration::from_secs(20);
 
 /// Waits until `done` gives something.
 ///
 /// # Panics
-/// After `timeout`.
+/// After `timeout`, or what an emulated processor is allowed instead of it.
 pub fn wait_for<T>(what: &str, timeout: Duration, mut done: impl FnMut() -> Option<T>) -> T {
+    let timeout = slow::allow(timeout);
     let deadline = Instant::now() + timeout;
     loop {
         if let Some(value) = done() {
@@ -106,9 +109,9 @@ impl Nginx {
         Self::with(server, None)
     }
 
-    /// With 100 MB too.
+    /// With 100 MB too, or a part of it on an emulated processor.
     pub fn with_big(server: &NetNs) -> Self {
-        Self::with(server, Some(BIG))
+        Self::with(server, Some(slow::bytes(BIG)))
     }
 
     /// With a big page of so many bytes.
@@ -133,7 +136,7 @@ impl Nginx {
                 .run(|| connect(Ipv4Addr::LOCALHOST.into()).and(connect(Ipv6Addr::LOCALHOST.into())))
                 .expect("enter it")
         };
-        let deadline = Instant::now() + START;
+        let deadline = Instant::now() + slow::allow(START);
         while ready().is_none() {
             assert!(Instant::now() < deadline, "nginx does not answer: {}", log());
             std::thread::sleep(Duration::from_millis(10));

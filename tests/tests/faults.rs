@@ -17,8 +17,9 @@ use crafter_tests::{
     dns, frame,
     holder::Holder,
     judge::Capture,
-    leak::{BpfObjects, Serial, attached},
-    peer::{BIG, Dnsmasq, LONG, LONG_RECORDS, Nginx, wait_for},
+    leak::{BpfObjects, Serial, attached, has_tcx},
+    peer::{Dnsmasq, LONG, LONG_RECORDS, Nginx, wait_for},
+    slow::{allow, bytes},
     stage::{self, ENDS, assert_refuses, lab, open, run},
     within,
 };
@@ -50,15 +51,15 @@ fn loss_reordering_and_duplication() {
         let (length, sum) = by_hand::download(&mut stream, page.path).await;
         let took = began.elapsed();
         let stats = stream.stats();
-        assert_eq!((length, sum), (BIG, page.sha256));
+        assert_eq!((length, sum), (page.length, page.sha256));
         let share = stats.hook_drops as f64 / (stats.segments_sent + stats.segments_received + stats.hook_drops) as f64;
         println!("100 MB in {took:?}, {:.1}% lost, {stats:?}", share * 100.0);
         assert!((0.05..0.15).contains(&share), "{share} lost");
-        assert!(stats.duplicates > 1000 && stats.out_of_order > 1000, "{stats:?}");
+        assert!(stats.duplicates > bytes(1000) && stats.out_of_order > bytes(1000), "{stats:?}");
         by_hand::close(&mut stream).await;
         took
     });
-    assert!(took < Duration::from_secs(60), "{took:?}");
+    assert!(took < allow(Duration::from_secs(60)), "{took:?}");
     drop(serial);
 }
 
@@ -197,7 +198,10 @@ fn sigkill_in_the_middle() {
             while download.wait_for("bytes ").parse::<u64>().unwrap() < 500_000 {}
             // All of it is there, and holds.
             let objects = BpfObjects::of(download.id());
-            assert!(objects.programs.len() >= 2 && objects.maps.len() >= 8 && objects.links.len() >= 2, "{objects:?}");
+            assert!(
+                objects.programs.len() >= 2 && objects.maps.len() >= 8 && (objects.links.len() >= 2 || !has_tcx()),
+                "{objects:?}"
+            );
             assert_eq!(objects.alive(), objects);
             assert_eq!(attached(lab.client(), INTERFACE).len(), 2);
             assert!(!can_bind(&lab, local.port()));
@@ -212,7 +216,7 @@ fn sigkill_in_the_middle() {
             objects.wait_until_gone(PATIENCE);
             let took = began.elapsed();
             println!("{attach}, {client}: gone after {took:?}");
-            assert!(took < Duration::from_secs(1), "{took:?}");
+            assert!(took < allow(Duration::from_secs(1)), "{took:?}");
             // And what the server still sends to the dead connection is answered as ever.
             wait_for_the_dead(&lab, local.port());
         }
@@ -248,7 +252,7 @@ fn clsact_filters_go_with_their_owner() {
         objects.wait_until_gone(PATIENCE);
         let took = began.elapsed();
         println!("clsact, {attach}: gone after {took:?}");
-        assert!(took < Duration::from_secs(1), "{took:?}");
+        assert!(took < allow(Duration::from_secs(1)), "{took:?}");
         assert_refuses(&lab, SocketAddr::new(ENDS[0].0, download.port));
         wait_for_the_dead(&lab, download.port);
     }
@@ -338,21 +342,21 @@ fn the_interface_is_removed() {
                 Ok::<(), std::io::Error>(())
             };
             let began = Instant::now();
-            let ended = tokio::time::timeout(Duration::from_secs(20), read).await.expect("no hang");
+            let ended = tokio::time::timeout(allow(Duration::from_secs(20)), read).await.expect("no hang");
             // A timeout looks once more before it gives up: who is not woken would pass, late.
-            assert!(began.elapsed() < Duration::from_secs(10), "not woken");
+            assert!(began.elapsed() < allow(Duration::from_secs(10)), "not woken");
             let error = ended.expect_err("the page was not whole");
             assert_eq!(error.kind(), std::io::ErrorKind::NetworkDown, "{error}");
             let options = StreamOptions { connect_timeout: Some(Duration::from_secs(1)), ..StreamOptions::default() };
-            let again = tokio::time::timeout(Duration::from_secs(20), lease.connect(remote, options)).await;
+            let again = tokio::time::timeout(allow(Duration::from_secs(20)), lease.connect(remote, options)).await;
             again.expect("no hang").map(drop).expect_err("there is no interface");
-            let waited = tokio::time::timeout(Duration::from_secs(20), idle.recv()).await.expect("no hang");
-            assert!(began.elapsed() < Duration::from_secs(10), "not woken");
+            let waited = tokio::time::timeout(allow(Duration::from_secs(20)), idle.recv()).await.expect("no hang");
+            assert!(began.elapsed() < allow(Duration::from_secs(10)), "not woken");
             assert!(matches!(waited, Err(Error::UnknownInterface { .. })), "{waited:?}");
             let sent = idle.send(&frame::udp_ip(idle.local(remote.ip()).await.unwrap_or(remote), remote, b"x")).await;
             sent.expect_err("there is no interface");
             let _ = (crafter.counters(), crafter.stats(), crafter.flows());
-            tokio::time::timeout(Duration::from_secs(20), crafter.lease(LeaseRequest::tcp()))
+            tokio::time::timeout(allow(Duration::from_secs(20)), crafter.lease(LeaseRequest::tcp()))
                 .await
                 .expect("no hang")
                 .ok();

@@ -59,7 +59,10 @@ fn doctor_and_what_is_attached_agree() {
     match opened {
         Ok(report) => {
             assert!(!old(), "{report}");
-            assert!(said.lines().any(|line| line.contains("egress filter") && line.contains(report.classifier)), "{said}");
+            assert!(
+                said.lines().any(|line| line.contains("egress filter") && line.contains(report.classifier)),
+                "{said}"
+            );
         }
         Err(error) => {
             assert!(old(), "{error}");

@@ -61,10 +61,12 @@ impl Apt {
     pub fn download(&self, package: &str, into: &Path) -> Result<PathBuf> {
         println!("    downloading {package}");
         fs::create_dir_all(into)?;
-        sh::run_quietly(self.command("apt-get").args(["-qq", "download", package]).current_dir(into)).context(ADVICE)?;
+        sh::run_quietly(self.command("apt-get").args(["-qq", "download", package]).current_dir(into))
+            .context(ADVICE)?;
         let prefix = format!("{package}_");
         let mut found = fs::read_dir(into)?.flatten().map(|entry| entry.path());
-        let mut is_it = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix));
+        let mut is_it =
+            |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix));
         found.find(&mut is_it).with_context(|| format!("apt-get has downloaded no {package}"))
     }
 
@@ -73,9 +75,9 @@ impl Apt {
     }
 
     fn is_fresh(&self) -> bool {
-        let age = fs::metadata(self.stamp()).and_then(|stamp| stamp.modified()).map(|then| {
-            SystemTime::now().duration_since(then).unwrap_or_default()
-        });
+        let age = fs::metadata(self.stamp())
+            .and_then(|stamp| stamp.modified())
+            .map(|then| SystemTime::now().duration_since(then).unwrap_or_default());
         age.is_ok_and(|age| age < LISTS_AGE)
     }
 

@@ -45,9 +45,7 @@ impl<W: Write> Archive<W> {
         let name = path.strip_prefix("/").unwrap_or(path).to_string_lossy().into_owned();
         match entry {
             Entry::Directory(mode) => self.header(&name, DIRECTORY | mode, 0, 0, (0, 0)),
-            Entry::Characters(mode, major, minor) => {
-                self.header(&name, CHARACTERS | mode, 0, 0, (*major, *minor))
-            }
+            Entry::Characters(mode, major, minor) => self.header(&name, CHARACTERS | mode, 0, 0, (*major, *minor)),
             Entry::Link(target) => {
                 let target = target.to_string_lossy();
                 self.header(&name, LINK | 0o777, target.len() as u64, 0, (0, 0))?;

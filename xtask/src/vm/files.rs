@@ -16,9 +16,8 @@ use super::cpio::{Archive, Entry};
 const LINKS: usize = 40;
 
 /// Of folders: caches, and what only developers want.
-const SKIPPED: [&str; 10] = [
-    "test", "tests", "idlelib", "ensurepip", "tkinter", "lib2to3", "pydoc_data", "pip", "setuptools", ".git",
-];
+const SKIPPED: [&str; 10] =
+    ["test", "tests", "idlelib", "ensurepip", "tkinter", "lib2to3", "pydoc_data", "pip", "setuptools", ".git"];
 
 /// Paths and what is there.
 #[derive(Default)]
@@ -45,7 +44,8 @@ impl Files {
             return self.file(real);
         }
         self.put(&real, Entry::Directory(permissions(&real)?));
-        let mut entries: Vec<PathBuf> = fs::read_dir(&real)?.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?;
+        let mut entries: Vec<PathBuf> =
+            fs::read_dir(&real)?.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?;
         entries.sort();
         for path in entries {
             let name = path.file_name().unwrap_or_default().to_string_lossy();

@@ -7,8 +7,8 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use super::apt::Apt;
-use super::files::Files;
 use super::cpio::Entry;
+use super::files::Files;
 use crate::sh;
 
 /// Those that are tested without a word about it: of Debian 12 and of its security updates.
@@ -61,9 +61,8 @@ impl Kernel {
         let kept = directory.join("kernels");
         let package = match Apt::open(directory, name, suites) {
             Ok(apt) => {
-                let package = newest(apt.packages("-cloud-amd64")?, wanted).with_context(|| {
-                    format!("Debian has no kernel {wanted} for clouds in {}", suites.join(", "))
-                })?;
+                let package = newest(apt.packages("-cloud-amd64")?, wanted)
+                    .with_context(|| format!("Debian has no kernel {wanted} for clouds in {}", suites.join(", ")))?;
                 if !kept.join(&package).join("complete").is_file() {
                     sh::step(&format!("Kernel {wanted}"));
                     fetch(&apt, &package, &kept)?;
@@ -128,8 +127,8 @@ fn newest(packages: Vec<String>, wanted: &str) -> Option<String> {
         let Some(rest) = rest.strip_suffix("-cloud-amd64") else { return false };
         // Meta-packages (6.12) and backports to other suites (6.1.0-0.deb11) do not have a kernel of this suite.
         let numbered = rest.split(['.', '-', '+']).take(3).filter(|part| part.parse::<u32>().is_ok()).count() == 3;
-        let same = wanted == "newest"
-            || rest.strip_prefix(wanted).is_some_and(|rest| rest.starts_with(['.', '-', '+']));
+        let same =
+            wanted == "newest" || rest.strip_prefix(wanted).is_some_and(|rest| rest.starts_with(['.', '-', '+']));
         numbered && same && !rest.contains("-0.")
     };
     packages.into_iter().filter(suits).max_by_key(version)

@@ -20,12 +20,7 @@ const LEFT_OUT: [(&str, &str); 3] = [
 ];
 
 /// The short form: program and the tests in it; none named: all.
-const SHORT: [(&str, &[&str]); 4] = [
-    ("verdict", &[]),
-    ("conversation", &[]),
-    ("neighbours", &[]),
-    ("doctor", &[]),
-];
+const SHORT: [(&str, &[&str]); 4] = [("verdict", &[]), ("conversation", &[]), ("neighbours", &[]), ("doctor", &[])];
 
 /// How many times slower than the processor itself an emulated one is taken to be, for timeouts of tests.
 const SLOWNESS: u32 = 10;
@@ -58,7 +53,8 @@ impl Plan {
 
     /// What cargo builds of them.
     pub fn selection(&self) -> Vec<String> {
-        let mut selection: Vec<String> = ["--package", "crafter-tests", "--package", "crafter"].map(str::to_owned).into();
+        let mut selection: Vec<String> =
+            ["--package", "crafter-tests", "--package", "crafter"].map(str::to_owned).into();
         let names = if self.programs.is_empty() { vec!["*".to_owned()] } else { self.programs.clone() };
         selection.extend(names.into_iter().flat_map(|name| ["--test".to_owned(), name]));
         selection
@@ -69,7 +65,9 @@ impl Plan {
         let mut chosen: Vec<(usize, Chosen)> = Vec::new();
         for program in all {
             let mut words = program.title.split([':', ' ']).filter(|word| !word.is_empty());
-            let (Some(package), Some("test"), Some(name)) = (words.next(), words.next(), words.next()) else { continue };
+            let (Some(package), Some("test"), Some(name)) = (words.next(), words.next(), words.next()) else {
+                continue;
+            };
             let short = SHORT.iter().position(|(one, _)| *one == name);
             let wanted = if !self.programs.is_empty() {
                 self.programs.iter().any(|wanted| wanted == name)

@@ -105,7 +105,9 @@ impl Run {
         for program in &mut self.programs {
             let why = match program.ended {
                 None => Some(format!("did not end; its last line: {}", program.last)),
-                Some((_, seconds, true)) => Some(format!("ended after {seconds:.0} s; its last line: {}", program.last)),
+                Some((_, seconds, true)) => {
+                    Some(format!("ended after {seconds:.0} s; its last line: {}", program.last))
+                }
                 Some((code, ..)) if code != 0 && program.failed == 0 => Some(format!("exit code {code}")),
                 Some(_) if program.passed + program.failed == 0 => Some("ran no test".into()),
                 Some(_) => None,
@@ -143,7 +145,8 @@ impl Run {
                     None => {
                         let links = row["links"].as_array().map(Vec::as_slice).unwrap_or_default();
                         let links: Vec<String> = links.iter().map(text).collect();
-                        let by = if links.is_empty() { "netlink".into() } else { format!("bpf_link {}", links.join("+")) };
+                        let by =
+                            if links.is_empty() { "netlink".into() } else { format!("bpf_link {}", links.join("+")) };
                         format!("{asked}: {} by {by}", text(&row["got"]))
                     }
                 }

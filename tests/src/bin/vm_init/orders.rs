@@ -51,7 +51,9 @@ fn program(value: &Value) -> anyhow::Result<Program> {
     Ok(Program {
         command,
         directory: value["directory"].as_str().unwrap_or("/").to_owned(),
-        variables: variables.map(|(name, value)| (name.clone(), value.as_str().unwrap_or_default().to_owned())).collect(),
+        variables: variables
+            .map(|(name, value)| (name.clone(), value.as_str().unwrap_or_default().to_owned()))
+            .collect(),
         limit: Duration::from_secs(value["seconds"].as_u64().unwrap_or(60)),
     })
 }

@@ -20,7 +20,8 @@ pub fn report() -> Value {
     if let Some(Err(error)) = programs.iter().find(|program| program.is_err()) {
         return json!({"refused": error.to_string(), "code": error.exit_code()});
     }
-    let attached = [(Attach::Auto, "auto"), (Attach::Native, "native"), (Attach::Generic, "generic"), (Attach::Tc, "tc")];
+    let attached =
+        [(Attach::Auto, "auto"), (Attach::Native, "native"), (Attach::Generic, "generic"), (Attach::Tc, "tc")];
     json!({
         "programs": programs.into_iter().flatten().collect::<Vec<_>>(),
         "attached": attached.map(|(attach, name)| mechanism(attach, name)),

@@ -118,9 +118,9 @@ fn forward(out: &Port, number: usize, mut reader: std::io::PipeReader, ended: &A
 
 /// Ids of all programs, maps and links of this kernel, by name.
 pub fn bpf_objects() -> BTreeSet<String> {
-    let programs = loaded_programs().flatten().map(|program| {
-        format!("program {} {}", program.id(), program.name_as_str().unwrap_or_default())
-    });
+    let programs = loaded_programs()
+        .flatten()
+        .map(|program| format!("program {} {}", program.id(), program.name_as_str().unwrap_or_default()));
     let maps = loaded_maps().flatten().map(|map| format!("map {} {}", map.id(), map.name_as_str().unwrap_or_default()));
     let links = loaded_links().flatten().map(|link| format!("link {}", link.id()));
     programs.chain(maps).chain(links).collect()
