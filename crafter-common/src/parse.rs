@@ -11,12 +11,13 @@ pub trait Bytes {
     /// The `N` bytes at `offset`, or `None` where the packet is shorter.
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
 
-    /// `value`, but nothing known of it. The verifier follows every path with all that it knows
-    /// of every value; where paths meet with the same knowledge, it follows one. Forgetting where
-    /// exactly a header ended keeps the paths from multiplying.
+    /// `value & MASK`, and nothing else known of it. The verifier follows every path with all that it
+    /// knows of every value; where paths meet with the same knowledge, it follows one. Forgetting where
+    /// exactly a header ended keeps the paths from multiplying. The mask is what it knows afterwards of
+    /// every copy: of a copy that was spilled before a comparison, kernels before 6.9 learn nothing by it.
     #[inline(always)]
-    fn forget(&self, value: usize) -> usize {
-        value
+    fn forget<const MASK: u32>(&self, value: usize) -> usize {
+        value & MASK as usize
     }
 }
 
@@ -31,7 +32,8 @@ pub const MAX_EXTENSION_HEADERS: usize = 8;
 
 /// Headers that end beyond count as [`Reason::Malformed`]: the verifier wants a bound below 65,536,
 /// and real chains of extension headers end far below.
-const MAX_OFFSET: usize = 0x7fff;
+const MAX_OFFSET: usize = OFFSET_MASK as usize;
+const OFFSET_MASK: u32 = 0x7fff;
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
@@ -156,8 +158,7 @@ pub fn network<B: Bytes + ?Sized>(bytes: &B, start: usize, v6: bool) -> Result<N
 /// `offset`, forgotten but for its bound.
 #[inline(always)]
 fn advance<B: Bytes + ?Sized>(bytes: &B, offset: usize) -> Result<usize, Reason> {
-    let offset = bytes.forget(offset);
-    if offset > MAX_OFFSET { Err(Reason::Malformed) } else { Ok(offset) }
+    if offset > MAX_OFFSET { Err(Reason::Malformed) } else { Ok(bytes.forget::<OFFSET_MASK>(offset)) }
 }
 
 /// RFC 791 section 3.1.
@@ -200,7 +201,7 @@ fn network6<B: Bytes + ?Sized>(bytes: &B, start: usize) -> Result<Network, Reaso
         fragment: Fragment::Whole,
         identification: [0; 4],
         // With a zero that the verifier knows, paths with and without a routing header would never meet again.
-        left: bytes.forget(0),
+        left: bytes.forget::<0xff>(0),
     };
     for _ in 0..MAX_EXTENSION_HEADERS {
         let unit = match found.protocol {

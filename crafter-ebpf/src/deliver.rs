@@ -25,18 +25,23 @@ pub fn copy<P: Packet>(packet: &P, offset: u32, reason: Reason) -> bool {
     }
     let length = length - offset;
     if length <= CLASSES[0] {
-        submit::<P, { CLASSES[0] as usize }>(packet, offset, length, reason)
+        submit::<P, { CLASSES[0] as usize }, { mask(CLASSES[0]) }>(packet, offset, length, reason)
     } else if length <= CLASSES[1] {
-        submit::<P, { CLASSES[1] as usize }>(packet, offset, length, reason)
+        submit::<P, { CLASSES[1] as usize }, { mask(CLASSES[1]) }>(packet, offset, length, reason)
     } else if length <= CLASSES[2] {
-        submit::<P, { CLASSES[2] as usize }>(packet, offset, length, reason)
+        submit::<P, { CLASSES[2] as usize }, { mask(CLASSES[2]) }>(packet, offset, length, reason)
     } else {
-        submit::<P, { CLASSES[3] as usize }>(packet, offset, length, reason)
+        submit::<P, { CLASSES[3] as usize }, { mask(CLASSES[3]) }>(packet, offset, length, reason)
     }
 }
 
+/// The bits that an index into a class has.
+const fn mask(class: u32) -> u32 {
+    class.next_power_of_two() - 1
+}
+
 #[inline(always)]
-fn submit<P: Packet, const N: usize>(packet: &P, offset: u32, length: u32, reason: Reason) -> bool {
+fn submit<P: Packet, const N: usize, const MASK: u32>(packet: &P, offset: u32, length: u32, reason: Reason) -> bool {
     let Some(mut record) = maps::reserve::<Record<N>>() else {
         return false;
     };
@@ -44,7 +49,7 @@ fn submit<P: Packet, const N: usize>(packet: &P, offset: u32, length: u32, reaso
     // The verifier wants to see 1..=N; the detour over a forgotten number keeps the compiler from
     // proving the test superfluous.
     let captured = if length as usize > N { N as u32 } else { length };
-    let last = packet.forget(captured as usize - 1);
+    let last = packet.forget::<MASK>(captured as usize - 1);
     if last >= N {
         record.discard(0);
         return false;

@@ -19,7 +19,7 @@ use crafter_tests::{
 use super::{assert_rsts, handshake};
 
 fn with(attach: Attach, load: LoadOptions) -> Options {
-    Options { attach, load, ..Options::default() }
+    Options { attach, load }
 }
 
 /// The ports that fit are leased, the next is refused with a reason, and those leased go on; a port given back is room.

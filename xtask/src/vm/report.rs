@@ -9,9 +9,9 @@ use super::qemu::Accelerator;
 /// All about one kernel.
 pub struct Run {
     /// As it was asked for.
-    pub kernel: String,
+    kernel: String,
     /// As the kernel calls itself.
-    pub release: String,
+    release: Option<String>,
     accelerator: Accelerator,
     began: Instant,
     seconds: f32,
@@ -52,7 +52,7 @@ impl Run {
         };
         Self {
             kernel: kernel.to_owned(),
-            release: "?".into(),
+            release: None,
             accelerator,
             began: Instant::now(),
             seconds: 0.0,
@@ -62,6 +62,11 @@ impl Run {
         }
     }
 
+    /// The kernel's release, or what was asked for if it never came up.
+    pub fn name(&self) -> &str {
+        self.release.as_deref().unwrap_or(&self.kernel)
+    }
+
     /// Takes one thing that the machine said, and shows it.
     pub fn hear(&mut self, event: &Value) {
         let text = event["text"].as_str().unwrap_or_default();
@@ -69,14 +74,14 @@ impl Run {
         let program = number.and_then(|number| self.programs.get_mut(number));
         match (event["event"].as_str().unwrap_or_default(), program) {
             ("up", _) => {
-                self.release = event["release"].as_str().unwrap_or("?").to_owned();
-                println!("    Linux {} is up after {:.1} s", self.release, self.began.elapsed().as_secs_f32());
+                self.release = event["release"].as_str().map(str::to_owned);
+                println!("    Linux {} is up after {:.1} s", self.name(), self.began.elapsed().as_secs_f32());
             }
             ("probe", _) => {
                 self.probe = event["report"].clone();
                 self.show_probe();
             }
-            ("line", Some(program)) => program.hear(text, &self.release),
+            ("line", Some(program)) => program.hear(text, self.release.as_deref().unwrap_or(&self.kernel)),
             ("end", Some(program)) => {
                 let code = event["code"].as_i64().unwrap_or(-1);
                 let seconds = event["seconds"].as_f64().unwrap_or(0.0);
@@ -181,6 +186,11 @@ impl Program {
         }
     }
 
+    /// Those that failed, by name.
+    pub fn failure(&self) -> Option<String> {
+        (self.failed > 0).then(|| format!("{}: {}", self.title, self.names.join(", ")))
+    }
+
     /// `7 passed`, with those that failed by name.
     fn cell(&self) -> String {
         let Some((_, seconds, _)) = self.ended else { return "did not end".into() };
@@ -199,7 +209,7 @@ pub fn table(runs: &[Run]) -> String {
     };
     line(["KERNEL", "WHAT", "RESULT"]);
     for run in runs {
-        let kernel = format!("{} ({})", run.release, run.accelerator.name());
+        let kernel = format!("{} ({})", run.name(), run.accelerator.name());
         for program in &run.programs {
             line([&kernel, &program.title, &program.cell()]);
         }

@@ -71,7 +71,9 @@ fn obey(out: &Port) -> anyhow::Result<()> {
         return Ok(());
     }
     mounts::environment(&orders.modules);
-    let probed = Command::new("/proc/self/exe").arg("probe").env("CRAFTER_BIN", &orders.crafter).output()?;
+    let mut probe = Command::new("/proc/self/exe");
+    probe.arg("probe").env("PATH", mounts::PATH).env("CRAFTER_BIN", &orders.crafter);
+    let probed = probe.output()?;
     out.say(&match serde_json::from_slice::<Value>(&probed.stdout) {
         Ok(report) => json!({"event": "probe", "report": report}),
         Err(_) => json!({"event": "error", "text": format!("the probe: {}", String::from_utf8_lossy(&probed.stderr))}),

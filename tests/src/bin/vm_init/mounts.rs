@@ -15,6 +15,9 @@ use nix::{
     },
 };
 
+/// Where programs are; the kernel does not say.
+pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// File system, where, options.
 const MOUNTS: [(&str, &str, &str); 9] = [
     ("proc", "/proc", ""),
@@ -57,7 +60,7 @@ pub fn environment(modules: &[String]) {
 }
 
 fn run(program: &str, arguments: &[&str]) {
-    let done = Command::new(program).args(arguments).stdin(Stdio::null()).status();
+    let done = Command::new(program).args(arguments).env("PATH", PATH).stdin(Stdio::null()).status();
     if !done.as_ref().is_ok_and(std::process::ExitStatus::success) {
         eprintln!("vm_init: {program} {}: {done:?}", arguments.join(" "));
     }

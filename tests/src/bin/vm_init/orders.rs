@@ -23,7 +23,7 @@ pub struct Program {
     pub command: Vec<String>,
     /// Where it runs.
     pub directory: String,
-    /// Variables that it gets beside `PATH`.
+    /// Its variables.
     pub variables: Vec<(String, String)>,
     /// When it is ended.
     pub limit: Duration,

@@ -75,6 +75,6 @@ fn links() -> BTreeSet<String> {
 /// What `crafter doctor` says in the lab.
 fn doctor() -> String {
     let lab = stage::lab();
-    let output = lab.client().command(crafter_tests::nobody::crafter()).arg("doctor").output();
+    let output = lab.client().command(crafter_tests::service::built()).arg("doctor").output();
     output.map_or_else(|e| e.to_string(), |output| String::from_utf8_lossy(&output.stdout).into_owned())
 }
