@@ -7,6 +7,7 @@
 use std::{
     io::Write,
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU16, Ordering},
 };
 
 use aya::programs::{
@@ -81,16 +82,21 @@ impl Clsact {
     /// # Errors
     /// [`Error::Io`] when the guard is gone.
     pub fn prepare(&mut self, direction: TcAttachType) -> Result<NlOptions> {
-        // A priority of this process: two crafters on one device do not meet.
-        let priority = 20_000 + (std::process::id() % 20_000) as u16;
+        // Nobody else's: if attaching failed because there is such a filter, the guard would remove that one. A priority
+        // and a handle that together no two processes have, and a handle for each filter of this one.
+        static FILTERS: AtomicU16 = AtomicU16::new(0);
+        let pid = std::process::id();
+        let priority = 20_000 + (pid % 20_000) as u16;
+        let (major, minor) = (pid as u16, FILTERS.fetch_add(1, Ordering::Relaxed) | 0x8000);
         let side = if direction == TcAttachType::Ingress { "ingress" } else { "egress" };
-        let line = format!("filter del dev {} {side} pref {priority} handle 1 bpf\n", self.interface);
+        let handle = u32::from(major) << 16 | u32::from(minor);
+        let line = format!("filter del dev {} {side} pref {priority} handle {handle:#x} bpf\n", self.interface);
         self.guard
             .stdin
             .as_mut()
             .map_or(Ok(()), |stdin| stdin.write_all(line.as_bytes()))
             .map_err(|source| Error::Io { action: "tell the guard of the filters".into(), source })?;
-        Ok(NlOptions { priority, handle: TcHandle::new(0, 1), classid: None })
+        Ok(NlOptions { priority, handle: TcHandle::new(major, minor), classid: None })
     }
 
     /// Keeps `link` until the end.

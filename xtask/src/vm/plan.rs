@@ -20,7 +20,13 @@ const LEFT_OUT: [(&str, &str); 3] = [
 ];
 
 /// The short form: program and the tests in it; none named: all.
-const SHORT: [(&str, &[&str]); 4] = [("verdict", &[]), ("conversation", &[]), ("neighbours", &[]), ("doctor", &[])];
+const SHORT: [(&str, &[&str]); 5] = [
+    ("verdict", &[]),
+    ("kernel_age", &[]),
+    ("conversation", &["native", "tc", "policy_pass"]),
+    ("neighbours", &[]),
+    ("faults", &["clsact", "sigkill"]),
+];
 
 /// How many times slower than the processor itself an emulated one is taken to be, for timeouts of tests.
 const SLOWNESS: u32 = 10;
