@@ -147,6 +147,8 @@ impl Nginx {
 
 fn nginx_config(root: &Path) -> String {
     let root = root.display();
+    // What is to last as long as something else lasts longer where that does.
+    let rate = slow::bytes(2048);
     // One process, so that killing it leaves none; as root, so that it needs no user.
     format!(
         "daemon off; master_process off; user root; pid {root}/pid;
@@ -160,7 +162,7 @@ fn nginx_config(root: &Path) -> String {
            server {{
              listen 80; listen [::]:80 ipv6only=on;
              root {root}/www;
-             location /slow/ {{ alias {root}/www/; limit_rate 2m; }}
+             location /slow/ {{ alias {root}/www/; limit_rate {rate}k; }}
            }}
          }}"
     )
