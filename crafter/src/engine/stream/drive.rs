@@ -164,7 +164,7 @@ impl StreamEngine {
         Some(match self.wire.asked() {
             _ if patience < ALL_TRIES => silent_since + patience,
             // On a bad network smoltcp's tries come to lie a minute apart: the one that is lost must not be the last.
-            (0..TRIES, _) => silent_since + patience.max(TRIES * SLOWEST_TRY),
+            (0..TRIES, _) => silent_since + patience.max((TRIES + 1) * SLOWEST_TRY),
             (_, last) => (silent_since + patience).max(last.unwrap_or(silent_since) + ANSWER),
         })
     }
