@@ -21,6 +21,9 @@ const SUITES: [(&str, &[&str], &str); 3] = [
     ("", &["trixie", "trixie-security", "trixie-backports", "sid"], "newest"),
 ];
 
+/// The first that crafter works on (`OLDEST_KERNEL` in its sources).
+const OLDEST: (u32, u32) = (5, 18);
+
 /// Folders of modules that go into the machine, with all that they depend on.
 const MODULES: [&str; 5] =
     ["kernel/net/", "kernel/drivers/net/", "kernel/crypto/", "kernel/lib/", "kernel/arch/x86/crypto/"];
@@ -96,6 +99,13 @@ impl Kernel {
     /// Whether the emulator may run each of its processors in a thread of its own.
     pub fn is_threaded(&self) -> bool {
         THREADED.contains(&self.name.as_str())
+    }
+
+    /// Whether crafter refuses to work there, by the name of the series.
+    pub fn is_too_old(&self) -> bool {
+        let mut numbers = self.name.split('.').map_while(|number| number.parse::<u32>().ok());
+        let version = (numbers.next().unwrap_or(u32::MAX), numbers.next().unwrap_or(u32::MAX));
+        version < OLDEST
     }
 
     /// Adds its modules to the file system, at the path where `modprobe` looks.

@@ -114,7 +114,11 @@ fn one(
     sh::step(&format!("Tests on Linux {} ({})", kernel.name, accelerator.name()));
     let (program, machine) =
         if short { (SHORT_PROGRAM_LIMIT, SHORT_MACHINE_LIMIT) } else { (PROGRAM_LIMIT, MACHINE_LIMIT) };
-    let orders = plan::orders(chosen, accelerator == Accelerator::Tcg, program);
+    let chosen = plan::on(kernel, chosen);
+    if chosen.is_empty() {
+        bail!("Linux {} is too old for crafter: only the program kernel_age says something there", kernel.name);
+    }
+    let orders = plan::orders(&chosen, accelerator == Accelerator::Tcg, program);
     let archive = base.with(Some(kernel), &orders)?;
     let titles: Vec<&str> = chosen.iter().map(|program| program.title.as_str()).collect();
     let mut run = Run::new(&kernel.name, accelerator, &titles);

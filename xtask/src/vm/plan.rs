@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use super::kernels::DEFAULT;
+use super::kernels::{DEFAULT, Kernel};
 use crate::setup;
 use crate::sh;
 use crate::test::TestProgram;
@@ -28,6 +28,9 @@ const SHORT: [(&str, &[&str]); 5] = [
     ("faults", &["clsact", "sigkill"]),
 ];
 
+/// The test program that is the same everywhere but expects refusals on an old kernel.
+const REFUSALS: &str = " kernel_age";
+
 /// How many times slower than the processor itself an emulated one is taken to be, for timeouts of tests.
 const SLOWNESS: u32 = 10;
 
@@ -42,6 +45,7 @@ pub struct Plan {
 }
 
 /// One program for the machine.
+#[derive(Clone)]
 pub struct Chosen {
     /// As `cargo xtask test` calls it.
     pub title: String,
@@ -98,6 +102,12 @@ impl Plan {
         chosen.sort_by_key(|(place, _)| *place);
         chosen.into_iter().map(|(_, chosen)| chosen).collect()
     }
+}
+
+/// Of them those that say something on a kernel that is too old: that everything refuses there.
+pub fn on(kernel: &Kernel, chosen: &[Chosen]) -> Vec<Chosen> {
+    let suits = |program: &&Chosen| !kernel.is_too_old() || program.title.ends_with(REFUSALS);
+    chosen.iter().filter(suits).cloned().collect()
 }
 
 /// What the machine's first process is told to do.
