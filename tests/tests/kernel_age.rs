@@ -11,7 +11,7 @@ use crafter::{
     error::exit,
     lab::{INTERFACE, Lab, SERVER_V4},
 };
-use crafter_tests::{nobody, stage, within};
+use crafter_tests::{service, stage, within};
 use serde_json::Value;
 
 /// Whether this kernel has what the programs use.
@@ -20,7 +20,7 @@ fn old() -> bool {
 }
 
 fn crafter(lab: &Lab, arguments: &[&str]) -> Output {
-    let mut command = lab.client().command(nobody::crafter());
+    let mut command = lab.client().command(service::built());
     command.args(arguments).env_remove("CRAFTER_SOCKET").output().expect("crafter")
 }
 
