@@ -39,33 +39,19 @@ pub struct Clsact {
 }
 
 impl Clsact {
-    /// Adds the qdisc where it is missing, and starts the guard.
+    /// Starts the guard, and adds the qdisc where it is missing.
     ///
     /// # Errors
     /// [`Error::Permission`] without CAP_NET_ADMIN; [`Error::Io`] without the program `tc`.
     pub fn open(interface: &Interface) -> Result<Self> {
         let name = &interface.name;
-        let ours = match qdisc_add_clsact(name) {
-            Ok(()) => true,
-            Err(TcError::AlreadyAttached) => false,
-            Err(e) => match os_error(&e) {
-                Some(e) if e.raw_os_error() == Some(libc::EEXIST) => false,
-                Some(e) => return Err(Error::io(format!("add a clsact qdisc to {name}"), "CAP_NET_ADMIN", e)),
-                None => {
-                    return Err(Error::Bpf {
-                        action: format!("adding a clsact qdisc to {name}"),
-                        reason: e.to_string(),
-                    });
-                }
-            },
+        let failed = |source| Error::Io {
+            action: "run `tc` (package iproute2), which removes the filters on this kernel".into(),
+            source,
         };
-        let run = |command: &mut Command| {
-            command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().map_err(|source| Error::Io {
-                action: "run `tc` (package iproute2), which removes the filters on this kernel".into(),
-                source,
-            })
-        };
-        let _ = run(Command::new("tc").arg("-V").stdin(Stdio::null()))?.wait();
+        let mut show = Command::new("tc");
+        let shown = show.args(["qdisc", "show", "dev", name]).stdin(Stdio::null()).output().map_err(failed)?;
+        let ours = !String::from_utf8_lossy(&shown.stdout).contains("clsact");
         use std::os::unix::process::CommandExt as _;
         let mut command = Command::new("sh");
         // A group of its own: what the terminal sends to ours must not reach the guard.
@@ -73,8 +59,17 @@ impl Clsact {
             .args(["-c", GUARD, "crafter-guard", name, if ours { "1" } else { "0" }])
             .process_group(0)
             .stdin(Stdio::piped());
-        let guard = run(&mut command)?;
-        Ok(Self { interface: name.clone(), guard, links: Vec::new() })
+        let guard = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().map_err(failed)?;
+        // The guard first: whoever is ended between the two leaves nothing. It goes with `opened` after an error, too.
+        let opened = Self { interface: name.clone(), guard, links: Vec::new() };
+        match qdisc_add_clsact(name) {
+            Ok(()) | Err(TcError::AlreadyAttached) => Ok(opened),
+            Err(e) => match os_error(&e) {
+                Some(e) if e.raw_os_error() == Some(libc::EEXIST) => Ok(opened),
+                Some(e) => Err(Error::io(format!("add a clsact qdisc to {name}"), "CAP_NET_ADMIN", e)),
+                None => Err(Error::Bpf { action: format!("adding a clsact qdisc to {name}"), reason: e.to_string() }),
+            },
+        }
     }
 
     /// Where the next filter goes; the guard knows of it before it is there.
