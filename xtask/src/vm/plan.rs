@@ -65,7 +65,11 @@ impl Plan {
     pub fn selection(&self) -> Vec<String> {
         let mut selection: Vec<String> =
             ["--package", "crafter-tests", "--package", "crafter"].map(str::to_owned).into();
-        let names = if self.programs.is_empty() { vec!["*".to_owned()] } else { self.programs.clone() };
+        let names = match (self.programs.is_empty(), self.short) {
+            (false, _) => self.programs.clone(),
+            (true, true) => SHORT.iter().map(|(name, _)| (*name).to_owned()).collect(),
+            (true, false) => vec!["*".to_owned()],
+        };
         selection.extend(names.into_iter().flat_map(|name| ["--test".to_owned(), name]));
         selection
     }
