@@ -20,8 +20,9 @@ fn old() -> bool {
 }
 
 fn crafter(lab: &Lab, arguments: &[&str]) -> Output {
-    let mut command = lab.client().command(service::built());
-    command.args(arguments).env_remove("CRAFTER_SOCKET").output().expect("crafter")
+    // What does not refuse may go on for ever.
+    let mut command = lab.client().command("timeout");
+    command.arg("60").arg(service::built()).args(arguments).env_remove("CRAFTER_SOCKET").output().expect("crafter")
 }
 
 /// It names the kernel that it found, and the one that it needs.

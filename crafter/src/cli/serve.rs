@@ -17,7 +17,7 @@ use crafter::{
         host::{privileges, systemd},
         serve,
     },
-    datapath::program::{Attach, LoadOptions},
+    datapath::program::{self, Attach, LoadOptions},
     error::exit,
 };
 use nix::unistd::{Gid, Group, chown};
@@ -80,6 +80,8 @@ const ACTIVATED_IDLE: Duration = Duration::from_secs(60);
 /// # Errors
 /// Those of the socket, of the privileges and of the policy.
 pub async fn run(args: Args, _: &Globals) -> anyhow::Result<u8> {
+    // Every lease would be refused: the service manager is told now.
+    program::supported()?;
     let activated = systemd::listener()?;
     let mut idle = args.idle;
     let (listener, _own) = match activated {

@@ -174,7 +174,7 @@ impl Kernel {
     /// [`Error::KernelTooOld`], [`Error::Permission`], [`Error::Invalid`] for sizes that do not fit,
     /// [`Error::Bpf`] with the verifier's words.
     pub fn load(options: &LoadOptions, link_header: u32, socket_frame: u32) -> Result<(Self, OwnerMaps)> {
-        check_kernel(&features::host()?.kernel)?;
+        supported()?;
         check_sizes(options)?;
         let mut loader = EbpfLoader::new();
         loader
@@ -356,6 +356,14 @@ where
 
 fn missing(name: &str) -> Error {
     Error::Bpf { action: "open the eBPF object".into(), reason: format!("it holds no {name}") }
+}
+
+/// Whether this kernel is new enough, for those who would else learn it late.
+///
+/// # Errors
+/// [`Error::KernelTooOld`].
+pub fn supported() -> Result<()> {
+    check_kernel(&features::host()?.kernel)
 }
 
 fn check_kernel(release: &str) -> Result<()> {
