@@ -166,6 +166,9 @@ fn rustflags(linker: &Path) -> Result<String> {
         "-Cdebuginfo=2".to_owned(),
         format!("-Clinker={linker}"),
         "-Clink-arg=--btf".to_owned(),
+        // Blocks in the order of the source: else a loop may be laid out so that its last instruction falls through to
+        // its first, which the verifier takes for an endless loop before Linux 6.8 (visit_insn() of check_cfg()).
+        "-Clink-arg=--llvm-args=-disable-block-placement".to_owned(),
     ];
     Ok(flags.join("\x1f"))
 }
