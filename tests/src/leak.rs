@@ -81,8 +81,7 @@ impl BpfObjects {
 
 /// Whether classifiers attach by tcx here (Linux 6.6), and so by links.
 pub fn has_tcx() -> bool {
-    let host = features::host().expect("the host's facts");
-    features::version(&host.kernel) >= (6, 6)
+    features::has_tcx(&features::host().expect("the host's facts").kernel)
 }
 
 /// What is attached to an interface: XDP, the tcx programs of both directions, and filters under clsact.

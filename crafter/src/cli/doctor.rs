@@ -21,8 +21,6 @@ use super::{Globals, print};
 const OLDEST_TESTED: (u32, u32) = (6, 1);
 /// Since when drivers tell their XDP features (netdev generic netlink family).
 const FEATURES_KERNEL: (u32, u32) = (6, 3);
-/// Since when classifiers attach by tcx.
-const TCX_KERNEL: (u32, u32) = (6, 6);
 
 /// `crafter doctor`
 #[derive(Debug, clap::Args)]
@@ -104,7 +102,7 @@ impl Report {
             bpf(),
             btf(host.btf),
             jit(host.jit),
-            classifier(version),
+            classifier(&host.kernel),
         ];
         let can_work = checks.iter().all(|check| check.state != State::Bad);
         let interfaces: Vec<_> =
@@ -224,8 +222,8 @@ fn jit(enabled: Option<u8>) -> Check {
     Check { name: "JIT", state, finding: finding.into() }
 }
 
-fn classifier(version: (u32, u32)) -> Check {
-    let finding = match version >= TCX_KERNEL {
+fn classifier(release: &str) -> Check {
+    let finding = match features::has_tcx(release) {
         true => "tcx",
         false => "clsact (tcx came with 6.6)",
     };

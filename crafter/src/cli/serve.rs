@@ -13,11 +13,14 @@ use std::{
 use crafter::{
     Error, Options, Result,
     daemon::{
-        ServeOptions,
+        ServeOptions, Signals,
         host::{privileges, systemd},
         serve,
     },
-    datapath::program::{self, Attach, LoadOptions},
+    datapath::{
+        features, guard,
+        program::{self, Attach, LoadOptions},
+    },
     error::exit,
 };
 use nix::unistd::{Gid, Group, chown};
@@ -82,6 +85,7 @@ const ACTIVATED_IDLE: Duration = Duration::from_secs(60);
 pub async fn run(args: Args, _: &Globals) -> anyhow::Result<u8> {
     // Every lease would be refused: the service manager is told now.
     program::supported()?;
+    let signals = Signals::listen()?;
     let activated = systemd::listener()?;
     let mut idle = args.idle;
     let (listener, _own) = match activated {
@@ -95,11 +99,13 @@ pub async fn run(args: Args, _: &Globals) -> anyhow::Result<u8> {
             (listener, Some(Bound(path)))
         }
     };
-    privileges::confine(args.user.as_deref())?;
+    // From here on no program can be started: what old kernels need one for is started now.
+    let needs_guard = features::needs_guard()?;
+    privileges::confine_beside(args.user.as_deref(), needs_guard.then_some(&guard::start_ahead))?;
     let load = LoadOptions { flow_entries: args.flows, ..LoadOptions::default() };
     let open = Options { attach: args.attach, load };
     let options = ServeOptions { policy: args.policy, open, idle, without_filter: args.no_seccomp };
-    serve(options, listener, systemd::Notifier::new()).await?;
+    serve(options, listener, signals, systemd::Notifier::new()).await?;
     Ok(exit::SUCCESS)
 }
 

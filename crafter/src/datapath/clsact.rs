@@ -1,67 +1,44 @@
 //! Classifiers on kernels before 6.6, which have no tcx: filters under a clsact qdisc.
 //!
-//! Such a filter belongs to the device, not to a file descriptor, and so outlives its owner. A
-//! guard process therefore waits for the end of its standard input, which comes when the owner
-//! drops the other end or dies in whatever way, and then takes down what was put up.
+//! Such a filter belongs to the device, not to a file descriptor, and so outlives its owner; a [`guard`] takes it down.
 
-use std::{
-    io::Write,
-    process::{Child, Command, Stdio},
-    sync::atomic::{AtomicU16, Ordering},
-};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 use aya::programs::{
     TcAttachType,
     tc::{NlOptions, SchedClassifierLink, TcError, TcHandle, qdisc_add_clsact},
 };
+use nix::net::if_::if_nametoindex;
 
-use super::{failure::os_error, interface::Interface};
+use super::{failure::os_error, guard, interface::Interface};
 use crate::error::{Error, Result};
-
-/// Collects one `tc` command per line, and at the end of input runs them, latest first. `$1` is the
-/// device; `$2` is `1` if the qdisc is ours to remove, once nobody else has a filter there.
-const GUARD: &str = r#"
-trap '' INT TERM HUP QUIT
-todo=
-while IFS= read -r line; do todo="$line
-$todo"; done
-printf '%s' "$todo" | tc -force -batch - 2>/dev/null
-if [ "$2" = 1 ] && [ -z "$(tc filter show dev "$1" ingress; tc filter show dev "$1" egress)" ]; then
-    tc qdisc del dev "$1" clsact 2>/dev/null
-fi
-"#;
 
 /// Filters of ours under clsact on one device, and their guard.
 pub struct Clsact {
-    interface: String,
-    guard: Child,
+    /// Tells it from others with the same guard.
+    owner: u64,
+    /// As `tc` takes it.
+    device: String,
+    guard: guard::Shared,
     links: Vec<SchedClassifierLink>,
 }
 
 impl Clsact {
-    /// Starts the guard, and adds the qdisc where it is missing.
+    /// Tells the guard, and adds the qdisc where it is missing.
     ///
     /// # Errors
     /// [`Error::Permission`] without CAP_NET_ADMIN; [`Error::Io`] without the program `tc`.
     pub fn open(interface: &Interface) -> Result<Self> {
         let name = &interface.name;
-        let failed = |source| Error::Io {
-            action: "run `tc` (package iproute2), which removes the filters on this kernel".into(),
-            source,
-        };
-        let mut show = Command::new("tc");
-        let shown = show.args(["qdisc", "show", "dev", name]).stdin(Stdio::null()).output().map_err(failed)?;
-        let ours = !String::from_utf8_lossy(&shown.stdout).contains("clsact");
-        use std::os::unix::process::CommandExt as _;
-        let mut command = Command::new("sh");
-        // A group of its own: what the terminal sends to ours must not reach the guard.
-        command
-            .args(["-c", GUARD, "crafter-guard", name, if ours { "1" } else { "0" }])
-            .process_group(0)
-            .stdin(Stdio::piped());
-        let guard = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().map_err(failed)?;
+        // By its index, which stays when it is renamed; iproute2 takes that where no device has such a name.
+        let by_index = format!("if{}", interface.ifindex);
+        let device = if if_nametoindex(by_index.as_str()).is_ok() { name.clone() } else { by_index };
+        let guard = guard::guard()?;
+        guard::lock(&guard).open(&device)?;
         // The guard first: whoever is ended between the two leaves nothing. It goes with `opened` after an error, too.
-        let opened = Self { interface: name.clone(), guard, links: Vec::new() };
+        static OWNERS: AtomicU64 = AtomicU64::new(0);
+        let owner = OWNERS.fetch_add(1, Ordering::Relaxed);
+        let opened = Self { owner, device, guard, links: Vec::new() };
         match qdisc_add_clsact(name) {
             Ok(()) | Err(TcError::AlreadyAttached) => Ok(opened),
             Err(e) => match os_error(&e) {
@@ -85,12 +62,8 @@ impl Clsact {
         let (major, minor) = (pid as u16, FILTERS.fetch_add(1, Ordering::Relaxed) | 0x8000);
         let side = if direction == TcAttachType::Ingress { "ingress" } else { "egress" };
         let handle = u32::from(major) << 16 | u32::from(minor);
-        let line = format!("filter del dev {} {side} pref {priority} handle {handle:#x} bpf\n", self.interface);
-        self.guard
-            .stdin
-            .as_mut()
-            .map_or(Ok(()), |stdin| stdin.write_all(line.as_bytes()))
-            .map_err(|source| Error::Io { action: "tell the guard of the filters".into(), source })?;
+        let command = format!("filter del dev {} {side} pref {priority} handle {handle:#x} bpf", self.device);
+        guard::lock(&self.guard).todo(self.owner, &command)?;
         Ok(NlOptions { priority, handle: TcHandle::new(major, minor), classid: None })
     }
 
@@ -103,7 +76,8 @@ impl Clsact {
 impl Drop for Clsact {
     fn drop(&mut self) {
         self.links.clear();
-        drop(self.guard.stdin.take());
-        let _ = self.guard.wait();
+        if let Err(error) = guard::lock(&self.guard).end(self.owner, &self.device) {
+            log::warn!("{error}; `tc filter show dev {}` tells what is left", self.device);
+        }
     }
 }

@@ -57,6 +57,27 @@ pub fn version(release: &str) -> (u32, u32) {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
+/// Since when classifiers attach by tcx.
+const TCX_KERNEL: (u32, u32) = (6, 6);
+
+/// Whether a kernel of this release attaches classifiers by tcx; else they are filters under clsact.
+pub fn has_tcx(release: &str) -> bool {
+    version(release) >= TCX_KERNEL
+}
+
+/// Whether classifiers go under clsact on a kernel with tcx, too: for the tests of that.
+pub(super) fn is_clsact_forced() -> bool {
+    std::env::var_os("CRAFTER_CLSACT").is_some()
+}
+
+/// Whether this process attaches classifiers under clsact, and so needs a [`guard`](super::guard).
+///
+/// # Errors
+/// [`Error::Io`] if the kernel does not tell its release.
+pub fn needs_guard() -> Result<bool> {
+    Ok(is_clsact_forced() || !has_tcx(&host()?.kernel))
+}
+
 fn capabilities(status: &str) -> Vec<String> {
     let set = status
         .lines()

@@ -5,6 +5,7 @@ mod clsact;
 pub(crate) mod failure;
 pub mod features;
 pub mod frames;
+pub mod guard;
 mod holder;
 pub mod interface;
 pub mod maps;

@@ -299,10 +299,8 @@ impl Kernel {
             Some(error) => Error::io(format!("attach {} to {name}", hook.program()), "CAP_NET_ADMIN", error),
             None => bpf_error(&format!("attach {} to {name}", hook.program()), e),
         };
-        // For the tests of clsact, on kernels that have tcx.
-        let forced = std::env::var_os("CRAFTER_CLSACT").is_some();
         let program = self.classifier(hook)?;
-        if !forced {
+        if !features::is_clsact_forced() {
             // Before all others: one that passes a packet hides it from those behind it. Ours takes only what is owned,
             // and leaves all else to the next.
             let order = TcAttachOptions::TcxOrder(LinkOrder::first());

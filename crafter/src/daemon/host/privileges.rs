@@ -24,6 +24,9 @@ pub const NEEDED: [(Capability, &str, &str); 4] = [
     (Capability::CAP_PERFMON, "CAP_PERFMON", "have the verifier accept packet pointers at variable offsets"),
 ];
 
+/// What the process has that [`confine_beside`] starts: it removes filters and qdiscs.
+pub const OF_HELPER: Capability = Capability::CAP_NET_ADMIN;
+
 /// Descriptors to have where there is the choice: each leased port takes one.
 const DESCRIPTORS: u64 = 524_288;
 
@@ -37,6 +40,15 @@ const DESCRIPTORS: u64 = 524_288;
 /// [`Error::Permission`] names what is missing; [`Error::Invalid`] an unknown user; [`Error::Io`] if there are
 /// several threads already, or if the kernel refuses. After an error some of it may be done: the process should end.
 pub fn confine(user: Option<&str>) -> Result<()> {
+    confine_beside(user, None)
+}
+
+/// As [`confine`]; before the last steps `start` starts a process, which has [`OF_HELPER`] and nothing else, as the same
+/// user.
+///
+/// # Errors
+/// Those of [`confine`] and of `start`.
+pub fn confine_beside(user: Option<&str>, start: Option<&dyn Fn() -> Result<()>>) -> Result<()> {
     alone()?;
     raise_limits();
     has_needed()?;
@@ -45,10 +57,16 @@ pub fn confine(user: Option<&str>) -> Result<()> {
     // left in that, nothing can be gained from it any more:
     set_no_new_privs().map_err(|errno| failed("give up new privileges", errno))?;
     if holds(CapSet::Effective, Capability::CAP_SETPCAP)? {
-        caps::clear(None, CapSet::Bounding).map_err(refused)?;
+        let kept = start.map(|_| OF_HELPER);
+        for capability in caps::runtime::thread_all_supported().into_iter().filter(|own| Some(*own) != kept) {
+            caps::drop(None, CapSet::Bounding, capability).map_err(refused)?;
+        }
     }
     if let Some(user) = user {
         change_to(&user)?;
+    }
+    if let Some(start) = start {
+        with_helpers_capability(start)?;
     }
     caps::clear(None, CapSet::Ambient).map_err(refused)?;
     caps::clear(None, CapSet::Inheritable).map_err(refused)?;
@@ -66,6 +84,20 @@ pub fn confine(user: Option<&str>) -> Result<()> {
         if held != *expected {
             return Err(other(format!("the {set:?} set is {held:?} after all")));
         }
+    }
+    Ok(())
+}
+
+/// Calls `start`, whose children inherit [`OF_HELPER`]; takes it from the bounding set then, where this process may.
+fn with_helpers_capability(start: &dyn Fn() -> Result<()>) -> Result<()> {
+    // Root's programs get what the bounding set has, other users' what is ambient, which must be inheritable.
+    caps::set(None, CapSet::Inheritable, &CapsHashSet::from([OF_HELPER])).map_err(refused)?;
+    caps::set(None, CapSet::Ambient, &CapsHashSet::from([OF_HELPER])).map_err(refused)?;
+    start()?;
+    if holds(CapSet::Permitted, Capability::CAP_SETPCAP)? {
+        // Gone from there with a change of user.
+        caps::raise(None, CapSet::Effective, Capability::CAP_SETPCAP).map_err(refused)?;
+        caps::drop(None, CapSet::Bounding, OF_HELPER).map_err(refused)?;
     }
     Ok(())
 }
@@ -218,6 +250,30 @@ mod tests {
             said(confine(Some("65534")))
         });
         assert_eq!(ended.unwrap(), "confined");
+    }
+
+    /// What a program that is started beside has: its permitted, ambient and bounding set.
+    fn beside(user: Option<&str>) -> String {
+        let start = || {
+            let shown = std::process::Command::new("cat").arg("/proc/self/status").output().unwrap();
+            let shown = String::from_utf8(shown.stdout).unwrap();
+            let has = |field: &str| shown.lines().any(|line| line.split_whitespace().eq([field, "0000000000001000"]));
+            assert!(has("CapPrm:") && has("CapEff:") && has("CapBnd:"), "{shown}");
+            Ok(())
+        };
+        said(confine_beside(user, Some(&start)))
+    }
+
+    #[test]
+    fn a_helper_has_one_capability() {
+        for user in [None, Some("nobody")] {
+            let ended = child::run(|| {
+                let result = beside(user);
+                assert_eq!(sets(), [MASK, MASK, NONE, NONE, NONE, "1"].map(str::to_owned));
+                result
+            });
+            assert_eq!(ended.unwrap(), "confined", "{user:?}");
+        }
     }
 
     /// As the service manager starts a unit with `User=` and `AmbientCapabilities=`.
