@@ -1,7 +1,10 @@
 //! Tests on an emulated processor: `cargo xtask vm-test` says how much slower than a real one it is taken to be, by
 //! `CRAFTER_TEST_SLOWNESS`. Without it all is as on a real one.
 
-use std::{sync::OnceLock, time::Duration};
+use std::{
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
 
 /// The factor; 1 on a real processor.
 pub fn slowness() -> u32 {
@@ -20,4 +23,18 @@ pub fn allow(real: Duration) -> Duration {
 /// How many bytes to move instead of so many, so that it takes no longer.
 pub fn bytes(real: u64) -> u64 {
     real / u64::from(slowness())
+}
+
+/// Waits until `done`, at most for so long on a real processor; whether it is.
+pub fn wait_until(real: Duration, mut done: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + allow(real);
+    loop {
+        if done() {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }

@@ -33,7 +33,7 @@ use std::{
 };
 
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     task::{LocalSet, spawn_local},
 };
 
@@ -74,22 +74,48 @@ pub struct ServeOptions {
     pub without_filter: bool,
 }
 
+/// The signals by which the service is told what to do. From here on they no longer end the process; what comes before
+/// [`serve`] listens to them is kept for it.
+#[derive(Debug)]
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    /// To be called before the socket can be seen, because who sees it takes the service for one that can be told to end.
+    ///
+    /// # Errors
+    /// Those of `sigaction(2)`.
+    pub fn listen() -> Result<Self> {
+        let of = |kind| signal(kind).map_err(|source| Error::Io { action: "listen to signals".to_owned(), source });
+        Ok(Self {
+            terminate: of(SignalKind::terminate())?,
+            interrupt: of(SignalKind::interrupt())?,
+            hang_up: of(SignalKind::hangup())?,
+        })
+    }
+}
+
 /// Serves on `listener` until SIGTERM or SIGINT comes, or it was idle for long enough. SIGHUP reads the policy again.
 ///
 /// # Errors
 /// Those of the policy, and of listening.
-pub async fn serve(options: ServeOptions, listener: UnixListener, status: Notifier) -> Result<()> {
-    LocalSet::new().run_until(run(options, listener, status)).await
+pub async fn serve(options: ServeOptions, listener: UnixListener, signals: Signals, status: Notifier) -> Result<()> {
+    LocalSet::new().run_until(run(options, listener, signals, status)).await
 }
 
-async fn run(options: ServeOptions, listener: UnixListener, status: Notifier) -> Result<()> {
+async fn run(
+    options: ServeOptions,
+    listener: UnixListener,
+    Signals { mut terminate, mut interrupt, mut hang_up }: Signals,
+    status: Notifier,
+) -> Result<()> {
     let failed = |source| Error::Io { action: "serve".to_owned(), source };
     let service = Service::new(options)?;
     listener.set_nonblocking(true).map_err(failed)?;
     let listener = tokio::net::UnixListener::from_std(listener).map_err(failed)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    let mut hang_up = signal(SignalKind::hangup()).map_err(failed)?;
     let mut addresses = AddressWatch::open()?;
     let mut beat = tokio::time::interval(status.interval().unwrap_or(Duration::from_secs(3600)));
     let mut settle = tokio::time::interval(SETTLE);

@@ -5,6 +5,7 @@ mod interface;
 mod points;
 mod programs;
 mod room;
+mod serve_points;
 
 use std::net::SocketAddr;
 

@@ -5,7 +5,7 @@
 use std::{
     collections::BTreeSet,
     fs,
-    os::unix::process::ExitStatusExt as _,
+    os::unix::{fs::MetadataExt as _, process::ExitStatusExt as _},
     process::{Command, Output},
     time::Duration,
 };
@@ -14,8 +14,9 @@ use aya::programs::loaded_programs;
 use crafter::lab::{INTERFACE, Lab};
 use crafter_tests::{
     leak::{Serial, attached},
-    peer::{Nginx, wait_for},
+    peer::Nginx,
     service::built,
+    slow,
     stage::{self, ENDS, lab, run},
 };
 
@@ -36,7 +37,7 @@ const CALLS: [&str; 12] = [
 ];
 
 /// Points for each test; `CRAFTER_TEST_POINTS=0`: all.
-fn points() -> usize {
+pub(super) fn points() -> usize {
     std::env::var("CRAFTER_TEST_POINTS").ok().and_then(|text| text.parse().ok()).unwrap_or(40)
 }
 
@@ -58,48 +59,55 @@ fn counts(lab: &Lab, clsact: bool) -> Vec<(&'static str, usize)> {
     let trace = directory.path().join("trace");
     let path = trace.to_str().expect("its path");
     run(&mut get(lab, clsact, &["-o", path, "-e", &format!("trace={}", CALLS.join(","))]));
-    let text = fs::read_to_string(&trace).expect("the trace");
+    count(&fs::read_to_string(&trace).expect("the trace"), &CALLS)
+}
+
+/// How often each of `calls` is in a trace; without those that are not.
+pub(super) fn count(trace: &str, calls: &[&'static str]) -> Vec<(&'static str, usize)> {
     let of = |call: &str| {
         let begins = format!("{call}(");
-        text.lines().filter(|line| line.starts_with(&begins)).count()
+        trace.lines().filter(|line| line.starts_with(&begins)).count()
     };
-    CALLS.into_iter().map(|call| (call, of(call))).filter(|(_, count)| *count > 0).collect()
+    calls.iter().map(|call| (*call, of(call))).filter(|(_, count)| *count > 0).collect()
 }
 
 /// Points spread over all calls.
-fn spread(counts: &[(&'static str, usize)]) -> Vec<(&'static str, usize)> {
+pub(super) fn spread(counts: &[(&'static str, usize)], points: usize) -> Vec<(&'static str, usize)> {
     let all: Vec<_> = counts.iter().flat_map(|(call, count)| (1..=*count).map(move |number| (*call, number))).collect();
-    let step = if points() == 0 { 1 } else { all.len().div_ceil(points()).max(1) };
+    let step = if points == 0 { 1 } else { all.len().div_ceil(points).max(1) };
     all.into_iter().step_by(step).collect()
 }
 
 /// Programs of crafter's in the whole kernel.
-fn programs() -> BTreeSet<u32> {
+pub(super) fn programs() -> BTreeSet<u32> {
     let ours =
         |program: &aya::programs::ProgramInfo| program.name_as_str().is_some_and(|name| name.starts_with("crafter"));
     loaded_programs().flatten().filter(ours).map(|program| program.id()).collect()
 }
 
-/// Processes of this executable in the lab: the guard of clsact filters is one.
-fn processes(lab: &Lab) -> usize {
-    let inode = lab.client().inode();
-    let is_ours = |entry: &fs::DirEntry| {
-        let here = fs::metadata(entry.path().join("ns/net"));
-        let exe = fs::read_link(entry.path().join("exe")).unwrap_or_default();
-        use std::os::unix::fs::MetadataExt as _;
-        here.is_ok_and(|here| here.ino() == inode) && exe.file_name() == Some("crafter".as_ref())
+/// Processes of the lab's client beside this one: crafter, and the guard of its filters.
+fn processes(lab: &Lab) -> Vec<String> {
+    let is_there = |entry: &fs::DirEntry| {
+        fs::metadata(entry.path().join("ns/net")).is_ok_and(|namespace| namespace.ino() == lab.client().inode())
     };
-    fs::read_dir("/proc").expect("/proc").flatten().filter(is_ours).count()
+    let named = |entry: fs::DirEntry| {
+        let command = fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
+        format!("process {}: {}", entry.file_name().display(), command.replace('\0', " "))
+    };
+    fs::read_dir("/proc").expect("/proc").flatten().filter(is_there).map(named).collect()
 }
 
-fn nothing_is_left(lab: &Lab, before: &BTreeSet<u32>, point: &str) {
-    wait_for(&format!("the end of what it had, {point}"), Duration::from_secs(5), || {
-        let clean = attached(lab.client(), INTERFACE).is_empty()
-            && programs().is_subset(before)
-            && processes(lab) == 0
-            && !run(lab.client().command("tc").args(["qdisc", "show", "dev", INTERFACE])).contains("clsact");
-        clean.then_some(())
+pub(super) fn nothing_is_left(lab: &Lab, before: &BTreeSet<u32>, point: &str) {
+    let mut left = Vec::new();
+    let clean = slow::wait_until(Duration::from_secs(5), || {
+        left = attached(lab.client(), INTERFACE);
+        left.extend(programs().difference(before).map(|id| format!("program {id}")));
+        left.extend(processes(lab));
+        let qdiscs = run(lab.client().command("tc").args(["qdisc", "show", "dev", INTERFACE]));
+        left.extend(qdiscs.lines().filter(|line| line.contains("clsact")).map(str::to_owned));
+        left.is_empty()
     });
+    assert!(clean, "left behind, {point}: {left:?}");
 }
 
 /// Runs it with `fate` for the call of this name and number.
@@ -122,7 +130,7 @@ fn killed_anywhere() {
     let before = programs();
     for clsact in [false, true] {
         let counts = counts(&lab, clsact);
-        let points = spread(&counts);
+        let points = spread(&counts, points());
         let mut killed = 0;
         for (call, number) in &points {
             let output = inject(&lab, clsact, (call, *number), "signal=SIGKILL");
@@ -150,7 +158,7 @@ fn failing_anywhere() {
     let (mut succeeded, mut failed) = (0, 0);
     for (call, errno) in failures {
         let count = counts.iter().find(|(name, _)| *name == call).map_or(0, |(_, count)| *count);
-        for (_, number) in spread(&[(call, count)]).into_iter().step_by(failures.len()) {
+        for (_, number) in spread(&[(call, count)], points()).into_iter().step_by(failures.len()) {
             let output = inject(&lab, false, (call, number), &format!("error={errno}"));
             let point = format!("{call} {number} fails by {errno}");
             nothing_is_left(&lab, &before, &point);
