@@ -54,9 +54,14 @@ fn is_pure_ack(view: &TcpView<'_>) -> bool {
 }
 
 impl Repair {
-    /// Learns what the peer has room for.
-    pub fn note_window(&mut self, view: &TcpView<'_>) {
+    /// Learns what the peer has room for. A SYN says so only while this end is `connecting`: later ones are old, or
+    /// somebody's guess.
+    pub fn note_window(&mut self, view: &TcpView<'_>, connecting: bool) {
         let is_syn = view.flags.contains(Flags::SYN);
+        self.is_news = false;
+        if is_syn && !connecting {
+            return;
+        }
         if is_syn {
             (self.scale, self.mss) = (0, DEFAULT_MSS);
             for option in TcpOption::parse_all(view.options()) {
@@ -67,7 +72,6 @@ impl Repair {
                 }
             }
         }
-        self.is_news = false;
         if view.flags.contains(Flags::ACK) {
             let shift = if is_syn { 0 } else { self.scale };
             let edge = view.ack.wrapping_add(u32::from(view.window) << shift);
@@ -97,6 +101,12 @@ impl Repair {
 
     /// What smoltcp is to see of a received segment, which has been noted.
     pub fn incoming(&self, view: &TcpView<'_>, awaited: Awaited) -> Seen {
+        if let Some((expected, next)) = awaited.expected.map(|(expected, _)| expected).zip(awaited.next)
+            && view.flags.contains(Flags::SYN)
+            && !view.flags.intersects(Flags::ACK | Flags::RST)
+        {
+            return self.challenged(view, expected, next);
+        }
         if !view.flags.contains(Flags::ACK) || view.flags.intersects(Flags::SYN | Flags::RST) {
             return Seen::Whole;
         }
@@ -131,6 +141,24 @@ impl Repair {
         Seen::Changed(packet)
     }
 
+    /// A SYN on a connection that there is already: the peer's former life, or somebody's guess. It is answered by an ACK
+    /// (RFC 5961, section 4); a peer that knows of no connection resets that. smoltcp drops it, and answers, at a limited
+    /// rate, a segment before its window, such as a keep-alive.
+    fn challenged(&self, view: &TcpView<'_>, expected: u32, next: u32) -> Seen {
+        if !view.payload().is_empty() {
+            return Seen::Nothing;
+        }
+        let mut packet = view.ip.bytes().to_vec();
+        let tcp = view.ip.payload.start;
+        packet[tcp + 4..tcp + 8].copy_from_slice(&expected.wrapping_sub(1).to_be_bytes());
+        packet[tcp + 8..tcp + 12].copy_from_slice(&next.to_be_bytes());
+        packet[tcp + 13] = Flags::ACK.0 as u8;
+        // What it says of its window, and of more, is of another connection.
+        let window = self.edge.map_or(0, |edge| edge.wrapping_sub(next) >> self.scale);
+        packet[tcp + 14..tcp + 16].copy_from_slice(&u16::try_from(window).unwrap_or(0).to_be_bytes());
+        Seen::Changed(packet)
+    }
+
     /// The window that goes with the ACK of a segment, where its own is an old one: ACKs that were overtaken, which
     /// smoltcp would take for news. If it says zero, and what was sent into the newer window is lost, smoltcp would
     /// neither send it again nor probe.
@@ -161,7 +189,7 @@ mod tests {
 
     fn repair(scale: u8, ack: u32, window: u16) -> Repair {
         let mut repair = Repair { scale, mss: 1000, ..Repair::default() };
-        repair.note_window(&TcpView::parse(&segment(Flags::ACK, 1, ack, window, b"")).unwrap());
+        repair.note_window(&TcpView::parse(&segment(Flags::ACK, 1, ack, window, b"")).unwrap(), false);
         repair
     }
 
@@ -223,6 +251,36 @@ mod tests {
     }
 
     #[test]
+    fn a_syn_says_how_to_read_windows_only_at_the_start() {
+        let ends = ("192.0.2.1:80".parse().unwrap(), "192.0.2.2:49152".parse().unwrap());
+        let options = vec![TcpOption::Mss(1000), TcpOption::WindowScale(7)];
+        let syn = Segment { flags: Flags::SYN, options, window: 1, ..Segment::new(ends.0, ends.1) }.build();
+        let syn = TcpView::parse(&syn).unwrap();
+        let mut repair = Repair::default();
+        repair.note_window(&syn, true);
+        assert_eq!((repair.scale, repair.mss), (7, 1000));
+        let other = segment(Flags::SYN | Flags::ACK, 5, 100, 64_000, b"");
+        repair.note_window(&TcpView::parse(&other).unwrap(), false);
+        assert_eq!((repair.scale, repair.mss, repair.edge), (7, 1000, None));
+    }
+
+    #[test]
+    fn a_syn_on_a_connection_is_a_segment_before_its_window() {
+        let repair = repair(3, 100, 50);
+        let awaited = Awaited { next: Some(140), ..awaited(1000, 200) };
+        let seen = |payload: &[u8], awaited| {
+            let packet = segment(Flags::SYN, 1100, 0, 64_000, payload);
+            repair.incoming(&TcpView::parse(&packet).unwrap(), awaited)
+        };
+        let Seen::Changed(packet) = seen(b"", awaited) else { panic!("unchanged") };
+        let mended = Segment::parse(&packet).unwrap();
+        // (100 + (50 << 3) - 140) >> 3.
+        assert_eq!((mended.flags, mended.seq, mended.ack, mended.window), (Flags::ACK, 999, 140, 45));
+        assert_eq!(seen(b"data", awaited), Seen::Nothing);
+        assert_eq!(seen(b"", Awaited::default()), Seen::Whole, "it connects");
+    }
+
+    #[test]
     fn nothing_is_seen_of_repeated_acks_that_lead_astray() {
         for (window, is_fin, seen) in
             [(2000, false, Seen::Whole), (2000, true, Seen::Nothing), (999, false, Seen::Nothing)]
@@ -232,7 +290,7 @@ mod tests {
             let mut saw = |ack, window, payload: &[u8]| {
                 let packet = segment(Flags::ACK, 1000, ack, window, payload);
                 let view = TcpView::parse(&packet).unwrap();
-                repair.note_window(&view);
+                repair.note_window(&view, false);
                 repair.incoming(&view, awaited)
             };
             assert_eq!(saw(100, window, b""), seen);

@@ -80,7 +80,7 @@ impl Wire {
         {
             *oldest = view.ack;
         }
-        self.repair.note_window(view);
+        self.repair.note_window(view, expected.is_none());
         let stats = &mut self.stats;
         let length = view.sequence_length();
         match expected {

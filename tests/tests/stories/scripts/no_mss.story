@@ -1,0 +1,10 @@
+# A peer that tells no MSS gets the default of IPv4's, 536 (RFC 9293, 3.7.1).
+connect
+> S 0
++20ms < S. 0 ack 1
+> . 1 ack 1
+write 1200
+> . 1:537 ack 1
+> . 537:1073 ack 1
+> P. 1073:1201 ack 1
++20ms < . 1 ack 1201
