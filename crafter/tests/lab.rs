@@ -11,6 +11,7 @@ use std::{
 use crafter::lab::{
     self, BIG_TXT_BYTES, CLIENT_V4, CLIENT_V6, INTERFACE, LONG_TXT_BYTES, Lab, LabOptions, SERVER_V4, SERVER_V6,
 };
+use crafter_tests::guarded::GuardedLab;
 use hickory_proto::{
     op::{Edns, Message, MessageType, OpCode, Query, ResponseCode},
     rr::{Name, RData, RecordType},
@@ -19,8 +20,8 @@ use hickory_proto::{
 mod canary;
 use canary::Canary;
 
-fn lab() -> Lab {
-    Lab::new(&LabOptions::default()).expect("the lab comes up")
+fn lab() -> GuardedLab {
+    GuardedLab::new(&LabOptions::default())
 }
 
 /// Sends `request` from the client namespace and reads until the server closes.

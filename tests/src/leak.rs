@@ -5,7 +5,7 @@
 //! not disturb.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     process::Command,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -21,7 +21,7 @@ use crafter::{
     lab::NetNs,
 };
 
-use crate::peer::wait_for;
+use crate::{peer::wait_for, slow};
 
 /// Kernel ids of BPF objects.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -111,9 +111,33 @@ pub fn attached(namespace: &NetNs, name: &str) -> Vec<String> {
         .expect("enter the namespace")
 }
 
+/// The descriptors of a process by what they are: `socket`, `net` (a namespace), `anon_inode:bpf-map`, or a path.
+pub fn descriptors(pid: u32) -> BTreeMap<String, usize> {
+    let mut kinds = BTreeMap::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
+        // What this itself reads is closed by then.
+        let Ok(target) = fs::read_link(entry.path()) else { continue };
+        let target = target.to_string_lossy();
+        let kind = target.split_once(":[").map_or(&*target, |(kind, _)| kind);
+        if !kind.ends_with("/fd") {
+            *kinds.entry(kind.to_owned()).or_default() += 1;
+        }
+    }
+    kinds
+}
+
+/// What of `now` is more than it was `before`.
+pub fn more(now: &BTreeMap<String, usize>, before: &BTreeMap<String, usize>) -> Vec<String> {
+    let than = |kind: &String| before.get(kind).copied().unwrap_or(0);
+    let more = now.iter().filter(|(kind, count)| **count > than(kind));
+    more.map(|(kind, count)| format!("{} of {kind}", count - than(kind))).collect()
+}
+
 /// One test at a time: the machine's, because most of them keep two processors busy, and this
-/// guard's, because it looks at what this process holds.
+/// guard's, because it looks at what this process holds. When it is dropped, which has to be after all else in the test,
+/// this process has the descriptors that it had: programs, maps, links, sockets, namespaces, files.
 pub struct Serial {
+    before: BTreeMap<String, usize>,
     _lock: MutexGuard<'static, ()>,
 }
 
@@ -127,7 +151,9 @@ impl Serial {
         wait_for("a process without BPF objects", Duration::from_secs(10), || {
             BpfObjects::of(std::process::id()).is_empty().then_some(())
         });
-        Self { _lock: lock }
+        // The first runtime of a process opens a pair of sockets for signals, which stays.
+        crate::block_on(async {});
+        Self { before: descriptors(std::process::id()), _lock: lock }
     }
 
     /// The objects of this process now; there must be some, or what looks for them is blind.
@@ -146,5 +172,19 @@ impl Serial {
         assert_eq!(BpfObjects::of(std::process::id()), BpfObjects::default(), "this process still holds");
         objects.wait_until_gone(Duration::from_secs(10));
         assert_eq!(attached(namespace, interface), Vec::<String>::new());
+    }
+}
+
+impl Drop for Serial {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        let mut left = Vec::new();
+        let clean = slow::wait_until(Duration::from_secs(5), || {
+            left = more(&descriptors(std::process::id()), &self.before);
+            left.is_empty()
+        });
+        assert!(clean, "this process still has {left:?}");
     }
 }

@@ -5,6 +5,7 @@ pub mod by_hand;
 pub mod dns;
 pub mod drop;
 pub mod frame;
+pub mod guarded;
 pub mod holder;
 pub mod impair;
 pub mod judge;

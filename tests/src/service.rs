@@ -2,6 +2,7 @@
 //! user's ids and no capability.
 
 use std::{
+    collections::BTreeMap,
     ffi::OsStr,
     fs, io,
     os::{
@@ -30,8 +31,11 @@ use nix::{
 use tempfile::TempDir;
 
 use crate::{
+    leak::{descriptors, more},
     nobody::{GROUP, as_nobody},
     peer::{Process, wait_for},
+    raw::Raw,
+    slow,
 };
 
 /// How long the service may take until it answers; much, because the machine may be busy.
@@ -54,9 +58,12 @@ pub const ROOT: Who = Who { user: 0, group: 0 };
 /// The user nobody, in a group that has no name.
 pub const NOBODY: Who = Who { user: 65_534, group: 54_321 };
 
-/// A running `crafter serve`, killed when dropped.
+/// A running `crafter serve`, killed when dropped; where it still runs, it has to be at rest by then, and to have no more
+/// descriptors than at its start: those of leases, reserved ports, programs, maps, frames and connections are closed.
 pub struct Service {
     process: Process,
+    /// Its descriptors when it had just started.
+    before: BTreeMap<String, usize>,
     namespace: NetNs,
     directory: TempDir,
     /// Where it listens.
@@ -93,7 +100,8 @@ impl Service {
         fs::write(&file, policy).expect("a policy");
         let namespace = namespace.try_clone().expect("the namespace again");
         let process = spawn(&namespace, &directory, [&binary, &socket, &file], &access, arguments);
-        Self { process, namespace, directory, socket, policy: file, binary, access }
+        let before = at_its_start(&process);
+        Self { process, before, namespace, directory, socket, policy: file, binary, access }
     }
 
     /// Its process.
@@ -148,6 +156,7 @@ impl Service {
     pub fn restart(&mut self) {
         let paths = [&self.binary, &self.socket, &self.policy];
         self.process = spawn(&self.namespace, &self.directory, paths, &self.access, &[]);
+        self.before = at_its_start(&self.process);
     }
 
     /// Changes the text of its policy, which is read by SIGHUP or by `Reload`.
@@ -212,7 +221,14 @@ impl Drop for Service {
             let log = self.log();
             let last: Vec<&str> = log.lines().rev().take(30).collect();
             println!("The service's log ends with:\n{}", last.into_iter().rev().collect::<Vec<_>>().join("\n"));
+            return;
         }
+        let mut left = Vec::new();
+        let clean = slow::wait_until(PATIENCE, || {
+            left = more(&descriptors(self.pid()), &self.before);
+            left.is_empty()
+        });
+        assert!(clean, "the service, which nobody uses, still has {left:?}");
     }
 }
 
@@ -221,6 +237,18 @@ pub fn open_directory(prefix: &str) -> TempDir {
     let directory = TempDir::with_prefix(prefix).expect("a directory");
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).expect("let others in");
     directory
+}
+
+/// The descriptors of a service that has just begun to answer, once it has let go of whoever asked.
+fn at_its_start(process: &Process) -> BTreeMap<String, usize> {
+    let mut before = descriptors(process.id());
+    for _ in 0..10 {
+        std::thread::sleep(Duration::from_millis(5));
+        let now = descriptors(process.id());
+        before.retain(|kind, _| now.contains_key(kind));
+        before.iter_mut().for_each(|(kind, count)| *count = (*count).min(now[kind]));
+    }
+    before
 }
 
 /// The log of a service, in its directory.
@@ -257,6 +285,8 @@ fn spawn(
         assert!(process.0.try_wait().expect("its state").is_none(), "the service ended");
         std::os::unix::net::UnixStream::connect(socket).ok()
     });
+    // It listens before it has all that it opens at its start.
+    assert!(Raw::connect(socket).call("Info", &serde_json::json!({}))["error"].is_null());
     process
 }
 

@@ -15,6 +15,7 @@ use crafter::{
 
 use crate::{
     frame::{SYN, Tcp},
+    guarded::GuardedLab,
     peer::{Nginx, wait_for},
     wire::{Wire, mac},
 };
@@ -24,8 +25,8 @@ pub const ENDS: [(IpAddr, IpAddr); 2] =
     [(IpAddr::V4(CLIENT_V4), IpAddr::V4(SERVER_V4)), (IpAddr::V6(CLIENT_V6), IpAddr::V6(SERVER_V6))];
 
 /// The lab without its own servers.
-pub fn lab() -> Lab {
-    Lab::new(&LabOptions { web: false, dns: false, ..LabOptions::default() }).expect("a lab")
+pub fn lab() -> GuardedLab {
+    GuardedLab::new(&LabOptions { web: false, dns: false, ..LabOptions::default() })
 }
 
 /// Options with this hook.

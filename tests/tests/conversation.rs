@@ -275,7 +275,7 @@ fn policy_pass_lets_the_rst_through() {
 /// What crafter sends itself, a RST too, is not held back.
 #[test]
 fn a_crafted_rst_passes() {
-    let serial = Serial::begin();
+    let _serial = Serial::begin();
     let lab = lab();
     let capture = Capture::start(lab.server(), INTERFACE, Some(CONTROL));
     let mut locals = Vec::new();
@@ -308,14 +308,13 @@ fn a_crafted_rst_passes() {
     for local in locals {
         assert_eq!(rsts(&packets, local), 1, "RSTs from {local}");
     }
-    drop(serial);
 }
 
 /// A datagram to an owned UDP port: no port-unreachable, though the kernel sees it in observe
 /// mode; with policy `pass`, and from a port of nobody, there is one.
 #[test]
 fn udp_owned_is_not_unreachable() {
-    let serial = Serial::begin();
+    let _serial = Serial::begin();
     let lab = lab();
     let capture = Capture::start(lab.server(), INTERFACE, Some("icmp or icmp6"));
     within(lab.client(), async || {
@@ -356,5 +355,4 @@ fn udp_owned_is_not_unreachable() {
         // One by policy, four controls.
         assert_eq!(unreachables(&packets, client), 5, "{client}");
     }
-    drop(serial);
 }

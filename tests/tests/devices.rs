@@ -23,7 +23,7 @@ use crafter_tests::{
 /// Over `lo`, against a server of this host's kernel.
 #[test]
 fn loopback_works() {
-    let serial = Serial::begin();
+    let _serial = Serial::begin();
     let lab = lab();
     let nginx = Nginx::with_big(lab.client());
     let page = nginx.big.as_ref().expect("the big page");
@@ -66,13 +66,12 @@ fn loopback_works() {
         assert!(!from(&packets, local).is_empty());
         assert_eq!(rsts(&packets, local), 0, "a RST escaped from {local}");
     }
-    drop(serial);
 }
 
 /// Over tun: sent by raw IP sockets, received by tc.
 #[test]
 fn a_device_without_ethernet_works() {
-    let serial = Serial::begin();
+    let _serial = Serial::begin();
     let (client, server) = (NetNs::new().unwrap(), NetNs::new().unwrap());
     let _tunnel = Tunnel::between(&client, &server);
     for (namespace, ends) in [(&client, ENDS.map(|ends| ends.0)), (&server, ENDS.map(|ends| ends.1))] {
@@ -123,5 +122,4 @@ fn a_device_without_ethernet_works() {
         assert!(!from(&packets, local).is_empty());
         assert_eq!(rsts(&packets, local), 0, "a RST escaped from {local}");
     }
-    drop(serial);
 }

@@ -32,7 +32,7 @@ fn ip(lab: &Lab, arguments: &str) {
 /// 100 MB through a network that loses a tenth, reorders and repeats, both ways.
 #[test]
 fn loss_reordering_and_duplication() {
-    let serial = Serial::begin();
+    let _serial = Serial::begin();
     let lab = lab();
     let nginx = Nginx::with_big(lab.server());
     let page = nginx.big.as_ref().expect("the big page");
@@ -60,7 +60,6 @@ fn loss_reordering_and_duplication() {
         took
     });
     assert!(took < allow(Duration::from_secs(60)), "{took:?}");
-    drop(serial);
 }
 
 /// A server of one connection in the server's namespace: `serve` is handed the accepted socket.
@@ -76,7 +75,7 @@ fn server(
 
 #[test]
 fn a_server_that_closes_first() {
-    let serial = Serial::begin();
+    let _serial = Serial::begin();
     let lab = lab();
     for (_, address) in ENDS {
         let (remote, served) = server(&lab, address, |mut socket| {
@@ -101,12 +100,11 @@ fn a_server_that_closes_first() {
         served.join().expect("the server was told all");
     }
     assert_eq!(lab.tap().count().unwrap(), 0, "a RST");
-    drop(serial);
 }
 
 #[test]
 fn a_server_that_resets_refuses_or_never_answers() {
-    let serial = Serial::begin();
+    let _serial = Serial::begin();
     let lab = lab();
     for (version, (_, address)) in ENDS.into_iter().enumerate() {
         let (remote, served) = server(&lab, address, |mut socket| {
@@ -159,7 +157,6 @@ fn a_server_that_resets_refuses_or_never_answers() {
         let error = lease.connect(nobody, StreamOptions::default()).await.map(drop).expect_err("no neighbour");
         assert!(matches!(error, Error::NoNeighbour { .. }), "{error:?}");
     });
-    drop(serial);
 }
 
 fn holder(lab: &Lab, arguments: &[&str], clsact: bool) -> Holder {
@@ -186,7 +183,7 @@ fn wait_for_the_dead(lab: &Lab, port: u16) {
 /// Killed in the middle of a download: within a second all is as it was.
 #[test]
 fn sigkill_in_the_middle() {
-    let serial = Serial::begin();
+    let _serial = Serial::begin();
     let lab = lab();
     let _nginx = Nginx::start(lab.server());
     for attach in ["native", "tc"] {
@@ -221,13 +218,12 @@ fn sigkill_in_the_middle() {
             wait_for_the_dead(&lab, local.port());
         }
     }
-    drop(serial);
 }
 
 /// Without tcx: filters under clsact do their work, and go with their owner however it ends.
 #[test]
 fn clsact_filters_go_with_their_owner() {
-    let serial = Serial::begin();
+    let _serial = Serial::begin();
     let lab = lab();
     let nginx = Nginx::start(lab.server());
     let shown = |what: &[&str]| run(lab.client().command("tc").args(what));
@@ -266,7 +262,7 @@ fn clsact_filters_go_with_their_owner() {
     assert!(qdiscs().contains("clsact"));
     assert_eq!(filters().matches("crafter_").count(), 0, "{}", filters());
     assert!(filters().contains("pref 1 bpf"), "{}", filters());
-    drop(serial);
+    shown(&["qdisc", "del", "dev", INTERFACE, "clsact"]);
 }
 
 /// An answer longer than any MTU comes in fragments, and is put together.
@@ -366,7 +362,7 @@ fn the_interface_is_removed() {
         });
         assert_eq!(BpfObjects::of(std::process::id()), BpfObjects::default());
         objects.wait_until_gone(PATIENCE);
-        drop((serial, nginx));
+        drop(nginx);
     }
 }
 

@@ -151,7 +151,7 @@ fn calls() -> Vec<Vec<u8>> {
 
 #[test]
 fn control_socket() {
-    let serial = Serial::begin();
+    let _serial = Serial::begin();
     let lab = lab();
     let service = Service::start(lab.client(), GENEROUS);
     let (socket, pid) = (service.socket.clone(), service.pid());
@@ -189,7 +189,6 @@ fn control_socket() {
     wait_for("the end of all leases", PATIENCE, || service.leases().is_empty().then_some(()));
     println!("{} connections, {} answers", rounds.load(Ordering::Relaxed), answers.load(Ordering::Relaxed));
     assert!(answers.load(Ordering::Relaxed) > rounds.load(Ordering::Relaxed) / 10, "hardly anything was answered");
-    drop(serial);
 }
 
 /// What is wrong with a frame that came from the client, by [`NARROW`]; `None`: nothing, or the kernel sent it.
@@ -295,7 +294,7 @@ fn packets() -> Vec<Vec<u8>> {
 
 #[test]
 fn lease_socket() {
-    let serial = Serial::begin();
+    let _serial = Serial::begin();
     let lab = lab();
     let service = Service::start(lab.client(), NARROW);
     let [own, peer] = [lab.client(), lab.server()].map(|namespace| namespace.run(|| mac(INTERFACE)).expect("enter it"));
@@ -354,5 +353,4 @@ fn lease_socket() {
     });
     let told = Raw::connect(&service.socket).call("Info", &json!({}));
     assert_eq!(told["parameters"]["pid"], service.pid());
-    drop(serial);
 }

@@ -37,7 +37,7 @@ struct Numbers {
 /// A peer that sends garbage to the owned port, during a download: not one byte is wrong.
 #[test]
 fn a_peer_that_sends_malformed_segments() {
-    let serial = Serial::begin();
+    let _serial = Serial::begin();
     let lab = lab();
     let nginx = Nginx::start(lab.server());
     let client_mac = lab.client().run(|| mac(INTERFACE)).unwrap();
@@ -99,7 +99,6 @@ fn a_peer_that_sends_malformed_segments() {
         let error = tokio::time::timeout(PATIENCE, stream.read(&mut [0; 1])).await.expect("in time");
         assert_eq!(error.expect_err("a reset").kind(), std::io::ErrorKind::ConnectionReset);
     });
-    drop(serial);
 }
 
 /// Says that it is over, also by a panic.

@@ -27,7 +27,7 @@ use tokio::io::AsyncReadExt;
 
 #[test]
 fn a_port_in_use_is_refused_and_a_leased_one_is_not_given_away() {
-    let serial = Serial::begin();
+    let _serial = Serial::begin();
     let lab = lab();
     let nginx = Nginx::start(lab.server());
     within(lab.client(), async || {
@@ -72,13 +72,12 @@ fn a_port_in_use_is_refused_and_a_leased_one_is_not_given_away() {
         drop(lease);
         assert_eq!(curl(port), Some(0), "given back, it can be had");
     });
-    drop(serial);
 }
 
 /// The second falls back to tc, says who holds the hook, and both work at once.
 #[test]
 fn two_processes_on_one_interface() {
-    let serial = Serial::begin();
+    let _serial = Serial::begin();
     let lab = lab();
     let nginx = Nginx::with_big(lab.server());
     let page = nginx.big.as_ref().expect("the big page");
@@ -131,13 +130,12 @@ fn two_processes_on_one_interface() {
         assert!(!from(&packets, local).is_empty());
         assert_eq!(rsts(&packets, local), 0, "a RST escaped from {local}");
     }
-    drop(serial);
 }
 
 /// A stream whose peer never closes, dropped: the peer is told by a RST, ours and not the kernel's.
 #[test]
 fn a_dropped_stream_resets_its_peer() {
-    let serial = Serial::begin();
+    let _serial = Serial::begin();
     let lab = lab();
     let nginx = Nginx::with_big(lab.server());
     within(lab.client(), async || {
@@ -155,5 +153,5 @@ fn a_dropped_stream_resets_its_peer() {
         });
         assert_eq!(crafter.counters().unwrap().get(Reason::RstSuppressed), 0);
     });
-    drop((serial, nginx));
+    drop(nginx);
 }

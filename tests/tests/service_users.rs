@@ -16,7 +16,7 @@ use crafter::{
         interface::interface,
     },
     error::exit,
-    lab::{CLIENT_V4, INTERFACE, Lab, NetNs, SERVER_V4, SERVER_V6},
+    lab::{CLIENT_V4, INTERFACE, NetNs, SERVER_V4, SERVER_V6},
     service::wire::{
         CountersCall, InterfacesCall, LeaseCall, ListFlowsCall, ListLeasesCall, MonitorCall, ReleaseCall, ReloadCall,
     },
@@ -436,7 +436,7 @@ fn assert_soon(what: &str, mut times: Vec<Duration>) {
 
 #[test]
 fn ports_are_free_at_once() {
-    let lab: Lab = lab();
+    let lab = lab();
     let service = Service::start(lab.client(), POLICY);
     let stays = Tenant::start(&service, TWO, "udp", 51_000, 51_000, &[]);
 

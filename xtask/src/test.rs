@@ -42,13 +42,18 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
     let before = host::snapshot(&marker)?;
     for program in &programs {
         run_tests(program, args, &marker, &mut sum)?;
+        // After each, so that it is known whose it is.
+        check_host(&program.title, &before, &marker, &mut sum)?;
     }
     sh::step("Documentation examples (as the user)");
     let mut docs = sh::cargo();
     docs.args(["test", "--release", "--doc", "--quiet", "--"]).args(args);
     tally(&mut docs, "documentation examples", &mut sum)?;
 
-    check_host(&before, &marker, &mut sum)?;
+    sh::step("Left behind on this host");
+    if check_host("all tests together", &before, &marker, &mut sum)? {
+        println!("    nothing: no process, namespace, interface, attachment or pin");
+    }
     if args.is_empty() {
         match vm::short(&programs) {
             Ok(runs) => runs.iter().for_each(|run| sum.add_kernel(run)),
@@ -278,19 +283,17 @@ fn lines_of(stdout: ChildStdout) -> Receiver<String> {
     receiver
 }
 
-fn check_host(before: &BTreeSet<String>, marker: &str, sum: &mut Sum) -> Result<()> {
-    sh::step("Left behind on this host");
+/// Whether the host is as it was. Processes that are left are ended; all else is told once more at the end.
+fn check_host(whose: &str, before: &BTreeSet<String>, marker: &str, sum: &mut Sum) -> Result<bool> {
     let left = host::left_behind(before, marker)?;
     for entry in &left {
-        println!("    {entry}");
+        println!("    left behind: {entry}");
     }
     host::end_processes(&left)?;
-    if left.is_empty() {
-        println!("    nothing: no process, namespace, interface, attachment or pin");
-    } else {
-        sum.fail(format!("{} things left behind on this host", left.len()));
+    if !left.is_empty() {
+        sum.fail(format!("{whose}: {} things left behind on this host", left.len()));
     }
-    Ok(())
+    Ok(left.is_empty())
 }
 
 /// Tells this run's processes from those of another one.

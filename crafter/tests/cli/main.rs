@@ -27,6 +27,7 @@ use std::{
 };
 
 use crafter::lab::{Lab, LabOptions};
+use crafter_tests::guarded::GuardedLab;
 
 /// What a command did.
 #[derive(Debug)]
@@ -59,8 +60,8 @@ impl Done {
     }
 }
 
-fn lab() -> Lab {
-    Lab::new(&LabOptions::default()).expect("a lab; these tests run as root")
+fn lab() -> GuardedLab {
+    GuardedLab::new(&LabOptions::default())
 }
 
 /// The binary inside the lab's client.

@@ -10,6 +10,7 @@ use std::{
 };
 
 use crafter::lab::Lab;
+use crafter_tests::guarded::GuardedLab;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -43,7 +44,7 @@ max_leases = 4
 
 /// A running `crafter serve`.
 pub struct Served {
-    pub lab: Lab,
+    pub lab: GuardedLab,
     pub directory: TempDir,
     pub socket: PathBuf,
     pub policy: PathBuf,

@@ -28,7 +28,7 @@ use super::{Neighbour, POLICY, at_rest, call, descriptors, lease, resident, serv
 
 /// Does `harm` beside a client that behaves well; afterwards the service has what it had before.
 fn beside(harm: impl FnOnce(&crafter::lab::Lab, &Service)) {
-    let serial = Serial::begin();
+    let _serial = Serial::begin();
     let lab = lab();
     let service = service(&lab);
     // What is opened once and kept is open then.
@@ -41,7 +41,6 @@ fn beside(harm: impl FnOnce(&crafter::lab::Lab, &Service)) {
     neighbour.finish().assert_undisturbed();
     assert_eq!(at_rest(&service), before, "descriptors");
     assert!(service.leases().is_empty());
-    drop(serial);
 }
 
 fn info(service: &Service) {
@@ -361,7 +360,7 @@ async fn send_descriptors(service: &Service, control: &Control) -> (Raw, crafter
 /// One user's connections are not all that there are.
 #[test]
 fn one_that_connects_without_end() {
-    let serial = Serial::begin();
+    let _serial = Serial::begin();
     let lab = lab();
     let service = Service::start(lab.client(), POLICY);
     // Where the program was built, nobody may not get at it.
@@ -376,5 +375,4 @@ fn one_that_connects_without_end() {
     let told = Neighbour::start(lab.client(), &service.socket).finish();
     told.assert_undisturbed();
     many.kill();
-    drop(serial);
 }

@@ -26,7 +26,7 @@ fn end(process: &mut Process, patience: Duration) -> ExitStatus {
 
 #[test]
 fn it_ends_when_it_was_idle_for_long_enough() {
-    let serial = Serial::begin();
+    let _serial = Serial::begin();
     let lab = lab();
     let mut service = Service::start(lab.client(), POLICY);
     assert_eq!(service.stop(), Some(0));
@@ -49,12 +49,11 @@ fn it_ends_when_it_was_idle_for_long_enough() {
     assert!(status.success());
     assert!(began.elapsed() >= Duration::from_millis(900), "too early: {:?}", began.elapsed());
     assert!(!service.socket.exists());
-    drop(serial);
 }
 
 #[test]
 fn a_passed_socket_is_served_and_left() {
-    let serial = Serial::begin();
+    let _serial = Serial::begin();
     let lab = lab();
     let mut service = Service::start(lab.client(), POLICY);
     assert_eq!(service.stop(), Some(0));
@@ -84,12 +83,11 @@ fn a_passed_socket_is_served_and_left() {
         // The socket is not the service's: it stays for the next one.
         assert!(service.socket.exists());
     }
-    drop(serial);
 }
 
 #[test]
 fn an_idle_service_costs_nothing() {
-    let serial = Serial::begin();
+    let _serial = Serial::begin();
     let lab = lab();
     let service = Service::start(lab.client(), POLICY);
     let idle = |what: &str| {
@@ -113,5 +111,4 @@ fn an_idle_service_costs_nothing() {
     drop(held);
     at_rest(&service);
     idle("after the last lease");
-    drop(serial);
 }

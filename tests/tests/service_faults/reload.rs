@@ -83,7 +83,7 @@ fn heard(service: &Service, namespace: &NetNs) -> (Process, Receiver<String>) {
 
 #[test]
 fn a_policy_that_is_none_changes_nothing() {
-    let serial = Serial::begin();
+    let _serial = Serial::begin();
     let lab = lab();
     let mut service = Service::start(lab.client(), POLICY);
     assert_eq!(service.stop(), Some(0));
@@ -117,12 +117,12 @@ fn a_policy_that_is_none_changes_nothing() {
     }
     let refused = Raw::connect(&service.socket).call("Info", &json!({}));
     assert!(refused["error"].is_null(), "{refused}");
-    drop((process, serial));
+    drop(process);
 }
 
 #[test]
 fn a_stricter_policy_ends_what_it_refuses() {
-    let serial = Serial::begin();
+    let _serial = Serial::begin();
     let lab = lab();
     let service = Service::start(lab.client(), POLICY);
     for by_signal in [false, true] {
@@ -168,5 +168,4 @@ fn a_stricter_policy_ends_what_it_refuses() {
         let refused = control.call(&crafter::service::wire::ReloadCall {}).await;
         assert!(matches!(refused, Err(Error::Forbidden { rule: None, .. })), "{refused:?}");
     });
-    drop(serial);
 }

@@ -65,7 +65,7 @@ fn assert_gone(socket: &Socket) {
 
 #[test]
 fn an_interface_is_removed_and_comes_again() {
-    let serial = Serial::begin();
+    let _serial = Serial::begin();
     let lab = lab();
     let service = service(&lab);
     // What is in the server's namespace, for ip(8) to name it.
@@ -122,5 +122,4 @@ fn an_interface_is_removed_and_comes_again() {
     assert_works(&there, (CLIENT, SERVER));
     drop(here);
     neighbour.finish().assert_undisturbed();
-    drop(serial);
 }

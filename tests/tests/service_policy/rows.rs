@@ -3,10 +3,13 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crafter::{
-    lab::{CLIENT_V4, CLIENT_V6, INTERFACE, Lab},
+    lab::{CLIENT_V4, CLIENT_V6, INTERFACE},
     service::wire::LeaseCall,
 };
-use crafter_tests::frame::{self, SYN, Tcp, V4, udp_ip};
+use crafter_tests::{
+    frame::{self, SYN, Tcp, V4, udp_ip},
+    guarded::GuardedLab,
+};
 
 /// A packet, or a frame, and its ends as the judge names them: port 0 where there is none.
 pub(crate) struct Sent {
@@ -30,7 +33,7 @@ pub(crate) struct Row {
 
 /// What packets and frames are made of.
 pub(crate) struct Stage {
-    pub(crate) lab: Lab,
+    pub(crate) lab: GuardedLab,
     /// Ethernet addresses: the client's, the server's.
     pub(crate) macs: [[u8; 6]; 2],
 }

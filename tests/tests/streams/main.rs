@@ -45,7 +45,7 @@ struct Told {
 
 #[test]
 fn each_row_is_exact_or_a_clean_error() {
-    let serial = Serial::begin();
+    let _serial = Serial::begin();
     let wanted = std::env::var("CRAFTER_TEST_ROW").ok();
     let rows: Vec<Row> =
         rows().into_iter().filter(|row| wanted.as_ref().is_none_or(|wanted| row.name.contains(wanted))).collect();
@@ -70,7 +70,6 @@ fn each_row_is_exact_or_a_clean_error() {
     println!("{} rows in {:?}", rows.len(), began.elapsed());
     assert!(failed.is_empty(), "{failed:?}");
     assert!(BpfObjects::of(std::process::id()).is_empty(), "hooks are left");
-    drop(serial);
 }
 
 fn play(row: &Row) {

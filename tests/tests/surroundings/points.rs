@@ -5,7 +5,7 @@
 use std::{
     collections::BTreeSet,
     fs,
-    os::unix::{fs::MetadataExt as _, process::ExitStatusExt as _},
+    os::unix::process::ExitStatusExt as _,
     process::{Command, Output},
     time::Duration,
 };
@@ -13,6 +13,7 @@ use std::{
 use aya::programs::loaded_programs;
 use crafter::lab::{INTERFACE, Lab};
 use crafter_tests::{
+    guarded::processes_in,
     leak::{Serial, attached},
     peer::Nginx,
     service::built,
@@ -85,24 +86,12 @@ pub(super) fn programs() -> BTreeSet<u32> {
     loaded_programs().flatten().filter(ours).map(|program| program.id()).collect()
 }
 
-/// Processes of the lab's client beside this one: crafter, and the guard of its filters.
-fn processes(lab: &Lab) -> Vec<String> {
-    let is_there = |entry: &fs::DirEntry| {
-        fs::metadata(entry.path().join("ns/net")).is_ok_and(|namespace| namespace.ino() == lab.client().inode())
-    };
-    let named = |entry: fs::DirEntry| {
-        let command = fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
-        format!("process {}: {}", entry.file_name().display(), command.replace('\0', " "))
-    };
-    fs::read_dir("/proc").expect("/proc").flatten().filter(is_there).map(named).collect()
-}
-
 pub(super) fn nothing_is_left(lab: &Lab, before: &BTreeSet<u32>, point: &str) {
     let mut left = Vec::new();
     let clean = slow::wait_until(Duration::from_secs(5), || {
         left = attached(lab.client(), INTERFACE);
         left.extend(programs().difference(before).map(|id| format!("program {id}")));
-        left.extend(processes(lab));
+        left.extend(processes_in(&[lab.client()]));
         let qdiscs = run(lab.client().command("tc").args(["qdisc", "show", "dev", INTERFACE]));
         left.extend(qdiscs.lines().filter(|line| line.contains("clsact")).map(str::to_owned));
         left.is_empty()
@@ -124,7 +113,7 @@ fn inject(lab: &Lab, clsact: bool, (call, number): (&str, usize), fate: &str) ->
 /// Killed at many points, with tcx and without: nothing is left, and the host is as it was.
 #[test]
 fn killed_anywhere() {
-    let serial = Serial::begin();
+    let _serial = Serial::begin();
     let lab = lab();
     let nginx = Nginx::start(lab.server());
     let before = programs();
@@ -142,14 +131,13 @@ fn killed_anywhere() {
         assert!(killed * 10 > points.len() * 8, "{killed} of {}", points.len());
         stage::assert_curl_works(&lab, ENDS[0].1, &nginx);
     }
-    drop(serial);
 }
 
 /// Calls that fail: a success all the same (another way was found), or a sentence and its exit code; never a panic, a
 /// hang, or something left.
 #[test]
 fn failing_anywhere() {
-    let serial = Serial::begin();
+    let _serial = Serial::begin();
     let lab = lab();
     let nginx = Nginx::start(lab.server());
     let before = programs();
@@ -179,5 +167,4 @@ fn failing_anywhere() {
     println!("{succeeded} found another way, {failed} failed with a sentence");
     assert!(failed > 5, "nothing was made to fail");
     stage::assert_curl_works(&lab, ENDS[0].1, &nginx);
-    drop(serial);
 }

@@ -60,7 +60,7 @@ fn a_foreign_xdp_program() {
 fn foreign_tcx_programs() {
     const NEXT: i32 = -1;
     const PASS: i32 = 0;
-    let serial = Serial::begin();
+    let _serial = Serial::begin();
     let lab = lab();
     let _nginx = Nginx::start(lab.server());
     for (verdict, before) in [(NEXT, true), (NEXT, false), (PASS, false)] {
@@ -82,7 +82,6 @@ fn foreign_tcx_programs() {
         assert_eq!(attached(lab.client(), INTERFACE), Vec::<String>::new());
         assert_rsts(&lab, 1);
     }
-    drop(serial);
 }
 
 /// Connection tracking that drops what it does not know, both ways: crafted packets pass beside it, the host's own
@@ -110,5 +109,4 @@ fn a_firewall_that_drops_invalid() {
     }
     // The control: the rules are there, and stay.
     assert!(run(lab.client().command("iptables").args(["-S"])).contains("INVALID"));
-    drop(serial);
 }

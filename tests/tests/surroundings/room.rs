@@ -146,7 +146,7 @@ fn ring_buffer_and_frames_are_full() {
 /// Neither the kernel nor this process keeps what it cannot have: a wrong size is refused at the door.
 #[test]
 fn sizes_that_cannot_be() {
-    let serial = Serial::begin();
+    let _serial = Serial::begin();
     let lab = lab();
     within(lab.client(), async || {
         for load in [
@@ -162,5 +162,4 @@ fn sizes_that_cannot_be() {
         }
     });
     assert_eq!(crafter_tests::leak::attached(lab.client(), INTERFACE), Vec::<String>::new());
-    drop(serial);
 }

@@ -11,12 +11,13 @@ use std::{
 };
 
 use crafter::{
-    lab::{INTERFACE, Lab},
+    lab::INTERFACE,
     service::{Control, wire::LeaseCall},
 };
 use crafter_tests::{
     block_on,
     frame::{SYN, Tcp},
+    guarded::GuardedLab,
     leak::Serial,
     peer::{Process, wait_for},
     service::{Message, PATIENCE, Socket, built},
@@ -66,7 +67,7 @@ struct Outcome {
 
 /// `crafter serve`, with one client that leases, asks, and leaves, and SIGTERM at the end.
 struct Stage {
-    lab: Lab,
+    lab: GuardedLab,
     directory: TempDir,
 }
 
@@ -173,7 +174,7 @@ impl Stage {
 /// SIGKILL at many points, with tcx and without: nothing is left, and the next one starts on the same socket.
 #[test]
 fn killed_anywhere() {
-    let serial = Serial::begin();
+    let _serial = Serial::begin();
     let stage = Stage::new();
     let before = programs();
     for clsact in [false, true] {
@@ -191,13 +192,12 @@ fn killed_anywhere() {
         let outcome = stage.run_plainly(clsact, Signal::SIGTERM);
         assert!(outcome.status.success() && outcome.told.is_ok(), "the next one: {outcome:?}");
     }
-    drop(serial);
 }
 
 /// Calls that fail: the service goes on, and its client gets what it asks for or a reason; or it ends with a sentence.
 #[test]
 fn failing_anywhere() {
-    let serial = Serial::begin();
+    let _serial = Serial::begin();
     let stage = Stage::new();
     let before = programs();
     let counts = stage.counts(false);
@@ -249,14 +249,13 @@ fn failing_anywhere() {
     }
     println!("{unharmed} went on, {told} told their client a reason, {ended} ended with a sentence");
     assert!(told > 3 && ended > 3, "nothing was made to fail");
-    drop(serial);
 }
 
 /// As it is on kernels before 6.6: the guard of the clsact filters is started before the service gives up the right to
 /// start programs, and removes them whatever happens to it.
 #[test]
 fn with_clsact_and_the_filter_of_system_calls() {
-    let serial = Serial::begin();
+    let _serial = Serial::begin();
     let stage = Stage::new();
     let before = programs();
     for signal in [Signal::SIGTERM, Signal::SIGKILL, Signal::SIGTERM] {
@@ -265,13 +264,12 @@ fn with_clsact_and_the_filter_of_system_calls() {
         assert_eq!(outcome.status.success(), signal == Signal::SIGTERM, "{outcome:?}");
         nothing_is_left(&stage.lab, &before, &format!("ended by {signal}"));
     }
-    drop(serial);
 }
 
 /// Told to end as soon as its socket can be seen: it ends as told, and takes its socket with it.
 #[test]
 fn told_to_end_as_soon_as_it_listens() {
-    let serial = Serial::begin();
+    let _serial = Serial::begin();
     let stage = Stage::new();
     let socket = stage.path("socket");
     let mut command = stage.lab.client().command("strace");
@@ -285,5 +283,4 @@ fn told_to_end_as_soon_as_it_listens() {
     let status = wait_for("its end", PATIENCE, || process.0.try_wait().expect("its state"));
     assert!(status.success(), "{status}");
     assert!(!socket.exists(), "its socket is left");
-    drop(serial);
 }
