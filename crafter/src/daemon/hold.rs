@@ -16,7 +16,7 @@ use nix::{
 };
 use tokio::{io::unix::AsyncFd, sync::Notify};
 
-use super::{attachment::Attachment, coalesce::coalesce, state::Using, users::Charge};
+use super::{attachment::Attachment, clock::Moment, coalesce::coalesce, state::Using, users::Charge};
 use crate::{
     Lease, Result,
     datapath::{maps::Terms, route::Route},
@@ -99,8 +99,7 @@ pub(super) struct Hold {
     charge: RefCell<Option<Charge>>,
     usage: Rc<RefCell<Usage>>,
     flows: RefCell<HashMap<FlowKey, Instant>>,
-    /// Microseconds since 1970.
-    began: u64,
+    began: Moment,
     pub(super) tally: Tally,
     over: Notify,
     ending: RefCell<Option<(Code, String)>>,
@@ -123,7 +122,7 @@ impl Hold {
             usage: charge.usage().clone(),
             charge: RefCell::new(Some(charge)),
             flows: RefCell::default(),
-            began: super::now_us(),
+            began: Moment::now(),
             tally: Tally::default(),
             over: Notify::new(),
             ending: RefCell::default(),
@@ -327,7 +326,7 @@ impl Hold {
             frames: wish.raw_ethernet,
             observe: self.what.terms.observe,
             suppress: self.what.terms.suppress,
-            began: self.began,
+            began: self.began.since_1970_us(),
             sent: sent.get(),
             sent_bytes: sent_bytes.get(),
             not_sent: not_sent.get(),

@@ -37,7 +37,7 @@ pub(super) fn info(service: &Service) -> Info {
             None if std::path::Path::new(super::POLICY).exists() => super::POLICY.to_owned(),
             None => "shipped".to_owned(),
         },
-        started: service.started,
+        started: service.started.since_1970_us(),
         leases: service.lease_count() as u64,
     }
 }

@@ -26,7 +26,7 @@ pub(super) async fn run(service: Rc<Service>, hold: Rc<Hold>, mut tap: Tap, outg
     if outgoing {
         flags |= OUTGOING;
     }
-    let mut count = 0;
+    let (mut count, mut last) = (0, monotonic_ns());
     loop {
         let captured = tokio::select! {
             biased;
@@ -44,9 +44,10 @@ pub(super) async fn run(service: Rc<Service>, hold: Rc<Hold>, mut tap: Tap, outg
         };
         let age =
             captured.time.map_or(Duration::ZERO, |time| Duration::from_micros(super::now_us()).saturating_sub(time));
-        let time = monotonic_ns().saturating_sub(u64::try_from(age.as_nanos()).unwrap_or(u64::MAX));
+        // The kernel stamps by a clock that may have been set since; the order of packets is known all the same.
+        last = monotonic_ns().saturating_sub(u64::try_from(age.as_nanos()).unwrap_or(u64::MAX)).max(last);
         let cut = if (captured.bytes.len() as u64) < u64::from(captured.original_length) { CUT } else { 0 };
-        hold.show(&captured.bytes, captured.original_length, time, flags | cut);
+        hold.show(&captured.bytes, captured.original_length, last, flags | cut);
         count += 1;
         if count % BURST == 0 {
             tokio::task::yield_now().await;

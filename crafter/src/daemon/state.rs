@@ -14,6 +14,7 @@ use tokio::sync::{Notify, OnceCell, broadcast};
 use super::{
     ServeOptions,
     attachment::Attachment,
+    clock::Moment,
     hold::Hold,
     host::audit::{Audit, Record},
     names::HostNames,
@@ -58,8 +59,7 @@ pub(super) struct Service {
     pub(super) connections: Cell<usize>,
     /// Notified whenever there may be nothing left to do.
     pub(super) quiet: Notify,
-    /// Microseconds since 1970.
-    pub(super) started: u64,
+    pub(super) started: Moment,
     pub(super) audit: Audit,
     /// Calls of clients, and batches of their packets.
     pub(super) activity: Cell<u64>,
@@ -89,7 +89,7 @@ impl Service {
             inbox: RefCell::new(Inbox::new(LONGEST)),
             connections: Cell::new(0),
             quiet: Notify::new(),
-            started: now_us(),
+            started: Moment::now(),
             audit: Audit::open()?,
             activity: Cell::new(0),
             busy: Notify::new(),

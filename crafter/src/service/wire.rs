@@ -215,7 +215,7 @@ wire! {
         user: u32,
         /// The policy's file, or `shipped`.
         policy: String,
-        /// When it began, in microseconds since 1970.
+        /// When it began, in microseconds since 1970, as the clock is set now.
         started: u64,
         /// How many leases there are.
         leases: u64,
@@ -414,7 +414,7 @@ wire! {
         observe: bool,
         /// The kernel's own answers are dropped.
         suppress: bool,
-        /// When it began, in microseconds since 1970.
+        /// When it began, in microseconds since 1970, as the clock is set now.
         began: u64,
         /// Packets that the kernel took.
         sent: u64,
@@ -489,7 +489,7 @@ wire! {
     }
     /// Of `Monitor`.
     Events {
-        /// In the order of their times.
+        /// In the order in which they happened.
         events: Vec<Event>,
     }
     /// Something that happened.

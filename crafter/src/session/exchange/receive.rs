@@ -56,8 +56,13 @@ impl Exchange<'_> {
         let (Match::First(request) | Match::Further(request)) = matched else { return };
         self.result.account.received += 1;
         let Captured { time, first, bytes, .. } = captured;
-        let time = time.unwrap_or_else(wall_clock);
-        let rtt = self.matcher.sent(request).map_or(Duration::ZERO, |(_, sent)| time.saturating_sub(sent));
+        let wall = wall_clock();
+        let time = time.unwrap_or(wall);
+        let rtt = self.matcher.sent(request).map_or(Duration::ZERO, |(sent, _)| {
+            let (since, age) = (sent.elapsed(), wall.saturating_sub(time));
+            // The kernel stamps by a clock that may be set: an answer older than its request says that it was.
+            since.checked_sub(age).unwrap_or(since)
+        });
         let arrival = Arrival { at, first, packet, bytes, time, reason: Reason::OtherProtocol };
         self.handle_matched(arrival, matched, rtt);
     }
