@@ -1,0 +1,276 @@
+//! In this process: streams, exchanges, what captures say.
+
+use std::{
+    io::Write as _,
+    net::{SocketAddr, TcpListener, UdpSocket},
+    ops::RangeInclusive,
+    time::{Duration, Instant},
+};
+
+use crafter::{
+    Error, LeaseRequest, Options, StreamOptions,
+    capture::Reader,
+    datapath::program::Attach,
+    driver::Options as OpenOptions,
+    engine::Impair,
+    expr::PacketSet,
+    lab::{CLIENT_V4, INTERFACE, SERVER_V4},
+    layer::Packet,
+    session::{Pace, Session, SessionOptions, SrOptions, What},
+};
+use crafter_tests::{
+    by_hand::{self, PATIENCE},
+    service::built,
+    slow::allow,
+    stage::{self, ENDS, open},
+    within,
+};
+use sha2::{Digest as _, Sha256};
+use tokio::io::AsyncReadExt as _;
+
+use super::{Jumps, STEPS, begin, lab, monotonic, shift, silent, wall};
+
+/// How long the clock stays where it was set to.
+const PAUSE: Duration = Duration::from_millis(40);
+
+/// Pieces of the download, and bytes of each.
+const PIECES: usize = 200;
+const PIECE: usize = 8192;
+
+fn packets(text: &str) -> Vec<Packet> {
+    PacketSet::parse(text).expect(text).packets(1 << 16).expect(text).collect()
+}
+
+fn options(attach: Attach) -> SessionOptions {
+    SessionOptions { open: OpenOptions { attach, ..Options::default() }, ..SessionOptions::default() }
+}
+
+/// Bytes of which no two pieces are the same.
+fn piece(number: usize) -> Vec<u8> {
+    (0..PIECE).map(|at| (at * 31 + number * 7 + (at >> 8)) as u8).collect()
+}
+
+/// A download that takes some seconds, of a network that loses some, so that its timers have to do.
+#[test]
+#[ignore = "sets the clock of the machine: `cargo xtask vm-test --program clock`"]
+fn a_download_goes_on() {
+    let serial = begin();
+    let lab = lab();
+    let listener = lab.server().run(|| TcpListener::bind((SERVER_V4, 0))).expect("the server").expect("a listener");
+    let remote = listener.local_addr().expect("its address");
+    let serving = std::thread::spawn(move || {
+        let (mut client, _) = listener.accept().expect("a connection");
+        let mut sum = Sha256::new();
+        for number in 0..PIECES {
+            let piece = piece(number);
+            client.write_all(&piece).expect("a client that reads");
+            sum.update(&piece);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        sum.finalize()
+    });
+    let jumps = Jumps::every(PAUSE);
+    let (length, sum, took, stats) = within(lab.client(), async || {
+        let crafter = open(Attach::Auto).await;
+        let hook = Impair { loss: 0.02, ..Impair::new(42) };
+        // A clock that counts here would find a year of silence.
+        let options = StreamOptions {
+            hook: Some(Box::new(hook)),
+            idle_timeout: Some(allow(Duration::from_secs(20))),
+            ..StreamOptions::default()
+        };
+        let mut stream = by_hand::connect(&crafter, LeaseRequest::tcp(), remote, options).await;
+        let began = Instant::now();
+        let (mut length, mut sum, mut buffer) = (0, Sha256::new(), vec![0; 1 << 16]);
+        loop {
+            let read = tokio::time::timeout(allow(Duration::from_secs(20)), stream.read(&mut buffer)).await;
+            match read.expect("a stream that goes on").expect("a stream that lives") {
+                0 => break,
+                count => {
+                    length += count;
+                    sum.update(&buffer[..count]);
+                }
+            }
+        }
+        let took = began.elapsed();
+        by_hand::close(&mut stream).await;
+        (length, sum.finalize(), took, stream.stats())
+    });
+    let count = jumps.end();
+    println!("{length} bytes in {took:?}, the clock set {count} times, {stats:?}");
+    assert_eq!((length, sum), (PIECES * PIECE, serving.join().expect("the server")));
+    assert!(count >= 20, "the clock was set {count} times");
+    assert!(stats.hook_drops > 0, "{stats:?}");
+    assert!(took < allow(Duration::from_secs(20)), "{took:?}");
+    drop(serial);
+}
+
+/// What is waited for takes as long as was said, from one to that and what a busy machine needs.
+#[track_caller]
+fn assert_took(what: &str, took: Duration, said: Duration) {
+    println!("{what}: {took:?} of {said:?}");
+    let enough: RangeInclusive<Duration> = said..=said + allow(Duration::from_millis(500));
+    assert!(enough.contains(&took), "{what}: {took:?} instead of {said:?}");
+}
+
+#[test]
+#[ignore = "sets the clock of the machine: `cargo xtask vm-test --program clock`"]
+fn waiting_takes_as_long_as_it_says() {
+    let serial = begin();
+    let lab = lab();
+    let syn = format!(r#"IP(dst="{}")/TCP(dport=9, flags="S")"#, silent());
+    let jumps = Jumps::every(PAUSE);
+    within(lab.client(), async || {
+        let session = Session::new(options(Attach::Auto));
+        // What opening takes is not the exchange's.
+        session.send(packets(&syn), Pace::default()).await.expect("sent");
+        let (said, began) = (Duration::from_millis(1500), Instant::now());
+        let wait = SrOptions { timeout: said, ..SrOptions::default() };
+        assert!(session.sr1(packets(&syn).remove(0), &wait).await.expect("sent").is_none());
+        assert_took("sr1", began.elapsed(), said);
+
+        let (said, began) = (Duration::from_millis(400), Instant::now());
+        let wait = SrOptions { timeout: said, retry: 2, ..SrOptions::default() };
+        let exchanged = session.sr(packets(&syn), &wait).await.expect("sent");
+        assert_eq!((exchanged.unanswered.len(), exchanged.account.sent), (1, 3), "{}", exchanged.account);
+        assert_took("sent three times", began.elapsed(), said * 3);
+
+        // 26 packets, 50 in a second: 25 pauses.
+        let (said, began) = (Duration::from_millis(500), Instant::now());
+        session.send(packets(&syn.replace("dport=9", "dport=(1,26)")), Pace { rate: Some(50.0) }).await.expect("sent");
+        assert_took("paced", began.elapsed(), said * 9 / 10);
+        session.close().await;
+
+        let crafter = open(Attach::Auto).await;
+        let lease = crafter.lease(LeaseRequest::udp()).await.expect("a lease");
+        let (said, began) = (Duration::from_millis(700), Instant::now());
+        assert!(lease.recv_timeout(said).await.expect("the lease").is_none());
+        assert_took("recv", began.elapsed(), said);
+
+        let (said, began) = (Duration::from_millis(1200), Instant::now());
+        let connect = StreamOptions { connect_timeout: Some(said), ..StreamOptions::default() };
+        let lease = crafter.lease(LeaseRequest::tcp()).await.expect("a lease");
+        let error = lease.connect(SocketAddr::new(silent(), 80), connect).await.map(drop).expect_err("nobody answers");
+        assert!(matches!(error, Error::TimedOut { .. }), "{error:?}");
+        assert_took("connect", began.elapsed(), said);
+    });
+    // The command line: three echoes, each answered in its time.
+    let began = Instant::now();
+    let server = SERVER_V4.to_string();
+    let mut ping = lab.client().command(built());
+    ping.args(["ping", "--direct", "-c", "4", "--interval", "0.2", "--timeout", "5", "--json", &server]);
+    let said: serde_json::Value = serde_json::from_str(&stage::run(&mut ping)).expect("JSON");
+    let took = began.elapsed();
+    let longest = said["rtt_ms"]["max"].as_f64().expect("a time");
+    println!("ping: {took:?}, {}", said["rtt_ms"]);
+    assert_eq!(said["received"], 4, "{said}");
+    assert!(longest > 0.0 && longest <= took.as_secs_f64() * 1000.0, "{said}");
+    assert!(took >= Duration::from_millis(600) && took < allow(Duration::from_secs(5)), "{took:?}");
+    let count = jumps.end();
+    assert!(count >= 20, "the clock was set {count} times");
+    drop(serial);
+}
+
+/// Between a request and its answer the clock is set: round trips are those of the packets, and the times since 1970 are
+/// those that the clock said when each was sent or came, also in the file.
+#[test]
+#[ignore = "sets the clock of the machine: `cargo xtask vm-test --program clock`"]
+fn round_trips_and_times_of_day() {
+    let serial = begin();
+    let lab = lab();
+    let server = SERVER_V4;
+    // By AF_XDP, by the ring buffer, and by the tap, which has the kernel's own times.
+    let ways = [
+        (Attach::Native, format!(r#"IP(dst="{server}")/TCP(dport=9, flags="S")"#)),
+        (Attach::Tc, format!(r#"IP(dst="{server}")/TCP(dport=9, flags="S")"#)),
+        (Attach::Auto, format!(r#"ARP(pdst="{server}")"#)),
+    ];
+    for (attach, text) in ways {
+        for step in STEPS {
+            within(lab.client(), async || {
+                let session = Session::new(options(attach));
+                let mut at = None;
+                let mut observer = |event: &crafter::session::Event<'_>| {
+                    if matches!(event.what, What::Sent { .. }) {
+                        let before = wall();
+                        shift(step);
+                        at = Some((before, wall(), Instant::now()));
+                    }
+                };
+                let began = wall();
+                let options = SrOptions { timeout: PATIENCE, ..SrOptions::default() };
+                let exchanged = session.sr_with(packets(&text), &options, &mut observer).await.expect("an exchange");
+                let (ended, (before, after, moment)) = (wall(), at.expect("it was sent"));
+                let pair = exchanged.answered.first().unwrap_or_else(|| panic!("{text}: {}", exchanged.account));
+                let (rtt, most) = (pair.rtt, moment.elapsed() + Duration::from_secs(1));
+                assert!(rtt > Duration::ZERO && rtt <= most, "{attach:?} {text}, {step} s: {rtt:?} of {most:?}");
+                assert!((began..=before).contains(&pair.sent), "{text}, {step} s: sent at {:?}", pair.sent);
+                let came = pair.reply.time;
+                assert!((after..=ended).contains(&came), "{text}, {step} s: {came:?} of {after:?} to {ended:?}");
+                session.close().await;
+            });
+            shift(-step);
+        }
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    for (name, step) in [("day.pcapng", STEPS[0]), ("year.pcap", STEPS[2]), ("back.pcapng", STEPS[1])] {
+        let path = directory.path().join(name);
+        shift(step);
+        let began = wall();
+        let mut command = lab.client().command(built());
+        command.args([
+            "sr",
+            "--direct",
+            "--json",
+            &format!(r#"IP(dst="{server}")/TCP(dport=[9,10], flags="S")"#),
+            "-w",
+        ]);
+        stage::run(command.arg(&path));
+        let ended = wall();
+        shift(-step);
+        let times: Vec<Duration> = Reader::open(&path)
+            .expect("a capture")
+            .map(|captured| captured.expect("a packet").time.expect("a time"))
+            .collect();
+        assert_eq!(times.len(), 4, "two requests, two answers: {times:?}");
+        // pcap has microseconds.
+        let began = began - Duration::from_micros(1);
+        assert!(times.iter().all(|time| (began..=ended).contains(time)), "{step} s: {times:?}, {began:?} to {ended:?}");
+    }
+    drop(serial);
+}
+
+/// The stamps of the kernel half, of packets and of flows, are CLOCK_MONOTONIC: they only go on.
+#[test]
+#[ignore = "sets the clock of the machine: `cargo xtask vm-test --program clock`"]
+fn the_kernel_half_stamps_by_the_monotonic_clock() {
+    let serial = begin();
+    let lab = lab();
+    // The ring buffer has stamps; frames of AF_XDP do not.
+    within(lab.client(), async || {
+        let crafter = open(Attach::Tc).await;
+        let lease = crafter.lease(LeaseRequest::udp()).await.expect("a lease");
+        let from = lab.server().run(|| UdpSocket::bind((ENDS[0].1, 0))).expect("the server").expect("a socket");
+        let began = monotonic();
+        let mut stamps = Vec::new();
+        for step in STEPS {
+            for step in [step, -step] {
+                shift(step);
+                let before = monotonic();
+                from.send_to(b"what time is it", (CLIENT_V4, lease.port())).expect("send");
+                let received = lease.recv_timeout(PATIENCE).await.expect("the lease").expect("the datagram");
+                let stamp = received.timestamp_ns.expect("a stamp");
+                assert!((before..=monotonic()).contains(&stamp), "{step} s: {stamp} of {before} to {}", monotonic());
+                stamps.push(stamp);
+            }
+        }
+        assert!(stamps.is_sorted(), "{stamps:?}");
+        let flows = crafter.flows();
+        let flow = flows.iter().find(|flow| flow.local.port() == lease.port()).expect("the flow");
+        assert!((began..=stamps[1]).contains(&flow.first_seen_ns), "{flow:?}: {stamps:?}");
+        let last = stamps[stamps.len() - 2]..=monotonic();
+        assert!(last.contains(&flow.last_seen_ns), "{flow:?}: {stamps:?}");
+        println!("{} stamps in {} ms, {INTERFACE}", stamps.len(), (monotonic() - began) / 1_000_000);
+    });
+    drop(serial);
+}

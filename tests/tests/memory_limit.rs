@@ -1,0 +1,316 @@
+//! Too little memory, by a cgroup: from a limit with which nothing can start to one that suffices, crafter ends by a
+//! success, by a sentence, or by the kernel's SIGKILL; it never hangs or panics, and never leaves anything.
+//!
+//! It takes cgroup v2 with its memory controller, which not every host gives to tests: they are ignored, and
+//! `cargo xtask vm-test --program memory_limit` runs them. As root they run on any host that has both.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::process::ExitStatusExt as _,
+    path::PathBuf,
+    process::{Command, ExitStatus, Stdio},
+    time::Duration,
+};
+
+use aya::programs::loaded_programs;
+use crafter::{
+    lab::{INTERFACE, Lab},
+    service::{
+        Control,
+        wire::{InfoCall, LeaseCall},
+    },
+};
+use crafter_tests::{
+    block_on,
+    leak::{Serial, attached},
+    peer::{Nginx, Process, wait_for},
+    service::{Socket, built, open_directory},
+    stage::{self, ENDS, lab, run},
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+/// Limits in KiB, from one that leaves no room for a process to one that does for all.
+const LIMITS: [u64; 13] = [64, 512, 1024, 2048, 3072, 4096, 6144, 8192, 12_288, 16_384, 32_768, 65_536, 262_144];
+
+/// How long anything may take; on an emulated processor more.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A cgroup of this test's, gone with all that is in it when dropped.
+struct Group {
+    path: PathBuf,
+}
+
+impl Group {
+    fn new(name: &str) -> Self {
+        let mounts = fs::read_to_string("/proc/mounts").expect("the mounts");
+        let mount = mounts.lines().find_map(|line| {
+            let mut fields = line.split(' ');
+            let path = PathBuf::from(fields.nth(1)?);
+            let controllers = fs::read_to_string(path.join("cgroup.controllers")).ok()?;
+            (fields.next() == Some("cgroup2") && controllers.split_whitespace().any(|one| one == "memory"))
+                .then_some(path)
+        });
+        let root = mount.expect("no cgroup v2 with a memory controller: `cargo xtask vm-test --program memory_limit`");
+        let given = root.join("cgroup.subtree_control");
+        if !fs::read_to_string(&given).expect("its controllers").contains("memory") {
+            // Elsewhere that is for whoever governs the host.
+            assert!(std::env::var_os("CRAFTER_TEST_MACHINE").is_some(), "{} does not have memory", given.display());
+            fs::write(&given, "+memory").expect("hand the memory controller on");
+        }
+        let group = Self { path: root.join(format!("crafter-test-{}-{name}", std::process::id())) };
+        fs::create_dir(&group.path).expect("a cgroup");
+        // Else what is too much would go there.
+        let swap = group.path.join("memory.swap.max");
+        if swap.exists() {
+            fs::write(swap, "0").expect("no swap");
+        }
+        group
+    }
+
+    fn limit(&self, kib: u64) {
+        fs::write(self.path.join("memory.max"), (kib * 1024).to_string()).expect("a limit");
+    }
+
+    /// `command` in this group, before its first page.
+    fn wrap(&self, lab: &Lab, command: &[&str]) -> Command {
+        let mut wrapped = lab.client().command("sh");
+        wrapped.args(["-c", r#"echo $$ > "$0" && exec "$@""#]).arg(self.path.join("cgroup.procs")).args(command);
+        wrapped.stdin(Stdio::null()).stdout(Stdio::null());
+        wrapped
+    }
+
+    /// A line of memory.events: how often the limit was met, how many were killed for it.
+    fn events(&self, name: &str) -> u64 {
+        let text = fs::read_to_string(self.path.join("memory.events")).expect("its events");
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.and_then(|count| count.parse().ok()).expect("a number")
+    }
+
+    /// The most that it had, in KiB; kernels before 5.19 do not tell.
+    fn peak(&self) -> Option<u64> {
+        let text = fs::read_to_string(self.path.join("memory.peak")).ok()?;
+        text.trim().parse::<u64>().ok().map(|bytes| bytes / 1024)
+    }
+
+    fn processes(&self) -> String {
+        fs::read_to_string(self.path.join("cgroup.procs")).expect("its processes")
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        for pid in self.processes().lines().filter_map(|pid| pid.parse().ok()) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        for _ in 0..1000 {
+            if fs::remove_dir(&self.path).is_ok() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        println!("{} is left", self.path.display());
+    }
+}
+
+/// How it ended.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    Success,
+    Said(String),
+    Killed,
+}
+
+impl End {
+    /// # Panics
+    /// If it ended in no way that it may.
+    fn of(status: ExitStatus, said: &str, point: &str) -> Self {
+        assert!(!said.contains("panicked"), "{point}: {said}");
+        let last = said.lines().last().unwrap_or_default();
+        match (status.code(), status.signal()) {
+            (Some(0), _) => Self::Success,
+            (_, Some(9)) => Self::Killed,
+            // Of the shell, before it was crafter.
+            (Some(code), _) if !last.starts_with("crafter: ") && said.starts_with("sh: ") => {
+                Self::Said(format!("{code}: {last}"))
+            }
+            (Some(1..=100), _) => {
+                assert!(last.starts_with("crafter: ") && last.len() > 20, "{point}: {said}");
+                Self::Said(last.to_owned())
+            }
+            _ => panic!("{point}: {status}: {said}"),
+        }
+    }
+}
+
+/// Programs of crafter's in the whole kernel.
+fn programs() -> BTreeSet<u32> {
+    let ours =
+        |program: &aya::programs::ProgramInfo| program.name_as_str().is_some_and(|name| name.starts_with("crafter"));
+    loaded_programs().flatten().filter(ours).map(|program| program.id()).collect()
+}
+
+fn nothing_is_left(lab: &Lab, group: &Group, before: &BTreeSet<u32>, point: &str) {
+    let mut left = Vec::new();
+    let gone = || {
+        left = attached(lab.client(), INTERFACE);
+        left.extend(programs().difference(before).map(|id| format!("program {id}")));
+        left.extend(group.processes().lines().map(|pid| format!("process {pid}")));
+        let queues = run(lab.client().command("tc").args(["qdisc", "show", "dev", INTERFACE]));
+        left.extend(queues.contains("clsact").then(|| "clsact".to_owned()));
+        if !left.is_empty() {
+            println!("{point}: still there: {left:?}");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        left.is_empty().then_some(())
+    };
+    wait_for(&format!("the end of what it had, {point}"), Duration::from_secs(5), gone);
+}
+
+/// Runs a command with each limit, until one suffices.
+fn at_every_limit(name: &str, command: &[&str]) {
+    let serial = Serial::begin();
+    let lab = lab();
+    let nginx = Nginx::start(lab.server());
+    let before = programs();
+    let mut ends = Vec::new();
+    for limit in LIMITS {
+        let group = Group::new(&format!("{name}-{limit}"));
+        group.limit(limit);
+        let point = format!("{name} with {limit} KiB");
+        let mut process = Process::start(group.wrap(&lab, command).stderr(Stdio::piped()));
+        let status = wait_for(&format!("its end, {point}"), PATIENCE, || process.0.try_wait().expect("its state"));
+        let mut said = String::new();
+        std::io::Read::read_to_string(&mut process.0.stderr.take().expect("its errors"), &mut said).expect("text");
+        let end = End::of(status, &said, &point);
+        nothing_is_left(&lab, &group, &before, &point);
+        let (met, killed) = (group.events("max"), group.events("oom_kill"));
+        println!("{point}: {end:?}; the limit met {met} times, {killed} killed, at most {:?} KiB", group.peak());
+        assert!(end == End::Success || met > 0 || killed > 0, "{point}: {end:?}, but not by the limit");
+        assert!(end != End::Killed || killed > 0, "{point}: killed, but not by the limit");
+        ends.push(end);
+        if ends.last() == Some(&End::Success) {
+            break;
+        }
+    }
+    assert_eq!(ends.last(), Some(&End::Success), "no limit suffices: {ends:?}");
+    assert!(ends.len() > 3, "every limit suffices: {ends:?}");
+    stage::assert_curl_works(&lab, ENDS[0].1, &nginx);
+    drop(serial);
+}
+
+fn path(crafter: &PathBuf) -> &str {
+    crafter.to_str().expect("a path in UTF-8")
+}
+
+#[test]
+#[ignore = "takes cgroup v2: `cargo xtask vm-test --program memory_limit`"]
+fn get() {
+    at_every_limit("get", &[path(&built()), "get", "--direct", "-q", "-o", "/dev/null", "http://192.0.2.1/small"]);
+}
+
+/// What is kept of each request makes the difference.
+#[test]
+#[ignore = "takes cgroup v2: `cargo xtask vm-test --program memory_limit`"]
+fn sr_of_many_ports() {
+    let packets = r#"IP(dst="192.0.2.1")/TCP(dport=(1,10000), flags="S")"#;
+    at_every_limit("sr", &[path(&built()), "sr", "--direct", "--timeout", "1", packets]);
+}
+
+/// A lease of a service that listens at `socket`: its number, or why not.
+fn lease(lab: &Lab, socket: &std::path::Path) -> crafter::Result<Socket> {
+    let work = || {
+        block_on(async {
+            let control = Control::connect(socket).await?;
+            let lease =
+                LeaseCall { interface: Some(INTERFACE.to_owned()), protocol: "tcp".to_owned(), ..LeaseCall::default() };
+            let patience = crafter_tests::slow::allow(PATIENCE);
+            tokio::time::timeout(patience, Socket::lease(&control, &lease)).await.expect("an answer, whatever it is")
+        })
+    };
+    lab.client().run(work).expect("enter the client")
+}
+
+/// The service with each limit: it does not start, or it starts and a lease is refused or granted, or it is killed on
+/// the way; and at last, with enough, with a limit that falls when a lease is there.
+#[test]
+#[ignore = "takes cgroup v2: `cargo xtask vm-test --program memory_limit`"]
+fn serve_and_lease() {
+    let serial = Serial::begin();
+    let lab = lab();
+    let before = programs();
+    let directory = open_directory("crafter-memory-");
+    let policy = directory.path().join("crafter.toml");
+    fs::write(&policy, "[[rule]]\nuser = 0\n").expect("a policy");
+    let mut granted = 0;
+    let mut ends = Vec::new();
+    for limit in LIMITS {
+        let group = Group::new(&format!("serve-{limit}"));
+        group.limit(limit);
+        let point = format!("serve with {limit} KiB");
+        let socket = directory.path().join(format!("socket-{limit}"));
+        let crafter = built();
+        let command = [path(&crafter), "serve", "--everybody", "--socket", path(&socket), "--policy", path(&policy)];
+        let log = directory.path().join(format!("log-{limit}"));
+        let errors = fs::File::create(&log).expect("a log");
+        let mut process = Process::start(group.wrap(&lab, &command).stderr(errors));
+        let began = wait_for(&format!("its start or its end, {point}"), PATIENCE, || {
+            if process.0.try_wait().expect("its state").is_some() {
+                return Some(false);
+            }
+            std::os::unix::net::UnixStream::connect(&socket).is_ok().then_some(true)
+        });
+        let leased = began.then(|| lease(&lab, &socket));
+        let what = match &leased {
+            None => "it did not start".to_owned(),
+            Some(Ok(_)) => "leased".to_owned(),
+            Some(Err(error)) => error.to_string(),
+        };
+        if let Some(Ok(_)) = &leased {
+            granted += 1;
+            if granted == 2 {
+                // Now less than it has: it is killed, and with it all that it had.
+                group.limit(64);
+                for _ in 0..100 {
+                    let ask = async || Control::connect(&socket).await?.call(&InfoCall {}).await;
+                    if lab.client().run(|| block_on(ask())).expect("enter the client").is_err() {
+                        break;
+                    }
+                }
+            }
+        }
+        drop(leased);
+        let _ = kill(Pid::from_raw(process.id() as i32), Signal::SIGTERM);
+        let status = wait_for(&format!("its end, {point}"), PATIENCE, || process.0.try_wait().expect("its state"));
+        let said = fs::read_to_string(&log).expect("its log");
+        let end = if status.code() == Some(0) || status.signal() == Some(9) {
+            End::of(status, &said, &point)
+        } else if status.signal() == Some(15) {
+            // Before it listened to signals.
+            End::Killed
+        } else {
+            End::of(status, said.trim_end(), &point)
+        };
+        nothing_is_left(&lab, &group, &before, &point);
+        let (met, killed) = (group.events("max"), group.events("oom_kill"));
+        println!(
+            "{point}: {what}; {end:?}; the limit met {met} times, {killed} killed, at most {:?} KiB",
+            group.peak()
+        );
+        if granted == 0 {
+            assert!(met > 0 || killed > 0, "{point}: {what}, but not by the limit");
+        }
+        if granted == 2 {
+            assert!(killed > 0 && end == End::Killed, "{point}: the limit fell, and nothing happened: {end:?}");
+            ends.push((what, end));
+            break;
+        }
+        ends.push((what, end));
+    }
+    assert_eq!(granted, 2, "no limit suffices: {ends:?}");
+    assert!(ends.len() > 4, "every limit suffices: {ends:?}");
+    drop(serial);
+}
