@@ -1,4 +1,5 @@
-//! When something began, so that it can be told as a time since 1970 whatever became of the clock meanwhile.
+//! Two clocks, of which one may be set at any moment: when something began, as a time since 1970 that outlives that, and
+//! what the kernel stamped by it, in the order of the other one.
 
 use std::{
     sync::atomic::{AtomicI64, Ordering},
@@ -34,6 +35,53 @@ impl Moment {
     }
 }
 
+/// The times of packets one after the other, which the kernel stamps by CLOCK_REALTIME, by CLOCK_MONOTONIC.
+#[derive(Debug)]
+pub(super) struct Stamps {
+    /// What was between the two at the last look, in nanoseconds.
+    offset: i64,
+    last: u64,
+}
+
+impl Stamps {
+    /// For packets from now on.
+    pub(super) fn begin() -> Self {
+        let [now, offset] = Self::look();
+        Self { offset, last: now.max(0) as u64 }
+    }
+
+    /// CLOCK_MONOTONIC nanoseconds of a packet that was stamped with this time since 1970: not before the packet before
+    /// it, and not later than now. If the clock was set once since that one, it is exact.
+    pub(super) fn monotonic_ns(&mut self, stamped: Option<Duration>) -> u64 {
+        let stamped = stamped.and_then(|time| i64::try_from(time.as_nanos()).ok());
+        self.put(stamped, Self::look())
+    }
+
+    fn put(&mut self, stamped: Option<i64>, [now, offset]: [i64; 2]) -> u64 {
+        let possible = self.last..=(now.max(0) as u64).max(self.last);
+        // By the clock as it is now, or as it was before.
+        let offsets = [offset, std::mem::replace(&mut self.offset, offset)];
+        let mut times = offsets.iter().filter_map(|offset| u64::try_from(stamped?.checked_sub(*offset)?).ok());
+        self.last = times.find(|time| possible.contains(time)).unwrap_or_else(|| {
+            // Or of a clock that was set twice; but for that, two clocks are not read at once.
+            let time = stamped.map_or(now, |stamped| stamped.saturating_sub(offset));
+            (time.max(0) as u64).clamp(*possible.start(), *possible.end())
+        });
+        self.last
+    }
+
+    /// CLOCK_MONOTONIC, and how much more CLOCK_REALTIME is, in nanoseconds.
+    fn look() -> [i64; 2] {
+        let nanos = |clock| {
+            let now = clock_gettime(clock).map_or(Duration::ZERO, Into::into);
+            i64::try_from(now.as_nanos()).unwrap_or(i64::MAX / 2)
+        };
+        let now = nanos(ClockId::CLOCK_MONOTONIC);
+        [now, nanos(ClockId::CLOCK_REALTIME) - now]
+    }
+}
+
+/// In microseconds.
 fn read(clock: ClockId) -> i64 {
     let now = clock_gettime(clock).map_or(Duration::ZERO, Into::into);
     i64::try_from(now.as_micros()).unwrap_or(i64::MAX / 2)
@@ -52,5 +100,26 @@ mod tests {
         std::thread::sleep(Duration::from_millis(3));
         assert_eq!(moment.since_1970_us(), told);
         assert!(Moment::now().since_1970_us() > told);
+    }
+
+    #[test]
+    fn stamps_go_on_whatever_becomes_of_the_clock() {
+        const DAY: i64 = 86_400_000_000_000;
+        const EPOCH: i64 = 20_000 * DAY;
+        let mut stamps = Stamps { offset: EPOCH, last: 1000 };
+        // Stamped, looked at, and what was between the two clocks then.
+        let mut put = |stamped, now, offset| stamps.put(Some(stamped), [now, offset]);
+        assert_eq!(put(EPOCH + 1500, 1600, EPOCH), 1500);
+        // Set forward between the stamp and the look, and then once more right.
+        assert_eq!(put(EPOCH + 1700, 1800, EPOCH + DAY), 1700);
+        assert_eq!(put(EPOCH + DAY + 1900, 2000, EPOCH + DAY), 1900);
+        // Back, before and after the stamp.
+        assert_eq!(put(EPOCH + DAY + 2100, 2200, EPOCH), 2100);
+        assert_eq!(put(EPOCH - DAY + 2300, 2400, EPOCH - DAY), 2300);
+        // Twice, and by less than there is between two packets: never before the last one, never later than now.
+        assert_eq!(put(EPOCH + 3 * DAY, 2500, EPOCH), 2500);
+        assert_eq!(put(EPOCH - 3 * DAY, 2600, EPOCH), 2500);
+        assert_eq!(put(EPOCH + 2400, 2700, EPOCH), 2500);
+        assert_eq!(stamps.put(None, [2800, EPOCH]), 2800);
     }
 }

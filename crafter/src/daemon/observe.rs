@@ -2,10 +2,7 @@
 
 use std::{rc::Rc, time::Duration};
 
-use super::{
-    hold::{Hold, monotonic_ns},
-    state::Service,
-};
+use super::{clock::Stamps, hold::Hold, state::Service};
 use crate::{
     capture::Link,
     datapath::tap::{Tap, TapOptions},
@@ -26,7 +23,7 @@ pub(super) async fn run(service: Rc<Service>, hold: Rc<Hold>, mut tap: Tap, outg
     if outgoing {
         flags |= OUTGOING;
     }
-    let (mut count, mut last) = (0, monotonic_ns());
+    let (mut count, mut stamps) = (0, Stamps::begin());
     loop {
         let captured = tokio::select! {
             biased;
@@ -42,12 +39,9 @@ pub(super) async fn run(service: Rc<Service>, hold: Rc<Hold>, mut tap: Tap, outg
                 break;
             }
         };
-        let age =
-            captured.time.map_or(Duration::ZERO, |time| Duration::from_micros(super::now_us()).saturating_sub(time));
-        // The kernel stamps by a clock that may have been set since; the order of packets is known all the same.
-        last = monotonic_ns().saturating_sub(u64::try_from(age.as_nanos()).unwrap_or(u64::MAX)).max(last);
+        let time = stamps.monotonic_ns(captured.time);
         let cut = if (captured.bytes.len() as u64) < u64::from(captured.original_length) { CUT } else { 0 };
-        hold.show(&captured.bytes, captured.original_length, last, flags | cut);
+        hold.show(&captured.bytes, captured.original_length, time, flags | cut);
         count += 1;
         if count % BURST == 0 {
             tokio::task::yield_now().await;
