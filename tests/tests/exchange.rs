@@ -25,9 +25,11 @@ use crafter_tests::{
     judge::{CONTROL, Capture, rsts},
     leak::attached,
     peer::{Dnsmasq, Nginx},
+    slow::slowness,
     stage::{self, CONTROL_PORT, ENDS, lab},
     within,
 };
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 fn options(attach: Attach) -> SessionOptions {
     SessionOptions { open: Options { attach, load: LoadOptions::default() }, ..SessionOptions::default() }
@@ -59,9 +61,11 @@ fn assert_accounted(exchanged: &Exchanged, requests: usize) {
     let account = exchanged.account;
     let all = requests as u64;
     assert_eq!((account.requests, account.sent, account.answered), (all, all, all), "{account}");
-    assert_eq!((account.received, account.matched), (all, all), "{account}");
+    // A kernel on an emulated processor may have waited for so long that it says something again.
+    let again = if slowness() > 1 { account.duplicate } else { 0 };
+    assert_eq!((account.received, account.matched), (all + again, all), "{account}");
     assert!(account.agrees(), "{account}");
-    assert_eq!((account.kernel.delivered, account.kernel.crafted), (all, all), "{account}");
+    assert_eq!((account.kernel.delivered, account.kernel.crafted), (all + again, all), "{account}");
     assert!(exchanged.unanswered.is_empty() && exchanged.unmatched.is_empty());
     let answered: HashSet<usize> = exchanged.answered.iter().map(|pair| pair.number).collect();
     assert_eq!(answered.len(), requests, "each request once");
@@ -104,6 +108,9 @@ fn every_port_of_a_host() {
 /// From thousands of ports at once, each of which is owned meanwhile and by nobody afterwards.
 #[test]
 fn a_set_of_source_ports() {
+    // A descriptor for each, of which a session has 1024 unless it asks for more.
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit");
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("a higher limit");
     let lab = lab();
     let (client, server) = ENDS[0];
     let _nginx = Nginx::start(lab.server());

@@ -21,6 +21,7 @@ use crafter_tests::{
     frame::{self, ACK, FIN, MORE, PSH, RST, SYN, TCP, Tcp, UDP, V4},
     leak::Serial,
     peer::Nginx,
+    slow::bytes,
     stage::{ENDS, lab, open},
     wire::{Wire, mac},
     within,
@@ -58,8 +59,12 @@ fn a_peer_that_sends_malformed_segments() {
                             let Some(local) = *target.lock().unwrap() else { continue };
                             for kind in 0..KINDS {
                                 for packet in garbage(kind, remote, local, now, &mut random) {
-                                    wire.send(&packet).unwrap();
-                                    sent.fetch_add(1, Ordering::Relaxed);
+                                    match wire.send(&packet) {
+                                        Ok(()) => drop(sent.fetch_add(1, Ordering::Relaxed)),
+                                        // Where a processor is slow the queue is full: lost, as on any network.
+                                        Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => {}
+                                        Err(e) => panic!("{e}"),
+                                    }
                                 }
                             }
                         }
@@ -78,8 +83,8 @@ fn a_peer_that_sends_malformed_segments() {
                 assert_eq!((length, sum), (nginx.medium.length, nginx.medium.sha256), "{:?}", stream.stats());
                 let stats = crafter.stats();
                 println!("{attach:?}: {} malformed, {stats:?}, {:?}", sent.load(Ordering::Relaxed), stream.stats());
-                assert!(sent.load(Ordering::Relaxed) > 10_000);
-                assert!(stats.bad_checksum > 500, "{stats:?}");
+                assert!(sent.load(Ordering::Relaxed) > bytes(10_000));
+                assert!(stats.bad_checksum > bytes(500), "{stats:?}");
                 by_hand::close(&mut stream).await;
             });
             injector.join().expect("the injector");

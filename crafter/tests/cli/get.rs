@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crafter::{error::exit, lab};
+use crafter::{datapath::features, error::exit, lab};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -25,6 +25,12 @@ fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// What carries classifiers on this kernel.
+fn classifier() -> &'static str {
+    let host = features::host().expect("the host's facts");
+    if features::has_tcx(&host.kernel) { "tcx" } else { "clsact" }
+}
+
 #[test]
 fn a_page_over_both_ip_versions_by_each_way_of_receiving() {
     let lab = lab();
@@ -34,7 +40,7 @@ fn a_page_over_both_ip_versions_by_each_way_of_receiving() {
             done.succeeds();
             assert!(done.text().contains("<h1>It works</h1>"), "{done:?}");
             let way = match mode {
-                "tc" => "tcx + ring buffer on lab0",
+                "tc" => &format!("{} + ring buffer on lab0", classifier()),
                 "generic" => "generic XDP + AF_XDP on lab0",
                 _ => "native XDP + AF_XDP on lab0",
             };
@@ -199,7 +205,10 @@ fn a_taken_port_and_a_taken_hook_are_named() {
     forced.fails(exit::ATTACH, &format!("held by crafter, pid {}", other.id()));
     let beside = crafter(&lab, &["get", WEB]);
     beside.succeeds();
-    assert!(beside.stderr.contains("tcx + ring buffer") && beside.stderr.contains("is taken by"), "{beside:?}");
+    assert!(
+        beside.stderr.contains(&format!("{} + ring buffer", classifier())) && beside.stderr.contains("is taken by"),
+        "{beside:?}"
+    );
     other.kill().unwrap();
     other.wait().unwrap();
     crafter(&lab, &["get", "-q", "-o", "/dev/null", "--attach", "native", WEB]).succeeds();

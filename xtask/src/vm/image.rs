@@ -19,7 +19,7 @@ use crate::{setup, sh};
 const ORDERS: &str = "/vm-orders.json";
 
 /// What the tests and crafter call, or what is handy in a shell that they start.
-const TOOLS: [&str; 58] = [
+const TOOLS: [&str; 59] = [
     "awk",
     "basename",
     "bash",
@@ -67,6 +67,7 @@ const TOOLS: [&str; 58] = [
     "sort",
     "ss",
     "stat",
+    "strace",
     "sysctl",
     "tail",
     "tc",
