@@ -1,0 +1,152 @@
+//! The service where the kernel has no tcx: filters under clsact stay when their owner dies, so that somebody has to take
+//! them down, and the service can start nobody once it serves.
+//!
+//! On kernels that have tcx, it is told not to use it.
+
+use std::{
+    fs,
+    net::UdpSocket,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use crafter::{
+    lab::{CLIENT_V4, INTERFACE, Lab},
+    service::wire::{LeaseCall, ListLeasesCall},
+};
+use crafter_tests::{
+    leak::{BpfObjects, Serial, attached},
+    peer::{Process, wait_for},
+    service::{PATIENCE, ROOT, Service, Socket},
+    stage::{ENDS, lab, run},
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+const POLICY: &str = "[[rule]]\nuser = 0\nprotocols = [\"any\"]\n";
+
+fn start(service: &Service, lab: &Lab) -> Process {
+    let mut command: Command = lab.client().command(&service.binary);
+    command.env("CRAFTER_CLSACT", "1").args(["serve", "--everybody", "--socket"]).arg(&service.socket);
+    let process = Process::start(command.arg("--policy").arg(&service.policy).stdout(Stdio::null()));
+    wait_for("its socket", PATIENCE, || std::os::unix::net::UnixStream::connect(&service.socket).ok());
+    process
+}
+
+fn lease(service: &Service) -> Socket {
+    let call = LeaseCall { interface: Some(INTERFACE.to_owned()), protocol: "udp".to_owned(), ..LeaseCall::default() };
+    service.session(ROOT, async |control| {
+        let lease = Socket::lease(&control, &call).await.expect("a lease");
+        assert_eq!(control.call(&ListLeasesCall::default()).await.expect("the leases").leases.len(), 1);
+        lease
+    })
+}
+
+/// What comes to the lease's port comes to the lease, and the kernel refuses nothing.
+fn assert_delivers(lab: &Lab, lease: &Socket) {
+    let port = lease.leased.first_port.expect("a port");
+    let send = || UdpSocket::bind((ENDS[0].1, 0)).expect("a socket").send_to(b"hello", (CLIENT_V4, port));
+    lab.server().run(send).expect("the server").expect("send");
+    let came = lease.receive(PATIENCE).expect("the lease").expect("the datagram");
+    assert!(came.packet().is_some_and(|packet| packet.ends_with(b"hello")), "{came:?}");
+}
+
+fn has_qdisc(lab: &Lab) -> bool {
+    run(lab.client().command("tc").args(["qdisc", "show", "dev", INTERFACE])).contains("clsact")
+}
+
+/// Children of a process, by name.
+fn children(pid: u32) -> Vec<(i32, String)> {
+    let of = |stat: procfs::process::Stat| (stat.ppid == pid as i32).then_some((stat.pid, stat.comm));
+    let all = procfs::process::all_processes().expect("/proc");
+    all.flatten().filter_map(|process| process.stat().ok().and_then(of)).collect()
+}
+
+#[track_caller]
+fn nothing_is_left(lab: &Lab, objects: &BpfObjects, guard: i32) {
+    wait_for("the end of what it had", PATIENCE, || {
+        let gone = attached(lab.client(), INTERFACE).is_empty() && !has_qdisc(lab);
+        (gone && fs::read_link(format!("/proc/{guard}/exe")).is_err()).then_some(())
+    });
+    objects.wait_until_gone(PATIENCE);
+}
+
+/// However it ends, and each time that its last lease does.
+#[test]
+fn it_serves_and_leaves_nothing() {
+    let serial = Serial::begin();
+    let lab = lab();
+    let mut service = Service::start(lab.client(), POLICY);
+    assert_eq!(service.stop(), Some(0));
+    for signal in [Signal::SIGTERM, Signal::SIGKILL, Signal::SIGINT] {
+        let mut process = start(&service, &lab);
+        let pid = process.id();
+        let [(guard, _)] = &children(pid)[..] else { panic!("its guard alone: {:?}", children(pid)) };
+        for _ in 0..2 {
+            let held = lease(&service);
+            assert_delivers(&lab, &held);
+            assert_eq!(attached(lab.client(), INTERFACE).len(), 2, "an ingress and an egress hook");
+            assert!(has_qdisc(&lab));
+            drop(held);
+            // A second behind its last lease it detaches, and the guard has nothing to do.
+            wait_for("the end of its hooks", PATIENCE, || {
+                (attached(lab.client(), INTERFACE).is_empty() && !has_qdisc(&lab)).then_some(())
+            });
+        }
+        let held = lease(&service);
+        let objects = BpfObjects::of(pid);
+        assert!(!objects.is_empty());
+        // What ends a group of processes does not end the guard before the service.
+        for pid in [*guard, pid as i32] {
+            if signal != Signal::SIGKILL || pid != *guard {
+                kill(Pid::from_raw(pid), signal).expect("signal");
+            }
+        }
+        wait_for("its end", PATIENCE, || process.0.try_wait().expect("its state"));
+        nothing_is_left(&lab, &objects, *guard);
+        drop(held);
+    }
+    drop(serial);
+}
+
+/// Somebody else's qdisc and filters stay.
+#[test]
+fn what_is_anothers_stays() {
+    let serial = Serial::begin();
+    let lab = lab();
+    let tc = |arguments: &str| run(lab.client().command("tc").args(arguments.split(' ')));
+    tc(&format!("qdisc add dev {INTERFACE} clsact"));
+    let mut service = Service::start(lab.client(), POLICY);
+    assert_eq!(service.stop(), Some(0));
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        let mut process = start(&service, &lab);
+        let held = lease(&service);
+        assert_delivers(&lab, &held);
+        kill(Pid::from_raw(process.id() as i32), signal).expect("signal");
+        wait_for("its end", PATIENCE, || process.0.try_wait().expect("its state"));
+        wait_for("the end of its hooks", PATIENCE, || attached(lab.client(), INTERFACE).is_empty().then_some(()));
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(has_qdisc(&lab), "somebody else's qdisc");
+        drop(held);
+    }
+    // And one that comes beside it keeps its qdisc, which was the service's.
+    tc(&format!("qdisc del dev {INTERFACE} clsact"));
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        let mut process = start(&service, &lab);
+        let held = lease(&service);
+        tc(&format!("filter add dev {INTERFACE} ingress pref 7 matchall action ok"));
+        kill(Pid::from_raw(process.id() as i32), signal).expect("signal");
+        wait_for("its end", PATIENCE, || process.0.try_wait().expect("its state"));
+        wait_for("the end of its hooks", PATIENCE, || {
+            let left = attached(lab.client(), INTERFACE);
+            (!left.iter().any(|one| one.contains("crafter") || one.contains("XDP"))).then_some(())
+        });
+        let filters = tc(&format!("filter show dev {INTERFACE} ingress"));
+        assert!(filters.contains("matchall") && has_qdisc(&lab), "{filters}");
+        drop(held);
+        tc(&format!("qdisc del dev {INTERFACE} clsact"));
+    }
+    drop(serial);
+}
