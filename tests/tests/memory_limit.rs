@@ -10,7 +10,7 @@ use std::{
     os::unix::process::ExitStatusExt as _,
     path::PathBuf,
     process::{Command, ExitStatus, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use aya::programs::loaded_programs;
@@ -26,6 +26,7 @@ use crafter_tests::{
     leak::{Serial, attached},
     peer::{Nginx, Process, wait_for},
     service::{Socket, built, open_directory},
+    slow::allow,
     stage::{self, ENDS, lab, run},
 };
 use nix::{
@@ -88,6 +89,12 @@ impl Group {
         let text = fs::read_to_string(self.path.join("memory.events")).expect("its events");
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.and_then(|count| count.parse().ok()).expect("a number")
+    }
+
+    /// What it has, in KiB.
+    fn current(&self) -> u64 {
+        let text = fs::read_to_string(self.path.join("memory.current")).expect("what it has");
+        text.trim().parse::<u64>().expect("a number") / 1024
     }
 
     /// The most that it had, in KiB; kernels before 5.19 do not tell.
@@ -155,19 +162,20 @@ fn programs() -> BTreeSet<u32> {
 
 fn nothing_is_left(lab: &Lab, group: &Group, before: &BTreeSet<u32>, point: &str) {
     let mut left = Vec::new();
-    let gone = || {
-        left = attached(lab.client(), INTERFACE);
+    let deadline = Instant::now() + allow(Duration::from_secs(5));
+    loop {
+        left.clear();
+        left.extend(attached(lab.client(), INTERFACE));
         left.extend(programs().difference(before).map(|id| format!("program {id}")));
         left.extend(group.processes().lines().map(|pid| format!("process {pid}")));
         let queues = run(lab.client().command("tc").args(["qdisc", "show", "dev", INTERFACE]));
         left.extend(queues.contains("clsact").then(|| "clsact".to_owned()));
-        if !left.is_empty() {
-            println!("{point}: still there: {left:?}");
-            std::thread::sleep(Duration::from_millis(200));
+        if left.is_empty() {
+            return;
         }
-        left.is_empty().then_some(())
-    };
-    wait_for(&format!("the end of what it had, {point}"), Duration::from_secs(5), gone);
+        assert!(Instant::now() < deadline, "{point}: left behind: {left:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// Runs a command with each limit, until one suffices.
@@ -227,7 +235,7 @@ fn lease(lab: &Lab, socket: &std::path::Path) -> crafter::Result<Socket> {
             let control = Control::connect(socket).await?;
             let lease =
                 LeaseCall { interface: Some(INTERFACE.to_owned()), protocol: "tcp".to_owned(), ..LeaseCall::default() };
-            let patience = crafter_tests::slow::allow(PATIENCE);
+            let patience = allow(PATIENCE);
             tokio::time::timeout(patience, Socket::lease(&control, &lease)).await.expect("an answer, whatever it is")
         })
     };
@@ -272,8 +280,9 @@ fn serve_and_lease() {
         if let Some(Ok(_)) = &leased {
             granted += 1;
             if granted == 2 {
-                // Now less than it has: it is killed, and with it all that it had.
-                group.limit(64);
+                // Now less than it has: it is killed, and with it all that it had. Not by so much that a guard, which is
+                // in the same group, could do nothing either.
+                group.limit(group.current() - 4096);
                 for _ in 0..100 {
                     let ask = async || Control::connect(&socket).await?.call(&InfoCall {}).await;
                     if lab.client().run(|| block_on(ask())).expect("enter the client").is_err() {

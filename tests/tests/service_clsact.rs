@@ -83,7 +83,11 @@ fn it_serves_and_leaves_nothing() {
     for signal in [Signal::SIGTERM, Signal::SIGKILL, Signal::SIGINT] {
         let mut process = start(&service, &lab);
         let pid = process.id();
-        let [(guard, _)] = &children(pid)[..] else { panic!("its guard alone: {:?}", children(pid)) };
+        // It listens before it starts its guard.
+        let guard = &wait_for("its guard", PATIENCE, || match &children(pid)[..] {
+            [(guard, name)] if name != "crafter" => Some(*guard),
+            _ => None,
+        });
         for _ in 0..2 {
             let held = lease(&service);
             assert_delivers(&lab, &held);

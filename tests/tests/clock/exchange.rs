@@ -186,9 +186,9 @@ fn round_trips_and_times_of_day() {
         (Attach::Auto, format!(r#"ARP(pdst="{server}")"#)),
     ];
     for (attach, text) in ways {
-        for step in STEPS {
-            within(lab.client(), async || {
-                let session = Session::new(options(attach));
+        within(lab.client(), async || {
+            let session = Session::new(options(attach));
+            for step in STEPS {
                 let mut at = None;
                 let mut observer = |event: &crafter::session::Event<'_>| {
                     if matches!(event.what, What::Sent { .. }) {
@@ -207,10 +207,10 @@ fn round_trips_and_times_of_day() {
                 assert!((began..=before).contains(&pair.sent), "{text}, {step} s: sent at {:?}", pair.sent);
                 let came = pair.reply.time;
                 assert!((after..=ended).contains(&came), "{text}, {step} s: {came:?} of {after:?} to {ended:?}");
-                session.close().await;
-            });
-            shift(-step);
-        }
+                shift(-step);
+            }
+            session.close().await;
+        });
     }
     let directory = tempfile::tempdir().expect("a directory");
     for (name, step) in [("day.pcapng", STEPS[0]), ("year.pcap", STEPS[2]), ("back.pcapng", STEPS[1])] {

@@ -20,13 +20,14 @@ const LEFT_OUT: [(&str, &str); 3] = [
 ];
 
 /// The short form: program and the tests in it; none named: all.
-const SHORT: [(&str, &[&str]); 5] = [
+const SHORT: [(&str, &[&str]); 6] = [
     // Not the branches of the bytecode and every row cut anywhere: minutes of an emulated processor.
     ("verdict", &["named_rows", "every_reason", "flows_tell", "every_size_class", "truncated", "given_back"]),
     ("kernel_age", &[]),
     ("conversation", &["native", "tc", "policy_pass"]),
     ("neighbours", &[]),
     ("faults", &["clsact", "sigkill"]),
+    ("clock", &["a_download", "the_kernel_half", "leases_live", "records_are_in_order"]),
 ];
 
 /// Single tests that are left out, by program and name, and why.
