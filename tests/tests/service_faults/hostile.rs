@@ -22,6 +22,7 @@ use crafter_tests::{
     service::{NOBODY, PATIENCE, ROOT, Service, drop_to},
     stage::lab,
 };
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::json;
 
 use super::{Neighbour, POLICY, at_rest, call, descriptors, lease, resident, service};
@@ -130,6 +131,9 @@ fn garbage_half_messages_and_calls_without_an_end() {
 
 #[test]
 fn a_thousand_leases() {
+    // A descriptor for each, of which a session has 1024 unless it asks for more.
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit");
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("a higher limit");
     beside(|_, service| {
         service.session(ROOT, async |control| {
             let is_one = |port| (20_000..21_000).contains(&port);

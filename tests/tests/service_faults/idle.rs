@@ -11,6 +11,7 @@ use crafter_tests::{
     peer::{Process, wait_for},
     raw::Raw,
     service::{PATIENCE, ROOT, Service},
+    slow::slowness,
     stage::lab,
 };
 use serde_json::json;
@@ -95,7 +96,8 @@ fn an_idle_service_costs_nothing() {
         std::thread::sleep(Duration::from_secs(2));
         let (used, resident) = (ticks(service.pid()) - before, resident(service.pid()));
         println!("{what}: {resident} KiB resident, {used} ticks in 2 s");
-        assert_eq!(used, 0, "{what}");
+        // Of an emulated processor a tick is what little was done when it came.
+        assert!(used <= u64::from(slowness() > 1), "{what}: {used} ticks");
         assert!(resident <= RESIDENT, "{what}: {resident} KiB resident");
     };
     std::thread::sleep(Duration::from_millis(200));
@@ -107,7 +109,7 @@ fn an_idle_service_costs_nothing() {
     std::thread::sleep(Duration::from_secs(2));
     let used = ticks(service.pid()) - before;
     println!("one lease: {} KiB resident, {used} ticks in 2 s", resident(service.pid()));
-    assert_eq!(used, 0, "with a lease that nobody uses");
+    assert!(used <= u64::from(slowness() > 1), "with a lease that nobody uses: {used} ticks");
     drop(held);
     at_rest(&service);
     idle("after the last lease");

@@ -20,9 +20,10 @@ use crafter::{
 };
 use crafter_tests::{
     block_on,
-    leak::{BpfObjects, Serial, attached},
+    leak::{BpfObjects, Serial, attached, has_tcx},
     peer::wait_for,
     service::PATIENCE,
+    slow::allow,
     stage::{assert_refuses, lab},
 };
 use nix::sys::signal::Signal;
@@ -134,7 +135,8 @@ fn the_service_is_killed_under_load() {
         service.signal(Signal::SIGSTOP);
         let objects = BpfObjects::of(service.pid());
         let children = children(service.pid());
-        assert_eq!(children, Vec::<u32>::new(), "round {round}");
+        // Where the kernel has no tcx, it has a guard.
+        assert!(children.len() <= usize::from(!has_tcx()), "round {round}: {children:?}");
         let pid = service.pid();
         let killed = Instant::now();
         service.kill();
@@ -145,14 +147,14 @@ fn the_service_is_killed_under_load() {
             assert_refuses(&lab, SocketAddr::new(CLIENT_V4.into(), *port));
         }
         let took = killed.elapsed();
-        assert!(took < Duration::from_secs(1), "round {round}, after {moment:?}: as before after {took:?}");
+        assert!(took < allow(Duration::from_secs(1)), "round {round}, after {moment:?}: as before after {took:?}");
         objects.wait_until_gone(PATIENCE);
         slowest = slowest.max(killed.elapsed());
         assert!(!Path::new(&format!("/proc/{pid}")).exists());
         for (client, what) in [(conversing, "conversing"), (churning, "leasing")] {
             let (error, ended) = client.join().expect("a client");
             let late = ended.saturating_duration_since(killed);
-            assert!(late < Duration::from_secs(4), "{what}: told after {late:?}");
+            assert!(late < allow(Duration::from_secs(4)), "{what}: told after {late:?}");
             assert!(
                 matches!(error, Error::Service { .. } | Error::NoService { .. }),
                 "round {round}, {what}: {error:?}"
