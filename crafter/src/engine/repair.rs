@@ -101,11 +101,16 @@ impl Repair {
 
     /// What smoltcp is to see of a received segment, which has been noted.
     pub fn incoming(&self, view: &TcpView<'_>, awaited: Awaited) -> Seen {
-        if let Some((expected, next)) = awaited.expected.map(|(expected, _)| expected).zip(awaited.next)
-            && view.flags.contains(Flags::SYN)
-            && !view.flags.intersects(Flags::ACK | Flags::RST)
-        {
-            return self.challenged(view, expected, next);
+        if let Some(((expected, room), next)) = awaited.expected.zip(awaited.next) {
+            let ahead = view.seq.wrapping_sub(expected) as usize;
+            let is_challenged = match view.flags.contains(Flags::RST) {
+                // smoltcp takes any within the window. Outside of it they are nothing, and it says so.
+                true => ahead > 0 && ahead < room,
+                false => view.flags.contains(Flags::SYN) && !view.flags.contains(Flags::ACK),
+            };
+            if is_challenged {
+                return self.challenged(view, expected, next);
+            }
         }
         if !view.flags.contains(Flags::ACK) || view.flags.intersects(Flags::SYN | Flags::RST) {
             return Seen::Whole;
@@ -141,9 +146,9 @@ impl Repair {
         Seen::Changed(packet)
     }
 
-    /// A SYN on a connection that there is already: the peer's former life, or somebody's guess. It is answered by an ACK
-    /// (RFC 5961, section 4); a peer that knows of no connection resets that. smoltcp drops it, and answers, at a limited
-    /// rate, a segment before its window, such as a keep-alive.
+    /// A SYN on a connection that there is already, or a RST that is not exactly next: the peer's former or next life, or
+    /// somebody's guess. It is answered by an ACK (RFC 5961, sections 3 and 4), and a peer that knows of no connection
+    /// resets that exactly. smoltcp answers so, at a limited rate, a segment before its window, such as a keep-alive.
     fn challenged(&self, view: &TcpView<'_>, expected: u32, next: u32) -> Seen {
         if !view.payload().is_empty() {
             return Seen::Nothing;
@@ -265,14 +270,21 @@ mod tests {
     }
 
     #[test]
-    fn a_syn_on_a_connection_is_a_segment_before_its_window() {
+    fn a_guess_is_a_segment_before_the_window() {
         let repair = repair(3, 100, 50);
         let awaited = Awaited { next: Some(140), ..awaited(1000, 200) };
-        let seen = |payload: &[u8], awaited| {
-            let packet = segment(Flags::SYN, 1100, 0, 64_000, payload);
+        let seen_of = |flags, seq, payload: &[u8], awaited| {
+            let packet = segment(flags, seq, 0, 64_000, payload);
             repair.incoming(&TcpView::parse(&packet).unwrap(), awaited)
         };
+        let seen = |payload: &[u8], awaited| seen_of(Flags::SYN, 1100, payload, awaited);
         let Seen::Changed(packet) = seen(b"", awaited) else { panic!("unchanged") };
+        for flags in [Flags::RST, Flags::RST | Flags::ACK] {
+            assert!(matches!(seen_of(flags, 1199, b"", awaited), Seen::Changed(_)));
+            for seq in [999, 1000, 1200] {
+                assert_eq!(seen_of(flags, seq, b"", awaited), Seen::Whole, "the exact one, and those outside");
+            }
+        }
         let mended = Segment::parse(&packet).unwrap();
         // (100 + (50 << 3) - 140) >> 3.
         assert_eq!((mended.flags, mended.seq, mended.ack, mended.window), (Flags::ACK, 999, 140, 45));

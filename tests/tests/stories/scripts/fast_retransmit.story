@@ -1,18 +1,21 @@
 # Three ACKs of the same number: what they ask for is sent again, without the timer (RFC 5681, 3.2).
 connect
 > S 0 sackOK
-+20ms < S. 0 ack 1 mss 1400 wscale 7 sackOK
++20ms < S. 0 ack 1 mss 1024 wscale 7 sackOK
 > . 1 ack 1
-write 5000
-> . 1:1461 ack 1
-> . 1461:2921 ack 1
-> . 2921:4381 ack 1
-> P. 4381:5001 ack 1
-+20ms < . 1 ack 1461
-< . 1 ack 1461 sack 2921:4381
-< . 1 ack 1461 sack 2921:5001
+write 5120
+> . 1:1025 ack 1
+> . 1025:2049 ack 1
++20ms < . 1 ack 1025
+> . 2049:3073 ack 1
+> . 3073:4097 ack 1
++20ms < . 1 ack 1025 sack 2049:3073
 quiet 1ms
-< . 1 ack 1461 sack 2921:5001
-> . 1461:2921 ack 1
-+20ms < . 1 ack 5001
+< . 1 ack 1025 sack 2049:4097
+quiet 1ms
+< . 1 ack 1025 sack 2049:4097
+> . 1025:2049 ack 1
+# What the three ACKs say has left the network makes room for more.
+> P. 4097:5121 ack 1
++20ms < . 1 ack 5121
 quiet 5s

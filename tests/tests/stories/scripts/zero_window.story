@@ -7,9 +7,11 @@ write 1000
 > P. 1:1001 ack 1
 +20ms < . 1 ack 1001 win 0
 write 500
-+1s > . 1001:1002 ack 1
+> . 1001:1002 ack 1
 +20ms < . 1 ack 1001 win 0
 +2s > . 1001:1002 ack 1
++20ms < . 1 ack 1001 win 0
++4s > . 1001:1002 ack 1
 +20ms < . 1 ack 1001 win 500
 > P. 1001:1501 ack 1
 +20ms < . 1 ack 1501
