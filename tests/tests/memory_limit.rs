@@ -180,7 +180,7 @@ fn nothing_is_left(lab: &Lab, group: &Group, before: &BTreeSet<u32>, point: &str
 
 /// Runs a command with each limit, until one suffices.
 fn at_every_limit(name: &str, command: &[&str]) {
-    let serial = Serial::begin();
+    let _serial = Serial::begin();
     let lab = lab();
     let nginx = Nginx::start(lab.server());
     let before = programs();
@@ -207,10 +207,9 @@ fn at_every_limit(name: &str, command: &[&str]) {
     assert_eq!(ends.last(), Some(&End::Success), "no limit suffices: {ends:?}");
     assert!(ends.len() > 3, "every limit suffices: {ends:?}");
     stage::assert_curl_works(&lab, ENDS[0].1, &nginx);
-    drop(serial);
 }
 
-fn path(crafter: &PathBuf) -> &str {
+fn path(crafter: &std::path::Path) -> &str {
     crafter.to_str().expect("a path in UTF-8")
 }
 
@@ -247,7 +246,7 @@ fn lease(lab: &Lab, socket: &std::path::Path) -> crafter::Result<Socket> {
 #[test]
 #[ignore = "takes cgroup v2: `cargo xtask vm-test --program memory_limit`"]
 fn serve_and_lease() {
-    let serial = Serial::begin();
+    let _serial = Serial::begin();
     let lab = lab();
     let before = programs();
     let directory = open_directory("crafter-memory-");
@@ -321,5 +320,4 @@ fn serve_and_lease() {
     }
     assert_eq!(granted, 2, "no limit suffices: {ends:?}");
     assert!(ends.len() > 4, "every limit suffices: {ends:?}");
-    drop(serial);
 }

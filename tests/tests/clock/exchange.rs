@@ -54,7 +54,7 @@ fn piece(number: usize) -> Vec<u8> {
 #[test]
 #[ignore = "sets the clock of the machine: `cargo xtask vm-test --program clock`"]
 fn a_download_goes_on() {
-    let serial = begin();
+    let _serial = begin();
     let lab = lab();
     let listener = lab.server().run(|| TcpListener::bind((SERVER_V4, 0))).expect("the server").expect("a listener");
     let remote = listener.local_addr().expect("its address");
@@ -102,7 +102,6 @@ fn a_download_goes_on() {
     assert!(count >= 20, "the clock was set {count} times");
     assert!(stats.hook_drops > 0, "{stats:?}");
     assert!(took < allow(Duration::from_secs(20)), "{took:?}");
-    drop(serial);
 }
 
 /// What is waited for takes as long as was said, from one to that and what a busy machine needs.
@@ -116,7 +115,7 @@ fn assert_took(what: &str, took: Duration, said: Duration) {
 #[test]
 #[ignore = "sets the clock of the machine: `cargo xtask vm-test --program clock`"]
 fn waiting_takes_as_long_as_it_says() {
-    let serial = begin();
+    let _serial = begin();
     let lab = lab();
     let syn = format!(r#"IP(dst="{}")/TCP(dport=9, flags="S")"#, silent());
     let jumps = Jumps::every(PAUSE);
@@ -168,7 +167,6 @@ fn waiting_takes_as_long_as_it_says() {
     assert!(took >= Duration::from_millis(600) && took < allow(Duration::from_secs(5)), "{took:?}");
     let count = jumps.end();
     assert!(count >= 20, "the clock was set {count} times");
-    drop(serial);
 }
 
 /// Between a request and its answer the clock is set: round trips are those of the packets, and the times since 1970 are
@@ -176,7 +174,7 @@ fn waiting_takes_as_long_as_it_says() {
 #[test]
 #[ignore = "sets the clock of the machine: `cargo xtask vm-test --program clock`"]
 fn round_trips_and_times_of_day() {
-    let serial = begin();
+    let _serial = begin();
     let lab = lab();
     let server = SERVER_V4;
     // By AF_XDP, by the ring buffer, and by the tap, which has the kernel's own times.
@@ -237,14 +235,13 @@ fn round_trips_and_times_of_day() {
         let began = began - Duration::from_micros(1);
         assert!(times.iter().all(|time| (began..=ended).contains(time)), "{step} s: {times:?}, {began:?} to {ended:?}");
     }
-    drop(serial);
 }
 
 /// The stamps of the kernel half, of packets and of flows, are CLOCK_MONOTONIC: they only go on.
 #[test]
 #[ignore = "sets the clock of the machine: `cargo xtask vm-test --program clock`"]
 fn the_kernel_half_stamps_by_the_monotonic_clock() {
-    let serial = begin();
+    let _serial = begin();
     let lab = lab();
     // The ring buffer has stamps; frames of AF_XDP do not.
     within(lab.client(), async || {
@@ -272,5 +269,4 @@ fn the_kernel_half_stamps_by_the_monotonic_clock() {
         assert!(last.contains(&flow.last_seen_ns), "{flow:?}: {stamps:?}");
         println!("{} stamps in {} ms, {INTERFACE}", stamps.len(), (monotonic() - began) / 1_000_000);
     });
-    drop(serial);
 }

@@ -18,8 +18,8 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use crafter::lab::{INTERFACE, Lab};
-use crafter_tests::{leak::Serial, stage, wire::mac};
+use crafter::lab::INTERFACE;
+use crafter_tests::{guarded::GuardedLab, leak::Serial, stage, wire::mac};
 use nix::{
     sys::time::TimeSpec,
     time::{ClockId, clock_gettime, clock_settime},
@@ -110,7 +110,7 @@ impl Drop for Jumps {
 }
 
 /// A lab whose client believes to know the way to [`SILENT`].
-fn lab() -> Lab {
+fn lab() -> GuardedLab {
     let lab = stage::lab();
     let server = lab.server().run(|| mac(INTERFACE)).expect("enter the server");
     let address = server.map(|byte| format!("{byte:02x}")).join(":");

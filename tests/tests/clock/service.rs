@@ -52,7 +52,7 @@ fn age(then: u64) -> Duration {
 #[test]
 #[ignore = "sets the clock of the machine: `cargo xtask vm-test --program clock`"]
 fn leases_live_and_are_as_old_as_they_are() {
-    let serial = begin();
+    let _serial = begin();
     let lab = lab();
     let service = Service::start(lab.client(), POLICY);
     let began = Instant::now();
@@ -89,14 +89,13 @@ fn leases_live_and_are_as_old_as_they_are() {
         let right: Vec<u64> = told.iter().filter(|(at, _)| *at == 1).map(|(_, began)| *began).collect();
         assert!(right.iter().all(|began| began.abs_diff(right[0]) < 1_000_000), "{right:?}");
     });
-    drop(serial);
 }
 
 /// A clock that is set forward fills no bucket, and one that is set back does not keep it empty.
 #[test]
 #[ignore = "sets the clock of the machine: `cargo xtask vm-test --program clock`"]
 fn the_policy_gives_so_many_packets_a_second() {
-    let serial = begin();
+    let _serial = begin();
     let lab = lab();
     let service = Service::start(lab.client(), POLICY);
     let jumps = Jumps::every(Duration::from_millis(30));
@@ -127,14 +126,13 @@ fn the_policy_gives_so_many_packets_a_second() {
     let (most, least) = (took.as_secs_f64() * RATE + BURST, 3.0 * RATE * 0.6);
     assert!((least..=most + 1.0).contains(&(sent as f64)), "{sent} sent, between {least} and {most} may be");
     assert!(refused > 0 && count >= 20, "{refused} refused, the clock set {count} times");
-    drop(serial);
 }
 
 #[test]
 #[ignore = "sets the clock of the machine: `cargo xtask vm-test --program clock`"]
 fn it_ends_when_it_was_idle_for_long_enough() {
     const IDLE: Duration = Duration::from_secs(2);
-    let serial = begin();
+    let _serial = begin();
     let lab = lab();
     let mut service = Service::start(lab.client(), POLICY);
     assert_eq!(service.stop(), Some(0));
@@ -157,7 +155,6 @@ fn it_ends_when_it_was_idle_for_long_enough() {
     assert!(status.success());
     let enough = IDLE - Duration::from_millis(100)..=IDLE + allow(Duration::from_secs(1));
     assert!(enough.contains(&took), "{took:?} instead of {IDLE:?}");
-    drop(serial);
 }
 
 /// What is relayed, replies and what was only looked on at, bears the monotonic clock, in its order, also where the
@@ -165,7 +162,7 @@ fn it_ends_when_it_was_idle_for_long_enough() {
 #[test]
 #[ignore = "sets the clock of the machine: `cargo xtask vm-test --program clock`"]
 fn records_are_in_order() {
-    let serial = begin();
+    let _serial = begin();
     let lab = lab();
     let service = Service::start(lab.client(), POLICY);
     let from = lab.server().run(|| UdpSocket::bind((SERVER_V4, 0))).expect("the server").expect("a socket");
@@ -216,5 +213,4 @@ fn records_are_in_order() {
         assert!(times.iter().all(|time| (began..=ended).contains(time)), "{what}: {times:?} of {began} to {ended}");
         println!("{what}: {} in order, in {} ms", times.len(), (ended - began) / 1_000_000);
     }
-    drop(serial);
 }
