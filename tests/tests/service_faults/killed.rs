@@ -129,7 +129,7 @@ fn the_service_is_killed_under_load() {
         state ^= state >> 7;
         state ^= state << 17;
         // From before it is attached to long behind it.
-        let moment = Duration::from_millis(state % 500);
+        let moment = allow(Duration::from_millis(state % 500));
         std::thread::sleep(moment);
         // Halted, it can be looked at; what it has open then is what it dies with.
         service.signal(Signal::SIGSTOP);
