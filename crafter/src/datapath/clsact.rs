@@ -33,11 +33,11 @@ impl Clsact {
         // By its index, which stays when it is renamed; iproute2 takes that where no device has such a name.
         let by_index = format!("if{}", interface.ifindex);
         let device = if if_nametoindex(by_index.as_str()).is_ok() { name.clone() } else { by_index };
-        let guard = guard::guard()?;
-        guard::lock(&guard).open(&device)?;
-        // The guard first: whoever is ended between the two leaves nothing. It goes with `opened` after an error, too.
         static OWNERS: AtomicU64 = AtomicU64::new(0);
         let owner = OWNERS.fetch_add(1, Ordering::Relaxed);
+        let guard = guard::guard()?;
+        guard::lock(&guard).open(owner, &device)?;
+        // The guard first: whoever is ended between the two leaves nothing. It goes with `opened` after an error, too.
         let opened = Self { owner, device, guard, links: Vec::new() };
         match qdisc_add_clsact(name) {
             Ok(()) | Err(TcError::AlreadyAttached) => Ok(opened),
@@ -62,8 +62,7 @@ impl Clsact {
         let (major, minor) = (pid as u16, FILTERS.fetch_add(1, Ordering::Relaxed) | 0x8000);
         let side = if direction == TcAttachType::Ingress { "ingress" } else { "egress" };
         let handle = u32::from(major) << 16 | u32::from(minor);
-        let command = format!("filter del dev {} {side} pref {priority} handle {handle:#x} bpf", self.device);
-        guard::lock(&self.guard).todo(self.owner, &command)?;
+        guard::lock(&self.guard).filter(self.owner, &self.device, side, priority, handle)?;
         Ok(NlOptions { priority, handle: TcHandle::new(major, minor), classid: None })
     }
 

@@ -11,9 +11,11 @@ use std::{
 
 use crate::error::{Error, Result};
 
-/// One word and its arguments per line. `open DEVICE`: notes whether it has a clsact qdisc already, and answers; one
-/// that comes later is ours to remove, once nobody has a filter there. `todo OWNER COMMAND`: what `tc` is to do in the
-/// end. `end OWNER DEVICE`: does that for one owner, latest first, and answers. The end of the input ends all.
+/// One word and its arguments per line. `open OWNER DEVICE`: notes whether it has a clsact qdisc already, and answers; one
+/// that comes later is ours to remove, once nobody has a filter there. `filter OWNER DEVICE SIDE PREFERENCE HANDLE`: one
+/// that is to be removed in the end. `end OWNER DEVICE`: removes those of one owner, latest first, and answers. The end
+/// of the input ends all. The commands of `tc`, which could start programs, are made here, of nothing but names and
+/// numbers: a service that was taken over reaches no more by its guard than it may by itself.
 const SCRIPT: &str = r#"
 exec 3>&1 >/dev/null
 trap '' INT TERM HUP QUIT
@@ -35,16 +37,21 @@ remove() {
     done
     ours=$kept
 }
-while IFS=' ' read -r word owner rest; do
+while IFS=' ' read -r word owner device side preference handle more; do
+    case $owner$device$side$preference$handle$more in
+        *[!a-zA-Z0-9.:_@-]*) [ "$word" = filter ] || echo "no name: $owner $device" >&3; continue ;;
+    esac
     case $word in
         open)
-            if shown=$(tc qdisc show dev "$owner"); then
-                case $shown in *clsact*) ;; *) ours="$ours$owner$IFS" ;; esac
+            if shown=$(tc qdisc show dev "$device"); then
+                case $shown in *clsact*) ;; *) ours="$ours$device$IFS" ;; esac
                 echo done >&3
             else
-                echo "tc qdisc show dev $owner: exit code $?" >&3
+                echo "tc qdisc show dev $device: exit code $?" >&3
             fi ;;
-        todo) todo="$owner $rest$IFS$todo" ;;
+        filter)
+            case $side in ingress | egress) ;; *) continue ;; esac
+            todo="$owner filter del dev $device $side pref $preference handle $handle bpf$IFS$todo" ;;
         end)
             mine= others=
             for entry in $todo; do
@@ -55,7 +62,7 @@ while IFS=' ' read -r word owner rest; do
             done
             todo=$others
             undo "$mine"
-            remove "$rest"
+            remove "$device"
             echo done >&3 ;;
     esac
 done
@@ -121,20 +128,20 @@ impl Guard {
     ///
     /// # Errors
     /// [`Error::Io`] when the guard is gone, or has no `tc`.
-    pub(super) fn open(&mut self, device: &str) -> Result<()> {
-        self.say(&format!("open {device}"))?;
+    pub(super) fn open(&mut self, owner: u64, device: &str) -> Result<()> {
+        self.say(&format!("open {owner} {device}"))?;
         self.answer()
     }
 
-    /// What `tc` is to do when `owner` ends; to be called before there is anything to be undone.
+    /// A filter that is to be removed when `owner` ends; to be called before it is there.
     ///
     /// # Errors
     /// [`Error::Io`] when the guard is gone.
-    pub(super) fn todo(&mut self, owner: u64, command: &str) -> Result<()> {
-        self.say(&format!("todo {owner} {command}"))
+    pub(super) fn filter(&mut self, owner: u64, device: &str, side: &str, preference: u16, handle: u32) -> Result<()> {
+        self.say(&format!("filter {owner} {device} {side} {preference} {handle:#x}"))
     }
 
-    /// Does what is to be done for `owner`, whose filters are on `device`, and waits for that.
+    /// Removes the filters of `owner`, which are on `device`, and waits for that.
     ///
     /// # Errors
     /// [`Error::Io`] when the guard is gone.
@@ -171,5 +178,47 @@ impl Drop for Guard {
     fn drop(&mut self) {
         drop(self.tell.take());
         let _ = self.process.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a line has `tc` do is nothing but removing filters, whatever the line says.
+    #[test]
+    fn lines_make_no_commands_of_their_own() {
+        let directory = tempfile::tempdir().unwrap();
+        // In the place of `tc`: tells what it is asked to do.
+        let (told, tc) = (directory.path().join("told"), directory.path().join("tc"));
+        let script = format!("#!/bin/sh\n[ \"$1\" = qdisc ] || {{ echo \"$@\"; cat; }} >> {}\n", told.display());
+        std::fs::write(&tc, script).unwrap();
+        std::fs::set_permissions(&tc, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let path = format!("{}:{}", directory.path().display(), std::env::var("PATH").unwrap());
+        let mut child = Command::new("sh")
+            .args(["-c", SCRIPT, "crafter-guard"])
+            .env("PATH", path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = "open 1 if7\n\
+            filter 1 if7 ingress 20001 0x18000\n\
+            filter 1 if7;reboot ingress 1 0x1\n\
+            filter 1 $(reboot) egress 1 0x1\n\
+            filter 1 if7 exec 1 0x1\n\
+            filter 1 if7 egress 1 0x1 more words\n\
+            exec bpf run reboot\n\
+            open 1 if7`reboot`\n\
+            filter 2 if7 egress 20002 0x28000\n\
+            end 2 if7\n";
+        child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), "done\nno name: 1 if7`reboot`\ndone\n");
+        let told = std::fs::read_to_string(told).unwrap();
+        let commands: Vec<_> = told.lines().filter(|line| line.contains("del ")).collect();
+        let remove =
+            |side, preference, handle| format!("filter del dev if7 {side} pref {preference} handle {handle} bpf");
+        assert_eq!(commands, [remove("egress", "20002", "0x28000"), remove("ingress", "20001", "0x18000")], "{told}");
     }
 }
