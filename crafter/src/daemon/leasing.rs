@@ -134,7 +134,13 @@ async fn take(service: &Rc<Service>, caller: &Caller, wanted: &Wanted) -> Result
     let obtain = async |transport, ports: RangeInclusive<u16>| {
         let port = PortChoice::Range(ports);
         let request = LeaseRequest { transport, address, port, terms, coalesce: false };
-        crafter.lease_gathered(request, attachment.arrived.clone()).await.map_err(|error| held_by(attachment, error))
+        let lease = async || crafter.lease_gathered(request.clone(), attachment.arrived.clone()).await;
+        let mut leased = lease().await;
+        // Who closes a lease and takes its port again may be heard sooner than the end of the former.
+        if matches!(leased, Err(Error::PortTaken { .. })) && outgoing::end_closed(service) {
+            leased = lease().await;
+        }
+        leased.map_err(|error| held_by(attachment, error))
     };
     let (lease, grant, charge) = match (wanted.transport, ports) {
         (None, _) => {

@@ -1,6 +1,8 @@
 //! What clients send: each packet compared with its lease and the policy, then sent or refused.
 
-use std::{io, rc::Rc, time::Instant};
+use std::{io, os::fd::AsFd as _, rc::Rc, time::Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{
     hold::{Hold, Packet},
@@ -43,6 +45,22 @@ pub(super) async fn run(service: Rc<Service>, hold: Rc<Hold>) {
         tokio::task::yield_now().await;
     }
     service.forget(&hold);
+}
+
+/// Ends the leases whose clients have closed them, which their own tasks are about to notice; what was sent before is
+/// still sent. Whether there was one.
+pub(super) fn end_closed(service: &Rc<Service>) -> bool {
+    let is_closed = |hold: &&Rc<Hold>| {
+        let mut socket = [PollFd::new(hold.socket.get_ref().as_fd(), PollFlags::empty())];
+        poll(&mut socket, PollTimeout::ZERO).is_ok()
+            && socket[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP))
+    };
+    let closed: Vec<_> = service.leases.borrow().values().filter(is_closed).cloned().collect();
+    for hold in &closed {
+        while matches!(take(service, hold), Took::Some) {}
+        service.forget(hold);
+    }
+    !closed.is_empty()
 }
 
 /// Takes what is there, at most a batch.

@@ -47,7 +47,7 @@ pub(super) struct Service {
     pub(super) options: ServeOptions,
     policy: RefCell<Rc<Policy>>,
     pub(super) users: Users,
-    leases: RefCell<BTreeMap<u64, Rc<Hold>>>,
+    pub(super) leases: RefCell<BTreeMap<u64, Rc<Hold>>>,
     attachments: RefCell<HashMap<String, Slot>>,
     /// This host's addresses and broadcast addresses.
     host: RefCell<Option<Rc<Addresses>>>,

@@ -10,7 +10,7 @@ use std::{
 
 use crafter::{
     Error,
-    lab::{CLIENT_V4, SERVER_V4},
+    lab::{CLIENT_V4, INTERFACE, SERVER_V4},
     service::{Control, record::Kind, wire::ListLeasesCall},
 };
 use crafter_tests::{
@@ -23,7 +23,10 @@ use crafter_tests::{
     slow::allow,
     stage::lab,
 };
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::{
+    resource::{Resource, getrlimit, setrlimit},
+    signal::Signal,
+};
 use serde_json::json;
 
 use super::{Neighbour, POLICY, at_rest, call, descriptors, lease, resident, service};
@@ -380,4 +383,25 @@ fn one_that_connects_without_end() {
     let told = Neighbour::start(lab.client(), &service.socket).finish();
     told.assert_undisturbed();
     many.kill();
+}
+
+/// Closes a lease and asks for its port in the same breath: it has it, whichever of the two the service sees first.
+#[test]
+fn one_that_takes_its_port_again_at_once() {
+    let _serial = Serial::begin();
+    let lab = lab();
+    let service = service(&lab);
+    let mut control = Raw::connect(&service.socket);
+    let wanted = json!({ "interface": INTERFACE, "protocol": "udp", "port": 30_000 });
+    for round in 0..20 {
+        let held = lease(&service, ROOT, &call("udp", Some(30_000), None)).expect("a lease");
+        service.signal(Signal::SIGSTOP);
+        // The call first, which is seen first.
+        control.write(&raw::call("Lease", &wanted)).expect("send a call");
+        drop(held);
+        service.signal(Signal::SIGCONT);
+        // Its descriptor is not taken, and so closed as soon as it comes.
+        let answer = control.answer().expect("an answer");
+        assert!(answer["error"].is_null(), "round {round}: {answer}");
+    }
 }
