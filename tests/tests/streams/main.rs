@@ -296,7 +296,8 @@ fn judge_network(row: &Row, seen: &[Seen; 2]) {
         assert_eq!(ours.sacks > 0, !off("tcp_sack"), "{name}");
     }
     if let Some((_, pause)) = row.server_stall {
-        assert!(theirs.zero_windows > 0, "{name}: it had room");
+        // One lost segment, and the next one of the timer, may take the whole pause.
+        assert!(theirs.zero_windows > 0 || row.network.loss > 0.0, "{name}: it had room");
         // The first probe comes after a second.
         let probes = pause >= Duration::from_secs(2) && row.network.loss == 0.0;
         assert!(ours.probes > 0 || !probes, "{name}: we did not probe");
