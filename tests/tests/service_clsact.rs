@@ -76,7 +76,7 @@ fn nothing_is_left(lab: &Lab, objects: &BpfObjects, guard: i32) {
 /// However it ends, and each time that its last lease does.
 #[test]
 fn it_serves_and_leaves_nothing() {
-    let serial = Serial::begin();
+    let _serial = Serial::begin();
     let lab = lab();
     let mut service = Service::start(lab.client(), POLICY);
     assert_eq!(service.stop(), Some(0));
@@ -112,13 +112,12 @@ fn it_serves_and_leaves_nothing() {
         nothing_is_left(&lab, &objects, *guard);
         drop(held);
     }
-    drop(serial);
 }
 
 /// Somebody else's qdisc and filters stay.
 #[test]
 fn what_is_anothers_stays() {
-    let serial = Serial::begin();
+    let _serial = Serial::begin();
     let lab = lab();
     let tc = |arguments: &str| run(lab.client().command("tc").args(arguments.split(' ')));
     tc(&format!("qdisc add dev {INTERFACE} clsact"));
@@ -152,5 +151,4 @@ fn what_is_anothers_stays() {
         drop(held);
         tc(&format!("qdisc del dev {INTERFACE} clsact"));
     }
-    drop(serial);
 }

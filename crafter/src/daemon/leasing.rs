@@ -51,7 +51,13 @@ pub(super) async fn lease(
     call: &LeaseCall,
 ) -> Result<(Leased, OwnedFd), Fault> {
     let wanted = Wanted::read(call)?;
-    take(service, caller, &wanted).await.map_err(|refused| {
+    let mut taken = take(service, caller, &wanted).await;
+    // Who closes a lease and takes another may be heard sooner than the end of the former, which has the port still, or
+    // is the last that the policy allows.
+    if taken.is_err() && outgoing::end_closed(service) {
+        taken = take(service, caller, &wanted).await;
+    }
+    taken.map_err(|refused| {
         let what = || What {
             interface: call.interface.as_deref(),
             protocol: Some(wanted.protocol),
@@ -134,13 +140,7 @@ async fn take(service: &Rc<Service>, caller: &Caller, wanted: &Wanted) -> Result
     let obtain = async |transport, ports: RangeInclusive<u16>| {
         let port = PortChoice::Range(ports);
         let request = LeaseRequest { transport, address, port, terms, coalesce: false };
-        let lease = async || crafter.lease_gathered(request.clone(), attachment.arrived.clone()).await;
-        let mut leased = lease().await;
-        // Who closes a lease and takes its port again may be heard sooner than the end of the former.
-        if matches!(leased, Err(Error::PortTaken { .. })) && outgoing::end_closed(service) {
-            leased = lease().await;
-        }
-        leased.map_err(|error| held_by(attachment, error))
+        crafter.lease_gathered(request, attachment.arrived.clone()).await.map_err(|error| held_by(attachment, error))
     };
     let (lease, grant, charge) = match (wanted.transport, ports) {
         (None, _) => {
@@ -220,7 +220,11 @@ pub(super) async fn observe(
     caller: &Caller,
     call: &ObserveCall,
 ) -> Result<(Observing, OwnedFd), Fault> {
-    look_on(service, caller, call).await.map_err(|refused| {
+    let mut taken = look_on(service, caller, call).await;
+    if taken.is_err() && outgoing::end_closed(service) {
+        taken = look_on(service, caller, call).await;
+    }
+    taken.map_err(|refused| {
         let what = What { interface: Some(&call.interface), ..What::default() };
         refused.into_fault(|decision| service.record_refused_lease(caller, Of::Observe, what, decision))
     })

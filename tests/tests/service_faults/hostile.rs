@@ -385,23 +385,27 @@ fn one_that_connects_without_end() {
     many.kill();
 }
 
-/// Closes a lease and asks for its port in the same breath: it has it, whichever of the two the service sees first.
+/// Closes a lease and asks for another in the same breath: for the same port, or as the only one that the policy lets it
+/// have. It has that, whichever of the two the service sees first.
 #[test]
-fn one_that_takes_its_port_again_at_once() {
+fn one_that_closes_and_takes_at_once() {
     let _serial = Serial::begin();
     let lab = lab();
-    let service = service(&lab);
-    let mut control = Raw::connect(&service.socket);
-    let wanted = json!({ "interface": INTERFACE, "protocol": "udp", "port": 30_000 });
-    for round in 0..20 {
-        let held = lease(&service, ROOT, &call("udp", Some(30_000), None)).expect("a lease");
-        service.signal(Signal::SIGSTOP);
-        // The call first, which is seen first.
-        control.write(&raw::call("Lease", &wanted)).expect("send a call");
-        drop(held);
-        service.signal(Signal::SIGCONT);
-        // Its descriptor is not taken, and so closed as soon as it comes.
-        let answer = control.answer().expect("an answer");
-        assert!(answer["error"].is_null(), "round {round}: {answer}");
+    for (more, port) in [("", 30_000), ("max_leases = 1\n", 30_001)] {
+        let policy = format!("[[rule]]\nuser = 0\nprotocols = [\"any\"]\nports = [\"30000-30001\"]\n{more}");
+        let service = Service::start(lab.client(), &policy);
+        let mut control = Raw::connect(&service.socket);
+        let wanted = json!({ "interface": INTERFACE, "protocol": "udp", "port": port });
+        for round in 0..20 {
+            let held = lease(&service, ROOT, &call("udp", Some(30_000), None)).expect("a lease");
+            service.signal(Signal::SIGSTOP);
+            // The call first, which is seen first.
+            control.write(&raw::call("Lease", &wanted)).expect("send a call");
+            drop(held);
+            service.signal(Signal::SIGCONT);
+            // Its descriptor is not taken, and so closed as soon as it comes.
+            let answer = control.answer().expect("an answer");
+            assert!(answer["error"].is_null(), "round {round}, {more}: {answer}");
+        }
     }
 }
