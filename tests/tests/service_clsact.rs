@@ -139,7 +139,9 @@ fn what_is_anothers_stays() {
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
         let mut process = start(&service, &lab);
         let held = lease(&service);
-        tc(&format!("filter add dev {INTERFACE} ingress pref 7 matchall action ok"));
+        // A classic BPF program that matches nothing, "return 0": not every kernel has other classifiers.
+        let filter = ["filter", "add", "dev", INTERFACE, "ingress", "pref", "7", "bpf", "bytecode", "1,6 0 0 0,"];
+        run(lab.client().command("tc").args(filter));
         kill(Pid::from_raw(process.id() as i32), signal).expect("signal");
         wait_for("its end", PATIENCE, || process.0.try_wait().expect("its state"));
         wait_for("the end of its hooks", PATIENCE, || {
@@ -147,7 +149,7 @@ fn what_is_anothers_stays() {
             (!left.iter().any(|one| one.contains("crafter") || one.contains("XDP"))).then_some(())
         });
         let filters = tc(&format!("filter show dev {INTERFACE} ingress"));
-        assert!(filters.contains("matchall") && has_qdisc(&lab), "{filters}");
+        assert!(filters.contains("pref 7 bpf") && has_qdisc(&lab), "{filters}");
         drop(held);
         tc(&format!("qdisc del dev {INTERFACE} clsact"));
     }
