@@ -2,7 +2,13 @@
 //!
 //! It looks into the lab's own namespaces alone, so that tests with a lab each may run side by side.
 
-use std::{collections::BTreeSet, fs, ops::Deref, os::unix::fs::MetadataExt as _, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    ops::Deref,
+    os::unix::fs::MetadataExt as _,
+    time::{Duration, Instant},
+};
 
 use crafter::lab::{INTERFACE, Lab, LabOptions, NetNs};
 
@@ -11,17 +17,14 @@ use crate::{leak::attached, slow};
 /// How long the end of what a test had may take: it lets go of it just before, and service and kernel take a moment.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// The kernel frees closed netlink sockets a grace period of RCU later; how long none may have gone to be done with it.
+const QUIET: Duration = Duration::from_millis(100);
+
 /// A lab; as it was when it was made, it has to be when it is dropped: attachments and qdiscs of the client's interface,
 /// processes in both namespaces, and sockets in the client's, which are reserved ports, AF_XDP sockets with their
 /// frames, packet sockets and those of leases. Not looked at while a failed test unwinds.
 pub struct GuardedLab {
     lab: Lab,
-    before: State,
-}
-
-/// What could be left.
-#[derive(Debug)]
-struct State {
     things: BTreeSet<String>,
     /// Sockets of all families, of this process and others (`sockets: used` in /proc/net/sockstat).
     sockets: u64,
@@ -34,8 +37,8 @@ impl GuardedLab {
     /// If there can be none: these tests run as root.
     pub fn new(options: &LabOptions) -> Self {
         let lab = Lab::new(options).expect("a lab; these tests run as root");
-        let before = State::of(&lab);
-        Self { lab, before }
+        let (things, sockets) = (things(&lab), settled(lab.client()));
+        Self { lab, things, sockets }
     }
 }
 
@@ -52,29 +55,56 @@ impl Drop for GuardedLab {
         if std::thread::panicking() {
             return;
         }
-        let mut left = (Vec::new(), 0);
-        let clean = slow::wait_until(PATIENCE, || {
-            let now = State::of(&self.lab);
-            let things = now.things.difference(&self.before.things).cloned().collect();
-            left = (things, now.sockets.saturating_sub(self.before.sockets));
-            left.0.is_empty() && left.1 == 0
-        });
-        assert!(clean, "left in the lab: {:?}, and {} sockets: {}", left.0, left.1, sockets(self.lab.client()));
+        let left = self.left(PATIENCE);
+        assert!(left.is_empty(), "left in the lab: {left:?}");
     }
 }
 
-impl State {
-    fn of(lab: &Lab) -> Self {
-        let mut things: BTreeSet<String> = processes_in(&[lab.client(), lab.server()]).into_iter().collect();
-        let is_there = || nix::net::if_::if_nametoindex(INTERFACE).is_ok();
-        // Some tests remove the interface, rename it, or move it elsewhere.
-        if lab.client().run(is_there).expect("enter the client") {
-            things.extend(attached(lab.client(), INTERFACE));
-            let shown = crate::stage::run(lab.client().command("tc").args(["qdisc", "show", "dev", INTERFACE]));
-            things.extend(shown.lines().filter(|line| line.contains("clsact")).map(str::to_owned));
+impl GuardedLab {
+    /// What is there and was not, after `patience` at most if it is still there then.
+    fn left(&self, patience: Duration) -> Vec<String> {
+        let mut left = Vec::new();
+        let more = || {
+            left = things(&self.lab).difference(&self.things).cloned().collect();
+            left.is_empty()
+        };
+        // Apart from what opens netlink sockets itself: as long as that goes on, some are not freed yet.
+        let mut count = 0;
+        let fewer = || {
+            count = used(self.lab.client()).saturating_sub(self.sockets);
+            count == 0
+        };
+        if slow::wait_until(patience, more) && !slow::wait_until(patience, fewer) {
+            left.push(format!("{count} sockets: {}", sockets(self.lab.client())));
         }
-        Self { things, sockets: used(lab.client()) }
+        left
     }
+}
+
+/// What could be left, but for sockets.
+fn things(lab: &Lab) -> BTreeSet<String> {
+    let mut things: BTreeSet<String> = processes_in(&[lab.client(), lab.server()]).into_iter().collect();
+    let is_there = || nix::net::if_::if_nametoindex(INTERFACE).is_ok();
+    // Some tests remove the interface, rename it, or move it elsewhere.
+    if lab.client().run(is_there).expect("enter the client") {
+        things.extend(attached(lab.client(), INTERFACE));
+        let shown = crate::stage::run(lab.client().command("tc").args(["qdisc", "show", "dev", INTERFACE]));
+        things.extend(shown.lines().filter(|line| line.contains("clsact")).map(str::to_owned));
+    }
+    things
+}
+
+/// How many sockets there are once those are freed that are closed already.
+fn settled(namespace: &NetNs) -> u64 {
+    let (mut least, mut since) = (used(namespace), Instant::now());
+    while since.elapsed() < QUIET {
+        std::thread::sleep(Duration::from_millis(5));
+        let now = used(namespace);
+        if now < least {
+            (least, since) = (now, Instant::now());
+        }
+    }
+    least
 }
 
 /// The processes in some namespaces, beside this one: id and command line.
@@ -102,4 +132,53 @@ fn used(namespace: &NetNs) -> u64 {
 fn sockets(namespace: &NetNs) -> String {
     let output = namespace.command("ss").args(["-Hanp"]).output();
     output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::UdpSocket, process::Stdio};
+
+    use super::*;
+    use crate::stage::{lab, run};
+
+    const SHORT: Duration = Duration::from_millis(500);
+
+    #[test]
+    fn what_was_left_is_told() {
+        let lab = lab();
+        assert_eq!(lab.left(SHORT), Vec::<String>::new());
+
+        let socket = lab.client().run(|| UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap();
+        let left = lab.left(SHORT);
+        assert!(left.len() == 1 && left[0].starts_with("1 sockets: "), "{left:?}");
+        drop(socket);
+
+        let mut process = lab.server().command("sleep").arg("60").stdout(Stdio::null()).spawn().unwrap();
+        let left = lab.left(SHORT);
+        process.kill().unwrap();
+        process.wait().unwrap();
+        assert!(left.len() == 1 && left[0].contains(": sleep 60"), "{left:?}");
+
+        let tc = |arguments: &[&str]| run(lab.client().command("tc").args(arguments));
+        tc(&["qdisc", "add", "dev", INTERFACE, "clsact"]);
+        tc(&["filter", "add", "dev", INTERFACE, "egress", "pref", "7", "bpf", "bytecode", "1,6 0 0 0,"]);
+        let left = lab.left(SHORT);
+        tc(&["qdisc", "del", "dev", INTERFACE, "clsact"]);
+        assert!(left.len() == 2 && left.iter().any(|one| one.starts_with("qdisc clsact")), "{left:?}");
+        assert_eq!(lab.left(SHORT), Vec::<String>::new());
+    }
+
+    /// The kernel frees a netlink socket after `tc`, which the lab's own looking starts, has ended.
+    #[test]
+    fn its_own_looking_is_not_left() {
+        let lab = lab();
+        let before = used(lab.client());
+        let mut busy = 0;
+        for _ in 0..20 {
+            run(lab.client().command("tc").arg("qdisc"));
+            busy += u32::from(used(lab.client()) > before);
+            assert_eq!(lab.left(Duration::from_secs(2)), Vec::<String>::new());
+        }
+        assert!(busy > 0, "never saw a socket that was not freed yet");
+    }
 }
