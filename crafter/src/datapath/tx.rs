@@ -56,6 +56,10 @@ pub struct Sender {
     turned_away: u64,
     /// How long a full queue is waited for.
     patience: Duration,
+    /// The number of the next packet, where the sender stops at a full queue.
+    number: Option<usize>,
+    /// The number of the first packet that there was no room for.
+    held: Option<usize>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +74,7 @@ enum Path {
 struct Queued {
     bytes: Vec<u8>,
     to: SockAddr,
+    number: Option<usize>,
 }
 
 impl Sender {
@@ -95,6 +100,8 @@ impl Sender {
             dropped: 0,
             turned_away: 0,
             patience: Duration::ZERO,
+            number: None,
+            held: None,
         };
         // The other sockets wait for their first packet, but a missing capability should show here.
         if interface.ethernet {
@@ -116,12 +123,29 @@ impl Sender {
         self.patience = patience;
     }
 
+    /// The packet that is pushed next has this number, and until [`Sender::finish`] a full queue drops nothing: it stops
+    /// the sender, and what is pushed behind the first packet without room is not even looked at. For callers that keep
+    /// their packets until they were tried; they number all that they push, upwards.
+    pub fn number(&mut self, number: usize) {
+        self.number = Some(number);
+    }
+
+    /// The number of the first packet that there was no room for: it and all behind it are the caller's to push again.
+    /// To be called with nothing queued, behind a [`Sender::flush`].
+    pub fn finish(&mut self) -> Option<usize> {
+        self.number = None;
+        self.held.take()
+    }
+
     /// Queues a packet that starts at its IP header; sends all when [`BATCH`] are queued.
     ///
     /// # Errors
     /// [`Error::Invalid`] for a route out of another interface, and for a packet without an IP header or larger than
     /// the interface's MTU: it is not queued. Those of [`Sender::flush`], which concern packets queued before.
     pub fn push(&mut self, route: &Route, ip_packet: &[u8]) -> Result<()> {
+        if self.held.is_some() {
+            return Ok(());
+        }
         if route.ifindex != self.ifindex {
             let reason = format!("leaves by {}, but this sender is for {}", route.interface, self.interface);
             return Err(Error::invalid("route", reason));
@@ -160,6 +184,9 @@ impl Sender {
     /// [`Error::Invalid`] where packets have no Ethernet header, and for a frame shorter than one or larger than what
     /// the MTU allows with two VLAN tags: it is not queued. Those of [`Sender::flush`], as in [`Sender::push`].
     pub fn push_frame(&mut self, frame: &[u8]) -> Result<()> {
+        if self.held.is_some() {
+            return Ok(());
+        }
         if !self.ethernet {
             let reason = format!("packets on {} have no Ethernet header: begin with IP or IPv6", self.interface);
             return Err(Error::invalid("frame", reason));
@@ -182,10 +209,15 @@ impl Sender {
         self.path = path;
         if self.queued == self.queue.len() {
             let to = SockAddr::from(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)));
-            self.queue.push(Queued { bytes: Vec::with_capacity(ETHERNET + self.mtu.min(9000) as usize), to });
+            self.queue.push(Queued {
+                bytes: Vec::with_capacity(ETHERNET + self.mtu.min(9000) as usize),
+                to,
+                number: None,
+            });
         }
         let queued = &mut self.queue[self.queued];
         queued.bytes.clear();
+        queued.number = self.number;
         (queued, flushed)
     }
 
@@ -196,8 +228,9 @@ impl Sender {
         if self.queued == BATCH { self.flush().map(drop) } else { Ok(()) }
     }
 
-    /// Sends what is queued, without blocking longer than the [patience](Self::set_patience), and returns how many packets the kernel took. Nothing stays queued:
-    /// packets that it had no room for are counted by [`Sender::dropped`] after a few tries.
+    /// Sends what is queued, without blocking longer than the [patience](Self::set_patience), and returns how many
+    /// packets the kernel took. Nothing stays queued: packets that it had no room for are counted by
+    /// [`Sender::dropped`] after a few tries, unless [`Sender::finish`] tells of them.
     ///
     /// # Errors
     /// The first of: [`Error::UnknownInterface`] when the interface is gone, [`Error::Io`] when it is down or a
@@ -228,6 +261,9 @@ impl Sender {
                     if tries < RETRIES {
                         tries += 1;
                         std::thread::yield_now();
+                    } else if let Some(number) = self.queue[done].number {
+                        self.held = Some(number);
+                        break;
                     } else if since.get_or_insert_with(Instant::now).elapsed() < self.patience {
                         self.used().iter().for_each(|socket| wait_for_room(socket, &error));
                     } else {

@@ -9,7 +9,7 @@ use std::{
 use crafter_common::{map::SOCKET_ENTRIES, parse, reason::Reason};
 
 use super::{
-    Options,
+    NoRoom, Options, Outgoing, Transmitted,
     entry::{Meta, Stats},
     served::Served,
     table::Table,
@@ -203,6 +203,33 @@ impl Core {
             Side::Kernel(side) => side.tx.push_frame(frame),
             Side::Service(side) => side.push_frame(frame),
         }
+    }
+
+    /// Sends packets and frames in as few system calls as it takes; `on` says what to do where there is no room for one.
+    pub(crate) fn send<'p>(&mut self, packets: impl IntoIterator<Item = Outgoing<'p>>, on: NoRoom) -> Transmitted {
+        let (sent, refused) = self.sent();
+        let (mut count, mut error) = (0, None);
+        for (number, packet) in packets.into_iter().enumerate() {
+            if on == NoRoom::Stop {
+                match &mut self.side {
+                    Side::Kernel(side) => side.tx.number(number),
+                    Side::Service(side) => side.number(number),
+                }
+            }
+            let pushed = match packet {
+                Outgoing::Ip(route, ip) => self.push(route, ip),
+                Outgoing::Frame(frame) => self.push_frame(frame),
+            };
+            error = error.or(pushed.err());
+            count = number + 1;
+        }
+        error = error.or(self.flush().err());
+        let held = match &mut self.side {
+            Side::Kernel(side) => side.tx.finish(),
+            Side::Service(side) => side.finish(),
+        };
+        let (sent, refused) = (self.sent().0 - sent, self.sent().1 - refused);
+        Transmitted { sent, refused, tried: held.unwrap_or(count), error }
     }
 
     /// Sends all that is queued.

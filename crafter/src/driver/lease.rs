@@ -1,6 +1,7 @@
 //! Leases: ports that belong to this process, for sending from and for receiving on.
 
 use std::{
+    io,
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
     sync::Arc,
@@ -10,7 +11,7 @@ use std::{
 use tokio::sync::Notify;
 
 use super::{
-    Shared,
+    NoRoom, Outgoing, ROOM_AGAIN, ROOM_WITHIN, Shared,
     core::Side,
     entry::{LeaseState, Received},
     served,
@@ -349,20 +350,37 @@ impl Lease {
         self.send_all([ip]).await
     }
 
-    /// Sends several packets in as few system calls as it takes.
+    /// Sends several packets in as few system calls as it takes. Where a queue is full, waits until it has room.
+    ///
+    /// Not safe to cancel: some packets may have gone, others not.
     ///
     /// # Errors
-    /// As [`Lease::send`]; the packets before the one at fault may have gone.
+    /// As [`Lease::send`], all other packets have gone; [`Error::Io`] for packets that there was no room for within a
+    /// second. Packets without a route are told before anything is sent.
     pub async fn send_all<'p>(&self, packets: impl IntoIterator<Item = &'p [u8]>) -> Result<()> {
         let mut routed = Vec::new();
         for ip in packets {
             routed.push((self.inner.route(IpPacket::parse(ip)?.destination).await?, ip));
         }
-        let mut core = self.inner.shared.lock();
-        for (route, ip) in &routed {
-            core.push(route, ip)?;
+        let (mut rest, mut error) = (&routed[..], None);
+        let mut progress = Instant::now();
+        loop {
+            let on = if progress.elapsed() < ROOM_WITHIN { NoRoom::Stop } else { NoRoom::Refuse };
+            let packets = rest.iter().map(|(route, ip)| Outgoing::Ip(route, ip));
+            let sent = self.inner.shared.lock().send(packets, on);
+            if on == NoRoom::Refuse && sent.refused > 0 && sent.error.is_none() {
+                error.get_or_insert_with(|| no_room(&self.inner.shared.name(), sent.refused));
+            }
+            error = error.or(sent.error);
+            rest = &rest[sent.tried..];
+            if rest.is_empty() {
+                return error.map_or(Ok(()), Err);
+            }
+            if sent.tried > 0 {
+                progress = Instant::now();
+            }
+            tokio::time::sleep(ROOM_AGAIN).await;
         }
-        core.flush()
     }
 
     /// The next packet that comes to the lease and belongs to no stream. Safe to cancel.
@@ -422,6 +440,12 @@ impl Lease {
         let local = SocketAddr::new(self.inner.address.unwrap_or(route.source), self.port());
         Stream::connect(self.inner.clone(), route, local, remote, options).await
     }
+}
+
+fn no_room(interface: &str, packets: u64) -> Error {
+    let within = ROOM_WITHIN.as_secs_f32();
+    let reason = format!("{packets} packets found no room in its queue within {within} s");
+    Error::Io { action: format!("send through {interface}"), source: io::Error::new(io::ErrorKind::WouldBlock, reason) }
 }
 
 impl LeaseInner {

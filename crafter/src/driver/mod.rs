@@ -43,6 +43,13 @@ use crate::{
     service::{Control, wire::LeaseCall},
 };
 
+/// How long a packet may wait for room without any progress before it counts as not sent. Far more than a link at full
+/// rate needs for its queue, and little enough for who waits.
+pub(crate) const ROOM_WITHIN: Duration = Duration::from_secs(1);
+
+/// How long to wait until room is asked for again; who has it does not tell.
+pub(crate) const ROOM_AGAIN: Duration = Duration::from_millis(1);
+
 /// How long to look for the next burst before sleeping.
 const LINGER: Duration = Duration::from_micros(50);
 
@@ -54,12 +61,23 @@ pub(crate) enum Outgoing<'p> {
     Frame(&'p [u8]),
 }
 
+/// What to do where there is no room for a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoRoom {
+    /// Count it as refused once patience is over, and go on.
+    Refuse,
+    /// Try neither it nor what is behind it.
+    Stop,
+}
+
 /// What became of it.
 pub(crate) struct Transmitted {
     /// Packets that the kernel took.
     pub(crate) sent: u64,
     /// Packets that it did not take.
     pub(crate) refused: u64,
+    /// How many were tried; those behind them are as they were.
+    pub(crate) tried: usize,
     /// Why it did not take one, the first of them.
     pub(crate) error: Option<Error>,
 }
@@ -340,6 +358,11 @@ impl Crafter {
         Lease::take(&self.shared, request, Some(arrived)).await
     }
 
+    /// The interface's name now.
+    pub(crate) fn name(&self) -> Arc<str> {
+        self.shared.name()
+    }
+
     /// Has `watcher` notified once the interface is gone, also where nothing is leased.
     pub(crate) fn watch(&self, watcher: Arc<Notify>) {
         let mut core = self.shared.lock();
@@ -356,20 +379,15 @@ impl Crafter {
 
     /// Sends packets and frames in as few system calls as it takes, and looks at once for what comes back.
     pub(crate) fn transmit<'p>(&self, packets: impl IntoIterator<Item = Outgoing<'p>>) -> Transmitted {
+        self.transmit_or(packets, NoRoom::Refuse)
+    }
+
+    /// The same, where `on` says what to do without room.
+    pub(crate) fn transmit_or<'p>(&self, packets: impl IntoIterator<Item = Outgoing<'p>>, on: NoRoom) -> Transmitted {
         let mut core = self.shared.lock();
-        let (sent, refused) = core.sent();
-        let mut error = None;
-        for packet in packets {
-            let pushed = match packet {
-                Outgoing::Ip(route, ip) => core.push(route, ip),
-                Outgoing::Frame(frame) => core.push_frame(frame),
-            };
-            error = error.or(pushed.err());
-        }
-        error = error.or(core.flush().err());
-        let (sent, refused) = (core.sent().0 - sent, core.sent().1 - refused);
+        let sent = core.send(packets, on);
         core.drain(Instant::now());
-        Transmitted { sent, refused, error }
+        sent
     }
 
     /// Looks for what comes, for at most so long, without giving the processor away: to sleep and to be woken takes

@@ -55,6 +55,19 @@ impl Routes {
         known.get(&(destination, source)).filter(|(_, found)| found.elapsed() < AGE).map(|(route, _)| route.clone())
     }
 
+    /// The same, or one that was found a little earlier, for who asks again meanwhile; whether it is such a one.
+    pub(crate) fn known_or_old(&self, destination: IpAddr, source: Option<IpAddr>) -> Option<(Arc<Route>, bool)> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let (route, found) = known.get(&(destination, source))?;
+        let age = found.elapsed();
+        (age < 2 * AGE).then(|| (route.clone(), age >= AGE))
+    }
+
+    /// Forgets the route to `destination`.
+    pub(crate) fn forget_one(&self, destination: IpAddr, source: Option<IpAddr>) {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(&(destination, source));
+    }
+
     /// The route to `destination`, over `interface` (always the same one) and with `source` if those are given.
     pub(crate) async fn find(
         &self,

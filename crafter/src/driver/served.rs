@@ -66,13 +66,17 @@ pub(crate) struct Served {
     refusals: u64,
     /// When a lease was closed last.
     closed: Option<Instant>,
+    /// The number of the next packet, and of the first that there was no room for, as a sender's
+    /// ([`number`](crate::datapath::tx::Sender::number)).
+    number: Option<usize>,
+    held: Option<usize>,
 }
 
 /// The socket of one lease.
 struct Lane {
     socket: OwnedFd,
-    /// The first `queued` wait; the others are buffers for reuse.
-    queue: Vec<Vec<u8>>,
+    /// The first `queued` wait, each with its number; the others are buffers for reuse.
+    queue: Vec<(Option<usize>, Vec<u8>)>,
     queued: usize,
     lost: u32,
 }
@@ -105,6 +109,8 @@ impl Served {
             refusal: None,
             refusals: 0,
             closed: None,
+            number: None,
+            held: None,
         };
         served.add(0, socket)?;
         Ok((served, leased))
@@ -193,6 +199,18 @@ impl Served {
         self.patience = patience.max(PATIENCE);
     }
 
+    /// The packet that is pushed next has this number, and until [`Served::finish`] a full socket drops nothing, but
+    /// stops all behind it.
+    pub(crate) fn number(&mut self, number: usize) {
+        self.number = Some(number);
+    }
+
+    /// The number of the first packet that there was no room for.
+    pub(crate) fn finish(&mut self) -> Option<usize> {
+        self.number = None;
+        self.held.take()
+    }
+
     /// Queues a packet from its IP header on, for the lease of its source port.
     pub(crate) fn push(&mut self, ip: &[u8]) {
         let lane = Outgoing::read(ip).and_then(|outgoing| self.lane_of(&outgoing)).unwrap_or(self.base);
@@ -223,6 +241,13 @@ impl Served {
     }
 
     fn queue(&mut self, number: u32, packet: &[u8]) {
+        // Where it stops must be one place in the order of all: packets are queued for one socket at a time.
+        if self.number.is_some() && self.dirty.last().is_some_and(|last| *last != number) {
+            self.flush();
+        }
+        if self.held.is_some() {
+            return;
+        }
         let Some(lane) = self.lanes.get_mut(&number) else {
             self.refused += 1;
             return;
@@ -231,9 +256,10 @@ impl Served {
             self.dirty.push(number);
         }
         if lane.queued == lane.queue.len() {
-            lane.queue.push(Vec::new());
+            lane.queue.push((None, Vec::new()));
         }
-        let buffer = &mut lane.queue[lane.queued];
+        let (place, buffer) = &mut lane.queue[lane.queued];
+        *place = self.number;
         buffer.clear();
         buffer.extend_from_slice(packet);
         lane.queued += 1;
@@ -254,11 +280,15 @@ impl Served {
         let mut done = 0;
         let deadline = Instant::now() + self.patience;
         while done < lane.queued {
-            let rest = lane.queue[done..lane.queued].iter().map(|packet| ([&packet[..], &[]], None));
+            let rest = lane.queue[done..lane.queued].iter().map(|(_, packet)| ([&packet[..], &[]], None));
             match mmsg::send::<BATCH>(&lane.socket, rest) {
                 Ok(0) => break,
                 Ok(sent) => done += sent,
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    self.held = lane.queue[done].0;
+                    if self.held.is_some() {
+                        break;
+                    }
                     let patience = deadline.saturating_duration_since(Instant::now());
                     let room = PollFd::new(lane.socket.as_fd(), PollFlags::POLLOUT);
                     let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::ZERO);
@@ -271,7 +301,9 @@ impl Served {
             }
         }
         self.sent += done as u64;
-        self.refused += (lane.queued - done) as u64;
+        if self.held.is_none() {
+            self.refused += (lane.queued - done) as u64;
+        }
         lane.queued = 0;
     }
 
