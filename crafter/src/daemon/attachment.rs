@@ -2,19 +2,21 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
-    net::IpAddr,
+    collections::{HashMap, HashSet},
     rc::{Rc, Weak},
     sync::Arc,
 };
 
 use tokio::{sync::Notify, task::spawn_local};
 
-use super::hold::{Hold, Packet};
+use super::{
+    backlog::{Bound, Packet},
+    hold::Hold,
+};
 use crate::{
     Crafter, Error, Options, Result,
     datapath::{interface::Interface, program::Report, route::Route},
-    driver::{Outgoing, Received, routes::Routes},
+    driver::{NoRoom, Outgoing, Received, routes::Routes},
     service::record::Code,
 };
 
@@ -35,13 +37,12 @@ pub(super) struct Attachment {
     gathered: RefCell<Vec<(u32, Received)>>,
     /// Packets whose next hop is being looked for.
     waiting: RefCell<HashMap<Bound, Vec<Waiting>>>,
+    /// Ways that are being looked for again.
+    renewed: RefCell<HashSet<Bound>>,
     /// Leases of any kind on it.
     pub(super) users: Cell<u64>,
     is_gone: Cell<bool>,
 }
-
-/// Where a packet goes, and the source address that its way is asked for with.
-type Bound = (IpAddr, Option<IpAddr>);
 
 struct Waiting {
     hold: Rc<Hold>,
@@ -63,6 +64,7 @@ impl Attachment {
             holds: RefCell::default(),
             gathered: RefCell::default(),
             waiting: RefCell::default(),
+            renewed: RefCell::default(),
             users: Cell::new(0),
             is_gone: Cell::new(false),
         });
@@ -73,6 +75,11 @@ impl Attachment {
     /// The interface as it was when it was attached.
     pub(super) fn interface(&self) -> &Interface {
         &self.interface
+    }
+
+    /// The interface's name now.
+    pub(super) fn name(&self) -> Arc<str> {
+        self.crafter.borrow().as_ref().map_or_else(|| self.interface.name.as_str().into(), Crafter::name)
     }
 
     /// How it is attached.
@@ -126,54 +133,121 @@ impl Attachment {
         self.routes.forget();
     }
 
-    /// The way to `destination` if it was found lately.
-    pub(super) fn known_route(&self, destination: IpAddr, source: Option<IpAddr>) -> Option<Arc<Route>> {
-        self.routes.known(destination, source)
+    /// The way to `destination` if it was found lately. Before that is too long ago it is looked for again, beside what
+    /// is sent: nothing has to wait for what is known already.
+    fn known_route(self: &Rc<Self>, bound: Bound) -> Option<Arc<Route>> {
+        let (destination, source) = bound;
+        let (route, is_old) = self.routes.known_or_old(destination, source)?;
+        if is_old && self.renewed.borrow_mut().insert(bound) {
+            let attachment = self.clone();
+            spawn_local(async move {
+                let found = attachment.routes.find(Some(&attachment.name()), destination, source).await;
+                if found.is_err() {
+                    attachment.routes.forget_one(destination, source);
+                }
+                attachment.renewed.borrow_mut().remove(&bound);
+            });
+        }
+        Some(route)
     }
 
-    /// Looks for the way to `destination`, and sends the packet then.
-    pub(super) fn send_later(
-        self: &Rc<Self>,
-        hold: &Rc<Hold>,
-        destination: IpAddr,
-        source: Option<IpAddr>,
-        packet: &[u8],
-    ) {
-        let key = (destination, source);
+    /// Looks for the way of a packet, and sends it then; whether there is room for it until then.
+    fn send_later(self: &Rc<Self>, hold: &Rc<Hold>, bound: Bound, packet: &[u8]) -> bool {
         let mut waiting = self.waiting.borrow_mut();
-        let is_new = !waiting.contains_key(&key);
-        let queue = waiting.entry(key).or_default();
+        let is_new = !waiting.contains_key(&bound);
+        let queue = waiting.entry(bound).or_default();
         if queue.len() >= WAITING {
-            let sentence = format!("{WAITING} packets wait for the next hop towards {destination} already");
-            return hold.refuse(Code::NoNeighbour, 0, &sentence, packet);
+            return false;
         }
         queue.push(Waiting { hold: hold.clone(), packet: packet.to_vec() });
         drop(waiting);
         if is_new {
             let attachment = self.clone();
             spawn_local(async move {
-                let found = attachment.routes.find(Some(&attachment.interface.name), destination, source).await;
-                let queue = attachment.waiting.borrow_mut().remove(&key).unwrap_or_default();
-                for Waiting { hold, packet } in queue {
+                let found = attachment.routes.find(Some(&attachment.name()), bound.0, bound.1).await;
+                let mut queue = attachment.waiting.borrow_mut().remove(&bound).unwrap_or_default();
+                // Lease by lease, each in its order.
+                queue.sort_by_key(|waiting| Rc::as_ptr(&waiting.hold));
+                for run in queue.chunk_by(|a, b| Rc::ptr_eq(&a.hold, &b.hold)) {
+                    let hold = &run[0].hold;
+                    let packets = run.iter().map(|waiting| &waiting.packet[..]);
                     match &found {
-                        Ok(route) => attachment.transmit(&hold, &[Packet::Ip(route.clone(), &packet)]),
-                        Err(error) => hold.refuse(code(error), 0, &error.to_string(), &packet),
+                        Ok(route) => {
+                            let packets: Vec<_> = packets.map(|bytes| Packet::Ip(route.clone(), bytes)).collect();
+                            let tried = attachment.send(hold, &packets, NoRoom::Stop);
+                            // What is kept already came later.
+                            hold.keep_first(&packets[tried..]);
+                        }
+                        Err(error) => {
+                            let sentence = error.to_string();
+                            packets.for_each(|packet| hold.refuse(code(error), 0, &sentence, packet));
+                        }
                     }
                 }
             });
         }
+        true
     }
 
-    /// Sends packets of one lease, and hands on at once what comes back.
-    pub(super) fn transmit(&self, hold: &Hold, packets: &[Packet<'_>]) {
-        let Ok(crafter) = self.crafter() else { return };
-        let sent = crafter.transmit(packets.iter().map(|packet| match packet {
-            Packet::Ip(route, bytes) => Outgoing::Ip(route, bytes),
-            Packet::Frame(bytes) => Outgoing::Frame(bytes),
-        }));
-        hold.handle_sent(packets, &sent);
+    /// Sends packets of one lease, and hands on at once what comes back. Those that there is no room for are kept, and all
+    /// that come behind them.
+    pub(super) fn transmit(self: &Rc<Self>, hold: &Rc<Hold>, packets: &[Packet<'_>]) {
+        let tried = if hold.backlog.borrow().is_empty() { self.send(hold, packets, NoRoom::Stop) } else { 0 };
+        if tried < packets.len() {
+            hold.keep(&packets[tried..]);
+        }
+    }
+
+    /// Tries again to send what is kept; as `no_room` says where there is still no room.
+    pub(super) fn retry(self: &Rc<Self>, hold: &Rc<Hold>, no_room: NoRoom) {
+        let backlog = hold.backlog.take();
+        let tried = self.send(hold, &backlog.packets(), no_room);
+        hold.backlog.replace(backlog.without(tried));
+    }
+
+    /// How many of the packets were tried; all where nothing is attached any more.
+    fn send(self: &Rc<Self>, hold: &Rc<Hold>, packets: &[Packet<'_>], no_room: NoRoom) -> usize {
+        let Ok(crafter) = self.crafter() else { return packets.len() };
+        let mut done = 0;
+        while let Some(packet) = packets.get(done) {
+            let ready: Vec<_> = packets[done..].iter().map_while(|packet| self.ready(packet)).collect();
+            if ready.is_empty() {
+                let Packet::Wanted(bound, bytes) = packet else { break };
+                match (self.send_later(hold, *bound, bytes), no_room) {
+                    (true, _) => {}
+                    (false, NoRoom::Stop) => break,
+                    (false, NoRoom::Refuse) => {
+                        let sentence = format!("{WAITING} packets wait for the next hop towards {} already", bound.0);
+                        hold.refuse(Code::NoNeighbour, 0, &sentence, bytes);
+                    }
+                }
+                done += 1;
+                continue;
+            }
+            let outgoing = ready.iter().filter_map(|packet| match packet {
+                Packet::Ip(route, bytes) => Some(Outgoing::Ip(route, bytes)),
+                Packet::Frame(bytes) => Some(Outgoing::Frame(bytes)),
+                Packet::Wanted(..) => None,
+            });
+            let sent = crafter.transmit_or(outgoing, no_room);
+            hold.handle_sent(&ready[..sent.tried], &sent);
+            done += sent.tried;
+            if sent.tried < ready.len() {
+                break;
+            }
+        }
         drop(crafter);
         self.relay();
+        done
+    }
+
+    /// A packet whose way is known.
+    fn ready<'p>(self: &Rc<Self>, packet: &Packet<'p>) -> Option<Packet<'p>> {
+        match packet {
+            Packet::Ip(route, bytes) => Some(Packet::Ip(route.clone(), bytes)),
+            Packet::Frame(bytes) => Some(Packet::Frame(bytes)),
+            Packet::Wanted(bound, bytes) => self.known_route(*bound).map(|route| Packet::Ip(route, bytes)),
+        }
     }
 
     /// Hands on what has come; whether the interface is still there.

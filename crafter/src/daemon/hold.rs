@@ -6,7 +6,6 @@ use std::{
     net::IpAddr,
     os::fd::{AsRawFd as _, OwnedFd},
     rc::Rc,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -16,11 +15,18 @@ use nix::{
 };
 use tokio::{io::unix::AsyncFd, sync::Notify};
 
-use super::{attachment::Attachment, clock::Moment, coalesce::coalesce, state::Using, users::Charge};
+use super::{
+    attachment::Attachment,
+    backlog::{Backlog, Packet},
+    clock::Moment,
+    coalesce::coalesce,
+    state::Using,
+    users::Charge,
+};
 use crate::{
     Lease, Result,
-    datapath::{maps::Terms, route::Route},
-    driver::{Received, Transmitted},
+    datapath::maps::Terms,
+    driver::{NoRoom, Received, Transmitted},
     mmsg,
     policy::{Grant, Subject, Usage},
     service::{
@@ -31,22 +37,6 @@ use crate::{
 
 /// Messages per system call.
 const BATCH: usize = 64;
-
-/// A packet to send.
-pub(super) enum Packet<'p> {
-    /// From the IP header on.
-    Ip(Arc<Route>, &'p [u8]),
-    /// From the Ethernet header on.
-    Frame(&'p [u8]),
-}
-
-impl Packet<'_> {
-    fn len(&self) -> usize {
-        match self {
-            Self::Ip(_, bytes) | Self::Frame(bytes) => bytes.len(),
-        }
-    }
-}
 
 /// What became of a lease's packets; see [`wire::Lease`].
 #[derive(Debug, Default)]
@@ -101,6 +91,9 @@ pub(super) struct Hold {
     flows: RefCell<HashMap<FlowKey, Instant>>,
     began: Moment,
     pub(super) tally: Tally,
+    /// What the kernel had no room for; as long as there is some, nothing more of the client's is read.
+    pub(super) backlog: RefCell<Backlog>,
+    kept: Notify,
     over: Notify,
     ending: RefCell<Option<(Code, String)>>,
 }
@@ -124,6 +117,8 @@ impl Hold {
             flows: RefCell::default(),
             began: Moment::now(),
             tally: Tally::default(),
+            backlog: RefCell::default(),
+            kept: Notify::new(),
             over: Notify::new(),
             ending: RefCell::default(),
         }))
@@ -163,8 +158,28 @@ impl Hold {
         self.over.notified().await;
     }
 
+    /// Keeps packets to try them again.
+    pub(super) fn keep(&self, packets: &[Packet<'_>]) {
+        self.backlog.borrow_mut().add(packets);
+        self.kept.notify_one();
+    }
+
+    /// The same, before those that are kept already.
+    pub(super) fn keep_first(&self, packets: &[Packet<'_>]) {
+        self.backlog.borrow_mut().add_first(packets);
+        self.kept.notify_one();
+    }
+
+    /// Once something was kept.
+    pub(super) async fn kept(&self) {
+        self.kept.notified().await;
+    }
+
     /// Lets go of the ports, and of the client; why, in a word or two.
-    pub(super) fn close(&self) -> &'static str {
+    pub(super) fn close(self: &Rc<Self>) -> &'static str {
+        if !self.backlog.borrow().is_empty() {
+            self.attachment.retry(self, NoRoom::Refuse);
+        }
         let mut reason = "closed";
         if let Some((code, sentence)) = self.ending.take() {
             self.tell(Kind::End { code }, &sentence, &[]);

@@ -196,7 +196,7 @@ pub(super) fn list_leases(service: &Service, caller: &Caller, call: &ListLeasesC
     let limit = page(call.limit);
     let mut found = service.leases_after(call.after.unwrap_or(0)).into_iter().filter(|hold| {
         whose.is_none_or(|user| hold.subject().user == user)
-            && call.interface.as_ref().is_none_or(|name| hold.attachment.interface().name == *name)
+            && call.interface.as_ref().is_none_or(|name| *hold.attachment.name() == **name)
     });
     let leases: Vec<Lease> = found.by_ref().take(limit).map(|hold| hold.describe()).collect();
     let next = found.next().and(leases.last().map(|last| last.lease));
@@ -212,7 +212,7 @@ fn attached_on(service: &Service, interface: Option<&str>) -> impl Iterator<Item
     service
         .attached()
         .into_iter()
-        .filter(move |attachment| interface.is_none_or(|interface| attachment.interface().name == interface))
+        .filter(move |attachment| interface.is_none_or(|interface| *attachment.name() == *interface))
 }
 
 /// `ListFlows`
@@ -222,7 +222,7 @@ pub(super) fn list_flows(service: &Service, caller: &Caller, call: &ListFlowsCal
     let whose = visible(service, caller);
     let mut found: Vec<(String, maps::Flow)> = Vec::new();
     for attachment in attached_on(service, call.interface.as_deref()) {
-        let name = &attachment.interface().name;
+        let name = attachment.name().to_string();
         let Ok(crafter) = attachment.crafter() else { continue };
         let holds = attachment.holds();
         let is_of = |user: u32, flow: &maps::Flow| {
@@ -302,7 +302,7 @@ pub(super) fn counters(service: &Service, caller: &Caller, call: &CountersCall) 
     }
     let mut interfaces = Vec::new();
     for attachment in attached_on(service, call.interface.as_deref()) {
-        let name = attachment.interface().name.clone();
+        let name = attachment.name().to_string();
         let Ok(crafter) = attachment.crafter() else { continue };
         let counted = crafter.counters()?;
         let reasons = crafter_common::reason::Reason::ALL.iter();

@@ -10,6 +10,7 @@
 //! - `hold`: a lease; `outgoing`: what its client sends; `observe`: looking on.
 
 mod attachment;
+mod backlog;
 mod clock;
 mod coalesce;
 mod connection;

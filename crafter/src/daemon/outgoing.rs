@@ -4,11 +4,9 @@ use std::{io, os::fd::AsFd as _, rc::Rc, time::Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::{
-    hold::{Hold, Packet},
-    state::Service,
-};
+use super::{backlog::Packet, hold::Hold, state::Service};
 use crate::{
+    driver::ROOM_AGAIN,
     mmsg::Inbox,
     policy::{Decision, Grant, Outgoing, PacketPorts, Policy, Verdict},
     service::record::Code,
@@ -24,12 +22,24 @@ enum Took {
     End,
 }
 
-/// Sends what the client of `hold` sends, until it closes its end or the lease is ended.
+/// Sends what the client of `hold` sends, until it closes its end or the lease is ended. What the kernel has no room for
+/// goes first; meanwhile the client's socket fills, and the client is held back in its turn.
 pub(super) async fn run(service: Rc<Service>, hold: Rc<Hold>) {
     loop {
+        let no_room = hold.backlog.borrow().no_room();
+        if let Some(no_room) = no_room {
+            tokio::select! {
+                biased;
+                () = hold.ended() => break,
+                () = tokio::time::sleep(ROOM_AGAIN) => hold.attachment.retry(&hold, no_room),
+            }
+            service.stay_awake();
+            continue;
+        }
         let mut guard = tokio::select! {
             biased;
             () = hold.ended() => break,
+            () = hold.kept() => continue,
             ready = hold.socket.readable() => match ready {
                 Ok(guard) => guard,
                 Err(_) => break,
@@ -56,11 +66,16 @@ pub(super) fn end_closed(service: &Rc<Service>) -> bool {
             && socket[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP))
     };
     let closed: Vec<_> = service.leases.borrow().values().filter(is_closed).cloned().collect();
+    let mut has_ended = false;
     for hold in &closed {
         while matches!(take(service, hold), Took::Some) {}
-        service.forget(hold);
+        // Otherwise its own task ends it, once all is sent.
+        if hold.backlog.borrow().is_empty() {
+            service.forget(hold);
+            has_ended = true;
+        }
     }
-    !closed.is_empty()
+    has_ended
 }
 
 /// Takes what is there, at most a batch.
@@ -91,10 +106,7 @@ fn take(service: &Rc<Service>, hold: &Rc<Hold>) -> Took {
                 // A route asked for with an address that is not the host's would be none.
                 let own = hold.what.grant.sources().binary_search(&outgoing.source.to_canonical()).is_ok();
                 let source = own.then_some(outgoing.source);
-                match hold.attachment.known_route(outgoing.destination, source) {
-                    Some(route) => packets.push(Packet::Ip(route, bytes)),
-                    None => hold.attachment.send_later(hold, outgoing.destination, source, bytes),
-                }
+                packets.push(Packet::Wanted((outgoing.destination, source), bytes));
             }
         }
     }

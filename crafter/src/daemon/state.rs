@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use nix::net::if_::{if_indextoname, if_nametoindex};
 use tokio::sync::{Notify, OnceCell, broadcast};
 
 use super::{
@@ -153,7 +154,28 @@ impl Service {
     ///
     /// # Errors
     /// Those of [`crate::Crafter::open`].
+    /// Lists what is attached under the names that interfaces have now, as far as `name` is concerned: one may have been
+    /// renamed, or removed a moment ago.
+    fn rename(&self, name: &str) {
+        let index = if_nametoindex(name).ok();
+        let mut attachments = self.attachments.borrow_mut();
+        let is_at = |slot: &Slot, index| slot.get().is_some_and(|there| Some(there.interface().ifindex) == index);
+        if attachments.get(name).is_some_and(|slot| slot.initialized() && !is_at(slot, index))
+            && let Some(slot) = attachments.remove(name)
+            && let Some(now) = slot.get().and_then(|there| if_indextoname(there.interface().ifindex).ok())
+        {
+            attachments.insert(now.to_string_lossy().into_owned(), slot);
+        }
+        if index.is_some() && !attachments.contains_key(name) {
+            let before = attachments.iter().find(|(_, slot)| is_at(slot, index)).map(|(before, _)| before.clone());
+            if let Some(slot) = before.and_then(|before| attachments.remove(&before)) {
+                attachments.insert(name.to_owned(), slot);
+            }
+        }
+    }
+
     async fn attachment(self: &Rc<Self>, name: &str) -> Result<Rc<Attachment>> {
+        self.rename(name);
         let slot = self.attachments.borrow_mut().entry(name.to_owned()).or_default().clone();
         let result = slot
             .get_or_try_init(|| async {
@@ -190,12 +212,12 @@ impl Service {
     /// All interfaces attached to.
     pub(super) fn attached(&self) -> Vec<Rc<Attachment>> {
         let mut attached: Vec<_> = self.attachments.borrow().values().filter_map(|slot| slot.get().cloned()).collect();
-        attached.sort_by(|a, b| a.interface().name.cmp(&b.interface().name));
+        attached.sort_by_key(|attachment| attachment.name());
         attached
     }
 
     fn handle_gone(&self, attachment: &Rc<Attachment>) {
-        let name = &attachment.interface().name;
+        let name = attachment.name().to_string();
         let sentence = format!("the interface {name} is gone");
         self.tell(Event {
             event: "hook-lost".to_owned(),
@@ -244,11 +266,11 @@ impl Service {
         let (service, attachment) = (self.clone(), attachment.clone());
         tokio::task::spawn_local(async move {
             tokio::time::sleep(LINGER).await;
-            let name = attachment.interface().name.clone();
+            let name = attachment.name().to_string();
             let mut attachments = service.attachments.borrow_mut();
             let is_this = |slot: &Slot| slot.get().is_some_and(|there| Rc::ptr_eq(there, &attachment));
-            if attachment.users.get() == 0 && attachments.get(&name).is_some_and(is_this) {
-                attachments.remove(&name);
+            if attachment.users.get() == 0 && attachments.values().any(is_this) {
+                attachments.retain(|_, slot| !is_this(slot));
                 attachment.detach();
                 drop(attachments);
                 service.tell(Event { event: "detached".to_owned(), interface: Some(name), ..event() });

@@ -6,6 +6,7 @@ mod killed;
 mod load;
 mod reload;
 mod removed;
+mod slow_link;
 
 use std::{
     fs,

@@ -7,13 +7,13 @@ use crafter::{
     lab::{CLIENT_V4, INTERFACE, Lab, SERVER_V4},
     service::{
         record::{Code, Kind},
-        wire::LeaseCall,
+        wire::{CountersCall, LeaseCall},
     },
 };
 use crafter_tests::{
     frame,
     leak::Serial,
-    peer::Process,
+    peer::{Process, wait_for},
     service::{PATIENCE, ROOT, Socket},
     stage::{lab, run},
 };
@@ -43,12 +43,16 @@ fn on(interface: &str, call: LeaseCall) -> LeaseCall {
 }
 
 /// A SYN to a closed port is answered.
-fn assert_works(socket: &Socket, (client, server): (Ipv4Addr, Ipv4Addr)) {
+fn assert_works(socket: &Socket, ends: (Ipv4Addr, Ipv4Addr)) {
+    assert!(works(socket, ends), "no RST");
+}
+
+fn works(socket: &Socket, (client, server): (Ipv4Addr, Ipv4Addr)) -> bool {
     let end = |address, port| SocketAddr::new(IpAddr::V4(address), port);
     let port = socket.leased.first_port.expect("a port");
     socket.send(&frame::Tcp::new(frame::SYN, 1, 0).ip(end(client, port), end(server, 9))).expect("send");
-    let message = socket.receive(PATIENCE).expect("the lease").expect("a RST");
-    assert!(message.packet().is_some(), "{message:?}");
+    let message = socket.receive(PATIENCE).expect("the lease").expect("a RST, or a refusal");
+    message.packet().is_some()
 }
 
 fn assert_gone(socket: &Socket) {
@@ -61,6 +65,33 @@ fn assert_gone(socket: &Socket) {
     let (sentence, _) = message.header.sentence(&message.rest);
     assert!(sentence.contains(OTHER), "{sentence}");
     socket.receive(PATIENCE).expect_err("the socket is closed then");
+}
+
+/// Its leases go on, and more are taken under the new name, where it is still attached; the former name is nobody's.
+#[test]
+fn an_interface_is_renamed() {
+    let _serial = Serial::begin();
+    let lab = lab();
+    let service = service(&lab);
+    let here = lease(&service, ROOT, &call("tcp", Some(20_000), None)).expect("a lease");
+    assert_works(&here, (CLIENT_V4, SERVER_V4));
+    for (number, (from, to)) in [(INTERFACE, "lab7"), ("lab7", INTERFACE)].into_iter().enumerate() {
+        for change in [format!("{from} down"), format!("{from} name {to}"), format!("{to} up")] {
+            ip(lab.client(), &format!("link set {change}"));
+        }
+        let none = lease(&service, ROOT, &on(from, call("tcp", None, None))).map(drop);
+        assert!(matches!(none, Err(Error::UnknownInterface { .. })), "{none:?}");
+        let more = lease(&service, ROOT, &on(to, call("tcp", Some(20_001), None))).expect("a lease under its new name");
+        // While the link was down there was no way to the server.
+        for socket in [&here, &more] {
+            wait_for("an answer", PATIENCE, || works(socket, (CLIENT_V4, SERVER_V4)).then_some(()));
+        }
+        let interfaces = service.session(ROOT, async |control| {
+            control.call(&CountersCall::default()).await.expect("the counters").interfaces
+        });
+        let names: Vec<&str> = interfaces.iter().map(|counted| &counted.interface[..]).collect();
+        assert_eq!(names, [to], "attached once, round {number}");
+    }
 }
 
 #[test]

@@ -1,0 +1,229 @@
+//! Links that take less than is sent: who sends is held back, and nothing is lost before that helps no more.
+
+use std::{
+    net::{SocketAddr, UdpSocket},
+    os::fd::OwnedFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use crafter::{
+    Crafter, LeaseRequest,
+    lab::{CLIENT_V4, INTERFACE, Lab, SERVER_V4},
+    layer::{Ip, Udp},
+    service::record::Code,
+};
+use crafter_tests::{
+    leak::Serial,
+    peer::wait_for,
+    service::{NOBODY, PATIENCE, ROOT, Service, Socket},
+    stage::{self, ENDS, lab},
+};
+
+use super::{call, lease, service};
+
+const PORT: u16 = 7000;
+
+/// The client's link takes so much from now on, and keeps 8 KiB of what is too much.
+fn slow_down(lab: &Lab, rate: &str, burst: &str) {
+    let slow = ["qdisc", "replace", "dev", INTERFACE, "root", "tbf", "rate", rate, "burst", burst, "limit", "8kb"];
+    stage::run(lab.client().command("tc").args(slow));
+}
+
+fn speed_up(lab: &Lab) {
+    stage::run(lab.client().command("tc").args(["qdisc", "del", "dev", INTERFACE, "root"]));
+}
+
+/// A datagram of 200 bytes that begin with its number.
+fn datagram(from: u16, number: u32) -> Vec<u8> {
+    let mut payload = vec![0; 200];
+    payload[..4].copy_from_slice(&number.to_be_bytes());
+    (Ip::to(SERVER_V4).src(CLIENT_V4) / Udp::to(PORT).sport(from) / payload).build().expect("a datagram")
+}
+
+/// The server's end: what comes to it, by source port and number, in its order.
+struct Peer {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<Vec<(u16, u32)>>>,
+}
+
+impl Peer {
+    fn start(lab: &Lab) -> Self {
+        let open = || UdpSocket::bind((SERVER_V4, PORT)).expect("a socket");
+        let socket = lab.server().run(open).expect("enter the server");
+        socket.set_read_timeout(Some(Duration::from_millis(20))).expect("a timeout");
+        // Packets of veth pairs come in bursts.
+        let _ = nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::RcvBufForce, &(16 << 20));
+        let stop = Arc::new(AtomicBool::new(false));
+        let over = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let (mut seen, mut buffer) = (Vec::new(), [0; 2048]);
+            loop {
+                match socket.recv_from(&mut buffer) {
+                    Ok((_, from)) => {
+                        seen.push((from.port(), u32::from_be_bytes(buffer[..4].try_into().expect("four"))))
+                    }
+                    Err(_) if over.load(Ordering::Relaxed) => return seen,
+                    Err(_) => {}
+                }
+            }
+        });
+        Self { stop, thread: Some(thread) }
+    }
+
+    /// All that came, once nothing comes any more.
+    fn finish(mut self) -> Vec<(u16, u32)> {
+        std::thread::sleep(Duration::from_millis(200));
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take().expect("the thread").join().expect("what came")
+    }
+}
+
+fn port(socket: &Socket) -> u16 {
+    socket.leased.first_port.expect("a port")
+}
+
+/// The lease's line once it accounts for `count` packets.
+fn accounted(service: &Service, count: u64) -> crafter::service::wire::Lease {
+    wait_for("all packets in the account", PATIENCE, || {
+        let lease = service.leases().into_iter().next().expect("the lease");
+        (lease.sent + lease.refused + lease.not_sent == count).then_some(lease)
+    })
+}
+
+/// 2.4 MB, more than the socket of a lease holds, through 40 Mbit/s: all of it arrives, in its order, and meanwhile
+/// others get their turn.
+#[test]
+fn senders_are_held_back() {
+    const COUNT: u32 = 10_000;
+    let _serial = Serial::begin();
+    let lab = lab();
+    let peer = Peer::start(&lab);
+    slow_down(&lab, "40mbit", "4kb");
+    let service = service(&lab);
+    let (one, other) =
+        (lease(&service, ROOT, &call("udp", None, None)), lease(&service, NOBODY, &call("udp", None, None)));
+    let (one, other) = (one.expect("a lease"), other.expect("a lease"));
+    let (first, second) = (port(&one), port(&other));
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        scope.spawn(|| (0..COUNT).for_each(|number| one.send(&datagram(first, number)).expect("send")));
+        std::thread::sleep(Duration::from_millis(100));
+        other.send(&datagram(second, 0)).expect("send");
+    });
+    let took = began.elapsed();
+    wait_for("the end of sending", PATIENCE, || {
+        let sent: u64 = service.leases().iter().map(|lease| lease.sent + lease.not_sent).sum();
+        (sent == u64::from(COUNT) + 1).then_some(())
+    });
+    let leases = service.leases();
+    assert!(leases.iter().all(|lease| (lease.not_sent, lease.refused) == (0, 0)), "{leases:?}");
+    let seen = peer.finish();
+    let place = seen.iter().position(|one| *one == (second, 0)).expect("the other's");
+    println!("sent within {took:?}; the other's came behind {place} of {COUNT}");
+    assert!(place < seen.len() - 1, "the other's came last");
+    let numbers: Vec<u32> = seen.iter().filter(|one| one.0 == first).map(|one| one.1).collect();
+    assert!(numbers.iter().copied().eq(0..COUNT), "{} of {COUNT} came, or out of order", numbers.len());
+}
+
+/// The library's batches wait in the same way, at whichever side of the service they are full.
+#[test]
+fn batches_of_the_library_are_held_back() {
+    const COUNT: u32 = 10_000;
+    let _serial = Serial::begin();
+    let lab = lab();
+    let peer = Peer::start(&lab);
+    slow_down(&lab, "40mbit", "4kb");
+    let service = service(&lab);
+    let (stats, port) = service.session(ROOT, async |control| {
+        let crafter = Crafter::through(Arc::new(control), INTERFACE).await.expect("the service");
+        let lease = crafter.lease(LeaseRequest::udp()).await.expect("a lease");
+        let port = lease.port();
+        let packets: Vec<_> = (0..COUNT).map(|number| datagram(port, number)).collect();
+        lease.send_all(packets.iter().map(Vec::as_slice)).await.expect("sent");
+        let stats = crafter.stats();
+        // The service still has some of it; a lease that is closed is sent to its end.
+        (stats, port)
+    });
+    assert_eq!((stats.sent, stats.not_sent), (u64::from(COUNT), 0));
+    wait_for("the end of the lease", PATIENCE, || service.leases().is_empty().then_some(()));
+    let seen = peer.finish();
+    assert!(seen.iter().copied().eq((0..COUNT).map(|number| (port, number))), "{} of {COUNT} came", seen.len());
+}
+
+/// After a second without any progress it is told, and the lease goes on as soon as the link does.
+#[test]
+fn a_link_that_takes_nothing_is_told() {
+    const COUNT: u32 = 100;
+    let _serial = Serial::begin();
+    let lab = lab();
+    let service = service(&lab);
+    let socket = lease(&service, ROOT, &call("udp", None, None)).expect("a lease");
+    let from = port(&socket);
+    // The next hop is known before nothing passes any more.
+    socket.send(&datagram(from, 0)).expect("send");
+    accounted(&service, 1);
+    let peer = Peer::start(&lab);
+    slow_down(&lab, "8bit", "1kb");
+    let began = Instant::now();
+    (1..=COUNT).for_each(|number| socket.send(&datagram(from, number)).expect("send"));
+    let (code, _, sentence) = socket.refusal();
+    let waited = began.elapsed();
+    assert_eq!(code, Code::NotSent, "{sentence}");
+    assert!(sentence.contains("no room"), "{sentence}");
+    assert!(waited >= Duration::from_millis(900), "told after {waited:?} already");
+    let account = accounted(&service, u64::from(COUNT) + 1);
+    println!("{sentence}, after {waited:?}: {} sent, {} not", account.sent, account.not_sent);
+    assert!(account.not_sent > 0 && account.refused == 0, "{account:?}");
+    speed_up(&lab);
+    socket.send(&datagram(from, COUNT + 1)).expect("send");
+    let account = accounted(&service, u64::from(COUNT) + 2);
+    assert_eq!(peer.finish().last(), Some(&(from, COUNT + 1)), "{account:?}");
+}
+
+/// A port whose lease was closed with packets that the link does not take is free all the same, a second later at most.
+#[test]
+fn a_closed_lease_does_not_wait_for_ever() {
+    let _serial = Serial::begin();
+    let lab = lab();
+    let service = service(&lab);
+    let socket = lease(&service, ROOT, &call("udp", None, None)).expect("a lease");
+    let from = port(&socket);
+    socket.send(&datagram(from, 0)).expect("send");
+    accounted(&service, 1);
+    slow_down(&lab, "8bit", "1kb");
+    (1..=100).for_each(|number| socket.send(&datagram(from, number)).expect("send"));
+    let fd: OwnedFd = socket.fd;
+    drop(fd);
+    let again = wait_for("the port", PATIENCE, || lease(&service, ROOT, &call("udp", Some(from), None)).ok());
+    assert_eq!(port(&again), from);
+    let local = SocketAddr::new(ENDS[0].0, from);
+    let taken = lab.client().run(|| UdpSocket::bind(local).is_err()).expect("enter the client");
+    assert!(taken, "the port is not reserved");
+    speed_up(&lab);
+}
+
+/// The way to the server is looked for again in its time, but what is sent meanwhile does not wait for that: far more
+/// packets than may wait for a next hop.
+#[test]
+fn known_ways_do_not_age() {
+    const COUNT: u32 = 3000;
+    let _serial = Serial::begin();
+    let lab = lab();
+    let peer = Peer::start(&lab);
+    let service = service(&lab);
+    let socket = lease(&service, ROOT, &call("udp", None, None)).expect("a lease");
+    let from = port(&socket);
+    socket.send(&datagram(from, 0)).expect("send");
+    accounted(&service, 1);
+    // It is asked for anew from five seconds on.
+    std::thread::sleep(Duration::from_secs(6));
+    (1..=COUNT).for_each(|number| socket.send(&datagram(from, number)).expect("send"));
+    let account = accounted(&service, u64::from(COUNT) + 1);
+    assert_eq!((account.refused, account.not_sent), (0, 0), "{account:?}");
+    assert!(peer.finish().into_iter().eq((0..=COUNT).map(|number| (from, number))));
+}
