@@ -124,11 +124,12 @@ impl KernelCounters {
     }
 }
 
-/// Connections of the server that are established.
-pub fn established(lab: &Lab) -> usize {
+/// Connections of the server in this state; none named: in any but LISTEN.
+pub fn connections(lab: &Lab, state: Option<&str>) -> usize {
     let read = || fs::read_to_string("/proc/thread-self/net/tcp");
     let text = lab.server().run(read).expect("enter the server").expect("its sockets");
-    text.lines().filter(|line| line.split_whitespace().nth(3) == Some("01")).count()
+    let states = text.lines().skip(1).filter_map(|line| line.split_whitespace().nth(3));
+    states.filter(|is| state.map_or(*is != "0A", |state| *is == state)).count()
 }
 
 /// Packets that the server's end of the link had no room for in its peer's ring: those of a veth pair that nobody polls

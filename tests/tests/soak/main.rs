@@ -3,29 +3,34 @@
 //!
 //! `CRAFTER_TEST_HANDSHAKES` says how many; 20,000 are open at the same time.
 
+mod hooks;
 mod listeners;
 
 use std::{
     collections::HashMap,
     fs,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use crafter::{
     Crafter, Lease, LeaseRequest, PortChoice,
-    datapath::{maps::Counters, program::Attach},
+    datapath::program::Attach,
     driver::Stats,
     lab::{INTERFACE, Lab},
     packet::{Checksum, Flags, Segment, TcpOption},
 };
-use crafter_common::reason::Reason;
 use crafter_tests::{
     leak::Serial,
+    service::{ROOT, Service},
     stage::{ENDS, lab, open},
     within,
 };
-use listeners::{Accepting, KernelCounters, established, not_carried, ports, start};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use hooks::Hooks;
+use listeners::{Accepting, KernelCounters, connections, not_carried, ports, start};
 
 /// Handshakes, unless `CRAFTER_TEST_HANDSHAKES` says otherwise.
 const HANDSHAKES: usize = 100_000;
@@ -37,6 +42,18 @@ const FLOWS: usize = OURS as usize * THEIRS as usize;
 const BATCH: usize = 256;
 /// In every so manieth round the connections are closed, in the others reset.
 const CLOSED: usize = 5;
+/// `TCP_ESTABLISHED` of include/net/tcp_states.h, as /proc/net/tcp has it.
+const ESTABLISHED: Option<&str> = Some("01");
+/// No limits for root.
+const POLICY: &str = r#"
+[[rule]]
+user = 0
+protocols = ["any"]
+packets_per_second = "unlimited"
+max_leases = "unlimited"
+max_ports = "unlimited"
+max_flows = "unlimited"
+"#;
 /// What the process may grow by, in KiB, once it has seen one round of each kind.
 const GROWTH: u64 = 4096;
 /// How long what is to come may take; much, because the machine may be busy.
@@ -191,21 +208,39 @@ impl Soak<'_> {
         self.done = 0;
     }
 
+    /// Waits until the server has so many connections: the service may still be sending.
+    async fn until_established(&self, count: usize) {
+        let began = Instant::now();
+        while connections(self.lab, ESTABLISHED) != count {
+            assert!(
+                began.elapsed() < PATIENCE,
+                "round {}: {} established",
+                self.round,
+                connections(self.lab, ESTABLISHED)
+            );
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
     /// All flows from nothing to nothing; then the server lets go.
     async fn round(&mut self, closes: bool, accepting: &Accepting) {
         self.all(Flags::SYN, State::Idle, State::SynSent, 1).await;
         self.until_done("SYN-ACKs").await;
         self.all(Flags::ACK, State::Established, State::Established, 0).await;
         if self.round == 0 {
-            assert_eq!(established(self.lab), FLOWS, "all at the same time");
+            // All at the same time.
+            self.until_established(FLOWS).await;
         }
         if closes {
             self.all(Flags::FIN | Flags::ACK, State::Established, State::FinSent, 1).await;
             // Not before: who closes first has to wait, and its port is not free for the next round.
+            self.until_established(0).await;
             accepting.open(true);
             self.until_done("FINs").await;
         } else {
             self.all(Flags::RST | Flags::ACK, State::Established, State::Idle, 0).await;
+            // Not before: who closes before it is reset sends a FIN.
+            self.until_established(0).await;
             accepting.open(true);
         }
         self.round += 1;
@@ -219,7 +254,7 @@ struct Account {
     sent: u64,
     received: u64,
     again: u64,
-    counters: [Counters; 2],
+    hooks: Hooks,
     stats: [Stats; 2],
     kernel: [KernelCounters; 2],
     /// Packets of the server that the link between had no room for.
@@ -229,12 +264,19 @@ struct Account {
     sizes: Vec<Size>,
 }
 
+/// Room for a descriptor for each port, of each IP version.
+fn raise_descriptors() {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit");
+    let wanted = most.max(8192);
+    setrlimit(Resource::RLIMIT_NOFILE, wanted, wanted).expect("8192 descriptors");
+}
+
 fn handshakes() -> usize {
     std::env::var("CRAFTER_TEST_HANDSHAKES").map_or(HANDSHAKES, |text| text.parse().expect("CRAFTER_TEST_HANDSHAKES"))
 }
 
-/// Plays `rounds` rounds; `watched` is the process whose memory counts.
-async fn soak(lab: &Lab, crafter: &Crafter, rounds: usize, watched: u32) -> Account {
+/// Plays `rounds` rounds; `watched` is the process whose memory counts, and `hooks` asks for what the hooks have counted.
+async fn soak(lab: &Lab, crafter: &Crafter, rounds: usize, watched: u32, hooks: impl AsyncFn() -> Hooks) -> Account {
     let (client, server) = ENDS[0];
     let listeners = start(lab, server, THEIRS);
     let port = PortChoice::FreeRange(OURS);
@@ -243,7 +285,7 @@ async fn soak(lab: &Lab, crafter: &Crafter, rounds: usize, watched: u32) -> Acco
     // The neighbours get to know each other.
     lease.local(server).await.expect("a route");
     let accepting = Accepting::start(listeners);
-    let before = (crafter.counters().expect("counters"), crafter.stats(), KernelCounters::of(lab), not_carried(lab));
+    let before = (hooks().await, crafter.stats(), KernelCounters::of(lab), not_carried(lab));
     let mut soak = Soak {
         lab,
         lease,
@@ -265,7 +307,7 @@ async fn soak(lab: &Lab, crafter: &Crafter, rounds: usize, watched: u32) -> Acco
         resets += if closes { 0 } else { FLOWS as u64 };
         // The server has let go of all before the next round begins.
         let began = Instant::now();
-        while accepting.accepted() < ((number + 1) * FLOWS) as u64 || established(lab) > 0 {
+        while accepting.accepted() < ((number + 1) * FLOWS) as u64 || connections(lab, None) > 0 {
             assert!(began.elapsed() < PATIENCE, "the server holds on");
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
@@ -284,7 +326,7 @@ async fn soak(lab: &Lab, crafter: &Crafter, rounds: usize, watched: u32) -> Acco
         sent: soak.sent,
         received: soak.received,
         again: soak.again,
-        counters: [before.0, crafter.counters().expect("counters")],
+        hooks: hooks().await.since(&before.0),
         stats: [before.1, crafter.stats()],
         kernel: [before.2, KernelCounters::of(lab)],
         not_carried: not_carried(lab) - before.3,
@@ -295,12 +337,13 @@ async fn soak(lab: &Lab, crafter: &Crafter, rounds: usize, watched: u32) -> Acco
 }
 
 impl Account {
-    fn counted(&self, reason: Reason) -> u64 {
-        self.counters[1].get(reason) - self.counters[0].get(reason)
-    }
-
     fn kernel(&self, name: &str) -> u64 {
         self.kernel[1].get(name) - self.kernel[0].get(name)
+    }
+
+    /// Packets that were for us, and did not come.
+    fn lost(&self) -> u64 {
+        self.hooks.lost + self.hooks.lost_later + self.hooks.delivery_full
     }
 
     fn judge(&self) {
@@ -320,18 +363,21 @@ impl Account {
         let [_, stats] = &self.stats;
         assert_eq!(stats.sent - self.stats[0].sent, self.sent);
         assert_eq!(stats.not_sent, self.stats[0].not_sent);
-        assert_eq!(self.counted(Reason::Crafted), self.sent, "the egress hook");
+        assert_eq!(self.hooks.crafted, self.sent + self.hooks.turned_away, "the egress hook");
         assert_eq!(self.kernel("Tcp.InSegs"), self.sent, "the server's TCP");
         assert_eq!(self.kernel("Tcp.InErrs"), 0);
         // Received: what the server's TCP sent came here, or is known to be lost.
         let delivered = stats.delivered - self.stats[0].delivered;
-        let lost = stats.lost - self.stats[0].lost + self.counted(Reason::DeliveryFull);
-        let handed = self.counted(Reason::Redirected) + self.counted(Reason::Copied);
+        let lost = self.lost();
         // Of what it said again, the kernel counts SYN-ACKs as said too.
         let again = self.kernel("Tcp.RetransSegs") - self.kernel("TcpExt.TCPSynRetrans");
         let answers = self.kernel("Tcp.OutSegs") + again;
         assert_eq!(delivered, self.received);
-        assert_eq!(handed - (stats.lost - self.stats[0].lost), delivered, "the ingress hook");
+        assert_eq!(
+            stats.lost - self.stats[0].lost,
+            if self.hooks.is_ours { self.hooks.lost } else { self.hooks.lost_later }
+        );
+        assert_eq!(self.hooks.handed - self.hooks.lost - self.hooks.lost_later, delivered, "the ingress hook");
         println!("lost: {lost} here, {} on the link", self.not_carried);
         assert_eq!(answers, self.received + lost + self.not_carried, "the server's TCP");
         assert_eq!((stats.stray, stats.overflow, stats.bad_checksum), (0, 0, 0));
@@ -341,7 +387,7 @@ impl Account {
         assert_eq!(self.kernel("Tcp.EstabResets"), self.resets);
         assert_eq!(self.kernel("Tcp.AttemptFails"), 0);
         assert_eq!(self.kernel("TcpExt.ListenOverflows"), 0);
-        assert_eq!(self.counted(Reason::RstSuppressed), 0, "the kernel has seen none of it");
+        assert_eq!(self.hooks.rst_suppressed, 0, "the kernel has seen none of it");
         // And nothing has grown.
         assert!(last.resident <= first.resident + GROWTH, "{first:?}, {last:?}");
         assert_eq!((last.descriptors, last.maps), (first.descriptors, first.maps));
@@ -351,20 +397,39 @@ impl Account {
 #[test]
 fn in_process() {
     let serial = Serial::begin();
+    raise_descriptors();
     let lab = lab();
     let rounds = handshakes().div_ceil(FLOWS).max(3);
     let (account, objects) = within(lab.client(), async || {
         let crafter = open(Attach::Native).await;
-        let account = soak(&lab, &crafter, rounds, std::process::id()).await;
+        let account = soak(&lab, &crafter, rounds, std::process::id(), async || Hooks::ours(&crafter)).await;
         // Each flow has its own account in the kernel, and there are no others.
         let flows: HashMap<_, _> = crafter.flows().into_iter().map(|flow| ((flow.local, flow.remote), flow)).collect();
         assert_eq!(flows.len(), FLOWS);
         let sum = |of: fn(&crafter::datapath::maps::Flow) -> u64| flows.values().map(of).sum::<u64>();
-        assert_eq!((sum(|flow| flow.tx_packets), sum(|flow| flow.rx_packets)), (account.sent, account.received));
+        // A flow counts what was lost on the way from the hook to here, too.
+        let came = account.received + account.lost();
+        assert_eq!((sum(|flow| flow.tx_packets), sum(|flow| flow.rx_packets)), (account.sent, came));
         let least = flows.values().map(|flow| flow.rx_packets).min();
         assert!(least >= Some(rounds as u64), "{least:?}");
         (account, serial.objects())
     });
     account.judge();
     serial.finish(&objects, lab.client(), INTERFACE);
+}
+
+/// The same by a client of the service, whose memory counts here: the client sends faster than the link takes it.
+#[test]
+fn through_the_service() {
+    let _serial = Serial::begin();
+    raise_descriptors();
+    let lab = lab();
+    let rounds = handshakes().div_ceil(FLOWS).max(3);
+    let service = Service::start(lab.client(), POLICY);
+    let account = service.session(ROOT, async |control| {
+        let control = Arc::new(control);
+        let crafter = Crafter::through(control.clone(), INTERFACE).await.expect("the service");
+        soak(&lab, &crafter, rounds, service.pid(), async || Hooks::of_the_service(&control).await).await
+    });
+    account.judge();
 }
