@@ -38,7 +38,8 @@ fn the_commands_exit_code_is_ours() {
     let (code, _, stderr) = run(&["lab", "run", "--", "/nonexistent/program"]);
     assert_eq!(code, Some(127), "{stderr}");
     assert!(stderr.starts_with("crafter: run /nonexistent/program: No such file"), "{stderr}");
-    assert_eq!(run(&["lab", "run", "--", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")]).0, Some(126));
+    let no_program = tempfile::NamedTempFile::new().unwrap();
+    assert_eq!(run(&["lab", "run", "--", no_program.path().to_str().unwrap()]).0, Some(126));
     for usage in [&["lab", "run"][..], &["lab", "run", "--mtu", "100", "true"], &["lab", "run", "--mtu", "x", "true"]] {
         let (code, stdout, stderr) = run(usage);
         assert_eq!((code, stdout.as_str()), (Some(2), ""), "{usage:?}");
