@@ -82,8 +82,8 @@ impl Plan {
 
     /// What cargo builds of them.
     pub fn selection(&self) -> Vec<String> {
-        let mut selection: Vec<String> =
-            ["--package", "crafter-tests", "--package", "crafter"].map(str::to_owned).into();
+        // Of all packages: with some of them alone, cargo would build their dependencies once more, with other features.
+        let mut selection = Vec::new();
         let names = match (self.programs.is_empty(), self.short) {
             (false, _) => self.programs.clone(),
             (true, true) => SHORT.iter().map(|(name, _)| (*name).to_owned()).collect(),
