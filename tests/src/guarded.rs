@@ -12,7 +12,10 @@ use std::{
 
 use crafter::lab::{INTERFACE, Lab, LabOptions, NetNs};
 
-use crate::{leak::attached, slow};
+use crate::{
+    leak::{attached, clsact},
+    slow,
+};
 
 /// How long the end of what a test had may take: it lets go of it just before, and service and kernel take a moment.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -88,8 +91,7 @@ fn things(lab: &Lab) -> BTreeSet<String> {
     // Some tests remove the interface, rename it, or move it elsewhere.
     if lab.client().run(is_there).expect("enter the client") {
         things.extend(attached(lab.client(), INTERFACE));
-        let shown = crate::stage::run(lab.client().command("tc").args(["qdisc", "show", "dev", INTERFACE]));
-        things.extend(shown.lines().filter(|line| line.contains("clsact")).map(str::to_owned));
+        things.extend(clsact(lab.client(), INTERFACE));
     }
     things
 }

@@ -14,7 +14,7 @@ use std::{
 
 use aya::{
     maps::loaded_maps,
-    programs::{SchedClassifier, TcAttachType, loaded_links, loaded_programs},
+    programs::{ProgramInfo, SchedClassifier, TcAttachType, loaded_links, loaded_programs},
 };
 use crafter::{
     datapath::{features, interface::interface},
@@ -109,6 +109,40 @@ pub fn attached(namespace: &NetNs, name: &str) -> Vec<String> {
             found
         })
         .expect("enter the namespace")
+}
+
+/// A clsact qdisc of an interface, as `tc` shows it.
+pub fn clsact(namespace: &NetNs, name: &str) -> Vec<String> {
+    let shown = crate::stage::run(namespace.command("tc").args(["qdisc", "show", "dev", name]));
+    shown.lines().filter(|line| line.contains("clsact")).map(str::to_owned).collect()
+}
+
+/// Programs of crafter's in the whole kernel, by id.
+pub fn programs() -> BTreeSet<u32> {
+    let ours = |program: &ProgramInfo| program.name_as_str().is_some_and(|name| name.starts_with("crafter"));
+    loaded_programs().flatten().filter(ours).map(|program| program.id()).collect()
+}
+
+/// Waits until crafter has nothing in the kernel that was not there `before`: no program, nothing attached to the
+/// interface, no qdisc, and none of what `others` finds.
+///
+/// # Panics
+/// If something is left, with `point` in its message.
+pub fn nothing_is_left(
+    (namespace, name): (&NetNs, &str),
+    before: &BTreeSet<u32>,
+    point: &str,
+    others: impl Fn() -> Vec<String>,
+) {
+    let mut left = Vec::new();
+    let clean = slow::wait_until(Duration::from_secs(5), || {
+        left = attached(namespace, name);
+        left.extend(clsact(namespace, name));
+        left.extend(programs().difference(before).map(|id| format!("program {id}")));
+        left.extend(others());
+        left.is_empty()
+    });
+    assert!(clean, "left behind, {point}: {left:?}");
 }
 
 /// The descriptors of a process by what they are: `socket`, `net` (a namespace), `anon_inode:bpf-map`, or a path.

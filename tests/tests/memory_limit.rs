@@ -10,21 +10,20 @@ use std::{
     os::unix::process::ExitStatusExt as _,
     path::PathBuf,
     process::{Command, ExitStatus, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use aya::programs::loaded_programs;
 use crafter::{
     lab::{INTERFACE, Lab},
     service::{Control, wire::LeaseCall},
 };
 use crafter_tests::{
     block_on,
-    leak::{Serial, attached},
+    leak::{self, Serial, programs},
     peer::{Nginx, Process, wait_for},
     service::{Socket, built, open_directory},
     slow::allow,
-    stage::{self, ENDS, lab, run},
+    stage::{self, ENDS, lab},
 };
 use nix::{
     sys::{
@@ -156,29 +155,9 @@ impl End {
     }
 }
 
-/// Programs of crafter's in the whole kernel.
-fn programs() -> BTreeSet<u32> {
-    let ours =
-        |program: &aya::programs::ProgramInfo| program.name_as_str().is_some_and(|name| name.starts_with("crafter"));
-    loaded_programs().flatten().filter(ours).map(|program| program.id()).collect()
-}
-
 fn nothing_is_left(lab: &Lab, group: &Group, before: &BTreeSet<u32>, point: &str) {
-    let mut left = Vec::new();
-    let deadline = Instant::now() + allow(Duration::from_secs(5));
-    loop {
-        left.clear();
-        left.extend(attached(lab.client(), INTERFACE));
-        left.extend(programs().difference(before).map(|id| format!("program {id}")));
-        left.extend(group.processes().lines().map(|pid| format!("process {pid}")));
-        let queues = run(lab.client().command("tc").args(["qdisc", "show", "dev", INTERFACE]));
-        left.extend(queues.contains("clsact").then(|| "clsact".to_owned()));
-        if left.is_empty() {
-            return;
-        }
-        assert!(Instant::now() < deadline, "{point}: left behind: {left:?}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    let processes = || group.processes().lines().map(|pid| format!("process {pid}")).collect();
+    leak::nothing_is_left((lab.client(), INTERFACE), before, point, processes);
 }
 
 /// Runs a command with each limit, until one suffices.

@@ -7,17 +7,14 @@ use std::{
     fs,
     os::unix::process::ExitStatusExt as _,
     process::{Command, Output},
-    time::Duration,
 };
 
-use aya::programs::loaded_programs;
 use crafter::lab::{INTERFACE, Lab};
 use crafter_tests::{
     guarded::processes_in,
-    leak::{Serial, attached},
+    leak::{self, Serial, programs},
     peer::Nginx,
     service::built,
-    slow,
     stage::{self, ENDS, lab, run},
 };
 
@@ -79,24 +76,8 @@ pub(super) fn spread(counts: &[(&'static str, usize)], points: usize) -> Vec<(&'
     all.into_iter().step_by(step).collect()
 }
 
-/// Programs of crafter's in the whole kernel.
-pub(super) fn programs() -> BTreeSet<u32> {
-    let ours =
-        |program: &aya::programs::ProgramInfo| program.name_as_str().is_some_and(|name| name.starts_with("crafter"));
-    loaded_programs().flatten().filter(ours).map(|program| program.id()).collect()
-}
-
 pub(super) fn nothing_is_left(lab: &Lab, before: &BTreeSet<u32>, point: &str) {
-    let mut left = Vec::new();
-    let clean = slow::wait_until(Duration::from_secs(5), || {
-        left = attached(lab.client(), INTERFACE);
-        left.extend(programs().difference(before).map(|id| format!("program {id}")));
-        left.extend(processes_in(&[lab.client()]));
-        let qdiscs = run(lab.client().command("tc").args(["qdisc", "show", "dev", INTERFACE]));
-        left.extend(qdiscs.lines().filter(|line| line.contains("clsact")).map(str::to_owned));
-        left.is_empty()
-    });
-    assert!(clean, "left behind, {point}: {left:?}");
+    leak::nothing_is_left((lab.client(), INTERFACE), before, point, || processes_in(&[lab.client()]));
 }
 
 /// Runs it with `fate` for the call of this name and number.

@@ -18,7 +18,7 @@ use crafter_tests::{
     block_on,
     frame::{SYN, Tcp},
     guarded::GuardedLab,
-    leak::Serial,
+    leak::{Serial, programs},
     peer::{Process, wait_for},
     service::{Message, PATIENCE, Socket, built},
     stage::{ENDS, lab},
@@ -29,7 +29,7 @@ use nix::{
 };
 use tempfile::TempDir;
 
-use super::points::{count, nothing_is_left, points, programs, spread};
+use super::points::{count, nothing_is_left, points, spread};
 
 /// Calls of the service that get something, or give it back, or by which it speaks with its clients.
 const CALLS: [&str; 17] = [
