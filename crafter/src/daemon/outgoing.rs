@@ -60,14 +60,17 @@ pub(super) async fn run(service: Rc<Service>, hold: Rc<Hold>) {
 /// Ends the leases whose clients have closed them, which their own tasks are about to notice; what was sent before is
 /// still sent. Whether there was one.
 pub(super) fn end_closed(service: &Rc<Service>) -> bool {
-    let is_closed = |hold: &&Rc<Hold>| {
-        let mut socket = [PollFd::new(hold.socket.get_ref().as_fd(), PollFlags::empty())];
-        poll(&mut socket, PollTimeout::ZERO).is_ok()
-            && socket[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP))
-    };
-    let closed: Vec<_> = service.leases.borrow().values().filter(is_closed).cloned().collect();
+    let leases: Vec<_> = service.leases.borrow().values().cloned().collect();
+    let mut sockets: Vec<_> =
+        leases.iter().map(|hold| PollFd::new(hold.socket.get_ref().as_fd(), PollFlags::empty())).collect();
+    // One call for all: whoever is refused in a loop must not cost the others much.
+    if poll(&mut sockets, PollTimeout::ZERO).is_err() {
+        return false;
+    }
+    let is_closed = |socket: &PollFd<'_>| socket.revents().is_some_and(|events| events.contains(PollFlags::POLLHUP));
+    let closed = leases.iter().zip(&sockets).filter(|(_, socket)| is_closed(socket));
     let mut has_ended = false;
-    for hold in &closed {
+    for (hold, _) in closed {
         while matches!(take(service, hold), Took::Some) {}
         // Otherwise its own task ends it, once all is sent.
         if hold.backlog.borrow().is_empty() {
