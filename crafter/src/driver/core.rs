@@ -254,11 +254,11 @@ impl Core {
         }
     }
 
-    /// How long to wait where there is no room for a packet.
+    /// How long to wait where the kernel has no room for a packet; where the service has none, as long as it waits.
     pub(crate) fn set_patience(&mut self, patience: Duration) {
         match &mut self.side {
             Side::Kernel(side) => side.tx.set_patience(patience),
-            Side::Service(side) => side.set_patience(patience),
+            Side::Service(side) => side.set_patient(),
         }
     }
 

@@ -9,16 +9,13 @@ use std::{
 };
 
 use crafter_common::reason::Reason;
-use nix::{
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
-};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use socket2::SockRef;
 
 use super::{entry::Meta, table::Table};
 use crate::{
     datapath::maps::Counters,
-    driver::{LeaseRequest, PortChoice},
+    driver::{LeaseRequest, PortChoice, ROOM_WITHIN},
     error::{Error, Result},
     mmsg::{self, Inbox},
     packet::Transport,
@@ -36,8 +33,11 @@ const BATCH: usize = 64;
 /// The longest message: a header and an IP packet.
 const LONGEST: usize = 65_535 + 64;
 
-/// How long the service may take to make room, at least.
+/// How long the service may take to make room where others may wait for who sends.
 const PATIENCE: Duration = Duration::from_millis(20);
+
+/// How long to wait until room is asked for again.
+const PAUSE: Duration = Duration::from_micros(200);
 
 /// How long the service may take to notice that a lease was closed.
 const CLOSING: Duration = Duration::from_millis(100);
@@ -194,9 +194,9 @@ impl Served {
         self.epoll.0.as_fd()
     }
 
-    /// How long to wait where the service has no room.
-    pub(crate) fn set_patience(&mut self, patience: Duration) {
-        self.patience = patience.max(PATIENCE);
+    /// Waits for room as long as the service itself does: nobody else waits for who sends.
+    pub(crate) fn set_patient(&mut self) {
+        self.patience = ROOM_WITHIN;
     }
 
     /// The packet that is pushed next has this number, and until [`Served::finish`] a full socket drops nothing, but
@@ -278,23 +278,22 @@ impl Served {
     fn flush_lane(&mut self, number: u32) {
         let Some(lane) = self.lanes.get_mut(&number) else { return };
         let mut done = 0;
-        let deadline = Instant::now() + self.patience;
+        let mut progress = Instant::now();
         while done < lane.queued {
             let rest = lane.queue[done..lane.queued].iter().map(|(_, packet)| ([&packet[..], &[]], None));
             match mmsg::send::<BATCH>(&lane.socket, rest) {
                 Ok(0) => break,
-                Ok(sent) => done += sent,
+                Ok(sent) => (done, progress) = (done + sent, Instant::now()),
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                     self.held = lane.queue[done].0;
                     if self.held.is_some() {
                         break;
                     }
-                    let patience = deadline.saturating_duration_since(Instant::now());
-                    let room = PollFd::new(lane.socket.as_fd(), PollFlags::POLLOUT);
-                    let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::ZERO);
-                    if patience.is_zero() || !matches!(poll(&mut [room], timeout), Ok(1..)) {
+                    if progress.elapsed() >= self.patience {
                         break;
                     }
+                    // poll() calls it writable no sooner than when three quarters are free (unix_writable()).
+                    std::thread::sleep(PAUSE);
                 }
                 // The end of the socket is seen by who reads it.
                 Err(_) => break,

@@ -16,6 +16,7 @@ use crafter::{
     lab::{CLIENT_V4, INTERFACE, Lab, SERVER_V4},
     layer::{Ip, Udp},
     service::record::Code,
+    session::{Session, SessionOptions, SrOptions},
 };
 use crafter_tests::{
     leak::Serial,
@@ -24,7 +25,7 @@ use crafter_tests::{
     stage::{self, ENDS, lab},
 };
 
-use super::{call, lease, service};
+use super::{call, lease, packets, service};
 
 const PORT: u16 = 7000;
 
@@ -226,4 +227,22 @@ fn known_ways_do_not_age() {
     let account = accounted(&service, u64::from(COUNT) + 1);
     assert_eq!((account.refused, account.not_sent), (0, 0), "{account:?}");
     assert!(peer.finish().into_iter().eq((0..=COUNT).map(|number| (from, number))));
+}
+
+/// More packets than the sockets in between hold, by a session, as `crafter sr` has one: all leave, and all are answered.
+#[test]
+fn sessions_are_held_back() {
+    let _serial = Serial::begin();
+    let lab = lab();
+    slow_down(&lab, "4mbit", "4kb");
+    let service = service(&lab);
+    let account = service.session(ROOT, async |control| {
+        let session = Session::new(SessionOptions { service: Some(Arc::new(control)), ..SessionOptions::default() });
+        let syns = packets(r#"IP(dst="192.0.2.1")/TCP(dport=(1,10000), flags="S")"#);
+        let options = SrOptions { timeout: PATIENCE, ..SrOptions::default() };
+        let exchanged = session.sr(syns, &options).await.expect("sent");
+        session.close().await;
+        exchanged.account
+    });
+    assert_eq!((account.sent, account.not_sent, account.answered), (10_000, 0, 10_000), "{account}");
 }
