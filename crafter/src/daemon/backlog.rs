@@ -1,12 +1,19 @@
 //! What there was no room for yet, in the kernel's queue or among the packets that wait for a next hop, in the order in
 //! which a client sent it.
 
-use std::{net::IpAddr, sync::Arc, time::Instant};
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use crate::{
     datapath::route::Route,
-    driver::{NoRoom, ROOM_WITHIN},
+    driver::{NoRoom, ROOM_AGAIN, ROOM_WITHIN},
 };
+
+/// How seldom packets are tried again at most.
+const SELDOM: Duration = Duration::from_millis(20);
 
 /// Where a packet goes, and the source address that its way is asked for with.
 pub(super) type Bound = (IpAddr, Option<IpAddr>);
@@ -66,6 +73,13 @@ impl Backlog {
     pub(super) fn no_room(&self) -> Option<NoRoom> {
         let progress = self.progress.filter(|_| !self.is_empty())?;
         Some(if progress.elapsed() < ROOM_WITHIN { NoRoom::Stop } else { NoRoom::Refuse })
+    }
+
+    /// How long to wait until they are tried again: the longer nothing has left, the longer, as a link that stands still
+    /// must not keep the service busy.
+    pub(super) fn pause(&self) -> Duration {
+        let progress = self.progress.map_or(Duration::ZERO, |progress| progress.elapsed());
+        (progress / 8).clamp(ROOM_AGAIN, SELDOM)
     }
 
     /// Copies packets to its end.

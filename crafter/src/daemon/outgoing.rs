@@ -6,7 +6,6 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{backlog::Packet, hold::Hold, state::Service};
 use crate::{
-    driver::ROOM_AGAIN,
     mmsg::Inbox,
     policy::{Decision, Grant, Outgoing, PacketPorts, Policy, Verdict},
     service::record::Code,
@@ -26,12 +25,12 @@ enum Took {
 /// goes first; meanwhile the client's socket fills, and the client is held back in its turn.
 pub(super) async fn run(service: Rc<Service>, hold: Rc<Hold>) {
     loop {
-        let no_room = hold.backlog.borrow().no_room();
+        let (no_room, pause) = (hold.backlog.borrow().no_room(), hold.backlog.borrow().pause());
         if let Some(no_room) = no_room {
             tokio::select! {
                 biased;
                 () = hold.ended() => break,
-                () = tokio::time::sleep(ROOM_AGAIN) => hold.attachment.retry(&hold, no_room),
+                () = tokio::time::sleep(pause) => hold.attachment.retry(&hold, no_room),
             }
             service.stay_awake();
             continue;

@@ -84,6 +84,15 @@ impl Peer {
     }
 }
 
+/// Each of them came once, and in their order but for a few: the link hands packets on from both processors.
+fn assert_all(seen: impl Iterator<Item = (u16, u32)>, wanted: std::ops::Range<u32>) {
+    let mut numbers: Vec<u32> = seen.map(|one| one.1).collect();
+    let swapped = numbers.windows(2).filter(|pair| pair[0] > pair[1]).count();
+    assert!(swapped <= numbers.len() / 50, "{swapped} of {} are out of order", numbers.len());
+    numbers.sort_unstable();
+    assert!(numbers.iter().copied().eq(wanted.clone()), "{} came, and not {wanted:?}", numbers.len());
+}
+
 fn port(socket: &Socket) -> u16 {
     socket.leased.first_port.expect("a port")
 }
@@ -96,8 +105,8 @@ fn accounted(service: &Service, count: u64) -> crafter::service::wire::Lease {
     })
 }
 
-/// 2.4 MB, more than the socket of a lease holds, through 40 Mbit/s: all of it arrives, in its order, and meanwhile
-/// others get their turn.
+/// 2.4 MB, more than the socket of a lease holds, through 40 Mbit/s: all of it arrives, and meanwhile others get their
+/// turn.
 #[test]
 fn senders_are_held_back() {
     const COUNT: u32 = 10_000;
@@ -127,8 +136,7 @@ fn senders_are_held_back() {
     let place = seen.iter().position(|one| *one == (second, 0)).expect("the other's");
     println!("sent within {took:?}; the other's came behind {place} of {COUNT}");
     assert!(place < seen.len() - 1, "the other's came last");
-    let numbers: Vec<u32> = seen.iter().filter(|one| one.0 == first).map(|one| one.1).collect();
-    assert!(numbers.iter().copied().eq(0..COUNT), "{} of {COUNT} came, or out of order", numbers.len());
+    assert_all(seen.into_iter().filter(|one| one.0 == first), 0..COUNT);
 }
 
 /// The library's batches wait in the same way, at whichever side of the service they are full.
@@ -153,7 +161,8 @@ fn batches_of_the_library_are_held_back() {
     assert_eq!((stats.sent, stats.not_sent), (u64::from(COUNT), 0));
     wait_for("the end of the lease", PATIENCE, || service.leases().is_empty().then_some(()));
     let seen = peer.finish();
-    assert!(seen.iter().copied().eq((0..COUNT).map(|number| (port, number))), "{} of {COUNT} came", seen.len());
+    assert!(seen.iter().all(|one| one.0 == port));
+    assert_all(seen.into_iter(), 0..COUNT);
 }
 
 /// After a second without any progress it is told, and the lease goes on as soon as the link does.
@@ -226,7 +235,7 @@ fn known_ways_do_not_age() {
     (1..=COUNT).for_each(|number| socket.send(&datagram(from, number)).expect("send"));
     let account = accounted(&service, u64::from(COUNT) + 1);
     assert_eq!((account.refused, account.not_sent), (0, 0), "{account:?}");
-    assert!(peer.finish().into_iter().eq((0..=COUNT).map(|number| (from, number))));
+    assert_all(peer.finish().into_iter(), 0..COUNT + 1);
 }
 
 /// More packets than the sockets in between hold, by a session, as `crafter sr` has one: all leave, and all are answered.
