@@ -19,7 +19,7 @@ use crate::{setup, sh};
 const ORDERS: &str = "/vm-orders.json";
 
 /// What the tests and crafter call, or what is handy in a shell that they start.
-const TOOLS: [&str; 59] = [
+const TOOLS: [&str; 60] = [
     "awk",
     "basename",
     "bash",
@@ -60,6 +60,7 @@ const TOOLS: [&str; 59] = [
     "sed",
     "seq",
     "setpriv",
+    "setsid",
     "sh",
     "sha256sum",
     "sleep",

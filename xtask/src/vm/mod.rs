@@ -121,13 +121,22 @@ fn one(
     let orders = plan::orders(&chosen, accelerator == Accelerator::Tcg, program);
     let archive = base.with(Some(kernel), &orders)?;
     let titles: Vec<&str> = chosen.iter().map(|program| program.title.as_str()).collect();
-    let mut run = Run::new(&kernel.name, accelerator, &titles);
     let log = directory.join(format!("{}.log", kernel.name.replace('/', "_")));
     let limit = Duration::from_secs(machine);
-    let machine = Machine { accelerator, threads: kernel.is_threaded(), kernel: &kernel.image, archive: &archive, log };
-    let ended = machine.run(limit, |event| run.hear(event));
-    run.end(ended);
-    Ok(run)
+    let mut threads = kernel.is_threaded();
+    loop {
+        let mut run = Run::new(&kernel.name, accelerator, &titles);
+        let log = log.clone();
+        let machine = Machine { accelerator, threads, kernel: &kernel.image, archive: &archive, log };
+        let ended = machine.run(limit, |event| run.hear(event));
+        if ended.is_err() && threads && machine.has_run_stale_code() {
+            println!("    The emulator ran kernel code that was half patched (an oops at int3): again, in one thread");
+            threads = false;
+            continue;
+        }
+        run.end(ended);
+        return Ok(run);
+    }
 }
 
 impl Wish {
