@@ -3,14 +3,15 @@
 //!
 //! `CRAFTER_TEST_ROW` runs the rows whose names contain it, and shows more of them.
 
+mod meeting;
 mod rows;
 mod server;
 
 use std::{
-    io,
+    io::{self, Write as _},
     net::SocketAddr,
     sync::{
-        Arc, Barrier,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -22,20 +23,31 @@ use crafter_tests::{
     impair::{BadNetwork, Seen},
     leak::{BpfObjects, Serial, attached},
     peer::wait_for,
+    slow::slowness,
     stage::{ENDS, options, run},
     within,
 };
+use meeting::Meeting;
 use rows::{Ending, Row, rows};
 use server::{Got, listen, serve, text};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Rows at the same time: they mostly wait.
 const WORKERS: usize = 6;
-/// No row takes longer.
-const LONGEST: Duration = Duration::from_secs(240);
+/// No row takes longer; on an emulated processor a little more.
+fn longest() -> Duration {
+    Duration::from_secs(240) * slowness().min(2)
+}
+
+/// How long either end waits for the other: however bad the network is, longer is a failure.
+fn patience() -> Duration {
+    longest() * 5 / 8
+}
+
 const PORT: u16 = 7000;
 
 /// What the client has read, and how its stream ended.
+#[derive(Debug)]
 struct Told {
     length: usize,
     sum: [u8; 32],
@@ -58,7 +70,8 @@ fn each_row_is_exact_or_a_clean_error() {
             while let Some(row) = rows.get(next.fetch_add(1, Ordering::Relaxed)) {
                 // Caught, so that the other rows are told too.
                 if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| play(row))).is_err() {
-                    println!("{}: FAILED", row.name);
+                    // Seen even if another row never ends.
+                    let _ = writeln!(io::stderr().lock(), "{}: FAILED", row.name);
                     failed.push(row.name);
                 }
             }
@@ -79,7 +92,7 @@ fn play(row: &Row) {
     let (up, down) = (text(row.up, row.network.seed), text(row.down, row.network.seed + 1));
     let sums = [sha256(&up), sha256(&down)];
     let remote = SocketAddr::new(ENDS[usize::from(row.v6)].1, PORT);
-    let moment = Arc::new(Barrier::new(2));
+    let moment = Arc::new(Meeting::default());
     let listener = bad.server.run(|| listen(row, remote)).expect("enter the server");
     let server = {
         let (row, moment, down) = (row.clone(), Arc::clone(&moment), down.clone());
@@ -87,12 +100,14 @@ fn play(row: &Row) {
     };
     let (told, stats) = within(&bad.client, async || {
         let crafter = Crafter::open(INTERFACE, options(row.attach)).await.expect("open the interface");
-        let played = tokio::time::timeout(LONGEST, client(row, &crafter, &bad, remote, &up, &moment)).await;
-        let (told, stats) = played.unwrap_or_else(|_| panic!("{}: no end in {LONGEST:?}", row.name));
+        let played = tokio::time::timeout(longest(), client(row, &crafter, &bad, remote, &up, &moment)).await;
+        let (told, stats) = played.unwrap_or_else(|_| panic!("{}: no end in {:?}", row.name, longest()));
         let lost = crafter.stats();
         assert_eq!((lost.lost, lost.overflow), (0, 0), "{}: {lost:?}", row.name);
         (told, stats)
     });
+    // A client that did not connect leaves it accepting.
+    wait_for("the server's end", longest(), || server.is_finished().then_some(()));
     let got = server.join().expect("the server");
     let seen = bad.seen();
     // Programs that other rows start hold our descriptors from fork() to exec().
@@ -136,7 +151,7 @@ async fn client(
     bad: &BadNetwork,
     remote: SocketAddr,
     up: &[u8],
-    moment: &Arc<Barrier>,
+    moment: &Arc<Meeting>,
 ) -> (Told, crafter::engine::StreamStats) {
     let lease = crafter.lease(LeaseRequest::tcp()).await.expect("a lease");
     // The neighbour is known before anything is cut.
@@ -182,7 +197,8 @@ async fn client(
         }
         Ending::Both => {
             let moment = Arc::clone(moment);
-            tokio::task::spawn_blocking(move || moment.wait()).await.expect("both are here");
+            let met = tokio::task::spawn_blocking(move || moment.wait(patience())).await.expect("a thread");
+            assert!(met, "{}: the server does not come to the end: {told:?}", row.name);
             stream.shutdown().await.expect("shut down");
             assert_eq!(stream.read(&mut [0; 1]).await.expect("the end"), 0);
         }

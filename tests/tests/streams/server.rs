@@ -3,7 +3,7 @@
 use std::{
     io::{self, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
-    sync::{Arc, Barrier},
+    sync::Arc,
     thread,
     time::Duration,
 };
@@ -11,7 +11,11 @@ use std::{
 use nix::sys::socket::{setsockopt, sockopt};
 use sha2::{Digest, Sha256};
 
-use crate::rows::{Ending, Row};
+use crate::{
+    meeting::Meeting,
+    patience,
+    rows::{Ending, Row},
+};
 
 /// What the server has read, and how it ended.
 #[derive(Debug)]
@@ -47,12 +51,12 @@ pub fn listen(row: &Row, address: SocketAddr) -> TcpListener {
 }
 
 /// Serves one connection to its end. `moment`: where both ends meet before they close.
-pub fn serve(row: &Row, listener: &TcpListener, down: Vec<u8>, moment: &Arc<Barrier>) -> Got {
+pub fn serve(row: &Row, listener: &TcpListener, down: Vec<u8>, moment: &Arc<Meeting>) -> Got {
     let (socket, _) = listener.accept().expect("a connection");
-    // However bad the network is, this is a failure; unless there is none.
-    let patience = Duration::from_secs(if row.ending == Ending::Cut { 8 } else { 150 });
-    socket.set_read_timeout(Some(patience)).expect("a timeout");
-    socket.set_write_timeout(Some(patience)).expect("a timeout");
+    // Unless there is no network any more.
+    let timeout = if row.ending == Ending::Cut { Duration::from_secs(8) } else { patience() };
+    socket.set_read_timeout(Some(timeout)).expect("a timeout");
+    socket.set_write_timeout(Some(timeout)).expect("a timeout");
     let resets = row.ending == Ending::ServerResets;
     let mut reader = socket.try_clone().expect("the socket again");
     let ending = row.ending;
@@ -80,9 +84,11 @@ pub fn serve(row: &Row, listener: &TcpListener, down: Vec<u8>, moment: &Arc<Barr
     let written = writer.join().expect("the writer");
     got.error = got.error.or(written.err());
     if ending == Ending::Both && got.error.is_none() {
-        moment.wait();
+        if !moment.wait(patience()) {
+            got.error = Some(io::ErrorKind::TimedOut.into());
+        }
         let _ = socket.shutdown(Shutdown::Write);
-        got.error = reader.read(&mut [0; 1]).err();
+        got.error = got.error.or(reader.read(&mut [0; 1]).err());
     }
     got
 }
