@@ -21,6 +21,7 @@ use crafter_tests::{
     leak::{Serial, programs},
     peer::{Process, wait_for},
     service::{Message, PATIENCE, Socket, built},
+    slow::allow,
     stage::{ENDS, lab},
 };
 use nix::{
@@ -133,14 +134,14 @@ impl Stage {
         };
         let leased = block_on(async {
             let control = Control::connect(&socket).await.map_err(|error| error.to_string())?;
-            let leasing = tokio::time::timeout(PATIENCE, Socket::lease(&control, &call));
+            let leasing = tokio::time::timeout(allow(PATIENCE), Socket::lease(&control, &call));
             leasing.await.expect("the service neither answers nor ends").map_err(|error| error.to_string())
         })?;
         let (client, server) = ENDS[0];
         let question = Tcp::new(SYN, 1, 0).ip(SocketAddr::new(client, PORT), SocketAddr::new(server, 9));
         leased.send(&question).map_err(|error| error.to_string())?;
         // The RST, or that the packet was not sent, or the end.
-        match leased.receive(PATIENCE) {
+        match leased.receive(allow(PATIENCE)) {
             Ok(Some(message)) if message.packet().is_some() => Ok(leased),
             Ok(Some(Message { header, .. })) => Err(format!("{:?}", header.kind)),
             Ok(None) => Err("no answer".to_owned()),
