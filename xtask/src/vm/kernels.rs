@@ -37,10 +37,11 @@ const NO_MODULES: [&str; 5] = [
     "kernel/net/bluetooth/",
 ];
 
-/// Series that the emulator runs in several threads. QEMU 7.2 lets one emulated processor see half of what another one
+/// Series that have two processors in an emulated machine. QEMU 7.2 lets one of them see half of what the other one
 /// patches into the kernel's code, and kernels patch whenever a hook comes or goes: an oops at `int3`, often in 6.16 and
-/// later, seldom in 6.12, where it is tried again in one thread then.
-const THREADED: [&str; 3] = ["5.10", "6.1", "6.12"];
+/// later, seldom in 6.12, where the programs that are left go on with one processor then. Two processors that take turns
+/// in one thread are no way out: each waits for the other for a tenth of a second at a time.
+const OF_TWO_PROCESSORS: [&str; 3] = ["5.10", "6.1", "6.12"];
 
 /// One kernel, ready to boot.
 pub struct Kernel {
@@ -97,9 +98,9 @@ impl Kernel {
         Ok(Self { name: name.to_owned(), image, modules: Some(modules) })
     }
 
-    /// Whether the emulator may run each of its processors in a thread of its own.
-    pub fn is_threaded(&self) -> bool {
-        THREADED.contains(&self.name.as_str())
+    /// How many processors an emulated machine may have.
+    pub fn processors(&self) -> u32 {
+        if OF_TWO_PROCESSORS.contains(&self.name.as_str()) { 2 } else { 1 }
     }
 
     /// Whether crafter refuses to work there, by the name of the series.

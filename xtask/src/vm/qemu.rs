@@ -47,7 +47,7 @@ impl Accelerator {
         let began = Instant::now();
         let mut up = false;
         let machine =
-            Machine { accelerator: Self::Kvm, threads: true, kernel, archive, log: directory.join("trial.log") };
+            Machine { accelerator: Self::Kvm, processors: 2, kernel, archive, log: directory.join("trial.log") };
         let ended = machine.run(TRIAL, |event| up |= event["event"] == "up");
         let seconds = began.elapsed().as_secs_f32();
         if up && ended.is_ok() {
@@ -64,8 +64,8 @@ impl Accelerator {
 pub struct Machine<'a> {
     /// See there.
     pub accelerator: Accelerator,
-    /// Whether an emulated machine's processors run at once.
-    pub threads: bool,
+    /// How many, each in a thread of its own.
+    pub processors: u32,
     /// The kernel's image.
     pub kernel: &'a Path,
     /// Its first and only file system.
@@ -132,8 +132,8 @@ impl Machine<'_> {
         Ok(())
     }
 
-    /// Whether its kernel ended as QEMU 7.2 makes it end now and then with several threads: one emulated processor sees
-    /// half of what another one patches into the kernel's code.
+    /// Whether its kernel ended as QEMU 7.2 makes it end now and then with several processors: one sees half of what
+    /// another one patches into the kernel's code.
     pub fn has_run_stale_code(&self) -> bool {
         let log = fs::read(&self.log).unwrap_or_default();
         self.accelerator == Accelerator::Tcg && String::from_utf8_lossy(&log).contains("Oops: int3")
@@ -143,8 +143,7 @@ impl Machine<'_> {
         let processor = if self.accelerator == Accelerator::Kvm { "host" } else { "max" };
         let accelerator = match self.accelerator {
             Accelerator::Kvm => "kvm",
-            Accelerator::Tcg if self.threads => "tcg,thread=multi",
-            Accelerator::Tcg => "tcg,thread=single",
+            Accelerator::Tcg => "tcg,thread=multi",
         };
         let init = image::init();
         let append = format!("console=ttyS0 quiet loglevel=4 panic=-1 rdinit={}", init.display());
@@ -154,7 +153,7 @@ impl Machine<'_> {
             .args(["--pdeathsig", "TERM", "timeout", "--kill-after=5"])
             .arg((limit.as_secs() + 10).to_string())
             .arg(sh::find(COMMAND).with_context(|| format!("{COMMAND} is missing (`cargo xtask setup` installs it)"))?)
-            .args(["-accel", accelerator, "-cpu", processor, "-smp", "2", "-m", MEMORY])
+            .args(["-accel", accelerator, "-cpu", processor, "-smp", &self.processors.to_string(), "-m", MEMORY])
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-nic", "none"])
             .arg("-serial")
             .arg(format!("file:{}", self.log.display()))

@@ -18,6 +18,10 @@ pub struct Run {
     probe: Value,
     /// In the order of the plan.
     pub programs: Vec<Program>,
+    /// Those that the machine of now has, in its order.
+    running: Vec<usize>,
+    /// What else is to be known of how they ran.
+    notes: Vec<String>,
     /// Failures that are no test's.
     pub failures: Vec<String>,
 }
@@ -58,8 +62,32 @@ impl Run {
             seconds: 0.0,
             probe: Value::Null,
             programs: titles.iter().map(program).collect(),
+            running: Vec::new(),
+            notes: Vec::new(),
             failures: Vec::new(),
         }
+    }
+
+    /// The places of the programs that have not ended, for a machine to run them from their beginning.
+    pub fn begin(&mut self) -> &[usize] {
+        let left = self.programs.iter_mut().enumerate().filter(|(_, program)| program.ended.is_none());
+        self.running = left
+            .map(|(place, program)| {
+                (program.passed, program.failed, program.skipped) = (0, 0, 0);
+                (program.listing, program.last) = (false, String::new());
+                program.names.clear();
+                place
+            })
+            .collect();
+        &self.running
+    }
+
+    /// Says how the programs that follow run, here and in the table.
+    pub fn note(&mut self, what: &str) {
+        let next = self.programs.iter().find(|program| program.ended.is_none());
+        let from = next.map(|program| format!(", from {} on", program.title)).unwrap_or_default();
+        println!("    {what}{from}");
+        self.notes.push(format!("{what}{from}"));
     }
 
     /// The kernel's release, or what was asked for if it never came up.
@@ -71,7 +99,8 @@ impl Run {
     pub fn hear(&mut self, event: &Value) {
         let text = event["text"].as_str().unwrap_or_default();
         let number = event["program"].as_u64().map(|number| number as usize);
-        let program = number.and_then(|number| self.programs.get_mut(number));
+        let place = number.and_then(|number| self.running.get(number));
+        let program = place.and_then(|place| self.programs.get_mut(*place));
         match (event["event"].as_str().unwrap_or_default(), program) {
             ("up", _) => {
                 self.release = event["release"].as_str().map(str::to_owned);
@@ -228,6 +257,9 @@ pub fn table(runs: &[Run]) -> String {
         }
         if let Some(refused) = run.probe["refused"].as_str() {
             line([&kernel, "refused", refused]);
+        }
+        for note in &run.notes {
+            line([&kernel, "note", note]);
         }
         for failure in &run.failures {
             line([&kernel, "FAILED", failure]);
