@@ -92,14 +92,23 @@ impl Service {
         Self::open_to(vec!["--group".to_owned(), GROUP.to_string()], namespace, policy, arguments)
     }
 
+    /// The first, by way of a program that executes what follows its own arguments.
+    pub fn by_way_of(way: &[&str], namespace: &NetNs, policy: &str) -> Self {
+        Self::opened(way, vec!["--everybody".to_owned()], namespace, policy, &[])
+    }
+
     fn open_to(access: Vec<String>, namespace: &NetNs, policy: &str, arguments: &[&str]) -> Self {
+        Self::opened(&[], access, namespace, policy, arguments)
+    }
+
+    fn opened(way: &[&str], access: Vec<String>, namespace: &NetNs, policy: &str, arguments: &[&str]) -> Self {
         let directory = open_directory("crafter-service-");
         let [socket, file, binary] =
             ["crafter.sock", "crafter.toml", "crafter"].map(|name| directory.path().join(name));
         place(&built(), &binary);
         fs::write(&file, policy).expect("a policy");
         let namespace = namespace.try_clone().expect("the namespace again");
-        let process = spawn(&namespace, &directory, [&binary, &socket, &file], &access, arguments);
+        let process = spawn(way, &namespace, &directory, [&binary, &socket, &file], &access, arguments);
         let before = at_its_start(&process);
         Self { process, before, namespace, directory, socket, policy: file, binary, access }
     }
@@ -155,7 +164,7 @@ impl Service {
     /// Starts it again, after it has ended.
     pub fn restart(&mut self) {
         let paths = [&self.binary, &self.socket, &self.policy];
-        self.process = spawn(&self.namespace, &self.directory, paths, &self.access, &[]);
+        self.process = spawn(&[], &self.namespace, &self.directory, paths, &self.access, &[]);
         self.before = at_its_start(&self.process);
     }
 
@@ -271,6 +280,7 @@ pub fn built() -> PathBuf {
 }
 
 fn spawn(
+    way: &[&str],
     namespace: &NetNs,
     directory: &TempDir,
     [binary, socket, policy]: [&PathBuf; 3],
@@ -278,7 +288,14 @@ fn spawn(
     arguments: &[&str],
 ) -> Process {
     let log = fs::File::options().create(true).append(true).open(directory.path().join(LOG)).expect("a log");
-    let mut command = namespace.command(binary);
+    let mut command = match way {
+        [] => namespace.command(binary),
+        [program, arguments @ ..] => {
+            let mut command = namespace.command(program);
+            command.args(arguments).arg(binary);
+            command
+        }
+    };
     command.arg("serve").args(access).arg("--socket").arg(socket).arg("--policy").arg(policy).args(arguments);
     let mut process = Process::start(command.stdout(Stdio::null()).stderr(log));
     wait_for("the service's answer", START, || {

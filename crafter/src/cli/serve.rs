@@ -39,7 +39,7 @@ pub struct Args {
     /// Everybody may connect; the policy decides what they may do
     #[arg(long, conflicts_with = "group")]
     everybody: bool,
-    /// Run as this user from now on, with four capabilities and no other
+    /// Run as this user from now on, with four capabilities, and a fifth where locked memory is limited
     #[arg(long, value_name = "USER")]
     user: Option<String>,
     /// The policy [default: /etc/crafter/crafter.toml if it exists, else the shipped one]

@@ -4,6 +4,7 @@ mod hostile;
 mod idle;
 mod killed;
 mod load;
+mod locked;
 mod reload;
 mod removed;
 mod slow_link;

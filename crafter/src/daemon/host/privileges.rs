@@ -1,4 +1,5 @@
-//! Privileges: [four capabilities](NEEDED) and no other, and a user that is not root where one is named.
+//! Privileges: [four capabilities](NEEDED), [a fifth](OF_LIMITED) where memory cannot be had otherwise, and no other; and
+//! a user that is not root where one is named.
 //!
 //! Linux keeps capabilities by thread, so all of this comes before the first thread is started.
 
@@ -24,6 +25,12 @@ pub const NEEDED: [(Capability, &str, &str); 4] = [
     (Capability::CAP_PERFMON, "CAP_PERFMON", "have the verifier accept packet pointers at variable offsets"),
 ];
 
+/// Kept beside them where it is there, and RLIMIT_MEMLOCK is limited and cannot be raised: memory that AF_XDP pins counts
+/// against the limit of who lacks it, and against all that the user has (`xdp_umem_account_pages()`). The kernel forgets
+/// to take that back where a process is killed while its memory is being pinned, so that a user's share becomes smaller
+/// for good with such deaths; of who has this capability it counts nothing.
+pub const OF_LIMITED: (Capability, &str) = (Capability::CAP_IPC_LOCK, "CAP_IPC_LOCK");
+
 /// What the process has that [`confine_beside`] starts: it removes filters and qdiscs.
 pub const OF_HELPER: Capability = Capability::CAP_NET_ADMIN;
 
@@ -31,7 +38,7 @@ pub const OF_HELPER: Capability = Capability::CAP_NET_ADMIN;
 const DESCRIPTORS: u64 = 524_288;
 
 /// Raises the limits, changes to `user` (by name or number) where it is another one than this process runs as, and
-/// keeps [`NEEDED`]: everything else leaves the permitted, effective, inheritable, ambient and, where the process may,
+/// keeps [`NEEDED`], and [`OF_LIMITED`] where a limit calls for it: everything else leaves the permitted, effective, inheritable, ambient and, where the process may,
 /// the bounding set; no program that is executed later gets more (`PR_SET_NO_NEW_PRIVS`).
 ///
 /// Works for root, and for a service whose manager gave it the capabilities (`User=`, `AmbientCapabilities=`).
@@ -50,15 +57,19 @@ pub fn confine(user: Option<&str>) -> Result<()> {
 /// Those of [`confine`] and of `start`.
 pub fn confine_beside(user: Option<&str>, start: Option<&dyn Fn() -> Result<()>>) -> Result<()> {
     alone()?;
-    raise_limits();
+    let is_limited = raise_limits();
     has_needed()?;
+    let mut kept: CapsHashSet = NEEDED.iter().map(|(capability, ..)| *capability).collect();
+    if is_limited && holds(CapSet::Permitted, OF_LIMITED.0)? {
+        kept.insert(OF_LIMITED.0);
+    }
     let user = user.map(account).transpose()?.filter(|user| user.uid != geteuid());
     // While CAP_SETPCAP is there. A manager that took it away has limited the bounding set itself, and whatever is
     // left in that, nothing can be gained from it any more:
     set_no_new_privs().map_err(|errno| failed("give up new privileges", errno))?;
     if holds(CapSet::Effective, Capability::CAP_SETPCAP)? {
-        let kept = start.map(|_| OF_HELPER);
-        for capability in caps::runtime::thread_all_supported().into_iter().filter(|own| Some(*own) != kept) {
+        let helpers = start.map(|_| OF_HELPER);
+        for capability in caps::runtime::thread_all_supported().into_iter().filter(|own| Some(*own) != helpers) {
             caps::drop(None, CapSet::Bounding, capability).map_err(refused)?;
         }
     }
@@ -70,13 +81,12 @@ pub fn confine_beside(user: Option<&str>, start: Option<&dyn Fn() -> Result<()>>
     }
     caps::clear(None, CapSet::Ambient).map_err(refused)?;
     caps::clear(None, CapSet::Inheritable).map_err(refused)?;
-    let needed: CapsHashSet = NEEDED.iter().map(|(capability, ..)| *capability).collect();
     // In this order: what is effective must be permitted.
-    caps::set(None, CapSet::Effective, &needed).map_err(refused)?;
-    caps::set(None, CapSet::Permitted, &needed).map_err(refused)?;
+    caps::set(None, CapSet::Effective, &kept).map_err(refused)?;
+    caps::set(None, CapSet::Permitted, &kept).map_err(refused)?;
     for (set, expected) in [
-        (CapSet::Permitted, &needed),
-        (CapSet::Effective, &needed),
+        (CapSet::Permitted, &kept),
+        (CapSet::Effective, &kept),
         (CapSet::Inheritable, &CapsHashSet::new()),
         (CapSet::Ambient, &CapsHashSet::new()),
     ] {
@@ -103,18 +113,21 @@ fn with_helpers_capability(start: &dyn Fn() -> Result<()>) -> Result<()> {
 }
 
 /// Lifts what would limit the service: locked memory, which AF_XDP's rings and buffers (and before Linux 5.11 maps)
-/// count against, and descriptors. As far as the process may; what is short then is told where it runs out.
-fn raise_limits() {
+/// count against, and descriptors. As far as the process may; what is short then is told where it runs out. Whether
+/// locked memory is still limited.
+fn raise_limits() -> bool {
     let raise = |resource, wanted: u64| {
-        let Ok((soft, hard)) = getrlimit(resource) else { return };
+        let Ok((soft, hard)) = getrlimit(resource) else { return false };
         let wanted = wanted.max(hard);
         // More than the hard limit takes CAP_SYS_RESOURCE.
-        if soft < wanted && setrlimit(resource, wanted, wanted).is_err() {
+        let is_short = soft < wanted && setrlimit(resource, wanted, wanted).is_err();
+        if is_short {
             let _ = setrlimit(resource, hard, hard);
         }
+        is_short
     };
-    raise(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY);
     raise(Resource::RLIMIT_NOFILE, DESCRIPTORS);
+    raise(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY)
 }
 
 fn alone() -> Result<()> {
@@ -195,6 +208,8 @@ mod tests {
 
     /// Bits 12, 13, 38, 39.
     const MASK: &str = "000000c000003000";
+    /// And 14.
+    const MASK_OF_LIMITED: &str = "000000c000007000";
     const NONE: &str = "0000000000000000";
     const NOBODY: u32 = 65534;
 
@@ -207,6 +222,12 @@ mod tests {
     /// All sets, as the kernel tells them.
     fn sets() -> [String; 6] {
         ["CapPrm", "CapEff", "CapInh", "CapAmb", "CapBnd", "NoNewPrivs"].map(status)
+    }
+
+    /// What a confined process that had all has: whether the limit could be raised depends on the host.
+    fn mask() -> &'static str {
+        let (_, hard) = getrlimit(Resource::RLIMIT_MEMLOCK).unwrap();
+        if hard == RLIM_INFINITY { MASK } else { MASK_OF_LIMITED }
     }
 
     fn packet_socket() -> nix::Result<std::os::fd::OwnedFd> {
@@ -222,7 +243,7 @@ mod tests {
         let ended = child::run(|| {
             let group_of_root = File::open("/etc/shadow").unwrap();
             confine(None).unwrap();
-            assert_eq!(sets(), [MASK, MASK, NONE, NONE, NONE, "1"].map(str::to_owned));
+            assert_eq!(sets(), [mask(), mask(), NONE, NONE, NONE, "1"].map(str::to_owned));
             assert!(getuid().is_root());
             packet_socket().unwrap();
             // CAP_CHOWN and CAP_SETUID are gone.
@@ -239,7 +260,7 @@ mod tests {
     fn a_user_gets_them_from_root() {
         let ended = child::run(|| {
             confine(Some("nobody")).unwrap();
-            assert_eq!(sets(), [MASK, MASK, NONE, NONE, NONE, "1"].map(str::to_owned));
+            assert_eq!(sets(), [mask(), mask(), NONE, NONE, NONE, "1"].map(str::to_owned));
             assert_eq!(getuid().as_raw(), NOBODY);
             assert_eq!(status("Uid"), "65534\t65534\t65534\t65534");
             assert!(getgroups().unwrap().iter().all(|group| group.as_raw() != 0), "root's groups are left");
@@ -269,7 +290,7 @@ mod tests {
         for user in [None, Some("nobody")] {
             let ended = child::run(|| {
                 let result = beside(user);
-                assert_eq!(sets(), [MASK, MASK, NONE, NONE, NONE, "1"].map(str::to_owned));
+                assert_eq!(sets(), [mask(), mask(), NONE, NONE, NONE, "1"].map(str::to_owned));
                 result
             });
             assert_eq!(ended.unwrap(), "confined", "{user:?}");
@@ -324,6 +345,27 @@ mod tests {
             without(&[Capability::CAP_PERFMON, Capability::CAP_BPF]),
             format!("no permission to serve (CAP_PERFMON is missing too): CAP_BPF {end}")
         );
+    }
+
+    #[test]
+    fn a_limit_that_cannot_be_raised_costs_a_capability() {
+        let with_limit = |missing: &[Capability], expected: &str| {
+            let ended = child::run(|| {
+                for &capability in missing {
+                    caps::drop(None, CapSet::Effective, capability).unwrap();
+                    caps::drop(None, CapSet::Permitted, capability).unwrap();
+                }
+                setrlimit(Resource::RLIMIT_MEMLOCK, 65_536, 65_536).unwrap();
+                let result = confine(Some("nobody"));
+                assert_eq!(status("CapEff"), expected);
+                said(result)
+            });
+            assert_eq!(ended.unwrap(), "confined");
+        };
+        with_limit(&[Capability::CAP_SYS_RESOURCE], MASK_OF_LIMITED);
+        with_limit(&[Capability::CAP_SYS_RESOURCE, OF_LIMITED.0], MASK);
+        let may_raise = caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_RESOURCE).unwrap();
+        with_limit(&[], if may_raise { MASK } else { MASK_OF_LIMITED });
     }
 
     #[test]
