@@ -17,7 +17,7 @@ use std::{
 use crafter::{
     engine::{Action, Direction, Impair, SegmentHook},
     lab::{INTERFACE, NetNs},
-    packet::{Checksum, Flags, Segment, checksum},
+    packet::{Checksum, Flags, Segment, TcpOption, checksum},
 };
 use nix::{
     poll::{PollFd, PollFlags, ppoll},
@@ -58,6 +58,8 @@ pub struct Seen {
     pub probes: u64,
     /// Those with SACK blocks.
     pub sacks: u64,
+    /// Those but RSTs that lack a timestamp.
+    pub without_timestamp: u64,
     /// The longest, from the IP header on.
     pub longest: usize,
     /// The first with SYN.
@@ -273,9 +275,10 @@ impl Carrier {
         if !segment.flags.contains(Flags::RST) {
             seen.is_closed = segment.window == 0;
             seen.zero_windows += u64::from(seen.is_closed);
+            let is_timestamp = |option: &TcpOption| matches!(option, TcpOption::Timestamps { .. });
+            seen.without_timestamp += u64::from(!segment.options.iter().any(is_timestamp));
         }
-        seen.sacks +=
-            u64::from(segment.options.iter().any(|option| matches!(option, crafter::packet::TcpOption::Sack(_))));
+        seen.sacks += u64::from(segment.options.iter().any(|option| matches!(option, TcpOption::Sack(_))));
         seen.probes += u64::from(peer_is_closed && segment.payload.len() == 1);
     }
 }

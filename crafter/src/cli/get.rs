@@ -59,6 +59,9 @@ pub struct Args {
     /// How long the SYN may go unanswered
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = interface::seconds)]
     timeout: Duration,
+    /// Offer TCP timestamps (RFC 7323)
+    #[arg(long)]
+    timestamps: bool,
     /// How long all of it may take [default: for ever]
     #[arg(long, value_name = "SECONDS", value_parser = interface::seconds)]
     max_time: Option<Duration>,
@@ -78,9 +81,9 @@ the message says how much that is. Redirects are not followed. A summary goes to
 handshake time, segments and bytes each way, retransmissions, RSTs suppressed, mechanism.
 --json: the summary as one JSON object, on stdout with -o FILE, else on stderr: url, output,
 local, remote, status, content_length, body_bytes, setup_ms, seconds, megabytes_per_second,
-handshake_ms, segments_sent, segments_received, bytes_sent, bytes_received, retransmissions,
-duplicates, out_of_order, resets, hook_drops, no_room, rsts_suppressed, rsts_passed, mechanism,
-notes, and error and exit_code, which tell how it ended.
+handshake_ms, timestamps, segments_sent, segments_received, bytes_sent, bytes_received,
+retransmissions, duplicates, out_of_order, resets, hook_drops, no_room, rsts_suppressed,
+rsts_passed, mechanism, notes, and error and exit_code, which tell how it ended.
 Exit code 4: refused; 5: no answer in time; 6: HTTP status 400 or more (the body is
 written all the same); 7: reset by the peer; others as `crafter --help` lists them.
 
@@ -256,6 +259,7 @@ async fn connect_to(args: &Args, remote: SocketAddr) -> Result<Connection, Error
         let options = StreamOptions {
             hook: Trace::hook(args.verbose, impairment(args)),
             connect_timeout: Some(args.timeout),
+            timestamps: args.timestamps,
             ..StreamOptions::default()
         };
         let stream = lease.connect(remote, options).await?;

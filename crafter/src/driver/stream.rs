@@ -34,6 +34,8 @@ pub struct StreamOptions {
     pub rx_buffer: Option<usize>,
     /// Bytes to send ahead; `None`: 512 KiB.
     pub tx_buffer: Option<usize>,
+    /// Offer timestamps (RFC 7323); [`stats`](Stream::stats) say whether the peer has them too.
+    pub timestamps: bool,
 }
 
 /// A TCP connection whose segments are crafted. Dropping it without [`shutdown`] resets it, as the
@@ -62,6 +64,7 @@ impl Stream {
         config.time_wait = options.time_wait.unwrap_or(config.time_wait);
         config.rx_buffer = options.rx_buffer.unwrap_or(config.rx_buffer);
         config.tx_buffer = options.tx_buffer.unwrap_or(config.tx_buffer);
+        config.timestamps = options.timestamps;
         let now = Instant::now();
         let engine = StreamEngine::connect(config, options.hook, now)?;
         let stream = {

@@ -41,6 +41,9 @@ pub struct StreamConfig {
     pub acks: AckPolicy,
     /// Send small segments at once (`TCP_NODELAY`).
     pub no_delay: bool,
+    /// Offer timestamps (RFC 7323), which take 12 bytes of each segment: the peer measures its round trips by them, and
+    /// copies from a time before the sequence numbers came round are known by them.
+    pub timestamps: bool,
     /// Time to live or hop limit, 1 to 255.
     pub ttl: u8,
     /// From the system's random source: the initial sequence number comes from it.
@@ -56,7 +59,7 @@ impl StreamConfig {
     pub const MIN_MTU_V6: usize = 1280;
 
     /// Defaults: MTU 1500, 4 MiB to receive and 512 KiB to send, 5 s to connect, 60 s for an acknowledgment,
-    /// 1 s of TIME-WAIT, one ACK per burst. `seed` has to be random.
+    /// 1 s of TIME-WAIT, one ACK per burst, no timestamps. `seed` has to be random.
     pub fn new(local: SocketAddr, remote: SocketAddr, seed: u64) -> Self {
         Self {
             local,
@@ -70,6 +73,7 @@ impl StreamConfig {
             time_wait: Duration::from_secs(1),
             acks: AckPolicy::PerBurst,
             no_delay: true,
+            timestamps: false,
             ttl: 64,
             seed,
         }
@@ -109,6 +113,8 @@ impl StreamConfig {
 pub struct StreamStats {
     /// From the first SYN to the SYN-ACK; `None` until then.
     pub handshake: Option<Duration>,
+    /// Whether both ends have agreed on timestamps.
+    pub timestamps: bool,
     /// Segments sent, pure ACKs included.
     pub segments_sent: u64,
     /// Segments received.

@@ -12,6 +12,7 @@ pub mod hook;
 pub mod pace;
 pub mod reassembly;
 mod repair;
+mod stamps;
 pub mod stream;
 mod wire;
 

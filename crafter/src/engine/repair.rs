@@ -4,7 +4,7 @@
 //! of engines on a faulty wire have shown them.
 
 use super::wire::before;
-use crate::packet::{Flags, TcpOption, TcpView, checksum};
+use crate::packet::{Flags, TcpOption, TcpView, checksum, ip};
 
 /// What a peer takes that has not said (RFC 9293, 3.7.1).
 const DEFAULT_MSS: u32 = 536;
@@ -146,14 +146,17 @@ impl Repair {
         Seen::Changed(packet)
     }
 
-    /// A SYN on a connection that there is already, or a RST that is not exactly next: the peer's former or next life, or
-    /// somebody's guess. It is answered by an ACK (RFC 5961, sections 3 and 4), and a peer that knows of no connection
+    /// A SYN on a connection that there is already, a RST that is not exactly next, or what its timestamp shows to be of
+    /// another time: the peer's former or next life, or somebody's guess. It is answered by an ACK (RFC 5961, sections 3 and 4), and a peer that knows of no connection
     /// resets that exactly. smoltcp answers so, at a limited rate, a segment before its window, such as a keep-alive.
-    fn challenged(&self, view: &TcpView<'_>, expected: u32, next: u32) -> Seen {
-        if !view.payload().is_empty() {
-            return Seen::Nothing;
-        }
-        let mut packet = view.ip.bytes().to_vec();
+    pub fn challenged(&self, view: &TcpView<'_>, expected: u32, next: u32) -> Seen {
+        // Without its data, of which some might lie in the window.
+        let whole = view.ip.bytes();
+        let mut packet = whole[..whole.len() - view.payload().len()].to_vec();
+        let length = packet.len();
+        let (field, length) = if view.ip.version() == 4 { (2, length) } else { (4, length - ip::IPV6_HEADER) };
+        // Headers alone always fit.
+        packet[field..field + 2].copy_from_slice(&(length as u16).to_be_bytes());
         let tcp = view.ip.payload.start;
         packet[tcp + 4..tcp + 8].copy_from_slice(&expected.wrapping_sub(1).to_be_bytes());
         packet[tcp + 8..tcp + 12].copy_from_slice(&next.to_be_bytes());
@@ -288,7 +291,9 @@ mod tests {
         let mended = Segment::parse(&packet).unwrap();
         // (100 + (50 << 3) - 140) >> 3.
         assert_eq!((mended.flags, mended.seq, mended.ack, mended.window), (Flags::ACK, 999, 140, 45));
-        assert_eq!(seen(b"data", awaited), Seen::Nothing);
+        let Seen::Changed(other) = seen(b"data", awaited) else { panic!("unchanged") };
+        let other = Segment { checksum: mended.checksum, ..Segment::parse(&other).unwrap() };
+        assert_eq!(other, mended, "its data is nothing to anybody");
         assert_eq!(seen(b"", Awaited::default()), Seen::Whole, "it connects");
     }
 

@@ -17,6 +17,7 @@ use super::delay::Outbox;
 use super::device::OneShot;
 use super::hook::{Direction, SegmentHook};
 use super::repair::Seen;
+use super::stamps::{Stamps, clock};
 use super::wire::{Wire, for_each_plain};
 use crate::error::{Error, Result};
 use crate::packet::{Checksum, Flags, IcmpError, IcmpReason, TcpView, checksum, ip};
@@ -101,6 +102,8 @@ impl StreamEngine {
         socket.set_congestion_control(CongestionControl::Cubic);
         socket.set_nagle_enabled(!config.no_delay);
         socket.set_hop_limit(Some(config.ttl));
+        let stamps = config.timestamps.then(|| Stamps::new(config.seed));
+        socket.set_tsval_generator(stamps.as_ref().map(|_| clock as fn() -> u32));
         socket.set_ack_delay(match config.acks {
             AckPolicy::PerBurst => None,
             AckPolicy::Delayed(delay) => Some(SmolDuration::from_micros(delay.as_micros() as u64)),
@@ -121,7 +124,7 @@ impl StreamEngine {
             scratch: Vec::new(),
             plain: Vec::new(),
             outbox: Outbox::default(),
-            wire: Wire::new(hook),
+            wire: Wire::new(hook, stamps),
             epoch: now.checked_sub(Duration::from_secs(1)).unwrap_or(now),
             started: now,
             last_heard: now,

@@ -1,11 +1,12 @@
 //! What lies between smoltcp and the caller: counting, the hook, and packets that smoltcp would not read.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::config::StreamStats;
 use super::delay::DelayQueue;
 use super::hook::{Action, Direction, SegmentHook};
 use super::repair::{Awaited, Repair, Seen};
+use super::stamps::Stamps;
 use crate::packet::{Flags, TcpView, ip};
 
 /// Payload of the pieces of a super-frame, in bytes.
@@ -28,12 +29,14 @@ pub(super) struct Wire {
     /// The oldest sequence number that is not acknowledged, and the first never sent.
     sent: Option<(u32, u32)>,
     repair: Repair,
+    /// Where timestamps are offered.
+    stamps: Option<Stamps>,
     /// How often, and when last, something was sent that the peer has to acknowledge, since it was heard last.
     asked: (u32, Option<Instant>),
 }
 
 impl Wire {
-    pub fn new(hook: Option<Box<dyn SegmentHook>>) -> Self {
+    pub fn new(hook: Option<Box<dyn SegmentHook>>, stamps: Option<Stamps>) -> Self {
         Self {
             hook,
             delayed: DelayQueue::default(),
@@ -41,7 +44,15 @@ impl Wire {
             first_expected: None,
             sent: None,
             repair: Repair::default(),
+            stamps,
             asked: (0, None),
+        }
+    }
+
+    /// Sets the clock of what smoltcp sends next on this thread.
+    pub fn set_clock(&self, since_start: Duration) {
+        if let Some(stamps) = &self.stamps {
+            stamps.set_clock(since_start);
         }
     }
 
@@ -63,15 +74,20 @@ impl Wire {
         self.sent.is_some_and(|(oldest, next)| !before(seq, oldest) && before(seq, next))
     }
 
-    /// Counts a received segment; `expected` is the sequence number next in order.
-    pub fn note_received(&mut self, view: &TcpView<'_>, expected: Option<u32>) {
+    /// Counts a received segment; `expected` is the sequence number next in order. Whether it is of this time: nothing
+    /// that another one says counts.
+    pub fn note_received(&mut self, view: &TcpView<'_>, expected: Option<u32>) -> bool {
         let stats = &mut self.stats;
         stats.segments_received += 1;
         stats.bytes_received += view.payload().len() as u64;
         self.asked = (0, None);
+        if expected.is_some() && self.stamps.as_mut().is_some_and(|stamps| !stamps.is_timely(view)) {
+            stats.duplicates += 1;
+            return false;
+        }
         if view.flags.contains(Flags::RST) {
             stats.resets += 1;
-            return;
+            return true;
         }
         if view.flags.contains(Flags::ACK)
             && let Some((oldest, next)) = &mut self.sent
@@ -84,7 +100,12 @@ impl Wire {
         let stats = &mut self.stats;
         let length = view.sequence_length();
         match expected {
-            None if view.flags.contains(Flags::SYN) => self.first_expected = Some(view.seq.wrapping_add(1)),
+            None if view.flags.contains(Flags::SYN) => {
+                self.first_expected = Some(view.seq.wrapping_add(1));
+                if let Some(stamps) = &mut self.stamps {
+                    stamps.begin(view);
+                }
+            }
             Some(expected) if length > 0 => {
                 if !before(expected, view.seq.wrapping_add(length)) {
                     stats.duplicates += 1;
@@ -94,11 +115,23 @@ impl Wire {
             }
             _ => {}
         }
+        true
     }
 
     /// What smoltcp is to see of a received segment that has been counted; `expected`: the next byte in order, and the
     /// room behind it. `is_drained`: this end has closed, and all its data is acknowledged.
-    pub fn seen(&self, view: &TcpView<'_>, expected: Option<(u32, usize)>, is_drained: bool) -> Seen {
+    pub fn seen(&self, view: &TcpView<'_>, is_timely: bool, expected: Option<(u32, usize)>, is_drained: bool) -> Seen {
+        let seen = match (expected, self.sent) {
+            (Some((expected, _)), Some((_, next))) if !is_timely => self.repair.challenged(view, expected, next),
+            _ => self.mended(view, expected, is_drained),
+        };
+        match &self.stamps {
+            Some(stamps) => stamps.echoed(view, seen),
+            None => seen,
+        }
+    }
+
+    fn mended(&self, view: &TcpView<'_>, expected: Option<(u32, usize)>, is_drained: bool) -> Seen {
         let unacknowledged = self.sent.filter(|(oldest, next)| oldest != next);
         let oldest = unacknowledged.map(|(oldest, _)| oldest);
         self.repair
@@ -149,6 +182,9 @@ impl Wire {
         self.stats.bytes_sent += payload as u64;
         if view.flags.contains(Flags::RST) {
             return;
+        }
+        if let Some(stamps) = &mut self.stamps {
+            stamps.note_sent(view);
         }
         if view.sequence_length() > 0 && self.asked.1 != Some(now) {
             self.asked = (self.asked.0 + 1, Some(now));

@@ -128,6 +128,23 @@ fn verbose_prints_the_conversation() {
 }
 
 #[test]
+fn timestamps_are_offered_where_they_are_wanted() {
+    let lab = lab();
+    let url = format!("{WEB}/bytes/100K");
+    for (arguments, offered) in [(&["get", "-v", "--timestamps"][..], true), (&["get", "-v"], false)] {
+        let done = crafter(&lab, &[arguments, &["-o", "/dev/null", &url]].concat());
+        done.succeeds();
+        let segments: Vec<&str> = done.stderr.lines().filter(|line| line.contains("Flags [")).collect();
+        assert!(segments.len() > 10 && segments.iter().all(|line| line.contains("TS val") == offered), "{segments:#?}");
+        let report = crafter(&lab, &[arguments, &["--json", "-o", "/dev/null", &url]].concat()).json();
+        assert_eq!(report["timestamps"], offered, "{report}");
+    }
+    on_server(&lab, "sysctl", &["-qw", "net.ipv4.tcp_timestamps=0"]);
+    let report = crafter(&lab, &["get", "--timestamps", "--json", "-o", "/dev/null", &url]).json();
+    assert_eq!(report["timestamps"], false, "{report}");
+}
+
+#[test]
 fn observed_the_kernel_answers_and_is_kept_quiet() {
     let lab = lab();
     let url = format!("{WEB}/bytes/100K");

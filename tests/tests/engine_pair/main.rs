@@ -112,6 +112,7 @@ impl Pair {
                 time_wait: rng.pick(&[Duration::ZERO, Duration::from_secs(1), Duration::from_secs(9)]),
                 acks: rng.pick(&[AckPolicy::PerBurst, AckPolicy::Delayed(Duration::from_millis(40))]),
                 no_delay: rng.chance(0.7),
+                timestamps: rng.chance(0.6),
                 ..StreamConfig::new(addresses[end], addresses[1 - end], rng.next())
             }
         });

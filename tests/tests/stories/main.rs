@@ -3,12 +3,13 @@
 //!
 //! A line is an event; `#` begins a comment. Sequence numbers count from each side's first (its SYN is 0, its first byte
 //! 1); the peer's real ones pass 2^32 a hundred bytes behind its SYN. The bytes of a stream are a pattern by their
-//! numbers, so that what is sent again and what overlaps can be compared.
+//! numbers, so that what is sent again and what overlaps can be compared. Timestamps count in milliseconds from each side's
+//! first; the peer's real ones pass 2^32 half a second behind its SYN.
 //!
 //! | line | meaning |
 //! |---|---|
-//! | `connect [mtu N] [rx N] [acks-after TIME] [time-out TIME] [give-up TIME] [time-wait TIME] [nagle]` | the program opens the connection; the first line |
-//! | `> FLAGS FROM[:TO] [ack N] [win N] [mss N] [wscale N] [sackOK] [sack A:B]` | crafter sends this, and at once; what is not named may be anything, P too |
+//! | `connect [mtu N] [rx N] [acks-after TIME] [time-out TIME] [give-up TIME] [time-wait TIME] [nagle] [timestamps]` | the program opens the connection; the first line |
+//! | `> FLAGS FROM[:TO] [ack N] [win N] [mss N] [wscale N] [sackOK] [sack A:B] [ts VALUE ECHO]` | crafter sends this, and at once; what is not named may be anything, P too |
 //! | `< FLAGS FROM[:TO] [...]` | this comes from the peer |
 //! | `+TIME LINE` | so much later: `<`, or what the program does; of `>`, the moment when crafter sends, by a twentieth more or less |
 //! | `quiet TIME` | crafter sends nothing so long |

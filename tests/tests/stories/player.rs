@@ -17,6 +17,9 @@ use super::script::{Event, Line, Opening, Told};
 /// The peer's first sequence number: its stream passes 2^32 soon.
 const PEER: u32 = u32::MAX - 99;
 
+/// The peer's first timestamp: its clock passes 2^32 soon.
+const PEERS_STAMP: u32 = u32::MAX - 499;
+
 /// How often the engine may ask to be looked at without time passing.
 const TURNS: usize = 1000;
 
@@ -27,6 +30,8 @@ pub struct Player {
     engine: Option<StreamEngine>,
     /// Crafter's first sequence number, once it has sent that.
     isn: Option<u32>,
+    /// Its first timestamp.
+    stamp: Option<u32>,
     began: Instant,
     now: Instant,
     /// When the line before happened.
@@ -39,6 +44,14 @@ pub struct Player {
 /// The byte of a stream with this number, different both ways.
 fn byte(ours: bool, number: usize) -> u8 {
     (number * 31 + number / 251 + if ours { 7 } else { 101 }) as u8
+}
+
+/// Value and echo.
+fn timestamps(segment: &Segment) -> Option<(u32, u32)> {
+    segment.options.iter().find_map(|option| match option {
+        TcpOption::Timestamps { value, echo } => Some((*value, *echo)),
+        _ => None,
+    })
 }
 
 fn bytes(ours: bool, from: usize, count: usize) -> Vec<u8> {
@@ -56,6 +69,7 @@ impl Player {
             remote,
             engine: None,
             isn: None,
+            stamp: None,
             began: now,
             now,
             before: now,
@@ -151,6 +165,7 @@ impl Player {
         config.time_wait = opening.time_wait.unwrap_or(config.time_wait);
         config.acks = opening.acks_after.map_or(config.acks, AckPolicy::Delayed);
         config.no_delay = !opening.nagle;
+        config.timestamps = opening.timestamps;
         let engine = StreamEngine::connect(config, None, self.now).map_err(|error| error.to_string())?;
         self.engine = Some(engine);
         Ok(())
@@ -214,12 +229,20 @@ impl Player {
         }
         if segment.flags.contains(Flags::SYN) && self.isn.is_none() {
             self.isn = Some(segment.seq);
+            self.stamp = timestamps(&segment).map(|(value, _)| value);
         }
         if let Some(what) = self.differs(&segment, told) {
             return Err(format!("{what} differs; crafter sends instead: {}", self.show(&segment)));
         }
         (self.before, self.now) = (at, self.now.max(at));
         Ok(())
+    }
+
+    /// The timestamp of a segment of crafter's in the numbers of a story. A SYN echoes nothing, which is 0.
+    fn stamps(&self, segment: &Segment) -> Option<(u32, u32)> {
+        let (value, echo) = timestamps(segment)?;
+        let base = if segment.flags.contains(Flags::ACK) { PEERS_STAMP } else { 0 };
+        Some((value.wrapping_sub(self.stamp.unwrap_or_default()), echo.wrapping_sub(base)))
     }
 
     /// What is not as it is told.
@@ -242,6 +265,7 @@ impl Player {
             ("the MSS", told.mss.is_some_and(|mss| Some(mss) != segment.mss())),
             ("the window scale", told.scale.is_some_and(|scale| Some(scale) != segment.window_scale())),
             ("SACK permitted", told.sack_permitted && !sack_permitted),
+            ("the timestamp", told.timestamps.is_some() && told.timestamps != self.stamps(segment)),
             ("the SACK block", told.sack.is_some() && told.sack != sack),
         ]
         .into_iter()
@@ -261,6 +285,11 @@ impl Player {
         let isn = self.isn.unwrap_or_default();
         let block = |(a, b): (u32, u32)| TcpOption::Sack(vec![(isn.wrapping_add(a), isn.wrapping_add(b))]);
         segment.options.extend(told.sack.map(block));
+        let stamp = self.stamp.unwrap_or_default();
+        segment.options.extend(told.timestamps.map(|(value, echo)| TcpOption::Timestamps {
+            value: PEERS_STAMP.wrapping_add(value),
+            echo: stamp.wrapping_add(echo),
+        }));
         let now = self.now;
         match self.engine()?.handle_packet(now, &segment.build()) {
             true => Ok(()),
@@ -306,6 +335,9 @@ impl Player {
                     .try_for_each(|(a, b)| write!(shown, " sack {}:{}", a.wrapping_sub(PEER), b.wrapping_sub(PEER))),
                 _ => Ok(()),
             };
+        }
+        if let Some((value, echo)) = self.stamps(segment) {
+            let _ = write!(shown, " ts {value} {echo}");
         }
         shown
     }

@@ -39,6 +39,7 @@ pub struct Opening {
     pub give_up: Option<Duration>,
     pub time_wait: Option<Duration>,
     pub nagle: bool,
+    pub timestamps: bool,
 }
 
 /// A segment as far as it is told; numbers count from each side's first.
@@ -53,6 +54,8 @@ pub struct Told {
     pub scale: Option<u8>,
     pub sack_permitted: bool,
     pub sack: Option<(u32, u32)>,
+    /// Value, from the first on, and echo.
+    pub timestamps: Option<(u32, u32)>,
 }
 
 /// Lines with their numbers.
@@ -107,6 +110,7 @@ fn opening(mut words: SplitWhitespace<'_>) -> Result<Opening, String> {
             "give-up" => opening.give_up = Some(time()?),
             "time-wait" => opening.time_wait = Some(time()?),
             "nagle" => opening.nagle = true,
+            "timestamps" => opening.timestamps = true,
             "mtu" => opening.mtu = Some(number(word, words.next())?),
             "rx" => opening.rx = Some(number(word, words.next())?),
             other => return Err(format!("connect: '{other}' is no option")),
@@ -128,6 +132,7 @@ fn told(mut words: SplitWhitespace<'_>) -> Result<Told, String> {
             "mss" => told.mss = Some(number(word, words.next())?),
             "wscale" => told.scale = Some(number(word, words.next())?),
             "sackOK" => told.sack_permitted = true,
+            "ts" => told.timestamps = Some((number(word, words.next())?, number(word, words.next())?)),
             "sack" => told.sack = Some(span(words.next().ok_or("sack: a span is missing")?)?),
             other => return Err(format!("'{other}' is nothing that a segment has")),
         }

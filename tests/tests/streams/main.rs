@@ -17,7 +17,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crafter::{Crafter, Error, LeaseRequest, Stream, StreamOptions, lab::INTERFACE, packet::TcpOption};
+use crafter::{
+    Crafter, Error, LeaseRequest, Stream, StreamOptions,
+    lab::INTERFACE,
+    packet::{Segment, TcpOption},
+};
 use crafter_tests::{
     by_hand::{PATIENCE, sha256},
     impair::{BadNetwork, Seen},
@@ -160,6 +164,7 @@ async fn client(
         connect_timeout: Some(Duration::from_secs(40)),
         rx_buffer: row.rx_buffer,
         tx_buffer: row.tx_buffer,
+        timestamps: row.timestamps,
         ..StreamOptions::default()
     };
     match row.ending {
@@ -307,6 +312,13 @@ fn judge_network(row: &Row, seen: &[Seen; 2]) {
     let off = |what: &str| row.sysctls.contains(&(what, "0"));
     assert!(syn.options.contains(&TcpOption::SackPermitted), "{name}: {syn}");
     assert_eq!(syn_ack.options.contains(&TcpOption::SackPermitted), !off("tcp_sack"), "{name}: {syn_ack}");
+    let stamped = row.timestamps && !off("tcp_timestamps");
+    for seen in seen {
+        assert_eq!(seen.without_timestamp > 0, !stamped, "{name}: {seen:?}");
+    }
+    let offers =
+        |segment: &Segment| segment.options.iter().any(|option| matches!(option, TcpOption::Timestamps { .. }));
+    assert_eq!([offers(syn), offers(syn_ack)], [row.timestamps, stamped], "{name}: {syn}, {syn_ack}");
     assert_eq!(syn_ack.window_scale().is_some(), !off("tcp_window_scaling"), "{name}: {syn_ack}");
     if row.network.loss >= 0.05 && row.down >= 300_000 && row.rx_buffer.is_none() {
         assert_eq!(ours.sacks > 0, !off("tcp_sack"), "{name}");

@@ -41,6 +41,8 @@ pub struct Row {
     pub server_stall: Stall,
     pub rx_buffer: Option<usize>,
     pub tx_buffer: Option<usize>,
+    /// Whether the client offers timestamps; the server has them where no sysctl says otherwise.
+    pub timestamps: bool,
     pub client_stall: Stall,
     pub ending: Ending,
     /// Bytes that the client sends, and the server.
@@ -72,6 +74,7 @@ fn good(name: &'static str) -> Row {
         server_stall: None,
         rx_buffer: None,
         tx_buffer: None,
+        timestamps: false,
         client_stall: None,
         ending: Ending::ServerFirst,
         up: 300 * KB,
@@ -118,7 +121,27 @@ pub fn rows() -> Vec<Row> {
     ]);
     rows.extend([
         Row { sysctls: &[("tcp_sack", "0")], ..bad("without SACK") },
-        Row { sysctls: &[("tcp_timestamps", "0")], ..bad("without timestamps") },
+        Row { timestamps: true, ..bad("with timestamps") },
+        Row { timestamps: true, v6: true, ..bad("with timestamps, IPv6") },
+        Row { timestamps: true, mtu: 576, ..bad("with timestamps, MTU 576") },
+        Row { timestamps: true, up: 10 * KB, ..lossy("with timestamps, loss 20%", 0.2) },
+        Row { timestamps: true, up: 5000 * KB, down: 5000 * KB, ..good("with timestamps, 5 MB each way") },
+        Row {
+            timestamps: true,
+            network: Network { reorder: 0.25, ..network },
+            ..good("with timestamps, a quarter late")
+        },
+        Row {
+            timestamps: true,
+            rx_buffer: Some(536),
+            server_buffer: Some(1),
+            up: 30 * KB,
+            down: 30 * KB,
+            ..good("with timestamps, both windows tiny")
+        },
+        Row { timestamps: true, sysctls: &[("tcp_sack", "0")], ..bad("with timestamps, without SACK") },
+        Row { timestamps: true, sysctls: &[("tcp_timestamps", "0")], ..bad("timestamps offered, and not taken") },
+        Row { sysctls: &[("tcp_timestamps", "0")], ..bad("without timestamps at either end") },
         Row { sysctls: &[("tcp_sack", "0"), ("tcp_timestamps", "0")], ..bad("without SACK and timestamps") },
         Row { sysctls: &[("tcp_window_scaling", "0")], ..bad("without window scaling") },
         Row { sysctls: &[("tcp_dsack", "0"), ("tcp_recovery", "0")], ..bad("without D-SACK and RACK") },

@@ -166,6 +166,7 @@ impl Serialize for Summary {
         map.serialize_entry("seconds", &self.transfer.map(|time| time.as_secs_f64()))?;
         map.serialize_entry("megabytes_per_second", &self.megabytes_per_second())?;
         map.serialize_entry("handshake_ms", &stream.handshake.map(|time| time.as_secs_f64() * 1e3))?;
+        map.serialize_entry("timestamps", &stream.timestamps)?;
         map.serialize_entry("segments_sent", &stream.segments_sent)?;
         map.serialize_entry("segments_received", &stream.segments_received)?;
         map.serialize_entry("bytes_sent", &stream.bytes_sent)?;

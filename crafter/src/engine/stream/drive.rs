@@ -28,14 +28,14 @@ impl StreamEngine {
         }
         let before = self.socket().state();
         let expected = self.next_expected();
-        self.wire.note_received(view, expected);
+        let is_timely = self.wire.note_received(view, expected);
         self.last_heard = now;
         let socket = self.socket();
         let room = socket.recv_capacity() - socket.recv_queue();
         let is_closing = matches!(before, State::FinWait1 | State::Closing | State::LastAck);
         let is_drained = is_closing && socket.send_queue() == 0;
         let (changed, reread);
-        let view = match self.wire.seen(view, expected.map(|expected| (expected, room)), is_drained) {
+        let view = match self.wire.seen(view, is_timely, expected.map(|expected| (expected, room)), is_drained) {
             Seen::Whole => view,
             Seen::Nothing => return,
             Seen::Changed(packet) => {
@@ -45,7 +45,7 @@ impl StreamEngine {
                 &reread
             }
         };
-        let time = smol(self.epoch, now);
+        let time = self.time(now);
         let Self { interface, sockets, scratch, plain, outbox, wire, mtu, .. } = self;
         for_each_plain(view, plain, &mut |packet| {
             let out = &mut |reply: &[u8]| wire.outgoing(now, reply, &mut |packet| outbox.push(packet));
@@ -64,6 +64,7 @@ impl StreamEngine {
         let connecting = |state| matches!(state, State::SynSent | State::SynReceived);
         if connecting(before) && !connecting(state) && state != State::Closed {
             self.wire.stats.handshake = Some(now.saturating_duration_since(self.started));
+            self.wire.stats.timestamps = self.socket().timestamp_enabled();
             // At once, not with the next burst: until this ACK is out, smoltcp takes the unscaled window of its SYN
             // for a scaled one, and would note data beyond its buffer as received.
             self.egress_to_outbox(now);
@@ -93,6 +94,12 @@ impl StreamEngine {
         self.note_waiting(now);
     }
 
+    /// `now` on smoltcp's clock, and on the one of its timestamps.
+    fn time(&self, now: Instant) -> SmolInstant {
+        self.wire.set_clock(now.saturating_duration_since(self.started));
+        smol(self.epoch, now)
+    }
+
     /// The sequence number that the next byte in order has.
     fn next_expected(&self) -> Option<u32> {
         let first = self.wire.first_expected()?;
@@ -112,7 +119,7 @@ impl StreamEngine {
         if self.finished {
             return 0;
         }
-        let time = smol(self.epoch, now);
+        let time = self.time(now);
         let Self { interface, sockets, scratch, wire, mtu, .. } = self;
         let mut count = 0;
         let counted = &mut |packet: &[u8]| {
