@@ -224,9 +224,11 @@ fn ctrl_c_ends_it_with_a_summary() {
     let file = directory.path().join("slow.pcapng");
     write(&file, [(0.0, frame(9)), (3600.0, frame(9))]);
     for args in [&["--speed", "1"][..], &["--rate", "0.001"], &["--top-speed", "--loop", "4000000000"]] {
+        let judge = Judge::start(&lab, &directory, "udp src port 7");
         let mut command = command(&lab, &["replay", file.to_str().unwrap(), "-i", "lab0"]);
         let mut child = command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        thread::sleep(Duration::from_millis(300));
+        // In the midst of it: the first packet is there.
+        eventually(|| fs::metadata(&judge.file).is_ok_and(|file| file.len() > 24).then_some(()));
         let start = Instant::now();
         kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
         assert_eq!(wait(&mut child), 130);
