@@ -150,10 +150,6 @@ impl Service {
         self.attached().iter().for_each(|attachment| attachment.forget_routes());
     }
 
-    /// The attachment to an interface, attached if it is not yet.
-    ///
-    /// # Errors
-    /// Those of [`crate::Crafter::open`].
     /// Lists what is attached under the names that interfaces have now, as far as `name` is concerned: one may have been
     /// renamed, or removed a moment ago.
     fn rename(&self, name: &str) {
@@ -174,6 +170,10 @@ impl Service {
         }
     }
 
+    /// The attachment to an interface, attached if it is not yet.
+    ///
+    /// # Errors
+    /// Those of [`crate::Crafter::open`].
     async fn attachment(self: &Rc<Self>, name: &str) -> Result<Rc<Attachment>> {
         self.rename(name);
         let slot = self.attachments.borrow_mut().entry(name.to_owned()).or_default().clone();
