@@ -4,11 +4,15 @@
 //! without a state, and it echoes whatever has come last, and never looks whether that is old: the rest is here.
 
 use std::cell::Cell;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::repair::Seen;
 use super::wire::before;
 use crate::packet::{Flags, TcpView};
+
+/// As old as this, what came last says nothing any more: a clock that ticks each millisecond seems to go back then (RFC
+/// 7323, section 5.5).
+const OUTDATED: Duration = Duration::from_secs(24 * 24 * 3600);
 
 thread_local! {
     static CLOCK: Cell<u32> = const { Cell::new(0) };
@@ -24,8 +28,9 @@ pub(super) fn clock() -> u32 {
 pub(super) struct Stamps {
     /// Where this end's clock begins: nobody is to learn how long the host runs (RFC 7323, section 7.1).
     offset: u32,
-    /// `TS.Recent`: what is echoed, and what is older is of a former time. `None`: the peer has no timestamps.
-    recent: Option<u32>,
+    /// `TS.Recent`: what is echoed, and what is older is of a former time; and when it came. `None`: the peer has no
+    /// timestamps.
+    recent: Option<(u32, Instant)>,
     /// `Last.ACK.sent`.
     acknowledged: Option<u32>,
 }
@@ -45,8 +50,8 @@ impl Stamps {
     }
 
     /// The peer's SYN, which says whether it has timestamps.
-    pub fn begin(&mut self, syn: &TcpView<'_>) {
-        self.recent = find(syn.options()).map(|at| word(&syn.options()[at..]));
+    pub fn begin(&mut self, now: Instant, syn: &TcpView<'_>) {
+        self.recent = find(syn.options()).map(|at| (word(&syn.options()[at..]), now));
     }
 
     /// Notes a segment of this end's.
@@ -58,22 +63,23 @@ impl Stamps {
 
     /// Whether a received segment is of this time, and not a copy that comes when its numbers are in use again: PAWS
     /// (RFC 7323, section 5.3). Takes its time for the peer's where it has nothing behind what is acknowledged (4.3).
-    pub fn is_timely(&mut self, view: &TcpView<'_>) -> bool {
+    pub fn is_timely(&mut self, now: Instant, view: &TcpView<'_>) -> bool {
         let Some(recent) = self.recent.as_mut().filter(|_| !view.flags.contains(Flags::RST)) else { return true };
         // One that lacks it is taken all the same, as Linux does.
         let Some(value) = find(view.options()).map(|at| word(&view.options()[at..])) else { return true };
-        if before(value, *recent) {
+        let is_outdated = now.saturating_duration_since(recent.1) > OUTDATED;
+        if before(value, recent.0) && !is_outdated {
             return false;
         }
         if self.acknowledged.is_none_or(|acknowledged| !before(acknowledged, view.seq)) {
-            *recent = value;
+            *recent = (value, now);
         }
         true
     }
 
     /// A received segment for smoltcp, with the time in it that is to be echoed.
     pub fn echoed(&self, view: &TcpView<'_>, seen: Seen) -> Seen {
-        let Some((recent, at)) = self.recent.zip(find(view.options())) else { return seen };
+        let Some(((recent, _), at)) = self.recent.zip(find(view.options())) else { return seen };
         let mut packet = match seen {
             Seen::Nothing => return Seen::Nothing,
             Seen::Whole if word(&view.options()[at..]) == recent => return Seen::Whole,
@@ -121,14 +127,25 @@ mod tests {
     /// The peer's SYN had 1000 and its byte 100 is the next to be acknowledged.
     fn stamps() -> Stamps {
         let mut stamps = Stamps::new(1);
-        stamps.begin(&TcpView::parse(&segment(Flags::SYN, 99, Some(1000))).unwrap());
+        stamps.begin(Instant::now(), &TcpView::parse(&segment(Flags::SYN, 99, Some(1000))).unwrap());
         stamps.acknowledged = Some(100);
         stamps
     }
 
     fn takes(stamps: &mut Stamps, flags: Flags, seq: u32, value: Option<u32>) -> (bool, Option<u32>) {
-        let timely = stamps.is_timely(&TcpView::parse(&segment(flags, seq, value)).unwrap());
-        (timely, stamps.recent)
+        takes_later(stamps, Duration::ZERO, flags, seq, value)
+    }
+
+    fn takes_later(
+        stamps: &mut Stamps,
+        later: Duration,
+        flags: Flags,
+        seq: u32,
+        value: Option<u32>,
+    ) -> (bool, Option<u32>) {
+        let now = Instant::now() + later;
+        let timely = stamps.is_timely(now, &TcpView::parse(&segment(flags, seq, value)).unwrap());
+        (timely, stamps.recent.map(|(recent, _)| recent))
     }
 
     #[test]
@@ -144,12 +161,22 @@ mod tests {
     }
 
     #[test]
+    fn after_24_days_nothing_is_old() {
+        let mut stamps = stamps();
+        let (behind, minute) = (Some(999), Duration::from_secs(60));
+        assert_eq!(takes_later(&mut stamps, OUTDATED - minute, Flags::ACK, 100, behind), (false, Some(1000)));
+        let later = OUTDATED + minute;
+        assert_eq!(takes_later(&mut stamps, later, Flags::ACK, 100, behind), (true, behind));
+        assert_eq!(takes_later(&mut stamps, later, Flags::ACK, 100, Some(998)), (false, behind));
+    }
+
+    #[test]
     fn resets_and_segments_without_a_time_are_taken() {
         let mut stamps = stamps();
         assert_eq!(takes(&mut stamps, Flags::RST, 100, Some(1)), (true, Some(1000)));
         assert_eq!(takes(&mut stamps, Flags::ACK, 100, None), (true, Some(1000)));
         let mut none = Stamps::new(1);
-        none.begin(&TcpView::parse(&segment(Flags::SYN, 99, None)).unwrap());
+        none.begin(Instant::now(), &TcpView::parse(&segment(Flags::SYN, 99, None)).unwrap());
         assert_eq!(takes(&mut none, Flags::ACK, 100, Some(1)), (true, None));
     }
 

@@ -76,12 +76,12 @@ impl Wire {
 
     /// Counts a received segment; `expected` is the sequence number next in order. Whether it is of this time: nothing
     /// that another one says counts.
-    pub fn note_received(&mut self, view: &TcpView<'_>, expected: Option<u32>) -> bool {
+    pub fn note_received(&mut self, now: Instant, view: &TcpView<'_>, expected: Option<u32>) -> bool {
         let stats = &mut self.stats;
         stats.segments_received += 1;
         stats.bytes_received += view.payload().len() as u64;
         self.asked = (0, None);
-        if expected.is_some() && self.stamps.as_mut().is_some_and(|stamps| !stamps.is_timely(view)) {
+        if expected.is_some() && self.stamps.as_mut().is_some_and(|stamps| !stamps.is_timely(now, view)) {
             stats.duplicates += 1;
             return false;
         }
@@ -103,7 +103,7 @@ impl Wire {
             None if view.flags.contains(Flags::SYN) => {
                 self.first_expected = Some(view.seq.wrapping_add(1));
                 if let Some(stamps) = &mut self.stamps {
-                    stamps.begin(view);
+                    stamps.begin(now, view);
                 }
             }
             Some(expected) if length > 0 => {

@@ -28,7 +28,7 @@ impl StreamEngine {
         }
         let before = self.socket().state();
         let expected = self.next_expected();
-        let is_timely = self.wire.note_received(view, expected);
+        let is_timely = self.wire.note_received(now, view, expected);
         self.last_heard = now;
         let socket = self.socket();
         let room = socket.recv_capacity() - socket.recv_queue();
