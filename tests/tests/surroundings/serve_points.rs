@@ -7,7 +7,7 @@ use std::{
     os::unix::{net::UnixStream, process::ExitStatusExt as _},
     path::PathBuf,
     process::{Command, ExitStatus, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crafter::{
@@ -57,6 +57,9 @@ const CALLS: [&str; 17] = [
 /// limits the rate of ICMP, and not of those.
 const PORT: u16 = 30_123;
 
+/// How long a service that was told to end may take until it is told once more.
+const AGAIN: Duration = Duration::from_secs(2);
+
 /// What came of one run.
 #[derive(Debug)]
 struct Outcome {
@@ -91,15 +94,15 @@ impl Stage {
         // its own, but no program that it runs.
         command.args(["-D", "-f", "-b", "execve", "-qq"]).args(strace).arg("--").arg(built());
         // The filter of system calls would see the number that strace puts in their place.
-        self.play(command.args(["serve", "--no-seccomp"]), clsact, Signal::SIGTERM)
+        self.play(command.args(["serve", "--no-seccomp"]), clsact, Signal::SIGTERM, true)
     }
 
     /// As users have it, to its end by `signal` while its port is leased.
     fn run_plainly(&self, clsact: bool, signal: Signal) -> Outcome {
-        self.play(self.lab.client().command(built()).arg("serve"), clsact, signal)
+        self.play(self.lab.client().command(built()).arg("serve"), clsact, signal, false)
     }
 
-    fn play(&self, command: &mut Command, clsact: bool, signal: Signal) -> Outcome {
+    fn play(&self, command: &mut Command, clsact: bool, signal: Signal, is_traced: bool) -> Outcome {
         if clsact {
             command.env("CRAFTER_CLSACT", "1");
         }
@@ -107,10 +110,17 @@ impl Stage {
         let log = fs::File::create(self.path("log")).expect("a log");
         let mut process = Process::start(command.stdout(Stdio::null()).stderr(log));
         let told = self.client(&mut process);
-        if process.0.try_wait().expect("its state").is_none() {
-            kill(Pid::from_raw(process.id() as i32), signal).expect("a signal");
-        }
-        let status = wait_for("its end", PATIENCE, || process.0.try_wait().expect("its state"));
+        let mut signalled = None;
+        let status = wait_for("its end", PATIENCE, || {
+            let ended = process.0.try_wait().expect("its state");
+            // Once, or once more where the send(2) by which a signal handler wakes the others is what was made to fail.
+            let is_due = signalled.is_none_or(|at: Instant| is_traced && at.elapsed() > allow(AGAIN));
+            if ended.is_none() && is_due {
+                kill(Pid::from_raw(process.id() as i32), signal).expect("a signal");
+                signalled = Some(Instant::now());
+            }
+            ended
+        });
         let said = fs::read_to_string(self.path("log")).expect("its log");
         assert!(!said.contains("panicked"), "{command:?}: {said}");
         Outcome { status, told: told.map(drop), said }
