@@ -19,7 +19,7 @@ use crate::{setup, sh};
 const ORDERS: &str = "/vm-orders.json";
 
 /// What the tests and crafter call, or what is handy in a shell that they start.
-const TOOLS: [&str; 60] = [
+const TOOLS: [&str; 61] = [
     "awk",
     "basename",
     "bash",
@@ -54,6 +54,7 @@ const TOOLS: [&str; 60] = [
     "mount",
     "mv",
     "nginx",
+    "prlimit",
     "ps",
     "readlink",
     "rm",
