@@ -166,6 +166,10 @@ pub fn packets() -> Result<Vec<Row>> {
     const COUNT: u64 = 1_000_000;
     let lab = Lab::new(&quiet())?;
     let service = Service::start(&lab)?;
+    // Who drops everything tells nobody its hardware address either.
+    let [server, hardware] = [SERVER_V4.to_string(), "02:00:00:00:00:99".to_owned()];
+    let neighbour = ["neigh", "replace", &server, "lladdr", &hardware, "dev", INTERFACE, "nud", "permanent"];
+    ensure!(lab.client().command("ip").args(neighbour).status()?.success(), "ip neigh replace");
     let out = {
         let _drop: OwnedFd = lab.server().run(|| drop_all(INTERFACE))??;
         let rates = (0..3).map(|_| service.number(&lab, &["send", &COUNT.to_string()]));
