@@ -1,7 +1,7 @@
 //! What the service has to do with the host that it runs on, beside packets.
 //!
 //! - [`systemd`]: readiness, watchdog, the socket that the service manager opened.
-//! - [`privileges`]: four capabilities and no other, and a user that is not root.
+//! - [`privileges`]: four capabilities, a fifth where locked memory is limited, and a user that is not root.
 //! - [`seccomp`]: a filter of system calls.
 //! - [`audit`]: who leased what, who was refused what: records in the journal.
 //!

@@ -38,8 +38,9 @@ pub const OF_HELPER: Capability = Capability::CAP_NET_ADMIN;
 const DESCRIPTORS: u64 = 524_288;
 
 /// Raises the limits, changes to `user` (by name or number) where it is another one than this process runs as, and
-/// keeps [`NEEDED`], and [`OF_LIMITED`] where a limit calls for it: everything else leaves the permitted, effective, inheritable, ambient and, where the process may,
-/// the bounding set; no program that is executed later gets more (`PR_SET_NO_NEW_PRIVS`).
+/// keeps [`NEEDED`], and [`OF_LIMITED`] where a limit calls for it: everything else leaves the permitted, effective,
+/// inheritable, ambient and, where the process may, the bounding set; no program that is executed later gets more
+/// (`PR_SET_NO_NEW_PRIVS`).
 ///
 /// Works for root, and for a service whose manager gave it the capabilities (`User=`, `AmbientCapabilities=`).
 ///
