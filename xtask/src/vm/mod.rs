@@ -17,8 +17,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 
+use crate::progress::Progress;
+use crate::setup::{self, Purpose};
 use crate::test::TestProgram;
-use crate::{setup, sh, test};
+use crate::{build, sh, test};
 use image::Base;
 use kernels::Kernel;
 use plan::{Chosen, Plan};
@@ -59,11 +61,17 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let wish = Wish::read(args)?;
-    setup::ensure()?;
+    let missing = setup::begin(&[Purpose::Test, Purpose::Machines])?.finish()?;
+    if let Some(missing) = missing.first() {
+        bail!("the machines get this host's programs, and one is missing: {missing}");
+    }
     setup::ensure_scapy(false);
+    let progress = Progress::start(build::TYPICAL * 2);
     sh::step("Building the tests for release");
-    sh::run(sh::cargo().args(["build", "--release", "--bins"]))?;
-    let runs = all(&wish, &test::build_tests(&wish.plan.selection())?)?;
+    build::cargo(sh::cargo().args(["build", "--release", "--bins"]))?;
+    let programs = test::build_tests(&wish.plan.selection())?;
+    drop(progress);
+    let runs = all(&wish, &programs)?;
     let good = runs.iter().all(Run::is_good);
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

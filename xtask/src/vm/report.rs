@@ -5,6 +5,7 @@ use std::time::Instant;
 use serde_json::Value;
 
 use super::qemu::Accelerator;
+use crate::test::Output;
 
 /// All about one kernel.
 pub struct Run {
@@ -29,14 +30,8 @@ pub struct Run {
 /// What became of one test program.
 pub struct Program {
     title: String,
-    /// By libtest's closing line.
-    pub passed: u64,
-    /// See `passed`.
-    pub failed: u64,
-    /// See `passed`.
-    pub skipped: u64,
-    names: Vec<String>,
-    listing: bool,
+    /// What it printed of its tests.
+    pub output: Output,
     ended: Option<(i64, f64, bool)>,
     last: String,
 }
@@ -46,11 +41,7 @@ impl Run {
     pub fn new(kernel: &str, accelerator: Accelerator, titles: &[&str]) -> Self {
         let program = |title: &&str| Program {
             title: (*title).to_owned(),
-            passed: 0,
-            failed: 0,
-            skipped: 0,
-            names: Vec::new(),
-            listing: false,
+            output: Output::default(),
             ended: None,
             last: String::new(),
         };
@@ -73,9 +64,7 @@ impl Run {
         let left = self.programs.iter_mut().enumerate().filter(|(_, program)| program.ended.is_none());
         self.running = left
             .map(|(place, program)| {
-                (program.passed, program.failed, program.skipped) = (0, 0, 0);
-                (program.listing, program.last) = (false, String::new());
-                program.names.clear();
+                (program.output, program.last) = (Output::default(), String::new());
                 place
             })
             .collect();
@@ -142,8 +131,8 @@ impl Run {
                 Some((_, seconds, true)) => {
                     Some(format!("ended after {seconds:.0} s; its last line: {}", program.last))
                 }
-                Some((code, ..)) if code != 0 && program.failed == 0 => Some(format!("exit code {code}")),
-                Some(_) if program.passed + program.failed == 0 => Some("ran no test".into()),
+                Some((code, ..)) if code != 0 && program.output.failed == 0 => Some(format!("exit code {code}")),
+                Some(_) if program.output.passed + program.output.failed == 0 => Some("ran no test".into()),
                 Some(_) => None,
             };
             self.failures.extend(why.map(|why| format!("{}: {why}", program.title)));
@@ -155,7 +144,7 @@ impl Run {
 
     /// Whether nothing failed.
     pub fn is_good(&self) -> bool {
-        self.failures.is_empty() && self.programs.iter().all(|program| program.failed == 0)
+        self.failures.is_empty() && self.programs.iter().all(|program| program.output.failed == 0)
     }
 
     fn show_probe(&self) {
@@ -196,37 +185,22 @@ impl Program {
             self.last = line.to_owned();
             println!("    [{release}] {line}");
         }
-        let name = line.strip_prefix("    ").filter(|name| self.listing && !name.starts_with(' '));
-        if let Some(name) = name {
-            self.names.push(name.trim().to_owned());
-        }
-        // The second of two such lines begins the list of names; what is before it is the tests' own words.
-        if line == "failures:" {
-            self.names.clear();
-            self.listing = true;
-        }
-        if let Some(result) = line.strip_prefix("test result: ") {
-            self.listing = false;
-            let count = |what: &str| {
-                let mut fields = result.split(['.', ';']).map(str::trim);
-                fields.find_map(|field| field.strip_suffix(what)?.trim().parse::<u64>().ok()).unwrap_or(0)
-            };
-            (self.passed, self.failed, self.skipped) = (count(" passed"), count(" failed"), count(" ignored"));
-        }
+        self.output.handle_line(line);
     }
 
     /// Those that failed, by name.
     pub fn failure(&self) -> Option<String> {
-        (self.failed > 0).then(|| format!("{}: {}", self.title, self.names.join(", ")))
+        (self.output.failed > 0).then(|| format!("{}: {}", self.title, self.output.names.join(", ")))
     }
 
     /// `7 passed`, with those that failed by name.
     fn cell(&self) -> String {
         let Some((_, seconds, _)) = self.ended else { return "did not end".into() };
-        if self.failed == 0 {
-            return format!("{} passed, {seconds:.0} s", self.passed);
+        let Output { passed, failed, names, .. } = &self.output;
+        if *failed == 0 {
+            return format!("{passed} passed, {seconds:.0} s");
         }
-        format!("{} passed, {} FAILED ({}), {seconds:.0} s", self.passed, self.failed, self.names.join(", "))
+        format!("{passed} passed, {failed} FAILED ({}), {seconds:.0} s", names.join(", "))
     }
 }
 
