@@ -27,7 +27,11 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
     let programs = sh::release_directory().with_file_name(PROFILE);
     let mut lab = sh::root(programs.join("crafter"), [])?;
     lab.args(["lab", "run", "--"]).arg(programs.join("demo"));
-    Ok(ExitCode::from(sh::exit_code(&mut lab)?))
+    let code = sh::exit_code(&mut lab)?;
+    if code == 0 {
+        println!("The demo is built without optimisation; `cargo xtask build` makes a release, several times as fast.");
+    }
+    Ok(ExitCode::from(code))
 }
 
 fn build() -> Result<()> {

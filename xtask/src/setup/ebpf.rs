@@ -26,7 +26,7 @@ pub fn present() -> bool {
 pub fn install(manager: Manager) -> Result<()> {
     progress::lane("ebpf", "installing the eBPF compiler");
     let mut hurdles = Vec::new();
-    for way in [already_there, debian, rustup] {
+    for way in [already_there, debian, stable, nightly] {
         match way(manager).and_then(|()| linker(manager)) {
             Ok(()) => return Ok(()),
             Err(error) => hurdles.push(format!("{error:#}")),
@@ -59,12 +59,26 @@ fn debian(manager: Manager) -> Result<()> {
     manager.require(&COMPILER_PACKAGES)
 }
 
-fn rustup(_: Manager) -> Result<()> {
+/// The toolchain that compiles crafter anyway, with what it lacks to compile `core`.
+fn stable(_: Manager) -> Result<()> {
+    sh::step("eBPF compiler: rustup's stable with the standard library's sources");
+    rustup(&["component", "add", "rust-src", "--toolchain", "stable"])
+}
+
+fn nightly(_: Manager) -> Result<()> {
     sh::step("eBPF compiler: rustup's nightly with the standard library's sources");
-    let mut install = Command::new("rustup");
-    install.args(["toolchain", "install", "nightly"]);
-    install.args(["--profile", "minimal", "--component", "rust-src"]);
-    sh::run(&mut install)
+    rustup(&["toolchain", "install", "nightly", "--profile", "minimal", "--component", "rust-src"])
+}
+
+fn rustup(args: &[&str]) -> Result<()> {
+    let mut command = Command::new("rustup");
+    let output = command.args(args).output().context("rustup is not installed (https://rustup.rs)")?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it does not say why");
+        bail!("`rustup {}` failed: {last}", args.join(" "));
+    }
+    Ok(())
 }
 
 /// The linker for one of the compilers there are, the best first.

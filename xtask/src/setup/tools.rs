@@ -70,6 +70,12 @@ const TOOLS: [Tool; 23] = [
     tool("trafgen", "netsniff-ng", "netsniff-ng", Bench, "the comparison with trafgen"),
 ];
 
+/// Attaches the egress filter on kernels without tcx.
+const TC: Tool = tool("tc", "iproute2", "iproute-tc", Build, "attaching the egress filter on Linux before 6.6");
+
+/// The first kernel with tcx.
+const TCX: (u32, u32) = (6, 6);
+
 /// The system's QEMU: not in the table, since a job may go on with one of its own, see `vm::emulator`.
 pub const QEMU: Tool = tool(
     "qemu-system-x86_64",
@@ -91,8 +97,19 @@ impl Tool {
 
 /// What these purposes need and this host lacks.
 pub fn missing(purposes: &[Purpose]) -> Vec<Tool> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let wanted = TOOLS.into_iter().filter(|tool| tool.purpose == Build || purposes.contains(&tool.purpose));
+    let wanted = wanted.chain((!has_tcx(&release)).then_some(TC));
     wanted.filter(|tool| !tool.is_there()).collect()
+}
+
+/// Whether a kernel release has tcx; yes, if it cannot be read.
+fn has_tcx(release: &str) -> bool {
+    let mut numbers = release.split('.').map(|number| number.parse::<u32>().ok());
+    match (numbers.next().flatten(), numbers.next().flatten()) {
+        (Some(major), Some(minor)) => (major, minor) >= TCX,
+        _ => true,
+    }
 }
 
 fn has_module(name: &str) -> bool {
@@ -109,6 +126,12 @@ mod tests {
     fn build_asks_for_no_peer() {
         let packages: Vec<_> = TOOLS.iter().filter(|tool| tool.purpose == Build).map(|tool| tool.debian).collect();
         assert_eq!(packages, ["build-essential", "build-essential", "libpcap-dev"]);
+    }
+
+    #[test]
+    fn tc_is_asked_for_on_old_kernels() {
+        assert!(!has_tcx("6.1.0-40-amd64") && !has_tcx("5.18.0"));
+        assert!(has_tcx("6.6.1") && has_tcx("7.0.0-rc1") && has_tcx(""));
     }
 
     #[test]
