@@ -2,6 +2,7 @@
 
 mod apt;
 mod cpio;
+mod emulator;
 mod files;
 mod image;
 mod kernels;
@@ -19,6 +20,7 @@ use serde_json::json;
 
 use crate::test::TestProgram;
 use crate::{setup, sh, test};
+use emulator::Emulator;
 use image::Base;
 use kernels::Kernel;
 use plan::{Chosen, Plan};
@@ -61,6 +63,7 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
     let wish = Wish::read(args)?;
     setup::ensure()?;
     setup::ensure_scapy(false);
+    ensure_emulator()?;
     sh::step("Building the tests for release");
     sh::run(sh::cargo().args(["build", "--release", "--bins"]))?;
     let runs = all(&wish, &test::build_tests(&wish.plan.selection())?)?;
@@ -68,15 +71,36 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The short form, on the default kernels, with what is built already.
+/// Whether there is a QEMU to run virtual machines in: the system's, or one that a former run has unpacked.
+pub fn emulator_present() -> bool {
+    emulator::is_present()
+}
+
+/// Downloads and unpacks Debian's QEMU where there is none. Fails with what stands in the way.
+pub fn ensure_emulator() -> Result<()> {
+    if emulator_present() {
+        return Ok(());
+    }
+    emulator::ensure(&directory()?).map(drop)
+}
+
+/// The short form, on the default kernels, with what is built already. Without any QEMU, the error says why.
 pub fn short(programs: &[TestProgram]) -> Result<Vec<Run>> {
     let plan = Plan { short: true, programs: Vec::new(), filters: Vec::new() };
     all(&Wish { kernels: Plan::kernels(), modules: None, accelerator: None, plan }, programs)
 }
 
-fn all(wish: &Wish, programs: &[TestProgram]) -> Result<Vec<Run>> {
+/// Where kernels, apt's lists and logs are kept.
+fn directory() -> Result<PathBuf> {
     let directory = sh::release_directory().with_file_name("vm");
     fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
+    Ok(directory)
+}
+
+fn all(wish: &Wish, programs: &[TestProgram]) -> Result<Vec<Run>> {
+    let directory = directory()?;
+    // First: it is the one thing without which nothing of the rest is of use.
+    let emulator = emulator::ensure(&directory)?;
     let find = |name: &String| Kernel::find(&directory, name, wish.modules.as_deref());
     let kernels: Vec<Kernel> = wish.kernels.iter().map(find).collect::<Result<_>>()?;
     let chosen = wish.plan.choose(programs);
@@ -86,17 +110,18 @@ fn all(wish: &Wish, programs: &[TestProgram]) -> Result<Vec<Run>> {
     sh::step("File system of the virtual machines");
     let executables: Vec<PathBuf> = chosen.iter().map(|program| program.executable.clone()).collect();
     let base = Base::make(&directory, &executables)?;
+    println!("    QEMU: {}", emulator.describe());
     let accelerator = match (wish.accelerator, kernels.first()) {
         (Some(accelerator), _) => accelerator,
         (None, Some(kernel)) => {
             let archive = Base::trial(&directory)?.with(None, &json!({"trial": true}))?;
-            Accelerator::find(&directory, &kernel.image, &archive)?
+            Accelerator::find(&emulator, &directory, &kernel.image, &archive)?
         }
         (None, None) => bail!("no kernel"),
     };
     let mut runs = Vec::new();
     for kernel in &kernels {
-        runs.push(one(&directory, kernel, accelerator, &base, &chosen, wish.plan.short)?);
+        runs.push(one(&directory, kernel, &emulator, accelerator, &base, &chosen, wish.plan.short)?);
     }
     sh::step("Kernels");
     print!("{}", report::table(&runs));
@@ -106,6 +131,7 @@ fn all(wish: &Wish, programs: &[TestProgram]) -> Result<Vec<Run>> {
 fn one(
     directory: &Path,
     kernel: &Kernel,
+    emulator: &Emulator,
     accelerator: Accelerator,
     base: &Base,
     chosen: &[Chosen],
@@ -127,7 +153,8 @@ fn one(
         let left: Vec<Chosen> = run.begin().iter().map(|&place| chosen[place].clone()).collect();
         let orders = plan::orders(&left, accelerator == Accelerator::Tcg, program);
         let archive = base.with(Some(kernel), &orders)?;
-        let machine = Machine { accelerator, processors, kernel: &kernel.image, archive: &archive, log: log.clone() };
+        let log = log.clone();
+        let machine = Machine { emulator, accelerator, processors, kernel: &kernel.image, archive: &archive, log };
         let ended = machine.run(limit, |event| run.hear(event));
         if ended.is_err() && processors > 1 && machine.has_run_stale_code() {
             run.note(
