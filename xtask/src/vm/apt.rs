@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
@@ -17,9 +17,8 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 const LISTS_AGE: Duration = Duration::from_secs(24 * 3600);
 
 /// What to do if it cannot be had.
-const ADVICE: &str = "kernels and QEMU for virtual machines come from Debian's mirror, by apt: see that `apt-get update` \
-    works here, or name a local kernel by `cargo xtask vm-test --kernel /path/to/bzImage --modules \
-    /path/to/lib/modules/VERSION`";
+const ADVICE: &str = "kernels and QEMU for virtual machines come from Debian's mirror, by apt: see that \
+    `apt-get update` works here";
 
 /// A package as it is downloaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +56,8 @@ impl Apt {
         fs::write(apt.directory.join("status"), "")?;
         if !same || !apt.is_fresh() {
             sh::step(&format!("Package lists of {}", suites.join(", ")));
+            // If that fails, the next run must not take the lists of other suites, or none, for these.
+            let _ = fs::remove_file(apt.stamp());
             sh::run_quietly(apt.command("apt-get").args(["-qq", "update"])).context(ADVICE)?;
             fs::write(apt.stamp(), "")?;
         }
@@ -65,7 +66,7 @@ impl Apt {
 
     /// Names of packages that have `part` in them.
     pub fn packages(&self, part: &str) -> Result<Vec<String>> {
-        let names = sh::output(self.command("apt-cache").arg("pkgnames").arg("linux-image-"))?;
+        let names = self.ask("apt-cache", &["pkgnames", "linux-image-"])?;
         Ok(names.lines().filter(|name| name.contains(part)).map(str::to_owned).collect())
     }
 
@@ -84,8 +85,8 @@ impl Apt {
 
     /// A package with all that it depends on, down to libc: as on a host where nothing is installed.
     pub fn closure(&self, package: &str) -> Result<Vec<Package>> {
-        let install = ["-qq", "install", "--print-uris", "--yes", "--no-install-recommends", package];
-        let text = sh::output(self.command("apt-get").args(install)).context(ADVICE)?;
+        let install = ["install", "-qq", "--print-uris", "--yes", "--no-install-recommends", package];
+        let text = self.ask("apt-get", &install)?;
         let packages: Vec<Package> = text.lines().filter_map(package_of).collect();
         if packages.is_empty() {
             bail!("apt-get names no packages to install {package}: `{}`; {ADVICE}", text.trim());
@@ -95,9 +96,9 @@ impl Apt {
 
     /// What these take when they are unpacked.
     pub fn unpacked_bytes(&self, packages: &[Package]) -> Result<u64> {
-        let mut show = self.command("apt-cache");
-        show.args(["show", "--no-all-versions"]).args(packages.iter().map(|package| &package.name));
-        let text = sh::output(&mut show)?;
+        let mut show = vec!["show", "--no-all-versions"];
+        show.extend(packages.iter().map(|package| package.name.as_str()));
+        let text = self.ask("apt-cache", &show)?;
         let sizes = text.lines().filter_map(|line| line.strip_prefix("Installed-Size: ")?.trim().parse::<u64>().ok());
         // The field is in KiB (Debian policy, 5.6.20).
         Ok(sizes.sum::<u64>() * 1024)
@@ -116,6 +117,17 @@ impl Apt {
         }
     }
 
+    /// What one of apt's programs says. An error has that, too, but not the options that make apt private.
+    fn ask(&self, program: &str, args: &[&str]) -> Result<String> {
+        let output = self.command(program).args(args).stdin(Stdio::null()).output();
+        let output = output.with_context(|| format!("{program} does not start"))?;
+        if !output.status.success() {
+            let why = String::from_utf8_lossy(&output.stderr);
+            bail!("{program} {} failed: {}; {ADVICE}", args.first().unwrap_or(&""), why.trim());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
     fn stamp(&self) -> PathBuf {
         self.directory.join("updated")
     }
@@ -131,8 +143,11 @@ impl Apt {
         let mut command = Command::new(program);
         for (name, path) in [
             ("Dir::State", "state"),
+            // Those below them too: a host may have set them to folders of its own.
+            ("Dir::State::lists", "state/lists"),
             ("Dir::State::status", "status"),
             ("Dir::Cache", "cache"),
+            ("Dir::Cache::archives", "cache/archives"),
             ("Dir::Etc::sourcelist", "sources.list"),
             ("Dir::Etc::sourceparts", "none"),
             // What the host prefers is for what the host has installed.
@@ -144,6 +159,8 @@ impl Apt {
         for option in [
             "Acquire::Languages=none",
             "Acquire::Retries=3",
+            // Else lists that could not be had are a warning, and would count as brought up to date.
+            "APT::Update::Error-Mode=any",
             "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false",
             "Acquire::IndexTargets::deb::CNF::DefaultEnabled=false",
             // Root's apt would download as a user who may not look into here.

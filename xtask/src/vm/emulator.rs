@@ -3,6 +3,7 @@
 //! its own libraries and its own loader, so that the host's libc does not matter, and nothing of the host is replaced.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -92,7 +93,7 @@ pub fn ensure(directory: &Path) -> Result<Emulator> {
             Ok(emulator)
         }
         Choice::Download(release) => fetch(directory, &release, &cache()?)
-            .with_context(|| format!("no QEMU for the virtual machines: unpacking Debian's failed ({ADVICE})")),
+            .context("no QEMU for the virtual machines: it is not installed, and Debian's packages cannot be unpacked"),
         Choice::Nothing(why) => bail!("no QEMU for the virtual machines: {why}; {ADVICE}"),
     }
 }
@@ -206,8 +207,12 @@ fn fetch(directory: &Path, release: &str, cache: &Path) -> Result<Emulator> {
         megabytes(unpacked),
         into.display()
     );
-    has_room(directory, download)?;
-    has_room(cache, download + unpacked)?;
+    if fs::metadata(directory)?.dev() == fs::metadata(cache)?.dev() {
+        has_room(cache, download + unpacked)?;
+    } else {
+        has_room(directory, download)?;
+        has_room(cache, unpacked)?;
+    }
 
     let archives = directory.join("apt").join(release).join("qemu");
     apt.download_all(&packages, &archives)?;
@@ -252,7 +257,8 @@ fn sweep(cache: &Path) -> Result<()> {
         let name = entry.file_name().to_string_lossy().into_owned();
         let process = name.split_once(PARTIAL).map(|(_, process)| Path::new("/proc").join(process));
         if process.is_some_and(|process| !process.exists()) {
-            fs::remove_dir_all(entry.path()).with_context(|| format!("remove {}", entry.path().display()))?;
+            // What still writes there, a dpkg-deb of that run, ends soon; the next run removes the rest.
+            let _ = fs::remove_dir_all(entry.path());
         }
     }
     Ok(())
@@ -264,7 +270,10 @@ fn has_room(directory: &Path, bytes: u64) -> Result<()> {
     let free: u64 = text.lines().last().unwrap_or_default().trim().parse().context("df says no number")?;
     if free < bytes {
         let (needed, there) = (megabytes(bytes), megabytes(free));
-        bail!("QEMU takes {needed} MB in {}, and {there} MB are free; make room there", directory.display());
+        bail!(
+            "QEMU and its libraries take {needed} MB in {}, and {there} MB are free; make room there",
+            directory.display()
+        );
     }
     Ok(())
 }
