@@ -139,7 +139,6 @@ fn install(manager: Manager, tools: &[Tool]) -> Result<Vec<Missing>> {
 }
 
 /// Tries the system's QEMU; returns whether it is there. Without it, `vm` has a way of its own.
-#[expect(dead_code, reason = "the next commit uses it")]
 pub fn system_qemu() -> Result<bool> {
     let Some(manager) = Manager::of_host().filter(|_| !tools::QEMU.is_there()) else {
         return Ok(tools::QEMU.is_there());

@@ -2,6 +2,7 @@
 
 mod apt;
 mod cpio;
+mod emulator;
 mod files;
 mod image;
 mod kernels;
@@ -21,6 +22,7 @@ use crate::progress::Progress;
 use crate::setup::{self, Purpose};
 use crate::test::TestProgram;
 use crate::{build, sh, test};
+use emulator::Emulator;
 use image::Base;
 use kernels::Kernel;
 use plan::{Chosen, Plan};
@@ -66,6 +68,7 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
         bail!("the machines get this host's programs, and one is missing: {missing}");
     }
     setup::ensure_scapy(false);
+    ensure_emulator()?;
     let progress = Progress::start(build::TYPICAL * 2);
     sh::step("Building the tests for release");
     build::cargo(sh::cargo().args(["build", "--release", "--bins"]))?;
@@ -76,15 +79,39 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The short form, on the default kernels, with what is built already.
+/// Whether there is a QEMU to run virtual machines in: the system's, or one that a former run has unpacked.
+fn emulator_present() -> bool {
+    emulator::is_present()
+}
+
+/// The system's QEMU where it is or can be installed, else Debian's, downloaded and unpacked.
+///
+/// # Errors
+/// With what prevents both.
+pub fn ensure_emulator() -> Result<()> {
+    if emulator_present() || setup::system_qemu()? {
+        return Ok(());
+    }
+    emulator::ensure(&directory()?).map(drop)
+}
+
+/// The short form, on the default kernels, with what is built already. Without any QEMU, the error says why.
 pub fn short(programs: &[TestProgram]) -> Result<Vec<Run>> {
     let plan = Plan { short: true, programs: Vec::new(), filters: Vec::new() };
     all(&Wish { kernels: Plan::kernels(), modules: None, accelerator: None, plan }, programs)
 }
 
-fn all(wish: &Wish, programs: &[TestProgram]) -> Result<Vec<Run>> {
+/// Where kernels, apt's lists and logs are kept.
+fn directory() -> Result<PathBuf> {
     let directory = sh::release_directory().with_file_name("vm");
     fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
+    Ok(directory)
+}
+
+fn all(wish: &Wish, programs: &[TestProgram]) -> Result<Vec<Run>> {
+    let directory = directory()?;
+    // First: it is the one thing without which nothing of the rest is of use.
+    let emulator = emulator::ensure(&directory)?;
     let find = |name: &String| Kernel::find(&directory, name, wish.modules.as_deref());
     let kernels: Vec<Kernel> = wish.kernels.iter().map(find).collect::<Result<_>>()?;
     let chosen = wish.plan.choose(programs);
@@ -94,17 +121,18 @@ fn all(wish: &Wish, programs: &[TestProgram]) -> Result<Vec<Run>> {
     sh::step("File system of the virtual machines");
     let executables: Vec<PathBuf> = chosen.iter().map(|program| program.executable.clone()).collect();
     let base = Base::make(&directory, &executables)?;
+    println!("    QEMU: {}", emulator.describe());
     let accelerator = match (wish.accelerator, kernels.first()) {
         (Some(accelerator), _) => accelerator,
         (None, Some(kernel)) => {
             let archive = Base::trial(&directory)?.with(None, &json!({"trial": true}))?;
-            Accelerator::find(&directory, &kernel.image, &archive)?
+            Accelerator::find(&emulator, &directory, &kernel.image, &archive)?
         }
         (None, None) => bail!("no kernel"),
     };
     let mut runs = Vec::new();
     for kernel in &kernels {
-        runs.push(one(&directory, kernel, accelerator, &base, &chosen, wish.plan.short)?);
+        runs.push(one(&directory, kernel, &emulator, accelerator, &base, &chosen, wish.plan.short)?);
     }
     sh::step("Kernels");
     print!("{}", report::table(&runs));
@@ -114,6 +142,7 @@ fn all(wish: &Wish, programs: &[TestProgram]) -> Result<Vec<Run>> {
 fn one(
     directory: &Path,
     kernel: &Kernel,
+    emulator: &Emulator,
     accelerator: Accelerator,
     base: &Base,
     chosen: &[Chosen],
@@ -135,7 +164,8 @@ fn one(
         let left: Vec<Chosen> = run.begin().iter().map(|&place| chosen[place].clone()).collect();
         let orders = plan::orders(&left, accelerator == Accelerator::Tcg, program);
         let archive = base.with(Some(kernel), &orders)?;
-        let machine = Machine { accelerator, processors, kernel: &kernel.image, archive: &archive, log: log.clone() };
+        let log = log.clone();
+        let machine = Machine { emulator, accelerator, processors, kernel: &kernel.image, archive: &archive, log };
         let ended = machine.run(limit, |event| run.hear(event));
         if ended.is_err() && processors > 1 && machine.has_run_stale_code() {
             run.note(
