@@ -63,6 +63,8 @@ impl Summary {
             self.skipped += program.output.skipped;
             self.failures.extend(program.failure().map(|failure| format!("Linux {}: {failure}", run.name())));
         }
+        let flaky = run.flaky.iter().map(|flaky| format!("Linux {}: {flaky} ({})", run.name(), run.log.display()));
+        self.flaky.extend(flaky);
         for failure in &run.failures {
             self.fail(format!("Linux {}: {failure}", run.name()));
         }

@@ -130,52 +130,73 @@ fn all(wish: &Wish, programs: &[TestProgram]) -> Result<Vec<Run>> {
         }
         (None, None) => bail!("no kernel"),
     };
+    let surroundings = Surroundings {
+        directory: &directory,
+        emulator: &emulator,
+        accelerator,
+        base: &base,
+        is_short: wish.plan.short,
+    };
     let mut runs = Vec::new();
     for kernel in &kernels {
-        runs.push(one(&directory, kernel, &emulator, accelerator, &base, &chosen, wish.plan.short)?);
+        let mut run = surroundings.run(kernel, &plan::on(kernel, &chosen), "")?;
+        let failed = run.failed();
+        if !failed.is_empty() {
+            let again: Vec<Chosen> = failed
+                .iter()
+                .filter_map(|(title, names)| Some(chosen.iter().find(|one| one.title == *title)?.only(names)))
+                .collect();
+            sh::step("Once more: what failed");
+            run.settle(&surroundings.run(kernel, &again, "-again")?);
+        }
+        runs.push(run);
     }
     sh::step("Kernels");
     print!("{}", report::table(&runs));
     Ok(runs)
 }
 
-fn one(
-    directory: &Path,
-    kernel: &Kernel,
-    emulator: &Emulator,
+/// What the machines of one call have in common.
+struct Surroundings<'a> {
+    directory: &'a Path,
+    emulator: &'a Emulator,
     accelerator: Accelerator,
-    base: &Base,
-    chosen: &[Chosen],
-    short: bool,
-) -> Result<Run> {
-    sh::step(&format!("Tests on Linux {} ({})", kernel.name, accelerator.name()));
-    let (program, machine) =
-        if short { (SHORT_PROGRAM_LIMIT, SHORT_MACHINE_LIMIT) } else { (PROGRAM_LIMIT, MACHINE_LIMIT) };
-    let chosen = plan::on(kernel, chosen);
-    if chosen.is_empty() {
-        bail!("Linux {} is too old for crafter: only the program kernel_age says something there", kernel.name);
-    }
-    let titles: Vec<&str> = chosen.iter().map(|program| program.title.as_str()).collect();
-    let log = directory.join(format!("{}.log", kernel.name.replace('/', "_")));
-    let limit = Duration::from_secs(machine);
-    let mut run = Run::new(&kernel.name, accelerator, &titles);
-    let mut processors = if accelerator == Accelerator::Kvm { 2 } else { kernel.processors() };
-    loop {
-        let left: Vec<Chosen> = run.begin().iter().map(|&place| chosen[place].clone()).collect();
-        let orders = plan::orders(&left, accelerator == Accelerator::Tcg, program);
-        let archive = base.with(Some(kernel), &orders)?;
-        let log = log.clone();
-        let machine = Machine { emulator, accelerator, processors, kernel: &kernel.image, archive: &archive, log };
-        let ended = machine.run(limit, |event| run.hear(event));
-        if ended.is_err() && processors > 1 && machine.has_run_stale_code() {
-            run.note(
-                "the emulator ran kernel code that was half patched (an oops at int3): what is left, on one processor",
-            );
-            processors = 1;
-            continue;
+    base: &'a Base,
+    is_short: bool,
+}
+
+impl Surroundings<'_> {
+    /// Boots a kernel and runs these programs; the name of the machine's log ends with `suffix`.
+    fn run(&self, kernel: &Kernel, chosen: &[Chosen], suffix: &str) -> Result<Run> {
+        let &Self { directory, emulator, accelerator, base, is_short } = self;
+        sh::step(&format!("Tests on Linux {} ({})", kernel.name, accelerator.name()));
+        let (program, machine) =
+            if is_short { (SHORT_PROGRAM_LIMIT, SHORT_MACHINE_LIMIT) } else { (PROGRAM_LIMIT, MACHINE_LIMIT) };
+        if chosen.is_empty() {
+            bail!("Linux {} is too old for crafter: only the program kernel_age says something there", kernel.name);
         }
-        run.end(ended);
-        return Ok(run);
+        let titles: Vec<&str> = chosen.iter().map(|program| program.title.as_str()).collect();
+        let log = directory.join(format!("{}{suffix}.log", kernel.name.replace('/', "_")));
+        let limit = Duration::from_secs(machine);
+        let mut run = Run::new(&kernel.name, accelerator, &titles, log.clone());
+        let mut processors = if accelerator == Accelerator::Kvm { 2 } else { kernel.processors() };
+        loop {
+            let left: Vec<Chosen> = run.begin().iter().map(|&place| chosen[place].clone()).collect();
+            let orders = plan::orders(&left, accelerator == Accelerator::Tcg, program);
+            let archive = base.with(Some(kernel), &orders)?;
+            let log = log.clone();
+            let machine = Machine { emulator, accelerator, processors, kernel: &kernel.image, archive: &archive, log };
+            let ended = machine.run(limit, |event| run.hear(event));
+            if ended.is_err() && processors > 1 && machine.has_run_stale_code() {
+                run.note(
+                    "the emulator ran kernel code that was half patched (an oops at int3): what is left, on one processor",
+                );
+                processors = 1;
+                continue;
+            }
+            run.end(ended);
+            return Ok(run);
+        }
     }
 }
 

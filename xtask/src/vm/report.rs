@@ -1,5 +1,6 @@
 //! What the machines told, as it comes and as a table at the end.
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use serde_json::Value;
@@ -25,6 +26,10 @@ pub struct Run {
     notes: Vec<String>,
     /// Failures that are no test's.
     pub failures: Vec<String>,
+    /// Tests that failed, and passed when they were run once more in a machine of their own.
+    pub flaky: Vec<String>,
+    /// What the machine printed.
+    pub log: PathBuf,
 }
 
 /// What became of one test program.
@@ -38,7 +43,7 @@ pub struct Program {
 
 impl Run {
     /// Nothing known yet.
-    pub fn new(kernel: &str, accelerator: Accelerator, titles: &[&str]) -> Self {
+    pub fn new(kernel: &str, accelerator: Accelerator, titles: &[&str], log: PathBuf) -> Self {
         let program = |title: &&str| Program {
             title: (*title).to_owned(),
             output: Output::default(),
@@ -56,6 +61,31 @@ impl Run {
             running: Vec::new(),
             notes: Vec::new(),
             failures: Vec::new(),
+            flaky: Vec::new(),
+            log,
+        }
+    }
+
+    /// Programs with tests that failed, and the tests' names.
+    pub fn failed(&self) -> Vec<(String, Vec<String>)> {
+        let failed = self.programs.iter().filter(|program| program.output.failed > 0);
+        failed.map(|program| (program.title.clone(), program.output.names.clone())).collect()
+    }
+
+    /// Takes the result of a second run of the tests that failed: those that passed there are flaky.
+    pub fn settle(&mut self, second: &Self) {
+        for program in &mut self.programs {
+            let Some(again) = second.programs.iter().find(|again| again.title == program.title) else { continue };
+            // Which tests passed is known only of a program that ended.
+            if !again.output.is_closed || again.output.passed + again.output.failed == 0 {
+                continue;
+            }
+            let passed: Vec<String> =
+                program.output.names.iter().filter(|name| !again.output.names.contains(name)).cloned().collect();
+            program.output.names.retain(|name| again.output.names.contains(name));
+            program.output.failed -= passed.len() as u64;
+            program.output.passed += passed.len() as u64;
+            self.flaky.extend(passed.iter().map(|name| format!("{} {name}", program.title)));
         }
     }
 
@@ -232,6 +262,9 @@ pub fn table(runs: &[Run]) -> String {
         if let Some(refused) = run.probe["refused"].as_str() {
             line([&kernel, "refused", refused]);
         }
+        for flaky in &run.flaky {
+            line([&kernel, "flaky", flaky]);
+        }
         for note in &run.notes {
             line([&kernel, "note", note]);
         }
@@ -241,4 +274,31 @@ pub fn table(runs: &[Run]) -> String {
         line([&kernel, "seconds", &format!("{:.0}", run.seconds)]);
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(lines: &[&str]) -> Run {
+        let mut run = Run::new("6.1", Accelerator::Tcg, &["tests: test one"], PathBuf::from("log"));
+        lines.iter().for_each(|line| run.programs[0].hear(line, "6.1"));
+        run
+    }
+
+    #[test]
+    fn what_passes_once_more_is_flaky() {
+        const CLOSED: &str = "test result: FAILED. 5 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out";
+        let first = ["failures:", "    a", "    b", "", CLOSED];
+        let mut settled = run(&first);
+        assert_eq!(settled.failed(), [("tests: test one".to_owned(), vec!["a".to_owned(), "b".to_owned()])]);
+        settled.settle(&run(&["failures:", "    b", "", "test result: FAILED. 1 passed; 1 failed; 0 ignored"]));
+        assert_eq!(settled.flaky, ["tests: test one a"]);
+        assert_eq!(settled.failed(), [("tests: test one".to_owned(), vec!["b".to_owned()])]);
+        assert_eq!(settled.programs[0].output.passed, 6);
+        // A machine that ended before its tests shows nothing.
+        let mut unsettled = run(&first);
+        unsettled.settle(&run(&["running 2 tests"]));
+        assert!(unsettled.flaky.is_empty() && !unsettled.is_good());
+    }
 }
