@@ -3,9 +3,10 @@
 use std::env;
 use std::io::{self, IsTerminal, Read};
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 use crate::progress::{self, Progress};
 use crate::setup::{self, Purpose};
@@ -68,6 +69,7 @@ pub fn cargo(command: &mut Command) -> Result<String> {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     let mut child = command.spawn().context("cargo does not start")?;
+    *running() = Some(child.id());
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let reader = std::thread::spawn(move || {
         let mut text = String::new();
@@ -75,12 +77,29 @@ pub fn cargo(command: &mut Command) -> Result<String> {
     });
     let said = stderr.map(show).transpose()?.unwrap_or_default();
     let status = child.wait()?;
+    *running() = None;
     progress::lane("build", "");
     let stdout = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).context("cargo's output")?;
     if !status.success() {
-        bail!("{}", cause(&said));
+        // What cargo said of it is on the screen.
+        return Err(obstacle(&said).map_or_else(|| anyhow!("the build failed, as its output shows"), Into::into));
     }
     Ok(stdout)
+}
+
+/// The cargo that [`cargo`] waits for, by its process id.
+static RUNNING: Mutex<Option<u32>> = Mutex::new(None);
+
+fn running() -> MutexGuard<'static, Option<u32>> {
+    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Ends the build that runs, for what it needs cannot be had: minutes of compiling would lead to the same error.
+pub fn cancel() {
+    if let Some(process) = *running() {
+        // It may have ended by itself; it is waited for by `cargo`, so that its id is still its own.
+        let _ = sh::output(Command::new("kill").arg(process.to_string()));
+    }
 }
 
 /// Runs cargo without a word; what it says is the error's.
@@ -93,7 +112,7 @@ pub fn quietly(command: &mut Command) -> Result<()> {
         let said = String::from_utf8_lossy(&output.stderr);
         let last: Vec<&str> = said.lines().rev().take(20).collect();
         let last: Vec<&str> = last.into_iter().rev().collect();
-        bail!("{}\n{}", cause(&said), last.join("\n"));
+        return Err(obstacle(&said).map_or_else(|| anyhow!("the build failed:\n{}", last.join("\n")), Into::into));
     }
     Ok(())
 }
@@ -161,26 +180,36 @@ fn plain(line: &str) -> String {
     plain
 }
 
-/// Why a build failed, in a sentence with what to do.
-fn cause(said: &str) -> String {
+/// The disk is full, or the registry cannot be reached: no other way of building would do better.
+#[derive(Debug)]
+pub struct Obstacle(&'static str);
+
+impl std::fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl std::error::Error for Obstacle {}
+
+/// What on this host made a build fail, in a sentence with what to do; `None`: the sources, it seems.
+fn obstacle(said: &str) -> Option<Obstacle> {
     let has = |parts: &[&str]| parts.iter().any(|part| said.contains(part));
-    let sentence = if has(&["No space left on device", "os error 28"]) {
-        "the build failed because the disk is full: free some space, then try again"
-    } else if has(&["SSL certificate problem", "unable to get local issuer", "self-signed certificate"]) {
-        "crates cannot be downloaded, because the registry's certificate is not trusted here: if a proxy has replaced \
-         it, name the proxy's by CARGO_HTTP_CAINFO=FILE"
-    } else if has(&[
-        "Could not resolve host",
-        "failed to download",
-        "download of config.json failed",
-        "Couldn't connect",
-    ]) {
+    if has(&["No space left on device", "os error 28"]) {
+        return Some(Obstacle("the build failed because the disk is full: free some space, then try again"));
+    }
+    if has(&["SSL certificate problem", "unable to get local issuer", "self-signed certificate"]) {
+        return Some(Obstacle(
+            "crates cannot be downloaded, because the registry's certificate is not trusted here: if a proxy has \
+             replaced it, name the proxy's by CARGO_HTTP_CAINFO=FILE",
+        ));
+    }
+    let network =
+        ["Could not resolve host", "failed to download", "download of config.json failed", "Couldn't connect"];
+    has(&network).then_some(Obstacle(
         "crates cannot be downloaded: see that the registry can be reached (a proxy is named by HTTPS_PROXY), then try \
-         again"
-    } else {
-        "the build failed, as its output shows"
-    };
-    sentence.to_owned()
+         again",
+    ))
 }
 
 #[cfg(test)]
@@ -207,10 +236,11 @@ mod tests {
     }
 
     #[test]
-    fn causes() {
-        assert!(cause("error: failed to write: No space left on device (os error 28)").contains("disk is full"));
-        assert!(cause("[60] SSL certificate problem: unable to get").contains("CARGO_HTTP_CAINFO"));
-        assert!(cause("[6] Could not resolve host: x").contains("proxy"));
-        assert_eq!(cause("error[E0308]: mismatched types"), "the build failed, as its output shows");
+    fn obstacles() {
+        let sentence = |said| obstacle(said).map(|obstacle| obstacle.to_string()).unwrap_or_default();
+        assert!(sentence("error: failed to write: No space left on device (os error 28)").contains("disk is full"));
+        assert!(sentence("[60] SSL certificate problem: unable to get").contains("CARGO_HTTP_CAINFO"));
+        assert!(sentence("[6] Could not resolve host: x").contains("proxy"));
+        assert_eq!(sentence("error[E0308]: mismatched types"), "");
     }
 }

@@ -25,8 +25,6 @@ struct State {
     lanes: Vec<(&'static str, String)>,
     /// How much of the job is done, 0 to 1.
     done: f64,
-    /// The estimate shown last, which only falls.
-    left: Option<Duration>,
     terminal: bool,
     logged: Instant,
 }
@@ -46,7 +44,6 @@ impl Progress {
             typical,
             lanes: Vec::new(),
             done: 0.0,
-            left: None,
             terminal: io::stdout().is_terminal(),
             logged: now,
         });
@@ -109,7 +106,7 @@ pub fn say(text: &str) {
     // Before the output of the programs that the step runs.
     let _ = io::stdout().flush();
     if let Some(state) = state.as_ref() {
-        state.draw_with(state.left);
+        state.draw();
     }
 }
 
@@ -119,29 +116,18 @@ fn state() -> MutexGuard<'static, Option<State>> {
 
 impl State {
     fn tick(&mut self) {
-        self.estimate();
         if self.terminal {
-            self.draw_with(self.left);
+            self.draw();
         } else if self.logged.elapsed() >= LOG {
             self.logged = Instant::now();
-            println!("    {}", self.text(self.left));
+            println!("    {}", self.text());
             let _ = io::stdout().flush();
         }
     }
 
-    fn estimate(&mut self) {
-        let left = time_left(self.began.elapsed(), self.done, self.typical);
-        self.left = Some(self.left.map_or(left, |shown| shown.min(left)));
-    }
-
-    fn draw(&mut self) {
-        self.estimate();
-        self.draw_with(self.left);
-    }
-
-    fn draw_with(&self, left: Option<Duration>) {
+    fn draw(&self) {
         if self.terminal {
-            print!("\r\x1b[K{}", self.text(left));
+            print!("\r\x1b[K{}", self.text());
             let _ = io::stdout().flush();
         }
     }
@@ -153,10 +139,11 @@ impl State {
         }
     }
 
-    fn text(&self, left: Option<Duration>) -> String {
+    fn text(&self) -> String {
         let lanes: Vec<&str> = self.lanes.iter().map(|(_, what)| what.as_str()).collect();
-        let left = left.map(|left| format!(", {}", words(left))).unwrap_or_default();
-        format!("[{}{left}] {}", clock(self.began.elapsed()), lanes.join(" | "))
+        let elapsed = self.began.elapsed();
+        let left = words(time_left(elapsed, self.done, self.typical));
+        format!("[{}, {left}] {}", clock(elapsed), lanes.join(" | "))
     }
 }
 

@@ -79,6 +79,9 @@ pub fn begin(purposes: &[Purpose]) -> Result<Pending> {
         std::thread::spawn(move || {
             let installed = ebpf::install(manager);
             progress::lane("ebpf", "");
+            if installed.is_err() {
+                build::cancel();
+            }
             drop(lock);
             installed
         })

@@ -137,13 +137,14 @@ pub fn is_root() -> bool {
 }
 
 fn sudo_needs_no_password() -> Result<bool> {
-    let status = Command::new("sudo")
-        .args(["-n", "true"])
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .context("this needs root, and sudo is not installed: run it as root")?;
-    Ok(status.success())
+    let status = Command::new("sudo").args(["-n", "true"]).stdin(Stdio::null()).stderr(Stdio::null()).status();
+    match status {
+        Ok(status) => Ok(status.success()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            bail!("this needs root, and sudo is not installed: run it as root")
+        }
+        Err(error) => Err(error).context("this needs root, and sudo does not start"),
+    }
 }
 
 /// `PATH`, with the directories of root's that a user may lack.

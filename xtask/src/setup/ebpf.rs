@@ -29,6 +29,7 @@ pub fn install(manager: Manager) -> Result<()> {
     for way in [already_there, debian, stable, nightly] {
         match way(manager).and_then(|()| linker(manager)) {
             Ok(()) => return Ok(()),
+            Err(error) if error.downcast_ref::<build::Obstacle>().is_some() => return Err(error),
             Err(error) => hurdles.push(format!("{error:#}")),
         }
     }
@@ -90,6 +91,7 @@ fn linker(manager: Manager) -> Result<()> {
     for compiler in toolchain::compilers(target()) {
         match linker_for(manager, compiler.llvm) {
             Ok(()) => return Ok(()),
+            Err(error) if error.downcast_ref::<build::Obstacle>().is_some() => return Err(error),
             Err(error) => {
                 let rustc = compiler.rustc.display();
                 hurdles.push(format!("for {rustc}: {error:#}"));
