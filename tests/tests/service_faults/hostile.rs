@@ -371,10 +371,7 @@ fn one_that_connects_without_end() {
     let _serial = Serial::begin();
     let lab = lab();
     let service = Service::start(lab.client(), POLICY);
-    // Where the program was built, nobody may not get at it.
-    let program = service.directory().join("client");
-    std::fs::copy(env!("CARGO_BIN_EXE_client"), &program).expect("the program");
-    let mut command = std::process::Command::new(program);
+    let mut command = std::process::Command::new(service.place(env!("CARGO_BIN_EXE_client").as_ref()));
     command.arg(&service.socket).arg("connect");
     drop_to(&mut command, NOBODY);
     let mut many = Holder::start(&mut command);
