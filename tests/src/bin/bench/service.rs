@@ -71,7 +71,7 @@ impl Service {
         command.arg("--policy").arg(&policy).stderr(Stdio::null());
         let child = command.spawn().with_context(|| format!("{} (`cargo xtask build` makes it)", binary.display()))?;
         let service = Self { child, directory };
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + Duration::from_secs(20);
         while std::os::unix::net::UnixStream::connect(service.socket()).is_err() {
             ensure!(Instant::now() < deadline, "the service does not answer");
             thread::sleep(Duration::from_millis(10));
