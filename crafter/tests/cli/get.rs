@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{BufRead as _, BufReader},
     net::TcpListener,
+    os::fd::AsRawFd as _,
     process::Stdio,
     time::{Duration, Instant},
 };
@@ -16,7 +17,7 @@ use nix::{
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-use super::{command, crafter, crafter_without, lab, on_server, wait};
+use super::{command, crafter, crafter_without, eventually, lab, on_server, wait};
 
 const WEB: &str = "http://192.0.2.1";
 const WEB6: &str = "http://[2001:db8::1]";
@@ -199,7 +200,7 @@ fn silence_ends_by_the_clock() {
     let start = Instant::now();
     let hole = crafter(&lab, &["get", "--timeout", "0.7", "http://198.51.100.1/"]);
     hole.fails(exit::TIMED_OUT, "no answer from 198.51.100.1:80 within 700ms (SYN-ACK)");
-    assert!((700..4000).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
+    assert!((700..15_000).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
     let slow = crafter(&lab, &["get", "--max-time", "1", &format!("{WEB}/slow?ms=20000")]);
     slow.fails(exit::TIMED_OUT, "within 1s");
 }
@@ -212,7 +213,9 @@ fn a_taken_port_and_a_taken_hook_are_named() {
     let taken = crafter(&lab, &["get", "--source-port", &port, WEB]);
     taken.fails(exit::PORT_TAKEN, &format!("TCP port {port} on 0.0.0.0 is taken by "));
     drop(listener);
-    crafter(&lab, &["get", "-q", "-o", "/dev/null", "--source-port", &port, WEB]).succeeds();
+    // A program that another test starts has it a moment longer, from fork() to exec().
+    let get = || crafter(&lab, &["get", "-q", "-o", "/dev/null", "--source-port", &port, WEB]);
+    eventually(|| Some(get()).filter(|done| done.code != exit::PORT_TAKEN.into())).succeeds();
 
     let mut other =
         command(&lab, &["get", "-v", &format!("{WEB}/slow?ms=20000")]).stderr(Stdio::piped()).spawn().unwrap();
@@ -244,10 +247,20 @@ fn a_signal_ends_it_and_nothing_stays() {
         let start = Instant::now();
         kill(Pid::from_raw(child.id() as i32), signal).unwrap();
         assert_eq!(wait(&mut child), 128 + signal as i32);
-        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+        // The page takes 20 seconds.
+        assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
         // Native again: the hook is free.
         crafter(&lab, &["get", "-q", "-o", "/dev/null", "--attach", "native", WEB]).succeeds();
     }
+}
+
+/// How many bytes are in a pipe (ioctl_pipe(2)).
+fn waiting(pipe: &std::process::ChildStdout) -> i32 {
+    let mut count = 0;
+    // SAFETY: the kernel writes one int.
+    let done = unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD, &raw mut count) };
+    assert_eq!(done, 0);
+    count
 }
 
 #[test]
@@ -255,8 +268,13 @@ fn a_reader_that_stops_reading_stops_nothing_else() {
     let lab = lab();
     let mut child = command(&lab, &["get", &format!("{WEB}/bytes/100M")]);
     let mut child = child.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-    // Longer than the pipe and the window last.
-    std::thread::sleep(Duration::from_millis(1500));
+    // It has come as far as pipe and window last.
+    let stuck = || {
+        let count = waiting(child.stdout.as_ref().unwrap());
+        std::thread::sleep(Duration::from_millis(500));
+        count > 0 && waiting(child.stdout.as_ref().unwrap()) == count
+    };
+    eventually(|| stuck().then_some(()));
     // A stuck pipe does not keep signals away.
     kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
     let stdout = child.stdout.take();
