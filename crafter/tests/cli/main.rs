@@ -2,6 +2,7 @@
 //! Needs root.
 
 mod dns;
+mod doctor_served;
 mod exchange;
 mod get;
 mod guide;
