@@ -6,6 +6,7 @@ mod doctor_served;
 mod exchange;
 mod get;
 mod guide;
+mod lab_shell;
 mod man;
 mod maps;
 mod monitor;
