@@ -258,8 +258,9 @@ fn names_resolve_where_a_host_has_no_resolv_conf() {
         let check = "$CRAFTER lab run -q -- sh -ec \"$LOOK_UP\"\n\
                      ls -A /etc | grep -vx -e resolv.conf -e nsswitch.conf > host\n\
                      $CRAFTER lab run -q -- ls -A /etc | grep -vx -e resolv.conf -e nsswitch.conf | cmp - host\n\
-                     $CRAFTER lab run -q -- sh -c 'cat /etc/hosts; ls /etc/ssl' > lab\n\
-                     (cat /etc/hosts; ls /etc/ssl) | cmp - lab";
+                     read_all='cat /etc/hosts; for below in /etc/*/; do ls \"$below\"; done'\n\
+                     $CRAFTER lab run -q -- sh -c \"$read_all\" > lab\n\
+                     sh -c \"$read_all\" | cmp - lab";
         found(&on_another_host(make, check));
     }
 }
