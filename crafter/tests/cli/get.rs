@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, Write as _},
     net::TcpListener,
     os::fd::AsRawFd as _,
     process::Stdio,
@@ -160,11 +160,41 @@ fn observed_the_kernel_answers_and_is_kept_quiet() {
 }
 
 #[test]
+fn without_a_scheme() {
+    let lab = lab();
+    on_server(&lab, "ip", &["address", "add", "192.0.2.3/32", "dev", "lo"]);
+    let listener = lab.server().run(|| TcpListener::bind("192.0.2.3:8080").unwrap()).unwrap();
+    let server = std::thread::spawn(move || {
+        let (mut client, _) = listener.accept().unwrap();
+        let mut line = String::new();
+        BufReader::new(client.try_clone().unwrap()).read_line(&mut line).unwrap();
+        client.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\nport").unwrap();
+        line
+    });
+    for (url, body) in
+        [("192.0.2.1/bytes/4", 4), ("[2001:db8::1]/bytes/5", 5), ("2001:db8::1:80/", 0), ("192.0.2.1", 1)]
+    {
+        let done = crafter(&lab, &["get", "-q", "--timeout", "1", url]);
+        match body {
+            // That is an address of eight groups' worth, and nobody is there.
+            0 => assert_ne!(done.code, 0, "{done:?}"),
+            1 => assert!(done.text().contains("<h1>It works</h1>"), "{done:?}"),
+            bytes => assert_eq!((done.code, done.stdout.len()), (0, bytes), "{done:?}"),
+        }
+    }
+    let done = crafter(&lab, &["get", "--json", "-o", "/dev/null", "192.0.2.3:8080/path"]);
+    done.succeeds();
+    assert_eq!(done.json()["url"], json!("http://192.0.2.3:8080/path"));
+    assert_eq!(server.join().unwrap(), "GET /path HTTP/1.1\r\n");
+}
+
+#[test]
 fn failures_have_their_codes_and_sentences() {
     let lab = lab();
     let get = |args: &[&str]| crafter(&lab, &[&["get"], args].concat());
-    get(&["https://192.0.2.1/"]).fails(exit::USAGE, "scheme 'https' is not supported, only http");
-    get(&["192.0.2.1"]).fails(exit::USAGE, "URL: ");
+    get(&["https://192.0.2.1/"])
+        .fails(exit::USAGE, "scheme 'https' is not supported, only http without TLS; name an http:// URL");
+    get(&["/bytes/1"]).fails(exit::USAGE, "URL: '/bytes/1' names no host; write HOST");
     get(&["--loss", "101%", WEB]).fails(exit::USAGE, "--loss");
     get(&["--loss", "60%", "--reorder", "60%", WEB]).fails(exit::USAGE, "--loss");
     get(&["--source", "192.0.2.77", WEB]).fails(exit::USAGE, "192.0.2.77 is not an address of this host");

@@ -2,9 +2,11 @@
 //! Needs root.
 
 mod dns;
+mod doctor_served;
 mod exchange;
 mod get;
 mod guide;
+mod lab_shell;
 mod man;
 mod maps;
 mod monitor;
