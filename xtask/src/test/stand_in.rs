@@ -1,9 +1,10 @@
 //! Stand-ins for peers that this host cannot have: programs at the end of `PATH` that note that they were called, and
 //! fail. A test that fails by itself, and has called one, was not run for want of that peer; any other test is unaffected.
 
-use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{fs, io};
 
 use anyhow::{Context, Result};
 
@@ -36,6 +37,7 @@ impl StandIns {
 
     fn write(&self) -> std::io::Result<()> {
         fs::create_dir_all(&self.directory)?;
+        // For all users, whatever the umask.
         fs::write(self.calls(), "")?;
         fs::set_permissions(self.calls(), fs::Permissions::from_mode(0o666))?;
         let calls = self.calls();
@@ -58,8 +60,7 @@ impl StandIns {
                     let text = format!(
                         "#!/bin/sh\necho '{command}' >>'{calls}'\necho 'not run: {command} is missing' >&2\nexit 127\n"
                     );
-                    fs::write(&path, text)?;
-                    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+                    executable(&path, &text)?;
                 }
             }
         }
@@ -99,6 +100,15 @@ impl StandIns {
     }
 }
 
+/// Writes a program by another process: a descriptor of this one, open for writing, could be inherited by a child that
+/// another thread starts, and the program would be "Text file busy" (execve(2)).
+fn executable(path: &Path, text: &str) -> io::Result<()> {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "printf %s \"$2\" >\"$1\" && chmod 755 \"$1\"", "sh"]).arg(path).arg(text);
+    let status = shell.status()?;
+    status.success().then_some(()).ok_or_else(|| io::Error::other(format!("{} cannot be written", path.display())))
+}
+
 impl Drop for StandIns {
     fn drop(&mut self) {
         if !self.missing.is_empty() {
@@ -109,8 +119,6 @@ impl Drop for StandIns {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
-
     use super::*;
 
     #[test]
