@@ -17,6 +17,7 @@ use super::interface;
 
 /// Which packets to send, how fast, and where from.
 #[derive(Debug, clap::Args)]
+#[group(skip)]
 pub struct Args {
     /// The packets, e.g. 'IP(dst="192.0.2.1")/TCP(dport=[80,443], flags="S")'
     #[arg(value_name = "EXPR")]

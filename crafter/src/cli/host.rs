@@ -6,6 +6,7 @@ use crafter::{Error, Result};
 
 /// A host, and of which IP version its address is to be.
 #[derive(Debug, clap::Args)]
+#[group(skip)]
 pub struct Args {
     /// A name or an address
     #[arg(value_name = "HOST")]

@@ -73,6 +73,7 @@ impl Policy {
 /// Where to send and how to receive, from one port.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Interface and port")]
+#[group(skip)]
 pub struct Args {
     #[command(flatten)]
     pub link: Link,

@@ -10,6 +10,7 @@ use crafter::{
 
 /// Which running crafters to look at.
 #[derive(Debug, clap::Args)]
+#[group(skip)]
 pub struct Args {
     /// Only the crafter that this process holds, read from its maps as with --direct [default: all on this kernel]
     #[arg(long, value_name = "PID", conflicts_with = "socket")]

@@ -10,6 +10,7 @@ use crafter::{
 /// For commands that use the service where there is one, and do without it otherwise.
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Service")]
+#[group(skip)]
 pub struct Args {
     /// Do it in this process, which takes privileges, even where the service runs
     #[arg(long, conflicts_with = "socket")]
