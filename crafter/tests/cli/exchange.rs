@@ -4,7 +4,7 @@ use std::process::Command;
 
 use crafter::error::exit;
 
-use super::{crafter, crafter_without, lab, on_server};
+use super::{crafter, crafter_without, eventually, lab, on_server};
 
 const SYN: &str = r#"IP(dst="192.0.2.1")/TCP(dport=80, flags="S")"#;
 
@@ -27,18 +27,57 @@ fn one_answer_is_shown() {
     done.succeeds();
     assert!(done.text().starts_with("###[ IP ]###\n"), "{done:?}");
     assert!(done.text().contains("flags           = \"SA\"\n"), "{done:?}");
-    assert!(
-        done.stderr
-            .ends_with("1 request, 1 sent; 1 received, 1 answered, 0 unanswered; the kernel half counted the same\n"),
-        "{done:?}"
-    );
+    let [account, reset] = done.stderr.lines().collect::<Vec<_>>().try_into().unwrap();
+    assert_eq!(account, ";; 1 request, 1 sent; 1 received, 1 answered, 0 unanswered; the kernel half counted the same");
+    assert_eq!(reset, ";; reset 1 half-open connection");
     let done = crafter(&lab, &["--json", "sr1", SYN]);
     done.succeeds();
     let json = done.json();
     assert_eq!(json["reply"]["layers"][1]["fields"]["flags"], "SA", "{json}");
     assert!(json["rtt_ms"].as_f64().unwrap() > 0.0, "{json}");
     assert_eq!(json["account"]["kernel"]["delivered_difference"], 0, "{json}");
+    assert_eq!(json["account"]["half_open_reset"], 1, "{json}");
     assert_eq!(json["mechanism"][0]["interface"], "lab0", "{json}");
+}
+
+/// The only RST is crafter's, and the command sends it before it ends. The control: what is left open the kernel resets.
+#[test]
+fn half_open_connections_are_reset() {
+    let lab = lab();
+    let set = r#"IP(dst="192.0.2.1")/TCP(dport=[53,80,81], flags="S")"#;
+    let commands: [(&[&str], usize); 5] = [
+        (&["sr1", SYN], 1),
+        (&["sr", set], 2),
+        // The answer to the first comes until the second is sent.
+        (&["send", SYN, "--count", "2", "--interval", "0.2"], 1),
+        (&["shell", "-c", r#"x = sr1(IP(dst="192.0.2.1")/TCP(dport=80, flags="S")); x.ack"#], 1),
+        // Its own RST answers each SYN-ACK; nothing is left to reset.
+        (&["ping", "--tcp", "80", "-c", "1", "192.0.2.1"], 0),
+    ];
+    for (arguments, resets) in commands {
+        lab.tap().clear().unwrap();
+        let done = crafter(&lab, arguments);
+        done.succeeds();
+        let sent = lab.tap().count().unwrap() as usize;
+        assert_eq!(sent, resets.max(1), "before it ends: {done:?}");
+        let said = match resets {
+            0 => None,
+            1 => Some(";; reset 1 half-open connection"),
+            _ => Some(";; reset 2 half-open connections"),
+        };
+        assert_eq!(done.stderr.lines().find(|line| line.contains("half-open")), said, "{done:?}");
+        let sockets = lab.server().command("ss").args(["-Htan", "state", "syn-recv"]).output().unwrap();
+        assert!(sockets.stdout.is_empty(), "{arguments:?}: {sockets:?}");
+    }
+    lab.tap().clear().unwrap();
+    let control = crafter(&lab, &["sr1", SYN, "--leave-open"]);
+    control.succeeds();
+    assert!(!control.stderr.contains("half-open"), "{control:?}");
+    eventually(|| (lab.tap().count().unwrap() == 1).then_some(()));
+    // Those of before would have come again by now.
+    let kernels = lab.tap().segments().unwrap();
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    assert_eq!(lab.tap().segments().unwrap(), kernels, "one of the control, none of the others");
 }
 
 #[test]
@@ -82,6 +121,7 @@ fn the_capture_tells_the_verdicts() {
         "lab0\t0x0002\tsent, request 2\t",
         "lab0\t0x0012\tredirected, matched: answers request 1\t",
         "lab0\t0x0014\tredirected, matched: answers request 2\t",
+        "lab0\t0x0004\tsent, resets a half-open connection\t",
     ];
     assert_eq!(lines, expected);
     // In observe mode the kernel sees the SYN-ACK, and its RST is in the capture, but not on the wire.
@@ -92,10 +132,14 @@ fn the_capture_tells_the_verdicts() {
     assert!(lines.contains(&"0x0004\tkernel RST suppressed".to_owned()), "{lines:?}");
     assert!(lines.contains(&"0x0012\tobserved, matched: answers request 1".to_owned()), "{lines:?}");
     // With the policy `pass` the RST leaves, and nobody says that it was suppressed.
-    crafter(&lab, &["sr", SYN, "-w", path, "--observe", "--rst", "pass", "--multi", "--timeout", "0.3"]).succeeds();
+    lab.tap().clear().unwrap();
+    let done = crafter(&lab, &["sr", SYN, "-w", path, "--observe", "--rst", "pass", "--multi", "--timeout", "0.3"]);
+    done.succeeds();
+    // The kernel has reset it already.
+    assert!(!done.stderr.contains("half-open"), "{done:?}");
     let lines = tshark(&file, &["tcp.flags", "frame.comment"]);
     assert!(!lines.iter().any(|line| line.contains("suppressed")), "{lines:?}");
-    assert!(!lab.tap().segments().unwrap().is_empty(), "the RST reached the server");
+    assert_eq!(lab.tap().count().unwrap(), 1, "the RST reached the server");
 }
 
 #[test]
