@@ -294,6 +294,7 @@ fn through_the_service() {
             };
             let answer = run(&["--json", "sr1", &of(50_001)]);
             assert_eq!(answer["account"]["half_open_reset"], 1, "{answer}");
+            assert_eq!(answer["verdict"]["state"], "open", "{answer}");
             let answer = run(&["--json", "sr1", "--leave-open", &of(50_002)]);
             assert_eq!(answer["account"]["half_open_reset"], 0, "{answer}");
         }

@@ -11,6 +11,7 @@ use crafter::{
     datapath::program::Report,
     error::exit,
     layer::Packet,
+    probe::Verdict,
     session::{Exchanged, Pair, Reply, SrOptions},
 };
 use serde_json::{Value, json};
@@ -75,9 +76,12 @@ Examples:
 
 const HELP_ONE: &str = "\
 As `crafter sr`, until the first answer, which is shown field by field.
+A line on stderr says what the answer means: the port is open or closed, the host is up, what
+is unreachable and by which ICMP code, or that no answer came in time.
 A connection that a SYN-ACK leaves half open is reset at the end; --leave-open leaves that to
 the kernel, which does it when the peer repeats its SYN-ACK.
---json: an object with request, reply (or null), rtt_ms, account and mechanism.
+--json: an object with request, reply (or null), rtt_ms, verdict (state, from, text), account
+and mechanism. States: open, closed, up, unreachable, ttl_exceeded, error, answered, no_answer.
 Exit code 0: it was answered; 5: it was not; others as `crafter --help` lists them.
 
 Examples:
@@ -117,18 +121,31 @@ pub async fn run_one(args: OneArgs, globals: &Globals) -> anyhow::Result<u8> {
         Ended::Signal(code) => return Ok(code),
     };
     let first = exchanged.answered.first();
+    let request = first.map(|pair| &pair.request).or(exchanged.unanswered.first());
+    let verdict = match (first, request) {
+        (Some(pair), _) => Some(Verdict::answered(&pair.request, &pair.reply.packet, pair.rtt)),
+        (None, Some(request)) => {
+            let attempts = u32::try_from(exchanged.account.sent).unwrap_or(u32::MAX);
+            Some(Verdict::unanswered(request, waiting.timeout, attempts))
+        }
+        (None, None) => None,
+    };
     if globals.json && !exchange.writes_to_stdout() {
-        let request = first.map(|pair| &pair.request).or(exchanged.unanswered.first());
         print::json(&json!({
             "request": request.map(Packet::to_json).transpose()?,
             "reply": first.map(|pair| reply(&pair.reply)).transpose()?,
             "rtt_ms": first.map(|pair| milliseconds(pair.rtt)),
+            "verdict": verdict,
             "account": exchanged.account,
             "mechanism": reports,
         }))?;
     } else {
         if let Some(pair) = first.filter(|_| !exchange.writes_to_stdout()) {
             print::out(pair.reply.packet.show()? + "\n")?;
+        }
+        if let Some(verdict) = verdict {
+            // Nothing is left to complain to when stderr is gone.
+            let _ = writeln!(io::stderr().lock(), ";; {verdict}");
         }
         told(&exchanged);
     }

@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use crafter::error::exit;
+use serde_json::Value;
 
 use super::{crafter, crafter_without, eventually, lab, on_server};
 
@@ -27,7 +28,10 @@ fn one_answer_is_shown() {
     done.succeeds();
     assert!(done.text().starts_with("###[ IP ]###\n"), "{done:?}");
     assert!(done.text().contains("flags           = \"SA\"\n"), "{done:?}");
-    let [account, reset] = done.stderr.lines().collect::<Vec<_>>().try_into().unwrap();
+    let [verdict, account, reset] = done.stderr.lines().collect::<Vec<_>>().try_into().unwrap();
+    let time =
+        verdict.strip_prefix(";; 80/tcp is open: SYN-ACK from 192.0.2.1 in ").and_then(|s| s.strip_suffix(" ms"));
+    assert!(time.and_then(|time| time.parse::<f64>().ok()).is_some_and(|time| time > 0.0), "{done:?}");
     assert_eq!(account, ";; 1 request, 1 sent; 1 received, 1 answered, 0 unanswered; the kernel half counted the same");
     assert_eq!(reset, ";; reset 1 half-open connection");
     let done = crafter(&lab, &["--json", "sr1", SYN]);
@@ -38,6 +42,42 @@ fn one_answer_is_shown() {
     assert_eq!(json["account"]["kernel"]["delivered_difference"], 0, "{json}");
     assert_eq!(json["account"]["half_open_reset"], 1, "{json}");
     assert_eq!(json["mechanism"][0]["interface"], "lab0", "{json}");
+}
+
+/// One line on stderr says what the answer means, also where a capture takes stdout; a key of the JSON says it too.
+#[test]
+fn the_verdict() {
+    let lab = lab();
+    on_server(&lab, "iptables", &["-A", "INPUT", "-p", "tcp", "--dport", "82", "-j", "DROP"]);
+    let prohibit = ["--dport", "83", "-j", "REJECT", "--reject-with", "icmp-admin-prohibited"];
+    on_server(&lab, "iptables", &[&["-A", "INPUT", "-p", "tcp"], &prohibit[..]].concat());
+    for (layers, state, said) in [
+        ("TCP(dport=80, flags=\"S\")", "open", "80/tcp is open: SYN-ACK from 192.0.2.1 in "),
+        ("TCP(dport=81, flags=\"S\")", "closed", "81/tcp is closed: RST from 192.0.2.1 in "),
+        ("TCP(dport=82, flags=\"S\")", "no_answer", "82/tcp: no answer within 0.5 s"),
+        (
+            "TCP(dport=83, flags=\"S\")",
+            "unreachable",
+            "83/tcp is unreachable: communication prohibited (ICMP type 3, code 13) from 192.0.2.1 in ",
+        ),
+        ("UDP(dport=9)", "closed", "9/udp is closed: port unreachable (ICMP type 3, code 3) from 192.0.2.1 in "),
+        (
+            "UDP(dport=53)/DNS(rd=1, qd=DNSQR(qname=\"www.lab.test\"))",
+            "open",
+            "53/udp is open: DNS answer, NOERROR with 2 records, from 192.0.2.1 in ",
+        ),
+        ("ICMP()", "up", "192.0.2.1 is up: echo reply from 192.0.2.1 in "),
+    ] {
+        let packet = format!("IP(dst=\"192.0.2.1\")/{layers}");
+        let json = crafter(&lab, &["--json", "sr1", "--timeout", "0.5", &packet]).json();
+        assert_eq!(json["verdict"]["state"], state, "{json}");
+        assert!(json["verdict"]["text"].as_str().is_some_and(|text| text.starts_with(said)), "{json}");
+        assert_eq!(json["verdict"]["from"], if state == "no_answer" { Value::Null } else { "192.0.2.1".into() });
+        let done = crafter(&lab, &["sr1", "--timeout", "0.5", "-w", "-", &packet]);
+        let verdict = done.stderr.lines().find_map(|line| line.strip_prefix(";; ")).unwrap();
+        assert!(verdict.starts_with(said), "{done:?}");
+        assert!(done.stdout.starts_with(&[0x0a, 0x0d, 0x0d, 0x0a]), "pcapng and nothing else: {done:?}");
+    }
 }
 
 /// The only RST is crafter's, and the command sends it before it ends. The control: what is left open the kernel resets.
