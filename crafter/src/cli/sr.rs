@@ -63,7 +63,7 @@ A line for each request and its answer; one on stderr that tells what became of 
 and whether the kernel half counted the same.
 A SYN-ACK that answers a SYN leaves a connection half open, and the peer repeats it. Before the
 lease of the port ends, crafter resets such connections from it, and says on stderr how many
-(\"half_open_reset\" of the account). Not so with --leave-open, and if crafter is killed: then the
+(half_open_reset of the account). Not so with --leave-open, and if crafter is killed: then the
 kernel resets each a second or more later, when the peer repeats its SYN-ACK.
 --json: an object with answered (number, sent, request, reply, rtt_ms), unanswered, unmatched,
 account and mechanism; packets are as `crafter show --json` has them, replies with time,

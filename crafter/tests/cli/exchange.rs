@@ -3,9 +3,13 @@
 use std::process::Command;
 
 use crafter::error::exit;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::Value;
 
-use super::{crafter, crafter_without, eventually, lab, on_server};
+use super::{command, crafter, crafter_without, eventually, lab, on_server, wait};
 
 const SYN: &str = r#"IP(dst="192.0.2.1")/TCP(dport=80, flags="S")"#;
 
@@ -109,6 +113,21 @@ fn half_open_connections_are_reset() {
         let sockets = lab.server().command("ss").args(["-Htan", "state", "syn-recv"]).output().unwrap();
         assert!(sockets.stdout.is_empty(), "{arguments:?}: {sockets:?}");
     }
+    // Ctrl-C is an end like any other.
+    lab.tap().clear().unwrap();
+    let waiting = r#"IP(dst="192.0.2.1")/TCP(dport=80, flags=["S", "R"])"#;
+    let mut running = command(&lab, &["sr", waiting, "--timeout", "60"]).spawn().unwrap();
+    let half_open = || {
+        let sockets = lab.server().command("ss").args(["-Htan", "state", "syn-recv"]).output().unwrap();
+        (!sockets.stdout.is_empty()).then_some(())
+    };
+    // The RST answers nothing and is waited for; its number is not the one that would reset.
+    eventually(half_open);
+    lab.tap().clear().unwrap();
+    kill(Pid::from_raw(running.id() as i32), Signal::SIGINT).unwrap();
+    assert_eq!(wait(&mut running), 130);
+    assert_eq!(lab.tap().count().unwrap(), 1, "before it ends");
+    assert_eq!(half_open(), None);
     lab.tap().clear().unwrap();
     let control = crafter(&lab, &["sr1", SYN, "--leave-open"]);
     control.succeeds();
