@@ -143,7 +143,7 @@ fn the_whole_story_of_an_unprivileged_user() {
         let answered = answers["answered"].as_array().map(Vec::len);
         assert_eq!(answered, Some(3), "{answers}");
         reset += [&answer, &answers]
-            .map(|each| each["account"]["half_open_reset"].as_u64().unwrap_or(0))
+            .map(|each| each["account"]["half_open_reset"].as_u64().expect("a count"))
             .iter()
             .sum::<u64>();
         let text = service.succeed(NOBODY, &["ping", "--json", "-c", "3", "--interval", "0.05", &server.to_string()]);
