@@ -84,7 +84,11 @@ fn build() -> Result<()> {
 /// and the tools that made it.
 fn compile(workspace: &Path, out: &Path) -> Result<(PathBuf, Vec<PathBuf>)> {
     let target = toolchain::target(variable("CARGO_CFG_TARGET_ENDIAN")? == "big");
-    let Some((compiler, linker)) = toolchain::find(target) else {
+    let found = toolchain::find(target).or_else(|| {
+        toolchain::wait_for_setup();
+        toolchain::find(target)
+    });
+    let Some((compiler, linker)) = found else {
         return Err("the eBPF compiler or its linker is missing: \
                     run `cargo xtask setup`, which installs both"
             .into());

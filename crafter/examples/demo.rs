@@ -1,4 +1,4 @@
-//! The story that crafter is for, told in the lab: `crafter lab run -- demo`, or `cargo xtask demo`.
+//! The conversation that crafter is for, in the lab: `cargo xtask demo`, or `crafter lab run -- demo`.
 //!
 //! First as every tutorial ends: a crafted SYN, and the kernel's RST. Then the same with the port
 //! owned: a DNS query, a handshake and a GET by hand, segment by segment; then 100 MB over a

@@ -31,7 +31,7 @@ fn root_can_work() {
     let (code, text) = doctor(&[], &["--json"]);
     assert_eq!(code, Some(0), "{text}");
     let report: Value = serde_json::from_str(&text).unwrap();
-    assert_eq!(report["works"], true);
+    assert_eq!((&report["works"], &report["direct"], &report["setcap"]), (&true.into(), &true.into(), &Value::Null));
     assert_eq!(report["interfaces"].as_array().unwrap().len(), 2, "{text}");
     let lab0 = interface(&report, "lab0");
     assert_eq!((&lab0["kind"], &lab0["delivery"]), (&"veth".into(), &"AF_XDP".into()), "{text}");
@@ -64,7 +64,10 @@ fn without_capabilities_nothing_works() {
     let (code, text) = doctor(&drop_all, &["--json"]);
     assert_eq!(code, Some(1), "{text}");
     let report: Value = serde_json::from_str(&text).unwrap();
-    assert_eq!(report["works"], false);
+    assert_eq!((&report["works"], &report["direct"]), (&false.into(), &false.into()));
+    let setcap = report["setcap"].as_str().unwrap();
+    let all = "sudo setcap cap_net_admin,cap_net_raw,cap_bpf,cap_perfmon,cap_ipc_lock+ep /";
+    assert!(setcap.starts_with(all) && setcap.ends_with("/crafter"), "{setcap}");
     let capabilities = check(&report, "capabilities");
     assert_eq!(capabilities["state"], "bad");
     for name in ["CAP_BPF", "CAP_NET_ADMIN", "CAP_NET_RAW"] {
@@ -74,5 +77,6 @@ fn without_capabilities_nothing_works() {
 
     let (code, text) = doctor(&drop_all, &[]);
     assert_eq!(code, Some(1));
+    assert!(text.contains(&format!("\n  {setcap}\n")), "{text}");
     assert!(text.contains("\nFAIL  eBPF ") && text.ends_with("crafter cannot work here.\n"), "{text}");
 }

@@ -1,4 +1,4 @@
-//! What the documents list is what the source has.
+//! What the documents list is what the source has; and what no test may do is in none.
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +15,7 @@ fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
         let path = entry.path();
         if path.is_dir() {
             sources(&path, found);
-        } else if path.extension().is_some_and(|ending| ending == "rs") {
+        } else if path.extension().is_some_and(|ending| ending == "rs" || ending == "py") {
             found.push(path);
         }
     }
@@ -49,4 +49,38 @@ fn unsafe_code_is_all_listed() {
     assert_eq!(counted, listed, "left: the source; right: crafter/docs/unsafe.md");
     let sum: usize = counted.values().sum();
     assert!(page.contains(&format!("{sum} places.")), "the page's sum is not {sum}");
+}
+
+/// How a file gets to be executable; `crafter_tests::executable` says why no test may do that itself.
+const WAYS: [&str; 6] = ["fs::copy(", "set_permissions(", ".mode(0o7", "os.chmod(", "\"chmod\"", "\"setcap\""];
+
+/// The only lines that may have one of those: files, how many lines, and what is not executed there.
+const NOT_EXECUTED: [(&str, usize, &str); 9] = [
+    ("crafter/build.rs", 1, "the kernel half's object"),
+    ("crafter/python/tests/test_client.py", 1, "a socket"),
+    ("crafter/src/cli/serve.rs", 1, "the service's socket"),
+    ("crafter/src/cli/shell/state.rs", 1, "a directory"),
+    ("crafter/tests/cli/service.rs", 1, "a socket"),
+    ("tests/src/python.rs", 1, "directories and modules, copied by `cp`"),
+    ("tests/src/service.rs", 1, "a directory"),
+    ("tests/src/text_file_busy.rs", 1, "the positive control: executed, and expected to fail"),
+    ("xtask/src/vm/image.rs", 1, "the name of a tool"),
+];
+
+/// "Text file busy" is a matter of chance.
+#[test]
+fn what_is_executed_is_made_by_the_helper() {
+    let mut files = Vec::new();
+    for package in ["crafter", "crafter-common", "crafter-ebpf", "tests", "xtask"] {
+        sources(&root().join(package), &mut files);
+    }
+    let lines = |text: String| text.lines().filter(|line| WAYS.iter().any(|way| line.contains(way))).count();
+    let found = files.iter().map(|file| {
+        let name = file.strip_prefix(root()).unwrap().display().to_string();
+        (name, lines(fs::read_to_string(file).unwrap()))
+    });
+    let this = |name: &str| name == "crafter/tests/inventory.rs";
+    let found: BTreeMap<String, usize> = found.filter(|(name, count)| *count > 0 && !this(name)).collect();
+    let listed = NOT_EXECUTED.map(|(name, count, _)| (name.to_owned(), count));
+    assert_eq!(found, listed.into(), "left: the source; right: NOT_EXECUTED. Use crafter_tests::executable");
 }

@@ -3,7 +3,7 @@
 
 use std::{
     fs::{self, File},
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, Write as _},
     path::PathBuf,
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
@@ -40,7 +40,7 @@ fn the_commands_exit_code_is_ours() {
     assert!(stderr.starts_with("crafter: run /nonexistent/program: No such file"), "{stderr}");
     let no_program = tempfile::NamedTempFile::new().unwrap();
     assert_eq!(run(&["lab", "run", "--", no_program.path().to_str().unwrap()]).0, Some(126));
-    for usage in [&["lab", "run"][..], &["lab", "run", "--mtu", "100", "true"], &["lab", "run", "--mtu", "x", "true"]] {
+    for usage in [&["lab"][..], &["lab", "run", "--mtu", "100", "true"], &["lab", "run", "--mtu", "x", "true"]] {
         let (code, stdout, stderr) = run(usage);
         assert_eq!((code, stdout.as_str()), (Some(2), ""), "{usage:?}");
         assert!(stderr.starts_with("crafter: "), "{stderr}");
@@ -162,4 +162,152 @@ fn sigkill_leaves_nothing() {
     let running = Running::start("setsid sleep 100 >/dev/null & sleep 100 & echo ready; sleep 100; sleep 100");
     running.signal(Signal::SIGKILL);
     assert_eq!(running.end(), None);
+}
+
+#[test]
+fn a_shell_without_a_terminal_reads_commands() {
+    for (shell, code) in
+        [(Some("/bin/bash"), 7), (Some("/bin/dash"), 7), (Some(""), 7), (None, 7), (Some("/no/sh"), 127)]
+    {
+        let mut command = crafter(&["lab", "run", "-q"]);
+        command.env_remove("SHELL").envs(shell.map(|shell| ("SHELL", shell)));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut lab = command.spawn().unwrap();
+        let script =
+            b"echo $CRAFTER_LAB_INTERFACE; curl -sS http://web.lab.test/bytes/3 | wc -c\nexit 7\necho unread\n";
+        lab.stdin.take().unwrap().write_all(script).unwrap();
+        let Output { status, stdout, stderr } = lab.wait_with_output().unwrap();
+        let (stdout, stderr) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+        assert_eq!(status.code(), Some(code), "{shell:?}: {stderr}");
+        match code {
+            7 => assert_eq!((&*stdout, &*stderr), ("lab0\n3\n", ""), "{shell:?}"),
+            _ => assert!(stderr.starts_with("crafter: run /no/sh: No such file"), "{stderr}"),
+        }
+    }
+}
+
+/// What is looked up in a lab: `curl` and the C library's own tool, A and AAAA.
+const LOOK_UP: &str = "curl -sS --max-time 10 http://web.lab.test/bytes/3 | wc -c
+getent hosts web.lab.test
+getent ahostsv4 web.lab.test | awk 'NR == 1 { print $1 }'
+getent ahosts web.lab.test | awk '$2 == \"STREAM\" { print $1 }' | sort
+getent hosts localhost >/dev/null && echo localhost
+getent hosts nowhere.lab.test || echo unknown
+grep -c . /etc/passwd >/dev/null && echo passwd
+";
+
+/// What that prints.
+fn found(text: &str) {
+    let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+    let expected = [
+        &["3"][..],
+        &["2001:db8::1", "web.lab.test"],
+        &["192.0.2.1"],
+        &["192.0.2.1"],
+        &["2001:db8::1"],
+        &["localhost"],
+        &["unknown"],
+        &["passwd"],
+    ];
+    assert_eq!(lines, expected, "{text}");
+}
+
+#[test]
+fn names_of_the_lab_resolve() {
+    let files = ["/etc/resolv.conf", "/etc/nsswitch.conf", "/etc/hosts"];
+    let read =
+        || files.map(|file| (fs::read(file).ok(), fs::symlink_metadata(file).ok().map(|data| data.is_symlink())));
+    let before = read();
+    let (code, stdout, stderr) = run(&["lab", "run", "-q", "--", "sh", "-c", LOOK_UP]);
+    assert_eq!((code, stderr.as_str()), (Some(0), ""), "{stdout}");
+    found(&stdout);
+    assert_eq!(before, read());
+    let crafted = env!("CARGO_BIN_EXE_crafter");
+    let get = format!("{crafted} get -q web.lab.test/bytes/5 | wc -c");
+    assert_eq!(run(&["lab", "run", "-q", "--", "sh", "-c", &get]), (Some(0), "5\n".to_owned(), String::new()));
+    let (code, stdout, stderr) = run(&["lab", "run", "-q", "--", crafted, "dns", "mx", "lab.test"]);
+    assert_eq!((code, stdout.lines().count()), (Some(0), 2), "{stdout}{stderr}");
+    assert!(stderr.contains(" UDP 192.0.2.1:53, "), "{stderr}");
+}
+
+/// Runs a script on a host that has another /etc and /run, in a mount namespace of its own: `make` changes a copy of
+/// /etc in the current directory, `check` follows on that host. $CRAFTER is the binary, $LOOK_UP what to run in labs.
+fn on_another_host(make: &str, check: &str) -> String {
+    let directory = tempfile::tempdir().unwrap();
+    let script = format!(
+        "mount -t tmpfs none /run; mkdir etc; cp -a /etc/. etc/; rm -f etc/resolv.conf\n{make}\nmount --bind etc /etc\n\
+         list() {{ (cd /etc; ls -lAR --time-style=full-iso . 2>&1; cat nsswitch.conf hosts resolv.conf 2>&1 || true); ls -lAR /run; }}\n\
+         list > before\n{check}\nlist > after\ncmp before after\numount /etc"
+    );
+    let output = Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "sh", "-ec", &script])
+        .current_dir(directory.path())
+        .envs([("CRAFTER", env!("CARGO_BIN_EXE_crafter")), ("LOOK_UP", LOOK_UP), ("LC_ALL", "C")])
+        .env("HOST_RESOLVER", HOST_RESOLVER)
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    text
+}
+
+#[test]
+fn names_resolve_where_a_host_has_no_resolv_conf() {
+    for make in ["", "ln -s ../run/nowhere/resolv.conf etc/resolv.conf", "rm -f etc/nsswitch.conf"] {
+        // All else is there, and can be read as before.
+        let check = "$CRAFTER lab run -q -- sh -ec \"$LOOK_UP\"\n\
+                     ls -A /etc | grep -vx -e resolv.conf -e nsswitch.conf > host\n\
+                     $CRAFTER lab run -q -- ls -A /etc | grep -vx -e resolv.conf -e nsswitch.conf | cmp - host\n\
+                     read_all='cat /etc/hosts; for below in /etc/*/; do ls \"$below\"; done'\n\
+                     $CRAFTER lab run -q -- sh -c \"$read_all\" > lab\n\
+                     sh -c \"$read_all\" | cmp - lab";
+        found(&on_another_host(make, check));
+    }
+}
+
+/// A resolver of the host by each way that it may answer: one that is asked by nscd's protocol
+/// (glibc, nscd/nscd-client.h) says 203.0.113.9 to whoever asks for whatever.
+const HOST_RESOLVER: &str = r#"
+import os, socket, struct, threading
+def listen(path):
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen(16)
+    return listener
+def nscd(listener):
+    while True:
+        client, _ = listener.accept()
+        version, kind, length = struct.unpack("iii", client.recv(12))
+        client.recv(length)
+        if kind == 14:  # GETAI: found, one address of four bytes, no name, no error
+            client.sendall(struct.pack("iiiiii", 2, 1, 1, 4, 0, 0) + bytes([203, 0, 113, 9, socket.AF_INET]))
+        client.close()
+threading.Thread(target=nscd, args=[listen("/run/nscd/socket")], daemon=True).start()
+resolved = listen("/run/systemd/resolve/io.systemd.Resolve")
+open("ready", "w").close()
+while True:
+    resolved.accept()[0].close()
+"#;
+
+#[test]
+fn a_resolver_of_the_host_does_not_answer() {
+    let make = "mkdir -p /run/systemd/resolve; echo nameserver 127.0.0.53 > /run/systemd/resolve/stub-resolv.conf\n\
+                ln -s ../run/systemd/resolve/stub-resolv.conf etc/resolv.conf\n\
+                sed -i '/^hosts:/d' etc/nsswitch.conf\n\
+                echo 'hosts: mymachines resolve [!UNAVAIL=return] files dns' >> etc/nsswitch.conf\n\
+                [ -e /var/run/nscd ] || [ -L /var/run ] || { mkdir -p var; mount --rbind /run /var/run; }\n\
+                python3 -c \"$HOST_RESOLVER\" & resolver=$!\n\
+                trap 'kill $resolver' EXIT\n\
+                until [ -e ready ]; do kill -0 $resolver; sleep 0.05; done";
+    let connect = "import socket; socket.socket(socket.AF_UNIX).connect('/run/systemd/resolve/io.systemd.Resolve')";
+    let check = format!(
+        "getent ahosts web.lab.test | awk 'NR == 1 {{ print $1 }}'\n\
+         python3 -c \"{connect}\" && echo reached\n\
+         $CRAFTER lab run -q -- python3 -c \"{connect}\" 2>/dev/null || echo out of reach\n\
+         $CRAFTER lab run -q -- sh -ec \"$LOOK_UP\""
+    );
+    let text = on_another_host(make, &check);
+    let rest = text.strip_prefix("203.0.113.9\nreached\nout of reach\n").unwrap_or_else(|| panic!("{text}"));
+    found(rest);
 }

@@ -4,6 +4,7 @@ pub mod bench;
 pub mod by_hand;
 pub mod dns;
 pub mod drop;
+pub mod executable;
 pub mod frame;
 pub mod guarded;
 pub mod holder;
@@ -21,6 +22,8 @@ pub mod raw;
 pub mod service;
 pub mod slow;
 pub mod stage;
+#[cfg(test)]
+mod text_file_busy;
 pub mod tun;
 pub mod views;
 pub mod wire;

@@ -31,6 +31,7 @@ use nix::{
 use tempfile::TempDir;
 
 use crate::{
+    executable,
     leak::{descriptors, more},
     nobody::{GROUP, as_nobody},
     peer::{Process, wait_for},
@@ -105,7 +106,8 @@ impl Service {
         let directory = open_directory("crafter-service-");
         let [socket, file, binary] =
             ["crafter.sock", "crafter.toml", "crafter"].map(|name| directory.path().join(name));
-        place(&built(), &binary);
+        // Where it was built, others may not get at it.
+        executable::place(&built(), &binary).expect("the service's program");
         fs::write(&file, policy).expect("a policy");
         let namespace = namespace.try_clone().expect("the namespace again");
         let process = spawn(way, &namespace, &directory, [&binary, &socket, &file], &access, arguments);
@@ -132,7 +134,7 @@ impl Service {
     pub fn place(&self, program: &Path) -> PathBuf {
         let there = self.directory.path().join(program.file_name().expect("a program"));
         if !there.exists() {
-            place(program, &there);
+            executable::place(program, &there).expect("a program for everybody");
         }
         there
     }
@@ -262,11 +264,6 @@ fn at_its_start(process: &Process) -> BTreeMap<String, usize> {
 
 /// The log of a service, in its directory.
 const LOG: &str = "log";
-
-/// Where it was built, others may not get at it.
-fn place(built: &Path, there: &Path) {
-    fs::hard_link(built, there).or_else(|_| fs::copy(built, there).map(drop)).expect("a program for everybody");
-}
 
 /// The program that was built beside the tests.
 ///

@@ -4,12 +4,16 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use crate::{build, setup, sh};
+use crate::setup::{self, Purpose};
+use crate::{build, sh};
 
 /// Sets up, builds, and runs the program `bench` of crate crafter-tests as root; it
 /// gets the arguments as they are.
 pub fn job(args: &[String]) -> Result<ExitCode> {
-    setup::ensure()?;
+    sh::may_be_root()?;
+    for missing in setup::begin(&[Purpose::Test, Purpose::Bench])?.finish()? {
+        println!("    missing: {missing}");
+    }
     build::release(&["--package", "crafter", "--bin", "crafter", "--package", "crafter-tests", "--bin", "bench"])?;
     sh::step("Measuring");
     let mut bench = sh::root(sh::release_directory().join("bench"), [])?;

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{setup, sh};
+use crate::setup::{self, Purpose};
+use crate::sh;
 
 /// Each target, and the file in `tests/tests` that has it.
 const TARGETS: [(&str, &str); 6] = [
@@ -40,6 +41,9 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
     }
     if targets.is_empty() {
         targets.extend(TARGETS);
+    }
+    for missing in setup::begin(&[Purpose::Build])?.finish()? {
+        println!("    missing: {missing}");
     }
     setup::ensure_corpora(false);
     let seconds = seconds.to_string();

@@ -9,6 +9,11 @@ use anyhow::{Context, Result, bail};
 
 use crate::{build, sh};
 
+#[cfg(test)]
+#[allow(dead_code)]
+#[path = "../../tests/src/executable.rs"]
+mod executable;
+
 /// Where it goes.
 #[derive(Debug, PartialEq, Eq)]
 struct Place {
@@ -209,8 +214,7 @@ esac
     fn into_a_tree_and_out_of_it() {
         let directory = Made::new().unwrap();
         let binary = directory.0.join("crafter");
-        fs::write(&binary, STAND_IN).unwrap();
-        fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).unwrap();
+        executable::script(STAND_IN, &binary).unwrap();
         let tree = directory.0.join("tree");
         let place = Place { prefix: "/opt/crafter".into(), destdir: tree.clone() };
         place.install(&binary).unwrap();

@@ -5,9 +5,11 @@ mod bench;
 mod build;
 mod demo;
 mod deny;
+mod fresh;
 mod fuzz;
 mod host;
 mod install;
+mod progress;
 mod run;
 mod setup;
 mod sh;
@@ -21,19 +23,21 @@ use std::process::ExitCode;
 const HELP: &str = "\
 cargo xtask JOB [ARGS]
 
-  setup            install what building and testing need; prints each step
+  setup            install what all of these need; prints each step
   build            build everything for release
   run [--] ARGS    build, then run crafter as root
   demo             the whole conversation in a throw-away network, for a human
   test [FILTER]    all tests as root in network namespaces; FILTER is libtest's
+                   --long: the long forms, hours
   fuzz [TARGET]    fuzz layers, text, policy, control_socket, ...; --seconds N (60)
   vm-test          the tests on other kernels, in virtual machines; --help
   bench [NAME]     measure crafter beside its peers
+  fresh [SUITE]    the demo in bare chroots of Debian 12 and 13, with its times
   deny             licences, sources and advisories of all dependencies
   install          the binary, units, man pages; --prefix DIR (/usr/local), --destdir DIR, --uninstall
   help             this text
 
-demo, test, vm-test and bench do the set-up themselves, as root or through sudo.
+Each job installs what it uses and nothing else, as root or through sudo.
 ";
 
 enum Job {
@@ -46,6 +50,7 @@ enum Job {
     VmTest,
     Bench,
     Deny,
+    Fresh,
     Install,
     HostState,
     Help,
@@ -63,6 +68,7 @@ impl Job {
             "vm-test" => Self::VmTest,
             "bench" => Self::Bench,
             "deny" => Self::Deny,
+            "fresh" => Self::Fresh,
             "install" => Self::Install,
             host::JOB => Self::HostState,
             "help" | "-h" | "--help" => Self::Help,
@@ -82,6 +88,7 @@ impl Job {
             Self::VmTest => vm::job(args),
             Self::Bench => bench::job(args),
             Self::Deny => deny::job(args),
+            Self::Fresh => fresh::job(args),
             Self::Install => install::job(args),
             Self::HostState => host::job(args),
             Self::Help => {

@@ -1,96 +1,161 @@
-//! `cargo xtask setup`: what building and testing crafter need, from Debian's
-//! packages where the host has them, else from rustup. Looks first, so that it
-//! is quick when all is there, and goes on where an interrupted run stopped.
+//! `cargo xtask setup`, and the set-up that each job does by itself: only what that job uses, by the distribution's
+//! packages where it has them. Looks first, so that it is quick when all is there, and goes on where an interrupted
+//! run stopped. What is refused and not essential is reported, and the job goes on without.
 
 mod corpora;
 mod ebpf;
+mod lock;
 mod packages;
+mod refused;
+mod room;
 mod scapy;
+mod tools;
 
+use std::env;
 use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
+use std::thread::JoinHandle;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-use crate::{sh, toolchain};
+use crate::progress::{self, Progress};
+use crate::{build, sh, toolchain};
+use lock::Lock;
+use packages::Manager;
+pub use refused::Missing;
+pub use tools::Purpose;
+use tools::Tool;
 
-/// A program that building, the tests, the demo or the benchmark run.
-struct Tool {
-    /// What must be in `PATH`, or in root's directories.
-    command: &'static str,
-    /// The Debian package that has it; without any service of its own where
-    /// there is the choice.
-    package: &'static str,
-    /// What it is for.
-    purpose: &'static str,
-}
-
-const TOOLS: [Tool; 20] = [
-    tool("capinfos", "wireshark-common", "judges capture files"),
-    tool("cc", "build-essential", "links every Rust program"),
-    tool("curl", "curl", "peer of the tests and the benchmark"),
-    tool("depmod", "kmod", "finds kernel modules for virtual machines"),
-    tool("dnsmasq", "dnsmasq-base", "DNS server of the tests"),
-    tool("ethtool", "ethtool", "switches offloads"),
-    tool("groff", "groff-base", "judges the manual pages"),
-    tool("ip", "iproute2", "sets up the tests' networks"),
-    tool("iptables", "iptables", "shows that no rule is needed"),
-    tool("nginx", "nginx-light", "web server of the tests"),
-    tool("pcap-config", "libpcap-dev", "library of capture filters"),
-    tool("ps", "procps", "watches the tests' processes"),
-    tool("qemu-system-x86_64", "qemu-system-x86", "runs the tests on other kernels"),
-    tool("socat", "socat", "calls the service from a shell in an example"),
-    tool("strace", "strace", "ends the tests' programs at any system call"),
-    tool("systemd-analyze", "systemd", "judges the units"),
-    tool("tcpdump", "tcpdump", "judges what is on the wire"),
-    tool("traceroute", "traceroute", "judges the hops of a path"),
-    tool("trafgen", "netsniff-ng", "peer of the benchmark"),
-    tool("tshark", "tshark", "judges what is on the wire"),
-];
-
-/// What is no program: modules of the system's Python.
-const SCAPY: Tool = tool("scapy (for /usr/bin/python3)", "python3-scapy", "makes malformed peers");
-
-/// See [`SCAPY`].
-const VENV: Tool = tool("ensurepip (for /usr/bin/python3)", "python3-venv", "installs Scapy from PyPI for tests");
-
-const fn tool(command: &'static str, package: &'static str, purpose: &'static str) -> Tool {
-    Tool { command, package, purpose }
-}
-
-/// Installs what is missing.
+/// Installs what all jobs need.
 pub fn job(args: &[String]) -> Result<ExitCode> {
     if let Some(unknown) = args.first() {
         bail!("setup takes no arguments, `{unknown}` is one too many");
     }
     let began = Instant::now();
-    ensure()?;
+    let missing = {
+        let _progress = Progress::start(build::TYPICAL / 4);
+        refused::forget();
+        let setup = begin(&[Purpose::Build, Purpose::Test, Purpose::Machines, Purpose::Bench])?;
+        setup.finish()?
+    };
     corpora::ensure(true)?;
     scapy::ensure(true)?;
+    missing.iter().for_each(|missing| println!("    missing: {missing}"));
     println!("Set-up is complete ({:.1} s).", began.elapsed().as_secs_f32());
     Ok(ExitCode::SUCCESS)
 }
 
-/// As the job, but says nothing if there is nothing to do.
-pub fn ensure() -> Result<()> {
-    let tools = missing_tools();
-    let ebpf = ebpf::present();
-    if tools.is_empty() && ebpf {
-        return Ok(());
+/// A set-up whose longest part, the eBPF compiler and linker, may still be at work.
+#[must_use = "its errors come with `finish`"]
+pub struct Pending {
+    missing: Vec<Missing>,
+    ebpf: Option<JoinHandle<Result<()>>>,
+}
+
+/// Installs what a job of these purposes uses, but for the eBPF compiler and linker, which are installed beside what
+/// the job does next: crafter's build script waits for them.
+///
+/// # Errors
+/// If something is missing without which nothing can be built: a sentence that says what to do.
+pub fn begin(purposes: &[Purpose]) -> Result<Pending> {
+    host_is_supported()?;
+    if tools::missing(purposes).is_empty() && ebpf::present() {
+        return Ok(Pending { missing: Vec::new(), ebpf: None });
     }
-    if !packages::available() {
+    let lock = Lock::take()?;
+    // Once more: another set-up may have done it meanwhile.
+    let (tools, ebpf) = (tools::missing(purposes), ebpf::present());
+    room::check(purposes, !ebpf)?;
+    let Some(manager) = Manager::of_host() else {
         explain(&tools, ebpf);
-        bail!("set-up knows Debian's packages only: install the above, then try again");
+        if !ebpf || tools.iter().any(|tool| tool.purpose == Purpose::Build) {
+            bail!("set-up knows apt and dnf only: install what is listed above, then try again");
+        }
+        return Ok(Pending { missing: tools.iter().map(Missing::unknown_host).collect(), ebpf: None });
+    };
+    let missing = install(manager, &tools)?;
+    let ebpf = (!ebpf).then(|| {
+        std::thread::spawn(move || {
+            let installed = ebpf::install(manager);
+            progress::lane("ebpf", "");
+            if installed.is_err() {
+                build::cancel();
+            }
+            drop(lock);
+            installed
+        })
+    });
+    Ok(Pending { missing, ebpf })
+}
+
+impl Pending {
+    /// Waits for the rest; returns the peers that this host cannot have.
+    ///
+    /// # Errors
+    /// If there is no eBPF compiler or linker to be had.
+    pub fn finish(self) -> Result<Vec<Missing>> {
+        if let Some(ebpf) = self.ebpf {
+            ebpf.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        }
+        Ok(self.missing)
     }
-    if !tools.is_empty() {
-        let commands: Vec<&str> = tools.iter().map(|tool| tool.command).collect();
-        sh::step(&format!("Tools: {}", commands.join(", ")));
-        let packages: Vec<&str> = tools.iter().map(|tool| tool.package).collect();
-        packages::install(&packages)?;
+
+    /// As [`Pending::finish`], after something was built meanwhile: if both failed, set-up's error is the cause.
+    ///
+    /// # Errors
+    /// That of set-up, else that of building.
+    pub fn finish_with<T>(self, built: Result<T>) -> Result<(T, Vec<Missing>)> {
+        let missing = self.finish()?;
+        Ok((built?, missing))
     }
-    if !ebpf {
-        ebpf::install()?;
+}
+
+/// Installs these tools' packages; returns those that are refused.
+fn install(manager: Manager, tools: &[Tool]) -> Result<Vec<Missing>> {
+    // What was refused today is not asked for again by each job; `setup` does.
+    let (known, tools): (Vec<&Tool>, Vec<&Tool>) = tools.iter().partition(|tool| refused::read(tool).is_some());
+    let mut missing: Vec<Missing> = known.into_iter().filter_map(refused::read).collect();
+    if tools.is_empty() {
+        return Ok(missing);
+    }
+    let commands: Vec<&str> = tools.iter().map(|tool| tool.command).collect();
+    sh::step(&format!("Tools: {}", commands.join(", ")));
+    progress::lane("setup", "installing packages");
+    let mut packages: Vec<&str> = tools.iter().map(|tool| manager.package(tool)).collect();
+    packages.sort_unstable();
+    packages.dedup();
+    let refusals = manager.install(&packages)?;
+    progress::lane("setup", "");
+    for tool in tools {
+        let refusal = refusals.iter().find(|refusal| refusal.package == manager.package(tool));
+        let Some(refusal) = refusal.filter(|_| !tool.is_there()) else { continue };
+        let found = Missing::refused(tool, refusal);
+        if tool.purpose == Purpose::Build {
+            bail!("{found}");
+        }
+        sh::note(&found.to_string());
+        refused::write(&found)?;
+        missing.push(found);
+    }
+    Ok(missing)
+}
+
+/// Tries the system's QEMU; returns whether it is there. Without it, `vm` has a way of its own.
+pub fn system_qemu() -> Result<bool> {
+    let Some(manager) = Manager::of_host().filter(|_| !tools::QEMU.is_there()) else {
+        return Ok(tools::QEMU.is_there());
+    };
+    install(manager, &[tools::QEMU])?;
+    Ok(tools::QEMU.is_there())
+}
+
+/// crafter is tested on x86-64 alone.
+fn host_is_supported() -> Result<()> {
+    match env::consts::ARCH {
+        "x86_64" => {}
+        "aarch64" => sh::note("this is an aarch64 machine: crafter is tested on x86-64 only, going on all the same"),
+        other => bail!("crafter runs on x86-64 (and, untested, on aarch64), not on {other}"),
     }
     Ok(())
 }
@@ -119,28 +184,12 @@ pub fn scapy_packages() -> Option<PathBuf> {
     scapy::packages()
 }
 
-fn missing_tools() -> Vec<Tool> {
-    let mut missing: Vec<Tool> = TOOLS.into_iter().filter(|tool| sh::find(tool.command).is_none()).collect();
-    if !has_module("scapy") {
-        missing.push(SCAPY);
-    }
-    if !has_module("ensurepip") {
-        missing.push(VENV);
-    }
-    missing
-}
-
-fn has_module(name: &str) -> bool {
-    // Finds the module without the second that loading Scapy takes.
-    let find = "import importlib.util as u, sys; sys.exit(u.find_spec(sys.argv[1]) is None)";
-    sh::output(Command::new("/usr/bin/python3").args(["-c", find, name])).is_ok()
-}
-
 /// For a host whose packages set-up does not know.
 fn explain(tools: &[Tool], ebpf: bool) {
     println!("Missing on this host:");
-    for Tool { command, package, purpose } in tools {
-        println!("  {command}: {purpose}; Debian has it in the package {package}");
+    for tool in tools {
+        let Tool { command, debian, fedora, without, .. } = tool;
+        println!("  {command} (package {debian} of Debian, {fedora} of Fedora); without it: {without}");
     }
     if !ebpf {
         println!("  an eBPF compiler and linker of one LLVM version:");

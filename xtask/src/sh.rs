@@ -11,14 +11,19 @@ use std::process::{Command, ExitStatus, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use crate::progress;
+
 /// Directories of root's that a user's `PATH` may lack.
 const SYSTEM_DIRECTORIES: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 
 /// Announces a step.
 pub fn step(text: &str) {
-    println!("==> {text}");
-    // Before the output of the programs that the step runs.
-    let _ = io::stdout().flush();
+    progress::say(&format!("==> {text}"));
+}
+
+/// Says what a step does, or why it does not.
+pub fn note(text: &str) {
+    progress::say(&format!("    {text}"));
 }
 
 /// Runs a command with its output shown; an exit code other than 0 is an error.
@@ -87,7 +92,7 @@ pub fn root<'a>(
         if sudo_needs_no_password()? {
             sudo.arg("-n");
         } else if !io::stdin().is_terminal() {
-            bail!("this needs root, and sudo would ask for a password: run it as root");
+            bail!("this needs root, and sudo asks for a password without a terminal: run it as root, or on a terminal");
         }
         // sudo clears the environment; env sets what is wanted behind it.
         sudo.args(["--", "env"]);
@@ -100,6 +105,14 @@ pub fn root<'a>(
     }
     command.arg(program.into());
     Ok(command)
+}
+
+/// Whether [`root`] would run something, asked before minutes of building for it.
+///
+/// # Errors
+/// A sentence that says what to do, without root, and without sudo or a terminal to ask for its password on.
+pub fn may_be_root() -> Result<()> {
+    root("true", []).map(drop)
 }
 
 /// The executable of this name, in `PATH` or in root's directories.
@@ -124,16 +137,18 @@ pub fn is_root() -> bool {
 }
 
 fn sudo_needs_no_password() -> Result<bool> {
-    let status = Command::new("sudo")
-        .args(["-n", "true"])
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .context("this needs root, and there is no sudo: run it as root")?;
-    Ok(status.success())
+    let status = Command::new("sudo").args(["-n", "true"]).stdin(Stdio::null()).stderr(Stdio::null()).status();
+    match status {
+        Ok(status) => Ok(status.success()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            bail!("this needs root, and sudo is not installed: run it as root")
+        }
+        Err(error) => Err(error).context("this needs root, and sudo does not start"),
+    }
 }
 
-fn path_with_system_directories() -> OsString {
+/// `PATH`, with the directories of root's that a user may lack.
+pub fn path_with_system_directories() -> OsString {
     let path = env::var_os("PATH").unwrap_or_default();
     let mut directories: Vec<PathBuf> = env::split_paths(&path).collect();
     for directory in SYSTEM_DIRECTORIES.map(PathBuf::from) {

@@ -98,6 +98,21 @@ pub fn data_directory() -> Option<PathBuf> {
     Some(data.join("crafter"))
 }
 
+/// Locked exclusively by a set-up at work, so that a build waits for what it installs.
+pub fn setup_lock() -> Option<PathBuf> {
+    Some(data_directory()?.join("setup.lock"))
+}
+
+/// Waits for the end of a set-up that is at work, if there is one.
+#[allow(dead_code, reason = "crafter's build script uses it")]
+pub fn wait_for_setup() {
+    // No such file: there has been none.
+    if let Some(file) = setup_lock().and_then(|path| fs::File::open(path).ok()) {
+        // A lock that cannot be had is not worth failing for: what is missing is reported by who looks for it.
+        let _ = file.lock_shared();
+    }
+}
+
 /// The directory that set-up installs bpf-linker into (`cargo install --root`).
 /// It carries the LLVM version, because a linker fits one compiler's LLVM only.
 pub fn linker_root(llvm: u32) -> Option<PathBuf> {

@@ -2,6 +2,8 @@
 
 mod ask;
 mod record;
+mod resolver;
+mod words;
 
 use std::{
     io::{self, Write as _},
@@ -9,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Context as _;
 use crafter::{Error, Result, datapath::program::Report, error::exit};
 use hickory_proto::{
     op::{Message, ResponseCode},
@@ -16,7 +19,10 @@ use hickory_proto::{
 };
 use serde_json::json;
 
-use self::ask::{Answer, Asker};
+use self::{
+    ask::{Answer, Asker},
+    words::Words,
+};
 use super::{
     Globals,
     interface::{self, Ended},
@@ -25,14 +31,17 @@ use super::{
 
 /// `crafter dns`
 #[derive(Debug, clap::Args)]
-#[command(after_help = HELP)]
+#[command(after_help = HELP, override_usage = "crafter dns [OPTIONS] NAME [TYPE] [@SERVER]")]
 pub struct Args {
-    /// The name to ask for; an address stands for its name below in-addr.arpa or ip6.arpa
-    name: String,
-    /// The server: an address, with a port if it is not 53 ([2001:db8::1]:5353)
-    #[arg(long, short, value_name = "ADDR[:PORT]", value_parser = server)]
-    server: SocketAddr,
-    /// Record type, or TYPE64 for one without a name [default: A; PTR for an address]
+    /// The name to ask for, and in any order a record type and @SERVER; an address stands for
+    /// its name below in-addr.arpa or ip6.arpa
+    #[arg(required = true, value_name = "NAME")]
+    words: Vec<String>,
+    /// The server, as @SERVER: an address, with a port if it is not 53 ([2001:db8::1]:5353)
+    /// [default: those of /etc/resolv.conf]
+    #[arg(long, short, value_name = "ADDR[:PORT]", value_parser = words::parse_server)]
+    server: Option<SocketAddr>,
+    /// Record type, as TYPE, or TYPE64 for one without a name [default: A; PTR for an address]
     #[arg(long = "type", short = 't', value_name = "TYPE", value_parser = record::parse_type)]
     kind: Option<RecordType>,
     /// How long to wait for an answer, each time
@@ -52,6 +61,9 @@ pub struct Args {
 }
 
 const HELP: &str = "\
+Without a server those of /etc/resolv.conf are asked in turn, the next one where one cannot be
+reached or does not answer. Of two words that are both a type's, as in mx a, the first is the
+name.
 Records of the answer go to stdout, one line each as in a zone file; a line that starts
 with ;; on stderr tells the response code, flags, time and transport. A truncated answer
 is asked for again over TCP.
@@ -61,17 +73,9 @@ Exit code 0: NOERROR, also without records; 4: an ICMP unreachable came; 5: no a
 6: NXDOMAIN, SERVFAIL, REFUSED, ...; others as `crafter --help` lists them.
 
 Examples:
-  crafter dns --server 192.0.2.53 example.com
+  crafter dns example.com
+  crafter dns @192.0.2.53 example.com AAAA
   crafter dns --server 2001:db8::53 --type MX --json example.com";
-
-fn server(text: &str) -> Result<SocketAddr, &'static str> {
-    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
-    let address = bare.parse::<IpAddr>().map(|address| SocketAddr::new(address, 53));
-    match address.or_else(|_| text.parse::<SocketAddr>()) {
-        Ok(server) if server.port() > 0 => Ok(server),
-        _ => Err("an IP address is needed, with or without a port, e.g. 192.0.2.1 or [2001:db8::1]:53"),
-    }
-}
 
 /// Asks and prints.
 ///
@@ -85,31 +89,90 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
 }
 
 async fn resolve(args: &Args, globals: &Globals) -> anyhow::Result<u8> {
-    let (name, kind) = question(&args.name, args.kind)?;
+    let words = Words::read(&args.words)?;
+    let (name, kind) = question(words.name, only("TYPE", words.kind, "--type", args.kind)?)?;
     let query = ask::query(name.clone(), kind, args.edns)?;
-    let crafter = args.interface.link.open(args.server.ip()).await?;
+    let (reply, server) = match only("@SERVER", words.server, "--server", args.server)? {
+        Some(server) => (ask_server(args, server, &query).await?, server),
+        None => ask_in_turn(args, &resolver::servers()?, &query).await?,
+    };
+    if globals.json {
+        print_json(server, &name, kind, &reply)?;
+    } else {
+        print_text(server, &reply)?;
+    }
+    Ok(match reply.answer.message.metadata.response_code {
+        ResponseCode::NoError => exit::SUCCESS,
+        _ => exit::SERVER_ERROR,
+    })
+}
+
+/// What a word or an option says, or both alike.
+fn only<T: PartialEq>(word: &str, by_word: Option<T>, option: &'static str, by_option: Option<T>) -> Result<Option<T>> {
+    match (by_word, by_option) {
+        (Some(one), Some(other)) if one != other => {
+            Err(Error::invalid(option, format_args!("{word} says something else; leave one of them")))
+        }
+        (by_word, by_option) => Ok(by_word.or(by_option)),
+    }
+}
+
+/// What a server replied.
+struct Reply {
+    answer: Answer,
+    /// Whether a first answer, over UDP, was truncated.
+    truncated: bool,
+    report: Report,
+}
+
+/// Asks the host's servers, the next one where one is not reached or does not answer.
+async fn ask_in_turn(args: &Args, servers: &[SocketAddr], query: &Message) -> anyhow::Result<(Reply, SocketAddr)> {
+    for (at, &server) in servers.iter().enumerate() {
+        match ask_server(args, server, query).await {
+            Ok(reply) => return Ok((reply, server)),
+            Err(error) if at + 1 < servers.len() && is_of_the_server(&error) => {
+                log::warn!("{error}; asking the next one")
+            }
+            Err(error) => {
+                let from = resolver::RESOLV_CONF;
+                return Err(error).with_context(|| format!("ask {server}, which {from} names (@SERVER names another)"));
+            }
+        }
+    }
+    Err(Error::invalid("server", "none is named; name one, e.g. @192.0.2.53").into())
+}
+
+/// Whether another server may answer.
+fn is_of_the_server(error: &Error) -> bool {
+    use Error::{Forbidden, NoNeighbour, NoRoute, Refused, Reset, TimedOut, Unreachable};
+    matches!(
+        error,
+        TimedOut { .. }
+            | Unreachable { .. }
+            | Refused { .. }
+            | Reset { .. }
+            | NoRoute { .. }
+            | NoNeighbour { .. }
+            | Forbidden { .. }
+    )
+}
+
+async fn ask_server(args: &Args, server: SocketAddr, query: &Message) -> Result<Reply> {
+    let crafter = args.interface.link.open(server.ip()).await?;
     let report = crafter.report().clone();
     log::info!("{report}");
     let asker = Asker {
         crafter: &crafter,
         port: &args.interface,
-        server: args.server,
-        query,
+        server,
+        query: query.clone(),
         timeout: args.timeout,
         tries: args.tries,
     };
     let answer = answer(&asker, args.tcp).await;
     interface::close(crafter).await;
     let (answer, truncated) = answer?;
-    if globals.json {
-        print_json(args, &name, kind, &answer, truncated, &report)?;
-    } else {
-        print_text(args.server, &answer, truncated)?;
-    }
-    Ok(match answer.message.metadata.response_code {
-        ResponseCode::NoError => exit::SUCCESS,
-        _ => exit::SERVER_ERROR,
-    })
+    Ok(Reply { answer, truncated, report })
 }
 
 /// The answer, and whether one over UDP had been truncated.
@@ -160,12 +223,12 @@ fn flags(message: &Message) -> Vec<&'static str> {
     .collect()
 }
 
-fn print_text(server: SocketAddr, answer: &Answer, truncated: bool) -> anyhow::Result<()> {
+fn print_text(server: SocketAddr, Reply { answer, truncated, .. }: &Reply) -> anyhow::Result<()> {
     let message = &answer.message;
     let lines: Vec<String> = message.answers.iter().map(|record| record::line(record) + "\n").collect();
     print::out(lines.concat())?;
     let again = match answer.attempts {
-        _ if truncated => ", truncated over UDP".to_owned(),
+        _ if *truncated => ", truncated over UDP".to_owned(),
         1 => String::new(),
         attempts => format!(", asked {attempts} times"),
     };
@@ -185,20 +248,14 @@ fn print_text(server: SocketAddr, answer: &Answer, truncated: bool) -> anyhow::R
     Ok(())
 }
 
-fn print_json(
-    args: &Args,
-    name: &Name,
-    kind: RecordType,
-    answer: &Answer,
-    truncated: bool,
-    report: &Report,
-) -> anyhow::Result<()> {
+fn print_json(server: SocketAddr, name: &Name, kind: RecordType, reply: &Reply) -> anyhow::Result<()> {
+    let Reply { answer, truncated, report } = reply;
     let message = &answer.message;
     let records = |records: &[Record]| records.iter().map(record::object).collect::<Vec<_>>();
     print::json(&json!({
         "name": name.to_ascii(),
         "type": record::type_name(kind),
-        "server": args.server,
+        "server": server,
         "transport": answer.transport.name().to_lowercase(),
         "rcode": record::rcode(message.metadata.response_code),
         "flags": flags(message),
@@ -228,22 +285,6 @@ mod tests {
         assert!(ask("2001:db8::1", None).unwrap().0.ends_with("8.b.d.0.1.0.0.2.ip6.arpa."));
         for text in ["", "..", "a..b", ".a", &"a".repeat(64), &"a.".repeat(128)] {
             assert!(matches!(ask(text, None), Err(Error::Invalid { what, .. }) if what == "NAME"), "{text}");
-        }
-    }
-
-    #[test]
-    fn servers() {
-        for (text, address) in [
-            ("192.0.2.1", "192.0.2.1:53"),
-            ("192.0.2.1:5353", "192.0.2.1:5353"),
-            ("2001:db8::1", "[2001:db8::1]:53"),
-            ("[2001:db8::1]", "[2001:db8::1]:53"),
-            ("[2001:db8::1]:5353", "[2001:db8::1]:5353"),
-        ] {
-            assert_eq!(server(text), Ok(address.parse().unwrap()), "{text}");
-        }
-        for text in ["", "localhost", "192.0.2.1:0", "192.0.2.1:99999", "192.0.2"] {
-            assert!(server(text).is_err(), "{text}");
         }
     }
 }

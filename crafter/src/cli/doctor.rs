@@ -3,7 +3,9 @@
 //! It asks the kernel and loads the smallest of programs and maps to see whether
 //! it may; it attaches nothing.
 
-use std::fmt::Write as _;
+mod served;
+
+use std::{fmt::Write as _, path::Path};
 
 use crafter::{
     datapath::{
@@ -15,7 +17,11 @@ use crafter::{
 };
 use serde::Serialize;
 
-use super::{Globals, print};
+use self::served::Served;
+use super::{Globals, print, service::Socket};
+
+/// What `setcap` is to give the binary so that every user works without the service: of these the last is useful only.
+const CAPABILITIES: &str = "cap_net_admin,cap_net_raw,cap_bpf,cap_perfmon,cap_ipc_lock+ep";
 
 /// Oldest kernel that the tests run on.
 const OLDEST_TESTED: (u32, u32) = (6, 1);
@@ -25,14 +31,22 @@ const FEATURES_KERNEL: (u32, u32) = (6, 3);
 /// `crafter doctor`
 #[derive(Debug, clap::Args)]
 #[command(after_help = HELP)]
-pub struct Args {}
+pub struct Args {
+    #[command(flatten)]
+    service: Socket,
+}
 
 const HELP: &str = "\
+First the service is asked what this user may do; then this process looks what it may do itself.
+Where capabilities are missing for that, the `setcap` line is printed that gives them.
 Nothing is attached: which mode an interface gets is what its driver tells.
---json: an object with works, checks (name, state: good, weak or bad, finding) and interfaces,
-each with its facts (name, mtu, addresses, ...), xdp_features, attach (native, generic, tc or
-null), delivery and notes.
-Exit code: 0 if crafter can work on at least one interface, 1 if on none.
+--json: an object with works, service (works, finding, socket, and what it said: version, abi,
+user, rule), direct (whether this process can work by itself), setcap (the line, or null), checks
+(name, state: good, weak or bad, finding) and interfaces, each with its facts (name, mtu,
+addresses, ...), xdp_features, attach (by this process: native, generic, tc or null), delivery and
+notes.
+Exit code: 0 if crafter can work, through the service or on at least one interface by itself; 1 if
+it cannot.
 
 Examples:
   crafter doctor
@@ -42,8 +56,9 @@ Examples:
 ///
 /// # Errors
 /// If the kernel does not answer.
-pub async fn run(_: Args, globals: &Globals) -> anyhow::Result<u8> {
-    let report = Report::new(features::host()?, interface::interfaces().await?);
+pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
+    let service = Served::ask(&args.service).await;
+    let report = Report::new(service, features::host()?, interface::interfaces().await?);
     if globals.json {
         print::json(&report)?;
     } else {
@@ -55,8 +70,13 @@ pub async fn run(_: Args, globals: &Globals) -> anyhow::Result<u8> {
 /// All findings.
 #[derive(Debug, Serialize)]
 struct Report {
-    /// Whether at least one interface can be used.
+    /// Whether this user can work, in one way or the other.
     works: bool,
+    service: Served,
+    /// Whether at least one interface can be used by this process itself.
+    direct: bool,
+    /// What gives the binary the capabilities that are missing.
+    setcap: Option<String>,
     checks: Vec<Check>,
     interfaces: Vec<Prospect>,
 }
@@ -75,7 +95,7 @@ enum State {
     Good,
     /// It works, but less well.
     Weak,
-    /// Nothing works without it.
+    /// Without it nothing works but through the service.
     Bad,
 }
 
@@ -94,7 +114,7 @@ struct Prospect {
 }
 
 impl Report {
-    fn new(host: Host, interfaces: Vec<Interface>) -> Self {
+    fn new(service: Served, host: Host, interfaces: Vec<Interface>) -> Self {
         let version = version(&host.kernel);
         let checks = vec![
             kernel(&host.kernel, version),
@@ -107,18 +127,25 @@ impl Report {
         let can_work = checks.iter().all(|check| check.state != State::Bad);
         let interfaces: Vec<_> =
             interfaces.into_iter().map(|interface| Prospect::new(interface, can_work, version)).collect();
-        let works = interfaces.iter().any(|prospect| prospect.attach.is_some() && prospect.interface.up);
-        Self { works, checks, interfaces }
+        let direct = interfaces.iter().any(|prospect| prospect.attach.is_some() && prospect.interface.up);
+        let lacks = checks.iter().any(|check| check.name == CAPABILITY_CHECK && check.state == State::Bad);
+        let setcap = std::env::current_exe().ok().filter(|_| lacks).map(|path| setcap(&path));
+        Self { works: direct || service.works, service, direct, setcap, checks, interfaces }
     }
 
     fn to_text(&self) -> String {
-        let mut text = String::new();
+        // Nothing is wrong with this host where the service does all that needs privileges.
+        let (works, failed) = match self.service.works {
+            true => ("works", "note"),
+            false => ("does not work", "FAIL"),
+        };
+        let mut text = format!("through the service: {works}: {}\n", self.service.finding);
         let width = self.checks.iter().map(|check| check.name.len()).max().unwrap_or(0);
         for Check { name, state, finding } in &self.checks {
             let state = match state {
                 State::Good => "ok  ",
                 State::Weak => "note",
-                State::Bad => "FAIL",
+                State::Bad => failed,
             };
             // Writing to a String cannot fail, here and below.
             let _ = writeln!(text, "{state}  {name:width$}  {finding}");
@@ -143,9 +170,13 @@ impl Report {
                 let _ = writeln!(text, "{}: {note}", interface.name);
             }
         }
-        text += match self.works {
-            true => "\ncrafter can work here.\n",
-            false => "\ncrafter cannot work here.\n",
+        if let Some(line) = &self.setcap {
+            let _ = writeln!(text, "\nFor every user to work without the service:\n  {line}");
+        }
+        text += match (self.direct, self.service.works) {
+            (true, _) => "\ncrafter can work here.\n",
+            (false, true) => "\ncrafter can work here, through the service.\n",
+            (false, false) => "\ncrafter cannot work here.\n",
         };
         text
     }
@@ -163,6 +194,17 @@ fn kernel(release: &str, version: (u32, u32)) -> Check {
     Check { name: "kernel", state, finding: format!("{release} ({note})") }
 }
 
+/// The line that gives a binary all capabilities.
+fn setcap(binary: &Path) -> String {
+    let path = binary.display().to_string();
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+,:@%".contains(c);
+    let path = if path.chars().all(is_plain) { path } else { format!("'{}'", path.replace('\'', "'\\''")) };
+    format!("sudo setcap {CAPABILITIES} {path}")
+}
+
+/// The check that `setcap` can turn.
+const CAPABILITY_CHECK: &str = "capabilities";
+
 fn capabilities(host: &Host) -> Check {
     // CAP_SYS_ADMIN still stands in for the two that were split off it (Linux 5.8).
     let has = |name: &str| host.has(name) || (host.has("CAP_SYS_ADMIN") && matches!(name, "CAP_BPF" | "CAP_PERFMON"));
@@ -173,9 +215,9 @@ fn capabilities(host: &Host) -> Check {
     let (state, finding) = match (needed.as_str(), useful.as_str()) {
         ("", "") => (State::Good, "CAP_BPF, CAP_NET_ADMIN, CAP_NET_RAW and CAP_PERFMON are there".to_owned()),
         ("", useful) => (State::Weak, format!("without {useful}, locked memory is limited (`ulimit -l`)")),
-        (needed, _) => (State::Bad, format!("{needed} missing (run as root, or `setcap` the binary)")),
+        (needed, _) => (State::Bad, format!("{needed} missing (run as root, or `setcap` the binary as below)")),
     };
-    Check { name: "capabilities", state, finding }
+    Check { name: CAPABILITY_CHECK, state, finding }
 }
 
 /// Whether programs and maps of the kinds in use can be made: not where the kernel
@@ -316,6 +358,14 @@ mod tests {
         ] {
             assert_eq!(kernel(release, version(release)).state, state, "{release}");
         }
+    }
+
+    #[test]
+    fn the_line_for_setcap() {
+        let line = |path: &str| setcap(Path::new(path));
+        let plain = "sudo setcap cap_net_admin,cap_net_raw,cap_bpf,cap_perfmon,cap_ipc_lock+ep /usr/bin/crafter";
+        assert_eq!(line("/usr/bin/crafter"), plain);
+        assert!(line("/opt/a b/it's").ends_with(r"+ep '/opt/a b/it'\''s'"));
     }
 
     #[test]

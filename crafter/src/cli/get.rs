@@ -33,7 +33,7 @@ const OFFER: Duration = Duration::from_millis(500);
 #[derive(Debug, clap::Args)]
 #[command(after_help = HELP)]
 pub struct Args {
-    /// What to fetch: http://HOST[:PORT]/PATH; HOST is a name, an IPv4 address or an [IPv6] address
+    /// What to fetch: [http://]HOST[:PORT][/PATH]; HOST is a name, an IPv4 address or an [IPv6] address
     url: String,
     /// Write the body to FILE instead of stdout
     #[arg(long, short, value_name = "FILE")]
@@ -88,9 +88,9 @@ Exit code 4: refused; 5: no answer in time; 6: HTTP status 400 or more (the body
 written all the same); 7: reset by the peer; others as `crafter --help` lists them.
 
 Examples:
-  crafter get http://192.0.2.1/
+  crafter get 192.0.2.1
   crafter get -o page.html --json http://[2001:db8::1]:8080/page
-  crafter get --source-port 50000 --rst pass http://192.0.2.1/";
+  crafter get --source-port 50000 --rst pass web.example.org/page";
 
 /// A share, `10%` or `10`.
 fn percent(text: &str) -> Result<f64, String> {

@@ -192,8 +192,7 @@ mod tests {
         // In the place of `tc`: tells what it is asked to do.
         let (told, tc) = (directory.path().join("told"), directory.path().join("tc"));
         let script = format!("#!/bin/sh\n[ \"$1\" = qdisc ] || {{ echo \"$@\"; cat; }} >> {}\n", told.display());
-        std::fs::write(&tc, script).unwrap();
-        std::fs::set_permissions(&tc, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        crafter_tests::executable::script(&script, &tc).unwrap();
         let path = format!("{}:{}", directory.path().display(), std::env::var("PATH").unwrap());
         let mut child = Command::new("sh")
             .args(["-c", SCRIPT, "crafter-guard"])

@@ -20,6 +20,7 @@ use std::{
     sync::atomic::{AtomicI32, Ordering},
 };
 
+use super::mounts::Steps;
 use nix::{
     errno::Errno,
     mount::{MsFlags, mount},
@@ -34,13 +35,29 @@ use nix::{
 const FORWARDED: [Signal; 6] =
     [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
 
-/// Makes `command` run caged and in the network namespace `namespace`.
+/// What a command is caged with.
+pub(super) struct Cage {
+    /// The network namespace that it runs in.
+    pub(super) namespace: OwnedFd,
+    /// The reading end of a pipe whose writing end `lifeline` the caller keeps;
+    /// both must stay open until the command is spawned.
+    pub(super) alive: RawFd,
+    pub(super) lifeline: RawFd,
+    /// The command's signal mask.
+    pub(super) mask: SigSet,
+    /// Mounts of its own, made before and after /proc is.
+    pub(super) names: Option<Steps>,
+    pub(super) files: Option<Steps>,
+    /// Whether it gets a process group of its own, in the foreground of the terminal on stdin.
+    pub(super) foreground: bool,
+}
+
+/// Makes `command` run caged.
 ///
 /// The thread that spawns it must be one that has called [`new_pid_namespace`],
-/// and must outlive it. `alive` is the reading end of a pipe whose writing end
-/// `lifeline` the caller keeps; both must stay open until the command is
-/// spawned. `mask` is the signal mask for the command.
-pub(super) fn cage(command: &mut Command, namespace: OwnedFd, alive: RawFd, lifeline: RawFd, mask: SigSet) {
+/// and must outlive it.
+pub(super) fn cage(command: &mut Command, cage: Cage) {
+    let Cage { namespace, alive, lifeline, mask, names, files, foreground } = cage;
     let enter = move || {
         // If the parent was killed before this call, nobody holds the lifeline's
         // writing end after our copy is closed; getppid() cannot tell, it is 0
@@ -52,8 +69,11 @@ pub(super) fn cage(command: &mut Command, namespace: OwnedFd, alive: RawFd, life
             return Err(Errno::EPIPE.into());
         }
         setns(&namespace, CloneFlags::CLONE_NEWNET)?;
-        own_proc()?;
-        become_init(&mask)
+        own_mounts(names.as_ref())?;
+        if let Some(files) = &files {
+            files.take();
+        }
+        become_init(&mask, foreground)
     };
     // SAFETY: between fork and exec only async-signal-safe work is allowed; the
     // closure and what it calls make system calls and neither allocate nor lock.
@@ -72,14 +92,21 @@ fn hung_up(pipe: RawFd) -> bool {
     unsafe { libc::poll(&raw mut poll, 1, 0) == 1 && poll.revents & libc::POLLHUP != 0 }
 }
 
-/// A /proc that shows the new PID namespace; without it /proc/self would dangle.
-fn own_proc() -> nix::Result<()> {
+/// A mount namespace with `names` and with a /proc that shows the new PID
+/// namespace; without it /proc/self would dangle.
+fn own_mounts(names: Option<&Steps>) -> nix::Result<()> {
     const NONE: Option<&str> = None;
     unshare(CloneFlags::CLONE_NEWNS)?;
-    // Else the new /proc would show up outside, too.
+    // Else the new mounts would show up outside, too.
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-    // In a chroot, / need not be a mount point; /proc is, and is all that is mounted over here.
-    mount(NONE, "/", NONE, private, NONE).or_else(|_| mount(NONE, "/proc", NONE, private, NONE))?;
+    match mount(NONE, "/", NONE, private, NONE) {
+        Ok(()) => names.into_iter().for_each(Steps::take),
+        // In a chroot, / need not be a mount point; /proc is, and is all that can be mounted over then.
+        Err(_) => {
+            mount(NONE, "/proc", NONE, private, NONE)?;
+            names.into_iter().for_each(Steps::tell);
+        }
+    }
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("proc"), "/proc", Some("proc"), flags, NONE)
 }
@@ -101,7 +128,7 @@ extern "C" fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut l
 
 /// Forks: the child returns, to exec the command; the parent stays as init and
 /// ends with the command's exit code (128 + signal if it was killed).
-fn become_init(mask: &SigSet) -> io::Result<()> {
+fn become_init(mask: &SigSet, foreground: bool) -> io::Result<()> {
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)?;
     let handler = SigAction::new(SigHandler::SigAction(pass_on), SaFlags::empty(), SigSet::all());
     let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
@@ -110,6 +137,9 @@ fn become_init(mask: &SigSet) -> io::Result<()> {
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         0 => {
+            if foreground {
+                come_to_foreground();
+            }
             for signal in FORWARDED {
                 // SAFETY: the default action is no code of ours.
                 unsafe { sigaction(signal, &default) }?;
@@ -126,6 +156,19 @@ fn become_init(mask: &SigSet) -> io::Result<()> {
             let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
             reap(command)
         }
+    }
+}
+
+/// Makes the calling process the leader of the terminal's foreground process
+/// group. SIGTTOU, which a process in the background gets for that, must be blocked.
+///
+/// Where the group's leader is outside of the PID namespace its number is 0
+/// within, and a shell cannot set it back when it ends (dash fails at that).
+fn come_to_foreground() {
+    // SAFETY: neither takes pointers, both are async-signal-safe. A shell that finds itself in the background says so.
+    unsafe {
+        libc::setpgid(0, 0);
+        libc::tcsetpgrp(libc::STDIN_FILENO, libc::getpid());
     }
 }
 

@@ -14,10 +14,13 @@
 mod content;
 mod dns;
 mod jail;
+mod mounts;
+mod names;
 mod netns;
 mod network;
 mod run;
 mod service;
+mod shell;
 mod tap;
 mod web;
 
@@ -31,7 +34,7 @@ use std::{
 pub use content::{Content, parse_size, sha256};
 pub use dns::{BIG_TXT_BYTES, LONG_TXT_BYTES, ZONE};
 pub use netns::NetNs;
-pub use run::{Ending, SignalForwarding, run};
+pub use run::{Ending, SignalForwarding, run, run_shell};
 pub use tap::{Rst, Tap};
 
 use crate::Result;
@@ -77,6 +80,8 @@ pub struct Lab {
     tap: Arc<Tap>,
     client: NetNs,
     server: NetNs,
+    /// Whether its DNS server runs.
+    dns: bool,
 }
 
 impl Lab {
@@ -99,7 +104,7 @@ impl Lab {
         if options.dns {
             services.push(dns::start(&server)?);
         }
-        Ok(Self { services, tap, client, server })
+        Ok(Self { services, tap, client, server, dns: options.dns })
     }
 
     /// The namespace where the programs under test run.

@@ -1,8 +1,8 @@
 //! Runs a command in the client namespace and sees to its end.
 
 use std::{
-    ffi::OsString,
-    io,
+    ffi::{OsStr, OsString},
+    io::{self, IsTerminal as _},
     os::{
         fd::{AsFd, FromRawFd, OwnedFd},
         unix::process::ExitStatusExt,
@@ -20,7 +20,12 @@ use nix::{
     },
 };
 
-use super::{Lab, environment, jail};
+use super::{
+    Lab, environment,
+    jail::{self, Cage},
+    mounts::Steps,
+    names, shell,
+};
 use crate::{Error, Result};
 
 /// How a command in the lab ended.
@@ -80,6 +85,9 @@ impl SignalForwarding {
 /// waits for its end. All that it has started ends with it, and all of it with
 /// this process, even by SIGKILL: it runs in a PID namespace, with a /proc to match.
 ///
+/// Names are those of the lab, if it has a DNS server: a mount namespace has
+/// `/etc/resolv.conf` and `/etc/nsswitch.conf` of its own.
+///
 /// # Errors
 /// [`Error::Io`] if the command cannot be started (its source tells NotFound
 /// from PermissionDenied), [`Error::Permission`] without CAP_SYS_ADMIN.
@@ -87,19 +95,50 @@ pub fn run(lab: &Lab, command: &[OsString], signals: Option<&SignalForwarding>) 
     let [program, arguments @ ..] = command else {
         return Err(Error::invalid("COMMAND", "a command to run in the lab is needed"));
     };
-    lab.tap().clear()?;
     let mut command = Command::new(program);
-    command.args(arguments).envs(environment());
+    command.args(arguments);
+    supervise(lab, command, None, false, signals)
+}
+
+/// Runs a shell as [`run`] does a command: with a prompt that is marked if stdin
+/// is a terminal, otherwise it reads commands from stdin.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_shell(lab: &Lab, program: &OsStr, signals: Option<&SignalForwarding>) -> Result<Ending> {
+    let (command, files) = shell::prepare(program, io::stdin().is_terminal());
+    // A lab in the background must not take the terminal.
+    let foreground = nix::unistd::tcgetpgrp(io::stdin()).is_ok_and(|group| group == nix::unistd::getpgrp());
+    supervise(lab, command, files, foreground, signals)
+}
+
+fn supervise(
+    lab: &Lab,
+    mut command: Command,
+    files: Option<Steps>,
+    foreground: bool,
+    signals: Option<&SignalForwarding>,
+) -> Result<Ending> {
+    lab.tap().clear()?;
+    command.envs(environment());
+    let program = command.get_program().to_owned();
     // The new PID namespace belongs to the thread, which must not be the caller's;
     // and the death of the thread that spawned it kills the command.
     let status = thread::scope(|scope| {
         let supervisor = scope.spawn(|| {
-            let child = spawn(lab, &mut command, signals).map_err(|error| match error.raw_os_error() {
+            let child = spawn(lab, &mut command, files, foreground, signals);
+            let ended = child.map_err(|error| match error.raw_os_error() {
                 Some(libc::EPERM) => Error::io("put a command into the lab", "CAP_SYS_ADMIN", error),
                 _ => Error::Io { action: format!("run {}", program.display()), source: error },
-            })?;
-            wait(child, signals)
-                .map_err(|source| Error::Io { action: format!("wait for {}", program.display()), source })
+            });
+            let ended = ended.and_then(|child| {
+                wait(child, signals)
+                    .map_err(|source| Error::Io { action: format!("wait for {}", program.display()), source })
+            });
+            if foreground {
+                take_terminal_back();
+            }
+            ended
         });
         supervisor.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })?;
@@ -108,7 +147,23 @@ pub fn run(lab: &Lab, command: &[OsString], signals: Option<&SignalForwarding>) 
     Ok(Ending { code: code as u8, rsts: lab.tap().count()? })
 }
 
-fn spawn(lab: &Lab, command: &mut Command, signals: Option<&SignalForwarding>) -> io::Result<Child> {
+/// Makes this process's group the terminal's foreground group again, for whatever else it or its parent reads there.
+fn take_terminal_back() {
+    // SIGTTOU would stop a process in the background that does this; the calling thread ends soon.
+    let blocked = SigSet::from(Signal::SIGTTOU).thread_block();
+    if blocked.is_ok() {
+        // Nothing can be done about it if the terminal is gone.
+        let _ = nix::unistd::tcsetpgrp(io::stdin(), nix::unistd::getpgrp());
+    }
+}
+
+fn spawn(
+    lab: &Lab,
+    command: &mut Command,
+    files: Option<Steps>,
+    foreground: bool,
+    signals: Option<&SignalForwarding>,
+) -> io::Result<Child> {
     jail::new_pid_namespace()?;
     let lifeline = jail::lifeline()?;
     let mask = match signals {
@@ -116,7 +171,9 @@ fn spawn(lab: &Lab, command: &mut Command, signals: Option<&SignalForwarding>) -
         None => SigSet::thread_get_mask()?,
     };
     let (alive, hold) = jail::numbers(&lifeline);
-    jail::cage(command, lab.client().as_fd().try_clone_to_owned()?, alive, hold, mask);
+    let namespace = lab.client().as_fd().try_clone_to_owned()?;
+    let names = lab.dns.then(names::steps);
+    jail::cage(command, Cage { namespace, alive, lifeline: hold, mask, names, files, foreground });
     let child = command.spawn();
     drop(lifeline);
     child

@@ -6,7 +6,7 @@ use crafter::{
 };
 use serde_json::json;
 
-use super::{Done, crafter, crafter_without, lab, on_server};
+use super::{Done, crafter, crafter_without, lab, on_server, run};
 
 fn dns(lab: &Lab, args: &[&str]) -> Done {
     crafter(lab, &[&["dns", "--server", "192.0.2.1"], args].concat())
@@ -132,4 +132,80 @@ fn failures_have_their_codes_and_sentences() {
     crafter(&lab, &hole).fails(exit::TIMED_OUT, "no answer from 198.51.100.1:53 within 600ms (DNS answer)");
     crafter_without(&lab, "-net_raw", &["dns", "lab.test", "--server", "192.0.2.1"])
         .fails(exit::PERMISSION, "CAP_NET_RAW");
+}
+
+#[test]
+fn words_as_dig_takes_them() {
+    let lab = lab();
+    for args in [
+        &["@192.0.2.1", "web.lab.test", "AAAA"][..],
+        &["aaaa", "web.lab.test", "@192.0.2.1"],
+        &["web.lab.test", "@[2001:db8::1]:53", "TYPE28"],
+        &["web.lab.test", "aaaa", "--server", "192.0.2.1"],
+        &["--type", "AAAA", "@192.0.2.1", "web.lab.test", "-s", "192.0.2.1", "aaaa"],
+    ] {
+        let done = crafter(&lab, &[&["dns"], args].concat());
+        assert_eq!((done.code, done.text()), (0, "web.lab.test.\t300\tIN\tAAAA\t2001:db8::1\n"), "{done:?}");
+    }
+    for (args, said) in [
+        (&["@192.0.2.1", "web.lab.test", "--server", "192.0.2.2"][..], "--server: @SERVER says something else"),
+        (&["@192.0.2.1", "web.lab.test", "A", "--type", "mx"], "--type: TYPE says something else"),
+        (&["@192.0.2.1", "web.lab.test", "www.lab.test"], "TYPE: neither 'web.lab.test' nor 'www.lab.test' is"),
+        (&["@192.0.2.1"], "NAME: no name"),
+        (&["@192.0.2.1", "lab.test", "axfr"], "zone transfers"),
+    ] {
+        crafter(&lab, &[&["dns"], args].concat()).fails(exit::USAGE, said);
+    }
+}
+
+/// In a mount namespace with an /etc/resolv.conf of these lines, or an empty /etc.
+fn with_resolv_conf(lab: &Lab, resolv_conf: Option<&str>, before: &str, args: &[&str]) -> Done {
+    let mut command = lab.command("unshare");
+    let conf = "mount -t tmpfs none /etc && { [ -z \"$CONF\" ] || printf \"$CONF\" > /etc/resolv.conf; }";
+    let script = format!("{conf} && {{ {before} }} && \"$@\"");
+    command.args(["--mount", "--propagation", "private", "sh", "-c", &script, "sh", env!("CARGO_BIN_EXE_crafter")]);
+    command.arg("dns").args(args).env("CONF", resolv_conf.unwrap_or_default());
+    run(command)
+}
+
+#[test]
+fn the_hosts_servers_are_asked_in_turn() {
+    let lab = lab();
+    let ask = |conf, args: &[&str]| with_resolv_conf(&lab, conf, "true;", args);
+    let answer = "lab.test.\t300\tIN\tA\t192.0.2.1\n";
+    let done = ask(Some("search x\nnameserver 192.0.2.1\n"), &["lab.test"]);
+    assert_eq!((done.code, done.text()), (0, answer), "{done:?}");
+    on_server(&lab, "ip", &["route", "add", "blackhole", "198.51.100.0/24"]);
+    // One that does not answer, one that nobody is at, one without a server; then the lab's.
+    let conf = "nameserver 198.51.100.1\nnameserver 192.0.2.9\nnameserver 192.0.2.2\nnameserver 2001:db8::1\n";
+    let done = ask(Some(conf), &["lab.test", "--timeout", "0.3", "--tries", "1", "--json"]);
+    assert_eq!((done.code, &done.json()["server"]), (0, &json!("[2001:db8::1]:53")), "{done:?}");
+    // An answer is an answer, also one that says no.
+    let done = ask(Some("nameserver 192.0.2.1\nnameserver 198.51.100.1\n"), &["example.org"]);
+    assert_eq!((done.code, done.stderr.contains("REFUSED")), (exit::SERVER_ERROR.into(), true), "{done:?}");
+    let done = ask(Some("nameserver 198.51.100.1\n"), &["lab.test", "--timeout", "0.2", "--tries", "1"]);
+    done.fails(exit::TIMED_OUT, "ask 198.51.100.1:53, which /etc/resolv.conf names (@SERVER names another): no answer");
+    for conf in [None, Some("search lab.test\n")] {
+        ask(conf, &["lab.test"]).fails(exit::USAGE, "/etc/resolv.conf names none (");
+    }
+}
+
+#[test]
+fn a_stub_on_the_loopback_answers() {
+    let lab = lab();
+    // Hands on what comes to 127.0.0.53, as systemd-resolved and dnsmasq do.
+    let stub = "python3 -c '
+import socket
+stub = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+stub.bind((\"127.0.0.53\", 53))
+open(\"/etc/ready\", \"w\").close()
+while True:
+    query, client = stub.recvfrom(4096)
+    upstream = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    upstream.sendto(query, (\"192.0.2.1\", 53))
+    stub.sendto(upstream.recv(4096), client)
+' & trap \"kill $!\" EXIT; until [ -e /etc/ready ]; do sleep 0.05; done;";
+    let done = with_resolv_conf(&lab, Some("nameserver 127.0.0.53\n"), stub, &["web.lab.test", "aaaa"]);
+    assert_eq!((done.code, done.text()), (0, "web.lab.test.\t300\tIN\tAAAA\t2001:db8::1\n"), "{done:?}");
+    assert!(done.stderr.contains(" UDP 127.0.0.53:53, "), "{done:?}");
 }

@@ -2,9 +2,11 @@
 //! Needs root.
 
 mod dns;
+mod doctor_served;
 mod exchange;
 mod get;
 mod guide;
+mod lab_shell;
 mod man;
 mod maps;
 mod monitor;
@@ -124,12 +126,12 @@ fn on_server(lab: &Lab, program: impl AsRef<OsStr>, args: &[&str]) {
 
 /// Looks until `found` gives something.
 fn eventually<T>(mut found: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(30);
     loop {
         if let Some(found) = found() {
             return found;
         }
-        assert!(Instant::now() < deadline, "nothing within 10 s");
+        assert!(Instant::now() < deadline, "nothing within 30 s");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

@@ -27,10 +27,10 @@ struct Monitor {
 
 impl Monitor {
     /// It listens by the time that this comes back.
-    fn start(mut command: std::process::Command) -> Self {
+    fn start(served: &Served, mut command: std::process::Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap());
-        settles(child.id());
+        settles([child.id(), served.pid()]);
         Self { child, lines }
     }
 
@@ -62,16 +62,20 @@ impl Drop for Monitor {
     }
 }
 
-/// Waits until a process has a socket and sleeps: nothing else tells that it has subscribed.
-fn settles(pid: u32) {
+/// Waits until a process has a socket, and both it and the service sleep, so that neither has anything to do for the
+/// other: nothing else tells that it has subscribed. A process that only waits for a processor does not sleep.
+fn settles(both: [u32; 2]) {
     let look = || {
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        let field = |name: &str| status.lines().find(|line| line.starts_with(name)).unwrap_or_default().to_owned();
-        let is_socket =
-            |fd: fs::DirEntry| fs::read_link(fd.path()).is_ok_and(|to| to.to_string_lossy().starts_with("socket:"));
-        let mut fds = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().filter_map(Result::ok);
-        let sleeps = field("State:").contains("sleeping") && fds.any(is_socket);
-        (sleeps, field("voluntary_ctxt_switches:"))
+        let looks = both.map(|pid| {
+            let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+            let threads: Vec<_> = threads.filter_map(|thread| sleeping(&thread.path().join("status"))).collect();
+            let is_socket =
+                |fd: fs::DirEntry| fs::read_link(fd.path()).is_ok_and(|to| to.to_string_lossy().starts_with("socket:"));
+            let mut fds = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().filter_map(Result::ok);
+            (fds.any(is_socket) && threads.iter().all(|(sleeps, _)| *sleeps), threads)
+        });
+        let [(sleeps, threads), (service_sleeps, _)] = looks;
+        (sleeps && service_sleeps, threads)
     };
     let mut before = look();
     eventually(|| {
@@ -83,12 +87,19 @@ fn settles(pid: u32) {
     });
 }
 
+/// Whether a thread sleeps, and how often it has begun to; `None` if it has ended.
+fn sleeping(status: &std::path::Path) -> Option<(bool, String)> {
+    let status = fs::read_to_string(status).ok()?;
+    let field = |name: &str| status.lines().find(|line| line.starts_with(name)).unwrap_or_default();
+    Some((field("State:").contains("sleeping"), field("voluntary_ctxt_switches:").to_owned()))
+}
+
 #[test]
 fn events_as_they_happen() {
     let served = Served::new();
-    let mut all = Monitor::start(served.command(&["monitor", "--json", "--interval", "0.1"]));
-    let mut text = Monitor::start(served.command(&["monitor", "--count", "2"]));
-    let mut own = Monitor::start(served.command_as_nobody(&["monitor", "--json", "--interval", "0.1"]));
+    let mut all = Monitor::start(&served, served.command(&["monitor", "--json", "--interval", "0.1"]));
+    let mut text = Monitor::start(&served, served.command(&["monitor", "--count", "2"]));
+    let mut own = Monitor::start(&served, served.command_as_nobody(&["monitor", "--json", "--interval", "0.1"]));
     assert_eq!(served.root(&["leases", "--json"]).json(), json!([]));
 
     let root = served.lease(false, &json!({ "interface": "lab0", "protocol": "tcp", "port": 40_001 }));
@@ -133,7 +144,7 @@ fn it_ends_when_nobody_reads_though_nothing_happens() {
     // A file is always read.
     let file = std::fs::File::create(served.directory.path().join("events")).unwrap();
     let mut child = served.command(&["monitor", "--count", "1"]).stdout(file).spawn().unwrap();
-    settles(child.id());
+    settles([child.id(), served.pid()]);
     let _lease = served.lease(false, &json!({ "interface": "lab0", "protocol": "none" }));
     assert_eq!(wait(&mut child), 0);
     assert_eq!(std::fs::read_to_string(served.directory.path().join("events")).unwrap().lines().count(), 1);
@@ -142,7 +153,7 @@ fn it_ends_when_nobody_reads_though_nothing_happens() {
 #[test]
 fn it_ends_with_the_service() {
     let mut served = Served::new();
-    let mut monitor = Monitor::start(served.command(&["monitor"]));
+    let mut monitor = Monitor::start(&served, served.command(&["monitor"]));
     assert_eq!(served.stop(), 0);
     assert_eq!(wait(&mut monitor.child), i32::from(exit::FAILURE));
     let mut said = String::new();

@@ -47,7 +47,7 @@ impl Judge {
     /// What it saw, which must become this many.
     fn saw(&mut self, count: usize) -> Vec<Captured> {
         let read = || Capture::read(&fs::read(&self.file).unwrap()).unwrap().packets;
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(30);
         while read().len() < count {
             assert!(Instant::now() < deadline, "tcpdump saw {} of {count} packets", read().len());
             thread::sleep(Duration::from_millis(20));
@@ -123,15 +123,21 @@ fn in_the_captures_own_time_or_another() {
         (&["--rate", "10"], [0, 100, 200, 300]),
         (&["--top-speed"], [0; 4]),
     ] {
-        let mut judge = Judge::start(&lab, &directory, "udp src port 7");
-        let start = Instant::now();
-        replay(&lab, &file, &[&["-i", "lab0"], args].concat()).succeeds();
-        assert!(start.elapsed() >= Duration::from_millis(expected[3]));
-        let times: Vec<Duration> = judge.saw(4).iter().map(|captured| captured.time.unwrap()).collect();
-        for (time, expected) in times.iter().zip(expected) {
-            let off = (*time - times[0]).as_secs_f64() - expected as f64 / 1000.0;
-            assert!(off.abs() < 0.09, "{args:?}: {off} s off: {times:?}");
-        }
+        // A wrong pace is wrong each time; a busy machine is late now and then.
+        let mut late = Vec::new();
+        let in_time = (0..5).any(|_| {
+            let mut judge = Judge::start(&lab, &directory, "udp src port 7");
+            let start = Instant::now();
+            replay(&lab, &file, &[&["-i", "lab0"], args].concat()).succeeds();
+            assert!(start.elapsed() >= Duration::from_millis(expected[3]));
+            let times: Vec<Duration> = judge.saw(4).iter().map(|captured| captured.time.unwrap()).collect();
+            let off = |(time, expected): (&Duration, u64)| {
+                (time.as_secs_f64() - times[0].as_secs_f64() - expected as f64 / 1000.0).abs()
+            };
+            late.push(times.iter().zip(expected).map(off).fold(0.0, f64::max));
+            late.last().is_some_and(|off| *off < 0.09)
+        });
+        assert!(in_time, "{args:?}: off by {late:?} s at most");
     }
 }
 
@@ -147,7 +153,7 @@ fn ip_packets_go_by_their_routes() {
     let receivers = receivers.unwrap();
     replay(&lab, &file, &[]).succeeds();
     for (receiver, text) in receivers.iter().zip(["four", "six"]) {
-        receiver.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        receiver.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         for i in 0..10 {
             let mut buffer = [0; 16];
             let (length, from) = receiver.recv_from(&mut buffer).unwrap();
@@ -232,7 +238,8 @@ fn ctrl_c_ends_it_with_a_summary() {
         let start = Instant::now();
         kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
         assert_eq!(wait(&mut child), 130);
-        assert!(start.elapsed() < Duration::from_secs(1), "{args:?}: {:?}", start.elapsed());
+        // The next packet is due in a quarter of an hour or later.
+        assert!(start.elapsed() < Duration::from_secs(10), "{args:?}: {:?}", start.elapsed());
         let said = child.wait_with_output().unwrap();
         let text = String::from_utf8(said.stdout).unwrap();
         assert!(text.contains(" packets sent in ") && !text.starts_with("0 "), "{args:?}: {text}");

@@ -4,13 +4,13 @@ use std::{
     ffi::OsStr,
     fs,
     io::{BufRead as _, BufReader, Write as _},
-    os::unix::{fs::PermissionsExt as _, net::UnixStream},
+    os::unix::net::UnixStream,
     path::PathBuf,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
 };
 
 use crafter::lab::Lab;
-use crafter_tests::guarded::GuardedLab;
+use crafter_tests::{executable, guarded::GuardedLab, service::open_directory};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -56,12 +56,11 @@ impl Served {
     /// In a new lab, with [`POLICY`].
     pub fn new() -> Self {
         let lab = lab();
-        let directory = tempfile::tempdir().unwrap();
         // Nobody shall get at the socket and the binary, wherever that was built.
-        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let directory = open_directory("crafter-cli-");
         let [socket, policy, binary] =
             ["crafter.sock", "crafter.toml", "crafter"].map(|name| directory.path().join(name));
-        fs::copy(env!("CARGO_BIN_EXE_crafter"), &binary).unwrap();
+        executable::place(env!("CARGO_BIN_EXE_crafter").as_ref(), &binary).unwrap();
         fs::write(&policy, POLICY).unwrap();
         let daemon = Self::start(&lab, &binary, &socket, &policy);
         Self { lab, directory, socket, policy, binary, daemon }

@@ -90,7 +90,7 @@ fn as_text_again_and_again_in_spite_of_rate_limits() {
             let start = Instant::now();
             let done = routers.crafter(&["traceroute", server]);
             done.succeeds();
-            assert!(start.elapsed() < Duration::from_secs(8));
+            assert!(start.elapsed() < Duration::from_secs(20));
             let lines: Vec<&str> = done.text().lines().collect();
             assert_eq!(lines[0], format!("{server}: 30 hops at most, UDP from port 33434 on"));
             assert_eq!(lines.len(), 5, "{done:?}");

@@ -291,36 +291,46 @@ fn free_again(service: &Service, port: u16) -> Duration {
     began.elapsed()
 }
 
+/// Most of the times: a busy machine is late now and then.
+fn assert_soon(mut times: [Duration; 5]) {
+    times.sort();
+    assert!(times[2] < allow(Duration::from_millis(500)), "{times:?}");
+}
+
 #[test]
 fn one_that_dies_while_it_sends() {
     beside(|_, service| {
-        for _ in 0..5 {
+        let times = std::array::from_fn(|_| {
             let mut sender = client(service, &["flood"]);
             let port = sender.port;
             wait_for("its packets", PATIENCE, || service.leases().iter().any(|lease| lease.sent > 1000).then_some(()));
             sender.kill();
             let took = free_again(service, port);
             println!("killed: its port is free after {took:?}");
-            assert!(took < allow(Duration::from_millis(500)), "{took:?}");
-        }
+            took
+        });
+        assert_soon(times);
     });
 }
 
 #[test]
 fn one_that_forks_and_keeps_the_descriptor() {
     beside(|_, service| {
-        let mut parent = client(service, &["fork"]);
-        let port = parent.port;
-        let child: i32 = parent.wait_for("child ").parse().expect("a process id");
-        parent.kill();
-        std::thread::sleep(Duration::from_millis(200));
-        // Its child has the descriptor, and so the lease: that goes on.
-        let taken = lease(service, ROOT, &call("udp", Some(port), None)).map(drop);
-        assert!(matches!(taken, Err(Error::PortTaken { .. })), "{taken:?}");
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(child), nix::sys::signal::Signal::SIGKILL).expect("kill it");
-        let took = free_again(service, port);
-        println!("the last descriptor closed: the port is free after {took:?}");
-        assert!(took < allow(Duration::from_millis(500)), "{took:?}");
+        let times = std::array::from_fn(|_| {
+            let mut parent = client(service, &["fork"]);
+            let port = parent.port;
+            let child: i32 = parent.wait_for("child ").parse().expect("a process id");
+            parent.kill();
+            std::thread::sleep(Duration::from_millis(200));
+            // Its child has the descriptor, and so the lease: that goes on.
+            let taken = lease(service, ROOT, &call("udp", Some(port), None)).map(drop);
+            assert!(matches!(taken, Err(Error::PortTaken { .. })), "{taken:?}");
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(child), Signal::SIGKILL).expect("kill it");
+            let took = free_again(service, port);
+            println!("the last descriptor closed: the port is free after {took:?}");
+            took
+        });
+        assert_soon(times);
     });
 }
 
@@ -371,10 +381,7 @@ fn one_that_connects_without_end() {
     let _serial = Serial::begin();
     let lab = lab();
     let service = Service::start(lab.client(), POLICY);
-    // Where the program was built, nobody may not get at it.
-    let program = service.directory().join("client");
-    std::fs::copy(env!("CARGO_BIN_EXE_client"), &program).expect("the program");
-    let mut command = std::process::Command::new(program);
+    let mut command = std::process::Command::new(service.place(env!("CARGO_BIN_EXE_client").as_ref()));
     command.arg(&service.socket).arg("connect");
     drop_to(&mut command, NOBODY);
     let mut many = Holder::start(&mut command);

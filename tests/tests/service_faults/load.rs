@@ -94,8 +94,15 @@ fn run(lab: &Lab, service: &Service, page: &Page, time: Duration, done: &Done) -
                     let control = Arc::new(Control::connect(&service.socket).await.expect("connect"));
                     one(number, control.clone(), stop, page, done).await;
                     // What closed just now may still be on its way.
-                    tokio::time::sleep(Duration::from_millis(300)).await;
-                    control.call(&AccountCall {}).await.expect("the account")
+                    let mut account = Account::default();
+                    loop {
+                        tokio::time::sleep(Duration::from_millis(300)).await;
+                        let now = control.call(&AccountCall {}).await.expect("the account");
+                        if now == account {
+                            return account;
+                        }
+                        account = now;
+                    }
                 };
                 scope.spawn(move || lab.client().run(|| block_on(work())).expect("enter the namespace"))
             })

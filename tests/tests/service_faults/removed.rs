@@ -148,7 +148,12 @@ fn an_interface_is_removed_and_comes_again() {
     ip(lab.client(), &format!("link delete {OTHER}"));
     connect(&lab, &within);
     // The former one is noticed in a moment.
-    std::thread::sleep(std::time::Duration::from_millis(200));
+    wait_for("the end of the former one", PATIENCE, || {
+        let interfaces = service.session(ROOT, async |control| {
+            control.call(&CountersCall::default()).await.expect("the counters").interfaces
+        });
+        interfaces.iter().all(|counted| counted.interface == INTERFACE).then_some(())
+    });
     let there = lease(&service, ROOT, &on(OTHER, call("tcp", Some(22_000), None))).expect("a lease");
     assert_works(&there, (CLIENT, SERVER));
     drop(here);

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use super::packages;
+use super::packages::{self, Manager};
 use crate::{sh, toolchain};
 
 /// Source packages with captures.
@@ -70,7 +70,7 @@ pub fn ensure(again: bool) -> Result<()> {
 
 /// apt-get with up-to-date lists of source packages.
 fn apt(work: &Path) -> Result<Apt> {
-    if !packages::available() {
+    if Manager::of_host() != Some(Manager::Apt) {
         bail!("they come by apt-get, which this host does not have");
     }
     let apt = Apt::new(work)?;

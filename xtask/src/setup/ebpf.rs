@@ -7,8 +7,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use super::packages;
-use crate::{sh, toolchain};
+use super::packages::{self, Manager};
+use crate::{build, progress, sh, toolchain};
 
 /// A rustc with a prebuilt `core` for BPF, which leaves rustup's alone.
 const COMPILER_PACKAGES: [&str; 2] = ["rustc-web", "libstd-rust-web-dev-bpf"];
@@ -23,11 +23,13 @@ pub fn present() -> bool {
 }
 
 /// Installs what is missing of the two, by the first way that fits this host.
-pub fn install() -> Result<()> {
+pub fn install(manager: Manager) -> Result<()> {
+    progress::lane("ebpf", "installing the eBPF compiler");
     let mut hurdles = Vec::new();
-    for way in [already_there, debian, rustup] {
-        match way().and_then(|()| linker()) {
+    for way in [already_there, debian, stable, nightly] {
+        match way(manager).and_then(|()| linker(manager)) {
             Ok(()) => return Ok(()),
+            Err(error) if error.downcast_ref::<build::Obstacle>().is_some() => return Err(error),
             Err(error) => hurdles.push(format!("{error:#}")),
         }
     }
@@ -38,40 +40,58 @@ fn target() -> &'static str {
     toolchain::target(cfg!(target_endian = "big"))
 }
 
-fn already_there() -> Result<()> {
+fn already_there(_: Manager) -> Result<()> {
     if toolchain::compilers(target()).is_empty() {
         bail!("no compiler on this host builds for {}", target());
     }
     Ok(())
 }
 
-fn debian() -> Result<()> {
+fn debian(manager: Manager) -> Result<()> {
+    if manager != Manager::Apt {
+        bail!("only Debian has a compiler with core for BPF as a package");
+    }
     for package in COMPILER_PACKAGES {
         if !packages::exists(package)? {
             bail!("this distribution has no package {package}");
         }
     }
     sh::step("eBPF compiler: Debian's rustc beside yours, with core for BPF");
-    packages::install(&COMPILER_PACKAGES)
+    manager.require(&COMPILER_PACKAGES)
 }
 
-fn rustup() -> Result<()> {
+/// The toolchain that compiles crafter anyway, with what it lacks to compile `core`.
+fn stable(_: Manager) -> Result<()> {
+    sh::step("eBPF compiler: rustup's stable with the standard library's sources");
+    rustup(&["component", "add", "rust-src", "--toolchain", "stable"])
+}
+
+fn nightly(_: Manager) -> Result<()> {
     sh::step("eBPF compiler: rustup's nightly with the standard library's sources");
-    let mut install = Command::new("rustup");
-    install.args(["toolchain", "install", "nightly"]);
-    install.args(["--profile", "minimal", "--component", "rust-src"]);
-    sh::run(&mut install)
+    rustup(&["toolchain", "install", "nightly", "--profile", "minimal", "--component", "rust-src"])
+}
+
+fn rustup(args: &[&str]) -> Result<()> {
+    let mut command = Command::new("rustup");
+    let output = command.args(args).output().context("rustup is not installed (https://rustup.rs)")?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it does not say why");
+        bail!("`rustup {}` failed: {last}", args.join(" "));
+    }
+    Ok(())
 }
 
 /// The linker for one of the compilers there are, the best first.
-fn linker() -> Result<()> {
+fn linker(manager: Manager) -> Result<()> {
     if present() {
         return Ok(());
     }
     let mut hurdles = vec!["no compiler".to_owned()];
     for compiler in toolchain::compilers(target()) {
-        match linker_for(compiler.llvm) {
+        match linker_for(manager, compiler.llvm) {
             Ok(()) => return Ok(()),
+            Err(error) if error.downcast_ref::<build::Obstacle>().is_some() => return Err(error),
             Err(error) => {
                 let rustc = compiler.rustc.display();
                 hurdles.push(format!("for {rustc}: {error:#}"));
@@ -82,35 +102,43 @@ fn linker() -> Result<()> {
 }
 
 /// As the user, into the user's directory, also where root installs packages.
-fn linker_for(llvm: u32) -> Result<()> {
+fn linker_for(manager: Manager, llvm: u32) -> Result<()> {
     if !LINKER_LLVM.contains(&llvm) {
         let version = toolchain::BPF_LINKER_VERSION;
         bail!("bpf-linker {version} does not know LLVM {llvm}");
     }
     let root = toolchain::linker_root(llvm).context("neither HOME nor XDG_DATA_HOME is set")?;
-    let llvm_config = llvm_config(llvm)?;
-    sh::step(&format!("eBPF linker: bpf-linker with LLVM {llvm} (a minute)"));
+    let llvm_config = llvm_config(manager, llvm)?;
+    sh::step(&format!("eBPF linker: bpf-linker with LLVM {llvm}, beside the build"));
+    progress::lane("ebpf", "building the eBPF linker");
     let directory = llvm_config.parent().unwrap_or(Path::new("/"));
     let path = env::var_os("PATH").unwrap_or_default();
     let path = std::iter::once(directory.to_owned()).chain(env::split_paths(&path));
     let mut cargo = sh::cargo();
     cargo
-        .args(["install", "bpf-linker", "--quiet", "--locked", "--force"])
+        // Without optimisation: it spends its time in LLVM, and is built in half the time.
+        .args(["install", "bpf-linker", "--quiet", "--locked", "--force", "--debug"])
         .args(["--version", toolchain::BPF_LINKER_VERSION])
         .args(["--no-default-features", "--features"])
         .arg(format!("llvm-{llvm}"))
         .arg("--root")
         .arg(&root)
         .env("PATH", env::join_paths(path)?);
-    sh::run(&mut cargo)?;
+    build::quietly(&mut cargo).context("bpf-linker cannot be built")?;
     if !present() {
         bail!("{} is installed, and is not found", root.display());
     }
     Ok(())
 }
 
-/// The directory of LLVM's tools, as Debian and its derivatives lay it out.
-fn llvm_config(llvm: u32) -> Result<PathBuf> {
+/// LLVM's configuration program, where Debian and its derivatives have it, or Fedora.
+fn llvm_config(manager: Manager, llvm: u32) -> Result<PathBuf> {
+    if manager == Manager::Dnf {
+        manager.require(&["llvm-devel", "polly-devel", "gcc-c++"])?;
+        let places = [format!("/usr/lib64/llvm{llvm}/bin/llvm-config"), "/usr/bin/llvm-config".into()];
+        let found = places.iter().map(PathBuf::from).find(|path| path.is_file());
+        return found.with_context(|| format!("llvm-devel has no llvm-config of LLVM {llvm}"));
+    }
     let llvm_config = PathBuf::from(format!("/usr/lib/llvm-{llvm}/bin/llvm-config"));
     let development = format!("llvm-{llvm}-dev");
     let polly = format!("libpolly-{llvm}-dev");
@@ -122,7 +150,8 @@ fn llvm_config(llvm: u32) -> Result<PathBuf> {
             bail!("this distribution has no package {development}");
         }
         sh::step(&format!("LLVM {llvm}'s development files, for the eBPF linker"));
-        packages::install(&[&development, &polly, "g++"])?;
+        progress::lane("ebpf", "installing LLVM");
+        manager.require(&[&development, &polly, "g++"])?;
     }
     Ok(llvm_config)
 }

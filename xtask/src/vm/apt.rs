@@ -1,9 +1,9 @@
-//! Kernels from Debian's packages by apt, with lists and a cache of its own: nothing of the host's changes, nothing is
-//! installed, and suites other than the host's can be read. The mirror is the one that the host uses.
+//! Debian's packages of kernels and of QEMU by apt, with lists and a cache of its own: nothing of the host's changes,
+//! nothing is installed, and suites other than the host's can be read. The mirror is the one that the host uses.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
@@ -17,8 +17,19 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 const LISTS_AGE: Duration = Duration::from_secs(24 * 3600);
 
 /// What to do if it cannot be had.
-const ADVICE: &str = "kernels for virtual machines come from Debian's mirror, by apt: see that `apt-get update` works \
-    here, or name a local one by `cargo xtask vm-test --kernel /path/to/bzImage --modules /path/to/lib/modules/VERSION`";
+const ADVICE: &str = "kernels and QEMU for virtual machines come from Debian's mirror, by apt: see that \
+    `apt-get update` works here";
+
+/// A package as it is downloaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Package {
+    /// Its name, without the version.
+    pub name: String,
+    /// What apt calls its file.
+    pub file: String,
+    /// Of the file.
+    pub bytes: u64,
+}
 
 /// One private configuration of apt.
 pub struct Apt {
@@ -29,7 +40,7 @@ impl Apt {
     /// With these suites, in a folder below `directory`; a suite that ends with `-security` is Debian's of that kind.
     pub fn open(directory: &Path, name: &str, suites: &[&str]) -> Result<Self> {
         let directory = directory.join("apt").join(name);
-        for folder in ["state/lists/partial", "cache/archives/partial"] {
+        for folder in ["state/lists/partial", "cache/archives/partial", "none"] {
             fs::create_dir_all(directory.join(folder)).with_context(|| format!("make {}", directory.display()))?;
         }
         let apt = Self { directory };
@@ -45,6 +56,8 @@ impl Apt {
         fs::write(apt.directory.join("status"), "")?;
         if !same || !apt.is_fresh() {
             sh::step(&format!("Package lists of {}", suites.join(", ")));
+            // If that fails, the next run must not take the lists of other suites, or none, for these.
+            let _ = fs::remove_file(apt.stamp());
             sh::run_quietly(apt.command("apt-get").args(["-qq", "update"])).context(ADVICE)?;
             fs::write(apt.stamp(), "")?;
         }
@@ -53,7 +66,7 @@ impl Apt {
 
     /// Names of packages that have `part` in them.
     pub fn packages(&self, part: &str) -> Result<Vec<String>> {
-        let names = sh::output(self.command("apt-cache").arg("pkgnames").arg("linux-image-"))?;
+        let names = self.ask("apt-cache", &["pkgnames", "linux-image-"])?;
         Ok(names.lines().filter(|name| name.contains(part)).map(str::to_owned).collect())
     }
 
@@ -68,6 +81,51 @@ impl Apt {
         let mut is_it =
             |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix));
         found.find(&mut is_it).with_context(|| format!("apt-get has downloaded no {package}"))
+    }
+
+    /// A package with all that it depends on, down to libc: as on a host where nothing is installed.
+    pub fn closure(&self, package: &str) -> Result<Vec<Package>> {
+        let install = ["install", "-qq", "--print-uris", "--yes", "--no-install-recommends", package];
+        let text = self.ask("apt-get", &install)?;
+        let packages: Vec<Package> = text.lines().filter_map(package_of).collect();
+        if packages.is_empty() {
+            bail!("apt-get names no packages to install {package}: `{}`; {ADVICE}", text.trim());
+        }
+        Ok(packages)
+    }
+
+    /// What these take when they are unpacked.
+    pub fn unpacked_bytes(&self, packages: &[Package]) -> Result<u64> {
+        let mut show = vec!["show", "--no-all-versions"];
+        show.extend(packages.iter().map(|package| package.name.as_str()));
+        let text = self.ask("apt-cache", &show)?;
+        let sizes = text.lines().filter_map(|line| line.strip_prefix("Installed-Size: ")?.trim().parse::<u64>().ok());
+        // The field is in KiB (Debian policy, 5.6.20).
+        Ok(sizes.sum::<u64>() * 1024)
+    }
+
+    /// Downloads packages, verified, into `into`, each under its file's name. What is there already is not downloaded
+    /// again.
+    pub fn download_all(&self, packages: &[Package], into: &Path) -> Result<()> {
+        fs::create_dir_all(into)?;
+        let mut download = self.command("apt-get");
+        download.args(["-qq", "download"]).args(packages.iter().map(|package| &package.name));
+        sh::run_quietly(download.current_dir(into)).context(ADVICE)?;
+        match packages.iter().find(|package| !into.join(&package.file).is_file()) {
+            Some(missing) => bail!("apt-get has downloaded no {}", missing.file),
+            None => Ok(()),
+        }
+    }
+
+    /// What one of apt's programs says. An error has that, too, but not the options that make apt private.
+    fn ask(&self, program: &str, args: &[&str]) -> Result<String> {
+        let output = self.command(program).args(args).stdin(Stdio::null()).output();
+        let output = output.with_context(|| format!("{program} does not start"))?;
+        if !output.status.success() {
+            let why = String::from_utf8_lossy(&output.stderr);
+            bail!("{program} {} failed: {}; {ADVICE}", args.first().unwrap_or(&""), why.trim());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     fn stamp(&self) -> PathBuf {
@@ -85,16 +143,24 @@ impl Apt {
         let mut command = Command::new(program);
         for (name, path) in [
             ("Dir::State", "state"),
+            // Those below them too: a host may have set them to folders of its own.
+            ("Dir::State::lists", "state/lists"),
             ("Dir::State::status", "status"),
             ("Dir::Cache", "cache"),
+            ("Dir::Cache::archives", "cache/archives"),
             ("Dir::Etc::sourcelist", "sources.list"),
             ("Dir::Etc::sourceparts", "none"),
+            // What the host prefers is for what the host has installed.
+            ("Dir::Etc::preferences", "none/preferences"),
+            ("Dir::Etc::preferencesparts", "none"),
         ] {
             command.arg("-o").arg(format!("{name}={}", self.directory.join(path).display()));
         }
         for option in [
             "Acquire::Languages=none",
             "Acquire::Retries=3",
+            // Else lists that could not be had are a warning, and would count as brought up to date.
+            "APT::Update::Error-Mode=any",
             "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false",
             "Acquire::IndexTargets::deb::CNF::DefaultEnabled=false",
             // Root's apt would download as a user who may not look into here.
@@ -109,17 +175,97 @@ impl Apt {
     }
 }
 
+/// One line of `--print-uris`: `'URI' FILE BYTES HASH`.
+fn package_of(line: &str) -> Option<Package> {
+    let mut fields = line.strip_prefix('\'')?.split_once("' ")?.1.split(' ');
+    let (file, bytes) = (fields.next()?, fields.next()?.parse().ok()?);
+    let name = file.split_once('_')?.0;
+    Some(Package { name: name.to_owned(), file: file.to_owned(), bytes })
+}
+
 /// The mirrors of Debian and of its security updates that this host uses.
 fn mirrors() -> Result<(String, String)> {
-    if sh::find("apt-get").is_none() || !Path::new(KEYRING).is_file() {
-        bail!("{ADVICE}");
+    if sh::find("apt-get").is_none() {
+        bail!("apt-get is missing; {ADVICE}");
     }
-    let targets = ["indextargets", "--format", "$(REPO_URI) $(LABEL)", "Created-By: Packages"];
-    let text = sh::output(Command::new("apt-get").args(targets))?;
-    let of = |label: &str| text.lines().find_map(|line| Some(line.strip_suffix(label)?.trim().to_owned()));
-    let main = of(" Debian").with_context(|| format!("this host's apt has no source of Debian's; {ADVICE}"))?;
-    let security = of(" Debian-Security");
+    if !Path::new(KEYRING).is_file() {
+        bail!("{KEYRING} is missing, which is in Debian's package debian-archive-keyring; {ADVICE}");
+    }
+    let targets = |options: &[&str]| {
+        let format = ["--format", "$(REPO_URI) $(RELEASE) $(COMPONENT) $(LABEL)", "Created-By: Packages"];
+        sh::output(Command::new("apt-get").arg("indextargets").args(options).args(format))
+    };
+    let found = match labelled(&targets(&[])?) {
+        Some(found) => found,
+        // A host that never had `apt-get update`, or whose lists were removed, as in many containers.
+        None => named(&targets(&["--no-release-info"])?)
+            .with_context(|| format!("this host's apt has no source of Debian's; {ADVICE}"))?,
+    };
+    let (main, security) = found;
     // Where the host does without them: beside the other.
     let security = security.unwrap_or_else(|| format!("{}-security/", main.trim_end_matches('/')));
     Ok((main, security))
+}
+
+/// Debian's mirrors by what their lists say of themselves: `URI RELEASE COMPONENT LABEL`.
+fn labelled(targets: &str) -> Option<(String, Option<String>)> {
+    let of = |label: &str| {
+        let mut lines = targets.lines().map(|line| line.splitn(4, ' ').collect::<Vec<_>>());
+        lines.find_map(|fields| (fields.len() == 4 && fields[3].trim() == label).then(|| fields[0].to_owned()))
+    };
+    Some((of("Debian")?, of("Debian-Security")))
+}
+
+/// Debian's mirrors by their addresses, where there are no lists yet. What is wrong here does not have Debian's signature.
+fn named(targets: &str) -> Option<(String, Option<String>)> {
+    let of = |security: bool| {
+        let mut lines = targets.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+        lines.find_map(|fields| {
+            let (uri, release, component) = (*fields.first()?, *fields.get(1)?, *fields.get(2)?);
+            let address = uri.trim_end_matches('/');
+            let debians = address.ends_with("/debian") || address.ends_with("/debian-security");
+            // As Debian's images for clouds have it: mirror+file:/etc/apt/mirrors/debian.list
+            let debians = debians || (uri.starts_with("mirror+file:") && address.contains("/debian"));
+            let secure = release.ends_with("-security") || release.ends_with("/updates");
+            (debians && secure == security && component.ends_with("main")).then(|| uri.to_owned())
+        })
+    };
+    Some((of(false)?, of(true)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mirrors_with_and_without_lists() {
+        let debian = "http://mirror.test/debian/".to_owned();
+        let security = "http://mirror.test/debian-security/".to_owned();
+        let with = "https://packages.test/apt/ stable main Somebody\nhttp://mirror.test/debian/ trixie main Debian\n\
+                    http://mirror.test/debian/ trixie-backports main Debian Backports\n\
+                    http://mirror.test/debian-security/ trixie-security main Debian-Security\n";
+        assert_eq!(labelled(with), Some((debian.clone(), Some(security.clone()))));
+        assert_eq!(labelled(""), None);
+        let without = "https://docker.test/linux/debian/ trixie stable $(LABEL)\n\
+                       https://packages.test/debian/13/prod/ trixie main $(LABEL)\n\
+                       http://mirror.test/debian-security/ trixie-security main $(LABEL)\n\
+                       http://mirror.test/debian/ trixie main $(LABEL)\n";
+        assert_eq!(labelled(without), None);
+        assert_eq!(named(without), Some((debian, Some(security))));
+        let cloud = "mirror+file:/etc/apt/mirrors/debian.list/ trixie main $(LABEL)\n\
+                     mirror+file:/etc/apt/mirrors/debian-security.list/ trixie-security main $(LABEL)\n";
+        let list = |name: &str| format!("mirror+file:/etc/apt/mirrors/{name}.list/");
+        assert_eq!(named(cloud), Some((list("debian"), Some(list("debian-security")))));
+        assert_eq!(named("http://archive.test/ubuntu/ noble main $(LABEL)\n"), None);
+    }
+
+    #[test]
+    fn what_apt_would_download() {
+        let line = "'http://mirror.test/debian/pool/main/q/qemu/qemu-system-x86_7.2%2bdfsg-7_amd64.deb' \
+                    qemu-system-x86_1%3a7.2+dfsg-7_amd64.deb 9281168 MD5Sum:0";
+        let package = package_of(line).expect("a package");
+        assert_eq!((package.name.as_str(), package.bytes), ("qemu-system-x86", 9_281_168));
+        assert_eq!(package.file, "qemu-system-x86_1%3a7.2+dfsg-7_amd64.deb");
+        assert_eq!(package_of("Reading package lists..."), None);
+    }
 }

@@ -19,7 +19,7 @@ use crate::{setup, sh};
 const ORDERS: &str = "/vm-orders.json";
 
 /// What the tests and crafter call, or what is handy in a shell that they start.
-const TOOLS: [&str; 61] = [
+const TOOLS: [&str; 66] = [
     "awk",
     "basename",
     "bash",
@@ -27,9 +27,11 @@ const TOOLS: [&str; 61] = [
     "cat",
     "chmod",
     "chown",
+    "cmp",
     "cp",
     "curl",
     "cut",
+    "dash",
     "date",
     "dirname",
     "dnsmasq",
@@ -38,6 +40,7 @@ const TOOLS: [&str; 61] = [
     "env",
     "ethtool",
     "false",
+    "getent",
     "grep",
     "gzip",
     "head",
@@ -60,6 +63,7 @@ const TOOLS: [&str; 61] = [
     "rm",
     "sed",
     "seq",
+    "setcap",
     "setpriv",
     "setsid",
     "sh",
@@ -79,6 +83,7 @@ const TOOLS: [&str; 61] = [
     "tr",
     "true",
     "tshark",
+    "umount",
     "unshare",
     "wc",
 ];

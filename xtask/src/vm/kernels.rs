@@ -43,6 +43,10 @@ const NO_MODULES: [&str; 5] = [
 /// in one thread are no way out: each waits for the other for a tenth of a second at a time.
 const OF_TWO_PROCESSORS: [&str; 3] = ["5.10", "6.1", "6.12"];
 
+/// What to do without Debian's.
+const LOCAL: &str = "a local one is named by `cargo xtask vm-test --kernel /path/to/bzImage --modules \
+    /path/to/lib/modules/VERSION`";
+
 /// One kernel, ready to boot.
 pub struct Kernel {
     /// As it was asked for.
@@ -80,7 +84,7 @@ impl Kernel {
                 let there = fs::read_dir(&kept).into_iter().flatten().flatten();
                 let there = there.map(|entry| entry.file_name().to_string_lossy().into_owned()).filter(complete);
                 let Some(package) = newest(there.collect(), wanted).filter(|_| wanted != "newest") else {
-                    return Err(error);
+                    return Err(error).with_context(|| format!("no kernel {wanted} ({LOCAL})"));
                 };
                 println!("    going on with {package}: {error:#}");
                 package

@@ -2,6 +2,7 @@
 
 mod apt;
 mod cpio;
+mod emulator;
 mod files;
 mod image;
 mod kernels;
@@ -17,8 +18,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 
+use crate::progress::Progress;
+use crate::setup::{self, Purpose};
 use crate::test::TestProgram;
-use crate::{setup, sh, test};
+use crate::{build, sh, test};
+use emulator::Emulator;
 use image::Base;
 use kernels::Kernel;
 use plan::{Chosen, Plan};
@@ -59,24 +63,55 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let wish = Wish::read(args)?;
-    setup::ensure()?;
+    let missing = setup::begin(&[Purpose::Test, Purpose::Machines])?.finish()?;
+    if let Some(missing) = missing.first() {
+        bail!("the machines get this host's programs, and one is missing: {missing}");
+    }
     setup::ensure_scapy(false);
+    ensure_emulator()?;
+    let progress = Progress::start(build::TYPICAL * 2);
     sh::step("Building the tests for release");
-    sh::run(sh::cargo().args(["build", "--release", "--bins"]))?;
-    let runs = all(&wish, &test::build_tests(&wish.plan.selection())?)?;
+    build::cargo(sh::cargo().args(["build", "--release", "--bins"]))?;
+    let programs = test::build_tests(&wish.plan.selection())?;
+    drop(progress);
+    let runs = all(&wish, &programs)?;
     let good = runs.iter().all(Run::is_good);
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The short form, on the default kernels, with what is built already.
+/// Whether there is a QEMU to run virtual machines in: the system's, or one that a former run has unpacked.
+fn emulator_present() -> bool {
+    emulator::is_present()
+}
+
+/// The system's QEMU where it is or can be installed, else Debian's, downloaded and unpacked.
+///
+/// # Errors
+/// With what prevents both.
+pub fn ensure_emulator() -> Result<()> {
+    if emulator_present() || setup::system_qemu()? {
+        return Ok(());
+    }
+    emulator::ensure(&directory()?).map(drop)
+}
+
+/// The short form, on the default kernels, with what is built already. Without any QEMU, the error says why.
 pub fn short(programs: &[TestProgram]) -> Result<Vec<Run>> {
     let plan = Plan { short: true, programs: Vec::new(), filters: Vec::new() };
     all(&Wish { kernels: Plan::kernels(), modules: None, accelerator: None, plan }, programs)
 }
 
-fn all(wish: &Wish, programs: &[TestProgram]) -> Result<Vec<Run>> {
+/// Where kernels, apt's lists and logs are kept.
+fn directory() -> Result<PathBuf> {
     let directory = sh::release_directory().with_file_name("vm");
     fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
+    Ok(directory)
+}
+
+fn all(wish: &Wish, programs: &[TestProgram]) -> Result<Vec<Run>> {
+    let directory = directory()?;
+    // First: it is the one thing without which nothing of the rest is of use.
+    let emulator = emulator::ensure(&directory)?;
     let find = |name: &String| Kernel::find(&directory, name, wish.modules.as_deref());
     let kernels: Vec<Kernel> = wish.kernels.iter().map(find).collect::<Result<_>>()?;
     let chosen = wish.plan.choose(programs);
@@ -86,58 +121,82 @@ fn all(wish: &Wish, programs: &[TestProgram]) -> Result<Vec<Run>> {
     sh::step("File system of the virtual machines");
     let executables: Vec<PathBuf> = chosen.iter().map(|program| program.executable.clone()).collect();
     let base = Base::make(&directory, &executables)?;
+    println!("    QEMU: {}", emulator.describe());
     let accelerator = match (wish.accelerator, kernels.first()) {
         (Some(accelerator), _) => accelerator,
         (None, Some(kernel)) => {
             let archive = Base::trial(&directory)?.with(None, &json!({"trial": true}))?;
-            Accelerator::find(&directory, &kernel.image, &archive)?
+            Accelerator::find(&emulator, &directory, &kernel.image, &archive)?
         }
         (None, None) => bail!("no kernel"),
     };
+    let surroundings = Surroundings {
+        directory: &directory,
+        emulator: &emulator,
+        accelerator,
+        base: &base,
+        is_short: wish.plan.short,
+    };
     let mut runs = Vec::new();
     for kernel in &kernels {
-        runs.push(one(&directory, kernel, accelerator, &base, &chosen, wish.plan.short)?);
+        let mut run = surroundings.run(kernel, &plan::on(kernel, &chosen), "")?;
+        let failed = run.failed();
+        if !failed.is_empty() {
+            let again: Vec<Chosen> = failed
+                .iter()
+                .filter_map(|(title, names)| Some(chosen.iter().find(|one| one.title == *title)?.only(names)))
+                .collect();
+            sh::step("Once more: what failed");
+            run.settle(&surroundings.run(kernel, &again, "-again")?);
+        }
+        runs.push(run);
     }
     sh::step("Kernels");
     print!("{}", report::table(&runs));
     Ok(runs)
 }
 
-fn one(
-    directory: &Path,
-    kernel: &Kernel,
+/// What the machines of one call have in common.
+struct Surroundings<'a> {
+    directory: &'a Path,
+    emulator: &'a Emulator,
     accelerator: Accelerator,
-    base: &Base,
-    chosen: &[Chosen],
-    short: bool,
-) -> Result<Run> {
-    sh::step(&format!("Tests on Linux {} ({})", kernel.name, accelerator.name()));
-    let (program, machine) =
-        if short { (SHORT_PROGRAM_LIMIT, SHORT_MACHINE_LIMIT) } else { (PROGRAM_LIMIT, MACHINE_LIMIT) };
-    let chosen = plan::on(kernel, chosen);
-    if chosen.is_empty() {
-        bail!("Linux {} is too old for crafter: only the program kernel_age says something there", kernel.name);
-    }
-    let titles: Vec<&str> = chosen.iter().map(|program| program.title.as_str()).collect();
-    let log = directory.join(format!("{}.log", kernel.name.replace('/', "_")));
-    let limit = Duration::from_secs(machine);
-    let mut run = Run::new(&kernel.name, accelerator, &titles);
-    let mut processors = if accelerator == Accelerator::Kvm { 2 } else { kernel.processors() };
-    loop {
-        let left: Vec<Chosen> = run.begin().iter().map(|&place| chosen[place].clone()).collect();
-        let orders = plan::orders(&left, accelerator == Accelerator::Tcg, program);
-        let archive = base.with(Some(kernel), &orders)?;
-        let machine = Machine { accelerator, processors, kernel: &kernel.image, archive: &archive, log: log.clone() };
-        let ended = machine.run(limit, |event| run.hear(event));
-        if ended.is_err() && processors > 1 && machine.has_run_stale_code() {
-            run.note(
-                "the emulator ran kernel code that was half patched (an oops at int3): what is left, on one processor",
-            );
-            processors = 1;
-            continue;
+    base: &'a Base,
+    is_short: bool,
+}
+
+impl Surroundings<'_> {
+    /// Boots a kernel and runs these programs; the name of the machine's log ends with `suffix`.
+    fn run(&self, kernel: &Kernel, chosen: &[Chosen], suffix: &str) -> Result<Run> {
+        let &Self { directory, emulator, accelerator, base, is_short } = self;
+        sh::step(&format!("Tests on Linux {} ({})", kernel.name, accelerator.name()));
+        let (program, machine) =
+            if is_short { (SHORT_PROGRAM_LIMIT, SHORT_MACHINE_LIMIT) } else { (PROGRAM_LIMIT, MACHINE_LIMIT) };
+        if chosen.is_empty() {
+            bail!("Linux {} is too old for crafter: only the program kernel_age says something there", kernel.name);
         }
-        run.end(ended);
-        return Ok(run);
+        let titles: Vec<&str> = chosen.iter().map(|program| program.title.as_str()).collect();
+        let log = directory.join(format!("{}{suffix}.log", kernel.name.replace('/', "_")));
+        let limit = Duration::from_secs(machine);
+        let mut run = Run::new(&kernel.name, accelerator, &titles, log.clone());
+        let mut processors = if accelerator == Accelerator::Kvm { 2 } else { kernel.processors() };
+        loop {
+            let left: Vec<Chosen> = run.begin().iter().map(|&place| chosen[place].clone()).collect();
+            let orders = plan::orders(&left, accelerator == Accelerator::Tcg, program);
+            let archive = base.with(Some(kernel), &orders)?;
+            let log = log.clone();
+            let machine = Machine { emulator, accelerator, processors, kernel: &kernel.image, archive: &archive, log };
+            let ended = machine.run(limit, |event| run.hear(event));
+            if ended.is_err() && processors > 1 && machine.has_run_stale_code() {
+                run.note(
+                    "the emulator ran kernel code that was half patched (an oops at int3): what is left, on one processor",
+                );
+                processors = 1;
+                continue;
+            }
+            run.end(ended);
+            return Ok(run);
+        }
     }
 }
 

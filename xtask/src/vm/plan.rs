@@ -75,6 +75,15 @@ pub struct Chosen {
     filters: Vec<String>,
 }
 
+impl Chosen {
+    /// These tests of it, and no other.
+    pub fn only(&self, names: &[String]) -> Self {
+        let mut filters = vec!["--exact".to_owned(), "--include-ignored".to_owned()];
+        filters.extend(names.iter().cloned());
+        Self { filters, ..self.clone() }
+    }
+}
+
 impl Plan {
     /// Kernels, if none is named.
     pub fn kernels() -> Vec<String> {

@@ -11,11 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use super::emulator::Emulator;
 use super::image;
-use crate::sh;
-
-/// Of the program, which set-up installs.
-pub const COMMAND: &str = "qemu-system-x86_64";
 
 /// Megabytes of memory: the archive twice for a moment, the tests' files, and what they need.
 const MEMORY: &str = "3072";
@@ -39,15 +36,15 @@ impl Accelerator {
     }
 
     /// KVM if a kernel boots with it: that /dev/kvm can be opened says little.
-    pub fn find(directory: &Path, kernel: &Path, archive: &Path) -> Result<Self> {
+    pub fn find(emulator: &Emulator, directory: &Path, kernel: &Path, archive: &Path) -> Result<Self> {
         if fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_err() {
             println!("    /dev/kvm is not to be had: the processor is emulated");
             return Ok(Self::Tcg);
         }
         let began = Instant::now();
         let mut up = false;
-        let machine =
-            Machine { accelerator: Self::Kvm, processors: 2, kernel, archive, log: directory.join("trial.log") };
+        let log = directory.join("trial.log");
+        let machine = Machine { emulator, accelerator: Self::Kvm, processors: 2, kernel, archive, log };
         let ended = machine.run(TRIAL, |event| up |= event["event"] == "up");
         let seconds = began.elapsed().as_secs_f32();
         if up && ended.is_ok() {
@@ -62,6 +59,8 @@ impl Accelerator {
 
 /// What one run of a machine is made of.
 pub struct Machine<'a> {
+    /// What runs it.
+    pub emulator: &'a Emulator,
     /// See there.
     pub accelerator: Accelerator,
     /// How many, each in a thread of its own.
@@ -149,10 +148,9 @@ impl Machine<'_> {
         let append = format!("console=ttyS0 quiet loglevel=4 panic=-1 rdinit={}", init.display());
         // setpriv ends `timeout` when xtask is gone, and that ends QEMU.
         let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "TERM", "timeout", "--kill-after=5"]).arg((limit.as_secs() + 10).to_string());
+        self.emulator.add_to(&mut command);
         command
-            .args(["--pdeathsig", "TERM", "timeout", "--kill-after=5"])
-            .arg((limit.as_secs() + 10).to_string())
-            .arg(sh::find(COMMAND).with_context(|| format!("{COMMAND} is missing (`cargo xtask setup` installs it)"))?)
             .args(["-accel", accelerator, "-cpu", processor, "-smp", &self.processors.to_string(), "-m", MEMORY])
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-nic", "none"])
             .arg("-serial")

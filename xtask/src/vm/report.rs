@@ -1,10 +1,12 @@
 //! What the machines told, as it comes and as a table at the end.
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use serde_json::Value;
 
 use super::qemu::Accelerator;
+use crate::test::Output;
 
 /// All about one kernel.
 pub struct Run {
@@ -24,33 +26,27 @@ pub struct Run {
     notes: Vec<String>,
     /// Failures that are no test's.
     pub failures: Vec<String>,
+    /// Tests that failed, and passed when they were run once more in a machine of their own.
+    pub flaky: Vec<String>,
+    /// What the machine printed.
+    pub log: PathBuf,
 }
 
 /// What became of one test program.
 pub struct Program {
     title: String,
-    /// By libtest's closing line.
-    pub passed: u64,
-    /// See `passed`.
-    pub failed: u64,
-    /// See `passed`.
-    pub skipped: u64,
-    names: Vec<String>,
-    listing: bool,
+    /// What it printed of its tests.
+    pub output: Output,
     ended: Option<(i64, f64, bool)>,
     last: String,
 }
 
 impl Run {
     /// Nothing known yet.
-    pub fn new(kernel: &str, accelerator: Accelerator, titles: &[&str]) -> Self {
+    pub fn new(kernel: &str, accelerator: Accelerator, titles: &[&str], log: PathBuf) -> Self {
         let program = |title: &&str| Program {
             title: (*title).to_owned(),
-            passed: 0,
-            failed: 0,
-            skipped: 0,
-            names: Vec::new(),
-            listing: false,
+            output: Output::default(),
             ended: None,
             last: String::new(),
         };
@@ -65,6 +61,31 @@ impl Run {
             running: Vec::new(),
             notes: Vec::new(),
             failures: Vec::new(),
+            flaky: Vec::new(),
+            log,
+        }
+    }
+
+    /// Programs with tests that failed, and the tests' names.
+    pub fn failed(&self) -> Vec<(String, Vec<String>)> {
+        let failed = self.programs.iter().filter(|program| program.output.failed > 0);
+        failed.map(|program| (program.title.clone(), program.output.names.clone())).collect()
+    }
+
+    /// Takes the result of a second run of the tests that failed: those that passed there are flaky.
+    pub fn settle(&mut self, second: &Self) {
+        for program in &mut self.programs {
+            let Some(again) = second.programs.iter().find(|again| again.title == program.title) else { continue };
+            // Which tests passed is known only of a program that ended.
+            if !again.output.is_closed || again.output.passed + again.output.failed == 0 {
+                continue;
+            }
+            let passed: Vec<String> =
+                program.output.names.iter().filter(|name| !again.output.names.contains(name)).cloned().collect();
+            program.output.names.retain(|name| again.output.names.contains(name));
+            program.output.failed -= passed.len() as u64;
+            program.output.passed += passed.len() as u64;
+            self.flaky.extend(passed.iter().map(|name| format!("{} {name}", program.title)));
         }
     }
 
@@ -73,9 +94,7 @@ impl Run {
         let left = self.programs.iter_mut().enumerate().filter(|(_, program)| program.ended.is_none());
         self.running = left
             .map(|(place, program)| {
-                (program.passed, program.failed, program.skipped) = (0, 0, 0);
-                (program.listing, program.last) = (false, String::new());
-                program.names.clear();
+                (program.output, program.last) = (Output::default(), String::new());
                 place
             })
             .collect();
@@ -142,8 +161,8 @@ impl Run {
                 Some((_, seconds, true)) => {
                     Some(format!("ended after {seconds:.0} s; its last line: {}", program.last))
                 }
-                Some((code, ..)) if code != 0 && program.failed == 0 => Some(format!("exit code {code}")),
-                Some(_) if program.passed + program.failed == 0 => Some("ran no test".into()),
+                Some((code, ..)) if code != 0 && program.output.failed == 0 => Some(format!("exit code {code}")),
+                Some(_) if program.output.passed + program.output.failed == 0 => Some("ran no test".into()),
                 Some(_) => None,
             };
             self.failures.extend(why.map(|why| format!("{}: {why}", program.title)));
@@ -155,7 +174,7 @@ impl Run {
 
     /// Whether nothing failed.
     pub fn is_good(&self) -> bool {
-        self.failures.is_empty() && self.programs.iter().all(|program| program.failed == 0)
+        self.failures.is_empty() && self.programs.iter().all(|program| program.output.failed == 0)
     }
 
     fn show_probe(&self) {
@@ -196,37 +215,22 @@ impl Program {
             self.last = line.to_owned();
             println!("    [{release}] {line}");
         }
-        let name = line.strip_prefix("    ").filter(|name| self.listing && !name.starts_with(' '));
-        if let Some(name) = name {
-            self.names.push(name.trim().to_owned());
-        }
-        // The second of two such lines begins the list of names; what is before it is the tests' own words.
-        if line == "failures:" {
-            self.names.clear();
-            self.listing = true;
-        }
-        if let Some(result) = line.strip_prefix("test result: ") {
-            self.listing = false;
-            let count = |what: &str| {
-                let mut fields = result.split(['.', ';']).map(str::trim);
-                fields.find_map(|field| field.strip_suffix(what)?.trim().parse::<u64>().ok()).unwrap_or(0)
-            };
-            (self.passed, self.failed, self.skipped) = (count(" passed"), count(" failed"), count(" ignored"));
-        }
+        self.output.handle_line(line);
     }
 
     /// Those that failed, by name.
     pub fn failure(&self) -> Option<String> {
-        (self.failed > 0).then(|| format!("{}: {}", self.title, self.names.join(", ")))
+        (self.output.failed > 0).then(|| format!("{}: {}", self.title, self.output.names.join(", ")))
     }
 
     /// `7 passed`, with those that failed by name.
     fn cell(&self) -> String {
         let Some((_, seconds, _)) = self.ended else { return "did not end".into() };
-        if self.failed == 0 {
-            return format!("{} passed, {seconds:.0} s", self.passed);
+        let Output { passed, failed, names, .. } = &self.output;
+        if *failed == 0 {
+            return format!("{passed} passed, {seconds:.0} s");
         }
-        format!("{} passed, {} FAILED ({}), {seconds:.0} s", self.passed, self.failed, self.names.join(", "))
+        format!("{passed} passed, {failed} FAILED ({}), {seconds:.0} s", names.join(", "))
     }
 }
 
@@ -258,6 +262,9 @@ pub fn table(runs: &[Run]) -> String {
         if let Some(refused) = run.probe["refused"].as_str() {
             line([&kernel, "refused", refused]);
         }
+        for flaky in &run.flaky {
+            line([&kernel, "flaky", flaky]);
+        }
         for note in &run.notes {
             line([&kernel, "note", note]);
         }
@@ -267,4 +274,31 @@ pub fn table(runs: &[Run]) -> String {
         line([&kernel, "seconds", &format!("{:.0}", run.seconds)]);
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(lines: &[&str]) -> Run {
+        let mut run = Run::new("6.1", Accelerator::Tcg, &["tests: test one"], PathBuf::from("log"));
+        lines.iter().for_each(|line| run.programs[0].hear(line, "6.1"));
+        run
+    }
+
+    #[test]
+    fn what_passes_once_more_is_flaky() {
+        const CLOSED: &str = "test result: FAILED. 5 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out";
+        let first = ["failures:", "    a", "    b", "", CLOSED];
+        let mut settled = run(&first);
+        assert_eq!(settled.failed(), [("tests: test one".to_owned(), vec!["a".to_owned(), "b".to_owned()])]);
+        settled.settle(&run(&["failures:", "    b", "", "test result: FAILED. 1 passed; 1 failed; 0 ignored"]));
+        assert_eq!(settled.flaky, ["tests: test one a"]);
+        assert_eq!(settled.failed(), [("tests: test one".to_owned(), vec!["b".to_owned()])]);
+        assert_eq!(settled.programs[0].output.passed, 6);
+        // A machine that ended before its tests shows nothing.
+        let mut unsettled = run(&first);
+        unsettled.settle(&run(&["running 2 tests"]));
+        assert!(unsettled.flaky.is_empty() && !unsettled.is_good());
+    }
 }

@@ -1,6 +1,9 @@
 //! What a URL says: whom to connect to, and what to ask for.
 
-use std::{io, net::SocketAddr};
+use std::{
+    io,
+    net::{Ipv6Addr, SocketAddr},
+};
 
 use crafter::{Error, Result};
 use url::{Host, Url};
@@ -11,22 +14,32 @@ pub struct Target {
 }
 
 impl Target {
-    /// Reads a URL.
+    /// Reads a URL; `http://` may be left out.
     ///
     /// # Errors
     /// [`Error::Invalid`] for what is no URL, or one that is not fetched here.
     pub fn parse(text: &str) -> Result<Self> {
         let invalid = |reason: String| Error::invalid("URL", reason);
-        let url = match Url::parse(text) {
-            Ok(url) => url,
-            Err(url::ParseError::RelativeUrlWithoutBase) => {
-                return Err(invalid(format!("'{text}' does not start with http://")));
+        let rest = match scheme(text) {
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => rest,
+            Some((scheme, _)) => {
+                return Err(invalid(format!(
+                    "cannot fetch '{text}': scheme '{scheme}' is not supported, only http without TLS; \
+                     name an http:// URL, or use another program such as curl"
+                )));
             }
-            Err(error) => return Err(invalid(format!("'{text}': {error}"))),
+            None => text,
         };
-        if url.scheme() != "http" {
-            return Err(invalid(format!("scheme '{}' is not supported, only http", url.scheme())));
+        // What Url would take the first part of the path for.
+        if rest.is_empty() || rest.starts_with(['/', '\\', '?', '#']) {
+            return Err(invalid(format!("'{text}' names no host; write HOST, HOST:PORT or HOST/PATH")));
         }
+        let (host, path) = rest.split_at(rest.find(['/', '\\', '?', '#']).unwrap_or(rest.len()));
+        let url = match host.parse::<Ipv6Addr>() {
+            Ok(address) => Url::parse(&format!("http://[{address}]{path}")),
+            Err(_) => Url::parse(&format!("http://{rest}")),
+        };
+        let url = url.map_err(|error| invalid(format!("'{text}': {error}; write http://HOST[:PORT]/PATH")))?;
         if !url.username().is_empty() || url.password().is_some() {
             return Err(invalid("a user name and password in it are not supported".to_owned()));
         }
@@ -75,6 +88,14 @@ impl Target {
     }
 }
 
+/// The scheme (RFC 3986 section 3.1) and what follows `://`. Without the two slashes it would be a host and its port.
+fn scheme(text: &str) -> Option<(&str, &str)> {
+    let (scheme, rest) = text.split_once("://")?;
+    let is_scheme = scheme.starts_with(|first: char| first.is_ascii_alphabetic())
+        && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c));
+    is_scheme.then_some((scheme, rest))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -85,6 +106,11 @@ mod tests {
             ("http://192.0.2.1", "192.0.2.1", "/", "192.0.2.1:80"),
             ("http://192.0.2.1:80/a?b=c#d", "192.0.2.1", "/a?b=c", "192.0.2.1:80"),
             ("http://[2001:db8::1]:8080/a b", "[2001:db8::1]:8080", "/a%20b", "[2001:db8::1]:8080"),
+            ("192.0.2.1/bytes/1M", "192.0.2.1", "/bytes/1M", "192.0.2.1:80"),
+            ("[2001:db8::1]:8080/x", "[2001:db8::1]:8080", "/x", "[2001:db8::1]:8080"),
+            ("2001:db8::1/x", "[2001:db8::1]", "/x", "[2001:db8::1]:80"),
+            ("192.0.2.1:8080?u=http://b/", "192.0.2.1:8080", "/?u=http://b/", "192.0.2.1:8080"),
+            ("HTTP://192.0.2.1", "192.0.2.1", "/", "192.0.2.1:80"),
         ] {
             let target = Target::parse(text).unwrap();
             assert_eq!((target.host().as_str(), target.path()), (host, path));
@@ -93,12 +119,49 @@ mod tests {
     }
 
     #[test]
+    fn hosts_without_a_scheme() {
+        for (text, host, path) in [
+            ("web.lab.test", "web.lab.test", "/"),
+            ("host:8080/path", "host:8080", "/path"),
+            ("localhost:80/", "localhost", "/"),
+            ("x", "x", "/"),
+            ("x#top", "x", "/"),
+        ] {
+            let target = Target::parse(text).unwrap();
+            assert_eq!((target.host().as_str(), target.path()), (host, path), "{text}");
+        }
+    }
+
+    #[test]
     fn what_is_not_fetched() {
-        for text in ["", "x", "192.0.2.1/", "localhost:80/", "https://a/", "ftp://a/", "http://", "http://a:0/"] {
+        for text in [
+            "",
+            "/",
+            "//a/",
+            "?a",
+            "http://",
+            "http:///a",
+            "https://a/",
+            "ftp://a/",
+            "http://a:0/",
+            "a:0",
+            "a:b",
+            "a b",
+            "mailto:a@b",
+            "a:99999",
+            "[2001:db8::1",
+            "2001:db8::x",
+            "://a",
+            "\\a",
+        ] {
             assert!(matches!(Target::parse(text), Err(Error::Invalid { what, .. }) if what == "URL"), "{text}");
         }
-        assert!(Target::parse("http://user:secret@a/").is_err());
+        for text in ["http://user:secret@a/", "user@a"] {
+            assert!(Target::parse(text).is_err(), "{text}");
+        }
         let error = Target::parse("https://a/").err().unwrap();
-        assert_eq!(error.to_string(), "URL: scheme 'https' is not supported, only http");
+        let said = "URL: cannot fetch 'https://a/': scheme 'https' is not supported, only http without TLS; \
+                    name an http:// URL, or use another program such as curl";
+        assert_eq!(error.to_string(), said);
     }
 }

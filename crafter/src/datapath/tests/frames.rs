@@ -76,7 +76,7 @@ fn refused_frames_are_counted_and_those_behind_them_sent() {
         assert_eq!(error.to_string(), "frame: 1515 bytes do not fit v0, which takes 1514");
         assert_eq!(sender.send::<Vec<u8>>(&[]).unwrap(), 0);
         // NAPI of the far end may lag behind by a moment.
-        let arrived = (0..100).any(|_| {
+        let arrived = (0..2000).any(|_| {
             thread::sleep(Duration::from_millis(5));
             peer.run(|| received("v1")) >= before + 598
         });
@@ -119,7 +119,8 @@ fn a_full_queue_refuses_and_ends() {
         let taken = sender.send(&frames(1000)).unwrap() as u64;
         assert_eq!((sender.sent(), sender.refused()), (taken, 1000 - taken));
         assert!((1..20).contains(&taken), "{taken}");
-        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+        // All of them would take a quarter of an hour.
+        assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
         // Past the discipline all leave.
         let mut direct = FrameSender::open(&v0().await, Way::Direct).unwrap();
         assert_eq!(direct.send(&frames(1000)).unwrap(), 1000);

@@ -125,10 +125,23 @@ async fn configure(name: &str, addresses: [&str; 2]) {
     link_up(name).await;
 }
 
+/// Tries until it works, for ten seconds at most. What this process has closed, a program that another test starts has
+/// from fork() to exec(): a port may not be free yet.
+#[track_caller]
+fn again<T, E: std::fmt::Debug>(mut work: impl FnMut() -> Result<T, E>) -> T {
+    for _ in 0..5000 {
+        if let Ok(done) = work() {
+            return done;
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+    work().unwrap()
+}
+
 /// Waits until the addresses can be bound to. IPv6 ones cannot before the carrier is up and addrconf_dad_work() ran.
 fn usable(addresses: [&str; 2]) {
     for address in addresses {
-        let bound = (0..500).any(|_| {
+        let bound = (0..2500).any(|_| {
             let bound = UdpSocket::bind((ip(address), 0)).is_ok();
             if !bound {
                 thread::sleep(Duration::from_millis(4));

@@ -4,7 +4,7 @@ use std::{
     borrow::Cow,
     io::{BufRead as _, BufReader, Write as _},
     net::{TcpListener, UdpSocket},
-    os::{fd::OwnedFd, unix::fs::PermissionsExt as _},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -19,7 +19,7 @@ use crafter::{
     service::control::SOCKET_VARIABLE,
     session::{Session, SessionOptions},
 };
-use crafter_tests::{drop::drop_all, frame, peer::Nginx};
+use crafter_tests::{drop::drop_all, executable, frame, peer::Nginx, service::open_directory};
 use nix::{
     sys::{
         resource::{Resource, getrlimit},
@@ -62,8 +62,7 @@ struct Service {
 
 impl Service {
     fn start(lab: &Lab) -> Result<Self> {
-        let directory = tempfile::tempdir()?;
-        std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755))?;
+        let directory = open_directory("crafter-bench-");
         let policy = directory.path().join("crafter.toml");
         std::fs::write(&policy, POLICY)?;
         let binary = std::env::current_exe()?.with_file_name("crafter");
@@ -72,7 +71,7 @@ impl Service {
         command.arg("--policy").arg(&policy).stderr(Stdio::null());
         let child = command.spawn().with_context(|| format!("{} (`cargo xtask build` makes it)", binary.display()))?;
         let service = Self { child, directory };
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + Duration::from_secs(20);
         while std::os::unix::net::UnixStream::connect(service.socket()).is_err() {
             ensure!(Instant::now() < deadline, "the service does not answer");
             thread::sleep(Duration::from_millis(10));
@@ -119,7 +118,7 @@ impl Drop for Service {
 fn unprivileged(directory: &Path) -> Result<PathBuf> {
     let copy = directory.join("bench");
     if !copy.exists() {
-        std::fs::copy(std::env::current_exe()?, &copy)?;
+        executable::place(&std::env::current_exe()?, &copy)?;
     }
     Ok(copy)
 }

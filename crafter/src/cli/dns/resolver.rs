@@ -1,0 +1,53 @@
+//! The servers that this host asks.
+
+use std::net::{IpAddr, SocketAddr};
+
+use crafter::{Error, Result};
+
+/// See resolv.conf(5).
+pub const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// The servers of [`RESOLV_CONF`], in its order.
+///
+/// # Errors
+/// [`Error::Invalid`] where it names none.
+pub fn servers() -> Result<Vec<SocketAddr>> {
+    let none = |reason: &dyn std::fmt::Display| {
+        let reason = format!("none is named, and {RESOLV_CONF} names none ({reason}); name one, e.g. @192.0.2.53");
+        Error::invalid("server", reason)
+    };
+    let text = std::fs::read(RESOLV_CONF).map_err(|error| none(&error))?;
+    let servers = parse(&String::from_utf8_lossy(&text));
+    match servers.is_empty() {
+        true => Err(none(&"it has no line `nameserver ADDRESS`")),
+        false => Ok(servers),
+    }
+}
+
+/// Addresses behind `nameserver`, but those with a scope (fe80::1%eth0), which packets are not crafted to.
+fn parse(text: &str) -> Vec<SocketAddr> {
+    let addresses = text.lines().filter_map(|line| {
+        let mut words = line.strip_prefix("nameserver")?.strip_prefix([' ', '\t'])?.split_ascii_whitespace();
+        let word = words.next()?;
+        let address = word.parse::<IpAddr>();
+        if address.is_err() {
+            log::warn!("{RESOLV_CONF} names the server {word}, which is not asked: no address without a scope");
+        }
+        address.ok()
+    });
+    addresses.map(|address| SocketAddr::new(address, 53)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_resolv_conf() {
+        let text = "# nameserver 192.0.2.9\nsearch lab.test\nnameserver 127.0.0.53\nnameserver\t2001:db8::1 # comment\n\
+                    nameserver fe80::1%eth0\nnameservers 192.0.2.8\nnameserver\noptions edns0\nnameserver 192.0.2.1";
+        let expected = ["127.0.0.53:53", "[2001:db8::1]:53", "192.0.2.1:53"].map(|address| address.parse().unwrap());
+        assert_eq!(parse(text), expected);
+        assert_eq!(parse(""), []);
+    }
+}

@@ -1,0 +1,140 @@
+//! What the words of the command line ask for, in any order as dig takes them: a name, a type, `@server`.
+
+use std::net::{IpAddr, SocketAddr};
+
+use crafter::{Error, Result};
+use hickory_proto::rr::RecordType;
+
+use super::record;
+
+/// A name, and what else was said.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Words<'w> {
+    pub name: &'w str,
+    pub kind: Option<RecordType>,
+    pub server: Option<SocketAddr>,
+}
+
+impl<'w> Words<'w> {
+    /// Reads the words. Of two that may both be a type, the second is.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for words that do not make one question.
+    pub fn read(words: &'w [String]) -> Result<Self> {
+        let mut server = None;
+        let mut rest = Vec::new();
+        for word in words {
+            if let Some(address) = word.strip_prefix('@') {
+                let read = parse_server(address).map_err(|reason| Error::invalid(format!("'{word}'"), reason))?;
+                if server.replace(read).is_some() {
+                    return Err(Error::invalid(format!("'{word}'"), "a server is named already; leave one of them"));
+                }
+            } else if word.starts_with('+') {
+                let reason = "dig's options with + are not known; `crafter dns --help` lists those that are";
+                return Err(Error::invalid(format!("'{word}'"), reason));
+            } else {
+                rest.push(word.as_str());
+            }
+        }
+        let (name, kind) = match rest[..] {
+            [] => return Err(Error::invalid("NAME", "no name to ask for is given; add one, e.g. example.org")),
+            [name] => (name, None),
+            [name, kind] if is_type(kind) => (name, Some(kind)),
+            [kind, name] if is_type(kind) => (name, Some(kind)),
+            [one, other] => {
+                let reason = format!(
+                    "neither '{one}' nor '{other}' is a record type; ask for one name at a time, e.g. {one} MX"
+                );
+                return Err(Error::invalid("TYPE", reason));
+            }
+            [_, _, extra, ..] => {
+                let reason = format!("'{extra}' is one word too many; write NAME, TYPE and @SERVER, each once at most");
+                return Err(Error::invalid("NAME", reason));
+            }
+        };
+        let kind = kind.map(record::parse_type).transpose().map_err(|reason| Error::invalid("TYPE", reason))?;
+        Ok(Self { name, kind, server })
+    }
+}
+
+/// Whether a word is a type's, also one that is not asked for.
+fn is_type(word: &str) -> bool {
+    let upper = word.to_ascii_uppercase();
+    let number = upper.strip_prefix("TYPE").is_some_and(|number| number.parse::<u16>().is_ok());
+    number || upper.parse::<RecordType>().is_ok()
+}
+
+/// An address, with or without a port.
+///
+/// # Errors
+/// A sentence for clap.
+pub fn parse_server(text: &str) -> Result<SocketAddr, &'static str> {
+    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+    let address = bare.parse::<IpAddr>().map(|address| SocketAddr::new(address, 53));
+    match address.or_else(|_| text.parse::<SocketAddr>()) {
+        Ok(server) if server.port() > 0 => Ok(server),
+        _ => Err("an IP address is needed, with or without a port, e.g. 192.0.2.1 or [2001:db8::1]:53"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(line: &str) -> Result<(String, Option<RecordType>, Option<String>)> {
+        let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+        Words::read(&words).map(|Words { name, kind, server }| (name.to_owned(), kind, server.map(|s| s.to_string())))
+    }
+
+    #[test]
+    fn words_in_any_order() {
+        use RecordType::{A, AAAA, MX};
+        let server = Some("192.0.2.1:53".to_owned());
+        for line in
+            ["@192.0.2.1 lab.test mx", "lab.test @192.0.2.1 MX", "mx lab.test @192.0.2.1", "mx @192.0.2.1 lab.test"]
+        {
+            assert_eq!(read(line).unwrap(), ("lab.test".to_owned(), Some(MX), server.clone()), "{line}");
+        }
+        for (line, name, kind) in [
+            ("lab.test", "lab.test", None),
+            ("mx", "mx", None),
+            ("mx a", "mx", Some(A)),
+            ("192.0.2.1 aaaa", "192.0.2.1", Some(AAAA)),
+            ("type28 x", "x", Some(AAAA)),
+        ] {
+            assert_eq!(read(line).unwrap(), (name.to_owned(), kind, None), "{line}");
+        }
+    }
+
+    #[test]
+    fn words_that_make_no_question() {
+        for (line, what) in [
+            ("@192.0.2.1", "NAME: "),
+            ("a.test b.test", "TYPE: neither"),
+            ("a.test mx b.test", "NAME: 'b.test' is"),
+            ("a.test axfr", "TYPE: zone transfers"),
+            ("@localhost a.test", "'@localhost': "),
+            ("@192.0.2.1 @192.0.2.2 a", "'@192.0.2.2': "),
+            ("a.test +short", "'+short': "),
+        ] {
+            let error = read(line).unwrap_err();
+            assert!(matches!(error, Error::Invalid { .. }) && error.to_string().starts_with(what), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn servers() {
+        for (text, address) in [
+            ("192.0.2.1", "192.0.2.1:53"),
+            ("192.0.2.1:5353", "192.0.2.1:5353"),
+            ("2001:db8::1", "[2001:db8::1]:53"),
+            ("[2001:db8::1]", "[2001:db8::1]:53"),
+            ("[2001:db8::1]:5353", "[2001:db8::1]:5353"),
+        ] {
+            assert_eq!(parse_server(text), Ok(address.parse().unwrap()), "{text}");
+        }
+        for text in ["", "localhost", "192.0.2.1:0", "192.0.2.1:99999", "192.0.2"] {
+            assert!(parse_server(text).is_err(), "{text}");
+        }
+    }
+}

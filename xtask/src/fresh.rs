@@ -1,0 +1,178 @@
+//! `cargo xtask fresh [SUITE]...`: the README's first command as somebody on a bare Debian types it: a chroot made by
+//! debootstrap, a fresh clone, rustup's toolchain and nothing else. Says how long it takes until the first packet.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::sh;
+
+/// Debian 12 and Debian 13.
+pub const SUITES: [&str; 2] = ["bookworm", "trixie"];
+
+/// The line of the demo that its first packet follows.
+const FIRST_PACKET: &str = "==> The conversation";
+
+/// What of apt's configuration says how archives are reached from this host.
+const APT_OPTIONS: [&str; 5] = [
+    "Acquire::http::Proxy",
+    "Acquire::https::Proxy",
+    "Acquire::Check-Valid-Until",
+    "Acquire::Check-Date",
+    "Acquire::Retries",
+];
+
+/// What runs in the chroot; mounts and processes end with it. The toolchain is mounted read-only where it is on the
+/// host, since its path is written into it.
+const ENTER: &str = r#"
+set -eu
+root=$1; toolchain=$2; shift 2
+mount -t proc proc "$root/proc"
+mount --rbind /sys "$root/sys"
+mount --rbind /dev "$root/dev"
+mkdir -p "$root$toolchain"
+mount --bind "$toolchain" "$root$toolchain"
+mount -o remount,bind,ro "$root$toolchain"
+exec chroot "$root" env -i HOME=/root LC_ALL=C "PATH=$toolchain/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" \
+    sh -c "cd /crafter && exec cargo xtask demo"
+"#;
+
+/// Runs the demo in a chroot of each suite.
+pub fn job(args: &[String]) -> Result<ExitCode> {
+    let suites: Vec<&str> = if args.is_empty() { SUITES.to_vec() } else { args.iter().map(String::as_str).collect() };
+    for suite in suites {
+        one(suite)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Makes a chroot of one suite, runs the demo in it twice, and removes it.
+///
+/// # Errors
+/// If the chroot cannot be made, or a demo fails.
+pub fn one(suite: &str) -> Result<()> {
+    if !sh::is_root() {
+        bail!("a chroot needs root: run `cargo xtask fresh` as root");
+    }
+    if sh::find("debootstrap").is_none() {
+        bail!("debootstrap is not installed: `apt-get install debootstrap`");
+    }
+    let root = Root::make(suite)?;
+    for run in ["first", "second"] {
+        sh::step(&format!("The demo on a bare {suite}, {run} time"));
+        let first_packet = root.demo()?;
+        println!("    {suite}, {run} time: {:.1} s until the first packet", first_packet.as_secs_f32());
+    }
+    Ok(())
+}
+
+/// The chroot, removed when dropped.
+struct Root(PathBuf);
+
+impl Root {
+    fn make(suite: &str) -> Result<Self> {
+        let directory = sh::release_directory().with_file_name("fresh");
+        fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+        let root = Self(directory.join(suite));
+        // What an interrupted run left; its mounts ended with it.
+        root.remove();
+        let (main, security) = mirrors()?;
+        sh::step(&format!("A bare {suite}, by debootstrap"));
+        let mut debootstrap = Command::new("debootstrap");
+        debootstrap
+            .args(["--variant=minbase", "--include=ca-certificates,build-essential", suite])
+            .arg(&root.0)
+            .arg(&main);
+        sh::run_quietly(&mut debootstrap).context("debootstrap failed")?;
+        let sources =
+            format!("deb {main} {suite} main\ndeb {main} {suite}-updates main\ndeb {security} {suite}-security main\n");
+        fs::write(root.0.join("etc/apt/sources.list"), sources)?;
+        fs::write(root.0.join("etc/apt/apt.conf.d/90host"), apt_options()?)?;
+        root.trust()?;
+        sh::run_quietly(
+            Command::new("git")
+                .args(["clone", "--quiet", "--no-hardlinks"])
+                .arg(sh::workspace())
+                .arg(root.0.join("crafter")),
+        )
+        .context("the clone failed")?;
+        Ok(root)
+    }
+
+    /// Trusts the certificates that the host's administrator has added, such as a proxy's.
+    fn trust(&self) -> Result<()> {
+        let local = Path::new("usr/local/share/ca-certificates");
+        fs::create_dir_all(self.0.join(local))?;
+        let entries = fs::read_dir(Path::new("/").join(local)).into_iter().flatten().flatten();
+        for path in entries.map(|entry| entry.path()).filter(|path| path.is_file()) {
+            fs::copy(&path, self.0.join(local).join(path.file_name().unwrap_or_default()))?;
+        }
+        sh::run_quietly(Command::new("chroot").arg(&self.0).arg("update-ca-certificates"))
+    }
+
+    /// Runs the demo; how long it took until its first packet.
+    fn demo(&self) -> Result<Duration> {
+        let sysroot = sh::output(Command::new("rustc").args(["--print", "sysroot"]))?;
+        let began = Instant::now();
+        let mut command = Command::new("unshare");
+        command.args([
+            "--mount",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--propagation",
+            "private",
+            "sh",
+            "-c",
+            ENTER,
+            "sh",
+        ]);
+        command.arg(&self.0).arg(sysroot.trim());
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("unshare does not start")?;
+        let mut first_packet = None;
+        for line in child.stdout.take().into_iter().flat_map(|out| BufReader::new(out).lines().map_while(Result::ok)) {
+            println!("[{:>6.1} s] {line}", began.elapsed().as_secs_f32());
+            let _ = std::io::stdout().flush();
+            if line.starts_with(FIRST_PACKET) {
+                first_packet = Some(began.elapsed());
+            }
+        }
+        let code = sh::code_of(child.wait()?);
+        if code != 0 {
+            bail!("the demo ended with exit code {code}");
+        }
+        first_packet.context("the demo did not come to its first packet")
+    }
+
+    fn remove(&self) {
+        // It may not be there.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+impl Drop for Root {
+    fn drop(&mut self) {
+        self.remove();
+    }
+}
+
+/// The mirrors of Debian and of its security updates that this host uses.
+fn mirrors() -> Result<(String, String)> {
+    let targets = ["indextargets", "--format", "$(REPO_URI) $(LABEL)", "Created-By: Packages"];
+    let text = sh::output(Command::new("apt-get").args(targets))?;
+    let of = |label: &str| text.lines().find_map(|line| Some(line.strip_suffix(label)?.trim().to_owned()));
+    let main = of(" Debian").context("this host's apt has no source of Debian's: `apt-get update` here first")?;
+    let security = of(" Debian-Security").unwrap_or_else(|| format!("{}-security/", main.trim_end_matches('/')));
+    Ok((main, security))
+}
+
+fn apt_options() -> Result<String> {
+    let dump = sh::output(Command::new("apt-config").arg("dump"))?;
+    let wanted = dump.lines().filter(|line| APT_OPTIONS.iter().any(|option| line.starts_with(option)));
+    Ok(wanted.map(|line| format!("{line}\n")).collect())
+}

@@ -1,0 +1,235 @@
+//! Debian's packages, by apt-get. What can be installed is found out by simulation, so that a conflict costs half a
+//! second and the packages beside it are installed all the same.
+
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Result, bail};
+
+use super::Refusal;
+use crate::sh;
+
+/// Installs the packages given as arguments, starting no service: `policy-rc.d`
+/// is Debian's switch for that, here for as long as the installation takes. One
+/// that the host has already is left alone, one of an interrupted set-up is
+/// taken over. What was installed stays disabled over the next boot too, unless
+/// the host had it before.
+const INSTALL: &str = r#"
+set -eu
+policy=/usr/sbin/policy-rc.d
+mark='# by cargo xtask setup, for as long as it installs'
+if [ ! -e "$policy" ] || grep -qxF "$mark" "$policy"; then
+    trap 'rm -f "$policy"' EXIT
+    trap 'exit 130' HUP INT PIPE TERM
+    printf '#!/bin/sh\n%s\nexit 101\n' "$mark" >"$policy"
+    chmod 755 "$policy"
+fi
+installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
+had_nginx=no
+if installed nginx; then had_nginx=yes; fi
+# What an interrupted installation left; if another one is at it, apt-get waits.
+dpkg --configure -a >&2 || true
+apt-get -o DPkg::Lock::Timeout=120 -o Dpkg::Use-Pty=0 -qq install --yes \
+    --no-install-recommends --no-remove "$@" >&2
+if [ "$had_nginx" = no ] && installed nginx; then
+    deb-systemd-helper disable nginx.service >/dev/null 2>&1 || true
+    update-rc.d nginx disable >/dev/null 2>&1 || true
+fi
+"#;
+
+const VARIABLES: [(&str, &str); 2] = [("DEBIAN_FRONTEND", "noninteractive"), ("LC_ALL", "C")];
+
+/// Whether apt could install a package, or has.
+pub fn exists(package: &str) -> Result<bool> {
+    update()?;
+    let policy = sh::output(Command::new("apt-cache").args(["policy", package]).env("LC_ALL", "C"))?;
+    let candidate = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate: "));
+    Ok(candidate.is_some_and(|version| version != "(none)"))
+}
+
+/// Installs packages, with what they depend on and nothing else, removing none; returns those that apt refuses.
+pub fn install(packages: &[&str]) -> Result<Vec<Refusal>> {
+    update()?;
+    let (accepted, refused) = divide(packages, &mut simulate);
+    if accepted.is_empty() {
+        return Ok(refused);
+    }
+    sh::note(&format!("installing {}", accepted.join(" ")));
+    let mut shell = sh::root("sh", VARIABLES)?;
+    let output = shell.args(["-c", INSTALL, "sh"]).args(&accepted).output()?;
+    if !output.status.success() {
+        bail!("installing {} by apt-get: {}", accepted.join(", "), failure(&String::from_utf8_lossy(&output.stderr)));
+    }
+    Ok(refused)
+}
+
+/// Divides packages into those that apt would install together, and those that it refuses.
+fn divide<'p>(
+    packages: &[&'p str],
+    simulate: &mut dyn FnMut(&[&str]) -> Result<(), Refusal>,
+) -> (Vec<&'p str>, Vec<Refusal>) {
+    if packages.is_empty() || simulate(packages).is_ok() {
+        return (packages.to_vec(), Vec::new());
+    }
+    let (mut accepted, mut refused): (Vec<&str>, _) = (Vec::new(), Vec::new());
+    for &package in packages {
+        // Beside those accepted so far: two packages may each be possible, but not both.
+        let together = [accepted.as_slice(), &[package]].concat();
+        match simulate(&together) {
+            Ok(()) => accepted = together,
+            Err(refusal) => refused.push(Refusal { package: package.to_owned(), ..refusal }),
+        }
+    }
+    (accepted, refused)
+}
+
+/// Whether apt would install all of these; else what it says of it.
+fn simulate(packages: &[&str]) -> Result<(), Refusal> {
+    let apt = |remove: bool| -> Option<Output> {
+        let mut apt = Command::new("apt-get");
+        apt.args(["-qq", "--simulate", "install", "--no-install-recommends"]).env("LC_ALL", "C");
+        if !remove {
+            apt.arg("--no-remove");
+        }
+        apt.args(packages).output().ok()
+    };
+    let refusal = |why: String, help: String| Refusal { package: packages.join(" "), why, help };
+    let Some(output) = apt(false) else {
+        return Err(refusal("apt-get does not start".into(), "repair apt".into()));
+    };
+    if output.status.success() {
+        return Ok(());
+    }
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+    // If removing others is what it takes, which ones.
+    let removed = apt(true).filter(|output| output.status.success()).map(|output| {
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let names = text.lines().filter_map(|line| line.strip_prefix("Remv ")?.split(' ').next().map(str::to_owned));
+        names.collect::<Vec<String>>().join(" ")
+    });
+    let (why, help) = explain(&errors, removed.as_deref(), packages.last().copied().unwrap_or_default());
+    Err(refusal(why, help))
+}
+
+/// Why apt refuses a package, and what would help, in one sentence each.
+fn explain(errors: &str, removed: Option<&str>, package: &str) -> (String, String) {
+    if let Some(removed) = removed.filter(|removed| !removed.is_empty()) {
+        return (
+            format!("apt would have to remove {removed}, and set-up removes nothing"),
+            format!("if you can do without {removed}: `apt-get install {package}`"),
+        );
+    }
+    let line = |part: &str| errors.lines().map(str::trim).find(|line| line.contains(part));
+    if line("Unable to locate package").or(line("has no installation candidate")).is_some() {
+        return (
+            "apt knows no such package in the suites of this host".into(),
+            "add the suite or component that has it (Debian: main, security; Ubuntu: universe) to apt's sources".into(),
+        );
+    }
+    let why = line("Depends:")
+        .or(line("Conflicts:"))
+        .or(line("Breaks:"))
+        .or(line("Held packages"))
+        .or(line("E:"))
+        .unwrap_or("it does not say why");
+    (
+        format!("apt says: {}", why.trim_start_matches("E: ")),
+        format!("see `apt-get install {package}`, and `apt-mark showhold` for held packages"),
+    )
+}
+
+/// What made an installation fail, in one sentence with what to do.
+fn failure(stderr: &str) -> String {
+    let said = |part: &str| stderr.contains(part);
+    let error = stderr.lines().find(|line| line.starts_with("E:")).unwrap_or("apt-get gave no reason");
+    let help = if said("No space left") || said("don't have enough free space") {
+        "the disk is full: free some space, then try again"
+    } else if said("Certificate") || said("certificate") {
+        "the archive's certificate is not trusted here: if a proxy has replaced it, add the proxy's to \
+         /usr/local/share/ca-certificates and run update-ca-certificates"
+    } else if said("Could not resolve") || said("Failed to fetch") || said("Could not connect") {
+        "the archive cannot be reached: see that `apt-get update` works here, then try again"
+    } else if said("Could not get lock") || said("lock-frontend") {
+        "another program holds dpkg's lock: let it end, then try again"
+    } else {
+        "see `apt-get -f install`, then try again"
+    };
+    format!("{}; {help}", error.trim_start_matches("E: "))
+}
+
+/// Brings the lists up to date, once per run.
+pub fn update() -> Result<()> {
+    static DONE: AtomicBool = AtomicBool::new(false);
+    if DONE.swap(true, Ordering::Relaxed) {
+        return Ok(());
+    }
+    sh::note("updating the package lists");
+    let mut update = sh::root("apt-get", VARIABLES)?;
+    update.args(["-o", "DPkg::Lock::Timeout=120", "-qq", "update"]);
+    let output = update.output()?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() || stderr.lines().any(|line| line.starts_with("E:")) {
+        // One source out of reach is no reason to stop: the packages may come
+        // from the others.
+        sh::note(&format!("going on with the lists as they are: {}", failure(&stderr)));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An apt in which `qemu` conflicts with what is installed, `absent` is not in the suite, and `a` and `b` exclude
+    /// each other.
+    fn stand_in(packages: &[&str]) -> Result<(), Refusal> {
+        let refused = packages.iter().find(|name| ["qemu", "absent"].contains(name)).copied();
+        let both = packages.contains(&"a") && packages.contains(&"b");
+        match refused.or(both.then_some("b")) {
+            None => Ok(()),
+            Some(name) => Err(Refusal { package: packages.join(" "), why: name.into(), help: String::new() }),
+        }
+    }
+
+    fn divided(packages: &[&'static str]) -> (Vec<&'static str>, Vec<String>) {
+        let (accepted, refused) = divide(packages, &mut stand_in);
+        (accepted, refused.into_iter().map(|refusal| refusal.package).collect())
+    }
+
+    #[test]
+    fn a_refused_package_does_not_stop_the_others() {
+        assert_eq!(divided(&["curl", "nginx"]), (vec!["curl", "nginx"], vec![]));
+        assert_eq!(divided(&["curl", "qemu", "nginx", "absent"]).0, ["curl", "nginx"]);
+        assert_eq!(divided(&["curl", "qemu", "nginx", "absent"]).1, ["qemu", "absent"]);
+        assert_eq!(divided(&["a", "b", "curl"]), (vec!["a", "curl"], vec!["b".into()]));
+        assert_eq!(divided(&["qemu"]), (vec![], vec!["qemu".into()]));
+    }
+
+    #[test]
+    fn refusals_say_why_and_what_helps() {
+        let conflict = explain("E: Packages need to be removed but remove is disabled.", Some("qemu-utils"), "qemu");
+        assert!(
+            conflict.0.contains("remove qemu-utils") && conflict.1.contains("apt-get install qemu"),
+            "{conflict:?}"
+        );
+        let absent = explain("E: Unable to locate package rustc-web", None, "rustc-web");
+        assert!(absent.0.contains("no such package") && absent.1.contains("sources"), "{absent:?}");
+        let unmet = "The following packages have unmet dependencies:\n tshark : Depends: libpcap0.8 (>= 2) but 1 is \
+                     to be installed\nE: Unable to correct problems, you have held broken packages.\n";
+        let unmet = explain(unmet, None, "tshark");
+        assert!(unmet.0.contains("Depends: libpcap0.8") && unmet.1.contains("showhold"), "{unmet:?}");
+    }
+
+    #[test]
+    fn failures_say_what_to_do() {
+        for (said, expected) in [
+            ("E: Failed to fetch http://a/b  Could not resolve 'a'", "cannot be reached"),
+            ("E: You don't have enough free space in /var/cache/apt/archives/.", "the disk is full"),
+            ("E: Failed to fetch https://a  Certificate verification failed", "not trusted"),
+            ("E: Could not get lock /var/lib/dpkg/lock-frontend.", "another program holds"),
+            ("E: Sub-process /usr/bin/dpkg returned an error code (1)", "apt-get -f install"),
+        ] {
+            assert!(failure(said).contains(expected), "{said}: {}", failure(said));
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! Fedora's packages, by dnf. Known by their names; not tried on a Fedora.
+
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use super::Refusal;
+use crate::sh;
+
+/// Installs packages without what they only recommend; returns those that dnf refuses.
+pub fn install(packages: &[&str]) -> Result<Vec<Refusal>> {
+    if attempt(packages)?.is_ok() {
+        return Ok(Vec::new());
+    }
+    let mut refused = Vec::new();
+    for package in packages {
+        if let Err(why) = attempt(&[package])? {
+            let help = format!("see `dnf install {package}`");
+            refused.push(Refusal { package: (*package).to_owned(), why: format!("dnf says: {why}"), help });
+        }
+    }
+    if refused.len() == packages.len() {
+        bail!("dnf installs none of {}: {}", packages.join(", "), refused[0].why);
+    }
+    Ok(refused)
+}
+
+fn attempt(packages: &[&str]) -> Result<Result<(), String>> {
+    sh::note(&format!("installing {}", packages.join(" ")));
+    let mut dnf: Command = sh::root("dnf", [("LC_ALL", "C")])?;
+    dnf.args(["install", "--assumeyes", "--quiet", "--setopt=install_weak_deps=False"]).args(packages);
+    let output = dnf.output()?;
+    if output.status.success() {
+        return Ok(Ok(()));
+    }
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    let line = stderr.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it does not say why");
+    Ok(Err(line.trim().to_owned()))
+}

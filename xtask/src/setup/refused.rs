@@ -1,0 +1,73 @@
+//! Tools that this host cannot have, and why: remembered for a day, so that the second run is quick.
+
+use std::fmt;
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result};
+
+use super::packages::Refusal;
+use super::tools::Tool;
+use crate::toolchain;
+
+/// How long a refusal is believed.
+const AGE: Duration = Duration::from_secs(24 * 3600);
+
+/// A tool that is not there and could not be installed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// The program, or `python3-NAME` for a module.
+    pub command: String,
+    /// The package, why not, what does not run without it, and what would help.
+    pub sentence: String,
+}
+
+impl Missing {
+    /// By the word of the package manager.
+    pub fn refused(tool: &Tool, refusal: &Refusal) -> Self {
+        let Refusal { package, why, help } = refusal;
+        let sentence = format!("package {package}: {why}; what does not run: {}; {help}", tool.without);
+        Self { command: tool.command.to_owned(), sentence }
+    }
+
+    /// On a host whose packages set-up does not know.
+    pub fn unknown_host(tool: &Tool) -> Self {
+        let sentence = format!("set-up does not know this host's packages; what does not run: {}", tool.without);
+        Self { command: tool.command.to_owned(), sentence }
+    }
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.command, self.sentence)
+    }
+}
+
+fn directory() -> Option<PathBuf> {
+    Some(toolchain::data_directory()?.join("refused"))
+}
+
+/// What is remembered of a tool.
+pub fn read(tool: &Tool) -> Option<Missing> {
+    let path = directory()?.join(tool.command);
+    let age = SystemTime::now().duration_since(fs::metadata(&path).ok()?.modified().ok()?).ok()?;
+    let sentence = fs::read_to_string(&path).ok().filter(|_| age < AGE)?;
+    Some(Missing { command: tool.command.to_owned(), sentence })
+}
+
+/// Remembers it.
+pub fn write(missing: &Missing) -> Result<()> {
+    let directory = directory().context("neither HOME nor XDG_DATA_HOME is set: set HOME")?;
+    fs::create_dir_all(&directory)?;
+    fs::write(directory.join(&missing.command), &missing.sentence)
+        .with_context(|| format!("cannot write to {}", directory.display()))
+}
+
+/// Forgets all of it, so that everything is tried again.
+pub fn forget() {
+    if let Some(directory) = directory() {
+        // There may be none.
+        let _ = fs::remove_dir_all(directory);
+    }
+}

@@ -1,0 +1,243 @@
+//! `cargo xtask test [--long] [FILTER]`: builds as the user, runs as root.
+
+mod libtest;
+mod program;
+mod stand_in;
+mod summary;
+
+use std::collections::BTreeSet;
+use std::env;
+use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Result;
+
+use crate::progress::Progress;
+use crate::setup::{self, Missing, Purpose};
+use crate::{build, deny, fresh, host, sh, vm};
+pub use libtest::Output;
+use program::{Ending, Surroundings, lengths, tally};
+pub use program::{TestProgram, build_tests};
+use stand_in::StandIns;
+use summary::Summary;
+
+/// Seconds until a test program is ended, in the usual form and in the long one.
+const WATCHDOG: [u64; 2] = [900, 7200];
+
+/// Sets up, checks format and lints (only without a filter), then runs every test program to its end, whatever failed
+/// before, and what failed once more.
+pub fn job(args: &[String]) -> Result<ExitCode> {
+    let is_long = args.iter().any(|arg| arg == "--long");
+    // `test FILTER -- --nocapture`, as cargo has it; libtest gets both alike.
+    let args: Vec<String> = args.iter().filter(|arg| !["--", "--long"].contains(&arg.as_str())).cloned().collect();
+    let args = args.as_slice();
+    sh::may_be_root()?;
+    let mut summary = Summary::default();
+    let (programs, missing) = prepare(args, &mut summary)?;
+    report_missing(&missing, &mut summary);
+    let surroundings = Surroundings {
+        marker: marker(),
+        watchdog: WATCHDOG[usize::from(is_long)],
+        lengths: lengths(is_long),
+        stand_ins: StandIns::make(missing)?,
+        logs: sh::release_directory().with_file_name("test-output"),
+    };
+
+    let before = host::snapshot(&surroundings.marker)?;
+    let mut again = Vec::new();
+    for program in &programs {
+        sh::step(&format!("Tests of {} (as root)", program.title));
+        let ending = program.run(args, &log_name(&program.title, "first"), &surroundings)?;
+        summary.add(ending.output.passed, ending.output.skipped);
+        summary.add_time(&program.title, ending.time);
+        check_stand_ins(program, &ending, &surroundings, &mut summary);
+        if !ending.is_good() {
+            again.push((program, ending));
+        }
+        // After each, so that it is known whose it is.
+        check_host(&program.title, &before, &surroundings.marker, &mut summary)?;
+    }
+    examples(args, &surroundings, &mut summary)?;
+    for (program, first) in &again {
+        once_more(program, first, &surroundings, &mut summary)?;
+        check_host(&program.title, &before, &surroundings.marker, &mut summary)?;
+    }
+
+    sh::step("Left behind on this host");
+    if check_host("all tests together", &before, &surroundings.marker, &mut summary)? {
+        println!("    nothing: no process, namespace, interface, attachment or pin");
+    }
+    if args.is_empty() {
+        machines(&programs, &surroundings, &mut summary);
+    }
+    if args.is_empty() && is_long {
+        for suite in fresh::SUITES {
+            if let Err(error) = fresh::one(suite) {
+                summary.fail(format!("a fresh {suite}: {error:#}"));
+            }
+        }
+    }
+    if summary.is_empty() {
+        summary.fail(format!("no test was run: none matches `{}`", args.join(" ")));
+    }
+    Ok(if summary.close() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Sets up and builds; the test programs, and the peers that this host cannot have.
+fn prepare(args: &[String], summary: &mut Summary) -> Result<(Vec<TestProgram>, Vec<Missing>)> {
+    let setup = {
+        let _progress = Progress::start(build::TYPICAL);
+        setup::begin(&[Purpose::Build, Purpose::Test, Purpose::Machines])?
+    };
+    setup::ensure_corpora(false);
+    setup::ensure_scapy(false);
+    if args.is_empty() {
+        check_source(summary)?;
+    }
+    let _progress = Progress::start(build::TYPICAL * 3);
+    sh::step("Building the tests for release");
+    // First, because the tests run crafter's own executable.
+    let built =
+        build::cargo(sh::cargo().args(["build", "--release", "--bins"])).and_then(|_| program::build_tests(&[]));
+    setup.finish_with(built)
+}
+
+/// In CI each peer is part of the test; elsewhere its tests are reported as not run.
+fn report_missing(missing: &[Missing], summary: &mut Summary) {
+    let is_ci = env::var("CI").is_ok_and(|value| value == "true");
+    for missing in missing {
+        match is_ci {
+            true => summary.fail(format!("missing peer {missing}")),
+            false => println!("    missing: {missing}"),
+        }
+    }
+}
+
+fn check_source(summary: &mut Summary) -> Result<()> {
+    sh::step("Format and lints");
+    let checks: [(&str, &[&str]); 2] =
+        [("fmt", &["--all", "--check"]), ("clippy", &["--release", "--all-targets", "--", "-D", "warnings"])];
+    for (name, args) in checks {
+        let present = sh::output(sh::cargo().args([name, "--version"])).is_ok();
+        if !present {
+            println!("    skipped: this toolchain has no cargo {name}");
+        } else if sh::exit_code(sh::cargo().arg(name).args(args))? != 0 {
+            summary.fail(format!("cargo {name}"));
+        }
+    }
+    match deny::check_offline()? {
+        None => println!("    skipped: cargo-deny is not installed (`cargo xtask deny` does that)"),
+        Some(0) => {}
+        Some(_) => summary.fail("cargo deny".to_owned()),
+    }
+    Ok(())
+}
+
+fn examples(args: &[String], surroundings: &Surroundings, summary: &mut Summary) -> Result<()> {
+    const TITLE: &str = "documentation examples";
+    sh::step("Documentation examples (as the user)");
+    let mut docs = sh::cargo();
+    docs.args(["test", "--release", "--doc", "--quiet", "--"]).args(args);
+    let ending = tally(&mut docs, TITLE, &surroundings.logs.join(log_name(TITLE, "first")))?;
+    summary.add(ending.output.passed, ending.output.skipped);
+    summary.add_time(TITLE, ending.time);
+    ending.output.names.iter().for_each(|name| summary.fail(format!("{TITLE}: {name}")));
+    if let Some(fault) = ending.fault {
+        summary.fail(format!("{TITLE}: {fault}"));
+    }
+    Ok(())
+}
+
+/// Runs what failed once more: each test alone, or the whole program where it ended without naming one.
+fn once_more(program: &TestProgram, first: &Ending, surroundings: &Surroundings, summary: &mut Summary) -> Result<()> {
+    let title = &program.title;
+    if let Some(fault) = &first.fault {
+        sh::step(&format!("Once more: {title} ({fault})"));
+        let second = program.run(&[], &log_name(title, "second"), surroundings)?;
+        if second.is_good() {
+            summary.add_flaky(&format!("{title}: {fault}"), [&first.log, &second.log]);
+        } else {
+            summary.fail(format!("{title}: {fault}, and when run once more: {}", names(&second)));
+        }
+        return Ok(());
+    }
+    for name in &first.output.names {
+        sh::step(&format!("Once more, alone: {title} {name}"));
+        surroundings.stand_ins.take_calls();
+        let args = ["--exact", name, "--include-ignored"].map(str::to_owned);
+        let second = program.run(&args, &log_name(&format!("{title} {name}"), "second"), surroundings)?;
+        let called = surroundings.stand_ins.take_calls();
+        let what = format!("{title} {name}");
+        if second.is_good() && second.output.passed == 1 {
+            summary.add_flaky(&what, [&first.log, &second.log]);
+        } else if let Some(missing) = called.first() {
+            summary.add_not_run(&what, &missing.to_string());
+        } else {
+            summary.fail(what);
+        }
+    }
+    Ok(())
+}
+
+fn names(ending: &Ending) -> String {
+    match &ending.fault {
+        Some(fault) => fault.clone(),
+        None => ending.output.names.join(", "),
+    }
+}
+
+/// A test that calls a peer that is not there must fail, or it would pass whatever the peer does.
+fn check_stand_ins(program: &TestProgram, ending: &Ending, surroundings: &Surroundings, summary: &mut Summary) {
+    for missing in surroundings.stand_ins.take_calls() {
+        if ending.is_good() {
+            summary.fail(format!("{}: a test passed without {}, which it calls", program.title, missing.command));
+        }
+    }
+}
+
+/// The short form of the tests on other kernels.
+fn machines(programs: &[TestProgram], surroundings: &Surroundings, summary: &mut Summary) {
+    const TITLE: &str = "tests on other kernels";
+    // The machines get this host's peers.
+    if let Some(missing) = surroundings.stand_ins.missing().first() {
+        summary.add_not_run(TITLE, &missing.to_string());
+        return;
+    }
+    // Not a peer of the tests on this host, so that not even CI fails for want of it.
+    if let Err(error) = vm::ensure_emulator() {
+        summary.add_not_run(TITLE, &format!("{error:#}"));
+        return;
+    }
+    let began = std::time::Instant::now();
+    match vm::short(programs) {
+        Ok(runs) => runs.iter().for_each(|run| summary.add_kernel(run)),
+        Err(error) => summary.fail(format!("{TITLE}: {error:#}")),
+    }
+    summary.add_time(TITLE, began.elapsed());
+}
+
+/// Whether the host is as it was. Processes that are left are ended; all else is reported once more at the end.
+fn check_host(whose: &str, before: &BTreeSet<String>, marker: &str, summary: &mut Summary) -> Result<bool> {
+    let left = host::left_behind(before, marker)?;
+    for entry in &left {
+        println!("    left behind: {entry}");
+    }
+    host::end_processes(&left)?;
+    if !left.is_empty() {
+        summary.fail(format!("{whose}: {} things left behind on this host", left.len()));
+    }
+    Ok(left.is_empty())
+}
+
+/// Tells this run's processes from those of another one.
+fn marker() -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now = now.map_or(0, |now| now.as_nanos());
+    format!("{}-{now}", std::process::id())
+}
+
+/// A file name for the output of a program or a test.
+fn log_name(title: &str, run: &str) -> String {
+    let name: String = title.chars().map(|letter| if letter.is_alphanumeric() { letter } else { '-' }).collect();
+    format!("{name}.{run}.txt")
+}

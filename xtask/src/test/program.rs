@@ -1,0 +1,225 @@
+//! Test programs: what cargo builds, and how one of them runs.
+
+use std::env;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{ChildStdout, Command, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use super::libtest::Output;
+use super::stand_in::StandIns;
+use crate::{build, host, setup, sh};
+
+/// What `timeout` of coreutils answers when the time is up.
+const TIMED_OUT: [u8; 2] = [124, 137];
+
+/// How long a silent test program is waited for before looking whether it ended.
+const POLL: Duration = Duration::from_millis(300);
+
+/// One executable full of tests, as cargo names it.
+#[derive(Clone, Debug)]
+pub struct TestProgram {
+    /// `package: test name`.
+    pub title: String,
+    /// The executable.
+    pub executable: PathBuf,
+    /// Where cargo runs it.
+    pub package: PathBuf,
+}
+
+/// What test programs run with.
+pub struct Surroundings {
+    /// Marks all processes of this run.
+    pub marker: String,
+    /// Seconds until a test program, with everything in its process group, is ended.
+    pub watchdog: u64,
+    /// Variables that lengthen the tests.
+    pub lengths: Vec<(String, String)>,
+    /// In place of peers that this host cannot have.
+    pub stand_ins: StandIns,
+    /// Where the outputs are kept.
+    pub logs: PathBuf,
+}
+
+/// How a test program ended.
+pub struct Ending {
+    /// What it printed of its tests.
+    pub output: Output,
+    /// What is wrong with it as a whole: the watchdog, a crash, no result.
+    pub fault: Option<String>,
+    /// How long it took.
+    pub time: Duration,
+    /// Where its output is kept.
+    pub log: PathBuf,
+}
+
+impl Ending {
+    /// Whether all went well.
+    pub fn is_good(&self) -> bool {
+        self.fault.is_none() && self.output.failed == 0
+    }
+}
+
+/// Builds all test programs, or those that these arguments of cargo's select.
+pub fn build_tests(selection: &[String]) -> Result<Vec<TestProgram>> {
+    let mut cargo = sh::cargo();
+    cargo.args(["test", "--release", "--no-run"]).args(selection);
+    cargo.arg("--message-format=json-render-diagnostics");
+    let messages = build::cargo(&mut cargo).context("the tests do not compile")?;
+    let mut programs = Vec::new();
+    for message in messages.lines() {
+        let message: Value = serde_json::from_str(message)
+            .with_context(|| format!("cargo printed something other than JSON: {message}"))?;
+        programs.extend(test_program(&message));
+    }
+    if programs.is_empty() {
+        bail!("cargo built no test program");
+    }
+    // Cargo names them in the order in which they were ready.
+    programs.sort_by(|one, other| one.title.cmp(&other.title));
+    Ok(programs)
+}
+
+fn test_program(message: &Value) -> Option<TestProgram> {
+    // Examples are built along, and are no tests.
+    if message["profile"]["test"] != true {
+        return None;
+    }
+    let manifest = PathBuf::from(message["manifest_path"].as_str()?);
+    let package = manifest.parent()?.to_owned();
+    let target = &message["target"];
+    Some(TestProgram {
+        title: format!(
+            "{}: {} {}",
+            package.file_name()?.to_string_lossy(),
+            target["kind"][0].as_str()?,
+            target["name"].as_str()?,
+        ),
+        executable: PathBuf::from(message["executable"].as_str()?),
+        package,
+    })
+}
+
+impl TestProgram {
+    /// Runs it as root, with these arguments of libtest's; `log` names the file that keeps its output.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn run(&self, args: &[String], log: &str, surroundings: &Surroundings) -> Result<Ending> {
+        let package = self.package.to_string_lossy();
+        let crafter = sh::release_directory().join("crafter");
+        // This user's, not root's.
+        let corpora = setup::corpora()?;
+        let scapy = setup::scapy_packages().unwrap_or_default();
+        let (crafter, corpora, scapy) = (crafter.to_string_lossy(), corpora.to_string_lossy(), scapy.to_string_lossy());
+        let mut variables = vec![
+            (host::MARKER, surroundings.marker.as_str()),
+            // As cargo test has it.
+            ("CARGO_MANIFEST_DIR", package.as_ref()),
+            ("CRAFTER_CORPORA", corpora.as_ref()),
+            ("CRAFTER_SCAPY", scapy.as_ref()),
+            ("CRAFTER_BIN", crafter.as_ref()),
+            ("RUST_BACKTRACE", "1"),
+        ];
+        variables.extend(surroundings.lengths.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+        let of_stand_ins = surroundings.stand_ins.variables();
+        variables.extend(of_stand_ins.iter().map(|(name, value)| (*name, value.as_str())));
+        // `timeout` makes a process group of the program and its children, and ends
+        // all of it; setpriv ends `timeout` when xtask or sudo is gone.
+        let mut command = sh::root("setpriv", variables)?;
+        command
+            .args(["--pdeathsig", "TERM", "timeout", "--kill-after=10"])
+            .arg(surroundings.watchdog.to_string())
+            .arg(&self.executable)
+            .args(args)
+            .current_dir(&self.package);
+        tally(&mut command, &self.title, &surroundings.logs.join(log))
+    }
+}
+
+/// Runs something that prints as libtest does: shows its lines, keeps them in a file, and counts.
+pub fn tally(command: &mut Command, title: &str, log: &Path) -> Result<Ending> {
+    let began = Instant::now();
+    if let Some(directory) = log.parent() {
+        fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    }
+    let mut kept = File::create(log).with_context(|| format!("cannot write to {}", log.display()))?;
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("the test program does not start: {title}"))?;
+    let mut output = Output::default();
+    let lines = child.stdout.take().map(lines_of);
+    let mut show = |line: String| {
+        println!("{line}");
+        let _ = std::io::stdout().flush();
+        // A full disk must not end the tests; their lines are shown all the same.
+        let _ = writeln!(kept, "{line}");
+        output.handle_line(&line);
+    };
+    // Not until the end of the pipe: a process that a test forgot holds it open.
+    let status = loop {
+        match lines.as_ref().map(|lines| lines.recv_timeout(POLL)) {
+            Some(Ok(line)) => show(line),
+            Some(Err(RecvTimeoutError::Timeout)) => {
+                if let Some(status) = child.try_wait()? {
+                    break status;
+                }
+            }
+            Some(Err(RecvTimeoutError::Disconnected)) | None => break child.wait()?,
+        }
+    };
+    let code = sh::code_of(status);
+    let time = began.elapsed();
+    let fault = if TIMED_OUT.contains(&code) {
+        Some(format!("ended by the watchdog after {} s", time.as_secs()))
+    } else if code != 0 && output.failed == 0 {
+        Some(format!("exit code {code}"))
+    } else if code == 0 && !output.is_closed {
+        Some("ended without a test result".to_owned())
+    } else {
+        None
+    };
+    Ok(Ending { output, fault, time, log: log.to_owned() })
+}
+
+fn lines_of(stdout: ChildStdout) -> Receiver<String> {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(stdout).split(b'\n').map_while(|line| line.ok()) {
+            if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
+                break;
+            }
+        }
+    });
+    receiver
+}
+
+/// Each variable that lengthens a test, and the value of the long form.
+const LONG: [(&str, &str); 7] = [
+    ("CRAFTER_FUZZ_SECONDS", "60"),
+    ("CRAFTER_TEST_HANDSHAKES", "1000000"),
+    ("CRAFTER_TEST_KILLS", "100"),
+    ("CRAFTER_TEST_PACKETS", "10000000"),
+    ("CRAFTER_TEST_POINTS", "0"),
+    ("CRAFTER_TEST_RUNS", "6000"),
+    ("CRAFTER_TEST_SECONDS", "60"),
+];
+
+/// The variables that lengthen tests: those that are set, and in the long form all the others.
+pub fn lengths(is_long: bool) -> Vec<(String, String)> {
+    // sudo would drop those that are set.
+    let set = |name: &str| env::var(name).ok();
+    let mut lengths: Vec<(String, String)> =
+        env::vars().filter(|(name, _)| name.starts_with("CRAFTER_TEST_") && name != host::MARKER).collect();
+    let missing = LONG.iter().filter(|(name, _)| is_long && set(name).is_none());
+    lengths.extend(missing.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+    lengths
+}

@@ -1,0 +1,136 @@
+//! Stand-ins for peers that this host cannot have: programs at the end of `PATH` that note that they were called, and
+//! fail. A test that fails by itself, and has called one, was not run for want of that peer; any other test is unaffected.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use crate::setup::Missing;
+use crate::sh;
+
+/// How the name of a Python module begins, in place of a program's.
+const MODULE: &str = "python3-";
+
+/// The stand-ins, removed when dropped.
+pub struct StandIns {
+    directory: PathBuf,
+    missing: Vec<Missing>,
+}
+
+impl StandIns {
+    /// Makes one for each tool that is missing.
+    ///
+    /// # Errors
+    /// If the temporary directory cannot be written to.
+    pub fn make(missing: Vec<Missing>) -> Result<Self> {
+        // Not below the target directory: tests also run as users that may not look into a home directory.
+        let directory = std::env::temp_dir().join(format!("crafter-stand-ins.{}", std::process::id()));
+        let stand_ins = Self { directory, missing };
+        if !stand_ins.missing.is_empty() {
+            stand_ins.write().with_context(|| format!("cannot write to {}", stand_ins.directory.display()))?;
+        }
+        Ok(stand_ins)
+    }
+
+    fn write(&self) -> std::io::Result<()> {
+        fs::create_dir_all(&self.directory)?;
+        fs::write(self.calls(), "")?;
+        fs::set_permissions(self.calls(), fs::Permissions::from_mode(0o666))?;
+        let calls = self.calls();
+        for Missing { command, .. } in &self.missing {
+            match command.strip_prefix(MODULE) {
+                Some(module) => {
+                    let package = self.directory.join("python").join(module);
+                    fs::create_dir_all(&package)?;
+                    let text = format!(
+                        "open({:?}, 'a').write({:?})\nraise ImportError({:?})\n",
+                        calls.display().to_string(),
+                        format!("{command}\n"),
+                        format!("not run: {command} is missing"),
+                    );
+                    fs::write(package.join("__init__.py"), text)?;
+                }
+                None => {
+                    let path = self.directory.join(command);
+                    let calls = calls.display();
+                    let text = format!(
+                        "#!/bin/sh\necho '{command}' >>'{calls}'\necho 'not run: {command} is missing' >&2\nexit 127\n"
+                    );
+                    fs::write(&path, text)?;
+                    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// For the tests: the search paths with the stand-ins last.
+    pub fn variables(&self) -> Vec<(&'static str, String)> {
+        if self.missing.is_empty() {
+            return Vec::new();
+        }
+        let path = format!("{}:{}", sh::path_with_system_directories().to_string_lossy(), self.directory.display());
+        let mut variables = vec![("PATH", path)];
+        if self.missing.iter().any(|missing| missing.command.starts_with(MODULE)) {
+            variables.push(("PYTHONPATH", self.directory.join("python").display().to_string()));
+        }
+        variables
+    }
+
+    /// The missing tools that were called since the last time, and forgets them.
+    pub fn take_calls(&self) -> Vec<&Missing> {
+        let text = fs::read_to_string(self.calls()).unwrap_or_default();
+        if !text.is_empty() {
+            // Not removed: other users could not make it again.
+            let _ = fs::write(self.calls(), "");
+        }
+        self.missing.iter().filter(|missing| text.lines().any(|line| line == missing.command)).collect()
+    }
+
+    /// Those that are missing.
+    pub fn missing(&self) -> &[Missing] {
+        &self.missing
+    }
+
+    fn calls(&self) -> PathBuf {
+        self.directory.join("calls")
+    }
+}
+
+impl Drop for StandIns {
+    fn drop(&mut self) {
+        if !self.missing.is_empty() {
+            let _ = fs::remove_dir_all(&self.directory);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn calls_are_noted_and_fail() {
+        let missing = |command: &str| Missing { command: command.into(), sentence: "not in this suite".into() };
+        let stand_ins = StandIns::make(vec![missing("no-such-peer"), missing("python3-nosuchmodule")]).unwrap();
+        let variables = stand_ins.variables();
+        let run = |line: &str| Command::new("sh").args(["-c", line]).envs(variables.iter().cloned()).output().unwrap();
+        assert!(stand_ins.take_calls().is_empty());
+        assert!(run("true; command -v no-such-peer").status.success());
+        assert!(stand_ins.take_calls().is_empty());
+        let output = run("no-such-peer --version");
+        assert_eq!(output.status.code(), Some(127));
+        assert_eq!(stand_ins.take_calls().iter().map(|missing| &missing.command).collect::<Vec<_>>(), ["no-such-peer"]);
+        if sh::find("python3").is_some() {
+            assert!(!run("python3 -c 'import nosuchmodule'").status.success());
+            assert_eq!(stand_ins.take_calls()[0].command, "python3-nosuchmodule");
+        }
+        let directory = stand_ins.directory.clone();
+        drop(stand_ins);
+        assert!(!directory.exists());
+    }
+}
