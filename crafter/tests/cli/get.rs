@@ -245,7 +245,7 @@ fn a_taken_port_and_a_taken_hook_are_named() {
     drop(listener);
     // A program that another test starts has it a moment longer, from fork() to exec().
     let get = || crafter(&lab, &["get", "-q", "-o", "/dev/null", "--source-port", &port, WEB]);
-    eventually(|| Some(get()).filter(|done| done.code != exit::PORT_TAKEN.into())).succeeds();
+    eventually(|| Some(get()).filter(|done| done.code != i32::from(exit::PORT_TAKEN))).succeeds();
 
     let mut other =
         command(&lab, &["get", "-v", &format!("{WEB}/slow?ms=20000")]).stderr(Stdio::piped()).spawn().unwrap();
