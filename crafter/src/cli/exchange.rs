@@ -42,6 +42,8 @@ pub struct Args {
     pub link: interface::Link,
     #[command(flatten)]
     policy: interface::Policy,
+    #[command(flatten)]
+    half_open: interface::HalfOpen,
 }
 
 /// Packets per second, more than 0.
@@ -86,7 +88,7 @@ impl Args {
     /// # Errors
     /// [`Error::Invalid`] for a wrong source address.
     pub async fn session(&self) -> Result<Session> {
-        self.link.session(self.policy.terms()).await
+        self.link.session(self.policy.terms(), &self.half_open).await
     }
 
     /// What writes the capture, if one is asked for.

@@ -70,6 +70,16 @@ impl Policy {
     }
 }
 
+/// What becomes of connections that a command leaves half open.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Interface and port")]
+pub struct HalfOpen {
+    /// Do not reset half-open connections, those whose SYN-ACK was not acknowledged, at the end: the
+    /// kernel resets each when the peer sends its SYN-ACK again
+    #[arg(long)]
+    leave_open: bool,
+}
+
 /// Where to send and how to receive, from one port.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Interface and port")]
@@ -148,11 +158,11 @@ impl Link {
         Options { attach: self.attach, load }
     }
 
-    /// A session with these interfaces and terms.
+    /// A session with these interfaces and terms, and what becomes of the connections that it leaves half open.
     ///
     /// # Errors
     /// [`Error::Invalid`] for a source that is not an address of this host.
-    pub async fn session(&self, terms: Terms) -> Result<Session> {
+    pub async fn session(&self, terms: Terms, half_open: &HalfOpen) -> Result<Session> {
         raise_descriptors();
         if let Some(source) = self.source
             && !source.is_loopback()
@@ -168,6 +178,7 @@ impl Link {
             open: self.options(),
             terms,
             service: self.service().await?,
+            leave_open: half_open.leave_open,
         }))
     }
 }

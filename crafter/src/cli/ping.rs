@@ -9,7 +9,7 @@ use std::{
 use crafter::{
     error::exit,
     probe::{Method, Ping, PingOptions, PingOutcome, PingSummary, Pong, Said},
-    session::{Account, Event, Script, Step},
+    session::{Account, Event, Pace, Script, Step},
 };
 use serde_json::{Value, json};
 
@@ -57,6 +57,8 @@ pub struct Args {
     write: Option<PathBuf>,
     #[command(flatten)]
     link: interface::Link,
+    #[command(flatten)]
+    half_open: interface::HalfOpen,
 }
 
 const HELP: &str = "\
@@ -86,7 +88,7 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     let (Args { count, interval, ttl, timeout, .. }, destination) = (&args, address);
     let (count, interval, ttl, timeout) = (*count, *interval, *ttl, *timeout);
     let ping = Ping::new(PingOptions { destination, method, count, interval, size, ttl, timeout })?;
-    let session = args.link.session(Default::default()).await?;
+    let session = args.link.session(Default::default(), &args.half_open).await?;
     let host = args.host.with(address);
     let mut live = Live {
         ping,
@@ -101,11 +103,13 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     }
     let ended = interface::until_signal(session.run(&mut live)).await?;
     let reports = session.reports().await;
+    let reset = session.reset_half_open(Pace::default(), &mut |event| live.recorder.handle(event)).await;
     session.close().await;
     let account = match ended {
         Ended::Itself(account) => Some(account?),
         Ended::Signal(_) => None,
     };
+    let account = account.map(|account| Account { half_open_reset: account.half_open_reset + reset, ..account });
     let summary = live.ping.summary();
     if let Some(replies) = live.replies.take() {
         let object = json!({
@@ -120,6 +124,7 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
         live.out.print(&(serde_json::to_string(&object)? + "\n"));
     } else {
         live.out.print(&in_words(&host, &summary, account.as_ref()));
+        print::half_open_reset(account.map_or(reset, |account| account.half_open_reset));
     }
     live.recorder.finish()?;
     live.out.finish()?;

@@ -99,6 +99,15 @@ pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
     Ok(out(serde_json::to_string(value)? + "\n")?)
 }
 
+/// Says on stderr how many half-open connections were reset, if any were.
+pub fn half_open_reset(count: u64) {
+    if count > 0 {
+        let connections = if count == 1 { "connection" } else { "connections" };
+        // Nothing is left to complain to when stderr is gone.
+        let _ = writeln!(io::stderr().lock(), ";; reset {count} half-open {connections}");
+    }
+}
+
 /// Whether writing failed because nobody reads any more (`crafter ... | head`).
 pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {

@@ -22,7 +22,8 @@ pub struct Args {
 const HELP: &str = "\
 A packet begins with IP, IPv6, Ether or ARP. What it leaves unset is filled in: source
 address and next hop by the route, the source port (or ICMP identifier) by a lease that
-lasts until all is sent. `sr` waits for answers, and keeps the kernel's RSTs away meanwhile.
+lasts until all is sent. `sr` waits for answers, and keeps the kernel's RSTs away meanwhile:
+a SYN-ACK that comes when `send` has ended, the kernel resets.
 A line on stderr tells what was sent.
 --json: an object with account and mechanism.
 Exit code 0: all of it was handed to the kernel, or the account says what was not; others as
@@ -51,13 +52,16 @@ async fn send(args: &exchange::Args, globals: &Globals) -> anyhow::Result<u8> {
     let options = SrOptions { pace: args.pace(), ..SrOptions::default() };
     let sent = session.send_with(packets, &options, &mut |event| recorder.handle(event)).await;
     let reports = session.reports().await;
+    let reset = session.reset_half_open(options.pace, &mut |event| recorder.handle(event)).await;
     session.close().await;
-    let (account, recorded) = (sent?, recorder.finish());
+    let (mut account, recorded) = (sent?, recorder.finish());
+    account.half_open_reset += reset;
     if globals.json && !args.writes_to_stdout() {
         print::json(&json!({ "account": account, "mechanism": reports }))?;
     } else {
         // Nothing is left to complain to when stderr is gone.
         let _ = writeln!(io::stderr().lock(), ";; {}", account.sending());
+        print::half_open_reset(account.half_open_reset);
     }
     recorded?;
     Ok(exit::SUCCESS)

@@ -42,6 +42,8 @@ pub struct Args {
     link: interface::Link,
     #[command(flatten)]
     policy: interface::Policy,
+    #[command(flatten)]
+    half_open: interface::HalfOpen,
 }
 
 const HELP: &str = "\
@@ -49,7 +51,9 @@ Packets are written as for `crafter sr`, results are variables:
   synack = sr1(IP(dst=\"192.0.2.1\")/TCP(sport=5000, dport=80, flags=\"S\"))
   send(IP(dst=\"192.0.2.1\")/TCP(sport=5000, dport=80, flags=\"A\", seq=synack.ack, ack=synack.seq+1))
 `help()` lists the functions, Tab completes, Ctrl-C ends what is running, Ctrl-D the shell.
-Ports that were sent from stay owned until then: the kernel resets nothing.
+Ports that were sent from stay owned until then: the kernel resets nothing. At the end crafter
+resets connections that are half open: no packet acknowledged or reset what a SYN-ACK answered.
+Not so if the shell is killed, or with --leave-open: then the kernel resets them later.
 What is shown goes to stdout, with --json as one JSON value a line; all else to stderr.
 Without a prompt the first error ends it: exit code 2 if the text makes no sense, else the
 error's own. The history is in $XDG_STATE_HOME/crafter, or ~/.local/state/crafter.
@@ -65,7 +69,7 @@ Examples:
 /// # Errors
 /// Those of reading the statements and of writing; without a prompt, the statements' own.
 pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
-    let session = args.link.session(args.policy.terms()).await?;
+    let session = args.link.session(args.policy.terms(), &args.half_open).await?;
     let mut shell = Shell::new(Outside::new(session, args.link.interface.clone()));
     let code = match (&args.command, &args.file) {
         (Some(text), _) => script(&mut shell, "-c", text, globals).await,
@@ -76,7 +80,7 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
         (None, None) if io::stdin().is_terminal() => prompted(&mut shell, globals).await,
         _ => piped(&mut shell, globals).await,
     };
-    shell.into_world().close().await;
+    print::half_open_reset(shell.into_world().close().await);
     code
 }
 

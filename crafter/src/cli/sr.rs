@@ -11,6 +11,7 @@ use crafter::{
     datapath::program::Report,
     error::exit,
     layer::Packet,
+    probe::Verdict,
     session::{Exchanged, Pair, Reply, SrOptions},
 };
 use serde_json::{Value, json};
@@ -60,6 +61,10 @@ address and next hop by the route, the source port (or ICMP identifier) by a lea
 which the answers come here and the kernel resets nothing.
 A line for each request and its answer; one on stderr that tells what became of all packets,
 and whether the kernel half counted the same.
+A SYN-ACK that answers a SYN leaves a connection half open, and the peer repeats it. Before the
+lease of the port ends, crafter resets such connections from it, and says on stderr how many
+(half_open_reset of the account). Not so with --leave-open, and if crafter is killed: then the
+kernel resets each a second or more later, when the peer repeats its SYN-ACK.
 --json: an object with answered (number, sent, request, reply, rtt_ms), unanswered, unmatched,
 account and mechanism; packets are as `crafter show --json` has them, replies with time,
 interface and reason.
@@ -71,7 +76,12 @@ Examples:
 
 const HELP_ONE: &str = "\
 As `crafter sr`, until the first answer, which is shown field by field.
---json: an object with request, reply (or null), rtt_ms, account and mechanism.
+A line on stderr says what the answer means: the port is open or closed, the host is up, what
+is unreachable and by which ICMP code, or that no answer came in time.
+A connection that a SYN-ACK leaves half open is reset at the end; --leave-open leaves that to
+the kernel, which does it when the peer repeats its SYN-ACK.
+--json: an object with request, reply (or null), rtt_ms, verdict (state, from, text), account
+and mechanism. States: open, closed, up, unreachable, ttl_exceeded, error, answered, no_answer.
 Exit code 0: it was answered; 5: it was not; others as `crafter --help` lists them.
 
 Examples:
@@ -111,20 +121,31 @@ pub async fn run_one(args: OneArgs, globals: &Globals) -> anyhow::Result<u8> {
         Ended::Signal(code) => return Ok(code),
     };
     let first = exchanged.answered.first();
-    if exchange.writes_to_stdout() {
-        told(&exchanged);
-    } else if globals.json {
-        let request = first.map(|pair| &pair.request).or(exchanged.unanswered.first());
+    let request = first.map(|pair| &pair.request).or(exchanged.unanswered.first());
+    let verdict = match (first, request) {
+        (Some(pair), _) => Some(Verdict::answered(&pair.request, &pair.reply.packet, pair.rtt)),
+        (None, Some(request)) => {
+            let attempts = u32::try_from(exchanged.account.sent).unwrap_or(u32::MAX);
+            Some(Verdict::unanswered(request, waiting.timeout, attempts))
+        }
+        (None, None) => None,
+    };
+    if globals.json && !exchange.writes_to_stdout() {
         print::json(&json!({
             "request": request.map(Packet::to_json).transpose()?,
             "reply": first.map(|pair| reply(&pair.reply)).transpose()?,
             "rtt_ms": first.map(|pair| milliseconds(pair.rtt)),
+            "verdict": verdict,
             "account": exchanged.account,
             "mechanism": reports,
         }))?;
     } else {
-        if let Some(pair) = first {
+        if let Some(pair) = first.filter(|_| !exchange.writes_to_stdout()) {
             print::out(pair.reply.packet.show()? + "\n")?;
+        }
+        if let Some(verdict) = verdict {
+            // Nothing is left to complain to when stderr is gone.
+            let _ = writeln!(io::stderr().lock(), ";; {verdict}");
         }
         told(&exchanged);
     }
@@ -139,8 +160,10 @@ async fn sr(args: &exchange::Args, waiting: &Waiting, multi: bool) -> anyhow::Re
     let options = SrOptions { timeout: waiting.timeout, retry: waiting.retry, pace: args.pace(), multi };
     let exchanged = session.sr_with(packets, &options, &mut |event| recorder.handle(event)).await;
     let reports = session.reports().await;
+    let reset = session.reset_half_open(options.pace, &mut |event| recorder.handle(event)).await;
     session.close().await;
-    let exchanged = exchanged?;
+    let mut exchanged = exchanged?;
+    exchanged.account.half_open_reset += reset;
     recorder.finish()?;
     Ok((exchanged, reports))
 }
@@ -152,6 +175,7 @@ fn code(exchanged: &Exchanged) -> u8 {
 fn told(exchanged: &Exchanged) {
     // Nothing is left to complain to when stderr is gone.
     let _ = writeln!(io::stderr().lock(), ";; {}", exchanged.account);
+    print::half_open_reset(exchanged.account.half_open_reset);
 }
 
 fn lines(exchanged: &Exchanged) -> String {

@@ -11,7 +11,7 @@ use crafter::{
     error::exit,
     layer::MplsLabel,
     probe::{Ending, Hop, HopAnswer, Method, Trace, TraceOptions},
-    session::{Event, Script, Step},
+    session::{Event, Pace, Script, Step},
 };
 use serde_json::{Value, json};
 
@@ -65,6 +65,8 @@ pub struct Args {
     write: Option<PathBuf>,
     #[command(flatten)]
     link: interface::Link,
+    #[command(flatten)]
+    half_open: interface::HalfOpen,
 }
 
 const HELP: &str = "\
@@ -107,7 +109,7 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     let Args { first, max, probes, timeout, retry: retries, parallel, interval, .. } = args;
     let options = TraceOptions { destination, method, first, max, probes, timeout, retries, parallel, interval };
     let trace = Trace::new(options)?;
-    let session = args.link.session(Default::default()).await?;
+    let session = args.link.session(Default::default(), &args.half_open).await?;
     let mut live = Live {
         trace,
         recorder: Recorder::create(args.write.as_deref())?,
@@ -119,11 +121,13 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     }
     let ended = interface::until_signal(session.run(&mut live)).await?;
     let reports = session.reports().await;
+    let reset = session.reset_half_open(Pace::default(), &mut |event| live.recorder.handle(event)).await;
     session.close().await;
-    let account = match ended {
+    let mut account = match ended {
         Ended::Itself(account) => account?,
         Ended::Signal(code) => return Ok(code),
     };
+    account.half_open_reset += reset;
     live.drain();
     let ending = live.trace.ending();
     if let Some(hops) = live.hops.take() {
@@ -137,6 +141,8 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
             "ending": word, "error": error, "hops": hops, "account": account, "mechanism": reports,
         });
         live.out.print(&(serde_json::to_string(&object)? + "\n"));
+    } else {
+        print::half_open_reset(account.half_open_reset);
     }
     live.recorder.finish()?;
     live.out.finish()?;

@@ -71,15 +71,18 @@ pub enum Fault {
 }
 
 impl Answer {
-    /// Reads a packet that answers a probe; `None` if it is no IP packet.
+    /// Reads a packet that answers a probe, from its IP header on or as a frame; `None` if there is no IP in it.
     pub fn read(packet: &Packet) -> Option<Self> {
-        let (from, ttl) = match packet.layers().first()? {
+        let is_link =
+            |layer: &&AnyLayer| matches!(layer, AnyLayer::Ether(_) | AnyLayer::Dot1Q(_) | AnyLayer::Dot1AD(_));
+        let link = packet.layers().iter().take_while(is_link).count();
+        let (from, ttl) = match packet.layers().get(link)? {
             AnyLayer::Ip(Ip { src, ttl, .. }) => (IpAddr::V4((*src)?), *ttl),
             AnyLayer::Ipv6(Ipv6 { src, hlim, .. }) => (IpAddr::V6((*src)?), *hlim),
             _ => return None,
         };
         // The first that is none of IP's: an error quotes others behind it.
-        let said = packet.layers()[1..].iter().find_map(|layer| match layer {
+        let said = packet.layers()[link + 1..].iter().find_map(|layer| match layer {
             AnyLayer::Icmp(message) => Some(icmp(message)),
             AnyLayer::Icmpv6EchoReply(_) => Some(Said::Echo),
             AnyLayer::Icmpv6DestUnreach(Icmpv6DestUnreach { code, .. }) => {

@@ -1,9 +1,10 @@
 //! Probing a path: [`Ping`] and [`Trace`], scripts for [`Session::run`](crate::session::Session::run) that open
-//! nothing and read no clock.
+//! nothing and read no clock; and [`Verdict`], what the answer to one packet says.
 
 mod answer;
 mod ping;
 mod trace;
+mod verdict;
 
 use std::{fmt, net::IpAddr};
 
@@ -11,6 +12,7 @@ pub use self::{
     answer::{Answer, Fault, Said},
     ping::{Ping, PingOptions, PingOutcome, PingSummary, Pong},
     trace::{Ending, Hop, HopAnswer, Trace, TraceOptions},
+    verdict::{State, Verdict},
 };
 use crate::layer::{Icmp, Icmpv6EchoRequest, Ip, Ipv6, Packet, Raw, Tcp, TcpOption, Udp};
 

@@ -327,7 +327,7 @@ impl Script for Ping {
                 self.answered(request, event, rtt);
             }
             session::What::Unmatched { .. } => self.stray(event),
-            session::What::BadChecksum { .. } | session::What::Suppressed { .. } => {}
+            session::What::BadChecksum { .. } | session::What::Reset | session::What::Suppressed { .. } => {}
         }
     }
 

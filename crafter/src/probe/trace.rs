@@ -330,7 +330,10 @@ impl Script for Trace {
             session::What::Matched { request, rtt, .. } => self.answered(request, event, rtt),
             // A SYN-ACK that is sent again: the RST was lost.
             session::What::Duplicate { request, rtt, .. } => self.answered(request, event, rtt),
-            session::What::Unmatched { .. } | session::What::BadChecksum { .. } | session::What::Suppressed { .. } => {}
+            session::What::Unmatched { .. }
+            | session::What::BadChecksum { .. }
+            | session::What::Reset
+            | session::What::Suppressed { .. } => {}
         }
     }
 

@@ -59,6 +59,8 @@ pub enum What {
         /// How it came here.
         reason: Reason,
     },
+    /// The RST with which the session ends a half-open connection.
+    Reset,
     /// The kernel wanted to send it, from a leased port.
     Suppressed {
         /// Which answer of the kernel it is.
@@ -69,7 +71,7 @@ pub enum What {
 impl What {
     /// Whether the packet left this host, or was about to.
     pub fn is_outgoing(self) -> bool {
-        matches!(self, Self::Sent { .. } | Self::Suppressed { .. })
+        matches!(self, Self::Sent { .. } | Self::Reset | Self::Suppressed { .. })
     }
 }
 
@@ -88,6 +90,7 @@ impl fmt::Display for What {
             }
             Self::Unmatched { reason } => write!(f, "{}, unmatched", reason.name()),
             Self::BadChecksum { reason } => write!(f, "{}, wrong checksum", reason.name()),
+            Self::Reset => f.write_str("sent, resets a half-open connection"),
             Self::Suppressed { reason: Reason::RstSuppressed } => f.write_str("kernel RST suppressed"),
             Self::Suppressed { .. } => f.write_str("kernel ICMP port unreachable suppressed"),
         }

@@ -38,12 +38,15 @@ struct Ready {
     first: Kind,
     bytes: Vec<u8>,
     number: usize,
+    /// Whether its port is leased.
+    leased: bool,
 }
 
 /// Where the packets of a request go, kept to send it again.
 struct Way {
     link: usize,
     route: Option<Arc<Route>>,
+    leased: bool,
 }
 
 /// An exchange under way.
@@ -186,7 +189,7 @@ impl<'a> Exchange<'a> {
                 };
                 let first = packet.layers().first().map_or(Kind::Raw, |layer| layer.kind());
                 let (link, route) = (way.link, way.route.clone());
-                ready.push(Ready { link, route, first, bytes: packet.build()?, number });
+                ready.push(Ready { link, route, first, bytes: packet.build()?, number, leased: way.leased });
             }
             self.transmit(&ready, attempt)?;
             self.collect()?;
@@ -253,6 +256,10 @@ impl<'a> Exchange<'a> {
         while let Some(first) = ready.first() {
             let count = ready.iter().take_while(|next| next.link == first.link).count();
             let (run, rest) = ready.split_at(count);
+            for Ready { link, route, bytes, .. } in run.iter().filter(|packet| packet.leased) {
+                self.links.handle_sent(*link, route.as_ref(), bytes);
+            }
+            self.links.reset_due(self.observer);
             let link = &self.links.links[first.link];
             let (now, wall) = (Instant::now(), wall_clock());
             for packet in run {
@@ -308,6 +315,7 @@ impl<'a> Exchange<'a> {
         }
         let account = &mut self.result.account;
         account.answered = self.matcher.answered() as u64;
+        account.half_open_reset = self.links.take_reset();
         if self.expecting {
             account.unanswered = (self.matcher.len() - self.matcher.answered()) as u64 - self.unanswerable;
         }

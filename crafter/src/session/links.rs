@@ -1,5 +1,7 @@
 //! The interfaces that a session has opened, and what it has leased there.
 
+mod reset;
+
 use std::{
     collections::{HashMap, VecDeque},
     net::IpAddr,
@@ -11,7 +13,13 @@ use crafter_common::reason::Reason;
 use futures_util::future::select_all;
 use tokio::sync::Notify;
 
-use super::{SessionOptions, account::Reading, watch::Watch};
+use self::reset::Path;
+use super::{
+    Pace, SessionOptions,
+    account::Reading,
+    half_open::{HalfOpen, Reset},
+    watch::Watch,
+};
 use crate::{
     Crafter, Lease, LeaseRequest,
     capture::{Captured, Direction},
@@ -53,6 +61,14 @@ pub(super) struct Links {
     /// Notified of whatever comes to any lease.
     pub(super) arrived: Arc<Notify>,
     local: Option<(Instant, Vec<IpAddr>)>,
+    /// `None` where half-open connections are left open.
+    half_open: Option<HalfOpen<Path>>,
+    /// Resets to send.
+    due: VecDeque<Reset<Path>>,
+    /// Ports to give back once they are sent.
+    expired: Vec<Held>,
+    /// How many connections were reset since this was asked last.
+    reset: u64,
 }
 
 /// An interface that is open.
@@ -88,7 +104,20 @@ impl Links {
     pub(super) fn new(options: SessionOptions) -> Self {
         let resolver = if options.service.is_some() { Resolver::WithoutHop } else { Resolver::Kernel };
         let routes = Routes::new(resolver);
-        Self { options, routes, links: Vec::new(), arrived: Arc::new(Notify::new()), local: None }
+        // Where the kernel sees the SYN-ACKs and its RSTs leave, it resets them itself, and at once.
+        let is_kernels = options.terms.observe && !options.terms.suppress;
+        let half_open = (!options.leave_open && !is_kernels).then(HalfOpen::default);
+        Self {
+            options,
+            routes,
+            links: Vec::new(),
+            arrived: Arc::new(Notify::new()),
+            local: None,
+            half_open,
+            due: VecDeque::new(),
+            expired: Vec::new(),
+            reset: 0,
+        }
     }
 
     /// The way to `destination`.
@@ -167,7 +196,8 @@ impl Links {
         }
     }
 
-    /// Leases a port that a packet names, or chooses one; the port.
+    /// Leases a port that a packet names, or chooses one; the port. Of those chosen, the one not used for longest is
+    /// given back with the next [`Links::reset_due`].
     pub(super) async fn lease(
         &mut self,
         at: usize,
@@ -208,7 +238,7 @@ impl Links {
             if link.chosen.len() > CHOSEN
                 && let Some(oldest) = link.chosen.pop_front()
             {
-                link.held.remove(&oldest);
+                self.expire(at, oldest);
             }
         }
         Ok(chosen)
@@ -234,13 +264,23 @@ impl Links {
         self.links.iter().map(|link| link.crafter.report().clone()).collect()
     }
 
-    pub(super) async fn close(self) {
-        for Link { crafter, held, spare, .. } in self.links {
+    /// Resets what is half open, gives all leases back and detaches; how many connections were reset.
+    pub(super) async fn close(mut self) -> u64 {
+        let reset = self.reset_half_open(Pace::default(), &mut |_| {}).await;
+        for Link { crafter, held, spare, .. } in std::mem::take(&mut self.links) {
             drop((held, spare));
             if !crafter.close(CLOSING).await {
                 log::warn!("an interface is still in use after {CLOSING:?}: its hooks go with this process");
             }
         }
+        reset
+    }
+}
+
+/// A session that is dropped unclosed, by a signal or an error, resets what is half open all the same.
+impl Drop for Links {
+    fn drop(&mut self) {
+        self.reset_at_once();
     }
 }
 

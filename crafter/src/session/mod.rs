@@ -20,6 +20,10 @@
 //! - The source port, or identifier, of each packet is leased before it is sent, so that the answer comes here and
 //!   the kernel does not reset the conversation. A session keeps the ports that packets named; of those
 //!   that it chose itself, the 256 that were used latest. They end with the session.
+//! - A SYN-ACK that answered a SYN of the session, and that none of its packets acknowledged, leaves a connection half
+//!   open. It is reset before the lease of its port ends, at the latest with the session: the peer would send its
+//!   SYN-ACK again, to a kernel that answers with a RST. Not so where a process is killed,
+//!   and with [`SessionOptions::leave_open`].
 //! - Nothing is leased for a source address that is not this host's, and for other protocols: there the kernel sees
 //!   what comes in, and the session sees a copy.
 //! - The interface's hooks are attached with the first packet that leaves by it.
@@ -28,6 +32,7 @@ mod account;
 mod event;
 mod exchange;
 mod fill;
+mod half_open;
 mod links;
 mod matcher;
 mod script;
@@ -66,6 +71,9 @@ pub struct SessionOptions {
     /// The service to do it through, as its policy allows; `None`: this process owns the hooks, which takes
     /// privileges.
     pub service: Option<Arc<Control>>,
+    /// Leave half-open connections to the kernel, which resets each when its peer sends the SYN-ACK again. Otherwise
+    /// the session resets them.
+    pub leave_open: bool,
 }
 
 /// How fast to send.
@@ -225,9 +233,22 @@ impl Session {
         self.links.lock().await.reports()
     }
 
-    /// Gives all leases back and detaches the hooks; the interfaces are as they were when it returns.
-    pub async fn close(self) {
-        self.links.into_inner().close().await;
+    /// Resets the half-open connections, at most at this pace: a SYN-ACK answered a SYN of the session, and no packet
+    /// of the session acknowledged it (RFC 9293, section 3.5.2). Tells `observer` of each RST. How many connections
+    /// were reset since this was asked last; 0 with [`SessionOptions::leave_open`].
+    ///
+    /// [`Session::close`] does it too. Those that cannot be reset, for want of room or by the service's policy, are
+    /// logged and not counted.
+    pub async fn reset_half_open(&self, pace: Pace, observer: &mut dyn FnMut(&Event<'_>)) -> u64 {
+        self.links.lock().await.reset_half_open(pace, observer).await
+    }
+
+    /// Resets half-open connections as [`Session::reset_half_open`] does, gives all leases back and detaches the hooks;
+    /// the interfaces are as they were when it returns. How many connections were reset.
+    ///
+    /// A session that is dropped resets them too, but waits for nothing: the service's limit of the rate may stop some.
+    pub async fn close(self) -> u64 {
+        self.links.into_inner().close().await
     }
 }
 

@@ -3,8 +3,13 @@
 use std::process::Command;
 
 use crafter::error::exit;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
 
-use super::{crafter, crafter_without, lab, on_server};
+use super::{command, crafter, crafter_without, eventually, lab, on_server, wait};
 
 const SYN: &str = r#"IP(dst="192.0.2.1")/TCP(dport=80, flags="S")"#;
 
@@ -27,18 +32,111 @@ fn one_answer_is_shown() {
     done.succeeds();
     assert!(done.text().starts_with("###[ IP ]###\n"), "{done:?}");
     assert!(done.text().contains("flags           = \"SA\"\n"), "{done:?}");
-    assert!(
-        done.stderr
-            .ends_with("1 request, 1 sent; 1 received, 1 answered, 0 unanswered; the kernel half counted the same\n"),
-        "{done:?}"
-    );
+    let [verdict, account, reset] = done.stderr.lines().collect::<Vec<_>>().try_into().unwrap();
+    let time =
+        verdict.strip_prefix(";; 80/tcp is open: SYN-ACK from 192.0.2.1 in ").and_then(|s| s.strip_suffix(" ms"));
+    assert!(time.and_then(|time| time.parse::<f64>().ok()).is_some_and(|time| time > 0.0), "{done:?}");
+    assert_eq!(account, ";; 1 request, 1 sent; 1 received, 1 answered, 0 unanswered; the kernel half counted the same");
+    assert_eq!(reset, ";; reset 1 half-open connection");
     let done = crafter(&lab, &["--json", "sr1", SYN]);
     done.succeeds();
     let json = done.json();
     assert_eq!(json["reply"]["layers"][1]["fields"]["flags"], "SA", "{json}");
     assert!(json["rtt_ms"].as_f64().unwrap() > 0.0, "{json}");
     assert_eq!(json["account"]["kernel"]["delivered_difference"], 0, "{json}");
+    assert_eq!(json["account"]["half_open_reset"], 1, "{json}");
     assert_eq!(json["mechanism"][0]["interface"], "lab0", "{json}");
+}
+
+/// One line on stderr says what the answer means, also where a capture takes stdout; a key of the JSON says it too.
+#[test]
+fn the_verdict() {
+    let lab = lab();
+    on_server(&lab, "iptables", &["-A", "INPUT", "-p", "tcp", "--dport", "82", "-j", "DROP"]);
+    let prohibit = ["--dport", "83", "-j", "REJECT", "--reject-with", "icmp-admin-prohibited"];
+    on_server(&lab, "iptables", &[&["-A", "INPUT", "-p", "tcp"], &prohibit[..]].concat());
+    for (layers, state, said) in [
+        ("TCP(dport=80, flags=\"S\")", "open", "80/tcp is open: SYN-ACK from 192.0.2.1 in "),
+        ("TCP(dport=81, flags=\"S\")", "closed", "81/tcp is closed: RST from 192.0.2.1 in "),
+        ("TCP(dport=82, flags=\"S\")", "no_answer", "82/tcp: no answer within 0.5 s"),
+        (
+            "TCP(dport=83, flags=\"S\")",
+            "unreachable",
+            "83/tcp is unreachable: communication prohibited (ICMP type 3, code 13) from 192.0.2.1 in ",
+        ),
+        ("UDP(dport=9)", "closed", "9/udp is closed: port unreachable (ICMP type 3, code 3) from 192.0.2.1 in "),
+        (
+            "UDP(dport=53)/DNS(rd=1, qd=DNSQR(qname=\"www.lab.test\"))",
+            "open",
+            "53/udp is open: DNS answer, NOERROR with 2 records, from 192.0.2.1 in ",
+        ),
+        ("ICMP()", "up", "192.0.2.1 is up: echo reply from 192.0.2.1 in "),
+    ] {
+        let packet = format!("IP(dst=\"192.0.2.1\")/{layers}");
+        let json = crafter(&lab, &["--json", "sr1", "--timeout", "0.5", &packet]).json();
+        assert_eq!(json["verdict"]["state"], state, "{json}");
+        assert!(json["verdict"]["text"].as_str().is_some_and(|text| text.starts_with(said)), "{json}");
+        assert_eq!(json["verdict"]["from"], if state == "no_answer" { Value::Null } else { "192.0.2.1".into() });
+        let done = crafter(&lab, &["sr1", "--timeout", "0.5", "-w", "-", &packet]);
+        let verdict = done.stderr.lines().find_map(|line| line.strip_prefix(";; ")).unwrap();
+        assert!(verdict.starts_with(said), "{done:?}");
+        assert!(done.stdout.starts_with(&[0x0a, 0x0d, 0x0d, 0x0a]), "pcapng and nothing else: {done:?}");
+    }
+}
+
+/// The only RST is crafter's, and the command sends it before it ends. The control: what is left open the kernel resets.
+#[test]
+fn half_open_connections_are_reset() {
+    let lab = lab();
+    let set = r#"IP(dst="192.0.2.1")/TCP(dport=[53,80,81], flags="S")"#;
+    let commands: [(&[&str], usize); 5] = [
+        (&["sr1", SYN], 1),
+        (&["sr", set], 2),
+        // The answer to the first comes until the second is sent.
+        (&["send", SYN, "--count", "2", "--interval", "0.2"], 1),
+        (&["shell", "-c", r#"x = sr1(IP(dst="192.0.2.1")/TCP(dport=80, flags="S")); x.ack"#], 1),
+        // Its own RST answers each SYN-ACK; nothing is left to reset.
+        (&["ping", "--tcp", "80", "-c", "1", "192.0.2.1"], 0),
+    ];
+    for (arguments, resets) in commands {
+        lab.tap().clear().unwrap();
+        let done = crafter(&lab, arguments);
+        done.succeeds();
+        let sent = lab.tap().count().unwrap() as usize;
+        assert_eq!(sent, resets.max(1), "before it ends: {done:?}");
+        let said = match resets {
+            0 => None,
+            1 => Some(";; reset 1 half-open connection"),
+            _ => Some(";; reset 2 half-open connections"),
+        };
+        assert_eq!(done.stderr.lines().find(|line| line.contains("half-open")), said, "{done:?}");
+        let sockets = lab.server().command("ss").args(["-Htan", "state", "syn-recv"]).output().unwrap();
+        assert!(sockets.stdout.is_empty(), "{arguments:?}: {sockets:?}");
+    }
+    // Ctrl-C is an end like any other.
+    lab.tap().clear().unwrap();
+    let waiting = r#"IP(dst="192.0.2.1")/TCP(dport=80, flags=["S", "R"])"#;
+    let mut running = command(&lab, &["sr", waiting, "--timeout", "60"]).spawn().unwrap();
+    let half_open = || {
+        let sockets = lab.server().command("ss").args(["-Htan", "state", "syn-recv"]).output().unwrap();
+        (!sockets.stdout.is_empty()).then_some(())
+    };
+    // The RST answers nothing and is waited for; its number is not the one that would reset.
+    eventually(half_open);
+    lab.tap().clear().unwrap();
+    kill(Pid::from_raw(running.id() as i32), Signal::SIGINT).unwrap();
+    assert_eq!(wait(&mut running), 130);
+    assert_eq!(lab.tap().count().unwrap(), 1, "before it ends");
+    assert_eq!(half_open(), None);
+    lab.tap().clear().unwrap();
+    let control = crafter(&lab, &["sr1", SYN, "--leave-open"]);
+    control.succeeds();
+    assert!(!control.stderr.contains("half-open"), "{control:?}");
+    eventually(|| (lab.tap().count().unwrap() == 1).then_some(()));
+    // Those of before would have come again by now.
+    let kernels = lab.tap().segments().unwrap();
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    assert_eq!(lab.tap().segments().unwrap(), kernels, "one of the control, none of the others");
 }
 
 #[test]
@@ -82,6 +180,7 @@ fn the_capture_tells_the_verdicts() {
         "lab0\t0x0002\tsent, request 2\t",
         "lab0\t0x0012\tredirected, matched: answers request 1\t",
         "lab0\t0x0014\tredirected, matched: answers request 2\t",
+        "lab0\t0x0004\tsent, resets a half-open connection\t",
     ];
     assert_eq!(lines, expected);
     // In observe mode the kernel sees the SYN-ACK, and its RST is in the capture, but not on the wire.
@@ -92,10 +191,14 @@ fn the_capture_tells_the_verdicts() {
     assert!(lines.contains(&"0x0004\tkernel RST suppressed".to_owned()), "{lines:?}");
     assert!(lines.contains(&"0x0012\tobserved, matched: answers request 1".to_owned()), "{lines:?}");
     // With the policy `pass` the RST leaves, and nobody says that it was suppressed.
-    crafter(&lab, &["sr", SYN, "-w", path, "--observe", "--rst", "pass", "--multi", "--timeout", "0.3"]).succeeds();
+    lab.tap().clear().unwrap();
+    let done = crafter(&lab, &["sr", SYN, "-w", path, "--observe", "--rst", "pass", "--multi", "--timeout", "0.3"]);
+    done.succeeds();
+    // The kernel has reset it already.
+    assert!(!done.stderr.contains("half-open"), "{done:?}");
     let lines = tshark(&file, &["tcp.flags", "frame.comment"]);
     assert!(!lines.iter().any(|line| line.contains("suppressed")), "{lines:?}");
-    assert!(!lab.tap().segments().unwrap().is_empty(), "the RST reached the server");
+    assert_eq!(lab.tap().count().unwrap(), 1, "the RST reached the server");
 }
 
 #[test]

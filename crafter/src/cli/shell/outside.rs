@@ -31,9 +31,9 @@ impl Outside {
         Self { session, interface }
     }
 
-    /// Gives all leases back.
-    pub async fn close(self) {
-        self.session.close().await;
+    /// Resets half-open connections and gives all leases back; how many were reset.
+    pub async fn close(self) -> u64 {
+        self.session.close().await
     }
 }
 

@@ -65,9 +65,9 @@ impl Exchange<'_> {
             }
             let number = self.submit(Packet::parse(first, &bytes), leased);
             if self.keeping {
-                self.ways.push(Some(Way { link, route: route.clone() }));
+                self.ways.push(Some(Way { link, route: route.clone(), leased }));
             }
-            ready.push(Ready { link, route, first, bytes, number });
+            ready.push(Ready { link, route, first, bytes, number, leased });
         }
         Ok(ready)
     }
@@ -127,7 +127,9 @@ impl Exchange<'_> {
         if let (Some((transport, port)), Some(source)) = (outline.end, source)
             && (outline.source.is_none() || self.links.is_local(source).await?)
         {
-            match self.port(link, transport, source, port).await {
+            let leasing = self.port(link, transport, source, port).await;
+            self.links.reset_due(self.observer);
+            match leasing {
                 Ok(port) => {
                     fill::fill_port(packet, port);
                     leased = true;

@@ -81,6 +81,7 @@ impl Exchange<'_> {
             self.tell(at, time, first, &bytes, What::BadChecksum { reason });
             return;
         }
+        self.links.handle_received(&bytes);
         let packet = Packet::from_ip(&bytes);
         let matched = self.matcher.handle_reply(&packet, true);
         let rtt = match matched {

@@ -1,0 +1,277 @@
+//! What the answer to one packet says of the port or host that it was sent to, in one line.
+
+use std::{fmt, net::IpAddr, time::Duration};
+
+use serde::Serialize;
+
+use super::{Answer, Fault, Said};
+use crate::{
+    layer::{AnyLayer, Arp, Dns, Packet},
+    packet::Flags,
+};
+
+/// What an answer, or its absence, says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Verdict {
+    /// What it comes to.
+    pub state: State,
+    /// Who answered; `None` without an answer, and with one that is not IP.
+    pub from: Option<IpAddr>,
+    /// A line of text, such as `80/tcp is open: SYN-ACK from 192.0.2.1 in 0.412 ms`.
+    pub text: String,
+}
+
+/// What an answer comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// A SYN-ACK, or a datagram: the port is open.
+    Open,
+    /// A RST to a SYN, or the host's own ICMP port unreachable to a datagram: the port is closed.
+    Closed,
+    /// An echo reply or an ARP reply: the host is up.
+    Up,
+    /// An ICMP destination unreachable.
+    Unreachable,
+    /// The TTL, or hop limit, was used up on the way.
+    TtlExceeded,
+    /// Another ICMP error.
+    Error,
+    /// Any other answer.
+    Answered,
+    /// No answer in time.
+    NoAnswer,
+}
+
+impl Verdict {
+    /// The verdict on an answered request; `rtt` is from sending to receiving.
+    pub fn answered(request: &Packet, reply: &Packet, rtt: Duration) -> Self {
+        let within = format!("in {:.3} ms", rtt.as_secs_f64() * 1e3);
+        let asked = Asked::read(request);
+        let Some(answer) = Answer::read(reply) else {
+            let (state, text) = match reply.get::<Arp>() {
+                Some(Arp { op: Some(2), psrc: Some(address), hwsrc: Some(mac), .. }) => {
+                    (State::Up, format!("{address} is at {mac}: ARP reply {within}"))
+                }
+                _ => (State::Answered, format!("{asked} answered: {} {within}", reply.summary())),
+            };
+            return Self { state, from: None, text };
+        };
+        let from = answer.from;
+        let (state, what) = match (answer.said, asked.port) {
+            (Said::SynAck, Some(Port::Syn(_))) => (State::Open, "is open: SYN-ACK".to_owned()),
+            (Said::Reset, Some(Port::Syn(_))) => (State::Closed, "is closed: RST".to_owned()),
+            (Said::Reset, _) => (State::Answered, "answered: RST".to_owned()),
+            (Said::Echo, _) => (State::Up, "is up: echo reply".to_owned()),
+            (Said::Datagram, Some(Port::Udp(_))) => match reply.get::<Dns>() {
+                Some(dns) => (State::Open, format!("is open: DNS answer, {}", outcome(dns))),
+                None => (State::Open, "is open: UDP datagram".to_owned()),
+            },
+            (Said::Fault(fault), port) => {
+                let (state, is) = match (fault, port) {
+                    (Fault::Port, Some(Port::Udp(_))) if asked.host == Some(from) => (State::Closed, "is closed"),
+                    (Fault::TimeExceeded, _) => (State::TtlExceeded, "was not reached"),
+                    (fault, _) if fault.is_unreachable() => (State::Unreachable, "is unreachable"),
+                    _ => (State::Error, "was not reached"),
+                };
+                (state, format!("{is}: {fault}{}", numbers(reply)))
+            }
+            _ => (State::Answered, format!("answered: {}", reply.summary())),
+        };
+        Self { state, from: Some(from), text: format!("{asked} {what} from {from} {within}") }
+    }
+
+    /// The verdict on a request that was sent `attempts` times and waited for as long as `timeout` each time.
+    pub fn unanswered(request: &Packet, timeout: Duration, attempts: u32) -> Self {
+        let (asked, seconds) = (Asked::read(request), timeout.as_secs_f64());
+        let text = match attempts {
+            0 | 1 => format!("{asked}: no answer within {seconds} s"),
+            more => format!("{asked}: no answer to {more} requests, within {seconds} s each"),
+        };
+        Self { state: State::NoAnswer, from: None, text }
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// What a request was sent to.
+#[derive(Clone, Copy)]
+struct Asked {
+    host: Option<IpAddr>,
+    port: Option<Port>,
+}
+
+#[derive(Clone, Copy)]
+enum Port {
+    /// TCP, by a SYN.
+    Syn(u16),
+    /// TCP, by another segment.
+    Tcp(u16),
+    Udp(u16),
+}
+
+impl Asked {
+    fn read(request: &Packet) -> Self {
+        let mut asked = Self { host: None, port: None };
+        for layer in request.layers() {
+            match layer {
+                AnyLayer::Ip(ip) => asked.host = ip.dst.map(IpAddr::V4),
+                AnyLayer::Ipv6(ip) => asked.host = ip.dst.map(IpAddr::V6),
+                AnyLayer::Arp(arp) => asked.host = arp.pdst.map(IpAddr::V4),
+                AnyLayer::Tcp(tcp) => {
+                    let flags = tcp.flags.unwrap_or(Flags::SYN);
+                    let is_syn = flags.contains(Flags::SYN) && !flags.intersects(Flags::ACK | Flags::RST);
+                    asked.port = tcp.dport.map(if is_syn { Port::Syn } else { Port::Tcp });
+                    break;
+                }
+                AnyLayer::Udp(udp) => {
+                    asked.port = udp.dport.map(Port::Udp);
+                    break;
+                }
+                // What it quotes was not sent.
+                AnyLayer::Icmp(_) => break,
+                _ => {}
+            }
+        }
+        asked
+    }
+}
+
+impl fmt::Display for Asked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.port, self.host) {
+            (Some(Port::Syn(port) | Port::Tcp(port)), _) => write!(f, "{port}/tcp"),
+            (Some(Port::Udp(port)), _) => write!(f, "{port}/udp"),
+            (None, Some(host)) => write!(f, "{host}"),
+            (None, None) => f.write_str("the request"),
+        }
+    }
+}
+
+/// The response code's mnemonic (RFC 6895, section 2.3), and how many records answer.
+fn outcome(dns: &Dns) -> String {
+    let code = match dns.rcode.unwrap_or(0) {
+        0 => "NOERROR",
+        1 => "FORMERR",
+        2 => "SERVFAIL",
+        3 => "NXDOMAIN",
+        4 => "NOTIMP",
+        5 => "REFUSED",
+        other => return format!("response code {other}"),
+    };
+    match dns.an.as_ref().map_or(0, Vec::len) {
+        1 => format!("{code} with 1 record,"),
+        records => format!("{code} with {records} records,"),
+    }
+}
+
+/// Type and code of the ICMP error, in parentheses.
+fn numbers(reply: &Packet) -> String {
+    let found = reply.layers().iter().find_map(|layer| match layer {
+        AnyLayer::Icmp(message) => Some(("ICMP", message.number(), message.code)),
+        AnyLayer::Icmpv6DestUnreach(message) => Some(("ICMPv6", message.r#type.unwrap_or(1), message.code)),
+        AnyLayer::Icmpv6PacketTooBig(message) => Some(("ICMPv6", message.r#type.unwrap_or(2), message.code)),
+        AnyLayer::Icmpv6TimeExceeded(message) => Some(("ICMPv6", message.r#type.unwrap_or(3), message.code)),
+        AnyLayer::Icmpv6ParamProblem(message) => Some(("ICMPv6", message.r#type.unwrap_or(4), message.code)),
+        _ => None,
+    });
+    found.map_or_else(String::new, |(name, r#type, code)| {
+        format!(" ({name} type {}, code {})", r#type, code.unwrap_or(0))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verdict(request: &str, reply: &str) -> (State, String) {
+        let read = |text: &str| {
+            let packet: Packet = text.parse().expect(text);
+            let first = packet.layers()[0].kind();
+            Packet::parse(first, &packet.build().expect(text))
+        };
+        let verdict = Verdict::answered(&read(request), &read(reply), Duration::from_micros(412));
+        let named = verdict.from.is_none_or(|from| verdict.text.contains(&from.to_string()));
+        assert!(named, "{verdict:?}");
+        (verdict.state, verdict.text)
+    }
+
+    #[test]
+    fn answers_in_words() {
+        const SYN: &str = r#"IP(src="192.0.2.2", dst="192.0.2.1")/TCP(dport=80, flags="S")"#;
+        const ACK: &str = r#"IP(src="192.0.2.2", dst="192.0.2.1")/TCP(dport=80, flags="A")"#;
+        const UDP: &str = r#"IP(src="192.0.2.2", dst="192.0.2.1")/UDP(dport=53)"#;
+        const PING: &str = r#"IP(src="192.0.2.2", dst="192.0.2.1")/ICMP(id=1)"#;
+        const BACK: &str = r#"IP(src="192.0.2.1", dst="192.0.2.2")"#;
+        const ROUTER: &str = r#"IP(src="203.0.113.7", dst="192.0.2.2")"#;
+        for (request, reply, state, text) in [
+            (SYN, format!(r#"{BACK}/TCP(sport=80, flags="SA")"#), State::Open, "80/tcp is open: SYN-ACK from 192.0.2.1"),
+            (SYN, format!(r#"{BACK}/TCP(sport=80, flags="RA")"#), State::Closed, "80/tcp is closed: RST from 192.0.2.1"),
+            (ACK, format!(r#"{BACK}/TCP(sport=80, flags="R")"#), State::Answered, "80/tcp answered: RST from 192.0.2.1"),
+            (PING, format!("{BACK}/ICMP(type=0, id=1)"), State::Up, "192.0.2.1 is up: echo reply from 192.0.2.1"),
+            (UDP, format!("{BACK}/UDP(sport=9)/\"x\""), State::Open, "53/udp is open: UDP datagram from 192.0.2.1"),
+            (
+                UDP,
+                format!(r#"{BACK}/UDP(sport=53)/DNS(qr=1, rcode=3, qd=DNSQR(qname="lab.test"))"#),
+                State::Open,
+                "53/udp is open: DNS answer, NXDOMAIN with 0 records, from 192.0.2.1",
+            ),
+            (
+                UDP,
+                format!("{BACK}/ICMP(type=3, code=3)/{UDP}"),
+                State::Closed,
+                "53/udp is closed: port unreachable (ICMP type 3, code 3) from 192.0.2.1",
+            ),
+            (
+                UDP,
+                format!("{ROUTER}/ICMP(type=3, code=3)/{UDP}"),
+                State::Unreachable,
+                "53/udp is unreachable: port unreachable (ICMP type 3, code 3) from 203.0.113.7",
+            ),
+            (
+                SYN,
+                format!("{ROUTER}/ICMP(type=3, code=13)/{SYN}"),
+                State::Unreachable,
+                "80/tcp is unreachable: communication prohibited (ICMP type 3, code 13) from 203.0.113.7",
+            ),
+            (
+                PING,
+                format!("{ROUTER}/ICMP(type=11)/{PING}"),
+                State::TtlExceeded,
+                "192.0.2.1 was not reached: time to live exceeded (ICMP type 11, code 0) from 203.0.113.7",
+            ),
+            (
+                r#"IPv6(src="2001:db8::2", dst="2001:db8::1")/TCP(dport=80)"#,
+                r#"IPv6(src="2001:db8::1", dst="2001:db8::2")/ICMPv6DestUnreach(code=1)/IPv6(src="2001:db8::2", dst="2001:db8::1")/TCP(dport=80)"#.to_owned(),
+                State::Unreachable,
+                "80/tcp is unreachable: communication prohibited (ICMPv6 type 1, code 1) from 2001:db8::1",
+            ),
+            (
+                r#"Ether()/ARP(pdst="192.0.2.1")"#,
+                r#"Ether()/ARP(op=2, psrc="192.0.2.1", hwsrc="02:00:00:00:00:01")"#.to_owned(),
+                State::Up,
+                "192.0.2.1 is at 02:00:00:00:00:01: ARP reply",
+            ),
+            // The tap's copy of an answer is a frame.
+            (PING, format!("Ether()/{BACK}/ICMP(type=0, id=1)"), State::Up, "192.0.2.1 is up: echo reply from 192.0.2.1"),
+        ] {
+            assert_eq!(verdict(request, &reply), (state, format!("{text} in 0.412 ms")), "{reply}");
+        }
+    }
+
+    #[test]
+    fn no_answer() {
+        let syn: Packet = r#"IP(dst="192.0.2.1")/TCP(dport=80)"#.parse().unwrap();
+        let verdict = |seconds, attempts| Verdict::unanswered(&syn, Duration::from_secs_f64(seconds), attempts);
+        assert_eq!(verdict(2.0, 1).to_string(), "80/tcp: no answer within 2 s");
+        assert_eq!(verdict(0.5, 3).text, "80/tcp: no answer to 3 requests, within 0.5 s each");
+        assert_eq!(
+            serde_json::to_value(verdict(2.0, 1)).unwrap(),
+            serde_json::json!({ "state": "no_answer", "from": null, "text": "80/tcp: no answer within 2 s" })
+        );
+    }
+}

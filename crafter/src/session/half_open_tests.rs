@@ -1,0 +1,159 @@
+use super::*;
+
+const HERE: &str = "192.0.2.2:50000";
+const THERE: &str = "192.0.2.1:80";
+
+/// A segment: its flags as letters, sequence and acknowledgment number.
+fn segment(from: &str, to: &str, flags: &str, seq: u32, ack: u32) -> Vec<u8> {
+    let flags = flags.chars().map(|letter| match letter {
+        'S' => Flags::SYN,
+        'A' => Flags::ACK,
+        'R' => Flags::RST,
+        'F' => Flags::FIN,
+        _ => Flags::PSH,
+    });
+    let flags = flags.fold(Flags::NONE, |all, flag| all | flag);
+    Segment { flags, seq, ack, ..Segment::new(from.parse().unwrap(), to.parse().unwrap()) }.build()
+}
+
+fn sent(table: &mut HalfOpen<()>, flags: &str, seq: u32, ack: u32) {
+    let bytes = segment(HERE, THERE, flags, seq, ack);
+    assert_eq!(table.handle_sent(&TcpView::parse(&bytes).unwrap(), || ()), None);
+}
+
+fn received(table: &mut HalfOpen<()>, flags: &str, seq: u32, ack: u32) {
+    let bytes = segment(THERE, HERE, flags, seq, ack);
+    table.handle_received(&TcpView::parse(&bytes).unwrap());
+}
+
+/// The sequence numbers of the resets that are due.
+fn due(table: &mut HalfOpen<()>) -> Vec<u32> {
+    let due = table.take().iter().map(|reset| reset.seq).collect();
+    assert_eq!((table.count, table.connections.len(), table.order.len()), (0, 0, 0));
+    due
+}
+
+#[test]
+fn a_syn_ack_that_nobody_acknowledged_is_reset() {
+    for [here, there] in [[HERE, THERE], ["[2001:db8::2]:50000", "[2001:db8::1]:80"]] {
+        let mut table = HalfOpen::default();
+        let syn = segment(here, there, "S", u32::MAX, 0);
+        table.handle_sent(&TcpView::parse(&syn).unwrap(), || "way");
+        let syn_ack = segment(there, here, "SA", 700, 0);
+        table.handle_received(&TcpView::parse(&syn_ack).unwrap());
+        let [reset] = table.take().try_into().unwrap();
+        assert_eq!(reset.way, "way");
+        let reset = Segment::parse(&reset.packet()).unwrap();
+        assert_eq!((reset.source, reset.destination), (here.parse().unwrap(), there.parse().unwrap()));
+        // 0 is the number behind the last one.
+        assert_eq!((reset.flags, reset.seq, reset.ack, reset.checksum), (Flags::RST, 0, 0, None));
+        assert!(reset.payload.is_empty() && reset.options.is_empty());
+    }
+}
+
+#[test]
+fn what_is_over_is_not_reset() {
+    type Step = (bool, &'static str, u32, u32);
+    const OUT: bool = true;
+    const IN: bool = false;
+    let syn: Step = (OUT, "S", 99, 0);
+    let syn_ack: Step = (IN, "SA", 700, 100);
+    for (steps, resets) in [
+        (&[][..], &[][..]),
+        (&[syn], &[]),
+        (&[syn, syn_ack], &[100]),
+        // Without a SYN of ours it answers nothing.
+        (&[syn_ack], &[]),
+        (&[syn, (IN, "RA", 0, 100)], &[]),
+        // Acknowledged, alone or with data or a FIN; what the peer sends again then changes nothing.
+        (&[syn, syn_ack, (OUT, "A", 100, 701), syn_ack], &[]),
+        (&[syn, syn_ack, (OUT, "PA", 100, 701)], &[]),
+        (&[syn, syn_ack, (OUT, "FA", 100, 701)], &[]),
+        // With data behind the SYN-ACK (RFC 7413).
+        (&[syn, syn_ack, (OUT, "A", 100, 2161)], &[]),
+        (&[syn, syn_ack, (OUT, "A", 100, 700)], &[100]),
+        (&[syn, syn_ack, (OUT, "A", 100, 0)], &[100]),
+        // Acknowledged before the SYN-ACK was seen here.
+        (&[syn, (OUT, "A", 100, 701), syn_ack], &[]),
+        (&[syn, (OUT, "A", 0, 0), syn_ack], &[100]),
+        (&[syn, (OUT, "A", 0, 701), (OUT, "P", 0, 0), syn_ack], &[]),
+        // Reset by the user, in the right place or not.
+        (&[syn, syn_ack, (OUT, "R", 100, 0)], &[]),
+        (&[syn, (OUT, "R", 100, 0), syn_ack], &[]),
+        (&[syn, syn_ack, (OUT, "R", 99, 0)], &[100]),
+        (&[syn, (OUT, "R", 99, 0), syn_ack], &[100]),
+        // A FIN without ACK says nothing to the peer.
+        (&[syn, syn_ack, (OUT, "F", 100, 0)], &[100]),
+        // Reset by the peer; or only a wrong acknowledgment of ours was.
+        (&[syn, syn_ack, (IN, "R", 701, 0)], &[]),
+        (&[syn, syn_ack, (OUT, "A", 100, 5), (IN, "R", 5, 0)], &[100]),
+        (&[syn, syn_ack, syn, syn_ack], &[100]),
+        // The next connection of the same ends.
+        (&[syn, syn_ack, (OUT, "R", 100, 0), (OUT, "S", 4999, 0), (IN, "SA", 9, 5000)], &[5000]),
+        (&[syn, (OUT, "A", 100, 701), syn, syn_ack], &[100]),
+    ] {
+        let mut table = HalfOpen::default();
+        for &(out, flags, seq, ack) in steps {
+            let handle = if out { sent } else { received };
+            handle(&mut table, flags, seq, ack);
+        }
+        assert_eq!(due(&mut table), resets, "{steps:?}");
+    }
+}
+
+#[test]
+fn of_many_ports_those_that_are_open_in_their_order() {
+    let mut table = HalfOpen::default();
+    for port in 1..=10_000_u16 {
+        let there = format!("192.0.2.1:{port}");
+        let syn = segment(HERE, &there, "S", u32::from(port), 0);
+        assert_eq!(table.handle_sent(&TcpView::parse(&syn).unwrap(), || port), None);
+        let flags = if port % 100 == 0 { "SA" } else { "RA" };
+        let answer = segment(&there, HERE, flags, 0, u32::from(port) + 1);
+        table.handle_received(&TcpView::parse(&answer).unwrap());
+        // As many as there were when the SYN was sent.
+        assert!(table.order.len() <= 2 * (table.count + 1) + 1024, "{}", table.order.len());
+    }
+    assert_eq!((table.count, table.connections.len()), (100, 1));
+    let resets = table.take();
+    assert!(resets.iter().map(|reset| reset.way).eq((1..=100).map(|hundred| hundred * 100)));
+    assert!(resets.iter().all(|reset| reset.seq == u32::from(reset.way) + 1));
+}
+
+#[test]
+fn a_port_that_is_given_back_takes_its_own_with_it() {
+    let mut table = HalfOpen::default();
+    for here in ["192.0.2.2:50000", "192.0.2.2:50001"] {
+        for there in ["192.0.2.1:80", "192.0.2.1:81", "192.0.2.1:82"] {
+            let syn = segment(here, there, "S", 0, 0);
+            table.handle_sent(&TcpView::parse(&syn).unwrap(), || ());
+            if !there.ends_with("82") {
+                let answer = segment(there, here, "SA", 0, 1);
+                table.handle_received(&TcpView::parse(&answer).unwrap());
+            }
+        }
+    }
+    let remotes: Vec<String> =
+        table.take_port(HERE.parse().unwrap()).iter().map(|reset| reset.remote.to_string()).collect();
+    assert_eq!(remotes, ["192.0.2.1:80", "192.0.2.1:81"]);
+    assert_eq!((table.count, table.take_port(HERE.parse().unwrap()).len()), (3, 0));
+    assert_eq!(table.take().len(), 2);
+}
+
+#[test]
+fn the_oldest_makes_room_and_is_reset_if_half_open() {
+    let mut table = HalfOpen::with_capacity(10);
+    let mut resets = Vec::new();
+    for port in 1..=100_u16 {
+        let there = format!("192.0.2.1:{port}");
+        let syn = segment(HERE, &there, "S", 0, 0);
+        resets.extend(table.handle_sent(&TcpView::parse(&syn).unwrap(), || port).map(|reset| reset.way));
+        if port % 2 == 0 {
+            let answer = segment(&there, HERE, "SA", 0, 1);
+            table.handle_received(&TcpView::parse(&answer).unwrap());
+        }
+        assert!(table.count <= 10 && table.order.len() <= 10 + 1);
+    }
+    assert_eq!(resets, (1..=45).map(|half| half * 2).collect::<Vec<_>>());
+    assert_eq!(table.take().len(), 5);
+}
