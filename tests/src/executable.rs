@@ -29,8 +29,12 @@ pub fn place(program: &Path, at: &Path) -> io::Result<()> {
     copy(program, at)
 }
 
-/// What [`place`] does where there are no hard links.
-pub(crate) fn copy(program: &Path, at: &Path) -> io::Result<()> {
+/// Makes a copy of `program` at `at`, for tests that change it: a hard link has the owner, the mode and the capabilities
+/// of the program itself.
+///
+/// # Errors
+/// If `at` exists, or cannot be written.
+pub fn copy(program: &Path, at: &Path) -> io::Result<()> {
     ended(writer(at, File::open(program)?.into())?, at)
 }
 

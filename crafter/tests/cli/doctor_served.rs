@@ -2,6 +2,7 @@
 
 use std::{fs, os::unix::fs::PermissionsExt as _, process::Command};
 
+use crafter_tests::executable;
 use serde_json::{Value, json};
 
 use super::{
@@ -83,7 +84,9 @@ fn the_setcap_line_suffices() {
     let mut served = Served::new();
     served.stop();
     let get = ["get", "-q", "--direct", "192.0.2.1/bytes/4"];
-    let binary = served.directory.path().join("crafter");
+    // A copy: what the line gives a hard link, it would give the program that was built.
+    let binary = served.directory.path().join("crafter-with-capabilities");
+    executable::copy(env!("CARGO_BIN_EXE_crafter").as_ref(), &binary).unwrap();
     let nobody = |args: &[&str]| {
         let mut command = served.lab.command("setpriv");
         command.args([format!("--reuid={NOBODY}"), format!("--regid={NOBODY}"), "--clear-groups".to_owned()]);
