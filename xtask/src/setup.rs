@@ -179,6 +179,15 @@ pub fn ensure_scapy(again: bool) {
     }
 }
 
+/// What tests read besides programs, could not be had, and so is not tested on; and why.
+pub fn missing_data() -> Vec<(String, String)> {
+    let corpora = corpora::missing().into_iter();
+    let mut missing: Vec<(String, String)> =
+        corpora.map(|(package, why)| (format!("the tests on captures of the source package {package}"), why)).collect();
+    missing.extend(scapy::missing().map(|why| ("the tests of crafter-scapy with PyPI's Scapy".to_owned(), why)));
+    missing
+}
+
 /// Where they are; `None`: they are not.
 pub fn scapy_packages() -> Option<PathBuf> {
     scapy::packages()

@@ -68,6 +68,12 @@ pub fn ensure(again: bool) -> Result<()> {
     Ok(fs::remove_dir_all(work)?)
 }
 
+/// Packages whose captures could not be had, and why.
+pub fn missing() -> Vec<(&'static str, String)> {
+    let note = |package: &str| fs::read_to_string(directory().ok()?.join(format!("{package}.missing"))).ok();
+    CORPORA.into_iter().filter_map(|package| Some((package, note(package)?.trim().to_owned()))).collect()
+}
+
 /// apt-get with up-to-date lists of source packages.
 fn apt(work: &Path) -> Result<Apt> {
     if Manager::of_host() != Some(Manager::Apt) {

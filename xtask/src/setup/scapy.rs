@@ -31,6 +31,11 @@ pub fn packages() -> Option<PathBuf> {
     versions.into_iter().find(|packages| packages.join("crafter_scapy").is_dir())
 }
 
+/// Why it could not be had.
+pub fn missing() -> Option<String> {
+    Some(fs::read_to_string(directory().with_extension("missing")).ok()?.trim().to_owned())
+}
+
 /// Makes it, or brings it up to date; only if `again` after it could not be had before.
 pub fn ensure(again: bool) -> Result<()> {
     let note = directory().with_extension("missing");

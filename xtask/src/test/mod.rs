@@ -68,6 +68,7 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
         println!("    nothing: no process, namespace, interface, attachment or pin");
     }
     if args.is_empty() {
+        setup::missing_data().iter().for_each(|(what, why)| summary.add_not_run(what, why));
         machines(&programs, &surroundings, &mut summary);
     }
     if args.is_empty() && is_long {

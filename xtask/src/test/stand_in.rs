@@ -26,17 +26,19 @@ impl StandIns {
     /// # Errors
     /// If the temporary directory cannot be written to.
     pub fn make(missing: Vec<Missing>) -> Result<Self> {
-        // Not below the target directory: tests also run as users that may not look into a home directory.
-        let directory = std::env::temp_dir().join(format!("crafter-stand-ins.{}", std::process::id()));
-        let stand_ins = Self { directory, missing };
-        if !stand_ins.missing.is_empty() {
-            stand_ins.write().with_context(|| format!("cannot write to {}", stand_ins.directory.display()))?;
+        if missing.is_empty() {
+            return Ok(Self { directory: PathBuf::new(), missing });
         }
+        // Not below the target directory: tests also run as users that may not look into a home directory. The name is
+        // one that nobody can know before.
+        let made = sh::output(Command::new("mktemp").args(["--directory", "--tmpdir", "crafter-stand-ins.XXXXXXXX"]))?;
+        let stand_ins = Self { directory: made.trim_end().into(), missing };
+        stand_ins.write().with_context(|| format!("cannot write to {}", stand_ins.directory.display()))?;
         Ok(stand_ins)
     }
 
     fn write(&self) -> std::io::Result<()> {
-        fs::create_dir_all(&self.directory)?;
+        fs::set_permissions(&self.directory, fs::Permissions::from_mode(0o755))?;
         // For all users, whatever the umask.
         fs::write(self.calls(), "")?;
         fs::set_permissions(self.calls(), fs::Permissions::from_mode(0o666))?;

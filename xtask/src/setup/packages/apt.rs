@@ -50,7 +50,7 @@ pub fn exists(package: &str) -> Result<bool> {
 /// Installs packages, with what they depend on and nothing else, removing none; returns those that apt refuses.
 pub fn install(packages: &[&str]) -> Result<Vec<Refusal>> {
     update()?;
-    let (accepted, refused) = divide(packages, &mut simulate);
+    let (accepted, refused) = divide(packages, &mut |packages| simulate(packages, &[]));
     if accepted.is_empty() {
         return Ok(refused);
     }
@@ -83,11 +83,14 @@ fn divide<'p>(
     (accepted, refused)
 }
 
-/// Whether apt would install all of these; else what it says of it.
-fn simulate(packages: &[&str]) -> Result<(), Refusal> {
+/// Whether apt, with these options, would install all of these packages; else what it says of it.
+fn simulate(packages: &[&str], options: &[String]) -> Result<(), Refusal> {
     let apt = |remove: bool| -> Option<Output> {
         let mut apt = Command::new("apt-get");
-        apt.args(["-qq", "--simulate", "install", "--no-install-recommends"]).env("LC_ALL", "C");
+        apt.args(["-q", "--simulate", "install", "--no-install-recommends"]).env("LC_ALL", "C");
+        for option in options {
+            apt.args(["-o", option]);
+        }
         if !remove {
             apt.arg("--no-remove");
         }
@@ -203,6 +206,51 @@ mod tests {
         assert_eq!(divided(&["curl", "qemu", "nginx", "absent"]).1, ["qemu", "absent"]);
         assert_eq!(divided(&["a", "b", "curl"]), (vec!["a", "curl"], vec!["b".into()]));
         assert_eq!(divided(&["qemu"]), (vec![], vec!["qemu".into()]));
+    }
+
+    /// Real apt, with an archive and a list of installed packages of its own: a newer `utils` is installed, with which
+    /// `emulator` conflicts, `old` is held back by what it depends on, and `absent` is in no suite.
+    #[test]
+    fn apt_itself_refuses_and_accepts() {
+        const ARCHIVE: &str = "Package: emulator\nVersion: 1\nArchitecture: all\nMaintainer: x <x@example.org>\n\
+            Conflicts: utils (>= 2)\nFilename: ./emulator.deb\nSize: 1\nDescription: x\n\nPackage: curl-like\n\
+            Version: 1\nArchitecture: all\nMaintainer: x <x@example.org>\nFilename: ./curl.deb\nSize: 1\n\
+            Description: x\n\nPackage: old\nVersion: 1\nArchitecture: all\nMaintainer: x <x@example.org>\n\
+            Depends: utils (<< 2)\nFilename: ./old.deb\nSize: 1\nDescription: x\n\n";
+        const STATUS: &str = "Package: utils\nStatus: install ok installed\nVersion: 2\nArchitecture: all\n\
+            Maintainer: x <x@example.org>\nDescription: x\n\n";
+        if sh::find("apt-get").is_none() {
+            println!("not run: this host has no apt");
+            return;
+        }
+        let directory = std::env::temp_dir().join(format!("xtask-apt-{}", std::process::id()));
+        for folder in ["lists/partial", "archives/partial", "none"] {
+            std::fs::create_dir_all(directory.join(folder)).unwrap();
+        }
+        let at = |name: &str| directory.join(name).display().to_string();
+        std::fs::write(at("Packages"), ARCHIVE).unwrap();
+        std::fs::write(at("status"), STATUS).unwrap();
+        std::fs::write(at("sources.list"), format!("deb [trusted=yes] file:{} ./\n", directory.display())).unwrap();
+        let options = [
+            format!("Dir::State::status={}", at("status")),
+            format!("Dir::State::lists={}", at("lists")),
+            format!("Dir::Cache={}", directory.display()),
+            format!("Dir::Etc::sourcelist={}", at("sources.list")),
+            format!("Dir::Etc::sourceparts={}", at("none")),
+            format!("Dir::Etc::preferencesparts={}", at("none")),
+            "APT::Sandbox::User=root".to_owned(),
+        ];
+        let mut update = Command::new("apt-get");
+        update.args(options.iter().flat_map(|option| ["-o", option]));
+        sh::output(update.args(["-qq", "update"])).unwrap();
+        let packages = ["emulator", "curl-like", "old", "absent"];
+        let (accepted, refused) = divide(&packages, &mut |packages| simulate(packages, &options));
+        std::fs::remove_dir_all(&directory).unwrap();
+        assert_eq!(accepted, ["curl-like"]);
+        let why = |name: &str| &refused.iter().find(|refusal| refusal.package == name).unwrap().why;
+        assert!(why("emulator").contains("apt would have to remove utils"), "{refused:?}");
+        assert!(why("old").contains("Depends: utils (< 2)"), "{refused:?}");
+        assert!(why("absent").contains("no such package"), "{refused:?}");
     }
 
     #[test]
