@@ -10,7 +10,7 @@ use crate::{build, sh};
 /// Sets up, builds, and runs the program `bench` of crate crafter-tests as root; it
 /// gets the arguments as they are.
 pub fn job(args: &[String]) -> Result<ExitCode> {
-    sh::may_be_root()?;
+    sh::become_root()?;
     for missing in setup::begin(&[Purpose::Test, Purpose::Bench])?.finish()? {
         println!("    missing: {missing}");
     }

@@ -21,7 +21,7 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
     if let Some(unknown) = args.first() {
         bail!("demo takes no arguments, `{unknown}` is one too many");
     }
-    sh::may_be_root()?;
+    sh::become_root()?;
     build()?;
     sh::step("The conversation, in a throw-away network");
     let programs = sh::release_directory().with_file_name(PROFILE);

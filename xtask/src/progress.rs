@@ -26,6 +26,7 @@ struct State {
     /// How much of the job is done, 0 to 1.
     done: f64,
     terminal: bool,
+    paused: bool,
     logged: Instant,
 }
 
@@ -45,6 +46,7 @@ impl Progress {
             lanes: Vec::new(),
             done: 0.0,
             terminal: io::stdout().is_terminal(),
+            paused: false,
             logged: now,
         });
         let stop = Arc::new((Mutex::new(false), Condvar::new()));
@@ -110,6 +112,20 @@ pub fn say(text: &str) {
     }
 }
 
+/// Does something that may ask on the terminal, such as sudo for a password, without the line in between.
+pub fn aside<T>(ask: impl FnOnce() -> T) -> T {
+    let pause = |paused| {
+        if let Some(state) = state().as_mut() {
+            state.clear();
+            state.paused = paused;
+        }
+    };
+    pause(true);
+    let answer = ask();
+    pause(false);
+    answer
+}
+
 fn state() -> MutexGuard<'static, Option<State>> {
     STATE.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -126,7 +142,7 @@ impl State {
     }
 
     fn draw(&self) {
-        if self.terminal {
+        if self.terminal && !self.paused {
             print!("\r\x1b[K{}", self.text());
             let _ = io::stdout().flush();
         }

@@ -74,6 +74,9 @@ pub fn begin(purposes: &[Purpose]) -> Result<Pending> {
         }
         return Ok(Pending { missing: tools.iter().map(Missing::unknown_host).collect(), ebpf: None });
     };
+    if !tools.is_empty() || !ebpf {
+        sh::become_root()?;
+    }
     let missing = install(manager, &tools)?;
     let ebpf = (!ebpf).then(|| {
         std::thread::spawn(move || {

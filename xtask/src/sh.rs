@@ -8,6 +8,9 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::Once;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
@@ -107,12 +110,34 @@ pub fn root<'a>(
     Ok(command)
 }
 
-/// Whether [`root`] would run something, asked before minutes of building for it.
+/// How often sudo is reminded; it forgets the password after 5 minutes or more.
+const REMINDER: Duration = Duration::from_secs(60);
+
+/// Sees to it that [`root`] will work until the end of this process, before minutes of building for it: where sudo
+/// wants a password, it asks for it now, and is reminded of it from time to time.
 ///
 /// # Errors
 /// A sentence that says what to do, without root, and without sudo or a terminal to ask for its password on.
-pub fn may_be_root() -> Result<()> {
-    root("true", []).map(drop)
+pub fn become_root() -> Result<()> {
+    static ASKED: Once = Once::new();
+    root("true", [])?;
+    if is_root() || ASKED.is_completed() || sudo_needs_no_password()? {
+        return Ok(());
+    }
+    let asked = progress::aside(|| Command::new("sudo").arg("-v").status()).context("sudo does not start")?;
+    if !asked.success() {
+        bail!("this needs root, and sudo refuses: run it as root");
+    }
+    ASKED.call_once(|| {
+        thread::spawn(|| {
+            loop {
+                thread::sleep(REMINDER);
+                // Where it refuses, it asks again when it is needed.
+                let _ = Command::new("sudo").args(["-n", "-v"]).stdin(Stdio::null()).stderr(Stdio::null()).status();
+            }
+        });
+    });
+    Ok(())
 }
 
 /// The executable of this name, in `PATH` or in root's directories.

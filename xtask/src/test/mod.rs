@@ -31,7 +31,7 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
     // `test FILTER -- --nocapture`, as cargo has it; libtest gets both alike.
     let args: Vec<String> = args.iter().filter(|arg| !["--", "--long"].contains(&arg.as_str())).cloned().collect();
     let args = args.as_slice();
-    sh::may_be_root()?;
+    sh::become_root()?;
     let mut summary = Summary::default();
     let (programs, missing) = prepare(args, &mut summary)?;
     report_missing(&missing, &mut summary);
@@ -116,14 +116,20 @@ fn report_missing(missing: &[Missing], summary: &mut Summary) {
 
 fn check_source(summary: &mut Summary) -> Result<()> {
     sh::step("Format and lints");
-    let checks: [(&str, &[&str]); 2] =
-        [("fmt", &["--all", "--check"]), ("clippy", &["--release", "--all-targets", "--", "-D", "warnings"])];
-    for (name, args) in checks {
-        let present = sh::output(sh::cargo().args([name, "--version"])).is_ok();
-        if !present {
-            println!("    skipped: this toolchain has no cargo {name}");
-        } else if sh::exit_code(sh::cargo().arg(name).args(args))? != 0 {
-            summary.fail(format!("cargo {name}"));
+    let has = |name: &str| sh::output(sh::cargo().args([name, "--version"])).is_ok();
+    if !has("fmt") {
+        println!("    skipped: this toolchain has no cargo fmt");
+    } else if sh::exit_code(sh::cargo().args(["fmt", "--all", "--check"]))? != 0 {
+        summary.fail("cargo fmt".to_owned());
+    }
+    if !has("clippy") {
+        println!("    skipped: this toolchain has no cargo clippy");
+    } else {
+        let _progress = Progress::start(build::TYPICAL / 2);
+        let mut clippy = sh::cargo();
+        clippy.args(["clippy", "--release", "--all-targets", "--", "-D", "warnings"]);
+        if let Err(error) = build::cargo(&mut clippy) {
+            summary.fail(format!("cargo clippy: {error:#}"));
         }
     }
     match deny::check_offline()? {
