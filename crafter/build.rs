@@ -152,6 +152,9 @@ fn inner_cargo(compiler: &Compiler) -> Result<Command> {
     }
     cargo
         .env("RUSTC", &compiler.rustc)
+        // Its warnings are read line by line.
+        .env("CARGO_TERM_COLOR", "never")
+        .env("CARGO_TERM_PROGRESS_WHEN", "never")
         // aya-ebpf uses unstable features; so does build-std.
         .env("RUSTC_BOOTSTRAP", "1")
         // Empty, not removed: that overrides a wrapper of the user's own

@@ -68,8 +68,15 @@ pub fn cargo(command: &mut Command) -> Result<String> {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    let mut child = command.spawn().context("cargo does not start")?;
-    *running() = Some(child.id());
+    let mut child = {
+        let mut running = running();
+        if running.is_cancelled {
+            bail!("the build is not begun, since set-up failed");
+        }
+        let child = command.spawn().context("cargo does not start")?;
+        running.process = Some(child.id());
+        child
+    };
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let reader = std::thread::spawn(move || {
         let mut text = String::new();
@@ -77,7 +84,7 @@ pub fn cargo(command: &mut Command) -> Result<String> {
     });
     let said = stderr.map(show).transpose()?.unwrap_or_default();
     let status = child.wait()?;
-    *running() = None;
+    running().process = None;
     progress::lane("build", "");
     let stdout = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).context("cargo's output")?;
     if !status.success() {
@@ -88,15 +95,23 @@ pub fn cargo(command: &mut Command) -> Result<String> {
 }
 
 /// The cargo that [`cargo`] waits for, by its process id.
-static RUNNING: Mutex<Option<u32>> = Mutex::new(None);
+static RUNNING: Mutex<Running> = Mutex::new(Running { process: None, is_cancelled: false });
 
-fn running() -> MutexGuard<'static, Option<u32>> {
+struct Running {
+    process: Option<u32>,
+    is_cancelled: bool,
+}
+
+fn running() -> MutexGuard<'static, Running> {
     RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Ends the build that runs, for what it needs cannot be had: minutes of compiling would lead to the same error.
+/// Ends the build that runs, and any later one, for what it needs cannot be had: minutes of compiling would lead to the
+/// same error.
 pub fn cancel() {
-    if let Some(process) = *running() {
+    let mut running = running();
+    running.is_cancelled = true;
+    if let Some(process) = running.process {
         // It may have ended by itself; it is waited for by `cargo`, so that its id is still its own.
         let _ = sh::output(Command::new("kill").arg(process.to_string()));
     }
@@ -135,7 +150,12 @@ fn show(mut stderr: impl Read) -> Result<String> {
                     progress::done(f64::from(done) / f64::from(all.max(1)) * (1.0 - LAST));
                     progress::lane("build", format!("building: {done} of {all}"));
                 }
-                None if is_status(&text) => said += &(text + "\n"),
+                None if is_status(&text) => {
+                    if text.contains("Blocking") {
+                        progress::lane("build", "waiting for another cargo");
+                    }
+                    said += &(text + "\n");
+                }
                 None => {
                     // The end of a progress line that cargo has wiped is empty.
                     if !plain(&text).trim().is_empty() || *byte == b'\n' {

@@ -14,8 +14,8 @@ use crate::sh;
 /// Debian 12 and Debian 13.
 pub const SUITES: [&str; 2] = ["bookworm", "trixie"];
 
-/// The line of the demo that its first packet follows.
-const FIRST_PACKET: &str = "==> The conversation";
+/// How the demo's line of its first packet begins.
+const FIRST_PACKET: &str = "   > IP ";
 
 /// What of apt's configuration says how archives are reached from this host.
 const APT_OPTIONS: [&str; 5] = [
@@ -43,8 +43,11 @@ exec chroot "$root" env -i HOME=/root LC_ALL=C "PATH=$toolchain/bin:/usr/local/s
 
 /// Runs the demo in a chroot of each suite.
 pub fn job(args: &[String]) -> Result<ExitCode> {
-    let suites: Vec<&str> = if args.is_empty() { SUITES.to_vec() } else { args.iter().map(String::as_str).collect() };
-    for suite in suites {
+    // A suite becomes the name of a directory that is removed.
+    if let Some(unknown) = args.iter().find(|arg| !SUITES.contains(&arg.as_str())) {
+        bail!("there is no suite `{unknown}`; there are {}", SUITES.join(" and "));
+    }
+    for suite in SUITES.iter().filter(|suite| args.is_empty() || args.iter().any(|arg| arg == *suite)) {
         one(suite)?;
     }
     Ok(ExitCode::SUCCESS)
@@ -55,17 +58,26 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
 /// # Errors
 /// If the chroot cannot be made, or a demo fails.
 pub fn one(suite: &str) -> Result<()> {
-    if !sh::is_root() {
-        bail!("a chroot needs root: run `cargo xtask fresh` as root");
-    }
-    if sh::find("debootstrap").is_none() {
-        bail!("debootstrap is not installed: `apt-get install debootstrap`");
-    }
+    possible()?;
     let root = Root::make(suite)?;
     for run in ["first", "second"] {
         sh::step(&format!("The demo on a bare {suite}, {run} time"));
         let first_packet = root.demo()?;
         println!("    {suite}, {run} time: {:.1} s until the first packet", first_packet.as_secs_f32());
+    }
+    Ok(())
+}
+
+/// Whether chroots can be made here.
+///
+/// # Errors
+/// A sentence that says what is missing.
+pub fn possible() -> Result<()> {
+    if !sh::is_root() {
+        bail!("a chroot needs root: run `cargo xtask fresh` as root");
+    }
+    if sh::find("debootstrap").is_none() {
+        bail!("debootstrap is not installed: `apt-get install debootstrap`");
     }
     Ok(())
 }
@@ -82,7 +94,8 @@ impl Root {
         root.remove();
         let (main, security) = mirrors()?;
         sh::step(&format!("A bare {suite}, by debootstrap"));
-        let mut debootstrap = Command::new("debootstrap");
+        let mut debootstrap = in_namespace();
+        debootstrap.arg("debootstrap");
         debootstrap
             .args(["--variant=minbase", "--include=ca-certificates,build-essential", suite])
             .arg(&root.0)
@@ -95,7 +108,7 @@ impl Root {
         root.trust()?;
         sh::run_quietly(
             Command::new("git")
-                .args(["clone", "--quiet", "--no-hardlinks"])
+                .args(["-c", "safe.directory=*", "clone", "--quiet", "--no-hardlinks"])
                 .arg(sh::workspace())
                 .arg(root.0.join("crafter")),
         )
@@ -118,19 +131,8 @@ impl Root {
     fn demo(&self) -> Result<Duration> {
         let sysroot = sh::output(Command::new("rustc").args(["--print", "sysroot"]))?;
         let began = Instant::now();
-        let mut command = Command::new("unshare");
-        command.args([
-            "--mount",
-            "--pid",
-            "--fork",
-            "--kill-child",
-            "--propagation",
-            "private",
-            "sh",
-            "-c",
-            ENTER,
-            "sh",
-        ]);
+        let mut command = in_namespace();
+        command.args(["unshare", "--pid", "--fork", "--kill-child", "sh", "-c", ENTER, "sh"]);
         command.arg(&self.0).arg(sysroot.trim());
         let mut child =
             command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("unshare does not start")?;
@@ -138,7 +140,7 @@ impl Root {
         for line in child.stdout.take().into_iter().flat_map(|out| BufReader::new(out).lines().map_while(Result::ok)) {
             println!("[{:>6.1} s] {line}", began.elapsed().as_secs_f32());
             let _ = std::io::stdout().flush();
-            if line.starts_with(FIRST_PACKET) {
+            if line.starts_with(FIRST_PACKET) && first_packet.is_none() {
                 first_packet = Some(began.elapsed());
             }
         }
@@ -159,6 +161,13 @@ impl Drop for Root {
     fn drop(&mut self) {
         self.remove();
     }
+}
+
+/// For a program whose mounts are its own, and which ends with this one.
+fn in_namespace() -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private"]);
+    command
 }
 
 /// The mirrors of Debian and of its security updates that this host uses.

@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 const TICK: Duration = Duration::from_millis(500);
 /// How often a log gets a line.
 const LOG: Duration = Duration::from_secs(30);
+/// Columns that each terminal has.
+const WIDTH: usize = 79;
 /// Part of a job below which its own speed says little about the time that is left.
 const EARLY: f64 = 0.1;
 
@@ -143,7 +145,9 @@ impl State {
 
     fn draw(&self) {
         if self.terminal && !self.paused {
-            print!("\r\x1b[K{}", self.text());
+            // A longer line would wrap, and scroll with each drawing.
+            let text: String = self.text().chars().take(WIDTH).collect();
+            print!("\r\x1b[K{text}");
             let _ = io::stdout().flush();
         }
     }

@@ -13,11 +13,11 @@ mod tools;
 
 use std::env;
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{ExitCode, Stdio};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 
 use crate::progress::{self, Progress};
 use crate::{build, sh, toolchain};
@@ -74,10 +74,18 @@ pub fn begin(purposes: &[Purpose]) -> Result<Pending> {
         }
         return Ok(Pending { missing: tools.iter().map(Missing::unknown_host).collect(), ebpf: None });
     };
-    if !tools.is_empty() || !ebpf {
+    if tools.iter().any(|tool| tool.purpose == Purpose::Build) {
         sh::become_root()?;
+    } else if let Err(error) = sh::become_root() {
+        // It may do without: peers are not needed for building, nor packages for the linker where LLVM is there.
+        sh::note(&format!("going on without packages: {error:#}"));
     }
+    // While packages are installed, nothing compiles. An error of it is the build's to report.
+    let fetch = sh::cargo().args(["fetch", "--locked", "--quiet"]).stderr(Stdio::null()).spawn();
     let missing = install(manager, &tools)?;
+    if let Ok(mut fetch) = fetch {
+        fetch.wait()?;
+    }
     let ebpf = (!ebpf).then(|| {
         std::thread::spawn(move || {
             let installed = ebpf::install(manager);
@@ -125,32 +133,57 @@ fn install(manager: Manager, tools: &[Tool]) -> Result<Vec<Missing>> {
     let commands: Vec<&str> = tools.iter().map(|tool| tool.command).collect();
     sh::step(&format!("Tools: {}", commands.join(", ")));
     progress::lane("setup", "installing packages");
-    let mut packages: Vec<&str> = tools.iter().map(|tool| manager.package(tool)).collect();
-    packages.sort_unstable();
-    packages.dedup();
-    let refusals = manager.install(&packages)?;
-    progress::lane("setup", "");
-    for tool in tools {
-        let refusal = refusals.iter().find(|refusal| refusal.package == manager.package(tool));
-        let Some(refusal) = refusal.filter(|_| !tool.is_there()) else { continue };
-        let found = Missing::refused(tool, refusal);
-        if tool.purpose == Purpose::Build {
-            bail!("{found}");
-        }
-        sh::note(&found.to_string());
-        refused::write(&found)?;
-        missing.push(found);
+    // What building takes comes first: a peer whose installation fails must not keep it away.
+    let (build, peers): (Vec<&Tool>, Vec<&Tool>) = tools.iter().partition(|tool| tool.purpose == Purpose::Build);
+    if let Some(found) = attempt(manager, &build)?.first() {
+        bail!("{found}");
     }
+    match attempt(manager, &peers) {
+        Ok(refused) => {
+            for found in &refused {
+                sh::note(&found.to_string());
+                refused::write(found)?;
+            }
+            missing.extend(refused);
+        }
+        // No network, or a package that breaks off: not remembered, since the next run may do better.
+        Err(error) => {
+            sh::note(&format!("going on without: {error:#}"));
+            let absent = peers.into_iter().filter(|tool| !tool.is_there());
+            missing.extend(absent.map(|tool| Missing::failed(tool, manager.package(tool), &error)));
+        }
+    }
+    progress::lane("setup", "");
     Ok(missing)
 }
 
+/// Installs these tools' packages; returns the tools that are not there afterwards.
+fn attempt(manager: Manager, tools: &[&Tool]) -> Result<Vec<Missing>> {
+    let mut packages: Vec<&str> = tools.iter().map(|tool| manager.package(tool)).collect();
+    packages.sort_unstable();
+    packages.dedup();
+    let refusals = if packages.is_empty() { Vec::new() } else { manager.install(&packages)? };
+    let absent = tools.iter().filter(|tool| !tool.is_there());
+    let missing = absent.map(|tool| match refusals.iter().find(|refusal| refusal.package == manager.package(tool)) {
+        Some(refusal) => Missing::refused(tool, refusal),
+        None => Missing::failed(tool, manager.package(tool), &anyhow!("it is installed, and has no such program")),
+    });
+    Ok(missing.collect())
+}
+
 /// Tries the system's QEMU; returns whether it is there. Without it, `vm` has a way of its own.
-pub fn system_qemu() -> Result<bool> {
-    let Some(manager) = Manager::of_host().filter(|_| !tools::QEMU.is_there()) else {
-        return Ok(tools::QEMU.is_there());
+pub fn system_qemu() -> bool {
+    let attempt = || -> Result<()> {
+        if let Some(manager) = Manager::of_host().filter(|_| !tools::QEMU.is_there()) {
+            let _lock = Lock::take()?;
+            install(manager, &[tools::QEMU])?;
+        }
+        Ok(())
     };
-    install(manager, &[tools::QEMU])?;
-    Ok(tools::QEMU.is_there())
+    if let Err(error) = attempt() {
+        sh::note(&format!("the system's QEMU: {error:#}"));
+    }
+    tools::QEMU.is_there()
 }
 
 /// crafter is tested on x86-64 alone.

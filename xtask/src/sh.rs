@@ -121,13 +121,16 @@ const REMINDER: Duration = Duration::from_secs(60);
 pub fn become_root() -> Result<()> {
     static ASKED: Once = Once::new();
     root("true", [])?;
-    if is_root() || ASKED.is_completed() || sudo_needs_no_password()? {
+    if is_root() || ASKED.is_completed() {
         return Ok(());
     }
-    let asked = progress::aside(|| Command::new("sudo").arg("-v").status()).context("sudo does not start")?;
-    if !asked.success() {
-        bail!("this needs root, and sudo refuses: run it as root");
+    if !sudo_needs_no_password()? {
+        let asked = progress::aside(|| Command::new("sudo").arg("-v").status()).context("sudo does not start")?;
+        if !asked.success() {
+            bail!("this needs root, and sudo refuses: run it as root");
+        }
     }
+    // Also where it has just been given: it may be forgotten before the build ends.
     ASKED.call_once(|| {
         thread::spawn(|| {
             loop {

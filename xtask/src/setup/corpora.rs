@@ -8,6 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use super::lock::Lock;
 use super::packages::{self, Manager};
 use crate::{sh, toolchain};
 
@@ -37,6 +38,7 @@ pub fn ensure(again: bool) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
+    let _lock = Lock::of_data()?;
     sh::step(&format!("Captures for the tests, from the source packages of {}", missing.join(" and ")));
     let work = directory.join("work");
     if work.exists() {

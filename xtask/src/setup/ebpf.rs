@@ -2,6 +2,7 @@
 //! linker's LLVM must not be older than the compiler's.
 
 use std::env;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -108,6 +109,7 @@ fn linker_for(manager: Manager, llvm: u32) -> Result<()> {
         bail!("bpf-linker {version} does not know LLVM {llvm}");
     }
     let root = toolchain::linker_root(llvm).context("neither HOME nor XDG_DATA_HOME is set")?;
+    let build = root.with_extension("build");
     let llvm_config = llvm_config(manager, llvm)?;
     sh::step(&format!("eBPF linker: bpf-linker with LLVM {llvm}, beside the build"));
     progress::lane("ebpf", "building the eBPF linker");
@@ -123,8 +125,12 @@ fn linker_for(manager: Manager, llvm: u32) -> Result<()> {
         .arg(format!("llvm-{llvm}"))
         .arg("--root")
         .arg(&root)
+        // A directory of its own: a build in the usual one may wait for this set-up while it holds that one's lock.
+        .arg("--target-dir")
+        .arg(&build)
         .env("PATH", env::join_paths(path)?);
     build::quietly(&mut cargo).context("bpf-linker cannot be built")?;
+    fs::remove_dir_all(&build).with_context(|| format!("cannot remove {}", build.display()))?;
     if !present() {
         bail!("{} is installed, and is not found", root.display());
     }

@@ -31,6 +31,12 @@ impl Missing {
         Self { command: tool.command.to_owned(), sentence }
     }
 
+    /// Where the installation itself failed.
+    pub fn failed(tool: &Tool, package: &str, error: &anyhow::Error) -> Self {
+        let sentence = format!("package {package}: {error:#}; what does not run: {}", tool.without);
+        Self { command: tool.command.to_owned(), sentence }
+    }
+
     /// On a host whose packages set-up does not know.
     pub fn unknown_host(tool: &Tool) -> Self {
         let sentence = format!("set-up does not know this host's packages; what does not run: {}", tool.without);

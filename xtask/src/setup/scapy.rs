@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use super::lock::Lock;
 use crate::sh;
 
 /// The version that tests are run with.
@@ -42,6 +43,7 @@ pub fn ensure(again: bool) -> Result<()> {
     if is_current() || (note.exists() && !again) {
         return Ok(());
     }
+    let _lock = Lock::of_data()?;
     sh::step(&format!("Scapy {VERSION} from PyPI, with crafter-scapy"));
     match install() {
         Ok(()) if note.exists() => Ok(fs::remove_file(note)?),

@@ -170,6 +170,10 @@ pub fn tally(command: &mut Command, title: &str, log: &Path) -> Result<Ending> {
             Some(Ok(line)) => show(line),
             Some(Err(RecvTimeoutError::Timeout)) => {
                 if let Some(status) = child.try_wait()? {
+                    // What it printed last.
+                    while let Some(Ok(line)) = lines.as_ref().map(|lines| lines.recv_timeout(POLL)) {
+                        show(line);
+                    }
                     break status;
                 }
             }
@@ -182,6 +186,8 @@ pub fn tally(command: &mut Command, title: &str, log: &Path) -> Result<Ending> {
         Some(format!("ended by the watchdog after {} s", time.as_secs()))
     } else if code != 0 && output.failed == 0 {
         Some(format!("exit code {code}"))
+    } else if output.failed != output.names.len() as u64 {
+        Some(format!("{} tests failed, and {} are named", output.failed, output.names.len()))
     } else if code == 0 && !output.is_closed {
         Some("ended without a test result".to_owned())
     } else {
@@ -216,9 +222,11 @@ const LONG: [(&str, &str); 7] = [
 /// The variables that lengthen tests: those that are set, and in the long form all the others.
 pub fn lengths(is_long: bool) -> Vec<(String, String)> {
     // sudo would drop those that are set.
+    let is_length = |name: &str| {
+        (name.starts_with("CRAFTER_TEST_") && name != host::MARKER) || LONG.iter().any(|(long, _)| *long == name)
+    };
     let set = |name: &str| env::var(name).ok();
-    let mut lengths: Vec<(String, String)> =
-        env::vars().filter(|(name, _)| name.starts_with("CRAFTER_TEST_") && name != host::MARKER).collect();
+    let mut lengths: Vec<(String, String)> = env::vars().filter(|(name, _)| is_length(name)).collect();
     let missing = LONG.iter().filter(|(name, _)| is_long && set(name).is_none());
     lengths.extend(missing.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
     lengths

@@ -84,6 +84,9 @@ impl StandIns {
 
     /// The missing tools that were called since the last time, and forgets them.
     pub fn take_calls(&self) -> Vec<&Missing> {
+        if self.missing.is_empty() {
+            return Vec::new();
+        }
         let text = fs::read_to_string(self.calls()).unwrap_or_default();
         if !text.is_empty() {
             // Not removed: other users could not make it again.

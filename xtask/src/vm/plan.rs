@@ -22,6 +22,9 @@ const LEFT_OUT: [(&str, &str); 6] = [
     ("scapy_service", "Python against the service, minutes of interpreting under emulation"),
 ];
 
+/// Programs of this host without which the tests in the machines say nothing.
+pub const PEERS: [&str; 8] = ["curl", "depmod", "dnsmasq", "ip", "nginx", "python3", "python3-scapy", "tcpdump"];
+
 /// The short form: program and the tests in it; none named: all.
 const SHORT: [(&str, &[&str]); 6] = [
     // Not the branches of the bytecode and every row cut anywhere: minutes of an emulated processor.

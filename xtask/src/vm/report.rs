@@ -74,6 +74,7 @@ impl Run {
 
     /// Takes the result of a second run of the tests that failed: those that passed there are flaky.
     pub fn settle(&mut self, second: &Self) {
+        self.failures.extend(second.failures.iter().map(|failure| format!("run once more: {failure}")));
         for program in &mut self.programs {
             let Some(again) = second.programs.iter().find(|again| again.title == program.title) else { continue };
             // Which tests passed is known only of a program that ended.
@@ -83,7 +84,7 @@ impl Run {
             let passed: Vec<String> =
                 program.output.names.iter().filter(|name| !again.output.names.contains(name)).cloned().collect();
             program.output.names.retain(|name| again.output.names.contains(name));
-            program.output.failed -= passed.len() as u64;
+            program.output.failed = program.output.failed.saturating_sub(passed.len() as u64);
             program.output.passed += passed.len() as u64;
             self.flaky.extend(passed.iter().map(|name| format!("{} {name}", program.title)));
         }

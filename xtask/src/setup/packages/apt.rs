@@ -1,7 +1,9 @@
 //! Debian's packages, by apt-get. What can be installed is found out by simulation, so that a conflict costs half a
 //! second and the packages beside it are installed all the same.
 
+use std::env;
 use std::process::{Command, Output};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, bail};
@@ -27,8 +29,6 @@ fi
 installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
 had_nginx=no
 if installed nginx; then had_nginx=yes; fi
-# What an interrupted installation left; if another one is at it, apt-get waits.
-dpkg --configure -a >&2 || true
 apt-get -o DPkg::Lock::Timeout=120 -o Dpkg::Use-Pty=0 -qq install --yes \
     --no-install-recommends --no-remove "$@" >&2
 if [ "$had_nginx" = no ] && installed nginx; then
@@ -37,7 +37,22 @@ if [ "$had_nginx" = no ] && installed nginx; then
 fi
 "#;
 
-const VARIABLES: [(&str, &str); 2] = [("DEBIAN_FRONTEND", "noninteractive"), ("LC_ALL", "C")];
+/// Configures what is unpacked, and installs what that depends on.
+const MEND: &str = "dpkg --configure -a >&2; \
+    apt-get -o DPkg::Lock::Timeout=120 -o Dpkg::Use-Pty=0 -qq --fix-broken --yes --no-remove install >&2";
+
+/// By which apt finds a proxy; sudo drops them.
+const PROXIES: [&str; 5] = ["http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "no_proxy"];
+
+/// For apt-get as root.
+fn variables() -> Vec<(&'static str, &'static str)> {
+    static SET: OnceLock<Vec<(&str, String)>> = OnceLock::new();
+    let proxies =
+        SET.get_or_init(|| PROXIES.into_iter().filter_map(|name| Some((name, env::var(name).ok()?))).collect());
+    let mut variables = vec![("DEBIAN_FRONTEND", "noninteractive"), ("LC_ALL", "C")];
+    variables.extend(proxies.iter().map(|(name, value)| (*name, value.as_str())));
+    variables
+}
 
 /// Whether apt could install a package, or has.
 pub fn exists(package: &str) -> Result<bool> {
@@ -50,17 +65,36 @@ pub fn exists(package: &str) -> Result<bool> {
 /// Installs packages, with what they depend on and nothing else, removing none; returns those that apt refuses.
 pub fn install(packages: &[&str]) -> Result<Vec<Refusal>> {
     update()?;
+    mend()?;
     let (accepted, refused) = divide(packages, &mut |packages| simulate(packages, &[]));
     if accepted.is_empty() {
         return Ok(refused);
     }
     sh::note(&format!("installing {}", accepted.join(" ")));
-    let mut shell = sh::root("sh", VARIABLES)?;
+    let mut shell = sh::root("sh", variables())?;
     let output = shell.args(["-c", INSTALL, "sh"]).args(&accepted).output()?;
     if !output.status.success() {
         bail!("installing {} by apt-get: {}", accepted.join(", "), failure(&String::from_utf8_lossy(&output.stderr)));
     }
     Ok(refused)
+}
+
+/// Finishes what an interrupted installation has left: until then apt refuses every package.
+fn mend() -> Result<()> {
+    let is_whole = |program: &str, arg: &str| {
+        let output = Command::new(program).arg(arg).env("LC_ALL", "C").output();
+        output.is_ok_and(|output| output.status.success() && (program != "dpkg" || output.stdout.is_empty()))
+    };
+    if is_whole("dpkg", "--audit") && is_whole("apt-get", "check") {
+        return Ok(());
+    }
+    sh::note("finishing an interrupted installation of packages");
+    let mut shell = sh::root("sh", variables())?;
+    let output = shell.args(["-c", MEND]).output()?;
+    if !output.status.success() {
+        bail!("dpkg was interrupted: {}", failure(&String::from_utf8_lossy(&output.stderr)));
+    }
+    Ok(())
 }
 
 /// Divides packages into those that apt would install together, and those that it refuses.
@@ -167,7 +201,7 @@ pub fn update() -> Result<()> {
         return Ok(());
     }
     sh::note("updating the package lists");
-    let mut update = sh::root("apt-get", VARIABLES)?;
+    let mut update = sh::root("apt-get", variables())?;
     update.args(["-o", "DPkg::Lock::Timeout=120", "-qq", "update"]);
     let output = update.output()?;
     let stderr = String::from_utf8_lossy(&output.stderr);
