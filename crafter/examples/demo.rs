@@ -74,7 +74,7 @@ impl Servers {
 async fn story() -> Result<()> {
     let servers = Servers::from_environment()?;
 
-    chapter("1. As every tutorial ends: a crafted SYN, and nobody told the kernel");
+    chapter("1. As every tutorial ends: a crafted SYN, of which the kernel knows nothing");
     let interface = interface(&servers.interface).await?;
     control(&servers, &interface).await?;
 

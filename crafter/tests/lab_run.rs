@@ -266,7 +266,7 @@ fn names_resolve_where_a_host_has_no_resolv_conf() {
 }
 
 /// A resolver of the host by each way that it may answer: one that is asked by nscd's protocol
-/// (glibc, nscd/nscd-client.h) says 203.0.113.9 to whoever asks for whatever.
+/// (glibc, nscd/nscd-client.h) answers 203.0.113.9 to every question.
 const HOST_RESOLVER: &str = r#"
 import os, socket, struct, threading
 def listen(path):

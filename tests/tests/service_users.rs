@@ -447,7 +447,7 @@ fn signal(pid: u32, signal: Signal) {
 fn assert_soon(what: &str, mut times: Vec<Duration>) {
     times.sort();
     println!("free again after {what}: median {:?}, longest {:?}", times[times.len() / 2], times[times.len() - 1]);
-    // Most of them: whoever else keeps the processors busy may be in the way now and then.
+    // Most of them: other programs may keep the processors busy now and then.
     assert!(times[times.len() / 2] < SOON, "{what}: {times:?}");
 }
 

@@ -125,7 +125,7 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     Ok(ending.code)
 }
 
-/// What is there, for whoever is at the prompt.
+/// What the lab offers, printed before the prompt.
 fn greet() {
     // Nothing is left to complain to when stderr is gone.
     let _ = writeln!(

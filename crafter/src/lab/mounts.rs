@@ -42,7 +42,7 @@ pub(super) struct Steps {
 }
 
 impl Steps {
-    /// Takes all steps, up to the first that fails, which is told on stderr: a
+    /// Takes all steps, up to the first that fails, which is printed on stderr: a
     /// command that finds less in its lab is better than none. Makes system
     /// calls only, neither allocates nor locks.
     pub(super) fn take(&self) {

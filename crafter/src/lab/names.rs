@@ -31,7 +31,7 @@ const NSSWITCH_CONF: &str = "nsswitch.conf";
 /// that gets a mount of its own afterwards.
 const STAGE: &str = "/proc";
 
-/// What is told where the names cannot be had.
+/// The message where the names cannot be had.
 const NOTICE: &str = "crafter: the lab's names do not resolve in this command: its /etc/resolv.conf cannot be \
                       replaced here (a chroot, or no mounts allowed); ask the DNS server at $CRAFTER_LAB_DNS by address\n";
 

@@ -1,4 +1,4 @@
-//! What the service says of itself and of this user: what it tells whoever may connect.
+//! What the service says of itself and of this user; any local user that may connect can ask for it.
 
 use std::{os::unix::fs::MetadataExt as _, path::Path, time::Duration};
 
@@ -77,7 +77,7 @@ fn judge(info: &Info, allowance: &Allowance, path: &Path) -> (bool, String) {
     }
     let policy = match info.policy.as_str() {
         "shipped" => "its policy, the shipped one; write another to /etc/crafter/crafter.toml".to_owned(),
-        path => format!("its policy; whoever administers {} may change that", printable(path)),
+        path => format!("its policy; ask the administrator of {} to change it", printable(path)),
     };
     match &allowance.rule {
         None => (false, format!("{at} allows {user} nothing: no rule names this user or a group of it in {policy}")),
@@ -109,7 +109,7 @@ fn why_not(error: &Error, path: &Path) -> String {
                 path.display()
             )
         }
-        // By its mode; who may connect is told by the group of the socket.
+        // By its mode; the group of the socket decides who may connect.
         Error::NoService { .. } if !may_connect(path) => {
             let group = std::fs::metadata(path).ok().map(|socket| Gid::from_raw(socket.gid()));
             let group =
