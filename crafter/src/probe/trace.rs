@@ -248,8 +248,16 @@ impl Trace {
         let first = self.hops.iter().position(|hop| !hop.is_settled(now, &self.options)).ok_or(None)?;
         let mut wake = None::<Instant>;
         let mut wait = |until: Instant| wake = Some(wake.map_or(until, |wake| wake.min(until)));
+        // A hop before the one where the destination was first heard may be the destination too, and its answers may be
+        // limited in rate: probes behind it would take them all.
+        let is_open = |hop: &Asked| hop.answers().next().is_none() && !hop.is_settled(now, &self.options);
+        let mut is_waited_for = false;
         for at in (first..=last).take(self.options.parallel.into()) {
             let hop = &self.hops[at];
+            if is_waited_for && hop.answers().any(|answer| answer.reached) {
+                break;
+            }
+            is_waited_for |= is_open(hop);
             if hop.sent.is_none()
                 && let Some(turn) = self.turn.filter(|turn| *turn > now)
             {

@@ -113,6 +113,27 @@ fn the_hops_of_a_path_and_no_more() {
     assert_eq!(traced.took.as_millis(), 50);
 }
 
+/// A destination that former probes have used up the ICMP errors of answers once a second (inet_peer_xrlim_allow()),
+/// whichever probe comes first then. The hop that it is found at must not lose all of them to hops behind it.
+#[test]
+fn a_rate_limited_destination_is_found_at_its_hop() {
+    for phase in (0..1000).step_by(10) {
+        let mut used = 0;
+        let traced = trace(|_| {}, &mut |ttl, _, probe, at| {
+            if ttl < 4 {
+                return Some(error(router(ttl), 11, 0, probe));
+            }
+            let due = (at + phase) / 1000;
+            let answers = due > used;
+            if answers {
+                used = due;
+            }
+            answers.then(|| error(THERE, 3, 3, probe))
+        });
+        assert_eq!((traced.ending, traced.hops.len()), (Ending::Reached, 4), "phase {phase} ms: {:?}", traced.hops);
+    }
+}
+
 #[test]
 fn a_silent_router_is_waited_for_beside_the_others() {
     let mut path = usual(4);
