@@ -1,4 +1,4 @@
-//! Building into a reused buffer allocates nothing. A test of its own, as it counts for the whole process.
+//! Building into a reused buffer allocates nothing.
 
 mod allocations;
 

@@ -1,4 +1,4 @@
-//! Judging packets allocates nothing. A test of its own, as it counts for the whole process.
+//! Judging packets allocates nothing.
 
 mod allocations;
 

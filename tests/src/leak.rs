@@ -84,6 +84,21 @@ pub fn has_tcx() -> bool {
     features::has_tcx(&features::host().expect("the host's facts").kernel)
 }
 
+/// Sees that nothing is attached to an interface any more. A program that another test starts has the hooks'
+/// descriptors a moment longer, from fork() to execve(), so that it gets some time.
+///
+/// # Panics
+/// With what is still attached after 10 s.
+#[track_caller]
+pub fn assert_detached(namespace: &NetNs, name: &str) {
+    let mut left = Vec::new();
+    slow::wait_until(Duration::from_secs(10), || {
+        left = attached(namespace, name);
+        left.is_empty()
+    });
+    assert_eq!(left, Vec::<String>::new());
+}
+
 /// What is attached to an interface: XDP, the tcx programs of both directions, and filters under clsact.
 pub fn attached(namespace: &NetNs, name: &str) -> Vec<String> {
     namespace

@@ -18,7 +18,7 @@ use crafter_tests::{
     by_hand::{self, ByHand, PATIENCE, sha256},
     dns,
     judge::{CONTROL, Capture, Packet, from, rsts, unreachables},
-    leak::{Serial, attached},
+    leak::{Serial, assert_detached, attached},
     peer::{Dnsmasq, HOST, HOST_V4, HOST_V6, Nginx},
     slow,
     stage::{self, CONTROL_PORT, ENDS, assert_curl_works, assert_refuses, lab, open},
@@ -57,7 +57,7 @@ fn story(attach: Attach, mode: Mode, observe: bool, delivered: Reason) {
         stage::unowned_syn(&lab, ends, CONTROL_PORT);
         stage::wait_for_rst(&lab, SocketAddr::new(ends.0, CONTROL_PORT));
     }
-    assert_eq!(attached(lab.client(), INTERFACE), Vec::<String>::new());
+    assert_detached(lab.client(), INTERFACE);
 
     let (spoke, objects) = within(lab.client(), async || {
         let crafter = open(attach).await;

@@ -23,7 +23,7 @@ use crafter::{
 use crafter_common::reason::Reason;
 use crafter_tests::{
     judge::{CONTROL, Capture, rsts},
-    leak::attached,
+    leak::assert_detached,
     peer::{Dnsmasq, Nginx},
     slow::slowness,
     stage::{self, CONTROL_PORT, ENDS, lab},
@@ -47,7 +47,7 @@ fn session<T: Send>(lab: &Lab, options: SessionOptions, work: impl AsyncFnOnce(&
         session.close().await;
         result
     });
-    assert_eq!(attached(lab.client(), INTERFACE), Vec::<String>::new());
+    assert_detached(lab.client(), INTERFACE);
     result
 }
 

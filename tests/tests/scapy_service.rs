@@ -12,7 +12,7 @@ use std::{
 use crafter::lab::{INTERFACE, Lab};
 use crafter_tests::{
     judge::{CONTROL, Capture, Packet, from, rsts},
-    leak::attached,
+    leak::assert_detached,
     nobody::{GROUP, as_nobody},
     peer::{Nginx, Process, wait_for},
     python::{PYTHON, Packages, source},
@@ -114,7 +114,7 @@ fn the_tutorial_runs_as_nobody_with_one_line_added() {
         assert_refuses(&lab, own);
     }
     assert_eq!(service.stop(), Some(0));
-    assert_eq!(attached(lab.client(), INTERFACE), Vec::<String>::new());
+    assert_detached(lab.client(), INTERFACE);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crafter_tests::{
-    leak::{BpfObjects, Serial, attached},
+    leak::{BpfObjects, Serial, assert_detached},
     peer::{Process, wait_for},
     raw::Raw,
     service::{PATIENCE, ROOT, Service},
@@ -81,7 +81,7 @@ fn a_passed_socket_is_served_and_left() {
         println!("round {round}: ended {:?} after its last lease", began.elapsed());
         assert!(status.success(), "{status}");
         objects.wait_until_gone(PATIENCE);
-        assert_eq!(attached(lab.client(), crafter::lab::INTERFACE), Vec::<String>::new());
+        assert_detached(lab.client(), crafter::lab::INTERFACE);
         // The socket is not the service's: it stays for the next one.
         assert!(service.socket.exists());
     }

@@ -10,7 +10,7 @@ use crafter::{
 use crafter_tests::{
     by_hand::PATIENCE,
     frame,
-    leak::{Serial, attached},
+    leak::{Serial, assert_detached, attached},
     peer::{Nginx, Process},
     stage::{self, ENDS, lab, open},
     within,
@@ -140,7 +140,7 @@ fn moved_to_another_namespace() {
             objects
         });
         objects.wait_until_gone(PATIENCE);
-        assert_eq!(attached(&elsewhere, INTERFACE), Vec::<String>::new(), "{attach:?}");
+        assert_detached(&elsewhere, INTERFACE);
     }
 }
 

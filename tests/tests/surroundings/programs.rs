@@ -7,7 +7,7 @@ use crafter::{
 };
 use crafter_tests::{
     drop::{beside, drop_all},
-    leak::{Serial, attached, has_tcx},
+    leak::{Serial, assert_detached, attached, has_tcx},
     peer::Nginx,
     stage::{self, ENDS, lab, open, run},
     within,
@@ -83,7 +83,7 @@ fn foreign_tcx_programs() {
         let left = attached(lab.client(), INTERFACE);
         assert_eq!(left.len(), 2, "theirs stay, ours go: {left:?}");
         drop(theirs);
-        assert_eq!(attached(lab.client(), INTERFACE), Vec::<String>::new());
+        assert_detached(lab.client(), INTERFACE);
         assert_rsts(&lab, 1);
     }
 }
