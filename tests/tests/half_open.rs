@@ -15,7 +15,7 @@ use crafter::{
     expr::PacketSet,
     lab::{INTERFACE, Lab, NetNs, SERVER_V4},
     layer::{Ip, Packet, Tcp},
-    packet::Flags,
+    packet::{Flags, TcpView},
     session::{Event, Pace, Script, Session, SessionOptions, SrOptions, Step, What},
 };
 use crafter_tests::{
@@ -52,14 +52,17 @@ fn watched<T>(server: &NetNs, work: impl FnOnce() -> T) -> (T, Vec<judge::Packet
     (result, meanwhile, after.finish())
 }
 
-/// From `local` one RST, with the number that the SYN-ACK expects, and behind no second SYN-ACK; later nothing.
+/// From `local` one RST, with the number that the SYN-ACK expects, and nothing behind it. On a busy machine the server
+/// sends its SYN-ACK again before it.
 #[track_caller]
 fn assert_reset(local: SocketAddr, meanwhile: &[judge::Packet], after: &[judge::Packet]) {
     let resets: Vec<_> = from(meanwhile, local).into_iter().filter(|packet| packet.is_rst()).collect();
     assert_eq!(resets.len(), 1, "{meanwhile:?}");
     assert_eq!((resets[0].flags, resets[0].seq, resets[0].checksum), (Some(4), 8, Some(true)), "{resets:?}");
+    let at = meanwhile.iter().position(|packet| packet.source == local && packet.is_rst()).expect("the RST");
     let syn_acks = |packets: &[judge::Packet]| packets.iter().filter(|packet| packet.destination == local).count();
-    assert_eq!((syn_acks(meanwhile), syn_acks(after)), (1, 0), "{meanwhile:?}\n{after:?}");
+    assert!(syn_acks(&meanwhile[..at]) >= 1, "{meanwhile:?}");
+    assert_eq!((syn_acks(&meanwhile[at..]), syn_acks(after)), (0, 0), "{meanwhile:?}\n{after:?}");
     assert!(from(after, local).is_empty(), "{after:?}");
 }
 
@@ -114,7 +117,7 @@ fn the_only_rst_is_crafters_and_leaves_before_the_session_ends() {
     }
 }
 
-/// Of thousands of ports some are open; a pace for the SYNs is one for the RSTs.
+/// Of thousands of ports some are open; the RSTs keep to a pace, but not to one that is for a few SYNs.
 #[test]
 fn of_many_ports_those_that_are_open() {
     let lab = lab();
@@ -130,9 +133,10 @@ fn of_many_ports_those_that_are_open() {
             assert_eq!(exchanged.account.answered, 2000, "{}", exchanged.account);
             let (began, mut told) = (Instant::now(), Vec::new());
             let observer = &mut |event: &Event<'_>| told.push((event.what, event.bytes.to_vec()));
-            let resets = session.reset_half_open(Pace { rate: Some(1000.0) }, observer).await;
+            let resets = session.reset_half_open(Pace { rate: Some(1.0) }, observer).await;
             let took = began.elapsed();
-            assert!(took >= Duration::from_millis(95), "200 at 1000 a second, 100 of them at once: {took:?}");
+            // A tenth of a second may be made up for: 100 at most leave without a wait.
+            assert!(took >= Duration::from_millis(95), "200 at 1000 a second: {took:?}");
             assert_eq!(session.close().await, 0, "all are reset already");
             (resets, told)
         })
@@ -171,10 +175,31 @@ fn what_the_user_goes_on_with_is_not_reset() {
                 Ip::to(SERVER_V4) / Tcp::to(80).sport(port).flags(flags).seq(8).ack(ack)
             };
             let get = segment(acknowledged, "PA", theirs[0]) / "GET /small HTTP/1.0\r\n\r\n";
+            let next = 8 + get.build().expect("a packet").len() as u32 - 40;
             let multi = SrOptions { multi: true, timeout: Duration::from_millis(300), ..options };
-            let page = session.sr([get], &multi).await.expect("an exchange").answered;
-            let said: Vec<u8> = page.iter().flat_map(|pair| pair.reply.bytes.clone()).collect();
-            assert!(String::from_utf8_lossy(&said).contains("HTTP/1.1 200"), "{page:?}");
+            // All of the page is acknowledged, and the FIN: what is not, the server sends again, to a port that is the
+            // kernel's by then.
+            let (mut request, mut behind, mut page, mut is_over) = (get, theirs[0], Vec::new(), false);
+            for _ in 0..20 {
+                let exchanged = session.sr([request], &multi).await.expect("an exchange");
+                let replies = exchanged.answered.into_iter().map(|pair| pair.reply).chain(exchanged.unmatched);
+                for reply in replies {
+                    let segment = TcpView::parse(&reply.bytes).expect("a segment");
+                    if segment.destination_port == acknowledged && segment.seq == behind {
+                        page.extend(segment.payload());
+                        is_over |= segment.flags.contains(Flags::FIN);
+                        behind = behind.wrapping_add(segment.payload().len() as u32 + u32::from(is_over));
+                    }
+                }
+                request = Ip::to(SERVER_V4) / Tcp::to(80).sport(acknowledged).flags("A").seq(next).ack(behind);
+                if is_over {
+                    session.send([request], Pace::default()).await.expect("sent");
+                    break;
+                }
+            }
+            assert!(is_over && String::from_utf8_lossy(&page).contains("HTTP/1.1 200"), "{page:?}");
+            // One that was on its way meanwhile.
+            tokio::time::sleep(Duration::from_millis(100)).await;
             session.send([segment(reset, "R", 0)], Pace::default()).await.expect("sent");
             session.close().await
         })
@@ -184,8 +209,8 @@ fn what_the_user_goes_on_with_is_not_reset() {
     let by_hand: Vec<_> = from(&meanwhile, SocketAddr::new(client, reset)).into_iter().filter(|p| p.is_rst()).collect();
     assert_eq!((by_hand.len(), by_hand[0].seq), (1, 8));
     assert!(from(&after, SocketAddr::new(client, reset)).is_empty(), "{after:?}");
-    // The server's FIN, which nobody acknowledged, is sent again to a port that is the kernel's by then.
-    assert_eq!(rsts(&meanwhile, SocketAddr::new(client, acknowledged)), 0, "{meanwhile:?}");
+    let acknowledged = SocketAddr::new(client, acknowledged);
+    assert_eq!(rsts(&meanwhile, acknowledged) + rsts(&after, acknowledged), 0, "{meanwhile:?}\n{after:?}");
 }
 
 /// A SYN from a port of its own each; of the ports chosen a session keeps 256.

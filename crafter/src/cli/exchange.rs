@@ -1,6 +1,7 @@
 //! What `send`, `sr` and `sr1` have in common: which packets, how fast, and the capture of all of it.
 
 use std::{
+    io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -8,12 +9,16 @@ use std::{
 use crafter::{
     Error, Result,
     capture::{Direction, Entry, Out, Writer},
+    datapath::program::Report,
     expr::{PacketSet, Packets, SystemNames},
     layer::Packet,
     session::{Event, Pace, Session},
 };
 
-use super::interface;
+use super::{
+    interface::{self, Ended, until_signal},
+    print,
+};
 
 /// Which packets to send, how fast, and where from.
 #[derive(Debug, clap::Args)]
@@ -98,6 +103,60 @@ impl Args {
     pub fn recorder(&self) -> Result<Recorder> {
         Recorder::create(self.write.as_deref())
     }
+}
+
+/// How a session was closed.
+pub struct Closed {
+    /// What was attached to each interface.
+    pub reports: Vec<Report>,
+    /// Half-open connections that were reset and are not told of yet.
+    pub reset: u64,
+    /// The exit code, if a signal came meanwhile.
+    pub signal: Option<u8>,
+}
+
+/// Resets what a session has left half open, tells `observer` of each RST, and gives the leases back. Ctrl-C and SIGTERM
+/// end the waiting: what is left is reset at once.
+///
+/// # Errors
+/// Only that no signal can be listened to.
+pub async fn close(session: Session, pace: Pace, observer: &mut dyn FnMut(&Event<'_>)) -> io::Result<Closed> {
+    let reports = session.reports().await;
+    let (mut reset, mut signal) = match until_signal(session.reset_half_open(pace, &mut *observer)).await? {
+        Ended::Itself(reset) => (reset, None),
+        Ended::Signal(code) => (session.reset_at_once(observer).await, Some(code)),
+    };
+    match until_signal(session.close()).await? {
+        Ended::Itself(late) => reset += late,
+        Ended::Signal(code) => signal = Some(code),
+    }
+    Ok(Closed { reports, reset, signal })
+}
+
+/// What an exchange came to whose session is closed, and whether the capture is whole. One that a signal or an error
+/// has ended has no account: the connections that were reset are told here.
+///
+/// # Errors
+/// The exchange's own; with a signal, that of writing the capture.
+pub fn settle<T>(ended: Ended<Result<T>>, reset: u64, recorder: Recorder) -> anyhow::Result<Ended<(T, Result<()>)>> {
+    match ended {
+        Ended::Itself(Ok(result)) => Ok(Ended::Itself((result, recorder.finish()))),
+        Ended::Itself(Err(error)) => Err(fail(error, reset, recorder)),
+        Ended::Signal(code) => {
+            print::half_open_reset(reset);
+            recorder.finish()?;
+            Ok(Ended::Signal(code))
+        }
+    }
+}
+
+/// The error of an exchange whose session is closed: what was reset is told, and the capture is ended.
+pub fn fail(error: Error, reset: u64, recorder: Recorder) -> anyhow::Error {
+    print::half_open_reset(reset);
+    if let Err(fault) = recorder.finish() {
+        log::warn!("{fault}");
+    }
+    error.into()
 }
 
 /// Writes what an exchange tells of into a capture.

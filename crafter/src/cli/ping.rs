@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::{
     Globals,
-    exchange::Recorder,
+    exchange::{self, Closed, Recorder},
     host,
     interface::{self, Ended},
     print,
@@ -102,14 +102,13 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
         live.out.print(&format!("{host}: {method}, {size} bytes of payload\n"));
     }
     let ended = interface::until_signal(session.run(&mut live)).await?;
-    let reports = session.reports().await;
-    let reset = session.reset_half_open(Pace::default(), &mut |event| live.recorder.handle(event)).await;
-    session.close().await;
+    let Closed { reports, reset, .. } =
+        exchange::close(session, Pace::default(), &mut |event| live.recorder.handle(event)).await?;
     let account = match ended {
-        Ended::Itself(account) => Some(account?),
+        Ended::Itself(Ok(account)) => Some(Account { half_open_reset: account.half_open_reset + reset, ..account }),
+        Ended::Itself(Err(error)) => return Err(exchange::fail(error, reset, live.recorder)),
         Ended::Signal(_) => None,
     };
-    let account = account.map(|account| Account { half_open_reset: account.half_open_reset + reset, ..account });
     let summary = live.ping.summary();
     if let Some(replies) = live.replies.take() {
         let object = json!({
@@ -122,6 +121,9 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
             "replies": replies, "account": account, "mechanism": reports,
         });
         live.out.print(&(serde_json::to_string(&object)? + "\n"));
+        if account.is_none() {
+            print::half_open_reset(reset);
+        }
     } else {
         live.out.print(&in_words(&host, &summary, account.as_ref()));
         print::half_open_reset(account.map_or(reset, |account| account.half_open_reset));

@@ -2,11 +2,15 @@
 
 use std::io::{self, Write as _};
 
-use crafter::{error::exit, session::SrOptions};
+use crafter::{
+    error::exit,
+    session::{Event, SrOptions},
+};
 use serde_json::json;
 
 use super::{
-    Globals, exchange,
+    Globals,
+    exchange::{self, Closed},
     interface::{self, Ended},
     print,
 };
@@ -38,23 +42,23 @@ Examples:
 /// # Errors
 /// Those of the expression, of values that do not fit, and of sending.
 pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
-    match interface::until_signal(send(&args.exchange, globals)).await? {
-        Ended::Itself(result) => result,
-        Ended::Signal(code) => Ok(code),
-    }
-}
-
-async fn send(args: &exchange::Args, globals: &Globals) -> anyhow::Result<u8> {
+    let args = &args.exchange;
     let set = args.set()?;
     let packets = args.packets(&set)?;
-    let session = args.session().await?;
+    let session = match interface::until_signal(args.session()).await? {
+        Ended::Itself(session) => session?,
+        Ended::Signal(code) => return Ok(code),
+    };
     let mut recorder = args.recorder()?;
     let options = SrOptions { pace: args.pace(), ..SrOptions::default() };
-    let sent = session.send_with(packets, &options, &mut |event| recorder.handle(event)).await;
-    let reports = session.reports().await;
-    let reset = session.reset_half_open(options.pace, &mut |event| recorder.handle(event)).await;
-    session.close().await;
-    let (mut account, recorded) = (sent?, recorder.finish());
+    let observer = &mut |event: &Event<'_>| recorder.handle(event);
+    let ended = interface::until_signal(session.send_with(packets, &options, observer)).await?;
+    let Closed { reports, reset, signal } =
+        exchange::close(session, options.pace, &mut |event| recorder.handle(event)).await?;
+    let (mut account, recorded) = match exchange::settle(ended, reset, recorder)? {
+        Ended::Itself(result) => result,
+        Ended::Signal(code) => return Ok(code),
+    };
     account.half_open_reset += reset;
     if globals.json && !args.writes_to_stdout() {
         print::json(&json!({ "account": account, "mechanism": reports }))?;
@@ -64,5 +68,5 @@ async fn send(args: &exchange::Args, globals: &Globals) -> anyhow::Result<u8> {
         print::half_open_reset(account.half_open_reset);
     }
     recorded?;
-    Ok(exit::SUCCESS)
+    Ok(signal.unwrap_or(exit::SUCCESS))
 }

@@ -80,7 +80,7 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
         (None, None) if io::stdin().is_terminal() => prompted(&mut shell, globals).await,
         _ => piped(&mut shell, globals).await,
     };
-    print::half_open_reset(shell.into_world().close().await);
+    print::half_open_reset(shell.into_world().close().await?);
     code
 }
 

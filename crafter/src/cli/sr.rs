@@ -12,12 +12,13 @@ use crafter::{
     error::exit,
     layer::Packet,
     probe::Verdict,
-    session::{Exchanged, Pair, Reply, SrOptions},
+    session::{Event, Exchanged, Pair, Reply, SrOptions},
 };
 use serde_json::{Value, json};
 
 use super::{
-    Globals, exchange,
+    Globals,
+    exchange::{self, Closed},
     interface::{self, Ended},
     print,
 };
@@ -62,9 +63,11 @@ which the answers come here and the kernel resets nothing.
 A line for each request and its answer; one on stderr that tells what became of all packets,
 and whether the kernel half counted the same.
 A SYN-ACK that answers a SYN leaves a connection half open, and the peer repeats it. Before the
-lease of the port ends, crafter resets such connections from it, and says on stderr how many
-(half_open_reset of the account). Not so with --leave-open, and if crafter is killed: then the
-kernel resets each a second or more later, when the peer repeats its SYN-ACK.
+lease of the port ends, crafter resets such connections from it, also after Ctrl-C, and says on
+stderr how many (half_open_reset of the account). That takes 5 s at most, at --rate or 1000 a
+second, whichever is more. Not so with --leave-open, if crafter is killed, and for SYNs answered
+when 131072 others have followed: then the kernel resets each a second or more later, when the
+peer repeats its SYN-ACK.
 --json: an object with answered (number, sent, request, reply, rtt_ms), unanswered, unmatched,
 account and mechanism; packets are as `crafter show --json` has them, replies with time,
 interface and reason.
@@ -94,8 +97,8 @@ Examples:
 /// Those of the expression, of values that do not fit, and of sending.
 pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     let Args { exchange, waiting, multi } = args;
-    let (exchanged, reports) = match interface::until_signal(sr(&exchange, &waiting, multi)).await? {
-        Ended::Itself(result) => result?,
+    let (exchanged, Closed { reports, signal, .. }) = match sr(&exchange, &waiting, multi).await? {
+        Ended::Itself(result) => result,
         Ended::Signal(code) => return Ok(code),
     };
     if exchange.writes_to_stdout() {
@@ -106,7 +109,7 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
         print::out(lines(&exchanged))?;
         told(&exchanged);
     }
-    Ok(code(&exchanged))
+    Ok(signal.unwrap_or_else(|| code(&exchanged)))
 }
 
 /// Sends one packet, waits and prints.
@@ -116,8 +119,8 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
 pub async fn run_one(args: OneArgs, globals: &Globals) -> anyhow::Result<u8> {
     let OneArgs { exchange, waiting } = args;
     exchange.set()?.single()?;
-    let (exchanged, reports) = match interface::until_signal(sr(&exchange, &waiting, false)).await? {
-        Ended::Itself(result) => result?,
+    let (exchanged, Closed { reports, signal, .. }) = match sr(&exchange, &waiting, false).await? {
+        Ended::Itself(result) => result,
         Ended::Signal(code) => return Ok(code),
     };
     let first = exchanged.answered.first();
@@ -149,23 +152,29 @@ pub async fn run_one(args: OneArgs, globals: &Globals) -> anyhow::Result<u8> {
         }
         told(&exchanged);
     }
-    Ok(code(&exchanged))
+    Ok(signal.unwrap_or_else(|| code(&exchanged)))
 }
 
-async fn sr(args: &exchange::Args, waiting: &Waiting, multi: bool) -> anyhow::Result<(Exchanged, Vec<Report>)> {
+/// A signal ends the exchange, not what its end takes.
+async fn sr(args: &exchange::Args, waiting: &Waiting, multi: bool) -> anyhow::Result<Ended<(Exchanged, Closed)>> {
     let set = args.set()?;
     let packets = args.packets(&set)?;
-    let session = args.session().await?;
+    let session = match interface::until_signal(args.session()).await? {
+        Ended::Itself(session) => session?,
+        Ended::Signal(code) => return Ok(Ended::Signal(code)),
+    };
     let mut recorder = args.recorder()?;
     let options = SrOptions { timeout: waiting.timeout, retry: waiting.retry, pace: args.pace(), multi };
-    let exchanged = session.sr_with(packets, &options, &mut |event| recorder.handle(event)).await;
-    let reports = session.reports().await;
-    let reset = session.reset_half_open(options.pace, &mut |event| recorder.handle(event)).await;
-    session.close().await;
-    let mut exchanged = exchanged?;
-    exchanged.account.half_open_reset += reset;
-    recorder.finish()?;
-    Ok((exchanged, reports))
+    let observer = &mut |event: &Event<'_>| recorder.handle(event);
+    let ended = interface::until_signal(session.sr_with(packets, &options, observer)).await?;
+    let closed = exchange::close(session, options.pace, &mut |event| recorder.handle(event)).await?;
+    let (mut exchanged, recorded) = match exchange::settle(ended, closed.reset, recorder)? {
+        Ended::Itself(result) => result,
+        Ended::Signal(code) => return Ok(Ended::Signal(code)),
+    };
+    recorded?;
+    exchanged.account.half_open_reset += closed.reset;
+    Ok(Ended::Itself((exchanged, closed)))
 }
 
 fn code(exchanged: &Exchanged) -> u8 {

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use super::{
     Globals,
-    exchange::Recorder,
+    exchange::{self, Closed, Recorder},
     host,
     interface::{self, Ended},
     print,
@@ -120,12 +120,16 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
         live.out.print(&format!("{}: {max} hops at most, {method}\n", args.host.with(destination)));
     }
     let ended = interface::until_signal(session.run(&mut live)).await?;
-    let reports = session.reports().await;
-    let reset = session.reset_half_open(Pace::default(), &mut |event| live.recorder.handle(event)).await;
-    session.close().await;
+    let Closed { reports, reset, .. } =
+        exchange::close(session, Pace::default(), &mut |event| live.recorder.handle(event)).await?;
     let mut account = match ended {
-        Ended::Itself(account) => account?,
-        Ended::Signal(code) => return Ok(code),
+        Ended::Itself(Ok(account)) => account,
+        Ended::Itself(Err(error)) => return Err(exchange::fail(error, reset, live.recorder)),
+        Ended::Signal(code) => {
+            print::half_open_reset(reset);
+            live.recorder.finish()?;
+            return Ok(code);
+        }
     };
     account.half_open_reset += reset;
     live.drain();

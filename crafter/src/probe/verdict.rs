@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::{Answer, Fault, Said};
 use crate::{
-    layer::{AnyLayer, Arp, Dns, Packet},
+    layer::{AnyLayer, Arp, Dns, NdNeighborAdvertisement, Packet},
     packet::Flags,
 };
 
@@ -29,13 +29,14 @@ pub enum State {
     Open,
     /// A RST to a SYN, or the host's own ICMP port unreachable to a datagram: the port is closed.
     Closed,
-    /// An echo reply or an ARP reply: the host is up.
+    /// An echo reply, an ARP reply, or a neighbour advertisement: the host is up.
     Up,
-    /// An ICMP destination unreachable.
+    /// An ICMP destination unreachable, other than the port unreachable of [`Self::Closed`] and "fragmentation needed":
+    /// no route, no such host, protocol or port, or forbidden by a rule.
     Unreachable,
     /// The TTL, or hop limit, was used up on the way.
     TtlExceeded,
-    /// Another ICMP error.
+    /// Another ICMP error: too big for a link on the way, a redirect, a wrong header, ...
     Error,
     /// Any other answer.
     Answered,
@@ -62,19 +63,35 @@ impl Verdict {
             (Said::SynAck, Some(Port::Syn(_))) => (State::Open, "is open: SYN-ACK".to_owned()),
             (Said::Reset, Some(Port::Syn(_))) => (State::Closed, "is closed: RST".to_owned()),
             (Said::Reset, _) => (State::Answered, "answered: RST".to_owned()),
+            // What was sent to a group, or to all, says of one host that it is up.
+            (Said::Echo, _) if asked.host != Some(from) => {
+                let text = format!("{from} is up: echo reply to a request for {asked} {within}");
+                return Self { state: State::Up, from: Some(from), text };
+            }
             (Said::Echo, _) => (State::Up, "is up: echo reply".to_owned()),
             (Said::Datagram, Some(Port::Udp(_))) => match reply.get::<Dns>() {
                 Some(dns) => (State::Open, format!("is open: DNS answer, {}", outcome(dns))),
                 None => (State::Open, "is open: UDP datagram".to_owned()),
             },
             (Said::Fault(fault), port) => {
+                let is_own = asked.host == Some(from);
                 let (state, is) = match (fault, port) {
-                    (Fault::Port, Some(Port::Udp(_))) if asked.host == Some(from) => (State::Closed, "is closed"),
+                    (Fault::Port, Some(Port::Udp(_))) if is_own => (State::Closed, "is closed"),
                     (Fault::TimeExceeded, _) => (State::TtlExceeded, "was not reached"),
                     (fault, _) if fault.is_unreachable() => (State::Unreachable, "is unreachable"),
+                    // The packet may go on all the same (RFC 792).
+                    (Fault::Other { r#type: 4, .. }, _) if from.is_ipv4() => (State::Error, "got a source quench"),
+                    (Fault::Other { r#type: 5, .. }, _) if from.is_ipv4() => (State::Error, "was redirected"),
+                    _ if is_own => (State::Error, "answered with an error"),
                     _ => (State::Error, "was not reached"),
                 };
-                (state, format!("{is}: {fault}{}", numbers(reply)))
+                (state, format!("{is}: {}", reason(fault, reply)))
+            }
+            (Said::Other, None) if reply.get::<NdNeighborAdvertisement>().is_some() => {
+                let advertisement = reply.get::<NdNeighborAdvertisement>();
+                let address = advertisement.and_then(|advertisement| advertisement.tgt).map_or(from, IpAddr::V6);
+                let text = format!("{address} is up: neighbour advertisement from {from} {within}");
+                return Self { state: State::Up, from: Some(from), text };
             }
             _ => (State::Answered, format!("answered: {}", reply.summary())),
         };
@@ -133,7 +150,11 @@ impl Asked {
                     break;
                 }
                 // What it quotes was not sent.
-                AnyLayer::Icmp(_) => break,
+                AnyLayer::Icmp(_)
+                | AnyLayer::Icmpv6DestUnreach(_)
+                | AnyLayer::Icmpv6PacketTooBig(_)
+                | AnyLayer::Icmpv6TimeExceeded(_)
+                | AnyLayer::Icmpv6ParamProblem(_) => break,
                 _ => {}
             }
         }
@@ -169,8 +190,8 @@ fn outcome(dns: &Dns) -> String {
     }
 }
 
-/// Type and code of the ICMP error, in parentheses.
-fn numbers(reply: &Packet) -> String {
+/// What an ICMP error says: in words, as far as there are some, and by its type and code.
+fn reason(fault: Fault, reply: &Packet) -> String {
     let found = reply.layers().iter().find_map(|layer| match layer {
         AnyLayer::Icmp(message) => Some(("ICMP", message.number(), message.code)),
         AnyLayer::Icmpv6DestUnreach(message) => Some(("ICMPv6", message.r#type.unwrap_or(1), message.code)),
@@ -179,9 +200,12 @@ fn numbers(reply: &Packet) -> String {
         AnyLayer::Icmpv6ParamProblem(message) => Some(("ICMPv6", message.r#type.unwrap_or(4), message.code)),
         _ => None,
     });
-    found.map_or_else(String::new, |(name, r#type, code)| {
-        format!(" ({name} type {}, code {})", r#type, code.unwrap_or(0))
-    })
+    let numbers = found.map(|(name, r#type, code)| format!("{name} type {}, code {}", r#type, code.unwrap_or(0)));
+    match (fault, numbers) {
+        (Fault::Unreachable(_) | Fault::Other { .. }, Some(numbers)) => numbers,
+        (_, Some(numbers)) => format!("{fault} ({numbers})"),
+        (_, None) => fault.to_string(),
+    }
 }
 
 #[cfg(test)]
@@ -255,6 +279,62 @@ mod tests {
                 r#"Ether()/ARP(op=2, psrc="192.0.2.1", hwsrc="02:00:00:00:00:01")"#.to_owned(),
                 State::Up,
                 "192.0.2.1 is at 02:00:00:00:00:01: ARP reply",
+            ),
+            // No words but the numbers.
+            (
+                SYN,
+                format!("{ROUTER}/ICMP(type=3, code=15)/{SYN}"),
+                State::Unreachable,
+                "80/tcp is unreachable: ICMP type 3, code 15 from 203.0.113.7",
+            ),
+            (
+                PING,
+                format!("{ROUTER}/ICMP(type=12, code=1)/{PING}"),
+                State::Error,
+                "192.0.2.1 was not reached: ICMP type 12, code 1 from 203.0.113.7",
+            ),
+            (
+                PING,
+                format!("{BACK}/ICMP(type=12, code=1)/{PING}"),
+                State::Error,
+                "192.0.2.1 answered with an error: ICMP type 12, code 1 from 192.0.2.1",
+            ),
+            (
+                PING,
+                format!("{ROUTER}/ICMP(type=5, code=1)/{PING}"),
+                State::Error,
+                "192.0.2.1 was redirected: ICMP type 5, code 1 from 203.0.113.7",
+            ),
+            (
+                UDP,
+                format!("{ROUTER}/ICMP(type=4)/{UDP}"),
+                State::Error,
+                "53/udp got a source quench: ICMP type 4, code 0 from 203.0.113.7",
+            ),
+            (
+                r#"IPv6(src="2001:db8::2", dst="2001:db8::1")/TCP(dport=80)"#,
+                r#"IPv6(src="2001:db8::7", dst="2001:db8::2")/ICMPv6ParamProblem(code=1)/IPv6(src="2001:db8::2", dst="2001:db8::1")/TCP(dport=80)"#.to_owned(),
+                State::Error,
+                "80/tcp was not reached: ICMPv6 type 4, code 1 from 2001:db8::7",
+            ),
+            (
+                r#"IP(src="192.0.2.2", dst="192.0.2.255")/ICMP(id=1)"#,
+                format!("{BACK}/ICMP(type=0, id=1)"),
+                State::Up,
+                "192.0.2.1 is up: echo reply to a request for 192.0.2.255",
+            ),
+            (
+                r#"IPv6(src="fe80::2", dst="ff02::1:ff00:1")/ICMPv6ND_NS(tgt="2001:db8::1")"#,
+                r#"IPv6(src="fe80::1", dst="fe80::2")/ICMPv6ND_NA(tgt="2001:db8::1", s=1)"#.to_owned(),
+                State::Up,
+                "2001:db8::1 is up: neighbour advertisement from fe80::1",
+            ),
+            // An error that is sent itself quotes what was not.
+            (
+                r#"IPv6(src="2001:db8::2", dst="2001:db8::1")/ICMPv6DestUnreach(code=1)/IPv6(src="2001:db8::1", dst="2001:db8::9")/TCP(dport=80)"#,
+                r#"IPv6(src="2001:db8::7", dst="2001:db8::2")/ICMPv6TimeExceeded()/IPv6(src="2001:db8::2", dst="2001:db8::1")"#.to_owned(),
+                State::TtlExceeded,
+                "2001:db8::1 was not reached: time to live exceeded (ICMPv6 type 3, code 0) from 2001:db8::7",
             ),
             // The tap's copy of an answer is a frame.
             (PING, format!("Ether()/{BACK}/ICMP(type=0, id=1)"), State::Up, "192.0.2.1 is up: echo reply from 192.0.2.1"),

@@ -40,8 +40,9 @@ pub struct Account {
     pub overflow: u64,
     /// RSTs and port-unreachables of the kernel that were dropped.
     pub suppressed: u64,
-    /// Half-open connections that were reset meanwhile, because their port was given back. The others are reset with
-    /// the session: [`Session::reset_half_open`](super::Session::reset_half_open) counts them.
+    /// Half-open connections that were reset meanwhile, because their port was given back, and in exchanges without an
+    /// account before. The others are reset with the session:
+    /// [`Session::reset_half_open`](super::Session::reset_half_open) counts them.
     pub half_open_reset: u64,
     /// What the kernel half counted meanwhile.
     pub kernel: Kernel,

@@ -289,6 +289,7 @@ impl<'a> Exchange<'a> {
     /// Closes the account.
     async fn finish(mut self) -> Result<Exchanged> {
         self.collect()?;
+        let keeps_account = self.readings.is_some();
         if let Some(readings) = self.readings.take() {
             let until = Instant::now() + SETTLE;
             let mut is_asked = false;
@@ -315,7 +316,9 @@ impl<'a> Exchange<'a> {
         }
         let account = &mut self.result.account;
         account.answered = self.matcher.answered() as u64;
-        account.half_open_reset = self.links.take_reset();
+        if keeps_account {
+            account.half_open_reset = self.links.take_reset();
+        }
         if self.expecting {
             account.unanswered = (self.matcher.len() - self.matcher.answered()) as u64 - self.unanswerable;
         }

@@ -11,7 +11,8 @@ use std::{
 
 use crate::packet::{Flags, Segment, TcpView};
 
-/// SYNs tracked at a time, answered or not: some 25 MiB at most.
+/// SYNs tracked at a time, answered or not. With all tables at their largest some 65 MB from one port, and 120 MB from
+/// a port each: computed from the sizes of the entries, 105 and 72 bytes.
 const CAPACITY: usize = 1 << 17;
 
 /// How far an ACK of the handshake may be beyond the SYN-ACK: what a peer may have sent before it, with TCP Fast Open
@@ -35,12 +36,35 @@ pub(super) struct HalfOpen<W> {
 struct Connection<W> {
     number: u64,
     way: W,
-    /// Sequence and acknowledgment number of the latest SYN-ACK.
+    /// Of the latest SYN.
+    syn: Syn,
+    /// Sequence and acknowledgment number of the latest SYN-ACK; of one that acknowledges the SYN, if any did.
     syn_ack: Option<(u32, u32)>,
     /// The latest acknowledgment number sent before a SYN-ACK was seen here.
     acknowledged: Option<u32>,
     /// The latest sequence number of a RST sent before a SYN-ACK was seen here.
     reset: Option<u32>,
+}
+
+/// What of a SYN its answers are told by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Syn {
+    seq: u32,
+    /// Of the whole segment: 1, the data (RFC 7413), and 1 for a FIN.
+    length: u32,
+}
+
+impl Syn {
+    fn of(segment: &TcpView<'_>) -> Self {
+        let fin = u32::from(segment.flags.contains(Flags::FIN));
+        // A segment has 65,535 bytes at most.
+        Self { seq: segment.seq, length: 1 + segment.payload().len() as u32 + fin }
+    }
+
+    /// Whether the number acknowledges it: `ISS < SEG.ACK =< SND.NXT` (RFC 9293, section 3.10.7.3).
+    fn is_acknowledged(self, ack: u32) -> bool {
+        (1..=self.length).contains(&ack.wrapping_sub(self.seq))
+    }
 }
 
 /// The RST that a half-open connection ends with.
@@ -78,7 +102,7 @@ impl<W> HalfOpen<W> {
     pub(super) fn handle_sent(&mut self, segment: &TcpView<'_>, way: impl FnOnce() -> W) -> Option<Reset<W>> {
         let (local, remote, flags) = (segment.source(), segment.destination(), segment.flags);
         if flags.contains(Flags::SYN) && !flags.intersects(Flags::ACK | Flags::RST) {
-            return self.begin(local, remote, way);
+            return self.begin(local, remote, Syn::of(segment), way);
         }
         let connection = self.connections.get_mut(&local)?.get_mut(&remote)?;
         let is_over = match connection.syn_ack {
@@ -105,9 +129,16 @@ impl<W> HalfOpen<W> {
         let found = self.connections.get_mut(&local).and_then(|remotes| remotes.get_mut(&remote));
         let Some(connection) = found else { return };
         let is_over = if flags.contains(Flags::RST) {
-            // A RST that answers another segment than the SYN leaves the connection half open.
-            connection.syn_ack.is_none_or(|(seq, _)| segment.seq == seq.wrapping_add(1))
+            // One that answers another segment than the SYN leaves the connection as it is.
+            match connection.syn_ack {
+                Some((seq, _)) => segment.seq == seq.wrapping_add(1),
+                None => flags.contains(Flags::ACK) && connection.syn.is_acknowledged(segment.ack),
+            }
         } else if flags.contains(Flags::SYN | Flags::ACK) {
+            let is_right = |ack| connection.syn.is_acknowledged(ack);
+            if !is_right(segment.ack) && connection.syn_ack.is_some_and(|(_, ack)| is_right(ack)) {
+                return;
+            }
             connection.syn_ack = Some((segment.seq, segment.ack));
             connection.acknowledged.is_some_and(|ack| acknowledges(ack, segment.seq))
                 || connection.reset == Some(segment.ack)
@@ -126,25 +157,35 @@ impl<W> HalfOpen<W> {
         in_order(remotes.into_iter().map(|(remote, connection)| (local, remote, connection)))
     }
 
-    /// Forgets all connections; the resets of the half-open ones, in the order of their SYNs.
+    /// Forgets the half-open connections; their resets, in the order of the SYNs. The SYN-ACKs of the others may come.
     pub(super) fn take(&mut self) -> Vec<Reset<W>> {
-        (self.count, self.order) = (0, VecDeque::new());
-        in_order(std::mem::take(&mut self.connections).into_iter().flat_map(|(local, remotes)| {
-            remotes.into_iter().map(move |(remote, connection)| (local, remote, connection))
-        }))
+        let mut taken = Vec::new();
+        self.connections.retain(|&local, remotes| {
+            let is_half_open = |_: &SocketAddr, connection: &mut Connection<W>| connection.syn_ack.is_some();
+            taken.extend(remotes.extract_if(is_half_open).map(|(remote, connection)| (local, remote, connection)));
+            !remotes.is_empty()
+        });
+        self.count -= taken.len();
+        if self.count == 0 {
+            self.order = VecDeque::new();
+        }
+        in_order(taken.into_iter())
     }
 
-    fn begin(&mut self, local: SocketAddr, remote: SocketAddr, way: impl FnOnce() -> W) -> Option<Reset<W>> {
+    fn begin(&mut self, local: SocketAddr, remote: SocketAddr, syn: Syn, way: impl FnOnce() -> W) -> Option<Reset<W>> {
         let number = self.number;
         match self.connections.entry(local).or_default().entry(remote) {
             Place::Occupied(mut known) => {
                 // The peer answers a SYN that is sent again as it has answered the first.
                 let connection = known.get_mut();
-                (connection.acknowledged, connection.reset) = (None, None);
+                if connection.syn.seq != syn.seq {
+                    (connection.acknowledged, connection.reset) = (None, None);
+                }
+                connection.syn = syn;
                 return None;
             }
             Place::Vacant(place) => {
-                place.insert(Connection { number, way: way(), syn_ack: None, acknowledged: None, reset: None });
+                place.insert(Connection { number, way: way(), syn, syn_ack: None, acknowledged: None, reset: None });
             }
         }
         self.number += 1;

@@ -29,7 +29,9 @@ fn received(table: &mut HalfOpen<()>, flags: &str, seq: u32, ack: u32) {
 /// The sequence numbers of the resets that are due.
 fn due(table: &mut HalfOpen<()>) -> Vec<u32> {
     let due = table.take().iter().map(|reset| reset.seq).collect();
-    assert_eq!((table.count, table.connections.len(), table.order.len()), (0, 0, 0));
+    assert!(table.connections.values().flatten().all(|(_, pending)| pending.syn_ack.is_none()));
+    assert_eq!(table.count, table.connections.values().map(HashMap::len).sum::<usize>());
+    assert!(table.count > 0 || (table.connections.is_empty() && table.order.is_empty()));
     due
 }
 
@@ -64,7 +66,12 @@ fn what_is_over_is_not_reset() {
         (&[syn, syn_ack], &[100]),
         // Without a SYN of ours it answers nothing.
         (&[syn_ack], &[]),
-        (&[syn, (IN, "RA", 0, 100)], &[]),
+        (&[syn, (IN, "RA", 0, 100), syn_ack], &[]),
+        // A RST that answers something else: an ACK of before, say. Without a SYN-ACK there is nothing to reset.
+        (&[(OUT, "A", 0, 5), syn, (IN, "R", 5, 0), syn_ack], &[100]),
+        (&[syn, (IN, "RA", 0, 99), syn_ack], &[100]),
+        (&[syn, (IN, "R", 0, 100), syn_ack], &[100]),
+        (&[syn, (IN, "R", 5, 0)], &[]),
         // Acknowledged, alone or with data or a FIN; what the peer sends again then changes nothing.
         (&[syn, syn_ack, (OUT, "A", 100, 701), syn_ack], &[]),
         (&[syn, syn_ack, (OUT, "PA", 100, 701)], &[]),
@@ -90,7 +97,15 @@ fn what_is_over_is_not_reset() {
         (&[syn, syn_ack, syn, syn_ack], &[100]),
         // The next connection of the same ends.
         (&[syn, syn_ack, (OUT, "R", 100, 0), (OUT, "S", 4999, 0), (IN, "SA", 9, 5000)], &[5000]),
-        (&[syn, (OUT, "A", 100, 701), syn, syn_ack], &[100]),
+        (&[syn, (OUT, "A", 100, 701), (OUT, "S", 4999, 0), (IN, "SA", 700, 5000)], &[5000]),
+        (&[syn, (OUT, "R", 100, 0), (OUT, "S", 4999, 0), syn_ack], &[100]),
+        // The same SYN once more: what was sent of the connection stays true.
+        (&[syn, (OUT, "A", 100, 701), syn, syn_ack], &[]),
+        (&[syn, (OUT, "R", 100, 0), syn, syn_ack], &[]),
+        // A SYN-ACK that acknowledges something else is reset if there is no other.
+        (&[syn, syn_ack, (IN, "SA", 900, 42)], &[100]),
+        (&[syn, (IN, "SA", 900, 42), syn_ack], &[100]),
+        (&[syn, (IN, "SA", 900, 42)], &[42]),
     ] {
         let mut table = HalfOpen::default();
         for &(out, flags, seq, ack) in steps {
@@ -99,6 +114,35 @@ fn what_is_over_is_not_reset() {
         }
         assert_eq!(due(&mut table), resets, "{steps:?}");
     }
+}
+
+/// A peer may acknowledge the data of a SYN (RFC 7413), or the SYN alone.
+#[test]
+fn data_in_the_syn() {
+    for (ack, resets) in [(100, 0), (104, 0), (99, 1), (105, 1)] {
+        let mut table = HalfOpen::default();
+        let syn = Segment {
+            flags: Flags::SYN,
+            seq: 99,
+            payload: b"data".to_vec(),
+            ..Segment::new(HERE.parse().unwrap(), THERE.parse().unwrap())
+        }
+        .build();
+        table.handle_sent(&TcpView::parse(&syn).unwrap(), || ());
+        received(&mut table, "RA", 0, ack);
+        received(&mut table, "SA", 700, 100);
+        assert_eq!(due(&mut table).len(), resets, "{ack}");
+    }
+}
+
+#[test]
+fn what_is_not_answered_yet_is_kept() {
+    let mut table = HalfOpen::default();
+    sent(&mut table, "S", 99, 0);
+    assert_eq!((due(&mut table), table.count), (vec![], 1));
+    received(&mut table, "SA", 700, 100);
+    assert_eq!(due(&mut table), [100]);
+    assert_eq!((table.count, table.order.len()), (0, 0));
 }
 
 #[test]

@@ -266,7 +266,9 @@ impl Links {
 
     /// Resets what is half open, gives all leases back and detaches; how many connections were reset.
     pub(super) async fn close(mut self) -> u64 {
-        let reset = self.reset_half_open(Pace::default(), &mut |_| {}).await;
+        let mut reset = self.reset_half_open(Pace::default(), &mut |_| {}).await;
+        // What has come since.
+        reset += self.reset_at_once(&mut |_| {});
         for Link { crafter, held, spare, .. } in std::mem::take(&mut self.links) {
             drop((held, spare));
             if !crafter.close(CLOSING).await {
@@ -280,7 +282,7 @@ impl Links {
 /// A session that is dropped unclosed, by a signal or an error, resets what is half open all the same.
 impl Drop for Links {
     fn drop(&mut self) {
-        self.reset_at_once();
+        self.reset_at_once(&mut |_| {});
     }
 }
 

@@ -233,14 +233,22 @@ impl Session {
         self.links.lock().await.reports()
     }
 
-    /// Resets the half-open connections, at most at this pace: a SYN-ACK answered a SYN of the session, and no packet
-    /// of the session acknowledged it (RFC 9293, section 3.5.2). Tells `observer` of each RST. How many connections
-    /// were reset since this was asked last; 0 with [`SessionOptions::leave_open`].
+    /// Resets the half-open connections: a SYN-ACK answered a SYN of the session, and no packet of the session
+    /// acknowledged it (RFC 9293, section 3.5.2). Tells `observer` of each RST. How many connections were reset since
+    /// this was asked last; 0 with [`SessionOptions::leave_open`].
     ///
-    /// [`Session::close`] does it too. Those that cannot be reset, for want of room or by the service's policy, are
-    /// logged and not counted.
+    /// A pace of less than 1,000 packets per second is taken for that; the service's limit of the rate is kept to. After
+    /// 5 seconds the rest is left to the kernel. Dropping the future is safe: the session still resets what is left.
+    ///
+    /// [`Session::close`] does it too. Those that cannot be reset, for want of time or room or by the service's policy,
+    /// are logged and not counted.
     pub async fn reset_half_open(&self, pace: Pace, observer: &mut dyn FnMut(&Event<'_>)) -> u64 {
         self.links.lock().await.reset_half_open(pace, observer).await
+    }
+
+    /// As [`Session::reset_half_open`], and waits for nothing: the service's limit of the rate may stop some.
+    pub async fn reset_at_once(&self, observer: &mut dyn FnMut(&Event<'_>)) -> u64 {
+        self.links.lock().await.reset_at_once(observer)
     }
 
     /// Resets half-open connections as [`Session::reset_half_open`] does, gives all leases back and detaches the hooks;

@@ -1,6 +1,9 @@
 //! `crafter send`, `sr` and `sr1`
 
-use std::process::Command;
+use std::{
+    io::Read as _,
+    process::{Command, Stdio},
+};
 
 use crafter::error::exit;
 use nix::{
@@ -89,6 +92,7 @@ fn the_verdict() {
 fn half_open_connections_are_reset() {
     let lab = lab();
     let set = r#"IP(dst="192.0.2.1")/TCP(dport=[53,80,81], flags="S")"#;
+    let acknowledged = r#"IP(dst="192.0.2.1")/TCP(dport=80, flags=["A", "S"])"#;
     let commands: [(&[&str], usize); 5] = [
         (&["sr1", SYN], 1),
         (&["sr", set], 2),
@@ -113,10 +117,17 @@ fn half_open_connections_are_reset() {
         let sockets = lab.server().command("ss").args(["-Htan", "state", "syn-recv"]).output().unwrap();
         assert!(sockets.stdout.is_empty(), "{arguments:?}: {sockets:?}");
     }
+    // The peer resets what the ACK before the SYN was for, not the connection.
+    let done = crafter(&lab, &["sr", acknowledged]);
+    done.succeeds();
+    assert!(done.stderr.contains(";; reset 1 half-open connection"), "{done:?}");
     // Ctrl-C is an end like any other.
-    lab.tap().clear().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("sr.pcapng");
+    let path = file.to_str().unwrap();
     let waiting = r#"IP(dst="192.0.2.1")/TCP(dport=80, flags=["S", "R"])"#;
-    let mut running = command(&lab, &["sr", waiting, "--timeout", "60"]).spawn().unwrap();
+    let mut running = command(&lab, &["sr", waiting, "--timeout", "60", "-w", path]);
+    let mut running = running.stderr(Stdio::piped()).spawn().unwrap();
     let half_open = || {
         let sockets = lab.server().command("ss").args(["-Htan", "state", "syn-recv"]).output().unwrap();
         (!sockets.stdout.is_empty()).then_some(())
@@ -128,6 +139,11 @@ fn half_open_connections_are_reset() {
     assert_eq!(wait(&mut running), 130);
     assert_eq!(lab.tap().count().unwrap(), 1, "before it ends");
     assert_eq!(half_open(), None);
+    let mut said = String::new();
+    running.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(said, ";; reset 1 half-open connection\n");
+    let lines = tshark(&file, &["tcp.flags", "frame.comment"]);
+    assert_eq!(lines.last().map(String::as_str), Some("0x0004\tsent, resets a half-open connection"), "{lines:?}");
     lab.tap().clear().unwrap();
     let control = crafter(&lab, &["sr1", SYN, "--leave-open"]);
     control.succeeds();

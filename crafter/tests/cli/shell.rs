@@ -63,6 +63,17 @@ fn the_handshake_of_the_tutorial_by_hand() {
     }
 }
 
+/// Of the ports that it chose a session keeps 256; the connections of the others are reset, and counted, before.
+#[test]
+fn all_that_is_reset_is_counted() {
+    let lab = lab();
+    let statements = r#"x = sr1(IP(dst="192.0.2.1")/TCP(dport=80, flags="S"));"#.repeat(300);
+    let done = crafter(&lab, &["shell", "-c", &statements]);
+    done.succeeds();
+    assert_eq!(done.stderr, ";; reset 300 half-open connections\n", "{done:?}");
+    assert_eq!(lab.tap().count().unwrap(), 300);
+}
+
 #[test]
 fn statements_from_everywhere() {
     let directory = tempfile::tempdir().unwrap();

@@ -1,6 +1,7 @@
 //! The network and the files that the shell works with.
 
 use std::{
+    io,
     net::IpAddr,
     time::{Duration, SystemTime},
 };
@@ -14,7 +15,10 @@ use crafter::{
     shell::{Exchange, ExchangeOptions, SendOptions, SniffOptions, World},
 };
 
-use super::{super::sniff::first_interface, file_error};
+use super::{
+    super::{exchange, sniff::first_interface},
+    file_error,
+};
 
 /// Packets that are kept where nothing but time ends the listening.
 const MAX_SNIFFED: usize = 1_000_000;
@@ -23,17 +27,23 @@ const MAX_SNIFFED: usize = 1_000_000;
 pub struct Outside {
     session: Session,
     interface: Option<String>,
+    /// Half-open connections that were reset before the end, of those that an account tells.
+    reset: u64,
 }
 
 impl Outside {
     /// Opens nothing yet.
     pub fn new(session: Session, interface: Option<String>) -> Self {
-        Self { session, interface }
+        Self { session, interface, reset: 0 }
     }
 
-    /// Resets half-open connections and gives all leases back; how many were reset.
-    pub async fn close(self) -> u64 {
-        self.session.close().await
+    /// Resets half-open connections and gives all leases back; how many were reset since it was opened. Ctrl-C ends the
+    /// waiting.
+    ///
+    /// # Errors
+    /// Only that no signal can be listened to.
+    pub async fn close(self) -> io::Result<u64> {
+        Ok(self.reset + exchange::close(self.session, Pace::default(), &mut |_| {}).await?.reset)
     }
 }
 
@@ -51,11 +61,14 @@ impl Resolve for Outside {
 impl World for Outside {
     async fn send(&mut self, packets: Vec<Packet>, options: &SendOptions) -> Result<u64> {
         let all = (0..options.count).flat_map(|_| packets.iter().cloned());
-        Ok(self.session.send(all, Pace { rate: options.rate }).await?.sent)
+        let account = self.session.send(all, Pace { rate: options.rate }).await?;
+        self.reset += account.half_open_reset;
+        Ok(account.sent)
     }
 
     async fn sr(&mut self, packets: Vec<Packet>, given: &ExchangeOptions) -> Result<Exchange> {
         let exchanged = self.session.sr(packets, &options(given)).await?;
+        self.reset += exchanged.account.half_open_reset;
         let answered = exchanged.answered.into_iter().map(|pair| Pair {
             request: pair.request,
             time: pair.reply.time,

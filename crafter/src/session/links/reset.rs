@@ -1,11 +1,17 @@
 //! Half-open connections are reset before the lease of their port ends.
 
-use std::{net::SocketAddr, sync::Arc, time::Instant};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::time::{sleep_until, timeout};
 
 use super::{Key, Links};
 use crate::{
     datapath::route::Route,
-    driver::Outgoing,
+    driver::{Outgoing, Received},
     engine::Pacer,
     layer::Kind,
     packet::{Checksum, TcpView, Transport},
@@ -15,6 +21,46 @@ use crate::{
 
 /// Resets sent at a time.
 const BATCH: usize = 64;
+
+/// A pace slower than this is one for requests; resets keep to this many a second.
+const SLOWEST: f64 = 1000.0;
+
+/// How long all resets may take.
+const LONGEST: Duration = Duration::from_secs(5);
+
+/// How long the service may take for what the resets need to know of it.
+const ANSWER: Duration = Duration::from_secs(2);
+
+/// Resets that did not leave.
+#[derive(Debug, Default)]
+struct Failed {
+    count: u64,
+    /// Why the first of them.
+    reason: Option<String>,
+}
+
+impl Failed {
+    fn add(&mut self, count: u64, reason: impl FnOnce() -> String) {
+        if count > 0 {
+            self.count += count;
+            self.reason.get_or_insert_with(reason);
+        }
+    }
+
+    fn tell(self) {
+        let Self { count, reason: Some(reason) } = self else { return };
+        let connections = if count == 1 { "connection is" } else { "connections are" };
+        log::warn!("{count} half-open {connections} not reset: {reason}; the kernel resets them later");
+    }
+}
+
+/// How many resets leave per second; `None`: as fast as it goes. The user's pace is for requests, whose port is kept
+/// until the last reset has left; the service's limit is for all.
+fn rate(pace: Pace, allowed: Option<f64>) -> Option<f64> {
+    // A hair below: two clocks measure it.
+    let allowed = allowed.map(|allowed| allowed * 0.995);
+    pace.rate.map(|rate| rate.max(SLOWEST)).into_iter().chain(allowed).reduce(f64::min)
+}
 
 /// How the packets of a connection leave.
 #[derive(Debug)]
@@ -70,49 +116,68 @@ impl Links {
 
     /// Resets the connections whose turn it is, and gives back the ports that they kept.
     pub(in crate::session) fn reset_due(&mut self, observer: &mut dyn FnMut(&Event<'_>)) {
+        let mut failed = Failed::default();
         while !self.due.is_empty() {
-            self.reset_some(BATCH, observer);
+            self.reset_some(BATCH, observer, &mut failed);
         }
         self.expired.clear();
+        failed.tell();
     }
 
-    /// Resets all half-open connections, at most as fast as `pace` and the service say. Safe to cancel: what is left
-    /// is reset when this is dropped.
+    /// Resets all half-open connections, at most as fast as [`rate`] says, until none is left or [`LONGEST`] is over.
+    /// Safe to cancel: what is left is reset by [`Links::reset_at_once`].
     pub(in crate::session) async fn reset_half_open(
         &mut self,
         pace: Pace,
         observer: &mut dyn FnMut(&Event<'_>),
     ) -> u64 {
         self.take_half_open();
-        if !self.due.is_empty() {
-            for link in &self.links {
-                // Those from before are not the resets'.
-                let _ = link.crafter.take_refusals();
-            }
-            let allowed = self.rate().await.ok().flatten().map(|rate| rate * 0.995);
-            let rate = pace.rate.into_iter().chain(allowed).reduce(f64::min);
-            let mut pacer = rate.and_then(|rate| Pacer::per_second(rate).ok());
-            while !self.due.is_empty() {
-                let now = Instant::now();
-                let count = pacer.as_mut().map_or(BATCH, |pacer| pacer.ready(now).min(BATCH)).min(self.due.len());
-                match &mut pacer {
-                    Some(pacer) if count == 0 => tokio::time::sleep_until(pacer.next(now).into()).await,
-                    Some(pacer) => pacer.take(count),
-                    None => {}
-                }
-                self.reset_some(count, observer);
-                // Others on this thread get their turn: the driver above all.
-                tokio::task::yield_now().await;
-            }
-            self.take_refusals().await;
+        if self.due.is_empty() {
+            return self.take_reset();
         }
-        std::mem::take(&mut self.reset)
+        let (end, mut failed) = (Instant::now() + LONGEST, Failed::default());
+        for link in &self.links {
+            // Those from before are not the resets'.
+            let _ = link.crafter.take_refusals();
+        }
+        let allowed = timeout(ANSWER, self.rate()).await.ok().and_then(Result::ok).flatten();
+        let mut pacer = rate(pace, allowed).and_then(|rate| Pacer::per_second(rate).ok());
+        while !self.due.is_empty() {
+            let now = Instant::now();
+            if now >= end {
+                failed.add(self.due.len() as u64, || format!("{LONGEST:?} are over"));
+                self.due.clear();
+                break;
+            }
+            match pacer.as_mut().map_or(BATCH, |pacer| pacer.ready(now).min(BATCH)) {
+                0 => {
+                    let next = pacer.as_mut().map_or(end, |pacer| pacer.next(now));
+                    sleep_until(next.min(end).into()).await;
+                }
+                most => {
+                    let sent = self.reset_some(most, observer, &mut failed);
+                    if let Some(pacer) = &mut pacer {
+                        pacer.take(sent);
+                    }
+                }
+            }
+            // Others on this thread get their turn: the driver above all.
+            tokio::task::yield_now().await;
+            if self.due.is_empty() {
+                // SYN-ACKs that came meanwhile.
+                self.take_half_open();
+            }
+        }
+        self.take_refusals(&mut failed).await;
+        failed.tell();
+        self.take_reset()
     }
 
     /// The same at once, where nothing can be waited for.
-    pub(super) fn reset_at_once(&mut self) {
+    pub(in crate::session) fn reset_at_once(&mut self, observer: &mut dyn FnMut(&Event<'_>)) -> u64 {
         self.take_half_open();
-        self.reset_due(&mut |_| {});
+        self.reset_due(observer);
+        self.take_reset()
     }
 
     /// How many connections were reset since this was asked last.
@@ -130,17 +195,23 @@ impl Links {
             // An interface that is gone has nothing more to say.
             let _ = link.collect(&mut inbox);
         }
+        self.handle_late(inbox);
+        self.due.extend(self.half_open.iter_mut().flat_map(|half_open| half_open.take()));
+    }
+
+    /// Packets that came when no exchange was there to take them.
+    fn handle_late(&mut self, inbox: Vec<(u32, Received)>) {
         for (_, received) in inbox {
             if received.reason.is_ingress() && received.checksum != Checksum::Invalid {
                 self.handle_received(&received.ip);
             }
         }
-        self.due.extend(self.half_open.iter_mut().flat_map(|half_open| half_open.take()));
     }
 
-    /// Sends some of the resets that are due, those of one interface.
-    fn reset_some(&mut self, most: usize, observer: &mut dyn FnMut(&Event<'_>)) {
-        let Some(first) = self.due.front() else { return };
+    /// Sends some of the resets that are due, those of one interface; how many it took. Where none of them leaves, the
+    /// others of the interface would not either: they are given up.
+    fn reset_some(&mut self, most: usize, observer: &mut dyn FnMut(&Event<'_>), failed: &mut Failed) -> usize {
+        let Some(first) = self.due.front() else { return 0 };
         let at = first.way.link;
         let count = self.due.iter().take(most).take_while(|reset| reset.way.link == at).count();
         let resets: Vec<(Reset<Path>, Vec<u8>)> = self.due.drain(..count).map(built).collect();
@@ -154,29 +225,36 @@ impl Links {
             Over::Frame(_) => Outgoing::Frame(bytes),
         }));
         self.reset += sent.sent;
-        if sent.sent < count as u64 {
-            let reason = sent.error.map_or_else(|| "the queue is full".to_owned(), |error| error.to_string());
-            let missing = count as u64 - sent.sent;
-            log::warn!("{missing} half-open connections are not reset: {reason}; the kernel resets them later");
+        let mut missing = (count as u64).saturating_sub(sent.sent);
+        if sent.sent == 0 {
+            let before = self.due.len();
+            self.due.retain(|reset| reset.way.link != at);
+            missing += (before - self.due.len()) as u64;
         }
+        failed.add(missing, || sent.error.map_or_else(|| "the queue is full".to_owned(), |error| error.to_string()));
+        count
     }
 
     /// Counts what the service refused of the resets.
-    async fn take_refusals(&mut self) {
+    async fn take_refusals(&mut self, failed: &mut Failed) {
         let Some(control) = &self.options.service else { return };
-        // What it was given last it has seen by the second time it is asked.
-        for _ in 0..2 {
-            let _ = control.call(&AccountCall {}).await;
-        }
+        let asking = async {
+            // What it was given last it has seen by the second time it is asked.
+            for _ in 0..2 {
+                let _ = control.call(&AccountCall {}).await;
+            }
+        };
+        let _ = timeout(ANSWER, asking).await;
         let mut inbox = Vec::new();
         for link in &self.links {
             let _ = link.collect(&mut inbox);
             let (refused, error) = link.crafter.take_refusals();
             self.reset = self.reset.saturating_sub(refused);
             if let Some(error) = error {
-                log::warn!("{refused} half-open connections are not reset: {error}; the kernel resets them later");
+                failed.add(refused, || error.to_string());
             }
         }
+        self.handle_late(inbox);
     }
 }
 
@@ -187,4 +265,30 @@ fn built(reset: Reset<Path>) -> (Reset<Path>, Vec<u8>) {
         Over::Frame(header) => [header, &packet[..]].concat(),
     };
     (reset, bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_pace_is_one_for_requests() {
+        let of = |pace, allowed| rate(Pace { rate: pace }, allowed);
+        assert_eq!(of(None, None), None);
+        assert_eq!(of(Some(1.0 / 30.0), None), Some(1000.0));
+        assert_eq!(of(Some(5000.0), None), Some(5000.0));
+        // The service's limit is for all.
+        assert_eq!(of(Some(1.0), Some(200.0)), Some(199.0));
+        assert_eq!(of(None, Some(200.0)), Some(199.0));
+        assert_eq!(of(Some(5000.0), Some(20_000.0)), Some(5000.0));
+    }
+
+    #[test]
+    fn the_first_reason_is_told_with_the_sum() {
+        let mut failed = Failed::default();
+        failed.add(0, || unreachable!("nothing failed"));
+        failed.add(2, || "first".to_owned());
+        failed.add(3, || "second".to_owned());
+        assert_eq!((failed.count, failed.reason.as_deref()), (5, Some("first")));
+    }
 }
