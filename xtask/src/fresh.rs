@@ -31,12 +31,15 @@ const APT_OPTIONS: [&str; 5] = [
 const ENTER: &str = r#"
 set -eu
 root=$1; toolchain=$2; shift 2
+# A root of its own is a mount point: in another one the lab cannot replace resolv.conf.
+mount --bind "$root" "$root"
 mount -t proc proc "$root/proc"
 mount --rbind /sys "$root/sys"
 mount --rbind /dev "$root/dev"
 mkdir -p "$root$toolchain"
 mount --bind "$toolchain" "$root$toolchain"
 mount -o remount,bind,ro "$root$toolchain"
+cd "$root"
 exec chroot "$root" env -i HOME=/root LC_ALL=C "PATH=$toolchain/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" \
     sh -c "cd /crafter && exec cargo xtask demo"
 "#;
