@@ -218,7 +218,7 @@ fn obstacle(said: &str) -> Option<Obstacle> {
     if has(&["No space left on device", "os error 28"]) {
         return Some(Obstacle("the build failed because the disk is full: free some space, then try again"));
     }
-    if has(&["SSL certificate problem", "unable to get local issuer", "self-signed certificate"]) {
+    if has(&["SSL certificate problem", "SSL CA cert", "unable to get local issuer", "self-signed certificate"]) {
         return Some(Obstacle(
             "crates cannot be downloaded, because the registry's certificate is not trusted here: if a proxy has \
              replaced it, name the proxy's by CARGO_HTTP_CAINFO=FILE",
