@@ -208,7 +208,7 @@ fn what_the_user_goes_on_with_is_not_reset() {
                 }
             }
             assert!(is_over && String::from_utf8_lossy(&page).contains("HTTP/1.1 200"), "{page:?}");
-            // One that was on its way meanwhile.
+            // A SYN-ACK that was in flight.
             tokio::time::sleep(Duration::from_millis(100)).await;
             session.send([segment(reset, "R", 0)], Pace::default()).await.expect("sent");
             session.close().await

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::sh;
+use crate::{sh, vm};
 
 /// Debian 12 and Debian 13.
 pub const SUITES: [&str; 2] = ["bookworm", "trixie"];
@@ -95,7 +95,7 @@ impl Root {
         let root = Self(directory.join(suite));
         // What an interrupted run left; its mounts ended with it.
         root.remove();
-        let (main, security) = mirrors()?;
+        let (main, security) = vm::mirrors()?;
         sh::step(&format!("A bare {suite}, by debootstrap"));
         let mut debootstrap = in_namespace();
         debootstrap.arg("debootstrap");
@@ -171,16 +171,6 @@ fn in_namespace() -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private"]);
     command
-}
-
-/// The mirrors of Debian and of its security updates that this host uses.
-fn mirrors() -> Result<(String, String)> {
-    let targets = ["indextargets", "--format", "$(REPO_URI) $(LABEL)", "Created-By: Packages"];
-    let text = sh::output(Command::new("apt-get").args(targets))?;
-    let of = |label: &str| text.lines().find_map(|line| Some(line.strip_suffix(label)?.trim().to_owned()));
-    let main = of(" Debian").context("this host's apt has no source of Debian's: `apt-get update` here first")?;
-    let security = of(" Debian-Security").unwrap_or_else(|| format!("{}-security/", main.trim_end_matches('/')));
-    Ok((main, security))
 }
 
 fn apt_options() -> Result<String> {

@@ -150,7 +150,7 @@ pub fn settle<T>(ended: Ended<Result<T>>, reset: u64, recorder: Recorder) -> any
     }
 }
 
-/// The error of an exchange whose session is closed: what was reset is told, and the capture is ended.
+/// The error of an exchange whose session is closed: it prints the count of resets and ends the capture.
 pub fn fail(error: Error, reset: u64, recorder: Recorder) -> anyhow::Error {
     print::half_open_reset(reset);
     if let Err(fault) = recorder.finish() {

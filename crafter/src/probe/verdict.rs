@@ -13,7 +13,7 @@ use crate::{
 /// What an answer, or its absence, says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Verdict {
-    /// What it comes to.
+    /// The state that the answer shows.
     pub state: State,
     /// Who answered; `None` without an answer, and with one that is not IP.
     pub from: Option<IpAddr>,
@@ -21,7 +21,7 @@ pub struct Verdict {
     pub text: String,
 }
 
-/// What an answer comes to.
+/// The state of a port or host, as an answer shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {

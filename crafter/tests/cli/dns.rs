@@ -193,7 +193,7 @@ fn the_hosts_servers_are_asked_in_turn() {
 #[test]
 fn a_stub_on_the_loopback_answers() {
     let lab = lab();
-    // Hands on what comes to 127.0.0.53, as systemd-resolved and dnsmasq do.
+    // Forwards datagrams for 127.0.0.53, as systemd-resolved and dnsmasq do.
     let stub = "python3 -c '
 import socket
 stub = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

@@ -184,7 +184,7 @@ fn package_of(line: &str) -> Option<Package> {
 }
 
 /// The mirrors of Debian and of its security updates that this host uses.
-fn mirrors() -> Result<(String, String)> {
+pub fn mirrors() -> Result<(String, String)> {
     if sh::find("apt-get").is_none() {
         bail!("apt-get is missing; {ADVICE}");
     }

@@ -79,8 +79,10 @@ pub fn is_present() -> bool {
     matches!(choose(Offers::look()), Choice::Take(_))
 }
 
-/// The QEMU to use; downloads and unpacks it where there is none. `directory` has apt's private lists. Fails with what
-/// stands in the way if there is none and none can be downloaded, or if the unpacked one does not start.
+/// The QEMU to use; downloads and unpacks it where there is none. `directory` has the private lists of apt.
+///
+/// # Errors
+/// Without any QEMU, the reason why none can be downloaded; or that the unpacked one does not start.
 pub fn ensure(directory: &Path) -> Result<Emulator> {
     match choose(Offers::look()) {
         Choice::Take(emulator) => {

@@ -22,6 +22,7 @@ use crate::progress::Progress;
 use crate::setup::{self, Purpose};
 use crate::test::TestProgram;
 use crate::{build, sh, test};
+pub use apt::mirrors;
 use emulator::Emulator;
 use image::Base;
 use kernels::Kernel;
