@@ -9,6 +9,7 @@
 //! - [`probe`]: ping and traceroute, as scripts for a session.
 //! - [`engine`]: conversations without IO: a cursor for segments by hand, streams, reassembly.
 //! - [`policy`]: who may do what with the service, no IO.
+//! - [`protocol`]: the wire between the service and its clients. [`service`]: the privileged process.
 //! - [`datapath`]: all that touches the kernel: programs, maps, sockets, routes.
 //! - [`lab`]: a throw-away network with a web and a DNS server to try things in.
 //!
@@ -32,7 +33,6 @@
 //! ```
 
 pub mod capture;
-pub mod daemon;
 pub mod datapath;
 pub mod driver;
 pub mod engine;
@@ -44,6 +44,7 @@ mod mmsg;
 pub mod packet;
 pub mod policy;
 pub mod probe;
+pub mod protocol;
 pub mod service;
 pub mod session;
 pub mod shell;

@@ -90,7 +90,7 @@ fn the_service_and_its_socket_belong_together() {
     assert_eq!(setting("crafter.socket", "SocketMode"), "0660");
     assert_eq!(setting("crafter.socket", "ListenStream"), "/run/crafter/crafter.sock");
     // What the service keeps of its capabilities, and what it gets.
-    let needed = crafter::daemon::host::privileges::NEEDED.map(|(_, name, _)| name).join(" ");
+    let needed = crafter::service::host::privileges::NEEDED.map(|(_, name, _)| name).join(" ");
     assert_eq!(setting("crafter.service", "AmbientCapabilities"), needed);
     assert_eq!(setting("crafter.service", "CapabilityBoundingSet"), needed);
 }

@@ -17,7 +17,7 @@ use std::{
 use crafter::{
     Result,
     lab::NetNs,
-    service::{
+    protocol::{
         control::Control,
         record::{Code, HEADER, Header, Kind},
         wire::{Lease, LeaseCall, Leased, ListLeasesCall},

@@ -17,7 +17,7 @@ use crafter::{
     capture::Direction,
     datapath::tap::{Tap, TapOptions},
     lab::INTERFACE,
-    service::{
+    protocol::{
         record::Kind,
         wire::{LeaseCall, METHODS},
     },

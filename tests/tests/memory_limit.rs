@@ -15,7 +15,7 @@ use std::{
 
 use crafter::{
     lab::{INTERFACE, Lab},
-    service::{Control, wire::LeaseCall},
+    protocol::{Control, wire::LeaseCall},
 };
 use crafter_tests::{
     block_on,

@@ -12,7 +12,7 @@ use std::{
 
 use crafter::{
     lab::{CLIENT_V4, INTERFACE, Lab},
-    service::wire::{LeaseCall, ListLeasesCall},
+    protocol::wire::{LeaseCall, ListLeasesCall},
 };
 use crafter_tests::{
     leak::{BpfObjects, Serial, attached},

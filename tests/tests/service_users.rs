@@ -17,7 +17,7 @@ use crafter::{
     },
     error::exit,
     lab::{CLIENT_V4, INTERFACE, NetNs, SERVER_V4, SERVER_V6},
-    service::wire::{
+    protocol::wire::{
         CountersCall, InterfacesCall, LeaseCall, ListFlowsCall, ListLeasesCall, MonitorCall, ReleaseCall, ReloadCall,
     },
 };

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crafter::{
     datapath::{maps, running::Process},
     error::exit,
-    service::{control::Control, wire::CountersCall},
+    protocol::{control::Control, wire::CountersCall},
 };
 use crafter_common::reason::{Reason, Verdict};
 use serde::Serialize;

@@ -6,7 +6,7 @@ use crafter::{
     Error,
     datapath::{maps, running::Process},
     error::exit,
-    service::{
+    protocol::{
         control::Control,
         wire::{Flow, ListFlowsCall},
     },

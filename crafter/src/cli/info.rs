@@ -2,7 +2,7 @@
 
 use crafter::{
     error::exit,
-    service::wire::{Info, InfoCall, Interface, InterfacesCall},
+    protocol::wire::{Info, InfoCall, Interface, InterfacesCall},
 };
 use serde::Serialize;
 

@@ -13,7 +13,7 @@ use crafter::{
         route,
     },
     packet::Transport,
-    service::Control,
+    protocol::Control,
     session::{Session, SessionOptions},
 };
 

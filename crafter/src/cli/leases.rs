@@ -2,7 +2,7 @@
 
 use crafter::{
     error::exit,
-    service::wire::{Lease, ListLeasesCall},
+    protocol::wire::{Lease, ListLeasesCall},
 };
 use serde::Serialize;
 

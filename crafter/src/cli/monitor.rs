@@ -7,7 +7,7 @@ use std::{
 
 use crafter::{
     error::exit,
-    service::{
+    protocol::{
         control::Subscription,
         wire::{Event, MonitorCall},
     },

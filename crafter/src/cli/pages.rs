@@ -2,7 +2,7 @@
 
 use crafter::{
     Result,
-    service::{
+    protocol::{
         control::Control,
         wire::{Flow, Lease, ListFlowsCall, ListLeasesCall},
     },

@@ -9,10 +9,10 @@ use std::{
 
 use crafter::{
     Error,
-    daemon::names,
     error::exit,
     packet::Transport,
     policy::{Explanation, Policy, Problem, Question, SHIPPED},
+    service::names,
 };
 use serde::Serialize;
 

@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use crafter::{
     Result,
     datapath::running::{Process, RunningMaps},
-    service::{control::Control, wire::InfoCall},
+    protocol::{control::Control, wire::InfoCall},
 };
 
 /// Which running crafters to look at.

@@ -12,16 +12,16 @@ use std::{
 
 use crafter::{
     Error, Options, Result,
-    daemon::{
-        ServeOptions, Signals,
-        host::{privileges, systemd},
-        serve,
-    },
     datapath::{
         features, guard,
         program::{self, Attach, LoadOptions},
     },
     error::exit,
+    service::{
+        ServeOptions, Signals,
+        host::{privileges, systemd},
+        serve,
+    },
 };
 use nix::unistd::{Gid, Group, chown};
 

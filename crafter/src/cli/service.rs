@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crafter::{
     Error, Result,
-    service::control::{Control, SOCKET, SOCKET_VARIABLE},
+    protocol::control::{Control, SOCKET, SOCKET_VARIABLE},
 };
 
 /// For commands that use the service where there is one, and do without it otherwise.

@@ -26,7 +26,7 @@ use crate::{
     },
     error::{Error, Result},
     packet::{IpPacket, Transport},
-    service::Control,
+    protocol::Control,
 };
 
 /// Ports that nobody registers (RFC 6335 section 6): where a free one is looked for.

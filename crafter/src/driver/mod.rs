@@ -40,7 +40,7 @@ use crate::{
         route::{self, Route},
     },
     error::{Error, Result},
-    service::{Control, wire::LeaseCall},
+    protocol::{Control, wire::LeaseCall},
 };
 
 /// How long a packet may wait for room without any progress before it counts as not sent. Far more than a link at full

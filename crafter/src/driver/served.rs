@@ -20,7 +20,7 @@ use crate::{
     mmsg::{self, Inbox},
     packet::Transport,
     policy::{Outgoing, PacketPorts},
-    service::{
+    protocol::{
         Control,
         record::{CUT, Came, Code, Header, Kind, checksum_of},
         wire::{LeaseCall, Leased},

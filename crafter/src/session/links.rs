@@ -38,7 +38,7 @@ use crate::{
     error::{Error, Result},
     layer::Mac,
     packet::Transport,
-    service::wire::{Account, AccountCall, PolicyCall, RouteCall},
+    protocol::wire::{Account, AccountCall, PolicyCall, RouteCall},
 };
 
 /// Ports chosen by the session that it keeps, for answers that come late.

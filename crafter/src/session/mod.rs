@@ -53,7 +53,7 @@ pub use self::{
     watch::Watch,
 };
 use self::{exchange::Exchange, links::Links};
-use crate::{datapath::maps::Terms, driver::Options, error::Result, layer::Packet, service::Control};
+use crate::{datapath::maps::Terms, driver::Options, error::Result, layer::Packet, protocol::Control};
 use crafter_common::reason::Reason;
 use nix::time::{ClockId, clock_gettime};
 

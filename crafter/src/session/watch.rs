@@ -13,7 +13,7 @@ use crate::{
     },
     error::{Error, Result},
     mmsg::Inbox,
-    service::{
+    protocol::{
         Control,
         record::{Header, Kind},
         wire::ObserveCall,

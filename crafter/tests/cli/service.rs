@@ -4,7 +4,7 @@ use std::{fs, process::Command};
 
 use crafter::{
     error::exit,
-    service::{
+    protocol::{
         control::Control,
         wire::{Lease, LeaseCall},
     },

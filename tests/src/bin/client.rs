@@ -17,7 +17,7 @@ use std::{
 
 use crafter::{
     lab::{CLIENT_V4, INTERFACE, SERVER_V4},
-    service::{Control, wire::LeaseCall},
+    protocol::{Control, wire::LeaseCall},
 };
 use crafter_tests::{frame, service::Socket};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};

@@ -18,7 +18,7 @@ use std::{
     },
 };
 
-use crafter::service::{
+use crafter::protocol::{
     control::Control,
     record::{Header, Kind},
     wire::LeaseCall,

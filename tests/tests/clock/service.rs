@@ -8,7 +8,7 @@ use std::{
 
 use crafter::{
     lab::{CLIENT_V4, INTERFACE, SERVER_V4},
-    service::wire::{InfoCall, LeaseCall, ListLeasesCall, ObserveCall},
+    protocol::wire::{InfoCall, LeaseCall, ListLeasesCall, ObserveCall},
 };
 use crafter_tests::{
     frame::udp_ip,

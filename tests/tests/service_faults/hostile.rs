@@ -11,7 +11,7 @@ use std::{
 use crafter::{
     Error,
     lab::{CLIENT_V4, INTERFACE, SERVER_V4},
-    service::{Control, record::Kind, wire::ListLeasesCall},
+    protocol::{Control, record::Kind, wire::ListLeasesCall},
 };
 use crafter_tests::{
     frame,

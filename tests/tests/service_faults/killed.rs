@@ -15,7 +15,7 @@ use std::{
 use crafter::{
     Crafter, Error, LeaseRequest,
     lab::{CLIENT_V4, INTERFACE, Lab, NetNs},
-    service::Control,
+    protocol::Control,
     session::{Session, SessionOptions, SrOptions},
 };
 use crafter_tests::{

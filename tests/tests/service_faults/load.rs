@@ -12,7 +12,7 @@ use std::{
 use crafter::{
     Crafter, LeaseRequest, StreamOptions,
     lab::{INTERFACE, Lab},
-    service::{
+    protocol::{
         Control,
         wire::{Account, AccountCall, CountersCall, InterfaceCounters},
     },

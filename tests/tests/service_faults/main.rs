@@ -24,7 +24,7 @@ use crafter::{
     expr::PacketSet,
     lab::{INTERFACE, Lab, NetNs},
     layer::Packet,
-    service::{
+    protocol::{
         Control,
         wire::{Account, AccountCall, LeaseCall},
     },

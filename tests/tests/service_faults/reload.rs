@@ -10,7 +10,7 @@ use std::{
 use crafter::{
     Crafter, Error, LeaseRequest,
     lab::{CLIENT_V4, INTERFACE, NetNs, SERVER_V4},
-    service::record::{Code, Kind},
+    protocol::record::{Code, Kind},
 };
 use crafter_tests::{
     frame,
@@ -165,7 +165,7 @@ fn a_stricter_policy_ends_what_it_refuses() {
     }
     // Only root and the service's own user.
     service.session(NOBODY, async |control| {
-        let refused = control.call(&crafter::service::wire::ReloadCall {}).await;
+        let refused = control.call(&crafter::protocol::wire::ReloadCall {}).await;
         assert!(matches!(refused, Err(Error::Forbidden { rule: None, .. })), "{refused:?}");
     });
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use crafter::{
     Crafter, Error, LeaseRequest,
     lab::{CLIENT_V4, INTERFACE, Lab, SERVER_V4},
-    service::{
+    protocol::{
         record::{Code, Kind},
         wire::{CountersCall, LeaseCall},
     },
@@ -110,7 +110,7 @@ fn an_interface_is_removed_and_comes_again() {
         assert_works(&here, (CLIENT_V4, SERVER_V4));
         let without_ports = lease(&service, ROOT, &on(OTHER, call("none", None, None))).expect("a lease");
         let observing = service.session(ROOT, async |control| {
-            let call = crafter::service::wire::ObserveCall {
+            let call = crafter::protocol::wire::ObserveCall {
                 interface: OTHER.to_owned(),
                 filter: Some("udp port 1".to_owned()),
                 direction: None,

@@ -15,7 +15,7 @@ use crafter::{
     Crafter, LeaseRequest,
     lab::{CLIENT_V4, INTERFACE, Lab, SERVER_V4},
     layer::{Ip, Udp},
-    service::record::Code,
+    protocol::record::Code,
     session::{Session, SessionOptions, SrOptions},
 };
 use crafter_tests::{
@@ -100,7 +100,7 @@ fn port(socket: &Socket) -> u16 {
 }
 
 /// The lease's line once it accounts for `count` packets.
-fn accounted(service: &Service, count: u64) -> crafter::service::wire::Lease {
+fn accounted(service: &Service, count: u64) -> crafter::protocol::wire::Lease {
     wait_for("all packets in the account", PATIENCE, || {
         let lease = service.leases().into_iter().next().expect("the lease");
         (lease.sent + lease.refused + lease.not_sent == count).then_some(lease)

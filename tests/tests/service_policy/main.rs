@@ -13,7 +13,7 @@ use crafter::{
     Error,
     lab::{CLIENT_V4, INTERFACE},
     policy::Verdict,
-    service::{
+    protocol::{
         control::Control,
         record::Code,
         wire::{Lease, LeaseCall, ListLeasesCall, ObserveCall, ReloadCall},

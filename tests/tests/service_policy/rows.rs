@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use crafter::{
     lab::{CLIENT_V4, CLIENT_V6, INTERFACE},
-    service::wire::LeaseCall,
+    protocol::wire::LeaseCall,
 };
 use crafter_tests::{
     frame::{self, SYN, Tcp, V4, udp_ip},

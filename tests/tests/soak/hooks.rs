@@ -3,7 +3,7 @@
 use crafter::{
     Crafter,
     lab::INTERFACE,
-    service::{
+    protocol::{
         Control,
         wire::{CountersCall, ListLeasesCall},
     },
@@ -58,7 +58,7 @@ impl Hooks {
         let call = CountersCall { interface: Some(INTERFACE.to_owned()) };
         let counters = control.call(&call).await.expect("the counters").interfaces;
         let leases = control.call(&ListLeasesCall::default()).await.expect("the leases").leases;
-        let sum = |of: fn(&crafter::service::wire::Lease) -> u64| leases.iter().map(of).sum::<u64>();
+        let sum = |of: fn(&crafter::protocol::wire::Lease) -> u64| leases.iter().map(of).sum::<u64>();
         let all = Self::read(|reason| counters[0].counters[reason.name()]);
         let lost = all.handed - sum(|lease| lease.delivered);
         let turned_away = all.crafted - sum(|lease| lease.sent);

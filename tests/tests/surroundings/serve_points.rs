@@ -12,7 +12,7 @@ use std::{
 
 use crafter::{
     lab::INTERFACE,
-    service::{Control, wire::LeaseCall},
+    protocol::{Control, wire::LeaseCall},
 };
 use crafter_tests::{
     block_on,

@@ -4,7 +4,7 @@ use std::{os::unix::fs::MetadataExt as _, path::Path, time::Duration};
 
 use crafter::{
     Error, Result,
-    service::wire::{ABI, Allowance, Info, InfoCall, PolicyCall, Rule},
+    protocol::wire::{ABI, Allowance, Info, InfoCall, PolicyCall, Rule},
 };
 use nix::unistd::{Gid, Group, Uid};
 use serde::Serialize;

@@ -2,7 +2,7 @@
 
 use crafter::{
     error::exit,
-    service::wire::{Allowance, PolicyCall, ReloadCall, Reloaded, Rule},
+    protocol::wire::{Allowance, PolicyCall, ReloadCall, Reloaded, Rule},
 };
 use nix::unistd::{Gid, Group};
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crafter::{
     Error, Result,
-    service::{
+    protocol::{
         control::Control,
         wire::{CountersCall, InfoCall, ListFlowsCall, ListLeasesCall},
     },

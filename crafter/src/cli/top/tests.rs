@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crafter::service::wire::{Flow, Info, InterfaceCounters, Lease};
+use crafter::protocol::wire::{Flow, Info, InterfaceCounters, Lease};
 use nix::{
     pty::openpty,
     sys::termios::{LocalFlags, tcgetattr},

@@ -15,7 +15,7 @@ use crate::{
     engine::Pacer,
     layer::Kind,
     packet::{Checksum, TcpView, Transport},
-    service::wire::AccountCall,
+    protocol::wire::AccountCall,
     session::{Event, Pace, What, half_open::Reset, wall_clock},
 };
 

@@ -12,7 +12,7 @@ use crafter::{
     Crafter, LeaseRequest,
     driver::Received,
     lab::{CLIENT_V4, INTERFACE, SERVER_V4},
-    service::{
+    protocol::{
         Control, socket_path,
         wire::{LeaseCall, ReleaseCall},
     },

@@ -16,7 +16,7 @@ use aya::programs::{Xdp, loaded_programs};
 use aya_obj::programs::xdp::XdpAttachType;
 use crafter::{
     lab::{CLIENT_V4, INTERFACE, Lab, LabOptions, SERVER_V4},
-    service::control::SOCKET_VARIABLE,
+    protocol::control::SOCKET_VARIABLE,
     session::{Session, SessionOptions},
 };
 use crafter_tests::{drop::drop_all, executable, frame, peer::Nginx, service::open_directory};

@@ -15,7 +15,7 @@ use super::{
     methods,
     state::{Service, event, event_of},
 };
-use crate::service::wire::{Event, Events, MonitorCall};
+use crate::protocol::wire::{Event, Events, MonitorCall};
 
 /// How often what is counted is told, unless somebody asks for something else.
 const INTERVAL: u64 = 1000;

@@ -70,7 +70,7 @@ macro_rules! calls {
             #[serde(deny_unknown_fields)]
             pub struct $name {
                 $($(#[$field_doc])*
-                #[serde(skip_serializing_if = "crate::service::wire::is_null")]
+                #[serde(skip_serializing_if = "crate::protocol::wire::is_null")]
                 pub $field: $type,)*
             }
         )*

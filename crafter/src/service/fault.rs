@@ -1,6 +1,6 @@
 //! The service's errors on the wire.
 
-use crate::{Error, policy::Decision, service::wire::Fault};
+use crate::{Error, policy::Decision, protocol::wire::Fault};
 
 impl From<Error> for Fault {
     fn from(error: Error) -> Self {

@@ -151,7 +151,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::daemon::host::child;
+    use crate::service::host::child;
 
     /// Only for children, which have one thread.
     fn variables(variables: &[(&str, &str)]) {

@@ -17,7 +17,7 @@ use crate::{
     Crafter, Error, Options, Result,
     datapath::{interface::Interface, program::Report, route::Route},
     driver::{NoRoom, Outgoing, Received, routes::Routes},
-    service::record::Code,
+    protocol::record::Code,
 };
 
 /// Packets that wait for one next hop at most.

@@ -21,9 +21,9 @@ use nix::{
 use super::*;
 use crate::{
     LeaseRequest, Options,
-    daemon::host::{child, privileges},
     datapath::{features, interface},
     packet::Datagram,
+    service::host::{child, privileges},
 };
 
 /// What a system call answers to these arguments.

@@ -26,7 +26,7 @@ use crate::{
     driver::PortChoice,
     packet::Transport,
     policy::{Decision, Grant, Host, LeaseWish, Policy, Subject, Verdict},
-    service::wire::{Fault, LeaseCall, Leased, ObserveCall, Observing},
+    protocol::wire::{Fault, LeaseCall, Leased, ObserveCall, Observing},
 };
 
 /// Bytes of messages that wait in a lease's socket, each way; the kernel counts some overhead with them.

@@ -8,7 +8,7 @@ use super::{backlog::Packet, hold::Hold, state::Service};
 use crate::{
     mmsg::Inbox,
     policy::{Decision, Grant, Outgoing, PacketPorts, Policy, Verdict},
-    service::record::Code,
+    protocol::record::Code,
 };
 
 /// What came of looking at a lease's socket.

@@ -16,7 +16,7 @@ use crate::{
     },
     layer::Mac,
     policy::{self, Decision, Foreign, Verdict},
-    service::{
+    protocol::{
         record::Code,
         wire::{self, *},
     },

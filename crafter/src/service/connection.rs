@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     policy::Subject,
-    service::wire::{self, *},
+    protocol::wire::{self, *},
 };
 
 /// Bytes of a call at most; who sends more without an end is not listened to any longer.

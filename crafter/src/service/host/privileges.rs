@@ -205,7 +205,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::daemon::host::child;
+    use crate::service::host::child;
 
     /// Bits 12, 13, 38, 39.
     const MASK: &str = "000000c000003000";

@@ -29,7 +29,7 @@ use crate::{
     driver::{NoRoom, Received, Transmitted},
     mmsg,
     policy::{Grant, Subject, Usage},
-    service::{
+    protocol::{
         record::{self, Came, Code, HEADER, Header, Kind, QUOTED},
         wire,
     },

@@ -26,7 +26,7 @@ use crate::{
     Error, Result,
     mmsg::Inbox,
     policy::{Host, Policy, SHIPPED},
-    service::{record::Code, wire::Event},
+    protocol::{record::Code, wire::Event},
 };
 
 /// The longest message of a client: an IP packet of 65,535 bytes behind an Ethernet header with two VLAN tags.

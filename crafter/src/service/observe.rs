@@ -6,7 +6,7 @@ use super::{clock::Stamps, hold::Hold, state::Service};
 use crate::{
     capture::Link,
     datapath::tap::{Tap, TapOptions},
-    service::record::{CUT, Code, ETHERNET, OUTGOING},
+    protocol::record::{CUT, Code, ETHERNET, OUTGOING},
 };
 
 /// Packets looked at before others get their turn.
