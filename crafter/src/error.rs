@@ -198,6 +198,33 @@ impl Error {
     }
 }
 
+impl From<crafter_packet::Error> for Error {
+    fn from(error: crafter_packet::Error) -> Self {
+        use crafter_packet::Error as Packet;
+        match error {
+            Packet::Invalid { what, reason } => Self::Invalid { what, reason },
+            Packet::Io { action, source } => Self::Io { action, source },
+            other => Self::Invalid { what: "packet".to_owned(), reason: other.to_string() },
+        }
+    }
+}
+
+impl From<crafter_engine::Error> for Error {
+    fn from(error: crafter_engine::Error) -> Self {
+        use crafter_engine::Error as Engine;
+        match error {
+            Engine::Invalid { what, reason } => Self::Invalid { what, reason },
+            Engine::Refused { remote } => Self::Refused { remote },
+            Engine::Reset { remote } => Self::Reset { remote },
+            Engine::TimedOut { remote, after, waiting_for } => Self::TimedOut { remote, after, waiting_for },
+            Engine::Unreachable { remote, from, reason } => Self::Unreachable { remote, from, reason },
+            Engine::Forbidden { rule, message } => Self::Forbidden { rule, verdict: String::new(), message },
+            Engine::Io { action, source } => Self::Io { action, source },
+            other => Self::Invalid { what: "conversation".to_owned(), reason: other.to_string() },
+        }
+    }
+}
+
 fn told(problems: &[Problem]) -> String {
     problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }

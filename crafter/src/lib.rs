@@ -32,22 +32,25 @@
 //! # Ok(()) }
 //! ```
 
-pub mod capture;
 pub mod datapath;
 pub mod driver;
-pub mod engine;
 pub mod error;
-pub mod expr;
 pub mod lab;
-pub mod layer;
 mod mmsg;
-pub mod packet;
 pub mod policy;
 pub mod probe;
 pub mod protocol;
 pub mod service;
 pub mod session;
 pub mod shell;
+
+pub use crafter_engine as engine;
+pub use crafter_packet::{capture, expr, layer};
+
+/// Headers of packets, and what is wrong with one that does not fit.
+pub mod packet {
+    pub use crafter_packet::{Error, header::*};
+}
 
 pub use driver::{Crafter, Lease, LeaseRequest, Options, PortChoice, Stream, StreamOptions};
 pub use error::{Error, Result};

@@ -15,10 +15,10 @@ use std::{
 };
 
 use crafter::{
-    Error,
     capture::{Capture, Captured, Format, Link, Reader, Writer},
     expr::PacketSet,
     layer::Packet,
+    packet::Error,
 };
 
 /// What a corpus is known to hold at the least, in any of Debian's releases: files, packets.

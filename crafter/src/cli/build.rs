@@ -9,11 +9,11 @@ use std::{
 use crafter::{
     capture::{Entry, Writer},
     error::exit,
-    expr::{PacketSet, SystemNames},
+    expr::PacketSet,
     layer::{Kind, Packet, value::hex},
 };
 
-use super::{Globals, print};
+use super::{Globals, print, system_names::SystemNames};
 
 /// `crafter build`
 #[derive(Debug, clap::Args)]

@@ -10,7 +10,7 @@ use crafter::{
     Error, Result,
     capture::{Direction, Entry, Out, Writer},
     datapath::program::Report,
-    expr::{PacketSet, Packets, SystemNames},
+    expr::{PacketSet, Packets},
     layer::Packet,
     session::{Event, Pace, Session},
 };
@@ -18,6 +18,7 @@ use crafter::{
 use super::{
     interface::{self, Ended, until_signal},
     print,
+    system_names::SystemNames,
 };
 
 /// Which packets to send, how fast, and where from.
@@ -66,7 +67,7 @@ impl Args {
     /// # Errors
     /// Those of the expression.
     pub fn set(&self) -> Result<PacketSet> {
-        PacketSet::parse_with(&self.expression, &SystemNames)
+        Ok(PacketSet::parse_with(&self.expression, &SystemNames)?)
     }
 
     /// All packets to send, made one after the other.
@@ -187,7 +188,7 @@ impl Recorder {
         if let Err(fault) = writer.write(&entry) {
             // The exchange goes on; its end tells.
             self.writer = None;
-            self.fault = Some(fault);
+            self.fault = Some(fault.into());
         }
     }
 
@@ -198,7 +199,7 @@ impl Recorder {
     pub fn finish(self) -> Result<()> {
         let ended = match (self.fault, self.writer) {
             (Some(fault), _) => Err(fault),
-            (None, Some(writer)) => writer.finish().map(drop),
+            (None, Some(writer)) => writer.finish().map(drop).map_err(Error::from),
             (None, None) => Ok(()),
         };
         match ended {

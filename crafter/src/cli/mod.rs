@@ -32,6 +32,7 @@ pub mod shell;
 pub mod show;
 pub mod sniff;
 pub mod sr;
+pub mod system_names;
 pub mod top;
 pub mod traceroute;
 pub mod who;

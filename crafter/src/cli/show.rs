@@ -197,11 +197,11 @@ fn open(args: &Args) -> anyhow::Result<Packets> {
     let mut begin = Vec::new();
     source.by_ref().take(4).read_to_end(&mut begin).with_context(reading)?;
     if capture::is_capture(&begin) || begin.starts_with(&GZIP) {
-        let reader = Reader::new(io::Cursor::new(begin).chain(source)).map_err(|error| match error {
+        let reader = Reader::new(io::Cursor::new(begin).chain(source)).map_err(|error| match error.into() {
             Error::Invalid { reason, .. } => Error::invalid(&args.input, reason),
             other => other,
         })?;
-        return Ok(Box::new(reader));
+        return Ok(Box::new(reader.map(|captured| Ok(captured?))));
     }
     // Text: hex digits, one packet a line, as `crafter build` prints them.
     let mut bytes = begin;

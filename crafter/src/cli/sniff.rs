@@ -262,7 +262,7 @@ impl Sink {
     fn finish(&mut self) -> Result<()> {
         self.flush()?;
         match self.write.take() {
-            Some(writer) => writer.finish().map(drop),
+            Some(writer) => Ok(writer.finish().map(drop)?),
             None => Ok(()),
         }
     }

@@ -5,6 +5,7 @@
 //! first: on most paths the answer is there when the system call of sending returns, and no
 //! scheduler stands between. What nobody waits for, and every deadline, is the driver task's.
 
+mod buffer;
 mod core;
 mod entry;
 mod lease;

@@ -12,7 +12,7 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{core::Core, lease::LeaseInner};
+use super::{buffer::buffer, core::Core, lease::LeaseInner};
 use crate::{
     datapath::route::Route,
     engine::{SegmentHook, StreamConfig, StreamEngine, StreamState, StreamStats},
@@ -66,7 +66,8 @@ impl Stream {
         config.tx_buffer = options.tx_buffer.unwrap_or(config.tx_buffer);
         config.timestamps = options.timestamps;
         let now = Instant::now();
-        let engine = StreamEngine::connect(config, options.hook, now)?;
+        let buffers = [buffer(config.rx_buffer)?, buffer(config.tx_buffer)?];
+        let engine = StreamEngine::connect_in(config, buffers, options.hook, now)?;
         let stream = {
             let mut core = lease.shared().lock();
             let Some(id) = core.table.add_stream(engine, route, local, remote) else {
@@ -105,7 +106,7 @@ impl Stream {
 
     /// Why the connection failed, if it did: what an [`io::Error`] from reading or writing stands for.
     pub fn error(&self) -> Option<Error> {
-        self.with(|core, id| core.table.stream(id).and_then(|s| s.engine.error()))
+        self.with(|core, id| core.table.stream(id).and_then(|s| s.engine.error()).map(Error::from))
     }
 
     /// Waits until the connection is over on both sides, TIME-WAIT included; to be called after
@@ -116,7 +117,7 @@ impl Stream {
     pub async fn closed(&self) -> Result<()> {
         poll_fn(|cx| {
             self.poll(cx, true, |stream| match (stream.is_finished(), stream.error()) {
-                (_, Some(error)) => Poll::Ready(Err(error)),
+                (_, Some(error)) => Poll::Ready(Err(error.into())),
                 (true, None) => Poll::Ready(Ok(())),
                 (false, None) => Poll::Pending,
             })
@@ -126,7 +127,7 @@ impl Stream {
 
     fn poll_established(&self, cx: &mut Context<'_>) -> Poll<Result<()>> {
         self.poll(cx, true, |stream| match (stream.error(), stream.state()) {
-            (Some(error), _) => Poll::Ready(Err(error)),
+            (Some(error), _) => Poll::Ready(Err(error.into())),
             (None, StreamState::Connecting) => Poll::Pending,
             (None, _) => Poll::Ready(Ok(())),
         })
@@ -191,7 +192,7 @@ impl AsyncRead for Stream {
                     // What came before is told first.
                     Ok(None) | Err(_) if round > 0 => break,
                     Ok(None) => return Poll::Pending,
-                    Err(e) => return Poll::Ready(Err(io_error(e))),
+                    Err(e) => return Poll::Ready(Err(io_error(e.into()))),
                 }
             }
             Poll::Ready(Ok(()))
@@ -204,7 +205,7 @@ impl AsyncWrite for Stream {
         self.poll(cx, false, |engine| match engine.send(bytes) {
             Ok(0) if !bytes.is_empty() => Poll::Pending,
             Ok(count) => Poll::Ready(Ok(count)),
-            Err(e) => Poll::Ready(Err(io_error(e))),
+            Err(e) => Poll::Ready(Err(io_error(e.into()))),
         })
     }
 

@@ -3,7 +3,7 @@
 use std::{fmt::Write as _, path::Path};
 
 use super::{
-    Shell, World,
+    Fault, Shell, World,
     function::{self, Bound},
     list,
     world::{ExchangeOptions, SendOptions, SniffOptions},
@@ -13,7 +13,6 @@ use crate::{
     error::Error,
     expr::{
         access,
-        fault::Fault,
         object::{Items, Object, Received},
     },
     layer::{Kind, Packet},
@@ -29,12 +28,11 @@ const MAX_SHOWN: usize = 10_000;
 impl<W: World> Shell<W> {
     pub(super) async fn function(&mut self, bound: Bound) -> Result<Object, Fault> {
         let at = bound.at;
-        let failed = |error: Error| Fault::failed(at, error);
         Ok(match bound.function.name {
             "send" | "sendp" => self.send(&bound).await?,
             "sr" | "srp" => {
                 let options = exchange(&bound)?;
-                let exchange = self.world.sr(sent(&bound, "packets")?, &options).await.map_err(failed)?;
+                let exchange = self.world.sr(sent(&bound, "packets")?, &options).await.map_err(failed(at))?;
                 self.notices.extend(exchange.note);
                 let answered = exchange.answered.into_iter().map(|pair| Object::Pair(pair.into())).collect();
                 let unanswered = exchange.unanswered.into_iter().map(Object::from).collect();
@@ -45,7 +43,7 @@ impl<W: World> Shell<W> {
             "sr1" | "srp1" => {
                 let packet = bound.packet("packet")?;
                 let options = exchange(&bound)?;
-                self.world.sr1(packet, &options).await.map_err(failed)?.map_or(Object::None, Object::from)
+                self.world.sr1(packet, &options).await.map_err(failed(at))?.map_or(Object::None, Object::from)
             }
             "sniff" => {
                 let options = SniffOptions {
@@ -57,7 +55,7 @@ impl<W: World> Shell<W> {
                 if options.count.is_none() && options.timeout.is_none() {
                     return Err(Fault::new(at, "sniff() ends by itself only with count or timeout"));
                 }
-                let packets = self.world.sniff(&options).await.map_err(failed)?;
+                let packets = self.world.sniff(&options).await.map_err(failed(at))?;
                 Object::List(Items::titled("packets", packets.into_iter().map(Object::from).collect()))
             }
             "show" => Object::Report(each(&bound, "value", "", Packet::show)?),
@@ -68,7 +66,7 @@ impl<W: World> Shell<W> {
             "raw" | "bytes" => match bound.need("packet")?.1 {
                 Object::Bytes(bytes) => Object::Bytes(bytes.clone()),
                 Object::Text(text) => Object::Bytes(text.clone().into_bytes()),
-                _ => Object::Bytes(bound.packet("packet")?.build().map_err(failed)?),
+                _ => Object::Bytes(bound.packet("packet")?.build().map_err(failed(at))?),
             },
             "recompute" => {
                 let mut packet = bound.packet("packet")?;
@@ -79,14 +77,14 @@ impl<W: World> Shell<W> {
                 let mut packet = bound.packet("packet")?;
                 let seed = match bound.number("seed", 0, u64::MAX)? {
                     Some(seed) => seed,
-                    None => self.world.random().map_err(failed)?,
+                    None => self.world.random().map_err(failed(at))?,
                 };
                 packet.fuzz(seed, bound.flag("all")?);
                 packet.into()
             }
             "answers" => {
                 let (answer, request) = (bound.packet("answer")?, bound.packet("request")?);
-                Object::Bool(answer.answers(&request.resolved().map_err(failed)?))
+                Object::Bool(answer.answers(&request.resolved().map_err(failed(at))?))
             }
             "haslayer" => {
                 let (packet, (at, layer)) = (bound.packet("packet")?, bound.need("layer")?);
@@ -106,8 +104,8 @@ impl<W: World> Shell<W> {
                 },
             },
             "int" => int(&bound)?,
-            "RandShort" => Object::Number(i128::from(self.world.random().map_err(failed)? % 0xffff + 1)),
-            "RandInt" => Object::Number(i128::from(self.world.random().map_err(failed)? as u32)),
+            "RandShort" => Object::Number(i128::from(self.world.random().map_err(failed(at))? % 0xffff + 1)),
+            "RandInt" => Object::Number(i128::from(self.world.random().map_err(failed(at))? as u32)),
             "vars" => Object::Report(self.variables_text()),
             "help" => {
                 let of = match bound.get("of") {
@@ -129,14 +127,13 @@ impl<W: World> Shell<W> {
         let packets = sent(bound, "packets")?;
         let count = bound.number("count", 1, MAX_COUNT)?.unwrap_or(1);
         let options = SendOptions { count, rate: bound.rate()? };
-        let sent = self.world.send(packets, &options).await.map_err(|error| Fault::failed(bound.at, error))?;
+        let sent = self.world.send(packets, &options).await.map_err(failed(bound.at))?;
         Ok(Object::Number(sent.into()))
     }
 
     fn read_capture(&mut self, bound: &Bound) -> Result<Object, Fault> {
         let path = bound.text("file")?.unwrap_or_default();
-        let failed = |error| Fault::failed(bound.at, error);
-        let capture = Capture::read(&self.world.read(path).map_err(failed)?).map_err(failed)?;
+        let capture = Capture::read(&self.world.read(path).map_err(failed(bound.at))?).map_err(failed(bound.at))?;
         self.notices.extend(capture.broken.map(|reason| format!("{path}: {reason}")));
         let received = |captured: &Captured| Received { packet: captured.packet(), time: captured.time };
         let packets = capture.packets.iter().map(|captured| received(captured).into()).collect();
@@ -156,9 +153,8 @@ impl<W: World> Shell<W> {
             }
             writer.finish()
         };
-        let failed = |error| Fault::failed(bound.at, error);
-        let bytes = write(self.world.now()).map_err(failed)?;
-        self.world.write(path, &bytes).map_err(failed)?;
+        let bytes = write(self.world.now()).map_err(failed(bound.at))?;
+        self.world.write(path, &bytes).map_err(failed(bound.at))?;
         Ok(Object::None)
     }
 
@@ -192,20 +188,25 @@ fn exchange(bound: &Bound) -> Result<ExchangeOptions, Fault> {
     })
 }
 
+/// What makes a fault of an error of what is called at this byte.
+fn failed<E: Into<Error>>(at: usize) -> impl Fn(E) -> Fault {
+    move |error| Fault::failed(at, error)
+}
+
 /// The texts of all packets in an argument.
 fn each(
     bound: &Bound,
     name: &str,
     between: &str,
-    text: impl Fn(&Packet) -> crate::Result<String>,
+    text: impl Fn(&Packet) -> crafter_packet::Result<String>,
 ) -> Result<String, Fault> {
     let packets = bound.packets(name)?;
     if packets.len() > MAX_SHOWN {
         let reason = format_args!("{} packets are too many to show: take some, as in [0:100]", packets.len());
         return Err(Fault::new(bound.need(name)?.0, reason));
     }
-    let texts: Result<Vec<String>, Error> = packets.iter().map(text).collect();
-    Ok(texts.map_err(|error| Fault::failed(bound.at, error))?.join(between))
+    let texts: crafter_packet::Result<Vec<String>> = packets.iter().map(text).collect();
+    Ok(texts.map_err(failed(bound.at))?.join(between))
 }
 
 fn summary(bound: &Bound) -> Result<String, Fault> {
@@ -223,7 +224,7 @@ fn hexdump(bound: &Bound) -> Result<String, Fault> {
     match bound.need("value")?.1 {
         bytes @ (Object::Bytes(_) | Object::Text(_)) => {
             let packet = bytes.packets().and_then(|packets| packets.single().ok()).unwrap_or_default();
-            packet.hexdump().map_err(|error| Fault::failed(bound.at, error))
+            packet.hexdump().map_err(failed(bound.at))
         }
         _ => each(bound, "value", "\n", Packet::hexdump),
     }
@@ -250,7 +251,7 @@ fn len(bound: &Bound) -> Result<Object, Fault> {
         Object::Packets(packets) if packets.len() != 1 => packets.len(),
         Object::Packets(packets) => {
             let packet = access::one(packets).map_err(|reason| Fault::new(at, reason))?;
-            packet.build().map_err(|error| Fault::failed(at, error))?.len() as u128
+            packet.build().map_err(failed(at))?.len() as u128
         }
         other => match other.text() {
             Some(text) => text.chars().count() as u128,

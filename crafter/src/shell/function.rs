@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
+use super::Fault;
 use crate::{
     expr::{
         access,
         evaluate::{Called, Given},
-        fault::Fault,
         object::{Object, Received},
     },
     layer::{Packet, nearest},

@@ -21,13 +21,16 @@ use crate::{
     expr::{
         access,
         evaluate::{self, Called, Environment},
-        fault::{Fault, Reason, line_and_column},
+        fault::{self, Reason, line_and_column},
         object::Object,
         scan,
         syntax::{self, Node, Statement, Suffix, SuffixKind, Tree},
     },
     layer::{Kind, Layer as _, nearest},
 };
+
+/// An error at a byte of a text of the shell's.
+type Fault = fault::Fault<Error>;
 
 mod call;
 mod complete;
@@ -73,11 +76,11 @@ impl Failure {
         if self.reason.is_some() { exit::USAGE } else { self.error.exit_code() }
     }
 
-    fn new(text: &str, fault: Fault) -> Self {
+    fn new<E: Into<Error>>(text: &str, fault: fault::Fault<E>) -> Self {
         let (line, column) = line_and_column(text, fault.at);
         match fault.reason {
-            Reason::Failed(error) => Self { line, column, error, reason: None },
-            Reason::Said(reason) => {
+            Reason::Failed(error) => Self { line, column, error: error.into(), reason: None },
+            Reason::Invalid(reason) => {
                 let error = Error::invalid(format!("line {line}, column {column}"), &reason);
                 Self { line, column, error, reason: Some(reason) }
             }
@@ -120,16 +123,15 @@ impl<W: World> Shell<W> {
     /// # Errors
     /// The first failure; the statements before it have been run.
     pub async fn run(&mut self, text: &str, mut output: impl FnMut(Output<'_>)) -> Result<(), Failure> {
-        let failure = |fault| Failure::new(text, fault);
-        let ranges = scan::statements(text).map_err(failure)?;
+        let ranges = scan::statements(text).map_err(|fault| Failure::new(text, fault))?;
         let read = |range: Range<usize>| Ok((range.start, syntax::statement(text, range)?));
-        let statements: Result<Vec<(usize, Statement)>, Fault> = ranges.into_iter().map(read).collect();
-        for (start, statement) in statements.map_err(failure)? {
+        let statements: Result<Vec<(usize, Statement)>, fault::Fault> = ranges.into_iter().map(read).collect();
+        for (start, statement) in statements.map_err(|fault| Failure::new(text, fault))? {
             let value = self.execute(statement).await.map_err(|fault| Fault { at: fault.at + start, ..fault });
             for notice in self.notices.drain(..) {
                 output(Output::Notice(&notice));
             }
-            match value.map_err(failure)? {
+            match value.map_err(|fault| Failure::new(text, fault))? {
                 Object::None => {}
                 Object::Report(text) if text.is_empty() => {}
                 value => {
@@ -286,6 +288,8 @@ impl<W: World> Shell<W> {
 }
 
 impl<W: World> Environment for Shell<W> {
+    type Error = Error;
+
     fn variable(&self, name: &str) -> Option<Object> {
         self.variables.get(name).cloned()
     }

@@ -10,6 +10,11 @@ use crate::{
     layer::{Icmp, Ip, Packet, Raw, Tcp, Udp},
 };
 
+/// Packets that the tests of crafter-packet use.
+#[allow(dead_code, reason = "some are for those tests only")]
+#[path = "../../packet/src/layer/samples.rs"]
+mod samples;
+
 /// A network in which every host answers as a server with all ports open would, and files that are in memory.
 #[derive(Debug, Default)]
 struct Fake {
@@ -424,7 +429,7 @@ proptest! {
     }
 
     #[test]
-    fn packets_read_as_in_the_text_form((kind, bytes) in crate::layer::damaged()) {
+    fn packets_read_as_in_the_text_form((kind, bytes) in samples::damaged()) {
         prop_assume!(!bytes.is_empty());
         let packet = Packet::parse(kind, &bytes);
         let mut shell = Shell::new(Fake::default());

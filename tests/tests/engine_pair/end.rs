@@ -2,10 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crafter::{
-    Error,
-    engine::{StreamEngine, StreamState},
-};
+use crafter::engine::{Error, StreamEngine, StreamState};
 
 use super::random::Random;
 

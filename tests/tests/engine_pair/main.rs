@@ -14,8 +14,7 @@ use std::{
 };
 
 use crafter::{
-    Error,
-    engine::{AckPolicy, StreamConfig, StreamEngine, StreamState},
+    engine::{AckPolicy, Error, StreamConfig, StreamEngine, StreamState},
     packet::{Flags, Segment},
 };
 

@@ -27,7 +27,7 @@ impl Schedule {
     /// # Errors
     /// That there is no such rate.
     pub fn rate(rate: f64) -> Result<Self> {
-        let pacer = Pacer::per_second(rate).map_err(|error| match error {
+        let pacer = Pacer::per_second(rate).map_err(|error| match error.into() {
             Error::Invalid { reason, .. } => Error::invalid("--rate", reason),
             other => other,
         })?;

@@ -36,7 +36,7 @@ impl Tape {
     pub fn read(path: &Path) -> Result<Self> {
         let mut tape = Self { bytes: Vec::new(), items: Vec::new(), shortened: 0, broken: None };
         for captured in Reader::open(path)? {
-            match captured {
+            match captured.map_err(Error::from) {
                 Ok(captured) => tape.push(captured)?,
                 Err(Error::Invalid { reason, .. }) => tape.broken = Some(reason),
                 Err(other) => return Err(other),

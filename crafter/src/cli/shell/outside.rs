@@ -9,14 +9,14 @@ use std::{
 use crafter::{
     Error, Result,
     datapath::tap::{Tap, TapOptions},
-    expr::{Pair, Received, Resolve, SystemNames},
+    expr::{Pair, Received, Resolve},
     layer::Packet,
     session::{Pace, Session, SrOptions},
     shell::{Exchange, ExchangeOptions, SendOptions, SniffOptions, World},
 };
 
 use super::{
-    super::{exchange, sniff::first_interface},
+    super::{exchange, sniff::first_interface, system_names::SystemNames},
     file_error,
 };
 

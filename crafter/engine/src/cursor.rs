@@ -1,0 +1,341 @@
+//! A conversation by hand: from the segments sent and received so far, the numbers of the next.
+
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::net::SocketAddr;
+
+use super::wire::before;
+use crafter_packet::header::{Flags, Segment, TcpOption};
+
+/// Segments out of order that are kept; a peer that sends more has to repeat them.
+const MAX_OUT_OF_ORDER: usize = 256;
+/// The default MSS where the peer's SYN names none (RFC 9293, 3.7.1).
+const DEFAULT_MSS: u16 = 536;
+/// The shift that the SYN offers.
+const WINDOW_SCALE: u8 = 7;
+
+/// What a received segment was to the conversation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Received {
+    /// Not from the peer to this end.
+    Foreign,
+    /// The peer's SYN, with or without an acknowledgment of ours.
+    Syn,
+    /// Nothing but an acknowledgment.
+    Ack,
+    /// That many bytes came in order, those counted that had come early; FIN may be among them.
+    Data(usize),
+    /// Data or FIN behind a gap; it is kept.
+    OutOfOrder,
+    /// Had been received before.
+    Duplicate,
+    /// The peer's FIN, in order, without new data.
+    Fin,
+    /// The peer reset the connection.
+    Reset,
+    /// Fits neither the state nor the window; nothing was changed.
+    Unacceptable,
+}
+
+/// One end of a TCP conversation whose segments are sent and answered one by one.
+///
+/// It never sends or repeats anything by itself: [`syn`](Self::syn), [`ack`](Self::ack), [`data`](Self::data),
+/// [`fin`](Self::fin) and [`rst`](Self::rst) give segments, [`handle`](Self::handle) takes them. To lie, change the
+/// segment before it is sent; to repeat, keep it.
+#[derive(Debug, Clone)]
+pub struct Cursor {
+    /// This end.
+    pub local: SocketAddr,
+    /// The peer.
+    pub remote: SocketAddr,
+    /// The MSS that the SYN offers, in bytes.
+    pub mss: u16,
+    /// Received bytes that may wait to be taken; the window is what is left of it.
+    pub receive_window: u32,
+    /// Time to live or hop limit of every segment.
+    pub ttl: u8,
+    isn: u32,
+    send_unacknowledged: u32,
+    send_next: u32,
+    fin_sent: Option<u32>,
+    receive_next: Option<u32>,
+    peer_fin: Option<u32>,
+    peer_closed: bool,
+    reset: bool,
+    needs_ack: bool,
+    peer_mss: u16,
+    peer_window: u32,
+    peer_scale: Option<u8>,
+    data: Vec<u8>,
+    early: Vec<(u32, Vec<u8>)>,
+}
+
+impl Cursor {
+    /// A conversation that has not begun, with a random initial sequence number.
+    pub fn new(local: SocketAddr, remote: SocketAddr) -> Self {
+        // The standard library seeds its hashers from the system's random source.
+        Self::with_isn(local, remote, RandomState::new().build_hasher().finish() as u32)
+    }
+
+    /// A conversation that has not begun, with this initial sequence number.
+    pub fn with_isn(local: SocketAddr, remote: SocketAddr, isn: u32) -> Self {
+        Self {
+            local,
+            remote,
+            mss: if local.is_ipv4() { 1460 } else { 1440 },
+            receive_window: 1 << 20,
+            ttl: 64,
+            isn,
+            send_unacknowledged: isn,
+            send_next: isn,
+            fin_sent: None,
+            receive_next: None,
+            peer_fin: None,
+            peer_closed: false,
+            reset: false,
+            needs_ack: false,
+            peer_mss: DEFAULT_MSS,
+            peer_window: 0,
+            peer_scale: None,
+            data: Vec::new(),
+            early: Vec::new(),
+        }
+    }
+
+    /// SYN, or SYN-ACK once the peer's SYN has come; again: the same once more.
+    pub fn syn(&mut self) -> Segment {
+        let mut segment = self.segment(Flags::SYN, self.isn);
+        segment.window = u16::try_from(self.window()).unwrap_or(u16::MAX);
+        segment.options = vec![TcpOption::Mss(self.mss), TcpOption::Nop, TcpOption::WindowScale(WINDOW_SCALE)];
+        if self.send_next == self.isn {
+            self.send_next = self.isn.wrapping_add(1);
+        }
+        segment
+    }
+
+    /// An acknowledgment of all that came in order.
+    pub fn ack(&mut self) -> Segment {
+        self.segment(Flags::NONE, self.send_next)
+    }
+
+    /// `bytes` in segments of at most the peer's MSS, the last with PSH; none for no bytes. The peer's window is the
+    /// caller's business: see [`peer_window`](Self::peer_window).
+    pub fn data(&mut self, bytes: &[u8]) -> Vec<Segment> {
+        let size = usize::from(self.peer_mss.min(self.mss).max(1));
+        let mut segments = Vec::with_capacity(bytes.len().div_ceil(size));
+        for piece in bytes.chunks(size) {
+            let mut segment = self.segment(Flags::NONE, self.send_next);
+            segment.payload = piece.to_vec();
+            self.send_next = self.send_next.wrapping_add(piece.len() as u32);
+            segments.push(segment);
+        }
+        if let Some(last) = segments.last_mut() {
+            last.flags |= Flags::PSH;
+        }
+        segments
+    }
+
+    /// FIN behind all data given so far; again: the same once more.
+    pub fn fin(&mut self) -> Segment {
+        let seq = *self.fin_sent.get_or_insert(self.send_next);
+        self.send_next = seq.wrapping_add(1);
+        self.segment(Flags::FIN, seq)
+    }
+
+    /// A RST that the peer accepts: it has the next sequence number (RFC 5961, 3.2). The conversation is over.
+    pub fn rst(&mut self) -> Segment {
+        self.reset = true;
+        let mut segment = self.segment(Flags::RST, self.send_next);
+        segment.window = 0;
+        segment
+    }
+
+    fn segment(&mut self, flags: Flags, seq: u32) -> Segment {
+        let mut segment = Segment { seq, flags, ttl: self.ttl, ..Segment::new(self.local, self.remote) };
+        if let Some(next) = self.receive_next {
+            segment.flags |= Flags::ACK;
+            segment.ack = next;
+            self.needs_ack = false;
+        }
+        let shift = if self.peer_scale.is_some() { WINDOW_SCALE } else { 0 };
+        segment.window = u16::try_from(self.window() >> shift).unwrap_or(u16::MAX);
+        segment
+    }
+
+    /// Takes a received segment, whose checksum the caller has verified, and says what it was.
+    pub fn handle(&mut self, segment: &Segment) -> Received {
+        if segment.source != self.remote || segment.destination != self.local {
+            return Received::Foreign;
+        }
+        let Some(expected) = self.receive_next else {
+            return self.handle_unsynchronized(segment);
+        };
+        if segment.flags.contains(Flags::RST) {
+            // RFC 5961, 3.2: anything but the very next number may be forged.
+            self.reset |= segment.seq == expected;
+            return if segment.seq == expected { Received::Reset } else { Received::Unacceptable };
+        }
+        if segment.flags.contains(Flags::SYN) {
+            // The peer has not seen our ACK. RFC 9293, 3.10.7.4: acknowledge once more.
+            self.needs_ack = true;
+            self.note_ack(segment);
+            return Received::Duplicate;
+        }
+        let end = segment.seq.wrapping_add(segment.sequence_length());
+        let beyond = expected.wrapping_add(self.window().max(1));
+        if segment.sequence_length() > 0 && !before(segment.seq, beyond) {
+            self.needs_ack = true;
+            return Received::Unacceptable;
+        }
+        if segment.flags.contains(Flags::ACK) && !self.note_ack(segment) {
+            return Received::Unacceptable;
+        }
+        if segment.sequence_length() == 0 {
+            // A keep-alive or a window probe has an old number and wants an answer.
+            self.needs_ack |= before(segment.seq, expected);
+            return Received::Ack;
+        }
+        self.needs_ack = true;
+        if !before(expected, end) {
+            return Received::Duplicate;
+        }
+        if segment.flags.contains(Flags::FIN) {
+            self.peer_fin.get_or_insert(end.wrapping_sub(1));
+        }
+        if before(expected, segment.seq) {
+            if !segment.payload.is_empty() && self.early.len() < MAX_OUT_OF_ORDER {
+                self.early.push((segment.seq, segment.payload.clone()));
+            }
+            return Received::OutOfOrder;
+        }
+        let had = self.data.len();
+        self.take_in(segment.seq, &segment.payload);
+        self.take_in_early();
+        if self.peer_fin.is_some() && self.peer_fin == self.receive_next {
+            self.peer_closed = true;
+            self.receive_next = self.receive_next.map(|next| next.wrapping_add(1));
+        }
+        match self.data.len() - had {
+            0 => Received::Fin,
+            length => Received::Data(length),
+        }
+    }
+
+    fn handle_unsynchronized(&mut self, segment: &Segment) -> Received {
+        let acknowledges = segment.flags.contains(Flags::ACK);
+        let ours = acknowledges && self.send_next != self.isn && segment.ack == self.isn.wrapping_add(1);
+        if segment.flags.contains(Flags::RST) {
+            self.reset |= ours;
+            return if ours { Received::Reset } else { Received::Unacceptable };
+        }
+        if !segment.flags.contains(Flags::SYN) || (acknowledges && !ours) {
+            return Received::Unacceptable;
+        }
+        self.receive_next = Some(segment.seq.wrapping_add(1));
+        self.needs_ack = true;
+        self.peer_mss = segment.mss().filter(|mss| *mss > 0).unwrap_or(DEFAULT_MSS);
+        // RFC 7323, 2.3: more than 14 counts as 14.
+        self.peer_scale = segment.window_scale().map(|shift| shift.min(14));
+        self.peer_window = segment.window.into();
+        if ours {
+            self.send_unacknowledged = segment.ack;
+        }
+        Received::Syn
+    }
+
+    /// Notes acknowledgment and window; false if it acknowledges what was never sent.
+    fn note_ack(&mut self, segment: &Segment) -> bool {
+        if before(self.send_next, segment.ack) {
+            self.needs_ack = true;
+            return false;
+        }
+        if !before(segment.ack, self.send_unacknowledged) {
+            self.send_unacknowledged = segment.ack;
+            let shift = if segment.flags.contains(Flags::SYN) { 0 } else { self.peer_scale.unwrap_or(0) };
+            self.peer_window = u32::from(segment.window) << shift;
+        }
+        true
+    }
+
+    /// Appends what of `payload` is next in order; `seq` is not behind that.
+    fn take_in(&mut self, seq: u32, payload: &[u8]) {
+        let Some(expected) = self.receive_next else {
+            return;
+        };
+        let known = expected.wrapping_sub(seq) as usize;
+        let room = self.window() as usize;
+        let fresh = payload.get(known..).unwrap_or_default();
+        let fresh = &fresh[..fresh.len().min(room)];
+        self.data.extend_from_slice(fresh);
+        self.receive_next = Some(expected.wrapping_add(fresh.len() as u32));
+    }
+
+    fn take_in_early(&mut self) {
+        let mut early = std::mem::take(&mut self.early);
+        // By distance, so that one pass is enough.
+        let expected = self.receive_next.unwrap_or_default();
+        early.sort_by_key(|(seq, _)| seq.wrapping_sub(expected) as i32);
+        for (seq, payload) in early {
+            let expected = self.receive_next.unwrap_or_default();
+            if before(expected, seq) {
+                self.early.push((seq, payload));
+            } else {
+                self.take_in(seq, &payload);
+            }
+        }
+    }
+
+    /// The bytes received in order and not yet taken.
+    pub fn take_data(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.data)
+    }
+
+    /// Whether something came that the peer awaits an acknowledgment of.
+    pub fn needs_ack(&self) -> bool {
+        self.needs_ack
+    }
+
+    /// Whether both SYNs are acknowledged.
+    pub fn is_established(&self) -> bool {
+        self.receive_next.is_some() && self.send_unacknowledged != self.isn && !self.reset
+    }
+
+    /// Whether the peer's FIN has come, and all data before it.
+    pub fn peer_closed(&self) -> bool {
+        self.peer_closed
+    }
+
+    /// Whether it is over: both FINs acknowledged, or a RST either way.
+    pub fn is_closed(&self) -> bool {
+        let fin_acknowledged = self.fin_sent.is_some_and(|fin| before(fin, self.send_unacknowledged));
+        self.reset || (self.peer_closed && fin_acknowledged)
+    }
+
+    /// Whether a RST ended it.
+    pub fn is_reset(&self) -> bool {
+        self.reset
+    }
+
+    /// How much was sent that the peer has not acknowledged, SYN and FIN counted.
+    pub fn unacknowledged(&self) -> u32 {
+        self.send_next.wrapping_sub(self.send_unacknowledged)
+    }
+
+    /// How many more bytes the peer takes now.
+    pub fn peer_window(&self) -> u32 {
+        self.peer_window.saturating_sub(self.unacknowledged())
+    }
+
+    /// The peer's MSS; 536 if its SYN named none.
+    pub fn peer_mss(&self) -> u16 {
+        self.peer_mss
+    }
+
+    /// The window in bytes that the next segment offers, before scaling.
+    fn window(&self) -> u32 {
+        self.receive_window.saturating_sub(self.data.len() as u32)
+    }
+}
+
+#[cfg(test)]
+mod tests;

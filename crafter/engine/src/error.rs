@@ -1,0 +1,75 @@
+//! How a conversation can end badly.
+
+use std::{fmt, io, net::IpAddr, net::SocketAddr, time::Duration};
+
+/// What can go wrong in a conversation.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A setting that cannot work.
+    #[error("{what}: {reason}")]
+    Invalid {
+        /// The setting, e.g. `MTU`.
+        what: String,
+        /// What is wrong and what would be right.
+        reason: String,
+    },
+    /// A RST answered the SYN.
+    #[error("{remote} refused the connection (RST to the SYN)")]
+    Refused {
+        /// The peer.
+        remote: SocketAddr,
+    },
+    /// A RST ended an established connection.
+    #[error("{remote} reset the connection")]
+    Reset {
+        /// The peer.
+        remote: SocketAddr,
+    },
+    /// The peer did not answer in time.
+    #[error("no answer from {remote} within {after:?} ({waiting_for})")]
+    TimedOut {
+        /// The peer.
+        remote: SocketAddr,
+        /// How long was waited.
+        after: Duration,
+        /// What was awaited: `SYN-ACK`, `acknowledgment`, ...
+        waiting_for: &'static str,
+    },
+    /// An ICMP error said that the peer cannot be reached.
+    #[error("{remote} is unreachable: {reason} (ICMP from {from})")]
+    Unreachable {
+        /// The peer.
+        remote: SocketAddr,
+        /// The router or host that said so.
+        from: IpAddr,
+        /// The code in words, e.g. `port unreachable`.
+        reason: String,
+    },
+    /// Whoever sends the segments does not allow them.
+    #[error("the segments are not allowed: {message}")]
+    Forbidden {
+        /// The number of the rule; `None`: no rule names the user.
+        rule: Option<u32>,
+        /// Why, in words.
+        message: String,
+    },
+    /// The stream cannot be used this way any more.
+    #[error("{action}: {source}")]
+    Io {
+        /// What was tried, as a verb phrase.
+        action: String,
+        /// The reason as the standard library names it.
+        source: io::Error,
+    },
+}
+
+/// The result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// An [`Error::Invalid`].
+    pub(crate) fn invalid(what: impl Into<String>, reason: impl fmt::Display) -> Self {
+        Self::Invalid { what: what.into(), reason: reason.to_string() }
+    }
+}

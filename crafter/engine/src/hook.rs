@@ -1,0 +1,145 @@
+//! Hooks see every segment of a stream, in both directions, and may interfere.
+
+use std::time::{Duration, Instant};
+
+/// Which way a segment goes, seen from this end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// From here to the peer.
+    Sent,
+    /// From the peer to here.
+    Received,
+}
+
+/// What becomes of a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Goes on.
+    Pass,
+    /// Is lost.
+    Drop,
+    /// Goes on that much later; segments behind it overtake it.
+    Delay(Duration),
+    /// Goes on, followed by that many copies, 1000 at most.
+    Duplicate(u32),
+}
+
+/// Sees every segment of a stream and may change it.
+///
+/// A sent segment leaves as the hook left it; [`crafter_packet::header::checksum::fix`] makes it consistent again
+/// if that is wanted. A received one is taken like one from the network: with a wrong checksum it is dropped.
+/// A segment that was delayed is not shown again when its time has come.
+pub trait SegmentHook: Send {
+    /// `ip` is the whole IP packet.
+    fn segment(&mut self, now: Instant, direction: Direction, ip: &mut Vec<u8>) -> Action;
+}
+
+/// A chain: each hook sees what the ones before let through; the first that does more than pass ends it.
+impl SegmentHook for Vec<Box<dyn SegmentHook>> {
+    fn segment(&mut self, now: Instant, direction: Direction, ip: &mut Vec<u8>) -> Action {
+        for hook in self {
+            match hook.segment(now, direction, ip) {
+                Action::Pass => {}
+                action => return action,
+            }
+        }
+        Action::Pass
+    }
+}
+
+/// A hook that only looks.
+pub struct Observer<F>(
+    /// Called with each segment as an IP packet.
+    pub F,
+);
+
+impl<F: FnMut(Direction, &[u8]) + Send> SegmentHook for Observer<F> {
+    fn segment(&mut self, _: Instant, direction: Direction, ip: &mut Vec<u8>) -> Action {
+        (self.0)(direction, ip);
+        Action::Pass
+    }
+}
+
+/// A bad network: loses, repeats and reorders at random, the same way for the same seed.
+///
+/// The three are probabilities from 0 to 1; each segment meets at most one of them.
+#[derive(Debug, Clone)]
+pub struct Impair {
+    /// How likely a segment is lost.
+    pub loss: f64,
+    /// How likely a segment arrives twice.
+    pub duplicate: f64,
+    /// How likely a segment is held back by [`delay`](Self::delay).
+    pub reorder: f64,
+    /// How long a reordered segment is held back.
+    pub delay: Duration,
+    /// The seed; afterwards the state of the generator.
+    pub seed: u64,
+}
+
+impl Impair {
+    /// No impairment yet: set the fields.
+    pub fn new(seed: u64) -> Self {
+        Self { loss: 0.0, duplicate: 0.0, reorder: 0.0, delay: Duration::from_millis(2), seed }
+    }
+
+    /// The next number of SplitMix64 (Steele, Lea and Flood, 2014), scaled to 0..1.
+    fn random(&mut self) -> f64 {
+        self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.seed;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
+    }
+}
+
+impl SegmentHook for Impair {
+    fn segment(&mut self, _: Instant, _: Direction, _: &mut Vec<u8>) -> Action {
+        let drawn = self.random();
+        if drawn < self.loss {
+            Action::Drop
+        } else if drawn < self.loss + self.duplicate {
+            Action::Duplicate(1)
+        } else if drawn < self.loss + self.duplicate + self.reorder {
+            Action::Delay(self.delay)
+        } else {
+            Action::Pass
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(impair: &mut Impair, count: usize) -> Vec<Action> {
+        let now = Instant::now();
+        (0..count).map(|_| impair.segment(now, Direction::Sent, &mut Vec::new())).collect()
+    }
+
+    #[test]
+    fn impair_keeps_its_rates_and_its_seed() {
+        let bad = Impair { loss: 0.1, duplicate: 0.05, reorder: 0.2, ..Impair::new(7) };
+        let actions = run(&mut bad.clone(), 20_000);
+        let share =
+            |wanted: Action| actions.iter().filter(|action| **action == wanted).count() as f64 / actions.len() as f64;
+        assert!((share(Action::Drop) - 0.1).abs() < 0.01);
+        assert!((share(Action::Duplicate(1)) - 0.05).abs() < 0.01);
+        assert!((share(Action::Delay(bad.delay)) - 0.2).abs() < 0.01);
+        assert_eq!(actions, run(&mut bad.clone(), 20_000));
+        assert_ne!(actions, run(&mut Impair { seed: 8, ..bad }, 20_000));
+    }
+
+    #[test]
+    fn a_chain_ends_at_the_first_that_interferes() {
+        let (sender, seen) = std::sync::mpsc::channel();
+        let after = sender.clone();
+        let mut chain: Vec<Box<dyn SegmentHook>> = vec![
+            Box::new(Observer(move |_, ip: &[u8]| sender.send(ip.len()).unwrap())),
+            Box::new(Impair { loss: 1.0, ..Impair::new(1) }),
+            Box::new(Observer(move |_, _: &[u8]| after.send(999).unwrap())),
+        ];
+        assert_eq!(chain.segment(Instant::now(), Direction::Received, &mut vec![1, 2, 3]), Action::Drop);
+        assert_eq!(seen.try_iter().collect::<Vec<_>>(), [3]);
+    }
+}

@@ -1,0 +1,468 @@
+//! One whole TCP connection over crafted packets, with smoltcp behind it.
+
+mod drive;
+
+use std::io;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use smoltcp::iface::{Config, Interface, PollResult, SocketHandle, SocketSet};
+use smoltcp::socket::tcp::{CongestionControl, RecvError, Socket, SocketBuffer, State};
+use smoltcp::time::{Duration as SmolDuration, Instant as SmolInstant};
+use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
+
+use super::config::{AckPolicy, StreamConfig, StreamStats};
+use super::delay::Outbox;
+use super::device::OneShot;
+use super::hook::{Direction, SegmentHook};
+use super::repair::Seen;
+use super::stamps::{Stamps, clock};
+use super::wire::{Wire, for_each_plain};
+use crate::error::{Error, Result};
+use crafter_packet::header::{Checksum, Flags, IcmpError, IcmpReason, TcpView, checksum, ip};
+
+/// No transmit buffer holds more segments; past this, [`StreamEngine::poll_transmit`] wants to be called again.
+const MAX_BURST: usize = 32_768;
+
+/// Where a stream stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum StreamState {
+    /// The SYN is out.
+    Connecting,
+    /// Both ways are open.
+    Established,
+    /// The peer has closed its way; this end may still send.
+    PeerClosed,
+    /// This end has closed its way, or both have, and acknowledgments are missing.
+    Closing,
+    /// All is done; a lost last ACK would be repeated.
+    TimeWait,
+    /// Over, well or badly: see [`StreamEngine::error`].
+    Closed,
+}
+
+/// Memory that a stream keeps bytes in.
+pub struct StreamBuffer {
+    bytes: SocketBuffer<'static>,
+    owner: Option<Box<dyn Send>>,
+}
+
+impl StreamBuffer {
+    /// Memory that lies in `owner`, which is dropped after the last use of `bytes`: pages that are not of the
+    /// allocator, for example.
+    pub fn within(bytes: &'static mut [u8], owner: Box<dyn Send>) -> Self {
+        Self { bytes: SocketBuffer::new(bytes), owner: Some(owner) }
+    }
+}
+
+impl From<Vec<u8>> for StreamBuffer {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self { bytes: SocketBuffer::new(bytes), owner: None }
+    }
+}
+
+/// How a stream came to a bad end.
+#[derive(Debug, Clone, Copy)]
+enum Failure {
+    Refused,
+    Reset,
+    TimedOut { after: Duration, waiting_for: &'static str },
+    LinkGone,
+    NotAllowed,
+    Unreachable { from: IpAddr, reason: IcmpReason },
+    Aborted,
+}
+
+/// A TCP connection that opens nothing and reads no clock.
+///
+/// The caller hands in received packets ([`handle_packet`](Self::handle_packet)) whose checksums
+/// it has verified, sends what [`poll_transmit`](Self::poll_transmit) gives, and calls
+/// [`handle_timeout`](Self::handle_timeout) when [`poll_timeout`](Self::poll_timeout) says so. After any
+/// other call, `poll_transmit` is due.
+pub struct StreamEngine {
+    config: StreamConfig,
+    interface: Interface,
+    sockets: SocketSet<'static>,
+    /// What the buffers of the socket in `sockets` lie in: dropped after it.
+    _owners: [Option<Box<dyn Send>>; 2],
+    handle: SocketHandle,
+    mtu: usize,
+    scratch: Vec<u8>,
+    plain: Vec<u8>,
+    outbox: Outbox,
+    wire: Wire,
+    /// smoltcp's time zero is one second before the start: it takes 0 for "long ago".
+    epoch: Instant,
+    started: Instant,
+    last_heard: Instant,
+    /// Since when the peer owes an acknowledgment.
+    waiting_since: Option<Instant>,
+    time_wait_until: Option<Instant>,
+    /// Stream bytes that the reader has taken.
+    consumed: u32,
+    failure: Option<Failure>,
+    /// Of [`Failure::NotAllowed`]: the rule and the sentence.
+    refusal: Option<(Option<u32>, String)>,
+    finished: bool,
+}
+
+impl StreamEngine {
+    /// Starts to connect, with buffers of its own: the SYN leaves with the next [`poll_transmit`](Self::poll_transmit).
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if an address, the MTU or a size in `config` cannot work.
+    pub fn connect(config: StreamConfig, hook: Option<Box<dyn SegmentHook>>, now: Instant) -> Result<Self> {
+        config.check()?;
+        let buffers = [config.rx_buffer, config.tx_buffer].map(|length| vec![0; length].into());
+        Self::connect_in(config, buffers, hook, now)
+    }
+
+    /// As [`connect`](Self::connect), with buffers to receive into and to send from, which need not be empty of bytes:
+    /// their lengths count, not those in `config`.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub fn connect_in(
+        config: StreamConfig,
+        [receive, transmit]: [StreamBuffer; 2],
+        hook: Option<Box<dyn SegmentHook>>,
+        now: Instant,
+    ) -> Result<Self> {
+        config.check()?;
+        let mut socket = Socket::new(receive.bytes, transmit.bytes);
+        socket.set_congestion_control(CongestionControl::Cubic);
+        socket.set_nagle_enabled(!config.no_delay);
+        socket.set_hop_limit(Some(config.ttl));
+        let stamps = config.timestamps.then(|| Stamps::new(config.seed));
+        socket.set_tsval_generator(stamps.as_ref().map(|_| clock as fn() -> u32));
+        socket.set_ack_delay(match config.acks {
+            AckPolicy::PerBurst => None,
+            AckPolicy::Delayed(delay) => Some(SmolDuration::from_micros(delay.as_micros() as u64)),
+        });
+        let mut interface = interface(&config, config.mtu);
+        socket
+            .connect(interface.context(), config.remote, config.local)
+            .map_err(|error| Error::invalid("remote address", error))?;
+        let mut sockets = SocketSet::new(Vec::with_capacity(1));
+        let handle = sockets.add(socket);
+        Ok(Self {
+            mtu: config.mtu,
+            config,
+            interface,
+            sockets,
+            _owners: [receive.owner, transmit.owner],
+            handle,
+            scratch: Vec::new(),
+            plain: Vec::new(),
+            outbox: Outbox::default(),
+            wire: Wire::new(hook, stamps),
+            epoch: now.checked_sub(Duration::from_secs(1)).unwrap_or(now),
+            started: now,
+            last_heard: now,
+            waiting_since: None,
+            time_wait_until: None,
+            consumed: 0,
+            failure: None,
+            refusal: None,
+            finished: false,
+        })
+    }
+
+    /// Takes one received IP packet, which may be a super-frame longer than the MTU; says whether it belongs to this
+    /// connection. Its checksums must have been verified.
+    pub fn handle_packet(&mut self, now: Instant, packet: &[u8]) -> bool {
+        let Some(view) = self.read(packet) else {
+            return false;
+        };
+        if !self.wire.has_hook() {
+            self.process(now, &view);
+            return true;
+        }
+        for packet in self.wire.incoming(now, packet) {
+            self.process_hooked(now, &packet);
+        }
+        true
+    }
+
+    /// Takes an ICMP error; says whether it quotes a segment of this connection that is still in flight.
+    ///
+    /// While connecting, an error that says unreachable ends the attempt. Afterwards only "packet too big"
+    /// has an effect (RFC 5927): the MTU shrinks.
+    pub fn handle_icmp(&mut self, now: Instant, error: &IcmpError) -> bool {
+        let quoted = &error.quoted;
+        if quoted.protocol != ip::TCP
+            || quoted.source != self.config.local
+            || quoted.destination != self.config.remote
+            || !quoted.seq.is_some_and(|seq| self.wire.in_flight(seq))
+        {
+            return false;
+        }
+        if let IcmpReason::PacketTooBig { mtu } = error.reason {
+            let mtu = mtu as usize;
+            let least = if self.config.local.is_ipv4() { StreamConfig::MIN_MTU_V4 } else { StreamConfig::MIN_MTU_V6 };
+            if (least..self.mtu).contains(&mtu) {
+                self.mtu = mtu;
+                self.interface = interface(&self.config, mtu);
+            }
+        } else if self.state() == StreamState::Connecting && error.reason.is_unreachable() {
+            self.fail_silently(now, Failure::Unreachable { from: error.from, reason: error.reason });
+        }
+        true
+    }
+
+    /// Does what has become due.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some((direction, packet)) = self.wire.delayed.pop_due(now) {
+            match direction {
+                Direction::Sent => self.outbox.push(&packet),
+                Direction::Received => self.process_hooked(now, &packet),
+            }
+        }
+        if self.finished {
+            return;
+        }
+        let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        let connecting = self.state() == StreamState::Connecting;
+        if connecting && due(Some(self.started + self.config.connect_timeout)) {
+            let after = self.config.connect_timeout;
+            self.fail_silently(now, Failure::TimedOut { after, waiting_for: "SYN-ACK" });
+        } else if due(self.gives_up_at()) {
+            let after = self.config.retransmission_timeout;
+            self.fail(Failure::TimedOut { after, waiting_for: "acknowledgment" });
+        } else if due(self.idle_until()) {
+            let after = self.config.idle_timeout.unwrap_or_default();
+            self.fail(Failure::TimedOut { after, waiting_for: "data" });
+        } else if due(self.time_wait_until) {
+            // The ACK of the FIN that began it is still to be sent where TIME-WAIT lasts no time.
+            self.egress_to_outbox(now);
+            self.finished = true;
+        }
+    }
+
+    /// Gives each packet that is to be sent now; returns how many.
+    pub fn poll_transmit(&mut self, now: Instant, out: &mut dyn FnMut(&[u8])) -> usize {
+        let count = self.outbox.drain(out);
+        count + self.egress(now, out)
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) and [`poll_transmit`](Self::poll_transmit) are due; `now` at the
+    /// earliest, `None` if only a packet or the caller can change anything.
+    pub fn poll_timeout(&mut self, now: Instant) -> Option<Instant> {
+        if !self.outbox.is_empty() {
+            return Some(now);
+        }
+        let mut next = self.wire.delayed.next_at();
+        let mut sooner = |at: Option<Instant>| next = next.into_iter().chain(at).min();
+        if !self.finished {
+            let at = self.interface.poll_at(smol(self.epoch, now), &self.sockets);
+            sooner(at.map(|at| self.epoch + Duration::from_micros(at.total_micros().max(0) as u64)));
+            sooner(self.gives_up_at());
+            sooner(self.idle_until());
+            sooner(self.time_wait_until);
+            if self.state() == StreamState::Connecting {
+                sooner(Some(self.started + self.config.connect_timeout));
+            }
+        }
+        next.map(|at| at.max(now))
+    }
+
+    /// Moves received bytes into `buffer`: `Some(0)` at the end of the stream, `None` if nothing has come yet.
+    ///
+    /// # Errors
+    /// Why the connection failed, once all that arrived before has been read.
+    pub fn recv(&mut self, buffer: &mut [u8]) -> Result<Option<usize>> {
+        let mut at = 0;
+        // Twice, because the ring of the socket has an end.
+        for _ in 0..2 {
+            let taken = self.recv_with(|bytes| {
+                let length = bytes.len().min(buffer.len() - at);
+                buffer[at..at + length].copy_from_slice(&bytes[..length]);
+                length
+            });
+            match taken {
+                Ok(Some(0)) | Ok(None) | Err(_) if at > 0 => break,
+                Ok(Some(length)) if length > 0 => at += length,
+                other => return other,
+            }
+        }
+        Ok(Some(at))
+    }
+
+    /// Lends received bytes to `take`, which says how many it has used; the rest stays. Results as of [`recv`](Self::recv).
+    pub fn recv_with(&mut self, take: impl FnOnce(&[u8]) -> usize) -> Result<Option<usize>> {
+        let socket = self.sockets.get_mut::<Socket>(self.handle);
+        if socket.can_recv() {
+            let taken = socket.recv(|bytes| {
+                let taken = take(bytes).min(bytes.len());
+                (taken, taken)
+            });
+            let taken = taken.unwrap_or(0);
+            self.consumed = self.consumed.wrapping_add(taken as u32);
+            return Ok(Some(taken));
+        }
+        match socket.recv(|_| (0, ())) {
+            Err(RecvError::Finished) => Ok(Some(0)),
+            _ => match self.error() {
+                Some(error) => Err(error),
+                None => Ok(None),
+            },
+        }
+    }
+
+    /// Takes bytes to be sent; returns how many fit, 0 while the buffer is full or the connection not established.
+    ///
+    /// # Errors
+    /// Why the connection failed, or [`Error::Io`] (broken pipe) after [`close`](Self::close).
+    pub fn send(&mut self, bytes: &[u8]) -> Result<usize> {
+        let connecting = self.state() == StreamState::Connecting;
+        let socket = self.sockets.get_mut::<Socket>(self.handle);
+        match socket.send_slice(bytes) {
+            Ok(length) => Ok(length),
+            Err(_) if connecting => Ok(0),
+            Err(_) => Err(self.error().unwrap_or_else(|| Error::Io {
+                action: "send on a closed stream".into(),
+                source: io::ErrorKind::BrokenPipe.into(),
+            })),
+        }
+    }
+
+    /// Closes this end's way: FIN follows the last byte. While still connecting it gives up the attempt.
+    pub fn close(&mut self, now: Instant) {
+        if self.state() == StreamState::Connecting {
+            self.fail_silently(now, Failure::Aborted);
+        } else {
+            self.socket_mut().close();
+        }
+    }
+
+    /// Ends the connection with a RST (none while still connecting); what was not sent is lost.
+    pub fn abort(&mut self, now: Instant) {
+        match self.state() {
+            StreamState::Connecting => self.fail_silently(now, Failure::Aborted),
+            StreamState::TimeWait | StreamState::Closed => self.finished = true,
+            _ => self.fail(Failure::Aborted),
+        }
+    }
+
+    /// The interface is gone: so is the connection, without a word to the peer.
+    pub fn handle_link_gone(&mut self, now: Instant) {
+        if !self.finished {
+            self.fail_silently(now, Failure::LinkGone);
+        }
+    }
+
+    /// Somebody who may does not let its segments out: so it is over, without a word to the peer.
+    pub fn handle_refusal(&mut self, now: Instant, rule: Option<u32>, sentence: &str) {
+        if !self.finished {
+            self.refusal = Some((rule, sentence.to_owned()));
+            self.fail_silently(now, Failure::NotAllowed);
+        }
+    }
+
+    /// Where the stream stands.
+    pub fn state(&self) -> StreamState {
+        if self.finished {
+            return StreamState::Closed;
+        }
+        match self.socket().state() {
+            State::SynSent | State::SynReceived | State::Listen => StreamState::Connecting,
+            State::Established => StreamState::Established,
+            State::CloseWait => StreamState::PeerClosed,
+            State::FinWait1 | State::FinWait2 | State::Closing | State::LastAck => StreamState::Closing,
+            State::TimeWait => StreamState::TimeWait,
+            State::Closed => StreamState::Closed,
+        }
+    }
+
+    /// Over, and nothing left to send: the port may go. Received bytes can still be read.
+    pub fn is_finished(&self) -> bool {
+        self.finished && self.outbox.is_empty() && !self.wire.delayed.has_outgoing()
+    }
+
+    /// Whether [`recv`](Self::recv) has bytes.
+    pub fn can_recv(&self) -> bool {
+        self.socket().can_recv()
+    }
+
+    /// Whether [`send`](Self::send) takes bytes.
+    pub fn can_send(&self) -> bool {
+        self.socket().can_send()
+    }
+
+    /// Bytes that were given to [`send`](Self::send) and are not yet acknowledged.
+    pub fn unacknowledged(&self) -> usize {
+        self.socket().send_queue()
+    }
+
+    /// The path's MTU as far as known, in bytes.
+    pub fn mtu(&self) -> usize {
+        self.mtu
+    }
+
+    /// Counters so far.
+    pub fn stats(&self) -> StreamStats {
+        self.wire.stats
+    }
+
+    /// Why the connection failed, if it did.
+    pub fn error(&self) -> Option<Error> {
+        let remote = self.config.remote;
+        Some(match self.failure? {
+            Failure::Refused => Error::Refused { remote },
+            Failure::Reset => Error::Reset { remote },
+            Failure::TimedOut { after, waiting_for } => Error::TimedOut { remote, after, waiting_for },
+            Failure::Unreachable { from, reason } => Error::Unreachable { remote, from, reason: reason.to_string() },
+            Failure::LinkGone => Error::Io {
+                action: format!("keep the connection to {remote}"),
+                source: io::Error::new(io::ErrorKind::NetworkDown, "its interface is gone"),
+            },
+            Failure::NotAllowed => {
+                let (rule, message) = self.refusal.clone().unwrap_or_default();
+                Error::Forbidden { rule, message }
+            }
+            Failure::Aborted => {
+                Error::Io { action: "use an aborted stream".into(), source: io::ErrorKind::ConnectionAborted.into() }
+            }
+        })
+    }
+
+    fn socket(&self) -> &Socket<'static> {
+        self.sockets.get(self.handle)
+    }
+
+    fn socket_mut(&mut self) -> &mut Socket<'static> {
+        self.sockets.get_mut(self.handle)
+    }
+
+    /// `packet` as a segment of this connection.
+    fn read<'p>(&self, packet: &'p [u8]) -> Option<TcpView<'p>> {
+        let view = TcpView::read(packet).ok()?;
+        let ours = view.source_port == self.config.remote.port()
+            && view.destination_port == self.config.local.port()
+            && view.ip.source == self.config.remote.ip()
+            && view.ip.destination == self.config.local.ip();
+        ours.then_some(view)
+    }
+}
+
+/// An interface that has the local address and nothing else. smoltcp keeps the MTU of its creation, and nothing
+/// of a connection, so that a new one takes over when the MTU changes.
+fn interface(config: &StreamConfig, mtu: usize) -> Interface {
+    let mut smoltcp = Config::new(HardwareAddress::Ip);
+    smoltcp.random_seed = config.seed;
+    let mut scratch = Vec::new();
+    let mut device = OneShot { mtu, incoming: None, scratch: &mut scratch, out: &mut |_| {} };
+    let mut interface = Interface::new(smoltcp, &mut device, SmolInstant::ZERO);
+    let address = IpAddress::from(config.local.ip());
+    let prefix = if config.local.is_ipv4() { 32 } else { 128 };
+    interface.update_ip_addrs(|addresses| {
+        // One address in an empty list always fits.
+        let _ = addresses.push(IpCidr::new(address, prefix));
+    });
+    interface
+}
+
+/// `now` on smoltcp's clock.
+fn smol(epoch: Instant, now: Instant) -> SmolInstant {
+    SmolInstant::from_micros(now.saturating_duration_since(epoch).as_micros() as i64)
+}

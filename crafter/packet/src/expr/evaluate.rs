@@ -1,0 +1,372 @@
+//! From the tree to values.
+
+use std::sync::Arc;
+
+use futures_util::future::{FutureExt as _, LocalBoxFuture};
+
+use super::{
+    PacketSet, access,
+    fault::Fault,
+    object::{Items, Object},
+    operator::Operator,
+    resolve::Resolve,
+    set::{self, Span},
+    syntax::{Argument, Node, Suffix, SuffixKind, Tree},
+};
+use crate::error::Error;
+use crate::layer::{AnyLayer, FieldInfo, FieldKind, Kind, Layer as _, Packet, Value};
+
+/// What the names of an expression stand for.
+pub trait Environment {
+    /// What its functions fail with.
+    type Error;
+
+    /// The value of a variable.
+    fn variable(&self, name: &str) -> Option<Object>;
+    /// The function of that name.
+    fn function(&self, name: &str) -> Option<&'static str>;
+    /// Why a name that is neither of them, nor a layer, makes no sense.
+    fn unknown(&self, name: &str) -> String;
+    /// Looks up names of hosts.
+    fn resolver(&self) -> &dyn Resolve;
+    /// Calls a function.
+    fn call(&mut self, call: Called) -> impl Future<Output = Result<Object, Fault<Self::Error>>>;
+}
+
+/// A function that is called.
+#[derive(Debug)]
+pub struct Called {
+    /// Where the call is, in bytes of the text.
+    pub at: usize,
+    /// The function's name.
+    pub name: String,
+    /// Whose method it is, if it is called as one; it is the first argument too.
+    pub arguments: Vec<Given>,
+}
+
+/// An argument of a function.
+#[derive(Debug)]
+pub struct Given {
+    /// Where it is, in bytes of the text.
+    pub at: usize,
+    /// Its name, if it is given one.
+    pub name: Option<String>,
+    /// Its value.
+    pub value: Object,
+}
+
+/// No variables, no functions.
+struct Nothing<'a>(&'a dyn Resolve);
+
+impl Environment for Nothing<'_> {
+    type Error = Error;
+
+    fn variable(&self, _: &str) -> Option<Object> {
+        None
+    }
+
+    fn function(&self, _: &str) -> Option<&'static str> {
+        None
+    }
+
+    fn unknown(&self, name: &str) -> String {
+        match Kind::named(name) {
+            Ok(_) => format!("{name} is a layer"),
+            Err(reason) => reason,
+        }
+    }
+
+    fn resolver(&self) -> &dyn Resolve {
+        self.0
+    }
+
+    async fn call(&mut self, call: Called) -> Result<Object, Fault> {
+        Err(Fault::new(call.at, self.unknown(&call.name)))
+    }
+}
+
+/// The packets of an expression without variables.
+pub(super) fn packets(node: &Node, resolver: &dyn Resolve) -> Result<PacketSet, Fault> {
+    // Without functions there is nothing to wait for.
+    let object = value(&mut Nothing(resolver), node).now_or_never();
+    let object = object.unwrap_or_else(|| Err(Fault::new(node.at, "it cannot be told at once")))?;
+    let packets = object.packets();
+    packets.map(Arc::unwrap_or_clone).ok_or_else(|| Fault::new(node.at, format_args!("{} is no packet", object.is())))
+}
+
+/// The value of an expression.
+pub fn value<'a, E: Environment>(
+    environment: &'a mut E,
+    node: &'a Node,
+) -> LocalBoxFuture<'a, Result<Object, Fault<E::Error>>> {
+    evaluate(environment, node, false)
+}
+
+/// As [`value`]; in a field, names that nothing is known of are those of records.
+fn evaluate<'a, E: Environment>(
+    environment: &'a mut E,
+    node: &'a Node,
+    in_field: bool,
+) -> LocalBoxFuture<'a, Result<Object, Fault<E::Error>>> {
+    let at = node.at;
+    async move {
+        let said = |reason: String| Fault::new(at, reason);
+        Ok(match &node.tree {
+            Tree::Number(number) => Object::Number((*number).into()),
+            Tree::Decimal(number) => Object::Decimal(*number),
+            Tree::Text(text) => Object::Text(text.clone()),
+            Tree::Bytes(bytes) => Object::Bytes(bytes.clone()),
+            Tree::List(nodes) => Object::List(Items::new(all(environment, nodes, in_field).await?).map_err(said)?),
+            Tree::Tuple(nodes) => Object::Tuple(Items::new(all(environment, nodes, in_field).await?).map_err(said)?),
+            Tree::Name(name) => match name.as_str() {
+                "None" => Object::None,
+                "True" => Object::Bool(true),
+                "False" => Object::Bool(false),
+                _ => match (environment.variable(name), Kind::named(name), environment.function(name)) {
+                    (Some(value), ..) => value,
+                    (_, Ok(kind), _) => Object::Layer(kind),
+                    (.., Some(function)) => Object::Function(function),
+                    _ if in_field => Object::Record(name.clone(), Vec::new()),
+                    _ => return Err(said(environment.unknown(name))),
+                },
+            },
+            Tree::Signed(signs, operand) => {
+                let mut value = evaluate(environment, operand, false).await?;
+                for sign in signs.iter().rev() {
+                    value = sign.apply(&value).map_err(said)?;
+                }
+                value
+            }
+            Tree::Operation(nodes, operators) => {
+                let values = all(environment, nodes, false).await?;
+                operation(values, operators)?
+            }
+            Tree::Chain(first, suffixes) => chain(environment, first, suffixes, in_field).await?,
+        })
+    }
+    .boxed_local()
+}
+
+async fn all<E: Environment>(
+    environment: &mut E,
+    nodes: &[Node],
+    in_field: bool,
+) -> Result<Vec<Object>, Fault<E::Error>> {
+    let mut values = Vec::with_capacity(nodes.len());
+    for node in nodes {
+        values.push(evaluate(environment, node, in_field).await?);
+    }
+    Ok(values)
+}
+
+/// Applies operators, those that bind most strongly first and from the left.
+fn operation<F>(values: Vec<Object>, operators: &[(usize, Operator)]) -> Result<Object, Fault<F>> {
+    let mut values = values.into_iter();
+    let (mut stack, mut pending): (Vec<Object>, Vec<(usize, Operator)>) = (values.next().into_iter().collect(), vec![]);
+    let reduce = |stack: &mut Vec<Object>, (at, operator): (usize, Operator)| {
+        let (right, left) = (stack.pop().unwrap_or(Object::None), stack.pop().unwrap_or(Object::None));
+        stack.push(operator.apply(&left, &right).map_err(|reason| Fault::new(at, reason))?);
+        Ok(())
+    };
+    for (next, value) in operators.iter().zip(values) {
+        while let Some(last) = pending.pop_if(|(_, last)| last.strength() >= next.1.strength()) {
+            reduce(&mut stack, last)?;
+        }
+        pending.push(*next);
+        stack.push(value);
+    }
+    while let Some(last) = pending.pop() {
+        reduce(&mut stack, last)?;
+    }
+    Ok(stack.pop().unwrap_or(Object::None))
+}
+
+async fn chain<E: Environment>(
+    environment: &mut E,
+    first: &Node,
+    suffixes: &[Suffix],
+    in_field: bool,
+) -> Result<Object, Fault<E::Error>> {
+    let (mut value, mut rest) = match (&first.tree, suffixes) {
+        (Tree::Name(name), [Suffix { kind: SuffixKind::Call(arguments), .. }, rest @ ..]) => {
+            (named_call(environment, first.at, name, arguments, in_field).await?, rest)
+        }
+        _ => (evaluate(environment, first, false).await?, suffixes),
+    };
+    while let [suffix, behind @ ..] = rest {
+        let said = |reason| Fault::new(suffix.at, reason);
+        (value, rest) = match (&suffix.kind, behind) {
+            (SuffixKind::Attribute(name), [Suffix { kind: SuffixKind::Call(arguments), .. }, behind @ ..]) => {
+                let mut arguments = given(environment, arguments).await?;
+                arguments.insert(0, Given { at: suffix.at, name: None, value });
+                let call = Called { at: suffix.at, name: name.clone(), arguments };
+                (environment.call(call).await?, behind)
+            }
+            (SuffixKind::Attribute(name), _) => (access::attribute(&value, name).map_err(said)?, behind),
+            (SuffixKind::Index(index), _) => {
+                let index = evaluate(environment, index, false).await?;
+                (access::index(&value, &index).map_err(said)?, behind)
+            }
+            (SuffixKind::Slice(from, to), _) => {
+                let from = bound(environment, from.as_ref()).await?;
+                let to = bound(environment, to.as_ref()).await?;
+                (access::slice(&value, from.as_ref(), to.as_ref()).map_err(said)?, behind)
+            }
+            (SuffixKind::Call(_), _) => return Err(said(format!("{} cannot be called", value.is()))),
+        };
+    }
+    Ok(value)
+}
+
+async fn bound<E: Environment>(environment: &mut E, node: Option<&Node>) -> Result<Option<Object>, Fault<E::Error>> {
+    Ok(match node {
+        Some(node) => Some(evaluate(environment, node, false).await?),
+        None => None,
+    })
+}
+
+async fn given<E: Environment>(environment: &mut E, arguments: &[Argument]) -> Result<Vec<Given>, Fault<E::Error>> {
+    let mut given = Vec::with_capacity(arguments.len() + 1);
+    for Argument { at, name, value } in arguments {
+        given.push(Given { at: *at, name: name.clone(), value: evaluate(environment, value, false).await? });
+    }
+    Ok(given)
+}
+
+/// `NAME(arguments)`: a layer, a function, or a record.
+async fn named_call<E: Environment>(
+    environment: &mut E,
+    at: usize,
+    name: &str,
+    arguments: &[Argument],
+    in_field: bool,
+) -> Result<Object, Fault<E::Error>> {
+    match Kind::named(name) {
+        Ok(kind) => Ok(Object::Packets(layer(environment, kind, arguments).await?.into())),
+        Err(_) if environment.function(name).is_some() => {
+            let arguments = given(environment, arguments).await?;
+            environment.call(Called { at, name: name.to_owned(), arguments }).await
+        }
+        Err(_) if in_field || is_record(name) => record(environment, name, arguments).await,
+        Err(_) => Err(Fault::new(at, environment.unknown(name))),
+    }
+}
+
+/// Whether a name is that of a record where it may be another thing.
+fn is_record(name: &str) -> bool {
+    matches!(name, "DNSQR" | "DNSRR")
+}
+
+async fn record<E: Environment>(
+    environment: &mut E,
+    name: &str,
+    arguments: &[Argument],
+) -> Result<Object, Fault<E::Error>> {
+    let mut fields: Vec<(String, Value)> = Vec::with_capacity(arguments.len());
+    for argument in arguments {
+        let field = argument.name.as_ref().ok_or_else(|| unnamed(argument, name))?;
+        let value = evaluate(environment, &argument.value, true).await?;
+        let value = value.to_value(false).map_err(|reason| Fault::new(argument.value.at, reason))?;
+        fields.push((field.clone(), value));
+    }
+    Ok(Object::Record(name.to_owned(), fields))
+}
+
+fn unnamed<F>(argument: &Argument, layer: &str) -> Fault<F> {
+    Fault::new(argument.at, format_args!("{layer} has more fields than one: say which, as in field=value"))
+}
+
+async fn layer<E: Environment>(
+    environment: &mut E,
+    kind: Kind,
+    arguments: &[Argument],
+) -> Result<PacketSet, Fault<E::Error>> {
+    let layer = kind.layer();
+    let info = layer.info();
+    let mut set = PacketSet::from(layer.clone());
+    let mut seen = vec![false; info.fields.len()];
+    for argument in arguments {
+        let (index, field) = match &argument.name {
+            Some(name) => info.field(name).ok_or_else(|| Fault::new(argument.at, info.unknown(name)))?,
+            None => match info.fields {
+                [only] => (0, only),
+                _ => {
+                    // Bytes are a packet to read, as in Ether(b"...").
+                    return match (evaluate(environment, &argument.value, false).await?, arguments) {
+                        (Object::Bytes(bytes), [_]) => Ok(Packet::parse(kind, &bytes).into()),
+                        _ => Err(unnamed(argument, info.name)),
+                    };
+                }
+            },
+        };
+        if std::mem::replace(&mut seen[index], true) {
+            return Err(Fault::new(argument.at, format_args!("{} is given twice", field.name)));
+        }
+        let spans = spans(environment, &argument.value, &layer, field).await?;
+        set.assign(0, index, spans).map_err(|reason| Fault::new(argument.value.at, reason))?;
+    }
+    Ok(set)
+}
+
+/// The values that a field is given.
+pub async fn spans<E: Environment>(
+    environment: &mut E,
+    node: &Node,
+    layer: &AnyLayer,
+    field: &FieldInfo,
+) -> Result<Vec<Span>, Fault<E::Error>> {
+    let empty = || Fault::new(node.at, "the list is empty: no packet at all");
+    // Elements that are written out have places of their own.
+    if let (Tree::List(nodes), true) = (&node.tree, field.kind != FieldKind::List) {
+        let mut spans = Vec::with_capacity(nodes.len());
+        for node in nodes {
+            spans.push(one(environment, node, layer, field).await?);
+        }
+        return if spans.is_empty() { Err(empty()) } else { Ok(spans) };
+    }
+    let object = evaluate(environment, node, true).await?;
+    let spans: Result<Vec<Span>, String> = match &object {
+        Object::List(items) if field.kind != FieldKind::List => {
+            if items.items().is_empty() {
+                return Err(empty());
+            }
+            items.items().iter().map(|item| set::span(item, layer, field, environment.resolver())).collect()
+        }
+        // No element of a list is itself a list: lists of lists are several values.
+        Object::List(items) if is_lists(items) => {
+            items.items().iter().map(|item| set::span(item, layer, field, environment.resolver())).collect()
+        }
+        _ => return Ok(vec![fitted(environment, node, object, layer, field)?]),
+    };
+    spans.map_err(|reason| Fault::new(node.at, reason))
+}
+
+fn is_lists(items: &Items) -> bool {
+    !items.items().is_empty() && items.items().iter().all(|item| matches!(item, Object::List(_)))
+}
+
+async fn one<E: Environment>(
+    environment: &mut E,
+    node: &Node,
+    layer: &AnyLayer,
+    field: &FieldInfo,
+) -> Result<Span, Fault<E::Error>> {
+    let object = evaluate(environment, node, true).await?;
+    fitted(environment, node, object, layer, field)
+}
+
+fn fitted<E: Environment>(
+    environment: &E,
+    node: &Node,
+    object: Object,
+    layer: &AnyLayer,
+    field: &FieldInfo,
+) -> Result<Span, Fault<E::Error>> {
+    // A name that nothing is known of is rather a slip than a record.
+    if let (Object::Record(name, _), true) = (&object, field.kind != FieldKind::List)
+        && !is_record(name)
+    {
+        return Err(Fault::new(node.at, environment.unknown(name)));
+    }
+    set::span(&object, layer, field, environment.resolver()).map_err(|reason| Fault::new(node.at, reason))
+}

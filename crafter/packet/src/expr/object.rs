@@ -1,0 +1,401 @@
+//! What expressions are worth: numbers, texts, packets, and what came back for them.
+
+use std::{
+    fmt::{self, Write as _},
+    sync::Arc,
+    time::Duration,
+};
+
+use serde_json::json;
+
+use super::PacketSet;
+use crate::layer::{Kind, Layer as _, Packet, Value};
+
+/// Lists and tuples nested deeper than this are refused.
+const MAX_DEPTH: u8 = 64;
+/// Elements of a list with all that is in them, bytes of a text.
+pub(super) const MAX_LENGTH: usize = 1 << 24;
+/// Characters that the text form of one value is cut to.
+const MAX_PRINTED: usize = 1 << 20;
+
+/// The value of an expression.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Object {
+    /// `None`: nothing; as the value of a field: unset.
+    None,
+    /// `True` or `False`; as a number 1 or 0.
+    Bool(bool),
+    /// A whole number.
+    Number(i128),
+    /// A sequence number of TCP, read from a packet: sums and differences are taken modulo 2^32, as the protocol
+    /// takes them (RFC 9293, 3.4).
+    Sequence(u32),
+    /// Flags, read from a packet: their bits and their names.
+    Flags(u64, String),
+    /// A number with decimals: seconds.
+    Decimal(f64),
+    /// A text.
+    Text(String),
+    /// A text that is to be shown to people as it is.
+    Report(String),
+    /// Bytes.
+    Bytes(Vec<u8>),
+    /// `[a, b]`
+    List(Items),
+    /// `(a, b)`
+    Tuple(Items),
+    /// `NAME(field=value)`: a record, such as DNS has them.
+    Record(String, Vec<(String, Value)>),
+    /// A layer's name.
+    Layer(Kind),
+    /// A function's name.
+    Function(&'static str),
+    /// A packet, or several.
+    Packets(Arc<PacketSet>),
+    /// A packet that was sent and what came back for it.
+    Pair(Arc<Pair>),
+}
+
+/// What a list or tuple holds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Items {
+    title: Option<&'static str>,
+    depth: u8,
+    /// Elements, theirs, and so on.
+    total: usize,
+    items: Arc<Vec<Object>>,
+}
+
+impl Items {
+    /// # Errors
+    /// Too many, or nested too deep.
+    pub fn new(items: Vec<Object>) -> Result<Self, String> {
+        let (mut depth, mut total) = (1, items.len());
+        for item in &items {
+            if let Object::List(items) | Object::Tuple(items) = item {
+                depth = depth.max(items.depth + 1);
+                total += items.total;
+            }
+        }
+        match () {
+            () if depth > MAX_DEPTH => Err(format!("more than {MAX_DEPTH} lists inside each other")),
+            () if total > MAX_LENGTH => Err(format!("a list has at most {MAX_LENGTH} elements with all in them")),
+            () => Ok(Self { title: None, depth, total, items: items.into() }),
+        }
+    }
+
+    /// Packets or pairs that belong together; the title stands for them where they are printed.
+    pub fn titled(title: &'static str, items: Vec<Object>) -> Self {
+        Self { title: Some(title), depth: 1, total: items.len(), items: items.into() }
+    }
+
+    /// The elements.
+    pub fn items(&self) -> &[Object] {
+        &self.items
+    }
+}
+
+/// A packet and when it was received.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Received {
+    /// As it was received.
+    pub packet: Packet,
+    /// Since 1970, where it is known.
+    pub time: Option<Duration>,
+}
+
+/// A packet that was sent and what came back for it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pair {
+    /// As it was sent, all fields set.
+    pub request: Packet,
+    /// As it was received.
+    pub reply: Packet,
+    /// From the one to the other.
+    pub rtt: Duration,
+    /// When the reply came, since 1970.
+    pub time: Duration,
+}
+
+impl Pair {
+    /// The reply with its time.
+    pub fn received(&self) -> Received {
+        Received { packet: self.reply.clone(), time: Some(self.time) }
+    }
+}
+
+impl From<Packet> for Object {
+    fn from(packet: Packet) -> Self {
+        Self::Packets(Arc::new(packet.into()))
+    }
+}
+
+impl From<Received> for Object {
+    fn from(Received { packet, time }: Received) -> Self {
+        Self::Packets(Arc::new(PacketSet::received(packet, time)))
+    }
+}
+
+impl From<&str> for Object {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
+}
+
+impl From<&Value> for Object {
+    fn from(value: &Value) -> Self {
+        let items = |values: &[Value]| {
+            let items: Vec<Self> = values.iter().map(Self::from).collect();
+            // A field's value is neither deep nor long; there is something to show even if it were.
+            Items::new(items).unwrap_or_else(|_| Items::titled("values", Vec::new()))
+        };
+        match value {
+            Value::None => Self::None,
+            Value::Uint(number) => Self::Number((*number).into()),
+            Value::Text(text) => Self::Text(text.clone()),
+            Value::Bytes(bytes) => Self::Bytes(bytes.clone()),
+            Value::List(values) => Self::List(items(values)),
+            Value::Tuple(values) => Self::Tuple(items(values)),
+            Value::Record(name, fields) => Self::Record(name.clone(), fields.clone()),
+        }
+    }
+}
+
+impl Object {
+    /// What it is, for errors.
+    pub fn is(&self) -> &'static str {
+        match self {
+            Self::None => "None",
+            Self::Bool(_) => "a truth value",
+            Self::Number(_) | Self::Sequence(_) => "a number",
+            Self::Flags(..) => "flags",
+            Self::Decimal(_) => "a number with decimals",
+            Self::Text(_) | Self::Report(_) => "a text",
+            Self::Bytes(_) => "bytes",
+            Self::List(_) => "a list",
+            Self::Tuple(_) => "a tuple",
+            Self::Record(..) => "a record",
+            Self::Layer(_) => "a layer",
+            Self::Function(_) => "a function",
+            Self::Packets(_) => "a packet",
+            Self::Pair(_) => "a pair",
+        }
+    }
+
+    /// The whole number that it is.
+    pub fn number(&self) -> Option<i128> {
+        Some(match self {
+            Self::Bool(bool) => i128::from(*bool),
+            Self::Number(number) => *number,
+            Self::Sequence(number) => i128::from(*number),
+            Self::Flags(bits, _) => i128::from(*bits),
+            _ => return None,
+        })
+    }
+
+    /// The number that it is, as a floating-point number.
+    pub fn decimal(&self) -> Option<f64> {
+        match self {
+            Self::Decimal(number) => Some(*number),
+            other => other.number().map(|number| number as f64),
+        }
+    }
+
+    /// The text that it is.
+    pub fn text(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) | Self::Report(text) | Self::Flags(_, text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The packets that it is: layers, packets, texts and bytes are.
+    pub fn packets(&self) -> Option<Arc<PacketSet>> {
+        Some(match self {
+            Self::Layer(kind) => Arc::new(Packet::from(kind.layer()).into()),
+            Self::Packets(packets) => packets.clone(),
+            Self::Text(text) | Self::Report(text) => Arc::new(Packet::from(text.as_str()).into()),
+            Self::Bytes(bytes) => Arc::new(Packet::from(bytes.as_slice()).into()),
+            _ => return None,
+        })
+    }
+
+    /// The value that a field of a packet is given; `in_list` if its elements are records or options.
+    pub fn to_value(&self, in_list: bool) -> Result<Value, String> {
+        let values =
+            |items: &Items| items.items().iter().map(|item| item.to_value(in_list)).collect::<Result<Vec<_>, String>>();
+        Ok(match self {
+            Self::None => Value::None,
+            Self::Flags(_, text) if !text.is_empty() => Value::Text(text.clone()),
+            Self::Bool(_) | Self::Number(_) | Self::Sequence(_) | Self::Flags(..) => {
+                let number = self.number().unwrap_or_default();
+                Value::Uint(u64::try_from(number).map_err(|_| match number {
+                    ..0 => format!("{number} does not fit: it is negative"),
+                    _ => format!("{number} does not fit: it is too large"),
+                })?)
+            }
+            Self::Text(text) | Self::Report(text) => Value::Text(text.clone()),
+            Self::Bytes(bytes) => Value::Bytes(bytes.clone()),
+            Self::List(items) => Value::List(values(items)?),
+            Self::Tuple(items) => Value::Tuple(values(items)?),
+            Self::Record(name, fields) => Value::Record(name.clone(), fields.clone()),
+            Self::Layer(kind) => Value::Record(kind.name().to_owned(), Vec::new()),
+            Self::Packets(packets) => {
+                let packet = packets.single().map_err(|error| error.to_string())?;
+                if let (true, [layer]) = (in_list, packet.layers()) {
+                    // Some records, such as the labels that ICMP errors quote, are called as a layer is.
+                    let info = layer.info();
+                    let set =
+                        info.fields.iter().enumerate().filter_map(|(i, f)| Some((f.name.to_owned(), layer.value(i)?)));
+                    return Ok(Value::Record(info.name.to_owned(), set.collect()));
+                }
+                Value::Bytes(packet.build().map_err(|error| error.to_string())?)
+            }
+            Self::Decimal(_) | Self::Function(_) | Self::Pair(_) => return Err(format!("{} does not fit", self.is())),
+        })
+    }
+
+    /// The value in JSON. A packet is an object as `crafter show --json` prints it, a set of packets an array;
+    /// bytes are hex digits.
+    ///
+    /// # Errors
+    /// Packets that cannot be built, or more than a million of them.
+    pub fn to_json(&self) -> crate::Result<serde_json::Value> {
+        Ok(match self {
+            Self::None => serde_json::Value::Null,
+            Self::Bool(bool) => json!(bool),
+            Self::Number(number) => match i64::try_from(*number) {
+                Ok(number) => json!(number),
+                // Larger than what readers of JSON agree upon.
+                Err(_) => json!(u64::try_from(*number).map_or_else(|_| json!(number.to_string()), |n| json!(n))),
+            },
+            Self::Sequence(number) => json!(number),
+            Self::Decimal(number) => json!(number),
+            Self::Flags(_, text) | Self::Text(text) | Self::Report(text) => json!(text),
+            Self::Bytes(bytes) => json!(crate::layer::value::hex(bytes)),
+            Self::List(items) | Self::Tuple(items) => {
+                items.items().iter().map(Self::to_json).collect::<crate::Result<_>>()?
+            }
+            Self::Record(name, fields) => Value::Record(name.clone(), fields.clone()).to_json(),
+            Self::Layer(kind) => json!(kind.name()),
+            Self::Function(name) => json!(name),
+            Self::Packets(packets) => match packets.len() {
+                1 => packets.single()?.to_json()?,
+                _ => packets.packets(super::LIMIT)?.map(|packet| packet.to_json()).collect::<crate::Result<_>>()?,
+            },
+            Self::Pair(pair) => json!({
+                "request": pair.request.to_json()?,
+                "reply": pair.reply.to_json()?,
+                "rtt": pair.rtt.as_secs_f64(),
+                "time": pair.time.as_secs_f64(),
+            }),
+        })
+    }
+}
+
+/// Writes up to a number of characters, then fails.
+struct Limited<'a, 'b> {
+    out: &'a mut fmt::Formatter<'b>,
+    left: usize,
+}
+
+impl fmt::Write for Limited<'_, '_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        match self.left.checked_sub(text.len()) {
+            Some(left) => self.left = left,
+            None => return Err(fmt::Error),
+        }
+        self.out.write_str(text)
+    }
+}
+
+impl fmt::Display for Object {
+    /// The text form, which reads as the same value where there is one: packets, numbers, texts, lists.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut limited = Limited { out: f, left: MAX_PRINTED };
+        match self.write(&mut limited) {
+            Err(_) if limited.left < MAX_PRINTED => f.write_str("..."),
+            result => result,
+        }
+    }
+}
+
+impl Object {
+    fn write(&self, f: &mut Limited<'_, '_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("None"),
+            Self::Bool(bool) => f.write_str(if *bool { "True" } else { "False" }),
+            Self::Number(number) => write!(f, "{number}"),
+            Self::Sequence(number) => write!(f, "{number}"),
+            Self::Decimal(number) => write!(f, "{number:?}"),
+            Self::Flags(bits, text) if text.is_empty() && *bits > 0 => write!(f, "{bits}"),
+            Self::Flags(_, text) | Self::Text(text) => write!(f, "{}", Value::Text(text.clone())),
+            Self::Report(text) => f.write_str(text.trim_end()),
+            Self::Bytes(bytes) => write!(f, "{}", Value::Bytes(bytes.clone())),
+            Self::List(Items { title: Some(title), items, .. }) => {
+                write!(f, "<{} {title}", items.len())?;
+                for (i, (name, count)) in protocols(items).into_iter().enumerate() {
+                    write!(f, "{}{count} {name}", if i > 0 { ", " } else { ": " })?;
+                }
+                f.write_str(">")
+            }
+            Self::List(items) => {
+                f.write_str("[")?;
+                commas(f, items.items())?;
+                f.write_str("]")
+            }
+            Self::Tuple(items) => {
+                f.write_str("(")?;
+                commas(f, items.items())?;
+                f.write_str(if items.items().len() == 1 { ",)" } else { ")" })
+            }
+            Self::Record(name, fields) => write!(f, "{}", Value::Record(name.clone(), fields.clone())),
+            Self::Layer(kind) => f.write_str(kind.name()),
+            Self::Function(name) => f.write_str(name),
+            Self::Packets(packets) => write!(f, "{packets}"),
+            Self::Pair(pair) => {
+                let rtt = pair.rtt.as_secs_f64() * 1000.0;
+                write!(f, "<{} -> {}, {rtt:.3} ms>", pair.request.summary(), pair.reply.summary())
+            }
+        }
+    }
+}
+
+fn commas(f: &mut Limited<'_, '_>, items: &[Object]) -> fmt::Result {
+    items.iter().enumerate().try_for_each(|(i, item)| {
+        f.write_str(if i > 0 { ", " } else { "" })?;
+        item.write(f)
+    })
+}
+
+/// How many of some packets are of which protocol, by their last layer that is one.
+fn protocols(items: &[Object]) -> Vec<(&'static str, usize)> {
+    let mut counts: Vec<(&'static str, usize)> = Vec::new();
+    for item in items {
+        let name = match item {
+            Object::Packets(packets) => packets.template().summary_name(),
+            Object::Pair(pair) => pair.reply.summary_name(),
+            _ => continue,
+        };
+        match counts.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((name, 1)),
+        }
+    }
+    counts
+}
+
+trait SummaryName {
+    fn summary_name(&self) -> &'static str;
+}
+
+impl SummaryName for Packet {
+    fn summary_name(&self) -> &'static str {
+        let names = self.layers().iter().map(|layer| (layer.kind(), layer.info().name));
+        // An ICMP error counts as such, whatever it quotes.
+        let of = |kinds: &[Kind]| names.clone().find(|(kind, _)| kinds.contains(kind)).map(|(_, name)| name);
+        let last = || names.clone().map(|(_, name)| name).rfind(|name| !matches!(*name, "Raw" | "Padding"));
+        of(&[Kind::Tcp, Kind::Udp, Kind::Icmp, Kind::Arp]).or_else(last).unwrap_or("Raw")
+    }
+}

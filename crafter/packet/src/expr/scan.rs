@@ -1,0 +1,146 @@
+//! What can be told of a text without its grammar: where brackets, quotes and comments are.
+
+use std::ops::Range;
+
+use super::fault::Fault;
+
+/// Brackets nested deeper than this have no meaning.
+const MAX_DEPTH: usize = 32;
+
+/// What a character is part of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Code,
+    Quoted,
+    Comment,
+}
+
+/// Characters with their offset, what they are part of, and how many brackets are open behind them.
+fn scan(text: &str) -> impl Iterator<Item = (usize, char, Place, usize)> {
+    let (mut depth, mut quote, mut escaped, mut comment) = (0_usize, None, false, false);
+    text.char_indices().map(move |(at, char)| {
+        let place = match (quote, char) {
+            (Some(_), _) if escaped => {
+                escaped = false;
+                Place::Quoted
+            }
+            (Some(open), _) => {
+                escaped = char == '\\';
+                if char == open {
+                    quote = None;
+                }
+                Place::Quoted
+            }
+            (None, '\n') => {
+                comment = false;
+                Place::Code
+            }
+            (None, _) if comment => Place::Comment,
+            (None, '#') => {
+                comment = true;
+                Place::Comment
+            }
+            (None, '"' | '\'') => {
+                quote = Some(char);
+                Place::Quoted
+            }
+            (None, '(' | '[') => {
+                depth += 1;
+                Place::Code
+            }
+            (None, ')' | ']') => {
+                depth = depth.saturating_sub(1);
+                Place::Code
+            }
+            _ => Place::Code,
+        };
+        (at, char, place, depth)
+    })
+}
+
+/// Refuses brackets nested so deep that reading them would exhaust the stack.
+pub(super) fn check_depth(text: &str) -> Result<(), Fault> {
+    match scan(text).find(|(.., depth)| *depth > MAX_DEPTH) {
+        Some((at, ..)) => Err(Fault::new(at, format_args!("more than {MAX_DEPTH} brackets inside each other"))),
+        None => Ok(()),
+    }
+}
+
+/// Whether a bracket is open at the end, so that more lines belong to the text.
+pub fn is_open(text: &str) -> bool {
+    scan(text).last().is_some_and(|(_, _, place, depth)| depth > 0 && place != Place::Quoted)
+}
+
+/// Where the statements are: `;` and the ends of lines outside of brackets part them. Those that say nothing
+/// are left out.
+pub fn statements(text: &str) -> Result<Vec<Range<usize>>, Fault> {
+    let (mut found, mut begin, mut says, mut before) = (Vec::new(), 0, false, Place::Code);
+    let mut quote = 0;
+    for (at, char, place, depth) in scan(text) {
+        if place == Place::Quoted {
+            if before != Place::Quoted {
+                quote = at;
+            }
+            if char == '\n' {
+                return Err(Fault::new(quote, "the quote is not closed on its line (\\n stands for a new line)"));
+            }
+        }
+        before = place;
+        if place == Place::Code && depth == 0 && matches!(char, '\n' | ';') {
+            if says {
+                found.push(begin..at);
+            }
+            (begin, says) = (at + 1, false);
+        } else {
+            says |= place != Place::Comment && !char.is_whitespace();
+        }
+    }
+    if says {
+        found.push(begin..text.len());
+    }
+    Ok(found)
+}
+
+/// The text in front of the end, if that is neither quoted nor a comment.
+pub fn is_code_at_end(text: &str) -> bool {
+    // One more character is part of what the end is part of.
+    let longer = format!("{text}x");
+    scan(&longer).last().is_none_or(|(_, _, place, _)| place == Place::Code)
+}
+
+/// Where the innermost open bracket is.
+pub fn innermost(text: &str) -> Option<usize> {
+    let mut open = Vec::new();
+    for (at, char, place, _) in scan(text) {
+        match char {
+            '(' | '[' if place == Place::Code => open.push(at),
+            ')' | ']' if place == Place::Code => drop(open.pop()),
+            _ => {}
+        }
+    }
+    open.pop()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statements_end_with_lines_and_semicolons() {
+        let text = "a = 1; b = \";#\" # c; d\n\n  # only this\nf(1,\n  2 # two )\n)\nlast";
+        let parts: Vec<&str> = statements(text).unwrap().into_iter().map(|range| &text[range]).collect();
+        assert_eq!(parts, ["a = 1", " b = \";#\" # c; d", "f(1,\n  2 # two )\n)", "last"]);
+        assert_eq!(statements("a\nb = 'x\n'").unwrap_err().at, 6);
+    }
+
+    #[test]
+    fn open_brackets() {
+        assert!(is_open("f(1, [2"));
+        assert!(is_open("f( # )"));
+        for text in ["", "f(1)", "f('(')", "f(')", "f)"] {
+            assert!(!is_open(text), "{text}");
+        }
+        assert_eq!(innermost("f([1], g(2), h(3"), Some(14));
+        assert_eq!(innermost("f('(')"), None);
+    }
+}

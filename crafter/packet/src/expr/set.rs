@@ -1,0 +1,397 @@
+//! Expressions that stand for one packet or many.
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    str::FromStr,
+    time::Duration,
+};
+
+use super::{
+    evaluate,
+    object::Object,
+    resolve::{NoNames, Resolve},
+    syntax,
+};
+use crate::{
+    error::{Error, Result},
+    layer::{AnyLayer, FieldInfo, FieldKind, Layer as _, Packet, Value},
+};
+
+/// The packets that an expression stands for: the product of all its sets.
+#[derive(Debug, Clone, Default)]
+pub struct PacketSet {
+    template: Packet,
+    choices: Vec<Choice>,
+    /// When it was received, since 1970.
+    time: Option<Duration>,
+}
+
+impl PartialEq for PacketSet {
+    /// By what they say; when a packet was received does not count.
+    fn eq(&self, other: &Self) -> bool {
+        (&self.template, &self.choices) == (&other.template, &other.choices)
+    }
+}
+
+impl Eq for PacketSet {}
+
+/// A field with more than one value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Choice {
+    layer: usize,
+    field: usize,
+    spans: Vec<Span>,
+}
+
+/// Values one after the other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Span {
+    One(Value),
+    Range(u64, u64),
+    Ipv4(u32, u64),
+    Ipv6(u128, u128),
+}
+
+impl Span {
+    fn len(&self) -> u128 {
+        match self {
+            Self::One(_) => 1,
+            Self::Range(first, last) => u128::from(last - first) + 1,
+            Self::Ipv4(_, count) => (*count).into(),
+            Self::Ipv6(_, count) => *count,
+        }
+    }
+
+    /// The value at a place below [`len`](Self::len).
+    fn get(&self, index: u128) -> Value {
+        match self {
+            Self::One(value) => value.clone(),
+            Self::Range(first, _) => Value::Uint(first.wrapping_add(index as u64)),
+            Self::Ipv4(first, _) => Value::Text(Ipv4Addr::from(first.wrapping_add(index as u32)).to_string()),
+            Self::Ipv6(first, _) => Value::Text(Ipv6Addr::from(first.wrapping_add(index)).to_string()),
+        }
+    }
+}
+
+impl Choice {
+    fn len(&self) -> u128 {
+        self.spans.iter().map(Span::len).fold(0, u128::saturating_add)
+    }
+
+    fn get(&self, mut index: u128) -> Value {
+        for span in &self.spans {
+            match span.len() {
+                length if index < length => return span.get(index),
+                length => index -= length,
+            }
+        }
+        Value::None
+    }
+}
+
+/// Layers of a packet; its bytes are fewer than these in any case that is of use.
+const MAX_LAYERS: usize = 1 << 16;
+
+impl PacketSet {
+    /// Reads an expression.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with the column and what would fit.
+    pub fn parse(text: &str) -> Result<Self> {
+        Self::parse_with(text, &NoNames)
+    }
+
+    /// Reads an expression in which `src` and `dst` of IP and IPv6 may be names of hosts: they are looked up
+    /// while the expression is read.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with the column and what would fit.
+    pub fn parse_with(text: &str, resolver: &dyn Resolve) -> Result<Self> {
+        let node = syntax::expression(text).map_err(|fault| fault.in_expression(text))?;
+        evaluate::packets(&node, resolver).map_err(|fault| fault.in_expression(text))
+    }
+
+    /// How many packets there are; at most `u128::MAX` is told.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> u128 {
+        self.choices.iter().map(Choice::len).fold(1, u128::saturating_mul)
+    }
+
+    /// The packets, one made after the other.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if there are more than `limit`.
+    pub fn packets(&self, limit: u128) -> Result<Packets<'_>> {
+        let length = self.len();
+        if length > limit {
+            return Err(Error::invalid(
+                "expression",
+                format_args!("it stands for {length} packets, at most {limit} are allowed"),
+            ));
+        }
+        Ok(Packets { set: self, next: 0, length })
+    }
+
+    /// The one packet.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if there are more.
+    pub fn single(&self) -> Result<Packet> {
+        match self.len() {
+            1 => Ok(self.get(0)),
+            length => Err(Error::invalid("expression", format_args!("one packet is needed, it stands for {length}"))),
+        }
+    }
+
+    /// The packet at a place below [`len`](Self::len), the first set varying slowest.
+    pub fn get(&self, mut index: u128) -> Packet {
+        let mut packet = self.template.clone();
+        for choice in self.choices.iter().rev() {
+            let length = choice.len();
+            let value = choice.get(index % length);
+            index /= length;
+            if let Some(layer) = packet.layers_mut().get_mut(choice.layer) {
+                // Values were tried when the expression was read.
+                let _ = layer.set_value(choice.field, &value);
+            }
+        }
+        packet
+    }
+
+    /// A packet that was received at a time since 1970.
+    pub fn received(packet: Packet, time: Option<Duration>) -> Self {
+        Self { time, ..packet.into() }
+    }
+
+    /// When it was received, since 1970, if it was.
+    pub fn time(&self) -> Option<Duration> {
+        self.time
+    }
+
+    /// The layers, with any of the values where there are several.
+    pub fn template(&self) -> &Packet {
+        &self.template
+    }
+
+    /// Puts other packets on top.
+    ///
+    /// # Errors
+    /// More layers than a packet may have.
+    pub fn stack(&mut self, above: &Self) -> Result<(), String> {
+        let below = self.template.layers().len();
+        if below + above.template.layers().len() > MAX_LAYERS {
+            return Err(format!("a packet has at most {MAX_LAYERS} layers"));
+        }
+        self.time = None;
+        self.template.layers_mut().extend_from_slice(above.template.layers());
+        self.choices
+            .extend(above.choices.iter().map(|choice| Choice { layer: choice.layer + below, ..choice.clone() }));
+        Ok(())
+    }
+
+    /// The packets from a layer on.
+    pub fn layers_from(&self, layer: usize) -> Self {
+        let mut template = Packet::new();
+        template.layers_mut().extend_from_slice(self.template.layers().get(layer..).unwrap_or_default());
+        let above = self.choices.iter().filter(|choice| choice.layer >= layer);
+        let choices = above.map(|choice| Choice { layer: choice.layer - layer, ..choice.clone() }).collect();
+        Self { template, choices, time: self.time }
+    }
+
+    /// Gives a field its values.
+    ///
+    /// # Errors
+    /// Why they do not fit, as a sentence that names the field.
+    pub fn assign(&mut self, at: usize, index: usize, spans: Vec<Span>) -> Result<(), String> {
+        let Some(layer) = self.template.layers_mut().get_mut(at) else {
+            return Err("there is no such layer".to_owned());
+        };
+        let (info, mut changed) = (layer.info(), layer.clone());
+        // The ends of a range stand for what lies between.
+        for span in &spans {
+            for place in [0, span.len() - 1] {
+                let fits = changed.set_value(index, &span.get(place));
+                fits.map_err(|reason| format!("{}.{}: {reason}", info.name, info.fields[index].name))?;
+            }
+        }
+        *layer = changed;
+        self.choices.retain(|choice| (choice.layer, choice.field) != (at, index));
+        if !matches!(spans[..], [Span::One(_)]) {
+            // As if it had been written last in its layer.
+            let place = self.choices.partition_point(|choice| choice.layer <= at);
+            self.choices.insert(place, Choice { layer: at, field: index, spans });
+        }
+        Ok(())
+    }
+}
+
+impl From<Packet> for PacketSet {
+    fn from(template: Packet) -> Self {
+        Self { template, choices: Vec::new(), time: None }
+    }
+}
+
+impl From<AnyLayer> for PacketSet {
+    fn from(layer: AnyLayer) -> Self {
+        Packet::from(layer).into()
+    }
+}
+
+/// What a value given to a field stands for: one value, a range, a prefix, or the address of a name.
+///
+/// # Errors
+/// Why it does not fit, as a sentence that names the field where it is not about the notation.
+pub(super) fn span(
+    object: &Object,
+    layer: &AnyLayer,
+    field: &FieldInfo,
+    resolver: &dyn Resolve,
+) -> Result<Span, String> {
+    let named = |reason: String| format!("{}.{}: {reason}", layer.info().name, field.name);
+    match (object, field.kind) {
+        (Object::Tuple(ends), FieldKind::Uint | FieldKind::Flags) => match ends.items() {
+            [first, last] => {
+                let ends = first.number().zip(last.number()).and_then(|(first, last)| {
+                    Some((u64::try_from(first).ok()?, u64::try_from(last).ok()?)).filter(|(first, last)| first <= last)
+                });
+                ends.map(|(first, last)| Span::Range(first, last))
+            }
+            _ => None,
+        }
+        .ok_or_else(|| "a range is two numbers, the smaller one first".to_owned()),
+        (Object::Text(address), FieldKind::Ipv4) if address.contains('/') => {
+            let (address, bits) = prefix::<Ipv4Addr>(address, 32)?;
+            let count = 1_u64 << (32 - bits);
+            Ok(Span::Ipv4((u64::from(u32::from(address)) & !(count - 1)) as u32, count))
+        }
+        (Object::Text(address), FieldKind::Ipv6) if address.contains('/') => {
+            let (address, bits) = prefix::<Ipv6Addr>(address, 128)?;
+            let count = 1_u128.checked_shl(128 - bits).unwrap_or(u128::MAX);
+            let mask = u128::MAX.checked_shl(128 - bits).unwrap_or(0);
+            Ok(Span::Ipv6(u128::from(address) & mask, count))
+        }
+        (Object::Text(name), FieldKind::Ipv4 | FieldKind::Ipv6)
+            if is_host(layer, field) && name.parse::<IpAddr>().is_err() =>
+        {
+            let found = resolver.resolve(name).map_err(named)?;
+            let of_family = |address: &&IpAddr| address.is_ipv4() == (field.kind == FieldKind::Ipv4);
+            match (found.as_deref(), found.iter().flatten().find(of_family)) {
+                (_, Some(address)) => Ok(Span::One(Value::Text(address.to_string()))),
+                (Some(_), None) => {
+                    let family = if field.kind == FieldKind::Ipv4 { "IPv4" } else { "IPv6" };
+                    Err(named(format!("'{name}' has no {family} address")))
+                }
+                // The field says that it is no address.
+                (None, None) => Ok(Span::One(Value::Text(name.clone()))),
+            }
+        }
+        _ => Ok(Span::One(object.to_value(field.kind == FieldKind::List).map_err(named)?)),
+    }
+}
+
+/// Whether a field is the address of a host, which may be given by name.
+fn is_host(layer: &AnyLayer, field: &FieldInfo) -> bool {
+    matches!(layer, AnyLayer::Ip(_) | AnyLayer::Ipv6(_)) && matches!(field.name, "src" | "dst")
+}
+
+fn prefix<T: FromStr>(address: &str, most: u32) -> Result<(T, u32), String> {
+    let parts = address.split_once('/').and_then(|(address, bits)| Some((address.parse().ok()?, bits.parse().ok()?)));
+    parts
+        .filter(|(_, bits)| *bits <= most)
+        .ok_or_else(|| format!("'{address}' is no prefix: an address, '/' and a length up to {most} are needed"))
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::One(value) => write!(f, "{value}"),
+            Self::Range(first, last) => write!(f, "({first}, {last})"),
+            Self::Ipv4(first, count) => write!(f, "\"{}/{}\"", Ipv4Addr::from(*first), 32 - count.ilog2()),
+            // The only count that is no power of two stands for all addresses.
+            Self::Ipv6(first, u128::MAX) => write!(f, "\"{}/0\"", Ipv6Addr::from(*first)),
+            Self::Ipv6(first, count) => write!(f, "\"{}/{}\"", Ipv6Addr::from(*first), 128 - count.ilog2()),
+        }
+    }
+}
+
+impl fmt::Display for Choice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.spans[..] {
+            [span @ (Span::Range(..) | Span::Ipv4(..) | Span::Ipv6(..))] => write!(f, "{span}"),
+            spans => {
+                for (i, span) in spans.iter().enumerate() {
+                    write!(f, "{}{span}", if i > 0 { ", " } else { "[" })?;
+                }
+                f.write_str("]")
+            }
+        }
+    }
+}
+
+impl fmt::Display for PacketSet {
+    /// The text form, which reads as the same set.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, layer) in self.template.layers().iter().enumerate() {
+            let info = layer.info();
+            write!(f, "{}{}(", if at > 0 { "/" } else { "" }, info.name)?;
+            let choices: Vec<&Choice> = self.choices.iter().filter(|choice| choice.layer == at).collect();
+            // Fields have the order of the wire, unless that would make the packets come in another one.
+            let in_order = choices.is_sorted_by_key(|choice| choice.field);
+            let mut comma = "";
+            for (index, field) in info.fields.iter().enumerate() {
+                match choices.iter().find(|choice| choice.field == index) {
+                    Some(choice) if in_order => write!(f, "{comma}{}={choice}", field.name)?,
+                    Some(_) => continue,
+                    None => match layer.value(index) {
+                        Some(value) => write!(f, "{comma}{}={value}", field.name)?,
+                        None => continue,
+                    },
+                }
+                comma = ", ";
+            }
+            for choice in choices.iter().filter(|_| !in_order) {
+                write!(f, "{comma}{}={choice}", info.fields[choice.field].name)?;
+                comma = ", ";
+            }
+            f.write_str(")")?;
+        }
+        Ok(())
+    }
+}
+
+/// The packets of a [`PacketSet`].
+#[derive(Debug, Clone)]
+pub struct Packets<'a> {
+    set: &'a PacketSet,
+    next: u128,
+    length: u128,
+}
+
+impl Iterator for Packets<'_> {
+    type Item = Packet;
+
+    fn next(&mut self) -> Option<Packet> {
+        (self.next < self.length).then(|| {
+            self.next += 1;
+            self.set.get(self.next - 1)
+        })
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let left = usize::try_from(self.length - self.next);
+        (*left.as_ref().unwrap_or(&usize::MAX), left.ok())
+    }
+}
+
+impl FromStr for Packet {
+    type Err = Error;
+
+    /// Reads the text form of one packet; see [`expr`](crate::expr).
+    fn from_str(text: &str) -> Result<Self> {
+        PacketSet::parse(text)?.single()
+    }
+}
+
+#[cfg(test)]
+mod tests;

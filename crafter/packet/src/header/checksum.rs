@@ -1,0 +1,264 @@
+//! The internet checksum (RFC 1071) and the pseudo-headers of TCP and UDP.
+
+use std::net::IpAddr;
+
+use super::ip::{self, IpPacket};
+
+/// What the checksums of a packet say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Checksum {
+    /// Right, or not to be had: no checksum in the protocol, UDP over IPv4 without
+    /// one, or a fragment (only its IPv4 header can be verified).
+    Valid,
+    /// The folded pseudo-header and nothing more: the sender left the rest to hardware that
+    /// the packet never met (`CHECKSUM_PARTIAL` over veth or loopback).
+    Partial,
+    /// Wrong, or the packet is malformed.
+    Invalid,
+}
+
+/// Verifies the IPv4 header checksum and that of TCP, UDP, ICMP or ICMPv6.
+///
+/// With `accept_partial` false, a partial checksum is [`Checksum::Invalid`] like any wrong one:
+/// that is right on hardware, where a checksum has to have been completed.
+pub fn verify(ip: &[u8], accept_partial: bool) -> Checksum {
+    let Ok(packet) = IpPacket::read(ip) else {
+        return Checksum::Invalid;
+    };
+    if packet.version() == 4 && fold(sum(&packet.bytes()[..packet.payload.start])) != 0xffff {
+        return Checksum::Invalid;
+    }
+    if packet.fragment.is_some() {
+        return Checksum::Valid;
+    }
+    let payload = packet.payload();
+    let Some(layout) = Layout::of(&packet) else {
+        return Checksum::Valid;
+    };
+    let Some(&[high, low]) = payload.get(layout.at..layout.at + 2) else {
+        return Checksum::Invalid;
+    };
+    let covered = match layout.length(payload) {
+        Some(length) => &payload[..length],
+        None => return Checksum::Invalid,
+    };
+    let field = u16::from_be_bytes([high, low]);
+    if layout.zero_is_none && field == 0 {
+        return match packet.source {
+            IpAddr::V4(_) => Checksum::Valid,
+            // RFC 8200, 8.1: a receiver discards it.
+            IpAddr::V6(_) => Checksum::Invalid,
+        };
+    }
+    let pseudo = layout.pseudo(&packet, covered.len());
+    if fold(pseudo + sum(covered)) == 0xffff {
+        Checksum::Valid
+    } else if accept_partial && layout.pseudo_header && field == fold(pseudo) {
+        Checksum::Partial
+    } else {
+        Checksum::Invalid
+    }
+}
+
+/// Writes the right checksums into a packet whose bytes were changed: IPv4 header,
+/// and TCP, UDP, ICMP or ICMPv6 unless it is a fragment. A malformed packet stays as it is
+/// as far as it cannot be read.
+pub fn fix(ip: &mut [u8]) {
+    let Ok(packet) = IpPacket::read(ip) else {
+        return;
+    };
+    let payload = packet.payload.clone();
+    let transport = match Layout::of(&packet) {
+        Some(layout) if packet.fragment.is_none() => {
+            layout.length(packet.payload()).map(|length| {
+                let covered = &packet.payload()[..length];
+                let field = u16::from_be_bytes([covered[layout.at], covered[layout.at + 1]]);
+                // The field itself counts as zero: adding its complement takes it out of the sum.
+                let all = layout.pseudo(&packet, length) + sum(covered) + u64::from(!field);
+                let value = match !fold(all) {
+                    0 if layout.zero_is_none => 0xffff,
+                    value => value,
+                };
+                (payload.start + layout.at, value)
+            })
+        }
+        _ => None,
+    };
+    let is_ipv4 = packet.version() == 4;
+    if let Some((at, value)) = transport {
+        ip[at..at + 2].copy_from_slice(&value.to_be_bytes());
+    }
+    if is_ipv4 {
+        ip[10..12].fill(0);
+        let value = !fold(sum(&ip[..payload.start]));
+        ip[10..12].copy_from_slice(&value.to_be_bytes());
+    }
+}
+
+/// Where a protocol keeps its checksum and what that covers.
+struct Layout {
+    at: usize,
+    protocol: u8,
+    pseudo_header: bool,
+    zero_is_none: bool,
+}
+
+impl Layout {
+    fn of(packet: &IpPacket<'_>) -> Option<Self> {
+        let (at, pseudo_header) = match (packet.protocol, packet.version()) {
+            (ip::TCP, _) => (16, true),
+            (ip::UDP, _) => (6, true),
+            (ip::ICMP, 4) => (2, false),
+            (ip::ICMPV6, 6) => (2, true),
+            _ => return None,
+        };
+        Some(Self { at, protocol: packet.protocol, pseudo_header, zero_is_none: packet.protocol == ip::UDP })
+    }
+
+    /// How much of the IP payload is covered: all, or UDP's own length where it is set (RFC 768; 0 in a jumbogram,
+    /// RFC 2675, section 4).
+    fn length(&self, payload: &[u8]) -> Option<usize> {
+        if payload.len() < self.at + 2 {
+            return None;
+        }
+        if self.protocol != ip::UDP {
+            return Some(payload.len());
+        }
+        match usize::from(u16::from_be_bytes([payload[4], payload[5]])) {
+            0 => Some(payload.len()),
+            length => (8..=payload.len()).contains(&length).then_some(length),
+        }
+    }
+
+    fn pseudo(&self, packet: &IpPacket<'_>, length: usize) -> u64 {
+        if self.pseudo_header { pseudo_header(packet.source, packet.destination, self.protocol, length) } else { 0 }
+    }
+}
+
+/// The unfolded sum of a pseudo-header (RFC 9293, 3.1; RFC 8200, 8.1), `length` in bytes.
+pub fn pseudo_header(source: IpAddr, destination: IpAddr, protocol: u8, length: usize) -> u64 {
+    let address = |address: IpAddr| match address {
+        IpAddr::V4(address) => sum(&address.octets()),
+        IpAddr::V6(address) => sum(&address.octets()),
+    };
+    address(source) + address(destination) + u64::from(protocol) + length as u64
+}
+
+/// The unfolded sum of `bytes` as big-endian 16-bit words; an odd last byte counts as high half.
+///
+/// Additions of such sums stay exact up to 4 GiB of input; see [`fold`].
+pub fn sum(bytes: &[u8]) -> u64 {
+    // RFC 1071, 2 (B): the sum does not depend on byte order but for a final swap, so whole
+    // native words are added. 32-bit words into 64-bit lanes never overflow here and leave the
+    // compiler free to use vectors.
+    let mut lanes = [0_u64; 8];
+    let mut chunks = bytes.chunks_exact(32);
+    for chunk in &mut chunks {
+        for (lane, word) in lanes.iter_mut().zip(chunk.chunks_exact(4)) {
+            *lane += u64::from(u32::from_ne_bytes([word[0], word[1], word[2], word[3]]));
+        }
+    }
+    let mut total: u64 = lanes.iter().sum();
+    let mut rest = chunks.remainder().chunks_exact(2);
+    for word in &mut rest {
+        total += u64::from(u16::from_ne_bytes([word[0], word[1]]));
+    }
+    if let [last] = rest.remainder() {
+        total += u64::from(u16::from_ne_bytes([*last, 0]));
+    }
+    u64::from(u16::from_be(fold(total)))
+}
+
+/// Folds a sum into 16 bits, host byte order. Its complement is the checksum.
+pub fn fold(mut sum: u64) -> u16 {
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::header::{Datagram, Segment};
+    use proptest::prelude::*;
+
+    /// RFC 1071 to the letter, two bytes at a time.
+    fn plain(bytes: &[u8]) -> u16 {
+        let mut sum = 0_u32;
+        for pair in bytes.chunks(2) {
+            sum += u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0));
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        sum as u16
+    }
+
+    proptest! {
+        #[test]
+        fn sums_like_the_textbook(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            prop_assert_eq!(fold(sum(&bytes)), plain(&bytes));
+        }
+    }
+
+    #[test]
+    fn a_long_run_of_ones_does_not_overflow() {
+        let bytes = vec![0xff; 1 << 20];
+        assert_eq!(fold(sum(&bytes)), plain(&bytes));
+    }
+
+    fn segment() -> Segment {
+        let mut segment = Segment::new("192.0.2.1:1000".parse().unwrap(), "192.0.2.2:80".parse().unwrap());
+        segment.payload = b"odd".to_vec();
+        segment
+    }
+
+    #[test]
+    fn a_flipped_bit_is_found() {
+        let good = segment().build();
+        assert_eq!(verify(&good, false), Checksum::Valid);
+        for at in 0..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 0x10;
+            assert_eq!(verify(&bad, false), Checksum::Invalid, "byte {at}");
+            if at >= 20 {
+                fix(&mut bad);
+                // A changed data offset makes the segment malformed, not its checksum wrong.
+                assert_eq!(verify(&bad, false), Checksum::Valid, "byte {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn partial_is_the_pseudo_header_alone() {
+        for (source, destination) in [("192.0.2.1:1", "192.0.2.2:2"), ("[2001:db8::1]:1", "[2001:db8::2]:2")] {
+            let (source, destination) = (source.parse().unwrap(), destination.parse().unwrap());
+            let mut bytes = Segment { payload: vec![9; 700], ..Segment::new(source, destination) }.build();
+            let header = bytes.len() - 720;
+            let partial = fold(pseudo_header(source.ip(), destination.ip(), ip::TCP, 720));
+            bytes[header + 16..header + 18].copy_from_slice(&partial.to_be_bytes());
+            assert_eq!(verify(&bytes, true), Checksum::Partial);
+            assert_eq!(verify(&bytes, false), Checksum::Invalid);
+            bytes[header + 17] ^= 1;
+            assert_eq!(verify(&bytes, true), Checksum::Invalid);
+        }
+    }
+
+    #[test]
+    fn udp_zero_is_none_in_ipv4_only() {
+        let mut v4 = Datagram::new("192.0.2.1:1".parse().unwrap(), "192.0.2.2:2".parse().unwrap(), vec![1; 9]).build();
+        assert_eq!(verify(&v4, false), Checksum::Valid);
+        v4[26..28].fill(0);
+        assert_eq!(verify(&v4, false), Checksum::Valid);
+        let mut v6 =
+            Datagram::new("[2001:db8::1]:1".parse().unwrap(), "[2001:db8::2]:2".parse().unwrap(), vec![]).build();
+        v6[46..48].fill(0);
+        assert_eq!(verify(&v6, false), Checksum::Invalid);
+    }
+
+    #[test]
+    fn the_ipv4_header_counts() {
+        let mut bytes = segment().build();
+        bytes[8] -= 1;
+        assert_eq!(verify(&bytes, true), Checksum::Invalid);
+    }
+}

@@ -1,0 +1,219 @@
+//! From layers to bytes: headers forward, then lengths and checksums from the last layer to the first.
+
+use smallvec::SmallVec;
+
+use super::{AnyLayer, Dns, Packet, dns, icmp_extension, table::Misfit};
+use crate::{
+    error::Result,
+    header::checksum::{fold, sum},
+};
+
+/// Where the layers of a built packet are: the beginning of each, in bytes.
+pub(crate) type Places = SmallVec<[usize; 16]>;
+
+/// A packet being built, as seen from one of its layers.
+pub(crate) struct Building<'a> {
+    bytes: &'a mut [u8],
+    layers: &'a [AnyLayer],
+    places: &'a [usize],
+    at: usize,
+    end: usize,
+}
+
+impl Building<'_> {
+    /// The layer's bytes up to the end of its payload, padding excluded.
+    #[inline(always)]
+    pub fn bytes(&mut self) -> &mut [u8] {
+        let start = self.places[self.at];
+        &mut self.bytes[start..self.end.max(start)]
+    }
+
+    /// Length of the layer's own header, in bytes.
+    #[inline(always)]
+    pub fn header(&self) -> usize {
+        let next = self.places.get(self.at + 1).copied().unwrap_or(self.bytes.len());
+        // What fills a quote up belongs to no header.
+        next.min(self.end).saturating_sub(self.places[self.at])
+    }
+
+    /// Length of header and payload.
+    #[inline(always)]
+    pub fn length(&self) -> usize {
+        self.end.saturating_sub(self.places[self.at])
+    }
+
+    /// Length of the quote of this ICMP error before its extensions, if it has some.
+    pub fn quote(&self) -> Option<usize> {
+        let extension = (self.at + 1..self.layers.len()).find(|at| {
+            matches!(self.layers[*at], AnyLayer::IcmpExtensionHeader(_))
+                && icmp_extension::extended(&self.layers[..*at]) == Some(self.at)
+        })?;
+        Some(self.places[extension] - self.places[self.at + 1])
+    }
+
+    /// Whether the layer is right on TCP.
+    pub fn is_behind_tcp(&self) -> bool {
+        is_behind_tcp(self.layers, self.at)
+    }
+
+    /// The layer above.
+    #[inline(always)]
+    pub fn next(&self) -> Option<&AnyLayer> {
+        self.layers.get(self.at + 1)
+    }
+
+    /// Writes a 16-bit number at an offset in this layer.
+    #[inline(always)]
+    pub fn put16(&mut self, at: usize, value: u16) {
+        if let Some(field) = self.bytes().get_mut(at..at + 2) {
+            field.copy_from_slice(&value.to_be_bytes());
+        }
+    }
+
+    /// The internet checksum over header and payload, behind the pseudo-header of the IP layer below if
+    /// `protocol` is given; `None` where there is no IP layer below. The field itself must still be 0.
+    #[inline(always)]
+    pub fn checksum(&mut self, protocol: Option<u8>) -> Option<u16> {
+        let length = self.length();
+        let pseudo = match protocol {
+            Some(protocol) => self.addresses()? + u64::from(protocol) + length as u64,
+            None => 0,
+        };
+        Some(!fold(pseudo + sum(self.bytes())))
+    }
+
+    /// The sum of the addresses of the IP layer below, IPv6 extension headers in between.
+    #[inline(always)]
+    fn addresses(&self) -> Option<u64> {
+        let mut last_hop = None;
+        for below in (0..self.at).rev() {
+            let header = &self.bytes[self.places[below]..];
+            match &self.layers[below] {
+                AnyLayer::Ip(_) => return header.get(12..20).map(sum),
+                AnyLayer::Ipv6(_) => {
+                    let both = header.get(8..40)?;
+                    // RFC 8200, 8.1: the final destination, which a routing header holds underway.
+                    return Some(match last_hop {
+                        Some(last) => sum(&both[..16]) + last,
+                        None => sum(both),
+                    });
+                }
+                AnyLayer::Ipv6Routing(routing) => {
+                    last_hop = last_hop.or(routing.final_destination().map(|address| sum(&address.octets())));
+                }
+                AnyLayer::Ipv6HopByHop(_) | AnyLayer::Ipv6Destination(_) | AnyLayer::Ipv6Fragment(_) => {}
+                _ => return None,
+            }
+        }
+        None
+    }
+}
+
+impl Packet {
+    /// The packet's bytes.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`](crate::Error::Invalid) naming the field whose value, or computed length, it is too narrow for.
+    pub fn build(&self) -> Result<Vec<u8>> {
+        let mut out = Vec::new();
+        self.build_into(&mut out)?;
+        Ok(out)
+    }
+
+    /// Builds into a buffer, replacing what was there. Allocates only if the buffer is too small, or for
+    /// more than 16 layers.
+    ///
+    /// # Errors
+    /// As [`build`](Self::build); the buffer's content is then unspecified.
+    #[inline]
+    pub fn build_into(&self, out: &mut Vec<u8>) -> Result<()> {
+        let mut places = Places::new();
+        Ok(build(self.layers(), out, &mut places)?)
+    }
+}
+
+#[inline]
+pub(crate) fn build(layers: &[AnyLayer], out: &mut Vec<u8>, places: &mut Places) -> Result<(), Misfit> {
+    out.clear();
+    let mut quotes = Quotes::new();
+    for (at, layer) in layers.iter().enumerate() {
+        if matches!(layer, AnyLayer::IcmpExtensionHeader(_)) {
+            quotes.extend(Quote::fill(layers, at, out, places));
+        }
+        places.push(out.len());
+        if matches!(layer, AnyLayer::Dns(Dns { length: None, .. })) && is_behind_tcp(layers, at) {
+            out.extend_from_slice(&[0; dns::PREFIX]);
+        }
+        layer.write(out)?;
+    }
+    let has_quotes = !quotes.is_empty();
+    let mut end = out.len();
+    // Padding belongs to the innermost frame that it is in: frames and packets around that count it as payload.
+    let mut behind_padding = None;
+    for (at, layer) in layers.iter().enumerate().rev() {
+        match layer {
+            AnyLayer::Padding(_) => {
+                behind_padding.get_or_insert(end);
+                end = places[at];
+                continue;
+            }
+            AnyLayer::IcmpExtensionHeader(_) => {
+                layer.finish(&mut Building { bytes: out, layers, places, at, end })?;
+                if let Some(quote) = quotes.iter_mut().find(|quote| quote.extension == at) {
+                    // The quoted packet ends before what fills it up, the error behind its extensions.
+                    (quote.around, quote.behind_padding) = (end, behind_padding.take());
+                    end = quote.end;
+                }
+                continue;
+            }
+            AnyLayer::Ether(_) => {
+                if let Some(all) = behind_padding.take() {
+                    layer.finish(&mut Building { bytes: out, layers, places, at, end })?;
+                    end = all;
+                    continue;
+                }
+            }
+            AnyLayer::Raw(_) => continue,
+            _ if has_quotes => {
+                if let Some(quote) = quotes.iter().find(|quote| quote.error == at) {
+                    (end, behind_padding) = (quote.around, quote.behind_padding);
+                }
+            }
+            _ => {}
+        }
+        layer.finish(&mut Building { bytes: out, layers, places, at, end })?;
+    }
+    Ok(())
+}
+
+fn is_behind_tcp(layers: &[AnyLayer], at: usize) -> bool {
+    matches!(at.checked_sub(1).map(|below| &layers[below]), Some(AnyLayer::Tcp(_)))
+}
+
+/// A quoted packet with ICMP extensions behind it.
+struct Quote {
+    /// The error that quotes, and its extensions: layers.
+    error: usize,
+    extension: usize,
+    /// Where the quoted packet ends.
+    end: usize,
+    /// Where the error ends, and padding behind it, once known.
+    around: usize,
+    behind_padding: Option<usize>,
+}
+
+type Quotes = SmallVec<[Quote; 1]>;
+
+impl Quote {
+    /// The quote that the extensions at `extension` are behind, filled up to the length that it must have (RFC 4884, 4).
+    #[cold]
+    fn fill(layers: &[AnyLayer], extension: usize, out: &mut Vec<u8>, places: &Places) -> Option<Self> {
+        let error = icmp_extension::extended(&layers[..extension])?;
+        let end = out.len();
+        let start = places.get(error + 1).copied().unwrap_or(end);
+        if let Some(length) = icmp_extension::padded(&layers[error], end - start) {
+            out.resize(start + length, 0);
+        }
+        Some(Self { error, extension, end, around: 0, behind_padding: None })
+    }
+}

@@ -1,0 +1,386 @@
+//! What a layer's fields are, said once in a table; structs, builder methods, access by name and
+//! the fixed part on the wire come from it.
+
+use crate::error::Error;
+
+use super::value::{FieldKind, Value};
+
+/// What is known of a field.
+#[derive(Debug)]
+pub struct FieldInfo {
+    /// Its name, that of Scapy.
+    pub name: &'static str,
+    /// What values it takes.
+    pub kind: FieldKind,
+    /// Its width in bits; 0: the width is that of its value.
+    pub bits: usize,
+    /// Where it begins in the header, in bits; `None`: behind the fixed part.
+    pub offset: Option<usize>,
+    /// Its value when unset; `None`: computed from the packet.
+    pub default: Option<fn() -> Value>,
+    /// Numbers that have a name.
+    pub names: &'static [(u64, &'static str)],
+    /// What it means.
+    pub doc: &'static str,
+}
+
+impl FieldInfo {
+    /// The largest number that fits.
+    pub fn max(&self) -> u64 {
+        match self.bits {
+            0 | 64.. => u64::MAX,
+            bits => (1 << bits) - 1,
+        }
+    }
+
+    /// The number with a name.
+    pub(crate) fn number(&self, name: &str) -> Result<u64, String> {
+        let found = self.names.iter().find(|(_, known)| known.eq_ignore_ascii_case(name));
+        found.map(|&(number, _)| number).ok_or_else(|| match self.names {
+            [] => format!("'{name}' does not fit: a number is needed"),
+            names => format!("'{name}' is no name of a value{}", nearest(name, names.iter().map(|&(_, name)| name))),
+        })
+    }
+}
+
+/// What is known of a layer.
+#[derive(Debug)]
+pub struct LayerInfo {
+    /// Its name, that of Scapy.
+    pub name: &'static str,
+    /// What defines it.
+    pub source: &'static str,
+    /// What it is.
+    pub doc: &'static str,
+    /// Its fields in the order of the wire.
+    pub fields: &'static [FieldInfo],
+}
+
+impl LayerInfo {
+    /// A field by name.
+    pub fn field(&self, name: &str) -> Option<(usize, &'static FieldInfo)> {
+        self.fields.iter().enumerate().find(|(_, field)| field.name == name)
+    }
+
+    /// The error for a field that this layer does not have.
+    pub(crate) fn unknown(&self, field: &str) -> String {
+        format!("{} has no field '{field}'{}", self.name, nearest(field, self.fields.iter().map(|field| field.name)))
+    }
+}
+
+/// `; did you mean ...?`, or all that there is where nothing is near.
+pub fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
+    let lower = name.to_ascii_lowercase();
+    // Slips (distance) and abbreviations (common beginning) alike.
+    let likeness = |known: &str| {
+        let known = known.to_ascii_lowercase();
+        let slip = strsim::osa_distance(&lower, &known) <= (known.len() / 3).max(1);
+        strsim::jaro_winkler(&lower, &known) + f64::from(u8::from(slip))
+    };
+    let mut near: Vec<(f64, &str)> = known.map(|known| (likeness(known), known)).collect();
+    near.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let close: Vec<&str> =
+        near.iter().filter(|(likeness, _)| *likeness > 0.85).map(|(_, name)| *name).take(3).collect();
+    match close[..] {
+        [] if near.is_empty() => String::new(),
+        [] => {
+            near.truncate(24);
+            format!("; known: {}", near.iter().map(|(_, name)| *name).collect::<Vec<_>>().join(", "))
+        }
+        _ => format!("; did you mean {}?", close.join(" or ")),
+    }
+}
+
+/// A value or computed length that its field is too narrow for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Misfit {
+    pub layer: &'static str,
+    pub field: &'static str,
+    pub bits: usize,
+}
+
+impl From<Misfit> for Error {
+    #[cold]
+    fn from(misfit: Misfit) -> Self {
+        let Misfit { layer, field, bits } = misfit;
+        let (layer, field) = (layer, field.strip_prefix("r#").unwrap_or(field));
+        Self::invalid(format!("{layer}.{field}"), format_args!("the value does not fit {bits} bits"))
+    }
+}
+
+/// A value of fixed width in a header. With constant arguments it compiles to a plain load or store.
+pub(crate) trait Wire: Sized {
+    /// Puts the value at `offset` bits; false if it is too large for `bits`.
+    fn put(self, header: &mut [u8], offset: usize, bits: usize) -> bool;
+    /// The value at `offset` bits.
+    fn get(header: &[u8], offset: usize, bits: usize) -> Self;
+}
+
+#[inline(always)]
+fn put_bits(value: u64, header: &mut [u8], offset: usize, bits: usize) -> bool {
+    if bits < 64 && value >> bits != 0 {
+        return false;
+    }
+    let (first, last) = (offset / 8, (offset + bits - 1) / 8);
+    if offset.is_multiple_of(8) && bits.is_multiple_of(8) {
+        header[first..=last].copy_from_slice(&value.to_be_bytes()[8 - bits / 8..]);
+        return true;
+    }
+    let mut rest = u128::from(value) << (7 - (offset + bits - 1) % 8);
+    for at in (first..=last).rev() {
+        header[at] |= rest as u8;
+        rest >>= 8;
+    }
+    true
+}
+
+/// The bits of a header from `offset` on, as a number; both counted in bits, most significant first.
+#[inline(always)]
+pub fn get_bits(header: &[u8], offset: usize, bits: usize) -> u64 {
+    let (first, last) = (offset / 8, (offset + bits - 1) / 8);
+    let mut all = 0_u128;
+    for byte in &header[first..=last] {
+        all = all << 8 | u128::from(*byte);
+    }
+    let all = (all >> (7 - (offset + bits - 1) % 8)) as u64;
+    if bits < 64 { all & ((1 << bits) - 1) } else { all }
+}
+
+macro_rules! wire {
+    ($($type:ty),*) => {$(
+        impl Wire for $type {
+            #[inline(always)]
+            fn put(self, header: &mut [u8], offset: usize, bits: usize) -> bool {
+                put_bits(u64::from(self), header, offset, bits)
+            }
+
+            #[inline(always)]
+            fn get(header: &[u8], offset: usize, bits: usize) -> Self {
+                get_bits(header, offset, bits) as $type
+            }
+        }
+    )*};
+}
+
+wire!(u8, u16, u32, u64);
+
+impl<const N: usize> Wire for [u8; N] {
+    #[inline(always)]
+    fn put(self, header: &mut [u8], offset: usize, _: usize) -> bool {
+        header[offset / 8..offset / 8 + N].copy_from_slice(&self);
+        true
+    }
+
+    #[inline(always)]
+    fn get(header: &[u8], offset: usize, _: usize) -> Self {
+        let mut bytes = [0; N];
+        bytes.copy_from_slice(&header[offset / 8..offset / 8 + N]);
+        bytes
+    }
+}
+
+macro_rules! wire_address {
+    ($($type:ty),*) => {$(
+        impl Wire for $type {
+            #[inline(always)]
+            fn put(self, header: &mut [u8], offset: usize, bits: usize) -> bool {
+                self.octets().put(header, offset, bits)
+            }
+
+            #[inline(always)]
+            fn get(header: &[u8], offset: usize, bits: usize) -> Self {
+                <Self as From<_>>::from(<[u8; size_of::<$type>()] as Wire>::get(header, offset, bits))
+            }
+        }
+    )*};
+}
+
+wire_address!(std::net::Ipv4Addr, std::net::Ipv6Addr);
+
+/// Bits before the field at `index`.
+pub(crate) const fn offset(widths: &[usize], index: usize) -> usize {
+    let (mut sum, mut i) = (0, 0);
+    while i < index {
+        sum += widths[i];
+        i += 1;
+    }
+    sum
+}
+
+/// A field's name without the `r#` that makes a keyword an identifier.
+pub(crate) const fn plain(name: &'static str) -> &'static str {
+    match name.as_bytes() {
+        [b'r', b'#', ..] => name.split_at(2).1,
+        _ => name,
+    }
+}
+
+/// Defines a layer: `field: type, bits, default;`, the default being `computed` or a value of the
+/// type in parentheses, then optionally names of values. What varies in length follows behind `tail`.
+macro_rules! layer {
+    (
+        $(#[doc = $doc:literal])*
+        pub struct $layer:ident: $name:literal, $source:literal {
+            $( $(#[doc = $fdoc:literal])* $field:ident: $type:ty, $bits:literal, $default:tt $(, $names:expr)?; )*
+        }
+        tail { $( $(#[doc = $tdoc:literal])* $tail:ident: $ttype:ty; )* }
+    ) => {
+        $(#[doc = $doc])*
+        ///
+        /// A field that is `None` gets its default or is computed; what is set is kept, wrong or not.
+        #[derive(Debug, Clone, PartialEq, Eq, Default)]
+        pub struct $layer {
+            $( $(#[doc = $fdoc])* pub $field: Option<$type>, )*
+            $( $(#[doc = $tdoc])* pub $tail: Option<$ttype>, )*
+        }
+
+        #[allow(dead_code)]
+        impl $layer {
+            /// The defaults of the fields that are not computed.
+            pub(crate) const DEFAULTS: Self = Self {
+                $( $field: $crate::layer::table::layer!(@default $default), )*
+                $( $tail: None, )*
+            };
+
+            /// Length of the fixed part, in bytes.
+            pub const FIXED: usize = (0 $( + $bits )*) / 8;
+
+            /// A layer of which nothing is set.
+            pub fn new() -> Self {
+                Self::default()
+            }
+
+            $( $(#[doc = $fdoc])*
+            #[must_use]
+            pub fn $field(mut self, value: impl $crate::layer::value::Literal<$type>) -> Self {
+                self.$field = Some(value.literal());
+                self
+            } )*
+
+            $( $(#[doc = $tdoc])*
+            #[must_use]
+            pub fn $tail(mut self, value: impl $crate::layer::value::Literal<$ttype>) -> Self {
+                self.$tail = Some(value.literal());
+                self
+            } )*
+        }
+
+        const _: () = {
+            #[allow(unused_imports)]
+            use $crate::layer::{
+                table::{FieldInfo, LayerInfo, Misfit, Wire, offset, plain},
+                value::{FieldValue, Value},
+            };
+
+            #[allow(non_camel_case_types, clippy::upper_case_acronyms)]
+            #[derive(Clone, Copy)]
+            enum Index { $( $field, )* $( $tail, )* }
+
+            #[allow(dead_code)]
+            const WIDTHS: &[usize] = &[$( $bits ),*];
+
+            static INFO: LayerInfo = LayerInfo {
+                name: $name,
+                source: $source,
+                doc: concat!($($doc),*),
+                fields: &[
+                    $( FieldInfo {
+                        name: plain(stringify!($field)),
+                        kind: <$type as FieldValue>::KIND,
+                        bits: $bits,
+                        offset: Some(offset(WIDTHS, Index::$field as usize)),
+                        default: $crate::layer::table::layer!(@value $type, $default),
+                        names: $crate::layer::table::layer!(@names $($names)?),
+                        doc: concat!($($fdoc),*),
+                    }, )*
+                    $( FieldInfo {
+                        name: plain(stringify!($tail)),
+                        kind: <$ttype as FieldValue>::KIND,
+                        bits: 0,
+                        offset: None,
+                        default: Some(|| <$ttype as FieldValue>::KIND.empty()),
+                        names: &[],
+                        doc: concat!($($tdoc),*),
+                    }, )*
+                ],
+            };
+
+            #[allow(unused_variables, unused_mut)]
+            impl $crate::layer::Layer for $layer {
+                fn info(&self) -> &'static LayerInfo {
+                    &INFO
+                }
+
+                fn value(&self, index: usize) -> Option<Value> {
+                    match index {
+                        $( i if i == Index::$field as usize => self.$field.as_ref().map(FieldValue::to_value), )*
+                        $( i if i == Index::$tail as usize => self.$tail.as_ref().map(FieldValue::to_value), )*
+                        _ => None,
+                    }
+                }
+
+                fn set_value(&mut self, index: usize, value: &Value) -> Result<(), String> {
+                    let unset = *value == Value::None;
+                    match index {
+                        $( i if i == Index::$field as usize => {
+                            self.$field = if unset { None } else { Some(FieldValue::from_value(value, &INFO.fields[i])?) };
+                        } )*
+                        $( i if i == Index::$tail as usize => {
+                            self.$tail = if unset { None } else { Some(FieldValue::from_value(value, &INFO.fields[i])?) };
+                        } )*
+                        _ => {}
+                    }
+                    Ok(())
+                }
+            }
+
+            #[allow(unused_variables, unused_mut)]
+            impl $crate::layer::protocol::Fixed for $layer {
+                #[inline(always)]
+                fn put_fixed(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+                    let mut header = [0_u8; $layer::FIXED];
+                    $( if let Some(value) = self.$field.or($layer::DEFAULTS.$field)
+                        && !value.put(&mut header, const { offset(WIDTHS, Index::$field as usize) }, $bits)
+                    {
+                        return Err(Misfit { layer: $name, field: stringify!($field), bits: $bits });
+                    } )*
+                    out.extend_from_slice(&header);
+                    Ok(())
+                }
+
+                #[inline(always)]
+                fn get_fixed(bytes: &[u8]) -> Option<Self> {
+                    let header = bytes.first_chunk::<{ $layer::FIXED }>()?;
+                    Some(Self {
+                        $( $field: Some(Wire::get(header, const { offset(WIDTHS, Index::$field as usize) }, $bits)), )*
+                        $( $tail: None, )*
+                    })
+                }
+            }
+
+            impl std::ops::Div<$layer> for &str {
+                type Output = $crate::layer::Packet;
+
+                fn div(self, above: $layer) -> Self::Output {
+                    $crate::layer::Packet::from(self) / above
+                }
+            }
+
+            impl<T: Into<$crate::layer::Packet>> std::ops::Div<T> for $layer {
+                type Output = $crate::layer::Packet;
+
+                fn div(self, above: T) -> Self::Output {
+                    $crate::layer::Packet::from(self) / above
+                }
+            }
+        };
+    };
+    (@default computed) => { None };
+    (@default ($($value:tt)*)) => { Some($($value)*) };
+    (@value $type:ty, computed) => { None };
+    (@value $type:ty, ($($value:tt)*)) => { Some(|| <$type as FieldValue>::to_value(&($($value)*))) };
+    (@names) => { &[] };
+    (@names $names:expr) => { $names };
+}
+
+pub(crate) use layer;

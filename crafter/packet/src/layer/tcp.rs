@@ -1,0 +1,319 @@
+//! TCP.
+
+use std::{fmt, net::IpAddr};
+
+use super::{
+    AnyLayer, Kind, TcpOption, answer,
+    build::Building,
+    dns, http, option,
+    protocol::{Fixed, Parsed, Protocol, worth},
+    table::{FieldInfo, Misfit, Wire, layer},
+    tcp_option, udp,
+    value::{FieldKind, FieldValue, Literal, Value},
+};
+use crate::header::{Flags, ip};
+
+/// The letters of the flags, from the lowest bit.
+const LETTERS: &str = "FSRPAUECN";
+
+fn flags_from(text: &str) -> Result<Flags, String> {
+    text.chars().try_fold(Flags::NONE, |flags, letter| {
+        let bit = LETTERS.find(letter.to_ascii_uppercase());
+        bit.map(|bit| flags | Flags(1 << bit)).ok_or_else(|| format!("'{letter}' is no flag; there are {LETTERS}"))
+    })
+}
+
+fn letters(flags: Flags) -> String {
+    LETTERS.chars().enumerate().filter(|(bit, _)| flags.0 >> bit & 1 != 0).map(|(_, letter)| letter).collect()
+}
+
+impl FieldValue for Flags {
+    const KIND: FieldKind = FieldKind::Flags;
+
+    fn to_value(&self) -> Value {
+        if self.0 < 0x200 { Value::Text(letters(*self)) } else { Value::Uint(self.0.into()) }
+    }
+
+    fn from_value(value: &Value, field: &FieldInfo) -> Result<Self, String> {
+        match value {
+            Value::Text(text) => flags_from(text),
+            other => u16::from_value(other, field).map(Self),
+        }
+    }
+}
+
+impl Wire for Flags {
+    #[inline(always)]
+    fn put(self, header: &mut [u8], offset: usize, bits: usize) -> bool {
+        self.0.put(header, offset, bits)
+    }
+
+    #[inline(always)]
+    fn get(header: &[u8], offset: usize, bits: usize) -> Self {
+        Self(Wire::get(header, offset, bits))
+    }
+}
+
+impl Literal<Flags> for &str {
+    fn literal(self) -> Flags {
+        flags_from(self).unwrap_or_else(|reason| panic!("{reason}"))
+    }
+}
+
+layer! {
+    /// Transmission Control Protocol
+    pub struct Tcp: "TCP", "RFC 9293" {
+        /// Source port
+        sport: u16, 16, (20);
+        /// Destination port
+        dport: u16, 16, (80);
+        /// Sequence number
+        seq: u32, 32, (0);
+        /// Acknowledgment number
+        ack: u32, 32, (0);
+        /// Header length in words of 4 bytes
+        dataofs: u8, 4, computed;
+        /// Reserved bits
+        reserved: u8, 3, (0);
+        /// Flags, a letter each: FSRPAUECN
+        flags: Flags, 9, (Flags::SYN);
+        /// Window, in bytes before scaling
+        window: u16, 16, (8192);
+        /// Checksum over pseudo-header, header and payload
+        chksum: u16, 16, computed;
+        /// Urgent pointer
+        urgptr: u16, 16, (0);
+    }
+    tail {
+        /// Options, filled up with end-of-list to a word
+        options: Vec<TcpOption>;
+    }
+}
+
+layer! {
+    /// The beginning of a TCP header, as far as an ICMP error must quote it
+    pub struct TcpError: "TCPerror", "RFC 792" {
+        /// Source port
+        sport: u16, 16, (20);
+        /// Destination port
+        dport: u16, 16, (80);
+        /// Sequence number
+        seq: u32, 32, (0);
+    }
+    tail {}
+}
+
+impl Tcp {
+    /// A segment to a port.
+    pub fn to(dport: impl Literal<u16>) -> Self {
+        Self::new().dport(dport)
+    }
+
+    /// What the sender waits to see acknowledged: sequence number behind the segment, with `above` its payload.
+    fn end(&self, above: &[AnyLayer]) -> u32 {
+        let flags = worth!(self, Tcp, flags).unwrap_or_default();
+        let payload = match above {
+            [] => 0,
+            [AnyLayer::Raw(raw)] => raw.load.as_ref().map_or(0, Vec::len),
+            above => length(above),
+        } as u32;
+        let controls = [Flags::SYN, Flags::FIN].iter().filter(|flag| flags.contains(**flag)).count() as u32;
+        self.seq.unwrap_or(0).wrapping_add(payload).wrapping_add(controls)
+    }
+}
+
+/// What a segment carries: only what begins and ends in it has a layer.
+#[inline]
+fn payload(is_dns: bool, bytes: &[u8]) -> Kind {
+    match bytes {
+        [] => Kind::Raw,
+        // RFC 1035, 4.2.2.
+        [high, low, message @ ..] if is_dns && usize::from(*high) << 8 | usize::from(*low) == message.len() => Kind::Dns,
+        bytes => http::message(bytes).unwrap_or(Kind::Raw),
+    }
+}
+
+/// Bytes that layers take, padding not counted.
+fn length(layers: &[AnyLayer]) -> usize {
+    let mut bytes = Vec::new();
+    for layer in layers.iter().filter(|layer| !matches!(layer, AnyLayer::Padding(_))) {
+        // What cannot be built was not sent.
+        let _ = layer.write(&mut bytes);
+    }
+    // On TCP, a message of DNS stands behind its length, set or not.
+    let prefix = matches!(layers.first(), Some(AnyLayer::Dns(dns)) if dns.length.is_none());
+    bytes.len() + if prefix { dns::PREFIX } else { 0 }
+}
+
+impl Protocol for Tcp {
+    #[inline]
+    fn parse(bytes: &[u8], _: &[AnyLayer]) -> Option<Parsed<Self>> {
+        let mut layer = Self::get_fixed(bytes)?;
+        let header = usize::from(layer.dataofs?) * 4;
+        let Some(options) = bytes.get(Self::FIXED..header) else {
+            return Some(Parsed { layer, header: Self::FIXED, end: bytes.len(), next: Kind::Raw });
+        };
+        if !options.is_empty() {
+            layer.options = Some(option::parse(options));
+        }
+        let next = payload(layer.sport == Some(udp::DNS) || layer.dport == Some(udp::DNS), &bytes[header..]);
+        Some(Parsed { layer, header, end: bytes.len(), next })
+    }
+
+    #[inline(always)]
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+        self.put_fixed(out)?;
+        if let Some(options) = &self.options {
+            tcp_option::write(options, out)?;
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
+        if self.dataofs.is_none() {
+            let header = packet.header();
+            if header > 60 {
+                return Err(Misfit { layer: "TCP", field: "dataofs", bits: 4 });
+            }
+            if let Some(byte) = packet.bytes().get_mut(12) {
+                *byte = *byte & 0x0f | (header as u8) << 2;
+            }
+        }
+        if self.chksum.is_none()
+            && let Some(value) = packet.checksum(Some(ip::TCP))
+        {
+            packet.put16(16, value);
+        }
+        Ok(())
+    }
+
+    /// The other way round the same ports. What acknowledges must acknowledge something of the request: a SYN itself,
+    /// no more (RFC 9293, 3.10.7.3), of data and FIN the beginning at least, if there is neither anything not older.
+    /// What acknowledges nothing resets, with the sequence number that was asked for (3.10.7.1), or opens from its side.
+    fn answers(&self, above: &[AnyLayer], request: &Self, asked: &[AnyLayer]) -> bool {
+        let ports = worth!(self, Tcp, sport) == worth!(request, Tcp, dport)
+            && worth!(self, Tcp, dport) == worth!(request, Tcp, sport);
+        if !ports {
+            return false;
+        }
+        let flags = worth!(self, Tcp, flags).unwrap_or_default();
+        let asked_flags = worth!(request, Tcp, flags).unwrap_or_default();
+        let resets_what_acknowledged = flags.contains(Flags::RST) && asked_flags.contains(Flags::ACK);
+        if resets_what_acknowledged && worth!(self, Tcp, seq) == worth!(request, Tcp, ack) {
+            return true;
+        }
+        if !flags.contains(Flags::ACK) {
+            return !resets_what_acknowledged;
+        }
+        let begin = request.seq.unwrap_or(0);
+        let acknowledged = self.ack.unwrap_or(0).wrapping_sub(begin);
+        let length = request.end(asked).wrapping_sub(begin);
+        // Later data may be acknowledged with it, but not more than a window holds (RFC 7323, 2.3).
+        let most = if asked_flags.contains(Flags::SYN) { length } else { 1 << 30 };
+        let is_acknowledged = (length.min(1)..=most).contains(&acknowledged);
+        is_acknowledged
+            && match (above, asked) {
+                ([AnyLayer::Dns(_), ..], [AnyLayer::Dns(_), ..]) => answer::answers(above, asked),
+                _ => true,
+            }
+    }
+
+    fn summary(&self, f: &mut fmt::Formatter<'_>, packet: &[AnyLayer], at: usize) -> fmt::Result {
+        let flags = letters(worth!(self, Tcp, flags).unwrap_or_default());
+        ports(f, "TCP", packet, at, self.sport.unwrap_or(20), self.dport.unwrap_or(80))?;
+        write!(f, " {flags}")
+    }
+}
+
+impl Protocol for TcpError {
+    fn parse(bytes: &[u8], _: &[AnyLayer]) -> Option<Parsed<Self>> {
+        let layer = Self::get_fixed(bytes)?;
+        Some(Parsed { layer, header: Self::FIXED, end: bytes.len(), next: Kind::Raw })
+    }
+
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+        self.put_fixed(out)
+    }
+
+    fn summary(&self, f: &mut fmt::Formatter<'_>, packet: &[AnyLayer], at: usize) -> fmt::Result {
+        ports(f, "TCPerror", packet, at, self.sport.unwrap_or(20), self.dport.unwrap_or(80))
+    }
+}
+
+/// `TCP 192.0.2.1:20 > 192.0.2.2:80`, with the addresses of the IP layer below.
+pub(crate) fn ports(
+    f: &mut fmt::Formatter<'_>,
+    name: &str,
+    packet: &[AnyLayer],
+    at: usize,
+    source: u16,
+    destination: u16,
+) -> fmt::Result {
+    let addresses: Option<(IpAddr, IpAddr)> = match at.checked_sub(1).map(|below| &packet[below]) {
+        Some(AnyLayer::Ip(ip)) => worth!(ip, super::Ip, src).zip(worth!(ip, super::Ip, dst)).map(|(a, b)| (a.into(), b.into())),
+        Some(AnyLayer::Ipv6(ip)) => {
+            worth!(ip, super::Ipv6, src).zip(worth!(ip, super::Ipv6, dst)).map(|(a, b)| (a.into(), b.into()))
+        }
+        _ => None,
+    };
+    match addresses {
+        Some((from @ IpAddr::V4(_), to)) => write!(f, "{name} {from}:{source} > {to}:{destination}"),
+        Some((from, to)) => write!(f, "{name} [{from}]:{source} > [{to}]:{destination}"),
+        None => write!(f, "{name} {source} > {destination}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        layer::{Ether, Ip, Ipv6, Packet},
+        header::checksum::{Checksum, verify},
+    };
+
+    #[test]
+    fn bytes() {
+        let options = [TcpOption::Mss(1460), TcpOption::SackOk, TcpOption::WScale(7)];
+        let packet = Ip::to("192.0.2.2").src("192.0.2.1") / Tcp::to(443).seq(0x0102_0304).options(options) / "hi";
+        let bytes = packet.build().unwrap();
+        assert_eq!(bytes[20..36], [0, 20, 1, 187, 1, 2, 3, 4, 0, 0, 0, 0, 0x80, 2, 0x20, 0]);
+        assert_eq!(bytes[40..], [2, 4, 5, 180, 4, 2, 3, 3, 7, 0, 0, 0, b'h', b'i']);
+        assert_eq!(verify(&bytes, false), Checksum::Valid);
+        let six = (Ipv6::to("2001:db8::2") / Tcp::to(443)).build().unwrap();
+        assert_eq!(verify(&six, false), Checksum::Valid);
+        assert_eq!(Packet::from_ip(&bytes).build().unwrap(), bytes);
+    }
+
+    #[test]
+    fn set_is_sacred() {
+        let tcp = Tcp::to(1).dataofs(15).reserved(5).chksum(1).flags("SN");
+        let bytes = (Ip::new() / tcp).build().unwrap();
+        assert_eq!(bytes[32..38], [0xfb, 2, 32, 0, 0, 1]);
+        let read = Packet::from_ip(&bytes);
+        assert_eq!(read.get::<Tcp>().unwrap().reserved, Some(5));
+        assert_eq!(read.build().unwrap(), bytes);
+    }
+
+    #[test]
+    fn without_ip_there_is_no_checksum() {
+        assert_eq!((Ether::new() / Tcp::new()).build().unwrap()[30..32], [0, 0]);
+    }
+
+    #[test]
+    fn what_answers() {
+        let request = Ip::to("192.0.2.2").src("192.0.2.1") / Tcp::to(80).sport(9).seq(100).flags("S");
+        let reply = |tcp: Tcp| Ip::to("192.0.2.1").src("192.0.2.2") / tcp;
+        let back = || Tcp::to(9).sport(80);
+        assert!(reply(back().flags("SA").ack(101)).answers(&request));
+        assert!(reply(back().flags("RA").ack(101)).answers(&request));
+        assert!(!reply(back().flags("SA").ack(102)).answers(&request));
+        assert!(!reply(back().flags("SA").ack(99)).answers(&request));
+        assert!(!reply(back().dport(10).flags("SA").ack(101)).answers(&request));
+        let elsewhere = Ip::to("192.0.2.1").src("192.0.2.3") / back().flags("SA").ack(101);
+        assert!(!elsewhere.answers(&request));
+        let acknowledging = Ip::to("192.0.2.2").src("192.0.2.1") / Tcp::to(80).sport(9).flags("A").ack(7);
+        assert!(reply(back().flags("R").seq(7)).answers(&acknowledging));
+        assert!(!reply(back().flags("R").seq(8)).answers(&acknowledging));
+    }
+}

@@ -1,0 +1,147 @@
+//! UDP.
+
+use std::fmt;
+
+use super::{
+    AnyLayer, Kind, answer,
+    build::Building,
+    protocol::{Fixed, Parsed, Protocol},
+    table::{Misfit, layer},
+    tcp,
+    value::Literal,
+};
+use crate::header::ip;
+
+/// Where DNS servers listen.
+pub(crate) const DNS: u16 = 53;
+/// Where multicast DNS is spoken (RFC 6762, 3).
+const MULTICAST_DNS: u16 = 5353;
+/// Where link-local multicast name resolution is spoken (RFC 4795, 2).
+const LLMNR: u16 = 5355;
+/// Where VXLAN tunnels end (RFC 7348, 5).
+pub(crate) const VXLAN: u16 = 4789;
+
+layer! {
+    /// User Datagram Protocol
+    pub struct Udp: "UDP", "RFC 768" {
+        /// Source port; that of the layer above if it has one, else 53
+        sport: u16, 16, computed;
+        /// Destination port; that of the layer above if it has one, else 53
+        dport: u16, 16, computed;
+        /// Length of header and payload in bytes
+        len: u16, 16, computed;
+        /// Checksum over pseudo-header, header and payload; 0: none
+        chksum: u16, 16, computed;
+    }
+    tail {}
+}
+
+impl Udp {
+    /// A datagram to a port.
+    pub fn to(dport: impl Literal<u16>) -> Self {
+        Self::new().dport(dport)
+    }
+}
+
+/// The port of the layer above.
+pub(crate) fn port(next: Option<&AnyLayer>) -> u16 {
+    match next {
+        Some(AnyLayer::Vxlan(_)) => VXLAN,
+        _ => DNS,
+    }
+}
+
+impl Protocol for Udp {
+    fn parse(bytes: &[u8], _: &[AnyLayer]) -> Option<Parsed<Self>> {
+        let layer = Self::get_fixed(bytes)?;
+        let end = match usize::from(layer.len?) {
+            length if length >= Self::FIXED => length.min(bytes.len()),
+            // 0 in a jumbogram (RFC 2675, 4), else malformed.
+            _ => bytes.len(),
+        };
+        let is = |port| layer.sport == Some(port) || layer.dport == Some(port);
+        let next = match () {
+            () if layer.dport == Some(VXLAN) => Kind::Vxlan,
+            () if is(DNS) || is(MULTICAST_DNS) || is(LLMNR) => Kind::Dns,
+            () => Kind::Raw,
+        };
+        Some(Parsed { layer, header: Self::FIXED, end, next })
+    }
+
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+        self.put_fixed(out)
+    }
+
+    fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
+        let port = port(packet.next());
+        if self.sport.is_none() {
+            packet.put16(0, port);
+        }
+        if self.dport.is_none() {
+            packet.put16(2, port);
+        }
+        if self.len.is_none() {
+            let length = packet.length().max(Self::FIXED);
+            packet.put16(4, u16::try_from(length).map_err(|_| Misfit { layer: "UDP", field: "len", bits: 16 })?);
+        }
+        if self.chksum.is_none()
+            && let Some(value) = packet.checksum(Some(ip::UDP))
+        {
+            // 0 would say that there is none.
+            packet.put16(6, if value == 0 { 0xffff } else { value });
+        }
+        Ok(())
+    }
+
+    fn answers(&self, above: &[AnyLayer], request: &Self, asked: &[AnyLayer]) -> bool {
+        if let ([AnyLayer::Vxlan(_), ..], [AnyLayer::Vxlan(_), ..]) = (above, asked) {
+            // Both ends of a tunnel send to the same port, from any (RFC 7348, 5).
+            return answer::answers(above, asked);
+        }
+        let (here, there) = (port(above.first()), port(asked.first()));
+        self.sport.unwrap_or(here) == request.dport.unwrap_or(there)
+            && self.dport.unwrap_or(here) == request.sport.unwrap_or(there)
+            && answer::answers(above, asked)
+    }
+
+    fn summary(&self, f: &mut fmt::Formatter<'_>, packet: &[AnyLayer], at: usize) -> fmt::Result {
+        let port = port(packet.get(at + 1));
+        tcp::ports(f, "UDP", packet, at, self.sport.unwrap_or(port), self.dport.unwrap_or(port))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        layer::{Ip, Ipv6, Packet},
+        header::checksum::{Checksum, verify},
+    };
+
+    #[test]
+    fn bytes() {
+        let bytes = (Ip::to("192.0.2.2").src("192.0.2.1") / Udp::to(7).sport(9) / "odd").build().unwrap();
+        assert_eq!(bytes[20..26], [0, 9, 0, 7, 0, 11]);
+        assert_eq!(verify(&bytes, false), Checksum::Valid);
+        assert_eq!(Packet::from_ip(&bytes).build().unwrap(), bytes);
+    }
+
+    #[test]
+    fn a_checksum_of_zero_becomes_ones() {
+        let zero = Udp::to(7).sport(9);
+        let all = (0..=u16::MAX).find(|word| {
+            let bytes = (Ipv6::to("2001:db8::1") / zero.clone() / &word.to_be_bytes()).build().unwrap();
+            bytes[46..48] == [0xff, 0xff]
+        });
+        assert!(all.is_some());
+        let none = (Ip::new() / Udp::new().chksum(0)).build().unwrap();
+        assert_eq!(none[26..28], [0, 0]);
+    }
+
+    #[test]
+    fn what_answers() {
+        let request = Ip::to("192.0.2.2").src("192.0.2.1") / Udp::to(7).sport(9);
+        assert!((Ip::to("192.0.2.1").src("192.0.2.2") / Udp::to(9).sport(7)).answers(&request));
+        assert!(!(Ip::to("192.0.2.1").src("192.0.2.2") / Udp::to(9).sport(8)).answers(&request));
+    }
+}

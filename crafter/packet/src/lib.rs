@@ -1,0 +1,17 @@
+//! Packets without a network: bytes and time come in as arguments, nothing is opened but capture files.
+//!
+//! - [`header`]: checked views of IP, TCP, UDP and ICMP headers, and builders for the segments that the engine sends.
+//! - [`layer`]: packets of any layers with any fields, as Scapy has them.
+//! - [`expr`]: their text form, and sets of packets.
+//! - [`reassembly`]: datagrams out of fragments, bounded in memory and time.
+//! - [`capture`]: files of packets.
+
+pub mod capture;
+pub mod error;
+pub mod expr;
+pub mod header;
+pub mod layer;
+pub mod reassembly;
+
+pub use error::{Error, Result};
+pub use reassembly::Reassembler;
