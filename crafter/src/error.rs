@@ -2,8 +2,6 @@
 
 use std::{fmt, io, net::IpAddr, net::SocketAddr, time::Duration};
 
-use crate::policy::Problem;
-
 /// What can go wrong, each with what the user can do about it in its sentence.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -110,11 +108,11 @@ pub enum Error {
         /// What is wrong and what would be right.
         reason: String,
     },
-    /// A policy's text is none.
-    #[error("the policy is not taken: {}", told(.problems))]
+    /// A policy's text has errors.
+    #[error("policy rejected: {}", .problems.join("; "))]
     Policy {
-        /// All that is wrong, in the order of the text.
-        problems: Vec<Problem>,
+        /// All that is wrong, each with its line and column, in the order of the text.
+        problems: Vec<String>,
     },
     /// The service's policy does not allow it.
     #[error("the service does not allow it: {message}")]
@@ -223,10 +221,6 @@ impl From<crafter_engine::Error> for Error {
             other => Self::Invalid { what: "conversation".to_owned(), reason: other.to_string() },
         }
     }
-}
-
-fn told(problems: &[Problem]) -> String {
-    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
 /// Exit codes of the command line, the same for every command.

@@ -31,7 +31,8 @@ fn places(text: &str) -> usize {
 #[test]
 fn unsafe_code_is_all_listed() {
     let mut files = Vec::new();
-    for package in ["crafter-common/src", "crafter-ebpf/src", "crafter/engine/src", "crafter/packet/src", "crafter/src"] {
+    for package in ["crafter-common/src", "crafter-ebpf/src", "crafter/engine/src", "crafter/packet/src", "crafter/src"]
+    {
         sources(&root().join(package), &mut files);
     }
     let counted = files.iter().map(|file| {

@@ -159,14 +159,14 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
 fn check(args: &CheckArgs, globals: &Globals) -> anyhow::Result<u8> {
     let source = Source::read(args.file.as_deref())?;
     let mut checked = Checked { file: source.name, ok: false, rules: 0, errors: Vec::new(), warnings: Vec::new() };
-    match Policy::load(&source.text, &names::HostNames) {
-        Ok(policy) => {
+    match Policy::parse(&source.text) {
+        Ok(mut policy) => {
+            policy.resolve(&names::HostNames)?;
             checked.ok = true;
             checked.rules = policy.rules().len();
             checked.warnings = policy.warnings();
         }
-        Err(Error::Policy { problems }) => checked.errors = problems,
-        Err(error) => return Err(error.into()),
+        Err(rejected) => checked.errors = rejected.problems,
     }
     // Humans and scripts both see these on stderr, one a line.
     for error in &checked.errors {

@@ -30,14 +30,6 @@ use crate::{
     packet::Transport,
 };
 
-/// What there is to reserve: 0 is no port, but an identifier of ICMP queries like any other.
-pub fn possible(transport: Transport) -> RangeInclusive<u16> {
-    match transport {
-        Transport::Tcp | Transport::Udp => 1..=u16::MAX,
-        Transport::Icmp => 0..=u16::MAX,
-    }
-}
-
 /// Ports that no service is registered for (RFC 6335 section 6).
 pub const DYNAMIC: RangeInclusive<u16> = 49_152..=65_535;
 /// Random picks before a range is gone through in order.
@@ -98,7 +90,7 @@ impl Reservation {
 /// [`Error::PortTaken`] naming the holder where it can be found; [`Error::Invalid`] for port 0 of TCP and UDP, or an address that is
 /// not of this host; [`Error::Permission`] for a port that needs `CAP_NET_BIND_SERVICE`.
 pub fn reserve(transport: Transport, address: IpAddr, port: u16, ifindex: u32) -> Result<Reservation> {
-    if !possible(transport).contains(&port) {
+    if !transport.ports().contains(&port) {
         return Err(Error::invalid("port", "0 is no port (for a free one reserve from a range)"));
     }
     hold_all(transport, address, port, ifindex).map_err(|error| refused(transport, address, port, error))
@@ -166,7 +158,7 @@ pub fn reserve_range(
 
 fn bounds(transport: Transport, range: &RangeInclusive<u16>) -> Result<(u16, u16)> {
     let (first, last) = (*range.start(), *range.end());
-    if !possible(transport).contains(&first) || first > last {
+    if !transport.ports().contains(&first) || first > last {
         return Err(Error::invalid(
             format!("port range {first}-{last}"),
             "must begin at 1 or more and not end before it begins",

@@ -210,13 +210,11 @@ impl Lease {
             }
             PortChoice::Free => vec![reserve::reserve_free(request.transport, address, DYNAMIC, ifindex)?],
             PortChoice::FreeRange(count) => Self::reserve_row(request.transport, address, *count, ifindex)?,
-            PortChoice::Exact(port) if !reserve::possible(request.transport).contains(port) => {
+            PortChoice::Exact(port) if !request.transport.ports().contains(port) => {
                 return Err(Error::invalid("port", "0 cannot be leased; 1 to 65535 can"));
             }
             PortChoice::Exact(port) => vec![reserve::reserve(request.transport, address, *port, ifindex)?],
-            PortChoice::Range(range)
-                if range.is_empty() || !reserve::possible(request.transport).contains(range.start()) =>
-            {
+            PortChoice::Range(range) if range.is_empty() || !request.transport.ports().contains(range.start()) => {
                 return Err(Error::invalid("ports", "a range goes from a lower to a higher port, 1 to 65535"));
             }
             PortChoice::Range(range) => reserve::reserve_range(request.transport, address, range.clone(), ifindex)?,

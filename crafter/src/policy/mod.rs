@@ -38,7 +38,7 @@
 //! - Destinations with ports are for TCP and UDP. A fragment that does not tell its port, and a protocol that has
 //!   none, meets every denied port and no allowed one; ICMP queries meet neither.
 //!
-//! A text is taken whole or not at all, and everything that is wrong with it is told ([`Error::Policy`]). What is
+//! A text is taken whole or not at all, and everything that is wrong with it is told ([`Rejected`]). What is
 //! legal and hardly meant is a [warning](Policy::warnings).
 //!
 //! # The decisions
@@ -108,6 +108,20 @@ impl fmt::Display for Problem {
     }
 }
 
+/// All that is wrong in a policy's text.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("policy rejected: {}", .problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+pub struct Rejected {
+    /// In the order of the text; at least one.
+    pub problems: Vec<Problem>,
+}
+
+impl From<Rejected> for Error {
+    fn from(rejected: Rejected) -> Self {
+        Self::Policy { problems: rejected.problems.iter().map(ToString::to_string).collect() }
+    }
+}
+
 /// The numbers of users and groups.
 pub trait Names {
     /// The id of a user; `None`: there is no such user.
@@ -141,11 +155,11 @@ impl Policy {
     /// Reads a text. Names in it mean nobody until they are [resolved](Self::resolve).
     ///
     /// # Errors
-    /// [`Error::Policy`] with all that is wrong.
-    pub fn parse(text: &str) -> Result<Self> {
+    /// [`Rejected`] with all that is wrong.
+    pub fn parse(text: &str) -> Result<Self, Rejected> {
         let (rules, mut reader) = read::read(text);
         if !reader.problems.is_empty() {
-            return Err(Error::Policy { problems: reader.problems });
+            return Err(Rejected { problems: reader.problems });
         }
         for rule in &rules {
             lint::destinations(rule, &mut reader.warnings);

@@ -3,7 +3,7 @@
 use std::{fmt, net::IpAddr, ops::RangeInclusive};
 
 use super::{ports::Ports, targets::Targets, usage::Rate};
-use crate::{datapath::reserve, packet::Transport};
+use crate::packet::Transport;
 
 /// Whom a rule names.
 #[derive(Debug, Clone, Default)]
@@ -182,7 +182,7 @@ impl Rule {
     pub(crate) fn leasable(&self, transport: Transport) -> Vec<RangeInclusive<u16>> {
         match transport {
             Transport::Tcp | Transport::Udp => self.ports.ranges().collect(),
-            Transport::Icmp => vec![reserve::possible(transport)],
+            Transport::Icmp => vec![transport.ports()],
         }
     }
 

@@ -17,9 +17,7 @@ impl From<Error> for Fault {
                 Self::PortTaken { protocol: protocol.to_owned(), address: address.to_string(), port, holder, message }
             }
             Error::Invalid { what, reason } => Self::Invalid { field: what, message: reason },
-            Error::Policy { problems } => {
-                Self::BadPolicy { problems: problems.iter().map(ToString::to_string).collect(), message }
-            }
+            Error::Policy { problems } => Self::BadPolicy { problems, message },
             _ => Self::Failed { message },
         }
     }

@@ -17,12 +17,7 @@ use super::{
 use crate::{
     Error, LeaseRequest, Result,
     capture::Direction,
-    datapath::{
-        maps::Terms,
-        reserve::{self, DYNAMIC},
-        route,
-        tap::Tap,
-    },
+    datapath::{maps::Terms, reserve::DYNAMIC, route, tap::Tap},
     driver::PortChoice,
     packet::Transport,
     policy::{Decision, Grant, Host, LeaseWish, Policy, Subject, Verdict},
@@ -314,7 +309,7 @@ impl Wanted {
             _ if call.count.is_some() => return Err(Error::invalid("count", "it is for free ports, without port")),
             (_, None, Some(_)) => return Err(Error::invalid("port", "the first one of the range is missing")),
             (Some(transport), Some(first), last) => {
-                let possible = || reserve::possible(transport);
+                let possible = || transport.ports();
                 Ports::These(port("port", first, possible())?..=port("last_port", last.unwrap_or(first), possible())?)
             }
         };

@@ -3,7 +3,7 @@
 //! A packet starts at its IP header everywhere in crafter; only the sender of
 //! frames knows Ethernet. Reading never panics, whatever the bytes.
 
-use std::{fmt, net::SocketAddr};
+use std::{fmt, net::SocketAddr, ops::RangeInclusive};
 
 pub mod checksum;
 pub mod icmp;
@@ -37,6 +37,14 @@ impl Transport {
             Self::Tcp => ip::TCP,
             Self::Udp => ip::UDP,
             Self::Icmp => ip::ICMP,
+        }
+    }
+
+    /// The ports, or identifiers, that there are: 0 is no port, but an identifier of ICMP queries like any other.
+    pub const fn ports(self) -> RangeInclusive<u16> {
+        match self {
+            Self::Tcp | Self::Udp => 1..=u16::MAX,
+            Self::Icmp => 0..=u16::MAX,
         }
     }
 

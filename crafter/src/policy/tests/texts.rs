@@ -5,7 +5,7 @@ use super::*;
 #[track_caller]
 fn problems(text: &str) -> Vec<String> {
     match Policy::parse(text) {
-        Err(Error::Policy { problems }) => problems.iter().map(ToString::to_string).collect(),
+        Err(Rejected { problems }) => problems.iter().map(ToString::to_string).collect(),
         other => panic!("{other:?}\n{text}"),
     }
 }
@@ -65,7 +65,7 @@ fn all_problems_at_once_and_nothing_taken() {
         begins,
         ["line 4, column 10", "line 4, column 19", "line 5, column 1", "line 8, column 10", "line 7, column 1"]
     );
-    let error = Policy::parse(text).unwrap_err();
+    let error = Error::from(Policy::parse(text).unwrap_err());
     assert_eq!(error.exit_code(), crate::error::exit::USAGE);
     for said in told {
         assert!(error.to_string().contains(&said), "{error}");
