@@ -1,6 +1,6 @@
 //! Fuzz targets of the service: whatever comes on its sockets, it serves on, and nothing leaves that the policy forbids.
 //!
-//! As `fuzz.rs`, but with a real service in namespaces of the test's own: root is needed.
+//! As the module `fuzz`, but with a real service in namespaces of the test's own: root is needed.
 
 use std::{
     env,

@@ -17,8 +17,7 @@ use hickory_proto::{
     rr::{Name, RData, RecordType},
 };
 
-mod canary;
-use canary::Canary;
+use crate::canary::{self, Canary};
 
 fn lab() -> GuardedLab {
     GuardedLab::new(&LabOptions::default())

@@ -15,9 +15,7 @@ use nix::{
     unistd::Pid,
 };
 
-#[allow(dead_code, reason = "shared with lab.rs")]
-mod canary;
-use canary::Canary;
+use crate::canary::{self, Canary};
 
 fn crafter(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_crafter"));

@@ -1,9 +1,8 @@
 //! Building into a reused buffer allocates nothing.
 
-mod allocations;
-
-use allocations::counted;
 use crafter::layer::{Ether, Ip, Kind, Packet, Tcp, TcpOption};
+
+use crate::allocations::counted;
 
 #[test]
 fn building_into_a_reused_buffer_allocates_nothing() {

@@ -60,8 +60,8 @@ const NOT_EXECUTED: [(&str, usize, &str); 12] = [
     ("crafter/python/tests/test_client.py", 1, "a socket"),
     ("crafter/src/cli/serve.rs", 1, "the service's socket"),
     ("crafter/src/cli/shell/state.rs", 1, "a directory"),
-    ("crafter/tests/cli/doctor_served.rs", 1, "a socket"),
-    ("crafter/tests/cli/service.rs", 1, "a socket"),
+    ("crafter/tests/integration/cli/doctor_served.rs", 1, "a socket"),
+    ("crafter/tests/integration/cli/service.rs", 1, "a socket"),
     ("tests/src/python.rs", 1, "directories and modules, copied by `cp`"),
     ("tests/src/service.rs", 1, "a directory"),
     ("tests/src/text_file_busy.rs", 1, "the positive control: executed, and expected to fail"),
@@ -82,7 +82,7 @@ fn what_is_executed_is_made_by_the_helper() {
         let name = file.strip_prefix(root()).unwrap().display().to_string();
         (name, lines(fs::read_to_string(file).unwrap()))
     });
-    let this = |name: &str| name == "crafter/tests/inventory.rs";
+    let this = |name: &str| name == "crafter/tests/integration/inventory.rs";
     let found: BTreeMap<String, usize> = found.filter(|(name, count)| *count > 0 && !this(name)).collect();
     let listed = NOT_EXECUTED.map(|(name, count, _)| (name.to_owned(), count));
     assert_eq!(found, listed.into(), "left: the source; right: NOT_EXECUTED. Use crafter_tests::executable");

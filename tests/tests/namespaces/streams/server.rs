@@ -11,7 +11,7 @@ use std::{
 use nix::sys::socket::{setsockopt, sockopt};
 use sha2::{Digest, Sha256};
 
-use crate::{
+use super::{
     meeting::Meeting,
     patience,
     rows::{Ending, Row},

@@ -27,7 +27,7 @@ use player::Player;
 
 #[test]
 fn every_story_comes_true() {
-    let directory = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/stories/scripts");
+    let directory = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/namespaces/stories/scripts");
     let mut paths: Vec<_> =
         fs::read_dir(&directory).expect("the scripts").map(|entry| entry.expect("a script").path()).collect();
     paths.sort();

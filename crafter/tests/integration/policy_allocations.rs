@@ -1,14 +1,13 @@
 //! Judging packets allocates nothing.
 
-mod allocations;
-
 use std::time::Instant;
 
-use allocations::counted;
 use crafter::{
     packet::{Segment, Transport},
     policy::{Host, LeaseWish, Outgoing, Policy, Subject, Usage, Verdict},
 };
+
+use crate::allocations::counted;
 
 #[test]
 fn judging_packets_allocates_nothing() {

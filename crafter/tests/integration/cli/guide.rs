@@ -2,7 +2,7 @@
 
 use super::{crafter, lab, run};
 
-const PAGE: &str = include_str!("../../docs/from-scapy.md");
+const PAGE: &str = include_str!("../../../docs/from-scapy.md");
 
 /// The text of all blocks of one language, in their order.
 fn blocks(language: &str) -> String {
