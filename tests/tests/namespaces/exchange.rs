@@ -23,7 +23,7 @@ use crafter::{
 use crafter_common::reason::Reason;
 use crafter_tests::{
     judge::{CONTROL, Capture, rsts},
-    leak::assert_detached,
+    leak::{Parallel, assert_detached},
     peer::{Dnsmasq, Nginx},
     slow::slowness,
     stage::{self, CONTROL_PORT, ENDS, lab},
@@ -73,6 +73,7 @@ fn assert_accounted(exchanged: &Exchanged, requests: usize) {
 
 #[test]
 fn ten_thousand_in_flight_in_each_mode() {
+    let _parallel = Parallel::begin();
     let lab = lab();
     for attach in [Attach::Native, Attach::Generic, Attach::Tc] {
         for (_, server) in ENDS {
@@ -91,6 +92,7 @@ fn ten_thousand_in_flight_in_each_mode() {
 
 #[test]
 fn every_port_of_a_host() {
+    let _parallel = Parallel::begin();
     let lab = lab();
     // On a busy machine the SYN-ACK would come once more before the last port is answered.
     stage::run(lab.server().command("sysctl").args(["-q", "-w", "net.ipv4.tcp_synack_retries=0"]));
@@ -110,6 +112,7 @@ fn every_port_of_a_host() {
 /// From thousands of ports at once, each of which is owned meanwhile and by nobody afterwards.
 #[test]
 fn a_set_of_source_ports() {
+    let _parallel = Parallel::begin();
     // A descriptor for each, of which a session has 1024 unless it asks for more.
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit");
     setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("a higher limit");
@@ -150,6 +153,7 @@ fn a_set_of_source_ports() {
 /// What was suppressed is shown, and what passes is not said to be.
 #[test]
 fn the_kernels_rst_is_told() {
+    let _parallel = Parallel::begin();
     let lab = lab();
     let _nginx = Nginx::start(lab.server());
     for (suppress, resets) in [(true, 1), (false, 0)] {
@@ -177,6 +181,7 @@ fn the_kernels_rst_is_told() {
 
 #[test]
 fn icmp_errors_and_pings() {
+    let _parallel = Parallel::begin();
     let lab = lab();
     // Linux sends port-unreachables as fast as its limits allow; here they all have to come.
     for limit in ["net.ipv4.icmp_ratelimit=0", "net.ipv4.icmp_msgs_per_sec=100000", "net.ipv4.icmp_msgs_burst=100000"] {
@@ -206,6 +211,7 @@ fn icmp_errors_and_pings() {
 /// Nobody loses a reply to somebody else's: a lease names who it is for, and what is not asked for is unmatched.
 #[test]
 fn dns_answers_by_id_and_question() {
+    let _parallel = Parallel::begin();
     let lab = lab();
     let _dnsmasq = Dnsmasq::start(lab.server());
     session(&lab, options(Attach::Auto), async |session| {
@@ -219,6 +225,7 @@ fn dns_answers_by_id_and_question() {
 
 #[test]
 fn unanswered_is_returned_and_sent_again() {
+    let _parallel = Parallel::begin();
     let lab = lab();
     stage::run(lab.server().command("iptables").args(["-A", "INPUT", "-p", "tcp", "--dport", "5000", "-j", "DROP"]));
     session(&lab, options(Attach::Auto), async |session| {
@@ -244,6 +251,7 @@ fn unanswered_is_returned_and_sent_again() {
 
 #[test]
 fn paced_and_sent_only() {
+    let _parallel = Parallel::begin();
     let lab = lab();
     session(&lab, options(Attach::Auto), async |session| {
         let began = Instant::now();
@@ -265,6 +273,7 @@ fn paced_and_sent_only() {
 /// Faster than the link takes it: packets wait for room, and none is lost.
 #[test]
 fn a_slow_link_is_waited_for() {
+    let _parallel = Parallel::begin();
     let lab = lab();
     let slow = ["qdisc", "add", "dev", INTERFACE, "root", "tbf", "rate", "1mbit", "burst", "4kb", "limit", "8kb"];
     stage::run(lab.client().command("tc").args(slow));
@@ -280,6 +289,7 @@ fn a_slow_link_is_waited_for() {
 /// A handshake by hand, from one call to the next: the session keeps the port.
 #[test]
 fn a_handshake_by_hand() {
+    let _parallel = Parallel::begin();
     let lab = lab();
     let _nginx = Nginx::start(lab.server());
     let capture = Capture::start(lab.server(), INTERFACE, Some(CONTROL));
@@ -310,6 +320,7 @@ fn a_handshake_by_hand() {
 
 #[test]
 fn frames_and_bad_input() {
+    let _parallel = Parallel::begin();
     let lab = lab();
     session(&lab, options(Attach::Auto), async |session| {
         let options = SrOptions { timeout: Duration::from_millis(500), ..SrOptions::default() };
@@ -334,6 +345,7 @@ fn frames_and_bad_input() {
 /// ARP has no ports: its answers are seen beside the kernel, not taken from it.
 #[test]
 fn arp() {
+    let _parallel = Parallel::begin();
     let lab = lab();
     session(&lab, options(Attach::Auto), async |session| {
         let reply = session

@@ -20,6 +20,7 @@ use crafter::{
     packet::Transport,
     policy::{Host, LeaseWish, Names, Outgoing, Policy, Question, Rule, SHIPPED, Subject, Usage},
 };
+use crafter_tests::leak::Parallel;
 
 /// Packets with something of every layer.
 const TEXTS: &[&str] = &[
@@ -223,6 +224,7 @@ fn same_text(packet: &Packet, bytes: &[u8]) {
 
 #[test]
 fn layers() {
+    let _parallel = Parallel::begin();
     bolero::check!().with_type::<(u16, u8, Vec<Change>)>().with_test_time(seconds()).for_each(
         |(seed, kind, changes)| {
             let seeds = packets();
@@ -251,6 +253,7 @@ fn layers() {
 
 #[test]
 fn text() {
+    let _parallel = Parallel::begin();
     bolero::check!().with_type::<(u16, Vec<Change>)>().with_test_time(seconds()).for_each(|(seed, changes)| {
         let seeds = TEXTS.len() + packets().len();
         let seed = usize::from(*seed) % seeds;
@@ -287,6 +290,7 @@ impl Read for Drops<'_> {
 
 #[test]
 fn capture_files() {
+    let _parallel = Parallel::begin();
     bolero::check!().with_type::<(u16, u8, Vec<Change>)>().with_test_time(seconds()).for_each(
         |(seed, drop, changes)| {
             let seeds = captures();
@@ -337,6 +341,7 @@ fn truly_allowed(rule: &Rule, own: &[IpAddr], packet: &Outgoing) {
 
 #[test]
 fn policy() {
+    let _parallel = Parallel::begin();
     let now = Instant::now();
     let host = Host {
         addresses: vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],

@@ -20,6 +20,7 @@ use crafter::{
 };
 use crafter_tests::{
     judge::{self, CONTROL, Capture, from, rsts},
+    leak::Parallel,
     peer::Nginx,
     service::{NOBODY, Service},
     stage::{self, ENDS, lab},
@@ -101,6 +102,7 @@ fn exchanged(lab: &Lab, options: SessionOptions, texts: &[String]) -> u64 {
 
 #[test]
 fn the_only_rst_is_crafters_and_leaves_before_the_session_ends() {
+    let _parallel = Parallel::begin();
     let lab = lab();
     let _nginx = Nginx::start(lab.server());
     let (ports, control) = ([50_001_u16, 50_002], 50_003);
@@ -129,6 +131,7 @@ fn the_only_rst_is_crafters_and_leaves_before_the_session_ends() {
 /// Of thousands of ports some are open; the RSTs keep to a pace, but not to one that is for a few SYNs.
 #[test]
 fn of_many_ports_those_that_are_open() {
+    let _parallel = Parallel::begin();
     let lab = lab();
     let listen = |port| TcpListener::bind((SERVER_V4, port)).expect("a port");
     let open: BTreeSet<u16> = (10_000..12_000).step_by(10).collect();
@@ -166,6 +169,7 @@ fn of_many_ports_those_that_are_open() {
 /// Between two exchanges nothing is reset, and nothing at the end that was acknowledged, or reset, by hand.
 #[test]
 fn what_the_user_goes_on_with_is_not_reset() {
+    let _parallel = Parallel::begin();
     let lab = lab();
     let _nginx = Nginx::start(lab.server());
     let [acknowledged, reset] = [50_001_u16, 50_002];
@@ -251,6 +255,7 @@ impl Script for Syns<'_> {
 
 #[test]
 fn a_port_that_is_given_back_early_is_reset_before() {
+    let _parallel = Parallel::begin();
     let lab = lab();
     let _nginx = Nginx::start(lab.server());
     let (resets, meanwhile, after) = watched(lab.server(), || {
@@ -277,6 +282,7 @@ fn a_port_that_is_given_back_early_is_reset_before() {
 /// Dropped, not closed; and a connection that is not this host's is left alone, as is one that the kernel resets.
 #[test]
 fn dropped_sessions_and_what_is_not_crafters() {
+    let _parallel = Parallel::begin();
     let lab = lab();
     let _nginx = Nginx::start(lab.server());
     let [dropped, passed] = [50_001_u16, 50_002];
@@ -318,6 +324,7 @@ fn dropped_sessions_and_what_is_not_crafters() {
 /// By an unprivileged client of the service: its lease carries the RST, as its policy allows.
 #[test]
 fn through_the_service() {
+    let _parallel = Parallel::begin();
     let lab = lab();
     let _nginx = Nginx::start(lab.server());
     let service = Service::start(lab.client(), "[[rule]]\nuser = 65534\npackets_per_second = \"unlimited\"\n");

@@ -11,7 +11,7 @@ use crafter::{
     error::exit,
     lab::{INTERFACE, Lab, SERVER_V4},
 };
-use crafter_tests::{service, stage, within};
+use crafter_tests::{leak::Parallel, service, stage, within};
 use serde_json::Value;
 
 /// Whether this kernel has what the programs use.
@@ -33,6 +33,7 @@ fn explains(text: &str) -> bool {
 
 #[test]
 fn doctor_tells_the_truth() {
+    let _parallel = Parallel::begin();
     let lab = stage::lab();
     let output = crafter(&lab, &["doctor", "--json"]);
     let text = String::from_utf8_lossy(&output.stdout);
@@ -51,6 +52,7 @@ fn doctor_tells_the_truth() {
 /// What doctor says of the lab's interface is what one gets there.
 #[test]
 fn doctor_and_what_is_attached_agree() {
+    let _parallel = Parallel::begin();
     let lab = stage::lab();
     let output = crafter(&lab, &["doctor"]);
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -76,6 +78,7 @@ fn doctor_and_what_is_attached_agree() {
 /// Each in its own way: one exchange, a stream, a ping, a service.
 #[test]
 fn whatever_asks_the_kernel_refuses_on_an_old_one() {
+    let _parallel = Parallel::begin();
     if !old() {
         return;
     }

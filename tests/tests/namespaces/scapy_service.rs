@@ -12,7 +12,7 @@ use std::{
 use crafter::lab::{INTERFACE, Lab};
 use crafter_tests::{
     judge::{CONTROL, Capture, Packet, from, rsts},
-    leak::assert_detached,
+    leak::{Parallel, assert_detached},
     nobody::{GROUP, as_nobody},
     peer::{Nginx, Process, wait_for},
     python::{PYTHON, Packages, source},
@@ -85,6 +85,7 @@ fn assert_no_rst(packets: &[Packet], client: IpAddr) {
 
 #[test]
 fn the_tutorial_runs_as_nobody_with_one_line_added() {
+    let _parallel = Parallel::begin();
     let lab = lab();
     let nginx = Nginx::start(lab.server());
     let packages = Packages::copy();
@@ -119,6 +120,7 @@ fn the_tutorial_runs_as_nobody_with_one_line_added() {
 
 #[test]
 fn without_the_line_nobody_may_not() {
+    let _parallel = Parallel::begin();
     let lab = lab();
     let nginx = Nginx::start(lab.server());
     let packages = Packages::copy();
@@ -132,6 +134,7 @@ fn without_the_line_nobody_may_not() {
 
 #[test]
 fn tcp_client_downloads_10_mb() {
+    let _parallel = Parallel::begin();
     const LENGTH: u64 = 10_000_000;
     let lab = lab();
     let nginx = Nginx::with_big(lab.server());
@@ -153,6 +156,7 @@ fn tcp_client_downloads_10_mb() {
 
 #[test]
 fn what_is_refused_is_told() {
+    let _parallel = Parallel::begin();
     let lab = lab();
     let packages = Packages::copy();
     let script = packages.write("refusals.py", &format!("{LINE}{REFUSALS}"));
@@ -182,6 +186,7 @@ fn what_is_refused_is_told() {
 /// Each packet once: what is leased is not observed as well, whatever the hook.
 #[test]
 fn frames_and_what_is_not_leased_where_the_policy_grants_them() {
+    let _parallel = Parallel::begin();
     let lab = lab();
     let packages = Packages::copy();
     let script = packages.write("frames.py", &format!("{LINE}{FRAMES}"));
@@ -197,6 +202,7 @@ fn frames_and_what_is_not_leased_where_the_policy_grants_them() {
 
 #[test]
 fn the_examples_need_neither_scapy_nor_crafter_scapy() {
+    let _parallel = Parallel::begin();
     let lab = lab();
     let _nginx = Nginx::start(lab.server());
     let packages = Packages::copy();
@@ -222,6 +228,7 @@ fn the_examples_need_neither_scapy_nor_crafter_scapy() {
 /// What can be tested without a kernel, in Python's own way, with the Scapy that the other tests use.
 #[test]
 fn crafter_scapys_own_tests_pass() {
+    let _parallel = Parallel::begin();
     let packages = Packages::copy();
     let mut command = Command::new(PYTHON);
     packages.give(&mut command).args(["-m", "unittest", "discover", "-q", "-t", ".", "-s", "tests"]);

@@ -25,6 +25,7 @@ use crafter_tests::{
     by_hand::sha256,
     frame::{self, ACK, RST, SYN, Tcp},
     judge::{CONTROL, Capture},
+    leak::Parallel,
     peer::{Dnsmasq, HOST, Nginx, Process, wait_for},
     service::{self, NOBODY, PATIENCE, Service, Socket, Who},
     stage::{CONTROL_PORT, ENDS, lab, run, unowned_syn, wait_for_rst},
@@ -119,6 +120,7 @@ fn json(text: &str) -> Value {
 
 #[test]
 fn the_whole_story_of_an_unprivileged_user() {
+    let _parallel = Parallel::begin();
     let lab = lab();
     let nginx = Nginx::with(lab.server(), Some(10_000_000));
     let _dnsmasq = Dnsmasq::start(lab.server());
@@ -190,6 +192,7 @@ fn the_whole_story_of_an_unprivileged_user() {
 
 #[test]
 fn two_users_wish_for_the_same_ports() {
+    let _parallel = Parallel::begin();
     let lab = lab();
     let service = Service::start(lab.client(), POLICY);
     let tenant = Tenant::start(&service, ONE, "udp", 50_010, 50_019, &[]);
@@ -240,6 +243,7 @@ fn on_the_way(service: &Service) -> u64 {
 
 #[test]
 fn a_million_packets_and_none_crossed() {
+    let _parallel = Parallel::begin();
     let lab = lab();
     let service = Service::start(lab.client(), POLICY);
     // The same numbers, of the other protocol, are the other user's.
@@ -313,6 +317,7 @@ fn answer(client: [u8; 6], number: u16) -> Vec<u8> {
 
 #[test]
 fn a_user_sees_what_is_the_users_own() {
+    let _parallel = Parallel::begin();
     let lab = lab();
     let service = Service::start(lab.client(), POLICY);
     let tenants =
@@ -408,6 +413,7 @@ fn monitored(service: &Service, who: Who) -> Vec<(String, u32)> {
 
 #[test]
 fn events_of_others_are_not_told() {
+    let _parallel = Parallel::begin();
     let lab = lab();
     let service = Service::start(lab.client(), POLICY);
     for who in [ONE, TWO] {
@@ -453,6 +459,7 @@ fn assert_soon(what: &str, mut times: Vec<Duration>) {
 
 #[test]
 fn ports_are_free_at_once() {
+    let _parallel = Parallel::begin();
     let lab = lab();
     let service = Service::start(lab.client(), POLICY);
     let stays = Tenant::start(&service, TWO, "udp", 51_000, 51_000, &[]);

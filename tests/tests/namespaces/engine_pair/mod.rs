@@ -18,6 +18,7 @@ use crafter::{
     engine::{AckPolicy, StreamConfig, StreamEngine, StreamState},
     packet::{Flags, Segment},
 };
+use crafter_tests::leak::Parallel;
 
 use end::{End, Ending};
 use random::Random;
@@ -353,6 +354,7 @@ fn number(name: &str) -> Option<u64> {
 
 #[test]
 fn a_thousand_conversations() {
+    let _parallel = Parallel::begin();
     let mut sum = Sum::default();
     let began = Instant::now();
     if let Some(seed) = number("CRAFTER_TEST_SEED") {

@@ -14,6 +14,7 @@ use crafter_common::reason::Reason;
 use crafter_tests::{
     bench::Bench,
     lane::Lane,
+    leak::Parallel,
     random::{
         Rng,
         story::{Event, Story},
@@ -51,6 +52,7 @@ fn lane(which: usize) -> Lane {
 
 #[test]
 fn random_packets_are_judged_alike() {
+    let _parallel = Parallel::begin();
     NetNs::new().expect("a namespace").run(differential).expect("enter it");
 }
 
@@ -83,6 +85,7 @@ fn differential() {
 /// With nothing owned, every packet passes, and not a byte of it changes: this needs no oracle to know.
 #[test]
 fn without_owners_everything_passes() {
+    let _parallel = Parallel::begin();
     NetNs::new()
         .expect("a namespace")
         .run(|| {
@@ -101,6 +104,7 @@ fn without_owners_everything_passes() {
 /// The benchmarks' program does nothing, whatever comes.
 #[test]
 fn the_empty_program_passes_everything() {
+    let _parallel = Parallel::begin();
     NetNs::new()
         .expect("a namespace")
         .run(|| {

@@ -22,6 +22,7 @@ use crafter::{
 use crafter_tests::{
     frame::udp_ip,
     judge::{Capture, Packet},
+    leak::Parallel,
     service::{PATIENCE, ROOT, Service, Socket, Who},
     stage::lab,
     wire::mac,
@@ -110,6 +111,7 @@ fn count(wire: &[Packet], sent: &Sent) -> usize {
 
 #[test]
 fn every_word_refuses_and_allows() {
+    let _parallel = Parallel::begin();
     let lab = lab();
     // Without names of others' addresses on the wire, and no route of its own for groups: by the default route.
     let macs = [lab.client(), lab.server()].map(|end| end.run(|| mac(INTERFACE)).expect("enter a namespace"));
@@ -146,6 +148,7 @@ fn every_word_refuses_and_allows() {
 
 #[test]
 fn users_groups_and_whom_no_rule_names() {
+    let _parallel = Parallel::begin();
     let lab = lab();
     let service = Service::start(lab.client(), &policy("user = 2", ""));
     let me = Who { user: 70_000, group: 54_321 };
@@ -181,6 +184,7 @@ fn users_groups_and_whom_no_rule_names() {
 /// Packets may come from foreign addresses; ports of them are not this host's to lease, whatever the policy says.
 #[test]
 fn leases_of_foreign_addresses() {
+    let _parallel = Parallel::begin();
     let lab = lab();
     let service = Service::start(lab.client(), &policy("user = 2", ""));
     let lease = |lines: &str| {
@@ -197,6 +201,7 @@ fn leases_of_foreign_addresses() {
 
 #[test]
 fn observing() {
+    let _parallel = Parallel::begin();
     let lab = lab();
     let service = Service::start(lab.client(), &policy("user = 2", ""));
     let me = Who { user: 70_000, group: 54_321 };
@@ -258,6 +263,7 @@ fn burst(service: &Service, user: u32, lines: &str, count: u8) -> (u64, u64, Vec
 
 #[test]
 fn packets_per_second_and_burst() {
+    let _parallel = Parallel::begin();
     let lab = lab();
     let service = Service::start(lab.client(), &policy("user = 2", ""));
     let capture = Capture::start(lab.server(), INTERFACE, Some("udp and dst net 198.51.100.0/24"));

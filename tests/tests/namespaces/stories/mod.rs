@@ -23,10 +23,13 @@ mod script;
 
 use std::{fs, path::PathBuf};
 
+use crafter_tests::leak::Parallel;
+
 use player::Player;
 
 #[test]
 fn every_story_comes_true() {
+    let _parallel = Parallel::begin();
     let directory = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/namespaces/stories/scripts");
     let mut paths: Vec<_> =
         fs::read_dir(&directory).expect("the scripts").map(|entry| entry.expect("a script").path()).collect();
@@ -62,6 +65,7 @@ fn play(text: &str) -> Result<usize, (usize, String)> {
 /// A player that takes everything for true would be of no use.
 #[test]
 fn what_does_not_come_true_is_told() {
+    let _parallel = Parallel::begin();
     let begins = "connect\n> S 0 mss\n";
     let cases = [
         ("connect\n> S 5", 2, "instead"),

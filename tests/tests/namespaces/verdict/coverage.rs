@@ -9,6 +9,7 @@ use crafter_tests::{
     bench::Bench,
     frame::{self, RST, Tcp},
     lane::{Lane, number},
+    leak::Parallel,
     machine::{HOOKS, Machine, Place, Taken, Weather},
     oracle::{Action, Oracle},
     random::{
@@ -277,6 +278,7 @@ const UNREACHABLE: &[(&str, &str, &str)] = &[
 
 #[test]
 fn branches_of_the_kernel_half() {
+    let _parallel = Parallel::begin();
     let (named, all) = inside(|| {
         let mut coverage = Coverage::default();
         for log in [0, 5] {

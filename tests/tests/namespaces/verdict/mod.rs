@@ -16,6 +16,7 @@ use crafter_tests::{
     bench::{ANY, Bench, terms},
     frame::{self, ACK, PSH, RST, SYN, TCP, Tcp, V4},
     lane::Lane,
+    leak::Parallel,
     oracle::{Flow, FlowId},
 };
 use rows::{
@@ -30,6 +31,7 @@ fn inside<T: Send>(work: impl FnOnce() -> T + Send) -> T {
 
 #[test]
 fn named_rows_reach_every_reason() {
+    let _parallel = Parallel::begin();
     inside(|| {
         let mut failures = Vec::new();
         let mut reached = BTreeSet::new();
@@ -67,6 +69,7 @@ fn named_rows_reach_every_reason() {
 /// Every reason is what some row expects, by its name; the two that need a full ring are in [`full`].
 #[test]
 fn every_reason_has_a_row() {
+    let _parallel = Parallel::begin();
     let rows = [ingress_rows(), egress_rows()].concat();
     for reason in Reason::ALL {
         let count = rows.iter().filter(|row| row.reason(true) == reason || row.reason(false) == reason).count();
@@ -156,6 +159,7 @@ fn counts(bench: &Bench) -> HashMap<FlowId, Flow> {
 /// Each row, and each row cut at every byte, past the oracle too.
 #[test]
 fn the_oracle_says_the_same_of_every_row_cut_anywhere() {
+    let _parallel = Parallel::begin();
     inside(|| {
         let mut ran = 0;
         for (hook, ethernet, socket) in [
@@ -227,6 +231,7 @@ fn shortest(hook: Hook) -> usize {
 /// and always by then.
 #[test]
 fn truncated_at_every_byte() {
+    let _parallel = Parallel::begin();
     inside(|| {
         let peers = [at(PEER[0], 80), at(PEER[1], 80)];
         let locals = [at(LOCAL[0], ON_ANY), at(LOCAL[1], ON_ANY)];
@@ -285,6 +290,7 @@ fn truncated_at_every_byte() {
 
 #[test]
 fn a_port_given_back_is_the_kernels_again() {
+    let _parallel = Parallel::begin();
     inside(|| {
         let mut bench = bench(&Bench::small(), false);
         let frame = frame::framed(&segment(at(LOCAL[0], BOTH)));
@@ -310,6 +316,7 @@ fn a_port_given_back_is_the_kernels_again() {
 
 #[test]
 fn flows_tell_what_went_by() {
+    let _parallel = Parallel::begin();
     inside(|| {
         for hook in [Hook::Xdp, Hook::Ingress] {
             let mut bench = bench(&Bench::small(), false);
@@ -340,6 +347,7 @@ fn flows_tell_what_went_by() {
 /// Sizes and constants that are set at load time.
 #[test]
 fn load_time_options_count() {
+    let _parallel = Parallel::begin();
     inside(|| {
         let mut bench = bench(&LoadOptions { mark: 0x77, ..Bench::small() }, false);
         let rst = frame::framed(&Tcp::new(RST, 1, 0).ip(at(LOCAL[0], ON_ANY), at(PEER[0], 80)));
@@ -368,6 +376,7 @@ fn load_time_options_count() {
 /// Packets at the edges of the ring's size classes, and the longest there are: every byte arrives.
 #[test]
 fn packets_of_every_size_class_arrive_whole() {
+    let _parallel = Parallel::begin();
     inside(|| {
         let mut xdp = bench(&LoadOptions { ring_bytes: 1 << 18, ..Bench::small() }, false);
         for packet in sized_packets(ON_ANY) {
@@ -393,6 +402,7 @@ fn sized_packets(port: u16) -> Vec<Vec<u8>> {
 /// 65,536 owned pairs fit, and each of them is found.
 #[test]
 fn sixty_five_thousand_owned_ports() {
+    let _parallel = Parallel::begin();
     inside(|| {
         let mut bench = Bench::new(&LoadOptions { owned_entries: 131_072, ..Bench::small() }, 14, false);
         for port in 1..=u16::MAX {
