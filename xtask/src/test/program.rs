@@ -80,8 +80,10 @@ impl Ending {
     }
 }
 
-/// Builds all test programs, or those that these arguments of cargo's select.
-pub fn build_tests(selection: &[String]) -> Result<Vec<TestProgram>> {
+/// Builds the test programs that these arguments of cargo's select, and the programs that they run: cargo builds those of a
+/// package along with its integration tests. A build of these programs alone before would have other features, those
+/// without the tests' dependencies, and build crafter twice.
+pub fn build_tests(selection: &[&str]) -> Result<Vec<TestProgram>> {
     let mut cargo = sh::cargo();
     cargo.args(["test", "--release", "--no-run"]).args(selection);
     cargo.arg("--message-format=json-render-diagnostics");

@@ -94,12 +94,6 @@ impl Plan {
         DEFAULT.map(str::to_owned).to_vec()
     }
 
-    /// What cargo builds of them.
-    pub fn selection() -> Vec<String> {
-        // Of all packages: with some of them alone, cargo would build their dependencies once more, with other features.
-        ["--test", "*"].map(str::to_owned).to_vec()
-    }
-
     /// Of all test programs those that are wanted, the quick ones that say most first.
     pub fn choose(&self, all: &[TestProgram]) -> Vec<Chosen> {
         let mut chosen: Vec<(usize, Chosen)> = Vec::new();
