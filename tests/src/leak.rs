@@ -8,7 +8,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     process::Command,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::Duration,
 };
 
@@ -182,21 +182,22 @@ pub fn more(now: &BTreeMap<String, usize>, before: &BTreeMap<String, usize>) -> 
     more.map(|(kind, count)| format!("{} of {kind}", count - than(kind))).collect()
 }
 
-/// One test at a time: the machine's, because most of them keep two processors busy, and this
-/// guard's, because it looks at what this process holds. When it is dropped, which has to be after all else in the test,
+/// A test that runs alone: because most of them keep two processors busy, and because this guard looks at what this process
+/// holds. When it is dropped, which has to be after all else in the test,
 /// this process has the descriptors that it had: programs, maps, links, sockets, namespaces, files.
 pub struct Serial {
     before: BTreeMap<String, usize>,
-    _lock: MutexGuard<'static, ()>,
+    _lock: RwLockWriteGuard<'static, ()>,
 }
 
-static LOCK: Mutex<()> = Mutex::new(());
+/// All tests of an executable, whose threads `cargo test` runs at the same time.
+static LOCK: RwLock<()> = RwLock::new(());
 
 impl Serial {
     /// Waits for its turn; finds this process without BPF objects.
     pub fn begin() -> Self {
         // A test that failed has poisoned it; that is told already.
-        let lock = LOCK.lock().unwrap_or_else(PoisonError::into_inner);
+        let lock = LOCK.write().unwrap_or_else(PoisonError::into_inner);
         wait_for("a process without BPF objects", Duration::from_secs(10), || {
             BpfObjects::of(std::process::id()).is_empty().then_some(())
         });
@@ -221,6 +222,18 @@ impl Serial {
         assert_eq!(BpfObjects::of(std::process::id()), BpfObjects::default(), "this process still holds");
         objects.wait_until_gone(Duration::from_secs(10));
         assert_eq!(attached(namespace, interface), Vec::<String>::new());
+    }
+}
+
+/// A test that runs beside others of this kind, and never beside a [`Serial`] one.
+pub struct Parallel {
+    _lock: RwLockReadGuard<'static, ()>,
+}
+
+impl Parallel {
+    /// Waits until no [`Serial`] test runs.
+    pub fn begin() -> Self {
+        Self { _lock: LOCK.read().unwrap_or_else(PoisonError::into_inner) }
     }
 }
 

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use crate::setup::{self, Purpose};
 use crate::sh;
 
-/// Each target, and the file in `tests/tests` that has it.
+/// Each target, and the module of `tests/tests/namespaces` that has it.
 const TARGETS: [(&str, &str); 6] = [
     ("layers", "fuzz"),
     ("text", "fuzz"),
@@ -47,9 +47,9 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
     }
     setup::ensure_corpora(false);
     let seconds = seconds.to_string();
-    for (target, file) in targets {
+    for (target, module) in targets {
         sh::step(&format!("Fuzzing {target} for {seconds} s"));
-        if file == "fuzz_service" {
+        if module == "fuzz_service" {
             // What the target starts.
             let code = sh::exit_code(sh::cargo().args(["build", "--release", "--package", "crafter"]))?;
             if code != 0 {
@@ -57,8 +57,8 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
             }
         }
         let mut cargo = sh::cargo();
-        cargo.args(["test", "--release", "--package", "crafter-tests", "--test", file]);
-        cargo.args(["--", "--exact", target]).env("CRAFTER_FUZZ_SECONDS", &seconds);
+        cargo.args(["test", "--release", "--package", "crafter-tests", "--test", "namespaces"]);
+        cargo.args(["--", "--exact", &format!("{module}::{target}")]).env("CRAFTER_FUZZ_SECONDS", &seconds);
         let code = sh::exit_code(&mut cargo)?;
         if code != 0 {
             return Ok(ExitCode::from(code));

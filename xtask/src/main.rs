@@ -27,8 +27,8 @@ cargo xtask JOB [ARGS]
   build            build everything for release
   run [--] ARGS    build, then run crafter as root
   demo             the whole conversation in a throw-away network, for a human
-  test [FILTER]    all tests as root in network namespaces; FILTER is libtest's
-                   --long: the long forms, hours
+  test [FILTER]    all tests as root in network namespaces; FILTER: a module of the integration tests,
+                   or part of tests' names; --long: the long forms, hours
   fuzz [TARGET]    fuzz layers, text, policy, control_socket, ...; --seconds N (60)
   vm-test          the tests on other kernels, in virtual machines; --help
   bench [NAME]     measure crafter beside its peers

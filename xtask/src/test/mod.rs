@@ -2,6 +2,7 @@
 
 mod libtest;
 mod program;
+mod select;
 mod stand_in;
 mod summary;
 
@@ -16,8 +17,10 @@ use crate::progress::Progress;
 use crate::setup::{self, Missing, Purpose};
 use crate::{build, deny, fresh, host, sh, vm};
 pub use libtest::Output;
+#[cfg(test)]
+pub use program::Module;
 use program::{Ending, Surroundings, lengths, tally};
-pub use program::{TestProgram, build_tests};
+pub use program::{TestProgram, build_tests, modules};
 use stand_in::StandIns;
 use summary::Summary;
 
@@ -45,9 +48,11 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
 
     let before = host::snapshot(&surroundings.marker)?;
     let mut again = Vec::new();
+    let modules = modules(&programs);
     for program in &programs {
+        let Some(arguments) = program.arguments(args, &modules) else { continue };
         sh::step(&format!("Tests of {} (as root)", program.title));
-        let ending = program.run(args, &log_name(&program.title, "first"), &surroundings)?;
+        let ending = program.run(&arguments, &log_name(&program.title, "first"), &surroundings)?;
         summary.add(ending.output.passed, ending.output.skipped);
         summary.add_time(&program.title, ending.time);
         let called: BTreeSet<String> =
@@ -55,14 +60,14 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
         if ending.is_good() {
             check_calls(&program.title, &called, &mut summary);
         } else {
-            again.push((program, ending, called));
+            again.push((program, arguments, ending, called));
         }
         // After each, so that it is known whose it is.
         check_host(&program.title, &before, &surroundings.marker, &mut summary)?;
     }
     examples(args, &surroundings, &mut summary)?;
-    for (program, first, called) in &again {
-        let explained = once_more(program, first, args, &surroundings, &mut summary)?;
+    for (program, arguments, first, called) in &again {
+        let explained = once_more(program, first, arguments, &surroundings, &mut summary)?;
         check_calls(&program.title, &(called - &explained), &mut summary);
         check_host(&program.title, &before, &surroundings.marker, &mut summary)?;
     }
@@ -106,10 +111,8 @@ fn prepare(args: &[String], summary: &mut Summary) -> Result<(Vec<TestProgram>, 
     }
     let _progress = Progress::start(build::TYPICAL * 3);
     sh::step("Building the tests for release");
-    // First, because the tests run crafter's own executable.
-    let built =
-        build::cargo(sh::cargo().args(["build", "--release", "--bins"])).and_then(|_| program::build_tests(&[]));
-    setup.finish_with(built)
+    // The examples are left to clippy.
+    setup.finish_with(program::build_tests(&["--tests"]))
 }
 
 /// In CI each peer is part of the test; elsewhere its tests are reported as not run.
@@ -188,13 +191,13 @@ fn once_more(
         return Ok(explained);
     }
     for name in &first.output.names {
-        sh::step(&format!("Once more, alone: {title} {name}"));
+        let what = program.test_title(name);
+        sh::step(&format!("Once more, alone: {what}"));
         surroundings.stand_ins.take_calls();
         let alone = ["--exact", name, "--include-ignored"].map(str::to_owned);
-        let second = program.run(&alone, &log_name(&format!("{title} {name}"), "second"), surroundings)?;
+        let second = program.run(&alone, &log_name(&what, "second"), surroundings)?;
         let called = surroundings.stand_ins.take_calls();
         explained.extend(called.iter().map(|missing| missing.command.clone()));
-        let what = format!("{title} {name}");
         if second.is_good() && second.output.passed == 1 {
             summary.add_flaky(&what, [&first.log, &second.log]);
         } else if let Some(missing) = called.first() {

@@ -1,5 +1,6 @@
 //! Test programs: what cargo builds, and how one of them runs.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
@@ -13,6 +14,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use super::libtest::Output;
+use super::select::{self, Selection};
 use super::stand_in::StandIns;
 use crate::{build, host, setup, sh};
 
@@ -22,15 +24,27 @@ const TIMED_OUT: [u8; 2] = [124, 137];
 /// How long a silent test program is waited for before looking whether it ended.
 const POLL: Duration = Duration::from_millis(300);
 
-/// One executable full of tests, as cargo names it.
+/// Tests that run in a process of their own: one module of the integration tests, or an executable with all of its unit
+/// tests.
 #[derive(Clone, Debug)]
 pub struct TestProgram {
-    /// `package: test name`.
+    /// `package: module`, or `package: kind name` of an executable.
     pub title: String,
+    /// The module of the executable that these tests are in; `None`: all tests of the executable.
+    pub module: Option<Module>,
     /// The executable.
     pub executable: PathBuf,
     /// Where cargo runs it.
     pub package: PathBuf,
+}
+
+/// A module at the top of an executable with tests.
+#[derive(Clone, Debug)]
+pub struct Module {
+    /// Its name.
+    pub name: String,
+    /// The names of its tests, with the module's.
+    pub tests: Vec<String>,
 }
 
 /// What test programs run with.
@@ -66,8 +80,10 @@ impl Ending {
     }
 }
 
-/// Builds all test programs, or those that these arguments of cargo's select.
-pub fn build_tests(selection: &[String]) -> Result<Vec<TestProgram>> {
+/// Builds the test programs that these arguments of cargo's select, and the programs that they run: cargo builds those of a
+/// package along with its integration tests. A build of these programs alone before would have other features, those
+/// without the tests' dependencies, and build crafter twice.
+pub fn build_tests(selection: &[&str]) -> Result<Vec<TestProgram>> {
     let mut cargo = sh::cargo();
     cargo.args(["test", "--release", "--no-run"]).args(selection);
     cargo.arg("--message-format=json-render-diagnostics");
@@ -76,7 +92,9 @@ pub fn build_tests(selection: &[String]) -> Result<Vec<TestProgram>> {
     for message in messages.lines() {
         let message: Value = serde_json::from_str(message)
             .with_context(|| format!("cargo printed something other than JSON: {message}"))?;
-        programs.extend(test_program(&message));
+        if let Some(program) = test_program(&message) {
+            programs.extend(program.by_module(&message["target"])?);
+        }
     }
     if programs.is_empty() {
         bail!("cargo built no test program");
@@ -101,12 +119,54 @@ fn test_program(message: &Value) -> Option<TestProgram> {
             target["kind"][0].as_str()?,
             target["name"].as_str()?,
         ),
+        module: None,
         executable: PathBuf::from(message["executable"].as_str()?),
         package,
     })
 }
 
+/// The names of all modules of the integration tests.
+pub fn modules(programs: &[TestProgram]) -> BTreeSet<String> {
+    programs.iter().filter_map(|program| Some(program.module.as_ref()?.name.clone())).collect()
+}
+
 impl TestProgram {
+    /// Of an executable of integration tests one program for each module; any other stays one.
+    fn by_module(self, target: &Value) -> Result<Vec<Self>> {
+        let (Some("test"), Some(name)) = (target["kind"][0].as_str(), target["name"].as_str()) else {
+            return Ok(vec![self]);
+        };
+        let modules = select::by_module(select::names(&self.executable)?, name);
+        let program = |(name, tests): (String, Vec<String>)| Self {
+            title: format!("{}: {name}", self.package_name()),
+            module: Some(Module { name, tests }),
+            ..self.clone()
+        };
+        Ok(modules.into_iter().map(program).collect())
+    }
+
+    /// The folder of its package, which is the name that people call it by.
+    pub fn package_name(&self) -> String {
+        self.package.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    /// How one of its tests is called in a summary: the name of a module's test has the module in it.
+    pub fn test_title(&self, test: &str) -> String {
+        match self.module {
+            Some(_) => format!("{}: {test}", self.package_name()),
+            None => format!("{} {test}", self.title),
+        }
+    }
+
+    /// What libtest is to get for what `args` select of its tests; `None`: nothing of it is selected. A filter that is one
+    /// of the names of `modules` selects that module.
+    pub fn arguments(&self, args: &[String], modules: &BTreeSet<String>) -> Option<Vec<String>> {
+        match &self.module {
+            Some(module) => Selection::read(args).of_module(&module.name, &module.tests, modules),
+            None => Some(args.to_vec()),
+        }
+    }
+
     /// Runs it as root, with these arguments of libtest's; `log` names the file that keeps its output.
     ///
     /// # Errors

@@ -38,7 +38,7 @@ The tests that ask the kernel for something, on kernels 6.1 and 6.12 of Debian's
 
   --kernel V       6.1, 6.12, 5.10, another series, `newest`, or the path of a bzImage; more than once
   --modules DIR    lib/modules/VERSION of the bzImage, with its modules.dep
-  --program NAME   only this test program (verdict, conversation, ...); more than once
+  --program NAME   only this module of tests (verdict, conversation, ...); more than once
   --accel NAME     kvm or tcg, instead of finding out
   --short          what `cargo xtask test` runs
   FILTER           libtest's
@@ -73,8 +73,8 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
     ensure_emulator()?;
     let progress = Progress::start(build::TYPICAL * 2);
     sh::step("Building the tests for release");
-    build::cargo(sh::cargo().args(["build", "--release", "--bins"]))?;
-    let programs = test::build_tests(&wish.plan.selection())?;
+    // Of all packages: with some of them alone, cargo would build their dependencies once more, with other features.
+    let programs = test::build_tests(&["--test", "*"])?;
     drop(progress);
     let runs = all(&wish, &programs)?;
     let good = runs.iter().all(Run::is_good);
@@ -128,7 +128,8 @@ fn all(wish: &Wish, programs: &[TestProgram]) -> Result<Vec<Run>> {
     let kernels: Vec<Kernel> = wish.kernels.iter().map(find).collect::<Result<_>>()?;
     let chosen = wish.plan.choose(programs);
     if chosen.is_empty() {
-        bail!("no test program is called {}", wish.plan.programs.join(" or "));
+        let names: Vec<&str> = wish.plan.programs.iter().chain(&wish.plan.filters).map(String::as_str).collect();
+        bail!("no module of the tests, or no test in it, is called {}", names.join(" or "));
     }
     sh::step("File system of the virtual machines");
     let executables: Vec<PathBuf> = chosen.iter().map(|program| program.executable.clone()).collect();

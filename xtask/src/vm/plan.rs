@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 use super::kernels::{DEFAULT, Kernel};
 use crate::setup;
 use crate::sh;
-use crate::test::TestProgram;
+use crate::test::{TestProgram, modules};
 
-/// Test programs of crafter itself that ask the kernel for something; the rest is the same on every kernel.
+/// Modules of crafter's own integration tests that ask the kernel for something; the rest is the same on every kernel.
 const OF_CRAFTER: [&str; 4] = ["cli", "doctor", "lab", "lab_run"];
 
 /// Of the tests' package, what the kernel has no part in, or what takes hours under emulation.
@@ -25,7 +25,7 @@ const LEFT_OUT: [(&str, &str); 6] = [
 /// Programs of this host without which the tests in the machines say nothing.
 pub const PEERS: [&str; 8] = ["curl", "depmod", "dnsmasq", "ip", "nginx", "python3", "python3-scapy", "tcpdump"];
 
-/// The short form: program and the tests in it; none named: all.
+/// The short form: module and the tests in it; none named: all.
 const SHORT: [(&str, &[&str]); 6] = [
     // Not the branches of the bytecode and every row cut anywhere: minutes of an emulated processor.
     ("verdict", &["named_rows", "every_reason", "flows_tell", "every_size_class", "truncated", "given_back"]),
@@ -36,7 +36,7 @@ const SHORT: [(&str, &[&str]); 6] = [
     ("clock", &["a_download", "the_kernel_half", "leases_live", "records_are_in_order"]),
 ];
 
-/// Single tests that are left out, by program and name, and why.
+/// Single tests that are left out, by module and part of the name, and why.
 const SKIPPED: [(&str, &str, &str); 5] = [
     ("cli", "guide::crafters_lines", "what a server sends again, as slow as this, comes after the shell has ended"),
     ("cli", "man::", "what groff makes of the manual is the same on every kernel"),
@@ -61,7 +61,7 @@ const POINTS: &str = "15";
 pub struct Plan {
     /// The selection of `cargo xtask test`.
     pub short: bool,
-    /// Names of programs; none: all.
+    /// Names of modules, each of which is a program of its own there; none: all.
     pub programs: Vec<String>,
     /// What libtest filters by.
     pub filters: Vec<String>,
@@ -75,15 +75,16 @@ pub struct Chosen {
     /// On the host, and in the machine.
     pub executable: PathBuf,
     directory: PathBuf,
-    filters: Vec<String>,
+    /// For libtest.
+    arguments: Vec<String>,
 }
 
 impl Chosen {
     /// These tests of it, and no other.
     pub fn only(&self, names: &[String]) -> Self {
-        let mut filters = vec!["--exact".to_owned(), "--include-ignored".to_owned()];
-        filters.extend(names.iter().cloned());
-        Self { filters, ..self.clone() }
+        let mut arguments = vec!["--exact".to_owned(), "--include-ignored".to_owned()];
+        arguments.extend(names.iter().cloned());
+        Self { arguments, ..self.clone() }
     }
 }
 
@@ -93,33 +94,18 @@ impl Plan {
         DEFAULT.map(str::to_owned).to_vec()
     }
 
-    /// What cargo builds of them.
-    pub fn selection(&self) -> Vec<String> {
-        // Of all packages: with some of them alone, cargo would build their dependencies once more, with other features.
-        let mut selection = Vec::new();
-        let names = match (self.programs.is_empty(), self.short) {
-            (false, _) => self.programs.clone(),
-            (true, true) => SHORT.iter().map(|(name, _)| (*name).to_owned()).collect(),
-            (true, false) => vec!["*".to_owned()],
-        };
-        selection.extend(names.into_iter().flat_map(|name| ["--test".to_owned(), name]));
-        selection
-    }
-
     /// Of all test programs those that are wanted, the quick ones that say most first.
     pub fn choose(&self, all: &[TestProgram]) -> Vec<Chosen> {
         let mut chosen: Vec<(usize, Chosen)> = Vec::new();
+        let modules = modules(all);
         for program in all {
-            let mut words = program.title.split([':', ' ']).filter(|word| !word.is_empty());
-            let (Some(package), Some("test"), Some(name)) = (words.next(), words.next(), words.next()) else {
-                continue;
-            };
+            let Some(name) = program.module.as_ref().map(|module| module.name.as_str()) else { continue };
             let short = SHORT.iter().position(|(one, _)| *one == name);
             let wanted = if !self.programs.is_empty() {
                 self.programs.iter().any(|wanted| wanted == name)
             } else if self.short {
                 short.is_some()
-            } else if package == "crafter" {
+            } else if program.package_name() == "crafter" {
                 OF_CRAFTER.contains(&name)
             } else {
                 LEFT_OUT.iter().all(|(left, _)| *left != name)
@@ -136,9 +122,10 @@ impl Plan {
             if ONLY_HERE.contains(&name) {
                 filters.push("--ignored".to_owned());
             }
+            let Some(arguments) = program.arguments(&filters, &modules) else { continue };
             let place = short.unwrap_or(SHORT.len());
             let (executable, directory) = (program.executable.clone(), program.package.clone());
-            chosen.push((place, Chosen { title: program.title.clone(), executable, directory, filters }));
+            chosen.push((place, Chosen { title: program.title.clone(), executable, directory, arguments }));
         }
         chosen.sort_by_key(|(place, _)| *place);
         chosen.into_iter().map(|(_, chosen)| chosen).collect()
@@ -161,7 +148,7 @@ pub fn orders(chosen: &[Chosen], emulated: bool, seconds: u64) -> Value {
         .iter()
         .map(|program| {
             let mut command = vec![program.executable.to_string_lossy().into_owned()];
-            command.extend(program.filters.iter().cloned());
+            command.extend(program.arguments.iter().cloned());
             // One after the other: two emulated processors have enough to do with one.
             command.push("--test-threads=1".into());
             json!({
@@ -183,4 +170,86 @@ pub fn orders(chosen: &[Chosen], emulated: bool, seconds: u64) -> Value {
         })
         .collect();
     json!({"trial": false, "crafter": crafter, "modules": ["veth", "sch_ingress", "cls_bpf", "tun"], "programs": programs})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test::Module;
+
+    /// A program of the integration tests of `package`.
+    fn program(package: &str, name: &str, tests: &[&str]) -> TestProgram {
+        TestProgram {
+            title: format!("{package}: {name}"),
+            module: Some(Module {
+                name: name.to_owned(),
+                tests: tests.iter().map(|test| format!("{name}::{test}")).collect(),
+            }),
+            executable: PathBuf::from("executable"),
+            package: PathBuf::from("/crafter").join(package),
+        }
+    }
+
+    /// What of some programs is chosen: title and arguments.
+    fn chosen(plan: &Plan) -> Vec<String> {
+        let unit = TestProgram { module: None, ..program("crafter", "lib crafter", &[]) };
+        let programs = [
+            unit,
+            program("crafter", "cli", &["man::a", "ping::a", "ping::answers_that_are_not_as_they_should_be"]),
+            program("crafter", "layers", &["a"]),
+            program("tests", "clock", &["exchange::a_download_goes_on", "service::other"]),
+            program("tests", "fuzz", &["layers"]),
+            program("tests", "verdict", &["coverage::a", "named_rows_reach_every_reason", "sixty"]),
+        ];
+        let chosen = plan.choose(&programs);
+        chosen.iter().map(|one| format!("{} {}", one.title, one.arguments.join(" "))).collect()
+    }
+
+    fn plan(short: bool, programs: &[&str], filters: &[&str]) -> Plan {
+        let owned = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+        Plan { short, programs: owned(programs), filters: owned(filters) }
+    }
+
+    #[test]
+    fn what_asks_the_kernel_is_chosen() {
+        assert_eq!(
+            chosen(&plan(false, &[], &[])),
+            [
+                "tests: verdict --exact verdict::named_rows_reach_every_reason verdict::sixty",
+                "tests: clock --exact clock::exchange::a_download_goes_on clock::service::other --ignored",
+                "crafter: cli --exact cli::ping::a",
+            ]
+        );
+    }
+
+    #[test]
+    fn the_short_form_has_some_tests_of_some_modules() {
+        assert_eq!(
+            chosen(&plan(true, &[], &[])),
+            [
+                "tests: verdict --exact verdict::named_rows_reach_every_reason",
+                "tests: clock --exact clock::exchange::a_download_goes_on --ignored",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_named_module_and_a_filter() {
+        assert_eq!(chosen(&plan(false, &["fuzz"], &[])), ["tests: fuzz --exact fuzz::layers"]);
+        assert_eq!(chosen(&plan(false, &["cli", "fuzz"], &["ping"])), ["crafter: cli --exact cli::ping::a"]);
+        assert!(chosen(&plan(false, &["cli"], &["nothing"])).is_empty());
+    }
+
+    /// A module that is renamed would silently be left out, or not be.
+    #[test]
+    fn every_module_that_is_named_here_is_there() {
+        let of_tests = LEFT_OUT.map(|(name, _)| name).into_iter().chain(SHORT.map(|(name, _)| name)).chain(ONLY_HERE);
+        let of_tests = of_tests.map(|name| (sh::workspace().join("tests/tests/namespaces"), name));
+        let of_crafter = OF_CRAFTER.map(|name| (sh::workspace().join("crafter/tests/integration"), name));
+        for (folder, name) in of_tests.chain(of_crafter) {
+            let there = [folder.join(format!("{name}.rs")), folder.join(name).join("mod.rs")];
+            assert!(there.iter().any(|path| path.is_file()), "{name} is not in {}", folder.display());
+        }
+        assert!(SKIPPED.iter().all(|(name, ..)| OF_CRAFTER.contains(name) || SHORT.iter().any(|(one, _)| one == name)));
+    }
 }

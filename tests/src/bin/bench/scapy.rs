@@ -16,7 +16,7 @@ use crafter_tests::{
 
 use crate::table::{Reach, Row, median};
 
-const TUTORIAL: &str = include_str!("../../../tests/scapy_service/tutorial.py");
+const TUTORIAL: &str = include_str!("../../../tests/namespaces/scapy_service/tutorial.py");
 const ROUNDS: usize = 5;
 
 fn lab() -> Result<Lab> {

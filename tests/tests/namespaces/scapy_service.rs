@@ -1,0 +1,237 @@
+//! Scapy as user `nobody`, through the service by crafter-scapy: the tutorial's script with one line added, TCP_client,
+//! what is refused. tcpdump in the server's namespace is the judge.
+
+use std::{
+    fs,
+    io::{self, BufRead, BufReader, Read},
+    net::{IpAddr, SocketAddr},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use crafter::lab::{INTERFACE, Lab};
+use crafter_tests::{
+    judge::{CONTROL, Capture, Packet, from, rsts},
+    leak::{Parallel, assert_detached},
+    nobody::{GROUP, as_nobody},
+    peer::{Nginx, Process, wait_for},
+    python::{PYTHON, Packages, source},
+    service::Service,
+    stage::{self, CONTROL_PORT, ENDS, assert_refuses, lab, run},
+};
+use sha2::{Digest, Sha256};
+
+const LINE: &str = "import crafter_scapy; crafter_scapy.install()\n";
+const TUTORIAL: &str = include_str!("scapy_service/tutorial.py");
+const CLIENT: &str = include_str!("scapy_service/client.py");
+const REFUSALS: &str = include_str!("scapy_service/refusals.py");
+const FRAMES: &str = include_str!("scapy_service/frames.py");
+
+/// That of the shipped policy, for the tests' group, and somebody who is denied.
+fn policy() -> String {
+    format!(
+        r#"
+        [[rule]]
+        group = {GROUP}
+        ports = ["1024-65535"]
+        allow = ["any"]
+        deny = ["192.0.2.99"]
+        packets_per_second = 10000
+        burst = 1000
+        "#
+    )
+}
+
+/// The first bytes of a file, over the kernel's TCP.
+fn curl(lab: &Lab, server: IpAddr, path: &str, length: u64) -> Vec<u8> {
+    let url = format!("http://{}{path}", SocketAddr::new(server, 80));
+    let mut curl = lab.client().command("curl");
+    curl.args(["-sS", "-g", "--max-time", "20", "-r", &format!("0-{}", length - 1), &url]);
+    let output = curl.output().expect("curl");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
+
+/// What a script printed first; it goes on until the guard is dropped, so that its ports stay leased.
+fn first_line(command: &mut Command) -> (Process, String) {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut process = Process::start(command);
+    let mut line = String::new();
+    BufReader::new(process.0.stdout.take().expect("its output")).read_line(&mut line).expect("read its output");
+    if line.is_empty() {
+        let mut said = String::new();
+        process.0.stderr.take().expect("its errors").read_to_string(&mut said).expect("read its errors");
+        panic!("{command:?}: {said}");
+    }
+    (process, line.trim().to_owned())
+}
+
+/// Begins a capture, and shows it what it looks for: the RST of a port that nobody owns.
+fn capture(lab: &Lab, ends: (IpAddr, IpAddr)) -> Capture<'_> {
+    let capture = Capture::start(lab.server(), INTERFACE, Some(CONTROL));
+    stage::unowned_syn(lab, ends, CONTROL_PORT);
+    stage::wait_for_rst(lab, SocketAddr::new(ends.0, CONTROL_PORT));
+    capture
+}
+
+/// Among all that came from the client, the control's is the only RST.
+fn assert_no_rst(packets: &[Packet], client: IpAddr) {
+    let control = SocketAddr::new(client, CONTROL_PORT);
+    assert!(rsts(packets, control) > 0, "the judge does not see RSTs");
+    let others = packets.iter().filter(|packet| packet.source.ip() == client && packet.source != control);
+    let found: Vec<&Packet> = others.filter(|packet| packet.is_rst()).collect();
+    assert!(found.is_empty(), "{found:?}");
+}
+
+#[test]
+fn the_tutorial_runs_as_nobody_with_one_line_added() {
+    let _parallel = Parallel::begin();
+    let lab = lab();
+    let nginx = Nginx::start(lab.server());
+    let packages = Packages::copy();
+    // The last line keeps the process, and with it the port: the server sends again what nobody acknowledges.
+    let script = packages.write("tutorial.py", &format!("{LINE}{TUTORIAL}import time; time.sleep(60)\n"));
+    let mut service = Service::for_group(lab.client(), &policy(), &[]);
+    for ends in ENDS {
+        let (client, server) = ends;
+        let page = curl(&lab, server, nginx.small.path, 100);
+        let capture = capture(&lab, ends);
+        let mut command = service.program(PYTHON);
+        packages.give(&mut command).arg(&script).arg(server.to_string()).arg(nginx.small.path);
+        let (process, said) = first_line(&mut command);
+        let packets = capture.finish();
+        let (port, hex) = said.split_once(' ').unwrap_or_else(|| panic!("it printed {said:?}"));
+        let page: String = page.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, page, "the page");
+        let own = SocketAddr::new(client, port.parse().expect("a port"));
+        assert!(from(&packets, own).iter().any(|packet| packet.is_syn()), "the judge does not see the SYN");
+        assert_no_rst(&packets, client);
+        // With the process go its ports: the kernel has them again, and says so.
+        drop(process);
+        wait_for("the port to be the kernel's", Duration::from_secs(5), || {
+            let error = stage::connect_from_server(&lab, own).err()?;
+            (error.kind() == io::ErrorKind::ConnectionRefused).then_some(())
+        });
+        assert_refuses(&lab, own);
+    }
+    assert_eq!(service.stop(), Some(0));
+    assert_detached(lab.client(), INTERFACE);
+}
+
+#[test]
+fn without_the_line_nobody_may_not() {
+    let _parallel = Parallel::begin();
+    let lab = lab();
+    let nginx = Nginx::start(lab.server());
+    let packages = Packages::copy();
+    let script = packages.write("tutorial.py", TUTORIAL);
+    let mut command = as_nobody(lab.client(), PYTHON);
+    packages.give(&mut command).arg(&script).arg(ENDS[0].1.to_string()).arg(nginx.small.path);
+    let output = command.output().expect("python3");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("PermissionError"), "{said}");
+}
+
+#[test]
+fn tcp_client_downloads_10_mb() {
+    let _parallel = Parallel::begin();
+    const LENGTH: u64 = 10_000_000;
+    let lab = lab();
+    let nginx = Nginx::with_big(lab.server());
+    let big = nginx.big.as_ref().expect("a big page").path;
+    let packages = Packages::copy();
+    let script = packages.write("client.py", &format!("{LINE}{CLIENT}"));
+    let mut service = Service::for_group(lab.client(), &policy(), &[]);
+    let expected = Sha256::digest(curl(&lab, ENDS[0].1, big, LENGTH));
+    let expected: String = expected.iter().map(|byte| format!("{byte:02x}")).collect();
+    let capture = capture(&lab, ENDS[0]);
+    let mut command = service.program(PYTHON);
+    packages.give(&mut command).arg(&script).arg(ENDS[0].1.to_string()).arg(big).arg(LENGTH.to_string());
+    let said = run(&mut command);
+    println!("TCP_client: {said}");
+    assert_no_rst(&capture.finish(), ENDS[0].0);
+    assert_eq!(said.split_once(' ').map(|(sum, _)| sum), Some(expected.as_str()), "{said}");
+    assert_eq!(service.stop(), Some(0));
+}
+
+#[test]
+fn what_is_refused_is_told() {
+    let _parallel = Parallel::begin();
+    let lab = lab();
+    let packages = Packages::copy();
+    let script = packages.write("refusals.py", &format!("{LINE}{REFUSALS}"));
+    let mut service = Service::for_group(lab.client(), &policy(), &[]);
+    let mut command = service.program(PYTHON);
+    packages.give(&mut command).arg(&script).arg(ENDS[0].1.to_string()).arg("192.0.2.99").arg(ENDS[1].1.to_string());
+    let said = run(&mut command);
+    let lines: Vec<&str> = said.lines().collect();
+    let expected = [
+        ("denied sr1|PolicyError|1|", "it denies"),
+        ("denied send|PolicyError|1|", "it denies"),
+        ("allowed send|NoneType|None|", "None"),
+        ("privileged|PolicyError|1|", "set sport"),
+        ("foreign|PolicyError|1|", "foreign_sources"),
+        ("frames|PolicyError|1|", "raw_ethernet"),
+        ("plain ping|str|None|IP / ICMP", "echo-reply 0"),
+        ("plain ping, IPv6|str|None|IPv6 / ICMPv6 Echo Reply", "id: 0"),
+        ("taken|PortTaken|None|", "is taken"),
+    ];
+    assert_eq!(lines.len(), expected.len(), "{said}");
+    for (line, (begin, word)) in lines.iter().zip(expected) {
+        assert!(line.starts_with(begin) && line.contains(word), "{line} is not {begin}...{word}");
+    }
+    assert_eq!(service.stop(), Some(0));
+}
+
+/// Each packet once: what is leased is not observed as well, whatever the hook.
+#[test]
+fn frames_and_what_is_not_leased_where_the_policy_grants_them() {
+    let _parallel = Parallel::begin();
+    let lab = lab();
+    let packages = Packages::copy();
+    let script = packages.write("frames.py", &format!("{LINE}{FRAMES}"));
+    let granted = policy() + "raw_ethernet = true\nobserve = true\nbroadcast = true\n";
+    for attach in ["native", "generic", "tc"] {
+        let mut service = Service::for_group(lab.client(), &granted, &["--attach", attach]);
+        let mut command = service.program(PYTHON);
+        packages.give(&mut command).arg(&script).arg(ENDS[0].1.to_string()).arg(INTERFACE);
+        assert_eq!(run(&mut command), "arp True\nsrp RA\nsniff RA S\n", "{attach}");
+        assert_eq!(service.stop(), Some(0));
+    }
+}
+
+#[test]
+fn the_examples_need_neither_scapy_nor_crafter_scapy() {
+    let _parallel = Parallel::begin();
+    let lab = lab();
+    let _nginx = Nginx::start(lab.server());
+    let packages = Packages::copy();
+    let example =
+        |name: &str| packages.write(name, &fs::read_to_string(source().join("examples").join(name)).expect(name));
+    let mut service = Service::for_group(lab.client(), &policy(), &[]);
+    let server = ENDS[0].1.to_string();
+    for (port, answer) in [("80", "SYN-ACK"), ("81", "RST")] {
+        let said = run(service.program(PYTHON).arg(example("syn.py")).args([&server, port]));
+        assert!(
+            said.starts_with(&format!("{server}:{port} answers {answer}, ")) && said.contains("ack 1001"),
+            "{said}"
+        );
+    }
+    let info = run(service.program("sh").arg(example("info.sh")));
+    assert!(info.contains(env!("CARGO_PKG_VERSION")) && info.contains("\"leases\""), "{info}");
+    let route = format!(r#"{{"destination":"{server}"}}"#);
+    let route = run(service.program("sh").arg(example("info.sh")).args(["Route", &route]));
+    assert!(route.contains(INTERFACE) && route.contains(&ENDS[0].0.to_string()), "{route}");
+    assert_eq!(service.stop(), Some(0));
+}
+
+/// What can be tested without a kernel, in Python's own way, with the Scapy that the other tests use.
+#[test]
+fn crafter_scapys_own_tests_pass() {
+    let _parallel = Parallel::begin();
+    let packages = Packages::copy();
+    let mut command = Command::new(PYTHON);
+    packages.give(&mut command).args(["-m", "unittest", "discover", "-q", "-t", ".", "-s", "tests"]);
+    let output = command.current_dir(source()).output().expect("python3");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
