@@ -1,4 +1,4 @@
-//! One error type for the library, and the exit code that the command line gives each kind.
+//! One error type for the library.
 
 use std::{fmt, io, net::IpAddr, net::SocketAddr, time::Duration};
 
@@ -177,23 +177,6 @@ impl Error {
     pub fn invalid(what: impl Into<String>, reason: impl fmt::Display) -> Self {
         Self::Invalid { what: what.into(), reason: reason.to_string() }
     }
-
-    /// The exit code that the command line ends with; see [`exit`].
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::Invalid { .. } | Self::Policy { .. } => exit::USAGE,
-            Self::Permission { .. } => exit::PERMISSION,
-            Self::NoService { .. } | Self::Service { .. } => exit::FAILURE,
-            Self::Refused { .. } | Self::Forbidden { .. } | Self::Unreachable { .. } => exit::REFUSED,
-            Self::TimedOut { .. } => exit::TIMED_OUT,
-            Self::Reset { .. } => exit::RESET,
-            Self::PortTaken { .. } => exit::PORT_TAKEN,
-            Self::UnknownInterface { .. } | Self::NoRoute { .. } | Self::NoNeighbour { .. } => exit::NO_ROUTE,
-            Self::Attach { .. } => exit::ATTACH,
-            Self::KernelTooOld { .. } => exit::KERNEL,
-            Self::Io { .. } | Self::Bpf { .. } => exit::FAILURE,
-        }
-    }
 }
 
 impl From<crafter_packet::Error> for Error {
@@ -221,32 +204,4 @@ impl From<crafter_engine::Error> for Error {
             other => Self::Invalid { what: "conversation".to_owned(), reason: other.to_string() },
         }
     }
-}
-
-/// Exit codes of the command line, the same for every command.
-pub mod exit {
-    /// All went well.
-    pub const SUCCESS: u8 = 0;
-    /// Something failed that has no code of its own; `doctor`: nothing can work here.
-    pub const FAILURE: u8 = 1;
-    /// A wrong option or value.
-    pub const USAGE: u8 = 2;
-    /// A capability is missing.
-    pub const PERMISSION: u8 = 3;
-    /// The peer refused: a RST to the SYN, or an ICMP unreachable. Or the policy did.
-    pub const REFUSED: u8 = 4;
-    /// No answer in time.
-    pub const TIMED_OUT: u8 = 5;
-    /// The server answered with an error: an HTTP status of 400 or more, a DNS response code other than NOERROR.
-    pub const SERVER_ERROR: u8 = 6;
-    /// The peer reset an established connection.
-    pub const RESET: u8 = 7;
-    /// The port is held by a socket of this host.
-    pub const PORT_TAKEN: u8 = 8;
-    /// Unknown interface, no route, or the next hop does not answer.
-    pub const NO_ROUTE: u8 = 9;
-    /// The forced attach mode cannot be had.
-    pub const ATTACH: u8 = 10;
-    /// The kernel is too old.
-    pub const KERNEL: u8 = 11;
 }

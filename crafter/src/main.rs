@@ -2,8 +2,8 @@
 
 use std::{array, io, os::unix::net::UnixStream, process::ExitCode};
 
+use crate::cli::exit;
 use clap::Parser;
-use crafter::error::exit;
 
 mod cli;
 
@@ -30,7 +30,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             cli::print::error(&error);
-            cli::print::exit_code(&error)
+            exit::code_of(&error)
         }
     };
     // Not waiting for blocking tasks, which have nothing left to report to.

@@ -5,6 +5,8 @@ pub mod by_hand;
 pub mod dns;
 pub mod drop;
 pub mod executable;
+#[path = "../../crafter/src/cli/exit.rs"]
+pub mod exit;
 pub mod frame;
 pub mod guarded;
 pub mod holder;

@@ -6,9 +6,9 @@ use std::{
     time::SystemTime,
 };
 
+use crate::cli::exit;
 use crafter::{
     capture::{Entry, Writer},
-    error::exit,
     expr::PacketSet,
     layer::{Kind, Packet, value::hex},
 };

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use crate::cli::exit;
 use crafter::{
     datapath::{maps, running::Process},
-    error::exit,
     protocol::{control::Control, wire::CountersCall},
 };
 use crafter_common::reason::{Reason, Verdict};

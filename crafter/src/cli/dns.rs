@@ -11,8 +11,9 @@ use std::{
     time::Duration,
 };
 
+use crate::cli::exit;
 use anyhow::Context as _;
-use crafter::{Error, Result, datapath::program::Report, error::exit};
+use crafter::{Error, Result, datapath::program::Report};
 use hickory_proto::{
     op::{Message, ResponseCode},
     rr::{Name, Record, RecordType},

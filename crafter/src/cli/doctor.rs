@@ -7,13 +7,11 @@ mod served;
 
 use std::{fmt::Write as _, path::Path};
 
-use crafter::{
-    datapath::{
-        features::{self, Host, XdpFeatures, version},
-        interface::{self, Interface},
-        program::OLDEST_KERNEL,
-    },
-    error::exit,
+use crate::cli::exit;
+use crafter::datapath::{
+    features::{self, Host, XdpFeatures, version},
+    interface::{self, Interface},
+    program::OLDEST_KERNEL,
 };
 use serde::Serialize;
 

@@ -2,10 +2,10 @@
 
 use std::{collections::BTreeMap, fmt::Write as _, net::IpAddr};
 
+use crate::cli::exit;
 use crafter::{
     Error,
     datapath::{maps, running::Process},
-    error::exit,
     protocol::{
         control::Control,
         wire::{Flow, ListFlowsCall},

@@ -18,7 +18,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use self::{http::Head, sink::Sink, summary::Summary, target::Target, trace::Trace};
 use super::{
-    Globals,
+    Globals, exit,
     interface::{self, Ended},
     print,
 };
@@ -131,7 +131,7 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
         }
     };
     if let Some(error) = &error {
-        summary.exit_code = print::exit_code(error);
+        summary.exit_code = exit::code_of(error);
         summary.error = Some(print::sentence(error));
     }
     // Nothing is left to complain to when stderr is gone.

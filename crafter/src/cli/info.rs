@@ -1,9 +1,7 @@
 //! `crafter info`: the running service.
 
-use crafter::{
-    error::exit,
-    protocol::wire::{Info, InfoCall, Interface, InterfacesCall},
-};
+use crate::cli::exit;
+use crafter::protocol::wire::{Info, InfoCall, Interface, InterfacesCall};
 use serde::Serialize;
 
 use super::{

@@ -1,9 +1,7 @@
 //! `crafter leases`: the leases of the service.
 
-use crafter::{
-    error::exit,
-    protocol::wire::{Lease, ListLeasesCall},
-};
+use crate::cli::exit;
+use crafter::protocol::wire::{Lease, ListLeasesCall};
 use serde::Serialize;
 
 use super::{

@@ -1,8 +1,8 @@
 //! `crafter ls`: the layers, and the fields of one.
 
+use crate::cli::exit;
 use crafter::{
     Error,
-    error::exit,
     layer::{FieldInfo, Kind, Layer as _, LayerInfo},
 };
 use serde_json::{Value, json};

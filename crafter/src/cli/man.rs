@@ -6,12 +6,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::cli::exit;
 use clap::CommandFactory as _;
 use clap_mangen::{
     Man,
     roff::{Roff, bold, roman},
 };
-use crafter::{Error, Result, error::exit};
+use crafter::{Error, Result};
 
 use super::{Cli, Globals, print};
 

@@ -8,6 +8,7 @@ pub mod counters;
 pub mod dns;
 pub mod doctor;
 pub mod exchange;
+pub mod exit;
 pub mod flows;
 pub mod get;
 pub mod host;

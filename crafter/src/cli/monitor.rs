@@ -5,12 +5,10 @@ use std::{
     time::Duration,
 };
 
-use crafter::{
-    error::exit,
-    protocol::{
-        control::Subscription,
-        wire::{Event, MonitorCall},
-    },
+use crate::cli::exit;
+use crafter::protocol::{
+    control::Subscription,
+    wire::{Event, MonitorCall},
 };
 use tokio::io::{Interest, unix::AsyncFd};
 

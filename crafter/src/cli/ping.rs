@@ -6,8 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::cli::exit;
 use crafter::{
-    error::exit,
     probe::{Method, Ping, PingOptions, PingOutcome, PingSummary, Pong, Said},
     session::{Account, Event, Pace, Script, Step},
 };

@@ -7,9 +7,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::cli::exit;
 use crafter::{
     Error,
-    error::exit,
     packet::Transport,
     policy::{Explanation, Policy, Problem, Question, SHIPPED},
     service::names,

@@ -5,7 +5,7 @@ use std::{
     process::ExitCode,
 };
 
-use crafter::error::exit;
+use crate::cli::exit;
 use serde::Serialize;
 
 /// Prints an error as one sentence on stderr.
@@ -21,14 +21,6 @@ pub fn sentence(error: &anyhow::Error) -> String {
         told if told.contains(&cause) => sentence,
         told => format!("{told}: {cause}"),
     })
-}
-
-/// The exit code for an error: that of the library's error, if it is one.
-pub fn exit_code(error: &anyhow::Error) -> u8 {
-    error
-        .chain()
-        .find_map(|cause| cause.downcast_ref::<crafter::Error>())
-        .map_or(exit::FAILURE, crafter::Error::exit_code)
 }
 
 /// Prints what clap has to say: help and version on stdout, errors on stderr.
@@ -110,13 +102,8 @@ pub fn half_open_reset(count: u64) {
 
 /// Whether writing failed because nobody reads any more (`crafter ... | head`).
 pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        let kind = match cause.downcast_ref::<crafter::Error>() {
-            Some(crafter::Error::Io { source, .. }) => Some(source.kind()),
-            _ => cause.downcast_ref::<io::Error>().map(io::Error::kind),
-        };
-        kind == Some(io::ErrorKind::BrokenPipe)
-    })
+    let mut kinds = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind);
+    kinds.any(|kind| kind == io::ErrorKind::BrokenPipe)
 }
 
 /// Appends a table: the first row is the heading; columns whose heading is in `left` are aligned

@@ -11,8 +11,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::cli::exit;
 use anyhow::Context as _;
-use crafter::{Error, Result, error::exit};
+use crafter::{Error, Result};
 use serde::Serialize;
 
 use self::{outlet::Outlet, schedule::Schedule, tape::Tape};
@@ -140,7 +141,7 @@ impl Summary {
             self.exit_code = code;
             self.error = Some("interrupted".to_owned());
         } else if let Some(error) = error {
-            self.exit_code = error.exit_code();
+            self.exit_code = exit::code(&error);
             self.error = Some(print::sentence(&error.into()));
         } else if self.broken.is_some() {
             self.exit_code = exit::USAGE;

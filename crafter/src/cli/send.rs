@@ -2,10 +2,8 @@
 
 use std::io::{self, Write as _};
 
-use crafter::{
-    error::exit,
-    session::{Event, SrOptions},
-};
+use crate::cli::exit;
+use crafter::session::{Event, SrOptions};
 use serde_json::json;
 
 use super::{

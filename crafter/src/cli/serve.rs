@@ -10,13 +10,13 @@ use std::{
     time::Duration,
 };
 
+use crate::cli::exit;
 use crafter::{
     Error, Options, Result,
     datapath::{
         features, guard,
         program::{self, Attach, LoadOptions},
     },
-    error::exit,
     service::{
         ServeOptions, Signals,
         host::{privileges, systemd},

@@ -10,10 +10,10 @@ use std::{
     path::PathBuf,
 };
 
+use crate::cli::exit;
 use anyhow::Context as _;
 use crafter::{
     Error,
-    error::exit,
     shell::{Failure, Output, Shell},
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -199,7 +199,7 @@ fn note(text: &str) {
 
 fn failed(name: &str, failure: &Failure) -> u8 {
     print::error(&anyhow::anyhow!("{name}, {failure}"));
-    failure.exit_code()
+    if failure.is_of_text() { exit::USAGE } else { exit::code(&failure.error) }
 }
 
 /// Tells a failure below the line that was typed, with a mark below the place.

@@ -7,11 +7,11 @@ use std::{
     path::Path,
 };
 
+use crate::cli::exit;
 use anyhow::Context as _;
 use crafter::{
     Error,
     capture::{self, Captured, Direction, Reader},
-    error::exit,
     layer::{Kind, Packet},
 };
 use serde_json::json;
@@ -109,7 +109,7 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
         // Nothing is left to complain to when stderr is gone.
         let _ = writeln!(io::stderr().lock(), "crafter: {}: {reason}", args.input);
     }
-    Ok(broken.map_or(exit::SUCCESS, |error| error.exit_code()))
+    Ok(broken.map_or(exit::SUCCESS, |error| exit::code(&error)))
 }
 
 /// Packets on stdout, each written when it comes.

@@ -6,11 +6,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::cli::exit;
 use crafter::{
     Error, Result,
     capture::{Captured, Direction, Link, Out, Writer},
     datapath::{interface::interfaces, tap::TapOptions},
-    error::exit,
     layer::Kind,
     session::Watch,
 };

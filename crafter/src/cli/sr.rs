@@ -6,10 +6,10 @@ use std::{
     time::Duration,
 };
 
+use crate::cli::exit;
 use crafter::{
     Error,
     datapath::program::Report,
-    error::exit,
     layer::Packet,
     probe::Verdict,
     session::{Event, Exchanged, Pair, Reply, SrOptions},

@@ -7,8 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::cli::exit;
 use crafter::{
-    error::exit,
     layer::MplsLabel,
     probe::{Ending, Hop, HopAnswer, Method, Trace, TraceOptions},
     session::{Event, Pace, Script, Step},

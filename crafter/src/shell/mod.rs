@@ -16,7 +16,7 @@
 use std::{collections::BTreeMap, fmt, ops::Range};
 
 use crate::{
-    error::{Error, exit},
+    error::Error,
     expr::{PacketSet, Resolve},
     expr::{
         access,
@@ -71,9 +71,9 @@ impl Failure {
         self.reason.clone().unwrap_or_else(|| self.error.to_string())
     }
 
-    /// The exit code of a command that ends with it.
-    pub fn exit_code(&self) -> u8 {
-        if self.reason.is_some() { exit::USAGE } else { self.error.exit_code() }
+    /// Whether the text makes no sense; else what it asked for failed.
+    pub fn is_of_text(&self) -> bool {
+        self.reason.is_some()
     }
 
     fn new<E: Into<Error>>(text: &str, fault: fault::Fault<E>) -> Self {

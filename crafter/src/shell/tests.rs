@@ -304,7 +304,8 @@ fn results() {
 fn a_failure_leaves_the_variables() {
     let mut shell = Shell::new(Fake { dead: true, ..Fake::default() });
     let failure = run(&mut shell, "x = 1; y = 2\nx = sr1(IP(dst=\"192.0.2.1\"))").unwrap_err();
-    assert_eq!((failure.line, failure.column, failure.exit_code()), (2, 5, exit::NO_ROUTE));
+    assert_eq!((failure.line, failure.column, failure.is_of_text()), (2, 5, false));
+    assert!(matches!(failure.error, Error::NoRoute { .. }), "{failure}");
     assert_eq!(shell.variable("x"), Some(&Object::Number(1)));
     // All statements are read before one is run.
     run(&mut shell, "x = 5; y = (").unwrap_err();

@@ -249,7 +249,7 @@ fn options_shape_the_link() {
     assert_eq!(lab.client().run(|| ethtool(0x1e)).unwrap(), 1, "TSO is on by default");
     for mtu in [1279, 65_536] {
         let error = Lab::new(&LabOptions { mtu, ..LabOptions::default() }).unwrap_err();
-        assert_eq!(error.exit_code(), crafter::error::exit::USAGE, "{error}");
+        assert_eq!(crafter_tests::exit::code(&error), crafter_tests::exit::USAGE, "{error}");
     }
 }
 

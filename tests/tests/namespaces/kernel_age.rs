@@ -8,9 +8,9 @@ use std::{net::IpAddr, process::Output};
 use crafter::{
     Crafter, Options,
     datapath::{features, program::OLDEST_KERNEL},
-    error::exit,
     lab::{INTERFACE, Lab, SERVER_V4},
 };
+use crafter_tests::exit;
 use crafter_tests::{leak::Parallel, service, stage, within};
 use serde_json::Value;
 
@@ -69,7 +69,7 @@ fn doctor_and_what_is_attached_agree() {
         }
         Err(error) => {
             assert!(old(), "{error}");
-            assert_eq!(error.exit_code(), exit::KERNEL);
+            assert_eq!(exit::code(&error), exit::KERNEL);
             assert!(explains(&error.to_string()), "{error}");
         }
     }

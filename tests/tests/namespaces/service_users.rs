@@ -15,12 +15,12 @@ use crafter::{
         frames::{FrameSender, Way},
         interface::interface,
     },
-    error::exit,
     lab::{CLIENT_V4, INTERFACE, NetNs, SERVER_V4, SERVER_V6},
     protocol::wire::{
         CountersCall, InterfacesCall, LeaseCall, ListFlowsCall, ListLeasesCall, MonitorCall, ReleaseCall, ReloadCall,
     },
 };
+use crafter_tests::exit;
 use crafter_tests::{
     by_hand::sha256,
     frame::{self, ACK, RST, SYN, Tcp},

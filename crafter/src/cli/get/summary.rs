@@ -2,12 +2,12 @@
 
 use std::{fmt, net::SocketAddr, path::Path, time::Duration};
 
+use crate::cli::exit;
 use crafter::{
     Stream,
     datapath::{maps::Counters, program::Report},
     driver::Stats,
     engine::StreamStats,
-    error::exit,
 };
 use crafter_common::reason::Reason;
 use hyper::StatusCode;

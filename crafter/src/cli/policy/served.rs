@@ -1,9 +1,7 @@
 //! `crafter policy show` and `crafter policy reload`: the policy of the running service.
 
-use crafter::{
-    error::exit,
-    protocol::wire::{Allowance, PolicyCall, ReloadCall, Reloaded, Rule},
-};
+use crate::cli::exit;
+use crafter::protocol::wire::{Allowance, PolicyCall, ReloadCall, Reloaded, Rule};
 use nix::unistd::{Gid, Group};
 
 use super::{

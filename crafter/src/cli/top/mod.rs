@@ -9,7 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crafter::{Error, Result, error::exit};
+use crate::cli::exit;
+use crafter::{Error, Result};
 use crossterm::event::{Event, EventStream, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use futures_util::StreamExt as _;
 use tokio::{

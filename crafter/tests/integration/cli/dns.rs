@@ -1,9 +1,7 @@
 //! `crafter dns`
 
-use crafter::{
-    error::exit,
-    lab::{BIG_TXT_BYTES, LONG_TXT_BYTES, Lab},
-};
+use crafter::lab::{BIG_TXT_BYTES, LONG_TXT_BYTES, Lab};
+use crafter_tests::exit;
 use serde_json::json;
 
 use super::{Done, crafter, crafter_without, lab, on_server, run};

@@ -5,7 +5,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use crafter::error::exit;
+use crafter_tests::exit;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,

@@ -9,7 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crafter::{datapath::features, error::exit, lab};
+use crafter::{datapath::features, lab};
+use crafter_tests::exit;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,

@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use crafter::error::exit;
+use crafter_tests::exit;
 use serde_json::{Value, json};
 
 use super::{command, crafter, crafter_without, eventually, lab};

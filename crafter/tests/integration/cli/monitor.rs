@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use crafter::error::exit;
+use crafter_tests::exit;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crafter::error::exit;
+use crafter_tests::exit;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,

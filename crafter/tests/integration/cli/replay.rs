@@ -11,10 +11,10 @@ use std::{
 
 use crafter::{
     capture::{Capture, Captured, Entry, Format, Writer},
-    error::exit,
     lab::Lab,
     layer::{Ether, Ip, Ipv6, Packet, Udp},
 };
+use crafter_tests::exit;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,

@@ -2,13 +2,11 @@
 
 use std::{fs, process::Command};
 
-use crafter::{
-    error::exit,
-    protocol::{
-        control::Control,
-        wire::{Lease, LeaseCall},
-    },
+use crafter::protocol::{
+    control::Control,
+    wire::{Lease, LeaseCall},
 };
+use crafter_tests::exit;
 use serde_json::{Value, json};
 
 use super::{

@@ -13,9 +13,9 @@ use std::{
 
 use crafter::{
     capture::{Capture, Captured},
-    error::exit,
     lab::Lab,
 };
+use crafter_tests::exit;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,

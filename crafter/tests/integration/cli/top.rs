@@ -1,6 +1,6 @@
 //! `crafter top`
 
-use crafter::error::exit;
+use crafter_tests::exit;
 use nix::{
     sys::{
         signal::{Signal, kill},

@@ -7,7 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crafter::{error::exit, lab::NetNs};
+use crafter::lab::NetNs;
+use crafter_tests::exit;
 use serde_json::{Value, json};
 
 use super::{

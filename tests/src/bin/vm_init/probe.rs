@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 pub fn report() -> Value {
     let programs = [Hook::Xdp, Hook::Ingress, Hook::Egress].map(program);
     if let Some(Err(error)) = programs.iter().find(|program| program.is_err()) {
-        return json!({"refused": error.to_string(), "code": error.exit_code()});
+        return json!({"refused": error.to_string(), "code": crafter_tests::exit::code(error)});
     }
     let attached =
         [(Attach::Auto, "auto"), (Attach::Native, "native"), (Attach::Generic, "generic"), (Attach::Tc, "tc")];
