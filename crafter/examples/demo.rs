@@ -1,4 +1,4 @@
-//! The conversation that crafter is for, in the lab: `cargo xtask demo`, or `crafter lab run -- demo`.
+//! The conversation that crafter is for, in a lab that it makes: `cargo xtask demo`, or `crafter lab run -- demo`.
 //!
 //! First as every tutorial ends: a crafted SYN, and the kernel's RST. Then the same with the port
 //! owned: a DNS query, a handshake and a GET by hand, segment by segment; then 100 MB over a
@@ -21,6 +21,7 @@ use crafter::{
         tx::Sender,
     },
     engine::Cursor,
+    lab::{self, Lab, LabOptions, SignalForwarding},
     packet::{Checksum, Datagram, Segment},
 };
 use crafter_common::reason::Reason;
@@ -31,18 +32,35 @@ use hickory_proto::{
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+/// Set in a lab.
+const LAB_VARIABLE: &str = "CRAFTER_LAB_INTERFACE";
+
 /// How long each answer may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
-    match story().await {
-        Ok(()) => ExitCode::SUCCESS,
+fn main() -> ExitCode {
+    let ended = match env::var_os(LAB_VARIABLE) {
+        Some(_) => story().map(|()| ExitCode::SUCCESS),
+        None => in_lab(),
+    };
+    match ended {
+        Ok(code) => code,
         Err(error) => {
             eprintln!("demo: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// Runs this program once more, in a lab.
+fn in_lab() -> Result<ExitCode> {
+    // Before the lab starts threads.
+    let signals = SignalForwarding::block()?;
+    let lab = Lab::new(&LabOptions::default())?;
+    let program = env::current_exe().context("cannot find this program")?;
+    let ending = lab::run(&lab, &[program.into_os_string()], Some(&signals))?;
+    eprintln!("lab: RST segments that reached the server: {}", ending.rsts);
+    Ok(ending.code.into())
 }
 
 /// Where the lab's servers are.
@@ -63,7 +81,7 @@ impl Servers {
             Ok(SocketAddr::new(host.parse().with_context(|| format!("{name}={url}"))?, 80))
         };
         Ok(Self {
-            interface: get("CRAFTER_LAB_INTERFACE")?,
+            interface: get(LAB_VARIABLE)?,
             web: web("CRAFTER_LAB_WEB")?,
             web6: web("CRAFTER_LAB_WEB6")?,
             dns: SocketAddr::new(get("CRAFTER_LAB_DNS")?.parse()?, 53),
@@ -71,6 +89,7 @@ impl Servers {
     }
 }
 
+#[tokio::main(flavor = "current_thread")]
 async fn story() -> Result<()> {
     let servers = Servers::from_environment()?;
 

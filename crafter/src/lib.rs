@@ -13,6 +13,9 @@
 //! - [`datapath`]: all that touches the kernel: programs, maps, sockets, routes.
 //! - [`lab`]: a throw-away network with a web and a DNS server to try things in.
 //!
+//! Features, all of them on by default: `lab`, `service` (the privileged process; its clients are always there),
+//! `shell`, and `cli` for the program. A library user without them compiles no command line, no HTTP and no DNS server.
+//!
 //! One crafted handshake, and a page:
 //!
 //! ```no_run
@@ -33,15 +36,20 @@
 //! ```
 
 pub mod datapath;
+#[cfg_attr(not(feature = "service"), allow(dead_code, reason = "the service uses the rest"))]
 pub mod driver;
 pub mod error;
+#[cfg(feature = "lab")]
 pub mod lab;
 mod mmsg;
+#[cfg_attr(not(feature = "service"), allow(dead_code, unused_imports, reason = "the service uses the rest"))]
 pub mod policy;
 pub mod probe;
 pub mod protocol;
+#[cfg(feature = "service")]
 pub mod service;
 pub mod session;
+#[cfg(feature = "shell")]
 pub mod shell;
 
 pub use crafter_engine as engine;

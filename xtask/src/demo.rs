@@ -16,7 +16,7 @@ const PROFILE: &str = "demo";
 /// From nothing on two processors.
 const TYPICAL: Duration = Duration::from_secs(240);
 
-/// Sets up, builds, and runs the program `demo` of crate crafter in crafter's lab.
+/// Sets up, builds, and runs the program `demo` of crate crafter, which makes a lab of its own.
 pub fn job(args: &[String]) -> Result<ExitCode> {
     if let Some(unknown) = args.first() {
         bail!("demo takes no arguments, `{unknown}` is one too many");
@@ -25,9 +25,7 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
     build()?;
     sh::step("The conversation, in a throw-away network");
     let programs = sh::release_directory().with_file_name(PROFILE);
-    let mut lab = sh::root(programs.join("crafter"), [])?;
-    lab.args(["lab", "run", "--"]).arg(programs.join("demo"));
-    let code = sh::exit_code(&mut lab)?;
+    let code = sh::exit_code(&mut sh::root(programs.join("demo"), [])?)?;
     if code == 0 {
         println!("The demo is built without optimisation; `cargo xtask build` makes a release, several times as fast.");
     }
@@ -39,7 +37,9 @@ fn build() -> Result<()> {
     let setup = setup::begin(&[Purpose::Build])?;
     sh::step("Building for the demo: quickly, so that crafter itself is slower than in a release");
     let mut cargo = sh::cargo();
-    cargo.args(["build", "--profile", PROFILE, "--package", "crafter", "--bins", "--features", "demo"]);
+    // Neither the command line nor the service.
+    cargo.args(["build", "--profile", PROFILE, "--package", "crafter", "--bin", "demo"]);
+    cargo.args(["--no-default-features", "--features", "demo"]);
     let built = build::cargo(&mut cargo);
     setup.finish_with(built).map(drop)
 }

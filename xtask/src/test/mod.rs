@@ -1,5 +1,6 @@
 //! `cargo xtask test [--long] [FILTER]`: builds as the user, runs as root.
 
+mod crates;
 mod libtest;
 mod program;
 mod select;
@@ -139,10 +140,14 @@ fn check_source(summary: &mut Summary) -> Result<()> {
     } else {
         let _progress = Progress::start(build::TYPICAL / 2);
         let mut clippy = sh::cargo();
-        clippy.args(["clippy", "--release", "--all-targets", "--", "-D", "warnings"]);
+        clippy.args(["clippy", "--release", "--all-targets", "--features", "crafter/demo", "--", "-D", "warnings"]);
         if let Err(error) = build::cargo(&mut clippy) {
             summary.fail(format!("cargo clippy: {error:#}"));
         }
+    }
+    match crates::check() {
+        Ok(faults) => faults.into_iter().for_each(|fault| summary.fail(fault)),
+        Err(error) => summary.fail(format!("{error:#}")),
     }
     match deny::check_offline()? {
         None => println!("    skipped: cargo-deny is not installed (`cargo xtask deny` does that)"),
