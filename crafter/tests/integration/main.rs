@@ -8,6 +8,7 @@
 //! | `cli` | every command with a network, against real peers in a lab | root |
 //! | `corpora` | every packet of tcpdump's and Scapy's test captures, built again byte for byte, also from its text | the captures |
 //! | `doctor` | what `crafter doctor` says with all capabilities, with some, and with none | root |
+//! | `examples` | each example, run against the lab's servers | root |
 //! | `inventory` | what the documents list is what the source has | |
 //! | `lab` | the lab as a library: network, servers, tap, and that nothing stays behind | root |
 //! | `lab_run` | `crafter lab run`: exit codes, signals, output, and that nothing stays behind | root |
@@ -27,6 +28,7 @@ mod captures;
 mod cli;
 mod corpora;
 mod doctor;
+mod examples;
 mod inventory;
 mod lab;
 mod lab_run;

@@ -1,6 +1,6 @@
 //! How many packets a second are built and parsed on one core: Ethernet/IP/TCP with the options of a SYN.
 //!
-//!     cargo run --release -p crafter --example layer_rate
+//!     cargo bench -p crafter --bench layer_rate
 
 use std::{hint::black_box, time::Instant};
 

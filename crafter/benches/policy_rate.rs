@@ -1,6 +1,6 @@
 //! How long the policy takes for a packet: with the shipped policy, with 1,000 rules, and with 10,000 prefixes.
 //!
-//!     cargo run --release -p crafter --example policy_rate
+//!     cargo bench -p crafter --bench policy_rate
 
 use std::{fmt::Write as _, hint::black_box, net::Ipv4Addr, time::Instant};
 
