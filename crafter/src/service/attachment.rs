@@ -11,7 +11,7 @@ use tokio::{sync::Notify, task::spawn_local};
 
 use super::{
     backlog::{Bound, Packet},
-    hold::Hold,
+    served_lease::ServedLease,
 };
 use crate::{
     Crafter, Error, Options, Result,
@@ -32,7 +32,7 @@ pub(super) struct Attachment {
     pub(super) arrived: Arc<Notify>,
     routes: Routes,
     /// Leases by the driver's number.
-    holds: RefCell<HashMap<u32, Rc<Hold>>>,
+    leases: RefCell<HashMap<u32, Rc<ServedLease>>>,
     /// What is gathered, kept for its room.
     gathered: RefCell<Vec<(u32, Received)>>,
     /// Packets whose next hop is being looked for.
@@ -45,7 +45,7 @@ pub(super) struct Attachment {
 }
 
 struct Waiting {
-    hold: Rc<Hold>,
+    lease: Rc<ServedLease>,
     packet: Vec<u8>,
 }
 
@@ -61,7 +61,7 @@ impl Attachment {
             crafter: RefCell::new(Some(crafter)),
             arrived,
             routes: Routes::default(),
-            holds: RefCell::default(),
+            leases: RefCell::default(),
             gathered: RefCell::default(),
             waiting: RefCell::default(),
             renewed: RefCell::default(),
@@ -109,23 +109,23 @@ impl Attachment {
     }
 
     /// Lists a lease for what comes to it.
-    pub(super) fn list(&self, number: u32, hold: Rc<Hold>) {
-        self.holds.borrow_mut().insert(number, hold);
+    pub(super) fn list(&self, number: u32, lease: Rc<ServedLease>) {
+        self.leases.borrow_mut().insert(number, lease);
     }
 
     /// Takes it from the list.
     pub(super) fn unlist(&self, number: u32) {
-        self.holds.borrow_mut().remove(&number);
+        self.leases.borrow_mut().remove(&number);
     }
 
     /// The lease of `user` with a port.
-    pub(super) fn owner(&self, user: u32, owns: impl Fn(&Hold) -> bool) -> Option<Rc<Hold>> {
-        self.holds.borrow().values().find(|hold| hold.subject().user == user && owns(hold)).cloned()
+    pub(super) fn owner(&self, user: u32, owns: impl Fn(&ServedLease) -> bool) -> Option<Rc<ServedLease>> {
+        self.leases.borrow().values().find(|lease| lease.subject().user == user && owns(lease)).cloned()
     }
 
     /// All listed leases.
-    pub(super) fn holds(&self) -> Vec<Rc<Hold>> {
-        self.holds.borrow().values().cloned().collect()
+    pub(super) fn leases(&self) -> Vec<Rc<ServedLease>> {
+        self.leases.borrow().values().cloned().collect()
     }
 
     /// Has the kernel asked again for every route.
@@ -152,14 +152,14 @@ impl Attachment {
     }
 
     /// Looks for the way of a packet, and sends it then; whether there is room for it until then.
-    fn send_later(self: &Rc<Self>, hold: &Rc<Hold>, bound: Bound, packet: &[u8]) -> bool {
+    fn send_later(self: &Rc<Self>, lease: &Rc<ServedLease>, bound: Bound, packet: &[u8]) -> bool {
         let mut waiting = self.waiting.borrow_mut();
         let is_new = !waiting.contains_key(&bound);
         let queue = waiting.entry(bound).or_default();
         if queue.len() >= WAITING {
             return false;
         }
-        queue.push(Waiting { hold: hold.clone(), packet: packet.to_vec() });
+        queue.push(Waiting { lease: lease.clone(), packet: packet.to_vec() });
         drop(waiting);
         if is_new {
             let attachment = self.clone();
@@ -167,20 +167,20 @@ impl Attachment {
                 let found = attachment.routes.find(Some(&attachment.name()), bound.0, bound.1).await;
                 let mut queue = attachment.waiting.borrow_mut().remove(&bound).unwrap_or_default();
                 // Lease by lease, each in its order.
-                queue.sort_by_key(|waiting| Rc::as_ptr(&waiting.hold));
-                for run in queue.chunk_by(|a, b| Rc::ptr_eq(&a.hold, &b.hold)) {
-                    let hold = &run[0].hold;
+                queue.sort_by_key(|waiting| Rc::as_ptr(&waiting.lease));
+                for run in queue.chunk_by(|a, b| Rc::ptr_eq(&a.lease, &b.lease)) {
+                    let lease = &run[0].lease;
                     let packets = run.iter().map(|waiting| &waiting.packet[..]);
                     match &found {
                         Ok(route) => {
                             let packets: Vec<_> = packets.map(|bytes| Packet::Ip(route.clone(), bytes)).collect();
-                            let tried = attachment.send(hold, &packets, NoRoom::Stop);
+                            let tried = attachment.send(lease, &packets, NoRoom::Stop);
                             // What is kept already came later.
-                            hold.keep_first(&packets[tried..]);
+                            lease.keep_first(&packets[tried..]);
                         }
                         Err(error) => {
                             let sentence = error.to_string();
-                            packets.for_each(|packet| hold.refuse(code(error), 0, &sentence, packet));
+                            packets.for_each(|packet| lease.refuse(code(error), 0, &sentence, packet));
                         }
                     }
                 }
@@ -191,34 +191,34 @@ impl Attachment {
 
     /// Sends packets of one lease, and hands on at once what comes back. Those that there is no room for are kept, and all
     /// that come behind them.
-    pub(super) fn transmit(self: &Rc<Self>, hold: &Rc<Hold>, packets: &[Packet<'_>]) {
-        let tried = if hold.backlog.borrow().is_empty() { self.send(hold, packets, NoRoom::Stop) } else { 0 };
+    pub(super) fn transmit(self: &Rc<Self>, lease: &Rc<ServedLease>, packets: &[Packet<'_>]) {
+        let tried = if lease.backlog.borrow().is_empty() { self.send(lease, packets, NoRoom::Stop) } else { 0 };
         if tried < packets.len() {
-            hold.keep(&packets[tried..]);
+            lease.keep(&packets[tried..]);
         }
     }
 
     /// Tries again to send what is kept; as `no_room` says where there is still no room.
-    pub(super) fn retry(self: &Rc<Self>, hold: &Rc<Hold>, no_room: NoRoom) {
-        let backlog = hold.backlog.take();
-        let tried = self.send(hold, &backlog.packets(), no_room);
-        hold.backlog.replace(backlog.without(tried));
+    pub(super) fn retry(self: &Rc<Self>, lease: &Rc<ServedLease>, no_room: NoRoom) {
+        let backlog = lease.backlog.take();
+        let tried = self.send(lease, &backlog.packets(), no_room);
+        lease.backlog.replace(backlog.without(tried));
     }
 
     /// How many of the packets were tried; all where nothing is attached any more.
-    fn send(self: &Rc<Self>, hold: &Rc<Hold>, packets: &[Packet<'_>], no_room: NoRoom) -> usize {
+    fn send(self: &Rc<Self>, lease: &Rc<ServedLease>, packets: &[Packet<'_>], no_room: NoRoom) -> usize {
         let Ok(crafter) = self.crafter() else { return packets.len() };
         let mut done = 0;
         while let Some(packet) = packets.get(done) {
             let ready: Vec<_> = packets[done..].iter().map_while(|packet| self.ready(packet)).collect();
             if ready.is_empty() {
                 let Packet::Wanted(bound, bytes) = packet else { break };
-                match (self.send_later(hold, *bound, bytes), no_room) {
+                match (self.send_later(lease, *bound, bytes), no_room) {
                     (true, _) => {}
                     (false, NoRoom::Stop) => break,
                     (false, NoRoom::Refuse) => {
                         let sentence = format!("{WAITING} packets wait for the next hop towards {} already", bound.0);
-                        hold.refuse(Code::NoNeighbour, 0, &sentence, bytes);
+                        lease.refuse(Code::NoNeighbour, 0, &sentence, bytes);
                     }
                 }
                 done += 1;
@@ -230,7 +230,7 @@ impl Attachment {
                 Packet::Wanted(..) => None,
             });
             let sent = crafter.transmit_or(outgoing, no_room);
-            hold.handle_sent(&ready[..sent.tried], &sent);
+            lease.handle_sent(&ready[..sent.tried], &sent);
             done += sent.tried;
             if sent.tried < ready.len() {
                 break;
@@ -255,13 +255,13 @@ impl Attachment {
         let Ok(crafter) = self.crafter() else { return false };
         let mut gathered = self.gathered.take();
         let result = crafter.gather(&mut gathered);
-        let holds = self.holds.borrow();
+        let leases = self.leases.borrow();
         let mut rest = &gathered[..];
         while let Some((number, _)) = rest.first() {
             let count = rest.iter().take_while(|(other, _)| other == number).count();
             let (run, behind) = rest.split_at(count);
-            if let Some(hold) = holds.get(number) {
-                hold.deliver(run);
+            if let Some(lease) = leases.get(number) {
+                lease.deliver(run);
             }
             rest = behind;
         }

@@ -4,8 +4,8 @@ use std::{net::IpAddr, rc::Rc};
 
 use super::{
     attachment::Attachment,
-    hold::Hold,
     leasing::{Caller, address, port},
+    served_lease::ServedLease,
     state::Service,
 };
 use crate::{
@@ -162,11 +162,11 @@ pub(super) fn visible(service: &Service, caller: &Caller) -> Option<u32> {
 
 /// `Release`
 pub(super) async fn release(service: &Service, caller: &Caller, call: &ReleaseCall) -> Result<Nothing, Fault> {
-    let may = |hold: &Rc<Hold>| caller.subject.user == 0 || hold.subject().user == caller.subject.user;
-    let Some(hold) = service.lease(call.lease).filter(may) else {
+    let may = |lease: &Rc<ServedLease>| caller.subject.user == 0 || lease.subject().user == caller.subject.user;
+    let Some(lease) = service.lease(call.lease).filter(may) else {
         return Err(Fault::NoSuchLease { lease: call.lease, message: format!("you have no lease {}", call.lease) });
     };
-    hold.end(Code::Released, "the lease was released");
+    lease.end(Code::Released, "the lease was released");
     // Its ports are free when the caller learns of it.
     while service.lease(call.lease).is_some() {
         tokio::task::yield_now().await;
@@ -194,11 +194,11 @@ pub(super) fn list_leases(service: &Service, caller: &Caller, call: &ListLeasesC
     let mine = call.mine.unwrap_or(false).then_some(caller.subject.user);
     let whose = mine.or(visible(service, caller));
     let limit = page(call.limit);
-    let mut found = service.leases_after(call.after.unwrap_or(0)).into_iter().filter(|hold| {
-        whose.is_none_or(|user| hold.subject().user == user)
-            && call.interface.as_ref().is_none_or(|name| *hold.attachment.name() == **name)
+    let mut found = service.leases_after(call.after.unwrap_or(0)).into_iter().filter(|lease| {
+        whose.is_none_or(|user| lease.subject().user == user)
+            && call.interface.as_ref().is_none_or(|name| *lease.attachment.name() == **name)
     });
-    let leases: Vec<Lease> = found.by_ref().take(limit).map(|hold| hold.describe()).collect();
+    let leases: Vec<Lease> = found.by_ref().take(limit).map(|lease| lease.describe()).collect();
     let next = found.next().and(leases.last().map(|last| last.lease));
     Leases { leases, next }
 }
@@ -224,14 +224,14 @@ pub(super) fn list_flows(service: &Service, caller: &Caller, call: &ListFlowsCal
     for attachment in attached_on(service, call.interface.as_deref()) {
         let name = attachment.name().to_string();
         let Ok(crafter) = attachment.crafter() else { continue };
-        let holds = attachment.holds();
+        let leases = attachment.leases();
         let is_of = |user: u32, flow: &maps::Flow| {
-            holds.iter().any(|hold| {
-                let ports = &hold.what.grant.wish().ports;
-                hold.subject().user == user
-                    && hold.what.protocol == flow.protocol
+            leases.iter().any(|lease| {
+                let ports = &lease.what.grant.wish().ports;
+                lease.subject().user == user
+                    && lease.what.protocol == flow.protocol
                     && ports.contains(&flow.local.port())
-                    && hold.what.address.is_none_or(|address| address == flow.local.ip())
+                    && lease.what.address.is_none_or(|address| address == flow.local.ip())
             })
         };
         let flows = crafter.flows().into_iter().filter(|flow| {

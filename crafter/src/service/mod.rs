@@ -7,7 +7,7 @@
 //! - `connection`: a control connection, method by method (`methods`, `leasing`, `monitor`).
 //! - `state`: the policy, the attachments, the leases.
 //! - `attachment`: an interface that is attached, and the relay from the driver to the leases' sockets.
-//! - `hold`: a lease; `outgoing`: what its client sends; `observe`: looking on.
+//! - `lease`: a lease; `outgoing`: what its client sends; `observe`: looking on.
 
 mod attachment;
 mod backlog;
@@ -15,7 +15,6 @@ mod clock;
 mod coalesce;
 mod connection;
 mod fault;
-mod hold;
 pub mod host;
 mod leasing;
 mod methods;
@@ -24,6 +23,7 @@ pub mod names;
 mod observe;
 mod outgoing;
 mod records;
+mod served_lease;
 mod state;
 mod users;
 

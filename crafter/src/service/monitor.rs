@@ -10,9 +10,9 @@ use zlink::{Call, Reply, varlink_service};
 
 use super::{
     connection::{AnyCall, Bound, parameters},
-    hold::{Hold, Tally},
     leasing::Caller,
     methods,
+    served_lease::{ServedLease, Tally},
     state::{Service, event, event_of},
 };
 use crate::protocol::wire::{Event, Events, MonitorCall};
@@ -86,27 +86,27 @@ impl Watch {
         self.whose = methods::visible(service, caller);
         let mut events = Vec::new();
         let mut seen = HashMap::new();
-        for hold in service.leases_after(0) {
-            if self.whose.is_some_and(|user| user != hold.subject().user) {
+        for lease in service.leases_after(0) {
+            if self.whose.is_some_and(|user| user != lease.subject().user) {
                 continue;
             }
-            let now = counted(&hold);
-            let before = self.seen.get(&hold.what.number).copied().unwrap_or_default();
+            let now = counted(&lease);
+            let before = self.seen.get(&lease.what.number).copied().unwrap_or_default();
             let more = |at: usize| now[at] - before[at];
             for (at, kind) in [(0, "delivered"), (2, "suppressed"), (3, "lost"), (4, "refused")] {
                 if more(at) > 0 {
                     let bytes = (at == 0).then(|| more(1));
-                    events.push(Event { event: kind.to_owned(), count: Some(more(at)), bytes, ..event_of(&hold) });
+                    events.push(Event { event: kind.to_owned(), count: Some(more(at)), bytes, ..event_of(&lease) });
                 }
             }
-            seen.insert(hold.what.number, now);
+            seen.insert(lease.what.number, now);
         }
         self.seen = seen;
         events
     }
 }
 
-fn counted(hold: &Hold) -> [u64; 5] {
-    let Tally { delivered, delivered_bytes, suppressed, lost, refused, .. } = &hold.tally;
+fn counted(lease: &ServedLease) -> [u64; 5] {
+    let Tally { delivered, delivered_bytes, suppressed, lost, refused, .. } = &lease.tally;
     [delivered.get(), delivered_bytes.get(), suppressed.get(), lost.get(), refused.get()]
 }

@@ -2,7 +2,7 @@
 
 use std::{rc::Rc, time::Duration};
 
-use super::{clock::Stamps, hold::Hold, state::Service};
+use super::{clock::Stamps, served_lease::ServedLease, state::Service};
 use crate::{
     capture::Link,
     datapath::tap::{Tap, TapOptions},
@@ -18,7 +18,7 @@ pub(super) fn options(filter: Option<String>, direction: Option<crate::capture::
 }
 
 /// Relays what `tap` sees until the client closes its end or the lease is ended.
-pub(super) async fn run(service: Rc<Service>, hold: Rc<Hold>, mut tap: Tap, outgoing: bool) {
+pub(super) async fn run(service: Rc<Service>, lease: Rc<ServedLease>, mut tap: Tap, outgoing: bool) {
     let mut flags = if tap.link() == Link::ETHERNET { ETHERNET } else { 0 };
     if outgoing {
         flags |= OUTGOING;
@@ -27,25 +27,25 @@ pub(super) async fn run(service: Rc<Service>, hold: Rc<Hold>, mut tap: Tap, outg
     loop {
         let captured = tokio::select! {
             biased;
-            () = hold.ended() => break,
+            () = lease.ended() => break,
             // Nothing is to be sent here: what comes is the end, or it is refused by being one.
-            _ = hold.socket.readable() => break,
+            _ = lease.socket.readable() => break,
             captured = tap.next() => captured,
         };
         let captured = match captured {
             Ok(captured) => captured,
             Err(error) => {
-                hold.end(Code::InterfaceGone, &error.to_string());
+                lease.end(Code::InterfaceGone, &error.to_string());
                 break;
             }
         };
         let time = stamps.monotonic_ns(captured.time);
         let cut = if (captured.bytes.len() as u64) < u64::from(captured.original_length) { CUT } else { 0 };
-        hold.show(&captured.bytes, captured.original_length, time, flags | cut);
+        lease.show(&captured.bytes, captured.original_length, time, flags | cut);
         count += 1;
         if count % BURST == 0 {
             tokio::task::yield_now().await;
         }
     }
-    service.forget(&hold);
+    service.forget(&lease);
 }

@@ -4,7 +4,7 @@ use std::{io, os::fd::AsFd as _, rc::Rc, time::Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::{backlog::Packet, hold::Hold, state::Service};
+use super::{backlog::Packet, served_lease::ServedLease, state::Service};
 use crate::{
     mmsg::Inbox,
     policy::{Decision, Grant, Outgoing, PacketPorts, Policy, Verdict},
@@ -21,30 +21,30 @@ enum Took {
     End,
 }
 
-/// Sends what the client of `hold` sends, until it closes its end or the lease is ended. What the kernel has no room for
+/// Sends what the client of `lease` sends, until it closes its end or the lease is ended. What the kernel has no room for
 /// goes first; meanwhile the client's socket fills, and the client is held back in its turn.
-pub(super) async fn run(service: Rc<Service>, hold: Rc<Hold>) {
+pub(super) async fn run(service: Rc<Service>, lease: Rc<ServedLease>) {
     loop {
-        let (no_room, pause) = (hold.backlog.borrow().no_room(), hold.backlog.borrow().pause());
+        let (no_room, pause) = (lease.backlog.borrow().no_room(), lease.backlog.borrow().pause());
         if let Some(no_room) = no_room {
             tokio::select! {
                 biased;
-                () = hold.ended() => break,
-                () = tokio::time::sleep(pause) => hold.attachment.retry(&hold, no_room),
+                () = lease.ended() => break,
+                () = tokio::time::sleep(pause) => lease.attachment.retry(&lease, no_room),
             }
             service.stay_awake();
             continue;
         }
         let mut guard = tokio::select! {
             biased;
-            () = hold.ended() => break,
-            () = hold.kept() => continue,
-            ready = hold.socket.readable() => match ready {
+            () = lease.ended() => break,
+            () = lease.kept() => continue,
+            ready = lease.socket.readable() => match ready {
                 Ok(guard) => guard,
                 Err(_) => break,
             },
         };
-        match take(&service, &hold) {
+        match take(&service, &lease) {
             Took::Some => {}
             Took::Nothing => guard.clear_ready(),
             Took::End => break,
@@ -53,7 +53,7 @@ pub(super) async fn run(service: Rc<Service>, hold: Rc<Hold>) {
         // Others get their turn.
         tokio::task::yield_now().await;
     }
-    service.forget(&hold);
+    service.forget(&lease);
 }
 
 /// Ends the leases whose clients have closed them, which their own tasks are about to notice; what was sent before is
@@ -61,7 +61,7 @@ pub(super) async fn run(service: Rc<Service>, hold: Rc<Hold>) {
 pub(super) fn end_closed(service: &Rc<Service>) -> bool {
     let leases: Vec<_> = service.leases.borrow().values().cloned().collect();
     let mut sockets: Vec<_> =
-        leases.iter().map(|hold| PollFd::new(hold.socket.get_ref().as_fd(), PollFlags::empty())).collect();
+        leases.iter().map(|lease| PollFd::new(lease.socket.get_ref().as_fd(), PollFlags::empty())).collect();
     // One call for all: whoever is refused in a loop must not cost the others much.
     if poll(&mut sockets, PollTimeout::ZERO).is_err() {
         return false;
@@ -69,11 +69,11 @@ pub(super) fn end_closed(service: &Rc<Service>) -> bool {
     let is_closed = |socket: &PollFd<'_>| socket.revents().is_some_and(|events| events.contains(PollFlags::POLLHUP));
     let closed = leases.iter().zip(&sockets).filter(|(_, socket)| is_closed(socket));
     let mut has_ended = false;
-    for (hold, _) in closed {
-        while matches!(take(service, hold), Took::Some) {}
+    for (lease, _) in closed {
+        while matches!(take(service, lease), Took::Some) {}
         // Otherwise its own task ends it, once all is sent.
-        if hold.backlog.borrow().is_empty() {
-            service.forget(hold);
+        if lease.backlog.borrow().is_empty() {
+            service.forget(lease);
             has_ended = true;
         }
     }
@@ -81,9 +81,9 @@ pub(super) fn end_closed(service: &Rc<Service>) -> bool {
 }
 
 /// Takes what is there, at most a batch.
-fn take(service: &Rc<Service>, hold: &Rc<Hold>) -> Took {
+fn take(service: &Rc<Service>, lease: &Rc<ServedLease>) -> Took {
     let mut inbox = service.inbox.borrow_mut();
-    let is_all = match inbox.receive(hold.socket.get_ref()) {
+    let is_all = match inbox.receive(lease.socket.get_ref()) {
         Ok(None) => return Took::End,
         Ok(Some(count)) => count < Inbox::MOST,
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Took::Nothing,
@@ -94,26 +94,26 @@ fn take(service: &Rc<Service>, hold: &Rc<Hold>) -> Took {
     let now = Instant::now();
     let mut packets = Vec::with_capacity(64);
     for (bytes, cut) in inbox.messages() {
-        match judge(&policy, hold, bytes, cut, now) {
+        match judge(&policy, lease, bytes, cut, now) {
             Err(Refusal { code, decision, sentence }) => {
                 let rule = decision.and_then(|decision| decision.rule).map_or(0, |rule| rule as u16);
-                hold.refuse(code, rule, &sentence, bytes);
+                lease.refuse(code, rule, &sentence, bytes);
                 if let Some(decision) = decision {
-                    let packet = if hold.sends_frames() { ip_of(bytes) } else { Some(bytes) };
-                    service.record_refused_packet(hold, decision, packet.and_then(Outgoing::read).as_ref());
+                    let packet = if lease.sends_frames() { ip_of(bytes) } else { Some(bytes) };
+                    service.record_refused_packet(lease, decision, packet.and_then(Outgoing::read).as_ref());
                 }
             }
             Ok(None) => packets.push(Packet::Frame(bytes)),
             Ok(Some(outgoing)) => {
                 // A route asked for with an address that is not the host's would be none.
-                let own = hold.what.grant.sources().binary_search(&outgoing.source.to_canonical()).is_ok();
+                let own = lease.what.grant.sources().binary_search(&outgoing.source.to_canonical()).is_ok();
                 let source = own.then_some(outgoing.source);
                 packets.push(Packet::Wanted((outgoing.destination, source), bytes));
             }
         }
     }
     if !packets.is_empty() {
-        hold.attachment.transmit(hold, &packets);
+        lease.attachment.transmit(lease, &packets);
     }
     service.stay_awake();
     // What comes from now on makes the socket ready anew.
@@ -135,33 +135,39 @@ impl From<Decision> for Refusal {
 }
 
 /// Whether a message may be sent; what it is, if it is an IP packet.
-fn judge(policy: &Policy, hold: &Rc<Hold>, bytes: &[u8], cut: bool, now: Instant) -> Result<Option<Outgoing>, Refusal> {
+fn judge(
+    policy: &Policy,
+    lease: &Rc<ServedLease>,
+    bytes: &[u8],
+    cut: bool,
+    now: Instant,
+) -> Result<Option<Outgoing>, Refusal> {
     let malformed = |sentence: String| Refusal { code: Code::Malformed, decision: None, sentence };
     if cut {
         return Err(malformed("it is longer than any packet".to_owned()));
     }
-    if hold.what.protocol == "observe" {
+    if lease.what.protocol == "observe" {
         return Err(malformed("nothing is sent where packets are observed".to_owned()));
     }
-    let mut usage = hold.usage().borrow_mut();
-    if hold.sends_frames() {
+    let mut usage = lease.usage().borrow_mut();
+    if lease.sends_frames() {
         let outgoing = ip_of(bytes).and_then(Outgoing::read);
-        let grant = outgoing.as_ref().and_then(|outgoing| borrowed(hold, outgoing));
-        let decision = policy.frame(grant.as_ref().unwrap_or(&hold.what.grant), bytes, &mut usage, now);
+        let grant = outgoing.as_ref().and_then(|outgoing| borrowed(lease, outgoing));
+        let decision = policy.frame(grant.as_ref().unwrap_or(&lease.what.grant), bytes, &mut usage, now);
         drop(usage);
         allowed(decision)?;
         if let Some(outgoing) = &outgoing {
-            flow(policy, hold, outgoing, now)?;
+            flow(policy, lease, outgoing, now)?;
         }
         return Ok(None);
     }
     let Some(outgoing) = Outgoing::read(bytes) else {
         return Err(malformed("its IP header and ports cannot be read".to_owned()));
     };
-    let decision = policy.packet(&hold.what.grant, &outgoing, &mut usage, now);
+    let decision = policy.packet(&lease.what.grant, &outgoing, &mut usage, now);
     drop(usage);
     allowed(decision)?;
-    flow(policy, hold, &outgoing, now)?;
+    flow(policy, lease, &outgoing, now)?;
     Ok(Some(outgoing))
 }
 
@@ -173,14 +179,14 @@ fn allowed(decision: Decision) -> Result<(), Refusal> {
 }
 
 /// Frames of TCP, UDP and ICMP come from ports of other leases of the same user: their grant, for frames.
-fn borrowed(hold: &Hold, outgoing: &Outgoing) -> Option<Grant> {
+fn borrowed(lease: &ServedLease, outgoing: &Outgoing) -> Option<Grant> {
     let transport = outgoing.transport?;
     let port = match outgoing.ports {
         PacketPorts::Both { source, .. } => source,
         PacketPorts::Query { identifier } => identifier,
         _ => return None,
     };
-    let owner = hold.attachment.owner(hold.subject().user, |other| {
+    let owner = lease.attachment.owner(lease.subject().user, |other| {
         let wish = other.what.grant.wish();
         wish.transport == Some(transport)
             && wish.ports.contains(&port)
@@ -190,9 +196,9 @@ fn borrowed(hold: &Hold, outgoing: &Outgoing) -> Option<Grant> {
 }
 
 /// Counts the packet's flow, if it is one.
-fn flow(policy: &Policy, hold: &Hold, outgoing: &Outgoing, now: Instant) -> Result<(), Refusal> {
+fn flow(policy: &Policy, lease: &ServedLease, outgoing: &Outgoing, now: Instant) -> Result<(), Refusal> {
     let PacketPorts::Both { source, destination } = outgoing.ports else { return Ok(()) };
-    hold.flow((outgoing.destination, destination, source), now, |usage| allowed(policy.flow(&hold.what.grant, usage)))
+    lease.flow((outgoing.destination, destination, source), now, |usage| allowed(policy.flow(&lease.what.grant, usage)))
 }
 
 /// The IP packet in a frame, behind VLAN tags.

@@ -3,9 +3,9 @@
 use std::time::Instant;
 
 use super::{
-    hold::Hold,
     host::audit::{Counts, Of, Record, What, Who},
     leasing::Caller,
+    served_lease::ServedLease,
     state::Service,
 };
 use crate::policy::{Decision, Outgoing, PacketPorts};
@@ -17,32 +17,32 @@ impl Service {
     }
 
     /// A lease began.
-    pub(super) fn record_lease(&self, hold: &Hold) {
-        let rule = self.policy().rule_of(hold.subject()).map(|rule| rule.number);
-        self.record(&Record::Lease { who: who(hold), what: what(hold), rule });
+    pub(super) fn record_lease(&self, lease: &ServedLease) {
+        let rule = self.policy().rule_of(lease.subject()).map(|rule| rule.number);
+        self.record(&Record::Lease { who: who(lease), what: what(lease), rule });
     }
 
     /// A lease ended.
-    pub(super) fn record_end(&self, hold: &Hold, reason: &str) {
-        let tally = &hold.tally;
+    pub(super) fn record_end(&self, lease: &ServedLease, reason: &str) {
+        let tally = &lease.tally;
         let counts = Counts {
             sent: tally.sent.get(),
             refused: tally.refused.get(),
             delivered: tally.delivered.get(),
             lost: tally.lost.get(),
         };
-        self.record(&Record::End { who: who(hold), what: what(hold), reason, counts });
+        self.record(&Record::End { who: who(lease), what: what(lease), reason, counts });
     }
 
     /// A packet was refused by the policy.
-    pub(super) fn record_refused_packet(&self, hold: &Hold, decision: Decision, outgoing: Option<&Outgoing>) {
+    pub(super) fn record_refused_packet(&self, lease: &ServedLease, decision: Decision, outgoing: Option<&Outgoing>) {
         let destination_port = outgoing.and_then(|outgoing| match outgoing.ports {
             PacketPorts::Both { destination, .. } => Some(destination),
             _ => None,
         });
         let destination = outgoing.map(|outgoing| outgoing.destination);
-        let what = What { destination, destination_port, ..what(hold) };
-        self.record(&Record::Refusal { who: who(hold), of: Of::Packet, what, decision });
+        let what = What { destination, destination_port, ..what(lease) };
+        self.record(&Record::Refusal { who: who(lease), of: Of::Packet, what, decision });
     }
 
     /// A lease was refused by the policy.
@@ -52,17 +52,17 @@ impl Service {
     }
 }
 
-fn who(hold: &Hold) -> Who {
-    let pid = hold.what.pid.and_then(|pid| pid.try_into().ok());
-    Who { user: hold.subject().user, pid, lease: Some(hold.what.number) }
+fn who(lease: &ServedLease) -> Who {
+    let pid = lease.what.pid.and_then(|pid| pid.try_into().ok());
+    Who { user: lease.subject().user, pid, lease: Some(lease.what.number) }
 }
 
-fn what(hold: &Hold) -> What<'_> {
-    let wish = hold.what.grant.wish();
+fn what(lease: &ServedLease) -> What<'_> {
+    let wish = lease.what.grant.wish();
     What {
         interface: Some(&wish.interface),
-        protocol: Some(hold.what.protocol),
-        address: hold.what.address,
+        protocol: Some(lease.what.protocol),
+        address: lease.what.address,
         ports: wish.transport.map(|_| wish.ports.clone()),
         destination: None,
         destination_port: None,

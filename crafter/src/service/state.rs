@@ -16,10 +16,10 @@ use super::{
     ServeOptions,
     attachment::Attachment,
     clock::Moment,
-    hold::Hold,
     host::audit::{Audit, Record},
     names::HostNames,
     now_us,
+    served_lease::ServedLease,
     users::Users,
 };
 use crate::{
@@ -48,7 +48,7 @@ pub(super) struct Service {
     pub(super) options: ServeOptions,
     policy: RefCell<Rc<Policy>>,
     pub(super) users: Users,
-    pub(super) leases: RefCell<BTreeMap<u64, Rc<Hold>>>,
+    pub(super) leases: RefCell<BTreeMap<u64, Rc<ServedLease>>>,
     attachments: RefCell<HashMap<String, Slot>>,
     /// This host's addresses and broadcast addresses.
     host: RefCell<Option<Rc<Addresses>>>,
@@ -116,10 +116,10 @@ impl Service {
         };
         self.policy.replace(policy.clone());
         let mut ended = Vec::new();
-        for (&number, hold) in &*self.leases.borrow() {
-            let decision = policy.review(&hold.what.grant);
+        for (&number, lease) in &*self.leases.borrow() {
+            let decision = policy.review(&lease.what.grant);
             if !decision.is_allowed() {
-                hold.end(Code::Policy, &decision.to_string());
+                lease.end(Code::Policy, &decision.to_string());
                 ended.push(number);
             }
         }
@@ -203,10 +203,10 @@ impl Service {
     ///
     /// # Errors
     /// Those of [`crate::Crafter::open`].
-    pub(super) async fn using(self: &Rc<Self>, name: &str) -> Result<Using> {
+    pub(super) async fn guard(self: &Rc<Self>, name: &str) -> Result<AttachmentGuard> {
         let attachment = self.attachment(name).await?;
         attachment.users.set(attachment.users.get() + 1);
-        Ok(Using { service: self.clone(), attachment })
+        Ok(AttachmentGuard { service: self.clone(), attachment })
     }
 
     /// All interfaces attached to.
@@ -227,8 +227,8 @@ impl Service {
         });
         let is_this = |slot: &Slot| slot.get().is_some_and(|there| Rc::ptr_eq(there, attachment));
         self.attachments.borrow_mut().retain(|_, slot| !is_this(slot));
-        for hold in self.leases.borrow().values().filter(|hold| Rc::ptr_eq(&hold.attachment, attachment)) {
-            hold.end(Code::InterfaceGone, &sentence);
+        for lease in self.leases.borrow().values().filter(|lease| Rc::ptr_eq(&lease.attachment, attachment)) {
+            lease.end(Code::InterfaceGone, &sentence);
         }
         attachment.detach();
         self.quiet.notify_one();
@@ -242,19 +242,19 @@ impl Service {
     }
 
     /// A lease begins.
-    pub(super) fn begin(&self, hold: Rc<Hold>) {
-        self.tell(Event { event: "lease-begun".to_owned(), ..event_of(&hold) });
-        self.record_lease(&hold);
-        self.leases.borrow_mut().insert(hold.what.number, hold);
+    pub(super) fn begin(&self, lease: Rc<ServedLease>) {
+        self.tell(Event { event: "lease-begun".to_owned(), ..event_of(&lease) });
+        self.record_lease(&lease);
+        self.leases.borrow_mut().insert(lease.what.number, lease);
     }
 
     /// A lease is over: its ports are free, its client knows.
-    pub(super) fn forget(self: &Rc<Self>, hold: &Rc<Hold>) {
-        if self.leases.borrow_mut().remove(&hold.what.number).is_none() {
+    pub(super) fn forget(self: &Rc<Self>, lease: &Rc<ServedLease>) {
+        if self.leases.borrow_mut().remove(&lease.what.number).is_none() {
             return;
         }
-        self.record_end(hold, hold.close());
-        self.tell(Event { event: "lease-ended".to_owned(), ..event_of(hold) });
+        self.record_end(lease, lease.close());
+        self.tell(Event { event: "lease-ended".to_owned(), ..event_of(lease) });
         self.quiet.notify_one();
     }
 
@@ -291,13 +291,13 @@ impl Service {
     }
 
     /// A lease by its number.
-    pub(super) fn lease(&self, number: u64) -> Option<Rc<Hold>> {
+    pub(super) fn lease(&self, number: u64) -> Option<Rc<ServedLease>> {
         self.leases.borrow().get(&number).cloned()
     }
 
     /// The leases behind `after`, in order.
-    pub(super) fn leases_after(&self, after: u64) -> Vec<Rc<Hold>> {
-        self.leases.borrow().range(after.saturating_add(1)..).map(|(_, hold)| hold.clone()).collect()
+    pub(super) fn leases_after(&self, after: u64) -> Vec<Rc<ServedLease>> {
+        self.leases.borrow().range(after.saturating_add(1)..).map(|(_, lease)| lease.clone()).collect()
     }
 
     /// How many leases there are.
@@ -307,8 +307,8 @@ impl Service {
 
     /// Ends all leases; the clients are told.
     pub(super) fn stop(&self) {
-        for hold in self.leases.borrow().values() {
-            hold.end(Code::Stops, "the service stops");
+        for lease in self.leases.borrow().values() {
+            lease.end(Code::Stops, "the service stops");
         }
     }
 
@@ -325,12 +325,12 @@ impl Service {
 }
 
 /// Keeps an interface attached.
-pub(super) struct Using {
+pub(super) struct AttachmentGuard {
     service: Rc<Service>,
     pub(super) attachment: Rc<Attachment>,
 }
 
-impl Drop for Using {
+impl Drop for AttachmentGuard {
     fn drop(&mut self) {
         self.attachment.users.set(self.attachment.users.get() - 1);
         self.service.release(&self.attachment);
@@ -343,8 +343,8 @@ pub(super) fn event() -> Event {
 }
 
 /// An event of a lease.
-pub(super) fn event_of(hold: &Hold) -> Event {
-    let lease = hold.describe();
+pub(super) fn event_of(lease: &ServedLease) -> Event {
+    let lease = lease.describe();
     Event {
         interface: Some(lease.interface),
         lease: Some(lease.lease),

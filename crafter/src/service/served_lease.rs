@@ -20,7 +20,7 @@ use super::{
     backlog::{Backlog, Packet},
     clock::Moment,
     coalesce::coalesce,
-    state::Using,
+    state::AttachmentGuard,
     users::Charge,
 };
 use crate::{
@@ -63,7 +63,7 @@ const FLOWS: usize = 65_536;
 const FLOW_IDLE: Duration = Duration::from_secs(30);
 
 /// What a lease is.
-pub(super) struct Terrain {
+pub(super) struct LeaseTerms {
     pub(super) number: u64,
     pub(super) pid: Option<u32>,
     /// `tcp`, `udp`, `icmp`, `none` or `observe`.
@@ -80,10 +80,10 @@ pub(super) struct Terrain {
 }
 
 /// A lease.
-pub(super) struct Hold {
-    pub(super) what: Terrain,
+pub(super) struct ServedLease {
+    pub(super) what: LeaseTerms,
     pub(super) attachment: Rc<Attachment>,
-    using: RefCell<Option<Using>>,
+    guard: RefCell<Option<AttachmentGuard>>,
     lease: RefCell<Option<Lease>>,
     pub(super) socket: AsyncFd<OwnedFd>,
     charge: RefCell<Option<Charge>>,
@@ -98,18 +98,18 @@ pub(super) struct Hold {
     ending: RefCell<Option<(Code, String)>>,
 }
 
-impl Hold {
+impl ServedLease {
     pub(super) fn new(
-        what: Terrain,
-        using: Using,
+        what: LeaseTerms,
+        guard: AttachmentGuard,
         lease: Option<Lease>,
         socket: OwnedFd,
         charge: Charge,
     ) -> Result<Rc<Self>> {
         Ok(Rc::new(Self {
             what,
-            attachment: using.attachment.clone(),
-            using: RefCell::new(Some(using)),
+            attachment: guard.attachment.clone(),
+            guard: RefCell::new(Some(guard)),
             lease: RefCell::new(lease),
             socket: crate::datapath::watch(socket, "the socket of a lease")?,
             usage: charge.usage().clone(),
@@ -202,7 +202,7 @@ impl Hold {
         }
         self.usage().borrow_mut().flows -= self.flows.take().len() as u32;
         self.charge.take();
-        self.using.take();
+        self.guard.take();
         reason
     }
 

@@ -1,0 +1,140 @@
+//! What a plan takes of the host: ports, and the socket to the client.
+
+use std::{ops::RangeInclusive, os::fd::OwnedFd, rc::Rc};
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt::SndBuf};
+use socket2::SockRef;
+
+use super::{
+    super::{
+        attachment::Attachment,
+        served_lease::ServedLease,
+        state::{AttachmentGuard, Service},
+        users::Charge,
+    },
+    Caller, NoLease,
+    plan::{Candidates, Plan, pick},
+    request::Request,
+};
+use crate::{
+    Error, Lease, LeaseRequest, Result,
+    datapath::maps::Terms,
+    driver::PortChoice,
+    packet::Transport,
+    policy::{Decision, Grant, Host, LeaseWish, Policy, Verdict},
+};
+
+/// Bytes of messages that wait in a lease's socket, each way; the kernel counts some overhead with them.
+const SOCKET_BYTES: usize = 2 << 20;
+
+/// Random ports tried before those of the policy count as taken.
+const PICKS: u32 = 1000;
+
+/// What a lease is made of; dropping it gives all of it back.
+pub(super) struct Acquired {
+    pub(super) guard: AttachmentGuard,
+    /// The driver's; `None`: no port is leased.
+    pub(super) lease: Option<Lease>,
+    pub(super) grant: Grant,
+    pub(super) charge: Charge,
+    pub(super) ours: OwnedFd,
+    pub(super) theirs: OwnedFd,
+}
+
+/// Takes what is planned.
+///
+/// # Errors
+/// What the policy refuses now that ports and the use so far are known; [`Error::PortTaken`]; what the driver says.
+pub(super) async fn acquire(
+    service: &Service,
+    policy: &Policy,
+    caller: &Caller,
+    request: &Request,
+    plan: &Plan,
+    host: &Host,
+    guard: AttachmentGuard,
+) -> Result<Acquired, NoLease> {
+    let attachment = guard.attachment.clone();
+    let usage = service.users.of(caller.subject.user);
+    let granted = |ports: RangeInclusive<u16>| -> Result<(Grant, Charge), Decision> {
+        let count = if request.transport.is_some() { ports.len() as u32 } else { 0 };
+        let wish = LeaseWish { address: plan.address, ..request.wish(&plan.interface, ports) };
+        let grant = policy.grant(&caller.subject, &wish, host, &usage.borrow())?;
+        Ok((grant, Charge::new(usage.clone(), count)))
+    };
+    let terms = terms(request);
+    let crafter = attachment.crafter()?;
+    let obtain = async |transport: Transport, ports: RangeInclusive<u16>| {
+        let port = PortChoice::Range(ports);
+        let request = LeaseRequest { transport, address: plan.address, port, terms, coalesce: false };
+        crafter.lease_gathered(request, attachment.arrived.clone()).await.map_err(|error| held_by(&attachment, error))
+    };
+    let (lease, grant, charge) = match (request.transport, &plan.ports) {
+        (Some(transport), Candidates::These(ports)) => {
+            let (grant, charge) = granted(ports.clone())?;
+            (Some(obtain(transport, ports.clone()).await?), grant, charge)
+        }
+        (Some(transport), Candidates::Free { rule, allowed, count }) => {
+            let mut tries = 0;
+            loop {
+                let refused = Decision { rule: Some(*rule), verdict: Verdict::Port };
+                let ports = pick(allowed, *count, random()?).ok_or(refused)?;
+                let (grant, charge) = granted(ports.clone())?;
+                tries += 1;
+                match obtain(transport, ports).await {
+                    Ok(lease) => break (Some(lease), grant, charge),
+                    Err(Error::PortTaken { .. }) if tries < PICKS => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        _ => {
+            let (grant, charge) = granted(0..=0)?;
+            (None, grant, charge)
+        }
+    };
+    let (ours, theirs) = pair()?;
+    Ok(Acquired { guard, lease, grant, charge, ours, theirs })
+}
+
+/// How the kernel half is to treat what comes to the lease.
+pub(super) fn terms(request: &Request) -> Terms {
+    Terms { observe: request.observe, suppress: request.suppress, report: true }
+}
+
+fn random() -> Result<u32> {
+    let failed = |error: getrandom::Error| Error::Io { action: "read random bytes".into(), source: error.into() };
+    getrandom::u32().map_err(failed)
+}
+
+/// Names the lease that has a port, where it is one of the service.
+fn held_by(attachment: &Attachment, error: Error) -> Error {
+    let Error::PortTaken { protocol, address, port, .. } = &error else { return error };
+    let owns = |lease: &&Rc<ServedLease>| {
+        let wish = lease.what.grant.wish();
+        wish.transport.is_some_and(|transport| transport.name() == *protocol)
+            && wish.ports.contains(port)
+            && (lease.what.address.is_none_or(|own| own == *address) || address.is_unspecified())
+    };
+    let Some(holder) = attachment.leases().iter().find(owns).cloned() else { return error };
+    let pid = holder.what.pid.map(|pid| format!(", process {pid}")).unwrap_or_default();
+    let holder = Some(format!("lease {} of user {}{pid}", holder.what.number, holder.subject().user));
+    Error::PortTaken { protocol, address: *address, port: *port, holder }
+}
+
+/// Both ends of a lease's socket, with room for a burst. The client's end blocks, unless it is told otherwise.
+pub(super) fn pair() -> Result<(OwnedFd, OwnedFd)> {
+    let failed = |errno: nix::Error| Error::Io { action: "make the socket of a lease".into(), source: errno.into() };
+    let (ours, theirs) =
+        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).map_err(failed)?;
+    for end in [&ours, &theirs] {
+        // Beyond the limit for everybody, which is some 200 small messages. Less room is no failure.
+        if setsockopt(end, nix::sys::socket::sockopt::SndBufForce, &SOCKET_BYTES).is_err() {
+            let _ = setsockopt(end, SndBuf, &SOCKET_BYTES);
+        }
+    }
+    SockRef::from(&ours)
+        .set_nonblocking(true)
+        .map_err(|source| Error::Io { action: "make the socket of a lease".into(), source })?;
+    Ok((ours, theirs))
+}

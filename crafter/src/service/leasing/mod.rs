@@ -1,0 +1,240 @@
+//! `Lease` and `Observe`: from a request to a socket, in three steps: a plan, which the policy makes; what it takes of
+//! the host, which is given back if anything fails; and publishing it.
+
+mod acquire;
+mod plan;
+mod request;
+
+use std::{net::IpAddr, os::fd::OwnedFd, rc::Rc};
+
+use tokio::task::spawn_local;
+
+pub(super) use self::request::{address, port};
+use self::{
+    acquire::{Acquired, acquire, pair, terms},
+    plan::Plan,
+    request::{Ports, Request},
+};
+use super::{
+    host::audit::{Of, What},
+    observe, outgoing,
+    served_lease::{LeaseTerms, ServedLease, Tally},
+    state::Service,
+    users::Charge,
+};
+use crate::{
+    Error, Lease, Result,
+    capture::Direction,
+    datapath::{maps::Terms, route, tap::Tap},
+    policy::{Decision, LeaseWish, Subject},
+    protocol::wire::{Fault, LeaseCall, Leased, ObserveCall, Observing},
+};
+
+/// Who calls.
+#[derive(Debug)]
+pub(super) struct Caller {
+    pub(super) subject: Subject,
+    pub(super) pid: Option<u32>,
+    /// What became of the packets of all leases of this connection.
+    pub(super) total: Rc<Tally>,
+}
+
+/// `Lease`
+pub(super) async fn lease(
+    service: &Rc<Service>,
+    caller: &Caller,
+    call: &LeaseCall,
+) -> Result<(Leased, OwnedFd), Fault> {
+    let request = Request::read(call)?;
+    let mut taken = try_lease(service, caller, &request).await;
+    // Who closes a lease and takes another may be heard sooner than the end of the former, which has the port still, or
+    // is the last that the policy allows.
+    if taken.is_err() && outgoing::end_closed(service) {
+        taken = try_lease(service, caller, &request).await;
+    }
+    taken.map_err(|refused| {
+        let what = || What {
+            interface: call.interface.as_deref(),
+            protocol: Some(request.protocol),
+            address: request.address,
+            ports: if let Ports::These(ports) = &request.ports { Some(ports.clone()) } else { None },
+            destination: request.destination,
+            destination_port: None,
+        };
+        refused.into_fault(|decision| service.record_refused_lease(caller, Of::Lease, what(), decision))
+    })
+}
+
+/// Why there is no lease.
+#[derive(Debug)]
+enum NoLease {
+    Refused(Decision),
+    Fault(Fault),
+}
+
+impl NoLease {
+    /// On the wire; `refused` is told what the policy refused.
+    fn into_fault(self, refused: impl FnOnce(Decision)) -> Fault {
+        match self {
+            Self::Refused(decision) => {
+                refused(decision);
+                decision.into()
+            }
+            Self::Fault(fault) => fault,
+        }
+    }
+}
+
+impl From<Decision> for NoLease {
+    fn from(decision: Decision) -> Self {
+        Self::Refused(decision)
+    }
+}
+
+impl From<Error> for NoLease {
+    fn from(error: Error) -> Self {
+        Self::Fault(error.into())
+    }
+}
+
+impl From<Fault> for NoLease {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+async fn try_lease(service: &Rc<Service>, caller: &Caller, request: &Request) -> Result<(Leased, OwnedFd), NoLease> {
+    let (policy, subject) = (service.policy(), &caller.subject);
+    // Whom no rule names learns nothing of the host's routes either.
+    plan::rule_of(&policy, subject)?;
+    let (interface, preferred) = place(request).await?;
+    let rule = plan::admit(&policy, subject, request, &interface)?;
+    let guard = service.guard(&interface).await?;
+    let host = service.host(guard.attachment.interface().mtu)?;
+    let plan = plan::plan(&policy, rule, subject, request, &interface, &host, preferred)?;
+    let acquired = acquire(service, &policy, caller, request, &plan, &host, guard).await?;
+    publish(service, caller, request, plan, acquired)
+}
+
+/// Lists what was acquired, so that packets reach it, and begins to send what its client sends.
+fn publish(
+    service: &Rc<Service>,
+    caller: &Caller,
+    request: &Request,
+    plan: Plan,
+    acquired: Acquired,
+) -> Result<(Leased, OwnedFd), NoLease> {
+    let Acquired { guard, lease, grant, charge, ours, theirs } = acquired;
+    let ports = lease.as_ref().map(|_| grant.wish().ports.clone());
+    let number = service.number();
+    let what = LeaseTerms {
+        number,
+        pid: caller.pid,
+        protocol: request.protocol,
+        grant,
+        address: plan.address,
+        terms: terms(request),
+        report: request.report,
+        coalesce: request.coalesce,
+        total: caller.total.clone(),
+    };
+    let listed = lease.as_ref().map(Lease::number);
+    let served = ServedLease::new(what, guard, lease, ours, charge)?;
+    let attachment = &served.attachment;
+    if let Some(listed) = listed {
+        attachment.list(listed, served.clone());
+    }
+    service.begin(served.clone());
+    // Something may have come between the lease and its being listed.
+    attachment.arrived.notify_one();
+    let report = attachment.report();
+    let leased = Leased {
+        lease: number,
+        socket: 0,
+        interface: plan.interface,
+        index: attachment.interface().ifindex,
+        address: plan.address.map(|address| address.to_string()),
+        first_port: ports.as_ref().map(|ports| *ports.start()),
+        last_port: ports.as_ref().map(|ports| *ports.end()),
+        mtu: attachment.interface().mtu.min(u16::MAX.into()),
+        mode: report.mode.name().to_owned(),
+        classifier: report.classifier.to_owned(),
+        sockets: report.sockets as u32,
+        notes: report.notes.clone(),
+    };
+    spawn_local(outgoing::run(service.clone(), served));
+    Ok((leased, theirs))
+}
+
+/// The interface to lease on, and the source address that the way to the destination prefers.
+async fn place(request: &Request) -> Result<(String, Option<IpAddr>)> {
+    let Some(destination) = request.destination else {
+        return Ok((request.interface.clone().unwrap_or_default(), None));
+    };
+    let route = route::without_hop(destination, request.interface.as_deref(), request.address).await?;
+    Ok((route.interface, Some(route.source)))
+}
+
+fn allowed(decision: Decision) -> Result<(), Decision> {
+    if decision.is_allowed() { Ok(()) } else { Err(decision) }
+}
+
+/// `Observe`
+pub(super) async fn observe(
+    service: &Rc<Service>,
+    caller: &Caller,
+    call: &ObserveCall,
+) -> Result<(Observing, OwnedFd), Fault> {
+    let mut taken = look_on(service, caller, call).await;
+    if taken.is_err() && outgoing::end_closed(service) {
+        taken = look_on(service, caller, call).await;
+    }
+    taken.map_err(|refused| {
+        let what = What { interface: Some(&call.interface), ..What::default() };
+        refused.into_fault(|decision| service.record_refused_lease(caller, Of::Observe, what, decision))
+    })
+}
+
+async fn look_on(service: &Rc<Service>, caller: &Caller, call: &ObserveCall) -> Result<(Observing, OwnedFd), NoLease> {
+    let direction = match call.direction.as_deref() {
+        None => None,
+        Some("in") => Some(Direction::In),
+        Some("out") => Some(Direction::Out),
+        Some(other) => return Err(Error::invalid("direction", format_args!("'{other}': in and out are")).into()),
+    };
+    let wish = LeaseWish {
+        interface: call.interface.clone(),
+        transport: None,
+        address: None,
+        ports: 0..=0,
+        raw_ethernet: false,
+        observe: true,
+    };
+    let policy = service.policy();
+    allowed(policy.wish(&caller.subject, &wish))?;
+    let guard = service.guard(&call.interface).await?;
+    let attachment = &guard.attachment;
+    let host = service.host(attachment.interface().mtu)?;
+    let usage = service.users.of(caller.subject.user);
+    let grant = policy.grant(&caller.subject, &wish, &host, &usage.borrow())?;
+    let charge = Charge::new(usage, 0);
+    let tap = Tap::open(&call.interface, &observe::options(call.filter.clone(), direction)).await?;
+    let (ours, theirs) = pair()?;
+    let (number, link_type) = (service.number(), tap.link().0);
+    let what = LeaseTerms {
+        number,
+        pid: caller.pid,
+        protocol: "observe",
+        grant,
+        address: None,
+        terms: Terms { observe: true, suppress: false, report: false },
+        report: false,
+        coalesce: false,
+        total: caller.total.clone(),
+    };
+    let index = attachment.interface().ifindex;
+    let lease = ServedLease::new(what, guard, None, ours, charge)?;
+    service.begin(lease.clone());
+    spawn_local(observe::run(service.clone(), lease, tap, direction == Some(Direction::Out)));
+    Ok((Observing { lease: number, socket: 0, interface: call.interface.clone(), index, link_type }, theirs))
+}

@@ -1,0 +1,234 @@
+//! What the policy makes of a request. Pure: nothing is opened, attached or reserved here.
+
+use std::{net::IpAddr, ops::RangeInclusive};
+
+use super::{
+    NoLease,
+    request::{Ports, Request},
+};
+use crate::{
+    Error,
+    datapath::reserve::DYNAMIC,
+    policy::{Decision, Host, LeaseWish, Policy, Rule, Subject, Verdict},
+    protocol::wire::Fault,
+};
+
+/// What is to be acquired for a request.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub(super) interface: String,
+    /// The local address; `None`: each of the host's.
+    pub(super) address: Option<IpAddr>,
+    pub(super) ports: Candidates,
+}
+
+/// Ports to try.
+#[derive(Debug)]
+pub(super) enum Candidates {
+    /// Packets of no port.
+    None,
+    /// These or none.
+    These(RangeInclusive<u16>),
+    /// `count` in a row of those that `rule` allows.
+    Free { rule: usize, allowed: Vec<RangeInclusive<u16>>, count: u16 },
+}
+
+/// Whether `subject` may lease at all what is wanted on `interface`. To be asked before anything is attached: whom no
+/// rule names learns nothing else of the host.
+///
+/// # Errors
+/// What the policy refuses, and by which rule.
+pub(super) fn admit<'p>(
+    policy: &'p Policy,
+    subject: &Subject,
+    request: &Request,
+    interface: &str,
+) -> Result<&'p Rule, Decision> {
+    let rule = rule_of(policy, subject)?;
+    let sample = match &request.ports {
+        Ports::These(ports) => ports.clone(),
+        _ => {
+            let ranges = request.transport.map(|transport| rule.leasable(transport)).unwrap_or_default();
+            ranges.first().map_or(0..=0, |range| *range.start()..=*range.start())
+        }
+    };
+    let decision = policy.wish(subject, &request.wish(interface, sample));
+    if decision.is_allowed() { Ok(rule) } else { Err(decision) }
+}
+
+/// The rule that decides for `subject`.
+///
+/// # Errors
+/// That there is none.
+pub(super) fn rule_of<'p>(policy: &'p Policy, subject: &Subject) -> Result<&'p Rule, Decision> {
+    policy.rule_of(subject).ok_or(Decision { rule: None, verdict: Verdict::NoRule })
+}
+
+/// What is to be acquired for an admitted request; `preferred` is the source address of the route to the destination.
+///
+/// # Errors
+/// If several addresses are allowed and none is named.
+pub(super) fn plan(
+    policy: &Policy,
+    rule: &Rule,
+    subject: &Subject,
+    request: &Request,
+    interface: &str,
+    host: &Host,
+    preferred: Option<IpAddr>,
+) -> Result<Plan, NoLease> {
+    let address = local_address(policy, subject, request, interface, host, preferred)?;
+    let ports = match (request.transport, &request.ports) {
+        (None, _) | (_, Ports::None) => Candidates::None,
+        (Some(_), Ports::These(ports)) => Candidates::These(ports.clone()),
+        (Some(transport), Ports::Free(count)) => {
+            Candidates::Free { rule: rule.number, allowed: rule.leasable(transport), count: *count }
+        }
+    };
+    Ok(Plan { interface: interface.to_owned(), address, ports })
+}
+
+/// The address to lease on. Where none is named, all of the host's, if the policy allows them all; otherwise the
+/// one that packets to the destination have, or the only one allowed.
+fn local_address(
+    policy: &Policy,
+    subject: &Subject,
+    request: &Request,
+    interface: &str,
+    host: &Host,
+    preferred: Option<IpAddr>,
+) -> Result<Option<IpAddr>, Fault> {
+    if request.address.is_some() {
+        return Ok(request.address);
+    }
+    let allows = |address: IpAddr| {
+        let wish = LeaseWish { address: Some(address), ..request.wish(interface, 0..=0) };
+        policy.wish(subject, &LeaseWish { transport: None, ..wish }).is_allowed()
+    };
+    let mut allowed = host.addresses.iter().copied().filter(|address| allows(*address));
+    if host.addresses.iter().all(|address| allows(*address)) {
+        return Ok(None);
+    }
+    if let Some(preferred) = preferred.filter(|address| allows(*address)) {
+        return Ok(Some(preferred));
+    }
+    match (allowed.next(), allowed.next()) {
+        (Some(only), None) => Ok(Some(only)),
+        (None, _) => Ok(None),
+        (Some(one), Some(other)) => {
+            let reason = format_args!("the policy allows some of this host's only: name one, such as {one} or {other}");
+            Err(Error::invalid("address", reason).into())
+        }
+    }
+}
+
+/// `count` ports in a row of those allowed: dynamic ones where the policy has some, at a place that `random` chooses (RFC
+/// 6056 section 3.1). `None` where there are not so many in a row.
+pub(super) fn pick(allowed: &[RangeInclusive<u16>], count: u16, random: u32) -> Option<RangeInclusive<u16>> {
+    let within = |bounds: &RangeInclusive<u16>| -> Vec<RangeInclusive<u16>> {
+        let cut =
+            |range: &RangeInclusive<u16>| (*range.start()).max(*bounds.start())..=(*range.end()).min(*bounds.end());
+        // Where the first of them may be.
+        let first = |range: RangeInclusive<u16>| Some(*range.start()..=range.end().checked_sub(count - 1)?);
+        allowed.iter().map(cut).filter_map(first).filter(|range| !range.is_empty()).collect()
+    };
+    let mut ranges = within(&DYNAMIC);
+    if ranges.is_empty() {
+        ranges = within(&(1..=u16::MAX));
+    }
+    let total: u32 = ranges.iter().map(|range| range.len() as u32).sum();
+    let mut place = random.checked_rem(total)?;
+    for range in ranges {
+        match place.checked_sub(range.len() as u32) {
+            None => {
+                let first = range.start() + place as u16;
+                return Some(first..=first + (count - 1));
+            }
+            Some(rest) => place = rest,
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{packet::Transport, protocol::wire::LeaseCall};
+
+    const ALICE: u32 = 1000;
+    const ADDRESSES: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
+
+    fn host() -> Host {
+        Host { addresses: ADDRESSES.map(|text| text.parse().unwrap()).into(), broadcasts: vec![], mtu: 1500 }
+    }
+
+    fn subject() -> Subject {
+        Subject { user: ALICE, groups: vec![] }
+    }
+
+    fn policy(rest: &str) -> Policy {
+        Policy::parse(&format!("[[rule]]\nuser = {ALICE}\nallow = [\"any\"]\n{rest}")).unwrap()
+    }
+
+    fn request(change: impl FnOnce(&mut LeaseCall)) -> Request {
+        let mut call = LeaseCall { interface: Some("eth0".into()), protocol: "tcp".into(), ..LeaseCall::default() };
+        change(&mut call);
+        Request::read(&call).unwrap()
+    }
+
+    fn planned(policy: &Policy, request: &Request, preferred: Option<&str>) -> Result<Plan, NoLease> {
+        let rule = admit(policy, &subject(), request, "eth0")?;
+        let preferred = preferred.map(|text| text.parse().unwrap());
+        plan(policy, rule, &subject(), request, "eth0", &host(), preferred)
+    }
+
+    #[test]
+    fn whom_no_rule_names_is_refused_before_all_else() {
+        let policy = Policy::parse("[[rule]]\nuser = 1\n").unwrap();
+        let refused = admit(&policy, &subject(), &request(|_| {}), "eth0").unwrap_err();
+        assert_eq!((refused.rule, refused.verdict), (None, Verdict::NoRule));
+    }
+
+    #[test]
+    fn an_interface_that_the_rule_does_not_name_is_refused() {
+        let policy = policy("interfaces = [\"veth*\"]\n");
+        let refused = admit(&policy, &subject(), &request(|_| {}), "eth0").unwrap_err();
+        assert_eq!((refused.rule, refused.verdict), (Some(1), Verdict::Interface));
+        assert!(admit(&policy, &subject(), &request(|_| {}), "veth1").is_ok());
+    }
+
+    #[test]
+    fn the_address_is_named_or_preferred_or_the_only_one() {
+        let [v4, v6] = ADDRESSES.map(|text| Some(text.parse::<IpAddr>().unwrap()));
+        let any = policy("");
+        assert_eq!(planned(&any, &request(|_| {}), None).unwrap().address, None, "each that the policy allows");
+        let named = request(|call| call.address = Some(ADDRESSES[1].into()));
+        assert_eq!(planned(&any, &named, Some(ADDRESSES[0])).unwrap().address, v6);
+        let only = policy("addresses = [\"192.0.2.0/24\"]\n");
+        assert_eq!(planned(&only, &request(|_| {}), None).unwrap().address, v4);
+        assert_eq!(planned(&only, &request(|_| {}), Some(ADDRESSES[1])).unwrap().address, v4, "not the preferred one");
+    }
+
+    #[test]
+    fn free_ports_are_those_of_the_rule() {
+        let policy = policy("ports = [\"50000-50009\"]\n");
+        let plan = planned(&policy, &request(|call| call.count = Some(3)), None).unwrap();
+        let Candidates::Free { rule: 1, allowed, count: 3 } = plan.ports else { panic!("{plan:?}") };
+        assert_eq!(allowed, [50_000..=50_009]);
+        let refused = admit(&policy, &subject(), &request(|call| call.port = Some(80)), "eth0").unwrap_err();
+        assert_eq!(refused.verdict, Verdict::Port);
+        assert_eq!(policy.rules()[0].leasable(Transport::Icmp), [0..=u16::MAX], "identifiers are free");
+    }
+
+    #[test]
+    fn ports_are_picked_in_a_row_and_every_place_is_reached() {
+        let allowed = [100..=103, 50_000..=50_001, 60_000..=60_003];
+        let mut picked: Vec<_> = (0..4).map(|random| pick(&allowed, 2, random).unwrap()).collect();
+        assert_eq!(picked, [50_000..=50_001, 60_000..=60_001, 60_001..=60_002, 60_002..=60_003]);
+        // Where none of the dynamic ones is allowed, or not so many in a row.
+        picked = (0..2).map(|random| pick(&allowed[..1], 3, random).unwrap()).collect();
+        assert_eq!(picked, [100..=102, 101..=103]);
+        assert_eq!(pick(&allowed, 5, 7), None);
+        assert_eq!(pick(&[], 1, 7), None);
+    }
+}
