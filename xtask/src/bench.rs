@@ -14,7 +14,8 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
     for missing in setup::begin(&[Purpose::Test, Purpose::Bench])?.finish()? {
         println!("    missing: {missing}");
     }
-    build::release(&["--package", "crafter", "--bin", "crafter", "--package", "crafter-tests", "--bin", "bench"])?;
+    let programs = ["--package", "crafter", "--bin", "crafter", "--package", "crafter-tests", "--bin", "bench"];
+    build::release(&[&programs[..], &["--features", "crafter-tests/bench"]].concat())?;
     sh::step("Measuring");
     let mut bench = sh::root(sh::release_directory().join("bench"), [])?;
     Ok(ExitCode::from(sh::exit_code(bench.args(args))?))

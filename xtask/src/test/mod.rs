@@ -110,7 +110,7 @@ fn prepare(args: &[String], summary: &mut Summary) -> Result<(Vec<TestProgram>, 
     if args.is_empty() {
         check_source(summary)?;
     }
-    let _progress = Progress::start(build::TYPICAL * 3);
+    let _progress = Progress::start(build::TYPICAL * 3 / 2);
     sh::step("Building the tests for release");
     // The examples are left to clippy.
     setup.finish_with(program::build_tests(&["--tests"]))
@@ -140,7 +140,9 @@ fn check_source(summary: &mut Summary) -> Result<()> {
     } else {
         let _progress = Progress::start(build::TYPICAL / 2);
         let mut clippy = sh::cargo();
-        clippy.args(["clippy", "--release", "--all-targets", "--features", "crafter/demo", "--", "-D", "warnings"]);
+        // The programs `demo` and `bench`, too.
+        clippy.args(["clippy", "--release", "--all-targets", "--features", "crafter/demo,crafter-tests/bench"]);
+        clippy.args(["--", "-D", "warnings"]);
         if let Err(error) = build::cargo(&mut clippy) {
             summary.fail(format!("cargo clippy: {error:#}"));
         }
@@ -161,7 +163,7 @@ fn examples(args: &[String], surroundings: &Surroundings, summary: &mut Summary)
     const TITLE: &str = "documentation examples";
     sh::step("Documentation examples (as the user)");
     let mut docs = sh::cargo();
-    docs.args(["test", "--release", "--doc", "--quiet", "--"]).args(args);
+    docs.args(["test", "--release", "--doc", "--quiet"]).args(program::OPTIMISATION).arg("--").args(args);
     let ending = tally(&mut docs, TITLE, &surroundings.logs.join(log_name(TITLE, "first")))?;
     summary.add(ending.output.passed, ending.output.skipped);
     summary.add_time(TITLE, ending.time);

@@ -71,7 +71,7 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
     }
     setup::ensure_scapy(false);
     ensure_emulator()?;
-    let progress = Progress::start(build::TYPICAL * 2);
+    let progress = Progress::start(build::TYPICAL * 3 / 2);
     sh::step("Building the tests for release");
     // Of all packages: with some of them alone, cargo would build their dependencies once more, with other features.
     let programs = test::build_tests(&["--test", "*"])?;
