@@ -60,11 +60,19 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
         // After each, so that it is known whose it is.
         check_host(&program.title, &before, &surroundings.marker, &mut summary)?;
     }
-    examples(args, &surroundings, &mut summary)?;
+    let failed_examples = examples(args, &surroundings, &mut summary)?;
     for (program, first, called) in &again {
-        let explained = once_more(program, first, args, &surroundings, &mut summary)?;
+        let run = |args: &[String], log: &str| program.run(args, log, &surroundings);
+        let alone = |name: &str| ["--exact", name, "--include-ignored"].map(str::to_owned).to_vec();
+        let second = Second { title: &program.title, run: &run, alone: &alone };
+        let explained = once_more(&second, first, args, &surroundings, &mut summary)?;
         check_calls(&program.title, &(called - &explained), &mut summary);
         check_host(&program.title, &before, &surroundings.marker, &mut summary)?;
+    }
+    if let Some(first) = &failed_examples {
+        let run = |args: &[String], log: &str| run_examples(args, log, &surroundings);
+        let second = Second { title: EXAMPLES, run: &run, alone: &only_example };
+        once_more(&second, first, args, &surroundings, &mut summary)?;
     }
 
     sh::step("Left behind on this host");
@@ -149,35 +157,53 @@ fn check_source(summary: &mut Summary) -> Result<()> {
     Ok(())
 }
 
-fn examples(args: &[String], surroundings: &Surroundings, summary: &mut Summary) -> Result<()> {
-    const TITLE: &str = "documentation examples";
+const EXAMPLES: &str = "documentation examples";
+
+/// Runs the documentation examples; how that ended, if some failed.
+fn examples(args: &[String], surroundings: &Surroundings, summary: &mut Summary) -> Result<Option<Ending>> {
     sh::step("Documentation examples (as the user)");
+    let ending = run_examples(args, &log_name(EXAMPLES, "first"), surroundings)?;
+    summary.add(ending.output.passed, ending.output.skipped);
+    summary.add_time(EXAMPLES, ending.time);
+    Ok((!ending.is_good()).then_some(ending))
+}
+
+fn run_examples(args: &[String], log: &str, surroundings: &Surroundings) -> Result<Ending> {
     let mut docs = sh::cargo();
     docs.args(["test", "--release", "--doc", "--quiet", "--"]).args(args);
-    let ending = tally(&mut docs, TITLE, &surroundings.logs.join(log_name(TITLE, "first")))?;
-    summary.add(ending.output.passed, ending.output.skipped);
-    summary.add_time(TITLE, ending.time);
-    ending.output.names.iter().for_each(|name| summary.fail(format!("{TITLE}: {name}")));
-    if let Some(fault) = ending.fault {
-        summary.fail(format!("{TITLE}: {fault}"));
-    }
-    Ok(())
+    tally(&mut docs, EXAMPLES, &surroundings.logs.join(log))
+}
+
+/// The arguments that select an example by its name, `src/lib.rs - item (line 12)`, and few others: rustdoc divides
+/// arguments at spaces, so that the whole name selects nothing. The line is unlike the other words of most names.
+fn only_example(name: &str) -> Vec<String> {
+    let words = || name.split_whitespace();
+    words().rfind(|word| word.ends_with(')')).or(words().next()).map(str::to_owned).into_iter().collect()
+}
+
+/// How something that failed is run once more.
+struct Second<'a> {
+    title: &'a str,
+    /// With these arguments, its output kept in the file of this name.
+    run: &'a dyn Fn(&[String], &str) -> Result<Ending>,
+    /// The arguments for one test alone.
+    alone: &'a dyn Fn(&str) -> Vec<String>,
 }
 
 /// Runs what failed once more: each test alone, or the whole program where it ended without naming one. Returns the
 /// missing peers that these tests call.
 fn once_more(
-    program: &TestProgram,
+    second: &Second<'_>,
     first: &Ending,
     args: &[String],
     surroundings: &Surroundings,
     summary: &mut Summary,
 ) -> Result<BTreeSet<String>> {
-    let title = &program.title;
+    let Second { title, run, alone } = *second;
     let mut explained = BTreeSet::new();
     if let Some(fault) = &first.fault {
         sh::step(&format!("Once more: {title} ({fault})"));
-        let second = program.run(args, &log_name(title, "second"), surroundings)?;
+        let second = run(args, &log_name(title, "second"))?;
         if second.is_good() && second.output.passed >= first.output.passed {
             summary.add(second.output.passed - first.output.passed, 0);
             summary.add_flaky(&format!("{title}: {fault}"), [&first.log, &second.log]);
@@ -190,12 +216,11 @@ fn once_more(
     for name in &first.output.names {
         sh::step(&format!("Once more, alone: {title} {name}"));
         surroundings.stand_ins.take_calls();
-        let alone = ["--exact", name, "--include-ignored"].map(str::to_owned);
-        let second = program.run(&alone, &log_name(&format!("{title} {name}"), "second"), surroundings)?;
+        let second = run(&alone(name), &log_name(&format!("{title} {name}"), "second"))?;
         let called = surroundings.stand_ins.take_calls();
         explained.extend(called.iter().map(|missing| missing.command.clone()));
         let what = format!("{title} {name}");
-        if second.is_good() && second.output.passed == 1 {
+        if second.has_passed(name) {
             summary.add_flaky(&what, [&first.log, &second.log]);
         } else if let Some(missing) = called.first() {
             summary.add_not_run(&what, &missing.to_string());
@@ -267,4 +292,22 @@ fn marker() -> String {
 fn log_name(title: &str, run: &str) -> String {
     let name: String = title.chars().map(|letter| if letter.is_alphanumeric() { letter } else { '-' }).collect();
     format!("{name}.{run}.txt")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_example_is_selected_by_one_word() {
+        for (name, word) in [
+            ("crafter/src/lib.rs - session::Session::sr (line 12)", "12)"),
+            ("crafter/src/lib.rs - (line 7) - compile fail", "7)"),
+            ("crafter/src/a.rs - a::f<T> (line 130) - should panic", "130)"),
+            ("unnamed", "unnamed"),
+        ] {
+            assert_eq!(only_example(name), [word], "{name}");
+            assert!(name.contains(word));
+        }
+    }
 }
