@@ -59,7 +59,9 @@ pub struct Pending {
 /// # Errors
 /// If something is missing without which nothing can be built: a sentence that says what to do.
 pub fn begin(purposes: &[Purpose]) -> Result<Pending> {
-    host_is_supported()?;
+    if let Some(caveat) = caveat(env::consts::ARCH)? {
+        sh::note(&caveat);
+    }
     if tools::missing(purposes).is_empty() && ebpf::present() {
         return Ok(Pending { missing: Vec::new(), ebpf: None });
     }
@@ -186,14 +188,18 @@ pub fn system_qemu() -> bool {
     tools::QEMU.is_there()
 }
 
-/// crafter is tested on x86-64 alone.
-fn host_is_supported() -> Result<()> {
-    match env::consts::ARCH {
-        "x86_64" => {}
-        "aarch64" => sh::note("this is an aarch64 machine: crafter is tested on x86-64 only, going on all the same"),
-        other => bail!("crafter runs on x86-64 (and, untested, on aarch64), not on {other}"),
+/// crafter is tested on x86-64 alone. What is to be said of another architecture, where set-up goes on all the same.
+///
+/// # Errors
+/// On an architecture that crafter does not run on.
+fn caveat(architecture: &str) -> Result<Option<String>> {
+    match architecture {
+        "x86_64" => Ok(None),
+        "aarch64" => {
+            Ok(Some("this is an arm64 machine: crafter is tested on x86-64 only, going on all the same".into()))
+        }
+        other => bail!("crafter runs on x86-64 (and, untested, on arm64), not on {other}"),
     }
-    Ok(())
 }
 
 /// Fetches the captures that tests read; without them, those tests say what is missing.
@@ -245,5 +251,20 @@ fn explain(tools: &[Tool], ebpf: bool) {
              --features llvm-<version> --locked",
             toolchain::BPF_LINKER_VERSION
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn architectures() {
+        assert_eq!(caveat("x86_64").unwrap(), None);
+        assert!(caveat("aarch64").unwrap().unwrap().contains("going on all the same"));
+        for other in ["riscv64", "s390x", "arm"] {
+            let sentence = caveat(other).unwrap_err().to_string();
+            assert!(sentence.ends_with(&format!("not on {other}")), "{sentence}");
+        }
     }
 }
