@@ -110,7 +110,7 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     job.start(rest).unwrap_or_else(|error| {
-        eprintln!("xtask {name}: {error:#}");
+        eprintln!("xtask {name}: {}", sh::without_credentials(&format!("{error:#}")));
         ExitCode::FAILURE
     })
 }

@@ -49,8 +49,8 @@ pub fn manager(os_release: &str, has: &dyn Fn(&str) -> bool) -> Option<Manager> 
 
 /// The value of a variable; the last assignment counts, as in a shell.
 fn value(os_release: &str, name: &str) -> Option<String> {
-    let assignments = os_release.lines().filter_map(|line| line.trim().strip_prefix(name)?.strip_prefix('='));
-    let value = assignments.last()?.trim();
+    let mut assignments = os_release.lines().filter_map(|line| line.trim().strip_prefix(name)?.strip_prefix('='));
+    let value = assignments.next_back()?.trim();
     let quoted = ['"', '\''].into_iter().find_map(|quote| value.strip_prefix(quote)?.strip_suffix(quote));
     Some(quoted.unwrap_or(value).to_ascii_lowercase())
 }
