@@ -12,7 +12,8 @@ mod scapy;
 mod tools;
 
 use std::env;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -64,6 +65,10 @@ pub fn begin(purposes: &[Purpose]) -> Result<Pending> {
     }
     if tools::missing(purposes).is_empty() && ebpf::present() {
         return Ok(Pending { missing: Vec::new(), ebpf: None });
+    }
+    if let Some(home) = env::var("HOME").ok().filter(|home| sh::is_root() && is_of_another(home.as_ref())) {
+        sh::note(&format!("as root in the home directory of another user: what is made below {home} will be root's;"));
+        sh::note("to avoid that, run it without sudo: set-up calls sudo itself where it takes root");
     }
     let lock = Lock::take()?;
     // Once more: another set-up may have done it meanwhile.
@@ -144,7 +149,9 @@ fn install(manager: Manager, tools: &[Tool]) -> Result<Vec<Missing>> {
         Ok(refused) => {
             for found in &refused {
                 sh::note(&found.to_string());
-                refused::write(found)?;
+                if let Err(error) = refused::write(found) {
+                    sh::note(&format!("the next run asks for it again: {error:#}"));
+                }
             }
             missing.extend(refused);
         }
@@ -202,6 +209,11 @@ fn caveat(architecture: &str) -> Result<Option<String>> {
     }
 }
 
+/// Whether a home directory is there and not root's.
+fn is_of_another(home: &Path) -> bool {
+    std::fs::metadata(home).is_ok_and(|metadata| metadata.uid() != 0)
+}
+
 /// Fetches the captures that tests read; without them, those tests say what is missing.
 pub fn ensure_corpora(again: bool) {
     if let Err(error) = corpora::ensure(again) {
@@ -257,6 +269,20 @@ fn explain(tools: &[Tool], ebpf: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whose_home_it_is() {
+        let own = env::temp_dir().join(format!("xtask-home-{}", std::process::id()));
+        std::fs::create_dir(&own).unwrap();
+        let is_root = sh::is_root();
+        assert_eq!(is_of_another(&own), !is_root);
+        if is_root {
+            std::os::unix::fs::chown(&own, Some(65_534), None).unwrap();
+            assert!(is_of_another(&own));
+        }
+        std::fs::remove_dir(&own).unwrap();
+        assert!(!is_of_another(&own), "it is not there");
+    }
 
     #[test]
     fn architectures() {
