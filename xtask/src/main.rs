@@ -13,6 +13,7 @@ mod progress;
 mod run;
 mod setup;
 mod sh;
+mod terminal;
 mod test;
 mod toolchain;
 mod vm;
