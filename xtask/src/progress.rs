@@ -150,8 +150,8 @@ impl State {
             let text = fitted(&self.text(), terminal::columns().unwrap_or(COLUMNS));
             terminal::wipe_on_signals(true);
             // The cursor stays at the beginning: a terminal that has become narrower wraps the line behind it, and the
-            // next drawing wipes all of it.
-            print!("{}{text}\r", terminal::WIPE);
+            // next drawing wipes all of it. One that has not told its new width yet cuts the line off.
+            print!("{}{}{text}{}\r", terminal::WIPE, terminal::CUT, terminal::WRAP);
             let _ = io::stdout().flush();
         }
     }

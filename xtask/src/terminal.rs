@@ -10,6 +10,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// before a narrower terminal wrapped it. The line first, since tmux keeps the text of a screen that is wiped as a whole.
 pub const WIPE: &str = "\r\x1b[K\x1b[J";
 
+/// From now on, what is longer than a line is cut off (DECAWM), and from now on wrapped again.
+pub const CUT: &str = "\x1b[?7l";
+pub const WRAP: &str = "\x1b[?7h";
+
 const STDOUT: c_int = 1;
 /// Of `ioctl`, on all architectures that crafter runs on (asm-generic/ioctls.h).
 const TIOCGWINSZ: c_ulong = 0x5413;
