@@ -89,17 +89,11 @@ pub fn root<'a>(
     program: impl Into<OsString>,
     variables: impl IntoIterator<Item = (&'a str, &'a str)>,
 ) -> Result<Command> {
-    let variables: Vec<(&str, &str)> = variables.into_iter().collect();
-    let path = path_with_system_directories();
-    if is_root() {
-        let mut command = Command::new("env");
-        // By env, since the program is looked for in this PATH.
-        command.arg(assignment("PATH", path.to_string_lossy().as_ref())).envs(variables).arg(program.into());
-        return Ok(command);
-    }
     // Arguments are there for all users to read; an environment is not.
     let (secret, open): (Vec<_>, Vec<_>) = variables.into_iter().partition(|(_, value)| hides(value));
-    let mut command = {
+    let mut command = if is_root() {
+        Command::new("env")
+    } else {
         let mut sudo = Command::new("sudo");
         if sudo_needs_no_password()? {
             sudo.arg("-n");
@@ -108,13 +102,16 @@ pub fn root<'a>(
         }
         if !secret.is_empty() {
             let names: Vec<&str> = secret.iter().map(|(name, _)| *name).collect();
-            sudo.arg(format!("--preserve-env={}", names.join(","))).envs(secret);
+            sudo.arg(format!("--preserve-env={}", names.join(",")));
         }
         // sudo clears the environment; env sets what is wanted behind it.
         sudo.args(["--", "env"]);
         sudo
     };
+    command.envs(secret);
+    let path = path_with_system_directories();
     command.arg(assignment("PATH", path.to_string_lossy().as_ref()));
+    // A PATH among them is the one that counts.
     for (name, value) in open {
         command.arg(assignment(name, value));
     }
@@ -269,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn roots_variables_are_no_arguments() {
+    fn secret_variables_of_root_are_no_arguments() {
         if !is_root() {
             println!("not run: this test asks for root");
             return;
@@ -280,5 +277,7 @@ mod tests {
         let said = output(&mut command).unwrap();
         assert_eq!(said.matches("secret").count(), 1, "{said}");
         assert!(said.ends_with(&format!("{}\n", proxy.1)), "{said}");
+        let mut command = root("sh", [("PATH", "/bin:/somewhere")]).unwrap();
+        assert_eq!(output(command.args(["-c", "echo $PATH"])).unwrap(), "/bin:/somewhere\n");
     }
 }

@@ -34,7 +34,8 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
     sh::become_root()?;
     let mut summary = Summary::default();
     let (programs, missing) = prepare(args, &mut summary)?;
-    report_missing(&missing, &mut summary);
+    let is_ci = env::var("CI").is_ok_and(|value| value == "true");
+    report_missing(&missing, is_ci, &mut summary);
     let surroundings = Surroundings {
         marker: marker(),
         watchdog: WATCHDOG[usize::from(is_long)],
@@ -47,27 +48,14 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
     let mut again = Vec::new();
     for program in &programs {
         sh::step(&format!("Tests of {} (as root)", program.title));
-        let ending = program.run(args, &log_name(&program.title, "first"), &surroundings)?;
-        summary.add(ending.output.passed, ending.output.skipped);
-        summary.add_time(&program.title, ending.time);
-        let called: BTreeSet<String> =
-            surroundings.stand_ins.take_calls().into_iter().map(|missing| missing.command.clone()).collect();
-        if ending.is_good() {
-            check_calls(&program.title, &called, &mut summary);
-        } else {
-            again.push((program, ending, called));
-        }
+        again.extend(first(program, args, &surroundings, &mut summary)?);
         // After each, so that it is known whose it is.
         check_host(&program.title, &before, &surroundings.marker, &mut summary)?;
     }
     let failed_examples = examples(args, &surroundings, &mut summary)?;
-    for (program, first, called) in &again {
-        let run = |args: &[String], log: &str| program.run(args, log, &surroundings);
-        let alone = |name: &str| ["--exact", name, "--include-ignored"].map(str::to_owned).to_vec();
-        let second = Second { title: &program.title, run: &run, alone: &alone };
-        let explained = once_more(&second, first, args, &surroundings, &mut summary)?;
-        check_calls(&program.title, &(called - &explained), &mut summary);
-        check_host(&program.title, &before, &surroundings.marker, &mut summary)?;
+    for failed in &again {
+        second(failed, args, &surroundings, &mut summary)?;
+        check_host(&failed.program.title, &before, &surroundings.marker, &mut summary)?;
     }
     if let Some(first) = &failed_examples {
         let run = |args: &[String], log: &str| run_examples(args, log, &surroundings);
@@ -121,8 +109,7 @@ fn prepare(args: &[String], summary: &mut Summary) -> Result<(Vec<TestProgram>, 
 }
 
 /// In CI each peer is part of the test; elsewhere its tests are reported as not run.
-fn report_missing(missing: &[Missing], summary: &mut Summary) {
-    let is_ci = env::var("CI").is_ok_and(|value| value == "true");
+fn report_missing(missing: &[Missing], is_ci: bool, summary: &mut Summary) {
     for missing in missing {
         match is_ci {
             true => summary.fail(format!("missing peer {missing}")),
@@ -154,6 +141,44 @@ fn check_source(summary: &mut Summary) -> Result<()> {
         Some(0) => {}
         Some(_) => summary.fail("cargo deny".to_owned()),
     }
+    Ok(())
+}
+
+/// A program of which something failed.
+struct Failed<'a> {
+    program: &'a TestProgram,
+    ending: Ending,
+    /// The missing peers that its tests have called.
+    called: BTreeSet<String>,
+}
+
+/// Runs a program, and returns it if something failed.
+fn first<'a>(
+    program: &'a TestProgram,
+    args: &[String],
+    surroundings: &Surroundings,
+    summary: &mut Summary,
+) -> Result<Option<Failed<'a>>> {
+    let ending = program.run(args, &log_name(&program.title, "first"), surroundings)?;
+    summary.add(ending.output.passed, ending.output.skipped);
+    summary.add_time(&program.title, ending.time);
+    let called: BTreeSet<String> =
+        surroundings.stand_ins.take_calls().into_iter().map(|missing| missing.command.clone()).collect();
+    if ending.is_good() {
+        check_calls(&program.title, &called, summary);
+        return Ok(None);
+    }
+    Ok(Some(Failed { program, ending, called }))
+}
+
+/// Runs once more what failed of a program.
+fn second(failed: &Failed<'_>, args: &[String], surroundings: &Surroundings, summary: &mut Summary) -> Result<()> {
+    let Failed { program, ending, called } = failed;
+    let run = |args: &[String], log: &str| program.run(args, log, surroundings);
+    let alone = |name: &str| ["--exact", name, "--include-ignored"].map(str::to_owned).to_vec();
+    let second = Second { title: &program.title, run: &run, alone: &alone };
+    let explained = once_more(&second, ending, args, surroundings, summary)?;
+    check_calls(&program.title, &(called - &explained), summary);
     Ok(())
 }
 
@@ -296,7 +321,80 @@ fn log_name(title: &str, run: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::PathBuf;
+    use std::{fs, process::Command};
+
     use super::*;
+
+    /// Runs a program of two tests of which one calls a peer that is missing, as `job` does; the summary.
+    fn run(script: &str, is_ci: bool) -> Summary {
+        static NUMBER: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+        let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let directory = env::temp_dir().join(format!("xtask-missing-peer-{}-{number}", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        let executable = directory.join("program");
+        // By another process, since one that is forked here meanwhile would hold it open for writing.
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "printf '#!/bin/sh\\n%s\\n' \"$2\" >\"$1\"", "sh"]).arg(&executable).arg(script);
+        assert!(shell.status().unwrap().success());
+        fs::set_permissions(&executable, fs::Permissions::from_mode(0o755)).unwrap();
+        let program = TestProgram { title: "package: test program".into(), executable, package: PathBuf::from("/") };
+        let missing = vec![Missing { command: "no-such-peer".into(), sentence: "not in this suite".into() }];
+        let mut summary = Summary::default();
+        report_missing(&missing, is_ci, &mut summary);
+        let surroundings = Surroundings {
+            marker: "none".into(),
+            watchdog: 60,
+            lengths: Vec::new(),
+            stand_ins: StandIns::make(missing).unwrap(),
+            logs: directory.join("logs"),
+        };
+        if let Some(failed) = first(&program, &[], &surroundings, &mut summary).unwrap() {
+            second(&failed, &[], &surroundings, &mut summary).unwrap();
+        }
+        fs::remove_dir_all(&directory).unwrap();
+        summary
+    }
+
+    /// Alone, with --exact, the test that needs the peer; else both.
+    const NEEDS_IT: &str = "passed=1; [ \"$1\" = --exact ] && passed=0
+        if no-such-peer --version >/dev/null 2>&1; then
+            echo \"test result: ok. $((passed + 1)) passed; 0 failed\"
+        else
+            printf 'failures:\\n\\nfailures:\\n    needs_it\\n\\n'
+            echo \"test result: FAILED. $passed passed; 1 failed\"
+            exit 101
+        fi";
+
+    #[test]
+    fn a_test_whose_peer_is_missing_is_not_run_and_counted() {
+        if !sh::is_root() {
+            println!("not run: this test asks for root");
+            return;
+        }
+        let mut summary = run(NEEDS_IT, false);
+        let lines = summary.lines();
+        let expected = "package: test program needs_it: not run: no-such-peer: not in this suite";
+        assert!(lines.contains(&expected.to_owned()), "{lines:?}");
+        assert_eq!(lines.last().map(String::as_str), Some("1 passed, 0 failed, 1 skipped"));
+        assert!(summary.close());
+        // In CI the missing peer itself is a failure.
+        let mut summary = run(NEEDS_IT, true);
+        let lines = summary.lines();
+        assert!(lines.contains(&"FAILED: missing peer no-such-peer: not in this suite".to_owned()), "{lines:?}");
+        assert!(lines.contains(&expected.to_owned()) && !summary.close(), "{lines:?}");
+        // One that passes all the same would pass whatever the peer does.
+        let mut summary = run("no-such-peer 2>/dev/null; echo 'test result: ok. 2 passed; 0 failed'", false);
+        let lines = summary.lines();
+        assert!(lines.iter().any(|line| line.contains("a test passed without no-such-peer")), "{lines:?}");
+        assert!(!summary.close());
+        // One that fails for another reason fails.
+        let other = "printf 'failures:\\n\\nfailures:\\n    other\\n\\n'; echo 'test result: FAILED. 0 passed; 1 failed'; exit 101";
+        let mut summary = run(other, false);
+        let lines = summary.lines();
+        assert!(lines.contains(&"FAILED: package: test program other".to_owned()) && !summary.close(), "{lines:?}");
+    }
 
     #[test]
     fn an_example_is_selected_by_one_word() {
