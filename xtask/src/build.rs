@@ -218,6 +218,12 @@ fn obstacle(said: &str) -> Option<Obstacle> {
     if has(&["No space left on device", "os error 28"]) {
         return Some(Obstacle("the build failed because the disk is full: free some space, then try again"));
     }
+    if has(&["certificate is not yet valid", "certificate has expired", "certificate not valid yet"]) {
+        return Some(Obstacle(
+            "crates cannot be downloaded, because by this host's clock the registry's certificate is of another time: \
+             set the clock, then try again",
+        ));
+    }
     if has(&["SSL certificate problem", "SSL CA cert", "unable to get local issuer", "self-signed certificate"]) {
         return Some(Obstacle(
             "crates cannot be downloaded, because the registry's certificate is not trusted here: if a proxy has \
@@ -260,6 +266,7 @@ mod tests {
         let sentence = |said| obstacle(said).map(|obstacle| obstacle.to_string()).unwrap_or_default();
         assert!(sentence("error: failed to write: No space left on device (os error 28)").contains("disk is full"));
         assert!(sentence("[60] SSL certificate problem: unable to get").contains("CARGO_HTTP_CAINFO"));
+        assert!(sentence("[60] SSL certificate problem: certificate is not yet valid").contains("set the clock"));
         assert!(sentence("[6] Could not resolve host: x").contains("proxy"));
         assert_eq!(sentence("error[E0308]: mismatched types"), "");
     }

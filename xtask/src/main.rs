@@ -13,6 +13,7 @@ mod progress;
 mod run;
 mod setup;
 mod sh;
+mod terminal;
 mod test;
 mod toolchain;
 mod vm;
@@ -110,7 +111,7 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     job.start(rest).unwrap_or_else(|error| {
-        eprintln!("xtask {name}: {error:#}");
+        eprintln!("xtask {name}: {}", sh::without_credentials(&format!("{error:#}")));
         ExitCode::FAILURE
     })
 }

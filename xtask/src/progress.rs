@@ -8,12 +8,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use crate::terminal;
+
 /// How often the line is drawn.
 const TICK: Duration = Duration::from_millis(500);
 /// How often a log gets a line.
 const LOG: Duration = Duration::from_secs(30);
-/// Columns that each terminal has.
-const WIDTH: usize = 79;
+/// Columns of a terminal that does not tell.
+const COLUMNS: usize = 80;
 /// Part of a job below which its own speed says little about the time that is left.
 const EARLY: f64 = 0.1;
 
@@ -145,17 +147,20 @@ impl State {
 
     fn draw(&self) {
         if self.terminal && !self.paused {
-            // A longer line would wrap, and scroll with each drawing.
-            let text: String = self.text().chars().take(WIDTH).collect();
-            print!("\r\x1b[K{text}");
+            let text = fitted(&self.text(), terminal::columns().unwrap_or(COLUMNS));
+            terminal::wipe_on_signals(true);
+            // The cursor stays at the beginning: a terminal that has become narrower wraps the line behind it, and the
+            // next drawing wipes all of it. One that has not told its new width yet cuts the line off.
+            print!("{}{}{text}{}\r", terminal::WIPE, terminal::CUT, terminal::WRAP);
             let _ = io::stdout().flush();
         }
     }
 
     fn clear(&self) {
-        if self.terminal {
-            print!("\r\x1b[K");
+        if self.terminal && !self.paused {
+            print!("{}", terminal::WIPE);
             let _ = io::stdout().flush();
+            terminal::wipe_on_signals(false);
         }
     }
 
@@ -165,6 +170,16 @@ impl State {
         let left = words(time_left(elapsed, self.done, self.typical));
         format!("[{}, {left}] {}", clock(elapsed), lanes.join(" | "))
     }
+}
+
+/// As much of the line as a terminal of this width shows without wrapping it.
+fn fitted(text: &str, columns: usize) -> String {
+    // In the last column, some terminals wrap already.
+    let most = columns.saturating_sub(1);
+    if text.chars().count() <= most {
+        return text.to_owned();
+    }
+    text.chars().take(most.saturating_sub(3)).chain("...".chars().take(most)).collect()
 }
 
 /// By the speed so far once there is one, before by what is typical.
@@ -188,6 +203,16 @@ fn words(left: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lines_fit_the_terminal() {
+        let line = "[1:15, about 4 min left] building: 12 of 340 | building the eBPF linker";
+        assert_eq!(fitted(line, 80), line);
+        assert_eq!(fitted(line, 40), "[1:15, about 4 min left] building: 1...");
+        for columns in 0..90 {
+            assert!(fitted(line, columns).len() <= columns.saturating_sub(1), "{columns}");
+        }
+    }
 
     #[test]
     fn estimates() {

@@ -12,7 +12,8 @@ mod scapy;
 mod tools;
 
 use std::env;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -59,9 +60,15 @@ pub struct Pending {
 /// # Errors
 /// If something is missing without which nothing can be built: a sentence that says what to do.
 pub fn begin(purposes: &[Purpose]) -> Result<Pending> {
-    host_is_supported()?;
+    if let Some(caveat) = caveat(env::consts::ARCH)? {
+        sh::note(&caveat);
+    }
     if tools::missing(purposes).is_empty() && ebpf::present() {
         return Ok(Pending { missing: Vec::new(), ebpf: None });
+    }
+    if let Some(home) = env::var("HOME").ok().filter(|home| sh::is_root() && is_of_another(home.as_ref())) {
+        sh::note(&format!("as root in the home directory of another user: what is made below {home} will be root's;"));
+        sh::note("to avoid that, run it without sudo: set-up calls sudo itself where it takes root");
     }
     let lock = Lock::take()?;
     // Once more: another set-up may have done it meanwhile.
@@ -142,7 +149,9 @@ fn install(manager: Manager, tools: &[Tool]) -> Result<Vec<Missing>> {
         Ok(refused) => {
             for found in &refused {
                 sh::note(&found.to_string());
-                refused::write(found)?;
+                if let Err(error) = refused::write(found) {
+                    sh::note(&format!("the next run asks for it again: {error:#}"));
+                }
             }
             missing.extend(refused);
         }
@@ -186,14 +195,23 @@ pub fn system_qemu() -> bool {
     tools::QEMU.is_there()
 }
 
-/// crafter is tested on x86-64 alone.
-fn host_is_supported() -> Result<()> {
-    match env::consts::ARCH {
-        "x86_64" => {}
-        "aarch64" => sh::note("this is an aarch64 machine: crafter is tested on x86-64 only, going on all the same"),
-        other => bail!("crafter runs on x86-64 (and, untested, on aarch64), not on {other}"),
+/// crafter is tested on x86-64 alone. What is to be said of another architecture, where set-up goes on all the same.
+///
+/// # Errors
+/// On an architecture that crafter does not run on.
+fn caveat(architecture: &str) -> Result<Option<String>> {
+    match architecture {
+        "x86_64" => Ok(None),
+        "aarch64" => {
+            Ok(Some("this is an arm64 machine: crafter is tested on x86-64 only, going on all the same".into()))
+        }
+        other => bail!("crafter runs on x86-64 (and, untested, on arm64), not on {other}"),
     }
-    Ok(())
+}
+
+/// Whether a home directory is there and not root's.
+fn is_of_another(home: &Path) -> bool {
+    std::fs::metadata(home).is_ok_and(|metadata| metadata.uid() != 0)
 }
 
 /// Fetches the captures that tests read; without them, those tests say what is missing.
@@ -245,5 +263,34 @@ fn explain(tools: &[Tool], ebpf: bool) {
              --features llvm-<version> --locked",
             toolchain::BPF_LINKER_VERSION
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whose_home_it_is() {
+        let own = env::temp_dir().join(format!("xtask-home-{}", std::process::id()));
+        std::fs::create_dir(&own).unwrap();
+        let is_root = sh::is_root();
+        assert_eq!(is_of_another(&own), !is_root);
+        if is_root {
+            std::os::unix::fs::chown(&own, Some(65_534), None).unwrap();
+            assert!(is_of_another(&own));
+        }
+        std::fs::remove_dir(&own).unwrap();
+        assert!(!is_of_another(&own), "it is not there");
+    }
+
+    #[test]
+    fn architectures() {
+        assert_eq!(caveat("x86_64").unwrap(), None);
+        assert!(caveat("aarch64").unwrap().unwrap().contains("going on all the same"));
+        for other in ["riscv64", "s390x", "arm"] {
+            let sentence = caveat(other).unwrap_err().to_string();
+            assert!(sentence.ends_with(&format!("not on {other}")), "{sentence}");
+        }
     }
 }

@@ -26,7 +26,8 @@ pub fn step(text: &str) {
 
 /// Says what a step does, or why it does not.
 pub fn note(text: &str) {
-    progress::say(&format!("    {text}"));
+    // Much of it is what other programs say.
+    progress::say(&format!("    {}", without_credentials(text)));
 }
 
 /// Runs a command with its output shown; an exit code other than 0 is an error.
@@ -88,6 +89,8 @@ pub fn root<'a>(
     program: impl Into<OsString>,
     variables: impl IntoIterator<Item = (&'a str, &'a str)>,
 ) -> Result<Command> {
+    // Arguments are there for all users to read; an environment is not.
+    let (secret, open): (Vec<_>, Vec<_>) = variables.into_iter().partition(|(_, value)| hides(value));
     let mut command = if is_root() {
         Command::new("env")
     } else {
@@ -97,13 +100,19 @@ pub fn root<'a>(
         } else if !io::stdin().is_terminal() {
             bail!("this needs root, and sudo asks for a password without a terminal: run it as root, or on a terminal");
         }
+        if !secret.is_empty() {
+            let names: Vec<&str> = secret.iter().map(|(name, _)| *name).collect();
+            sudo.arg(format!("--preserve-env={}", names.join(",")));
+        }
         // sudo clears the environment; env sets what is wanted behind it.
         sudo.args(["--", "env"]);
         sudo
     };
+    command.envs(secret);
     let path = path_with_system_directories();
     command.arg(assignment("PATH", path.to_string_lossy().as_ref()));
-    for (name, value) in variables {
+    // A PATH among them is the one that counts.
+    for (name, value) in open {
         command.arg(assignment(name, value));
     }
     command.arg(program.into());
@@ -187,6 +196,30 @@ pub fn path_with_system_directories() -> OsString {
     env::join_paths(directories).unwrap_or(path)
 }
 
+/// Whether a URL in it has a name or a password.
+fn hides(text: &str) -> bool {
+    text != without_credentials(text)
+}
+
+/// The text with `***` in place of the name and the password of each URL (RFC 3986, section 3.2.1), such as those of a
+/// proxy: what is printed ends up in logs.
+pub fn without_credentials(text: &str) -> String {
+    let (mut shown, mut rest) = (String::new(), text);
+    while let Some((before, behind)) = rest.split_once("://") {
+        shown += before;
+        shown += "://";
+        let end = behind.find(|c: char| c.is_whitespace() || "/?#'\"`".contains(c)).unwrap_or(behind.len());
+        match behind[..end].rfind('@') {
+            Some(at) => {
+                shown += "***";
+                rest = &behind[at..];
+            }
+            None => rest = behind,
+        }
+    }
+    shown + rest
+}
+
 fn assignment(name: &str, value: &str) -> String {
     format!("{name}={value}")
 }
@@ -208,5 +241,43 @@ fn line(command: &Command) -> String {
             }
         })
         .collect();
-    words.join(" ")
+    without_credentials(&words.join(" "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_are_not_printed() {
+        for (text, shown) in [
+            ("http://user:secret@proxy:3128/ and more", "http://***@proxy:3128/ and more"),
+            ("http_proxy=https://user:a@b@proxy x://t@h", "http_proxy=https://***@proxy x://***@h"),
+            ("http://mirror/debian/pool/a@b", "http://mirror/debian/pool/a@b"),
+            ("mail x@example.org", "mail x@example.org"),
+            ("://", "://"),
+        ] {
+            assert_eq!(without_credentials(text), shown);
+            assert_eq!(hides(text), text != shown);
+        }
+        let mut command = Command::new("env");
+        command.arg("http_proxy=http://user:secret@proxy:3128");
+        assert!(!line(&command).contains("secret"), "{}", line(&command));
+    }
+
+    #[test]
+    fn secret_variables_of_root_are_no_arguments() {
+        if !is_root() {
+            println!("not run: this test asks for root");
+            return;
+        }
+        let proxy = ("http_proxy", "http://user:secret@proxy:3128");
+        let mut command = root("sh", [proxy]).unwrap();
+        command.args(["-c", "tr '\\0' ' ' </proc/$$/cmdline; echo \"$http_proxy\""]);
+        let said = output(&mut command).unwrap();
+        assert_eq!(said.matches("secret").count(), 1, "{said}");
+        assert!(said.ends_with(&format!("{}\n", proxy.1)), "{said}");
+        let mut command = root("sh", [("PATH", "/bin:/somewhere")]).unwrap();
+        assert_eq!(output(command.args(["-c", "echo $PATH"])).unwrap(), "/bin:/somewhere\n");
+    }
 }

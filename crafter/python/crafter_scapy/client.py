@@ -176,12 +176,18 @@ class Client:
         return self.call("Route", destination=destination, interface=interface, source=source)
 
     def lease(self, protocol, interface=None, destination=None, address=None, port=None, last_port=None, frames=None,
-              observe=None, suppress=None, report=None):
-        """Leases ports: a `Lease`. Without a port, a free one."""
+              observe=None, suppress=None, report=None, leave_open=False):
+        """Leases ports: a `Lease`. Without a port, a free one.
+
+        `leave_open`: half-open connections are left to the kernel when it is closed. So they are with `observe` and
+        without `suppress`, since the kernel resets them at once then.
+        """
         reply, descriptors = self.call_for_descriptors(
             "Lease", protocol=protocol, interface=interface, destination=destination, address=address, port=port,
             last_port=last_port, frames=frames, observe=observe, suppress=suppress, report=report)
-        return Lease(self, reply, descriptors, protocol=protocol, frames=bool(frames))
+        is_kernels = bool(observe) and suppress is False
+        return Lease(self, reply, descriptors, protocol=protocol, frames=bool(frames),
+                     leave_open=leave_open or is_kernels)
 
     def observe(self, interface, filter=None, direction=None):
         """Packets of an interface that are not one's own: a `Lease` that is only read."""

@@ -1,5 +1,6 @@
 """Puts the service beneath Scapy, and Scapy back."""
 
+import atexit
 import functools
 import inspect
 import os
@@ -16,18 +17,21 @@ _replaced = []
 _ports = None
 
 
-def install(socket=None):
+def install(socket=None, leave_open=False):
     """From now on Scapy sends and receives by the crafter service, as the user that runs it.
 
     `socket`: the service's socket; else CRAFTER_SOCKET of the environment names it, else it is where the service puts
     it. May come before or behind `from scapy.all import *`. Raises ServiceNotRunning or AccessDenied right away.
+
+    A connection that a SYN-ACK has left half open is reset before its port goes back; with `leave_open` the kernel
+    does that, when the peer repeats its SYN-ACK.
     """
     global _ports
     client = Client(socket)
     client.info()
     with _lock:
         _restore()
-        _ports = Ports(client, Warm(client))
+        _ports = Ports(client, Warm(client), leave_open)
         _replace_all(_ports)
 
 
@@ -159,4 +163,11 @@ def _forked():
         _ports.forked()
 
 
+def _at_exit():
+    if _ports is not None:
+        _ports.end()
+
+
 os.register_at_fork(after_in_child=_forked)
+# What ends a process by a signal comes before it: the kernel resets what is half open then.
+atexit.register(_at_exit)

@@ -8,6 +8,7 @@ import time
 from typing import NamedTuple
 
 from . import errors
+from .half_open import HalfOpen
 
 #: Kind, code, flags or rule, index of the interface, time, length, messages lost.
 HEADER = struct.Struct("!BBHIQII")
@@ -29,6 +30,10 @@ REASONS = ("refused by the policy", "no route", "no neighbour", "not sent by the
 _LONGEST = HEADER.size + 65535 + 18
 #: How long the service may take to read what is sent.
 _SEND_SECONDS = 5.0
+#: How long the service may take to say that it has sent the resets of half-open connections.
+_SETTLE_SECONDS = 1.0
+#: How often what has come last is looked for before a lease ends.
+_LAST_DRAINS = 64
 
 
 class Message(NamedTuple):
@@ -83,9 +88,13 @@ def decode(data):
 
 
 class Lease:
-    """A lease: `send` packets, `receive` messages. Closed, or forgotten, its ports are given back."""
+    """A lease: `send` packets, `receive` messages. Closed, or forgotten, its ports are given back.
 
-    def __init__(self, client, reply, descriptors, protocol, frames):
+    Before that, closing it resets half-open connections: those whose SYN-ACK nothing acknowledged. `leave_open` leaves
+    them to the kernel.
+    """
+
+    def __init__(self, client, reply, descriptors, protocol, frames, leave_open=False):
         wanted = reply.get("socket", 0)
         if not 0 <= wanted < len(descriptors):
             for descriptor in descriptors:
@@ -114,6 +123,9 @@ class Lease:
         self.sent = 0
         #: Whether the other end is closed.
         self.is_over = False
+        #: The connections begun by SYNs; None: not tracked. Leases of one process may share them.
+        self.half_open = None if leave_open or protocol in ("udp", "icmp", "observe") else HalfOpen()
+        self._process = os.getpid()
 
     @property
     def port(self):
@@ -136,7 +148,15 @@ class Lease:
         except OSError as error:
             raise errors.NotSent(error.strerror or str(error), "", packet[:128]) from None
         self.sent += 1
+        if self.half_open is not None:
+            self._track(packet)
         return len(packet)
+
+    def _track(self, packet):
+        if not self.frames:
+            self.half_open.handle_sent(packet)
+        elif packet[12:14] in (b"\x08\x00", b"\x86\xdd"):
+            self.half_open.handle_sent(packet[14:])
 
     def _send(self, packet):
         deadline = None
@@ -172,6 +192,9 @@ class Lease:
                 messages.append(message)
                 if message.kind == END:
                     self.is_over = True
+                elif message.kind == PACKET and self.half_open is not None:
+                    if message.code <= OBSERVED and not message.flags & (BAD_CHECKSUM | ETHERNET):
+                        self.half_open.handle_received(message.body)
         return messages
 
     def receive(self, timeout=None):
@@ -191,6 +214,8 @@ class Lease:
     def release(self):
         """Gives the ports back, and is sure of it when it returns."""
         try:
+            if self._reset_half_open():
+                self._settle()
             self.client.release(self.id)
         except errors.CrafterError:
             # Over already, or the service is gone: closing says the same.
@@ -199,8 +224,40 @@ class Lease:
 
     def close(self):
         """Gives the ports back, within a moment."""
+        self._reset_half_open()
         self.is_over = True
         self.socket.close()
+
+    def forked(self):
+        """In a child process: closes the socket, and leaves all else to the parent."""
+        self.half_open = None
+        self.close()
+
+    def _reset_half_open(self):
+        """Resets the half-open connections of the ports, as far as the policy lets packets out; how many."""
+        if self.half_open is None or self.first_port is None or self.is_over or self._process != os.getpid():
+            return 0
+        for _ in range(_LAST_DRAINS):
+            if not self.drain() or self.is_over:
+                break
+        count = 0
+        for reset in self.half_open.take(self.first_port, self.last_port or self.first_port, self.address):
+            try:
+                self.send(reset)
+            except errors.CrafterError:
+                # The others would not leave either.
+                break
+            count += 1
+        return count
+
+    def _settle(self):
+        """Waits until the service has judged all that was sent."""
+        deadline = time.monotonic() + _SETTLE_SECONDS
+        while time.monotonic() < deadline:
+            rows = [row for row in self.client.list_leases(mine=True) if row["lease"] == self.id]
+            if all(row["sent"] + row["refused"] + row["not_sent"] >= self.sent for row in rows):
+                return
+            time.sleep(0.001)
 
     def __enter__(self):
         return self

@@ -38,6 +38,11 @@ class Need(NamedTuple):
 NOTHING = Need("none", None, None, None)
 
 
+def is_extension(protocol):
+    """Whether it is the number of an IPv6 extension header that tells its length in units of 8 bytes."""
+    return protocol in _EXTENSIONS
+
+
 def need(packet):
     """What a packet needs, given from its IP header on."""
     try:

@@ -14,6 +14,7 @@ import weakref
 from collections import OrderedDict, deque
 
 from . import errors
+from .half_open import HalfOpen
 from .lease import END, PACKET, REFUSAL
 
 #: Beneath Scapy's own logger, so that it speaks by its handler; but past its filter, which drops what comes often.
@@ -30,8 +31,10 @@ _BELIEVED = 30.0
 class Ports:
     """All leases of this process with one service."""
 
-    def __init__(self, client, warm=None):
+    def __init__(self, client, warm=None, leave_open=False):
         self.client = client
+        #: A SYN in a frame leaves by another lease than the one that its SYN-ACK comes to.
+        self._half_open = None if leave_open else HalfOpen()
         #: A lease that goes when the first real one is there.
         self.warm = warm
         self.lock = threading.RLock()
@@ -120,6 +123,7 @@ class Ports:
         lease.key = key
         lease.senders = weakref.WeakSet()
         lease.lost = None
+        lease.half_open = self._half_open
         self._leases[key] = lease
         self._watch(lease, None)
         return lease
@@ -150,6 +154,13 @@ class Ports:
     def _end(self, lease):
         self._forget(lease)
         lease.release()
+
+    def end(self):
+        """Gives back all ports, within a moment."""
+        with self.lock:
+            for lease in list(self._leases.values()):
+                self._forget(lease)
+                lease.close()
 
     # Reading.
 
@@ -298,12 +309,13 @@ class Ports:
             self.warm.forked()
             self.warm = None
         for lease in list(self._by_descriptor.values()):
-            lease.close()
+            lease.forked()
         for reader in list(self._sockets):
             reader.forked()
         for kept in (self._leases, self._by_descriptor, self._datagrams, self._ways, self.failed,
                      self.orphans):
             kept.clear()
+        self._half_open = self._half_open and HalfOpen()
         self._sockets = weakref.WeakSet()
 
 

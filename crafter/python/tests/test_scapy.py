@@ -69,6 +69,57 @@ class Exchanges(unittest.TestCase):
         self.wait(lambda: not self.service.leases)
         self.assertIsNotNone(sr1(IP(src=NEAR, dst=FAR) / TCP(sport=4242, dport=80, flags="S"), timeout=5))
 
+    def resets(self):
+        """Collects the RSTs that come to the network from now on."""
+        found = []
+
+        def network(packet, lease):
+            if IP(packet).haslayer(TCP) and IP(packet)[TCP].flags == "R":
+                found.append(IP(packet))
+                return []
+            return answer(packet)
+
+        self.service.network = network
+        return found
+
+    def test_what_is_half_open_is_reset_before_the_port_goes_back(self):
+        found = self.resets()
+        syn = IP(src=NEAR, dst=FAR) / TCP(sport=4242, dport=80, flags="S", seq=7)
+        for give_back in (crafter_scapy.release, crafter_scapy.uninstall):
+            self.assertIsNotNone(sr1(syn, timeout=5))
+            self.assertEqual(found, [])
+            give_back()
+            self.wait(lambda: len(found) == 1)
+            reset = found.pop()
+            self.assertEqual((reset.src, reset.dst, reset[TCP].sport, reset[TCP].dport), (NEAR, FAR, 4242, 80))
+            self.assertEqual(reset[TCP].seq, 8)
+            self.assertEqual(raw(reset), raw(reset.__class__(raw(reset))))
+
+    def test_what_is_acknowledged_or_to_be_left_open_is_not_reset(self):
+        found = self.resets()
+        syn = IP(src=NEAR, dst=FAR) / TCP(sport=4242, dport=80, flags="S", seq=7)
+        sr1(syn, timeout=5)
+        send(IP(src=NEAR, dst=FAR) / TCP(sport=4242, dport=80, flags="A", seq=8, ack=78))
+        self.assertEqual(crafter_scapy.release(), 1)
+        crafter_scapy.uninstall()
+        crafter_scapy.install(self.service.path, leave_open=True)
+        self.assertIsNotNone(sr1(syn, timeout=5))
+        self.assertEqual(crafter_scapy.release(), 1)
+        self.wait(lambda: not self.service.leases)
+        self.assertEqual(found, [])
+
+    def test_a_child_resets_nothing_of_its_parent(self):
+        found = self.resets()
+        sr1(IP(src=NEAR, dst=FAR) / TCP(sport=4242, dport=80, flags="S", seq=7), timeout=5)
+        child = os.fork()
+        if child == 0:
+            crafter_scapy.uninstall()
+            os._exit(0)
+        self.assertEqual(os.waitpid(child, 0)[1], 0)
+        self.assertEqual(found, [])
+        crafter_scapy.release()
+        self.wait(lambda: len(found) == 1)
+
     def only_lease(self):
         self.wait(lambda: len(self.service.leases) == 1)
         return min(self.service.leases)

@@ -16,7 +16,7 @@ use anyhow::Context as _;
 use crafter::{Error, Result, datapath::program::Report};
 use hickory_proto::{
     op::{Message, ResponseCode},
-    rr::{Name, Record, RecordType},
+    rr::{DNSClass, Name, Record, RecordType},
 };
 use serde_json::json;
 
@@ -32,10 +32,10 @@ use super::{
 
 /// `crafter dns`
 #[derive(Debug, clap::Args)]
-#[command(after_help = HELP, override_usage = "crafter dns [OPTIONS] NAME [TYPE] [@SERVER]")]
+#[command(after_help = HELP, override_usage = "crafter dns [OPTIONS] NAME [TYPE] [CLASS] [@SERVER]")]
 pub struct Args {
-    /// The name to ask for, and in any order a record type and @SERVER; an address stands for
-    /// its name below in-addr.arpa or ip6.arpa
+    /// The name to ask for, and in any order a record type, a class (IN, CH, HS) and @SERVER; an
+    /// address stands for its name below in-addr.arpa or ip6.arpa
     #[arg(required = true, value_name = "NAME")]
     words: Vec<String>,
     /// The server, as @SERVER: an address, with a port if it is not 53 ([2001:db8::1]:5353)
@@ -63,12 +63,12 @@ pub struct Args {
 
 const HELP: &str = "\
 Without a server those of /etc/resolv.conf are asked in turn, the next one where one cannot be
-reached or does not answer. Of two words that are both a type's, as in mx a, the first is the
-name.
+reached, does not answer, or answers SERVFAIL, REFUSED or NOTIMP. Where each word is a type's or a
+class's, as in mx a, the first is the name.
 Records of the answer go to stdout, one line each as in a zone file; a line that starts
 with ;; on stderr tells the response code, flags, time and transport. A truncated answer
 is asked for again over TCP.
---json: an object with name, type, server, transport, rcode, flags, answers, authority and
+--json: an object with name, class, type, server, transport, rcode, flags, answers, authority and
 additional (name, ttl, class, type, data), time_ms, bytes, attempts, truncated_over_udp, mechanism.
 Exit code 0: NOERROR, also without records; 4: an ICMP unreachable came; 5: no answer;
 6: NXDOMAIN, SERVFAIL, REFUSED, ...; others as `crafter --help` lists them.
@@ -76,6 +76,7 @@ Exit code 0: NOERROR, also without records; 4: an ICMP unreachable came; 5: no a
 Examples:
   crafter dns example.com
   crafter dns @192.0.2.53 example.com AAAA
+  crafter dns @192.0.2.53 version.bind TXT CH
   crafter dns --server 2001:db8::53 --type MX --json example.com";
 
 /// Asks and prints.
@@ -92,13 +93,14 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
 async fn resolve(args: &Args, globals: &Globals) -> anyhow::Result<u8> {
     let words = Words::read(&args.words)?;
     let (name, kind) = question(words.name, only("TYPE", words.kind, "--type", args.kind)?)?;
-    let query = ask::query(name.clone(), kind, args.edns)?;
+    let class = words.class.unwrap_or(DNSClass::IN);
+    let query = ask::query(name.clone(), kind, class, args.edns)?;
     let (reply, server) = match only("@SERVER", words.server, "--server", args.server)? {
         Some(server) => (ask_server(args, server, &query).await?, server),
         None => ask_in_turn(args, &resolver::servers()?, &query).await?,
     };
     if globals.json {
-        print_json(server, &name, kind, &reply)?;
+        print_json(server, &name, (kind, class), &reply)?;
     } else {
         print_text(server, &reply)?;
     }
@@ -126,21 +128,34 @@ struct Reply {
     report: Report,
 }
 
-/// Asks the host's servers, the next one where one is not reached or does not answer.
+/// Asks the host's servers, the next one where one is not reached, does not answer, or says that it cannot. Where none
+/// does better, that answer is the answer.
 async fn ask_in_turn(args: &Args, servers: &[SocketAddr], query: &Message) -> anyhow::Result<(Reply, SocketAddr)> {
+    let mut answered = None;
     for (at, &server) in servers.iter().enumerate() {
+        let is_last = at + 1 == servers.len();
         match ask_server(args, server, query).await {
-            Ok(reply) => return Ok((reply, server)),
-            Err(error) if at + 1 < servers.len() && is_of_the_server(&error) => {
-                log::warn!("{error}; asking the next one")
+            Ok(reply) if !is_last && !is_final(&reply) => {
+                let code = record::rcode(reply.answer.message.metadata.response_code);
+                log::warn!("{server} answers {code}; asking the next one");
+                answered = Some((reply, server));
             }
+            Ok(reply) => return Ok((reply, server)),
+            Err(error) if !is_last && is_of_the_server(&error) => log::warn!("{error}; asking the next one"),
+            Err(error) if answered.is_some() && is_of_the_server(&error) => log::warn!("{error}"),
             Err(error) => {
                 let from = resolver::RESOLV_CONF;
                 return Err(error).with_context(|| format!("ask {server}, which {from} names (@SERVER names another)"));
             }
         }
     }
-    Err(Error::invalid("server", "none is named; name one, e.g. @192.0.2.53").into())
+    answered.ok_or_else(|| Error::invalid("server", "none is named; name one, e.g. @192.0.2.53").into())
+}
+
+/// Whether no other server is asked: for the same codes as glibc's resolver does (resolv/res_send.c).
+fn is_final(reply: &Reply) -> bool {
+    let code = reply.answer.message.metadata.response_code;
+    !matches!(code, ResponseCode::ServFail | ResponseCode::Refused | ResponseCode::NotImp)
 }
 
 /// Whether another server may answer.
@@ -249,12 +264,18 @@ fn print_text(server: SocketAddr, Reply { answer, truncated, .. }: &Reply) -> an
     Ok(())
 }
 
-fn print_json(server: SocketAddr, name: &Name, kind: RecordType, reply: &Reply) -> anyhow::Result<()> {
+fn print_json(
+    server: SocketAddr,
+    name: &Name,
+    (kind, class): (RecordType, DNSClass),
+    reply: &Reply,
+) -> anyhow::Result<()> {
     let Reply { answer, truncated, report } = reply;
     let message = &answer.message;
     let records = |records: &[Record]| records.iter().map(record::object).collect::<Vec<_>>();
     print::json(&json!({
         "name": name.to_ascii(),
+        "class": record::class_name(class),
         "type": record::type_name(kind),
         "server": server,
         "transport": answer.transport.name().to_lowercase(),

@@ -125,9 +125,9 @@ pub async fn close(session: Session, pace: Pace, observer: &mut dyn FnMut(&Event
     let reports = session.reports().await;
     let (mut reset, mut signal) = match until_signal(session.reset_half_open(pace, &mut *observer)).await? {
         Ended::Itself(reset) => (reset, None),
-        Ended::Signal(code) => (session.reset_at_once(observer).await, Some(code)),
+        Ended::Signal(code) => (session.reset_at_once(&mut *observer).await, Some(code)),
     };
-    match until_signal(session.close()).await? {
+    match until_signal(session.close_with(observer)).await? {
         Ended::Itself(late) => reset += late,
         Ended::Signal(code) => signal = Some(code),
     }

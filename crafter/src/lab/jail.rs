@@ -48,8 +48,10 @@ pub(super) struct Cage {
     /// Mounts of its own, made before and after /proc is.
     pub(super) names: Option<Steps>,
     pub(super) files: Option<Steps>,
-    /// Whether it gets a process group of its own, in the foreground of the terminal on stdin.
-    pub(super) foreground: bool,
+    /// `Some` for a command that gets a process group of its own, in the foreground of the terminal on stdin: the
+    /// writing end of a pipe that does not block, open until the command is spawned. Init writes the number of the
+    /// signal to it by which the command was stopped.
+    pub(super) foreground: Option<RawFd>,
 }
 
 /// Makes `command` run caged.
@@ -126,18 +128,40 @@ extern "C" fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut l
     }
 }
 
+/// Tells init to continue a command that has stopped. Not SIGCONT: a shell sends that to the whole process group of
+/// `crafter lab run`, before the terminal is the command's again. Nobody else sends init this signal.
+pub(super) const RESUME: Signal = Signal::SIGURG;
+
+/// The same, after making the command's process group the terminal's foreground group.
+pub(super) const RESUME_IN_FOREGROUND: Signal = Signal::SIGIO;
+
+extern "C" fn resume(signal: libc::c_int) {
+    let command = COMMAND.load(Ordering::Relaxed);
+    if command > 0 {
+        // SAFETY: neither takes pointers, both are async-signal-safe. The command leads a process group, and SIGTTOU,
+        // which tcsetpgrp() raises in the background, is blocked in this handler.
+        unsafe {
+            if signal == RESUME_IN_FOREGROUND as libc::c_int {
+                libc::tcsetpgrp(libc::STDIN_FILENO, command);
+            }
+            libc::kill(-command, libc::SIGCONT);
+        }
+    }
+}
+
 /// Forks: the child returns, to exec the command; the parent stays as init and
 /// ends with the command's exit code (128 + signal if it was killed).
-fn become_init(mask: &SigSet, foreground: bool) -> io::Result<()> {
+fn become_init(mask: &SigSet, foreground: Option<RawFd>) -> io::Result<()> {
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)?;
     let handler = SigAction::new(SigHandler::SigAction(pass_on), SaFlags::empty(), SigSet::all());
+    let resume = SigAction::new(SigHandler::Handler(resume), SaFlags::empty(), SigSet::all());
     let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
     // SAFETY: the process has one thread after fork(), and either branch does
     // only async-signal-safe work until it execs or ends.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         0 => {
-            if foreground {
+            if foreground.is_some() {
                 come_to_foreground();
             }
             for signal in FORWARDED {
@@ -153,8 +177,14 @@ fn become_init(mask: &SigSet, foreground: bool) -> io::Result<()> {
                 // SAFETY: the handler reads an atomic and calls kill(), both async-signal-safe.
                 let _ = unsafe { sigaction(signal, &handler) };
             }
+            if foreground.is_some() {
+                for signal in [RESUME, RESUME_IN_FOREGROUND] {
+                    // SAFETY: the handler reads an atomic and calls tcsetpgrp() and kill(), all async-signal-safe.
+                    let _ = unsafe { sigaction(signal, &resume) };
+                }
+            }
             let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
-            reap(command)
+            reap(command, foreground)
         }
     }
 }
@@ -172,19 +202,33 @@ fn come_to_foreground() {
     }
 }
 
-/// Collects children, also orphaned ones, until the command ends.
-fn reap(command: libc::pid_t) -> ! {
+/// The descriptor of the pipe in init that it writes to when the command has stopped, behind stdin.
+const STOPPED: RawFd = libc::STDIN_FILENO + 1;
+
+/// Collects children, also orphaned ones, until the command ends. Writes to `stopped`, if there is such a pipe, with
+/// which signal the command has stopped, each time that it does.
+fn reap(command: libc::pid_t, stopped: Option<RawFd>) -> ! {
     // The pipe over which Command learns whether exec worked is among them: it
     // waits until nobody holds that open.
-    // SAFETY: init uses no descriptors.
-    unsafe { libc::syscall(libc::SYS_close_range, 0, libc::c_uint::MAX, 0) };
+    // SAFETY: init uses no descriptors, except for a command in the foreground the terminal on stdin and the pipe.
+    unsafe {
+        let kept = stopped.map_or(0, |stopped| libc::dup2(stopped, STOPPED) + 1);
+        libc::syscall(libc::SYS_close_range, kept, libc::c_uint::MAX, 0);
+    }
+    let options = if stopped.is_some() { libc::WUNTRACED } else { 0 };
     let code = loop {
         let mut status = 0;
         // SAFETY: waitpid() writes the status that it is handed.
-        let child = unsafe { libc::waitpid(-1, &raw mut status, 0) };
+        let child = unsafe { libc::waitpid(-1, &raw mut status, options) };
         match child {
             -1 if Errno::last() == Errno::EINTR => {}
             -1 => break 1,
+            _ if child == command && libc::WIFSTOPPED(status) => {
+                let signal = libc::WSTOPSIG(status) as u8;
+                // SAFETY: one byte is read from where it is. If the pipe is full, a stop is pending in it already.
+                unsafe { libc::write(STOPPED, (&raw const signal).cast(), 1) };
+            }
+            _ if libc::WIFSTOPPED(status) => {}
             _ if child == command && libc::WIFSIGNALED(status) => {
                 break 128 + libc::WTERMSIG(status);
             }

@@ -4,7 +4,7 @@ use std::{
     ffi::{OsStr, OsString},
     io::{self, IsTerminal as _},
     os::{
-        fd::{AsFd, FromRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd, OwnedFd, RawFd},
         unix::process::ExitStatusExt,
     },
     process::{Child, Command, ExitStatus},
@@ -13,11 +13,13 @@ use std::{
 
 use nix::{
     errno::Errno,
+    fcntl::OFlag,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
-        signal::{SigSet, SigmaskHow, Signal, sigprocmask},
+        signal::{SigSet, SigmaskHow, Signal, kill, raise, sigprocmask},
         signalfd::{SfdFlags, SignalFd},
     },
+    unistd::{Pid, getpgrp, pipe2, read, tcgetpgrp, tcsetpgrp},
 };
 
 use super::{
@@ -63,21 +65,23 @@ impl SignalForwarding {
         block().map_err(|errno| Error::Io { action: "set signals aside".into(), source: errno.into() })
     }
 
-    /// Passes pending signals on to `init`.
-    fn forward(&self, init: nix::unistd::Pid) -> io::Result<()> {
+    /// Passes pending signals on to `init`; whether there were any, also from the terminal.
+    fn forward(&self, init: Pid) -> io::Result<bool> {
+        let mut is_any = false;
         while let Some(signal) = self.signals.read_signal()? {
+            is_any = true;
             // From the terminal it has reached the command already, see jail.rs.
             if signal.ssi_code == libc::SI_KERNEL {
                 continue;
             }
             let signal = Signal::try_from(signal.ssi_signo as i32)?;
-            match nix::sys::signal::kill(init, signal) {
+            match kill(init, signal) {
                 // It has just ended.
                 Ok(()) | Err(Errno::ESRCH) => {}
                 Err(errno) => return Err(errno.into()),
             }
         }
-        Ok(())
+        Ok(is_any)
     }
 }
 
@@ -101,15 +105,15 @@ pub fn run(lab: &Lab, command: &[OsString], signals: Option<&SignalForwarding>) 
 }
 
 /// Runs a shell as [`run`] does a command: with a prompt that is marked if stdin
-/// is a terminal, otherwise it reads commands from stdin.
+/// is a terminal, otherwise it reads commands from stdin. When such a shell on a terminal is suspended, this process
+/// stops with the same signal, and when this process is continued in the foreground, so is the shell.
 ///
 /// # Errors
 /// As [`run`].
 pub fn run_shell(lab: &Lab, program: &OsStr, signals: Option<&SignalForwarding>) -> Result<Ending> {
     let (command, files) = shell::prepare(program, io::stdin().is_terminal());
     // A lab in the background must not take the terminal.
-    let foreground = nix::unistd::tcgetpgrp(io::stdin()).is_ok_and(|group| group == nix::unistd::getpgrp());
-    supervise(lab, command, files, foreground, signals)
+    supervise(lab, command, files, is_foreground(), signals)
 }
 
 fn supervise(
@@ -126,13 +130,17 @@ fn supervise(
     // and the death of the thread that spawned it kills the command.
     let status = thread::scope(|scope| {
         let supervisor = scope.spawn(|| {
-            let child = spawn(lab, &mut command, files, foreground, signals);
+            let stops = foreground.then(|| pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)).transpose();
+            let child = stops.map_err(io::Error::from).and_then(|stops| {
+                let stopped = stops.as_ref().map(|(_, stopped)| stopped.as_raw_fd());
+                Ok((spawn(lab, &mut command, files, stopped, signals)?, stops))
+            });
             let ended = child.map_err(|error| match error.raw_os_error() {
                 Some(libc::EPERM) => Error::io("put a command into the lab", "CAP_SYS_ADMIN", error),
                 _ => Error::Io { action: format!("run {}", program.display()), source: error },
             });
-            let ended = ended.and_then(|child| {
-                wait(child, signals)
+            let ended = ended.and_then(|(child, stops)| {
+                wait(child, signals, stops.as_ref().map(|(stops, _)| stops.as_fd()))
                     .map_err(|source| Error::Io { action: format!("wait for {}", program.display()), source })
             });
             if foreground {
@@ -149,11 +157,56 @@ fn supervise(
 
 /// Makes this process's group the terminal's foreground group again, for whatever else it or its parent reads there.
 fn take_terminal_back() {
-    // SIGTTOU would stop a process in the background that does this; the calling thread ends soon.
-    let blocked = SigSet::from(Signal::SIGTTOU).thread_block();
-    if blocked.is_ok() {
+    // SIGTTOU would stop a process in the background that does this.
+    let before = SigSet::from(Signal::SIGTTOU).thread_swap_mask(SigmaskHow::SIG_BLOCK);
+    if let Ok(before) = before {
         // Nothing can be done about it if the terminal is gone.
-        let _ = nix::unistd::tcsetpgrp(io::stdin(), nix::unistd::getpgrp());
+        let _ = tcsetpgrp(io::stdin(), getpgrp());
+        let _ = before.thread_set_mask();
+    }
+}
+
+/// How often a process in the background whose command has stopped looks whether it is in the foreground, in
+/// milliseconds.
+const FOREGROUND_CHECK_MS: u16 = 1000;
+
+fn is_foreground() -> bool {
+    tcgetpgrp(io::stdin()).is_ok_and(|group| group == getpgrp())
+}
+
+/// Where the command has stopped, stops this process by the same signal, as su(1) and sudo(8) do, so that the shell
+/// that it was started from goes on. Returns, when this process is continued, whether it was so.
+fn follow_stop(stops: BorrowedFd<'_>) -> nix::Result<bool> {
+    let mut signals = [0; 64];
+    let count = match read(stops, &mut signals) {
+        Ok(count) => count,
+        Err(Errno::EAGAIN | Errno::EINTR) => return Ok(false),
+        Err(errno) => return Err(errno),
+    };
+    let Some(signal) = signals[..count].last() else { return Ok(false) };
+    take_terminal_back();
+    // To this thread, which goes no further before the process has been continued.
+    raise(Signal::try_from(i32::from(*signal))?)?;
+    Ok(true)
+}
+
+/// Continues the command that has stopped; whether it did. In the background it does not, and stops this process again,
+/// as the terminal's driver would for reading: a shell that is continued makes itself the foreground. `is_signalled`:
+/// the command has a signal to handle.
+fn resume(init: Pid, is_signalled: bool) -> nix::Result<bool> {
+    if !is_foreground() && !is_signalled {
+        // Without effect where no shell could continue this process: the group is orphaned (POSIX).
+        raise(Signal::SIGTTIN)?;
+    }
+    let how = match is_foreground() {
+        true => jail::RESUME_IN_FOREGROUND,
+        false if is_signalled => jail::RESUME,
+        false => return Ok(false),
+    };
+    match kill(init, how) {
+        // It has just ended.
+        Ok(()) | Err(Errno::ESRCH) => Ok(true),
+        Err(errno) => Err(errno),
     }
 }
 
@@ -161,7 +214,7 @@ fn spawn(
     lab: &Lab,
     command: &mut Command,
     files: Option<Steps>,
-    foreground: bool,
+    foreground: Option<RawFd>,
     signals: Option<&SignalForwarding>,
 ) -> io::Result<Child> {
     jail::new_pid_namespace()?;
@@ -179,11 +232,8 @@ fn spawn(
     child
 }
 
-fn wait(mut child: Child, signals: Option<&SignalForwarding>) -> io::Result<ExitStatus> {
-    let Some(signals) = signals else {
-        return child.wait();
-    };
-    let init = nix::unistd::Pid::from_raw(child.id() as i32);
+fn wait(mut child: Child, signals: Option<&SignalForwarding>, stops: Option<BorrowedFd<'_>>) -> io::Result<ExitStatus> {
+    let init = Pid::from_raw(child.id() as i32);
     // SAFETY: pidfd_open() takes no pointers.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, init.as_raw(), 0) };
     if fd < 0 {
@@ -191,16 +241,24 @@ fn wait(mut child: Child, signals: Option<&SignalForwarding>) -> io::Result<Exit
     }
     // SAFETY: pidfd_open() has just returned this descriptor and nobody else has it.
     let ended = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    let sources = [Some(ended.as_fd()), signals.map(|signals| signals.signals.as_fd()), stops];
+    let mut is_stopped = false;
     loop {
-        let mut both =
-            [PollFd::new(ended.as_fd(), PollFlags::POLLIN), PollFd::new(signals.signals.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut both, PollTimeout::NONE) {
+        let mut sources: Vec<PollFd<'_>> =
+            sources.into_iter().flatten().map(|source| PollFd::new(source, PollFlags::POLLIN)).collect();
+        match poll(&mut sources, if is_stopped { FOREGROUND_CHECK_MS.into() } else { PollTimeout::NONE }) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
         }
-        signals.forward(init)?;
+        let is_signalled = signals.map(|signals| signals.forward(init)).transpose()?.unwrap_or_default();
         if let Some(status) = child.try_wait()? {
             return Ok(status);
+        }
+        if let Some(stops) = stops {
+            is_stopped |= follow_stop(stops)?;
+        }
+        if is_stopped {
+            is_stopped = !resume(init, is_signalled)?;
         }
     }
 }

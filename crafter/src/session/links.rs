@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 
 use self::reset::Path;
 use super::{
-    Pace, SessionOptions,
+    Event, Pace, SessionOptions,
     account::Reading,
     half_open::{HalfOpen, Reset},
     watch::Watch,
@@ -265,10 +265,10 @@ impl Links {
     }
 
     /// Resets what is half open, gives all leases back and detaches; how many connections were reset.
-    pub(super) async fn close(mut self) -> u64 {
-        let mut reset = self.reset_half_open(Pace::default(), &mut |_| {}).await;
+    pub(super) async fn close(mut self, observer: &mut dyn FnMut(&Event<'_>)) -> u64 {
+        let mut reset = self.reset_half_open(Pace::default(), &mut *observer).await;
         // What has come since.
-        reset += self.reset_at_once(&mut |_| {});
+        reset += self.reset_at_once(observer);
         for Link { crafter, held, spare, .. } in std::mem::take(&mut self.links) {
             drop((held, spare));
             if !crafter.close(CLOSING).await {

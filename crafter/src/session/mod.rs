@@ -256,7 +256,12 @@ impl Session {
     ///
     /// A session that is dropped resets them too, but waits for nothing: the service's limit of the rate may stop some.
     pub async fn close(self) -> u64 {
-        self.links.into_inner().close().await
+        self.close_with(&mut |_| {}).await
+    }
+
+    /// As [`Session::close`], and tells `observer` of each RST.
+    pub async fn close_with(self, observer: &mut dyn FnMut(&Event<'_>)) -> u64 {
+        self.links.into_inner().close(observer).await
     }
 }
 

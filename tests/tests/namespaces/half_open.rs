@@ -6,6 +6,7 @@ use std::{
     cell::Cell,
     collections::BTreeSet,
     net::{IpAddr, SocketAddr, TcpListener},
+    process::Stdio,
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -21,11 +22,13 @@ use crafter::{
 use crafter_tests::{
     judge::{self, CONTROL, Capture, from, rsts},
     leak::Parallel,
-    peer::Nginx,
+    peer::{Nginx, wait_for},
     service::{NOBODY, Service},
+    slow,
     stage::{self, ENDS, lab},
     wire, within,
 };
+use nix::sys::signal::Signal;
 
 /// Linux repeats a SYN-ACK after 1 s; a kernel that answered it would have done so by now.
 const REPEATED: Duration = Duration::from_secs(3);
@@ -344,5 +347,67 @@ fn through_the_service() {
     for (client, _) in ENDS {
         assert_reset(SocketAddr::new(client, 50_001), &meanwhile, &after);
         assert_left_open(SocketAddr::new(client, 50_002), &meanwhile, &after);
+    }
+}
+
+/// A session that is closed with half-open connections tells of their RSTs too, so that a capture has them.
+#[test]
+fn the_resets_of_closing_are_observed() {
+    let _parallel = Parallel::begin();
+    let lab = lab();
+    let _nginx = Nginx::start(lab.server());
+    let (resets, observed) = within(lab.client(), async || {
+        let session = Session::new(SessionOptions::default());
+        let asked = packets(&syn(ENDS[0].1, "sport=50001, dport=80")).remove(0);
+        session.sr1(asked, &SrOptions::default()).await.expect("sent").expect("a SYN-ACK");
+        let mut observed = Vec::new();
+        let resets = session.close_with(&mut |event| observed.push((event.what, event.bytes.to_vec()))).await;
+        (resets, observed)
+    });
+    assert_eq!((resets, observed.len()), (1, 1));
+    let (what, bytes) = &observed[0];
+    let reset = TcpView::parse(bytes).expect("a segment");
+    assert_eq!((*what, reset.flags, reset.seq), (What::Reset, Flags::RST, 8));
+}
+
+/// The service ends, or hangs, while the resets leave at its limit of the rate: the command says so, and ends in time.
+#[test]
+fn the_service_stops_during_the_resets() {
+    let _parallel = Parallel::begin();
+    const RATE: u64 = 100;
+    let policy = format!("[[rule]]\nuser = 65534\npackets_per_second = {RATE}\nburst = 1\n");
+    for signal in [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGSTOP] {
+        // Of its own: what one leaves half open, the kernel resets later.
+        let lab = lab();
+        let listen = |port| TcpListener::bind((SERVER_V4, port)).expect("a port");
+        let _listeners: Vec<_> =
+            lab.server().run(|| (10_000..10_300).map(listen).collect::<Vec<_>>()).expect("the server");
+        let mut service = Service::start(lab.client(), &policy);
+        let mut command = service.command(NOBODY, &["sr", &syn(ENDS[0].1, "sport=50000, dport=(10000,10299)")]);
+        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("crafter");
+        // 300 RSTs take three seconds.
+        wait_for("the first resets", Duration::from_secs(20), || {
+            (lab.tap().count().expect("RSTs at the server") >= 20).then_some(())
+        });
+        let began = Instant::now();
+        service.signal(signal);
+        let output = child.wait_with_output().expect("its end");
+        let took = began.elapsed();
+        service.signal(Signal::SIGCONT);
+        service.kill();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{signal}: {said}");
+        // The resets take 5 s at most, asking what became of them 2 s, and giving the leases back 2 s.
+        let longest = if signal == Signal::SIGSTOP { 9 } else { 4 };
+        assert!(took < slow::allow(Duration::from_secs(longest + 2)), "{signal}: {took:?}: {said}");
+        let expected = match signal {
+            Signal::SIGSTOP => {
+                "the crafter service does not say what became of the last resets; some may not have left"
+            }
+            _ => "half-open connections are not reset: the crafter service at ",
+        };
+        assert!(said.contains(expected), "{signal}: {said}");
+        assert!(!said.contains("queue is full"), "{signal}: {said}");
+        assert!(said.contains(";; reset "), "{signal}: those before: {said}");
     }
 }

@@ -235,3 +235,53 @@ fn crafter_scapys_own_tests_pass() {
     let output = command.current_dir(source()).output().expect("python3");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
+
+/// A SYN alone, its answer awaited; then the port goes back: with the process, by `release()`, or left open.
+const HALF_OPEN: &str = r#"
+import sys, crafter_scapy
+from scapy.all import *
+conf.verb = 0
+server, sport, how = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+crafter_scapy.install(leave_open=how == "open")
+IPX = IPv6 if ":" in server else IP
+print(sr1(IPX(dst=server)/TCP(sport=sport, dport=80, flags="S", seq=1000), timeout=10)[TCP].flags)
+if how == "release":
+    assert crafter_scapy.release(sport) == 1
+    crafter_scapy.uninstall()
+"#;
+
+#[test]
+fn half_open_connections_are_reset_before_the_port_goes_back() {
+    let lab = lab();
+    let _nginx = Nginx::start(lab.server());
+    let packages = Packages::copy();
+    let script = packages.write("half_open.py", HALF_OPEN);
+    let service = Service::for_group(lab.client(), &policy(), &[]);
+    let ways = [(40_001_u16, "exit"), (40_002, "release"), (40_003, "open")];
+    let captured = Capture::start(lab.server(), INTERFACE, Some(CONTROL));
+    for (_, server) in ENDS {
+        for (port, way) in ways {
+            let mut command = service.program(PYTHON);
+            packages.give(&mut command).arg(&script).args([&server.to_string(), &port.to_string(), way]);
+            assert_eq!(run(&mut command).trim(), "SA", "{way}");
+        }
+    }
+    // Linux repeats a SYN-ACK after 1 s; a kernel that answered it would have done so by then.
+    std::thread::sleep(Duration::from_secs(3));
+    let packets = captured.finish();
+    for (client, _) in ENDS {
+        for (port, way) in ways {
+            let own = SocketAddr::new(client, port);
+            let at = packets.iter().position(|packet| packet.source == own && packet.is_rst());
+            let at = at.unwrap_or_else(|| panic!("{way}: no RST: {packets:?}"));
+            let syn_acks = |packets: &[Packet]| packets.iter().filter(|packet| packet.destination == own).count();
+            if way == "open" {
+                assert!(syn_acks(&packets[..at]) >= 2, "{way}: the kernel's, after the second SYN-ACK: {packets:?}");
+                continue;
+            }
+            let reset = &packets[at];
+            assert_eq!((reset.flags, reset.seq, reset.checksum), (Some(4), 1001, Some(true)), "{way}: {reset:?}");
+            assert_eq!((rsts(&packets, own), syn_acks(&packets[at..])), (1, 0), "{way}: {packets:?}");
+        }
+    }
+}

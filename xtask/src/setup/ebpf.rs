@@ -8,6 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use super::lock::cannot_write;
 use super::packages::{self, Manager};
 use crate::{build, progress, sh, toolchain};
 
@@ -110,6 +111,8 @@ fn linker_for(manager: Manager, llvm: u32) -> Result<()> {
     }
     let root = toolchain::linker_root(llvm).context("neither HOME nor XDG_DATA_HOME is set")?;
     let build = root.with_extension("build");
+    // Before LLVM is installed and the linker is built, which takes minutes.
+    fs::create_dir_all(&build).with_context(|| cannot_write(&build))?;
     let llvm_config = llvm_config(manager, llvm)?;
     sh::step(&format!("eBPF linker: bpf-linker with LLVM {llvm}, beside the build"));
     progress::lane("ebpf", "building the eBPF linker");

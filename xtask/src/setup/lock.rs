@@ -1,11 +1,23 @@
 //! One set-up at a time for a user: a second one waits, and so does crafter's build script, see `toolchain::wait`.
 
 use std::fs::{self, File, TryLockError};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
 use crate::{sh, toolchain};
+
+/// For who may not write where set-up keeps what it installs.
+pub fn cannot_write(path: &Path) -> String {
+    let directory = toolchain::data_directory().unwrap_or_default();
+    format!(
+        "cannot write to {}: if a set-up by sudo made {} root's, `sudo chown -R \"$USER\" {}`, or name a directory of \
+         yours by XDG_DATA_HOME",
+        path.display(),
+        directory.display(),
+        directory.display()
+    )
+}
 
 /// Held as long as a set-up is at work; released when dropped, and by the end of the process.
 pub struct Lock(#[expect(dead_code, reason = "holds the lock")] File);
@@ -30,12 +42,12 @@ impl Lock {
     fn of(path: Option<PathBuf>) -> Result<Self> {
         let path = path.context("neither HOME nor XDG_DATA_HOME is set: set HOME")?;
         if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+            fs::create_dir_all(directory).with_context(|| cannot_write(directory))?;
         }
         let file = File::options().create(true).truncate(false).write(true).open(&path);
         // One that root made, by sudo with this HOME, can be locked all the same.
         let file = file.or_else(|error| File::open(&path).map_err(|_| error));
-        let file = file.with_context(|| format!("cannot write to {}", path.display()))?;
+        let file = file.with_context(|| cannot_write(&path))?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -47,5 +59,51 @@ impl Lock {
             }
         }
         Ok(Self(file))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
+    use std::{env, thread};
+
+    use super::*;
+
+    #[test]
+    fn a_process_that_is_killed_holds_no_lock() {
+        let path = env::temp_dir().join(format!("xtask-lock-{}", std::process::id()));
+        let mut holder = Command::new("flock");
+        holder.args(["--exclusive", "--close"]).arg(&path).args(["sh", "-c", "echo held; exec sleep 100"]);
+        let mut holder = holder.stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = [0; 5];
+        std::io::Read::read_exact(holder.stdout.as_mut().unwrap(), &mut line).unwrap();
+        let began = Instant::now();
+        let killer = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(300));
+            let sleeper = sh::output(Command::new("pgrep").arg("-P").arg(holder.id().to_string())).unwrap();
+            holder.kill().unwrap();
+            holder.wait().unwrap();
+            sh::output(Command::new("kill").arg(sleeper.trim())).unwrap();
+        });
+        let lock = Lock::of(Some(path.clone())).unwrap();
+        let waited = began.elapsed();
+        killer.join().unwrap();
+        drop(lock);
+        fs::remove_file(path).unwrap();
+        assert!((Duration::from_millis(250)..Duration::from_secs(20)).contains(&waited), "{waited:?}");
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_written_to_says_what_helps() {
+        let sentence = |path: Option<&str>| match Lock::of(path.map(PathBuf::from)) {
+            Ok(_) => panic!("{path:?} can be locked"),
+            Err(error) => format!("{error:#}"),
+        };
+        assert!(sentence(None).contains("set HOME"), "{}", sentence(None));
+        for path in ["/proc/crafter/setup.lock", "/dev/null/crafter/setup.lock"] {
+            let said = sentence(Some(path));
+            assert!(said.starts_with("cannot write to /") && said.contains("XDG_DATA_HOME"), "{said}");
+        }
     }
 }

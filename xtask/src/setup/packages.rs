@@ -1,7 +1,10 @@
 //! The distribution's packages: by apt or dnf. A package that the package manager refuses does not stop the others.
 
 mod apt;
+mod distribution;
 mod dnf;
+
+use std::fs;
 
 use anyhow::Result;
 
@@ -9,6 +12,9 @@ use super::tools::Tool;
 use crate::sh;
 
 pub use apt::{exists, update};
+
+/// Where os-release(5) is; the first that is there counts.
+const OS_RELEASE: [&str; 2] = ["/etc/os-release", "/usr/lib/os-release"];
 
 /// The package manager of this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,10 +39,8 @@ pub struct Refusal {
 impl Manager {
     /// The one of this host, if set-up knows it.
     pub fn of_host() -> Option<Self> {
-        if sh::find("apt-get").is_some() && sh::find("dpkg-query").is_some() {
-            return Some(Self::Apt);
-        }
-        sh::find("dnf").is_some().then_some(Self::Dnf)
+        let os_release = OS_RELEASE.iter().find_map(|path| fs::read_to_string(path).ok());
+        distribution::manager(&os_release.unwrap_or_default(), &|program| sh::find(program).is_some())
     }
 
     /// The name of a tool's package here.

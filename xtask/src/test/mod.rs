@@ -38,7 +38,8 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
     sh::become_root()?;
     let mut summary = Summary::default();
     let (programs, missing) = prepare(args, &mut summary)?;
-    report_missing(&missing, &mut summary);
+    let is_ci = env::var("CI").is_ok_and(|value| value == "true");
+    report_missing(&missing, is_ci, &mut summary);
     let surroundings = Surroundings {
         marker: marker(),
         watchdog: WATCHDOG[usize::from(is_long)],
@@ -53,24 +54,20 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
     for program in &programs {
         let Some(arguments) = program.arguments(args, &modules) else { continue };
         sh::step(&format!("Tests of {} (as root)", program.title));
-        let ending = program.run(&arguments, &log_name(&program.title, "first"), &surroundings)?;
-        summary.add(ending.output.passed, ending.output.skipped);
-        summary.add_time(&program.title, ending.time);
-        let called: BTreeSet<String> =
-            surroundings.stand_ins.take_calls().into_iter().map(|missing| missing.command.clone()).collect();
-        if ending.is_good() {
-            check_calls(&program.title, &called, &mut summary);
-        } else {
-            again.push((program, arguments, ending, called));
-        }
+        again.extend(first(program, arguments, &surroundings, &mut summary)?);
         // After each, so that it is known whose it is.
         check_host(&program.title, &before, &surroundings.marker, &mut summary)?;
     }
-    examples(args, &surroundings, &mut summary)?;
-    for (program, arguments, first, called) in &again {
-        let explained = once_more(program, first, arguments, &surroundings, &mut summary)?;
-        check_calls(&program.title, &(called - &explained), &mut summary);
-        check_host(&program.title, &before, &surroundings.marker, &mut summary)?;
+    let failed_examples = examples(args, &surroundings, &mut summary)?;
+    for failed in &again {
+        second(failed, &surroundings, &mut summary)?;
+        check_host(&failed.program.title, &before, &surroundings.marker, &mut summary)?;
+    }
+    if let Some(first) = &failed_examples {
+        let run = |args: &[String], log: &str| run_examples(args, log, &surroundings);
+        let titled = |name: &str| format!("{EXAMPLES} {name}");
+        let second = Second { title: EXAMPLES, titled: &titled, run: &run, alone: &only_example };
+        once_more(&second, first, args, &surroundings, &mut summary)?;
     }
 
     sh::step("Left behind on this host");
@@ -117,8 +114,7 @@ fn prepare(args: &[String], summary: &mut Summary) -> Result<(Vec<TestProgram>, 
 }
 
 /// In CI each peer is part of the test; elsewhere its tests are reported as not run.
-fn report_missing(missing: &[Missing], summary: &mut Summary) {
-    let is_ci = env::var("CI").is_ok_and(|value| value == "true");
+fn report_missing(missing: &[Missing], is_ci: bool, summary: &mut Summary) {
     for missing in missing {
         match is_ci {
             true => summary.fail(format!("missing peer {missing}")),
@@ -159,35 +155,95 @@ fn check_source(summary: &mut Summary) -> Result<()> {
     Ok(())
 }
 
-fn examples(args: &[String], surroundings: &Surroundings, summary: &mut Summary) -> Result<()> {
-    const TITLE: &str = "documentation examples";
+/// A program of which something failed.
+struct Failed<'a> {
+    program: &'a TestProgram,
+    arguments: Vec<String>,
+    ending: Ending,
+    /// The missing peers that its tests have called.
+    called: BTreeSet<String>,
+}
+
+/// Runs a program, and returns it if something failed.
+fn first<'a>(
+    program: &'a TestProgram,
+    arguments: Vec<String>,
+    surroundings: &Surroundings,
+    summary: &mut Summary,
+) -> Result<Option<Failed<'a>>> {
+    let ending = program.run(&arguments, &log_name(&program.title, "first"), surroundings)?;
+    summary.add(ending.output.passed, ending.output.skipped);
+    summary.add_time(&program.title, ending.time);
+    let called: BTreeSet<String> =
+        surroundings.stand_ins.take_calls().into_iter().map(|missing| missing.command.clone()).collect();
+    if ending.is_good() {
+        check_calls(&program.title, &called, summary);
+        return Ok(None);
+    }
+    Ok(Some(Failed { program, arguments, ending, called }))
+}
+
+/// Runs once more what failed of a program.
+fn second(failed: &Failed<'_>, surroundings: &Surroundings, summary: &mut Summary) -> Result<()> {
+    let Failed { program, arguments, ending, called } = failed;
+    let run = |args: &[String], log: &str| program.run(args, log, surroundings);
+    let alone = |name: &str| ["--exact", name, "--include-ignored"].map(str::to_owned).to_vec();
+    let titled = |name: &str| program.test_title(name);
+    let second = Second { title: &program.title, titled: &titled, run: &run, alone: &alone };
+    let explained = once_more(&second, ending, arguments, surroundings, summary)?;
+    check_calls(&program.title, &(called - &explained), summary);
+    Ok(())
+}
+
+const EXAMPLES: &str = "documentation examples";
+
+/// Runs the documentation examples; how that ended, if some failed.
+fn examples(args: &[String], surroundings: &Surroundings, summary: &mut Summary) -> Result<Option<Ending>> {
     sh::step("Documentation examples (as the user)");
+    let ending = run_examples(args, &log_name(EXAMPLES, "first"), surroundings)?;
+    summary.add(ending.output.passed, ending.output.skipped);
+    summary.add_time(EXAMPLES, ending.time);
+    Ok((!ending.is_good()).then_some(ending))
+}
+
+fn run_examples(args: &[String], log: &str, surroundings: &Surroundings) -> Result<Ending> {
     let mut docs = sh::cargo();
     docs.args(["test", "--release", "--doc", "--quiet"]).args(program::OPTIMISATION).arg("--").args(args);
-    let ending = tally(&mut docs, TITLE, &surroundings.logs.join(log_name(TITLE, "first")))?;
-    summary.add(ending.output.passed, ending.output.skipped);
-    summary.add_time(TITLE, ending.time);
-    ending.output.names.iter().for_each(|name| summary.fail(format!("{TITLE}: {name}")));
-    if let Some(fault) = ending.fault {
-        summary.fail(format!("{TITLE}: {fault}"));
-    }
-    Ok(())
+    tally(&mut docs, EXAMPLES, &surroundings.logs.join(log))
+}
+
+/// The arguments that select an example by its name, `src/lib.rs - item (line 12)`, and few others: rustdoc divides
+/// arguments at spaces, so that the whole name selects nothing. The line is unlike the other words of most names.
+fn only_example(name: &str) -> Vec<String> {
+    let words = || name.split_whitespace();
+    words().rfind(|word| word.ends_with(')')).or(words().next()).map(str::to_owned).into_iter().collect()
+}
+
+/// How something that failed is run once more.
+struct Second<'a> {
+    title: &'a str,
+    /// The title of one test.
+    titled: &'a dyn Fn(&str) -> String,
+    /// With these arguments, its output kept in the file of this name.
+    run: &'a dyn Fn(&[String], &str) -> Result<Ending>,
+    /// The arguments for one test alone.
+    alone: &'a dyn Fn(&str) -> Vec<String>,
 }
 
 /// Runs what failed once more: each test alone, or the whole program where it ended without naming one. Returns the
 /// missing peers that these tests call.
 fn once_more(
-    program: &TestProgram,
+    second: &Second<'_>,
     first: &Ending,
     args: &[String],
     surroundings: &Surroundings,
     summary: &mut Summary,
 ) -> Result<BTreeSet<String>> {
-    let title = &program.title;
+    let Second { title, titled, run, alone } = *second;
     let mut explained = BTreeSet::new();
     if let Some(fault) = &first.fault {
         sh::step(&format!("Once more: {title} ({fault})"));
-        let second = program.run(args, &log_name(title, "second"), surroundings)?;
+        let second = run(args, &log_name(title, "second"))?;
         if second.is_good() && second.output.passed >= first.output.passed {
             summary.add(second.output.passed - first.output.passed, 0);
             summary.add_flaky(&format!("{title}: {fault}"), [&first.log, &second.log]);
@@ -198,14 +254,13 @@ fn once_more(
         return Ok(explained);
     }
     for name in &first.output.names {
-        let what = program.test_title(name);
+        let what = titled(name);
         sh::step(&format!("Once more, alone: {what}"));
         surroundings.stand_ins.take_calls();
-        let alone = ["--exact", name, "--include-ignored"].map(str::to_owned);
-        let second = program.run(&alone, &log_name(&what, "second"), surroundings)?;
+        let second = run(&alone(name), &log_name(&what, "second"))?;
         let called = surroundings.stand_ins.take_calls();
         explained.extend(called.iter().map(|missing| missing.command.clone()));
-        if second.is_good() && second.output.passed == 1 {
+        if second.has_passed(name) {
             summary.add_flaky(&what, [&first.log, &second.log]);
         } else if let Some(missing) = called.first() {
             summary.add_not_run(&what, &missing.to_string());
@@ -277,4 +332,100 @@ fn marker() -> String {
 fn log_name(title: &str, run: &str) -> String {
     let name: String = title.chars().map(|letter| if letter.is_alphanumeric() { letter } else { '-' }).collect();
     format!("{name}.{run}.txt")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::PathBuf;
+    use std::{fs, process::Command};
+
+    use super::*;
+
+    /// Runs a program of two tests of which one calls a peer that is missing, as `job` does; the summary.
+    fn run(script: &str, is_ci: bool) -> Summary {
+        static NUMBER: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+        let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let directory = env::temp_dir().join(format!("xtask-missing-peer-{}-{number}", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        let executable = directory.join("program");
+        // By another process, since one that is forked here meanwhile would hold it open for writing.
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "printf '#!/bin/sh\\n%s\\n' \"$2\" >\"$1\"", "sh"]).arg(&executable).arg(script);
+        assert!(shell.status().unwrap().success());
+        fs::set_permissions(&executable, fs::Permissions::from_mode(0o755)).unwrap();
+        let program = TestProgram {
+            title: "package: test program".into(),
+            executable,
+            package: PathBuf::from("/"),
+            module: None,
+        };
+        let missing = vec![Missing { command: "no-such-peer".into(), sentence: "not in this suite".into() }];
+        let mut summary = Summary::default();
+        report_missing(&missing, is_ci, &mut summary);
+        let surroundings = Surroundings {
+            marker: "none".into(),
+            watchdog: 60,
+            lengths: Vec::new(),
+            stand_ins: StandIns::make(missing).unwrap(),
+            logs: directory.join("logs"),
+        };
+        if let Some(failed) = first(&program, vec![], &surroundings, &mut summary).unwrap() {
+            second(&failed, &surroundings, &mut summary).unwrap();
+        }
+        fs::remove_dir_all(&directory).unwrap();
+        summary
+    }
+
+    /// Alone, with --exact, the test that needs the peer; else both.
+    const NEEDS_IT: &str = "passed=1; [ \"$1\" = --exact ] && passed=0
+        if no-such-peer --version >/dev/null 2>&1; then
+            echo \"test result: ok. $((passed + 1)) passed; 0 failed\"
+        else
+            printf 'failures:\\n\\nfailures:\\n    needs_it\\n\\n'
+            echo \"test result: FAILED. $passed passed; 1 failed\"
+            exit 101
+        fi";
+
+    #[test]
+    fn a_test_whose_peer_is_missing_is_not_run_and_counted() {
+        if !sh::is_root() {
+            println!("not run: this test asks for root");
+            return;
+        }
+        let mut summary = run(NEEDS_IT, false);
+        let lines = summary.lines();
+        let expected = "package: test program needs_it: not run: no-such-peer: not in this suite";
+        assert!(lines.contains(&expected.to_owned()), "{lines:?}");
+        assert_eq!(lines.last().map(String::as_str), Some("1 passed, 0 failed, 1 skipped"));
+        assert!(summary.close());
+        // In CI the missing peer itself is a failure.
+        let mut summary = run(NEEDS_IT, true);
+        let lines = summary.lines();
+        assert!(lines.contains(&"FAILED: missing peer no-such-peer: not in this suite".to_owned()), "{lines:?}");
+        assert!(lines.contains(&expected.to_owned()) && !summary.close(), "{lines:?}");
+        // One that passes all the same would pass whatever the peer does.
+        let mut summary = run("no-such-peer 2>/dev/null; echo 'test result: ok. 2 passed; 0 failed'", false);
+        let lines = summary.lines();
+        assert!(lines.iter().any(|line| line.contains("a test passed without no-such-peer")), "{lines:?}");
+        assert!(!summary.close());
+        // One that fails for another reason fails.
+        let other = "printf 'failures:\\n\\nfailures:\\n    other\\n\\n'; echo 'test result: FAILED. 0 passed; 1 failed'; exit 101";
+        let mut summary = run(other, false);
+        let lines = summary.lines();
+        assert!(lines.contains(&"FAILED: package: test program other".to_owned()) && !summary.close(), "{lines:?}");
+    }
+
+    #[test]
+    fn an_example_is_selected_by_one_word() {
+        for (name, word) in [
+            ("crafter/src/lib.rs - session::Session::sr (line 12)", "12)"),
+            ("crafter/src/lib.rs - (line 7) - compile fail", "7)"),
+            ("crafter/src/a.rs - a::f<T> (line 130) - should panic", "130)"),
+            ("unnamed", "unnamed"),
+        ] {
+            assert_eq!(only_example(name), [word], "{name}");
+            assert!(name.contains(word));
+        }
+    }
 }

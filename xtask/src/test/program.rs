@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::env;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdout, Command, Stdio};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -77,6 +77,12 @@ impl Ending {
     /// Whether all went well.
     pub fn is_good(&self) -> bool {
         self.fault.is_none() && self.output.failed == 0
+    }
+
+    /// Whether this test passed, of a run that selected it and few others.
+    pub fn has_passed(&self, name: &str) -> bool {
+        let Output { passed, names, .. } = &self.output;
+        self.fault.is_none() && *passed > 0 && !names.iter().any(|failed| failed == name)
     }
 }
 
@@ -208,7 +214,14 @@ impl TestProgram {
     }
 }
 
-/// Runs something that prints as libtest does: shows its lines, keeps them in a file, and counts.
+/// A line of a program.
+enum Line {
+    Stdout(String),
+    Stderr(String),
+}
+
+/// Runs something that prints as libtest does: shows its lines, keeps them in a file, and counts. Lines of stdout and of
+/// stderr are kept in the order in which they came, as far as two pipes tell it; only stdout is counted by.
 pub fn tally(command: &mut Command, title: &str, log: &Path) -> Result<Ending> {
     let began = Instant::now();
     if let Some(directory) = log.parent() {
@@ -218,31 +231,42 @@ pub fn tally(command: &mut Command, title: &str, log: &Path) -> Result<Ending> {
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
         .spawn()
         .with_context(|| format!("the test program does not start: {title}"))?;
     let mut output = Output::default();
-    let lines = child.stdout.take().map(lines_of);
-    let mut show = |line: String| {
-        println!("{line}");
-        let _ = std::io::stdout().flush();
+    let (sender, lines) = mpsc::channel();
+    read_lines(child.stdout.take(), sender.clone(), Line::Stdout);
+    read_lines(child.stderr.take(), sender, Line::Stderr);
+    let mut show = |line: Line| {
         // A full disk must not end the tests; their lines are shown all the same.
-        let _ = writeln!(kept, "{line}");
-        output.handle_line(&line);
+        match line {
+            Line::Stdout(line) => {
+                println!("{line}");
+                let _ = io::stdout().flush();
+                let _ = writeln!(kept, "{line}");
+                output.handle_line(&line);
+            }
+            Line::Stderr(line) => {
+                eprintln!("{line}");
+                let _ = writeln!(kept, "{line}");
+            }
+        }
     };
-    // Not until the end of the pipe: a process that a test forgot holds it open.
+    // Not until the end of the pipes: a process that a test forgot holds them open.
     let status = loop {
-        match lines.as_ref().map(|lines| lines.recv_timeout(POLL)) {
-            Some(Ok(line)) => show(line),
-            Some(Err(RecvTimeoutError::Timeout)) => {
+        match lines.recv_timeout(POLL) {
+            Ok(line) => show(line),
+            Err(RecvTimeoutError::Timeout) => {
                 if let Some(status) = child.try_wait()? {
                     // What it printed last.
-                    while let Some(Ok(line)) = lines.as_ref().map(|lines| lines.recv_timeout(POLL)) {
+                    while let Ok(line) = lines.recv_timeout(POLL) {
                         show(line);
                     }
                     break status;
                 }
             }
-            Some(Err(RecvTimeoutError::Disconnected)) | None => break child.wait()?,
+            Err(RecvTimeoutError::Disconnected) => break child.wait()?,
         }
     };
     let code = sh::code_of(status);
@@ -261,16 +285,16 @@ pub fn tally(command: &mut Command, title: &str, log: &Path) -> Result<Ending> {
     Ok(Ending { output, fault, time, log: log.to_owned() })
 }
 
-fn lines_of(stdout: ChildStdout) -> Receiver<String> {
-    let (sender, receiver) = mpsc::channel();
+/// Sends the lines of a pipe, in a thread that ends with the pipe or with who receives them.
+fn read_lines(pipe: Option<impl Read + Send + 'static>, sender: Sender<Line>, wrap: fn(String) -> Line) {
+    let Some(pipe) = pipe else { return };
     thread::spawn(move || {
-        for line in BufReader::new(stdout).split(b'\n').map_while(|line| line.ok()) {
-            if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
+        for line in BufReader::new(pipe).split(b'\n').map_while(|line| line.ok()) {
+            if sender.send(wrap(String::from_utf8_lossy(&line).into_owned())).is_err() {
                 break;
             }
         }
     });
-    receiver
 }
 
 /// Each variable that lengthens a test, and the value of the long form.
@@ -295,4 +319,55 @@ pub fn lengths(is_long: bool) -> Vec<(String, String)> {
     let missing = LONG.iter().filter(|(name, _)| is_long && set(name).is_none());
     lengths.extend(missing.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
     lengths
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(script: &str) -> (Ending, String) {
+        static NUMBER: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+        let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let log = env::temp_dir().join(format!("xtask-tally-{}-{number}", std::process::id()));
+        let ending = tally(Command::new("sh").args(["-c", script]), "a script", &log).unwrap();
+        let kept = fs::read_to_string(&log).unwrap();
+        fs::remove_file(&log).unwrap();
+        (ending, kept)
+    }
+
+    #[test]
+    fn both_outputs_are_kept_in_order() {
+        // A line on stderr that looks like libtest's counts nothing.
+        let (ending, kept) =
+            of("echo one; sleep 0.1; echo two >&2; echo 'test result: FAILED. 0 passed; 7 failed' >&2; \
+                                 sleep 0.1; echo 'test result: ok. 3 passed; 0 failed; 1 ignored'; sleep 0.1; \
+                                 printf last >&2");
+        assert!(ending.is_good(), "{:?}", ending.fault);
+        assert_eq!((ending.output.passed, ending.output.failed, ending.output.skipped), (3, 0, 1));
+        let lines = [
+            "one",
+            "two",
+            "test result: FAILED. 0 passed; 7 failed",
+            "test result: ok. 3 passed; 0 failed; 1 ignored",
+            "last",
+        ];
+        assert_eq!(kept.lines().collect::<Vec<_>>(), lines);
+    }
+
+    #[test]
+    fn a_process_that_holds_the_pipes_open_is_not_waited_for() {
+        let began = Instant::now();
+        let (ending, kept) = of("sleep 20 & echo $! >&2; echo 'test result: ok. 1 passed; 0 failed'");
+        assert!(ending.is_good() && began.elapsed() < Duration::from_secs(10), "{:?}", ending.fault);
+        let pid = kept.lines().find(|line| line.parse::<u32>().is_ok()).unwrap();
+        sh::output(Command::new("kill").arg(pid)).unwrap();
+    }
+
+    #[test]
+    fn what_is_no_result_is_a_fault() {
+        let fault = |script| of(script).0.fault.unwrap_or_default();
+        assert_eq!(fault("echo gone >&2; exit 3"), "exit code 3");
+        assert_eq!(fault("true"), "ended without a test result");
+        assert!(fault("exit 124").starts_with("ended by the watchdog"));
+    }
 }

@@ -86,7 +86,8 @@ impl Summary {
         self.failures.is_empty()
     }
 
-    fn lines(&mut self) -> Vec<String> {
+    /// The tables and the closing line.
+    pub fn lines(&mut self) -> Vec<String> {
         sh::step("Slowest programs");
         self.times.sort_by_key(|(time, _)| std::cmp::Reverse(*time));
         let slowest = self.times.iter().take(SLOWEST);

@@ -31,6 +31,11 @@ pub struct Package {
     pub bytes: u64,
 }
 
+/// Whether lists of that time need no update. One in the future was written while the clock was wrong.
+fn is_fresh(then: SystemTime, now: SystemTime) -> bool {
+    now.duration_since(then).is_ok_and(|age| age < LISTS_AGE)
+}
+
 /// One private configuration of apt.
 pub struct Apt {
     directory: PathBuf,
@@ -133,10 +138,8 @@ impl Apt {
     }
 
     fn is_fresh(&self) -> bool {
-        let age = fs::metadata(self.stamp())
-            .and_then(|stamp| stamp.modified())
-            .map(|then| SystemTime::now().duration_since(then).unwrap_or_default());
-        age.is_ok_and(|age| age < LISTS_AGE)
+        let then = fs::metadata(self.stamp()).and_then(|stamp| stamp.modified());
+        then.is_ok_and(|then| is_fresh(then, SystemTime::now()))
     }
 
     fn command(&self, program: &str) -> Command {
@@ -236,6 +239,13 @@ fn named(targets: &str) -> Option<(String, Option<String>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lists_of_yesterday_and_of_tomorrow_are_not_fresh() {
+        let now = SystemTime::now();
+        assert!(is_fresh(now, now) && is_fresh(now - LISTS_AGE / 2, now));
+        assert!(!is_fresh(now - LISTS_AGE, now) && !is_fresh(now + LISTS_AGE / 2, now));
+    }
 
     #[test]
     fn the_mirrors_with_and_without_lists() {

@@ -10,6 +10,7 @@ mod plan;
 mod qemu;
 mod report;
 
+use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -65,6 +66,7 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let wish = Wish::read(args)?;
+    check_host(env::consts::ARCH)?;
     let missing = setup::begin(&[Purpose::Test, Purpose::Machines])?.finish()?;
     if let Some(missing) = missing.iter().find(|missing| PEERS.contains(&missing.command.as_str())) {
         bail!("the machines get this host's programs, and one is missing: {missing}");
@@ -81,6 +83,17 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// The machines get this host's programs, and the kernels are Debian's for x86-64.
+fn check_host(architecture: &str) -> Result<()> {
+    match architecture {
+        "x86_64" => Ok(()),
+        other => bail!(
+            "the virtual machines boot kernels for x86-64 with this host's programs, which are for {other}: run them on \
+             an x86-64 host"
+        ),
+    }
+}
+
 /// Whether there is a QEMU to run virtual machines in: the system's, or one that a former run has unpacked.
 fn emulator_present() -> bool {
     emulator::is_present()
@@ -91,6 +104,7 @@ fn emulator_present() -> bool {
 /// # Errors
 /// With what prevents both.
 pub fn ensure_emulator() -> Result<()> {
+    check_host(env::consts::ARCH)?;
     if emulator_present() || setup::system_qemu() {
         return Ok(());
     }
@@ -247,5 +261,19 @@ impl Wish {
             wish.kernels = Plan::kernels();
         }
         Ok(wish)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn machines_are_for_x86_64() {
+        assert!(check_host("x86_64").is_ok());
+        for other in ["aarch64", "riscv64"] {
+            let sentence = check_host(other).unwrap_err().to_string();
+            assert!(sentence.contains(&format!("for {other}: run them on an x86-64 host")), "{sentence}");
+        }
     }
 }

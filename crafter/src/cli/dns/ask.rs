@@ -12,7 +12,7 @@ use crafter::{
 };
 use hickory_proto::{
     op::{Edns, Message, MessageType, OpCode, Query, ResponseCode},
-    rr::{Name, RecordType},
+    rr::{DNSClass, Name, RecordType},
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -47,13 +47,15 @@ pub struct Answer {
 ///
 /// # Errors
 /// [`Error::Io`] if the system has no random bytes.
-pub fn query(name: Name, kind: RecordType, edns: u16) -> Result<Message> {
+pub fn query(name: Name, kind: RecordType, class: DNSClass, edns: u16) -> Result<Message> {
     let mut id = [0; 2];
     getrandom::fill(&mut id)
         .map_err(|e| Error::Io { action: "read random bytes".into(), source: io::Error::other(e.to_string()) })?;
     let mut message = Message::new(u16::from_ne_bytes(id), MessageType::Query, OpCode::Query);
     message.metadata.recursion_desired = true;
-    message.add_query(Query::query(name, kind));
+    let mut question = Query::query(name, kind);
+    question.query_class = class;
+    message.add_query(question);
     if edns > 0 {
         let mut options = Edns::new();
         options.set_max_payload(edns).set_version(0);

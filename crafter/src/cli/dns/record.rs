@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use hickory_proto::{
     op::ResponseCode,
-    rr::{RData, Record, RecordType},
+    rr::{DNSClass, RData, Record, RecordType},
     serialize::binary::BinEncodable as _,
 };
 use serde_json::{Value, json};
@@ -29,11 +29,9 @@ struct Parts {
 }
 
 fn parts(record: &Record) -> Parts {
-    let class = u16::from(record.dns_class);
     Parts {
         name: record.name.to_ascii(),
-        // The form of RFC 3597 section 5 for what has no name.
-        class: if class == 1 { "IN".to_owned() } else { format!("CLASS{class}") },
+        class: class_name(record.dns_class),
         kind: type_name(record.record_type()),
         data: data(&record.data),
     }
@@ -63,6 +61,43 @@ pub fn parse_type(text: &str) -> Result<RecordType, String> {
         RecordType::AXFR | RecordType::IXFR => Err("zone transfers are not supported".to_owned()),
         RecordType::OPT | RecordType::TSIG | RecordType::ZERO => Err("not a type to ask for".to_owned()),
         kind => Ok(kind),
+    }
+}
+
+/// The class's mnemonic (RFC 1035 section 3.2.4), or `CLASS255` (RFC 3597 section 5).
+pub fn class_name(class: DNSClass) -> String {
+    match u16::from(class) {
+        1 => "IN".to_owned(),
+        3 => "CH".to_owned(),
+        4 => "HS".to_owned(),
+        number => format!("CLASS{number}"),
+    }
+}
+
+/// Reads a class: a mnemonic in any case, or `CLASS3`.
+pub fn class(text: &str) -> Option<DNSClass> {
+    let upper = text.to_ascii_uppercase();
+    match upper.as_str() {
+        "IN" => Some(DNSClass::IN),
+        "CH" | "CHAOS" => Some(DNSClass::CH),
+        "HS" | "HESIOD" => Some(DNSClass::HS),
+        "NONE" => Some(DNSClass::NONE),
+        "ANY" => Some(DNSClass::ANY),
+        other => other.strip_prefix("CLASS")?.parse::<u16>().ok().map(DNSClass::from),
+    }
+}
+
+/// Reads a class that is asked for.
+///
+/// # Errors
+/// A sentence that says why not, and which are.
+pub fn parse_class(text: &str) -> Result<DNSClass, String> {
+    match class(text) {
+        Some(class @ (DNSClass::IN | DNSClass::CH | DNSClass::HS)) => Ok(class),
+        Some(DNSClass::ANY) => Err("no server answers for class ANY; ask for IN, CH or HS".to_owned()),
+        Some(DNSClass::NONE) => Err("class NONE is for updates (RFC 2136); ask for IN, CH or HS".to_owned()),
+        Some(other) => Err(format!("class {} is not asked for; IN, CH and HS are", u16::from(other))),
+        None => Err("no such class; IN, CH and HS are".to_owned()),
     }
 }
 
@@ -149,6 +184,8 @@ mod tests {
         let code = RecordType::Unknown(65_280);
         let unknown = RData::Unknown { code, rdata: NULL::with(vec![1, 0xab]) };
         assert_eq!(record(unknown), "lab.test.\t300\tIN\tTYPE65280\t\\# 2 01ab");
+        let classes = [1, 3, 4, 255].map(|number| class_name(DNSClass::from(number)));
+        assert_eq!(classes, ["IN", "CH", "HS", "CLASS255"]);
     }
 
     #[test]

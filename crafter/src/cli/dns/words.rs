@@ -1,9 +1,10 @@
-//! What the words of the command line ask for, in any order as dig takes them: a name, a type, `@server`.
+//! What the words of the command line ask for, in any order as dig takes them: a name, a type, a class,
+//! `@server`.
 
 use std::net::{IpAddr, SocketAddr};
 
 use crafter::{Error, Result};
-use hickory_proto::rr::RecordType;
+use hickory_proto::rr::{DNSClass, RecordType};
 
 use super::record;
 
@@ -12,11 +13,12 @@ use super::record;
 pub struct Words<'w> {
     pub name: &'w str,
     pub kind: Option<RecordType>,
+    pub class: Option<DNSClass>,
     pub server: Option<SocketAddr>,
 }
 
 impl<'w> Words<'w> {
-    /// Reads the words. Of two that may both be a type, the second is.
+    /// Reads the words. Where each may be a type or a class, the first is the name.
     ///
     /// # Errors
     /// [`Error::Invalid`] for words that do not make one question.
@@ -36,24 +38,33 @@ impl<'w> Words<'w> {
                 rest.push(word.as_str());
             }
         }
-        let (name, kind) = match rest[..] {
-            [] => return Err(Error::invalid("NAME", "no name to ask for is given; add one, e.g. example.org")),
-            [name] => (name, None),
-            [name, kind] if is_type(kind) => (name, Some(kind)),
-            [kind, name] if is_type(kind) => (name, Some(kind)),
-            [one, other] => {
+        let is_name = |word: &&&str| !is_type(word) && !is_class(word);
+        let name = match (rest.iter().find(is_name).or(rest.first()), &rest[..]) {
+            (None, _) => return Err(Error::invalid("NAME", "no name to ask for is given; add one, e.g. example.org")),
+            (Some(_), [one, other]) if is_name(&one) && is_name(&other) => {
                 let reason = format!(
                     "neither '{one}' nor '{other}' is a record type; ask for one name at a time, e.g. {one} MX"
                 );
                 return Err(Error::invalid("TYPE", reason));
             }
-            [_, _, extra, ..] => {
-                let reason = format!("'{extra}' is one word too many; write NAME, TYPE and @SERVER, each once at most");
+            (Some(name), _) => *name,
+        };
+        let (mut kind, mut class) = (None, None);
+        let mut is_left = true;
+        for word in rest {
+            if is_left && word == name {
+                is_left = false;
+            } else if kind.is_none() && is_type(word) {
+                kind = Some(record::parse_type(word).map_err(|reason| Error::invalid("TYPE", reason))?);
+            } else if class.is_none() && is_class(word) {
+                class = Some(record::parse_class(word).map_err(|reason| Error::invalid("CLASS", reason))?);
+            } else {
+                let reason =
+                    format!("'{word}' is one word too many; write NAME, TYPE, CLASS and @SERVER, each once at most");
                 return Err(Error::invalid("NAME", reason));
             }
-        };
-        let kind = kind.map(record::parse_type).transpose().map_err(|reason| Error::invalid("TYPE", reason))?;
-        Ok(Self { name, kind, server })
+        }
+        Ok(Self { name, kind, class, server })
     }
 }
 
@@ -62,6 +73,11 @@ fn is_type(word: &str) -> bool {
     let upper = word.to_ascii_uppercase();
     let number = upper.strip_prefix("TYPE").is_some_and(|number| number.parse::<u16>().is_ok());
     number || upper.parse::<RecordType>().is_ok()
+}
+
+/// Whether a word is a class's, also one that is not asked for.
+fn is_class(word: &str) -> bool {
+    record::class(word).is_some()
 }
 
 /// An address, with or without a port.
@@ -83,7 +99,8 @@ mod tests {
 
     fn read(line: &str) -> Result<(String, Option<RecordType>, Option<String>)> {
         let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
-        Words::read(&words).map(|Words { name, kind, server }| (name.to_owned(), kind, server.map(|s| s.to_string())))
+        Words::read(&words)
+            .map(|Words { name, kind, server, .. }| (name.to_owned(), kind, server.map(|s| s.to_string())))
     }
 
     #[test]
@@ -103,6 +120,44 @@ mod tests {
             ("type28 x", "x", Some(AAAA)),
         ] {
             assert_eq!(read(line).unwrap(), (name.to_owned(), kind, None), "{line}");
+        }
+    }
+
+    #[test]
+    fn classes() {
+        use RecordType::{A, ANY, MX, TXT};
+        let read = |line: &'static str| {
+            let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+            Words::read(&words).map(|Words { name, kind, class, .. }| (name.to_owned(), kind, class))
+        };
+        for (line, name, kind, class) in [
+            ("lab.test in", "lab.test", None, Some(DNSClass::IN)),
+            ("lab.test IN MX", "lab.test", Some(MX), Some(DNSClass::IN)),
+            ("mx in lab.test", "lab.test", Some(MX), Some(DNSClass::IN)),
+            ("ch txt version.bind", "version.bind", Some(TXT), Some(DNSClass::CH)),
+            ("version.bind chaos txt", "version.bind", Some(TXT), Some(DNSClass::CH)),
+            ("lab.test class4", "lab.test", None, Some(DNSClass::HS)),
+            // As dig reads it: of the two that it may be, the type.
+            ("lab.test any in", "lab.test", Some(ANY), Some(DNSClass::IN)),
+            ("lab.test any", "lab.test", Some(ANY), None),
+            // Names that are words of a question too.
+            ("in", "in", None, None),
+            ("ch a in", "ch", Some(A), Some(DNSClass::IN)),
+            ("in in", "in", None, Some(DNSClass::IN)),
+        ] {
+            assert_eq!(read(line).unwrap(), (name.to_owned(), kind, class), "{line}");
+        }
+        for (line, what) in [
+            ("lab.test mx any", "CLASS: no server answers for class ANY"),
+            ("lab.test any any", "CLASS: no server answers for class ANY"),
+            ("lab.test none", "CLASS: class NONE is for updates"),
+            ("lab.test class255", "CLASS: no server"),
+            ("lab.test class9", "CLASS: class 9 is not asked for"),
+            ("lab.test in ch", "NAME: 'ch' is one word too many"),
+            ("lab.test a mx", "NAME: 'mx' is one word too many"),
+        ] {
+            let error = read(line).unwrap_err();
+            assert!(error.to_string().starts_with(what), "{line}: {error}");
         }
     }
 

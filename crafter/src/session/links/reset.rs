@@ -13,6 +13,7 @@ use crate::{
     datapath::route::Route,
     driver::{Outgoing, Received},
     engine::Pacer,
+    error::Error,
     layer::Kind,
     packet::{Checksum, TcpView, Transport},
     protocol::wire::AccountCall,
@@ -231,8 +232,19 @@ impl Links {
             self.due.retain(|reset| reset.way.link != at);
             missing += (before - self.due.len()) as u64;
         }
-        failed.add(missing, || sent.error.map_or_else(|| "the queue is full".to_owned(), |error| error.to_string()));
+        if missing > 0 {
+            let error = sent.error.or_else(|| self.lost_service(at));
+            failed.add(missing, || error.map_or_else(|| "the queue is full".to_owned(), |error| error.to_string()));
+        }
         count
+    }
+
+    /// Why nothing can leave by a link any more: a packet that the service does not take has no error of its own.
+    fn lost_service(&mut self, at: usize) -> Option<Error> {
+        let mut inbox = Vec::new();
+        let error = self.links[at].collect(&mut inbox).err();
+        self.handle_late(inbox);
+        error
     }
 
     /// Counts what the service refused of the resets.
@@ -241,10 +253,19 @@ impl Links {
         let asking = async {
             // What it was given last it has seen by the second time it is asked.
             for _ in 0..2 {
-                let _ = control.call(&AccountCall {}).await;
+                control.call(&AccountCall {}).await?;
             }
+            Ok::<(), Error>(())
         };
-        let _ = timeout(ANSWER, asking).await;
+        let is_known = match timeout(ANSWER, asking).await {
+            Ok(Ok(())) => true,
+            // Where it is gone, the resets that it did not take say so.
+            Ok(Err(_)) => failed.count > 0,
+            Err(_) => false,
+        };
+        if !is_known {
+            log::warn!("the crafter service does not say what became of the last resets; some may not have left");
+        }
         let mut inbox = Vec::new();
         for link in &self.links {
             let _ = link.collect(&mut inbox);

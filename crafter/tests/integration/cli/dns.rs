@@ -140,6 +140,7 @@ fn words_as_dig_takes_them() {
         &["aaaa", "web.lab.test", "@192.0.2.1"],
         &["web.lab.test", "@[2001:db8::1]:53", "TYPE28"],
         &["web.lab.test", "aaaa", "--server", "192.0.2.1"],
+        &["@192.0.2.1", "web.lab.test", "IN", "AAAA"],
         &["--type", "AAAA", "@192.0.2.1", "web.lab.test", "-s", "192.0.2.1", "aaaa"],
     ] {
         let done = crafter(&lab, &[&["dns"], args].concat());
@@ -151,6 +152,7 @@ fn words_as_dig_takes_them() {
         (&["@192.0.2.1", "web.lab.test", "www.lab.test"], "TYPE: neither 'web.lab.test' nor 'www.lab.test' is"),
         (&["@192.0.2.1"], "NAME: no name"),
         (&["@192.0.2.1", "lab.test", "axfr"], "zone transfers"),
+        (&["@192.0.2.1", "lab.test", "mx", "any"], "CLASS: no server answers for class ANY; ask for IN, CH or HS"),
     ] {
         crafter(&lab, &[&["dns"], args].concat()).fails(exit::USAGE, said);
     }
@@ -179,7 +181,8 @@ fn the_hosts_servers_are_asked_in_turn() {
     let done = ask(Some(conf), &["lab.test", "--timeout", "0.3", "--tries", "1", "--json"]);
     assert_eq!((done.code, &done.json()["server"]), (0, &json!("[2001:db8::1]:53")), "{done:?}");
     // An answer is an answer, also one that says no.
-    let done = ask(Some("nameserver 192.0.2.1\nnameserver 198.51.100.1\n"), &["example.org"]);
+    let refused = Some("nameserver 192.0.2.1\nnameserver 198.51.100.1\n");
+    let done = ask(refused, &["example.org", "--timeout", "0.3", "--tries", "1"]);
     assert_eq!((done.code, done.stderr.contains("REFUSED")), (exit::SERVER_ERROR.into(), true), "{done:?}");
     let done = ask(Some("nameserver 198.51.100.1\n"), &["lab.test", "--timeout", "0.2", "--tries", "1"]);
     done.fails(exit::TIMED_OUT, "ask 198.51.100.1:53, which /etc/resolv.conf names (@SERVER names another): no answer");
@@ -206,4 +209,46 @@ while True:
     let done = with_resolv_conf(&lab, Some("nameserver 127.0.0.53\n"), stub, &["web.lab.test", "aaaa"]);
     assert_eq!((done.code, done.text()), (0, "web.lab.test.\t300\tIN\tAAAA\t2001:db8::1\n"), "{done:?}");
     assert!(done.stderr.contains(" UDP 127.0.0.53:53, "), "{done:?}");
+}
+
+/// A server that answers each query with this response code, and a TXT record of the question's class if it is 0.
+fn answering(address: &str, code: u8) -> String {
+    format!(
+        "python3 -c '
+import socket
+server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+server.bind((\"{address}\", 53))
+open(\"/etc/ready-{address}\", \"w\").close()
+while True:
+    query, client = server.recvfrom(4096)
+    end = query.index(0, 12) + 5
+    record = b\"\\xc0\\x0c\" + query[end - 4:end] + bytes([0, 0, 0, 0, 0, 3, 2]) + b\"ok\"
+    answer = query[:2] + bytes([0x81, {code}, 0, 1, 0, int({code} == 0), 0, 0, 0, 0]) + query[12:end]
+    server.sendto(answer + (record if {code} == 0 else b\"\"), client)
+' & servers=\"$servers $!\"; until [ -e /etc/ready-{address} ]; do sleep 0.05; done;"
+    )
+}
+
+#[test]
+fn the_next_server_is_asked_where_one_cannot_answer() {
+    let lab = lab();
+    for (code, name) in [(2, "SERVFAIL"), (4, "NOTIMP"), (5, "REFUSED")] {
+        let servers =
+            format!("trap 'kill $servers' EXIT; {} {}", answering("127.0.0.52", code), answering("127.0.0.53", 0));
+        let ask = |conf: &str| with_resolv_conf(&lab, Some(conf), &servers, &["version.bind", "txt", "ch"]);
+        let done = ask("nameserver 127.0.0.52\nnameserver 127.0.0.53\n");
+        // The class of the question is that of the answer.
+        assert_eq!((done.code, done.text()), (0, "version.bind.\t0\tCH\tTXT\t\"ok\"\n"), "{done:?}");
+        let warning = format!("127.0.0.52:53 answers {name}; asking the next one");
+        assert!(done.stderr.contains(&warning) && done.stderr.contains(" UDP 127.0.0.53:53, "), "{done:?}");
+        // Where no other one answers, what the first has said is the answer.
+        let done = ask("nameserver 127.0.0.52\nnameserver 127.0.0.54\n");
+        assert_eq!((done.code, done.text()), (exit::SERVER_ERROR.into(), ""), "{done:?}");
+        assert!(done.stderr.contains(&format!(";; {name}, ")), "{done:?}");
+        // NXDOMAIN is an answer.
+        let final_answer = format!("trap 'kill $servers' EXIT; {}", answering("127.0.0.52", 3));
+        let conf = "nameserver 127.0.0.52\nnameserver 127.0.0.54\n";
+        let done = with_resolv_conf(&lab, Some(conf), &final_answer, &["version.bind", "txt", "ch"]);
+        assert!(done.stderr.starts_with(";; NXDOMAIN, "), "{done:?}");
+    }
 }

@@ -71,3 +71,54 @@ fn the_terminal_is_given_back() {
         assert_eq!(wait(&mut terminal.child), 0);
     }
 }
+
+/// A shell with job control, in which `crafter lab run` is a job as any other.
+fn outer(home: &std::path::Path, shell: &str) -> Terminal {
+    let mut command = Command::new("setsid");
+    command.args(["--ctty", "--wait", "bash", "--norc", "-i"]);
+    command.env("CRAFTER", env!("CARGO_BIN_EXE_crafter")).env("SHELL", shell).env("PS1", "outer> ");
+    command.env("HOME", home).env("HISTFILE", "").envs([("LC_ALL", "C"), ("INPUTRC", "/dev/null")]);
+    command.env_remove("PROMPT_COMMAND").env_remove("ENV");
+    Terminal::new(command)
+}
+
+#[test]
+fn a_shell_that_is_suspended_suspends_the_lab() {
+    let home = tempfile::tempdir().unwrap();
+    // `suspend` of bash is SIGSTOP to its own process group; dash has none, and is stopped as from outside.
+    for (program, suspend) in [("/bin/bash", "suspend"), ("/bin/dash", "kill -STOP $$")] {
+        let mut terminal = outer(home.path(), program);
+        terminal.shows("outer> ");
+        terminal.keys("$CRAFTER lab run -q\n");
+        terminal.shows("(lab) ");
+        for round in 0..3 {
+            terminal.keys(&format!("{suspend}\n"));
+            terminal.shows("Stopped");
+            terminal.shows("outer> ");
+            terminal.keys(&format!("echo out$((40 + {round}))side ${{CRAFTER_LAB_INTERFACE-none}}\n"));
+            terminal.shows(&format!("out{}side none", 40 + round));
+            terminal.shows("outer> ");
+            if round == 1 {
+                // In the background it cannot read from the terminal, and stops again.
+                terminal.keys("bg; sleep 0.5; jobs\n");
+                terminal.shows("Stopped");
+                terminal.shows("outer> ");
+            }
+            terminal.keys("fg\n");
+            terminal.keys(&format!("echo in$((40 + {round}))side $CRAFTER_LAB_INTERFACE\n"));
+            terminal.shows(&format!("in{}side lab0", 40 + round));
+            // The terminal is the shell's: Ctrl-C reaches what runs in it, and that alone.
+            terminal.keys("sleep 100\n");
+            terminal.shows("sleep 100");
+            std::thread::sleep(std::time::Duration::from_millis(500));
+            terminal.keys("\x03");
+            terminal.shows("(lab) ");
+        }
+        terminal.keys("exit 6\n");
+        terminal.shows("outer> ");
+        terminal.keys("echo code $((100 + $?))\n");
+        terminal.shows("code 106");
+        terminal.keys("exit 0\n");
+        assert_eq!(wait(&mut terminal.child), 0, "{}", terminal.said());
+    }
+}

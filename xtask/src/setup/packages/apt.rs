@@ -37,9 +37,20 @@ if [ "$had_nginx" = no ] && installed nginx; then
 fi
 "#;
 
-/// Configures what is unpacked, and installs what that depends on.
-const MEND: &str = "dpkg --configure -a >&2; \
-    apt-get -o DPkg::Lock::Timeout=120 -o Dpkg::Use-Pty=0 -qq --fix-broken --yes --no-remove install >&2";
+/// Configures what is unpacked, and installs what that depends on. While another package manager is at work, dpkg's
+/// state looks as if it had been interrupted: this waits for its end, as apt-get does by its option.
+const MEND: &str = r#"
+tries=0
+while said=$(dpkg --configure -a 2>&1); status=$?
+    case $said in *"locked by another process"*) [ "$tries" -lt "${1-120}" ] ;; *) false ;; esac
+do
+    tries=$((tries + 1))
+    sleep 1
+done
+printf '%s\n' "$said" >&2
+case $said in *"locked by another process"*) exit "$status" ;; esac
+apt-get -o DPkg::Lock::Timeout=120 -o Dpkg::Use-Pty=0 -qq --fix-broken --yes --no-remove install >&2
+"#;
 
 /// By which apt finds a proxy; sudo drops them.
 const PROXIES: [&str; 5] = ["http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "no_proxy"];
@@ -175,18 +186,25 @@ fn explain(errors: &str, removed: Option<&str>, package: &str) -> (String, Strin
     )
 }
 
+/// What apt says of files and certificates that are not valid yet, or no more.
+const CLOCK: [&str; 4] = ["is not valid yet", "is expired (", "not yet valid certificate", "expired certificate"];
+
 /// What made an installation fail, in one sentence with what to do.
 fn failure(stderr: &str) -> String {
     let said = |part: &str| stderr.contains(part);
-    let error = stderr.lines().find(|line| line.starts_with("E:")).unwrap_or("apt-get gave no reason");
+    let error = stderr.lines().find(|line| line.starts_with("E:"));
+    let error = error.or_else(|| stderr.lines().find_map(|line| line.strip_prefix("dpkg: error: ")));
+    let error = error.unwrap_or("apt-get gave no reason");
     let help = if said("No space left") || said("don't have enough free space") {
         "the disk is full: free some space, then try again"
+    } else if CLOCK.into_iter().any(said) {
+        "by this host's clock the archive's files or certificate are of another time: set the clock, then try again"
     } else if said("Certificate") || said("certificate") {
         "the archive's certificate is not trusted here: if a proxy has replaced it, add the proxy's to \
          /usr/local/share/ca-certificates and run update-ca-certificates"
     } else if said("Could not resolve") || said("Failed to fetch") || said("Could not connect") {
         "the archive cannot be reached: see that `apt-get update` works here, then try again"
-    } else if said("Could not get lock") || said("lock-frontend") {
+    } else if said("Could not get lock") || said("lock-frontend") || said("locked by another process") {
         "another program holds dpkg's lock: let it end, then try again"
     } else {
         "see `apt-get -f install`, then try again"
@@ -309,6 +327,10 @@ mod tests {
             ("E: You don't have enough free space in /var/cache/apt/archives/.", "the disk is full"),
             ("E: Failed to fetch https://a  Certificate verification failed", "not trusted"),
             ("E: Could not get lock /var/lib/dpkg/lock-frontend.", "another program holds"),
+            ("dpkg: error: dpkg frontend lock was locked by another process with pid 7", "another program holds"),
+            ("E: Release file for http://a is not valid yet (invalid for another 3h)", "set the clock"),
+            ("E: Failed to fetch https://a  The certificate chain uses not yet valid certificate.", "set the clock"),
+            ("E: Release file for http://a is expired (invalid since 3d 1h)", "set the clock"),
             ("E: Sub-process /usr/bin/dpkg returned an error code (1)", "apt-get -f install"),
         ] {
             assert!(failure(said).contains(expected), "{said}: {}", failure(said));
