@@ -6,6 +6,7 @@
 use std::{fmt, net::SocketAddr};
 
 pub mod checksum;
+pub mod field;
 pub mod icmp;
 pub mod ip;
 pub mod option;
