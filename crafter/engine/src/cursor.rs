@@ -4,7 +4,7 @@ use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::net::SocketAddr;
 
-use super::wire::before;
+use super::filter::before;
 use crafter_packet::header::{Flags, Segment, TcpOption};
 
 /// Segments out of order that are kept; a peer that sends more has to repeat them.

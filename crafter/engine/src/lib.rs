@@ -6,14 +6,12 @@
 pub mod config;
 pub mod cursor;
 mod delay;
-mod device;
 pub mod error;
+mod filter;
 pub mod hook;
 pub mod pace;
-mod repair;
-mod stamps;
+mod smoltcp;
 pub mod stream;
-mod wire;
 
 #[cfg(test)]
 mod tests;

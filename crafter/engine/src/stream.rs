@@ -13,11 +13,11 @@ use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
 
 use super::config::{AckPolicy, StreamConfig, StreamStats};
 use super::delay::Outbox;
-use super::device::OneShot;
+use super::filter::{Wire, for_each_plain};
 use super::hook::{Direction, SegmentHook};
-use super::repair::Seen;
-use super::stamps::{Stamps, clock};
-use super::wire::{Wire, for_each_plain};
+use super::smoltcp::device::OneShot;
+use super::smoltcp::repair::Seen;
+use super::smoltcp::timestamps::{Stamps, clock};
 use crate::error::{Error, Result};
 use crafter_packet::header::{Checksum, Flags, IcmpError, IcmpReason, TcpView, checksum, ip};
 

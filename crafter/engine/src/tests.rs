@@ -5,12 +5,12 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use ::smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
+use ::smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use ::smoltcp::socket::tcp::{Socket, SocketBuffer};
+use ::smoltcp::time::Instant as SmolInstant;
+use ::smoltcp::wire::{HardwareAddress, IpCidr};
 use proptest::prelude::*;
-use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
-use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
-use smoltcp::socket::tcp::{Socket, SocketBuffer};
-use smoltcp::time::Instant as SmolInstant;
-use smoltcp::wire::{HardwareAddress, IpCidr};
 
 mod by_hand;
 

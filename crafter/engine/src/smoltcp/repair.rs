@@ -3,7 +3,7 @@
 //! Each of these ends in a connection that stands still, though both ends are there and the network is only bad. Pairs
 //! of engines on a faulty wire have shown them.
 
-use super::wire::before;
+use crate::filter::before;
 use crafter_packet::header::{Flags, TcpOption, TcpView, checksum, ip};
 
 /// What a peer takes that has not said (RFC 9293, 3.7.1).
@@ -13,7 +13,7 @@ const MAX_SCALE: u8 = 14;
 
 /// What has to be known of a connection for it.
 #[derive(Debug, Default)]
-pub(super) struct Repair {
+pub(crate) struct Repair {
     /// By how many bits the peer's windows are to be shifted.
     scale: u8,
     /// The right edge of the largest window that the peer has offered.
@@ -26,7 +26,7 @@ pub(super) struct Repair {
 
 /// What this end waits for.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Awaited {
+pub(crate) struct Awaited {
     /// The next byte in order, and how much room there is behind it.
     pub expected: Option<(u32, usize)>,
     /// The oldest sequence number that is not acknowledged.
@@ -39,7 +39,7 @@ pub(super) struct Awaited {
 
 /// What smoltcp is to see of a received segment.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Seen {
+pub(crate) enum Seen {
     /// The segment.
     Whole,
     /// This instead. Its checksum is not right: smoltcp is told to ignore it.

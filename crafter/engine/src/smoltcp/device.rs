@@ -4,7 +4,7 @@ use smoltcp::phy::{Checksum, ChecksumCapabilities, Device, DeviceCapabilities, M
 use smoltcp::time::Instant;
 
 /// Lends one received packet to smoltcp, and hands out each packet that smoltcp makes.
-pub(super) struct OneShot<'a> {
+pub(crate) struct OneShot<'a> {
     pub mtu: usize,
     /// The received packet, until smoltcp has taken it.
     pub incoming: Option<&'a [u8]>,
@@ -45,7 +45,7 @@ impl Device for OneShot<'_> {
     }
 }
 
-pub(super) struct Incoming<'a>(&'a [u8]);
+pub(crate) struct Incoming<'a>(&'a [u8]);
 
 impl RxToken for Incoming<'_> {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, read: F) -> R {
@@ -53,7 +53,7 @@ impl RxToken for Incoming<'_> {
     }
 }
 
-pub(super) struct Outgoing<'a> {
+pub(crate) struct Outgoing<'a> {
     scratch: &'a mut Vec<u8>,
     out: &'a mut dyn FnMut(&[u8]),
 }

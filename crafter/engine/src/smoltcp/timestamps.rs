@@ -7,7 +7,7 @@ use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use super::repair::Seen;
-use super::wire::before;
+use crate::filter::before;
 use crafter_packet::header::{Flags, TcpView};
 
 /// As old as this, what came last says nothing any more: a clock that ticks each millisecond seems to go back then (RFC
@@ -19,13 +19,13 @@ thread_local! {
 }
 
 /// The time as smoltcp asks for it: what [`Stamps::set_clock`] has set last on this thread.
-pub(super) fn clock() -> u32 {
+pub(crate) fn clock() -> u32 {
     CLOCK.get()
 }
 
 /// Both clocks of a connection that offers timestamps.
 #[derive(Debug)]
-pub(super) struct Stamps {
+pub(crate) struct Stamps {
     /// Where this end's clock begins: nobody is to learn how long the host runs (RFC 7323, section 7.1).
     offset: u32,
     /// `TS.Recent`: what is echoed, and what is older is of a former time; and when it came. `None`: the peer has no

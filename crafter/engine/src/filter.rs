@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use super::config::StreamStats;
 use super::delay::DelayQueue;
 use super::hook::{Action, Direction, SegmentHook};
-use super::repair::{Awaited, Repair, Seen};
-use super::stamps::Stamps;
+use super::smoltcp::repair::{Awaited, Repair, Seen};
+use super::smoltcp::timestamps::Stamps;
 use crafter_packet::header::{Flags, TcpView, ip};
 
 /// Payload of the pieces of a super-frame, in bytes.
