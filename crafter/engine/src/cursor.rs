@@ -4,8 +4,7 @@ use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::net::SocketAddr;
 
-use super::filter::before;
-use crafter_packet::header::{Flags, Segment, TcpOption};
+use crafter_packet::header::{Flags, Segment, Seq, TcpOption};
 
 /// Segments out of order that are kept; a peer that sends more has to repeat them.
 const MAX_OUT_OF_ORDER: usize = 256;
@@ -54,12 +53,12 @@ pub struct Cursor {
     pub receive_window: u32,
     /// Time to live or hop limit of every segment.
     pub ttl: u8,
-    isn: u32,
-    send_unacknowledged: u32,
-    send_next: u32,
-    fin_sent: Option<u32>,
-    receive_next: Option<u32>,
-    peer_fin: Option<u32>,
+    isn: Seq,
+    send_unacknowledged: Seq,
+    send_next: Seq,
+    fin_sent: Option<Seq>,
+    receive_next: Option<Seq>,
+    peer_fin: Option<Seq>,
     peer_closed: bool,
     reset: bool,
     needs_ack: bool,
@@ -67,7 +66,7 @@ pub struct Cursor {
     peer_window: u32,
     peer_scale: Option<u8>,
     data: Vec<u8>,
-    early: Vec<(u32, Vec<u8>)>,
+    early: Vec<(Seq, Vec<u8>)>,
 }
 
 impl Cursor {
@@ -79,6 +78,7 @@ impl Cursor {
 
     /// A conversation that has not begun, with this initial sequence number.
     pub fn with_isn(local: SocketAddr, remote: SocketAddr, isn: u32) -> Self {
+        let isn = Seq(isn);
         Self {
             local,
             remote,
@@ -108,7 +108,7 @@ impl Cursor {
         segment.window = u16::try_from(self.window()).unwrap_or(u16::MAX);
         segment.options = vec![TcpOption::Mss(self.mss), TcpOption::Nop, TcpOption::WindowScale(WINDOW_SCALE)];
         if self.send_next == self.isn {
-            self.send_next = self.isn.wrapping_add(1);
+            self.send_next = self.isn + 1;
         }
         segment
     }
@@ -126,7 +126,7 @@ impl Cursor {
         for piece in bytes.chunks(size) {
             let mut segment = self.segment(Flags::NONE, self.send_next);
             segment.payload = piece.to_vec();
-            self.send_next = self.send_next.wrapping_add(piece.len() as u32);
+            self.send_next += piece.len() as u32;
             segments.push(segment);
         }
         if let Some(last) = segments.last_mut() {
@@ -138,7 +138,7 @@ impl Cursor {
     /// FIN behind all data given so far; again: the same once more.
     pub fn fin(&mut self) -> Segment {
         let seq = *self.fin_sent.get_or_insert(self.send_next);
-        self.send_next = seq.wrapping_add(1);
+        self.send_next = seq + 1;
         self.segment(Flags::FIN, seq)
     }
 
@@ -150,11 +150,11 @@ impl Cursor {
         segment
     }
 
-    fn segment(&mut self, flags: Flags, seq: u32) -> Segment {
-        let mut segment = Segment { seq, flags, ttl: self.ttl, ..Segment::new(self.local, self.remote) };
+    fn segment(&mut self, flags: Flags, seq: Seq) -> Segment {
+        let mut segment = Segment { seq: seq.0, flags, ttl: self.ttl, ..Segment::new(self.local, self.remote) };
         if let Some(next) = self.receive_next {
             segment.flags |= Flags::ACK;
-            segment.ack = next;
+            segment.ack = next.0;
             self.needs_ack = false;
         }
         let shift = if self.peer_scale.is_some() { WINDOW_SCALE } else { 0 };
@@ -170,10 +170,11 @@ impl Cursor {
         let Some(expected) = self.receive_next else {
             return self.handle_unsynchronized(segment);
         };
+        let seq = Seq(segment.seq);
         if segment.flags.contains(Flags::RST) {
             // RFC 5961, 3.2: anything but the very next number may be forged.
-            self.reset |= segment.seq == expected;
-            return if segment.seq == expected { Received::Reset } else { Received::Unacceptable };
+            self.reset |= seq == expected;
+            return if seq == expected { Received::Reset } else { Received::Unacceptable };
         }
         if segment.flags.contains(Flags::SYN) {
             // The peer has not seen our ACK. RFC 9293, 3.10.7.4: acknowledge once more.
@@ -181,9 +182,9 @@ impl Cursor {
             self.note_ack(segment);
             return Received::Duplicate;
         }
-        let end = segment.seq.wrapping_add(segment.sequence_length());
-        let beyond = expected.wrapping_add(self.window().max(1));
-        if segment.sequence_length() > 0 && !before(segment.seq, beyond) {
+        let end = seq + segment.sequence_length();
+        let beyond = expected + self.window().max(1);
+        if segment.sequence_length() > 0 && !seq.before(beyond) {
             self.needs_ack = true;
             return Received::Unacceptable;
         }
@@ -192,28 +193,28 @@ impl Cursor {
         }
         if segment.sequence_length() == 0 {
             // A keep-alive or a window probe has an old number and wants an answer.
-            self.needs_ack |= before(segment.seq, expected);
+            self.needs_ack |= seq.before(expected);
             return Received::Ack;
         }
         self.needs_ack = true;
-        if !before(expected, end) {
+        if !end.after(expected) {
             return Received::Duplicate;
         }
         if segment.flags.contains(Flags::FIN) {
-            self.peer_fin.get_or_insert(end.wrapping_sub(1));
+            self.peer_fin.get_or_insert(end - 1);
         }
-        if before(expected, segment.seq) {
+        if seq.after(expected) {
             if !segment.payload.is_empty() && self.early.len() < MAX_OUT_OF_ORDER {
-                self.early.push((segment.seq, segment.payload.clone()));
+                self.early.push((seq, segment.payload.clone()));
             }
             return Received::OutOfOrder;
         }
         let had = self.data.len();
-        self.take_in(segment.seq, &segment.payload);
+        self.take_in(seq, &segment.payload);
         self.take_in_early();
         if self.peer_fin.is_some() && self.peer_fin == self.receive_next {
             self.peer_closed = true;
-            self.receive_next = self.receive_next.map(|next| next.wrapping_add(1));
+            self.receive_next = self.receive_next.map(|next| next + 1);
         }
         match self.data.len() - had {
             0 => Received::Fin,
@@ -223,7 +224,7 @@ impl Cursor {
 
     fn handle_unsynchronized(&mut self, segment: &Segment) -> Received {
         let acknowledges = segment.flags.contains(Flags::ACK);
-        let ours = acknowledges && self.send_next != self.isn && segment.ack == self.isn.wrapping_add(1);
+        let ours = acknowledges && self.send_next != self.isn && Seq(segment.ack) == self.isn + 1;
         if segment.flags.contains(Flags::RST) {
             self.reset |= ours;
             return if ours { Received::Reset } else { Received::Unacceptable };
@@ -231,26 +232,27 @@ impl Cursor {
         if !segment.flags.contains(Flags::SYN) || (acknowledges && !ours) {
             return Received::Unacceptable;
         }
-        self.receive_next = Some(segment.seq.wrapping_add(1));
+        self.receive_next = Some(Seq(segment.seq) + 1);
         self.needs_ack = true;
         self.peer_mss = segment.mss().filter(|mss| *mss > 0).unwrap_or(DEFAULT_MSS);
         // RFC 7323, 2.3: more than 14 counts as 14.
         self.peer_scale = segment.window_scale().map(|shift| shift.min(14));
         self.peer_window = segment.window.into();
         if ours {
-            self.send_unacknowledged = segment.ack;
+            self.send_unacknowledged = Seq(segment.ack);
         }
         Received::Syn
     }
 
     /// Notes acknowledgment and window; false if it acknowledges what was never sent.
     fn note_ack(&mut self, segment: &Segment) -> bool {
-        if before(self.send_next, segment.ack) {
+        let ack = Seq(segment.ack);
+        if ack.after(self.send_next) {
             self.needs_ack = true;
             return false;
         }
-        if !before(segment.ack, self.send_unacknowledged) {
-            self.send_unacknowledged = segment.ack;
+        if !ack.before(self.send_unacknowledged) {
+            self.send_unacknowledged = ack;
             let shift = if segment.flags.contains(Flags::SYN) { 0 } else { self.peer_scale.unwrap_or(0) };
             self.peer_window = u32::from(segment.window) << shift;
         }
@@ -258,26 +260,26 @@ impl Cursor {
     }
 
     /// Appends what of `payload` is next in order; `seq` is not behind that.
-    fn take_in(&mut self, seq: u32, payload: &[u8]) {
+    fn take_in(&mut self, seq: Seq, payload: &[u8]) {
         let Some(expected) = self.receive_next else {
             return;
         };
-        let known = expected.wrapping_sub(seq) as usize;
+        let known = expected.distance_from(seq) as usize;
         let room = self.window() as usize;
         let fresh = payload.get(known..).unwrap_or_default();
         let fresh = &fresh[..fresh.len().min(room)];
         self.data.extend_from_slice(fresh);
-        self.receive_next = Some(expected.wrapping_add(fresh.len() as u32));
+        self.receive_next = Some(expected + fresh.len() as u32);
     }
 
     fn take_in_early(&mut self) {
         let mut early = std::mem::take(&mut self.early);
         // By distance, so that one pass is enough.
         let expected = self.receive_next.unwrap_or_default();
-        early.sort_by_key(|(seq, _)| seq.wrapping_sub(expected) as i32);
+        early.sort_by_key(|(seq, _)| seq.distance_from(expected) as i32);
         for (seq, payload) in early {
             let expected = self.receive_next.unwrap_or_default();
-            if before(expected, seq) {
+            if seq.after(expected) {
                 self.early.push((seq, payload));
             } else {
                 self.take_in(seq, &payload);
@@ -307,7 +309,7 @@ impl Cursor {
 
     /// Whether it is over: both FINs acknowledged, or a RST either way.
     pub fn is_closed(&self) -> bool {
-        let fin_acknowledged = self.fin_sent.is_some_and(|fin| before(fin, self.send_unacknowledged));
+        let fin_acknowledged = self.fin_sent.is_some_and(|fin| self.send_unacknowledged.after(fin));
         self.reset || (self.peer_closed && fin_acknowledged)
     }
 
@@ -318,7 +320,7 @@ impl Cursor {
 
     /// How much was sent that the peer has not acknowledged, SYN and FIN counted.
     pub fn unacknowledged(&self) -> u32 {
-        self.send_next.wrapping_sub(self.send_unacknowledged)
+        self.send_next.distance_from(self.send_unacknowledged)
     }
 
     /// How many more bytes the peer takes now.
