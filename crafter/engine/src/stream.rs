@@ -6,20 +6,22 @@ use std::io;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use smoltcp::iface::{Config, Interface, PollResult, SocketHandle, SocketSet};
+use smoltcp::iface::{Interface, PollResult, SocketHandle, SocketSet};
 use smoltcp::socket::tcp::{CongestionControl, RecvError, Socket, SocketBuffer, State};
-use smoltcp::time::{Duration as SmolDuration, Instant as SmolInstant};
-use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
+use smoltcp::time::Duration as SmolDuration;
 
 use super::config::{AckPolicy, StreamConfig, StreamStats};
 use super::delay::Outbox;
-use super::filter::{Wire, for_each_plain};
+use super::filter::SegmentFilter;
 use super::hook::{Direction, SegmentHook};
-use super::smoltcp::device::OneShot;
-use super::smoltcp::repair::Seen;
-use super::smoltcp::timestamps::{Stamps, clock};
+use super::smoltcp::Rewrite;
+use super::smoltcp::device::{OneShot, interface};
+use super::smoltcp::plain::for_each_plain;
+use super::smoltcp::socket::{discard_reset, is_connecting, owes_handshake_ack, receive_next};
+use super::smoltcp::timers::{Clock, time_wait_end};
+use super::smoltcp::timestamps::{self, Timestamps};
 use crate::error::{Error, Result};
-use crafter_packet::header::{Checksum, Flags, IcmpError, IcmpReason, TcpView, checksum, ip};
+use crafter_packet::header::{Checksum, Flags, IcmpError, IcmpReason, Seq, TcpView, checksum, ip};
 
 /// No transmit buffer holds more segments; past this, [`StreamEngine::poll_transmit`] wants to be called again.
 const MAX_BURST: usize = 32_768;
@@ -90,9 +92,8 @@ pub struct StreamEngine {
     scratch: Vec<u8>,
     plain: Vec<u8>,
     outbox: Outbox,
-    wire: Wire,
-    /// smoltcp's time zero is one second before the start: it takes 0 for "long ago".
-    epoch: Instant,
+    filter: SegmentFilter,
+    clock: Clock,
     started: Instant,
     last_heard: Instant,
     /// Since when the peer owes an acknowledgment.
@@ -133,8 +134,8 @@ impl StreamEngine {
         socket.set_congestion_control(CongestionControl::Cubic);
         socket.set_nagle_enabled(!config.no_delay);
         socket.set_hop_limit(Some(config.ttl));
-        let stamps = config.timestamps.then(|| Stamps::new(config.seed));
-        socket.set_tsval_generator(stamps.as_ref().map(|_| clock as fn() -> u32));
+        let timestamps = config.timestamps.then(|| Timestamps::new(config.seed));
+        socket.set_tsval_generator(timestamps.as_ref().map(|_| timestamps::clock as fn() -> u32));
         socket.set_ack_delay(match config.acks {
             AckPolicy::PerBurst => None,
             AckPolicy::Delayed(delay) => Some(SmolDuration::from_micros(delay.as_micros() as u64)),
@@ -155,8 +156,8 @@ impl StreamEngine {
             scratch: Vec::new(),
             plain: Vec::new(),
             outbox: Outbox::default(),
-            wire: Wire::new(hook, stamps),
-            epoch: now.checked_sub(Duration::from_secs(1)).unwrap_or(now),
+            filter: SegmentFilter::new(hook, timestamps),
+            clock: Clock::new(now),
             started: now,
             last_heard: now,
             waiting_since: None,
@@ -174,11 +175,11 @@ impl StreamEngine {
         let Some(view) = self.read(packet) else {
             return false;
         };
-        if !self.wire.has_hook() {
+        if !self.filter.has_hook() {
             self.process(now, &view);
             return true;
         }
-        for packet in self.wire.incoming(now, packet) {
+        for packet in self.filter.incoming(now, packet) {
             self.process_hooked(now, &packet);
         }
         true
@@ -193,7 +194,7 @@ impl StreamEngine {
         if quoted.protocol != ip::TCP
             || quoted.source != self.config.local
             || quoted.destination != self.config.remote
-            || !quoted.seq.is_some_and(|seq| self.wire.in_flight(seq))
+            || !quoted.seq.is_some_and(|seq| self.filter.is_in_flight(Seq(seq)))
         {
             return false;
         }
@@ -212,7 +213,7 @@ impl StreamEngine {
 
     /// Does what has become due.
     pub fn handle_timeout(&mut self, now: Instant) {
-        while let Some((direction, packet)) = self.wire.delayed.pop_due(now) {
+        while let Some((direction, packet)) = self.filter.delayed.pop_due(now) {
             match direction {
                 Direction::Sent => self.outbox.push(&packet),
                 Direction::Received => self.process_hooked(now, &packet),
@@ -251,11 +252,11 @@ impl StreamEngine {
         if !self.outbox.is_empty() {
             return Some(now);
         }
-        let mut next = self.wire.delayed.next_at();
+        let mut next = self.filter.delayed.next_at();
         let mut sooner = |at: Option<Instant>| next = next.into_iter().chain(at).min();
         if !self.finished {
-            let at = self.interface.poll_at(smol(self.epoch, now), &self.sockets);
-            sooner(at.map(|at| self.epoch + Duration::from_micros(at.total_micros().max(0) as u64)));
+            let at = self.interface.poll_at(self.clock.to_smoltcp(now), &self.sockets);
+            sooner(at.map(|at| self.clock.to_instant(at)));
             sooner(self.gives_up_at());
             sooner(self.idle_until());
             sooner(self.time_wait_until);
@@ -376,7 +377,7 @@ impl StreamEngine {
 
     /// Over, and nothing left to send: the port may go. Received bytes can still be read.
     pub fn is_finished(&self) -> bool {
-        self.finished && self.outbox.is_empty() && !self.wire.delayed.has_outgoing()
+        self.finished && self.outbox.is_empty() && !self.filter.delayed.has_outgoing()
     }
 
     /// Whether [`recv`](Self::recv) has bytes.
@@ -401,7 +402,7 @@ impl StreamEngine {
 
     /// Counters so far.
     pub fn stats(&self) -> StreamStats {
-        self.wire.stats
+        self.filter.stats
     }
 
     /// Why the connection failed, if it did.
@@ -443,26 +444,4 @@ impl StreamEngine {
             && view.ip.destination == self.config.local.ip();
         ours.then_some(view)
     }
-}
-
-/// An interface that has the local address and nothing else. smoltcp keeps the MTU of its creation, and nothing
-/// of a connection, so that a new one takes over when the MTU changes.
-fn interface(config: &StreamConfig, mtu: usize) -> Interface {
-    let mut smoltcp = Config::new(HardwareAddress::Ip);
-    smoltcp.random_seed = config.seed;
-    let mut scratch = Vec::new();
-    let mut device = OneShot { mtu, incoming: None, scratch: &mut scratch, out: &mut |_| {} };
-    let mut interface = Interface::new(smoltcp, &mut device, SmolInstant::ZERO);
-    let address = IpAddress::from(config.local.ip());
-    let prefix = if config.local.is_ipv4() { 32 } else { 128 };
-    interface.update_ip_addrs(|addresses| {
-        // One address in an empty list always fits.
-        let _ = addresses.push(IpCidr::new(address, prefix));
-    });
-    interface
-}
-
-/// `now` on smoltcp's clock.
-fn smol(epoch: Instant, now: Instant) -> SmolInstant {
-    SmolInstant::from_micros(now.saturating_duration_since(epoch).as_micros() as i64)
 }

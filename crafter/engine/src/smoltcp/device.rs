@@ -1,7 +1,34 @@
 //! The network device that smoltcp sees: one packet in, any number out, nothing kept.
 
+use smoltcp::iface::{Config, Interface};
 use smoltcp::phy::{Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::time::Instant;
+use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
+
+use crate::config::StreamConfig;
+
+/// An interface that has the local address and nothing else.
+///
+/// - smoltcp: `Interface` keeps the MTU of the device it was made with; there is no way to change it.
+/// - Asked for: the segment size follows the path's MTU (RFC 9293, section 3.7.2; RFC 5927, section 7.2).
+/// - Without a new interface for a new MTU: segments stay too long for the path, and the connection stands still.
+/// - Can go when smoltcp reads the MTU of the device at each poll.
+///
+/// A new one takes over an open connection, because smoltcp keeps nothing of it in the interface.
+pub(crate) fn interface(config: &StreamConfig, mtu: usize) -> Interface {
+    let mut smoltcp = Config::new(HardwareAddress::Ip);
+    smoltcp.random_seed = config.seed;
+    let mut scratch = Vec::new();
+    let mut device = OneShot { mtu, incoming: None, scratch: &mut scratch, out: &mut |_| {} };
+    let mut interface = Interface::new(smoltcp, &mut device, Instant::ZERO);
+    let address = IpAddress::from(config.local.ip());
+    let prefix = if config.local.is_ipv4() { 32 } else { 128 };
+    interface.update_ip_addrs(|addresses| {
+        // One address in an empty list always fits.
+        let _ = addresses.push(IpCidr::new(address, prefix));
+    });
+    interface
+}
 
 /// Lends one received packet to smoltcp, and hands out each packet that smoltcp makes.
 pub(crate) struct OneShot<'a> {

@@ -1,61 +1,111 @@
-//! Where smoltcp strays from RFC 9293: in what it sends, and in what it makes of what comes.
-//!
-//! Each of these ends in a connection that stands still, though both ends are there and the network is only bad. Pairs
-//! of engines on a faulty wire have shown them.
+//! Received and sent segments, as smoltcp has to see them and as the peer has to see them.
 
-use crate::filter::before;
-use crafter_packet::header::{Flags, TcpOption, TcpView, checksum, ip};
+use super::Rewrite;
+use super::socket::SendSequence;
+use crafter_packet::header::field::{ipv4, ipv6, tcp};
+use crafter_packet::header::{Flags, Seq, TcpOption, TcpView, checksum, ip};
 
-/// What a peer takes that has not said (RFC 9293, 3.7.1).
+/// What a peer takes that has not said (RFC 9293, section 3.7.1), in bytes.
 const DEFAULT_MSS: u32 = 536;
-/// The greatest shift of a window (RFC 7323, 2.3).
+/// The greatest shift of a window (RFC 7323, section 2.3).
 const MAX_SCALE: u8 = 14;
+/// A window is smaller than this (RFC 7323, section 2.3), in bytes.
+const MAX_WINDOW: u32 = 1 << 30;
 
-/// What has to be known of a connection for it.
+/// What the peer has room for.
 #[derive(Debug, Default)]
 pub(crate) struct Repair {
-    /// By how many bits the peer's windows are to be shifted.
+    /// By how many bits the peer's windows are shifted.
     scale: u8,
     /// The right edge of the largest window that the peer has offered.
-    edge: Option<u32>,
-    /// Whether the segment that was noted last has offered it.
+    edge: Option<Seq>,
+    /// Whether the segment noted last has moved that edge.
     is_news: bool,
-    /// The longest segment that the peer takes.
+    /// The longest segment that the peer takes, in bytes.
     mss: u32,
 }
 
 /// What this end waits for.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Awaited {
-    /// The next byte in order, and how much room there is behind it.
-    pub expected: Option<(u32, usize)>,
-    /// The oldest sequence number that is not acknowledged.
-    pub oldest: Option<u32>,
-    /// Whether that is the FIN's.
-    pub is_fin: bool,
-    /// The first sequence number that was never sent.
-    pub next: Option<u32>,
+    /// RCV.NXT and the room behind it in bytes; `None` until the peer's SYN.
+    pub receive: Option<(Seq, usize)>,
+    /// SND.UNA and SND.NXT; `None` until something was sent.
+    pub send: Option<SendSequence>,
+    /// Whether a FIN is all that is not acknowledged.
+    pub is_fin_alone: bool,
 }
 
-/// What smoltcp is to see of a received segment.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Seen {
-    /// The segment.
-    Whole,
-    /// This instead. Its checksum is not right: smoltcp is told to ignore it.
-    Changed(Vec<u8>),
-    /// Nothing.
-    Nothing,
+/// Whether a RST is in the window, but not at RCV.NXT. It is [answered](Repair::challenged).
+///
+/// - smoltcp: `process` closes the socket on a RST anywhere in the window. It drops one outside, as it should.
+/// - Asked for: only the number exactly next resets; any other in the window is answered by a challenge ACK (RFC 5961,
+///   section 3.2).
+/// - Without it: somebody who does not see the connection closes it with a RST per window, about 1000 for 4 MiB.
+/// - Can go when smoltcp answers such a RST with a challenge ACK.
+pub(crate) fn is_inexact_reset(view: &TcpView<'_>, receive_next: Seq, room: usize) -> bool {
+    let ahead = ahead_of(receive_next, view);
+    view.flags.contains(Flags::RST) && ahead > 0 && ahead < room
 }
 
-/// Neither data nor anything else that takes sequence space, nor a RST.
-fn is_pure_ack(view: &TcpView<'_>) -> bool {
-    view.flags.contains(Flags::ACK) && !view.flags.contains(Flags::RST) && view.sequence_length() == 0
+/// Whether a SYN without ACK comes on an open connection. It is [answered](Repair::challenged).
+///
+/// - smoltcp: `process` drops what has no ACK, and nothing is sent.
+/// - Asked for: a challenge ACK, whatever the number (RFC 5961, section 4.2).
+/// - Without it: a peer that was restarted and connects from the same port waits until it gives up: only the RST with
+///   which it answers the challenge would end the old connection.
+/// - Can go when smoltcp answers a SYN on an open connection with a challenge ACK.
+pub(crate) fn is_late_syn(view: &TcpView<'_>) -> bool {
+    view.flags.contains(Flags::SYN) && !view.flags.intersects(Flags::ACK | Flags::RST)
+}
+
+/// Whether an ACK alone repeats that a FIN is all that is missing. smoltcp must not count it.
+///
+/// - smoltcp: the third one sets `Timer::FastRetransmit`. `dispatch` then stops the retransmit timer, and as the transmit
+///   buffer is empty it sends nothing.
+/// - Asked for: what is not acknowledged is retransmitted when the timer expires (RFC 6298, section 5.4).
+/// - Without it: a lost FIN is never repeated; the connection stays in FIN-WAIT-1 or LAST-ACK until it times out.
+/// - Can go when smoltcp retransmits the FIN, or leaves the timer alone where it has no data.
+pub(crate) fn is_repeated_ack_of_fin(awaited: &Awaited) -> bool {
+    awaited.is_fin_alone
+}
+
+/// The number for smoltcp to see on an ACK alone that is ahead of RCV.NXT, up to the right edge of the window.
+///
+/// - smoltcp: `process` takes a segment without data if RCV.NXT =< SEG.SEQ < RCV.NXT+RCV.WND, by the window in its
+///   last ACK. It answers one at the edge and ignores what that acknowledges.
+/// - Asked for: that test (RFC 9293, section 3.10.7.4), which adds "special allowance" for ACKs only where the window is
+///   0. Linux takes an ACK at the edge (`tcp_sequence`), and sends it when it has filled the window.
+/// - Without it: where data at the beginning of a full window is lost, this end takes no acknowledgment until it is
+///   repeated, and if both ends are in that state, neither repeats it in time.
+/// - Can go when smoltcp takes the acknowledgment in a segment without data at the right edge.
+pub(crate) fn ack_at_right_edge(view: &TcpView<'_>, receive: Option<(Seq, usize)>) -> Option<Seq> {
+    let (next, room) = receive?;
+    let ahead = ahead_of(next, view);
+    (is_pure_ack(view) && ahead > 0 && ahead <= room).then_some(next)
+}
+
+/// `view`, which smoltcp is about to send, with SND.NXT as its number, if it carries another; `next` is SND.NXT.
+///
+/// - smoltcp: an ACK or RST without data carries `remote_last_seq`, which `dispatch` winds back to SND.UNA when the
+///   retransmit timer expires.
+/// - Asked for: `<SEQ=SND.NXT>` (RFC 9293, sections 3.10.7.4 and 3.10.5).
+/// - Without it: the peer has received what is repeated and drops the ACK as one before its window. If both ends repeat,
+///   neither takes the other's acknowledgment, for ever. A RST is not taken either (RFC 5961, section 3.2).
+/// - Can go when smoltcp keeps SND.NXT apart from where it retransmits.
+pub(crate) fn send_next(view: &TcpView<'_>, next: Option<Seq>) -> Option<Vec<u8>> {
+    let next = next.filter(|next| *next != Seq(view.seq))?;
+    if view.sequence_length() > 0 || !view.flags.contains(Flags::ACK) {
+        return None;
+    }
+    let mut packet = view.ip.bytes().to_vec();
+    packet[view.ip.payload.start..][tcp::SEQ].copy_from_slice(&next.to_be_bytes());
+    checksum::fix(&mut packet);
+    Some(packet)
 }
 
 impl Repair {
-    /// Learns what the peer has room for. A SYN says so only while this end is `connecting`: later ones are old, or
-    /// somebody's guess.
+    /// Notes what the peer has room for. A SYN says so only while this end is `connecting`: a later one is old or forged.
     pub fn note_window(&mut self, view: &TcpView<'_>, connecting: bool) {
         let is_syn = view.flags.contains(Flags::SYN);
         self.is_news = false;
@@ -74,119 +124,137 @@ impl Repair {
         }
         if view.flags.contains(Flags::ACK) {
             let shift = if is_syn { 0 } else { self.scale };
-            let edge = view.ack.wrapping_add(u32::from(view.window) << shift);
-            if self.edge.is_none_or(|known| before(known, edge)) {
+            let edge = Seq(view.ack) + (u32::from(view.window) << shift);
+            if self.edge.is_none_or(|known| edge.after(known)) {
                 self.edge = Some(edge);
                 self.is_news = true;
             }
         }
     }
 
-    /// `view`, which smoltcp would send, as it has to be sent, if that is different. `next`: the first sequence number
-    /// that was never sent.
-    pub fn outgoing(view: &TcpView<'_>, next: Option<u32>) -> Option<Vec<u8>> {
-        if view.sequence_length() > 0 {
-            return None;
-        }
-        // Segments without data carry SND.NXT (RFC 9293, 3.10.7.4). smoltcp winds it back when it begins to send
-        // again, and the peer does not take the ACK in a segment that lies before its window: if both ends have begun
-        // again, neither takes the other's, for ever. A RST so would not be taken either.
-        let next = next.filter(|next| view.flags.contains(Flags::ACK) && *next != view.seq)?;
-        let mut packet = view.ip.bytes().to_vec();
-        let tcp = view.ip.payload.start;
-        packet[tcp + 4..tcp + 8].copy_from_slice(&next.to_be_bytes());
-        checksum::fix(&mut packet);
-        Some(packet)
-    }
-
-    /// What smoltcp is to see of a received segment, which has been noted.
-    pub fn incoming(&self, view: &TcpView<'_>, awaited: Awaited) -> Seen {
-        if let Some(((expected, room), next)) = awaited.expected.zip(awaited.next) {
-            let ahead = view.seq.wrapping_sub(expected) as usize;
-            let is_challenged = match view.flags.contains(Flags::RST) {
-                // smoltcp takes any within the window. Outside of it they are nothing, and it says so.
-                true => ahead > 0 && ahead < room,
-                false => view.flags.contains(Flags::SYN) && !view.flags.contains(Flags::ACK),
-            };
-            if is_challenged {
-                return self.challenged(view, expected, next);
-            }
+    /// What smoltcp is to see of a received segment, whose window was [noted](Self::note_window).
+    pub fn incoming(&self, view: &TcpView<'_>, awaited: Awaited) -> Rewrite {
+        if let Some(((receive_next, room), send)) = awaited.receive.zip(awaited.send)
+            && (is_inexact_reset(view, receive_next, room) || is_late_syn(view))
+        {
+            return self.challenged(view, receive_next, send.next);
         }
         if !view.flags.contains(Flags::ACK) || view.flags.intersects(Flags::SYN | Flags::RST) {
-            return Seen::Whole;
+            return Rewrite::Keep;
         }
-        let pure = is_pure_ack(view);
-        if pure && !self.is_news && awaited.oldest == Some(view.ack) {
-            // The third of these has smoltcp send the oldest segment again. Of a FIN alone it sends nothing then, and
-            // has stopped its timer; and into a window smaller than a segment it sends a whole one, of which it takes
-            // what was not let in for sent.
-            let room = self.edge.unwrap_or(view.ack).wrapping_sub(view.ack);
-            if awaited.is_fin || room < self.mss {
-                return Seen::Nothing;
-            }
+        if self.is_repeated_ack(view, awaited.send)
+            && (is_repeated_ack_of_fin(&awaited) || self.is_repeated_ack_without_room(view))
+        {
+            return Rewrite::Drop;
         }
-        let seq = awaited.expected.filter(|(next, room)| {
-            // RFC 9293, 3.10.7.4, wants SEG.SEQ < RCV.NXT + RCV.WND; Linux takes what is at the edge too, and sends it
-            // when it has filled the window and part of that is lost.
-            let ahead = view.seq.wrapping_sub(*next) as usize;
-            pure && ahead > 0 && ahead <= *room
-        });
-        let window = self.window(view, awaited.next);
+        let seq = ack_at_right_edge(view, awaited.receive);
+        let window = self.newest_window(view).or_else(|| self.window_in_flight(view, awaited.send));
         if seq.is_none() && window.is_none() {
-            return Seen::Whole;
+            return Rewrite::Keep;
         }
         let mut packet = view.ip.bytes().to_vec();
-        let tcp = view.ip.payload.start;
-        if let Some((next, _)) = seq {
-            packet[tcp + 4..tcp + 8].copy_from_slice(&next.to_be_bytes());
+        let header = &mut packet[view.ip.payload.start..];
+        if let Some(seq) = seq {
+            header[tcp::SEQ].copy_from_slice(&seq.to_be_bytes());
         }
         if let Some(window) = window {
-            packet[tcp + 14..tcp + 16].copy_from_slice(&window.to_be_bytes());
+            header[tcp::WINDOW].copy_from_slice(&window.to_be_bytes());
         }
-        Seen::Changed(packet)
+        Rewrite::Replace(packet)
     }
 
-    /// A SYN on a connection that there is already, a RST that is not exactly next, or what its timestamp shows to be of
-    /// another time: the peer's former or next life, or somebody's guess. It is answered by an ACK (RFC 5961, sections 3 and 4), and a peer that knows of no connection
-    /// resets that exactly. smoltcp answers so, at a limited rate, a segment before its window, such as a keep-alive.
-    pub fn challenged(&self, view: &TcpView<'_>, expected: u32, next: u32) -> Seen {
-        // Without its data, of which some might lie in the window.
+    /// What smoltcp is to see of a segment that has to be answered by a challenge ACK: a keep-alive, which it answers so.
+    ///
+    /// - smoltcp: `challenge_ack_reply`, with its limit of one per second, is reached by segments outside the window and
+    ///   by ACKs of what was never sent only.
+    /// - Asked for: challenge ACKs for inexact RSTs, late SYNs and old timestamps (RFC 5961, sections 3.2 and 4.2; RFC 7323,
+    ///   section 5.3 R1), throttled (RFC 5961, section 7).
+    /// - Without it: none of the three is answered.
+    /// - Can go with the functions that find the three.
+    pub fn challenged(&self, view: &TcpView<'_>, receive_next: Seq, send_next: Seq) -> Rewrite {
+        // Without its data, of which some might be in the window.
         let whole = view.ip.bytes();
         let mut packet = whole[..whole.len() - view.payload().len()].to_vec();
-        let length = packet.len();
-        let (field, length) = if view.ip.version() == 4 { (2, length) } else { (4, length - ip::IPV6_HEADER) };
+        let (field, length) = match view.ip.version() {
+            4 => (ipv4::LENGTH, packet.len()),
+            _ => (ipv6::LENGTH, packet.len() - ip::IPV6_HEADER),
+        };
         // Headers alone always fit.
-        packet[field..field + 2].copy_from_slice(&(length as u16).to_be_bytes());
-        let tcp = view.ip.payload.start;
-        packet[tcp + 4..tcp + 8].copy_from_slice(&expected.wrapping_sub(1).to_be_bytes());
-        packet[tcp + 8..tcp + 12].copy_from_slice(&next.to_be_bytes());
-        packet[tcp + 13] = Flags::ACK.0 as u8;
-        // What it says of its window, and of more, is of another connection.
-        let window = self.edge.map_or(0, |edge| edge.wrapping_sub(next) >> self.scale);
-        packet[tcp + 14..tcp + 16].copy_from_slice(&u16::try_from(window).unwrap_or(0).to_be_bytes());
-        Seen::Changed(packet)
+        packet[field].copy_from_slice(&(length as u16).to_be_bytes());
+        let window = self.edge.map_or(0, |edge| edge.distance_from(send_next) >> self.scale);
+        let header = &mut packet[view.ip.payload.start..];
+        header[tcp::SEQ].copy_from_slice(&(receive_next - 1).to_be_bytes());
+        header[tcp::ACK].copy_from_slice(&send_next.to_be_bytes());
+        header[tcp::FLAGS] = Flags::ACK.0 as u8;
+        header[tcp::WINDOW].copy_from_slice(&u16::try_from(window).unwrap_or(0).to_be_bytes());
+        Rewrite::Replace(packet)
     }
 
-    /// The window that goes with the ACK of a segment, where its own is an old one: ACKs that were overtaken, which
-    /// smoltcp would take for news. If it says zero, and what was sent into the newer window is lost, smoltcp would
-    /// neither send it again nor probe.
-    fn window(&self, view: &TcpView<'_>, next: Option<u32>) -> Option<u16> {
-        let offered = self.edge?.wrapping_sub(view.ack);
-        // An ACK of what was acknowledged long ago; smoltcp ignores it.
-        if offered > 1 << 30 {
-            return None;
-        }
-        let window = match offered >> self.scale {
-            // Room that the shift is too coarse to tell, and something is sent into it (RFC 7323, 2.4).
-            0 if offered > 0 && next.is_some_and(|next| before(view.ack, next)) => 1,
-            window => u16::try_from(window).unwrap_or(u16::MAX),
-        };
+    /// Whether it is an ACK alone, without news, of the oldest number in flight.
+    fn is_repeated_ack(&self, view: &TcpView<'_>, send: Option<SendSequence>) -> bool {
+        let oldest = send.filter(|send| send.unacknowledged != send.next).map(|send| send.unacknowledged);
+        is_pure_ack(view) && !self.is_news && oldest == Some(Seq(view.ack))
+    }
+
+    /// Whether a [repeated ACK](Self::is_repeated_ack) comes where the window has no room for a segment. smoltcp must not
+    /// count it.
+    ///
+    /// - smoltcp: after the third one `dispatch` repeats as much as a whole segment whatever the window
+    ///   (`pending_fast_retransmit`), and raises `remote_last_seq` to its end.
+    /// - Asked for: nothing is sent beyond the window (RFC 9293, section 3.8.6).
+    /// - Without it: what the peer had no room for is taken for sent, and waits for a timeout; on a window of 0 none runs.
+    /// - Can go when smoltcp cuts the fast retransmit to the window.
+    fn is_repeated_ack_without_room(&self, view: &TcpView<'_>) -> bool {
+        let acknowledged = Seq(view.ack);
+        self.edge.unwrap_or(acknowledged).distance_from(acknowledged) < self.mss
+    }
+
+    /// The window that goes with the segment's acknowledgment, if a later segment has offered more than this one.
+    ///
+    /// - smoltcp: `process` takes the window of every segment in order.
+    /// - Asked for: only if the segment is not older than the last that has changed it, by SND.WL1 and SND.WL2 (RFC 9293,
+    ///   section 3.10.7.4, fifth).
+    /// - Without it: an ACK that was overtaken closes the window again. If what was sent into the newer window is lost,
+    ///   smoltcp neither repeats it nor probes.
+    /// - Can go when smoltcp has SND.WL1 and SND.WL2.
+    fn newest_window(&self, view: &TcpView<'_>) -> Option<u16> {
+        let window = u16::try_from(self.offered(view)? >> self.scale).unwrap_or(u16::MAX);
         (window > view.window).then_some(window)
+    }
+
+    /// The least window, in place of 0, for a segment whose field rounds to 0 a window in which something is in flight.
+    ///
+    /// - smoltcp: `process` starts the timer of a zero-window probe only where no other runs. When the retransmit timer
+    ///   expires later, `dispatch` stops it, finds no room, and sends nothing.
+    /// - Asked for: what was in the window when it was sent is retransmitted, even if the shift has rounded the window to 0
+    ///   since (RFC 7323, section 2.4).
+    /// - Without it: if that is lost, it is never repeated.
+    /// - Can go when smoltcp retransmits by the edge it was offered, or goes over to probing.
+    fn window_in_flight(&self, view: &TcpView<'_>, send: Option<SendSequence>) -> Option<u16> {
+        let offered = self.offered(view)?;
+        let is_in_flight = send.is_some_and(|send| send.next.after(Seq(view.ack)));
+        (view.window == 0 && offered > 0 && offered >> self.scale == 0 && is_in_flight).then_some(1)
+    }
+
+    /// How many bytes behind the segment's acknowledgment the peer has offered; `None` for one of long ago, which smoltcp
+    /// ignores.
+    fn offered(&self, view: &TcpView<'_>) -> Option<u32> {
+        Some(self.edge?.distance_from(Seq(view.ack))).filter(|offered| *offered <= MAX_WINDOW)
     }
 }
 
+/// Whether a segment acknowledges, and neither takes sequence space nor resets.
+fn is_pure_ack(view: &TcpView<'_>) -> bool {
+    view.flags.contains(Flags::ACK) && !view.flags.contains(Flags::RST) && view.sequence_length() == 0
+}
+
+/// How far the segment's number is ahead of `next`; huge if it is behind.
+fn ahead_of(next: Seq, view: &TcpView<'_>) -> usize {
+    Seq(view.seq).distance_from(next) as usize
+}
+
 #[cfg(test)]
-mod tests {
+mod unit_tests {
     use super::*;
     use crafter_packet::header::{Checksum, Segment};
 
@@ -202,32 +270,38 @@ mod tests {
     }
 
     fn awaited(next: u32, room: usize) -> Awaited {
-        Awaited { expected: Some((next, room)), ..Awaited::default() }
+        Awaited { receive: Some((Seq(next), room)), ..Awaited::default() }
+    }
+
+    fn in_flight(unacknowledged: u32, next: u32) -> Option<SendSequence> {
+        Some(SendSequence { unacknowledged: Seq(unacknowledged), next: Seq(next) })
     }
 
     #[test]
     fn acks_and_resets_carry_what_is_next() {
         for flags in [Flags::ACK, Flags::ACK | Flags::RST] {
             let packet = segment(flags, 100, 7, 100, b"");
-            let mended = Repair::outgoing(&TcpView::parse(&packet).unwrap(), Some(600)).expect("an old number");
-            assert_eq!(checksum::verify(&mended, false), Checksum::Valid);
-            assert_eq!(Segment::parse(&mended).unwrap(), Segment { seq: 600, ..Segment::parse(&packet).unwrap() });
-            assert_eq!(Repair::outgoing(&TcpView::parse(&packet).unwrap(), Some(100)), None);
+            let changed = send_next(&TcpView::parse(&packet).unwrap(), Some(Seq(600))).expect("an old number");
+            assert_eq!(checksum::verify(&changed, false), Checksum::Valid);
+            assert_eq!(Segment::parse(&changed).unwrap(), Segment { seq: 600, ..Segment::parse(&packet).unwrap() });
+            assert_eq!(send_next(&TcpView::parse(&packet).unwrap(), Some(Seq(100))), None);
         }
         let reset = segment(Flags::RST, 100, 0, 0, b"");
-        assert_eq!(Repair::outgoing(&TcpView::parse(&reset).unwrap(), Some(600)), None);
+        assert_eq!(send_next(&TcpView::parse(&reset).unwrap(), Some(Seq(600))), None);
     }
 
     #[test]
-    fn an_overtaken_window_is_none() {
+    fn the_newest_window_stays() {
         // 100 + (50 << 3) = 500.
         let repair = repair(3, 100, 50);
         let seen = |ack, window| {
             let packet = segment(Flags::ACK | Flags::PSH, 1, ack, window, b"data");
-            match repair.incoming(&TcpView::parse(&packet).unwrap(), Awaited { next: Some(498), ..awaited(1, 1000) }) {
-                Seen::Changed(packet) => Some(Segment::parse(&packet).unwrap().window),
+            match repair
+                .incoming(&TcpView::parse(&packet).unwrap(), Awaited { send: in_flight(100, 498), ..awaited(1, 1000) })
+            {
+                Rewrite::Replace(packet) => Some(Segment::parse(&packet).unwrap().window),
                 seen => {
-                    assert_eq!(seen, Seen::Whole);
+                    assert_eq!(seen, Rewrite::Keep);
                     None
                 }
             }
@@ -249,7 +323,7 @@ mod tests {
         let seen = |seq, payload: &[u8]| {
             let packet = segment(Flags::ACK, seq, 100, 50, payload);
             match repair.incoming(&TcpView::parse(&packet).unwrap(), awaited(1000, 200)) {
-                Seen::Changed(packet) => Segment::parse(&packet).unwrap().seq,
+                Rewrite::Replace(packet) => Segment::parse(&packet).unwrap().seq,
                 _ => seq,
             }
         };
@@ -275,35 +349,35 @@ mod tests {
     #[test]
     fn a_guess_is_a_segment_before_the_window() {
         let repair = repair(3, 100, 50);
-        let awaited = Awaited { next: Some(140), ..awaited(1000, 200) };
+        let awaited = Awaited { send: in_flight(140, 140), ..awaited(1000, 200) };
         let seen_of = |flags, seq, payload: &[u8], awaited| {
             let packet = segment(flags, seq, 0, 64_000, payload);
             repair.incoming(&TcpView::parse(&packet).unwrap(), awaited)
         };
         let seen = |payload: &[u8], awaited| seen_of(Flags::SYN, 1100, payload, awaited);
-        let Seen::Changed(packet) = seen(b"", awaited) else { panic!("unchanged") };
+        let Rewrite::Replace(packet) = seen(b"", awaited) else { panic!("unchanged") };
         for flags in [Flags::RST, Flags::RST | Flags::ACK] {
-            assert!(matches!(seen_of(flags, 1199, b"", awaited), Seen::Changed(_)));
+            assert!(matches!(seen_of(flags, 1199, b"", awaited), Rewrite::Replace(_)));
             for seq in [999, 1000, 1200] {
-                assert_eq!(seen_of(flags, seq, b"", awaited), Seen::Whole, "the exact one, and those outside");
+                assert_eq!(seen_of(flags, seq, b"", awaited), Rewrite::Keep, "the exact one, and those outside");
             }
         }
-        let mended = Segment::parse(&packet).unwrap();
+        let changed = Segment::parse(&packet).unwrap();
         // (100 + (50 << 3) - 140) >> 3.
-        assert_eq!((mended.flags, mended.seq, mended.ack, mended.window), (Flags::ACK, 999, 140, 45));
-        let Seen::Changed(other) = seen(b"data", awaited) else { panic!("unchanged") };
-        let other = Segment { checksum: mended.checksum, ..Segment::parse(&other).unwrap() };
-        assert_eq!(other, mended, "its data is nothing to anybody");
-        assert_eq!(seen(b"", Awaited::default()), Seen::Whole, "it connects");
+        assert_eq!((changed.flags, changed.seq, changed.ack, changed.window), (Flags::ACK, 999, 140, 45));
+        let Rewrite::Replace(other) = seen(b"data", awaited) else { panic!("unchanged") };
+        let other = Segment { checksum: changed.checksum, ..Segment::parse(&other).unwrap() };
+        assert_eq!(other, changed, "its data is nothing to anybody");
+        assert_eq!(seen(b"", Awaited::default()), Rewrite::Keep, "it connects");
     }
 
     #[test]
     fn nothing_is_seen_of_repeated_acks_that_lead_astray() {
         for (window, is_fin, seen) in
-            [(2000, false, Seen::Whole), (2000, true, Seen::Nothing), (999, false, Seen::Nothing)]
+            [(2000, false, Rewrite::Keep), (2000, true, Rewrite::Drop), (999, false, Rewrite::Drop)]
         {
             let mut repair = repair(0, 100, window);
-            let awaited = Awaited { oldest: Some(100), is_fin, ..awaited(1000, 200) };
+            let awaited = Awaited { send: in_flight(100, 101), is_fin_alone: is_fin, ..awaited(1000, 200) };
             let mut saw = |ack, window, payload: &[u8]| {
                 let packet = segment(Flags::ACK, 1000, ack, window, payload);
                 let view = TcpView::parse(&packet).unwrap();
@@ -311,9 +385,9 @@ mod tests {
                 repair.incoming(&view, awaited)
             };
             assert_eq!(saw(100, window, b""), seen);
-            assert_eq!(saw(100, window, b"x"), Seen::Whole);
-            assert_eq!(saw(100, window + 1, b""), Seen::Whole, "more room is news");
-            assert_eq!(saw(101, window, b""), Seen::Whole);
+            assert_eq!(saw(100, window, b"x"), Rewrite::Keep);
+            assert_eq!(saw(100, window + 1, b""), Rewrite::Keep, "more room is news");
+            assert_eq!(saw(101, window, b""), Rewrite::Keep);
         }
     }
 }
