@@ -17,7 +17,7 @@ use super::hook::{Direction, SegmentHook};
 use super::smoltcp::Rewrite;
 use super::smoltcp::device::{OneShot, interface};
 use super::smoltcp::plain::for_each_plain;
-use super::smoltcp::socket::{discard_reset, is_connecting, owes_handshake_ack, receive_next};
+use super::smoltcp::socket::{is_connecting, owes_handshake_ack, receive_next};
 use super::smoltcp::timers::{Clock, time_wait_end};
 use super::smoltcp::timestamps::{self, Timestamps};
 use crate::error::{Error, Result};
@@ -189,7 +189,7 @@ impl StreamEngine {
     ///
     /// While connecting, an error that says unreachable ends the attempt. Afterwards only "packet too big"
     /// has an effect (RFC 5927): the MTU shrinks.
-    pub fn handle_icmp(&mut self, now: Instant, error: &IcmpError) -> bool {
+    pub fn handle_icmp(&mut self, _now: Instant, error: &IcmpError) -> bool {
         let quoted = &error.quoted;
         if quoted.protocol != ip::TCP
             || quoted.source != self.config.local
@@ -206,7 +206,7 @@ impl StreamEngine {
                 self.interface = interface(&self.config, mtu);
             }
         } else if self.state() == StreamState::Connecting && error.reason.is_unreachable() {
-            self.fail_silently(now, Failure::Unreachable { from: error.from, reason: error.reason });
+            self.fail_silently(Failure::Unreachable { from: error.from, reason: error.reason });
         }
         true
     }
@@ -226,7 +226,7 @@ impl StreamEngine {
         let connecting = self.state() == StreamState::Connecting;
         if connecting && due(Some(self.started + self.config.connect_timeout)) {
             let after = self.config.connect_timeout;
-            self.fail_silently(now, Failure::TimedOut { after, waiting_for: "SYN-ACK" });
+            self.fail_silently(Failure::TimedOut { after, waiting_for: "SYN-ACK" });
         } else if due(self.gives_up_at()) {
             let after = self.config.retransmission_timeout;
             self.fail(Failure::TimedOut { after, waiting_for: "acknowledgment" });
@@ -328,35 +328,35 @@ impl StreamEngine {
     }
 
     /// Closes this end's way: FIN follows the last byte. While still connecting it gives up the attempt.
-    pub fn close(&mut self, now: Instant) {
+    pub fn close(&mut self, _now: Instant) {
         if self.state() == StreamState::Connecting {
-            self.fail_silently(now, Failure::Aborted);
+            self.fail_silently(Failure::Aborted);
         } else {
             self.socket_mut().close();
         }
     }
 
     /// Ends the connection with a RST (none while still connecting); what was not sent is lost.
-    pub fn abort(&mut self, now: Instant) {
+    pub fn abort(&mut self, _now: Instant) {
         match self.state() {
-            StreamState::Connecting => self.fail_silently(now, Failure::Aborted),
+            StreamState::Connecting => self.fail_silently(Failure::Aborted),
             StreamState::TimeWait | StreamState::Closed => self.finished = true,
             _ => self.fail(Failure::Aborted),
         }
     }
 
     /// The interface is gone: so is the connection, without a word to the peer.
-    pub fn handle_link_gone(&mut self, now: Instant) {
+    pub fn handle_link_gone(&mut self, _now: Instant) {
         if !self.finished {
-            self.fail_silently(now, Failure::LinkGone);
+            self.fail_silently(Failure::LinkGone);
         }
     }
 
     /// Somebody who may does not let its segments out: so it is over, without a word to the peer.
-    pub fn handle_refusal(&mut self, now: Instant, rule: Option<u32>, sentence: &str) {
+    pub fn handle_refusal(&mut self, _now: Instant, rule: Option<u32>, sentence: &str) {
         if !self.finished {
             self.refusal = Some((rule, sentence.to_owned()));
-            self.fail_silently(now, Failure::NotAllowed);
+            self.fail_silently(Failure::NotAllowed);
         }
     }
 

@@ -20,7 +20,7 @@
 //! | **sent segments** | |
 //! | sends an ACK or RST without data with a number wound back | [`repair::send_next`] |
 //! | leaves the ACK of the handshake for later, and misreads its own window until then | [`socket::owes_handshake_ack`] |
-//! | cannot end an attempt to connect without a RST | [`socket::discard_reset`] |
+//! | cannot end an attempt to connect without a RST | `StreamEngine::fail_silently` |
 //! | never learns of another MTU | [`device::interface`] |
 //! | **timestamps** | |
 //! | takes segments with old timestamps | [`timestamps::Timestamps::is_timely`] |

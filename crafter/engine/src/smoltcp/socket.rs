@@ -1,10 +1,7 @@
-//! What a socket of smoltcp does not tell, or cannot be asked to do.
+//! What a socket of smoltcp does not tell.
 
-use smoltcp::iface::{Interface, SocketSet};
 use smoltcp::socket::tcp::{Socket, State};
-use smoltcp::time::Instant as SmolInstant;
 
-use super::device::OneShot;
 use crafter_packet::header::Seq;
 
 /// The send sequence variables of RFC 9293, section 3.3.1, taken from the segments themselves.
@@ -75,24 +72,6 @@ pub(crate) fn owes_handshake_ack(before: State, after: State) -> bool {
 /// Whether the handshake is under way.
 pub(crate) fn is_connecting(state: State) -> bool {
     matches!(state, State::SynSent | State::SynReceived)
-}
-
-/// Lets smoltcp send the RST of an aborted socket to nobody, after which it sends no more.
-///
-/// - smoltcp: `abort` sends a RST in every state; `dispatch` keeps trying until one was sent.
-/// - Asked for: an ABORT in SYN-SENT sends none (RFC 9293, section 3.10.5); one with the acknowledgment number of no
-///   connection would reach a host that never answered.
-/// - Without it: a connection that failed without the peer's knowledge sends a RST: to a host that did not answer, past a
-///   policy that allows it nothing, or into an interface that is not there.
-/// - Can go when smoltcp has a way to close a socket silently.
-pub(crate) fn discard_reset(
-    interface: &mut Interface,
-    sockets: &mut SocketSet<'static>,
-    scratch: &mut Vec<u8>,
-    mtu: usize,
-    time: SmolInstant,
-) {
-    interface.poll_egress(time, &mut OneShot { mtu, incoming: None, scratch, out: &mut |_| {} }, sockets);
 }
 
 #[cfg(test)]

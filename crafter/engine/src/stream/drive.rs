@@ -126,11 +126,16 @@ impl StreamEngine {
         self.socket_mut().abort();
     }
 
-    /// Ends without a word: nobody there is known to have a connection.
-    pub(super) fn fail_silently(&mut self, now: Instant, failure: Failure) {
+    /// Ends without sending anything: the peer is not known to have a connection, or cannot be reached.
+    ///
+    /// - smoltcp: `abort` has `dispatch` send a RST, whatever the state was.
+    /// - Asked for: an ABORT in SYN-SENT sends none (RFC 9293, section 3.10.5).
+    /// - Without it: a RST goes to a host that has not answered, past a policy that does not allow it, or to an interface
+    ///   that is gone.
+    /// - Can go, and be `fail` alone, when smoltcp sends a RST only in the states of RFC 9293 and can close silently.
+    pub(super) fn fail_silently(&mut self, failure: Failure) {
         self.fail(failure);
-        let time = self.clock.to_smoltcp(now);
-        discard_reset(&mut self.interface, &mut self.sockets, &mut self.scratch, self.mtu, time);
+        // From here on, smoltcp is not asked for segments.
         self.finished = true;
     }
 
