@@ -46,7 +46,11 @@ pub struct StreamConfig {
     pub timestamps: bool,
     /// Time to live or hop limit, 1 to 255.
     pub ttl: u8,
-    /// From the system's random source: the initial sequence number comes from it.
+    /// 64 bits from the system's random source, new for each stream. The initial sequence number is 32 bits drawn from
+    /// them, so that nobody who does not see the segments can guess it; the offset of the timestamps is another 32.
+    ///
+    /// There is no clock in it: RFC 6528 adds one to its keyed hash, so that a connection over the same two ports begins
+    /// behind the numbers of the one before. Here the port is leased for the one stream, which keeps it through TIME-WAIT.
     pub seed: u64,
 }
 

@@ -70,9 +70,10 @@ pub struct Cursor {
 }
 
 impl Cursor {
-    /// A conversation that has not begun, with a random initial sequence number.
+    /// A conversation that has not begun, with an initial sequence number of 32 random bits. It has no clock in it, as
+    /// [`StreamConfig::seed`](crate::StreamConfig::seed) has none.
     pub fn new(local: SocketAddr, remote: SocketAddr) -> Self {
-        // The standard library seeds its hashers from the system's random source.
+        // The standard library's hasher is SipHash; its key is from the system's random source, and differs for each.
         Self::with_isn(local, remote, RandomState::new().build_hasher().finish() as u32)
     }
 

@@ -246,6 +246,21 @@ fn what_cannot_work_is_refused() {
     }
 }
 
+#[test]
+fn the_initial_sequence_number_comes_from_the_seed() {
+    use std::hash::{BuildHasher, RandomState};
+    let isn = |seed| {
+        let config = StreamConfig { seed, ..config(false) };
+        ByHand::connecting(config).1.seq
+    };
+    let seeds: Vec<u64> = (0..64_u64).map(|n| RandomState::new().hash_one(n)).collect();
+    let numbers: Vec<u32> = seeds.iter().map(|seed| isn(*seed)).collect();
+    // Each bit is 0 in some and 1 in others: by chance it is not once in 2^58 runs.
+    assert_eq!(numbers.iter().fold(0, |all, number| all | number), u32::MAX, "{numbers:x?}");
+    assert_eq!(numbers.iter().fold(u32::MAX, |all, number| all & number), 0, "{numbers:x?}");
+    assert_eq!(isn(seeds[0]), numbers[0], "the seed is all that it depends on");
+}
+
 proptest! {
     /// A hostile peer: numbers near the right ones, any flags, any options.
     #[test]
