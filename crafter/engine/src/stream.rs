@@ -1,4 +1,4 @@
-//! One whole TCP connection over crafted packets, with smoltcp behind it.
+//! A TCP connection over crafted packets, driven by smoltcp.
 
 mod drive;
 
@@ -23,35 +23,35 @@ use super::smoltcp::timestamps::{self, Timestamps};
 use crate::error::{Error, Result};
 use crafter_packet::header::{Checksum, Flags, IcmpError, IcmpReason, Seq, TcpView, checksum, ip};
 
-/// No transmit buffer holds more segments; past this, [`StreamEngine::poll_transmit`] wants to be called again.
+/// The most segments of one [`StreamEngine::poll_transmit`]; no transmit buffer holds more.
 const MAX_BURST: usize = 32_768;
 
-/// Where a stream stands.
+/// State of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum StreamState {
-    /// The SYN is out.
+    /// SYN-SENT or SYN-RECEIVED.
     Connecting,
-    /// Both ways are open.
+    /// Both directions are open.
     Established,
-    /// The peer has closed its way; this end may still send.
+    /// The peer has closed its direction; this end may still send.
     PeerClosed,
-    /// This end has closed its way, or both have, and acknowledgments are missing.
+    /// This end has closed its direction (FIN-WAIT-1, FIN-WAIT-2), or both have and the last acknowledgment is missing
+    /// (CLOSING, LAST-ACK).
     Closing,
-    /// All is done; a lost last ACK would be repeated.
+    /// Both directions are closed; a lost last ACK is still repeated.
     TimeWait,
-    /// Over, well or badly: see [`StreamEngine::error`].
+    /// Closed or failed: see [`StreamEngine::error`].
     Closed,
 }
 
-/// Memory that a stream keeps bytes in.
+/// Memory for the receive or the transmit buffer of a stream.
 pub struct StreamBuffer {
     bytes: SocketBuffer<'static>,
     owner: Option<Box<dyn Send>>,
 }
 
 impl StreamBuffer {
-    /// Memory that lies in `owner`, which is dropped after the last use of `bytes`: pages that are not of the
-    /// allocator, for example.
+    /// Memory within `owner`, which is dropped after the last use of `bytes`: pages from `mmap`, for example.
     pub fn within(bytes: &'static mut [u8], owner: Box<dyn Send>) -> Self {
         Self { bytes: SocketBuffer::new(bytes), owner: Some(owner) }
     }
@@ -63,7 +63,7 @@ impl From<Vec<u8>> for StreamBuffer {
     }
 }
 
-/// How a stream came to a bad end.
+/// Why a stream failed.
 #[derive(Debug, Clone, Copy)]
 enum Failure {
     Refused,
@@ -75,7 +75,7 @@ enum Failure {
     Aborted,
 }
 
-/// A TCP connection that opens nothing and reads no clock.
+/// A TCP connection without IO and without a clock of its own.
 ///
 /// The caller hands in received packets ([`handle_packet`](Self::handle_packet)) whose checksums
 /// it has verified, sends what [`poll_transmit`](Self::poll_transmit) gives, and calls
@@ -85,7 +85,7 @@ pub struct StreamEngine {
     config: StreamConfig,
     interface: Interface,
     sockets: SocketSet<'static>,
-    /// What the buffers of the socket in `sockets` lie in: dropped after it.
+    /// Owners of the buffers of the socket in `sockets`: dropped after it.
     _owners: [Option<Box<dyn Send>>; 2],
     handle: SocketHandle,
     mtu: usize,
@@ -99,7 +99,7 @@ pub struct StreamEngine {
     /// Since when the peer owes an acknowledgment.
     waiting_since: Option<Instant>,
     time_wait_until: Option<Instant>,
-    /// Stream bytes that the reader has taken.
+    /// Stream bytes that the reader has taken, modulo 2^32.
     consumed: u32,
     failure: Option<Failure>,
     /// Of [`Failure::NotAllowed`]: the rule and the sentence.
@@ -118,8 +118,8 @@ impl StreamEngine {
         Self::connect_in(config, buffers, hook, now)
     }
 
-    /// As [`connect`](Self::connect), with buffers to receive into and to send from, which need not be empty of bytes:
-    /// their lengths count, not those in `config`.
+    /// As [`connect`](Self::connect), with a receive and a transmit buffer of the caller's. Their lengths count, not those
+    /// in `config`; their content does not matter.
     ///
     /// # Errors
     /// As [`connect`](Self::connect).
@@ -211,7 +211,7 @@ impl StreamEngine {
         true
     }
 
-    /// Does what has become due.
+    /// Handles the timeouts that are over.
     pub fn handle_timeout(&mut self, now: Instant) {
         while let Some((direction, packet)) = self.filter.delayed.pop_due(now) {
             match direction {
@@ -234,7 +234,7 @@ impl StreamEngine {
             let after = self.config.idle_timeout.unwrap_or_default();
             self.fail(Failure::TimedOut { after, waiting_for: "data" });
         } else if due(self.time_wait_until) {
-            // The ACK of the FIN that began it is still to be sent where TIME-WAIT lasts no time.
+            // The ACK of the FIN is not sent yet if TIME-WAIT lasts no time.
             self.egress_to_outbox(now);
             self.finished = true;
         }
@@ -267,10 +267,10 @@ impl StreamEngine {
         next.map(|at| at.max(now))
     }
 
-    /// Moves received bytes into `buffer`: `Some(0)` at the end of the stream, `None` if nothing has come yet.
+    /// Moves received bytes into `buffer`: `Some(0)` at the end of the stream, `None` if there are none yet.
     ///
     /// # Errors
-    /// Why the connection failed, once all that arrived before has been read.
+    /// Why the connection failed, once everything received before was read.
     pub fn recv(&mut self, buffer: &mut [u8]) -> Result<Option<usize>> {
         let mut at = 0;
         // Twice, because the ring of the socket has an end.
@@ -327,7 +327,7 @@ impl StreamEngine {
         }
     }
 
-    /// Closes this end's way: FIN follows the last byte. While still connecting it gives up the attempt.
+    /// Closes this end's direction: FIN follows the last byte. While connecting, this ends the attempt.
     pub fn close(&mut self, _now: Instant) {
         if self.state() == StreamState::Connecting {
             self.fail_silently(Failure::Aborted);
@@ -336,7 +336,7 @@ impl StreamEngine {
         }
     }
 
-    /// Ends the connection with a RST (none while still connecting); what was not sent is lost.
+    /// Ends the connection with a RST, or without one while connecting; what was not sent is lost.
     pub fn abort(&mut self, _now: Instant) {
         match self.state() {
             StreamState::Connecting => self.fail_silently(Failure::Aborted),
@@ -345,14 +345,14 @@ impl StreamEngine {
         }
     }
 
-    /// The interface is gone: so is the connection, without a word to the peer.
+    /// Ends the connection because its interface was removed. Nothing is sent.
     pub fn handle_link_gone(&mut self, _now: Instant) {
         if !self.finished {
             self.fail_silently(Failure::LinkGone);
         }
     }
 
-    /// Somebody who may does not let its segments out: so it is over, without a word to the peer.
+    /// Ends the connection because a policy does not allow its segments. Nothing is sent.
     pub fn handle_refusal(&mut self, _now: Instant, rule: Option<u32>, sentence: &str) {
         if !self.finished {
             self.refusal = Some((rule, sentence.to_owned()));
@@ -360,7 +360,7 @@ impl StreamEngine {
         }
     }
 
-    /// Where the stream stands.
+    /// The state of the stream.
     pub fn state(&self) -> StreamState {
         if self.finished {
             return StreamState::Closed;
@@ -375,7 +375,7 @@ impl StreamEngine {
         }
     }
 
-    /// Over, and nothing left to send: the port may go. Received bytes can still be read.
+    /// Whether it is closed with nothing left to send: the port may be released. Received bytes can still be read.
     pub fn is_finished(&self) -> bool {
         self.finished && self.outbox.is_empty() && !self.filter.delayed.has_outgoing()
     }
@@ -395,7 +395,7 @@ impl StreamEngine {
         self.socket().send_queue()
     }
 
-    /// The path's MTU as far as known, in bytes.
+    /// The path's MTU as far as known, in bytes of IP packet.
     pub fn mtu(&self) -> usize {
         self.mtu
     }

@@ -11,7 +11,7 @@ use crate::config::StreamConfig;
 ///
 /// - smoltcp: `Interface` keeps the MTU of the device it was made with; there is no way to change it.
 /// - Asked for: the segment size follows the path's MTU (RFC 9293, section 3.7.2; RFC 5927, section 7.2).
-/// - Without a new interface for a new MTU: segments stay too long for the path, and the connection stands still.
+/// - Without a new interface for a new MTU: segments stay too long for the path, and none arrives.
 /// - Can go when smoltcp reads the MTU of the device at each poll.
 ///
 /// A new one takes over an open connection, because smoltcp keeps nothing of it in the interface.
@@ -33,7 +33,7 @@ pub(crate) fn interface(config: &StreamConfig, mtu: usize) -> Interface {
 /// Lends one received packet to smoltcp, and hands out each packet that smoltcp makes.
 pub(crate) struct OneShot<'a> {
     pub mtu: usize,
-    /// The received packet, until smoltcp has taken it.
+    /// The received packet, until smoltcp takes it.
     pub incoming: Option<&'a [u8]>,
     /// Where outgoing packets are built, one after the other; grows to the MTU once.
     pub scratch: &'a mut Vec<u8>,

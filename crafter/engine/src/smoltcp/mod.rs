@@ -1,7 +1,7 @@
 //! The repair shop: what makes up for defects of smoltcp 0.14, beside the device that smoltcp sees.
 //!
 //! One function per defect. Its documentation says what smoltcp does, what the RFC asks for, what breaks without the
-//! function, and when it can go. [`tests`] has a test per defect that fails without the function; so to see after an
+//! function, and when it can go. `tests.rs` has a test per defect that fails without the function; so to see after an
 //! upgrade of smoltcp which functions can go, disable one and run its test.
 //!
 //! | defect of smoltcp | function |

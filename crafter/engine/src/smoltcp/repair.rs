@@ -5,7 +5,7 @@ use super::socket::SendSequence;
 use crafter_packet::header::field::{ipv4, ipv6, tcp};
 use crafter_packet::header::{Flags, Seq, TcpOption, TcpView, checksum, ip};
 
-/// What a peer takes that has not said (RFC 9293, section 3.7.1), in bytes.
+/// The MSS of a peer whose SYN has no such option (RFC 9293, section 3.7.1), in bytes.
 const DEFAULT_MSS: u32 = 536;
 /// The greatest shift of a window (RFC 7323, section 2.3).
 const MAX_SCALE: u8 = 14;
@@ -41,14 +41,14 @@ pub(crate) struct Awaited {
 /// - smoltcp: `process` closes the socket on a RST anywhere in the window. It drops one outside, as it should.
 /// - Asked for: only the number exactly next resets; any other in the window is answered by a challenge ACK (RFC 5961,
 ///   section 3.2).
-/// - Without it: somebody who does not see the connection closes it with a RST per window, about 1000 for 4 MiB.
+/// - Without it: who does not see the connection closes it with one RST per window, about 1000 for one of 4 MiB.
 /// - Can go when smoltcp answers such a RST with a challenge ACK.
 pub(crate) fn is_inexact_reset(view: &TcpView<'_>, receive_next: Seq, room: usize) -> bool {
     let ahead = ahead_of(receive_next, view);
     view.flags.contains(Flags::RST) && ahead > 0 && ahead < room
 }
 
-/// Whether a SYN without ACK comes on an open connection. It is [answered](Repair::challenged).
+/// Whether a SYN without ACK is received on an open connection. It is [answered](Repair::challenged).
 ///
 /// - smoltcp: `process` drops what has no ACK, and nothing is sent.
 /// - Asked for: a challenge ACK, whatever the number (RFC 5961, section 4.2).
@@ -196,7 +196,7 @@ impl Repair {
         is_pure_ack(view) && !self.is_news && oldest == Some(Seq(view.ack))
     }
 
-    /// Whether a [repeated ACK](Self::is_repeated_ack) comes where the window has no room for a segment. smoltcp must not
+    /// Whether a [repeated ACK](Self::is_repeated_ack) is received while the window has no room for a segment. smoltcp must not
     /// count it.
     ///
     /// - smoltcp: after the third one `dispatch` repeats as much as a whole segment whatever the window

@@ -1,4 +1,4 @@
-//! What a socket of smoltcp does not tell.
+//! State that a socket of smoltcp has no accessor for.
 
 use smoltcp::socket::tcp::{Socket, State};
 
@@ -47,7 +47,7 @@ impl SendSequence {
 /// RCV.NXT: the sequence number of the next byte in order. `first` is the number behind the peer's SYN, `consumed` how
 /// many bytes the reader has taken.
 ///
-/// - smoltcp: `remote_seq_no` is private; only the length of its receive queue is told.
+/// - smoltcp: `remote_seq_no` is private; the length of the receive queue is public.
 /// - Asked for: RST and SYN are judged by RCV.NXT (RFC 5961, sections 3.2 and 4.2).
 /// - Without it: [`is_inexact_reset`](super::repair::is_inexact_reset) has nothing to compare with.
 /// - Can go when smoltcp has an accessor.

@@ -1,4 +1,4 @@
-//! Timestamps (RFC 7323): this end's clock, and what is believed of the peer's.
+//! Timestamps (RFC 7323): this end's clock, and TS.Recent of the peer's.
 //!
 //! smoltcp writes the option, and leaves it out where the peer has not offered it; the rest is here.
 
@@ -26,7 +26,8 @@ pub(crate) fn clock() -> u32 {
 /// 5.2).
 #[derive(Debug)]
 pub(crate) struct Timestamps {
-    /// Where this end's clock begins, in milliseconds: nobody is to learn how long the host runs (RFC 7323, section 7.1).
+    /// Where this end's clock begins, in milliseconds. Random, so that the peer does not learn the uptime of the host
+    /// (RFC 7323, section 7.1).
     offset: u32,
     /// TS.Recent and when it was set. `None`: the peer has no timestamps.
     recent: Option<(Seq, Instant)>,

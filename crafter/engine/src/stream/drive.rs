@@ -15,7 +15,7 @@ impl StreamEngine {
     }
 
     pub(super) fn process(&mut self, now: Instant, view: &TcpView<'_>) {
-        // A closed socket would answer what comes late with a RST.
+        // A closed socket of smoltcp answers late segments with a RST.
         if self.finished {
             return;
         }
@@ -89,7 +89,7 @@ impl StreamEngine {
         Some(receive_next(self.filter.first_expected()?, self.consumed, self.socket()))
     }
 
-    /// Makes what is due now, to be sent with the next burst.
+    /// Puts the segments due now into the outbox, to be sent with the next burst.
     pub(super) fn egress_to_outbox(&mut self, now: Instant) {
         let mut outbox = std::mem::take(&mut self.outbox);
         self.egress(now, &mut |packet| outbox.push(packet));
@@ -120,7 +120,7 @@ impl StreamEngine {
         count
     }
 
-    /// Ends with a RST to the peer.
+    /// Ends with a RST to the peer, which the next burst contains.
     pub(super) fn fail(&mut self, failure: Failure) {
         self.failure = Some(failure);
         self.socket_mut().abort();
