@@ -29,8 +29,8 @@ pub struct StreamConfig {
     pub tx_buffer: usize,
     /// How long the SYN may go unanswered.
     pub connect_timeout: Duration,
-    /// How long sent data may stay unacknowledged while nothing arrives from the peer. From 15 s on, the stream gives up
-    /// only after five attempts, too; after losses they are up to a minute apart.
+    /// How long sent data may stay unacknowledged while nothing arrives from the peer. From 15 s on, the stream gives
+    /// up only after five attempts, too; after losses they are up to a minute apart.
     pub retransmission_timeout: Duration,
     /// How long an established connection may be silent; `None`: without limit.
     pub idle_timeout: Option<Duration>,
@@ -49,8 +49,9 @@ pub struct StreamConfig {
     /// 64 bits from the system's random source, new for each stream. The initial sequence number is 32 bits drawn from
     /// them, so that nobody who does not see the segments can guess it; the offset of the timestamps is another 32.
     ///
-    /// There is no clock in it: RFC 6528 adds one to its keyed hash, so that a connection over the same two ports begins
-    /// behind the numbers of the one before. Here the port is leased for the one stream, which keeps it through TIME-WAIT.
+    /// There is no clock in it: RFC 6528 adds one to its keyed hash, so that a connection over the same two ports
+    /// begins behind the numbers of the one before. Here the port is leased for the one stream, which keeps it through
+    /// TIME-WAIT.
     pub seed: u64,
 }
 

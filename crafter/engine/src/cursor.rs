@@ -39,8 +39,8 @@ pub enum Received {
 /// One end of a TCP connection whose segments the caller sends and answers one by one.
 ///
 /// It never sends or retransmits anything by itself: [`syn`](Self::syn), [`ack`](Self::ack), [`data`](Self::data),
-/// [`fin`](Self::fin) and [`rst`](Self::rst) give segments, [`handle`](Self::handle) takes them. To send something wrong,
-/// change the segment first; to retransmit, keep it.
+/// [`fin`](Self::fin) and [`rst`](Self::rst) give segments, [`handle`](Self::handle) takes them. To send something
+/// wrong, change the segment first; to retransmit, keep it.
 #[derive(Debug, Clone)]
 pub struct Cursor {
     /// This end.
@@ -70,8 +70,8 @@ pub struct Cursor {
 }
 
 impl Cursor {
-    /// A connection in CLOSED, with an initial sequence number of 32 random bits and no clock in it, for the reason that
-    /// [`StreamConfig::seed`](crate::StreamConfig::seed) gives.
+    /// A connection in CLOSED, with an initial sequence number of 32 random bits and no clock in it, for the reason
+    /// that [`StreamConfig::seed`](crate::StreamConfig::seed) gives.
     pub fn new(local: SocketAddr, remote: SocketAddr) -> Self {
         // The standard library's hasher is SipHash; its key is from the system's random source, and differs for each.
         Self::with_isn(local, remote, RandomState::new().build_hasher().finish() as u32)

@@ -110,8 +110,8 @@ impl SegmentFilter {
         true
     }
 
-    /// What smoltcp is to see of a received segment that was counted. `receive`: RCV.NXT and the room behind it in bytes.
-    /// `is_fin_alone`: this end has closed, and all its data is acknowledged.
+    /// What smoltcp is to see of a received segment that was counted. `receive`: RCV.NXT and the room behind it in
+    /// bytes. `is_fin_alone`: this end has closed, and all its data is acknowledged.
     pub fn rewrite(
         &self,
         view: &TcpView<'_>,

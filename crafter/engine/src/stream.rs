@@ -118,8 +118,8 @@ impl StreamEngine {
         Self::connect_in(config, buffers, hook, now)
     }
 
-    /// As [`connect`](Self::connect), with a receive and a transmit buffer of the caller's. Their lengths count, not those
-    /// in `config`; their content does not matter.
+    /// As [`connect`](Self::connect), with a receive and a transmit buffer of the caller's. Their lengths count, not
+    /// those in `config`; their content does not matter.
     ///
     /// # Errors
     /// As [`connect`](Self::connect).
@@ -289,7 +289,8 @@ impl StreamEngine {
         Ok(Some(at))
     }
 
-    /// Lends received bytes to `take`, which says how many it has used; the rest stays. Results as of [`recv`](Self::recv).
+    /// Lends received bytes to `take`, which says how many it has used; the rest stays. Results as of
+    /// [`recv`](Self::recv).
     pub fn recv_with(&mut self, take: impl FnOnce(&[u8]) -> usize) -> Result<Option<usize>> {
         let socket = self.sockets.get_mut::<Socket>(self.handle);
         if socket.can_recv() {

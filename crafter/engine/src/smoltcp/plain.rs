@@ -46,7 +46,8 @@ pub(crate) fn without_extension_headers(view: &TcpView<'_>, buffer: &mut Vec<u8>
 /// - Asked for: nothing in an RFC. Linux hands over what it has put together from many segments (`skb_gro_receive`) as
 ///   one packet, and writes 0 where the sum does not fit 16 bits (BIG TCP).
 /// - Without it: a super-frame of 64 KiB and more is lost.
-/// - Can go when smoltcp takes the length of the buffer for a length field of 0, or reads segments without an IP header.
+/// - Can go when smoltcp takes the length of the buffer for a length field of 0, or reads segments without an IP
+///   header.
 pub(crate) fn in_pieces(view: &TcpView<'_>, buffer: &mut Vec<u8>, take: &mut dyn FnMut(&[u8])) {
     let length = view.payload().len();
     let mut start = 0;

@@ -61,8 +61,8 @@ pub(crate) fn is_late_syn(view: &TcpView<'_>) -> bool {
 
 /// Whether an ACK alone repeats that a FIN is all that is missing. smoltcp must not count it.
 ///
-/// - smoltcp: the third one sets `Timer::FastRetransmit`. `dispatch` then stops the retransmit timer, and as the transmit
-///   buffer is empty it sends nothing.
+/// - smoltcp: the third one sets `Timer::FastRetransmit`. `dispatch` then stops the retransmit timer, and as the
+///   transmit buffer is empty it sends nothing.
 /// - Asked for: what is not acknowledged is retransmitted when the timer expires (RFC 6298, section 5.4).
 /// - Without it: a lost FIN is never repeated; the connection stays in FIN-WAIT-1 or LAST-ACK until it times out.
 /// - Can go when smoltcp retransmits the FIN, or leaves the timer alone where it has no data.
@@ -74,8 +74,8 @@ pub(crate) fn is_repeated_ack_of_fin(awaited: &Awaited) -> bool {
 ///
 /// - smoltcp: `process` takes a segment without data if RCV.NXT =< SEG.SEQ < RCV.NXT+RCV.WND, by the window in its
 ///   last ACK. It answers one at the edge and ignores what that acknowledges.
-/// - Asked for: that test (RFC 9293, section 3.10.7.4), which adds "special allowance" for ACKs only where the window is
-///   0. Linux takes an ACK at the edge (`tcp_sequence`), and sends it when it has filled the window.
+/// - Asked for: that test (RFC 9293, section 3.10.7.4), which adds "special allowance" for ACKs only where the window
+///   is 0. Linux takes an ACK at the edge (`tcp_sequence`), and sends it when it has filled the window.
 /// - Without it: where data at the beginning of a full window is lost, this end takes no acknowledgment until it is
 ///   repeated, and if both ends are in that state, neither repeats it in time.
 /// - Can go when smoltcp takes the acknowledgment in a segment without data at the right edge.
@@ -90,8 +90,8 @@ pub(crate) fn ack_at_right_edge(view: &TcpView<'_>, receive: Option<(Seq, usize)
 /// - smoltcp: an ACK or RST without data carries `remote_last_seq`, which `dispatch` winds back to SND.UNA when the
 ///   retransmit timer expires.
 /// - Asked for: `<SEQ=SND.NXT>` (RFC 9293, sections 3.10.7.4 and 3.10.5).
-/// - Without it: the peer has received what is repeated and drops the ACK as one before its window. If both ends repeat,
-///   neither takes the other's acknowledgment, for ever. A RST is not taken either (RFC 5961, section 3.2).
+/// - Without it: the peer has received what is repeated and drops the ACK as one before its window. If both ends
+///   repeat, neither takes the other's acknowledgment, for ever. A RST is not taken either (RFC 5961, section 3.2).
 /// - Can go when smoltcp keeps SND.NXT apart from where it retransmits.
 pub(crate) fn send_next(view: &TcpView<'_>, next: Option<Seq>) -> Option<Vec<u8>> {
     let next = next.filter(|next| *next != Seq(view.seq))?;
@@ -105,7 +105,8 @@ pub(crate) fn send_next(view: &TcpView<'_>, next: Option<Seq>) -> Option<Vec<u8>
 }
 
 impl Repair {
-    /// Notes what the peer has room for. A SYN says so only while this end is `connecting`: a later one is old or forged.
+    /// Notes what the peer has room for. A SYN says so only while this end is `connecting`: a later one is old or
+    /// forged.
     pub fn note_window(&mut self, view: &TcpView<'_>, connecting: bool) {
         let is_syn = view.flags.contains(Flags::SYN);
         self.is_news = false;
@@ -163,12 +164,13 @@ impl Repair {
         Rewrite::Replace(packet)
     }
 
-    /// What smoltcp is to see of a segment that has to be answered by a challenge ACK: a keep-alive, which it answers so.
+    /// What smoltcp is to see of a segment that has to be answered by a challenge ACK: a keep-alive, which it answers
+    /// so.
     ///
-    /// - smoltcp: `challenge_ack_reply`, with its limit of one per second, is reached by segments outside the window and
-    ///   by ACKs of what was never sent only.
-    /// - Asked for: challenge ACKs for inexact RSTs, late SYNs and old timestamps (RFC 5961, sections 3.2 and 4.2; RFC 7323,
-    ///   section 5.3 R1), throttled (RFC 5961, section 7).
+    /// - smoltcp: `challenge_ack_reply`, with its limit of one per second, is reached by segments outside the window
+    ///   and by ACKs of what was never sent only.
+    /// - Asked for: challenge ACKs for inexact RSTs, late SYNs and old timestamps (RFC 5961, sections 3.2 and 4.2; RFC
+    ///   7323, section 5.3 R1), throttled (RFC 5961, section 7).
     /// - Without it: none of the three is answered.
     /// - Can go with the functions that find the three.
     pub fn challenged(&self, view: &TcpView<'_>, receive_next: Seq, send_next: Seq) -> Rewrite {
@@ -196,13 +198,14 @@ impl Repair {
         is_pure_ack(view) && !self.is_news && oldest == Some(Seq(view.ack))
     }
 
-    /// Whether a [repeated ACK](Self::is_repeated_ack) is received while the window has no room for a segment. smoltcp must not
-    /// count it.
+    /// Whether a [repeated ACK](Self::is_repeated_ack) is received while the window has no room for a segment. smoltcp
+    /// must not count it.
     ///
     /// - smoltcp: after the third one `dispatch` repeats as much as a whole segment whatever the window
     ///   (`pending_fast_retransmit`), and raises `remote_last_seq` to its end.
     /// - Asked for: nothing is sent beyond the window (RFC 9293, section 3.8.6).
-    /// - Without it: what the peer had no room for is taken for sent, and waits for a timeout; on a window of 0 none runs.
+    /// - Without it: what the peer had no room for is taken for sent, and waits for a timeout; on a window of 0 none
+    ///   runs.
     /// - Can go when smoltcp cuts the fast retransmit to the window.
     fn is_repeated_ack_without_room(&self, view: &TcpView<'_>) -> bool {
         let acknowledged = Seq(view.ack);
@@ -212,8 +215,8 @@ impl Repair {
     /// The window that goes with the segment's acknowledgment, if a later segment has offered more than this one.
     ///
     /// - smoltcp: `process` takes the window of every segment in order.
-    /// - Asked for: only if the segment is not older than the last that has changed it, by SND.WL1 and SND.WL2 (RFC 9293,
-    ///   section 3.10.7.4, fifth).
+    /// - Asked for: only if the segment is not older than the last that has changed it, by SND.WL1 and SND.WL2 (RFC
+    ///   9293, section 3.10.7.4, fifth).
     /// - Without it: an ACK that was overtaken closes the window again. If what was sent into the newer window is lost,
     ///   smoltcp neither repeats it nor probes.
     /// - Can go when smoltcp has SND.WL1 and SND.WL2.
@@ -226,8 +229,8 @@ impl Repair {
     ///
     /// - smoltcp: `process` starts the timer of a zero-window probe only where no other runs. When the retransmit timer
     ///   expires later, `dispatch` stops it, finds no room, and sends nothing.
-    /// - Asked for: what was in the window when it was sent is retransmitted, even if the shift has rounded the window to 0
-    ///   since (RFC 7323, section 2.4).
+    /// - Asked for: what was in the window when it was sent is retransmitted, even if the shift has rounded the window
+    ///   to 0 since (RFC 7323, section 2.4).
     /// - Without it: if that is lost, it is never repeated.
     /// - Can go when smoltcp retransmits by the edge it was offered, or goes over to probing.
     fn window_in_flight(&self, view: &TcpView<'_>, send: Option<SendSequence>) -> Option<u16> {
@@ -236,8 +239,8 @@ impl Repair {
         (view.window == 0 && offered > 0 && offered >> self.scale == 0 && is_in_flight).then_some(1)
     }
 
-    /// How many bytes behind the segment's acknowledgment the peer has offered; `None` for one of long ago, which smoltcp
-    /// ignores.
+    /// How many bytes behind the segment's acknowledgment the peer has offered; `None` for one of long ago, which
+    /// smoltcp ignores.
     fn offered(&self, view: &TcpView<'_>) -> Option<u32> {
         Some(self.edge?.distance_from(Seq(view.ack))).filter(|offered| *offered <= MAX_WINDOW)
     }

@@ -6,12 +6,12 @@ use crafter_packet::header::Seq;
 
 /// The send sequence variables of RFC 9293, section 3.3.1, taken from the segments themselves.
 ///
-/// - smoltcp: `local_seq_no` (SND.UNA) and `remote_last_seq` are private, and the latter is no SND.NXT: `dispatch` winds
-///   it back when it retransmits.
+/// - smoltcp: `local_seq_no` (SND.UNA) and `remote_last_seq` are private, and the latter is no SND.NXT: `dispatch`
+///   winds it back when it retransmits.
 /// - Asked for: ACKs carry SND.NXT (RFC 9293, section 3.10.7.4); an ICMP error counts only if it quotes a number in
 ///   flight (RFC 5927, section 4.1).
-/// - Without it: [`send_next`](super::repair::send_next) and the repairs of repeated ACKs know no numbers, and anybody's
-///   ICMP error ends an attempt to connect.
+/// - Without it: [`send_next`](super::repair::send_next) and the repairs of repeated ACKs know no numbers, and
+///   anybody's ICMP error ends an attempt to connect.
 /// - Can go when smoltcp has accessors for both, and SND.NXT does not go back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SendSequence {

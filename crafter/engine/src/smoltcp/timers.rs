@@ -24,8 +24,8 @@ pub(crate) struct Clock {
 impl Clock {
     /// A clock whose zero is one second before `start`.
     ///
-    /// - smoltcp: `send_impl` does not know the time and starts the timer of a zero-window probe at time 0, so that it has
-    ///   long expired, save in the first second of the clock. `challenge_ack_timer` begins at 0 as well.
+    /// - smoltcp: `send_impl` does not know the time and starts the timer of a zero-window probe at time 0, so that it
+    ///   has long expired, save in the first second of the clock. `challenge_ack_timer` begins at 0 as well.
     /// - Asked for: probes of a closed window (RFC 9293, section 3.8.6.1), at the same pace whenever it is closed.
     /// - Without it: the first probe of a window that is closed from the start waits for up to one second.
     /// - Can go when smoltcp starts that timer at the current time.
@@ -47,8 +47,8 @@ impl Clock {
 /// When a TIME-WAIT that begins at `now` ends.
 ///
 /// - smoltcp: its `CLOSE_DELAY` is 10 s and cannot be set.
-/// - Asked for: two maximum segment lifetimes, as configured (RFC 9293, section 3.6.1). Here it is shorter by default: see
-///   [`StreamConfig::time_wait`].
+/// - Asked for: two maximum segment lifetimes, as configured (RFC 9293, section 3.6.1). Here it is shorter by default:
+///   see [`StreamConfig::time_wait`].
 /// - Without it: a program that has closed its stream keeps the leased port for 10 s.
 /// - Can go when smoltcp's delay can be set.
 pub(crate) fn time_wait_end(now: Instant, config: &StreamConfig) -> Instant {
@@ -76,11 +76,12 @@ impl Attempts {
         }
     }
 
-    /// When to give up a peer that was silent since `silent_since`, with something to acknowledge, if it is to be allowed
-    /// `patience`.
+    /// When to give up a peer that was silent since `silent_since`, with something to acknowledge, if it is to be
+    /// allowed `patience`.
     ///
-    /// - smoltcp: `set_timeout` ends a connection a fixed time after the peer was heard last, whether or not anything was
-    ///   repeated in that time; its retransmission timeout has grown to a minute by then on a network that loses much.
+    /// - smoltcp: `set_timeout` ends a connection a fixed time after the peer was heard last, whether or not anything
+    ///   was repeated in that time; its retransmission timeout has grown to a minute by then on a network that loses
+    ///   much.
     /// - Asked for: a threshold R2 of at least 100 s, in time or in retransmissions (RFC 9293, section 3.8.3; RFC 1122,
     ///   section 4.2.3.5). [`StreamConfig::retransmission_timeout`] is that threshold.
     /// - Without it: one lost retransmission ends a connection to a peer that is there.

@@ -38,18 +38,18 @@ pub(crate) struct Timestamps {
 impl Timestamps {
     /// For a connection that begins; `seed` is random.
     pub fn new(seed: u64) -> Self {
-        // The initial sequence number comes from the seed too, and one must not tell the other: half of a multiplication
-        // by 2^64 over the golden ratio.
+        // The initial sequence number comes from the seed too, and one must not tell the other: half of a
+        // multiplication by 2^64 over the golden ratio.
         let offset = (seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32;
         Self { offset, recent: None, acknowledged: None }
     }
 
     /// Sets the clock for what smoltcp sends next on this thread, in milliseconds (RFC 7323, section 5.4).
     ///
-    /// - smoltcp: `set_tsval_generator` takes a plain function, which knows neither the connection nor the time that the
-    ///   interface was polled with.
-    /// - Asked for: a clock that is at least roughly proportional to real time (RFC 7323, section 5.4), and an offset of its
-    ///   own for each connection (section 7.1).
+    /// - smoltcp: `set_tsval_generator` takes a plain function, which knows neither the connection nor the time that
+    ///   the interface was polled with.
+    /// - Asked for: a clock that is at least roughly proportional to real time (RFC 7323, section 5.4), and an offset
+    ///   of its own for each connection (section 7.1).
     /// - Without it: every TSval is the same, and the peer can neither measure round trips nor tell old segments.
     /// - Can go when the generator is a closure, or is given the time.
     pub fn set_clock(&self, since_start: Duration) {
@@ -68,8 +68,8 @@ impl Timestamps {
         }
     }
 
-    /// Whether a received segment is no older than TS.Recent: PAWS. Updates TS.Recent where the segment begins at or before
-    /// what was acknowledged last (RFC 7323, section 4.3).
+    /// Whether a received segment is no older than TS.Recent: PAWS. Updates TS.Recent where the segment begins at or
+    /// before what was acknowledged last (RFC 7323, section 4.3).
     ///
     /// - smoltcp: `process` never looks at a TSval.
     /// - Asked for: an older segment is not taken, and answered by an ACK (RFC 7323, section 5.3 R1).
@@ -91,8 +91,8 @@ impl Timestamps {
 
     /// A received segment for smoltcp, with TS.Recent in place of its TSval.
     ///
-    /// - smoltcp: `process` notes the TSval of every segment for the next echo, and `ack_reply` echoes that of the segment
-    ///   at hand.
+    /// - smoltcp: `process` notes the TSval of every segment for the next echo, and `ack_reply` echoes that of the
+    ///   segment at hand.
     /// - Asked for: TS.Recent (RFC 7323, section 4.3): a segment behind a gap does not count.
     /// - Without it: the peer measures the round trip of a segment that was lost as short, and repeats too early.
     /// - Can go when smoltcp has TS.Recent.

@@ -130,8 +130,8 @@ impl StreamEngine {
     ///
     /// - smoltcp: `abort` has `dispatch` send a RST, whatever the state was.
     /// - Asked for: an ABORT in SYN-SENT sends none (RFC 9293, section 3.10.5).
-    /// - Without it: a RST goes to a host that has not answered, past a policy that does not allow it, or to an interface
-    ///   that is gone.
+    /// - Without it: a RST goes to a host that has not answered, past a policy that does not allow it, or to an
+    ///   interface that is gone.
     /// - Can go, and be `fail` alone, when smoltcp sends a RST only in the states of RFC 9293 and can close silently.
     pub(super) fn fail_silently(&mut self, failure: Failure) {
         self.fail(failure);

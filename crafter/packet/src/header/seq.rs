@@ -89,7 +89,7 @@ mod tests {
         }
 
         #[test]
-        fn the_order_does_not_depend_on_the_place_on_the_circle(a in any::<u32>(), b in any::<u32>(), by in any::<u32>()) {
+        fn the_order_is_the_same_all_around_the_circle(a in any::<u32>(), b in any::<u32>(), by in any::<u32>()) {
             let moved = (Seq(a) + by, Seq(b) + by);
             prop_assert_eq!(Seq(a).before(Seq(b)), moved.0.before(moved.1));
             prop_assert_eq!(Seq(a).distance_from(Seq(b)), moved.0.distance_from(moved.1));

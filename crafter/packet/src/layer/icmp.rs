@@ -205,7 +205,8 @@ impl Protocol for Icmp {
             && self.tells_length()
             && let Some(quote) = packet.quote()
         {
-            packet.bytes()[field::QUOTE_LENGTH] = u8::try_from(quote / 4).map_err(|_| Misfit { layer: "ICMP", field: "length", bits: 8 })?;
+            let words = u8::try_from(quote / 4).map_err(|_| Misfit { layer: "ICMP", field: "length", bits: 8 })?;
+            packet.bytes()[field::QUOTE_LENGTH] = words;
         }
         if self.chksum.is_none()
             && let Some(value) = packet.checksum(None)

@@ -243,7 +243,8 @@ impl Protocol for Ip {
         }
         if self.len.is_none() {
             let length = packet.length().max(header);
-            packet.put16(Self::AT.len, u16::try_from(length).map_err(|_| Misfit { layer: "IP", field: "len", bits: 16 })?);
+            let length = u16::try_from(length).map_err(|_| Misfit { layer: "IP", field: "len", bits: 16 })?;
+            packet.put16(Self::AT.len, length);
         }
         if self.proto.is_none() {
             let number = protocol(packet.next()).unwrap_or(0);

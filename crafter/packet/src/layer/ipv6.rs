@@ -90,7 +90,8 @@ impl Protocol for Ipv6 {
     fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
         if self.plen.is_none() {
             let length = packet.length().saturating_sub(Self::FIXED);
-            packet.put16(Self::AT.plen, u16::try_from(length).map_err(|_| Misfit { layer: "IPv6", field: "plen", bits: 16 })?);
+            let length = u16::try_from(length).map_err(|_| Misfit { layer: "IPv6", field: "plen", bits: 16 })?;
+            packet.put16(Self::AT.plen, length);
         }
         if self.nh.is_none() {
             let number = ip::protocol(packet.next()).unwrap_or(NO_NEXT_HEADER);

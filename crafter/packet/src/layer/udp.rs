@@ -82,7 +82,8 @@ impl Protocol for Udp {
         }
         if self.len.is_none() {
             let length = packet.length().max(Self::FIXED);
-            packet.put16(Self::AT.len, u16::try_from(length).map_err(|_| Misfit { layer: "UDP", field: "len", bits: 16 })?);
+            let length = u16::try_from(length).map_err(|_| Misfit { layer: "UDP", field: "len", bits: 16 })?;
+            packet.put16(Self::AT.len, length);
         }
         if self.chksum.is_none()
             && let Some(value) = packet.checksum(Some(ip::UDP))
