@@ -1,4 +1,4 @@
-//! How a stream is to behave, and what it did.
+//! Settings and counters of a stream.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -10,14 +10,14 @@ use crate::error::{Error, Result};
 pub enum AckPolicy {
     /// Once per [`poll_transmit`](super::StreamEngine::poll_transmit), so once per burst that the caller hands in.
     PerBurst,
-    /// Less than a full segment waits this long for more, or for data to ride on.
+    /// Less than a full segment is acknowledged after this time, or with the next data that is sent.
     Delayed(Duration),
 }
 
-/// What a stream needs to know at its start.
+/// Settings of a stream.
 #[derive(Debug, Clone)]
 pub struct StreamConfig {
-    /// This end; the port has to be owned already.
+    /// Address and port of this end; the port has to be leased already.
     pub local: SocketAddr,
     /// The peer.
     pub remote: SocketAddr,
@@ -29,24 +29,29 @@ pub struct StreamConfig {
     pub tx_buffer: usize,
     /// How long the SYN may go unanswered.
     pub connect_timeout: Duration,
-    /// How long sent data may stay unacknowledged while the peer says nothing at all. From 15 s on it takes five tries
-    /// as well, which on a network that has lost much come to lie up to a minute apart.
+    /// How long sent data may stay unacknowledged while nothing arrives from the peer. From 15 s on, the stream gives
+    /// up only after five attempts, too; after losses they are up to a minute apart.
     pub retransmission_timeout: Duration,
-    /// How long an established connection may be silent; `None`: for ever.
+    /// How long an established connection may be silent; `None`: without limit.
     pub idle_timeout: Option<Duration>,
     /// How long TIME-WAIT lasts, at most [`MAX_TIME_WAIT`](Self::MAX_TIME_WAIT). RFC 9293 asks for minutes
-    /// to keep old segments from a new connection; a leased port is not used again while its stream lives.
+    /// to keep old segments from a new connection; a leased port is not used again while its stream is open.
     pub time_wait: Duration,
     /// When to acknowledge.
     pub acks: AckPolicy,
     /// Send small segments at once (`TCP_NODELAY`).
     pub no_delay: bool,
-    /// Offer timestamps (RFC 7323), which take 12 bytes of each segment: the peer measures its round trips by them, and
-    /// copies from a time before the sequence numbers came round are known by them.
+    /// Offer timestamps (RFC 7323), which take 12 bytes of each segment. With them the peer measures round trips, and
+    /// segments from before a wrap of the sequence numbers are rejected (PAWS).
     pub timestamps: bool,
     /// Time to live or hop limit, 1 to 255.
     pub ttl: u8,
-    /// From the system's random source: the initial sequence number comes from it.
+    /// 64 bits from the system's random source, new for each stream. The initial sequence number is 32 bits drawn from
+    /// them, so that nobody who does not see the segments can guess it; the offset of the timestamps is another 32.
+    ///
+    /// There is no clock in it: RFC 6528 adds one to its keyed hash, so that a connection over the same two ports
+    /// begins behind the numbers of the one before. Here the port is leased for the one stream, which keeps it through
+    /// TIME-WAIT.
     pub seed: u64,
 }
 
@@ -79,7 +84,7 @@ impl StreamConfig {
         }
     }
 
-    /// What smoltcp would answer with a panic, and what cannot work.
+    /// Rejects settings that cannot work, some of which would make smoltcp panic.
     pub(super) fn check(&self) -> Result<()> {
         let unicast = |address: IpAddr| match address {
             IpAddr::V4(v4) => !(v4.is_unspecified() || v4.is_multicast() || v4.is_broadcast()),
@@ -107,13 +112,13 @@ impl StreamConfig {
     }
 }
 
-/// Counters of one stream. Bytes are payload, repeated ones included; segments that a hook
-/// dropped on their way in are not received, on their way out they are sent.
+/// Counters of one stream. Bytes are payload, retransmitted ones included. A segment that a hook drops counts as sent
+/// if it was outgoing, and does not count as received if it was incoming.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct StreamStats {
     /// From the first SYN to the SYN-ACK; `None` until then.
     pub handshake: Option<Duration>,
-    /// Whether both ends have agreed on timestamps.
+    /// Whether both ends use timestamps.
     pub timestamps: bool,
     /// Segments sent, pure ACKs included.
     pub segments_sent: u64,
@@ -123,16 +128,16 @@ pub struct StreamStats {
     pub bytes_sent: u64,
     /// Payload received, in bytes.
     pub bytes_received: u64,
-    /// Segments sent that take sequence space sent before.
+    /// Segments sent whose sequence number was sent before.
     pub retransmissions: u64,
-    /// Segments received whose sequence space had been received in full.
+    /// Segments received that had nothing new, and those with an old timestamp.
     pub duplicates: u64,
-    /// Segments received before one that precedes them.
+    /// Segments received while an earlier one was missing.
     pub out_of_order: u64,
     /// RSTs received.
     pub resets: u64,
     /// Segments that a hook dropped, both ways.
     pub hook_drops: u64,
-    /// Received segments that a hook left with a wrong checksum; they were dropped.
+    /// Received segments dropped because a hook left them with a wrong checksum.
     pub bad_checksums: u64,
 }

@@ -1,20 +1,19 @@
-//! A conversation by hand: from the segments sent and received so far, the numbers of the next.
+//! A TCP connection by hand: the sequence and acknowledgment numbers of the next segment, from those before.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::net::SocketAddr;
 
-use super::wire::before;
-use crafter_packet::header::{Flags, Segment, TcpOption};
+use crafter_packet::header::{Flags, Segment, Seq, TcpOption};
 
-/// Segments out of order that are kept; a peer that sends more has to repeat them.
+/// Segments out of order that are kept; the peer retransmits those beyond.
 const MAX_OUT_OF_ORDER: usize = 256;
 /// The default MSS where the peer's SYN names none (RFC 9293, 3.7.1).
 const DEFAULT_MSS: u16 = 536;
 /// The shift that the SYN offers.
 const WINDOW_SCALE: u8 = 7;
 
-/// What a received segment was to the conversation.
+/// What a received segment was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Received {
     /// Not from the peer to this end.
@@ -23,25 +22,25 @@ pub enum Received {
     Syn,
     /// Nothing but an acknowledgment.
     Ack,
-    /// That many bytes came in order, those counted that had come early; FIN may be among them.
+    /// Number of bytes that are in order now, those included that were received early; FIN may be among them.
     Data(usize),
     /// Data or FIN behind a gap; it is kept.
     OutOfOrder,
-    /// Had been received before.
+    /// Nothing new, or a SYN on a synchronized connection.
     Duplicate,
     /// The peer's FIN, in order, without new data.
     Fin,
     /// The peer reset the connection.
     Reset,
-    /// Fits neither the state nor the window; nothing was changed.
+    /// Outside the window or wrong in this state. The segment has no effect.
     Unacceptable,
 }
 
-/// One end of a TCP conversation whose segments are sent and answered one by one.
+/// One end of a TCP connection whose segments the caller sends and answers one by one.
 ///
-/// It never sends or repeats anything by itself: [`syn`](Self::syn), [`ack`](Self::ack), [`data`](Self::data),
-/// [`fin`](Self::fin) and [`rst`](Self::rst) give segments, [`handle`](Self::handle) takes them. To lie, change the
-/// segment before it is sent; to repeat, keep it.
+/// It never sends or retransmits anything by itself: [`syn`](Self::syn), [`ack`](Self::ack), [`data`](Self::data),
+/// [`fin`](Self::fin) and [`rst`](Self::rst) give segments, [`handle`](Self::handle) takes them. To send something
+/// wrong, change the segment first; to retransmit, keep it.
 #[derive(Debug, Clone)]
 pub struct Cursor {
     /// This end.
@@ -50,16 +49,16 @@ pub struct Cursor {
     pub remote: SocketAddr,
     /// The MSS that the SYN offers, in bytes.
     pub mss: u16,
-    /// Received bytes that may wait to be taken; the window is what is left of it.
+    /// Size of the receive buffer in bytes; the window is what is free of it.
     pub receive_window: u32,
     /// Time to live or hop limit of every segment.
     pub ttl: u8,
-    isn: u32,
-    send_unacknowledged: u32,
-    send_next: u32,
-    fin_sent: Option<u32>,
-    receive_next: Option<u32>,
-    peer_fin: Option<u32>,
+    isn: Seq,
+    send_unacknowledged: Seq,
+    send_next: Seq,
+    fin_sent: Option<Seq>,
+    receive_next: Option<Seq>,
+    peer_fin: Option<Seq>,
     peer_closed: bool,
     reset: bool,
     needs_ack: bool,
@@ -67,18 +66,20 @@ pub struct Cursor {
     peer_window: u32,
     peer_scale: Option<u8>,
     data: Vec<u8>,
-    early: Vec<(u32, Vec<u8>)>,
+    early: Vec<(Seq, Vec<u8>)>,
 }
 
 impl Cursor {
-    /// A conversation that has not begun, with a random initial sequence number.
+    /// A connection in CLOSED, with an initial sequence number of 32 random bits and no clock in it, for the reason
+    /// that [`StreamConfig::seed`](crate::StreamConfig::seed) gives.
     pub fn new(local: SocketAddr, remote: SocketAddr) -> Self {
-        // The standard library seeds its hashers from the system's random source.
+        // The standard library's hasher is SipHash; its key is from the system's random source, and differs for each.
         Self::with_isn(local, remote, RandomState::new().build_hasher().finish() as u32)
     }
 
-    /// A conversation that has not begun, with this initial sequence number.
+    /// A connection in CLOSED, with this initial sequence number.
     pub fn with_isn(local: SocketAddr, remote: SocketAddr, isn: u32) -> Self {
+        let isn = Seq(isn);
         Self {
             local,
             remote,
@@ -102,31 +103,31 @@ impl Cursor {
         }
     }
 
-    /// SYN, or SYN-ACK once the peer's SYN has come; again: the same once more.
+    /// SYN, or SYN-ACK once the peer's SYN was received. A second call gives the same segment.
     pub fn syn(&mut self) -> Segment {
         let mut segment = self.segment(Flags::SYN, self.isn);
         segment.window = u16::try_from(self.window()).unwrap_or(u16::MAX);
         segment.options = vec![TcpOption::Mss(self.mss), TcpOption::Nop, TcpOption::WindowScale(WINDOW_SCALE)];
         if self.send_next == self.isn {
-            self.send_next = self.isn.wrapping_add(1);
+            self.send_next = self.isn + 1;
         }
         segment
     }
 
-    /// An acknowledgment of all that came in order.
+    /// An acknowledgment of all that was received in order.
     pub fn ack(&mut self) -> Segment {
         self.segment(Flags::NONE, self.send_next)
     }
 
-    /// `bytes` in segments of at most the peer's MSS, the last with PSH; none for no bytes. The peer's window is the
-    /// caller's business: see [`peer_window`](Self::peer_window).
+    /// `bytes` in segments of at most the peer's MSS, the last with PSH; none for no bytes. Keeping to the
+    /// peer's window is up to the caller: see [`peer_window`](Self::peer_window).
     pub fn data(&mut self, bytes: &[u8]) -> Vec<Segment> {
         let size = usize::from(self.peer_mss.min(self.mss).max(1));
         let mut segments = Vec::with_capacity(bytes.len().div_ceil(size));
         for piece in bytes.chunks(size) {
             let mut segment = self.segment(Flags::NONE, self.send_next);
             segment.payload = piece.to_vec();
-            self.send_next = self.send_next.wrapping_add(piece.len() as u32);
+            self.send_next += piece.len() as u32;
             segments.push(segment);
         }
         if let Some(last) = segments.last_mut() {
@@ -135,14 +136,14 @@ impl Cursor {
         segments
     }
 
-    /// FIN behind all data given so far; again: the same once more.
+    /// FIN behind all data so far. A second call gives the same segment.
     pub fn fin(&mut self) -> Segment {
         let seq = *self.fin_sent.get_or_insert(self.send_next);
-        self.send_next = seq.wrapping_add(1);
+        self.send_next = seq + 1;
         self.segment(Flags::FIN, seq)
     }
 
-    /// A RST that the peer accepts: it has the next sequence number (RFC 5961, 3.2). The conversation is over.
+    /// A RST with the next sequence number, which the peer accepts (RFC 5961, 3.2). The connection is closed.
     pub fn rst(&mut self) -> Segment {
         self.reset = true;
         let mut segment = self.segment(Flags::RST, self.send_next);
@@ -150,11 +151,11 @@ impl Cursor {
         segment
     }
 
-    fn segment(&mut self, flags: Flags, seq: u32) -> Segment {
-        let mut segment = Segment { seq, flags, ttl: self.ttl, ..Segment::new(self.local, self.remote) };
+    fn segment(&mut self, flags: Flags, seq: Seq) -> Segment {
+        let mut segment = Segment { seq: seq.0, flags, ttl: self.ttl, ..Segment::new(self.local, self.remote) };
         if let Some(next) = self.receive_next {
             segment.flags |= Flags::ACK;
-            segment.ack = next;
+            segment.ack = next.0;
             self.needs_ack = false;
         }
         let shift = if self.peer_scale.is_some() { WINDOW_SCALE } else { 0 };
@@ -170,20 +171,21 @@ impl Cursor {
         let Some(expected) = self.receive_next else {
             return self.handle_unsynchronized(segment);
         };
+        let seq = Seq(segment.seq);
         if segment.flags.contains(Flags::RST) {
-            // RFC 5961, 3.2: anything but the very next number may be forged.
-            self.reset |= segment.seq == expected;
-            return if segment.seq == expected { Received::Reset } else { Received::Unacceptable };
+            // RFC 5961, 3.2: any number but RCV.NXT may be forged.
+            self.reset |= seq == expected;
+            return if seq == expected { Received::Reset } else { Received::Unacceptable };
         }
         if segment.flags.contains(Flags::SYN) {
-            // The peer has not seen our ACK. RFC 9293, 3.10.7.4: acknowledge once more.
+            // The peer has not received our ACK. RFC 9293, 3.10.7.4: acknowledge again.
             self.needs_ack = true;
             self.note_ack(segment);
             return Received::Duplicate;
         }
-        let end = segment.seq.wrapping_add(segment.sequence_length());
-        let beyond = expected.wrapping_add(self.window().max(1));
-        if segment.sequence_length() > 0 && !before(segment.seq, beyond) {
+        let end = seq + segment.sequence_length();
+        let beyond = expected + self.window().max(1);
+        if segment.sequence_length() > 0 && !seq.before(beyond) {
             self.needs_ack = true;
             return Received::Unacceptable;
         }
@@ -191,29 +193,29 @@ impl Cursor {
             return Received::Unacceptable;
         }
         if segment.sequence_length() == 0 {
-            // A keep-alive or a window probe has an old number and wants an answer.
-            self.needs_ack |= before(segment.seq, expected);
+            // A keep-alive or a window probe has an old number and is answered.
+            self.needs_ack |= seq.before(expected);
             return Received::Ack;
         }
         self.needs_ack = true;
-        if !before(expected, end) {
+        if !end.after(expected) {
             return Received::Duplicate;
         }
         if segment.flags.contains(Flags::FIN) {
-            self.peer_fin.get_or_insert(end.wrapping_sub(1));
+            self.peer_fin.get_or_insert(end - 1);
         }
-        if before(expected, segment.seq) {
+        if seq.after(expected) {
             if !segment.payload.is_empty() && self.early.len() < MAX_OUT_OF_ORDER {
-                self.early.push((segment.seq, segment.payload.clone()));
+                self.early.push((seq, segment.payload.clone()));
             }
             return Received::OutOfOrder;
         }
         let had = self.data.len();
-        self.take_in(segment.seq, &segment.payload);
+        self.take_in(seq, &segment.payload);
         self.take_in_early();
         if self.peer_fin.is_some() && self.peer_fin == self.receive_next {
             self.peer_closed = true;
-            self.receive_next = self.receive_next.map(|next| next.wrapping_add(1));
+            self.receive_next = self.receive_next.map(|next| next + 1);
         }
         match self.data.len() - had {
             0 => Received::Fin,
@@ -223,7 +225,7 @@ impl Cursor {
 
     fn handle_unsynchronized(&mut self, segment: &Segment) -> Received {
         let acknowledges = segment.flags.contains(Flags::ACK);
-        let ours = acknowledges && self.send_next != self.isn && segment.ack == self.isn.wrapping_add(1);
+        let ours = acknowledges && self.send_next != self.isn && Seq(segment.ack) == self.isn + 1;
         if segment.flags.contains(Flags::RST) {
             self.reset |= ours;
             return if ours { Received::Reset } else { Received::Unacceptable };
@@ -231,53 +233,54 @@ impl Cursor {
         if !segment.flags.contains(Flags::SYN) || (acknowledges && !ours) {
             return Received::Unacceptable;
         }
-        self.receive_next = Some(segment.seq.wrapping_add(1));
+        self.receive_next = Some(Seq(segment.seq) + 1);
         self.needs_ack = true;
         self.peer_mss = segment.mss().filter(|mss| *mss > 0).unwrap_or(DEFAULT_MSS);
         // RFC 7323, 2.3: more than 14 counts as 14.
         self.peer_scale = segment.window_scale().map(|shift| shift.min(14));
         self.peer_window = segment.window.into();
         if ours {
-            self.send_unacknowledged = segment.ack;
+            self.send_unacknowledged = Seq(segment.ack);
         }
         Received::Syn
     }
 
     /// Notes acknowledgment and window; false if it acknowledges what was never sent.
     fn note_ack(&mut self, segment: &Segment) -> bool {
-        if before(self.send_next, segment.ack) {
+        let ack = Seq(segment.ack);
+        if ack.after(self.send_next) {
             self.needs_ack = true;
             return false;
         }
-        if !before(segment.ack, self.send_unacknowledged) {
-            self.send_unacknowledged = segment.ack;
+        if !ack.before(self.send_unacknowledged) {
+            self.send_unacknowledged = ack;
             let shift = if segment.flags.contains(Flags::SYN) { 0 } else { self.peer_scale.unwrap_or(0) };
             self.peer_window = u32::from(segment.window) << shift;
         }
         true
     }
 
-    /// Appends what of `payload` is next in order; `seq` is not behind that.
-    fn take_in(&mut self, seq: u32, payload: &[u8]) {
+    /// Appends the part of `payload` that is next in order; `seq` is at most RCV.NXT.
+    fn take_in(&mut self, seq: Seq, payload: &[u8]) {
         let Some(expected) = self.receive_next else {
             return;
         };
-        let known = expected.wrapping_sub(seq) as usize;
+        let known = expected.distance_from(seq) as usize;
         let room = self.window() as usize;
         let fresh = payload.get(known..).unwrap_or_default();
         let fresh = &fresh[..fresh.len().min(room)];
         self.data.extend_from_slice(fresh);
-        self.receive_next = Some(expected.wrapping_add(fresh.len() as u32));
+        self.receive_next = Some(expected + fresh.len() as u32);
     }
 
     fn take_in_early(&mut self) {
         let mut early = std::mem::take(&mut self.early);
         // By distance, so that one pass is enough.
         let expected = self.receive_next.unwrap_or_default();
-        early.sort_by_key(|(seq, _)| seq.wrapping_sub(expected) as i32);
+        early.sort_by_key(|(seq, _)| seq.distance_from(expected) as i32);
         for (seq, payload) in early {
             let expected = self.receive_next.unwrap_or_default();
-            if before(expected, seq) {
+            if seq.after(expected) {
                 self.early.push((seq, payload));
             } else {
                 self.take_in(seq, &payload);
@@ -285,12 +288,12 @@ impl Cursor {
         }
     }
 
-    /// The bytes received in order and not yet taken.
+    /// Takes the bytes received in order since the last call.
     pub fn take_data(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.data)
     }
 
-    /// Whether something came that the peer awaits an acknowledgment of.
+    /// Whether something was received that has to be acknowledged.
     pub fn needs_ack(&self) -> bool {
         self.needs_ack
     }
@@ -300,28 +303,28 @@ impl Cursor {
         self.receive_next.is_some() && self.send_unacknowledged != self.isn && !self.reset
     }
 
-    /// Whether the peer's FIN has come, and all data before it.
+    /// Whether the peer's FIN was received, and all data before it.
     pub fn peer_closed(&self) -> bool {
         self.peer_closed
     }
 
-    /// Whether it is over: both FINs acknowledged, or a RST either way.
+    /// Whether the connection is closed: both FINs acknowledged, or a RST sent or received.
     pub fn is_closed(&self) -> bool {
-        let fin_acknowledged = self.fin_sent.is_some_and(|fin| before(fin, self.send_unacknowledged));
+        let fin_acknowledged = self.fin_sent.is_some_and(|fin| self.send_unacknowledged.after(fin));
         self.reset || (self.peer_closed && fin_acknowledged)
     }
 
-    /// Whether a RST ended it.
+    /// Whether a RST closed it.
     pub fn is_reset(&self) -> bool {
         self.reset
     }
 
-    /// How much was sent that the peer has not acknowledged, SYN and FIN counted.
+    /// Length of what is in flight in bytes, SYN and FIN counted.
     pub fn unacknowledged(&self) -> u32 {
-        self.send_next.wrapping_sub(self.send_unacknowledged)
+        self.send_next.distance_from(self.send_unacknowledged)
     }
 
-    /// How many more bytes the peer takes now.
+    /// How many more bytes the peer's window has room for.
     pub fn peer_window(&self) -> u32 {
         self.peer_window.saturating_sub(self.unacknowledged())
     }

@@ -1,4 +1,4 @@
-//! Packets that wait: those that a hook delayed, and those that are to be sent next.
+//! Queues of packets: those that a hook delays, and those to be sent next.
 
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
@@ -10,7 +10,7 @@ use super::hook::Direction;
 #[derive(Debug, PartialEq, Eq)]
 struct Delayed {
     at: Instant,
-    /// Equal times leave in the order they came.
+    /// Packets of the same time leave in the order of their arrival.
     order: u64,
     direction: Direction,
     packet: Vec<u8>,
@@ -29,6 +29,7 @@ impl PartialOrd for Delayed {
     }
 }
 
+/// Delayed packets, the earliest first.
 #[derive(Debug, Default)]
 pub(super) struct DelayQueue {
     heap: BinaryHeap<Delayed>,
@@ -57,7 +58,7 @@ impl DelayQueue {
     }
 }
 
-/// Packets one behind the other in one buffer that is used again and again.
+/// Packets to be sent, one behind the other in one buffer that keeps its memory.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     bytes: Vec<u8>,

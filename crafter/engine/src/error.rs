@@ -1,8 +1,8 @@
-//! How a conversation can end badly.
+//! Errors of streams and settings.
 
 use std::{fmt, io, net::IpAddr, net::SocketAddr, time::Duration};
 
-/// What can go wrong in a conversation.
+/// Why a stream failed, or a setting was rejected.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -31,22 +31,22 @@ pub enum Error {
     TimedOut {
         /// The peer.
         remote: SocketAddr,
-        /// How long was waited.
+        /// How long the stream waited.
         after: Duration,
         /// What was awaited: `SYN-ACK`, `acknowledgment`, ...
         waiting_for: &'static str,
     },
-    /// An ICMP error said that the peer cannot be reached.
+    /// An ICMP error reported that the peer cannot be reached.
     #[error("{remote} is unreachable: {reason} (ICMP from {from})")]
     Unreachable {
         /// The peer.
         remote: SocketAddr,
-        /// The router or host that said so.
+        /// The router or host that sent it.
         from: IpAddr,
         /// The code in words, e.g. `port unreachable`.
         reason: String,
     },
-    /// Whoever sends the segments does not allow them.
+    /// The policy of the service that sends the segments does not allow them.
     #[error("the segments are not allowed: {message}")]
     Forbidden {
         /// The number of the rule; `None`: no rule names the user.
@@ -54,7 +54,7 @@ pub enum Error {
         /// Why, in words.
         message: String,
     },
-    /// The stream cannot be used this way any more.
+    /// The stream was aborted or closed, or its interface was removed.
     #[error("{action}: {source}")]
     Io {
         /// What was tried, as a verb phrase.

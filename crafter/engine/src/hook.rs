@@ -1,8 +1,8 @@
-//! Hooks see every segment of a stream, in both directions, and may interfere.
+//! Hooks, which see every segment of a stream in both directions and may change, drop, delay or repeat it.
 
 use std::time::{Duration, Instant};
 
-/// Which way a segment goes, seen from this end.
+/// Direction of a segment, seen from this end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Direction {
     /// From here to the peer.
@@ -11,30 +11,30 @@ pub enum Direction {
     Received,
 }
 
-/// What becomes of a segment.
+/// What happens to a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// Goes on.
+    /// Passes on.
     Pass,
-    /// Is lost.
+    /// Drops.
     Drop,
-    /// Goes on that much later; segments behind it overtake it.
+    /// Passes on after this time; later segments overtake it.
     Delay(Duration),
-    /// Goes on, followed by that many copies, 1000 at most.
+    /// Passes on, followed by this many copies, 1000 at most.
     Duplicate(u32),
 }
 
 /// Sees every segment of a stream and may change it.
 ///
-/// A sent segment leaves as the hook left it; [`crafter_packet::header::checksum::fix`] makes it consistent again
-/// if that is wanted. A received one is taken like one from the network: with a wrong checksum it is dropped.
-/// A segment that was delayed is not shown again when its time has come.
+/// A sent segment leaves as the hook left it; [`crafter_packet::header::checksum::fix`] corrects its checksums. A
+/// received one is taken as if from the network: with a wrong checksum it is dropped. A delayed segment does not pass
+/// the hook again.
 pub trait SegmentHook: Send {
     /// `ip` is the whole IP packet.
     fn segment(&mut self, now: Instant, direction: Direction, ip: &mut Vec<u8>) -> Action;
 }
 
-/// A chain: each hook sees what the ones before let through; the first that does more than pass ends it.
+/// A chain: each hook sees what the ones before it passed; the first that does not pass a segment ends the chain.
 impl SegmentHook for Vec<Box<dyn SegmentHook>> {
     fn segment(&mut self, now: Instant, direction: Direction, ip: &mut Vec<u8>) -> Action {
         for hook in self {
@@ -47,7 +47,7 @@ impl SegmentHook for Vec<Box<dyn SegmentHook>> {
     }
 }
 
-/// A hook that only looks.
+/// A hook that changes nothing.
 pub struct Observer<F>(
     /// Called with each segment as an IP packet.
     pub F,
@@ -60,7 +60,7 @@ impl<F: FnMut(Direction, &[u8]) + Send> SegmentHook for Observer<F> {
     }
 }
 
-/// A bad network: loses, repeats and reorders at random, the same way for the same seed.
+/// A bad network: drops, duplicates and reorders at random, reproducibly by its seed.
 ///
 /// The three are probabilities from 0 to 1; each segment meets at most one of them.
 #[derive(Debug, Clone)]

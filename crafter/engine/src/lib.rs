@@ -1,19 +1,17 @@
-//! Conversations without IO: takes bytes and `now`, returns bytes and deadlines.
+//! TCP connections without IO: bytes and `now` in, bytes and deadlines out.
 //!
-//! Nothing here reads a clock or opens anything, so a whole conversation runs on a
-//! virtual clock in the tests.
+//! Nothing here reads a clock or opens anything, so tests run whole connections on a
+//! virtual clock.
 
 pub mod config;
 pub mod cursor;
 mod delay;
-mod device;
 pub mod error;
+mod filter;
 pub mod hook;
 pub mod pace;
-mod repair;
-mod stamps;
+mod smoltcp;
 pub mod stream;
-mod wire;
 
 #[cfg(test)]
 mod tests;

@@ -1,4 +1,4 @@
-//! One whole TCP connection over crafted packets, with smoltcp behind it.
+//! A TCP connection over crafted packets, driven by smoltcp.
 
 mod drive;
 
@@ -6,50 +6,52 @@ use std::io;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use smoltcp::iface::{Config, Interface, PollResult, SocketHandle, SocketSet};
+use smoltcp::iface::{Interface, PollResult, SocketHandle, SocketSet};
 use smoltcp::socket::tcp::{CongestionControl, RecvError, Socket, SocketBuffer, State};
-use smoltcp::time::{Duration as SmolDuration, Instant as SmolInstant};
-use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
+use smoltcp::time::Duration as SmolDuration;
 
 use super::config::{AckPolicy, StreamConfig, StreamStats};
 use super::delay::Outbox;
-use super::device::OneShot;
+use super::filter::SegmentFilter;
 use super::hook::{Direction, SegmentHook};
-use super::repair::Seen;
-use super::stamps::{Stamps, clock};
-use super::wire::{Wire, for_each_plain};
+use super::smoltcp::Rewrite;
+use super::smoltcp::device::{OneShot, interface};
+use super::smoltcp::plain::for_each_plain;
+use super::smoltcp::socket::{is_connecting, owes_handshake_ack, receive_next};
+use super::smoltcp::timers::{Clock, time_wait_end};
+use super::smoltcp::timestamps::{self, Timestamps};
 use crate::error::{Error, Result};
-use crafter_packet::header::{Checksum, Flags, IcmpError, IcmpReason, TcpView, checksum, ip};
+use crafter_packet::header::{Checksum, Flags, IcmpError, IcmpReason, Seq, TcpView, checksum, ip};
 
-/// No transmit buffer holds more segments; past this, [`StreamEngine::poll_transmit`] wants to be called again.
+/// The most segments of one [`StreamEngine::poll_transmit`]; no transmit buffer holds more.
 const MAX_BURST: usize = 32_768;
 
-/// Where a stream stands.
+/// State of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum StreamState {
-    /// The SYN is out.
+    /// SYN-SENT or SYN-RECEIVED.
     Connecting,
-    /// Both ways are open.
+    /// Both directions are open.
     Established,
-    /// The peer has closed its way; this end may still send.
+    /// The peer has closed its direction; this end may still send.
     PeerClosed,
-    /// This end has closed its way, or both have, and acknowledgments are missing.
+    /// This end has closed its direction (FIN-WAIT-1, FIN-WAIT-2), or both have and the last acknowledgment is missing
+    /// (CLOSING, LAST-ACK).
     Closing,
-    /// All is done; a lost last ACK would be repeated.
+    /// Both directions are closed; a lost last ACK is still repeated.
     TimeWait,
-    /// Over, well or badly: see [`StreamEngine::error`].
+    /// Closed or failed: see [`StreamEngine::error`].
     Closed,
 }
 
-/// Memory that a stream keeps bytes in.
+/// Memory for the receive or the transmit buffer of a stream.
 pub struct StreamBuffer {
     bytes: SocketBuffer<'static>,
     owner: Option<Box<dyn Send>>,
 }
 
 impl StreamBuffer {
-    /// Memory that lies in `owner`, which is dropped after the last use of `bytes`: pages that are not of the
-    /// allocator, for example.
+    /// Memory within `owner`, which is dropped after the last use of `bytes`: pages from `mmap`, for example.
     pub fn within(bytes: &'static mut [u8], owner: Box<dyn Send>) -> Self {
         Self { bytes: SocketBuffer::new(bytes), owner: Some(owner) }
     }
@@ -61,7 +63,7 @@ impl From<Vec<u8>> for StreamBuffer {
     }
 }
 
-/// How a stream came to a bad end.
+/// Why a stream failed.
 #[derive(Debug, Clone, Copy)]
 enum Failure {
     Refused,
@@ -73,7 +75,7 @@ enum Failure {
     Aborted,
 }
 
-/// A TCP connection that opens nothing and reads no clock.
+/// A TCP connection without IO and without a clock of its own.
 ///
 /// The caller hands in received packets ([`handle_packet`](Self::handle_packet)) whose checksums
 /// it has verified, sends what [`poll_transmit`](Self::poll_transmit) gives, and calls
@@ -83,22 +85,21 @@ pub struct StreamEngine {
     config: StreamConfig,
     interface: Interface,
     sockets: SocketSet<'static>,
-    /// What the buffers of the socket in `sockets` lie in: dropped after it.
+    /// Owners of the buffers of the socket in `sockets`: dropped after it.
     _owners: [Option<Box<dyn Send>>; 2],
     handle: SocketHandle,
     mtu: usize,
     scratch: Vec<u8>,
     plain: Vec<u8>,
     outbox: Outbox,
-    wire: Wire,
-    /// smoltcp's time zero is one second before the start: it takes 0 for "long ago".
-    epoch: Instant,
+    filter: SegmentFilter,
+    clock: Clock,
     started: Instant,
     last_heard: Instant,
     /// Since when the peer owes an acknowledgment.
     waiting_since: Option<Instant>,
     time_wait_until: Option<Instant>,
-    /// Stream bytes that the reader has taken.
+    /// Stream bytes that the reader has taken, modulo 2^32.
     consumed: u32,
     failure: Option<Failure>,
     /// Of [`Failure::NotAllowed`]: the rule and the sentence.
@@ -117,8 +118,8 @@ impl StreamEngine {
         Self::connect_in(config, buffers, hook, now)
     }
 
-    /// As [`connect`](Self::connect), with buffers to receive into and to send from, which need not be empty of bytes:
-    /// their lengths count, not those in `config`.
+    /// As [`connect`](Self::connect), with a receive and a transmit buffer of the caller's. Their lengths count, not
+    /// those in `config`; their content does not matter.
     ///
     /// # Errors
     /// As [`connect`](Self::connect).
@@ -133,8 +134,8 @@ impl StreamEngine {
         socket.set_congestion_control(CongestionControl::Cubic);
         socket.set_nagle_enabled(!config.no_delay);
         socket.set_hop_limit(Some(config.ttl));
-        let stamps = config.timestamps.then(|| Stamps::new(config.seed));
-        socket.set_tsval_generator(stamps.as_ref().map(|_| clock as fn() -> u32));
+        let timestamps = config.timestamps.then(|| Timestamps::new(config.seed));
+        socket.set_tsval_generator(timestamps.as_ref().map(|_| timestamps::clock as fn() -> u32));
         socket.set_ack_delay(match config.acks {
             AckPolicy::PerBurst => None,
             AckPolicy::Delayed(delay) => Some(SmolDuration::from_micros(delay.as_micros() as u64)),
@@ -155,8 +156,8 @@ impl StreamEngine {
             scratch: Vec::new(),
             plain: Vec::new(),
             outbox: Outbox::default(),
-            wire: Wire::new(hook, stamps),
-            epoch: now.checked_sub(Duration::from_secs(1)).unwrap_or(now),
+            filter: SegmentFilter::new(hook, timestamps),
+            clock: Clock::new(now),
             started: now,
             last_heard: now,
             waiting_since: None,
@@ -174,11 +175,11 @@ impl StreamEngine {
         let Some(view) = self.read(packet) else {
             return false;
         };
-        if !self.wire.has_hook() {
+        if !self.filter.has_hook() {
             self.process(now, &view);
             return true;
         }
-        for packet in self.wire.incoming(now, packet) {
+        for packet in self.filter.incoming(now, packet) {
             self.process_hooked(now, &packet);
         }
         true
@@ -188,12 +189,12 @@ impl StreamEngine {
     ///
     /// While connecting, an error that says unreachable ends the attempt. Afterwards only "packet too big"
     /// has an effect (RFC 5927): the MTU shrinks.
-    pub fn handle_icmp(&mut self, now: Instant, error: &IcmpError) -> bool {
+    pub fn handle_icmp(&mut self, _now: Instant, error: &IcmpError) -> bool {
         let quoted = &error.quoted;
         if quoted.protocol != ip::TCP
             || quoted.source != self.config.local
             || quoted.destination != self.config.remote
-            || !quoted.seq.is_some_and(|seq| self.wire.in_flight(seq))
+            || !quoted.seq.is_some_and(|seq| self.filter.is_in_flight(Seq(seq)))
         {
             return false;
         }
@@ -205,14 +206,14 @@ impl StreamEngine {
                 self.interface = interface(&self.config, mtu);
             }
         } else if self.state() == StreamState::Connecting && error.reason.is_unreachable() {
-            self.fail_silently(now, Failure::Unreachable { from: error.from, reason: error.reason });
+            self.fail_silently(Failure::Unreachable { from: error.from, reason: error.reason });
         }
         true
     }
 
-    /// Does what has become due.
+    /// Handles the timeouts that are over.
     pub fn handle_timeout(&mut self, now: Instant) {
-        while let Some((direction, packet)) = self.wire.delayed.pop_due(now) {
+        while let Some((direction, packet)) = self.filter.delayed.pop_due(now) {
             match direction {
                 Direction::Sent => self.outbox.push(&packet),
                 Direction::Received => self.process_hooked(now, &packet),
@@ -225,7 +226,7 @@ impl StreamEngine {
         let connecting = self.state() == StreamState::Connecting;
         if connecting && due(Some(self.started + self.config.connect_timeout)) {
             let after = self.config.connect_timeout;
-            self.fail_silently(now, Failure::TimedOut { after, waiting_for: "SYN-ACK" });
+            self.fail_silently(Failure::TimedOut { after, waiting_for: "SYN-ACK" });
         } else if due(self.gives_up_at()) {
             let after = self.config.retransmission_timeout;
             self.fail(Failure::TimedOut { after, waiting_for: "acknowledgment" });
@@ -233,7 +234,7 @@ impl StreamEngine {
             let after = self.config.idle_timeout.unwrap_or_default();
             self.fail(Failure::TimedOut { after, waiting_for: "data" });
         } else if due(self.time_wait_until) {
-            // The ACK of the FIN that began it is still to be sent where TIME-WAIT lasts no time.
+            // The ACK of the FIN is not sent yet if TIME-WAIT lasts no time.
             self.egress_to_outbox(now);
             self.finished = true;
         }
@@ -251,11 +252,11 @@ impl StreamEngine {
         if !self.outbox.is_empty() {
             return Some(now);
         }
-        let mut next = self.wire.delayed.next_at();
+        let mut next = self.filter.delayed.next_at();
         let mut sooner = |at: Option<Instant>| next = next.into_iter().chain(at).min();
         if !self.finished {
-            let at = self.interface.poll_at(smol(self.epoch, now), &self.sockets);
-            sooner(at.map(|at| self.epoch + Duration::from_micros(at.total_micros().max(0) as u64)));
+            let at = self.interface.poll_at(self.clock.to_smoltcp(now), &self.sockets);
+            sooner(at.map(|at| self.clock.to_instant(at)));
             sooner(self.gives_up_at());
             sooner(self.idle_until());
             sooner(self.time_wait_until);
@@ -266,10 +267,10 @@ impl StreamEngine {
         next.map(|at| at.max(now))
     }
 
-    /// Moves received bytes into `buffer`: `Some(0)` at the end of the stream, `None` if nothing has come yet.
+    /// Moves received bytes into `buffer`: `Some(0)` at the end of the stream, `None` if there are none yet.
     ///
     /// # Errors
-    /// Why the connection failed, once all that arrived before has been read.
+    /// Why the connection failed, once everything received before was read.
     pub fn recv(&mut self, buffer: &mut [u8]) -> Result<Option<usize>> {
         let mut at = 0;
         // Twice, because the ring of the socket has an end.
@@ -288,7 +289,8 @@ impl StreamEngine {
         Ok(Some(at))
     }
 
-    /// Lends received bytes to `take`, which says how many it has used; the rest stays. Results as of [`recv`](Self::recv).
+    /// Lends received bytes to `take`, which says how many it has used; the rest stays. Results as of
+    /// [`recv`](Self::recv).
     pub fn recv_with(&mut self, take: impl FnOnce(&[u8]) -> usize) -> Result<Option<usize>> {
         let socket = self.sockets.get_mut::<Socket>(self.handle);
         if socket.can_recv() {
@@ -326,40 +328,40 @@ impl StreamEngine {
         }
     }
 
-    /// Closes this end's way: FIN follows the last byte. While still connecting it gives up the attempt.
-    pub fn close(&mut self, now: Instant) {
+    /// Closes this end's direction: FIN follows the last byte. While connecting, this ends the attempt.
+    pub fn close(&mut self, _now: Instant) {
         if self.state() == StreamState::Connecting {
-            self.fail_silently(now, Failure::Aborted);
+            self.fail_silently(Failure::Aborted);
         } else {
             self.socket_mut().close();
         }
     }
 
-    /// Ends the connection with a RST (none while still connecting); what was not sent is lost.
-    pub fn abort(&mut self, now: Instant) {
+    /// Ends the connection with a RST, or without one while connecting; what was not sent is lost.
+    pub fn abort(&mut self, _now: Instant) {
         match self.state() {
-            StreamState::Connecting => self.fail_silently(now, Failure::Aborted),
+            StreamState::Connecting => self.fail_silently(Failure::Aborted),
             StreamState::TimeWait | StreamState::Closed => self.finished = true,
             _ => self.fail(Failure::Aborted),
         }
     }
 
-    /// The interface is gone: so is the connection, without a word to the peer.
-    pub fn handle_link_gone(&mut self, now: Instant) {
+    /// Ends the connection because its interface was removed. Nothing is sent.
+    pub fn handle_link_gone(&mut self, _now: Instant) {
         if !self.finished {
-            self.fail_silently(now, Failure::LinkGone);
+            self.fail_silently(Failure::LinkGone);
         }
     }
 
-    /// Somebody who may does not let its segments out: so it is over, without a word to the peer.
-    pub fn handle_refusal(&mut self, now: Instant, rule: Option<u32>, sentence: &str) {
+    /// Ends the connection because a policy does not allow its segments. Nothing is sent.
+    pub fn handle_refusal(&mut self, _now: Instant, rule: Option<u32>, sentence: &str) {
         if !self.finished {
             self.refusal = Some((rule, sentence.to_owned()));
-            self.fail_silently(now, Failure::NotAllowed);
+            self.fail_silently(Failure::NotAllowed);
         }
     }
 
-    /// Where the stream stands.
+    /// The state of the stream.
     pub fn state(&self) -> StreamState {
         if self.finished {
             return StreamState::Closed;
@@ -374,9 +376,9 @@ impl StreamEngine {
         }
     }
 
-    /// Over, and nothing left to send: the port may go. Received bytes can still be read.
+    /// Whether it is closed with nothing left to send: the port may be released. Received bytes can still be read.
     pub fn is_finished(&self) -> bool {
-        self.finished && self.outbox.is_empty() && !self.wire.delayed.has_outgoing()
+        self.finished && self.outbox.is_empty() && !self.filter.delayed.has_outgoing()
     }
 
     /// Whether [`recv`](Self::recv) has bytes.
@@ -394,14 +396,14 @@ impl StreamEngine {
         self.socket().send_queue()
     }
 
-    /// The path's MTU as far as known, in bytes.
+    /// The path's MTU as far as known, in bytes of IP packet.
     pub fn mtu(&self) -> usize {
         self.mtu
     }
 
     /// Counters so far.
     pub fn stats(&self) -> StreamStats {
-        self.wire.stats
+        self.filter.stats
     }
 
     /// Why the connection failed, if it did.
@@ -443,26 +445,4 @@ impl StreamEngine {
             && view.ip.destination == self.config.local.ip();
         ours.then_some(view)
     }
-}
-
-/// An interface that has the local address and nothing else. smoltcp keeps the MTU of its creation, and nothing
-/// of a connection, so that a new one takes over when the MTU changes.
-fn interface(config: &StreamConfig, mtu: usize) -> Interface {
-    let mut smoltcp = Config::new(HardwareAddress::Ip);
-    smoltcp.random_seed = config.seed;
-    let mut scratch = Vec::new();
-    let mut device = OneShot { mtu, incoming: None, scratch: &mut scratch, out: &mut |_| {} };
-    let mut interface = Interface::new(smoltcp, &mut device, SmolInstant::ZERO);
-    let address = IpAddress::from(config.local.ip());
-    let prefix = if config.local.is_ipv4() { 32 } else { 128 };
-    interface.update_ip_addrs(|addresses| {
-        // One address in an empty list always fits.
-        let _ = addresses.push(IpCidr::new(address, prefix));
-    });
-    interface
-}
-
-/// `now` on smoltcp's clock.
-fn smol(epoch: Instant, now: Instant) -> SmolInstant {
-    SmolInstant::from_micros(now.saturating_duration_since(epoch).as_micros() as i64)
 }

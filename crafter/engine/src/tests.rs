@@ -5,14 +5,14 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use ::smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
+use ::smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use ::smoltcp::socket::tcp::{Socket, SocketBuffer};
+use ::smoltcp::time::Instant as SmolInstant;
+use ::smoltcp::wire::{HardwareAddress, IpCidr};
 use proptest::prelude::*;
-use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
-use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
-use smoltcp::socket::tcp::{Socket, SocketBuffer};
-use smoltcp::time::Instant as SmolInstant;
-use smoltcp::wire::{HardwareAddress, IpCidr};
 
-mod by_hand;
+pub(crate) mod by_hand;
 
 use super::*;
 use crate::error::Error;
@@ -98,12 +98,12 @@ fn endpoints(v6: bool) -> (SocketAddr, SocketAddr) {
     (a.parse().unwrap(), b.parse().unwrap())
 }
 
-fn config(v6: bool) -> StreamConfig {
+pub(crate) fn config(v6: bool) -> StreamConfig {
     let (local, remote) = endpoints(v6);
     StreamConfig::new(local, remote, 42)
 }
 
-fn bytes(length: usize) -> Vec<u8> {
+pub(crate) fn bytes(length: usize) -> Vec<u8> {
     (0..length as u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect()
 }
 

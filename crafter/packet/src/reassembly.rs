@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use crate::header::field::{ipv4, ipv6};
 use crate::header::{Fragment, IpPacket, checksum, ip};
 
 /// A datagram's payload may end here, in bytes.
@@ -203,14 +204,17 @@ impl Partial {
         let mut datagram = self.header?;
         let header = datagram.len();
         self.parts.iter().for_each(|(_, data)| datagram.extend_from_slice(data));
-        let (at, length) = if version == 4 { (2, datagram.len()) } else { (4, datagram.len() - ip::IPV6_HEADER) };
+        let (field, length) = match version {
+            4 => (ipv4::LENGTH, datagram.len()),
+            _ => (ipv6::LENGTH, datagram.len() - ip::IPV6_HEADER),
+        };
         // Longer than its header can say: RFC 8200, 4.5 has it dropped.
         let length = u16::try_from(length).ok()?;
-        datagram[at..at + 2].copy_from_slice(&length.to_be_bytes());
+        datagram[field].copy_from_slice(&length.to_be_bytes());
         if version == 4 {
-            datagram[10..12].fill(0);
+            datagram[ipv4::CHECKSUM].fill(0);
             let sum = !checksum::fold(checksum::sum(&datagram[..header]));
-            datagram[10..12].copy_from_slice(&sum.to_be_bytes());
+            datagram[ipv4::CHECKSUM].copy_from_slice(&sum.to_be_bytes());
         }
         Some(datagram)
     }
@@ -221,7 +225,7 @@ fn header(packet: &IpPacket<'_>, fragment: Fragment) -> Vec<u8> {
     let bytes = packet.bytes();
     if packet.version() == 4 {
         let mut header = bytes[..packet.payload.start].to_vec();
-        header[6..8].fill(0);
+        header[ipv4::FRAGMENT].fill(0);
         return header;
     }
     let mut header = bytes[..fragment.header].to_vec();

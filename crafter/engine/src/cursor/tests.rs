@@ -7,6 +7,15 @@ fn pair(isn: u32, peer_isn: u32) -> (Cursor, Cursor) {
     (Cursor::with_isn(a, b, isn), Cursor::with_isn(b, a, peer_isn))
 }
 
+#[test]
+fn each_has_a_random_initial_sequence_number() {
+    let ends = ("192.0.2.1:49152".parse().unwrap(), "192.0.2.2:80".parse().unwrap());
+    let numbers: Vec<u32> = (0..64).map(|_| Cursor::new(ends.0, ends.1).syn().seq).collect();
+    // Each bit is 0 in some and 1 in others: by chance it is not once in 2^58 runs.
+    assert_eq!(numbers.iter().fold(0, |all, number| all | number), u32::MAX, "{numbers:x?}");
+    assert_eq!(numbers.iter().fold(u32::MAX, |all, number| all & number), 0, "{numbers:x?}");
+}
+
 fn established(isn: u32, peer_isn: u32) -> (Cursor, Cursor) {
     let (mut client, mut server) = pair(isn, peer_isn);
     assert_eq!(server.handle(&client.syn()), Received::Syn);

@@ -1,44 +1,37 @@
 //! How a stream drives smoltcp, and what it concludes from smoltcp's state.
 
-use super::*;
+use smoltcp::time::Instant as SmolInstant;
 
-/// Something is sent so many times before the peer is given up.
-const TRIES: u32 = 5;
-/// In this time smoltcp sends something so many times, if nothing was lost before: after 1, 2, 4 and 8 s again.
-const ALL_TRIES: Duration = Duration::from_secs(15);
-/// Two tries lie no further apart (smoltcp's `RTTE_MAX_RTO`).
-const SLOWEST_TRY: Duration = Duration::from_secs(60);
-/// How long the answer to the last try may take.
-const ANSWER: Duration = Duration::from_secs(2);
+use super::*;
 
 impl StreamEngine {
     /// Takes a packet that a hook may have changed.
     pub(super) fn process_hooked(&mut self, now: Instant, packet: &[u8]) {
         if checksum::verify(packet, true) == Checksum::Invalid {
-            self.wire.stats.bad_checksums += 1;
+            self.filter.stats.bad_checksums += 1;
         } else if let Some(view) = self.read(packet) {
             self.process(now, &view);
         }
     }
 
     pub(super) fn process(&mut self, now: Instant, view: &TcpView<'_>) {
-        // A closed socket would answer what comes late with a RST.
+        // A closed socket of smoltcp answers late segments with a RST.
         if self.finished {
             return;
         }
         let before = self.socket().state();
         let expected = self.next_expected();
-        let is_timely = self.wire.note_received(now, view, expected);
+        let is_timely = self.filter.note_received(now, view, expected);
         self.last_heard = now;
         let socket = self.socket();
         let room = socket.recv_capacity() - socket.recv_queue();
         let is_closing = matches!(before, State::FinWait1 | State::Closing | State::LastAck);
-        let is_drained = is_closing && socket.send_queue() == 0;
+        let is_fin_alone = is_closing && socket.send_queue() == 0;
         let (changed, reread);
-        let view = match self.wire.seen(view, is_timely, expected.map(|expected| (expected, room)), is_drained) {
-            Seen::Whole => view,
-            Seen::Nothing => return,
-            Seen::Changed(packet) => {
+        let view = match self.filter.rewrite(view, is_timely, expected.map(|expected| (expected, room)), is_fin_alone) {
+            Rewrite::Keep => view,
+            Rewrite::Drop => return,
+            Rewrite::Replace(packet) => {
                 changed = packet;
                 let Ok(view) = TcpView::read(&changed) else { return };
                 reread = view;
@@ -46,9 +39,9 @@ impl StreamEngine {
             }
         };
         let time = self.time(now);
-        let Self { interface, sockets, scratch, plain, outbox, wire, mtu, .. } = self;
+        let Self { interface, sockets, scratch, plain, outbox, filter, mtu, .. } = self;
         for_each_plain(view, plain, &mut |packet| {
-            let out = &mut |reply: &[u8]| wire.outgoing(now, reply, &mut |packet| outbox.push(packet));
+            let out = &mut |reply: &[u8]| filter.outgoing(now, reply, &mut |packet| outbox.push(packet));
             interface.poll_ingress_single(
                 time,
                 &mut OneShot { mtu: *mtu, incoming: Some(packet), scratch, out },
@@ -61,31 +54,22 @@ impl StreamEngine {
     /// Draws the conclusions from how smoltcp's state changed.
     fn after_segment(&mut self, now: Instant, before: State, flags: Flags) {
         let state = self.socket().state();
-        let connecting = |state| matches!(state, State::SynSent | State::SynReceived);
-        if connecting(before) && !connecting(state) && state != State::Closed {
-            self.wire.stats.handshake = Some(now.saturating_duration_since(self.started));
-            self.wire.stats.timestamps = self.socket().timestamp_enabled();
-            // At once, not with the next burst: until this ACK is out, smoltcp takes the unscaled window of its SYN
-            // for a scaled one, and would note data beyond its buffer as received.
+        if owes_handshake_ack(before, state) {
+            self.filter.stats.handshake = Some(now.saturating_duration_since(self.started));
+            self.filter.stats.timestamps = self.socket().timestamp_enabled();
             self.egress_to_outbox(now);
         }
         if state == State::TimeWait {
             // RFC 9293, 3.10.7.4: a repeated FIN starts it again.
             if before != State::TimeWait || flags.contains(Flags::FIN) {
-                // The ACK of the FIN may be a delayed one.
-                let delay = match self.config.acks {
-                    AckPolicy::PerBurst => Duration::ZERO,
-                    AckPolicy::Delayed(delay) => delay,
-                };
-                let time_wait = self.config.time_wait.max(delay);
-                self.time_wait_until = Some(now + time_wait.min(StreamConfig::MAX_TIME_WAIT));
+                self.time_wait_until = Some(time_wait_end(now, &self.config));
             }
         } else if state == State::Closed && before != State::Closed {
             self.finished = true;
             if flags.contains(Flags::RST) {
                 let done = before == State::TimeWait || before == State::LastAck && self.socket().send_queue() == 0;
                 self.failure = match before {
-                    before if connecting(before) => Some(Failure::Refused),
+                    before if is_connecting(before) => Some(Failure::Refused),
                     _ if done => None,
                     _ => Some(Failure::Reset),
                 };
@@ -96,19 +80,16 @@ impl StreamEngine {
 
     /// `now` on smoltcp's clock, and on the one of its timestamps.
     fn time(&self, now: Instant) -> SmolInstant {
-        self.wire.set_clock(now.saturating_duration_since(self.started));
-        smol(self.epoch, now)
+        self.filter.set_clock(now.saturating_duration_since(self.started));
+        self.clock.to_smoltcp(now)
     }
 
-    /// The sequence number that the next byte in order has.
-    fn next_expected(&self) -> Option<u32> {
-        let first = self.wire.first_expected()?;
-        let received = self.consumed.wrapping_add(self.socket().recv_queue() as u32);
-        let fin = matches!(self.socket().state(), State::CloseWait | State::Closing | State::LastAck | State::TimeWait);
-        Some(first.wrapping_add(received).wrapping_add(u32::from(fin)))
+    /// RCV.NXT, once the peer's SYN has come.
+    fn next_expected(&self) -> Option<Seq> {
+        Some(receive_next(self.filter.first_expected()?, self.consumed, self.socket()))
     }
 
-    /// Makes what is due now, to be sent with the next burst.
+    /// Puts the segments due now into the outbox, to be sent with the next burst.
     pub(super) fn egress_to_outbox(&mut self, now: Instant) {
         let mut outbox = std::mem::take(&mut self.outbox);
         self.egress(now, &mut |packet| outbox.push(packet));
@@ -120,13 +101,13 @@ impl StreamEngine {
             return 0;
         }
         let time = self.time(now);
-        let Self { interface, sockets, scratch, wire, mtu, .. } = self;
+        let Self { interface, sockets, scratch, filter, mtu, .. } = self;
         let mut count = 0;
         let counted = &mut |packet: &[u8]| {
             count += 1;
             out(packet);
         };
-        let emit = &mut |packet: &[u8]| wire.outgoing(now, packet, counted);
+        let emit = &mut |packet: &[u8]| filter.outgoing(now, packet, counted);
         let mut device = OneShot { mtu: *mtu, incoming: None, scratch, out: emit };
         for _ in 0..MAX_BURST {
             if interface.poll_egress(time, &mut device, sockets) == PollResult::None {
@@ -139,19 +120,22 @@ impl StreamEngine {
         count
     }
 
-    /// Ends with a RST to the peer.
+    /// Ends with a RST to the peer, which the next burst contains.
     pub(super) fn fail(&mut self, failure: Failure) {
         self.failure = Some(failure);
         self.socket_mut().abort();
     }
 
-    /// Ends without a word: nobody there is known to have a connection.
-    pub(super) fn fail_silently(&mut self, now: Instant, failure: Failure) {
+    /// Ends without sending anything: the peer is not known to have a connection, or cannot be reached.
+    ///
+    /// - smoltcp: `abort` has `dispatch` send a RST, whatever the state was.
+    /// - Asked for: an ABORT in SYN-SENT sends none (RFC 9293, section 3.10.5).
+    /// - Without it: a RST goes to a host that has not answered, past a policy that does not allow it, or to an
+    ///   interface that is gone.
+    /// - Can go, and be `fail` alone, when smoltcp sends a RST only in the states of RFC 9293 and can close silently.
+    pub(super) fn fail_silently(&mut self, failure: Failure) {
         self.fail(failure);
-        let time = smol(self.epoch, now);
-        let Self { interface, sockets, scratch, mtu, .. } = self;
-        // smoltcp forgets the peer when it has sent its RST, so it gets to send it to nobody.
-        interface.poll_egress(time, &mut OneShot { mtu: *mtu, incoming: None, scratch, out: &mut |_| {} }, sockets);
+        // From here on, smoltcp is not asked for segments.
         self.finished = true;
     }
 
@@ -167,13 +151,7 @@ impl StreamEngine {
 
     pub(super) fn gives_up_at(&self) -> Option<Instant> {
         let silent_since = self.waiting_since?.max(self.last_heard);
-        let patience = self.config.retransmission_timeout;
-        Some(match self.wire.asked() {
-            _ if patience < ALL_TRIES => silent_since + patience,
-            // On a bad network smoltcp's tries come to lie a minute apart: the one that is lost must not be the last.
-            (0..TRIES, _) => silent_since + patience.max((TRIES + 1) * SLOWEST_TRY),
-            (_, last) => (silent_since + patience).max(last.unwrap_or(silent_since) + ANSWER),
-        })
+        Some(self.filter.attempts().give_up_at(silent_since, self.config.retransmission_timeout))
     }
 
     pub(super) fn idle_until(&self) -> Option<Instant> {

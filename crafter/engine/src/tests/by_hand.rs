@@ -1,16 +1,17 @@
 //! The stream engine against segments made by hand.
 
 use super::*;
+pub(crate) use super::{bytes, config};
 
 /// A client whose peer is a cursor: every segment by hand.
-struct ByHand {
-    now: Instant,
-    client: StreamEngine,
-    server: Cursor,
+pub(crate) struct ByHand {
+    pub now: Instant,
+    pub client: StreamEngine,
+    pub server: Cursor,
 }
 
 impl ByHand {
-    fn connecting(config: StreamConfig) -> (Self, Segment) {
+    pub fn connecting(config: StreamConfig) -> (Self, Segment) {
         let now = Instant::now();
         let server = Cursor::with_isn(config.remote, config.local, u32::MAX - 5000);
         let client = StreamEngine::connect(config, None, now).unwrap();
@@ -20,28 +21,40 @@ impl ByHand {
         (this, syn)
     }
 
-    fn established(config: StreamConfig) -> Self {
+    pub fn established(config: StreamConfig) -> Self {
         let (mut this, _) = Self::connecting(config);
-        let syn = this.server.syn();
-        this.give(&syn);
-        for segment in this.sent() {
-            this.server.handle(&segment);
-        }
-        assert!(this.server.is_established());
+        this.establish();
         this
     }
 
-    fn give(&mut self, segment: &Segment) -> bool {
+    /// Answers the client's SYN.
+    pub fn establish(&mut self) {
+        let syn = self.server.syn();
+        self.give(&syn);
+        for segment in self.sent() {
+            self.server.handle(&segment);
+        }
+        assert!(self.server.is_established());
+    }
+
+    /// An ICMP error about a segment of the client's.
+    pub fn icmp(&self, seq: u32, reason: IcmpReason) -> IcmpError {
+        let (source, destination) = (self.server.remote, self.server.local);
+        let quoted = Quoted { protocol: ip::TCP, source, destination, seq: Some(seq) };
+        IcmpError { from: "192.0.2.254".parse().unwrap(), to: source.ip(), reason, quoted }
+    }
+
+    pub fn give(&mut self, segment: &Segment) -> bool {
         self.client.handle_packet(self.now, &segment.build())
     }
 
-    fn sent(&mut self) -> Vec<Segment> {
+    pub fn sent(&mut self) -> Vec<Segment> {
         let mut sent = Vec::new();
         self.client.poll_transmit(self.now, &mut |packet| sent.push(Segment::parse(packet).unwrap()));
         sent
     }
 
-    fn read(&mut self) -> Vec<u8> {
+    pub fn read(&mut self) -> Vec<u8> {
         let mut buffer = vec![0; 8 << 20];
         let length = self.client.recv(&mut buffer).unwrap().unwrap_or(0);
         buffer.truncate(length);
@@ -176,20 +189,14 @@ fn abort_sends_one_rst_and_no_more() {
     assert!(lab.client.recv(&mut [0; 1]).is_err());
 }
 
-fn icmp(lab: &ByHand, seq: u32, reason: IcmpReason) -> IcmpError {
-    let (source, destination) = (lab.server.remote, lab.server.local);
-    let quoted = Quoted { protocol: ip::TCP, source, destination, seq: Some(seq) };
-    IcmpError { from: "192.0.2.254".parse().unwrap(), to: source.ip(), reason, quoted }
-}
-
 #[test]
 fn icmp_ends_an_attempt_but_no_connection() {
     let (mut lab, syn) = ByHand::connecting(config(false));
-    let forged = icmp(&lab, syn.seq.wrapping_add(1), IcmpReason::PortUnreachable);
+    let forged = lab.icmp(syn.seq.wrapping_add(1), IcmpReason::PortUnreachable);
     assert!(!lab.client.handle_icmp(lab.now, &forged));
-    let soft = icmp(&lab, syn.seq, IcmpReason::ReassemblyTimeExceeded);
+    let soft = lab.icmp(syn.seq, IcmpReason::ReassemblyTimeExceeded);
     assert!(lab.client.handle_icmp(lab.now, &soft) && lab.client.error().is_none());
-    let hard = icmp(&lab, syn.seq, IcmpReason::HostUnreachable);
+    let hard = lab.icmp(syn.seq, IcmpReason::HostUnreachable);
     assert!(lab.client.handle_icmp(lab.now, &hard));
     assert!(matches!(lab.client.error(), Some(Error::Unreachable { reason, .. }) if reason == "host unreachable"));
     assert!(lab.client.is_finished() && lab.sent().is_empty());
@@ -197,9 +204,9 @@ fn icmp_ends_an_attempt_but_no_connection() {
     let mut lab = ByHand::established(config(false));
     lab.client.send(&bytes(1460)).unwrap();
     let sent = lab.sent();
-    let hard = icmp(&lab, sent[0].seq, IcmpReason::HostUnreachable);
+    let hard = lab.icmp(sent[0].seq, IcmpReason::HostUnreachable);
     assert!(lab.client.handle_icmp(lab.now, &hard) && lab.client.error().is_none());
-    let big = icmp(&lab, sent[0].seq, IcmpReason::PacketTooBig { mtu: 1300 });
+    let big = lab.icmp(sent[0].seq, IcmpReason::PacketTooBig { mtu: 1300 });
     assert!(lab.client.handle_icmp(lab.now, &big));
     assert_eq!(lab.client.mtu(), 1300);
     lab.now += Duration::from_secs(2);
@@ -237,6 +244,21 @@ fn what_cannot_work_is_refused() {
     ] {
         assert!(matches!(StreamEngine::connect(bad, None, now), Err(Error::Invalid { .. })));
     }
+}
+
+#[test]
+fn the_initial_sequence_number_comes_from_the_seed() {
+    use std::hash::{BuildHasher, RandomState};
+    let isn = |seed| {
+        let config = StreamConfig { seed, ..config(false) };
+        ByHand::connecting(config).1.seq
+    };
+    let seeds: Vec<u64> = (0..64_u64).map(|n| RandomState::new().hash_one(n)).collect();
+    let numbers: Vec<u32> = seeds.iter().map(|seed| isn(*seed)).collect();
+    // Each bit is 0 in some and 1 in others: by chance it is not once in 2^58 runs.
+    assert_eq!(numbers.iter().fold(0, |all, number| all | number), u32::MAX, "{numbers:x?}");
+    assert_eq!(numbers.iter().fold(u32::MAX, |all, number| all & number), 0, "{numbers:x?}");
+    assert_eq!(isn(seeds[0]), numbers[0], "the seed is all that it depends on");
 }
 
 proptest! {

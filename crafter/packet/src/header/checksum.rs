@@ -1,7 +1,9 @@
 //! The internet checksum (RFC 1071) and the pseudo-headers of TCP and UDP.
 
 use std::net::IpAddr;
+use std::ops::Range;
 
+use super::field::{icmp, ipv4, tcp, udp};
 use super::ip::{self, IpPacket};
 
 /// What the checksums of a packet say.
@@ -35,7 +37,7 @@ pub fn verify(ip: &[u8], accept_partial: bool) -> Checksum {
     let Some(layout) = Layout::of(&packet) else {
         return Checksum::Valid;
     };
-    let Some(&[high, low]) = payload.get(layout.at..layout.at + 2) else {
+    let Some(&[high, low]) = payload.get(layout.field.clone()) else {
         return Checksum::Invalid;
     };
     let covered = match layout.length(payload) {
@@ -72,32 +74,32 @@ pub fn fix(ip: &mut [u8]) {
         Some(layout) if packet.fragment.is_none() => {
             layout.length(packet.payload()).map(|length| {
                 let covered = &packet.payload()[..length];
-                let field = u16::from_be_bytes([covered[layout.at], covered[layout.at + 1]]);
+                let field = word(&covered[layout.field.clone()]);
                 // The field itself counts as zero: adding its complement takes it out of the sum.
                 let all = layout.pseudo(&packet, length) + sum(covered) + u64::from(!field);
                 let value = match !fold(all) {
                     0 if layout.zero_is_none => 0xffff,
                     value => value,
                 };
-                (payload.start + layout.at, value)
+                (layout.field, value)
             })
         }
         _ => None,
     };
     let is_ipv4 = packet.version() == 4;
-    if let Some((at, value)) = transport {
-        ip[at..at + 2].copy_from_slice(&value.to_be_bytes());
+    if let Some((field, value)) = transport {
+        ip[payload.start..][field].copy_from_slice(&value.to_be_bytes());
     }
     if is_ipv4 {
-        ip[10..12].fill(0);
+        ip[ipv4::CHECKSUM].fill(0);
         let value = !fold(sum(&ip[..payload.start]));
-        ip[10..12].copy_from_slice(&value.to_be_bytes());
+        ip[ipv4::CHECKSUM].copy_from_slice(&value.to_be_bytes());
     }
 }
 
 /// Where a protocol keeps its checksum and what that covers.
 struct Layout {
-    at: usize,
+    field: Range<usize>,
     protocol: u8,
     pseudo_header: bool,
     zero_is_none: bool,
@@ -105,34 +107,39 @@ struct Layout {
 
 impl Layout {
     fn of(packet: &IpPacket<'_>) -> Option<Self> {
-        let (at, pseudo_header) = match (packet.protocol, packet.version()) {
-            (ip::TCP, _) => (16, true),
-            (ip::UDP, _) => (6, true),
-            (ip::ICMP, 4) => (2, false),
-            (ip::ICMPV6, 6) => (2, true),
+        let (field, pseudo_header) = match (packet.protocol, packet.version()) {
+            (ip::TCP, _) => (tcp::CHECKSUM, true),
+            (ip::UDP, _) => (udp::CHECKSUM, true),
+            (ip::ICMP, 4) => (icmp::CHECKSUM, false),
+            (ip::ICMPV6, 6) => (icmp::CHECKSUM, true),
             _ => return None,
         };
-        Some(Self { at, protocol: packet.protocol, pseudo_header, zero_is_none: packet.protocol == ip::UDP })
+        Some(Self { field, protocol: packet.protocol, pseudo_header, zero_is_none: packet.protocol == ip::UDP })
     }
 
     /// How much of the IP payload is covered: all, or UDP's own length where it is set (RFC 768; 0 in a jumbogram,
     /// RFC 2675, section 4).
     fn length(&self, payload: &[u8]) -> Option<usize> {
-        if payload.len() < self.at + 2 {
+        if payload.len() < self.field.end {
             return None;
         }
         if self.protocol != ip::UDP {
             return Some(payload.len());
         }
-        match usize::from(u16::from_be_bytes([payload[4], payload[5]])) {
+        match usize::from(word(&payload[udp::LENGTH])) {
             0 => Some(payload.len()),
-            length => (8..=payload.len()).contains(&length).then_some(length),
+            length => (super::udp::HEADER..=payload.len()).contains(&length).then_some(length),
         }
     }
 
     fn pseudo(&self, packet: &IpPacket<'_>, length: usize) -> u64 {
         if self.pseudo_header { pseudo_header(packet.source, packet.destination, self.protocol, length) } else { 0 }
     }
+}
+
+/// A field of two bytes.
+fn word(field: &[u8]) -> u16 {
+    field.first_chunk().map_or(0, |bytes| u16::from_be_bytes(*bytes))
 }
 
 /// The unfolded sum of a pseudo-header (RFC 9293, 3.1; RFC 8200, 8.1), `length` in bytes.

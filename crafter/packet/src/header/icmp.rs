@@ -7,6 +7,7 @@ use pnet_packet::icmp::destination_unreachable::IcmpCodes as Unreachable;
 use pnet_packet::icmp::{IcmpPacket, IcmpTypes};
 use pnet_packet::icmpv6::{Icmpv6Packet, Icmpv6Types};
 
+use super::field::{icmp as field, tcp};
 use super::ip::{self, IpPacket};
 use crate::error::{Error, Result};
 
@@ -201,7 +202,7 @@ impl IcmpError {
                     ) => {}
                     _ => return Err("an ICMP message that is no error"),
                 }
-                IcmpReason::from_v4(message[0], code, rest)
+                IcmpReason::from_v4(message[field::TYPE], code, rest)
             }
             (ip::ICMPV6, 6) => {
                 // RFC 4443, 2.1: errors have the high bit of the type clear.
@@ -227,7 +228,7 @@ impl IcmpError {
             }
             _ => (0, 0),
         };
-        let seq = match (quoted.protocol, quoted.payload().get(4..8)) {
+        let seq = match (quoted.protocol, quoted.payload().get(tcp::SEQ)) {
             (ip::TCP, Some(&[a, b, c, d])) => Some(u32::from_be_bytes([a, b, c, d])),
             _ => None,
         };
@@ -265,8 +266,9 @@ mod tests {
         let protocol = if source.is_ipv4() { ip::ICMP } else { ip::ICMPV6 };
         let header = Header { source, destination: to.parse().unwrap(), protocol, ttl: 64, tos: 0, id: 0 };
         let (mut bytes, at) = header.build(HEADER + quoted.len());
-        bytes[at..at + 2].copy_from_slice(&[kind, code]);
-        bytes[at + 4..at + 8].copy_from_slice(&rest);
+        let message = &mut bytes[at..];
+        (message[field::TYPE], message[field::CODE]) = (kind, code);
+        message[field::REST].copy_from_slice(&rest);
         bytes[at + 8..].copy_from_slice(quoted);
         checksum::fix(&mut bytes);
         assert_eq!(checksum::verify(&bytes, false), checksum::Checksum::Valid);

@@ -6,9 +6,11 @@
 use std::{fmt, net::SocketAddr, ops::RangeInclusive};
 
 pub mod checksum;
+pub mod field;
 pub mod icmp;
 pub mod ip;
 pub mod option;
+pub mod seq;
 pub mod tcp;
 pub mod udp;
 
@@ -16,6 +18,7 @@ pub use checksum::Checksum;
 pub use icmp::{IcmpError, IcmpReason, Quoted};
 pub use ip::{Fragment, IpPacket};
 pub use option::TcpOption;
+pub use seq::Seq;
 pub use tcp::{Flags, Segment, TcpView};
 pub use udp::Datagram;
 

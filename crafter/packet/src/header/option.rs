@@ -2,8 +2,22 @@
 
 use std::fmt;
 
-use pnet_packet::tcp::TcpOptionNumbers;
-
+/// Kind of the end of the list, a single byte.
+pub const END: u8 = 0;
+/// Kind of padding between options, a single byte.
+pub const NOP: u8 = 1;
+/// Kind of the maximum segment size.
+pub const MSS: u8 = 2;
+/// Kind of the window's shift.
+pub const WINDOW_SCALE: u8 = 3;
+/// Kind of the permission for selective acknowledgments.
+pub const SACK_PERMITTED: u8 = 4;
+/// Kind of selective acknowledgments.
+pub const SACK: u8 = 5;
+/// Kind of timestamps.
+pub const TIMESTAMPS: u8 = 8;
+/// Length of the timestamps option, kind and length counted (RFC 7323, section 3.2).
+pub const TIMESTAMPS_LENGTH: u8 = 10;
 /// Kind of the TCP Fast Open cookie (RFC 7413).
 const FAST_OPEN: u8 = 34;
 
@@ -42,22 +56,22 @@ pub enum TcpOption {
 impl TcpOption {
     pub(super) fn emit(&self, out: &mut Vec<u8>) {
         match self {
-            Self::Nop => out.push(TcpOptionNumbers::NOP.0),
+            Self::Nop => out.push(NOP),
             Self::Mss(mss) => {
-                out.extend([TcpOptionNumbers::MSS.0, 4]);
+                out.extend([MSS, 4]);
                 out.extend(mss.to_be_bytes());
             }
-            Self::WindowScale(shift) => out.extend([TcpOptionNumbers::WSCALE.0, 3, *shift]),
-            Self::SackPermitted => out.extend([TcpOptionNumbers::SACK_PERMITTED.0, 2]),
+            Self::WindowScale(shift) => out.extend([WINDOW_SCALE, 3, *shift]),
+            Self::SackPermitted => out.extend([SACK_PERMITTED, 2]),
             Self::Sack(blocks) => {
-                out.extend([TcpOptionNumbers::SACK.0, (2 + 8 * blocks.len()) as u8]);
+                out.extend([SACK, (2 + 8 * blocks.len()) as u8]);
                 for (left, right) in blocks {
                     out.extend(left.to_be_bytes());
                     out.extend(right.to_be_bytes());
                 }
             }
             Self::Timestamps { value, echo } => {
-                out.extend([TcpOptionNumbers::TIMESTAMPS.0, 10]);
+                out.extend([TIMESTAMPS, TIMESTAMPS_LENGTH]);
                 out.extend(value.to_be_bytes());
                 out.extend(echo.to_be_bytes());
             }
@@ -75,12 +89,12 @@ impl TcpOption {
         let mut rest = bytes;
         while let Some(&kind) = rest.first() {
             let length = match kind {
-                0 if rest.iter().all(|byte| *byte == 0) => break,
-                1 => 1,
-                0 => 0,
+                END if rest.iter().all(|byte| *byte == 0) => break,
+                NOP => 1,
+                END => 0,
                 _ => usize::from(rest.get(1).copied().unwrap_or(0)),
             };
-            if kind == 0 || length == 0 || length > rest.len() || (kind != 1 && length < 2) {
+            if kind == END || length == 0 || length > rest.len() || (kind != NOP && length < 2) {
                 options.push(Self::Raw(rest.to_vec()));
                 break;
             }
@@ -94,14 +108,14 @@ impl TcpOption {
     fn parse_one(kind: u8, data: &[u8]) -> Self {
         let word = |at: usize| u32::from_be_bytes([data[at], data[at + 1], data[at + 2], data[at + 3]]);
         match (kind, data.len()) {
-            (1, _) => Self::Nop,
-            (2, 2) => Self::Mss(u16::from_be_bytes([data[0], data[1]])),
-            (3, 1) => Self::WindowScale(data[0]),
-            (4, 0) => Self::SackPermitted,
-            (5, length) if length > 0 && length % 8 == 0 => {
+            (NOP, _) => Self::Nop,
+            (MSS, 2) => Self::Mss(u16::from_be_bytes([data[0], data[1]])),
+            (WINDOW_SCALE, 1) => Self::WindowScale(data[0]),
+            (SACK_PERMITTED, 0) => Self::SackPermitted,
+            (SACK, length) if length > 0 && length % 8 == 0 => {
                 Self::Sack((0..length).step_by(8).map(|at| (word(at), word(at + 4))).collect())
             }
-            (8, 8) => Self::Timestamps { value: word(0), echo: word(4) },
+            (TIMESTAMPS, 8) => Self::Timestamps { value: word(0), echo: word(4) },
             _ => Self::Other { kind, data: data.to_vec() },
         }
     }

@@ -7,6 +7,7 @@ use std::ops::{BitOr, BitOrAssign};
 use pnet_packet::tcp::{MutableTcpPacket, TcpPacket};
 
 use super::checksum::{self, Checksum};
+use super::field::tcp as field;
 use super::ip::{self, Header, IpPacket};
 use super::option::TcpOption;
 use crate::error::{Error, Result};
@@ -241,8 +242,8 @@ impl Segment {
     /// [`Error::Invalid`] where the packet is malformed, a fragment, or not TCP.
     pub fn parse(ip: &[u8]) -> Result<Self> {
         let view = TcpView::parse(ip)?;
-        let payload = view.ip.payload();
-        let checksum = u16::from_be_bytes([payload[16], payload[17]]);
+        let checksum = &view.ip.payload()[field::CHECKSUM];
+        let checksum = u16::from_be_bytes([checksum[0], checksum[1]]);
         Ok(Self {
             source: view.source(),
             destination: view.destination(),
@@ -290,7 +291,7 @@ impl Segment {
             tcp.set_urgent_ptr(self.urgent);
         }
         match self.checksum {
-            Some(checksum) => bytes[at + 16..at + 18].copy_from_slice(&checksum.to_be_bytes()),
+            Some(checksum) => bytes[at..][field::CHECKSUM].copy_from_slice(&checksum.to_be_bytes()),
             None => checksum::fix(&mut bytes),
         }
         bytes

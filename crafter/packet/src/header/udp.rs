@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use pnet_packet::udp::{MutableUdpPacket, UdpPacket};
 
 use super::checksum::{self, Checksum};
+use super::field::udp as field;
 use super::ip::{self, Header, IpPacket};
 use super::tcp::endpoints;
 use crate::error::{Error, Result};
@@ -93,7 +94,7 @@ impl Datagram {
             udp.set_length(u16::try_from(length).unwrap_or(0));
         }
         match self.checksum {
-            Some(checksum) => bytes[at + 6..at + 8].copy_from_slice(&checksum.to_be_bytes()),
+            Some(checksum) => bytes[at..][field::CHECKSUM].copy_from_slice(&checksum.to_be_bytes()),
             None => checksum::fix(&mut bytes),
         }
         bytes

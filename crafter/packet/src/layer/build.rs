@@ -5,7 +5,10 @@ use smallvec::SmallVec;
 use super::{AnyLayer, Dns, Packet, dns, icmp_extension, table::Misfit};
 use crate::{
     error::Result,
-    header::checksum::{fold, sum},
+    header::{
+        checksum::{fold, sum},
+        field,
+    },
 };
 
 /// Where the layers of a built packet are: the beginning of each, in bytes.
@@ -89,9 +92,9 @@ impl Building<'_> {
         for below in (0..self.at).rev() {
             let header = &self.bytes[self.places[below]..];
             match &self.layers[below] {
-                AnyLayer::Ip(_) => return header.get(12..20).map(sum),
+                AnyLayer::Ip(_) => return header.get(field::ipv4::ADDRESSES).map(sum),
                 AnyLayer::Ipv6(_) => {
-                    let both = header.get(8..40)?;
+                    let both = header.get(field::ipv6::ADDRESSES)?;
                     // RFC 8200, 8.1: the final destination, which a routing header holds underway.
                     return Some(match last_hop {
                         Some(last) => sum(&both[..16]) + last,

@@ -176,7 +176,7 @@ impl Protocol for Dns {
         for (i, (set, count, field)) in counts.into_iter().enumerate() {
             if set.is_none() {
                 let count = u16::try_from(count).map_err(|_| Misfit { layer: "DNS", field, bits: 16 })?;
-                packet.put16(start + 4 + 2 * i, count);
+                packet.put16(start + Self::AT.qdcount + 2 * i, count);
             }
         }
         Ok(())

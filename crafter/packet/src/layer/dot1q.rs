@@ -56,7 +56,7 @@ macro_rules! tag {
             fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
                 if self.r#type.is_none() {
                     let number = ether::ethertype(packet.next());
-                    packet.put16(2, number);
+                    packet.put16(Self::AT.r#type, number);
                 }
                 Ok(())
             }

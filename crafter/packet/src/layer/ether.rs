@@ -90,7 +90,7 @@ impl Protocol for Ether {
     fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
         if self.r#type.is_none() {
             let number = ethertype(packet.next());
-            packet.put16(12, number);
+            packet.put16(Self::AT.r#type, number);
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! Fragments of IP packets.
 
 use super::{
-    AnyLayer, IpFlags, IpOption, Ipv6Fragment, Packet, Raw,
+    AnyLayer, Ip, IpFlags, IpOption, Ipv6, Ipv6Fragment, Packet, Raw,
     build::{self, Places},
 };
 use crate::error::{Error, Result};
@@ -120,7 +120,7 @@ impl Packet {
         let mut head: Vec<AnyLayer> = layers[..first].to_vec();
         let mut header = places[first] - places[at];
         if let AnyLayer::Ipv6(_) = layers[at] {
-            let names_next = if first == at + 1 { places[at] + 6 } else { places[first - 1] };
+            let names_next = if first == at + 1 { places[at] + Ipv6::AT.nh } else { places[first - 1] };
             match &mut head[first - 1] {
                 AnyLayer::Ipv6(ip) => ip.nh = None,
                 AnyLayer::Ipv6HopByHop(options) => options.nh = None,
@@ -130,7 +130,7 @@ impl Packet {
             head.push(Ipv6Fragment::new().id(id).nh(bytes[names_next]).into());
             header += Ipv6Fragment::FIXED;
         } else if let AnyLayer::Ip(ip) = &mut head[at] {
-            ip.proto = Some(bytes[places[at] + 9]);
+            ip.proto = Some(bytes[places[at] + Ip::AT.proto]);
             ip.id = ip.id.or(Some(id as u16));
         }
         let payload = bytes[places[first].min(end)..end].to_vec();

@@ -104,13 +104,14 @@ impl Protocol for Gre {
                 None | Some(AnyLayer::Raw(_) | AnyLayer::Padding(_)) => 0,
                 next => ether::ethertype(next),
             };
-            packet.put16(2, number);
+            packet.put16(Self::AT.proto, number);
         }
         if self.has_checksum()
             && self.chksum.is_none()
             && let Some(value) = packet.checksum(None)
         {
-            packet.put16(4, value);
+            // The first of the optional fields.
+            packet.put16(Self::FIXED, value);
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! ICMP for IPv4.
 
-use std::{fmt, net::Ipv4Addr};
+use std::{fmt, net::Ipv4Addr, ops::Range};
 
 use super::{
     AnyLayer, Ip, Kind, Raw,
@@ -10,6 +10,7 @@ use super::{
     table::{Misfit, layer},
     value::Literal,
 };
+use crate::header::field::icmp as field;
 
 const TYPES: &[(u64, &str)] = &[
     (0, "echo-reply"),
@@ -119,9 +120,9 @@ impl Icmp {
     /// Bytes of the header for its type.
     fn header(number: u8) -> usize {
         match number {
-            13 | 14 => 20,
-            17 | 18 => 12,
-            _ => 8,
+            13 | 14 => field::TRANSMIT.end,
+            17 | 18 => field::ADDRESS_MASK.end,
+            _ => field::REST.end,
         }
     }
 }
@@ -131,22 +132,32 @@ impl Protocol for Icmp {
         let mut layer = Self::get_fixed(bytes)?;
         let number = layer.r#type?;
         let header = Self::header(number);
-        let rest = bytes.get(Self::FIXED..header)?;
-        let word = |at: usize| be32(&rest[at..]);
+        let whole = bytes.get(..header)?;
+        let half = |field: Range<usize>| be16(&whole[field]);
+        let word = |field: Range<usize>| be32(&whole[field]);
         match number {
-            0 | 8 | 13..=18 => (layer.id, layer.seq) = (be16(rest), be16(&rest[2..])),
-            3 => (layer.reserved, layer.length, layer.nexthopmtu) = (Some(rest[0]), Some(rest[1]), be16(&rest[2..])),
-            5 => layer.gw = word(0).map(Ipv4Addr::from),
-            11 | 12 => {
-                let first = Some(rest[0]);
-                if number == 12 { layer.ptr = first } else { layer.reserved = first }
-                (layer.length, layer.nexthopmtu) = (Some(rest[1]), be16(&rest[2..]));
+            0 | 8 | 13..=18 => (layer.id, layer.seq) = (half(field::ID), half(field::SEQ)),
+            3 => {
+                layer.reserved = Some(whole[field::RESERVED]);
+                (layer.length, layer.nexthopmtu) = (Some(whole[field::QUOTE_LENGTH]), half(field::NEXT_HOP_MTU));
             }
-            _ => layer.unused = word(0),
+            5 => layer.gw = word(field::GATEWAY).map(Ipv4Addr::from),
+            11 | 12 => {
+                if number == 12 {
+                    layer.ptr = Some(whole[field::POINTER]);
+                } else {
+                    layer.reserved = Some(whole[field::RESERVED]);
+                }
+                (layer.length, layer.nexthopmtu) = (Some(whole[field::QUOTE_LENGTH]), half(field::NEXT_HOP_MTU));
+            }
+            _ => layer.unused = word(field::REST),
         }
         match number {
-            13 | 14 => (layer.ts_ori, layer.ts_rx, layer.ts_tx) = (word(4), word(8), word(12)),
-            17 | 18 => layer.addr_mask = word(4).map(Ipv4Addr::from),
+            13 | 14 => {
+                (layer.ts_ori, layer.ts_rx) = (word(field::ORIGINATE), word(field::RECEIVE));
+                layer.ts_tx = word(field::TRANSMIT);
+            }
+            17 | 18 => layer.addr_mask = word(field::ADDRESS_MASK).map(Ipv4Addr::from),
             _ => {}
         }
         let mut end = bytes.len();
@@ -159,32 +170,33 @@ impl Protocol for Icmp {
 
     fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
         self.put_fixed(out)?;
-        let mut rest = [0; 16];
-        let mut put = |at: usize, bytes: Option<&[u8]>| {
+        let mut whole = [0; field::TRANSMIT.end];
+        let mut put = |field: Range<usize>, bytes: Option<&[u8]>| {
             if let Some(bytes) = bytes {
-                rest[at - 4..at - 4 + bytes.len()].copy_from_slice(bytes);
+                whole[field].copy_from_slice(bytes);
             }
         };
-        put(4, self.unused.map(u32::to_be_bytes).as_ref().map(<[u8; 4]>::as_slice));
-        put(4, self.gw.map(|address| address.octets()).as_ref().map(<[u8; 4]>::as_slice));
-        put(4, self.id.map(u16::to_be_bytes).as_ref().map(<[u8; 2]>::as_slice));
-        put(6, self.seq.map(u16::to_be_bytes).as_ref().map(<[u8; 2]>::as_slice));
-        put(4, self.reserved.as_ref().map(std::slice::from_ref));
-        put(4, self.ptr.as_ref().map(std::slice::from_ref));
-        put(5, self.length.as_ref().map(std::slice::from_ref));
-        put(6, self.nexthopmtu.map(u16::to_be_bytes).as_ref().map(<[u8; 2]>::as_slice));
-        put(8, self.ts_ori.map(u32::to_be_bytes).as_ref().map(<[u8; 4]>::as_slice));
-        put(12, self.ts_rx.map(u32::to_be_bytes).as_ref().map(<[u8; 4]>::as_slice));
-        put(16, self.ts_tx.map(u32::to_be_bytes).as_ref().map(<[u8; 4]>::as_slice));
-        put(8, self.addr_mask.map(|mask| mask.octets()).as_ref().map(<[u8; 4]>::as_slice));
+        let one = |at: usize| at..at + 1;
+        put(field::REST, self.unused.map(u32::to_be_bytes).as_ref().map(<[u8; 4]>::as_slice));
+        put(field::GATEWAY, self.gw.map(|address| address.octets()).as_ref().map(<[u8; 4]>::as_slice));
+        put(field::ID, self.id.map(u16::to_be_bytes).as_ref().map(<[u8; 2]>::as_slice));
+        put(field::SEQ, self.seq.map(u16::to_be_bytes).as_ref().map(<[u8; 2]>::as_slice));
+        put(one(field::RESERVED), self.reserved.as_ref().map(std::slice::from_ref));
+        put(one(field::POINTER), self.ptr.as_ref().map(std::slice::from_ref));
+        put(one(field::QUOTE_LENGTH), self.length.as_ref().map(std::slice::from_ref));
+        put(field::NEXT_HOP_MTU, self.nexthopmtu.map(u16::to_be_bytes).as_ref().map(<[u8; 2]>::as_slice));
+        put(field::ORIGINATE, self.ts_ori.map(u32::to_be_bytes).as_ref().map(<[u8; 4]>::as_slice));
+        put(field::RECEIVE, self.ts_rx.map(u32::to_be_bytes).as_ref().map(<[u8; 4]>::as_slice));
+        put(field::TRANSMIT, self.ts_tx.map(u32::to_be_bytes).as_ref().map(<[u8; 4]>::as_slice));
+        put(field::ADDRESS_MASK, self.addr_mask.map(|mask| mask.octets()).as_ref().map(<[u8; 4]>::as_slice));
         // Fields that the type does not have are there if they are set.
         let wanted = match (self.ts_ori, self.ts_rx, self.ts_tx, self.addr_mask) {
-            (_, _, Some(_), _) => 20,
-            (_, Some(_), _, _) => 16,
-            (Some(_), ..) | (.., Some(_)) => 12,
-            _ => 8,
+            (_, _, Some(_), _) => field::TRANSMIT.end,
+            (_, Some(_), _, _) => field::RECEIVE.end,
+            (Some(_), ..) | (.., Some(_)) => field::ORIGINATE.end,
+            _ => field::REST.end,
         };
-        out.extend_from_slice(&rest[..wanted.max(Self::header(self.number())) - 4]);
+        out.extend_from_slice(&whole[Self::FIXED..wanted.max(Self::header(self.number()))]);
         Ok(())
     }
 
@@ -193,12 +205,13 @@ impl Protocol for Icmp {
             && self.tells_length()
             && let Some(quote) = packet.quote()
         {
-            packet.bytes()[5] = u8::try_from(quote / 4).map_err(|_| Misfit { layer: "ICMP", field: "length", bits: 8 })?;
+            let words = u8::try_from(quote / 4).map_err(|_| Misfit { layer: "ICMP", field: "length", bits: 8 })?;
+            packet.bytes()[field::QUOTE_LENGTH] = words;
         }
         if self.chksum.is_none()
             && let Some(value) = packet.checksum(None)
         {
-            packet.put16(2, value);
+            packet.put16(Self::AT.chksum, value);
         }
         Ok(())
     }

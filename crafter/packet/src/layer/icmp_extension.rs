@@ -157,7 +157,7 @@ impl Protocol for IcmpExtensionHeader {
         if self.chksum.is_none()
             && let Some(value) = packet.checksum(None)
         {
-            packet.put16(2, value);
+            packet.put16(Self::AT.chksum, value);
         }
         Ok(())
     }
@@ -175,7 +175,7 @@ fn data(bytes: &[u8], len: Option<u16>) -> Option<&[u8]> {
 fn put_length(len: Option<u16>, layer: &'static str, packet: &mut Building<'_>) -> Result<(), Misfit> {
     if len.is_none() {
         let length = u16::try_from(packet.header()).map_err(|_| Misfit { layer, field: "len", bits: 16 })?;
-        packet.put16(0, length);
+        packet.put16(IcmpExtensionObject::AT.len, length);
     }
     Ok(())
 }

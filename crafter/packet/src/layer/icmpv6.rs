@@ -203,7 +203,7 @@ macro_rules! icmpv6_message {
                 if self.cksum.is_none()
                     && let Some(value) = packet.checksum(Some($crate::header::ip::ICMPV6))
                 {
-                    packet.put16(2, value);
+                    packet.put16(Self::AT.cksum, value);
                 }
                 Ok(())
             }
@@ -249,12 +249,12 @@ macro_rules! error_with_length {
                     && let Some(quote) = packet.quote()
                 {
                     let misfit = Misfit { layer: $name, field: "length", bits: 8 };
-                    packet.bytes()[4] = u8::try_from(quote / 8).map_err(|_| misfit)?;
+                    packet.bytes()[Self::AT.length] = u8::try_from(quote / 8).map_err(|_| misfit)?;
                 }
                 if self.cksum.is_none()
                     && let Some(value) = packet.checksum(Some(ip::ICMPV6))
                 {
-                    packet.put16(2, value);
+                    packet.put16(Self::AT.cksum, value);
                 }
                 Ok(())
             }

@@ -243,17 +243,18 @@ impl Protocol for Ip {
         }
         if self.len.is_none() {
             let length = packet.length().max(header);
-            packet.put16(2, u16::try_from(length).map_err(|_| Misfit { layer: "IP", field: "len", bits: 16 })?);
+            let length = u16::try_from(length).map_err(|_| Misfit { layer: "IP", field: "len", bits: 16 })?;
+            packet.put16(Self::AT.len, length);
         }
         if self.proto.is_none() {
             let number = protocol(packet.next()).unwrap_or(0);
-            if let Some(byte) = packet.bytes().get_mut(9) {
+            if let Some(byte) = packet.bytes().get_mut(Self::AT.proto) {
                 *byte = number;
             }
         }
         if self.chksum.is_none() {
             let value = !fold(sum(packet.bytes().get(..header).unwrap_or_default()));
-            packet.put16(10, value);
+            packet.put16(Self::AT.chksum, value);
         }
         Ok(())
     }

@@ -90,17 +90,18 @@ impl Protocol for Ipv6 {
     fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
         if self.plen.is_none() {
             let length = packet.length().saturating_sub(Self::FIXED);
-            packet.put16(4, u16::try_from(length).map_err(|_| Misfit { layer: "IPv6", field: "plen", bits: 16 })?);
+            let length = u16::try_from(length).map_err(|_| Misfit { layer: "IPv6", field: "plen", bits: 16 })?;
+            packet.put16(Self::AT.plen, length);
         }
         if self.nh.is_none() {
             let number = ip::protocol(packet.next()).unwrap_or(NO_NEXT_HEADER);
-            if let Some(byte) = packet.bytes().get_mut(6) {
+            if let Some(byte) = packet.bytes().get_mut(Self::AT.nh) {
                 *byte = number;
             }
         }
         if self.hlim.is_none() {
             let limit = if packet.next().is_some_and(super::icmpv6::is_neighbor_discovery) { 255 } else { 64 };
-            if let Some(byte) = packet.bytes().get_mut(7) {
+            if let Some(byte) = packet.bytes().get_mut(Self::AT.hlim) {
                 *byte = limit;
             }
         }

@@ -96,17 +96,18 @@ impl Ipv6Routing {
     }
 }
 
+/// Fills in what all extension headers begin with.
 fn finish(nh: Option<u8>, len: Option<Option<u8>>, packet: &mut Building<'_>) -> Result<(), Misfit> {
     if nh.is_none() {
         let number = ip::protocol(packet.next()).unwrap_or(NO_NEXT_HEADER);
-        if let Some(byte) = packet.bytes().first_mut() {
+        if let Some(byte) = packet.bytes().get_mut(Ipv6Destination::AT.nh) {
             *byte = number;
         }
     }
     if len == Some(None) {
         let units = (packet.header() / 8).saturating_sub(1);
         let units = u8::try_from(units).map_err(|_| Misfit { layer: "IPv6 extension header", field: "len", bits: 8 })?;
-        if let Some(byte) = packet.bytes().get_mut(1) {
+        if let Some(byte) = packet.bytes().get_mut(Ipv6Destination::AT.len) {
             *byte = units;
         }
     }
@@ -179,10 +180,10 @@ impl Protocol for Ipv6Routing {
         let is_segment_routing = self.r#type == Some(Self::SEGMENT_ROUTING);
         if self.segleft.is_none() {
             let left = if is_segment_routing { count.saturating_sub(1) } else { count };
-            packet.bytes()[3] = u8::try_from(left).map_err(|_| misfit("segleft"))?;
+            packet.bytes()[Self::AT.segleft] = u8::try_from(left).map_err(|_| misfit("segleft"))?;
         }
         if is_segment_routing && self.reserved.is_none() {
-            packet.bytes()[4] = u8::try_from(count.saturating_sub(1)).map_err(|_| misfit("reserved"))?;
+            packet.bytes()[Self::AT.reserved] = u8::try_from(count.saturating_sub(1)).map_err(|_| misfit("reserved"))?;
         }
         finish(self.nh, Some(self.len), packet)
     }

@@ -97,7 +97,7 @@ impl Protocol for Mpls {
         let is_bottom = !matches!(packet.next(), Some(AnyLayer::Mpls(_)));
         if self.s.is_none()
             && is_bottom
-            && let Some(byte) = packet.bytes().get_mut(2)
+            && let Some(byte) = packet.bytes().get_mut(Self::AT.s)
         {
             *byte |= 1;
         }

@@ -153,8 +153,8 @@ fn parsed<T>(layer: T, header: usize, bytes: &[u8]) -> Option<Parsed<T>> {
 
 fn put_length(len: Option<u8>, layer: &'static str, packet: &mut Building<'_>) -> Result<(), Misfit> {
     if len.is_none() {
-        let units = packet.header() / 8;
-        packet.bytes()[1] = u8::try_from(units).map_err(|_| Misfit { layer, field: "len", bits: 8 })?;
+        let units = u8::try_from(packet.header() / 8).map_err(|_| Misfit { layer, field: "len", bits: 8 })?;
+        packet.bytes()[NdSourceLinkLayer::AT.len] = units;
     }
     Ok(())
 }

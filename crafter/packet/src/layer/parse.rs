@@ -2,7 +2,7 @@
 
 use smallvec::SmallVec;
 
-use super::{AnyLayer, Kind, Packet, Padding, Raw, icmp_extension, protocol::be16};
+use super::{AnyLayer, Ip, Ipv6, Kind, Packet, Padding, Raw, icmp_extension, protocol::be16};
 
 /// Deeper stacks are an attack on the reader's time; the rest stays [`Raw`].
 const MAX_LAYERS: usize = 64;
@@ -80,8 +80,8 @@ impl Kind {
     pub fn guess(bytes: &[u8]) -> Self {
         let number = |at: usize| bytes.get(at..).and_then(be16).map(usize::from);
         let fits = match Self::of_ip(bytes) {
-            Self::Ip => bytes[0] & 15 >= 5 && number(2) == Some(bytes.len()),
-            Self::Ipv6 => number(4).map(|length| length + 40) == Some(bytes.len()),
+            Self::Ip => bytes[Ip::AT.ihl] & 15 >= 5 && number(Ip::AT.len) == Some(bytes.len()),
+            Self::Ipv6 => number(Ipv6::AT.plen).map(|length| length + Ipv6::FIXED) == Some(bytes.len()),
             _ => false,
         };
         if fits { Self::of_ip(bytes) } else { Self::Ether }

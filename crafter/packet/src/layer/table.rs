@@ -279,6 +279,17 @@ macro_rules! layer {
             #[allow(dead_code)]
             const WIDTHS: &[usize] = &[$( $bits ),*];
 
+            /// Where each field of the fixed part begins, in bytes.
+            #[allow(dead_code)]
+            pub struct Places { $( pub $field: usize, )* }
+
+            #[allow(dead_code)]
+            impl $layer {
+                /// Where each field of the fixed part begins, in bytes; one of less than a byte is within that byte.
+                pub(crate) const AT: Places =
+                    Places { $( $field: offset(WIDTHS, Index::$field as usize) / 8, )* };
+            }
+
             static INFO: LayerInfo = LayerInfo {
                 name: $name,
                 source: $source,

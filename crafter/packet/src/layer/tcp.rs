@@ -176,14 +176,14 @@ impl Protocol for Tcp {
             if header > 60 {
                 return Err(Misfit { layer: "TCP", field: "dataofs", bits: 4 });
             }
-            if let Some(byte) = packet.bytes().get_mut(12) {
+            if let Some(byte) = packet.bytes().get_mut(Self::AT.dataofs) {
                 *byte = *byte & 0x0f | (header as u8) << 2;
             }
         }
         if self.chksum.is_none()
             && let Some(value) = packet.checksum(Some(ip::TCP))
         {
-            packet.put16(16, value);
+            packet.put16(Self::AT.chksum, value);
         }
         Ok(())
     }

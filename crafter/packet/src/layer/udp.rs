@@ -75,20 +75,21 @@ impl Protocol for Udp {
     fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
         let port = port(packet.next());
         if self.sport.is_none() {
-            packet.put16(0, port);
+            packet.put16(Self::AT.sport, port);
         }
         if self.dport.is_none() {
-            packet.put16(2, port);
+            packet.put16(Self::AT.dport, port);
         }
         if self.len.is_none() {
             let length = packet.length().max(Self::FIXED);
-            packet.put16(4, u16::try_from(length).map_err(|_| Misfit { layer: "UDP", field: "len", bits: 16 })?);
+            let length = u16::try_from(length).map_err(|_| Misfit { layer: "UDP", field: "len", bits: 16 })?;
+            packet.put16(Self::AT.len, length);
         }
         if self.chksum.is_none()
             && let Some(value) = packet.checksum(Some(ip::UDP))
         {
             // 0 would say that there is none.
-            packet.put16(6, if value == 0 { 0xffff } else { value });
+            packet.put16(Self::AT.chksum, if value == 0 { 0xffff } else { value });
         }
         Ok(())
     }

@@ -1,12 +1,39 @@
 //! The network device that smoltcp sees: one packet in, any number out, nothing kept.
 
+use smoltcp::iface::{Config, Interface};
 use smoltcp::phy::{Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::time::Instant;
+use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
+
+use crate::config::StreamConfig;
+
+/// An interface that has the local address and nothing else.
+///
+/// - smoltcp: `Interface` keeps the MTU of the device it was made with; there is no way to change it.
+/// - Asked for: the segment size follows the path's MTU (RFC 9293, section 3.7.2; RFC 5927, section 7.2).
+/// - Without a new interface for a new MTU: segments stay too long for the path, and none arrives.
+/// - Can go when smoltcp reads the MTU of the device at each poll.
+///
+/// A new one takes over an open connection, because smoltcp keeps nothing of it in the interface.
+pub(crate) fn interface(config: &StreamConfig, mtu: usize) -> Interface {
+    let mut smoltcp = Config::new(HardwareAddress::Ip);
+    smoltcp.random_seed = config.seed;
+    let mut scratch = Vec::new();
+    let mut device = OneShot { mtu, incoming: None, scratch: &mut scratch, out: &mut |_| {} };
+    let mut interface = Interface::new(smoltcp, &mut device, Instant::ZERO);
+    let address = IpAddress::from(config.local.ip());
+    let prefix = if config.local.is_ipv4() { 32 } else { 128 };
+    interface.update_ip_addrs(|addresses| {
+        // One address in an empty list always fits.
+        let _ = addresses.push(IpCidr::new(address, prefix));
+    });
+    interface
+}
 
 /// Lends one received packet to smoltcp, and hands out each packet that smoltcp makes.
-pub(super) struct OneShot<'a> {
+pub(crate) struct OneShot<'a> {
     pub mtu: usize,
-    /// The received packet, until smoltcp has taken it.
+    /// The received packet, until smoltcp takes it.
     pub incoming: Option<&'a [u8]>,
     /// Where outgoing packets are built, one after the other; grows to the MTU once.
     pub scratch: &'a mut Vec<u8>,
@@ -45,7 +72,7 @@ impl Device for OneShot<'_> {
     }
 }
 
-pub(super) struct Incoming<'a>(&'a [u8]);
+pub(crate) struct Incoming<'a>(&'a [u8]);
 
 impl RxToken for Incoming<'_> {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, read: F) -> R {
@@ -53,7 +80,7 @@ impl RxToken for Incoming<'_> {
     }
 }
 
-pub(super) struct Outgoing<'a> {
+pub(crate) struct Outgoing<'a> {
     scratch: &'a mut Vec<u8>,
     out: &'a mut dyn FnMut(&[u8]),
 }

@@ -1,0 +1,188 @@
+//! What every segment passes between smoltcp and the caller: counters, the hook, and the repairs of [`crate::smoltcp`].
+
+use std::time::{Duration, Instant};
+
+use super::config::StreamStats;
+use super::delay::DelayQueue;
+use super::hook::{Action, Direction, SegmentHook};
+use super::smoltcp::Rewrite;
+use super::smoltcp::repair::{self, Awaited, Repair};
+use super::smoltcp::socket::SendSequence;
+use super::smoltcp::timers::Attempts;
+use super::smoltcp::timestamps::Timestamps;
+use crafter_packet::header::{Flags, Seq, TcpView};
+
+/// A hook that asks for more copies gets these.
+const MAX_COPIES: u32 = 1000;
+
+pub(super) struct SegmentFilter {
+    hook: Option<Box<dyn SegmentHook>>,
+    pub delayed: DelayQueue,
+    pub stats: StreamStats,
+    /// The peer's sequence number behind its SYN.
+    first_expected: Option<Seq>,
+    /// `None` until the SYN was sent.
+    sent: Option<SendSequence>,
+    repair: Repair,
+    /// Set where timestamps are offered.
+    timestamps: Option<Timestamps>,
+    attempts: Attempts,
+}
+
+impl SegmentFilter {
+    pub fn new(hook: Option<Box<dyn SegmentHook>>, timestamps: Option<Timestamps>) -> Self {
+        Self {
+            hook,
+            delayed: DelayQueue::default(),
+            stats: StreamStats::default(),
+            first_expected: None,
+            sent: None,
+            repair: Repair::default(),
+            timestamps,
+            attempts: Attempts::default(),
+        }
+    }
+
+    /// Sets the clock of what smoltcp sends next on this thread.
+    pub fn set_clock(&self, since_start: Duration) {
+        if let Some(timestamps) = &self.timestamps {
+            timestamps.set_clock(since_start);
+        }
+    }
+
+    /// What was sent that the peer has to acknowledge, since it was heard last.
+    pub fn attempts(&self) -> Attempts {
+        self.attempts
+    }
+
+    pub fn has_hook(&self) -> bool {
+        self.hook.is_some()
+    }
+
+    pub fn first_expected(&self) -> Option<Seq> {
+        self.first_expected
+    }
+
+    /// Whether `seq` was sent and is not acknowledged.
+    pub fn is_in_flight(&self, seq: Seq) -> bool {
+        self.sent.is_some_and(|sent| sent.is_in_flight(seq))
+    }
+
+    /// Counts a received segment; `expected` is RCV.NXT, once the peer's SYN has come. False for a segment with an old
+    /// timestamp: nothing in it is noted.
+    pub fn note_received(&mut self, now: Instant, view: &TcpView<'_>, expected: Option<Seq>) -> bool {
+        let stats = &mut self.stats;
+        stats.segments_received += 1;
+        stats.bytes_received += view.payload().len() as u64;
+        self.attempts = Attempts::default();
+        if expected.is_some() && self.timestamps.as_mut().is_some_and(|timestamps| !timestamps.is_timely(now, view)) {
+            stats.duplicates += 1;
+            return false;
+        }
+        if view.flags.contains(Flags::RST) {
+            stats.resets += 1;
+            return true;
+        }
+        if let Some(sent) = &mut self.sent
+            && view.flags.contains(Flags::ACK)
+        {
+            sent.note_ack(Seq(view.ack));
+        }
+        self.repair.note_window(view, expected.is_none());
+        let stats = &mut self.stats;
+        let (seq, length) = (Seq(view.seq), view.sequence_length());
+        match expected {
+            None if view.flags.contains(Flags::SYN) => {
+                self.first_expected = Some(seq + 1);
+                if let Some(timestamps) = &mut self.timestamps {
+                    timestamps.begin(now, view);
+                }
+            }
+            Some(expected) if length > 0 => {
+                if !expected.before(seq + length) {
+                    stats.duplicates += 1;
+                } else if expected.before(seq) {
+                    stats.out_of_order += 1;
+                }
+            }
+            _ => {}
+        }
+        true
+    }
+
+    /// What smoltcp is to see of a received segment that was counted. `receive`: RCV.NXT and the room behind it in
+    /// bytes. `is_fin_alone`: this end has closed, and all its data is acknowledged.
+    pub fn rewrite(
+        &self,
+        view: &TcpView<'_>,
+        is_timely: bool,
+        receive: Option<(Seq, usize)>,
+        is_fin_alone: bool,
+    ) -> Rewrite {
+        let rewrite = match (receive, self.sent) {
+            (Some((expected, _)), Some(sent)) if !is_timely => self.repair.challenged(view, expected, sent.next),
+            (_, send) => self.repair.incoming(view, Awaited { receive, send, is_fin_alone }),
+        };
+        match &self.timestamps {
+            Some(timestamps) => timestamps.echoed(view, rewrite),
+            None => rewrite,
+        }
+    }
+
+    /// Counts a packet of smoltcp's and gives `out` what the hook makes of it.
+    pub fn outgoing(&mut self, now: Instant, packet: &[u8], out: &mut dyn FnMut(&[u8])) {
+        let read = TcpView::read(packet);
+        let next = self.sent.map(|sent| sent.next);
+        let repaired = read.as_ref().ok().and_then(|view| repair::send_next(view, next));
+        let packet = repaired.as_deref().unwrap_or(packet);
+        let read = if repaired.is_some() { TcpView::read(packet) } else { read };
+        if let Ok(view) = read {
+            self.note_sent(now, &view);
+        }
+        let Some(hook) = &mut self.hook else {
+            return out(packet);
+        };
+        let mut changed = packet.to_vec();
+        match hook.segment(now, Direction::Sent, &mut changed) {
+            Action::Pass => out(&changed),
+            Action::Drop => self.stats.hook_drops += 1,
+            Action::Delay(delay) => self.delayed.push(now + delay, Direction::Sent, changed),
+            Action::Duplicate(copies) => (0..=copies.min(MAX_COPIES)).for_each(|_| out(&changed)),
+        }
+    }
+
+    /// What the hook makes of a received packet: those to be taken now.
+    pub fn incoming(&mut self, now: Instant, packet: &[u8]) -> Vec<Vec<u8>> {
+        let mut changed = packet.to_vec();
+        let action = match &mut self.hook {
+            Some(hook) => hook.segment(now, Direction::Received, &mut changed),
+            None => Action::Pass,
+        };
+        match action {
+            Action::Pass => return vec![changed],
+            Action::Duplicate(copies) => return vec![changed; copies.min(MAX_COPIES) as usize + 1],
+            Action::Drop => self.stats.hook_drops += 1,
+            Action::Delay(delay) => self.delayed.push(now + delay, Direction::Received, changed),
+        }
+        Vec::new()
+    }
+
+    fn note_sent(&mut self, now: Instant, view: &TcpView<'_>) {
+        self.stats.segments_sent += 1;
+        self.stats.bytes_sent += view.payload().len() as u64;
+        if view.flags.contains(Flags::RST) {
+            return;
+        }
+        if let Some(timestamps) = &mut self.timestamps {
+            timestamps.note_sent(view);
+        }
+        let (seq, length) = (Seq(view.seq), view.sequence_length());
+        if length > 0 {
+            self.attempts.note(now);
+        }
+        match &mut self.sent {
+            None => self.sent = Some(SendSequence { unacknowledged: seq, next: seq + length }),
+            Some(sent) => self.stats.retransmissions += u64::from(sent.note_sent(seq, seq + length)),
+        }
+    }
+}

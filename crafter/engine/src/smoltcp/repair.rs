@@ -1,0 +1,396 @@
+//! Received and sent segments, as smoltcp has to see them and as the peer has to see them.
+
+use super::Rewrite;
+use super::socket::SendSequence;
+use crafter_packet::header::field::{ipv4, ipv6, tcp};
+use crafter_packet::header::{Flags, Seq, TcpOption, TcpView, checksum, ip};
+
+/// The MSS of a peer whose SYN has no such option (RFC 9293, section 3.7.1), in bytes.
+const DEFAULT_MSS: u32 = 536;
+/// The greatest shift of a window (RFC 7323, section 2.3).
+const MAX_SCALE: u8 = 14;
+/// A window is smaller than this (RFC 7323, section 2.3), in bytes.
+const MAX_WINDOW: u32 = 1 << 30;
+
+/// What the peer has room for.
+#[derive(Debug, Default)]
+pub(crate) struct Repair {
+    /// By how many bits the peer's windows are shifted.
+    scale: u8,
+    /// The right edge of the largest window that the peer has offered.
+    edge: Option<Seq>,
+    /// Whether the segment noted last has moved that edge.
+    is_news: bool,
+    /// The longest segment that the peer takes, in bytes.
+    mss: u32,
+}
+
+/// What this end waits for.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Awaited {
+    /// RCV.NXT and the room behind it in bytes; `None` until the peer's SYN.
+    pub receive: Option<(Seq, usize)>,
+    /// SND.UNA and SND.NXT; `None` until something was sent.
+    pub send: Option<SendSequence>,
+    /// Whether a FIN is all that is not acknowledged.
+    pub is_fin_alone: bool,
+}
+
+/// Whether a RST is in the window, but not at RCV.NXT. It is [answered](Repair::challenged).
+///
+/// - smoltcp: `process` closes the socket on a RST anywhere in the window. It drops one outside, as it should.
+/// - Asked for: only the number exactly next resets; any other in the window is answered by a challenge ACK (RFC 5961,
+///   section 3.2).
+/// - Without it: who does not see the connection closes it with one RST per window, about 1000 for one of 4 MiB.
+/// - Can go when smoltcp answers such a RST with a challenge ACK.
+pub(crate) fn is_inexact_reset(view: &TcpView<'_>, receive_next: Seq, room: usize) -> bool {
+    let ahead = ahead_of(receive_next, view);
+    view.flags.contains(Flags::RST) && ahead > 0 && ahead < room
+}
+
+/// Whether a SYN without ACK is received on an open connection. It is [answered](Repair::challenged).
+///
+/// - smoltcp: `process` drops what has no ACK, and nothing is sent.
+/// - Asked for: a challenge ACK, whatever the number (RFC 5961, section 4.2).
+/// - Without it: a peer that was restarted and connects from the same port waits until it gives up: only the RST with
+///   which it answers the challenge would end the old connection.
+/// - Can go when smoltcp answers a SYN on an open connection with a challenge ACK.
+pub(crate) fn is_late_syn(view: &TcpView<'_>) -> bool {
+    view.flags.contains(Flags::SYN) && !view.flags.intersects(Flags::ACK | Flags::RST)
+}
+
+/// Whether an ACK alone repeats that a FIN is all that is missing. smoltcp must not count it.
+///
+/// - smoltcp: the third one sets `Timer::FastRetransmit`. `dispatch` then stops the retransmit timer, and as the
+///   transmit buffer is empty it sends nothing.
+/// - Asked for: what is not acknowledged is retransmitted when the timer expires (RFC 6298, section 5.4).
+/// - Without it: a lost FIN is never repeated; the connection stays in FIN-WAIT-1 or LAST-ACK until it times out.
+/// - Can go when smoltcp retransmits the FIN, or leaves the timer alone where it has no data.
+pub(crate) fn is_repeated_ack_of_fin(awaited: &Awaited) -> bool {
+    awaited.is_fin_alone
+}
+
+/// The number for smoltcp to see on an ACK alone that is ahead of RCV.NXT, up to the right edge of the window.
+///
+/// - smoltcp: `process` takes a segment without data if RCV.NXT =< SEG.SEQ < RCV.NXT+RCV.WND, by the window in its
+///   last ACK. It answers one at the edge and ignores what that acknowledges.
+/// - Asked for: that test (RFC 9293, section 3.10.7.4), which adds "special allowance" for ACKs only where the window
+///   is 0. Linux takes an ACK at the edge (`tcp_sequence`), and sends it when it has filled the window.
+/// - Without it: where data at the beginning of a full window is lost, this end takes no acknowledgment until it is
+///   repeated, and if both ends are in that state, neither repeats it in time.
+/// - Can go when smoltcp takes the acknowledgment in a segment without data at the right edge.
+pub(crate) fn ack_at_right_edge(view: &TcpView<'_>, receive: Option<(Seq, usize)>) -> Option<Seq> {
+    let (next, room) = receive?;
+    let ahead = ahead_of(next, view);
+    (is_pure_ack(view) && ahead > 0 && ahead <= room).then_some(next)
+}
+
+/// `view`, which smoltcp is about to send, with SND.NXT as its number, if it carries another; `next` is SND.NXT.
+///
+/// - smoltcp: an ACK or RST without data carries `remote_last_seq`, which `dispatch` winds back to SND.UNA when the
+///   retransmit timer expires.
+/// - Asked for: `<SEQ=SND.NXT>` (RFC 9293, sections 3.10.7.4 and 3.10.5).
+/// - Without it: the peer has received what is repeated and drops the ACK as one before its window. If both ends
+///   repeat, neither takes the other's acknowledgment, for ever. A RST is not taken either (RFC 5961, section 3.2).
+/// - Can go when smoltcp keeps SND.NXT apart from where it retransmits.
+pub(crate) fn send_next(view: &TcpView<'_>, next: Option<Seq>) -> Option<Vec<u8>> {
+    let next = next.filter(|next| *next != Seq(view.seq))?;
+    if view.sequence_length() > 0 || !view.flags.contains(Flags::ACK) {
+        return None;
+    }
+    let mut packet = view.ip.bytes().to_vec();
+    packet[view.ip.payload.start..][tcp::SEQ].copy_from_slice(&next.to_be_bytes());
+    checksum::fix(&mut packet);
+    Some(packet)
+}
+
+impl Repair {
+    /// Notes what the peer has room for. A SYN says so only while this end is `connecting`: a later one is old or
+    /// forged.
+    pub fn note_window(&mut self, view: &TcpView<'_>, connecting: bool) {
+        let is_syn = view.flags.contains(Flags::SYN);
+        self.is_news = false;
+        if is_syn && !connecting {
+            return;
+        }
+        if is_syn {
+            (self.scale, self.mss) = (0, DEFAULT_MSS);
+            for option in TcpOption::parse_all(view.options()) {
+                match option {
+                    TcpOption::WindowScale(shift) => self.scale = shift.min(MAX_SCALE),
+                    TcpOption::Mss(mss) => self.mss = u32::from(mss).max(DEFAULT_MSS),
+                    _ => {}
+                }
+            }
+        }
+        if view.flags.contains(Flags::ACK) {
+            let shift = if is_syn { 0 } else { self.scale };
+            let edge = Seq(view.ack) + (u32::from(view.window) << shift);
+            if self.edge.is_none_or(|known| edge.after(known)) {
+                self.edge = Some(edge);
+                self.is_news = true;
+            }
+        }
+    }
+
+    /// What smoltcp is to see of a received segment, whose window was [noted](Self::note_window).
+    pub fn incoming(&self, view: &TcpView<'_>, awaited: Awaited) -> Rewrite {
+        if let Some(((receive_next, room), send)) = awaited.receive.zip(awaited.send)
+            && (is_inexact_reset(view, receive_next, room) || is_late_syn(view))
+        {
+            return self.challenged(view, receive_next, send.next);
+        }
+        if !view.flags.contains(Flags::ACK) || view.flags.intersects(Flags::SYN | Flags::RST) {
+            return Rewrite::Keep;
+        }
+        if self.is_repeated_ack(view, awaited.send)
+            && (is_repeated_ack_of_fin(&awaited) || self.is_repeated_ack_without_room(view))
+        {
+            return Rewrite::Drop;
+        }
+        let seq = ack_at_right_edge(view, awaited.receive);
+        let window = self.newest_window(view).or_else(|| self.window_in_flight(view, awaited.send));
+        if seq.is_none() && window.is_none() {
+            return Rewrite::Keep;
+        }
+        let mut packet = view.ip.bytes().to_vec();
+        let header = &mut packet[view.ip.payload.start..];
+        if let Some(seq) = seq {
+            header[tcp::SEQ].copy_from_slice(&seq.to_be_bytes());
+        }
+        if let Some(window) = window {
+            header[tcp::WINDOW].copy_from_slice(&window.to_be_bytes());
+        }
+        Rewrite::Replace(packet)
+    }
+
+    /// What smoltcp is to see of a segment that has to be answered by a challenge ACK: a keep-alive, which it answers
+    /// so.
+    ///
+    /// - smoltcp: `challenge_ack_reply`, with its limit of one per second, is reached by segments outside the window
+    ///   and by ACKs of what was never sent only.
+    /// - Asked for: challenge ACKs for inexact RSTs, late SYNs and old timestamps (RFC 5961, sections 3.2 and 4.2; RFC
+    ///   7323, section 5.3 R1), throttled (RFC 5961, section 7).
+    /// - Without it: none of the three is answered.
+    /// - Can go with the functions that find the three.
+    pub fn challenged(&self, view: &TcpView<'_>, receive_next: Seq, send_next: Seq) -> Rewrite {
+        // Without its data, of which some might be in the window.
+        let whole = view.ip.bytes();
+        let mut packet = whole[..whole.len() - view.payload().len()].to_vec();
+        let (field, length) = match view.ip.version() {
+            4 => (ipv4::LENGTH, packet.len()),
+            _ => (ipv6::LENGTH, packet.len() - ip::IPV6_HEADER),
+        };
+        // Headers alone always fit.
+        packet[field].copy_from_slice(&(length as u16).to_be_bytes());
+        let window = self.edge.map_or(0, |edge| edge.distance_from(send_next) >> self.scale);
+        let header = &mut packet[view.ip.payload.start..];
+        header[tcp::SEQ].copy_from_slice(&(receive_next - 1).to_be_bytes());
+        header[tcp::ACK].copy_from_slice(&send_next.to_be_bytes());
+        header[tcp::FLAGS] = Flags::ACK.0 as u8;
+        header[tcp::WINDOW].copy_from_slice(&u16::try_from(window).unwrap_or(0).to_be_bytes());
+        Rewrite::Replace(packet)
+    }
+
+    /// Whether it is an ACK alone, without news, of the oldest number in flight.
+    fn is_repeated_ack(&self, view: &TcpView<'_>, send: Option<SendSequence>) -> bool {
+        let oldest = send.filter(|send| send.unacknowledged != send.next).map(|send| send.unacknowledged);
+        is_pure_ack(view) && !self.is_news && oldest == Some(Seq(view.ack))
+    }
+
+    /// Whether a [repeated ACK](Self::is_repeated_ack) is received while the window has no room for a segment. smoltcp
+    /// must not count it.
+    ///
+    /// - smoltcp: after the third one `dispatch` repeats as much as a whole segment whatever the window
+    ///   (`pending_fast_retransmit`), and raises `remote_last_seq` to its end.
+    /// - Asked for: nothing is sent beyond the window (RFC 9293, section 3.8.6).
+    /// - Without it: what the peer had no room for is taken for sent, and waits for a timeout; on a window of 0 none
+    ///   runs.
+    /// - Can go when smoltcp cuts the fast retransmit to the window.
+    fn is_repeated_ack_without_room(&self, view: &TcpView<'_>) -> bool {
+        let acknowledged = Seq(view.ack);
+        self.edge.unwrap_or(acknowledged).distance_from(acknowledged) < self.mss
+    }
+
+    /// The window that goes with the segment's acknowledgment, if a later segment has offered more than this one.
+    ///
+    /// - smoltcp: `process` takes the window of every segment in order.
+    /// - Asked for: only if the segment is not older than the last that has changed it, by SND.WL1 and SND.WL2 (RFC
+    ///   9293, section 3.10.7.4, fifth).
+    /// - Without it: an ACK that was overtaken closes the window again. If what was sent into the newer window is lost,
+    ///   smoltcp neither repeats it nor probes.
+    /// - Can go when smoltcp has SND.WL1 and SND.WL2.
+    fn newest_window(&self, view: &TcpView<'_>) -> Option<u16> {
+        let window = u16::try_from(self.offered(view)? >> self.scale).unwrap_or(u16::MAX);
+        (window > view.window).then_some(window)
+    }
+
+    /// The least window, in place of 0, for a segment whose field rounds to 0 a window in which something is in flight.
+    ///
+    /// - smoltcp: `process` starts the timer of a zero-window probe only where no other runs. When the retransmit timer
+    ///   expires later, `dispatch` stops it, finds no room, and sends nothing.
+    /// - Asked for: what was in the window when it was sent is retransmitted, even if the shift has rounded the window
+    ///   to 0 since (RFC 7323, section 2.4).
+    /// - Without it: if that is lost, it is never repeated.
+    /// - Can go when smoltcp retransmits by the edge it was offered, or goes over to probing.
+    fn window_in_flight(&self, view: &TcpView<'_>, send: Option<SendSequence>) -> Option<u16> {
+        let offered = self.offered(view)?;
+        let is_in_flight = send.is_some_and(|send| send.next.after(Seq(view.ack)));
+        (view.window == 0 && offered > 0 && offered >> self.scale == 0 && is_in_flight).then_some(1)
+    }
+
+    /// How many bytes behind the segment's acknowledgment the peer has offered; `None` for one of long ago, which
+    /// smoltcp ignores.
+    fn offered(&self, view: &TcpView<'_>) -> Option<u32> {
+        Some(self.edge?.distance_from(Seq(view.ack))).filter(|offered| *offered <= MAX_WINDOW)
+    }
+}
+
+/// Whether a segment acknowledges, and neither takes sequence space nor resets.
+fn is_pure_ack(view: &TcpView<'_>) -> bool {
+    view.flags.contains(Flags::ACK) && !view.flags.contains(Flags::RST) && view.sequence_length() == 0
+}
+
+/// How far the segment's number is ahead of `next`; huge if it is behind.
+fn ahead_of(next: Seq, view: &TcpView<'_>) -> usize {
+    Seq(view.seq).distance_from(next) as usize
+}
+
+#[cfg(test)]
+mod unit_tests {
+    use super::*;
+    use crafter_packet::header::{Checksum, Segment};
+
+    fn segment(flags: Flags, seq: u32, ack: u32, window: u16, payload: &[u8]) -> Vec<u8> {
+        let ends = ("192.0.2.1:80".parse().unwrap(), "192.0.2.2:49152".parse().unwrap());
+        Segment { flags, seq, ack, window, payload: payload.to_vec(), ..Segment::new(ends.0, ends.1) }.build()
+    }
+
+    fn repair(scale: u8, ack: u32, window: u16) -> Repair {
+        let mut repair = Repair { scale, mss: 1000, ..Repair::default() };
+        repair.note_window(&TcpView::parse(&segment(Flags::ACK, 1, ack, window, b"")).unwrap(), false);
+        repair
+    }
+
+    fn awaited(next: u32, room: usize) -> Awaited {
+        Awaited { receive: Some((Seq(next), room)), ..Awaited::default() }
+    }
+
+    fn in_flight(unacknowledged: u32, next: u32) -> Option<SendSequence> {
+        Some(SendSequence { unacknowledged: Seq(unacknowledged), next: Seq(next) })
+    }
+
+    #[test]
+    fn acks_and_resets_carry_what_is_next() {
+        for flags in [Flags::ACK, Flags::ACK | Flags::RST] {
+            let packet = segment(flags, 100, 7, 100, b"");
+            let changed = send_next(&TcpView::parse(&packet).unwrap(), Some(Seq(600))).expect("an old number");
+            assert_eq!(checksum::verify(&changed, false), Checksum::Valid);
+            assert_eq!(Segment::parse(&changed).unwrap(), Segment { seq: 600, ..Segment::parse(&packet).unwrap() });
+            assert_eq!(send_next(&TcpView::parse(&packet).unwrap(), Some(Seq(100))), None);
+        }
+        let reset = segment(Flags::RST, 100, 0, 0, b"");
+        assert_eq!(send_next(&TcpView::parse(&reset).unwrap(), Some(Seq(600))), None);
+    }
+
+    #[test]
+    fn the_newest_window_stays() {
+        // 100 + (50 << 3) = 500.
+        let repair = repair(3, 100, 50);
+        let seen = |ack, window| {
+            let packet = segment(Flags::ACK | Flags::PSH, 1, ack, window, b"data");
+            match repair
+                .incoming(&TcpView::parse(&packet).unwrap(), Awaited { send: in_flight(100, 498), ..awaited(1, 1000) })
+            {
+                Rewrite::Replace(packet) => Some(Segment::parse(&packet).unwrap().window),
+                seen => {
+                    assert_eq!(seen, Rewrite::Keep);
+                    None
+                }
+            }
+        };
+        assert_eq!(seen(100, 0), Some(50));
+        assert_eq!(seen(100, 50), None);
+        assert_eq!(seen(180, 39), Some(40));
+        assert_eq!(seen(180, 40), None);
+        // Less than the shift can say is still not nothing.
+        assert_eq!(seen(495, 0), Some(1));
+        assert_eq!(seen(498, 0), None);
+        assert_eq!(seen(500, 0), None);
+        assert_eq!(seen(600, 0), None);
+    }
+
+    #[test]
+    fn acks_at_the_right_edge_are_taken() {
+        let repair = repair(0, 100, 50);
+        let seen = |seq, payload: &[u8]| {
+            let packet = segment(Flags::ACK, seq, 100, 50, payload);
+            match repair.incoming(&TcpView::parse(&packet).unwrap(), awaited(1000, 200)) {
+                Rewrite::Replace(packet) => Segment::parse(&packet).unwrap().seq,
+                _ => seq,
+            }
+        };
+        assert_eq!([seen(1000, b""), seen(1001, b""), seen(1200, b"")], [1000; 3]);
+        assert_eq!([seen(999, b""), seen(1201, b"")], [999, 1201]);
+        assert_eq!(seen(1200, b"x"), 1200);
+    }
+
+    #[test]
+    fn a_syn_says_how_to_read_windows_only_at_the_start() {
+        let ends = ("192.0.2.1:80".parse().unwrap(), "192.0.2.2:49152".parse().unwrap());
+        let options = vec![TcpOption::Mss(1000), TcpOption::WindowScale(7)];
+        let syn = Segment { flags: Flags::SYN, options, window: 1, ..Segment::new(ends.0, ends.1) }.build();
+        let syn = TcpView::parse(&syn).unwrap();
+        let mut repair = Repair::default();
+        repair.note_window(&syn, true);
+        assert_eq!((repair.scale, repair.mss), (7, 1000));
+        let other = segment(Flags::SYN | Flags::ACK, 5, 100, 64_000, b"");
+        repair.note_window(&TcpView::parse(&other).unwrap(), false);
+        assert_eq!((repair.scale, repair.mss, repair.edge), (7, 1000, None));
+    }
+
+    #[test]
+    fn a_guess_is_a_segment_before_the_window() {
+        let repair = repair(3, 100, 50);
+        let awaited = Awaited { send: in_flight(140, 140), ..awaited(1000, 200) };
+        let seen_of = |flags, seq, payload: &[u8], awaited| {
+            let packet = segment(flags, seq, 0, 64_000, payload);
+            repair.incoming(&TcpView::parse(&packet).unwrap(), awaited)
+        };
+        let seen = |payload: &[u8], awaited| seen_of(Flags::SYN, 1100, payload, awaited);
+        let Rewrite::Replace(packet) = seen(b"", awaited) else { panic!("unchanged") };
+        for flags in [Flags::RST, Flags::RST | Flags::ACK] {
+            assert!(matches!(seen_of(flags, 1199, b"", awaited), Rewrite::Replace(_)));
+            for seq in [999, 1000, 1200] {
+                assert_eq!(seen_of(flags, seq, b"", awaited), Rewrite::Keep, "the exact one, and those outside");
+            }
+        }
+        let changed = Segment::parse(&packet).unwrap();
+        // (100 + (50 << 3) - 140) >> 3.
+        assert_eq!((changed.flags, changed.seq, changed.ack, changed.window), (Flags::ACK, 999, 140, 45));
+        let Rewrite::Replace(other) = seen(b"data", awaited) else { panic!("unchanged") };
+        let other = Segment { checksum: changed.checksum, ..Segment::parse(&other).unwrap() };
+        assert_eq!(other, changed, "its data is nothing to anybody");
+        assert_eq!(seen(b"", Awaited::default()), Rewrite::Keep, "it connects");
+    }
+
+    #[test]
+    fn nothing_is_seen_of_repeated_acks_that_lead_astray() {
+        for (window, is_fin, seen) in
+            [(2000, false, Rewrite::Keep), (2000, true, Rewrite::Drop), (999, false, Rewrite::Drop)]
+        {
+            let mut repair = repair(0, 100, window);
+            let awaited = Awaited { send: in_flight(100, 101), is_fin_alone: is_fin, ..awaited(1000, 200) };
+            let mut saw = |ack, window, payload: &[u8]| {
+                let packet = segment(Flags::ACK, 1000, ack, window, payload);
+                let view = TcpView::parse(&packet).unwrap();
+                repair.note_window(&view, false);
+                repair.incoming(&view, awaited)
+            };
+            assert_eq!(saw(100, window, b""), seen);
+            assert_eq!(saw(100, window, b"x"), Rewrite::Keep);
+            assert_eq!(saw(100, window + 1, b""), Rewrite::Keep, "more room is news");
+            assert_eq!(saw(101, window, b""), Rewrite::Keep);
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! Timestamps (RFC 7323): this end's clock, and TS.Recent of the peer's.
+//!
+//! smoltcp writes the option, and leaves it out where the peer has not offered it; the rest is here.
+
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+use super::Rewrite;
+use crafter_packet::header::option::{END, NOP, TIMESTAMPS, TIMESTAMPS_LENGTH};
+use crafter_packet::header::{Flags, Seq, TcpView, tcp};
+
+/// After this time TS.Recent is invalid: a clock that ticks each millisecond seems to go back then (RFC 7323, section
+/// 5.5).
+const OUTDATED: Duration = Duration::from_secs(24 * 24 * 3600);
+
+thread_local! {
+    static CLOCK: Cell<u32> = const { Cell::new(0) };
+}
+
+/// The time as smoltcp asks for it: what [`Timestamps::set_clock`] has set last on this thread.
+pub(crate) fn clock() -> u32 {
+    CLOCK.get()
+}
+
+/// Both clocks of a connection that offers timestamps. Values are compared as sequence numbers are (RFC 7323, section
+/// 5.2).
+#[derive(Debug)]
+pub(crate) struct Timestamps {
+    /// Where this end's clock begins, in milliseconds. Random, so that the peer does not learn the uptime of the host
+    /// (RFC 7323, section 7.1).
+    offset: u32,
+    /// TS.Recent and when it was set. `None`: the peer has no timestamps.
+    recent: Option<(Seq, Instant)>,
+    /// Last.ACK.sent.
+    acknowledged: Option<Seq>,
+}
+
+impl Timestamps {
+    /// For a connection that begins; `seed` is random.
+    pub fn new(seed: u64) -> Self {
+        // The initial sequence number comes from the seed too, and one must not tell the other: half of a
+        // multiplication by 2^64 over the golden ratio.
+        let offset = (seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32;
+        Self { offset, recent: None, acknowledged: None }
+    }
+
+    /// Sets the clock for what smoltcp sends next on this thread, in milliseconds (RFC 7323, section 5.4).
+    ///
+    /// - smoltcp: `set_tsval_generator` takes a plain function, which knows neither the connection nor the time that
+    ///   the interface was polled with.
+    /// - Asked for: a clock that is at least roughly proportional to real time (RFC 7323, section 5.4), and an offset
+    ///   of its own for each connection (section 7.1).
+    /// - Without it: every TSval is the same, and the peer can neither measure round trips nor tell old segments.
+    /// - Can go when the generator is a closure, or is given the time.
+    pub fn set_clock(&self, since_start: Duration) {
+        CLOCK.set(self.offset.wrapping_add(since_start.as_millis() as u32));
+    }
+
+    /// Notes the peer's SYN, which says whether it has timestamps.
+    pub fn begin(&mut self, now: Instant, syn: &TcpView<'_>) {
+        self.recent = find(syn.options()).map(|at| (value(&syn.options()[at..]), now));
+    }
+
+    /// Notes a segment of this end's.
+    pub fn note_sent(&mut self, view: &TcpView<'_>) {
+        if view.flags.contains(Flags::ACK) {
+            self.acknowledged = Some(Seq(view.ack));
+        }
+    }
+
+    /// Whether a received segment is no older than TS.Recent: PAWS. Updates TS.Recent where the segment begins at or
+    /// before what was acknowledged last (RFC 7323, section 4.3).
+    ///
+    /// - smoltcp: `process` never looks at a TSval.
+    /// - Asked for: an older segment is not taken, and answered by an ACK (RFC 7323, section 5.3 R1).
+    /// - Without it: a segment delayed until its sequence numbers are in use again, after 4 GiB, gets into the stream.
+    /// - Can go when smoltcp has PAWS.
+    pub fn is_timely(&mut self, now: Instant, view: &TcpView<'_>) -> bool {
+        let Some(recent) = self.recent.as_mut().filter(|_| !view.flags.contains(Flags::RST)) else { return true };
+        // One that lacks it is taken all the same, as Linux does.
+        let Some(value) = find(view.options()).map(|at| value(&view.options()[at..])) else { return true };
+        let is_outdated = now.saturating_duration_since(recent.1) > OUTDATED;
+        if value.before(recent.0) && !is_outdated {
+            return false;
+        }
+        if self.acknowledged.is_none_or(|acknowledged| !Seq(view.seq).after(acknowledged)) {
+            *recent = (value, now);
+        }
+        true
+    }
+
+    /// A received segment for smoltcp, with TS.Recent in place of its TSval.
+    ///
+    /// - smoltcp: `process` notes the TSval of every segment for the next echo, and `ack_reply` echoes that of the
+    ///   segment at hand.
+    /// - Asked for: TS.Recent (RFC 7323, section 4.3): a segment behind a gap does not count.
+    /// - Without it: the peer measures the round trip of a segment that was lost as short, and repeats too early.
+    /// - Can go when smoltcp has TS.Recent.
+    pub fn echoed(&self, view: &TcpView<'_>, rewrite: Rewrite) -> Rewrite {
+        let Some(((recent, _), at)) = self.recent.zip(find(view.options())) else { return rewrite };
+        let mut packet = match rewrite {
+            Rewrite::Drop => return Rewrite::Drop,
+            Rewrite::Keep if value(&view.options()[at..]) == recent => return Rewrite::Keep,
+            Rewrite::Keep => view.ip.bytes().to_vec(),
+            Rewrite::Replace(packet) => packet,
+        };
+        packet[view.ip.payload.start + tcp::HEADER + at..][..size_of::<Seq>()].copy_from_slice(&recent.to_be_bytes());
+        Rewrite::Replace(packet)
+    }
+}
+
+/// The TSval that some bytes begin with.
+fn value(bytes: &[u8]) -> Seq {
+    Seq(bytes.first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes)))
+}
+
+/// Where in the options of a segment the TSval is.
+fn find(options: &[u8]) -> Option<usize> {
+    const BODY: usize = TIMESTAMPS_LENGTH as usize - 2;
+    // As everybody lays it out (RFC 7323, appendix A).
+    if options.len() >= BODY + 4 && options.starts_with(&[NOP, NOP, TIMESTAMPS, TIMESTAMPS_LENGTH]) {
+        return Some(4);
+    }
+    let mut at = 0;
+    loop {
+        at += match options.get(at..)? {
+            [NOP, ..] => 1,
+            [TIMESTAMPS, TIMESTAMPS_LENGTH, rest @ ..] => return (rest.len() >= BODY).then_some(at + 2),
+            [kind, length, ..] if *kind != END && *length >= 2 => usize::from(*length),
+            _ => return None,
+        };
+    }
+}
+
+#[cfg(test)]
+mod unit_tests {
+    use super::*;
+    use crafter_packet::header::{Segment, TcpOption};
+
+    fn segment(flags: Flags, seq: u32, value: Option<u32>) -> Vec<u8> {
+        let ends = ("192.0.2.1:80".parse().unwrap(), "192.0.2.2:49152".parse().unwrap());
+        let options = value.map(|value| TcpOption::Timestamps { value, echo: 7 }).into_iter().collect();
+        Segment { flags, seq, ack: 1, options, payload: b"data".to_vec(), ..Segment::new(ends.0, ends.1) }.build()
+    }
+
+    /// The peer's SYN had 1000 and its byte 100 is the next to be acknowledged.
+    fn timestamps() -> Timestamps {
+        let mut timestamps = Timestamps::new(1);
+        timestamps.begin(Instant::now(), &TcpView::parse(&segment(Flags::SYN, 99, Some(1000))).unwrap());
+        timestamps.acknowledged = Some(Seq(100));
+        timestamps
+    }
+
+    fn takes(timestamps: &mut Timestamps, flags: Flags, seq: u32, value: Option<u32>) -> (bool, Option<u32>) {
+        takes_later(timestamps, Duration::ZERO, flags, seq, value)
+    }
+
+    fn takes_later(
+        timestamps: &mut Timestamps,
+        later: Duration,
+        flags: Flags,
+        seq: u32,
+        value: Option<u32>,
+    ) -> (bool, Option<u32>) {
+        let now = Instant::now() + later;
+        let timely = timestamps.is_timely(now, &TcpView::parse(&segment(flags, seq, value)).unwrap());
+        (timely, timestamps.recent.map(|(recent, _)| recent.0))
+    }
+
+    #[test]
+    fn what_is_older_is_not_timely() {
+        let mut timestamps = timestamps();
+        assert_eq!(takes(&mut timestamps, Flags::ACK, 100, Some(999)), (false, Some(1000)));
+        assert_eq!(takes(&mut timestamps, Flags::ACK, 100, Some(1000)), (true, Some(1000)));
+        assert_eq!(takes(&mut timestamps, Flags::ACK, 100, Some(2000)), (true, Some(2000)));
+        // The clock passes 2^32, and 2^31 ahead is behind.
+        assert_eq!(takes(&mut timestamps, Flags::ACK, 100, Some(2000 + (1 << 31))), (false, Some(2000)));
+        assert_eq!(takes(&mut timestamps, Flags::ACK, 100, Some(1999 + (1 << 31))), (true, Some(1999 + (1 << 31))));
+        assert_eq!(takes(&mut timestamps, Flags::ACK, 100, Some(5)), (true, Some(5)));
+    }
+
+    #[test]
+    fn after_24_days_nothing_is_old() {
+        let mut timestamps = timestamps();
+        let (behind, minute) = (Some(999), Duration::from_secs(60));
+        assert_eq!(takes_later(&mut timestamps, OUTDATED - minute, Flags::ACK, 100, behind), (false, Some(1000)));
+        let later = OUTDATED + minute;
+        assert_eq!(takes_later(&mut timestamps, later, Flags::ACK, 100, behind), (true, behind));
+        assert_eq!(takes_later(&mut timestamps, later, Flags::ACK, 100, Some(998)), (false, behind));
+    }
+
+    #[test]
+    fn resets_and_segments_without_a_time_are_taken() {
+        let mut timestamps = timestamps();
+        assert_eq!(takes(&mut timestamps, Flags::RST, 100, Some(1)), (true, Some(1000)));
+        assert_eq!(takes(&mut timestamps, Flags::ACK, 100, None), (true, Some(1000)));
+        let mut none = Timestamps::new(1);
+        none.begin(Instant::now(), &TcpView::parse(&segment(Flags::SYN, 99, None)).unwrap());
+        assert_eq!(takes(&mut none, Flags::ACK, 100, Some(1)), (true, None));
+    }
+
+    #[test]
+    fn what_is_ahead_is_not_echoed() {
+        let mut timestamps = timestamps();
+        assert_eq!(takes(&mut timestamps, Flags::ACK, 101, Some(1500)), (true, Some(1000)));
+        let ahead = segment(Flags::ACK, 101, Some(1500));
+        let Rewrite::Replace(packet) = timestamps.echoed(&TcpView::parse(&ahead).unwrap(), Rewrite::Keep) else {
+            panic!("1500 would be echoed")
+        };
+        let options = Segment::parse(&packet).unwrap().options;
+        assert!(options.contains(&TcpOption::Timestamps { value: 1000, echo: 7 }), "{options:?}");
+        let next = segment(Flags::ACK, 100, Some(1000));
+        assert_eq!(timestamps.echoed(&TcpView::parse(&next).unwrap(), Rewrite::Keep), Rewrite::Keep);
+        assert_eq!(timestamps.echoed(&TcpView::parse(&ahead).unwrap(), Rewrite::Drop), Rewrite::Drop);
+    }
+
+    #[test]
+    fn it_is_found_wherever_it_is() {
+        let value = [8, 10, 0, 0, 0, 1, 0, 0, 0, 2];
+        let with = |before: &[u8], behind: &[u8]| find(&[before, &value, behind].concat());
+        assert_eq!(with(&[1, 1], &[]), Some(4));
+        assert_eq!(with(&[], &[]), Some(2));
+        assert_eq!(with(&[2, 4, 5, 180, 4, 2], &[1, 3, 3, 7]), Some(8));
+        for cut in 0..10 {
+            assert_eq!(find(&value[..cut]), None);
+            assert_eq!(find(&[&[1, 1], &value[..cut]].concat()), None);
+        }
+        // The list has ended; a length that is none; one that goes beyond.
+        assert_eq!([with(&[0], &[]), with(&[2, 0], &[]), with(&[2, 1], &[]), with(&[2, 40], &[])], [None; 4]);
+    }
+}
