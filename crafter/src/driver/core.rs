@@ -9,7 +9,7 @@ use std::{
 use crafter_common::{map::SOCKET_ENTRIES, parse, reason::Reason};
 
 use super::{
-    NoRoom, Options, Outgoing, Transmitted,
+    Options,
     entry::{Meta, Stats},
     served::Served,
     table::Table,
@@ -20,8 +20,7 @@ use crate::{
         maps::{Counters, Flow, OwnerMaps, Terms},
         program::{Kernel, Mode, Report},
         ring::Ring,
-        route::Route,
-        tx::Sender,
+        tx::{NoRoom, Outgoing, Sender, Transmitted},
         xsk::{Frames, Lost, Socket},
     },
     error::{Error, Result},
@@ -186,64 +185,10 @@ impl Core {
         }
     }
 
-    /// Queues a packet from its IP header on.
-    ///
-    /// # Errors
-    /// Those of [`Sender::push`].
-    pub(crate) fn push(&mut self, route: &Route, ip: &[u8]) -> Result<()> {
-        push(&mut self.side, route, ip)
-    }
-
-    /// Queues a frame.
-    ///
-    /// # Errors
-    /// Those of [`Sender::push_frame`].
-    pub(crate) fn push_frame(&mut self, frame: &[u8]) -> Result<()> {
-        match &mut self.side {
-            Side::Kernel(side) => side.tx.push_frame(frame),
-            Side::Service(side) => side.push_frame(frame),
-        }
-    }
-
     /// Sends packets and frames in as few system calls as it takes; `on` says what to do where there is no room for one.
     pub(crate) fn send<'p>(&mut self, packets: impl IntoIterator<Item = Outgoing<'p>>, on: NoRoom) -> Transmitted {
-        let (sent, refused) = self.sent();
-        let (mut count, mut error) = (0, None);
-        for (number, packet) in packets.into_iter().enumerate() {
-            if on == NoRoom::Stop {
-                match &mut self.side {
-                    Side::Kernel(side) => side.tx.number(number),
-                    Side::Service(side) => side.number(number),
-                }
-            }
-            let pushed = match packet {
-                Outgoing::Ip(route, ip) => self.push(route, ip),
-                Outgoing::Frame(frame) => self.push_frame(frame),
-            };
-            error = error.or(pushed.err());
-            count = number + 1;
-        }
-        error = error.or(self.flush().err());
-        let held = match &mut self.side {
-            Side::Kernel(side) => side.tx.finish(),
-            Side::Service(side) => side.finish(),
-        };
-        let (sent, refused) = (self.sent().0 - sent, self.sent().1 - refused);
-        Transmitted { sent, refused, tried: held.unwrap_or(count), error }
-    }
-
-    /// Sends all that is queued.
-    ///
-    /// # Errors
-    /// Those of [`Sender::flush`].
-    pub(crate) fn flush(&mut self) -> Result<()> {
-        match &mut self.side {
-            Side::Kernel(side) => side.tx.flush().map(drop),
-            Side::Service(side) => {
-                side.flush();
-                Ok(())
-            }
-        }
+        let packets: Vec<_> = packets.into_iter().collect();
+        self.side.send_batch(&packets, on)
     }
 
     /// Packets sent, and those that were not taken.
@@ -301,9 +246,16 @@ impl Core {
     /// Sends what the streams have to send, and wakes whoever waits for one of them.
     pub(crate) fn transmit(&mut self, now: Instant) {
         let Self { table, side, .. } = self;
-        table.poll_transmit(now, |route, ip| push(side, route, ip));
-        if let Err(e) = self.flush() {
-            self.table.handle_fault(now, &e);
+        let mut segments = Vec::new();
+        table.poll_transmit(now, |route, ip| segments.push((route.clone(), ip.to_vec())));
+        if segments.is_empty() {
+            return;
+        }
+        let packets: Vec<_> = segments.iter().map(|(route, ip)| Outgoing::Ip(route, ip)).collect();
+        let Transmitted { sent, refused, tried, error } = side.send_batch(&packets, NoRoom::Refuse);
+        table.stats.not_sent += (tried as u64).saturating_sub(sent + refused);
+        if let Some(e) = error {
+            table.handle_fault(now, &e);
         }
     }
 
@@ -349,15 +301,11 @@ impl Core {
     }
 }
 
-fn push(side: &mut Side, route: &Route, ip: &[u8]) -> Result<()> {
-    match side {
-        Side::Kernel(side) => side.tx.push(route, ip),
-        Side::Service(side) if route.ifindex != side.ifindex() => {
-            Err(Error::invalid("route", format_args!("it leaves by {}, and this lease is elsewhere", route.interface)))
-        }
-        Side::Service(side) => {
-            side.push(ip);
-            Ok(())
+impl Side {
+    fn send_batch(&mut self, packets: &[Outgoing<'_>], on_no_room: NoRoom) -> Transmitted {
+        match self {
+            Self::Kernel(side) => side.tx.send_batch(packets, on_no_room),
+            Self::Service(side) => side.send_batch(packets, on_no_room),
         }
     }
 }

@@ -31,6 +31,7 @@ pub use self::{
     lease::{Lease, LeaseRequest, PortChoice},
     stream::{Stream, StreamOptions},
 };
+pub(crate) use crate::datapath::tx::{NoRoom, Outgoing, Transmitted};
 use crate::{
     datapath::{
         address::{AddressWatch, local_addresses},
@@ -52,35 +53,6 @@ pub(crate) const ROOM_AGAIN: Duration = Duration::from_millis(1);
 
 /// How long to look for the next burst before sleeping.
 const LINGER: Duration = Duration::from_micros(50);
-
-/// Something to send.
-pub(crate) enum Outgoing<'p> {
-    /// From the IP header on.
-    Ip(&'p Route, &'p [u8]),
-    /// From the Ethernet header on.
-    Frame(&'p [u8]),
-}
-
-/// What to do where there is no room for a packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum NoRoom {
-    /// Count it as refused once patience is over, and go on.
-    Refuse,
-    /// Try neither it nor what is behind it.
-    Stop,
-}
-
-/// What became of it.
-pub(crate) struct Transmitted {
-    /// Packets that the kernel took.
-    pub(crate) sent: u64,
-    /// Packets that it did not take.
-    pub(crate) refused: u64,
-    /// How many were tried; those behind them are as they were.
-    pub(crate) tried: usize,
-    /// Why it did not take one, the first of them.
-    pub(crate) error: Option<Error>,
-}
 
 /// How to open an interface.
 #[derive(Clone, Debug, Default)]

@@ -10,11 +10,15 @@ use std::{
 
 use crafter_common::reason::Reason;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use smallvec::{SmallVec, smallvec};
 use socket2::SockRef;
 
 use super::{entry::Meta, table::Table};
 use crate::{
-    datapath::maps::Counters,
+    datapath::{
+        maps::Counters,
+        tx::{NoRoom, Outgoing as Packet, Transmitted},
+    },
     driver::{LeaseRequest, PortChoice, ROOM_WITHIN},
     error::{Error, Result},
     mmsg::{self, Inbox},
@@ -53,8 +57,6 @@ pub(crate) struct Served {
     frames: Option<u32>,
     epoll: Epoll,
     inbox: Inbox,
-    /// Lanes that something waits in.
-    dirty: Vec<u32>,
     local: HashSet<IpAddr>,
     sent: u64,
     refused: u64,
@@ -66,19 +68,18 @@ pub(crate) struct Served {
     refusals: u64,
     /// When a lease was closed last.
     closed: Option<Instant>,
-    /// The number of the next packet, and of the first that there was no room for, as a sender's
-    /// ([`number`](crate::datapath::tx::Sender::number)).
-    number: Option<usize>,
-    held: Option<usize>,
 }
 
 /// The socket of one lease.
 struct Lane {
     socket: OwnedFd,
-    /// The first `queued` wait, each with its number; the others are buffers for reuse.
-    queue: Vec<(Option<usize>, Vec<u8>)>,
-    queued: usize,
     lost: u32,
+}
+
+/// Packets that leave by one lease, each with its index in the batch.
+struct Run<'p> {
+    number: u32,
+    packets: SmallVec<[(usize, &'p [u8]); 4]>,
 }
 
 impl Served {
@@ -99,7 +100,6 @@ impl Served {
             frames: None,
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed)?,
             inbox: Inbox::new(LONGEST),
-            dirty: Vec::new(),
             local: HashSet::new(),
             sent: 0,
             refused: 0,
@@ -109,8 +109,6 @@ impl Served {
             refusal: None,
             refusals: 0,
             closed: None,
-            number: None,
-            held: None,
         };
         served.add(0, socket)?;
         Ok((served, leased))
@@ -154,7 +152,7 @@ impl Served {
         SockRef::from(&socket).set_nonblocking(true).map_err(failed)?;
         let event = EpollEvent::new(EpollFlags::EPOLLIN, number.into());
         self.epoll.add(&socket, event).map_err(|errno| failed(errno.into()))?;
-        self.lanes.insert(number, Lane { socket, queue: Vec::new(), queued: 0, lost: 0 });
+        self.lanes.insert(number, Lane { socket, lost: 0 });
         Ok(())
     }
 
@@ -199,22 +197,53 @@ impl Served {
         self.patience = ROOM_WITHIN;
     }
 
-    /// The packet that is pushed next has this number, and until [`Served::finish`] a full socket drops nothing, but
-    /// stops all behind it.
-    pub(crate) fn number(&mut self, number: usize) {
-        self.number = Some(number);
+    /// Sends packets, each by the lease of its source port. Where one that is full stops the others, they keep their order;
+    /// else only those of one lease do.
+    pub(crate) fn send_batch(&mut self, packets: &[Packet<'_>], on_no_room: NoRoom) -> Transmitted {
+        let (sent, refused) = (self.sent, self.refused);
+        let mut error = None;
+        let mut runs: SmallVec<[Run<'_>; 1]> = SmallVec::new();
+        for (index, packet) in packets.iter().enumerate() {
+            let (number, bytes) = match self.address(packet) {
+                Ok(addressed) => addressed,
+                Err(invalid) => {
+                    error.get_or_insert((index, invalid));
+                    continue;
+                }
+            };
+            // Where it stops must be one place in the order of all.
+            let known = match on_no_room {
+                NoRoom::Stop => runs.last_mut().filter(|run| run.number == number),
+                NoRoom::Refuse => runs.iter_mut().rfind(|run| run.number == number),
+            };
+            match known {
+                Some(run) => run.packets.push((index, bytes)),
+                None => runs.push(Run { number, packets: smallvec![(index, bytes)] }),
+            }
+        }
+        let stopped = runs.iter().find_map(|run| self.send_run(run, on_no_room));
+        let tried = stopped.unwrap_or(packets.len());
+        // What is wrong behind the place where it stopped is said when it is tried.
+        let error = error.filter(|(at, _)| *at < tried).map(|(_, error)| error);
+        Transmitted { sent: self.sent - sent, refused: self.refused - refused, tried, error }
     }
 
-    /// The number of the first packet that there was no room for.
-    pub(crate) fn finish(&mut self) -> Option<usize> {
-        self.number = None;
-        self.held.take()
-    }
-
-    /// Queues a packet from its IP header on, for the lease of its source port.
-    pub(crate) fn push(&mut self, ip: &[u8]) {
-        let lane = Outgoing::read(ip).and_then(|outgoing| self.lane_of(&outgoing)).unwrap_or(self.base);
-        self.queue(lane, ip);
+    /// The lease that a packet leaves by, and its bytes.
+    fn address<'p>(&self, packet: &Packet<'p>) -> Result<(u32, &'p [u8])> {
+        match *packet {
+            Packet::Ip(route, _) if route.ifindex != self.ifindex => {
+                let reason = format_args!("it leaves by {}, and this lease is elsewhere", route.interface);
+                Err(Error::invalid("route", reason))
+            }
+            Packet::Ip(_, ip) => {
+                let number = Outgoing::read(ip).and_then(|outgoing| self.lane_of(&outgoing));
+                Ok((number.unwrap_or(self.base), ip))
+            }
+            Packet::Frame(frame) => match self.frames {
+                Some(number) => Ok((number, frame)),
+                None => Err(Error::invalid("frame", "no lease of the service for frames is here")),
+            },
+        }
     }
 
     fn lane_of(&self, outgoing: &Outgoing) -> Option<u32> {
@@ -228,82 +257,37 @@ impl Served {
         own.or_else(|| owners.iter().find(|(address, _)| address.is_unspecified())).map(|&(_, number)| number)
     }
 
-    /// Queues a frame.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] where there is no lease for frames.
-    pub(crate) fn push_frame(&mut self, frame: &[u8]) -> Result<()> {
-        let Some(lane) = self.frames else {
-            return Err(Error::invalid("frame", "no lease of the service for frames is here"));
-        };
-        self.queue(lane, frame);
-        Ok(())
-    }
-
-    fn queue(&mut self, number: u32, packet: &[u8]) {
-        // Where it stops must be one place in the order of all: packets are queued for one socket at a time.
-        if self.number.is_some() && self.dirty.last().is_some_and(|last| *last != number) {
-            self.flush();
-        }
-        if self.held.is_some() {
-            return;
-        }
-        let Some(lane) = self.lanes.get_mut(&number) else {
-            self.refused += 1;
-            return;
-        };
-        if lane.queued == 0 {
-            self.dirty.push(number);
-        }
-        if lane.queued == lane.queue.len() {
-            lane.queue.push((None, Vec::new()));
-        }
-        let (place, buffer) = &mut lane.queue[lane.queued];
-        *place = self.number;
-        buffer.clear();
-        buffer.extend_from_slice(packet);
-        lane.queued += 1;
-        if lane.queued == BATCH {
-            self.flush_lane(number);
-        }
-    }
-
-    /// Sends all that is queued.
-    pub(crate) fn flush(&mut self) {
-        for number in std::mem::take(&mut self.dirty) {
-            self.flush_lane(number);
-        }
-    }
-
-    fn flush_lane(&mut self, number: u32) {
-        let Some(lane) = self.lanes.get_mut(&number) else { return };
-        let mut done = 0;
-        let mut progress = Instant::now();
-        while done < lane.queued {
-            let rest = lane.queue[done..lane.queued].iter().map(|(_, packet)| ([&packet[..], &[]], None));
-            match mmsg::send::<BATCH>(&lane.socket, rest) {
-                Ok(0) => break,
-                Ok(sent) => (done, progress) = (done + sent, Instant::now()),
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                    self.held = lane.queue[done].0;
-                    if self.held.is_some() {
-                        break;
+    /// Sends packets by one lease's socket. The index of the first that there was no room for, where that stops the rest.
+    fn send_run(&mut self, run: &Run<'_>, on_no_room: NoRoom) -> Option<usize> {
+        for some in run.packets.chunks(BATCH) {
+            let (mut done, mut progress) = (0, Instant::now());
+            while let Some(lane) = self.lanes.get(&run.number)
+                && done < some.len()
+            {
+                let rest = some[done..].iter().map(|(_, bytes)| ([*bytes, &[]], None));
+                match mmsg::send::<BATCH>(&lane.socket, rest) {
+                    Ok(0) => break,
+                    Ok(sent) => {
+                        self.sent += sent as u64;
+                        (done, progress) = (done + sent, Instant::now());
                     }
-                    if progress.elapsed() >= self.patience {
-                        break;
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                        if on_no_room == NoRoom::Stop {
+                            return Some(some[done].0);
+                        }
+                        if progress.elapsed() >= self.patience {
+                            break;
+                        }
+                        // poll() calls it writable no sooner than when three quarters are free (unix_writable()).
+                        std::thread::sleep(PAUSE);
                     }
-                    // poll() calls it writable no sooner than when three quarters are free (unix_writable()).
-                    std::thread::sleep(PAUSE);
+                    // The end of the socket is seen by who reads it.
+                    Err(_) => break,
                 }
-                // The end of the socket is seen by who reads it.
-                Err(_) => break,
             }
+            self.refused += (some.len() - done) as u64;
         }
-        self.sent += done as u64;
-        if self.held.is_none() {
-            self.refused += (lane.queued - done) as u64;
-        }
-        lane.queued = 0;
+        None
     }
 
     /// Packets that the service was given, less those that it refused.
@@ -415,11 +399,6 @@ impl Served {
             return count.max(1);
         }
         count
-    }
-
-    /// The index of the interface.
-    pub(crate) fn ifindex(&self) -> u32 {
-        self.ifindex
     }
 }
 

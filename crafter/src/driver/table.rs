@@ -408,7 +408,7 @@ impl Table {
     }
 
     /// Asks each touched stream what it has to send, and wakes whoever waits for it.
-    pub(crate) fn poll_transmit(&mut self, now: Instant, mut push: impl FnMut(&Route, &[u8]) -> Result<()>) {
+    pub(crate) fn poll_transmit(&mut self, now: Instant, mut push: impl FnMut(&Arc<Route>, &[u8])) {
         if self.touched.is_empty() {
             return;
         }
@@ -416,16 +416,7 @@ impl Table {
         for id in self.touched.drain() {
             let Some(stream) = self.streams.get_mut(&id) else { continue };
             let route = &stream.route;
-            let mut fault = None;
-            stream.engine.poll_transmit(now, &mut |ip: &[u8]| {
-                if let Err(e) = push(route, ip) {
-                    fault = Some(e);
-                }
-            });
-            if let Some(e) = fault {
-                log::warn!("sending failed: {e}");
-                self.stats.not_sent += 1;
-            }
+            stream.engine.poll_transmit(now, &mut |ip: &[u8]| push(route, ip));
             let due = [stream.engine.poll_timeout(now), stream.patience].into_iter().flatten().min();
             if due != stream.due {
                 if let Some(old) = stream.due {
