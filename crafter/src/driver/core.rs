@@ -11,7 +11,7 @@ use crafter_common::{map::SOCKET_ENTRIES, parse, reason::Reason};
 use super::{
     Options,
     entry::{Meta, Stats},
-    served::Served,
+    service::Served,
     table::Table,
 };
 use crate::{

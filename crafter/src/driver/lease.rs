@@ -14,7 +14,7 @@ use super::{
     NoRoom, Outgoing, ROOM_AGAIN, ROOM_WITHIN, Shared,
     core::Side,
     entry::{LeaseState, Received},
-    served,
+    service,
     stream::{Stream, StreamOptions},
 };
 use crate::{
@@ -278,9 +278,9 @@ impl Lease {
         arrived: Arc<Notify>,
         gathered: bool,
     ) -> Result<Self> {
-        let call = served::call(&shared.name(), &request);
+        let call = service::call(&shared.name(), &request);
         let (leased, socket) = loop {
-            match served::lease(control, &call).await {
+            match service::lease(control, &call).await {
                 // What was closed here a moment ago the service may not know yet.
                 Err(Error::PortTaken { .. }) if shared.is_closing() => tokio::time::sleep(AGAIN).await,
                 leased => break leased?,

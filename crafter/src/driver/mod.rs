@@ -9,7 +9,7 @@ mod core;
 mod entry;
 mod lease;
 pub(crate) mod routes;
-pub(crate) mod served;
+pub(crate) mod service;
 mod stream;
 mod table;
 
@@ -24,7 +24,7 @@ use tokio::{io::unix::AsyncFd, sync::Notify};
 
 use self::{
     core::{Core, Side},
-    served::Served,
+    service::Served,
 };
 pub use self::{
     entry::{Received, Stats},
@@ -272,7 +272,7 @@ impl Crafter {
         };
         let interface = Some(self.shared.name().to_string());
         let call = LeaseCall { interface, protocol: "none".into(), frames: Some(true), ..LeaseCall::default() };
-        let (_, socket) = served::lease(&control, &call).await?;
+        let (_, socket) = service::lease(&control, &call).await?;
         let mut core = self.shared.lock();
         let number = core.table.number();
         match &mut core.side {
