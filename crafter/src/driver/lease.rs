@@ -1,7 +1,6 @@
 //! Leases: ports that belong to this process, for sending from and for receiving on.
 
 use std::{
-    io,
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
     sync::Arc,
@@ -11,10 +10,13 @@ use std::{
 use tokio::sync::Notify;
 
 use super::{
-    NoRoom, Outgoing, ROOM_AGAIN, ROOM_WITHIN, Shared,
-    core::Side,
-    entry::{LeaseState, Received},
+    ROOM_RETRY_DELAY,
+    backend::Ports,
+    core::LeaseHandles,
+    entry::Received,
+    sending::Sending,
     service,
+    shared::Shared,
     stream::{Stream, StreamOptions},
 };
 use crate::{
@@ -147,25 +149,18 @@ pub(crate) struct LeaseInner {
     arrived: Arc<Notify>,
 }
 
-/// Between two tries for a port that the service is about to have back.
-const AGAIN: Duration = Duration::from_millis(1);
-
-/// How long the kernel may still be busy with a packet whose copy has arrived here already.
-const SETTLE: Duration = Duration::from_millis(5);
+/// Retry delay for a port that the service is about to have back.
+const RELEASED_PORT_RETRY_DELAY: Duration = Duration::from_millis(1);
 
 impl Drop for LeaseInner {
     fn drop(&mut self) {
         // In observe mode the copy is here before the kernel has answered the packet itself: a port
         // given back at once would let that answer out.
-        let is_ours = matches!(self.shared.lock().side, Side::Kernel(_));
-        if is_ours && self.terms.observe && self.terms.suppress {
-            std::thread::sleep(SETTLE);
+        if self.terms.observe && self.terms.suppress {
+            let delay = self.shared.lock().disown_delay();
+            std::thread::sleep(delay);
         }
-        let mut core = self.shared.lock();
-        // The reservations in it are given back after the kernel half has forgotten the ports.
-        if let Some(lease) = core.table.remove_lease(self.id) {
-            core.disown(self.id, lease.transport, lease.address, &lease.ports);
-        }
+        self.shared.lock().remove_lease(self.id);
     }
 }
 
@@ -229,15 +224,9 @@ impl Lease {
         let id = {
             let mut core = shared.lock();
             let id = core.table.number();
-            for (done, &port) in ports.iter().enumerate() {
-                if let Err(e) = core.own(id, request.transport, address, port, request.terms) {
-                    core.disown(id, request.transport, address, &ports[..done]);
-                    return Err(e);
-                }
-            }
-            let state =
-                LeaseState::new(request.transport, address, ports.clone(), reservations, arrived.clone(), gathered);
-            core.table.add_lease(id, state);
+            let owned = Ports { transport: request.transport, address, ports: ports.clone() };
+            let handles = LeaseHandles { arrived: arrived.clone(), gathered, reservations };
+            core.add_lease(id, owned, request.terms, handles)?;
             id
         };
         let inner = LeaseInner {
@@ -282,7 +271,9 @@ impl Lease {
         let (leased, socket) = loop {
             match service::lease(control, &call).await {
                 // What was closed here a moment ago the service may not know yet.
-                Err(Error::PortTaken { .. }) if shared.is_closing() => tokio::time::sleep(AGAIN).await,
+                Err(Error::PortTaken { .. }) if shared.is_closing() => {
+                    tokio::time::sleep(RELEASED_PORT_RETRY_DELAY).await
+                }
                 leased => break leased?,
             }
         };
@@ -296,11 +287,12 @@ impl Lease {
         let mut core = shared.lock();
         let id = core.table.number();
         let bound = address.unwrap_or(IpAddr::from([0, 0, 0, 0]));
-        if let Side::Service(served) = &mut core.side {
-            served.add_ports(id, request.transport, bound, &ports, socket)?;
+        if let Some(service) = core.service() {
+            service.add_socket(id, socket)?;
         }
-        let state = LeaseState::new(request.transport, bound, ports.clone(), Vec::new(), arrived.clone(), gathered);
-        core.table.add_lease(id, state);
+        let owned = Ports { transport: request.transport, address: bound, ports: ports.clone() };
+        let handles = LeaseHandles { arrived: arrived.clone(), gathered, reservations: Vec::new() };
+        core.add_lease(id, owned, request.terms, handles)?;
         drop(core);
         let (transport, terms) = (request.transport, request.terms);
         let inner = LeaseInner { shared: shared.clone(), id, transport, address, terms, ports, arrived };
@@ -362,24 +354,15 @@ impl Lease {
         for ip in packets {
             routed.push((self.inner.route(IpPacket::parse(ip)?.destination).await?, ip));
         }
-        let (mut rest, mut error) = (&routed[..], None);
-        let mut progress = Instant::now();
+        let shared = &self.inner.shared;
+        let mut sending = Sending::new(Instant::now(), &routed);
         loop {
-            let on = if progress.elapsed() < ROOM_WITHIN { NoRoom::Stop } else { NoRoom::Refuse };
-            let packets = rest.iter().map(|(route, ip)| Outgoing::Ip(route, ip));
-            let sent = self.inner.shared.lock().send(packets, on);
-            if on == NoRoom::Refuse && sent.refused > 0 && sent.error.is_none() {
-                error.get_or_insert_with(|| no_room(&self.inner.shared.name(), sent.refused));
+            let interface = shared.name();
+            let sent = sending.send(Instant::now(), &mut shared.lock(), &interface);
+            match sent {
+                Some(result) => return result,
+                None => tokio::time::sleep(ROOM_RETRY_DELAY).await,
             }
-            error = error.or(sent.error);
-            rest = &rest[sent.tried..];
-            if rest.is_empty() {
-                return error.map_or(Ok(()), Err);
-            }
-            if sent.tried > 0 {
-                progress = Instant::now();
-            }
-            tokio::time::sleep(ROOM_AGAIN).await;
         }
     }
 
@@ -393,20 +376,14 @@ impl Lease {
             if let Some(received) = self.try_recv() {
                 return Ok(received);
             }
-            self.inner.shared.lock().table.fate(&self.inner.shared.name())?;
+            self.inner.shared.lock().table.check_alive(&self.inner.shared.name())?;
             arrived.await;
         }
     }
 
     /// The next packet, if one is there.
     pub fn try_recv(&self) -> Option<Received> {
-        let mut core = self.inner.shared.lock();
-        if let Some(received) = core.table.lease(self.inner.id)?.pop() {
-            return Some(received);
-        }
-        // On most paths the reply to what was just sent is there already.
-        core.drain(Instant::now());
-        core.table.lease(self.inner.id)?.pop()
+        self.inner.shared.lock().receive(Instant::now(), self.inner.id)
     }
 
     /// The next answer of the kernel that was dropped at egress, if one is there; see [`LeaseRequest::report`].
@@ -440,12 +417,6 @@ impl Lease {
         let local = SocketAddr::new(self.inner.address.unwrap_or(route.source), self.port());
         Stream::connect(self.inner.clone(), route, local, remote, options).await
     }
-}
-
-fn no_room(interface: &str, packets: u64) -> Error {
-    let within = ROOM_WITHIN.as_secs_f32();
-    let reason = format!("{packets} packets found no room in its queue within {within} s");
-    Error::Io { action: format!("send through {interface}"), source: io::Error::new(io::ErrorKind::WouldBlock, reason) }
 }
 
 impl LeaseInner {
