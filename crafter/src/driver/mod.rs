@@ -15,6 +15,8 @@ mod commands;
 mod core;
 mod crafter;
 mod entry;
+#[cfg(test)]
+mod fake;
 mod kernel;
 mod lease;
 pub(crate) mod routes;
@@ -24,6 +26,8 @@ mod shared;
 mod stream;
 mod table;
 mod task;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 
