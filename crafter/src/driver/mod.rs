@@ -1,14 +1,14 @@
 //! The tokio side: one [`Crafter`] per interface owns the hooks, leases ports, and carries packets
 //! between the network and the leases.
 //!
-//! A segment goes out: [`stream`] lets its engine work under the lock ([`shared`]); [`core`] asks [`table`] for
-//! [`commands`] and hands its segments to the [`backend`]: [`kernel`] or [`service`]. A reply comes in: the backend is
+//! A segment goes out: `stream` lets its engine work under the lock (`shared`); `core` asks `table` for
+//! `commands` and hands its segments to the `backend`: `kernel` or `service`. A reply comes in: the backend is
 //! drained into the table, which queues the packet for its lease or gives it to its stream, and the core notifies
 //! the task that waits.
 //!
 //! Replies are looked for in two places. The task that sent a packet and waits for its answer drains
 //! first: on most paths the answer is there when the system call of sending returns, and no
-//! scheduler comes between. What no task waits for, and every deadline, is the driver's ([`task`]).
+//! scheduler comes between. What no task waits for, and every deadline, is the driver's (`task`).
 
 mod backend;
 mod commands;
