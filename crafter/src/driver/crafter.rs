@@ -71,7 +71,7 @@ impl Crafter {
     ///
     /// # Errors
     /// [`Error::UnknownInterface`], [`Error::Forbidden`], [`Error::Service`], and what the service says on attaching.
-    pub async fn through(control: Arc<Control>, name: &str) -> Result<Self> {
+    pub async fn via_service(control: Arc<Control>, name: &str) -> Result<Self> {
         let interface = usable(name).await?;
         let (service, leased) = ServiceBackend::open(control, name, interface.ifindex).await?;
         let mode = [Mode::Native, Mode::Generic].into_iter().find(|mode| mode.name() == leased.mode);
