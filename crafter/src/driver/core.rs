@@ -49,7 +49,7 @@ pub(crate) struct Core {
     armed: Option<Instant>,
 }
 
-/// Who is told what comes to a lease, and what keeps other programs from its ports.
+/// Whom to notify of packets for a lease, and what keeps other programs from its ports.
 pub(crate) struct LeaseHandles {
     /// Notified of each packet.
     pub(crate) arrived: Arc<Notify>,
@@ -160,7 +160,7 @@ impl Core {
         self.execute(now);
     }
 
-    /// Nobody drives the streams any more: those that were left to the driver end here, without a word.
+    /// Ends the streams that were left to the driver task, which has ended; nothing is sent.
     pub(crate) fn give_up_orphans(&mut self) {
         self.table.give_up_orphans();
         self.released.extend(self.orphans.drain().map(|(_, lease)| lease));
@@ -285,8 +285,8 @@ impl Core {
         }
     }
 
-    /// Sends the segments of the streams; whether that failed. What cannot go counts as lost on the way, unless the
-    /// interface is gone.
+    /// Sends the segments of the streams; `true` if that failed. A segment that could not be sent counts as lost on its
+    /// path, unless the interface is gone.
     fn transmit(&mut self, now: Instant) -> bool {
         let outbox = &mut self.commands.outbox;
         if outbox.len() == 0 {

@@ -173,8 +173,8 @@ impl Crafter {
         Lease::take(&self.shared, request, None).await
     }
 
-    /// As [`Crafter::lease`], but what comes is [gathered](Self::gather), and told by a notification that several
-    /// leases share.
+    /// As [`Crafter::lease`], but what comes is [gathered](Self::gather), and `arrived` is notified, which several leases
+    /// share.
     pub(crate) async fn lease_gathered(&self, request: LeaseRequest, arrived: Arc<Notify>) -> Result<Lease> {
         Lease::take(&self.shared, request, Some(arrived)).await
     }

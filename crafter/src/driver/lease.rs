@@ -103,7 +103,7 @@ impl Lease {
     ///
     /// # Errors
     /// As [`Lease::send`], all other packets have gone; [`Error::Io`] for packets that there was no room for within a
-    /// second. Packets without a route are told before anything is sent.
+    /// second. A packet without a route is an error before anything is sent.
     pub async fn send_all<'p>(&self, packets: impl IntoIterator<Item = &'p [u8]>) -> Result<()> {
         let mut routed = Vec::new();
         for ip in packets {

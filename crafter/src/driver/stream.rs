@@ -98,7 +98,7 @@ impl Stream {
         self.with(|core, id| core.table.stream(id).map(|s| s.engine.stats())).unwrap_or_default()
     }
 
-    /// Where the connection stands.
+    /// The state of the connection.
     pub fn state(&self) -> StreamState {
         self.with(|core, id| core.table.stream(id).map(|s| s.engine.state())).unwrap_or(StreamState::Closed)
     }
@@ -163,7 +163,7 @@ impl AsyncRead for Stream {
                 match taken {
                     Ok(Some(0)) => break,
                     Ok(Some(_)) => {}
-                    // What came before is told first.
+                    // What arrived before it failed is returned first.
                     Ok(None) | Err(_) if round > 0 => break,
                     Ok(None) => return Poll::Pending,
                     Err(e) => return Poll::Ready(Err(io_error(e))),

@@ -51,9 +51,9 @@ pub(crate) struct Table {
     released: Vec<u32>,
     /// Set for good once the interface is gone.
     link_gone: bool,
-    /// That the interface is gone is still to be told.
+    /// The next [`Commands`] have to report the end.
     is_end_new: bool,
-    /// Why the service is of no use any more: its socket, and the reason.
+    /// Why the connection to the service ended: its socket, and the reason.
     ended: Option<(String, String)>,
     pub(crate) stats: Stats,
 }
@@ -154,7 +154,7 @@ impl Table {
         }
     }
 
-    /// Nobody holds the stream any more: it goes when it is finished, at the latest after a minute.
+    /// Nobody holds the stream any more: it is removed when it is finished, at the latest after [`ORPHAN_TIMEOUT`].
     pub(crate) fn release_stream(&mut self, now: Instant, id: u32) {
         if let Some(stream) = self.streams.get_mut(&id) {
             stream.is_orphan = true;
@@ -163,7 +163,7 @@ impl Table {
         }
     }
 
-    /// Nobody drives the streams any more: those that were left to the driver end here, without a word.
+    /// Ends the streams that were left to the driver task; nothing is sent.
     pub(crate) fn give_up_orphans(&mut self) {
         let orphans: Vec<u32> = self.streams.iter().filter(|(_, s)| s.is_orphan).map(|(&id, _)| id).collect();
         for id in orphans {
@@ -253,7 +253,7 @@ impl Table {
         }
     }
 
-    /// An ICMP error goes to whoever sent what it quotes, a reply to whoever owns its identifier.
+    /// An ICMP error goes to the sender of the packet that it quotes, a reply to the owner of its identifier.
     fn handle_icmp(&mut self, now: Instant, ip: &[u8], meta: Meta) {
         if let Some(local) = icmp_query(ip) {
             return self.deliver(Transport::Icmp, local, ip, meta);
@@ -333,7 +333,7 @@ impl Table {
         self.stats.stray += 1;
     }
 
-    /// Sending failed: what could not go counts as lost on the way, unless the interface is gone.
+    /// Sending failed: the packet counts as lost on its path, unless the interface is gone.
     pub(crate) fn handle_fault(&mut self, now: Instant, error: &Error) {
         log::warn!("sending failed: {error}");
         if matches!(error, Error::UnknownInterface { .. }) {
@@ -454,7 +454,7 @@ impl Table {
     }
 }
 
-/// Whether `ip` is one of several fragments; the first holds ports, so that it is not told by its flow.
+/// Whether `ip` is one of several fragments; the first holds ports, so that a flow does not exclude it.
 fn is_fragment(ip: &[u8]) -> bool {
     match ip.first().map(|first| first >> 4) {
         Some(4) => ip.get(6..8).is_some_and(|field| (field[0] & 0x3f) | field[1] != 0),

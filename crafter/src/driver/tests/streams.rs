@@ -217,7 +217,7 @@ fn without_a_driver_orphans_end_at_once() {
     world.take_sent();
     world.core.give_up_orphans();
     assert_eq!((world.state(stream), world.state(held)), (None, Some(StreamState::Connecting)));
-    assert!(world.take_sent().is_empty(), "without a word");
+    assert!(world.take_sent().is_empty(), "nothing is sent");
     assert_eq!(Arc::strong_count(&kept), 2);
     drop(world.core.take_released());
     assert_eq!(Arc::strong_count(&kept), 1);
