@@ -130,7 +130,7 @@ impl Link {
             return Err(Error::NoRoute { destination, reason });
         }
         match service {
-            Some(control) => Crafter::through(control, &route.interface).await,
+            Some(control) => Crafter::via_service(control, &route.interface).await,
             None => Crafter::open(&route.interface, self.options()).await,
         }
     }

@@ -4,28 +4,32 @@
 //! and AF_INET6 raw sockets, opened when first needed. All carry our mark, by which the egress program tells crafted
 //! packets from the kernel's, and all pass the queueing discipline like any other traffic.
 
+mod batch;
+mod socket;
+
 use std::{
     io, mem,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
-    time::{Duration, Instant},
+    net::{Ipv6Addr, SocketAddr},
+    time::Duration,
 };
 
-use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
+use smallvec::SmallVec;
+use socket2::Socket;
 
+pub(crate) use self::batch::{NoRoom, Outgoing, Transmitted};
+pub(super) use self::socket::link_address;
+use self::{
+    batch::Ready,
+    socket::{Path, destination4, destination6, open},
+};
 use super::{
-    frames::wait_for_room,
     interface::Interface,
     route::{LinkLayer, Route},
 };
-use crate::{
-    error::{Error, Result},
-    mmsg,
-};
+use crate::error::{Error, Result};
 
 /// Packets per sendmmsg.
 pub const BATCH: usize = 64;
-/// Further tries for a packet that the kernel has no room for, before it counts as dropped.
-const RETRIES: u32 = 3;
 /// Bytes of socket buffer: room for a TCP window of 1 MiB, whose skbs count at about twice their payload.
 const SEND_BUFFER: usize = 4 << 20;
 const ETHERNET: usize = 14;
@@ -46,7 +50,7 @@ pub struct Sender {
     packet: Option<Socket>,
     raw4: Option<Socket>,
     raw6: Option<Socket>,
-    /// Which socket the queued packets are for.
+    /// Which socket the queued packets leave by.
     path: Path,
     queue: Vec<Queued>,
     /// The first `queued` of `queue` wait; the others are buffers for reuse.
@@ -56,25 +60,13 @@ pub struct Sender {
     turned_away: u64,
     /// How long a full queue is waited for.
     patience: Duration,
-    /// The number of the next packet, where the sender stops at a full queue.
-    number: Option<usize>,
-    /// The number of the first packet that there was no room for.
-    held: Option<usize>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Path {
-    Ethernet,
-    Ip4,
-    Ip6,
 }
 
 /// A packet with what goes before it, and where raw sockets send it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Queued {
     bytes: Vec<u8>,
-    to: SockAddr,
-    number: Option<usize>,
+    to: Option<SocketAddr>,
 }
 
 impl Sender {
@@ -100,8 +92,6 @@ impl Sender {
             dropped: 0,
             turned_away: 0,
             patience: Duration::ZERO,
-            number: None,
-            held: None,
         };
         // The other sockets wait for their first packet, but a missing capability should show here.
         if interface.ethernet {
@@ -123,59 +113,14 @@ impl Sender {
         self.patience = patience;
     }
 
-    /// The packet that is pushed next has this number, and until [`Sender::finish`] a full queue drops nothing: it stops
-    /// the sender, and what is pushed behind the first packet without room is not even looked at. For callers that keep
-    /// their packets until they were tried; they number all that they push, upwards.
-    pub fn number(&mut self, number: usize) {
-        self.number = Some(number);
-    }
-
-    /// The number of the first packet that there was no room for: it and all behind it are the caller's to push again.
-    /// To be called with nothing queued, behind a [`Sender::flush`].
-    pub fn finish(&mut self) -> Option<usize> {
-        self.number = None;
-        self.held.take()
-    }
-
     /// Queues a packet that starts at its IP header; sends all when [`BATCH`] are queued.
     ///
     /// # Errors
     /// [`Error::Invalid`] for a route out of another interface, and for a packet without an IP header or larger than
     /// the interface's MTU: it is not queued. Those of [`Sender::flush`], which concern packets queued before.
     pub fn push(&mut self, route: &Route, ip_packet: &[u8]) -> Result<()> {
-        if self.held.is_some() {
-            return Ok(());
-        }
-        if route.ifindex != self.ifindex {
-            let reason = format!("leaves by {}, but this sender is for {}", route.interface, self.interface);
-            return Err(Error::invalid("route", reason));
-        }
-        if ip_packet.len() > self.mtu as usize {
-            return Err(self.too_large(ip_packet.len()));
-        }
-        let (path, ethertype, to) = match (ip_packet.first().map(|byte| byte >> 4), route.link) {
-            (Some(4), LinkLayer::Ethernet { .. }) => (Path::Ethernet, libc::ETH_P_IP, None),
-            (Some(6), LinkLayer::Ethernet { .. }) => (Path::Ethernet, libc::ETH_P_IPV6, None),
-            (Some(4), LinkLayer::None) if ip_packet.len() >= 20 => (Path::Ip4, 0, Some(destination4(ip_packet))),
-            (Some(6), LinkLayer::None) if ip_packet.len() >= 40 => {
-                (Path::Ip6, 0, Some(destination6(ip_packet, self.ifindex)))
-            }
-            _ => {
-                let reason = "does not start with an IPv4 or IPv6 header";
-                return Err(Error::invalid("packet", reason));
-            }
-        };
-        let (queued, flushed) = self.next(path);
-        if let LinkLayer::Ethernet { source, destination } = route.link {
-            queued.bytes.extend_from_slice(&destination);
-            queued.bytes.extend_from_slice(&source);
-            queued.bytes.extend_from_slice(&(ethertype as u16).to_be_bytes());
-        }
-        queued.bytes.extend_from_slice(ip_packet);
-        if let Some(to) = to {
-            queued.to = to.into();
-        }
-        self.queued(flushed)
+        let (path, ready) = self.ready(Outgoing::Ip(route, ip_packet))?;
+        self.queue(path, ready)
     }
 
     /// Queues a frame that starts at its Ethernet header, and leaves as it is.
@@ -184,45 +129,22 @@ impl Sender {
     /// [`Error::Invalid`] where packets have no Ethernet header, and for a frame shorter than one or larger than what
     /// the MTU allows with two VLAN tags: it is not queued. Those of [`Sender::flush`], as in [`Sender::push`].
     pub fn push_frame(&mut self, frame: &[u8]) -> Result<()> {
-        if self.held.is_some() {
-            return Ok(());
-        }
-        if !self.ethernet {
-            let reason = format!("packets on {} have no Ethernet header: begin with IP or IPv6", self.interface);
-            return Err(Error::invalid("frame", reason));
-        }
-        let Some(ip) = ip_length(frame) else {
-            return Err(Error::invalid("frame", "is shorter than an Ethernet header, 14 bytes"));
-        };
-        if ip > self.mtu as usize {
-            return Err(self.too_large(ip));
-        }
-        let (queued, flushed) = self.next(Path::Ethernet);
-        queued.bytes.extend_from_slice(frame);
-        self.queued(flushed)
+        let (path, ready) = self.ready(Outgoing::Frame(frame))?;
+        self.queue(path, ready)
     }
 
-    /// The next place in the queue for this path, empty, and what became of those before it.
-    fn next(&mut self, path: Path) -> (&mut Queued, Result<()>) {
+    fn queue(&mut self, path: Path, ready: Ready<'_>) -> Result<()> {
         // One sendmmsg serves one socket; packets of different ones keep their order.
         let flushed = if self.queued > 0 && path != self.path { self.flush().map(drop) } else { Ok(()) };
         self.path = path;
         if self.queued == self.queue.len() {
-            let to = SockAddr::from(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)));
-            self.queue.push(Queued {
-                bytes: Vec::with_capacity(ETHERNET + self.mtu.min(9000) as usize),
-                to,
-                number: None,
-            });
+            let bytes = Vec::with_capacity(ETHERNET + self.mtu.min(9000) as usize);
+            self.queue.push(Queued { bytes, to: None });
         }
         let queued = &mut self.queue[self.queued];
         queued.bytes.clear();
-        queued.number = self.number;
-        (queued, flushed)
-    }
-
-    /// That place is filled.
-    fn queued(&mut self, flushed: Result<()>) -> Result<()> {
+        ready.parts().iter().for_each(|part| queued.bytes.extend_from_slice(part));
+        queued.to = ready.to;
         self.queued += 1;
         flushed?;
         if self.queued == BATCH { self.flush().map(drop) } else { Ok(()) }
@@ -230,7 +152,7 @@ impl Sender {
 
     /// Sends what is queued, without blocking longer than the [patience](Self::set_patience), and returns how many
     /// packets the kernel took. Nothing stays queued: packets that it had no room for are counted by
-    /// [`Sender::dropped`] after a few tries, unless [`Sender::finish`] tells of them.
+    /// [`Sender::dropped`] after a few tries.
     ///
     /// # Errors
     /// The first of: [`Error::UnknownInterface`] when the interface is gone, [`Error::Io`] when it is down or a
@@ -241,49 +163,67 @@ impl Sender {
         if count == 0 {
             return Ok(0);
         }
-        self.socket(self.path)?;
-        let (mut done, mut taken, mut tries) = (0, 0, 0);
-        let mut since: Option<Instant> = None;
-        let mut failure = None;
-        while done < count {
-            match self.transmit(done, count) {
-                Ok(sent) => {
-                    // sendmmsg() stops at a packet that was refused and keeps the reason to itself: as a rule, the
-                    // queue had no room.
-                    self.turned_away += u64::from(sent < count - done);
-                    done += sent;
-                    taken += sent;
-                    (tries, since) = (0, None);
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted && tries < RETRIES => tries += 1,
-                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::EAGAIN)) => {
-                    self.turned_away += u64::from(error.raw_os_error() == Some(libc::ENOBUFS));
-                    if tries < RETRIES {
-                        tries += 1;
-                        std::thread::yield_now();
-                    } else if let Some(number) = self.queue[done].number {
-                        self.held = Some(number);
-                        break;
-                    } else if since.get_or_insert_with(Instant::now).elapsed() < self.patience {
-                        self.used().iter().for_each(|socket| wait_for_room(socket, &error));
-                    } else {
-                        self.dropped += 1;
-                        done += 1;
-                    }
-                }
-                Err(error) => {
-                    let lost = matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENXIO | libc::ENETDOWN));
-                    let refused = self.refused(done, error);
-                    failure.get_or_insert(refused);
-                    // Nothing else can leave by a link that is gone or down.
-                    let until = if lost { count } else { done + 1 };
-                    self.dropped += (until - done) as u64;
-                    done = until;
-                }
-            }
+        let queue = mem::take(&mut self.queue);
+        let ready = queue[..count].iter().enumerate().map(|(index, queued)| Ready {
+            index,
+            header: None,
+            bytes: &queued.bytes,
+            to: queued.to,
+        });
+        let run: SmallVec<[Ready<'_>; 1]> = ready.collect();
+        let sent = self.send_run(self.path, &run, NoRoom::Refuse);
+        drop(run);
+        self.queue = queue;
+        sent.failure.map_or(Ok(sent.taken), |(_, error)| Err(error))
+    }
+
+    /// What the kernel is to get of a packet, and by which socket.
+    fn ready<'p>(&self, packet: Outgoing<'p>) -> Result<(Path, Ready<'p>)> {
+        match packet {
+            Outgoing::Ip(route, ip) => self.ready_ip(route, ip),
+            Outgoing::Frame(frame) => self.ready_frame(frame),
         }
-        self.sent += taken as u64;
-        failure.map_or(Ok(taken), Err)
+    }
+
+    fn ready_ip<'p>(&self, route: &Route, ip: &'p [u8]) -> Result<(Path, Ready<'p>)> {
+        if route.ifindex != self.ifindex {
+            let reason = format!("leaves by {}, but this sender is for {}", route.interface, self.interface);
+            return Err(Error::invalid("route", reason));
+        }
+        if ip.len() > self.mtu as usize {
+            return Err(self.too_large(ip.len()));
+        }
+        let (path, header, to) = match (ip.first().map(|byte| byte >> 4), route.link) {
+            (Some(version @ (4 | 6)), LinkLayer::Ethernet { source, destination }) => {
+                let ethertype = if version == 4 { libc::ETH_P_IP } else { libc::ETH_P_IPV6 };
+                let mut header = [0; ETHERNET];
+                header[..6].copy_from_slice(&destination);
+                header[6..12].copy_from_slice(&source);
+                header[12..].copy_from_slice(&(ethertype as u16).to_be_bytes());
+                (Path::Ethernet, Some(header), None)
+            }
+            (Some(4), LinkLayer::None) if ip.len() >= 20 => (Path::Ip4, None, Some(destination4(ip))),
+            (Some(6), LinkLayer::None) if ip.len() >= 40 => (Path::Ip6, None, Some(destination6(ip, self.ifindex))),
+            _ => {
+                let reason = "does not start with an IPv4 or IPv6 header";
+                return Err(Error::invalid("packet", reason));
+            }
+        };
+        Ok((path, Ready { index: 0, header, bytes: ip, to }))
+    }
+
+    fn ready_frame<'p>(&self, frame: &'p [u8]) -> Result<(Path, Ready<'p>)> {
+        if !self.ethernet {
+            let reason = format!("packets on {} have no Ethernet header: begin with IP or IPv6", self.interface);
+            return Err(Error::invalid("frame", reason));
+        }
+        let Some(ip) = ip_length(frame) else {
+            return Err(Error::invalid("frame", "is shorter than an Ethernet header, 14 bytes"));
+        };
+        if ip > self.mtu as usize {
+            return Err(self.too_large(ip));
+        }
+        Ok((Path::Ethernet, Ready { index: 0, header: None, bytes: frame, to: None }))
     }
 
     /// Packets that the kernel took since the sender was opened.
@@ -302,25 +242,9 @@ impl Sender {
         self.turned_away
     }
 
-    /// One system call for the packets `from..to` of the queue; how many the kernel took.
-    fn transmit(&self, from: usize, to: usize) -> io::Result<usize> {
-        let socket = self.used()?;
-        let addressed = self.path != Path::Ethernet;
-        let queue = &self.queue[from..to];
-        if let [one] = queue {
-            let sent = match addressed {
-                false => socket.send_with_flags(&one.bytes, libc::MSG_DONTWAIT),
-                true => socket.send_to_with_flags(&one.bytes, &one.to, libc::MSG_DONTWAIT),
-            };
-            return sent.map(|_| 1);
-        }
-        let packets = queue.iter().map(|queued| ([&*queued.bytes, &[]], addressed.then_some(&queued.to)));
-        mmsg::send::<BATCH>(socket, packets)
-    }
-
-    /// The socket that the queued packets are for.
-    fn used(&self) -> io::Result<&Socket> {
-        let socket = match self.path {
+    /// The open socket of a path.
+    fn used(&self, path: Path) -> io::Result<&Socket> {
+        let socket = match path {
             Path::Ethernet => &self.packet,
             Path::Ip4 => &self.raw4,
             Path::Ip6 => &self.raw6,
@@ -348,17 +272,17 @@ impl Sender {
         Ok(())
     }
 
-    fn refused(&self, index: usize, error: io::Error) -> Error {
-        let queued = &self.queue[index];
+    /// Why the kernel did not take `packet`.
+    fn refused(&self, path: Path, packet: &Ready<'_>, error: io::Error) -> Error {
         let action = || format!("send through {}", self.interface);
         match error.raw_os_error() {
             Some(libc::EMSGSIZE) => {
-                let header = if self.path == Path::Ethernet { ETHERNET } else { 0 };
-                self.too_large(queued.bytes.len() - header)
+                let length: usize = packet.parts().iter().map(|part| part.len()).sum();
+                self.too_large(if path == Path::Ethernet { length - ETHERNET } else { length })
             }
             Some(libc::ENODEV | libc::ENXIO) => Error::UnknownInterface { name: self.interface.clone() },
-            Some(libc::ENETUNREACH | libc::EHOSTUNREACH) if self.path != Path::Ethernet => Error::NoRoute {
-                destination: queued.to.as_socket().map_or(Ipv6Addr::UNSPECIFIED.into(), |to| to.ip()),
+            Some(libc::ENETUNREACH | libc::EHOSTUNREACH) if path != Path::Ethernet => Error::NoRoute {
+                destination: packet.to.map_or(Ipv6Addr::UNSPECIFIED.into(), |to| to.ip()),
                 reason: format!("the routing table has no entry for it through {}", self.interface),
             },
             // The sockets are open, so this is not about capabilities: nf_hook() answers EPERM for a dropped packet.
@@ -384,64 +308,4 @@ fn ip_length(frame: &[u8]) -> Option<usize> {
     let tagged = |at: usize| matches!(frame.get(at..at + 2), Some([0x81, 0x00] | [0x88, 0xa8]));
     let tags = usize::from(tagged(12)) + usize::from(tagged(12) && tagged(16));
     frame.len().checked_sub(ETHERNET).map(|length| length.saturating_sub(4 * tags))
-}
-
-fn open(path: Path, ifindex: u32, loopback: bool) -> io::Result<Socket> {
-    // 255: the header is ours (IP_HDRINCL and IPV6_HDRINCL are implied), nothing is received.
-    let raw = Some(Protocol::from(libc::IPPROTO_RAW));
-    let index = std::num::NonZeroU32::new(ifindex);
-    let socket = match path {
-        Path::Ethernet => {
-            let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(0)))?;
-            socket.bind(&link_address(ifindex))?;
-            socket
-        }
-        Path::Ip4 => {
-            let socket = Socket::new(Domain::IPV4, Type::RAW, raw)?;
-            socket.set_header_included_v4(true)?;
-            socket.bind_device_by_index_v4(index)?;
-            socket
-        }
-        Path::Ip6 => {
-            let socket = Socket::new(Domain::IPV6, Type::RAW, raw)?;
-            socket.set_header_included_v6(true)?;
-            // The local routes of IPv6 addresses belong to their links: bound to `lo`, none would be found, whereas
-            // unbound they lead to `lo` anyway.
-            if !loopback {
-                socket.bind_device_by_index_v6(index)?;
-            }
-            socket
-        }
-    };
-    // Beyond net.core.wmem_max only with CAP_NET_ADMIN; what we get instead is enough to work with.
-    let _ = socket.set_send_buffer_size(SEND_BUFFER);
-    Ok(socket)
-}
-
-/// `sockaddr_ll` with protocol 0: the socket hooks into no receive path, and packet_parse_headers() takes the
-/// protocol of each packet from its Ethernet header.
-pub(super) fn link_address(ifindex: u32) -> SockAddr {
-    let mut storage = SockAddrStorage::zeroed();
-    // SAFETY: sockaddr_ll is a socket address type, which sockaddr_storage has room and alignment for, and any
-    // bit pattern is a valid one.
-    let address = unsafe { storage.view_as::<libc::sockaddr_ll>() };
-    address.sll_family = libc::AF_PACKET as u16;
-    address.sll_ifindex = ifindex as i32;
-    // SAFETY: the storage holds a sockaddr_ll of that length, written above.
-    unsafe { SockAddr::new(storage, mem::size_of::<libc::sockaddr_ll>() as libc::socklen_t) }
-}
-
-/// `packet` has 20 bytes at least.
-fn destination4(packet: &[u8]) -> SocketAddr {
-    let address = Ipv4Addr::new(packet[16], packet[17], packet[18], packet[19]);
-    SocketAddrV4::new(address, 0).into()
-}
-
-/// `packet` has 40 bytes at least.
-fn destination6(packet: &[u8], ifindex: u32) -> SocketAddr {
-    let mut octets = [0; 16];
-    octets.copy_from_slice(&packet[24..40]);
-    let address = Ipv6Addr::from(octets);
-    let scope = if address.is_unicast_link_local() || address.is_multicast() { ifindex } else { 0 };
-    SocketAddrV6::new(address, 0, 0, scope).into()
 }

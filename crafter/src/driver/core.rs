@@ -1,293 +1,222 @@
-//! What the lock guards: the kernel half, what receives, what sends, and who gets what.
+//! What the lock guards: who gets what, and the backend. Here is the one place that does what the table wants done.
 
 use std::{
+    collections::HashMap,
     net::IpAddr,
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+    os::fd::BorrowedFd,
+    sync::Arc,
+    task::{Poll, Waker},
     time::{Duration, Instant},
 };
 
-use crafter_common::{map::SOCKET_ENTRIES, parse, reason::Reason};
+use smallvec::SmallVec;
+use tokio::sync::Notify;
 
 use super::{
-    NoRoom, Options, Outgoing, Transmitted,
-    entry::{Meta, Stats},
-    served::Served,
+    backend::{Backend, NoRoom, Outgoing, Ports, Transmitted},
+    commands::Commands,
+    entry::{LeaseState, Received, Stats, Waiter},
+    service::ServiceBackend,
     table::Table,
 };
 use crate::{
     datapath::{
-        interface::Interface,
-        maps::{Counters, Flow, OwnerMaps, Terms},
-        program::{Kernel, Mode, Report},
-        ring::Ring,
-        route::Route,
-        tx::Sender,
-        xsk::{Frames, Lost, Socket},
+        maps::{Counters, Flow, Terms},
+        reserve::Reservation,
     },
-    error::{Error, Result},
-    packet::Transport,
+    engine::{StreamEngine, StreamState},
+    error::Result,
 };
 
-/// How long a queue may still be held by a socket that is closed already.
-const RELEASE: Duration = Duration::from_millis(250);
-
-/// Opens the socket of one queue. The kernel lets go of a closed one's queue from a work queue
-/// (`xp_put_pool()`), so that who comes right behind it is told EBUSY for a moment.
-///
-/// Where memory that may be locked (`RLIMIT_MEMLOCK`) does not suffice, ENOBUFS, it is asked for less.
-fn open_socket(ifindex: u32, queue: u32, frames: &mut Frames) -> Result<Socket> {
-    let deadline = Instant::now() + RELEASE;
-    loop {
-        match Socket::open(ifindex, queue, *frames) {
-            Err(Error::Io { source, .. })
-                if source.raw_os_error() == Some(libc::ENOBUFS) && frames.fewer().is_some() =>
-            {
-                *frames = frames.fewer().unwrap_or(*frames);
-            }
-            Err(Error::Io { source, .. })
-                if source.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline =>
-            {
-                std::thread::sleep(Duration::from_millis(2));
-            }
-            opened => return opened,
-        }
-    }
-}
+/// What is kept alive until something is over.
+pub(crate) type Keep = Arc<dyn Send + Sync>;
 
 pub(crate) struct Core {
     pub(crate) table: Table,
-    pub(crate) side: Side,
+    backend: Box<dyn Backend>,
+    /// What belongs to each lease besides what the table knows.
+    leases: HashMap<u32, LeaseHandles>,
+    /// The leases of streams that nobody holds any more.
+    orphans: HashMap<u32, Keep>,
+    /// What finished streams kept alive: dropping it may want the lock under which this lies, so that its holder drops it
+    /// behind the lock.
+    released: Vec<Keep>,
+    /// Notified once the interface is gone, whether or not something is leased.
+    watcher: Option<Arc<Notify>>,
+    /// Empty between two calls, and kept for its memory.
+    commands: Commands,
     /// The deadline that the driver sleeps for.
     armed: Option<Instant>,
 }
 
-/// What packets come from and go to.
-pub(crate) enum Side {
-    /// The kernel.
-    Kernel(Box<KernelSide>),
-    /// The service.
-    Service(Box<Served>),
-}
-
-/// The hooks, held by this process.
-pub(crate) struct KernelSide {
-    maps: OwnerMaps,
-    tx: Sender,
-    sockets: Vec<Socket>,
-    ring: Ring,
-    link_header: usize,
-    /// Last, so that ports are filtered as long as anything of the above exists.
-    _kernel: Kernel,
+/// Whom to notify of packets for a lease, and what keeps other programs from its ports.
+pub(crate) struct LeaseHandles {
+    /// Notified of each packet.
+    pub(crate) arrived: Arc<Notify>,
+    /// What comes is gathered together with that of other leases.
+    pub(crate) gathered: bool,
+    /// None, where the service has them.
+    pub(crate) reservations: Vec<Reservation>,
 }
 
 impl Core {
-    /// Loads, attaches, and opens a socket per queue where XDP is had.
-    pub(crate) fn open(interface: &Interface, options: &Options) -> Result<(Self, Report)> {
-        let planned = Frames::plan(interface.mtu, interface.rx_queues);
-        let mut frames = planned;
-        let link_header = if interface.ethernet || interface.loopback { 14 } else { 0 };
-        let tx = Sender::open(interface, options.load.mark)?;
-        let (mut kernel, maps) = Kernel::load(&options.load, link_header, frames.longest())?;
-        let ring = Ring::new(kernel.take_ring()?);
-        let mut map = kernel.take_sockets()?;
-        let mut report = kernel.attach(interface, options.attach)?;
-        let mut sockets = Vec::new();
-        if report.mode != Mode::Tc {
-            for queue in 0..interface.rx_queues.clamp(1, SOCKET_ENTRIES) {
-                let opened = open_socket(interface.ifindex, queue, &mut frames).and_then(|socket| {
-                    map.set(queue, socket.as_raw_fd(), 0)
-                        .map_err(|e| crate::datapath::failure::bpf_error("list an AF_XDP socket", &e))?;
-                    Ok(socket)
-                });
-                match opened {
-                    Ok(socket) => sockets.push(socket),
-                    // The ring takes what comes in on that queue.
-                    Err(e) => {
-                        report.notes.push(format!("queue {queue} of {} has no AF_XDP socket: {e}", interface.name))
-                    }
-                }
-            }
+    /// A core without leases. `accept_partial`: checksums may be partial, as on devices that are not hardware.
+    pub(crate) fn new(backend: impl Backend + 'static, accept_partial: bool) -> Self {
+        Self {
+            table: Table::new(accept_partial),
+            backend: Box::new(backend),
+            leases: HashMap::new(),
+            orphans: HashMap::new(),
+            released: Vec::new(),
+            watcher: None,
+            commands: Commands::default(),
+            armed: None,
         }
-        if frames != planned && !sockets.is_empty() {
-            let (few, many) = (frames.count(), planned.count());
-            let reason = "the memory that may be locked (RLIMIT_MEMLOCK) does not suffice for more";
-            report.notes.push(format!("AF_XDP with {few} frames a queue, not {many}: {reason}"));
-        }
-        report.sockets = sockets.len();
-        let table = Table::new(interface.kind.is_some() || interface.loopback);
-        let link_header = link_header as usize;
-        let side = KernelSide { maps, tx, sockets, ring, link_header, _kernel: kernel };
-        Ok((Self { table, side: Side::Kernel(Box::new(side)), armed: None }, report))
     }
 
-    /// On the service's side of an interface.
-    pub(crate) fn served(interface: &Interface, served: Served) -> Self {
-        let table = Table::new(interface.kind.is_some() || interface.loopback);
-        Self { table, side: Side::Service(Box::new(served)), armed: None }
+    /// The service, where it is used.
+    pub(crate) fn service(&mut self) -> Option<&mut ServiceBackend> {
+        self.backend.as_service()
     }
 
     /// The descriptors that are readable when replies wait.
     pub(crate) fn sources(&self) -> Vec<BorrowedFd<'_>> {
-        match &self.side {
-            Side::Kernel(side) => {
-                side.sockets.iter().map(|s| s.as_fd()).chain(std::iter::once(side.ring.as_fd())).collect()
-            }
-            Side::Service(side) => vec![side.source()],
-        }
+        self.backend.sources()
     }
 
-    /// Makes a port the owner's.
-    pub(crate) fn own(
+    /// Takes a lease in: from now on, what comes to its ports is queued for it.
+    ///
+    /// # Errors
+    /// Those of [`Backend::own`].
+    pub(crate) fn add_lease(&mut self, id: u32, ports: Ports, terms: Terms, handles: LeaseHandles) -> Result<()> {
+        self.backend.own(id, &ports, terms)?;
+        self.table.add_lease(id, LeaseState::new(ports, handles.gathered));
+        self.leases.insert(id, handles);
+        Ok(())
+    }
+
+    /// Forgets a lease, and gives its ports back: the reservations after the backend has let go of them.
+    pub(crate) fn remove_lease(&mut self, id: u32) {
+        let handles = self.leases.remove(&id);
+        if let Some(lease) = self.table.remove_lease(id) {
+            self.backend.disown(id, &lease.ports);
+        }
+        drop(handles);
+    }
+
+    /// How long a lease that the kernel observes waits before it is removed.
+    pub(crate) fn disown_delay(&self) -> Duration {
+        self.backend.disown_delay()
+    }
+
+    /// The next packet of a lease, if one is there.
+    pub(crate) fn receive(&mut self, now: Instant, id: u32) -> Option<Received> {
+        if let Some(received) = self.table.lease(id)?.pop() {
+            return Some(received);
+        }
+        // On most paths the reply to what was just sent is there already.
+        self.drain(now);
+        self.table.lease(id)?.pop()
+    }
+
+    /// Lets `act` at a stream's engine; sends what that calls for, and registers the waker if it could not be done yet.
+    pub(crate) fn poll_stream<T>(
         &mut self,
+        now: Instant,
         id: u32,
-        transport: Transport,
-        address: IpAddr,
-        port: u16,
-        terms: Terms,
-    ) -> Result<()> {
-        match &mut self.side {
-            Side::Kernel(side) => side.maps.own(id, transport, address, port, terms),
-            Side::Service(_) => Ok(()),
+        waiter: Waiter,
+        waker: &Waker,
+        act: impl FnOnce(&mut StreamEngine) -> Poll<T>,
+    ) -> Poll<T> {
+        // What arrived meanwhile first: it is acknowledged before the peer has to wait.
+        self.drain(now);
+        let Some(stream) = self.table.stream(id) else {
+            return Poll::Pending;
+        };
+        // Its task is awake.
+        *stream.waiter(waiter) = None;
+        let done = act(&mut stream.engine);
+        // A reader has to learn that the connection is closed.
+        stream.stirred |= waiter == Waiter::Writer && done.is_ready();
+        self.table.touch(id);
+        self.execute(now);
+        if done.is_pending()
+            && let Some(stream) = self.table.stream(id)
+        {
+            *stream.waiter(waiter) = Some(waker.clone());
         }
+        done
     }
 
-    /// Forgets the ports of a lease.
-    pub(crate) fn disown(&mut self, id: u32, transport: Transport, address: IpAddr, ports: &[u16]) {
-        match &mut self.side {
-            Side::Kernel(side) => {
-                for &port in ports {
-                    // It can fail only if the entry is gone already.
-                    let _ = side.maps.disown(transport, address, port);
-                }
-            }
-            Side::Service(side) => side.remove(id, transport, ports),
+    /// Nobody holds a stream any more: it closes by itself, or is reset where it was not shut down, and keeps `lease`
+    /// until it is finished.
+    pub(crate) fn release_stream(&mut self, now: Instant, id: u32, lease: Keep) {
+        let Some(stream) = self.table.stream(id) else { return };
+        if !matches!(stream.engine.state(), StreamState::Closing | StreamState::TimeWait | StreamState::Closed) {
+            stream.engine.abort(now);
         }
+        self.orphans.insert(id, lease);
+        self.table.release_stream(now, id);
+        self.execute(now);
+    }
+
+    /// Ends the streams that were left to the driver task, which has ended; nothing is sent.
+    pub(crate) fn give_up_orphans(&mut self) {
+        self.table.give_up_orphans();
+        self.released.extend(self.orphans.drain().map(|(_, lease)| lease));
+    }
+
+    /// What finished streams kept alive, to be dropped behind the lock.
+    pub(crate) fn take_released(&mut self) -> Vec<Keep> {
+        std::mem::take(&mut self.released)
+    }
+
+    /// Has `watcher` notified once the interface is gone.
+    pub(crate) fn watch(&mut self, watcher: Arc<Notify>) {
+        if self.table.is_over() {
+            watcher.notify_one();
+        }
+        self.watcher = Some(watcher);
     }
 
     /// This host has these addresses.
     ///
     /// # Errors
-    /// [`Error::Bpf`] for more than the map holds.
+    /// Those of [`Backend::set_local`].
     pub(crate) fn set_local(&mut self, addresses: &[IpAddr]) -> Result<()> {
-        match &mut self.side {
-            Side::Kernel(side) => side.maps.set_local(addresses),
-            Side::Service(side) => {
-                side.set_local(addresses);
-                Ok(())
-            }
-        }
+        self.backend.set_local(addresses)
     }
 
     /// Whether it is one of them.
     pub(crate) fn is_local(&self, address: IpAddr) -> bool {
-        match &self.side {
-            Side::Kernel(side) => side.maps.is_local(address),
-            Side::Service(side) => side.is_local(address),
-        }
+        self.backend.is_local(address)
     }
 
-    /// Queues a packet from its IP header on.
-    ///
-    /// # Errors
-    /// Those of [`Sender::push`].
-    pub(crate) fn push(&mut self, route: &Route, ip: &[u8]) -> Result<()> {
-        push(&mut self.side, route, ip)
-    }
-
-    /// Queues a frame.
-    ///
-    /// # Errors
-    /// Those of [`Sender::push_frame`].
-    pub(crate) fn push_frame(&mut self, frame: &[u8]) -> Result<()> {
-        match &mut self.side {
-            Side::Kernel(side) => side.tx.push_frame(frame),
-            Side::Service(side) => side.push_frame(frame),
-        }
-    }
-
-    /// Sends packets and frames in as few system calls as it takes; `on` says what to do where there is no room for one.
-    pub(crate) fn send<'p>(&mut self, packets: impl IntoIterator<Item = Outgoing<'p>>, on: NoRoom) -> Transmitted {
-        let (sent, refused) = self.sent();
-        let (mut count, mut error) = (0, None);
-        for (number, packet) in packets.into_iter().enumerate() {
-            if on == NoRoom::Stop {
-                match &mut self.side {
-                    Side::Kernel(side) => side.tx.number(number),
-                    Side::Service(side) => side.number(number),
-                }
-            }
-            let pushed = match packet {
-                Outgoing::Ip(route, ip) => self.push(route, ip),
-                Outgoing::Frame(frame) => self.push_frame(frame),
-            };
-            error = error.or(pushed.err());
-            count = number + 1;
-        }
-        error = error.or(self.flush().err());
-        let held = match &mut self.side {
-            Side::Kernel(side) => side.tx.finish(),
-            Side::Service(side) => side.finish(),
-        };
-        let (sent, refused) = (self.sent().0 - sent, self.sent().1 - refused);
-        Transmitted { sent, refused, tried: held.unwrap_or(count), error }
-    }
-
-    /// Sends all that is queued.
-    ///
-    /// # Errors
-    /// Those of [`Sender::flush`].
-    pub(crate) fn flush(&mut self) -> Result<()> {
-        match &mut self.side {
-            Side::Kernel(side) => side.tx.flush().map(drop),
-            Side::Service(side) => {
-                side.flush();
-                Ok(())
-            }
-        }
-    }
-
-    /// Packets sent, and those that were not taken.
-    pub(crate) fn sent(&self) -> (u64, u64) {
-        match &self.side {
-            Side::Kernel(side) => (side.tx.sent(), side.tx.dropped()),
-            Side::Service(side) => (side.sent(), side.dropped()),
-        }
-    }
-
-    /// How long to wait where the kernel has no room for a packet; where the service has none, as long as it waits.
+    /// How long [`NoRoom::Refuse`] waits for room.
     pub(crate) fn set_patience(&mut self, patience: Duration) {
-        match &mut self.side {
-            Side::Kernel(side) => side.tx.set_patience(patience),
-            Side::Service(side) => side.set_patient(),
-        }
+        self.backend.set_patience(patience);
+    }
+
+    /// Sends packets and frames in as few system calls as it takes.
+    pub(crate) fn send_batch(&mut self, packets: &[Outgoing<'_>], on_no_room: NoRoom) -> Transmitted {
+        self.backend.send_batch(packets, on_no_room)
     }
 
     /// Packets by reason.
     pub(crate) fn counters(&self) -> Result<Counters> {
-        match &self.side {
-            Side::Kernel(side) => side.maps.counters(),
-            Side::Service(side) => Ok(side.counters()),
-        }
+        self.backend.counters()
     }
 
     /// Flows of the kernel half, where it is ours.
     pub(crate) fn flows(&self) -> Vec<Flow> {
-        match &self.side {
-            Side::Kernel(side) => side.maps.flows(),
-            Side::Service(_) => Vec::new(),
-        }
+        self.backend.flows()
     }
 
-    /// Takes a batch of waiting replies to whom they belong, and sends what they call for.
-    /// Returns how many there were.
+    /// Hands a batch of waiting replies to their leases and streams, and sends what they call for. How many there were.
     pub(crate) fn drain(&mut self, now: Instant) -> usize {
-        let Self { table, side, .. } = self;
-        let count = match side {
-            Side::Kernel(side) => side.drain(table, now),
-            Side::Service(side) => side.drain(table, now),
-        };
+        let count = self.backend.drain(now, &mut self.table);
         if count > 0 {
-            self.transmit(now);
+            self.execute(now);
         }
         count
     }
@@ -295,16 +224,7 @@ impl Core {
     /// Does what is due.
     pub(crate) fn handle_timeouts(&mut self, now: Instant) {
         self.table.handle_timeouts(now);
-        self.transmit(now);
-    }
-
-    /// Sends what the streams have to send, and wakes whoever waits for one of them.
-    pub(crate) fn transmit(&mut self, now: Instant) {
-        let Self { table, side, .. } = self;
-        table.poll_transmit(now, |route, ip| push(side, route, ip));
-        if let Err(e) = self.flush() {
-            self.table.handle_fault(now, &e);
-        }
+        self.execute(now);
     }
 
     /// This host has these addresses now, and the interface this MTU; without one it is gone.
@@ -313,15 +233,74 @@ impl Core {
         if let Err(e) = self.set_local(addresses) {
             log::warn!("{e}");
         }
-        self.table.handle_addresses(addresses);
-        match (mtu, &mut self.side) {
-            (Some(mtu), Side::Kernel(side)) => side.tx.set_mtu(mtu),
-            (Some(_), Side::Service(_)) => {}
-            (None, _) => {
-                self.table.handle_link_gone(now);
-                self.transmit(now);
+        // Reservations on any address extend to the new ones.
+        for reservation in self.leases.values_mut().flat_map(|lease| &mut lease.reservations) {
+            for &address in addresses {
+                if let Err(e) = reservation.cover(address) {
+                    log::warn!("a new address is not covered by a lease: {e}");
+                }
             }
         }
+        match mtu {
+            Some(mtu) => self.backend.set_mtu(mtu),
+            None => {
+                self.table.handle_link_gone(now);
+                self.execute(now);
+            }
+        }
+    }
+
+    /// Does what the table wants done: sends what the streams have to send, wakes and notifies tasks that wait, and lets
+    /// go of what is no longer needed.
+    pub(crate) fn execute(&mut self, now: Instant) {
+        loop {
+            let more = self.table.poll_commands(now, &mut self.commands);
+            self.notify();
+            let released = self.commands.release.drain(..).filter_map(|id| self.orphans.remove(&id));
+            self.released.extend(released);
+            // What fails may end the streams.
+            if !self.transmit(now) && !more {
+                break;
+            }
+        }
+    }
+
+    fn notify(&mut self) {
+        let Commands { wake, arrived, end, .. } = &mut self.commands;
+        wake.drain(..).for_each(Waker::wake);
+        for (id, count) in arrived.drain(..) {
+            if let Some(lease) = self.leases.get(&id) {
+                // Several tasks may wait, and each takes one packet.
+                (0..count).for_each(|_| lease.arrived.notify_one());
+            }
+        }
+        if std::mem::take(end) {
+            for lease in self.leases.values() {
+                lease.arrived.notify_waiters();
+                lease.arrived.notify_one();
+            }
+            if let Some(watcher) = &self.watcher {
+                watcher.notify_one();
+            }
+        }
+    }
+
+    /// Sends the segments of the streams; `true` if that failed. A segment that could not be sent counts as lost on its
+    /// path, unless the interface is gone.
+    fn transmit(&mut self, now: Instant) -> bool {
+        let outbox = &mut self.commands.outbox;
+        if outbox.len() == 0 {
+            return false;
+        }
+        let packets: SmallVec<[Outgoing<'_>; 8]> = outbox.iter().collect();
+        let Transmitted { sent, refused, tried, error } = self.backend.send_batch(&packets, NoRoom::Refuse);
+        drop(packets);
+        outbox.clear();
+        // The backend does not count what is invalid.
+        self.table.stats.not_sent += (tried as u64).saturating_sub(sent + refused);
+        let Some(error) = error else { return false };
+        self.table.handle_fault(now, &error);
+        true
     }
 
     /// Notes the nearest deadline as the one that the driver sleeps for.
@@ -330,7 +309,7 @@ impl Core {
         self.armed
     }
 
-    /// Whether a deadline came that lies before the one that the driver sleeps for.
+    /// Whether there is a deadline before the one that the driver sleeps for.
     pub(crate) fn nearer_than_armed(&self) -> bool {
         match (self.table.poll_timeout(), self.armed) {
             (Some(next), Some(armed)) => next < armed,
@@ -340,58 +319,12 @@ impl Core {
     }
 
     pub(crate) fn stats(&self) -> Stats {
-        let (sent, not_sent) = self.sent();
-        let (lost, turned_away) = match &self.side {
-            Side::Kernel(side) => (side.lost(), side.tx.turned_away()),
-            Side::Service(side) => (side.lost(), 0),
-        };
-        Stats { lost, sent, not_sent, turned_away, ..self.table.stats }
-    }
-}
-
-fn push(side: &mut Side, route: &Route, ip: &[u8]) -> Result<()> {
-    match side {
-        Side::Kernel(side) => side.tx.push(route, ip),
-        Side::Service(side) if route.ifindex != side.ifindex() => {
-            Err(Error::invalid("route", format_args!("it leaves by {}, and this lease is elsewhere", route.interface)))
-        }
-        Side::Service(side) => {
-            side.push(ip);
-            Ok(())
-        }
-    }
-}
-
-impl KernelSide {
-    /// Takes a batch of waiting replies to `table`; how many there were.
-    fn drain(&mut self, table: &mut Table, now: Instant) -> usize {
-        let Self { sockets, ring, link_header, .. } = self;
-        let mut count = 0;
-        for socket in sockets {
-            count += socket.drain(|frame| match parse::link(frame, *link_header) {
-                Ok((start, _)) => table.handle_packet(now, &frame[start..], Meta::REDIRECTED),
-                Err(_) => table.handle_stray(),
-            });
-        }
-        count += ring.drain(|header, packet| {
-            let cut = header.captured < header.length;
-            let reason = Reason::ALL.get(header.reason as usize).copied().unwrap_or(Reason::Copied);
-            let meta = Meta { timestamp: Some(header.timestamp), cut, reason, checksum: None };
-            if reason.is_ingress() {
-                table.handle_packet(now, packet, meta);
-            } else {
-                table.handle_suppressed(packet, meta);
-            }
-        });
-        count
-    }
-
-    fn lost(&self) -> u64 {
-        let lost = self.sockets.iter().map(Socket::lost).fold(Lost::default(), |a, b| Lost {
-            ring_full: a.ring_full + b.ring_full,
-            no_frame: a.no_frame + b.no_frame,
-            other: a.other + b.other,
-        });
-        lost.total()
+        let counted = self.backend.statistics();
+        let mut stats = self.table.stats;
+        stats.sent = counted.sent;
+        stats.not_sent += counted.not_sent;
+        stats.lost = counted.lost;
+        stats.turned_away = counted.turned_away;
+        stats
     }
 }

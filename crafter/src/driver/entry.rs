@@ -1,22 +1,12 @@
 //! What the table holds: leases and streams, and what comes to them.
 
-use std::{
-    collections::VecDeque,
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    task::Waker,
-    time::Instant,
-};
+use std::{collections::VecDeque, net::SocketAddr, sync::Arc, task::Waker, time::Instant};
 
 use crafter_common::reason::Reason;
 use serde::Serialize;
-use tokio::sync::Notify;
 
-use crate::{
-    datapath::{reserve::Reservation, route::Route},
-    engine::StreamEngine,
-    packet::{Checksum, Transport},
-};
+use super::backend::Ports;
+use crate::{datapath::route::Route, engine::StreamEngine, packet::Checksum};
 
 /// What is known of a packet besides its bytes.
 #[derive(Clone, Copy)]
@@ -80,46 +70,45 @@ pub struct Stats {
 
 /// A lease as the table knows it.
 pub(crate) struct LeaseState {
-    pub(crate) transport: Transport,
-    pub(crate) address: IpAddr,
-    pub(crate) ports: Vec<u16>,
+    pub(crate) ports: Ports,
     pub(crate) queue: VecDeque<Received>,
+    /// Bytes in the queue.
     pub(super) queued: usize,
     /// Answers of the kernel that were dropped.
     pub(crate) suppressed: VecDeque<Received>,
-    pub(crate) arrived: Arc<Notify>,
     /// What comes is gathered together with that of other leases.
     pub(super) gathered: bool,
-    /// It is in the table's list of those that something came to.
+    /// It is in the table's list of gathered leases that something came to.
     pub(super) listed: bool,
-    /// What keeps other programs from the ports; nothing, where the service does.
-    pub(super) reservations: Vec<Reservation>,
+    /// Packets that came since its waiting tasks were notified last.
+    pub(super) arrived: usize,
 }
 
 /// Answers of the kernel that wait for one lease at most.
 pub(super) const SUPPRESSED: usize = 4096;
 
 impl LeaseState {
-    pub(crate) fn new(
-        transport: Transport,
-        address: IpAddr,
-        ports: Vec<u16>,
-        reservations: Vec<Reservation>,
-        arrived: Arc<Notify>,
-        gathered: bool,
-    ) -> Self {
+    pub(crate) fn new(ports: Ports, gathered: bool) -> Self {
         Self {
-            transport,
-            address,
             ports,
             queue: VecDeque::new(),
             queued: 0,
             suppressed: VecDeque::new(),
-            arrived,
             gathered,
             listed: false,
-            reservations,
+            arrived: 0,
         }
+    }
+
+    /// Notes that something has come to it: in the list of gathered leases, and in that of leases to notify.
+    pub(super) fn note_arrival(&mut self, id: u32, gathered: &mut Vec<u32>, arrived: &mut Vec<u32>) {
+        if self.gathered && !std::mem::replace(&mut self.listed, true) {
+            gathered.push(id);
+        }
+        if self.arrived == 0 {
+            arrived.push(id);
+        }
+        self.arrived += 1;
     }
 
     pub(crate) fn pop(&mut self) -> Option<Received> {
@@ -129,30 +118,59 @@ impl LeaseState {
     }
 }
 
-/// What is to live until something is over.
-pub(crate) type Keep = Arc<dyn Send + Sync>;
+/// Who waits for a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Waiter {
+    /// For bytes, or for the connection to open or to end.
+    Reader,
+    /// For room.
+    Writer,
+}
 
 /// A stream as the table knows it.
 pub(crate) struct StreamState {
     pub(crate) engine: StreamEngine,
     pub(crate) route: Arc<Route>,
     pub(super) flow: (SocketAddr, SocketAddr),
-    pub(crate) reader: Option<Waker>,
-    pub(crate) writer: Option<Waker>,
-    /// Whether something happened that who waits may have waited for. Being polled alone is not:
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+    /// Whether something happened that a waiting task may have waited for. Being polled alone is not:
     /// a task that waits for both directions would wake itself for ever.
     pub(crate) stirred: bool,
+    /// It is in the table's list of streams to ask what they have to send.
+    pub(super) touched: bool,
     pub(super) due: Option<Instant>,
-    /// Set once nobody holds the stream any more: it ends by itself, and keeps its lease until then.
-    pub(super) orphan: Option<Keep>,
-    /// When an orphan that will not end is given up.
-    pub(super) patience: Option<Instant>,
+    /// Nobody holds the stream any more: it ends by itself.
+    pub(super) is_orphan: bool,
+    /// When an orphan that does not end is given up.
+    pub(super) given_up_at: Option<Instant>,
 }
 
 impl StreamState {
-    pub(super) fn wake(&mut self) {
-        for waker in [self.reader.take(), self.writer.take()].into_iter().flatten() {
-            waker.wake();
+    pub(super) fn new(engine: StreamEngine, route: Arc<Route>, flow: (SocketAddr, SocketAddr)) -> Self {
+        Self {
+            engine,
+            route,
+            flow,
+            reader: None,
+            writer: None,
+            stirred: false,
+            touched: false,
+            due: None,
+            is_orphan: false,
+            given_up_at: None,
         }
+    }
+
+    /// Who waits, if somebody does.
+    pub(crate) fn waiter(&mut self, waiter: Waiter) -> &mut Option<Waker> {
+        match waiter {
+            Waiter::Reader => &mut self.reader,
+            Waiter::Writer => &mut self.writer,
+        }
+    }
+
+    pub(super) fn take_wakers(&mut self) -> impl Iterator<Item = Waker> {
+        [self.reader.take(), self.writer.take()].into_iter().flatten()
     }
 }

@@ -1,135 +1,29 @@
 //! Leases: ports that belong to this process, for sending from and for receiving on.
 
+mod acquire;
+mod request;
+
 use std::{
-    io,
     net::{IpAddr, SocketAddr},
-    ops::RangeInclusive,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use tokio::sync::Notify;
 
+pub use self::request::{LeaseRequest, PortChoice};
 use super::{
-    NoRoom, Outgoing, ROOM_AGAIN, ROOM_WITHIN, Shared,
-    core::Side,
-    entry::{LeaseState, Received},
-    served,
+    ROOM_RETRY_DELAY,
+    entry::Received,
+    sending::Sending,
+    shared::Shared,
     stream::{Stream, StreamOptions},
 };
 use crate::{
-    datapath::{
-        address::local_addresses,
-        maps::Terms,
-        reserve::{self, Reservation},
-        route::Route,
-    },
+    datapath::{maps::Terms, route::Route},
     error::{Error, Result},
     packet::{IpPacket, Transport},
-    protocol::Control,
 };
-
-/// Ports that nobody registers (RFC 6335 section 6): where a free one is looked for.
-const DYNAMIC: RangeInclusive<u16> = 49152..=65535;
-
-/// Random identifiers of ICMP queries tried before one is given up for taken.
-const PICKS: u32 = 1000;
-
-/// Which ports to lease.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PortChoice {
-    /// A free one from 49152 to 65535.
-    Free,
-    /// So many free ones in a row, from the same range.
-    FreeRange(u16),
-    /// This one.
-    Exact(u16),
-    /// All of these.
-    Range(RangeInclusive<u16>),
-}
-
-/// What to lease.
-#[derive(Clone, Debug)]
-pub struct LeaseRequest {
-    /// TCP, UDP or ICMP.
-    pub transport: Transport,
-    /// The local address; `None`: any address of this host.
-    pub address: Option<IpAddr>,
-    /// The local port, or the identifier of ICMP queries.
-    pub port: PortChoice,
-    /// What happens to replies and to the kernel's own answers.
-    pub terms: Terms,
-    /// Through the service: consecutive segments of a TCP flow may come as one of up to 64 KiB, as behind the kernel's
-    /// GRO. For streams, which care for the bytes alone.
-    pub coalesce: bool,
-}
-
-impl LeaseRequest {
-    /// A free port on any address, with the default terms.
-    pub fn new(transport: Transport) -> Self {
-        Self { transport, address: None, port: PortChoice::Free, terms: Terms::default(), coalesce: false }
-    }
-
-    /// A free TCP port.
-    pub fn tcp() -> Self {
-        Self::new(Transport::Tcp)
-    }
-
-    /// A free UDP port.
-    pub fn udp() -> Self {
-        Self::new(Transport::Udp)
-    }
-
-    /// A free identifier of ICMP queries, from the same range as a free port.
-    pub fn icmp() -> Self {
-        Self::new(Transport::Icmp)
-    }
-
-    /// On this local address only.
-    #[must_use]
-    pub fn address(self, address: IpAddr) -> Self {
-        Self { address: (!address.is_unspecified()).then_some(address), ..self }
-    }
-
-    /// This port.
-    #[must_use]
-    pub fn port(self, port: u16) -> Self {
-        Self { port: PortChoice::Exact(port), ..self }
-    }
-
-    /// All of these ports.
-    #[must_use]
-    pub fn ports(self, ports: RangeInclusive<u16>) -> Self {
-        Self { port: PortChoice::Range(ports), ..self }
-    }
-
-    /// Consecutive segments may come as one; see [`LeaseRequest::coalesce`](field@LeaseRequest::coalesce).
-    #[must_use]
-    pub fn coalesce(self, coalesce: bool) -> Self {
-        Self { coalesce, ..self }
-    }
-
-    /// The kernel sees the replies too.
-    #[must_use]
-    pub fn observe(mut self, observe: bool) -> Self {
-        self.terms.observe = observe;
-        self
-    }
-
-    /// Whether the kernel's RSTs and port-unreachables are dropped.
-    #[must_use]
-    pub fn suppress(mut self, suppress: bool) -> Self {
-        self.terms.suppress = suppress;
-        self
-    }
-
-    /// Whether those that are dropped come to [`Lease::try_suppressed`].
-    #[must_use]
-    pub fn report(mut self, report: bool) -> Self {
-        self.terms.report = report;
-        self
-    }
-}
 
 /// Ports that belong to this process. No other program is given them; what comes to them comes
 /// here. They are given back when the lease and all its streams are dropped.
@@ -147,164 +41,19 @@ pub(crate) struct LeaseInner {
     arrived: Arc<Notify>,
 }
 
-/// Between two tries for a port that the service is about to have back.
-const AGAIN: Duration = Duration::from_millis(1);
-
-/// How long the kernel may still be busy with a packet whose copy has arrived here already.
-const SETTLE: Duration = Duration::from_millis(5);
-
 impl Drop for LeaseInner {
     fn drop(&mut self) {
         // In observe mode the copy is here before the kernel has answered the packet itself: a port
         // given back at once would let that answer out.
-        let is_ours = matches!(self.shared.lock().side, Side::Kernel(_));
-        if is_ours && self.terms.observe && self.terms.suppress {
-            std::thread::sleep(SETTLE);
+        if self.terms.observe && self.terms.suppress {
+            let delay = self.shared.lock().disown_delay();
+            std::thread::sleep(delay);
         }
-        let mut core = self.shared.lock();
-        // The reservations in it are given back after the kernel half has forgotten the ports.
-        if let Some(lease) = core.table.remove_lease(self.id) {
-            core.disown(self.id, lease.transport, lease.address, &lease.ports);
-        }
+        self.shared.lock().remove_lease(self.id);
     }
 }
 
 impl Lease {
-    /// Takes a lease; with `gathering`, which is then notified, what comes to it is gathered with that of others.
-    pub(super) async fn take(
-        shared: &Arc<Shared>,
-        request: LeaseRequest,
-        gathering: Option<Arc<Notify>>,
-    ) -> Result<Self> {
-        let gathered = gathering.is_some();
-        let arrived = gathering.unwrap_or_default();
-        // The driver keeps the list; only of an address that is not in it the kernel is asked.
-        let known = |address| shared.lock().is_local(address);
-        if let Some(address) = request.address.filter(|address| !known(*address)) {
-            let addresses = local_addresses().await?;
-            if !addresses.contains(&address) && !address.is_loopback() {
-                return Err(Error::invalid("address", format_args!("{address} is not an address of this host")));
-            }
-            shared.lock().set_local(&addresses)?;
-        }
-        if let Some(control) = shared.control() {
-            return Self::take_from(&control, shared, request, arrived, gathered).await;
-        }
-        let unspecified = IpAddr::from([0, 0, 0, 0]);
-        let address = request.address.unwrap_or(unspecified);
-        let ifindex = shared.interface.ifindex;
-        // Where the kernel holds no identifiers of ICMP queries, it is the table that knows of them.
-        let is_leased = |port| shared.lock().table.is_leased(request.transport, address, port);
-        // First the kernel's word that the port is free, then the kernel half.
-        let reservations = match &request.port {
-            PortChoice::Free if request.transport == Transport::Icmp => {
-                let pick = || reserve::reserve_free(request.transport, address, DYNAMIC, ifindex);
-                let mut reservation = pick()?;
-                for _ in 0..PICKS {
-                    if !is_leased(reservation.port()) {
-                        break;
-                    }
-                    reservation = pick()?;
-                }
-                vec![reservation]
-            }
-            PortChoice::Free => vec![reserve::reserve_free(request.transport, address, DYNAMIC, ifindex)?],
-            PortChoice::FreeRange(count) => Self::reserve_row(request.transport, address, *count, ifindex)?,
-            PortChoice::Exact(port) if !request.transport.ports().contains(port) => {
-                return Err(Error::invalid("port", "0 cannot be leased; 1 to 65535 can"));
-            }
-            PortChoice::Exact(port) => vec![reserve::reserve(request.transport, address, *port, ifindex)?],
-            PortChoice::Range(range) if range.is_empty() || !request.transport.ports().contains(range.start()) => {
-                return Err(Error::invalid("ports", "a range goes from a lower to a higher port, 1 to 65535"));
-            }
-            PortChoice::Range(range) => reserve::reserve_range(request.transport, address, range.clone(), ifindex)?,
-        };
-        let ports: Vec<u16> = reservations.iter().map(Reservation::port).collect();
-        if let Some(&port) = ports.iter().find(|&&port| is_leased(port)) {
-            let holder = Some("another lease of this process".to_owned());
-            return Err(Error::PortTaken { protocol: request.transport.name(), address, port, holder });
-        }
-        let id = {
-            let mut core = shared.lock();
-            let id = core.table.number();
-            for (done, &port) in ports.iter().enumerate() {
-                if let Err(e) = core.own(id, request.transport, address, port, request.terms) {
-                    core.disown(id, request.transport, address, &ports[..done]);
-                    return Err(e);
-                }
-            }
-            let state =
-                LeaseState::new(request.transport, address, ports.clone(), reservations, arrived.clone(), gathered);
-            core.table.add_lease(id, state);
-            id
-        };
-        let inner = LeaseInner {
-            shared: shared.clone(),
-            id,
-            transport: request.transport,
-            address: request.address,
-            terms: request.terms,
-            ports,
-            arrived,
-        };
-        Ok(Self { inner: Arc::new(inner) })
-    }
-
-    /// Reserves so many free ports in a row.
-    fn reserve_row(transport: Transport, address: IpAddr, count: u16, ifindex: u32) -> Result<Vec<Reservation>> {
-        let Some(last) = DYNAMIC.end().checked_sub(count.max(1) - 1).filter(|last| last >= DYNAMIC.start()) else {
-            return Err(Error::invalid("ports", format_args!("there are no {count} ports from 49152 on")));
-        };
-        let places = u32::from(last - DYNAMIC.start()) + 1;
-        let mut result = Err(Error::invalid("ports", "no random numbers are had"));
-        for _ in 0..PICKS {
-            let Ok(random) = getrandom::u32() else { break };
-            let first = DYNAMIC.start() + (random % places) as u16;
-            result = reserve::reserve_range(transport, address, first..=first + (count.max(1) - 1), ifindex);
-            if !matches!(result, Err(Error::PortTaken { .. })) {
-                break;
-            }
-        }
-        result
-    }
-
-    /// Has the service give the ports.
-    async fn take_from(
-        control: &Control,
-        shared: &Arc<Shared>,
-        request: LeaseRequest,
-        arrived: Arc<Notify>,
-        gathered: bool,
-    ) -> Result<Self> {
-        let call = served::call(&shared.name(), &request);
-        let (leased, socket) = loop {
-            match served::lease(control, &call).await {
-                // What was closed here a moment ago the service may not know yet.
-                Err(Error::PortTaken { .. }) if shared.is_closing() => tokio::time::sleep(AGAIN).await,
-                leased => break leased?,
-            }
-        };
-        let (Some(first), Some(last)) = (leased.first_port, leased.last_port) else {
-            let reason = "a lease without the ports that were asked for".to_owned();
-            return Err(Error::Service { path: control.path().display().to_string(), reason });
-        };
-        // Where the policy allows only some addresses, the service has chosen.
-        let address = request.address.or_else(|| leased.address?.parse().ok());
-        let ports: Vec<u16> = (first..=last).collect();
-        let mut core = shared.lock();
-        let id = core.table.number();
-        let bound = address.unwrap_or(IpAddr::from([0, 0, 0, 0]));
-        if let Side::Service(served) = &mut core.side {
-            served.add_ports(id, request.transport, bound, &ports, socket)?;
-        }
-        let state = LeaseState::new(request.transport, bound, ports.clone(), Vec::new(), arrived.clone(), gathered);
-        core.table.add_lease(id, state);
-        drop(core);
-        let (transport, terms) = (request.transport, request.terms);
-        let inner = LeaseInner { shared: shared.clone(), id, transport, address, terms, ports, arrived };
-        Ok(Self { inner: Arc::new(inner) })
-    }
-
     /// The driver's number for it.
     pub(crate) fn number(&self) -> u32 {
         self.inner.id
@@ -354,30 +103,21 @@ impl Lease {
     ///
     /// # Errors
     /// As [`Lease::send`], all other packets have gone; [`Error::Io`] for packets that there was no room for within a
-    /// second. Packets without a route are told before anything is sent.
+    /// second. A packet without a route is an error before anything is sent.
     pub async fn send_all<'p>(&self, packets: impl IntoIterator<Item = &'p [u8]>) -> Result<()> {
         let mut routed = Vec::new();
         for ip in packets {
             routed.push((self.inner.route(IpPacket::parse(ip)?.destination).await?, ip));
         }
-        let (mut rest, mut error) = (&routed[..], None);
-        let mut progress = Instant::now();
+        let shared = &self.inner.shared;
+        let mut sending = Sending::new(Instant::now(), &routed);
         loop {
-            let on = if progress.elapsed() < ROOM_WITHIN { NoRoom::Stop } else { NoRoom::Refuse };
-            let packets = rest.iter().map(|(route, ip)| Outgoing::Ip(route, ip));
-            let sent = self.inner.shared.lock().send(packets, on);
-            if on == NoRoom::Refuse && sent.refused > 0 && sent.error.is_none() {
-                error.get_or_insert_with(|| no_room(&self.inner.shared.name(), sent.refused));
+            let interface = shared.name();
+            let sent = sending.send(Instant::now(), &mut shared.lock(), &interface);
+            match sent {
+                Some(result) => return result,
+                None => tokio::time::sleep(ROOM_RETRY_DELAY).await,
             }
-            error = error.or(sent.error);
-            rest = &rest[sent.tried..];
-            if rest.is_empty() {
-                return error.map_or(Ok(()), Err);
-            }
-            if sent.tried > 0 {
-                progress = Instant::now();
-            }
-            tokio::time::sleep(ROOM_AGAIN).await;
         }
     }
 
@@ -391,20 +131,14 @@ impl Lease {
             if let Some(received) = self.try_recv() {
                 return Ok(received);
             }
-            self.inner.shared.lock().table.fate(&self.inner.shared.name())?;
+            self.inner.shared.lock().table.check_alive(&self.inner.shared.name())?;
             arrived.await;
         }
     }
 
     /// The next packet, if one is there.
     pub fn try_recv(&self) -> Option<Received> {
-        let mut core = self.inner.shared.lock();
-        if let Some(received) = core.table.lease(self.inner.id)?.pop() {
-            return Some(received);
-        }
-        // On most paths the reply to what was just sent is there already.
-        core.drain(Instant::now());
-        core.table.lease(self.inner.id)?.pop()
+        self.inner.shared.lock().receive(Instant::now(), self.inner.id)
     }
 
     /// The next answer of the kernel that was dropped at egress, if one is there; see [`LeaseRequest::report`].
@@ -438,12 +172,6 @@ impl Lease {
         let local = SocketAddr::new(self.inner.address.unwrap_or(route.source), self.port());
         Stream::connect(self.inner.clone(), route, local, remote, options).await
     }
-}
-
-fn no_room(interface: &str, packets: u64) -> Error {
-    let within = ROOM_WITHIN.as_secs_f32();
-    let reason = format!("{packets} packets found no room in its queue within {within} s");
-    Error::Io { action: format!("send through {interface}"), source: io::Error::new(io::ErrorKind::WouldBlock, reason) }
 }
 
 impl LeaseInner {

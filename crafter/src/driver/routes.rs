@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// How long a route found is used before the kernel is asked again.
-const AGE: Duration = Duration::from_secs(5);
+const MAX_AGE: Duration = Duration::from_secs(5);
 
 /// Routes kept; a scan of more destinations than that forgets them all and begins anew.
 const KEPT: usize = 65_536;
@@ -52,15 +52,15 @@ impl Routes {
     /// The route to `destination` if it was found lately.
     pub(crate) fn known(&self, destination: IpAddr, source: Option<IpAddr>) -> Option<Arc<Route>> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.get(&(destination, source)).filter(|(_, found)| found.elapsed() < AGE).map(|(route, _)| route.clone())
+        known.get(&(destination, source)).filter(|(_, found)| found.elapsed() < MAX_AGE).map(|(route, _)| route.clone())
     }
 
-    /// The same, or one that was found a little earlier, for who asks again meanwhile; whether it is such a one.
+    /// Like [`known`](Self::known), but may return a stale route for as long as the kernel is asked again; `true` if stale.
     pub(crate) fn known_or_old(&self, destination: IpAddr, source: Option<IpAddr>) -> Option<(Arc<Route>, bool)> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let (route, found) = known.get(&(destination, source))?;
         let age = found.elapsed();
-        (age < 2 * AGE).then(|| (route.clone(), age >= AGE))
+        (age < 2 * MAX_AGE).then(|| (route.clone(), age >= MAX_AGE))
     }
 
     /// Forgets the route to `destination`.

@@ -12,7 +12,7 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{buffer::buffer, core::Core, lease::LeaseInner};
+use super::{buffer::buffer, core::Core, entry::Waiter, lease::LeaseInner};
 use crate::{
     datapath::route::Route,
     engine::{SegmentHook, StreamConfig, StreamEngine, StreamState, StreamStats},
@@ -73,7 +73,7 @@ impl Stream {
             let Some(id) = core.table.add_stream(engine, route, local, remote) else {
                 return Err(Error::invalid("lease", format_args!("it has a stream to {remote} already")));
             };
-            core.transmit(now);
+            core.execute(now);
             // The SYN-ACK is there, on most paths, before the system call that sent the SYN returns.
             core.drain(Instant::now());
             lease.shared().rearm_if_nearer(&core);
@@ -99,7 +99,7 @@ impl Stream {
         self.with(|core, id| core.table.stream(id).map(|s| s.engine.stats())).unwrap_or_default()
     }
 
-    /// Where the connection stands.
+    /// The state of the connection.
     pub fn state(&self) -> StreamState {
         self.with(|core, id| core.table.stream(id).map(|s| s.engine.state())).unwrap_or(StreamState::Closed)
     }
@@ -116,7 +116,7 @@ impl Stream {
     /// Why it failed, if it did.
     pub async fn closed(&self) -> Result<()> {
         poll_fn(|cx| {
-            self.poll(cx, true, |stream| match (stream.is_finished(), stream.error()) {
+            self.poll(cx, Waiter::Reader, |stream| match (stream.is_finished(), stream.error()) {
                 (_, Some(error)) => Poll::Ready(Err(error.into())),
                 (true, None) => Poll::Ready(Ok(())),
                 (false, None) => Poll::Pending,
@@ -126,43 +126,18 @@ impl Stream {
     }
 
     fn poll_established(&self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        self.poll(cx, true, |stream| match (stream.error(), stream.state()) {
+        self.poll(cx, Waiter::Reader, |stream| match (stream.error(), stream.state()) {
             (Some(error), _) => Poll::Ready(Err(error.into())),
             (None, StreamState::Connecting) => Poll::Pending,
             (None, _) => Poll::Ready(Ok(())),
         })
     }
 
-    /// Lets `act` at the engine; sends what that calls for; looks for replies and tries again if
-    /// it could not be done; registers the waker if it still cannot.
-    fn poll<T>(
-        &self,
-        cx: &mut Context<'_>,
-        reading: bool,
-        mut act: impl FnMut(&mut StreamEngine) -> Poll<T>,
-    ) -> Poll<T> {
+    /// Lets `act` at the engine; sends what that calls for, and registers the waker if it could not be done yet.
+    fn poll<T>(&self, cx: &mut Context<'_>, waiter: Waiter, act: impl FnOnce(&mut StreamEngine) -> Poll<T>) -> Poll<T> {
         let shared = self.lease.shared();
         let mut core = shared.lock();
-        // What arrived meanwhile first: it is acknowledged before the peer has to wait.
-        let now = Instant::now();
-        core.drain(now);
-        let Some(stream) = core.table.stream(self.id) else {
-            return Poll::Pending;
-        };
-        let waker = if reading { &mut stream.reader } else { &mut stream.writer };
-        // Who polls is awake.
-        *waker = None;
-        let done = act(&mut stream.engine);
-        // Whoever reads has to learn that the connection is closed.
-        stream.stirred |= !reading && done.is_ready();
-        core.table.touch(self.id);
-        core.transmit(now);
-        if done.is_pending()
-            && let Some(stream) = core.table.stream(self.id)
-        {
-            let waker = if reading { &mut stream.reader } else { &mut stream.writer };
-            *waker = Some(cx.waker().clone());
-        }
+        let done = core.poll_stream(Instant::now(), self.id, waiter, cx.waker(), act);
         shared.rearm_if_nearer(&core);
         done
     }
@@ -174,7 +149,7 @@ impl Stream {
 
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.poll(cx, true, |engine| {
+        self.poll(cx, Waiter::Reader, |engine| {
             if buf.remaining() == 0 {
                 return Poll::Ready(Ok(()));
             }
@@ -189,7 +164,7 @@ impl AsyncRead for Stream {
                 match taken {
                     Ok(Some(0)) => break,
                     Ok(Some(_)) => {}
-                    // What came before is told first.
+                    // What arrived before it failed is returned first.
                     Ok(None) | Err(_) if round > 0 => break,
                     Ok(None) => return Poll::Pending,
                     Err(e) => return Poll::Ready(Err(io_error(e.into()))),
@@ -202,7 +177,7 @@ impl AsyncRead for Stream {
 
 impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.poll(cx, false, |engine| match engine.send(bytes) {
+        self.poll(cx, Waiter::Writer, |engine| match engine.send(bytes) {
             Ok(0) if !bytes.is_empty() => Poll::Pending,
             Ok(count) => Poll::Ready(Ok(count)),
             Err(e) => Poll::Ready(Err(io_error(e.into()))),
@@ -215,7 +190,7 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll(cx, false, |engine| {
+        self.poll(cx, Waiter::Writer, |engine| {
             engine.close(Instant::now());
             Poll::Ready(Ok(()))
         })
@@ -227,15 +202,9 @@ impl Drop for Stream {
         let shared = self.lease.shared();
         let now = Instant::now();
         let mut core = shared.lock();
-        if let Some(stream) = core.table.stream(self.id)
-            && !matches!(stream.engine.state(), StreamState::Closing | StreamState::TimeWait | StreamState::Closed)
-        {
-            stream.engine.abort(now);
-        }
-        core.table.release_stream(now, self.id, self.lease.clone());
-        core.transmit(now);
+        core.release_stream(now, self.id, self.lease.clone());
         if !shared.is_driven() {
-            core.table.give_up_orphans();
+            core.give_up_orphans();
         }
         shared.rearm_if_nearer(&core);
     }

@@ -1,15 +1,18 @@
-//! Who gets what: leases by port, streams by flow. Sans-IO but for the sender that it is handed.
+//! Who gets what: leases by port, streams by flow. Pure: takes bytes and `now`, and returns what is to be done as
+//! [`Commands`]. It knows leases and streams by their ids; what an id keeps alive is with the core.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashMap, VecDeque},
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use tokio::sync::Notify;
-
-use super::entry::{Keep, LeaseState, Meta, Received, SUPPRESSED, Stats, StreamState};
+use super::{
+    backend::Delivery,
+    commands::Commands,
+    entry::{LeaseState, Meta, Received, SUPPRESSED, Stats, StreamState},
+};
 use crate::{
     datapath::route::Route,
     engine::{Reassembler, StreamEngine},
@@ -19,10 +22,13 @@ use crate::{
 
 /// How long a stream that nobody holds any more may take to close: as long as Linux gives FIN-WAIT-2
 /// (`tcp_fin_timeout`).
-const PATIENCE: Duration = Duration::from_secs(60);
+const ORPHAN_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Segments after which those gathered are sent before more are asked for.
+const BATCH: usize = 64;
 
 /// Bytes of replies that wait for one lease at most.
-const QUEUE_BYTES: usize = 64 << 20;
+pub(super) const QUEUE_BYTES: usize = 64 << 20;
 
 /// Leases and streams, and what is found of them by port and flow.
 pub(crate) struct Table {
@@ -31,23 +37,24 @@ pub(crate) struct Table {
     streams: HashMap<u32, StreamState>,
     by_flow: HashMap<(SocketAddr, SocketAddr), u32>,
     deadlines: BTreeSet<(Instant, u32)>,
-    /// Streams that something happened to since they were last asked what to send.
-    touched: HashSet<u32>,
+    /// Streams that something happened to since they were last asked what to send, the first one first.
+    touched: VecDeque<u32>,
+    /// Leases that something came to since their waiting tasks were notified last.
+    arrived: Vec<u32>,
     /// Gathered leases that something came to.
     listed: Vec<u32>,
     reassembler: Reassembler,
     /// Whether a checksum may be partial: on devices that are not hardware.
     accept_partial: bool,
     next: u32,
-    /// What finished streams kept alive: dropping it may want the lock under which the table lies, so
-    /// whoever holds that drops this behind it.
-    pub(crate) released: Vec<Keep>,
+    /// Streams that are finished and gone since the last [`Commands`].
+    released: Vec<u32>,
     /// Set for good once the interface is gone.
-    pub(crate) link_gone: bool,
-    /// Notified of that, whether or not something is leased.
-    pub(crate) watcher: Option<Arc<Notify>>,
-    /// Why the service is of no use any more: its socket, and the reason.
-    over: Option<(String, String)>,
+    link_gone: bool,
+    /// The next [`Commands`] have to report the end.
+    is_end_new: bool,
+    /// Why the connection to the service ended: its socket, and the reason.
+    ended: Option<(String, String)>,
     pub(crate) stats: Stats,
 }
 
@@ -59,15 +66,16 @@ impl Table {
             streams: HashMap::new(),
             by_flow: HashMap::new(),
             deadlines: BTreeSet::new(),
-            touched: HashSet::new(),
+            touched: VecDeque::new(),
+            arrived: Vec::new(),
             listed: Vec::new(),
             reassembler: Reassembler::default(),
             accept_partial,
             next: 1,
             released: Vec::new(),
             link_gone: false,
-            watcher: None,
-            over: None,
+            is_end_new: false,
+            ended: None,
             stats: Stats::default(),
         }
     }
@@ -80,16 +88,17 @@ impl Table {
     }
 
     pub(crate) fn add_lease(&mut self, id: u32, lease: LeaseState) {
-        for &port in &lease.ports {
-            self.by_port.entry((lease.transport, port)).or_default().push((lease.address, id));
+        let ports = &lease.ports;
+        for &port in &ports.ports {
+            self.by_port.entry((ports.transport, port)).or_default().push((ports.address, id));
         }
         self.leases.insert(id, lease);
     }
 
     pub(crate) fn remove_lease(&mut self, id: u32) -> Option<LeaseState> {
         let lease = self.leases.remove(&id)?;
-        for &port in &lease.ports {
-            let key = (lease.transport, port);
+        for &port in &lease.ports.ports {
+            let key = (lease.ports.transport, port);
             if let Some(owners) = self.by_port.get_mut(&key) {
                 owners.retain(|&(_, owner)| owner != id);
                 if owners.is_empty() {
@@ -98,17 +107,6 @@ impl Table {
             }
         }
         Some(lease)
-    }
-
-    /// This host has these addresses now: reservations on any address extend to them.
-    pub(crate) fn handle_addresses(&mut self, addresses: &[IpAddr]) {
-        for reservation in self.leases.values_mut().flat_map(|lease| &mut lease.reservations) {
-            for &address in addresses {
-                if let Err(e) = reservation.cover(address) {
-                    log::warn!("a new address is not covered by a lease: {e}");
-                }
-            }
-        }
     }
 
     pub(crate) fn lease(&mut self, id: u32) -> Option<&mut LeaseState> {
@@ -129,21 +127,8 @@ impl Table {
         let id = self.number();
         let flow = (local, remote);
         self.by_flow.insert(flow, id);
-        self.streams.insert(
-            id,
-            StreamState {
-                engine,
-                route,
-                flow,
-                reader: None,
-                writer: None,
-                stirred: false,
-                due: None,
-                orphan: None,
-                patience: None,
-            },
-        );
-        self.touched.insert(id);
+        self.streams.insert(id, StreamState::new(engine, route, flow));
+        self.touch(id);
         Some(id)
     }
 
@@ -153,28 +138,55 @@ impl Table {
 
     /// Marks a stream as one to ask what it has to send.
     pub(crate) fn touch(&mut self, id: u32) {
-        self.touched.insert(id);
-    }
-
-    /// Nobody holds the stream any more: it goes when it is finished, and keeps `lease` until then.
-    pub(crate) fn release_stream(&mut self, now: Instant, id: u32, lease: Keep) {
-        if let Some(stream) = self.streams.get_mut(&id) {
-            stream.orphan = Some(lease);
-            stream.patience = Some(now + PATIENCE);
-            self.touched.insert(id);
+        if let Some(stream) = self.streams.get_mut(&id)
+            && !std::mem::replace(&mut stream.touched, true)
+        {
+            self.touched.push_back(id);
         }
     }
 
-    /// Nobody drives the streams any more: those that were left to the driver end here, without a word.
+    /// Something happened to a stream that its waiting tasks may have waited for.
+    fn stir(&mut self, id: u32, act: impl FnOnce(&mut StreamEngine)) {
+        if let Some(stream) = self.streams.get_mut(&id) {
+            act(&mut stream.engine);
+            stream.stirred = true;
+            self.touch(id);
+        }
+    }
+
+    /// Nobody holds the stream any more: it is removed when it is finished, at the latest after [`ORPHAN_TIMEOUT`].
+    pub(crate) fn release_stream(&mut self, now: Instant, id: u32) {
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.is_orphan = true;
+            stream.given_up_at = Some(now + ORPHAN_TIMEOUT);
+            self.touch(id);
+        }
+    }
+
+    /// Ends the streams that were left to the driver task; nothing is sent.
     pub(crate) fn give_up_orphans(&mut self) {
-        let orphans: Vec<u32> = self.streams.iter().filter(|(_, s)| s.orphan.is_some()).map(|(&id, _)| id).collect();
+        let orphans: Vec<u32> = self.streams.iter().filter(|(_, s)| s.is_orphan).map(|(&id, _)| id).collect();
         for id in orphans {
             self.remove_stream(id);
         }
     }
 
+    /// What a backend hands over.
+    pub(crate) fn handle_delivery(&mut self, now: Instant, delivery: Delivery<'_>) {
+        match delivery {
+            Delivery::Packet(ip, meta) => self.handle_packet(now, ip, meta),
+            Delivery::Suppressed(ip, meta) => self.handle_suppressed(ip, meta),
+            Delivery::Malformed => self.handle_stray(),
+            Delivery::Refused { quoted, rule, sentence } => self.handle_refusal(now, quoted, rule, sentence),
+            Delivery::Ended { path, reason } => {
+                self.ended.get_or_insert_with(|| (path.to_owned(), reason.to_owned()));
+                self.handle_link_gone(now);
+            }
+        }
+    }
+
     /// A packet that came in, from the IP header on.
-    pub(crate) fn handle_packet(&mut self, now: Instant, ip: &[u8], meta: Meta) {
+    fn handle_packet(&mut self, now: Instant, ip: &[u8], meta: Meta) {
         if is_fragment(ip) {
             self.stats.fragments += 1;
             if let Some(whole) = self.reassembler.handle(now, ip) {
@@ -209,16 +221,14 @@ impl Table {
             self.stats.bad_checksum += 1;
             return;
         }
-        if let Some(stream) = self.streams.get_mut(&id) {
-            stream.engine.handle_packet(now, ip);
-            stream.stirred = true;
-            self.stats.delivered += 1;
-            self.touched.insert(id);
-        }
+        self.stats.delivered += 1;
+        self.stir(id, |engine| {
+            engine.handle_packet(now, ip);
+        });
     }
 
     /// The kernel's answer to what came to an owned port, dropped on its way out.
-    pub(crate) fn handle_suppressed(&mut self, ip: &[u8], meta: Meta) {
+    fn handle_suppressed(&mut self, ip: &[u8], meta: Meta) {
         let (transport, local) = match flow(ip) {
             Some(Flow { protocol: Protocol::Tcp, source, .. }) => (Transport::Tcp, source),
             // A port-unreachable quotes the datagram that it answers.
@@ -227,8 +237,8 @@ impl Table {
                 Err(_) => return self.handle_stray(),
             },
         };
-        // Who leased may have gone meanwhile.
-        if let Some(lease) = self.owner(transport, local)
+        let Some(id) = self.owner(transport, local) else { return };
+        if let Some(lease) = self.leases.get_mut(&id)
             && lease.suppressed.len() < SUPPRESSED
         {
             lease.suppressed.push_back(Received {
@@ -239,11 +249,11 @@ impl Table {
                 cut: meta.cut,
                 reason: meta.reason,
             });
-            lease.arrived.notify_one();
+            lease.note_arrival(id, &mut self.listed, &mut self.arrived);
         }
     }
 
-    /// An ICMP error goes to whoever sent what it quotes, a reply to whoever owns its identifier.
+    /// An ICMP error goes to the sender of the packet that it quotes, a reply to the owner of its identifier.
     fn handle_icmp(&mut self, now: Instant, ip: &[u8], meta: Meta) {
         if let Some(local) = icmp_query(ip) {
             return self.deliver(Transport::Icmp, local, ip, meta);
@@ -261,29 +271,20 @@ impl Table {
             (transport == Transport::Tcp).then(|| self.by_flow.get(&(quoted.source, quoted.destination))).flatten();
         match stream {
             Some(&id) => {
-                if let Some(stream) = self.streams.get_mut(&id) {
-                    stream.engine.handle_icmp(now, &error);
-                    stream.stirred = true;
-                    self.stats.delivered += 1;
-                    self.touched.insert(id);
-                }
+                self.stats.delivered += 1;
+                self.stir(id, |engine| {
+                    engine.handle_icmp(now, &error);
+                });
             }
             None => self.deliver(transport, quoted.source, ip, meta),
         }
     }
 
-    /// The lease that owns `local`, and is about to get something.
-    fn owner(&mut self, transport: Transport, local: SocketAddr) -> Option<&mut LeaseState> {
+    /// The lease that owns `local`: the one on its address, or else the one on any.
+    fn owner(&self, transport: Transport, local: SocketAddr) -> Option<u32> {
         let owners = self.by_port.get(&(transport, local.port()))?;
-        let (_, id) = owners
-            .iter()
-            .find(|(address, _)| *address == local.ip())
-            .or_else(|| owners.iter().find(|(address, _)| address.is_unspecified()))?;
-        let lease = self.leases.get_mut(id)?;
-        if lease.gathered && !std::mem::replace(&mut lease.listed, true) {
-            self.listed.push(*id);
-        }
-        Some(lease)
+        let own = owners.iter().find(|(address, _)| *address == local.ip());
+        own.or_else(|| owners.iter().find(|(address, _)| address.is_unspecified())).map(|&(_, id)| id)
     }
 
     /// Moves what has come to gathered leases to `sink`, lease by lease, each with the lease's number: packets, then
@@ -308,7 +309,8 @@ impl Table {
     /// Puts a packet into the queue of the lease that owns `local`.
     fn deliver(&mut self, transport: Transport, local: SocketAddr, ip: &[u8], meta: Meta) {
         let accept_partial = self.accept_partial;
-        let Some(lease) = self.owner(transport, local) else {
+        let owner = self.owner(transport, local);
+        let Some((id, lease)) = owner.and_then(|id| Some((id, self.leases.get_mut(&id)?))) else {
             return self.handle_stray();
         };
         if lease.queued + ip.len() > QUEUE_BYTES {
@@ -323,15 +325,15 @@ impl Table {
             cut: meta.cut,
             reason: meta.reason,
         });
-        lease.arrived.notify_one();
+        lease.note_arrival(id, &mut self.listed, &mut self.arrived);
         self.stats.delivered += 1;
     }
 
-    pub(crate) fn handle_stray(&mut self) {
+    fn handle_stray(&mut self) {
         self.stats.stray += 1;
     }
 
-    /// Sending failed: what could not go counts as lost on the way, unless the interface is gone.
+    /// Sending failed: the packet counts as lost on its path, unless the interface is gone.
     pub(crate) fn handle_fault(&mut self, now: Instant, error: &Error) {
         log::warn!("sending failed: {error}");
         if matches!(error, Error::UnknownInterface { .. }) {
@@ -339,47 +341,36 @@ impl Table {
         }
     }
 
-    /// The interface is gone, and with it all streams; leases tell whoever waits.
+    /// The interface is gone, and with it all streams; tasks that wait for a lease learn of it.
     pub(crate) fn handle_link_gone(&mut self, now: Instant) {
         if std::mem::replace(&mut self.link_gone, true) {
             return;
         }
-        for (&id, stream) in &mut self.streams {
-            stream.engine.handle_link_gone(now);
-            stream.stirred = true;
-            self.touched.insert(id);
+        self.is_end_new = true;
+        let streams: Vec<u32> = self.streams.keys().copied().collect();
+        for id in streams {
+            self.stir(id, |engine| engine.handle_link_gone(now));
         }
-        for lease in self.leases.values() {
-            lease.arrived.notify_waiters();
-            lease.arrived.notify_one();
-        }
-        if let Some(watcher) = &self.watcher {
-            watcher.notify_one();
-        }
-    }
-
-    /// The service does not serve any more.
-    pub(crate) fn handle_over(&mut self, now: Instant, path: String, reason: String) {
-        self.over.get_or_insert((path, reason));
-        self.handle_link_gone(now);
     }
 
     /// What `quoted` begins was not let out, and nothing like it will be: its stream is over.
-    pub(crate) fn handle_refusal(&mut self, now: Instant, quoted: &[u8], rule: Option<u32>, sentence: &str) {
+    fn handle_refusal(&mut self, now: Instant, quoted: &[u8], rule: Option<u32>, sentence: &str) {
         if let Some(flow) = flow(quoted)
             && flow.protocol == Protocol::Tcp
             && let Some(&id) = self.by_flow.get(&(flow.source, flow.destination))
-            && let Some(stream) = self.streams.get_mut(&id)
         {
-            stream.engine.handle_refusal(now, rule, sentence);
-            stream.stirred = true;
-            self.touched.insert(id);
+            self.stir(id, |engine| engine.handle_refusal(now, rule, sentence));
         }
     }
 
-    /// Why nothing comes any more, if that is so.
-    pub(crate) fn fate(&self, interface: &str) -> Result<()> {
-        match &self.over {
+    /// Whether the interface or the service is gone.
+    pub(crate) fn is_over(&self) -> bool {
+        self.link_gone
+    }
+
+    /// `Err` once the interface or the service is gone.
+    pub(crate) fn check_alive(&self, interface: &str) -> Result<()> {
+        match &self.ended {
             Some((path, reason)) => Err(Error::Service { path: path.clone(), reason: reason.clone() }),
             None if self.link_gone => Err(Error::UnknownInterface { name: interface.to_owned() }),
             None => Ok(()),
@@ -394,56 +385,55 @@ impl Table {
                 break;
             }
             self.deadlines.pop_first();
-            if let Some(stream) = self.streams.get_mut(&id) {
-                stream.due = None;
-                stream.engine.handle_timeout(now);
-                if stream.patience.is_some_and(|until| until <= now) {
-                    stream.patience = None;
-                    stream.engine.abort(now);
+            let Some(stream) = self.streams.get_mut(&id) else { continue };
+            stream.due = None;
+            let is_given_up = stream.given_up_at.take_if(|until| *until <= now).is_some();
+            self.stir(id, |engine| {
+                engine.handle_timeout(now);
+                if is_given_up {
+                    engine.abort(now);
                 }
-                stream.stirred = true;
-                self.touched.insert(id);
-            }
+            });
         }
     }
 
-    /// Asks each touched stream what it has to send, and wakes whoever waits for it.
-    pub(crate) fn poll_transmit(&mut self, now: Instant, mut push: impl FnMut(&Route, &[u8]) -> Result<()>) {
-        if self.touched.is_empty() {
-            return;
-        }
-        let mut finished = Vec::new();
-        for id in self.touched.drain() {
-            let Some(stream) = self.streams.get_mut(&id) else { continue };
-            let route = &stream.route;
-            let mut fault = None;
-            stream.engine.poll_transmit(now, &mut |ip: &[u8]| {
-                if let Err(e) = push(route, ip) {
-                    fault = Some(e);
-                }
-            });
-            if let Some(e) = fault {
-                log::warn!("sending failed: {e}");
-                self.stats.not_sent += 1;
-            }
-            let due = [stream.engine.poll_timeout(now), stream.patience].into_iter().flatten().min();
-            if due != stream.due {
-                if let Some(old) = stream.due {
-                    self.deadlines.remove(&(old, id));
-                }
-                if let Some(new) = due {
-                    self.deadlines.insert((new, id));
-                }
-                stream.due = due;
-            }
-            if std::mem::take(&mut stream.stirred) {
-                stream.wake();
-            }
-            if stream.orphan.is_some() && stream.engine.is_finished() {
-                finished.push(id);
+    /// What is to be done: asks the streams that something happened to what they have to send, until `commands` has a
+    /// batch of it. Whether there is more to do.
+    pub(crate) fn poll_commands(&mut self, now: Instant, commands: &mut Commands) -> bool {
+        commands.end |= std::mem::take(&mut self.is_end_new);
+        for id in self.arrived.drain(..) {
+            if let Some(lease) = self.leases.get_mut(&id) {
+                commands.arrived.push((id, std::mem::take(&mut lease.arrived)));
             }
         }
-        for id in finished {
+        while commands.outbox.len() < BATCH
+            && let Some(id) = self.touched.pop_front()
+        {
+            self.poll_stream(now, id, commands);
+        }
+        commands.release.append(&mut self.released);
+        !self.touched.is_empty()
+    }
+
+    fn poll_stream(&mut self, now: Instant, id: u32, commands: &mut Commands) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        stream.touched = false;
+        let StreamState { engine, route, .. } = stream;
+        engine.poll_transmit(now, &mut |ip: &[u8]| commands.outbox.push(route, ip));
+        let due = [stream.engine.poll_timeout(now), stream.given_up_at].into_iter().flatten().min();
+        if due != stream.due {
+            if let Some(old) = stream.due {
+                self.deadlines.remove(&(old, id));
+            }
+            if let Some(new) = due {
+                self.deadlines.insert((new, id));
+            }
+            stream.due = due;
+        }
+        if std::mem::take(&mut stream.stirred) {
+            commands.wake.extend(stream.take_wakers());
+        }
+        if stream.is_orphan && stream.engine.is_finished() {
             self.remove_stream(id);
         }
     }
@@ -460,11 +450,11 @@ impl Table {
         if let Some(due) = stream.due {
             self.deadlines.remove(&(due, id));
         }
-        self.released.extend(stream.orphan);
+        self.released.push(id);
     }
 }
 
-/// Whether `ip` is one of several fragments; the first holds ports, so that it is not told by its flow.
+/// Whether `ip` is one of several fragments; the first holds ports, so that a flow does not exclude it.
 fn is_fragment(ip: &[u8]) -> bool {
     match ip.first().map(|first| first >> 4) {
         Some(4) => ip.get(6..8).is_some_and(|field| (field[0] & 0x3f) | field[1] != 0),

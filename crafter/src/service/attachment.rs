@@ -52,7 +52,7 @@ struct Waiting {
 impl Attachment {
     /// Attaches, and begins to hand on what comes; `gone` is called once if the interface goes away.
     pub(super) async fn open(name: &str, options: Options, gone: impl FnOnce(Rc<Self>) + 'static) -> Result<Rc<Self>> {
-        let crafter = Crafter::open_beside(name, options).await?;
+        let crafter = Crafter::open_off_thread(name, options).await?;
         let arrived = Arc::new(Notify::new());
         crafter.watch(arrived.clone());
         let attachment = Rc::new(Self {

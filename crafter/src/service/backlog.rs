@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     datapath::route::Route,
-    driver::{NoRoom, ROOM_AGAIN, ROOM_WITHIN},
+    driver::{NoRoom, ROOM_RETRY_DELAY, ROOM_TIMEOUT},
 };
 
 /// How seldom packets are tried again at most.
@@ -72,14 +72,14 @@ impl Backlog {
     /// What to do if there is still no room for them; `None` without packets.
     pub(super) fn no_room(&self) -> Option<NoRoom> {
         let progress = self.progress.filter(|_| !self.is_empty())?;
-        Some(if progress.elapsed() < ROOM_WITHIN { NoRoom::Stop } else { NoRoom::Refuse })
+        Some(if progress.elapsed() < ROOM_TIMEOUT { NoRoom::Stop } else { NoRoom::Refuse })
     }
 
     /// How long to wait until they are tried again: the longer nothing has left, the longer, as a link that stands still
     /// must not keep the service busy.
     pub(super) fn pause(&self) -> Duration {
         let progress = self.progress.map_or(Duration::ZERO, |progress| progress.elapsed());
-        (progress / 8).clamp(ROOM_AGAIN, SELDOM)
+        (progress / 8).clamp(ROOM_RETRY_DELAY, SELDOM)
     }
 
     /// Copies packets to its end.

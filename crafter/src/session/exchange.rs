@@ -240,7 +240,7 @@ impl<'a> Exchange<'a> {
         let until = Instant::now() + self.options.timeout;
         // What is near has answered by then.
         for link in &self.links.links {
-            link.crafter.look(NEAR);
+            link.crafter.busy_poll(NEAR);
         }
         loop {
             self.collect()?;

@@ -165,7 +165,7 @@ impl Links {
             return Ok(at);
         }
         let crafter = match &self.options.service {
-            Some(control) => Crafter::through(control.clone(), name).await?,
+            Some(control) => Crafter::via_service(control.clone(), name).await?,
             None => Crafter::open(name, self.options.open.clone()).await?,
         };
         // Nobody else sends by it: better late than not at all.

@@ -11,7 +11,7 @@ use super::{
     super::{
         interface::interface,
         route::{LinkLayer, resolve},
-        tx::{BATCH, Sender},
+        tx::{BATCH, NoRoom, Outgoing, Sender},
     },
     *,
 };
@@ -241,6 +241,38 @@ fn refused_packets_are_errors_that_name_the_link() {
         let error = sender.flush().unwrap_err();
         assert!(matches!(&error, Error::UnknownInterface { name } if name == "v0"), "{error}");
         assert!(matches!(Sender::open(&v0, MARK), Err(Error::UnknownInterface { .. })));
+    });
+}
+
+#[test]
+fn a_batch_stops_at_the_first_packet_without_room() {
+    pair(|_peer| async move {
+        let v0 = interface("v0").await.unwrap();
+        let route = resolve(ip(THERE[0]), None, None).await.unwrap();
+        let mut sender = Sender::open(&v0, MARK).unwrap();
+        let packets: Vec<_> = (0..100).map(|_| datagram(route.source, ip(THERE[0]), 72)).collect();
+        let mut batch: Vec<_> = packets.iter().map(|packet| Outgoing::Ip(&route, packet)).collect();
+        let sent = sender.send_batch(&batch, NoRoom::Stop);
+        assert_eq!((sent.sent, sent.refused, sent.tried), (100, 0, 100), "{:?}", sent.error);
+
+        // Holds some ten of these frames, and lets one go in a second.
+        let tbf = ["qdisc", "add", "dev", "v0", "root", "tbf", "rate", "1kbit", "burst", "120", "limit", "1200"];
+        assert!(std::process::Command::new("tc").args(tbf).status().unwrap().success());
+        let whole = datagram(route.source, ip(THERE[0]), 1500 - 27);
+        batch[1] = Outgoing::Ip(&route, &whole);
+        batch[50] = Outgoing::Frame(&[0; 13]);
+        let first = sender.send_batch(&batch, NoRoom::Stop);
+        assert!((2..40).contains(&first.tried), "{first:?}");
+        assert_eq!((first.sent, first.refused), (first.tried as u64 - 1, 0), "one was too large");
+        assert!(first.error.unwrap().to_string().contains("1501"));
+        // Nothing is remembered: the rest begins at 0 again, and what is wrong with it is not said before it is tried.
+        let again = sender.send_batch(&batch[first.tried..], NoRoom::Stop);
+        assert!(again.tried <= 1 && again.error.is_none(), "{again:?}");
+        assert_eq!((again.sent, again.refused), (again.tried as u64, 0));
+        let rest = sender.send_batch(&batch[2..], NoRoom::Refuse);
+        assert_eq!((rest.tried, rest.sent + rest.refused), (98, 97), "all but the frame that is too short");
+        assert!(rest.refused > 80 && rest.error.unwrap().to_string().contains("14 bytes"));
+        assert_eq!(sender.sent() + sender.dropped(), 100 + first.sent + again.sent + 97);
     });
 }
 

@@ -35,7 +35,7 @@ pub fn run(arguments: &[String]) -> Result<()> {
                 session.close().await;
             }
             Some("get") => {
-                let crafter = Crafter::through(control, INTERFACE).await?;
+                let crafter = Crafter::via_service(control, INTERFACE).await?;
                 let path = arguments.get(1).context("a path is missing")?;
                 println!("{}", download::fetch(crafter, path, number(2)?).await?);
             }
@@ -69,7 +69,7 @@ fn tcp() -> LeaseCall {
 
 /// Sends so many datagrams by one lease; packets a second that were taken.
 async fn send(control: Arc<Control>, count: u64) -> Result<f64> {
-    let crafter = Crafter::through(control, INTERFACE).await?;
+    let crafter = Crafter::via_service(control, INTERFACE).await?;
     let lease = crafter.lease(LeaseRequest::udp()).await?;
     let packet = frame::udp_ip((CLIENT_V4, lease.port()).into(), (SERVER_V4, 9).into(), &[0x55; 18]);
     let start = Instant::now();
@@ -85,7 +85,7 @@ async fn send(control: Arc<Control>, count: u64) -> Result<f64> {
 
 /// Says when it is ready, and how many packets came to a port within so many milliseconds, a second.
 async fn receive(control: Arc<Control>, port: u16, millis: u64) -> Result<()> {
-    let crafter = Crafter::through(control, INTERFACE).await?;
+    let crafter = Crafter::via_service(control, INTERFACE).await?;
     let lease = crafter.lease(LeaseRequest::udp().port(port)).await?;
     println!("ready");
     let (mut count, mut start) = (0_u64, None);

@@ -75,7 +75,7 @@ async fn converse(control: Arc<Control>, done: Arc<AtomicU64>) -> Error {
 
 /// Leases and gives back, until that is an error.
 async fn churn(control: Arc<Control>, done: Arc<AtomicU64>) -> Error {
-    let crafter = match Crafter::through(control, INTERFACE).await {
+    let crafter = match Crafter::via_service(control, INTERFACE).await {
         Ok(crafter) => crafter,
         Err(error) => return error,
     };

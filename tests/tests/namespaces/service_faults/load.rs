@@ -55,7 +55,7 @@ async fn one(number: usize, control: Arc<Control>, stop: &AtomicBool, page: &Pag
             session.close().await;
         }
         1 => {
-            let crafter = Crafter::through(control, INTERFACE).await.expect("the interface");
+            let crafter = Crafter::via_service(control, INTERFACE).await.expect("the interface");
             while !stop.load(Ordering::Relaxed) {
                 let stream = by_hand::connect(&crafter, LeaseRequest::tcp(), remote, StreamOptions::default());
                 let mut stream = stream.await;

@@ -130,7 +130,7 @@ fn a_stricter_policy_ends_what_it_refuses() {
             [20_000, 40_000].map(|port| lease(&service, ROOT, &call("tcp", Some(port), None)).expect("a lease"));
         let theirs = lease(&service, NOBODY, &call("tcp", Some(40_001), None)).expect("a lease");
         service.session(ROOT, async |control| {
-            let crafter = Crafter::through(control.into(), INTERFACE).await.expect("the interface");
+            let crafter = Crafter::via_service(control.into(), INTERFACE).await.expect("the interface");
             let lost = crafter.lease(LeaseRequest::tcp().port(41_000)).await.expect("a lease");
             service.write_policy(STRICTER);
             if by_signal {

@@ -119,7 +119,7 @@ fn an_interface_is_removed_and_comes_again() {
             Socket { leased: Default::default(), fd: descriptors.remove(0) }
         });
         service.session(ROOT, async |control| {
-            let crafter = Crafter::through(control.into(), OTHER).await.expect("the interface");
+            let crafter = Crafter::via_service(control.into(), OTHER).await.expect("the interface");
             let lost = crafter.lease(LeaseRequest::tcp().port(21_000)).await.expect("a lease");
             ip(lab.client(), &format!("link delete {OTHER}"));
             let error = tokio::time::timeout(PATIENCE, lost.recv()).await.expect("told").map(drop);

@@ -151,7 +151,7 @@ fn batches_of_the_library_are_held_back() {
     slow_down(&lab, "40mbit", "4kb");
     let service = service(&lab);
     let (stats, port) = service.session(ROOT, async |control| {
-        let crafter = Crafter::through(Arc::new(control), INTERFACE).await.expect("the service");
+        let crafter = Crafter::via_service(Arc::new(control), INTERFACE).await.expect("the service");
         let lease = crafter.lease(LeaseRequest::udp()).await.expect("a lease");
         let port = lease.port();
         let packets: Vec<_> = (0..COUNT).map(|number| datagram(port, number)).collect();

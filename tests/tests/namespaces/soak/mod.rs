@@ -428,7 +428,7 @@ fn through_the_service() {
     let service = Service::start(lab.client(), POLICY);
     let account = service.session(ROOT, async |control| {
         let control = Arc::new(control);
-        let crafter = Crafter::through(control.clone(), INTERFACE).await.expect("the service");
+        let crafter = Crafter::via_service(control.clone(), INTERFACE).await.expect("the service");
         soak(&lab, &crafter, rounds, service.pid(), async || Hooks::of_the_service(&control).await).await
     });
     account.judge();

@@ -1,0 +1,78 @@
+//! The sockets that packets leave by, and how they are addressed.
+
+use std::{
+    io, mem,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
+};
+
+use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
+
+use super::SEND_BUFFER;
+
+/// Which socket a packet leaves by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Path {
+    Ethernet,
+    Ip4,
+    Ip6,
+}
+
+pub(super) fn open(path: Path, ifindex: u32, loopback: bool) -> io::Result<Socket> {
+    // 255: the header is ours (IP_HDRINCL and IPV6_HDRINCL are implied), nothing is received.
+    let raw = Some(Protocol::from(libc::IPPROTO_RAW));
+    let index = std::num::NonZeroU32::new(ifindex);
+    let socket = match path {
+        Path::Ethernet => {
+            let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(0)))?;
+            socket.bind(&link_address(ifindex))?;
+            socket
+        }
+        Path::Ip4 => {
+            let socket = Socket::new(Domain::IPV4, Type::RAW, raw)?;
+            socket.set_header_included_v4(true)?;
+            socket.bind_device_by_index_v4(index)?;
+            socket
+        }
+        Path::Ip6 => {
+            let socket = Socket::new(Domain::IPV6, Type::RAW, raw)?;
+            socket.set_header_included_v6(true)?;
+            // The local routes of IPv6 addresses belong to their links: bound to `lo`, none would be found, whereas
+            // unbound they lead to `lo` anyway.
+            if !loopback {
+                socket.bind_device_by_index_v6(index)?;
+            }
+            socket
+        }
+    };
+    // Beyond net.core.wmem_max only with CAP_NET_ADMIN; what we get instead is enough to work with.
+    let _ = socket.set_send_buffer_size(SEND_BUFFER);
+    Ok(socket)
+}
+
+/// `sockaddr_ll` with protocol 0: the socket hooks into no receive path, and packet_parse_headers() takes the
+/// protocol of each packet from its Ethernet header.
+pub(in crate::datapath) fn link_address(ifindex: u32) -> SockAddr {
+    let mut storage = SockAddrStorage::zeroed();
+    // SAFETY: sockaddr_ll is a socket address type, which sockaddr_storage has room and alignment for, and any
+    // bit pattern is a valid one.
+    let address = unsafe { storage.view_as::<libc::sockaddr_ll>() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_ifindex = ifindex as i32;
+    // SAFETY: the storage holds a sockaddr_ll of that length, written above.
+    unsafe { SockAddr::new(storage, mem::size_of::<libc::sockaddr_ll>() as libc::socklen_t) }
+}
+
+/// `packet` has 20 bytes at least.
+pub(super) fn destination4(packet: &[u8]) -> SocketAddr {
+    let address = Ipv4Addr::new(packet[16], packet[17], packet[18], packet[19]);
+    SocketAddrV4::new(address, 0).into()
+}
+
+/// `packet` has 40 bytes at least.
+pub(super) fn destination6(packet: &[u8], ifindex: u32) -> SocketAddr {
+    let mut octets = [0; 16];
+    octets.copy_from_slice(&packet[24..40]);
+    let address = Ipv6Addr::from(octets);
+    let scope = if address.is_unicast_link_local() || address.is_multicast() { ifindex } else { 0 };
+    SocketAddrV6::new(address, 0, 0, scope).into()
+}

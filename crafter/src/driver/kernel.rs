@@ -1,0 +1,195 @@
+//! The kernel as a backend: the hooks, maps and sockets of this process.
+
+use std::{
+    net::IpAddr,
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+    time::{Duration, Instant},
+};
+
+use crafter_common::{map::SOCKET_ENTRIES, parse, reason::Reason};
+
+use super::{
+    Options,
+    backend::{Backend, Delivery, NoRoom, Outgoing, Ports, Statistics, Transmitted},
+    entry::Meta,
+    table::Table,
+};
+use crate::{
+    datapath::{
+        failure::bpf_error,
+        interface::Interface,
+        maps::{Counters, Flow, OwnerMaps, Terms},
+        program::{Kernel, Mode, Report},
+        ring::Ring,
+        tx::Sender,
+        xsk::{Frames, Socket},
+    },
+    error::{Error, Result},
+};
+
+/// How long the kernel may hold a queue for an AF_XDP socket that is closed already.
+const QUEUE_RELEASE_TIMEOUT: Duration = Duration::from_millis(250);
+
+/// How long the kernel may still be busy with a packet whose copy has been handed over already.
+const KERNEL_ANSWER_DELAY: Duration = Duration::from_millis(5);
+
+/// The hooks, held by this process.
+pub(crate) struct KernelBackend {
+    maps: OwnerMaps,
+    tx: Sender,
+    sockets: Vec<Socket>,
+    ring: Ring,
+    link_header: usize,
+    /// Last, so that ports are filtered as long as anything of the above exists.
+    _kernel: Kernel,
+}
+
+impl KernelBackend {
+    /// Loads, attaches, and opens a socket per queue where XDP is had.
+    ///
+    /// # Errors
+    /// [`Error::Permission`], [`Error::Attach`], [`Error::KernelTooOld`], [`Error::Bpf`].
+    pub(crate) fn open(interface: &Interface, options: &Options) -> Result<(Self, Report)> {
+        let planned = Frames::plan(interface.mtu, interface.rx_queues);
+        let mut frames = planned;
+        let link_header = if interface.ethernet || interface.loopback { 14 } else { 0 };
+        let tx = Sender::open(interface, options.load.mark)?;
+        let (mut kernel, maps) = Kernel::load(&options.load, link_header, frames.longest())?;
+        let ring = Ring::new(kernel.take_ring()?);
+        let mut map = kernel.take_sockets()?;
+        let mut report = kernel.attach(interface, options.attach)?;
+        let mut sockets = Vec::new();
+        if report.mode != Mode::Tc {
+            for queue in 0..interface.rx_queues.clamp(1, SOCKET_ENTRIES) {
+                let opened = open_socket(interface.ifindex, queue, &mut frames).and_then(|socket| {
+                    map.set(queue, socket.as_raw_fd(), 0).map_err(|e| bpf_error("list an AF_XDP socket", &e))?;
+                    Ok(socket)
+                });
+                match opened {
+                    Ok(socket) => sockets.push(socket),
+                    // The ring takes what comes in on that queue.
+                    Err(e) => {
+                        report.notes.push(format!("queue {queue} of {} has no AF_XDP socket: {e}", interface.name))
+                    }
+                }
+            }
+        }
+        if frames != planned && !sockets.is_empty() {
+            let (few, many) = (frames.count(), planned.count());
+            let reason = "the memory that may be locked (RLIMIT_MEMLOCK) does not suffice for more";
+            report.notes.push(format!("AF_XDP with {few} frames a queue, not {many}: {reason}"));
+        }
+        report.sockets = sockets.len();
+        let link_header = link_header as usize;
+        Ok((Self { maps, tx, sockets, ring, link_header, _kernel: kernel }, report))
+    }
+}
+
+impl Backend for KernelBackend {
+    fn sources(&self) -> Vec<BorrowedFd<'_>> {
+        self.sockets.iter().map(|socket| socket.as_fd()).chain([self.ring.as_fd()]).collect()
+    }
+
+    fn send_batch(&mut self, packets: &[Outgoing<'_>], on_no_room: NoRoom) -> Transmitted {
+        self.tx.send_batch(packets, on_no_room)
+    }
+
+    fn drain(&mut self, now: Instant, table: &mut Table) -> usize {
+        let Self { sockets, ring, link_header, .. } = self;
+        let mut count = 0;
+        for socket in sockets {
+            count += socket.drain(|frame| {
+                let delivery = match parse::link(frame, *link_header) {
+                    Ok((start, _)) => Delivery::Packet(&frame[start..], Meta::REDIRECTED),
+                    Err(_) => Delivery::Malformed,
+                };
+                table.handle_delivery(now, delivery);
+            });
+        }
+        count += ring.drain(|header, packet| {
+            let cut = header.captured < header.length;
+            let reason = Reason::ALL.get(header.reason as usize).copied().unwrap_or(Reason::Copied);
+            let meta = Meta { timestamp: Some(header.timestamp), cut, reason, checksum: None };
+            table.handle_delivery(now, Delivery::of(packet, meta));
+        });
+        count
+    }
+
+    fn own(&mut self, id: u32, ports: &Ports, terms: Terms) -> Result<()> {
+        let Ports { transport, address, ref ports } = *ports;
+        for (done, &port) in ports.iter().enumerate() {
+            if let Err(e) = self.maps.own(id, transport, address, port, terms) {
+                self.disown(id, &Ports { transport, address, ports: ports[..done].to_vec() });
+                return Err(e);
+            }
+        }
+        Ok(())
+    }
+
+    fn disown(&mut self, _id: u32, ports: &Ports) {
+        for &port in &ports.ports {
+            // It can fail only if the entry is gone already.
+            let _ = self.maps.disown(ports.transport, ports.address, port);
+        }
+    }
+
+    fn disown_delay(&self) -> Duration {
+        KERNEL_ANSWER_DELAY
+    }
+
+    fn set_local(&mut self, addresses: &[IpAddr]) -> Result<()> {
+        self.maps.set_local(addresses)
+    }
+
+    fn is_local(&self, address: IpAddr) -> bool {
+        self.maps.is_local(address)
+    }
+
+    fn set_mtu(&mut self, mtu: u32) {
+        self.tx.set_mtu(mtu);
+    }
+
+    fn set_patience(&mut self, patience: Duration) {
+        self.tx.set_patience(patience);
+    }
+
+    fn counters(&self) -> Result<Counters> {
+        self.maps.counters()
+    }
+
+    fn flows(&self) -> Vec<Flow> {
+        self.maps.flows()
+    }
+
+    fn statistics(&self) -> Statistics {
+        Statistics {
+            sent: self.tx.sent(),
+            not_sent: self.tx.dropped(),
+            lost: self.sockets.iter().map(|socket| socket.lost().total()).sum(),
+            turned_away: self.tx.turned_away(),
+        }
+    }
+}
+
+/// Opens the socket of one queue. The kernel lets go of a closed one's queue from a work queue (`xp_put_pool()`), so that
+/// EBUSY may be the answer for a moment after another socket was closed.
+///
+/// Where memory that may be locked (`RLIMIT_MEMLOCK`) does not suffice, ENOBUFS, it asks for less.
+fn open_socket(ifindex: u32, queue: u32, frames: &mut Frames) -> Result<Socket> {
+    let deadline = Instant::now() + QUEUE_RELEASE_TIMEOUT;
+    loop {
+        match Socket::open(ifindex, queue, *frames) {
+            Err(Error::Io { source, .. })
+                if source.raw_os_error() == Some(libc::ENOBUFS) && frames.fewer().is_some() =>
+            {
+                *frames = frames.fewer().unwrap_or(*frames);
+            }
+            Err(Error::Io { source, .. })
+                if source.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline =>
+            {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            opened => return opened,
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! How a lease comes about: its ports are acquired, from the kernel or from the service, and then published in the core.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    ops::RangeInclusive,
+    os::fd::OwnedFd,
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::sync::Notify;
+
+use super::{Lease, LeaseInner, LeaseRequest, PortChoice};
+use crate::{
+    datapath::{
+        address::local_addresses,
+        reserve::{self, Reservation},
+    },
+    driver::{backend::Ports, core::LeaseHandles, service, shared::Shared},
+    error::{Error, Result},
+    packet::Transport,
+    protocol::Control,
+};
+
+/// Ports that nobody registers (RFC 6335 section 6): where a free one is looked for.
+const DYNAMIC: RangeInclusive<u16> = 49152..=65535;
+
+/// Random identifiers of ICMP queries tried before all count as taken.
+const PICKS: u32 = 1000;
+
+/// Retry delay for a port that the service is about to have back.
+const RELEASED_PORT_RETRY_DELAY: Duration = Duration::from_millis(1);
+
+/// Any address of this host.
+const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+
+/// Ports that nobody else is given.
+struct Acquired {
+    /// The address that they are bound to, if it is only one.
+    address: Option<IpAddr>,
+    ports: Vec<u16>,
+    hold: Hold,
+}
+
+/// What keeps other programs from the ports.
+enum Hold {
+    /// Sockets of this process.
+    Reservations(Vec<Reservation>),
+    /// The service, as long as this socket is open.
+    Service(OwnedFd),
+}
+
+impl Lease {
+    /// Takes a lease. What comes to one with `gathering`, which is then notified, is gathered with that of others.
+    pub(in crate::driver) async fn take(
+        shared: &Arc<Shared>,
+        request: LeaseRequest,
+        gathering: Option<Arc<Notify>>,
+    ) -> Result<Self> {
+        check_address(shared, &request).await?;
+        let acquired = match shared.control() {
+            Some(control) => from_service(&control, shared, &request).await?,
+            None => from_kernel(shared, &request)?,
+        };
+        publish(shared, &request, acquired, gathering)
+    }
+}
+
+/// The address must be this host's.
+async fn check_address(shared: &Shared, request: &LeaseRequest) -> Result<()> {
+    // The driver keeps the list; only of an address that is not in it the kernel is asked.
+    let known = |address| shared.lock().is_local(address);
+    if let Some(address) = request.address.filter(|address| !known(*address)) {
+        let addresses = local_addresses().await?;
+        if !addresses.contains(&address) && !address.is_loopback() {
+            return Err(Error::invalid("address", format_args!("{address} is not an address of this host")));
+        }
+        shared.lock().set_local(&addresses)?;
+    }
+    Ok(())
+}
+
+/// Reserves the ports by sockets: first the kernel's word that they are free, then the kernel half.
+fn from_kernel(shared: &Shared, request: &LeaseRequest) -> Result<Acquired> {
+    let address = request.address.unwrap_or(ANY);
+    let ifindex = shared.interface.ifindex;
+    // Where the kernel holds no identifiers of ICMP queries, it is the table that knows of them.
+    let is_leased = |port| shared.lock().table.is_leased(request.transport, address, port);
+    let reservations = match &request.port {
+        PortChoice::Free if request.transport == Transport::Icmp => {
+            let pick = || reserve::reserve_free(request.transport, address, DYNAMIC, ifindex);
+            let mut reservation = pick()?;
+            for _ in 0..PICKS {
+                if !is_leased(reservation.port()) {
+                    break;
+                }
+                reservation = pick()?;
+            }
+            vec![reservation]
+        }
+        PortChoice::Free => vec![reserve::reserve_free(request.transport, address, DYNAMIC, ifindex)?],
+        PortChoice::FreeRange(count) => reserve_row(request.transport, address, *count, ifindex)?,
+        PortChoice::Exact(port) if !request.transport.ports().contains(port) => {
+            return Err(Error::invalid("port", "0 cannot be leased; 1 to 65535 can"));
+        }
+        PortChoice::Exact(port) => vec![reserve::reserve(request.transport, address, *port, ifindex)?],
+        PortChoice::Range(range) if range.is_empty() || !request.transport.ports().contains(range.start()) => {
+            return Err(Error::invalid("ports", "a range goes from a lower to a higher port, 1 to 65535"));
+        }
+        PortChoice::Range(range) => reserve::reserve_range(request.transport, address, range.clone(), ifindex)?,
+    };
+    let ports: Vec<u16> = reservations.iter().map(Reservation::port).collect();
+    if let Some(&port) = ports.iter().find(|&&port| is_leased(port)) {
+        let holder = Some("another lease of this process".to_owned());
+        return Err(Error::PortTaken { protocol: request.transport.name(), address, port, holder });
+    }
+    Ok(Acquired { address: request.address, ports, hold: Hold::Reservations(reservations) })
+}
+
+/// Reserves so many free ports in a row.
+fn reserve_row(transport: Transport, address: IpAddr, count: u16, ifindex: u32) -> Result<Vec<Reservation>> {
+    let Some(last) = DYNAMIC.end().checked_sub(count.max(1) - 1).filter(|last| last >= DYNAMIC.start()) else {
+        return Err(Error::invalid("ports", format_args!("there are no {count} ports from 49152 on")));
+    };
+    let places = u32::from(last - DYNAMIC.start()) + 1;
+    let mut result = Err(Error::invalid("ports", "no random numbers are had"));
+    for _ in 0..PICKS {
+        let Ok(random) = getrandom::u32() else { break };
+        let first = DYNAMIC.start() + (random % places) as u16;
+        result = reserve::reserve_range(transport, address, first..=first + (count.max(1) - 1), ifindex);
+        if !matches!(result, Err(Error::PortTaken { .. })) {
+            break;
+        }
+    }
+    result
+}
+
+/// Has the service give the ports.
+async fn from_service(control: &Control, shared: &Shared, request: &LeaseRequest) -> Result<Acquired> {
+    let call = service::call(&shared.name(), request);
+    let (leased, socket) = loop {
+        match service::lease(control, &call).await {
+            // What was closed here a moment ago the service may not know yet.
+            Err(Error::PortTaken { .. }) if shared.is_closing() => {
+                tokio::time::sleep(RELEASED_PORT_RETRY_DELAY).await;
+            }
+            leased => break leased?,
+        }
+    };
+    let (Some(first), Some(last)) = (leased.first_port, leased.last_port) else {
+        let reason = "a lease without the ports that were asked for".to_owned();
+        return Err(Error::Service { path: control.path().display().to_string(), reason });
+    };
+    // Where the policy allows only some addresses, the service has chosen.
+    let address = request.address.or_else(|| leased.address?.parse().ok());
+    Ok(Acquired { address, ports: (first..=last).collect(), hold: Hold::Service(socket) })
+}
+
+/// From now on, what comes to the ports is queued for the lease.
+fn publish(
+    shared: &Arc<Shared>,
+    request: &LeaseRequest,
+    acquired: Acquired,
+    gathering: Option<Arc<Notify>>,
+) -> Result<Lease> {
+    let (transport, terms) = (request.transport, request.terms);
+    let Acquired { address, ports, hold } = acquired;
+    let gathered = gathering.is_some();
+    let arrived = gathering.unwrap_or_default();
+    let mut core = shared.lock();
+    let id = core.table.number();
+    let reservations = match (hold, core.service()) {
+        (Hold::Reservations(reservations), _) => reservations,
+        (Hold::Service(socket), service) => {
+            service.map_or(Ok(()), |service| service.add_socket(id, socket))?;
+            Vec::new()
+        }
+    };
+    let owned = Ports { transport, address: address.unwrap_or(ANY), ports: ports.clone() };
+    core.add_lease(id, owned, terms, LeaseHandles { arrived: arrived.clone(), gathered, reservations })?;
+    drop(core);
+    let inner = LeaseInner { shared: shared.clone(), id, transport, address, terms, ports, arrived };
+    Ok(Lease { inner: Arc::new(inner) })
+}

@@ -1,0 +1,56 @@
+//! Packets that a task sends and keeps until there was room for each.
+
+use std::{io, sync::Arc, time::Instant};
+
+use smallvec::SmallVec;
+
+use super::{
+    ROOM_TIMEOUT,
+    backend::{NoRoom, Outgoing},
+    core::Core,
+};
+use crate::{datapath::route::Route, error::Error, error::Result};
+
+/// What is left of the packets, and what happened to the others.
+pub(super) struct Sending<'p> {
+    rest: &'p [(Arc<Route>, &'p [u8])],
+    /// When a packet found room last.
+    progress: Instant,
+    error: Option<Error>,
+}
+
+impl<'p> Sending<'p> {
+    pub(super) fn new(now: Instant, packets: &'p [(Arc<Route>, &'p [u8])]) -> Self {
+        Self { rest: packets, progress: now, error: None }
+    }
+
+    /// Sends what there is room for. `None` while packets are left: to be called again in
+    /// [`ROOM_RETRY_DELAY`](super::ROOM_RETRY_DELAY). Without room for [`ROOM_TIMEOUT`] they are refused.
+    ///
+    /// # Errors
+    /// The first error of a packet; all others were sent. [`Error::Io`] for packets that there was no room for.
+    pub(super) fn send(&mut self, now: Instant, core: &mut Core, interface: &str) -> Option<Result<()>> {
+        let waited = now.saturating_duration_since(self.progress);
+        let on_no_room = if waited < ROOM_TIMEOUT { NoRoom::Stop } else { NoRoom::Refuse };
+        let packets: SmallVec<[Outgoing<'_>; 8]> =
+            self.rest.iter().map(|(route, ip)| Outgoing::Ip(route, ip)).collect();
+        let sent = core.send_batch(&packets, on_no_room);
+        if on_no_room == NoRoom::Refuse && sent.refused > 0 && sent.error.is_none() {
+            self.error.get_or_insert_with(|| no_room(interface, sent.refused));
+        }
+        if let Some(error) = sent.error {
+            self.error.get_or_insert(error);
+        }
+        self.rest = &self.rest[sent.tried..];
+        if sent.tried > 0 {
+            self.progress = now;
+        }
+        self.rest.is_empty().then(|| self.error.take().map_or(Ok(()), Err))
+    }
+}
+
+fn no_room(interface: &str, packets: u64) -> Error {
+    let within = ROOM_TIMEOUT.as_secs_f32();
+    let reason = format!("{packets} packets found no room in its queue within {within} s");
+    Error::Io { action: format!("send through {interface}"), source: io::Error::new(io::ErrorKind::WouldBlock, reason) }
+}

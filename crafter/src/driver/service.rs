@@ -1,0 +1,434 @@
+//! The service as a backend: one socket for each lease.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crafter_common::reason::Reason;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use smallvec::{SmallVec, smallvec};
+use socket2::SockRef;
+
+use super::{
+    ROOM_TIMEOUT,
+    backend::{Backend, Delivery, NoRoom, Outgoing, Ports, Statistics, Transmitted},
+    entry::Meta,
+    lease::{LeaseRequest, PortChoice},
+    table::Table,
+};
+use crate::{
+    datapath::maps::{Counters, Terms},
+    error::{Error, Result},
+    mmsg::{self, Inbox},
+    packet::Transport,
+    policy::{self, PacketPorts},
+    protocol::{
+        Control,
+        record::{CUT, Came, Code, Header, Kind, checksum_of},
+        wire::{LeaseCall, Leased},
+    },
+};
+
+/// Packets per system call.
+const BATCH: usize = 64;
+
+/// The longest message: a header and an IP packet.
+const LONGEST: usize = 65_535 + 64;
+
+/// How long the service may take to make room, where other tasks may wait for the sender.
+const SERVICE_ROOM_TIMEOUT: Duration = Duration::from_millis(20);
+
+/// Retry delay for a full socket.
+const ROOM_RETRY_DELAY: Duration = Duration::from_micros(200);
+
+/// How long the service may take to notice that a lease was closed.
+const CLOSE_NOTICE_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// One interface, through the service.
+pub(crate) struct ServiceBackend {
+    control: Arc<Control>,
+    ifindex: u32,
+    sockets: HashMap<u32, LeaseSocket>,
+    by_port: HashMap<(Transport, u16), Vec<(IpAddr, u32)>>,
+    /// The leases that packets without a port of ours leave by, and frames.
+    base: u32,
+    frames: Option<u32>,
+    epoll: Epoll,
+    inbox: Inbox,
+    local: HashSet<IpAddr>,
+    sent: u64,
+    refused: u64,
+    lost: u64,
+    /// Packets by [`Came`].
+    delivered: [u64; 6],
+    patience: Duration,
+    /// The first refusal that nobody has asked for yet, and how many there were.
+    refusal: Option<Error>,
+    refusals: u64,
+    /// When a lease was closed last.
+    closed: Option<Instant>,
+}
+
+/// The socket of one lease.
+struct LeaseSocket {
+    socket: OwnedFd,
+    /// What the service had lost for this lease when it was last heard of.
+    lost: u32,
+}
+
+/// Packets that leave by one lease, each with its index in the batch.
+struct Run<'p> {
+    id: u32,
+    packets: SmallVec<[(usize, &'p [u8]); 4]>,
+}
+
+impl ServiceBackend {
+    /// Attaches to an interface by a lease without ports, which packets that have none leave by.
+    ///
+    /// # Errors
+    /// What the service says.
+    pub(crate) async fn open(control: Arc<Control>, interface: &str, ifindex: u32) -> Result<(Self, Leased)> {
+        let call = LeaseCall { interface: Some(interface.to_owned()), protocol: "none".into(), ..LeaseCall::default() };
+        let (leased, socket) = lease(&control, &call).await?;
+        Ok((Self::new(control, ifindex, socket)?, leased))
+    }
+
+    /// With the socket of the lease that packets without a port of ours leave by.
+    pub(super) fn new(control: Arc<Control>, ifindex: u32, socket: OwnedFd) -> Result<Self> {
+        let failed = |errno: nix::Error| Error::Io { action: "watch leases".into(), source: errno.into() };
+        let mut service = Self {
+            control,
+            ifindex,
+            sockets: HashMap::new(),
+            by_port: HashMap::new(),
+            base: 0,
+            frames: None,
+            epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed)?,
+            inbox: Inbox::new(LONGEST),
+            local: HashSet::new(),
+            sent: 0,
+            refused: 0,
+            lost: 0,
+            delivered: [0; 6],
+            patience: SERVICE_ROOM_TIMEOUT,
+            refusal: None,
+            refusals: 0,
+            closed: None,
+        };
+        service.add_socket(0, socket)?;
+        Ok(service)
+    }
+
+    /// The service.
+    pub(crate) fn control(&self) -> &Arc<Control> {
+        &self.control
+    }
+
+    /// Whether frames can be sent: a lease for them is here.
+    pub(crate) fn has_frames(&self) -> bool {
+        self.frames.is_some()
+    }
+
+    /// Takes the lease for frames in.
+    pub(crate) fn add_frames(&mut self, id: u32, socket: OwnedFd) -> Result<()> {
+        self.add_socket(id, socket)?;
+        self.frames = Some(id);
+        Ok(())
+    }
+
+    /// Takes the socket of a lease in. Packets leave by it once the lease [owns](Backend::own) their source port.
+    pub(crate) fn add_socket(&mut self, id: u32, socket: OwnedFd) -> Result<()> {
+        let failed = |source| Error::Io { action: "use the socket of a lease".into(), source };
+        SockRef::from(&socket).set_nonblocking(true).map_err(failed)?;
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, id.into());
+        self.epoll.add(&socket, event).map_err(|errno| failed(errno.into()))?;
+        self.sockets.insert(id, LeaseSocket { socket, lost: 0 });
+        Ok(())
+    }
+
+    /// Whether a lease was closed so lately that the service may not know it yet.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closed.is_some_and(|closed| closed.elapsed() < CLOSE_NOTICE_TIMEOUT)
+    }
+
+    /// How many packets were refused since this was asked last, and why the first of them.
+    pub(crate) fn take_refusals(&mut self) -> (u64, Option<Error>) {
+        (std::mem::take(&mut self.refusals), self.refusal.take())
+    }
+
+    /// The lease that a packet leaves by, and its bytes.
+    fn address<'p>(&self, packet: &Outgoing<'p>) -> Result<(u32, &'p [u8])> {
+        match *packet {
+            Outgoing::Ip(route, _) if route.ifindex != self.ifindex => {
+                let reason = format_args!("it leaves by {}, and this lease is elsewhere", route.interface);
+                Err(Error::invalid("route", reason))
+            }
+            Outgoing::Ip(_, ip) => {
+                let id = policy::Outgoing::read(ip).and_then(|outgoing| self.owner(&outgoing));
+                Ok((id.unwrap_or(self.base), ip))
+            }
+            Outgoing::Frame(frame) => match self.frames {
+                Some(id) => Ok((id, frame)),
+                None => Err(Error::invalid("frame", "no lease of the service for frames is here")),
+            },
+        }
+    }
+
+    /// The lease of a packet's source port.
+    fn owner(&self, outgoing: &policy::Outgoing) -> Option<u32> {
+        let port = match outgoing.ports {
+            PacketPorts::Both { source, .. } => source,
+            PacketPorts::Query { identifier } => identifier,
+            PacketPorts::Fragment | PacketPorts::None => return None,
+        };
+        let owners = self.by_port.get(&(outgoing.transport?, port))?;
+        let own = owners.iter().find(|(address, _)| *address == outgoing.source);
+        own.or_else(|| owners.iter().find(|(address, _)| address.is_unspecified())).map(|&(_, id)| id)
+    }
+
+    /// Sends packets by one lease's socket. The index of the first that there was no room for, where that stops the rest.
+    fn send_run(&mut self, run: &Run<'_>, on_no_room: NoRoom) -> Option<usize> {
+        for some in run.packets.chunks(BATCH) {
+            let (mut done, mut progress) = (0, Instant::now());
+            while let Some(LeaseSocket { socket, .. }) = self.sockets.get(&run.id)
+                && done < some.len()
+            {
+                let rest = some[done..].iter().map(|(_, bytes)| ([*bytes, &[]], None));
+                match mmsg::send::<BATCH>(socket, rest) {
+                    Ok(0) => break,
+                    Ok(sent) => {
+                        self.sent += sent as u64;
+                        (done, progress) = (done + sent, Instant::now());
+                    }
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                        if on_no_room == NoRoom::Stop {
+                            return Some(some[done].0);
+                        }
+                        if progress.elapsed() >= self.patience {
+                            break;
+                        }
+                        // poll() calls it writable no sooner than when three quarters are free (unix_writable()).
+                        std::thread::sleep(ROOM_RETRY_DELAY);
+                    }
+                    // Reading tells why a socket has ended.
+                    Err(_) => break,
+                }
+            }
+            self.refused += (some.len() - done) as u64;
+        }
+        None
+    }
+
+    /// Reads what has come by one lease's socket; how many messages.
+    fn drain_socket(&mut self, id: u32, now: Instant, table: &mut Table) -> usize {
+        let Some(lease) = self.sockets.get_mut(&id) else { return 0 };
+        let mut end = None;
+        let count = match self.inbox.receive(&lease.socket) {
+            Ok(Some(count)) => count,
+            Ok(None) => {
+                end = Some("it has closed a lease".to_owned());
+                0
+            }
+            Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted) => 0,
+            Err(error) => {
+                end = Some(error.to_string());
+                0
+            }
+        };
+        // Frames come to no lease of ours.
+        for (message, _) in self.inbox.messages().take(count) {
+            let Some((header, rest)) = Header::decode(message) else { continue };
+            self.lost += u64::from(header.lost.wrapping_sub(std::mem::replace(&mut lease.lost, header.lost)));
+            match header.kind {
+                Kind::Packet { came, flags } => {
+                    self.delivered[came as usize] += 1;
+                    let (timestamp, checksum) = (Some(header.time_ns), Some(checksum_of(flags)));
+                    let meta = Meta { timestamp, cut: flags & CUT != 0, reason: came.reason(), checksum };
+                    table.handle_delivery(now, Delivery::of(rest, meta));
+                }
+                Kind::Refusal { code, rule } => {
+                    let (sentence, quoted) = header.sentence(rest);
+                    let error = refusal(code, rule, &sentence, quoted);
+                    log::debug!("{error}");
+                    self.sent = self.sent.saturating_sub(1);
+                    self.refused += 1;
+                    self.refusals += 1;
+                    if matches!(code, Code::Policy | Code::NoRoute | Code::NoNeighbour) {
+                        let rule = (rule > 0).then_some(u32::from(rule));
+                        table.handle_delivery(now, Delivery::Refused { quoted, rule, sentence: &sentence });
+                    }
+                    self.refusal.get_or_insert(error);
+                }
+                Kind::End { code } => {
+                    let (sentence, _) = header.sentence(rest);
+                    if code != Code::Released {
+                        end = Some(sentence.into_owned());
+                    }
+                }
+            }
+        }
+        if let Some(reason) = end {
+            // Otherwise epoll keeps reporting the hang-up.
+            let _ = self.epoll.delete(&lease.socket);
+            self.sockets.remove(&id);
+            let path = self.control.path().display().to_string();
+            table.handle_delivery(now, Delivery::Ended { path: &path, reason: &reason });
+            return count.max(1);
+        }
+        count
+    }
+}
+
+impl Backend for ServiceBackend {
+    fn sources(&self) -> Vec<BorrowedFd<'_>> {
+        vec![self.epoll.0.as_fd()]
+    }
+
+    /// Each packet leaves by the lease of its source port. With [`NoRoom::Stop`] all keep their order, as the place where
+    /// it stops must be one; else only those of one lease do.
+    fn send_batch(&mut self, packets: &[Outgoing<'_>], on_no_room: NoRoom) -> Transmitted {
+        let (sent, refused) = (self.sent, self.refused);
+        let mut invalid = None;
+        let mut runs: SmallVec<[Run<'_>; 1]> = SmallVec::new();
+        for (index, packet) in packets.iter().enumerate() {
+            let (id, bytes) = match self.address(packet) {
+                Ok(addressed) => addressed,
+                Err(error) => {
+                    invalid.get_or_insert((index, error));
+                    continue;
+                }
+            };
+            let run = match on_no_room {
+                NoRoom::Stop => runs.last_mut().filter(|run| run.id == id),
+                NoRoom::Refuse => runs.iter_mut().rfind(|run| run.id == id),
+            };
+            match run {
+                Some(run) => run.packets.push((index, bytes)),
+                None => runs.push(Run { id, packets: smallvec![(index, bytes)] }),
+            }
+        }
+        let stopped = runs.iter().find_map(|run| self.send_run(run, on_no_room));
+        let tried = stopped.unwrap_or(packets.len());
+        // What is wrong behind the place where it stopped is said when it is tried.
+        let error = invalid.filter(|(at, _)| *at < tried).map(|(_, error)| error);
+        Transmitted { sent: self.sent - sent, refused: self.refused - refused, tried, error }
+    }
+
+    fn drain(&mut self, now: Instant, table: &mut Table) -> usize {
+        if self.sockets.len() <= 2 {
+            let ids: SmallVec<[u32; 2]> = self.sockets.keys().copied().collect();
+            return ids.into_iter().map(|id| self.drain_socket(id, now, table)).sum();
+        }
+        let mut events = [EpollEvent::empty(); BATCH];
+        let ready = self.epoll.wait(&mut events, EpollTimeout::ZERO).unwrap_or(0);
+        events[..ready].iter().map(|event| self.drain_socket(event.data() as u32, now, table)).sum()
+    }
+
+    /// The service itself owns the ports, since it gave the [socket](Self::add_socket): packets from them leave by that.
+    fn own(&mut self, id: u32, ports: &Ports, _terms: Terms) -> Result<()> {
+        for &port in &ports.ports {
+            self.by_port.entry((ports.transport, port)).or_default().push((ports.address, id));
+        }
+        Ok(())
+    }
+
+    /// Closes the lease's socket, which gives its ports back.
+    fn disown(&mut self, id: u32, ports: &Ports) {
+        for &port in &ports.ports {
+            if let Some(owners) = self.by_port.get_mut(&(ports.transport, port)) {
+                owners.retain(|&(_, owner)| owner != id);
+                if owners.is_empty() {
+                    self.by_port.remove(&(ports.transport, port));
+                }
+            }
+        }
+        if self.sockets.remove(&id).is_some() {
+            self.closed = Some(Instant::now());
+        }
+    }
+
+    fn set_local(&mut self, addresses: &[IpAddr]) -> Result<()> {
+        self.local = addresses.iter().copied().collect();
+        Ok(())
+    }
+
+    fn is_local(&self, address: IpAddr) -> bool {
+        self.local.contains(&address)
+    }
+
+    /// Waits as long as the service itself does, whatever the patience: to be asked for some means that no other task
+    /// waits for the sender.
+    fn set_patience(&mut self, _patience: Duration) {
+        self.patience = ROOM_TIMEOUT;
+    }
+
+    /// What came through the service, by reason, and what it was given to send.
+    fn counters(&self) -> Result<Counters> {
+        let mut counters = vec![0; Reason::ALL.len()];
+        for (came, count) in Came::ALL.into_iter().zip(self.delivered) {
+            counters[came.reason() as usize] += count;
+        }
+        counters[Reason::DeliveryFull as usize] = self.lost;
+        counters[Reason::Crafted as usize] = self.sent;
+        Ok(Counters(counters))
+    }
+
+    /// Sent are the packets that the service was given, less those that it refused.
+    fn statistics(&self) -> Statistics {
+        Statistics { sent: self.sent, not_sent: self.refused, lost: self.lost, turned_away: 0 }
+    }
+
+    fn as_service(&mut self) -> Option<&mut ServiceBackend> {
+        Some(self)
+    }
+}
+
+/// An error for what the service refused.
+fn refusal(code: Code, rule: u16, sentence: &str, quoted: &[u8]) -> Error {
+    let destination =
+        policy::Outgoing::read(quoted).map_or(IpAddr::from([0, 0, 0, 0]), |outgoing| outgoing.destination);
+    let reason = sentence.to_owned();
+    match code {
+        Code::Policy | Code::Rate => {
+            Error::Forbidden { rule: (rule > 0).then_some(rule.into()), verdict: String::new(), message: reason }
+        }
+        Code::NoRoute | Code::NoNeighbour => Error::NoRoute { destination, reason },
+        _ => Error::Io { action: "send a packet".into(), source: std::io::Error::other(reason) },
+    }
+}
+
+/// Asks for a lease; what was given, and its socket.
+pub(crate) async fn lease(control: &Control, call: &LeaseCall) -> Result<(Leased, OwnedFd)> {
+    let (leased, descriptors) = control.call_for_descriptors(call).await?;
+    let socket = descriptors.into_iter().nth(leased.socket as usize);
+    let none =
+        || Error::Service { path: control.path().display().to_string(), reason: "a lease without a socket".into() };
+    Ok((leased, socket.ok_or_else(none)?))
+}
+
+/// The call for a lease of ports.
+pub(crate) fn call(interface: &str, request: &LeaseRequest) -> LeaseCall {
+    let LeaseRequest { transport, address, port, terms, coalesce } = request;
+    let (first, last) = match port {
+        PortChoice::Free | PortChoice::FreeRange(_) => (None, None),
+        PortChoice::Exact(port) => (Some(*port), None),
+        PortChoice::Range(range) => (Some(*range.start()), Some(*range.end())),
+    };
+    LeaseCall {
+        interface: Some(interface.to_owned()),
+        protocol: transport.name().to_ascii_lowercase(),
+        address: address.map(|address| address.to_string()),
+        port: first.map(u64::from),
+        last_port: last.map(u64::from),
+        count: if let PortChoice::FreeRange(count) = port { Some(u64::from(*count)) } else { None },
+        observe: Some(terms.observe),
+        suppress: Some(terms.suppress),
+        report: Some(terms.report),
+        coalesce: coalesce.then_some(true),
+        ..LeaseCall::default()
+    }
+}
