@@ -2,14 +2,13 @@
 //! compared.
 
 use std::collections::BTreeSet;
-use std::env;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::sh;
 
@@ -34,7 +33,8 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
 
 /// The state now, as root sees it.
 pub fn snapshot(marker: &str) -> Result<BTreeSet<String>> {
-    let this = env::current_exe().context("the path of xtask itself is unknown")?;
+    // Not by its path: another cargo may have replaced the program since.
+    let this = format!("/proc/{}/exe", std::process::id());
     let text = sh::output(sh::root(this, [])?.args([JOB, marker]))?;
     Ok(text.lines().map(str::to_owned).collect())
 }
