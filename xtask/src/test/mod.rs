@@ -208,7 +208,7 @@ fn examples(args: &[String], surroundings: &Surroundings, summary: &mut Summary)
 
 fn run_examples(args: &[String], log: &str, surroundings: &Surroundings) -> Result<Ending> {
     let mut docs = sh::cargo();
-    docs.args(["test", "--release", "--doc", "--quiet"]).args(program::OPTIMISATION).arg("--").args(args);
+    docs.args(["test", "--release", "--doc", "--quiet", "--"]).args(args);
     tally(&mut docs, EXAMPLES, &surroundings.logs.join(log))
 }
 

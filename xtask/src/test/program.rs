@@ -86,17 +86,12 @@ impl Ending {
     }
 }
 
-/// The tests' own package is built with less optimisation: it takes less than half the time, and what it runs is mostly the
-/// kernel and crafter's own program, which is built as for users. Not in Cargo.toml, for `cargo xtask bench` builds its
-/// program from that package.
-pub const OPTIMISATION: [&str; 2] = ["--config", "profile.release.package.crafter-tests.opt-level=1"];
-
 /// Builds the test programs that these arguments of cargo's select, and the programs that they run: cargo builds those of a
 /// package along with its integration tests. A build of these programs alone before would have other features, those
 /// without the tests' dependencies, and build crafter twice.
 pub fn build_tests(selection: &[&str]) -> Result<Vec<TestProgram>> {
     let mut cargo = sh::cargo();
-    cargo.args(["test", "--release", "--no-run"]).args(OPTIMISATION).args(selection);
+    cargo.args(["test", "--release", "--no-run"]).args(selection);
     cargo.arg("--message-format=json-render-diagnostics");
     let messages = build::cargo(&mut cargo).context("the tests do not compile")?;
     let mut programs = Vec::new();
