@@ -6,14 +6,16 @@
 
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd},
+    os::fd::AsRawFd,
     time::{Duration, Instant},
 };
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{interface::Interface, tx::link_address};
+use super::{
+    interface::Interface,
+    tx::{link_address, wait_for_room},
+};
 use crate::{
     error::{Error, Result},
     mmsg,
@@ -198,18 +200,6 @@ impl FrameSender {
             Some(libc::ENODEV | libc::ENXIO) => Error::UnknownInterface { name: name.clone() },
             _ => Error::Io { action: format!("send through {name}"), source: error },
         }
-    }
-}
-
-/// Gives the queue a moment that is full, as `error` said.
-pub(super) fn wait_for_room(socket: &Socket, error: &io::Error) {
-    if error.raw_os_error() == Some(libc::EAGAIN) {
-        // The socket tells when its buffer has room again. Interrupted: just tried again.
-        let mut room = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
-        let _ = poll(&mut room, PollTimeout::try_from(PATIENCE).unwrap_or(PollTimeout::ZERO));
-    } else {
-        // Nobody tells when a driver has.
-        std::thread::sleep(Duration::from_micros(50));
     }
 }
 

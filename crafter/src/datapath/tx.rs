@@ -17,7 +17,7 @@ use smallvec::SmallVec;
 use socket2::Socket;
 
 pub(crate) use self::batch::{NoRoom, Outgoing, Transmitted};
-pub(super) use self::socket::link_address;
+pub(super) use self::socket::{link_address, wait_for_room};
 use self::{
     batch::Ready,
     socket::{Path, destination4, destination6, open},

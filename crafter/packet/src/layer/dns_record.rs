@@ -8,7 +8,7 @@ use hickory_proto::{
 };
 
 use super::{
-    table::nearest,
+    value::nearest,
     value::{Element, Value},
 };
 

@@ -10,8 +10,8 @@ use super::{
     build::Building,
     ip_option, option,
     protocol::{Fixed, Parsed, Protocol, worth},
-    table::{FieldInfo, Misfit, Wire, layer},
-    value::{FieldKind, FieldValue, Literal, Value},
+    table::{Misfit, Wire, layer},
+    value::{FieldInfo, FieldKind, FieldValue, Literal, Value},
 };
 use crate::header::checksum::{fold, sum};
 

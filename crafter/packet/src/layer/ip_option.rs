@@ -216,7 +216,7 @@ impl Element for IpOption {
             _ => {
                 let known = ROUTES.iter().chain(&NUMBERS).map(|(_, name)| *name);
                 let known = known.chain(["EOL", "NOP", "Timestamp", "Traceroute", "Rest"]);
-                return Err(format!("{value} is no IP option{}", super::table::nearest(name, known)));
+                return Err(format!("{value} is no IP option{}", super::value::nearest(name, known)));
             }
         })
     }

@@ -139,7 +139,7 @@ impl Element for Ipv6Option {
             "HAO" => Self::HomeAddress(data.parsed("an IPv6 address")?),
             "Rest" => Self::Rest(data.bytes()?),
             _ => {
-                let near = super::table::nearest(name, NAMES.into_iter());
+                let near = super::value::nearest(name, NAMES.into_iter());
                 return Err(format!("'{name}' is no IPv6 option{near}"));
             }
         })

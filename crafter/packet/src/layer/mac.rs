@@ -3,8 +3,8 @@
 use std::{fmt, str::FromStr};
 
 use super::{
-    table::{FieldInfo, Wire},
-    value::{FieldKind, FieldValue, Value, text_literals},
+    table::Wire,
+    value::{FieldInfo, FieldKind, FieldValue, Value, text_literals},
 };
 
 /// An Ethernet (EUI-48) address.

@@ -105,12 +105,13 @@ pub use self::{
     mpls::MplsLabel,
     packet::Packet,
     reassemble::reassemble,
-    table::{FieldInfo, LayerInfo},
+    table::LayerInfo,
     tcp_option::TcpOption,
-    value::{FieldKind, Value},
+    value::{FieldInfo, FieldKind, Value},
 };
 
-pub use table::{get_bits, nearest};
+pub use table::get_bits;
+pub use value::nearest;
 
 #[cfg(test)]
 mod answer_tests;

@@ -3,45 +3,7 @@
 
 use crate::error::Error;
 
-use super::value::{FieldKind, Value};
-
-/// What is known of a field.
-#[derive(Debug)]
-pub struct FieldInfo {
-    /// Its name, that of Scapy.
-    pub name: &'static str,
-    /// What values it takes.
-    pub kind: FieldKind,
-    /// Its width in bits; 0: the width is that of its value.
-    pub bits: usize,
-    /// Where it begins in the header, in bits; `None`: behind the fixed part.
-    pub offset: Option<usize>,
-    /// Its value when unset; `None`: computed from the packet.
-    pub default: Option<fn() -> Value>,
-    /// Numbers that have a name.
-    pub names: &'static [(u64, &'static str)],
-    /// What it means.
-    pub doc: &'static str,
-}
-
-impl FieldInfo {
-    /// The largest number that fits.
-    pub fn max(&self) -> u64 {
-        match self.bits {
-            0 | 64.. => u64::MAX,
-            bits => (1 << bits) - 1,
-        }
-    }
-
-    /// The number with a name.
-    pub(crate) fn number(&self, name: &str) -> Result<u64, String> {
-        let found = self.names.iter().find(|(_, known)| known.eq_ignore_ascii_case(name));
-        found.map(|&(number, _)| number).ok_or_else(|| match self.names {
-            [] => format!("'{name}' does not fit: a number is needed"),
-            names => format!("'{name}' is no name of a value{}", nearest(name, names.iter().map(|&(_, name)| name))),
-        })
-    }
-}
+use super::value::{FieldInfo, nearest};
 
 /// What is known of a layer.
 #[derive(Debug)]
@@ -65,29 +27,6 @@ impl LayerInfo {
     /// The error for a field that this layer does not have.
     pub(crate) fn unknown(&self, field: &str) -> String {
         format!("{} has no field '{field}'{}", self.name, nearest(field, self.fields.iter().map(|field| field.name)))
-    }
-}
-
-/// `; did you mean ...?`, or all that there is where nothing is near.
-pub fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
-    let lower = name.to_ascii_lowercase();
-    // Slips (distance) and abbreviations (common beginning) alike.
-    let likeness = |known: &str| {
-        let known = known.to_ascii_lowercase();
-        let slip = strsim::osa_distance(&lower, &known) <= (known.len() / 3).max(1);
-        strsim::jaro_winkler(&lower, &known) + f64::from(u8::from(slip))
-    };
-    let mut near: Vec<(f64, &str)> = known.map(|known| (likeness(known), known)).collect();
-    near.sort_by(|a, b| b.0.total_cmp(&a.0));
-    let close: Vec<&str> =
-        near.iter().filter(|(likeness, _)| *likeness > 0.85).map(|(_, name)| *name).take(3).collect();
-    match close[..] {
-        [] if near.is_empty() => String::new(),
-        [] => {
-            near.truncate(24);
-            format!("; known: {}", near.iter().map(|(_, name)| *name).collect::<Vec<_>>().join(", "))
-        }
-        _ => format!("; did you mean {}?", close.join(" or ")),
     }
 }
 
@@ -268,8 +207,8 @@ macro_rules! layer {
         const _: () = {
             #[allow(unused_imports)]
             use $crate::layer::{
-                table::{FieldInfo, LayerInfo, Misfit, Wire, offset, plain},
-                value::{FieldValue, Value},
+                table::{LayerInfo, Misfit, Wire, offset, plain},
+                value::{FieldInfo, FieldValue, Value},
             };
 
             #[allow(non_camel_case_types, clippy::upper_case_acronyms)]

@@ -7,9 +7,9 @@ use super::{
     build::Building,
     dns, http, option,
     protocol::{Fixed, Parsed, Protocol, worth},
-    table::{FieldInfo, Misfit, Wire, layer},
+    table::{Misfit, Wire, layer},
     tcp_option, udp,
-    value::{FieldKind, FieldValue, Literal, Value},
+    value::{FieldInfo, FieldKind, FieldValue, Literal, Value},
 };
 use crate::header::{Flags, ip};
 

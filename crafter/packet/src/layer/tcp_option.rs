@@ -201,7 +201,7 @@ impl Element for TcpOption {
             Some("TFO") => Self::Tfo(data.bytes()?),
             Some("Rest") => Self::Rest(data.bytes()?),
             _ => {
-                return Err(format!("'{name}' is no TCP option{}", super::table::nearest(name, NAMES.into_iter())));
+                return Err(format!("'{name}' is no TCP option{}", super::value::nearest(name, NAMES.into_iter())));
             }
         })
     }

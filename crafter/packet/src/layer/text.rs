@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde_json::json;
 
-use super::{AnyLayer, Kind, Layer, Packet, Value, table::nearest};
+use super::{AnyLayer, Kind, Layer, Packet, Value, value::nearest};
 
 /// Names that Scapy gives to layers which are others here.
 const ALIASES: [(&str, Kind); 7] = [

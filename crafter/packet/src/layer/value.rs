@@ -6,8 +6,6 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr},
 };
 
-use super::table::FieldInfo;
-
 /// A field's value, as the text form, `show` and JSON know it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Value {
@@ -205,6 +203,67 @@ impl FieldKind {
             Self::Bytes => "bytes",
             Self::List => "list",
         }
+    }
+}
+
+/// What is known of a field.
+#[derive(Debug)]
+pub struct FieldInfo {
+    /// Its name, that of Scapy.
+    pub name: &'static str,
+    /// What values it takes.
+    pub kind: FieldKind,
+    /// Its width in bits; 0: the width is that of its value.
+    pub bits: usize,
+    /// Where it begins in the header, in bits; `None`: behind the fixed part.
+    pub offset: Option<usize>,
+    /// Its value when unset; `None`: computed from the packet.
+    pub default: Option<fn() -> Value>,
+    /// Numbers that have a name.
+    pub names: &'static [(u64, &'static str)],
+    /// What it means.
+    pub doc: &'static str,
+}
+
+impl FieldInfo {
+    /// The largest number that fits.
+    pub fn max(&self) -> u64 {
+        match self.bits {
+            0 | 64.. => u64::MAX,
+            bits => (1 << bits) - 1,
+        }
+    }
+
+    /// The number with a name.
+    pub(crate) fn number(&self, name: &str) -> Result<u64, String> {
+        let found = self.names.iter().find(|(_, known)| known.eq_ignore_ascii_case(name));
+        found.map(|&(number, _)| number).ok_or_else(|| match self.names {
+            [] => format!("'{name}' does not fit: a number is needed"),
+            names => format!("'{name}' is no name of a value{}", nearest(name, names.iter().map(|&(_, name)| name))),
+        })
+    }
+}
+
+/// `; did you mean ...?`, or all that there is where nothing is near.
+pub fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
+    let lower = name.to_ascii_lowercase();
+    // Slips (distance) and abbreviations (common beginning) alike.
+    let likeness = |known: &str| {
+        let known = known.to_ascii_lowercase();
+        let slip = strsim::osa_distance(&lower, &known) <= (known.len() / 3).max(1);
+        strsim::jaro_winkler(&lower, &known) + f64::from(u8::from(slip))
+    };
+    let mut near: Vec<(f64, &str)> = known.map(|known| (likeness(known), known)).collect();
+    near.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let close: Vec<&str> =
+        near.iter().filter(|(likeness, _)| *likeness > 0.85).map(|(_, name)| *name).take(3).collect();
+    match close[..] {
+        [] if near.is_empty() => String::new(),
+        [] => {
+            near.truncate(24);
+            format!("; known: {}", near.iter().map(|(_, name)| *name).collect::<Vec<_>>().join(", "))
+        }
+        _ => format!("; did you mean {}?", close.join(" or ")),
     }
 }
 

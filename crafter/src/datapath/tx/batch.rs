@@ -9,12 +9,11 @@ use std::{
 use smallvec::SmallVec;
 use socket2::SockAddr;
 
-use super::{BATCH, ETHERNET, Sender, socket::Path};
-use crate::{
-    datapath::{frames::wait_for_room, route::Route},
-    error::Error,
-    mmsg,
+use super::{
+    BATCH, ETHERNET, Sender,
+    socket::{Path, wait_for_room},
 };
+use crate::{datapath::route::Route, error::Error, mmsg};
 
 /// Further tries for a packet that the kernel has no room for, before it is waited for.
 const RETRIES: u32 = 3;

@@ -3,11 +3,17 @@
 use std::{
     io, mem,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
+    os::fd::AsFd as _,
+    time::Duration,
 };
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 
 use super::SEND_BUFFER;
+
+/// How long a full queue of a socket is waited for at once.
+pub(in crate::datapath) const ROOM_WAIT: Duration = Duration::from_millis(20);
 
 /// Which socket a packet leaves by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +53,18 @@ pub(super) fn open(path: Path, ifindex: u32, loopback: bool) -> io::Result<Socke
     // Beyond net.core.wmem_max only with CAP_NET_ADMIN; what we get instead is enough to work with.
     let _ = socket.set_send_buffer_size(SEND_BUFFER);
     Ok(socket)
+}
+
+/// Gives the queue a moment that is full, as `error` said.
+pub(in crate::datapath) fn wait_for_room(socket: &Socket, error: &io::Error) {
+    if error.raw_os_error() == Some(libc::EAGAIN) {
+        // The socket tells when its buffer has room again. Interrupted: just tried again.
+        let mut room = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
+        let _ = poll(&mut room, PollTimeout::try_from(ROOM_WAIT).unwrap_or(PollTimeout::ZERO));
+    } else {
+        // Nobody tells when a driver has.
+        std::thread::sleep(Duration::from_micros(50));
+    }
 }
 
 /// `sockaddr_ll` with protocol 0: the socket hooks into no receive path, and packet_parse_headers() takes the
