@@ -19,7 +19,7 @@
 //! | reads no super-frame longer than the length fields tell | [`plain::in_pieces`] |
 //! | **sent segments** | |
 //! | sends an ACK or RST without data with a number wound back | [`repair::send_next`] |
-//! | leaves the ACK of the handshake for later, and misreads its own window until then | [`socket::owes_handshake_ack`] |
+//! | misreads its own window until it has sent the ACK of the handshake | [`socket::owes_handshake_ack`] |
 //! | cannot end an attempt to connect without a RST | `StreamEngine::fail_silently` |
 //! | never learns of another MTU | [`device::interface`] |
 //! | **timestamps** | |

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::tests::by_hand::{ByHand, bytes, config};
 use crate::{Received, StreamConfig, StreamEngine, StreamState};
+use crafter_packet::header::field::ipv6;
 use crafter_packet::header::{Flags, IcmpReason, Segment, TcpOption, ip};
 
 /// Longer than smoltcp's first retransmission timeout, which is 1 s.
@@ -153,8 +154,8 @@ fn extension_headers_are_no_obstacle() {
     let mut packet = lab.server.data(b"behind options").remove(0).build();
     let length = packet.len() - ip::IPV6_HEADER + 8;
     packet.splice(ip::IPV6_HEADER..ip::IPV6_HEADER, [ip::TCP, 0, 1, 4, 0, 0, 0, 0]);
-    packet[6] = ip::DESTINATION_OPTIONS;
-    packet[4..6].copy_from_slice(&(length as u16).to_be_bytes());
+    packet[ipv6::NEXT_HEADER] = ip::DESTINATION_OPTIONS;
+    packet[ipv6::LENGTH].copy_from_slice(&(length as u16).to_be_bytes());
     assert!(lab.client.handle_packet(lab.now, &packet));
     assert_eq!(lab.read(), b"behind options");
 }
