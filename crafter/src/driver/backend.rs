@@ -3,16 +3,17 @@
 
 use std::{
     net::IpAddr,
-    os::fd::BorrowedFd,
-    time::{Duration, Instant},
+    os::fd::{BorrowedFd, OwnedFd},
+    sync::Arc,
+    time::Duration,
 };
 
-use super::{entry::Meta, service::ServiceBackend, table::Table};
+use super::entry::{Delivery, Ports};
 pub(crate) use crate::datapath::tx::{NoRoom, Outgoing, Transmitted};
 use crate::{
     datapath::maps::{Counters, Flow, Terms},
-    error::Result,
-    packet::Transport,
+    error::{Error, Result},
+    protocol::Control,
 };
 
 /// Carries packets between a table and the network.
@@ -24,9 +25,8 @@ pub(crate) trait Backend: Send {
     /// the result says which packet was the first without room.
     fn send_batch(&mut self, packets: &[Outgoing<'_>], on_no_room: NoRoom) -> Transmitted;
 
-    /// Hands a batch of waiting deliveries to `table`; how many there were. It takes the table itself and not a closure:
-    /// that way a packet costs no virtual call.
-    fn drain(&mut self, now: Instant, table: &mut Table) -> usize;
+    /// Hands a batch of waiting deliveries to `deliver`; how many there were.
+    fn drain(&mut self, deliver: &mut dyn FnMut(Delivery<'_>)) -> usize;
 
     /// From now on, what comes to these ports is handed over for the lease `id`, as `terms` say. All ports or none.
     ///
@@ -73,9 +73,36 @@ pub(crate) trait Backend: Send {
     fn statistics(&self) -> Statistics;
 
     /// The service, where this is one: for what only a service has, such as leases that are calls to it, and refusals.
-    fn as_service(&mut self) -> Option<&mut ServiceBackend> {
+    fn as_service(&mut self) -> Option<&mut dyn ServiceCalls> {
         None
     }
+}
+
+/// What only a service has.
+pub(crate) trait ServiceCalls {
+    /// The connection to it.
+    fn control(&self) -> &Arc<Control>;
+
+    /// Whether frames can be sent.
+    fn has_frames(&self) -> bool;
+
+    /// Has frames sent by the socket of the lease `id`.
+    ///
+    /// # Errors
+    /// [`Error::Io`](crate::Error::Io) if the socket cannot be watched.
+    fn add_frames(&mut self, id: u32, socket: OwnedFd) -> Result<()>;
+
+    /// Has the packets of the lease `id` sent and received by `socket`.
+    ///
+    /// # Errors
+    /// [`Error::Io`](crate::Error::Io) if the socket cannot be watched.
+    fn add_socket(&mut self, id: u32, socket: OwnedFd) -> Result<()>;
+
+    /// Whether a lease was closed so lately that the service may not know it yet.
+    fn is_closing(&self) -> bool;
+
+    /// How many packets it refused since this was asked last, and why the first of them.
+    fn take_refusals(&mut self) -> (u64, Option<Error>);
 }
 
 /// Packets that a backend has counted since it was opened.
@@ -89,43 +116,4 @@ pub(crate) struct Statistics {
     pub(crate) lost: u64,
     /// How often a queue had no room for a packet that had passed the egress hook.
     pub(crate) turned_away: u64,
-}
-
-/// Ports of one transport on one address, or on all addresses where it is unspecified.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Ports {
-    pub(crate) transport: Transport,
-    pub(crate) address: IpAddr,
-    pub(crate) ports: Vec<u16>,
-}
-
-/// What a backend hands to the table.
-#[derive(Clone, Copy)]
-pub(crate) enum Delivery<'p> {
-    /// A packet that came in, from the IP header on.
-    Packet(&'p [u8], Meta),
-    /// An answer of the kernel, from the IP header on, that was dropped on its way out.
-    Suppressed(&'p [u8], Meta),
-    /// A frame in which no packet could be found.
-    Malformed,
-    /// The packet that `quoted` begins was not let out, and nothing like it will be.
-    Refused {
-        quoted: &'p [u8],
-        /// The rule of the policy, counted from 1.
-        rule: Option<u32>,
-        sentence: &'p str,
-    },
-    /// The service is gone, and with it all leases.
-    Ended {
-        /// Its socket.
-        path: &'p str,
-        reason: &'p str,
-    },
-}
-
-impl<'p> Delivery<'p> {
-    /// What a verdict's reason makes of a packet.
-    pub(crate) fn of(ip: &'p [u8], meta: Meta) -> Self {
-        if meta.reason.is_ingress() { Self::Packet(ip, meta) } else { Self::Suppressed(ip, meta) }
-    }
 }

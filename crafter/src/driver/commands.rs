@@ -2,8 +2,7 @@
 
 use std::{ops::Range, sync::Arc, task::Waker};
 
-use super::backend::Outgoing;
-use crate::datapath::route::Route;
+use crate::datapath::{route::Route, tx::Outgoing};
 
 /// What is to be done, gathered by [`Table::poll_commands`](super::table::Table::poll_commands).
 #[derive(Default)]

@@ -13,10 +13,9 @@ use smallvec::SmallVec;
 use tokio::sync::Notify;
 
 use super::{
-    backend::{Backend, NoRoom, Outgoing, Ports, Transmitted},
+    backend::{Backend, NoRoom, Outgoing, ServiceCalls, Transmitted},
     commands::Commands,
-    entry::{LeaseState, Received, Stats, Waiter},
-    service::ServiceBackend,
+    entry::{LeaseState, Ports, Received, Stats, Waiter},
     table::Table,
 };
 use crate::{
@@ -75,7 +74,7 @@ impl Core {
     }
 
     /// The service, where it is used.
-    pub(crate) fn service(&mut self) -> Option<&mut ServiceBackend> {
+    pub(crate) fn service(&mut self) -> Option<&mut dyn ServiceCalls> {
         self.backend.as_service()
     }
 
@@ -214,7 +213,8 @@ impl Core {
 
     /// Hands a batch of waiting replies to their leases and streams, and sends what they call for. How many there were.
     pub(crate) fn drain(&mut self, now: Instant) -> usize {
-        let count = self.backend.drain(now, &mut self.table);
+        let Self { backend, table, .. } = self;
+        let count = backend.drain(&mut |delivery| table.handle_delivery(now, delivery));
         if count > 0 {
             self.execute(now);
         }

@@ -135,7 +135,7 @@ impl Crafter {
 
     /// How many packets the service refused since this was asked last, and why the first of them.
     pub(crate) fn take_refusals(&self) -> (u64, Option<Error>) {
-        self.shared.lock().service().map_or((0, None), ServiceBackend::take_refusals)
+        self.shared.lock().service().map_or((0, None), |service| service.take_refusals())
     }
 
     /// Opens the interface that the route to `destination` leaves by.

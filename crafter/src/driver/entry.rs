@@ -1,12 +1,60 @@
 //! What the table holds: leases and streams, and what comes to them.
 
-use std::{collections::VecDeque, net::SocketAddr, sync::Arc, task::Waker, time::Instant};
+use std::{
+    collections::VecDeque,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    task::Waker,
+    time::Instant,
+};
 
 use crafter_common::reason::Reason;
 use serde::Serialize;
 
-use super::backend::Ports;
-use crate::{datapath::route::Route, engine::StreamEngine, packet::Checksum};
+use crate::{
+    datapath::route::Route,
+    engine::StreamEngine,
+    packet::{Checksum, Transport},
+};
+
+/// Ports of one transport on one address, or on all addresses where it is unspecified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Ports {
+    pub(crate) transport: Transport,
+    pub(crate) address: IpAddr,
+    pub(crate) ports: Vec<u16>,
+}
+
+/// What a backend hands to the table.
+#[derive(Clone, Copy)]
+pub(crate) enum Delivery<'p> {
+    /// A packet that came in, from the IP header on.
+    Packet(&'p [u8], Meta),
+    /// An answer of the kernel, from the IP header on, that was dropped on its way out.
+    Suppressed(&'p [u8], Meta),
+    /// A frame in which no packet could be found.
+    Malformed,
+    /// The packet that `quoted` begins was not let out, and nothing like it will be.
+    Refused {
+        quoted: &'p [u8],
+        /// The rule of the policy, counted from 1.
+        rule: Option<u32>,
+        sentence: &'p str,
+    },
+    /// The service is gone, and with it all leases.
+    Ended {
+        /// Its socket.
+        path: &'p str,
+        reason: &'p str,
+    },
+}
+
+impl<'p> Delivery<'p> {
+    /// What a verdict's reason makes of a packet.
+    pub(crate) fn of(ip: &'p [u8], meta: Meta) -> Self {
+        if meta.reason.is_ingress() { Self::Packet(ip, meta) } else { Self::Suppressed(ip, meta) }
+    }
+}
 
 /// What is known of a packet besides its bytes.
 #[derive(Clone, Copy)]

@@ -5,13 +5,12 @@ use std::{
     net::IpAddr,
     os::fd::BorrowedFd,
     sync::{Arc, Mutex, MutexGuard},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use super::{
-    backend::{Backend, Delivery, NoRoom, Outgoing, Ports, Statistics, Transmitted},
-    entry::Meta,
-    table::Table,
+    backend::{Backend, NoRoom, Outgoing, Statistics, Transmitted},
+    entry::{Delivery, Meta, Ports},
 };
 use crate::{
     datapath::maps::{Counters, Terms},
@@ -108,7 +107,7 @@ impl Backend for FakeBackend {
         Transmitted { sent: sent - before.sent, refused: not_sent - before.not_sent, tried, error }
     }
 
-    fn drain(&mut self, now: Instant, table: &mut Table) -> usize {
+    fn drain(&mut self, deliver: &mut dyn FnMut(Delivery<'_>)) -> usize {
         let count = self.lock().arrivals.len().min(BATCH);
         let arrivals: Vec<Arrival> = self.lock().arrivals.drain(..count).collect();
         for arrival in &arrivals {
@@ -119,7 +118,7 @@ impl Backend for FakeBackend {
                 Arrival::Refused { quoted, rule, sentence } => Delivery::Refused { quoted, rule: *rule, sentence },
                 Arrival::Ended { path, reason } => Delivery::Ended { path, reason },
             };
-            table.handle_delivery(now, delivery);
+            deliver(delivery);
         }
         count
     }

@@ -10,9 +10,8 @@ use crafter_common::{map::SOCKET_ENTRIES, parse, reason::Reason};
 
 use super::{
     Options,
-    backend::{Backend, Delivery, NoRoom, Outgoing, Ports, Statistics, Transmitted},
-    entry::Meta,
-    table::Table,
+    backend::{Backend, NoRoom, Outgoing, Statistics, Transmitted},
+    entry::{Delivery, Meta, Ports},
 };
 use crate::{
     datapath::{
@@ -94,7 +93,7 @@ impl Backend for KernelBackend {
         self.tx.send_batch(packets, on_no_room)
     }
 
-    fn drain(&mut self, now: Instant, table: &mut Table) -> usize {
+    fn drain(&mut self, deliver: &mut dyn FnMut(Delivery<'_>)) -> usize {
         let Self { sockets, ring, link_header, .. } = self;
         let mut count = 0;
         for socket in sockets {
@@ -103,14 +102,14 @@ impl Backend for KernelBackend {
                     Ok((start, _)) => Delivery::Packet(&frame[start..], Meta::REDIRECTED),
                     Err(_) => Delivery::Malformed,
                 };
-                table.handle_delivery(now, delivery);
+                deliver(delivery);
             });
         }
         count += ring.drain(|header, packet| {
             let cut = header.captured < header.length;
             let reason = Reason::ALL.get(header.reason as usize).copied().unwrap_or(Reason::Copied);
             let meta = Meta { timestamp: Some(header.timestamp), cut, reason, checksum: None };
-            table.handle_delivery(now, Delivery::of(packet, meta));
+            deliver(Delivery::of(packet, meta));
         });
         count
     }

@@ -12,16 +12,10 @@ use std::{
 use tokio::sync::Notify;
 
 pub use self::request::{LeaseRequest, PortChoice};
-use super::{
-    ROOM_RETRY_DELAY,
-    entry::Received,
-    sending::Sending,
-    shared::Shared,
-    stream::{Stream, StreamOptions},
-};
+use super::{ROOM_RETRY_DELAY, entry::Received, sending::Sending, shared::Shared};
 use crate::{
     datapath::{maps::Terms, route::Route},
-    error::{Error, Result},
+    error::Result,
     packet::{IpPacket, Transport},
 };
 
@@ -54,6 +48,10 @@ impl Drop for LeaseInner {
 }
 
 impl Lease {
+    pub(super) fn inner(&self) -> &Arc<LeaseInner> {
+        &self.inner
+    }
+
     /// The driver's number for it.
     pub(crate) fn number(&self) -> u32 {
         self.inner.id
@@ -156,22 +154,6 @@ impl Lease {
             None => tokio::time::timeout(timeout, self.recv()).await.ok().transpose(),
         }
     }
-
-    /// Opens a TCP connection from the leased port, and waits until it is established.
-    ///
-    /// # Errors
-    /// [`Error::Refused`], [`Error::TimedOut`], [`Error::Unreachable`], [`Error::NoRoute`],
-    /// [`Error::NoNeighbour`]; [`Error::Invalid`] for a UDP lease, or where the lease has a stream to
-    /// `remote` already.
-    pub async fn connect(&self, remote: SocketAddr, options: StreamOptions) -> Result<Stream> {
-        if self.inner.transport != Transport::Tcp {
-            let reason = format_args!("a stream takes a TCP port, this one is {}", self.inner.transport);
-            return Err(Error::invalid("lease", reason));
-        }
-        let route = self.inner.route(remote.ip()).await?;
-        let local = SocketAddr::new(self.inner.address.unwrap_or(route.source), self.port());
-        Stream::connect(self.inner.clone(), route, local, remote, options).await
-    }
 }
 
 impl LeaseInner {
@@ -179,7 +161,7 @@ impl LeaseInner {
         &self.shared
     }
 
-    async fn route(&self, destination: IpAddr) -> Result<Arc<Route>> {
+    pub(super) async fn route(&self, destination: IpAddr) -> Result<Arc<Route>> {
         if let Some(route) = self.shared.routes.known(destination, self.address) {
             return Ok(route);
         }

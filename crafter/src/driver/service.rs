@@ -15,10 +15,8 @@ use socket2::SockRef;
 
 use super::{
     ROOM_TIMEOUT,
-    backend::{Backend, Delivery, NoRoom, Outgoing, Ports, Statistics, Transmitted},
-    entry::Meta,
-    lease::{LeaseRequest, PortChoice},
-    table::Table,
+    backend::{Backend, NoRoom, Outgoing, ServiceCalls, Statistics, Transmitted},
+    entry::{Delivery, Meta, Ports},
 };
 use crate::{
     datapath::maps::{Counters, Terms},
@@ -123,43 +121,6 @@ impl ServiceBackend {
         Ok(service)
     }
 
-    /// The service.
-    pub(crate) fn control(&self) -> &Arc<Control> {
-        &self.control
-    }
-
-    /// Whether frames can be sent: a lease for them is here.
-    pub(crate) fn has_frames(&self) -> bool {
-        self.frames.is_some()
-    }
-
-    /// Takes the lease for frames in.
-    pub(crate) fn add_frames(&mut self, id: u32, socket: OwnedFd) -> Result<()> {
-        self.add_socket(id, socket)?;
-        self.frames = Some(id);
-        Ok(())
-    }
-
-    /// Takes the socket of a lease in. Packets leave by it once the lease [owns](Backend::own) their source port.
-    pub(crate) fn add_socket(&mut self, id: u32, socket: OwnedFd) -> Result<()> {
-        let failed = |source| Error::Io { action: "use the socket of a lease".into(), source };
-        SockRef::from(&socket).set_nonblocking(true).map_err(failed)?;
-        let event = EpollEvent::new(EpollFlags::EPOLLIN, id.into());
-        self.epoll.add(&socket, event).map_err(|errno| failed(errno.into()))?;
-        self.sockets.insert(id, LeaseSocket { socket, lost: 0 });
-        Ok(())
-    }
-
-    /// Whether a lease was closed so lately that the service may not know it yet.
-    pub(crate) fn is_closing(&self) -> bool {
-        self.closed.is_some_and(|closed| closed.elapsed() < CLOSE_NOTICE_TIMEOUT)
-    }
-
-    /// How many packets were refused since this was asked last, and why the first of them.
-    pub(crate) fn take_refusals(&mut self) -> (u64, Option<Error>) {
-        (std::mem::take(&mut self.refusals), self.refusal.take())
-    }
-
     /// The lease that a packet leaves by, and its bytes.
     fn address<'p>(&self, packet: &Outgoing<'p>) -> Result<(u32, &'p [u8])> {
         match *packet {
@@ -224,7 +185,7 @@ impl ServiceBackend {
     }
 
     /// Reads what has come by one lease's socket; how many messages.
-    fn drain_socket(&mut self, id: u32, now: Instant, table: &mut Table) -> usize {
+    fn drain_socket(&mut self, id: u32, deliver: &mut dyn FnMut(Delivery<'_>)) -> usize {
         let Some(lease) = self.sockets.get_mut(&id) else { return 0 };
         let mut end = None;
         let count = match self.inbox.receive(&lease.socket) {
@@ -248,7 +209,7 @@ impl ServiceBackend {
                     self.delivered[came as usize] += 1;
                     let (timestamp, checksum) = (Some(header.time_ns), Some(checksum_of(flags)));
                     let meta = Meta { timestamp, cut: flags & CUT != 0, reason: came.reason(), checksum };
-                    table.handle_delivery(now, Delivery::of(rest, meta));
+                    deliver(Delivery::of(rest, meta));
                 }
                 Kind::Refusal { code, rule } => {
                     let (sentence, quoted) = header.sentence(rest);
@@ -259,7 +220,7 @@ impl ServiceBackend {
                     self.refusals += 1;
                     if matches!(code, Code::Policy | Code::NoRoute | Code::NoNeighbour) {
                         let rule = (rule > 0).then_some(u32::from(rule));
-                        table.handle_delivery(now, Delivery::Refused { quoted, rule, sentence: &sentence });
+                        deliver(Delivery::Refused { quoted, rule, sentence: &sentence });
                     }
                     self.refusal.get_or_insert(error);
                 }
@@ -276,7 +237,7 @@ impl ServiceBackend {
             let _ = self.epoll.delete(&lease.socket);
             self.sockets.remove(&id);
             let path = self.control.path().display().to_string();
-            table.handle_delivery(now, Delivery::Ended { path: &path, reason: &reason });
+            deliver(Delivery::Ended { path: &path, reason: &reason });
             return count.max(1);
         }
         count
@@ -318,14 +279,14 @@ impl Backend for ServiceBackend {
         Transmitted { sent: self.sent - sent, refused: self.refused - refused, tried, error }
     }
 
-    fn drain(&mut self, now: Instant, table: &mut Table) -> usize {
+    fn drain(&mut self, deliver: &mut dyn FnMut(Delivery<'_>)) -> usize {
         if self.sockets.len() <= 2 {
             let ids: SmallVec<[u32; 2]> = self.sockets.keys().copied().collect();
-            return ids.into_iter().map(|id| self.drain_socket(id, now, table)).sum();
+            return ids.into_iter().map(|id| self.drain_socket(id, deliver)).sum();
         }
         let mut events = [EpollEvent::empty(); BATCH];
         let ready = self.epoll.wait(&mut events, EpollTimeout::ZERO).unwrap_or(0);
-        events[..ready].iter().map(|event| self.drain_socket(event.data() as u32, now, table)).sum()
+        events[..ready].iter().map(|event| self.drain_socket(event.data() as u32, deliver)).sum()
     }
 
     /// The service itself owns the ports, since it gave the [socket](Self::add_socket): packets from them leave by that.
@@ -382,8 +343,41 @@ impl Backend for ServiceBackend {
         Statistics { sent: self.sent, not_sent: self.refused, lost: self.lost, turned_away: 0 }
     }
 
-    fn as_service(&mut self) -> Option<&mut ServiceBackend> {
+    fn as_service(&mut self) -> Option<&mut dyn ServiceCalls> {
         Some(self)
+    }
+}
+
+impl ServiceCalls for ServiceBackend {
+    fn control(&self) -> &Arc<Control> {
+        &self.control
+    }
+
+    fn has_frames(&self) -> bool {
+        self.frames.is_some()
+    }
+
+    fn add_frames(&mut self, id: u32, socket: OwnedFd) -> Result<()> {
+        self.add_socket(id, socket)?;
+        self.frames = Some(id);
+        Ok(())
+    }
+
+    fn add_socket(&mut self, id: u32, socket: OwnedFd) -> Result<()> {
+        let failed = |source| Error::Io { action: "use the socket of a lease".into(), source };
+        SockRef::from(&socket).set_nonblocking(true).map_err(failed)?;
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, id.into());
+        self.epoll.add(&socket, event).map_err(|errno| failed(errno.into()))?;
+        self.sockets.insert(id, LeaseSocket { socket, lost: 0 });
+        Ok(())
+    }
+
+    fn is_closing(&self) -> bool {
+        self.closed.is_some_and(|closed| closed.elapsed() < CLOSE_NOTICE_TIMEOUT)
+    }
+
+    fn take_refusals(&mut self) -> (u64, Option<Error>) {
+        (std::mem::take(&mut self.refusals), self.refusal.take())
     }
 }
 
@@ -408,27 +402,4 @@ pub(crate) async fn lease(control: &Control, call: &LeaseCall) -> Result<(Leased
     let none =
         || Error::Service { path: control.path().display().to_string(), reason: "a lease without a socket".into() };
     Ok((leased, socket.ok_or_else(none)?))
-}
-
-/// The call for a lease of ports.
-pub(crate) fn call(interface: &str, request: &LeaseRequest) -> LeaseCall {
-    let LeaseRequest { transport, address, port, terms, coalesce } = request;
-    let (first, last) = match port {
-        PortChoice::Free | PortChoice::FreeRange(_) => (None, None),
-        PortChoice::Exact(port) => (Some(*port), None),
-        PortChoice::Range(range) => (Some(*range.start()), Some(*range.end())),
-    };
-    LeaseCall {
-        interface: Some(interface.to_owned()),
-        protocol: transport.name().to_ascii_lowercase(),
-        address: address.map(|address| address.to_string()),
-        port: first.map(u64::from),
-        last_port: last.map(u64::from),
-        count: if let PortChoice::FreeRange(count) = port { Some(u64::from(*count)) } else { None },
-        observe: Some(terms.observe),
-        suppress: Some(terms.suppress),
-        report: Some(terms.report),
-        coalesce: coalesce.then_some(true),
-        ..LeaseCall::default()
-    }
 }

@@ -12,11 +12,17 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{buffer::buffer, core::Core, entry::Waiter, lease::LeaseInner};
+use super::{
+    buffer::buffer,
+    core::Core,
+    entry::Waiter,
+    lease::{Lease, LeaseInner},
+};
 use crate::{
     datapath::route::Route,
     engine::{SegmentHook, StreamConfig, StreamEngine, StreamState, StreamStats},
     error::{Error, Result},
+    packet::Transport,
 };
 
 /// How a stream is to behave.
@@ -36,6 +42,25 @@ pub struct StreamOptions {
     pub tx_buffer: Option<usize>,
     /// Offer timestamps (RFC 7323); [`stats`](Stream::stats) say whether the peer has them too.
     pub timestamps: bool,
+}
+
+impl Lease {
+    /// Opens a TCP connection from the leased port, and waits until it is established.
+    ///
+    /// # Errors
+    /// [`Error::Refused`], [`Error::TimedOut`], [`Error::Unreachable`], [`Error::NoRoute`],
+    /// [`Error::NoNeighbour`]; [`Error::Invalid`] for a UDP lease, or where the lease has a stream to
+    /// `remote` already.
+    pub async fn connect(&self, remote: SocketAddr, options: StreamOptions) -> Result<Stream> {
+        if self.transport() != Transport::Tcp {
+            let reason = format_args!("a stream takes a TCP port, this one is {}", self.transport());
+            return Err(Error::invalid("lease", reason));
+        }
+        let inner = self.inner();
+        let route = inner.route(remote.ip()).await?;
+        let local = SocketAddr::new(self.address().unwrap_or(route.source), self.port());
+        Stream::connect(inner.clone(), route, local, remote, options).await
+    }
 }
 
 /// A TCP connection whose segments are crafted. Dropping it without [`shutdown`] resets it, as the

@@ -9,9 +9,8 @@ use std::{
 };
 
 use super::{
-    backend::Delivery,
     commands::Commands,
-    entry::{LeaseState, Meta, Received, SUPPRESSED, Stats, StreamState},
+    entry::{Delivery, LeaseState, Meta, Received, SUPPRESSED, Stats, StreamState},
 };
 use crate::{
     datapath::route::Route,

@@ -16,10 +16,10 @@ use crate::{
         address::local_addresses,
         reserve::{self, Reservation},
     },
-    driver::{backend::Ports, core::LeaseHandles, service, shared::Shared},
+    driver::{core::LeaseHandles, entry::Ports, service, shared::Shared},
     error::{Error, Result},
     packet::Transport,
-    protocol::Control,
+    protocol::{Control, wire::LeaseCall},
 };
 
 /// Ports that nobody registers (RFC 6335 section 6): where a free one is looked for.
@@ -137,7 +137,7 @@ fn reserve_row(transport: Transport, address: IpAddr, count: u16, ifindex: u32) 
 
 /// Has the service give the ports.
 async fn from_service(control: &Control, shared: &Shared, request: &LeaseRequest) -> Result<Acquired> {
-    let call = service::call(&shared.name(), request);
+    let call = call_for(&shared.name(), request);
     let (leased, socket) = loop {
         match service::lease(control, &call).await {
             // What was closed here a moment ago the service may not know yet.
@@ -181,4 +181,27 @@ fn publish(
     drop(core);
     let inner = LeaseInner { shared: shared.clone(), id, transport, address, terms, ports, arrived };
     Ok(Lease { inner: Arc::new(inner) })
+}
+
+/// The call for a lease of ports.
+fn call_for(interface: &str, request: &LeaseRequest) -> LeaseCall {
+    let LeaseRequest { transport, address, port, terms, coalesce } = request;
+    let (first, last) = match port {
+        PortChoice::Free | PortChoice::FreeRange(_) => (None, None),
+        PortChoice::Exact(port) => (Some(*port), None),
+        PortChoice::Range(range) => (Some(*range.start()), Some(*range.end())),
+    };
+    LeaseCall {
+        interface: Some(interface.to_owned()),
+        protocol: transport.name().to_ascii_lowercase(),
+        address: address.map(|address| address.to_string()),
+        port: first.map(u64::from),
+        last_port: last.map(u64::from),
+        count: if let PortChoice::FreeRange(count) = port { Some(u64::from(*count)) } else { None },
+        observe: Some(terms.observe),
+        suppress: Some(terms.suppress),
+        report: Some(terms.report),
+        coalesce: coalesce.then_some(true),
+        ..LeaseCall::default()
+    }
 }

@@ -21,9 +21,8 @@ use std::{
 use tokio::sync::Notify;
 
 use super::{
-    backend::Ports,
     core::{Core, LeaseHandles},
-    entry::{Meta, Received, Waiter},
+    entry::{Meta, Ports, Received, Waiter},
     fake::{Arrival, Fake, FakeBackend},
 };
 use crate::{

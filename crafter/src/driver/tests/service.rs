@@ -7,7 +7,7 @@ use socket2::{Domain, Socket, Type};
 use super::*;
 use crate::{
     driver::{
-        backend::{Backend, NoRoom, Outgoing},
+        backend::{Backend, NoRoom, Outgoing, ServiceCalls as _},
         service::ServiceBackend,
         table::Table,
     },
@@ -142,8 +142,8 @@ fn messages_become_deliveries() {
     ] {
         service.ends[1].send(&message).unwrap();
     }
-    assert_eq!(service.backend.drain(now, &mut table), 3);
-    assert_eq!(service.backend.drain(now, &mut table), 0);
+    assert_eq!(service.backend.drain(&mut |delivery| table.handle_delivery(now, delivery)), 3);
+    assert_eq!(service.backend.drain(&mut |delivery| table.handle_delivery(now, delivery)), 0);
     let lease = table.lease(7).unwrap();
     assert_eq!(lease.pop().map(|received| (received.ip, received.timestamp_ns)), Some((reply, Some(9))));
     assert_eq!(lease.suppressed.pop_front().map(|received| received.ip), Some(answer));
@@ -154,11 +154,11 @@ fn messages_become_deliveries() {
 
     // One lease's end is that of the service, but not where it was given back.
     service.ends[2].send(&message(Kind::End { code: Code::Released }, 0, &[])).unwrap();
-    service.backend.drain(now, &mut table);
+    service.backend.drain(&mut |delivery| table.handle_delivery(now, delivery));
     table.check_alive("fake0").unwrap();
     let [_, first, _] = service.ends;
     drop(first);
-    service.backend.drain(now, &mut table);
+    service.backend.drain(&mut |delivery| table.handle_delivery(now, delivery));
     let error = table.check_alive("fake0").unwrap_err();
     assert!(matches!(&error, Error::Service { reason, .. } if reason == "it has closed a lease"), "{error}");
 }
