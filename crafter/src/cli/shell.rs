@@ -12,10 +12,7 @@ use std::{
 
 use crate::cli::exit;
 use anyhow::Context as _;
-use crafter::{
-    Error,
-    shell::{Failure, Output, Shell},
-};
+use crafter::shell::{Failure, Output, Shell};
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::{
@@ -210,9 +207,4 @@ fn told(text: &str, failure: &Failure) {
     }
     let place = if said.is_empty() { format!("line {}: ", failure.line) } else { String::new() };
     let _ = writeln!(io::stderr().lock(), "{said}{place}{}", failure.reason());
-}
-
-/// The error for a file that the shell's user named.
-fn file_error(action: &str, path: &str, source: io::Error) -> Error {
-    Error::Io { action: format!("{action} {path}"), source }
 }

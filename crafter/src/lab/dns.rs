@@ -19,7 +19,11 @@ use hickory_server::{
 };
 use tokio::net::{TcpListener, UdpSocket};
 
-use super::{CLIENT_V4, CLIENT_V6, NetNs, SERVER_V4, SERVER_V6, service::Service};
+use super::{
+    netns::NetNs,
+    options::{CLIENT_V4, CLIENT_V6, SERVER_V4, SERVER_V6},
+    service::Service,
+};
 use crate::Result;
 
 /// The zone that the lab's DNS server is authoritative for.

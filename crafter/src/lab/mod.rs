@@ -18,58 +18,24 @@ mod mounts;
 mod names;
 mod netns;
 mod network;
+mod options;
 mod run;
 mod service;
 mod shell;
 mod tap;
 mod web;
 
-use std::{
-    fmt,
-    net::{Ipv4Addr, Ipv6Addr},
-    process::Command,
-    sync::Arc,
-};
+use std::{fmt, process::Command, sync::Arc};
 
 pub use content::{Content, parse_size, sha256};
 pub use dns::{BIG_TXT_BYTES, LONG_TXT_BYTES, ZONE};
 pub use netns::NetNs;
+pub use options::{CLIENT_V4, CLIENT_V6, INTERFACE, LabOptions, SERVER_V4, SERVER_V6};
 pub use run::{Ending, SignalForwarding, run, run_shell};
 pub use tap::{Rst, Tap};
 
 use crate::Result;
 use service::Service;
-
-/// Name of the interface, the same in both namespaces.
-pub const INTERFACE: &str = "lab0";
-/// The client's IPv4 address, in 192.0.2.0/24 (TEST-NET-1, RFC 5737).
-pub const CLIENT_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
-/// The server's IPv4 address, the client's default gateway.
-pub const SERVER_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
-/// The client's IPv6 address, in 2001:db8::/64 (documentation prefix, RFC 3849).
-pub const CLIENT_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
-/// The server's IPv6 address, the client's default gateway.
-pub const SERVER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
-
-/// What the lab should be like.
-#[derive(Debug, Clone)]
-pub struct LabOptions {
-    /// MTU of both ends in bytes, 1280 (the least that IPv6 allows, RFC 8200 section 5) to 65535.
-    pub mtu: u32,
-    /// Whether both ends keep TSO, GSO and GRO as the kernel sets them; without
-    /// them every TCP segment crosses the link by itself, at most MTU bytes long.
-    pub offloads: bool,
-    /// Whether the embedded web server listens on port 80.
-    pub web: bool,
-    /// Whether the embedded DNS server listens on port 53.
-    pub dns: bool,
-}
-
-impl Default for LabOptions {
-    fn default() -> Self {
-        Self { mtu: 1500, offloads: true, web: true, dns: true }
-    }
-}
 
 /// A running lab. Dropping it stops the servers and lets go of the namespaces,
 /// which the kernel then removes as soon as no other process is inside.

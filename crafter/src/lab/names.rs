@@ -15,8 +15,8 @@ use std::{
 };
 
 use super::{
-    SERVER_V4, SERVER_V6,
     mounts::{Step, Steps, path},
+    options::{SERVER_V4, SERVER_V6},
 };
 
 /// Directories of sockets by which somebody outside answers for the host's network: systemd-resolved, nscd, and the

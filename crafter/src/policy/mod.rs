@@ -60,6 +60,7 @@ mod lint;
 mod outgoing;
 mod ports;
 mod read;
+mod reader;
 mod rule;
 mod targets;
 mod usage;

@@ -7,7 +7,7 @@ use toml::{Spanned, de::DeValue};
 
 use super::{
     ports::Ports,
-    read::Reader,
+    reader::Reader,
     rule::Protocols,
     targets::{Target, Targets},
 };

@@ -1,39 +1,20 @@
 //! A control connection: calls in, replies out.
 
-use std::{
-    fmt::Debug,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
-    rc::Rc,
-};
+use std::{os::fd::OwnedFd, rc::Rc};
 
-use serde::{Deserialize, Serialize};
-use zlink::{
-    Call, Connection, Reply,
-    connection::socket::{ReadHalf, ReadResult, Socket, UnixSocket},
-    tokio::unix,
-    varlink_service,
-};
+use serde::Serialize;
+use zlink::{Call, Connection, Reply, tokio::unix, varlink_service};
 
 use super::{
-    leasing::{self, Caller},
-    methods, monitor,
+    call::{AnyCall, Bound, Bounded, parameters},
+    caller::Caller,
+    leasing, methods, monitor,
     state::Service,
 };
 use crate::{
     policy::Subject,
     protocol::wire::{self, *},
 };
-
-/// Bytes of a call at most; who sends more without an end is not listened to any longer.
-const LONGEST: usize = 64 << 10;
-
-/// A call, its parameters not yet looked at.
-#[derive(Debug, Deserialize)]
-pub(super) struct AnyCall {
-    method: String,
-    #[serde(default)]
-    parameters: Option<serde_json::Value>,
-}
 
 /// An error: ours, or one of `org.varlink.service`.
 enum Answer {
@@ -58,7 +39,7 @@ pub(super) async fn run(service: Rc<Service>, stream: tokio::net::UnixStream) {
 }
 
 async fn serve(service: &Rc<Service>, stream: tokio::net::UnixStream) -> zlink::Result<()> {
-    let mut connection = Connection::new(Bounded(unix::Stream::try_from(stream)?));
+    let mut connection = Connection::new(Bounded::new(unix::Stream::try_from(stream)?));
     let caller = {
         let credentials = connection.peer_credentials().await?;
         let mut groups = vec![credentials.unix_primary_group_id().as_raw()];
@@ -85,15 +66,6 @@ async fn serve(service: &Rc<Service>, stream: tokio::net::UnixStream) -> zlink::
             Err(Answer::Varlink(error)) => connection.send_error(&error, Vec::new()).await?,
         }
     }
-}
-
-/// The parameters of a call.
-pub(super) fn parameters<M: Method>(call: &AnyCall) -> Result<M, Fault> {
-    let value = call.parameters.clone().unwrap_or_else(|| serde_json::json!({}));
-    serde_json::from_value(value).map_err(|error| Fault::Invalid {
-        field: "parameters".to_owned(),
-        message: format!("{error} (see the interface's description)"),
-    })
 }
 
 async fn answer(
@@ -215,50 +187,3 @@ async fn pages(
         }
     }
 }
-
-/// A control connection.
-pub(super) type Bound = Connection<Bounded>;
-
-/// A Unix stream whose reading end gives up on a call without an end, and takes no descriptors.
-#[derive(Debug)]
-pub(super) struct Bounded(unix::Stream);
-
-impl Socket for Bounded {
-    type ReadHalf = BoundedRead;
-    type WriteHalf = <unix::Stream as Socket>::WriteHalf;
-
-    const CAN_TRANSFER_FDS: bool = true;
-
-    fn split(self) -> (Self::ReadHalf, Self::WriteHalf) {
-        let (inner, write) = self.0.split();
-        (BoundedRead { inner, since_end: 0 }, write)
-    }
-}
-
-#[derive(Debug)]
-pub(super) struct BoundedRead {
-    inner: <unix::Stream as Socket>::ReadHalf,
-    /// Bytes read since the latest end of a call, which is a NUL.
-    since_end: usize,
-}
-
-impl ReadHalf for BoundedRead {
-    async fn read(&mut self, buf: &mut [u8]) -> zlink::Result<ReadResult> {
-        // Closed at once: kept until their call ends, those of a call without an end would use up all that there are.
-        let read = self.inner.read(buf).await?.set_fds(Vec::new());
-        let bytes = &buf[..read.bytes_read()];
-        self.since_end = match bytes.iter().rposition(|byte| *byte == 0) {
-            Some(end) => bytes.len() - end - 1,
-            None => self.since_end + bytes.len(),
-        };
-        if self.since_end > LONGEST { Err(zlink::Error::BufferOverflow) } else { Ok(read) }
-    }
-}
-
-impl AsFd for BoundedRead {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.inner.as_fd()
-    }
-}
-
-impl UnixSocket for BoundedRead {}

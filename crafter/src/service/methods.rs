@@ -4,7 +4,8 @@ use std::{net::IpAddr, rc::Rc};
 
 use super::{
     attachment::Attachment,
-    leasing::{Caller, address, port},
+    caller::Caller,
+    leasing::{address, port},
     served_lease::ServedLease,
     state::Service,
 };

@@ -11,6 +11,8 @@
 
 mod attachment;
 mod backlog;
+mod call;
+mod caller;
 mod clock;
 mod coalesce;
 mod connection;

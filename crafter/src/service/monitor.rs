@@ -9,8 +9,8 @@ use tokio::{
 use zlink::{Call, Reply, varlink_service};
 
 use super::{
-    connection::{AnyCall, Bound, parameters},
-    leasing::Caller,
+    call::{AnyCall, Bound, parameters},
+    caller::Caller,
     methods,
     served_lease::{ServedLease, Tally},
     state::{Service, event, event_of},

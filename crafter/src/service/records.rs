@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use super::{
+    caller::Caller,
     host::audit::{Counts, Of, Record, What, Who},
-    leasing::Caller,
     served_lease::ServedLease,
     state::Service,
 };

@@ -3,8 +3,8 @@
 use std::{fmt::Write as _, path::Path};
 
 use super::{
-    Fault, Shell, World,
-    function::{self, Bound},
+    Shell, World,
+    function::{self, Bound, Fault},
     list,
     world::{ExchangeOptions, SendOptions, SniffOptions},
 };

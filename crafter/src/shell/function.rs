@@ -2,15 +2,19 @@
 
 use std::time::Duration;
 
-use super::Fault;
 use crate::{
+    error::Error,
     expr::{
         access,
         evaluate::{Called, Given},
+        fault,
         object::{Object, Received},
     },
     layer::{Packet, nearest},
 };
+
+/// An error at a byte of a text of the shell's.
+pub(super) type Fault = fault::Fault<Error>;
 
 /// A function of the shell.
 #[derive(Debug)]

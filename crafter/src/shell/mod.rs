@@ -29,14 +29,13 @@ use crate::{
     layer::{Kind, Layer as _, nearest},
 };
 
-/// An error at a byte of a text of the shell's.
-type Fault = fault::Fault<Error>;
-
 mod call;
 mod complete;
 mod function;
 mod list;
 mod world;
+
+use function::Fault;
 
 pub use complete::Names;
 pub use world::{Exchange, ExchangeOptions, SendOptions, SniffOptions, World};

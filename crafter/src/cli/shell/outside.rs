@@ -15,10 +15,7 @@ use crafter::{
     shell::{Exchange, ExchangeOptions, SendOptions, SniffOptions, World},
 };
 
-use super::{
-    super::{exchange, sniff::first_interface, system_names::SystemNames},
-    file_error,
-};
+use super::super::{exchange, sniff::first_interface, system_names::SystemNames};
 
 /// Packets that are kept where nothing but time ends the listening.
 const MAX_SNIFFED: usize = 1_000_000;
@@ -130,4 +127,9 @@ impl World for Outside {
     fn random(&mut self) -> Result<u64> {
         getrandom::u64().map_err(|error| Error::invalid("random numbers", error))
     }
+}
+
+/// The error for a file that the shell's user named.
+fn file_error(action: &str, path: &str, source: io::Error) -> Error {
+    Error::Io { action: format!("{action} {path}"), source }
 }

@@ -8,11 +8,12 @@ use socket2::SockRef;
 use super::{
     super::{
         attachment::Attachment,
+        caller::Caller,
         served_lease::ServedLease,
         state::{AttachmentGuard, Service},
         users::Charge,
     },
-    Caller, NoLease,
+    no_lease::NoLease,
     plan::{Candidates, Plan, pick},
     request::Request,
 };

@@ -2,6 +2,7 @@
 //! the host, which is given back if anything fails; and publishing it.
 
 mod acquire;
+mod no_lease;
 mod plan;
 mod request;
 
@@ -12,13 +13,15 @@ use tokio::task::spawn_local;
 pub(super) use self::request::{address, port};
 use self::{
     acquire::{Acquired, acquire, pair, terms},
+    no_lease::NoLease,
     plan::Plan,
     request::{Ports, Request},
 };
 use super::{
+    caller::Caller,
     host::audit::{Of, What},
     observe, outgoing,
-    served_lease::{LeaseTerms, ServedLease, Tally},
+    served_lease::{LeaseTerms, ServedLease},
     state::Service,
     users::Charge,
 };
@@ -26,18 +29,9 @@ use crate::{
     Error, Lease, Result,
     capture::Direction,
     datapath::{maps::Terms, route, tap::Tap},
-    policy::{Decision, LeaseWish, Subject},
+    policy::{Decision, LeaseWish},
     protocol::wire::{Fault, LeaseCall, Leased, ObserveCall, Observing},
 };
-
-/// Who calls.
-#[derive(Debug)]
-pub(super) struct Caller {
-    pub(super) subject: Subject,
-    pub(super) pid: Option<u32>,
-    /// What became of the packets of all leases of this connection.
-    pub(super) total: Rc<Tally>,
-}
 
 /// `Lease`
 pub(super) async fn lease(
@@ -63,44 +57,6 @@ pub(super) async fn lease(
         };
         refused.into_fault(|decision| service.record_refused_lease(caller, Of::Lease, what(), decision))
     })
-}
-
-/// Why there is no lease.
-#[derive(Debug)]
-enum NoLease {
-    Refused(Decision),
-    Fault(Fault),
-}
-
-impl NoLease {
-    /// On the wire; `refused` is told what the policy refused.
-    fn into_fault(self, refused: impl FnOnce(Decision)) -> Fault {
-        match self {
-            Self::Refused(decision) => {
-                refused(decision);
-                decision.into()
-            }
-            Self::Fault(fault) => fault,
-        }
-    }
-}
-
-impl From<Decision> for NoLease {
-    fn from(decision: Decision) -> Self {
-        Self::Refused(decision)
-    }
-}
-
-impl From<Error> for NoLease {
-    fn from(error: Error) -> Self {
-        Self::Fault(error.into())
-    }
-}
-
-impl From<Fault> for NoLease {
-    fn from(fault: Fault) -> Self {
-        Self::Fault(fault)
-    }
 }
 
 async fn try_lease(service: &Rc<Service>, caller: &Caller, request: &Request) -> Result<(Leased, OwnedFd), NoLease> {

@@ -3,7 +3,7 @@
 use std::{net::IpAddr, ops::RangeInclusive};
 
 use super::{
-    NoLease,
+    no_lease::NoLease,
     request::{Ports, Request},
 };
 use crate::{
