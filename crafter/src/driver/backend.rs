@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use super::entry::{Delivery, Ports};
+use super::entry::{Delivery, LeaseId, Ports};
 pub(crate) use crate::datapath::tx::{NoRoom, Outgoing, Transmitted};
 use crate::{
     datapath::maps::{Counters, Flow, Terms},
@@ -32,10 +32,10 @@ pub(crate) trait Backend: Send {
     ///
     /// # Errors
     /// [`Error::Invalid`](crate::Error::Invalid) where there is no room for more.
-    fn own(&mut self, id: u32, ports: &Ports, terms: Terms) -> Result<()>;
+    fn own(&mut self, id: LeaseId, ports: &Ports, terms: Terms) -> Result<()>;
 
     /// Gives the ports of the lease `id` back.
-    fn disown(&mut self, id: u32, ports: &Ports);
+    fn disown(&mut self, id: LeaseId, ports: &Ports);
 
     /// How long a lease whose packets the kernel sees too has to wait before it gives its ports back: until the kernel has
     /// answered what was handed over already.
@@ -90,13 +90,13 @@ pub(crate) trait ServiceCalls {
     ///
     /// # Errors
     /// [`Error::Io`](crate::Error::Io) if the socket cannot be watched.
-    fn add_frames(&mut self, id: u32, socket: OwnedFd) -> Result<()>;
+    fn add_frames(&mut self, id: LeaseId, socket: OwnedFd) -> Result<()>;
 
     /// Has the packets of the lease `id` sent and received by `socket`.
     ///
     /// # Errors
     /// [`Error::Io`](crate::Error::Io) if the socket cannot be watched.
-    fn add_socket(&mut self, id: u32, socket: OwnedFd) -> Result<()>;
+    fn add_socket(&mut self, id: LeaseId, socket: OwnedFd) -> Result<()>;
 
     /// Whether a lease was closed so lately that the service may not know it yet.
     fn is_closing(&self) -> bool;

@@ -2,6 +2,7 @@
 
 use std::{ops::Range, sync::Arc, task::Waker};
 
+use super::entry::{LeaseId, StreamId};
 use crate::datapath::{route::Route, tx::Outgoing};
 
 /// What is to be done, gathered by [`Table::poll_commands`](super::table::Table::poll_commands).
@@ -12,11 +13,11 @@ pub(crate) struct Commands {
     /// Tasks to wake: a stream has something for them.
     pub(super) wake: Vec<Waker>,
     /// Leases whose tasks are to be notified, each with the number of packets that came.
-    pub(super) arrived: Vec<(u32, usize)>,
+    pub(super) arrived: Vec<(LeaseId, usize)>,
     /// All leases end: their tasks are to be notified, too.
     pub(super) end: bool,
     /// Streams that are gone: what they kept alive is to be dropped.
-    pub(super) release: Vec<u32>,
+    pub(super) release: Vec<StreamId>,
 }
 
 /// Packets one behind the other, in memory that is used again.

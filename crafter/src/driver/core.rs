@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use super::{
     backend::{Backend, NoRoom, Outgoing, ServiceCalls, Transmitted},
     commands::Commands,
-    entry::{LeaseState, Ports, Received, Stats, Waiter},
+    entry::{LeaseId, LeaseState, Ports, Received, Stats, StreamId, Waiter},
     table::Table,
 };
 use crate::{
@@ -34,9 +34,9 @@ pub(crate) struct Core {
     pub(crate) table: Table,
     backend: Box<dyn Backend>,
     /// What belongs to each lease besides what the table knows.
-    leases: HashMap<u32, LeaseHandles>,
+    leases: HashMap<LeaseId, LeaseHandles>,
     /// The leases of streams that nobody holds any more.
-    orphans: HashMap<u32, Keep>,
+    orphans: HashMap<StreamId, Keep>,
     /// What finished streams kept alive: dropping it may want the lock under which this lies, so that its holder drops it
     /// behind the lock.
     released: Vec<Keep>,
@@ -87,7 +87,7 @@ impl Core {
     ///
     /// # Errors
     /// Those of [`Backend::own`].
-    pub(crate) fn add_lease(&mut self, id: u32, ports: Ports, terms: Terms, handles: LeaseHandles) -> Result<()> {
+    pub(crate) fn add_lease(&mut self, id: LeaseId, ports: Ports, terms: Terms, handles: LeaseHandles) -> Result<()> {
         self.backend.own(id, &ports, terms)?;
         self.table.add_lease(id, LeaseState::new(ports, handles.gathered));
         self.leases.insert(id, handles);
@@ -95,7 +95,7 @@ impl Core {
     }
 
     /// Forgets a lease, and gives its ports back: the reservations after the backend has let go of them.
-    pub(crate) fn remove_lease(&mut self, id: u32) {
+    pub(crate) fn remove_lease(&mut self, id: LeaseId) {
         let handles = self.leases.remove(&id);
         if let Some(lease) = self.table.remove_lease(id) {
             self.backend.disown(id, &lease.ports);
@@ -109,7 +109,7 @@ impl Core {
     }
 
     /// The next packet of a lease, if one is there.
-    pub(crate) fn receive(&mut self, now: Instant, id: u32) -> Option<Received> {
+    pub(crate) fn receive(&mut self, now: Instant, id: LeaseId) -> Option<Received> {
         if let Some(received) = self.table.lease(id)?.pop() {
             return Some(received);
         }
@@ -122,7 +122,7 @@ impl Core {
     pub(crate) fn poll_stream<T>(
         &mut self,
         now: Instant,
-        id: u32,
+        id: StreamId,
         waiter: Waiter,
         waker: &Waker,
         act: impl FnOnce(&mut StreamEngine) -> Poll<T>,
@@ -149,7 +149,7 @@ impl Core {
 
     /// Nobody holds a stream any more: it closes by itself, or is reset where it was not shut down, and keeps `lease`
     /// until it is finished.
-    pub(crate) fn release_stream(&mut self, now: Instant, id: u32, lease: Keep) {
+    pub(crate) fn release_stream(&mut self, now: Instant, id: StreamId, lease: Keep) {
         let Some(stream) = self.table.stream(id) else { return };
         if !matches!(stream.engine.state(), StreamState::Closing | StreamState::TimeWait | StreamState::Closed) {
             stream.engine.abort(now);

@@ -13,7 +13,7 @@ use super::{
     Options,
     backend::{Backend, NoRoom, Outgoing, Transmitted},
     core::Core,
-    entry::{Received, Stats},
+    entry::{LeaseId, Received, Stats},
     kernel::KernelBackend,
     lease::{Lease, LeaseRequest},
     routes::{Resolver, Routes},
@@ -129,7 +129,7 @@ impl Crafter {
         let call = LeaseCall { interface, protocol: "none".into(), frames: Some(true), ..LeaseCall::default() };
         let (_, socket) = service::lease(&control, &call).await?;
         let mut core = self.shared.lock();
-        let id = core.table.number();
+        let id = core.table.next_lease();
         core.service().map_or(Ok(()), |service| service.add_frames(id, socket))
     }
 
@@ -238,7 +238,7 @@ impl Crafter {
     ///
     /// # Errors
     /// [`Error::UnknownInterface`] once the interface is gone.
-    pub(crate) fn gather(&self, sink: &mut Vec<(u32, Received)>) -> Result<()> {
+    pub(crate) fn gather(&self, sink: &mut Vec<(LeaseId, Received)>) -> Result<()> {
         let mut core = self.shared.lock();
         // Bounded: a peer that sends without end would keep this task here without end.
         for _ in 0..64 {

@@ -17,6 +17,14 @@ use crate::{
     packet::{Checksum, Transport},
 };
 
+/// A lease's number within its driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct LeaseId(pub(crate) u32);
+
+/// A stream's number within its driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct StreamId(pub(crate) u32);
+
 /// Ports of one transport on one address, or on all addresses where it is unspecified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Ports {
@@ -149,7 +157,7 @@ impl LeaseState {
     }
 
     /// Notes that something has come to it: in the list of gathered leases, and in that of leases to notify.
-    pub(super) fn note_arrival(&mut self, id: u32, gathered: &mut Vec<u32>, arrived: &mut Vec<u32>) {
+    pub(super) fn note_arrival(&mut self, id: LeaseId, gathered: &mut Vec<LeaseId>, arrived: &mut Vec<LeaseId>) {
         if self.gathered && !std::mem::replace(&mut self.listed, true) {
             gathered.push(id);
         }

@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     backend::{Backend, NoRoom, Outgoing, Statistics, Transmitted},
-    entry::{Delivery, Meta, Ports},
+    entry::{Delivery, LeaseId, Meta, Ports},
 };
 use crate::{
     datapath::maps::{Counters, Terms},
@@ -37,7 +37,7 @@ pub(super) struct Fake {
     /// What was sent since a test has taken it: packets from their IP header on, or frames.
     pub(super) sent: Vec<Vec<u8>>,
     /// The leases that own ports.
-    pub(super) owned: BTreeMap<u32, (Ports, Terms)>,
+    pub(super) owned: BTreeMap<LeaseId, (Ports, Terms)>,
     /// How many packets it still takes; `None`: any number.
     pub(super) room: Option<usize>,
     /// How many leases may own ports; `None`: any number.
@@ -123,7 +123,7 @@ impl Backend for FakeBackend {
         count
     }
 
-    fn own(&mut self, id: u32, ports: &Ports, terms: Terms) -> Result<()> {
+    fn own(&mut self, id: LeaseId, ports: &Ports, terms: Terms) -> Result<()> {
         let mut fake = self.lock();
         if fake.places.is_some_and(|places| fake.owned.len() >= places) {
             return Err(Error::invalid("port", "no room for more"));
@@ -132,7 +132,7 @@ impl Backend for FakeBackend {
         Ok(())
     }
 
-    fn disown(&mut self, id: u32, ports: &Ports) {
+    fn disown(&mut self, id: LeaseId, ports: &Ports) {
         let owned = self.lock().owned.remove(&id);
         assert_eq!(owned.map(|(owned, _)| owned).as_ref(), Some(ports), "what was owned is given back");
     }

@@ -11,7 +11,7 @@ use crafter_common::{map::SOCKET_ENTRIES, parse, reason::Reason};
 use super::{
     Options,
     backend::{Backend, NoRoom, Outgoing, Statistics, Transmitted},
-    entry::{Delivery, Meta, Ports},
+    entry::{Delivery, LeaseId, Meta, Ports},
 };
 use crate::{
     datapath::{
@@ -114,10 +114,10 @@ impl Backend for KernelBackend {
         count
     }
 
-    fn own(&mut self, id: u32, ports: &Ports, terms: Terms) -> Result<()> {
+    fn own(&mut self, id: LeaseId, ports: &Ports, terms: Terms) -> Result<()> {
         let Ports { transport, address, ref ports } = *ports;
         for (done, &port) in ports.iter().enumerate() {
-            if let Err(e) = self.maps.own(id, transport, address, port, terms) {
+            if let Err(e) = self.maps.own(id.0, transport, address, port, terms) {
                 self.disown(id, &Ports { transport, address, ports: ports[..done].to_vec() });
                 return Err(e);
             }
@@ -125,7 +125,7 @@ impl Backend for KernelBackend {
         Ok(())
     }
 
-    fn disown(&mut self, _id: u32, ports: &Ports) {
+    fn disown(&mut self, _id: LeaseId, ports: &Ports) {
         for &port in &ports.ports {
             // It can fail only if the entry is gone already.
             let _ = self.maps.disown(ports.transport, ports.address, port);

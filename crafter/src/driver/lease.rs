@@ -12,7 +12,12 @@ use std::{
 use tokio::sync::Notify;
 
 pub use self::request::{LeaseRequest, PortChoice};
-use super::{ROOM_RETRY_DELAY, entry::Received, sending::Sending, shared::Shared};
+use super::{
+    ROOM_RETRY_DELAY,
+    entry::{LeaseId, Received},
+    sending::Sending,
+    shared::Shared,
+};
 use crate::{
     datapath::{maps::Terms, route::Route},
     error::Result,
@@ -27,7 +32,7 @@ pub struct Lease {
 
 pub(crate) struct LeaseInner {
     shared: Arc<Shared>,
-    id: u32,
+    id: LeaseId,
     transport: Transport,
     address: Option<IpAddr>,
     terms: Terms,
@@ -52,8 +57,8 @@ impl Lease {
         &self.inner
     }
 
-    /// The driver's number for it.
-    pub(crate) fn number(&self) -> u32 {
+    /// Its number within the driver.
+    pub(crate) fn id(&self) -> LeaseId {
         self.inner.id
     }
 

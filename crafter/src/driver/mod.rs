@@ -32,7 +32,10 @@ mod tests;
 
 use std::time::Duration;
 
-pub(crate) use self::backend::{NoRoom, Outgoing, Transmitted};
+pub(crate) use self::{
+    backend::{NoRoom, Outgoing, Transmitted},
+    entry::LeaseId,
+};
 pub use self::{
     crafter::Crafter,
     entry::{Received, Stats},

@@ -16,7 +16,7 @@ use socket2::SockRef;
 use super::{
     ROOM_TIMEOUT,
     backend::{Backend, NoRoom, Outgoing, ServiceCalls, Statistics, Transmitted},
-    entry::{Delivery, Meta, Ports},
+    entry::{Delivery, LeaseId, Meta, Ports},
 };
 use crate::{
     datapath::maps::{Counters, Terms},
@@ -50,11 +50,11 @@ const CLOSE_NOTICE_TIMEOUT: Duration = Duration::from_millis(100);
 pub(crate) struct ServiceBackend {
     control: Arc<Control>,
     ifindex: u32,
-    sockets: HashMap<u32, LeaseSocket>,
-    by_port: HashMap<(Transport, u16), Vec<(IpAddr, u32)>>,
+    sockets: HashMap<LeaseId, LeaseSocket>,
+    by_port: HashMap<(Transport, u16), Vec<(IpAddr, LeaseId)>>,
     /// The leases that packets without a port of ours leave by, and frames.
-    base: u32,
-    frames: Option<u32>,
+    base: LeaseId,
+    frames: Option<LeaseId>,
     epoll: Epoll,
     inbox: Inbox,
     local: HashSet<IpAddr>,
@@ -80,7 +80,7 @@ struct LeaseSocket {
 
 /// Packets that leave by one lease, each with its index in the batch.
 struct Run<'p> {
-    id: u32,
+    id: LeaseId,
     packets: SmallVec<[(usize, &'p [u8]); 4]>,
 }
 
@@ -103,7 +103,7 @@ impl ServiceBackend {
             ifindex,
             sockets: HashMap::new(),
             by_port: HashMap::new(),
-            base: 0,
+            base: LeaseId(0),
             frames: None,
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed)?,
             inbox: Inbox::new(LONGEST),
@@ -117,12 +117,12 @@ impl ServiceBackend {
             refusals: 0,
             closed: None,
         };
-        service.add_socket(0, socket)?;
+        service.add_socket(LeaseId(0), socket)?;
         Ok(service)
     }
 
     /// The lease that a packet leaves by, and its bytes.
-    fn address<'p>(&self, packet: &Outgoing<'p>) -> Result<(u32, &'p [u8])> {
+    fn address<'p>(&self, packet: &Outgoing<'p>) -> Result<(LeaseId, &'p [u8])> {
         match *packet {
             Outgoing::Ip(route, _) if route.ifindex != self.ifindex => {
                 let reason = format_args!("it leaves by {}, and this lease is elsewhere", route.interface);
@@ -140,7 +140,7 @@ impl ServiceBackend {
     }
 
     /// The lease of a packet's source port.
-    fn owner(&self, outgoing: &policy::Outgoing) -> Option<u32> {
+    fn owner(&self, outgoing: &policy::Outgoing) -> Option<LeaseId> {
         let port = match outgoing.ports {
             PacketPorts::Both { source, .. } => source,
             PacketPorts::Query { identifier } => identifier,
@@ -185,7 +185,7 @@ impl ServiceBackend {
     }
 
     /// Reads what has come by one lease's socket; how many messages.
-    fn drain_socket(&mut self, id: u32, deliver: &mut dyn FnMut(Delivery<'_>)) -> usize {
+    fn drain_socket(&mut self, id: LeaseId, deliver: &mut dyn FnMut(Delivery<'_>)) -> usize {
         let Some(lease) = self.sockets.get_mut(&id) else { return 0 };
         let mut end = None;
         let count = match self.inbox.receive(&lease.socket) {
@@ -281,16 +281,16 @@ impl Backend for ServiceBackend {
 
     fn drain(&mut self, deliver: &mut dyn FnMut(Delivery<'_>)) -> usize {
         if self.sockets.len() <= 2 {
-            let ids: SmallVec<[u32; 2]> = self.sockets.keys().copied().collect();
+            let ids: SmallVec<[LeaseId; 2]> = self.sockets.keys().copied().collect();
             return ids.into_iter().map(|id| self.drain_socket(id, deliver)).sum();
         }
         let mut events = [EpollEvent::empty(); BATCH];
         let ready = self.epoll.wait(&mut events, EpollTimeout::ZERO).unwrap_or(0);
-        events[..ready].iter().map(|event| self.drain_socket(event.data() as u32, deliver)).sum()
+        events[..ready].iter().map(|event| self.drain_socket(LeaseId(event.data() as u32), deliver)).sum()
     }
 
     /// The service itself owns the ports, since it gave the [socket](Self::add_socket): packets from them leave by that.
-    fn own(&mut self, id: u32, ports: &Ports, _terms: Terms) -> Result<()> {
+    fn own(&mut self, id: LeaseId, ports: &Ports, _terms: Terms) -> Result<()> {
         for &port in &ports.ports {
             self.by_port.entry((ports.transport, port)).or_default().push((ports.address, id));
         }
@@ -298,7 +298,7 @@ impl Backend for ServiceBackend {
     }
 
     /// Closes the lease's socket, which gives its ports back.
-    fn disown(&mut self, id: u32, ports: &Ports) {
+    fn disown(&mut self, id: LeaseId, ports: &Ports) {
         for &port in &ports.ports {
             if let Some(owners) = self.by_port.get_mut(&(ports.transport, port)) {
                 owners.retain(|&(_, owner)| owner != id);
@@ -357,16 +357,16 @@ impl ServiceCalls for ServiceBackend {
         self.frames.is_some()
     }
 
-    fn add_frames(&mut self, id: u32, socket: OwnedFd) -> Result<()> {
+    fn add_frames(&mut self, id: LeaseId, socket: OwnedFd) -> Result<()> {
         self.add_socket(id, socket)?;
         self.frames = Some(id);
         Ok(())
     }
 
-    fn add_socket(&mut self, id: u32, socket: OwnedFd) -> Result<()> {
+    fn add_socket(&mut self, id: LeaseId, socket: OwnedFd) -> Result<()> {
         let failed = |source| Error::Io { action: "use the socket of a lease".into(), source };
         SockRef::from(&socket).set_nonblocking(true).map_err(failed)?;
-        let event = EpollEvent::new(EpollFlags::EPOLLIN, id.into());
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, id.0.into());
         self.epoll.add(&socket, event).map_err(|errno| failed(errno.into()))?;
         self.sockets.insert(id, LeaseSocket { socket, lost: 0 });
         Ok(())

@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::{
     buffer::buffer,
     core::Core,
-    entry::Waiter,
+    entry::{StreamId, Waiter},
     lease::{Lease, LeaseInner},
 };
 use crate::{
@@ -69,7 +69,7 @@ impl Lease {
 /// [`shutdown`]: tokio::io::AsyncWriteExt::shutdown
 pub struct Stream {
     lease: Arc<LeaseInner>,
-    id: u32,
+    id: StreamId,
     local: SocketAddr,
     remote: SocketAddr,
 }
@@ -167,7 +167,7 @@ impl Stream {
         done
     }
 
-    fn with<T>(&self, act: impl FnOnce(&mut Core, u32) -> T) -> T {
+    fn with<T>(&self, act: impl FnOnce(&mut Core, StreamId) -> T) -> T {
         act(&mut self.lease.shared().lock(), self.id)
     }
 }

@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     commands::Commands,
-    entry::{Delivery, LeaseState, Meta, Received, SUPPRESSED, Stats, StreamState},
+    entry::{Delivery, LeaseId, LeaseState, Meta, Received, SUPPRESSED, Stats, StreamId, StreamState},
 };
 use crate::{
     datapath::route::Route,
@@ -31,23 +31,23 @@ pub(super) const QUEUE_BYTES: usize = 64 << 20;
 
 /// Leases and streams, and what is found of them by port and flow.
 pub(crate) struct Table {
-    leases: HashMap<u32, LeaseState>,
-    by_port: HashMap<(Transport, u16), Vec<(IpAddr, u32)>>,
-    streams: HashMap<u32, StreamState>,
-    by_flow: HashMap<(SocketAddr, SocketAddr), u32>,
-    deadlines: BTreeSet<(Instant, u32)>,
+    leases: HashMap<LeaseId, LeaseState>,
+    by_port: HashMap<(Transport, u16), Vec<(IpAddr, LeaseId)>>,
+    streams: HashMap<StreamId, StreamState>,
+    by_flow: HashMap<(SocketAddr, SocketAddr), StreamId>,
+    deadlines: BTreeSet<(Instant, StreamId)>,
     /// Streams that something happened to since they were last asked what to send, the first one first.
-    touched: VecDeque<u32>,
+    touched: VecDeque<StreamId>,
     /// Leases that something came to since their waiting tasks were notified last.
-    arrived: Vec<u32>,
+    arrived: Vec<LeaseId>,
     /// Gathered leases that something came to.
-    listed: Vec<u32>,
+    listed: Vec<LeaseId>,
     reassembler: Reassembler,
     /// Whether a checksum may be partial: on devices that are not hardware.
     accept_partial: bool,
     next: u32,
     /// Streams that are finished and gone since the last [`Commands`].
-    released: Vec<u32>,
+    released: Vec<StreamId>,
     /// Set for good once the interface is gone.
     link_gone: bool,
     /// The next [`Commands`] have to report the end.
@@ -80,13 +80,18 @@ impl Table {
     }
 
     /// A number that no lease and no stream has.
-    pub(crate) fn number(&mut self) -> u32 {
+    fn number(&mut self) -> u32 {
         let number = self.next;
         self.next = self.next.wrapping_add(1).max(1);
         number
     }
 
-    pub(crate) fn add_lease(&mut self, id: u32, lease: LeaseState) {
+    /// A number for a new lease.
+    pub(crate) fn next_lease(&mut self) -> LeaseId {
+        LeaseId(self.number())
+    }
+
+    pub(crate) fn add_lease(&mut self, id: LeaseId, lease: LeaseState) {
         let ports = &lease.ports;
         for &port in &ports.ports {
             self.by_port.entry((ports.transport, port)).or_default().push((ports.address, id));
@@ -94,7 +99,7 @@ impl Table {
         self.leases.insert(id, lease);
     }
 
-    pub(crate) fn remove_lease(&mut self, id: u32) -> Option<LeaseState> {
+    pub(crate) fn remove_lease(&mut self, id: LeaseId) -> Option<LeaseState> {
         let lease = self.leases.remove(&id)?;
         for &port in &lease.ports.ports {
             let key = (lease.ports.transport, port);
@@ -108,7 +113,7 @@ impl Table {
         Some(lease)
     }
 
-    pub(crate) fn lease(&mut self, id: u32) -> Option<&mut LeaseState> {
+    pub(crate) fn lease(&mut self, id: LeaseId) -> Option<&mut LeaseState> {
         self.leases.get_mut(&id)
     }
 
@@ -119,11 +124,11 @@ impl Table {
         route: Arc<Route>,
         local: SocketAddr,
         remote: SocketAddr,
-    ) -> Option<u32> {
+    ) -> Option<StreamId> {
         if self.by_flow.contains_key(&(local, remote)) {
             return None;
         }
-        let id = self.number();
+        let id = StreamId(self.number());
         let flow = (local, remote);
         self.by_flow.insert(flow, id);
         self.streams.insert(id, StreamState::new(engine, route, flow));
@@ -131,12 +136,12 @@ impl Table {
         Some(id)
     }
 
-    pub(crate) fn stream(&mut self, id: u32) -> Option<&mut StreamState> {
+    pub(crate) fn stream(&mut self, id: StreamId) -> Option<&mut StreamState> {
         self.streams.get_mut(&id)
     }
 
     /// Marks a stream as one to ask what it has to send.
-    pub(crate) fn touch(&mut self, id: u32) {
+    pub(crate) fn touch(&mut self, id: StreamId) {
         if let Some(stream) = self.streams.get_mut(&id)
             && !std::mem::replace(&mut stream.touched, true)
         {
@@ -145,7 +150,7 @@ impl Table {
     }
 
     /// Something happened to a stream that its waiting tasks may have waited for.
-    fn stir(&mut self, id: u32, act: impl FnOnce(&mut StreamEngine)) {
+    fn stir(&mut self, id: StreamId, act: impl FnOnce(&mut StreamEngine)) {
         if let Some(stream) = self.streams.get_mut(&id) {
             act(&mut stream.engine);
             stream.stirred = true;
@@ -154,7 +159,7 @@ impl Table {
     }
 
     /// Nobody holds the stream any more: it is removed when it is finished, at the latest after [`ORPHAN_TIMEOUT`].
-    pub(crate) fn release_stream(&mut self, now: Instant, id: u32) {
+    pub(crate) fn release_stream(&mut self, now: Instant, id: StreamId) {
         if let Some(stream) = self.streams.get_mut(&id) {
             stream.is_orphan = true;
             stream.given_up_at = Some(now + ORPHAN_TIMEOUT);
@@ -164,7 +169,7 @@ impl Table {
 
     /// Ends the streams that were left to the driver task; nothing is sent.
     pub(crate) fn give_up_orphans(&mut self) {
-        let orphans: Vec<u32> = self.streams.iter().filter(|(_, s)| s.is_orphan).map(|(&id, _)| id).collect();
+        let orphans: Vec<StreamId> = self.streams.iter().filter(|(_, s)| s.is_orphan).map(|(&id, _)| id).collect();
         for id in orphans {
             self.remove_stream(id);
         }
@@ -214,7 +219,7 @@ impl Table {
         }
     }
 
-    fn handle_segment(&mut self, now: Instant, id: u32, ip: &[u8], meta: Meta) {
+    fn handle_segment(&mut self, now: Instant, id: StreamId, ip: &[u8], meta: Meta) {
         let checksum = meta.checksum.unwrap_or_else(|| checksum::verify(ip, self.accept_partial));
         if checksum == Checksum::Invalid {
             self.stats.bad_checksum += 1;
@@ -280,7 +285,7 @@ impl Table {
     }
 
     /// The lease that owns `local`: the one on its address, or else the one on any.
-    fn owner(&self, transport: Transport, local: SocketAddr) -> Option<u32> {
+    fn owner(&self, transport: Transport, local: SocketAddr) -> Option<LeaseId> {
         let owners = self.by_port.get(&(transport, local.port()))?;
         let own = owners.iter().find(|(address, _)| *address == local.ip());
         own.or_else(|| owners.iter().find(|(address, _)| address.is_unspecified())).map(|&(_, id)| id)
@@ -288,7 +293,7 @@ impl Table {
 
     /// Moves what has come to gathered leases to `sink`, lease by lease, each with the lease's number: packets, then
     /// answers of the kernel that were dropped.
-    pub(crate) fn gather(&mut self, sink: &mut Vec<(u32, Received)>) {
+    pub(crate) fn gather(&mut self, sink: &mut Vec<(LeaseId, Received)>) {
         for id in self.listed.drain(..) {
             if let Some(lease) = self.leases.get_mut(&id) {
                 lease.listed = false;
@@ -346,7 +351,7 @@ impl Table {
             return;
         }
         self.is_end_new = true;
-        let streams: Vec<u32> = self.streams.keys().copied().collect();
+        let streams: Vec<StreamId> = self.streams.keys().copied().collect();
         for id in streams {
             self.stir(id, |engine| engine.handle_link_gone(now));
         }
@@ -414,7 +419,7 @@ impl Table {
         !self.touched.is_empty()
     }
 
-    fn poll_stream(&mut self, now: Instant, id: u32, commands: &mut Commands) {
+    fn poll_stream(&mut self, now: Instant, id: StreamId, commands: &mut Commands) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         stream.touched = false;
         let StreamState { engine, route, .. } = stream;
@@ -443,7 +448,7 @@ impl Table {
         [streams, self.reassembler.poll_timeout()].into_iter().flatten().min()
     }
 
-    fn remove_stream(&mut self, id: u32) {
+    fn remove_stream(&mut self, id: StreamId) {
         let Some(stream) = self.streams.remove(&id) else { return };
         self.by_flow.remove(&stream.flow);
         if let Some(due) = stream.due {

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     Crafter, Error, Options, Result,
     datapath::{interface::Interface, program::Report, route::Route},
-    driver::{NoRoom, Outgoing, Received, routes::Routes},
+    driver::{LeaseId, NoRoom, Outgoing, Received, routes::Routes},
     protocol::record::Code,
 };
 
@@ -32,9 +32,9 @@ pub(super) struct Attachment {
     pub(super) arrived: Arc<Notify>,
     routes: Routes,
     /// Leases by the driver's number.
-    leases: RefCell<HashMap<u32, Rc<ServedLease>>>,
+    leases: RefCell<HashMap<LeaseId, Rc<ServedLease>>>,
     /// What is gathered, kept for its room.
-    gathered: RefCell<Vec<(u32, Received)>>,
+    gathered: RefCell<Vec<(LeaseId, Received)>>,
     /// Packets whose next hop is being looked for.
     waiting: RefCell<HashMap<Bound, Vec<Waiting>>>,
     /// Ways that are being looked for again.
@@ -109,12 +109,12 @@ impl Attachment {
     }
 
     /// Lists a lease for what comes to it.
-    pub(super) fn list(&self, number: u32, lease: Rc<ServedLease>) {
+    pub(super) fn list(&self, number: LeaseId, lease: Rc<ServedLease>) {
         self.leases.borrow_mut().insert(number, lease);
     }
 
     /// Takes it from the list.
-    pub(super) fn unlist(&self, number: u32) {
+    pub(super) fn unlist(&self, number: LeaseId) {
         self.leases.borrow_mut().remove(&number);
     }
 

@@ -1,7 +1,10 @@
 //! Consecutive segments of a TCP flow put together, for clients that want the stream and not the segments: what the
 //! kernel's GRO does (`tcp_gro_receive()`), by the same rules.
 
-use crate::{driver::Received, packet::Checksum};
+use crate::{
+    driver::{LeaseId, Received},
+    packet::Checksum,
+};
 
 /// Bytes of an IP packet at most: its length field has 16 bits.
 const LONGEST: usize = 65_535;
@@ -100,9 +103,9 @@ impl Run {
 }
 
 /// Puts together what follows each other.
-pub(super) fn coalesce(packets: &[(u32, Received)]) -> Vec<(u32, Received)> {
+pub(super) fn coalesce(packets: &[(LeaseId, Received)]) -> Vec<(LeaseId, Received)> {
     let mut whole = Vec::with_capacity(packets.len());
-    let mut run: Option<(u32, Run)> = None;
+    let mut run: Option<(LeaseId, Run)> = None;
     for (number, packet) in packets {
         if let Some((_, run)) = &mut run
             && run.push(packet)
@@ -166,7 +169,7 @@ mod tests {
     use super::*;
     use crate::packet::{Flags, Segment, checksum};
 
-    fn segment(v6: bool, seq: u32, flags: u16, payload: &[u8]) -> (u32, Received) {
+    fn segment(v6: bool, seq: u32, flags: u16, payload: &[u8]) -> (LeaseId, Received) {
         let end = |text: &str| text.parse::<SocketAddr>().unwrap();
         let (source, destination) = if v6 {
             (end("[2001:db8::1]:80"), end("[2001:db8::2]:50000"))
@@ -186,7 +189,7 @@ mod tests {
             cut: false,
             reason: Reason::Redirected,
         };
-        (1, received)
+        (LeaseId(1), received)
     }
 
     #[test]

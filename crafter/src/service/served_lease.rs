@@ -26,7 +26,7 @@ use super::{
 use crate::{
     Lease, Result,
     datapath::maps::Terms,
-    driver::{NoRoom, Received, Transmitted},
+    driver::{LeaseId, NoRoom, Received, Transmitted},
     mmsg,
     policy::{Grant, Subject, Usage},
     protocol::{
@@ -193,7 +193,7 @@ impl ServedLease {
         }
         let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
         if let Some(lease) = self.lease.take() {
-            self.attachment.unlist(lease.number());
+            self.attachment.unlist(lease.id());
             let settles = self.what.terms.observe && self.what.terms.suppress;
             // Where that takes a while, nobody else has to wait for it.
             if settles || lease.ports().len() > 256 {
@@ -276,7 +276,7 @@ impl ServedLease {
     }
 
     /// Hands packets to the client. What it has no room for is lost to it, and to nobody else.
-    pub(super) fn deliver(&self, packets: &[(u32, Received)]) {
+    pub(super) fn deliver(&self, packets: &[(LeaseId, Received)]) {
         let mut now = None;
         // Only what comes in bursts is put together.
         let whole = (self.what.coalesce && packets.len() > 1).then(|| coalesce(packets));

@@ -14,7 +14,7 @@ use std::{
 use super::{Account, Event, Exchanged, SrOptions, What, account::Reading, links::Links, matcher::Matcher, wall_clock};
 use crate::{
     datapath::route::Route,
-    driver::{Outgoing, Received},
+    driver::{LeaseId, Outgoing, Received},
     engine::Pacer,
     error::{Error, Result},
     layer::{Kind, Packet},
@@ -72,7 +72,7 @@ pub(super) struct Exchange<'a> {
     keeping: bool,
     /// Whether each packet that names no port gets one of its own.
     fresh_ports: bool,
-    inbox: Vec<(u32, Received)>,
+    inbox: Vec<(LeaseId, Received)>,
     /// Packets that the service refused, and why the first of them.
     refused: u64,
     refusal: Option<Error>,

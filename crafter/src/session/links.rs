@@ -32,7 +32,7 @@ use crate::{
         tap::TapOptions,
     },
     driver::{
-        PortChoice, Received,
+        LeaseId, PortChoice, Received,
         routes::{Resolver, Routes},
     },
     error::{Error, Result},
@@ -337,7 +337,7 @@ impl Link {
     }
 
     /// Moves all that has come to `sink`.
-    pub(super) fn collect(&self, sink: &mut Vec<(u32, Received)>) -> Result<()> {
+    pub(super) fn collect(&self, sink: &mut Vec<(LeaseId, Received)>) -> Result<()> {
         self.crafter.gather(sink)
     }
 

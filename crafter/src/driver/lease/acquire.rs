@@ -168,7 +168,7 @@ fn publish(
     let gathered = gathering.is_some();
     let arrived = gathering.unwrap_or_default();
     let mut core = shared.lock();
-    let id = core.table.number();
+    let id = core.table.next_lease();
     let reservations = match (hold, core.service()) {
         (Hold::Reservations(reservations), _) => reservations,
         (Hold::Service(socket), service) => {

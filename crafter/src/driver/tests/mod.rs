@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 
 use super::{
     core::{Core, LeaseHandles},
-    entry::{Meta, Ports, Received, Waiter},
+    entry::{LeaseId, Meta, Ports, Received, StreamId, Waiter},
     fake::{Arrival, Fake, FakeBackend},
 };
 use crate::{
@@ -115,7 +115,7 @@ impl World {
     }
 
     fn try_lease(&mut self, transport: Transport, address: &str, ports: &[u16], gathered: bool) -> Result<Lease> {
-        let id = self.core.table.number();
+        let id = self.core.table.next_lease();
         let arrived = Arc::new(Notify::new());
         let handles = LeaseHandles { arrived: arrived.clone(), gathered, reservations: Vec::new() };
         let ports = Ports { transport, address: ip(address), ports: ports.to_vec() };
@@ -160,7 +160,7 @@ impl World {
     }
 
     /// A stream whose SYN is sent.
-    fn connect(&mut self, local: SocketAddr, remote: SocketAddr) -> u32 {
+    fn connect(&mut self, local: SocketAddr, remote: SocketAddr) -> StreamId {
         let engine = StreamEngine::connect(StreamConfig::new(local, remote, 42), None, self.now).unwrap();
         let id = self.core.table.add_stream(engine, route(), local, remote).expect("no other stream of that flow");
         self.core.execute(self.now);
@@ -169,7 +169,7 @@ impl World {
 
     fn poll<T>(
         &mut self,
-        stream: u32,
+        stream: StreamId,
         waiter: Waiter,
         wakes: &Arc<Wakes>,
         act: impl FnOnce(&mut StreamEngine) -> Poll<T>,
@@ -177,7 +177,7 @@ impl World {
         self.core.poll_stream(self.now, stream, waiter, &wakes.clone().into(), act)
     }
 
-    fn read(&mut self, stream: u32, wakes: &Arc<Wakes>) -> Poll<Result<Vec<u8>>> {
+    fn read(&mut self, stream: StreamId, wakes: &Arc<Wakes>) -> Poll<Result<Vec<u8>>> {
         self.poll(stream, Waiter::Reader, wakes, |engine| {
             let mut buffer = [0; 4096];
             match engine.recv(&mut buffer) {
@@ -188,12 +188,12 @@ impl World {
         })
     }
 
-    fn write(&mut self, stream: u32, bytes: &[u8]) {
+    fn write(&mut self, stream: StreamId, bytes: &[u8]) {
         let written = self.poll(stream, Waiter::Writer, &Arc::default(), |engine| Poll::Ready(engine.send(bytes)));
         assert!(matches!(written, Poll::Ready(Ok(length)) if length == bytes.len()), "{written:?}");
     }
 
-    fn shut_down(&mut self, stream: u32) {
+    fn shut_down(&mut self, stream: StreamId) {
         let now = self.now;
         let _ = self.poll(stream, Waiter::Writer, &Arc::default(), |engine| {
             engine.close(now);
@@ -201,14 +201,14 @@ impl World {
         });
     }
 
-    fn state(&mut self, stream: u32) -> Option<StreamState> {
+    fn state(&mut self, stream: StreamId) -> Option<StreamState> {
         self.core.table.stream(stream).map(|stream| stream.engine.state())
     }
 }
 
 /// A lease of a test.
 struct Lease {
-    id: u32,
+    id: LeaseId,
     arrived: Arc<Notify>,
 }
 
@@ -273,7 +273,7 @@ impl Peer {
 }
 
 /// A lease with an established stream on it.
-fn established() -> (World, Lease, u32, Peer) {
+fn established() -> (World, Lease, StreamId, Peer) {
     let mut world = World::new();
     let lease = world.lease(Transport::Tcp, HERE, 40_000);
     let (local, remote) = (at(HERE, 40_000), at(THERE, 80));

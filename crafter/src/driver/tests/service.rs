@@ -44,9 +44,9 @@ impl Service {
         let [(base, end), (first, first_end), (second, second_end)] = pairs.try_into().unwrap();
         let mut backend = ServiceBackend::new(Arc::new(control), 1, OwnedFd::from(base)).unwrap();
         for (id, socket, port) in [(7, first, 5000), (8, second, 5001)] {
-            backend.add_socket(id, socket.into()).unwrap();
+            backend.add_socket(LeaseId(id), socket.into()).unwrap();
             let ports = Ports { transport: Transport::Udp, address: ip(HERE), ports: vec![port] };
-            backend.own(id, &ports, Terms::default()).unwrap();
+            backend.own(LeaseId(id), &ports, Terms::default()).unwrap();
         }
         let ends = [end, first_end, second_end];
         ends.iter().for_each(|end| end.set_nonblocking(true).unwrap());
@@ -87,7 +87,7 @@ fn each_packet_leaves_by_the_lease_of_its_port() {
     }
     // Without its lease, a port's packets leave by the one for packets without a port.
     let ports = Ports { transport: Transport::Udp, address: ip(HERE), ports: vec![5000] };
-    service.backend.disown(7, &ports);
+    service.backend.disown(LeaseId(7), &ports);
     assert!(service.backend.is_closing());
     let sent = service.backend.send_batch(&batch[..1], NoRoom::Refuse);
     assert_eq!((sent.sent, service.read(0)), (1, vec![packets[0].clone()]));
@@ -130,7 +130,7 @@ fn messages_become_deliveries() {
     let mut table = Table::new(false);
     let now = Instant::now();
     let ports = Ports { transport: Transport::Udp, address: ip(HERE), ports: vec![5000] };
-    table.add_lease(7, crate::driver::entry::LeaseState::new(ports, false));
+    table.add_lease(LeaseId(7), crate::driver::entry::LeaseState::new(ports, false));
     let reply = udp(at(THERE, 53), at(HERE, 5000), b"reply");
     let answer = icmp(HERE, THERE, 3, 3, [0; 4], &udp(at(THERE, 53), at(HERE, 5000), b"x"));
     let sent = datagram(5000, 0);
@@ -144,7 +144,7 @@ fn messages_become_deliveries() {
     }
     assert_eq!(service.backend.drain(&mut |delivery| table.handle_delivery(now, delivery)), 3);
     assert_eq!(service.backend.drain(&mut |delivery| table.handle_delivery(now, delivery)), 0);
-    let lease = table.lease(7).unwrap();
+    let lease = table.lease(LeaseId(7)).unwrap();
     assert_eq!(lease.pop().map(|received| (received.ip, received.timestamp_ns)), Some((reply, Some(9))));
     assert_eq!(lease.suppressed.pop_front().map(|received| received.ip), Some(answer));
     let (count, error) = service.backend.take_refusals();

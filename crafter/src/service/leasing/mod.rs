@@ -94,7 +94,7 @@ fn publish(
         coalesce: request.coalesce,
         total: caller.total.clone(),
     };
-    let listed = lease.as_ref().map(Lease::number);
+    let listed = lease.as_ref().map(Lease::id);
     let served = ServedLease::new(what, guard, lease, ours, charge)?;
     let attachment = &served.attachment;
     if let Some(listed) = listed {

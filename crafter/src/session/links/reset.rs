@@ -11,7 +11,7 @@ use tokio::time::{sleep_until, timeout};
 use super::{Key, Links};
 use crate::{
     datapath::route::Route,
-    driver::{Outgoing, Received},
+    driver::{LeaseId, Outgoing, Received},
     engine::Pacer,
     error::Error,
     layer::Kind,
@@ -201,7 +201,7 @@ impl Links {
     }
 
     /// Packets that came when no exchange was there to take them.
-    fn handle_late(&mut self, inbox: Vec<(u32, Received)>) {
+    fn handle_late(&mut self, inbox: Vec<(LeaseId, Received)>) {
         for (_, received) in inbox {
             if received.reason.is_ingress() && received.checksum != Checksum::Invalid {
                 self.handle_received(&received.ip);
