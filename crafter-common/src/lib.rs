@@ -13,6 +13,7 @@ pub mod parse;
 pub mod port;
 pub mod reason;
 pub mod reply;
+pub mod route;
 
 /// The socket mark (`SO_MARK`, `skb->mark`) that says "crafted": egress lets it through.
 /// The letters `crft` in ASCII; settable at load time where another program uses the same value.
