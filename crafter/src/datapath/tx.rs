@@ -6,10 +6,11 @@
 
 use std::{
     io, mem,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
     time::{Duration, Instant},
 };
 
+use crafter_common::parse;
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 
 use super::{
@@ -20,6 +21,7 @@ use super::{
 use crate::{
     error::{Error, Result},
     mmsg,
+    packet::ip,
 };
 
 /// Packets per sendmmsg.
@@ -28,7 +30,7 @@ pub const BATCH: usize = 64;
 const RETRIES: u32 = 3;
 /// Bytes of socket buffer: room for a TCP window of 1 MiB, whose skbs count at about twice their payload.
 const SEND_BUFFER: usize = 4 << 20;
-const ETHERNET: usize = 14;
+const ETHERNET: usize = parse::ETHERNET_HEADER;
 
 /// Sends IP packets out of one interface.
 ///
@@ -153,13 +155,16 @@ impl Sender {
         if ip_packet.len() > self.mtu as usize {
             return Err(self.too_large(ip_packet.len()));
         }
-        let (path, ethertype, to) = match (ip_packet.first().map(|byte| byte >> 4), route.link) {
-            (Some(4), LinkLayer::Ethernet { .. }) => (Path::Ethernet, libc::ETH_P_IP, None),
-            (Some(6), LinkLayer::Ethernet { .. }) => (Path::Ethernet, libc::ETH_P_IPV6, None),
-            (Some(4), LinkLayer::None) if ip_packet.len() >= 20 => (Path::Ip4, 0, Some(destination4(ip_packet))),
-            (Some(6), LinkLayer::None) if ip_packet.len() >= 40 => {
-                (Path::Ip6, 0, Some(destination6(ip_packet, self.ifindex)))
-            }
+        let version = parse::link(ip_packet, 0).map(|(_, v6)| v6);
+        let to = match (version, route.link) {
+            (Ok(v6), LinkLayer::None) => destination(ip_packet, v6, self.ifindex),
+            _ => None,
+        };
+        let (path, ethertype, to) = match (version, route.link, to) {
+            (Ok(false), LinkLayer::Ethernet { .. }, _) => (Path::Ethernet, libc::ETH_P_IP, None),
+            (Ok(true), LinkLayer::Ethernet { .. }, _) => (Path::Ethernet, libc::ETH_P_IPV6, None),
+            (Ok(false), LinkLayer::None, Some(to)) => (Path::Ip4, 0, Some(to)),
+            (Ok(true), LinkLayer::None, Some(to)) => (Path::Ip6, 0, Some(to)),
             _ => {
                 let reason = "does not start with an IPv4 or IPv6 header";
                 return Err(Error::invalid("packet", reason));
@@ -381,9 +386,9 @@ impl Sender {
 /// Bytes behind the Ethernet header and up to two VLAN tags, which do not count for the MTU; `None` where the header
 /// is cut short.
 fn ip_length(frame: &[u8]) -> Option<usize> {
-    let tagged = |at: usize| matches!(frame.get(at..at + 2), Some([0x81, 0x00] | [0x88, 0xa8]));
-    let tags = usize::from(tagged(12)) + usize::from(tagged(12) && tagged(16));
-    frame.len().checked_sub(ETHERNET).map(|length| length.saturating_sub(4 * tags))
+    frame.len().checked_sub(ETHERNET)?;
+    // What ends within its tags has nothing behind them.
+    Some(parse::ethernet(frame).map_or(0, |(start, _)| frame.len().saturating_sub(start)))
 }
 
 fn open(path: Path, ifindex: u32, loopback: bool) -> io::Result<Socket> {
@@ -431,17 +436,14 @@ pub(super) fn link_address(ifindex: u32) -> SockAddr {
     unsafe { SockAddr::new(storage, mem::size_of::<libc::sockaddr_ll>() as libc::socklen_t) }
 }
 
-/// `packet` has 20 bytes at least.
-fn destination4(packet: &[u8]) -> SocketAddr {
-    let address = Ipv4Addr::new(packet[16], packet[17], packet[18], packet[19]);
-    SocketAddrV4::new(address, 0).into()
-}
-
-/// `packet` has 40 bytes at least.
-fn destination6(packet: &[u8], ifindex: u32) -> SocketAddr {
-    let mut octets = [0; 16];
-    octets.copy_from_slice(&packet[24..40]);
-    let address = Ipv6Addr::from(octets);
-    let scope = if address.is_unicast_link_local() || address.is_multicast() { ifindex } else { 0 };
-    SocketAddrV6::new(address, 0, 0, scope).into()
+/// Where a raw socket is to send an IP packet; `None` where the packet ends before its addresses.
+fn destination(packet: &[u8], v6: bool, ifindex: u32) -> Option<SocketAddr> {
+    let (_, address) = parse::addresses(packet, 0, v6)?;
+    Some(match ip::address(address, v6) {
+        IpAddr::V4(address) => SocketAddrV4::new(address, 0).into(),
+        IpAddr::V6(address) => {
+            let scope = if address.is_unicast_link_local() || address.is_multicast() { ifindex } else { 0 };
+            SocketAddrV6::new(address, 0, 0, scope).into()
+        }
+    })
 }
