@@ -225,7 +225,7 @@ mod tests {
             header(3, 1, 0, &both),
             header(253, 1, 0, &both),
         ] {
-            assert_eq!(v6(&[unreadable.clone()]), Route::Unreadable, "{unreadable:?}");
+            assert_eq!(v6(core::slice::from_ref(&unreadable)), Route::Unreadable, "{unreadable:?}");
         }
         let finished = header(0, 0, 0, &both);
         assert_eq!(v6(&[header(0, 1, 0, &both), finished.clone()]), Route::Unreadable);
