@@ -216,7 +216,7 @@ fn transport() -> impl Strategy<Value = (u8, Vec<u8>)> {
         (ip::ICMP, message)
     });
     prop_oneof![
-        3 => (select(vec![ip::TCP, ip::UDP]), vec(any::<u8>(), 0..32)),
+        3 => (select(vec![ip::TCP, ip::UDP]), prop_oneof![vec(any::<u8>(), 0..32), vec(any::<u8>(), 20..24)]),
         2 => (select(vec![0u8, 8, 13, 14, 128, 129]), vec(any::<u8>(), 0..12)).prop_map(|(kind, rest)| {
             (ip::ICMP, [&[kind], &rest[..]].concat())
         }),
@@ -445,6 +445,11 @@ fn where_readers_differed() {
     assert_eq!(to(&[], 1), Some("[2001:db8::2]:7".parse().unwrap()));
     assert_eq!(to(&[(43, vec![0, 0, 1, 0, 0, 0, 0])], 1), None);
     assert_eq!(to(&[], 2), None);
+    // Segments of the same kinds.
+    let claimed = |headers: &[(u8, Vec<u8>)], form| received(&v6_of(headers, tcp, (0, form), None)).is_some();
+    let routed = |left: u8| [(43, vec![0, 0, left, 0, 0, 0, 0])];
+    assert!(claimed(&[], 1) && claimed(&routed(0), 1));
+    assert!(!claimed(&routed(1), 1) && !claimed(&[], 2) && !claimed(&[], 3));
     // A segment of which there are just the ports.
     assert_eq!(flow(&v6_of(&[], (ip::TCP, &segment[40..44]), (0, 1), None)), None);
 }
