@@ -8,6 +8,7 @@
 #![no_std]
 
 pub mod flow;
+pub mod link;
 pub mod map;
 pub mod parse;
 pub mod port;

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crafter_common::parse;
+use crafter_common::{link, parse};
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 
 use super::{
@@ -30,7 +30,7 @@ pub const BATCH: usize = 64;
 const RETRIES: u32 = 3;
 /// Bytes of socket buffer: room for a TCP window of 1 MiB, whose skbs count at about twice their payload.
 const SEND_BUFFER: usize = 4 << 20;
-const ETHERNET: usize = parse::ETHERNET_HEADER;
+const ETHERNET: usize = link::ETHERNET_HEADER;
 
 /// Sends IP packets out of one interface.
 ///

@@ -17,11 +17,14 @@ use crafter::{
     },
     packet::ip,
 };
-use crafter_common::parse::{self, Bytes as _};
+use crafter_common::{
+    link,
+    parse::{self, Bytes as _},
+};
 
 use super::tape::Tape;
 
-const ETHERNET: usize = parse::ETHERNET_HEADER;
+const ETHERNET: usize = link::ETHERNET_HEADER;
 const VLAN_TAG: usize = 4;
 
 /// The sockets, and the ways that IP packets take.
@@ -149,7 +152,7 @@ impl Outlet {
 /// What a link takes of a frame. A VLAN tag is not counted, if it is the outermost and of IEEE 802.1Q: that is all that
 /// the kernel looks at (`packet_extra_vlan_len_allowed()`).
 fn room(link: &Interface, frame: &[u8]) -> usize {
-    let is_tagged = frame.load::<2>(12) == Some(parse::ETHERTYPE_VLAN.to_be_bytes());
+    let is_tagged = frame.load::<2>(12) == Some(link::ETHERTYPE_VLAN.to_be_bytes());
     link.mtu as usize + ETHERNET + if is_tagged { VLAN_TAG } else { 0 }
 }
 
