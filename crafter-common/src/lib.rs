@@ -8,11 +8,13 @@
 #![no_std]
 
 pub mod flow;
+pub mod link;
 pub mod map;
 pub mod parse;
 pub mod port;
 pub mod reason;
 pub mod reply;
+pub mod route;
 
 /// The socket mark (`SO_MARK`, `skb->mark`) that says "crafted": egress lets it through.
 /// The letters `crft` in ASCII; settable at load time where another program uses the same value.

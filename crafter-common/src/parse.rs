@@ -1,9 +1,26 @@
-//! Bytes to headers, over bounds-checked reads: the same code runs in the kernel and on the host,
-//! where it is tested and fuzzed.
+//! Bytes to headers, over bounds-checked reads: the only reader of link and IP headers. The kernel half runs it, and
+//! all of user space that decides on a packet: what was checked is what is sent, and what the kernel half passes to the
+//! kernel, nobody takes for a lease's. (Layers in Scapy's notation are dissected elsewhere: they decide nothing.)
 //!
 //! Nothing is validated beyond what it takes to find the ports: a malformed segment to an owned
-//! port is its owner's to see.
+//! port is its owner's to see. User space reads no further than the packet's own length field ([`declared_length`]), and
+//! refuses a packet that is shorter; of fewer bytes, all functions here say the same or refuse.
+//!
+//! What readers may differ on, and what holds here:
+//! - An IPv6 packet has [`MAX_EXTENSION_HEADERS`] extension headers at most; behind more, its transport is not known:
+//!   [`Reason::OtherProtocol`].
+//! - Extension headers are those that [`extends`] names. HIP (139) and Shim6 (140) are not among them: Linux delivers no
+//!   segment behind one, so each is a transport that has no ports, as is "no next header" (59).
+//! - A header that does not end within the packet is malformed, also where nothing behind it is asked for.
+//! - A fragment header behind that of a first fragment is malformed: RFC 8200 section 4.5 fragments a packet once, and
+//!   Linux discards such a datagram (`ipv6_frag_rcv()`). Those of atomic fragments (RFC 6946) count for nothing.
+//! - Behind the fragment header of a later fragment is the middle of a datagram: no header to walk.
+//! - A packet is for another node where a routing header has segments left ([`Network::left`]). IPv4 source routes are
+//!   read in user space only ([`crate::route`]).
+//! - There are at most two VLAN tags. What is behind a third is not IP for the kernel half ([`link`]), and unreadable for
+//!   whoever checks what is sent ([`frame`]).
 
+pub use crate::link::{Frame, ethernet, frame, link};
 use crate::{Address, ICMP, ICMPV6, TCP, UDP, flow::FragmentKey, mapped, reason::Reason};
 
 /// Bounds-checked reads from a packet.
@@ -30,15 +47,34 @@ impl Bytes for [u8] {
 /// IPv6 extension headers that are walked before a packet counts as [`Reason::OtherProtocol`].
 pub const MAX_EXTENSION_HEADERS: usize = 8;
 
+/// IPv6 hop-by-hop options (RFC 8200 section 4.3).
+pub const HOP_BY_HOP: u8 = 0;
+/// IPv6 routing header (RFC 8200 section 4.4).
+pub const ROUTING: u8 = 43;
+/// IPv6 fragment header (RFC 8200 section 4.5).
+pub const FRAGMENT: u8 = 44;
+/// Authentication header (RFC 4302).
+pub const AUTHENTICATION: u8 = 51;
+/// IPv6 destination options (RFC 8200 section 4.6).
+pub const DESTINATION_OPTIONS: u8 = 60;
+/// Mobility header (RFC 6275).
+pub const MOBILITY: u8 = 135;
+
+/// Whether an IPv6 header of this type is an extension header that is walked.
+#[inline(always)]
+pub const fn extends(protocol: u8) -> bool {
+    matches!(protocol, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS | MOBILITY)
+}
+
+/// Length of an IPv4 header without options, in bytes.
+pub const IPV4_HEADER: usize = 20;
+/// Length of the fixed IPv6 header, in bytes.
+pub const IPV6_HEADER: usize = 40;
+
 /// Headers that end beyond count as [`Reason::Malformed`]: the verifier wants a bound below 65,536,
 /// and real chains of extension headers end far below.
 const MAX_OFFSET: usize = OFFSET_MASK as usize;
 const OFFSET_MASK: u32 = 0x7fff;
-
-const ETHERTYPE_IPV4: u16 = 0x0800;
-const ETHERTYPE_IPV6: u16 = 0x86dd;
-const ETHERTYPE_VLAN: u16 = 0x8100;
-const ETHERTYPE_QINQ: u16 = 0x88a8;
 
 /// Which fragment of a datagram a packet is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,17 +106,37 @@ pub struct Network {
     /// Not zero where an IPv6 routing header names nodes still to be visited (RFC 8200 section 4.4): the
     /// destination is one of them, and whose the ports are is for the last to say.
     pub left: usize,
+    /// Where some IPv6 headers stand. The kernel half does not ask, so that its compiler leaves them out.
+    pub extensions: Extensions,
+}
+
+/// Where some IPv6 extension headers stand; 0 where there is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Extensions {
+    /// Offset of the fragment header; of several, the last one's.
+    pub fragment: usize,
+    /// Offset of the byte that names it as the next header.
+    pub fragment_named_at: usize,
+    /// Offset of the routing header; of several, the last one's.
+    pub routing: usize,
+    /// How many routing headers there are.
+    pub routings: usize,
 }
 
 impl Network {
     /// Source and destination in 16-byte form.
     #[inline(always)]
     pub fn addresses<B: Bytes + ?Sized>(&self, bytes: &B) -> Option<(Address, Address)> {
+        addresses(bytes, self.start, self.v6)
+    }
+
+    /// Where this fragment stands in its datagram, in bytes, and whether more follow.
+    #[inline(always)]
+    pub fn piece<B: Bytes + ?Sized>(&self, bytes: &B) -> Option<(u16, bool)> {
         if self.v6 {
-            Some((bytes.load::<16>(self.start + 8)?, bytes.load::<16>(self.start + 24)?))
+            Some(piece6(bytes.load::<2>(self.extensions.fragment + 2)?))
         } else {
-            let pair = bytes.load::<8>(self.start + 12)?;
-            Some((mapped([pair[0], pair[1], pair[2], pair[3]]), mapped([pair[4], pair[5], pair[6], pair[7]])))
+            Some(piece4(bytes.load::<2>(self.start + 6)?))
         }
     }
 
@@ -107,37 +163,50 @@ impl Network {
     }
 }
 
-/// Finds the IP header behind `link_header` bytes of link-layer header: Ethernet with up to two
-/// VLAN tags (IEEE 802.1Q, 802.1ad) for 14, none for 0.
-///
-/// # Errors
-/// [`Reason::NotIp`].
+/// Source and destination, in 16-byte form, of the IP packet at `start`, whatever else is in it.
 #[inline(always)]
-pub fn link<B: Bytes + ?Sized>(bytes: &B, link_header: usize) -> Result<(usize, bool), Reason> {
-    if link_header == 0 {
-        // Two bytes, though one would do: of `data < data_end`, which one byte comes down to, the
-        // verifier learns nothing (find_good_pkt_pointers() in kernel/bpf/verifier.c).
-        let version = bytes.load::<2>(0).ok_or(Reason::NotIp)?[0] >> 4;
-        return match version {
-            4 => Ok((0, false)),
-            6 => Ok((0, true)),
-            _ => Err(Reason::NotIp),
-        };
+pub fn addresses<B: Bytes + ?Sized>(bytes: &B, start: usize, v6: bool) -> Option<(Address, Address)> {
+    if v6 {
+        Some((bytes.load::<16>(start + 8)?, bytes.load::<16>(start + 24)?))
+    } else {
+        let pair = bytes.load::<8>(start + 12)?;
+        Some((mapped([pair[0], pair[1], pair[2], pair[3]]), mapped([pair[4], pair[5], pair[6], pair[7]])))
     }
-    let mut offset = 14;
-    let mut ethertype = u16::from_be_bytes(bytes.load::<2>(12).ok_or(Reason::NotIp)?);
-    if ethertype == ETHERTYPE_VLAN || ethertype == ETHERTYPE_QINQ {
-        ethertype = u16::from_be_bytes(bytes.load::<2>(16).ok_or(Reason::NotIp)?);
-        offset = 18;
-        if ethertype == ETHERTYPE_VLAN || ethertype == ETHERTYPE_QINQ {
-            ethertype = u16::from_be_bytes(bytes.load::<2>(20).ok_or(Reason::NotIp)?);
-            offset = 22;
+}
+
+/// The length, in bytes, that the IP header at `start` says that the packet has. 0: it says none, as for a super-frame
+/// that is too long for the field (BIG TCP, `skb_gro_receive()`).
+#[inline(always)]
+pub fn declared_length<B: Bytes + ?Sized>(bytes: &B, start: usize, v6: bool) -> Option<usize> {
+    let field = bytes.load::<2>(start + if v6 { 4 } else { 2 })?;
+    match (u16::from_be_bytes(field) as usize, v6) {
+        (payload @ 1.., true) => Some(IPV6_HEADER + payload),
+        (length, _) => Some(length),
+    }
+}
+
+/// Offset in bytes, and whether more follow: RFC 791 section 3.1.
+#[inline(always)]
+const fn piece4(field: [u8; 2]) -> (u16, bool) {
+    let field = u16::from_be_bytes(field);
+    ((field & 0x1fff) << 3, field & 0x2000 != 0)
+}
+
+/// Offset in bytes, and whether more follow: RFC 8200 section 4.5.
+#[inline(always)]
+const fn piece6(field: [u8; 2]) -> (u16, bool) {
+    let field = u16::from_be_bytes(field);
+    (field & 0xfff8, field & 1 != 0)
+}
+
+impl Fragment {
+    #[inline(always)]
+    const fn of((offset, more): (u16, bool)) -> Self {
+        match (offset, more) {
+            (0, false) => Self::Whole,
+            (0, true) => Self::First,
+            _ => Self::Later,
         }
-    }
-    match ethertype {
-        ETHERTYPE_IPV4 => Ok((offset, false)),
-        ETHERTYPE_IPV6 => Ok((offset, true)),
-        _ => Err(Reason::NotIp),
     }
 }
 
@@ -152,6 +221,8 @@ pub fn network<B: Bytes + ?Sized>(bytes: &B, start: usize, v6: bool) -> Result<N
     }
     let mut found = if v6 { network6(bytes, start)? } else { network4(bytes, start)? };
     found.transport = advance(bytes, found.transport)?;
+    // The last header ends within the packet, or at its end.
+    bytes.load::<0>(found.transport).ok_or(Reason::Malformed)?;
     Ok(found)
 }
 
@@ -169,19 +240,15 @@ fn network4<B: Bytes + ?Sized>(bytes: &B, start: usize) -> Result<Network, Reaso
     if header[0] >> 4 != 4 || length < 20 {
         return Err(Reason::Malformed);
     }
-    let fragment = u16::from_be_bytes([header[6], header[7]]);
     Ok(Network {
         start,
         transport: start + length,
         protocol: header[9],
         v6: false,
-        fragment: match (fragment & 0x1fff, fragment & 0x2000) {
-            (0, 0) => Fragment::Whole,
-            (0, _) => Fragment::First,
-            _ => Fragment::Later,
-        },
+        fragment: Fragment::of(piece4([header[6], header[7]])),
         identification: [0, 0, header[4], header[5]],
         left: 0,
+        extensions: Extensions { fragment: 0, fragment_named_at: 0, routing: 0, routings: 0 },
     })
 }
 
@@ -202,45 +269,48 @@ fn network6<B: Bytes + ?Sized>(bytes: &B, start: usize) -> Result<Network, Reaso
         identification: [0; 4],
         // With a zero that the verifier knows, paths with and without a routing header would never meet again.
         left: bytes.forget::<0xff>(0),
+        extensions: Extensions { fragment: 0, fragment_named_at: 0, routing: 0, routings: 0 },
     };
+    let mut named_at = start + 6;
     for _ in 0..MAX_EXTENSION_HEADERS {
+        let at = found.transport;
         let unit = match found.protocol {
-            // Hop-by-hop, routing, destination options, mobility: length in units of 8 after the first.
-            0 | 60 | 135 => 8,
-            43 => {
+            // Length in units of 8 after the first.
+            HOP_BY_HOP | DESTINATION_OPTIONS | MOBILITY => 8,
+            ROUTING => {
+                found.extensions.routing = at;
+                found.extensions.routings += 1;
                 found.left |= bytes.load::<4>(found.transport).ok_or(Reason::Malformed)?[3] as usize;
                 8
             }
-            // Authentication header (RFC 4302 section 2.2): units of 4, minus 2.
-            51 => 4,
-            44 => {
+            // RFC 4302 section 2.2: units of 4, minus 2.
+            AUTHENTICATION => 4,
+            FRAGMENT => {
+                if found.fragment == Fragment::First {
+                    return Err(Reason::Malformed);
+                }
                 let extension = bytes.load::<8>(found.transport).ok_or(Reason::Malformed)?;
-                let field = u16::from_be_bytes([extension[2], extension[3]]);
+                found.extensions.fragment = at;
+                found.extensions.fragment_named_at = named_at;
+                named_at = at;
                 found.protocol = extension[0];
                 found.identification = [extension[4], extension[5], extension[6], extension[7]];
                 found.transport = advance(bytes, found.transport + 8)?;
-                found.fragment = match (field & 0xfff8, field & 1) {
-                    (0, 0) => Fragment::Whole,
-                    (0, _) => Fragment::First,
-                    // What follows is the middle of a datagram: no header to walk.
-                    _ => {
-                        found.fragment = Fragment::Later;
-                        return Ok(found);
-                    }
-                };
+                found.fragment = Fragment::of(piece6([extension[2], extension[3]]));
+                if found.fragment == Fragment::Later {
+                    return Ok(found);
+                }
                 continue;
             }
             _ => return Ok(found),
         };
         let extension = bytes.load::<2>(found.transport).ok_or(Reason::Malformed)?;
+        named_at = at;
         found.protocol = extension[0];
         found.transport += if unit == 8 { (extension[1] as usize + 1) * 8 } else { (extension[1] as usize + 2) * 4 };
         found.transport = advance(bytes, found.transport)?;
     }
-    match found.protocol {
-        0 | 43 | 44 | 51 | 60 | 135 => Err(Reason::OtherProtocol),
-        _ => Ok(found),
-    }
+    if extends(found.protocol) { Err(Reason::OtherProtocol) } else { Ok(found) }
 }
 
 /// The ports of a TCP or UDP header at `offset`: source, destination, big-endian.
@@ -327,6 +397,25 @@ pub fn quoted<B: Bytes + ?Sized>(bytes: &B, net: &Network) -> Result<Network, Re
     network(bytes, net.transport + 8, net.v6)
 }
 
+/// Who sent the packet that the ICMP error at `net.transport` quotes: the packet, the protocol that is owned, and the
+/// port or identifier, big-endian. `None` where the quotation does not say: such as that of a later fragment.
+#[inline(always)]
+pub fn quoted_sender<B: Bytes + ?Sized>(bytes: &B, net: &Network) -> Option<(Network, u8, [u8; 2])> {
+    let quoted = quoted(bytes, net).ok()?;
+    if quoted.fragment == Fragment::Later {
+        return None;
+    }
+    if has_ports(quoted.protocol) {
+        Some((quoted, quoted.protocol, ports(bytes, quoted.transport)?.0))
+    } else if is_icmp(&quoted)
+        && let Icmp::Query { id } = icmp(bytes, &quoted)?
+    {
+        Some((quoted, ICMP, id))
+    } else {
+        None
+    }
+}
+
 #[cfg(test)]
 mod tests {
     extern crate std;
@@ -361,26 +450,6 @@ mod tests {
         bytes.extend([0, 80, 0xc0, 0]);
         bytes.extend([0; 16]);
         bytes
-    }
-
-    #[test]
-    fn ethernet_with_up_to_two_tags() {
-        let frame = |tags: &[u16], kind: u16| {
-            let mut bytes = Vec::from([0; 12]);
-            for tag in tags {
-                bytes.extend(tag.to_be_bytes());
-                bytes.extend([0, 5]);
-            }
-            bytes.extend(kind.to_be_bytes());
-            bytes
-        };
-        let link = |bytes: Vec<u8>| link(&bytes[..], 14);
-        assert_eq!(link(frame(&[], 0x0800)), Ok((14, false)));
-        assert_eq!(link(frame(&[0x8100], 0x86dd)), Ok((18, true)));
-        assert_eq!(link(frame(&[0x88a8, 0x8100], 0x0800)), Ok((22, false)));
-        assert_eq!(link(frame(&[0x88a8, 0x8100, 0x8100], 0x0800)), Err(Reason::NotIp));
-        assert_eq!(link(frame(&[], 0x0806)), Err(Reason::NotIp));
-        assert_eq!(link(Vec::from([0; 13])), Err(Reason::NotIp));
     }
 
     #[test]

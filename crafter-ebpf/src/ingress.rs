@@ -111,19 +111,7 @@ fn icmp<P: Packet>(packet: &P, net: &Network) -> Result<OwnedPort, Reason> {
 /// Who sent what the ICMP error in `net` quotes.
 #[inline(always)]
 fn quoted<P: Packet>(packet: &P, net: &Network) -> Option<OwnedPort> {
-    let quoted = parse::quoted(packet, net).ok()?;
-    if quoted.fragment == Fragment::Later {
-        return None;
-    }
-    let (protocol, local) = if parse::has_ports(quoted.protocol) {
-        (quoted.protocol, parse::ports(packet, quoted.transport)?.0)
-    } else if parse::is_icmp(&quoted)
-        && let Icmp::Query { id } = parse::icmp(packet, &quoted)?
-    {
-        (ICMP, id)
-    } else {
-        return None;
-    };
+    let (quoted, protocol, local) = parse::quoted_sender(packet, net)?;
     maps::owner(protocol, local, || quoted.end(quoted.addresses(packet)?.0))
 }
 

@@ -5,7 +5,7 @@
 use std::{fmt::Write as _, hint::black_box, net::Ipv4Addr, time::Instant};
 
 use crafter::{
-    packet::Transport,
+    packet::{Route, Transport},
     policy::{Host, LeaseWish, Outgoing, PacketPorts, Policy, SHIPPED, Subject, Usage},
 };
 
@@ -66,7 +66,7 @@ fn measure(name: &str, text: String) -> crafter::Result<()> {
                     destination: destination.into(),
                     transport: Some(Transport::Tcp),
                     ports: PacketPorts::Both { source: 50_000, destination: 80 },
-                    source_routed: false,
+                    route: Route::None,
                     length: 60,
                 };
                 allowed += u32::from(policy.packet(&grant, black_box(&packet), &mut usage, now).is_allowed());

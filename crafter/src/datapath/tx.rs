@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use crafter_common::{link, parse};
 use smallvec::SmallVec;
 use socket2::Socket;
 
@@ -20,7 +21,7 @@ pub(crate) use self::batch::{NoRoom, Outgoing, Transmitted};
 pub(super) use self::socket::{link_address, wait_for_room};
 use self::{
     batch::Ready,
-    socket::{Path, destination4, destination6, open},
+    socket::{Path, destination, open},
 };
 use super::{
     interface::Interface,
@@ -32,7 +33,7 @@ use crate::error::{Error, Result};
 pub const BATCH: usize = 64;
 /// Bytes of socket buffer: room for a TCP window of 1 MiB, whose skbs count at about twice their payload.
 const SEND_BUFFER: usize = 4 << 20;
-const ETHERNET: usize = 14;
+const ETHERNET: usize = link::ETHERNET_HEADER;
 
 /// Sends IP packets out of one interface.
 ///
@@ -193,17 +194,22 @@ impl Sender {
         if ip.len() > self.mtu as usize {
             return Err(self.too_large(ip.len()));
         }
-        let (path, header, to) = match (ip.first().map(|byte| byte >> 4), route.link) {
-            (Some(version @ (4 | 6)), LinkLayer::Ethernet { source, destination }) => {
-                let ethertype = if version == 4 { libc::ETH_P_IP } else { libc::ETH_P_IPV6 };
+        let version = parse::link(ip, 0).map(|(_, v6)| v6);
+        let to = match (version, route.link) {
+            (Ok(v6), LinkLayer::None) => destination(ip, v6, self.ifindex),
+            _ => None,
+        };
+        let (path, header, to) = match (version, route.link, to) {
+            (Ok(v6), LinkLayer::Ethernet { source, destination }, _) => {
+                let ethertype = if v6 { libc::ETH_P_IPV6 } else { libc::ETH_P_IP };
                 let mut header = [0; ETHERNET];
                 header[..6].copy_from_slice(&destination);
                 header[6..12].copy_from_slice(&source);
                 header[12..].copy_from_slice(&(ethertype as u16).to_be_bytes());
                 (Path::Ethernet, Some(header), None)
             }
-            (Some(4), LinkLayer::None) if ip.len() >= 20 => (Path::Ip4, None, Some(destination4(ip))),
-            (Some(6), LinkLayer::None) if ip.len() >= 40 => (Path::Ip6, None, Some(destination6(ip, self.ifindex))),
+            (Ok(false), LinkLayer::None, Some(to)) => (Path::Ip4, None, Some(to)),
+            (Ok(true), LinkLayer::None, Some(to)) => (Path::Ip6, None, Some(to)),
             _ => {
                 let reason = "does not start with an IPv4 or IPv6 header";
                 return Err(Error::invalid("packet", reason));
@@ -305,7 +311,7 @@ impl Sender {
 /// Bytes behind the Ethernet header and up to two VLAN tags, which do not count for the MTU; `None` where the header
 /// is cut short.
 fn ip_length(frame: &[u8]) -> Option<usize> {
-    let tagged = |at: usize| matches!(frame.get(at..at + 2), Some([0x81, 0x00] | [0x88, 0xa8]));
-    let tags = usize::from(tagged(12)) + usize::from(tagged(12) && tagged(16));
-    frame.len().checked_sub(ETHERNET).map(|length| length.saturating_sub(4 * tags))
+    frame.len().checked_sub(ETHERNET)?;
+    // What ends within its tags has nothing behind them.
+    Some(parse::ethernet(frame).map_or(0, |(start, _)| frame.len().saturating_sub(start)))
 }

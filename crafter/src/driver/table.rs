@@ -16,7 +16,7 @@ use crate::{
     datapath::route::Route,
     engine::{Reassembler, StreamEngine},
     error::{Error, Result},
-    packet::{Checksum, Flow, IcmpError, IpPacket, Protocol, Transport, checksum, flow, icmp_query},
+    packet::{Checksum, Flow, IcmpError, IpPacket, Protocol, Transport, checksum, flow, icmp_query, received},
 };
 
 /// How long a stream that nobody holds any more may take to close: as long as Linux gives FIN-WAIT-2
@@ -203,7 +203,7 @@ impl Table {
     }
 
     fn handle_whole(&mut self, now: Instant, ip: &[u8], meta: Meta) {
-        let Some(flow) = flow(ip) else {
+        let Some(flow) = received(ip) else {
             return self.handle_stray();
         };
         match flow.protocol {
@@ -460,13 +460,5 @@ impl Table {
 
 /// Whether `ip` is one of several fragments; the first holds ports, so that a flow does not exclude it.
 fn is_fragment(ip: &[u8]) -> bool {
-    match ip.first().map(|first| first >> 4) {
-        Some(4) => ip.get(6..8).is_some_and(|field| (field[0] & 0x3f) | field[1] != 0),
-        // Where the first header is a transport's, no fragment header is behind it.
-        Some(6) => {
-            !matches!(ip.get(6), Some(&(crafter_common::TCP | crafter_common::UDP | crafter_common::ICMPV6)))
-                && IpPacket::parse(ip).is_ok_and(|packet| packet.fragment.is_some())
-        }
-        _ => false,
-    }
+    IpPacket::read(ip).is_ok_and(|packet| packet.fragment.is_some())
 }

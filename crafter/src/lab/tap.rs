@@ -3,8 +3,8 @@
 use std::{
     io::{self, IoSliceMut},
     mem,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    net::IpAddr,
+    os::fd::{AsFd as _, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     sync::{Mutex, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -15,7 +15,10 @@ use nix::{
 };
 use serde::Serialize;
 
-use crate::{Error, Result};
+use crate::{
+    Error, Result,
+    packet::{IpPacket, ip},
+};
 
 /// Segments kept; beyond that they are only counted.
 const KEPT: usize = 65_536;
@@ -147,52 +150,24 @@ fn receive(socket: &OwnedFd) -> io::Result<Option<(Vec<u8>, f64)>> {
     Ok(Some((packet, time.as_secs_f64())))
 }
 
-/// Reads an IP packet; None if it is no RST, or a fragment without TCP header.
+/// Reads an IP packet, which may be cut to [`SNAP`] bytes; None if it is no RST, or a fragment without TCP header.
 fn parse(packet: &[u8], time: f64) -> Option<Rst> {
-    let (source, destination, tcp): (IpAddr, IpAddr, &[u8]) = match packet.first()? >> 4 {
-        4 => {
-            let fragment_offset = u16::from_be_bytes([*packet.get(6)?, *packet.get(7)?]) & 0x1fff;
-            if *packet.get(9)? != 6 || fragment_offset != 0 {
-                return None;
-            }
-            let header = usize::from(packet[0] & 0xf) * 4;
-            let source: [u8; 4] = packet.get(12..16)?.try_into().ok()?;
-            let destination: [u8; 4] = packet.get(16..20)?.try_into().ok()?;
-            (Ipv4Addr::from(source).into(), Ipv4Addr::from(destination).into(), packet.get(header..)?)
-        }
-        6 => {
-            let source: [u8; 16] = packet.get(8..24)?.try_into().ok()?;
-            let destination: [u8; 16] = packet.get(24..40)?.try_into().ok()?;
-            let tcp = ipv6_tcp(*packet.get(6)?, packet.get(40..)?)?;
-            (Ipv6Addr::from(source).into(), Ipv6Addr::from(destination).into(), tcp)
-        }
-        _ => return None,
-    };
-    let flags = *tcp.get(13)?;
+    let ip = IpPacket::read_quoted(packet).ok()?;
+    let has_header = ip.fragment.is_none_or(|fragment| fragment.offset == 0);
+    if ip.protocol != ip::TCP || !has_header {
+        return None;
+    }
+    let tcp = ip.payload().first_chunk::<14>()?;
+    let flags = tcp[13];
     (flags & 0x04 != 0).then(|| Rst {
-        source,
+        source: ip.source,
         port: u16::from_be_bytes([tcp[0], tcp[1]]),
-        destination,
+        destination: ip.destination,
         destination_port: u16::from_be_bytes([tcp[2], tcp[3]]),
         seq: u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]),
         ack: flags & 0x10 != 0,
         time,
     })
-}
-
-/// Skips hop-by-hop, routing and destination options (RFC 8200 section 4) to TCP.
-fn ipv6_tcp(mut next: u8, mut rest: &[u8]) -> Option<&[u8]> {
-    for _ in 0..8 {
-        match next {
-            6 => return Some(rest),
-            0 | 43 | 60 => {
-                next = *rest.first()?;
-                rest = rest.get((usize::from(*rest.get(1)?) + 1) * 8..)?;
-            }
-            _ => return None,
-        }
-    }
-    None
 }
 
 /// A packet socket without link-layer header, for one protocol (host order) on
@@ -209,21 +184,7 @@ fn packet_socket(index: u32, protocol: libc::c_int) -> io::Result<OwnedFd> {
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
     setsockopt(&socket, sockopt::ReceiveTimestampns, &true)?;
     setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)?;
-    let mut program = FILTER;
-    let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
-    // SAFETY: SO_ATTACH_FILTER copies a sock_fprog, which points to as many instructions as it says.
-    let attached = unsafe {
-        libc::setsockopt(
-            fd,
-            libc::SOL_SOCKET,
-            libc::SO_ATTACH_FILTER,
-            (&raw const filter).cast(),
-            mem::size_of_val(&filter) as libc::socklen_t,
-        )
-    };
-    if attached != 0 {
-        return Err(io::Error::last_os_error());
-    }
+    attach(socket.as_fd())?;
     // SAFETY: sockaddr_ll is plain integers, for which zero is valid.
     let mut address: libc::sockaddr_ll = unsafe { mem::zeroed() };
     address.sll_family = libc::AF_PACKET as u16;
@@ -235,6 +196,23 @@ fn packet_socket(index: u32, protocol: libc::c_int) -> io::Result<OwnedFd> {
         return Err(io::Error::last_os_error());
     }
     Ok(socket)
+}
+
+/// Lets the socket take what [`FILTER`] accepts only.
+fn attach(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let mut program = FILTER;
+    let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    // SAFETY: SO_ATTACH_FILTER copies a sock_fprog, which points to as many instructions as it says.
+    let attached = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const filter).cast(),
+            mem::size_of_val(&filter) as libc::socklen_t,
+        )
+    };
+    if attached == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Segments that found the receive buffer full since the last call (PACKET_STATISTICS).
@@ -264,37 +242,42 @@ const fn op(code: u32, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
 /// Classic BPF, from the IP header on: accepts TCP RSTs, and IPv6 packets whose
 /// first extension header may lead to one.
 #[rustfmt::skip]
-const FILTER: [libc::sock_filter; 21] = {
+const FILTER: [libc::sock_filter; 24] = {
     use libc::{BPF_ABS, BPF_ALU, BPF_AND, BPF_B, BPF_H, BPF_IND, BPF_JEQ, BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_LDX, BPF_MSH, BPF_RET};
     [
         /*  0 */ op(BPF_LD | BPF_B | BPF_ABS, 0, 0, 0),
         /*  1 */ op(BPF_ALU | BPF_AND | BPF_K, 0, 0, 0xf0),
         /*  2 */ op(BPF_JMP | BPF_JEQ | BPF_K, 1, 0, 0x40),
-        /*  3 */ op(BPF_JMP | BPF_JEQ | BPF_K, 7, 16, 0x60),
+        /*  3 */ op(BPF_JMP | BPF_JEQ | BPF_K, 7, 19, 0x60),
         // IPv4: TCP, not a later fragment, RST.
         /*  4 */ op(BPF_LD | BPF_B | BPF_ABS, 0, 0, 9),
-        /*  5 */ op(BPF_JMP | BPF_JEQ | BPF_K, 0, 14, 6),
+        /*  5 */ op(BPF_JMP | BPF_JEQ | BPF_K, 0, 17, 6),
         /*  6 */ op(BPF_LD | BPF_H | BPF_ABS, 0, 0, 6),
-        /*  7 */ op(BPF_JMP | BPF_JSET | BPF_K, 12, 0, 0x1fff),
+        /*  7 */ op(BPF_JMP | BPF_JSET | BPF_K, 15, 0, 0x1fff),
         /*  8 */ op(BPF_LDX | BPF_B | BPF_MSH, 0, 0, 0),
         /*  9 */ op(BPF_LD | BPF_B | BPF_IND, 0, 0, 13),
-        /* 10 */ op(BPF_JMP | BPF_JSET | BPF_K, 8, 9, 0x04),
+        /* 10 */ op(BPF_JMP | BPF_JSET | BPF_K, 11, 12, 0x04),
         // IPv6: TCP at once and RST, or an extension header for parse() to skip.
         /* 11 */ op(BPF_LD | BPF_B | BPF_ABS, 0, 0, 6),
-        /* 12 */ op(BPF_JMP | BPF_JEQ | BPF_K, 4, 0, 6),
-        /* 13 */ op(BPF_JMP | BPF_JEQ | BPF_K, 5, 0, 0),
-        /* 14 */ op(BPF_JMP | BPF_JEQ | BPF_K, 4, 0, 43),
-        /* 15 */ op(BPF_JMP | BPF_JEQ | BPF_K, 3, 0, 60),
-        /* 16 */ op(BPF_RET | BPF_K, 0, 0, 0),
-        /* 17 */ op(BPF_LD | BPF_B | BPF_ABS, 0, 0, 40 + 13),
-        /* 18 */ op(BPF_JMP | BPF_JSET | BPF_K, 0, 1, 0x04),
-        /* 19 */ op(BPF_RET | BPF_K, 0, 0, SNAP as u32),
-        /* 20 */ op(BPF_RET | BPF_K, 0, 0, 0),
+        /* 12 */ op(BPF_JMP | BPF_JEQ | BPF_K, 7, 0, 6),
+        /* 13 */ op(BPF_JMP | BPF_JEQ | BPF_K, 8, 0, ip::HOP_BY_HOP as u32),
+        /* 14 */ op(BPF_JMP | BPF_JEQ | BPF_K, 7, 0, ip::ROUTING as u32),
+        /* 15 */ op(BPF_JMP | BPF_JEQ | BPF_K, 6, 0, ip::FRAGMENT as u32),
+        /* 16 */ op(BPF_JMP | BPF_JEQ | BPF_K, 5, 0, ip::AUTHENTICATION as u32),
+        /* 17 */ op(BPF_JMP | BPF_JEQ | BPF_K, 4, 0, ip::DESTINATION_OPTIONS as u32),
+        /* 18 */ op(BPF_JMP | BPF_JEQ | BPF_K, 3, 0, ip::MOBILITY as u32),
+        /* 19 */ op(BPF_RET | BPF_K, 0, 0, 0),
+        /* 20 */ op(BPF_LD | BPF_B | BPF_ABS, 0, 0, 40 + 13),
+        /* 21 */ op(BPF_JMP | BPF_JSET | BPF_K, 0, 1, 0x04),
+        /* 22 */ op(BPF_RET | BPF_K, 0, 0, SNAP as u32),
+        /* 23 */ op(BPF_RET | BPF_K, 0, 0, 0),
     ]
 };
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixDatagram;
+
     use super::*;
 
     /// A 20-byte TCP header with flags, from port 4660 to 80, sequence number 0x01020304.
@@ -326,6 +309,48 @@ mod tests {
         }
         assert_eq!(parse(&v4(0x04), 0.0).unwrap().source, super::super::CLIENT_V4);
         assert_eq!(parse(&v6(6, &[], 0x04), 0.0).unwrap().source, super::super::CLIENT_V6);
+    }
+
+    #[test]
+    fn reads_what_the_kernel_half_reads() {
+        let fragment = |field: u8| [6, 0, 0, field, 0, 0, 0, 7];
+        let authentication = [6, 4, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9];
+        let mobility = [6, 0, 7, 0, 0, 0, 0, 0];
+        for (next, extension) in [(44, &fragment(0)[..]), (44, &fragment(1)), (51, &authentication), (135, &mobility)] {
+            let rst = parse(&v6(next, extension, 0x04), 0.0).unwrap();
+            assert_eq!((rst.port, rst.seq), (4660, 0x0102_0304), "{next}");
+        }
+        assert_eq!(parse(&v6(44, &fragment(8), 0x04), 0.0), None, "later fragment");
+        assert_eq!(parse(&v6(139, &mobility, 0x04), 0.0), None, "HIP");
+        // Longer than what is kept of it.
+        let mut long = v4(0x04);
+        long[2..4].copy_from_slice(&900_u16.to_be_bytes());
+        assert!(parse(&long, 0.0).is_some());
+    }
+
+    #[test]
+    fn the_filter_takes_what_parse_reads() {
+        let (send, receive) = UnixDatagram::pair().unwrap();
+        attach(receive.as_fd()).unwrap();
+        receive.set_nonblocking(true).unwrap();
+        // The sender is not told what the filter drops (unix_dgram_sendmsg()).
+        let takes = |packet: &[u8]| {
+            send.send(packet).unwrap();
+            receive.recv(&mut [0; SNAP]).is_ok()
+        };
+        let other = [6, 0, 0, 0, 0, 0, 0, 0];
+        for flags in [0x04, 0x14] {
+            assert!(takes(&v4(flags)) && takes(&v6(6, &[], flags)), "{flags}");
+        }
+        assert!(!takes(&v4(0x12)) && !takes(&v6(6, &[], 0x12)));
+        let mut later = v4(0x04);
+        later[7] = 1;
+        assert!(!takes(&later));
+        for next in 0..=255 {
+            if next != 6 {
+                assert_eq!(takes(&v6(next, &other, 0x04)), crafter_common::parse::extends(next), "{next}");
+            }
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::{
     usage::Usage,
     verdict::{Decision, Verdict},
 };
-use crate::packet::Transport;
+use crate::packet::{Framed, Route, Transport, framed};
 
 /// Ethernet header and one 802.1Q tag, in bytes.
 const FRAME_HEADER: usize = 18;
@@ -178,8 +178,9 @@ impl Policy {
         Decision::of(rule, verdict)
     }
 
-    /// Whether an Ethernet frame may be sent, as [`packet`](Self::packet). An IP packet in it, also behind VLAN tags,
-    /// is judged as one; of other frames only the destination address and the length are.
+    /// Whether an Ethernet frame may be sent, as [`packet`](Self::packet). An IP packet in it, also behind one or two VLAN
+    /// tags, is judged as one; of other frames only the destination address and the length are. A frame with more tags,
+    /// and one that announces another IP version than it holds, is unreadable.
     pub fn frame(&self, grant: &Grant, frame: &[u8], usage: &mut Usage, now: Instant) -> Decision {
         let rule = match self.rule_for(grant) {
             Ok(rule) => rule,
@@ -261,12 +262,24 @@ fn judge(rule: &Rule, grant: &Grant, packet: &Outgoing) -> Checked {
 pub(super) fn form(rule: &Rule, packet: &Outgoing) -> Checked {
     let known = packet.transport.is_some_and(|transport| rule.protocols.has(transport));
     granted(known || rule.protocols.any, Verdict::Protocol)?;
-    granted(!packet.source_routed || rule.protocols.any, Verdict::SourceRoute)
+    granted(packet.route == Route::None || rule.protocols.any, Verdict::SourceRoute)
 }
 
-/// Where a packet goes.
+/// Where a packet goes, and by what addresses: also by those that a source route names, the last of which is its
+/// destination. Where a route cannot be read, it might lead anywhere.
 pub(super) fn reach(rule: &Rule, packet: &Outgoing, broadcasts: &[Ipv4Addr]) -> Checked {
-    let destination = packet.destination.to_canonical();
+    reach_one(rule, packet, packet.destination, broadcasts)?;
+    match packet.route {
+        Route::None => Ok(()),
+        Route::Through(waypoints) => {
+            waypoints.addresses().iter().try_for_each(|&address| reach_one(rule, packet, address.into(), broadcasts))
+        }
+        Route::Unreadable => granted(rule.deny.list().is_empty() && rule.allow.is_none(), Verdict::SourceRoute),
+    }
+}
+
+fn reach_one(rule: &Rule, packet: &Outgoing, destination: IpAddr, broadcasts: &[Ipv4Addr]) -> Checked {
+    let destination = destination.to_canonical();
     granted(rule.multicast || !destination.is_multicast(), Verdict::Multicast)?;
     if let IpAddr::V4(address) = destination {
         // RFC 1122 section 3.3.6: 0.0.0.0 is an old form of the broadcast address.
@@ -280,22 +293,14 @@ pub(super) fn reach(rule: &Rule, packet: &Outgoing, broadcasts: &[Ipv4Addr]) -> 
 
 fn judge_frame(rule: &Rule, grant: &Grant, frame: &[u8]) -> Checked {
     granted(grant.wish.raw_ethernet && rule.raw_ethernet, Verdict::RawEthernet)?;
-    let (destination, mut rest) = frame.split_first_chunk::<6>().ok_or(Verdict::Unreadable)?;
+    let destination = frame.first_chunk::<6>().ok_or(Verdict::Unreadable)?;
     granted(frame.len() <= grant.mtu.saturating_add(FRAME_HEADER), Verdict::TooLong)?;
     granted(rule.broadcast || *destination != [0xff; 6], Verdict::Broadcast)?;
     let group = destination[0] & 1 == 1 && *destination != [0xff; 6];
     granted(rule.multicast || !group, Verdict::Multicast)?;
-    rest = rest.get(6..).ok_or(Verdict::Unreadable)?;
-    loop {
-        let (kind, after) = rest.split_first_chunk::<2>().ok_or(Verdict::Unreadable)?;
-        rest = match u16::from_be_bytes(*kind) {
-            // 802.1Q, 802.1ad and their older relative: a tag of 2 bytes, and the next type.
-            0x8100 | 0x88a8 | 0x9100 => after.get(2..).ok_or(Verdict::Unreadable)?,
-            0x0800 | 0x86dd => {
-                let packet = Outgoing::read(after).ok_or(Verdict::Unreadable)?;
-                return judge(rule, grant, &packet);
-            }
-            _ => return Ok(()),
-        };
+    match framed(frame) {
+        Framed::Ip(packet) => judge(rule, grant, &Outgoing::read(packet).ok_or(Verdict::Unreadable)?),
+        Framed::Other => Ok(()),
+        Framed::Unreadable => Err(Verdict::Unreadable),
     }
 }

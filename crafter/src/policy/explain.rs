@@ -12,7 +12,7 @@ use super::{
     targets::Target,
     verdict::Verdict,
 };
-use crate::packet::Transport;
+use crate::packet::{Route, Transport};
 
 /// A packet that somebody might want to send; what is `None` is taken for allowed, and said to be.
 #[derive(Debug, Clone)]
@@ -108,7 +108,7 @@ impl Question {
             destination: self.destination,
             transport: Some(self.transport),
             ports,
-            source_routed: false,
+            route: Route::None,
             length: 0,
         }
     }

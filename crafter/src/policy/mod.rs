@@ -32,7 +32,8 @@
 //! - What is dangerous is refused unless granted: `raw_ethernet`, `observe`, `multicast`, `broadcast` (`true`), and
 //!   `foreign_sources` (`true`, or the prefixes that may be pretended).
 //! - `protocols` are tcp, udp and icmp unless named. `icmp` are queries with an identifier, as ping sends; other ICMP,
-//!   other protocols and source-routed packets need `"any"`.
+//!   other protocols and source-routed packets need `"any"`. Each address of a source route is compared as a destination
+//!   is; a route that cannot be read is refused where there is a `deny` or an `allow`.
 //! - Numbers are per user, over all of the user's leases, also where a group is named. Where they are not named they
 //!   are those above; without `burst` it is a tenth of a second's packets. `"unlimited"` lifts one.
 //! - Destinations with ports are for TCP and UDP. A fragment that does not tell its port, and a protocol that has

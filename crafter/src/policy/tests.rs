@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::*;
-use crate::packet::{Datagram, Segment, Transport};
+use crate::packet::{Datagram, Route, Segment, Transport};
 
 mod any;
 mod explained;

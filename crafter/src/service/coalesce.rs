@@ -3,7 +3,7 @@
 
 use crate::{
     driver::{LeaseId, Received},
-    packet::Checksum,
+    packet::{Checksum, TcpView, ip},
 };
 
 /// Bytes of an IP packet at most: its length field has 16 bits.
@@ -124,26 +124,17 @@ pub(super) fn coalesce(packets: &[(LeaseId, Received)]) -> Vec<(LeaseId, Receive
 
 /// The lengths of the IP header and of both headers of a segment with data that nothing but ACK and PSH is said of.
 fn headers(packet: &Received) -> Option<(usize, usize)> {
-    let bytes = &packet.ip[..];
     if packet.cut || packet.checksum == Checksum::Invalid || !packet.reason.is_ingress() {
         return None;
     }
-    let two = |at: usize| usize::from(bytes[at]) << 8 | usize::from(bytes[at + 1]);
-    let ip = match bytes.first()? {
-        0x45 if bytes.len() >= 40
-            && two(2) == bytes.len()
-            && bytes[6] & 0x3f == 0
-            && bytes[7] == 0
-            && bytes[9] == 6 =>
-        {
-            20
-        }
-        0x60..=0x6f if bytes.len() >= 60 && two(4) + 40 == bytes.len() && bytes[6] == 6 => 40,
-        _ => return None,
-    };
-    let headers = ip + usize::from(bytes[ip + 12] >> 4) * 4;
-    let is_plain = bytes[ip + 12] & 0x0f == 0 && bytes[ip + 13] & !PSH == ACK;
-    (is_plain && headers >= ip + 20 && headers < bytes.len()).then_some((ip, headers))
+    let segment = TcpView::read(&packet.ip).ok()?;
+    let ip = &segment.ip;
+    let fixed = if ip.version() == 4 { ip::IPV4_HEADER } else { ip::IPV6_HEADER };
+    // Neither options nor extension headers, and nothing behind the packet.
+    let is_bare = ip.payload.start == fixed && ip.declares_length() && ip.total_length() == packet.ip.len();
+    let is_plain = segment.flags.0 & !u16::from(PSH) == u16::from(ACK);
+    let data = segment.payload().len();
+    (is_bare && is_plain && data > 0).then_some((fixed, packet.ip.len() - data))
 }
 
 fn sequence(bytes: &[u8], ip: usize) -> u32 {
@@ -180,7 +171,7 @@ mod tests {
         segment.seq = seq;
         segment.ack = 7;
         segment.flags = Flags(flags);
-        segment.window = 500 + seq as u16;
+        segment.window = 500_u16.wrapping_add(seq as u16);
         segment.payload = payload.to_vec();
         let received = Received {
             ip: segment.build(),

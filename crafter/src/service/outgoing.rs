@@ -99,8 +99,8 @@ fn take(service: &Rc<Service>, lease: &Rc<ServedLease>) -> Took {
                 let rule = decision.and_then(|decision| decision.rule).map_or(0, |rule| rule as u16);
                 lease.refuse(code, rule, &sentence, bytes);
                 if let Some(decision) = decision {
-                    let packet = if lease.sends_frames() { ip_of(bytes) } else { Some(bytes) };
-                    service.record_refused_packet(lease, decision, packet.and_then(Outgoing::read).as_ref());
+                    let read = if lease.sends_frames() { Outgoing::read_frame } else { Outgoing::read };
+                    service.record_refused_packet(lease, decision, read(bytes).as_ref());
                 }
             }
             Ok(None) => packets.push(Packet::Frame(bytes)),
@@ -151,7 +151,7 @@ fn judge(
     }
     let mut usage = lease.usage().borrow_mut();
     if lease.sends_frames() {
-        let outgoing = ip_of(bytes).and_then(Outgoing::read);
+        let outgoing = Outgoing::read_frame(bytes);
         let grant = outgoing.as_ref().and_then(|outgoing| borrowed(lease, outgoing));
         let decision = policy.frame(grant.as_ref().unwrap_or(&lease.what.grant), bytes, &mut usage, now);
         drop(usage);
@@ -199,17 +199,4 @@ fn borrowed(lease: &ServedLease, outgoing: &Outgoing) -> Option<Grant> {
 fn flow(policy: &Policy, lease: &ServedLease, outgoing: &Outgoing, now: Instant) -> Result<(), Refusal> {
     let PacketPorts::Both { source, destination } = outgoing.ports else { return Ok(()) };
     lease.flow((outgoing.destination, destination, source), now, |usage| allowed(policy.flow(&lease.what.grant, usage)))
-}
-
-/// The IP packet in a frame, behind VLAN tags.
-fn ip_of(frame: &[u8]) -> Option<&[u8]> {
-    let mut rest = frame.get(12..)?;
-    loop {
-        let (kind, after) = rest.split_first_chunk::<2>()?;
-        rest = match u16::from_be_bytes(*kind) {
-            0x8100 | 0x88a8 | 0x9100 => after.get(2..)?,
-            0x0800 | 0x86dd => return Some(after),
-            _ => return None,
-        };
-    }
 }

@@ -10,7 +10,7 @@ const WALKED: usize = 8;
 pub enum Fault {
     /// Neither IPv4 nor IPv6.
     NotIp,
-    /// Ends within a header that has to be read, or has a header length or version that cannot be.
+    /// Ends within a header, has a header length or version that cannot be, or fragments a fragment.
     CutShort,
     /// More IPv6 extension headers than are walked.
     TooManyHeaders,
@@ -90,7 +90,7 @@ fn ipv4(bytes: &[u8]) -> Result<Ip<'_>, Fault> {
         protocol: header[9],
         piece: piece(offset, more, identification),
         routed: false,
-        rest: bytes.get(words * 4..).unwrap_or_default(),
+        rest: bytes.get(words * 4..).ok_or(Fault::CutShort)?,
     })
 }
 
@@ -121,6 +121,8 @@ fn ipv6(bytes: &[u8]) -> Result<Ip<'_>, Fault> {
         rest: &bytes[40..],
     };
     let mut walked = 0;
+    // The last header that was walked ends behind the packet.
+    let mut beyond = false;
     while let 0 | 43 | 44 | 51 | 60 | 135 = found.protocol {
         if walked == WALKED {
             return Err(Fault::TooManyHeaders);
@@ -130,6 +132,10 @@ fn ipv6(bytes: &[u8]) -> Result<Ip<'_>, Fault> {
         let whole = match found.protocol {
             // "Reserved" stands in the place of the length (section 4.5).
             44 => {
+                // A datagram is fragmented once.
+                if let Piece::First(_) = found.piece {
+                    return Err(Fault::CutShort);
+                }
                 let fragment: &[u8; 8] = found.rest.first_chunk().ok_or(Fault::CutShort)?;
                 let field = u16::from_be_bytes([fragment[2], fragment[3]]);
                 let id = u32::from_be_bytes([fragment[4], fragment[5], fragment[6], fragment[7]]);
@@ -149,9 +155,10 @@ fn ipv6(bytes: &[u8]) -> Result<Ip<'_>, Fault> {
             }
         };
         found.protocol = next;
+        beyond = found.rest.len() < whole;
         found.rest = found.rest.get(whole..).unwrap_or_default();
     }
-    Ok(found)
+    if beyond { Err(Fault::CutShort) } else { Ok(found) }
 }
 
 /// What an ICMP message is, as far as owners care.

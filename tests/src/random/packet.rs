@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use super::{Rng, world::World};
 use crate::frame::{self, MORE, TCP, Tcp, UDP, V4};
 
-/// IPv6 extension headers, and the types that look like one.
-const EXTENSIONS: [u8; 7] = [0, 43, 44, 51, 60, 135, 60];
+/// IPv6 extension headers, and types that look like one: HIP and Shim6.
+const EXTENSIONS: [u8; 18] = [0, 43, 44, 51, 60, 135, 60, 0, 43, 44, 51, 60, 135, 60, 60, 60, 139, 140];
 /// Identifications of fragments: few, so that siblings meet, in every order.
 const IDENTIFICATIONS: usize = 5;
 

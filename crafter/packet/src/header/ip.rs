@@ -3,44 +3,25 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Range;
 
+use crafter_common::{
+    Address,
+    parse::{self, Network},
+    reason::Reason,
+    route::Route,
+};
 use pnet_packet::ip::IpNextHeaderProtocol;
-use pnet_packet::ipv4::{self, Ipv4Flags, Ipv4Packet, MutableIpv4Packet};
-use pnet_packet::ipv6::{Ipv6Packet, MutableIpv6Packet};
+use pnet_packet::ipv4::{self, Ipv4Flags, MutableIpv4Packet};
+use pnet_packet::ipv6::MutableIpv6Packet;
 
 use crate::error::{Error, Result};
 
-/// IPv6 hop-by-hop options.
-pub const HOP_BY_HOP: u8 = 0;
-/// ICMP for IPv4.
-pub const ICMP: u8 = 1;
-/// TCP.
-pub const TCP: u8 = 6;
-/// UDP.
-pub const UDP: u8 = 17;
-/// IPv6 routing header.
-pub const ROUTING: u8 = 43;
-/// IPv6 fragment header.
-pub const FRAGMENT: u8 = 44;
-/// Authentication header (RFC 4302).
-pub const AUTHENTICATION: u8 = 51;
-/// ICMPv6.
-pub const ICMPV6: u8 = 58;
-/// IPv6 destination options.
-pub const DESTINATION_OPTIONS: u8 = 60;
-/// Mobility header (RFC 6275).
-pub const MOBILITY: u8 = 135;
-/// Host identity protocol (RFC 7401).
-pub const HIP: u8 = 139;
-/// Shim6 (RFC 5533).
-pub const SHIM6: u8 = 140;
-
-/// Length of an IPv4 header without options, in bytes.
-pub const IPV4_HEADER: usize = 20;
-/// Length of the fixed IPv6 header, in bytes.
-pub const IPV6_HEADER: usize = 40;
-
-/// No sender nests more extension headers than this; a longer chain is an attack on the reader's time.
-const MAX_EXTENSION_HEADERS: usize = 16;
+pub use crafter_common::{
+    ICMP, ICMPV6, TCP, UDP,
+    parse::{
+        AUTHENTICATION, DESTINATION_OPTIONS, FRAGMENT, HOP_BY_HOP, IPV4_HEADER, IPV6_HEADER, MAX_EXTENSION_HEADERS,
+        MOBILITY, ROUTING,
+    },
+};
 
 /// Where a fragment belongs in its datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,7 +38,8 @@ pub struct Fragment {
     pub next_header_at: usize,
 }
 
-/// A view over one IP packet. Bytes after its end (Ethernet padding) are not part of it.
+/// A view over one IP packet: what [`parse::network`] reads of it, as the kernel half does, and the length that the packet
+/// says it has. Bytes after its end (Ethernet padding) are not part of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IpPacket<'a> {
     bytes: &'a [u8],
@@ -78,6 +60,7 @@ pub struct IpPacket<'a> {
     pub tos: u8,
     /// IPv4 identification; 0 for IPv6.
     pub id: u16,
+    net: Network,
 }
 
 impl<'a> IpPacket<'a> {
@@ -88,7 +71,7 @@ impl<'a> IpPacket<'a> {
     /// such a packet takes all of `bytes`.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if a header is cut short or contradicts itself.
+    /// [`Error::Invalid`] for what [`parse::network`] refuses, and a packet that is shorter than it says.
     pub fn parse(bytes: &'a [u8]) -> Result<Self> {
         Self::read(bytes).map_err(|reason| Error::invalid("IP packet", reason))
     }
@@ -104,123 +87,71 @@ impl<'a> IpPacket<'a> {
     }
 
     fn read_as(bytes: &'a [u8], quoted: bool) -> Result<Self, &'static str> {
-        match bytes.first().map(|first| first >> 4) {
-            Some(4) => Self::read_ipv4(bytes, quoted),
-            Some(6) => Self::read_ipv6(bytes, quoted),
-            Some(_) => Err("the version is neither 4 nor 6"),
-            None => Err("no bytes"),
-        }
-    }
-
-    fn read_ipv4(bytes: &'a [u8], quoted: bool) -> Result<Self, &'static str> {
-        let header = Ipv4Packet::new(bytes).ok_or("shorter than an IPv4 header")?;
-        let header_length = usize::from(header.get_header_length()) * 4;
-        if header_length < IPV4_HEADER {
-            return Err("IPv4 header length below 5 words");
-        }
-        let total = match usize::from(header.get_total_length()) {
+        let (_, v6) = parse::link(bytes, 0).map_err(|_| match bytes.len() {
+            0 => "no bytes",
+            1 => "shorter than an IP header",
+            _ => "the version is neither 4 nor 6",
+        })?;
+        let short = if v6 { "shorter than an IPv6 header" } else { "shorter than an IPv4 header" };
+        let fixed = if v6 { IPV6_HEADER } else { IPV4_HEADER };
+        let declared = parse::declared_length(bytes, 0, v6).filter(|_| bytes.len() >= fixed).ok_or(short)?;
+        let end = match declared {
             0 => bytes.len(),
-            total => total,
+            length if length > bytes.len() && !quoted => {
+                return Err(if v6 {
+                    "shorter than its IPv6 payload length"
+                } else {
+                    "shorter than its IPv4 total length"
+                });
+            }
+            length => length.min(bytes.len()),
         };
-        if total < header_length {
-            return Err("IPv4 total length below its header length");
-        }
-        if bytes.len() < header_length || (bytes.len() < total && !quoted) {
-            return Err("shorter than its IPv4 total length");
-        }
-        let end = total.min(bytes.len());
-        let more = header.get_flags() & Ipv4Flags::MoreFragments != 0;
-        let offset = usize::from(header.get_fragment_offset()) * 8;
-        Ok(Self {
-            bytes: &bytes[..end],
-            source: IpAddr::V4(header.get_source()),
-            destination: IpAddr::V4(header.get_destination()),
-            protocol: header.get_next_level_protocol().0,
-            payload: header_length..end,
-            fragment: (more || offset > 0).then(|| Fragment {
-                id: header.get_identification().into(),
-                offset,
-                more,
-                header: 0,
-                next_header_at: 9,
-            }),
-            ttl: header.get_ttl(),
-            tos: header.get_dscp() << 2 | header.get_ecn(),
-            id: header.get_identification(),
-        })
-    }
-
-    fn read_ipv6(bytes: &'a [u8], quoted: bool) -> Result<Self, &'static str> {
-        let header = Ipv6Packet::new(bytes).ok_or("shorter than an IPv6 header")?;
-        let total = match usize::from(header.get_payload_length()) {
-            0 => bytes.len(),
-            length => IPV6_HEADER + length,
-        };
-        if bytes.len() < total && !quoted {
-            return Err("shorter than its IPv6 payload length");
-        }
-        let end = total.min(bytes.len());
         let bytes = &bytes[..end];
-        let mut protocol = header.get_next_header().0;
-        let mut next_header_at = 6;
-        let mut at = IPV6_HEADER;
-        let mut fragment = None;
-        let mut headers = 0;
-        loop {
-            let length = match protocol {
-                HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | MOBILITY | HIP | SHIM6 => {
-                    let length = bytes.get(at + 1).ok_or("an IPv6 extension header is cut short")?;
-                    (usize::from(*length) + 1) * 8
-                }
-                // RFC 4302, 2.2: counted in words of 4 bytes, less 2.
-                AUTHENTICATION => {
-                    let length = bytes.get(at + 1).ok_or("an authentication header is cut short")?;
-                    (usize::from(*length) + 2) * 4
-                }
-                FRAGMENT => 8,
-                _ => break,
-            };
-            headers += 1;
-            if headers > MAX_EXTENSION_HEADERS {
-                return Err("too many IPv6 extension headers");
-            }
-            let extension = bytes.get(at..at + length).ok_or("an IPv6 extension header is cut short")?;
-            if protocol == FRAGMENT {
-                let field = u16::from_be_bytes([extension[2], extension[3]]);
-                let read = Fragment {
-                    id: u32::from_be_bytes([extension[4], extension[5], extension[6], extension[7]]),
-                    offset: usize::from(field & !7),
-                    more: field & 1 == 1,
-                    header: at,
-                    next_header_at,
-                };
-                if read.more || read.offset > 0 {
-                    fragment = Some(read);
-                }
-            }
-            next_header_at = at;
-            protocol = extension[0];
-            at += length;
-            if fragment.is_some_and(|fragment| fragment.offset > 0) {
-                break;
-            }
-        }
+        let net = parse::network(bytes, 0, v6).map_err(|reason| match (reason, v6) {
+            (Reason::OtherProtocol, _) => "too many IPv6 extension headers",
+            (_, false) => "IPv4 header length below 5 words, or beyond the packet",
+            (_, true) => "an IPv6 extension header is cut short, or fragments a fragment",
+        })?;
+        let (source, destination) = net.addresses(bytes).ok_or(short)?;
+        let (offset, more) = net.piece(bytes).filter(|_| net.fragment != parse::Fragment::Whole).unwrap_or_default();
         Ok(Self {
             bytes,
-            source: IpAddr::V6(header.get_source()),
-            destination: IpAddr::V6(header.get_destination()),
-            protocol,
-            payload: at..end,
-            fragment,
-            ttl: header.get_hop_limit(),
-            tos: header.get_traffic_class(),
-            id: 0,
+            source: address(source, v6),
+            destination: address(destination, v6),
+            protocol: net.protocol,
+            payload: net.transport..end,
+            fragment: (net.fragment != parse::Fragment::Whole).then(|| Fragment {
+                id: u32::from_be_bytes(net.identification),
+                offset: usize::from(offset),
+                more,
+                header: net.extensions.fragment,
+                next_header_at: if v6 { net.extensions.fragment_named_at } else { 9 },
+            }),
+            ttl: bytes[if v6 { 7 } else { 8 }],
+            tos: if v6 { bytes[0] << 4 | bytes[1] >> 4 } else { bytes[1] },
+            id: if v6 { 0 } else { u16::from_be_bytes([bytes[4], bytes[5]]) },
+            net,
         })
     }
 
     /// 4 or 6.
     pub fn version(&self) -> u8 {
-        if self.source.is_ipv4() { 4 } else { 6 }
+        if self.net.v6 { 6 } else { 4 }
+    }
+
+    /// What the kernel half reads of the packet; offsets are those in [`bytes`](Self::bytes).
+    pub fn network(&self) -> &Network {
+        &self.net
+    }
+
+    /// What the packet says of its route.
+    pub fn route(&self) -> Route {
+        Route::read(self.bytes, &self.net)
+    }
+
+    /// Whether its header says how long it is: that of a super-frame too long for the field does not.
+    pub fn declares_length(&self) -> bool {
+        parse::declared_length(self.bytes, 0, self.net.v6).is_some_and(|length| length > 0)
     }
 
     /// The whole packet, padding cut off.
@@ -315,6 +246,12 @@ impl Header {
         }
         bytes
     }
+}
+
+/// The address that the reader gives in 16-byte form, of an IPv6 packet or of another.
+pub fn address(address: Address, v6: bool) -> IpAddr {
+    let [.., a, b, c, d] = address;
+    if v6 { IpAddr::V6(address.into()) } else { IpAddr::V4(Ipv4Addr::new(a, b, c, d)) }
 }
 
 fn mapped(address: IpAddr) -> Ipv6Addr {

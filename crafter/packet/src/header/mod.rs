@@ -5,6 +5,9 @@
 
 use std::{fmt, net::SocketAddr, ops::RangeInclusive};
 
+use crafter_common::parse;
+pub use crafter_common::route::{Route, Waypoints};
+
 pub mod checksum;
 pub mod field;
 pub mod icmp;
@@ -110,21 +113,39 @@ impl Flow {
 /// protocol, and a fragment that is not the first of its datagram (it has no
 /// ports). Allocates nothing.
 pub fn flow(ip: &[u8]) -> Option<Flow> {
+    flow_of(&IpPacket::read(ip).ok()?)
+}
+
+/// The [`flow`] of a packet that came in, if the kernel half would ask for its owner: not where the packet is in transit,
+/// by the segments left in a routing header, nor where it is for an address that no packet can be for.
+pub fn received(ip: &[u8]) -> Option<Flow> {
     let packet = IpPacket::read(ip).ok()?;
-    if packet.fragment.is_some_and(|fragment| fragment.offset > 0) {
+    let net = packet.network();
+    // An ICMP error may speak to whoever sent what it quotes, whatever its own addresses.
+    if parse::has_ports(net.protocol) && (net.left != 0 || net.end(net.addresses(packet.bytes())?.1).is_none()) {
         return None;
     }
-    let protocol = match (packet.protocol, packet.source.is_ipv4()) {
-        (ip::TCP, _) => Protocol::Tcp,
-        (ip::UDP, _) => Protocol::Udp,
-        (ip::ICMP, true) | (ip::ICMPV6, false) => Protocol::Icmp,
+    flow_of(&packet)
+}
+
+fn flow_of(packet: &IpPacket<'_>) -> Option<Flow> {
+    let net = packet.network();
+    if net.fragment == parse::Fragment::Later {
+        return None;
+    }
+    let protocol = match net.protocol {
+        ip::TCP => Protocol::Tcp,
+        ip::UDP => Protocol::Udp,
+        _ if parse::is_icmp(net) => Protocol::Icmp,
         _ => return None,
     };
     let (source, destination) = match protocol {
         Protocol::Icmp => (0, 0),
+        // As for the kernel half, a header that is cut short belongs to nothing.
+        _ if packet.payload().len() < parse::header_length(net.protocol) => return None,
         _ => {
-            let ports = packet.payload().first_chunk::<4>()?;
-            (u16::from_be_bytes([ports[0], ports[1]]), u16::from_be_bytes([ports[2], ports[3]]))
+            let (source, destination) = parse::ports(packet.bytes(), net.transport)?;
+            (u16::from_be_bytes(source), u16::from_be_bytes(destination))
         }
     };
     Some(Flow {
@@ -135,26 +156,47 @@ pub fn flow(ip: &[u8]) -> Option<Flow> {
 }
 
 /// Who sent the ICMP query that `ip` answers, or quotes as an error: the address, and the identifier in place
-/// of a port. `None` for all else. Reads as the kernel half does.
+/// of a port. `None` for all else.
 pub fn icmp_query(ip: &[u8]) -> Option<SocketAddr> {
-    use crafter_common::parse::{self, Icmp};
-    let v6 = ip.first()? >> 4 == 6;
-    let net = parse::network(ip, 0, v6).ok()?;
-    if !parse::is_icmp(&net) {
+    use crafter_common::parse::Icmp;
+    let packet = IpPacket::read(ip).ok()?;
+    let (bytes, net) = (packet.bytes(), packet.network());
+    if net.fragment == parse::Fragment::Later || !parse::is_icmp(net) {
         return None;
     }
-    let (address, id) = match parse::icmp(ip, &net)? {
-        Icmp::Reply { id } => (net.addresses(ip)?.1, id),
+    let (address, id) = match parse::icmp(bytes, net)? {
+        Icmp::Reply { id } if net.left == 0 => (net.end(net.addresses(bytes)?.1)?, id),
         Icmp::Error { .. } => {
-            let quoted = parse::quoted(ip, &net).ok()?;
-            match parse::is_icmp(&quoted).then(|| parse::icmp(ip, &quoted))?? {
-                Icmp::Query { id } => (quoted.addresses(ip)?.0, id),
-                _ => return None,
-            }
+            let (quoted, _, id) = parse::quoted_sender(bytes, net).filter(|&(_, protocol, _)| protocol == ip::ICMP)?;
+            (quoted.end(quoted.addresses(bytes)?.0)?, id)
         }
-        Icmp::Query { .. } | Icmp::Other => return None,
+        Icmp::Reply { .. } | Icmp::Query { .. } | Icmp::Other => return None,
     };
-    Some(SocketAddr::new(std::net::Ipv6Addr::from(address).to_canonical(), u16::from_be_bytes(id)))
+    Some(SocketAddr::new(ip::address(address, net.v6), u16::from_be_bytes(id)))
+}
+
+/// What an Ethernet frame holds that is to leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Framed<'a> {
+    /// From its IP header on; padding may follow.
+    Ip(&'a [u8]),
+    /// Another protocol.
+    Other,
+    /// It cannot be said: the frame ends too early, has more than two VLAN tags, or announces another IP version than
+    /// that of the packet in it.
+    Unreadable,
+}
+
+/// Reads a frame that is to leave: [`parse::frame`].
+pub fn framed(frame: &[u8]) -> Framed<'_> {
+    match parse::frame(frame) {
+        parse::Frame::Ip { start, v6 } => match frame.get(start..) {
+            Some(packet) if parse::link(packet, 0) == Ok((0, v6)) => Framed::Ip(packet),
+            _ => Framed::Unreadable,
+        },
+        parse::Frame::Other => Framed::Other,
+        parse::Frame::Unreadable => Framed::Unreadable,
+    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::IpAddr,
     ops::Range,
 };
 
@@ -15,11 +15,16 @@ use crafter::{
         route::{Route, resolve},
         tx::Sender,
     },
+    packet::ip,
+};
+use crafter_common::{
+    link,
+    parse::{self, Bytes as _},
 };
 
 use super::tape::Tape;
 
-const ETHERNET: usize = 14;
+const ETHERNET: usize = link::ETHERNET_HEADER;
 const VLAN_TAG: usize = 4;
 
 /// The sockets, and the ways that IP packets take.
@@ -144,17 +149,15 @@ impl Outlet {
     }
 }
 
-/// What a link takes of a frame: a VLAN tag is not counted (packet_extra_vlan_len_allowed()).
+/// What a link takes of a frame. A VLAN tag is not counted, if it is the outermost and of IEEE 802.1Q: that is all that
+/// the kernel looks at (`packet_extra_vlan_len_allowed()`).
 fn room(link: &Interface, frame: &[u8]) -> usize {
-    let tag = if frame[12..].starts_with(&[0x81, 0]) { VLAN_TAG } else { 0 };
-    link.mtu as usize + ETHERNET + tag
+    let is_tagged = frame.load::<2>(12) == Some(link::ETHERTYPE_VLAN.to_be_bytes());
+    link.mtu as usize + ETHERNET + if is_tagged { VLAN_TAG } else { 0 }
 }
 
 /// Where an IP packet is to go.
 fn destination(packet: &[u8]) -> Option<IpAddr> {
-    match packet.first()? >> 4 {
-        4 if packet.len() >= 20 => Some(Ipv4Addr::from(*packet[16..].first_chunk::<4>()?).into()),
-        6 => Some(Ipv6Addr::from(*packet.get(24..)?.first_chunk::<16>()?).into()),
-        _ => None,
-    }
+    let (_, v6) = parse::link(packet, 0).ok()?;
+    Some(ip::address(parse::addresses(packet, 0, v6)?.1, v6))
 }

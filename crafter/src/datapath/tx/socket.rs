@@ -2,15 +2,17 @@
 
 use std::{
     io, mem,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
+    net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6},
     os::fd::AsFd as _,
     time::Duration,
 };
 
+use crafter_common::parse;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 
 use super::SEND_BUFFER;
+use crate::packet::ip;
 
 /// How long a full queue of a socket is waited for at once.
 pub(in crate::datapath) const ROOM_WAIT: Duration = Duration::from_millis(20);
@@ -80,17 +82,14 @@ pub(in crate::datapath) fn link_address(ifindex: u32) -> SockAddr {
     unsafe { SockAddr::new(storage, mem::size_of::<libc::sockaddr_ll>() as libc::socklen_t) }
 }
 
-/// `packet` has 20 bytes at least.
-pub(super) fn destination4(packet: &[u8]) -> SocketAddr {
-    let address = Ipv4Addr::new(packet[16], packet[17], packet[18], packet[19]);
-    SocketAddrV4::new(address, 0).into()
-}
-
-/// `packet` has 40 bytes at least.
-pub(super) fn destination6(packet: &[u8], ifindex: u32) -> SocketAddr {
-    let mut octets = [0; 16];
-    octets.copy_from_slice(&packet[24..40]);
-    let address = Ipv6Addr::from(octets);
-    let scope = if address.is_unicast_link_local() || address.is_multicast() { ifindex } else { 0 };
-    SocketAddrV6::new(address, 0, 0, scope).into()
+/// Where a raw socket is to send an IP packet; `None` where the packet ends before its addresses.
+pub(super) fn destination(packet: &[u8], v6: bool, ifindex: u32) -> Option<SocketAddr> {
+    let (_, address) = parse::addresses(packet, 0, v6)?;
+    Some(match ip::address(address, v6) {
+        IpAddr::V4(address) => SocketAddrV4::new(address, 0).into(),
+        IpAddr::V6(address) => {
+            let scope = if address.is_unicast_link_local() || address.is_multicast() { ifindex } else { 0 };
+            SocketAddrV6::new(address, 0, 0, scope).into()
+        }
+    })
 }

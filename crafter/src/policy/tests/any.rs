@@ -140,6 +140,63 @@ proptest! {
         ).map_err(|decision| TestCaseError::reject(decision.to_string()))?, &bytes, &mut Usage::default(), Instant::now());
     }
 
+    /// What is judged is what the kernel half reads.
+    #[test]
+    fn packets_are_read_as_by_the_kernel_half(
+        mut bytes in vec(any::<u8>(), 1..90), v6 in any::<bool>(),
+        protocols in vec(select(vec![0u8, 1, 6, 6, 17, 17, 43, 44, 58, 60, 139]), 2), tags in vec(select(vec![0x8100u16, 0x88a8, 0x9100]), 0..4),
+    ) {
+        use crafter_common::parse::{self, Fragment, Icmp};
+        bytes[0] = if v6 { 0x60 } else { 0x45 + (bytes[0] & 3) };
+        let length = bytes.len();
+        let declared = if v6 { length.saturating_sub(40) } else { length } as u16;
+        for (at, byte) in [(if v6 { 6 } else { 9 }, protocols[0]), (40, protocols[1]), (41, 0)] {
+            bytes.get_mut(at).into_iter().for_each(|field| *field = byte);
+        }
+        let at = if v6 { 4 } else { 2 };
+        bytes.get_mut(at..at + 2).into_iter().for_each(|field| field.copy_from_slice(&declared.to_be_bytes()));
+        // Segments left, flags and offset of a fragment: seldom.
+        if bytes[0] & 1 == 1 && let Some(field) = bytes.get_mut(if v6 { 42..44 } else { 6..8 }) {
+            field.fill(0);
+        }
+
+        let net = parse::network(&bytes[..], 0, v6).ok();
+        let outgoing = Outgoing::read(&bytes);
+        prop_assert!(net.is_some() || outgoing.is_none());
+        if let (Some(net), Some(outgoing)) = (net, outgoing) {
+            let (source, destination) = net.addresses(&bytes[..]).expect("addresses");
+            let seen = [source, destination].map(|address| crate::packet::ip::address(address, v6));
+            prop_assert_eq!(seen, [outgoing.source, outgoing.destination]);
+            let later = net.fragment == Fragment::Later;
+            let ports = match parse::ports(&bytes[..], net.transport).filter(|_| parse::has_ports(net.protocol)) {
+                _ if later && (parse::has_ports(net.protocol) || parse::is_icmp(&net)) => PacketPorts::Fragment,
+                Some((source, destination)) => PacketPorts::Both {
+                    source: u16::from_be_bytes(source), destination: u16::from_be_bytes(destination),
+                },
+                None => match parse::icmp(&bytes[..], &net).filter(|_| parse::is_icmp(&net) && !later) {
+                    Some(Icmp::Query { id }) => PacketPorts::Query { identifier: u16::from_be_bytes(id) },
+                    _ => PacketPorts::None,
+                },
+            };
+            prop_assert_eq!(outgoing.ports, ports);
+            prop_assert!(net.left == 0 || outgoing.route != Route::None);
+        }
+
+        // Where everything is denied, no IP packet leaves, whatever its tags.
+        let policy = rule("raw_ethernet = true\nmulticast = true\nbroadcast = true\nprotocols = ['any']\ndeny = ['any']");
+        let mut usage = Usage::default();
+        let wish = LeaseWish { raw_ethernet: true, ..wish() };
+        let grant = policy.grant(&alice(), &wish, &host(), &usage).expect("a lease");
+        let mut frame = vec![2; 12];
+        for tag in tags {
+            frame.extend(tag.to_be_bytes());
+            frame.extend([0, 5]);
+        }
+        frame.extend(if v6 { [0x86, 0xdd] } else { [8, 0] });
+        frame.extend(&bytes);
+        prop_assert!(!policy.frame(&grant, &frame, &mut usage, Instant::now()).is_allowed());
+    }
+
     #[test]
     fn a_denied_destination_is_never_allowed(
         keys in keys(), deny in target(), more in vec(target(), 0..4), place in 0usize..5, first in any::<bool>(),

@@ -155,6 +155,80 @@ fn source_routes() {
     assert_eq!(sent(&rule(""), |_| {}, &v6(60, &[6, 0, 1, 4, 0, 0, 0, 0])), Verdict::Allowed);
 }
 
+/// An IPv6 packet from 2001:db8::1 to 2001:db8::2 with extension headers: the type of each, and its bytes behind the
+/// type of the next one.
+fn ip6(headers: &[(u8, &[u8])], rest: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (place, (_, header)) in headers.iter().enumerate() {
+        bytes.push(headers.get(place + 1).map_or(6, |next| next.0));
+        bytes.extend(*header);
+    }
+    bytes.extend(rest);
+    let mut packet = vec![0x60, 0, 0, 0, 0, bytes.len() as u8, headers.first().map_or(6, |first| first.0), 64];
+    packet.extend("2001:db8::1".parse::<std::net::Ipv6Addr>().unwrap().octets());
+    packet.extend("2001:db8::2".parse::<std::net::Ipv6Addr>().unwrap().octets());
+    packet.extend(bytes);
+    packet
+}
+
+#[test]
+fn where_a_source_route_leads() {
+    let through = |a: [u8; 4], b: [u8; 4]| read(&ip(&[&[131, 11, 4][..], &a, &b, &[0]].concat(), 6, 0, &TCP));
+    let ask = |keys: &str, packet: &Outgoing| sent(&rule(&format!("protocols = ['any']\n{keys}")), |_| {}, packet);
+    let (out, inside) = ([203, 0, 113, 9], [10, 0, 0, 5]);
+    // The last address is the destination; that of the header is allowed in all of these.
+    for packet in [through(out, inside), through(inside, out), through(inside, inside)] {
+        assert_eq!(ask("deny = ['10.0.0.0/8']", &packet), Verdict::Denied);
+        assert_eq!(ask("deny = [{ prefix = '10.0.0.0/8', ports = [80] }]", &packet), Verdict::Denied);
+        assert_eq!(ask("deny = [{ prefix = '10.0.0.0/8', ports = [81] }]", &packet), Verdict::Allowed);
+        assert_eq!(ask("allow = ['203.0.113.0/24']", &packet), Verdict::NotAllowed);
+        assert_eq!(ask("allow = ['203.0.113.0/24', '10.0.0.0/8']", &packet), Verdict::Allowed);
+    }
+    assert_eq!(ask("deny = ['10.0.0.0/8']\nallow = ['203.0.113.0/24']", &through(out, out)), Verdict::Allowed);
+    assert_eq!(ask("", &through(out, [224, 0, 0, 1])), Verdict::Multicast);
+    assert_eq!(ask("multicast = true", &through(out, [224, 0, 0, 1])), Verdict::Allowed);
+    assert_eq!(ask("", &through(out, [255; 4])), Verdict::Broadcast);
+    // It might lead anywhere.
+    let unreadable = read(&ip(&[131, 7, 5, 10, 0, 0, 1, 0], 6, 0, &TCP));
+    assert_eq!(unreadable.route, Route::Unreadable);
+    assert_eq!(ask("deny = ['10.0.0.0/8']", &unreadable), Verdict::SourceRoute);
+    assert_eq!(ask("allow = ['203.0.113.0/24']", &unreadable), Verdict::SourceRoute);
+    assert_eq!(ask("", &unreadable), Verdict::Allowed);
+    // Segments (RFC 8754), of which one is left, and none.
+    let segments = |left: u8| {
+        let last = "2001:db8:1::5".parse::<std::net::Ipv6Addr>().unwrap().octets();
+        read(&ip6(&[(43, &[&[2, 4, left, 0, 0, 0, 0], &last[..]].concat())], &TCP))
+    };
+    assert_eq!(ask("deny = ['2001:db8:1::/48']", &segments(1)), Verdict::Denied);
+    assert_eq!(ask("allow = ['2001:db8::/64']", &segments(1)), Verdict::NotAllowed);
+    assert_eq!(ask("deny = ['2001:db8:1::/48']", &segments(0)), Verdict::Allowed);
+    assert_eq!(sent(&rule(""), |_| {}, &segments(0)), Verdict::SourceRoute);
+}
+
+#[test]
+fn what_the_kernel_half_does_not_read_on_behind() {
+    let options: &[u8] = &[0, 1, 4, 0, 0, 0, 0];
+    let eight = vec![(60, options); 8];
+    assert_eq!(read(&ip6(&eight, &TCP)).ports, PacketPorts::Both { source: 50_000, destination: 80 });
+    assert_eq!(Outgoing::read(&ip6(&[&eight[..], &[(60, options)]].concat(), &TCP)), None);
+    // HIP and Shim6 are protocols of their own.
+    for kind in [139, 140] {
+        let packet = read(&ip6(&[(kind, options)], &TCP));
+        assert_eq!((packet.transport, packet.ports), (None, PacketPorts::None));
+        assert_eq!(sent(&rule(""), |_| {}, &packet), Verdict::Protocol);
+        assert_eq!(sent(&rule("protocols = ['any']"), |_| {}, &packet), Verdict::Allowed);
+        // A port that might be behind it is denied.
+        let deny = rule("protocols = ['any']\ndeny = [{ prefix = 'any', ports = [80] }]");
+        assert_eq!(sent(&deny, |_| {}, &packet), Verdict::Denied);
+    }
+    // A fragment of a fragment: its ports are those of whichever header one believes.
+    let first: &[u8] = &[0, 0, 1, 0, 0, 0, 7];
+    assert_eq!(read(&ip6(&[(44, first)], &TCP)).ports, PacketPorts::Both { source: 50_000, destination: 80 });
+    for inner in [first, &[0, 0, 0, 0, 0, 0, 7], &[0, 0, 8, 0, 0, 0, 7]] {
+        assert_eq!(Outgoing::read(&ip6(&[(44, first), (44, inner)], &TCP)), None);
+    }
+}
+
 #[test]
 fn sizes_and_rates() {
     let mut packet = tcp("192.0.2.1:50000", "203.0.113.1:80");
@@ -197,6 +271,17 @@ fn frames() {
         assert_eq!(ask(on, raw, &frame), Verdict::Allowed);
         assert_eq!(ask("raw_ethernet = true\ndeny = ['any']", raw, &frame), Verdict::Denied, "{kinds:?}");
     }
+    // A tag that Linux does not know, and more tags than are read.
+    let old = frame(2, &[0x91, 0, 0, 5, 8, 0], &packet);
+    assert_eq!(ask(on, raw, &old), Verdict::Allowed);
+    assert_eq!(ask("raw_ethernet = true\ndeny = ['any']", raw, &old), Verdict::Denied);
+    for outer in [&[0x81, 0][..], &[0x88, 0xa8], &[0x91, 0]] {
+        let kinds = [outer, &[0, 5, 0x81, 0, 0, 5, 0x81, 0, 0, 5, 8, 0]].concat();
+        assert_eq!(ask(on, raw, &frame(2, &kinds, &packet)), Verdict::Unreadable, "{outer:?}");
+    }
+    // Another version than the frame says, and no type behind the tag.
+    assert_eq!(ask(on, raw, &frame(2, &[0x86, 0xdd], &packet)), Verdict::Unreadable);
+    assert_eq!(ask(on, raw, &frame(2, &[0x81, 0, 0, 5, 8], &[])), Verdict::Unreadable);
     assert_eq!(ask(on, raw, &frame(2, &[8, 6], &[0; 1505])), Verdict::TooLong);
     assert_eq!(ask(on, raw, &arp[..11]), Verdict::Unreadable);
     assert_eq!(ask(on, raw, &frame(2, &[8, 0], &packet[..19])), Verdict::Unreadable);

@@ -15,7 +15,7 @@ use crate::{
     engine::Pacer,
     error::Error,
     layer::Kind,
-    packet::{Checksum, TcpView, Transport},
+    packet::{Checksum, Framed, TcpView, Transport, framed},
     protocol::wire::AccountCall,
     session::{Event, Pace, What, half_open::Reset, wall_clock},
 };
@@ -84,7 +84,10 @@ impl Links {
         let Some(half_open) = &mut self.half_open else { return };
         let begin = match route {
             Some(_) => 0,
-            None => crafter_common::parse::link(bytes, 14).map_or(bytes.len(), |(begin, _)| begin),
+            None => match framed(bytes) {
+                Framed::Ip(packet) => bytes.len() - packet.len(),
+                Framed::Other | Framed::Unreadable => return,
+            },
         };
         // A segment in fragments begins no connection that is known here.
         let Ok(segment) = TcpView::read(&bytes[begin..]) else { return };

@@ -261,7 +261,7 @@ const UNREACHABLE: &[(&str, &str, &str)] = &[
         "if start + N > data_end",
         "addresses read again behind a header that was there: the verifier wants it checked",
     ),
-    ("parse.rs", "if self.v6 {", "a copy where the version is known"),
+    ("parse.rs", "    if v6 {", "a copy where the version is known"),
     ("parse.rs", "matches!(kind, 3 | 4 | 11 | 12)", "MAX_OFFSET for what is quoted, moved here by the compiler"),
     ("parse.rs", "let port_unreachable =", "MAX_OFFSET for what is quoted, moved here by the compiler"),
     ("port.rs", "match protocol", "a copy where the protocol is known"),

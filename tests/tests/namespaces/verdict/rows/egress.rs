@@ -180,6 +180,11 @@ fn unreachable_rows(rows: &mut Vec<Row>, version: usize) {
             let name = format!("port unreachable of {address} port {port}");
             rows.push(add(&name, UnreachableNotOwned, &received(address, port)));
         }
+        for ninth in NINTH {
+            let (next, bytes) = frame::extended(&[60; 8], ninth, &frame::udp(peer, at(local, ON_ANY), b""));
+            let quoted = frame::v6(peer.ip(), ip(local), next, &bytes);
+            rows.push(add(&format!("port unreachable quoting {ninth} behind eight headers"), EgressOther, &quoted));
+        }
         for (kinds, walked) in MIXED {
             let (next, bytes) = frame::extended(kinds, UDP, &frame::udp(peer, at(local, ON_ANY), b""));
             let name = format!("port unreachable quoting headers {kinds:?}");

@@ -56,6 +56,15 @@ pub fn fragment_rows(rows: &mut Vec<Row>) {
     add("a first fragment behind extension headers", Consumed, frame::v6(peer.ip(), local.ip(), next, &behind));
     add("its second without them", Consumed, v6(4, 16, false, &whole[16..]));
     add("an atomic fragment, IPv6", Consumed, v6(5, 0, false, &whole));
+    // A datagram is fragmented once: behind a first fragment's header is none of another, whatever it says.
+    for (offset, more) in [(0, false), (0, true), (8, false)] {
+        let inner = frame::fragment6(UDP, offset, more, 7, &whole);
+        let packet = frame::v6(peer.ip(), local.ip(), 44, &frame::fragment6(44, 0, true, 6, &inner));
+        add(&format!("a first fragment of a fragment, {offset}, {more}"), MALFORMED, packet);
+    }
+    let (next, behind) = frame::extended(&[44], 44, &frame::fragment6(UDP, 0, true, 8, &whole[..16]));
+    add("a first fragment behind an atomic header", Consumed, frame::v6(peer.ip(), local.ip(), next, &behind));
+    add("its second, of the inner identification", Consumed, v6(8, 16, false, &whole[16..]));
 }
 
 /// A datagram in three fragments, in each of the six orders: what overtakes the first is the kernel's, the rest its

@@ -77,6 +77,11 @@ pub fn icmp_rows(rows: &mut Vec<Row>, version: usize, local: &str) {
             let extended = frame::v6(ip(local), ip(peer), next, &bytes);
             add(format!("an error quoting {count} extension headers"), expect, kind, code, &extended);
         }
+        for ninth in NINTH {
+            let (next, bytes) = frame::extended(&[60; 8], ninth, &sent(ON_ANY)[40..]);
+            let extended = frame::v6(ip(local), ip(peer), next, &bytes);
+            add(format!("an error quoting {ninth} behind eight extension headers"), not_owned, kind, code, &extended);
+        }
         for (kinds, expect) in MIXED {
             let (next, bytes) = frame::extended(kinds, TCP, &sent(ON_ANY)[40..]);
             let extended = frame::v6(ip(local), ip(peer), next, &bytes);
@@ -161,6 +166,11 @@ pub fn query_rows(rows: &mut Vec<Row>, version: usize, local: &str) {
     add("an echo reply to an observed one", is(Reason::Observed), &to(local, reply, OBSERVED));
     add("an echo reply to one of nobody", NOT_OWNED, &to(local, reply, FREE));
     add("an echo reply in transit", NOT_OWNED, &to(transit, reply, ON_ANY));
+    if version == 1 {
+        for (address, id) in [("::", BOTH), ("::1", BOTH), (&format!("::ffff:{}", LOCAL[0]), EXACT)] {
+            add(&format!("an echo reply to {address}"), NOT_OWNED, &to(address, reply, id));
+        }
+    }
     add("an echo request with an owned identifier", OTHER, &to(local, request, ON_ANY));
     let whole = to(local, reply, ON_ANY);
     let header = whole.len() - 5;
@@ -187,6 +197,12 @@ pub fn query_rows(rows: &mut Vec<Row>, version: usize, local: &str) {
     quoting("an echo request of an observed one", is(Reason::Observed), &sent(request, OBSERVED));
     quoting("an echo request of nobody", not_owned, &sent(request, FREE));
     quoting("an echo reply with an owned identifier", not_owned, &sent(reply, ON_ANY));
+    if version == 1 {
+        for (address, id) in [("::", BOTH), ("::1", BOTH), (&format!("::ffff:{}", LOCAL[0]), EXACT)] {
+            let request = frame::icmp_query(ip(address), peer, request, id, b"\0data");
+            quoting(&format!("an echo request from {address}"), not_owned, &request);
+        }
+    }
     quoting("an echo request cut before its identifier", not_owned, &sent(request, ON_ANY)[..header + 1 - 4]);
 }
 

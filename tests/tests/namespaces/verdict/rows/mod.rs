@@ -150,6 +150,9 @@ const MIXED: [(&[u8], Option<Expect>); 6] = [
     (&[60, 60, 60, 60, 60, 60, 60, 44, 60], None),
 ];
 
+/// What a ninth header may be: one that would be walked, and others.
+const NINTH: [u8; 8] = [0, 43, 44, 51, 60, 135, 59, 139];
+
 /// Sequence and acknowledgment number and flags of [`segment`].
 const SEGMENT: (u32, u32, u8) = (7, 8, SYN | ACK);
 

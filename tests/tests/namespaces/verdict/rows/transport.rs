@@ -209,8 +209,26 @@ pub fn extension_rows(rows: &mut Vec<Row>) {
     let (next, ninth) = frame::extended(&[60; 8], 60, &[]);
     let ninth = frame::framed(&frame::v6(peer.ip(), local.ip(), next, &ninth));
     rows.push(row("IPv6 with a ninth header that is not there", OTHER, ninth));
+    for kind in NINTH {
+        let (next, ninth) = frame::extended(&[60; 8], kind, &segment(local)[40..]);
+        let ninth = frame::framed(&frame::v6(peer.ip(), local.ip(), next, &ninth));
+        rows.push(row(format!("IPv6 with {kind} as ninth header"), OTHER, ninth));
+    }
     let (_, nothing) = frame::extended(&[60], 59, &[]);
     rows.push(row("IPv6 with no next header", OTHER, frame::framed(&frame::v6(peer.ip(), local.ip(), 60, &nothing))));
+    // What no host delivers a segment behind: HIP and Shim6.
+    for (name, kind) in [("HIP", 139), ("Shim6", 140)] {
+        let behind = |kind: u8| {
+            let (_, bytes) = frame::extended(&[60], TCP, &Tcp::new(SYN | ACK, 1, 2).bytes(peer, local));
+            frame::framed(&frame::v6(peer.ip(), local.ip(), kind, &bytes))
+        };
+        rows.push(row(format!("IPv6 with a segment behind a header of {name}"), OTHER, behind(kind)));
+    }
+    // A header that ends behind the packet, whatever it names.
+    let mut beyond = frame::framed(&frame::v6(peer.ip(), local.ip(), 60, &[47, 0, 1, 4, 0, 0, 0, 0]));
+    rows.push(row("IPv6 with GRE behind an extension header", OTHER, beyond.clone()));
+    beyond.pop();
+    rows.push(row("IPv6 with GRE behind an extension header one byte short", MALFORMED, beyond));
     let mut long = with(&[60], TCP, local);
     // A destination-options header that claims 2048 bytes.
     long[14 + 40 + 1] = 255;
