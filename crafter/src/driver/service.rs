@@ -22,7 +22,7 @@ use crate::{
     datapath::maps::{Counters, Terms},
     error::{Error, Result},
     mmsg::{self, Inbox},
-    packet::Transport,
+    packet::{IpPacket, Transport},
     policy::{self, PacketPorts},
     protocol::{
         Control,
@@ -383,8 +383,7 @@ impl ServiceCalls for ServiceBackend {
 
 /// An error for what the service refused.
 fn refusal(code: Code, rule: u16, sentence: &str, quoted: &[u8]) -> Error {
-    let destination =
-        policy::Outgoing::read(quoted).map_or(IpAddr::from([0, 0, 0, 0]), |outgoing| outgoing.destination);
+    let destination = IpPacket::read_quoted(quoted).map_or(IpAddr::from([0, 0, 0, 0]), |packet| packet.destination);
     let reason = sentence.to_owned();
     match code {
         Code::Policy | Code::Rate => {

@@ -16,7 +16,9 @@ use crate::{
     datapath::route::Route,
     engine::{Reassembler, StreamEngine},
     error::{Error, Result},
-    packet::{Checksum, Flow, IcmpError, IpPacket, Protocol, Transport, checksum, flow, icmp_query, received},
+    packet::{
+        Checksum, Flow, IcmpError, IpPacket, Protocol, Transport, checksum, flow, icmp_query, quoted_flow, received,
+    },
 };
 
 /// How long a stream that nobody holds any more may take to close: as long as Linux gives FIN-WAIT-2
@@ -359,7 +361,7 @@ impl Table {
 
     /// What `quoted` begins was not let out, and nothing like it will be: its stream is over.
     fn handle_refusal(&mut self, now: Instant, quoted: &[u8], rule: Option<u32>, sentence: &str) {
-        if let Some(flow) = flow(quoted)
+        if let Some(flow) = quoted_flow(quoted)
             && flow.protocol == Protocol::Tcp
             && let Some(&id) = self.by_flow.get(&(flow.source, flow.destination))
         {

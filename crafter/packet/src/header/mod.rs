@@ -116,6 +116,11 @@ pub fn flow(ip: &[u8]) -> Option<Flow> {
     flow_of(&IpPacket::read(ip).ok()?)
 }
 
+/// The [`flow`] of a packet of which only the beginning is there, as in an ICMP error or a refusal of the service.
+pub fn quoted_flow(ip: &[u8]) -> Option<Flow> {
+    flow_of(&IpPacket::read_quoted(ip).ok()?)
+}
+
 /// The [`flow`] of a packet that came in, if the kernel half would ask for its owner: not where the packet is in transit,
 /// by the segments left in a routing header, nor where it is for an address that no packet can be for.
 pub fn received(ip: &[u8]) -> Option<Flow> {

@@ -1,7 +1,7 @@
 //! Ends that come from outside: a lost link, a service that ends, a packet that the policy refuses.
 
 use super::*;
-use crate::error::Error;
+use crate::{error::Error, protocol::record::QUOTED};
 
 #[test]
 fn a_lost_link_ends_leases_and_streams() {
@@ -74,8 +74,9 @@ fn a_refused_segment_ends_its_stream() {
     let (mut world, lease, stream, _peer) = established();
     let other = world.connect(at(HERE, 40_000), at(THERE, 81));
     world.take_sent();
-    world.write(stream, b"forbidden");
-    let quoted = world.take_sent().remove(0);
+    world.write(stream, &[7; 1000]);
+    // The service quotes no more than the beginning.
+    let quoted = world.take_sent().remove(0)[..QUOTED].to_vec();
     let wakes = Arc::new(Wakes::default());
     assert!(world.read(stream, &wakes).is_pending());
     world.arrive(Arrival::Refused { quoted, rule: Some(3), sentence: "port 80 is closed" });
