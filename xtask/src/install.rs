@@ -9,11 +9,6 @@ use anyhow::{Context, Result, bail};
 
 use crate::{build, sh};
 
-#[cfg(test)]
-#[allow(dead_code)]
-#[path = "../../tests/src/executable.rs"]
-mod executable;
-
 /// Where it goes.
 #[derive(Debug, PartialEq, Eq)]
 struct Place {
@@ -194,6 +189,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::executable;
 
     /// Says what `crafter man` and `crafter completions` would, as far as it matters here.
     const STAND_IN: &str = "#!/bin/sh

@@ -5,6 +5,10 @@ mod bench;
 mod build;
 mod demo;
 mod deny;
+#[cfg(test)]
+#[allow(dead_code)]
+#[path = "../../tests/src/executable.rs"]
+mod executable;
 mod fresh;
 mod fuzz;
 mod host;

@@ -336,11 +336,11 @@ fn log_name(title: &str, run: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::fs;
     use std::path::PathBuf;
-    use std::{fs, process::Command};
 
     use super::*;
+    use crate::executable;
 
     /// Runs a program of two tests of which one calls a peer that is missing, as `job` does; the summary.
     fn run(script: &str, is_ci: bool) -> Summary {
@@ -349,11 +349,7 @@ mod tests {
         let directory = env::temp_dir().join(format!("xtask-missing-peer-{}-{number}", std::process::id()));
         fs::create_dir_all(&directory).unwrap();
         let executable = directory.join("program");
-        // By another process, since one that is forked here meanwhile would hold it open for writing.
-        let mut shell = Command::new("sh");
-        shell.args(["-c", "printf '#!/bin/sh\\n%s\\n' \"$2\" >\"$1\"", "sh"]).arg(&executable).arg(script);
-        assert!(shell.status().unwrap().success());
-        fs::set_permissions(&executable, fs::Permissions::from_mode(0o755)).unwrap();
+        executable::script(&format!("#!/bin/sh\n{script}\n"), &executable).unwrap();
         let program = TestProgram {
             title: "package: test program".into(),
             executable,
