@@ -17,7 +17,8 @@ use crate::{
     engine::{Reassembler, StreamEngine},
     error::{Error, Result},
     packet::{
-        Checksum, Flow, IcmpError, IpPacket, Protocol, Transport, checksum, flow, icmp_query, quoted_flow, received,
+        Checksum, Flow, IcmpError, IpPacket, Protocol, Transport, checksum, flow, icmp_query, quoted_flow,
+        received_flow,
     },
 };
 
@@ -193,19 +194,23 @@ impl Table {
 
     /// A packet that came in, from the IP header on.
     fn handle_packet(&mut self, now: Instant, ip: &[u8], meta: Meta) {
-        if is_fragment(ip) {
-            self.stats.fragments += 1;
-            if let Some(whole) = self.reassembler.handle(now, ip) {
-                self.stats.reassembled += 1;
-                self.handle_whole(now, &whole, Meta { checksum: None, ..meta });
-            }
-        } else {
-            self.handle_whole(now, ip, meta);
+        let Ok(packet) = IpPacket::read(ip) else {
+            return self.handle_stray();
+        };
+        if packet.fragment.is_none() {
+            return self.handle_whole(now, ip, received_flow(&packet), meta);
+        }
+        self.stats.fragments += 1;
+        if let Some(whole) = self.reassembler.handle(now, ip) {
+            self.stats.reassembled += 1;
+            let flow = IpPacket::read(&whole).ok().and_then(|packet| received_flow(&packet));
+            self.handle_whole(now, &whole, flow, Meta { checksum: None, ..meta });
         }
     }
 
-    fn handle_whole(&mut self, now: Instant, ip: &[u8], meta: Meta) {
-        let Some(flow) = received(ip) else {
+    /// A packet that is no fragment. `flow` is `None` where it can belong to no lease and no stream.
+    fn handle_whole(&mut self, now: Instant, ip: &[u8], flow: Option<Flow>, meta: Meta) {
+        let Some(flow) = flow else {
             return self.handle_stray();
         };
         match flow.protocol {
@@ -458,9 +463,4 @@ impl Table {
         }
         self.released.push(id);
     }
-}
-
-/// Whether `ip` is one of several fragments; the first holds ports, so that a flow does not exclude it.
-fn is_fragment(ip: &[u8]) -> bool {
-    IpPacket::read(ip).is_ok_and(|packet| packet.fragment.is_some())
 }

@@ -124,13 +124,17 @@ pub fn quoted_flow(ip: &[u8]) -> Option<Flow> {
 /// The [`flow`] of a packet that came in, if the kernel half would ask for its owner: not where the packet is in transit,
 /// by the segments left in a routing header, nor where it is for an address that no packet can be for.
 pub fn received(ip: &[u8]) -> Option<Flow> {
-    let packet = IpPacket::read(ip).ok()?;
+    received_flow(&IpPacket::read(ip).ok()?)
+}
+
+/// [`received`] for a packet that is read already.
+pub fn received_flow(packet: &IpPacket<'_>) -> Option<Flow> {
     let net = packet.network();
-    // An ICMP error may speak to whoever sent what it quotes, whatever its own addresses.
+    // An ICMP error belongs to the sender of the packet that it quotes, whatever its own addresses are.
     if parse::has_ports(net.protocol) && (net.left != 0 || net.end(net.addresses(packet.bytes())?.1).is_none()) {
         return None;
     }
-    flow_of(&packet)
+    flow_of(packet)
 }
 
 fn flow_of(packet: &IpPacket<'_>) -> Option<Flow> {
