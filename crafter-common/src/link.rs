@@ -38,7 +38,7 @@ pub fn ethernet<B: Bytes + ?Sized>(bytes: &B) -> Option<(usize, u16)> {
     behind_tags(bytes, |ethertype| ethertype == ETHERTYPE_VLAN || ethertype == ETHERTYPE_QINQ)
 }
 
-/// What an Ethernet frame holds, for whoever checks what is sent.
+/// Contents of an Ethernet frame, as the policy and the sender check them before the frame is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Frame {
     /// An IP packet is announced.

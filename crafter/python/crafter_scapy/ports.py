@@ -33,7 +33,8 @@ class Ports:
 
     def __init__(self, client, warm=None, leave_open=False):
         self.client = client
-        #: A SYN in a frame leaves by another lease than the one that its SYN-ACK comes to.
+        #: Kept for all leases together: a SYN sent in a frame leaves by the lease for frames, and its SYN-ACK is
+        #: delivered to the lease of its source port.
         self._half_open = None if leave_open else HalfOpen()
         #: A lease that goes when the first real one is there.
         self.warm = warm

@@ -28,7 +28,7 @@ pub(crate) trait Backend: Send {
     /// Hands a batch of waiting deliveries to `deliver`; how many there were.
     fn drain(&mut self, deliver: &mut dyn FnMut(Delivery<'_>)) -> usize;
 
-    /// From now on, what comes to these ports is handed over for the lease `id`, as `terms` say. All ports or none.
+    /// Redirects packets to these ports into this backend, for the lease `id` and on its `terms`. All ports or none.
     ///
     /// # Errors
     /// [`Error::Invalid`](crate::Error::Invalid) where there is no room for more.

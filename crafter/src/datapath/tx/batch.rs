@@ -36,7 +36,7 @@ pub(crate) enum NoRoom {
     Stop,
 }
 
-/// What became of a batch.
+/// Result of sending a batch: counts of packets, and where it stopped.
 #[derive(Debug, Default)]
 pub(crate) struct Transmitted {
     /// Packets that the kernel took.
@@ -71,7 +71,7 @@ impl Ready<'_> {
     }
 }
 
-/// What became of packets for one socket.
+/// Result of sending consecutive packets of a batch by one socket.
 #[derive(Debug, Default)]
 pub(super) struct Run {
     /// Packets that the kernel took.

@@ -60,11 +60,11 @@ pub(super) fn open(path: Path, ifindex: u32, loopback: bool) -> io::Result<Socke
 /// Gives the queue a moment that is full, as `error` said.
 pub(in crate::datapath) fn wait_for_room(socket: &Socket, error: &io::Error) {
     if error.raw_os_error() == Some(libc::EAGAIN) {
-        // The socket tells when its buffer has room again. Interrupted: just tried again.
+        // Writable once its buffer has room again. After an interruption the caller tries again.
         let mut room = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
         let _ = poll(&mut room, PollTimeout::try_from(ROOM_WAIT).unwrap_or(PollTimeout::ZERO));
     } else {
-        // Nobody tells when a driver has.
+        // Nothing signals that a driver's queue has room again.
         std::thread::sleep(Duration::from_micros(50));
     }
 }
