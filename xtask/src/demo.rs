@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 
 use crate::progress::Progress;
 use crate::setup::{self, Purpose};
-use crate::{build, sh};
+use crate::{cargo, sh};
 
 /// Cargo's profile for it: built in half the time of a release, see `Cargo.toml`.
 const PROFILE: &str = "demo";
@@ -40,6 +40,6 @@ fn build() -> Result<()> {
     // Neither the command line nor the service.
     cargo.args(["build", "--profile", PROFILE, "--package", "crafter", "--bin", "demo"]);
     cargo.args(["--no-default-features", "--features", "demo"]);
-    let built = build::cargo(&mut cargo);
+    let built = cargo::run(&mut cargo);
     setup.finish_with(built).map(drop)
 }

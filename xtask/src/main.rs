@@ -3,6 +3,7 @@
 
 mod bench;
 mod build;
+mod cargo;
 mod demo;
 mod deny;
 #[cfg(test)]
@@ -13,6 +14,7 @@ mod fresh;
 mod fuzz;
 mod host;
 mod install;
+mod program;
 mod progress;
 mod run;
 mod setup;

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 
 use super::lock::cannot_write;
 use super::packages::{self, Manager};
-use crate::{build, progress, sh, toolchain};
+use crate::{cargo, progress, sh, toolchain};
 
 /// A rustc with a prebuilt `core` for BPF, which leaves rustup's alone.
 const COMPILER_PACKAGES: [&str; 2] = ["rustc-web", "libstd-rust-web-dev-bpf"];
@@ -31,7 +31,7 @@ pub fn install(manager: Manager) -> Result<()> {
     for way in [already_there, debian, stable, nightly] {
         match way(manager).and_then(|()| linker(manager)) {
             Ok(()) => return Ok(()),
-            Err(error) if error.downcast_ref::<build::Obstacle>().is_some() => return Err(error),
+            Err(error) if error.downcast_ref::<cargo::Obstacle>().is_some() => return Err(error),
             Err(error) => hurdles.push(format!("{error:#}")),
         }
     }
@@ -93,7 +93,7 @@ fn linker(manager: Manager) -> Result<()> {
     for compiler in toolchain::compilers(target()) {
         match linker_for(manager, compiler.llvm) {
             Ok(()) => return Ok(()),
-            Err(error) if error.downcast_ref::<build::Obstacle>().is_some() => return Err(error),
+            Err(error) if error.downcast_ref::<cargo::Obstacle>().is_some() => return Err(error),
             Err(error) => {
                 let rustc = compiler.rustc.display();
                 hurdles.push(format!("for {rustc}: {error:#}"));
@@ -132,7 +132,7 @@ fn linker_for(manager: Manager, llvm: u32) -> Result<()> {
         .arg("--target-dir")
         .arg(&build)
         .env("PATH", env::join_paths(path)?);
-    build::quietly(&mut cargo).context("bpf-linker cannot be built")?;
+    cargo::quietly(&mut cargo).context("bpf-linker cannot be built")?;
     fs::remove_dir_all(&build).with_context(|| format!("cannot remove {}", build.display()))?;
     if !present() {
         bail!("{} is installed, and is not found", root.display());

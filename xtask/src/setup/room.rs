@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
-use super::Purpose;
+use super::tools::Purpose;
 use crate::sh;
 
 /// Mebibytes that a build from nothing takes below the target directory.

@@ -1,10 +1,6 @@
 //! `cargo xtask test [--long] [FILTER]`: builds as the user, runs as root.
 
 mod crates;
-mod libtest;
-mod program;
-mod select;
-mod stand_in;
 mod summary;
 
 use std::collections::BTreeSet;
@@ -14,15 +10,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 
+use crate::program::{self, Ending, StandIns, Surroundings, TestProgram, lengths, modules, tally};
 use crate::progress::Progress;
 use crate::setup::{self, Missing, Purpose};
-use crate::{build, deny, fresh, host, sh, vm};
-pub use libtest::Output;
-#[cfg(test)]
-pub use program::Module;
-use program::{Ending, Surroundings, lengths, tally};
-pub use program::{TestProgram, build_tests, modules};
-use stand_in::StandIns;
+use crate::{cargo, deny, fresh, host, sh, vm};
 use summary::Summary;
 
 /// Seconds until a test program is ended, in the usual form and in the long one.
@@ -99,7 +90,7 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
 /// Sets up and builds; the test programs, and the peers that this host cannot have.
 fn prepare(args: &[String], summary: &mut Summary) -> Result<(Vec<TestProgram>, Vec<Missing>)> {
     let setup = {
-        let _progress = Progress::start(build::TYPICAL);
+        let _progress = Progress::start(cargo::RELEASE_TIME);
         setup::begin(&[Purpose::Build, Purpose::Test, Purpose::Machines])?
     };
     setup::ensure_corpora(false);
@@ -107,7 +98,7 @@ fn prepare(args: &[String], summary: &mut Summary) -> Result<(Vec<TestProgram>, 
     if args.is_empty() {
         check_source(summary)?;
     }
-    let _progress = Progress::start(build::TYPICAL * 3 / 2);
+    let _progress = Progress::start(cargo::RELEASE_TIME * 3 / 2);
     sh::step("Building the tests for release");
     // The examples are left to clippy.
     setup.finish_with(program::build_tests(&["--tests"]))
@@ -134,12 +125,12 @@ fn check_source(summary: &mut Summary) -> Result<()> {
     if !has("clippy") {
         println!("    skipped: this toolchain has no cargo clippy");
     } else {
-        let _progress = Progress::start(build::TYPICAL / 2);
+        let _progress = Progress::start(cargo::RELEASE_TIME / 2);
         let mut clippy = sh::cargo();
         // The programs `demo` and `bench`, too.
         clippy.args(["clippy", "--release", "--all-targets", "--features", "crafter/demo,crafter-tests/bench"]);
         clippy.args(["--", "-D", "warnings"]);
-        if let Err(error) = build::cargo(&mut clippy) {
+        if let Err(error) = cargo::run(&mut clippy) {
             summary.fail(format!("cargo clippy: {error:#}"));
         }
     }

@@ -19,10 +19,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 
+use crate::program::{self, TestProgram};
 use crate::progress::Progress;
 use crate::setup::{self, Purpose};
-use crate::test::TestProgram;
-use crate::{build, sh, test};
+use crate::{cargo, sh};
 pub use apt::mirrors;
 use emulator::Emulator;
 use image::Base;
@@ -73,10 +73,10 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
     }
     setup::ensure_scapy(false);
     ensure_emulator()?;
-    let progress = Progress::start(build::TYPICAL * 3 / 2);
+    let progress = Progress::start(cargo::RELEASE_TIME * 3 / 2);
     sh::step("Building the tests for release");
     // Of all packages: with some of them alone, cargo would build their dependencies once more, with other features.
-    let programs = test::build_tests(&["--test", "*"])?;
+    let programs = program::build_tests(&["--test", "*"])?;
     drop(progress);
     let runs = all(&wish, &programs)?;
     let good = runs.iter().all(Run::is_good);

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use super::kernels::{DEFAULT, Kernel};
+use crate::program::{TestProgram, modules};
 use crate::setup;
 use crate::sh;
-use crate::test::{TestProgram, modules};
 
 /// Modules of crafter's own integration tests that ask the kernel for something; the rest is the same on every kernel.
 const OF_CRAFTER: [&str; 4] = ["cli", "doctor", "lab", "lab_run"];
@@ -175,7 +175,7 @@ pub fn orders(chosen: &[Chosen], emulated: bool, seconds: u64) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test::Module;
+    use crate::program::Module;
 
     /// A program of the integration tests of `package`.
     fn program(package: &str, name: &str, tests: &[&str]) -> TestProgram {

@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde_json::Value;
 
 use super::qemu::Accelerator;
-use crate::test::Output;
+use crate::program::Output;
 
 /// All about one kernel.
 pub struct Run {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, bail};
 
-use super::Refusal;
+use super::refusal::Refusal;
 use crate::sh;
 
 /// Installs the packages given as arguments, starting no service: `policy-rc.d`

@@ -1,7 +1,14 @@
 //! Which package manager is the host's own, by os-release(5): a command alone does not say it, since Fedora has apt and
 //! Debian has dnf as packages too.
 
-use super::Manager;
+/// The package manager of this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Manager {
+    /// Debian, Ubuntu and what comes of them.
+    Apt,
+    /// Fedora and what comes of it.
+    Dnf,
+}
 
 /// Distributions, and the package manager of each; `None`: one that set-up does not know.
 const KNOWN: [(&str, Option<Manager>); 17] = [

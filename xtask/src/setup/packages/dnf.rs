@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use super::Refusal;
+use super::refusal::Refusal;
 use crate::sh;
 
 /// Installs packages without what they only recommend; returns those that dnf refuses.

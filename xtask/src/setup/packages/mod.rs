@@ -3,6 +3,7 @@
 mod apt;
 mod distribution;
 mod dnf;
+mod refusal;
 
 use std::fs;
 
@@ -12,29 +13,11 @@ use super::tools::Tool;
 use crate::sh;
 
 pub use apt::{exists, update};
+pub use distribution::Manager;
+pub use refusal::Refusal;
 
 /// Where os-release(5) is; the first that is there counts.
 const OS_RELEASE: [&str; 2] = ["/etc/os-release", "/usr/lib/os-release"];
-
-/// The package manager of this host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Manager {
-    /// Debian, Ubuntu and what comes of them.
-    Apt,
-    /// Fedora and what comes of it.
-    Dnf,
-}
-
-/// A package that could not be installed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    /// The package.
-    pub package: String,
-    /// What the package manager says.
-    pub why: String,
-    /// What would help.
-    pub help: String,
-}
 
 impl Manager {
     /// The one of this host, if set-up knows it.

@@ -153,12 +153,12 @@ mod tests {
     /// libtest itself, by the executable of these tests: it runs what the arguments name, and nothing else.
     #[test]
     fn libtest_lists_and_runs_them() {
-        const PART: &str = "test::select::tests::tests_by";
+        const PART: &str = "program::select::tests::tests_by";
         let executable = env::current_exe().unwrap();
         let names = names(&executable).unwrap();
         let modules = by_module(names, "xtask");
         let known = modules.keys().cloned().collect();
-        let arguments = Selection::read(&strings(&[PART])).of_module("test", &modules["test"], &known).unwrap();
+        let arguments = Selection::read(&strings(&[PART])).of_module("program", &modules["program"], &known).unwrap();
         assert_eq!(arguments, ["--exact".to_owned(), format!("{PART}_module")]);
         let mut output = Output::default();
         sh::output(Command::new(executable).args(arguments)).unwrap().lines().for_each(|line| output.handle_line(line));

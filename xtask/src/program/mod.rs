@@ -1,5 +1,9 @@
 //! Test programs: what cargo builds, and how one of them runs.
 
+mod libtest;
+mod select;
+mod stand_in;
+
 use std::collections::BTreeSet;
 use std::env;
 use std::fs::{self, File};
@@ -13,10 +17,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::libtest::Output;
-use super::select::{self, Selection};
-use super::stand_in::StandIns;
-use crate::{build, host, setup, sh};
+use crate::{cargo, host, setup, sh};
+pub use libtest::Output;
+use select::Selection;
+pub use stand_in::StandIns;
 
 /// What `timeout` of coreutils answers when the time is up.
 const TIMED_OUT: [u8; 2] = [124, 137];
@@ -93,7 +97,7 @@ pub fn build_tests(selection: &[&str]) -> Result<Vec<TestProgram>> {
     let mut cargo = sh::cargo();
     cargo.args(["test", "--release", "--no-run"]).args(selection);
     cargo.arg("--message-format=json-render-diagnostics");
-    let messages = build::cargo(&mut cargo).context("the tests do not compile")?;
+    let messages = cargo::run(&mut cargo).context("the tests do not compile")?;
     let mut programs = Vec::new();
     for message in messages.lines() {
         let message: Value = serde_json::from_str(message)

@@ -21,7 +21,7 @@ use std::time::Instant;
 use anyhow::{Result, anyhow, bail};
 
 use crate::progress::{self, Progress};
-use crate::{build, sh, toolchain};
+use crate::{cargo, sh, toolchain};
 use lock::Lock;
 use packages::Manager;
 pub use refused::Missing;
@@ -35,7 +35,7 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
     }
     let began = Instant::now();
     let missing = {
-        let _progress = Progress::start(build::TYPICAL / 4);
+        let _progress = Progress::start(cargo::RELEASE_TIME / 4);
         refused::forget();
         let setup = begin(&[Purpose::Build, Purpose::Test, Purpose::Machines, Purpose::Bench])?;
         setup.finish()?
@@ -98,7 +98,7 @@ pub fn begin(purposes: &[Purpose]) -> Result<Pending> {
             let installed = ebpf::install(manager);
             progress::lane("ebpf", "");
             if installed.is_err() {
-                build::cancel();
+                cargo::cancel();
             }
             drop(lock);
             installed
