@@ -10,13 +10,13 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use crate::{progress, sh};
 
-/// How long a build for release takes from nothing on two processors.
+/// How long a release build takes from an empty target directory on two processors.
 pub const RELEASE_TIME: Duration = Duration::from_secs(480);
 
-/// Part of a build that its last crate takes, which is crafter itself.
+/// Fraction of the build time that the last crate, crafter itself, takes.
 const LAST: f64 = 0.2;
 
-/// What cargo's lines of mere status begin with.
+/// First words of cargo's status lines.
 const STATUS: [&str; 13] = [
     "Adding",
     "Blocking",
@@ -33,11 +33,11 @@ const STATUS: [&str; 13] = [
     "Updating",
 ];
 
-/// Runs cargo with its progress on the progress line; shows warnings and errors, not the names of 300 crates. Returns
-/// its standard output.
+/// Runs cargo and returns its standard output. Its progress is shown on the progress line; warnings and errors are
+/// printed, status lines are not.
 ///
 /// # Errors
-/// If cargo ends with an exit code other than 0; the sentence names the cause where its output shows one.
+/// If cargo's exit code is not 0; the error names the cause if cargo's output shows it.
 pub fn run(command: &mut Command) -> Result<String> {
     let colour = if io::stderr().is_terminal() { "always" } else { "never" };
     command
@@ -50,7 +50,7 @@ pub fn run(command: &mut Command) -> Result<String> {
     let mut child = {
         let mut running = running();
         if running.is_cancelled {
-            bail!("the build is not begun, since set-up failed");
+            bail!("the build was not started because set-up failed");
         }
         let child = command.spawn().context("cargo does not start")?;
         running.process = Some(child.id());
@@ -67,13 +67,12 @@ pub fn run(command: &mut Command) -> Result<String> {
     progress::lane("build", "");
     let stdout = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).context("cargo's output")?;
     if !status.success() {
-        // What cargo said of it is on the screen.
-        return Err(obstacle(&said).map_or_else(|| anyhow!("the build failed, as its output shows"), Into::into));
+        return Err(obstacle(&said).map_or_else(|| anyhow!("the build failed; see cargo's output above"), Into::into));
     }
     Ok(stdout)
 }
 
-/// The cargo that [`run`] waits for, by its process id.
+/// The cargo process that [`run`] waits for.
 static RUNNING: Mutex<Running> = Mutex::new(Running { process: None, is_cancelled: false });
 
 struct Running {
@@ -85,21 +84,21 @@ fn running() -> MutexGuard<'static, Running> {
     RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Ends the build that runs, and any later one, for what it needs cannot be had: minutes of compiling would lead to the
-/// same error.
+/// Ends the running build and refuses later ones, because set-up failed: after minutes of compiling they would fail
+/// with the same error.
 pub fn cancel() {
     let mut running = running();
     running.is_cancelled = true;
     if let Some(process) = running.process {
-        // It may have ended by itself; it is waited for by `run`, so that its id is still its own.
+        // If it has ended, its id is not reused until `run` has waited for it.
         let _ = sh::output(Command::new("kill").arg(process.to_string()));
     }
 }
 
-/// Runs cargo without a word; what it says is the error's.
+/// Runs cargo without showing its output.
 ///
 /// # Errors
-/// As [`run`], with the last lines that it said.
+/// Like [`run`], with the last lines of cargo's output.
 pub fn quietly(command: &mut Command) -> Result<()> {
     let output = command.stdin(Stdio::null()).output().context("cargo does not start")?;
     if !output.status.success() {
@@ -111,7 +110,7 @@ pub fn quietly(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Shows what cargo says until it ends; returns it.
+/// Shows cargo's output until it ends, and returns it.
 fn show(mut stderr: impl Read) -> Result<String> {
     let (mut said, mut line) = (String::new(), Vec::new());
     let mut buffer = [0; 4096];
@@ -136,7 +135,7 @@ fn show(mut stderr: impl Read) -> Result<String> {
                     said += &(text + "\n");
                 }
                 None => {
-                    // The end of a progress line that cargo has wiped is empty.
+                    // The text after an erased progress line is empty.
                     if !plain(&text).trim().is_empty() || *byte == b'\n' {
                         progress::say(&text);
                     }
@@ -150,7 +149,7 @@ fn show(mut stderr: impl Read) -> Result<String> {
     }
 }
 
-/// `Building [===>  ] 12/340: name`: 12 and 340.
+/// Parses cargo's progress line: 12 and 340 from `Building [===>  ] 12/340: name`.
 fn units(line: &str) -> Option<(u32, u32)> {
     let plain = plain(line);
     let (_, rest) = plain.trim_start().strip_prefix("Building [")?.split_once("] ")?;
@@ -165,7 +164,7 @@ fn is_status(line: &str) -> bool {
     plain.starts_with(' ') && STATUS.contains(&word)
 }
 
-/// Without the escape sequences of colours and of wiping.
+/// Removes escape sequences.
 fn plain(line: &str) -> String {
     let mut plain = String::new();
     let mut rest = line.chars();
@@ -179,7 +178,7 @@ fn plain(line: &str) -> String {
     plain
 }
 
-/// The disk is full, or the registry cannot be reached: no other way of building would do better.
+/// A cause outside of the sources, such as a full disk or an unreachable registry, with what to do about it.
 #[derive(Debug)]
 pub struct Obstacle(&'static str);
 
@@ -191,7 +190,7 @@ impl std::fmt::Display for Obstacle {
 
 impl std::error::Error for Obstacle {}
 
-/// What on this host made a build fail, in a sentence with what to do; `None`: the sources, it seems.
+/// Finds a cause outside of the sources in cargo's output.
 fn obstacle(said: &str) -> Option<Obstacle> {
     let has = |parts: &[&str]| parts.iter().any(|part| said.contains(part));
     if has(&["No space left on device", "os error 28"]) {
@@ -199,21 +198,21 @@ fn obstacle(said: &str) -> Option<Obstacle> {
     }
     if has(&["certificate is not yet valid", "certificate has expired", "certificate not valid yet"]) {
         return Some(Obstacle(
-            "crates cannot be downloaded, because by this host's clock the registry's certificate is of another time: \
-             set the clock, then try again",
+            "crates cannot be downloaded because the registry's certificate is not valid at the time of this host's \
+             clock: set the clock, then try again",
         ));
     }
     if has(&["SSL certificate problem", "SSL CA cert", "unable to get local issuer", "self-signed certificate"]) {
         return Some(Obstacle(
-            "crates cannot be downloaded, because the registry's certificate is not trusted here: if a proxy has \
-             replaced it, name the proxy's by CARGO_HTTP_CAINFO=FILE",
+            "crates cannot be downloaded because the registry's certificate is not trusted: if a proxy has replaced it, \
+             set CARGO_HTTP_CAINFO to a file with the proxy's certificate",
         ));
     }
     let network =
         ["Could not resolve host", "failed to download", "download of config.json failed", "Couldn't connect"];
     has(&network).then_some(Obstacle(
-        "crates cannot be downloaded: see that the registry can be reached (a proxy is named by HTTPS_PROXY), then try \
-         again",
+        "crates cannot be downloaded because the registry cannot be reached: check the network (HTTPS_PROXY names a \
+         proxy), then try again",
     ))
 }
 
@@ -222,7 +221,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cargos_progress() {
+    fn progress_of_cargo_is_parsed() {
         assert_eq!(units("    Building [====>    ] 12/340: syn, serde(build)"), Some((12, 340)));
         assert_eq!(units("\x1b[K\x1b[1m\x1b[36m    Building\x1b[0m [=>  ] 7/9: a"), Some((7, 9)));
         assert_eq!(units("   Compiling syn v2.0.1"), None);
@@ -231,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn output_is_read_to_its_end() {
+    fn output_is_read_until_eof() {
         let text = "   Compiling a v1\r    Building [=> ] 1/2: a\rwarning: unused\n    Finished";
         let said = show(text.as_bytes()).unwrap();
         assert!(
@@ -241,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn obstacles() {
+    fn causes_outside_of_the_sources_are_named() {
         let sentence = |said| obstacle(said).map(|obstacle| obstacle.to_string()).unwrap_or_default();
         assert!(sentence("error: failed to write: No space left on device (os error 28)").contains("disk is full"));
         assert!(sentence("[60] SSL certificate problem: unable to get").contains("CARGO_HTTP_CAINFO"));

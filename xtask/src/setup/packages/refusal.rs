@@ -5,8 +5,8 @@
 pub struct Refusal {
     /// The package.
     pub package: String,
-    /// What the package manager says.
+    /// The reason that the package manager gives.
     pub why: String,
-    /// What would help.
+    /// What to do about it.
     pub help: String,
 }
