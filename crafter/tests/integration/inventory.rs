@@ -67,7 +67,7 @@ const NOT_EXECUTED: [(&str, usize, &str); 12] = [
     ("tests/src/service.rs", 1, "a directory"),
     ("tests/src/text_file_busy.rs", 1, "the positive control: executed, and expected to fail"),
     ("xtask/src/fresh.rs", 1, "a certificate"),
-    ("xtask/src/test/stand_in.rs", 2, "a directory and a list of calls"),
+    ("xtask/src/program/stand_in.rs", 2, "a directory and a list of calls"),
     ("xtask/src/vm/image.rs", 1, "the name of a tool"),
 ];
 
