@@ -81,7 +81,9 @@ def _replace_all(ports):
     from scapy.config import conf
     from scapy.layers import inet, inet6, l2  # noqa: F401
 
-    from .sockets import L2ListenServiceSocket, L2ServiceSocket, L3ServiceSocket, ServiceSocket
+    from .layer2 import L2ListenServiceSocket, L2ServiceSocket
+    from .layer3 import L3ServiceSocket
+    from .sockets import ServiceSocket
 
     ServiceSocket.ports = ports
     _replace(conf, "L3socket", L3ServiceSocket)

@@ -18,8 +18,7 @@ from scapy.supersocket import SuperSocket
 
 from . import errors
 from .filter import Filter, whole
-from .lease import CUT, ETHERNET, OUTGOING
-from .packet import need, need_of_frame
+from .lease import CUT, ETHERNET
 from .ports import log
 
 #: Packets that wait for a reader at most: of one that has begun to read, of one that has not.
@@ -30,12 +29,6 @@ _LOGGED = 10
 _SENDER_ENDS = 0.02
 #: Packets that are sent before refusals of the former ones are looked for.
 _LOOK = 32
-
-#: No link has a smaller MTU that IPv6 runs over; spares asking for the interface's.
-_NEVER_CUT = 1280
-
-#: Link types of packets without a header before that of IP.
-_RAW_LINK_TYPES = (12, 101, 228, 229)
 
 
 class EndOfSending(SystemExit):
@@ -115,7 +108,7 @@ class ServiceSocket(SuperSocket):
 
     def passes(self, lease, message):
         """Whether a packet is for this socket."""
-        return self._filter is None or self._filter.matches(_ip(message))
+        return self._filter is None or self._filter.matches(ip_of(message))
 
     def refused(self, error):
         """A packet that this socket has sent, most likely, was refused."""
@@ -251,7 +244,7 @@ class ServiceSocket(SuperSocket):
     def _class_of(self, lease, message):
         if message.flags & ETHERNET:
             return Ether
-        return _class_of_ip(message.body)
+        return class_of_ip(message.body)
 
     def _bytes_of(self, lease, message):
         return message.body
@@ -370,154 +363,15 @@ def _raise_of_this_thread():
         one._raise_failure()
 
 
-def _ip(message):
+def ip_of(message):
     return message.body[14:] if message.flags & ETHERNET else message.body
 
 
-class L3ServiceSocket(ServiceSocket):
-    """`conf.L3socket`: IP packets. Their ports are leased as they are sent."""
-
-    desc = "read/write packets at layer 3 by the crafter service"
-
-    def __init__(self, iface=None, **kwargs):
-        # Answers come by any interface that this socket has sent by.
-        super().__init__(iface=None, **kwargs)
-        self._sends_by = iface
-
-    def _pieces(self, x, data):
-        if len(data) <= _NEVER_CUT or not conf.auto_fragment or data[0] >> 4 != 4 or not hasattr(x, "fragment"):
-            return (data,)
-        mtu = self.ports.interface(self._interface_of(x))["mtu"]
-        if len(data) <= mtu:
-            return (data,)
-        # Fragments carry multiples of 8 bytes (RFC 791).
-        return [bytes(piece) for piece in x.fragment(fragsize=(mtu - (data[0] & 15) * 4) // 8 * 8)]
-
-    def _interface_of(self, x):
-        try:
-            interface = x.route()[0]
-        except (AttributeError, ValueError):
-            interface = None
-        return network_name(interface or self._sends_by or conf.iface)
-
-    def _send(self, x, data):
-        what = need(data)
-        if what.destination is None:
-            raise errors.NotSent("malformed", "it does not begin with an IP header that can be read", data[:128])
-        interface = self._interface_of(x)
-        return self._send_by(self.ports.lease_for(what, interface, self), data)
-
-    def _layer_of(self, packet):
-        return packet.payload if isinstance(packet, Ether) else packet
-
-
-class _L2(ServiceSocket):
-    """Frames: all of the interface where the policy lets this user observe, else what is leased."""
-
-    direction = None
-
-    def __init__(self, iface=None, **kwargs):
-        self._observed = None
-        super().__init__(iface=iface, **kwargs)
-        if self._observes:
-            self._observed = self.ports.observe(self, self.iface, self._filter_text, self.direction)
-
-    def _begin(self):
-        self._observes = self.iface is not None and bool(self.ports.rule().get("observe"))
-        self._passes_leased = True
-        try:
-            super()._begin()
-        except Scapy_Exception:
-            if not self._observes:
-                raise
-            # One that no IP packet passes: the service knows what to do with it.
-            self._passes_leased = False
-
-    def passes(self, lease, message):
-        if lease is self._observed:
-            return self.type in (ETH_P_ALL, int.from_bytes(message.body[12:14], "big"))
-        # What XDP takes for a lease, nobody sees who observes; what tc takes, everybody does.
-        seen = self._observes and lease.reply.get("mode") == "tc"
-        return (not seen and self._passes_leased and self.type in (ETH_P_ALL, _type_of(_ip(message)))
-                and super().passes(lease, message))
-
-    def _class_of(self, lease, message):
-        if lease is self._observed:
-            raw_ip = lease.link_type in _RAW_LINK_TYPES
-            return _class_of_ip(message.body) if raw_ip else conf.l2types.get(lease.link_type or 1, Ether)
-        return Ether if self._has_frames else _class_of_ip(_ip(message))
-
-    def _bytes_of(self, lease, message):
-        if lease is self._observed or (self._has_frames and message.flags & ETHERNET):
-            return message.body
-        if not self._has_frames:
-            return _ip(message)
-        # The service hands out packets from their IP header on: the header before it is made up here, and its
-        # source is not known.
-        own = self.ports.interface(lease.interface).get("mac")
-        return (_mac(own) if own else bytes(6)) + bytes(6) + _type_of(message.body).to_bytes(2, "big") + message.body
-
-    @property
-    def _has_frames(self):
-        """Whether all that it hands out begins with an Ethernet header."""
-        return self._observes
-
-    def _tear_down(self):
-        if self._observed is not None:
-            self.ports.drop(self._observed)
-        super()._tear_down()
-
-    def __del__(self):
-        if not self.closed and self._observed is not None:
-            self.ports.orphans.append(self._observed)
-        super().__del__()
-
-
-class L2ListenServiceSocket(_L2):
-    """`conf.L2listen`: what sniff() reads. On leased ports, packets from their IP header on."""
-
-    desc = "read packets by the crafter service"
-
-    def send(self, x):
-        raise Scapy_Exception("Can't send anything with L2ListenServiceSocket")
-
-
-class L2ServiceSocket(_L2):
-    """`conf.L2socket`: Ethernet frames, where the policy grants them."""
-
-    desc = "read/write packets at layer 2 by the crafter service"
-    direction = "in"
-
-    def __init__(self, iface=None, **kwargs):
-        super().__init__(iface=iface or conf.iface, **kwargs)
-        self._told = False
-
-    _has_frames = True
-
-    def _send(self, x, data):
-        what = need_of_frame(data)
-        # Frames leave by a lease of their own, from ports of the others.
-        lease = self.ports.frames(self.iface, self)
-        if what.port is not None or what.is_later_fragment:
-            self.ports.lease_for(what, self.iface, self)
-        elif self._in_exchange and not self._observes and not self._told:
-            self._told = True
-            log.warning("what answers this has no port that could be leased: the policy has to grant `observe`")
-        return self._send_by(lease, data)
-
-    def passes(self, lease, message):
-        return not message.flags & OUTGOING and super().passes(lease, message)
-
-
-def _class_of_ip(packet):
+def class_of_ip(packet):
     version = packet[0] >> 4 if packet else 0
     return {4: IP, 6: IPv6}.get(version, conf.raw_layer)
 
 
-def _type_of(packet):
+def type_of(packet):
     """The EtherType of an IP packet."""
     return 0x86DD if packet[:1] and packet[0] >> 4 == 6 else 0x0800
-
-
-def _mac(text):
-    return bytes.fromhex(text.replace(":", "").replace("-", ""))
