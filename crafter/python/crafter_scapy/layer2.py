@@ -10,12 +10,12 @@ from .packet import need_of_frame
 from .ports import log
 from .sockets import ServiceSocket, class_of_ip, ip_of, type_of
 
-#: Link types of packets without a header before that of IP.
+#: Link types of packets that begin with the IP header.
 _RAW_LINK_TYPES = (12, 101, 228, 229)
 
 
 class _L2(ServiceSocket):
-    """Frames: all of the interface where the policy lets this user observe, else what is leased."""
+    """Frames: all of the interface if the policy grants `observe`, else the packets of leased ports."""
 
     direction = None
 
@@ -33,15 +33,15 @@ class _L2(ServiceSocket):
         except Scapy_Exception:
             if not self._observes:
                 raise
-            # One that no IP packet passes: the service knows what to do with it.
+            # A filter for frames only, such as `arp`: the service applies it to observed frames.
             self._passes_leased = False
 
     def passes(self, lease, message):
         if lease is self._observed:
             return self.type in (ETH_P_ALL, int.from_bytes(message.body[12:14], "big"))
-        # What XDP takes for a lease, nobody sees who observes; what tc takes, everybody does.
-        seen = self._observes and lease.reply.get("mode") == "tc"
-        return (not seen and self._passes_leased and self.type in (ETH_P_ALL, type_of(ip_of(message)))
+        # XDP redirects a leased packet before an observer sees it; a tc classifier runs after the observer.
+        observed = self._observes and lease.reply.get("mode") == "tc"
+        return (not observed and self._passes_leased and self.type in (ETH_P_ALL, type_of(ip_of(message)))
                 and super().passes(lease, message))
 
     def _class_of(self, lease, message):
@@ -55,14 +55,13 @@ class _L2(ServiceSocket):
             return message.body
         if not self._has_frames:
             return ip_of(message)
-        # The service hands out packets from their IP header on: the header before it is made up here, and its
-        # source is not known.
+        # The service delivers packets from the IP header on, so the Ethernet header is made up; its source is unknown.
         own = self.ports.interface(lease.interface).get("mac")
         return (_mac(own) if own else bytes(6)) + bytes(6) + type_of(message.body).to_bytes(2, "big") + message.body
 
     @property
     def _has_frames(self):
-        """Whether all that it hands out begins with an Ethernet header."""
+        """Whether received packets begin with an Ethernet header."""
         return self._observes
 
     def _tear_down(self):
@@ -77,35 +76,36 @@ class _L2(ServiceSocket):
 
 
 class L2ListenServiceSocket(_L2):
-    """`conf.L2listen`: what sniff() reads. On leased ports, packets from their IP header on."""
+    """`conf.L2listen`: what sniff() reads. Packets of leased ports begin with the IP header."""
 
-    desc = "read packets by the crafter service"
+    desc = "read packets through the crafter service"
 
     def send(self, x):
         raise Scapy_Exception("Can't send anything with L2ListenServiceSocket")
 
 
 class L2ServiceSocket(_L2):
-    """`conf.L2socket`: Ethernet frames, where the policy grants them."""
+    """`conf.L2socket`: Ethernet frames, if the policy grants `raw_ethernet`."""
 
-    desc = "read/write packets at layer 2 by the crafter service"
+    desc = "read/write packets at layer 2 through the crafter service"
     direction = "in"
 
     def __init__(self, iface=None, **kwargs):
         super().__init__(iface=iface or conf.iface, **kwargs)
-        self._told = False
+        self._has_warned = False
 
     _has_frames = True
 
     def _send(self, x, data):
-        what = need_of_frame(data)
-        # Frames leave by a lease of their own, from ports of the others.
+        needed = need_of_frame(data)
+        # One lease sends all frames; the ports are leased separately.
         lease = self.ports.frames(self.iface, self)
-        if what.port is not None or what.is_later_fragment:
-            self.ports.lease_for(what, self.iface, self)
-        elif self._in_exchange and not self._observes and not self._told:
-            self._told = True
-            log.warning("what answers this has no port that could be leased: the policy has to grant `observe`")
+        if needed.port is not None or needed.is_later_fragment:
+            self.ports.lease_for(needed, self.iface, self)
+        elif self._in_exchange and not self._observes and not self._has_warned:
+            self._has_warned = True
+            log.warning("replies to this frame are not received, because they have no port to lease; the policy has to "
+                        "grant `observe`")
         return self._send_by(lease, data)
 
     def passes(self, lease, message):

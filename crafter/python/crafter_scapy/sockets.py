@@ -1,4 +1,4 @@
-"""Scapy's sockets, by the service."""
+"""The base of Scapy's sockets that use the service: waiting, receiving, refusals, sending."""
 
 import os
 import select
@@ -21,22 +21,22 @@ from .filter import Filter, whole
 from .lease import CUT, ETHERNET
 from .ports import log
 
-#: Packets that wait for a reader at most: of one that has begun to read, of one that has not.
-_WAITING, _UNREAD = 16384, 1024
-#: Refusals that are logged one by one, in one exchange.
+#: Maximum length of a socket's queue: after its first read, and before it.
+_QUEUE_READ, _QUEUE_UNREAD = 16384, 1024
+#: Number of refusals that are logged one by one in an exchange.
 _LOGGED = 10
-#: What the sending thread of sr() takes to end, in seconds.
+#: Time that the sending thread of sr() takes to end, in seconds.
 _SENDER_ENDS = 0.02
-#: Packets that are sent before refusals of the former ones are looked for.
-_LOOK = 32
+#: Number of packets between two checks for refusals.
+_CHECK_EVERY = 32
 
 
 class EndOfSending(SystemExit):
-    """Ends the sending thread of sr() without a word: sr() itself raises what is wrong."""
+    """Ends the sending thread of sr() without output; sr() raises the error."""
 
 
 class ServiceSocket(SuperSocket):
-    """What all have in common: waiting, reading, refusals."""
+    """Base of the sockets of layers 2 and 3."""
 
     desc = "the crafter service"
     #: Set by install().
@@ -46,9 +46,9 @@ class ServiceSocket(SuperSocket):
         self.closed = True
         if self.ports is None:
             raise errors.CrafterError("call crafter_scapy.install() first")
-        # It may outlive uninstall().
+        # A reference of its own: the socket may be used after uninstall().
         self.ports = self.ports
-        # There is no one kernel socket behind it.
+        # A socket reads several leases, so there is no single kernel socket.
         self.ins = self.outs = None
         self.iface = network_name(iface) if iface is not None else None
         self.type = type
@@ -74,14 +74,14 @@ class ServiceSocket(SuperSocket):
         self.ports.open(self)
 
     def _begin(self):
-        """Before it is opened: what else a kind of socket needs."""
+        """Prepares the socket before it is registered."""
         if self._filter_text:
             self._filter = Filter(self._filter_text)
 
-    # What the leases of the process call, with their lock held.
+    # Called by Ports, with its lock held.
 
     def wants(self, lease):
-        """Whether it reads from this lease."""
+        """Whether this socket reads from the lease."""
         return self.iface is None or lease.interface == self.iface
 
     def watch(self, lease):
@@ -91,18 +91,18 @@ class ServiceSocket(SuperSocket):
         try:
             self._epoll.unregister(lease.fileno())
         except (OSError, ValueError):
-            # It never watched it.
+            # It was not registered.
             pass
 
     def deliver(self, lease, messages):
-        """Queues packets that came."""
+        """Queues received packets."""
         for message in messages:
             if self.passes(lease, message):
                 self._queue.append((lease, message))
-        most = _WAITING if self._is_reading else _UNREAD
+        most = _QUEUE_READ if self._is_reading else _QUEUE_UNREAD
         while len(self._queue) > most:
             self._queue.popleft()
-            # Nobody misses what a socket gets that only sends.
+            # Do not count losses of a socket that only sends.
             self._overflowed += self._is_reading
         self._signal()
 
@@ -111,18 +111,18 @@ class ServiceSocket(SuperSocket):
         return self._filter is None or self._filter.matches(ip_of(message))
 
     def refused(self, error):
-        """A packet that this socket has sent, most likely, was refused."""
+        """Handles a refusal of a packet that this socket has, most likely, sent."""
         self._refusals += 1
         if not self._in_exchange:
             self._fail(error)
         elif self._expected is not None and self._refusals >= self._expected:
-            # Nothing can answer any more.
+            # No reply can arrive.
             self._fail(error)
         elif self._refusals <= _LOGGED:
             log.warning("%s", error)
 
     def forked(self):
-        """In a child process: of no use any more."""
+        """Called in a child after fork: the socket cannot be used there."""
         self.closed = True
         self._close_descriptors()
 
@@ -140,7 +140,7 @@ class ServiceSocket(SuperSocket):
         self._signal()
 
     def _signal(self):
-        """Its descriptor is readable for as long as something waits, so that select() on it works."""
+        """Keeps the descriptor readable while packets or an error are waiting, for select()."""
         wanted = bool(self._queue) or (self._failure is not None and self._in_exchange)
         if wanted and not self._is_awake:
             os.write(self._wake_write, b"x")
@@ -154,14 +154,14 @@ class ServiceSocket(SuperSocket):
         return -1 if self.closed else self._epoll.fileno()
 
     def pump(self):
-        """Reads what is there."""
+        """Reads all watched leases without waiting."""
         for descriptor, _ in self._epoll.poll(0):
             if descriptor != self._wake_read:
                 self.ports.pump(descriptor)
 
     @property
     def is_ready(self):
-        """Whether recv() has something at once."""
+        """Whether recv() returns at once."""
         return bool(self._queue) or (self._in_exchange and self._failure is not None)
 
     @staticmethod
@@ -186,22 +186,22 @@ class ServiceSocket(SuperSocket):
         for one in own:
             if one in readable:
                 one.pump()
-            one._let_sender_end()
+            one._wait_for_sender()
         _raise_of_this_thread()
         return [one for one in sockets if (one.is_ready if one in own else one in readable)]
 
-    def _let_sender_end(self):
-        """The thread in which sr() sends stops the reading one as it ends, and minds if that is gone already."""
+    def _wait_for_sender(self):
+        """Waits for the sending thread of sr(): it stops the reader when it ends, and fails if the reader has ended."""
         if self._in_exchange and self._failure is not None:
             time.sleep(max(0, self._failed_at + _SENDER_ENDS - time.monotonic()))
 
     def recv(self, x=MTU, **kwargs):
-        """The next packet; waits for it."""
+        """Waits for the next packet and returns it dissected."""
         item = self._next()
         return None if item is None else self._dissect(*item, **kwargs)
 
     def recv_raw(self, x=MTU):
-        """The next packet as class, bytes, and time."""
+        """Waits for the next packet; returns its class, bytes and time."""
         item = self._next()
         if item is None:
             return None, None, None
@@ -213,10 +213,10 @@ class ServiceSocket(SuperSocket):
         while not self.closed:
             with self.ports.lock:
                 if self._in_exchange and self._failure is not None:
-                    # sr() stops reading, and raises it.
+                    # sr() stops reading and raises the failure.
                     raise EOFError
                 if self._overflowed:
-                    log.warning("%r: %d packets are lost because they were not read in time", self, self._overflowed)
+                    log.warning("%r: %d packets were lost because they were not read in time", self, self._overflowed)
                     self._overflowed = 0
                 if self._queue:
                     item = self._queue.popleft()
@@ -255,7 +255,7 @@ class ServiceSocket(SuperSocket):
     # Sending.
 
     def send(self, x):
-        """Sends a packet. What is wrong is raised, by this call, the next one, or close()."""
+        """Sends a packet; returns the number of bytes. An error is raised by this call, a later one, or close()."""
         if not self._in_exchange:
             self._raise_failure()
         data = raw(x)
@@ -276,7 +276,7 @@ class ServiceSocket(SuperSocket):
                 if self._failure is not None:
                     raise EndOfSending from None
             return 0
-        if not self._in_exchange and sum(self._unsettled.values()) % _LOOK == 0:
+        if not self._in_exchange and sum(self._unsettled.values()) % _CHECK_EVERY == 0:
             self.pump()
             self._raise_failure()
         return sent
@@ -301,30 +301,30 @@ class ServiceSocket(SuperSocket):
         if failure is not None:
             raise failure
 
-    # Exchanges: what sr() does with a socket.
+    # Exchanges, which sr() performs.
 
     def begin_exchange(self, expected):
-        """From now on, refusals are for sr(): it is over when all of `expected` packets are refused."""
+        """Starts an exchange: refusals are collected for sr(), which ends when all `expected` packets are refused."""
         self._raise_failure()
         with self.ports.lock:
             self._in_exchange, self._expected, self._refusals = True, expected, 0
 
     def end_exchange(self):
-        """Raises what went wrong."""
+        """Ends an exchange; raises its error."""
         with self.ports.lock:
             refusals, self._in_exchange = self._refusals, False
-            # Its refusals came while it was read.
+            # Refusals were read with the replies.
             self._unsettled.clear()
             self._signal()
         if self._failure is None and refusals > _LOGGED:
             log.warning("%d packets were refused in all", refusals)
         self._raise_failure()
 
-    # The end.
+    # Closing.
 
     def close(self):
         if self.closed or (self._in_exchange and self._failure is not None):
-            # The sniffer closes what fails; whose it is may go on with it.
+            # The sniffer closes a socket that fails; the owner may still use it.
             return
         try:
             if self._unsettled and not self._in_exchange:
@@ -343,7 +343,7 @@ class ServiceSocket(SuperSocket):
         self._failure = failure
 
     def __del__(self):
-        # Runs wherever Python collects garbage, also within this package: it takes no lock and asks nobody.
+        # May run inside this package during garbage collection: it takes no lock and makes no call.
         if self.closed:
             return
         self.forked()
@@ -352,7 +352,7 @@ class ServiceSocket(SuperSocket):
 
 
 def _raise_of_this_thread():
-    """An automaton, or a script, waits for answers to what was refused."""
+    """Raises the failures of this thread, which would otherwise wait for replies to refused packets."""
     ports = ServiceSocket.ports
     if ports is None or not ports.failed:
         return
