@@ -104,7 +104,7 @@ async fn story() -> Result<()> {
         println!("   note: {note}");
     }
 
-    chapter("3. A DNS query by hand: IP / UDP / DNS, one datagram each way");
+    chapter("3. A DNS query by hand: IP / UDP / DNS, one datagram in each direction");
     dns(&crafter, servers.dns).await?;
 
     chapter("4. A handshake and a GET by hand, segment by segment");
