@@ -188,6 +188,7 @@ fn sections(roff: &mut Roff, text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::documentation;
 
     fn every(command: &clap::Command, found: &mut Vec<clap::Command>) {
         found.push(command.clone());
@@ -202,26 +203,6 @@ mod tests {
         found
     }
 
-    /// The words of a shell command up to `|`, `>` or `&&`.
-    fn words(line: &str) -> Vec<String> {
-        let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
-        for c in line.chars() {
-            match (c, quote) {
-                (_, Some(open)) if c == open => quote = None,
-                (_, Some(_)) => word.get_or_insert_default().push(c),
-                ('"' | '\'', None) => {
-                    quote = Some(c);
-                    word.get_or_insert_default();
-                }
-                (' ', None) => words.extend(word.take()),
-                ('|' | '>' | '&', None) => return words,
-                _ => word.get_or_insert_default().push(c),
-            }
-        }
-        words.extend(word);
-        words
-    }
-
     #[test]
     fn help_of_every_command_has_exit_codes_and_valid_examples() {
         for command in commands() {
@@ -233,7 +214,7 @@ mod tests {
             for line in examples.lines() {
                 assert!(line.starts_with("  "), "{name}: '{line}' follows the examples");
                 let Some(at) = line.find("crafter ") else { continue };
-                let words = words(&line[at..]);
+                let words = documentation::commands(&line[at..]).swap_remove(0);
                 if let Err(error) = <Cli as clap::Parser>::try_parse_from(&words)
                     && error.use_stderr()
                 {
@@ -250,12 +231,6 @@ mod tests {
                 assert!(line.len() <= 100, "{name}: '{line}' is wider than a terminal");
             }
         }
-    }
-
-    #[test]
-    fn words_are_split_as_by_a_shell() {
-        let line = "crafter sr 'IP()/TCP(dport=[80,443])' \"a b\"c '' | head";
-        assert_eq!(words(line), ["crafter", "sr", "IP()/TCP(dport=[80,443])", "a bc", ""]);
     }
 
     #[test]

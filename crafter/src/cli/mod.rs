@@ -8,6 +8,8 @@ pub mod counters;
 pub mod dns;
 pub mod doctor;
 #[cfg(test)]
+mod documentation;
+#[cfg(test)]
 mod errors_page;
 pub mod exchange;
 pub mod exit;
