@@ -1,7 +1,7 @@
 //! Leases: ports that belong to this process, for sending from and for receiving on.
 
-mod acquire;
-mod request;
+mod lease_acquire;
+mod lease_request;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -11,7 +11,7 @@ use std::{
 
 use tokio::sync::Notify;
 
-pub use self::request::{LeaseRequest, PortChoice};
+pub use self::lease_request::{LeaseRequest, PortChoice};
 use super::{
     ROOM_RETRY_DELAY,
     entry::{LeaseId, Received},

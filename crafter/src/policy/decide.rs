@@ -8,10 +8,10 @@ use std::{
 
 use super::{
     Policy,
-    outgoing::{Outgoing, PacketPorts},
+    packet_info::{Outgoing, PacketPorts},
+    policy_verdict::{Decision, Verdict},
     rule::Rule,
     usage::Usage,
-    verdict::{Decision, Verdict},
 };
 use crate::packet::{Framed, Route, Transport, framed};
 

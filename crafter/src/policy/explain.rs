@@ -7,10 +7,10 @@ use serde::Serialize;
 use super::{
     Policy,
     decide::{Subject, form, reach},
-    outgoing::{Outgoing, PacketPorts},
+    packet_info::{Outgoing, PacketPorts},
+    policy_verdict::Verdict,
     rule::Rule,
     targets::Target,
-    verdict::Verdict,
 };
 use crate::packet::{Route, Transport};
 

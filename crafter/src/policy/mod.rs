@@ -58,7 +58,8 @@ use serde::Serialize;
 mod decide;
 mod explain;
 mod lint;
-mod outgoing;
+mod packet_info;
+mod policy_verdict;
 mod ports;
 mod read;
 mod reader;
@@ -66,7 +67,6 @@ mod rule;
 mod targets;
 mod usage;
 mod value;
-mod verdict;
 
 #[cfg(test)]
 mod tests;
@@ -75,12 +75,12 @@ pub(crate) use self::usage::Bucket;
 pub use self::{
     decide::{Grant, Host, LeaseWish, Subject},
     explain::{Explanation, Question},
-    outgoing::{Outgoing, PacketPorts},
+    packet_info::{Outgoing, PacketPorts},
+    policy_verdict::{Decision, Verdict},
     ports::Ports,
     rule::{Account, Foreign, Protocols, Rule, Who},
     targets::{Target, Targets},
     usage::{Rate, Usage},
-    verdict::{Decision, Verdict},
 };
 use crate::error::{Error, Result};
 

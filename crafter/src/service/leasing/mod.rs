@@ -1,21 +1,21 @@
 //! `Lease` and `Observe`: from a request to a socket, in three steps: a plan, which the policy makes; what it takes of
 //! the host, which is given back if anything fails; and publishing it.
 
-mod acquire;
 mod no_lease;
 mod plan;
-mod request;
+mod served_acquire;
+mod served_request;
 
 use std::{net::IpAddr, os::fd::OwnedFd, rc::Rc};
 
 use tokio::task::spawn_local;
 
-pub(super) use self::request::{address, port};
+pub(super) use self::served_request::{address, port};
 use self::{
-    acquire::{Acquired, acquire, pair, terms},
     no_lease::NoLease,
     plan::Plan,
-    request::{Ports, Request},
+    served_acquire::{Acquired, acquire, pair, terms},
+    served_request::{Ports, Request},
 };
 use super::{
     caller::Caller,

@@ -4,7 +4,7 @@ use std::{net::IpAddr, ops::RangeInclusive};
 
 use super::{
     no_lease::NoLease,
-    request::{Ports, Request},
+    served_request::{Ports, Request},
 };
 use crate::{
     Error,

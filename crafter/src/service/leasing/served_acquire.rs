@@ -15,7 +15,7 @@ use super::{
     },
     no_lease::NoLease,
     plan::{Candidates, Plan, pick},
-    request::Request,
+    served_request::Request,
 };
 use crate::{
     Error, Lease, LeaseRequest, Result,
