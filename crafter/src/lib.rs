@@ -42,7 +42,7 @@ pub mod error;
 #[cfg(feature = "lab")]
 pub mod lab;
 mod mmsg;
-#[cfg_attr(not(feature = "service"), allow(dead_code, unused_imports, reason = "the service uses the rest"))]
+#[cfg(feature = "service")]
 pub mod policy;
 pub mod probe;
 pub mod protocol;

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::entry::{Delivery, LeaseId, Ports};
-pub(crate) use crate::datapath::tx::{NoRoom, Outgoing, Transmitted};
+pub(crate) use crate::datapath::tx::{NoRoom, Transmitted, TxPacket};
 use crate::{
     datapath::maps::{Counters, Flow, Terms},
     error::{Error, Result},
@@ -23,7 +23,7 @@ pub(crate) trait Backend: Send {
 
     /// Sends packets in as few system calls as it takes. Nothing is remembered between two calls: with [`NoRoom::Stop`]
     /// the result says which packet was the first without room.
-    fn send_batch(&mut self, packets: &[Outgoing<'_>], on_no_room: NoRoom) -> Transmitted;
+    fn send_batch(&mut self, packets: &[TxPacket<'_>], on_no_room: NoRoom) -> Transmitted;
 
     /// Hands a batch of waiting deliveries to `deliver`; how many there were.
     fn drain(&mut self, deliver: &mut dyn FnMut(Delivery<'_>)) -> usize;

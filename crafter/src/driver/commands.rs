@@ -3,7 +3,7 @@
 use std::{ops::Range, sync::Arc, task::Waker};
 
 use super::entry::{LeaseId, StreamId};
-use crate::datapath::{route::Route, tx::Outgoing};
+use crate::datapath::{route::Route, tx::TxPacket};
 
 /// What is to be done, gathered by [`Table::poll_commands`](super::table::Table::poll_commands).
 #[derive(Default)]
@@ -39,8 +39,8 @@ impl Outbox {
         self.packets.len()
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = Outgoing<'_>> {
-        self.packets.iter().map(|(route, range)| Outgoing::Ip(route, &self.bytes[range.clone()]))
+    pub(super) fn iter(&self) -> impl Iterator<Item = TxPacket<'_>> {
+        self.packets.iter().map(|(route, range)| TxPacket::Ip(route, &self.bytes[range.clone()]))
     }
 
     /// Empties it, and keeps its memory.

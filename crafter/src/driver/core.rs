@@ -13,7 +13,7 @@ use smallvec::SmallVec;
 use tokio::sync::Notify;
 
 use super::{
-    backend::{Backend, NoRoom, Outgoing, ServiceCalls, Transmitted},
+    backend::{Backend, NoRoom, ServiceCalls, Transmitted, TxPacket},
     commands::Commands,
     entry::{LeaseId, LeaseState, Ports, Received, Stats, StreamId, Waiter},
     table::Table,
@@ -197,7 +197,7 @@ impl Core {
     }
 
     /// Sends packets and frames in as few system calls as it takes.
-    pub(crate) fn send_batch(&mut self, packets: &[Outgoing<'_>], on_no_room: NoRoom) -> Transmitted {
+    pub(crate) fn send_batch(&mut self, packets: &[TxPacket<'_>], on_no_room: NoRoom) -> Transmitted {
         self.backend.send_batch(packets, on_no_room)
     }
 
@@ -292,7 +292,7 @@ impl Core {
         if outbox.len() == 0 {
             return false;
         }
-        let packets: SmallVec<[Outgoing<'_>; 8]> = outbox.iter().collect();
+        let packets: SmallVec<[TxPacket<'_>; 8]> = outbox.iter().collect();
         let Transmitted { sent, refused, tried, error } = self.backend.send_batch(&packets, NoRoom::Refuse);
         drop(packets);
         outbox.clear();

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 
 use super::{
     Options,
-    backend::{Backend, NoRoom, Outgoing, Transmitted},
+    backend::{Backend, NoRoom, Transmitted, TxPacket},
     core::Core,
     entry::{LeaseId, Received, Stats},
     kernel::KernelBackend,
@@ -195,17 +195,17 @@ impl Crafter {
     }
 
     /// Sends packets and frames in as few system calls as it takes, and takes in at once what has come back.
-    pub(crate) fn transmit<'p>(&self, packets: impl IntoIterator<Item = Outgoing<'p>>) -> Transmitted {
+    pub(crate) fn transmit<'p>(&self, packets: impl IntoIterator<Item = TxPacket<'p>>) -> Transmitted {
         self.transmit_or(packets, NoRoom::Refuse)
     }
 
     /// The same, where `on_no_room` says what to do without room.
     pub(crate) fn transmit_or<'p>(
         &self,
-        packets: impl IntoIterator<Item = Outgoing<'p>>,
+        packets: impl IntoIterator<Item = TxPacket<'p>>,
         on_no_room: NoRoom,
     ) -> Transmitted {
-        let packets: SmallVec<[Outgoing<'p>; 8]> = packets.into_iter().collect();
+        let packets: SmallVec<[TxPacket<'p>; 8]> = packets.into_iter().collect();
         let mut core = self.shared.lock();
         let sent = core.send_batch(&packets, on_no_room);
         core.drain(Instant::now());

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    backend::{Backend, NoRoom, Outgoing, Statistics, Transmitted},
+    backend::{Backend, NoRoom, Statistics, Transmitted, TxPacket},
     entry::{Delivery, LeaseId, Meta, Ports},
 };
 use crate::{
@@ -85,12 +85,12 @@ impl Backend for FakeBackend {
         Vec::new()
     }
 
-    fn send_batch(&mut self, packets: &[Outgoing<'_>], on_no_room: NoRoom) -> Transmitted {
+    fn send_batch(&mut self, packets: &[TxPacket<'_>], on_no_room: NoRoom) -> Transmitted {
         let mut fake = self.lock();
         let before = fake.statistics;
         let (mut tried, mut error) = (packets.len(), None);
         for (index, packet) in packets.iter().enumerate() {
-            let (Outgoing::Ip(_, bytes) | Outgoing::Frame(bytes)) = packet;
+            let (TxPacket::Ip(_, bytes) | TxPacket::Frame(bytes)) = packet;
             match (fake.send(bytes), on_no_room) {
                 (Ok(true), _) => {}
                 (Ok(false), NoRoom::Refuse) => fake.statistics.not_sent += 1,

@@ -10,7 +10,7 @@ use crafter_common::{map::SOCKET_ENTRIES, parse, reason::Reason};
 
 use super::{
     Options,
-    backend::{Backend, NoRoom, Outgoing, Statistics, Transmitted},
+    backend::{Backend, NoRoom, Statistics, Transmitted, TxPacket},
     entry::{Delivery, LeaseId, Meta, Ports},
 };
 use crate::{
@@ -89,7 +89,7 @@ impl Backend for KernelBackend {
         self.sockets.iter().map(|socket| socket.as_fd()).chain([self.ring.as_fd()]).collect()
     }
 
-    fn send_batch(&mut self, packets: &[Outgoing<'_>], on_no_room: NoRoom) -> Transmitted {
+    fn send_batch(&mut self, packets: &[TxPacket<'_>], on_no_room: NoRoom) -> Transmitted {
         self.tx.send_batch(packets, on_no_room)
     }
 

@@ -33,7 +33,7 @@ mod tests;
 use std::time::Duration;
 
 pub(crate) use self::{
-    backend::{NoRoom, Outgoing, Transmitted},
+    backend::{NoRoom, Transmitted, TxPacket},
     entry::LeaseId,
 };
 pub use self::{

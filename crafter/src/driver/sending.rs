@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 
 use super::{
     ROOM_TIMEOUT,
-    backend::{NoRoom, Outgoing},
+    backend::{NoRoom, TxPacket},
     core::Core,
 };
 use crate::{datapath::route::Route, error::Error, error::Result};
@@ -32,8 +32,8 @@ impl<'p> Sending<'p> {
     pub(super) fn send(&mut self, now: Instant, core: &mut Core, interface: &str) -> Option<Result<()>> {
         let waited = now.saturating_duration_since(self.progress);
         let on_no_room = if waited < ROOM_TIMEOUT { NoRoom::Stop } else { NoRoom::Refuse };
-        let packets: SmallVec<[Outgoing<'_>; 8]> =
-            self.rest.iter().map(|(route, ip)| Outgoing::Ip(route, ip)).collect();
+        let packets: SmallVec<[TxPacket<'_>; 8]> =
+            self.rest.iter().map(|(route, ip)| TxPacket::Ip(route, ip)).collect();
         let sent = core.send_batch(&packets, on_no_room);
         if on_no_room == NoRoom::Refuse && sent.refused > 0 && sent.error.is_none() {
             self.error.get_or_insert_with(|| no_room(interface, sent.refused));

@@ -15,15 +15,14 @@ use socket2::SockRef;
 
 use super::{
     ROOM_TIMEOUT,
-    backend::{Backend, NoRoom, Outgoing, ServiceCalls, Statistics, Transmitted},
+    backend::{Backend, NoRoom, ServiceCalls, Statistics, Transmitted, TxPacket},
     entry::{Delivery, LeaseId, Meta, Ports},
 };
 use crate::{
     datapath::maps::{Counters, Terms},
     error::{Error, Result},
     mmsg::{self, Inbox},
-    packet::{IpPacket, Transport},
-    policy::{self, PacketPorts},
+    packet::{IpPacket, PacketPorts, Transport},
     protocol::{
         Control,
         record::{CUT, Came, Code, Header, Kind, checksum_of},
@@ -122,32 +121,26 @@ impl ServiceBackend {
     }
 
     /// The lease that a packet leaves by, and its bytes.
-    fn address<'p>(&self, packet: &Outgoing<'p>) -> Result<(LeaseId, &'p [u8])> {
+    fn address<'p>(&self, packet: &TxPacket<'p>) -> Result<(LeaseId, &'p [u8])> {
         match *packet {
-            Outgoing::Ip(route, _) if route.ifindex != self.ifindex => {
+            TxPacket::Ip(route, _) if route.ifindex != self.ifindex => {
                 let reason = format_args!("it leaves by {}, and this lease is elsewhere", route.interface);
                 Err(Error::invalid("route", reason))
             }
-            Outgoing::Ip(_, ip) => {
-                let id = policy::Outgoing::read(ip).and_then(|outgoing| self.owner(&outgoing));
-                Ok((id.unwrap_or(self.base), ip))
-            }
-            Outgoing::Frame(frame) => match self.frames {
+            TxPacket::Ip(_, ip) => Ok((self.owner(ip).unwrap_or(self.base), ip)),
+            TxPacket::Frame(frame) => match self.frames {
                 Some(id) => Ok((id, frame)),
                 None => Err(Error::invalid("frame", "no lease of the service for frames is here")),
             },
         }
     }
 
-    /// The lease of a packet's source port.
-    fn owner(&self, outgoing: &policy::Outgoing) -> Option<LeaseId> {
-        let port = match outgoing.ports {
-            PacketPorts::Both { source, .. } => source,
-            PacketPorts::Query { identifier } => identifier,
-            PacketPorts::Fragment | PacketPorts::None => return None,
-        };
-        let owners = self.by_port.get(&(outgoing.transport?, port))?;
-        let own = owners.iter().find(|(address, _)| *address == outgoing.source);
+    /// The lease that owns the source port of a packet.
+    fn owner(&self, ip: &[u8]) -> Option<LeaseId> {
+        let packet = IpPacket::read(ip).ok()?;
+        let (transport, ports) = PacketPorts::read(&packet)?;
+        let owners = self.by_port.get(&(transport?, ports.source()?))?;
+        let own = owners.iter().find(|(address, _)| *address == packet.source);
         own.or_else(|| owners.iter().find(|(address, _)| address.is_unspecified())).map(|&(_, id)| id)
     }
 
@@ -251,7 +244,7 @@ impl Backend for ServiceBackend {
 
     /// Each packet leaves by the lease of its source port. With [`NoRoom::Stop`] all keep their order, as the place where
     /// it stops must be one; else only those of one lease do.
-    fn send_batch(&mut self, packets: &[Outgoing<'_>], on_no_room: NoRoom) -> Transmitted {
+    fn send_batch(&mut self, packets: &[TxPacket<'_>], on_no_room: NoRoom) -> Transmitted {
         let (sent, refused) = (self.sent, self.refused);
         let mut invalid = None;
         let mut runs: SmallVec<[Run<'_>; 1]> = SmallVec::new();

@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     Policy,
-    packet_info::{Outgoing, PacketPorts},
+    packet_info::PacketInfo,
     policy_verdict::{Decision, Verdict},
     rule::Rule,
     usage::Usage,
@@ -169,7 +169,7 @@ impl Policy {
     /// Whether a packet may be sent. An allowed one has used up its part of the rate; a refused one has not.
     ///
     /// Allocates nothing.
-    pub fn packet(&self, grant: &Grant, packet: &Outgoing, usage: &mut Usage, now: Instant) -> Decision {
+    pub fn packet(&self, grant: &Grant, packet: &PacketInfo, usage: &mut Usage, now: Instant) -> Decision {
         let rule = match self.rule_for(grant) {
             Ok(rule) => rule,
             Err(decision) => return decision,
@@ -238,15 +238,11 @@ fn own(rule: &Rule, wish: &LeaseWish, host: &Host) -> Checked {
 }
 
 /// A packet beside its lease, and where it goes.
-fn judge(rule: &Rule, grant: &Grant, packet: &Outgoing) -> Checked {
+fn judge(rule: &Rule, grant: &Grant, packet: &PacketInfo) -> Checked {
     granted(packet.length <= grant.mtu, Verdict::TooLong)?;
     form(rule, packet)?;
     let wish = &grant.wish;
-    let port = match (packet.transport, packet.ports) {
-        (Some(_), PacketPorts::Both { source, .. }) => Some(source),
-        (Some(_), PacketPorts::Query { identifier }) => Some(identifier),
-        _ => None,
-    };
+    let port = packet.ports.source();
     let source = packet.source.to_canonical();
     let own = grant.sources.binary_search(&source).is_ok();
     // Ports of a foreign source are not this host's to lease.
@@ -259,7 +255,7 @@ fn judge(rule: &Rule, grant: &Grant, packet: &Outgoing) -> Checked {
 }
 
 /// What a packet is, whatever its addresses.
-pub(super) fn form(rule: &Rule, packet: &Outgoing) -> Checked {
+pub(super) fn form(rule: &Rule, packet: &PacketInfo) -> Checked {
     let known = packet.transport.is_some_and(|transport| rule.protocols.has(transport));
     granted(known || rule.protocols.any, Verdict::Protocol)?;
     granted(packet.route == Route::None || rule.protocols.any, Verdict::SourceRoute)
@@ -267,7 +263,7 @@ pub(super) fn form(rule: &Rule, packet: &Outgoing) -> Checked {
 
 /// Where a packet goes, and by what addresses: also by those that a source route names, the last of which is its
 /// destination. Where a route cannot be read, it might lead anywhere.
-pub(super) fn reach(rule: &Rule, packet: &Outgoing, broadcasts: &[Ipv4Addr]) -> Checked {
+pub(super) fn reach(rule: &Rule, packet: &PacketInfo, broadcasts: &[Ipv4Addr]) -> Checked {
     reach_one(rule, packet, packet.destination, broadcasts)?;
     match packet.route {
         Route::None => Ok(()),
@@ -278,7 +274,7 @@ pub(super) fn reach(rule: &Rule, packet: &Outgoing, broadcasts: &[Ipv4Addr]) -> 
     }
 }
 
-fn reach_one(rule: &Rule, packet: &Outgoing, destination: IpAddr, broadcasts: &[Ipv4Addr]) -> Checked {
+fn reach_one(rule: &Rule, packet: &PacketInfo, destination: IpAddr, broadcasts: &[Ipv4Addr]) -> Checked {
     let destination = destination.to_canonical();
     granted(rule.multicast || !destination.is_multicast(), Verdict::Multicast)?;
     if let IpAddr::V4(address) = destination {
@@ -299,7 +295,7 @@ fn judge_frame(rule: &Rule, grant: &Grant, frame: &[u8]) -> Checked {
     let group = destination[0] & 1 == 1 && *destination != [0xff; 6];
     granted(rule.multicast || !group, Verdict::Multicast)?;
     match framed(frame) {
-        Framed::Ip(packet) => judge(rule, grant, &Outgoing::read(packet).ok_or(Verdict::Unreadable)?),
+        Framed::Ip(packet) => judge(rule, grant, &PacketInfo::read(packet).ok_or(Verdict::Unreadable)?),
         Framed::Other => Ok(()),
         Framed::Unreadable => Err(Verdict::Unreadable),
     }

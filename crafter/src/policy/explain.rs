@@ -7,12 +7,12 @@ use serde::Serialize;
 use super::{
     Policy,
     decide::{Subject, form, reach},
-    packet_info::{Outgoing, PacketPorts},
+    packet_info::PacketInfo,
     policy_verdict::Verdict,
     rule::Rule,
     targets::Target,
 };
-use crate::packet::{Route, Transport};
+use crate::packet::{PacketPorts, Route, Transport};
 
 /// A packet that somebody might want to send; what is `None` is taken for allowed, and said to be.
 #[derive(Debug, Clone)]
@@ -97,13 +97,13 @@ impl Policy {
 }
 
 impl Question {
-    fn packet(&self) -> Outgoing {
+    fn packet(&self) -> PacketInfo {
         let ports = match (self.transport, self.port) {
             (Transport::Icmp, _) => PacketPorts::Query { identifier: self.source_port.unwrap_or_default() },
             (_, Some(destination)) => PacketPorts::Both { source: self.source_port.unwrap_or_default(), destination },
             (_, None) => PacketPorts::Fragment,
         };
-        Outgoing {
+        PacketInfo {
             source: self.source.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
             destination: self.destination,
             transport: Some(self.transport),
@@ -114,7 +114,7 @@ impl Question {
     }
 
     /// As a lease and a packet of it would be judged.
-    fn judge(&self, rule: &Rule, packet: &Outgoing) -> Result<(), Verdict> {
+    fn judge(&self, rule: &Rule, packet: &PacketInfo) -> Result<(), Verdict> {
         let check = |is: bool, otherwise| if is { Ok(()) } else { Err(otherwise) };
         check(!rule.refuse, Verdict::Refused)?;
         let interface = self.interface.as_ref();
@@ -148,7 +148,7 @@ impl Question {
 }
 
 /// The prefix that decides.
-fn target<'r>(rule: &'r Rule, packet: &Outgoing, verdict: Verdict) -> Option<&'r Target> {
+fn target<'r>(rule: &'r Rule, packet: &PacketInfo, verdict: Verdict) -> Option<&'r Target> {
     match verdict {
         Verdict::Denied => rule.deny.first(packet.destination, packet.far_port(true)),
         Verdict::Allowed => rule.allow.as_ref()?.first(packet.destination, packet.far_port(false)),

@@ -75,7 +75,7 @@ pub(crate) use self::usage::Bucket;
 pub use self::{
     decide::{Grant, Host, LeaseWish, Subject},
     explain::{Explanation, Question},
-    packet_info::{Outgoing, PacketPorts},
+    packet_info::PacketInfo,
     policy_verdict::{Decision, Verdict},
     ports::Ports,
     rule::{Account, Foreign, Protocols, Rule, Who},

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::*;
-use crate::packet::{Datagram, Route, Segment, Transport};
+use crate::packet::{Datagram, PacketPorts, Route, Segment, Transport};
 
 mod any;
 mod explained;
@@ -70,12 +70,12 @@ fn lease(policy: &Policy, change: impl FnOnce(&mut LeaseWish)) -> Verdict {
 }
 
 /// A TCP packet of alice's lease, as the policy sees it.
-fn tcp(source: &str, destination: &str) -> Outgoing {
-    Outgoing::read(&Segment::new(source.parse().unwrap(), destination.parse().unwrap()).build()).unwrap()
+fn tcp(source: &str, destination: &str) -> PacketInfo {
+    PacketInfo::read(&Segment::new(source.parse().unwrap(), destination.parse().unwrap()).build()).unwrap()
 }
 
 /// What is said of one packet of a fresh lease of alice's.
-fn sent(policy: &Policy, change: impl FnOnce(&mut LeaseWish), packet: &Outgoing) -> Verdict {
+fn sent(policy: &Policy, change: impl FnOnce(&mut LeaseWish), packet: &PacketInfo) -> Verdict {
     let mut wish = wish();
     change(&mut wish);
     let mut usage = Usage::default();

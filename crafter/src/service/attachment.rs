@@ -16,7 +16,7 @@ use super::{
 use crate::{
     Crafter, Error, Options, Result,
     datapath::{interface::Interface, program::Report, route::Route},
-    driver::{LeaseId, NoRoom, Outgoing, Received, routes::Routes},
+    driver::{LeaseId, NoRoom, Received, TxPacket, routes::Routes},
     protocol::record::Code,
 };
 
@@ -225,8 +225,8 @@ impl Attachment {
                 continue;
             }
             let outgoing = ready.iter().filter_map(|packet| match packet {
-                Packet::Ip(route, bytes) => Some(Outgoing::Ip(route, bytes)),
-                Packet::Frame(bytes) => Some(Outgoing::Frame(bytes)),
+                Packet::Ip(route, bytes) => Some(TxPacket::Ip(route, bytes)),
+                Packet::Frame(bytes) => Some(TxPacket::Frame(bytes)),
                 Packet::Wanted(..) => None,
             });
             let sent = crafter.transmit_or(outgoing, no_room);

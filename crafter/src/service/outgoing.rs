@@ -7,7 +7,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::{backlog::Packet, served_lease::ServedLease, state::Service};
 use crate::{
     mmsg::Inbox,
-    policy::{Decision, Grant, Outgoing, PacketPorts, Policy, Verdict},
+    packet::PacketPorts,
+    policy::{Decision, Grant, PacketInfo, Policy, Verdict},
     protocol::record::Code,
 };
 
@@ -99,7 +100,7 @@ fn take(service: &Rc<Service>, lease: &Rc<ServedLease>) -> Took {
                 let rule = decision.and_then(|decision| decision.rule).map_or(0, |rule| rule as u16);
                 lease.refuse(code, rule, &sentence, bytes);
                 if let Some(decision) = decision {
-                    let read = if lease.sends_frames() { Outgoing::read_frame } else { Outgoing::read };
+                    let read = if lease.sends_frames() { PacketInfo::read_frame } else { PacketInfo::read };
                     service.record_refused_packet(lease, decision, read(bytes).as_ref());
                 }
             }
@@ -141,7 +142,7 @@ fn judge(
     bytes: &[u8],
     cut: bool,
     now: Instant,
-) -> Result<Option<Outgoing>, Refusal> {
+) -> Result<Option<PacketInfo>, Refusal> {
     let malformed = |sentence: String| Refusal { code: Code::Malformed, decision: None, sentence };
     if cut {
         return Err(malformed("it is longer than any packet".to_owned()));
@@ -151,7 +152,7 @@ fn judge(
     }
     let mut usage = lease.usage().borrow_mut();
     if lease.sends_frames() {
-        let outgoing = Outgoing::read_frame(bytes);
+        let outgoing = PacketInfo::read_frame(bytes);
         let grant = outgoing.as_ref().and_then(|outgoing| borrowed(lease, outgoing));
         let decision = policy.frame(grant.as_ref().unwrap_or(&lease.what.grant), bytes, &mut usage, now);
         drop(usage);
@@ -161,7 +162,7 @@ fn judge(
         }
         return Ok(None);
     }
-    let Some(outgoing) = Outgoing::read(bytes) else {
+    let Some(outgoing) = PacketInfo::read(bytes) else {
         return Err(malformed("its IP header and ports cannot be read".to_owned()));
     };
     let decision = policy.packet(&lease.what.grant, &outgoing, &mut usage, now);
@@ -179,13 +180,9 @@ fn allowed(decision: Decision) -> Result<(), Refusal> {
 }
 
 /// Frames of TCP, UDP and ICMP come from ports of other leases of the same user: their grant, for frames.
-fn borrowed(lease: &ServedLease, outgoing: &Outgoing) -> Option<Grant> {
+fn borrowed(lease: &ServedLease, outgoing: &PacketInfo) -> Option<Grant> {
     let transport = outgoing.transport?;
-    let port = match outgoing.ports {
-        PacketPorts::Both { source, .. } => source,
-        PacketPorts::Query { identifier } => identifier,
-        _ => return None,
-    };
+    let port = outgoing.ports.source()?;
     let owner = lease.attachment.owner(lease.subject().user, |other| {
         let wish = other.what.grant.wish();
         wish.transport == Some(transport)
@@ -196,7 +193,7 @@ fn borrowed(lease: &ServedLease, outgoing: &Outgoing) -> Option<Grant> {
 }
 
 /// Counts the packet's flow, if it is one.
-fn flow(policy: &Policy, lease: &ServedLease, outgoing: &Outgoing, now: Instant) -> Result<(), Refusal> {
+fn flow(policy: &Policy, lease: &ServedLease, outgoing: &PacketInfo, now: Instant) -> Result<(), Refusal> {
     let PacketPorts::Both { source, destination } = outgoing.ports else { return Ok(()) };
     lease.flow((outgoing.destination, destination, source), now, |usage| allowed(policy.flow(&lease.what.grant, usage)))
 }

@@ -8,7 +8,10 @@ use super::{
     served_lease::ServedLease,
     state::Service,
 };
-use crate::policy::{Decision, Outgoing, PacketPorts};
+use crate::{
+    packet::PacketPorts,
+    policy::{Decision, PacketInfo},
+};
 
 impl Service {
     /// Writes a record.
@@ -35,7 +38,7 @@ impl Service {
     }
 
     /// A packet was refused by the policy.
-    pub(super) fn record_refused_packet(&self, lease: &ServedLease, decision: Decision, outgoing: Option<&Outgoing>) {
+    pub(super) fn record_refused_packet(&self, lease: &ServedLease, decision: Decision, outgoing: Option<&PacketInfo>) {
         let destination_port = outgoing.and_then(|outgoing| match outgoing.ports {
             PacketPorts::Both { destination, .. } => Some(destination),
             _ => None,

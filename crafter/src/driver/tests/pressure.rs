@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     driver::{
         ROOM_RETRY_DELAY, ROOM_TIMEOUT,
-        backend::{NoRoom, Outgoing},
+        backend::{NoRoom, TxPacket},
         sending::Sending,
     },
     error::Error,
@@ -18,7 +18,7 @@ fn packets(count: u8) -> Vec<Vec<u8>> {
 fn a_batch_stops_at_the_first_packet_without_room() {
     let mut world = World::new();
     let (packets, route) = (packets(10), route());
-    let batch: Vec<_> = packets.iter().map(|packet| Outgoing::Ip(&route, packet)).collect();
+    let batch: Vec<_> = packets.iter().map(|packet| TxPacket::Ip(&route, packet)).collect();
     world.fake().room = Some(4);
     let sent = world.core.send_batch(&batch, NoRoom::Stop);
     assert_eq!((sent.sent, sent.refused, sent.tried), (4, 0, 4));

@@ -7,7 +7,7 @@ use socket2::{Domain, Socket, Type};
 use super::*;
 use crate::{
     driver::{
-        backend::{Backend, NoRoom, Outgoing, ServiceCalls as _},
+        backend::{Backend, NoRoom, ServiceCalls as _, TxPacket},
         service::ServiceBackend,
         table::Table,
     },
@@ -74,9 +74,9 @@ fn each_packet_leaves_by_the_lease_of_its_port() {
     let packets = [datagram(5000, 0), datagram(5001, 1), datagram(5002, 2), datagram(5000, 3)];
     let (here, mut elsewhere) = (route(), Route::clone(&route()));
     elsewhere.ifindex = 2;
-    let mut batch: Vec<_> = packets.iter().map(|packet| Outgoing::Ip(&here, packet)).collect();
-    batch.insert(1, Outgoing::Ip(&elsewhere, &packets[0]));
-    batch.push(Outgoing::Frame(&packets[0]));
+    let mut batch: Vec<_> = packets.iter().map(|packet| TxPacket::Ip(&here, packet)).collect();
+    batch.insert(1, TxPacket::Ip(&elsewhere, &packets[0]));
+    batch.push(TxPacket::Frame(&packets[0]));
     for on_no_room in [NoRoom::Refuse, NoRoom::Stop] {
         let sent = service.backend.send_batch(&batch, on_no_room);
         assert_eq!((sent.sent, sent.refused, sent.tried), (4, 0, 6));
@@ -99,7 +99,7 @@ fn a_full_socket_stops_all_behind_it_or_only_its_own() {
     let mut service = Service::new();
     let packets: Vec<_> = (0..3000).map(|number| datagram(5000 + (number % 2) as u16, number)).collect();
     let route = route();
-    let batch: Vec<_> = packets.iter().map(|packet| Outgoing::Ip(&route, packet)).collect();
+    let batch: Vec<_> = packets.iter().map(|packet| TxPacket::Ip(&route, packet)).collect();
     let mut taken = [Vec::new(), Vec::new()];
     let mut done = 0;
     while done < batch.len() {

@@ -100,7 +100,7 @@ fn ask_all(policy: &Policy, bytes: &[u8]) {
     let mut usage = Usage::default();
     let _ = (policy.warnings(), policy.observe(&alice()));
     let Ok(grant) = policy.grant(&alice(), &wish(), &host(), &usage) else { return };
-    if let Some(packet) = Outgoing::read(bytes) {
+    if let Some(packet) = PacketInfo::read(bytes) {
         policy.packet(&grant, &packet, &mut usage, Instant::now());
     }
     policy.frame(&grant, bytes, &mut usage, Instant::now());
@@ -161,7 +161,7 @@ proptest! {
         }
 
         let net = parse::network(&bytes[..], 0, v6).ok();
-        let outgoing = Outgoing::read(&bytes);
+        let outgoing = PacketInfo::read(&bytes);
         prop_assert!(net.is_some() || outgoing.is_none());
         if let (Some(net), Some(outgoing)) = (net, outgoing) {
             let (source, destination) = net.addresses(&bytes[..]).expect("addresses");

@@ -74,8 +74,8 @@ fn ip(options: &[u8], protocol: u8, offset: u16, payload: &[u8]) -> Vec<u8> {
 
 const TCP: [u8; 8] = [0xc3, 0x50, 0, 80, 0, 0, 0, 0];
 
-fn read(packet: &[u8]) -> Outgoing {
-    Outgoing::read(packet).expect("a packet that can be read")
+fn read(packet: &[u8]) -> PacketInfo {
+    PacketInfo::read(packet).expect("a packet that can be read")
 }
 
 #[test]
@@ -113,7 +113,7 @@ fn fragments() {
     let first = read(&ip(&[], 6, 0x2000, &TCP));
     assert_eq!(first.ports, PacketPorts::Both { source: 50_000, destination: 80 });
     // Ports may not be hidden behind the first fragment's end.
-    assert_eq!(Outgoing::read(&ip(&[], 6, 0x2000, &TCP[..3])), None);
+    assert_eq!(PacketInfo::read(&ip(&[], 6, 0x2000, &TCP[..3])), None);
     let icmp = |wish: &mut LeaseWish| wish.transport = Some(Transport::Icmp);
     let ping = [read(&ip(&[], 1, 0x2000, &[8, 0, 0, 0, 0xc3, 0x50, 0, 1])), read(&ip(&[], 1, 3, &TCP))];
     for fragment in ping {
@@ -174,7 +174,7 @@ fn ip6(headers: &[(u8, &[u8])], rest: &[u8]) -> Vec<u8> {
 #[test]
 fn where_a_source_route_leads() {
     let through = |a: [u8; 4], b: [u8; 4]| read(&ip(&[&[131, 11, 4][..], &a, &b, &[0]].concat(), 6, 0, &TCP));
-    let ask = |keys: &str, packet: &Outgoing| sent(&rule(&format!("protocols = ['any']\n{keys}")), |_| {}, packet);
+    let ask = |keys: &str, packet: &PacketInfo| sent(&rule(&format!("protocols = ['any']\n{keys}")), |_| {}, packet);
     let (out, inside) = ([203, 0, 113, 9], [10, 0, 0, 5]);
     // The last address is the destination; that of the header is allowed in all of these.
     for packet in [through(out, inside), through(inside, out), through(inside, inside)] {
@@ -210,7 +210,7 @@ fn what_the_kernel_half_does_not_read_on_behind() {
     let options: &[u8] = &[0, 1, 4, 0, 0, 0, 0];
     let eight = vec![(60, options); 8];
     assert_eq!(read(&ip6(&eight, &TCP)).ports, PacketPorts::Both { source: 50_000, destination: 80 });
-    assert_eq!(Outgoing::read(&ip6(&[&eight[..], &[(60, options)]].concat(), &TCP)), None);
+    assert_eq!(PacketInfo::read(&ip6(&[&eight[..], &[(60, options)]].concat(), &TCP)), None);
     // HIP and Shim6 are protocols of their own.
     for kind in [139, 140] {
         let packet = read(&ip6(&[(kind, options)], &TCP));
@@ -225,7 +225,7 @@ fn what_the_kernel_half_does_not_read_on_behind() {
     let first: &[u8] = &[0, 0, 1, 0, 0, 0, 7];
     assert_eq!(read(&ip6(&[(44, first)], &TCP)).ports, PacketPorts::Both { source: 50_000, destination: 80 });
     for inner in [first, &[0, 0, 0, 0, 0, 0, 7], &[0, 0, 8, 0, 0, 0, 7]] {
-        assert_eq!(Outgoing::read(&ip6(&[(44, first), (44, inner)], &TCP)), None);
+        assert_eq!(PacketInfo::read(&ip6(&[(44, first), (44, inner)], &TCP)), None);
     }
 }
 
