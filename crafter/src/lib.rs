@@ -36,7 +36,7 @@
 //! ```
 
 pub mod datapath;
-#[cfg_attr(not(feature = "service"), allow(dead_code, reason = "the service uses the rest"))]
+#[cfg_attr(not(feature = "service"), allow(dead_code, unused_imports, reason = "the service uses the rest"))]
 pub mod driver;
 pub mod error;
 #[cfg(feature = "lab")]

@@ -3,7 +3,7 @@
 
 use std::{
     sync::atomic::{AtomicI64, Ordering},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use nix::time::{ClockId, clock_gettime};
@@ -79,6 +79,12 @@ impl Stamps {
         let now = nanos(ClockId::CLOCK_MONOTONIC);
         [now, nanos(ClockId::CLOCK_REALTIME) - now]
     }
+}
+
+/// Microseconds since 1970, by CLOCK_REALTIME.
+pub(super) fn now_us() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// In microseconds.

@@ -7,7 +7,7 @@ use super::{
     caller::Caller,
     leasing::{address, port},
     served_lease::ServedLease,
-    state::Service,
+    state::{POLICY, Service},
 };
 use crate::{
     Error, Result,
@@ -35,7 +35,7 @@ pub(super) fn info(service: &Service) -> Info {
         user: nix::unistd::Uid::effective().as_raw(),
         policy: match &service.options.policy {
             Some(path) => path.display().to_string(),
-            None if std::path::Path::new(super::POLICY).exists() => super::POLICY.to_owned(),
+            None if std::path::Path::new(POLICY).exists() => POLICY.to_owned(),
             None => "shipped".to_owned(),
         },
         started: service.started.since_1970_us(),
@@ -67,7 +67,7 @@ fn describe(service: &Service, found: Interface) -> wire::Interface {
         classifier: report.map(|report| report.classifier.to_owned()),
         sockets: report.map(|report| report.sockets as u32),
         notes: report.map(|report| report.notes.clone()).unwrap_or_default(),
-        leases: attachment.map_or(0, |attachment| attachment.users.get()),
+        leases: attachment.map_or(0, |attachment| attachment.users()),
     }
 }
 
@@ -225,7 +225,7 @@ pub(super) fn list_flows(service: &Service, caller: &Caller, call: &ListFlowsCal
     for attachment in attached_on(service, call.interface.as_deref()) {
         let name = attachment.name().to_string();
         let Ok(crafter) = attachment.crafter() else { continue };
-        let leases = attachment.leases();
+        let leases = service.leases_on(&attachment);
         let is_of = |user: u32, flow: &maps::Flow| {
             leases.iter().any(|lease| {
                 let ports = &lease.what.grant.wish().ports;

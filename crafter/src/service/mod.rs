@@ -27,13 +27,13 @@ mod outgoing;
 mod records;
 mod served_lease;
 mod state;
+mod transmit;
 mod users;
 
 use std::{
     os::unix::net::UnixListener,
-    path::PathBuf,
     rc::Rc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -41,14 +41,12 @@ use tokio::{
     task::{LocalSet, spawn_local},
 };
 
+pub use self::state::{POLICY, ServeOptions};
 use self::{
     host::{audit::Record, seccomp, systemd::Notifier},
     state::Service,
 };
-use crate::{Error, Options, Result, datapath::address::AddressWatch};
-
-/// Where the policy is, unless somebody names another file.
-pub const POLICY: &str = "/etc/crafter/crafter.toml";
+use crate::{Error, Result, datapath::address::AddressWatch};
 
 /// Control connections at once; one more is closed.
 const CONNECTIONS: usize = 4096;
@@ -64,19 +62,6 @@ const LINGER: Duration = Duration::from_micros(100);
 
 /// How long clients may take to notice that the service stops.
 const STOPPING: Duration = Duration::from_millis(50);
-
-/// How to serve.
-#[derive(Debug, Clone, Default)]
-pub struct ServeOptions {
-    /// The policy's file; `None`: [`POLICY`], or the shipped one where that is missing.
-    pub policy: Option<PathBuf>,
-    /// How interfaces are opened.
-    pub open: Options,
-    /// End when there was nothing to do for so long.
-    pub idle: Option<Duration>,
-    /// Without a filter of system calls.
-    pub without_filter: bool,
-}
 
 /// The signals by which the service is told what to do. From here on they no longer end the process; what comes before
 /// [`serve`] listens to them is kept for it.
@@ -231,10 +216,4 @@ async fn idle_for(service: &Rc<Service>) {
             () = service.quiet.notified() => {}
         }
     }
-}
-
-/// Microseconds since 1970.
-fn now_us() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_micros()).unwrap_or(u64::MAX)
 }

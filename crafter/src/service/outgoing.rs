@@ -4,7 +4,7 @@ use std::{io, os::fd::AsFd as _, rc::Rc, time::Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::{backlog::Packet, served_lease::ServedLease, state::Service};
+use super::{backlog::Packet, records, served_lease::ServedLease, state::Service};
 use crate::{
     mmsg::Inbox,
     packet::PacketPorts,
@@ -26,12 +26,12 @@ enum Took {
 /// goes first; meanwhile the client's socket fills, and the client is held back in its turn.
 pub(super) async fn run(service: Rc<Service>, lease: Rc<ServedLease>) {
     loop {
-        let (no_room, pause) = (lease.backlog.borrow().no_room(), lease.backlog.borrow().pause());
+        let (no_room, delay) = (lease.backlog.borrow().no_room(), lease.backlog.borrow().retry_delay());
         if let Some(no_room) = no_room {
             tokio::select! {
                 biased;
                 () = lease.ended() => break,
-                () = tokio::time::sleep(pause) => lease.attachment.retry(&lease, no_room),
+                () = tokio::time::sleep(delay) => service.transmitter.retry(&lease, no_room),
             }
             service.stay_awake();
             continue;
@@ -95,13 +95,13 @@ fn take(service: &Rc<Service>, lease: &Rc<ServedLease>) -> Took {
     let now = Instant::now();
     let mut packets = Vec::with_capacity(64);
     for (bytes, cut) in inbox.messages() {
-        match judge(&policy, lease, bytes, cut, now) {
+        match judge(service, &policy, lease, bytes, cut, now) {
             Err(Refusal { code, decision, sentence }) => {
                 let rule = decision.and_then(|decision| decision.rule).map_or(0, |rule| rule as u16);
                 lease.refuse(code, rule, &sentence, bytes);
                 if let Some(decision) = decision {
                     let read = if lease.sends_frames() { PacketInfo::read_frame } else { PacketInfo::read };
-                    service.record_refused_packet(lease, decision, read(bytes).as_ref());
+                    records::refused_packet(&service.audit, lease, decision, read(bytes).as_ref());
                 }
             }
             Ok(None) => packets.push(Packet::Frame(bytes)),
@@ -109,12 +109,12 @@ fn take(service: &Rc<Service>, lease: &Rc<ServedLease>) -> Took {
                 // A route asked for with an address that is not the host's would be none.
                 let own = lease.what.grant.sources().binary_search(&outgoing.source.to_canonical()).is_ok();
                 let source = own.then_some(outgoing.source);
-                packets.push(Packet::Wanted((outgoing.destination, source), bytes));
+                packets.push(Packet::Unrouted((outgoing.destination, source), bytes));
             }
         }
     }
     if !packets.is_empty() {
-        lease.attachment.transmit(lease, &packets);
+        service.transmitter.transmit(lease, &packets);
     }
     service.stay_awake();
     // What comes from now on makes the socket ready anew.
@@ -137,6 +137,7 @@ impl From<Decision> for Refusal {
 
 /// Whether a message may be sent; what it is, if it is an IP packet.
 fn judge(
+    service: &Service,
     policy: &Policy,
     lease: &Rc<ServedLease>,
     bytes: &[u8],
@@ -153,7 +154,7 @@ fn judge(
     let mut usage = lease.usage().borrow_mut();
     if lease.sends_frames() {
         let outgoing = PacketInfo::read_frame(bytes);
-        let grant = outgoing.as_ref().and_then(|outgoing| borrowed(lease, outgoing));
+        let grant = outgoing.as_ref().and_then(|outgoing| borrowed(service, lease, outgoing));
         let decision = policy.frame(grant.as_ref().unwrap_or(&lease.what.grant), bytes, &mut usage, now);
         drop(usage);
         allowed(decision)?;
@@ -180,16 +181,18 @@ fn allowed(decision: Decision) -> Result<(), Refusal> {
 }
 
 /// Frames of TCP, UDP and ICMP come from ports of other leases of the same user: their grant, for frames.
-fn borrowed(lease: &ServedLease, outgoing: &PacketInfo) -> Option<Grant> {
+fn borrowed(service: &Service, lease: &ServedLease, outgoing: &PacketInfo) -> Option<Grant> {
     let transport = outgoing.transport?;
     let port = outgoing.ports.source()?;
-    let owner = lease.attachment.owner(lease.subject().user, |other| {
+    let owns = |other: &&Rc<ServedLease>| {
         let wish = other.what.grant.wish();
-        wish.transport == Some(transport)
+        other.subject().user == lease.subject().user
+            && Rc::ptr_eq(&other.attachment, &lease.attachment)
+            && wish.transport == Some(transport)
             && wish.ports.contains(&port)
             && other.what.address.is_none_or(|address| address == outgoing.source)
-    })?;
-    Some(owner.what.grant.for_frames())
+    };
+    Some(service.leases.borrow().values().find(owns)?.what.grant.for_frames())
 }
 
 /// Counts the packet's flow, if it is one.

@@ -16,17 +16,16 @@ use nix::{
 use tokio::{io::unix::AsyncFd, sync::Notify};
 
 use super::{
-    attachment::Attachment,
+    attachment::{Attachment, AttachmentGuard},
     backlog::{Backlog, Packet},
     clock::Moment,
     coalesce::coalesce,
-    state::AttachmentGuard,
     users::Charge,
 };
 use crate::{
     Lease, Result,
     datapath::maps::Terms,
-    driver::{LeaseId, NoRoom, Received, Transmitted},
+    driver::{LeaseId, Received, Transmitted},
     mmsg,
     policy::{Grant, Subject, Usage},
     protocol::{
@@ -159,13 +158,13 @@ impl ServedLease {
     }
 
     /// Keeps packets to try them again.
-    pub(super) fn keep(&self, packets: &[Packet<'_>]) {
+    pub(super) fn keep(&self, packets: &[Packet<&[u8]>]) {
         self.backlog.borrow_mut().add(packets);
         self.kept.notify_one();
     }
 
     /// The same, before those that are kept already.
-    pub(super) fn keep_first(&self, packets: &[Packet<'_>]) {
+    pub(super) fn keep_first(&self, packets: &[Packet<&[u8]>]) {
         self.backlog.borrow_mut().add_first(packets);
         self.kept.notify_one();
     }
@@ -176,10 +175,7 @@ impl ServedLease {
     }
 
     /// Lets go of the ports, and of the client; why, in a word or two.
-    pub(super) fn close(self: &Rc<Self>) -> &'static str {
-        if !self.backlog.borrow().is_empty() {
-            self.attachment.retry(self, NoRoom::Refuse);
-        }
+    pub(super) fn close(&self) -> &'static str {
         let mut reason = "closed";
         if let Some((code, sentence)) = self.ending.take() {
             self.tell(Kind::End { code }, &sentence, &[]);
@@ -193,7 +189,7 @@ impl ServedLease {
         }
         let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
         if let Some(lease) = self.lease.take() {
-            self.attachment.unlist(lease.id());
+            self.attachment.remove_receiver(lease.id());
             let settles = self.what.terms.observe && self.what.terms.suppress;
             // Where that takes a while, nobody else has to wait for it.
             if settles || lease.ports().len() > 256 {
@@ -259,7 +255,7 @@ impl ServedLease {
     }
 
     /// Counts what was sent, and tells of what was not.
-    pub(super) fn handle_sent(&self, packets: &[Packet<'_>], sent: &Transmitted) {
+    pub(super) fn handle_sent(&self, packets: &[Packet<&[u8]>], sent: &Transmitted) {
         self.count(|tally| &tally.sent, sent.sent);
         let bytes: u64 = packets.iter().map(|packet| packet.len() as u64).sum();
         let refused = (packets.len() as u64).saturating_sub(sent.sent);

@@ -6,24 +6,25 @@ use std::{
     net::{IpAddr, Ipv4Addr},
     path::PathBuf,
     rc::Rc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::net::if_::{if_indextoname, if_nametoindex};
 use tokio::sync::{Notify, OnceCell, broadcast};
 
 use super::{
-    ServeOptions,
-    attachment::Attachment,
-    clock::Moment,
+    attachment::{Attachment, AttachmentGuard, Change},
+    clock::{Moment, now_us},
     host::audit::{Audit, Record},
-    names::HostNames,
-    now_us,
+    names::{self, HostNames},
+    records,
     served_lease::ServedLease,
+    transmit::Transmitter,
     users::Users,
 };
 use crate::{
-    Error, Result,
+    Error, Options, Result,
+    driver::NoRoom,
     mmsg::Inbox,
     policy::{Host, Policy, SHIPPED},
     protocol::{record::Code, wire::Event},
@@ -32,8 +33,9 @@ use crate::{
 /// The longest message of a client: an IP packet of 65,535 bytes behind an Ethernet header with two VLAN tags.
 const LONGEST: usize = 65_535 + 22;
 
-/// How long an interface stays attached behind its last lease: who leases again at once does not wait again.
-const LINGER: Duration = Duration::from_secs(1);
+/// How long an interface stays attached after its last lease, so that a client that leases again at once need not wait
+/// for the kernel.
+const DETACH_DELAY: Duration = Duration::from_secs(1);
 
 /// Events that a monitor may be behind.
 const EVENTS: usize = 1024;
@@ -42,6 +44,22 @@ type Slot = Rc<OnceCell<Rc<Attachment>>>;
 
 /// Addresses, and broadcast addresses.
 type Addresses = (Vec<IpAddr>, Vec<Ipv4Addr>);
+
+/// Where the policy is, unless another file is named.
+pub const POLICY: &str = "/etc/crafter/crafter.toml";
+
+/// How to serve.
+#[derive(Debug, Clone, Default)]
+pub struct ServeOptions {
+    /// The policy's file; `None`: [`POLICY`], or the shipped policy if that file does not exist.
+    pub policy: Option<PathBuf>,
+    /// How interfaces are opened.
+    pub open: Options,
+    /// Stop after this time without leases, attachments and connections; `None`: never.
+    pub idle: Option<Duration>,
+    /// Without the system call filter.
+    pub without_filter: bool,
+}
 
 /// The service.
 pub(super) struct Service {
@@ -61,6 +79,7 @@ pub(super) struct Service {
     /// Notified whenever there may be nothing left to do.
     pub(super) quiet: Notify,
     pub(super) started: Moment,
+    pub(super) transmitter: Rc<Transmitter>,
     pub(super) audit: Audit,
     /// Calls of clients, and batches of their packets.
     pub(super) activity: Cell<u64>,
@@ -91,6 +110,7 @@ impl Service {
             connections: Cell::new(0),
             quiet: Notify::new(),
             started: Moment::now(),
+            transmitter: Rc::default(),
             audit: Audit::open()?,
             activity: Cell::new(0),
             busy: Notify::new(),
@@ -136,7 +156,7 @@ impl Service {
         let known = self.host.borrow().clone();
         let known = match known {
             Some(known) => known,
-            None => self.host.borrow_mut().insert(Rc::new(super::names::addresses()?)).clone(),
+            None => self.host.borrow_mut().insert(Rc::new(names::addresses()?)).clone(),
         };
         let (addresses, broadcasts) = &*known;
         // An IP packet of `lo` is as long as its length field allows.
@@ -180,12 +200,14 @@ impl Service {
         let result = slot
             .get_or_try_init(|| async {
                 let weak = Rc::downgrade(self);
-                let gone = move |attachment: Rc<Attachment>| {
-                    if let Some(service) = weak.upgrade() {
-                        service.handle_gone(&attachment);
+                let on_change = move |attachment: &Rc<Attachment>, change| {
+                    let Some(service) = weak.upgrade() else { return };
+                    match change {
+                        Change::Unused => service.detach_later(attachment),
+                        Change::Gone => service.handle_gone(attachment),
                     }
                 };
-                let attachment = Attachment::open(name, self.options.open.clone(), gone).await?;
+                let attachment = Attachment::open(name, self.options.open.clone(), on_change).await?;
                 let message = Some(attachment.report().to_string());
                 self.tell(Event { event: "attached".to_owned(), interface: Some(name.to_owned()), message, ..event() });
                 Ok(attachment)
@@ -204,9 +226,7 @@ impl Service {
     /// # Errors
     /// Those of [`crate::Crafter::open`].
     pub(super) async fn guard(self: &Rc<Self>, name: &str) -> Result<AttachmentGuard> {
-        let attachment = self.attachment(name).await?;
-        attachment.users.set(attachment.users.get() + 1);
-        Ok(AttachmentGuard { service: self.clone(), attachment })
+        Ok(AttachmentGuard::new(self.attachment(name).await?))
     }
 
     /// All interfaces attached to.
@@ -227,7 +247,7 @@ impl Service {
         });
         let is_this = |slot: &Slot| slot.get().is_some_and(|there| Rc::ptr_eq(there, attachment));
         self.attachments.borrow_mut().retain(|_, slot| !is_this(slot));
-        for lease in self.leases.borrow().values().filter(|lease| Rc::ptr_eq(&lease.attachment, attachment)) {
+        for lease in self.leases_on(attachment) {
             lease.end(Code::InterfaceGone, &sentence);
         }
         attachment.detach();
@@ -244,32 +264,33 @@ impl Service {
     /// A lease begins.
     pub(super) fn begin(&self, lease: Rc<ServedLease>) {
         self.tell(Event { event: "lease-begun".to_owned(), ..event_of(&lease) });
-        self.record_lease(&lease);
+        let rule = self.policy().rule_of(lease.subject()).map(|rule| rule.number);
+        records::begin(&self.audit, &lease, rule);
         self.leases.borrow_mut().insert(lease.what.number, lease);
     }
 
     /// A lease is over: its ports are free, its client knows.
-    pub(super) fn forget(self: &Rc<Self>, lease: &Rc<ServedLease>) {
+    pub(super) fn forget(&self, lease: &Rc<ServedLease>) {
         if self.leases.borrow_mut().remove(&lease.what.number).is_none() {
             return;
         }
-        self.record_end(lease, lease.close());
+        if !lease.backlog.borrow().is_empty() {
+            self.transmitter.retry(lease, NoRoom::Refuse);
+        }
+        records::end(&self.audit, lease, lease.close());
         self.tell(Event { event: "lease-ended".to_owned(), ..event_of(lease) });
         self.quiet.notify_one();
     }
 
-    /// Detaches from an interface in a moment, unless something is leased on it then.
-    fn release(self: &Rc<Self>, attachment: &Rc<Attachment>) {
-        if attachment.users.get() > 0 || attachment.is_gone() {
-            return;
-        }
+    /// Detaches from an unused interface after [`DETACH_DELAY`], unless it is used again by then.
+    fn detach_later(self: &Rc<Self>, attachment: &Rc<Attachment>) {
         let (service, attachment) = (self.clone(), attachment.clone());
         tokio::task::spawn_local(async move {
-            tokio::time::sleep(LINGER).await;
+            tokio::time::sleep(DETACH_DELAY).await;
             let name = attachment.name().to_string();
             let mut attachments = service.attachments.borrow_mut();
             let is_this = |slot: &Slot| slot.get().is_some_and(|there| Rc::ptr_eq(there, &attachment));
-            if attachment.users.get() == 0 && attachments.values().any(is_this) {
+            if attachment.users() == 0 && attachments.values().any(is_this) {
                 attachments.retain(|_, slot| !is_this(slot));
                 attachment.detach();
                 drop(attachments);
@@ -288,6 +309,17 @@ impl Service {
     /// Whether nothing is leased, attached or connected.
     pub(super) fn is_idle(&self) -> bool {
         self.connections.get() == 0 && self.leases.borrow().is_empty() && self.attachments.borrow().is_empty()
+    }
+
+    /// The leases on an interface.
+    pub(super) fn leases_on(&self, attachment: &Rc<Attachment>) -> Vec<Rc<ServedLease>> {
+        let leases = self.leases.borrow();
+        leases.values().filter(|lease| Rc::ptr_eq(&lease.attachment, attachment)).cloned().collect()
+    }
+
+    /// Writes an audit record.
+    pub(super) fn record(&self, record: &Record<'_>) {
+        self.audit.record(record, Instant::now());
     }
 
     /// A lease by its number.
@@ -324,19 +356,6 @@ impl Service {
     }
 }
 
-/// Keeps an interface attached.
-pub(super) struct AttachmentGuard {
-    service: Rc<Service>,
-    pub(super) attachment: Rc<Attachment>,
-}
-
-impl Drop for AttachmentGuard {
-    fn drop(&mut self) {
-        self.attachment.users.set(self.attachment.users.get() - 1);
-        self.service.release(&self.attachment);
-    }
-}
-
 /// An event of now.
 pub(super) fn event() -> Event {
     Event { time: now_us(), ..Event::default() }
@@ -359,9 +378,9 @@ pub(super) fn event_of(lease: &ServedLease) -> Event {
 /// The policy of a file; the shipped one where there is no file, and none was named.
 fn load(path: Option<&PathBuf>) -> Result<Policy> {
     let text = match path {
-        None => match std::fs::read_to_string(super::POLICY) {
+        None => match std::fs::read_to_string(POLICY) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => SHIPPED.to_owned(),
-            read => read.map_err(|source| Error::Io { action: format!("read {}", super::POLICY), source })?,
+            read => read.map_err(|source| Error::Io { action: format!("read {}", POLICY), source })?,
         },
         Some(path) => std::fs::read_to_string(path)
             .map_err(|source| Error::Io { action: format!("read {}", path.display()), source })?,

@@ -20,7 +20,7 @@ use self::{
 use super::{
     caller::Caller,
     host::audit::{Of, What},
-    observe, outgoing,
+    observe, outgoing, records,
     served_lease::{LeaseTerms, ServedLease},
     state::Service,
     users::Charge,
@@ -55,7 +55,7 @@ pub(super) async fn lease(
             destination: request.destination,
             destination_port: None,
         };
-        refused.into_fault(|decision| service.record_refused_lease(caller, Of::Lease, what(), decision))
+        refused.into_fault(|decision| records::refused_lease(&service.audit, caller, Of::Lease, what(), decision))
     })
 }
 
@@ -98,7 +98,8 @@ fn publish(
     let served = ServedLease::new(what, guard, lease, ours, charge)?;
     let attachment = &served.attachment;
     if let Some(listed) = listed {
-        attachment.list(listed, served.clone());
+        let lease = served.clone();
+        attachment.add_receiver(listed, move |packets| lease.deliver(packets));
     }
     service.begin(served.clone());
     // Something may have come between the lease and its being listed.
@@ -147,7 +148,7 @@ pub(super) async fn observe(
     }
     taken.map_err(|refused| {
         let what = What { interface: Some(&call.interface), ..What::default() };
-        refused.into_fault(|decision| service.record_refused_lease(caller, Of::Observe, what, decision))
+        refused.into_fault(|decision| records::refused_lease(&service.audit, caller, Of::Observe, what, decision))
     })
 }
 

@@ -7,10 +7,10 @@ use socket2::SockRef;
 
 use super::{
     super::{
-        attachment::Attachment,
+        attachment::{Attachment, AttachmentGuard},
         caller::Caller,
         served_lease::ServedLease,
-        state::{AttachmentGuard, Service},
+        state::Service,
         users::Charge,
     },
     no_lease::NoLease,
@@ -68,7 +68,8 @@ pub(super) async fn acquire(
     let obtain = async |transport: Transport, ports: RangeInclusive<u16>| {
         let port = PortChoice::Range(ports);
         let request = LeaseRequest { transport, address: plan.address, port, terms, coalesce: false };
-        crafter.lease_gathered(request, attachment.arrived.clone()).await.map_err(|error| held_by(&attachment, error))
+        let lease = crafter.lease_gathered(request, attachment.arrived.clone()).await;
+        lease.map_err(|error| own_holder(service, caller, &attachment, error))
     };
     let (lease, grant, charge) = match (request.transport, &plan.ports) {
         (Some(transport), Candidates::These(ports)) => {
@@ -108,19 +109,19 @@ fn random() -> Result<u32> {
     getrandom::u32().map_err(failed)
 }
 
-/// Names the lease that has a port, where it is one of the service.
-fn held_by(attachment: &Attachment, error: Error) -> Error {
-    let Error::PortTaken { protocol, address, port, .. } = &error else { return error };
+/// Replaces the holder of a taken port: a lease of the caller is named. A client must not learn of other users' leases
+/// and processes.
+fn own_holder(service: &Service, caller: &Caller, interface: &Rc<Attachment>, error: Error) -> Error {
+    let Error::PortTaken { protocol, address, port, .. } = error else { return error };
     let owns = |lease: &&Rc<ServedLease>| {
         let wish = lease.what.grant.wish();
-        wish.transport.is_some_and(|transport| transport.name() == *protocol)
-            && wish.ports.contains(port)
-            && (lease.what.address.is_none_or(|own| own == *address) || address.is_unspecified())
+        lease.subject().user == caller.subject.user
+            && wish.transport.is_some_and(|transport| transport.name() == protocol)
+            && wish.ports.contains(&port)
+            && (lease.what.address.is_none_or(|own| own == address) || address.is_unspecified())
     };
-    let Some(holder) = attachment.leases().iter().find(owns).cloned() else { return error };
-    let pid = holder.what.pid.map(|pid| format!(", process {pid}")).unwrap_or_default();
-    let holder = Some(format!("lease {} of user {}{pid}", holder.what.number, holder.subject().user));
-    Error::PortTaken { protocol, address: *address, port: *port, holder }
+    let holder = service.leases_on(interface).iter().find(owns).map(|own| format!("your lease {}", own.what.number));
+    Error::PortTaken { protocol, address, port, holder }
 }
 
 /// Both ends of a lease's socket, with room for a burst. The client's end blocks, unless it is told otherwise.
