@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// What is kept alive until something is over.
-pub(crate) type Keep = Arc<dyn Send + Sync>;
+pub(crate) type KeepAlive = Arc<dyn Send + Sync>;
 
 pub(crate) struct Core {
     pub(crate) table: Table,
@@ -36,10 +36,10 @@ pub(crate) struct Core {
     /// What belongs to each lease besides what the table knows.
     leases: HashMap<LeaseId, LeaseHandles>,
     /// The leases of streams that nobody holds any more.
-    orphans: HashMap<StreamId, Keep>,
+    orphans: HashMap<StreamId, KeepAlive>,
     /// What finished streams kept alive: dropping it may want the lock under which this lies, so that its holder drops it
     /// behind the lock.
-    released: Vec<Keep>,
+    released: Vec<KeepAlive>,
     /// Notified once the interface is gone, whether or not something is leased.
     watcher: Option<Arc<Notify>>,
     /// Empty between two calls, and kept for its memory.
@@ -149,7 +149,7 @@ impl Core {
 
     /// Nobody holds a stream any more: it closes by itself, or is reset where it was not shut down, and keeps `lease`
     /// until it is finished.
-    pub(crate) fn release_stream(&mut self, now: Instant, id: StreamId, lease: Keep) {
+    pub(crate) fn release_stream(&mut self, now: Instant, id: StreamId, lease: KeepAlive) {
         let Some(stream) = self.table.stream(id) else { return };
         if !matches!(stream.engine.state(), StreamState::Closing | StreamState::TimeWait | StreamState::Closed) {
             stream.engine.abort(now);
@@ -166,7 +166,7 @@ impl Core {
     }
 
     /// What finished streams kept alive, to be dropped behind the lock.
-    pub(crate) fn take_released(&mut self) -> Vec<Keep> {
+    pub(crate) fn take_released(&mut self) -> Vec<KeepAlive> {
         std::mem::take(&mut self.released)
     }
 

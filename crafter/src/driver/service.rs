@@ -25,7 +25,7 @@ use crate::{
     packet::{IpPacket, PacketPorts, Transport},
     protocol::{
         Control,
-        record::{CUT, Came, Code, Header, Kind, checksum_of},
+        record::{CUT, Code, DeliveryKind, Header, Kind, checksum_of},
         wire::{LeaseCall, Leased},
     },
 };
@@ -60,7 +60,7 @@ pub(crate) struct ServiceBackend {
     sent: u64,
     refused: u64,
     lost: u64,
-    /// Packets by [`Came`].
+    /// Packets by [`DeliveryKind`].
     delivered: [u64; 6],
     patience: Duration,
     /// The first refusal that nobody has asked for yet, and how many there were.
@@ -198,10 +198,10 @@ impl ServiceBackend {
             let Some((header, rest)) = Header::decode(message) else { continue };
             self.lost += u64::from(header.lost.wrapping_sub(std::mem::replace(&mut lease.lost, header.lost)));
             match header.kind {
-                Kind::Packet { came, flags } => {
-                    self.delivered[came as usize] += 1;
+                Kind::Packet { delivery, flags } => {
+                    self.delivered[delivery as usize] += 1;
                     let (timestamp, checksum) = (Some(header.time_ns), Some(checksum_of(flags)));
-                    let meta = Meta { timestamp, cut: flags & CUT != 0, reason: came.reason(), checksum };
+                    let meta = Meta { timestamp, cut: flags & CUT != 0, reason: delivery.reason(), checksum };
                     deliver(Delivery::of(rest, meta));
                 }
                 Kind::Refusal { code, rule } => {
@@ -323,8 +323,8 @@ impl Backend for ServiceBackend {
     /// What came through the service, by reason, and what it was given to send.
     fn counters(&self) -> Result<Counters> {
         let mut counters = vec![0; Reason::ALL.len()];
-        for (came, count) in Came::ALL.into_iter().zip(self.delivered) {
-            counters[came.reason() as usize] += count;
+        for (delivery, count) in DeliveryKind::ALL.into_iter().zip(self.delivered) {
+            counters[delivery.reason() as usize] += count;
         }
         counters[Reason::DeliveryFull as usize] = self.lost;
         counters[Reason::Crafted as usize] = self.sent;

@@ -23,9 +23,9 @@ const BURST_POLL_TIME: Duration = Duration::from_micros(50);
 
 /// Belongs to the driver task, and so notices its end: also when the runtime goes first. Streams that
 /// close by themselves keep their lease, and with it all that is shared; nobody would end them now.
-struct Driving(Weak<Shared>);
+struct DriverGuard(Weak<Shared>);
 
-impl Drop for Driving {
+impl Drop for DriverGuard {
     fn drop(&mut self) {
         if let Some(shared) = self.0.upgrade() {
             shared.lock().give_up_orphans();
@@ -48,7 +48,7 @@ pub(super) fn epoll(core: &Core) -> Result<AsyncFd<OwnedFd>> {
 /// reference while it sleeps, or nothing would ever be dropped.
 pub(super) async fn drive(shared: Weak<Shared>, rearm: Arc<Notify>, ready: AsyncFd<OwnedFd>, watch: AddressWatch) {
     let mut watch = Some(watch);
-    let _driving = Driving(shared.clone());
+    let _guard = DriverGuard(shared.clone());
     // Whether the latest drain found something.
     let mut busy = false;
     loop {

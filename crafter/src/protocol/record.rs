@@ -24,7 +24,7 @@ pub const OUTGOING: u16 = 16;
 /// How a packet came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
-pub enum Came {
+pub enum DeliveryKind {
     /// Redirected into an AF_XDP socket.
     Redirected = 0,
     /// Copied into the ring buffer, and dropped.
@@ -36,13 +36,19 @@ pub enum Came {
     /// A port-unreachable of the kernel that was dropped.
     UnreachableSuppressed = 4,
     /// Seen by `Observe`.
-    Seen = 5,
+    Captured = 5,
 }
 
-impl Came {
+impl DeliveryKind {
     /// All of them, by number.
-    pub const ALL: [Self; 6] =
-        [Self::Redirected, Self::Copied, Self::Observed, Self::RstSuppressed, Self::UnreachableSuppressed, Self::Seen];
+    pub const ALL: [Self; 6] = [
+        Self::Redirected,
+        Self::Copied,
+        Self::Observed,
+        Self::RstSuppressed,
+        Self::UnreachableSuppressed,
+        Self::Captured,
+    ];
 
     /// The verdict's reason that it stands for.
     pub const fn reason(self) -> Reason {
@@ -52,7 +58,7 @@ impl Came {
             Self::Observed => Reason::Observed,
             Self::RstSuppressed => Reason::RstSuppressed,
             Self::UnreachableSuppressed => Reason::UnreachableSuppressed,
-            Self::Seen => Reason::OtherProtocol,
+            Self::Captured => Reason::OtherProtocol,
         }
     }
 
@@ -63,7 +69,7 @@ impl Came {
             Reason::Observed => Self::Observed,
             Reason::RstSuppressed => Self::RstSuppressed,
             Reason::UnreachableSuppressed => Self::UnreachableSuppressed,
-            Reason::OtherProtocol => Self::Seen,
+            Reason::OtherProtocol => Self::Captured,
             _ => Self::Copied,
         }
     }
@@ -113,7 +119,7 @@ pub enum Kind {
     /// A packet.
     Packet {
         /// How it came.
-        came: Came,
+        delivery: DeliveryKind,
         /// [`CUT`], [`BAD_CHECKSUM`], [`PARTIAL_CHECKSUM`], [`ETHERNET`], [`OUTGOING`].
         flags: u16,
     },
@@ -150,7 +156,7 @@ impl Header {
     /// Its bytes.
     pub fn encode(&self) -> [u8; HEADER] {
         let (kind, code, extra) = match self.kind {
-            Kind::Packet { came, flags } => (1, came as u8, flags),
+            Kind::Packet { delivery, flags } => (1, delivery as u8, flags),
             Kind::Refusal { code, rule } => (2, code as u8, rule),
             Kind::End { code } => (3, code as u8, 0),
         };
@@ -174,7 +180,7 @@ impl Header {
         let extra = two(2);
         let known = || Code::ALL.get(usize::from(code)).copied();
         let kind = match kind {
-            1 => Kind::Packet { came: *Came::ALL.get(usize::from(code))?, flags: extra },
+            1 => Kind::Packet { delivery: *DeliveryKind::ALL.get(usize::from(code))?, flags: extra },
             2 => Kind::Refusal { code: known()?, rule: extra },
             3 => Kind::End { code: known()? },
             _ => return None,
@@ -214,7 +220,7 @@ mod tests {
 
     #[test]
     fn headers_are_what_the_interface_says() {
-        let kind = Kind::Packet { came: Came::Observed, flags: ETHERNET | CUT };
+        let kind = Kind::Packet { delivery: DeliveryKind::Observed, flags: ETHERNET | CUT };
         let header = Header { kind, ifindex: 0x0102_0304, time_ns: 0x1122_3344_5566_7788, length: 60, lost: 7 };
         let bytes = header.encode();
         assert_eq!(
@@ -226,7 +232,7 @@ mod tests {
 
     #[test]
     fn every_kind_is_read_back_and_nothing_else_is() {
-        let kinds = Came::ALL.map(|came| Kind::Packet { came, flags: 3 }).into_iter();
+        let kinds = DeliveryKind::ALL.map(|delivery| Kind::Packet { delivery, flags: 3 }).into_iter();
         let kinds = kinds.chain(Code::ALL.map(|code| Kind::Refusal { code, rule: 2 }));
         for kind in kinds.chain(Code::ALL.map(|code| Kind::End { code })) {
             let header = Header { kind, ifindex: 1, time_ns: 2, length: 3, lost: u32::MAX };
@@ -247,8 +253,8 @@ mod tests {
 
     #[test]
     fn reasons_come_back() {
-        for came in Came::ALL {
-            assert_eq!(Came::of(came.reason()), came);
+        for delivery in DeliveryKind::ALL {
+            assert_eq!(DeliveryKind::of(delivery.reason()), delivery);
         }
         for checksum in [Checksum::Valid, Checksum::Partial, Checksum::Invalid] {
             assert_eq!(checksum_of(checksum_flags(checksum)), checksum);

@@ -35,7 +35,7 @@ methods! {
     "Interfaces" InterfacesCall -> Interfaces;
     "Policy" PolicyCall -> Allowance;
     "Reload" ReloadCall -> Reloaded;
-    "Route" RouteCall -> Way;
+    "Route" RouteCall -> RouteReply;
     "Lease" LeaseCall -> Leased;
     "Observe" ObserveCall -> Observing;
     "Release" ReleaseCall -> Nothing;

@@ -33,7 +33,7 @@ pub(super) fn parameters<M: Method>(call: &AnyCall) -> Result<M, Fault> {
 }
 
 /// A control connection.
-pub(super) type Bound = Connection<Bounded>;
+pub(super) type BoundedConnection = Connection<Bounded>;
 
 /// A Unix stream whose reading end gives up on a call without an end, and takes no descriptors.
 #[derive(Debug)]

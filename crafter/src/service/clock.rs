@@ -37,13 +37,13 @@ impl Moment {
 
 /// The times of packets one after the other, which the kernel stamps by CLOCK_REALTIME, by CLOCK_MONOTONIC.
 #[derive(Debug)]
-pub(super) struct Stamps {
+pub(super) struct Timestamps {
     /// What was between the two at the last look, in nanoseconds.
     offset: i64,
     last: u64,
 }
 
-impl Stamps {
+impl Timestamps {
     /// For packets from now on.
     pub(super) fn begin() -> Self {
         let [now, offset] = Self::look();
@@ -112,9 +112,9 @@ mod tests {
     fn stamps_go_on_whatever_becomes_of_the_clock() {
         const DAY: i64 = 86_400_000_000_000;
         const EPOCH: i64 = 20_000 * DAY;
-        let mut stamps = Stamps { offset: EPOCH, last: 1000 };
+        let mut timestamps = Timestamps { offset: EPOCH, last: 1000 };
         // Stamped, looked at, and what was between the two clocks then.
-        let mut put = |stamped, now, offset| stamps.put(Some(stamped), [now, offset]);
+        let mut put = |stamped, now, offset| timestamps.put(Some(stamped), [now, offset]);
         assert_eq!(put(EPOCH + 1500, 1600, EPOCH), 1500);
         // Set forward between the stamp and the look, and then once more right.
         assert_eq!(put(EPOCH + 1700, 1800, EPOCH + DAY), 1700);
@@ -126,6 +126,6 @@ mod tests {
         assert_eq!(put(EPOCH + 3 * DAY, 2500, EPOCH), 2500);
         assert_eq!(put(EPOCH - 3 * DAY, 2600, EPOCH), 2500);
         assert_eq!(put(EPOCH + 2400, 2700, EPOCH), 2500);
-        assert_eq!(stamps.put(None, [2800, EPOCH]), 2800);
+        assert_eq!(timestamps.put(None, [2800, EPOCH]), 2800);
     }
 }

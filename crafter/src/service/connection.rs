@@ -6,7 +6,7 @@ use serde::Serialize;
 use zlink::{Call, Connection, Reply, tokio::unix, varlink_service};
 
 use super::{
-    call::{AnyCall, Bound, Bounded, parameters},
+    call::{AnyCall, Bounded, BoundedConnection, parameters},
     caller::Caller,
     leasing, methods, monitor,
     state::Service,
@@ -54,7 +54,7 @@ async fn serve(service: &Rc<Service>, stream: tokio::net::UnixStream) -> zlink::
             return monitor::run(service, &caller, connection, &call).await;
         }
         let replied = answer(service, &caller, &call, &mut connection).await?;
-        service.stay_awake();
+        service.note_activity();
         if call.oneway() {
             continue;
         }
@@ -72,7 +72,7 @@ async fn answer(
     service: &Rc<Service>,
     caller: &Caller,
     call: &Call<AnyCall>,
-    connection: &mut Bound,
+    connection: &mut BoundedConnection,
 ) -> zlink::Result<Replied> {
     let any = call.method();
     Ok(match any.method.as_str() {
@@ -90,7 +90,7 @@ async fn answer(
             with::<PolicyCall, _>(any, async |_| Ok::<_, Fault>(methods::allowance(service, caller))).await
         }
         ReloadCall::NAME => with::<ReloadCall, _>(any, async |_| methods::reload(service, caller)).await,
-        RouteCall::NAME => with(any, async |call| methods::way(service, caller, &call).await).await,
+        RouteCall::NAME => with(any, async |call| methods::route(service, caller, &call).await).await,
         LeaseCall::NAME => with_socket(any, async |call| leasing::lease(service, caller, &call).await).await,
         ObserveCall::NAME => with_socket(any, async |call| leasing::observe(service, caller, &call).await).await,
         ReleaseCall::NAME => with(any, async |call| methods::release(service, caller, &call).await).await,
@@ -170,7 +170,7 @@ async fn pages(
     service: &Rc<Service>,
     caller: &Caller,
     call: &AnyCall,
-    connection: &mut Bound,
+    connection: &mut BoundedConnection,
 ) -> zlink::Result<Replied> {
     let mut wanted = match parameters::<ListFlowsCall>(call) {
         Ok(wanted) => wanted,

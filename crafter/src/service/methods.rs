@@ -124,7 +124,7 @@ pub(super) fn reload(service: &Service, caller: &Caller) -> Result<Reloaded, Fau
 }
 
 /// `Route`
-pub(super) async fn way(service: &Service, caller: &Caller, call: &RouteCall) -> Result<Way, Fault> {
+pub(super) async fn route(service: &Service, caller: &Caller, call: &RouteCall) -> Result<RouteReply, Fault> {
     known(service, caller)?;
     let destination = address("destination", &call.destination)?;
     let source = call.source.as_deref().map(|text| address("source", text)).transpose()?;
@@ -134,7 +134,7 @@ pub(super) async fn way(service: &Service, caller: &Caller, call: &RouteCall) ->
         route::LinkLayer::Ethernet { source, destination } => (Some(mac(source)), Some(mac(destination))),
         route::LinkLayer::None => (None, None),
     };
-    Ok(Way {
+    Ok(RouteReply {
         interface: found.interface,
         index: found.ifindex,
         source: found.source.to_string(),
@@ -228,11 +228,11 @@ pub(super) fn list_flows(service: &Service, caller: &Caller, call: &ListFlowsCal
         let leases = service.leases_on(&attachment);
         let is_of = |user: u32, flow: &maps::Flow| {
             leases.iter().any(|lease| {
-                let ports = &lease.what.grant.wish().ports;
+                let ports = &lease.terms.grant.wish().ports;
                 lease.subject().user == user
-                    && lease.what.protocol == flow.protocol
+                    && lease.terms.protocol == flow.protocol
                     && ports.contains(&flow.local.port())
-                    && lease.what.address.is_none_or(|address| address == flow.local.ip())
+                    && lease.terms.address.is_none_or(|address| address == flow.local.ip())
             })
         };
         let flows = crafter.flows().into_iter().filter(|flow| {

@@ -49,19 +49,19 @@ use self::{
 use crate::{Error, Result, datapath::address::AddressWatch};
 
 /// Control connections at once; one more is closed.
-const CONNECTIONS: usize = 4096;
+const MAX_CONNECTIONS: usize = 4096;
 
 /// Control connections of one user; those of root and of the service's own user are as many as there may be.
-const CONNECTIONS_OF_USER: usize = 512;
+const MAX_CONNECTIONS_PER_USER: usize = 512;
 
 /// How often the audit log tells of refusals that it only counted.
-const SETTLE: Duration = Duration::from_secs(5);
+const AUDIT_FLUSH_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long to stay awake for the next packet.
-const LINGER: Duration = Duration::from_micros(100);
+const BUSY_POLL_TIME: Duration = Duration::from_micros(100);
 
 /// How long clients may take to notice that the service stops.
-const STOPPING: Duration = Duration::from_millis(50);
+const STOP_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// The signals by which the service is told what to do. From here on they no longer end the process; what comes before
 /// [`serve`] listens to them is kept for it.
@@ -107,11 +107,11 @@ async fn run(
     let listener = tokio::net::UnixListener::from_std(listener).map_err(failed)?;
     let mut addresses = AddressWatch::open()?;
     let mut beat = tokio::time::interval(status.interval().unwrap_or(Duration::from_secs(3600)));
-    let mut settle = tokio::time::interval(SETTLE);
+    let mut audit_flush = tokio::time::interval(AUDIT_FLUSH_INTERVAL);
     if !service.options.without_filter {
         seccomp::install()?;
     }
-    spawn_local(linger(service.clone()));
+    spawn_local(busy_poll(service.clone()));
     let rules = service.policy().rules().len();
     service.record(&Record::Start { version: env!("CARGO_PKG_VERSION"), rules });
     status.ready("serving");
@@ -144,7 +144,7 @@ async fn run(
                 }
             },
             _ = beat.tick() => status.beat(),
-            _ = settle.tick() => service.audit.settle(Instant::now()),
+            _ = audit_flush.tick() => service.audit.flush_counts(Instant::now()),
             () = &mut idle => break "idle",
         }
     };
@@ -152,7 +152,7 @@ async fn run(
     service.record(&Record::Stop { reason });
     service.stop();
     // Their sockets say why before they close.
-    let deadline = tokio::time::Instant::now() + STOPPING;
+    let deadline = tokio::time::Instant::now() + STOP_TIMEOUT;
     while service.lease_count() > 0 && tokio::time::Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
@@ -161,33 +161,34 @@ async fn run(
 
 /// Keeps the thread awake for a moment behind each packet: the next one is mostly under way already, and to sleep and
 /// be woken takes longer than it takes to come.
-async fn linger(service: Rc<Service>) {
+async fn busy_poll(service: Rc<Service>) {
     loop {
         service.busy.notified().await;
         let mut seen = service.activity.get();
-        let mut until = Instant::now() + LINGER;
+        let mut until = Instant::now() + BUSY_POLL_TIME;
         while Instant::now() < until {
             // To a client on this processor, then to the other tasks.
             std::thread::yield_now();
             tokio::task::yield_now().await;
             let now = service.activity.get();
             if now != seen {
-                (seen, until) = (now, Instant::now() + LINGER);
+                (seen, until) = (now, Instant::now() + BUSY_POLL_TIME);
             }
         }
     }
 }
 
 fn accept(service: &Rc<Service>, stream: tokio::net::UnixStream) {
-    if service.connections.get() >= CONNECTIONS {
-        log::warn!("{CONNECTIONS} control connections are open: one more is closed");
+    if service.connections.get() >= MAX_CONNECTIONS {
+        log::warn!("{MAX_CONNECTIONS} control connections are open: one more is closed");
         return;
     }
     let Ok(user) = stream.peer_cred().map(|peer| peer.uid()) else { return };
     let is_trusted = [0, nix::unistd::Uid::effective().as_raw()].contains(&user);
-    let Some(connected) = service.users.connect(user, if is_trusted { CONNECTIONS } else { CONNECTIONS_OF_USER })
+    let Some(connected) =
+        service.users.connect(user, if is_trusted { MAX_CONNECTIONS } else { MAX_CONNECTIONS_PER_USER })
     else {
-        log::debug!("user {user} has {CONNECTIONS_OF_USER} control connections: one more is closed");
+        log::debug!("user {user} has {MAX_CONNECTIONS_PER_USER} control connections: one more is closed");
         return;
     };
     service.connections.set(service.connections.get() + 1);

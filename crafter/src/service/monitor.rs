@@ -9,7 +9,7 @@ use tokio::{
 use zlink::{Call, Reply, varlink_service};
 
 use super::{
-    call::{AnyCall, Bound, parameters},
+    call::{AnyCall, BoundedConnection, parameters},
     caller::Caller,
     methods,
     served_lease::{ServedLease, Tally},
@@ -24,7 +24,7 @@ const INTERVAL: u64 = 1000;
 pub(super) async fn run(
     service: &Rc<Service>,
     caller: &Caller,
-    mut connection: Bound,
+    mut connection: BoundedConnection,
     call: &Call<AnyCall>,
 ) -> zlink::Result<()> {
     let wanted = match parameters::<MonitorCall>(call.method()) {
@@ -91,7 +91,7 @@ impl Watch {
                 continue;
             }
             let now = counted(&lease);
-            let before = self.seen.get(&lease.what.number).copied().unwrap_or_default();
+            let before = self.seen.get(&lease.terms.number).copied().unwrap_or_default();
             let more = |at: usize| now[at] - before[at];
             for (at, kind) in [(0, "delivered"), (2, "suppressed"), (3, "lost"), (4, "refused")] {
                 if more(at) > 0 {
@@ -99,7 +99,7 @@ impl Watch {
                     events.push(Event { event: kind.to_owned(), count: Some(more(at)), bytes, ..event_of(&lease) });
                 }
             }
-            seen.insert(lease.what.number, now);
+            seen.insert(lease.terms.number, now);
         }
         self.seen = seen;
         events

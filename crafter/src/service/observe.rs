@@ -2,7 +2,7 @@
 
 use std::{rc::Rc, time::Duration};
 
-use super::{clock::Stamps, served_lease::ServedLease, state::Service};
+use super::{clock::Timestamps, served_lease::ServedLease, state::Service};
 use crate::{
     capture::Link,
     datapath::tap::{Tap, TapOptions},
@@ -23,7 +23,7 @@ pub(super) async fn run(service: Rc<Service>, lease: Rc<ServedLease>, mut tap: T
     if outgoing {
         flags |= OUTGOING;
     }
-    let (mut count, mut stamps) = (0, Stamps::begin());
+    let (mut count, mut timestamps) = (0, Timestamps::begin());
     loop {
         let captured = tokio::select! {
             biased;
@@ -39,7 +39,7 @@ pub(super) async fn run(service: Rc<Service>, lease: Rc<ServedLease>, mut tap: T
                 break;
             }
         };
-        let time = stamps.monotonic_ns(captured.time);
+        let time = timestamps.monotonic_ns(captured.time);
         let cut = if (captured.bytes.len() as u64) < u64::from(captured.original_length) { CUT } else { 0 };
         lease.show(&captured.bytes, captured.original_length, time, flags | cut);
         count += 1;

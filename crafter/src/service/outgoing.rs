@@ -13,13 +13,13 @@ use crate::{
 };
 
 /// What came of looking at a lease's socket.
-enum Took {
+enum ReadOutcome {
     /// So many packets; more may be there.
-    Some,
+    More,
     /// Nothing more is there for now.
-    Nothing,
+    WouldBlock,
     /// The client has closed it.
-    End,
+    Closed,
 }
 
 /// Sends what the client of `lease` sends, until it closes its end or the lease is ended. What the kernel has no room for
@@ -33,7 +33,7 @@ pub(super) async fn run(service: Rc<Service>, lease: Rc<ServedLease>) {
                 () = lease.ended() => break,
                 () = tokio::time::sleep(delay) => service.transmitter.retry(&lease, no_room),
             }
-            service.stay_awake();
+            service.note_activity();
             continue;
         }
         let mut guard = tokio::select! {
@@ -46,9 +46,9 @@ pub(super) async fn run(service: Rc<Service>, lease: Rc<ServedLease>) {
             },
         };
         match take(&service, &lease) {
-            Took::Some => {}
-            Took::Nothing => guard.clear_ready(),
-            Took::End => break,
+            ReadOutcome::More => {}
+            ReadOutcome::WouldBlock => guard.clear_ready(),
+            ReadOutcome::Closed => break,
         }
         drop(guard);
         // Others get their turn.
@@ -71,7 +71,7 @@ pub(super) fn end_closed(service: &Rc<Service>) -> bool {
     let closed = leases.iter().zip(&sockets).filter(|(_, socket)| is_closed(socket));
     let mut has_ended = false;
     for (lease, _) in closed {
-        while matches!(take(service, lease), Took::Some) {}
+        while matches!(take(service, lease), ReadOutcome::More) {}
         // Otherwise its own task ends it, once all is sent.
         if lease.backlog.borrow().is_empty() {
             service.forget(lease);
@@ -82,14 +82,14 @@ pub(super) fn end_closed(service: &Rc<Service>) -> bool {
 }
 
 /// Takes what is there, at most a batch.
-fn take(service: &Rc<Service>, lease: &Rc<ServedLease>) -> Took {
+fn take(service: &Rc<Service>, lease: &Rc<ServedLease>) -> ReadOutcome {
     let mut inbox = service.inbox.borrow_mut();
     let is_all = match inbox.receive(lease.socket.get_ref()) {
-        Ok(None) => return Took::End,
+        Ok(None) => return ReadOutcome::Closed,
         Ok(Some(count)) => count < Inbox::MOST,
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Took::Nothing,
-        Err(error) if error.kind() == io::ErrorKind::Interrupted => return Took::Some,
-        Err(_) => return Took::End,
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return ReadOutcome::WouldBlock,
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => return ReadOutcome::More,
+        Err(_) => return ReadOutcome::Closed,
     };
     let policy = service.policy();
     let now = Instant::now();
@@ -107,7 +107,7 @@ fn take(service: &Rc<Service>, lease: &Rc<ServedLease>) -> Took {
             Ok(None) => packets.push(Packet::Frame(bytes)),
             Ok(Some(outgoing)) => {
                 // A route asked for with an address that is not the host's would be none.
-                let own = lease.what.grant.sources().binary_search(&outgoing.source.to_canonical()).is_ok();
+                let own = lease.terms.grant.sources().binary_search(&outgoing.source.to_canonical()).is_ok();
                 let source = own.then_some(outgoing.source);
                 packets.push(Packet::Unrouted((outgoing.destination, source), bytes));
             }
@@ -116,9 +116,9 @@ fn take(service: &Rc<Service>, lease: &Rc<ServedLease>) -> Took {
     if !packets.is_empty() {
         service.transmitter.transmit(lease, &packets);
     }
-    service.stay_awake();
+    service.note_activity();
     // What comes from now on makes the socket ready anew.
-    if is_all { Took::Nothing } else { Took::Some }
+    if is_all { ReadOutcome::WouldBlock } else { ReadOutcome::More }
 }
 
 struct Refusal {
@@ -148,14 +148,14 @@ fn judge(
     if cut {
         return Err(malformed("it is longer than any packet".to_owned()));
     }
-    if lease.what.protocol == "observe" {
+    if lease.terms.protocol == "observe" {
         return Err(malformed("nothing is sent where packets are observed".to_owned()));
     }
     let mut usage = lease.usage().borrow_mut();
     if lease.sends_frames() {
         let outgoing = PacketInfo::read_frame(bytes);
         let grant = outgoing.as_ref().and_then(|outgoing| borrowed(service, lease, outgoing));
-        let decision = policy.frame(grant.as_ref().unwrap_or(&lease.what.grant), bytes, &mut usage, now);
+        let decision = policy.frame(grant.as_ref().unwrap_or(&lease.terms.grant), bytes, &mut usage, now);
         drop(usage);
         allowed(decision)?;
         if let Some(outgoing) = &outgoing {
@@ -166,7 +166,7 @@ fn judge(
     let Some(outgoing) = PacketInfo::read(bytes) else {
         return Err(malformed("its IP header and ports cannot be read".to_owned()));
     };
-    let decision = policy.packet(&lease.what.grant, &outgoing, &mut usage, now);
+    let decision = policy.packet(&lease.terms.grant, &outgoing, &mut usage, now);
     drop(usage);
     allowed(decision)?;
     flow(policy, lease, &outgoing, now)?;
@@ -185,18 +185,19 @@ fn borrowed(service: &Service, lease: &ServedLease, outgoing: &PacketInfo) -> Op
     let transport = outgoing.transport?;
     let port = outgoing.ports.source()?;
     let owns = |other: &&Rc<ServedLease>| {
-        let wish = other.what.grant.wish();
+        let wish = other.terms.grant.wish();
         other.subject().user == lease.subject().user
             && Rc::ptr_eq(&other.attachment, &lease.attachment)
             && wish.transport == Some(transport)
             && wish.ports.contains(&port)
-            && other.what.address.is_none_or(|address| address == outgoing.source)
+            && other.terms.address.is_none_or(|address| address == outgoing.source)
     };
-    Some(service.leases.borrow().values().find(owns)?.what.grant.for_frames())
+    Some(service.leases.borrow().values().find(owns)?.terms.grant.for_frames())
 }
 
 /// Counts the packet's flow, if it is one.
 fn flow(policy: &Policy, lease: &ServedLease, outgoing: &PacketInfo, now: Instant) -> Result<(), Refusal> {
     let PacketPorts::Both { source, destination } = outgoing.ports else { return Ok(()) };
-    lease.flow((outgoing.destination, destination, source), now, |usage| allowed(policy.flow(&lease.what.grant, usage)))
+    lease
+        .flow((outgoing.destination, destination, source), now, |usage| allowed(policy.flow(&lease.terms.grant, usage)))
 }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::{
     caller::Caller,
-    host::audit::{Audit, Counts, Of, Record, What, Who},
+    host::audit::{Audit, Counts, Record, RequestKind, Resource, Who},
     served_lease::ServedLease,
 };
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
 
 /// A lease began; `rule` allows it.
 pub(super) fn begin(audit: &Audit, lease: &ServedLease, rule: Option<usize>) {
-    audit.record(&Record::Lease { who: who(lease), what: what(lease), rule }, Instant::now());
+    audit.record(&Record::Lease { who: who(lease), resource: resource(lease), rule }, Instant::now());
 }
 
 /// A lease ended.
@@ -26,7 +26,7 @@ pub(super) fn end(audit: &Audit, lease: &ServedLease, reason: &str) {
         delivered: tally.delivered.get(),
         lost: tally.lost.get(),
     };
-    audit.record(&Record::End { who: who(lease), what: what(lease), reason, counts }, Instant::now());
+    audit.record(&Record::End { who: who(lease), resource: resource(lease), reason, counts }, Instant::now());
 }
 
 /// The policy refused a packet.
@@ -36,27 +36,33 @@ pub(super) fn refused_packet(audit: &Audit, lease: &ServedLease, decision: Decis
         _ => None,
     });
     let destination = packet.map(|packet| packet.destination);
-    let what = What { destination, destination_port, ..what(lease) };
-    audit.record(&Record::Refusal { who: who(lease), of: Of::Packet, what, decision }, Instant::now());
+    let resource = Resource { destination, destination_port, ..resource(lease) };
+    audit.record(&Record::Refusal { who: who(lease), kind: RequestKind::Packet, resource, decision }, Instant::now());
 }
 
 /// The policy refused a lease.
-pub(super) fn refused_lease(audit: &Audit, caller: &Caller, of: Of, what: What<'_>, decision: Decision) {
+pub(super) fn refused_lease(
+    audit: &Audit,
+    caller: &Caller,
+    kind: RequestKind,
+    resource: Resource<'_>,
+    decision: Decision,
+) {
     let who = Who { user: caller.subject.user, pid: caller.pid.and_then(|pid| pid.try_into().ok()), lease: None };
-    audit.record(&Record::Refusal { who, of, what, decision }, Instant::now());
+    audit.record(&Record::Refusal { who, kind, resource, decision }, Instant::now());
 }
 
 fn who(lease: &ServedLease) -> Who {
-    let pid = lease.what.pid.and_then(|pid| pid.try_into().ok());
-    Who { user: lease.subject().user, pid, lease: Some(lease.what.number) }
+    let pid = lease.terms.pid.and_then(|pid| pid.try_into().ok());
+    Who { user: lease.subject().user, pid, lease: Some(lease.terms.number) }
 }
 
-fn what(lease: &ServedLease) -> What<'_> {
-    let wish = lease.what.grant.wish();
-    What {
+fn resource(lease: &ServedLease) -> Resource<'_> {
+    let wish = lease.terms.grant.wish();
+    Resource {
         interface: Some(&wish.interface),
-        protocol: Some(lease.what.protocol),
-        address: lease.what.address,
+        protocol: Some(lease.terms.protocol),
+        address: lease.terms.address,
         ports: wish.transport.map(|_| wish.ports.clone()),
         destination: None,
         destination_port: None,

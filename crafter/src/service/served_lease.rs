@@ -29,7 +29,7 @@ use crate::{
     mmsg,
     policy::{Grant, Subject, Usage},
     protocol::{
-        record::{self, Came, Code, HEADER, Header, Kind, QUOTED},
+        record::{self, Code, DeliveryKind, HEADER, Header, Kind, QUOTED},
         wire,
     },
 };
@@ -69,7 +69,7 @@ pub(super) struct LeaseTerms {
     pub(super) protocol: &'static str,
     pub(super) grant: Grant,
     pub(super) address: Option<IpAddr>,
-    pub(super) terms: Terms,
+    pub(super) kernel_terms: Terms,
     /// Whether the client asked for the kernel's answers that are dropped.
     pub(super) report: bool,
     /// Whether consecutive segments are put together.
@@ -80,7 +80,7 @@ pub(super) struct LeaseTerms {
 
 /// A lease.
 pub(super) struct ServedLease {
-    pub(super) what: LeaseTerms,
+    pub(super) terms: LeaseTerms,
     pub(super) attachment: Rc<Attachment>,
     guard: RefCell<Option<AttachmentGuard>>,
     lease: RefCell<Option<Lease>>,
@@ -99,14 +99,14 @@ pub(super) struct ServedLease {
 
 impl ServedLease {
     pub(super) fn new(
-        what: LeaseTerms,
+        terms: LeaseTerms,
         guard: AttachmentGuard,
         lease: Option<Lease>,
         socket: OwnedFd,
         charge: Charge,
     ) -> Result<Rc<Self>> {
         Ok(Rc::new(Self {
-            what,
+            terms,
             attachment: guard.attachment.clone(),
             guard: RefCell::new(Some(guard)),
             lease: RefCell::new(lease),
@@ -125,7 +125,7 @@ impl ServedLease {
 
     /// Who has it.
     pub(super) fn subject(&self) -> &Subject {
-        self.what.grant.subject()
+        self.terms.grant.subject()
     }
 
     /// What its user has.
@@ -135,7 +135,7 @@ impl ServedLease {
 
     /// Counts for the lease, and for the connection that took it.
     fn count(&self, counted: Count, more: u64) {
-        for tally in [&self.tally, &*self.what.total] {
+        for tally in [&self.tally, &*self.terms.total] {
             let cell = counted(tally);
             cell.set(cell.get() + more);
         }
@@ -143,7 +143,7 @@ impl ServedLease {
 
     /// Whether messages from the client are Ethernet frames.
     pub(super) fn sends_frames(&self) -> bool {
-        self.what.grant.wish().raw_ethernet
+        self.terms.grant.wish().raw_ethernet
     }
 
     /// Ends it; the client is told.
@@ -178,7 +178,7 @@ impl ServedLease {
     pub(super) fn close(&self) -> &'static str {
         let mut reason = "closed";
         if let Some((code, sentence)) = self.ending.take() {
-            self.tell(Kind::End { code }, &sentence, &[]);
+            self.send_message(Kind::End { code }, &sentence, &[]);
             reason = match code {
                 Code::Policy => "policy",
                 Code::InterfaceGone => "interface gone",
@@ -190,7 +190,7 @@ impl ServedLease {
         let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
         if let Some(lease) = self.lease.take() {
             self.attachment.remove_receiver(lease.id());
-            let settles = self.what.terms.observe && self.what.terms.suppress;
+            let settles = self.terms.kernel_terms.observe && self.terms.kernel_terms.suppress;
             // Where that takes a while, nobody else has to wait for it.
             if settles || lease.ports().len() > 256 {
                 tokio::task::spawn_blocking(move || drop(lease));
@@ -206,10 +206,10 @@ impl ServedLease {
     pub(super) fn refuse(&self, code: Code, rule: u16, sentence: &str, packet: &[u8]) {
         let counted: Count = if code == Code::NotSent { |tally| &tally.not_sent } else { |tally| &tally.refused };
         self.count(counted, 1);
-        self.tell(Kind::Refusal { code, rule }, sentence, &packet[..packet.len().min(QUOTED)]);
+        self.send_message(Kind::Refusal { code, rule }, sentence, &packet[..packet.len().min(QUOTED)]);
     }
 
-    fn tell(&self, kind: Kind, sentence: &str, quoted: &[u8]) {
+    fn send_message(&self, kind: Kind, sentence: &str, quoted: &[u8]) {
         let message = [sentence.as_bytes(), quoted].concat();
         let header = self.header(kind, sentence.len(), monotonic_ns()).encode();
         if mmsg::send::<1>(&self.socket, std::iter::once(([&header[..], &message], None))).is_err() {
@@ -275,20 +275,20 @@ impl ServedLease {
     pub(super) fn deliver(&self, packets: &[(LeaseId, Received)]) {
         let mut now = None;
         // Only what comes in bursts is put together.
-        let whole = (self.what.coalesce && packets.len() > 1).then(|| coalesce(packets));
+        let whole = (self.terms.coalesce && packets.len() > 1).then(|| coalesce(packets));
         let packets = whole.as_deref().unwrap_or(packets);
         let wanted = packets.iter().map(|(_, received)| received).filter(|received| {
             let is_reply = received.reason.is_ingress();
             let counted: Count = if is_reply { |tally| &tally.delivered } else { |tally| &tally.suppressed };
             self.count(counted, 1);
-            is_reply || self.what.report
+            is_reply || self.terms.report
         });
         let mut messages: Vec<([u8; HEADER], &Received)> = Vec::with_capacity(packets.len());
         for received in wanted {
             let time = received.timestamp_ns.unwrap_or_else(|| *now.get_or_insert_with(monotonic_ns));
             let cut = if received.cut { record::CUT } else { 0 };
             let flags = record::checksum_flags(received.checksum) | cut;
-            let kind = Kind::Packet { came: Came::of(received.reason), flags };
+            let kind = Kind::Packet { delivery: DeliveryKind::of(received.reason), flags };
             messages.push((self.header(kind, received.ip.len(), time).encode(), received));
         }
         for batch in messages.chunks(BATCH) {
@@ -298,7 +298,7 @@ impl ServedLease {
 
     /// Hands a frame that was seen to the client.
     pub(super) fn show(&self, bytes: &[u8], length: u32, time_ns: u64, flags: u16) {
-        let mut header = self.header(Kind::Packet { came: Came::Seen, flags }, bytes.len(), time_ns);
+        let mut header = self.header(Kind::Packet { delivery: DeliveryKind::Captured, flags }, bytes.len(), time_ns);
         header.length = length;
         self.count(|tally| &tally.delivered, 1);
         self.send([(&header.encode(), bytes)].into_iter());
@@ -322,21 +322,21 @@ impl ServedLease {
 
     /// What the lists say of it.
     pub(super) fn describe(&self) -> wire::Lease {
-        let wish = self.what.grant.wish();
+        let wish = self.terms.grant.wish();
         let Tally { sent, sent_bytes, not_sent, refused, delivered, delivered_bytes, lost, suppressed } = &self.tally;
         let has_ports = wish.transport.is_some();
         wire::Lease {
-            lease: self.what.number,
+            lease: self.terms.number,
             user: self.subject().user,
-            pid: self.what.pid,
+            pid: self.terms.pid,
             interface: wish.interface.clone(),
-            protocol: self.what.protocol.to_owned(),
-            address: self.what.address.map(|address| address.to_string()),
+            protocol: self.terms.protocol.to_owned(),
+            address: self.terms.address.map(|address| address.to_string()),
             first_port: has_ports.then(|| *wish.ports.start()),
             last_port: has_ports.then(|| *wish.ports.end()),
             frames: wish.raw_ethernet,
-            observe: self.what.terms.observe,
-            suppress: self.what.terms.suppress,
+            observe: self.terms.kernel_terms.observe,
+            suppress: self.terms.kernel_terms.suppress,
             began: self.began.since_1970_us(),
             sent: sent.get(),
             sent_bytes: sent_bytes.get(),

@@ -137,7 +137,7 @@ impl Service {
         self.policy.replace(policy.clone());
         let mut ended = Vec::new();
         for (&number, lease) in &*self.leases.borrow() {
-            let decision = policy.review(&lease.what.grant);
+            let decision = policy.review(&lease.terms.grant);
             if !decision.is_allowed() {
                 lease.end(Code::Policy, &decision.to_string());
                 ended.push(number);
@@ -209,7 +209,7 @@ impl Service {
                 };
                 let attachment = Attachment::open(name, self.options.open.clone(), on_change).await?;
                 let message = Some(attachment.report().to_string());
-                self.tell(Event { event: "attached".to_owned(), interface: Some(name.to_owned()), message, ..event() });
+                self.emit(Event { event: "attached".to_owned(), interface: Some(name.to_owned()), message, ..event() });
                 Ok(attachment)
             })
             .await
@@ -239,7 +239,7 @@ impl Service {
     fn handle_gone(&self, attachment: &Rc<Attachment>) {
         let name = attachment.name().to_string();
         let sentence = format!("the interface {name} is gone");
-        self.tell(Event {
+        self.emit(Event {
             event: "hook-lost".to_owned(),
             interface: Some(name.clone()),
             message: Some(sentence.clone()),
@@ -263,22 +263,22 @@ impl Service {
 
     /// A lease begins.
     pub(super) fn begin(&self, lease: Rc<ServedLease>) {
-        self.tell(Event { event: "lease-begun".to_owned(), ..event_of(&lease) });
+        self.emit(Event { event: "lease-begun".to_owned(), ..event_of(&lease) });
         let rule = self.policy().rule_of(lease.subject()).map(|rule| rule.number);
         records::begin(&self.audit, &lease, rule);
-        self.leases.borrow_mut().insert(lease.what.number, lease);
+        self.leases.borrow_mut().insert(lease.terms.number, lease);
     }
 
     /// A lease is over: its ports are free, its client knows.
     pub(super) fn forget(&self, lease: &Rc<ServedLease>) {
-        if self.leases.borrow_mut().remove(&lease.what.number).is_none() {
+        if self.leases.borrow_mut().remove(&lease.terms.number).is_none() {
             return;
         }
         if !lease.backlog.borrow().is_empty() {
             self.transmitter.retry(lease, NoRoom::Refuse);
         }
         records::end(&self.audit, lease, lease.close());
-        self.tell(Event { event: "lease-ended".to_owned(), ..event_of(lease) });
+        self.emit(Event { event: "lease-ended".to_owned(), ..event_of(lease) });
         self.quiet.notify_one();
     }
 
@@ -294,14 +294,14 @@ impl Service {
                 attachments.retain(|_, slot| !is_this(slot));
                 attachment.detach();
                 drop(attachments);
-                service.tell(Event { event: "detached".to_owned(), interface: Some(name), ..event() });
+                service.emit(Event { event: "detached".to_owned(), interface: Some(name), ..event() });
                 service.quiet.notify_one();
             }
         });
     }
 
     /// Something was done for a client: the next is mostly under way.
-    pub(super) fn stay_awake(&self) {
+    pub(super) fn note_activity(&self) {
         self.activity.set(self.activity.get() + 1);
         self.busy.notify_one();
     }
@@ -345,7 +345,7 @@ impl Service {
     }
 
     /// Those who monitor are told.
-    pub(super) fn tell(&self, event: Event) {
+    pub(super) fn emit(&self, event: Event) {
         // Nobody may listen.
         let _ = self.events.send(event);
     }

@@ -35,15 +35,15 @@ const RELEASED_PORT_RETRY_DELAY: Duration = Duration::from_millis(1);
 const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 /// Ports that nobody else is given.
-struct Acquired {
+struct AcquiredPorts {
     /// The address that they are bound to, if it is only one.
     address: Option<IpAddr>,
     ports: Vec<u16>,
-    hold: Hold,
+    claim: PortClaim,
 }
 
 /// What keeps other programs from the ports.
-enum Hold {
+enum PortClaim {
     /// Sockets of this process.
     Reservations(Vec<Reservation>),
     /// The service, as long as this socket is open.
@@ -81,7 +81,7 @@ async fn check_address(shared: &Shared, request: &LeaseRequest) -> Result<()> {
 }
 
 /// Reserves the ports by sockets: first the kernel's word that they are free, then the kernel half.
-fn from_kernel(shared: &Shared, request: &LeaseRequest) -> Result<Acquired> {
+fn from_kernel(shared: &Shared, request: &LeaseRequest) -> Result<AcquiredPorts> {
     let address = request.address.unwrap_or(ANY);
     let ifindex = shared.interface.ifindex;
     // Where the kernel holds no identifiers of ICMP queries, it is the table that knows of them.
@@ -114,7 +114,7 @@ fn from_kernel(shared: &Shared, request: &LeaseRequest) -> Result<Acquired> {
         let holder = Some("another lease of this process".to_owned());
         return Err(Error::PortTaken { protocol: request.transport.name(), address, port, holder });
     }
-    Ok(Acquired { address: request.address, ports, hold: Hold::Reservations(reservations) })
+    Ok(AcquiredPorts { address: request.address, ports, claim: PortClaim::Reservations(reservations) })
 }
 
 /// Reserves so many free ports in a row.
@@ -136,7 +136,7 @@ fn reserve_row(transport: Transport, address: IpAddr, count: u16, ifindex: u32) 
 }
 
 /// Has the service give the ports.
-async fn from_service(control: &Control, shared: &Shared, request: &LeaseRequest) -> Result<Acquired> {
+async fn from_service(control: &Control, shared: &Shared, request: &LeaseRequest) -> Result<AcquiredPorts> {
     let call = call_for(&shared.name(), request);
     let (leased, socket) = loop {
         match service::lease(control, &call).await {
@@ -153,25 +153,25 @@ async fn from_service(control: &Control, shared: &Shared, request: &LeaseRequest
     };
     // Where the policy allows only some addresses, the service has chosen.
     let address = request.address.or_else(|| leased.address?.parse().ok());
-    Ok(Acquired { address, ports: (first..=last).collect(), hold: Hold::Service(socket) })
+    Ok(AcquiredPorts { address, ports: (first..=last).collect(), claim: PortClaim::Service(socket) })
 }
 
 /// From now on, what comes to the ports is queued for the lease.
 fn publish(
     shared: &Arc<Shared>,
     request: &LeaseRequest,
-    acquired: Acquired,
+    acquired: AcquiredPorts,
     gathering: Option<Arc<Notify>>,
 ) -> Result<Lease> {
     let (transport, terms) = (request.transport, request.terms);
-    let Acquired { address, ports, hold } = acquired;
+    let AcquiredPorts { address, ports, claim } = acquired;
     let gathered = gathering.is_some();
     let arrived = gathering.unwrap_or_default();
     let mut core = shared.lock();
     let id = core.table.next_lease();
-    let reservations = match (hold, core.service()) {
-        (Hold::Reservations(reservations), _) => reservations,
-        (Hold::Service(socket), service) => {
+    let reservations = match (claim, core.service()) {
+        (PortClaim::Reservations(reservations), _) => reservations,
+        (PortClaim::Service(socket), service) => {
             service.map_or(Ok(()), |service| service.add_socket(id, socket))?;
             Vec::new()
         }

@@ -15,7 +15,7 @@ use crate::{
     mmsg::Inbox,
     protocol::{
         Control,
-        record::{Came, Code, Header, Kind},
+        record::{Code, DeliveryKind, Header, Kind},
     },
 };
 
@@ -136,8 +136,8 @@ fn messages_become_deliveries() {
     let sent = datagram(5000, 0);
     let refusal = b"no such port";
     for message in [
-        message(Kind::Packet { came: Came::Redirected, flags: 0 }, reply.len(), &reply),
-        message(Kind::Packet { came: Came::UnreachableSuppressed, flags: 0 }, answer.len(), &answer),
+        message(Kind::Packet { delivery: DeliveryKind::Redirected, flags: 0 }, reply.len(), &reply),
+        message(Kind::Packet { delivery: DeliveryKind::UnreachableSuppressed, flags: 0 }, answer.len(), &answer),
         message(Kind::Refusal { code: Code::Policy, rule: 2 }, refusal.len(), &[refusal, &sent[..28]].concat()),
     ] {
         service.ends[1].send(&message).unwrap();

@@ -4,7 +4,7 @@ use super::*;
 use crate::error::Error;
 
 /// What a stream keeps alive until it is finished.
-fn keep() -> (Arc<()>, crate::driver::core::Keep) {
+fn keep() -> (Arc<()>, crate::driver::core::KeepAlive) {
     let keep = Arc::new(());
     (keep.clone(), keep)
 }

@@ -112,7 +112,7 @@ wire! {
         ended: Vec<u64>,
     }
     /// Of `Route`.
-    Way {
+    RouteReply {
         /// The interface.
         interface: String,
         /// Its index.

@@ -23,7 +23,7 @@ mod sink;
 #[cfg(test)]
 mod tests;
 
-pub use self::record::{Counts, Of, Record, What, Who};
+pub use self::record::{Counts, Record, RequestKind, Resource, Who};
 use self::{
     record::{Fields, MoreRefusals},
     sink::Sink,
@@ -65,7 +65,7 @@ struct User {
     bucket: Bucket,
     last: Instant,
     /// Refusals without a record since the last one.
-    untold: u64,
+    uncounted: u64,
 }
 
 impl Audit {
@@ -99,7 +99,7 @@ impl Audit {
                 }
             }
             Record::Stop { .. } => {
-                self.tell(&mut state, |_| true);
+                self.write_counts(&mut state, |_| true);
                 self.write(&mut state, &record.fields(1));
             }
             _ => self.write(&mut state, &record.fields(1)),
@@ -108,9 +108,9 @@ impl Audit {
 
     /// Writes how many refusals were only counted, of users who have been quiet since or may have a record again. To
     /// be called every few seconds, so that the end of a flood is told too.
-    pub fn settle(&self, now: Instant) {
+    pub fn flush_counts(&self, now: Instant) {
         let mut state = self.state();
-        self.tell(&mut state, |user| user.bucket.take(REFUSALS, now));
+        self.write_counts(&mut state, |user| user.bucket.take(REFUSALS, now));
         state.forget(now);
     }
 
@@ -124,14 +124,14 @@ impl Audit {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn tell(&self, state: &mut State, mut may: impl FnMut(&mut User) -> bool) {
-        let mut told = Vec::new();
+    fn write_counts(&self, state: &mut State, mut may: impl FnMut(&mut User) -> bool) {
+        let mut counts = Vec::new();
         for (&user, known) in &mut state.users {
-            if known.untold > 0 && may(known) {
-                told.push(MoreRefusals { user, count: std::mem::take(&mut known.untold) });
+            if known.uncounted > 0 && may(known) {
+                counts.push(MoreRefusals { user, count: std::mem::take(&mut known.uncounted) });
             }
         }
-        for more in told {
+        for more in counts {
             self.write(state, &more.fields());
         }
     }
@@ -152,18 +152,19 @@ impl State {
         if self.users.len() >= USERS && !self.users.contains_key(&user) {
             self.forget(now);
         }
-        let known = self.users.entry(user).or_insert_with(|| User { bucket: Bucket::default(), last: now, untold: 0 });
+        let known =
+            self.users.entry(user).or_insert_with(|| User { bucket: Bucket::default(), last: now, uncounted: 0 });
         known.last = now;
         if known.bucket.take(REFUSALS, now) {
-            Some(1 + std::mem::take(&mut known.untold))
+            Some(1 + std::mem::take(&mut known.uncounted))
         } else {
-            known.untold += 1;
+            known.uncounted += 1;
             None
         }
     }
 
     /// Users whose buckets are full and who have nothing to be told are as those who never came.
     fn forget(&mut self, now: Instant) {
-        self.users.retain(|_, user| user.untold > 0 || now.saturating_duration_since(user.last) < FULL_AGAIN);
+        self.users.retain(|_, user| user.uncounted > 0 || now.saturating_duration_since(user.last) < FULL_AGAIN);
     }
 }

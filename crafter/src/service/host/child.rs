@@ -12,7 +12,7 @@ use nix::{
 };
 
 /// Seconds after which the child is ended by SIGALRM.
-const PATIENCE: u32 = 20;
+const TIMEOUT_SECONDS: u32 = 20;
 
 /// Runs `work` in a child, and returns what it returned, or what it panicked with.
 ///
@@ -33,7 +33,7 @@ pub fn run(work: impl FnOnce() -> String) -> Result<String, WaitStatus> {
             }
         }
         ForkResult::Child => {
-            alarm::set(PATIENCE);
+            alarm::set(TIMEOUT_SECONDS);
             let said = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
                 let text = panic.downcast_ref::<String>().cloned();
                 let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));

@@ -41,31 +41,31 @@ impl Notifier {
     /// truth.
     pub fn beat(&self) {
         if self.watchdog.is_some() {
-            tell(&[NotifyState::Watchdog]);
+            notify(&[NotifyState::Watchdog]);
         }
     }
 
     /// `READY=1`: clients can connect; also after [`reloading`](Self::reloading).
     pub fn ready(&self, status: &str) {
-        tell(&[NotifyState::Ready, NotifyState::Status(&line(status))]);
+        notify(&[NotifyState::Ready, NotifyState::Status(&line(status))]);
     }
 
     /// `RELOADING=1`, with the time that `Type=notify-reload` wants; ends with [`ready`](Self::ready).
     pub fn reloading(&self) {
         match NotifyState::monotonic_usec_now() {
-            Ok(now) => tell(&[NotifyState::Reloading, now]),
-            Err(_) => tell(&[NotifyState::Reloading]),
+            Ok(now) => notify(&[NotifyState::Reloading, now]),
+            Err(_) => notify(&[NotifyState::Reloading]),
         }
     }
 
     /// `STATUS=`: one line for `systemctl status`.
     pub fn status(&self, status: &str) {
-        tell(&[NotifyState::Status(&line(status))]);
+        notify(&[NotifyState::Status(&line(status))]);
     }
 
     /// `STOPPING=1`.
     pub fn stopping(&self, status: &str) {
-        tell(&[NotifyState::Stopping, NotifyState::Status(&line(status))]);
+        notify(&[NotifyState::Stopping, NotifyState::Status(&line(status))]);
     }
 }
 
@@ -81,7 +81,7 @@ fn line(text: &str) -> String {
 }
 
 /// A service goes on without its manager's ear.
-fn tell(states: &[NotifyState<'_>]) {
+fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         log::warn!("cannot tell the service manager {states:?}: {error}");
     }

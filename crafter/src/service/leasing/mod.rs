@@ -1,7 +1,7 @@
 //! `Lease` and `Observe`: from a request to a socket, in three steps: a plan, which the policy makes; what it takes of
 //! the host, which is given back if anything fails; and publishing it.
 
-mod no_lease;
+mod lease_error;
 mod plan;
 mod served_acquire;
 mod served_request;
@@ -12,14 +12,14 @@ use tokio::task::spawn_local;
 
 pub(super) use self::served_request::{address, port};
 use self::{
-    no_lease::NoLease,
+    lease_error::LeaseError,
     plan::Plan,
-    served_acquire::{Acquired, acquire, pair, terms},
-    served_request::{Ports, Request},
+    served_acquire::{AcquiredLease, acquire, kernel_terms, pair},
+    served_request::{Ports, ServedRequest},
 };
 use super::{
     caller::Caller,
-    host::audit::{Of, What},
+    host::audit::{RequestKind, Resource},
     observe, outgoing, records,
     served_lease::{LeaseTerms, ServedLease},
     state::Service,
@@ -39,7 +39,7 @@ pub(super) async fn lease(
     caller: &Caller,
     call: &LeaseCall,
 ) -> Result<(Leased, OwnedFd), Fault> {
-    let request = Request::read(call)?;
+    let request = ServedRequest::read(call)?;
     let mut taken = try_lease(service, caller, &request).await;
     // Who closes a lease and takes another may be heard sooner than the end of the former, which has the port still, or
     // is the last that the policy allows.
@@ -47,7 +47,7 @@ pub(super) async fn lease(
         taken = try_lease(service, caller, &request).await;
     }
     taken.map_err(|refused| {
-        let what = || What {
+        let resource = || Resource {
             interface: call.interface.as_deref(),
             protocol: Some(request.protocol),
             address: request.address,
@@ -55,11 +55,17 @@ pub(super) async fn lease(
             destination: request.destination,
             destination_port: None,
         };
-        refused.into_fault(|decision| records::refused_lease(&service.audit, caller, Of::Lease, what(), decision))
+        refused.into_fault(|decision| {
+            records::refused_lease(&service.audit, caller, RequestKind::Lease, resource(), decision)
+        })
     })
 }
 
-async fn try_lease(service: &Rc<Service>, caller: &Caller, request: &Request) -> Result<(Leased, OwnedFd), NoLease> {
+async fn try_lease(
+    service: &Rc<Service>,
+    caller: &Caller,
+    request: &ServedRequest,
+) -> Result<(Leased, OwnedFd), LeaseError> {
     let (policy, subject) = (service.policy(), &caller.subject);
     // Whom no rule names learns nothing of the host's routes either.
     plan::rule_of(&policy, subject)?;
@@ -76,26 +82,26 @@ async fn try_lease(service: &Rc<Service>, caller: &Caller, request: &Request) ->
 fn publish(
     service: &Rc<Service>,
     caller: &Caller,
-    request: &Request,
+    request: &ServedRequest,
     plan: Plan,
-    acquired: Acquired,
-) -> Result<(Leased, OwnedFd), NoLease> {
-    let Acquired { guard, lease, grant, charge, ours, theirs } = acquired;
+    acquired: AcquiredLease,
+) -> Result<(Leased, OwnedFd), LeaseError> {
+    let AcquiredLease { guard, lease, grant, charge, ours, theirs } = acquired;
     let ports = lease.as_ref().map(|_| grant.wish().ports.clone());
     let number = service.number();
-    let what = LeaseTerms {
+    let terms = LeaseTerms {
         number,
         pid: caller.pid,
         protocol: request.protocol,
         grant,
         address: plan.address,
-        terms: terms(request),
+        kernel_terms: kernel_terms(request),
         report: request.report,
         coalesce: request.coalesce,
         total: caller.total.clone(),
     };
     let listed = lease.as_ref().map(Lease::id);
-    let served = ServedLease::new(what, guard, lease, ours, charge)?;
+    let served = ServedLease::new(terms, guard, lease, ours, charge)?;
     let attachment = &served.attachment;
     if let Some(listed) = listed {
         let lease = served.clone();
@@ -124,7 +130,7 @@ fn publish(
 }
 
 /// The interface to lease on, and the source address that the way to the destination prefers.
-async fn place(request: &Request) -> Result<(String, Option<IpAddr>)> {
+async fn place(request: &ServedRequest) -> Result<(String, Option<IpAddr>)> {
     let Some(destination) = request.destination else {
         return Ok((request.interface.clone().unwrap_or_default(), None));
     };
@@ -142,17 +148,23 @@ pub(super) async fn observe(
     caller: &Caller,
     call: &ObserveCall,
 ) -> Result<(Observing, OwnedFd), Fault> {
-    let mut taken = look_on(service, caller, call).await;
+    let mut taken = try_observe(service, caller, call).await;
     if taken.is_err() && outgoing::end_closed(service) {
-        taken = look_on(service, caller, call).await;
+        taken = try_observe(service, caller, call).await;
     }
     taken.map_err(|refused| {
-        let what = What { interface: Some(&call.interface), ..What::default() };
-        refused.into_fault(|decision| records::refused_lease(&service.audit, caller, Of::Observe, what, decision))
+        let resource = Resource { interface: Some(&call.interface), ..Resource::default() };
+        refused.into_fault(|decision| {
+            records::refused_lease(&service.audit, caller, RequestKind::Observe, resource, decision)
+        })
     })
 }
 
-async fn look_on(service: &Rc<Service>, caller: &Caller, call: &ObserveCall) -> Result<(Observing, OwnedFd), NoLease> {
+async fn try_observe(
+    service: &Rc<Service>,
+    caller: &Caller,
+    call: &ObserveCall,
+) -> Result<(Observing, OwnedFd), LeaseError> {
     let direction = match call.direction.as_deref() {
         None => None,
         Some("in") => Some(Direction::In),
@@ -178,19 +190,19 @@ async fn look_on(service: &Rc<Service>, caller: &Caller, call: &ObserveCall) -> 
     let tap = Tap::open(&call.interface, &observe::options(call.filter.clone(), direction)).await?;
     let (ours, theirs) = pair()?;
     let (number, link_type) = (service.number(), tap.link().0);
-    let what = LeaseTerms {
+    let terms = LeaseTerms {
         number,
         pid: caller.pid,
         protocol: "observe",
         grant,
         address: None,
-        terms: Terms { observe: true, suppress: false, report: false },
+        kernel_terms: Terms { observe: true, suppress: false, report: false },
         report: false,
         coalesce: false,
         total: caller.total.clone(),
     };
     let index = attachment.interface().ifindex;
-    let lease = ServedLease::new(what, guard, None, ours, charge)?;
+    let lease = ServedLease::new(terms, guard, None, ours, charge)?;
     service.begin(lease.clone());
     spawn_local(observe::run(service.clone(), lease, tap, direction == Some(Direction::Out)));
     Ok((Observing { lease: number, socket: 0, interface: call.interface.clone(), index, link_type }, theirs))

@@ -3,8 +3,8 @@
 use std::{net::IpAddr, ops::RangeInclusive};
 
 use super::{
-    no_lease::NoLease,
-    served_request::{Ports, Request},
+    lease_error::LeaseError,
+    served_request::{Ports, ServedRequest},
 };
 use crate::{
     Error,
@@ -41,7 +41,7 @@ pub(super) enum Candidates {
 pub(super) fn admit<'p>(
     policy: &'p Policy,
     subject: &Subject,
-    request: &Request,
+    request: &ServedRequest,
     interface: &str,
 ) -> Result<&'p Rule, Decision> {
     let rule = rule_of(policy, subject)?;
@@ -72,11 +72,11 @@ pub(super) fn plan(
     policy: &Policy,
     rule: &Rule,
     subject: &Subject,
-    request: &Request,
+    request: &ServedRequest,
     interface: &str,
     host: &Host,
     preferred: Option<IpAddr>,
-) -> Result<Plan, NoLease> {
+) -> Result<Plan, LeaseError> {
     let address = local_address(policy, subject, request, interface, host, preferred)?;
     let ports = match (request.transport, &request.ports) {
         (None, _) | (_, Ports::None) => Candidates::None,
@@ -93,7 +93,7 @@ pub(super) fn plan(
 fn local_address(
     policy: &Policy,
     subject: &Subject,
-    request: &Request,
+    request: &ServedRequest,
     interface: &str,
     host: &Host,
     preferred: Option<IpAddr>,
@@ -170,13 +170,13 @@ mod tests {
         Policy::parse(&format!("[[rule]]\nuser = {ALICE}\nallow = [\"any\"]\n{rest}")).unwrap()
     }
 
-    fn request(change: impl FnOnce(&mut LeaseCall)) -> Request {
+    fn request(change: impl FnOnce(&mut LeaseCall)) -> ServedRequest {
         let mut call = LeaseCall { interface: Some("eth0".into()), protocol: "tcp".into(), ..LeaseCall::default() };
         change(&mut call);
-        Request::read(&call).unwrap()
+        ServedRequest::read(&call).unwrap()
     }
 
-    fn planned(policy: &Policy, request: &Request, preferred: Option<&str>) -> Result<Plan, NoLease> {
+    fn planned(policy: &Policy, request: &ServedRequest, preferred: Option<&str>) -> Result<Plan, LeaseError> {
         let rule = admit(policy, &subject(), request, "eth0")?;
         let preferred = preferred.map(|text| text.parse().unwrap());
         plan(policy, rule, &subject(), request, "eth0", &host(), preferred)

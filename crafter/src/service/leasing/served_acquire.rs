@@ -13,9 +13,9 @@ use super::{
         state::Service,
         users::Charge,
     },
-    no_lease::NoLease,
+    lease_error::LeaseError,
     plan::{Candidates, Plan, pick},
-    served_request::Request,
+    served_request::ServedRequest,
 };
 use crate::{
     Error, Lease, LeaseRequest, Result,
@@ -32,7 +32,7 @@ const SOCKET_BYTES: usize = 2 << 20;
 const PICKS: u32 = 1000;
 
 /// What a lease is made of; dropping it gives all of it back.
-pub(super) struct Acquired {
+pub(super) struct AcquiredLease {
     pub(super) guard: AttachmentGuard,
     /// The driver's; `None`: no port is leased.
     pub(super) lease: Option<Lease>,
@@ -50,11 +50,11 @@ pub(super) async fn acquire(
     service: &Service,
     policy: &Policy,
     caller: &Caller,
-    request: &Request,
+    request: &ServedRequest,
     plan: &Plan,
     host: &Host,
     guard: AttachmentGuard,
-) -> Result<Acquired, NoLease> {
+) -> Result<AcquiredLease, LeaseError> {
     let attachment = guard.attachment.clone();
     let usage = service.users.of(caller.subject.user);
     let granted = |ports: RangeInclusive<u16>| -> Result<(Grant, Charge), Decision> {
@@ -63,7 +63,7 @@ pub(super) async fn acquire(
         let grant = policy.grant(&caller.subject, &wish, host, &usage.borrow())?;
         Ok((grant, Charge::new(usage.clone(), count)))
     };
-    let terms = terms(request);
+    let terms = kernel_terms(request);
     let crafter = attachment.crafter()?;
     let obtain = async |transport: Transport, ports: RangeInclusive<u16>| {
         let port = PortChoice::Range(ports);
@@ -96,11 +96,11 @@ pub(super) async fn acquire(
         }
     };
     let (ours, theirs) = pair()?;
-    Ok(Acquired { guard, lease, grant, charge, ours, theirs })
+    Ok(AcquiredLease { guard, lease, grant, charge, ours, theirs })
 }
 
 /// How the kernel half is to treat what comes to the lease.
-pub(super) fn terms(request: &Request) -> Terms {
+pub(super) fn kernel_terms(request: &ServedRequest) -> Terms {
     Terms { observe: request.observe, suppress: request.suppress, report: true }
 }
 
@@ -114,13 +114,13 @@ fn random() -> Result<u32> {
 fn own_holder(service: &Service, caller: &Caller, interface: &Rc<Attachment>, error: Error) -> Error {
     let Error::PortTaken { protocol, address, port, .. } = error else { return error };
     let owns = |lease: &&Rc<ServedLease>| {
-        let wish = lease.what.grant.wish();
+        let wish = lease.terms.grant.wish();
         lease.subject().user == caller.subject.user
             && wish.transport.is_some_and(|transport| transport.name() == protocol)
             && wish.ports.contains(&port)
-            && (lease.what.address.is_none_or(|own| own == address) || address.is_unspecified())
+            && (lease.terms.address.is_none_or(|own| own == address) || address.is_unspecified())
     };
-    let holder = service.leases_on(interface).iter().find(owns).map(|own| format!("your lease {}", own.what.number));
+    let holder = service.leases_on(interface).iter().find(owns).map(|own| format!("your lease {}", own.terms.number));
     Error::PortTaken { protocol, address, port, holder }
 }
 

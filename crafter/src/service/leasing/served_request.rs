@@ -5,7 +5,7 @@ use std::{net::IpAddr, ops::RangeInclusive};
 use crate::{Error, Result, packet::Transport, policy::LeaseWish, protocol::wire::LeaseCall};
 
 /// What a client wants to lease.
-pub(super) struct Request {
+pub(super) struct ServedRequest {
     pub(super) interface: Option<String>,
     pub(super) destination: Option<IpAddr>,
     pub(super) protocol: &'static str,
@@ -28,7 +28,7 @@ pub(super) enum Ports {
     These(RangeInclusive<u16>),
 }
 
-impl Request {
+impl ServedRequest {
     /// Reads a call.
     ///
     /// # Errors

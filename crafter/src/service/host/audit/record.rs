@@ -17,7 +17,7 @@ pub struct Who {
 
 /// What was leased or asked for, as far as there is something to say.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct What<'a> {
+pub struct Resource<'a> {
     /// The interface.
     pub interface: Option<&'a str>,
     /// `tcp`, `udp`, `icmp`, `none` or `observe`.
@@ -47,7 +47,7 @@ pub struct Counts {
 
 /// What was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Of {
+pub enum RequestKind {
     /// A lease of ports.
     Lease,
     /// To see what is not one's own.
@@ -90,7 +90,7 @@ pub enum Record<'a> {
         /// Whose.
         who: Who,
         /// Of what.
-        what: What<'a>,
+        resource: Resource<'a>,
         /// The rule that allows it, from 1.
         rule: Option<usize>,
     },
@@ -99,7 +99,7 @@ pub enum Record<'a> {
         /// Whose.
         who: Who,
         /// Of what.
-        what: What<'a>,
+        resource: Resource<'a>,
         /// Such as `closed`, `released`, `policy` or `interface gone`.
         reason: &'a str,
         /// What it was used for.
@@ -110,9 +110,9 @@ pub enum Record<'a> {
         /// To whom.
         who: Who,
         /// What.
-        of: Of,
+        kind: RequestKind,
         /// More about it.
-        what: What<'a>,
+        resource: Resource<'a>,
         /// The rule and the verdict.
         decision: Decision,
     },
@@ -166,13 +166,13 @@ impl Fields {
         self.add_some("LEASE", who.lease);
     }
 
-    fn what(&mut self, what: &What<'_>) {
-        self.add_some("INTERFACE", what.interface);
-        self.add_some("PROTOCOL", what.protocol);
-        self.add_some("ADDRESS", what.address);
-        self.add_some("PORTS", what.ports.as_ref().map(range));
-        self.add_some("DESTINATION", what.destination);
-        self.add_some("DESTINATION_PORT", what.destination_port);
+    fn resource(&mut self, resource: &Resource<'_>) {
+        self.add_some("INTERFACE", resource.interface);
+        self.add_some("PROTOCOL", resource.protocol);
+        self.add_some("ADDRESS", resource.address);
+        self.add_some("PORTS", resource.ports.as_ref().map(range));
+        self.add_some("DESTINATION", resource.destination);
+        self.add_some("DESTINATION_PORT", resource.destination_port);
     }
 }
 
@@ -214,25 +214,25 @@ impl Record<'_> {
                 fields.add("REASON", reason);
                 fields
             }
-            Self::Lease { who, what, rule } => {
+            Self::Lease { who, resource, rule } => {
                 let by = rule.map(|rule| format!(", by rule {rule}")).unwrap_or_default();
-                let message = format!("{} has {}{by}", subject(who), object(what, Of::Lease));
+                let message = format!("{} has {}{by}", subject(who), object(resource, RequestKind::Lease));
                 let mut fields = Fields::new("lease", INFO, message);
                 fields.who(who);
-                fields.what(what);
+                fields.resource(resource);
                 fields.add_some("RULE", *rule);
                 fields
             }
-            Self::End { who, what, reason, counts } => {
+            Self::End { who, resource, reason, counts } => {
                 let Counts { sent, refused, delivered, lost } = counts;
                 let message = format!(
                     "{} had {}, which ended: {reason}; sent {sent}, refused {refused}, delivered {delivered}, lost {lost}",
                     subject(who),
-                    object(what, Of::Lease),
+                    object(resource, RequestKind::Lease),
                 );
                 let mut fields = Fields::new("end", INFO, message);
                 fields.who(who);
-                fields.what(what);
+                fields.resource(resource);
                 fields.add("REASON", reason);
                 fields.add("SENT", sent);
                 fields.add("REFUSED", refused);
@@ -240,16 +240,16 @@ impl Record<'_> {
                 fields.add("LOST", lost);
                 fields
             }
-            Self::Refusal { who, of, what, decision } => {
+            Self::Refusal { who, kind, resource, decision } => {
                 let more = match count - 1 {
                     0 => String::new(),
                     more => format!(" (and {more} more before it)"),
                 };
-                let message = format!("{} is refused {}: {decision}{more}", subject(who), object(what, *of));
+                let message = format!("{} is refused {}: {decision}{more}", subject(who), object(resource, *kind));
                 let mut fields = Fields::new("refusal", NOTICE, message);
                 fields.who(who);
-                fields.what(what);
-                fields.add("OF", of.name());
+                fields.resource(resource);
+                fields.add("OF", kind.name());
                 fields.add_some("RULE", decision.rule);
                 fields.add("VERDICT", decision.verdict.name());
                 fields.add("COUNT", count);
@@ -270,7 +270,7 @@ impl MoreRefusals {
     }
 }
 
-impl Of {
+impl RequestKind {
     fn name(self) -> &'static str {
         match self {
             Self::Lease => "lease",
@@ -291,28 +291,28 @@ fn subject(who: &Who) -> String {
     text
 }
 
-fn object(what: &What<'_>, of: Of) -> String {
-    let mut text = match (of, what.protocol) {
-        (Of::Packet, Some(protocol)) => format!("a packet of {protocol}"),
-        (Of::Packet, None) => "a packet".to_owned(),
-        (Of::Observe, _) | (Of::Lease, Some("observe")) => "all packets".to_owned(),
-        (Of::Lease, None | Some("none")) => "a lease without ports".to_owned(),
-        (Of::Lease, Some(protocol)) => match &what.ports {
+fn object(resource: &Resource<'_>, kind: RequestKind) -> String {
+    let mut text = match (kind, resource.protocol) {
+        (RequestKind::Packet, Some(protocol)) => format!("a packet of {protocol}"),
+        (RequestKind::Packet, None) => "a packet".to_owned(),
+        (RequestKind::Observe, _) | (RequestKind::Lease, Some("observe")) => "all packets".to_owned(),
+        (RequestKind::Lease, None | Some("none")) => "a lease without ports".to_owned(),
+        (RequestKind::Lease, Some(protocol)) => match &resource.ports {
             Some(ports) if ports.start() == ports.end() => format!("{protocol} port {}", ports.start()),
             Some(ports) => format!("{protocol} ports {}", range(ports)),
             None => format!("a {protocol} port"),
         },
     };
-    if let Some(destination) = what.destination {
-        let _ = match what.destination_port {
+    if let Some(destination) = resource.destination {
+        let _ = match resource.destination_port {
             Some(port) => write!(text, " to {destination} port {port}"),
             None => write!(text, " to {destination}"),
         };
     }
-    if let Some(address) = what.address {
-        let _ = write!(text, " {} {address}", if of == Of::Packet { "from" } else { "of" });
+    if let Some(address) = resource.address {
+        let _ = write!(text, " {} {address}", if kind == RequestKind::Packet { "from" } else { "of" });
     }
-    if let Some(interface) = what.interface {
+    if let Some(interface) = resource.interface {
         let _ = write!(text, " on {interface}");
     }
     text

@@ -82,25 +82,25 @@ fn entry(mut bytes: &[u8]) -> Entry {
 
 const WHO: Who = Who { user: 1000, pid: Some(77), lease: Some(5) };
 
-fn leased() -> What<'static> {
-    What {
+fn leased() -> Resource<'static> {
+    Resource {
         interface: Some("eth0"),
         protocol: Some("tcp"),
         address: Some("192.0.2.1".parse().unwrap()),
         ports: Some(40_000..=40_003),
-        ..What::default()
+        ..Resource::default()
     }
 }
 
 fn refusal(user: u32) -> Record<'static> {
     Record::Refusal {
         who: Who { user, ..WHO },
-        of: Of::Packet,
-        what: What {
+        kind: RequestKind::Packet,
+        resource: Resource {
             destination: Some("2001:db8::25".parse().unwrap()),
             destination_port: Some(25),
             protocol: Some("tcp"),
-            ..What::default()
+            ..Resource::default()
         },
         decision: Decision { rule: Some(2), verdict: Verdict::Denied },
     }
@@ -118,10 +118,10 @@ fn records_have_fields() {
     let (audit, _) = journal.log();
     let now = Instant::now();
     audit.record(&Record::Start { version: "0.1.0", rules: 2 }, now);
-    audit.record(&Record::Lease { who: WHO, what: leased(), rule: Some(2) }, now);
+    audit.record(&Record::Lease { who: WHO, resource: leased(), rule: Some(2) }, now);
     audit.record(&refusal(1000), now);
     let counts = Counts { sent: 3, refused: 1, delivered: 2, lost: 0 };
-    audit.record(&Record::End { who: WHO, what: leased(), reason: "closed", counts }, now);
+    audit.record(&Record::End { who: WHO, resource: leased(), reason: "closed", counts }, now);
     audit.record(&Record::Reload { rules: 3, warnings: 1, ended: 0 }, now);
     audit.record(&Record::ReloadFailed { reason: "line 1: no\nline 2: neither" }, now);
     audit.record(&Record::Stop { reason: "SIGTERM" }, now);
@@ -212,7 +212,7 @@ fn floods_of_refusals_are_counted() {
     assert_eq!((entries.len(), count(&entries)), (20, 20), "a burst");
     // Nobody else's records suffer, nor those of leases.
     audit.record(&refusal(1001), start);
-    audit.record(&Record::Lease { who: WHO, what: leased(), rule: None }, start);
+    audit.record(&Record::Lease { who: WHO, resource: leased(), rule: None }, start);
     assert_eq!(journal.read().len(), 2);
     // The next one tells those in between.
     audit.record(&refusal(1000), start + Duration::from_secs(1));
@@ -222,10 +222,10 @@ fn floods_of_refusals_are_counted() {
     // If none follows, the end of the flood is told all the same, once.
     let entries = flood(&audit, &journal, 100, start + Duration::from_secs(1));
     assert_eq!((entries.len(), count(&entries)), (4, 4), "the rest of a second's five");
-    audit.settle(start + Duration::from_secs(1));
+    audit.flush_counts(start + Duration::from_secs(1));
     assert!(journal.read().is_empty(), "not faster for that");
-    audit.settle(start + Duration::from_secs(2));
-    audit.settle(start + Duration::from_secs(3));
+    audit.flush_counts(start + Duration::from_secs(2));
+    audit.flush_counts(start + Duration::from_secs(3));
     let entries = journal.read();
     assert_eq!((entries.len(), count(&entries)), (1, 96));
     assert_eq!(entries[0]["MESSAGE"], "user 1000 was refused 96 more, too many to tell one by one");
@@ -250,7 +250,7 @@ fn quiet_users_are_forgotten() {
         }
     }
     assert!(audit.state().users.len() <= USERS);
-    audit.settle(start + Duration::from_secs(200));
+    audit.flush_counts(start + Duration::from_secs(200));
     assert!(audit.state().users.is_empty());
 }
 
@@ -261,7 +261,7 @@ fn a_full_journal_is_not_waited_for() {
     let now = Instant::now();
     // Linux keeps net.unix.max_dgram_qlen datagrams for a reader, and as many bytes as the sender's buffer has.
     for _ in 0..10_000 {
-        audit.record(&Record::Lease { who: WHO, what: leased(), rule: None }, now);
+        audit.record(&Record::Lease { who: WHO, resource: leased(), rule: None }, now);
     }
     let lost = audit.lost();
     assert!((1..10_000).contains(&lost), "{lost}");
@@ -316,7 +316,7 @@ fn a_full_stderr_is_not_waited_for() {
     let mut text = String::new();
     reader.read_to_string(&mut text).unwrap();
     assert_eq!(text.lines().count() as u64, taken);
-    assert!(text.lines().all(|line| line.len() == 4095), "cut, for what a pipe takes whole");
+    assert!(text.lines().all(|line| line.len() == 4095), "cut to what a pipe accepts in one write");
     // As journald gives services for stderr.
     let (ours, _theirs) = UnixStream::pair().unwrap();
     setsockopt(&ours, sockopt::SndBuf, &20_000).unwrap();

@@ -4,12 +4,12 @@ use crate::{Error, policy::Decision, protocol::wire::Fault};
 
 /// Why there is no lease.
 #[derive(Debug)]
-pub(super) enum NoLease {
+pub(super) enum LeaseError {
     Refused(Decision),
     Fault(Fault),
 }
 
-impl NoLease {
+impl LeaseError {
     /// On the wire; `refused` is told what the policy refused.
     pub(super) fn into_fault(self, refused: impl FnOnce(Decision)) -> Fault {
         match self {
@@ -22,19 +22,19 @@ impl NoLease {
     }
 }
 
-impl From<Decision> for NoLease {
+impl From<Decision> for LeaseError {
     fn from(decision: Decision) -> Self {
         Self::Refused(decision)
     }
 }
 
-impl From<Error> for NoLease {
+impl From<Error> for LeaseError {
     fn from(error: Error) -> Self {
         Self::Fault(error.into())
     }
 }
 
-impl From<Fault> for NoLease {
+impl From<Fault> for LeaseError {
     fn from(fault: Fault) -> Self {
         Self::Fault(fault)
     }
