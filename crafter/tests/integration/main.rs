@@ -17,6 +17,7 @@
 //! | `layers` | `crafter build`, `show` and `ls`, and their bytes as tshark and Scapy see them | |
 //! | `policy` | `crafter policy check` and `explain` | |
 //! | `policy_allocations` | judging packets by the policy allocates nothing | |
+//! | `rooms` | the order of rooms on ARCHITECTURE.md is that of imports | |
 //! | `units` | the units of systemd, judged by systemd's own tools | |
 //!
 //! `allocations` counts allocations of a thread by a global allocator, which serves all modules; `canary` tells when the
@@ -37,4 +38,5 @@ mod layer_judges;
 mod layers;
 mod policy;
 mod policy_allocations;
+mod rooms;
 mod units;
