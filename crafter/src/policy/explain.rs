@@ -1,4 +1,4 @@
-//! Which rule decides, and why, in words.
+//! Explains which rule decides, and why.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::packet::{PacketPorts, Route, Transport};
 
-/// A packet that somebody might want to send; what is `None` is taken for allowed, and said to be.
+/// A packet to be judged. Values that are `None` count as allowed, and are listed as assumptions.
 #[derive(Debug, Clone)]
 pub struct Question {
     /// The interface.
@@ -25,7 +25,7 @@ pub struct Question {
     pub source_port: Option<u16>,
     /// The destination address.
     pub destination: IpAddr,
-    /// The destination port. `None`: some; of denied ports any then counts, of allowed ones none.
+    /// The destination port. `None`: any; it matches every denied port and no allowed one.
     pub port: Option<u16>,
     /// The transport.
     pub transport: Transport,
@@ -35,29 +35,29 @@ pub struct Question {
     pub broadcasts: Vec<Ipv4Addr>,
 }
 
-/// The answer.
+/// The explanation of a decision.
 #[derive(Debug, Clone, Serialize)]
 pub struct Explanation {
     /// Whether the packet may be sent.
     pub allowed: bool,
-    /// Why.
+    /// The decision.
     pub verdict: Verdict,
-    /// The place of the rule that decides, from 1.
+    /// The number of the deciding rule, from 1.
     pub rule: Option<usize>,
-    /// The line of the text that the rule begins in, from 1.
+    /// The line where the rule begins, from 1.
     pub line: Option<usize>,
-    /// The line of the text that names the destination, from 1.
+    /// The line that lists the destination, from 1.
     pub destination_line: Option<usize>,
-    /// All in one sentence.
+    /// The explanation as a sentence.
     pub sentence: String,
     /// The rule's text.
     pub text: Option<String>,
-    /// What was not asked and so not decided.
+    /// Properties that the question leaves open, and that count as allowed.
     pub assumed: Vec<&'static str>,
 }
 
 impl Policy {
-    /// Says which rule decides on a packet, and why.
+    /// Explains which rule decides on a packet, and why.
     pub fn explain(&self, subject: &Subject, question: &Question) -> Explanation {
         let what = describe(question);
         let Some(rule) = self.rule_of(subject) else {
@@ -113,7 +113,7 @@ impl Question {
         }
     }
 
-    /// As a lease and a packet of it would be judged.
+    /// Judges the question like a lease and one of its packets.
     fn judge(&self, rule: &Rule, packet: &PacketInfo) -> Result<(), Verdict> {
         let check = |is: bool, otherwise| if is { Ok(()) } else { Err(otherwise) };
         check(!rule.refuse, Verdict::Refused)?;
@@ -177,7 +177,7 @@ fn describe(question: &Question) -> String {
         text += &format!(", {what} {port}");
     }
     if let Some(interface) = &question.interface {
-        text += &format!(", by {interface}");
+        text += &format!(", over {interface}");
     }
     text
 }
