@@ -1,23 +1,23 @@
-//! One error type for the library.
+//! The library's error type.
 
 use std::{fmt, io, net::IpAddr, net::SocketAddr, time::Duration};
 
-/// What can go wrong, each with what the user can do about it in its sentence.
+/// An error of the library. Its message says what failed, why, and what to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// No link of that name in the current network namespace.
+    /// No interface of that name exists in the current network namespace.
     #[error("no interface named '{name}' in this network namespace (`ip link` lists them)")]
     UnknownInterface {
         /// As given by the user.
         name: String,
     },
-    /// The kernel's routing table has no way to the destination.
+    /// The kernel's routing table has no route to the destination.
     #[error("no route to {destination}: {reason}")]
     NoRoute {
-        /// Where the packet should have gone.
+        /// The destination of the packet.
         destination: IpAddr,
-        /// The kernel's answer, or which constraint ruled the route out.
+        /// The kernel's error, or the constraint that excluded the route.
         reason: String,
     },
     /// The next hop did not answer ARP or neighbour discovery.
@@ -25,9 +25,9 @@ pub enum Error {
     NoNeighbour {
         /// The next hop.
         address: IpAddr,
-        /// The interface asked on.
+        /// The interface of the next hop.
         interface: String,
-        /// How long the kernel was given.
+        /// How long the kernel tried.
         after: Duration,
     },
     /// The process lacks a capability.
@@ -38,34 +38,34 @@ pub enum Error {
         /// What was tried, as a verb phrase.
         action: String,
     },
-    /// The port belongs to a socket of this host or to another lease.
-    #[error("{protocol} port {port} on {address} is taken{}", .holder.as_ref().map(|h| format!(" by {h}")).unwrap_or_default())]
+    /// A socket of this host or another lease uses the port.
+    #[error("{protocol} port {port} on {address} is in use{}; choose another port", .holder.as_ref().map(|h| format!(" by {h}")).unwrap_or_default())]
     PortTaken {
         /// `TCP` or `UDP`.
         protocol: &'static str,
-        /// The local address asked for (unspecified: any).
+        /// The requested local address; unspecified: any.
         address: IpAddr,
         /// The local port.
         port: u16,
-        /// Program and process id, where it could be found out.
+        /// Program and process id, if they are known. Through the service: only the caller's own lease.
         holder: Option<String>,
     },
-    /// An attach mode was forced and cannot be had.
+    /// The requested attach mode is not possible.
     #[error("cannot attach to {interface} in {mode} mode: {reason}")]
     Attach {
         /// The interface.
         interface: String,
         /// `native`, `generic` or `tc`.
         mode: &'static str,
-        /// The kernel's reason, and who holds the hook if somebody does.
+        /// The kernel's error, or the program that holds the hook.
         reason: String,
     },
-    /// The kernel misses something that crafter cannot do without.
+    /// The kernel lacks a feature that crafter requires.
     #[error("this kernel ({release}) is too old: {missing}")]
     KernelTooOld {
         /// As `uname -r` prints it.
         release: String,
-        /// What is missing and since when Linux has it.
+        /// The missing feature, and the Linux version that has it.
         missing: String,
     },
     /// A RST answered the SYN.
@@ -80,51 +80,51 @@ pub enum Error {
         /// The peer.
         remote: SocketAddr,
     },
-    /// Nothing came back in time.
+    /// No answer arrived in time.
     #[error("no answer from {remote} within {after:?} ({waiting_for})")]
     TimedOut {
         /// The peer.
         remote: SocketAddr,
-        /// How long was waited.
+        /// How long this end waited.
         after: Duration,
         /// What was awaited: `SYN-ACK`, `DNS answer`, ...
         waiting_for: &'static str,
     },
-    /// An ICMP error said that the peer or its port cannot be reached.
+    /// An ICMP error reported that the peer or its port cannot be reached.
     #[error("{remote} is unreachable: {reason} (ICMP from {from})")]
     Unreachable {
         /// The peer.
         remote: SocketAddr,
-        /// The router or host that said so.
+        /// The router or host that sent it.
         from: IpAddr,
         /// The code in words, e.g. `port unreachable`.
         reason: String,
     },
-    /// A value that the user gave does not fit.
+    /// An invalid value.
     #[error("{what}: {reason}")]
     Invalid {
         /// The field or option, e.g. `--loss` or `URL`.
         what: String,
-        /// What is wrong and what would be right.
+        /// What is wrong, and a correct value.
         reason: String,
     },
     /// A policy's text has errors.
     #[error("policy rejected: {}", .problems.join("; "))]
     Policy {
-        /// All that is wrong, each with its line and column, in the order of the text.
+        /// All problems, each with line and column, in the order of the text.
         problems: Vec<String>,
     },
-    /// The service's policy does not allow it.
-    #[error("the service does not allow it: {message}")]
+    /// The service's policy does not allow the operation.
+    #[error("the service's policy does not allow it: {message}")]
     Forbidden {
         /// The number of the rule; `None`: no rule names the user.
         rule: Option<u32>,
-        /// What the rule lacks, as `crafter policy explain` names it.
+        /// The verdict as `crafter policy explain` names it.
         verdict: String,
-        /// The same in words.
+        /// The decision as a sentence.
         message: String,
     },
-    /// There is no service, or it may not be used.
+    /// There is no service, or this user may not connect to it.
     #[error("no crafter service at {path} ({reason}): {hint}")]
     NoService {
         /// Its socket.
@@ -134,12 +134,12 @@ pub enum Error {
         /// What to do.
         hint: &'static str,
     },
-    /// The service went away, or answered what cannot be read.
-    #[error("the crafter service at {path} is of no use any more: {reason}")]
+    /// The connection to the service ended, or the service sent an invalid reply.
+    #[error("lost connection to the crafter service at {path}: {reason}")]
     Service {
         /// Its socket.
         path: String,
-        /// What went wrong.
+        /// Why the connection failed.
         reason: String,
     },
     /// The kernel refused an operation that should have worked.
@@ -164,7 +164,7 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// An [`Error::Io`], or an [`Error::Permission`] naming `capability` where `source` is EPERM or EACCES.
+    /// An [`Error::Io`]; an [`Error::Permission`] with `capability` if `source` is EPERM or EACCES.
     pub fn io(action: impl Into<String>, capability: &'static str, source: io::Error) -> Self {
         let action = action.into();
         match source.raw_os_error() {

@@ -81,7 +81,7 @@ class PortTaken(ServiceError):
         self.protocol = parameters.get("protocol")
         self.address = parameters.get("address")
         self.port = parameters.get("port")
-        #: Who has it, where that could be found out.
+        #: Your own lease, if it has the port.
         self.holder = parameters.get("holder")
 
     def __str__(self):

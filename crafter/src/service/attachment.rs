@@ -24,7 +24,7 @@ pub(super) enum Change {
     /// The last guard was dropped.
     Unused,
     /// The interface was removed.
-    Gone,
+    Removed,
 }
 
 /// An attached interface.
@@ -97,8 +97,8 @@ impl Attachment {
     /// # Errors
     /// [`Error::UnknownInterface`] while the interface is being detached.
     pub(super) fn crafter(&self) -> Result<Crafter> {
-        let gone = || Error::UnknownInterface { name: self.interface.name.clone() };
-        self.crafter.borrow().clone().ok_or_else(gone)
+        let removed = || Error::UnknownInterface { name: self.interface.name.clone() };
+        self.crafter.borrow().clone().ok_or_else(removed)
     }
 
     /// Detaches on another thread: the kernel takes tens of milliseconds for it.
@@ -183,7 +183,7 @@ async fn relay(attachment: Weak<Attachment>, arrived: Arc<Notify>) {
         arrived.notified().await;
         let Some(attachment) = attachment.upgrade() else { return };
         if !attachment.relay() {
-            return (attachment.on_change)(&attachment, Change::Gone);
+            return (attachment.on_change)(&attachment, Change::Removed);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A control connection: calls in, replies out.
+//! A control connection: reads calls and sends replies.
 
 use std::{os::fd::OwnedFd, rc::Rc};
 
@@ -16,7 +16,7 @@ use crate::{
     protocol::wire::{self, *},
 };
 
-/// An error: ours, or one of `org.varlink.service`.
+/// An error of this interface, or of `org.varlink.service`.
 enum Answer {
     Fault(Fault),
     Varlink(varlink_service::Error<'static>),
@@ -28,10 +28,10 @@ impl<E: Into<Fault>> From<E> for Answer {
     }
 }
 
-/// A call's result: the reply's parameters, and descriptors that go with it.
+/// The result of a call: the parameters of the reply, and descriptors.
 type Replied = Result<(serde_json::Value, Vec<OwnedFd>), Answer>;
 
-/// Serves a connection until the client closes it, or sends what is no call.
+/// Serves a connection until the client closes it, or sends an invalid call.
 pub(super) async fn run(service: Rc<Service>, stream: tokio::net::UnixStream) {
     if let Err(error) = serve(&service, stream).await {
         log::debug!("a control connection ended: {error}");
@@ -143,7 +143,7 @@ fn description(call: &AnyCall) -> Replied {
     }
 }
 
-/// The description of the interface that every varlink service has (varlink.org, "Service Interface").
+/// The interface that every varlink service has (varlink.org, "Service Interface").
 const SERVICE: &str = "\
 # What the service is, and what it offers.
 interface org.varlink.service
@@ -165,7 +165,7 @@ error PermissionDenied ()
 error ExpectedMore ()
 ";
 
-/// All pages of flows but the last one, whose reply goes the usual way.
+/// Sends all pages of flows but the last one, which is returned.
 async fn pages(
     service: &Rc<Service>,
     caller: &Caller,

@@ -1,4 +1,4 @@
-//! The service's errors on the wire.
+//! Converts errors for the wire.
 
 use crate::{Error, policy::Decision, protocol::wire::Fault};
 

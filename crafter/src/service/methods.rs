@@ -1,4 +1,4 @@
-//! Methods that tell and list; [`leasing`](super::leasing) has those that lease.
+//! Methods that report; [`leasing`](super::leasing) has those that lease.
 
 use std::{net::IpAddr, rc::Rc};
 
@@ -23,7 +23,7 @@ use crate::{
     },
 };
 
-/// Entries of a page, unless fewer are asked for.
+/// The default and maximum number of entries of a page.
 const PAGE: u64 = 1000;
 
 /// `Info`
@@ -114,7 +114,7 @@ pub(super) fn reload(service: &Service, caller: &Caller) -> Result<Reloaded, Fau
         return Err(Fault::Refused {
             rule: None,
             verdict: Verdict::Refused.name().to_owned(),
-            message: "only root and the service's own user may have the policy read again".to_owned(),
+            message: "only root and the service's own user may reload the policy".to_owned(),
         });
     }
     let ended = service.reload()?;
@@ -145,7 +145,7 @@ pub(super) async fn route(service: &Service, caller: &Caller, call: &RouteCall) 
     })
 }
 
-/// Whether a rule names the caller at all.
+/// Checks that a rule names the caller.
 fn known(service: &Service, caller: &Caller) -> Result<(), Decision> {
     let policy = service.policy();
     match policy.rule_of(&caller.subject) {
@@ -155,7 +155,7 @@ fn known(service: &Service, caller: &Caller) -> Result<(), Decision> {
     }
 }
 
-/// Whose leases and flows the caller may see: `None` for everybody's.
+/// The user whose leases and flows the caller may see; `None`: all users.
 pub(super) fn visible(service: &Service, caller: &Caller) -> Option<u32> {
     let may_observe = service.policy().observe(&caller.subject).is_allowed();
     (!may_observe).then_some(caller.subject.user)
@@ -168,7 +168,7 @@ pub(super) async fn release(service: &Service, caller: &Caller, call: &ReleaseCa
         return Err(Fault::NoSuchLease { lease: call.lease, message: format!("you have no lease {}", call.lease) });
     };
     lease.end(Code::Released, "the lease was released");
-    // Its ports are free when the caller learns of it.
+    // The ports are free when the caller receives the reply.
     while service.lease(call.lease).is_some() {
         tokio::task::yield_now().await;
     }
@@ -208,7 +208,7 @@ fn page(limit: Option<u64>) -> usize {
     limit.unwrap_or(PAGE).clamp(1, PAGE) as usize
 }
 
-/// The attachments to this interface, or all.
+/// The attachments to this interface; `None`: all.
 fn attached_on(service: &Service, interface: Option<&str>) -> impl Iterator<Item = Rc<Attachment>> {
     service
         .attached()
@@ -243,7 +243,7 @@ pub(super) fn list_flows(service: &Service, caller: &Caller, call: &ListFlowsCal
         });
         found.extend(flows.map(|flow| (name.clone(), flow)));
     }
-    // In the order in which they began, so that a page goes on where the one before ended, whatever came meanwhile.
+    // Sorted by first packet, so that a page continues after the previous one even if new flows began.
     found.sort_by_key(|(_, flow)| (flow.first_seen_ns, flow.local, flow.remote));
     let after = call.after.unwrap_or(0);
     let mut rest = found.into_iter().filter(|(_, flow)| flow.first_seen_ns > after);
@@ -251,7 +251,7 @@ pub(super) fn list_flows(service: &Service, caller: &Caller, call: &ListFlowsCal
         rest.by_ref().take(page(call.limit)).map(|(interface, flow)| wire_flow(interface, flow)).collect();
     let last = flows.last().map(|last| last.first_seen_ns);
     let mut rest = rest.peekable();
-    // The next page begins behind all of one moment: none of them may be left for it.
+    // The next page begins after this time, so all flows of this time belong to this page.
     while let Some((interface, flow)) = rest.next_if(|(_, flow)| Some(flow.first_seen_ns) == last) {
         flows.push(wire_flow(interface, flow));
     }
@@ -299,7 +299,11 @@ pub(super) fn counters(service: &Service, caller: &Caller, call: &CountersCall) 
     if let Some(name) = &call.interface
         && attached_on(service, Some(name)).next().is_none()
     {
-        return Err(Error::invalid("interface", format_args!("nothing is leased on '{name}'")).into());
+        return Err(Error::invalid(
+            "interface",
+            format_args!("the service is not attached to '{name}'; lease on it first"),
+        )
+        .into());
     }
     let mut interfaces = Vec::new();
     for attachment in attached_on(service, call.interface.as_deref()) {

@@ -1,4 +1,4 @@
-//! Looking on for a client: frames of an interface, relayed to its socket.
+//! Relays captured frames of an interface to a client.
 
 use std::{rc::Rc, time::Duration};
 
@@ -9,15 +9,15 @@ use crate::{
     protocol::record::{CUT, Code, ETHERNET, OUTGOING},
 };
 
-/// Packets looked at before others get their turn.
+/// Packets to relay before other tasks run.
 const BURST: usize = 64;
 
-/// How a tap of the service is opened.
+/// The options of a tap of the service.
 pub(super) fn options(filter: Option<String>, direction: Option<crate::capture::Direction>) -> TapOptions {
     TapOptions { filter, direction, gather: Duration::ZERO, ..TapOptions::default() }
 }
 
-/// Relays what `tap` sees until the client closes its end or the lease is ended.
+/// Relays captured frames until the client closes its socket or the lease is ended.
 pub(super) async fn run(service: Rc<Service>, lease: Rc<ServedLease>, mut tap: Tap, outgoing: bool) {
     let mut flags = if tap.link() == Link::ETHERNET { ETHERNET } else { 0 };
     if outgoing {
@@ -28,14 +28,14 @@ pub(super) async fn run(service: Rc<Service>, lease: Rc<ServedLease>, mut tap: T
         let captured = tokio::select! {
             biased;
             () = lease.ended() => break,
-            // Nothing is to be sent here: what comes is the end, or it is refused by being one.
+            // Clients send nothing here: a readable socket means that it was closed, or ends the lease.
             _ = lease.socket.readable() => break,
             captured = tap.next() => captured,
         };
         let captured = match captured {
             Ok(captured) => captured,
             Err(error) => {
-                lease.end(Code::InterfaceGone, &error.to_string());
+                lease.end(Code::InterfaceRemoved, &error.to_string());
                 break;
             }
         };

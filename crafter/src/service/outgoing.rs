@@ -1,4 +1,4 @@
-//! What clients send: each packet compared with its lease and the policy, then sent or refused.
+//! Packets from clients: compares each with its lease and the policy, and sends or refuses it.
 
 use std::{io, os::fd::AsFd as _, rc::Rc, time::Instant};
 
@@ -12,18 +12,18 @@ use crate::{
     protocol::record::Code,
 };
 
-/// What came of looking at a lease's socket.
+/// The result of reading a lease's socket.
 enum ReadOutcome {
-    /// So many packets; more may be there.
+    /// A full batch; more packets may wait.
     More,
-    /// Nothing more is there for now.
+    /// No further packets wait.
     WouldBlock,
-    /// The client has closed it.
+    /// The client closed the socket.
     Closed,
 }
 
-/// Sends what the client of `lease` sends, until it closes its end or the lease is ended. What the kernel has no room for
-/// goes first; meanwhile the client's socket fills, and the client is held back in its turn.
+/// Sends the packets of a lease's client until the client closes its socket or the lease is ended. While packets wait
+/// for room, nothing more is read: the client's socket fills, which holds the client back.
 pub(super) async fn run(service: Rc<Service>, lease: Rc<ServedLease>) {
     loop {
         let (no_room, delay) = (lease.backlog.borrow().no_room(), lease.backlog.borrow().retry_delay());
@@ -51,19 +51,19 @@ pub(super) async fn run(service: Rc<Service>, lease: Rc<ServedLease>) {
             ReadOutcome::Closed => break,
         }
         drop(guard);
-        // Others get their turn.
+        // Other tasks run.
         tokio::task::yield_now().await;
     }
     service.forget(&lease);
 }
 
-/// Ends the leases whose clients have closed them, which their own tasks are about to notice; what was sent before is
-/// still sent. Whether there was one.
+/// Ends the leases whose clients have closed their sockets, before their own tasks do; sends their remaining packets
+/// first. `true` if a lease ended.
 pub(super) fn end_closed(service: &Rc<Service>) -> bool {
     let leases: Vec<_> = service.leases.borrow().values().cloned().collect();
     let mut sockets: Vec<_> =
         leases.iter().map(|lease| PollFd::new(lease.socket.get_ref().as_fd(), PollFlags::empty())).collect();
-    // One call for all: whoever is refused in a loop must not cost the others much.
+    // One system call for all: a client that is refused in a loop must not slow down the others.
     if poll(&mut sockets, PollTimeout::ZERO).is_err() {
         return false;
     }
@@ -72,7 +72,7 @@ pub(super) fn end_closed(service: &Rc<Service>) -> bool {
     let mut has_ended = false;
     for (lease, _) in closed {
         while matches!(take(service, lease), ReadOutcome::More) {}
-        // Otherwise its own task ends it, once all is sent.
+        // Otherwise its own task ends the lease after the backlog is sent.
         if lease.backlog.borrow().is_empty() {
             service.forget(lease);
             has_ended = true;
@@ -81,7 +81,7 @@ pub(super) fn end_closed(service: &Rc<Service>) -> bool {
     has_ended
 }
 
-/// Takes what is there, at most a batch.
+/// Reads and sends at most a batch.
 fn take(service: &Rc<Service>, lease: &Rc<ServedLease>) -> ReadOutcome {
     let mut inbox = service.inbox.borrow_mut();
     let is_all = match inbox.receive(lease.socket.get_ref()) {
@@ -106,7 +106,7 @@ fn take(service: &Rc<Service>, lease: &Rc<ServedLease>) -> ReadOutcome {
             }
             Ok(None) => packets.push(Packet::Frame(bytes)),
             Ok(Some(outgoing)) => {
-                // A route asked for with an address that is not the host's would be none.
+                // The kernel finds no route from an address that is not the host's.
                 let own = lease.terms.grant.sources().binary_search(&outgoing.source.to_canonical()).is_ok();
                 let source = own.then_some(outgoing.source);
                 packets.push(Packet::Unrouted((outgoing.destination, source), bytes));
@@ -117,13 +117,13 @@ fn take(service: &Rc<Service>, lease: &Rc<ServedLease>) -> ReadOutcome {
         service.transmitter.transmit(lease, &packets);
     }
     service.note_activity();
-    // What comes from now on makes the socket ready anew.
+    // New packets make the socket readable again.
     if is_all { ReadOutcome::WouldBlock } else { ReadOutcome::More }
 }
 
 struct Refusal {
     code: Code,
-    /// The policy's, if it is that which refuses.
+    /// The policy's decision, if the policy refused.
     decision: Option<Decision>,
     sentence: String,
 }
@@ -135,7 +135,7 @@ impl From<Decision> for Refusal {
     }
 }
 
-/// Whether a message may be sent; what it is, if it is an IP packet.
+/// Decides whether a message may be sent. `None` for a frame, otherwise the fields of the packet.
 fn judge(
     service: &Service,
     policy: &Policy,
@@ -146,10 +146,10 @@ fn judge(
 ) -> Result<Option<PacketInfo>, Refusal> {
     let malformed = |sentence: String| Refusal { code: Code::Malformed, decision: None, sentence };
     if cut {
-        return Err(malformed("it is longer than any packet".to_owned()));
+        return Err(malformed("the packet is longer than 65535 bytes".to_owned()));
     }
     if lease.terms.protocol == "observe" {
-        return Err(malformed("nothing is sent where packets are observed".to_owned()));
+        return Err(malformed("this lease only observes; use a lease of ports to send".to_owned()));
     }
     let mut usage = lease.usage().borrow_mut();
     if lease.sends_frames() {
@@ -164,7 +164,7 @@ fn judge(
         return Ok(None);
     }
     let Some(outgoing) = PacketInfo::read(bytes) else {
-        return Err(malformed("its IP header and ports cannot be read".to_owned()));
+        return Err(malformed("the packet's IP header and ports cannot be read".to_owned()));
     };
     let decision = policy.packet(&lease.terms.grant, &outgoing, &mut usage, now);
     drop(usage);
@@ -180,7 +180,7 @@ fn allowed(decision: Decision) -> Result<(), Refusal> {
     }
 }
 
-/// Frames of TCP, UDP and ICMP come from ports of other leases of the same user: their grant, for frames.
+/// The grant of the user's lease that owns the source port of a frame, extended to frames.
 fn borrowed(service: &Service, lease: &ServedLease, outgoing: &PacketInfo) -> Option<Grant> {
     let transport = outgoing.transport?;
     let port = outgoing.ports.source()?;
@@ -195,7 +195,7 @@ fn borrowed(service: &Service, lease: &ServedLease, outgoing: &PacketInfo) -> Op
     Some(service.leases.borrow().values().find(owns)?.terms.grant.for_frames())
 }
 
-/// Counts the packet's flow, if it is one.
+/// Counts the packet's flow, if it has ports.
 fn flow(policy: &Policy, lease: &ServedLease, outgoing: &PacketInfo, now: Instant) -> Result<(), Refusal> {
     let PacketPorts::Both { source, destination } = outgoing.ports else { return Ok(()) };
     lease

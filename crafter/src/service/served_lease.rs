@@ -1,4 +1,4 @@
-//! A lease as the service holds it: the client's socket on one side, the driver's lease on the other.
+//! A lease of a client: the client's socket, and the driver's lease.
 
 use std::{
     cell::{Cell, RefCell},
@@ -37,7 +37,7 @@ use crate::{
 /// Messages per system call.
 const BATCH: usize = 64;
 
-/// What became of a lease's packets; see [`wire::Lease`].
+/// Counters of packets; see [`wire::Lease`].
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     pub(super) sent: Cell<u64>,
@@ -52,16 +52,16 @@ pub(super) struct Tally {
 
 type Count = fn(&Tally) -> &Cell<u64>;
 
-/// A flow by the remote end and the local port.
+/// Remote address, remote port and local port.
 type FlowKey = (IpAddr, u16, u16);
 
-/// Flows of a lease that are remembered, where the policy sets no limit.
+/// The most flows of a lease to remember without a limit of the policy.
 const FLOWS: usize = 65_536;
 
-/// How long a flow counts after its latest packet.
+/// How long a flow counts after its last packet.
 const FLOW_IDLE: Duration = Duration::from_secs(30);
 
-/// What a lease is.
+/// The constant properties of a lease.
 pub(super) struct LeaseTerms {
     pub(super) number: u64,
     pub(super) pid: Option<u32>,
@@ -70,11 +70,11 @@ pub(super) struct LeaseTerms {
     pub(super) grant: Grant,
     pub(super) address: Option<IpAddr>,
     pub(super) kernel_terms: Terms,
-    /// Whether the client asked for the kernel's answers that are dropped.
+    /// Whether the client receives suppressed answers of the kernel.
     pub(super) report: bool,
-    /// Whether consecutive segments are put together.
+    /// Whether consecutive segments are merged.
     pub(super) coalesce: bool,
-    /// What became of the packets of all leases of the same connection.
+    /// Counters of all leases of the same connection.
     pub(super) total: Rc<Tally>,
 }
 
@@ -90,7 +90,7 @@ pub(super) struct ServedLease {
     flows: RefCell<HashMap<FlowKey, Instant>>,
     began: Moment,
     pub(super) tally: Tally,
-    /// What the kernel had no room for; as long as there is some, nothing more of the client's is read.
+    /// Packets that found no room; nothing more is read from the client while there are some.
     pub(super) backlog: RefCell<Backlog>,
     kept: Notify,
     over: Notify,
@@ -123,17 +123,17 @@ impl ServedLease {
         }))
     }
 
-    /// Who has it.
+    /// The owner of the lease.
     pub(super) fn subject(&self) -> &Subject {
         self.terms.grant.subject()
     }
 
-    /// What its user has.
+    /// The resources of its user.
     pub(super) fn usage(&self) -> &Rc<RefCell<Usage>> {
         &self.usage
     }
 
-    /// Counts for the lease, and for the connection that took it.
+    /// Adds to the counters of the lease and of its connection.
     fn count(&self, counted: Count, more: u64) {
         for tally in [&self.tally, &*self.terms.total] {
             let cell = counted(tally);
@@ -146,42 +146,42 @@ impl ServedLease {
         self.terms.grant.wish().raw_ethernet
     }
 
-    /// Ends it; the client is told.
+    /// Ends the lease; the client receives the reason.
     pub(super) fn end(&self, code: Code, sentence: &str) {
         self.ending.borrow_mut().get_or_insert_with(|| (code, sentence.to_owned()));
         self.over.notify_one();
     }
 
-    /// Once it is to end.
+    /// Waits until the lease is to end.
     pub(super) async fn ended(&self) {
         self.over.notified().await;
     }
 
-    /// Keeps packets to try them again.
+    /// Appends packets to the backlog.
     pub(super) fn keep(&self, packets: &[Packet<&[u8]>]) {
         self.backlog.borrow_mut().add(packets);
         self.kept.notify_one();
     }
 
-    /// The same, before those that are kept already.
+    /// Inserts packets at the beginning of the backlog.
     pub(super) fn keep_first(&self, packets: &[Packet<&[u8]>]) {
         self.backlog.borrow_mut().add_first(packets);
         self.kept.notify_one();
     }
 
-    /// Once something was kept.
+    /// Waits until the backlog has packets.
     pub(super) async fn kept(&self) {
         self.kept.notified().await;
     }
 
-    /// Lets go of the ports, and of the client; why, in a word or two.
+    /// Releases the ports and closes the client's socket; returns the reason for the audit log.
     pub(super) fn close(&self) -> &'static str {
         let mut reason = "closed";
         if let Some((code, sentence)) = self.ending.take() {
             self.send_message(Kind::End { code }, &sentence, &[]);
             reason = match code {
                 Code::Policy => "policy",
-                Code::InterfaceGone => "interface gone",
+                Code::InterfaceRemoved => "interface gone",
                 Code::Released => "released",
                 Code::Stops => "service stops",
                 _ => "failure",
@@ -191,7 +191,7 @@ impl ServedLease {
         if let Some(lease) = self.lease.take() {
             self.attachment.remove_receiver(lease.id());
             let settles = self.terms.kernel_terms.observe && self.terms.kernel_terms.suppress;
-            // Where that takes a while, nobody else has to wait for it.
+            // On another thread if it takes longer.
             if settles || lease.ports().len() > 256 {
                 tokio::task::spawn_blocking(move || drop(lease));
             }
@@ -202,7 +202,7 @@ impl ServedLease {
         reason
     }
 
-    /// Tells the client that what it sent was not sent.
+    /// Reports a packet that was not sent to the client.
     pub(super) fn refuse(&self, code: Code, rule: u16, sentence: &str, packet: &[u8]) {
         let counted: Count = if code == Code::NotSent { |tally| &tally.not_sent } else { |tally| &tally.refused };
         self.count(counted, 1);
@@ -218,16 +218,15 @@ impl ServedLease {
     }
 
     fn header(&self, kind: Kind, length: usize, time_ns: u64) -> Header {
-        // A counter that wraps is what the interface says.
+        // The protocol counts modulo 2^32.
         let lost = self.tally.lost.get() as u32;
         Header { kind, ifindex: self.attachment.interface().ifindex, time_ns, length: length as u32, lost }
     }
 
-    /// Whether a packet to `remote` is of a flow that is known; otherwise it is one from now on, if `may_begin` says
-    /// so with the user's usage.
+    /// Records a packet's flow. For a new flow, `may_begin` decides by the user's usage.
     ///
     /// # Errors
-    /// What `may_begin` says.
+    /// Those of `may_begin`.
     pub(super) fn flow<E>(
         &self,
         remote: FlowKey,
@@ -254,7 +253,7 @@ impl ServedLease {
         Ok(())
     }
 
-    /// Counts what was sent, and tells of what was not.
+    /// Counts sent packets, and reports the others to the client.
     pub(super) fn handle_sent(&self, packets: &[Packet<&[u8]>], sent: &Transmitted) {
         self.count(|tally| &tally.sent, sent.sent);
         let bytes: u64 = packets.iter().map(|packet| packet.len() as u64).sum();
@@ -264,17 +263,17 @@ impl ServedLease {
             if refused == 0 { bytes } else { bytes * sent.sent / packets.len() as u64 },
         );
         if refused > 0 {
-            let reason = sent.error.as_ref().map_or_else(|| "no room in its queue".to_owned(), ToString::to_string);
+            let reason = sent.error.as_ref().map_or_else(|| "its queue is full".to_owned(), ToString::to_string);
             for _ in 0..refused {
-                self.refuse(Code::NotSent, 0, &format!("the kernel did not take it: {reason}"), &[]);
+                self.refuse(Code::NotSent, 0, &format!("the kernel did not accept the packet: {reason}"), &[]);
             }
         }
     }
 
-    /// Hands packets to the client. What it has no room for is lost to it, and to nobody else.
+    /// Sends received packets to the client. Those that its socket has no room for are counted as lost.
     pub(super) fn deliver(&self, packets: &[(LeaseId, Received)]) {
         let mut now = None;
-        // Only what comes in bursts is put together.
+        // Only bursts are merged.
         let whole = (self.terms.coalesce && packets.len() > 1).then(|| coalesce(packets));
         let packets = whole.as_deref().unwrap_or(packets);
         let wanted = packets.iter().map(|(_, received)| received).filter(|received| {
@@ -296,7 +295,7 @@ impl ServedLease {
         }
     }
 
-    /// Hands a frame that was seen to the client.
+    /// Sends a captured frame to the client.
     pub(super) fn show(&self, bytes: &[u8], length: u32, time_ns: u64, flags: u16) {
         let mut header = self.header(Kind::Packet { delivery: DeliveryKind::Captured, flags }, bytes.len(), time_ns);
         header.length = length;
@@ -304,7 +303,7 @@ impl ServedLease {
         self.send([(&header.encode(), bytes)].into_iter());
     }
 
-    /// At most [`BATCH`] messages.
+    /// Sends at most [`BATCH`] messages.
     fn send<'m>(&self, messages: impl ExactSizeIterator<Item = (&'m [u8; HEADER], &'m [u8])> + Clone) {
         let mut done = 0;
         let total = messages.len();
@@ -320,7 +319,7 @@ impl ServedLease {
         self.count(|tally| &tally.delivered_bytes, bytes as u64);
     }
 
-    /// What the lists say of it.
+    /// The lease as `ListLeases` reports it.
     pub(super) fn describe(&self) -> wire::Lease {
         let wish = self.terms.grant.wish();
         let Tally { sent, sent_bytes, not_sent, refused, delivered, delivered_bytes, lost, suppressed } = &self.tally;

@@ -1,4 +1,4 @@
-//! What the service knows: the policy, the interfaces that it is attached to, the leases.
+//! The state of the service: the policy, the attached interfaces, the leases.
 
 use std::{
     cell::{Cell, RefCell},
@@ -37,18 +37,18 @@ const LONGEST: usize = 65_535 + 22;
 /// for the kernel.
 const DETACH_DELAY: Duration = Duration::from_secs(1);
 
-/// Events that a monitor may be behind.
+/// The most events that a monitor may lag behind.
 const EVENTS: usize = 1024;
 
 type Slot = Rc<OnceCell<Rc<Attachment>>>;
 
-/// Addresses, and broadcast addresses.
+/// The host's addresses and broadcast addresses.
 type Addresses = (Vec<IpAddr>, Vec<Ipv4Addr>);
 
-/// Where the policy is, unless another file is named.
+/// The default file of the policy.
 pub const POLICY: &str = "/etc/crafter/crafter.toml";
 
-/// How to serve.
+/// The options of the service.
 #[derive(Debug, Clone, Default)]
 pub struct ServeOptions {
     /// The policy's file; `None`: [`POLICY`], or the shipped policy if that file does not exist.
@@ -72,23 +72,23 @@ pub(super) struct Service {
     host: RefCell<Option<Rc<Addresses>>>,
     next: Cell<u64>,
     events: broadcast::Sender<Event>,
-    /// Where messages of clients lie while they are looked at.
+    /// Buffers for messages from clients.
     pub(super) inbox: RefCell<Inbox>,
-    /// Control connections open.
+    /// Open control connections.
     pub(super) connections: Cell<usize>,
-    /// Notified whenever there may be nothing left to do.
+    /// Notified when the service may have become idle.
     pub(super) quiet: Notify,
     pub(super) started: Moment,
     pub(super) transmitter: Rc<Transmitter>,
     pub(super) audit: Audit,
-    /// Calls of clients, and batches of their packets.
+    /// Counts calls of clients, and batches of their packets.
     pub(super) activity: Cell<u64>,
-    /// Notified of them.
+    /// Notified of activity.
     pub(super) busy: Notify,
 }
 
 impl Service {
-    /// With the policy of `options`.
+    /// Makes a service with the policy of `options`.
     ///
     /// # Errors
     /// Those of the policy.
@@ -122,10 +122,10 @@ impl Service {
         self.policy.borrow().clone()
     }
 
-    /// Reads the policy again. Leases that it does not allow end; their numbers.
+    /// Reloads the policy, ends the leases that it does not allow, and returns their numbers.
     ///
     /// # Errors
-    /// Those of the policy; the former one is in force then.
+    /// Those of the policy; the previous policy remains in force then.
     pub(super) fn reload(&self) -> Result<Vec<u64>> {
         let policy = match load(self.options.policy.as_ref()) {
             Ok(policy) => Rc::new(policy),
@@ -148,7 +148,7 @@ impl Service {
         Ok(ended)
     }
 
-    /// What the policy has to know of the host, for an interface with this MTU.
+    /// The facts about the host for the policy, for an interface with this MTU.
     ///
     /// # Errors
     /// [`Error::Io`] if the kernel does not list its addresses.
@@ -159,19 +159,18 @@ impl Service {
             None => self.host.borrow_mut().insert(Rc::new(names::addresses()?)).clone(),
         };
         let (addresses, broadcasts) = &*known;
-        // An IP packet of `lo` is as long as its length field allows.
+        // The length field limits packets over `lo`.
         let mtu = (mtu as usize).min(usize::from(u16::MAX));
         Ok(Host { addresses: addresses.clone(), broadcasts: broadcasts.clone(), mtu })
     }
 
-    /// Forgets the addresses of this host, and the ways from it: they have changed.
+    /// Handles a change of the host's addresses: clears them and all cached routes.
     pub(super) fn handle_addresses(&self) {
         self.host.replace(None);
         self.attached().iter().for_each(|attachment| attachment.forget_routes());
     }
 
-    /// Lists what is attached under the names that interfaces have now, as far as `name` is concerned: one may have been
-    /// renamed, or removed a moment ago.
+    /// Updates the names of attached interfaces as far as `name` is concerned: one may have been renamed or removed.
     fn rename(&self, name: &str) {
         let index = if_nametoindex(name).ok();
         let mut attachments = self.attachments.borrow_mut();
@@ -190,7 +189,7 @@ impl Service {
         }
     }
 
-    /// The attachment to an interface, attached if it is not yet.
+    /// The attachment to an interface; attaches if necessary.
     ///
     /// # Errors
     /// Those of [`crate::Crafter::open`].
@@ -204,7 +203,7 @@ impl Service {
                     let Some(service) = weak.upgrade() else { return };
                     match change {
                         Change::Unused => service.detach_later(attachment),
-                        Change::Gone => service.handle_gone(attachment),
+                        Change::Removed => service.handle_removed(attachment),
                     }
                 };
                 let attachment = Attachment::open(name, self.options.open.clone(), on_change).await?;
@@ -215,13 +214,13 @@ impl Service {
             .await
             .cloned();
         if result.is_err() && !slot.initialized() && Rc::strong_count(&slot) <= 2 {
-            // Nobody else waits for it.
+            // No other task waits for it.
             self.attachments.borrow_mut().remove(name);
         }
         result
     }
 
-    /// The attachment to an interface, held from now on.
+    /// Attaches to an interface if necessary, and keeps it attached.
     ///
     /// # Errors
     /// Those of [`crate::Crafter::open`].
@@ -229,16 +228,16 @@ impl Service {
         Ok(AttachmentGuard::new(self.attachment(name).await?))
     }
 
-    /// All interfaces attached to.
+    /// All attached interfaces.
     pub(super) fn attached(&self) -> Vec<Rc<Attachment>> {
         let mut attached: Vec<_> = self.attachments.borrow().values().filter_map(|slot| slot.get().cloned()).collect();
         attached.sort_by_key(|attachment| attachment.name());
         attached
     }
 
-    fn handle_gone(&self, attachment: &Rc<Attachment>) {
+    fn handle_removed(&self, attachment: &Rc<Attachment>) {
         let name = attachment.name().to_string();
-        let sentence = format!("the interface {name} is gone");
+        let sentence = format!("the interface {name} was removed");
         self.emit(Event {
             event: "hook-lost".to_owned(),
             interface: Some(name.clone()),
@@ -248,20 +247,20 @@ impl Service {
         let is_this = |slot: &Slot| slot.get().is_some_and(|there| Rc::ptr_eq(there, attachment));
         self.attachments.borrow_mut().retain(|_, slot| !is_this(slot));
         for lease in self.leases_on(attachment) {
-            lease.end(Code::InterfaceGone, &sentence);
+            lease.end(Code::InterfaceRemoved, &sentence);
         }
         attachment.detach();
         self.quiet.notify_one();
     }
 
-    /// A number that no lease had before.
+    /// An unused number for a lease.
     pub(super) fn number(&self) -> u64 {
         let number = self.next.get();
         self.next.set(number + 1);
         number
     }
 
-    /// A lease begins.
+    /// Adds a lease.
     pub(super) fn begin(&self, lease: Rc<ServedLease>) {
         self.emit(Event { event: "lease-begun".to_owned(), ..event_of(&lease) });
         let rule = self.policy().rule_of(lease.subject()).map(|rule| rule.number);
@@ -269,7 +268,7 @@ impl Service {
         self.leases.borrow_mut().insert(lease.terms.number, lease);
     }
 
-    /// A lease is over: its ports are free, its client knows.
+    /// Removes a lease, returns its ports and closes its socket.
     pub(super) fn forget(&self, lease: &Rc<ServedLease>) {
         if self.leases.borrow_mut().remove(&lease.terms.number).is_none() {
             return;
@@ -300,13 +299,13 @@ impl Service {
         });
     }
 
-    /// Something was done for a client: the next is mostly under way.
+    /// Notes a call or a packet of a client: the next one is usually in flight already.
     pub(super) fn note_activity(&self) {
         self.activity.set(self.activity.get() + 1);
         self.busy.notify_one();
     }
 
-    /// Whether nothing is leased, attached or connected.
+    /// Whether there are no leases, attachments and connections.
     pub(super) fn is_idle(&self) -> bool {
         self.connections.get() == 0 && self.leases.borrow().is_empty() && self.attachments.borrow().is_empty()
     }
@@ -327,36 +326,36 @@ impl Service {
         self.leases.borrow().get(&number).cloned()
     }
 
-    /// The leases behind `after`, in order.
+    /// The leases after `after`, sorted by number.
     pub(super) fn leases_after(&self, after: u64) -> Vec<Rc<ServedLease>> {
         self.leases.borrow().range(after.saturating_add(1)..).map(|(_, lease)| lease.clone()).collect()
     }
 
-    /// How many leases there are.
+    /// The number of leases.
     pub(super) fn lease_count(&self) -> usize {
         self.leases.borrow().len()
     }
 
-    /// Ends all leases; the clients are told.
+    /// Ends all leases; the clients receive the reason.
     pub(super) fn stop(&self) {
         for lease in self.leases.borrow().values() {
             lease.end(Code::Stops, "the service stops");
         }
     }
 
-    /// Those who monitor are told.
+    /// Sends an event to all monitors.
     pub(super) fn emit(&self, event: Event) {
-        // Nobody may listen.
+        // There may be no monitor.
         let _ = self.events.send(event);
     }
 
-    /// Events from now on.
+    /// Subscribes to events.
     pub(super) fn events(&self) -> broadcast::Receiver<Event> {
         self.events.subscribe()
     }
 }
 
-/// An event of now.
+/// An event of the current time.
 pub(super) fn event() -> Event {
     Event { time: now_us(), ..Event::default() }
 }
@@ -375,7 +374,7 @@ pub(super) fn event_of(lease: &ServedLease) -> Event {
     }
 }
 
-/// The policy of a file; the shipped one where there is no file, and none was named.
+/// Loads the policy from its file; the shipped policy if no file is named and the default file does not exist.
 fn load(path: Option<&PathBuf>) -> Result<Policy> {
     let text = match path {
         None => match std::fs::read_to_string(POLICY) {

@@ -136,7 +136,7 @@ fn routed<'p>(lease: &ServedLease, packet: &Packet<&'p [u8]>) -> Option<Packet<&
 fn code(error: &Error) -> Code {
     match error {
         Error::NoNeighbour { .. } => Code::NoNeighbour,
-        Error::UnknownInterface { .. } => Code::InterfaceGone,
+        Error::UnknownInterface { .. } => Code::InterfaceRemoved,
         Error::NoRoute { .. } | Error::Invalid { .. } => Code::NoRoute,
         _ => Code::NotSent,
     }

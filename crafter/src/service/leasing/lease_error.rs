@@ -1,8 +1,8 @@
-//! Why a request leads to no lease.
+//! The errors of leasing.
 
 use crate::{Error, policy::Decision, protocol::wire::Fault};
 
-/// Why there is no lease.
+/// Why a lease was not granted.
 #[derive(Debug)]
 pub(super) enum LeaseError {
     Refused(Decision),
@@ -10,7 +10,7 @@ pub(super) enum LeaseError {
 }
 
 impl LeaseError {
-    /// On the wire; `refused` is told what the policy refused.
+    /// Converts the error for the wire; `refused` records a refusal of the policy.
     pub(super) fn into_fault(self, refused: impl FnOnce(Decision)) -> Fault {
         match self {
             Self::Refused(decision) => {

@@ -1,5 +1,5 @@
-//! `Lease` and `Observe`: from a request to a socket, in three steps: a plan, which the policy makes; what it takes of
-//! the host, which is given back if anything fails; and publishing it.
+//! `Lease` and `Observe`, in three steps: the policy makes a plan; the service acquires ports and a socket, and returns
+//! them after an error; the lease is published.
 
 mod lease_error;
 mod plan;
@@ -41,8 +41,8 @@ pub(super) async fn lease(
 ) -> Result<(Leased, OwnedFd), Fault> {
     let request = ServedRequest::read(call)?;
     let mut taken = try_lease(service, caller, &request).await;
-    // Who closes a lease and takes another may be heard sooner than the end of the former, which has the port still, or
-    // is the last that the policy allows.
+    // The call may arrive before the service has noticed that the client closed another lease, which may have the port
+    // or be the last one that the policy allows.
     if taken.is_err() && outgoing::end_closed(service) {
         taken = try_lease(service, caller, &request).await;
     }
@@ -67,7 +67,7 @@ async fn try_lease(
     request: &ServedRequest,
 ) -> Result<(Leased, OwnedFd), LeaseError> {
     let (policy, subject) = (service.policy(), &caller.subject);
-    // Whom no rule names learns nothing of the host's routes either.
+    // A user whom no rule names must not learn the host's routes.
     plan::rule_of(&policy, subject)?;
     let (interface, preferred) = place(request).await?;
     let rule = plan::admit(&policy, subject, request, &interface)?;
@@ -78,7 +78,7 @@ async fn try_lease(
     publish(service, caller, request, plan, acquired)
 }
 
-/// Lists what was acquired, so that packets reach it, and begins to send what its client sends.
+/// Publishes an acquired lease: packets reach it, and its client can send.
 fn publish(
     service: &Rc<Service>,
     caller: &Caller,
@@ -108,7 +108,7 @@ fn publish(
         attachment.add_receiver(listed, move |packets| lease.deliver(packets));
     }
     service.begin(served.clone());
-    // Something may have come between the lease and its being listed.
+    // Packets may have arrived before the receiver was added.
     attachment.arrived.notify_one();
     let report = attachment.report();
     let leased = Leased {
@@ -129,7 +129,7 @@ fn publish(
     Ok((leased, theirs))
 }
 
-/// The interface to lease on, and the source address that the way to the destination prefers.
+/// The interface to lease on, and the source address of the route to the destination.
 async fn place(request: &ServedRequest) -> Result<(String, Option<IpAddr>)> {
     let Some(destination) = request.destination else {
         return Ok((request.interface.clone().unwrap_or_default(), None));
@@ -169,7 +169,9 @@ async fn try_observe(
         None => None,
         Some("in") => Some(Direction::In),
         Some("out") => Some(Direction::Out),
-        Some(other) => return Err(Error::invalid("direction", format_args!("'{other}': in and out are")).into()),
+        Some(other) => {
+            return Err(Error::invalid("direction", format_args!("'{other}' is not a direction; use in or out")).into());
+        }
     };
     let wish = LeaseWish {
         interface: call.interface.clone(),

@@ -1,4 +1,4 @@
-//! What a plan takes of the host: ports, and the socket to the client.
+//! Acquires what a plan needs: ports, and the socket pair of the client.
 
 use std::{ops::RangeInclusive, os::fd::OwnedFd, rc::Rc};
 
@@ -25,16 +25,16 @@ use crate::{
     policy::{Decision, Grant, Host, LeaseWish, Policy, Verdict},
 };
 
-/// Bytes of messages that wait in a lease's socket, each way; the kernel counts some overhead with them.
+/// The send buffer of each end of a lease's socket, in bytes; the kernel adds some overhead.
 const SOCKET_BYTES: usize = 2 << 20;
 
-/// Random ports tried before those of the policy count as taken.
+/// Random ports to try before those of the policy count as taken.
 const PICKS: u32 = 1000;
 
-/// What a lease is made of; dropping it gives all of it back.
+/// An acquired lease; dropping it returns everything.
 pub(super) struct AcquiredLease {
     pub(super) guard: AttachmentGuard,
-    /// The driver's; `None`: no port is leased.
+    /// The driver's lease; `None` without ports.
     pub(super) lease: Option<Lease>,
     pub(super) grant: Grant,
     pub(super) charge: Charge,
@@ -42,10 +42,10 @@ pub(super) struct AcquiredLease {
     pub(super) theirs: OwnedFd,
 }
 
-/// Takes what is planned.
+/// Acquires what is planned.
 ///
 /// # Errors
-/// What the policy refuses now that ports and the use so far are known; [`Error::PortTaken`]; what the driver says.
+/// A refusal of the policy, now that ports and usage are known; [`Error::PortTaken`]; errors of the driver.
 pub(super) async fn acquire(
     service: &Service,
     policy: &Policy,
@@ -99,7 +99,7 @@ pub(super) async fn acquire(
     Ok(AcquiredLease { guard, lease, grant, charge, ours, theirs })
 }
 
-/// How the kernel half is to treat what comes to the lease.
+/// How the kernel half treats packets for the lease.
 pub(super) fn kernel_terms(request: &ServedRequest) -> Terms {
     Terms { observe: request.observe, suppress: request.suppress, report: true }
 }
@@ -109,8 +109,8 @@ fn random() -> Result<u32> {
     getrandom::u32().map_err(failed)
 }
 
-/// Replaces the holder of a taken port: a lease of the caller is named. A client must not learn of other users' leases
-/// and processes.
+/// Replaces the holder of a taken port: only a lease of the caller is named. A client must not learn about other users'
+/// leases and processes.
 fn own_holder(service: &Service, caller: &Caller, interface: &Rc<Attachment>, error: Error) -> Error {
     let Error::PortTaken { protocol, address, port, .. } = error else { return error };
     let owns = |lease: &&Rc<ServedLease>| {
@@ -124,13 +124,13 @@ fn own_holder(service: &Service, caller: &Caller, interface: &Rc<Attachment>, er
     Error::PortTaken { protocol, address, port, holder }
 }
 
-/// Both ends of a lease's socket, with room for a burst. The client's end blocks, unless it is told otherwise.
+/// Makes both ends of a lease's socket, with room for a burst. The client's end is in blocking mode.
 pub(super) fn pair() -> Result<(OwnedFd, OwnedFd)> {
     let failed = |errno: nix::Error| Error::Io { action: "make the socket of a lease".into(), source: errno.into() };
     let (ours, theirs) =
         socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).map_err(failed)?;
     for end in [&ours, &theirs] {
-        // Beyond the limit for everybody, which is some 200 small messages. Less room is no failure.
+        // Above `net.core.wmem_max`, which allows some 200 small messages. A smaller buffer is no error.
         if setsockopt(end, nix::sys::socket::sockopt::SndBufForce, &SOCKET_BYTES).is_err() {
             let _ = setsockopt(end, SndBuf, &SOCKET_BYTES);
         }

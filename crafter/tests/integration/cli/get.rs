@@ -242,7 +242,7 @@ fn a_taken_port_and_a_taken_hook_are_named() {
     let listener = lab.client().run(|| TcpListener::bind("192.0.2.2:0").unwrap()).unwrap();
     let port = listener.local_addr().unwrap().port().to_string();
     let taken = crafter(&lab, &["get", "--source-port", &port, WEB]);
-    taken.fails(exit::PORT_TAKEN, &format!("TCP port {port} on 0.0.0.0 is taken by "));
+    taken.fails(exit::PORT_TAKEN, &format!("TCP port {port} on 0.0.0.0 is in use by "));
     drop(listener);
     // A program that another test starts has it a moment longer, from fork() to exec().
     let get = || crafter(&lab, &["get", "-q", "-o", "/dev/null", "--source-port", &port, WEB]);

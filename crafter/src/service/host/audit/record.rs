@@ -1,21 +1,21 @@
-//! What is recorded, as fields of the journal.
+//! Records, and their fields in the journal.
 
 use std::{fmt::Write as _, net::IpAddr, ops::RangeInclusive};
 
 use crate::policy::Decision;
 
-/// Who did it.
+/// The user, process and lease of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Who {
     /// Numeric user id.
     pub user: u32,
-    /// Process id, where it is known.
+    /// Process id, if it is known.
     pub pid: Option<i32>,
-    /// The lease; `None`: there is none (yet).
+    /// The lease; `None` if there is none yet.
     pub lease: Option<u64>,
 }
 
-/// What was leased or asked for, as far as there is something to say.
+/// The leased or requested resource.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Resource<'a> {
     /// The interface.
@@ -26,22 +26,22 @@ pub struct Resource<'a> {
     pub address: Option<IpAddr>,
     /// The local ports.
     pub ports: Option<RangeInclusive<u16>>,
-    /// Where a packet was to go.
+    /// The destination of a packet.
     pub destination: Option<IpAddr>,
-    /// And to which port.
+    /// The destination port.
     pub destination_port: Option<u16>,
 }
 
-/// What a lease was used for.
+/// The counters of a lease.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Packets that left.
+    /// Packets sent.
     pub sent: u64,
     /// Packets that the policy refused.
     pub refused: u64,
     /// Packets and messages for the client.
     pub delivered: u64,
-    /// Those that it did not read in time.
+    /// Packets and messages that the client did not read in time.
     pub lost: u64,
 }
 
@@ -50,91 +50,91 @@ pub struct Counts {
 pub enum RequestKind {
     /// A lease of ports.
     Lease,
-    /// To see what is not one's own.
+    /// A capture of packets of others.
     Observe,
-    /// A packet or frame that was to be sent.
+    /// A packet or frame.
     Packet,
 }
 
-/// Something to be remembered.
+/// An event to record.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Record<'a> {
     /// The service is ready.
     Start {
-        /// Of crafter.
+        /// Version of crafter.
         version: &'a str,
-        /// Rules of the policy.
+        /// Number of rules.
         rules: usize,
     },
     /// The service ends.
     Stop {
-        /// Such as `SIGTERM` or `idle`.
+        /// The reason, such as `SIGTERM` or `idle`.
         reason: &'a str,
     },
-    /// The policy was read again.
+    /// The policy was reloaded.
     Reload {
-        /// Its rules.
+        /// Number of rules.
         rules: usize,
-        /// Its warnings.
+        /// Number of warnings.
         warnings: usize,
-        /// Leases that it ended.
+        /// Number of leases that it ended.
         ended: usize,
     },
-    /// The policy was read again, and the former one stays.
+    /// The policy was not reloaded; the previous one remains in force.
     ReloadFailed {
-        /// What is wrong with it.
+        /// What is wrong with the new policy.
         reason: &'a str,
     },
     /// A lease began.
     Lease {
-        /// Whose.
+        /// The owner.
         who: Who,
-        /// Of what.
+        /// The leased resource.
         resource: Resource<'a>,
-        /// The rule that allows it, from 1.
+        /// The number of the rule that allows it, from 1.
         rule: Option<usize>,
     },
     /// A lease ended.
     End {
-        /// Whose.
+        /// The owner.
         who: Who,
-        /// Of what.
+        /// The leased resource.
         resource: Resource<'a>,
-        /// Such as `closed`, `released`, `policy` or `interface gone`.
+        /// The reason, such as `closed`, `released`, `policy` or `interface gone`.
         reason: &'a str,
-        /// What it was used for.
+        /// The lease's counters.
         counts: Counts,
     },
     /// The policy refused something.
     Refusal {
-        /// To whom.
+        /// The user.
         who: Who,
-        /// What.
+        /// The kind of request.
         kind: RequestKind,
-        /// More about it.
+        /// The requested resource.
         resource: Resource<'a>,
         /// The rule and the verdict.
         decision: Decision,
     },
 }
 
-/// Refusals that had no record of their own.
+/// Counted refusals without records of their own.
 pub struct MoreRefusals {
-    /// Whose.
+    /// Numeric user id.
     pub user: u32,
-    /// How many.
+    /// Number of refusals.
     pub count: u64,
 }
 
-/// Syslog's priorities.
+/// Priorities of syslog(3).
 const WARNING: u8 = 4;
 const NOTICE: u8 = 5;
 const INFO: u8 = 6;
 
-/// The longest value, in bytes: what is free text in a record comes from paths, rules and errors.
+/// The longest value in bytes: paths, rules and errors are free text.
 const LONGEST: usize = 1024;
 
-/// A record as names and values; without prefix they are `CRAFTER_...`.
+/// Names and values of a record; the names lack the prefix `CRAFTER_`.
 #[derive(Debug)]
 pub struct Fields {
     pub message: String,
@@ -183,7 +183,7 @@ fn cut(value: &mut String) {
 }
 
 impl Record<'_> {
-    /// `count`: how many the record stands for.
+    /// The fields of a record that covers `count` events.
     pub(super) fn fields(&self, count: u64) -> Fields {
         match self {
             Self::Start { version, rules } => {
@@ -201,7 +201,7 @@ impl Record<'_> {
             Self::Reload { rules, warnings, ended } => {
                 let [rules_read, warned, leases] =
                     [(*rules, "rule"), (*warnings, "warning"), (*ended, "lease")].map(|(count, of)| many(count, of));
-                let message = format!("the policy was read again: {rules_read}, {warned}, {leases} ended");
+                let message = format!("reloaded the policy: {rules_read}, {warned}, {leases} ended");
                 let mut fields = Fields::new("reload", INFO, message);
                 fields.add("RULES", rules);
                 fields.add("WARNINGS", warnings);
@@ -209,7 +209,7 @@ impl Record<'_> {
                 fields
             }
             Self::ReloadFailed { reason } => {
-                let message = format!("the policy was read again, and the former one stays in force: {reason}");
+                let message = format!("cannot reload the policy, the previous one remains in force: {reason}");
                 let mut fields = Fields::new("reload", WARNING, message);
                 fields.add("REASON", reason);
                 fields
@@ -262,7 +262,7 @@ impl Record<'_> {
 impl MoreRefusals {
     pub(super) fn fields(&self) -> Fields {
         let Self { user, count } = self;
-        let message = format!("user {user} was refused {count} more, too many to tell one by one");
+        let message = format!("user {user} was refused {count} more, too many to record one by one");
         let mut fields = Fields::new("refusal", NOTICE, message);
         fields.add("USER", user);
         fields.add("COUNT", count);
