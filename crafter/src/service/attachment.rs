@@ -19,6 +19,8 @@ use crate::{
 /// Takes the packets that arrive for one lease.
 type Receiver = Box<dyn Fn(&[(LeaseId, Received)])>;
 
+type OnChange = Box<dyn Fn(&Rc<Attachment>, Change)>;
+
 /// Why an [`Attachment`] calls its `on_change`.
 pub(super) enum Change {
     /// The last guard was dropped.
@@ -43,7 +45,7 @@ pub(super) struct Attachment {
     gathered: RefCell<Vec<(LeaseId, Received)>>,
     /// Guards held.
     users: Cell<u64>,
-    on_change: Box<dyn Fn(&Rc<Self>, Change)>,
+    on_change: OnChange,
 }
 
 impl Attachment {
