@@ -3,10 +3,9 @@
 use std::{
     collections::HashMap,
     net::IpAddr,
-    os::fd::BorrowedFd,
     sync::Arc,
     task::{Poll, Waker},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use smallvec::SmallVec;
@@ -19,10 +18,7 @@ use super::{
     table::Table,
 };
 use crate::{
-    datapath::{
-        maps::{Counters, Flow, Terms},
-        reserve::Reservation,
-    },
+    datapath::{maps::Terms, reserve::Reservation},
     engine::{StreamEngine, StreamState},
     error::Result,
 };
@@ -32,7 +28,7 @@ pub(crate) type KeepAlive = Arc<dyn Send + Sync>;
 
 pub(crate) struct Core {
     pub(crate) table: Table,
-    backend: Box<dyn Backend>,
+    pub(super) backend: Box<dyn Backend>,
     /// Handles of each lease that the table does not know.
     leases: HashMap<LeaseId, LeaseHandles>,
     /// The leases of streams without an owner.
@@ -77,11 +73,6 @@ impl Core {
         self.backend.as_service()
     }
 
-    /// Descriptors that become readable when replies wait.
-    pub(crate) fn sources(&self) -> Vec<BorrowedFd<'_>> {
-        self.backend.sources()
-    }
-
     /// Adds a lease: packets for its ports are queued from now on.
     ///
     /// # Errors
@@ -100,11 +91,6 @@ impl Core {
             self.backend.disown(id, &lease.ports);
         }
         drop(handles);
-    }
-
-    /// Delay before a lease in observe mode is removed.
-    pub(crate) fn disown_delay(&self) -> Duration {
-        self.backend.disown_delay()
     }
 
     /// The next packet of a lease, if there is one.
@@ -177,39 +163,6 @@ impl Core {
         self.watcher = Some(watcher);
     }
 
-    /// Replaces the addresses of this host.
-    ///
-    /// # Errors
-    /// Those of [`Backend::set_local`].
-    pub(crate) fn set_local(&mut self, addresses: &[IpAddr]) -> Result<()> {
-        self.backend.set_local(addresses)
-    }
-
-    /// Whether this host has `address`.
-    pub(crate) fn is_local(&self, address: IpAddr) -> bool {
-        self.backend.is_local(address)
-    }
-
-    /// How long [`NoRoom::Refuse`] waits for room.
-    pub(crate) fn set_patience(&mut self, patience: Duration) {
-        self.backend.set_patience(patience);
-    }
-
-    /// Sends packets and frames in as few system calls as possible.
-    pub(crate) fn send_batch(&mut self, packets: &[TxPacket<'_>], on_no_room: NoRoom) -> Transmitted {
-        self.backend.send_batch(packets, on_no_room)
-    }
-
-    /// Packets by verdict reason.
-    pub(crate) fn counters(&self) -> Result<Counters> {
-        self.backend.counters()
-    }
-
-    /// The flows that the kernel half has seen; empty through the service.
-    pub(crate) fn flows(&self) -> Vec<Flow> {
-        self.backend.flows()
-    }
-
     /// Passes a batch of replies to their leases and streams, sends the resulting segments, and returns the number of
     /// replies.
     pub(crate) fn drain(&mut self, now: Instant) -> usize {
@@ -230,7 +183,7 @@ impl Core {
     /// Handles a change of addresses and of the interface's MTU; `None`: the interface was removed.
     pub(crate) fn handle_addresses(&mut self, now: Instant, addresses: &[IpAddr], mtu: Option<u32>) {
         // Fails only if the map is full; the previous addresses remain in force then.
-        if let Err(e) = self.set_local(addresses) {
+        if let Err(e) = self.backend.set_local(addresses) {
             log::warn!("{e}");
         }
         // Reservations on the unspecified address cover new addresses too.

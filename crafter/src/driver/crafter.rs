@@ -94,7 +94,7 @@ impl Crafter {
         yields: bool,
     ) -> Result<Self> {
         let mut core = Core::new(backend, interface.kind.is_some() || interface.loopback);
-        core.set_local(&local_addresses().await?)?;
+        core.backend.set_local(&local_addresses().await?)?;
         let ready = task::epoll(&core)?;
         let shared = Arc::new(Shared {
             core: Mutex::new(core),
@@ -192,7 +192,7 @@ impl Crafter {
 
     /// How long [`Crafter::transmit`] waits for room in the kernel's queue.
     pub(crate) fn set_patience(&self, patience: Duration) {
-        self.shared.lock().set_patience(patience);
+        self.shared.lock().backend.set_patience(patience);
     }
 
     /// Sends packets and frames in as few system calls as possible, and drains replies at once.
@@ -208,7 +208,7 @@ impl Crafter {
     ) -> Transmitted {
         let packets: SmallVec<[TxPacket<'p>; 8]> = packets.into_iter().collect();
         let mut core = self.shared.lock();
-        let sent = core.send_batch(&packets, on_no_room);
+        let sent = core.backend.send_batch(&packets, on_no_room);
         core.drain(Instant::now());
         sent
     }
@@ -257,12 +257,12 @@ impl Crafter {
     /// # Errors
     /// [`Error::Bpf`] if the kernel refuses.
     pub fn counters(&self) -> Result<Counters> {
-        self.shared.lock().counters()
+        self.shared.lock().backend.counters()
     }
 
     /// The flows that the kernel half has seen. Empty through the service, which lists flows itself (`ListFlows`).
     pub fn flows(&self) -> Vec<Flow> {
-        self.shared.lock().flows()
+        self.shared.lock().backend.flows()
     }
 
     /// Counters of packets in user space.

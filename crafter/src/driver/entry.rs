@@ -1,7 +1,7 @@
 //! The entries of the table: leases and streams, and their packets.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     net::{IpAddr, SocketAddr},
     sync::Arc,
     task::Waker,
@@ -31,6 +31,43 @@ pub(crate) struct Ports {
     pub(crate) transport: Transport,
     pub(crate) address: IpAddr,
     pub(crate) ports: Vec<u16>,
+}
+
+/// The leases that own ports.
+#[derive(Default)]
+pub(crate) struct PortOwners(HashMap<(Transport, u16), Vec<(IpAddr, LeaseId)>>);
+
+impl PortOwners {
+    pub(crate) fn add(&mut self, ports: &Ports, id: LeaseId) {
+        for &port in &ports.ports {
+            self.0.entry((ports.transport, port)).or_default().push((ports.address, id));
+        }
+    }
+
+    pub(crate) fn remove(&mut self, ports: &Ports, id: LeaseId) {
+        for &port in &ports.ports {
+            let key = (ports.transport, port);
+            if let Some(owners) = self.0.get_mut(&key) {
+                owners.retain(|&(_, owner)| owner != id);
+                if owners.is_empty() {
+                    self.0.remove(&key);
+                }
+            }
+        }
+    }
+
+    /// The owner of a port: the lease on `address`, or the one on any address.
+    pub(crate) fn find(&self, transport: Transport, address: IpAddr, port: u16) -> Option<LeaseId> {
+        let owners = self.0.get(&(transport, port))?;
+        let own = owners.iter().find(|(owned, _)| *owned == address);
+        own.or_else(|| owners.iter().find(|(owned, _)| owned.is_unspecified())).map(|&(_, id)| id)
+    }
+
+    /// Whether a lease owns `port` on `address`, or on any address if either is unspecified.
+    pub(crate) fn is_owned(&self, transport: Transport, address: IpAddr, port: u16) -> bool {
+        let owners = self.0.get(&(transport, port)).map_or(&[][..], Vec::as_slice);
+        owners.iter().any(|(owned, _)| *owned == address || owned.is_unspecified() || address.is_unspecified())
+    }
 }
 
 /// What a backend passes to the table.

@@ -45,7 +45,7 @@ impl Drop for LeaseInner {
         // In observe mode the copy may arrive before the kernel has answered the packet. The answer would pass if the
         // port were returned at once.
         if self.terms.observe && self.terms.suppress {
-            let delay = self.shared.lock().disown_delay();
+            let delay = self.shared.lock().backend.disown_delay();
             std::thread::sleep(delay);
         }
         self.shared.lock().remove_lease(self.id);

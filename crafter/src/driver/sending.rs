@@ -34,7 +34,7 @@ impl<'p> Sending<'p> {
         let on_no_room = if waited < ROOM_TIMEOUT { NoRoom::Stop } else { NoRoom::Refuse };
         let packets: SmallVec<[TxPacket<'_>; 8]> =
             self.rest.iter().map(|(route, ip)| TxPacket::Ip(route, ip)).collect();
-        let sent = core.send_batch(&packets, on_no_room);
+        let sent = core.backend.send_batch(&packets, on_no_room);
         if on_no_room == NoRoom::Refuse && sent.refused > 0 && sent.error.is_none() {
             self.error.get_or_insert_with(|| no_room(interface, sent.refused));
         }

@@ -16,13 +16,13 @@ use socket2::SockRef;
 use super::{
     ROOM_TIMEOUT,
     backend::{Backend, NoRoom, ServiceCalls, Statistics, Transmitted, TxPacket},
-    entry::{Delivery, LeaseId, Meta, Ports},
+    entry::{Delivery, LeaseId, Meta, PortOwners, Ports},
 };
 use crate::{
     datapath::maps::{Counters, Terms},
     error::{Error, Result},
     mmsg::{self, Inbox},
-    packet::{IpPacket, PacketPorts, Transport},
+    packet::{IpPacket, PacketPorts},
     protocol::{
         Control,
         record::{CUT, Code, DeliveryKind, Header, Kind, checksum_of},
@@ -50,7 +50,7 @@ pub(crate) struct ServiceBackend {
     control: Arc<Control>,
     ifindex: u32,
     sockets: HashMap<LeaseId, LeaseSocket>,
-    by_port: HashMap<(Transport, u16), Vec<(IpAddr, LeaseId)>>,
+    by_port: PortOwners,
     /// The lease that sends packets without a leased port; and the one for frames.
     base: LeaseId,
     frames: Option<LeaseId>,
@@ -101,7 +101,7 @@ impl ServiceBackend {
             control,
             ifindex,
             sockets: HashMap::new(),
-            by_port: HashMap::new(),
+            by_port: PortOwners::default(),
             base: LeaseId(0),
             frames: None,
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed)?,
@@ -145,9 +145,7 @@ impl ServiceBackend {
     fn owner(&self, ip: &[u8]) -> Option<LeaseId> {
         let packet = IpPacket::read(ip).ok()?;
         let (transport, ports) = PacketPorts::read(&packet)?;
-        let owners = self.by_port.get(&(transport?, ports.source()?))?;
-        let own = owners.iter().find(|(address, _)| *address == packet.source);
-        own.or_else(|| owners.iter().find(|(address, _)| address.is_unspecified())).map(|&(_, id)| id)
+        self.by_port.find(transport?, packet.source, ports.source()?)
     }
 
     /// Sends packets through one lease's socket. Returns the index of the first packet without room if that stops the
@@ -292,22 +290,13 @@ impl Backend for ServiceBackend {
 
     /// Routes packets from the ports through the lease's [socket](Self::add_socket). The service itself owns the ports.
     fn own(&mut self, id: LeaseId, ports: &Ports, _terms: Terms) -> Result<()> {
-        for &port in &ports.ports {
-            self.by_port.entry((ports.transport, port)).or_default().push((ports.address, id));
-        }
+        self.by_port.add(ports, id);
         Ok(())
     }
 
     /// Closes the lease's socket, which returns its ports.
     fn disown(&mut self, id: LeaseId, ports: &Ports) {
-        for &port in &ports.ports {
-            if let Some(owners) = self.by_port.get_mut(&(ports.transport, port)) {
-                owners.retain(|&(_, owner)| owner != id);
-                if owners.is_empty() {
-                    self.by_port.remove(&(ports.transport, port));
-                }
-            }
-        }
+        self.by_port.remove(ports, id);
         if self.sockets.remove(&id).is_some() {
             self.closed = Some(Instant::now());
         }

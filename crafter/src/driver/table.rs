@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     commands::Commands,
-    entry::{Delivery, LeaseId, LeaseState, Meta, Received, SUPPRESSED, Stats, StreamId, StreamState},
+    entry::{Delivery, LeaseId, LeaseState, Meta, PortOwners, Received, SUPPRESSED, Stats, StreamId, StreamState},
 };
 use crate::{
     datapath::route::Route,
@@ -34,7 +34,7 @@ pub(super) const QUEUE_BYTES: usize = 64 << 20;
 /// Leases and streams, with indices by port and flow.
 pub(crate) struct Table {
     leases: HashMap<LeaseId, LeaseState>,
-    by_port: HashMap<(Transport, u16), Vec<(IpAddr, LeaseId)>>,
+    by_port: PortOwners,
     streams: HashMap<StreamId, StreamState>,
     by_flow: HashMap<(SocketAddr, SocketAddr), StreamId>,
     deadlines: BTreeSet<(Instant, StreamId)>,
@@ -63,7 +63,7 @@ impl Table {
     pub(crate) fn new(accept_partial: bool) -> Self {
         Self {
             leases: HashMap::new(),
-            by_port: HashMap::new(),
+            by_port: PortOwners::default(),
             streams: HashMap::new(),
             by_flow: HashMap::new(),
             deadlines: BTreeSet::new(),
@@ -94,24 +94,13 @@ impl Table {
     }
 
     pub(crate) fn add_lease(&mut self, id: LeaseId, lease: LeaseState) {
-        let ports = &lease.ports;
-        for &port in &ports.ports {
-            self.by_port.entry((ports.transport, port)).or_default().push((ports.address, id));
-        }
+        self.by_port.add(&lease.ports, id);
         self.leases.insert(id, lease);
     }
 
     pub(crate) fn remove_lease(&mut self, id: LeaseId) -> Option<LeaseState> {
         let lease = self.leases.remove(&id)?;
-        for &port in &lease.ports.ports {
-            let key = (lease.ports.transport, port);
-            if let Some(owners) = self.by_port.get_mut(&key) {
-                owners.retain(|&(_, owner)| owner != id);
-                if owners.is_empty() {
-                    self.by_port.remove(&key);
-                }
-            }
-        }
+        self.by_port.remove(&lease.ports, id);
         Some(lease)
     }
 
@@ -248,7 +237,7 @@ impl Table {
                 Err(_) => return self.handle_stray(),
             },
         };
-        let Some(id) = self.owner(transport, local) else { return };
+        let Some(id) = self.by_port.find(transport, local.ip(), local.port()) else { return };
         if let Some(lease) = self.leases.get_mut(&id)
             && lease.suppressed.len() < SUPPRESSED
         {
@@ -291,13 +280,6 @@ impl Table {
         }
     }
 
-    /// The lease that owns `local`: the one on its address, or the one on any address.
-    fn owner(&self, transport: Transport, local: SocketAddr) -> Option<LeaseId> {
-        let owners = self.by_port.get(&(transport, local.port()))?;
-        let own = owners.iter().find(|(address, _)| *address == local.ip());
-        own.or_else(|| owners.iter().find(|(address, _)| address.is_unspecified())).map(|&(_, id)| id)
-    }
-
     /// Moves the packets of gathered leases to `sink`, lease by lease, each with the lease's number: packets, then
     /// suppressed answers of the kernel.
     pub(crate) fn gather(&mut self, sink: &mut Vec<(LeaseId, Received)>) {
@@ -313,14 +295,13 @@ impl Table {
 
     /// Whether a lease has `port` on `address`, or on any address if either is unspecified.
     pub(crate) fn is_leased(&self, transport: Transport, address: IpAddr, port: u16) -> bool {
-        let owners = self.by_port.get(&(transport, port)).map_or(&[][..], Vec::as_slice);
-        owners.iter().any(|(owned, _)| *owned == address || owned.is_unspecified() || address.is_unspecified())
+        self.by_port.is_owned(transport, address, port)
     }
 
     /// Queues a packet for the lease that owns `local`.
     fn deliver(&mut self, transport: Transport, local: SocketAddr, ip: &[u8], meta: Meta) {
         let accept_partial = self.accept_partial;
-        let owner = self.owner(transport, local);
+        let owner = self.by_port.find(transport, local.ip(), local.port());
         let Some((id, lease)) = owner.and_then(|id| Some((id, self.leases.get_mut(&id)?))) else {
             return self.handle_stray();
         };

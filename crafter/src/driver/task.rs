@@ -38,7 +38,7 @@ impl Drop for DriverGuard {
 pub(super) fn epoll(core: &Core) -> Result<AsyncFd<OwnedFd>> {
     let failed = |e: nix::Error| Error::Io { action: "watch the sockets for replies".into(), source: e.into() };
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed)?;
-    for (index, source) in core.sources().into_iter().enumerate() {
+    for (index, source) in core.backend.sources().into_iter().enumerate() {
         epoll.add(source, EpollEvent::new(EpollFlags::EPOLLIN, index as u64)).map_err(failed)?;
     }
     crate::datapath::watch(epoll.0, "the sockets for replies")

@@ -97,18 +97,18 @@ impl Grant {
 impl Policy {
     /// Decides whether `subject`, who already has `usage`, may have this lease.
     pub fn lease(&self, subject: &Subject, wish: &LeaseWish, host: &Host, usage: &Usage) -> Decision {
-        let Some(rule) = self.rule_of(subject) else { return Decision::NO_RULE };
         let ports = if wish.transport.is_some() { u32::try_from(wish.ports.len()).unwrap_or(u32::MAX) } else { 0 };
-        let verdict = terms(rule, wish)
-            .and_then(|()| own(rule, wish, host))
-            .and_then(|()| limit(rule.max_leases, usage.leases, 1, Verdict::Leases))
-            .and_then(|()| limit(rule.max_ports, usage.ports, ports, Verdict::Ports));
-        Decision::of(rule, verdict)
+        self.decide(subject, |rule| {
+            terms(rule, wish)?;
+            own(rule, wish, host)?;
+            limit(rule.max_leases, usage.leases, 1, Verdict::Leases)?;
+            limit(rule.max_ports, usage.ports, ports, Verdict::Ports)
+        })
     }
 
     /// Decides like [`lease`](Self::lease), without the host and the limits.
     pub(crate) fn wish(&self, subject: &Subject, wish: &LeaseWish) -> Decision {
-        self.rule_of(subject).map_or(Decision::NO_RULE, |rule| Decision::of(rule, terms(rule, wish)))
+        self.decide(subject, |rule| terms(rule, wish))
     }
 
     /// Grants the lease if [`lease`](Self::lease) allows it. The caller counts it in `usage`.
@@ -138,56 +138,49 @@ impl Policy {
     /// Decides whether this policy would grant a lease that another policy granted, without limits and rates. The
     /// caller ends the leases that a new policy refuses.
     pub fn review(&self, grant: &Grant) -> Decision {
-        let Some(rule) = self.rule_of(&grant.subject) else { return Decision::NO_RULE };
-        let sources = match grant.sources.iter().any(|&source| rule.allows_address(source)) {
-            false if !grant.sources.is_empty() => Err(Verdict::Address),
-            _ => Ok(()),
-        };
-        Decision::of(rule, terms(rule, &grant.wish).and(sources))
+        self.decide(&grant.subject, |rule| {
+            terms(rule, &grant.wish)?;
+            let is_allowed = |&source: &IpAddr| rule.allows_address(source);
+            granted(grant.sources.is_empty() || grant.sources.iter().any(is_allowed), Verdict::Address)
+        })
+    }
+
+    fn decide(&self, subject: &Subject, check: impl FnOnce(&Rule) -> Checked) -> Decision {
+        self.rule_of(subject).map_or(Decision::NO_RULE, |rule| Decision::of(rule, check(rule)))
     }
 
     /// Decides whether the lease may open another flow.
     pub fn flow(&self, grant: &Grant, usage: &Usage) -> Decision {
-        match self.rule_of(&grant.subject) {
-            Some(rule) => {
-                let verdict = granted(!rule.refuse, Verdict::Refused)
-                    .and_then(|()| limit(rule.max_flows, usage.flows, 1, Verdict::Flows));
-                Decision::of(rule, verdict)
-            }
-            None => Decision::NO_RULE,
-        }
+        self.decide(&grant.subject, |rule| {
+            granted(!rule.refuse, Verdict::Refused)?;
+            limit(rule.max_flows, usage.flows, 1, Verdict::Flows)
+        })
     }
 
     /// Decides whether `subject` may see packets and leases of others.
     pub fn observe(&self, subject: &Subject) -> Decision {
-        match self.rule_of(subject) {
-            Some(rule) => Decision::of(rule, granted(!rule.refuse && rule.observe, Verdict::Observe)),
-            None => Decision::NO_RULE,
-        }
+        self.decide(subject, |rule| granted(!rule.refuse && rule.observe, Verdict::Observe))
     }
 
     /// Decides whether a packet may be sent. An allowed packet counts towards the rate, a refused one does not.
     ///
     /// Allocates nothing.
     pub fn packet(&self, grant: &Grant, packet: &PacketInfo, usage: &mut Usage, now: Instant) -> Decision {
-        let rule = match self.rule_for(grant) {
-            Ok(rule) => rule,
-            Err(decision) => return decision,
-        };
-        let verdict = judge(rule, grant, packet).and_then(|()| rate(rule, usage, now));
-        Decision::of(rule, verdict)
+        self.judged(grant, usage, now, |rule| judge(rule, grant, packet))
     }
 
     /// Decides whether an Ethernet frame may be sent, like [`packet`](Self::packet). An IP packet in the frame, also
     /// after one or two VLAN tags, is judged as a packet. Of other frames only the destination address and the length
     /// are checked. A frame with more tags, or whose EtherType contradicts the IP version, is unreadable.
     pub fn frame(&self, grant: &Grant, frame: &[u8], usage: &mut Usage, now: Instant) -> Decision {
-        let rule = match self.rule_for(grant) {
-            Ok(rule) => rule,
-            Err(decision) => return decision,
-        };
-        let verdict = judge_frame(rule, grant, frame).and_then(|()| rate(rule, usage, now));
-        Decision::of(rule, verdict)
+        self.judged(grant, usage, now, |rule| judge_frame(rule, grant, frame))
+    }
+
+    fn judged(&self, grant: &Grant, usage: &mut Usage, now: Instant, judge: impl FnOnce(&Rule) -> Checked) -> Decision {
+        match self.rule_for(grant) {
+            Ok(rule) => Decision::of(rule, judge(rule).and_then(|()| rate(rule, usage, now))),
+            Err(decision) => decision,
+        }
     }
 
     fn rule_for(&self, grant: &Grant) -> Result<&Rule, Decision> {

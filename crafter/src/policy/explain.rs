@@ -60,38 +60,25 @@ impl Policy {
     /// Explains which rule decides on a packet, and why.
     pub fn explain(&self, subject: &Subject, question: &Question) -> Explanation {
         let what = describe(question);
-        let Some(rule) = self.rule_of(subject) else {
-            let sentence = format!("refused: {what}: {}", Verdict::NoRule);
-            return Explanation {
-                allowed: false,
-                verdict: Verdict::NoRule,
-                rule: None,
-                line: None,
-                destination_line: None,
-                sentence,
-                text: None,
-                assumed: Vec::new(),
-            };
-        };
-        let packet = question.packet();
-        let verdict = question.judge(rule, &packet).err().unwrap_or(Verdict::Allowed);
-        let allowed = verdict == Verdict::Allowed;
-        let target = target(rule, &packet, verdict);
+        let (rule, packet) = (self.rule_of(subject), question.packet());
+        let judge = |rule| question.judge(rule, &packet).err().unwrap_or(Verdict::Allowed);
+        let verdict = rule.map_or(Verdict::NoRule, judge);
+        let target = rule.and_then(|rule| target(rule, &packet, verdict));
         let place = target.map(|target| format!(" ({} in line {})", written(target), target.line)).unwrap_or_default();
-        let title = rule.title();
-        let sentence = match allowed {
-            true => format!("allowed: {what}: {title} allows it{place}"),
-            false => format!("refused: {what}: {title}: {verdict}{place}"),
+        let sentence = match (rule.map(Rule::title), verdict) {
+            (None, _) => format!("refused: {what}: {verdict}"),
+            (Some(title), Verdict::Allowed) => format!("allowed: {what}: {title} allows it{place}"),
+            (Some(title), _) => format!("refused: {what}: {title}: {verdict}{place}"),
         };
         Explanation {
-            allowed,
+            allowed: verdict == Verdict::Allowed,
             verdict,
-            rule: Some(rule.number),
-            line: Some(rule.line),
+            rule: rule.map(|rule| rule.number),
+            line: rule.map(|rule| rule.line),
             destination_line: target.map(|target| target.line),
             sentence,
-            text: Some(rule.text.clone()),
-            assumed: question.assumed(rule),
+            text: rule.map(|rule| rule.text.clone()),
+            assumed: rule.map(|rule| question.assumed(rule)).unwrap_or_default(),
         }
     }
 }

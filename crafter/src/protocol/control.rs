@@ -57,17 +57,16 @@ impl Control {
     /// # Errors
     /// [`Error::NoService`] if no service listens there, or if this user may not connect.
     pub async fn connect(path: &Path) -> Result<Self> {
-        let failed = |error: &dyn std::fmt::Display, hint: &'static str| Error::NoService {
-            path: path.display().to_string(),
-            reason: error.to_string(),
-            hint,
-        };
-        let connection = unix::connect(path).await.map_err(|error| match &error {
-            zlink::Error::Io(io) if io.kind() == std::io::ErrorKind::PermissionDenied => {
-                failed(io, "join the group that may use it, `crafter` by default")
-            }
-            zlink::Error::Io(io) => failed(io, "start it with `systemctl start crafter.socket` or `crafter serve`"),
-            other => failed(other, "start it with `systemctl start crafter.socket` or `crafter serve`"),
+        let connection = unix::connect(path).await.map_err(|error| {
+            let (reason, is_denied) = match error {
+                zlink::Error::Io(error) => (error.to_string(), error.kind() == std::io::ErrorKind::PermissionDenied),
+                other => (other.to_string(), false),
+            };
+            let hint = match is_denied {
+                true => "join the group that may use it, `crafter` by default",
+                false => "start it with `systemctl start crafter.socket` or `crafter serve`",
+            };
+            Error::NoService { path: path.display().to_string(), reason, hint }
         })?;
         Ok(Self { path: path.to_owned(), inner: Mutex::new(Inner { connection, stale: 0 }) })
     }

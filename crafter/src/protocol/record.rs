@@ -50,28 +50,23 @@ impl DeliveryKind {
         Self::Captured,
     ];
 
+    const REASONS: [Reason; 6] = [
+        Reason::Redirected,
+        Reason::Copied,
+        Reason::Observed,
+        Reason::RstSuppressed,
+        Reason::UnreachableSuppressed,
+        Reason::OtherProtocol,
+    ];
+
     /// The verdict reason of this kind.
     pub const fn reason(self) -> Reason {
-        match self {
-            Self::Redirected => Reason::Redirected,
-            Self::Copied => Reason::Copied,
-            Self::Observed => Reason::Observed,
-            Self::RstSuppressed => Reason::RstSuppressed,
-            Self::UnreachableSuppressed => Reason::UnreachableSuppressed,
-            Self::Captured => Reason::OtherProtocol,
-        }
+        Self::REASONS[self as usize]
     }
 
     /// The kind of a verdict reason.
-    pub const fn of(reason: Reason) -> Self {
-        match reason {
-            Reason::Redirected => Self::Redirected,
-            Reason::Observed => Self::Observed,
-            Reason::RstSuppressed => Self::RstSuppressed,
-            Reason::UnreachableSuppressed => Self::UnreachableSuppressed,
-            Reason::OtherProtocol => Self::Captured,
-            _ => Self::Copied,
-        }
+    pub fn of(reason: Reason) -> Self {
+        Self::ALL.into_iter().find(|kind| kind.reason() == reason).unwrap_or(Self::Copied)
     }
 }
 

@@ -12,7 +12,7 @@ use super::{
     call::{AnyCall, BoundedConnection, parameters},
     caller::Caller,
     methods,
-    served_lease::{ServedLease, Tally},
+    served_lease::ServedLease,
     state::{Service, event, event_of},
 };
 use crate::protocol::wire::{Event, Events, MonitorCall};
@@ -107,6 +107,6 @@ impl Watch {
 }
 
 fn counted(lease: &ServedLease) -> [u64; 5] {
-    let Tally { delivered, delivered_bytes, suppressed, lost, refused, .. } = &lease.tally;
-    [delivered.get(), delivered_bytes.get(), suppressed.get(), lost.get(), refused.get()]
+    let tally = lease.tally.borrow();
+    [tally.delivered, tally.delivered_bytes, tally.suppressed, tally.lost, tally.refused]
 }

@@ -19,13 +19,8 @@ pub(super) fn begin(audit: &Audit, lease: &ServedLease, rule: Option<usize>) {
 
 /// A lease ended.
 pub(super) fn end(audit: &Audit, lease: &ServedLease, reason: &str) {
-    let tally = &lease.tally;
-    let counts = Counts {
-        sent: tally.sent.get(),
-        refused: tally.refused.get(),
-        delivered: tally.delivered.get(),
-        lost: tally.lost.get(),
-    };
+    let tally = lease.tally.borrow();
+    let counts = Counts { sent: tally.sent, refused: tally.refused, delivered: tally.delivered, lost: tally.lost };
     audit.record(&Record::End { who: who(lease), resource: resource(lease), reason, counts }, Instant::now());
 }
 

@@ -1,7 +1,7 @@
 //! A lease of a client: the client's socket, and the driver's lease.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     collections::HashMap,
     net::IpAddr,
     os::fd::{AsRawFd as _, OwnedFd},
@@ -37,20 +37,10 @@ use crate::{
 /// Messages per system call.
 const BATCH: usize = 64;
 
-/// Counters of packets; see [`wire::Lease`].
-#[derive(Debug, Default)]
-pub(super) struct Tally {
-    pub(super) sent: Cell<u64>,
-    pub(super) sent_bytes: Cell<u64>,
-    pub(super) not_sent: Cell<u64>,
-    pub(super) refused: Cell<u64>,
-    pub(super) delivered: Cell<u64>,
-    pub(super) delivered_bytes: Cell<u64>,
-    pub(super) lost: Cell<u64>,
-    pub(super) suppressed: Cell<u64>,
-}
+/// Counters of packets, of a lease or of a connection.
+pub(super) type Tally = RefCell<wire::Account>;
 
-type Count = fn(&Tally) -> &Cell<u64>;
+type Counter = fn(&mut wire::Account) -> &mut u64;
 
 /// Remote address, remote port and local port.
 type FlowKey = (IpAddr, u16, u16);
@@ -134,10 +124,9 @@ impl ServedLease {
     }
 
     /// Adds to the counters of the lease and of its connection.
-    fn count(&self, counted: Count, more: u64) {
+    fn count(&self, counter: Counter, more: u64) {
         for tally in [&self.tally, &*self.terms.total] {
-            let cell = counted(tally);
-            cell.set(cell.get() + more);
+            *counter(&mut tally.borrow_mut()) += more;
         }
     }
 
@@ -204,8 +193,9 @@ impl ServedLease {
 
     /// Reports a packet that was not sent to the client.
     pub(super) fn refuse(&self, code: Code, rule: u16, sentence: &str, packet: &[u8]) {
-        let counted: Count = if code == Code::NotSent { |tally| &tally.not_sent } else { |tally| &tally.refused };
-        self.count(counted, 1);
+        let counter: Counter =
+            if code == Code::NotSent { |tally| &mut tally.not_sent } else { |tally| &mut tally.refused };
+        self.count(counter, 1);
         self.send_message(Kind::Refusal { code, rule }, sentence, &packet[..packet.len().min(QUOTED)]);
     }
 
@@ -213,13 +203,13 @@ impl ServedLease {
         let message = [sentence.as_bytes(), quoted].concat();
         let header = self.header(kind, sentence.len(), monotonic_ns()).encode();
         if mmsg::send::<1>(&self.socket, std::iter::once(([&header[..], &message], None))).is_err() {
-            self.count(|tally| &tally.lost, 1);
+            self.count(|tally| &mut tally.lost, 1);
         }
     }
 
     fn header(&self, kind: Kind, length: usize, time_ns: u64) -> Header {
         // The protocol counts modulo 2^32.
-        let lost = self.tally.lost.get() as u32;
+        let lost = self.tally.borrow().lost as u32;
         Header { kind, ifindex: self.attachment.interface().ifindex, time_ns, length: length as u32, lost }
     }
 
@@ -255,11 +245,11 @@ impl ServedLease {
 
     /// Counts sent packets, and reports the others to the client.
     pub(super) fn handle_sent(&self, packets: &[Packet<&[u8]>], sent: &Transmitted) {
-        self.count(|tally| &tally.sent, sent.sent);
+        self.count(|tally| &mut tally.sent, sent.sent);
         let bytes: u64 = packets.iter().map(|packet| packet.len() as u64).sum();
         let refused = (packets.len() as u64).saturating_sub(sent.sent);
         self.count(
-            |tally| &tally.sent_bytes,
+            |tally| &mut tally.sent_bytes,
             if refused == 0 { bytes } else { bytes * sent.sent / packets.len() as u64 },
         );
         if refused > 0 {
@@ -278,8 +268,8 @@ impl ServedLease {
         let packets = whole.as_deref().unwrap_or(packets);
         let wanted = packets.iter().map(|(_, received)| received).filter(|received| {
             let is_reply = received.reason.is_ingress();
-            let counted: Count = if is_reply { |tally| &tally.delivered } else { |tally| &tally.suppressed };
-            self.count(counted, 1);
+            let counter: Counter = if is_reply { |tally| &mut tally.delivered } else { |tally| &mut tally.suppressed };
+            self.count(counter, 1);
             is_reply || self.terms.report
         });
         let mut messages: Vec<([u8; HEADER], &Received)> = Vec::with_capacity(packets.len());
@@ -299,7 +289,7 @@ impl ServedLease {
     pub(super) fn show(&self, bytes: &[u8], length: u32, time_ns: u64, flags: u16) {
         let mut header = self.header(Kind::Packet { delivery: DeliveryKind::Captured, flags }, bytes.len(), time_ns);
         header.length = length;
-        self.count(|tally| &tally.delivered, 1);
+        self.count(|tally| &mut tally.delivered, 1);
         self.send([(&header.encode(), bytes)].into_iter());
     }
 
@@ -314,15 +304,16 @@ impl ServedLease {
                 Ok(sent) => done += sent,
             }
         }
-        self.count(|tally| &tally.lost, (total - done) as u64);
+        self.count(|tally| &mut tally.lost, (total - done) as u64);
         let bytes: usize = messages.take(done).map(|(_, bytes)| bytes.len()).sum();
-        self.count(|tally| &tally.delivered_bytes, bytes as u64);
+        self.count(|tally| &mut tally.delivered_bytes, bytes as u64);
     }
 
     /// The lease as `ListLeases` reports it.
     pub(super) fn describe(&self) -> wire::Lease {
         let wish = self.terms.grant.wish();
-        let Tally { sent, sent_bytes, not_sent, refused, delivered, delivered_bytes, lost, suppressed } = &self.tally;
+        let wire::Account { sent, sent_bytes, not_sent, refused, delivered, delivered_bytes, lost, suppressed } =
+            self.tally.borrow().clone();
         let has_ports = wish.transport.is_some();
         wire::Lease {
             lease: self.terms.number,
@@ -337,14 +328,14 @@ impl ServedLease {
             observe: self.terms.kernel_terms.observe,
             suppress: self.terms.kernel_terms.suppress,
             began: self.began.since_1970_us(),
-            sent: sent.get(),
-            sent_bytes: sent_bytes.get(),
-            not_sent: not_sent.get(),
-            refused: refused.get(),
-            delivered: delivered.get(),
-            delivered_bytes: delivered_bytes.get(),
-            lost: lost.get(),
-            suppressed: suppressed.get(),
+            sent,
+            sent_bytes,
+            not_sent,
+            refused,
+            delivered,
+            delivered_bytes,
+            lost,
+            suppressed,
         }
     }
 }

@@ -70,13 +70,13 @@ impl Lease {
 /// Checks that the address is this host's.
 async fn check_address(shared: &Shared, request: &LeaseRequest) -> Result<()> {
     // The driver caches the list; the kernel is asked only about an address that is not in it.
-    let known = |address| shared.lock().is_local(address);
+    let known = |address| shared.lock().backend.is_local(address);
     if let Some(address) = request.address.filter(|address| !known(*address)) {
         let addresses = local_addresses().await?;
         if !addresses.contains(&address) && !address.is_loopback() {
             return Err(Error::invalid("address", format_args!("{address} is not an address of this host")));
         }
-        shared.lock().set_local(&addresses)?;
+        shared.lock().backend.set_local(&addresses)?;
     }
     Ok(())
 }

@@ -20,13 +20,13 @@ fn batch_stops_at_the_first_packet_without_room() {
     let (packets, route) = (packets(10), route());
     let batch: Vec<_> = packets.iter().map(|packet| TxPacket::Ip(&route, packet)).collect();
     world.fake().room = Some(4);
-    let sent = world.core.send_batch(&batch, NoRoom::Stop);
+    let sent = world.core.backend.send_batch(&batch, NoRoom::Stop);
     assert_eq!((sent.sent, sent.refused, sent.tried), (4, 0, 4));
     // The backend keeps nothing: the rest is a new batch.
     world.fake().room = Some(3);
-    let sent = world.core.send_batch(&batch[4..], NoRoom::Stop);
+    let sent = world.core.backend.send_batch(&batch[4..], NoRoom::Stop);
     assert_eq!((sent.sent, sent.refused, sent.tried), (3, 0, 3));
-    let sent = world.core.send_batch(&batch[7..], NoRoom::Refuse);
+    let sent = world.core.backend.send_batch(&batch[7..], NoRoom::Refuse);
     assert_eq!((sent.sent, sent.refused, sent.tried), (0, 3, 3));
     assert_eq!(world.take_sent(), packets[..7]);
     let stats = world.core.stats();
@@ -104,7 +104,7 @@ fn invalid_segment_counts_as_not_sent() {
     let (mut world, _lease, stream, _peer) = established();
     // The MTU shrinks below that of the stream.
     world.core.handle_addresses(world.now, &[ip(HERE)], Some(500));
-    assert!(world.core.is_local(ip(HERE)));
+    assert!(world.core.backend.is_local(ip(HERE)));
     world.write(stream, &[0; 500]);
     assert_eq!((world.take_sent().len(), world.core.stats().not_sent), (0, 1));
     assert_eq!(world.state(stream), Some(StreamState::Established));
