@@ -253,7 +253,7 @@ impl ServedLease {
             if refused == 0 { bytes } else { bytes * sent.sent / packets.len() as u64 },
         );
         if refused > 0 {
-            let reason = sent.error.as_ref().map_or_else(|| "its queue is full".to_owned(), ToString::to_string);
+            let reason = sent.error.as_ref().map_or_else(|| "no room in its queue".to_owned(), ToString::to_string);
             for _ in 0..refused {
                 self.refuse(Code::NotSent, 0, &format!("the kernel did not accept the packet: {reason}"), &[]);
             }
