@@ -85,7 +85,7 @@ impl Lease {
     /// The local end of packets to `destination`: the lease's address, or the source address that the route prefers.
     ///
     /// # Errors
-    /// [`Error::NoRoute`], [`Error::NoNeighbour`].
+    /// [`Error::NoRoute`](crate::Error::NoRoute), [`Error::NoNeighbour`](crate::Error::NoNeighbour).
     pub async fn local(&self, destination: IpAddr) -> Result<SocketAddr> {
         let route = self.inner.route(destination).await?;
         Ok(SocketAddr::new(self.inner.address.unwrap_or(route.source), self.port()))
@@ -94,8 +94,8 @@ impl Lease {
     /// Sends one packet, from its IP header on, unchanged.
     ///
     /// # Errors
-    /// [`Error::NoRoute`], [`Error::NoNeighbour`]; [`Error::Invalid`] for a packet that is not IP or longer than the
-    /// MTU.
+    /// [`Error::NoRoute`](crate::Error::NoRoute), [`Error::NoNeighbour`](crate::Error::NoNeighbour);
+    /// [`Error::Invalid`](crate::Error::Invalid) for a packet that is not IP or longer than the MTU.
     pub async fn send(&self, ip: &[u8]) -> Result<()> {
         self.send_all([ip]).await
     }
@@ -105,8 +105,8 @@ impl Lease {
     /// Not cancel-safe: some packets may have been sent.
     ///
     /// # Errors
-    /// As [`Lease::send`], after all other packets were sent; [`Error::Io`] for packets that found no room within a
-    /// second. If a packet has no route, nothing is sent.
+    /// As [`Lease::send`], after all other packets were sent; [`Error::Io`](crate::Error::Io) for packets that found no
+    /// room within a second. If a packet has no route, nothing is sent.
     pub async fn send_all<'p>(&self, packets: impl IntoIterator<Item = &'p [u8]>) -> Result<()> {
         let mut routed = Vec::new();
         for ip in packets {
@@ -127,7 +127,7 @@ impl Lease {
     /// Receives the next packet for the lease that belongs to no stream. Cancel-safe.
     ///
     /// # Errors
-    /// [`Error::UnknownInterface`] after the interface was removed.
+    /// [`Error::UnknownInterface`](crate::Error::UnknownInterface) after the interface was removed.
     pub async fn recv(&self) -> Result<Received> {
         loop {
             let arrived = self.inner.arrived.notified();

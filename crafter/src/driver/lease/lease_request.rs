@@ -92,7 +92,7 @@ impl LeaseRequest {
         self
     }
 
-    /// Whether dropped answers are delivered to [`Lease::try_suppressed`].
+    /// Whether dropped answers are delivered to [`Lease::try_suppressed`](crate::Lease::try_suppressed).
     #[must_use]
     pub fn report(mut self, report: bool) -> Self {
         self.terms.report = report;

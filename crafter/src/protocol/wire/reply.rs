@@ -11,7 +11,7 @@ wire! {
     Info {
         /// crafter's version.
         version: String,
-        /// [`ABI`]
+        /// The version of the interface, [`ABI`](crate::protocol::wire::ABI).
         abi: u32,
         /// The process id of the service.
         pid: u32,
