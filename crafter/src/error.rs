@@ -1,45 +1,52 @@
-//! The library's error type.
+//! One error type for the library.
 
 use std::{fmt, io, net::IpAddr, net::SocketAddr, time::Duration};
 
-/// An error of the library. Its message says what failed, why, and what to do.
+/// An error of the library. The message says what failed, why, and what to do; `crafter/docs/errors.md` lists examples
+/// and the exit codes of the command line.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// No interface of that name exists in the current network namespace.
+    /// No link of that name in the current network namespace.
     #[error("no interface named '{name}' in this network namespace (`ip link` lists them)")]
     UnknownInterface {
         /// As given by the user.
         name: String,
     },
-    /// The kernel's routing table has no route to the destination.
+    /// The routing table of the kernel has no route to the destination.
     #[error("no route to {destination}: {reason}")]
     NoRoute {
         /// The destination of the packet.
         destination: IpAddr,
-        /// The kernel's error, or the constraint that excluded the route.
+        /// The kernel's error, or the option that excludes the route.
         reason: String,
     },
     /// The next hop did not answer ARP or neighbour discovery.
-    #[error("{address} does not answer on {interface}: no ARP or neighbour discovery reply within {after:?}")]
+    #[error(
+        "{address} does not answer on {interface}: no ARP or neighbour discovery reply within {after:?}; \
+         check that it is up and on this network"
+    )]
     NoNeighbour {
         /// The next hop.
         address: IpAddr,
-        /// The interface of the next hop.
+        /// The interface of the request.
         interface: String,
-        /// How long the kernel tried.
+        /// How long the kernel waited.
         after: Duration,
     },
     /// The process lacks a capability.
     #[error("no permission to {action}: {capability} is needed (run as root, or `setcap` the binary)")]
     Permission {
-        /// Names such as `CAP_NET_RAW`.
+        /// Its name, e.g. `CAP_NET_RAW`.
         capability: &'static str,
-        /// What was tried, as a verb phrase.
+        /// The operation, as a verb phrase.
         action: String,
     },
-    /// A socket of this host or another lease uses the port.
-    #[error("{protocol} port {port} on {address} is in use{}; choose another port", .holder.as_ref().map(|h| format!(" by {h}")).unwrap_or_default())]
+    /// The port belongs to a socket of this host or to another lease.
+    #[error(
+        "{protocol} port {port} on {address} is in use{}; choose another port",
+        .holder.as_ref().map(|holder| format!(" by {holder}")).unwrap_or_default()
+    )]
     PortTaken {
         /// `TCP` or `UDP`.
         protocol: &'static str,
@@ -47,11 +54,11 @@ pub enum Error {
         address: IpAddr,
         /// The local port.
         port: u16,
-        /// Program and process id, if they are known. Through the service: only the caller's own lease.
+        /// Program and process id, if known.
         holder: Option<String>,
     },
-    /// The requested attach mode is not possible.
-    #[error("cannot attach to {interface} in {mode} mode: {reason}")]
+    /// A forced attach mode is not available.
+    #[error("cannot attach to {interface} in {mode} mode: {reason}; mode auto selects one that is available")]
     Attach {
         /// The interface.
         interface: String,
@@ -61,101 +68,101 @@ pub enum Error {
         reason: String,
     },
     /// The kernel lacks a feature that crafter requires.
-    #[error("this kernel ({release}) is too old: {missing}")]
+    #[error("this kernel ({release}) is too old: it lacks {missing}; upgrade the kernel")]
     KernelTooOld {
         /// As `uname -r` prints it.
         release: String,
-        /// The missing feature, and the Linux version that has it.
+        /// The missing feature and the first Linux version that has it.
         missing: String,
     },
     /// A RST answered the SYN.
-    #[error("{remote} refused the connection (RST to the SYN)")]
+    #[error("{remote} refused the connection (RST to the SYN); check the port")]
     Refused {
         /// The peer.
         remote: SocketAddr,
     },
     /// A RST ended an established connection.
-    #[error("{remote} reset the connection")]
+    #[error("{remote} reset the connection; the log of the peer may give the reason")]
     Reset {
         /// The peer.
         remote: SocketAddr,
     },
     /// No answer arrived in time.
-    #[error("no answer from {remote} within {after:?} ({waiting_for})")]
+    #[error("no answer from {remote} within {after:?} ({waiting_for}); check the address, or wait longer")]
     TimedOut {
         /// The peer.
         remote: SocketAddr,
-        /// How long this end waited.
+        /// The time limit.
         after: Duration,
         /// What was awaited: `SYN-ACK`, `DNS answer`, ...
         waiting_for: &'static str,
     },
-    /// An ICMP error reported that the peer or its port cannot be reached.
-    #[error("{remote} is unreachable: {reason} (ICMP from {from})")]
+    /// An ICMP error reported the peer or its port as unreachable.
+    #[error("{remote} is unreachable: {reason} (ICMP from {from}); check the address and port")]
     Unreachable {
         /// The peer.
         remote: SocketAddr,
-        /// The router or host that sent it.
+        /// The router or host that sent the ICMP error.
         from: IpAddr,
         /// The code in words, e.g. `port unreachable`.
         reason: String,
     },
-    /// An invalid value.
+    /// A value from the user is invalid.
     #[error("{what}: {reason}")]
     Invalid {
         /// The field or option, e.g. `--loss` or `URL`.
         what: String,
-        /// What is wrong, and a correct value.
+        /// Why it is invalid, and what is valid.
         reason: String,
     },
     /// A policy's text has errors.
     #[error("policy rejected: {}", .problems.join("; "))]
     Policy {
-        /// All problems, each with line and column, in the order of the text.
+        /// All errors, each with line and column, in the order of the text.
         problems: Vec<String>,
     },
-    /// The service's policy does not allow the operation.
-    #[error("the service's policy does not allow it: {message}")]
+    /// The service's policy does not allow it.
+    #[error("the service does not allow it: {message}")]
     Forbidden {
         /// The number of the rule; `None`: no rule names the user.
         rule: Option<u32>,
-        /// The verdict as `crafter policy explain` names it.
+        /// What the rule does not allow, as `crafter policy explain` names it.
         verdict: String,
-        /// The decision as a sentence.
+        /// The same in words.
         message: String,
     },
-    /// There is no service, or this user may not connect to it.
+    /// The service does not run, or this user may not connect.
     #[error("no crafter service at {path} ({reason}): {hint}")]
     NoService {
         /// Its socket.
         path: String,
-        /// The system's reason.
+        /// The system's error.
         reason: String,
         /// What to do.
         hint: &'static str,
     },
-    /// The connection to the service ended, or the service sent an invalid reply.
+    /// The service has stopped, or its reply cannot be read.
     #[error("lost connection to the crafter service at {path}: {reason}")]
     Service {
         /// Its socket.
         path: String,
-        /// Why the connection failed.
+        /// What failed.
         reason: String,
     },
-    /// The kernel refused an operation that should have worked.
+    /// A system call failed.
     #[error("{action}: {source}")]
     Io {
-        /// What was tried, as a verb phrase.
+        /// The operation, as a verb phrase.
         action: String,
-        /// The system's reason.
+        /// The system's error.
         source: io::Error,
     },
     /// Loading or using the kernel half failed.
     #[error("{action}: {reason}")]
     Bpf {
-        /// What was tried, as a verb phrase.
+        /// The operation, as a verb phrase.
         action: String,
-        /// aya's or the verifier's reason.
+        /// The error of aya or of the verifier.
         reason: String,
     },
 }
@@ -164,7 +171,7 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// An [`Error::Io`]; an [`Error::Permission`] with `capability` if `source` is EPERM or EACCES.
+    /// An [`Error::Io`], or an [`Error::Permission`] naming `capability` where `source` is EPERM or EACCES.
     pub fn io(action: impl Into<String>, capability: &'static str, source: io::Error) -> Self {
         let action = action.into();
         match source.raw_os_error() {
