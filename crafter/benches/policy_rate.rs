@@ -5,8 +5,8 @@
 use std::{fmt::Write as _, hint::black_box, net::Ipv4Addr, time::Instant};
 
 use crafter::{
-    packet::{Route, Transport},
-    policy::{Host, LeaseWish, Outgoing, PacketPorts, Policy, SHIPPED, Subject, Usage},
+    packet::{PacketPorts, Route, Transport},
+    policy::{Host, LeaseWish, PacketInfo, Policy, SHIPPED, Subject, Usage},
 };
 
 const COUNT: u32 = 5_000_000;
@@ -61,7 +61,7 @@ fn measure(name: &str, text: String) -> crafter::Result<()> {
                 // Alternates between addresses of 10.0.0.0/7 and 0.0.0.0/7.
                 let base = if i & 1 == 0 { 10 << 24 } else { 1 };
                 let destination = Ipv4Addr::from(base + i.wrapping_mul(2_654_435_761) % (1 << 17));
-                let packet = Outgoing {
+                let packet = PacketInfo {
                     source: Ipv4Addr::new(192, 0, 2, 1).into(),
                     destination: destination.into(),
                     transport: Some(Transport::Tcp),

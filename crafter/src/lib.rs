@@ -1,20 +1,22 @@
 //! Craft TCP and UDP by hand on Linux without the kernel answering with a RST.
 //!
-//! - [`driver`]: open an interface, lease ports, send and receive, whole TCP streams. Start here:
+//! - [`driver`]: opens an interface, leases ports, sends and receives packets, and opens TCP streams. Start here:
 //!   [`Crafter::open`].
-//! - [`packet`]: headers to bytes and back, no IO.
-//! - [`layer`]: packets of any layers with any fields, as Scapy has them, no IO.
-//! - [`expr`]: their text form, and sets of packets. [`shell`]: a language around it. [`capture`]: files of them.
-//! - [`session`]: send packets of any layers and have their answers matched: `send`, `sr`, `sr1`.
-//! - [`probe`]: ping and traceroute, as scripts for a session.
-//! - [`engine`]: conversations without IO: a cursor for segments by hand, streams, reassembly.
-//! - [`policy`]: who may do what with the service, no IO.
-//! - [`protocol`]: the wire between the service and its clients. [`service`]: the privileged process.
-//! - [`datapath`]: all that touches the kernel: programs, maps, sockets, routes.
-//! - [`lab`]: a throw-away network with a web and a DNS server to try things in.
+//! - [`packet`]: reads and builds headers, without IO.
+//! - [`layer`]: packets of any layers with any fields, as in Scapy, without IO.
+//! - [`expr`]: the text form of packets, and sets of packets. [`shell`]: the language of the prompt. [`capture`]:
+//!   capture files.
+//! - [`session`]: sends packets of any layers and matches their replies: `send`, `sr`, `sr1`.
+//! - [`probe`]: ping and traceroute on a session.
+//! - [`engine`]: TCP streams, conversations by hand and reassembly, without IO.
+//! - [`policy`]: decides which user may do what through the service, without IO.
+//! - [`protocol`]: the protocol between the service and its clients. [`service`]: the privileged process.
+//! - [`datapath`]: the only module that touches the kernel: programs, maps, sockets, routes.
+//! - [`lab`]: a throw-away network with a web and a DNS server.
 //!
-//! Features, all of them on by default: `lab`, `service` (the privileged process; its clients are always there),
-//! `shell`, and `cli` for the program. A library user without them compiles no command line, no HTTP and no DNS server.
+//! Features, all on by default: `lab`, `service` (the privileged process and its policy; clients need no feature),
+//! `shell`, and `cli` for the program. A library user without them compiles no command line, no TOML, no HTTP and no
+//! DNS server.
 //!
 //! One crafted handshake, and a page:
 //!
@@ -36,13 +38,13 @@
 //! ```
 
 pub mod datapath;
-#[cfg_attr(not(feature = "service"), allow(dead_code, reason = "the service uses the rest"))]
+#[cfg_attr(not(feature = "service"), allow(dead_code, unused_imports, reason = "the service uses the rest"))]
 pub mod driver;
 pub mod error;
 #[cfg(feature = "lab")]
 pub mod lab;
 mod mmsg;
-#[cfg_attr(not(feature = "service"), allow(dead_code, unused_imports, reason = "the service uses the rest"))]
+#[cfg(feature = "service")]
 pub mod policy;
 pub mod probe;
 pub mod protocol;
@@ -55,7 +57,7 @@ pub mod shell;
 pub use crafter_engine as engine;
 pub use crafter_packet::{capture, expr, layer};
 
-/// Headers of packets, and what is wrong with one that does not fit.
+/// Reading and building headers, and the errors of it.
 pub mod packet {
     pub use crafter_packet::{Error, header::*};
 }

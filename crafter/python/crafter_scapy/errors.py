@@ -80,7 +80,7 @@ class PortTaken(ServiceError):
         self.protocol = parameters.get("protocol")
         self.address = parameters.get("address")
         self.port = parameters.get("port")
-        #: The owner of the port, if the service reports it.
+        #: Your own lease, if it has the port.
         self.holder = parameters.get("holder")
 
     def __str__(self):

@@ -105,7 +105,7 @@ class Service:
                                        "message": "rule 1: the local port is not among its ports"})
         if port == 33333:
             raise KeyError("PortTaken", {"protocol": "tcp", "address": "::", "port": port,
-                                         "holder": "nginx (pid 12)", "message": "TCP port 33333 on :: is taken"})
+                                         "holder": "your lease 12", "message": "TCP port 33333 on :: is in use"})
         if len(self.leases) >= self.max_leases:
             raise KeyError("Refused", {"rule": 1, "verdict": "max-leases",
                                        "message": "rule 1: there would be more leases than its max_leases"})

@@ -48,8 +48,8 @@ class Calls(unittest.TestCase):
         self.assertIn("refused by the policy, rule 1: the local port", str(caught.exception))
         with self.assertRaises(PortTaken) as caught:
             self.client.lease("tcp", interface="test0", port=33333)
-        self.assertEqual(caught.exception.holder, "nginx (pid 12)")
-        self.assertIn("nginx (pid 12)", str(caught.exception))
+        self.assertEqual(caught.exception.holder, "your lease 12")
+        self.assertIn("your lease 12", str(caught.exception))
         with self.assertRaises(ServiceError) as caught:
             self.client.release(12345)
         self.assertEqual(caught.exception.name, "org.crafter.v1.NoSuchLease")

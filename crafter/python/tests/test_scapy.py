@@ -195,7 +195,7 @@ class Exchanges(unittest.TestCase):
         for call in (sr1, send):
             with self.assertRaises(PortTaken) as caught:
                 call(IP(src=NEAR, dst=FAR) / TCP(sport=33333, dport=80, flags="S"))
-            self.assertIn("nginx (pid 12)", str(caught.exception))
+            self.assertIn("your lease 12", str(caught.exception))
 
     def test_icmp_identifier_0_is_leased(self):
         send(IP(src=NEAR, dst=FAR) / ICMP())

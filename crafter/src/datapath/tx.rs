@@ -17,7 +17,7 @@ use crafter_common::{link, parse};
 use smallvec::SmallVec;
 use socket2::Socket;
 
-pub(crate) use self::batch::{NoRoom, Outgoing, Transmitted};
+pub(crate) use self::batch::{NoRoom, Transmitted, TxPacket};
 pub(super) use self::socket::{link_address, wait_for_room};
 use self::{
     batch::Ready,
@@ -120,7 +120,7 @@ impl Sender {
     /// [`Error::Invalid`] for a route out of another interface, and for a packet without an IP header or larger than
     /// the interface's MTU: it is not queued. Those of [`Sender::flush`], which concern packets queued before.
     pub fn push(&mut self, route: &Route, ip_packet: &[u8]) -> Result<()> {
-        let (path, ready) = self.ready(Outgoing::Ip(route, ip_packet))?;
+        let (path, ready) = self.ready(TxPacket::Ip(route, ip_packet))?;
         self.queue(path, ready)
     }
 
@@ -130,7 +130,7 @@ impl Sender {
     /// [`Error::Invalid`] where packets have no Ethernet header, and for a frame shorter than one or larger than what
     /// the MTU allows with two VLAN tags: it is not queued. Those of [`Sender::flush`], as in [`Sender::push`].
     pub fn push_frame(&mut self, frame: &[u8]) -> Result<()> {
-        let (path, ready) = self.ready(Outgoing::Frame(frame))?;
+        let (path, ready) = self.ready(TxPacket::Frame(frame))?;
         self.queue(path, ready)
     }
 
@@ -179,10 +179,10 @@ impl Sender {
     }
 
     /// What the kernel is to get of a packet, and by which socket.
-    fn ready<'p>(&self, packet: Outgoing<'p>) -> Result<(Path, Ready<'p>)> {
+    fn ready<'p>(&self, packet: TxPacket<'p>) -> Result<(Path, Ready<'p>)> {
         match packet {
-            Outgoing::Ip(route, ip) => self.ready_ip(route, ip),
-            Outgoing::Frame(frame) => self.ready_frame(frame),
+            TxPacket::Ip(route, ip) => self.ready_ip(route, ip),
+            TxPacket::Frame(frame) => self.ready_frame(frame),
         }
     }
 

@@ -1,5 +1,5 @@
-//! The seam: what the driver needs of whatever carries its packets. [`kernel`](super::kernel) is the hooks and sockets of
-//! this process, [`service`](super::service) the privileged process, and the tests have a fake.
+//! The interface between the driver and what carries its packets. [`kernel`](super::kernel) uses the hooks and sockets
+//! of this process, [`service`](super::service) the privileged process; the unit tests use a fake.
 
 use std::{
     net::IpAddr,
@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::entry::{Delivery, LeaseId, Ports};
-pub(crate) use crate::datapath::tx::{NoRoom, Outgoing, Transmitted};
+pub(crate) use crate::datapath::tx::{NoRoom, Transmitted, TxPacket};
 use crate::{
     datapath::maps::{Counters, Flow, Terms},
     error::{Error, Result},
@@ -18,44 +18,45 @@ use crate::{
 
 /// Carries packets between a table and the network.
 pub(crate) trait Backend: Send {
-    /// The descriptors that are readable when [`Backend::drain`] has something to hand over.
+    /// Descriptors that become readable when [`Backend::drain`] has deliveries.
     fn sources(&self) -> Vec<BorrowedFd<'_>>;
 
-    /// Sends packets in as few system calls as it takes. Nothing is remembered between two calls: with [`NoRoom::Stop`]
-    /// the result says which packet was the first without room.
-    fn send_batch(&mut self, packets: &[Outgoing<'_>], on_no_room: NoRoom) -> Transmitted;
+    /// Sends packets in as few system calls as possible. The backend keeps nothing between two calls: with
+    /// [`NoRoom::Stop`], the result contains the index of the first packet without room.
+    fn send_batch(&mut self, packets: &[TxPacket<'_>], on_no_room: NoRoom) -> Transmitted;
 
-    /// Hands a batch of waiting deliveries to `deliver`; how many there were.
+    /// Passes a batch of waiting deliveries to `deliver`, and returns their number.
     fn drain(&mut self, deliver: &mut dyn FnMut(Delivery<'_>)) -> usize;
 
-    /// Redirects packets to these ports into this backend, for the lease `id` and on its `terms`. All ports or none.
+    /// Redirects packets for these ports into this backend, for the lease `id` and on its `terms`. After an error, none
+    /// of the ports is owned.
     ///
     /// # Errors
-    /// [`Error::Invalid`](crate::Error::Invalid) where there is no room for more.
+    /// [`Error::Invalid`](crate::Error::Invalid) if the map of owned ports is full.
     fn own(&mut self, id: LeaseId, ports: &Ports, terms: Terms) -> Result<()>;
 
-    /// Gives the ports of the lease `id` back.
+    /// Returns the ports of the lease `id`.
     fn disown(&mut self, id: LeaseId, ports: &Ports);
 
-    /// How long a lease whose packets the kernel sees too has to wait before it gives its ports back: until the kernel has
-    /// answered what was handed over already.
+    /// Delay before a lease returns its ports if the kernel sees its packets too (observe mode): the kernel may still
+    /// be answering a packet whose copy was already delivered.
     fn disown_delay(&self) -> Duration {
         Duration::ZERO
     }
 
-    /// This host has these addresses now.
+    /// Replaces the addresses of this host.
     ///
     /// # Errors
-    /// [`Error::Bpf`](crate::Error::Bpf) for more than it can hold: the former addresses stay in force.
+    /// [`Error::Bpf`](crate::Error::Bpf) if the map is full; the previous addresses remain in force.
     fn set_local(&mut self, addresses: &[IpAddr]) -> Result<()>;
 
-    /// Whether an address is this host's.
+    /// Whether this host has `address`.
     fn is_local(&self, address: IpAddr) -> bool;
 
-    /// The interface has another MTU now, in bytes from the IP header on.
+    /// Changes the interface's MTU: bytes from the IP header on.
     fn set_mtu(&mut self, _mtu: u32) {}
 
-    /// How long [`NoRoom::Refuse`] waits for room, without any progress.
+    /// How long [`NoRoom::Refuse`] waits for room without any progress.
     fn set_patience(&mut self, patience: Duration);
 
     /// Packets by verdict reason.
@@ -64,56 +65,56 @@ pub(crate) trait Backend: Send {
     /// [`Error::Bpf`](crate::Error::Bpf) if the kernel refuses.
     fn counters(&self) -> Result<Counters>;
 
-    /// The flows that were seen, where this process can read them.
+    /// The flows that the kernel half has seen; empty if this process cannot read them.
     fn flows(&self) -> Vec<Flow> {
         Vec::new()
     }
 
-    /// What became of packets so far.
+    /// Counters since the backend was opened.
     fn statistics(&self) -> Statistics;
 
-    /// The service, where this is one: for what only a service has, such as leases that are calls to it, and refusals.
+    /// The operations that only the service has; `None` for other backends.
     fn as_service(&mut self) -> Option<&mut dyn ServiceCalls> {
         None
     }
 }
 
-/// What only a service has.
+/// Operations that only the service has.
 pub(crate) trait ServiceCalls {
-    /// The connection to it.
+    /// The connection to the service.
     fn control(&self) -> &Arc<Control>;
 
-    /// Whether frames can be sent.
+    /// Whether Ethernet frames can be sent.
     fn has_frames(&self) -> bool;
 
-    /// Has frames sent by the socket of the lease `id`.
+    /// Sends Ethernet frames through `socket`, the socket of the lease `id`.
     ///
     /// # Errors
-    /// [`Error::Io`](crate::Error::Io) if the socket cannot be watched.
+    /// [`Error::Io`](crate::Error::Io) if the socket cannot be added to the epoll instance.
     fn add_frames(&mut self, id: LeaseId, socket: OwnedFd) -> Result<()>;
 
-    /// Has the packets of the lease `id` sent and received by `socket`.
+    /// Sends and receives the packets of the lease `id` through `socket`.
     ///
     /// # Errors
-    /// [`Error::Io`](crate::Error::Io) if the socket cannot be watched.
+    /// [`Error::Io`](crate::Error::Io) if the socket cannot be added to the epoll instance.
     fn add_socket(&mut self, id: LeaseId, socket: OwnedFd) -> Result<()>;
 
-    /// Whether a lease was closed so lately that the service may not know it yet.
+    /// Whether a lease was closed so recently that the service may not have noticed yet.
     fn is_closing(&self) -> bool;
 
-    /// How many packets it refused since this was asked last, and why the first of them.
+    /// The number of packets refused since the last call, and the first refusal.
     fn take_refusals(&mut self) -> (u64, Option<Error>);
 }
 
-/// Packets that a backend has counted since it was opened.
+/// Counters of packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Statistics {
-    /// Sent.
+    /// Packets sent.
     pub(crate) sent: u64,
-    /// Not taken.
+    /// Packets that the kernel or the service did not accept.
     pub(crate) not_sent: u64,
-    /// Lost on their way in, for want of room.
+    /// Received packets lost because a queue was full.
     pub(crate) lost: u64,
-    /// How often a queue had no room for a packet that had passed the egress hook.
+    /// How often a queue was full for a packet that had passed the egress hook.
     pub(crate) turned_away: u64,
 }

@@ -1,26 +1,26 @@
-//! What the table wants done outside of it. [`Core`](super::core::Core) does it, in one place.
+//! Commands of the table, which [`Core`](super::core::Core) executes.
 
 use std::{ops::Range, sync::Arc, task::Waker};
 
 use super::entry::{LeaseId, StreamId};
-use crate::datapath::{route::Route, tx::Outgoing};
+use crate::datapath::{route::Route, tx::TxPacket};
 
-/// What is to be done, gathered by [`Table::poll_commands`](super::table::Table::poll_commands).
+/// Commands gathered by [`Table::poll_commands`](super::table::Table::poll_commands).
 #[derive(Default)]
 pub(crate) struct Commands {
     /// Segments to send.
     pub(super) outbox: Outbox,
-    /// Tasks to wake: a stream has something for them.
+    /// Tasks to wake: their stream has news.
     pub(super) wake: Vec<Waker>,
-    /// Leases whose tasks are to be notified, each with the number of packets that came.
+    /// Leases whose tasks to notify, each with its number of new packets.
     pub(super) arrived: Vec<(LeaseId, usize)>,
-    /// All leases end: their tasks are to be notified, too.
+    /// All leases ended: notify their tasks too.
     pub(super) end: bool,
-    /// Streams that are gone: what they kept alive is to be dropped.
+    /// Streams that were removed: drop what they kept alive.
     pub(super) release: Vec<StreamId>,
 }
 
-/// Packets one behind the other, in memory that is used again.
+/// Packets in one reusable buffer.
 #[derive(Default)]
 pub(crate) struct Outbox {
     bytes: Vec<u8>,
@@ -28,7 +28,7 @@ pub(crate) struct Outbox {
 }
 
 impl Outbox {
-    /// Copies a packet to its end.
+    /// Appends a copy of a packet.
     pub(super) fn push(&mut self, route: &Arc<Route>, ip: &[u8]) {
         let begin = self.bytes.len();
         self.bytes.extend_from_slice(ip);
@@ -39,11 +39,11 @@ impl Outbox {
         self.packets.len()
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = Outgoing<'_>> {
-        self.packets.iter().map(|(route, range)| Outgoing::Ip(route, &self.bytes[range.clone()]))
+    pub(super) fn iter(&self) -> impl Iterator<Item = TxPacket<'_>> {
+        self.packets.iter().map(|(route, range)| TxPacket::Ip(route, &self.bytes[range.clone()]))
     }
 
-    /// Empties it, and keeps its memory.
+    /// Empties the outbox and keeps its memory.
     pub(super) fn clear(&mut self) {
         self.bytes.clear();
         self.packets.clear();

@@ -1,4 +1,4 @@
-//! [`Crafter`]: opens an interface, and gives access to what is there.
+//! [`Crafter`]: opens an interface, and leases ports on it.
 
 use std::{
     net::IpAddr,
@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 
 use super::{
     Options,
-    backend::{Backend, NoRoom, Outgoing, Transmitted},
+    backend::{Backend, NoRoom, Transmitted, TxPacket},
     core::Core,
     entry::{LeaseId, Received, Stats},
     kernel::KernelBackend,
@@ -33,16 +33,16 @@ use crate::{
     protocol::{Control, wire::LeaseCall},
 };
 
-/// The hooks of one interface, and the leases on it. Clones share them; when the last clone, lease
-/// and stream is gone, nothing is left attached.
+/// The hooks of one interface, and the leases on it. Clones share them. When the last clone, lease and stream is
+/// dropped, the interface is detached.
 #[derive(Clone)]
 pub struct Crafter {
     shared: Arc<Shared>,
 }
 
 impl Crafter {
-    /// Loads the kernel half, attaches it to `interface` and opens what receives and sends.
-    /// Must be called within a tokio runtime.
+    /// Loads the kernel half, attaches it to `interface`, and opens the sockets to send and receive. Call it within a
+    /// tokio runtime.
     ///
     /// # Errors
     /// [`Error::UnknownInterface`], [`Error::Permission`], [`Error::Attach`], [`Error::KernelTooOld`],
@@ -53,8 +53,8 @@ impl Crafter {
         Self::start(kernel, report, interface, Resolver::Kernel, false).await
     }
 
-    /// As [`Crafter::open`], but loading and attaching, which takes tens of milliseconds, happens on another thread:
-    /// one of this network namespace.
+    /// Like [`Crafter::open`], but loads and attaches, which takes tens of milliseconds, on another thread of this
+    /// network namespace.
     pub(crate) async fn open_off_thread(name: &str, options: Options) -> Result<Self> {
         let interface = usable(name).await?;
         let opened = {
@@ -66,11 +66,12 @@ impl Crafter {
         Self::start(kernel, report, interface, Resolver::Kernel, true).await
     }
 
-    /// Uses an interface through the service, which takes no privilege. Everything else is as with [`Crafter::open`];
-    /// what of it the policy does not allow ends with [`Error::Forbidden`].
+    /// Opens an interface through the service, without privileges. Behaves like [`Crafter::open`], except that
+    /// operations that the policy does not allow fail with [`Error::Forbidden`].
     ///
     /// # Errors
-    /// [`Error::UnknownInterface`], [`Error::Forbidden`], [`Error::Service`], and what the service says on attaching.
+    /// [`Error::UnknownInterface`], [`Error::Forbidden`], [`Error::Service`], and the service's own errors from
+    /// attaching.
     pub async fn via_service(control: Arc<Control>, name: &str) -> Result<Self> {
         let interface = usable(name).await?;
         let (service, leased) = ServiceBackend::open(control, name, interface.ifindex).await?;
@@ -93,7 +94,7 @@ impl Crafter {
         yields: bool,
     ) -> Result<Self> {
         let mut core = Core::new(backend, interface.kind.is_some() || interface.loopback);
-        core.set_local(&local_addresses().await?)?;
+        core.backend.set_local(&local_addresses().await?)?;
         let ready = task::epoll(&core)?;
         let shared = Arc::new(Shared {
             core: Mutex::new(core),
@@ -111,15 +112,15 @@ impl Crafter {
         Ok(Self { shared })
     }
 
-    /// The service, where it is used.
+    /// The connection to the service, if one is used.
     pub(crate) fn control(&self) -> Option<Arc<Control>> {
         self.shared.control()
     }
 
-    /// Makes sure that frames can be sent.
+    /// Leases the right to send Ethernet frames, if the service is used.
     ///
     /// # Errors
-    /// [`Error::Forbidden`] where the service does not allow it.
+    /// [`Error::Forbidden`] if the policy does not allow frames.
     pub(crate) async fn enable_frames(&self) -> Result<()> {
         let control = match self.shared.lock().service() {
             Some(service) if !service.has_frames() => service.control().clone(),
@@ -133,12 +134,12 @@ impl Crafter {
         core.service().map_or(Ok(()), |service| service.add_frames(id, socket))
     }
 
-    /// How many packets the service refused since this was asked last, and why the first of them.
+    /// The number of packets that the service refused since the last call, and the first refusal.
     pub(crate) fn take_refusals(&self) -> (u64, Option<Error>) {
         self.shared.lock().service().map_or((0, None), |service| service.take_refusals())
     }
 
-    /// Opens the interface that the route to `destination` leaves by.
+    /// Opens the interface of the route to `destination`.
     ///
     /// # Errors
     /// As [`Crafter::open`], and [`Error::NoRoute`], [`Error::NoNeighbour`].
@@ -152,7 +153,7 @@ impl Crafter {
         &self.shared.interface
     }
 
-    /// What is attached, and why nothing faster.
+    /// The attach mode, and why no faster one was possible.
     pub fn report(&self) -> &Report {
         &self.shared.report
     }
@@ -168,52 +169,52 @@ impl Crafter {
     /// Leases a port, or several; see [`LeaseRequest`].
     ///
     /// # Errors
-    /// [`Error::PortTaken`], [`Error::Invalid`], also when the map of owned ports is full.
+    /// [`Error::PortTaken`]; [`Error::Invalid`] for a port that cannot be leased, or if the map of owned ports is full.
     pub async fn lease(&self, request: LeaseRequest) -> Result<Lease> {
         Lease::take(&self.shared, request, None).await
     }
 
-    /// As [`Crafter::lease`], but what comes is [gathered](Self::gather), and `arrived` is notified, which several leases
-    /// share.
+    /// Like [`Crafter::lease`], but packets are [gathered](Self::gather), and `arrived`, which several leases share, is
+    /// notified of them.
     pub(crate) async fn lease_gathered(&self, request: LeaseRequest, arrived: Arc<Notify>) -> Result<Lease> {
         Lease::take(&self.shared, request, Some(arrived)).await
     }
 
-    /// The interface's name now.
+    /// The interface's current name.
     pub(crate) fn name(&self) -> Arc<str> {
         self.shared.name()
     }
 
-    /// Has `watcher` notified once the interface is gone, also where nothing is leased.
+    /// Notifies `watcher` when the interface is removed, even if nothing is leased.
     pub(crate) fn watch(&self, watcher: Arc<Notify>) {
         self.shared.lock().watch(watcher);
     }
 
-    /// How long [`Crafter::transmit`] waits where the kernel has no room.
+    /// How long [`Crafter::transmit`] waits for room in the kernel's queue.
     pub(crate) fn set_patience(&self, patience: Duration) {
-        self.shared.lock().set_patience(patience);
+        self.shared.lock().backend.set_patience(patience);
     }
 
-    /// Sends packets and frames in as few system calls as it takes, and takes in at once what has come back.
-    pub(crate) fn transmit<'p>(&self, packets: impl IntoIterator<Item = Outgoing<'p>>) -> Transmitted {
+    /// Sends packets and frames in as few system calls as possible, and drains replies at once.
+    pub(crate) fn transmit<'p>(&self, packets: impl IntoIterator<Item = TxPacket<'p>>) -> Transmitted {
         self.transmit_or(packets, NoRoom::Refuse)
     }
 
-    /// The same, where `on_no_room` says what to do without room.
+    /// Like [`transmit`](Self::transmit), with a choice of what to do without room.
     pub(crate) fn transmit_or<'p>(
         &self,
-        packets: impl IntoIterator<Item = Outgoing<'p>>,
+        packets: impl IntoIterator<Item = TxPacket<'p>>,
         on_no_room: NoRoom,
     ) -> Transmitted {
-        let packets: SmallVec<[Outgoing<'p>; 8]> = packets.into_iter().collect();
+        let packets: SmallVec<[TxPacket<'p>; 8]> = packets.into_iter().collect();
         let mut core = self.shared.lock();
-        let sent = core.send_batch(&packets, on_no_room);
+        let sent = core.backend.send_batch(&packets, on_no_room);
         core.drain(Instant::now());
         sent
     }
 
-    /// Busy-polls for replies for up to `timeout`: to sleep and to be woken takes longer than the service does. Whether
-    /// something came; `false` at once, where there is no service.
+    /// Busy-polls for replies for up to `timeout`: a context switch takes longer than the service. `true` if something
+    /// arrived; `false` at once without a service.
     pub(crate) fn busy_poll(&self, timeout: Duration) -> bool {
         let until = Instant::now() + timeout;
         loop {
@@ -229,18 +230,18 @@ impl Crafter {
             if now >= until {
                 return false;
             }
-            // The service may have been woken on this very processor.
+            // The service may run on this CPU.
             std::thread::yield_now();
         }
     }
 
-    /// Moves all that has come to gathered leases to `sink`.
+    /// Moves the packets of all gathered leases to `sink`.
     ///
     /// # Errors
-    /// [`Error::UnknownInterface`] once the interface is gone.
+    /// [`Error::UnknownInterface`] after the interface was removed.
     pub(crate) fn gather(&self, sink: &mut Vec<(LeaseId, Received)>) -> Result<()> {
         let mut core = self.shared.lock();
-        // Bounded: a peer that sends without end would keep this task here without end.
+        // Bounded, so that a peer that sends without pause cannot keep this task here.
         for _ in 0..64 {
             if core.drain(Instant::now()) == 0 {
                 break;
@@ -250,33 +251,33 @@ impl Crafter {
         core.table.check_alive(&self.shared.name())
     }
 
-    /// The kernel half's counters, one per verdict reason; through the service, what of this came here, and as crafted
-    /// what it was given to send.
+    /// The kernel half's counters by verdict reason. Through the service: the packets delivered to this process by
+    /// reason, and as crafted the packets passed to the service.
     ///
     /// # Errors
     /// [`Error::Bpf`] if the kernel refuses.
     pub fn counters(&self) -> Result<Counters> {
-        self.shared.lock().counters()
+        self.shared.lock().backend.counters()
     }
 
-    /// The flows that the kernel half has seen; through the service none, as it lists them itself (`ListFlows`).
+    /// The flows that the kernel half has seen. Empty through the service, which lists flows itself (`ListFlows`).
     pub fn flows(&self) -> Vec<Flow> {
-        self.shared.lock().flows()
+        self.shared.lock().backend.flows()
     }
 
-    /// What became of packets in user space.
+    /// Counters of packets in user space.
     pub fn stats(&self) -> Stats {
         self.shared.lock().stats()
     }
 
-    /// Waits until nothing else uses the hooks (leases, streams that still close, clones), at most
-    /// for `patience`, and detaches them. Says whether they are detached: otherwise that happens
-    /// when their last user goes, at the latest with the process.
+    /// Waits up to `patience` until nothing else uses the hooks (leases, closing streams, clones), and detaches.
+    /// `false` if something still uses them: the interface is then detached with their last user, at the latest with
+    /// the process.
     ///
-    /// Without it, what a stream leaves to the driver ends with the runtime, not after it.
+    /// Without this call, streams that close in the background end with the runtime.
     pub async fn close(self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
-        // The driver and the tasks that let go of leases get their turn first.
+        // The driver and the tasks that drop leases run first.
         tokio::task::yield_now().await;
         while Arc::strong_count(&self.shared) > 1 {
             if Instant::now() >= deadline {
@@ -288,7 +289,7 @@ impl Crafter {
     }
 }
 
-/// An interface that is up.
+/// The interface `name`, if it is up.
 async fn usable(name: &str) -> Result<Interface> {
     let interface = interface(name).await?;
     if !interface.up {

@@ -1,7 +1,7 @@
-//! What the table holds: leases and streams, and what comes to them.
+//! The entries of the table: leases and streams, and their packets.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     net::{IpAddr, SocketAddr},
     sync::Arc,
     task::Waker,
@@ -33,23 +33,60 @@ pub(crate) struct Ports {
     pub(crate) ports: Vec<u16>,
 }
 
-/// What a backend hands to the table.
+/// The leases that own ports.
+#[derive(Default)]
+pub(crate) struct PortOwners(HashMap<(Transport, u16), Vec<(IpAddr, LeaseId)>>);
+
+impl PortOwners {
+    pub(crate) fn add(&mut self, ports: &Ports, id: LeaseId) {
+        for &port in &ports.ports {
+            self.0.entry((ports.transport, port)).or_default().push((ports.address, id));
+        }
+    }
+
+    pub(crate) fn remove(&mut self, ports: &Ports, id: LeaseId) {
+        for &port in &ports.ports {
+            let key = (ports.transport, port);
+            if let Some(owners) = self.0.get_mut(&key) {
+                owners.retain(|&(_, owner)| owner != id);
+                if owners.is_empty() {
+                    self.0.remove(&key);
+                }
+            }
+        }
+    }
+
+    /// The owner of a port: the lease on `address`, or the one on any address.
+    pub(crate) fn find(&self, transport: Transport, address: IpAddr, port: u16) -> Option<LeaseId> {
+        let owners = self.0.get(&(transport, port))?;
+        let own = owners.iter().find(|(owned, _)| *owned == address);
+        own.or_else(|| owners.iter().find(|(owned, _)| owned.is_unspecified())).map(|&(_, id)| id)
+    }
+
+    /// Whether a lease owns `port` on `address`, or on any address if either is unspecified.
+    pub(crate) fn is_owned(&self, transport: Transport, address: IpAddr, port: u16) -> bool {
+        let owners = self.0.get(&(transport, port)).map_or(&[][..], Vec::as_slice);
+        owners.iter().any(|(owned, _)| *owned == address || owned.is_unspecified() || address.is_unspecified())
+    }
+}
+
+/// What a backend passes to the table.
 #[derive(Clone, Copy)]
 pub(crate) enum Delivery<'p> {
-    /// A packet that came in, from the IP header on.
+    /// A received packet, from the IP header on.
     Packet(&'p [u8], Meta),
-    /// An answer of the kernel, from the IP header on, that was dropped on its way out.
+    /// An answer of the kernel, from the IP header on, that was dropped at egress.
     Suppressed(&'p [u8], Meta),
-    /// A frame in which no packet could be found.
+    /// A frame without a readable packet.
     Malformed,
-    /// The packet that `quoted` begins was not let out, and nothing like it will be.
+    /// The service did not send the packet that begins with `quoted`, and will not send similar ones.
     Refused {
         quoted: &'p [u8],
         /// The rule of the policy, counted from 1.
         rule: Option<u32>,
         sentence: &'p str,
     },
-    /// The service is gone, and with it all leases.
+    /// The connection to the service ended, and with it all leases.
     Ended {
         /// Its socket.
         path: &'p str,
@@ -58,27 +95,27 @@ pub(crate) enum Delivery<'p> {
 }
 
 impl<'p> Delivery<'p> {
-    /// What a verdict's reason makes of a packet.
+    /// A packet, or a suppressed answer of the kernel, as the verdict's reason says.
     pub(crate) fn of(ip: &'p [u8], meta: Meta) -> Self {
         if meta.reason.is_ingress() { Self::Packet(ip, meta) } else { Self::Suppressed(ip, meta) }
     }
 }
 
-/// What is known of a packet besides its bytes.
+/// Metadata of a received packet.
 #[derive(Clone, Copy)]
 pub(crate) struct Meta {
-    /// CLOCK_MONOTONIC nanoseconds, where the kernel half stamped it.
+    /// CLOCK_MONOTONIC nanoseconds, if the kernel half stamped the packet.
     pub(crate) timestamp: Option<u64>,
     /// Longer than a ring-buffer record: the rest is missing.
     pub(crate) cut: bool,
-    /// How it came here.
+    /// The verdict that delivered it.
     pub(crate) reason: Reason,
-    /// What its checksums are worth, if somebody has verified them.
+    /// The state of its checksums, if they were verified already.
     pub(crate) checksum: Option<Checksum>,
 }
 
 impl Meta {
-    /// All that is known of an AF_XDP frame.
+    /// The metadata of an AF_XDP frame.
     pub(crate) const REDIRECTED: Self =
         Self { timestamp: None, cut: false, reason: Reason::Redirected, checksum: None };
 }
@@ -86,61 +123,61 @@ impl Meta {
 /// A packet for a lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Received {
-    /// The packet from the IP header on; fragments are put together.
+    /// The packet from the IP header on; fragments are reassembled.
     pub ip: Vec<u8>,
-    /// What its checksums are worth. A packet with a wrong one is delivered all the same.
+    /// The state of its checksums. A packet with an invalid one is delivered too.
     pub checksum: Checksum,
-    /// CLOCK_MONOTONIC nanoseconds when the kernel half saw it; AF_XDP frames carry none.
+    /// CLOCK_MONOTONIC nanoseconds when the kernel half saw it; `None` for AF_XDP frames.
     pub timestamp_ns: Option<u64>,
     /// Whether the end is missing: the packet was longer than 64 KiB.
     pub cut: bool,
-    /// How it came here: redirected, copied or observed; suppressed, for an answer of the kernel that was dropped.
-    /// A datagram put together has that of its last fragment.
+    /// The verdict that delivered it: redirected, copied or observed; suppressed for an answer of the kernel that was
+    /// dropped. A reassembled datagram has the verdict of its last fragment.
     pub reason: Reason,
 }
 
-/// What became of packets in user space.
+/// Counters of packets in user space.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Stats {
     /// Packets handed to a lease or a stream.
     pub delivered: u64,
-    /// Packets for a port that was given back meanwhile, or that make no sense.
+    /// Packets for a port that was returned meanwhile, or that cannot be read.
     pub stray: u64,
-    /// Segments for a stream with a wrong checksum: ignored.
+    /// Segments for a stream with an invalid checksum; they are ignored.
     pub bad_checksum: u64,
-    /// Packets that a lease's queue had no room for.
+    /// Packets dropped because a lease's queue was full.
     pub overflow: u64,
-    /// Fragments for owned ports, whether or not their datagram was whole in time.
+    /// Fragments for owned ports, reassembled or not.
     pub fragments: u64,
-    /// Datagrams put together of them; each counts as delivered, stray, ... besides.
+    /// Datagrams reassembled from them; each also counts as delivered, stray, ...
     pub reassembled: u64,
-    /// Frames that AF_XDP sockets could not take (`XDP_STATISTICS`).
+    /// Frames that AF_XDP sockets lost (`XDP_STATISTICS`).
     pub lost: u64,
     /// Packets sent.
     pub sent: u64,
-    /// Packets that the kernel would not take.
+    /// Packets that the kernel did not accept.
     pub not_sent: u64,
-    /// How often a queue had no room for a packet that had passed the egress hook; most are sent later.
+    /// How often a queue was full for a packet that had passed the egress hook; most are sent later.
     pub turned_away: u64,
 }
 
-/// A lease as the table knows it.
+/// The table's entry for a lease.
 pub(crate) struct LeaseState {
     pub(crate) ports: Ports,
     pub(crate) queue: VecDeque<Received>,
     /// Bytes in the queue.
     pub(super) queued: usize,
-    /// Answers of the kernel that were dropped.
+    /// Answers of the kernel that were dropped at egress.
     pub(crate) suppressed: VecDeque<Received>,
-    /// What comes is gathered together with that of other leases.
+    /// Packets are gathered together with those of other leases.
     pub(super) gathered: bool,
-    /// It is in the table's list of gathered leases that something came to.
+    /// Whether the table's list of gathered leases with packets contains it.
     pub(super) listed: bool,
-    /// Packets that came since its waiting tasks were notified last.
+    /// Packets since its waiting tasks were last notified.
     pub(super) arrived: usize,
 }
 
-/// Answers of the kernel that wait for one lease at most.
+/// The most suppressed answers that wait for one lease.
 pub(super) const SUPPRESSED: usize = 4096;
 
 impl LeaseState {
@@ -156,7 +193,7 @@ impl LeaseState {
         }
     }
 
-    /// Notes that something has come to it: in the list of gathered leases, and in that of leases to notify.
+    /// Adds the lease to the list of gathered leases with packets, and to the list of leases to notify.
     pub(super) fn note_arrival(&mut self, id: LeaseId, gathered: &mut Vec<LeaseId>, arrived: &mut Vec<LeaseId>) {
         if self.gathered && !std::mem::replace(&mut self.listed, true) {
             gathered.push(id);
@@ -174,31 +211,31 @@ impl LeaseState {
     }
 }
 
-/// Who waits for a stream.
+/// The side of a stream that a task waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Waiter {
-    /// For bytes, or for the connection to open or to end.
+    /// Data, or the end of connecting or of the connection.
     Reader,
-    /// For room.
+    /// Room in the send buffer.
     Writer,
 }
 
-/// A stream as the table knows it.
+/// The table's entry for a stream.
 pub(crate) struct StreamState {
     pub(crate) engine: StreamEngine,
     pub(crate) route: Arc<Route>,
     pub(super) flow: (SocketAddr, SocketAddr),
     reader: Option<Waker>,
     writer: Option<Waker>,
-    /// Whether something happened that a waiting task may have waited for. Being polled alone is not:
-    /// a task that waits for both directions would wake itself for ever.
+    /// Whether an event may concern a waiting task. A poll alone is none: a task that waits for both directions would
+    /// wake itself forever.
     pub(crate) stirred: bool,
-    /// It is in the table's list of streams to ask what they have to send.
+    /// Whether the table's list of streams to poll contains it.
     pub(super) touched: bool,
     pub(super) due: Option<Instant>,
-    /// Nobody holds the stream any more: it ends by itself.
+    /// Nobody holds the stream any more; it closes in the background.
     pub(super) is_orphan: bool,
-    /// When an orphan that does not end is given up.
+    /// When an orphan is aborted.
     pub(super) given_up_at: Option<Instant>,
 }
 
@@ -218,7 +255,7 @@ impl StreamState {
         }
     }
 
-    /// Who waits, if somebody does.
+    /// The waker of a waiting task.
     pub(crate) fn waiter(&mut self, waiter: Waiter) -> &mut Option<Waker> {
         match waiter {
             Waiter::Reader => &mut self.reader,

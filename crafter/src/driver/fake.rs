@@ -1,4 +1,4 @@
-//! A backend for tests: hands over what a test puts in, and keeps what is sent.
+//! A backend for tests: delivers what a test queues, and records what is sent.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    backend::{Backend, NoRoom, Outgoing, Statistics, Transmitted},
+    backend::{Backend, NoRoom, Statistics, Transmitted, TxPacket},
     entry::{Delivery, LeaseId, Meta, Ports},
 };
 use crate::{
@@ -17,10 +17,10 @@ use crate::{
     error::{Error, Result},
 };
 
-/// Deliveries handed over at a time.
+/// The most deliveries of one drain.
 const BATCH: usize = 64;
 
-/// A delivery that waits.
+/// A queued delivery.
 pub(super) enum Arrival {
     Packet(Vec<u8>, Meta),
     Suppressed(Vec<u8>, Meta),
@@ -29,28 +29,28 @@ pub(super) enum Arrival {
     Ended { path: &'static str, reason: &'static str },
 }
 
-/// What the backend is to do, and what it did.
+/// Inputs and records of the backend.
 #[derive(Default)]
 pub(super) struct Fake {
-    /// What comes next.
+    /// Deliveries for the next drains.
     pub(super) arrivals: VecDeque<Arrival>,
-    /// What was sent since a test has taken it: packets from their IP header on, or frames.
+    /// Packets from their IP header on, or frames, sent since the test last took them.
     pub(super) sent: Vec<Vec<u8>>,
     /// The leases that own ports.
     pub(super) owned: BTreeMap<LeaseId, (Ports, Terms)>,
-    /// How many packets it still takes; `None`: any number.
+    /// How many more packets find room; `None`: any number.
     pub(super) room: Option<usize>,
     /// How many leases may own ports; `None`: any number.
     pub(super) places: Option<usize>,
     /// The largest packet, where there is a limit.
     pub(super) mtu: Option<u32>,
-    /// The interface is gone.
-    pub(super) is_gone: bool,
+    /// The interface was removed.
+    pub(super) is_removed: bool,
     pub(super) statistics: Statistics,
     local: Vec<IpAddr>,
 }
 
-/// The backend. Clones are the same one: a test keeps one of them.
+/// The backend. Clones share its state, so that a test keeps one.
 #[derive(Clone, Default)]
 pub(super) struct FakeBackend(Arc<Mutex<Fake>>);
 
@@ -65,7 +65,7 @@ impl Fake {
         if self.mtu.is_some_and(|mtu| bytes.len() > mtu as usize) {
             return Err(Error::invalid("packet", "larger than the MTU"));
         }
-        if self.is_gone {
+        if self.is_removed {
             self.statistics.not_sent += 1;
             return Err(Error::UnknownInterface { name: "fake0".into() });
         }
@@ -85,12 +85,12 @@ impl Backend for FakeBackend {
         Vec::new()
     }
 
-    fn send_batch(&mut self, packets: &[Outgoing<'_>], on_no_room: NoRoom) -> Transmitted {
+    fn send_batch(&mut self, packets: &[TxPacket<'_>], on_no_room: NoRoom) -> Transmitted {
         let mut fake = self.lock();
         let before = fake.statistics;
         let (mut tried, mut error) = (packets.len(), None);
         for (index, packet) in packets.iter().enumerate() {
-            let (Outgoing::Ip(_, bytes) | Outgoing::Frame(bytes)) = packet;
+            let (TxPacket::Ip(_, bytes) | TxPacket::Frame(bytes)) = packet;
             match (fake.send(bytes), on_no_room) {
                 (Ok(true), _) => {}
                 (Ok(false), NoRoom::Refuse) => fake.statistics.not_sent += 1,
@@ -134,7 +134,7 @@ impl Backend for FakeBackend {
 
     fn disown(&mut self, id: LeaseId, ports: &Ports) {
         let owned = self.lock().owned.remove(&id);
-        assert_eq!(owned.map(|(owned, _)| owned).as_ref(), Some(ports), "what was owned is given back");
+        assert_eq!(owned.map(|(owned, _)| owned).as_ref(), Some(ports), "the owned ports are returned");
     }
 
     fn set_local(&mut self, addresses: &[IpAddr]) -> Result<()> {

@@ -10,7 +10,7 @@ use crafter_common::{map::SOCKET_ENTRIES, parse, reason::Reason};
 
 use super::{
     Options,
-    backend::{Backend, NoRoom, Outgoing, Statistics, Transmitted},
+    backend::{Backend, NoRoom, Statistics, Transmitted, TxPacket},
     entry::{Delivery, LeaseId, Meta, Ports},
 };
 use crate::{
@@ -26,25 +26,25 @@ use crate::{
     error::{Error, Result},
 };
 
-/// How long the kernel may hold a queue for an AF_XDP socket that is closed already.
+/// How long the kernel may hold the queue of a closed AF_XDP socket.
 const QUEUE_RELEASE_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// How long the kernel may still be busy with a packet whose copy has been handed over already.
+/// How long the kernel may take to answer a packet whose copy was already delivered.
 const KERNEL_ANSWER_DELAY: Duration = Duration::from_millis(5);
 
-/// The hooks, held by this process.
+/// The hooks, maps and sockets of one interface.
 pub(crate) struct KernelBackend {
     maps: OwnerMaps,
     tx: Sender,
     sockets: Vec<Socket>,
     ring: Ring,
     link_header: usize,
-    /// Last, so that ports are filtered as long as anything of the above exists.
+    /// The last field, so that it is dropped last: ports stay filtered while the sockets exist.
     _kernel: Kernel,
 }
 
 impl KernelBackend {
-    /// Loads, attaches, and opens a socket per queue where XDP is had.
+    /// Loads and attaches the programs, and opens an AF_XDP socket per queue if XDP is available.
     ///
     /// # Errors
     /// [`Error::Permission`], [`Error::Attach`], [`Error::KernelTooOld`], [`Error::Bpf`].
@@ -66,7 +66,7 @@ impl KernelBackend {
                 });
                 match opened {
                     Ok(socket) => sockets.push(socket),
-                    // The ring takes what comes in on that queue.
+                    // The ring receives the packets of that queue.
                     Err(e) => {
                         report.notes.push(format!("queue {queue} of {} has no AF_XDP socket: {e}", interface.name))
                     }
@@ -75,7 +75,7 @@ impl KernelBackend {
         }
         if frames != planned && !sockets.is_empty() {
             let (few, many) = (frames.count(), planned.count());
-            let reason = "the memory that may be locked (RLIMIT_MEMLOCK) does not suffice for more";
+            let reason = "RLIMIT_MEMLOCK does not allow more locked memory";
             report.notes.push(format!("AF_XDP with {few} frames a queue, not {many}: {reason}"));
         }
         report.sockets = sockets.len();
@@ -89,7 +89,7 @@ impl Backend for KernelBackend {
         self.sockets.iter().map(|socket| socket.as_fd()).chain([self.ring.as_fd()]).collect()
     }
 
-    fn send_batch(&mut self, packets: &[Outgoing<'_>], on_no_room: NoRoom) -> Transmitted {
+    fn send_batch(&mut self, packets: &[TxPacket<'_>], on_no_room: NoRoom) -> Transmitted {
         self.tx.send_batch(packets, on_no_room)
     }
 
@@ -127,7 +127,7 @@ impl Backend for KernelBackend {
 
     fn disown(&mut self, _id: LeaseId, ports: &Ports) {
         for &port in &ports.ports {
-            // It can fail only if the entry is gone already.
+            // Fails only if there is no such entry.
             let _ = self.maps.disown(ports.transport, ports.address, port);
         }
     }
@@ -170,10 +170,8 @@ impl Backend for KernelBackend {
     }
 }
 
-/// Opens the socket of one queue. The kernel lets go of a closed one's queue from a work queue (`xp_put_pool()`), so that
-/// EBUSY may be the answer for a moment after another socket was closed.
-///
-/// Where memory that may be locked (`RLIMIT_MEMLOCK`) does not suffice, ENOBUFS, it asks for less.
+/// Opens the socket of one queue. The kernel releases a closed socket's queue in a work item (`xp_put_pool()`), so the
+/// call retries on EBUSY. On ENOBUFS (`RLIMIT_MEMLOCK`), it retries with fewer frames.
 fn open_socket(ifindex: u32, queue: u32, frames: &mut Frames) -> Result<Socket> {
     let deadline = Instant::now() + QUEUE_RELEASE_TIMEOUT;
     loop {

@@ -1,7 +1,7 @@
-//! Leases: ports that belong to this process, for sending from and for receiving on.
+//! Leases: ports of this process to send from and to receive on.
 
-mod acquire;
-mod request;
+mod lease_acquire;
+mod lease_request;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -11,7 +11,7 @@ use std::{
 
 use tokio::sync::Notify;
 
-pub use self::request::{LeaseRequest, PortChoice};
+pub use self::lease_request::{LeaseRequest, PortChoice};
 use super::{
     ROOM_RETRY_DELAY,
     entry::{LeaseId, Received},
@@ -24,8 +24,8 @@ use crate::{
     packet::{IpPacket, Transport},
 };
 
-/// Ports that belong to this process. No other program is given them; what comes to them comes
-/// here. They are given back when the lease and all its streams are dropped.
+/// Ports that belong to this process. No other program can bind them, and packets for them are delivered to this lease.
+/// Dropping the lease and all its streams returns them.
 pub struct Lease {
     inner: Arc<LeaseInner>,
 }
@@ -42,10 +42,10 @@ pub(crate) struct LeaseInner {
 
 impl Drop for LeaseInner {
     fn drop(&mut self) {
-        // In observe mode the copy is here before the kernel has answered the packet itself: a port
-        // given back at once would let that answer out.
+        // In observe mode the copy may arrive before the kernel has answered the packet. The answer would pass if the
+        // port were returned at once.
         if self.terms.observe && self.terms.suppress {
-            let delay = self.shared.lock().disown_delay();
+            let delay = self.shared.lock().backend.disown_delay();
             std::thread::sleep(delay);
         }
         self.shared.lock().remove_lease(self.id);
@@ -82,31 +82,31 @@ impl Lease {
         self.inner.transport
     }
 
-    /// The local end towards `destination`: the lease's address, or the one that the route prefers.
+    /// The local end of packets to `destination`: the lease's address, or the source address that the route prefers.
     ///
     /// # Errors
-    /// [`Error::NoRoute`], [`Error::NoNeighbour`].
+    /// [`Error::NoRoute`](crate::Error::NoRoute), [`Error::NoNeighbour`](crate::Error::NoNeighbour).
     pub async fn local(&self, destination: IpAddr) -> Result<SocketAddr> {
         let route = self.inner.route(destination).await?;
         Ok(SocketAddr::new(self.inner.address.unwrap_or(route.source), self.port()))
     }
 
-    /// Sends one packet, from its IP header on, as it is.
+    /// Sends one packet, from its IP header on, unchanged.
     ///
     /// # Errors
-    /// [`Error::NoRoute`], [`Error::NoNeighbour`]; [`Error::Invalid`] for a packet that is not IP or
-    /// longer than the MTU.
+    /// [`Error::NoRoute`](crate::Error::NoRoute), [`Error::NoNeighbour`](crate::Error::NoNeighbour);
+    /// [`Error::Invalid`](crate::Error::Invalid) for a packet that is not IP or longer than the MTU.
     pub async fn send(&self, ip: &[u8]) -> Result<()> {
         self.send_all([ip]).await
     }
 
-    /// Sends several packets in as few system calls as it takes. Where a queue is full, waits until it has room.
+    /// Sends several packets in as few system calls as possible. Waits while a queue is full.
     ///
-    /// Not safe to cancel: some packets may have gone, others not.
+    /// Not cancel-safe: some packets may have been sent.
     ///
     /// # Errors
-    /// As [`Lease::send`], all other packets have gone; [`Error::Io`] for packets that there was no room for within a
-    /// second. A packet without a route is an error before anything is sent.
+    /// As [`Lease::send`], after all other packets were sent; [`Error::Io`](crate::Error::Io) for packets that found no
+    /// room within a second. If a packet has no route, nothing is sent.
     pub async fn send_all<'p>(&self, packets: impl IntoIterator<Item = &'p [u8]>) -> Result<()> {
         let mut routed = Vec::new();
         for ip in packets {
@@ -124,10 +124,10 @@ impl Lease {
         }
     }
 
-    /// The next packet that comes to the lease and belongs to no stream. Safe to cancel.
+    /// Receives the next packet for the lease that belongs to no stream. Cancel-safe.
     ///
     /// # Errors
-    /// [`Error::UnknownInterface`] once the interface is gone.
+    /// [`Error::UnknownInterface`](crate::Error::UnknownInterface) after the interface was removed.
     pub async fn recv(&self) -> Result<Received> {
         loop {
             let arrived = self.inner.arrived.notified();
@@ -139,17 +139,17 @@ impl Lease {
         }
     }
 
-    /// The next packet, if one is there.
+    /// The next packet, if there is one.
     pub fn try_recv(&self) -> Option<Received> {
         self.inner.shared.lock().receive(Instant::now(), self.inner.id)
     }
 
-    /// The next answer of the kernel that was dropped at egress, if one is there; see [`LeaseRequest::report`].
+    /// The next answer of the kernel that was dropped at egress, if there is one; see [`LeaseRequest::report`].
     pub fn try_suppressed(&self) -> Option<Received> {
         self.inner.shared.lock().table.lease(self.inner.id)?.suppressed.pop_front()
     }
 
-    /// [`Lease::recv`], for at most `timeout`; `None` when that passed.
+    /// Like [`Lease::recv`], for up to `timeout`; `None` after it.
     ///
     /// # Errors
     /// As [`Lease::recv`].

@@ -1,14 +1,13 @@
-//! The tokio side: one [`Crafter`] per interface owns the hooks, leases ports, and carries packets
-//! between the network and the leases.
+//! The tokio side: one [`Crafter`] per interface owns the hooks, leases ports, and carries packets between the network
+//! and the leases.
 //!
-//! A segment goes out: `stream` lets its engine work under the lock (`shared`); `core` asks `table` for
-//! `commands` and hands its segments to the `backend`: `kernel` or `service`. A reply comes in: the backend is
-//! drained into the table, which queues the packet for its lease or gives it to its stream, and the core notifies
-//! the task that waits.
+//! Transmit: `stream` runs its engine under the lock (`shared`); `core` asks `table` for `commands` and passes the
+//! segments to the `backend`: `kernel` or `service`. Receive: `core` drains the backend into the table, which queues a
+//! packet for its lease or passes it to its stream, and notifies the waiting task.
 //!
-//! Replies are looked for in two places. The task that sent a packet and waits for its answer drains
-//! first: on most paths the answer is there when the system call of sending returns, and no
-//! scheduler comes between. What no task waits for, and every deadline, is the driver's (`task`).
+//! Two tasks drain replies. A task that sent a packet and waits for the reply drains first: on most paths the reply has
+//! arrived when the system call returns, so no context switch is needed. The driver task (`task`) handles all other
+//! replies, and every deadline.
 
 mod backend;
 mod buffer;
@@ -34,7 +33,7 @@ use std::time::Duration;
 
 #[cfg(feature = "service")]
 pub(crate) use self::backend::{NoRoom, Transmitted};
-pub(crate) use self::{backend::Outgoing, entry::LeaseId};
+pub(crate) use self::{backend::TxPacket, entry::LeaseId};
 pub use self::{
     crafter::Crafter,
     entry::{Received, Stats},
@@ -43,8 +42,8 @@ pub use self::{
 };
 use crate::datapath::program::{Attach, LoadOptions};
 
-/// How long a packet may wait for room without any progress before it counts as not sent. Far more than a link at full
-/// rate needs for its queue, and little enough for the sender.
+/// How long a packet waits for room without any progress before it counts as not sent. A link at full rate empties its
+/// queue much faster.
 pub(crate) const ROOM_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Retry delay for a full transmit queue; nothing signals room.

@@ -1,4 +1,4 @@
-//! Routes found lately: the kernel is asked again every few seconds, and when addresses or links change, not for every
+//! A cache of routes. The kernel is asked again after a few seconds and when addresses or links change, not for every
 //! packet.
 
 use std::{
@@ -13,49 +13,49 @@ use crate::{
     error::Result,
 };
 
-/// How long a route found is used before the kernel is asked again.
+/// Age at which a route is looked up again.
 const MAX_AGE: Duration = Duration::from_secs(5);
 
-/// Routes kept; a scan of more destinations than that forgets them all and begins anew.
+/// The most cached routes; the cache is cleared when it is full.
 const KEPT: usize = 65_536;
 
 type Key = (IpAddr, Option<IpAddr>);
 
-/// Routes by destination and source address asked for.
+/// Routes by destination and requested source address.
 #[derive(Default)]
 pub(crate) struct Routes {
     known: Mutex<HashMap<Key, (Arc<Route>, Instant)>>,
     resolver: Resolver,
 }
 
-/// How far routes are looked for.
+/// What a lookup includes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Resolver {
-    /// Up to the next hop's Ethernet address.
+    /// The route and the next hop's Ethernet address.
     #[default]
     Kernel,
-    /// Without it: the service finds it, and to make the kernel ask takes privileges.
+    /// Only the route. The service finds the next hop; to make the kernel resolve it needs privileges.
     WithoutHop,
 }
 
 impl Routes {
-    /// No routes yet.
+    /// Makes an empty cache.
     pub(crate) fn new(resolver: Resolver) -> Self {
         Self { known: Mutex::default(), resolver }
     }
 
-    /// Forgets all: something of this host's network has changed.
+    /// Clears the cache after a change of the network.
     pub(crate) fn forget(&self) {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    /// The route to `destination` if it was found lately.
+    /// The route to `destination`, if it is cached and fresh.
     pub(crate) fn known(&self, destination: IpAddr, source: Option<IpAddr>) -> Option<Arc<Route>> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.get(&(destination, source)).filter(|(_, found)| found.elapsed() < MAX_AGE).map(|(route, _)| route.clone())
     }
 
-    /// Like [`known`](Self::known), but may return a stale route for as long as the kernel is asked again; `true` if stale.
+    /// Like [`known`](Self::known), but may return a stale route while it is looked up again; `true` if stale.
     pub(crate) fn known_or_old(&self, destination: IpAddr, source: Option<IpAddr>) -> Option<(Arc<Route>, bool)> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let (route, found) = known.get(&(destination, source))?;
@@ -63,12 +63,13 @@ impl Routes {
         (age < 2 * MAX_AGE).then(|| (route.clone(), age >= MAX_AGE))
     }
 
-    /// Forgets the route to `destination`.
+    /// Removes the route to `destination` from the cache.
     pub(crate) fn forget_one(&self, destination: IpAddr, source: Option<IpAddr>) {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(&(destination, source));
     }
 
-    /// The route to `destination`, over `interface` (always the same one) and with `source` if those are given.
+    /// Looks up the route to `destination` over `interface` (the same in every call) and from `source`, if those are
+    /// given.
     pub(crate) async fn find(
         &self,
         interface: Option<&str>,

@@ -1,4 +1,4 @@
-//! Packets that a task sends and keeps until there was room for each.
+//! Packets of a task that waits until each has found room.
 
 use std::{io, sync::Arc, time::Instant};
 
@@ -6,15 +6,15 @@ use smallvec::SmallVec;
 
 use super::{
     ROOM_TIMEOUT,
-    backend::{NoRoom, Outgoing},
+    backend::{NoRoom, TxPacket},
     core::Core,
 };
 use crate::{datapath::route::Route, error::Error, error::Result};
 
-/// What is left of the packets, and what happened to the others.
+/// The remaining packets, and the first error of the others.
 pub(super) struct Sending<'p> {
     rest: &'p [(Arc<Route>, &'p [u8])],
-    /// When a packet found room last.
+    /// When a packet last found room.
     progress: Instant,
     error: Option<Error>,
 }
@@ -24,17 +24,17 @@ impl<'p> Sending<'p> {
         Self { rest: packets, progress: now, error: None }
     }
 
-    /// Sends what there is room for. `None` while packets are left: to be called again in
-    /// [`ROOM_RETRY_DELAY`](super::ROOM_RETRY_DELAY). Without room for [`ROOM_TIMEOUT`] they are refused.
+    /// Sends the packets that find room. `None` while packets remain: call it again after
+    /// [`ROOM_RETRY_DELAY`](super::ROOM_RETRY_DELAY). After [`ROOM_TIMEOUT`] without room, the packets are refused.
     ///
     /// # Errors
-    /// The first error of a packet; all others were sent. [`Error::Io`] for packets that there was no room for.
+    /// The first error of a packet; all others were sent. [`Error::Io`] for packets that found no room.
     pub(super) fn send(&mut self, now: Instant, core: &mut Core, interface: &str) -> Option<Result<()>> {
         let waited = now.saturating_duration_since(self.progress);
         let on_no_room = if waited < ROOM_TIMEOUT { NoRoom::Stop } else { NoRoom::Refuse };
-        let packets: SmallVec<[Outgoing<'_>; 8]> =
-            self.rest.iter().map(|(route, ip)| Outgoing::Ip(route, ip)).collect();
-        let sent = core.send_batch(&packets, on_no_room);
+        let packets: SmallVec<[TxPacket<'_>; 8]> =
+            self.rest.iter().map(|(route, ip)| TxPacket::Ip(route, ip)).collect();
+        let sent = core.backend.send_batch(&packets, on_no_room);
         if on_no_room == NoRoom::Refuse && sent.refused > 0 && sent.error.is_none() {
             self.error.get_or_insert_with(|| no_room(interface, sent.refused));
         }
@@ -51,6 +51,6 @@ impl<'p> Sending<'p> {
 
 fn no_room(interface: &str, packets: u64) -> Error {
     let within = ROOM_TIMEOUT.as_secs_f32();
-    let reason = format!("{packets} packets found no room in its queue within {within} s");
+    let reason = format!("{packets} packets found no room in the transmit queue within {within} s; send more slowly");
     Error::Io { action: format!("send through {interface}"), source: io::Error::new(io::ErrorKind::WouldBlock, reason) }
 }

@@ -15,18 +15,17 @@ use socket2::SockRef;
 
 use super::{
     ROOM_TIMEOUT,
-    backend::{Backend, NoRoom, Outgoing, ServiceCalls, Statistics, Transmitted},
-    entry::{Delivery, LeaseId, Meta, Ports},
+    backend::{Backend, NoRoom, ServiceCalls, Statistics, Transmitted, TxPacket},
+    entry::{Delivery, LeaseId, Meta, PortOwners, Ports},
 };
 use crate::{
     datapath::maps::{Counters, Terms},
     error::{Error, Result},
     mmsg::{self, Inbox},
-    packet::{IpPacket, Transport},
-    policy::{self, PacketPorts},
+    packet::{IpPacket, PacketPorts},
     protocol::{
         Control,
-        record::{CUT, Came, Code, Header, Kind, checksum_of},
+        record::{CUT, Code, DeliveryKind, Header, Kind, checksum_of},
         wire::{LeaseCall, Leased},
     },
 };
@@ -37,7 +36,7 @@ const BATCH: usize = 64;
 /// The longest message: a header and an IP packet.
 const LONGEST: usize = 65_535 + 64;
 
-/// How long the service may take to make room, where other tasks may wait for the sender.
+/// How long to wait for room in a socket if other tasks may wait for the sender.
 const SERVICE_ROOM_TIMEOUT: Duration = Duration::from_millis(20);
 
 /// Retry delay for a full socket.
@@ -51,8 +50,8 @@ pub(crate) struct ServiceBackend {
     control: Arc<Control>,
     ifindex: u32,
     sockets: HashMap<LeaseId, LeaseSocket>,
-    by_port: HashMap<(Transport, u16), Vec<(IpAddr, LeaseId)>>,
-    /// The leases that packets without a port of ours leave by, and frames.
+    by_port: PortOwners,
+    /// The lease that sends packets without a leased port; and the one for frames.
     base: LeaseId,
     frames: Option<LeaseId>,
     epoll: Epoll,
@@ -61,48 +60,48 @@ pub(crate) struct ServiceBackend {
     sent: u64,
     refused: u64,
     lost: u64,
-    /// Packets by [`Came`].
+    /// Packets by [`DeliveryKind`].
     delivered: [u64; 6],
     patience: Duration,
-    /// The first refusal that nobody has asked for yet, and how many there were.
+    /// The first refusal that was not reported yet, and the number of refusals.
     refusal: Option<Error>,
     refusals: u64,
-    /// When a lease was closed last.
+    /// When a lease was last closed.
     closed: Option<Instant>,
 }
 
 /// The socket of one lease.
 struct LeaseSocket {
     socket: OwnedFd,
-    /// What the service had lost for this lease when it was last heard of.
+    /// The service's count of lost messages in the last header.
     lost: u32,
 }
 
-/// Packets that leave by one lease, each with its index in the batch.
+/// Packets of one lease, each with its index in the batch.
 struct Run<'p> {
     id: LeaseId,
     packets: SmallVec<[(usize, &'p [u8]); 4]>,
 }
 
 impl ServiceBackend {
-    /// Attaches to an interface by a lease without ports, which packets that have none leave by.
+    /// Attaches to an interface with a lease without ports, which sends the packets that have no leased port.
     ///
     /// # Errors
-    /// What the service says.
+    /// Errors of the service.
     pub(crate) async fn open(control: Arc<Control>, interface: &str, ifindex: u32) -> Result<(Self, Leased)> {
         let call = LeaseCall { interface: Some(interface.to_owned()), protocol: "none".into(), ..LeaseCall::default() };
         let (leased, socket) = lease(&control, &call).await?;
         Ok((Self::new(control, ifindex, socket)?, leased))
     }
 
-    /// With the socket of the lease that packets without a port of ours leave by.
+    /// `socket` belongs to the lease that sends packets without a leased port.
     pub(super) fn new(control: Arc<Control>, ifindex: u32, socket: OwnedFd) -> Result<Self> {
         let failed = |errno: nix::Error| Error::Io { action: "watch leases".into(), source: errno.into() };
         let mut service = Self {
             control,
             ifindex,
             sockets: HashMap::new(),
-            by_port: HashMap::new(),
+            by_port: PortOwners::default(),
             base: LeaseId(0),
             frames: None,
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed)?,
@@ -121,37 +120,36 @@ impl ServiceBackend {
         Ok(service)
     }
 
-    /// The lease that a packet leaves by, and its bytes.
-    fn address<'p>(&self, packet: &Outgoing<'p>) -> Result<(LeaseId, &'p [u8])> {
+    /// The lease that sends a packet, and the packet's bytes.
+    fn address<'p>(&self, packet: &TxPacket<'p>) -> Result<(LeaseId, &'p [u8])> {
         match *packet {
-            Outgoing::Ip(route, _) if route.ifindex != self.ifindex => {
-                let reason = format_args!("it leaves by {}, and this lease is elsewhere", route.interface);
+            TxPacket::Ip(route, _) if route.ifindex != self.ifindex => {
+                let reason = format_args!(
+                    "the packet leaves by {}, which is another interface than that of the lease",
+                    route.interface
+                );
                 Err(Error::invalid("route", reason))
             }
-            Outgoing::Ip(_, ip) => {
-                let id = policy::Outgoing::read(ip).and_then(|outgoing| self.owner(&outgoing));
-                Ok((id.unwrap_or(self.base), ip))
-            }
-            Outgoing::Frame(frame) => match self.frames {
+            TxPacket::Ip(_, ip) => Ok((self.owner(ip).unwrap_or(self.base), ip)),
+            TxPacket::Frame(frame) => match self.frames {
                 Some(id) => Ok((id, frame)),
-                None => Err(Error::invalid("frame", "no lease of the service for frames is here")),
+                None => Err(Error::invalid(
+                    "frame",
+                    "there is no lease for Ethernet frames; the policy must allow raw_ethernet",
+                )),
             },
         }
     }
 
-    /// The lease of a packet's source port.
-    fn owner(&self, outgoing: &policy::Outgoing) -> Option<LeaseId> {
-        let port = match outgoing.ports {
-            PacketPorts::Both { source, .. } => source,
-            PacketPorts::Query { identifier } => identifier,
-            PacketPorts::Fragment | PacketPorts::None => return None,
-        };
-        let owners = self.by_port.get(&(outgoing.transport?, port))?;
-        let own = owners.iter().find(|(address, _)| *address == outgoing.source);
-        own.or_else(|| owners.iter().find(|(address, _)| address.is_unspecified())).map(|&(_, id)| id)
+    /// The lease that owns the source port of a packet.
+    fn owner(&self, ip: &[u8]) -> Option<LeaseId> {
+        let packet = IpPacket::read(ip).ok()?;
+        let (transport, ports) = PacketPorts::read(&packet)?;
+        self.by_port.find(transport?, packet.source, ports.source()?)
     }
 
-    /// Sends packets by one lease's socket. The index of the first that there was no room for, where that stops the rest.
+    /// Sends packets through one lease's socket. Returns the index of the first packet without room if that stops the
+    /// batch.
     fn send_run(&mut self, run: &Run<'_>, on_no_room: NoRoom) -> Option<usize> {
         for some in run.packets.chunks(BATCH) {
             let (mut done, mut progress) = (0, Instant::now());
@@ -172,10 +170,11 @@ impl ServiceBackend {
                         if progress.elapsed() >= self.patience {
                             break;
                         }
-                        // poll() calls it writable no sooner than when three quarters are free (unix_writable()).
+                        // poll() reports a Unix socket as writable only if three quarters of its buffer are free
+                        // (`unix_writable()`).
                         std::thread::sleep(ROOM_RETRY_DELAY);
                     }
-                    // Reading tells why a socket has ended.
+                    // The receive side reports why a socket ended.
                     Err(_) => break,
                 }
             }
@@ -184,14 +183,14 @@ impl ServiceBackend {
         None
     }
 
-    /// Reads what has come by one lease's socket; how many messages.
+    /// Reads the messages of one lease's socket, and returns their number.
     fn drain_socket(&mut self, id: LeaseId, deliver: &mut dyn FnMut(Delivery<'_>)) -> usize {
         let Some(lease) = self.sockets.get_mut(&id) else { return 0 };
         let mut end = None;
         let count = match self.inbox.receive(&lease.socket) {
             Ok(Some(count)) => count,
             Ok(None) => {
-                end = Some("it has closed a lease".to_owned());
+                end = Some("it closed a lease".to_owned());
                 0
             }
             Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted) => 0,
@@ -200,15 +199,15 @@ impl ServiceBackend {
                 0
             }
         };
-        // Frames come to no lease of ours.
+        // The lease for frames receives no packets.
         for (message, _) in self.inbox.messages().take(count) {
             let Some((header, rest)) = Header::decode(message) else { continue };
             self.lost += u64::from(header.lost.wrapping_sub(std::mem::replace(&mut lease.lost, header.lost)));
             match header.kind {
-                Kind::Packet { came, flags } => {
-                    self.delivered[came as usize] += 1;
+                Kind::Packet { delivery, flags } => {
+                    self.delivered[delivery as usize] += 1;
                     let (timestamp, checksum) = (Some(header.time_ns), Some(checksum_of(flags)));
-                    let meta = Meta { timestamp, cut: flags & CUT != 0, reason: came.reason(), checksum };
+                    let meta = Meta { timestamp, cut: flags & CUT != 0, reason: delivery.reason(), checksum };
                     deliver(Delivery::of(rest, meta));
                 }
                 Kind::Refusal { code, rule } => {
@@ -249,9 +248,9 @@ impl Backend for ServiceBackend {
         vec![self.epoll.0.as_fd()]
     }
 
-    /// Each packet leaves by the lease of its source port. With [`NoRoom::Stop`] all keep their order, as the place where
-    /// it stops must be one; else only those of one lease do.
-    fn send_batch(&mut self, packets: &[Outgoing<'_>], on_no_room: NoRoom) -> Transmitted {
+    /// Sends each packet through the lease of its source port. With [`NoRoom::Stop`], all packets keep their order, so
+    /// that one index says where the batch stopped; otherwise only the packets of each lease do.
+    fn send_batch(&mut self, packets: &[TxPacket<'_>], on_no_room: NoRoom) -> Transmitted {
         let (sent, refused) = (self.sent, self.refused);
         let mut invalid = None;
         let mut runs: SmallVec<[Run<'_>; 1]> = SmallVec::new();
@@ -274,7 +273,7 @@ impl Backend for ServiceBackend {
         }
         let stopped = runs.iter().find_map(|run| self.send_run(run, on_no_room));
         let tried = stopped.unwrap_or(packets.len());
-        // What is wrong behind the place where it stopped is said when it is tried.
+        // An error behind the index where the batch stopped is reported when that packet is tried.
         let error = invalid.filter(|(at, _)| *at < tried).map(|(_, error)| error);
         Transmitted { sent: self.sent - sent, refused: self.refused - refused, tried, error }
     }
@@ -289,24 +288,15 @@ impl Backend for ServiceBackend {
         events[..ready].iter().map(|event| self.drain_socket(LeaseId(event.data() as u32), deliver)).sum()
     }
 
-    /// The service itself owns the ports, since it gave the [socket](Self::add_socket): packets from them leave by that.
+    /// Routes packets from the ports through the lease's [socket](Self::add_socket). The service itself owns the ports.
     fn own(&mut self, id: LeaseId, ports: &Ports, _terms: Terms) -> Result<()> {
-        for &port in &ports.ports {
-            self.by_port.entry((ports.transport, port)).or_default().push((ports.address, id));
-        }
+        self.by_port.add(ports, id);
         Ok(())
     }
 
-    /// Closes the lease's socket, which gives its ports back.
+    /// Closes the lease's socket, which returns its ports.
     fn disown(&mut self, id: LeaseId, ports: &Ports) {
-        for &port in &ports.ports {
-            if let Some(owners) = self.by_port.get_mut(&(ports.transport, port)) {
-                owners.retain(|&(_, owner)| owner != id);
-                if owners.is_empty() {
-                    self.by_port.remove(&(ports.transport, port));
-                }
-            }
-        }
+        self.by_port.remove(ports, id);
         if self.sockets.remove(&id).is_some() {
             self.closed = Some(Instant::now());
         }
@@ -321,24 +311,24 @@ impl Backend for ServiceBackend {
         self.local.contains(&address)
     }
 
-    /// Waits as long as the service itself does, whatever the patience: to be asked for some means that no other task
-    /// waits for the sender.
+    /// Waits as long as the service does, whatever `patience` is: a caller that sets it has no other task that waits
+    /// for the sender.
     fn set_patience(&mut self, _patience: Duration) {
         self.patience = ROOM_TIMEOUT;
     }
 
-    /// What came through the service, by reason, and what it was given to send.
+    /// Packets delivered to this process by reason, and as crafted the packets passed to the service.
     fn counters(&self) -> Result<Counters> {
         let mut counters = vec![0; Reason::ALL.len()];
-        for (came, count) in Came::ALL.into_iter().zip(self.delivered) {
-            counters[came.reason() as usize] += count;
+        for (delivery, count) in DeliveryKind::ALL.into_iter().zip(self.delivered) {
+            counters[delivery.reason() as usize] += count;
         }
         counters[Reason::DeliveryFull as usize] = self.lost;
         counters[Reason::Crafted as usize] = self.sent;
         Ok(Counters(counters))
     }
 
-    /// Sent are the packets that the service was given, less those that it refused.
+    /// `sent` are the packets passed to the service minus its refusals.
     fn statistics(&self) -> Statistics {
         Statistics { sent: self.sent, not_sent: self.refused, lost: self.lost, turned_away: 0 }
     }
@@ -381,7 +371,7 @@ impl ServiceCalls for ServiceBackend {
     }
 }
 
-/// An error for what the service refused.
+/// The error for a refusal of the service.
 fn refusal(code: Code, rule: u16, sentence: &str, quoted: &[u8]) -> Error {
     let destination = IpPacket::read_quoted(quoted).map_or(IpAddr::from([0, 0, 0, 0]), |packet| packet.destination);
     let reason = sentence.to_owned();
@@ -394,11 +384,13 @@ fn refusal(code: Code, rule: u16, sentence: &str, quoted: &[u8]) -> Error {
     }
 }
 
-/// Asks for a lease; what was given, and its socket.
+/// Leases from the service; returns the reply and the lease's socket.
 pub(crate) async fn lease(control: &Control, call: &LeaseCall) -> Result<(Leased, OwnedFd)> {
     let (leased, descriptors) = control.call_for_descriptors(call).await?;
     let socket = descriptors.into_iter().nth(leased.socket as usize);
-    let none =
-        || Error::Service { path: control.path().display().to_string(), reason: "a lease without a socket".into() };
+    let none = || Error::Service {
+        path: control.path().display().to_string(),
+        reason: "it granted a lease without a socket".into(),
+    };
     Ok((leased, socket.ok_or_else(none)?))
 }

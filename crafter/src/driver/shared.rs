@@ -1,4 +1,4 @@
-//! What a [`Crafter`](super::Crafter), its leases, its streams and the driver task share.
+//! State that a [`Crafter`](super::Crafter), its leases, its streams and the driver task share.
 
 use std::{
     net::IpAddr,
@@ -14,35 +14,35 @@ use crate::{
     protocol::Control,
 };
 
-/// The state, and what does not change with it.
+/// The state behind the lock, and constants.
 pub(crate) struct Shared {
     pub(super) core: Mutex<Core>,
-    /// As it was when it was opened.
+    /// The interface as it was when it was opened.
     pub(super) interface: Interface,
-    /// Its name now.
+    /// The current name.
     pub(super) name: Mutex<Arc<str>>,
     pub(super) report: Report,
     pub(super) routes: Routes,
-    /// Wakes the driver when a deadline came nearer.
+    /// Wakes the driver task for a nearer deadline.
     pub(super) rearm: Arc<Notify>,
     /// Yield while busy-polling: clients of the service may share this CPU.
     pub(super) yields: bool,
-    /// The driver task, which ends with this.
+    /// The driver task; dropping this state ends it.
     pub(super) driver: OnceLock<AbortHandle>,
 }
 
 impl Shared {
-    /// The state. A panic elsewhere while it was held leaves counters at worst one behind.
+    /// Locks the state. A panic under the lock leaves at worst a counter one behind, so poisoning is ignored.
     pub(super) fn lock(&self) -> Locked<'_> {
         Locked(Some(self.core.lock().unwrap_or_else(PoisonError::into_inner)))
     }
 
-    /// The interface's name, which may have changed.
+    /// The interface's current name.
     pub(super) fn name(&self) -> Arc<str> {
         self.name.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The network has changed: these are the host's addresses, and this the interface, if it is there.
+    /// Handles a change of the network: the host's new addresses, and the interface, unless it was removed.
     pub(super) fn handle_change(&self, addresses: &[IpAddr], interface: Option<&Interface>) {
         if let Some(interface) = interface {
             *self.name.lock().unwrap_or_else(PoisonError::into_inner) = interface.name.as_str().into();
@@ -51,22 +51,22 @@ impl Shared {
         self.lock().handle_addresses(Instant::now(), addresses, interface.map(|interface| interface.mtu));
     }
 
-    /// The service, where it is used.
+    /// The connection to the service, if one is used.
     pub(super) fn control(&self) -> Option<Arc<Control>> {
         self.lock().service().map(|service| service.control().clone())
     }
 
-    /// Whether a lease was closed so lately that the service may not know it yet.
+    /// Whether a lease was closed so recently that the service may not have noticed yet.
     pub(super) fn is_closing(&self) -> bool {
         self.lock().service().is_some_and(|service| service.is_closing())
     }
 
-    /// Whether the driver task runs, which handles deadlines and what no other task waits for.
+    /// Whether the driver task runs, which handles deadlines and all replies that no task waits for.
     pub(super) fn is_driven(&self) -> bool {
         self.driver.get().is_some_and(|driver| !driver.is_finished())
     }
 
-    /// Tells the driver if `core` now has a deadline before the one it sleeps for.
+    /// Wakes the driver task if `core` now has a deadline before the one that the task sleeps for.
     pub(super) fn rearm_if_nearer(&self, core: &Core) {
         if core.nearer_than_armed() {
             self.rearm.notify_one();
@@ -74,8 +74,8 @@ impl Shared {
     }
 }
 
-/// The state, locked. What finished streams kept alive is dropped behind the lock, which it may want
-/// itself: the last holder of a lease gives its ports back.
+/// The locked state. Leases of finished streams are dropped after unlocking: the last reference to a lease takes the
+/// lock to return its ports.
 pub(super) struct Locked<'a>(Option<MutexGuard<'a, Core>>);
 
 impl std::ops::Deref for Locked<'_> {

@@ -25,22 +25,22 @@ use crate::{
     packet::Transport,
 };
 
-/// How a stream is to behave.
+/// The options of a stream.
 #[derive(Default)]
 pub struct StreamOptions {
-    /// Sees every segment in both directions, and may interfere.
+    /// Sees and may change every segment in both directions.
     pub hook: Option<Box<dyn SegmentHook>>,
-    /// How long the SYN may go unanswered; `None`: 5 s.
+    /// How long to wait for the answer to the SYN; `None`: 5 s.
     pub connect_timeout: Option<Duration>,
-    /// How long an established connection may be silent; `None`: for ever.
+    /// How long an established connection may be idle; `None`: forever.
     pub idle_timeout: Option<Duration>,
-    /// How long TIME-WAIT lasts where this end closes first; `None`: 1 s.
+    /// The duration of TIME-WAIT if this end closes first; `None`: 1 s.
     pub time_wait: Option<Duration>,
-    /// Bytes to receive ahead, and so the largest window; `None`: 4 MiB.
+    /// The receive buffer in bytes, and so the largest window; `None`: 4 MiB.
     pub rx_buffer: Option<usize>,
-    /// Bytes to send ahead; `None`: 512 KiB.
+    /// The send buffer in bytes; `None`: 512 KiB.
     pub tx_buffer: Option<usize>,
-    /// Offer timestamps (RFC 7323); [`stats`](Stream::stats) say whether the peer has them too.
+    /// Whether to offer timestamps (RFC 7323); [`stats`](Stream::stats) say whether the peer accepted them.
     pub timestamps: bool,
 }
 
@@ -48,12 +48,11 @@ impl Lease {
     /// Opens a TCP connection from the leased port, and waits until it is established.
     ///
     /// # Errors
-    /// [`Error::Refused`], [`Error::TimedOut`], [`Error::Unreachable`], [`Error::NoRoute`],
-    /// [`Error::NoNeighbour`]; [`Error::Invalid`] for a UDP lease, or where the lease has a stream to
-    /// `remote` already.
+    /// [`Error::Refused`], [`Error::TimedOut`], [`Error::Unreachable`], [`Error::NoRoute`], [`Error::NoNeighbour`];
+    /// [`Error::Invalid`] for a lease that is not TCP, or that has a stream to `remote` already.
     pub async fn connect(&self, remote: SocketAddr, options: StreamOptions) -> Result<Stream> {
         if self.transport() != Transport::Tcp {
-            let reason = format_args!("a stream takes a TCP port, this one is {}", self.transport());
+            let reason = format_args!("a stream needs a TCP lease; this one is {}", self.transport());
             return Err(Error::invalid("lease", reason));
         }
         let inner = self.inner();
@@ -63,8 +62,8 @@ impl Lease {
     }
 }
 
-/// A TCP connection whose segments are crafted. Dropping it without [`shutdown`] resets it, as the
-/// peer would otherwise wait; after a shutdown it closes by itself in the background.
+/// A TCP connection of crafted segments. Dropping it without [`shutdown`] resets the connection, because the peer would
+/// wait otherwise; after a shutdown it closes in the background.
 ///
 /// [`shutdown`]: tokio::io::AsyncWriteExt::shutdown
 pub struct Stream {
@@ -96,10 +95,13 @@ impl Stream {
         let stream = {
             let mut core = lease.shared().lock();
             let Some(id) = core.table.add_stream(engine, route, local, remote) else {
-                return Err(Error::invalid("lease", format_args!("it has a stream to {remote} already")));
+                return Err(Error::invalid(
+                    "lease",
+                    format_args!("it already has a stream to {remote}; lease another port"),
+                ));
             };
             core.execute(now);
-            // The SYN-ACK is there, on most paths, before the system call that sent the SYN returns.
+            // On most paths, the SYN-ACK has arrived when the system call that sends the SYN returns.
             core.drain(Instant::now());
             lease.shared().rearm_if_nearer(&core);
             drop(core);
@@ -109,12 +111,12 @@ impl Stream {
         Ok(stream)
     }
 
-    /// This end.
+    /// The local address and port.
     pub fn local(&self) -> SocketAddr {
         self.local
     }
 
-    /// The peer.
+    /// The peer's address and port.
     pub fn remote(&self) -> SocketAddr {
         self.remote
     }
@@ -129,16 +131,15 @@ impl Stream {
         self.with(|core, id| core.table.stream(id).map(|s| s.engine.state())).unwrap_or(StreamState::Closed)
     }
 
-    /// Why the connection failed, if it did: what an [`io::Error`] from reading or writing stands for.
+    /// Why the connection failed, if it did: the cause of an [`io::Error`] from reading or writing.
     pub fn error(&self) -> Option<Error> {
         self.with(|core, id| core.table.stream(id).and_then(|s| s.engine.error()).map(Error::from))
     }
 
-    /// Waits until the connection is over on both sides, TIME-WAIT included; to be called after
-    /// both sides have shut down.
+    /// Waits until both sides have closed the connection, TIME-WAIT included. Call it after both sides have shut down.
     ///
     /// # Errors
-    /// Why it failed, if it did.
+    /// The error that ended the connection, if there is one.
     pub async fn closed(&self) -> Result<()> {
         poll_fn(|cx| {
             self.poll(cx, Waiter::Reader, |stream| match (stream.is_finished(), stream.error()) {
@@ -158,7 +159,7 @@ impl Stream {
         })
     }
 
-    /// Lets `act` at the engine; sends what that calls for, and registers the waker if it could not be done yet.
+    /// Calls `act` with the engine, sends the resulting segments, and registers the waker if `act` is pending.
     fn poll<T>(&self, cx: &mut Context<'_>, waiter: Waiter, act: impl FnOnce(&mut StreamEngine) -> Poll<T>) -> Poll<T> {
         let shared = self.lease.shared();
         let mut core = shared.lock();
@@ -178,8 +179,7 @@ impl AsyncRead for Stream {
             if buf.remaining() == 0 {
                 return Poll::Ready(Ok(()));
             }
-            // Copied straight in: zeroing what is going to be overwritten would cost as much again.
-            // Twice, because the ring of the socket has an end.
+            // Copied without zeroing the buffer first. Twice, because the engine's ring buffer may wrap.
             for round in 0..2 {
                 let taken = engine.recv_with(|bytes| {
                     let count = bytes.len().min(buf.remaining());
@@ -189,7 +189,7 @@ impl AsyncRead for Stream {
                 match taken {
                     Ok(Some(0)) => break,
                     Ok(Some(_)) => {}
-                    // What arrived before it failed is returned first.
+                    // Data that arrived before the failure is returned first.
                     Ok(None) | Err(_) if round > 0 => break,
                     Ok(None) => return Poll::Pending,
                     Err(e) => return Poll::Ready(Err(io_error(e.into()))),
@@ -210,7 +210,7 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // What was written has been handed to the engine, which sends as the windows allow.
+        // The engine sends the written data as the windows allow.
         Poll::Ready(Ok(()))
     }
 
@@ -235,7 +235,7 @@ impl Drop for Stream {
     }
 }
 
-/// An error of the stream in the form that tokio's traits want; [`Stream::error`] gives it whole.
+/// Converts an error for tokio's traits; [`Stream::error`] returns it unchanged.
 fn io_error(error: Error) -> io::Error {
     let kind = match &error {
         Error::Refused { .. } => io::ErrorKind::ConnectionRefused,
@@ -248,7 +248,7 @@ fn io_error(error: Error) -> io::Error {
     io::Error::new(kind, error)
 }
 
-/// 64 bits from the system's random source.
+/// 64 bits from getrandom(2).
 fn seed() -> Result<u64> {
     let mut bytes = [0; 8];
     getrandom::fill(&mut bytes)

@@ -1,5 +1,5 @@
-//! Who gets what: leases by port, streams by flow. Pure: takes bytes and `now`, and returns what is to be done as
-//! [`Commands`]. It knows leases and streams by their ids; what an id keeps alive is with the core.
+//! Finds the lease or stream of a packet: leases by port, streams by flow. Pure: takes bytes and `now`, and returns
+//! [`Commands`]. It knows leases and streams by their ids; the core owns their handles.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     commands::Commands,
-    entry::{Delivery, LeaseId, LeaseState, Meta, Received, SUPPRESSED, Stats, StreamId, StreamState},
+    entry::{Delivery, LeaseId, LeaseState, Meta, PortOwners, Received, SUPPRESSED, Stats, StreamId, StreamState},
 };
 use crate::{
     datapath::route::Route,
@@ -22,38 +22,37 @@ use crate::{
     },
 };
 
-/// How long a stream that nobody holds any more may take to close: as long as Linux gives FIN-WAIT-2
-/// (`tcp_fin_timeout`).
+/// How long an orphaned stream may take to close: as long as FIN-WAIT-2 in Linux (`tcp_fin_timeout`).
 const ORPHAN_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Segments after which those gathered are sent before more are asked for.
+/// Segments to gather before they are sent.
 const BATCH: usize = 64;
 
-/// Bytes of replies that wait for one lease at most.
+/// The most bytes of packets that wait for one lease.
 pub(super) const QUEUE_BYTES: usize = 64 << 20;
 
-/// Leases and streams, and what is found of them by port and flow.
+/// Leases and streams, with indices by port and flow.
 pub(crate) struct Table {
     leases: HashMap<LeaseId, LeaseState>,
-    by_port: HashMap<(Transport, u16), Vec<(IpAddr, LeaseId)>>,
+    by_port: PortOwners,
     streams: HashMap<StreamId, StreamState>,
     by_flow: HashMap<(SocketAddr, SocketAddr), StreamId>,
     deadlines: BTreeSet<(Instant, StreamId)>,
-    /// Streams that something happened to since they were last asked what to send, the first one first.
+    /// Streams to poll for segments, in the order of their events.
     touched: VecDeque<StreamId>,
-    /// Leases that something came to since their waiting tasks were notified last.
+    /// Leases with packets since their waiting tasks were last notified.
     arrived: Vec<LeaseId>,
-    /// Gathered leases that something came to.
+    /// Gathered leases with packets.
     listed: Vec<LeaseId>,
     reassembler: Reassembler,
-    /// Whether a checksum may be partial: on devices that are not hardware.
+    /// Whether a checksum may be partial, as on virtual devices.
     accept_partial: bool,
     next: u32,
-    /// Streams that are finished and gone since the last [`Commands`].
+    /// Finished streams removed since the last [`Commands`].
     released: Vec<StreamId>,
-    /// Set for good once the interface is gone.
-    link_gone: bool,
-    /// The next [`Commands`] have to report the end.
+    /// Whether the interface was removed, or the connection to the service ended.
+    link_removed: bool,
+    /// Whether the next [`Commands`] report the end.
     is_end_new: bool,
     /// Why the connection to the service ended: its socket, and the reason.
     ended: Option<(String, String)>,
@@ -64,7 +63,7 @@ impl Table {
     pub(crate) fn new(accept_partial: bool) -> Self {
         Self {
             leases: HashMap::new(),
-            by_port: HashMap::new(),
+            by_port: PortOwners::default(),
             streams: HashMap::new(),
             by_flow: HashMap::new(),
             deadlines: BTreeSet::new(),
@@ -75,44 +74,33 @@ impl Table {
             accept_partial,
             next: 1,
             released: Vec::new(),
-            link_gone: false,
+            link_removed: false,
             is_end_new: false,
             ended: None,
             stats: Stats::default(),
         }
     }
 
-    /// A number that no lease and no stream has.
+    /// An unused number for a lease or a stream.
     fn number(&mut self) -> u32 {
         let number = self.next;
         self.next = self.next.wrapping_add(1).max(1);
         number
     }
 
-    /// A number for a new lease.
+    /// An unused number for a lease.
     pub(crate) fn next_lease(&mut self) -> LeaseId {
         LeaseId(self.number())
     }
 
     pub(crate) fn add_lease(&mut self, id: LeaseId, lease: LeaseState) {
-        let ports = &lease.ports;
-        for &port in &ports.ports {
-            self.by_port.entry((ports.transport, port)).or_default().push((ports.address, id));
-        }
+        self.by_port.add(&lease.ports, id);
         self.leases.insert(id, lease);
     }
 
     pub(crate) fn remove_lease(&mut self, id: LeaseId) -> Option<LeaseState> {
         let lease = self.leases.remove(&id)?;
-        for &port in &lease.ports.ports {
-            let key = (lease.ports.transport, port);
-            if let Some(owners) = self.by_port.get_mut(&key) {
-                owners.retain(|&(_, owner)| owner != id);
-                if owners.is_empty() {
-                    self.by_port.remove(&key);
-                }
-            }
-        }
+        self.by_port.remove(&lease.ports, id);
         Some(lease)
     }
 
@@ -120,7 +108,7 @@ impl Table {
         self.leases.get_mut(&id)
     }
 
-    /// Adds a stream; `None` where there is one of that flow already.
+    /// Adds a stream; `None` if that flow already has one.
     pub(crate) fn add_stream(
         &mut self,
         engine: StreamEngine,
@@ -143,7 +131,7 @@ impl Table {
         self.streams.get_mut(&id)
     }
 
-    /// Marks a stream as one to ask what it has to send.
+    /// Marks a stream to be polled for segments.
     pub(crate) fn touch(&mut self, id: StreamId) {
         if let Some(stream) = self.streams.get_mut(&id)
             && !std::mem::replace(&mut stream.touched, true)
@@ -152,7 +140,7 @@ impl Table {
         }
     }
 
-    /// Something happened to a stream that its waiting tasks may have waited for.
+    /// Calls `act` with a stream's engine for an event that may concern its waiting tasks.
     fn stir(&mut self, id: StreamId, act: impl FnOnce(&mut StreamEngine)) {
         if let Some(stream) = self.streams.get_mut(&id) {
             act(&mut stream.engine);
@@ -161,7 +149,8 @@ impl Table {
         }
     }
 
-    /// Nobody holds the stream any more: it is removed when it is finished, at the latest after [`ORPHAN_TIMEOUT`].
+    /// Marks a stream that nobody holds any more: it is removed when it is finished, at the latest after
+    /// [`ORPHAN_TIMEOUT`].
     pub(crate) fn release_stream(&mut self, now: Instant, id: StreamId) {
         if let Some(stream) = self.streams.get_mut(&id) {
             stream.is_orphan = true;
@@ -170,7 +159,7 @@ impl Table {
         }
     }
 
-    /// Ends the streams that were left to the driver task; nothing is sent.
+    /// Removes the streams that close in the background, without sending anything.
     pub(crate) fn give_up_orphans(&mut self) {
         let orphans: Vec<StreamId> = self.streams.iter().filter(|(_, s)| s.is_orphan).map(|(&id, _)| id).collect();
         for id in orphans {
@@ -178,7 +167,7 @@ impl Table {
         }
     }
 
-    /// What a backend hands over.
+    /// Handles a delivery of the backend.
     pub(crate) fn handle_delivery(&mut self, now: Instant, delivery: Delivery<'_>) {
         match delivery {
             Delivery::Packet(ip, meta) => self.handle_packet(now, ip, meta),
@@ -187,12 +176,12 @@ impl Table {
             Delivery::Refused { quoted, rule, sentence } => self.handle_refusal(now, quoted, rule, sentence),
             Delivery::Ended { path, reason } => {
                 self.ended.get_or_insert_with(|| (path.to_owned(), reason.to_owned()));
-                self.handle_link_gone(now);
+                self.handle_link_removed(now);
             }
         }
     }
 
-    /// A packet that came in, from the IP header on.
+    /// Handles a received packet, from the IP header on.
     fn handle_packet(&mut self, now: Instant, ip: &[u8], meta: Meta) {
         let Ok(packet) = IpPacket::read(ip) else {
             return self.handle_stray();
@@ -208,7 +197,7 @@ impl Table {
         }
     }
 
-    /// A packet that is no fragment. `flow` is `None` where it can belong to no lease and no stream.
+    /// Handles a packet that is no fragment. `flow` is `None` if it cannot belong to a lease or a stream.
     fn handle_whole(&mut self, now: Instant, ip: &[u8], flow: Option<Flow>, meta: Meta) {
         let Some(flow) = flow else {
             return self.handle_stray();
@@ -238,7 +227,7 @@ impl Table {
         });
     }
 
-    /// The kernel's answer to what came to an owned port, dropped on its way out.
+    /// Queues an answer of the kernel to a packet for an owned port; the answer was dropped at egress.
     fn handle_suppressed(&mut self, ip: &[u8], meta: Meta) {
         let (transport, local) = match flow(ip) {
             Some(Flow { protocol: Protocol::Tcp, source, .. }) => (Transport::Tcp, source),
@@ -248,13 +237,13 @@ impl Table {
                 Err(_) => return self.handle_stray(),
             },
         };
-        let Some(id) = self.owner(transport, local) else { return };
+        let Some(id) = self.by_port.find(transport, local.ip(), local.port()) else { return };
         if let Some(lease) = self.leases.get_mut(&id)
             && lease.suppressed.len() < SUPPRESSED
         {
             lease.suppressed.push_back(Received {
                 ip: ip.to_vec(),
-                // The kernel's own.
+                // The kernel's checksum.
                 checksum: Checksum::Valid,
                 timestamp_ns: meta.timestamp,
                 cut: meta.cut,
@@ -264,7 +253,7 @@ impl Table {
         }
     }
 
-    /// An ICMP error goes to the sender of the packet that it quotes, a reply to the owner of its identifier.
+    /// Delivers an ICMP error to the sender of the packet that it quotes, and a reply to the owner of its identifier.
     fn handle_icmp(&mut self, now: Instant, ip: &[u8], meta: Meta) {
         if let Some(local) = icmp_query(ip) {
             return self.deliver(Transport::Icmp, local, ip, meta);
@@ -291,15 +280,8 @@ impl Table {
         }
     }
 
-    /// The lease that owns `local`: the one on its address, or else the one on any.
-    fn owner(&self, transport: Transport, local: SocketAddr) -> Option<LeaseId> {
-        let owners = self.by_port.get(&(transport, local.port()))?;
-        let own = owners.iter().find(|(address, _)| *address == local.ip());
-        own.or_else(|| owners.iter().find(|(address, _)| address.is_unspecified())).map(|&(_, id)| id)
-    }
-
-    /// Moves what has come to gathered leases to `sink`, lease by lease, each with the lease's number: packets, then
-    /// answers of the kernel that were dropped.
+    /// Moves the packets of gathered leases to `sink`, lease by lease, each with the lease's number: packets, then
+    /// suppressed answers of the kernel.
     pub(crate) fn gather(&mut self, sink: &mut Vec<(LeaseId, Received)>) {
         for id in self.listed.drain(..) {
             if let Some(lease) = self.leases.get_mut(&id) {
@@ -311,16 +293,15 @@ impl Table {
         }
     }
 
-    /// Whether a lease has `port` on `address`, or on any where either is unspecified.
+    /// Whether a lease has `port` on `address`, or on any address if either is unspecified.
     pub(crate) fn is_leased(&self, transport: Transport, address: IpAddr, port: u16) -> bool {
-        let owners = self.by_port.get(&(transport, port)).map_or(&[][..], Vec::as_slice);
-        owners.iter().any(|(owned, _)| *owned == address || owned.is_unspecified() || address.is_unspecified())
+        self.by_port.is_owned(transport, address, port)
     }
 
-    /// Puts a packet into the queue of the lease that owns `local`.
+    /// Queues a packet for the lease that owns `local`.
     fn deliver(&mut self, transport: Transport, local: SocketAddr, ip: &[u8], meta: Meta) {
         let accept_partial = self.accept_partial;
-        let owner = self.owner(transport, local);
+        let owner = self.by_port.find(transport, local.ip(), local.port());
         let Some((id, lease)) = owner.and_then(|id| Some((id, self.leases.get_mut(&id)?))) else {
             return self.handle_stray();
         };
@@ -344,17 +325,17 @@ impl Table {
         self.stats.stray += 1;
     }
 
-    /// Sending failed: the packet counts as lost on its path, unless the interface is gone.
+    /// Handles a failure to send: the packet counts as lost in the network, unless the interface was removed.
     pub(crate) fn handle_fault(&mut self, now: Instant, error: &Error) {
         log::warn!("sending failed: {error}");
         if matches!(error, Error::UnknownInterface { .. }) {
-            self.handle_link_gone(now);
+            self.handle_link_removed(now);
         }
     }
 
-    /// The interface is gone, and with it all streams; tasks that wait for a lease learn of it.
-    pub(crate) fn handle_link_gone(&mut self, now: Instant) {
-        if std::mem::replace(&mut self.link_gone, true) {
+    /// Handles the end of the interface or the service: all streams fail, and tasks that wait for a lease are notified.
+    pub(crate) fn handle_link_removed(&mut self, now: Instant) {
+        if std::mem::replace(&mut self.link_removed, true) {
             return;
         }
         self.is_end_new = true;
@@ -364,7 +345,7 @@ impl Table {
         }
     }
 
-    /// What `quoted` begins was not let out, and nothing like it will be: its stream is over.
+    /// Ends the stream of a packet that the service refused; `quoted` is its beginning.
     fn handle_refusal(&mut self, now: Instant, quoted: &[u8], rule: Option<u32>, sentence: &str) {
         if let Some(flow) = quoted_flow(quoted)
             && flow.protocol == Protocol::Tcp
@@ -374,21 +355,21 @@ impl Table {
         }
     }
 
-    /// Whether the interface or the service is gone.
+    /// Whether the interface was removed, or the connection to the service ended.
     pub(crate) fn is_over(&self) -> bool {
-        self.link_gone
+        self.link_removed
     }
 
-    /// `Err` once the interface or the service is gone.
+    /// `Err` after the interface was removed, or after the connection to the service ended.
     pub(crate) fn check_alive(&self, interface: &str) -> Result<()> {
         match &self.ended {
             Some((path, reason)) => Err(Error::Service { path: path.clone(), reason: reason.clone() }),
-            None if self.link_gone => Err(Error::UnknownInterface { name: interface.to_owned() }),
+            None if self.link_removed => Err(Error::UnknownInterface { name: interface.to_owned() }),
             None => Ok(()),
         }
     }
 
-    /// Does what is due.
+    /// Handles expired deadlines.
     pub(crate) fn handle_timeouts(&mut self, now: Instant) {
         self.reassembler.handle_timeout(now);
         while let Some(&(due, id)) = self.deadlines.first() {
@@ -408,8 +389,7 @@ impl Table {
         }
     }
 
-    /// What is to be done: asks the streams that something happened to what they have to send, until `commands` has a
-    /// batch of it. Whether there is more to do.
+    /// Polls streams for segments until `commands` holds a batch. `true` if more streams are to be polled.
     pub(crate) fn poll_commands(&mut self, now: Instant, commands: &mut Commands) -> bool {
         commands.end |= std::mem::take(&mut self.is_end_new);
         for id in self.arrived.drain(..) {

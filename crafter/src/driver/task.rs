@@ -1,4 +1,4 @@
-//! The driver task: replies that no other task waits for, and every deadline.
+//! The driver task: handles every deadline, and the replies that no other task waits for.
 
 use std::{
     os::fd::OwnedFd,
@@ -21,11 +21,11 @@ use crate::{
 /// How long the driver task busy-polls for the next burst before it sleeps.
 const BURST_POLL_TIME: Duration = Duration::from_micros(50);
 
-/// Belongs to the driver task, and so notices its end: also when the runtime goes first. Streams that
-/// close by themselves keep their lease, and with it all that is shared; nobody would end them now.
-struct Driving(Weak<Shared>);
+/// Dropped with the driver task, also at the end of the runtime. Streams that close in the background keep their lease
+/// and all shared state alive, so they are removed then.
+struct DriverGuard(Weak<Shared>);
 
-impl Drop for Driving {
+impl Drop for DriverGuard {
     fn drop(&mut self) {
         if let Some(shared) = self.0.upgrade() {
             shared.lock().give_up_orphans();
@@ -33,23 +33,23 @@ impl Drop for Driving {
     }
 }
 
-/// One descriptor that is readable when any source of replies is: a network card can have more
-/// queues than a task should watch one by one.
+/// Makes an epoll instance for all sources of replies: a network card can have more queues than a task should watch one
+/// by one.
 pub(super) fn epoll(core: &Core) -> Result<AsyncFd<OwnedFd>> {
     let failed = |e: nix::Error| Error::Io { action: "watch the sockets for replies".into(), source: e.into() };
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed)?;
-    for (index, source) in core.sources().into_iter().enumerate() {
+    for (index, source) in core.backend.sources().into_iter().enumerate() {
         epoll.add(source, EpollEvent::new(EpollFlags::EPOLLIN, index as u64)).map_err(failed)?;
     }
     crate::datapath::watch(epoll.0, "the sockets for replies")
 }
 
-/// The driver: replies first, then what is due, then sleep until one of both. Holds no strong
-/// reference while it sleeps, or nothing would ever be dropped.
+/// Runs the driver: drains replies, handles deadlines, then sleeps. It holds no strong reference while it sleeps, so
+/// that the state can be dropped.
 pub(super) async fn drive(shared: Weak<Shared>, rearm: Arc<Notify>, ready: AsyncFd<OwnedFd>, watch: AddressWatch) {
     let mut watch = Some(watch);
-    let _driving = Driving(shared.clone());
-    // Whether the latest drain found something.
+    let _guard = DriverGuard(shared.clone());
+    // Whether the latest drain found replies.
     let mut busy = false;
     loop {
         let deadline = {
@@ -64,7 +64,7 @@ pub(super) async fn drive(shared: Weak<Shared>, rearm: Arc<Notify>, ready: Async
             guard = ready.readable() => {
                 let Ok(mut guard) = guard else { return };
                 let Some(shared) = shared.upgrade() else { return };
-                // Readiness is given back only once all is drained: what comes later says so anew.
+                // Readiness is cleared only after a drain that found nothing.
                 let count = shared.lock().drain(Instant::now());
                 if count == 0 && !(busy && poll_burst(&shared)) {
                     busy = false;
@@ -85,13 +85,13 @@ pub(super) async fn drive(shared: Weak<Shared>, rearm: Arc<Notify>, ready: Async
                 }
             }
         }
-        // Between two batches others on this thread get their turn.
+        // Lets other tasks of this thread run between two batches.
         tokio::task::yield_now().await;
     }
 }
 
-/// Busy-polls for a moment after a burst: the next one is mostly in flight already, and to sleep and be
-/// woken takes longer than it takes to arrive, above all on a virtual machine. Whether it arrived.
+/// Busy-polls after a burst: the next one is usually in flight already, and a context switch takes longer than its
+/// arrival, above all in a virtual machine. `true` if it arrived.
 fn poll_burst(shared: &Shared) -> bool {
     let until = Instant::now() + BURST_POLL_TIME;
     loop {
@@ -110,7 +110,7 @@ fn poll_burst(shared: &Shared) -> bool {
     }
 }
 
-/// Waits for a change of addresses or links; a watch that fails is given up.
+/// Waits for a change of addresses or links; a watch that fails is dropped.
 async fn changed(watch: &mut Option<AddressWatch>) -> bool {
     let ok = match watch {
         Some(watch) => watch.changed().await.is_ok(),

@@ -1,4 +1,4 @@
-//! Decisions: leases, packets, frames.
+//! Decisions on leases, packets and frames.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -8,17 +8,17 @@ use std::{
 
 use super::{
     Policy,
-    outgoing::{Outgoing, PacketPorts},
+    packet_info::PacketInfo,
+    policy_verdict::{Decision, Verdict},
     rule::Rule,
     usage::Usage,
-    verdict::{Decision, Verdict},
 };
 use crate::packet::{Framed, Route, Transport, framed};
 
-/// Ethernet header and one 802.1Q tag, in bytes.
+/// The longest Ethernet header: with one 802.1Q tag, in bytes.
 const FRAME_HEADER: usize = 18;
 
-/// Who asks.
+/// A user and the user's groups.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Subject {
     /// Numeric user id.
@@ -27,94 +27,94 @@ pub struct Subject {
     pub groups: Vec<u32>,
 }
 
-/// What somebody wants to lease.
+/// A requested lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeaseWish {
     /// The interface to send by.
     pub interface: String,
-    /// The transport; `None`: no ports, to send what has none.
+    /// The transport; `None`: a lease without ports, for packets that have none.
     pub transport: Option<Transport>,
-    /// The local address; `None`: each of the host's that the policy allows.
+    /// The local address; `None`: each of the host's addresses that the policy allows.
     pub address: Option<IpAddr>,
-    /// The local ports, or identifiers of ICMP queries (which no rule restricts); not looked at without a transport.
+    /// The local ports, or identifiers of ICMP queries, which no rule restricts; ignored without a transport.
     pub ports: RangeInclusive<u16>,
-    /// Whole Ethernet frames.
+    /// Whether to send whole Ethernet frames.
     pub raw_ethernet: bool,
-    /// Packets that are not the lease's, to watch.
+    /// Whether to capture packets of others.
     pub observe: bool,
 }
 
-/// What the policy has to know of the host.
+/// The facts about the host that decisions depend on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Host {
     /// The host's addresses.
     pub addresses: Vec<IpAddr>,
     /// Broadcast addresses of the host's networks, such as 192.0.2.255.
     pub broadcasts: Vec<Ipv4Addr>,
-    /// The interface's MTU: of a packet from its IP header on, in bytes.
+    /// The interface's MTU in bytes, from the IP header on.
     pub mtu: usize,
 }
 
-/// A lease that was granted: all that is compared with its packets.
+/// A granted lease: the values that its packets are compared with.
 ///
-/// It may outlive the policy: another one finds its own rule for it, and refuses the packets of a lease that it would
-/// refuse itself.
+/// A grant outlives its policy. A later policy decides by its own rule for the same user, and refuses all packets of a
+/// lease that it would not grant.
 #[derive(Debug, Clone)]
 pub struct Grant {
     subject: Subject,
     wish: LeaseWish,
-    /// In order.
+    /// Sorted.
     sources: Vec<IpAddr>,
     broadcasts: Vec<Ipv4Addr>,
     mtu: usize,
-    /// The policy that granted, and the rule's index there.
+    /// The policy that granted the lease, and the index of its rule there.
     policy: u64,
     rule: usize,
 }
 
 impl Grant {
-    /// Who has it.
+    /// The owner of the lease.
     pub fn subject(&self) -> &Subject {
         &self.subject
     }
 
-    /// What was granted.
+    /// The request that was granted.
     pub fn wish(&self) -> &LeaseWish {
         &self.wish
     }
 
-    /// The same for packets in Ethernet frames.
+    /// The same grant for packets in Ethernet frames.
     pub(crate) fn for_frames(&self) -> Self {
         Self { wish: LeaseWish { raw_ethernet: true, ..self.wish.clone() }, ..self.clone() }
     }
 
-    /// The host's addresses that its packets may come from, in order.
+    /// The host's addresses that the lease may send from, sorted.
     pub fn sources(&self) -> &[IpAddr] {
         &self.sources
     }
 }
 
 impl Policy {
-    /// Whether `subject`, who has `usage` already, may have this lease.
+    /// Decides whether `subject`, who already has `usage`, may have this lease.
     pub fn lease(&self, subject: &Subject, wish: &LeaseWish, host: &Host, usage: &Usage) -> Decision {
-        let Some(rule) = self.rule_of(subject) else { return Decision::NO_RULE };
         let ports = if wish.transport.is_some() { u32::try_from(wish.ports.len()).unwrap_or(u32::MAX) } else { 0 };
-        let verdict = terms(rule, wish)
-            .and_then(|()| own(rule, wish, host))
-            .and_then(|()| limit(rule.max_leases, usage.leases, 1, Verdict::Leases))
-            .and_then(|()| limit(rule.max_ports, usage.ports, ports, Verdict::Ports));
-        Decision::of(rule, verdict)
+        self.decide(subject, |rule| {
+            terms(rule, wish)?;
+            own(rule, wish, host)?;
+            limit(rule.max_leases, usage.leases, 1, Verdict::Leases)?;
+            limit(rule.max_ports, usage.ports, ports, Verdict::Ports)
+        })
     }
 
-    /// Whether the lease would be granted to one who has nothing yet, as far as that is known without the host.
+    /// Decides like [`lease`](Self::lease), without the host and the limits.
     pub(crate) fn wish(&self, subject: &Subject, wish: &LeaseWish) -> Decision {
-        self.rule_of(subject).map_or(Decision::NO_RULE, |rule| Decision::of(rule, terms(rule, wish)))
+        self.decide(subject, |rule| terms(rule, wish))
     }
 
-    /// The lease, if [`lease`](Self::lease) allows it. The caller counts it in `usage`.
+    /// Grants the lease if [`lease`](Self::lease) allows it. The caller counts it in `usage`.
     ///
     /// # Errors
-    /// The decision that refuses it.
+    /// The decision that refuses the lease.
     pub fn grant(&self, subject: &Subject, wish: &LeaseWish, host: &Host, usage: &Usage) -> Result<Grant, Decision> {
         let decision = self.lease(subject, wish, host, usage);
         let rule = self.find(subject).filter(|_| decision.is_allowed()).ok_or(decision)?;
@@ -135,59 +135,52 @@ impl Policy {
         })
     }
 
-    /// Whether a lease that was granted, maybe by another policy, would be in itself granted by this one. Counts and
-    /// rates are not asked. After a new policy came, leases that it refuses are to be ended.
+    /// Decides whether this policy would grant a lease that another policy granted, without limits and rates. The
+    /// caller ends the leases that a new policy refuses.
     pub fn review(&self, grant: &Grant) -> Decision {
-        let Some(rule) = self.rule_of(&grant.subject) else { return Decision::NO_RULE };
-        let sources = match grant.sources.iter().any(|&source| rule.allows_address(source)) {
-            false if !grant.sources.is_empty() => Err(Verdict::Address),
-            _ => Ok(()),
-        };
-        Decision::of(rule, terms(rule, &grant.wish).and(sources))
+        self.decide(&grant.subject, |rule| {
+            terms(rule, &grant.wish)?;
+            let is_allowed = |&source: &IpAddr| rule.allows_address(source);
+            granted(grant.sources.is_empty() || grant.sources.iter().any(is_allowed), Verdict::Address)
+        })
     }
 
-    /// Whether another flow may begin.
+    fn decide(&self, subject: &Subject, check: impl FnOnce(&Rule) -> Checked) -> Decision {
+        self.rule_of(subject).map_or(Decision::NO_RULE, |rule| Decision::of(rule, check(rule)))
+    }
+
+    /// Decides whether the lease may open another flow.
     pub fn flow(&self, grant: &Grant, usage: &Usage) -> Decision {
-        match self.rule_of(&grant.subject) {
-            Some(rule) => {
-                let verdict = granted(!rule.refuse, Verdict::Refused)
-                    .and_then(|()| limit(rule.max_flows, usage.flows, 1, Verdict::Flows));
-                Decision::of(rule, verdict)
-            }
-            None => Decision::NO_RULE,
-        }
+        self.decide(&grant.subject, |rule| {
+            granted(!rule.refuse, Verdict::Refused)?;
+            limit(rule.max_flows, usage.flows, 1, Verdict::Flows)
+        })
     }
 
-    /// Whether `subject` may watch packets and leases that are not its own.
+    /// Decides whether `subject` may see packets and leases of others.
     pub fn observe(&self, subject: &Subject) -> Decision {
-        match self.rule_of(subject) {
-            Some(rule) => Decision::of(rule, granted(!rule.refuse && rule.observe, Verdict::Observe)),
-            None => Decision::NO_RULE,
-        }
+        self.decide(subject, |rule| granted(!rule.refuse && rule.observe, Verdict::Observe))
     }
 
-    /// Whether a packet may be sent. An allowed one has used up its part of the rate; a refused one has not.
+    /// Decides whether a packet may be sent. An allowed packet counts towards the rate, a refused one does not.
     ///
     /// Allocates nothing.
-    pub fn packet(&self, grant: &Grant, packet: &Outgoing, usage: &mut Usage, now: Instant) -> Decision {
-        let rule = match self.rule_for(grant) {
-            Ok(rule) => rule,
-            Err(decision) => return decision,
-        };
-        let verdict = judge(rule, grant, packet).and_then(|()| rate(rule, usage, now));
-        Decision::of(rule, verdict)
+    pub fn packet(&self, grant: &Grant, packet: &PacketInfo, usage: &mut Usage, now: Instant) -> Decision {
+        self.judged(grant, usage, now, |rule| judge(rule, grant, packet))
     }
 
-    /// Whether an Ethernet frame may be sent, as [`packet`](Self::packet). An IP packet in it, also behind one or two VLAN
-    /// tags, is judged as one; of other frames only the destination address and the length are. A frame with more tags,
-    /// and one that announces another IP version than it holds, is unreadable.
+    /// Decides whether an Ethernet frame may be sent, like [`packet`](Self::packet). An IP packet in the frame, also
+    /// after one or two VLAN tags, is judged as a packet. Of other frames only the destination address and the length
+    /// are checked. A frame with more tags, or whose EtherType contradicts the IP version, is unreadable.
     pub fn frame(&self, grant: &Grant, frame: &[u8], usage: &mut Usage, now: Instant) -> Decision {
-        let rule = match self.rule_for(grant) {
-            Ok(rule) => rule,
-            Err(decision) => return decision,
-        };
-        let verdict = judge_frame(rule, grant, frame).and_then(|()| rate(rule, usage, now));
-        Decision::of(rule, verdict)
+        self.judged(grant, usage, now, |rule| judge_frame(rule, grant, frame))
+    }
+
+    fn judged(&self, grant: &Grant, usage: &mut Usage, now: Instant, judge: impl FnOnce(&Rule) -> Checked) -> Decision {
+        match self.rule_for(grant) {
+            Ok(rule) => Decision::of(rule, judge(rule).and_then(|()| rate(rule, usage, now))),
+            Err(decision) => decision,
+        }
     }
 
     fn rule_for(&self, grant: &Grant) -> Result<&Rule, Decision> {
@@ -216,7 +209,7 @@ fn rate(rule: &Rule, usage: &mut Usage, now: Instant) -> Checked {
     granted(rule.rate.is_none_or(|rate| usage.take(rate, now)), Verdict::Rate)
 }
 
-/// What a rule says of a lease, whatever the host and what is held.
+/// What the rule says about a lease, without the host and the usage.
 fn terms(rule: &Rule, wish: &LeaseWish) -> Checked {
     granted(!rule.refuse, Verdict::Refused)?;
     granted(rule.allows_interface(&wish.interface), Verdict::Interface)?;
@@ -227,7 +220,7 @@ fn terms(rule: &Rule, wish: &LeaseWish) -> Checked {
     granted(rule.observe || !wish.observe, Verdict::Observe)
 }
 
-/// Whether the address is the host's, or any is where none is named.
+/// Whether the address is the host's. Without a requested address: whether the rule allows any of the host's.
 fn own(rule: &Rule, wish: &LeaseWish, host: &Host) -> Checked {
     match wish.address {
         Some(address) if host.addresses.iter().any(|own| own.to_canonical() == address.to_canonical()) => Ok(()),
@@ -237,19 +230,15 @@ fn own(rule: &Rule, wish: &LeaseWish, host: &Host) -> Checked {
     }
 }
 
-/// A packet beside its lease, and where it goes.
-fn judge(rule: &Rule, grant: &Grant, packet: &Outgoing) -> Checked {
+/// Compares a packet with its lease, and checks its destinations.
+fn judge(rule: &Rule, grant: &Grant, packet: &PacketInfo) -> Checked {
     granted(packet.length <= grant.mtu, Verdict::TooLong)?;
     form(rule, packet)?;
     let wish = &grant.wish;
-    let port = match (packet.transport, packet.ports) {
-        (Some(_), PacketPorts::Both { source, .. }) => Some(source),
-        (Some(_), PacketPorts::Query { identifier }) => Some(identifier),
-        _ => None,
-    };
+    let port = packet.ports.source();
     let source = packet.source.to_canonical();
     let own = grant.sources.binary_search(&source).is_ok();
-    // Ports of a foreign source are not this host's to lease.
+    // Ports of a foreign source address are not this host's, so they cannot be leased.
     let leased = !own || packet.transport.is_none_or(|transport| Some(transport) == wish.transport);
     granted(leased, Verdict::SourcePort)?;
     granted(!own || port.is_none_or(|port| wish.ports.contains(&port)), Verdict::SourcePort)?;
@@ -258,16 +247,16 @@ fn judge(rule: &Rule, grant: &Grant, packet: &Outgoing) -> Checked {
     reach(rule, packet, &grant.broadcasts)
 }
 
-/// What a packet is, whatever its addresses.
-pub(super) fn form(rule: &Rule, packet: &Outgoing) -> Checked {
+/// Checks the protocol and source route of a packet.
+pub(super) fn form(rule: &Rule, packet: &PacketInfo) -> Checked {
     let known = packet.transport.is_some_and(|transport| rule.protocols.has(transport));
     granted(known || rule.protocols.any, Verdict::Protocol)?;
     granted(packet.route == Route::None || rule.protocols.any, Verdict::SourceRoute)
 }
 
-/// Where a packet goes, and by what addresses: also by those that a source route names, the last of which is its
-/// destination. Where a route cannot be read, it might lead anywhere.
-pub(super) fn reach(rule: &Rule, packet: &Outgoing, broadcasts: &[Ipv4Addr]) -> Checked {
+/// Checks the destinations of a packet: that of its header, and the addresses of a source route, the last of which is
+/// the final destination. An unreadable route could lead anywhere.
+pub(super) fn reach(rule: &Rule, packet: &PacketInfo, broadcasts: &[Ipv4Addr]) -> Checked {
     reach_one(rule, packet, packet.destination, broadcasts)?;
     match packet.route {
         Route::None => Ok(()),
@@ -278,11 +267,11 @@ pub(super) fn reach(rule: &Rule, packet: &Outgoing, broadcasts: &[Ipv4Addr]) -> 
     }
 }
 
-fn reach_one(rule: &Rule, packet: &Outgoing, destination: IpAddr, broadcasts: &[Ipv4Addr]) -> Checked {
+fn reach_one(rule: &Rule, packet: &PacketInfo, destination: IpAddr, broadcasts: &[Ipv4Addr]) -> Checked {
     let destination = destination.to_canonical();
     granted(rule.multicast || !destination.is_multicast(), Verdict::Multicast)?;
     if let IpAddr::V4(address) = destination {
-        // RFC 1122 section 3.3.6: 0.0.0.0 is an old form of the broadcast address.
+        // RFC 1122, section 3.3.6: 0.0.0.0 is an obsolete form of the broadcast address.
         let broadcast = address.is_broadcast() || address.is_unspecified() || broadcasts.contains(&address);
         granted(rule.broadcast || !broadcast, Verdict::Broadcast)?;
     }
@@ -299,7 +288,7 @@ fn judge_frame(rule: &Rule, grant: &Grant, frame: &[u8]) -> Checked {
     let group = destination[0] & 1 == 1 && *destination != [0xff; 6];
     granted(rule.multicast || !group, Verdict::Multicast)?;
     match framed(frame) {
-        Framed::Ip(packet) => judge(rule, grant, &Outgoing::read(packet).ok_or(Verdict::Unreadable)?),
+        Framed::Ip(packet) => judge(rule, grant, &PacketInfo::read(packet).ok_or(Verdict::Unreadable)?),
         Framed::Other => Ok(()),
         Framed::Unreadable => Err(Verdict::Unreadable),
     }

@@ -1,4 +1,4 @@
-//! Which rule decides, and why, in words.
+//! Explains which rule decides, and why.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -7,14 +7,14 @@ use serde::Serialize;
 use super::{
     Policy,
     decide::{Subject, form, reach},
-    outgoing::{Outgoing, PacketPorts},
+    packet_info::PacketInfo,
+    policy_verdict::Verdict,
     rule::Rule,
     targets::Target,
-    verdict::Verdict,
 };
-use crate::packet::{Route, Transport};
+use crate::packet::{PacketPorts, Route, Transport};
 
-/// A packet that somebody might want to send; what is `None` is taken for allowed, and said to be.
+/// A packet to be judged. Values that are `None` count as allowed, and are listed as assumptions.
 #[derive(Debug, Clone)]
 pub struct Question {
     /// The interface.
@@ -25,7 +25,7 @@ pub struct Question {
     pub source_port: Option<u16>,
     /// The destination address.
     pub destination: IpAddr,
-    /// The destination port. `None`: some; of denied ports any then counts, of allowed ones none.
+    /// The destination port. `None`: any; it matches every denied port and no allowed one.
     pub port: Option<u16>,
     /// The transport.
     pub transport: Transport,
@@ -35,75 +35,62 @@ pub struct Question {
     pub broadcasts: Vec<Ipv4Addr>,
 }
 
-/// The answer.
+/// The explanation of a decision.
 #[derive(Debug, Clone, Serialize)]
 pub struct Explanation {
     /// Whether the packet may be sent.
     pub allowed: bool,
-    /// Why.
+    /// The decision.
     pub verdict: Verdict,
-    /// The place of the rule that decides, from 1.
+    /// The number of the deciding rule, from 1.
     pub rule: Option<usize>,
-    /// The line of the text that the rule begins in, from 1.
+    /// The line where the rule begins, from 1.
     pub line: Option<usize>,
-    /// The line of the text that names the destination, from 1.
+    /// The line that lists the destination, from 1.
     pub destination_line: Option<usize>,
-    /// All in one sentence.
+    /// The explanation as a sentence.
     pub sentence: String,
     /// The rule's text.
     pub text: Option<String>,
-    /// What was not asked and so not decided.
+    /// Properties that the question leaves open, and that count as allowed.
     pub assumed: Vec<&'static str>,
 }
 
 impl Policy {
-    /// Says which rule decides on a packet, and why.
+    /// Explains which rule decides on a packet, and why.
     pub fn explain(&self, subject: &Subject, question: &Question) -> Explanation {
         let what = describe(question);
-        let Some(rule) = self.rule_of(subject) else {
-            let sentence = format!("refused: {what}: {}", Verdict::NoRule);
-            return Explanation {
-                allowed: false,
-                verdict: Verdict::NoRule,
-                rule: None,
-                line: None,
-                destination_line: None,
-                sentence,
-                text: None,
-                assumed: Vec::new(),
-            };
-        };
-        let packet = question.packet();
-        let verdict = question.judge(rule, &packet).err().unwrap_or(Verdict::Allowed);
-        let allowed = verdict == Verdict::Allowed;
-        let target = target(rule, &packet, verdict);
+        let (rule, packet) = (self.rule_of(subject), question.packet());
+        let judge = |rule| question.judge(rule, &packet).err().unwrap_or(Verdict::Allowed);
+        let verdict = rule.map_or(Verdict::NoRule, judge);
+        let target = rule.and_then(|rule| target(rule, &packet, verdict));
         let place = target.map(|target| format!(" ({} in line {})", written(target), target.line)).unwrap_or_default();
-        let title = rule.title();
-        let sentence = match allowed {
-            true => format!("allowed: {what}: {title} allows it{place}"),
-            false => format!("refused: {what}: {title}: {verdict}{place}"),
+        let sentence = match (rule.map(Rule::title), verdict) {
+            (None, _) => format!("refused: {what}: {verdict}"),
+            (Some(title), Verdict::Allowed) => format!("allowed: {what}: {title} allows it{place}"),
+            (Some(title), _) => format!("refused: {what}: {title}: {verdict}{place}"),
         };
         Explanation {
-            allowed,
+            allowed: verdict == Verdict::Allowed,
             verdict,
-            rule: Some(rule.number),
-            line: Some(rule.line),
+            rule: rule.map(|rule| rule.number),
+            line: rule.map(|rule| rule.line),
             destination_line: target.map(|target| target.line),
             sentence,
-            text: Some(rule.text.clone()),
-            assumed: question.assumed(rule),
+            text: rule.map(|rule| rule.text.clone()),
+            assumed: rule.map(|rule| question.assumed(rule)).unwrap_or_default(),
         }
     }
 }
 
 impl Question {
-    fn packet(&self) -> Outgoing {
+    fn packet(&self) -> PacketInfo {
         let ports = match (self.transport, self.port) {
             (Transport::Icmp, _) => PacketPorts::Query { identifier: self.source_port.unwrap_or_default() },
             (_, Some(destination)) => PacketPorts::Both { source: self.source_port.unwrap_or_default(), destination },
             (_, None) => PacketPorts::Fragment,
         };
-        Outgoing {
+        PacketInfo {
             source: self.source.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
             destination: self.destination,
             transport: Some(self.transport),
@@ -113,8 +100,8 @@ impl Question {
         }
     }
 
-    /// As a lease and a packet of it would be judged.
-    fn judge(&self, rule: &Rule, packet: &Outgoing) -> Result<(), Verdict> {
+    /// Judges the question like a lease and one of its packets.
+    fn judge(&self, rule: &Rule, packet: &PacketInfo) -> Result<(), Verdict> {
         let check = |is: bool, otherwise| if is { Ok(()) } else { Err(otherwise) };
         check(!rule.refuse, Verdict::Refused)?;
         let interface = self.interface.as_ref();
@@ -148,7 +135,7 @@ impl Question {
 }
 
 /// The prefix that decides.
-fn target<'r>(rule: &'r Rule, packet: &Outgoing, verdict: Verdict) -> Option<&'r Target> {
+fn target<'r>(rule: &'r Rule, packet: &PacketInfo, verdict: Verdict) -> Option<&'r Target> {
     match verdict {
         Verdict::Denied => rule.deny.first(packet.destination, packet.far_port(true)),
         Verdict::Allowed => rule.allow.as_ref()?.first(packet.destination, packet.far_port(false)),
@@ -177,7 +164,7 @@ fn describe(question: &Question) -> String {
         text += &format!(", {what} {port}");
     }
     if let Some(interface) = &question.interface {
-        text += &format!(", by {interface}");
+        text += &format!(", over {interface}");
     }
     text
 }

@@ -1,4 +1,4 @@
-//! What is legal in a policy and hardly meant.
+//! Warnings about settings that are valid but probably not intended.
 
 use std::collections::HashMap;
 
@@ -8,7 +8,7 @@ use super::{
     targets::Targets,
 };
 
-/// Destinations that say nothing or cannot be reached.
+/// Warns about destinations without effect.
 pub(super) fn destinations(rule: &Rule, warnings: &mut Vec<Problem>) {
     let mut warn = |line: usize, key: &str, message: String| {
         warnings.push(Problem { line, column: 1, key: format!("rule {}, {key}", rule.number), message });
@@ -18,28 +18,24 @@ pub(super) fn destinations(rule: &Rule, warnings: &mut Vec<Problem>) {
     lists.extend(rule.addresses.as_ref().map(|addresses| ("addresses", addresses)));
     for (key, list) in lists {
         for (line, prefix, again) in repeated(list) {
-            let how = if again { "is there twice" } else { "is inside of another prefix of the list" };
-            warn(line, key, format!("{prefix} {how} and says nothing new"));
+            let how = if again { "is listed twice" } else { "is inside another prefix of the list" };
+            warn(line, key, format!("{prefix} {how}; remove it"));
         }
     }
     for target in rule.allow.iter().flat_map(Targets::list) {
         if rule.deny.encloses(target, false) {
-            warn(target.line, "allow", format!("{} is denied, which wins", target.prefix));
+            warn(target.line, "allow", format!("{} is denied; deny takes precedence", target.prefix));
         }
         let network = target.prefix.network();
         // 224.0.0.0/4 and ff00::/8, or a part of them.
         let only_multicast = network.is_multicast() && target.prefix.prefix_len() >= 4;
         if only_multicast && !rule.multicast {
-            warn(
-                target.line,
-                "allow",
-                format!("{} is multicast, for which multicast = true is missing", target.prefix),
-            );
+            warn(target.line, "allow", format!("{} is multicast; it also needs multicast = true", target.prefix));
         }
     }
 }
 
-/// Prefixes that are in a list twice (`true`) or within another one.
+/// Prefixes that are listed twice (`true`) or inside another one.
 fn repeated(list: &Targets) -> Vec<(usize, String, bool)> {
     let mut seen = HashMap::new();
     let mut found = Vec::new();
@@ -52,10 +48,10 @@ fn repeated(list: &Targets) -> Vec<(usize, String, bool)> {
     found
 }
 
-/// Rules, and users and groups of rules, for whom an earlier rule decides.
+/// Warns about rules, users and groups for which an earlier rule decides.
 pub(super) fn unreached(rules: &[Rule]) -> Vec<Problem> {
     let mut warnings = Vec::new();
-    // The first rule of each user and group; that for everybody.
+    // The first rule of each user and group, and the rule for everybody.
     let mut first: HashMap<(bool, String), usize> = HashMap::new();
     let mut everybody = None;
     for rule in rules {
@@ -82,11 +78,11 @@ pub(super) fn unreached(rules: &[Rule]) -> Vec<Problem> {
     warnings
 }
 
-/// The same for a name and its number, once that is known.
+/// One key for a name and its number, if the number is known.
 fn identity(account: &Account) -> String {
     match (account.id, &account.name) {
         (Some(id), _) => id.to_string(),
-        // No name begins so.
+        // No name begins with a colon.
         (None, name) => format!(":{}", name.as_deref().unwrap_or_default()),
     }
 }

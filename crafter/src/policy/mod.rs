@@ -1,11 +1,11 @@
-//! Who may do what with the service: the rules of `/etc/crafter/crafter.toml`, read and applied.
+//! Decides which user may do what through the service, by the rules of `/etc/crafter/crafter.toml`.
 //!
-//! Nothing here opens anything or reads a clock: the caller brings the text, the ids of users ([`Names`]), what it
-//! knows of the host ([`Host`]), what each user has ([`Usage`]), and `now`.
+//! The module is pure: the caller passes the text, the ids of users and groups ([`Names`]), the facts about the host
+//! ([`Host`]), the user's resources ([`Usage`]), and `now`.
 //!
 //! # The file
-//! TOML, of rules. **The first rule that names the user, by name or number, or a group that the user is in, or
-//! everybody, decides everything; later ones are not looked at.** Whom no rule names may do nothing.
+//! A TOML file of rules. **The first rule that names the user (by name or number), a group of the user, or everybody
+//! decides alone; later rules are ignored.** A user that no rule names may do nothing.
 //!
 //! ```toml
 //! [[rule]]
@@ -27,25 +27,25 @@
 //! refuse = true
 //! ```
 //!
-//! - What restricts (`interfaces`, `addresses`, `ports`, `allow`) does so only where it is there; an empty list leaves
-//!   nothing. **A denied destination is denied, whatever `allow` says.**
-//! - What is dangerous is refused unless granted: `raw_ethernet`, `observe`, `multicast`, `broadcast` (`true`), and
-//!   `foreign_sources` (`true`, or the prefixes that may be pretended).
-//! - `protocols` are tcp, udp and icmp unless named. `icmp` are queries with an identifier, as ping sends; other ICMP,
-//!   other protocols and source-routed packets need `"any"`. Each address of a source route is compared as a destination
-//!   is; a route that cannot be read is refused where there is a `deny` or an `allow`.
-//! - Numbers are per user, over all of the user's leases, also where a group is named. Where they are not named they
-//!   are those above; without `burst` it is a tenth of a second's packets. `"unlimited"` lifts one.
-//! - Destinations with ports are for TCP and UDP. A fragment that does not tell its port, and a protocol that has
-//!   none, meets every denied port and no allowed one; ICMP queries meet neither.
+//! - A restriction (`interfaces`, `addresses`, `ports`, `allow`) applies only if its key is present; an empty list
+//!   allows nothing. **A denied destination is denied, whatever `allow` says.**
+//! - Dangerous permissions must be granted: `raw_ethernet`, `observe`, `multicast`, `broadcast` (`true`), and
+//!   `foreign_sources` (`true`, or the prefixes that leases may send from).
+//! - `protocols` are tcp, udp and icmp by default. `icmp` means queries with an identifier, as ping sends them; other
+//!   ICMP messages, other protocols and source-routed packets need `"any"`. Each address of a source route is checked
+//!   like a destination; an unreadable route is refused if the rule has `deny` or `allow`.
+//! - Limits apply per user, over all leases of the user, even if the rule names a group. Their defaults are the values
+//!   above; the default `burst` is a tenth of a second. `"unlimited"` lifts a limit.
+//! - Ports of destinations apply to TCP and UDP. A later fragment, which contains no ports, and a protocol without
+//!   ports match every denied port and no allowed one; ICMP queries match neither.
 //!
-//! A text is taken whole or not at all, and everything that is wrong with it is told ([`Rejected`]). What is
-//! legal and hardly meant is a [warning](Policy::warnings).
+//! A text is accepted or rejected as a whole, with all problems ([`Rejected`]). Settings that are valid but probably
+//! not intended are [warnings](Policy::warnings).
 //!
 //! # The decisions
-//! [`Policy::grant`] turns a wish into a [`Grant`], [`Policy::packet`] compares packets with it, in a fraction of a
-//! microsecond however many rules and prefixes there are. When a policy follows another, grants go on under the new
-//! one: [`Policy::review`] tells which leases to end, and packets of one that it refuses are refused before that too.
+//! [`Policy::grant`] turns a wish into a [`Grant`]; [`Policy::packet`] compares a packet with it in a fraction of a
+//! microsecond, independent of the number of rules and prefixes. Grants stay valid under a new policy:
+//! [`Policy::review`] says which leases to end, and [`Policy::packet`] refuses all their packets even before.
 
 use std::{
     collections::HashMap,
@@ -58,7 +58,8 @@ use serde::Serialize;
 mod decide;
 mod explain;
 mod lint;
-mod outgoing;
+mod packet_info;
+mod policy_verdict;
 mod ports;
 mod read;
 mod reader;
@@ -66,7 +67,6 @@ mod rule;
 mod targets;
 mod usage;
 mod value;
-mod verdict;
 
 #[cfg(test)]
 mod tests;
@@ -75,28 +75,28 @@ pub(crate) use self::usage::Bucket;
 pub use self::{
     decide::{Grant, Host, LeaseWish, Subject},
     explain::{Explanation, Question},
-    outgoing::{Outgoing, PacketPorts},
+    packet_info::PacketInfo,
+    policy_verdict::{Decision, Verdict},
     ports::Ports,
     rule::{Account, Foreign, Protocols, Rule, Who},
     targets::{Target, Targets},
     usage::{Rate, Usage},
-    verdict::{Decision, Verdict},
 };
 use crate::error::{Error, Result};
 
-/// The text of the policy that is in force where there is no file.
+/// The text of the policy in force if there is no file.
 pub const SHIPPED: &str = include_str!("../../data/crafter.toml");
 
-/// Something wrong in a policy's text, or a warning.
+/// A problem or a warning in a policy's text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Problem {
-    /// From 1.
+    /// The line, from 1.
     pub line: usize,
-    /// From 1, in characters.
+    /// The column in characters, from 1.
     pub column: usize,
-    /// Such as `rule 2, ports`; empty outside of rules.
+    /// The key, such as `rule 2, ports`; empty outside of rules.
     pub key: String,
-    /// What is wrong, and what would be right.
+    /// What is wrong, and a correct value.
     pub message: String,
 }
 
@@ -110,11 +110,11 @@ impl fmt::Display for Problem {
     }
 }
 
-/// All that is wrong in a policy's text.
+/// All problems of a policy's text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("policy rejected: {}", .problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
 pub struct Rejected {
-    /// In the order of the text; at least one.
+    /// The problems in the order of the text; at least one.
     pub problems: Vec<Problem>,
 }
 
@@ -124,40 +124,40 @@ impl From<Rejected> for Error {
     }
 }
 
-/// The numbers of users and groups.
+/// Looks up the ids of users and groups.
 pub trait Names {
-    /// The id of a user; `None`: there is no such user.
+    /// The id of a user; `None` if there is no such user.
     ///
     /// # Errors
-    /// If it cannot be found out.
+    /// If the lookup fails.
     fn user(&self, name: &str) -> Result<Option<u32>>;
 
-    /// The id of a group; `None`: there is no such group.
+    /// The id of a group; `None` if there is no such group.
     ///
     /// # Errors
-    /// If it cannot be found out.
+    /// If the lookup fails.
     fn group(&self, name: &str) -> Result<Option<u32>>;
 }
 
-/// Rules in their order.
+/// A policy: its rules in their order.
 #[derive(Debug, Clone)]
 pub struct Policy {
     rules: Vec<Rule>,
-    /// Warnings of reading, of names, of the order of rules.
+    /// Warnings about the text, about names, and about the order of rules.
     warnings: [Vec<Problem>; 3],
-    /// The index of the first rule of each user and group, and that for everybody.
+    /// The indices of the first rule of each user and group, and of the rule for everybody.
     users: HashMap<u32, usize>,
     groups: HashMap<u32, usize>,
     everybody: Option<usize>,
-    /// Tells this policy from others, for grants.
+    /// Distinguishes this policy from others, for grants.
     stamp: u64,
 }
 
 impl Policy {
-    /// Reads a text. Names in it mean nobody until they are [resolved](Self::resolve).
+    /// Parses a text. Its names match nobody until they are [resolved](Self::resolve).
     ///
     /// # Errors
-    /// [`Rejected`] with all that is wrong.
+    /// [`Rejected`] with all problems.
     pub fn parse(text: &str) -> Result<Self, Rejected> {
         let (rules, mut reader) = read::read(text);
         if !reader.problems.is_empty() {
@@ -178,7 +178,7 @@ impl Policy {
         Ok(policy)
     }
 
-    /// Reads a text and resolves its names.
+    /// Parses a text and resolves its names.
     ///
     /// # Errors
     /// Those of [`parse`](Self::parse) and [`resolve`](Self::resolve).
@@ -188,10 +188,10 @@ impl Policy {
         Ok(policy)
     }
 
-    /// Looks up the names. Whoever does not exist gets a warning, and nothing of the rule.
+    /// Looks up the names. A name that does not exist gets a warning and matches nobody.
     ///
     /// # Errors
-    /// What `names` says, after which the policy is as before.
+    /// Those of `names`; the policy is unchanged then.
     pub fn resolve(&mut self, names: &dyn Names) -> Result<()> {
         let mut rules = self.rules.clone();
         let mut warnings = Vec::new();
@@ -238,7 +238,7 @@ impl Policy {
         &self.rules
     }
 
-    /// What is legal and hardly meant, in the order of lines.
+    /// Settings that are valid but probably not intended, in the order of the text.
     pub fn warnings(&self) -> Vec<Problem> {
         let mut warnings = self.warnings.concat();
         warnings.sort_by_key(|warning| (warning.line, warning.column));

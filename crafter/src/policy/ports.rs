@@ -2,7 +2,7 @@
 
 use std::{fmt, ops::RangeInclusive};
 
-/// A set of ports: ranges in order that neither meet nor touch.
+/// A set of ports: sorted ranges that neither overlap nor touch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ports(Vec<(u16, u16)>);
 
@@ -12,7 +12,7 @@ impl Ports {
         Self(vec![(0, u16::MAX)])
     }
 
-    /// The ports of all of these ranges; a range that ends before it begins has none.
+    /// The union of `ranges`; a range that ends before it begins is empty.
     pub fn new(ranges: impl IntoIterator<Item = RangeInclusive<u16>>) -> Self {
         let mut sorted: Vec<(u16, u16)> =
             ranges.into_iter().filter(|range| !range.is_empty()).map(RangeInclusive::into_inner).collect();
@@ -27,18 +27,18 @@ impl Ports {
         Self(merged)
     }
 
-    /// Whether `port` is one of them.
+    /// Whether the set contains `port`.
     pub fn contains(&self, port: u16) -> bool {
         self.contains_all(&(port..=port))
     }
 
-    /// Whether all of `range` is; an empty range is not.
+    /// Whether the set contains all of `range`; `false` for an empty range.
     pub fn contains_all(&self, range: &RangeInclusive<u16>) -> bool {
         let after = self.0.partition_point(|&(first, _)| first <= *range.start());
         !range.is_empty() && after > 0 && self.0[after - 1].1 >= *range.end()
     }
 
-    /// Whether there is no port in it.
+    /// Whether the set is empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ends_count() {
+    fn both_ends_of_a_range_belong_to_it() {
         let ports = Ports::new([65535..=65535, 0..=0, 80..=81, 82..=90]);
         assert_eq!(ports.to_string(), "0, 80-90, 65535");
         assert!(ports.contains(0) && ports.contains(65535) && ports.contains(82) && !ports.contains(91));

@@ -1,4 +1,4 @@
-//! From the text to rules. All that is wrong is told, not only the first of it.
+//! Reads the text of a policy. Reports all problems, not only the first.
 
 use toml::{
     Spanned,
@@ -14,10 +14,10 @@ use super::{
 };
 use crate::layer::nearest;
 
-/// A policy is at most this long, in bytes: 1 MiB.
+/// The maximum length of a policy in bytes: 1 MiB.
 const MAX_LENGTH: usize = 1 << 20;
 
-/// Every key of a rule.
+/// The keys of a rule.
 const KEYS: [&str; 20] = [
     "user",
     "group",
@@ -41,20 +41,20 @@ const KEYS: [&str; 20] = [
     "broadcast",
 ];
 
-/// Reads a text; the rules are of worth only if there are no problems.
+/// Reads a text. The rules are valid only without problems.
 pub(super) fn read(text: &str) -> (Vec<Rule>, Reader<'_>) {
     let mut reader = Reader::new(text);
     if text.len() > MAX_LENGTH {
-        reader.problem(0, format!("{} bytes; a policy has at most {MAX_LENGTH}", text.len()));
+        reader.problem(0, format!("{} bytes are too long for a policy; at most {MAX_LENGTH} are allowed", text.len()));
         return (Vec::new(), reader);
     }
     let (table, errors) = DeTable::parse_recoverable(text);
     for error in errors {
         let at = error.span().map_or(0, |span| span.start);
         let message = error.message().split_whitespace().collect::<Vec<_>>().join(" ");
-        reader.problem(at, format!("not TOML: {message}"));
+        reader.problem(at, format!("invalid TOML: {message}"));
     }
-    // What follows from a broken text would hide the cause.
+    // Problems that follow from invalid TOML would hide the cause.
     if !reader.problems.is_empty() {
         return (Vec::new(), reader);
     }
@@ -99,7 +99,7 @@ impl Reader<'_> {
         };
         let mut burst = None;
         let mut named = false;
-        // In the order of the text, so that problems are.
+        // In the order of the text, for the order of problems.
         let mut entries: Vec<_> = table.iter().collect();
         entries.sort_by_key(|(key, _)| key.span().start);
         for (key, value) in entries {
@@ -110,20 +110,20 @@ impl Reader<'_> {
         self.key.clear();
         match (&mut rule.rate, burst) {
             (Some(rate), Some((burst, _))) => rate.burst = burst,
-            (None, Some((_, at))) => self.warning(at, "burst says nothing where packets_per_second is unlimited"),
+            (None, Some((_, at))) => self.warning(at, "burst has no effect if packets_per_second is unlimited"),
             _ => {}
         }
         if !named {
-            self.problem(at, "whom it is for is missing: user = \"NAME\", group = \"NAME\" or everybody = true");
+            self.problem(at, "the rule names nobody; add user = \"NAME\", group = \"NAME\" or everybody = true");
         }
         let Who { users, groups, everybody } = &rule.who;
         if *everybody && !(users.is_empty() && groups.is_empty()) {
-            self.warning(at, "everybody includes its users and groups");
+            self.warning(at, "everybody includes the rule's users and groups; remove them");
         }
         if rule.refuse
             && table.keys().any(|key| !["user", "group", "everybody", "refuse"].contains(&key.get_ref().as_ref()))
         {
-            self.warning(at, "refuse = true leaves its other keys without a meaning");
+            self.warning(at, "its other keys have no effect with refuse = true; remove them");
         }
         rule
     }
@@ -145,7 +145,7 @@ impl Reader<'_> {
             "allow" => rule.allow = Some(self.targets(value)),
             "deny" => rule.deny = self.targets(value),
             "packets_per_second" => {
-                // A burst of a tenth of a second, where none is named.
+                // Without burst: a tenth of a second.
                 let rate =
                     |packets_per_second: u32| Rate { packets_per_second, burst: (packets_per_second / 10).max(1) };
                 rule.rate = self.number(value, 1..=1_000_000_000, true).map(rate);
@@ -195,7 +195,7 @@ impl Reader<'_> {
     fn account(&mut self, value: Value<'_, '_>) -> Option<Account> {
         let at = self.line_and_column(value.at());
         if let DeValue::Integer(_) = value.0.get_ref() {
-            // The highest number means "none" to the kernel.
+            // The highest number is no id for the kernel.
             let id = self.number(value, 0..=u32::MAX - 1, false)?;
             return Some(Account { name: None, id: Some(id), at });
         }
@@ -205,7 +205,7 @@ impl Reader<'_> {
             return None;
         }
         if name.is_empty() || name.contains(|letter: char| letter.is_whitespace() || letter.is_control()) {
-            self.problem(value.at(), format!("{name:?} is no name of a user or group"));
+            self.problem(value.at(), format!("{name:?} is not a valid name of a user or group"));
             return None;
         }
         Some(Account { name: Some(name), id: None, at })
@@ -220,7 +220,7 @@ impl Reader<'_> {
     }
 }
 
-/// The text of a rule: up to the next one, without what stands above that as a comment.
+/// The text of a rule: up to the next rule, without the comments before that.
 fn excerpt(text: &str, span: std::ops::Range<usize>, end: usize) -> String {
     let own = text.get(span.clone()).unwrap_or_default();
     if !own.starts_with("[[") {

@@ -1,36 +1,36 @@
-//! What was found in a policy's text, and where.
+//! Problems and warnings in a policy's text, with their places.
 
 use super::Problem;
 
-/// What was found in a text.
+/// Collects problems and warnings of a text.
 pub(super) struct Reader<'t> {
     pub text: &'t str,
-    /// Where lines begin.
+    /// The offsets of the lines.
     lines: Vec<usize>,
-    /// The rule at hand, from 1; 0 outside of rules.
+    /// The current rule, from 1; 0 outside of rules.
     pub rule: usize,
-    /// The key at hand.
+    /// The current key.
     pub key: String,
-    /// What makes the text no policy.
+    /// Problems that make the text invalid.
     pub problems: Vec<Problem>,
-    /// What is legal and hardly meant.
+    /// Settings that are valid but probably not intended.
     pub warnings: Vec<Problem>,
 }
 
 impl<'t> Reader<'t> {
-    /// Nothing found yet.
+    /// Makes a reader of `text`.
     pub fn new(text: &'t str) -> Self {
         let lines = std::iter::once(0).chain(text.match_indices('\n').map(|(end, _)| end + 1)).collect();
         Self { text, lines, rule: 0, key: String::new(), problems: Vec::new(), warnings: Vec::new() }
     }
 
-    /// Notes a problem at a byte of the text.
+    /// Adds a problem at a byte offset.
     pub fn problem(&mut self, at: usize, message: impl Into<String>) {
         let problem = self.place(at, message.into());
         self.problems.push(problem);
     }
 
-    /// Notes a warning at a byte of the text.
+    /// Adds a warning at a byte offset.
     pub fn warning(&mut self, at: usize, message: impl Into<String>) {
         let problem = self.place(at, message.into());
         self.warnings.push(problem);
@@ -46,7 +46,7 @@ impl<'t> Reader<'t> {
         Problem { line, column, key, message }
     }
 
-    /// The place of a byte of the text, from 1.
+    /// Line and column of a byte offset, from 1.
     pub fn line_and_column(&self, at: usize) -> (usize, usize) {
         let line = self.lines.partition_point(|&begin| begin <= at).max(1);
         let before = self.text.get(self.lines[line - 1]..at).unwrap_or_default();

@@ -1,29 +1,29 @@
-//! One rule: whom it names, and what it grants.
+//! A rule: the users that it names, and its permissions.
 
 use std::{fmt, net::IpAddr, ops::RangeInclusive};
 
 use super::{ports::Ports, targets::Targets, usage::Rate};
 use crate::packet::Transport;
 
-/// Whom a rule names.
+/// The users that a rule names.
 #[derive(Debug, Clone, Default)]
 pub struct Who {
-    /// Users.
+    /// Named users.
     pub users: Vec<Account>,
-    /// Groups.
+    /// Named groups.
     pub groups: Vec<Account>,
-    /// Everybody.
+    /// All users.
     pub everybody: bool,
 }
 
 /// A user or a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Account {
-    /// The name, unless the text has a number.
+    /// The name; `None` if the text has a number.
     pub name: Option<String>,
-    /// The number; `None` until the name is [resolved](super::Policy::resolve), and if nobody has it.
+    /// The number; `None` before the name is [resolved](super::Policy::resolve), and if it does not exist.
     pub id: Option<u32>,
-    /// Where the text names it: line and column from 1.
+    /// Line and column in the text, from 1.
     pub at: (usize, usize),
 }
 
@@ -37,21 +37,21 @@ impl fmt::Display for Account {
     }
 }
 
-/// Protocols of packets.
+/// Allowed protocols.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Protocols {
     /// TCP.
     pub tcp: bool,
     /// UDP.
     pub udp: bool,
-    /// Queries with an identifier of the lease, of the ICMP of either IP version.
+    /// ICMP and ICMPv6 queries whose identifier the lease owns.
     pub icmp: bool,
-    /// All other protocols too, all other messages of ICMP, and packets that choose their own way (source routes).
+    /// All other protocols and ICMP messages, and source-routed packets.
     pub any: bool,
 }
 
 impl Protocols {
-    /// Whether packets of `transport` are among them.
+    /// Whether packets of `transport` are allowed.
     pub fn has(self, transport: Transport) -> bool {
         self.any
             || match transport {
@@ -62,20 +62,20 @@ impl Protocols {
     }
 }
 
-/// Source addresses that are not the host's.
+/// Source addresses that are not the host's, which a lease may send from.
 #[derive(Debug, Clone, Default)]
 pub enum Foreign {
     /// None.
     #[default]
     None,
-    /// Any.
+    /// All.
     All,
-    /// Those of these prefixes.
+    /// The addresses of these prefixes.
     Some(Targets),
 }
 
 impl Foreign {
-    /// Whether `address` may be a source.
+    /// Whether a lease may send from `address`.
     pub fn allows(&self, address: IpAddr) -> bool {
         match self {
             Self::None => false,
@@ -85,16 +85,16 @@ impl Foreign {
     }
 }
 
-/// A rule. See the [module](super) for what the values mean.
+/// A rule. See the [module](super) for the meaning of the values.
 #[derive(Debug, Clone)]
 pub struct Rule {
-    /// Its place in the file, from 1.
+    /// Its number in the file, from 1.
     pub number: usize,
-    /// The line that it begins in, from 1.
+    /// The line where it begins, from 1.
     pub line: usize,
     /// Its text.
     pub text: String,
-    /// Whom it names.
+    /// The users that it names.
     pub who: Who,
     /// Whether it refuses everything.
     pub refuse: bool,
@@ -102,8 +102,7 @@ pub struct Rule {
     pub interfaces: Option<Vec<String>>,
     /// Local addresses; `None`: all.
     pub addresses: Option<Targets>,
-    /// Local ports of TCP and UDP. Identifiers of ICMP queries are nobody's to keep apart from others: all may be
-    /// leased.
+    /// Local ports of TCP and UDP. All identifiers of ICMP queries may be leased.
     pub ports: Ports,
     /// Protocols.
     pub protocols: Protocols,
@@ -113,17 +112,17 @@ pub struct Rule {
     pub deny: Targets,
     /// The rate; `None`: unlimited.
     pub rate: Option<Rate>,
-    /// Leases at most; `None`: unlimited.
+    /// The most leases; `None`: unlimited.
     pub max_leases: Option<u32>,
-    /// Ports at most; `None`: unlimited.
+    /// The most ports; `None`: unlimited.
     pub max_ports: Option<u32>,
-    /// Flows at most; `None`: unlimited.
+    /// The most flows; `None`: unlimited.
     pub max_flows: Option<u32>,
     /// Whether whole Ethernet frames may be sent and received.
     pub raw_ethernet: bool,
-    /// Source addresses that are not the host's.
+    /// Source addresses that are not the host's, which leases may send from.
     pub foreign_sources: Foreign,
-    /// Whether packets may be watched that are not the lease's.
+    /// Whether packets of others may be captured.
     pub observe: bool,
     /// Whether packets may go to multicast addresses.
     pub multicast: bool,
@@ -131,13 +130,13 @@ pub struct Rule {
     pub broadcast: bool,
 }
 
-/// The rate of a rule that names none.
+/// The default rate.
 pub(super) const RATE: Rate = Rate { packets_per_second: 1000, burst: 100 };
-/// Leases of a rule that names no number.
+/// The default of `max_leases`.
 pub(super) const LEASES: u32 = 16;
-/// Ports of a rule that names no number.
+/// The default of `max_ports`.
 pub(super) const PORTS: u32 = 64;
-/// Flows of a rule that names no number.
+/// The default of `max_flows`.
 pub(super) const FLOWS: u32 = 1024;
 
 impl Default for Rule {
@@ -168,7 +167,7 @@ impl Default for Rule {
 }
 
 impl Rule {
-    /// Whether a pattern of the rule fits an interface's name.
+    /// Whether a pattern of the rule matches an interface's name.
     pub fn allows_interface(&self, name: &str) -> bool {
         self.interfaces.as_ref().is_none_or(|patterns| patterns.iter().any(|pattern| fits(pattern, name)))
     }
@@ -178,7 +177,7 @@ impl Rule {
         self.addresses.as_ref().is_none_or(|prefixes| prefixes.covers(address))
     }
 
-    /// The ports, or identifiers of ICMP queries, that may be leased, in order.
+    /// The ports, or identifiers of ICMP queries, that may be leased, sorted.
     pub(crate) fn leasable(&self, transport: Transport) -> Vec<RangeInclusive<u16>> {
         match transport {
             Transport::Tcp | Transport::Udp => self.ports.ranges().collect(),
@@ -186,12 +185,12 @@ impl Rule {
         }
     }
 
-    /// Whether all of them may be leased.
+    /// Whether all of `ports` may be leased.
     pub(crate) fn allows_ports(&self, transport: Transport, ports: &RangeInclusive<u16>) -> bool {
         transport == Transport::Icmp || self.ports.contains_all(ports)
     }
 
-    /// As the rule itself says it: `rule 2 (line 25, group crafter)`.
+    /// The rule's title in messages: `rule 2 (line 25, group crafter)`.
     pub fn title(&self) -> String {
         let list = |kind: &str, accounts: &[Account]| {
             let names: Vec<String> = accounts.iter().map(Account::to_string).collect();
@@ -204,7 +203,7 @@ impl Rule {
     }
 }
 
-/// `*` at the end of a pattern stands for any characters.
+/// A `*` at the end of a pattern matches any characters.
 fn fits(pattern: &str, name: &str) -> bool {
     match pattern.strip_suffix('*') {
         Some(begin) => name.starts_with(begin),

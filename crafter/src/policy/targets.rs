@@ -1,8 +1,8 @@
-//! Sets of address prefixes, each with all ports or some, that are asked for every packet.
+//! Sets of address prefixes, each with all ports or some, with fast lookup.
 //!
-//! Prefixes either nest or are apart. So each knows the next one around it, and the addresses fall into intervals,
-//! each with the innermost prefix that covers it: a binary search, then a walk outwards. Memory is linear in the
-//! number of prefixes, time logarithmic, plus their nesting.
+//! Two prefixes are either nested or disjoint. Each prefix refers to the next one around it, and the addresses are
+//! divided into intervals, each with its innermost prefix. A lookup is a binary search and a walk outwards. Memory is
+//! linear in the number of prefixes; time is logarithmic, plus the nesting depth.
 
 use std::net::IpAddr;
 
@@ -10,30 +10,30 @@ use ipnet::IpNet;
 
 use super::ports::Ports;
 
-/// Stands for no prefix.
+/// No prefix.
 const NONE: u32 = u32::MAX;
 
-/// A prefix as the policy's text has it.
+/// A prefix of the policy's text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
     /// The addresses.
     pub prefix: IpNet,
-    /// Ports at these addresses; `None`: all, and what has no ports.
+    /// Ports at these addresses; `None`: all ports, and protocols without ports.
     pub ports: Option<Ports>,
-    /// The line of the text, from 1.
+    /// The line in the text, from 1.
     pub line: usize,
 }
 
-/// What a packet says of its port at the far end.
+/// The destination port of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FarPort {
-    /// This one.
+    /// A readable port.
     Known(u16),
     /// Its protocol has no ports.
     Without,
-    /// It has one that a fragment does not tell: any, when it is about denying, and none, when about allowing.
+    /// A port that a later fragment does not contain: it matches every denied port, and no allowed one.
     Hidden {
-        /// About denying.
+        /// Whether denied ports are compared.
         matches: bool,
     },
 }
@@ -41,9 +41,9 @@ pub(crate) enum FarPort {
 #[derive(Debug, Clone)]
 struct Node {
     around: u32,
-    /// The length of its prefix.
+    /// The length of the prefix.
     length: u8,
-    /// All ports, and what has none.
+    /// All ports, and protocols without ports.
     any: bool,
     ports: Ports,
 }
@@ -51,7 +51,7 @@ struct Node {
 /// The prefixes of one address family.
 #[derive(Debug, Clone, Default)]
 struct Table {
-    /// Where intervals begin, each reaching to the next.
+    /// Sorted starts of intervals; each interval ends at the next start.
     starts: Vec<u128>,
     /// The innermost prefix of each interval.
     inner: Vec<u32>,
@@ -68,7 +68,7 @@ impl Table {
             .collect();
         sorted.sort_by_key(|&(first, length, ..)| (first, length));
         let mut table = Self::default();
-        // Prefixes that the one at hand is in, each with its last address.
+        // Open prefixes, each with its last address.
         let mut open: Vec<(u128, u32)> = Vec::new();
         for group in sorted.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)) {
             let (first, length, last, _) = group[0];
@@ -89,7 +89,7 @@ impl Table {
         table
     }
 
-    /// Ends the prefixes that are over before `first`, or all.
+    /// Closes the prefixes that end before `first`, or all.
     fn close(&mut self, open: &mut Vec<(u128, u32)>, first: Option<u128>) {
         while let Some((last, _)) = open.pop_if(|&mut (last, _)| first.is_none_or(|first| last < first)) {
             if let Some(next) = last.checked_add(1) {
@@ -107,7 +107,7 @@ impl Table {
         self.inner.push(inner);
     }
 
-    /// The prefixes that cover an address, from the inside.
+    /// The prefixes that contain an address, from the innermost outwards.
     fn around(&self, address: u128) -> impl Iterator<Item = &Node> {
         let after = self.starts.partition_point(|&start| start <= address);
         let inner = if after == 0 { NONE } else { self.inner[after - 1] };
@@ -125,24 +125,24 @@ pub struct Targets {
 }
 
 impl Targets {
-    /// The set of these.
+    /// Makes the set of `list`.
     pub fn new(list: Vec<Target>) -> Self {
         let of = |v4: bool| Table::new(list.iter().filter(|target| target.prefix.addr().is_ipv4() == v4));
         Self { v4: of(true), v6: of(false), list }
     }
 
-    /// As written.
+    /// The prefixes in the order of the text.
     pub fn list(&self) -> &[Target] {
         &self.list
     }
 
-    /// Whether the address belongs to a prefix, whatever the ports.
+    /// Whether a prefix contains the address, for any ports.
     pub fn covers(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         self.table(address).around(number(address)).next().is_some()
     }
 
-    /// Whether the set has what a packet goes to.
+    /// Whether the set contains the destination of a packet.
     pub(crate) fn has(&self, address: IpAddr, port: FarPort) -> bool {
         let address = address.to_canonical();
         self.table(address).around(number(address)).any(|node| match port {
@@ -153,7 +153,7 @@ impl Targets {
         })
     }
 
-    /// The first as written that [`has`](Self::has) it: slow, for explanations.
+    /// The first prefix of the text that [`has`](Self::has) the destination. Linear time; for explanations.
     pub(crate) fn first(&self, address: IpAddr, port: FarPort) -> Option<&Target> {
         let address = address.to_canonical();
         self.list.iter().find(|target| {
@@ -167,7 +167,7 @@ impl Targets {
         })
     }
 
-    /// Whether all of `target` is in one prefix of the set that is wider, or, unless `wider`, as wide.
+    /// Whether another prefix of the set contains all of `target`: a wider one, or, unless `wider`, an equal one.
     pub(crate) fn encloses(&self, target: &Target, wider: bool) -> bool {
         let (prefix, address) = (target.prefix, target.prefix.network());
         self.table(address).around(number(address)).any(|node| {
@@ -200,7 +200,7 @@ mod tests {
         Target { prefix: prefix.trunc(), ports: ports.map(|(a, b)| Ports::new([a..=b])), line: 1 }
     }
 
-    /// Addresses and prefixes close together, so that they meet, at both ends of the space.
+    /// Addresses and prefixes close together at both ends of the address space, so that they overlap.
     fn address() -> impl Strategy<Value = IpAddr> {
         (any::<bool>(), 0u8..40, any::<bool>()).prop_map(|(v4, low, end)| match (v4, end) {
             (true, false) => Ipv4Addr::from(u32::from(low)).into(),
@@ -222,7 +222,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_tree_finds_what_a_search_finds(targets in targets(), address in address(), port in 0u16..12) {
+        fn lookup_agrees_with_linear_search(targets in targets(), address in address(), port in 0u16..12) {
             let set = Targets::new(targets);
             let hidden = [true, false].map(|matches| FarPort::Hidden { matches });
             for port in [FarPort::Known(port), FarPort::Without, hidden[0], hidden[1]] {
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn mapped_addresses_are_those_they_stand_for() {
+    fn ipv4_mapped_addresses_match_ipv4_prefixes() {
         let set = Targets::new(vec![target("10.0.0.0/8".parse().unwrap(), None)]);
         assert!(set.covers("::ffff:10.1.2.3".parse().unwrap()));
         assert!(!set.covers("::ffff:11.1.2.3".parse().unwrap()));

@@ -1,4 +1,4 @@
-//! Every kind of rule, refused and allowed; what is told of broken texts; the shipped policy.
+//! Rules, each with a refused and an allowed case; the shipped policy.
 
 use std::{
     net::IpAddr,
@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::*;
-use crate::packet::{Datagram, Route, Segment, Transport};
+use crate::packet::{Datagram, PacketPorts, Route, Segment, Transport};
 
 mod any;
 mod explained;
@@ -18,7 +18,7 @@ const ALICE: u32 = 1000;
 const MALLORY: u32 = 1001;
 const CRAFTER: u32 = 200;
 
-/// alice, mallory, root; the groups crafter and root.
+/// The users alice, mallory and root; the groups crafter and root.
 struct Host4;
 
 impl Names for Host4 {
@@ -35,7 +35,7 @@ fn load(text: &str) -> Policy {
     Policy::load(text, &Host4).unwrap_or_else(|error| panic!("{error}\n{text}"))
 }
 
-/// A policy of one rule, for alice.
+/// A policy with one rule, for alice.
 fn rule(keys: &str) -> Policy {
     load(&format!("[[rule]]\nuser = \"alice\"\n{keys}\n"))
 }
@@ -69,13 +69,13 @@ fn lease(policy: &Policy, change: impl FnOnce(&mut LeaseWish)) -> Verdict {
     policy.lease(&alice(), &wish, &host(), &Usage::default()).verdict
 }
 
-/// A TCP packet of alice's lease, as the policy sees it.
-fn tcp(source: &str, destination: &str) -> Outgoing {
-    Outgoing::read(&Segment::new(source.parse().unwrap(), destination.parse().unwrap()).build()).unwrap()
+/// A TCP packet of alice's lease.
+fn tcp(source: &str, destination: &str) -> PacketInfo {
+    PacketInfo::read(&Segment::new(source.parse().unwrap(), destination.parse().unwrap()).build()).unwrap()
 }
 
-/// What is said of one packet of a fresh lease of alice's.
-fn sent(policy: &Policy, change: impl FnOnce(&mut LeaseWish), packet: &Outgoing) -> Verdict {
+/// The verdict on one packet of a new lease of alice.
+fn sent(policy: &Policy, change: impl FnOnce(&mut LeaseWish), packet: &PacketInfo) -> Verdict {
     let mut wish = wish();
     change(&mut wish);
     let mut usage = Usage::default();
@@ -83,7 +83,7 @@ fn sent(policy: &Policy, change: impl FnOnce(&mut LeaseWish), packet: &Outgoing)
     policy.packet(&grant, packet, &mut usage, Instant::now()).verdict
 }
 
-/// A packet to there is refused with `verdict`; the other twin is allowed.
+/// Checks that a packet to one destination is refused with `verdict`, and one to another is allowed.
 #[track_caller]
 fn twins(policy: &Policy, refused: &str, verdict: Verdict, allowed: &str) {
     let to = |destination: &str| {
@@ -95,7 +95,7 @@ fn twins(policy: &Policy, refused: &str, verdict: Verdict, allowed: &str) {
 }
 
 #[test]
-fn the_first_rule_that_names_the_subject_decides() {
+fn first_rule_that_names_the_subject_decides() {
     let policy = load(
         "[[rule]]\nuser = 'mallory'\nrefuse = true\n[[rule]]\nuser = 'alice'\nports = [80]\n[[rule]]\ngroup = 'crafter'\n\
          [[rule]]\nuser = ['mallory', 5, 6]\ngroup = 7\n",
@@ -104,10 +104,10 @@ fn the_first_rule_that_names_the_subject_decides() {
         |user, groups: &[u32]| policy.rule_of(&Subject { user, groups: groups.to_vec() }).map(|rule| rule.number);
     assert_eq!(number(MALLORY, &[CRAFTER]), Some(1));
     assert_eq!(number(ALICE, &[CRAFTER, 7]), Some(2));
-    assert_eq!(number(1234, &[7, CRAFTER]), Some(3), "the order is the file's, not that of the groups");
+    assert_eq!(number(1234, &[7, CRAFTER]), Some(3), "the order of rules decides, not that of groups");
     assert_eq!((number(6, &[]), number(1234, &[7])), (Some(4), Some(4)));
     assert_eq!(number(1234, &[]), None);
-    // A user's number is no group's.
+    // A user id is not a group id.
     assert_eq!(number(CRAFTER, &[5]), None);
     let wish = wish();
     let ask = |user| policy.lease(&Subject { user, groups: vec![] }, &wish, &host(), &Usage::default());
@@ -120,7 +120,7 @@ fn the_first_rule_that_names_the_subject_decides() {
 }
 
 #[test]
-fn a_lease_and_its_twin() {
+fn restrictions_refuse_one_lease_and_allow_another() {
     let policy = rule("interfaces = ['lo', 'eth*']");
     assert_eq!(lease(&policy, |wish| wish.interface = "wlan0".to_owned()), Verdict::Interface);
     assert_eq!(lease(&policy, |wish| wish.interface = "lo0".to_owned()), Verdict::Interface);
@@ -135,7 +135,7 @@ fn a_lease_and_its_twin() {
     assert_eq!(lease(&policy, |wish| wish.ports = 50_005..=50_010), Verdict::Port);
     assert_eq!(lease(&policy, |wish| wish.ports = RangeInclusive::new(81, 80)), Verdict::Port, "an empty range");
     assert_eq!(lease(&policy, |wish| wish.ports = 80..=80), Verdict::Allowed);
-    // Identifiers of ICMP queries are no ports.
+    // Identifiers of ICMP queries are not ports.
     let query = |wish: &mut LeaseWish| (wish.transport, wish.ports) = (Some(Transport::Icmp), 0..=0);
     assert_eq!(lease(&policy, query), Verdict::Allowed);
     let policy = rule("protocols = ['udp', 'icmp']");
@@ -155,7 +155,7 @@ fn a_lease_and_its_twin() {
 }
 
 #[test]
-fn counts_and_their_twins() {
+fn limits_refuse_only_what_exceeds_them() {
     let policy = rule("max_leases = 2\nmax_ports = 25\nmax_flows = 3");
     let ask = |leases, ports, flows| {
         let mut usage = Usage::default();
@@ -178,7 +178,7 @@ fn counts_and_their_twins() {
 #[test]
 fn the_shipped_policy() {
     let policy = load(SHIPPED);
-    assert_eq!(policy.warnings(), [], "not a warning");
+    assert_eq!(policy.warnings(), [], "no warnings");
     let member = Subject { user: 4321, groups: vec![4321, CRAFTER] };
     let host = host();
     let mut usage = Usage::default();
@@ -203,7 +203,7 @@ fn the_shipped_policy() {
     assert_eq!(send("[2001:db8::1]:50000", "[ff02::1]:53"), Verdict::Multicast);
     assert_eq!(send("192.0.2.1:50000", "192.0.2.255:53"), Verdict::Broadcast);
     let taken = (0..20_000).take_while(|_| send("192.0.2.1:50000", "8.8.8.8:53") == Verdict::Allowed).count();
-    assert_eq!(taken, 1000 - 4, "what is left of the burst");
+    assert_eq!(taken, 1000 - 4, "the rest of the burst");
     let later = policy.packet(&grant, &tcp("192.0.2.1:50000", "8.8.8.8:53"), &mut usage, now + Duration::from_secs(1));
     assert!(later.is_allowed());
 

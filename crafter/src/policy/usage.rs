@@ -1,8 +1,8 @@
-//! What a user has, and how fast the user sends.
+//! The resources that a user holds, and the user's rate.
 
 use std::time::Instant;
 
-/// Packets a second, and how many may leave at once.
+/// A packet rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
     /// From 1 to 1,000,000,000.
@@ -11,8 +11,8 @@ pub struct Rate {
     pub burst: u32,
 }
 
-/// What one user (one numeric user id, over all of the user's leases) has at the moment. The daemon keeps one for
-/// each user and counts; the policy compares.
+/// The resources of one numeric user id, over all of the user's leases. The service counts them for each user; the
+/// policy compares.
 #[derive(Debug, Clone, Default)]
 pub struct Usage {
     /// Leases held.
@@ -25,15 +25,15 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// One packet at `now`, if the rate allows it.
+    /// Takes one packet at `now` from the rate. `false` if the rate is exceeded.
     pub(crate) fn take(&mut self, rate: Rate, now: Instant) -> bool {
         self.bucket.take(rate, now)
     }
 }
 
-/// A token bucket, full at first, kept as the time at which it will be full again (ITU-T I.371's virtual
-/// scheduling). It holds no rate, so a new policy's applies to it at once. Not [`crate::engine::Pacer`], which tells
-/// a sender when to send and begins with one packet, not with a burst.
+/// A token bucket, initially full, stored as the time when it is full again (virtual scheduling, ITU-T I.371). It does
+/// not store the rate, so a new policy's rate applies at once. Unlike [`crate::engine::Pacer`], which tells a sender
+/// when to send and starts with one packet, it starts with a burst.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Bucket {
     start: Option<Instant>,
@@ -42,7 +42,7 @@ pub(crate) struct Bucket {
 }
 
 impl Bucket {
-    /// One at `now`, if the rate allows it.
+    /// Takes one packet at `now`. `false` if the rate is exceeded.
     pub(crate) fn take(&mut self, rate: Rate, now: Instant) -> bool {
         let start = *self.start.get_or_insert(now);
         let now = now.saturating_duration_since(start).as_nanos() * 1000;
@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_at_first_then_the_rate() {
+    fn bucket_allows_a_burst_then_the_rate() {
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
         let rate = Rate { packets_per_second: 1000, burst: 5 };
@@ -76,19 +76,19 @@ mod tests {
         assert_eq!(taken(&mut bucket, rate, at(1)), 1);
         assert_eq!(taken(&mut bucket, rate, at(4)), 3);
         assert_eq!(taken(&mut bucket, rate, at(1000)), 5, "no more than a burst is saved");
-        assert_eq!(taken(&mut bucket, rate, at(999)), 0, "a clock that steps back gives nothing");
-        // Another rate, at once.
+        assert_eq!(taken(&mut bucket, rate, at(999)), 0, "a clock that steps back adds no tokens");
+        // Another rate applies at once.
         let faster = Rate { packets_per_second: 1_000_000, burst: 1 };
         assert_eq!(taken(&mut bucket, faster, at(1006)), 1);
     }
 
     #[test]
-    fn rates_are_kept() {
+    fn sent_packets_match_the_rate() {
         for packets_per_second in [1, 3, 7_000, 1_000_000] {
             let rate = Rate { packets_per_second, burst: 2 };
             let (mut bucket, start) = (Bucket::default(), Instant::now());
             let span = Duration::from_secs(1) / packets_per_second;
-            // Asked ten times as often as it gives.
+            // Ten attempts per allowed packet.
             let sent = (0..=1000).filter(|step| bucket.take(rate, start + span * *step / 100)).count();
             assert!((10 + 1..=10 + 3).contains(&sent), "{sent} at {packets_per_second}");
         }

@@ -1,4 +1,4 @@
-//! Values of the policy's text.
+//! Reads the values of a policy's text.
 
 use std::{net::IpAddr, ops::RangeInclusive};
 
@@ -13,18 +13,18 @@ use super::{
 };
 use crate::layer::nearest;
 
-/// A value and its place.
+/// A value and its place in the text.
 #[derive(Clone, Copy)]
 pub(super) struct Value<'v, 't>(pub &'v Spanned<DeValue<'t>>);
 
 impl Value<'_, '_> {
-    /// The byte that it begins at.
+    /// The byte offset of the value.
     pub fn at(self) -> usize {
         self.0.span().start
     }
 }
 
-/// What a value is, in words.
+/// The kind of a value, for messages.
 pub(super) fn kind(value: &DeValue<'_>) -> &'static str {
     match value {
         DeValue::String(_) => "a text",
@@ -57,7 +57,7 @@ impl Reader<'_> {
         None
     }
 
-    /// A number in `range`, or `None` for `unlimited` and after a problem.
+    /// A number in `range`; `None` for `unlimited`, and after a problem.
     pub fn number(&mut self, value: Value<'_, '_>, range: RangeInclusive<u32>, unlimited: bool) -> Option<u32> {
         let also = if unlimited { " or \"unlimited\"" } else { "" };
         let message = match value.0.get_ref() {
@@ -76,7 +76,7 @@ impl Reader<'_> {
         None
     }
 
-    /// Every value of a list that can be read.
+    /// The valid values of a list.
     pub fn each<T>(&mut self, value: Value<'_, '_>, read: impl Fn(&DeValue<'_>) -> Read<T>) -> Vec<T> {
         self.each_placed(value, read).into_iter().map(|(_, value)| value).collect()
     }
@@ -87,7 +87,7 @@ impl Reader<'_> {
             return Vec::new();
         };
         if list.is_empty() {
-            self.warning(value.at(), "an empty list: nothing; without the key there is no restriction");
+            self.warning(value.at(), "an empty list allows nothing; remove the key to lift the restriction");
         }
         let mut values = Vec::with_capacity(list.len());
         for item in list {
@@ -105,7 +105,7 @@ impl Reader<'_> {
             if ranges.iter().any(|other| other.start() <= range.end() && range.start() <= other.end()) {
                 self.warning(at, "these ports overlap with others of the list");
             }
-            // The comparison above is with few: a list of thousands is merged as it grows.
+            // Compared with at most 64 ranges: a longer list is merged as it grows.
             if ranges.len() >= 64 {
                 ranges = Ports::new(ranges).ranges().collect();
             }
@@ -134,7 +134,7 @@ impl Reader<'_> {
             return Targets::default();
         };
         if list.is_empty() && self.key != "deny" {
-            self.warning(value.at(), "an empty list: nothing; without the key there is no restriction");
+            self.warning(value.at(), "an empty list allows nothing; remove the key to lift the restriction");
         }
         for item in list {
             self.target(Value(item), &mut targets);
@@ -178,13 +178,15 @@ fn text<'v>(value: &'v DeValue<'_>) -> Read<&'v str> {
     value.as_str().ok_or_else(|| format!("a text in quotes, not {}", kind(value)))
 }
 
-/// Linux: at most 15 bytes, neither `/` nor white space (`dev_valid_name`).
+/// A name of an interface. Linux allows at most 15 bytes, neither `/` nor white space (`dev_valid_name`).
 pub(super) fn interface(value: &DeValue<'_>) -> Read<String> {
     let name = text(value)?;
     let begin = name.strip_suffix('*').unwrap_or(name);
     let wrong = |letter: char| letter == '/' || letter == ':' || letter == '*' || letter.is_whitespace();
     if name.is_empty() || begin.len() > 15 || begin.contains(wrong) {
-        return Err(format!("{name:?} is no name of an interface, such as \"eth0\" or \"eth*\" (* at the end only)"));
+        return Err(format!(
+            "{name:?} is not a valid name of an interface, such as \"eth0\" or \"eth*\" (* at the end only)"
+        ));
     }
     Ok(name.to_owned())
 }
@@ -198,7 +200,7 @@ fn protocol(value: &DeValue<'_>) -> Read<&'static str> {
         .ok_or_else(|| format!("there is no protocol '{name}'{}", nearest(name, KNOWN.into_iter())))
 }
 
-/// 80, "80" or "80-90".
+/// A port or a range: 80, "80" or "80-90".
 fn ports(value: &DeValue<'_>) -> Read<RangeInclusive<u16>> {
     let wrong = |what: &str| format!("a port from 0 to 65535 such as 80, or a range such as \"8000-8099\", not {what}");
     match value {
@@ -211,7 +213,7 @@ fn ports(value: &DeValue<'_>) -> Read<RangeInclusive<u16>> {
             let port = |text: &str| text.trim().parse::<u16>().map_err(|_| wrong(&format!("{text:?}")));
             let (first, last) = (port(first)?, port(last)?);
             if first > last {
-                return Err(format!("{text:?} ends before it begins; \"{last}-{first}\" is meant?"));
+                return Err(format!("{text:?} ends before it begins; did you mean \"{last}-{first}\"?"));
             }
             Ok(first..=last)
         }
@@ -219,7 +221,7 @@ fn ports(value: &DeValue<'_>) -> Read<RangeInclusive<u16>> {
     }
 }
 
-/// A prefix or an address; `any` for all of both families.
+/// A prefix or an address; `any` means all addresses of both families.
 fn prefixes(value: &DeValue<'_>) -> Read<Vec<IpNet>> {
     let text = text(value)?;
     if text == "any" {
@@ -235,13 +237,13 @@ fn prefixes(value: &DeValue<'_>) -> Read<Vec<IpNet>> {
         }
     };
     if prefix != prefix.trunc() {
-        return Err(format!("{text} has bits behind its length; \"{}\" is meant?", prefix.trunc()));
+        return Err(format!("{text} has bits set beyond its prefix length; did you mean \"{}\"?", prefix.trunc()));
     }
     if let IpAddr::V6(address) = prefix.network()
         && let (Some(v4), 96..) = (address.to_ipv4_mapped(), prefix.prefix_len())
     {
         let v4 = Ipv4Net::new(v4, prefix.prefix_len() - 96).map_err(|error| error.to_string())?;
-        return Err(format!("{text} stands for IPv4 addresses: \"{v4}\" is needed"));
+        return Err(format!("{text} is IPv4-mapped; write \"{v4}\""));
     }
     Ok(vec![prefix])
 }

@@ -14,10 +14,10 @@ use zlink::{Call, Reply, tokio::unix};
 use super::wire::{Fault, Method};
 use crate::error::{Error, Result};
 
-/// Where the service listens.
+/// The service's socket.
 pub const SOCKET: &str = "/run/crafter/crafter.sock";
 
-/// The variable of the environment that names another place.
+/// The environment variable that names another socket.
 pub const SOCKET_VARIABLE: &str = "CRAFTER_SOCKET";
 
 /// The socket that the environment names, or [`SOCKET`].
@@ -25,14 +25,14 @@ pub fn socket_path() -> PathBuf {
     std::env::var_os(SOCKET_VARIABLE).filter(|path| !path.is_empty()).map_or_else(|| SOCKET.into(), PathBuf::from)
 }
 
-/// A method and its parameters, as they stand in a message.
+/// A method and its parameters in a message.
 #[derive(Debug, Serialize)]
 struct Envelope<'c, C> {
     method: &'static str,
     parameters: &'c C,
 }
 
-/// A reply with one that has no parameters taken for one that has none of its own.
+/// The parameters of a reply. Transparent, so that a reply without parameters is not an error.
 #[derive(Debug, Deserialize)]
 #[serde(transparent)]
 struct Parameters<R>(R);
@@ -47,7 +47,7 @@ pub struct Control {
 #[derive(Debug)]
 struct Inner {
     connection: unix::Connection,
-    /// Replies to calls that nobody waited for to the end.
+    /// Replies to cancelled calls that are still to be read.
     stale: usize,
 }
 
@@ -55,19 +55,18 @@ impl Control {
     /// Connects to the socket at `path`.
     ///
     /// # Errors
-    /// [`Error::NoService`] if nobody listens there or this user may not connect.
+    /// [`Error::NoService`] if no service listens there, or if this user may not connect.
     pub async fn connect(path: &Path) -> Result<Self> {
-        let failed = |error: &dyn std::fmt::Display, hint: &'static str| Error::NoService {
-            path: path.display().to_string(),
-            reason: error.to_string(),
-            hint,
-        };
-        let connection = unix::connect(path).await.map_err(|error| match &error {
-            zlink::Error::Io(io) if io.kind() == std::io::ErrorKind::PermissionDenied => {
-                failed(io, "join the group that may use it, mostly `crafter`")
-            }
-            zlink::Error::Io(io) => failed(io, "start it with `systemctl start crafter.socket` or `crafter serve`"),
-            other => failed(other, "start it with `systemctl start crafter.socket` or `crafter serve`"),
+        let connection = unix::connect(path).await.map_err(|error| {
+            let (reason, is_denied) = match error {
+                zlink::Error::Io(error) => (error.to_string(), error.kind() == std::io::ErrorKind::PermissionDenied),
+                other => (other.to_string(), false),
+            };
+            let hint = match is_denied {
+                true => "join the group that may use it, `crafter` by default",
+                false => "start it with `systemctl start crafter.socket` or `crafter serve`",
+            };
+            Error::NoService { path: path.display().to_string(), reason, hint }
         })?;
         Ok(Self { path: path.to_owned(), inner: Mutex::new(Inner { connection, stale: 0 }) })
     }
@@ -80,12 +79,12 @@ impl Control {
     /// Calls a method.
     ///
     /// # Errors
-    /// What the service answers; [`Error::Service`] if it does not.
+    /// The service's error; [`Error::Service`] if the connection fails.
     pub async fn call<M: Method>(&self, call: &M) -> Result<M::Reply> {
         self.call_for_descriptors(call).await.map(|(reply, _)| reply)
     }
 
-    /// Calls a method that answers with descriptors.
+    /// Calls a method whose reply contains descriptors.
     ///
     /// # Errors
     /// As [`Control::call`].
@@ -93,7 +92,7 @@ impl Control {
         let mut inner = self.inner.lock().await;
         let Inner { connection, stale } = &mut *inner;
         while *stale > 0 {
-            // Its descriptors are closed here.
+            // The reply's descriptors are closed here.
             let _ = connection.receive_reply::<serde_json::Value, Fault>().await.map_err(|e| self.broken(&e))?;
             *stale -= 1;
         }
@@ -105,15 +104,15 @@ impl Control {
         let (reply, descriptors) = answer.map_err(|e| self.broken(&e))?;
         let parameters = reply.map_err(error)?.into_parameters();
         let Some(Parameters(reply)) = parameters else {
-            return Err(self.broken(&"a reply without parameters"));
+            return Err(self.broken(&"it sent a reply without parameters"));
         };
         Ok((reply, descriptors))
     }
 
-    /// Calls a method that answers again and again.
+    /// Calls a method that sends several replies.
     ///
     /// # Errors
-    /// [`Error::Service`] if the service is gone.
+    /// [`Error::Service`] if the connection fails.
     pub async fn subscribe<M: Method>(self, call: &M) -> Result<Subscription<M>> {
         let mut inner = self.inner.into_inner();
         let envelope = Call::new(Envelope { method: M::NAME, parameters: call }).set_more(true);
@@ -134,7 +133,7 @@ impl Control {
     }
 }
 
-/// Replies to one call.
+/// The replies to one call.
 #[derive(Debug)]
 pub struct Subscription<M> {
     connection: unix::Connection,
@@ -144,10 +143,10 @@ pub struct Subscription<M> {
 }
 
 impl<M: Method> Subscription<M> {
-    /// The next reply; `None` once the last one was here. Safe to cancel.
+    /// The next reply; `None` after the last one. Cancel-safe.
     ///
     /// # Errors
-    /// What the service answers; [`Error::Service`] if it is gone.
+    /// The service's error; [`Error::Service`] if the connection fails.
     pub async fn next(&mut self) -> Result<Option<M::Reply>> {
         if self.is_over {
             return Ok(None);
@@ -164,7 +163,7 @@ fn broken(path: &Path, reason: &dyn std::fmt::Display) -> Error {
     Error::Service { path: path.display().to_string(), reason: reason.to_string() }
 }
 
-/// What an error of the service is here.
+/// Converts an error of the service.
 fn error(fault: Fault) -> Error {
     let address = |text: &str| text.parse::<IpAddr>().unwrap_or(IpAddr::from([0, 0, 0, 0]));
     match fault {

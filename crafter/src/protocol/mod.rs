@@ -1,4 +1,5 @@
-//! The wire between the service and its clients: the varlink interface `org.crafter.v1`, and what lease sockets carry.
+//! The protocol between the service and its clients: the varlink interface `org.crafter.v1`, and the messages on lease
+//! sockets.
 
 pub mod control;
 pub mod record;

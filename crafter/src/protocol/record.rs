@@ -1,95 +1,96 @@
-//! The header of what comes on a lease's socket. Network byte order; see `org.crafter.v1.varlink`.
+//! The header of messages on a lease's socket, in network byte order; see `org.crafter.v1.varlink`.
 
 use crafter_common::reason::Reason;
 
 use crate::packet::Checksum;
 
-/// Bytes of the header.
+/// Length of the header in bytes.
 pub const HEADER: usize = 24;
 
-/// Bytes that a refusal quotes of what was refused, at most.
+/// The most bytes of a refused packet that a refusal quotes.
 pub const QUOTED: usize = 128;
 
 /// Flag of a packet: its end is missing.
 pub const CUT: u16 = 1;
-/// Flag of a packet: its checksum is wrong.
+/// Flag of a packet: its checksum is invalid.
 pub const BAD_CHECKSUM: u16 = 2;
-/// Flag of a packet: its checksum is partial, as veth and other virtual devices hand it over.
+/// Flag of a packet: its checksum is partial, as on veth and other virtual devices.
 pub const PARTIAL_CHECKSUM: u16 = 4;
 /// Flag of a packet: it begins with an Ethernet header.
 pub const ETHERNET: u16 = 8;
 /// Flag of a packet: this host sent it.
 pub const OUTGOING: u16 = 16;
 
-/// How a packet came.
+/// How a packet was delivered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
-pub enum Came {
+pub enum DeliveryKind {
     /// Redirected into an AF_XDP socket.
     Redirected = 0,
     /// Copied into the ring buffer, and dropped.
     Copied = 1,
-    /// Copied; the kernel has it too.
+    /// Copied into the ring buffer, and passed to the kernel.
     Observed = 2,
     /// A RST of the kernel that was dropped.
     RstSuppressed = 3,
     /// A port-unreachable of the kernel that was dropped.
     UnreachableSuppressed = 4,
-    /// Seen by `Observe`.
-    Seen = 5,
+    /// Captured by `Observe`.
+    Captured = 5,
 }
 
-impl Came {
-    /// All of them, by number.
-    pub const ALL: [Self; 6] =
-        [Self::Redirected, Self::Copied, Self::Observed, Self::RstSuppressed, Self::UnreachableSuppressed, Self::Seen];
+impl DeliveryKind {
+    /// All kinds, by number.
+    pub const ALL: [Self; 6] = [
+        Self::Redirected,
+        Self::Copied,
+        Self::Observed,
+        Self::RstSuppressed,
+        Self::UnreachableSuppressed,
+        Self::Captured,
+    ];
 
-    /// The verdict's reason that it stands for.
+    const REASONS: [Reason; 6] = [
+        Reason::Redirected,
+        Reason::Copied,
+        Reason::Observed,
+        Reason::RstSuppressed,
+        Reason::UnreachableSuppressed,
+        Reason::OtherProtocol,
+    ];
+
+    /// The verdict reason of this kind.
     pub const fn reason(self) -> Reason {
-        match self {
-            Self::Redirected => Reason::Redirected,
-            Self::Copied => Reason::Copied,
-            Self::Observed => Reason::Observed,
-            Self::RstSuppressed => Reason::RstSuppressed,
-            Self::UnreachableSuppressed => Reason::UnreachableSuppressed,
-            Self::Seen => Reason::OtherProtocol,
-        }
+        Self::REASONS[self as usize]
     }
 
-    /// What stands for a verdict's reason.
-    pub const fn of(reason: Reason) -> Self {
-        match reason {
-            Reason::Redirected => Self::Redirected,
-            Reason::Observed => Self::Observed,
-            Reason::RstSuppressed => Self::RstSuppressed,
-            Reason::UnreachableSuppressed => Self::UnreachableSuppressed,
-            Reason::OtherProtocol => Self::Seen,
-            _ => Self::Copied,
-        }
+    /// The kind of a verdict reason.
+    pub fn of(reason: Reason) -> Self {
+        Self::ALL.into_iter().find(|kind| kind.reason() == reason).unwrap_or(Self::Copied)
     }
 }
 
-/// Why something was refused, or is over.
+/// Why a packet was refused, or a lease ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Code {
-    /// The policy says so.
+    /// The policy does not allow it.
     Policy = 0,
-    /// No route leads there, or one by another interface.
+    /// No route to the destination, or only over another interface.
     NoRoute = 1,
     /// The next hop does not answer.
     NoNeighbour = 2,
-    /// The kernel would not take it.
+    /// The kernel did not accept the packet.
     NotSent = 3,
-    /// The interface is gone.
-    InterfaceGone = 4,
-    /// It is no packet.
+    /// The interface was removed.
+    InterfaceRemoved = 4,
+    /// The packet cannot be read.
     Malformed = 5,
-    /// It was released by method, or a new policy took it.
+    /// The client released the lease, or a new policy ended it.
     Released = 6,
     /// The service stops.
     Stops = 7,
-    /// The policy says so: packets come too fast.
+    /// The packet exceeds the policy's rate.
     Rate = 8,
 }
 
@@ -99,7 +100,7 @@ impl Code {
         Self::NoRoute,
         Self::NoNeighbour,
         Self::NotSent,
-        Self::InterfaceGone,
+        Self::InterfaceRemoved,
         Self::Malformed,
         Self::Released,
         Self::Stops,
@@ -107,24 +108,24 @@ impl Code {
     ];
 }
 
-/// What a message is.
+/// The kind of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A packet.
     Packet {
-        /// How it came.
-        came: Came,
+        /// How it was delivered.
+        delivery: DeliveryKind,
         /// [`CUT`], [`BAD_CHECKSUM`], [`PARTIAL_CHECKSUM`], [`ETHERNET`], [`OUTGOING`].
         flags: u16,
     },
-    /// What was sent was refused.
+    /// A packet of the client was refused.
     Refusal {
         /// Why.
         code: Code,
-        /// The rule of the policy, from 1; 0: none.
+        /// The number of the policy's rule, from 1; 0: none.
         rule: u16,
     },
-    /// The lease is over.
+    /// The lease ended.
     End {
         /// Why.
         code: Code,
@@ -134,23 +135,23 @@ pub enum Kind {
 /// The header of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
-    /// What it is.
+    /// The kind of the message.
     pub kind: Kind,
-    /// Index of the interface.
+    /// The index of the interface.
     pub ifindex: u32,
     /// CLOCK_MONOTONIC nanoseconds.
     pub time_ns: u64,
-    /// Of a packet, its bytes before any was cut off; otherwise bytes of the sentence.
+    /// Of a packet: its length in bytes before it was cut. Otherwise: the length of the sentence in bytes.
     pub length: u32,
     /// Messages of this lease lost so far, modulo 2^32.
     pub lost: u32,
 }
 
 impl Header {
-    /// Its bytes.
+    /// Encodes the header.
     pub fn encode(&self) -> [u8; HEADER] {
         let (kind, code, extra) = match self.kind {
-            Kind::Packet { came, flags } => (1, came as u8, flags),
+            Kind::Packet { delivery, flags } => (1, delivery as u8, flags),
             Kind::Refusal { code, rule } => (2, code as u8, rule),
             Kind::End { code } => (3, code as u8, 0),
         };
@@ -165,7 +166,7 @@ impl Header {
         bytes
     }
 
-    /// Reads a message; the header, and what follows it. `None`: it is none that this version knows.
+    /// Decodes a message into its header and the rest. `None` for a kind that this version does not know.
     pub fn decode(message: &[u8]) -> Option<(Self, &[u8])> {
         let (bytes, rest) = message.split_first_chunk::<HEADER>()?;
         let [kind, code, ..] = *bytes;
@@ -174,7 +175,7 @@ impl Header {
         let extra = two(2);
         let known = || Code::ALL.get(usize::from(code)).copied();
         let kind = match kind {
-            1 => Kind::Packet { came: *Came::ALL.get(usize::from(code))?, flags: extra },
+            1 => Kind::Packet { delivery: *DeliveryKind::ALL.get(usize::from(code))?, flags: extra },
             2 => Kind::Refusal { code: known()?, rule: extra },
             3 => Kind::End { code: known()? },
             _ => return None,
@@ -183,14 +184,14 @@ impl Header {
         Some((Self { kind, ifindex: four(4), time_ns, length: four(16), lost: four(20) }, rest))
     }
 
-    /// The sentence of a refusal or an end, and what follows it.
+    /// The sentence of a refusal or an end, and the rest.
     pub fn sentence<'m>(&self, rest: &'m [u8]) -> (std::borrow::Cow<'m, str>, &'m [u8]) {
         let (sentence, quoted) = rest.split_at((self.length as usize).min(rest.len()));
         (String::from_utf8_lossy(sentence), quoted)
     }
 }
 
-/// The flags that tell what a packet's checksums are worth.
+/// The flags of a checksum's state.
 pub const fn checksum_flags(checksum: Checksum) -> u16 {
     match checksum {
         Checksum::Valid => 0,
@@ -199,7 +200,7 @@ pub const fn checksum_flags(checksum: Checksum) -> u16 {
     }
 }
 
-/// What such flags tell.
+/// The checksum's state from the flags.
 pub const fn checksum_of(flags: u16) -> Checksum {
     match (flags & BAD_CHECKSUM, flags & PARTIAL_CHECKSUM) {
         (0, 0) => Checksum::Valid,
@@ -213,8 +214,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn headers_are_what_the_interface_says() {
-        let kind = Kind::Packet { came: Came::Observed, flags: ETHERNET | CUT };
+    fn header_layout_matches_the_varlink_description() {
+        let kind = Kind::Packet { delivery: DeliveryKind::Observed, flags: ETHERNET | CUT };
         let header = Header { kind, ifindex: 0x0102_0304, time_ns: 0x1122_3344_5566_7788, length: 60, lost: 7 };
         let bytes = header.encode();
         assert_eq!(
@@ -225,8 +226,8 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_is_read_back_and_nothing_else_is() {
-        let kinds = Came::ALL.map(|came| Kind::Packet { came, flags: 3 }).into_iter();
+    fn every_kind_round_trips_and_unknown_kinds_are_rejected() {
+        let kinds = DeliveryKind::ALL.map(|delivery| Kind::Packet { delivery, flags: 3 }).into_iter();
         let kinds = kinds.chain(Code::ALL.map(|code| Kind::Refusal { code, rule: 2 }));
         for kind in kinds.chain(Code::ALL.map(|code| Kind::End { code })) {
             let header = Header { kind, ifindex: 1, time_ns: 2, length: 3, lost: u32::MAX };
@@ -246,9 +247,9 @@ mod tests {
     }
 
     #[test]
-    fn reasons_come_back() {
-        for came in Came::ALL {
-            assert_eq!(Came::of(came.reason()), came);
+    fn reasons_round_trip() {
+        for delivery in DeliveryKind::ALL {
+            assert_eq!(DeliveryKind::of(delivery.reason()), delivery);
         }
         for checksum in [Checksum::Valid, Checksum::Partial, Checksum::Invalid] {
             assert_eq!(checksum_of(checksum_flags(checksum)), checksum);

@@ -1,21 +1,21 @@
-//! The types of `org.crafter.v1`, as they stand in JSON. Names and fields are those of `org.crafter.v1.varlink`.
+//! The types of `org.crafter.v1` in JSON. Names and fields are those of `org.crafter.v1.varlink`.
 
 use serde::{Serialize, de::DeserializeOwned};
 
 /// The interface.
 pub const INTERFACE: &str = "org.crafter.v1";
 
-/// The number of this interface's layout: of the header on lease sockets, and of what methods mean.
+/// The version of the header on lease sockets and of the methods.
 pub const ABI: u32 = 1;
 
-/// Its description.
+/// The interface description.
 pub const DESCRIPTION: &str = include_str!("org.crafter.v1.varlink");
 
 /// The parameters of a method.
 pub trait Method: Serialize + DeserializeOwned + std::fmt::Debug {
     /// Its full name.
     const NAME: &'static str;
-    /// What it answers.
+    /// The reply.
     type Reply: Serialize + DeserializeOwned + std::fmt::Debug;
 }
 
@@ -35,7 +35,7 @@ methods! {
     "Interfaces" InterfacesCall -> Interfaces;
     "Policy" PolicyCall -> Allowance;
     "Reload" ReloadCall -> Reloaded;
-    "Route" RouteCall -> Way;
+    "Route" RouteCall -> RouteReply;
     "Lease" LeaseCall -> Leased;
     "Observe" ObserveCall -> Observing;
     "Release" ReleaseCall -> Nothing;

@@ -1,5 +1,5 @@
-//! What there was no room for yet, in the kernel's queue or among the packets that wait for a next hop, in the order in
-//! which a client sent it.
+//! Packets of one lease that found no room in the kernel's queue or among the packets that wait for a next hop, in the
+//! order in which the client sent them.
 
 use std::{
     net::IpAddr,
@@ -12,55 +12,43 @@ use crate::{
     driver::{NoRoom, ROOM_RETRY_DELAY, ROOM_TIMEOUT},
 };
 
-/// How seldom packets are tried again at most.
-const SELDOM: Duration = Duration::from_millis(20);
+/// The longest delay between two retries.
+const MAX_RETRY_DELAY: Duration = Duration::from_millis(20);
 
-/// Where a packet goes, and the source address that its way is asked for with.
-pub(super) type Bound = (IpAddr, Option<IpAddr>);
+/// Destination, and the source address to look its route up with.
+pub(super) type RouteKey = (IpAddr, Option<IpAddr>);
 
 /// A packet to send.
-pub(super) enum Packet<'p> {
-    /// From the IP header on, by the way that is known when it is sent.
-    Wanted(Bound, &'p [u8]),
-    /// From the IP header on, by this way.
-    Ip(Arc<Route>, &'p [u8]),
+pub(super) enum Packet<B> {
+    /// From the IP header on; its route is looked up when it is sent.
+    Unrouted(RouteKey, B),
+    /// From the IP header on, over this route.
+    Routed(Arc<Route>, B),
     /// From the Ethernet header on.
-    Frame(&'p [u8]),
+    Frame(B),
 }
 
-impl Packet<'_> {
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Self::Wanted(_, bytes) | Self::Ip(_, bytes) | Self::Frame(bytes) => bytes,
-        }
-    }
-
+impl<B: AsRef<[u8]>> Packet<B> {
     pub(super) fn len(&self) -> usize {
-        self.bytes().len()
+        let (Self::Unrouted(_, bytes) | Self::Routed(_, bytes) | Self::Frame(bytes)) = self;
+        bytes.as_ref().len()
     }
 
-    fn way(&self) -> Way {
+    /// The same packet, with its bytes in another form.
+    fn map<'p, C>(&'p self, convert: impl FnOnce(&'p [u8]) -> C) -> Packet<C> {
         match self {
-            Self::Wanted(bound, _) => Way::Wanted(*bound),
-            Self::Ip(route, _) => Way::Known(route.clone()),
-            Self::Frame(_) => Way::None,
+            Self::Unrouted(key, bytes) => Packet::Unrouted(*key, convert(bytes.as_ref())),
+            Self::Routed(route, bytes) => Packet::Routed(route.clone(), convert(bytes.as_ref())),
+            Self::Frame(bytes) => Packet::Frame(convert(bytes.as_ref())),
         }
     }
 }
 
-/// How a packet leaves.
-enum Way {
-    Wanted(Bound),
-    Known(Arc<Route>),
-    /// As a frame.
-    None,
-}
-
-/// Packets of one lease, at most what was read of its client at once and what waited for next hops then.
+/// Packets of one lease. At most one batch of its client, and the packets that waited for next hops meanwhile.
 #[derive(Default)]
 pub(super) struct Backlog {
-    packets: Vec<(Way, Vec<u8>)>,
-    /// When the kernel took one last, or since when there are some.
+    packets: Vec<Packet<Vec<u8>>>,
+    /// When the kernel last took a packet, or when the backlog was last empty.
     progress: Option<Instant>,
 }
 
@@ -69,46 +57,40 @@ impl Backlog {
         self.packets.is_empty()
     }
 
-    /// What to do if there is still no room for them; `None` without packets.
+    /// What to do if there is still no room: refuse the packets after [`ROOM_TIMEOUT`]. `None` without packets.
     pub(super) fn no_room(&self) -> Option<NoRoom> {
         let progress = self.progress.filter(|_| !self.is_empty())?;
         Some(if progress.elapsed() < ROOM_TIMEOUT { NoRoom::Stop } else { NoRoom::Refuse })
     }
 
-    /// How long to wait until they are tried again: the longer nothing has left, the longer, as a link that stands still
-    /// must not keep the service busy.
-    pub(super) fn pause(&self) -> Duration {
-        let progress = self.progress.map_or(Duration::ZERO, |progress| progress.elapsed());
-        (progress / 8).clamp(ROOM_RETRY_DELAY, SELDOM)
+    /// Delay until the next retry. It grows while nothing is sent, so that a stalled link does not keep the service busy.
+    pub(super) fn retry_delay(&self) -> Duration {
+        let stalled = self.progress.map_or(Duration::ZERO, |progress| progress.elapsed());
+        (stalled / 8).clamp(ROOM_RETRY_DELAY, MAX_RETRY_DELAY)
     }
 
-    /// Copies packets to its end.
-    pub(super) fn add(&mut self, packets: &[Packet<'_>]) {
+    /// Appends copies of packets.
+    pub(super) fn add(&mut self, packets: &[Packet<&[u8]>]) {
         self.insert(self.packets.len(), packets);
     }
 
-    /// Copies packets to its beginning.
-    pub(super) fn add_first(&mut self, packets: &[Packet<'_>]) {
+    /// Inserts copies of packets at the beginning.
+    pub(super) fn add_first(&mut self, packets: &[Packet<&[u8]>]) {
         self.insert(0, packets);
     }
 
-    fn insert(&mut self, at: usize, packets: &[Packet<'_>]) {
+    fn insert(&mut self, at: usize, packets: &[Packet<&[u8]>]) {
         if !packets.is_empty() {
             self.progress.get_or_insert_with(Instant::now);
-            self.packets.splice(at..at, packets.iter().map(|packet| (packet.way(), packet.bytes().to_vec())));
+            self.packets.splice(at..at, packets.iter().map(|packet| packet.map(<[u8]>::to_vec)));
         }
     }
 
-    pub(super) fn packets(&self) -> Vec<Packet<'_>> {
-        let packets = self.packets.iter().map(|(way, bytes)| match way {
-            Way::Wanted(bound) => Packet::Wanted(*bound, bytes),
-            Way::Known(route) => Packet::Ip(route.clone(), bytes),
-            Way::None => Packet::Frame(bytes),
-        });
-        packets.collect()
+    pub(super) fn packets(&self) -> Vec<Packet<&[u8]>> {
+        self.packets.iter().map(|packet| packet.map(|bytes| bytes)).collect()
     }
 
-    /// The rest, once so many were tried.
+    /// The packets behind the first `tried`.
     pub(super) fn without(mut self, tried: usize) -> Self {
         self.packets.drain(..tried);
         if tried > 0 {

@@ -1,4 +1,4 @@
-//! A call as it comes, and the bounded connection that it comes by.
+//! A call, and the connection that limits the length of calls.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -11,10 +11,10 @@ use zlink::{
 
 use crate::protocol::wire::{Fault, Method};
 
-/// Bytes of a call at most; who sends more without an end is not listened to any longer.
+/// The maximum length of a call in bytes; a client that sends a longer one is disconnected.
 const LONGEST: usize = 64 << 10;
 
-/// A call, its parameters not yet looked at.
+/// A call whose parameters are not parsed yet.
 #[derive(Debug, Deserialize)]
 pub(super) struct AnyCall {
     /// Its full name.
@@ -23,7 +23,7 @@ pub(super) struct AnyCall {
     pub(super) parameters: Option<serde_json::Value>,
 }
 
-/// The parameters of a call.
+/// Parses the parameters of a call.
 pub(super) fn parameters<M: Method>(call: &AnyCall) -> Result<M, Fault> {
     let value = call.parameters.clone().unwrap_or_else(|| serde_json::json!({}));
     serde_json::from_value(value).map_err(|error| Fault::Invalid {
@@ -33,9 +33,9 @@ pub(super) fn parameters<M: Method>(call: &AnyCall) -> Result<M, Fault> {
 }
 
 /// A control connection.
-pub(super) type Bound = Connection<Bounded>;
+pub(super) type BoundedConnection = Connection<Bounded>;
 
-/// A Unix stream whose reading end gives up on a call without an end, and takes no descriptors.
+/// A Unix stream that accepts neither calls longer than [`LONGEST`] nor descriptors.
 #[derive(Debug)]
 pub(super) struct Bounded(unix::Stream);
 
@@ -60,13 +60,13 @@ impl Socket for Bounded {
 #[derive(Debug)]
 pub(super) struct BoundedRead {
     inner: <unix::Stream as Socket>::ReadHalf,
-    /// Bytes read since the latest end of a call, which is a NUL.
+    /// Bytes read since the last NUL, which ends a call.
     since_end: usize,
 }
 
 impl ReadHalf for BoundedRead {
     async fn read(&mut self, buf: &mut [u8]) -> zlink::Result<ReadResult> {
-        // Closed at once: kept until their call ends, those of a call without an end would use up all that there are.
+        // Closed at once: the descriptors of an unfinished call could otherwise use up the process's limit.
         let read = self.inner.read(buf).await?.set_fds(Vec::new());
         let bytes = &buf[..read.bytes_read()];
         self.since_end = match bytes.iter().rposition(|byte| *byte == 0) {

@@ -1,15 +1,15 @@
-//! Who calls, by the kernel's word.
+//! The caller of a method, by the credentials of the socket.
 
 use std::rc::Rc;
 
 use super::served_lease::Tally;
 use crate::policy::Subject;
 
-/// Who calls.
+/// The caller.
 #[derive(Debug)]
 pub(super) struct Caller {
     pub(super) subject: Subject,
     pub(super) pid: Option<u32>,
-    /// What became of the packets of all leases of this connection.
+    /// Counters of all leases of this connection.
     pub(super) total: Rc<Tally>,
 }

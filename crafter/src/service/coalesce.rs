@@ -1,35 +1,35 @@
-//! Consecutive segments of a TCP flow put together, for clients that want the stream and not the segments: what the
-//! kernel's GRO does (`tcp_gro_receive()`), by the same rules.
+//! Merges consecutive segments of a TCP flow, for clients that use the stream and not the segments, by the rules of the
+//! kernel's GRO (`tcp_gro_receive()`).
 
 use crate::{
     driver::{LeaseId, Received},
     packet::{Checksum, TcpView, ip},
 };
 
-/// Bytes of an IP packet at most: its length field has 16 bits.
+/// The maximum length of an IP packet in bytes: its length field has 16 bits.
 const LONGEST: usize = 65_535;
 
 const ACK: u8 = 0x10;
 const PSH: u8 = 0x08;
 
-/// A segment that others may follow.
+/// A merged segment.
 pub(super) struct Run {
     packet: Received,
-    /// Bytes of the IP header, and of both headers.
+    /// Length of the IP header, and of both headers, in bytes.
     ip: usize,
     headers: usize,
-    /// Sequence number of what follows.
+    /// The sequence number after the segment.
     next: u32,
     count: usize,
 }
 
 impl Run {
-    /// Begins with a segment; `None` for what is none, or none that others may follow.
+    /// Starts with a segment; `None` if it cannot be merged.
     pub(super) fn begin(packet: &Received) -> Option<Self> {
         let (ip, headers) = headers(packet)?;
         let bytes = &packet.ip;
         let next = sequence(bytes, ip).wrapping_add((bytes.len() - headers) as u32);
-        // Room for those that follow: mostly there are some.
+        // Room for further segments: there usually are some.
         let mut whole = Vec::with_capacity(LONGEST.min(bytes.len() * 16));
         whole.extend_from_slice(bytes);
         let Received { checksum, timestamp_ns, cut, reason, .. } = *packet;
@@ -37,14 +37,14 @@ impl Run {
         Some(Self { packet, ip, headers, next, count: 1 })
     }
 
-    /// Appends a segment; whether it is the next one of the same flow, and alike.
+    /// Appends a segment. `false` if it does not follow, or differs in its headers.
     pub(super) fn push(&mut self, packet: &Received) -> bool {
         if !self.is_followed_by(packet) {
             return false;
         }
         let (at, bytes) = (self.ip, &packet.ip);
         let first = &mut self.packet.ip;
-        // Of the flags only PSH may differ; the latest window counts.
+        // Of the flags only PSH may differ; the latest window is valid.
         first[at + 13] |= bytes[at + 13] & PSH;
         first[at + 14..at + 16].copy_from_slice(&bytes[at + 14..at + 16]);
         first.extend_from_slice(&bytes[self.headers..]);
@@ -59,7 +59,7 @@ impl Run {
             || packet.reason != self.packet.reason
             || sequence(next, self.ip) != self.next
             || first.len() + next.len() - self.headers > LONGEST
-            // A push ends what belongs together.
+            // PSH ends a merged segment.
             || first[self.ip + 13] & PSH != 0
         {
             return false;
@@ -75,7 +75,7 @@ impl Run {
         ip && same(tcp, tcp + 4) && same(tcp + 8, tcp + 13) && same(tcp + 18, self.headers)
     }
 
-    /// What it has become.
+    /// The merged packet.
     pub(super) fn finish(self) -> Received {
         let Self { mut packet, ip, count, .. } = self;
         if count == 1 {
@@ -94,7 +94,7 @@ impl Run {
             bytes[4..6].copy_from_slice(&(transport as u16).to_be_bytes());
             sum(&bytes[8..40])
         };
-        // Each segment's checksum was verified; the whole one's is partial, as it is behind GRO.
+        // Each segment's checksum was verified; that of the merged segment is partial, as after GRO.
         let pseudo = fold(addresses + 6 + transport);
         bytes[ip + 16..ip + 18].copy_from_slice(&pseudo.to_be_bytes());
         packet.checksum = Checksum::Partial;
@@ -102,7 +102,7 @@ impl Run {
     }
 }
 
-/// Puts together what follows each other.
+/// Merges consecutive segments.
 pub(super) fn coalesce(packets: &[(LeaseId, Received)]) -> Vec<(LeaseId, Received)> {
     let mut whole = Vec::with_capacity(packets.len());
     let mut run: Option<(LeaseId, Run)> = None;
@@ -122,7 +122,8 @@ pub(super) fn coalesce(packets: &[(LeaseId, Received)]) -> Vec<(LeaseId, Receive
     whole
 }
 
-/// The lengths of the IP header and of both headers of a segment with data that nothing but ACK and PSH is said of.
+/// The lengths of the IP header and of both headers, if the packet is a segment with data, and with no flags but ACK
+/// and PSH.
 fn headers(packet: &Received) -> Option<(usize, usize)> {
     if packet.cut || packet.checksum == Checksum::Invalid || !packet.reason.is_ingress() {
         return None;
@@ -130,7 +131,7 @@ fn headers(packet: &Received) -> Option<(usize, usize)> {
     let segment = TcpView::read(&packet.ip).ok()?;
     let ip = &segment.ip;
     let fixed = if ip.version() == 4 { ip::IPV4_HEADER } else { ip::IPV6_HEADER };
-    // Neither options nor extension headers, and nothing behind the packet.
+    // Neither options nor extension headers, nor trailing bytes.
     let is_bare = ip.payload.start == fixed && ip.declares_length() && ip.total_length() == packet.ip.len();
     let is_plain = segment.flags.0 & !u16::from(PSH) == u16::from(ACK);
     let data = segment.payload().len();
@@ -141,7 +142,7 @@ fn sequence(bytes: &[u8], ip: usize) -> u32 {
     u32::from_be_bytes([bytes[ip + 4], bytes[ip + 5], bytes[ip + 6], bytes[ip + 7]])
 }
 
-/// RFC 1071, of an even number of bytes.
+/// The sum of RFC 1071, of an even number of bytes.
 fn sum(bytes: &[u8]) -> u32 {
     bytes.chunks_exact(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum()
 }
@@ -184,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_each_other_becomes_one() {
+    fn consecutive_segments_are_merged() {
         for v6 in [false, true] {
             let packets = [
                 segment(v6, u32::MAX - 1, 0x10, b"abc"),
@@ -193,7 +194,7 @@ mod tests {
                 segment(v6, 6, 0x10, b"i"),
             ];
             let whole = coalesce(&packets);
-            assert_eq!(whole.len(), 2, "a push ends it");
+            assert_eq!(whole.len(), 2, "PSH ends a merged segment");
             let (_, first) = &whole[0];
             assert_eq!((first.checksum, checksum::verify(&first.ip, true)), (Checksum::Partial, Checksum::Partial));
             let read = Segment::parse(&first.ip).unwrap();
@@ -204,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn all_else_stays_as_it_is() {
+    fn other_packets_are_not_merged() {
         let first = segment(false, 1, 0x10, b"abc");
         let mut other_ttl = segment(false, 4, 0x10, b"d");
         other_ttl.1.ip[8] = 1;

@@ -1,4 +1,4 @@
-//! A control connection: calls in, replies out.
+//! A control connection: reads calls and sends replies.
 
 use std::{os::fd::OwnedFd, rc::Rc};
 
@@ -6,7 +6,7 @@ use serde::Serialize;
 use zlink::{Call, Connection, Reply, tokio::unix, varlink_service};
 
 use super::{
-    call::{AnyCall, Bound, Bounded, parameters},
+    call::{AnyCall, Bounded, BoundedConnection, parameters},
     caller::Caller,
     leasing, methods, monitor,
     state::Service,
@@ -16,7 +16,7 @@ use crate::{
     protocol::wire::{self, *},
 };
 
-/// An error: ours, or one of `org.varlink.service`.
+/// An error of this interface, or of `org.varlink.service`.
 enum Answer {
     Fault(Fault),
     Varlink(varlink_service::Error<'static>),
@@ -28,10 +28,10 @@ impl<E: Into<Fault>> From<E> for Answer {
     }
 }
 
-/// A call's result: the reply's parameters, and descriptors that go with it.
+/// The result of a call: the parameters of the reply, and descriptors.
 type Replied = Result<(serde_json::Value, Vec<OwnedFd>), Answer>;
 
-/// Serves a connection until the client closes it, or sends what is no call.
+/// Serves a connection until the client closes it, or sends an invalid call.
 pub(super) async fn run(service: Rc<Service>, stream: tokio::net::UnixStream) {
     if let Err(error) = serve(&service, stream).await {
         log::debug!("a control connection ended: {error}");
@@ -54,7 +54,7 @@ async fn serve(service: &Rc<Service>, stream: tokio::net::UnixStream) -> zlink::
             return monitor::run(service, &caller, connection, &call).await;
         }
         let replied = answer(service, &caller, &call, &mut connection).await?;
-        service.stay_awake();
+        service.note_activity();
         if call.oneway() {
             continue;
         }
@@ -72,7 +72,7 @@ async fn answer(
     service: &Rc<Service>,
     caller: &Caller,
     call: &Call<AnyCall>,
-    connection: &mut Bound,
+    connection: &mut BoundedConnection,
 ) -> zlink::Result<Replied> {
     let any = call.method();
     Ok(match any.method.as_str() {
@@ -90,7 +90,7 @@ async fn answer(
             with::<PolicyCall, _>(any, async |_| Ok::<_, Fault>(methods::allowance(service, caller))).await
         }
         ReloadCall::NAME => with::<ReloadCall, _>(any, async |_| methods::reload(service, caller)).await,
-        RouteCall::NAME => with(any, async |call| methods::way(service, caller, &call).await).await,
+        RouteCall::NAME => with(any, async |call| methods::route(service, caller, &call).await).await,
         LeaseCall::NAME => with_socket(any, async |call| leasing::lease(service, caller, &call).await).await,
         ObserveCall::NAME => with_socket(any, async |call| leasing::observe(service, caller, &call).await).await,
         ReleaseCall::NAME => with(any, async |call| methods::release(service, caller, &call).await).await,
@@ -143,7 +143,7 @@ fn description(call: &AnyCall) -> Replied {
     }
 }
 
-/// The description of the interface that every varlink service has (varlink.org, "Service Interface").
+/// The interface that every varlink service has (varlink.org, "Service Interface").
 const SERVICE: &str = "\
 # What the service is, and what it offers.
 interface org.varlink.service
@@ -165,12 +165,12 @@ error PermissionDenied ()
 error ExpectedMore ()
 ";
 
-/// All pages of flows but the last one, whose reply goes the usual way.
+/// Sends all pages of flows but the last one, which is returned.
 async fn pages(
     service: &Rc<Service>,
     caller: &Caller,
     call: &AnyCall,
-    connection: &mut Bound,
+    connection: &mut BoundedConnection,
 ) -> zlink::Result<Replied> {
     let mut wanted = match parameters::<ListFlowsCall>(call) {
         Ok(wanted) => wanted,

@@ -1,4 +1,4 @@
-//! The service's errors on the wire.
+//! Converts errors for the wire.
 
 use crate::{Error, policy::Decision, protocol::wire::Fault};
 
@@ -18,6 +18,12 @@ impl From<Error> for Fault {
             }
             Error::Invalid { what, reason } => Self::Invalid { field: what, message: reason },
             Error::Policy { problems } => Self::BadPolicy { problems, message },
+            Error::Attach { interface, mode, .. } => {
+                // The reason may name another user's process.
+                log::warn!("{message}");
+                let message = format!("cannot attach to {interface} in {mode} mode; the service's log has the reason");
+                Self::Failed { message }
+            }
             _ => Self::Failed { message },
         }
     }

@@ -1,4 +1,4 @@
-//! Methods that tell and list; [`leasing`](super::leasing) has those that lease.
+//! Methods that report; [`leasing`](super::leasing) has those that lease.
 
 use std::{net::IpAddr, rc::Rc};
 
@@ -7,7 +7,7 @@ use super::{
     caller::Caller,
     leasing::{address, port},
     served_lease::ServedLease,
-    state::Service,
+    state::{POLICY, Service},
 };
 use crate::{
     Error, Result,
@@ -23,7 +23,7 @@ use crate::{
     },
 };
 
-/// Entries of a page, unless fewer are asked for.
+/// The default and maximum number of entries of a page.
 const PAGE: u64 = 1000;
 
 /// `Info`
@@ -35,7 +35,7 @@ pub(super) fn info(service: &Service) -> Info {
         user: nix::unistd::Uid::effective().as_raw(),
         policy: match &service.options.policy {
             Some(path) => path.display().to_string(),
-            None if std::path::Path::new(super::POLICY).exists() => super::POLICY.to_owned(),
+            None if std::path::Path::new(POLICY).exists() => POLICY.to_owned(),
             None => "shipped".to_owned(),
         },
         started: service.started.since_1970_us(),
@@ -67,7 +67,7 @@ fn describe(service: &Service, found: Interface) -> wire::Interface {
         classifier: report.map(|report| report.classifier.to_owned()),
         sockets: report.map(|report| report.sockets as u32),
         notes: report.map(|report| report.notes.clone()).unwrap_or_default(),
-        leases: attachment.map_or(0, |attachment| attachment.users.get()),
+        leases: attachment.map_or(0, |attachment| attachment.users()),
     }
 }
 
@@ -114,7 +114,7 @@ pub(super) fn reload(service: &Service, caller: &Caller) -> Result<Reloaded, Fau
         return Err(Fault::Refused {
             rule: None,
             verdict: Verdict::Refused.name().to_owned(),
-            message: "only root and the service's own user may have the policy read again".to_owned(),
+            message: "only root and the service's own user may reload the policy".to_owned(),
         });
     }
     let ended = service.reload()?;
@@ -124,7 +124,7 @@ pub(super) fn reload(service: &Service, caller: &Caller) -> Result<Reloaded, Fau
 }
 
 /// `Route`
-pub(super) async fn way(service: &Service, caller: &Caller, call: &RouteCall) -> Result<Way, Fault> {
+pub(super) async fn route(service: &Service, caller: &Caller, call: &RouteCall) -> Result<RouteReply, Fault> {
     known(service, caller)?;
     let destination = address("destination", &call.destination)?;
     let source = call.source.as_deref().map(|text| address("source", text)).transpose()?;
@@ -134,7 +134,7 @@ pub(super) async fn way(service: &Service, caller: &Caller, call: &RouteCall) ->
         route::LinkLayer::Ethernet { source, destination } => (Some(mac(source)), Some(mac(destination))),
         route::LinkLayer::None => (None, None),
     };
-    Ok(Way {
+    Ok(RouteReply {
         interface: found.interface,
         index: found.ifindex,
         source: found.source.to_string(),
@@ -145,7 +145,7 @@ pub(super) async fn way(service: &Service, caller: &Caller, call: &RouteCall) ->
     })
 }
 
-/// Whether a rule names the caller at all.
+/// Checks that a rule names the caller.
 fn known(service: &Service, caller: &Caller) -> Result<(), Decision> {
     let policy = service.policy();
     match policy.rule_of(&caller.subject) {
@@ -155,7 +155,7 @@ fn known(service: &Service, caller: &Caller) -> Result<(), Decision> {
     }
 }
 
-/// Whose leases and flows the caller may see: `None` for everybody's.
+/// The user whose leases and flows the caller may see; `None`: all users.
 pub(super) fn visible(service: &Service, caller: &Caller) -> Option<u32> {
     let may_observe = service.policy().observe(&caller.subject).is_allowed();
     (!may_observe).then_some(caller.subject.user)
@@ -168,7 +168,7 @@ pub(super) async fn release(service: &Service, caller: &Caller, call: &ReleaseCa
         return Err(Fault::NoSuchLease { lease: call.lease, message: format!("you have no lease {}", call.lease) });
     };
     lease.end(Code::Released, "the lease was released");
-    // Its ports are free when the caller learns of it.
+    // The ports are free when the caller receives the reply.
     while service.lease(call.lease).is_some() {
         tokio::task::yield_now().await;
     }
@@ -177,17 +177,7 @@ pub(super) async fn release(service: &Service, caller: &Caller, call: &ReleaseCa
 
 /// `Account`
 pub(super) fn account(caller: &Caller) -> Account {
-    let total = &caller.total;
-    Account {
-        sent: total.sent.get(),
-        sent_bytes: total.sent_bytes.get(),
-        not_sent: total.not_sent.get(),
-        refused: total.refused.get(),
-        delivered: total.delivered.get(),
-        delivered_bytes: total.delivered_bytes.get(),
-        lost: total.lost.get(),
-        suppressed: total.suppressed.get(),
-    }
+    caller.total.borrow().clone()
 }
 
 /// `ListLeases`
@@ -208,7 +198,7 @@ fn page(limit: Option<u64>) -> usize {
     limit.unwrap_or(PAGE).clamp(1, PAGE) as usize
 }
 
-/// The attachments to this interface, or all.
+/// The attachments to this interface; `None`: all.
 fn attached_on(service: &Service, interface: Option<&str>) -> impl Iterator<Item = Rc<Attachment>> {
     service
         .attached()
@@ -225,14 +215,14 @@ pub(super) fn list_flows(service: &Service, caller: &Caller, call: &ListFlowsCal
     for attachment in attached_on(service, call.interface.as_deref()) {
         let name = attachment.name().to_string();
         let Ok(crafter) = attachment.crafter() else { continue };
-        let leases = attachment.leases();
+        let leases = service.leases_on(&attachment);
         let is_of = |user: u32, flow: &maps::Flow| {
             leases.iter().any(|lease| {
-                let ports = &lease.what.grant.wish().ports;
+                let ports = &lease.terms.grant.wish().ports;
                 lease.subject().user == user
-                    && lease.what.protocol == flow.protocol
+                    && lease.terms.protocol == flow.protocol
                     && ports.contains(&flow.local.port())
-                    && lease.what.address.is_none_or(|address| address == flow.local.ip())
+                    && lease.terms.address.is_none_or(|address| address == flow.local.ip())
             })
         };
         let flows = crafter.flows().into_iter().filter(|flow| {
@@ -243,53 +233,38 @@ pub(super) fn list_flows(service: &Service, caller: &Caller, call: &ListFlowsCal
         });
         found.extend(flows.map(|flow| (name.clone(), flow)));
     }
-    // In the order in which they began, so that a page goes on where the one before ended, whatever came meanwhile.
+    // Sorted by first packet, so that a page continues after the previous one even if new flows began.
     found.sort_by_key(|(_, flow)| (flow.first_seen_ns, flow.local, flow.remote));
     let after = call.after.unwrap_or(0);
     let mut rest = found.into_iter().filter(|(_, flow)| flow.first_seen_ns > after);
     let mut flows: Vec<Flow> =
-        rest.by_ref().take(page(call.limit)).map(|(interface, flow)| wire_flow(interface, flow)).collect();
+        rest.by_ref().take(page(call.limit)).map(|(interface, flow)| wire_flow(interface, &flow)).collect();
     let last = flows.last().map(|last| last.first_seen_ns);
     let mut rest = rest.peekable();
-    // The next page begins behind all of one moment: none of them may be left for it.
+    // The next page begins after this time, so all flows of this time belong to this page.
     while let Some((interface, flow)) = rest.next_if(|(_, flow)| Some(flow.first_seen_ns) == last) {
-        flows.push(wire_flow(interface, flow));
+        flows.push(wire_flow(interface, &flow));
     }
     let next = rest.next().and(last);
     Ok(Flows { flows, next })
 }
 
-fn wire_flow(interface: String, flow: maps::Flow) -> Flow {
-    let maps::Flow {
-        protocol,
-        local,
-        remote,
-        rx_packets,
-        rx_bytes,
-        tx_packets,
-        tx_bytes,
-        first_seen_ns,
-        last_seen_ns,
-        last_seq,
-        last_ack,
-        last_flags,
-        suppressed,
-    } = flow;
+fn wire_flow(interface: String, flow: &maps::Flow) -> Flow {
     Flow {
         interface,
-        protocol: protocol.to_owned(),
-        local: local.to_string(),
-        remote: remote.to_string(),
-        rx_packets,
-        rx_bytes,
-        tx_packets,
-        tx_bytes,
-        first_seen_ns,
-        last_seen_ns,
-        last_seq,
-        last_ack,
-        last_flags,
-        suppressed,
+        protocol: flow.protocol.to_owned(),
+        local: flow.local.to_string(),
+        remote: flow.remote.to_string(),
+        rx_packets: flow.rx_packets,
+        rx_bytes: flow.rx_bytes,
+        tx_packets: flow.tx_packets,
+        tx_bytes: flow.tx_bytes,
+        first_seen_ns: flow.first_seen_ns,
+        last_seen_ns: flow.last_seen_ns,
+        last_seq: flow.last_seq,
+        last_ack: flow.last_ack,
+        last_flags: flow.last_flags,
+        suppressed: flow.suppressed,
     }
 }
 
@@ -299,7 +274,11 @@ pub(super) fn counters(service: &Service, caller: &Caller, call: &CountersCall) 
     if let Some(name) = &call.interface
         && attached_on(service, Some(name)).next().is_none()
     {
-        return Err(Error::invalid("interface", format_args!("nothing is leased on '{name}'")).into());
+        return Err(Error::invalid(
+            "interface",
+            format_args!("the service is not attached to '{name}'; lease on it first"),
+        )
+        .into());
     }
     let mut interfaces = Vec::new();
     for attachment in attached_on(service, call.interface.as_deref()) {

@@ -1,13 +1,14 @@
 //! The service: one privileged process that owns the hooks, and leases ports to others.
 //!
-//! One thread does it all, on a runtime of its own: a packet goes from a client's socket through the policy to the
-//! kernel, and a reply from the driver to a client's socket, without a lock or a hand-over in between. What takes the
-//! kernel long (attaching, detaching) happens on threads beside it.
+//! It runs on one thread: packets pass from a client's socket through the policy to the kernel, and replies from the
+//! driver to a client's socket, without locks. Slow operations of the kernel (attaching, detaching) run on other
+//! threads.
 //!
-//! - `connection`: a control connection, method by method (`methods`, `leasing`, `monitor`).
+//! - `connection`: a control connection and its methods (`methods`, `leasing`, `monitor`).
 //! - `state`: the policy, the attachments, the leases.
-//! - `attachment`: an interface that is attached, and the relay from the driver to the leases' sockets.
-//! - `lease`: a lease; `outgoing`: what its client sends; `observe`: looking on.
+//! - `transmit`: sends the packets of leases.
+//! - `served_lease`: a lease; `outgoing`: packets from its client; `observe`: captures for a client.
+//! - `attachment`: an attached interface, and the relay from the driver to the leases.
 
 mod attachment;
 mod backlog;
@@ -27,13 +28,13 @@ mod outgoing;
 mod records;
 mod served_lease;
 mod state;
+mod transmit;
 mod users;
 
 use std::{
     os::unix::net::UnixListener,
-    path::PathBuf,
     rc::Rc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -41,45 +42,30 @@ use tokio::{
     task::{LocalSet, spawn_local},
 };
 
+pub use self::state::{POLICY, ServeOptions};
 use self::{
     host::{audit::Record, seccomp, systemd::Notifier},
     state::Service,
 };
-use crate::{Error, Options, Result, datapath::address::AddressWatch};
+use crate::{Error, Result, datapath::address::AddressWatch};
 
-/// Where the policy is, unless somebody names another file.
-pub const POLICY: &str = "/etc/crafter/crafter.toml";
+/// The maximum number of control connections; further ones are closed.
+const MAX_CONNECTIONS: usize = 4096;
 
-/// Control connections at once; one more is closed.
-const CONNECTIONS: usize = 4096;
+/// The maximum number of control connections of one user, except root and the service's own user.
+const MAX_CONNECTIONS_PER_USER: usize = 512;
 
-/// Control connections of one user; those of root and of the service's own user are as many as there may be.
-const CONNECTIONS_OF_USER: usize = 512;
+/// Interval at which the audit log records refusals that were only counted.
+const AUDIT_FLUSH_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How often the audit log tells of refusals that it only counted.
-const SETTLE: Duration = Duration::from_secs(5);
+/// How long to busy-poll for the next packet.
+const BUSY_POLL_TIME: Duration = Duration::from_micros(100);
 
-/// How long to stay awake for the next packet.
-const LINGER: Duration = Duration::from_micros(100);
+/// How long to wait for clients to close their leases when the service stops.
+const STOP_TIMEOUT: Duration = Duration::from_millis(50);
 
-/// How long clients may take to notice that the service stops.
-const STOPPING: Duration = Duration::from_millis(50);
-
-/// How to serve.
-#[derive(Debug, Clone, Default)]
-pub struct ServeOptions {
-    /// The policy's file; `None`: [`POLICY`], or the shipped one where that is missing.
-    pub policy: Option<PathBuf>,
-    /// How interfaces are opened.
-    pub open: Options,
-    /// End when there was nothing to do for so long.
-    pub idle: Option<Duration>,
-    /// Without a filter of system calls.
-    pub without_filter: bool,
-}
-
-/// The signals by which the service is told what to do. From here on they no longer end the process; what comes before
-/// [`serve`] listens to them is kept for it.
+/// The signals that stop or reload the service. After [`Signals::listen`] they no longer end the process; a signal
+/// before [`serve`] is kept.
 #[derive(Debug)]
 pub struct Signals {
     terminate: Signal,
@@ -88,12 +74,14 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// To be called before the socket can be seen, because who sees it takes the service for one that can be told to end.
+    /// Registers the handlers. Call it before the socket exists: a process that sees the socket may already send a
+    /// signal.
     ///
     /// # Errors
     /// Those of `sigaction(2)`.
     pub fn listen() -> Result<Self> {
-        let of = |kind| signal(kind).map_err(|source| Error::Io { action: "listen to signals".to_owned(), source });
+        let of =
+            |kind| signal(kind).map_err(|source| Error::Io { action: "register signal handlers".to_owned(), source });
         Ok(Self {
             terminate: of(SignalKind::terminate())?,
             interrupt: of(SignalKind::interrupt())?,
@@ -102,10 +90,10 @@ impl Signals {
     }
 }
 
-/// Serves on `listener` until SIGTERM or SIGINT comes, or it was idle for long enough. SIGHUP reads the policy again.
+/// Serves on `listener` until SIGTERM, SIGINT or the idle timeout. SIGHUP reloads the policy.
 ///
 /// # Errors
-/// Those of the policy, and of listening.
+/// Those of the policy, of the listener and of the system call filter.
 pub async fn serve(options: ServeOptions, listener: UnixListener, signals: Signals, status: Notifier) -> Result<()> {
     LocalSet::new().run_until(run(options, listener, signals, status)).await
 }
@@ -122,11 +110,11 @@ async fn run(
     let listener = tokio::net::UnixListener::from_std(listener).map_err(failed)?;
     let mut addresses = AddressWatch::open()?;
     let mut beat = tokio::time::interval(status.interval().unwrap_or(Duration::from_secs(3600)));
-    let mut settle = tokio::time::interval(SETTLE);
+    let mut audit_flush = tokio::time::interval(AUDIT_FLUSH_INTERVAL);
     if !service.options.without_filter {
         seccomp::install()?;
     }
-    spawn_local(linger(service.clone()));
+    spawn_local(busy_poll(service.clone()));
     let rules = service.policy().rules().len();
     service.record(&Record::Start { version: env!("CARGO_PKG_VERSION"), rules });
     status.ready("serving");
@@ -135,9 +123,9 @@ async fn run(
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => accept(&service, stream),
-                // Descriptors may have run out: others give theirs back.
+                // The process may be out of descriptors; wait for others to be closed.
                 Err(error) => {
-                    log::warn!("a connection was not taken: {error}");
+                    log::warn!("cannot accept a control connection: {error}");
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
             },
@@ -146,8 +134,8 @@ async fn run(
             _ = hang_up.recv() => {
                 status.reloading();
                 match service.reload() {
-                    Ok(ended) => log::info!("a new policy is in force; {} leases ended by it", ended.len()),
-                    Err(error) => log::error!("{error}; the former policy stays in force"),
+                    Ok(ended) => log::info!("reloaded the policy; {} leases ended", ended.len()),
+                    Err(error) => log::error!("{error}; the previous policy remains in force"),
                 }
                 status.ready("serving");
             }
@@ -159,50 +147,51 @@ async fn run(
                 }
             },
             _ = beat.tick() => status.beat(),
-            _ = settle.tick() => service.audit.settle(Instant::now()),
+            _ = audit_flush.tick() => service.audit.flush_counts(Instant::now()),
             () = &mut idle => break "idle",
         }
     };
     status.stopping(reason);
     service.record(&Record::Stop { reason });
     service.stop();
-    // Their sockets say why before they close.
-    let deadline = tokio::time::Instant::now() + STOPPING;
+    // Leases send the reason before they close.
+    let deadline = tokio::time::Instant::now() + STOP_TIMEOUT;
     while service.lease_count() > 0 && tokio::time::Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     Ok(())
 }
 
-/// Keeps the thread awake for a moment behind each packet: the next one is mostly under way already, and to sleep and
-/// be woken takes longer than it takes to come.
-async fn linger(service: Rc<Service>) {
+/// Busy-polls after each packet: the next one is usually in flight already, and a context switch takes longer than its
+/// arrival.
+async fn busy_poll(service: Rc<Service>) {
     loop {
         service.busy.notified().await;
         let mut seen = service.activity.get();
-        let mut until = Instant::now() + LINGER;
+        let mut until = Instant::now() + BUSY_POLL_TIME;
         while Instant::now() < until {
-            // To a client on this processor, then to the other tasks.
+            // Yield to clients on this CPU, then to the other tasks.
             std::thread::yield_now();
             tokio::task::yield_now().await;
             let now = service.activity.get();
             if now != seen {
-                (seen, until) = (now, Instant::now() + LINGER);
+                (seen, until) = (now, Instant::now() + BUSY_POLL_TIME);
             }
         }
     }
 }
 
 fn accept(service: &Rc<Service>, stream: tokio::net::UnixStream) {
-    if service.connections.get() >= CONNECTIONS {
-        log::warn!("{CONNECTIONS} control connections are open: one more is closed");
+    if service.connections.get() >= MAX_CONNECTIONS {
+        log::warn!("closed a control connection: {MAX_CONNECTIONS} are open already");
         return;
     }
     let Ok(user) = stream.peer_cred().map(|peer| peer.uid()) else { return };
     let is_trusted = [0, nix::unistd::Uid::effective().as_raw()].contains(&user);
-    let Some(connected) = service.users.connect(user, if is_trusted { CONNECTIONS } else { CONNECTIONS_OF_USER })
+    let Some(connected) =
+        service.users.connect(user, if is_trusted { MAX_CONNECTIONS } else { MAX_CONNECTIONS_PER_USER })
     else {
-        log::debug!("user {user} has {CONNECTIONS_OF_USER} control connections: one more is closed");
+        log::debug!("closed a control connection of user {user}, who has {MAX_CONNECTIONS_PER_USER} already");
         return;
     };
     service.connections.set(service.connections.get() + 1);
@@ -215,7 +204,7 @@ fn accept(service: &Rc<Service>, stream: tokio::net::UnixStream) {
     });
 }
 
-/// Returns once nothing was to be done for as long as the options say.
+/// Returns after the service was idle for the configured time.
 async fn idle_for(service: &Rc<Service>) {
     let Some(patience) = service.options.idle else { return std::future::pending().await };
     loop {
@@ -231,10 +220,4 @@ async fn idle_for(service: &Rc<Service>) {
             () = service.quiet.notified() => {}
         }
     }
-}
-
-/// Microseconds since 1970.
-fn now_us() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_micros()).unwrap_or(u64::MAX)
 }

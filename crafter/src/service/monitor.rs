@@ -1,4 +1,4 @@
-//! `Monitor`: events as they happen, and what is counted now and then.
+//! `Monitor`: events, and counters at intervals.
 
 use std::{collections::HashMap, rc::Rc, time::Duration};
 
@@ -9,22 +9,22 @@ use tokio::{
 use zlink::{Call, Reply, varlink_service};
 
 use super::{
-    call::{AnyCall, Bound, parameters},
+    call::{AnyCall, BoundedConnection, parameters},
     caller::Caller,
     methods,
-    served_lease::{ServedLease, Tally},
+    served_lease::ServedLease,
     state::{Service, event, event_of},
 };
 use crate::protocol::wire::{Event, Events, MonitorCall};
 
-/// How often what is counted is told, unless somebody asks for something else.
+/// The default interval of counter events in milliseconds.
 const INTERVAL: u64 = 1000;
 
-/// Tells the client until it closes the connection.
+/// Sends events until the client closes the connection.
 pub(super) async fn run(
     service: &Rc<Service>,
     caller: &Caller,
-    mut connection: Bound,
+    mut connection: BoundedConnection,
     call: &Call<AnyCall>,
 ) -> zlink::Result<()> {
     let wanted = match parameters::<MonitorCall>(call.method()) {
@@ -41,24 +41,24 @@ pub(super) async fn run(
     let mut watch = Watch { whose: methods::visible(service, caller), seen: HashMap::new() };
     watch.look(service, caller);
     let (mut read, mut write) = connection.split();
-    // At once, so that the client knows that it listens.
-    let mut told = Some(Vec::new());
+    // An empty reply at once confirms the subscription.
+    let mut pending = Some(Vec::new());
     loop {
-        if let Some(events) = told.take() {
+        if let Some(events) = pending.take() {
             write.send_reply(&Reply::new(Some(Events { events })).set_continues(Some(true)), Vec::new()).await?;
         }
         tokio::select! {
-            // Nothing is to come but the end.
+            // The client only closes the connection.
             end = read.receive_call::<AnyCall>() => return end.map(drop),
             event = events.recv() => match event {
-                Ok(event) => told = watch.sees(service, caller, &event).then(|| vec![event]),
+                Ok(event) => pending = watch.sees(service, caller, &event).then(|| vec![event]),
                 Err(RecvError::Lagged(count)) => {
-                    let message = Some(format!("{count} events were lost, as they were not read in time"));
-                    told = Some(vec![Event { event: "lost".to_owned(), count: Some(count), message, ..event_now() }]);
+                    let message = Some(format!("{count} events were lost because the client read too slowly"));
+                    pending = Some(vec![Event { event: "lost".to_owned(), count: Some(count), message, ..event_now() }]);
                 }
                 Err(RecvError::Closed) => return Ok(()),
             },
-            _ = ticks.tick() => told = Some(watch.look(service, caller)).filter(|events| !events.is_empty()),
+            _ = ticks.tick() => pending = Some(watch.look(service, caller)).filter(|events| !events.is_empty()),
         }
     }
 }
@@ -67,7 +67,7 @@ fn event_now() -> Event {
     event()
 }
 
-/// What one client has been told.
+/// The user whose events a client may see, and the counters that it has received.
 struct Watch {
     whose: Option<u32>,
     /// By lease: delivered, delivered bytes, suppressed, lost, refused.
@@ -80,9 +80,9 @@ impl Watch {
         self.whose.is_none() || event.user.is_none() || event.user == self.whose
     }
 
-    /// What was counted since the last look.
+    /// Events for the counters that changed since the last call.
     fn look(&mut self, service: &Service, caller: &Caller) -> Vec<Event> {
-        // A policy that was read since may show less.
+        // A reloaded policy may show less.
         self.whose = methods::visible(service, caller);
         let mut events = Vec::new();
         let mut seen = HashMap::new();
@@ -91,7 +91,7 @@ impl Watch {
                 continue;
             }
             let now = counted(&lease);
-            let before = self.seen.get(&lease.what.number).copied().unwrap_or_default();
+            let before = self.seen.get(&lease.terms.number).copied().unwrap_or_default();
             let more = |at: usize| now[at] - before[at];
             for (at, kind) in [(0, "delivered"), (2, "suppressed"), (3, "lost"), (4, "refused")] {
                 if more(at) > 0 {
@@ -99,7 +99,7 @@ impl Watch {
                     events.push(Event { event: kind.to_owned(), count: Some(more(at)), bytes, ..event_of(&lease) });
                 }
             }
-            seen.insert(lease.what.number, now);
+            seen.insert(lease.terms.number, now);
         }
         self.seen = seen;
         events
@@ -107,6 +107,6 @@ impl Watch {
 }
 
 fn counted(lease: &ServedLease) -> [u64; 5] {
-    let Tally { delivered, delivered_bytes, suppressed, lost, refused, .. } = &lease.tally;
-    [delivered.get(), delivered_bytes.get(), suppressed.get(), lost.get(), refused.get()]
+    let tally = lease.tally.borrow();
+    [tally.delivered, tally.delivered_bytes, tally.suppressed, tally.lost, tally.refused]
 }

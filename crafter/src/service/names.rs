@@ -12,7 +12,7 @@ use crate::{
 };
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 
-/// What the host's name service says (`/etc/passwd`, LDAP, ...).
+/// The host's name service (`/etc/passwd`, LDAP, ...).
 pub struct HostNames;
 
 impl Names for HostNames {
@@ -27,10 +27,10 @@ impl Names for HostNames {
     }
 }
 
-/// A user by name or number, with the groups that a login would have, and some more.
+/// A user by name or number, with the groups of a login and `groups`.
 ///
 /// # Errors
-/// [`Error::Invalid`] for a name that nobody has; a number may be nobody's.
+/// [`Error::Invalid`] for a name that does not exist; a number need not exist.
 pub fn subject(user: &str, groups: &[String]) -> Result<Subject> {
     let found = match user.parse::<u32>() {
         Ok(id) => User::from_uid(Uid::from_raw(id)),
@@ -47,14 +47,20 @@ pub fn subject(user: &str, groups: &[String]) -> Result<Subject> {
         }
         (None, Ok(id)) => Subject { user: id, groups: Vec::new() },
         (None, Err(_)) => {
-            return Err(Error::invalid("--user", format!("there is no user '{user}' on this host; a number will do")));
+            return Err(Error::invalid(
+                "--user",
+                format!("there is no user '{user}' on this host; use an existing name or a number"),
+            ));
         }
     };
     for group in groups {
         let id = match group.parse() {
             Ok(id) => id,
             Err(_) => HostNames.group(group)?.ok_or_else(|| {
-                Error::invalid("--group", format!("there is no group '{group}' on this host; a number will do"))
+                Error::invalid(
+                    "--group",
+                    format!("there is no group '{group}' on this host; use an existing name or a number"),
+                )
             })?,
         };
         subject.groups.push(id);

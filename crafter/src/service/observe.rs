@@ -1,45 +1,45 @@
-//! Looking on for a client: frames of an interface, relayed to its socket.
+//! Relays captured frames of an interface to a client.
 
 use std::{rc::Rc, time::Duration};
 
-use super::{clock::Stamps, served_lease::ServedLease, state::Service};
+use super::{clock::Timestamps, served_lease::ServedLease, state::Service};
 use crate::{
     capture::Link,
     datapath::tap::{Tap, TapOptions},
     protocol::record::{CUT, Code, ETHERNET, OUTGOING},
 };
 
-/// Packets looked at before others get their turn.
+/// Packets to relay before other tasks run.
 const BURST: usize = 64;
 
-/// How a tap of the service is opened.
+/// The options of a tap of the service.
 pub(super) fn options(filter: Option<String>, direction: Option<crate::capture::Direction>) -> TapOptions {
     TapOptions { filter, direction, gather: Duration::ZERO, ..TapOptions::default() }
 }
 
-/// Relays what `tap` sees until the client closes its end or the lease is ended.
+/// Relays captured frames until the client closes its socket or the lease is ended.
 pub(super) async fn run(service: Rc<Service>, lease: Rc<ServedLease>, mut tap: Tap, outgoing: bool) {
     let mut flags = if tap.link() == Link::ETHERNET { ETHERNET } else { 0 };
     if outgoing {
         flags |= OUTGOING;
     }
-    let (mut count, mut stamps) = (0, Stamps::begin());
+    let (mut count, mut timestamps) = (0, Timestamps::begin());
     loop {
         let captured = tokio::select! {
             biased;
             () = lease.ended() => break,
-            // Nothing is to be sent here: what comes is the end, or it is refused by being one.
+            // Clients send nothing here: a readable socket means that it was closed, or ends the lease.
             _ = lease.socket.readable() => break,
             captured = tap.next() => captured,
         };
         let captured = match captured {
             Ok(captured) => captured,
             Err(error) => {
-                lease.end(Code::InterfaceGone, &error.to_string());
+                lease.end(Code::InterfaceRemoved, &error.to_string());
                 break;
             }
         };
-        let time = stamps.monotonic_ns(captured.time);
+        let time = timestamps.monotonic_ns(captured.time);
         let cut = if (captured.bytes.len() as u64) < u64::from(captured.original_length) { CUT } else { 0 };
         lease.show(&captured.bytes, captured.original_length, time, flags | cut);
         count += 1;

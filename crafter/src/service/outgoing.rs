@@ -1,38 +1,39 @@
-//! What clients send: each packet compared with its lease and the policy, then sent or refused.
+//! Packets from clients: compares each with its lease and the policy, and sends or refuses it.
 
 use std::{io, os::fd::AsFd as _, rc::Rc, time::Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::{backlog::Packet, served_lease::ServedLease, state::Service};
+use super::{backlog::Packet, records, served_lease::ServedLease, state::Service};
 use crate::{
     mmsg::Inbox,
-    policy::{Decision, Grant, Outgoing, PacketPorts, Policy, Verdict},
+    packet::PacketPorts,
+    policy::{Decision, Grant, PacketInfo, Policy, Verdict},
     protocol::record::Code,
 };
 
-/// What came of looking at a lease's socket.
-enum Took {
-    /// So many packets; more may be there.
-    Some,
-    /// Nothing more is there for now.
-    Nothing,
-    /// The client has closed it.
-    End,
+/// The result of reading a lease's socket.
+enum ReadOutcome {
+    /// A full batch; more packets may wait.
+    More,
+    /// No further packets wait.
+    WouldBlock,
+    /// The client closed the socket.
+    Closed,
 }
 
-/// Sends what the client of `lease` sends, until it closes its end or the lease is ended. What the kernel has no room for
-/// goes first; meanwhile the client's socket fills, and the client is held back in its turn.
+/// Sends the packets of a lease's client until the client closes its socket or the lease is ended. While packets wait
+/// for room, nothing more is read: the client's socket fills, which holds the client back.
 pub(super) async fn run(service: Rc<Service>, lease: Rc<ServedLease>) {
     loop {
-        let (no_room, pause) = (lease.backlog.borrow().no_room(), lease.backlog.borrow().pause());
+        let (no_room, delay) = (lease.backlog.borrow().no_room(), lease.backlog.borrow().retry_delay());
         if let Some(no_room) = no_room {
             tokio::select! {
                 biased;
                 () = lease.ended() => break,
-                () = tokio::time::sleep(pause) => lease.attachment.retry(&lease, no_room),
+                () = tokio::time::sleep(delay) => service.transmitter.retry(&lease, no_room),
             }
-            service.stay_awake();
+            service.note_activity();
             continue;
         }
         let mut guard = tokio::select! {
@@ -45,24 +46,24 @@ pub(super) async fn run(service: Rc<Service>, lease: Rc<ServedLease>) {
             },
         };
         match take(&service, &lease) {
-            Took::Some => {}
-            Took::Nothing => guard.clear_ready(),
-            Took::End => break,
+            ReadOutcome::More => {}
+            ReadOutcome::WouldBlock => guard.clear_ready(),
+            ReadOutcome::Closed => break,
         }
         drop(guard);
-        // Others get their turn.
+        // Other tasks run.
         tokio::task::yield_now().await;
     }
     service.forget(&lease);
 }
 
-/// Ends the leases whose clients have closed them, which their own tasks are about to notice; what was sent before is
-/// still sent. Whether there was one.
+/// Ends the leases whose clients have closed their sockets, before their own tasks do; sends their remaining packets
+/// first. `true` if a lease ended.
 pub(super) fn end_closed(service: &Rc<Service>) -> bool {
     let leases: Vec<_> = service.leases.borrow().values().cloned().collect();
     let mut sockets: Vec<_> =
         leases.iter().map(|lease| PollFd::new(lease.socket.get_ref().as_fd(), PollFlags::empty())).collect();
-    // One call for all: whoever is refused in a loop must not cost the others much.
+    // One system call for all: a client that is refused in a loop must not slow down the others.
     if poll(&mut sockets, PollTimeout::ZERO).is_err() {
         return false;
     }
@@ -70,8 +71,8 @@ pub(super) fn end_closed(service: &Rc<Service>) -> bool {
     let closed = leases.iter().zip(&sockets).filter(|(_, socket)| is_closed(socket));
     let mut has_ended = false;
     for (lease, _) in closed {
-        while matches!(take(service, lease), Took::Some) {}
-        // Otherwise its own task ends it, once all is sent.
+        while matches!(take(service, lease), ReadOutcome::More) {}
+        // Otherwise its own task ends the lease after the backlog is sent.
         if lease.backlog.borrow().is_empty() {
             service.forget(lease);
             has_ended = true;
@@ -80,49 +81,49 @@ pub(super) fn end_closed(service: &Rc<Service>) -> bool {
     has_ended
 }
 
-/// Takes what is there, at most a batch.
-fn take(service: &Rc<Service>, lease: &Rc<ServedLease>) -> Took {
+/// Reads and sends at most a batch.
+fn take(service: &Rc<Service>, lease: &Rc<ServedLease>) -> ReadOutcome {
     let mut inbox = service.inbox.borrow_mut();
     let is_all = match inbox.receive(lease.socket.get_ref()) {
-        Ok(None) => return Took::End,
+        Ok(None) => return ReadOutcome::Closed,
         Ok(Some(count)) => count < Inbox::MOST,
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Took::Nothing,
-        Err(error) if error.kind() == io::ErrorKind::Interrupted => return Took::Some,
-        Err(_) => return Took::End,
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return ReadOutcome::WouldBlock,
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => return ReadOutcome::More,
+        Err(_) => return ReadOutcome::Closed,
     };
     let policy = service.policy();
     let now = Instant::now();
     let mut packets = Vec::with_capacity(64);
     for (bytes, cut) in inbox.messages() {
-        match judge(&policy, lease, bytes, cut, now) {
+        match judge(service, &policy, lease, bytes, cut, now) {
             Err(Refusal { code, decision, sentence }) => {
                 let rule = decision.and_then(|decision| decision.rule).map_or(0, |rule| rule as u16);
                 lease.refuse(code, rule, &sentence, bytes);
                 if let Some(decision) = decision {
-                    let read = if lease.sends_frames() { Outgoing::read_frame } else { Outgoing::read };
-                    service.record_refused_packet(lease, decision, read(bytes).as_ref());
+                    let read = if lease.sends_frames() { PacketInfo::read_frame } else { PacketInfo::read };
+                    records::refused_packet(&service.audit, lease, decision, read(bytes).as_ref());
                 }
             }
             Ok(None) => packets.push(Packet::Frame(bytes)),
             Ok(Some(outgoing)) => {
-                // A route asked for with an address that is not the host's would be none.
-                let own = lease.what.grant.sources().binary_search(&outgoing.source.to_canonical()).is_ok();
+                // The kernel finds no route from an address that is not the host's.
+                let own = lease.terms.grant.sources().binary_search(&outgoing.source.to_canonical()).is_ok();
                 let source = own.then_some(outgoing.source);
-                packets.push(Packet::Wanted((outgoing.destination, source), bytes));
+                packets.push(Packet::Unrouted((outgoing.destination, source), bytes));
             }
         }
     }
     if !packets.is_empty() {
-        lease.attachment.transmit(lease, &packets);
+        service.transmitter.transmit(lease, &packets);
     }
-    service.stay_awake();
-    // What comes from now on makes the socket ready anew.
-    if is_all { Took::Nothing } else { Took::Some }
+    service.note_activity();
+    // New packets make the socket readable again.
+    if is_all { ReadOutcome::WouldBlock } else { ReadOutcome::More }
 }
 
 struct Refusal {
     code: Code,
-    /// The policy's, if it is that which refuses.
+    /// The policy's decision, if the policy refused.
     decision: Option<Decision>,
     sentence: String,
 }
@@ -134,26 +135,27 @@ impl From<Decision> for Refusal {
     }
 }
 
-/// Whether a message may be sent; what it is, if it is an IP packet.
+/// Decides whether a message may be sent. `None` for a frame, otherwise the fields of the packet.
 fn judge(
+    service: &Service,
     policy: &Policy,
     lease: &Rc<ServedLease>,
     bytes: &[u8],
     cut: bool,
     now: Instant,
-) -> Result<Option<Outgoing>, Refusal> {
+) -> Result<Option<PacketInfo>, Refusal> {
     let malformed = |sentence: String| Refusal { code: Code::Malformed, decision: None, sentence };
     if cut {
-        return Err(malformed("it is longer than any packet".to_owned()));
+        return Err(malformed("the packet is longer than 65535 bytes".to_owned()));
     }
-    if lease.what.protocol == "observe" {
-        return Err(malformed("nothing is sent where packets are observed".to_owned()));
+    if lease.terms.protocol == "observe" {
+        return Err(malformed("this lease only observes; use a lease of ports to send".to_owned()));
     }
     let mut usage = lease.usage().borrow_mut();
     if lease.sends_frames() {
-        let outgoing = Outgoing::read_frame(bytes);
-        let grant = outgoing.as_ref().and_then(|outgoing| borrowed(lease, outgoing));
-        let decision = policy.frame(grant.as_ref().unwrap_or(&lease.what.grant), bytes, &mut usage, now);
+        let outgoing = PacketInfo::read_frame(bytes);
+        let grant = outgoing.as_ref().and_then(|outgoing| borrowed(service, lease, outgoing));
+        let decision = policy.frame(grant.as_ref().unwrap_or(&lease.terms.grant), bytes, &mut usage, now);
         drop(usage);
         allowed(decision)?;
         if let Some(outgoing) = &outgoing {
@@ -161,10 +163,10 @@ fn judge(
         }
         return Ok(None);
     }
-    let Some(outgoing) = Outgoing::read(bytes) else {
-        return Err(malformed("its IP header and ports cannot be read".to_owned()));
+    let Some(outgoing) = PacketInfo::read(bytes) else {
+        return Err(malformed("the packet's IP header and ports cannot be read".to_owned()));
     };
-    let decision = policy.packet(&lease.what.grant, &outgoing, &mut usage, now);
+    let decision = policy.packet(&lease.terms.grant, &outgoing, &mut usage, now);
     drop(usage);
     allowed(decision)?;
     flow(policy, lease, &outgoing, now)?;
@@ -178,25 +180,24 @@ fn allowed(decision: Decision) -> Result<(), Refusal> {
     }
 }
 
-/// Frames of TCP, UDP and ICMP come from ports of other leases of the same user: their grant, for frames.
-fn borrowed(lease: &ServedLease, outgoing: &Outgoing) -> Option<Grant> {
+/// The grant of the user's lease that owns the source port of a frame, extended to frames.
+fn borrowed(service: &Service, lease: &ServedLease, outgoing: &PacketInfo) -> Option<Grant> {
     let transport = outgoing.transport?;
-    let port = match outgoing.ports {
-        PacketPorts::Both { source, .. } => source,
-        PacketPorts::Query { identifier } => identifier,
-        _ => return None,
-    };
-    let owner = lease.attachment.owner(lease.subject().user, |other| {
-        let wish = other.what.grant.wish();
-        wish.transport == Some(transport)
+    let port = outgoing.ports.source()?;
+    let owns = |other: &&Rc<ServedLease>| {
+        let wish = other.terms.grant.wish();
+        other.subject().user == lease.subject().user
+            && Rc::ptr_eq(&other.attachment, &lease.attachment)
+            && wish.transport == Some(transport)
             && wish.ports.contains(&port)
-            && other.what.address.is_none_or(|address| address == outgoing.source)
-    })?;
-    Some(owner.what.grant.for_frames())
+            && other.terms.address.is_none_or(|address| address == outgoing.source)
+    };
+    Some(service.leases.borrow().values().find(owns)?.terms.grant.for_frames())
 }
 
-/// Counts the packet's flow, if it is one.
-fn flow(policy: &Policy, lease: &ServedLease, outgoing: &Outgoing, now: Instant) -> Result<(), Refusal> {
+/// Counts the packet's flow, if it has ports.
+fn flow(policy: &Policy, lease: &ServedLease, outgoing: &PacketInfo, now: Instant) -> Result<(), Refusal> {
     let PacketPorts::Both { source, destination } = outgoing.ports else { return Ok(()) };
-    lease.flow((outgoing.destination, destination, source), now, |usage| allowed(policy.flow(&lease.what.grant, usage)))
+    lease
+        .flow((outgoing.destination, destination, source), now, |usage| allowed(policy.flow(&lease.terms.grant, usage)))
 }

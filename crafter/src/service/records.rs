@@ -1,68 +1,63 @@
-//! What of the service's life goes to the audit log.
+//! Audit records of leases.
 
 use std::time::Instant;
 
 use super::{
     caller::Caller,
-    host::audit::{Counts, Of, Record, What, Who},
+    host::audit::{Audit, Counts, Record, RequestKind, Resource, Who},
     served_lease::ServedLease,
-    state::Service,
 };
-use crate::policy::{Decision, Outgoing, PacketPorts};
+use crate::{
+    packet::PacketPorts,
+    policy::{Decision, PacketInfo},
+};
 
-impl Service {
-    /// Writes a record.
-    pub(super) fn record(&self, record: &Record<'_>) {
-        self.audit.record(record, Instant::now());
-    }
+/// A lease began; `rule` allows it.
+pub(super) fn begin(audit: &Audit, lease: &ServedLease, rule: Option<usize>) {
+    audit.record(&Record::Lease { who: who(lease), resource: resource(lease), rule }, Instant::now());
+}
 
-    /// A lease began.
-    pub(super) fn record_lease(&self, lease: &ServedLease) {
-        let rule = self.policy().rule_of(lease.subject()).map(|rule| rule.number);
-        self.record(&Record::Lease { who: who(lease), what: what(lease), rule });
-    }
+/// A lease ended.
+pub(super) fn end(audit: &Audit, lease: &ServedLease, reason: &str) {
+    let tally = lease.tally.borrow();
+    let counts = Counts { sent: tally.sent, refused: tally.refused, delivered: tally.delivered, lost: tally.lost };
+    audit.record(&Record::End { who: who(lease), resource: resource(lease), reason, counts }, Instant::now());
+}
 
-    /// A lease ended.
-    pub(super) fn record_end(&self, lease: &ServedLease, reason: &str) {
-        let tally = &lease.tally;
-        let counts = Counts {
-            sent: tally.sent.get(),
-            refused: tally.refused.get(),
-            delivered: tally.delivered.get(),
-            lost: tally.lost.get(),
-        };
-        self.record(&Record::End { who: who(lease), what: what(lease), reason, counts });
-    }
+/// The policy refused a packet.
+pub(super) fn refused_packet(audit: &Audit, lease: &ServedLease, decision: Decision, packet: Option<&PacketInfo>) {
+    let destination_port = packet.and_then(|packet| match packet.ports {
+        PacketPorts::Both { destination, .. } => Some(destination),
+        _ => None,
+    });
+    let destination = packet.map(|packet| packet.destination);
+    let resource = Resource { destination, destination_port, ..resource(lease) };
+    audit.record(&Record::Refusal { who: who(lease), kind: RequestKind::Packet, resource, decision }, Instant::now());
+}
 
-    /// A packet was refused by the policy.
-    pub(super) fn record_refused_packet(&self, lease: &ServedLease, decision: Decision, outgoing: Option<&Outgoing>) {
-        let destination_port = outgoing.and_then(|outgoing| match outgoing.ports {
-            PacketPorts::Both { destination, .. } => Some(destination),
-            _ => None,
-        });
-        let destination = outgoing.map(|outgoing| outgoing.destination);
-        let what = What { destination, destination_port, ..what(lease) };
-        self.record(&Record::Refusal { who: who(lease), of: Of::Packet, what, decision });
-    }
-
-    /// A lease was refused by the policy.
-    pub(super) fn record_refused_lease(&self, caller: &Caller, of: Of, what: What<'_>, decision: Decision) {
-        let who = Who { user: caller.subject.user, pid: caller.pid.and_then(|pid| pid.try_into().ok()), lease: None };
-        self.record(&Record::Refusal { who, of, what, decision });
-    }
+/// The policy refused a lease.
+pub(super) fn refused_lease(
+    audit: &Audit,
+    caller: &Caller,
+    kind: RequestKind,
+    resource: Resource<'_>,
+    decision: Decision,
+) {
+    let who = Who { user: caller.subject.user, pid: caller.pid.and_then(|pid| pid.try_into().ok()), lease: None };
+    audit.record(&Record::Refusal { who, kind, resource, decision }, Instant::now());
 }
 
 fn who(lease: &ServedLease) -> Who {
-    let pid = lease.what.pid.and_then(|pid| pid.try_into().ok());
-    Who { user: lease.subject().user, pid, lease: Some(lease.what.number) }
+    let pid = lease.terms.pid.and_then(|pid| pid.try_into().ok());
+    Who { user: lease.subject().user, pid, lease: Some(lease.terms.number) }
 }
 
-fn what(lease: &ServedLease) -> What<'_> {
-    let wish = lease.what.grant.wish();
-    What {
+fn resource(lease: &ServedLease) -> Resource<'_> {
+    let wish = lease.terms.grant.wish();
+    Resource {
         interface: Some(&wish.interface),
-        protocol: Some(lease.what.protocol),
-        address: lease.what.address,
+        protocol: Some(lease.terms.protocol),
+        address: lease.terms.address,
         ports: wish.transport.map(|_| wish.ports.clone()),
         destination: None,
         destination_port: None,

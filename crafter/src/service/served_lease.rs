@@ -1,7 +1,7 @@
-//! A lease as the service holds it: the client's socket on one side, the driver's lease on the other.
+//! A lease of a client: the client's socket, and the driver's lease.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     collections::HashMap,
     net::IpAddr,
     os::fd::{AsRawFd as _, OwnedFd},
@@ -16,21 +16,20 @@ use nix::{
 use tokio::{io::unix::AsyncFd, sync::Notify};
 
 use super::{
-    attachment::Attachment,
+    attachment::{Attachment, AttachmentGuard},
     backlog::{Backlog, Packet},
     clock::Moment,
     coalesce::coalesce,
-    state::AttachmentGuard,
     users::Charge,
 };
 use crate::{
     Lease, Result,
     datapath::maps::Terms,
-    driver::{LeaseId, NoRoom, Received, Transmitted},
+    driver::{LeaseId, Received, Transmitted},
     mmsg,
     policy::{Grant, Subject, Usage},
     protocol::{
-        record::{self, Came, Code, HEADER, Header, Kind, QUOTED},
+        record::{self, Code, DeliveryKind, HEADER, Header, Kind, QUOTED},
         wire,
     },
 };
@@ -38,31 +37,21 @@ use crate::{
 /// Messages per system call.
 const BATCH: usize = 64;
 
-/// What became of a lease's packets; see [`wire::Lease`].
-#[derive(Debug, Default)]
-pub(super) struct Tally {
-    pub(super) sent: Cell<u64>,
-    pub(super) sent_bytes: Cell<u64>,
-    pub(super) not_sent: Cell<u64>,
-    pub(super) refused: Cell<u64>,
-    pub(super) delivered: Cell<u64>,
-    pub(super) delivered_bytes: Cell<u64>,
-    pub(super) lost: Cell<u64>,
-    pub(super) suppressed: Cell<u64>,
-}
+/// Counters of packets, of a lease or of a connection.
+pub(super) type Tally = RefCell<wire::Account>;
 
-type Count = fn(&Tally) -> &Cell<u64>;
+type Counter = fn(&mut wire::Account) -> &mut u64;
 
-/// A flow by the remote end and the local port.
+/// Remote address, remote port and local port.
 type FlowKey = (IpAddr, u16, u16);
 
-/// Flows of a lease that are remembered, where the policy sets no limit.
+/// The most flows of a lease to remember without a limit of the policy.
 const FLOWS: usize = 65_536;
 
-/// How long a flow counts after its latest packet.
+/// How long a flow counts after its last packet.
 const FLOW_IDLE: Duration = Duration::from_secs(30);
 
-/// What a lease is.
+/// The constant properties of a lease.
 pub(super) struct LeaseTerms {
     pub(super) number: u64,
     pub(super) pid: Option<u32>,
@@ -70,18 +59,18 @@ pub(super) struct LeaseTerms {
     pub(super) protocol: &'static str,
     pub(super) grant: Grant,
     pub(super) address: Option<IpAddr>,
-    pub(super) terms: Terms,
-    /// Whether the client asked for the kernel's answers that are dropped.
+    pub(super) kernel_terms: Terms,
+    /// Whether the client receives suppressed answers of the kernel.
     pub(super) report: bool,
-    /// Whether consecutive segments are put together.
+    /// Whether consecutive segments are merged.
     pub(super) coalesce: bool,
-    /// What became of the packets of all leases of the same connection.
+    /// Counters of all leases of the same connection.
     pub(super) total: Rc<Tally>,
 }
 
 /// A lease.
 pub(super) struct ServedLease {
-    pub(super) what: LeaseTerms,
+    pub(super) terms: LeaseTerms,
     pub(super) attachment: Rc<Attachment>,
     guard: RefCell<Option<AttachmentGuard>>,
     lease: RefCell<Option<Lease>>,
@@ -91,7 +80,7 @@ pub(super) struct ServedLease {
     flows: RefCell<HashMap<FlowKey, Instant>>,
     began: Moment,
     pub(super) tally: Tally,
-    /// What the kernel had no room for; as long as there is some, nothing more of the client's is read.
+    /// Packets that found no room; nothing more is read from the client while there are some.
     pub(super) backlog: RefCell<Backlog>,
     kept: Notify,
     over: Notify,
@@ -100,14 +89,14 @@ pub(super) struct ServedLease {
 
 impl ServedLease {
     pub(super) fn new(
-        what: LeaseTerms,
+        terms: LeaseTerms,
         guard: AttachmentGuard,
         lease: Option<Lease>,
         socket: OwnedFd,
         charge: Charge,
     ) -> Result<Rc<Self>> {
         Ok(Rc::new(Self {
-            what,
+            terms,
             attachment: guard.attachment.clone(),
             guard: RefCell::new(Some(guard)),
             lease: RefCell::new(lease),
@@ -124,68 +113,64 @@ impl ServedLease {
         }))
     }
 
-    /// Who has it.
+    /// The owner of the lease.
     pub(super) fn subject(&self) -> &Subject {
-        self.what.grant.subject()
+        self.terms.grant.subject()
     }
 
-    /// What its user has.
+    /// The resources of its user.
     pub(super) fn usage(&self) -> &Rc<RefCell<Usage>> {
         &self.usage
     }
 
-    /// Counts for the lease, and for the connection that took it.
-    fn count(&self, counted: Count, more: u64) {
-        for tally in [&self.tally, &*self.what.total] {
-            let cell = counted(tally);
-            cell.set(cell.get() + more);
+    /// Adds to the counters of the lease and of its connection.
+    fn count(&self, counter: Counter, more: u64) {
+        for tally in [&self.tally, &*self.terms.total] {
+            *counter(&mut tally.borrow_mut()) += more;
         }
     }
 
     /// Whether messages from the client are Ethernet frames.
     pub(super) fn sends_frames(&self) -> bool {
-        self.what.grant.wish().raw_ethernet
+        self.terms.grant.wish().raw_ethernet
     }
 
-    /// Ends it; the client is told.
+    /// Ends the lease; the client receives the reason.
     pub(super) fn end(&self, code: Code, sentence: &str) {
         self.ending.borrow_mut().get_or_insert_with(|| (code, sentence.to_owned()));
         self.over.notify_one();
     }
 
-    /// Once it is to end.
+    /// Waits until the lease is to end.
     pub(super) async fn ended(&self) {
         self.over.notified().await;
     }
 
-    /// Keeps packets to try them again.
-    pub(super) fn keep(&self, packets: &[Packet<'_>]) {
+    /// Appends packets to the backlog.
+    pub(super) fn keep(&self, packets: &[Packet<&[u8]>]) {
         self.backlog.borrow_mut().add(packets);
         self.kept.notify_one();
     }
 
-    /// The same, before those that are kept already.
-    pub(super) fn keep_first(&self, packets: &[Packet<'_>]) {
+    /// Inserts packets at the beginning of the backlog.
+    pub(super) fn keep_first(&self, packets: &[Packet<&[u8]>]) {
         self.backlog.borrow_mut().add_first(packets);
         self.kept.notify_one();
     }
 
-    /// Once something was kept.
+    /// Waits until the backlog has packets.
     pub(super) async fn kept(&self) {
         self.kept.notified().await;
     }
 
-    /// Lets go of the ports, and of the client; why, in a word or two.
-    pub(super) fn close(self: &Rc<Self>) -> &'static str {
-        if !self.backlog.borrow().is_empty() {
-            self.attachment.retry(self, NoRoom::Refuse);
-        }
+    /// Releases the ports and closes the client's socket; returns the reason for the audit log.
+    pub(super) fn close(&self) -> &'static str {
         let mut reason = "closed";
         if let Some((code, sentence)) = self.ending.take() {
-            self.tell(Kind::End { code }, &sentence, &[]);
+            self.send_message(Kind::End { code }, &sentence, &[]);
             reason = match code {
                 Code::Policy => "policy",
-                Code::InterfaceGone => "interface gone",
+                Code::InterfaceRemoved => "interface gone",
                 Code::Released => "released",
                 Code::Stops => "service stops",
                 _ => "failure",
@@ -193,9 +178,9 @@ impl ServedLease {
         }
         let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
         if let Some(lease) = self.lease.take() {
-            self.attachment.unlist(lease.id());
-            let settles = self.what.terms.observe && self.what.terms.suppress;
-            // Where that takes a while, nobody else has to wait for it.
+            self.attachment.remove_receiver(lease.id());
+            let settles = self.terms.kernel_terms.observe && self.terms.kernel_terms.suppress;
+            // On another thread if it takes longer.
             if settles || lease.ports().len() > 256 {
                 tokio::task::spawn_blocking(move || drop(lease));
             }
@@ -206,32 +191,32 @@ impl ServedLease {
         reason
     }
 
-    /// Tells the client that what it sent was not sent.
+    /// Reports a packet that was not sent to the client.
     pub(super) fn refuse(&self, code: Code, rule: u16, sentence: &str, packet: &[u8]) {
-        let counted: Count = if code == Code::NotSent { |tally| &tally.not_sent } else { |tally| &tally.refused };
-        self.count(counted, 1);
-        self.tell(Kind::Refusal { code, rule }, sentence, &packet[..packet.len().min(QUOTED)]);
+        let counter: Counter =
+            if code == Code::NotSent { |tally| &mut tally.not_sent } else { |tally| &mut tally.refused };
+        self.count(counter, 1);
+        self.send_message(Kind::Refusal { code, rule }, sentence, &packet[..packet.len().min(QUOTED)]);
     }
 
-    fn tell(&self, kind: Kind, sentence: &str, quoted: &[u8]) {
+    fn send_message(&self, kind: Kind, sentence: &str, quoted: &[u8]) {
         let message = [sentence.as_bytes(), quoted].concat();
         let header = self.header(kind, sentence.len(), monotonic_ns()).encode();
         if mmsg::send::<1>(&self.socket, std::iter::once(([&header[..], &message], None))).is_err() {
-            self.count(|tally| &tally.lost, 1);
+            self.count(|tally| &mut tally.lost, 1);
         }
     }
 
     fn header(&self, kind: Kind, length: usize, time_ns: u64) -> Header {
-        // A counter that wraps is what the interface says.
-        let lost = self.tally.lost.get() as u32;
+        // The protocol counts modulo 2^32.
+        let lost = self.tally.borrow().lost as u32;
         Header { kind, ifindex: self.attachment.interface().ifindex, time_ns, length: length as u32, lost }
     }
 
-    /// Whether a packet to `remote` is of a flow that is known; otherwise it is one from now on, if `may_begin` says
-    /// so with the user's usage.
+    /// Records a packet's flow. For a new flow, `may_begin` decides by the user's usage.
     ///
     /// # Errors
-    /// What `may_begin` says.
+    /// Those of `may_begin`.
     pub(super) fn flow<E>(
         &self,
         remote: FlowKey,
@@ -258,41 +243,41 @@ impl ServedLease {
         Ok(())
     }
 
-    /// Counts what was sent, and tells of what was not.
-    pub(super) fn handle_sent(&self, packets: &[Packet<'_>], sent: &Transmitted) {
-        self.count(|tally| &tally.sent, sent.sent);
+    /// Counts sent packets, and reports the others to the client.
+    pub(super) fn handle_sent(&self, packets: &[Packet<&[u8]>], sent: &Transmitted) {
+        self.count(|tally| &mut tally.sent, sent.sent);
         let bytes: u64 = packets.iter().map(|packet| packet.len() as u64).sum();
         let refused = (packets.len() as u64).saturating_sub(sent.sent);
         self.count(
-            |tally| &tally.sent_bytes,
+            |tally| &mut tally.sent_bytes,
             if refused == 0 { bytes } else { bytes * sent.sent / packets.len() as u64 },
         );
         if refused > 0 {
             let reason = sent.error.as_ref().map_or_else(|| "no room in its queue".to_owned(), ToString::to_string);
             for _ in 0..refused {
-                self.refuse(Code::NotSent, 0, &format!("the kernel did not take it: {reason}"), &[]);
+                self.refuse(Code::NotSent, 0, &format!("the kernel did not accept the packet: {reason}"), &[]);
             }
         }
     }
 
-    /// Hands packets to the client. What it has no room for is lost to it, and to nobody else.
+    /// Sends received packets to the client. Those that its socket has no room for are counted as lost.
     pub(super) fn deliver(&self, packets: &[(LeaseId, Received)]) {
         let mut now = None;
-        // Only what comes in bursts is put together.
-        let whole = (self.what.coalesce && packets.len() > 1).then(|| coalesce(packets));
+        // Only bursts are merged.
+        let whole = (self.terms.coalesce && packets.len() > 1).then(|| coalesce(packets));
         let packets = whole.as_deref().unwrap_or(packets);
         let wanted = packets.iter().map(|(_, received)| received).filter(|received| {
             let is_reply = received.reason.is_ingress();
-            let counted: Count = if is_reply { |tally| &tally.delivered } else { |tally| &tally.suppressed };
-            self.count(counted, 1);
-            is_reply || self.what.report
+            let counter: Counter = if is_reply { |tally| &mut tally.delivered } else { |tally| &mut tally.suppressed };
+            self.count(counter, 1);
+            is_reply || self.terms.report
         });
         let mut messages: Vec<([u8; HEADER], &Received)> = Vec::with_capacity(packets.len());
         for received in wanted {
             let time = received.timestamp_ns.unwrap_or_else(|| *now.get_or_insert_with(monotonic_ns));
             let cut = if received.cut { record::CUT } else { 0 };
             let flags = record::checksum_flags(received.checksum) | cut;
-            let kind = Kind::Packet { came: Came::of(received.reason), flags };
+            let kind = Kind::Packet { delivery: DeliveryKind::of(received.reason), flags };
             messages.push((self.header(kind, received.ip.len(), time).encode(), received));
         }
         for batch in messages.chunks(BATCH) {
@@ -300,15 +285,15 @@ impl ServedLease {
         }
     }
 
-    /// Hands a frame that was seen to the client.
+    /// Sends a captured frame to the client.
     pub(super) fn show(&self, bytes: &[u8], length: u32, time_ns: u64, flags: u16) {
-        let mut header = self.header(Kind::Packet { came: Came::Seen, flags }, bytes.len(), time_ns);
+        let mut header = self.header(Kind::Packet { delivery: DeliveryKind::Captured, flags }, bytes.len(), time_ns);
         header.length = length;
-        self.count(|tally| &tally.delivered, 1);
+        self.count(|tally| &mut tally.delivered, 1);
         self.send([(&header.encode(), bytes)].into_iter());
     }
 
-    /// At most [`BATCH`] messages.
+    /// Sends at most [`BATCH`] messages.
     fn send<'m>(&self, messages: impl ExactSizeIterator<Item = (&'m [u8; HEADER], &'m [u8])> + Clone) {
         let mut done = 0;
         let total = messages.len();
@@ -319,37 +304,38 @@ impl ServedLease {
                 Ok(sent) => done += sent,
             }
         }
-        self.count(|tally| &tally.lost, (total - done) as u64);
+        self.count(|tally| &mut tally.lost, (total - done) as u64);
         let bytes: usize = messages.take(done).map(|(_, bytes)| bytes.len()).sum();
-        self.count(|tally| &tally.delivered_bytes, bytes as u64);
+        self.count(|tally| &mut tally.delivered_bytes, bytes as u64);
     }
 
-    /// What the lists say of it.
+    /// The lease as `ListLeases` reports it.
     pub(super) fn describe(&self) -> wire::Lease {
-        let wish = self.what.grant.wish();
-        let Tally { sent, sent_bytes, not_sent, refused, delivered, delivered_bytes, lost, suppressed } = &self.tally;
+        let wish = self.terms.grant.wish();
+        let wire::Account { sent, sent_bytes, not_sent, refused, delivered, delivered_bytes, lost, suppressed } =
+            self.tally.borrow().clone();
         let has_ports = wish.transport.is_some();
         wire::Lease {
-            lease: self.what.number,
+            lease: self.terms.number,
             user: self.subject().user,
-            pid: self.what.pid,
+            pid: self.terms.pid,
             interface: wish.interface.clone(),
-            protocol: self.what.protocol.to_owned(),
-            address: self.what.address.map(|address| address.to_string()),
+            protocol: self.terms.protocol.to_owned(),
+            address: self.terms.address.map(|address| address.to_string()),
             first_port: has_ports.then(|| *wish.ports.start()),
             last_port: has_ports.then(|| *wish.ports.end()),
             frames: wish.raw_ethernet,
-            observe: self.what.terms.observe,
-            suppress: self.what.terms.suppress,
+            observe: self.terms.kernel_terms.observe,
+            suppress: self.terms.kernel_terms.suppress,
             began: self.began.since_1970_us(),
-            sent: sent.get(),
-            sent_bytes: sent_bytes.get(),
-            not_sent: not_sent.get(),
-            refused: refused.get(),
-            delivered: delivered.get(),
-            delivered_bytes: delivered_bytes.get(),
-            lost: lost.get(),
-            suppressed: suppressed.get(),
+            sent,
+            sent_bytes,
+            not_sent,
+            refused,
+            delivered,
+            delivered_bytes,
+            lost,
+            suppressed,
         }
     }
 }

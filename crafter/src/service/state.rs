@@ -1,4 +1,4 @@
-//! What the service knows: the policy, the interfaces that it is attached to, the leases.
+//! The state of the service: the policy, the attached interfaces, the leases.
 
 use std::{
     cell::{Cell, RefCell},
@@ -6,24 +6,25 @@ use std::{
     net::{IpAddr, Ipv4Addr},
     path::PathBuf,
     rc::Rc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::net::if_::{if_indextoname, if_nametoindex};
 use tokio::sync::{Notify, OnceCell, broadcast};
 
 use super::{
-    ServeOptions,
-    attachment::Attachment,
-    clock::Moment,
+    attachment::{Attachment, AttachmentGuard, Change},
+    clock::{Moment, now_us},
     host::audit::{Audit, Record},
-    names::HostNames,
-    now_us,
+    names::{self, HostNames},
+    records,
     served_lease::ServedLease,
+    transmit::Transmitter,
     users::Users,
 };
 use crate::{
-    Error, Result,
+    Error, Options, Result,
+    driver::NoRoom,
     mmsg::Inbox,
     policy::{Host, Policy, SHIPPED},
     protocol::{record::Code, wire::Event},
@@ -32,16 +33,33 @@ use crate::{
 /// The longest message of a client: an IP packet of 65,535 bytes behind an Ethernet header with two VLAN tags.
 const LONGEST: usize = 65_535 + 22;
 
-/// How long an interface stays attached behind its last lease: who leases again at once does not wait again.
-const LINGER: Duration = Duration::from_secs(1);
+/// How long an interface stays attached after its last lease, so that a client that leases again at once need not wait
+/// for the kernel.
+const DETACH_DELAY: Duration = Duration::from_secs(1);
 
-/// Events that a monitor may be behind.
+/// The most events that a monitor may lag behind.
 const EVENTS: usize = 1024;
 
 type Slot = Rc<OnceCell<Rc<Attachment>>>;
 
-/// Addresses, and broadcast addresses.
+/// The host's addresses and broadcast addresses.
 type Addresses = (Vec<IpAddr>, Vec<Ipv4Addr>);
+
+/// The default file of the policy.
+pub const POLICY: &str = "/etc/crafter/crafter.toml";
+
+/// The options of the service.
+#[derive(Debug, Clone, Default)]
+pub struct ServeOptions {
+    /// The policy's file; `None`: [`POLICY`], or the shipped policy if that file does not exist.
+    pub policy: Option<PathBuf>,
+    /// How interfaces are opened.
+    pub open: Options,
+    /// Stop after this time without leases, attachments and connections; `None`: never.
+    pub idle: Option<Duration>,
+    /// Without the system call filter.
+    pub without_filter: bool,
+}
 
 /// The service.
 pub(super) struct Service {
@@ -54,22 +72,23 @@ pub(super) struct Service {
     host: RefCell<Option<Rc<Addresses>>>,
     next: Cell<u64>,
     events: broadcast::Sender<Event>,
-    /// Where messages of clients lie while they are looked at.
+    /// Buffers for messages from clients.
     pub(super) inbox: RefCell<Inbox>,
-    /// Control connections open.
+    /// Open control connections.
     pub(super) connections: Cell<usize>,
-    /// Notified whenever there may be nothing left to do.
+    /// Notified when the service may have become idle.
     pub(super) quiet: Notify,
     pub(super) started: Moment,
+    pub(super) transmitter: Rc<Transmitter>,
     pub(super) audit: Audit,
-    /// Calls of clients, and batches of their packets.
+    /// Counts calls of clients, and batches of their packets.
     pub(super) activity: Cell<u64>,
-    /// Notified of them.
+    /// Notified of activity.
     pub(super) busy: Notify,
 }
 
 impl Service {
-    /// With the policy of `options`.
+    /// Makes a service with the policy of `options`.
     ///
     /// # Errors
     /// Those of the policy.
@@ -91,6 +110,7 @@ impl Service {
             connections: Cell::new(0),
             quiet: Notify::new(),
             started: Moment::now(),
+            transmitter: Rc::default(),
             audit: Audit::open()?,
             activity: Cell::new(0),
             busy: Notify::new(),
@@ -102,10 +122,10 @@ impl Service {
         self.policy.borrow().clone()
     }
 
-    /// Reads the policy again. Leases that it does not allow end; their numbers.
+    /// Reloads the policy, ends the leases that it does not allow, and returns their numbers.
     ///
     /// # Errors
-    /// Those of the policy; the former one is in force then.
+    /// Those of the policy; the previous policy remains in force then.
     pub(super) fn reload(&self) -> Result<Vec<u64>> {
         let policy = match load(self.options.policy.as_ref()) {
             Ok(policy) => Rc::new(policy),
@@ -117,7 +137,7 @@ impl Service {
         self.policy.replace(policy.clone());
         let mut ended = Vec::new();
         for (&number, lease) in &*self.leases.borrow() {
-            let decision = policy.review(&lease.what.grant);
+            let decision = policy.review(&lease.terms.grant);
             if !decision.is_allowed() {
                 lease.end(Code::Policy, &decision.to_string());
                 ended.push(number);
@@ -128,7 +148,7 @@ impl Service {
         Ok(ended)
     }
 
-    /// What the policy has to know of the host, for an interface with this MTU.
+    /// The facts about the host for the policy, for an interface with this MTU.
     ///
     /// # Errors
     /// [`Error::Io`] if the kernel does not list its addresses.
@@ -136,22 +156,21 @@ impl Service {
         let known = self.host.borrow().clone();
         let known = match known {
             Some(known) => known,
-            None => self.host.borrow_mut().insert(Rc::new(super::names::addresses()?)).clone(),
+            None => self.host.borrow_mut().insert(Rc::new(names::addresses()?)).clone(),
         };
         let (addresses, broadcasts) = &*known;
-        // An IP packet of `lo` is as long as its length field allows.
+        // The length field limits packets over `lo`.
         let mtu = (mtu as usize).min(usize::from(u16::MAX));
         Ok(Host { addresses: addresses.clone(), broadcasts: broadcasts.clone(), mtu })
     }
 
-    /// Forgets the addresses of this host, and the ways from it: they have changed.
+    /// Handles a change of the host's addresses: clears them and all cached routes.
     pub(super) fn handle_addresses(&self) {
         self.host.replace(None);
         self.attached().iter().for_each(|attachment| attachment.forget_routes());
     }
 
-    /// Lists what is attached under the names that interfaces have now, as far as `name` is concerned: one may have been
-    /// renamed, or removed a moment ago.
+    /// Updates the names of attached interfaces as far as `name` is concerned: one may have been renamed or removed.
     fn rename(&self, name: &str) {
         let index = if_nametoindex(name).ok();
         let mut attachments = self.attachments.borrow_mut();
@@ -170,7 +189,7 @@ impl Service {
         }
     }
 
-    /// The attachment to an interface, attached if it is not yet.
+    /// The attachment to an interface; attaches if necessary.
     ///
     /// # Errors
     /// Those of [`crate::Crafter::open`].
@@ -180,46 +199,46 @@ impl Service {
         let result = slot
             .get_or_try_init(|| async {
                 let weak = Rc::downgrade(self);
-                let gone = move |attachment: Rc<Attachment>| {
-                    if let Some(service) = weak.upgrade() {
-                        service.handle_gone(&attachment);
+                let on_change = move |attachment: &Rc<Attachment>, change| {
+                    let Some(service) = weak.upgrade() else { return };
+                    match change {
+                        Change::Unused => service.detach_later(attachment),
+                        Change::Removed => service.handle_removed(attachment),
                     }
                 };
-                let attachment = Attachment::open(name, self.options.open.clone(), gone).await?;
+                let attachment = Attachment::open(name, self.options.open.clone(), on_change).await?;
                 let message = Some(attachment.report().to_string());
-                self.tell(Event { event: "attached".to_owned(), interface: Some(name.to_owned()), message, ..event() });
+                self.emit(Event { event: "attached".to_owned(), interface: Some(name.to_owned()), message, ..event() });
                 Ok(attachment)
             })
             .await
             .cloned();
         if result.is_err() && !slot.initialized() && Rc::strong_count(&slot) <= 2 {
-            // Nobody else waits for it.
+            // No other task waits for it.
             self.attachments.borrow_mut().remove(name);
         }
         result
     }
 
-    /// The attachment to an interface, held from now on.
+    /// Attaches to an interface if necessary, and keeps it attached.
     ///
     /// # Errors
     /// Those of [`crate::Crafter::open`].
     pub(super) async fn guard(self: &Rc<Self>, name: &str) -> Result<AttachmentGuard> {
-        let attachment = self.attachment(name).await?;
-        attachment.users.set(attachment.users.get() + 1);
-        Ok(AttachmentGuard { service: self.clone(), attachment })
+        Ok(AttachmentGuard::new(self.attachment(name).await?))
     }
 
-    /// All interfaces attached to.
+    /// All attached interfaces.
     pub(super) fn attached(&self) -> Vec<Rc<Attachment>> {
         let mut attached: Vec<_> = self.attachments.borrow().values().filter_map(|slot| slot.get().cloned()).collect();
         attached.sort_by_key(|attachment| attachment.name());
         attached
     }
 
-    fn handle_gone(&self, attachment: &Rc<Attachment>) {
+    fn handle_removed(&self, attachment: &Rc<Attachment>) {
         let name = attachment.name().to_string();
-        let sentence = format!("the interface {name} is gone");
-        self.tell(Event {
+        let sentence = format!("the interface {name} was removed");
+        self.emit(Event {
             event: "hook-lost".to_owned(),
             interface: Some(name.clone()),
             message: Some(sentence.clone()),
@@ -227,67 +246,79 @@ impl Service {
         });
         let is_this = |slot: &Slot| slot.get().is_some_and(|there| Rc::ptr_eq(there, attachment));
         self.attachments.borrow_mut().retain(|_, slot| !is_this(slot));
-        for lease in self.leases.borrow().values().filter(|lease| Rc::ptr_eq(&lease.attachment, attachment)) {
-            lease.end(Code::InterfaceGone, &sentence);
+        for lease in self.leases_on(attachment) {
+            lease.end(Code::InterfaceRemoved, &sentence);
         }
         attachment.detach();
         self.quiet.notify_one();
     }
 
-    /// A number that no lease had before.
+    /// An unused number for a lease.
     pub(super) fn number(&self) -> u64 {
         let number = self.next.get();
         self.next.set(number + 1);
         number
     }
 
-    /// A lease begins.
+    /// Adds a lease.
     pub(super) fn begin(&self, lease: Rc<ServedLease>) {
-        self.tell(Event { event: "lease-begun".to_owned(), ..event_of(&lease) });
-        self.record_lease(&lease);
-        self.leases.borrow_mut().insert(lease.what.number, lease);
+        self.emit(Event { event: "lease-begun".to_owned(), ..event_of(&lease) });
+        let rule = self.policy().rule_of(lease.subject()).map(|rule| rule.number);
+        records::begin(&self.audit, &lease, rule);
+        self.leases.borrow_mut().insert(lease.terms.number, lease);
     }
 
-    /// A lease is over: its ports are free, its client knows.
-    pub(super) fn forget(self: &Rc<Self>, lease: &Rc<ServedLease>) {
-        if self.leases.borrow_mut().remove(&lease.what.number).is_none() {
+    /// Removes a lease, returns its ports and closes its socket.
+    pub(super) fn forget(&self, lease: &Rc<ServedLease>) {
+        if self.leases.borrow_mut().remove(&lease.terms.number).is_none() {
             return;
         }
-        self.record_end(lease, lease.close());
-        self.tell(Event { event: "lease-ended".to_owned(), ..event_of(lease) });
+        if !lease.backlog.borrow().is_empty() {
+            self.transmitter.retry(lease, NoRoom::Refuse);
+        }
+        records::end(&self.audit, lease, lease.close());
+        self.emit(Event { event: "lease-ended".to_owned(), ..event_of(lease) });
         self.quiet.notify_one();
     }
 
-    /// Detaches from an interface in a moment, unless something is leased on it then.
-    fn release(self: &Rc<Self>, attachment: &Rc<Attachment>) {
-        if attachment.users.get() > 0 || attachment.is_gone() {
-            return;
-        }
+    /// Detaches from an unused interface after [`DETACH_DELAY`], unless it is used again by then.
+    fn detach_later(self: &Rc<Self>, attachment: &Rc<Attachment>) {
         let (service, attachment) = (self.clone(), attachment.clone());
         tokio::task::spawn_local(async move {
-            tokio::time::sleep(LINGER).await;
+            tokio::time::sleep(DETACH_DELAY).await;
             let name = attachment.name().to_string();
             let mut attachments = service.attachments.borrow_mut();
             let is_this = |slot: &Slot| slot.get().is_some_and(|there| Rc::ptr_eq(there, &attachment));
-            if attachment.users.get() == 0 && attachments.values().any(is_this) {
+            if attachment.users() == 0 && attachments.values().any(is_this) {
                 attachments.retain(|_, slot| !is_this(slot));
                 attachment.detach();
                 drop(attachments);
-                service.tell(Event { event: "detached".to_owned(), interface: Some(name), ..event() });
+                service.emit(Event { event: "detached".to_owned(), interface: Some(name), ..event() });
                 service.quiet.notify_one();
             }
         });
     }
 
-    /// Something was done for a client: the next is mostly under way.
-    pub(super) fn stay_awake(&self) {
+    /// Notes a call or a packet of a client: the next one is usually in flight already.
+    pub(super) fn note_activity(&self) {
         self.activity.set(self.activity.get() + 1);
         self.busy.notify_one();
     }
 
-    /// Whether nothing is leased, attached or connected.
+    /// Whether there are no leases, attachments and connections.
     pub(super) fn is_idle(&self) -> bool {
         self.connections.get() == 0 && self.leases.borrow().is_empty() && self.attachments.borrow().is_empty()
+    }
+
+    /// The leases on an interface.
+    pub(super) fn leases_on(&self, attachment: &Rc<Attachment>) -> Vec<Rc<ServedLease>> {
+        let leases = self.leases.borrow();
+        leases.values().filter(|lease| Rc::ptr_eq(&lease.attachment, attachment)).cloned().collect()
+    }
+
+    /// Writes an audit record.
+    pub(super) fn record(&self, record: &Record<'_>) {
+        self.audit.record(record, Instant::now());
     }
 
     /// A lease by its number.
@@ -295,49 +326,36 @@ impl Service {
         self.leases.borrow().get(&number).cloned()
     }
 
-    /// The leases behind `after`, in order.
+    /// The leases after `after`, sorted by number.
     pub(super) fn leases_after(&self, after: u64) -> Vec<Rc<ServedLease>> {
         self.leases.borrow().range(after.saturating_add(1)..).map(|(_, lease)| lease.clone()).collect()
     }
 
-    /// How many leases there are.
+    /// The number of leases.
     pub(super) fn lease_count(&self) -> usize {
         self.leases.borrow().len()
     }
 
-    /// Ends all leases; the clients are told.
+    /// Ends all leases; the clients receive the reason.
     pub(super) fn stop(&self) {
         for lease in self.leases.borrow().values() {
             lease.end(Code::Stops, "the service stops");
         }
     }
 
-    /// Those who monitor are told.
-    pub(super) fn tell(&self, event: Event) {
-        // Nobody may listen.
+    /// Sends an event to all monitors.
+    pub(super) fn emit(&self, event: Event) {
+        // There may be no monitor.
         let _ = self.events.send(event);
     }
 
-    /// Events from now on.
+    /// Subscribes to events.
     pub(super) fn events(&self) -> broadcast::Receiver<Event> {
         self.events.subscribe()
     }
 }
 
-/// Keeps an interface attached.
-pub(super) struct AttachmentGuard {
-    service: Rc<Service>,
-    pub(super) attachment: Rc<Attachment>,
-}
-
-impl Drop for AttachmentGuard {
-    fn drop(&mut self) {
-        self.attachment.users.set(self.attachment.users.get() - 1);
-        self.service.release(&self.attachment);
-    }
-}
-
-/// An event of now.
+/// An event of the current time.
 pub(super) fn event() -> Event {
     Event { time: now_us(), ..Event::default() }
 }
@@ -356,12 +374,12 @@ pub(super) fn event_of(lease: &ServedLease) -> Event {
     }
 }
 
-/// The policy of a file; the shipped one where there is no file, and none was named.
+/// Loads the policy from its file; the shipped policy if no file is named and the default file does not exist.
 fn load(path: Option<&PathBuf>) -> Result<Policy> {
     let text = match path {
-        None => match std::fs::read_to_string(super::POLICY) {
+        None => match std::fs::read_to_string(POLICY) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => SHIPPED.to_owned(),
-            read => read.map_err(|source| Error::Io { action: format!("read {}", super::POLICY), source })?,
+            read => read.map_err(|source| Error::Io { action: format!("read {}", POLICY), source })?,
         },
         Some(path) => std::fs::read_to_string(path)
             .map_err(|source| Error::Io { action: format!("read {}", path.display()), source })?,

@@ -1,25 +1,24 @@
-//! What each user has at the moment.
+//! The resources of each user.
 
 use std::{cell::RefCell, collections::HashMap, rc::Rc};
 
 use crate::policy::Usage;
 
-/// Usage by user id. Nobody is forgotten while the service runs: a rate that began anew with each connection would
-/// be none.
+/// Usage by user id. Entries are never removed: otherwise a reconnecting user would get a new burst.
 #[derive(Default)]
 pub(super) struct Users {
     usage: RefCell<HashMap<u32, Rc<RefCell<Usage>>>>,
-    /// A copy for each control connection, and one.
+    /// The strong count is the number of open connections + 1.
     connected: RefCell<HashMap<u32, Rc<()>>>,
 }
 
 impl Users {
-    /// That of a user.
+    /// The usage of a user.
     pub(super) fn of(&self, user: u32) -> Rc<RefCell<Usage>> {
         self.usage.borrow_mut().entry(user).or_default().clone()
     }
 
-    /// One more control connection of a user, which counts as long as what is given exists; `None`: there are `most`.
+    /// Counts a control connection of a user while the returned token exists. `None` if the user has `most` already.
     pub(super) fn connect(&self, user: u32, most: usize) -> Option<Rc<()>> {
         let mut connected = self.connected.borrow_mut();
         let token = connected.entry(user).or_default();
@@ -27,14 +26,14 @@ impl Users {
     }
 }
 
-/// One lease and its ports, counted as long as this exists.
+/// Counts a lease and its ports while it exists.
 pub(super) struct Charge {
     usage: Rc<RefCell<Usage>>,
     ports: u32,
 }
 
 impl Charge {
-    /// Counts a lease of so many ports.
+    /// Counts a lease with `ports` ports.
     pub(super) fn new(usage: Rc<RefCell<Usage>>, ports: u32) -> Self {
         {
             let mut usage = usage.borrow_mut();
@@ -44,7 +43,7 @@ impl Charge {
         Self { usage, ports }
     }
 
-    /// That in which it is counted.
+    /// The usage that includes it.
     pub(super) fn usage(&self) -> &Rc<RefCell<Usage>> {
         &self.usage
     }

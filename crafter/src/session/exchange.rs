@@ -14,7 +14,7 @@ use std::{
 use super::{Account, Event, Exchanged, SrOptions, What, account::Reading, links::Links, matcher::Matcher, wall_clock};
 use crate::{
     datapath::route::Route,
-    driver::{LeaseId, Outgoing, Received},
+    driver::{LeaseId, Received, TxPacket},
     engine::Pacer,
     error::{Error, Result},
     layer::{Kind, Packet},
@@ -269,8 +269,8 @@ impl<'a> Exchange<'a> {
                 (self.observer)(&Event { time: wall, interface: link.name(), first: *first, bytes, what });
             }
             let sent = link.crafter.transmit(run.iter().map(|packet| match &packet.route {
-                Some(route) => Outgoing::Ip(route, &packet.bytes),
-                None => Outgoing::Frame(&packet.bytes),
+                Some(route) => TxPacket::Ip(route, &packet.bytes),
+                None => TxPacket::Frame(&packet.bytes),
             }));
             if self.readings.is_none() {
                 self.result.account.sent += sent.sent;

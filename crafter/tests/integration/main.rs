@@ -17,6 +17,7 @@
 //! | `layers` | `crafter build`, `show` and `ls`, compared with tshark and Scapy | |
 //! | `policy` | `crafter policy check` and `explain` | |
 //! | `policy_allocations` | a decision of the policy about a packet allocates nothing | |
+//! | `rooms` | modules of crafter import only modules above them in ARCHITECTURE.md | |
 //! | `units` | the systemd units, checked by systemd's tools | |
 //!
 //! `allocations` counts the allocations of a thread with a global allocator for all modules; `canary` detects when the
@@ -37,4 +38,5 @@ mod layer_judges;
 mod layers;
 mod policy;
 mod policy_allocations;
+mod rooms;
 mod units;

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use crafter::{
     packet::{Segment, Transport},
-    policy::{Host, LeaseWish, Outgoing, Policy, Subject, Usage, Verdict},
+    policy::{Host, LeaseWish, PacketInfo, Policy, Subject, Usage, Verdict},
 };
 
 use crate::allocations::counted;
@@ -34,7 +34,7 @@ fn deciding_packets_allocates_nothing() {
     let judged = counted(|| {
         for policy in [&policy, &next] {
             for packet in packets.iter().cycle().take(1000) {
-                let packet = Outgoing::read(packet).unwrap();
+                let packet = PacketInfo::read(packet).unwrap();
                 match policy.packet(&grant, &packet, &mut usage, now).verdict {
                     Verdict::Allowed => counts[0] += 1,
                     Verdict::Denied => counts[1] += 1,

@@ -18,7 +18,7 @@ use crafter::{
     expr::PacketSet,
     layer::{Kind, Packet},
     packet::Transport,
-    policy::{Host, LeaseWish, Names, Outgoing, Policy, Question, Rule, SHIPPED, Subject, Usage},
+    policy::{Host, LeaseWish, Names, PacketInfo, Policy, Question, Rule, SHIPPED, Subject, Usage},
 };
 use crafter_tests::leak::Parallel;
 
@@ -330,7 +330,7 @@ impl Names for Alice {
 }
 
 /// What a rule's own lists say of a packet that was allowed, looked through one by one.
-fn truly_allowed(rule: &Rule, own: &[IpAddr], packet: &Outgoing) {
+fn truly_allowed(rule: &Rule, own: &[IpAddr], packet: &PacketInfo) {
     let destination = packet.destination.to_canonical();
     let mut denied = rule.deny.list().iter().filter(|target| target.ports.is_none());
     assert!(!denied.any(|target| target.prefix.contains(&destination)), "{packet:?}");
@@ -373,7 +373,7 @@ fn policy() {
                 usage.ports = u32::from(*packet);
                 let Ok(grant) = policy.grant(&subject, &wish, &host, &usage) else { continue };
                 policy.frame(&grant, &bytes, &mut usage, now);
-                let Some(outgoing) = Outgoing::read(&bytes) else { continue };
+                let Some(outgoing) = PacketInfo::read(&bytes) else { continue };
                 if policy.packet(&grant, &outgoing, &mut usage, now).is_allowed() {
                     truly_allowed(policy.rule_of(&subject).unwrap(), grant.sources(), &outgoing);
                 }

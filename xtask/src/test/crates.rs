@@ -11,7 +11,7 @@ const FORBIDDEN: [(&str, &[&str], &[&str]); 3] = [
     (
         "crafter",
         &["--no-default-features"],
-        &["clap", "ratatui", "rustyline", "hyper", "hickory-server", "seccompiler"],
+        &["clap", "ratatui", "rustyline", "hyper", "hickory-server", "seccompiler", "toml"],
     ),
 ];
 

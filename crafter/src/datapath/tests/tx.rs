@@ -11,7 +11,7 @@ use super::{
     super::{
         interface::interface,
         route::{LinkLayer, resolve},
-        tx::{BATCH, NoRoom, Outgoing, Sender},
+        tx::{BATCH, NoRoom, Sender, TxPacket},
     },
     *,
 };
@@ -251,7 +251,7 @@ fn a_batch_stops_at_the_first_packet_without_room() {
         let route = resolve(ip(THERE[0]), None, None).await.unwrap();
         let mut sender = Sender::open(&v0, MARK).unwrap();
         let packets: Vec<_> = (0..100).map(|_| datagram(route.source, ip(THERE[0]), 72)).collect();
-        let mut batch: Vec<_> = packets.iter().map(|packet| Outgoing::Ip(&route, packet)).collect();
+        let mut batch: Vec<_> = packets.iter().map(|packet| TxPacket::Ip(&route, packet)).collect();
         let sent = sender.send_batch(&batch, NoRoom::Stop);
         assert_eq!((sent.sent, sent.refused, sent.tried), (100, 0, 100), "{:?}", sent.error);
 
@@ -259,8 +259,8 @@ fn a_batch_stops_at_the_first_packet_without_room() {
         let tbf = ["qdisc", "add", "dev", "v0", "root", "tbf", "rate", "1kbit", "burst", "120", "limit", "1200"];
         assert!(std::process::Command::new("tc").args(tbf).status().unwrap().success());
         let whole = datagram(route.source, ip(THERE[0]), 1500 - 27);
-        batch[1] = Outgoing::Ip(&route, &whole);
-        batch[50] = Outgoing::Frame(&[0; 13]);
+        batch[1] = TxPacket::Ip(&route, &whole);
+        batch[50] = TxPacket::Frame(&[0; 13]);
         let first = sender.send_batch(&batch, NoRoom::Stop);
         assert!((2..40).contains(&first.tried), "{first:?}");
         assert_eq!((first.sent, first.refused), (first.tried as u64 - 1, 0), "one was too large");

@@ -20,7 +20,7 @@ const RETRIES: u32 = 3;
 
 /// A packet to send.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Outgoing<'p> {
+pub(crate) enum TxPacket<'p> {
     /// From the IP header on.
     Ip(&'p Route, &'p [u8]),
     /// From the Ethernet header on.
@@ -88,7 +88,7 @@ impl Sender {
     ///
     /// Packets behind a refused or invalid one are sent all the same; `on_no_room` says what happens at a full queue.
     /// The errors are those of [`Sender::push`] and [`Sender::flush`].
-    pub(crate) fn send_batch(&mut self, packets: &[Outgoing<'_>], on_no_room: NoRoom) -> Transmitted {
+    pub(crate) fn send_batch(&mut self, packets: &[TxPacket<'_>], on_no_room: NoRoom) -> Transmitted {
         let mut error = self.flush().err();
         let (sent, dropped) = (self.sent, self.dropped);
         let mut tried = packets.len();

@@ -1,10 +1,10 @@
-//! Ends that come from outside: a lost link, a service that ends, a packet that the policy refuses.
+//! External ends: a removed interface, a service that stops, a packet that the policy refuses.
 
 use super::*;
 use crate::{error::Error, protocol::record::QUOTED};
 
 #[test]
-fn a_lost_link_ends_leases_and_streams() {
+fn removed_interface_ends_leases_and_streams() {
     let (mut world, lease, stream, _peer) = established();
     let watcher = Arc::new(Notify::new());
     world.core.watch(watcher.clone());
@@ -23,23 +23,23 @@ fn a_lost_link_ends_leases_and_streams() {
     let error = world.core.table.check_alive("fake0").unwrap_err();
     assert!(matches!(&error, Error::UnknownInterface { name } if name == "fake0"), "{error}");
     assert!(matches!(world.read(stream, &wakes), Poll::Ready(Err(Error::UnknownInterface { .. } | Error::Io { .. }))));
-    assert!(world.take_sent().is_empty(), "there is nobody to tell");
-    // What has come before is still there.
+    assert!(world.take_sent().is_empty(), "no backend is left to send with");
+    // Packets that arrived before can still be received.
     assert_eq!(world.receive(&other).unwrap().ip, late);
-    // Once is enough.
+    // A second event changes nothing.
     world.core.handle_addresses(world.now, &[ip(HERE)], None);
     assert!(!take_notification(&watcher) && !take_notification(&lease.arrived));
-    // Late watchers learn of it at once.
+    // A later watcher is notified at once.
     world.core.watch(watcher.clone());
     assert!(take_notification(&watcher));
 }
 
 #[test]
-fn a_failed_send_tells_of_a_lost_link() {
+fn failed_send_reports_removed_interface() {
     let (mut world, lease, stream, _peer) = established();
     let wakes = Arc::new(Wakes::default());
     assert!(world.read(stream, &wakes).is_pending());
-    world.fake().is_gone = true;
+    world.fake().is_removed = true;
     world.write(stream, b"into the void");
     assert!(matches!(world.core.table.check_alive("fake0"), Err(Error::UnknownInterface { .. })));
     assert!(take_notification(&lease.arrived));
@@ -49,7 +49,7 @@ fn a_failed_send_tells_of_a_lost_link() {
 }
 
 #[test]
-fn the_end_of_the_service_is_everybodys() {
+fn end_of_the_service_ends_all_leases() {
     let (mut world, lease, stream, _peer) = established();
     let other = world.lease(Transport::Udp, HERE, 5000);
     let wakes = Arc::new(Wakes::default());
@@ -57,8 +57,8 @@ fn the_end_of_the_service_is_everybodys() {
     world.arrive(Arrival::Ended { path: "/run/crafter.sock", reason: "it is stopped" });
     assert_eq!(wakes.take(), 1);
     assert!(take_notification(&lease.arrived) && take_notification(&other.arrived));
-    // Only the first reason counts, also where the link is found to be gone later.
-    world.arrive(Arrival::Ended { path: "/run/crafter.sock", reason: "it has closed a lease" });
+    // Only the first reason is reported, also if the interface is removed later.
+    world.arrive(Arrival::Ended { path: "/run/crafter.sock", reason: "it closed a lease" });
     world.core.handle_addresses(world.now, &[], None);
     let error = world.core.table.check_alive("fake0").unwrap_err();
     assert!(
@@ -70,12 +70,12 @@ fn the_end_of_the_service_is_everybodys() {
 }
 
 #[test]
-fn a_refused_segment_ends_its_stream() {
+fn refused_segment_ends_its_stream() {
     let (mut world, lease, stream, _peer) = established();
     let other = world.connect(at(HERE, 40_000), at(THERE, 81));
     world.take_sent();
     world.write(stream, &[7; 1000]);
-    // The service quotes no more than the beginning.
+    // The service quotes only the beginning.
     let quoted = world.take_sent().remove(0)[..QUOTED].to_vec();
     let wakes = Arc::new(Wakes::default());
     assert!(world.read(stream, &wakes).is_pending());
@@ -84,11 +84,11 @@ fn a_refused_segment_ends_its_stream() {
     let Poll::Ready(Err(error)) = world.read(stream, &wakes) else { panic!("it goes on") };
     assert!(matches!(&error, Error::Forbidden { rule: Some(3), .. }), "{error:?}");
     assert!(error.to_string().contains("port 80 is closed"), "{error}");
-    // Nothing else ends by it.
+    // Other streams continue.
     world.arrive(Arrival::Refused {
         quoted: udp(at(HERE, 5000), at(THERE, 53), b"x"),
         rule: None,
-        sentence: "of no stream",
+        sentence: "for no stream",
     });
     assert_eq!(world.state(other), Some(StreamState::Connecting));
     world.core.table.check_alive("fake0").unwrap();

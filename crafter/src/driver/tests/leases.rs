@@ -1,10 +1,10 @@
-//! Leases: what belongs to them, and what comes to which.
+//! Leases: their ports, and the packets that they receive.
 
 use super::*;
 use crate::driver::table::QUEUE_BYTES;
 
 #[test]
-fn ports_are_owned_as_long_as_the_lease() {
+fn ports_are_owned_until_the_lease_is_dropped() {
     let mut world = World::new();
     let lease = world.try_lease(Transport::Udp, HERE, &[5000, 5001, 5002], false).unwrap();
     let ports = Ports { transport: Transport::Udp, address: ip(HERE), ports: vec![5000, 5001, 5002] };
@@ -16,7 +16,7 @@ fn ports_are_owned_as_long_as_the_lease() {
     }
     assert!(!world.core.table.is_leased(Transport::Tcp, ip(HERE), 5000));
     assert!(!world.core.table.is_leased(Transport::Udp, ip(THERE), 5000));
-    assert!(world.core.table.is_leased(Transport::Udp, ip("0.0.0.0"), 5000), "any address is one that is leased, too");
+    assert!(world.core.table.is_leased(Transport::Udp, ip("0.0.0.0"), 5000), "any address includes the leased one");
 
     world.core.remove_lease(lease.id);
     assert!(world.fake().owned.is_empty());
@@ -28,7 +28,7 @@ fn ports_are_owned_as_long_as_the_lease() {
 }
 
 #[test]
-fn a_lease_that_cannot_be_owned_is_none() {
+fn lease_fails_if_the_backend_is_full() {
     let mut world = World::new();
     world.fake().places = Some(1);
     let first = world.lease(Transport::Udp, HERE, 5000);
@@ -39,7 +39,7 @@ fn a_lease_that_cannot_be_owned_is_none() {
 }
 
 #[test]
-fn a_packet_goes_to_the_owner_of_its_address_and_port() {
+fn packet_is_delivered_to_the_owner_of_its_address_and_port() {
     let mut world = World::new();
     let any = world.lease(Transport::Udp, "0.0.0.0", 5000);
     let here = world.lease(Transport::Udp, HERE, 5000);
@@ -51,7 +51,7 @@ fn a_packet_goes_to_the_owner_of_its_address_and_port() {
     for packet in [&to_here, &to_other, &to_v6, &segment] {
         world.arrive_packet(packet.clone());
     }
-    assert_eq!(world.receive(&here).unwrap().ip, to_here, "the more particular one is the owner");
+    assert_eq!(world.receive(&here).unwrap().ip, to_here, "the lease on the specific address is the owner");
     assert_eq!(world.receive(&any).unwrap().ip, to_other);
     assert_eq!(world.receive(&any).unwrap().ip, to_v6);
     assert_eq!(world.receive(&tcp_lease).unwrap().ip, segment);
@@ -69,7 +69,7 @@ fn a_packet_goes_to_the_owner_of_its_address_and_port() {
 }
 
 #[test]
-fn what_is_known_of_a_packet_comes_with_it() {
+fn metadata_is_delivered_with_the_packet() {
     use crafter_common::reason::Reason;
     let mut world = World::new();
     let lease = world.lease(Transport::Udp, HERE, 5000);
@@ -84,11 +84,11 @@ fn what_is_known_of_a_packet_comes_with_it() {
     assert_eq!(known, (Checksum::Valid, Some(7), true, Reason::Observed));
     let second = world.receive(&lease).unwrap();
     assert_eq!((second.checksum, second.timestamp_ns, second.cut), (Checksum::Invalid, None, false));
-    assert_eq!(world.receive(&lease).unwrap().checksum, Checksum::Partial, "somebody has looked at it already");
+    assert_eq!(world.receive(&lease).unwrap().checksum, Checksum::Partial, "the backend has verified it");
 }
 
 #[test]
-fn replies_and_errors_of_icmp_go_to_who_asked() {
+fn icmp_replies_and_errors_are_delivered_to_the_sender_of_the_query() {
     let mut world = World::new();
     let echo = world.lease(Transport::Icmp, HERE, 77);
     let datagrams = world.lease(Transport::Udp, HERE, 5000);
@@ -117,13 +117,13 @@ fn replies_and_errors_of_icmp_go_to_who_asked() {
 }
 
 #[test]
-fn suppressed_answers_of_the_kernel_are_kept_apart() {
+fn suppressed_answers_of_the_kernel_have_a_queue_of_their_own() {
     use crafter_common::reason::Reason;
     let mut world = World::new();
     let segments = world.lease(Transport::Tcp, HERE, 6000);
     let datagrams = world.lease(Transport::Udp, HERE, 5000);
     let meta = |reason| Meta { reason, ..Meta::REDIRECTED };
-    // What the kernel of this host would have answered.
+    // The answers that this host's kernel would have sent.
     let reset = tcp(at(HERE, 6000), at(THERE, 80), Flags::RST);
     let unreachable = icmp(HERE, THERE, 3, 3, [0; 4], &udp(at(THERE, 53), at(HERE, 5000), b"x"));
     world.arrive(Arrival::Suppressed(reset.clone(), meta(Reason::RstSuppressed)));
@@ -132,13 +132,13 @@ fn suppressed_answers_of_the_kernel_are_kept_apart() {
         [(&segments, reset.clone(), Reason::RstSuppressed), (&datagrams, unreachable, Reason::UnreachableSuppressed)]
     {
         assert!(take_notification(&lease.arrived));
-        assert!(world.receive(lease).is_none(), "it is no reply");
+        assert!(world.receive(lease).is_none(), "it is not a reply");
         let suppressed = &mut world.core.table.lease(lease.id).unwrap().suppressed;
         let kept = suppressed.pop_front().unwrap();
         assert_eq!((kept.ip, kept.reason, kept.checksum), (answer, reason, Checksum::Valid));
         assert!(suppressed.is_empty());
     }
-    // Who does not look at them does not lose memory over it.
+    // The queue is bounded.
     for _ in 0..5000 {
         world.arrive(Arrival::Suppressed(reset.clone(), meta(Reason::RstSuppressed)));
     }
@@ -147,11 +147,11 @@ fn suppressed_answers_of_the_kernel_are_kept_apart() {
     world.core.remove_lease(segments.id);
     world.arrive(Arrival::Suppressed(reset, meta(Reason::RstSuppressed)));
     world.arrive(Arrival::Suppressed(b"no packet".to_vec(), meta(Reason::RstSuppressed)));
-    assert_eq!(world.core.stats().stray, 1, "what cannot be read");
+    assert_eq!(world.core.stats().stray, 1, "the unreadable packet");
 }
 
 #[test]
-fn what_overflows_a_queue_is_counted() {
+fn queue_overflow_is_counted() {
     let mut world = World::new();
     let (full, other) = (world.lease(Transport::Udp, HERE, 5000), world.lease(Transport::Udp, HERE, 5001));
     let valid = Meta { checksum: Some(Checksum::Valid), ..Meta::REDIRECTED };
@@ -164,7 +164,7 @@ fn what_overflows_a_queue_is_counted() {
     let stats = world.core.stats();
     assert_eq!((stats.delivered, stats.overflow, stats.stray), (fits as u64 + 1, 3, 0));
     assert!(world.receive(&other).is_some());
-    // There is room again for as much as is taken.
+    // Received packets make room.
     assert_eq!(world.receive(&full).unwrap().ip, packet);
     world.arrive(Arrival::Packet(packet.clone(), valid));
     world.arrive(Arrival::Packet(packet, valid));
@@ -172,7 +172,7 @@ fn what_overflows_a_queue_is_counted() {
 }
 
 #[test]
-fn fragments_are_put_together() {
+fn fragments_are_reassembled() {
     let mut world = World::new();
     let lease = world.lease(Transport::Udp, HERE, 5000);
     let whole = udp(at(THERE, 53), at(HERE, 5000), &[7; 2000]);
@@ -184,22 +184,22 @@ fn fragments_are_put_together() {
         checksum::fix(&mut part);
         part
     };
-    // The second has no ports to go by.
+    // The second fragment has no ports.
     world.arrive_packet(fragment(1200, 2008));
     assert!(world.receive(&lease).is_none());
     world.arrive_packet(fragment(0, 1200));
     let received = world.receive(&lease).unwrap();
     assert_eq!((&received.ip[20..], received.checksum), (&whole[20..], Checksum::Valid));
     world.arrive_packet(fragment(0, 1200));
-    assert!(world.core.arm().is_some(), "the rest is waited for");
+    assert!(world.core.arm().is_some(), "a deadline waits for the rest");
     world.pass(Duration::from_secs(61));
-    assert!(world.core.arm().is_none(), "but not for ever");
+    assert!(world.core.arm().is_none(), "until it expires");
     let stats = world.core.stats();
     assert_eq!((stats.fragments, stats.reassembled, stats.delivered, stats.stray), (3, 1, 1, 0));
 }
 
 #[test]
-fn each_packet_wakes_one_task_of_its_lease() {
+fn each_packet_notifies_one_task_of_its_lease() {
     let mut world = World::new();
     let (lease, other) = (world.lease(Transport::Udp, HERE, 5000), world.lease(Transport::Udp, HERE, 5001));
     let wakes = [Arc::new(Wakes::default()), Arc::new(Wakes::default()), Arc::new(Wakes::default())];
@@ -216,7 +216,7 @@ fn each_packet_wakes_one_task_of_its_lease() {
 }
 
 #[test]
-fn gathered_leases_are_taken_together() {
+fn gathered_leases_are_drained_together() {
     let mut world = World::new();
     let leases = [5000, 5001, 5002].map(|port| world.try_lease(Transport::Udp, HERE, &[port], true).unwrap());
     let apart = world.lease(Transport::Udp, HERE, 5003);
@@ -234,7 +234,7 @@ fn gathered_leases_are_taken_together() {
     assert_eq!(taken, [(last, packet(5002)), (last, packet(5002)), (first, packet(5000)), (first, answer)]);
     world.core.table.gather(&mut sink);
     assert!(sink.is_empty());
-    // A lease that is gone by then has nothing more to say.
+    // A removed lease is skipped.
     world.arrive_packet(packet(5000));
     world.core.remove_lease(first);
     world.core.table.gather(&mut sink);
@@ -243,7 +243,7 @@ fn gathered_leases_are_taken_together() {
 }
 
 impl World {
-    /// As [`World::arrive_packet`], behind what waits already.
+    /// Like [`World::arrive_packet`], after queued deliveries.
     fn arrive_packet_with(&mut self, packet: Vec<u8>) {
         self.fake().arrivals.push_back(Arrival::Packet(packet, Meta::REDIRECTED));
         assert!(self.core.drain(self.now) > 1);

@@ -1,4 +1,4 @@
-//! Core and table on a fake backend: no namespace, no socket, no clock.
+//! Core and table on a fake backend, without a namespace, a socket or a clock.
 
 mod endings;
 mod leases;
@@ -35,9 +35,9 @@ use crate::{
     packet::{Checksum, Datagram, Flags, Segment, TcpView, Transport, checksum},
 };
 
-/// This host's end.
+/// This host's address.
 const HERE: &str = "192.0.2.1";
-/// The peer's.
+/// The peer's address.
 const THERE: &str = "192.0.2.2";
 
 fn ip(text: &str) -> IpAddr {
@@ -86,18 +86,18 @@ impl Wake for Wakes {
 }
 
 impl Wakes {
-    /// How often since this was asked last.
+    /// Wakes since the last call.
     fn take(&self) -> usize {
         self.0.swap(0, Ordering::Relaxed)
     }
 }
 
-/// Takes a notification, if one waits.
+/// Consumes a notification; `false` if there is none.
 fn take_notification(notify: &Notify) -> bool {
     pin!(notify.notified()).poll(&mut Context::from_waker(Waker::noop())).is_ready()
 }
 
-/// A core on a fake, at a time that only the test moves.
+/// A core on a fake backend, with the test's own time.
 struct World {
     now: Instant,
     core: Core,
@@ -127,7 +127,7 @@ impl World {
         self.try_lease(transport, address, &[port], false).unwrap()
     }
 
-    /// Something comes in, and is drained.
+    /// Delivers something, and drains it.
     fn arrive(&mut self, arrival: Arrival) {
         self.fake().arrivals.push_back(arrival);
         assert_eq!(self.core.drain(self.now), 1);
@@ -149,7 +149,7 @@ impl World {
         self.take_sent().iter().map(|packet| Segment::parse(packet).unwrap()).collect()
     }
 
-    /// Time passes, and each deadline on the way is kept.
+    /// Advances the time, and handles each deadline in between.
     fn pass(&mut self, time: Duration) {
         let until = self.now + time;
         while let Some(next) = self.core.arm().filter(|next| *next <= until) {
@@ -159,7 +159,7 @@ impl World {
         self.now = until;
     }
 
-    /// A stream whose SYN is sent.
+    /// Opens a stream and sends its SYN.
     fn connect(&mut self, local: SocketAddr, remote: SocketAddr) -> StreamId {
         let engine = StreamEngine::connect(StreamConfig::new(local, remote, 42), None, self.now).unwrap();
         let id = self.core.table.add_stream(engine, route(), local, remote).expect("no other stream of that flow");
@@ -212,11 +212,11 @@ struct Lease {
     arrived: Arc<Notify>,
 }
 
-/// The other end of a stream: answers each segment as a server does that takes what comes.
+/// The peer of a stream: answers each segment like a server that only receives.
 struct Peer {
     address: SocketAddr,
     remote: SocketAddr,
-    /// What it sends next, and expects next.
+    /// The next sequence number to send, and the next one expected.
     seq: u32,
     ack: u32,
     got: Vec<u8>,
@@ -228,7 +228,7 @@ impl Peer {
         Self { address, remote, seq: 1000, ack: 0, got: Vec::new(), has_fin: false }
     }
 
-    /// A segment with what it has to say.
+    /// A segment from the peer.
     fn segment(&mut self, flags: Flags, payload: &[u8]) -> Vec<u8> {
         let segment = Segment {
             seq: self.seq,
@@ -241,7 +241,7 @@ impl Peer {
         segment.build()
     }
 
-    /// Its answer, if it has one.
+    /// Handles a segment; returns the answer, if there is one.
     fn handle(&mut self, packet: &[u8]) -> Option<Vec<u8>> {
         assert_eq!(checksum::verify(packet, false), Checksum::Valid);
         let segment = TcpView::parse(packet).unwrap();
@@ -259,7 +259,7 @@ impl Peer {
         Some(self.segment(Flags::ACK, &[]))
     }
 
-    /// Both ends answer each other until neither has anything to say.
+    /// Both ends exchange segments until neither answers.
     fn exchange(&mut self, world: &mut World) {
         for _ in 0..1000 {
             let sent = world.take_sent();
@@ -268,11 +268,11 @@ impl Peer {
             }
             sent.iter().filter_map(|packet| self.handle(packet)).for_each(|answer| world.arrive_packet(answer));
         }
-        panic!("they answer each other without end");
+        panic!("the exchange does not end");
     }
 }
 
-/// A lease with an established stream on it.
+/// A lease with an established stream.
 fn established() -> (World, Lease, StreamId, Peer) {
     let mut world = World::new();
     let lease = world.lease(Transport::Tcp, HERE, 40_000);

@@ -1,10 +1,10 @@
-//! No room: what is kept, what is refused, and what is sent again.
+//! Back-pressure: packets that are kept, refused, or retransmitted.
 
 use super::*;
 use crate::{
     driver::{
         ROOM_RETRY_DELAY, ROOM_TIMEOUT,
-        backend::{NoRoom, Outgoing},
+        backend::{NoRoom, TxPacket},
         sending::Sending,
     },
     error::Error,
@@ -15,18 +15,18 @@ fn packets(count: u8) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn a_batch_stops_at_the_first_packet_without_room() {
+fn batch_stops_at_the_first_packet_without_room() {
     let mut world = World::new();
     let (packets, route) = (packets(10), route());
-    let batch: Vec<_> = packets.iter().map(|packet| Outgoing::Ip(&route, packet)).collect();
+    let batch: Vec<_> = packets.iter().map(|packet| TxPacket::Ip(&route, packet)).collect();
     world.fake().room = Some(4);
-    let sent = world.core.send_batch(&batch, NoRoom::Stop);
+    let sent = world.core.backend.send_batch(&batch, NoRoom::Stop);
     assert_eq!((sent.sent, sent.refused, sent.tried), (4, 0, 4));
-    // Nothing is remembered of it: the rest is a batch like any other.
+    // The backend keeps nothing: the rest is a new batch.
     world.fake().room = Some(3);
-    let sent = world.core.send_batch(&batch[4..], NoRoom::Stop);
+    let sent = world.core.backend.send_batch(&batch[4..], NoRoom::Stop);
     assert_eq!((sent.sent, sent.refused, sent.tried), (3, 0, 3));
-    let sent = world.core.send_batch(&batch[7..], NoRoom::Refuse);
+    let sent = world.core.backend.send_batch(&batch[7..], NoRoom::Refuse);
     assert_eq!((sent.sent, sent.refused, sent.tried), (0, 3, 3));
     assert_eq!(world.take_sent(), packets[..7]);
     let stats = world.core.stats();
@@ -34,7 +34,7 @@ fn a_batch_stops_at_the_first_packet_without_room() {
 }
 
 #[test]
-fn a_sender_keeps_its_packets_until_there_is_room() {
+fn sender_keeps_packets_until_there_is_room() {
     let mut world = World::new();
     let packets = packets(10);
     let routed: Vec<_> = packets.iter().map(|packet| (route(), &packet[..])).collect();
@@ -42,7 +42,7 @@ fn a_sender_keeps_its_packets_until_there_is_room() {
     for room in [4, 0, 1, 0, 0, 3] {
         world.fake().room = Some(room);
         assert!(sending.send(world.now, &mut world.core, "fake0").is_none());
-        // Room may be as long in coming as it likes, if only some comes in time.
+        // The whole may take longer than the timeout, as long as some packets find room in time.
         world.now += ROOM_TIMEOUT / 3;
     }
     world.fake().room = None;
@@ -52,7 +52,7 @@ fn a_sender_keeps_its_packets_until_there_is_room() {
 }
 
 #[test]
-fn a_sender_without_room_gives_up_in_time() {
+fn sender_fails_after_the_timeout_without_room() {
     let mut world = World::new();
     let packets = packets(10);
     let routed: Vec<_> = packets.iter().map(|packet| (route(), &packet[..])).collect();
@@ -86,7 +86,7 @@ fn packets_around_an_invalid_one_are_sent() {
 }
 
 #[test]
-fn a_stream_sends_again_what_found_no_room() {
+fn stream_retransmits_segments_without_room() {
     let (mut world, _lease, stream, mut peer) = established();
     world.fake().room = Some(0);
     world.write(stream, b"not lost");
@@ -100,18 +100,18 @@ fn a_stream_sends_again_what_found_no_room() {
 }
 
 #[test]
-fn an_invalid_segment_counts_as_not_sent() {
+fn invalid_segment_counts_as_not_sent() {
     let (mut world, _lease, stream, _peer) = established();
-    // The path has become narrower than the stream knows.
+    // The MTU shrinks below that of the stream.
     world.core.handle_addresses(world.now, &[ip(HERE)], Some(500));
-    assert!(world.core.is_local(ip(HERE)));
+    assert!(world.core.backend.is_local(ip(HERE)));
     world.write(stream, &[0; 500]);
     assert_eq!((world.take_sent().len(), world.core.stats().not_sent), (0, 1));
     assert_eq!(world.state(stream), Some(StreamState::Established));
 }
 
 #[test]
-fn many_segments_leave_in_order_and_all_of_them() {
+fn many_segments_are_sent_in_order() {
     let (mut world, _lease, stream, mut peer) = established();
     let bytes: Vec<u8> = (0..400_000_u32).map(|number| (number / 7) as u8).collect();
     let mut at = 0;

@@ -1,4 +1,4 @@
-//! The service's backend on socket pairs of the test's own.
+//! The service's backend on socket pairs of the test.
 
 use std::{os::fd::OwnedFd, os::unix::net::UnixListener};
 
@@ -7,7 +7,7 @@ use socket2::{Domain, Socket, Type};
 use super::*;
 use crate::{
     driver::{
-        backend::{Backend, NoRoom, Outgoing, ServiceCalls as _},
+        backend::{Backend, NoRoom, ServiceCalls as _, TxPacket},
         service::ServiceBackend,
         table::Table,
     },
@@ -15,11 +15,11 @@ use crate::{
     mmsg::Inbox,
     protocol::{
         Control,
-        record::{Came, Code, Header, Kind},
+        record::{Code, DeliveryKind, Header, Kind},
     },
 };
 
-/// Leases' other ends: of packets without a port, of UDP port 5000 and of UDP port 5001.
+/// The service's ends: of the lease without ports, of UDP port 5000 and of UDP port 5001.
 struct Service {
     backend: ServiceBackend,
     ends: [Socket; 3],
@@ -27,7 +27,7 @@ struct Service {
     _directory: tempfile::TempDir,
 }
 
-/// What a message between service and client holds.
+/// The longest message between service and client.
 fn message(kind: Kind, length: usize, rest: &[u8]) -> Vec<u8> {
     let header = Header { kind, ifindex: 1, time_ns: 9, length: length as u32, lost: 0 };
     [&header.encode()[..], rest].concat()
@@ -53,7 +53,7 @@ impl Service {
         Self { backend, ends, inbox: Inbox::new(2000), _directory: directory }
     }
 
-    /// What has come to one of the ends.
+    /// The messages at one of the ends.
     fn read(&mut self, end: usize) -> Vec<Vec<u8>> {
         let mut all = Vec::new();
         while let Ok(Some(_)) = self.inbox.receive(&self.ends[end]) {
@@ -63,20 +63,20 @@ impl Service {
     }
 }
 
-/// The `number`th datagram from one of the ports.
+/// The `number`th datagram from a port.
 fn datagram(port: u16, number: u32) -> Vec<u8> {
     udp(at(HERE, port), at(THERE, 53), &[&number.to_be_bytes()[..], &[0; 1000]].concat())
 }
 
 #[test]
-fn each_packet_leaves_by_the_lease_of_its_port() {
+fn packet_is_sent_through_the_lease_of_its_port() {
     let mut service = Service::new();
     let packets = [datagram(5000, 0), datagram(5001, 1), datagram(5002, 2), datagram(5000, 3)];
     let (here, mut elsewhere) = (route(), Route::clone(&route()));
     elsewhere.ifindex = 2;
-    let mut batch: Vec<_> = packets.iter().map(|packet| Outgoing::Ip(&here, packet)).collect();
-    batch.insert(1, Outgoing::Ip(&elsewhere, &packets[0]));
-    batch.push(Outgoing::Frame(&packets[0]));
+    let mut batch: Vec<_> = packets.iter().map(|packet| TxPacket::Ip(&here, packet)).collect();
+    batch.insert(1, TxPacket::Ip(&elsewhere, &packets[0]));
+    batch.push(TxPacket::Frame(&packets[0]));
     for on_no_room in [NoRoom::Refuse, NoRoom::Stop] {
         let sent = service.backend.send_batch(&batch, on_no_room);
         assert_eq!((sent.sent, sent.refused, sent.tried), (4, 0, 6));
@@ -85,7 +85,7 @@ fn each_packet_leaves_by_the_lease_of_its_port() {
         assert_eq!(service.read(2), [packets[1].clone()]);
         assert_eq!(service.read(0), [packets[2].clone()], "a port without a lease");
     }
-    // Without its lease, a port's packets leave by the one for packets without a port.
+    // Without a lease, packets from the port are sent through the lease without ports.
     let ports = Ports { transport: Transport::Udp, address: ip(HERE), ports: vec![5000] };
     service.backend.disown(LeaseId(7), &ports);
     assert!(service.backend.is_closing());
@@ -95,16 +95,16 @@ fn each_packet_leaves_by_the_lease_of_its_port() {
 }
 
 #[test]
-fn a_full_socket_stops_all_behind_it_or_only_its_own() {
+fn full_socket_stops_the_batch_or_only_its_own_packets() {
     let mut service = Service::new();
     let packets: Vec<_> = (0..3000).map(|number| datagram(5000 + (number % 2) as u16, number)).collect();
     let route = route();
-    let batch: Vec<_> = packets.iter().map(|packet| Outgoing::Ip(&route, packet)).collect();
+    let batch: Vec<_> = packets.iter().map(|packet| TxPacket::Ip(&route, packet)).collect();
     let mut taken = [Vec::new(), Vec::new()];
     let mut done = 0;
     while done < batch.len() {
         let sent = service.backend.send_batch(&batch[done..], NoRoom::Stop);
-        assert_eq!((sent.sent, sent.refused), (sent.tried as u64, 0), "those tried were taken, and no others");
+        assert_eq!((sent.sent, sent.refused), (sent.tried as u64, 0), "exactly the tried packets were accepted");
         assert!(sent.tried > 0 && sent.error.is_none());
         done += sent.tried;
         (1..3).for_each(|end| taken[end - 1].extend(service.read(end)));
@@ -114,7 +114,7 @@ fn a_full_socket_stops_all_behind_it_or_only_its_own() {
         assert!(*taken == expected, "{} packets, or in another order", taken.len());
     }
 
-    // Where nothing stops it, a full socket costs the other one nothing.
+    // With NoRoom::Refuse, the other socket is not affected.
     let fill: Vec<_> = batch.iter().step_by(2).copied().collect();
     let filled = service.backend.send_batch(&fill, NoRoom::Stop).tried;
     assert!((1..fill.len()).contains(&filled));
@@ -136,8 +136,8 @@ fn messages_become_deliveries() {
     let sent = datagram(5000, 0);
     let refusal = b"no such port";
     for message in [
-        message(Kind::Packet { came: Came::Redirected, flags: 0 }, reply.len(), &reply),
-        message(Kind::Packet { came: Came::UnreachableSuppressed, flags: 0 }, answer.len(), &answer),
+        message(Kind::Packet { delivery: DeliveryKind::Redirected, flags: 0 }, reply.len(), &reply),
+        message(Kind::Packet { delivery: DeliveryKind::UnreachableSuppressed, flags: 0 }, answer.len(), &answer),
         message(Kind::Refusal { code: Code::Policy, rule: 2 }, refusal.len(), &[refusal, &sent[..28]].concat()),
     ] {
         service.ends[1].send(&message).unwrap();
@@ -152,7 +152,7 @@ fn messages_become_deliveries() {
     assert_eq!(service.backend.take_refusals().0, 0);
     table.check_alive("fake0").unwrap();
 
-    // One lease's end is that of the service, but not where it was given back.
+    // The end of a lease ends the whole backend, unless the lease was released.
     service.ends[2].send(&message(Kind::End { code: Code::Released }, 0, &[])).unwrap();
     service.backend.drain(&mut |delivery| table.handle_delivery(now, delivery));
     table.check_alive("fake0").unwrap();
@@ -160,5 +160,5 @@ fn messages_become_deliveries() {
     drop(first);
     service.backend.drain(&mut |delivery| table.handle_delivery(now, delivery));
     let error = table.check_alive("fake0").unwrap_err();
-    assert!(matches!(&error, Error::Service { reason, .. } if reason == "it has closed a lease"), "{error}");
+    assert!(matches!(&error, Error::Service { reason, .. } if reason == "it closed a lease"), "{error}");
 }

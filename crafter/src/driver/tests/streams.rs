@@ -1,16 +1,16 @@
-//! Streams: found by flow, driven by deadlines, and ended by themselves once nobody holds them.
+//! Streams: found by flow, driven by deadlines, and closed in the background after their owner dropped them.
 
 use super::*;
 use crate::error::Error;
 
-/// What a stream keeps alive until it is finished.
-fn keep() -> (Arc<()>, crate::driver::core::Keep) {
+/// A reference that a stream keeps until it is finished.
+fn keep() -> (Arc<()>, crate::driver::core::KeepAlive) {
     let keep = Arc::new(());
     (keep.clone(), keep)
 }
 
 #[test]
-fn a_conversation_from_syn_to_time_wait() {
+fn stream_from_syn_to_time_wait() {
     let (mut world, lease, stream, mut peer) = established();
     let wakes = Arc::new(Wakes::default());
     assert!(world.read(stream, &wakes).is_pending());
@@ -43,7 +43,7 @@ fn a_conversation_from_syn_to_time_wait() {
 }
 
 #[test]
-fn segments_of_other_flows_are_for_the_lease() {
+fn segments_of_other_flows_are_delivered_to_the_lease() {
     let (mut world, lease, stream, mut peer) = established();
     let (local, remote) = (peer.remote, peer.address);
     let others = [
@@ -55,7 +55,7 @@ fn segments_of_other_flows_are_for_the_lease() {
         world.arrive_packet(packet.clone());
         assert_eq!(&world.receive(&lease).unwrap().ip, packet);
     }
-    // One lease, another stream; but not the same one twice.
+    // A second stream on the lease, but not of the same flow.
     let again = StreamEngine::connect(StreamConfig::new(local, remote, 1), None, world.now).unwrap();
     assert!(world.core.table.add_stream(again, route(), local, remote).is_none());
     let second = world.connect(local, at(THERE, 81));
@@ -70,7 +70,7 @@ fn segments_of_other_flows_are_for_the_lease() {
 }
 
 #[test]
-fn a_wrong_checksum_is_ignored_and_counted() {
+fn segment_with_invalid_checksum_is_ignored_and_counted() {
     let (mut world, lease, stream, mut peer) = established();
     let wakes = Arc::new(Wakes::default());
     let mut data = peer.segment(Flags::ACK, b"data");
@@ -80,13 +80,13 @@ fn a_wrong_checksum_is_ignored_and_counted() {
     assert!(world.read(stream, &wakes).is_pending() && wakes.take() == 0);
     assert!(world.receive(&lease).is_none());
     assert_eq!(world.core.stats().bad_checksum, 1);
-    // A backend that has verified it is believed.
+    // A checksum that the backend has verified is not verified again.
     world.arrive(Arrival::Packet(data, Meta { checksum: Some(Checksum::Valid), ..Meta::REDIRECTED }));
     assert!(matches!(world.read(stream, &wakes), Poll::Ready(Ok(read)) if read.len() == 4));
 }
 
 #[test]
-fn an_icmp_error_ends_the_stream_that_it_quotes() {
+fn icmp_error_ends_the_quoted_stream() {
     let mut world = World::new();
     let lease = world.lease(Transport::Tcp, HERE, 40_000);
     let stream = world.connect(at(HERE, 40_000), at(THERE, 80));
@@ -101,7 +101,7 @@ fn an_icmp_error_ends_the_stream_that_it_quotes() {
 }
 
 #[test]
-fn refused_connections_and_silent_peers() {
+fn connect_fails_on_rst_and_on_timeout() {
     let mut world = World::new();
     world.lease(Transport::Tcp, HERE, 40_000);
     let wakes = Arc::new(Wakes::default());
@@ -127,7 +127,7 @@ fn refused_connections_and_silent_peers() {
 }
 
 #[test]
-fn both_directions_wait_without_waking_each_other() {
+fn reader_and_writer_do_not_wake_each_other() {
     let (mut world, _lease, stream, mut peer) = established();
     let (reader, writer) = (Arc::new(Wakes::default()), Arc::new(Wakes::default()));
     assert!(world.read(stream, &reader).is_pending());
@@ -141,7 +141,7 @@ fn both_directions_wait_without_waking_each_other() {
         assert!(world.poll(stream, Waiter::Writer, &writer, full).is_pending());
     }
     assert_eq!((reader.take(), writer.take()), (0, 0));
-    // The peer acknowledges: both are asked to look.
+    // The peer acknowledges: both are woken.
     let sent = world.take_sent();
     let answer = peer.handle(&sent[0]).unwrap();
     world.arrive_packet(answer);
@@ -149,7 +149,7 @@ fn both_directions_wait_without_waking_each_other() {
 }
 
 #[test]
-fn an_orphan_closes_by_itself_and_keeps_its_lease_until_then() {
+fn orphan_closes_in_the_background_and_keeps_its_lease() {
     let (mut world, _lease, stream, mut peer) = established();
     world.write(stream, b"last words");
     world.shut_down(stream);
@@ -162,8 +162,8 @@ fn an_orphan_closes_by_itself_and_keeps_its_lease_until_then() {
     assert_eq!(world.state(stream), Some(StreamState::TimeWait));
     assert!(world.core.take_released().is_empty() && Arc::strong_count(&kept) == 2);
     world.pass(Duration::from_secs(2));
-    assert_eq!(world.state(stream), None, "it is gone");
-    // Not dropped under the lock, but handed out.
+    assert_eq!(world.state(stream), None, "it is removed");
+    // Not dropped under the lock, but returned to be dropped after it.
     assert_eq!(Arc::strong_count(&kept), 2);
     drop(world.core.take_released());
     assert_eq!(Arc::strong_count(&kept), 1);
@@ -172,7 +172,7 @@ fn an_orphan_closes_by_itself_and_keeps_its_lease_until_then() {
 }
 
 #[test]
-fn a_stream_that_was_not_shut_down_is_reset() {
+fn stream_dropped_without_shutdown_is_reset() {
     let (mut world, _lease, stream, peer) = established();
     let (kept, keep) = keep();
     world.core.release_stream(world.now, stream, keep);
@@ -184,13 +184,13 @@ fn a_stream_that_was_not_shut_down_is_reset() {
 }
 
 #[test]
-fn an_orphan_that_does_not_end_is_given_up_after_a_minute() {
+fn orphan_is_aborted_after_a_minute() {
     let (mut world, lease, stream, mut peer) = established();
     world.shut_down(stream);
     let (kept, keep) = keep();
     world.core.release_stream(world.now, stream, keep);
     peer.exchange(&mut world);
-    assert!(peer.has_fin, "and the peer keeps its own end open");
+    assert!(peer.has_fin, "the peer does not close its end");
     world.pass(Duration::from_secs(59));
     assert_eq!(world.state(stream), Some(StreamState::Closing));
     assert!(world.take_sent().is_empty());
@@ -201,14 +201,14 @@ fn an_orphan_that_does_not_end_is_given_up_after_a_minute() {
     drop(world.core.take_released());
     assert_eq!(Arc::strong_count(&kept), 1);
     assert!(world.core.arm().is_none());
-    // Its flow is free: what still comes is the lease's.
+    // The flow is free: later segments are delivered to the lease.
     let late = peer.segment(Flags::ACK, b"late");
     world.arrive_packet(late.clone());
     assert_eq!(world.receive(&lease).unwrap().ip, late);
 }
 
 #[test]
-fn without_a_driver_orphans_end_at_once() {
+fn orphans_are_removed_without_a_driver_task() {
     let (mut world, _lease, stream, _peer) = established();
     let held = world.connect(at(HERE, 40_000), at(THERE, 81));
     world.shut_down(stream);
@@ -224,7 +224,7 @@ fn without_a_driver_orphans_end_at_once() {
 }
 
 #[test]
-fn the_driver_learns_of_a_nearer_deadline() {
+fn driver_is_rearmed_for_a_nearer_deadline() {
     let mut world = World::new();
     world.lease(Transport::Tcp, HERE, 40_000);
     assert!(world.core.arm().is_none() && !world.core.nearer_than_armed());

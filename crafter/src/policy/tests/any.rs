@@ -1,10 +1,10 @@
-//! Any text, any packet.
+//! Properties for any text and any packet.
 
 use proptest::{collection::vec, prelude::*, sample::select};
 
 use super::*;
 
-/// Destinations that meet the prefixes below.
+/// Destinations that match the prefixes below.
 pub fn destination() -> impl Strategy<Value = IpAddr> {
     select(vec!["10.1.2.3", "10.1.2.4", "10.2.0.1", "11.0.0.1", "224.0.0.1", "192.0.2.255", "2001:db8:1::1", "ff02::1"])
         .prop_map(|address| address.parse().expect("an address"))
@@ -95,19 +95,19 @@ fn word() -> impl Strategy<Value = String> {
     prop_oneof![8 => select(words).prop_map(str::to_owned), 1 => "\\PC{0,6}"]
 }
 
-/// A lease that was granted is asked about packets and frames of any bytes.
+/// Judges packets and frames of any bytes for a granted lease.
 fn ask_all(policy: &Policy, bytes: &[u8]) {
     let mut usage = Usage::default();
     let _ = (policy.warnings(), policy.observe(&alice()));
     let Ok(grant) = policy.grant(&alice(), &wish(), &host(), &usage) else { return };
-    if let Some(packet) = Outgoing::read(bytes) {
+    if let Some(packet) = PacketInfo::read(bytes) {
         policy.packet(&grant, &packet, &mut usage, Instant::now());
     }
     policy.frame(&grant, bytes, &mut usage, Instant::now());
 }
 
 proptest! {
-    // Of the destinations four in five are none that the denied target has: the usual 1,024 are too few now and then.
+    // Four of five destinations are not in the denied target, so the default of 1,024 rejects is too low.
     #![proptest_config(ProptestConfig { max_global_rejects: 65_536, ..ProptestConfig::default() })]
 
     #[test]
@@ -140,7 +140,7 @@ proptest! {
         ).map_err(|decision| TestCaseError::reject(decision.to_string()))?, &bytes, &mut Usage::default(), Instant::now());
     }
 
-    /// What is judged is what the kernel half reads.
+    /// The policy and the kernel half read the same fields.
     #[test]
     fn packets_are_read_as_by_the_kernel_half(
         mut bytes in vec(any::<u8>(), 1..90), v6 in any::<bool>(),
@@ -155,13 +155,13 @@ proptest! {
         }
         let at = if v6 { 4 } else { 2 };
         bytes.get_mut(at..at + 2).into_iter().for_each(|field| field.copy_from_slice(&declared.to_be_bytes()));
-        // Segments left, flags and offset of a fragment: seldom.
+        // Segments left, flags and fragment offset: rarely.
         if bytes[0] & 1 == 1 && let Some(field) = bytes.get_mut(if v6 { 42..44 } else { 6..8 }) {
             field.fill(0);
         }
 
         let net = parse::network(&bytes[..], 0, v6).ok();
-        let outgoing = Outgoing::read(&bytes);
+        let outgoing = PacketInfo::read(&bytes);
         prop_assert!(net.is_some() || outgoing.is_none());
         if let (Some(net), Some(outgoing)) = (net, outgoing) {
             let (source, destination) = net.addresses(&bytes[..]).expect("addresses");
@@ -182,7 +182,7 @@ proptest! {
             prop_assert!(net.left == 0 || outgoing.route != Route::None);
         }
 
-        // Where everything is denied, no IP packet leaves, whatever its tags.
+        // If everything is denied, no frame with an IP packet is allowed, whatever its VLAN tags.
         let policy = rule("raw_ethernet = true\nmulticast = true\nbroadcast = true\nprotocols = ['any']\ndeny = ['any']");
         let mut usage = Usage::default();
         let wish = LeaseWish { raw_ethernet: true, ..wish() };
@@ -202,7 +202,7 @@ proptest! {
         keys in keys(), deny in target(), more in vec(target(), 0..4), place in 0usize..5, first in any::<bool>(),
         destination in destination(), port in 23u16..28,
     ) {
-        // Whether the denied target has it, found out without the policy.
+        // Whether the denied target contains the destination, without using the policy.
         let prefix = deny.split('\'').nth(1).unwrap_or_default();
         let covers = match prefix {
             "any" => true,

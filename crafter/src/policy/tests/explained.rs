@@ -1,4 +1,4 @@
-//! Explanations, and that they are what happens.
+//! Explanations agree with decisions.
 
 use proptest::prelude::*;
 
@@ -18,29 +18,35 @@ fn question(destination: &str, port: Option<u16>) -> Question {
 }
 
 #[test]
-fn the_rule_the_line_and_the_reason() {
+fn explanation_names_rule_line_and_reason() {
     let text = "# mine\n[[rule]]\nuser = 'mallory'\nrefuse = true\n\n# theirs\n[[rule]]\nuser = 'alice'\nallow = ['any']\n\
                 deny = [\n  '10.0.0.0/8',\n  { prefix = '10.9.0.0/16', ports = [25, 26] },\n]\n\n# the end\n";
     let policy = load(text);
-    let told = policy.explain(&alice(), &question("10.9.1.1", Some(25)));
-    assert_eq!((told.allowed, told.verdict, told.rule, told.line), (false, Verdict::Denied, Some(2), Some(7)));
-    assert_eq!(told.destination_line, Some(11));
+    let explanation = policy.explain(&alice(), &question("10.9.1.1", Some(25)));
     assert_eq!(
-        told.sentence,
-        "refused: TCP to 10.9.1.1 port 25: rule 2 (line 7, user alice): the destination is among those that it denies \
+        (explanation.allowed, explanation.verdict, explanation.rule, explanation.line),
+        (false, Verdict::Denied, Some(2), Some(7))
+    );
+    assert_eq!(explanation.destination_line, Some(11));
+    assert_eq!(
+        explanation.sentence,
+        "refused: TCP to 10.9.1.1 port 25: rule 2 (line 7, user alice): it denies the destination \
          (10.0.0.0/8 in line 11)"
     );
-    let rule = told.text.unwrap();
+    let rule = explanation.text.unwrap();
     assert!(rule.starts_with("[[rule]]\nuser = 'alice'") && rule.ends_with("\n]"), "{rule}");
-    let told = policy.explain(&alice(), &question("8.8.8.8", Some(53)));
-    assert!(told.allowed && told.sentence.ends_with("allows it (0.0.0.0/0 in line 9)"), "{told:?}");
-    assert_eq!(told.assumed.len(), 2, "{told:?}");
+    let explanation = policy.explain(&alice(), &question("8.8.8.8", Some(53)));
+    assert!(
+        explanation.allowed && explanation.sentence.ends_with("allows it (0.0.0.0/0 in line 9)"),
+        "{explanation:?}"
+    );
+    assert_eq!(explanation.assumed.len(), 2, "{explanation:?}");
     let mallory = Subject { user: MALLORY, groups: vec![] };
-    let told = policy.explain(&mallory, &question("8.8.8.8", Some(53)));
-    assert_eq!((told.verdict, told.rule, told.line), (Verdict::Refused, Some(1), Some(2)));
-    assert_eq!(told.text.as_deref(), Some("[[rule]]\nuser = 'mallory'\nrefuse = true"));
-    let told = policy.explain(&Subject { user: 7, groups: vec![] }, &question("8.8.8.8", None));
-    assert_eq!((told.verdict, told.rule, told.text), (Verdict::NoRule, None, None));
+    let explanation = policy.explain(&mallory, &question("8.8.8.8", Some(53)));
+    assert_eq!((explanation.verdict, explanation.rule, explanation.line), (Verdict::Refused, Some(1), Some(2)));
+    assert_eq!(explanation.text.as_deref(), Some("[[rule]]\nuser = 'mallory'\nrefuse = true"));
+    let explanation = policy.explain(&Subject { user: 7, groups: vec![] }, &question("8.8.8.8", None));
+    assert_eq!((explanation.verdict, explanation.rule, explanation.text), (Verdict::NoRule, None, None));
     let inline = load("rule = [{ user = 'alice', ports = [80] }, { user = 'mallory' }]");
     assert_eq!(inline.rules()[0].text, "{ user = 'alice', ports = [80] }");
 }
@@ -63,8 +69,8 @@ proptest! {
             source_port: Some(sport),
             ..question(&destination.to_string(), Some(port))
         };
-        let told = policy.explain(&alice(), &question);
-        // As the service would do it: a lease, then a packet.
+        let explanation = policy.explain(&alice(), &question);
+        // Like the service: a lease, then a packet.
         let wish = LeaseWish { interface, address: Some(source), ports: sport..=sport, ..wish() };
         let mut usage = Usage::default();
         let allowed = policy.grant(&alice(), &wish, &host(), &usage).is_ok_and(|grant| {
@@ -72,6 +78,6 @@ proptest! {
                 &std::net::SocketAddr::new(destination, port).to_string());
             policy.packet(&grant, &packet, &mut usage, Instant::now()).is_allowed()
         });
-        prop_assert_eq!(told.allowed, allowed, "{} {}", told.sentence, keys);
+        prop_assert_eq!(explanation.allowed, allowed, "{} {}", explanation.sentence, keys);
     }
 }

@@ -1,4 +1,4 @@
-//! Packets and frames, refused and allowed.
+//! Packets and frames, each with a refused and an allowed case.
 
 use super::*;
 
@@ -14,7 +14,7 @@ fn destinations() {
     twins(&policy, "10.0.0.1:80", Verdict::Denied, "11.0.0.1:80");
     twins(&policy, "11.0.0.1:25", Verdict::Denied, "11.0.0.1:26");
     twins(&policy, "[2001:db8:2::1]:25", Verdict::Denied, "[2001:db8:2::1]:80");
-    // In either order, nested in either way.
+    // In either order of the keys, and with either prefix inside the other.
     for keys in [
         "allow = ['10.1.0.0/16']\ndeny = ['10.0.0.0/8']",
         "deny = ['10.0.0.0/8']\nallow = ['10.1.0.0/16', 'any']",
@@ -46,9 +46,9 @@ fn sources() {
     assert_eq!(from("foreign_sources = true", "192.0.2.9:50000"), Verdict::Allowed);
     assert_eq!(from("foreign_sources = ['192.0.2.8/29']", "192.0.2.9:50000"), Verdict::Allowed);
     assert_eq!(from("foreign_sources = ['192.0.2.8/29']", "192.0.2.17:50000"), Verdict::ForeignSource);
-    // The host's, but not this user's.
+    // The host's address, but not allowed for this user.
     assert_eq!(from("addresses = ['192.0.2.0/24']", "198.51.100.1:50000"), Verdict::ForeignSource);
-    // Ports of an address that is not this host's are nobody's to lease; its own are.
+    // Ports of an address that is not this host's cannot be leased; ports of its own can.
     assert_eq!(from("foreign_sources = true", "192.0.2.9:50010"), Verdict::Allowed);
     assert_eq!(from("foreign_sources = true", "192.0.2.1:50010"), Verdict::SourcePort);
     assert_eq!(from("", "192.0.2.1:50010"), Verdict::SourcePort);
@@ -74,8 +74,8 @@ fn ip(options: &[u8], protocol: u8, offset: u16, payload: &[u8]) -> Vec<u8> {
 
 const TCP: [u8; 8] = [0xc3, 0x50, 0, 80, 0, 0, 0, 0];
 
-fn read(packet: &[u8]) -> Outgoing {
-    Outgoing::read(packet).expect("a packet that can be read")
+fn read(packet: &[u8]) -> PacketInfo {
+    PacketInfo::read(packet).expect("a packet that can be read")
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn protocols() {
     assert_eq!(sent(&any, |_| {}, &gre), Verdict::Allowed);
     let udp = Datagram::new("192.0.2.1:50000".parse().unwrap(), "203.0.113.1:53".parse().unwrap(), vec![]).build();
     assert_eq!(sent(&rule("protocols = ['tcp']"), |_| {}, &read(&udp)), Verdict::Protocol);
-    // The port is the lease's for TCP only.
+    // The lease owns the port for TCP only.
     assert_eq!(sent(&any, |_| {}, &read(&udp)), Verdict::SourcePort);
     assert_eq!(sent(&rule(""), |wish| wish.transport = Some(Transport::Udp), &read(&udp)), Verdict::Allowed);
     let icmp = |wish: &mut LeaseWish| wish.transport = Some(Transport::Icmp);
@@ -94,10 +94,10 @@ fn protocols() {
     assert_eq!(echo(0x50).ports, PacketPorts::Query { identifier: 50_000 });
     assert_eq!(sent(&rule(""), icmp, &echo(0x50)), Verdict::Allowed);
     assert_eq!(sent(&rule(""), icmp, &echo(0x60)), Verdict::SourcePort);
-    // Ports of destinations are no matter of ICMP queries.
+    // Destination ports do not apply to ICMP queries.
     assert_eq!(sent(&rule("deny = [{ prefix = 'any', ports = [0] }]"), icmp, &echo(0x50)), Verdict::Allowed);
     assert_eq!(sent(&rule("allow = [{ prefix = 'any', ports = [0] }]"), icmp, &echo(0x50)), Verdict::NotAllowed);
-    // A redirect.
+    // An ICMP redirect.
     let redirect = read(&ip(&[], 1, 0, &[5, 1, 0, 0, 10, 0, 0, 1]));
     assert_eq!(sent(&rule(""), icmp, &redirect), Verdict::Protocol);
     assert_eq!(sent(&any, icmp, &redirect), Verdict::Allowed);
@@ -112,8 +112,8 @@ fn fragments() {
     assert_eq!(sent(&rule("deny = [{ prefix = 'any', ports = [25] }]"), |_| {}, &later), Verdict::Denied);
     let first = read(&ip(&[], 6, 0x2000, &TCP));
     assert_eq!(first.ports, PacketPorts::Both { source: 50_000, destination: 80 });
-    // Ports may not be hidden behind the first fragment's end.
-    assert_eq!(Outgoing::read(&ip(&[], 6, 0x2000, &TCP[..3])), None);
+    // The ports must be in the first fragment.
+    assert_eq!(PacketInfo::read(&ip(&[], 6, 0x2000, &TCP[..3])), None);
     let icmp = |wish: &mut LeaseWish| wish.transport = Some(Transport::Icmp);
     let ping = [read(&ip(&[], 1, 0x2000, &[8, 0, 0, 0, 0xc3, 0x50, 0, 1])), read(&ip(&[], 1, 3, &TCP))];
     for fragment in ping {
@@ -127,7 +127,7 @@ fn source_routes() {
         &[131, 7, 4, 10, 0, 0, 1, 0],
         &[137, 7, 4, 10, 0, 0, 1, 0],
         &[1, 131, 7, 4, 10, 0, 0, 1],
-        // After an option of a length that is none.
+        // After an option with an invalid length.
         &[7, 0, 131, 3],
     ];
     for options in routes {
@@ -155,8 +155,8 @@ fn source_routes() {
     assert_eq!(sent(&rule(""), |_| {}, &v6(60, &[6, 0, 1, 4, 0, 0, 0, 0])), Verdict::Allowed);
 }
 
-/// An IPv6 packet from 2001:db8::1 to 2001:db8::2 with extension headers: the type of each, and its bytes behind the
-/// type of the next one.
+/// An IPv6 packet from 2001:db8::1 to 2001:db8::2 with extension headers: the type of each, and its bytes after the
+/// next-header field.
 fn ip6(headers: &[(u8, &[u8])], rest: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (place, (_, header)) in headers.iter().enumerate() {
@@ -172,11 +172,11 @@ fn ip6(headers: &[(u8, &[u8])], rest: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn where_a_source_route_leads() {
+fn addresses_of_a_source_route_are_checked() {
     let through = |a: [u8; 4], b: [u8; 4]| read(&ip(&[&[131, 11, 4][..], &a, &b, &[0]].concat(), 6, 0, &TCP));
-    let ask = |keys: &str, packet: &Outgoing| sent(&rule(&format!("protocols = ['any']\n{keys}")), |_| {}, packet);
+    let ask = |keys: &str, packet: &PacketInfo| sent(&rule(&format!("protocols = ['any']\n{keys}")), |_| {}, packet);
     let (out, inside) = ([203, 0, 113, 9], [10, 0, 0, 5]);
-    // The last address is the destination; that of the header is allowed in all of these.
+    // The last address is the final destination; that of the header is allowed in all of these.
     for packet in [through(out, inside), through(inside, out), through(inside, inside)] {
         assert_eq!(ask("deny = ['10.0.0.0/8']", &packet), Verdict::Denied);
         assert_eq!(ask("deny = [{ prefix = '10.0.0.0/8', ports = [80] }]", &packet), Verdict::Denied);
@@ -188,13 +188,13 @@ fn where_a_source_route_leads() {
     assert_eq!(ask("", &through(out, [224, 0, 0, 1])), Verdict::Multicast);
     assert_eq!(ask("multicast = true", &through(out, [224, 0, 0, 1])), Verdict::Allowed);
     assert_eq!(ask("", &through(out, [255; 4])), Verdict::Broadcast);
-    // It might lead anywhere.
+    // An unreadable route could lead anywhere.
     let unreadable = read(&ip(&[131, 7, 5, 10, 0, 0, 1, 0], 6, 0, &TCP));
     assert_eq!(unreadable.route, Route::Unreadable);
     assert_eq!(ask("deny = ['10.0.0.0/8']", &unreadable), Verdict::SourceRoute);
     assert_eq!(ask("allow = ['203.0.113.0/24']", &unreadable), Verdict::SourceRoute);
     assert_eq!(ask("", &unreadable), Verdict::Allowed);
-    // Segments (RFC 8754), of which one is left, and none.
+    // Segment routing (RFC 8754) with one segment left, and with none.
     let segments = |left: u8| {
         let last = "2001:db8:1::5".parse::<std::net::Ipv6Addr>().unwrap().octets();
         read(&ip6(&[(43, &[&[2, 4, left, 0, 0, 0, 0], &last[..]].concat())], &TCP))
@@ -206,26 +206,26 @@ fn where_a_source_route_leads() {
 }
 
 #[test]
-fn what_the_kernel_half_does_not_read_on_behind() {
+fn ports_behind_unreadable_headers_are_denied() {
     let options: &[u8] = &[0, 1, 4, 0, 0, 0, 0];
     let eight = vec![(60, options); 8];
     assert_eq!(read(&ip6(&eight, &TCP)).ports, PacketPorts::Both { source: 50_000, destination: 80 });
-    assert_eq!(Outgoing::read(&ip6(&[&eight[..], &[(60, options)]].concat(), &TCP)), None);
+    assert_eq!(PacketInfo::read(&ip6(&[&eight[..], &[(60, options)]].concat(), &TCP)), None);
     // HIP and Shim6 are protocols of their own.
     for kind in [139, 140] {
         let packet = read(&ip6(&[(kind, options)], &TCP));
         assert_eq!((packet.transport, packet.ports), (None, PacketPorts::None));
         assert_eq!(sent(&rule(""), |_| {}, &packet), Verdict::Protocol);
         assert_eq!(sent(&rule("protocols = ['any']"), |_| {}, &packet), Verdict::Allowed);
-        // A port that might be behind it is denied.
+        // A port that may be behind the header counts as denied.
         let deny = rule("protocols = ['any']\ndeny = [{ prefix = 'any', ports = [80] }]");
         assert_eq!(sent(&deny, |_| {}, &packet), Verdict::Denied);
     }
-    // A fragment of a fragment: its ports are those of whichever header one believes.
+    // A fragment of a fragment: its ports depend on which header the receiver uses.
     let first: &[u8] = &[0, 0, 1, 0, 0, 0, 7];
     assert_eq!(read(&ip6(&[(44, first)], &TCP)).ports, PacketPorts::Both { source: 50_000, destination: 80 });
     for inner in [first, &[0, 0, 0, 0, 0, 0, 7], &[0, 0, 8, 0, 0, 0, 7]] {
-        assert_eq!(Outgoing::read(&ip6(&[(44, first), (44, inner)], &TCP)), None);
+        assert_eq!(PacketInfo::read(&ip6(&[(44, first), (44, inner)], &TCP)), None);
     }
 }
 
@@ -238,7 +238,7 @@ fn sizes_and_rates() {
     assert_eq!(sent(&rule(""), |_| {}, &packet), Verdict::Allowed);
     let (policy, mut usage, now) = (rule("packets_per_second = 10\nburst = 3"), Usage::default(), Instant::now());
     let grant = policy.grant(&alice(), &wish(), &host(), &usage).unwrap();
-    // What is refused for another reason costs nothing.
+    // A packet refused for another reason does not count towards the rate.
     let bad = tcp("192.0.2.1:1", "203.0.113.1:80");
     assert_eq!(policy.packet(&grant, &bad, &mut usage, now).verdict, Verdict::SourcePort);
     let verdicts: Vec<Verdict> = (0..5).map(|_| policy.packet(&grant, &packet, &mut usage, now).verdict).collect();
@@ -260,7 +260,7 @@ fn frames() {
     let (on, packet) = ("raw_ethernet = true", ip(&[], 6, 0, &TCP));
     let arp = frame(0x02, &[8, 6], &[0; 28]);
     assert_eq!(ask("", |_| {}, &arp), Verdict::RawEthernet);
-    assert_eq!(ask(on, |_| {}, &arp), Verdict::RawEthernet, "the lease has no frames");
+    assert_eq!(ask(on, |_| {}, &arp), Verdict::RawEthernet, "the lease is not for frames");
     assert_eq!(ask(on, raw, &arp), Verdict::Allowed);
     assert_eq!(ask(on, raw, &frame(0xff, &[8, 6], &[0; 28])), Verdict::Broadcast);
     assert_eq!(ask("raw_ethernet = true\nbroadcast = true", raw, &frame(0xff, &[8, 6], &[0; 28])), Verdict::Allowed);
@@ -271,7 +271,7 @@ fn frames() {
         assert_eq!(ask(on, raw, &frame), Verdict::Allowed);
         assert_eq!(ask("raw_ethernet = true\ndeny = ['any']", raw, &frame), Verdict::Denied, "{kinds:?}");
     }
-    // A tag that Linux does not know, and more tags than are read.
+    // A tag that Linux does not know, and more tags than the reader accepts.
     let old = frame(2, &[0x91, 0, 0, 5, 8, 0], &packet);
     assert_eq!(ask(on, raw, &old), Verdict::Allowed);
     assert_eq!(ask("raw_ethernet = true\ndeny = ['any']", raw, &old), Verdict::Denied);
@@ -279,7 +279,7 @@ fn frames() {
         let kinds = [outer, &[0, 5, 0x81, 0, 0, 5, 0x81, 0, 0, 5, 8, 0]].concat();
         assert_eq!(ask(on, raw, &frame(2, &kinds, &packet)), Verdict::Unreadable, "{outer:?}");
     }
-    // Another version than the frame says, and no type behind the tag.
+    // Another IP version than the EtherType says, and no EtherType after the tag.
     assert_eq!(ask(on, raw, &frame(2, &[0x86, 0xdd], &packet)), Verdict::Unreadable);
     assert_eq!(ask(on, raw, &frame(2, &[0x81, 0, 0, 5, 8], &[])), Verdict::Unreadable);
     assert_eq!(ask(on, raw, &frame(2, &[8, 6], &[0; 1505])), Verdict::TooLong);
@@ -288,13 +288,13 @@ fn frames() {
 }
 
 #[test]
-fn a_new_policy_applies_to_leases_that_are_there() {
+fn new_policy_applies_to_existing_leases() {
     let (old, mut usage, now) = (rule(""), Usage::default(), Instant::now());
     let grant = old.grant(&alice(), &wish(), &host(), &usage).unwrap();
     let packet = tcp("192.0.2.1:50000", "203.0.113.1:80");
     let mut ask = |new: &Policy| (new.review(&grant).verdict, new.packet(&grant, &packet, &mut usage, now).verdict);
     assert_eq!(ask(&old), (Verdict::Allowed, Verdict::Allowed));
-    // The rule is at another place now.
+    // The rule has another number now.
     let moved = load("[[rule]]\nuser = 'mallory'\nrefuse = true\n[[rule]]\nuser = 'alice'\n");
     assert_eq!(ask(&moved), (Verdict::Allowed, Verdict::Allowed));
     assert_eq!(ask(&rule("deny = ['203.0.113.1']")), (Verdict::Allowed, Verdict::Denied));

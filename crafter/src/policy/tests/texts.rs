@@ -1,4 +1,4 @@
-//! What is told of texts.
+//! Problems and warnings of texts.
 
 use super::*;
 
@@ -11,20 +11,20 @@ fn problems(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn each_problem_with_its_key_line_and_remedy() {
-    for (keys, told) in [
+fn problems_have_key_line_and_remedy() {
+    for (keys, expected) in [
         ("port = [80]", "line 3, column 1: rule 1, port: rules have no key 'port'; did you mean ports"),
         ("alow = []", "did you mean allow?"),
         ("ports = 80", "rule 1, ports: a list in [ ], not a number"),
         ("ports = [80,\n  70000]", "line 4, column 3: rule 1, ports: a port from 0 to 65535"),
-        ("ports = ['90-80']", "\"80-90\" is meant?"),
+        ("ports = ['90-80']", "did you mean \"80-90\"?"),
         ("ports = ['x']", "not \"x\""),
         ("ports = [-1]", "not -1"),
         ("ports = [1.5]", "not a number with a fraction"),
-        ("allow = ['10.0.0.1/8']", "\"10.0.0.0/8\" is meant?"),
+        ("allow = ['10.0.0.1/8']", "did you mean \"10.0.0.0/8\"?"),
         ("deny = ['example.org']", "a prefix such as \"192.0.2.0/24\""),
         ("deny = ['10.0.0.0/33']", "not \"10.0.0.0/33\""),
-        ("deny = ['::ffff:10.0.0.0/104']", "\"10.0.0.0/8\" is needed"),
+        ("deny = ['::ffff:10.0.0.0/104']", "write \"10.0.0.0/8\""),
         ("deny = [{ prefx = '10.0.0.0/8' }]", "did you mean prefix?"),
         ("deny = [{ ports = [80] }]", "prefix is missing"),
         ("addresses = [{ prefix = '10.0.0.0/8', ports = [80] }]", "only allow and deny"),
@@ -38,17 +38,17 @@ fn each_problem_with_its_key_line_and_remedy() {
         ("observe = 'yes'", "true or false, not a text"),
         ("foreign_sources = 1", "true, false or a list of prefixes, not a number"),
         ("everybody = false", "true, or user or group instead"),
-        ("group = ''", "is no name"),
+        ("group = ''", "is not a valid name"),
         ("group = []", "names nobody"),
         ("group = 4294967295", "from 0 to 4294967294"),
         ("group = '200'", "without quotes: 200"),
-        ("ports = [80", "not TOML: "),
-        ("user = 'bob'", "not TOML: duplicate key"),
+        ("ports = [80", "invalid TOML: "),
+        ("user = 'bob'", "invalid TOML: duplicate key"),
     ] {
-        let told_all = problems(&format!("[[rule]]\nuser = 'alice'\n{keys}\n"));
-        assert!(told_all.iter().any(|said| said.contains(told)), "{keys}: {told_all:?}");
+        let found = problems(&format!("[[rule]]\nuser = 'alice'\n{keys}\n"));
+        assert!(found.iter().any(|problem| problem.contains(expected)), "{keys}: {found:?}");
     }
-    assert!(problems("[[rule]]\nports = [80]")[0].starts_with("line 1, column 1: rule 1: whom it is for is missing"));
+    assert!(problems("[[rule]]\nports = [80]")[0].starts_with("line 1, column 1: rule 1: the rule names nobody"));
     assert!(problems("[[rules]]\nuser = 'a'")[0].contains("no key 'rules' here; did you mean rule?"));
     assert!(problems("[rule]\nuser = 'a'")[0].contains("[[rule]]"));
     assert!(problems("rule = [1]")[0].contains("[[rule]]"));
@@ -56,18 +56,18 @@ fn each_problem_with_its_key_line_and_remedy() {
 }
 
 #[test]
-fn all_problems_at_once_and_nothing_taken() {
+fn all_problems_are_reported_at_once() {
     let text = "# \u{e4}\n[[rule]]\nuser = 'alice'\nports = ['x', 80, 'y']\nobserv = true\n\n[[rule]]\nallow = ['z']\n";
-    let told = problems(text);
-    assert_eq!(told.len(), 5, "{told:?}");
-    let begins: Vec<&str> = told.iter().map(|said| &said[..said.find(": ").unwrap()]).collect();
+    let found = problems(text);
+    assert_eq!(found.len(), 5, "{found:?}");
+    let begins: Vec<&str> = found.iter().map(|problem| &problem[..problem.find(": ").unwrap()]).collect();
     assert_eq!(
         begins,
         ["line 4, column 10", "line 4, column 19", "line 5, column 1", "line 8, column 10", "line 7, column 1"]
     );
     let error = Error::from(Policy::parse(text).unwrap_err());
-    for said in told {
-        assert!(error.to_string().contains(&said), "{error}");
+    for problem in found {
+        assert!(error.to_string().contains(&problem), "{error}");
     }
 }
 
@@ -76,22 +76,22 @@ fn warnings(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn warnings_of_what_is_hardly_meant() {
-    for (keys, told) in [
+fn settings_without_effect_are_warned_about() {
+    for (keys, expected) in [
         ("allow = ['10.1.0.0/16']\ndeny = ['10.0.0.0/8']", "line 3, column 1: rule 1, allow: 10.1.0.0/16 is denied"),
-        ("allow = ['10.0.0.0/8', '10.1.0.0/16']", "10.1.0.0/16 is inside of another prefix"),
-        ("deny = ['10.0.0.0/8', '10.0.0.0/8']", "10.0.0.0/8 is there twice"),
-        ("allow = ['224.0.0.0/24']", "multicast = true is missing"),
+        ("allow = ['10.0.0.0/8', '10.1.0.0/16']", "10.1.0.0/16 is inside another prefix"),
+        ("deny = ['10.0.0.0/8', '10.0.0.0/8']", "10.0.0.0/8 is listed twice"),
+        ("allow = ['224.0.0.0/24']", "needs multicast = true"),
         ("allow = []", "an empty list"),
         ("ports = []", "an empty list"),
         ("ports = ['80-90', 85]", "overlap"),
-        ("packets_per_second = 'unlimited'\nburst = 5", "burst says nothing"),
-        ("refuse = true\nports = [80]", "without a meaning"),
+        ("packets_per_second = 'unlimited'\nburst = 5", "burst has no effect"),
+        ("refuse = true\nports = [80]", "no effect with refuse = true"),
         ("everybody = true", "everybody includes"),
         ("group = 'nobodys'", "there is no group 'nobodys' on this host"),
     ] {
-        let told_all = warnings(&format!("[[rule]]\nuser = 'alice'\n{keys}\n"));
-        assert!(told_all.len() == 1 && told_all[0].contains(told), "{keys}: {told_all:?}");
+        let found = warnings(&format!("[[rule]]\nuser = 'alice'\n{keys}\n"));
+        assert!(found.len() == 1 && found[0].contains(expected), "{keys}: {found:?}");
     }
     for keys in [
         "deny = []",
@@ -101,28 +101,28 @@ fn warnings_of_what_is_hardly_meant() {
         "allow = ['224.0.0.0/24', 'any']\nmulticast = true\ndeny = ['224.0.0.0/4']",
         "ports = [80, '81-90']",
     ] {
-        let told = warnings(&format!("[[rule]]\nuser = 'alice'\n{keys}\n"));
-        assert!(told.iter().all(|told| told.contains("224.0.0.0/24")), "{keys}: {told:?}");
+        let found = warnings(&format!("[[rule]]\nuser = 'alice'\n{keys}\n"));
+        assert!(found.iter().all(|warning| warning.contains("224.0.0.0/24")), "{keys}: {found:?}");
     }
 }
 
 #[test]
-fn rules_that_are_never_reached() {
-    let told = warnings("[[rule]]\nuser = 'alice'\n[[rule]]\nuser = ['mallory', 1000]\n[[rule]]\nuser = 'alice'\n");
-    assert_eq!(told.len(), 2, "{told:?}");
+fn unreachable_rules_are_warned_about() {
+    let found = warnings("[[rule]]\nuser = 'alice'\n[[rule]]\nuser = ['mallory', 1000]\n[[rule]]\nuser = 'alice'\n");
+    assert_eq!(found.len(), 2, "{found:?}");
     assert!(
-        told[0].contains("line 4, column 20: rule 2, user: never reached: rule 1 decides for user 1000"),
-        "{told:?}"
+        found[0].contains("line 4, column 20: rule 2, user: never reached: rule 1 decides for user 1000"),
+        "{found:?}"
     );
-    assert!(told[1].contains("rule 3, user: never reached: rule 1 decides for user alice"), "{told:?}");
-    let told = warnings("[[rule]]\neverybody = true\n[[rule]]\ngroup = 'crafter'\n");
-    assert!(matches!(&told[..], [one] if one.contains("rule 1 decides for everybody")), "{told:?}");
+    assert!(found[1].contains("rule 3, user: never reached: rule 1 decides for user alice"), "{found:?}");
+    let found = warnings("[[rule]]\neverybody = true\n[[rule]]\ngroup = 'crafter'\n");
+    assert!(matches!(&found[..], [one] if one.contains("rule 1 decides for everybody")), "{found:?}");
     // A user, and a group of the same number.
     assert!(warnings("[[rule]]\nuser = 'root'\n[[rule]]\ngroup = 'root'\n").is_empty());
 }
 
 #[test]
-fn names_that_cannot_be_looked_up() {
+fn failed_lookup_keeps_the_previous_names() {
     struct Broken;
     impl Names for Broken {
         fn user(&self, _: &str) -> Result<Option<u32>> {

@@ -7,7 +7,7 @@ calls! {
     InfoCall {}
     /// `Interfaces`
     InterfacesCall {
-        /// Only this one.
+        /// Only this interface.
         name: Option<String>,
     }
     /// `Policy`
@@ -16,45 +16,45 @@ calls! {
     ReloadCall {}
     /// `Route`
     RouteCall {
-        /// Where to.
+        /// The destination address.
         destination: String,
-        /// By this interface only.
+        /// Only over this interface.
         interface: Option<String>,
-        /// With this source address.
+        /// From this source address.
         source: Option<String>,
     }
     /// `Lease`
     LeaseCall {
-        /// The interface; otherwise the one that leads to `destination`.
+        /// The interface; `None`: that of the route to `destination`.
         interface: Option<String>,
-        /// Where packets are to go.
+        /// The destination of the packets.
         destination: Option<String>,
         /// `tcp`, `udp`, `icmp` or `none`.
         protocol: String,
-        /// The local address; `None`: each that the policy allows.
+        /// The local address; `None`: each address that the policy allows.
         address: Option<String>,
         /// The port; `None`: a free one.
         port: Option<u64>,
         /// The last port of a range.
         last_port: Option<u64>,
-        /// Without a port: so many free ones in a row.
+        /// Without `port`: the number of consecutive free ports.
         count: Option<u64>,
-        /// What is sent are Ethernet frames.
+        /// The client sends Ethernet frames.
         frames: Option<bool>,
         /// The kernel sees the packets too.
         observe: Option<bool>,
         /// The kernel's own answers are dropped; the default.
         suppress: Option<bool>,
-        /// Those that are dropped are copied here.
+        /// Dropped answers are copied to the lease's socket.
         report: Option<bool>,
-        /// Consecutive segments of a TCP flow come as one.
+        /// Consecutive segments of a TCP flow are merged.
         coalesce: Option<bool>,
     }
     /// `Observe`
     ObserveCall {
         /// The interface.
         interface: String,
-        /// pcap-filter(7)
+        /// A filter of pcap-filter(7).
         filter: Option<String>,
         /// `in` or `out`.
         direction: Option<String>,
@@ -68,13 +68,13 @@ calls! {
     AccountCall {}
     /// `ListLeases`
     ListLeasesCall {
-        /// Only the caller's.
+        /// Only leases of the caller.
         mine: Option<bool>,
         /// Only on this interface.
         interface: Option<String>,
-        /// Behind this one: `next` of the page before.
+        /// Start after this lease: `next` of the previous page.
         after: Option<u64>,
-        /// At most so many.
+        /// The most entries of the page.
         limit: Option<u64>,
     }
     /// `ListFlows`
@@ -83,23 +83,23 @@ calls! {
         interface: Option<String>,
         /// Only `tcp`, `udp` or `icmp`.
         protocol: Option<String>,
-        /// Only with this port, of either end.
+        /// Only with this port at either end.
         port: Option<u64>,
         /// Only with this peer's address.
         remote: Option<String>,
-        /// Behind this one: `next` of the page before.
+        /// Start after this flow: `next` of the previous page.
         after: Option<u64>,
-        /// At most so many.
+        /// The most entries of the page.
         limit: Option<u64>,
     }
     /// `Counters`
     CountersCall {
-        /// Only of this interface.
+        /// Only this interface.
         interface: Option<String>,
     }
     /// `Monitor`
     MonitorCall {
-        /// How often what is counted is told, in milliseconds.
+        /// The interval of counter events in milliseconds.
         interval_ms: Option<u64>,
     }
 }

@@ -10,19 +10,19 @@ pub enum Fault {
     Refused {
         /// The rule's number.
         rule: Option<u32>,
-        /// As `crafter policy explain` names it.
+        /// The verdict as `crafter policy explain` names it.
         verdict: String,
-        /// In words.
+        /// The decision as a sentence.
         message: String,
     },
     /// A parameter is wrong.
     Invalid {
-        /// Which.
+        /// The parameter.
         field: String,
-        /// What would be right.
+        /// What is wrong, and a correct value.
         message: String,
     },
-    /// The port belongs to somebody else.
+    /// Another socket or lease uses the port.
     PortTaken {
         /// `TCP`, `UDP` or `ICMP`.
         protocol: String,
@@ -30,23 +30,23 @@ pub enum Fault {
         address: String,
         /// The port.
         port: u16,
-        /// Who has it.
+        /// The caller's own lease, if it uses the port.
         holder: Option<String>,
-        /// In words.
+        /// The error as a sentence.
         message: String,
     },
     /// No such interface.
     UnknownInterface {
-        /// The name.
+        /// The name of the interface.
         interface: String,
-        /// In words.
+        /// The error as a sentence.
         message: String,
     },
-    /// No way leads there.
+    /// No route to the destination.
     NoRoute {
-        /// Where to.
+        /// The destination.
         destination: String,
-        /// In words.
+        /// The error as a sentence.
         message: String,
     },
     /// The next hop does not answer.
@@ -55,26 +55,26 @@ pub enum Fault {
         address: String,
         /// The interface.
         interface: String,
-        /// In words.
+        /// The error as a sentence.
         message: String,
     },
-    /// No such lease of the caller.
+    /// The caller has no such lease.
     NoSuchLease {
-        /// Its number.
+        /// The lease's number.
         lease: u64,
-        /// In words.
+        /// The error as a sentence.
         message: String,
     },
-    /// The policy's text is none.
+    /// The policy's text has errors.
     BadPolicy {
-        /// All that is wrong.
+        /// All problems, each with line and column.
         problems: Vec<String>,
-        /// In words.
+        /// The error as a sentence.
         message: String,
     },
-    /// The kernel or the host would not.
+    /// The kernel refused an operation, or the host has no more resources.
     Failed {
-        /// In words.
+        /// The error as a sentence.
         message: String,
     },
 }

@@ -1,32 +1,32 @@
-//! What the methods answer.
+//! The replies of the methods.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 wire! {
-    /// Nothing.
+    /// An empty reply.
     Nothing {}
-    /// Of `Info`.
+    /// The reply to `Info`.
     Info {
         /// crafter's version.
         version: String,
-        /// [`ABI`]
+        /// The version of the interface, [`ABI`](crate::protocol::wire::ABI).
         abi: u32,
-        /// The service's process.
+        /// The process id of the service.
         pid: u32,
-        /// The user that it runs as.
+        /// The user id of the service.
         user: u32,
         /// The policy's file, or `shipped`.
         policy: String,
-        /// When it began, in microseconds since 1970, as the clock is set now.
+        /// Start time in microseconds since 1970, by the current CLOCK_REALTIME.
         started: u64,
-        /// How many leases there are.
+        /// Number of leases.
         leases: u64,
     }
-    /// Of `Interfaces`.
+    /// The reply to `Interfaces`.
     Interfaces {
-        /// They.
+        /// The interfaces.
         interfaces: Vec<Interface>,
     }
     /// An interface of the host.
@@ -37,9 +37,9 @@ wire! {
         index: u32,
         /// Whether it is up.
         up: bool,
-        /// Largest IP packet in bytes.
+        /// MTU in bytes.
         mtu: u32,
-        /// `veth`, ...
+        /// The kind of a virtual device: `veth`, ...
         kind: Option<String>,
         /// Its Ethernet address.
         mac: Option<String>,
@@ -49,20 +49,20 @@ wire! {
         mode: Option<String>,
         /// `tcx` or `clsact`, while attached.
         classifier: Option<String>,
-        /// AF_XDP sockets, while attached.
+        /// Number of AF_XDP sockets, while attached.
         sockets: Option<u32>,
-        /// Why nothing faster.
+        /// Why no faster mode is possible.
         notes: Vec<String>,
-        /// Leases on it.
+        /// Number of leases on it.
         leases: u64,
     }
-    /// Of `Policy`.
+    /// The reply to `Policy`.
     Allowance {
-        /// The caller.
+        /// The caller's user id.
         user: u32,
-        /// The caller's groups.
+        /// The caller's group ids.
         groups: Vec<u32>,
-        /// The rule that decides; `None`: the caller may do nothing.
+        /// The rule that decides for the caller; `None`: none names the caller, who may do nothing.
         rule: Option<Rule>,
         /// Leases held.
         leases: u32,
@@ -71,68 +71,68 @@ wire! {
         /// Flows open.
         flows: u32,
     }
-    /// What a rule gives.
+    /// A rule of the policy.
     Rule {
-        /// Its place, from 1.
+        /// Its number, from 1.
         number: u32,
-        /// It refuses everything.
+        /// Whether it refuses everything.
         refuse: bool,
         /// `tcp`, `udp`, `icmp`, `any`.
         protocols: Vec<String>,
-        /// `None`: no limit, as below.
+        /// The rate; `None`: unlimited, as for the following limits.
         packets_per_second: Option<u32>,
-        /// Packets at once.
+        /// The burst in packets.
         burst: Option<u32>,
-        /// Leases at most.
+        /// The most leases.
         max_leases: Option<u32>,
-        /// Ports at most.
+        /// The most ports.
         max_ports: Option<u32>,
-        /// Flows at most.
+        /// The most flows.
         max_flows: Option<u32>,
-        /// Ethernet frames.
+        /// Whether Ethernet frames may be sent.
         raw_ethernet: bool,
-        /// Foreign source addresses, at least some.
+        /// Whether some foreign source addresses are allowed.
         foreign_sources: bool,
-        /// Packets of others.
+        /// Whether packets of others may be captured.
         observe: bool,
-        /// Multicast destinations.
+        /// Whether multicast destinations are allowed.
         multicast: bool,
-        /// Broadcast destinations.
+        /// Whether broadcast destinations are allowed.
         broadcast: bool,
         /// The rule's text.
         text: String,
     }
-    /// Of `Reload`.
+    /// The reply to `Reload`.
     Reloaded {
-        /// How many rules there are.
+        /// Number of rules.
         rules: u32,
-        /// What is hardly meant.
+        /// Warnings about settings that are probably not intended.
         warnings: Vec<String>,
-        /// Leases that the new policy refuses, and that were ended.
+        /// Leases that were ended because the new policy refuses them.
         ended: Vec<u64>,
     }
-    /// Of `Route`.
-    Way {
+    /// The reply to `Route`.
+    RouteReply {
         /// The interface.
         interface: String,
         /// Its index.
         index: u32,
         /// The source address.
         source: String,
-        /// Largest IP packet in bytes.
+        /// MTU in bytes.
         mtu: u32,
-        /// The router.
+        /// The router; `None`: the destination is on the link.
         gateway: Option<String>,
-        /// The interface's Ethernet address, where packets begin with an Ethernet header.
+        /// The interface's Ethernet address; `None` without Ethernet headers.
         link_mac: Option<String>,
-        /// The next hop's.
+        /// The next hop's Ethernet address; `None` without Ethernet headers.
         mac: Option<String>,
     }
-    /// Of `Lease`.
+    /// The reply to `Lease`.
     Leased {
-        /// Its number.
+        /// The lease's number.
         lease: u64,
-        /// Index of its descriptor among those that came.
+        /// Index of its socket among the reply's descriptors.
         socket: u32,
         /// The interface.
         interface: String,
@@ -144,63 +144,63 @@ wire! {
         first_port: Option<u16>,
         /// The last port.
         last_port: Option<u16>,
-        /// Largest IP packet in bytes.
+        /// MTU in bytes.
         mtu: u32,
         /// `native`, `generic` or `tc`.
         mode: String,
         /// `tcx` or `clsact`.
         classifier: String,
-        /// AF_XDP sockets.
+        /// Number of AF_XDP sockets.
         sockets: u32,
-        /// Why nothing faster.
+        /// Why no faster mode is possible.
         notes: Vec<String>,
     }
-    /// Of `Observe`.
+    /// The reply to `Observe`.
     Observing {
-        /// Its number.
+        /// The lease's number.
         lease: u64,
-        /// Index of its descriptor among those that came.
+        /// Index of its socket among the reply's descriptors.
         socket: u32,
         /// The interface.
         interface: String,
         /// Its index.
         index: u32,
-        /// LINKTYPE of the frames, as captures have it.
+        /// LINKTYPE of the frames, as in capture files.
         link_type: u32,
     }
-    /// Of `Account`; see [`Lease`].
+    /// The reply to `Account`; see [`Lease`].
     Account {
-        /// Packets that the kernel took.
+        /// Packets sent.
         sent: u64,
         /// Their bytes.
         sent_bytes: u64,
-        /// Packets that it did not take.
+        /// Packets that the kernel did not accept.
         not_sent: u64,
         /// Packets that were refused.
         refused: u64,
         /// Packets for the client.
         delivered: u64,
-        /// Bytes of those that it got.
+        /// Bytes of the packets that the client received.
         delivered_bytes: u64,
-        /// Messages lost because the client did not read in time.
+        /// Messages lost because the client read too slowly.
         lost: u64,
         /// RSTs and port-unreachables of the kernel that were dropped.
         suppressed: u64,
     }
-    /// Of `ListLeases`.
+    /// The reply to `ListLeases`.
     Leases {
-        /// A page.
+        /// A page of leases.
         leases: Vec<Lease>,
-        /// Where the next one begins.
+        /// `after` for the next page; `None`: this is the last one.
         next: Option<u64>,
     }
     /// A lease.
     Lease {
         /// Its number.
         lease: u64,
-        /// Whose it is.
+        /// The owner's user id.
         user: u32,
-        /// The process that asked for it.
+        /// The process that leased it.
         pid: Option<u32>,
         /// Its interface.
         interface: String,
@@ -212,36 +212,36 @@ wire! {
         first_port: Option<u16>,
         /// The last port.
         last_port: Option<u16>,
-        /// What is sent are frames.
+        /// Whether the client sends Ethernet frames.
         frames: bool,
-        /// The kernel sees the packets too.
+        /// Whether the kernel sees the packets too.
         observe: bool,
-        /// The kernel's own answers are dropped.
+        /// Whether the kernel's own answers are dropped.
         suppress: bool,
-        /// When it began, in microseconds since 1970, as the clock is set now.
+        /// Start time in microseconds since 1970, by the current CLOCK_REALTIME.
         began: u64,
-        /// Packets that the kernel took.
+        /// Packets sent.
         sent: u64,
         /// Their bytes.
         sent_bytes: u64,
-        /// Packets that it did not take.
+        /// Packets that the kernel did not accept.
         not_sent: u64,
-        /// Packets that the policy refused, or that no way led to.
+        /// Packets that the policy refused, or that had no route.
         refused: u64,
         /// Packets delivered to the client's socket.
         delivered: u64,
         /// Their bytes.
         delivered_bytes: u64,
-        /// Messages lost because the client did not read in time.
+        /// Messages lost because the client read too slowly.
         lost: u64,
-        /// RSTs and port-unreachables of the kernel that were dropped, as far as they are reported.
+        /// RSTs and port-unreachables of the kernel that were dropped and reported.
         suppressed: u64,
     }
-    /// Of `ListFlows`.
+    /// The reply to `ListFlows`.
     Flows {
-        /// A page.
+        /// A page of flows.
         flows: Vec<Flow>,
-        /// Where the next one begins.
+        /// `after` for the next page; `None`: this is the last one.
         next: Option<u64>,
     }
     /// A flow; see [`crate::datapath::maps::Flow`].
@@ -250,9 +250,9 @@ wire! {
         interface: String,
         /// `tcp`, `udp` or `icmp`.
         protocol: String,
-        /// This host's end.
+        /// Local address and port.
         local: String,
-        /// The peer's end.
+        /// Remote address and port.
         remote: String,
         /// Packets received.
         rx_packets: u64,
@@ -262,22 +262,22 @@ wire! {
         tx_packets: u64,
         /// Their bytes.
         tx_bytes: u64,
-        /// CLOCK_MONOTONIC nanoseconds.
+        /// Time of the first packet: CLOCK_MONOTONIC nanoseconds.
         first_seen_ns: u64,
-        /// CLOCK_MONOTONIC nanoseconds.
+        /// Time of the last packet: CLOCK_MONOTONIC nanoseconds.
         last_seen_ns: u64,
-        /// Of the latest segment received.
+        /// Sequence number of the last received segment.
         last_seq: u32,
-        /// Of the latest segment received.
+        /// Acknowledgment number of the last received segment.
         last_ack: u32,
-        /// Of the latest segment received.
+        /// Flags of the last received segment.
         last_flags: u8,
         /// The kernel's answers that were dropped.
         suppressed: u64,
     }
-    /// Of `Counters`.
+    /// The reply to `Counters`.
     Counters {
-        /// By interface.
+        /// Counters of each interface.
         interfaces: Vec<InterfaceCounters>,
     }
     /// The counters of the kernel half on one interface.
@@ -288,15 +288,15 @@ wire! {
         ingress: u64,
         /// Packets seen at egress.
         egress: u64,
-        /// Packets by reason.
+        /// Packets by verdict reason.
         counters: BTreeMap<String, u64>,
     }
-    /// Of `Monitor`.
+    /// A reply to `Monitor`.
     Events {
-        /// In the order in which they happened.
+        /// Events in their order.
         events: Vec<Event>,
     }
-    /// Something that happened.
+    /// An event.
     Event {
         /// `lease-begun`, `lease-ended`, `delivered`, `suppressed`, `lost`, `refused`, `hook-lost`, `attached`,
         /// `detached`
@@ -307,7 +307,7 @@ wire! {
         interface: Option<String>,
         /// The lease.
         lease: Option<u64>,
-        /// Whose lease.
+        /// The owner of the lease.
         user: Option<u32>,
         /// Its protocol.
         protocol: Option<String>,
@@ -319,7 +319,7 @@ wire! {
         count: Option<u64>,
         /// Their bytes.
         bytes: Option<u64>,
-        /// More of it, in words.
+        /// Details in words.
         message: Option<String>,
     }
 }

@@ -1,12 +1,12 @@
-//! The audit log: one record for each lease, its end, each refusal, and what happens to the service itself.
+//! The audit log: a record for each lease, its end, each refusal, and the events of the service itself.
 //!
-//! Records go to journald with fields, so that `journalctl CRAFTER_EVENT=refusal CRAFTER_USER=1000` finds them; where
-//! there is no journal they go to stderr, a line each, in logfmt.
+//! Records go to journald with fields, so that `journalctl CRAFTER_EVENT=refusal CRAFTER_USER=1000` finds them. Without
+//! a journal they go to stderr, one line of logfmt each.
 //!
-//! Refusals come as fast as a client sends, so each user has [`REFUSALS`]; what is beyond is counted, and the number is
-//! in the user's next record of a refusal. The sum of `CRAFTER_COUNT` is the number of refusals, whatever the rate.
-//! Nothing here waits: what the journal has no room for is lost, and the next record tells how many were
-//! (`CRAFTER_UNWRITTEN`).
+//! A client can cause any number of refusals, so each user has a rate of records, [`REFUSALS`]. Refusals above it are
+//! counted, and the user's next record contains the count. The sum of `CRAFTER_COUNT` is the number of refusals.
+//! Writing never blocks: a record that the journal has no room for is lost, and the next record contains the number of
+//! lost ones (`CRAFTER_UNWRITTEN`).
 
 use std::{
     collections::HashMap,
@@ -23,7 +23,7 @@ mod sink;
 #[cfg(test)]
 mod tests;
 
-pub use self::record::{Counts, Of, Record, What, Who};
+pub use self::record::{Counts, Record, RequestKind, Resource, Who};
 use self::{
     record::{Fields, MoreRefusals},
     sink::Sink,
@@ -33,19 +33,19 @@ use crate::{
     policy::{Bucket, Rate},
 };
 
-/// journald's socket for records with fields.
+/// The journal's socket for records with fields.
 pub const JOURNAL: &str = "/run/systemd/journal/socket";
 
-/// Records of refusals for each user: 5 a second, 20 at once.
+/// The rate of refusal records for each user: 5 per second, bursts of 20.
 pub const REFUSALS: Rate = Rate { packets_per_second: 5, burst: 20 };
 
-/// After which a user's bucket is full again, whatever was taken.
+/// Time until a user's bucket is full again.
 const FULL_AGAIN: Duration = Duration::from_secs(REFUSALS.burst as u64 / REFUSALS.packets_per_second as u64 + 1);
 
-/// Users to know before those who are quiet are forgotten without being asked.
+/// Number of users above which idle ones are removed.
 const USERS: usize = 1024;
 
-/// The log.
+/// The audit log.
 #[derive(Debug)]
 pub struct Audit {
     sink: Sink,
@@ -55,7 +55,7 @@ pub struct Audit {
 #[derive(Debug, Default)]
 struct State {
     users: HashMap<u32, User>,
-    /// Not taken by the journal since the last record that was.
+    /// Records lost since the last written one.
     unwritten: u64,
     lost: u64,
 }
@@ -64,25 +64,25 @@ struct State {
 struct User {
     bucket: Bucket,
     last: Instant,
-    /// Refusals without a record since the last one.
-    untold: u64,
+    /// Refusals without a record since the last record.
+    uncounted: u64,
 }
 
 impl Audit {
-    /// The host's journal, else stderr.
+    /// Opens the host's journal, or stderr.
     ///
     /// # Errors
-    /// [`Error::Io`] if there are no descriptors left.
+    /// [`Error::Io`] if the process is out of descriptors.
     pub fn open() -> Result<Self> {
         let stderr = io::stderr().as_fd().try_clone_to_owned();
         Self::at(JOURNAL, stderr.map_err(|source| Error::Io { action: "open the audit log".to_owned(), source })?)
     }
 
-    /// A journal's socket at `journal`; what listens there may come and go. `otherwise` gets the lines while nothing
-    /// does.
+    /// Opens the journal with the socket `journal`, which may disappear and reappear. Meanwhile `otherwise` receives
+    /// lines.
     ///
     /// # Errors
-    /// [`Error::Io`] if there are no descriptors left.
+    /// [`Error::Io`] if the process is out of descriptors.
     pub fn at(journal: impl AsRef<Path>, otherwise: OwnedFd) -> Result<Self> {
         let sink = Sink::new(PathBuf::from(journal.as_ref()), otherwise)
             .map_err(|source| Error::Io { action: "open the audit log".to_owned(), source })?;
@@ -99,39 +99,39 @@ impl Audit {
                 }
             }
             Record::Stop { .. } => {
-                self.tell(&mut state, |_| true);
+                self.write_counts(&mut state, |_| true);
                 self.write(&mut state, &record.fields(1));
             }
             _ => self.write(&mut state, &record.fields(1)),
         }
     }
 
-    /// Writes how many refusals were only counted, of users who have been quiet since or may have a record again. To
-    /// be called every few seconds, so that the end of a flood is told too.
-    pub fn settle(&self, now: Instant) {
+    /// Writes the number of counted refusals of each user whose rate allows a record. Call it every few seconds, so
+    /// that the end of a flood is recorded.
+    pub fn flush_counts(&self, now: Instant) {
         let mut state = self.state();
-        self.tell(&mut state, |user| user.bucket.take(REFUSALS, now));
+        self.write_counts(&mut state, |user| user.bucket.take(REFUSALS, now));
         state.forget(now);
     }
 
-    /// Records that the journal, or stderr, did not take, in all.
+    /// The number of records that neither the journal nor stderr accepted.
     pub fn lost(&self) -> u64 {
         self.state().lost
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        // Numbers, which are sound whoever panicked.
+        // Counters stay valid after a panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn tell(&self, state: &mut State, mut may: impl FnMut(&mut User) -> bool) {
-        let mut told = Vec::new();
+    fn write_counts(&self, state: &mut State, mut may: impl FnMut(&mut User) -> bool) {
+        let mut counts = Vec::new();
         for (&user, known) in &mut state.users {
-            if known.untold > 0 && may(known) {
-                told.push(MoreRefusals { user, count: std::mem::take(&mut known.untold) });
+            if known.uncounted > 0 && may(known) {
+                counts.push(MoreRefusals { user, count: std::mem::take(&mut known.uncounted) });
             }
         }
-        for more in told {
+        for more in counts {
             self.write(state, &more.fields());
         }
     }
@@ -147,23 +147,24 @@ impl Audit {
 }
 
 impl State {
-    /// How many refusals a record at `now` tells; `None`: there is to be none.
+    /// The number of refusals that a record at `now` covers; `None` if the rate does not allow a record.
     fn refusal(&mut self, user: u32, now: Instant) -> Option<u64> {
         if self.users.len() >= USERS && !self.users.contains_key(&user) {
             self.forget(now);
         }
-        let known = self.users.entry(user).or_insert_with(|| User { bucket: Bucket::default(), last: now, untold: 0 });
+        let known =
+            self.users.entry(user).or_insert_with(|| User { bucket: Bucket::default(), last: now, uncounted: 0 });
         known.last = now;
         if known.bucket.take(REFUSALS, now) {
-            Some(1 + std::mem::take(&mut known.untold))
+            Some(1 + std::mem::take(&mut known.uncounted))
         } else {
-            known.untold += 1;
+            known.uncounted += 1;
             None
         }
     }
 
-    /// Users whose buckets are full and who have nothing to be told are as those who never came.
+    /// Removes users whose bucket is full and who have no counted refusals.
     fn forget(&mut self, now: Instant) {
-        self.users.retain(|_, user| user.untold > 0 || now.saturating_duration_since(user.last) < FULL_AGAIN);
+        self.users.retain(|_, user| user.uncounted > 0 || now.saturating_duration_since(user.last) < FULL_AGAIN);
     }
 }

@@ -1,4 +1,4 @@
-//! A process for tests of what cannot be undone: forked, with one thread, and ended with the test.
+//! Runs tests of irreversible operations in a forked process with one thread.
 
 use std::{
     fs::File,
@@ -11,17 +11,17 @@ use nix::{
     unistd::{ForkResult, alarm, fork, pipe},
 };
 
-/// Seconds after which the child is ended by SIGALRM.
-const PATIENCE: u32 = 20;
+/// Seconds until SIGALRM ends the child.
+const TIMEOUT_SECONDS: u32 = 20;
 
 /// Runs `work` in a child, and returns what it returned, or what it panicked with.
 ///
 /// # Errors
-/// How the child ended, where it did not return.
+/// How the child ended, if it did not return.
 pub fn run(work: impl FnOnce() -> String) -> Result<String, WaitStatus> {
     let (reader, writer) = pipe().unwrap();
-    // SAFETY: glibc keeps its allocator usable in the child, which takes no lock of this process beside that one's;
-    // it leaves by _exit(), so that nothing of the test harness runs twice.
+    // SAFETY: glibc keeps its allocator usable in the child, which takes no other lock of this process; it leaves by
+    // _exit(), so that nothing of the test harness runs twice.
     match unsafe { fork() }.unwrap() {
         ForkResult::Parent { child } => {
             drop(writer);
@@ -33,14 +33,14 @@ pub fn run(work: impl FnOnce() -> String) -> Result<String, WaitStatus> {
             }
         }
         ForkResult::Child => {
-            alarm::set(PATIENCE);
+            alarm::set(TIMEOUT_SECONDS);
             let said = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
                 let text = panic.downcast_ref::<String>().cloned();
                 let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
                 format!("panicked: {}", text.unwrap_or_default())
             });
             let code = i32::from(File::from(writer).write_all(said.as_bytes()).is_err());
-            // SAFETY: ends this process; nothing is left to be done in it.
+            // SAFETY: ends this process, which has nothing left to do.
             unsafe { libc::_exit(code) }
         }
     }

@@ -1,12 +1,12 @@
-//! What the service has to do with the host that it runs on, beside packets.
+//! The service and its host: start-up, privileges and logs.
 //!
-//! - [`systemd`]: readiness, watchdog, the socket that the service manager opened.
-//! - [`privileges`]: four capabilities, a fifth where locked memory is limited, and a user that is not root.
-//! - [`seccomp`]: a filter of system calls.
-//! - [`audit`]: who leased what, who was refused what: records in the journal.
+//! - [`systemd`]: readiness, watchdog, and the socket that the service manager opened.
+//! - [`privileges`]: four capabilities, a fifth if locked memory is limited, and an unprivileged user.
+//! - [`seccomp`]: the system call filter.
+//! - [`audit`]: records of leases and refusals in the journal.
 //!
-//! In the order in which a service starts: [`systemd::listener`], [`privileges::confine`] (before there is any thread),
-//! all that needs more than the filter gives, [`seccomp::install`], [`systemd::Notifier::ready`].
+//! In the order of a start: [`systemd::listener`], [`privileges::confine`] (before there are threads), operations that
+//! the filter forbids, [`seccomp::install`], [`systemd::Notifier::ready`].
 
 pub mod audit;
 pub mod privileges;

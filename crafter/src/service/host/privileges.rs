@@ -1,7 +1,7 @@
-//! Privileges: [four capabilities](NEEDED), [a fifth](OF_LIMITED) where memory cannot be had otherwise, and no other; and
-//! a user that is not root where one is named.
+//! Drops privileges: keeps [four capabilities](NEEDED), and [a fifth](OF_LIMITED) if locked memory is limited, and
+//! changes to an unprivileged user.
 //!
-//! Linux keeps capabilities by thread, so all of this comes before the first thread is started.
+//! Capabilities belong to threads, so this happens before the first thread is started.
 
 use std::{fs, io};
 
@@ -17,7 +17,7 @@ use nix::{
 
 use crate::error::{Error, Result};
 
-/// What the service needs, by capabilities(7) names, and what for.
+/// The required capabilities (capabilities(7)), and their purpose.
 pub const NEEDED: [(Capability, &str, &str); 4] = [
     (Capability::CAP_NET_ADMIN, "CAP_NET_ADMIN", "attach programs to interfaces, mark packets, AF_XDP"),
     (Capability::CAP_NET_RAW, "CAP_NET_RAW", "packet and raw sockets: whatever crafted packets leave by"),
@@ -25,34 +25,32 @@ pub const NEEDED: [(Capability, &str, &str); 4] = [
     (Capability::CAP_PERFMON, "CAP_PERFMON", "have the verifier accept packet pointers at variable offsets"),
 ];
 
-/// Kept beside them where it is there, and RLIMIT_MEMLOCK is limited and cannot be raised: memory that AF_XDP pins counts
-/// against the limit of who lacks it, and against all that the user has (`xdp_umem_account_pages()`). The kernel forgets
-/// to take that back where a process is killed while its memory is being pinned, so that a user's share becomes smaller
-/// for good with such deaths; of who has this capability it counts nothing.
+/// Kept if the process has it, and RLIMIT_MEMLOCK is limited and cannot be raised. Without it, memory that AF_XDP pins
+/// counts against the limit of the user (`xdp_umem_account_pages()`). The kernel does not undo that if a process is
+/// killed while its memory is being pinned, so each such death reduces the user's share for good.
 pub const OF_LIMITED: (Capability, &str) = (Capability::CAP_IPC_LOCK, "CAP_IPC_LOCK");
 
-/// What the process has that [`confine_beside`] starts: it removes filters and qdiscs.
+/// The capability of the process that [`confine_beside`] starts, which removes filters and qdiscs.
 pub const OF_HELPER: Capability = Capability::CAP_NET_ADMIN;
 
-/// Descriptors to have where there is the choice: each leased port takes one.
+/// The wanted limit of descriptors: each leased port costs one.
 const DESCRIPTORS: u64 = 524_288;
 
-/// Raises the limits, changes to `user` (by name or number) where it is another one than this process runs as, and
-/// keeps [`NEEDED`], and [`OF_LIMITED`] where a limit calls for it: everything else leaves the permitted, effective,
-/// inheritable, ambient and, where the process may, the bounding set; no program that is executed later gets more
+/// Raises the limits, changes to `user` (a name or a number) unless the process already runs as that user, and keeps
+/// [`NEEDED`], and [`OF_LIMITED`] if a limit requires it. All other capabilities are removed from the permitted,
+/// effective, inheritable, ambient and, if the process may, the bounding set. Executed programs cannot gain privileges
 /// (`PR_SET_NO_NEW_PRIVS`).
 ///
 /// Works for root, and for a service whose manager gave it the capabilities (`User=`, `AmbientCapabilities=`).
 ///
 /// # Errors
-/// [`Error::Permission`] names what is missing; [`Error::Invalid`] an unknown user; [`Error::Io`] if there are
-/// several threads already, or if the kernel refuses. After an error some of it may be done: the process should end.
+/// [`Error::Permission`] for a missing capability; [`Error::Invalid`] for an unknown user; [`Error::Io`] if there are
+/// several threads already, or if the kernel refuses. After an error some steps may be done: the process should end.
 pub fn confine(user: Option<&str>) -> Result<()> {
     confine_beside(user, None)
 }
 
-/// As [`confine`]; before the last steps `start` starts a process, which has [`OF_HELPER`] and nothing else, as the same
-/// user.
+/// Like [`confine`]. Before the last steps, `start` starts a process of the same user that has only [`OF_HELPER`].
 ///
 /// # Errors
 /// Those of [`confine`] and of `start`.
@@ -65,8 +63,8 @@ pub fn confine_beside(user: Option<&str>, start: Option<&dyn Fn() -> Result<()>>
         kept.insert(OF_LIMITED.0);
     }
     let user = user.map(account).transpose()?.filter(|user| user.uid != geteuid());
-    // While CAP_SETPCAP is there. A manager that took it away has limited the bounding set itself, and whatever is
-    // left in that, nothing can be gained from it any more:
+    // Needs CAP_SETPCAP. A manager that removed it has limited the bounding set itself, and this prevents gaining the
+    // rest:
     set_no_new_privs().map_err(|errno| failed("give up new privileges", errno))?;
     if holds(CapSet::Effective, Capability::CAP_SETPCAP)? {
         let helpers = start.map(|_| OF_HELPER);
@@ -82,7 +80,7 @@ pub fn confine_beside(user: Option<&str>, start: Option<&dyn Fn() -> Result<()>>
     }
     caps::clear(None, CapSet::Ambient).map_err(refused)?;
     caps::clear(None, CapSet::Inheritable).map_err(refused)?;
-    // In this order: what is effective must be permitted.
+    // In this order: effective capabilities must be permitted.
     caps::set(None, CapSet::Effective, &kept).map_err(refused)?;
     caps::set(None, CapSet::Permitted, &kept).map_err(refused)?;
     for (set, expected) in [
@@ -99,28 +97,27 @@ pub fn confine_beside(user: Option<&str>, start: Option<&dyn Fn() -> Result<()>>
     Ok(())
 }
 
-/// Calls `start`, whose children inherit [`OF_HELPER`]; takes it from the bounding set then, where this process may.
+/// Calls `start`, whose children inherit [`OF_HELPER`], and then removes it from the bounding set if this process may.
 fn with_helpers_capability(start: &dyn Fn() -> Result<()>) -> Result<()> {
-    // Root's programs get what the bounding set has, other users' what is ambient, which must be inheritable.
+    // Programs of root get the bounding set; those of other users get ambient capabilities, which must be inheritable.
     caps::set(None, CapSet::Inheritable, &CapsHashSet::from([OF_HELPER])).map_err(refused)?;
     caps::set(None, CapSet::Ambient, &CapsHashSet::from([OF_HELPER])).map_err(refused)?;
     start()?;
     if holds(CapSet::Permitted, Capability::CAP_SETPCAP)? {
-        // Gone from there with a change of user.
+        // A change of user cleared it.
         caps::raise(None, CapSet::Effective, Capability::CAP_SETPCAP).map_err(refused)?;
         caps::drop(None, CapSet::Bounding, OF_HELPER).map_err(refused)?;
     }
     Ok(())
 }
 
-/// Lifts what would limit the service: locked memory, which AF_XDP's rings and buffers (and before Linux 5.11 maps)
-/// count against, and descriptors. As far as the process may; what is short then is told where it runs out. Whether
-/// locked memory is still limited.
+/// Raises the limits of descriptors, and of locked memory, which AF_XDP's rings and buffers (and maps before Linux
+/// 5.11) count against, as far as the process may. `true` if locked memory remains limited.
 fn raise_limits() -> bool {
     let raise = |resource, wanted: u64| {
         let Ok((soft, hard)) = getrlimit(resource) else { return false };
         let wanted = wanted.max(hard);
-        // More than the hard limit takes CAP_SYS_RESOURCE.
+        // Raising the hard limit needs CAP_SYS_RESOURCE.
         let is_short = soft < wanted && setrlimit(resource, wanted, wanted).is_err();
         if is_short {
             let _ = setrlimit(resource, hard, hard);
@@ -138,7 +135,7 @@ fn alone() -> Result<()> {
     if threads == 1 {
         return Ok(());
     }
-    Err(other(format!("{threads} threads run, and each would keep its own: it must come before the second")))
+    Err(other(format!("{threads} threads run, each with its own capabilities; call this before starting threads")))
 }
 
 fn has_needed() -> Result<()> {
@@ -163,10 +160,10 @@ fn account(user: &str) -> Result<User> {
         .ok_or_else(|| Error::invalid("--user", format_args!("there is no user '{user}' on this host")))
 }
 
-/// With all groups of the user, as login(1) would; the permitted capabilities stay.
+/// Changes to a user with all groups of a login; keeps the permitted capabilities.
 fn change_to(user: &User) -> Result<()> {
-    let name = std::ffi::CString::new(user.name.as_str())
-        .map_err(|_| Error::invalid("--user", "a name with a NUL in it is none"))?;
+    let name =
+        std::ffi::CString::new(user.name.as_str()).map_err(|_| Error::invalid("--user", "the name contains a NUL"))?;
     let action = format!("become the user '{}'", user.name);
     let changed = |capability: &'static str| {
         let action = action.clone();
@@ -209,7 +206,7 @@ mod tests {
 
     /// Bits 12, 13, 38, 39.
     const MASK: &str = "000000c000003000";
-    /// And 14.
+    /// And bit 14.
     const MASK_OF_LIMITED: &str = "000000c000007000";
     const NONE: &str = "0000000000000000";
     const NOBODY: u32 = 65534;
@@ -220,12 +217,12 @@ mod tests {
         line.unwrap().trim().to_owned()
     }
 
-    /// All sets, as the kernel tells them.
+    /// All sets of this process in /proc.
     fn sets() -> [String; 6] {
         ["CapPrm", "CapEff", "CapInh", "CapAmb", "CapBnd", "NoNewPrivs"].map(status)
     }
 
-    /// What a confined process that had all has: whether the limit could be raised depends on the host.
+    /// The expected sets of a confined process; they depend on whether the host allows to raise the limit.
     fn mask() -> &'static str {
         let (_, hard) = getrlimit(Resource::RLIMIT_MEMLOCK).unwrap();
         if hard == RLIM_INFINITY { MASK } else { MASK_OF_LIMITED }
@@ -247,14 +244,14 @@ mod tests {
             assert_eq!(sets(), [mask(), mask(), NONE, NONE, NONE, "1"].map(str::to_owned));
             assert!(getuid().is_root());
             packet_socket().unwrap();
-            // CAP_CHOWN and CAP_SETUID are gone.
+            // CAP_CHOWN and CAP_SETUID were dropped.
             assert_eq!(nix::unistd::fchown(&group_of_root, Some(Uid::from_raw(1)), None), Err(Errno::EPERM));
             assert_eq!(nix::unistd::setuid(Uid::from_raw(NOBODY)), Err(Errno::EPERM));
             let (soft, hard) = getrlimit(Resource::RLIMIT_MEMLOCK).unwrap();
-            assert_eq!(soft, hard, "as much memory as may be locked");
+            assert_eq!(soft, hard, "the soft limit is raised");
             said(confine(None))
         });
-        assert_eq!(ended.unwrap(), "confined", "twice is once");
+        assert_eq!(ended.unwrap(), "confined", "a second call changes nothing");
     }
 
     #[test]
@@ -264,7 +261,7 @@ mod tests {
             assert_eq!(sets(), [mask(), mask(), NONE, NONE, NONE, "1"].map(str::to_owned));
             assert_eq!(getuid().as_raw(), NOBODY);
             assert_eq!(status("Uid"), "65534\t65534\t65534\t65534");
-            assert!(getgroups().unwrap().iter().all(|group| group.as_raw() != 0), "root's groups are left");
+            assert!(getgroups().unwrap().iter().all(|group| group.as_raw() != 0), "root's groups were dropped");
             packet_socket().unwrap();
             assert_eq!(File::open("/etc/shadow").unwrap_err().raw_os_error(), Some(libc::EACCES));
             assert_eq!(nix::unistd::setuid(Uid::from_raw(0)), Err(Errno::EPERM));
@@ -274,7 +271,7 @@ mod tests {
         assert_eq!(ended.unwrap(), "confined");
     }
 
-    /// What a program that is started beside has: its permitted, ambient and bounding set.
+    /// The permitted, ambient and bounding set of the started program.
     fn beside(user: Option<&str>) -> String {
         let start = || {
             let shown = std::process::Command::new("cat").arg("/proc/self/status").output().unwrap();
@@ -298,7 +295,7 @@ mod tests {
         }
     }
 
-    /// As the service manager starts a unit with `User=` and `AmbientCapabilities=`.
+    /// Like a unit with `User=` and `AmbientCapabilities=`.
     #[test]
     fn a_service_managers_capabilities_are_enough() {
         let ended = child::run(|| {
@@ -333,7 +330,7 @@ mod tests {
                     caps::drop(None, CapSet::Permitted, capability).unwrap();
                 }
                 let result = confine(Some("nobody"));
-                assert!(getuid().is_root(), "nothing was done");
+                assert!(getuid().is_root(), "the user was not changed");
                 said(result)
             });
             ended.unwrap()
@@ -379,7 +376,8 @@ mod tests {
             assert!(thread.join().unwrap().is_err());
             result
         });
-        let expected = "give up privileges: 2 threads run, and each would keep its own: it must come before the second";
+        let expected =
+            "give up privileges: 2 threads run, each with its own capabilities; call this before starting threads";
         assert_eq!(ended.unwrap(), expected);
         let ended = child::run(|| said(confine(Some("nobody-of-that-name"))));
         assert_eq!(ended.unwrap(), "--user: there is no user 'nobody-of-that-name' on this host");

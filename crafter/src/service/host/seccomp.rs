@@ -1,14 +1,16 @@
-//! A filter of system calls for the service after its start: what somebody who took it over could still do.
+//! The system call filter of the running service. It limits what an attacker can do who controls the process.
 //!
-//! | call | answer | why |
+//! | system call | result | why |
 //! |---|---|---|
-//! | what the service needs | as ever | |
-//! | one of those, with arguments that it does not need | EPERM | another family of sockets, a file to write, memory to write and to execute, a new process |
-//! | what nobody but an intruder would call here: execve, ptrace, mount, ... | the process is killed | going on helps only the intruder |
-//! | all else | ENOSYS | as an older kernel would, for which libraries have another way: glibc goes on without clone3 after ENOSYS, and gives up after EPERM |
+//! | needed by the service | as without the filter | |
+//! | needed, with arguments that are not needed | EPERM | other socket families, files to write, writable and
+//! executable memory, new processes |
+//! | execve, ptrace, mount, ... | kills the process | only an attacker calls them |
+//! | all others | ENOSYS | as on an older kernel, which libraries support: glibc falls back from clone3 after ENOSYS,
+//! but not after EPERM |
 //!
-//! No path can be looked at by such a filter, and the capabilities of [`privileges`](super::privileges) go further than
-//! it: it is the second fence, not the first.
+//! The filter cannot check paths, and the capabilities of [`privileges`](super::privileges) allow more than it hides:
+//! it is a second line of defence.
 
 use std::{collections::BTreeMap, env::consts::ARCH, io};
 
@@ -20,9 +22,9 @@ use seccompiler::{
 
 use crate::error::{Error, Result};
 
-/// What the service calls once it has started, and the libraries under it.
+/// System calls of the running service and its libraries.
 const ALLOWED: &[c_long] = &[
-    // Descriptors and files; what may be opened is in `forbidden`.
+    // Descriptors and files; `forbidden` limits opening.
     libc::SYS_close,
     libc::SYS_dup,
     libc::SYS_dup3,
@@ -44,7 +46,7 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_readv,
     libc::SYS_statfs,
     libc::SYS_statx,
-    // Its own socket's name.
+    // The name of its own socket.
     libc::SYS_unlinkat,
     libc::SYS_write,
     libc::SYS_writev,
@@ -83,7 +85,7 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_shutdown,
     libc::SYS_socket,
     libc::SYS_socketpair,
-    // Programs, maps, links.
+    // BPF programs, maps and links.
     libc::SYS_bpf,
     // Memory.
     libc::SYS_brk,
@@ -106,7 +108,7 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_sched_getaffinity,
     libc::SYS_sched_yield,
     libc::SYS_set_robust_list,
-    // Signals; tgkill is how abort() ends the process.
+    // Signals; abort() ends the process by tgkill.
     libc::SYS_restart_syscall,
     libc::SYS_rt_sigaction,
     libc::SYS_rt_sigprocmask,
@@ -114,7 +116,7 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_rt_sigtimedwait,
     libc::SYS_sigaltstack,
     libc::SYS_tgkill,
-    // About itself and the host.
+    // Facts about itself and the host.
     libc::SYS_capget,
     libc::SYS_getegid,
     libc::SYS_geteuid,
@@ -130,7 +132,7 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_uname,
 ];
 
-/// Older ways to some of these, which newer architectures lack.
+/// Older variants of these calls, which newer architectures lack.
 #[cfg(target_arch = "x86_64")]
 const ALLOWED_HERE: &[c_long] = &[
     libc::SYS_access,
@@ -149,7 +151,7 @@ const ALLOWED_HERE: &[c_long] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const ALLOWED_HERE: &[c_long] = &[];
 
-/// What nobody calls here but an intruder.
+/// System calls that only an attacker makes.
 const KILLING: &[c_long] = &[
     // Other programs, other processes.
     libc::SYS_execve,
@@ -158,7 +160,7 @@ const KILLING: &[c_long] = &[
     libc::SYS_process_vm_readv,
     libc::SYS_process_vm_writev,
     libc::SYS_ptrace,
-    // Namespaces and what is mounted in them.
+    // Namespaces and mounts.
     libc::SYS_chroot,
     libc::SYS_fsconfig,
     libc::SYS_fsmount,
@@ -189,18 +191,18 @@ const KILLING: &[c_long] = &[
     libc::SYS_swapoff,
     libc::SYS_swapon,
     libc::SYS_syslog,
-    // Favourites of those who attack kernels.
+    // Frequent in attacks on kernels.
     libc::SYS_add_key,
     libc::SYS_keyctl,
     libc::SYS_request_key,
     libc::SYS_userfaultfd,
 ];
 
-/// Families of sockets: clients, the manager and the journal; reservations and routes; crafted packets.
+/// Socket families: clients, the manager and the journal; reservations and routes; crafted packets.
 const FAMILIES: &[c_int] =
     &[libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK, libc::AF_PACKET, libc::AF_XDP];
 
-/// Non-blocking descriptors, terminals and their width, facts about interfaces.
+/// Non-blocking descriptors, terminals and their width, properties of interfaces.
 #[allow(clippy::unnecessary_cast, reason = "libcs differ in the type of requests")]
 const REQUESTS: &[u64] = &[
     libc::FIONBIO as u64,
@@ -219,14 +221,14 @@ const REQUESTS: &[u64] = &[
 /// linux/sockios.h; not in libc for every architecture.
 const SIOCETHTOOL: u64 = 0x8946;
 
-/// Names of threads and of memory; and what seccompiler does before each filter, which takes nothing back.
+/// Names of threads and of memory, and the calls that seccompiler makes before each filter.
 const PROCESS_OPTIONS: &[c_int] = &[libc::PR_SET_NAME, libc::PR_GET_NAME, libc::PR_SET_VMA, libc::PR_SET_NO_NEW_PRIVS];
 
-/// Puts the filter on all threads of this process, and on those that they start, for good. To be called when the
-/// service has started; it sets `PR_SET_NO_NEW_PRIVS`, without which Linux would want CAP_SYS_ADMIN.
+/// Installs the filter on all threads of this process and on future ones, permanently. Call it when the service has
+/// started. Sets `PR_SET_NO_NEW_PRIVS`, without which Linux requires CAP_SYS_ADMIN.
 ///
 /// # Errors
-/// [`Error::Io`] where the kernel has no seccomp, or a thread has a filter of its own.
+/// [`Error::Io`] if the kernel has no seccomp, or a thread has a filter of its own.
 pub fn install() -> Result<()> {
     for program in programs().map_err(|error| failed(error.to_string()))? {
         apply_filter_all_threads(&program).map_err(|error| failed(error.to_string()))?;
@@ -238,8 +240,8 @@ fn failed(reason: String) -> Error {
     Error::Io { action: "install the filter of system calls".to_owned(), source: io::Error::other(reason) }
 }
 
-/// In the order in which to install them: the last one takes away seccomp() itself. Of their answers the strictest
-/// holds, and killing is stricter than an error.
+/// The filters in the order of installing: the last one forbids seccomp() itself. The strictest result of all filters
+/// applies; killing is stricter than an error.
 fn programs() -> Result<[BpfProgram; 3], seccompiler::BackendError> {
     let architecture = ARCH.try_into()?;
     let unconditional = |calls: &[c_long]| -> Rules { calls.iter().map(|&call| (call, vec![])).collect() };
@@ -255,10 +257,10 @@ fn programs() -> Result<[BpfProgram; 3], seccompiler::BackendError> {
     ])
 }
 
-/// Of each call, alternatives; no alternative: however it is called.
+/// Alternatives of arguments for each call; none: any arguments.
 type Rules = BTreeMap<c_long, Vec<SeccompRule>>;
 
-/// Arguments that allowed calls may not have.
+/// Forbidden arguments of allowed calls.
 fn forbidden() -> Result<Rules, seccompiler::BackendError> {
     let condition = |argument, operator, value| -> Result<_, seccompiler::BackendError> {
         SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)
@@ -281,12 +283,12 @@ fn forbidden() -> Result<Rules, seccompiler::BackendError> {
         libc::CLONE_NEWPID,
         libc::CLONE_NEWNET,
     ];
-    // Threads, and no processes.
+    // Threads, but no processes.
     let mut clone = vec![bits(0, libc::CLONE_THREAD, 0)?];
     for namespace in namespaces {
         clone.push(bits(0, namespace, namespace)?);
     }
-    // Limits are read, not set.
+    // Limits can be read, but not set.
     let limits = SeccompCondition::new(2, SeccompCmpArgLen::Qword, SeccompCmpOp::Ne, 0)?;
     Ok(BTreeMap::from([
         (

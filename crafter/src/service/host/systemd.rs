@@ -1,6 +1,6 @@
-//! The service manager's side: sd_notify(3), sd_watchdog_enabled(3), sd_listen_fds(3).
+//! The interface to the service manager: sd_notify(3), sd_watchdog_enabled(3), sd_listen_fds(3).
 //!
-//! Where the service was not started by a manager, there is no socket and nobody is told anything.
+//! Without a service manager, there is no socket, and notifications are not sent.
 
 use std::{
     os::{
@@ -16,56 +16,54 @@ use sd_notify::NotifyState;
 
 use crate::error::{Error, Result};
 
-/// The name of the control socket among several (`FileDescriptorName=`; the unit's name is the manager's default).
+/// The name of the control socket (`FileDescriptorName=`; default: the name of the unit).
 pub const SOCKET_NAME: &str = "crafter.socket";
 
-/// Tells the service manager how the service is.
+/// Reports the state of the service to the service manager.
 #[derive(Debug, Clone, Copy)]
 pub struct Notifier {
     watchdog: Option<Duration>,
 }
 
 impl Notifier {
-    /// Reads whether the manager watches: `WATCHDOG_USEC`, unless `WATCHDOG_PID` means another process.
+    /// Reads whether the watchdog is enabled: `WATCHDOG_USEC`, unless `WATCHDOG_PID` names another process.
     pub fn new() -> Self {
         Self { watchdog: sd_notify::watchdog_enabled().filter(|limit| !limit.is_zero()) }
     }
 
-    /// How often to call [`beat`](Self::beat): half of the time after which the manager ends the service; `None`: it
-    /// does not watch.
+    /// Interval for [`beat`](Self::beat): half of the watchdog's timeout; `None` without a watchdog.
     pub fn interval(&self) -> Option<Duration> {
         self.watchdog.map(|limit| limit / 2)
     }
 
-    /// `WATCHDOG=1`: the service is not stuck. To be called from the loop that does the work, so that it tells the
-    /// truth.
+    /// `WATCHDOG=1`: the service responds. Call it from the main loop, so that it stops with the loop.
     pub fn beat(&self) {
         if self.watchdog.is_some() {
-            tell(&[NotifyState::Watchdog]);
+            notify(&[NotifyState::Watchdog]);
         }
     }
 
-    /// `READY=1`: clients can connect; also after [`reloading`](Self::reloading).
+    /// `READY=1`: clients can connect. Also ends [`reloading`](Self::reloading).
     pub fn ready(&self, status: &str) {
-        tell(&[NotifyState::Ready, NotifyState::Status(&line(status))]);
+        notify(&[NotifyState::Ready, NotifyState::Status(&line(status))]);
     }
 
-    /// `RELOADING=1`, with the time that `Type=notify-reload` wants; ends with [`ready`](Self::ready).
+    /// `RELOADING=1`, with the time that `Type=notify-reload` requires; [`ready`](Self::ready) ends it.
     pub fn reloading(&self) {
         match NotifyState::monotonic_usec_now() {
-            Ok(now) => tell(&[NotifyState::Reloading, now]),
-            Err(_) => tell(&[NotifyState::Reloading]),
+            Ok(now) => notify(&[NotifyState::Reloading, now]),
+            Err(_) => notify(&[NotifyState::Reloading]),
         }
     }
 
     /// `STATUS=`: one line for `systemctl status`.
     pub fn status(&self, status: &str) {
-        tell(&[NotifyState::Status(&line(status))]);
+        notify(&[NotifyState::Status(&line(status))]);
     }
 
     /// `STOPPING=1`.
     pub fn stopping(&self, status: &str) {
-        tell(&[NotifyState::Stopping, NotifyState::Status(&line(status))]);
+        notify(&[NotifyState::Stopping, NotifyState::Status(&line(status))]);
     }
 }
 
@@ -75,24 +73,24 @@ impl Default for Notifier {
     }
 }
 
-/// What follows a line's end would be read as another message.
+/// Replaces newlines, which would begin another message.
 fn line(text: &str) -> String {
     text.replace(['\n', '\r'], " ")
 }
 
-/// A service goes on without its manager's ear.
-fn tell(states: &[NotifyState<'_>]) {
+/// Sends a notification; a failure is only logged.
+fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        log::warn!("cannot tell the service manager {states:?}: {error}");
+        log::warn!("cannot notify the service manager of {states:?}: {error}");
     }
 }
 
-/// The control socket, where the service manager opened it; `None` where it did not, and from the second call on.
-/// It does not block.
+/// The control socket in non-blocking mode, if the service manager opened it. `None` otherwise, and from the second
+/// call on.
 ///
 /// # Errors
-/// [`Error::Invalid`] if there are several and none is called [`SOCKET_NAME`], or if what there is is no listening
-/// Unix stream socket.
+/// [`Error::Invalid`] if there are several sockets and not exactly one is named [`SOCKET_NAME`], or if it is not a
+/// listening Unix stream socket.
 pub fn listener() -> Result<Option<UnixListener>> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
     if TAKEN.swap(true, Ordering::Relaxed) {
@@ -100,8 +98,8 @@ pub fn listener() -> Result<Option<UnixListener>> {
     }
     let passed = sd_notify::listen_fds_with_names()
         .map_err(|error| Error::invalid("LISTEN_FDS", format_args!("the service manager's sockets: {error}")))?;
-    // SAFETY: the variables say that the manager opened these descriptors for this process, listen_fds_with_names()
-    // has seen that they are open, and TAKEN that nothing else here took them.
+    // SAFETY: the variables say that the manager opened these descriptors for this process, listen_fds_with_names() has
+    // checked that they are open, and TAKEN ensures that nothing else here takes them.
     let passed = passed.map(|(fd, name)| (name, unsafe { OwnedFd::from_raw_fd(fd) })).collect();
     choose(passed)?.map(check).transpose()
 }
@@ -111,7 +109,7 @@ fn choose(mut passed: Vec<(String, OwnedFd)>) -> Result<Option<OwnedFd>> {
         let names = passed.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
         passed.retain(|(name, _)| name == SOCKET_NAME);
         if passed.len() != 1 {
-            let reason = format_args!("one socket must be called {SOCKET_NAME}, and they are called {names}");
+            let reason = format_args!("exactly one socket must be named {SOCKET_NAME}; the names are {names}");
             return Err(Error::invalid("LISTEN_FDNAMES", reason));
         }
     }
@@ -120,15 +118,15 @@ fn choose(mut passed: Vec<(String, OwnedFd)>) -> Result<Option<OwnedFd>> {
 
 fn check(socket: OwnedFd) -> Result<UnixListener> {
     let wrong = |what: &str| {
-        let reason = format_args!("descriptor {} is {what}; a ListenStream=/run/... is needed", socket.as_raw_fd());
+        let reason = format_args!("descriptor {} is {what}; use ListenStream=/run/...", socket.as_raw_fd());
         Error::invalid("LISTEN_FDS", reason)
     };
-    let address = getsockname::<SockaddrStorage>(socket.as_raw_fd()).map_err(|_| wrong("no socket"))?;
+    let address = getsockname::<SockaddrStorage>(socket.as_raw_fd()).map_err(|_| wrong("not a socket"))?;
     if address.family() != Some(AddressFamily::Unix) {
-        return Err(wrong("no Unix socket"));
+        return Err(wrong("not a Unix socket"));
     }
     if getsockopt(&socket, sockopt::SockType) != Ok(SockType::Stream) {
-        return Err(wrong("no stream socket"));
+        return Err(wrong("not a stream socket"));
     }
     if getsockopt(&socket, sockopt::AcceptConn) != Ok(true) {
         return Err(wrong("a socket that does not listen"));
@@ -153,7 +151,7 @@ mod tests {
     use super::*;
     use crate::service::host::child;
 
-    /// Only for children, which have one thread.
+    /// For children with one thread only.
     fn variables(variables: &[(&str, &str)]) {
         for (name, value) in variables {
             // SAFETY: a forked child has one thread.
@@ -168,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn the_manager_is_told() {
+    fn notifications_reach_the_manager() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("notify");
         let manager = UnixDatagram::bind(&path).unwrap();
@@ -198,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_manager_nothing_happens() {
+    fn without_a_manager_nothing_is_sent() {
         let ended = child::run(|| {
             variables(&[("WATCHDOG_USEC", "30000000"), ("WATCHDOG_PID", "1")]);
             let notifier = Notifier::new();
@@ -211,21 +209,21 @@ mod tests {
         assert_eq!(ended.unwrap(), "None None", "another process's watchdog");
     }
 
-    /// What [`listener`] says in a child to which `sockets` were passed from 3 on.
+    /// The result of [`listener`] in a child that inherits `sockets` from descriptor 3 on.
     fn activated(sockets: Vec<OwnedFd>, names: &str) -> String {
         let ended = child::run(|| {
-            // Out of the way first, since they may well have the numbers that others are to get.
+            // Moved away first: their descriptors may be among the numbers from 3 on.
             let count = sockets.len().to_string();
             let far: Vec<OwnedFd> = sockets
                 .iter()
                 .map(|socket| {
                     let fd = nix::fcntl::fcntl(socket, nix::fcntl::FcntlArg::F_DUPFD(200)).unwrap();
-                    // SAFETY: fcntl() has just made it, for nobody else.
+                    // SAFETY: fcntl() has just made it, and nothing else owns it.
                     unsafe { OwnedFd::from_raw_fd(fd) }
                 })
                 .collect();
             for (number, socket) in (3..).zip(&far) {
-                // SAFETY: what had this number belongs to the parent, which keeps its own.
+                // SAFETY: the previous descriptor of this number belongs to the parent, which keeps its own.
                 assert!(unsafe { libc::dup2(socket.as_raw_fd(), number) } >= 0);
             }
             variables(&[("LISTEN_PID", &process::id().to_string()), ("LISTEN_FDS", &count), ("LISTEN_FDNAMES", names)]);
@@ -235,7 +233,7 @@ mod tests {
                 Err(error) => error.to_string(),
             };
             assert!(listener().unwrap().is_none(), "taken once");
-            // Numbers from 3 on were closed with the listener: the child must not close them again.
+            // The listener has closed the descriptors from 3 on: the child must not close them again.
             std::mem::forget(sockets);
             said
         });
@@ -243,18 +241,18 @@ mod tests {
     }
 
     #[test]
-    fn the_managers_socket_is_taken() {
+    fn managers_socket_is_used() {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         let bound = |name: &str| OwnedFd::from(UnixListener::bind(at(name)).unwrap());
-        let told = |path: &Path| format!("{path:?}");
-        assert_eq!(activated(vec![bound("one")], "anything"), told(&at("one")));
+        let shown = |path: &Path| format!("{path:?}");
+        assert_eq!(activated(vec![bound("one")], "anything"), shown(&at("one")));
         let two = vec![bound("two"), bound("three")];
-        assert_eq!(activated(two, "other:crafter.socket"), told(&at("three")));
+        assert_eq!(activated(two, "other:crafter.socket"), shown(&at("three")));
         let two = vec![bound("four"), bound("five")];
         assert_eq!(
             activated(two, "one:other"),
-            "LISTEN_FDNAMES: one socket must be called crafter.socket, and they are called one, other"
+            "LISTEN_FDNAMES: exactly one socket must be named crafter.socket; the names are one, other"
         );
         assert!(activated(vec![bound("six")], "one:other").contains("LISTEN_FDNAMES"), "numbers differ");
     }
@@ -263,14 +261,14 @@ mod tests {
     fn other_sockets_are_refused() {
         let refused = |socket: OwnedFd, what: &str| {
             let said = activated(vec![socket], "crafter.socket");
-            assert_eq!(said, format!("LISTEN_FDS: descriptor 3 is {what}; a ListenStream=/run/... is needed"));
+            assert_eq!(said, format!("LISTEN_FDS: descriptor 3 is {what}; use ListenStream=/run/..."));
         };
         let directory = tempfile::tempdir().unwrap();
         let datagrams = UnixDatagram::bind(directory.path().join("datagrams")).unwrap();
-        refused(datagrams.into(), "no stream socket");
+        refused(datagrams.into(), "not a stream socket");
         let (stream, _other) = UnixStream::pair().unwrap();
         refused(stream.into(), "a socket that does not listen");
-        refused(TcpListener::bind("127.0.0.1:0").unwrap().into(), "no Unix socket");
-        refused(File::open("/dev/null").unwrap().into(), "no socket");
+        refused(TcpListener::bind("127.0.0.1:0").unwrap().into(), "not a Unix socket");
+        refused(File::open("/dev/null").unwrap().into(), "not a socket");
     }
 }

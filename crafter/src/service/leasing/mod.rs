@@ -1,26 +1,26 @@
-//! `Lease` and `Observe`: from a request to a socket, in three steps: a plan, which the policy makes; what it takes of
-//! the host, which is given back if anything fails; and publishing it.
+//! `Lease` and `Observe`, in three steps: the policy makes a plan; the service acquires ports and a socket, and returns
+//! them after an error; the lease is published.
 
-mod acquire;
-mod no_lease;
+mod lease_error;
 mod plan;
-mod request;
+mod served_acquire;
+mod served_request;
 
 use std::{net::IpAddr, os::fd::OwnedFd, rc::Rc};
 
 use tokio::task::spawn_local;
 
-pub(super) use self::request::{address, port};
+pub(super) use self::served_request::{address, port};
 use self::{
-    acquire::{Acquired, acquire, pair, terms},
-    no_lease::NoLease,
+    lease_error::LeaseError,
     plan::Plan,
-    request::{Ports, Request},
+    served_acquire::{AcquiredLease, acquire, kernel_terms, pair},
+    served_request::{Ports, ServedRequest},
 };
 use super::{
     caller::Caller,
-    host::audit::{Of, What},
-    observe, outgoing,
+    host::audit::{RequestKind, Resource},
+    observe, outgoing, records,
     served_lease::{LeaseTerms, ServedLease},
     state::Service,
     users::Charge,
@@ -39,15 +39,15 @@ pub(super) async fn lease(
     caller: &Caller,
     call: &LeaseCall,
 ) -> Result<(Leased, OwnedFd), Fault> {
-    let request = Request::read(call)?;
+    let request = ServedRequest::read(call)?;
     let mut taken = try_lease(service, caller, &request).await;
-    // Who closes a lease and takes another may be heard sooner than the end of the former, which has the port still, or
-    // is the last that the policy allows.
+    // The call may arrive before the service has noticed that the client closed another lease, which may have the port
+    // or be the last one that the policy allows.
     if taken.is_err() && outgoing::end_closed(service) {
         taken = try_lease(service, caller, &request).await;
     }
     taken.map_err(|refused| {
-        let what = || What {
+        let resource = || Resource {
             interface: call.interface.as_deref(),
             protocol: Some(request.protocol),
             address: request.address,
@@ -55,13 +55,19 @@ pub(super) async fn lease(
             destination: request.destination,
             destination_port: None,
         };
-        refused.into_fault(|decision| service.record_refused_lease(caller, Of::Lease, what(), decision))
+        refused.into_fault(|decision| {
+            records::refused_lease(&service.audit, caller, RequestKind::Lease, resource(), decision)
+        })
     })
 }
 
-async fn try_lease(service: &Rc<Service>, caller: &Caller, request: &Request) -> Result<(Leased, OwnedFd), NoLease> {
+async fn try_lease(
+    service: &Rc<Service>,
+    caller: &Caller,
+    request: &ServedRequest,
+) -> Result<(Leased, OwnedFd), LeaseError> {
     let (policy, subject) = (service.policy(), &caller.subject);
-    // Whom no rule names learns nothing of the host's routes either.
+    // A user whom no rule names must not learn the host's routes.
     plan::rule_of(&policy, subject)?;
     let (interface, preferred) = place(request).await?;
     let rule = plan::admit(&policy, subject, request, &interface)?;
@@ -72,36 +78,37 @@ async fn try_lease(service: &Rc<Service>, caller: &Caller, request: &Request) ->
     publish(service, caller, request, plan, acquired)
 }
 
-/// Lists what was acquired, so that packets reach it, and begins to send what its client sends.
+/// Publishes an acquired lease: packets reach it, and its client can send.
 fn publish(
     service: &Rc<Service>,
     caller: &Caller,
-    request: &Request,
+    request: &ServedRequest,
     plan: Plan,
-    acquired: Acquired,
-) -> Result<(Leased, OwnedFd), NoLease> {
-    let Acquired { guard, lease, grant, charge, ours, theirs } = acquired;
+    acquired: AcquiredLease,
+) -> Result<(Leased, OwnedFd), LeaseError> {
+    let AcquiredLease { guard, lease, grant, charge, ours, theirs } = acquired;
     let ports = lease.as_ref().map(|_| grant.wish().ports.clone());
     let number = service.number();
-    let what = LeaseTerms {
+    let terms = LeaseTerms {
         number,
         pid: caller.pid,
         protocol: request.protocol,
         grant,
         address: plan.address,
-        terms: terms(request),
+        kernel_terms: kernel_terms(request),
         report: request.report,
         coalesce: request.coalesce,
         total: caller.total.clone(),
     };
     let listed = lease.as_ref().map(Lease::id);
-    let served = ServedLease::new(what, guard, lease, ours, charge)?;
+    let served = ServedLease::new(terms, guard, lease, ours, charge)?;
     let attachment = &served.attachment;
     if let Some(listed) = listed {
-        attachment.list(listed, served.clone());
+        let lease = served.clone();
+        attachment.add_receiver(listed, move |packets| lease.deliver(packets));
     }
     service.begin(served.clone());
-    // Something may have come between the lease and its being listed.
+    // Packets may have arrived before the receiver was added.
     attachment.arrived.notify_one();
     let report = attachment.report();
     let leased = Leased {
@@ -122,8 +129,8 @@ fn publish(
     Ok((leased, theirs))
 }
 
-/// The interface to lease on, and the source address that the way to the destination prefers.
-async fn place(request: &Request) -> Result<(String, Option<IpAddr>)> {
+/// The interface to lease on, and the source address of the route to the destination.
+async fn place(request: &ServedRequest) -> Result<(String, Option<IpAddr>)> {
     let Some(destination) = request.destination else {
         return Ok((request.interface.clone().unwrap_or_default(), None));
     };
@@ -141,22 +148,30 @@ pub(super) async fn observe(
     caller: &Caller,
     call: &ObserveCall,
 ) -> Result<(Observing, OwnedFd), Fault> {
-    let mut taken = look_on(service, caller, call).await;
+    let mut taken = try_observe(service, caller, call).await;
     if taken.is_err() && outgoing::end_closed(service) {
-        taken = look_on(service, caller, call).await;
+        taken = try_observe(service, caller, call).await;
     }
     taken.map_err(|refused| {
-        let what = What { interface: Some(&call.interface), ..What::default() };
-        refused.into_fault(|decision| service.record_refused_lease(caller, Of::Observe, what, decision))
+        let resource = Resource { interface: Some(&call.interface), ..Resource::default() };
+        refused.into_fault(|decision| {
+            records::refused_lease(&service.audit, caller, RequestKind::Observe, resource, decision)
+        })
     })
 }
 
-async fn look_on(service: &Rc<Service>, caller: &Caller, call: &ObserveCall) -> Result<(Observing, OwnedFd), NoLease> {
+async fn try_observe(
+    service: &Rc<Service>,
+    caller: &Caller,
+    call: &ObserveCall,
+) -> Result<(Observing, OwnedFd), LeaseError> {
     let direction = match call.direction.as_deref() {
         None => None,
         Some("in") => Some(Direction::In),
         Some("out") => Some(Direction::Out),
-        Some(other) => return Err(Error::invalid("direction", format_args!("'{other}': in and out are")).into()),
+        Some(other) => {
+            return Err(Error::invalid("direction", format_args!("'{other}' is not a direction; use in or out")).into());
+        }
     };
     let wish = LeaseWish {
         interface: call.interface.clone(),
@@ -177,19 +192,19 @@ async fn look_on(service: &Rc<Service>, caller: &Caller, call: &ObserveCall) -> 
     let tap = Tap::open(&call.interface, &observe::options(call.filter.clone(), direction)).await?;
     let (ours, theirs) = pair()?;
     let (number, link_type) = (service.number(), tap.link().0);
-    let what = LeaseTerms {
+    let terms = LeaseTerms {
         number,
         pid: caller.pid,
         protocol: "observe",
         grant,
         address: None,
-        terms: Terms { observe: true, suppress: false, report: false },
+        kernel_terms: Terms { observe: true, suppress: false, report: false },
         report: false,
         coalesce: false,
         total: caller.total.clone(),
     };
     let index = attachment.interface().ifindex;
-    let lease = ServedLease::new(what, guard, None, ours, charge)?;
+    let lease = ServedLease::new(terms, guard, None, ours, charge)?;
     service.begin(lease.clone());
     spawn_local(observe::run(service.clone(), lease, tap, direction == Some(Direction::Out)));
     Ok((Observing { lease: number, socket: 0, interface: call.interface.clone(), index, link_type }, theirs))

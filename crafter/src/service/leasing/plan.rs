@@ -1,10 +1,10 @@
-//! What the policy makes of a request. Pure: nothing is opened, attached or reserved here.
+//! Plans a lease by the policy. Pure: opens, attaches and reserves nothing.
 
 use std::{net::IpAddr, ops::RangeInclusive};
 
 use super::{
-    no_lease::NoLease,
-    request::{Ports, Request},
+    lease_error::LeaseError,
+    served_request::{Ports, ServedRequest},
 };
 use crate::{
     Error,
@@ -13,7 +13,7 @@ use crate::{
     protocol::wire::Fault,
 };
 
-/// What is to be acquired for a request.
+/// What to acquire for a request.
 #[derive(Debug)]
 pub(super) struct Plan {
     pub(super) interface: String,
@@ -22,26 +22,26 @@ pub(super) struct Plan {
     pub(super) ports: Candidates,
 }
 
-/// Ports to try.
+/// The ports to try.
 #[derive(Debug)]
 pub(super) enum Candidates {
-    /// Packets of no port.
+    /// No ports.
     None,
-    /// These or none.
+    /// All ports of this range.
     These(RangeInclusive<u16>),
-    /// `count` in a row of those that `rule` allows.
+    /// `count` consecutive ports of `allowed`, the ports of rule number `rule`.
     Free { rule: usize, allowed: Vec<RangeInclusive<u16>>, count: u16 },
 }
 
-/// Whether `subject` may lease at all what is wanted on `interface`. To be asked before anything is attached: whom no
-/// rule names learns nothing else of the host.
+/// Decides whether `subject` may lease on `interface`, before the service attaches: a user whom no rule names must
+/// learn nothing else about the host.
 ///
 /// # Errors
-/// What the policy refuses, and by which rule.
+/// The decision that refuses the lease.
 pub(super) fn admit<'p>(
     policy: &'p Policy,
     subject: &Subject,
-    request: &Request,
+    request: &ServedRequest,
     interface: &str,
 ) -> Result<&'p Rule, Decision> {
     let rule = rule_of(policy, subject)?;
@@ -59,24 +59,24 @@ pub(super) fn admit<'p>(
 /// The rule that decides for `subject`.
 ///
 /// # Errors
-/// That there is none.
+/// [`Verdict::NoRule`] if there is none.
 pub(super) fn rule_of<'p>(policy: &'p Policy, subject: &Subject) -> Result<&'p Rule, Decision> {
     policy.rule_of(subject).ok_or(Decision { rule: None, verdict: Verdict::NoRule })
 }
 
-/// What is to be acquired for an admitted request; `preferred` is the source address of the route to the destination.
+/// Plans an admitted request; `preferred` is the source address of the route to the destination.
 ///
 /// # Errors
-/// If several addresses are allowed and none is named.
+/// If the policy allows several of the host's addresses, but not all, and the request names none.
 pub(super) fn plan(
     policy: &Policy,
     rule: &Rule,
     subject: &Subject,
-    request: &Request,
+    request: &ServedRequest,
     interface: &str,
     host: &Host,
     preferred: Option<IpAddr>,
-) -> Result<Plan, NoLease> {
+) -> Result<Plan, LeaseError> {
     let address = local_address(policy, subject, request, interface, host, preferred)?;
     let ports = match (request.transport, &request.ports) {
         (None, _) | (_, Ports::None) => Candidates::None,
@@ -88,12 +88,12 @@ pub(super) fn plan(
     Ok(Plan { interface: interface.to_owned(), address, ports })
 }
 
-/// The address to lease on. Where none is named, all of the host's, if the policy allows them all; otherwise the
-/// one that packets to the destination have, or the only one allowed.
+/// The address to lease on. If the request names none: all of the host's, if the policy allows them all; otherwise
+/// `preferred`, or the only allowed one.
 fn local_address(
     policy: &Policy,
     subject: &Subject,
-    request: &Request,
+    request: &ServedRequest,
     interface: &str,
     host: &Host,
     preferred: Option<IpAddr>,
@@ -116,19 +116,20 @@ fn local_address(
         (Some(only), None) => Ok(Some(only)),
         (None, _) => Ok(None),
         (Some(one), Some(other)) => {
-            let reason = format_args!("the policy allows some of this host's only: name one, such as {one} or {other}");
+            let reason =
+                format_args!("the policy allows several of this host's addresses; name one, such as {one} or {other}");
             Err(Error::invalid("address", reason).into())
         }
     }
 }
 
-/// `count` ports in a row of those allowed: dynamic ones where the policy has some, at a place that `random` chooses (RFC
-/// 6056 section 3.1). `None` where there are not so many in a row.
+/// Picks `count` consecutive ports of `allowed` by `random` (RFC 6056, section 3.1), dynamic ones if possible. `None`
+/// if there are no `count` consecutive ports.
 pub(super) fn pick(allowed: &[RangeInclusive<u16>], count: u16, random: u32) -> Option<RangeInclusive<u16>> {
     let within = |bounds: &RangeInclusive<u16>| -> Vec<RangeInclusive<u16>> {
         let cut =
             |range: &RangeInclusive<u16>| (*range.start()).max(*bounds.start())..=(*range.end()).min(*bounds.end());
-        // Where the first of them may be.
+        // The possible first ports.
         let first = |range: RangeInclusive<u16>| Some(*range.start()..=range.end().checked_sub(count - 1)?);
         allowed.iter().map(cut).filter_map(first).filter(|range| !range.is_empty()).collect()
     };
@@ -170,13 +171,13 @@ mod tests {
         Policy::parse(&format!("[[rule]]\nuser = {ALICE}\nallow = [\"any\"]\n{rest}")).unwrap()
     }
 
-    fn request(change: impl FnOnce(&mut LeaseCall)) -> Request {
+    fn request(change: impl FnOnce(&mut LeaseCall)) -> ServedRequest {
         let mut call = LeaseCall { interface: Some("eth0".into()), protocol: "tcp".into(), ..LeaseCall::default() };
         change(&mut call);
-        Request::read(&call).unwrap()
+        ServedRequest::read(&call).unwrap()
     }
 
-    fn planned(policy: &Policy, request: &Request, preferred: Option<&str>) -> Result<Plan, NoLease> {
+    fn planned(policy: &Policy, request: &ServedRequest, preferred: Option<&str>) -> Result<Plan, LeaseError> {
         let rule = admit(policy, &subject(), request, "eth0")?;
         let preferred = preferred.map(|text| text.parse().unwrap());
         plan(policy, rule, &subject(), request, "eth0", &host(), preferred)
@@ -225,7 +226,7 @@ mod tests {
         let allowed = [100..=103, 50_000..=50_001, 60_000..=60_003];
         let mut picked: Vec<_> = (0..4).map(|random| pick(&allowed, 2, random).unwrap()).collect();
         assert_eq!(picked, [50_000..=50_001, 60_000..=60_001, 60_001..=60_002, 60_002..=60_003]);
-        // Where none of the dynamic ones is allowed, or not so many in a row.
+        // No dynamic port is allowed, or not enough consecutive ones.
         picked = (0..2).map(|random| pick(&allowed[..1], 3, random).unwrap()).collect();
         assert_eq!(picked, [100..=102, 101..=103]);
         assert_eq!(pick(&allowed, 5, 7), None);

@@ -11,7 +11,7 @@ use tokio::time::{sleep_until, timeout};
 use super::{Key, Links};
 use crate::{
     datapath::route::Route,
-    driver::{LeaseId, Outgoing, Received},
+    driver::{LeaseId, Received, TxPacket},
     engine::Pacer,
     error::Error,
     layer::Kind,
@@ -225,8 +225,8 @@ impl Links {
             observer(&Event { time: wall_clock(), interface: link.name(), first, bytes, what: What::Reset });
         }
         let sent = link.crafter.transmit(resets.iter().map(|(reset, bytes)| match &reset.way.over {
-            Over::Route(route) => Outgoing::Ip(route, bytes),
-            Over::Frame(_) => Outgoing::Frame(bytes),
+            Over::Route(route) => TxPacket::Ip(route, bytes),
+            Over::Frame(_) => TxPacket::Frame(bytes),
         }));
         self.reset += sent.sent;
         let mut missing = (count as u64).saturating_sub(sent.sent);

@@ -109,7 +109,7 @@ fn a_policy_that_is_none_changes_nothing() {
         println!("Reload: {told}");
         kill(nix::unistd::Pid::from_raw(process.id() as i32), Signal::SIGHUP).expect("SIGHUP");
         wait_for("the message of SIGHUP", PATIENCE, || {
-            lines.try_iter().any(|line| line.contains("the former policy stays in force")).then_some(())
+            lines.try_iter().any(|line| line.contains("the previous policy remains in force")).then_some(())
         });
         // The former policy: what is leased stays, and what it allows can be leased.
         assert_works(&own);

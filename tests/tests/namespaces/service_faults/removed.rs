@@ -61,7 +61,7 @@ fn assert_gone(socket: &Socket) {
         Kind::End { code } => code,
         _ => panic!("{message:?}"),
     };
-    assert_eq!(code, Code::InterfaceGone);
+    assert_eq!(code, Code::InterfaceRemoved);
     let (sentence, _) = message.header.sentence(&message.rest);
     assert!(sentence.contains(OTHER), "{sentence}");
     socket.receive(PATIENCE).expect_err("the socket is closed then");
@@ -136,7 +136,7 @@ fn an_interface_is_removed_and_comes_again() {
             assert_gone(socket);
         }
         let message = observing.receive(PATIENCE).expect("the end before the end").expect("an end");
-        assert!(matches!(message.header.kind, Kind::End { code: Code::InterfaceGone }), "{message:?}");
+        assert!(matches!(message.header.kind, Kind::End { code: Code::InterfaceRemoved }), "{message:?}");
         let none = lease(&service, ROOT, &on(OTHER, call("tcp", None, None))).map(drop);
         assert!(matches!(none, Err(Error::UnknownInterface { .. })), "{none:?}");
         assert_works(&here, (CLIENT_V4, SERVER_V4));

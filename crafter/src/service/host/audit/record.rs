@@ -1,23 +1,23 @@
-//! What is recorded, as fields of the journal.
+//! Records, and their fields in the journal.
 
 use std::{fmt::Write as _, net::IpAddr, ops::RangeInclusive};
 
 use crate::policy::Decision;
 
-/// Who did it.
+/// The user, process and lease of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Who {
     /// Numeric user id.
     pub user: u32,
-    /// Process id, where it is known.
+    /// Process id, if it is known.
     pub pid: Option<i32>,
-    /// The lease; `None`: there is none (yet).
+    /// The lease; `None` if there is none yet.
     pub lease: Option<u64>,
 }
 
-/// What was leased or asked for, as far as there is something to say.
+/// The leased or requested resource.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct What<'a> {
+pub struct Resource<'a> {
     /// The interface.
     pub interface: Option<&'a str>,
     /// `tcp`, `udp`, `icmp`, `none` or `observe`.
@@ -26,115 +26,115 @@ pub struct What<'a> {
     pub address: Option<IpAddr>,
     /// The local ports.
     pub ports: Option<RangeInclusive<u16>>,
-    /// Where a packet was to go.
+    /// The destination of a packet.
     pub destination: Option<IpAddr>,
-    /// And to which port.
+    /// The destination port.
     pub destination_port: Option<u16>,
 }
 
-/// What a lease was used for.
+/// The counters of a lease.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Packets that left.
+    /// Packets sent.
     pub sent: u64,
     /// Packets that the policy refused.
     pub refused: u64,
     /// Packets and messages for the client.
     pub delivered: u64,
-    /// Those that it did not read in time.
+    /// Packets and messages that the client did not read in time.
     pub lost: u64,
 }
 
 /// What was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Of {
+pub enum RequestKind {
     /// A lease of ports.
     Lease,
-    /// To see what is not one's own.
+    /// A capture of packets of others.
     Observe,
-    /// A packet or frame that was to be sent.
+    /// A packet or frame.
     Packet,
 }
 
-/// Something to be remembered.
+/// An event to record.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Record<'a> {
     /// The service is ready.
     Start {
-        /// Of crafter.
+        /// Version of crafter.
         version: &'a str,
-        /// Rules of the policy.
+        /// Number of rules.
         rules: usize,
     },
     /// The service ends.
     Stop {
-        /// Such as `SIGTERM` or `idle`.
+        /// The reason, such as `SIGTERM` or `idle`.
         reason: &'a str,
     },
-    /// The policy was read again.
+    /// The policy was reloaded.
     Reload {
-        /// Its rules.
+        /// Number of rules.
         rules: usize,
-        /// Its warnings.
+        /// Number of warnings.
         warnings: usize,
-        /// Leases that it ended.
+        /// Number of leases that it ended.
         ended: usize,
     },
-    /// The policy was read again, and the former one stays.
+    /// The policy was not reloaded; the previous one remains in force.
     ReloadFailed {
-        /// What is wrong with it.
+        /// What is wrong with the new policy.
         reason: &'a str,
     },
     /// A lease began.
     Lease {
-        /// Whose.
+        /// The owner.
         who: Who,
-        /// Of what.
-        what: What<'a>,
-        /// The rule that allows it, from 1.
+        /// The leased resource.
+        resource: Resource<'a>,
+        /// The number of the rule that allows it, from 1.
         rule: Option<usize>,
     },
     /// A lease ended.
     End {
-        /// Whose.
+        /// The owner.
         who: Who,
-        /// Of what.
-        what: What<'a>,
-        /// Such as `closed`, `released`, `policy` or `interface gone`.
+        /// The leased resource.
+        resource: Resource<'a>,
+        /// The reason, such as `closed`, `released`, `policy` or `interface gone`.
         reason: &'a str,
-        /// What it was used for.
+        /// The lease's counters.
         counts: Counts,
     },
     /// The policy refused something.
     Refusal {
-        /// To whom.
+        /// The user.
         who: Who,
-        /// What.
-        of: Of,
-        /// More about it.
-        what: What<'a>,
+        /// The kind of request.
+        kind: RequestKind,
+        /// The requested resource.
+        resource: Resource<'a>,
         /// The rule and the verdict.
         decision: Decision,
     },
 }
 
-/// Refusals that had no record of their own.
+/// Counted refusals without records of their own.
 pub struct MoreRefusals {
-    /// Whose.
+    /// Numeric user id.
     pub user: u32,
-    /// How many.
+    /// Number of refusals.
     pub count: u64,
 }
 
-/// Syslog's priorities.
+/// Priorities of syslog(3).
 const WARNING: u8 = 4;
 const NOTICE: u8 = 5;
 const INFO: u8 = 6;
 
-/// The longest value, in bytes: what is free text in a record comes from paths, rules and errors.
+/// The longest value in bytes: paths, rules and errors are free text.
 const LONGEST: usize = 1024;
 
-/// A record as names and values; without prefix they are `CRAFTER_...`.
+/// Names and values of a record; the names lack the prefix `CRAFTER_`.
 #[derive(Debug)]
 pub struct Fields {
     pub message: String,
@@ -166,13 +166,13 @@ impl Fields {
         self.add_some("LEASE", who.lease);
     }
 
-    fn what(&mut self, what: &What<'_>) {
-        self.add_some("INTERFACE", what.interface);
-        self.add_some("PROTOCOL", what.protocol);
-        self.add_some("ADDRESS", what.address);
-        self.add_some("PORTS", what.ports.as_ref().map(range));
-        self.add_some("DESTINATION", what.destination);
-        self.add_some("DESTINATION_PORT", what.destination_port);
+    fn resource(&mut self, resource: &Resource<'_>) {
+        self.add_some("INTERFACE", resource.interface);
+        self.add_some("PROTOCOL", resource.protocol);
+        self.add_some("ADDRESS", resource.address);
+        self.add_some("PORTS", resource.ports.as_ref().map(range));
+        self.add_some("DESTINATION", resource.destination);
+        self.add_some("DESTINATION_PORT", resource.destination_port);
     }
 }
 
@@ -183,7 +183,7 @@ fn cut(value: &mut String) {
 }
 
 impl Record<'_> {
-    /// `count`: how many the record stands for.
+    /// The fields of a record that covers `count` events.
     pub(super) fn fields(&self, count: u64) -> Fields {
         match self {
             Self::Start { version, rules } => {
@@ -201,7 +201,7 @@ impl Record<'_> {
             Self::Reload { rules, warnings, ended } => {
                 let [rules_read, warned, leases] =
                     [(*rules, "rule"), (*warnings, "warning"), (*ended, "lease")].map(|(count, of)| many(count, of));
-                let message = format!("the policy was read again: {rules_read}, {warned}, {leases} ended");
+                let message = format!("reloaded the policy: {rules_read}, {warned}, {leases} ended");
                 let mut fields = Fields::new("reload", INFO, message);
                 fields.add("RULES", rules);
                 fields.add("WARNINGS", warnings);
@@ -209,30 +209,30 @@ impl Record<'_> {
                 fields
             }
             Self::ReloadFailed { reason } => {
-                let message = format!("the policy was read again, and the former one stays in force: {reason}");
+                let message = format!("cannot reload the policy, the previous one remains in force: {reason}");
                 let mut fields = Fields::new("reload", WARNING, message);
                 fields.add("REASON", reason);
                 fields
             }
-            Self::Lease { who, what, rule } => {
+            Self::Lease { who, resource, rule } => {
                 let by = rule.map(|rule| format!(", by rule {rule}")).unwrap_or_default();
-                let message = format!("{} has {}{by}", subject(who), object(what, Of::Lease));
+                let message = format!("{} has {}{by}", subject(who), object(resource, RequestKind::Lease));
                 let mut fields = Fields::new("lease", INFO, message);
                 fields.who(who);
-                fields.what(what);
+                fields.resource(resource);
                 fields.add_some("RULE", *rule);
                 fields
             }
-            Self::End { who, what, reason, counts } => {
+            Self::End { who, resource, reason, counts } => {
                 let Counts { sent, refused, delivered, lost } = counts;
                 let message = format!(
                     "{} had {}, which ended: {reason}; sent {sent}, refused {refused}, delivered {delivered}, lost {lost}",
                     subject(who),
-                    object(what, Of::Lease),
+                    object(resource, RequestKind::Lease),
                 );
                 let mut fields = Fields::new("end", INFO, message);
                 fields.who(who);
-                fields.what(what);
+                fields.resource(resource);
                 fields.add("REASON", reason);
                 fields.add("SENT", sent);
                 fields.add("REFUSED", refused);
@@ -240,16 +240,16 @@ impl Record<'_> {
                 fields.add("LOST", lost);
                 fields
             }
-            Self::Refusal { who, of, what, decision } => {
+            Self::Refusal { who, kind, resource, decision } => {
                 let more = match count - 1 {
                     0 => String::new(),
                     more => format!(" (and {more} more before it)"),
                 };
-                let message = format!("{} is refused {}: {decision}{more}", subject(who), object(what, *of));
+                let message = format!("{} is refused {}: {decision}{more}", subject(who), object(resource, *kind));
                 let mut fields = Fields::new("refusal", NOTICE, message);
                 fields.who(who);
-                fields.what(what);
-                fields.add("OF", of.name());
+                fields.resource(resource);
+                fields.add("OF", kind.name());
                 fields.add_some("RULE", decision.rule);
                 fields.add("VERDICT", decision.verdict.name());
                 fields.add("COUNT", count);
@@ -262,7 +262,7 @@ impl Record<'_> {
 impl MoreRefusals {
     pub(super) fn fields(&self) -> Fields {
         let Self { user, count } = self;
-        let message = format!("user {user} was refused {count} more, too many to tell one by one");
+        let message = format!("user {user} was refused {count} more, too many to record one by one");
         let mut fields = Fields::new("refusal", NOTICE, message);
         fields.add("USER", user);
         fields.add("COUNT", count);
@@ -270,7 +270,7 @@ impl MoreRefusals {
     }
 }
 
-impl Of {
+impl RequestKind {
     fn name(self) -> &'static str {
         match self {
             Self::Lease => "lease",
@@ -291,28 +291,28 @@ fn subject(who: &Who) -> String {
     text
 }
 
-fn object(what: &What<'_>, of: Of) -> String {
-    let mut text = match (of, what.protocol) {
-        (Of::Packet, Some(protocol)) => format!("a packet of {protocol}"),
-        (Of::Packet, None) => "a packet".to_owned(),
-        (Of::Observe, _) | (Of::Lease, Some("observe")) => "all packets".to_owned(),
-        (Of::Lease, None | Some("none")) => "a lease without ports".to_owned(),
-        (Of::Lease, Some(protocol)) => match &what.ports {
+fn object(resource: &Resource<'_>, kind: RequestKind) -> String {
+    let mut text = match (kind, resource.protocol) {
+        (RequestKind::Packet, Some(protocol)) => format!("a packet of {protocol}"),
+        (RequestKind::Packet, None) => "a packet".to_owned(),
+        (RequestKind::Observe, _) | (RequestKind::Lease, Some("observe")) => "all packets".to_owned(),
+        (RequestKind::Lease, None | Some("none")) => "a lease without ports".to_owned(),
+        (RequestKind::Lease, Some(protocol)) => match &resource.ports {
             Some(ports) if ports.start() == ports.end() => format!("{protocol} port {}", ports.start()),
             Some(ports) => format!("{protocol} ports {}", range(ports)),
             None => format!("a {protocol} port"),
         },
     };
-    if let Some(destination) = what.destination {
-        let _ = match what.destination_port {
+    if let Some(destination) = resource.destination {
+        let _ = match resource.destination_port {
             Some(port) => write!(text, " to {destination} port {port}"),
             None => write!(text, " to {destination}"),
         };
     }
-    if let Some(address) = what.address {
-        let _ = write!(text, " {} {address}", if of == Of::Packet { "from" } else { "of" });
+    if let Some(address) = resource.address {
+        let _ = write!(text, " {} {address}", if kind == RequestKind::Packet { "from" } else { "of" });
     }
-    if let Some(interface) = what.interface {
+    if let Some(interface) = resource.interface {
         let _ = write!(text, " on {interface}");
     }
     text

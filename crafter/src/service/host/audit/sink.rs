@@ -1,6 +1,5 @@
-//! Where records go: the journal's datagrams (its "native protocol": systemd.io/JOURNAL_NATIVE_PROTOCOL), or lines of
-//! logfmt. Own code, since the crates that speak the protocol block when the journal is slow, or come with a logging
-//! framework; it is a page.
+//! Writes records to the journal as datagrams of its native protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL), or as lines
+//! of logfmt. The crates for this protocol block while the journal is slow, or contain a logging framework.
 
 use std::{
     fmt::Write as _,
@@ -16,7 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::record::Fields;
 
-/// The longest line: what a pipe that has room takes at once (`PIPE_BUF`), without blocking or a part of it.
+/// The longest line: a pipe with room accepts `PIPE_BUF` bytes at once, without blocking or splitting.
 const LINE: usize = 4096;
 
 #[derive(Debug)]
@@ -33,27 +32,27 @@ impl Sink {
         Ok(Self { socket, journal, otherwise })
     }
 
-    /// Whether the record was taken. `unwritten`: how many were not before it.
+    /// Writes a record; `false` if it was not accepted. `unwritten`: the number of lost records before it.
     pub fn write(&self, fields: &Fields, unwritten: u64) -> bool {
-        // By name each time: a journal that was started again has another socket.
+        // By name each time: a restarted journal has another socket.
         match self.socket.send_to(&datagram(fields, unwritten), &self.journal) {
             Ok(_) => true,
-            // Somebody listens, and has no room.
+            // The journal has no room.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
             Err(_) => self.write_line(&line(fields, unwritten)),
         }
     }
 
     fn write_line(&self, line: &str) -> bool {
-        // Not O_NONBLOCK, which everybody who shares the descriptor would have then.
+        // Not O_NONBLOCK, which would apply to all processes that share the descriptor.
         let mut ready = [PollFd::new(self.otherwise.as_fd(), PollFlags::POLLOUT)];
         let room = poll(&mut ready, PollTimeout::ZERO) == Ok(1)
             && ready[0].revents().is_some_and(|events| events.contains(PollFlags::POLLOUT));
-        // A stream socket, as journald gives services for stderr, may have room for less than the line.
+        // A stream socket, which journald gives services as stderr, may have room for a part of the line only.
         room && {
             let bytes = line.as_bytes();
             let fd = self.otherwise.as_raw_fd();
-            // SAFETY: `bytes` is valid for its length, and the descriptor open as long as self.
+            // SAFETY: `bytes` is valid for its length, and the descriptor is open as long as self.
             let sent =
                 unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
             if sent == -1 && io::Error::last_os_error().raw_os_error() == Some(libc::ENOTSOCK) {
@@ -65,8 +64,8 @@ impl Sink {
     }
 }
 
-/// `NAME=value` and the line's end; where the value has one itself: the name, the line's end, 8 bytes of length with
-/// the lowest first, the value, the line's end.
+/// `NAME=value` and a newline. A value with newlines: the name, a newline, the length in 8 bytes (little-endian), the
+/// value, a newline.
 fn datagram(fields: &Fields, unwritten: u64) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(1024);
     let mut add = |prefix: &str, name: &str, value: &str| {

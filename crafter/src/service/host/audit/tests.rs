@@ -1,4 +1,4 @@
-//! A journal of the test's own, which reads what journald would.
+//! The audit log with a journal of the test, which reads datagrams like journald.
 
 use std::{
     collections::HashMap,
@@ -42,21 +42,21 @@ impl Journal {
         std::fs::remove_file(self.path()).unwrap();
     }
 
-    /// What has come.
+    /// The entries that have arrived.
     fn read(&self) -> Vec<Entry> {
         let mut buffer = [0; 8192];
         std::iter::from_fn(|| self.socket.as_ref()?.recv(&mut buffer).ok().map(|length| entry(&buffer[..length])))
             .collect()
     }
 
-    /// A log that has this journal, and what it writes otherwise.
+    /// A log that writes to this journal, and the pipe that it uses without one.
     fn log(&self) -> (Audit, PipeReader) {
         let (reader, writer) = pipe().unwrap();
         (Audit::at(self.path(), writer.into()).unwrap(), reader)
     }
 }
 
-/// As the protocol's description has it.
+/// Parses the journal's native protocol.
 fn entry(mut bytes: &[u8]) -> Entry {
     let mut entry = Entry::new();
     while !bytes.is_empty() {
@@ -82,25 +82,25 @@ fn entry(mut bytes: &[u8]) -> Entry {
 
 const WHO: Who = Who { user: 1000, pid: Some(77), lease: Some(5) };
 
-fn leased() -> What<'static> {
-    What {
+fn leased() -> Resource<'static> {
+    Resource {
         interface: Some("eth0"),
         protocol: Some("tcp"),
         address: Some("192.0.2.1".parse().unwrap()),
         ports: Some(40_000..=40_003),
-        ..What::default()
+        ..Resource::default()
     }
 }
 
 fn refusal(user: u32) -> Record<'static> {
     Record::Refusal {
         who: Who { user, ..WHO },
-        of: Of::Packet,
-        what: What {
+        kind: RequestKind::Packet,
+        resource: Resource {
             destination: Some("2001:db8::25".parse().unwrap()),
             destination_port: Some(25),
             protocol: Some("tcp"),
-            ..What::default()
+            ..Resource::default()
         },
         decision: Decision { rule: Some(2), verdict: Verdict::Denied },
     }
@@ -113,15 +113,15 @@ fn expect(entry: &Entry, fields: &[(&str, &str)]) {
 }
 
 #[test]
-fn records_have_fields() {
+fn records_have_their_fields() {
     let journal = Journal::new();
     let (audit, _) = journal.log();
     let now = Instant::now();
     audit.record(&Record::Start { version: "0.1.0", rules: 2 }, now);
-    audit.record(&Record::Lease { who: WHO, what: leased(), rule: Some(2) }, now);
+    audit.record(&Record::Lease { who: WHO, resource: leased(), rule: Some(2) }, now);
     audit.record(&refusal(1000), now);
     let counts = Counts { sent: 3, refused: 1, delivered: 2, lost: 0 };
-    audit.record(&Record::End { who: WHO, what: leased(), reason: "closed", counts }, now);
+    audit.record(&Record::End { who: WHO, resource: leased(), reason: "closed", counts }, now);
     audit.record(&Record::Reload { rules: 3, warnings: 1, ended: 0 }, now);
     audit.record(&Record::ReloadFailed { reason: "line 1: no\nline 2: neither" }, now);
     audit.record(&Record::Stop { reason: "SIGTERM" }, now);
@@ -154,7 +154,7 @@ fn records_have_fields() {
             (
                 "MESSAGE",
                 "user 1000 (pid 77), lease 5, is refused a packet of tcp to 2001:db8::25 port 25: \
-                 rule 2: the destination is among those that it denies",
+                 rule 2: it denies the destination",
             ),
             ("PRIORITY", "5"),
             ("CRAFTER_EVENT", "refusal"),
@@ -183,14 +183,15 @@ fn records_have_fields() {
         ("CRAFTER_LOST", "0"),
     ];
     expect(&entries[3], &[&end[..], &leased[..]].concat());
-    assert_eq!(entries[4]["MESSAGE"], "the policy was read again: 3 rules, 1 warning, 0 leases ended");
+    assert_eq!(entries[4]["MESSAGE"], "reloaded the policy: 3 rules, 1 warning, 0 leases ended");
     assert_eq!(entries[5]["CRAFTER_REASON"], "line 1: no\nline 2: neither");
     assert_eq!((entries[5]["PRIORITY"].as_str(), entries[5]["CRAFTER_EVENT"].as_str()), ("4", "reload"));
     assert_eq!(entries[6]["MESSAGE"], "crafter stops: SIGTERM");
     assert_eq!(entries.len(), 7);
 }
 
-/// `count` refusals at once, and what is recorded of them. A socket keeps few datagrams for its reader.
+/// Makes `count` refusals at once, and returns their records. The socket's queue is short, so each record is read at
+/// once.
 fn flood(audit: &Audit, journal: &Journal, count: usize, now: Instant) -> Vec<Entry> {
     let read = |_| {
         audit.record(&refusal(1000), now);
@@ -204,32 +205,32 @@ fn count(entries: &[Entry]) -> u64 {
 }
 
 #[test]
-fn floods_of_refusals_are_counted() {
+fn refusals_above_the_rate_are_counted() {
     let journal = Journal::new();
     let (audit, _) = journal.log();
     let start = Instant::now();
     let entries = flood(&audit, &journal, 1000, start);
     assert_eq!((entries.len(), count(&entries)), (20, 20), "a burst");
-    // Nobody else's records suffer, nor those of leases.
+    // Records of other users and of leases are not affected.
     audit.record(&refusal(1001), start);
-    audit.record(&Record::Lease { who: WHO, what: leased(), rule: None }, start);
+    audit.record(&Record::Lease { who: WHO, resource: leased(), rule: None }, start);
     assert_eq!(journal.read().len(), 2);
-    // The next one tells those in between.
+    // The next record contains the count of those in between.
     audit.record(&refusal(1000), start + Duration::from_secs(1));
     let entries = journal.read();
     assert_eq!((entries.len(), count(&entries)), (1, 981));
     assert!(entries[0]["MESSAGE"].ends_with(" (and 980 more before it)"), "{:?}", entries[0]);
-    // If none follows, the end of the flood is told all the same, once.
+    // Without a further refusal, the count is recorded once.
     let entries = flood(&audit, &journal, 100, start + Duration::from_secs(1));
     assert_eq!((entries.len(), count(&entries)), (4, 4), "the rest of a second's five");
-    audit.settle(start + Duration::from_secs(1));
-    assert!(journal.read().is_empty(), "not faster for that");
-    audit.settle(start + Duration::from_secs(2));
-    audit.settle(start + Duration::from_secs(3));
+    audit.flush_counts(start + Duration::from_secs(1));
+    assert!(journal.read().is_empty(), "flushing does not exceed the rate");
+    audit.flush_counts(start + Duration::from_secs(2));
+    audit.flush_counts(start + Duration::from_secs(3));
     let entries = journal.read();
     assert_eq!((entries.len(), count(&entries)), (1, 96));
-    assert_eq!(entries[0]["MESSAGE"], "user 1000 was refused 96 more, too many to tell one by one");
-    // And before the service stops, whatever the rate.
+    assert_eq!(entries[0]["MESSAGE"], "user 1000 was refused 96 more, too many to record one by one");
+    // Also when the service stops, whatever the rate.
     let mut entries = flood(&audit, &journal, 100, start + Duration::from_secs(3));
     audit.record(&Record::Stop { reason: "idle" }, start + Duration::from_secs(3));
     entries.extend(journal.read());
@@ -238,30 +239,30 @@ fn floods_of_refusals_are_counted() {
 }
 
 #[test]
-fn quiet_users_are_forgotten() {
+fn idle_users_are_removed() {
     let journal = Journal::new();
     let (audit, _) = journal.log();
     let start = Instant::now();
     for user in 0..10_000 {
-        // Ten seconds for each thousand.
+        // Ten seconds per thousand users.
         audit.record(&refusal(user), start + Duration::from_millis(10) * user);
         if user % 100 == 0 {
             journal.read();
         }
     }
     assert!(audit.state().users.len() <= USERS);
-    audit.settle(start + Duration::from_secs(200));
+    audit.flush_counts(start + Duration::from_secs(200));
     assert!(audit.state().users.is_empty());
 }
 
 #[test]
-fn a_full_journal_is_not_waited_for() {
+fn full_journal_does_not_block() {
     let journal = Journal::new();
     let (audit, _) = journal.log();
     let now = Instant::now();
-    // Linux keeps net.unix.max_dgram_qlen datagrams for a reader, and as many bytes as the sender's buffer has.
+    // Linux queues net.unix.max_dgram_qlen datagrams, and as many bytes as the sender's buffer allows.
     for _ in 0..10_000 {
-        audit.record(&Record::Lease { who: WHO, what: leased(), rule: None }, now);
+        audit.record(&Record::Lease { who: WHO, resource: leased(), rule: None }, now);
     }
     let lost = audit.lost();
     assert!((1..10_000).contains(&lost), "{lost}");
@@ -271,12 +272,12 @@ fn a_full_journal_is_not_waited_for() {
     audit.record(&Record::Stop { reason: "idle" }, now);
     let entries = journal.read();
     assert_eq!(entries[0]["CRAFTER_UNWRITTEN"], lost.to_string());
-    assert!(!entries[1].contains_key("CRAFTER_UNWRITTEN"), "told once");
+    assert!(!entries[1].contains_key("CRAFTER_UNWRITTEN"), "counted once");
     assert_eq!(audit.lost(), lost);
 }
 
 #[test]
-fn lines_where_there_is_no_journal() {
+fn lines_are_written_without_a_journal() {
     let mut journal = Journal::new();
     let (audit, mut lines) = journal.log();
     let now = Instant::now();
@@ -285,21 +286,21 @@ fn lines_where_there_is_no_journal() {
     audit.record(&Record::ReloadFailed { reason: "a \"b\"\nc" }, now);
     journal.start();
     audit.record(&Record::Stop { reason: "idle" }, now);
-    assert_eq!(journal.read().len(), 1, "a journal that was started again");
+    assert_eq!(journal.read().len(), 1, "a restarted journal");
     drop(audit);
     let mut text = String::new();
     lines.read_to_string(&mut text).unwrap();
     let expected = "\
         crafter: event=refusal user=1000 pid=77 lease=5 protocol=tcp destination=2001:db8::25 destination_port=25 \
         of=packet rule=2 verdict=denied count=1 message=\"user 1000 (pid 77), lease 5, is refused a packet of tcp to \
-        2001:db8::25 port 25: rule 2: the destination is among those that it denies\"\n\
-        crafter: event=reload reason=\"a \\\"b\\\"\\nc\" message=\"the policy was read again, and the former one stays \
-        in force: a \\\"b\\\"\\nc\"\n";
+        2001:db8::25 port 25: rule 2: it denies the destination\"\n\
+        crafter: event=reload reason=\"a \\\"b\\\"\\nc\" message=\"cannot reload the policy, the previous one \
+        remains in force: a \\\"b\\\"\\nc\"\n";
     assert_eq!(text, expected);
 }
 
 #[test]
-fn a_full_stderr_is_not_waited_for() {
+fn full_stderr_does_not_block() {
     let now = Instant::now();
     let flood = |audit: &Audit| {
         for _ in 0..10_000 {
@@ -316,7 +317,7 @@ fn a_full_stderr_is_not_waited_for() {
     let mut text = String::new();
     reader.read_to_string(&mut text).unwrap();
     assert_eq!(text.lines().count() as u64, taken);
-    assert!(text.lines().all(|line| line.len() == 4095), "cut, for what a pipe takes whole");
+    assert!(text.lines().all(|line| line.len() == 4095), "cut to what a pipe accepts in one write");
     // As journald gives services for stderr.
     let (ours, _theirs) = UnixStream::pair().unwrap();
     setsockopt(&ours, sockopt::SndBuf, &20_000).unwrap();

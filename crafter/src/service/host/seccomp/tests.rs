@@ -1,4 +1,4 @@
-//! Children that are filtered: what the service does goes on, what it does not do fails or ends it.
+//! Filtered children: the service's own calls succeed, others fail or kill the process.
 
 use std::{
     fs::{self, File},
@@ -26,18 +26,19 @@ use crate::{
     service::host::{child, privileges},
 };
 
-/// What a system call answers to these arguments.
+/// The result of a system call.
 fn call(number: c_long, arguments: [c_long; 4]) -> Result<c_long, Errno> {
     let [a, b, c, d] = arguments;
-    // SAFETY: the calls of these tests are refused before they read any argument, or take none that is a pointer.
+    // SAFETY: the filter refuses these calls before they read any argument, or they take no pointers.
     Errno::result(unsafe { libc::syscall(number, a, b, c, d) })
 }
 
-/// The whole of the story below the control socket: an interface attached, a port leased, a packet sent and received,
-/// in a filtered process of a user with four capabilities, whose /proc has processes only (`ProcSubset=pid`).
+/// Everything below the control socket: attaches to an interface, leases a port, sends and receives a packet, in a
+/// filtered process of an unprivileged user with four capabilities, whose /proc contains only processes
+/// (`ProcSubset=pid`).
 #[test]
-fn leases_and_packets_go_on() {
-    // AF_XDP's memory is locked, for which a test has no other right than root's: how much there is depends on the host.
+fn filtered_service_leases_sends_and_receives() {
+    // AF_XDP needs locked memory; without root, its limit depends on the host.
     let confined = story(|| privileges::confine(Some("nobody")).unwrap());
     assert!(["done", "done with AF_XDP"].contains(&confined.as_str()), "{confined}");
     assert_eq!(story(|| ()), "done with AF_XDP");
@@ -83,7 +84,7 @@ fn story(confine: impl FnOnce()) -> String {
 }
 
 #[test]
-fn arguments_are_looked_at() {
+fn arguments_are_filtered() {
     let ended = child::run(|| {
         install().unwrap();
         let (mut one, mut other) = UnixStream::pair().unwrap();
@@ -111,7 +112,7 @@ fn arguments_are_looked_at() {
         let thread = libc::CLONE_THREAD | libc::CLONE_SIGHAND | libc::CLONE_VM;
         fails(libc::SYS_clone, [(thread | libc::CLONE_NEWNET).into(), 0, 0, 0]);
         fails(libc::SYS_prlimit64, [0, 7, 1, 0]);
-        // Not even by number of another interface to the kernel.
+        // Nor by the number of another ABI.
         let unknown = |number| assert_eq!(call(number, [0; 4]), Err(Errno::ENOSYS), "{number}");
         for number in [libc::SYS_clone3, libc::SYS_kill, libc::SYS_seccomp, libc::SYS_capset, libc::SYS_setresuid] {
             unknown(number);
@@ -123,14 +124,14 @@ fn arguments_are_looked_at() {
         for number in [libc::SYS_fork, libc::SYS_vfork, libc::SYS_open, 0x4000_0000 | libc::SYS_execve] {
             unknown(number);
         }
-        // Which is why a process cannot be started, and nobody dies of trying.
+        // So a process cannot be started, and trying does not kill the caller.
         Command::new("/bin/true").status().unwrap_err().to_string()
     });
     assert_eq!(ended.unwrap(), "Operation not permitted (os error 1)");
 }
 
 #[test]
-fn threads_are_filtered_too() {
+fn filter_applies_to_all_threads() {
     let ended = child::run(|| {
         let (go, waiting) = mpsc::channel();
         let before = thread::spawn(move || {
@@ -146,7 +147,7 @@ fn threads_are_filtered_too() {
 }
 
 #[test]
-fn what_an_intruder_calls_kills() {
+fn calls_of_attackers_kill_the_process() {
     for &number in KILLING {
         let ended = child::run(|| {
             install().unwrap();

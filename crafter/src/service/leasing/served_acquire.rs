@@ -1,4 +1,4 @@
-//! What a plan takes of the host: ports, and the socket to the client.
+//! Acquires what a plan needs: ports, and the socket pair of the client.
 
 use std::{ops::RangeInclusive, os::fd::OwnedFd, rc::Rc};
 
@@ -7,15 +7,15 @@ use socket2::SockRef;
 
 use super::{
     super::{
-        attachment::Attachment,
+        attachment::{Attachment, AttachmentGuard},
         caller::Caller,
         served_lease::ServedLease,
-        state::{AttachmentGuard, Service},
+        state::Service,
         users::Charge,
     },
-    no_lease::NoLease,
+    lease_error::LeaseError,
     plan::{Candidates, Plan, pick},
-    request::Request,
+    served_request::ServedRequest,
 };
 use crate::{
     Error, Lease, LeaseRequest, Result,
@@ -25,16 +25,16 @@ use crate::{
     policy::{Decision, Grant, Host, LeaseWish, Policy, Verdict},
 };
 
-/// Bytes of messages that wait in a lease's socket, each way; the kernel counts some overhead with them.
+/// The send buffer of each end of a lease's socket, in bytes; the kernel adds some overhead.
 const SOCKET_BYTES: usize = 2 << 20;
 
-/// Random ports tried before those of the policy count as taken.
+/// Random ports to try before those of the policy count as taken.
 const PICKS: u32 = 1000;
 
-/// What a lease is made of; dropping it gives all of it back.
-pub(super) struct Acquired {
+/// An acquired lease; dropping it returns everything.
+pub(super) struct AcquiredLease {
     pub(super) guard: AttachmentGuard,
-    /// The driver's; `None`: no port is leased.
+    /// The driver's lease; `None` without ports.
     pub(super) lease: Option<Lease>,
     pub(super) grant: Grant,
     pub(super) charge: Charge,
@@ -42,19 +42,19 @@ pub(super) struct Acquired {
     pub(super) theirs: OwnedFd,
 }
 
-/// Takes what is planned.
+/// Acquires what is planned.
 ///
 /// # Errors
-/// What the policy refuses now that ports and the use so far are known; [`Error::PortTaken`]; what the driver says.
+/// A refusal of the policy, now that ports and usage are known; [`Error::PortTaken`]; errors of the driver.
 pub(super) async fn acquire(
     service: &Service,
     policy: &Policy,
     caller: &Caller,
-    request: &Request,
+    request: &ServedRequest,
     plan: &Plan,
     host: &Host,
     guard: AttachmentGuard,
-) -> Result<Acquired, NoLease> {
+) -> Result<AcquiredLease, LeaseError> {
     let attachment = guard.attachment.clone();
     let usage = service.users.of(caller.subject.user);
     let granted = |ports: RangeInclusive<u16>| -> Result<(Grant, Charge), Decision> {
@@ -63,12 +63,13 @@ pub(super) async fn acquire(
         let grant = policy.grant(&caller.subject, &wish, host, &usage.borrow())?;
         Ok((grant, Charge::new(usage.clone(), count)))
     };
-    let terms = terms(request);
+    let terms = kernel_terms(request);
     let crafter = attachment.crafter()?;
     let obtain = async |transport: Transport, ports: RangeInclusive<u16>| {
         let port = PortChoice::Range(ports);
         let request = LeaseRequest { transport, address: plan.address, port, terms, coalesce: false };
-        crafter.lease_gathered(request, attachment.arrived.clone()).await.map_err(|error| held_by(&attachment, error))
+        let lease = crafter.lease_gathered(request, attachment.arrived.clone()).await;
+        lease.map_err(|error| own_holder(service, caller, &attachment, error))
     };
     let (lease, grant, charge) = match (request.transport, &plan.ports) {
         (Some(transport), Candidates::These(ports)) => {
@@ -95,11 +96,11 @@ pub(super) async fn acquire(
         }
     };
     let (ours, theirs) = pair()?;
-    Ok(Acquired { guard, lease, grant, charge, ours, theirs })
+    Ok(AcquiredLease { guard, lease, grant, charge, ours, theirs })
 }
 
-/// How the kernel half is to treat what comes to the lease.
-pub(super) fn terms(request: &Request) -> Terms {
+/// How the kernel half treats packets for the lease.
+pub(super) fn kernel_terms(request: &ServedRequest) -> Terms {
     Terms { observe: request.observe, suppress: request.suppress, report: true }
 }
 
@@ -108,28 +109,28 @@ fn random() -> Result<u32> {
     getrandom::u32().map_err(failed)
 }
 
-/// Names the lease that has a port, where it is one of the service.
-fn held_by(attachment: &Attachment, error: Error) -> Error {
-    let Error::PortTaken { protocol, address, port, .. } = &error else { return error };
+/// Replaces the holder of a taken port: only a lease of the caller is named. A client must not learn about other users'
+/// leases and processes.
+fn own_holder(service: &Service, caller: &Caller, interface: &Rc<Attachment>, error: Error) -> Error {
+    let Error::PortTaken { protocol, address, port, .. } = error else { return error };
     let owns = |lease: &&Rc<ServedLease>| {
-        let wish = lease.what.grant.wish();
-        wish.transport.is_some_and(|transport| transport.name() == *protocol)
-            && wish.ports.contains(port)
-            && (lease.what.address.is_none_or(|own| own == *address) || address.is_unspecified())
+        let wish = lease.terms.grant.wish();
+        lease.subject().user == caller.subject.user
+            && wish.transport.is_some_and(|transport| transport.name() == protocol)
+            && wish.ports.contains(&port)
+            && (lease.terms.address.is_none_or(|own| own == address) || address.is_unspecified())
     };
-    let Some(holder) = attachment.leases().iter().find(owns).cloned() else { return error };
-    let pid = holder.what.pid.map(|pid| format!(", process {pid}")).unwrap_or_default();
-    let holder = Some(format!("lease {} of user {}{pid}", holder.what.number, holder.subject().user));
-    Error::PortTaken { protocol, address: *address, port: *port, holder }
+    let holder = service.leases_on(interface).iter().find(owns).map(|own| format!("your lease {}", own.terms.number));
+    Error::PortTaken { protocol, address, port, holder }
 }
 
-/// Both ends of a lease's socket, with room for a burst. The client's end blocks, unless it is told otherwise.
+/// Makes both ends of a lease's socket, with room for a burst. The client's end is in blocking mode.
 pub(super) fn pair() -> Result<(OwnedFd, OwnedFd)> {
     let failed = |errno: nix::Error| Error::Io { action: "make the socket of a lease".into(), source: errno.into() };
     let (ours, theirs) =
         socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).map_err(failed)?;
     for end in [&ours, &theirs] {
-        // Beyond the limit for everybody, which is some 200 small messages. Less room is no failure.
+        // Above `net.core.wmem_max`, which allows some 200 small messages. A smaller buffer is no error.
         if setsockopt(end, nix::sys::socket::sockopt::SndBufForce, &SOCKET_BYTES).is_err() {
             let _ = setsockopt(end, SndBuf, &SOCKET_BYTES);
         }

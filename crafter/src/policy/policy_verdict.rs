@@ -1,15 +1,15 @@
-//! What the policy answers.
+//! Decisions and verdicts of the policy.
 
 use std::fmt;
 
 use super::rule::Rule;
 
-/// An answer, and the rule that gave it.
+/// A verdict, and the rule that gave it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Decision {
-    /// The rule's place in the file, from 1; `None`: no rule names the subject.
+    /// The number of the rule, from 1; `None`: no rule names the subject.
     pub rule: Option<usize>,
-    /// The answer.
+    /// The verdict.
     pub verdict: Verdict,
 }
 
@@ -20,7 +20,7 @@ impl Decision {
         Self { rule: Some(rule.number), verdict: checked.err().unwrap_or(Verdict::Allowed) }
     }
 
-    /// Whether it may be.
+    /// Whether the verdict is [`Verdict::Allowed`].
     pub fn is_allowed(self) -> bool {
         self.verdict == Verdict::Allowed
     }
@@ -37,14 +37,14 @@ impl fmt::Display for Decision {
 
 macro_rules! verdicts {
     ($($(#[$doc:meta])* $name:ident $key:literal $sentence:literal,)*) => {
-        /// Allowed, or what refuses.
+        /// Allowed, or why not.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum Verdict {
             $($(#[$doc])* $name,)*
         }
 
         impl Verdict {
-            /// All of them.
+            /// All verdicts.
             pub const ALL: &[Self] = &[$(Self::$name,)*];
 
             /// Its name in JSON and in logs.
@@ -64,7 +64,7 @@ macro_rules! verdicts {
 }
 
 verdicts! {
-    /// It may be.
+    /// The policy allows it.
     Allowed "allowed" "allowed",
     /// No rule names the user or a group of the user.
     NoRule "no-rule" "no rule names the user or one of the user's groups",
@@ -79,17 +79,17 @@ verdicts! {
     /// Not in `protocols`.
     Protocol "protocol" "the protocol is not among its protocols",
     /// More than `max_leases`.
-    Leases "max-leases" "there would be more leases than its max_leases",
+    Leases "max-leases" "the lease exceeds its max_leases",
     /// More than `max_ports`.
-    Ports "max-ports" "there would be more ports than its max_ports",
+    Ports "max-ports" "the ports exceed its max_ports",
     /// More than `max_flows`.
-    Flows "max-flows" "there would be more flows than its max_flows",
+    Flows "max-flows" "the flow exceeds its max_flows",
     /// No `raw_ethernet`.
-    RawEthernet "raw-ethernet" "Ethernet frames need raw_ethernet = true, and a lease with them",
+    RawEthernet "raw-ethernet" "Ethernet frames need raw_ethernet = true and a lease for frames",
     /// No `observe`.
-    Observe "observe" "to watch what is not one's own needs observe = true",
+    Observe "observe" "packets of others need observe = true",
     /// The source address is not the lease's, and not in `foreign_sources`.
-    ForeignSource "foreign-source" "the source address is not the host's or not the lease's, and not among its foreign_sources",
+    ForeignSource "foreign-source" "the source address is neither the lease's nor among its foreign_sources",
     /// The source port (ICMP: identifier) or the protocol is not the lease's.
     SourcePort "source-port" "the source port is not the lease's",
     /// No `multicast`.
@@ -97,17 +97,17 @@ verdicts! {
     /// No `broadcast`.
     Broadcast "broadcast" "a broadcast destination needs broadcast = true",
     /// In `deny`.
-    Denied "denied" "the destination is among those that it denies",
+    Denied "denied" "it denies the destination",
     /// Not in `allow`.
-    NotAllowed "not-allowed" "the destination is not among those that it allows",
+    NotAllowed "not-allowed" "it does not allow the destination",
     /// A source route or routing header, without protocol `any`.
-    SourceRoute "source-route" "a packet that chooses its own route needs \"any\" among its protocols",
+    SourceRoute "source-route" "a source-routed packet needs \"any\" among its protocols",
     /// Longer than the MTU.
     TooLong "too-long" "the packet is longer than the interface's MTU",
     /// Faster than `packets_per_second` and `burst`.
-    Rate "rate" "packets come faster than its packets_per_second and burst",
+    Rate "rate" "the packets exceed its packets_per_second and burst",
     /// The packet's headers cannot be read.
-    Unreadable "unreadable" "the packet's headers cannot be read, so that nothing can be decided",
+    Unreadable "unreadable" "the packet's headers cannot be read",
 }
 
 impl fmt::Display for Verdict {

@@ -1,16 +1,16 @@
-//! Why a request leads to no lease.
+//! The errors of leasing.
 
 use crate::{Error, policy::Decision, protocol::wire::Fault};
 
-/// Why there is no lease.
+/// Why a lease was not granted.
 #[derive(Debug)]
-pub(super) enum NoLease {
+pub(super) enum LeaseError {
     Refused(Decision),
     Fault(Fault),
 }
 
-impl NoLease {
-    /// On the wire; `refused` is told what the policy refused.
+impl LeaseError {
+    /// Converts the error for the wire; `refused` records a refusal of the policy.
     pub(super) fn into_fault(self, refused: impl FnOnce(Decision)) -> Fault {
         match self {
             Self::Refused(decision) => {
@@ -22,19 +22,19 @@ impl NoLease {
     }
 }
 
-impl From<Decision> for NoLease {
+impl From<Decision> for LeaseError {
     fn from(decision: Decision) -> Self {
         Self::Refused(decision)
     }
 }
 
-impl From<Error> for NoLease {
+impl From<Error> for LeaseError {
     fn from(error: Error) -> Self {
         Self::Fault(error.into())
     }
 }
 
-impl From<Fault> for NoLease {
+impl From<Fault> for LeaseError {
     fn from(fault: Fault) -> Self {
         Self::Fault(fault)
     }

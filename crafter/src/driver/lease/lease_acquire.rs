@@ -1,4 +1,4 @@
-//! How a lease comes about: its ports are acquired, from the kernel or from the service, and then published in the core.
+//! Makes leases: acquires ports from the kernel or the service, and publishes them in the core.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -22,36 +22,37 @@ use crate::{
     protocol::{Control, wire::LeaseCall},
 };
 
-/// Ports that nobody registers (RFC 6335 section 6): where a free one is looked for.
+/// The dynamic ports (RFC 6335, section 6), from which free ports are taken.
 const DYNAMIC: RangeInclusive<u16> = 49152..=65535;
 
-/// Random identifiers of ICMP queries tried before all count as taken.
+/// Random places to try before all ports or identifiers count as taken.
 const PICKS: u32 = 1000;
 
-/// Retry delay for a port that the service is about to have back.
+/// Retry delay for a port that was just closed and that the service is about to release.
 const RELEASED_PORT_RETRY_DELAY: Duration = Duration::from_millis(1);
 
 /// Any address of this host.
 const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
-/// Ports that nobody else is given.
-struct Acquired {
-    /// The address that they are bound to, if it is only one.
+/// Ports that no other program can bind.
+struct AcquiredPorts {
+    /// The address that they are bound to; `None`: any.
     address: Option<IpAddr>,
     ports: Vec<u16>,
-    hold: Hold,
+    claim: PortClaim,
 }
 
-/// What keeps other programs from the ports.
-enum Hold {
+/// What reserves the ports.
+enum PortClaim {
     /// Sockets of this process.
     Reservations(Vec<Reservation>),
-    /// The service, as long as this socket is open.
+    /// The service, while this socket is open.
     Service(OwnedFd),
 }
 
 impl Lease {
-    /// Takes a lease. What comes to one with `gathering`, which is then notified, is gathered with that of others.
+    /// Takes a lease. With `gathering`, its packets are gathered with those of other leases, and `gathering` is
+    /// notified.
     pub(in crate::driver) async fn take(
         shared: &Arc<Shared>,
         request: LeaseRequest,
@@ -66,25 +67,25 @@ impl Lease {
     }
 }
 
-/// The address must be this host's.
+/// Checks that the address is this host's.
 async fn check_address(shared: &Shared, request: &LeaseRequest) -> Result<()> {
-    // The driver keeps the list; only of an address that is not in it the kernel is asked.
-    let known = |address| shared.lock().is_local(address);
+    // The driver caches the list; the kernel is asked only about an address that is not in it.
+    let known = |address| shared.lock().backend.is_local(address);
     if let Some(address) = request.address.filter(|address| !known(*address)) {
         let addresses = local_addresses().await?;
         if !addresses.contains(&address) && !address.is_loopback() {
             return Err(Error::invalid("address", format_args!("{address} is not an address of this host")));
         }
-        shared.lock().set_local(&addresses)?;
+        shared.lock().backend.set_local(&addresses)?;
     }
     Ok(())
 }
 
-/// Reserves the ports by sockets: first the kernel's word that they are free, then the kernel half.
-fn from_kernel(shared: &Shared, request: &LeaseRequest) -> Result<Acquired> {
+/// Reserves the ports with sockets.
+fn from_kernel(shared: &Shared, request: &LeaseRequest) -> Result<AcquiredPorts> {
     let address = request.address.unwrap_or(ANY);
     let ifindex = shared.interface.ifindex;
-    // Where the kernel holds no identifiers of ICMP queries, it is the table that knows of them.
+    // The kernel does not reserve ICMP identifiers for every user; the table knows those of this process.
     let is_leased = |port| shared.lock().table.is_leased(request.transport, address, port);
     let reservations = match &request.port {
         PortChoice::Free if request.transport == Transport::Icmp => {
@@ -101,11 +102,12 @@ fn from_kernel(shared: &Shared, request: &LeaseRequest) -> Result<Acquired> {
         PortChoice::Free => vec![reserve::reserve_free(request.transport, address, DYNAMIC, ifindex)?],
         PortChoice::FreeRange(count) => reserve_row(request.transport, address, *count, ifindex)?,
         PortChoice::Exact(port) if !request.transport.ports().contains(port) => {
-            return Err(Error::invalid("port", "0 cannot be leased; 1 to 65535 can"));
+            return Err(Error::invalid("port", "0 is no port; choose one from 1 to 65535"));
         }
         PortChoice::Exact(port) => vec![reserve::reserve(request.transport, address, *port, ifindex)?],
         PortChoice::Range(range) if range.is_empty() || !request.transport.ports().contains(range.start()) => {
-            return Err(Error::invalid("ports", "a range goes from a lower to a higher port, 1 to 65535"));
+            let reason = format_args!("{range:?} is no range of ports; write the lower port first, from 1 to 65535");
+            return Err(Error::invalid("ports", reason));
         }
         PortChoice::Range(range) => reserve::reserve_range(request.transport, address, range.clone(), ifindex)?,
     };
@@ -114,16 +116,19 @@ fn from_kernel(shared: &Shared, request: &LeaseRequest) -> Result<Acquired> {
         let holder = Some("another lease of this process".to_owned());
         return Err(Error::PortTaken { protocol: request.transport.name(), address, port, holder });
     }
-    Ok(Acquired { address: request.address, ports, hold: Hold::Reservations(reservations) })
+    Ok(AcquiredPorts { address: request.address, ports, claim: PortClaim::Reservations(reservations) })
 }
 
-/// Reserves so many free ports in a row.
+/// Reserves `count` consecutive free ports.
 fn reserve_row(transport: Transport, address: IpAddr, count: u16, ifindex: u32) -> Result<Vec<Reservation>> {
     let Some(last) = DYNAMIC.end().checked_sub(count.max(1) - 1).filter(|last| last >= DYNAMIC.start()) else {
-        return Err(Error::invalid("ports", format_args!("there are no {count} ports from 49152 on")));
+        return Err(Error::invalid(
+            "ports",
+            format_args!("{count} consecutive ports do not fit between 49152 and 65535; ask for fewer"),
+        ));
     };
     let places = u32::from(last - DYNAMIC.start()) + 1;
-    let mut result = Err(Error::invalid("ports", "no random numbers are had"));
+    let mut result = Err(Error::invalid("ports", "the kernel returned no random numbers"));
     for _ in 0..PICKS {
         let Ok(random) = getrandom::u32() else { break };
         let first = DYNAMIC.start() + (random % places) as u16;
@@ -135,12 +140,12 @@ fn reserve_row(transport: Transport, address: IpAddr, count: u16, ifindex: u32) 
     result
 }
 
-/// Has the service give the ports.
-async fn from_service(control: &Control, shared: &Shared, request: &LeaseRequest) -> Result<Acquired> {
+/// Leases the ports from the service.
+async fn from_service(control: &Control, shared: &Shared, request: &LeaseRequest) -> Result<AcquiredPorts> {
     let call = call_for(&shared.name(), request);
     let (leased, socket) = loop {
         match service::lease(control, &call).await {
-            // What was closed here a moment ago the service may not know yet.
+            // The service may not have noticed yet that this process closed the port.
             Err(Error::PortTaken { .. }) if shared.is_closing() => {
                 tokio::time::sleep(RELEASED_PORT_RETRY_DELAY).await;
             }
@@ -148,30 +153,30 @@ async fn from_service(control: &Control, shared: &Shared, request: &LeaseRequest
         }
     };
     let (Some(first), Some(last)) = (leased.first_port, leased.last_port) else {
-        let reason = "a lease without the ports that were asked for".to_owned();
+        let reason = "it granted a lease without the requested ports".to_owned();
         return Err(Error::Service { path: control.path().display().to_string(), reason });
     };
-    // Where the policy allows only some addresses, the service has chosen.
+    // If the policy allows only some addresses, the service chose one.
     let address = request.address.or_else(|| leased.address?.parse().ok());
-    Ok(Acquired { address, ports: (first..=last).collect(), hold: Hold::Service(socket) })
+    Ok(AcquiredPorts { address, ports: (first..=last).collect(), claim: PortClaim::Service(socket) })
 }
 
-/// From now on, what comes to the ports is queued for the lease.
+/// Adds the lease to the core: packets for its ports are queued from now on.
 fn publish(
     shared: &Arc<Shared>,
     request: &LeaseRequest,
-    acquired: Acquired,
+    acquired: AcquiredPorts,
     gathering: Option<Arc<Notify>>,
 ) -> Result<Lease> {
     let (transport, terms) = (request.transport, request.terms);
-    let Acquired { address, ports, hold } = acquired;
+    let AcquiredPorts { address, ports, claim } = acquired;
     let gathered = gathering.is_some();
     let arrived = gathering.unwrap_or_default();
     let mut core = shared.lock();
     let id = core.table.next_lease();
-    let reservations = match (hold, core.service()) {
-        (Hold::Reservations(reservations), _) => reservations,
-        (Hold::Service(socket), service) => {
+    let reservations = match (claim, core.service()) {
+        (PortClaim::Reservations(reservations), _) => reservations,
+        (PortClaim::Service(socket), service) => {
             service.map_or(Ok(()), |service| service.add_socket(id, socket))?;
             Vec::new()
         }
@@ -183,7 +188,7 @@ fn publish(
     Ok(Lease { inner: Arc::new(inner) })
 }
 
-/// The call for a lease of ports.
+/// The call that leases the ports from the service.
 fn call_for(interface: &str, request: &LeaseRequest) -> LeaseCall {
     let LeaseRequest { transport, address, port, terms, coalesce } = request;
     let (first, last) = match port {

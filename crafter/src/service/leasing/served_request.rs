@@ -1,11 +1,11 @@
-//! A call's parameters, read.
+//! Parses the parameters of a `Lease` call.
 
 use std::{net::IpAddr, ops::RangeInclusive};
 
 use crate::{Error, Result, packet::Transport, policy::LeaseWish, protocol::wire::LeaseCall};
 
-/// What a client wants to lease.
-pub(super) struct Request {
+/// The parsed parameters of a `Lease` call.
+pub(super) struct ServedRequest {
     pub(super) interface: Option<String>,
     pub(super) destination: Option<IpAddr>,
     pub(super) protocol: &'static str,
@@ -19,20 +19,20 @@ pub(super) struct Request {
     pub(super) coalesce: bool,
 }
 
-/// The ports that a client wants.
+/// The requested ports.
 pub(super) enum Ports {
-    /// Packets of no port.
+    /// No ports.
     None,
-    /// So many in a row.
+    /// This number of consecutive free ports.
     Free(u16),
     These(RangeInclusive<u16>),
 }
 
-impl Request {
-    /// Reads a call.
+impl ServedRequest {
+    /// Parses a call.
     ///
     /// # Errors
-    /// [`Error::Invalid`] with the parameter that does not fit.
+    /// [`Error::Invalid`] with the invalid parameter.
     pub(super) fn read(call: &LeaseCall) -> Result<Self> {
         let (protocol, transport) = match call.protocol.as_str() {
             "tcp" => ("tcp", Some(Transport::Tcp)),
@@ -40,15 +40,27 @@ impl Request {
             "icmp" => ("icmp", Some(Transport::Icmp)),
             "none" => ("none", None),
             other => {
-                return Err(Error::invalid("protocol", format_args!("'{other}': tcp, udp, icmp and none are")));
+                return Err(Error::invalid(
+                    "protocol",
+                    format_args!("'{other}' is not a protocol; use tcp, udp, icmp or none"),
+                ));
             }
         };
         let ports = match (transport, call.port, call.last_port) {
             (None, None, None) => Ports::None,
-            (None, ..) => return Err(Error::invalid("port", "protocol none has no ports")),
+            (None, ..) => {
+                return Err(Error::invalid(
+                    "port",
+                    "protocol none has no ports; remove port, or choose another protocol",
+                ));
+            }
             (_, None, None) => Ports::Free(call.count.map_or(Ok(1), |count| port("count", count, 1..=u16::MAX))?),
-            _ if call.count.is_some() => return Err(Error::invalid("count", "it is for free ports, without port")),
-            (_, None, Some(_)) => return Err(Error::invalid("port", "the first one of the range is missing")),
+            _ if call.count.is_some() => {
+                return Err(Error::invalid("count", "count asks for free ports; remove count or port"));
+            }
+            (_, None, Some(_)) => {
+                return Err(Error::invalid("port", "last_port needs port, the first port of the range"));
+            }
             (Some(transport), Some(first), last) => {
                 let possible = || transport.ports();
                 Ports::These(port("port", first, possible())?..=port("last_port", last.unwrap_or(first), possible())?)
@@ -57,7 +69,7 @@ impl Request {
         if let Ports::These(range) = &ports
             && range.is_empty()
         {
-            return Err(Error::invalid("last_port", "a range goes from a lower to a higher port"));
+            return Err(Error::invalid("last_port", "last_port must not be lower than port"));
         }
         let request = Self {
             interface: call.interface.clone(),
@@ -73,12 +85,12 @@ impl Request {
             coalesce: call.coalesce.unwrap_or(false),
         };
         if request.interface.is_none() && request.destination.is_none() {
-            return Err(Error::invalid("interface", "this or destination is needed, to know where to receive"));
+            return Err(Error::invalid("interface", "name the interface or a destination"));
         }
         Ok(Self { address: request.address.filter(|address| !address.is_unspecified()), ..request })
     }
 
-    /// What the policy is asked of `ports` on `interface`.
+    /// The wish for `ports` on `interface` that the policy decides on.
     pub(super) fn wish(&self, interface: &str, ports: RangeInclusive<u16>) -> LeaseWish {
         LeaseWish {
             interface: interface.to_owned(),
@@ -91,14 +103,14 @@ impl Request {
     }
 }
 
-/// An address.
+/// Parses an address.
 pub(in crate::service) fn address(field: &str, text: &str) -> Result<IpAddr> {
-    text.parse().map_err(|_| Error::invalid(field, format_args!("'{text}' is no IPv4 or IPv6 address")))
+    text.parse().map_err(|_| Error::invalid(field, format_args!("'{text}' is not an IPv4 or IPv6 address")))
 }
 
-/// A port, or an identifier of ICMP queries.
+/// Checks a port, or an identifier of ICMP queries.
 pub(in crate::service) fn port(field: &str, number: u64, possible: RangeInclusive<u16>) -> Result<u16> {
     let port = u16::try_from(number).ok().filter(|port| possible.contains(port));
-    let reason = || format!("{number}: {} to {} are possible", possible.start(), possible.end());
+    let reason = || format!("{number} is out of range; use {} to {}", possible.start(), possible.end());
     port.ok_or_else(|| Error::invalid(field, reason()))
 }
