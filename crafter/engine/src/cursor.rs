@@ -4,7 +4,8 @@ use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::net::SocketAddr;
 
-use crafter_packet::header::{Flags, Segment, Seq, TcpOption};
+use crafter_packet::header::{Flags, Seq, TcpView};
+use crafter_packet::layer::{AnyLayer, IpFlags, Packet, Tcp, TcpOption};
 
 /// Segments out of order that are kept; the peer retransmits those beyond.
 const MAX_OUT_OF_ORDER: usize = 256;
@@ -39,8 +40,9 @@ pub enum Received {
 /// One end of a TCP connection whose segments the caller sends and answers one by one.
 ///
 /// It never sends or retransmits anything by itself: [`syn`](Self::syn), [`ack`](Self::ack), [`data`](Self::data),
-/// [`fin`](Self::fin) and [`rst`](Self::rst) give segments, [`handle`](Self::handle) takes them. To send something
-/// wrong, change the segment first; to retransmit, keep it.
+/// [`fin`](Self::fin) and [`rst`](Self::rst) return packets of layers, an IP header and [`Tcp`], whose checksums and
+/// lengths are unset and so computed when they are built; [`handle`](Self::handle) takes received packets. To send
+/// something wrong, change the packet before you build it; to retransmit, keep it.
 #[derive(Debug, Clone)]
 pub struct Cursor {
     /// This end.
@@ -103,73 +105,84 @@ impl Cursor {
         }
     }
 
-    /// SYN, or SYN-ACK once the peer's SYN was received. A second call gives the same segment.
-    pub fn syn(&mut self) -> Segment {
-        let mut segment = self.segment(Flags::SYN, self.isn);
-        segment.window = u16::try_from(self.window()).unwrap_or(u16::MAX);
-        segment.options = vec![TcpOption::Mss(self.mss), TcpOption::Nop, TcpOption::WindowScale(WINDOW_SCALE)];
+    /// SYN, or SYN-ACK once the peer's SYN was received. A second call returns the same segment.
+    pub fn syn(&mut self) -> Packet {
+        let segment = self.segment(Flags::SYN, self.isn).window(u16::try_from(self.window()).unwrap_or(u16::MAX));
         if self.send_next == self.isn {
             self.send_next = self.isn + 1;
         }
-        segment
+        self.packet(segment.options([TcpOption::Mss(self.mss), TcpOption::Nop, TcpOption::WScale(WINDOW_SCALE)]))
     }
 
     /// An acknowledgment of all that was received in order.
-    pub fn ack(&mut self) -> Segment {
-        self.segment(Flags::NONE, self.send_next)
+    pub fn ack(&mut self) -> Packet {
+        let segment = self.segment(Flags::NONE, self.send_next);
+        self.packet(segment)
     }
 
     /// `bytes` in segments of at most the peer's MSS, the last with PSH; none for no bytes. Keeping to the
     /// peer's window is up to the caller: see [`peer_window`](Self::peer_window).
-    pub fn data(&mut self, bytes: &[u8]) -> Vec<Segment> {
+    pub fn data(&mut self, bytes: &[u8]) -> Vec<Packet> {
         let size = usize::from(self.peer_mss.min(self.mss).max(1));
-        let mut segments = Vec::with_capacity(bytes.len().div_ceil(size));
+        let count = bytes.len().div_ceil(size);
+        let mut segments = Vec::with_capacity(count);
         for piece in bytes.chunks(size) {
-            let mut segment = self.segment(Flags::NONE, self.send_next);
-            segment.payload = piece.to_vec();
+            let flags = if segments.len() + 1 == count { Flags::PSH } else { Flags::NONE };
+            let segment = self.segment(flags, self.send_next);
             self.send_next += piece.len() as u32;
-            segments.push(segment);
-        }
-        if let Some(last) = segments.last_mut() {
-            last.flags |= Flags::PSH;
+            segments.push(self.packet(segment) / piece);
         }
         segments
     }
 
-    /// FIN behind all data so far. A second call gives the same segment.
-    pub fn fin(&mut self) -> Segment {
+    /// FIN behind all data so far. A second call returns the same segment.
+    pub fn fin(&mut self) -> Packet {
         let seq = *self.fin_sent.get_or_insert(self.send_next);
         self.send_next = seq + 1;
-        self.segment(Flags::FIN, seq)
+        let segment = self.segment(Flags::FIN, seq);
+        self.packet(segment)
     }
 
-    /// A RST with the next sequence number, which the peer accepts (RFC 5961, 3.2). The connection is closed.
-    pub fn rst(&mut self) -> Segment {
+    /// A RST with the next sequence number, which the peer accepts (RFC 5961, section 3.2). The connection is closed.
+    pub fn rst(&mut self) -> Packet {
         self.reset = true;
-        let mut segment = self.segment(Flags::RST, self.send_next);
-        segment.window = 0;
-        segment
+        let segment = self.segment(Flags::RST, self.send_next).window(0);
+        self.packet(segment)
     }
 
-    fn segment(&mut self, flags: Flags, seq: Seq) -> Segment {
-        let mut segment = Segment { seq: seq.0, flags, ttl: self.ttl, ..Segment::new(self.local, self.remote) };
-        if let Some(next) = self.receive_next {
-            segment.flags |= Flags::ACK;
-            segment.ack = next.0;
-            self.needs_ack = false;
-        }
+    fn segment(&mut self, flags: Flags, seq: Seq) -> Tcp {
         let shift = if self.peer_scale.is_some() { WINDOW_SCALE } else { 0 };
-        segment.window = u16::try_from(self.window() >> shift).unwrap_or(u16::MAX);
-        segment
+        let window = u16::try_from(self.window() >> shift).unwrap_or(u16::MAX);
+        let segment = Tcp::new().seq(seq.0).window(window);
+        match self.receive_next {
+            Some(next) => {
+                self.needs_ack = false;
+                segment.flags(flags | Flags::ACK).ack(next.0)
+            }
+            None => segment.flags(flags),
+        }
     }
 
-    /// Takes a received segment, whose checksum the caller has verified, and says what it was.
-    pub fn handle(&mut self, segment: &Segment) -> Received {
-        if segment.source != self.remote || segment.destination != self.local {
-            return Received::Foreign;
+    /// The segment in an IP packet that must not be fragmented, with identification 0 (RFC 6864, section 4.1).
+    fn packet(&self, segment: Tcp) -> Packet {
+        let mut packet = segment.between(self.local, self.remote);
+        match packet.layers_mut().first_mut() {
+            Some(AnyLayer::Ip(ip)) => (ip.ttl, ip.flags, ip.id) = (Some(self.ttl), Some(IpFlags::DF), Some(0)),
+            Some(AnyLayer::Ipv6(ip)) => ip.hlim = Some(self.ttl),
+            _ => {}
         }
+        packet
+    }
+
+    /// Takes a received packet from its IP header on, whose checksum the caller has verified, and says what it was.
+    /// Bytes that are not a TCP segment are [`Received::Foreign`].
+    pub fn handle(&mut self, packet: &[u8]) -> Received {
+        let segment = match TcpView::read(packet) {
+            Ok(segment) if segment.source() == self.remote && segment.destination() == self.local => segment,
+            _ => return Received::Foreign,
+        };
         let Some(expected) = self.receive_next else {
-            return self.handle_unsynchronized(segment);
+            return self.handle_unsynchronized(&segment);
         };
         let seq = Seq(segment.seq);
         if segment.flags.contains(Flags::RST) {
@@ -180,7 +193,7 @@ impl Cursor {
         if segment.flags.contains(Flags::SYN) {
             // The peer has not received our ACK. RFC 9293, 3.10.7.4: acknowledge again.
             self.needs_ack = true;
-            self.note_ack(segment);
+            self.note_ack(&segment);
             return Received::Duplicate;
         }
         let end = seq + segment.sequence_length();
@@ -189,7 +202,7 @@ impl Cursor {
             self.needs_ack = true;
             return Received::Unacceptable;
         }
-        if segment.flags.contains(Flags::ACK) && !self.note_ack(segment) {
+        if segment.flags.contains(Flags::ACK) && !self.note_ack(&segment) {
             return Received::Unacceptable;
         }
         if segment.sequence_length() == 0 {
@@ -205,13 +218,13 @@ impl Cursor {
             self.peer_fin.get_or_insert(end - 1);
         }
         if seq.after(expected) {
-            if !segment.payload.is_empty() && self.early.len() < MAX_OUT_OF_ORDER {
-                self.early.push((seq, segment.payload.clone()));
+            if !segment.payload().is_empty() && self.early.len() < MAX_OUT_OF_ORDER {
+                self.early.push((seq, segment.payload().to_vec()));
             }
             return Received::OutOfOrder;
         }
         let had = self.data.len();
-        self.take_in(seq, &segment.payload);
+        self.take_in(seq, segment.payload());
         self.take_in_early();
         if self.peer_fin.is_some() && self.peer_fin == self.receive_next {
             self.peer_closed = true;
@@ -223,7 +236,7 @@ impl Cursor {
         }
     }
 
-    fn handle_unsynchronized(&mut self, segment: &Segment) -> Received {
+    fn handle_unsynchronized(&mut self, segment: &TcpView<'_>) -> Received {
         let acknowledges = segment.flags.contains(Flags::ACK);
         let ours = acknowledges && self.send_next != self.isn && Seq(segment.ack) == self.isn + 1;
         if segment.flags.contains(Flags::RST) {
@@ -246,7 +259,7 @@ impl Cursor {
     }
 
     /// Notes acknowledgment and window; false if it acknowledges what was never sent.
-    fn note_ack(&mut self, segment: &Segment) -> bool {
+    fn note_ack(&mut self, segment: &TcpView<'_>) -> bool {
         let ack = Seq(segment.ack);
         if ack.after(self.send_next) {
             self.needs_ack = true;
@@ -341,4 +354,4 @@ impl Cursor {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

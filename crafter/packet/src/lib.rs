@@ -12,6 +12,8 @@ pub mod expr;
 pub mod header;
 pub mod layer;
 pub mod reassembly;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 pub use error::{Error, Result};
 pub use reassembly::Reassembler;

@@ -236,7 +236,8 @@ fn header(packet: &IpPacket<'_>, fragment: Fragment) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::header::{Checksum, Datagram};
+    use crate::header::{Checksum, UdpView};
+    use crate::layer::{Packet, Udp};
     use proptest::prelude::*;
 
     /// Cuts a datagram (without extension headers) into fragments with `size` bytes of data each.
@@ -268,10 +269,13 @@ mod tests {
             .collect()
     }
 
-    fn datagram(v6: bool, length: usize) -> Datagram {
+    fn payload(length: usize) -> Vec<u8> {
+        (0..length).map(|n| (n * 7) as u8).collect()
+    }
+
+    fn datagram(v6: bool, length: usize) -> Packet {
         let (a, b) = if v6 { ("[2001:db8::1]:53", "[2001:db8::2]:9") } else { ("192.0.2.1:53", "192.0.2.2:9") };
-        let payload = (0..length).map(|n| (n * 7) as u8).collect();
-        Datagram::new(a.parse().unwrap(), b.parse().unwrap(), payload)
+        Udp::new().between(a.parse().unwrap(), b.parse().unwrap()) / payload(length)
     }
 
     proptest! {
@@ -282,7 +286,7 @@ mod tests {
         ) {
             let whole = datagram(v6, length);
             let size = eights * 8;
-            let pieces = cut(&whole.build(), size, 77);
+            let pieces = cut(&whole.build().unwrap(), size, 77);
             prop_assume!(pieces.len() > 1);
             let now = Instant::now();
             let mut reassembler = Reassembler::default();
@@ -296,7 +300,7 @@ mod tests {
             }
             let bytes = result.unwrap();
             prop_assert_eq!(checksum::verify(&bytes, false), Checksum::Valid);
-            prop_assert_eq!(Datagram::parse(&bytes).unwrap().payload, whole.payload);
+            prop_assert_eq!(UdpView::parse(&bytes).unwrap().payload(), payload(length));
             prop_assert_eq!(reassembler.pending(), 0);
             prop_assert_eq!(reassembler.bytes, 0);
         }
@@ -305,7 +309,7 @@ mod tests {
     #[test]
     fn an_overlap_spoils_the_datagram_for_good() {
         for v6 in [false, true] {
-            let whole = datagram(v6, 3000).build();
+            let whole = datagram(v6, 3000).build().unwrap();
             let (wide, narrow) = (cut(&whole, 1000, 5), cut(&whole, 800, 5));
             let now = Instant::now();
             let mut reassembler = Reassembler::default();
@@ -327,7 +331,7 @@ mod tests {
         let now = Instant::now();
         let mut reassembler = Reassembler::new(Duration::from_secs(30), 20_000, 8);
         for id in 0..100 {
-            let first = &cut(&datagram(true, 4000).build(), 1232, id)[0];
+            let first = &cut(&datagram(true, 4000).build().unwrap(), 1232, id)[0];
             assert_eq!(reassembler.handle(now + Duration::from_millis(id.into()), first), None);
             assert!(reassembler.pending() <= 8 && reassembler.bytes <= 20_000);
         }
@@ -342,7 +346,7 @@ mod tests {
     #[test]
     fn the_last_fragment_ends_it() {
         let now = Instant::now();
-        let pieces = cut(&datagram(false, 2000).build(), 800, 1);
+        let pieces = cut(&datagram(false, 2000).build().unwrap(), 800, 1);
         let mut beyond = pieces[1].clone();
         beyond[6..8].copy_from_slice(&400_u16.to_be_bytes());
         let mut reassembler = Reassembler::default();

@@ -7,8 +7,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use crafter_common::parse::{self, Bytes as _, Icmp, Network};
 use crafter_packet::header::{
-    Datagram, Framed, IcmpError, IpPacket, Protocol, Segment, TcpView, flow, framed, icmp_query, ip, received,
+    Framed, IcmpError, IpPacket, TcpView, Transport, UdpView, flow, framed, icmp_query, ip, received,
 };
+use crafter_packet::layer::{Tcp, Udp};
 use proptest::{collection::vec, prelude::*, sample::select};
 
 /// What a reader says of a packet.
@@ -79,7 +80,7 @@ fn user(bytes: &[u8]) -> Option<Seen> {
     let is_later = fragment.is_some_and(|(_, is_later)| is_later);
     let flow = flow(bytes);
     let ends = match flow.map(|flow| (flow.protocol, flow)) {
-        Some((Protocol::Icmp, _)) => Ends::Icmp(icmp_query(bytes)),
+        Some((Transport::Icmp, _)) => Ends::Icmp(icmp_query(bytes)),
         Some((_, flow)) => Ends::Ports(flow.source.port(), flow.destination.port()),
         None if !is_later && matches!(packet.protocol, ip::TCP | ip::UDP) => return None,
         None => Ends::None,
@@ -129,7 +130,7 @@ fn check(bytes: &[u8]) {
     }
 
     // What the kernel half passes to the kernel is nobody's.
-    let claimed = received(bytes).filter(|flow| flow.protocol != Protocol::Icmp);
+    let claimed = received(bytes).filter(|flow| flow.protocol != Transport::Icmp);
     let owned = told.as_ref().zip(seen.as_ref()).is_some_and(|(told, (net, _))| {
         let destination = net.addresses(bytes).expect("addresses").1;
         matches!(told.ends, Ends::Ports(..)) && net.left == 0 && net.end(destination).is_some()
@@ -145,9 +146,9 @@ fn check(bytes: &[u8]) {
             (ip::TCP, None, ports(view.source(), view.destination()))
         );
     }
-    if let Ok(datagram) = Datagram::parse(bytes) {
+    if let Ok(view) = UdpView::read(bytes) {
         let told = told.as_ref().expect("a datagram");
-        let ends = ports(datagram.source, datagram.destination);
+        let ends = ports(view.source(), view.destination());
         assert_eq!((told.protocol, told.fragment, told.ends), (ip::UDP, None, ends));
     }
     if let Ok(error) = IcmpError::read(bytes) {
@@ -309,11 +310,11 @@ proptest! {
         let (a, b) = if v6 { ("[2001:db8::1]:7", "[2001:db8::2]:9") } else { ("192.0.2.1:7", "192.0.2.2:9") };
         let (a, b) = (a.parse().unwrap(), b.parse().unwrap());
         let mut bytes = match kind {
-            0 => Segment::new(a, b).build(),
-            1 => Datagram::new(a, b, vec![5; 12]).build(),
+            0 => Tcp::new().between(a, b).build().unwrap(),
+            1 => (Udp::new().between(a, b) / vec![5; 12]).build().unwrap(),
             // An error that quotes a datagram.
             _ => {
-                let mut error = Datagram::new(b, a, vec![5; 12]).build();
+                let mut error = (Udp::new().between(b, a) / vec![5; 12]).build().unwrap();
                 let payload = [&[if v6 { 1 } else { 3 }, 3, 0, 0, 0, 0, 0, 0], &error[..]].concat();
                 let header = if v6 { 40 } else { 20 };
                 error.truncate(header);
@@ -403,7 +404,8 @@ proptest! {
 /// Packets that the two halves saw differently, or user space for itself.
 #[test]
 fn where_readers_differed() {
-    let segment = Segment::new("[2001:db8::1]:7".parse().unwrap(), "[2001:db8::2]:9".parse().unwrap()).build();
+    let segment =
+        Tcp::new().between("[2001:db8::1]:7".parse().unwrap(), "[2001:db8::2]:9".parse().unwrap()).build().unwrap();
     let tcp = (ip::TCP, &segment[40..]);
     let plain = |kind: u8| (kind, vec![0; 7]);
     let fragment = |offset: u16, more: bool| {

@@ -7,7 +7,10 @@ use std::{
 };
 
 use super::*;
-use crate::packet::{Datagram, Route, Segment, Transport};
+use crate::{
+    layer::{Tcp, Udp},
+    packet::{Route, Transport},
+};
 
 mod any;
 mod explained;
@@ -71,7 +74,8 @@ fn lease(policy: &Policy, change: impl FnOnce(&mut LeaseWish)) -> Verdict {
 
 /// A TCP packet of alice's lease, as the policy sees it.
 fn tcp(source: &str, destination: &str) -> Outgoing {
-    Outgoing::read(&Segment::new(source.parse().unwrap(), destination.parse().unwrap()).build()).unwrap()
+    let packet = Tcp::new().between(source.parse().unwrap(), destination.parse().unwrap());
+    Outgoing::read(&packet.build().unwrap()).unwrap()
 }
 
 /// What is said of one packet of a fresh lease of alice's.

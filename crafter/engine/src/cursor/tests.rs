@@ -1,22 +1,66 @@
 //! Two cursors talk to each other.
 
 use super::*;
+use crafter_packet::testing::Segment;
 
-fn pair(isn: u32, peer_isn: u32) -> (Cursor, Cursor) {
+/// A cursor that talks in [`Segment`]s.
+#[derive(Clone)]
+pub(crate) struct Hand(pub Cursor);
+
+impl Hand {
+    pub fn syn(&mut self) -> Segment {
+        Segment::from(&self.0.syn())
+    }
+
+    pub fn ack(&mut self) -> Segment {
+        Segment::from(&self.0.ack())
+    }
+
+    pub fn data(&mut self, bytes: &[u8]) -> Vec<Segment> {
+        self.0.data(bytes).iter().map(Segment::from).collect()
+    }
+
+    pub fn fin(&mut self) -> Segment {
+        Segment::from(&self.0.fin())
+    }
+
+    pub fn rst(&mut self) -> Segment {
+        Segment::from(&self.0.rst())
+    }
+
+    pub fn handle(&mut self, segment: &Segment) -> Received {
+        self.0.handle(&segment.build())
+    }
+}
+
+impl std::ops::Deref for Hand {
+    type Target = Cursor;
+    fn deref(&self) -> &Cursor {
+        &self.0
+    }
+}
+
+impl std::ops::DerefMut for Hand {
+    fn deref_mut(&mut self) -> &mut Cursor {
+        &mut self.0
+    }
+}
+
+fn pair(isn: u32, peer_isn: u32) -> (Hand, Hand) {
     let (a, b) = ("192.0.2.1:49152".parse().unwrap(), "192.0.2.2:80".parse().unwrap());
-    (Cursor::with_isn(a, b, isn), Cursor::with_isn(b, a, peer_isn))
+    (Hand(Cursor::with_isn(a, b, isn)), Hand(Cursor::with_isn(b, a, peer_isn)))
 }
 
 #[test]
 fn each_has_a_random_initial_sequence_number() {
     let ends = ("192.0.2.1:49152".parse().unwrap(), "192.0.2.2:80".parse().unwrap());
-    let numbers: Vec<u32> = (0..64).map(|_| Cursor::new(ends.0, ends.1).syn().seq).collect();
+    let numbers: Vec<u32> = (0..64).map(|_| Hand(Cursor::new(ends.0, ends.1)).syn().seq).collect();
     // Each bit is 0 in some and 1 in others: by chance it is not once in 2^58 runs.
     assert_eq!(numbers.iter().fold(0, |all, number| all | number), u32::MAX, "{numbers:x?}");
     assert_eq!(numbers.iter().fold(u32::MAX, |all, number| all & number), 0, "{numbers:x?}");
 }
 
-fn established(isn: u32, peer_isn: u32) -> (Cursor, Cursor) {
+fn established(isn: u32, peer_isn: u32) -> (Hand, Hand) {
     let (mut client, mut server) = pair(isn, peer_isn);
     assert_eq!(server.handle(&client.syn()), Received::Syn);
     assert_eq!(client.handle(&server.syn()), Received::Syn);
@@ -111,6 +155,7 @@ fn refusal_reset_and_forgery() {
     rst.seq -= 1;
     rst.source.set_port(1);
     assert_eq!(client.handle(&rst), Received::Foreign);
+    assert_eq!(client.0.handle(b"no packet"), Received::Foreign);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::Rewrite;
 use super::socket::SendSequence;
 use crafter_packet::header::field::{ipv4, ipv6, tcp};
-use crafter_packet::header::{Flags, Seq, TcpOption, TcpView, checksum, ip};
+use crafter_packet::header::{Flags, Seq, TcpView, checksum, ip};
 
 /// The MSS of a peer whose SYN has no such option (RFC 9293, section 3.7.1), in bytes.
 const DEFAULT_MSS: u32 = 536;
@@ -114,14 +114,8 @@ impl Repair {
             return;
         }
         if is_syn {
-            (self.scale, self.mss) = (0, DEFAULT_MSS);
-            for option in TcpOption::parse_all(view.options()) {
-                match option {
-                    TcpOption::WindowScale(shift) => self.scale = shift.min(MAX_SCALE),
-                    TcpOption::Mss(mss) => self.mss = u32::from(mss).max(DEFAULT_MSS),
-                    _ => {}
-                }
-            }
+            self.scale = view.window_scale().unwrap_or(0).min(MAX_SCALE);
+            self.mss = view.mss().map_or(DEFAULT_MSS, |mss| u32::from(mss).max(DEFAULT_MSS));
         }
         if view.flags.contains(Flags::ACK) {
             let shift = if is_syn { 0 } else { self.scale };
@@ -259,7 +253,8 @@ fn ahead_of(next: Seq, view: &TcpView<'_>) -> usize {
 #[cfg(test)]
 mod unit_tests {
     use super::*;
-    use crafter_packet::header::{Checksum, Segment};
+    use crafter_packet::header::Checksum;
+    use crafter_packet::{layer::TcpOption, testing::Segment};
 
     fn segment(flags: Flags, seq: u32, ack: u32, window: u16, payload: &[u8]) -> Vec<u8> {
         let ends = ("192.0.2.1:80".parse().unwrap(), "192.0.2.2:49152".parse().unwrap());
@@ -338,7 +333,7 @@ mod unit_tests {
     #[test]
     fn a_syn_says_how_to_read_windows_only_at_the_start() {
         let ends = ("192.0.2.1:80".parse().unwrap(), "192.0.2.2:49152".parse().unwrap());
-        let options = vec![TcpOption::Mss(1000), TcpOption::WindowScale(7)];
+        let options = vec![TcpOption::Mss(1000), TcpOption::WScale(7)];
         let syn = Segment { flags: Flags::SYN, options, window: 1, ..Segment::new(ends.0, ends.1) }.build();
         let syn = TcpView::parse(&syn).unwrap();
         let mut repair = Repair::default();

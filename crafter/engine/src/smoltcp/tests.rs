@@ -5,7 +5,8 @@ use std::time::Duration;
 use crate::tests::by_hand::{ByHand, bytes, config};
 use crate::{Received, StreamConfig, StreamEngine, StreamState};
 use crafter_packet::header::field::ipv6;
-use crafter_packet::header::{Flags, IcmpReason, Segment, TcpOption, ip};
+use crafter_packet::header::{Flags, IcmpReason, ip};
+use crafter_packet::{layer::TcpOption, testing::Segment};
 
 /// Longer than smoltcp's first retransmission timeout, which is 1 s.
 const TIMEOUT: Duration = Duration::from_millis(1100);
@@ -216,7 +217,7 @@ fn with_timestamps() -> (ByHand, u32) {
     let (mut lab, syn) = ByHand::connecting(StreamConfig { timestamps: true, ..config(false) });
     let (value, _) = timestamps(&syn).expect("timestamps are offered");
     let mut answer = lab.server.syn();
-    answer.options.push(TcpOption::Timestamps { value: 1000, echo: value });
+    answer.options.push(TcpOption::Timestamp(1000, value));
     lab.give(&answer);
     for segment in lab.sent() {
         lab.server.handle(&segment);
@@ -226,13 +227,13 @@ fn with_timestamps() -> (ByHand, u32) {
 
 fn timestamps(segment: &Segment) -> Option<(u32, u32)> {
     segment.options.iter().find_map(|option| match option {
-        TcpOption::Timestamps { value, echo } => Some((*value, *echo)),
+        TcpOption::Timestamp(value, echo) => Some((*value, *echo)),
         _ => None,
     })
 }
 
 fn at_time(segment: Segment, value: u32) -> Segment {
-    Segment { options: vec![TcpOption::Timestamps { value, echo: 0 }], ..segment }
+    Segment { options: vec![TcpOption::Timestamp(value, 0)], ..segment }
 }
 
 #[test]

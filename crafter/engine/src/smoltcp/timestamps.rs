@@ -6,7 +6,7 @@ use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use super::Rewrite;
-use crafter_packet::header::option::{END, NOP, TIMESTAMPS, TIMESTAMPS_LENGTH};
+use crafter_packet::header::option::{ListItem, NOP, OptionList, TIMESTAMPS, TIMESTAMPS_LENGTH};
 use crafter_packet::header::{Flags, Seq, TcpView, tcp};
 
 /// After this time TS.Recent is invalid: a clock that ticks each millisecond seems to go back then (RFC 7323, section
@@ -121,25 +121,25 @@ fn find(options: &[u8]) -> Option<usize> {
     if options.len() >= BODY + 4 && options.starts_with(&[NOP, NOP, TIMESTAMPS, TIMESTAMPS_LENGTH]) {
         return Some(4);
     }
-    let mut at = 0;
-    loop {
-        at += match options.get(at..)? {
-            [NOP, ..] => 1,
-            [TIMESTAMPS, TIMESTAMPS_LENGTH, rest @ ..] => return (rest.len() >= BODY).then_some(at + 2),
-            [kind, length, ..] if *kind != END && *length >= 2 => usize::from(*length),
-            _ => return None,
-        };
+    let mut list = OptionList::new(options);
+    while let Some(item) = list.next() {
+        if let ListItem::Option { kind: TIMESTAMPS, data } = item
+            && data.len() == BODY
+        {
+            return Some(options.len() - list.remaining().len() - BODY);
+        }
     }
+    None
 }
 
 #[cfg(test)]
 mod unit_tests {
     use super::*;
-    use crafter_packet::header::{Segment, TcpOption};
+    use crafter_packet::{layer::TcpOption, testing::Segment};
 
     fn segment(flags: Flags, seq: u32, value: Option<u32>) -> Vec<u8> {
         let ends = ("192.0.2.1:80".parse().unwrap(), "192.0.2.2:49152".parse().unwrap());
-        let options = value.map(|value| TcpOption::Timestamps { value, echo: 7 }).into_iter().collect();
+        let options = value.map(|value| TcpOption::Timestamp(value, 7)).into_iter().collect();
         Segment { flags, seq, ack: 1, options, payload: b"data".to_vec(), ..Segment::new(ends.0, ends.1) }.build()
     }
 
@@ -208,7 +208,7 @@ mod unit_tests {
             panic!("1500 would be echoed")
         };
         let options = Segment::parse(&packet).unwrap().options;
-        assert!(options.contains(&TcpOption::Timestamps { value: 1000, echo: 7 }), "{options:?}");
+        assert!(options.contains(&TcpOption::Timestamp(1000, 7)), "{options:?}");
         let next = segment(Flags::ACK, 100, Some(1000));
         assert_eq!(timestamps.echoed(&TcpView::parse(&next).unwrap(), Rewrite::Keep), Rewrite::Keep);
         assert_eq!(timestamps.echoed(&TcpView::parse(&ahead).unwrap(), Rewrite::Drop), Rewrite::Drop);

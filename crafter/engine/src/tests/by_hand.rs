@@ -2,18 +2,19 @@
 
 use super::*;
 pub(crate) use super::{bytes, config};
+use crate::cursor::tests::Hand;
 
 /// A client whose peer is a cursor: every segment by hand.
 pub(crate) struct ByHand {
     pub now: Instant,
     pub client: StreamEngine,
-    pub server: Cursor,
+    pub server: Hand,
 }
 
 impl ByHand {
     pub fn connecting(config: StreamConfig) -> (Self, Segment) {
         let now = Instant::now();
-        let server = Cursor::with_isn(config.remote, config.local, u32::MAX - 5000);
+        let server = Hand(Cursor::with_isn(config.remote, config.local, u32::MAX - 5000));
         let client = StreamEngine::connect(config, None, now).unwrap();
         let mut this = Self { now, client, server };
         let syn = this.sent().remove(0);
@@ -283,7 +284,7 @@ proptest! {
                 seq: base.seq.wrapping_add(seq as u32),
                 ack: base.ack.wrapping_add(ack as u32),
                 flags, window,
-                options: vec![TcpOption::Raw(options)],
+                options: vec![TcpOption::Rest(options)],
                 payload: vec![7; if near { length % 1461 } else { length }],
                 ..base.clone()
             };

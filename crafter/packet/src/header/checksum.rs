@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::ops::Range;
 
+use crafter_common::parse;
+
 use super::field::{icmp, ipv4, tcp, udp};
 use super::ip::{self, IpPacket};
 
@@ -128,7 +130,7 @@ impl Layout {
         }
         match usize::from(word(&payload[udp::LENGTH])) {
             0 => Some(payload.len()),
-            length => (super::udp::HEADER..=payload.len()).contains(&length).then_some(length),
+            length => (parse::header_length(ip::UDP)..=payload.len()).contains(&length).then_some(length),
         }
     }
 
@@ -187,8 +189,9 @@ pub fn fold(mut sum: u64) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::header::{Datagram, Segment};
+    use crate::layer::{Tcp, Udp};
     use proptest::prelude::*;
+    use std::net::SocketAddr;
 
     /// RFC 1071 to the letter, two bytes at a time.
     fn plain(bytes: &[u8]) -> u16 {
@@ -213,15 +216,17 @@ mod tests {
         assert_eq!(fold(sum(&bytes)), plain(&bytes));
     }
 
-    fn segment() -> Segment {
-        let mut segment = Segment::new("192.0.2.1:1000".parse().unwrap(), "192.0.2.2:80".parse().unwrap());
-        segment.payload = b"odd".to_vec();
-        segment
+    fn segment(source: &str, destination: &str, payload: &[u8]) -> Vec<u8> {
+        (Tcp::new().between(source.parse().unwrap(), destination.parse().unwrap()) / payload).build().unwrap()
+    }
+
+    fn datagram(source: &str, destination: &str, payload: &[u8]) -> Vec<u8> {
+        (Udp::new().between(source.parse().unwrap(), destination.parse().unwrap()) / payload).build().unwrap()
     }
 
     #[test]
     fn a_flipped_bit_is_found() {
-        let good = segment().build();
+        let good = segment("192.0.2.1:1000", "192.0.2.2:80", b"odd");
         assert_eq!(verify(&good, false), Checksum::Valid);
         for at in 0..good.len() {
             let mut bad = good.clone();
@@ -238,10 +243,10 @@ mod tests {
     #[test]
     fn partial_is_the_pseudo_header_alone() {
         for (source, destination) in [("192.0.2.1:1", "192.0.2.2:2"), ("[2001:db8::1]:1", "[2001:db8::2]:2")] {
-            let (source, destination) = (source.parse().unwrap(), destination.parse().unwrap());
-            let mut bytes = Segment { payload: vec![9; 700], ..Segment::new(source, destination) }.build();
+            let mut bytes = segment(source, destination, &[9; 700]);
             let header = bytes.len() - 720;
-            let partial = fold(pseudo_header(source.ip(), destination.ip(), ip::TCP, 720));
+            let [source, destination] = [source, destination].map(|end| end.parse::<SocketAddr>().unwrap().ip());
+            let partial = fold(pseudo_header(source, destination, ip::TCP, 720));
             bytes[header + 16..header + 18].copy_from_slice(&partial.to_be_bytes());
             assert_eq!(verify(&bytes, true), Checksum::Partial);
             assert_eq!(verify(&bytes, false), Checksum::Invalid);
@@ -252,19 +257,18 @@ mod tests {
 
     #[test]
     fn udp_zero_is_none_in_ipv4_only() {
-        let mut v4 = Datagram::new("192.0.2.1:1".parse().unwrap(), "192.0.2.2:2".parse().unwrap(), vec![1; 9]).build();
+        let mut v4 = datagram("192.0.2.1:1", "192.0.2.2:2", &[1; 9]);
         assert_eq!(verify(&v4, false), Checksum::Valid);
         v4[26..28].fill(0);
         assert_eq!(verify(&v4, false), Checksum::Valid);
-        let mut v6 =
-            Datagram::new("[2001:db8::1]:1".parse().unwrap(), "[2001:db8::2]:2".parse().unwrap(), vec![]).build();
+        let mut v6 = datagram("[2001:db8::1]:1", "[2001:db8::2]:2", &[]);
         v6[46..48].fill(0);
         assert_eq!(verify(&v6, false), Checksum::Invalid);
     }
 
     #[test]
     fn the_ipv4_header_counts() {
-        let mut bytes = segment().build();
+        let mut bytes = segment("192.0.2.1:1000", "192.0.2.2:80", b"odd");
         bytes[8] -= 1;
         assert_eq!(verify(&bytes, true), Checksum::Invalid);
     }

@@ -180,10 +180,7 @@ impl IcmpError {
     /// # Errors
     /// What is wrong, in a few words.
     pub fn read(bytes: &[u8]) -> Result<Self, &'static str> {
-        let packet = IpPacket::read(bytes)?;
-        if packet.fragment.is_some() {
-            return Err("a fragment");
-        }
+        let packet = IpPacket::read_whole(bytes)?;
         let message = packet.payload();
         let Some(&[kind, code, _, _, a, b, c, d]) = message.first_chunk::<HEADER>() else {
             return Err("shorter than an ICMP header");
@@ -257,19 +254,17 @@ impl fmt::Display for IcmpError {
 
 #[cfg(test)]
 mod tests {
-    use super::super::ip::Header;
-    use super::super::{Datagram, Segment, checksum};
+    use super::super::checksum;
     use super::*;
+    use crate::layer::{Ip, Ipv6, Tcp, Udp};
 
     fn error(from: &str, to: &str, kind: u8, code: u8, rest: [u8; 4], quoted: &[u8]) -> Vec<u8> {
-        let source: IpAddr = from.parse().unwrap();
-        let protocol = if source.is_ipv4() { ip::ICMP } else { ip::ICMPV6 };
-        let header = Header { source, destination: to.parse().unwrap(), protocol, ttl: 64, tos: 0, id: 0 };
-        let (mut bytes, at) = header.build(HEADER + quoted.len());
-        let message = &mut bytes[at..];
-        (message[field::TYPE], message[field::CODE]) = (kind, code);
-        message[field::REST].copy_from_slice(&rest);
-        bytes[at + 8..].copy_from_slice(quoted);
+        let message = [&[kind, code, 0, 0][..], &rest, quoted].concat();
+        let packet = match from.contains(':') {
+            false => Ip::to(to).src(from).proto(ip::ICMP) / message,
+            true => Ipv6::to(to).src(from).nh(ip::ICMPV6) / message,
+        };
+        let mut bytes = packet.build().unwrap();
         checksum::fix(&mut bytes);
         assert_eq!(checksum::verify(&bytes, false), checksum::Checksum::Valid);
         bytes
@@ -278,7 +273,7 @@ mod tests {
     #[test]
     fn the_quoted_flow_is_found_in_eight_bytes() {
         let (source, destination) = ("192.0.2.2:49152".parse().unwrap(), "198.51.100.1:80".parse().unwrap());
-        let sent = Segment { seq: 0xdead_beef, payload: vec![1; 600], ..Segment::new(source, destination) }.build();
+        let sent = (Tcp::new().seq(0xdead_beef).between(source, destination) / vec![1; 600]).build().unwrap();
         let bytes = error("192.0.2.1", "192.0.2.2", 3, 1, [0; 4], &sent[..28]);
         let read = IcmpError::parse(&bytes).unwrap();
         assert_eq!(read.reason, IcmpReason::HostUnreachable);
@@ -292,8 +287,10 @@ mod tests {
 
     #[test]
     fn reasons_in_words() {
-        let v4 = Datagram::new("192.0.2.2:1".parse().unwrap(), "192.0.2.3:2".parse().unwrap(), vec![]).build();
-        let v6 = Datagram::new("[2001:db8::2]:1".parse().unwrap(), "[2001:db8::3]:2".parse().unwrap(), vec![]).build();
+        let udp = |source: &str, destination: &str| {
+            Udp::new().between(source.parse().unwrap(), destination.parse().unwrap()).build().unwrap()
+        };
+        let (v4, v6) = (udp("192.0.2.2:1", "192.0.2.3:2"), udp("[2001:db8::2]:1", "[2001:db8::3]:2"));
         let said4 = |kind, code, rest| {
             IcmpError::parse(&error("192.0.2.1", "192.0.2.2", kind, code, rest, &v4)).unwrap().reason.to_string()
         };

@@ -1,6 +1,7 @@
 //! IPv4 (RFC 791) and IPv6 (RFC 8200) headers, extension headers included.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Range;
 
 use crafter_common::{
@@ -9,9 +10,6 @@ use crafter_common::{
     reason::Reason,
     route::Route,
 };
-use pnet_packet::ip::IpNextHeaderProtocol;
-use pnet_packet::ipv4::{self, Ipv4Flags, MutableIpv4Packet};
-use pnet_packet::ipv6::MutableIpv6Packet;
 
 use crate::error::{Error, Result};
 
@@ -79,6 +77,12 @@ impl<'a> IpPacket<'a> {
     /// [`parse`](Self::parse) without a sentence to allocate.
     pub fn read(bytes: &'a [u8]) -> Result<Self, &'static str> {
         Self::read_as(bytes, false)
+    }
+
+    /// [`read`](Self::read) of a packet that is not a fragment.
+    pub(super) fn read_whole(bytes: &'a [u8]) -> Result<Self, &'static str> {
+        let packet = Self::read(bytes)?;
+        if packet.fragment.is_some() { Err("a fragment: reassemble it first") } else { Ok(packet) }
     }
 
     /// Reads a packet that an ICMP error quotes: it may end anywhere behind its first header.
@@ -177,74 +181,11 @@ impl<'a> IpPacket<'a> {
             _ => self.payload(),
         }
     }
-}
 
-/// The fields of an IP header that a crafter sets.
-#[derive(Debug, Clone, Copy)]
-pub struct Header {
-    /// Source address.
-    pub source: IpAddr,
-    /// Destination address.
-    pub destination: IpAddr,
-    /// The protocol above.
-    pub protocol: u8,
-    /// Time to live or hop limit.
-    pub ttl: u8,
-    /// DSCP and ECN, the traffic class.
-    pub tos: u8,
-    /// IPv4 identification.
-    pub id: u16,
-}
-
-impl Header {
-    /// An IP header and `payload_length` bytes of zero behind it; the offset of the latter is returned too.
-    ///
-    /// A length that does not fit its field is written as 0, as the kernel does for super-frames.
-    /// Where one address is IPv4 and the other IPv6, the IPv4 one is mapped (RFC 4291, 2.5.5.2).
-    pub fn build(&self, payload_length: usize) -> (Vec<u8>, usize) {
-        match (self.source, self.destination) {
-            (IpAddr::V4(source), IpAddr::V4(destination)) => {
-                (self.build_ipv4(source, destination, payload_length), IPV4_HEADER)
-            }
-            (source, destination) => {
-                (self.build_ipv6(mapped(source), mapped(destination), payload_length), IPV6_HEADER)
-            }
-        }
-    }
-
-    fn build_ipv4(&self, source: Ipv4Addr, destination: Ipv4Addr, payload_length: usize) -> Vec<u8> {
-        let mut bytes = vec![0; IPV4_HEADER + payload_length];
-        let total = u16::try_from(bytes.len()).unwrap_or(0);
-        if let Some(mut header) = MutableIpv4Packet::new(&mut bytes) {
-            header.set_version(4);
-            header.set_header_length(5);
-            header.set_dscp(self.tos >> 2);
-            header.set_ecn(self.tos & 3);
-            header.set_total_length(total);
-            header.set_identification(self.id);
-            header.set_flags(Ipv4Flags::DontFragment);
-            header.set_ttl(self.ttl);
-            header.set_next_level_protocol(IpNextHeaderProtocol(self.protocol));
-            header.set_source(source);
-            header.set_destination(destination);
-            let checksum = ipv4::checksum(&header.to_immutable());
-            header.set_checksum(checksum);
-        }
-        bytes
-    }
-
-    fn build_ipv6(&self, source: Ipv6Addr, destination: Ipv6Addr, payload_length: usize) -> Vec<u8> {
-        let mut bytes = vec![0; IPV6_HEADER + payload_length];
-        if let Some(mut header) = MutableIpv6Packet::new(&mut bytes) {
-            header.set_version(6);
-            header.set_traffic_class(self.tos);
-            header.set_payload_length(u16::try_from(payload_length).unwrap_or(0));
-            header.set_next_header(IpNextHeaderProtocol(self.protocol));
-            header.set_hop_limit(self.ttl);
-            header.set_source(source);
-            header.set_destination(destination);
-        }
-        bytes
+    /// `IP 192.0.2.2.49152 > 192.0.2.1.80`, as tcpdump prints it.
+    pub(super) fn write_endpoints(&self, f: &mut fmt::Formatter<'_>, source: u16, destination: u16) -> fmt::Result {
+        let version = if self.net.v6 { "IP6" } else { "IP" };
+        write!(f, "{version} {}.{source} > {}.{destination}", self.source, self.destination)
     }
 }
 
@@ -254,41 +195,21 @@ pub fn address(address: Address, v6: bool) -> IpAddr {
     if v6 { IpAddr::V6(address.into()) } else { IpAddr::V4(Ipv4Addr::new(a, b, c, d)) }
 }
 
-fn mapped(address: IpAddr) -> Ipv6Addr {
-    match address {
-        IpAddr::V4(address) => address.to_ipv6_mapped(),
-        IpAddr::V6(address) => address,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layer::{Ip, Ipv6};
 
     fn v6(next: u8, rest: &[u8]) -> Vec<u8> {
-        let header = Header {
-            source: "2001:db8::1".parse().unwrap(),
-            destination: "2001:db8::2".parse().unwrap(),
-            protocol: next,
-            ttl: 3,
-            tos: 0xb9,
-            id: 0,
-        };
-        let (mut bytes, at) = header.build(rest.len());
-        bytes[at..].copy_from_slice(rest);
-        bytes
+        let header = Ipv6::to("2001:db8::2").src("2001:db8::1").nh(next).hlim(3).tc(0xb9);
+        let header = if rest.len() > 65_535 { header.plen(0) } else { header };
+        (header / rest.to_vec()).build().unwrap()
     }
 
     fn v4(payload: usize) -> Vec<u8> {
-        let header = Header {
-            source: "192.0.2.1".parse().unwrap(),
-            destination: "192.0.2.2".parse().unwrap(),
-            protocol: UDP,
-            ttl: 64,
-            tos: 0x2e,
-            id: 7,
-        };
-        header.build(payload).0
+        let header = Ip::to("192.0.2.2").src("192.0.2.1").proto(UDP).tos(0x2e).id(7);
+        let header = if payload > 65_515 { header.len(0) } else { header };
+        (header / vec![0; payload]).build().unwrap()
     }
 
     #[test]

@@ -20,10 +20,9 @@ pub mod udp;
 pub use checksum::Checksum;
 pub use icmp::{IcmpError, IcmpReason, Quoted};
 pub use ip::{Fragment, IpPacket};
-pub use option::TcpOption;
 pub use seq::Seq;
-pub use tcp::{Flags, Segment, TcpView};
-pub use udp::Datagram;
+pub use tcp::{Flags, TcpView};
+pub use udp::UdpView;
 
 /// A transport whose ports can be owned; or ICMP, whose queries carry an identifier that is owned like a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -70,32 +69,11 @@ impl fmt::Display for Transport {
     }
 }
 
-/// What an IP packet carries, as far as crafter tells it apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Protocol {
-    /// TCP.
-    Tcp,
-    /// UDP.
-    Udp,
-    /// ICMP over IPv4, or ICMPv6 over IPv6.
-    Icmp,
-}
-
-impl From<Transport> for Protocol {
-    fn from(transport: Transport) -> Self {
-        match transport {
-            Transport::Tcp => Self::Tcp,
-            Transport::Udp => Self::Udp,
-            Transport::Icmp => Self::Icmp,
-        }
-    }
-}
-
 /// Who talks to whom, and over what. Ports are 0 for ICMP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Flow {
-    /// The protocol above IP.
-    pub protocol: Protocol,
+    /// The transport; [`Icmp`](Transport::Icmp) over IPv6 is ICMPv6.
+    pub protocol: Transport,
     /// The sender.
     pub source: SocketAddr,
     /// The receiver.
@@ -143,13 +121,13 @@ fn flow_of(packet: &IpPacket<'_>) -> Option<Flow> {
         return None;
     }
     let protocol = match net.protocol {
-        ip::TCP => Protocol::Tcp,
-        ip::UDP => Protocol::Udp,
-        _ if parse::is_icmp(net) => Protocol::Icmp,
+        ip::TCP => Transport::Tcp,
+        ip::UDP => Transport::Udp,
+        _ if parse::is_icmp(net) => Transport::Icmp,
         _ => return None,
     };
     let (source, destination) = match protocol {
-        Protocol::Icmp => (0, 0),
+        Transport::Icmp => (0, 0),
         // As for the kernel half, a header that is cut short belongs to nothing.
         _ if packet.payload().len() < parse::header_length(net.protocol) => return None,
         _ => {
@@ -211,6 +189,7 @@ pub fn framed(frame: &[u8]) -> Framed<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layer::{Tcp, TcpOption, Udp};
     use proptest::prelude::*;
 
     proptest! {
@@ -225,9 +204,8 @@ mod tests {
             }
             let _ = flow(&bytes);
             let _ = IpPacket::parse(&bytes);
-            let _ = Segment::parse(&bytes).map(|s| s.to_string());
-            let _ = TcpView::parse(&bytes).map(|v| (v.payload().len(), v.options().len()));
-            let _ = Datagram::parse(&bytes).map(|d| d.to_string());
+            let _ = TcpView::parse(&bytes).map(|view| (view.to_string(), view.mss(), view.window_scale()));
+            let _ = UdpView::parse(&bytes).map(|view| view.to_string());
             let _ = IcmpError::parse(&bytes).map(|e| e.to_string());
             let _ = checksum::verify(&bytes, true);
             checksum::fix(&mut bytes);
@@ -238,18 +216,16 @@ mod tests {
             at in 0usize..80, to in any::<u8>(), cut in 0usize..100, v6 in any::<bool>()
         ) {
             let (a, b) = if v6 { ("[2001:db8::1]:1", "[2001:db8::2]:2") } else { ("192.0.2.1:1", "192.0.2.2:2") };
-            let mut bytes = Segment {
-                options: vec![TcpOption::Mss(1460), TcpOption::SackPermitted, TcpOption::WindowScale(7)],
-                ..Segment::new(a.parse().unwrap(), b.parse().unwrap())
-            }
-            .build();
+            let options = [TcpOption::Mss(1460), TcpOption::SackOk, TcpOption::WScale(7)];
+            let packet = Tcp::new().options(options).between(a.parse().unwrap(), b.parse().unwrap());
+            let mut bytes = packet.build().unwrap();
             if let Some(byte) = bytes.get_mut(at) {
                 *byte = to;
             }
             bytes.truncate(cut);
             let _ = flow(&bytes);
-            let _ = Segment::parse(&bytes).map(|s| s.to_string());
-            let _ = Datagram::parse(&bytes);
+            let _ = TcpView::parse(&bytes).map(|view| view.to_string());
+            let _ = UdpView::parse(&bytes);
             let _ = IcmpError::parse(&bytes);
             let _ = checksum::verify(&bytes, false);
             checksum::fix(&mut bytes);
@@ -259,11 +235,11 @@ mod tests {
     #[test]
     fn flow_of_tcp_udp_and_nothing_else() {
         let (a, b) = ("192.0.2.1:5".parse().unwrap(), "192.0.2.2:6".parse().unwrap());
-        let tcp = flow(&Segment::new(a, b).build()).unwrap();
-        assert_eq!(tcp, Flow { protocol: Protocol::Tcp, source: a, destination: b });
+        let tcp = flow(&Tcp::new().between(a, b).build().unwrap()).unwrap();
+        assert_eq!(tcp, Flow { protocol: Transport::Tcp, source: a, destination: b });
         assert_eq!(tcp.reversed().source, b);
-        let mut udp = Datagram::new(a, b, b"x".to_vec()).build();
-        assert_eq!(flow(&udp).unwrap().protocol, Protocol::Udp);
+        let mut udp = (Udp::new().between(a, b) / "x").build().unwrap();
+        assert_eq!(flow(&udp).unwrap().protocol, Transport::Udp);
         udp[9] = 47;
         assert_eq!(flow(&udp), None);
     }

@@ -1,4 +1,5 @@
-//! TCP options (RFC 9293, 3.1).
+//! Lists of options as TCP and IPv4 headers have them (RFC 9293, section 3.1; RFC 791, section 3.1): a kind of one byte,
+//! the length of the whole option, which counts kind and length too, and data. Kinds 0 and 1 are a single byte.
 
 use std::fmt;
 
@@ -6,151 +7,131 @@ use std::fmt;
 pub const END: u8 = 0;
 /// Kind of padding between options, a single byte.
 pub const NOP: u8 = 1;
-/// Kind of the maximum segment size.
+/// Kind of the maximum segment size (RFC 9293, section 3.7.1).
 pub const MSS: u8 = 2;
-/// Kind of the window's shift.
+/// Kind of the window scale (RFC 7323, section 2.2).
 pub const WINDOW_SCALE: u8 = 3;
-/// Kind of the permission for selective acknowledgments.
+/// Kind of SACK-permitted (RFC 2018, section 2).
 pub const SACK_PERMITTED: u8 = 4;
-/// Kind of selective acknowledgments.
+/// Kind of selective acknowledgments (RFC 2018, section 3).
 pub const SACK: u8 = 5;
-/// Kind of timestamps.
+/// Kind of timestamps (RFC 7323, section 3.2).
 pub const TIMESTAMPS: u8 = 8;
-/// Length of the timestamps option, kind and length counted (RFC 7323, section 3.2).
+/// Length of the timestamps option in bytes, kind and length included (RFC 7323, section 3.2).
 pub const TIMESTAMPS_LENGTH: u8 = 10;
+/// Kind of the MD5 signature (RFC 2385).
+pub const MD5: u8 = 19;
+/// Kind of the user timeout (RFC 5482).
+pub const USER_TIMEOUT: u8 = 28;
 /// Kind of the TCP Fast Open cookie (RFC 7413).
-const FAST_OPEN: u8 = 34;
+pub const FAST_OPEN: u8 = 34;
 
-/// One TCP option; whatever has no type of its own, or is malformed, stays raw.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum TcpOption {
-    /// Padding between options.
+/// One item of an option list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ListItem<'a> {
+    /// The end of the list; only [`Rest`](Self::Rest) can follow.
+    End,
+    /// Padding.
     Nop,
-    /// Maximum segment size, in bytes of payload (RFC 9293, 3.7.1).
-    Mss(u16),
-    /// Shift of the window field (RFC 7323).
-    WindowScale(u8),
-    /// Selective acknowledgments are welcome (RFC 2018).
-    SackPermitted,
-    /// Blocks received out of order, each `[left, right)` in sequence space (RFC 2018).
-    Sack(Vec<(u32, u32)>),
-    /// Timestamps (RFC 7323).
-    Timestamps {
-        /// TSval.
-        value: u32,
-        /// TSecr.
-        echo: u32,
-    },
-    /// Any other kind with a sound length.
-    Other {
-        /// The kind.
+    /// An option whose length is sound.
+    Option {
+        /// The kind; not 0 or 1.
         kind: u8,
-        /// What follows kind and length.
-        data: Vec<u8>,
+        /// The bytes after kind and length.
+        data: &'a [u8],
     },
-    /// The rest of the option bytes, where they are no list of options: a length below 2 or
-    /// past the end, or something behind the end-of-list marker.
-    Raw(Vec<u8>),
+    /// Bytes that are not options: those after the end of the list, or from a length on that is below 2 or exceeds the
+    /// list.
+    Rest(&'a [u8]),
 }
 
-impl TcpOption {
-    pub(super) fn emit(&self, out: &mut Vec<u8>) {
-        match self {
-            Self::Nop => out.push(NOP),
-            Self::Mss(mss) => {
-                out.extend([MSS, 4]);
-                out.extend(mss.to_be_bytes());
-            }
-            Self::WindowScale(shift) => out.extend([WINDOW_SCALE, 3, *shift]),
-            Self::SackPermitted => out.extend([SACK_PERMITTED, 2]),
-            Self::Sack(blocks) => {
-                out.extend([SACK, (2 + 8 * blocks.len()) as u8]);
-                for (left, right) in blocks {
-                    out.extend(left.to_be_bytes());
-                    out.extend(right.to_be_bytes());
-                }
-            }
-            Self::Timestamps { value, echo } => {
-                out.extend([TIMESTAMPS, TIMESTAMPS_LENGTH]);
-                out.extend(value.to_be_bytes());
-                out.extend(echo.to_be_bytes());
-            }
-            Self::Other { kind, data } => {
-                out.extend([*kind, (2 + data.len()) as u8]);
-                out.extend(data);
-            }
-            Self::Raw(bytes) => out.extend(bytes),
-        }
+/// Iterates over the items of an option list. Together the items cover every byte.
+#[derive(Debug, Clone)]
+pub struct OptionList<'a> {
+    remaining: &'a [u8],
+    has_ended: bool,
+}
+
+impl<'a> OptionList<'a> {
+    /// The list in these bytes, which begin after the fixed header.
+    pub const fn new(bytes: &'a [u8]) -> Self {
+        Self { remaining: bytes, has_ended: false }
     }
 
-    /// Reads the option bytes of a header. The end of the list and zeros behind it are padding and not returned.
-    pub fn parse_all(bytes: &[u8]) -> Vec<Self> {
-        let mut options = Vec::new();
-        let mut rest = bytes;
-        while let Some(&kind) = rest.first() {
-            let length = match kind {
-                END if rest.iter().all(|byte| *byte == 0) => break,
-                NOP => 1,
-                END => 0,
-                _ => usize::from(rest.get(1).copied().unwrap_or(0)),
-            };
-            if kind == END || length == 0 || length > rest.len() || (kind != NOP && length < 2) {
-                options.push(Self::Raw(rest.to_vec()));
-                break;
-            }
-            let (option, behind) = rest.split_at(length);
-            rest = behind;
-            options.push(Self::parse_one(kind, option.get(2..).unwrap_or_default()));
-        }
-        options
-    }
-
-    fn parse_one(kind: u8, data: &[u8]) -> Self {
-        let word = |at: usize| u32::from_be_bytes([data[at], data[at + 1], data[at + 2], data[at + 3]]);
-        match (kind, data.len()) {
-            (NOP, _) => Self::Nop,
-            (MSS, 2) => Self::Mss(u16::from_be_bytes([data[0], data[1]])),
-            (WINDOW_SCALE, 1) => Self::WindowScale(data[0]),
-            (SACK_PERMITTED, 0) => Self::SackPermitted,
-            (SACK, length) if length > 0 && length % 8 == 0 => {
-                Self::Sack((0..length).step_by(8).map(|at| (word(at), word(at + 4))).collect())
-            }
-            (TIMESTAMPS, 8) => Self::Timestamps { value: word(0), echo: word(4) },
-            _ => Self::Other { kind, data: data.to_vec() },
-        }
+    /// The bytes that no item has covered yet.
+    pub const fn remaining(&self) -> &'a [u8] {
+        self.remaining
     }
 }
 
-/// As tcpdump prints them.
-impl fmt::Display for TcpOption {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Nop => f.write_str("nop"),
-            Self::Mss(mss) => write!(f, "mss {mss}"),
-            Self::WindowScale(shift) => write!(f, "wscale {shift}"),
-            Self::SackPermitted => f.write_str("sackOK"),
-            Self::Sack(blocks) => {
-                write!(f, "sack {} ", blocks.len())?;
-                blocks.iter().try_for_each(|(left, right)| write!(f, "{{{left}:{right}}}"))
+impl<'a> Iterator for OptionList<'a> {
+    type Item = ListItem<'a>;
+
+    #[inline]
+    fn next(&mut self) -> Option<ListItem<'a>> {
+        let (item, remaining) = match self.remaining {
+            [] => return None,
+            rest if self.has_ended => (ListItem::Rest(rest), &[][..]),
+            [END, rest @ ..] => {
+                self.has_ended = true;
+                (ListItem::End, rest)
             }
-            Self::Timestamps { value, echo } => write!(f, "TS val {value} ecr {echo}"),
-            Self::Other { kind: FAST_OPEN, data } if data.is_empty() => f.write_str("tfo  cookiereq"),
-            Self::Other { kind: FAST_OPEN, data } => {
-                f.write_str("tfo  cookie ")?;
-                hex(f, data)
+            [NOP, rest @ ..] => (ListItem::Nop, rest),
+            [kind, length, ..] if *length >= 2 && usize::from(*length) <= self.remaining.len() => {
+                let (option, rest) = self.remaining.split_at(usize::from(*length));
+                (ListItem::Option { kind: *kind, data: &option[2..] }, rest)
             }
-            Self::Other { kind, data } => {
-                write!(f, "unknown-{kind}")?;
-                if !data.is_empty() {
-                    f.write_str(" 0x")?;
-                    hex(f, data)?;
-                }
-                Ok(())
-            }
-            Self::Raw(bytes) => {
+            rest => (ListItem::Rest(rest), &[][..]),
+        };
+        self.remaining = remaining;
+        Some(item)
+    }
+}
+
+/// Writes the TCP options in `bytes` as tcpdump prints them, with a comma between them; nothing for padding at the end.
+pub(super) fn write_tcp(f: &mut fmt::Formatter<'_>, bytes: &[u8]) -> fmt::Result {
+    let mut list = OptionList::new(bytes);
+    let mut comma = "";
+    loop {
+        let all = list.remaining();
+        let Some(item) = list.next() else { return Ok(()) };
+        if item == ListItem::End && all.iter().all(|byte| *byte == END) {
+            return Ok(());
+        }
+        f.write_str(comma)?;
+        comma = ",";
+        match item {
+            ListItem::Nop => f.write_str("nop")?,
+            ListItem::Option { kind, data } => write_option(f, kind, data)?,
+            ListItem::End | ListItem::Rest(_) => {
                 f.write_str("[bad opt] 0x")?;
-                hex(f, bytes)
+                return hex(f, all);
             }
+        }
+    }
+}
+
+fn write_option(f: &mut fmt::Formatter<'_>, kind: u8, data: &[u8]) -> fmt::Result {
+    let word = |bytes: &[u8]| bytes.iter().fold(0_u32, |word, byte| word << 8 | u32::from(*byte));
+    match (kind, data) {
+        (MSS, [_, _]) => write!(f, "mss {}", word(data)),
+        (WINDOW_SCALE, [shift]) => write!(f, "wscale {shift}"),
+        (SACK_PERMITTED, []) => f.write_str("sackOK"),
+        (SACK, [_, ..]) if data.len().is_multiple_of(8) => {
+            let (blocks, _) = data.as_chunks::<8>();
+            write!(f, "sack {} ", blocks.len())?;
+            blocks.iter().try_for_each(|block| write!(f, "{{{}:{}}}", word(&block[..4]), word(&block[4..])))
+        }
+        (TIMESTAMPS, data) if data.len() == 8 => write!(f, "TS val {} ecr {}", word(&data[..4]), word(&data[4..])),
+        (FAST_OPEN, []) => f.write_str("tfo  cookiereq"),
+        (FAST_OPEN, cookie) => {
+            f.write_str("tfo  cookie ")?;
+            hex(f, cookie)
+        }
+        (kind, []) => write!(f, "unknown-{kind}"),
+        (kind, data) => {
+            write!(f, "unknown-{kind} 0x")?;
+            hex(f, data)
         }
     }
 }
@@ -163,15 +144,33 @@ fn hex(f: &mut fmt::Formatter<'_>, bytes: &[u8]) -> fmt::Result {
 mod tests {
     use super::*;
 
+    struct Printed<'a>(&'a [u8]);
+
+    impl fmt::Display for Printed<'_> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write_tcp(f, self.0)
+        }
+    }
+
     #[test]
-    fn bad_options_stay_raw() {
-        let parse = TcpOption::parse_all;
-        assert_eq!(parse(&[1, 1, 0, 0]), [TcpOption::Nop, TcpOption::Nop]);
-        assert_eq!(parse(&[2, 1]), [TcpOption::Raw(vec![2, 1])]);
-        assert_eq!(parse(&[3]), [TcpOption::Raw(vec![3])]);
-        assert_eq!(parse(&[1, 8, 10, 0]), [TcpOption::Nop, TcpOption::Raw(vec![8, 10, 0])]);
-        assert_eq!(parse(&[0, 0, 5]), [TcpOption::Raw(vec![0, 0, 5])]);
+    fn malformed_options_are_rest() {
+        let items = |bytes| OptionList::new(bytes).collect::<Vec<_>>();
+        assert_eq!(items(&[1, 1, 0]), [ListItem::Nop, ListItem::Nop, ListItem::End]);
+        assert_eq!(items(&[2, 1]), [ListItem::Rest(&[2, 1])]);
+        assert_eq!(items(&[3]), [ListItem::Rest(&[3])]);
+        assert_eq!(items(&[1, 8, 10, 0]), [ListItem::Nop, ListItem::Rest(&[8, 10, 0])]);
+        assert_eq!(items(&[0, 0, 5]), [ListItem::End, ListItem::Rest(&[0, 5])]);
         // A known kind of a wrong, yet sound, length.
-        assert_eq!(parse(&[2, 3, 9]), [TcpOption::Other { kind: 2, data: vec![9] }]);
+        assert_eq!(items(&[2, 3, 9]), [ListItem::Option { kind: 2, data: &[9] }]);
+    }
+
+    #[test]
+    fn malformed_options_print_as_bytes() {
+        let printed = |bytes| Printed(bytes).to_string();
+        assert_eq!(printed(&[1, 1, 0, 0]), "nop,nop");
+        assert_eq!(printed(&[2, 1]), "[bad opt] 0x0201");
+        assert_eq!(printed(&[1, 0, 0, 5]), "nop,[bad opt] 0x000005");
+        assert_eq!(printed(&[2, 3, 9, 0]), "unknown-2 0x09");
+        assert_eq!(printed(&[8, 10, 0, 0, 0, 1, 0, 0, 1, 0, 34, 2]), "TS val 1 ecr 256,tfo  cookiereq");
     }
 }

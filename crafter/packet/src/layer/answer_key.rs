@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use super::{
     AnyLayer, Icmp, Ip, Ipv6, Packet, TcpError, answer::behind_link, ether, icmpv6, ip, ipv6, protocol::worth, udp,
 };
+use crate::header::ip::{ICMP, ICMPV6, TCP, UDP};
 
 /// What to look a request up by: the same for a request and for whatever answers it, ICMP errors included.
 ///
@@ -153,22 +154,19 @@ fn bits(address: Option<IpAddr>) -> u128 {
 fn tcp(ports: (Option<u16>, Option<u16>), address: Option<IpAddr>) -> AnswerKey {
     let numbers = (ports.0.or(TcpError::DEFAULTS.sport), ports.1.or(TcpError::DEFAULTS.dport));
     let numbers = (numbers.0.unwrap_or(0), numbers.1.unwrap_or(0));
-    AnswerKey { protocol: crate::header::ip::TCP.into(), numbers, address: bits(address), ..NOTHING }
+    AnswerKey { protocol: TCP.into(), numbers, address: bits(address), ..NOTHING }
 }
 
 fn udp(source: u16, destination: u16) -> AnswerKey {
     let is_tunnel = source == udp::VXLAN || destination == udp::VXLAN;
     // Both ends of a tunnel send to the same port, from any.
     let numbers = if is_tunnel { (0, udp::VXLAN) } else { (source, destination) };
-    AnswerKey { protocol: crate::header::ip::UDP.into(), numbers, ..NOTHING }
+    AnswerKey { protocol: UDP.into(), numbers, ..NOTHING }
 }
 
 fn numbered(protocol: u8, message: u8, numbers: (u16, u16)) -> AnswerKey {
     AnswerKey { protocol: protocol.into(), message: message.into(), numbers, ..NOTHING }
 }
-
-const ICMP: u8 = crate::header::ip::ICMP;
-const ICMPV6: u8 = crate::header::ip::ICMPV6;
 
 /// The key of a request, from its IP header, ARP or what else is behind the link layer.
 fn asked(layers: &[AnyLayer]) -> AnswerKey {

@@ -13,7 +13,19 @@ use super::{
     table::{Misfit, Wire, layer},
     value::{FieldInfo, FieldKind, FieldValue, Literal, Value},
 };
-use crate::header::checksum::{fold, sum};
+use crate::header::{
+    checksum::{fold, sum},
+    ip::{DESTINATION_OPTIONS, FRAGMENT, HOP_BY_HOP, ICMP, ICMPV6, ROUTING, TCP, UDP},
+};
+
+/// Protocol number of IPv4 in IP.
+const IPV4: u8 = 4;
+/// Protocol number of IPv6 in IP.
+const IPV6: u8 = 41;
+/// Protocol number of GRE.
+const GRE: u8 = 47;
+/// Protocol number of MPLS in IP (RFC 4023).
+const MPLS: u8 = 137;
 
 /// Names of IP protocols.
 pub(crate) const PROTOCOLS: &[(u64, &str)] = &[
@@ -146,20 +158,20 @@ impl Ip {
 #[inline]
 pub(crate) fn payload(protocol: u8, bytes: &[u8]) -> Kind {
     match protocol {
-        0 => Kind::Ipv6HopByHop,
-        1 => Kind::Icmp,
-        4 => Kind::Ip,
+        HOP_BY_HOP => Kind::Ipv6HopByHop,
+        ICMP => Kind::Icmp,
+        IPV4 => Kind::Ip,
         // Only an ICMP error quotes so little.
-        6 if (8..20).contains(&bytes.len()) => Kind::TcpError,
-        6 => Kind::Tcp,
-        17 => Kind::Udp,
-        41 => Kind::Ipv6,
-        43 => Kind::Ipv6Routing,
-        44 => Kind::Ipv6Fragment,
-        47 => Kind::Gre,
-        58 => super::icmpv6::message(bytes),
-        60 => Kind::Ipv6Destination,
-        137 => Kind::Mpls,
+        TCP if (8..20).contains(&bytes.len()) => Kind::TcpError,
+        TCP => Kind::Tcp,
+        UDP => Kind::Udp,
+        IPV6 => Kind::Ipv6,
+        ROUTING => Kind::Ipv6Routing,
+        FRAGMENT => Kind::Ipv6Fragment,
+        GRE => Kind::Gre,
+        ICMPV6 => super::icmpv6::message(bytes),
+        DESTINATION_OPTIONS => Kind::Ipv6Destination,
+        MPLS => Kind::Mpls,
         _ => Kind::Raw,
     }
 }
@@ -168,18 +180,18 @@ pub(crate) fn payload(protocol: u8, bytes: &[u8]) -> Kind {
 #[inline]
 pub(crate) fn protocol(next: Option<&AnyLayer>) -> Option<u8> {
     Some(match next? {
-        AnyLayer::Ipv6HopByHop(_) => 0,
-        AnyLayer::Icmp(_) => 1,
-        AnyLayer::Ip(_) => 4,
-        AnyLayer::Tcp(_) | AnyLayer::TcpError(_) => 6,
-        AnyLayer::Udp(_) => 17,
-        AnyLayer::Ipv6(_) => 41,
-        AnyLayer::Ipv6Routing(_) => 43,
-        AnyLayer::Ipv6Fragment(_) => 44,
-        AnyLayer::Gre(_) => 47,
-        AnyLayer::Ipv6Destination(_) => 60,
-        AnyLayer::Mpls(_) => 137,
-        other if super::icmpv6::is_message(other) => 58,
+        AnyLayer::Ipv6HopByHop(_) => HOP_BY_HOP,
+        AnyLayer::Icmp(_) => ICMP,
+        AnyLayer::Ip(_) => IPV4,
+        AnyLayer::Tcp(_) | AnyLayer::TcpError(_) => TCP,
+        AnyLayer::Udp(_) => UDP,
+        AnyLayer::Ipv6(_) => IPV6,
+        AnyLayer::Ipv6Routing(_) => ROUTING,
+        AnyLayer::Ipv6Fragment(_) => FRAGMENT,
+        AnyLayer::Gre(_) => GRE,
+        AnyLayer::Ipv6Destination(_) => DESTINATION_OPTIONS,
+        AnyLayer::Mpls(_) => MPLS,
+        other if super::icmpv6::is_message(other) => ICMPV6,
         _ => return None,
     })
 }

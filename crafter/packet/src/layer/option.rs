@@ -1,4 +1,6 @@
-//! Lists of options as IPv4 and TCP have them: a kind, a length that counts both, data (RFC 791, 3.1; RFC 9293, 3.1).
+//! Lists of options as IPv4 and TCP have them.
+
+use crate::header::option::{ListItem, OptionList};
 
 /// An option of such a list.
 pub(crate) trait ListOption: Sized {
@@ -17,31 +19,13 @@ pub(crate) trait ListOption: Sized {
 
 /// Reads option bytes to their end; nothing is lost.
 #[inline]
-pub(crate) fn parse<T: ListOption>(mut bytes: &[u8]) -> Vec<T> {
+pub(crate) fn parse<T: ListOption>(bytes: &[u8]) -> Vec<T> {
     let mut options = Vec::with_capacity(T::USUAL);
-    loop {
-        match bytes {
-            [] => return options,
-            [0, rest @ ..] => {
-                options.push(T::END);
-                if !rest.is_empty() {
-                    options.push(T::rest(rest));
-                }
-                return options;
-            }
-            [1, rest @ ..] => {
-                options.push(T::FILLER);
-                bytes = rest;
-            }
-            [kind, length, ..] if *length >= 2 && usize::from(*length) <= bytes.len() => {
-                let (option, rest) = bytes.split_at(usize::from(*length));
-                options.push(T::read(*kind, &option[2..]));
-                bytes = rest;
-            }
-            rest => {
-                options.push(T::rest(rest));
-                return options;
-            }
-        }
-    }
+    options.extend(OptionList::new(bytes).map(|item| match item {
+        ListItem::End => T::END,
+        ListItem::Nop => T::FILLER,
+        ListItem::Option { kind, data } => T::read(kind, data),
+        ListItem::Rest(rest) => T::rest(rest),
+    }));
+    options
 }

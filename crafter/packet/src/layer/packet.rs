@@ -1,8 +1,8 @@
 //! The stack of layers.
 
-use std::ops::Div;
+use std::{net::IpAddr, ops::Div};
 
-use super::{AnyLayer, Kind, Layer, LayerType, Padding, Raw, Value};
+use super::{AnyLayer, Ip, Ipv6, Kind, Layer, LayerType, Padding, Raw, Value};
 use crate::error::{Error, Result};
 
 /// A packet: layers, the outermost first.
@@ -19,6 +19,19 @@ impl Packet {
     /// A packet without layers.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// An IPv4 or IPv6 header between two addresses. If only one of them is IPv4, it is mapped into IPv6 (RFC 4291,
+    /// section 2.5.5.2).
+    pub fn between(source: IpAddr, destination: IpAddr) -> Self {
+        let mapped = |address| match address {
+            IpAddr::V4(address) => address.to_ipv6_mapped(),
+            IpAddr::V6(address) => address,
+        };
+        match (source, destination) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => Ip::to(destination).src(source).into(),
+            _ => Ipv6::to(mapped(destination)).src(mapped(source)).into(),
+        }
     }
 
     /// Its layers, the outermost first.

@@ -1,11 +1,14 @@
 //! TCP.
 
-use std::{fmt, net::IpAddr};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
 
 use super::{
-    AnyLayer, Kind, TcpOption, answer,
+    AnyLayer, Kind, Packet, TcpOption, answer,
     build::Building,
-    dns, http, option,
+    dns, http,
     protocol::{Fixed, Parsed, Protocol, worth},
     table::{Misfit, Wire, layer},
     tcp_option, udp,
@@ -109,6 +112,11 @@ impl Tcp {
         Self::new().dport(dport)
     }
 
+    /// This segment with the ports of two endpoints, on an IP header with their [addresses](Packet::between).
+    pub fn between(self, source: SocketAddr, destination: SocketAddr) -> Packet {
+        Packet::between(source.ip(), destination.ip()) / self.sport(source.port()).dport(destination.port())
+    }
+
     /// What the sender waits to see acknowledged: sequence number behind the segment, with `above` its payload.
     fn end(&self, above: &[AnyLayer]) -> u32 {
         let flags = worth!(self, Tcp, flags).unwrap_or_default();
@@ -154,7 +162,7 @@ impl Protocol for Tcp {
             return Some(Parsed { layer, header: Self::FIXED, end: bytes.len(), next: Kind::Raw });
         };
         if !options.is_empty() {
-            layer.options = Some(option::parse(options));
+            layer.options = Some(TcpOption::parse(options));
         }
         let next = payload(layer.sport == Some(udp::DNS) || layer.dport == Some(udp::DNS), &bytes[header..]);
         Some(Parsed { layer, header, end: bytes.len(), next })
@@ -268,7 +276,7 @@ pub(crate) fn ports(
 mod tests {
     use super::*;
     use crate::{
-        layer::{Ether, Ip, Ipv6, Packet},
+        layer::{Ether, Ip, Ipv6},
         header::checksum::{Checksum, verify},
     };
 

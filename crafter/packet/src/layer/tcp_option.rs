@@ -3,10 +3,13 @@
 use smallvec::SmallVec;
 
 use super::{
-    option::ListOption,
+    option::{self, ListOption},
     protocol::be32,
     table::Misfit,
     value::{Element, Value},
+};
+use crate::header::option::{
+    END, FAST_OPEN, MD5, MSS, NOP, SACK, SACK_PERMITTED, TIMESTAMPS, TIMESTAMPS_LENGTH, USER_TIMEOUT, WINDOW_SCALE,
 };
 
 /// One TCP option. What has no form here, or is malformed, is [`Other`](Self::Other) or [`Rest`](Self::Rest).
@@ -43,19 +46,26 @@ const NAMES: [&str; 11] = ["EOL", "NOP", "MSS", "WScale", "SAckOK", "SAck", "Tim
 #[inline]
 fn read(kind: u8, data: &[u8]) -> Option<TcpOption> {
     Some(match (kind, data) {
-        (2, &[a, b]) => TcpOption::Mss(u16::from_be_bytes([a, b])),
-        (3, &[shift]) => TcpOption::WScale(shift),
-        (4, []) => TcpOption::SackOk,
-        (5, blocks) if blocks.len().is_multiple_of(8) => {
+        (MSS, &[a, b]) => TcpOption::Mss(u16::from_be_bytes([a, b])),
+        (WINDOW_SCALE, &[shift]) => TcpOption::WScale(shift),
+        (SACK_PERMITTED, []) => TcpOption::SackOk,
+        (SACK, blocks) if blocks.len().is_multiple_of(8) => {
             let block = |block: &[u8; 8]| (be32(block).unwrap_or(0), be32(&block[4..]).unwrap_or(0));
             TcpOption::Sack(blocks.as_chunks::<8>().0.iter().map(block).collect())
         }
-        (8, times) if times.len() == 8 => TcpOption::Timestamp(be32(times)?, be32(&times[4..])?),
-        (19, signature) => TcpOption::Md5(signature.try_into().ok()?),
-        (28, &[a, b]) => TcpOption::Uto(u16::from_be_bytes([a, b])),
-        (34, cookie) => TcpOption::Tfo(cookie.to_vec()),
+        (TIMESTAMPS, times) if times.len() == 8 => TcpOption::Timestamp(be32(times)?, be32(&times[4..])?),
+        (MD5, signature) => TcpOption::Md5(signature.try_into().ok()?),
+        (USER_TIMEOUT, &[a, b]) => TcpOption::Uto(u16::from_be_bytes([a, b])),
+        (FAST_OPEN, cookie) => TcpOption::Tfo(cookie.to_vec()),
         _ => return None,
     })
+}
+
+impl TcpOption {
+    /// Reads the options of a TCP header, padding included; the options built again give the same bytes.
+    pub fn parse(bytes: &[u8]) -> Vec<Self> {
+        option::parse(bytes)
+    }
 }
 
 impl ListOption for TcpOption {
@@ -79,37 +89,37 @@ pub(crate) fn write(options: &[TcpOption], out: &mut Vec<u8>) -> Result<(), Misf
     let start = out.len();
     for option in options {
         match option {
-            TcpOption::Eol => out.push(0),
-            TcpOption::Nop => out.push(1),
+            TcpOption::Eol => out.push(END),
+            TcpOption::Nop => out.push(NOP),
             TcpOption::Mss(size) => {
                 let [a, b] = size.to_be_bytes();
-                out.extend_from_slice(&[2, 4, a, b]);
+                out.extend_from_slice(&[MSS, 4, a, b]);
             }
-            TcpOption::WScale(shift) => out.extend_from_slice(&[3, 3, *shift]),
-            TcpOption::SackOk => out.extend_from_slice(&[4, 2]),
+            TcpOption::WScale(shift) => out.extend_from_slice(&[WINDOW_SCALE, 3, *shift]),
+            TcpOption::SackOk => out.extend_from_slice(&[SACK_PERMITTED, 2]),
             TcpOption::Sack(blocks) => {
-                out.extend_from_slice(&[5, length(blocks.len().saturating_mul(8))?]);
+                out.extend_from_slice(&[SACK, length(blocks.len().saturating_mul(8))?]);
                 for (left, right) in blocks {
                     out.extend_from_slice(&left.to_be_bytes());
                     out.extend_from_slice(&right.to_be_bytes());
                 }
             }
             TcpOption::Timestamp(value, echo) => {
-                let mut bytes = [8, 10, 0, 0, 0, 0, 0, 0, 0, 0];
+                let mut bytes = [TIMESTAMPS, TIMESTAMPS_LENGTH, 0, 0, 0, 0, 0, 0, 0, 0];
                 bytes[2..6].copy_from_slice(&value.to_be_bytes());
                 bytes[6..].copy_from_slice(&echo.to_be_bytes());
                 out.extend_from_slice(&bytes);
             }
             TcpOption::Md5(signature) => {
-                out.extend_from_slice(&[19, 18]);
+                out.extend_from_slice(&[MD5, 18]);
                 out.extend_from_slice(signature);
             }
             TcpOption::Uto(timeout) => {
                 let [a, b] = timeout.to_be_bytes();
-                out.extend_from_slice(&[28, 4, a, b]);
+                out.extend_from_slice(&[USER_TIMEOUT, 4, a, b]);
             }
             TcpOption::Tfo(cookie) => {
-                out.extend_from_slice(&[34, length(cookie.len())?]);
+                out.extend_from_slice(&[FAST_OPEN, length(cookie.len())?]);
                 out.extend_from_slice(cookie);
             }
             TcpOption::Other(kind, data) => {

@@ -1,9 +1,9 @@
 //! UDP.
 
-use std::fmt;
+use std::{fmt, net::SocketAddr};
 
 use super::{
-    AnyLayer, Kind, answer,
+    AnyLayer, Kind, Packet, answer,
     build::Building,
     protocol::{Fixed, Parsed, Protocol},
     table::{Misfit, layer},
@@ -40,6 +40,11 @@ impl Udp {
     /// A datagram to a port.
     pub fn to(dport: impl Literal<u16>) -> Self {
         Self::new().dport(dport)
+    }
+
+    /// This datagram with the ports of two endpoints, on an IP header with their [addresses](Packet::between).
+    pub fn between(self, source: SocketAddr, destination: SocketAddr) -> Packet {
+        Packet::between(source.ip(), destination.ip()) / self.sport(source.port()).dport(destination.port())
     }
 }
 
@@ -115,7 +120,7 @@ impl Protocol for Udp {
 mod tests {
     use super::*;
     use crate::{
-        layer::{Ip, Ipv6, Packet},
+        layer::{Ip, Ipv6},
         header::checksum::{Checksum, verify},
     };
 

@@ -7,7 +7,7 @@ use std::{
 
 use crafter::{
     engine::{Action, Direction, Impair, SegmentHook},
-    packet::{Checksum, Segment, checksum},
+    packet::TcpView,
 };
 
 /// Impairs segments, and prints each one with what became of it.
@@ -37,16 +37,7 @@ impl SegmentHook for Trace {
                 seconds % 60,
                 time.subsec_micros()
             );
-            let segment = match Segment::parse(ip) {
-                Ok(mut segment) => {
-                    // What the kernel left for a device to compute is no error, where the packet never met one.
-                    if checksum::verify(ip, true) != Checksum::Invalid {
-                        segment.checksum = None;
-                    }
-                    segment.to_string()
-                }
-                Err(error) => error.to_string(),
-            };
+            let segment = TcpView::parse(ip).map_or_else(|error| error.to_string(), |segment| segment.to_string());
             let fate = match action {
                 Action::Pass => String::new(),
                 Action::Drop => " [lost by --loss]".to_owned(),
