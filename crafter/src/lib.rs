@@ -57,7 +57,7 @@ pub use crafter_packet::{capture, expr, layer};
 
 /// Headers of packets, and what is wrong with one that does not fit.
 pub mod packet {
-    pub use crafter_packet::{Error, header::*};
+    pub use crafter_packet::{Error, view::*};
 }
 
 pub use driver::{Crafter, Lease, LeaseRequest, Options, PortChoice, Stream, StreamOptions};

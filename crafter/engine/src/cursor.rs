@@ -4,8 +4,8 @@ use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::net::SocketAddr;
 
-use crafter_packet::header::{Flags, Seq, TcpView};
 use crafter_packet::layer::{AnyLayer, IpFlags, Packet, Tcp, TcpOption};
+use crafter_packet::view::{Flags, Seq, TcpView};
 
 /// Segments out of order that are kept; the peer retransmits those beyond.
 const MAX_OUT_OF_ORDER: usize = 256;

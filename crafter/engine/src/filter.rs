@@ -10,7 +10,7 @@ use super::smoltcp::repair::{self, Awaited, Repair};
 use super::smoltcp::socket::SendSequence;
 use super::smoltcp::timers::Attempts;
 use super::smoltcp::timestamps::Timestamps;
-use crafter_packet::header::{Flags, Seq, TcpView};
+use crafter_packet::view::{Flags, Seq, TcpView};
 
 /// A hook that asks for more copies gets these.
 const MAX_COPIES: u32 = 1000;

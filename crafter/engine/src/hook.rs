@@ -26,7 +26,7 @@ pub enum Action {
 
 /// Sees every segment of a stream and may change it.
 ///
-/// A sent segment leaves as the hook left it; [`crafter_packet::header::checksum::fix`] corrects its checksums. A
+/// A sent segment leaves as the hook left it; [`crafter_packet::view::checksum::fix`] corrects its checksums. A
 /// received one is taken as if from the network: with a wrong checksum it is dropped. A delayed segment does not pass
 /// the hook again.
 pub trait SegmentHook: Send {

@@ -21,7 +21,7 @@ use super::smoltcp::socket::{is_connecting, owes_handshake_ack, receive_next};
 use super::smoltcp::timers::{Clock, time_wait_end};
 use super::smoltcp::timestamps::{self, Timestamps};
 use crate::error::{Error, Result};
-use crafter_packet::header::{Checksum, Flags, IcmpError, IcmpReason, Seq, TcpView, checksum, ip};
+use crafter_packet::view::{Checksum, Flags, IcmpError, IcmpReason, Seq, TcpView, checksum, ip};
 
 /// The most segments of one [`StreamEngine::poll_transmit`]; no transmit buffer holds more.
 const MAX_BURST: usize = 32_768;

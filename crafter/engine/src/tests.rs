@@ -16,7 +16,7 @@ pub(crate) mod by_hand;
 
 use super::*;
 use crate::error::Error;
-use crafter_packet::header::{Checksum, Flags, IcmpError, IcmpReason, Quoted, checksum, ip};
+use crafter_packet::view::{Checksum, Flags, IcmpError, IcmpReason, Quoted, checksum, ip};
 use crafter_packet::{layer::TcpOption, testing::Segment};
 
 const LATENCY: Duration = Duration::from_millis(5);

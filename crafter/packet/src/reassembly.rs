@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use crate::header::field::{ipv4, ipv6};
-use crate::header::{Fragment, IpPacket, checksum, ip};
+use crate::view::field::{ipv4, ipv6};
+use crate::view::{Fragment, IpPacket, checksum, ip};
 
 /// A datagram's payload may end here, in bytes.
 const MAX_DATAGRAM: usize = 65_535;
@@ -236,8 +236,8 @@ fn header(packet: &IpPacket<'_>, fragment: Fragment) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::header::{Checksum, UdpView};
     use crate::layer::{Packet, Udp};
+    use crate::view::{Checksum, UdpView};
     use proptest::prelude::*;
 
     /// Cuts a datagram (without extension headers) into fragments with `size` bytes of data each.

@@ -6,8 +6,8 @@ use std::fmt;
 use std::net::SocketAddr;
 
 use crate::error::Result;
-use crate::header::{Checksum, Flags, TcpView, checksum};
 use crate::layer::{AnyLayer, IpFlags, Packet, Tcp, TcpOption};
+use crate::view::{Checksum, Flags, TcpView, checksum};
 
 /// A TCP segment and what tests need of its IP header.
 #[derive(Debug, Clone, PartialEq, Eq)]

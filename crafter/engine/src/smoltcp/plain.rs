@@ -1,7 +1,7 @@
 //! Packets that smoltcp does not read, as packets that it reads.
 
-use crafter_packet::header::field::{ipv4, ipv6, tcp};
-use crafter_packet::header::{Flags, Seq, TcpView, ip};
+use crafter_packet::view::field::{ipv4, ipv6, tcp};
+use crafter_packet::view::{Flags, Seq, TcpView, ip};
 
 /// Payload of the pieces of a super-frame, in bytes.
 const PIECE: usize = 32 << 10;

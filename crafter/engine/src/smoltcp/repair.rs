@@ -2,8 +2,8 @@
 
 use super::Rewrite;
 use super::socket::SendSequence;
-use crafter_packet::header::field::{ipv4, ipv6, tcp};
-use crafter_packet::header::{Flags, Seq, TcpView, checksum, ip};
+use crafter_packet::view::field::{ipv4, ipv6, tcp};
+use crafter_packet::view::{Flags, Seq, TcpView, checksum, ip};
 
 /// The MSS of a peer whose SYN has no such option (RFC 9293, section 3.7.1), in bytes.
 const DEFAULT_MSS: u32 = 536;
@@ -253,7 +253,7 @@ fn ahead_of(next: Seq, view: &TcpView<'_>) -> usize {
 #[cfg(test)]
 mod unit_tests {
     use super::*;
-    use crafter_packet::header::Checksum;
+    use crafter_packet::view::Checksum;
     use crafter_packet::{layer::TcpOption, testing::Segment};
 
     fn segment(flags: Flags, seq: u32, ack: u32, window: u16, payload: &[u8]) -> Vec<u8> {

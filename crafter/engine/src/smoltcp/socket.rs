@@ -2,7 +2,7 @@
 
 use smoltcp::socket::tcp::{Socket, State};
 
-use crafter_packet::header::Seq;
+use crafter_packet::view::Seq;
 
 /// The send sequence variables of RFC 9293, section 3.3.1, taken from the segments themselves.
 ///

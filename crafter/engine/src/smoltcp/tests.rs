@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::tests::by_hand::{ByHand, bytes, config};
 use crate::{Received, StreamConfig, StreamEngine, StreamState};
-use crafter_packet::header::field::ipv6;
-use crafter_packet::header::{Flags, IcmpReason, ip};
+use crafter_packet::view::field::ipv6;
+use crafter_packet::view::{Flags, IcmpReason, ip};
 use crafter_packet::{layer::TcpOption, testing::Segment};
 
 /// Longer than smoltcp's first retransmission timeout, which is 1 s.

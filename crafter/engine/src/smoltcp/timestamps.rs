@@ -6,8 +6,8 @@ use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use super::Rewrite;
-use crafter_packet::header::option::{ListItem, NOP, OptionList, TIMESTAMPS, TIMESTAMPS_LENGTH};
-use crafter_packet::header::{Flags, Seq, TcpView, tcp};
+use crafter_packet::view::option::{ListItem, NOP, OptionList, TIMESTAMPS, TIMESTAMPS_LENGTH};
+use crafter_packet::view::{Flags, Seq, TcpView, tcp};
 
 /// After this time TS.Recent is invalid: a clock that ticks each millisecond seems to go back then (RFC 7323, section
 /// 5.5).

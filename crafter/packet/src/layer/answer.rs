@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::{AnyLayer, Packet, Tcp, answer_key::is_group, protocol::worth, udp};
+use super::{AnyLayer, Packet, Tcp, match_key::is_group, protocol::worth, udp};
 use crate::error::Result;
 
 impl Packet {
@@ -15,8 +15,7 @@ impl Packet {
     /// neighbour discovery.
     pub fn answers(&self, request: &Packet) -> bool {
         // That what answers is found by its key holds as the key is asked first.
-        self.answered_key() == request.answer_key()
-            && answers(behind_link(self.layers()), behind_link(request.layers()))
+        self.reply_key() == request.request_key() && answers(behind_link(self.layers()), behind_link(request.layers()))
     }
 
     /// The packet as its bytes say it: built and read again, so that all fields are set.

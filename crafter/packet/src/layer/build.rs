@@ -5,7 +5,7 @@ use smallvec::SmallVec;
 use super::{AnyLayer, Dns, Packet, dns, icmp_extension, table::Misfit};
 use crate::{
     error::Result,
-    header::{
+    view::{
         checksum::{fold, sum},
         field,
     },

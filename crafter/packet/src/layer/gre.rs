@@ -132,7 +132,7 @@ impl Protocol for Gre {
 mod tests {
     use crate::{
         layer::{Gre, Ip, Packet},
-        header::checksum::{fold, sum},
+        view::checksum::{fold, sum},
     };
 
     #[test]

@@ -10,7 +10,7 @@ use super::{
     table::{Misfit, layer},
     value::Literal,
 };
-use crate::header::field::icmp as field;
+use crate::view::field::icmp as field;
 
 const TYPES: &[(u64, &str)] = &[
     (0, "echo-reply"),
@@ -260,7 +260,7 @@ mod tests {
         let bytes = request.build().unwrap();
         assert_eq!(bytes[20..22], [8, 0]);
         assert_eq!(bytes[24..28], [0x12, 0x34, 0, 7]);
-        assert_eq!(crate::header::checksum::verify(&bytes, false), crate::header::Checksum::Valid);
+        assert_eq!(crate::view::checksum::verify(&bytes, false), crate::view::Checksum::Valid);
         let reply = |seq: u16| Ip::to("192.0.2.1").src("192.0.2.2") / Icmp::echo(0x1234, seq).r#type(0);
         assert!(reply(7).answers(&request));
         assert!(!reply(8).answers(&request));

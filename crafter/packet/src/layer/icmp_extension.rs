@@ -8,7 +8,7 @@ use super::{
     protocol::{Fixed, Parsed, Protocol},
     table::{Misfit, layer},
 };
-use crate::header::checksum::{fold, sum};
+use crate::view::checksum::{fold, sum};
 
 const CLASSES: &[(u64, &str)] =
     &[(1, "MPLS label stack"), (2, "interface information"), (3, "interface identification")];
@@ -238,7 +238,7 @@ mod tests {
     use super::*;
     use crate::{
         layer::{Icmpv6TimeExceeded, Ip, Ipv6, Layer as _, Mpls, Padding, Udp},
-        header::checksum::{Checksum, verify},
+        view::checksum::{Checksum, verify},
     };
 
     fn labels() -> [MplsLabel; 2] {

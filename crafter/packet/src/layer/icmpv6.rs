@@ -9,7 +9,7 @@ use super::{
     protocol::{Fixed, Parsed, Protocol},
     table::{Misfit, layer},
 };
-use crate::header::ip;
+use crate::view::ip;
 
 const TYPES: &[(u64, &str)] = &[
     (1, "Destination unreachable"),
@@ -201,7 +201,7 @@ macro_rules! icmpv6_message {
 
             fn finish(&self, packet: &mut $crate::layer::build::Building<'_>) -> Result<(), $crate::layer::table::Misfit> {
                 if self.cksum.is_none()
-                    && let Some(value) = packet.checksum(Some($crate::header::ip::ICMPV6))
+                    && let Some(value) = packet.checksum(Some($crate::view::ip::ICMPV6))
                 {
                     packet.put16(Self::AT.cksum, value);
                 }
@@ -310,7 +310,7 @@ mod tests {
     use super::*;
     use crate::{
         layer::{Ipv6, Packet, Udp},
-        header::checksum::{Checksum, verify},
+        view::checksum::{Checksum, verify},
     };
 
     #[test]

@@ -13,7 +13,7 @@ use super::{
     table::{Misfit, Wire, layer},
     value::{FieldInfo, FieldKind, FieldValue, Literal, Value},
 };
-use crate::header::{
+use crate::view::{
     checksum::{fold, sum},
     ip::{DESTINATION_OPTIONS, FRAGMENT, HOP_BY_HOP, ICMP, ICMPV6, ROUTING, TCP, UDP},
 };
@@ -316,7 +316,7 @@ mod tests {
     use super::*;
     use crate::{
         layer::{Packet, Tcp, Udp},
-        header::checksum::{Checksum, verify},
+        view::checksum::{Checksum, verify},
     };
 
     #[test]

@@ -221,7 +221,7 @@ mod tests {
     use super::*;
     use crate::{
         layer::{Ipv6, Packet, Tcp, Udp},
-        header::checksum::{Checksum, fold, pseudo_header, sum, verify},
+        view::checksum::{Checksum, fold, pseudo_header, sum, verify},
     };
 
     #[test]

@@ -24,11 +24,11 @@
 mod packet;
 
 mod answer;
-mod answer_key;
 mod build;
 mod fragment;
 mod fuzz;
 pub mod mac;
+mod match_key;
 mod parse;
 mod protocol;
 mod reassemble;
@@ -94,7 +94,6 @@ mod option;
 mod tcp_option;
 
 pub use self::{
-    answer_key::AnswerKey,
     dns_record::{Question, Record},
     fragment::Cut,
     http::HttpHeader,
@@ -102,6 +101,7 @@ pub use self::{
     ip_option::IpOption,
     ipv6_option::Ipv6Option,
     mac::Mac,
+    match_key::MatchKey,
     mpls::MplsLabel,
     packet::Packet,
     reassemble::reassemble,
@@ -114,7 +114,7 @@ pub use table::get_bits;
 pub use value::nearest;
 
 #[cfg(test)]
-mod answer_tests;
+mod match_tests;
 #[cfg(test)]
 pub(crate) mod samples;
 #[cfg(test)]

@@ -165,7 +165,7 @@ impl NdRedirect {
 mod tests {
     use super::*;
     use crate::layer::{Ipv6, NdSourceLinkLayer, NdTargetLinkLayer, Packet};
-    use crate::header::checksum::{Checksum, verify};
+    use crate::view::checksum::{Checksum, verify};
 
     #[test]
     fn solicitation_and_advertisement() {

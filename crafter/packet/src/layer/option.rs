@@ -1,6 +1,6 @@
 //! Lists of options as IPv4 and TCP have them.
 
-use crate::header::option::{ListItem, OptionList};
+use crate::view::option::{ListItem, OptionList};
 
 /// An option of such a list.
 pub(crate) trait ListOption: Sized {

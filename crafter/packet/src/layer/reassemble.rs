@@ -6,7 +6,7 @@ use super::{
     AnyLayer, Packet,
     build::{self, Places},
 };
-use crate::{header::IpPacket, reassembly::Reassembler};
+use crate::{reassembly::Reassembler, view::IpPacket};
 
 /// Which datagram a fragment is of; the protocol counts only for IPv4 (RFC 791, 3.2; RFC 8200, 4.5).
 type Datagram = (IpAddr, IpAddr, u32, u8);

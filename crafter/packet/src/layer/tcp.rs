@@ -14,7 +14,7 @@ use super::{
     tcp_option, udp,
     value::{FieldInfo, FieldKind, FieldValue, Literal, Value},
 };
-use crate::header::{Flags, ip};
+use crate::view::{Flags, ip};
 
 /// The letters of the flags, from the lowest bit.
 const LETTERS: &str = "FSRPAUECN";
@@ -277,7 +277,7 @@ mod tests {
     use super::*;
     use crate::{
         layer::{Ether, Ip, Ipv6},
-        header::checksum::{Checksum, verify},
+        view::checksum::{Checksum, verify},
     };
 
     #[test]

@@ -8,7 +8,7 @@ use super::{
     table::Misfit,
     value::{Element, Value},
 };
-use crate::header::option::{
+use crate::view::option::{
     END, FAST_OPEN, MD5, MSS, NOP, SACK, SACK_PERMITTED, TIMESTAMPS, TIMESTAMPS_LENGTH, USER_TIMEOUT, WINDOW_SCALE,
 };
 

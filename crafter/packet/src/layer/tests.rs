@@ -90,7 +90,7 @@ fn one_field_edited() {
     assert_eq!(differ, [14 + 20 + 3], "the checksum, too, is kept");
     packet.recompute();
     let edited = packet.build().unwrap();
-    assert_eq!(crate::header::checksum::verify(&edited[14..], false), crate::header::Checksum::Valid);
+    assert_eq!(crate::view::checksum::verify(&edited[14..], false), crate::view::Checksum::Valid);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use super::{
     tcp,
     value::Literal,
 };
-use crate::header::ip;
+use crate::view::ip;
 
 /// Where DNS servers listen.
 pub(crate) const DNS: u16 = 53;
@@ -121,7 +121,7 @@ mod tests {
     use super::*;
     use crate::{
         layer::{Ip, Ipv6},
-        header::checksum::{Checksum, verify},
+        view::checksum::{Checksum, verify},
     };
 
     #[test]

@@ -11,9 +11,9 @@ fn answered(request: &Packet, reply: &Packet) {
     let received = reply.resolved().unwrap();
     for request in [request, &sent] {
         assert!(received.answers(request), "{received}\ndoes not answer\n{request}");
-        assert_eq!(received.answered_key(), request.answer_key(), "{received}\n{request}");
-        let answerer = request.answerer();
-        assert!(answerer.is_none() || answerer == received.answered_as(), "{received}\n{request}");
+        assert_eq!(received.reply_key(), request.request_key(), "{received}\n{request}");
+        let expected_source = request.expected_source();
+        assert!(expected_source.is_none() || expected_source == received.reply_source(), "{received}\n{request}");
     }
 }
 
@@ -215,7 +215,7 @@ fn one_asks_many() {
     let frame = |packet: Packet| Ether::new() / packet;
     let echo = |to: &str| frame(Ip::to(to).src("192.0.2.1") / Icmp::echo(1, 2));
     for to in ["255.255.255.255", "224.0.0.1"] {
-        assert_eq!(echo(to).answerer(), None);
+        assert_eq!(echo(to).expected_source(), None);
         answered(&echo(to), &frame(Ip::to("192.0.2.1").src("192.0.2.77") / Icmp::echo(1, 2).r#type(0)));
         not_answered(&echo(to), &frame(Ip::to("192.0.2.2").src("192.0.2.77") / Icmp::echo(1, 2).r#type(0)));
     }
@@ -299,15 +299,15 @@ proptest! {
                 pairs.push((there / Tcp::to(a).sport(b).seq(number ^ 1), expired));
             }
         }
-        let mut table: std::collections::HashMap<AnswerKey, Vec<&Packet>> = std::collections::HashMap::new();
+        let mut table: std::collections::HashMap<MatchKey, Vec<&Packet>> = std::collections::HashMap::new();
         for (request, _) in &pairs {
-            table.entry(request.answer_key()).or_default().push(request);
+            table.entry(request.request_key()).or_default().push(request);
         }
         for (request, reply) in &pairs {
             let received = reply.resolved().unwrap();
-            let found: Vec<_> = table[&received.answered_key()].iter().filter(|asked| received.answers(asked)).collect();
+            let found: Vec<_> = table[&received.reply_key()].iter().filter(|asked| received.answers(asked)).collect();
             prop_assert_eq!(found, vec![&request]);
-            prop_assert_eq!(request.answerer(), received.answered_as());
+            prop_assert_eq!(request.expected_source(), received.reply_source());
             let all: Vec<_> = pairs.iter().filter(|(asked, _)| received.answers(asked)).collect();
             prop_assert_eq!(all.len(), 1);
         }

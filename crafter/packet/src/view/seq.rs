@@ -10,7 +10,7 @@ use std::ops::{Add, AddAssign, Sub};
 /// That is why the type has [`before`](Self::before) and [`after`](Self::after) in place of `<` and `>`.
 ///
 /// ```
-/// use crafter_packet::header::Seq;
+/// use crafter_packet::view::Seq;
 ///
 /// let last = Seq(u32::MAX);
 /// assert!(last.before(last + 1) && (last + 1).after(last));

@@ -6,10 +6,10 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crafter_common::parse::{self, Bytes as _, Icmp, Network};
-use crafter_packet::header::{
+use crafter_packet::layer::{Tcp, Udp};
+use crafter_packet::view::{
     Framed, IcmpError, IpPacket, TcpView, Transport, UdpView, flow, framed, icmp_query, ip, received,
 };
-use crafter_packet::layer::{Tcp, Udp};
 use proptest::{collection::vec, prelude::*, sample::select};
 
 /// What a reader says of a packet.
