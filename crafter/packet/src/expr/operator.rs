@@ -104,13 +104,13 @@ impl Operator {
     /// # Errors
     /// Why it has no meaning for them, as a sentence.
     pub fn apply(self, left: &Object, right: &Object) -> Result<Object, String> {
-        let misfit = || Err(format!("'{}' has no meaning between {} and {}", self.sign(), left.is(), right.is()));
+        let mismatch = || Err(format!("'{}' has no meaning between {} and {}", self.sign(), left.is(), right.is()));
         match self {
             Op::Stack => stack(left, right),
             Op::Equal => Ok(Object::Bool(equal(left, right))),
             Op::Unequal => Ok(Object::Bool(!equal(left, right))),
             Op::Less | Op::AtMost | Op::More | Op::AtLeast => {
-                let Some(order) = order(left, right) else { return misfit() };
+                let Some(order) = order(left, right) else { return mismatch() };
                 Ok(Object::Bool(match self {
                     Op::Less => order.is_lt(),
                     Op::AtMost => order.is_le(),
@@ -118,7 +118,7 @@ impl Operator {
                     _ => order.is_ge(),
                 }))
             }
-            Op::In => contains(right, left).map_or_else(misfit, |found| Ok(Object::Bool(found))),
+            Op::In => contains(right, left).map_or_else(mismatch, |found| Ok(Object::Bool(found))),
             _ => match (left.number(), right.number()) {
                 (Some(a), Some(b)) => {
                     let is_sequence = matches!(left, Object::Sequence(_)) || matches!(right, Object::Sequence(_));
@@ -144,7 +144,7 @@ impl Operator {
                         (Op::Add, Some(a), Some(b)) => Ok(Object::Decimal(a + b)),
                         (Op::Subtract, Some(a), Some(b)) => Ok(Object::Decimal(a - b)),
                         (Op::Multiply, Some(a), Some(b)) => Ok(Object::Decimal(a * b)),
-                        _ => misfit(),
+                        _ => mismatch(),
                     },
                 },
             },

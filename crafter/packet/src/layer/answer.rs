@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::{AnyLayer, Packet, Tcp, match_key::is_group, protocol::worth, udp};
+use super::{AnyLayer, Packet, Tcp, match_key::is_group, protocol::or_default, udp};
 use crate::error::Result;
 
 impl Packet {
@@ -77,8 +77,12 @@ pub(crate) fn quotes(quoted: &[AnyLayer], asked: &[AnyLayer]) -> bool {
         _ => return false,
     };
     let segment = |layer: &AnyLayer| match layer {
-        AnyLayer::Tcp(tcp) => Some((worth!(tcp, Tcp, sport), worth!(tcp, Tcp, dport), worth!(tcp, Tcp, seq))),
-        AnyLayer::TcpError(tcp) => Some((worth!(tcp, Tcp, sport), worth!(tcp, Tcp, dport), worth!(tcp, Tcp, seq))),
+        AnyLayer::Tcp(tcp) => {
+            Some((or_default!(tcp, Tcp, sport), or_default!(tcp, Tcp, dport), or_default!(tcp, Tcp, seq)))
+        }
+        AnyLayer::TcpError(tcp) => {
+            Some((or_default!(tcp, Tcp, sport), or_default!(tcp, Tcp, dport), or_default!(tcp, Tcp, seq)))
+        }
         _ => None,
     };
     if let (Some(quoted), Some(asked)) = (segment(first), segment(request)) {
@@ -133,8 +137,8 @@ pub(crate) fn crossed(answer: &AnyLayer, request: &AnyLayer) -> bool {
         (AnyLayer::NdRouterAdvertisement(_), AnyLayer::NdRouterSolicitation(_)) => true,
         // A first fragment too small for a whole header.
         (AnyLayer::Tcp(reply), AnyLayer::TcpError(request)) => {
-            worth!(reply, Tcp, sport) == worth!(request, Tcp, dport)
-                && worth!(reply, Tcp, dport) == worth!(request, Tcp, sport)
+            or_default!(reply, Tcp, sport) == or_default!(request, Tcp, dport)
+                && or_default!(reply, Tcp, dport) == or_default!(request, Tcp, sport)
         }
         _ => false,
     }

@@ -5,8 +5,8 @@ use std::{fmt, net::Ipv4Addr};
 use super::{
     AnyLayer, Kind, Mac,
     ether::ETHERTYPES,
-    protocol::{Fixed, Parsed, Protocol, worth},
-    table::{Misfit, layer},
+    protocol::{Fixed, Parsed, Protocol, or_default},
+    table::{FieldError, layer},
 };
 
 const OPERATIONS: &[(u64, &str)] =
@@ -39,7 +39,7 @@ layer! {
 
 impl Arp {
     /// The question who has an address.
-    pub fn who_has(pdst: impl super::value::Literal<Ipv4Addr>) -> Self {
+    pub fn who_has(pdst: impl super::value::IntoField<Ipv4Addr>) -> Self {
         Self::new().pdst(pdst)
     }
 }
@@ -53,18 +53,18 @@ impl Protocol for Arp {
         Some(Parsed { layer, header: Self::FIXED, end: Self::FIXED, next: Kind::Raw })
     }
 
-    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
         self.put_fixed(out)
     }
 
     fn answers(&self, _: &[AnyLayer], request: &Self, _: &[AnyLayer]) -> bool {
-        let asked = worth!(request, Arp, op);
-        worth!(self, Arp, op) == asked.map(|op| op.wrapping_add(1))
+        let asked = or_default!(request, Arp, op);
+        or_default!(self, Arp, op) == asked.map(|op| op.wrapping_add(1))
             && match asked {
                 // RFC 903 asks for the protocol address of the target, RFC 2390 for that of who is asked.
-                Some(3) => worth!(self, Arp, hwdst) == worth!(request, Arp, hwdst),
-                Some(8) => worth!(self, Arp, hwsrc) == worth!(request, Arp, hwdst),
-                _ => worth!(self, Arp, psrc) == worth!(request, Arp, pdst),
+                Some(3) => or_default!(self, Arp, hwdst) == or_default!(request, Arp, hwdst),
+                Some(8) => or_default!(self, Arp, hwsrc) == or_default!(request, Arp, hwdst),
+                _ => or_default!(self, Arp, psrc) == or_default!(request, Arp, pdst),
             }
     }
 

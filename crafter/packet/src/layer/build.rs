@@ -2,7 +2,7 @@
 
 use smallvec::SmallVec;
 
-use super::{AnyLayer, Dns, Packet, dns, icmp_extension, table::Misfit};
+use super::{AnyLayer, Dns, Packet, dns, icmp_extension, table::FieldError};
 use crate::{
     error::Result,
     view::{
@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Where the layers of a built packet are: the beginning of each, in bytes.
-pub(crate) type Places = SmallVec<[usize; 16]>;
+pub(crate) type Offsets = SmallVec<[usize; 16]>;
 
 /// A packet being built, as seen from one of its layers.
 pub(crate) struct Building<'a> {
@@ -130,13 +130,13 @@ impl Packet {
     /// As [`build`](Self::build); the buffer's content is then unspecified.
     #[inline]
     pub fn build_into(&self, out: &mut Vec<u8>) -> Result<()> {
-        let mut places = Places::new();
+        let mut places = Offsets::new();
         Ok(build(self.layers(), out, &mut places)?)
     }
 }
 
 #[inline]
-pub(crate) fn build(layers: &[AnyLayer], out: &mut Vec<u8>, places: &mut Places) -> Result<(), Misfit> {
+pub(crate) fn build(layers: &[AnyLayer], out: &mut Vec<u8>, places: &mut Offsets) -> Result<(), FieldError> {
     out.clear();
     let mut quotes = Quotes::new();
     for (at, layer) in layers.iter().enumerate() {
@@ -210,7 +210,7 @@ type Quotes = SmallVec<[Quote; 1]>;
 impl Quote {
     /// The quote that the extensions at `extension` are behind, filled up to the length that it must have (RFC 4884, 4).
     #[cold]
-    fn fill(layers: &[AnyLayer], extension: usize, out: &mut Vec<u8>, places: &Places) -> Option<Self> {
+    fn fill(layers: &[AnyLayer], extension: usize, out: &mut Vec<u8>, places: &Offsets) -> Option<Self> {
         let error = icmp_extension::extended(&layers[..extension])?;
         let end = out.len();
         let start = places.get(error + 1).copied().unwrap_or(end);

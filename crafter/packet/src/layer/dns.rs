@@ -9,8 +9,8 @@ use super::{
     build::Building,
     dns_record::{Question, Record, type_name},
     protocol::{Fixed, Parsed, Protocol, be16},
-    table::{Misfit, layer},
-    value::Literal,
+    table::{FieldError, layer},
+    value::IntoField,
 };
 
 const OPCODES: &[(u64, &str)] = &[(0, "QUERY"), (1, "IQUERY"), (2, "STATUS"), (4, "NOTIFY"), (5, "UPDATE")];
@@ -75,9 +75,9 @@ impl Dns {
     /// A query for a name: `Dns::query("example.org", 1)` asks for addresses.
     ///
     /// # Panics
-    /// If the name is none; see [`Literal`].
-    pub fn query(qname: &str, qtype: impl Literal<u16>) -> Self {
-        match Question::new(qname, qtype.literal()) {
+    /// If the name is none; see [`IntoField`].
+    pub fn query(qname: &str, qtype: impl IntoField<u16>) -> Self {
+        match Question::new(qname, qtype.into_field()) {
             Ok(question) => Self::new().qd([question]),
             Err(reason) => panic!("{reason}"),
         }
@@ -142,7 +142,7 @@ impl Protocol for Dns {
         Some(Parsed { layer, header, end: bytes.len(), next: Kind::Raw })
     }
 
-    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
         if let Some(length) = self.length {
             out.extend_from_slice(&length.to_be_bytes());
         }
@@ -151,14 +151,14 @@ impl Protocol for Dns {
             Some(body) => out.extend_from_slice(body),
             None if [self.qd.is_none(), self.an.is_none(), self.ns.is_none(), self.ar.is_none()] == [true; 4] => {}
             None => {
-                let sections = self.sections().ok_or(Misfit { layer: "DNS", field: "sections", bits: 65_535 * 8 })?;
+                let sections = self.sections().ok_or(FieldError { layer: "DNS", field: "sections", bits: 65_535 * 8 })?;
                 out.extend_from_slice(&sections[Self::FIXED..]);
             }
         }
         Ok(())
     }
 
-    fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
+    fn finish(&self, packet: &mut Building<'_>) -> Result<(), FieldError> {
         let counts = [
             (self.qdcount, self.qd.as_ref().map_or(0, Vec::len), "qdcount"),
             (self.ancount, self.an.as_ref().map_or(0, Vec::len), "ancount"),
@@ -171,11 +171,11 @@ impl Protocol for Dns {
         }
         if self.length.is_none() && start > 0 {
             let length = packet.length().saturating_sub(PREFIX);
-            packet.put16(0, u16::try_from(length).map_err(|_| Misfit { layer: "DNS", field: "length", bits: 16 })?);
+            packet.put16(0, u16::try_from(length).map_err(|_| FieldError { layer: "DNS", field: "length", bits: 16 })?);
         }
         for (i, (set, count, field)) in counts.into_iter().enumerate() {
             if set.is_none() {
-                let count = u16::try_from(count).map_err(|_| Misfit { layer: "DNS", field, bits: 16 })?;
+                let count = u16::try_from(count).map_err(|_| FieldError { layer: "DNS", field, bits: 16 })?;
                 packet.put16(start + Self::AT.qdcount + 2 * i, count);
             }
         }

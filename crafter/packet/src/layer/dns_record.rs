@@ -194,7 +194,7 @@ pub(crate) fn fields<'a>(value: &'a Value, wanted: &str, known: &[&str]) -> Resu
                 None => Ok(fields),
             }
         }
-        other => Err(other.misfit(&format!("{wanted}(...)"))),
+        other => Err(other.mismatch(&format!("{wanted}(...)"))),
     }
 }
 

@@ -7,7 +7,7 @@ use super::{
     build::Building,
     ether::{self, ETHERTYPES},
     protocol::{Fixed, Parsed, Protocol},
-    table::{Misfit, layer},
+    table::{FieldError, layer},
 };
 
 layer! {
@@ -49,11 +49,11 @@ macro_rules! tag {
                 Some(Parsed { layer, header: Self::FIXED, end: bytes.len(), next })
             }
 
-            fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+            fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
                 self.put_fixed(out)
             }
 
-            fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
+            fn finish(&self, packet: &mut Building<'_>) -> Result<(), FieldError> {
                 if self.r#type.is_none() {
                     let number = ether::ethertype(packet.next());
                     packet.put16(Self::AT.r#type, number);

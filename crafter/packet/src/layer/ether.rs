@@ -6,7 +6,7 @@ use super::{
     AnyLayer, Kind, Mac,
     build::Building,
     protocol::{Fixed, Parsed, Protocol},
-    table::{Misfit, layer},
+    table::{FieldError, layer},
 };
 
 /// Names of Ethernet types.
@@ -37,7 +37,7 @@ layer! {
 
 impl Ether {
     /// A frame to an address.
-    pub fn to(dst: impl super::value::Literal<Mac>) -> Self {
+    pub fn to(dst: impl super::value::IntoField<Mac>) -> Self {
         Self::new().dst(dst)
     }
 }
@@ -82,12 +82,12 @@ impl Protocol for Ether {
     }
 
     #[inline(always)]
-    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
         self.put_fixed(out)
     }
 
     #[inline(always)]
-    fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
+    fn finish(&self, packet: &mut Building<'_>) -> Result<(), FieldError> {
         if self.r#type.is_none() {
             let number = ethertype(packet.next());
             packet.put16(Self::AT.r#type, number);
@@ -98,8 +98,8 @@ impl Protocol for Ether {
     fn summary(&self, f: &mut fmt::Formatter<'_>, packet: &[AnyLayer], at: usize) -> fmt::Result {
         f.write_str("Ether")?;
         if packet.get(at + 1).is_none_or(|next| matches!(next, AnyLayer::Raw(_) | AnyLayer::Padding(_))) {
-            let worth = |set: Option<Mac>, default: Mac| set.unwrap_or(default);
-            write!(f, " {} > {}", worth(self.src, Mac::ZERO), worth(self.dst, Mac::BROADCAST))?;
+            let address = |set: Option<Mac>, default: Mac| set.unwrap_or(default);
+            write!(f, " {} > {}", address(self.src, Mac::ZERO), address(self.dst, Mac::BROADCAST))?;
             if let Some(ethertype) = self.r#type {
                 write!(f, " (0x{ethertype:04x})")?;
             }

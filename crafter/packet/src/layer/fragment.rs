@@ -2,7 +2,7 @@
 
 use super::{
     AnyLayer, Ip, IpFlags, IpOption, Ipv6, Ipv6Fragment, Packet, Raw,
-    build::{self, Places},
+    build::{self, Offsets},
 };
 use crate::error::{Error, Result};
 
@@ -100,7 +100,7 @@ impl Packet {
         let layers = self.layers();
         let at = layers.iter().position(|layer| matches!(layer, AnyLayer::Ip(_) | AnyLayer::Ipv6(_)));
         let at = at.ok_or_else(|| invalid("the packet has no IP layer"))?;
-        let (mut bytes, mut places) = (Vec::new(), Places::new());
+        let (mut bytes, mut places) = (Vec::new(), Offsets::new());
         build::build(layers, &mut bytes, &mut places)?;
         let padding = layers.iter().rev().take_while(|layer| matches!(layer, AnyLayer::Padding(_))).count();
         places.push(bytes.len());

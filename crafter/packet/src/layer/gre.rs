@@ -7,7 +7,7 @@ use super::{
     build::Building,
     ether::{self, ETHERTYPES},
     protocol::{Fixed, Parsed, Protocol, be16, be32},
-    table::{Misfit, layer},
+    table::{FieldError, layer},
 };
 
 layer! {
@@ -74,7 +74,7 @@ impl Protocol for Gre {
         Some(Parsed { layer, header, end: bytes.len(), next })
     }
 
-    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
         self.put_fixed(out)?;
         if self.has_checksum() {
             out.extend_from_slice(&self.chksum.unwrap_or(0).to_be_bytes());
@@ -90,7 +90,7 @@ impl Protocol for Gre {
         Ok(())
     }
 
-    fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
+    fn finish(&self, packet: &mut Building<'_>) -> Result<(), FieldError> {
         let bits = [
             (self.chksum_present.is_none() && self.has_checksum(), 0x80),
             (self.key_present.is_none() && self.key.is_some(), 0x20),

@@ -6,8 +6,8 @@ use std::fmt;
 use super::{
     AnyLayer, Kind,
     protocol::{Fixed as _, Parsed, Protocol},
-    table::{Misfit, layer},
-    value::{Element, Literal, Value},
+    table::{FieldError, layer},
+    value::{Element, IntoField, Value},
 };
 
 layer! {
@@ -58,8 +58,8 @@ impl HttpHeader {
     }
 }
 
-impl Literal<Vec<HttpHeader>> for &[(&str, &str)] {
-    fn literal(self) -> Vec<HttpHeader> {
+impl IntoField<Vec<HttpHeader>> for &[(&str, &str)] {
+    fn into_field(self) -> Vec<HttpHeader> {
         self.iter().map(|(name, value)| HttpHeader::Field((*name).into(), (*value).into())).collect()
     }
 }
@@ -174,7 +174,7 @@ impl Protocol for HttpRequest {
         exact(layer, head)
     }
 
-    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
         self.put_fixed(out)?;
         write(self.first(), self.Headers.as_ref(), out);
         Ok(())
@@ -214,7 +214,7 @@ impl Protocol for HttpResponse {
         exact(layer, head)
     }
 
-    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
         self.put_fixed(out)?;
         write(self.first(), self.Headers.as_ref(), out);
         Ok(())

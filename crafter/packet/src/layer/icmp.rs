@@ -7,8 +7,8 @@ use super::{
     build::Building,
     icmp_extension,
     protocol::{Fixed, Parsed, Protocol, be16, be32},
-    table::{Misfit, layer},
-    value::Literal,
+    table::{FieldError, layer},
+    value::IntoField,
 };
 use crate::view::field::icmp as field;
 
@@ -73,7 +73,7 @@ layer! {
 
 impl Icmp {
     /// An echo request.
-    pub fn echo(id: impl Literal<u16>, seq: impl Literal<u16>) -> Self {
+    pub fn echo(id: impl IntoField<u16>, seq: impl IntoField<u16>) -> Self {
         Self::new().id(id).seq(seq)
     }
 
@@ -168,7 +168,7 @@ impl Protocol for Icmp {
         Some(Parsed { layer, header, end, next })
     }
 
-    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
         self.put_fixed(out)?;
         let mut whole = [0; field::TRANSMIT.end];
         let mut put = |field: Range<usize>, bytes: Option<&[u8]>| {
@@ -200,12 +200,12 @@ impl Protocol for Icmp {
         Ok(())
     }
 
-    fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
+    fn finish(&self, packet: &mut Building<'_>) -> Result<(), FieldError> {
         if self.length.is_none()
             && self.tells_length()
             && let Some(quote) = packet.quote()
         {
-            let words = u8::try_from(quote / 4).map_err(|_| Misfit { layer: "ICMP", field: "length", bits: 8 })?;
+            let words = u8::try_from(quote / 4).map_err(|_| FieldError { layer: "ICMP", field: "length", bits: 8 })?;
             packet.bytes()[field::QUOTE_LENGTH] = words;
         }
         if self.chksum.is_none()

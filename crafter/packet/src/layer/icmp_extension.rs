@@ -6,7 +6,7 @@ use super::{
     AnyLayer, Icmp, Kind, MplsLabel, Packet,
     build::Building,
     protocol::{Fixed, Parsed, Protocol},
-    table::{Misfit, layer},
+    table::{FieldError, layer},
 };
 use crate::view::checksum::{fold, sum};
 
@@ -149,11 +149,11 @@ impl Protocol for IcmpExtensionHeader {
         Some(Parsed { layer, header: Self::FIXED, end: bytes.len(), next: object(&bytes[Self::FIXED..]) })
     }
 
-    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
         self.put_fixed(out)
     }
 
-    fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
+    fn finish(&self, packet: &mut Building<'_>) -> Result<(), FieldError> {
         if self.chksum.is_none()
             && let Some(value) = packet.checksum(None)
         {
@@ -172,9 +172,9 @@ fn data(bytes: &[u8], len: Option<u16>) -> Option<&[u8]> {
     bytes.get(IcmpExtensionObject::FIXED..usize::from(len?))
 }
 
-fn put_length(len: Option<u16>, layer: &'static str, packet: &mut Building<'_>) -> Result<(), Misfit> {
+fn put_length(len: Option<u16>, layer: &'static str, packet: &mut Building<'_>) -> Result<(), FieldError> {
     if len.is_none() {
-        let length = u16::try_from(packet.header()).map_err(|_| Misfit { layer, field: "len", bits: 16 })?;
+        let length = u16::try_from(packet.header()).map_err(|_| FieldError { layer, field: "len", bits: 16 })?;
         packet.put16(IcmpExtensionObject::AT.len, length);
     }
     Ok(())
@@ -190,16 +190,16 @@ impl Protocol for IcmpExtensionMpls {
         Some(Parsed { layer, header, end: bytes.len(), next: object(&bytes[header..]) })
     }
 
-    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
         self.put_fixed(out)?;
         for label in self.stack.iter().flatten() {
-            let misfit = Misfit { layer: "ICMPExtension_MPLS", field: "stack", bits: 32 };
-            out.extend_from_slice(&label.to_bits().ok_or(misfit)?.to_be_bytes());
+            let too_large = FieldError { layer: "ICMPExtension_MPLS", field: "stack", bits: 32 };
+            out.extend_from_slice(&label.to_bits().ok_or(too_large)?.to_be_bytes());
         }
         Ok(())
     }
 
-    fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
+    fn finish(&self, packet: &mut Building<'_>) -> Result<(), FieldError> {
         put_length(self.len, "ICMPExtension_MPLS", packet)
     }
 
@@ -218,13 +218,13 @@ impl Protocol for IcmpExtensionObject {
         Some(Parsed { layer, header, end: bytes.len(), next: object(&bytes[header..]) })
     }
 
-    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
         self.put_fixed(out)?;
         out.extend_from_slice(self.data.as_deref().unwrap_or_default());
         Ok(())
     }
 
-    fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
+    fn finish(&self, packet: &mut Building<'_>) -> Result<(), FieldError> {
         put_length(self.len, "ICMPExtension_Object", packet)
     }
 

@@ -7,7 +7,7 @@ use super::{
     build::Building,
     icmp_extension,
     protocol::{Fixed, Parsed, Protocol},
-    table::{Misfit, layer},
+    table::{FieldError, layer},
 };
 use crate::view::ip;
 
@@ -195,11 +195,11 @@ macro_rules! icmpv6_message {
                 Some($crate::layer::protocol::Parsed { layer, header, end: bytes.len(), next })
             }
 
-            fn write(&self, out: &mut Vec<u8>) -> Result<(), $crate::layer::table::Misfit> {
+            fn write(&self, out: &mut Vec<u8>) -> Result<(), $crate::layer::table::FieldError> {
                 $crate::layer::protocol::Fixed::put_fixed(self, out)
             }
 
-            fn finish(&self, packet: &mut $crate::layer::build::Building<'_>) -> Result<(), $crate::layer::table::Misfit> {
+            fn finish(&self, packet: &mut $crate::layer::build::Building<'_>) -> Result<(), $crate::layer::table::FieldError> {
                 if self.cksum.is_none()
                     && let Some(value) = packet.checksum(Some($crate::view::ip::ICMPV6))
                 {
@@ -240,16 +240,16 @@ macro_rules! error_with_length {
                 Some(Parsed { layer, header: Self::FIXED, end, next: Kind::Ipv6 })
             }
 
-            fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+            fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
                 self.put_fixed(out)
             }
 
-            fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
+            fn finish(&self, packet: &mut Building<'_>) -> Result<(), FieldError> {
                 if self.length.is_none()
                     && let Some(quote) = packet.quote()
                 {
-                    let misfit = Misfit { layer: $name, field: "length", bits: 8 };
-                    packet.bytes()[Self::AT.length] = u8::try_from(quote / 8).map_err(|_| misfit)?;
+                    let too_large = FieldError { layer: $name, field: "length", bits: 8 };
+                    packet.bytes()[Self::AT.length] = u8::try_from(quote / 8).map_err(|_| too_large)?;
                 }
                 if self.cksum.is_none()
                     && let Some(value) = packet.checksum(Some(ip::ICMPV6))

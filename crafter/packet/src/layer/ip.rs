@@ -9,9 +9,9 @@ use super::{
     AnyLayer, Icmp, IpOption, Kind, answer,
     build::Building,
     ip_option, option,
-    protocol::{Fixed, Parsed, Protocol, worth},
-    table::{Misfit, Wire, layer},
-    value::{FieldInfo, FieldKind, FieldValue, Literal, Value},
+    protocol::{Fixed, Parsed, Protocol, or_default},
+    table::{FieldError, BitField, layer},
+    value::{FieldInfo, FieldKind, FieldValue, IntoField, Value},
 };
 use crate::view::{
     checksum::{fold, sum},
@@ -99,7 +99,7 @@ impl FieldValue for IpFlags {
     }
 }
 
-impl Wire for IpFlags {
+impl BitField for IpFlags {
     #[inline(always)]
     fn put(self, header: &mut [u8], offset: usize, bits: usize) -> bool {
         self.0.put(header, offset, bits)
@@ -107,11 +107,11 @@ impl Wire for IpFlags {
 
     #[inline(always)]
     fn get(header: &[u8], offset: usize, bits: usize) -> Self {
-        Self(Wire::get(header, offset, bits))
+        Self(BitField::get(header, offset, bits))
     }
 }
 
-super::value::text_literals!(IpFlags);
+super::value::text_fields!(IpFlags);
 
 layer! {
     /// Internet Protocol, version 4
@@ -149,7 +149,7 @@ layer! {
 
 impl Ip {
     /// A packet to an address.
-    pub fn to(dst: impl Literal<Ipv4Addr>) -> Self {
+    pub fn to(dst: impl IntoField<Ipv4Addr>) -> Self {
         Self::new().dst(dst)
     }
 }
@@ -205,7 +205,7 @@ pub(crate) fn last_destination(ip: &Ip) -> Option<IpAddr> {
         }
         _ => None,
     });
-    route.copied().or(worth!(ip, Ip, dst)).map(Into::into)
+    route.copied().or(or_default!(ip, Ip, dst)).map(Into::into)
 }
 
 impl Protocol for Ip {
@@ -234,7 +234,7 @@ impl Protocol for Ip {
     }
 
     #[inline(always)]
-    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
         self.put_fixed(out)?;
         if let Some(options) = &self.options {
             ip_option::write(options, out)?;
@@ -243,11 +243,11 @@ impl Protocol for Ip {
     }
 
     #[inline(always)]
-    fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
+    fn finish(&self, packet: &mut Building<'_>) -> Result<(), FieldError> {
         let header = packet.header();
         if self.ihl.is_none() {
             if header > 60 {
-                return Err(Misfit { layer: "IP", field: "ihl", bits: 4 });
+                return Err(FieldError { layer: "IP", field: "ihl", bits: 4 });
             }
             if let Some(first) = packet.bytes().first_mut() {
                 *first = *first & 0xf0 | (header / 4) as u8;
@@ -255,7 +255,7 @@ impl Protocol for Ip {
         }
         if self.len.is_none() {
             let length = packet.length().max(header);
-            let length = u16::try_from(length).map_err(|_| Misfit { layer: "IP", field: "len", bits: 16 })?;
+            let length = u16::try_from(length).map_err(|_| FieldError { layer: "IP", field: "len", bits: 16 })?;
             packet.put16(Self::AT.len, length);
         }
         if self.proto.is_none() {
@@ -290,7 +290,7 @@ impl Protocol for Ip {
                 };
         }
         let wanted = last_destination(request);
-        let addresses = (worth!(self, Ip, src).map(Into::into), last_destination(self));
+        let addresses = (or_default!(self, Ip, src).map(Into::into), last_destination(self));
         answer::goes_back(addresses, wanted, request.src.map(Into::into)) && answer::answers(above, asked)
     }
 
@@ -299,7 +299,7 @@ impl Protocol for Ip {
         if matches!(packet.get(at + 1), Some(AnyLayer::Tcp(_) | AnyLayer::Udp(_) | AnyLayer::TcpError(_))) {
             return Ok(());
         }
-        let (source, destination) = (worth!(self, Ip, src), worth!(self, Ip, dst));
+        let (source, destination) = (or_default!(self, Ip, src), or_default!(self, Ip, dst));
         write!(f, " {} > {}", source.unwrap_or(Ipv4Addr::UNSPECIFIED), destination.unwrap_or(Ipv4Addr::LOCALHOST))?;
         if let Some(fragment) = self.frag.filter(|fragment| *fragment > 0) {
             write!(f, " frag:{fragment}")?;

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use super::{
     option::ListOption,
-    table::Misfit,
+    table::FieldError,
     value::{Element, Value},
 };
 
@@ -85,7 +85,7 @@ impl ListOption for IpOption {
 }
 
 /// Appends options and fills up to a word with end-of-list.
-pub(crate) fn write(options: &[IpOption], out: &mut Vec<u8>) -> Result<(), Misfit> {
+pub(crate) fn write(options: &[IpOption], out: &mut Vec<u8>) -> Result<(), FieldError> {
     let start = out.len();
     for option in options {
         let at = out.len();
@@ -140,7 +140,7 @@ pub(crate) fn write(options: &[IpOption], out: &mut Vec<u8>) -> Result<(), Misfi
     Ok(())
 }
 
-const TOO_LONG: Misfit = Misfit { layer: "IP", field: "options", bits: 40 * 8 };
+const TOO_LONG: FieldError = FieldError { layer: "IP", field: "options", bits: 40 * 8 };
 
 impl Element for IpOption {
     fn to_value(&self) -> Value {
@@ -181,7 +181,7 @@ impl Element for IpOption {
         let values = match value {
             Value::Text(_) => std::slice::from_ref(value),
             Value::Tuple(values) => values.as_slice(),
-            other => return Err(other.misfit("an option such as (\"Router_Alert\", 0)")),
+            other => return Err(other.mismatch("an option such as (\"Router_Alert\", 0)")),
         };
         let byte = |value: &Value| value.uint(0xff).map(|number| number as u8);
         let word = |value: &Value| value.uint(0xffff).map(|number| number as u16);

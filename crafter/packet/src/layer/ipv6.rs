@@ -9,9 +9,9 @@ use super::{
     AnyLayer, answer,
     build::Building,
     ip::{self, PROTOCOLS},
-    protocol::{Fixed, Parsed, Protocol, worth},
-    table::{Misfit, layer},
-    value::Literal,
+    protocol::{Fixed, Parsed, Protocol, or_default},
+    table::{FieldError, layer},
+    value::IntoField,
 };
 
 layer! {
@@ -42,7 +42,7 @@ pub(crate) const NO_NEXT_HEADER: u8 = 59;
 
 impl Ipv6 {
     /// A packet to an address.
-    pub fn to(dst: impl Literal<Ipv6Addr>) -> Self {
+    pub fn to(dst: impl IntoField<Ipv6Addr>) -> Self {
         Self::new().dst(dst)
     }
 }
@@ -64,7 +64,7 @@ pub(crate) fn last_destination(ip: &Ipv6, above: &[AnyLayer]) -> Option<IpAddr> 
         AnyLayer::Ipv6Routing(routing) => routing.final_destination(),
         _ => None,
     });
-    routing.or(worth!(ip, Ipv6, dst)).map(Into::into)
+    routing.or(or_default!(ip, Ipv6, dst)).map(Into::into)
 }
 
 impl Protocol for Ipv6 {
@@ -82,15 +82,15 @@ impl Protocol for Ipv6 {
     }
 
     #[inline(always)]
-    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
         self.put_fixed(out)
     }
 
     #[inline(always)]
-    fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
+    fn finish(&self, packet: &mut Building<'_>) -> Result<(), FieldError> {
         if self.plen.is_none() {
             let length = packet.length().saturating_sub(Self::FIXED);
-            let length = u16::try_from(length).map_err(|_| Misfit { layer: "IPv6", field: "plen", bits: 16 })?;
+            let length = u16::try_from(length).map_err(|_| FieldError { layer: "IPv6", field: "plen", bits: 16 })?;
             packet.put16(Self::AT.plen, length);
         }
         if self.nh.is_none() {
@@ -118,7 +118,7 @@ impl Protocol for Ipv6 {
                 && last_destination(quoted, rest) == wanted
                 && answer::quotes(&rest[extensions(rest)..], asked);
         }
-        let addresses = (worth!(self, Ipv6, src).map(Into::into), here);
+        let addresses = (or_default!(self, Ipv6, src).map(Into::into), here);
         answer::goes_back(addresses, wanted, request.src.map(Into::into)) && answer::answers(above, asked)
     }
 
@@ -127,7 +127,7 @@ impl Protocol for Ipv6 {
         if matches!(packet.get(at + 1), Some(AnyLayer::Tcp(_) | AnyLayer::Udp(_) | AnyLayer::TcpError(_))) {
             return Ok(());
         }
-        let (source, destination) = (worth!(self, Ipv6, src), worth!(self, Ipv6, dst));
+        let (source, destination) = (or_default!(self, Ipv6, src), or_default!(self, Ipv6, dst));
         write!(f, " {} > {}", source.unwrap_or(Ipv6Addr::UNSPECIFIED), destination.unwrap_or(Ipv6Addr::LOCALHOST))?;
         match self.nh {
             Some(number) if ip::protocol(packet.get(at + 1)) != Some(number) => write!(f, " nh {number}"),

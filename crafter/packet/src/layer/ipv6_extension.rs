@@ -9,7 +9,7 @@ use super::{
     ipv6::NO_NEXT_HEADER,
     ipv6_option,
     protocol::{Fixed, Parsed, Protocol},
-    table::{Misfit, layer},
+    table::{FieldError, layer},
 };
 
 layer! {
@@ -97,7 +97,7 @@ impl Ipv6Routing {
 }
 
 /// Fills in what all extension headers begin with.
-fn finish(nh: Option<u8>, len: Option<Option<u8>>, packet: &mut Building<'_>) -> Result<(), Misfit> {
+fn finish(nh: Option<u8>, len: Option<Option<u8>>, packet: &mut Building<'_>) -> Result<(), FieldError> {
     if nh.is_none() {
         let number = ip::protocol(packet.next()).unwrap_or(NO_NEXT_HEADER);
         if let Some(byte) = packet.bytes().get_mut(Ipv6Destination::AT.nh) {
@@ -106,7 +106,7 @@ fn finish(nh: Option<u8>, len: Option<Option<u8>>, packet: &mut Building<'_>) ->
     }
     if len == Some(None) {
         let units = (packet.header() / 8).saturating_sub(1);
-        let units = u8::try_from(units).map_err(|_| Misfit { layer: "IPv6 extension header", field: "len", bits: 8 })?;
+        let units = u8::try_from(units).map_err(|_| FieldError { layer: "IPv6 extension header", field: "len", bits: 8 })?;
         if let Some(byte) = packet.bytes().get_mut(Ipv6Destination::AT.len) {
             *byte = units;
         }
@@ -125,13 +125,13 @@ macro_rules! options {
                 Some(Parsed { layer, header, end: bytes.len(), next })
             }
 
-            fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+            fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
                 let start = out.len();
                 self.put_fixed(out)?;
                 ipv6_option::write(self.options.as_deref().unwrap_or_default(), start, out)
             }
 
-            fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
+            fn finish(&self, packet: &mut Building<'_>) -> Result<(), FieldError> {
                 finish(self.nh, Some(self.len), packet)
             }
 
@@ -162,7 +162,7 @@ impl Protocol for Ipv6Routing {
         Some(Parsed { layer, header, end: bytes.len(), next })
     }
 
-    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
         let start = out.len();
         self.put_fixed(out)?;
         for address in self.addresses.iter().flatten() {
@@ -174,16 +174,16 @@ impl Protocol for Ipv6Routing {
         Ok(())
     }
 
-    fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
-        let misfit = |field| Misfit { layer: "IPv6ExtHdrRouting", field, bits: 8 };
+    fn finish(&self, packet: &mut Building<'_>) -> Result<(), FieldError> {
+        let too_large = |field| FieldError { layer: "IPv6ExtHdrRouting", field, bits: 8 };
         let count = self.addresses.as_ref().map_or(0, Vec::len);
         let is_segment_routing = self.r#type == Some(Self::SEGMENT_ROUTING);
         if self.segleft.is_none() {
             let left = if is_segment_routing { count.saturating_sub(1) } else { count };
-            packet.bytes()[Self::AT.segleft] = u8::try_from(left).map_err(|_| misfit("segleft"))?;
+            packet.bytes()[Self::AT.segleft] = u8::try_from(left).map_err(|_| too_large("segleft"))?;
         }
         if is_segment_routing && self.reserved.is_none() {
-            packet.bytes()[Self::AT.reserved] = u8::try_from(count.saturating_sub(1)).map_err(|_| misfit("reserved"))?;
+            packet.bytes()[Self::AT.reserved] = u8::try_from(count.saturating_sub(1)).map_err(|_| too_large("reserved"))?;
         }
         finish(self.nh, Some(self.len), packet)
     }
@@ -203,11 +203,11 @@ impl Protocol for Ipv6Fragment {
         Some(Parsed { layer, header: Self::FIXED, end: bytes.len(), next })
     }
 
-    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
         self.put_fixed(out)
     }
 
-    fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
+    fn finish(&self, packet: &mut Building<'_>) -> Result<(), FieldError> {
         finish(self.nh, None, packet)
     }
 

@@ -4,7 +4,7 @@ use std::net::Ipv6Addr;
 
 use super::{
     protocol::{be16, be32},
-    table::Misfit,
+    table::FieldError,
     value::{Element, Value},
 };
 
@@ -61,7 +61,7 @@ pub(crate) fn parse(mut bytes: &[u8]) -> Vec<Ipv6Option> {
 }
 
 /// Appends options and pads the header that began at `start` to a multiple of 8 bytes.
-pub(crate) fn write(options: &[Ipv6Option], start: usize, out: &mut Vec<u8>) -> Result<(), Misfit> {
+pub(crate) fn write(options: &[Ipv6Option], start: usize, out: &mut Vec<u8>) -> Result<(), FieldError> {
     for option in options {
         let at = out.len();
         match option {
@@ -83,7 +83,7 @@ pub(crate) fn write(options: &[Ipv6Option], start: usize, out: &mut Vec<u8>) -> 
                 let kind = if let Ipv6Option::Other(kind, _) = option { *kind } else { 1 };
                 out.extend([kind, 0]);
                 out.extend_from_slice(data);
-                out[at + 1] = u8::try_from(data.len()).map_err(|_| Misfit {
+                out[at + 1] = u8::try_from(data.len()).map_err(|_| FieldError {
                     layer: "IPv6 extension header",
                     field: "options",
                     bits: 255 * 8,
@@ -129,7 +129,7 @@ impl Element for Ipv6Option {
                 }
                 _ => return Err("an option is a name with its value, or a type from 1 to 255 with bytes".to_owned()),
             },
-            other => return Err(other.misfit("an option such as (\"RouterAlert\", 0)")),
+            other => return Err(other.mismatch("an option such as (\"RouterAlert\", 0)")),
         };
         Ok(match name.as_str() {
             "Pad1" => Self::Pad1,

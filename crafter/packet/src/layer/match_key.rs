@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::{
-    AnyLayer, Icmp, Ip, Ipv6, Packet, TcpError, answer::behind_link, ether, icmpv6, ip, ipv6, protocol::worth, udp,
+    AnyLayer, Icmp, Ip, Ipv6, Packet, TcpError, answer::behind_link, ether, icmpv6, ip, ipv6, protocol::or_default, udp,
 };
 use crate::view::ip::{ICMP, ICMPV6, TCP, UDP};
 
@@ -106,8 +106,8 @@ fn destination(layers: &[AnyLayer]) -> Option<IpAddr> {
 /// Where the outermost IP header says that its packet comes from.
 fn source(layers: &[AnyLayer]) -> Option<IpAddr> {
     match layers.first() {
-        Some(AnyLayer::Ip(ip)) => worth!(ip, Ip, src).map(Into::into),
-        Some(AnyLayer::Ipv6(ip)) => worth!(ip, Ipv6, src).map(Into::into),
+        Some(AnyLayer::Ip(ip)) => or_default!(ip, Ip, src).map(Into::into),
+        Some(AnyLayer::Ipv6(ip)) => or_default!(ip, Ipv6, src).map(Into::into),
         _ => None,
     }
 }

@@ -7,7 +7,7 @@ use super::{
     build::Building,
     dns_record::{field, fields},
     protocol::{Fixed, Parsed, Protocol},
-    table::{Misfit, layer},
+    table::{FieldError, layer},
     value::{Element, Value},
 };
 
@@ -89,11 +89,11 @@ impl Protocol for Mpls {
         Some(Parsed { layer, header: Self::FIXED, end: bytes.len(), next })
     }
 
-    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
         self.put_fixed(out)
     }
 
-    fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
+    fn finish(&self, packet: &mut Building<'_>) -> Result<(), FieldError> {
         let is_bottom = !matches!(packet.next(), Some(AnyLayer::Mpls(_)));
         if self.s.is_none()
             && is_bottom

@@ -6,7 +6,7 @@ use super::{
     icmpv6::icmpv6_message,
     nd_option::option,
     table::layer,
-    value::Literal,
+    value::IntoField,
 };
 
 const UNSPECIFIED: Ipv6Addr = Ipv6Addr::UNSPECIFIED;
@@ -140,7 +140,7 @@ impl NdRouterAdvertisement {
 
 impl NdNeighborSolicitation {
     /// The question who has an address.
-    pub fn who_has(tgt: impl Literal<Ipv6Addr>) -> Self {
+    pub fn who_has(tgt: impl IntoField<Ipv6Addr>) -> Self {
         Self::new().tgt(tgt)
     }
 

@@ -6,7 +6,7 @@ use super::{
     AnyLayer, Kind, Mac,
     build::Building,
     protocol::{Fixed, Parsed, Protocol},
-    table::{Misfit, layer},
+    table::{FieldError, layer},
 };
 
 layer! {
@@ -151,9 +151,9 @@ fn parsed<T>(layer: T, header: usize, bytes: &[u8]) -> Option<Parsed<T>> {
     Some(Parsed { layer, header, end: bytes.len(), next: option(bytes.get(header..)?) })
 }
 
-fn put_length(len: Option<u8>, layer: &'static str, packet: &mut Building<'_>) -> Result<(), Misfit> {
+fn put_length(len: Option<u8>, layer: &'static str, packet: &mut Building<'_>) -> Result<(), FieldError> {
     if len.is_none() {
-        let units = u8::try_from(packet.header() / 8).map_err(|_| Misfit { layer, field: "len", bits: 8 })?;
+        let units = u8::try_from(packet.header() / 8).map_err(|_| FieldError { layer, field: "len", bits: 8 })?;
         packet.bytes()[NdSourceLinkLayer::AT.len] = units;
     }
     Ok(())
@@ -171,7 +171,7 @@ macro_rules! fixed {
                 parsed(Self::get_fixed(bytes)?, Self::FIXED, bytes)
             }
 
-            fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+            fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
                 self.put_fixed(out)
             }
 
@@ -194,7 +194,7 @@ macro_rules! bytes {
                 parsed(layer, Self::FIXED + tail.len(), bytes)
             }
 
-            fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+            fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
                 let start = out.len();
                 self.put_fixed(out)?;
                 out.extend_from_slice(self.$field.as_deref().unwrap_or_default());
@@ -202,7 +202,7 @@ macro_rules! bytes {
                 Ok(())
             }
 
-            fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
+            fn finish(&self, packet: &mut Building<'_>) -> Result<(), FieldError> {
                 put_length(self.len, $name, packet)
             }
 
@@ -227,13 +227,13 @@ impl Protocol for NdRdnss {
         parsed(layer, Self::FIXED + tail.len(), bytes)
     }
 
-    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
         self.put_fixed(out)?;
         out.extend(self.dns.iter().flatten().flat_map(Ipv6Addr::octets));
         Ok(())
     }
 
-    fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
+    fn finish(&self, packet: &mut Building<'_>) -> Result<(), FieldError> {
         put_length(self.len, "ICMPv6NDOptRDNSS", packet)
     }
 

@@ -233,12 +233,12 @@ macro_rules! layers {
             }
 
             #[inline(always)]
-            fn write(&self, out: &mut Vec<u8>) -> Result<(), table::Misfit> {
+            fn write(&self, out: &mut Vec<u8>) -> Result<(), table::FieldError> {
                 match self { $($( Self::$layer(layer) => protocol::Protocol::write(layer, out), )+)* }
             }
 
             #[inline(always)]
-            fn finish(&self, packet: &mut build::Building<'_>) -> Result<(), table::Misfit> {
+            fn finish(&self, packet: &mut build::Building<'_>) -> Result<(), table::FieldError> {
                 match self { $($( Self::$layer(layer) => protocol::Protocol::finish(layer, packet), )+)* }
             }
 

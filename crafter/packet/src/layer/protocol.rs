@@ -2,12 +2,12 @@
 
 use std::fmt;
 
-use super::{AnyLayer, Kind, build::Building, table::Misfit};
+use super::{AnyLayer, Kind, build::Building, table::FieldError};
 
 /// The fixed part of a header, from the field table.
 pub(crate) trait Fixed: Sized {
     /// Appends the fixed part: values that are set, defaults, 0 for what is still to be computed.
-    fn put_fixed(&self, out: &mut Vec<u8>) -> Result<(), Misfit>;
+    fn put_fixed(&self, out: &mut Vec<u8>) -> Result<(), FieldError>;
     /// Reads the fixed part; `None` if it is cut short.
     fn get_fixed(bytes: &[u8]) -> Option<Self>;
 }
@@ -30,12 +30,12 @@ pub(crate) trait Protocol: Sized {
     fn parse(bytes: &[u8], below: &[AnyLayer]) -> Option<Parsed<Self>>;
 
     /// Appends the header.
-    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit>;
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError>;
 
     /// Computes what is unset and depends on other layers or on bytes: called when all headers are
     /// written, from the last layer to the first.
     #[inline(always)]
-    fn finish(&self, _packet: &mut Building<'_>) -> Result<(), Misfit> {
+    fn finish(&self, _packet: &mut Building<'_>) -> Result<(), FieldError> {
         Ok(())
     }
 
@@ -51,13 +51,13 @@ pub(crate) trait Protocol: Sized {
 }
 
 /// What a field is worth unless something else is computed: its value or its default.
-macro_rules! worth {
+macro_rules! or_default {
     ($layer:expr, $type:ty, $field:ident) => {
         $layer.$field.or(<$type>::DEFAULTS.$field)
     };
 }
 
-pub(crate) use worth;
+pub(crate) use or_default;
 
 /// A number of 16 bits at the beginning of `bytes`.
 pub(crate) fn be16(bytes: &[u8]) -> Option<u16> {

@@ -5,7 +5,7 @@ use std::fmt;
 use super::{
     AnyLayer, Kind,
     protocol::{Parsed, Protocol},
-    table::{Misfit, layer},
+    table::{FieldError, layer},
 };
 
 layer! {
@@ -42,7 +42,7 @@ macro_rules! bytes {
             }
 
             #[inline(always)]
-            fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+            fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
                 if let Some(load) = &self.load {
                     out.extend_from_slice(load);
                 }

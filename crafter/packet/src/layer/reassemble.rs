@@ -4,7 +4,7 @@ use std::{collections::HashMap, net::IpAddr, time::Duration, time::Instant};
 
 use super::{
     AnyLayer, Packet,
-    build::{self, Places},
+    build::{self, Offsets},
 };
 use crate::{reassembly::Reassembler, view::IpPacket};
 
@@ -62,7 +62,7 @@ pub fn reassemble(packets: impl IntoIterator<Item = Packet>) -> Vec<Packet> {
 fn fragment(packet: &Packet, bytes: &mut Vec<u8>) -> Option<(usize, Datagram, usize)> {
     let layers = packet.layers();
     let layer = layers.iter().position(|layer| matches!(layer, AnyLayer::Ip(_) | AnyLayer::Ipv6(_)))?;
-    let mut places = Places::new();
+    let mut places = Offsets::new();
     build::build(layers, bytes, &mut places).ok()?;
     let start = places[layer];
     let ip = IpPacket::read(&bytes[start..]).ok()?;

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::{
     AnyLayer, FieldInfo, Layer, Packet, Value,
-    build::{self, Places},
+    build::{self, Offsets},
     dns,
     table::get_bits,
     value::FieldKind,
@@ -31,7 +31,7 @@ const COLOURS: [u8; 6] = [36, 33, 32, 35, 34, 31];
 
 impl Packet {
     pub(crate) fn shown(&self) -> Result<(Vec<u8>, Vec<ShownLayer>)> {
-        let (mut bytes, mut places) = (Vec::new(), Places::new());
+        let (mut bytes, mut places) = (Vec::new(), Offsets::new());
         build::build(self.layers(), &mut bytes, &mut places)?;
         let ends = places.iter().skip(1).copied().chain([bytes.len()]);
         let shown = self.layers().iter().zip(places.iter().copied().zip(ends)).enumerate().map(

@@ -32,23 +32,23 @@ impl LayerInfo {
 
 /// A value or computed length that its field is too narrow for.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Misfit {
+pub(crate) struct FieldError {
     pub layer: &'static str,
     pub field: &'static str,
     pub bits: usize,
 }
 
-impl From<Misfit> for Error {
+impl From<FieldError> for Error {
     #[cold]
-    fn from(misfit: Misfit) -> Self {
-        let Misfit { layer, field, bits } = misfit;
+    fn from(error: FieldError) -> Self {
+        let FieldError { layer, field, bits } = error;
         let (layer, field) = (layer, field.strip_prefix("r#").unwrap_or(field));
         Self::invalid(format!("{layer}.{field}"), format_args!("the value does not fit {bits} bits"))
     }
 }
 
 /// A value of fixed width in a header. With constant arguments it compiles to a plain load or store.
-pub(crate) trait Wire: Sized {
+pub(crate) trait BitField: Sized {
     /// Puts the value at `offset` bits; false if it is too large for `bits`.
     fn put(self, header: &mut [u8], offset: usize, bits: usize) -> bool;
     /// The value at `offset` bits.
@@ -85,9 +85,9 @@ pub fn get_bits(header: &[u8], offset: usize, bits: usize) -> u64 {
     if bits < 64 { all & ((1 << bits) - 1) } else { all }
 }
 
-macro_rules! wire {
+macro_rules! bit_field {
     ($($type:ty),*) => {$(
-        impl Wire for $type {
+        impl BitField for $type {
             #[inline(always)]
             fn put(self, header: &mut [u8], offset: usize, bits: usize) -> bool {
                 put_bits(u64::from(self), header, offset, bits)
@@ -101,9 +101,9 @@ macro_rules! wire {
     )*};
 }
 
-wire!(u8, u16, u32, u64);
+bit_field!(u8, u16, u32, u64);
 
-impl<const N: usize> Wire for [u8; N] {
+impl<const N: usize> BitField for [u8; N] {
     #[inline(always)]
     fn put(self, header: &mut [u8], offset: usize, _: usize) -> bool {
         header[offset / 8..offset / 8 + N].copy_from_slice(&self);
@@ -118,9 +118,9 @@ impl<const N: usize> Wire for [u8; N] {
     }
 }
 
-macro_rules! wire_address {
+macro_rules! bit_field_address {
     ($($type:ty),*) => {$(
-        impl Wire for $type {
+        impl BitField for $type {
             #[inline(always)]
             fn put(self, header: &mut [u8], offset: usize, bits: usize) -> bool {
                 self.octets().put(header, offset, bits)
@@ -128,13 +128,13 @@ macro_rules! wire_address {
 
             #[inline(always)]
             fn get(header: &[u8], offset: usize, bits: usize) -> Self {
-                <Self as From<_>>::from(<[u8; size_of::<$type>()] as Wire>::get(header, offset, bits))
+                <Self as From<_>>::from(<[u8; size_of::<$type>()] as BitField>::get(header, offset, bits))
             }
         }
     )*};
 }
 
-wire_address!(std::net::Ipv4Addr, std::net::Ipv6Addr);
+bit_field_address!(std::net::Ipv4Addr, std::net::Ipv6Addr);
 
 /// Bits before the field at `index`.
 pub(crate) const fn offset(widths: &[usize], index: usize) -> usize {
@@ -191,15 +191,15 @@ macro_rules! layer {
 
             $( $(#[doc = $fdoc])*
             #[must_use]
-            pub fn $field(mut self, value: impl $crate::layer::value::Literal<$type>) -> Self {
-                self.$field = Some(value.literal());
+            pub fn $field(mut self, value: impl $crate::layer::value::IntoField<$type>) -> Self {
+                self.$field = Some(value.into_field());
                 self
             } )*
 
             $( $(#[doc = $tdoc])*
             #[must_use]
-            pub fn $tail(mut self, value: impl $crate::layer::value::Literal<$ttype>) -> Self {
-                self.$tail = Some(value.literal());
+            pub fn $tail(mut self, value: impl $crate::layer::value::IntoField<$ttype>) -> Self {
+                self.$tail = Some(value.into_field());
                 self
             } )*
         }
@@ -207,7 +207,7 @@ macro_rules! layer {
         const _: () = {
             #[allow(unused_imports)]
             use $crate::layer::{
-                table::{LayerInfo, Misfit, Wire, offset, plain},
+                table::{LayerInfo, FieldError, BitField, offset, plain},
                 value::{FieldInfo, FieldValue, Value},
             };
 
@@ -220,13 +220,13 @@ macro_rules! layer {
 
             /// Where each field of the fixed part begins, in bytes.
             #[allow(dead_code)]
-            pub struct Places { $( pub $field: usize, )* }
+            pub struct Offsets { $( pub $field: usize, )* }
 
             #[allow(dead_code)]
             impl $layer {
                 /// Where each field of the fixed part begins, in bytes; one of less than a byte is within that byte.
-                pub(crate) const AT: Places =
-                    Places { $( $field: offset(WIDTHS, Index::$field as usize) / 8, )* };
+                pub(crate) const AT: Offsets =
+                    Offsets { $( $field: offset(WIDTHS, Index::$field as usize) / 8, )* };
             }
 
             static INFO: LayerInfo = LayerInfo {
@@ -287,12 +287,12 @@ macro_rules! layer {
             #[allow(unused_variables, unused_mut)]
             impl $crate::layer::protocol::Fixed for $layer {
                 #[inline(always)]
-                fn put_fixed(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+                fn put_fixed(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
                     let mut header = [0_u8; $layer::FIXED];
                     $( if let Some(value) = self.$field.or($layer::DEFAULTS.$field)
                         && !value.put(&mut header, const { offset(WIDTHS, Index::$field as usize) }, $bits)
                     {
-                        return Err(Misfit { layer: $name, field: stringify!($field), bits: $bits });
+                        return Err(FieldError { layer: $name, field: stringify!($field), bits: $bits });
                     } )*
                     out.extend_from_slice(&header);
                     Ok(())
@@ -302,7 +302,7 @@ macro_rules! layer {
                 fn get_fixed(bytes: &[u8]) -> Option<Self> {
                     let header = bytes.first_chunk::<{ $layer::FIXED }>()?;
                     Some(Self {
-                        $( $field: Some(Wire::get(header, const { offset(WIDTHS, Index::$field as usize) }, $bits)), )*
+                        $( $field: Some(BitField::get(header, const { offset(WIDTHS, Index::$field as usize) }, $bits)), )*
                         $( $tail: None, )*
                     })
                 }

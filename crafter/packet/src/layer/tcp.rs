@@ -9,10 +9,10 @@ use super::{
     AnyLayer, Kind, Packet, TcpOption, answer,
     build::Building,
     dns, http,
-    protocol::{Fixed, Parsed, Protocol, worth},
-    table::{Misfit, Wire, layer},
+    protocol::{Fixed, Parsed, Protocol, or_default},
+    table::{FieldError, BitField, layer},
     tcp_option, udp,
-    value::{FieldInfo, FieldKind, FieldValue, Literal, Value},
+    value::{FieldInfo, FieldKind, FieldValue, IntoField, Value},
 };
 use crate::view::{Flags, ip};
 
@@ -45,7 +45,7 @@ impl FieldValue for Flags {
     }
 }
 
-impl Wire for Flags {
+impl BitField for Flags {
     #[inline(always)]
     fn put(self, header: &mut [u8], offset: usize, bits: usize) -> bool {
         self.0.put(header, offset, bits)
@@ -53,12 +53,12 @@ impl Wire for Flags {
 
     #[inline(always)]
     fn get(header: &[u8], offset: usize, bits: usize) -> Self {
-        Self(Wire::get(header, offset, bits))
+        Self(BitField::get(header, offset, bits))
     }
 }
 
-impl Literal<Flags> for &str {
-    fn literal(self) -> Flags {
+impl IntoField<Flags> for &str {
+    fn into_field(self) -> Flags {
         flags_from(self).unwrap_or_else(|reason| panic!("{reason}"))
     }
 }
@@ -108,7 +108,7 @@ layer! {
 
 impl Tcp {
     /// A segment to a port.
-    pub fn to(dport: impl Literal<u16>) -> Self {
+    pub fn to(dport: impl IntoField<u16>) -> Self {
         Self::new().dport(dport)
     }
 
@@ -119,7 +119,7 @@ impl Tcp {
 
     /// What the sender waits to see acknowledged: sequence number behind the segment, with `above` its payload.
     fn end(&self, above: &[AnyLayer]) -> u32 {
-        let flags = worth!(self, Tcp, flags).unwrap_or_default();
+        let flags = or_default!(self, Tcp, flags).unwrap_or_default();
         let payload = match above {
             [] => 0,
             [AnyLayer::Raw(raw)] => raw.load.as_ref().map_or(0, Vec::len),
@@ -169,7 +169,7 @@ impl Protocol for Tcp {
     }
 
     #[inline(always)]
-    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
         self.put_fixed(out)?;
         if let Some(options) = &self.options {
             tcp_option::write(options, out)?;
@@ -178,11 +178,11 @@ impl Protocol for Tcp {
     }
 
     #[inline(always)]
-    fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
+    fn finish(&self, packet: &mut Building<'_>) -> Result<(), FieldError> {
         if self.dataofs.is_none() {
             let header = packet.header();
             if header > 60 {
-                return Err(Misfit { layer: "TCP", field: "dataofs", bits: 4 });
+                return Err(FieldError { layer: "TCP", field: "dataofs", bits: 4 });
             }
             if let Some(byte) = packet.bytes().get_mut(Self::AT.dataofs) {
                 *byte = *byte & 0x0f | (header as u8) << 2;
@@ -200,15 +200,15 @@ impl Protocol for Tcp {
     /// no more (RFC 9293, 3.10.7.3), of data and FIN the beginning at least, if there is neither anything not older.
     /// What acknowledges nothing resets, with the sequence number that was asked for (3.10.7.1), or opens from its side.
     fn answers(&self, above: &[AnyLayer], request: &Self, asked: &[AnyLayer]) -> bool {
-        let ports = worth!(self, Tcp, sport) == worth!(request, Tcp, dport)
-            && worth!(self, Tcp, dport) == worth!(request, Tcp, sport);
+        let ports = or_default!(self, Tcp, sport) == or_default!(request, Tcp, dport)
+            && or_default!(self, Tcp, dport) == or_default!(request, Tcp, sport);
         if !ports {
             return false;
         }
-        let flags = worth!(self, Tcp, flags).unwrap_or_default();
-        let asked_flags = worth!(request, Tcp, flags).unwrap_or_default();
+        let flags = or_default!(self, Tcp, flags).unwrap_or_default();
+        let asked_flags = or_default!(request, Tcp, flags).unwrap_or_default();
         let resets_what_acknowledged = flags.contains(Flags::RST) && asked_flags.contains(Flags::ACK);
-        if resets_what_acknowledged && worth!(self, Tcp, seq) == worth!(request, Tcp, ack) {
+        if resets_what_acknowledged && or_default!(self, Tcp, seq) == or_default!(request, Tcp, ack) {
             return true;
         }
         if !flags.contains(Flags::ACK) {
@@ -228,7 +228,7 @@ impl Protocol for Tcp {
     }
 
     fn summary(&self, f: &mut fmt::Formatter<'_>, packet: &[AnyLayer], at: usize) -> fmt::Result {
-        let flags = letters(worth!(self, Tcp, flags).unwrap_or_default());
+        let flags = letters(or_default!(self, Tcp, flags).unwrap_or_default());
         ports(f, "TCP", packet, at, self.sport.unwrap_or(20), self.dport.unwrap_or(80))?;
         write!(f, " {flags}")
     }
@@ -240,7 +240,7 @@ impl Protocol for TcpError {
         Some(Parsed { layer, header: Self::FIXED, end: bytes.len(), next: Kind::Raw })
     }
 
-    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
         self.put_fixed(out)
     }
 
@@ -259,9 +259,9 @@ pub(crate) fn ports(
     destination: u16,
 ) -> fmt::Result {
     let addresses: Option<(IpAddr, IpAddr)> = match at.checked_sub(1).map(|below| &packet[below]) {
-        Some(AnyLayer::Ip(ip)) => worth!(ip, super::Ip, src).zip(worth!(ip, super::Ip, dst)).map(|(a, b)| (a.into(), b.into())),
+        Some(AnyLayer::Ip(ip)) => or_default!(ip, super::Ip, src).zip(or_default!(ip, super::Ip, dst)).map(|(a, b)| (a.into(), b.into())),
         Some(AnyLayer::Ipv6(ip)) => {
-            worth!(ip, super::Ipv6, src).zip(worth!(ip, super::Ipv6, dst)).map(|(a, b)| (a.into(), b.into()))
+            or_default!(ip, super::Ipv6, src).zip(or_default!(ip, super::Ipv6, dst)).map(|(a, b)| (a.into(), b.into()))
         }
         _ => None,
     };

@@ -5,7 +5,7 @@ use smallvec::SmallVec;
 use super::{
     option::{self, ListOption},
     protocol::be32,
-    table::Misfit,
+    table::FieldError,
     value::{Element, Value},
 };
 use crate::view::option::{
@@ -85,7 +85,7 @@ impl ListOption for TcpOption {
 
 /// Appends options and fills up to a word with end-of-list.
 #[inline]
-pub(crate) fn write(options: &[TcpOption], out: &mut Vec<u8>) -> Result<(), Misfit> {
+pub(crate) fn write(options: &[TcpOption], out: &mut Vec<u8>) -> Result<(), FieldError> {
     let start = out.len();
     for option in options {
         match option {
@@ -135,8 +135,8 @@ pub(crate) fn write(options: &[TcpOption], out: &mut Vec<u8>) -> Result<(), Misf
     Ok(())
 }
 
-fn length(data: usize) -> Result<u8, Misfit> {
-    u8::try_from(data + 2).map_err(|_| Misfit { layer: "TCP", field: "options", bits: 40 * 8 })
+fn length(data: usize) -> Result<u8, FieldError> {
+    u8::try_from(data + 2).map_err(|_| FieldError { layer: "TCP", field: "options", bits: 40 * 8 })
 }
 
 impl Element for TcpOption {
@@ -166,7 +166,7 @@ impl Element for TcpOption {
         let values = match value {
             Value::Text(_) => std::slice::from_ref(value),
             Value::Tuple(values) => values.as_slice(),
-            other => return Err(other.misfit("an option such as (\"MSS\", 1460)")),
+            other => return Err(other.mismatch("an option such as (\"MSS\", 1460)")),
         };
         let (name, data) = match values {
             [Value::Uint(0)] | [Value::Uint(0), _] => return Ok(Self::Eol),
@@ -181,7 +181,7 @@ impl Element for TcpOption {
                 values.iter().map(|value| value.uint(u32::MAX.into()).map(|number| number as u32)).collect()
             }
             Value::None => Ok(Vec::new()),
-            other => Err(other.misfit("a tuple of numbers")),
+            other => Err(other.mismatch("a tuple of numbers")),
         };
         let known = NAMES.iter().find(|known| known.eq_ignore_ascii_case(name));
         Ok(match known.copied() {

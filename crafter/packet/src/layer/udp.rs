@@ -6,9 +6,9 @@ use super::{
     AnyLayer, Kind, Packet, answer,
     build::Building,
     protocol::{Fixed, Parsed, Protocol},
-    table::{Misfit, layer},
+    table::{FieldError, layer},
     tcp,
-    value::Literal,
+    value::IntoField,
 };
 use crate::view::ip;
 
@@ -38,7 +38,7 @@ layer! {
 
 impl Udp {
     /// A datagram to a port.
-    pub fn to(dport: impl Literal<u16>) -> Self {
+    pub fn to(dport: impl IntoField<u16>) -> Self {
         Self::new().dport(dport)
     }
 
@@ -73,11 +73,11 @@ impl Protocol for Udp {
         Some(Parsed { layer, header: Self::FIXED, end, next })
     }
 
-    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
         self.put_fixed(out)
     }
 
-    fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
+    fn finish(&self, packet: &mut Building<'_>) -> Result<(), FieldError> {
         let port = port(packet.next());
         if self.sport.is_none() {
             packet.put16(Self::AT.sport, port);
@@ -87,7 +87,7 @@ impl Protocol for Udp {
         }
         if self.len.is_none() {
             let length = packet.length().max(Self::FIXED);
-            let length = u16::try_from(length).map_err(|_| Misfit { layer: "UDP", field: "len", bits: 16 })?;
+            let length = u16::try_from(length).map_err(|_| FieldError { layer: "UDP", field: "len", bits: 16 })?;
             packet.put16(Self::AT.len, length);
         }
         if self.chksum.is_none()

@@ -56,7 +56,7 @@ impl Value {
     }
 
     /// What a type expected and this value is not.
-    pub(crate) fn misfit(&self, wanted: &str) -> String {
+    pub(crate) fn mismatch(&self, wanted: &str) -> String {
         format!("{} does not fit: {wanted} is needed", self.is())
     }
 
@@ -64,21 +64,21 @@ impl Value {
         match self {
             Self::Uint(number) if *number <= max => Ok(*number),
             Self::Uint(number) => Err(format!("{number} is too large, the largest is {max}")),
-            other => Err(other.misfit("a number")),
+            other => Err(other.mismatch("a number")),
         }
     }
 
     pub(crate) fn text(&self) -> Result<&str, String> {
         match self {
             Self::Text(text) => Ok(text),
-            other => Err(other.misfit("a text")),
+            other => Err(other.mismatch("a text")),
         }
     }
 
     pub(crate) fn list(&self) -> Result<&[Value], String> {
         match self {
             Self::List(values) => Ok(values),
-            other => Err(other.misfit("a list")),
+            other => Err(other.mismatch("a list")),
         }
     }
 
@@ -86,7 +86,7 @@ impl Value {
     pub(crate) fn parsed<T: std::str::FromStr>(&self, wanted: &str) -> Result<T, String> {
         match self {
             Self::Text(text) => text.parse().map_err(|_| format!("'{text}' is not {wanted}")),
-            other => Err(other.misfit(wanted)),
+            other => Err(other.mismatch(wanted)),
         }
     }
 
@@ -95,7 +95,7 @@ impl Value {
         match self {
             Self::Text(text) => Ok(text.clone().into_bytes()),
             Self::Bytes(bytes) => Ok(bytes.clone()),
-            other => Err(other.misfit("bytes or a text")),
+            other => Err(other.mismatch("bytes or a text")),
         }
     }
 }
@@ -365,7 +365,7 @@ impl<T: Element> FieldValue for Vec<T> {
             Value::List(values) => values.iter().map(Element::from_value).collect(),
             // Scapy takes a record for a list of one.
             one @ (Value::Record(..) | Value::Tuple(_)) => Ok(vec![Element::from_value(one)?]),
-            other => Err(other.misfit("a list")),
+            other => Err(other.mismatch("a list")),
         }
     }
 }
@@ -391,21 +391,21 @@ address_elements!(Ipv4Addr: "an IPv4 address", Ipv6Addr: "an IPv6 address");
 /// # Panics
 /// A text that does not say a `T` panics, as it is a mistake in the source code. What comes from
 /// outside is to be parsed first, or given to [`Packet::set_field`](super::Packet::set_field).
-pub trait Literal<T> {
+pub trait IntoField<T> {
     /// The value.
-    fn literal(self) -> T;
+    fn into_field(self) -> T;
 }
 
-impl<T> Literal<T> for T {
-    fn literal(self) -> T {
+impl<T> IntoField<T> for T {
+    fn into_field(self) -> T {
         self
     }
 }
 
-macro_rules! text_literals {
+macro_rules! text_fields {
     ($($type:ty),*) => {$(
-        impl $crate::layer::value::Literal<$type> for &str {
-            fn literal(self) -> $type {
+        impl $crate::layer::value::IntoField<$type> for &str {
+            fn into_field(self) -> $type {
                 match self.parse() {
                     Ok(value) => value,
                     Err(_) => panic!("'{self}' is no {}", stringify!($type)),
@@ -415,24 +415,24 @@ macro_rules! text_literals {
     )*};
 }
 
-pub(crate) use text_literals;
+pub(crate) use text_fields;
 
-text_literals!(Ipv4Addr, Ipv6Addr);
+text_fields!(Ipv4Addr, Ipv6Addr);
 
-impl Literal<Vec<u8>> for &str {
-    fn literal(self) -> Vec<u8> {
+impl IntoField<Vec<u8>> for &str {
+    fn into_field(self) -> Vec<u8> {
         self.into()
     }
 }
 
-impl Literal<Vec<u8>> for &[u8] {
-    fn literal(self) -> Vec<u8> {
+impl IntoField<Vec<u8>> for &[u8] {
+    fn into_field(self) -> Vec<u8> {
         self.into()
     }
 }
 
-impl<T: Clone, const N: usize> Literal<Vec<T>> for [T; N] {
-    fn literal(self) -> Vec<T> {
+impl<T: Clone, const N: usize> IntoField<Vec<T>> for [T; N] {
+    fn into_field(self) -> Vec<T> {
         self.into()
     }
 }
