@@ -11,7 +11,7 @@ use super::{
 };
 
 layer! {
-    /// VLAN tag, of the customer or the only one
+    /// VLAN tag of the customer, or the only tag
     pub struct Dot1Q: "Dot1Q", "IEEE 802.1Q" {
         /// Priority code point
         prio: u8, 3, (0);
@@ -26,7 +26,7 @@ layer! {
 }
 
 layer! {
-    /// VLAN tag of the service provider, around another
+    /// VLAN tag of the service provider, outside another
     pub struct Dot1AD: "Dot1AD", "IEEE 802.1ad" {
         /// Priority code point
         prio: u8, 3, (0);
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_too_large_is_an_error() {
+    fn too_large_value_is_rejected() {
         let error = Packet::from(Dot1Q::new().vlan(4096)).build().unwrap_err().to_string();
         assert_eq!(error, "Dot1Q.vlan: the value does not fit 12 bits");
     }

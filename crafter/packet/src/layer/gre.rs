@@ -1,4 +1,4 @@
-//! Generic routing encapsulation.
+//! GRE.
 
 use std::fmt;
 
@@ -13,13 +13,13 @@ use super::{
 layer! {
     /// Generic Routing Encapsulation
     pub struct Gre: "GRE", "RFC 2784, RFC 2890" {
-        /// Checksum and offset are there
+        /// Checksum and offset are present
         chksum_present: u8, 1, computed;
-        /// Routing is there (RFC 1701); it is kept as payload
+        /// Routing is present (RFC 1701); it is kept as payload
         routing_present: u8, 1, (0);
-        /// A key is there
+        /// A key is present
         key_present: u8, 1, computed;
-        /// A sequence number is there
+        /// A sequence number is present
         seqnum_present: u8, 1, computed;
         /// Strict source route (RFC 1701)
         strict_route_source: u8, 1, (0);
@@ -80,7 +80,7 @@ impl Protocol for Gre {
             out.extend_from_slice(&self.chksum.unwrap_or(0).to_be_bytes());
             out.extend_from_slice(&self.offset.unwrap_or(0).to_be_bytes());
         }
-        // A bit set without its field still gets the field, a field without its bit too.
+        // A set bit adds its field, a set field is written without its bit.
         if self.key.is_some() || self.key_present == Some(1) {
             out.extend_from_slice(&self.key.unwrap_or(0).to_be_bytes());
         }

@@ -49,7 +49,7 @@ pub(crate) const PROTOCOLS: &[(u64, &str)] = &[
     (137, "mpls_in_ip"),
 ];
 
-/// The three flags of an IPv4 header.
+/// The flags of an IPv4 header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct IpFlags(pub u8);
 
@@ -72,7 +72,7 @@ impl std::str::FromStr for IpFlags {
             let known = Self::NAMES.iter().find(|(_, known)| known.eq_ignore_ascii_case(name.trim()));
             known
                 .map(|(bit, _)| Self(flags.0 | bit))
-                .ok_or_else(|| format!("'{name}' is no flag; there are MF, DF and evil, with + between them"))
+                .ok_or_else(|| format!("'{name}' is not a flag; there are MF, DF and evil, with + between them"))
         })
     }
 }
@@ -118,7 +118,7 @@ layer! {
     pub struct Ip: "IP", "RFC 791" {
         /// Version
         version: u8, 4, (4);
-        /// Header length in words of 4 bytes
+        /// Header length in 32-bit words
         ihl: u8, 4, computed;
         /// Type of service: DSCP and ECN
         tos: u8, 8, (0);
@@ -136,32 +136,32 @@ layer! {
         proto: u8, 8, computed, PROTOCOLS;
         /// Header checksum
         chksum: u16, 16, computed;
-        /// Source address; the route's where one is known, else 0.0.0.0
+        /// Source address; if unset, that of the route if known, else 0.0.0.0
         src: Ipv4Addr, 32, (Ipv4Addr::UNSPECIFIED);
         /// Destination address
         dst: Ipv4Addr, 32, (Ipv4Addr::LOCALHOST);
     }
     tail {
-        /// Options, filled up with end-of-list to a word
+        /// Options, padded to a 32-bit word with end-of-list
         options: Vec<IpOption>;
     }
 }
 
 impl Ip {
-    /// A packet to an address.
+    /// A packet to a destination address.
     pub fn to(dst: impl IntoField<Ipv4Addr>) -> Self {
         Self::new().dst(dst)
     }
 }
 
-/// What a protocol number says that follows.
+/// The layer for a protocol number.
 #[inline]
 pub(crate) fn payload(protocol: u8, bytes: &[u8]) -> Kind {
     match protocol {
         HOP_BY_HOP => Kind::Ipv6HopByHop,
         ICMP => Kind::Icmp,
         IPV4 => Kind::Ip,
-        // Only an ICMP error quotes so little.
+        // Only ICMP errors quote so few bytes.
         TCP if (8..20).contains(&bytes.len()) => Kind::TcpError,
         TCP => Kind::Tcp,
         UDP => Kind::Udp,
@@ -196,11 +196,11 @@ pub(crate) fn protocol(next: Option<&AnyLayer>) -> Option<u8> {
     })
 }
 
-/// Where a packet goes in the end: routes of the sender hold that underway (RFC 791, 3.1).
+/// The final destination of a packet; in transit, a source route holds it (RFC 791, section 3.1).
 pub(crate) fn last_destination(ip: &Ip) -> Option<IpAddr> {
     let route = ip.options.iter().flatten().find_map(|option| match option {
         IpOption::LooseRoute(pointer, route) | IpOption::StrictRoute(pointer, route) => {
-            // The pointer is to a byte of the option, from 1; kind, length and pointer come first.
+            // The pointer counts bytes of the option from 1; kind, length and pointer precede the addresses.
             route.get(usize::from(*pointer).checked_sub(4)? / 4..).and_then(<[_]>::last)
         }
         _ => None,
@@ -214,20 +214,20 @@ impl Protocol for Ip {
         let mut layer = Self::get_fixed(bytes)?;
         let header = usize::from(layer.ihl?) * 4;
         let Some(options) = bytes.get(Self::FIXED..header) else {
-            // A header length that cannot be: the options, if any, cannot be told from the payload.
+            // An impossible header length: options and payload cannot be separated.
             return Some(Parsed { layer, header: Self::FIXED, end: bytes.len(), next: Kind::Raw });
         };
         if !options.is_empty() {
             layer.options = Some(option::parse(options));
         }
         let end = match usize::from(layer.len?) {
-            // 0: Linux marks packets so that are longer than the field can say.
+            // 0: Linux writes it if the packet is longer than the field allows.
             length if length >= header => length.min(bytes.len()),
             _ => bytes.len(),
         };
         let next = match layer.frag {
             Some(0) => payload(layer.proto?, &bytes[header..end]),
-            // A later fragment begins anywhere in its datagram.
+            // A fragment other than the first has no header.
             _ => Kind::Raw,
         };
         Some(Parsed { layer, header, end, next })
@@ -275,8 +275,8 @@ impl Protocol for Ip {
         if let [AnyLayer::Icmp(icmp), AnyLayer::Ip(quoted), rest @ ..] = above
             && icmp.is_error()
         {
-            // The sender's address may have been left to the route: then the quote knows it better. Routers change
-            // time to live, type of service and checksum on the way.
+            // If the request has no source address, that in the quote counts. Routers change time to live, type of
+            // service and checksum.
             let same_source = request.src.is_none_or(|source| quoted.src == Some(source));
             return same_source
                 && last_destination(quoted) == last_destination(request)
@@ -320,7 +320,7 @@ mod tests {
     };
 
     #[test]
-    fn computed_at_any_depth() {
+    fn fields_are_computed_at_any_depth() {
         let packet = Ip::to("192.0.2.1") / Ip::to("192.0.2.2").options([IpOption::Nop]) / Udp::to(7) / "abc";
         let bytes = packet.build().unwrap();
         assert_eq!((bytes[3], bytes[9], bytes[20], bytes[23], bytes[29]), (55, 4, 0x46, 35, 17));
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn set_is_sacred() {
+    fn set_fields_are_written_unchanged() {
         let ip = Ip::to("192.0.2.1").ihl(3).len(7).chksum(0xbeef).proto(250).flags("evil+DF").frag(1);
         let packet = ip.version(9) / Tcp::to(80);
         let bytes = packet.build().unwrap();

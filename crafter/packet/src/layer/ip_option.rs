@@ -8,14 +8,15 @@ use super::{
     value::{Element, Value},
 };
 
-/// One IPv4 option. What has no form here, or is malformed, is [`Other`](Self::Other) or [`Rest`](Self::Rest).
+/// An IPv4 option. Unknown kinds, and known kinds with another length, are [`Other`](Self::Other); bytes that are not
+/// options are [`Rest`](Self::Rest).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum IpOption {
     /// End of the list (kind 0).
     Eol,
-    /// Filler (kind 1).
+    /// Padding (kind 1).
     Nop,
-    /// Record route (RFC 791; kind 7): offset of the next free place, counted from 1, and the places.
+    /// Record route (RFC 791; kind 7): offset of the next free entry, counted from 1, and the entries.
     RecordRoute(u8, Vec<Ipv4Addr>),
     /// Loose source and record route (RFC 791; kind 131).
     LooseRoute(u8, Vec<Ipv4Addr>),
@@ -33,9 +34,9 @@ pub enum IpOption {
     MtuReply(u16),
     /// Traceroute (RFC 1393; kind 82): identifier, outbound and return hop count, originator.
     Traceroute(u16, u16, u16, Ipv4Addr),
-    /// Security (RFC 1108; kind 130) and every other kind: kind and data, with the length that fits.
+    /// Security (RFC 1108; kind 130) and any other kind: kind and data; the length is computed.
     Other(u8, Vec<u8>),
-    /// The rest of the option bytes where they are no list of options, or behind its end.
+    /// The remaining bytes where they are not a list of options, or after its end.
     Rest(Vec<u8>),
 }
 
@@ -84,7 +85,7 @@ impl ListOption for IpOption {
     }
 }
 
-/// Appends options and fills up to a word with end-of-list.
+/// Appends options and pads them to a 32-bit word with end-of-list.
 pub(crate) fn write(options: &[IpOption], out: &mut Vec<u8>) -> Result<(), FieldError> {
     let start = out.len();
     for option in options {
@@ -216,7 +217,7 @@ impl Element for IpOption {
             _ => {
                 let known = ROUTES.iter().chain(&NUMBERS).map(|(_, name)| *name);
                 let known = known.chain(["EOL", "NOP", "Timestamp", "Traceroute", "Rest"]);
-                return Err(format!("{value} is no IP option{}", super::value::nearest(name, known)));
+                return Err(format!("{value} is not an IP option{}", super::value::nearest(name, known)));
             }
         })
     }
@@ -230,7 +231,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_is_lost(bytes in proptest::collection::vec(prop_oneof![0u8..12, 66u8..84, 128u8..150, any::<u8>()], 0..10)) {
+        fn options_round_trip(bytes in proptest::collection::vec(prop_oneof![0u8..12, 66u8..84, 128u8..150, any::<u8>()], 0..10)) {
             let mut bytes = bytes;
             bytes.resize(bytes.len().next_multiple_of(4), 1);
             let options = parse(&bytes);

@@ -13,11 +13,11 @@ use super::{
 };
 
 layer! {
-    /// Options for every node on the way
-    pub struct Ipv6HopByHop: "IPv6ExtHdrHopByHop", "RFC 8200, 4.3" {
+    /// Options for every node on the path
+    pub struct Ipv6HopByHop: "IPv6ExtHdrHopByHop", "RFC 8200, section 4.3" {
         /// Next header
         nh: u8, 8, computed, PROTOCOLS;
-        /// Length in units of 8 bytes behind the first 8
+        /// Length in units of 8 bytes, without the first 8 bytes
         len: u8, 8, computed;
     }
     tail {
@@ -28,10 +28,10 @@ layer! {
 
 layer! {
     /// Options for the destination
-    pub struct Ipv6Destination: "IPv6ExtHdrDestOpt", "RFC 8200, 4.6" {
+    pub struct Ipv6Destination: "IPv6ExtHdrDestOpt", "RFC 8200, section 4.6" {
         /// Next header
         nh: u8, 8, computed, PROTOCOLS;
-        /// Length in units of 8 bytes behind the first 8
+        /// Length in units of 8 bytes, without the first 8 bytes
         len: u8, 8, computed;
     }
     tail {
@@ -41,11 +41,11 @@ layer! {
 }
 
 layer! {
-    /// The nodes to visit
-    pub struct Ipv6Routing: "IPv6ExtHdrRouting", "RFC 8200, 4.4" {
+    /// Addresses of the nodes to visit
+    pub struct Ipv6Routing: "IPv6ExtHdrRouting", "RFC 8200, section 4.4" {
         /// Next header
         nh: u8, 8, computed, PROTOCOLS;
-        /// Length in units of 8 bytes behind the first 8
+        /// Length in units of 8 bytes, without the first 8 bytes
         len: u8, 8, computed;
         /// Routing type: 0 deprecated source route (RFC 5095), 2 mobile IPv6 (RFC 6275), 4 segment routing (RFC 8754)
         r#type: u8, 8, (0);
@@ -57,14 +57,14 @@ layer! {
     tail {
         /// The addresses
         addresses: Vec<Ipv6Addr>;
-        /// What follows the addresses, such as the TLVs of segment routing
+        /// Data after the addresses, such as the TLVs of segment routing
         data: Vec<u8>;
     }
 }
 
 layer! {
     /// Fragment of a datagram
-    pub struct Ipv6Fragment: "IPv6ExtHdrFragment", "RFC 8200, 4.5" {
+    pub struct Ipv6Fragment: "IPv6ExtHdrFragment", "RFC 8200, section 4.5" {
         /// Next header of the datagram
         nh: u8, 8, computed, PROTOCOLS;
         /// Reserved
@@ -84,19 +84,19 @@ layer! {
 impl Ipv6Routing {
     const SEGMENT_ROUTING: u8 = 4;
 
-    /// Where the packet goes in the end, if that is not the destination address yet.
+    /// The final destination, if it is not the destination address yet.
     pub(crate) fn final_destination(&self) -> Option<Ipv6Addr> {
         let addresses = self.addresses.as_ref()?;
         match (self.segleft, self.r#type.unwrap_or(0)) {
             (Some(0), _) => None,
-            // Segments are listed from the last to the first (RFC 8754, 2).
+            // Segments are listed from the last to the first (RFC 8754, section 2).
             (_, Self::SEGMENT_ROUTING) => addresses.first().copied(),
             _ => addresses.last().copied(),
         }
     }
 }
 
-/// Fills in what all extension headers begin with.
+/// Fills in next header and length, the first fields of all extension headers.
 fn finish(nh: Option<u8>, len: Option<Option<u8>>, packet: &mut Building<'_>) -> Result<(), FieldError> {
     if nh.is_none() {
         let number = ip::protocol(packet.next()).unwrap_or(NO_NEXT_HEADER);
@@ -150,7 +150,7 @@ impl Protocol for Ipv6Routing {
         let header = usize::from(layer.len?) * 8 + 8;
         let data = bytes.get(Self::FIXED..header)?;
         let count = match layer.r#type? {
-            // Last entry counts from 0.
+            // The last entry field counts from 0.
             Self::SEGMENT_ROUTING => (layer.reserved? >> 24) as usize + 1,
             0 | 2 => data.len() / 16,
             _ => 0,
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn the_checksum_counts_the_final_destination() {
+    fn checksum_uses_final_destination() {
         let [a, b]: [Ipv6Addr; 2] = ["2001:db8::a".parse().unwrap(), "2001:db8::b".parse().unwrap()];
         for (kind, last) in [(0, b), (4, a)] {
             let routing = Ipv6Routing::new().r#type(kind).addresses([a, b]);

@@ -8,12 +8,13 @@ use super::{
     value::{Element, Value},
 };
 
-/// One option. What has no form here, or is malformed, is [`Other`](Self::Other) or [`Rest`](Self::Rest).
+/// An option. Unknown types, and known types with another length, are [`Other`](Self::Other); bytes that are not
+/// options are [`Rest`](Self::Rest).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ipv6Option {
-    /// One byte of padding (RFC 8200, 4.2; type 0).
+    /// One byte of padding (RFC 8200, section 4.2; type 0).
     Pad1,
-    /// Padding: its data (RFC 8200, 4.2; type 1).
+    /// Padding of several bytes: its data (RFC 8200, section 4.2; type 1).
     PadN(Vec<u8>),
     /// Router alert (RFC 2711; type 5).
     RouterAlert(u16),
@@ -21,9 +22,9 @@ pub enum Ipv6Option {
     Jumbo(u32),
     /// Home address (RFC 6275; type 0xc9).
     HomeAddress(Ipv6Addr),
-    /// Every other type: type and data, with the length that fits.
+    /// Any other type: type and data; the length is computed.
     Other(u8, Vec<u8>),
-    /// The rest of the bytes where they are no list of options.
+    /// The remaining bytes where they are not a list of options.
     Rest(Vec<u8>),
 }
 
@@ -37,7 +38,7 @@ fn read(kind: u8, data: &[u8]) -> Option<Ipv6Option> {
     })
 }
 
-/// Reads option bytes to their end; nothing is lost.
+/// Parses option bytes. Building the options gives the same bytes.
 pub(crate) fn parse(mut bytes: &[u8]) -> Vec<Ipv6Option> {
     let mut options = Vec::with_capacity(2);
     loop {
@@ -140,7 +141,7 @@ impl Element for Ipv6Option {
             "Rest" => Self::Rest(data.bytes()?),
             _ => {
                 let near = super::value::nearest(name, NAMES.into_iter());
-                return Err(format!("'{name}' is no IPv6 option{near}"));
+                return Err(format!("'{name}' is not an IPv6 option{near}"));
             }
         })
     }
@@ -153,7 +154,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_is_lost(bytes in proptest::collection::vec(prop_oneof![0u8..7, any::<u8>(), Just(0xc2), Just(0xc9)], 0..40)) {
+        fn options_round_trip(bytes in proptest::collection::vec(prop_oneof![0u8..7, any::<u8>(), Just(0xc2), Just(0xc9)], 0..40)) {
             let mut bytes = bytes;
             bytes.resize(bytes.len().next_multiple_of(8), 0);
             let options = parse(&bytes);

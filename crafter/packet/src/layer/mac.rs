@@ -7,12 +7,12 @@ use super::{
     value::{FieldInfo, FieldKind, FieldValue, Value, text_fields},
 };
 
-/// An Ethernet (EUI-48) address.
+/// An Ethernet address (EUI-48).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Mac(pub [u8; 6]);
 
 impl Mac {
-    /// `ff:ff:ff:ff:ff:ff`: every station.
+    /// `ff:ff:ff:ff:ff:ff`: the broadcast address.
     pub const BROADCAST: Self = Self([0xff; 6]);
     /// `00:00:00:00:00:00`.
     pub const ZERO: Self = Self([0; 6]);
@@ -25,7 +25,7 @@ impl fmt::Display for Mac {
     }
 }
 
-/// The text is not six pairs of hex digits with `:` or `-` between them.
+/// The text is not six pairs of hex digits separated by `:` or `-`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("an Ethernet address is needed, such as 02:00:00:00:00:01")]
 pub struct ParseMacError;

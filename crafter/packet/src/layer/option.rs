@@ -1,23 +1,23 @@
-//! Lists of options as IPv4 and TCP have them.
+//! Option lists of IPv4 and TCP headers.
 
 use crate::view::option::{ListItem, OptionList};
 
-/// An option of such a list.
+/// An option of an option list.
 pub(crate) trait ListOption: Sized {
     /// End of the list (kind 0).
     const END: Self;
-    /// Filler (kind 1).
+    /// Padding (kind 1).
     const FILLER: Self;
-    /// So many are usual, hence allocated at once.
+    /// Usual number of options, allocated at once.
     const USUAL: usize;
 
-    /// The option of a kind with its data.
+    /// The option for a kind and its data.
     fn read(kind: u8, data: &[u8]) -> Self;
-    /// Bytes that are no options.
+    /// Bytes that are not options.
     fn rest(bytes: &[u8]) -> Self;
 }
 
-/// Reads option bytes to their end; nothing is lost.
+/// Parses option bytes. Building the options gives the same bytes.
 #[inline]
 pub(crate) fn parse<T: ListOption>(bytes: &[u8]) -> Vec<T> {
     let mut options = Vec::with_capacity(T::USUAL);

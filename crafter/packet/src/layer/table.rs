@@ -1,36 +1,36 @@
-//! What a layer's fields are, said once in a table; structs, builder methods, access by name and
-//! the fixed part on the wire come from it.
+//! The macro that defines a layer from a table of its fields: struct, builder methods, access by name, and the encoding
+//! of the fixed part.
 
 use crate::error::Error;
 
 use super::value::{FieldInfo, nearest};
 
-/// What is known of a layer.
+/// Description of a layer.
 #[derive(Debug)]
 pub struct LayerInfo {
-    /// Its name, that of Scapy.
+    /// The name in Scapy.
     pub name: &'static str,
-    /// What defines it.
+    /// The standard that defines it.
     pub source: &'static str,
-    /// What it is.
+    /// A short description.
     pub doc: &'static str,
-    /// Its fields in the order of the wire.
+    /// The fields in wire order.
     pub fields: &'static [FieldInfo],
 }
 
 impl LayerInfo {
-    /// A field by name.
+    /// Finds a field by name; returns its index too.
     pub fn field(&self, name: &str) -> Option<(usize, &'static FieldInfo)> {
         self.fields.iter().enumerate().find(|(_, field)| field.name == name)
     }
 
-    /// The error for a field that this layer does not have.
+    /// The error message for an unknown field.
     pub(crate) fn unknown(&self, field: &str) -> String {
         format!("{} has no field '{field}'{}", self.name, nearest(field, self.fields.iter().map(|field| field.name)))
     }
 }
 
-/// A value or computed length that its field is too narrow for.
+/// A value or computed length exceeds the width of its field.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct FieldError {
     pub layer: &'static str,
@@ -47,11 +47,11 @@ impl From<FieldError> for Error {
     }
 }
 
-/// A value of fixed width in a header. With constant arguments it compiles to a plain load or store.
+/// A value of fixed width in a header, in network byte order. With constant arguments it compiles to a load or store.
 pub(crate) trait BitField: Sized {
-    /// Puts the value at `offset` bits; false if it is too large for `bits`.
+    /// Writes the value at `offset` bits; `false` if it exceeds `bits`.
     fn put(self, header: &mut [u8], offset: usize, bits: usize) -> bool;
-    /// The value at `offset` bits.
+    /// Reads the value at `offset` bits.
     fn get(header: &[u8], offset: usize, bits: usize) -> Self;
 }
 
@@ -73,7 +73,7 @@ fn put_bits(value: u64, header: &mut [u8], offset: usize, bits: usize) -> bool {
     true
 }
 
-/// The bits of a header from `offset` on, as a number; both counted in bits, most significant first.
+/// Reads `bits` bits at bit `offset` of a header as a number, the most significant bit first.
 #[inline(always)]
 pub fn get_bits(header: &[u8], offset: usize, bits: usize) -> u64 {
     let (first, last) = (offset / 8, (offset + bits - 1) / 8);
@@ -136,7 +136,7 @@ macro_rules! bit_field_address {
 
 bit_field_address!(std::net::Ipv4Addr, std::net::Ipv6Addr);
 
-/// Bits before the field at `index`.
+/// Offset in bits of the field at `index`.
 pub(crate) const fn offset(widths: &[usize], index: usize) -> usize {
     let (mut sum, mut i) = (0, 0);
     while i < index {
@@ -146,7 +146,7 @@ pub(crate) const fn offset(widths: &[usize], index: usize) -> usize {
     sum
 }
 
-/// A field's name without the `r#` that makes a keyword an identifier.
+/// A field's name without the `r#` of raw identifiers.
 pub(crate) const fn plain(name: &'static str) -> &'static str {
     match name.as_bytes() {
         [b'r', b'#', ..] => name.split_at(2).1,
@@ -154,8 +154,8 @@ pub(crate) const fn plain(name: &'static str) -> &'static str {
     }
 }
 
-/// Defines a layer: `field: type, bits, default;`, the default being `computed` or a value of the
-/// type in parentheses, then optionally names of values. What varies in length follows behind `tail`.
+/// Defines a layer: `field: type, bits, default;`, where the default is `computed` or a value in parentheses,
+/// optionally followed by names of values. Fields of variable length follow after `tail`.
 macro_rules! layer {
     (
         $(#[doc = $doc:literal])*
@@ -166,7 +166,7 @@ macro_rules! layer {
     ) => {
         $(#[doc = $doc])*
         ///
-        /// A field that is `None` gets its default or is computed; what is set is kept, wrong or not.
+        /// A field that is `None` gets its default or is computed; a field that is set is written as it is.
         #[derive(Debug, Clone, PartialEq, Eq, Default)]
         pub struct $layer {
             $( $(#[doc = $fdoc])* pub $field: Option<$type>, )*
@@ -175,7 +175,7 @@ macro_rules! layer {
 
         #[allow(dead_code)]
         impl $layer {
-            /// The defaults of the fields that are not computed.
+            /// Default values; `None` for computed fields.
             pub(crate) const DEFAULTS: Self = Self {
                 $( $field: $crate::layer::table::layer!(@default $default), )*
                 $( $tail: None, )*
@@ -184,7 +184,7 @@ macro_rules! layer {
             /// Length of the fixed part, in bytes.
             pub const FIXED: usize = (0 $( + $bits )*) / 8;
 
-            /// A layer of which nothing is set.
+            /// A layer without set fields.
             pub fn new() -> Self {
                 Self::default()
             }
@@ -218,13 +218,13 @@ macro_rules! layer {
             #[allow(dead_code)]
             const WIDTHS: &[usize] = &[$( $bits ),*];
 
-            /// Where each field of the fixed part begins, in bytes.
+            /// Byte offsets of the fields of the fixed part.
             #[allow(dead_code)]
             pub struct Offsets { $( pub $field: usize, )* }
 
             #[allow(dead_code)]
             impl $layer {
-                /// Where each field of the fixed part begins, in bytes; one of less than a byte is within that byte.
+                /// Offset of the byte in which each field of the fixed part begins.
                 pub(crate) const AT: Offsets =
                     Offsets { $( $field: offset(WIDTHS, Index::$field as usize) / 8, )* };
             }

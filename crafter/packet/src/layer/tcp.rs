@@ -16,13 +16,13 @@ use super::{
 };
 use crate::view::{Flags, ip};
 
-/// The letters of the flags, from the lowest bit.
+/// The letters of the flags, from the least significant bit.
 const LETTERS: &str = "FSRPAUECN";
 
 fn flags_from(text: &str) -> Result<Flags, String> {
     text.chars().try_fold(Flags::NONE, |flags, letter| {
         let bit = LETTERS.find(letter.to_ascii_uppercase());
-        bit.map(|bit| flags | Flags(1 << bit)).ok_or_else(|| format!("'{letter}' is no flag; there are {LETTERS}"))
+        bit.map(|bit| flags | Flags(1 << bit)).ok_or_else(|| format!("'{letter}' is not a flag; there are {LETTERS}"))
     })
 }
 
@@ -74,13 +74,13 @@ layer! {
         seq: u32, 32, (0);
         /// Acknowledgment number
         ack: u32, 32, (0);
-        /// Header length in words of 4 bytes
+        /// Header length in 32-bit words
         dataofs: u8, 4, computed;
         /// Reserved bits
         reserved: u8, 3, (0);
-        /// Flags, a letter each: FSRPAUECN
+        /// Flags, one letter each: FSRPAUECN
         flags: Flags, 9, (Flags::SYN);
-        /// Window, in bytes before scaling
+        /// Window in bytes, before scaling
         window: u16, 16, (8192);
         /// Checksum over pseudo-header, header and payload
         chksum: u16, 16, computed;
@@ -88,13 +88,13 @@ layer! {
         urgptr: u16, 16, (0);
     }
     tail {
-        /// Options, filled up with end-of-list to a word
+        /// Options, padded to a 32-bit word with end-of-list
         options: Vec<TcpOption>;
     }
 }
 
 layer! {
-    /// The beginning of a TCP header, as far as an ICMP error must quote it
+    /// The first 8 bytes of a TCP header, as quoted by an ICMP error
     pub struct TcpError: "TCPerror", "RFC 792" {
         /// Source port
         sport: u16, 16, (20);
@@ -107,7 +107,7 @@ layer! {
 }
 
 impl Tcp {
-    /// A segment to a port.
+    /// A segment to a destination port.
     pub fn to(dport: impl IntoField<u16>) -> Self {
         Self::new().dport(dport)
     }
@@ -117,7 +117,7 @@ impl Tcp {
         Packet::between(source.ip(), destination.ip()) / self.sport(source.port()).dport(destination.port())
     }
 
-    /// What the sender waits to see acknowledged: sequence number behind the segment, with `above` its payload.
+    /// The sequence number after this segment, whose payload is `above`.
     fn end(&self, above: &[AnyLayer]) -> u32 {
         let flags = or_default!(self, Tcp, flags).unwrap_or_default();
         let payload = match above {
@@ -130,25 +130,25 @@ impl Tcp {
     }
 }
 
-/// What a segment carries: only what begins and ends in it has a layer.
+/// The kind of a segment's payload. Only messages that are complete in the segment have a layer.
 #[inline]
 fn payload(is_dns: bool, bytes: &[u8]) -> Kind {
     match bytes {
         [] => Kind::Raw,
-        // RFC 1035, 4.2.2.
+        // RFC 1035, section 4.2.2.
         [high, low, message @ ..] if is_dns && usize::from(*high) << 8 | usize::from(*low) == message.len() => Kind::Dns,
         bytes => http::message(bytes).unwrap_or(Kind::Raw),
     }
 }
 
-/// Bytes that layers take, padding not counted.
+/// Length of the layers without padding, in bytes.
 fn length(layers: &[AnyLayer]) -> usize {
     let mut bytes = Vec::new();
     for layer in layers.iter().filter(|layer| !matches!(layer, AnyLayer::Padding(_))) {
-        // What cannot be built was not sent.
+        // A layer that cannot be built was not sent.
         let _ = layer.write(&mut bytes);
     }
-    // On TCP, a message of DNS stands behind its length, set or not.
+    // A DNS message over TCP is preceded by its length.
     let prefix = matches!(layers.first(), Some(AnyLayer::Dns(dns)) if dns.length.is_none());
     bytes.len() + if prefix { dns::PREFIX } else { 0 }
 }
@@ -196,9 +196,9 @@ impl Protocol for Tcp {
         Ok(())
     }
 
-    /// The other way round the same ports. What acknowledges must acknowledge something of the request: a SYN itself,
-    /// no more (RFC 9293, 3.10.7.3), of data and FIN the beginning at least, if there is neither anything not older.
-    /// What acknowledges nothing resets, with the sequence number that was asked for (3.10.7.1), or opens from its side.
+    /// The ports must be swapped. An ACK must acknowledge the SYN exactly (RFC 9293, section 3.10.7.3), or at least the
+    /// first byte of data or FIN; without any of these, it must not be older than the request. A segment without ACK is
+    /// a reset with the requested sequence number (section 3.10.7.1), or a simultaneous open.
     fn answers(&self, above: &[AnyLayer], request: &Self, asked: &[AnyLayer]) -> bool {
         let ports = or_default!(self, Tcp, sport) == or_default!(request, Tcp, dport)
             && or_default!(self, Tcp, dport) == or_default!(request, Tcp, sport);
@@ -217,7 +217,7 @@ impl Protocol for Tcp {
         let begin = request.seq.unwrap_or(0);
         let acknowledged = self.ack.unwrap_or(0).wrapping_sub(begin);
         let length = request.end(asked).wrapping_sub(begin);
-        // Later data may be acknowledged with it, but not more than a window holds (RFC 7323, 2.3).
+        // Later data may be acknowledged too, but not more than the largest window (RFC 7323, section 2.3).
         let most = if asked_flags.contains(Flags::SYN) { length } else { 1 << 30 };
         let is_acknowledged = (length.min(1)..=most).contains(&acknowledged);
         is_acknowledged
@@ -249,7 +249,7 @@ impl Protocol for TcpError {
     }
 }
 
-/// `TCP 192.0.2.1:20 > 192.0.2.2:80`, with the addresses of the IP layer below.
+/// Writes `TCP 192.0.2.1:20 > 192.0.2.2:80`, with the addresses of the IP layer below.
 pub(crate) fn ports(
     f: &mut fmt::Formatter<'_>,
     name: &str,
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn set_is_sacred() {
+    fn set_fields_are_written_unchanged() {
         let tcp = Tcp::to(1).dataofs(15).reserved(5).chksum(1).flags("SN");
         let bytes = (Ip::new() / tcp).build().unwrap();
         assert_eq!(bytes[32..38], [0xfb, 2, 32, 0, 0, 1]);
@@ -304,12 +304,12 @@ mod tests {
     }
 
     #[test]
-    fn without_ip_there_is_no_checksum() {
+    fn checksum_without_ip_is_zero() {
         assert_eq!((Ether::new() / Tcp::new()).build().unwrap()[30..32], [0, 0]);
     }
 
     #[test]
-    fn what_answers() {
+    fn answers_match_ports() {
         let request = Ip::to("192.0.2.2").src("192.0.2.1") / Tcp::to(80).sport(9).seq(100).flags("S");
         let reply = |tcp: Tcp| Ip::to("192.0.2.1").src("192.0.2.2") / tcp;
         let back = || Tcp::to(9).sport(80);

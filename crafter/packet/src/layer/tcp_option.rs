@@ -12,32 +12,33 @@ use crate::view::option::{
     END, FAST_OPEN, MD5, MSS, NOP, SACK, SACK_PERMITTED, TIMESTAMPS, TIMESTAMPS_LENGTH, USER_TIMEOUT, WINDOW_SCALE,
 };
 
-/// One TCP option. What has no form here, or is malformed, is [`Other`](Self::Other) or [`Rest`](Self::Rest).
+/// A TCP option. Unknown kinds, and known kinds with another length, are [`Other`](Self::Other); bytes that are not
+/// options are [`Rest`](Self::Rest).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TcpOption {
     /// End of the list (kind 0).
     Eol,
-    /// Filler (kind 1).
+    /// Padding (kind 1).
     Nop,
-    /// Maximum segment size in bytes (RFC 9293, 3.7.1; kind 2).
+    /// Maximum segment size in bytes (RFC 9293, section 3.7.1; kind 2).
     Mss(u16),
-    /// Shift of the window (RFC 7323; kind 3).
+    /// Window scale, as a shift count (RFC 7323; kind 3).
     WScale(u8),
-    /// Selective acknowledgments are welcome (RFC 2018; kind 4).
+    /// SACK permitted (RFC 2018; kind 4).
     SackOk,
-    /// Blocks received out of order, `[left, right)` (RFC 2018; kind 5).
+    /// Selective acknowledgment: blocks received out of order, `[left, right)` in sequence space (RFC 2018; kind 5).
     Sack(SmallVec<[(u32, u32); 2]>),
-    /// TSval and TSecr (RFC 7323; kind 8).
+    /// Timestamps: TSval and TSecr (RFC 7323; kind 8).
     Timestamp(u32, u32),
     /// MD5 signature (RFC 2385; kind 19).
     Md5([u8; 16]),
     /// User timeout, granularity bit and value (RFC 5482; kind 28).
     Uto(u16),
-    /// Fast Open cookie, empty to ask for one (RFC 7413; kind 34).
+    /// Fast Open cookie; empty: a cookie request (RFC 7413; kind 34).
     Tfo(Vec<u8>),
-    /// Every other kind: kind and data, with the length that fits.
+    /// Any other kind: kind and data; the length is computed.
     Other(u8, Vec<u8>),
-    /// The rest of the option bytes where they are no list of options, or behind its end.
+    /// The remaining bytes where they are not a list of options, or after its end.
     Rest(Vec<u8>),
 }
 
@@ -62,7 +63,7 @@ fn read(kind: u8, data: &[u8]) -> Option<TcpOption> {
 }
 
 impl TcpOption {
-    /// Reads the options of a TCP header, padding included; the options built again give the same bytes.
+    /// Parses the options of a TCP header, padding included. Building them gives the same bytes.
     pub fn parse(bytes: &[u8]) -> Vec<Self> {
         option::parse(bytes)
     }
@@ -83,7 +84,7 @@ impl ListOption for TcpOption {
     }
 }
 
-/// Appends options and fills up to a word with end-of-list.
+/// Appends options and pads them to a 32-bit word with end-of-list.
 #[inline]
 pub(crate) fn write(options: &[TcpOption], out: &mut Vec<u8>) -> Result<(), FieldError> {
     let start = out.len();
@@ -211,7 +212,7 @@ impl Element for TcpOption {
             Some("TFO") => Self::Tfo(data.bytes()?),
             Some("Rest") => Self::Rest(data.bytes()?),
             _ => {
-                return Err(format!("'{name}' is no TCP option{}", super::value::nearest(name, NAMES.into_iter())));
+                return Err(format!("'{name}' is not a TCP option{}", super::value::nearest(name, NAMES.into_iter())));
             }
         })
     }
@@ -225,7 +226,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_is_lost(bytes in proptest::collection::vec(prop_oneof![0u8..12, any::<u8>()], 0..10)) {
+        fn options_round_trip(bytes in proptest::collection::vec(prop_oneof![0u8..12, any::<u8>()], 0..10)) {
             let mut bytes = bytes;
             bytes.resize(bytes.len() * 4, 1);
             let options = parse(&bytes);
@@ -258,6 +259,6 @@ mod tests {
         assert_eq!(parse::<TcpOption>(&out)[..10], options);
         assert_eq!(out[..12], [2, 4, 5, 180, 4, 2, 8, 10, 0, 0, 0, 1]);
         let error = TcpOption::from_value(&Value::Text("Timestmp".into())).unwrap_err();
-        assert_eq!(error, "'Timestmp' is no TCP option; did you mean Timestamp?");
+        assert_eq!(error, "'Timestmp' is not a TCP option; did you mean Timestamp?");
     }
 }

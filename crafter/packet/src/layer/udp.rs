@@ -12,21 +12,21 @@ use super::{
 };
 use crate::view::ip;
 
-/// Where DNS servers listen.
+/// Port of DNS servers.
 pub(crate) const DNS: u16 = 53;
-/// Where multicast DNS is spoken (RFC 6762, 3).
+/// Port of multicast DNS (RFC 6762, section 3).
 const MULTICAST_DNS: u16 = 5353;
-/// Where link-local multicast name resolution is spoken (RFC 4795, 2).
+/// Port of LLMNR (RFC 4795, section 2).
 const LLMNR: u16 = 5355;
-/// Where VXLAN tunnels end (RFC 7348, 5).
+/// Port of VXLAN (RFC 7348, section 5).
 pub(crate) const VXLAN: u16 = 4789;
 
 layer! {
     /// User Datagram Protocol
     pub struct Udp: "UDP", "RFC 768" {
-        /// Source port; that of the layer above if it has one, else 53
+        /// Source port; if unset, the well-known port of the layer above, else 53
         sport: u16, 16, computed;
-        /// Destination port; that of the layer above if it has one, else 53
+        /// Destination port; if unset, the well-known port of the layer above, else 53
         dport: u16, 16, computed;
         /// Length of header and payload in bytes
         len: u16, 16, computed;
@@ -37,7 +37,7 @@ layer! {
 }
 
 impl Udp {
-    /// A datagram to a port.
+    /// A datagram to a destination port.
     pub fn to(dport: impl IntoField<u16>) -> Self {
         Self::new().dport(dport)
     }
@@ -48,7 +48,7 @@ impl Udp {
     }
 }
 
-/// The port of the layer above.
+/// The well-known port of the layer above; 53 if it has none.
 pub(crate) fn port(next: Option<&AnyLayer>) -> u16 {
     match next {
         Some(AnyLayer::Vxlan(_)) => VXLAN,
@@ -61,7 +61,7 @@ impl Protocol for Udp {
         let layer = Self::get_fixed(bytes)?;
         let end = match usize::from(layer.len?) {
             length if length >= Self::FIXED => length.min(bytes.len()),
-            // 0 in a jumbogram (RFC 2675, 4), else malformed.
+            // 0 in a jumbogram (RFC 2675, section 4); smaller values are malformed.
             _ => bytes.len(),
         };
         let is = |port| layer.sport == Some(port) || layer.dport == Some(port);
@@ -93,7 +93,7 @@ impl Protocol for Udp {
         if self.chksum.is_none()
             && let Some(value) = packet.checksum(Some(ip::UDP))
         {
-            // 0 would say that there is none.
+            // 0 means that there is no checksum.
             packet.put16(Self::AT.chksum, if value == 0 { 0xffff } else { value });
         }
         Ok(())
@@ -101,7 +101,7 @@ impl Protocol for Udp {
 
     fn answers(&self, above: &[AnyLayer], request: &Self, asked: &[AnyLayer]) -> bool {
         if let ([AnyLayer::Vxlan(_), ..], [AnyLayer::Vxlan(_), ..]) = (above, asked) {
-            // Both ends of a tunnel send to the same port, from any (RFC 7348, 5).
+            // Both ends of a tunnel send to the same port, from any source port (RFC 7348, section 5).
             return answer::answers(above, asked);
         }
         let (here, there) = (port(above.first()), port(asked.first()));
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_checksum_of_zero_becomes_ones() {
+    fn computed_checksum_of_zero_is_sent_as_ones() {
         let zero = Udp::to(7).sport(9);
         let all = (0..=u16::MAX).find(|word| {
             let bytes = (Ipv6::to("2001:db8::1") / zero.clone() / &word.to_be_bytes()).build().unwrap();
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn what_answers() {
+    fn answers_match_ports() {
         let request = Ip::to("192.0.2.2").src("192.0.2.1") / Udp::to(7).sport(9);
         assert!((Ip::to("192.0.2.1").src("192.0.2.2") / Udp::to(9).sport(7)).answers(&request));
         assert!(!(Ip::to("192.0.2.1").src("192.0.2.2") / Udp::to(9).sport(8)).answers(&request));

@@ -21,23 +21,24 @@ pub use crafter_common::{
     },
 };
 
-/// Where a fragment belongs in its datagram.
+/// Position of a fragment in its datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fragment {
     /// Identification: 16 bits for IPv4, 32 bits for IPv6.
     pub id: u32,
-    /// Offset of this fragment's payload in the datagram's, in bytes (at most 65,528).
+    /// Offset of this fragment's payload in that of the datagram, in bytes; at most 65,528.
     pub offset: usize,
     /// More fragments follow.
     pub more: bool,
-    /// IPv6: where the fragment header begins; IPv4: 0.
+    /// IPv6: offset of the fragment header in the packet, in bytes; IPv4: 0.
     pub header: usize,
-    /// IPv6: which byte names the fragment header as next header; IPv4: the protocol field.
+    /// Offset of the byte that names the next protocol: IPv6: the next header field that refers to the fragment header;
+    /// IPv4: the protocol field.
     pub next_header_at: usize,
 }
 
-/// A view over one IP packet: what [`parse::network`] reads of it, as the kernel half does, and the length that the packet
-/// says it has. Bytes after its end (Ethernet padding) are not part of it.
+/// A view over an IP packet: the fields that [`parse::network`], also used by the eBPF programs, reads, within the
+/// length that the header declares. Bytes after that (Ethernet padding) are excluded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IpPacket<'a> {
     bytes: &'a [u8],
@@ -45,12 +46,13 @@ pub struct IpPacket<'a> {
     pub source: IpAddr,
     /// Destination address.
     pub destination: IpAddr,
-    /// The protocol after all extension headers. In a later fragment: what its datagram's
-    /// fragmentable part begins with, which may be an extension header.
+    /// The protocol after all extension headers. In a fragment other than the first: the protocol at the start of the
+    /// datagram's fragmentable part, which may be an extension header.
     pub protocol: u8,
-    /// Where [`protocol`](Self::protocol)'s header begins, to the packet's end.
+    /// The range of bytes from the header of [`protocol`](Self::protocol) to the end of the packet.
     pub payload: Range<usize>,
-    /// Set in a fragment. An IPv6 atomic fragment (RFC 6946: a fragment header, yet the whole datagram) has none.
+    /// Set in a fragment. `None` in an IPv6 atomic fragment (RFC 6946), whose fragment header covers the whole
+    /// datagram.
     pub fragment: Option<Fragment>,
     /// Time to live or hop limit.
     pub ttl: u8,
@@ -62,30 +64,29 @@ pub struct IpPacket<'a> {
 }
 
 impl<'a> IpPacket<'a> {
-    /// Reads a received packet.
+    /// Parses a received packet.
     ///
-    /// The IPv4 total length and IPv6 payload length are honoured, save 0: that is how
-    /// Linux marks a super-frame too long for the field (BIG TCP, `skb_gro_receive`), and
-    /// such a packet takes all of `bytes`.
+    /// The packet ends where its IPv4 total length or IPv6 payload length says. Length 0 extends to the end of `bytes`:
+    /// Linux writes it into super-frames that exceed the field (BIG TCP, `skb_gro_receive`).
     ///
     /// # Errors
-    /// [`Error::Invalid`] for what [`parse::network`] refuses, and a packet that is shorter than it says.
+    /// [`Error::Invalid`] for a packet that [`parse::network`] rejects or that is shorter than its length field.
     pub fn parse(bytes: &'a [u8]) -> Result<Self> {
         Self::read(bytes).map_err(|reason| Error::invalid("IP packet", reason))
     }
 
-    /// [`parse`](Self::parse) without a sentence to allocate.
+    /// Like [`parse`](Self::parse); the error is the reason, not allocated.
     pub fn read(bytes: &'a [u8]) -> Result<Self, &'static str> {
         Self::read_as(bytes, false)
     }
 
-    /// [`read`](Self::read) of a packet that is not a fragment.
+    /// Like [`read`](Self::read); rejects fragments.
     pub(super) fn read_whole(bytes: &'a [u8]) -> Result<Self, &'static str> {
         let packet = Self::read(bytes)?;
         if packet.fragment.is_some() { Err("a fragment: reassemble it first") } else { Ok(packet) }
     }
 
-    /// Reads a packet that an ICMP error quotes: it may end anywhere behind its first header.
+    /// Parses a packet quoted in an ICMP error: it may be truncated after the IP header.
     pub fn read_quoted(bytes: &'a [u8]) -> Result<Self, &'static str> {
         Self::read_as(bytes, true)
     }
@@ -143,22 +144,22 @@ impl<'a> IpPacket<'a> {
         if self.net.v6 { 6 } else { 4 }
     }
 
-    /// What the kernel half reads of the packet; offsets are those in [`bytes`](Self::bytes).
+    /// The fields that the eBPF programs read; offsets refer to [`bytes`](Self::bytes).
     pub fn network(&self) -> &Network {
         &self.net
     }
 
-    /// What the packet says of its route.
+    /// The source route in the packet.
     pub fn route(&self) -> Route {
         Route::read(self.bytes, &self.net)
     }
 
-    /// Whether its header says how long it is: that of a super-frame too long for the field does not.
+    /// Whether the header declares a length; 0 in a super-frame that exceeds the field.
     pub fn declares_length(&self) -> bool {
         parse::declared_length(self.bytes, 0, self.net.v6).is_some_and(|length| length > 0)
     }
 
-    /// The whole packet, padding cut off.
+    /// The packet without padding.
     pub fn bytes(&self) -> &'a [u8] {
         self.bytes
     }
@@ -168,13 +169,12 @@ impl<'a> IpPacket<'a> {
         self.bytes.len()
     }
 
-    /// What [`protocol`](Self::protocol) begins with.
+    /// The bytes from the header of [`protocol`](Self::protocol) on.
     pub fn payload(&self) -> &'a [u8] {
         &self.bytes[self.payload.clone()]
     }
 
-    /// The first byte of `payload` that belongs to the fragmentable part:
-    /// behind the fragment header for IPv6 (RFC 8200, 4.5), behind the header for IPv4.
+    /// The fragmentable part: after the fragment header for IPv6 (RFC 8200, section 4.5), after the header for IPv4.
     pub fn fragment_data(&self) -> &'a [u8] {
         match self.fragment {
             Some(fragment) if fragment.header > 0 => &self.bytes[fragment.header + 8..],
@@ -189,7 +189,7 @@ impl<'a> IpPacket<'a> {
     }
 }
 
-/// The address that the reader gives in 16-byte form, of an IPv6 packet or of another.
+/// Converts an address of the parser: IPv6 if `v6`, else the IPv4 address in its last 4 bytes.
 pub fn address(address: Address, v6: bool) -> IpAddr {
     let [.., a, b, c, d] = address;
     if v6 { IpAddr::V6(address.into()) } else { IpAddr::V4(Ipv4Addr::new(a, b, c, d)) }
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn trailing_bytes_are_ignored_and_short_packets_refused() {
+    fn trailing_bytes_are_ignored_and_short_packets_rejected() {
         let mut bytes = v4(8);
         bytes.extend_from_slice(&[0; 18]);
         let packet = IpPacket::parse(&bytes).unwrap();
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn ipv4_options_are_skipped_and_a_bad_header_length_refused() {
+    fn ipv4_options_are_skipped_and_bad_header_length_rejected() {
         let mut bytes = v4(12);
         bytes[0] = 0x46;
         assert_eq!(IpPacket::parse(&bytes).unwrap().payload, 24..32);
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn extension_headers_are_walked() {
+    fn extension_headers_are_skipped() {
         let mut rest = vec![ROUTING, 0, 0, 0, 0, 0, 0, 0]; // hop-by-hop
         rest.extend([DESTINATION_OPTIONS, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
         rest.extend([AUTHENTICATION, 0, 0, 0, 0, 0, 0, 0]);
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn fragments_tell_where_they_belong() {
+    fn fragment_fields_are_read() {
         let bytes = v6(FRAGMENT, &[UDP, 0, 0x05, 0xa9, 0, 0, 0, 9, 1, 2]);
         let packet = IpPacket::parse(&bytes).unwrap();
         let fragment = packet.fragment.unwrap();
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_super_frame_takes_all_bytes() {
+    fn length_zero_extends_to_end_of_bytes() {
         let long = v6(TCP, &vec![7; 70_000]);
         assert_eq!(&long[4..6], [0, 0]);
         assert_eq!(IpPacket::parse(&long).unwrap().payload().len(), 70_000);
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endless_chain_is_refused() {
+    fn too_many_extension_headers_are_rejected() {
         let bytes = v6(HOP_BY_HOP, &[0; 8 * 100]);
         assert!(IpPacket::parse(&bytes).is_err());
     }

@@ -1,7 +1,7 @@
-//! Reading and building packets: bytes in, bytes out, no IO.
+//! Checked views over the bytes of packets; [`layer`](crate::layer) is for packets to craft.
 //!
-//! A packet starts at its IP header everywhere in crafter; only the sender of
-//! frames knows Ethernet. Reading never panics, whatever the bytes.
+//! A packet begins with its IP header, except where a function takes a frame. Reading never panics and accepts the same
+//! packets as the parser of the eBPF programs ([`crafter_common::parse`]).
 
 use std::{fmt, net::SocketAddr, ops::RangeInclusive};
 
@@ -24,19 +24,19 @@ pub use seq::Seq;
 pub use tcp::{Flags, TcpView};
 pub use udp::UdpView;
 
-/// A transport whose ports can be owned; or ICMP, whose queries carry an identifier that is owned like a port.
+/// A transport whose ports can be leased. The identifiers of ICMP queries are leased like ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Transport {
     /// TCP, IP protocol 6.
     Tcp,
     /// UDP, IP protocol 17.
     Udp,
-    /// The ICMP of either IP version: echo and the other queries with an identifier (RFC 792, RFC 4443).
+    /// ICMP or ICMPv6: echo and the other queries with an identifier (RFC 792, RFC 4443).
     Icmp,
 }
 
 impl Transport {
-    /// The IP protocol number by which the maps know it: that of ICMP for ICMPv6 too.
+    /// The IP protocol number used as map key; ICMPv6 has that of ICMP.
     pub const fn number(self) -> u8 {
         match self {
             Self::Tcp => ip::TCP,
@@ -45,7 +45,7 @@ impl Transport {
         }
     }
 
-    /// The ports, or identifiers, that there are: 0 is no port, but an identifier of ICMP queries like any other.
+    /// The valid ports or identifiers. Port 0 is invalid, ICMP identifier 0 is valid.
     pub const fn ports(self) -> RangeInclusive<u16> {
         match self {
             Self::Tcp | Self::Udp => 1..=u16::MAX,
@@ -69,7 +69,7 @@ impl fmt::Display for Transport {
     }
 }
 
-/// Who talks to whom, and over what. Ports are 0 for ICMP.
+/// Transport, source and destination of a packet. Ports are 0 for ICMP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Flow {
     /// The transport; [`Icmp`](Transport::Icmp) over IPv6 is ICMPv6.
@@ -81,34 +81,33 @@ pub struct Flow {
 }
 
 impl Flow {
-    /// The same flow seen from the other end.
+    /// The flow in the opposite direction.
     pub fn reversed(self) -> Self {
         Self { protocol: self.protocol, source: self.destination, destination: self.source }
     }
 }
 
-/// The flow that `ip` belongs to, or `None` for a malformed packet, another
-/// protocol, and a fragment that is not the first of its datagram (it has no
-/// ports). Allocates nothing.
+/// Returns the flow of an IP packet; `None` for a malformed packet, another protocol, and a fragment other than the
+/// first, which has no ports. Allocates nothing.
 pub fn flow(ip: &[u8]) -> Option<Flow> {
     flow_of(&IpPacket::read(ip).ok()?)
 }
 
-/// The [`flow`] of a packet of which only the beginning is there, as in an ICMP error or a refusal of the service.
+/// Returns the [`flow`] of a truncated packet, as quoted in an ICMP error or a refusal by the service.
 pub fn quoted_flow(ip: &[u8]) -> Option<Flow> {
     flow_of(&IpPacket::read_quoted(ip).ok()?)
 }
 
-/// The [`flow`] of a packet that came in, if the kernel half would ask for its owner: not where the packet is in transit,
-/// by the segments left in a routing header, nor where it is for an address that no packet can be for.
+/// Returns the [`flow`] of a received packet for which the eBPF program looks up an owner; `None` for a packet in
+/// transit (segments left in a routing header) and for an invalid destination address.
 pub fn received(ip: &[u8]) -> Option<Flow> {
     received_flow(&IpPacket::read(ip).ok()?)
 }
 
-/// [`received`] for a packet that is read already.
+/// Like [`received`], for a packet that is parsed already.
 pub fn received_flow(packet: &IpPacket<'_>) -> Option<Flow> {
     let net = packet.network();
-    // An ICMP error belongs to the sender of the packet that it quotes, whatever its own addresses are.
+    // An ICMP error belongs to the sender of the packet that it quotes, regardless of its own addresses.
     if parse::has_ports(net.protocol) && (net.left != 0 || net.end(net.addresses(packet.bytes())?.1).is_none()) {
         return None;
     }
@@ -128,7 +127,7 @@ fn flow_of(packet: &IpPacket<'_>) -> Option<Flow> {
     };
     let (source, destination) = match protocol {
         Transport::Icmp => (0, 0),
-        // As for the kernel half, a header that is cut short belongs to nothing.
+        // Like the eBPF program, ignores a truncated transport header.
         _ if packet.payload().len() < parse::header_length(net.protocol) => return None,
         _ => {
             let (source, destination) = parse::ports(packet.bytes(), net.transport)?;
@@ -142,8 +141,8 @@ fn flow_of(packet: &IpPacket<'_>) -> Option<Flow> {
     })
 }
 
-/// Who sent the ICMP query that `ip` answers, or quotes as an error: the address, and the identifier in place
-/// of a port. `None` for all else.
+/// Returns the sender of the ICMP query that `ip` answers or, as an ICMP error, quotes: its address, with the
+/// identifier in place of the port. `None` for all other packets.
 pub fn icmp_query(ip: &[u8]) -> Option<SocketAddr> {
     use crafter_common::parse::Icmp;
     let packet = IpPacket::read(ip).ok()?;
@@ -162,19 +161,19 @@ pub fn icmp_query(ip: &[u8]) -> Option<SocketAddr> {
     Some(SocketAddr::new(ip::address(address, net.v6), u16::from_be_bytes(id)))
 }
 
-/// What an Ethernet frame holds that is to leave.
+/// Payload of an outgoing Ethernet frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framed<'a> {
-    /// From its IP header on; padding may follow.
+    /// An IP packet, from its IP header on; padding may follow.
     Ip(&'a [u8]),
     /// Another protocol.
     Other,
-    /// It cannot be said: the frame ends too early, has more than two VLAN tags, or announces another IP version than
-    /// that of the packet in it.
+    /// Unknown: the frame is truncated, has more than two VLAN tags, or its EtherType contradicts the IP version of the
+    /// packet.
     Unreadable,
 }
 
-/// Reads a frame that is to leave: [`parse::frame`].
+/// Reads an outgoing Ethernet frame ([`parse::frame`]).
 pub fn framed(frame: &[u8]) -> Framed<'_> {
     match parse::frame(frame) {
         parse::Frame::Ip { start, v6 } => match frame.get(start..) {
@@ -194,9 +193,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_panics_on_any_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..200), version in 0u8..3) {
+        fn any_bytes_do_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), version in 0u8..3) {
             let mut bytes = bytes;
-            // Random first bytes are seldom a version that is read any further.
+            // Random first bytes are rarely a valid version.
             match (version, bytes.first_mut()) {
                 (1, Some(first)) => *first = 0x45,
                 (2, Some(first)) => *first = 0x60,
@@ -212,7 +211,7 @@ mod tests {
         }
 
         #[test]
-        fn a_damaged_segment_never_panics(
+        fn damaged_segment_does_not_panic(
             at in 0usize..80, to in any::<u8>(), cut in 0usize..100, v6 in any::<bool>()
         ) {
             let (a, b) = if v6 { ("[2001:db8::1]:1", "[2001:db8::2]:2") } else { ("192.0.2.1:1", "192.0.2.2:2") };

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 /// Length of a TCP header without options, in bytes.
 pub const HEADER: usize = 20;
 
-/// The 12 bits behind the data offset: the flags, and above them the reserved bits.
+/// The 12 bits after the data offset: nine flags, and above them three reserved bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Flags(pub u16);
 
@@ -64,7 +64,7 @@ impl BitOrAssign for Flags {
     }
 }
 
-/// As tcpdump prints them: `S.` is SYN and ACK.
+/// The letters of tcpdump: `S.` is SYN and ACK.
 impl fmt::Display for Flags {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const LETTERS: [(Flags, &str); 9] = [
@@ -85,7 +85,7 @@ impl fmt::Display for Flags {
     }
 }
 
-/// A segment read in place; allocates nothing.
+/// A view over a TCP segment in an IP packet; allocates nothing.
 #[derive(Debug, Clone)]
 pub struct TcpView<'a> {
     /// The IP packet around it.
@@ -96,11 +96,11 @@ pub struct TcpView<'a> {
     pub destination_port: u16,
     /// Sequence number.
     pub seq: u32,
-    /// Acknowledgment number; without meaning unless [`Flags::ACK`] is set.
+    /// Acknowledgment number; valid only if [`Flags::ACK`] is set.
     pub ack: u32,
     /// Flags and reserved bits.
     pub flags: Flags,
-    /// Window as in the header, unscaled.
+    /// Window as in the header, not scaled.
     pub window: u16,
     /// Checksum as in the header.
     pub checksum: u16,
@@ -113,15 +113,15 @@ impl<'a> TcpView<'a> {
     /// Reads the TCP segment in an IP packet.
     ///
     /// # Errors
-    /// [`Error::Invalid`] where the packet is malformed, a fragment, or not TCP.
+    /// [`Error::Invalid`] if the packet is malformed, a fragment, or not TCP.
     pub fn parse(bytes: &'a [u8]) -> Result<Self> {
         Self::read(bytes).map_err(|reason| Error::invalid("TCP segment", reason))
     }
 
-    /// [`parse`](Self::parse) without a sentence to allocate.
+    /// Like [`parse`](Self::parse); the error is the reason, not allocated.
     ///
     /// # Errors
-    /// What is wrong, in a few words.
+    /// The reason.
     pub fn read(bytes: &'a [u8]) -> Result<Self, &'static str> {
         let ip = IpPacket::read_whole(bytes)?;
         if ip.protocol != ip::TCP {
@@ -166,7 +166,7 @@ impl<'a> TcpView<'a> {
         &self.ip.payload()[self.header_length..]
     }
 
-    /// How much of the sequence space the segment takes: data, SYN and FIN (RFC 9293, SEG.LEN).
+    /// Length in sequence space: data, SYN and FIN (SEG.LEN of RFC 9293, section 3.3.1).
     pub fn sequence_length(&self) -> u32 {
         let controls = u32::from(self.flags.contains(Flags::SYN)) + u32::from(self.flags.contains(Flags::FIN));
         self.payload().len() as u32 + controls

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 /// Length of a UDP header, in bytes.
 pub const HEADER: usize = 8;
 
-/// A datagram read in place; allocates nothing.
+/// A view over a UDP datagram in an IP packet; allocates nothing.
 #[derive(Debug, Clone)]
 pub struct UdpView<'a> {
     /// The IP packet around it.
@@ -29,15 +29,15 @@ impl<'a> UdpView<'a> {
     /// Reads the UDP datagram in an IP packet.
     ///
     /// # Errors
-    /// [`Error::Invalid`] where the packet is malformed, a fragment, or not UDP.
+    /// [`Error::Invalid`] if the packet is malformed, a fragment, or not UDP.
     pub fn parse(bytes: &'a [u8]) -> Result<Self> {
         Self::read(bytes).map_err(|reason| Error::invalid("UDP datagram", reason))
     }
 
-    /// [`parse`](Self::parse) without an error message to allocate.
+    /// Like [`parse`](Self::parse); the error is the reason, not allocated.
     ///
     /// # Errors
-    /// What is wrong, in a few words.
+    /// The reason.
     pub fn read(bytes: &'a [u8]) -> Result<Self, &'static str> {
         let ip = IpPacket::read_whole(bytes)?;
         if ip.protocol != ip::UDP {
