@@ -95,7 +95,7 @@ pub struct StreamEngine {
     clock: Clock,
     started: Instant,
     last_heard: Instant,
-    /// When the peer was last heard while an acknowledgment was pending.
+    /// Since when an acknowledgment from the peer is pending.
     waiting_since: Option<Instant>,
     time_wait_until: Option<Instant>,
     /// Number of stream bytes that the reader has consumed, modulo 2^32.

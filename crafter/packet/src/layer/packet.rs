@@ -206,7 +206,7 @@ macro_rules! layers {
         /// Which layer.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum Kind { $($(
-            #[doc = concat!("That of [`", stringify!($layer), "`](struct@", stringify!($layer), ").")]
+            #[doc = concat!("The kind of [`", stringify!($layer), "`](struct@", stringify!($layer), ").")]
             $layer,
         )+)* }
 
