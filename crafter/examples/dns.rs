@@ -1,4 +1,4 @@
-//! A DNS question over a crafted datagram: `cargo run --example dns -- eth0 192.0.2.1 www.example.org`.
+//! A DNS query in a crafted datagram: `cargo run --example dns -- eth0 192.0.2.1 www.example.org`.
 
 use std::{env, error::Error, net::IpAddr, time::Duration};
 
@@ -7,12 +7,12 @@ use crafter::{
     layer::{Dns, Packet, Udp},
 };
 
-/// Asks `server` for the IPv4 addresses of `name`; returns the answer.
+/// Queries `server` for the IPv4 addresses of `name`; returns the reply.
 pub async fn ask(interface: &str, server: IpAddr, name: &str) -> Result<Packet, Box<dyn Error>> {
     let crafter = Crafter::open(interface, Options::default()).await?;
     let lease = crafter.lease(LeaseRequest::udp()).await?;
     let from = lease.local(server).await?;
-    // 1 is the type A; layers compute what is not set, such as the counts of the DNS header.
+    // 1 is the type A. Layers compute unset fields, such as the counts of the DNS header.
     let question = Udp::new().between(from, (server, 53).into()) / Dns::query(name, 1);
     lease.send(&question.build()?).await?;
     let received = lease.recv_timeout(Duration::from_secs(3)).await?.ok_or("no answer within 3 s")?;
