@@ -42,21 +42,21 @@ impl Packet {
     /// [`reply_key`](Self::reply_key); [`answers`](Self::answers) selects among them.
     pub fn request_key(&self) -> MatchKey {
         let layers = behind_link(self.layers());
-        asked(layers).of_link(self.layers(), layers)
+        of_request(layers).of_link(self.layers(), layers)
     }
 
     /// The key of the requests that this received packet can answer: if `reply.answers(&request)`, then
     /// `reply.reply_key() == request.request_key()`. For an ICMP error, the key of the quoted packet.
     pub fn reply_key(&self) -> MatchKey {
         let layers = behind_link(self.layers());
-        answered(layers).of_link(self.layers(), layers)
+        of_reply(layers).of_link(self.layers(), layers)
     }
 
     /// The only address that can answer this request, apart from ICMP errors; `None` if any can, because the request
     /// goes to a group or is not an IP packet.
     ///
-    /// For many requests that differ in nothing but their destination, a table by key and expected_source is faster:
-    /// look a reply up by its key and [`reply_source`](Self::reply_source), then by its key and `None`. If
+    /// For many requests that differ only in their destination, a table by key and this address is faster: look up a
+    /// reply by its key and [`reply_source`](Self::reply_source), then by its key and `None`. If
     /// `reply.answers(&request)`, then `request.expected_source()` is one of these two.
     pub fn expected_source(&self) -> Option<IpAddr> {
         destination(behind_link(self.layers())).filter(|address| !is_group(*address))
@@ -169,7 +169,7 @@ fn numbered(protocol: u8, message: u8, numbers: (u16, u16)) -> MatchKey {
 }
 
 /// The key of a request, from the layer after the link layer on.
-fn asked(layers: &[AnyLayer]) -> MatchKey {
+fn of_request(layers: &[AnyLayer]) -> MatchKey {
     let above = above_ip(layers).unwrap_or(layers);
     let solicited = |target: Option<std::net::Ipv6Addr>| MatchKey {
         address: bits(target.map(Into::into)),
@@ -204,9 +204,9 @@ fn asked(layers: &[AnyLayer]) -> MatchKey {
 }
 
 /// The key of the requests that a packet can answer.
-fn answered(layers: &[AnyLayer]) -> MatchKey {
+fn of_reply(layers: &[AnyLayer]) -> MatchKey {
     if let Some(quoted) = quote(layers) {
-        return asked(quoted);
+        return of_request(quoted);
     }
     match above_ip(layers).unwrap_or(layers) {
         [AnyLayer::Tcp(segment), ..] => {
