@@ -212,7 +212,7 @@ fn truncated_capture_is_sent_up_to_the_cut() {
     let done = replay(&lab, &file, &["-i", "lab0", "--json"]);
     done.fails(exit::USAGE, "truncated at byte");
     let report = done.json();
-    assert!(report["sent"] == 9 && report["broken"].as_str().is_some_and(|text| text.contains("cut")), "{report}");
+    assert!(report["sent"] == 9 && report["broken"].as_str().is_some_and(|text| text.contains("truncated")), "{report}");
     judge.saw(9);
     // The same from stdin.
     let mut command = command(&lab, &["replay", "-", "-i", "lab0", "--json"]);
