@@ -404,7 +404,7 @@ fn the_service_stops_during_the_resets() {
             Signal::SIGSTOP => {
                 "the crafter service does not say what became of the last resets; some may not have left"
             }
-            _ => "half-open connections are not reset: the crafter service at ",
+            _ => "half-open connections are not reset: lost connection to the crafter service at ",
         };
         assert!(said.contains(expected), "{signal}: {said}");
         assert!(!said.contains("queue is full"), "{signal}: {said}");

@@ -95,7 +95,8 @@ impl Section {
         let body = Fields { rest: &bytes[8..length - 4], ..whole };
         let packet = match kind {
             INTERFACE => {
-                let interface = interface(body).ok_or_else(|| Stop::Broken("an interface block is truncated".to_owned()))?;
+                let interface =
+                    interface(body).ok_or_else(|| Stop::Broken("an interface block is truncated".to_owned()))?;
                 self.interfaces.push(interface);
                 None
             }
