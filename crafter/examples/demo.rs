@@ -22,7 +22,8 @@ use crafter::{
     },
     engine::Cursor,
     lab::{self, Lab, LabOptions, SignalForwarding},
-    packet::{Checksum, Datagram, Segment},
+    layer::{Packet, Udp},
+    packet::{Checksum, TcpView, UdpView},
 };
 use crafter_common::reason::Reason;
 use hickory_proto::{
@@ -140,11 +141,11 @@ async fn story() -> Result<()> {
 async fn control(servers: &Servers, interface: &Interface) -> Result<()> {
     let route = route::resolve(servers.web.ip(), Some(&interface.name), None).await?;
     let local = SocketAddr::new(route.source, 40_000);
-    let syn = Cursor::new(local, servers.web).syn();
+    let syn = Cursor::new(local, servers.web).syn().build()?;
     let mut sender = Sender::open(interface, 0)?;
-    sender.push(&route, &syn.build())?;
+    sender.push(&route, &syn)?;
     sender.flush()?;
-    println!("   > {syn}");
+    println!("   > {}", TcpView::parse(&syn)?);
     let deadline = Instant::now() + REPLY_TIMEOUT;
     loop {
         if let Some(rst) = rsts(servers.web)?.into_iter().find(|rst| rst["port"] == local.port()) {
@@ -162,14 +163,14 @@ async fn dns(crafter: &Crafter, server: SocketAddr) -> Result<()> {
     let mut query = Message::query();
     query.metadata.recursion_desired = true;
     query.add_query(Query::query(Name::from_ascii("web.lab.test.")?, RecordType::A));
-    let datagram = Datagram::new(lease.local(server.ip()).await?, server, query.to_vec()?);
-    println!("   > {datagram}");
-    lease.send(&datagram.build()).await?;
+    let datagram = (Udp::new().between(lease.local(server.ip()).await?, server) / query.to_vec()?).build()?;
+    println!("   > {}", UdpView::parse(&datagram)?);
+    lease.send(&datagram).await?;
     let reply = lease.recv_timeout(REPLY_TIMEOUT).await?.context("the DNS server did not answer")?;
     ensure!(reply.checksum != Checksum::Invalid, "the reply has a wrong checksum");
-    let datagram = Datagram::parse(&reply.ip)?;
+    let datagram = UdpView::parse(&reply.ip)?;
     println!("   < {datagram}");
-    let answer = Message::from_vec(&datagram.payload)?;
+    let answer = Message::from_vec(datagram.payload())?;
     ensure!(answer.metadata.id == query.metadata.id && !answer.answers.is_empty(), "not a reply to the query");
     for record in &answer.answers {
         println!("     {record}");
@@ -212,21 +213,17 @@ async fn by_hand(crafter: &Crafter, server: SocketAddr) -> Result<()> {
     Ok(())
 }
 
-async fn send(lease: &Lease, segment: &Segment) -> Result<()> {
-    println!("   > {segment}");
-    Ok(lease.send(&segment.build()).await?)
+async fn send(lease: &Lease, segment: &Packet) -> Result<()> {
+    let bytes = segment.build()?;
+    println!("   > {}", TcpView::parse(&bytes)?);
+    Ok(lease.send(&bytes).await?)
 }
 
 async fn receive(lease: &Lease, cursor: &mut Cursor, body: &mut Vec<u8>) -> Result<()> {
     let received = lease.recv_timeout(REPLY_TIMEOUT).await?.context("the server did not answer")?;
     ensure!(received.checksum != Checksum::Invalid, "a segment has a wrong checksum");
-    let mut segment = Segment::parse(&received.ip)?;
-    if received.checksum == Checksum::Partial {
-        // On a virtual link the sender's kernel leaves the checksum to hardware that does not exist.
-        segment.checksum = None;
-    }
-    println!("   < {segment}");
-    cursor.handle(&segment);
+    println!("   < {}", TcpView::parse(&received.ip)?);
+    cursor.handle(&received.ip);
     body.extend(cursor.take_data());
     Ok(())
 }

@@ -4,20 +4,19 @@ use std::{env, error::Error, net::IpAddr, time::Duration};
 
 use crafter::{
     Crafter, LeaseRequest, Options,
-    layer::{Dns, Kind, Packet},
-    packet::Datagram,
+    layer::{Dns, Packet, Udp},
 };
 
 /// Queries `server` for the IPv4 addresses of `name`; returns the reply.
 pub async fn ask(interface: &str, server: IpAddr, name: &str) -> Result<Packet, Box<dyn Error>> {
     let crafter = Crafter::open(interface, Options::default()).await?;
     let lease = crafter.lease(LeaseRequest::udp()).await?;
-    // 1 is the type A. Layers compute unset fields, such as the counts of the header.
-    let question = Packet::from(Dns::query(name, 1)).build()?;
     let from = lease.local(server).await?;
-    lease.send(&Datagram::new(from, (server, 53).into(), question).build()).await?;
+    // 1 is the type A. Layers compute unset fields, such as the counts of the DNS header.
+    let question = Udp::new().between(from, (server, 53).into()) / Dns::query(name, 1);
+    lease.send(&question.build()?).await?;
     let received = lease.recv_timeout(Duration::from_secs(3)).await?.ok_or("no answer within 3 s")?;
-    Ok(Packet::parse(Kind::Dns, &Datagram::parse(&received.ip)?.payload))
+    Ok(Packet::from_ip(&received.ip))
 }
 
 #[tokio::main(flavor = "current_thread")]

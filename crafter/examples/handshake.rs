@@ -2,23 +2,23 @@
 
 use std::{env, error::Error, net::SocketAddr, time::Duration};
 
-use crafter::{Crafter, LeaseRequest, Options, engine::Cursor, packet::Segment};
+use crafter::{Crafter, LeaseRequest, Options, engine::Cursor, layer::Packet};
 
 /// Performs a handshake with `server`, resets the connection, and returns the server's SYN-ACK.
-pub async fn handshake(interface: &str, server: SocketAddr) -> Result<Segment, Box<dyn Error>> {
+pub async fn handshake(interface: &str, server: SocketAddr) -> Result<Packet, Box<dyn Error>> {
     let crafter = Crafter::open(interface, Options::default()).await?;
     let lease = crafter.lease(LeaseRequest::tcp()).await?;
     // The cursor computes the numbers of the next segment.
     let mut cursor = Cursor::new(lease.local(server.ip()).await?, server);
-    lease.send(&cursor.syn().build()).await?;
+    lease.send(&cursor.syn().build()?).await?;
     let received = lease.recv_timeout(Duration::from_secs(3)).await?.ok_or("no answer within 3 s")?;
-    let answer = Segment::parse(&received.ip)?;
-    cursor.handle(&answer);
+    cursor.handle(&received.ip);
+    let answer = Packet::from_ip(&received.ip);
     if !cursor.is_established() {
-        return Err(format!("not a SYN-ACK: {answer}").into());
+        return Err(format!("not a SYN-ACK: {}", answer.summary()).into());
     }
-    lease.send(&cursor.ack().build()).await?;
-    lease.send(&cursor.rst().build()).await?;
+    lease.send(&cursor.ack().build()?).await?;
+    lease.send(&cursor.rst().build()?).await?;
     Ok(answer)
 }
 
@@ -28,6 +28,6 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let (Some(interface), Some(server)) = (arguments.next(), arguments.next()) else {
         return Err("usage: handshake INTERFACE ADDRESS:PORT".into());
     };
-    println!("{}", handshake(&interface, server.parse()?).await?);
+    println!("{}", handshake(&interface, server.parse()?).await?.summary());
     Ok(())
 }

@@ -59,7 +59,7 @@ pub use crafter_packet::{capture, expr, layer};
 
 /// Reading and building headers, and the errors of it.
 pub mod packet {
-    pub use crafter_packet::{Error, header::*};
+    pub use crafter_packet::{Error, view::*};
 }
 
 pub use driver::{Crafter, Lease, LeaseRequest, Options, PortChoice, Stream, StreamOptions};

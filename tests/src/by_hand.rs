@@ -6,7 +6,8 @@ use std::{net::SocketAddr, time::Duration};
 use crafter::{
     Crafter, Lease, LeaseRequest, Stream, StreamOptions,
     engine::Cursor,
-    packet::{Checksum, Datagram, Segment},
+    layer::{Packet, Udp},
+    packet::{Checksum, UdpView},
 };
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -20,13 +21,13 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 pub async fn dns(lease: &Lease, server: SocketAddr, name: &str, kind: u16, edns: Option<u16>) -> dns::Answer {
     let local = lease.local(server.ip()).await.expect("a route to the DNS server");
     let id = 0x4000 + kind;
-    let query = Datagram::new(local, server, dns::query(id, name, kind, edns));
-    lease.send(&query.build()).await.expect("send the query");
+    let query = Udp::new().between(local, server) / dns::query(id, name, kind, edns);
+    lease.send(&query.build().expect("a query")).await.expect("send the query");
     let received = lease.recv_timeout(PATIENCE).await.expect("the lease").expect("an answer");
     assert_ne!(received.checksum, Checksum::Invalid);
-    let datagram = Datagram::parse(&received.ip).expect("a datagram");
-    assert_eq!((datagram.source, datagram.destination), (server, local));
-    let answer = dns::read(&datagram.payload).expect("a whole answer");
+    let datagram = UdpView::parse(&received.ip).expect("a datagram");
+    assert_eq!((datagram.source(), datagram.destination()), (server, local));
+    let answer = dns::read(datagram.payload()).expect("a whole answer");
     assert_eq!((answer.id, answer.code), (id, 0));
     answer
 }
@@ -46,8 +47,8 @@ impl<'l> ByHand<'l> {
     }
 
     /// Sends a segment.
-    pub async fn send(&self, segment: &Segment) {
-        self.lease.send(&segment.build()).await.expect("send a segment");
+    pub async fn send(&self, segment: &Packet) {
+        self.lease.send(&segment.build().expect("a segment")).await.expect("send a segment");
     }
 
     /// Takes the next segment in, and acknowledges it if that is due.
@@ -55,8 +56,7 @@ impl<'l> ByHand<'l> {
         let received = self.lease.recv_timeout(PATIENCE).await.expect("the lease").expect("a segment");
         assert_ne!(received.checksum, Checksum::Invalid);
         assert!(!received.cut);
-        let segment = Segment::parse(&received.ip).expect("a segment");
-        self.cursor.handle(&segment);
+        self.cursor.handle(&received.ip);
     }
 
     /// SYN, SYN-ACK, ACK.

@@ -17,8 +17,10 @@ use std::{
 use crafter::{
     engine::{Action, Direction, Impair, SegmentHook},
     lab::{INTERFACE, NetNs},
-    packet::{Checksum, Flags, Segment, TcpOption, checksum},
+    layer::TcpOption,
+    packet::{Checksum, Flags, checksum},
 };
+use crafter_packet::testing::Segment;
 use nix::{
     poll::{PollFd, PollFlags, ppoll},
     sys::time::TimeSpec,
@@ -275,7 +277,7 @@ impl Carrier {
         if !segment.flags.contains(Flags::RST) {
             seen.is_closed = segment.window == 0;
             seen.zero_windows += u64::from(seen.is_closed);
-            let is_timestamp = |option: &TcpOption| matches!(option, TcpOption::Timestamps { .. });
+            let is_timestamp = |option: &TcpOption| matches!(option, TcpOption::Timestamp(..));
             seen.without_timestamp += u64::from(!segment.options.iter().any(is_timestamp));
         }
         seen.sacks += u64::from(segment.options.iter().any(|option| matches!(option, TcpOption::Sack(_))));

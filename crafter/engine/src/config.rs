@@ -5,66 +5,65 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 
-/// When data that arrived in order is acknowledged. Data out of order always is at once (RFC 5681, 4.2).
+/// When in-order data is acknowledged. Out-of-order data is acknowledged at once (RFC 5681, section 4.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AckPolicy {
-    /// Once per [`poll_transmit`](super::StreamEngine::poll_transmit), so once per burst that the caller hands in.
+    /// Once per [`poll_transmit`](super::StreamEngine::poll_transmit), that is, once per burst of received packets.
     PerBurst,
-    /// Less than a full segment is acknowledged after this time, or with the next data that is sent.
+    /// Less than a full segment is acknowledged after this time, or with the next sent data.
     Delayed(Duration),
 }
 
 /// Settings of a stream.
 #[derive(Debug, Clone)]
 pub struct StreamConfig {
-    /// Address and port of this end; the port has to be leased already.
+    /// Address and port of this end. The caller must have leased the port.
     pub local: SocketAddr,
     /// The peer.
     pub remote: SocketAddr,
-    /// The route's MTU, in bytes of IP packet. The offered MSS is this less the headers.
+    /// MTU of the route, in bytes of an IP packet. The offered MSS is the MTU minus the headers.
     pub mtu: usize,
-    /// Receive buffer in bytes, and so the largest window offered. At most 1 GiB.
+    /// Receive buffer in bytes, which is also the largest offered window. At most 1 GiB.
     pub rx_buffer: usize,
-    /// Transmit buffer in bytes.
+    /// Transmit buffer in bytes. At most 1 GiB.
     pub tx_buffer: usize,
-    /// How long the SYN may go unanswered.
+    /// Timeout of the connection attempt.
     pub connect_timeout: Duration,
-    /// How long sent data may stay unacknowledged while nothing arrives from the peer. From 15 s on, the stream gives
-    /// up only after five attempts, too; after losses they are up to a minute apart.
+    /// How long sent data may stay unacknowledged without any segment from the peer. From 15 s on, the stream also
+    /// makes at least five attempts before it gives up; after losses they are up to a minute apart.
     pub retransmission_timeout: Duration,
-    /// How long an established connection may be silent; `None`: without limit.
+    /// How long the peer of an established connection may be silent; `None`: unlimited.
     pub idle_timeout: Option<Duration>,
-    /// How long TIME-WAIT lasts, at most [`MAX_TIME_WAIT`](Self::MAX_TIME_WAIT). RFC 9293 asks for minutes
-    /// to keep old segments from a new connection; a leased port is not used again while its stream is open.
+    /// Duration of TIME-WAIT, at most [`MAX_TIME_WAIT`](Self::MAX_TIME_WAIT). RFC 9293, section 3.6.1 requires minutes,
+    /// to keep old segments from a new connection; a leased port is not reused while its stream is open.
     pub time_wait: Duration,
     /// When to acknowledge.
     pub acks: AckPolicy,
-    /// Send small segments at once (`TCP_NODELAY`).
+    /// Send small segments at once (`TCP_NODELAY`): no Nagle algorithm.
     pub no_delay: bool,
-    /// Offer timestamps (RFC 7323), which take 12 bytes of each segment. With them the peer measures round trips, and
-    /// segments from before a wrap of the sequence numbers are rejected (PAWS).
+    /// Offer timestamps (RFC 7323), which cost 12 bytes per segment. The peer can measure round-trip times, and old
+    /// segments after a wrap of sequence numbers are rejected (PAWS).
     pub timestamps: bool,
     /// Time to live or hop limit, 1 to 255.
     pub ttl: u8,
-    /// 64 bits from the system's random source, new for each stream. The initial sequence number is 32 bits drawn from
-    /// them, so that nobody who does not see the segments can guess it; the offset of the timestamps is another 32.
+    /// 64 bits from the system's random source, new for each stream. The initial sequence number is 32 bits derived
+    /// from them, which an off-path attacker cannot guess; the offset of timestamps is derived from them too.
     ///
-    /// There is no clock in it: RFC 6528 adds one to its keyed hash, so that a connection over the same two ports
-    /// begins behind the numbers of the one before. Here the port is leased for the one stream, which keeps it through
-    /// TIME-WAIT.
+    /// Unlike in RFC 6528, no clock is added: there it makes a connection over the same two ports begin after the
+    /// numbers of the previous one. Here the stream keeps its leased port through TIME-WAIT.
     pub seed: u64,
 }
 
 impl StreamConfig {
-    /// Longer than this, smoltcp ends TIME-WAIT by itself (its `CLOSE_DELAY` is 10 s).
+    /// Longest TIME-WAIT: smoltcp ends it after 10 s (`CLOSE_DELAY`).
     pub const MAX_TIME_WAIT: Duration = Duration::from_millis(9_900);
-    /// The least MTU of IPv4 that leaves the default MSS of 536 (RFC 9293, 3.7.1).
+    /// The smallest supported MTU for IPv4 in bytes, which allows the default MSS of 536 (RFC 9293, section 3.7.1).
     pub const MIN_MTU_V4: usize = 576;
-    /// The least MTU of IPv6 (RFC 8200, section 5).
+    /// The smallest MTU for IPv6 in bytes (RFC 8200, section 5).
     pub const MIN_MTU_V6: usize = 1280;
 
-    /// Defaults: MTU 1500, 4 MiB to receive and 512 KiB to send, 5 s to connect, 60 s for an acknowledgment,
-    /// 1 s of TIME-WAIT, one ACK per burst, no timestamps. `seed` has to be random.
+    /// Defaults: MTU 1500, 4 MiB to receive and 512 KiB to send, 5 s to connect, 60 s for an acknowledgment, 1 s of
+    /// TIME-WAIT, one ACK per burst, no timestamps. `seed` must be random.
     pub fn new(local: SocketAddr, remote: SocketAddr, seed: u64) -> Self {
         Self {
             local,
@@ -84,7 +83,7 @@ impl StreamConfig {
         }
     }
 
-    /// Rejects settings that cannot work, some of which would make smoltcp panic.
+    /// Rejects invalid settings, some of which would make smoltcp panic.
     pub(super) fn check(&self) -> Result<()> {
         let unicast = |address: IpAddr| match address {
             IpAddr::V4(v4) => !(v4.is_unspecified() || v4.is_multicast() || v4.is_broadcast()),
@@ -106,17 +105,20 @@ impl StreamConfig {
             return Err(Error::invalid("buffer size", "it has to be between 1 byte and 1 GiB"));
         }
         if self.ttl == 0 {
-            return Err(Error::invalid("time to live", "0 never leaves the host (RFC 1122, 3.2.1.7)"));
+            return Err(Error::invalid(
+                "time to live",
+                "a packet with 0 never leaves the host (RFC 1122, section 3.2.1.7)",
+            ));
         }
         Ok(())
     }
 }
 
-/// Counters of one stream. Bytes are payload, retransmitted ones included. A segment that a hook drops counts as sent
-/// if it was outgoing, and does not count as received if it was incoming.
+/// Counters of a stream. Bytes are payload, retransmissions included. An outgoing segment that a hook drops counts as
+/// sent; an incoming one does not count as received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct StreamStats {
-    /// From the first SYN to the SYN-ACK; `None` until then.
+    /// Time from the first SYN to the SYN-ACK; `None` before that.
     pub handshake: Option<Duration>,
     /// Whether both ends use timestamps.
     pub timestamps: bool,
@@ -130,13 +132,13 @@ pub struct StreamStats {
     pub bytes_received: u64,
     /// Segments sent whose sequence number was sent before.
     pub retransmissions: u64,
-    /// Segments received that had nothing new, and those with an old timestamp.
+    /// Received segments without new data, and those with an old timestamp.
     pub duplicates: u64,
     /// Segments received while an earlier one was missing.
     pub out_of_order: u64,
     /// RSTs received.
     pub resets: u64,
-    /// Segments that a hook dropped, both ways.
+    /// Segments that a hook dropped, in both directions.
     pub hook_drops: u64,
     /// Received segments dropped because a hook left them with a wrong checksum.
     pub bad_checksums: u64,

@@ -1,32 +1,33 @@
-//! A TCP connection by hand: the sequence and acknowledgment numbers of the next segment, from those before.
+//! A TCP connection segment by segment: tracks sequence and acknowledgment numbers.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::net::SocketAddr;
 
-use crafter_packet::header::{Flags, Segment, Seq, TcpOption};
+use crafter_packet::layer::{AnyLayer, IpFlags, Packet, Tcp, TcpOption};
+use crafter_packet::view::{Flags, Seq, TcpView};
 
-/// Segments out of order that are kept; the peer retransmits those beyond.
+/// Maximum number of out-of-order segments that are buffered; the peer retransmits the others.
 const MAX_OUT_OF_ORDER: usize = 256;
-/// The default MSS where the peer's SYN names none (RFC 9293, 3.7.1).
+/// The MSS of a peer whose SYN has no such option (RFC 9293, section 3.7.1).
 const DEFAULT_MSS: u16 = 536;
-/// The shift that the SYN offers.
+/// The offered window scale.
 const WINDOW_SCALE: u8 = 7;
 
-/// What a received segment was.
+/// Classification of a received packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Received {
-    /// Not from the peer to this end.
+    /// Not a TCP segment from the peer to this end.
     Foreign,
-    /// The peer's SYN, with or without an acknowledgment of ours.
+    /// The peer's SYN, with or without an acknowledgment of this end's SYN.
     Syn,
-    /// Nothing but an acknowledgment.
+    /// An acknowledgment without data.
     Ack,
-    /// Number of bytes that are in order now, those included that were received early; FIN may be among them.
+    /// Number of bytes that are now in order, including earlier out-of-order ones. The segment may have FIN.
     Data(usize),
-    /// Data or FIN behind a gap; it is kept.
+    /// Data or FIN after a gap; it is buffered.
     OutOfOrder,
-    /// Nothing new, or a SYN on a synchronized connection.
+    /// No new data, or a SYN on a synchronized connection.
     Duplicate,
     /// The peer's FIN, in order, without new data.
     Fin,
@@ -36,11 +37,12 @@ pub enum Received {
     Unacceptable,
 }
 
-/// One end of a TCP connection whose segments the caller sends and answers one by one.
+/// One end of a TCP connection whose segments the caller sends one by one.
 ///
-/// It never sends or retransmits anything by itself: [`syn`](Self::syn), [`ack`](Self::ack), [`data`](Self::data),
-/// [`fin`](Self::fin) and [`rst`](Self::rst) give segments, [`handle`](Self::handle) takes them. To send something
-/// wrong, change the segment first; to retransmit, keep it.
+/// It never sends or retransmits by itself: [`syn`](Self::syn), [`ack`](Self::ack), [`data`](Self::data),
+/// [`fin`](Self::fin) and [`rst`](Self::rst) return packets of layers, an IP header and [`Tcp`], whose checksums and
+/// lengths are unset and so computed when they are built; [`handle`](Self::handle) takes received packets. To send
+/// something wrong, change the packet before you build it; to retransmit, keep it.
 #[derive(Debug, Clone)]
 pub struct Cursor {
     /// This end.
@@ -49,7 +51,7 @@ pub struct Cursor {
     pub remote: SocketAddr,
     /// The MSS that the SYN offers, in bytes.
     pub mss: u16,
-    /// Size of the receive buffer in bytes; the window is what is free of it.
+    /// Size of the receive buffer in bytes; the free part is the window.
     pub receive_window: u32,
     /// Time to live or hop limit of every segment.
     pub ttl: u8,
@@ -70,14 +72,14 @@ pub struct Cursor {
 }
 
 impl Cursor {
-    /// A connection in CLOSED, with an initial sequence number of 32 random bits and no clock in it, for the reason
-    /// that [`StreamConfig::seed`](crate::StreamConfig::seed) gives.
+    /// A connection in CLOSED, whose initial sequence number is 32 random bits, for the reason in
+    /// [`StreamConfig::seed`](crate::StreamConfig::seed).
     pub fn new(local: SocketAddr, remote: SocketAddr) -> Self {
-        // The standard library's hasher is SipHash; its key is from the system's random source, and differs for each.
+        // The standard library's hasher is SipHash with a random key, which differs for each instance.
         Self::with_isn(local, remote, RandomState::new().build_hasher().finish() as u32)
     }
 
-    /// A connection in CLOSED, with this initial sequence number.
+    /// A connection in CLOSED with a given initial sequence number.
     pub fn with_isn(local: SocketAddr, remote: SocketAddr, isn: u32) -> Self {
         let isn = Seq(isn);
         Self {
@@ -103,84 +105,95 @@ impl Cursor {
         }
     }
 
-    /// SYN, or SYN-ACK once the peer's SYN was received. A second call gives the same segment.
-    pub fn syn(&mut self) -> Segment {
-        let mut segment = self.segment(Flags::SYN, self.isn);
-        segment.window = u16::try_from(self.window()).unwrap_or(u16::MAX);
-        segment.options = vec![TcpOption::Mss(self.mss), TcpOption::Nop, TcpOption::WindowScale(WINDOW_SCALE)];
+    /// SYN, or SYN-ACK once the peer's SYN was received. A second call returns the same segment.
+    pub fn syn(&mut self) -> Packet {
+        let segment = self.segment(Flags::SYN, self.isn).window(u16::try_from(self.window()).unwrap_or(u16::MAX));
         if self.send_next == self.isn {
             self.send_next = self.isn + 1;
         }
-        segment
+        self.packet(segment.options([TcpOption::Mss(self.mss), TcpOption::Nop, TcpOption::WScale(WINDOW_SCALE)]))
     }
 
-    /// An acknowledgment of all that was received in order.
-    pub fn ack(&mut self) -> Segment {
-        self.segment(Flags::NONE, self.send_next)
+    /// Acknowledges everything received in order.
+    pub fn ack(&mut self) -> Packet {
+        let segment = self.segment(Flags::NONE, self.send_next);
+        self.packet(segment)
     }
 
-    /// `bytes` in segments of at most the peer's MSS, the last with PSH; none for no bytes. Keeping to the
-    /// peer's window is up to the caller: see [`peer_window`](Self::peer_window).
-    pub fn data(&mut self, bytes: &[u8]) -> Vec<Segment> {
+    /// Splits `bytes` into segments of at most the peer's MSS, the last with PSH. The caller keeps to the peer's
+    /// window: see [`peer_window`](Self::peer_window).
+    pub fn data(&mut self, bytes: &[u8]) -> Vec<Packet> {
         let size = usize::from(self.peer_mss.min(self.mss).max(1));
-        let mut segments = Vec::with_capacity(bytes.len().div_ceil(size));
+        let count = bytes.len().div_ceil(size);
+        let mut segments = Vec::with_capacity(count);
         for piece in bytes.chunks(size) {
-            let mut segment = self.segment(Flags::NONE, self.send_next);
-            segment.payload = piece.to_vec();
+            let flags = if segments.len() + 1 == count { Flags::PSH } else { Flags::NONE };
+            let segment = self.segment(flags, self.send_next);
             self.send_next += piece.len() as u32;
-            segments.push(segment);
-        }
-        if let Some(last) = segments.last_mut() {
-            last.flags |= Flags::PSH;
+            segments.push(self.packet(segment) / piece);
         }
         segments
     }
 
-    /// FIN behind all data so far. A second call gives the same segment.
-    pub fn fin(&mut self) -> Segment {
+    /// FIN after all data so far. A second call returns the same segment.
+    pub fn fin(&mut self) -> Packet {
         let seq = *self.fin_sent.get_or_insert(self.send_next);
         self.send_next = seq + 1;
-        self.segment(Flags::FIN, seq)
+        let segment = self.segment(Flags::FIN, seq);
+        self.packet(segment)
     }
 
-    /// A RST with the next sequence number, which the peer accepts (RFC 5961, 3.2). The connection is closed.
-    pub fn rst(&mut self) -> Segment {
+    /// A RST with the next sequence number, which the peer accepts (RFC 5961, section 3.2). The connection is closed.
+    pub fn rst(&mut self) -> Packet {
         self.reset = true;
-        let mut segment = self.segment(Flags::RST, self.send_next);
-        segment.window = 0;
-        segment
+        let segment = self.segment(Flags::RST, self.send_next).window(0);
+        self.packet(segment)
     }
 
-    fn segment(&mut self, flags: Flags, seq: Seq) -> Segment {
-        let mut segment = Segment { seq: seq.0, flags, ttl: self.ttl, ..Segment::new(self.local, self.remote) };
-        if let Some(next) = self.receive_next {
-            segment.flags |= Flags::ACK;
-            segment.ack = next.0;
-            self.needs_ack = false;
-        }
+    fn segment(&mut self, flags: Flags, seq: Seq) -> Tcp {
         let shift = if self.peer_scale.is_some() { WINDOW_SCALE } else { 0 };
-        segment.window = u16::try_from(self.window() >> shift).unwrap_or(u16::MAX);
-        segment
+        let window = u16::try_from(self.window() >> shift).unwrap_or(u16::MAX);
+        let segment = Tcp::new().seq(seq.0).window(window);
+        match self.receive_next {
+            Some(next) => {
+                self.needs_ack = false;
+                segment.flags(flags | Flags::ACK).ack(next.0)
+            }
+            None => segment.flags(flags),
+        }
     }
 
-    /// Takes a received segment, whose checksum the caller has verified, and says what it was.
-    pub fn handle(&mut self, segment: &Segment) -> Received {
-        if segment.source != self.remote || segment.destination != self.local {
-            return Received::Foreign;
+    /// The segment in an IP packet that must not be fragmented, with identification 0 (RFC 6864, section 4.1).
+    fn packet(&self, segment: Tcp) -> Packet {
+        let mut packet = segment.between(self.local, self.remote);
+        match packet.layers_mut().first_mut() {
+            Some(AnyLayer::Ip(ip)) => (ip.ttl, ip.flags, ip.id) = (Some(self.ttl), Some(IpFlags::DF), Some(0)),
+            Some(AnyLayer::Ipv6(ip)) => ip.hlim = Some(self.ttl),
+            _ => {}
         }
+        packet
+    }
+
+    /// Processes a received packet, from its IP header on, whose checksum the caller has verified, and classifies it.
+    /// Bytes that are not a TCP segment are [`Received::Foreign`].
+    pub fn handle(&mut self, packet: &[u8]) -> Received {
+        let segment = match TcpView::read(packet) {
+            Ok(segment) if segment.source() == self.remote && segment.destination() == self.local => segment,
+            _ => return Received::Foreign,
+        };
         let Some(expected) = self.receive_next else {
-            return self.handle_unsynchronized(segment);
+            return self.handle_unsynchronized(&segment);
         };
         let seq = Seq(segment.seq);
         if segment.flags.contains(Flags::RST) {
-            // RFC 5961, 3.2: any number but RCV.NXT may be forged.
+            // RFC 5961, section 3.2: any number other than RCV.NXT may be forged.
             self.reset |= seq == expected;
             return if seq == expected { Received::Reset } else { Received::Unacceptable };
         }
         if segment.flags.contains(Flags::SYN) {
-            // The peer has not received our ACK. RFC 9293, 3.10.7.4: acknowledge again.
+            // The peer has not received the ACK. RFC 9293, section 3.10.7.4: acknowledge again.
             self.needs_ack = true;
-            self.note_ack(segment);
+            self.note_ack(&segment);
             return Received::Duplicate;
         }
         let end = seq + segment.sequence_length();
@@ -189,11 +202,11 @@ impl Cursor {
             self.needs_ack = true;
             return Received::Unacceptable;
         }
-        if segment.flags.contains(Flags::ACK) && !self.note_ack(segment) {
+        if segment.flags.contains(Flags::ACK) && !self.note_ack(&segment) {
             return Received::Unacceptable;
         }
         if segment.sequence_length() == 0 {
-            // A keep-alive or a window probe has an old number and is answered.
+            // Keep-alives and window probes have an old number and must be answered.
             self.needs_ack |= seq.before(expected);
             return Received::Ack;
         }
@@ -205,13 +218,13 @@ impl Cursor {
             self.peer_fin.get_or_insert(end - 1);
         }
         if seq.after(expected) {
-            if !segment.payload.is_empty() && self.early.len() < MAX_OUT_OF_ORDER {
-                self.early.push((seq, segment.payload.clone()));
+            if !segment.payload().is_empty() && self.early.len() < MAX_OUT_OF_ORDER {
+                self.early.push((seq, segment.payload().to_vec()));
             }
             return Received::OutOfOrder;
         }
         let had = self.data.len();
-        self.take_in(seq, &segment.payload);
+        self.take_in(seq, segment.payload());
         self.take_in_early();
         if self.peer_fin.is_some() && self.peer_fin == self.receive_next {
             self.peer_closed = true;
@@ -223,7 +236,7 @@ impl Cursor {
         }
     }
 
-    fn handle_unsynchronized(&mut self, segment: &Segment) -> Received {
+    fn handle_unsynchronized(&mut self, segment: &TcpView<'_>) -> Received {
         let acknowledges = segment.flags.contains(Flags::ACK);
         let ours = acknowledges && self.send_next != self.isn && Seq(segment.ack) == self.isn + 1;
         if segment.flags.contains(Flags::RST) {
@@ -236,7 +249,7 @@ impl Cursor {
         self.receive_next = Some(Seq(segment.seq) + 1);
         self.needs_ack = true;
         self.peer_mss = segment.mss().filter(|mss| *mss > 0).unwrap_or(DEFAULT_MSS);
-        // RFC 7323, 2.3: more than 14 counts as 14.
+        // RFC 7323, section 2.3: a shift above 14 counts as 14.
         self.peer_scale = segment.window_scale().map(|shift| shift.min(14));
         self.peer_window = segment.window.into();
         if ours {
@@ -245,8 +258,8 @@ impl Cursor {
         Received::Syn
     }
 
-    /// Notes acknowledgment and window; false if it acknowledges what was never sent.
-    fn note_ack(&mut self, segment: &Segment) -> bool {
+    /// Updates SND.UNA and the peer's window; `false` if the segment acknowledges data that was never sent.
+    fn note_ack(&mut self, segment: &TcpView<'_>) -> bool {
         let ack = Seq(segment.ack);
         if ack.after(self.send_next) {
             self.needs_ack = true;
@@ -260,7 +273,7 @@ impl Cursor {
         true
     }
 
-    /// Appends the part of `payload` that is next in order; `seq` is at most RCV.NXT.
+    /// Appends the in-order part of `payload`; `seq` is at most RCV.NXT.
     fn take_in(&mut self, seq: Seq, payload: &[u8]) {
         let Some(expected) = self.receive_next else {
             return;
@@ -275,7 +288,7 @@ impl Cursor {
 
     fn take_in_early(&mut self) {
         let mut early = std::mem::take(&mut self.early);
-        // By distance, so that one pass is enough.
+        // Sorted by distance, so that one pass suffices.
         let expected = self.receive_next.unwrap_or_default();
         early.sort_by_key(|(seq, _)| seq.distance_from(expected) as i32);
         for (seq, payload) in early {
@@ -288,22 +301,22 @@ impl Cursor {
         }
     }
 
-    /// Takes the bytes received in order since the last call.
+    /// Returns the bytes received in order since the last call.
     pub fn take_data(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.data)
     }
 
-    /// Whether something was received that has to be acknowledged.
+    /// Whether a received segment has to be acknowledged.
     pub fn needs_ack(&self) -> bool {
         self.needs_ack
     }
 
-    /// Whether both SYNs are acknowledged.
+    /// Whether the handshake is complete.
     pub fn is_established(&self) -> bool {
         self.receive_next.is_some() && self.send_unacknowledged != self.isn && !self.reset
     }
 
-    /// Whether the peer's FIN was received, and all data before it.
+    /// Whether the peer's FIN and all data before it were received.
     pub fn peer_closed(&self) -> bool {
         self.peer_closed
     }
@@ -314,31 +327,31 @@ impl Cursor {
         self.reset || (self.peer_closed && fin_acknowledged)
     }
 
-    /// Whether a RST closed it.
+    /// Whether a RST was sent or received.
     pub fn is_reset(&self) -> bool {
         self.reset
     }
 
-    /// Length of what is in flight in bytes, SYN and FIN counted.
+    /// Number of bytes in flight; SYN and FIN count as one each.
     pub fn unacknowledged(&self) -> u32 {
         self.send_next.distance_from(self.send_unacknowledged)
     }
 
-    /// How many more bytes the peer's window has room for.
+    /// Usable part of the peer's window, in bytes.
     pub fn peer_window(&self) -> u32 {
         self.peer_window.saturating_sub(self.unacknowledged())
     }
 
-    /// The peer's MSS; 536 if its SYN named none.
+    /// The peer's MSS in bytes; 536 if its SYN has no such option.
     pub fn peer_mss(&self) -> u16 {
         self.peer_mss
     }
 
-    /// The window in bytes that the next segment offers, before scaling.
+    /// The window of the next segment in bytes, before scaling.
     fn window(&self) -> u32 {
         self.receive_window.saturating_sub(self.data.len() as u32)
     }
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

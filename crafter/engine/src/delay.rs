@@ -1,4 +1,4 @@
-//! Queues of packets: those that a hook delays, and those to be sent next.
+//! Queues of packets: delayed by a hook, and to be sent next.
 
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
@@ -6,18 +6,18 @@ use std::time::Instant;
 
 use super::hook::Direction;
 
-/// A packet that a hook delayed.
+/// A packet delayed by a hook.
 #[derive(Debug, PartialEq, Eq)]
 struct Delayed {
     at: Instant,
-    /// Packets of the same time leave in the order of their arrival.
+    /// Packets with the same time leave in order of arrival.
     order: u64,
     direction: Direction,
     packet: Vec<u8>,
 }
 
 impl Ord for Delayed {
-    /// The earliest is the greatest, because [`BinaryHeap`] gives the greatest first.
+    /// The earliest is the greatest, because [`BinaryHeap`] is a max-heap.
     fn cmp(&self, other: &Self) -> Ordering {
         (other.at, other.order).cmp(&(self.at, self.order))
     }
@@ -58,7 +58,7 @@ impl DelayQueue {
     }
 }
 
-/// Packets to be sent, one behind the other in one buffer that keeps its memory.
+/// Packets to be sent, concatenated in one buffer that is reused.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     bytes: Vec<u8>,

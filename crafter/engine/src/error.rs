@@ -2,16 +2,16 @@
 
 use std::{fmt, io, net::IpAddr, net::SocketAddr, time::Duration};
 
-/// Why a stream failed, or a setting was rejected.
+/// Why a stream failed or a setting was rejected.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A setting that cannot work.
+    /// An invalid setting.
     #[error("{what}: {reason}")]
     Invalid {
         /// The setting, e.g. `MTU`.
         what: String,
-        /// What is wrong and what would be right.
+        /// What is wrong, and what is valid.
         reason: String,
     },
     /// A RST answered the SYN.
@@ -33,10 +33,10 @@ pub enum Error {
         remote: SocketAddr,
         /// How long the stream waited.
         after: Duration,
-        /// What was awaited: `SYN-ACK`, `acknowledgment`, ...
+        /// What the stream waited for: `SYN-ACK`, `acknowledgment`, ...
         waiting_for: &'static str,
     },
-    /// An ICMP error reported that the peer cannot be reached.
+    /// An ICMP error reported that the peer is unreachable.
     #[error("{remote} is unreachable: {reason} (ICMP from {from}); check the address and port")]
     Unreachable {
         /// The peer.
@@ -51,15 +51,15 @@ pub enum Error {
     Forbidden {
         /// The number of the rule; `None`: no rule names the user.
         rule: Option<u32>,
-        /// Why, in words.
+        /// The reason.
         message: String,
     },
     /// The stream was aborted or closed, or its interface was removed.
     #[error("{action}: {source}")]
     Io {
-        /// What was tried, as a verb phrase.
+        /// What was attempted, as a verb phrase.
         action: String,
-        /// The reason as the standard library names it.
+        /// The reason, as an error of the standard library.
         source: io::Error,
     },
 }

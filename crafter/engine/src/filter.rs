@@ -1,4 +1,4 @@
-//! What every segment passes between smoltcp and the caller: counters, the hook, and the repairs of [`crate::smoltcp`].
+//! The path of every segment between smoltcp and the caller: counters, the hook, and the repairs of [`crate::smoltcp`].
 
 use std::time::{Duration, Instant};
 
@@ -10,21 +10,21 @@ use super::smoltcp::repair::{self, Awaited, Repair};
 use super::smoltcp::socket::SendSequence;
 use super::smoltcp::timers::Attempts;
 use super::smoltcp::timestamps::Timestamps;
-use crafter_packet::header::{Flags, Seq, TcpView};
+use crafter_packet::view::{Flags, Seq, TcpView};
 
-/// A hook that asks for more copies gets these.
+/// Maximum number of copies that a hook can request.
 const MAX_COPIES: u32 = 1000;
 
 pub(super) struct SegmentFilter {
     hook: Option<Box<dyn SegmentHook>>,
     pub delayed: DelayQueue,
     pub stats: StreamStats,
-    /// The peer's sequence number behind its SYN.
+    /// The peer's sequence number after its SYN.
     first_expected: Option<Seq>,
     /// `None` until the SYN was sent.
     sent: Option<SendSequence>,
     repair: Repair,
-    /// Set where timestamps are offered.
+    /// Set if timestamps are offered.
     timestamps: Option<Timestamps>,
     attempts: Attempts,
 }
@@ -43,14 +43,14 @@ impl SegmentFilter {
         }
     }
 
-    /// Sets the clock of what smoltcp sends next on this thread.
+    /// Sets the clock for the segments that smoltcp sends next on this thread.
     pub fn set_clock(&self, since_start: Duration) {
         if let Some(timestamps) = &self.timestamps {
             timestamps.set_clock(since_start);
         }
     }
 
-    /// What was sent that the peer has to acknowledge, since it was heard last.
+    /// Attempts to get an acknowledgment since the peer was last heard.
     pub fn attempts(&self) -> Attempts {
         self.attempts
     }
@@ -68,8 +68,8 @@ impl SegmentFilter {
         self.sent.is_some_and(|sent| sent.is_in_flight(seq))
     }
 
-    /// Counts a received segment; `expected` is RCV.NXT, once the peer's SYN has come. False for a segment with an old
-    /// timestamp: nothing in it is noted.
+    /// Counts a received segment; `expected` is RCV.NXT; `None` before the peer's SYN was received. False for a segment
+    /// with an old timestamp: nothing in it is noted.
     pub fn note_received(&mut self, now: Instant, view: &TcpView<'_>, expected: Option<Seq>) -> bool {
         let stats = &mut self.stats;
         stats.segments_received += 1;
@@ -110,8 +110,8 @@ impl SegmentFilter {
         true
     }
 
-    /// What smoltcp is to see of a received segment that was counted. `receive`: RCV.NXT and the room behind it in
-    /// bytes. `is_fin_alone`: this end has closed, and all its data is acknowledged.
+    /// Rewrites a counted received segment for smoltcp. `receive`: RCV.NXT and the receive window in bytes.
+    /// `is_fin_alone`: this end has closed, and all its data is acknowledged.
     pub fn rewrite(
         &self,
         view: &TcpView<'_>,
@@ -129,7 +129,7 @@ impl SegmentFilter {
         }
     }
 
-    /// Counts a packet of smoltcp's and gives `out` what the hook makes of it.
+    /// Counts a packet from smoltcp and passes the result of the hook to `out`.
     pub fn outgoing(&mut self, now: Instant, packet: &[u8], out: &mut dyn FnMut(&[u8])) {
         let read = TcpView::read(packet);
         let next = self.sent.map(|sent| sent.next);
@@ -151,7 +151,7 @@ impl SegmentFilter {
         }
     }
 
-    /// What the hook makes of a received packet: those to be taken now.
+    /// Applies the hook to a received packet; returns the packets to process now.
     pub fn incoming(&mut self, now: Instant, packet: &[u8]) -> Vec<Vec<u8>> {
         let mut changed = packet.to_vec();
         let action = match &mut self.hook {

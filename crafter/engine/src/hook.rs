@@ -1,34 +1,34 @@
-//! Hooks, which see every segment of a stream in both directions and may change, drop, delay or repeat it.
+//! Hooks: they see every segment of a stream in both directions and may change, drop, delay or duplicate it.
 
 use std::time::{Duration, Instant};
 
 /// Direction of a segment, seen from this end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Direction {
-    /// From here to the peer.
+    /// From this end to the peer.
     Sent,
-    /// From the peer to here.
+    /// From the peer to this end.
     Received,
 }
 
-/// What happens to a segment.
+/// Action of a hook on a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// Passes on.
+    /// Passes the segment.
     Pass,
-    /// Drops.
+    /// Drops the segment.
     Drop,
-    /// Passes on after this time; later segments overtake it.
+    /// Passes the segment after this time; later segments overtake it.
     Delay(Duration),
-    /// Passes on, followed by this many copies, 1000 at most.
+    /// Passes the segment, followed by this many copies, at most 1000.
     Duplicate(u32),
 }
 
 /// Sees every segment of a stream and may change it.
 ///
-/// A sent segment leaves as the hook left it; [`crafter_packet::header::checksum::fix`] corrects its checksums. A
-/// received one is taken as if from the network: with a wrong checksum it is dropped. A delayed segment does not pass
-/// the hook again.
+/// A sent segment is transmitted as the hook returns it; [`crafter_packet::view::checksum::fix`] corrects its
+/// checksums. A received segment is processed as if it came from the network: with a wrong checksum it is dropped. A
+/// delayed segment does not pass the hook again.
 pub trait SegmentHook: Send {
     /// `ip` is the whole IP packet.
     fn segment(&mut self, now: Instant, direction: Direction, ip: &mut Vec<u8>) -> Action;
@@ -60,25 +60,25 @@ impl<F: FnMut(Direction, &[u8]) + Send> SegmentHook for Observer<F> {
     }
 }
 
-/// A bad network: drops, duplicates and reorders at random, reproducibly by its seed.
+/// Impairment: drops, duplicates and reorders at random, reproducibly by a seed.
 ///
-/// The three are probabilities from 0 to 1; each segment meets at most one of them.
+/// `loss`, `duplicate` and `reorder` are probabilities from 0 to 1; at most one applies to a segment.
 #[derive(Debug, Clone)]
 pub struct Impair {
-    /// How likely a segment is lost.
+    /// Probability that a segment is dropped.
     pub loss: f64,
-    /// How likely a segment arrives twice.
+    /// Probability that a segment is duplicated.
     pub duplicate: f64,
-    /// How likely a segment is held back by [`delay`](Self::delay).
+    /// Probability that a segment is delayed by [`delay`](Self::delay).
     pub reorder: f64,
-    /// How long a reordered segment is held back.
+    /// Delay of a reordered segment.
     pub delay: Duration,
-    /// The seed; afterwards the state of the generator.
+    /// The seed, then the state of the generator.
     pub seed: u64,
 }
 
 impl Impair {
-    /// No impairment yet: set the fields.
+    /// No impairment; set the fields.
     pub fn new(seed: u64) -> Self {
         Self { loss: 0.0, duplicate: 0.0, reorder: 0.0, delay: Duration::from_millis(2), seed }
     }
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn impair_keeps_its_rates_and_its_seed() {
+    fn impair_follows_probabilities_and_seed() {
         let bad = Impair { loss: 0.1, duplicate: 0.05, reorder: 0.2, ..Impair::new(7) };
         let actions = run(&mut bad.clone(), 20_000);
         let share =
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_ends_at_the_first_that_interferes() {
+    fn hook_chain_ends_at_first_action() {
         let (sender, seen) = std::sync::mpsc::channel();
         let after = sender.clone();
         let mut chain: Vec<Box<dyn SegmentHook>> = vec![

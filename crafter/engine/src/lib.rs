@@ -1,7 +1,9 @@
-//! TCP connections without IO: bytes and `now` in, bytes and deadlines out.
+//! TCP connections without IO: bytes and the time are arguments; bytes and deadlines are results.
 //!
-//! Nothing here reads a clock or opens anything, so tests run whole connections on a
-//! virtual clock.
+//! Nothing here reads a clock or opens a socket, so that tests run whole connections on a virtual clock. All times are
+//! monotonic.
+
+#![deny(missing_docs)]
 
 pub mod config;
 pub mod cursor;

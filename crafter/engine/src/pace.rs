@@ -1,19 +1,19 @@
-//! A rate kept, without a clock of its own.
+//! Pacing of packets, without a clock of its own.
 
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 
-/// Fractions of a nanosecond in which intervals are counted: at any rate, rounding costs less than a packet a day.
+/// Fractional bits of a nanosecond in intervals: at any rate, rounding costs less than one packet per day.
 const FRACTION: u32 = 32;
-/// What [`Pacer::per_second`] catches up with at most.
+/// How far [`Pacer::per_second`] catches up, in seconds.
 const CATCH_UP: f64 = 0.1;
 const NANOS: f64 = 1e9;
 
-/// Says how many packets may leave now, and when the next may.
+/// Computes how many packets may be sent now, and when the next one is due.
 ///
-/// Packet `n` is due at the beginning plus `n` intervals, so that waking late does not slow the rate down: what was
-/// missed is made up for, up to `burst` packets at once; what is beyond that is forgiven, not sent in a rush.
+/// Packet `n` is due `n` intervals after the start, so that late wake-ups do not reduce the rate: up to `burst` packets
+/// are sent at once to catch up; the rest is skipped.
 ///
 /// ```
 /// use std::time::{Duration, Instant};
@@ -29,21 +29,20 @@ const NANOS: f64 = 1e9;
 /// ```
 #[derive(Debug, Clone)]
 pub struct Pacer {
-    /// Nanoseconds between packets, with [`FRACTION`] bits behind the point.
+    /// Nanoseconds between packets, as fixed point with [`FRACTION`] fractional bits.
     interval: u128,
     burst: u64,
-    /// When packet 0 was due; unset until somebody asks.
+    /// When packet 0 was due; unset until the first query.
     start: Option<Instant>,
-    /// The packet that is next.
+    /// Number of the next packet.
     next: u64,
 }
 
 impl Pacer {
-    /// `rate` packets a second, of which at most `burst` (at least 1) leave at once. The clock starts with the first
-    /// question.
+    /// `rate` packets per second, at most `burst` (at least 1) at once. The schedule starts with the first query.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a rate that is not a number from 0.000001 to 1,000,000,000.
+    /// [`Error::Invalid`] if the rate is not between 0.000001 and 1,000,000,000 packets per second.
     pub fn new(rate: f64, burst: usize) -> Result<Self> {
         if !(1e-6..=1e9).contains(&rate) {
             let reason = format!("{rate} packets/s: a number from 0.000001 to 1000000000 is needed");
@@ -53,15 +52,15 @@ impl Pacer {
         Ok(Self { interval, burst: burst.max(1) as u64, start: None, next: 0 })
     }
 
-    /// `rate` packets a second, making up for at most a tenth of a second.
+    /// `rate` packets per second, with a burst of at most a tenth of a second.
     ///
     /// # Errors
-    /// As [`Pacer::new`].
+    /// Those of [`Pacer::new`].
     pub fn per_second(rate: f64) -> Result<Self> {
         Self::new(rate, (rate * CATCH_UP) as usize)
     }
 
-    /// Packets that may leave now, at most `burst`. They stay allowed until [taken](Self::take).
+    /// Number of packets that may be sent now, at most `burst`. Report sent ones with [`take`](Self::take).
     pub fn ready(&mut self, now: Instant) -> usize {
         let start = *self.start.get_or_insert(now);
         let elapsed = now.saturating_duration_since(start).as_nanos() << FRACTION;
@@ -70,15 +69,16 @@ impl Pacer {
         due.saturating_sub(self.next) as usize
     }
 
-    /// `count` packets have left. More than were [ready](Self::ready) are paid for later.
+    /// Records that `count` packets were sent. If they were more than [`ready`](Self::ready), later packets are
+    /// delayed.
     pub fn take(&mut self, count: usize) {
         self.next = self.next.saturating_add(count as u64);
     }
 
-    /// When the next packet may leave: `now` if one may already.
+    /// When the next packet may be sent: `now` if one is ready.
     ///
-    /// At high rates this is microseconds ahead, less than timers can tell: whoever sleeps somewhat longer finds as
-    /// many more packets ready.
+    /// At high rates this is microseconds ahead, below the resolution of timers. After a longer sleep, more packets are
+    /// ready.
     pub fn next(&mut self, now: Instant) -> Instant {
         let start = *self.start.get_or_insert(now);
         let after = u128::from(self.next).saturating_mul(self.interval).div_ceil(1 << FRACTION);
@@ -91,7 +91,7 @@ impl Pacer {
 mod tests {
     use super::*;
 
-    /// Packets sent in `span` by somebody who wakes `late` after each time that the pacer names.
+    /// Packets sent within `span` if each wake-up is `late`.
     fn sent(rate: f64, burst: usize, span: Duration, late: Duration) -> (usize, usize) {
         let start = Instant::now();
         let mut pacer = Pacer::new(rate, burst).unwrap();
@@ -109,14 +109,14 @@ mod tests {
     }
 
     #[test]
-    fn the_rate_is_kept_slow_and_fast_and_woken_late() {
+    fn rate_is_kept_with_late_wake_ups() {
         let second = Duration::from_secs(1);
         for rate in [1.0, 3.0, 10.0, 999.0, 44_100.0, 500_000.0, 2e6] {
             let (count, wakes) = sent(rate, 1, second, Duration::ZERO);
             assert_eq!((count, wakes), (rate as usize, rate as usize));
         }
-        // Timers of a millisecond: a thousand batches of 500 instead of 500,000 packets. The last millisecond's
-        // packets are still to come when the second is over.
+        // Timers of a millisecond: a thousand batches of 500 instead of 500,000 packets. The packets of the last
+        // millisecond are not sent yet after one second.
         let (count, wakes) = sent(500_000.0, 50_000, second, Duration::from_millis(1));
         assert!((499_000..=500_001).contains(&count) && wakes <= 1000, "{count} in {wakes}");
         let (count, wakes) = sent(10.0, 1, second, Duration::from_millis(1));
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_burst_does_not_hold_is_forgiven() {
+    fn packets_beyond_burst_are_skipped() {
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
         let mut pacer = Pacer::new(1000.0, 5).unwrap();
@@ -134,12 +134,12 @@ mod tests {
         assert_eq!(pacer.ready(at(0)), 0);
         assert_eq!(pacer.ready(at(3)), 3);
         assert_eq!(pacer.ready(at(1000)), 5);
-        // Asking takes nothing.
+        // Queries have no side effects.
         assert_eq!(pacer.ready(at(1000)), 5);
         assert_eq!(pacer.next(at(1000)), at(1000));
         pacer.take(5);
         assert_eq!((pacer.ready(at(1000)), pacer.next(at(1000))), (0, at(1001)));
-        // Taken in advance, paid for later; the clock may stand still or step back.
+        // Packets taken in advance delay later ones; the clock may stop or go back.
         pacer.take(10);
         assert_eq!((pacer.ready(at(1010)), pacer.next(at(1010))), (0, at(1011)));
         assert_eq!(pacer.ready(at(5)), 0);
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn rates_that_are_none() {
+    fn invalid_rates_are_rejected() {
         for rate in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e10, 1e-7] {
             assert!(Pacer::new(rate, 1).unwrap_err().to_string().starts_with("rate: "), "{rate}");
         }

@@ -1,4 +1,4 @@
-//! A TCP connection over crafted packets, driven by smoltcp.
+//! A TCP connection over crafted packets, based on smoltcp.
 
 mod drive;
 
@@ -21,9 +21,9 @@ use super::smoltcp::socket::{is_connecting, owes_handshake_ack, receive_next};
 use super::smoltcp::timers::{Clock, time_wait_end};
 use super::smoltcp::timestamps::{self, Timestamps};
 use crate::error::{Error, Result};
-use crafter_packet::header::{Checksum, Flags, IcmpError, IcmpReason, Seq, TcpView, checksum, ip};
+use crafter_packet::view::{Checksum, Flags, IcmpError, IcmpReason, Seq, TcpView, checksum, ip};
 
-/// The most segments of one [`StreamEngine::poll_transmit`]; no transmit buffer holds more.
+/// Maximum number of segments per [`StreamEngine::poll_transmit`]; above what a transmit buffer holds.
 const MAX_BURST: usize = 32_768;
 
 /// State of a stream.
@@ -35,10 +35,10 @@ pub enum StreamState {
     Established,
     /// The peer has closed its direction; this end may still send.
     PeerClosed,
-    /// This end has closed its direction (FIN-WAIT-1, FIN-WAIT-2), or both have and the last acknowledgment is missing
+    /// This end has closed its direction (FIN-WAIT-1, FIN-WAIT-2), or both have and an acknowledgment is pending
     /// (CLOSING, LAST-ACK).
     Closing,
-    /// Both directions are closed; a lost last ACK is still repeated.
+    /// Both directions are closed; the last ACK is still repeated.
     TimeWait,
     /// Closed or failed: see [`StreamEngine::error`].
     Closed,
@@ -51,7 +51,7 @@ pub struct StreamBuffer {
 }
 
 impl StreamBuffer {
-    /// Memory within `owner`, which is dropped after the last use of `bytes`: pages from `mmap`, for example.
+    /// Memory that belongs to `owner`, such as pages from `mmap`. `owner` is dropped after the last use of `bytes`.
     pub fn within(bytes: &'static mut [u8], owner: Box<dyn Send>) -> Self {
         Self { bytes: SocketBuffer::new(bytes), owner: Some(owner) }
     }
@@ -77,10 +77,9 @@ enum Failure {
 
 /// A TCP connection without IO and without a clock of its own.
 ///
-/// The caller hands in received packets ([`handle_packet`](Self::handle_packet)) whose checksums
-/// it has verified, sends what [`poll_transmit`](Self::poll_transmit) gives, and calls
-/// [`handle_timeout`](Self::handle_timeout) when [`poll_timeout`](Self::poll_timeout) says so. After any
-/// other call, `poll_transmit` is due.
+/// The caller passes received packets, whose checksums it has verified, to [`handle_packet`](Self::handle_packet),
+/// sends the packets from [`poll_transmit`](Self::poll_transmit), and calls [`handle_timeout`](Self::handle_timeout) at
+/// the time that [`poll_timeout`](Self::poll_timeout) returns. After every other call, `poll_transmit` is due.
 pub struct StreamEngine {
     config: StreamConfig,
     interface: Interface,
@@ -96,33 +95,33 @@ pub struct StreamEngine {
     clock: Clock,
     started: Instant,
     last_heard: Instant,
-    /// Since when the peer owes an acknowledgment.
+    /// Since when an acknowledgment from the peer is pending.
     waiting_since: Option<Instant>,
     time_wait_until: Option<Instant>,
-    /// Stream bytes that the reader has taken, modulo 2^32.
+    /// Number of stream bytes that the reader has consumed, modulo 2^32.
     consumed: u32,
     failure: Option<Failure>,
-    /// Of [`Failure::NotAllowed`]: the rule and the sentence.
+    /// For [`Failure::NotAllowed`]: the rule and the message.
     refusal: Option<(Option<u32>, String)>,
     finished: bool,
 }
 
 impl StreamEngine {
-    /// Starts to connect, with buffers of its own: the SYN leaves with the next [`poll_transmit`](Self::poll_transmit).
+    /// Starts to connect and allocates the buffers. The next [`poll_transmit`](Self::poll_transmit) sends the SYN.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if an address, the MTU or a size in `config` cannot work.
+    /// [`Error::Invalid`] if an address, the MTU or a size in `config` is invalid.
     pub fn connect(config: StreamConfig, hook: Option<Box<dyn SegmentHook>>, now: Instant) -> Result<Self> {
         config.check()?;
         let buffers = [config.rx_buffer, config.tx_buffer].map(|length| vec![0; length].into());
         Self::connect_in(config, buffers, hook, now)
     }
 
-    /// As [`connect`](Self::connect), with a receive and a transmit buffer of the caller's. Their lengths count, not
-    /// those in `config`; their content does not matter.
+    /// Like [`connect`](Self::connect), with buffers of the caller. Their lengths replace those in `config`; their
+    /// content is ignored.
     ///
     /// # Errors
-    /// As [`connect`](Self::connect).
+    /// Those of [`connect`](Self::connect).
     pub fn connect_in(
         config: StreamConfig,
         [receive, transmit]: [StreamBuffer; 2],
@@ -169,8 +168,8 @@ impl StreamEngine {
         })
     }
 
-    /// Takes one received IP packet, which may be a super-frame longer than the MTU; says whether it belongs to this
-    /// connection. Its checksums must have been verified.
+    /// Processes a received IP packet, which may be a super-frame longer than the MTU; returns whether it belongs to
+    /// this connection. Its checksums must have been verified.
     pub fn handle_packet(&mut self, now: Instant, packet: &[u8]) -> bool {
         let Some(view) = self.read(packet) else {
             return false;
@@ -185,10 +184,10 @@ impl StreamEngine {
         true
     }
 
-    /// Takes an ICMP error; says whether it quotes a segment of this connection that is still in flight.
+    /// Processes an ICMP error; returns whether it quotes a segment of this connection that is in flight.
     ///
-    /// While connecting, an error that says unreachable ends the attempt. Afterwards only "packet too big"
-    /// has an effect (RFC 5927): the MTU shrinks.
+    /// While connecting, an unreachable error ends the attempt. Afterwards only "packet too big" has an effect: it
+    /// reduces the MTU (RFC 5927, sections 5.2 and 7.2).
     pub fn handle_icmp(&mut self, _now: Instant, error: &IcmpError) -> bool {
         let quoted = &error.quoted;
         if quoted.protocol != ip::TCP
@@ -211,7 +210,7 @@ impl StreamEngine {
         true
     }
 
-    /// Handles the timeouts that are over.
+    /// Handles expired timeouts.
     pub fn handle_timeout(&mut self, now: Instant) {
         while let Some((direction, packet)) = self.filter.delayed.pop_due(now) {
             match direction {
@@ -234,20 +233,20 @@ impl StreamEngine {
             let after = self.config.idle_timeout.unwrap_or_default();
             self.fail(Failure::TimedOut { after, waiting_for: "data" });
         } else if due(self.time_wait_until) {
-            // The ACK of the FIN is not sent yet if TIME-WAIT lasts no time.
+            // With a TIME-WAIT of 0, the ACK of the FIN is not sent yet.
             self.egress_to_outbox(now);
             self.finished = true;
         }
     }
 
-    /// Gives each packet that is to be sent now; returns how many.
+    /// Passes each packet that is due to `out`; returns their number.
     pub fn poll_transmit(&mut self, now: Instant, out: &mut dyn FnMut(&[u8])) -> usize {
         let count = self.outbox.drain(out);
         count + self.egress(now, out)
     }
 
-    /// When [`handle_timeout`](Self::handle_timeout) and [`poll_transmit`](Self::poll_transmit) are due; `now` at the
-    /// earliest, `None` if only a packet or the caller can change anything.
+    /// When [`handle_timeout`](Self::handle_timeout) and [`poll_transmit`](Self::poll_transmit) are due, not before
+    /// `now`; `None` if no timer is pending.
     pub fn poll_timeout(&mut self, now: Instant) -> Option<Instant> {
         if !self.outbox.is_empty() {
             return Some(now);
@@ -267,13 +266,14 @@ impl StreamEngine {
         next.map(|at| at.max(now))
     }
 
-    /// Moves received bytes into `buffer`: `Some(0)` at the end of the stream, `None` if there are none yet.
+    /// Moves received bytes into `buffer` and returns their number: `Some(0)` at the end of the stream, `None` if none
+    /// are available.
     ///
     /// # Errors
-    /// Why the connection failed, once everything received before was read.
+    /// The failure of the connection, after all bytes received before it were read.
     pub fn recv(&mut self, buffer: &mut [u8]) -> Result<Option<usize>> {
         let mut at = 0;
-        // Twice, because the ring of the socket has an end.
+        // Twice, because the socket's ring buffer may wrap.
         for _ in 0..2 {
             let taken = self.recv_with(|bytes| {
                 let length = bytes.len().min(buffer.len() - at);
@@ -289,7 +289,7 @@ impl StreamEngine {
         Ok(Some(at))
     }
 
-    /// Lends received bytes to `take`, which says how many it has used; the rest stays. Results as of
+    /// Passes received bytes to `take`, which returns how many it consumed. Result and errors are those of
     /// [`recv`](Self::recv).
     pub fn recv_with(&mut self, take: impl FnOnce(&[u8]) -> usize) -> Result<Option<usize>> {
         let socket = self.sockets.get_mut::<Socket>(self.handle);
@@ -311,10 +311,10 @@ impl StreamEngine {
         }
     }
 
-    /// Takes bytes to be sent; returns how many fit, 0 while the buffer is full or the connection not established.
+    /// Queues bytes to send; returns how many fit: 0 if the buffer is full or the connection is not established.
     ///
     /// # Errors
-    /// Why the connection failed, or [`Error::Io`] (broken pipe) after [`close`](Self::close).
+    /// The failure of the connection, or [`Error::Io`] (broken pipe) after [`close`](Self::close).
     pub fn send(&mut self, bytes: &[u8]) -> Result<usize> {
         let connecting = self.state() == StreamState::Connecting;
         let socket = self.sockets.get_mut::<Socket>(self.handle);
@@ -328,7 +328,7 @@ impl StreamEngine {
         }
     }
 
-    /// Closes this end's direction: FIN follows the last byte. While connecting, this ends the attempt.
+    /// Closes this end's direction: FIN follows the last byte. While connecting, ends the attempt.
     pub fn close(&mut self, _now: Instant) {
         if self.state() == StreamState::Connecting {
             self.fail_silently(Failure::Aborted);
@@ -337,7 +337,7 @@ impl StreamEngine {
         }
     }
 
-    /// Ends the connection with a RST, or without one while connecting; what was not sent is lost.
+    /// Ends the connection with a RST, or without one while connecting; unsent bytes are discarded.
     pub fn abort(&mut self, _now: Instant) {
         match self.state() {
             StreamState::Connecting => self.fail_silently(Failure::Aborted),
@@ -376,7 +376,8 @@ impl StreamEngine {
         }
     }
 
-    /// Whether it is closed with nothing left to send: the port may be released. Received bytes can still be read.
+    /// Whether the stream is closed and has nothing to send, so that the port may be released. Received bytes can still
+    /// be read.
     pub fn is_finished(&self) -> bool {
         self.finished && self.outbox.is_empty() && !self.filter.delayed.has_outgoing()
     }
@@ -386,17 +387,17 @@ impl StreamEngine {
         self.socket().can_recv()
     }
 
-    /// Whether [`send`](Self::send) takes bytes.
+    /// Whether [`send`](Self::send) accepts bytes.
     pub fn can_send(&self) -> bool {
         self.socket().can_send()
     }
 
-    /// Bytes that were given to [`send`](Self::send) and are not yet acknowledged.
+    /// Number of bytes passed to [`send`](Self::send) that are not acknowledged.
     pub fn unacknowledged(&self) -> usize {
         self.socket().send_queue()
     }
 
-    /// The path's MTU as far as known, in bytes of IP packet.
+    /// The known path MTU, in bytes of an IP packet.
     pub fn mtu(&self) -> usize {
         self.mtu
     }
@@ -406,7 +407,7 @@ impl StreamEngine {
         self.filter.stats
     }
 
-    /// Why the connection failed, if it did.
+    /// The failure of the connection, if it failed.
     pub fn error(&self) -> Option<Error> {
         let remote = self.config.remote;
         Some(match self.failure? {
@@ -416,7 +417,7 @@ impl StreamEngine {
             Failure::Unreachable { from, reason } => Error::Unreachable { remote, from, reason: reason.to_string() },
             Failure::LinkGone => Error::Io {
                 action: format!("keep the connection to {remote}"),
-                source: io::Error::new(io::ErrorKind::NetworkDown, "its interface is gone"),
+                source: io::Error::new(io::ErrorKind::NetworkDown, "its interface was removed"),
             },
             Failure::NotAllowed => {
                 let (rule, message) = self.refusal.clone().unwrap_or_default();
@@ -436,7 +437,7 @@ impl StreamEngine {
         self.sockets.get_mut(self.handle)
     }
 
-    /// `packet` as a segment of this connection.
+    /// Parses `packet` if it is a segment of this connection.
     fn read<'p>(&self, packet: &'p [u8]) -> Option<TcpView<'p>> {
         let view = TcpView::read(packet).ok()?;
         let ours = view.source_port == self.config.remote.port()

@@ -1,4 +1,4 @@
-//! The stream engine against a passive smoltcp peer, and against segments made by hand, on a virtual clock.
+//! The stream engine against a passive smoltcp peer and against crafted segments, on a virtual clock.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -16,11 +16,12 @@ pub(crate) mod by_hand;
 
 use super::*;
 use crate::error::Error;
-use crafter_packet::header::{Checksum, Flags, IcmpError, IcmpReason, Quoted, Segment, TcpOption, checksum, ip};
+use crafter_packet::view::{Checksum, Flags, IcmpError, IcmpReason, Quoted, checksum, ip};
+use crafter_packet::{layer::TcpOption, testing::Segment};
 
 const LATENCY: Duration = Duration::from_millis(5);
 
-/// A device that verifies and computes all checksums, unlike the engine's own.
+/// A device that verifies and computes all checksums, unlike that of the engine.
 #[derive(Default)]
 struct Cable {
     rx: VecDeque<Vec<u8>>,
@@ -82,13 +83,13 @@ struct Lab {
     peer: Peer,
     flying: BTreeMap<(Instant, u64), (bool, Vec<u8>)>,
     order: u64,
-    /// Client's upload and what it has read.
+    /// Upload of the client, and what it has read.
     upload: Vec<u8>,
     uploaded: usize,
     read: Vec<u8>,
     eof: bool,
     error: Option<Error>,
-    /// Everything the client sent.
+    /// All segments that the client sent.
     sent: Vec<Segment>,
     cut: bool,
 }
@@ -149,7 +150,7 @@ impl Lab {
         self.flying.insert((self.now + LATENCY, self.order), (to_client, packet));
     }
 
-    /// Everything that happens at `now`.
+    /// Processes all events at `now`.
     fn work(&mut self) {
         while let Some(entry) = self.flying.first_entry().filter(|entry| entry.key().0 <= self.now) {
             match entry.remove() {
@@ -198,7 +199,7 @@ impl Lab {
     fn work_peer(&mut self) {
         let now = self.peer_now();
         let peer = &mut self.peer;
-        // Twice: what the application does may give something more to send.
+        // Twice, because the application may cause more segments.
         for _ in 0..2 {
             peer.interface.poll(now, &mut peer.cable, &mut peer.sockets);
             let socket = peer.sockets.get_mut::<Socket>(peer.handle);
@@ -215,7 +216,7 @@ impl Lab {
         }
     }
 
-    /// Runs until the client is finished, `limit` is over, or nothing is left to happen.
+    /// Runs until the client is finished, `limit` has passed, or no event is pending.
     fn run(&mut self, limit: Duration) {
         for _ in 0..2_000_000 {
             self.work();
@@ -250,7 +251,7 @@ impl Lab {
 }
 
 #[test]
-fn a_clean_network_moves_every_byte_once() {
+fn lossless_network_has_no_retransmissions() {
     for (v6, closes_first) in [(false, true), (true, true), (false, false), (true, false)] {
         let mut lab = Lab::new(config(v6), None, true);
         lab.peer.body = bytes(3_000_000);
@@ -274,7 +275,7 @@ fn a_clean_network_moves_every_byte_once() {
 }
 
 #[test]
-fn fifty_bad_networks() {
+fn fifty_lossy_networks() {
     let (mut drops, mut late) = (0, 0);
     for seed in 0..50 {
         let hook = Impair { loss: 0.03, duplicate: 0.02, reorder: 0.05, delay: 3 * LATENCY, ..Impair::new(seed) };
@@ -289,7 +290,7 @@ fn fifty_bad_networks() {
                 assert!(lab.peer.got == lab.upload, "seed {seed}: upload");
                 assert!(lab.client.is_finished(), "seed {seed}");
             }
-            // Whatever came before the error is right.
+            // The bytes before the error are right.
             Some(error) => {
                 assert!(matches!(error, Error::TimedOut { .. } | Error::Reset { .. }), "seed {seed}: {error}");
                 assert!(lab.peer.body.starts_with(&lab.read));
@@ -304,7 +305,7 @@ fn fifty_bad_networks() {
 }
 
 #[test]
-fn a_closed_port_refuses() {
+fn closed_port_refuses_connection() {
     let mut lab = Lab::new(config(false), None, false);
     lab.run(Duration::from_secs(60));
     assert!(matches!(lab.error, Some(Error::Refused { .. })), "{:?}", lab.error);
@@ -313,7 +314,7 @@ fn a_closed_port_refuses() {
 }
 
 #[test]
-fn a_black_hole_times_out_without_a_rst() {
+fn unanswered_syn_times_out_without_rst() {
     let mut lab = Lab::new(config(true), None, true);
     lab.cut = true;
     lab.run(Duration::from_secs(60));
@@ -325,7 +326,7 @@ fn a_black_hole_times_out_without_a_rst() {
 }
 
 #[test]
-fn a_reset_comes_after_the_data() {
+fn reset_is_reported_after_data() {
     let mut lab = Lab::new(config(false), None, true);
     lab.peer.body = bytes(50_000_000);
     lab.run(Duration::from_millis(200));
@@ -338,7 +339,7 @@ fn a_reset_comes_after_the_data() {
 }
 
 #[test]
-fn a_silent_peer_is_given_up_with_a_rst() {
+fn silent_peer_times_out_with_rst() {
     let mut lab = Lab::new(config(false), None, true);
     lab.peer.body = bytes(1);
     lab.upload = bytes(50_000_000);
@@ -353,12 +354,12 @@ fn a_silent_peer_is_given_up_with_a_rst() {
 }
 
 #[test]
-fn an_idle_peer_is_left_after_the_idle_timeout() {
+fn idle_connection_times_out() {
     let config = StreamConfig { idle_timeout: Some(Duration::from_secs(7)), ..config(false) };
     let mut lab = Lab::new(config, None, true);
     lab.peer.closes_first = false;
     lab.peer.body = bytes(10);
-    // The body is never sent in full, so neither end closes.
+    // The body is never sent completely, so that neither end closes.
     lab.peer.sent = 1;
     lab.run(Duration::from_secs(60));
     assert!(matches!(lab.error, Some(Error::TimedOut { waiting_for: "data", .. })), "{:?}", lab.error);

@@ -1,25 +1,25 @@
-//! What can be wrong with a packet, its text or a capture file.
+//! The error of this crate.
 
 use std::{fmt, io};
 
-/// What can go wrong without a network.
+/// Why a packet, its text form or a capture file is rejected.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A value, a text or received bytes that do not fit.
+    /// A value, a text or received bytes are malformed or do not fit.
     #[error("{what}: {reason}")]
     Invalid {
         /// The field or object, e.g. `IP packet` or `capture`.
         what: String,
-        /// What is wrong and what would be right.
+        /// What is wrong, and what is valid.
         reason: String,
     },
     /// A file cannot be opened, read or written.
     #[error("{action}: {source}")]
     Io {
-        /// What was tried, as a verb phrase.
+        /// What was attempted, as a verb phrase.
         action: String,
-        /// The system's reason.
+        /// The error of the system.
         source: io::Error,
     },
 }

@@ -1,21 +1,21 @@
-//! Fragments to whole datagrams: IPv4 (RFC 791, 3.2) and IPv6 (RFC 8200, 4.5).
+//! Reassembly of IP fragments: IPv4 (RFC 791, section 3.2) and IPv6 (RFC 8200, section 4.5).
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use crate::header::field::{ipv4, ipv6};
-use crate::header::{Fragment, IpPacket, checksum, ip};
+use crate::view::field::{ipv4, ipv6};
+use crate::view::{Fragment, IpPacket, checksum, ip};
 
-/// A datagram's payload may end here, in bytes.
+/// The longest payload of a datagram, in bytes.
 const MAX_DATAGRAM: usize = 65_535;
-/// More fragments than a datagram of 64 KiB has over the least IPv4 MTU; what is cut smaller is an attack.
+/// More fragments than a datagram of 64 KiB has at the minimum IPv4 MTU; smaller fragments are an attack.
 const MAX_FRAGMENTS: usize = 1500;
 
-/// Puts datagrams together, bounded in memory and time.
+/// Reassembles datagrams, bounded in memory and time.
 ///
-/// Fragments may come in any order, and repeated. If two overlap, the whole datagram is dropped, and so is
-/// every fragment of it still to come (RFC 5722); Linux treats IPv4 the same.
+/// Fragments may arrive in any order and repeatedly. If two overlap, the datagram and all its later fragments are
+/// dropped (RFC 5722, section 4); Linux does the same for IPv4.
 #[derive(Debug)]
 pub struct Reassembler {
     timeout: Duration,
@@ -25,7 +25,7 @@ pub struct Reassembler {
     partial: HashMap<Key, Partial>,
 }
 
-/// RFC 791, 3.2 counts the protocol in; RFC 8200, 4.5 does not, and it is 0.
+/// RFC 791, section 3.2 includes the protocol in the key; RFC 8200, section 4.5 does not: 0 for IPv6.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Key {
     source: IpAddr,
@@ -37,32 +37,32 @@ struct Key {
 #[derive(Debug)]
 struct Partial {
     since: Instant,
-    /// Header of the first fragment, as it will stand before the datagram.
+    /// Header of the datagram, from the first fragment.
     header: Option<Vec<u8>>,
     /// By offset, without overlap.
     parts: Vec<(usize, Vec<u8>)>,
     total: Option<usize>,
-    /// Fragments overlapped or contradicted each other: nothing more is taken.
+    /// Fragments overlapped or contradicted each other: later ones are dropped.
     rejected: bool,
 }
 
 impl Default for Reassembler {
-    /// 60 s (RFC 8200, 4.5), 4 MiB and 256 datagrams.
+    /// 60 s (RFC 8200, section 4.5), 4 MiB and 256 datagrams.
     fn default() -> Self {
         Self::new(Duration::from_secs(60), 4 << 20, 256)
     }
 }
 
 impl Reassembler {
-    /// `timeout` counts from the first fragment that came; past `max_bytes` of payload or `max_datagrams`, the oldest
+    /// `timeout` runs from the first fragment received. Beyond `max_bytes` of payload or `max_datagrams`, the oldest
     /// incomplete datagram is dropped.
     pub fn new(timeout: Duration, max_bytes: usize, max_datagrams: usize) -> Self {
         Self { timeout, max_bytes, max_datagrams: max_datagrams.max(1), bytes: 0, partial: HashMap::new() }
     }
 
-    /// Takes an IP packet, and gives a datagram once it is whole: that packet itself if it is no fragment.
+    /// Takes an IP packet and returns a datagram once it is complete: the packet itself if it is not a fragment.
     ///
-    /// The transport checksum of a datagram can be verified only now, and has not been.
+    /// The transport checksum of the datagram has not been verified.
     pub fn handle(&mut self, now: Instant, packet: &[u8]) -> Option<Vec<u8>> {
         let packet = IpPacket::read(packet).ok()?;
         let Some(fragment) = packet.fragment else {
@@ -71,7 +71,8 @@ impl Reassembler {
         self.handle_timeout(now);
         let data = packet.fragment_data();
         let end = fragment.offset + data.len();
-        // RFC 8200, 4.5: all but the last are multiples of 8 bytes. No data, no progress.
+        // RFC 8200, section 4.5: all fragments but the last are multiples of 8 bytes. Fragments without data are
+        // dropped.
         if end > MAX_DATAGRAM || data.is_empty() || (fragment.more && data.len() % 8 != 0) {
             return None;
         }
@@ -110,7 +111,7 @@ impl Reassembler {
         None
     }
 
-    /// Forgets what has waited too long.
+    /// Drops incomplete datagrams whose timeout has expired.
     pub fn handle_timeout(&mut self, now: Instant) {
         let (timeout, bytes) = (self.timeout, &mut self.bytes);
         self.partial.retain(|_, partial| {
@@ -120,12 +121,12 @@ impl Reassembler {
         });
     }
 
-    /// When [`handle_timeout`](Self::handle_timeout) has something to forget.
+    /// When [`handle_timeout`](Self::handle_timeout) is due next; `None` if no datagram is incomplete.
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.partial.values().map(|partial| partial.since + self.timeout).min()
     }
 
-    /// Incomplete datagrams held.
+    /// Number of incomplete datagrams.
     pub fn pending(&self) -> usize {
         self.partial.len()
     }
@@ -150,7 +151,7 @@ impl Reassembler {
 enum Added {
     Nothing,
     Bytes(usize),
-    /// That many bytes held before are free.
+    /// Number of bytes that are freed.
     Rejected(usize),
 }
 
@@ -196,7 +197,7 @@ impl Partial {
     }
 
     fn is_whole(&self) -> bool {
-        // Without overlap, enough bytes leave no gap.
+        // Parts do not overlap, so that enough bytes leave no gap.
         self.header.is_some() && self.total == Some(self.length())
     }
 
@@ -208,7 +209,7 @@ impl Partial {
             4 => (ipv4::LENGTH, datagram.len()),
             _ => (ipv6::LENGTH, datagram.len() - ip::IPV6_HEADER),
         };
-        // Longer than its header can say: RFC 8200, 4.5 has it dropped.
+        // Longer than the length field allows: RFC 8200, section 4.5 requires that it is dropped.
         let length = u16::try_from(length).ok()?;
         datagram[field].copy_from_slice(&length.to_be_bytes());
         if version == 4 {
@@ -220,7 +221,7 @@ impl Partial {
     }
 }
 
-/// The first fragment's header without the traces of fragmentation; lengths and checksum come last.
+/// The first fragment's header without its fragment fields; the caller sets lengths and checksum.
 fn header(packet: &IpPacket<'_>, fragment: Fragment) -> Vec<u8> {
     let bytes = packet.bytes();
     if packet.version() == 4 {
@@ -236,7 +237,8 @@ fn header(packet: &IpPacket<'_>, fragment: Fragment) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::header::{Checksum, Datagram};
+    use crate::layer::{Packet, Udp};
+    use crate::view::{Checksum, UdpView};
     use proptest::prelude::*;
 
     /// Cuts a datagram (without extension headers) into fragments with `size` bytes of data each.
@@ -268,10 +270,13 @@ mod tests {
             .collect()
     }
 
-    fn datagram(v6: bool, length: usize) -> Datagram {
+    fn payload(length: usize) -> Vec<u8> {
+        (0..length).map(|n| (n * 7) as u8).collect()
+    }
+
+    fn datagram(v6: bool, length: usize) -> Packet {
         let (a, b) = if v6 { ("[2001:db8::1]:53", "[2001:db8::2]:9") } else { ("192.0.2.1:53", "192.0.2.2:9") };
-        let payload = (0..length).map(|n| (n * 7) as u8).collect();
-        Datagram::new(a.parse().unwrap(), b.parse().unwrap(), payload)
+        Udp::new().between(a.parse().unwrap(), b.parse().unwrap()) / payload(length)
     }
 
     proptest! {
@@ -282,7 +287,7 @@ mod tests {
         ) {
             let whole = datagram(v6, length);
             let size = eights * 8;
-            let pieces = cut(&whole.build(), size, 77);
+            let pieces = cut(&whole.build().unwrap(), size, 77);
             prop_assume!(pieces.len() > 1);
             let now = Instant::now();
             let mut reassembler = Reassembler::default();
@@ -296,16 +301,16 @@ mod tests {
             }
             let bytes = result.unwrap();
             prop_assert_eq!(checksum::verify(&bytes, false), Checksum::Valid);
-            prop_assert_eq!(Datagram::parse(&bytes).unwrap().payload, whole.payload);
+            prop_assert_eq!(UdpView::parse(&bytes).unwrap().payload(), payload(length));
             prop_assert_eq!(reassembler.pending(), 0);
             prop_assert_eq!(reassembler.bytes, 0);
         }
     }
 
     #[test]
-    fn an_overlap_spoils_the_datagram_for_good() {
+    fn overlap_rejects_whole_datagram() {
         for v6 in [false, true] {
-            let whole = datagram(v6, 3000).build();
+            let whole = datagram(v6, 3000).build().unwrap();
             let (wide, narrow) = (cut(&whole, 1000, 5), cut(&whole, 800, 5));
             let now = Instant::now();
             let mut reassembler = Reassembler::default();
@@ -327,7 +332,7 @@ mod tests {
         let now = Instant::now();
         let mut reassembler = Reassembler::new(Duration::from_secs(30), 20_000, 8);
         for id in 0..100 {
-            let first = &cut(&datagram(true, 4000).build(), 1232, id)[0];
+            let first = &cut(&datagram(true, 4000).build().unwrap(), 1232, id)[0];
             assert_eq!(reassembler.handle(now + Duration::from_millis(id.into()), first), None);
             assert!(reassembler.pending() <= 8 && reassembler.bytes <= 20_000);
         }
@@ -340,9 +345,9 @@ mod tests {
     }
 
     #[test]
-    fn the_last_fragment_ends_it() {
+    fn data_beyond_last_fragment_rejects_datagram() {
         let now = Instant::now();
-        let pieces = cut(&datagram(false, 2000).build(), 800, 1);
+        let pieces = cut(&datagram(false, 2000).build().unwrap(), 800, 1);
         let mut beyond = pieces[1].clone();
         beyond[6..8].copy_from_slice(&400_u16.to_be_bytes());
         let mut reassembler = Reassembler::default();

@@ -16,10 +16,7 @@ use crate::{
     datapath::route::Route,
     engine::{Reassembler, StreamEngine},
     error::{Error, Result},
-    packet::{
-        Checksum, Flow, IcmpError, IpPacket, Protocol, Transport, checksum, flow, icmp_query, quoted_flow,
-        received_flow,
-    },
+    packet::{Checksum, Flow, IcmpError, IpPacket, Transport, checksum, flow, icmp_query, quoted_flow, received_flow},
 };
 
 /// How long an orphaned stream may take to close: as long as FIN-WAIT-2 in Linux (`tcp_fin_timeout`).
@@ -203,15 +200,15 @@ impl Table {
             return self.handle_stray();
         };
         match flow.protocol {
-            Protocol::Tcp => {
+            Transport::Tcp => {
                 let ends = (flow.destination, flow.source);
                 if let Some(&id) = self.by_flow.get(&ends) {
                     return self.handle_segment(now, id, ip, meta);
                 }
                 self.deliver(Transport::Tcp, flow.destination, ip, meta);
             }
-            Protocol::Udp => self.deliver(Transport::Udp, flow.destination, ip, meta),
-            Protocol::Icmp => self.handle_icmp(now, ip, meta),
+            Transport::Udp => self.deliver(Transport::Udp, flow.destination, ip, meta),
+            Transport::Icmp => self.handle_icmp(now, ip, meta),
         }
     }
 
@@ -230,7 +227,7 @@ impl Table {
     /// Queues an answer of the kernel to a packet for an owned port; the answer was dropped at egress.
     fn handle_suppressed(&mut self, ip: &[u8], meta: Meta) {
         let (transport, local) = match flow(ip) {
-            Some(Flow { protocol: Protocol::Tcp, source, .. }) => (Transport::Tcp, source),
+            Some(Flow { protocol: Transport::Tcp, source, .. }) => (Transport::Tcp, source),
             // A port-unreachable quotes the datagram that it answers.
             _ => match IcmpError::parse(ip) {
                 Ok(error) => (Transport::Udp, error.quoted.destination),
@@ -348,7 +345,7 @@ impl Table {
     /// Ends the stream of a packet that the service refused; `quoted` is its beginning.
     fn handle_refusal(&mut self, now: Instant, quoted: &[u8], rule: Option<u32>, sentence: &str) {
         if let Some(flow) = quoted_flow(quoted)
-            && flow.protocol == Protocol::Tcp
+            && flow.protocol == Transport::Tcp
             && let Some(&id) = self.by_flow.get(&(flow.source, flow.destination))
         {
             self.stir(id, |engine| engine.handle_refusal(now, rule, sentence));

@@ -7,7 +7,10 @@ use std::{
 };
 
 use super::*;
-use crate::packet::{Datagram, PacketPorts, Route, Segment, Transport};
+use crate::{
+    layer::{Tcp, Udp},
+    packet::{PacketPorts, Route, Transport},
+};
 
 mod any;
 mod explained;
@@ -69,9 +72,10 @@ fn lease(policy: &Policy, change: impl FnOnce(&mut LeaseWish)) -> Verdict {
     policy.lease(&alice(), &wish, &host(), &Usage::default()).verdict
 }
 
-/// A TCP packet of alice's lease.
+/// A TCP packet of alice's lease, as the policy sees it.
 fn tcp(source: &str, destination: &str) -> PacketInfo {
-    PacketInfo::read(&Segment::new(source.parse().unwrap(), destination.parse().unwrap()).build()).unwrap()
+    let packet = Tcp::new().between(source.parse().unwrap(), destination.parse().unwrap());
+    PacketInfo::read(&packet.build().unwrap()).unwrap()
 }
 
 /// The verdict on one packet of a new lease of alice.

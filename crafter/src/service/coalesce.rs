@@ -159,7 +159,8 @@ mod tests {
     use crafter_common::reason::Reason;
 
     use super::*;
-    use crate::packet::{Flags, Segment, checksum};
+    use crate::packet::{Flags, checksum};
+    use crafter_packet::testing::Segment;
 
     fn segment(v6: bool, seq: u32, flags: u16, payload: &[u8]) -> (LeaseId, Received) {
         let end = |text: &str| text.parse::<SocketAddr>().unwrap();

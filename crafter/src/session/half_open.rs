@@ -9,7 +9,10 @@ use std::{
     net::SocketAddr,
 };
 
-use crate::packet::{Flags, Segment, TcpView};
+use crate::{
+    layer::{Ip, IpFlags, Tcp},
+    packet::{Flags, TcpView},
+};
 
 /// SYNs tracked at a time, answered or not. With all tables at their largest some 65 MB from one port, and 120 MB from
 /// a port each: computed from the sizes of the entries, 105 and 72 bytes.
@@ -82,7 +85,11 @@ impl<W> Reset<W> {
     /// The packet from its IP header on: `<SEQ=SEG.ACK><CTL=RST>` (RFC 9293, sections 3.5.2 and 3.10.7.3).
     pub(super) fn packet(&self) -> Vec<u8> {
         let Self { local, remote, seq, .. } = *self;
-        Segment { seq, flags: Flags::RST, window: 0, ..Segment::new(local, remote) }.build()
+        let mut packet = Tcp::new().seq(seq).flags(Flags::RST).window(0).between(local, remote);
+        if let Some(ip) = packet.get_mut::<Ip>() {
+            (ip.flags, ip.id) = (Some(IpFlags::DF), Some(0));
+        }
+        packet.build().expect("every number fits its field")
     }
 }
 

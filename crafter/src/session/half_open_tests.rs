@@ -1,3 +1,5 @@
+use crafter_packet::testing::Segment;
+
 use super::*;
 
 const HERE: &str = "192.0.2.2:50000";

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::layer::{AnswerKey, Packet};
+use crate::layer::{MatchKey, Packet};
 
 /// Requests in flight, found by what their answers say.
 #[derive(Debug, Default)]
@@ -19,7 +19,7 @@ pub struct Matcher {
     answered: usize,
 }
 
-type Key = (AnswerKey, Option<IpAddr>);
+type Key = (MatchKey, Option<IpAddr>);
 
 /// Requests that the same answers may belong to.
 #[derive(Debug, Default)]
@@ -111,8 +111,8 @@ impl Matcher {
         };
         let mut found = Match::Nobody;
         // Some may be answered by one address only, others by any.
-        let answerers = [reply.answered_as(), None];
-        let key = reply.answered_key();
+        let answerers = [reply.reply_source(), None];
+        let key = reply.reply_key();
         for answerer in &answerers[usize::from(answerers[0].is_none())..] {
             let Some(Bucket { numbers, open }) = self.by_key.get(&(key, *answerer)) else { continue };
             let mut waiting = numbers.range(*open..).copied();
@@ -178,7 +178,7 @@ impl Matcher {
 }
 
 fn key(request: &Packet) -> Key {
-    (request.answer_key(), request.answerer())
+    (request.request_key(), request.expected_source())
 }
 
 #[cfg(test)]

@@ -324,7 +324,7 @@ fn captures() {
     assert_eq!(run(&mut shell, text).unwrap(), ["1.0", "1700000000.0", "True"]);
     shell.world.files.get_mut("f.pcap").unwrap().truncate(100);
     let said = run(&mut shell, "len(rdpcap(\"f.pcap\"))").unwrap();
-    assert!(said[0].starts_with("notice: f.pcap: cut short") && said[1] == "1", "{said:?}");
+    assert!(said[0].starts_with("notice: f.pcap: truncated") && said[1] == "1", "{said:?}");
     assert!(run(&mut shell, "wrpcap(\"g\", [IP(), Ether()]); len(rdpcap(\"g\"))").unwrap() == ["2"]);
     assert!(run(&mut shell, "wrpcap(\"g.pcap\", [IP(), Ether()])").is_err());
     assert!(run(&mut shell, "rdpcap(\"h\")").unwrap_err().to_string().contains("no such file"));

@@ -186,10 +186,10 @@ fn show_prints_comments_and_json() {
         let (code, json, said) = show(&file[..length], &["--json"]);
         let json: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!((code, json["packets"].as_array().unwrap().len()), (Some(2), packets));
-        assert!(json["broken"].as_str().unwrap().starts_with("cut short at byte "), "{json}");
-        assert!(said.starts_with("crafter: -: cut short at byte "), "{said}");
+        assert!(json["broken"].as_str().unwrap().starts_with("truncated at byte "), "{json}");
+        assert!(said.starts_with("crafter: -: truncated at byte "), "{said}");
     }
-    for (file, part) in [(&b"\x1f\x8b\x08\0\0\0"[..], "gunzip"), (&file[..9], "cut short within its header")] {
+    for (file, part) in [(&b"\x1f\x8b\x08\0\0\0"[..], "gunzip"), (&file[..9], "truncated within its header")] {
         let (code, text, said) = show(file, &["--json"]);
         assert_eq!((code, text.as_str()), (Some(2), ""));
         assert!(said.contains(part), "{said}");

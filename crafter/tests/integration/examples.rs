@@ -1,10 +1,13 @@
 //! Runs each example against the lab's servers, and checks that no RST of the kernel reaches them.
 
-use std::{error::Error, net::SocketAddr};
+use std::{
+    error::Error,
+    net::{IpAddr, SocketAddr},
+};
 
 use crafter::{
     lab::{INTERFACE, Lab, LabOptions, SERVER_V4, SERVER_V6},
-    layer::Dns,
+    layer::{Dns, Ip, Ipv6, Tcp},
     packet::Flags,
 };
 use crafter_tests::within;
@@ -41,7 +44,11 @@ fn handshake() {
     let lab = lab();
     for server in [SocketAddr::from((SERVER_V4, 80)), SocketAddr::from((SERVER_V6, 80))] {
         let answer = run(&lab, async || handshake::handshake(INTERFACE, server).await);
-        assert_eq!((answer.source, answer.flags), (server, Flags::SYN | Flags::ACK));
+        let tcp = answer.get::<Tcp>().expect("a TCP segment");
+        assert_eq!((tcp.sport, tcp.flags), (Some(server.port()), Some(Flags::SYN | Flags::ACK)));
+        let source = (answer.get::<Ip>().and_then(|ip| ip.src.map(IpAddr::from)))
+            .or(answer.get::<Ipv6>().and_then(|ip| ip.src.map(IpAddr::from)));
+        assert_eq!(source, Some(server.ip()));
     }
     // Only the example's own RSTs, one per server.
     let resets = lab.tap().segments().expect("the tap");

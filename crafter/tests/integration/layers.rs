@@ -80,13 +80,13 @@ fn captures() {
     bytes.truncate(bytes.len() - 1);
     std::fs::write(&path, &bytes).unwrap();
     let cut = crafter(&["show", name, "--as", "summary"]);
-    failed(&cut, &format!("{name}: cut short at byte 140, within packet 3"));
+    failed(&cut, &format!("{name}: truncated at byte 140, within packet 3"));
     assert_eq!(String::from_utf8_lossy(&cut.stdout).lines().count(), 2);
     let cut = crafter_reading(&bytes, &["show", "-", "--json"]);
     assert_eq!(cut.status.code(), Some(2));
     let json: serde_json::Value = serde_json::from_slice(&cut.stdout).unwrap();
     assert_eq!(json["packets"].as_array().unwrap().len(), 2);
-    assert_eq!(json["broken"], "cut short at byte 140, within packet 3");
+    assert_eq!(json["broken"], "truncated at byte 140, within packet 3");
 }
 
 #[test]
@@ -97,7 +97,7 @@ fn bad_input() {
     );
     failed(
         &crafter(&["build", "IP(src=\"10.0.0.0/8\")"]),
-        "expression: it stands for 16777216 packets, at most 1000000 are allowed",
+        "expression: it is a set of 16777216 packets, at most 1000000 are allowed",
     );
     failed(
         &crafter(&["build", "IP()/Raw(load=["]),
@@ -105,7 +105,7 @@ fn bad_input() {
     );
     failed(
         &crafter(&["build", "--pcap", "-", "TCP()"]),
-        "capture: packets that begin with TCP cannot be told in it: Ether, IP or IPv6 is needed",
+        "capture: packets that begin with TCP have no link type: Ether, IP or IPv6 is needed",
     );
     failed(
         &crafter(&["show", "no-such-file"]),

@@ -3,7 +3,8 @@
 use std::time::Instant;
 
 use crafter::{
-    packet::{Segment, Transport},
+    layer::Tcp,
+    packet::Transport,
     policy::{Host, LeaseWish, PacketInfo, Policy, Subject, Usage, Verdict},
 };
 
@@ -27,8 +28,9 @@ fn deciding_packets_allocates_nothing() {
     let grant = policy.grant(&subject, &wish, &host, &usage).unwrap();
     // With another policy, the rule has to be found for each packet.
     let next = Policy::parse(text).unwrap();
-    let packets = ["203.0.113.1:80", "10.0.0.1:80"]
-        .map(|destination| Segment::new("192.0.2.1:50000".parse().unwrap(), destination.parse().unwrap()).build());
+    let packets = ["203.0.113.1:80", "10.0.0.1:80"].map(|destination| {
+        Tcp::new().between("192.0.2.1:50000".parse().unwrap(), destination.parse().unwrap()).build().unwrap()
+    });
     let now = Instant::now();
     let mut counts = [0, 0, 0];
     let judged = counted(|| {

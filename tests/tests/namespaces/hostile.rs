@@ -14,7 +14,7 @@ use crafter::{
     datapath::program::Attach,
     engine::{Direction, Observer},
     lab::INTERFACE,
-    packet::Segment,
+    packet::TcpView,
 };
 use crafter_tests::{
     by_hand::{self, PATIENCE},
@@ -118,7 +118,7 @@ impl Drop for SetOnDrop<'_> {
 /// A hook that notes the numbers of a stream.
 fn watch(numbers: Arc<Mutex<Numbers>>) -> impl FnMut(Direction, &[u8]) + Send {
     move |direction, ip| {
-        let Ok(segment) = Segment::parse(ip) else { return };
+        let Ok(segment) = TcpView::parse(ip) else { return };
         let mut now = numbers.lock().unwrap();
         // Of what comes in, only that of the connection itself counts; forged numbers are far off.
         if direction == Direction::Sent {

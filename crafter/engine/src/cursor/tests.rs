@@ -1,22 +1,66 @@
-//! Two cursors talk to each other.
+//! Two cursors as peers.
 
 use super::*;
+use crafter_packet::testing::Segment;
 
-fn pair(isn: u32, peer_isn: u32) -> (Cursor, Cursor) {
+/// A cursor with [`Segment`]s in place of packets.
+#[derive(Clone)]
+pub(crate) struct Hand(pub Cursor);
+
+impl Hand {
+    pub fn syn(&mut self) -> Segment {
+        Segment::from(&self.0.syn())
+    }
+
+    pub fn ack(&mut self) -> Segment {
+        Segment::from(&self.0.ack())
+    }
+
+    pub fn data(&mut self, bytes: &[u8]) -> Vec<Segment> {
+        self.0.data(bytes).iter().map(Segment::from).collect()
+    }
+
+    pub fn fin(&mut self) -> Segment {
+        Segment::from(&self.0.fin())
+    }
+
+    pub fn rst(&mut self) -> Segment {
+        Segment::from(&self.0.rst())
+    }
+
+    pub fn handle(&mut self, segment: &Segment) -> Received {
+        self.0.handle(&segment.build())
+    }
+}
+
+impl std::ops::Deref for Hand {
+    type Target = Cursor;
+    fn deref(&self) -> &Cursor {
+        &self.0
+    }
+}
+
+impl std::ops::DerefMut for Hand {
+    fn deref_mut(&mut self) -> &mut Cursor {
+        &mut self.0
+    }
+}
+
+fn pair(isn: u32, peer_isn: u32) -> (Hand, Hand) {
     let (a, b) = ("192.0.2.1:49152".parse().unwrap(), "192.0.2.2:80".parse().unwrap());
-    (Cursor::with_isn(a, b, isn), Cursor::with_isn(b, a, peer_isn))
+    (Hand(Cursor::with_isn(a, b, isn)), Hand(Cursor::with_isn(b, a, peer_isn)))
 }
 
 #[test]
-fn each_has_a_random_initial_sequence_number() {
+fn initial_sequence_numbers_are_random() {
     let ends = ("192.0.2.1:49152".parse().unwrap(), "192.0.2.2:80".parse().unwrap());
-    let numbers: Vec<u32> = (0..64).map(|_| Cursor::new(ends.0, ends.1).syn().seq).collect();
-    // Each bit is 0 in some and 1 in others: by chance it is not once in 2^58 runs.
+    let numbers: Vec<u32> = (0..64).map(|_| Hand(Cursor::new(ends.0, ends.1)).syn().seq).collect();
+    // Each bit is 0 in some numbers and 1 in others; by chance this fails once in 2^58 runs.
     assert_eq!(numbers.iter().fold(0, |all, number| all | number), u32::MAX, "{numbers:x?}");
     assert_eq!(numbers.iter().fold(u32::MAX, |all, number| all & number), 0, "{numbers:x?}");
 }
 
-fn established(isn: u32, peer_isn: u32) -> (Cursor, Cursor) {
+fn established(isn: u32, peer_isn: u32) -> (Hand, Hand) {
     let (mut client, mut server) = pair(isn, peer_isn);
     assert_eq!(server.handle(&client.syn()), Received::Syn);
     assert_eq!(client.handle(&server.syn()), Received::Syn);
@@ -27,7 +71,7 @@ fn established(isn: u32, peer_isn: u32) -> (Cursor, Cursor) {
 }
 
 #[test]
-fn a_whole_conversation_across_the_wrap() {
+fn conversation_across_sequence_wrap() {
     let (mut client, mut server) = established(u32::MAX - 2, u32::MAX);
     assert_eq!(server.peer_mss(), 1460);
     let request = vec![7; 4000];
@@ -55,7 +99,7 @@ fn a_whole_conversation_across_the_wrap() {
 }
 
 #[test]
-fn order_is_restored_and_fin_waits_for_the_gap() {
+fn out_of_order_data_and_fin_are_reordered() {
     let (mut client, mut server) = established(100, u32::MAX - 3000);
     let body: Vec<u8> = (0..6000_u32).map(|n| n as u8).collect();
     let mut segments = server.data(&body);
@@ -74,7 +118,7 @@ fn order_is_restored_and_fin_waits_for_the_gap() {
 }
 
 #[test]
-fn overlapping_segments_give_each_byte_once() {
+fn overlapping_segments_deliver_each_byte_once() {
     let (mut client, mut server) = established(1, 2);
     let whole = server.data(b"abcdefgh").remove(0);
     let part = |from: usize, to: usize| Segment {
@@ -91,7 +135,7 @@ fn overlapping_segments_give_each_byte_once() {
 }
 
 #[test]
-fn refusal_reset_and_forgery() {
+fn only_exact_resets_are_accepted() {
     let (mut client, mut server) = pair(5, 9);
     server.handle(&client.syn());
     let mut rst = server.rst();
@@ -111,10 +155,11 @@ fn refusal_reset_and_forgery() {
     rst.seq -= 1;
     rst.source.set_port(1);
     assert_eq!(client.handle(&rst), Received::Foreign);
+    assert_eq!(client.0.handle(b"no packet"), Received::Foreign);
 }
 
 #[test]
-fn the_window_shrinks_until_the_data_is_taken() {
+fn window_shrinks_until_data_is_read() {
     let (mut client, mut server) = established(5, 9);
     client.receive_window = 2000;
     server.peer_mss = 1000;

@@ -1,4 +1,4 @@
-//! The network device that smoltcp sees: one packet in, any number out, nothing kept.
+//! The network device that smoltcp sees: one packet in, any number out, no queues.
 
 use smoltcp::iface::{Config, Interface};
 use smoltcp::phy::{Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
@@ -7,14 +7,14 @@ use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
 
 use crate::config::StreamConfig;
 
-/// An interface that has the local address and nothing else.
+/// Creates an interface with the local address only.
 ///
-/// - smoltcp: `Interface` keeps the MTU of the device it was made with; there is no way to change it.
-/// - Asked for: the segment size follows the path's MTU (RFC 9293, section 3.7.2; RFC 5927, section 7.2).
-/// - Without a new interface for a new MTU: segments stay too long for the path, and none arrives.
-/// - Can go when smoltcp reads the MTU of the device at each poll.
+/// - smoltcp: `Interface` copies the MTU of its device when it is created; it cannot be changed.
+/// - Required: the segment size follows the path's MTU (RFC 9293, section 3.7.2; RFC 5927, section 7.2).
+/// - Otherwise: after a change of the MTU, segments stay too long for the path and are all dropped.
+/// - Remove when smoltcp reads the MTU of the device at each poll.
 ///
-/// A new one takes over an open connection, because smoltcp keeps nothing of it in the interface.
+/// A new interface can continue an open connection, because smoltcp keeps no state of it in the interface.
 pub(crate) fn interface(config: &StreamConfig, mtu: usize) -> Interface {
     let mut smoltcp = Config::new(HardwareAddress::Ip);
     smoltcp.random_seed = config.seed;
@@ -24,18 +24,18 @@ pub(crate) fn interface(config: &StreamConfig, mtu: usize) -> Interface {
     let address = IpAddress::from(config.local.ip());
     let prefix = if config.local.is_ipv4() { 32 } else { 128 };
     interface.update_ip_addrs(|addresses| {
-        // One address in an empty list always fits.
+        // An empty list has room for one address.
         let _ = addresses.push(IpCidr::new(address, prefix));
     });
     interface
 }
 
-/// Lends one received packet to smoltcp, and hands out each packet that smoltcp makes.
+/// Passes one received packet to smoltcp, and each packet from smoltcp to a closure.
 pub(crate) struct OneShot<'a> {
     pub mtu: usize,
-    /// The received packet, until smoltcp takes it.
+    /// The received packet, until smoltcp reads it.
     pub incoming: Option<&'a [u8]>,
-    /// Where outgoing packets are built, one after the other; grows to the MTU once.
+    /// Buffer for outgoing packets, one at a time; grows to the MTU once.
     pub scratch: &'a mut Vec<u8>,
     pub out: &'a mut dyn FnMut(&[u8]),
 }
@@ -61,7 +61,7 @@ impl Device for OneShot<'_> {
 
     fn capabilities(&self) -> DeviceCapabilities {
         let mut checksum = ChecksumCapabilities::default();
-        // Received packets have been verified where partial checksums are understood.
+        // Checksums of received packets are verified earlier, where partial checksums are known.
         checksum.ipv4 = Checksum::Tx;
         checksum.tcp = Checksum::Tx;
         let mut capabilities = DeviceCapabilities::default();

@@ -1,7 +1,7 @@
-//! Packets that smoltcp does not read, as packets that it reads.
+//! Converts packets that smoltcp cannot read.
 
-use crafter_packet::header::field::{ipv4, ipv6, tcp};
-use crafter_packet::header::{Flags, Seq, TcpView, ip};
+use crafter_packet::view::field::{ipv4, ipv6, tcp};
+use crafter_packet::view::{Flags, Seq, TcpView, ip};
 
 /// Payload of the pieces of a super-frame, in bytes.
 const PIECE: usize = 32 << 10;
@@ -9,8 +9,8 @@ const PIECE: usize = 32 << 10;
 /// First byte of an IPv4 header without options: version 4, 5 words.
 const VERSION_4_NO_OPTIONS: u8 = 0x45;
 
-/// Gives `take` the segment in packets that smoltcp reads: itself, or copies in `buffer`. The checksums of the copies
-/// are wrong; [`OneShot`](super::device::OneShot) has smoltcp ignore them.
+/// Passes the segment to `take` as packets that smoltcp can read: itself, or copies in `buffer`. The checksums of the
+/// copies are wrong; [`OneShot`](super::device::OneShot) has smoltcp ignore them.
 pub(crate) fn for_each_plain(view: &TcpView<'_>, buffer: &mut Vec<u8>, take: &mut dyn FnMut(&[u8])) {
     let packet = view.ip.bytes();
     let (length, fixed) = match view.ip.version() {
@@ -31,22 +31,22 @@ pub(crate) fn for_each_plain(view: &TcpView<'_>, buffer: &mut Vec<u8>, take: &mu
 ///
 /// - smoltcp: `process_ipv6` reads hop-by-hop options; `process_nxt_hdr` answers any other extension header with a
 ///   parameter problem.
-/// - Asked for: a node accepts extension headers in any order and number (RFC 8200, section 4.1); crafter's parser has
-///   passed over them already.
-/// - Without it: a peer that uses destination options, or a segment-routing network, is answered by ICMPv6 errors.
-/// - Can go when smoltcp reads past all extension headers.
+/// - Required: a node accepts extension headers in any order and number (RFC 8200, section 4.1); the parser has skipped
+///   them already.
+/// - Otherwise: a peer that uses destination options or segment routing receives ICMPv6 errors.
+/// - Remove when smoltcp reads past all extension headers.
 pub(crate) fn without_extension_headers(view: &TcpView<'_>, buffer: &mut Vec<u8>) {
     copy_piece(view, 0..view.payload().len(), buffer);
 }
 
-/// Gives `take` a super-frame in pieces whose lengths fit the IP header, each copied to `buffer`. IPv4 options and IPv6
-/// extension headers are left out.
+/// Passes a super-frame to `take` in pieces whose lengths fit the IP header, each copied to `buffer`, without IPv4
+/// options and IPv6 extension headers.
 ///
-/// - smoltcp: a length field of 0 is an error to the `check_len` of its IPv4 packet, and an empty packet in IPv6.
-/// - Asked for: nothing in an RFC. Linux hands over what it has put together from many segments (`skb_gro_receive`) as
-///   one packet, and writes 0 where the sum does not fit 16 bits (BIG TCP).
-/// - Without it: a super-frame of 64 KiB and more is lost.
-/// - Can go when smoltcp takes the length of the buffer for a length field of 0, or reads segments without an IP
+/// - smoltcp: `check_len` of IPv4 rejects a length field of 0; IPv6 reads an empty packet.
+/// - Required: no RFC. Linux delivers merged segments (`skb_gro_receive`) as one packet, with length 0 if the sum
+///   exceeds 16 bits (BIG TCP).
+/// - Otherwise: super-frames of 64 KiB and more are lost.
+/// - Remove when smoltcp uses the length of the buffer if the length field is 0, or reads segments without an IP
 ///   header.
 pub(crate) fn in_pieces(view: &TcpView<'_>, buffer: &mut Vec<u8>, take: &mut dyn FnMut(&[u8])) {
     let length = view.payload().len();
@@ -62,7 +62,7 @@ pub(crate) fn in_pieces(view: &TcpView<'_>, buffer: &mut Vec<u8>, take: &mut dyn
     }
 }
 
-/// Copies the headers and that part of the payload, which has to fit the IP header's length field.
+/// Copies the headers and a part of the payload, which must fit the length field of the IP header.
 fn copy_piece(view: &TcpView<'_>, part: std::ops::Range<usize>, buffer: &mut Vec<u8>) {
     let (packet, segment, payload) = (view.ip.bytes(), view.ip.payload(), view.payload());
     let is_ipv4 = view.ip.version() == 4;
@@ -83,7 +83,7 @@ fn copy_piece(view: &TcpView<'_>, part: std::ops::Range<usize>, buffer: &mut Vec
     let copy = &mut buffer[ip_header..];
     copy[tcp::SEQ].copy_from_slice(&(Seq(view.seq) + part.start as u32).to_be_bytes());
     if part.end < payload.len() {
-        // FIN follows the last byte of the whole.
+        // FIN follows the last byte of the super-frame.
         copy[tcp::FLAGS] &= !((Flags::FIN | Flags::PSH).0 as u8);
     }
 }

@@ -1,48 +1,48 @@
-//! Received and sent segments, as smoltcp has to see them and as the peer has to see them.
+//! Rewrites received segments for smoltcp, and sent segments for the peer.
 
 use super::Rewrite;
 use super::socket::SendSequence;
-use crafter_packet::header::field::{ipv4, ipv6, tcp};
-use crafter_packet::header::{Flags, Seq, TcpOption, TcpView, checksum, ip};
+use crafter_packet::view::field::{ipv4, ipv6, tcp};
+use crafter_packet::view::{Flags, Seq, TcpView, checksum, ip};
 
 /// The MSS of a peer whose SYN has no such option (RFC 9293, section 3.7.1), in bytes.
 const DEFAULT_MSS: u32 = 536;
-/// The greatest shift of a window (RFC 7323, section 2.3).
+/// The largest window scale (RFC 7323, section 2.3).
 const MAX_SCALE: u8 = 14;
-/// A window is smaller than this (RFC 7323, section 2.3), in bytes.
+/// Upper limit of a window (RFC 7323, section 2.3), in bytes.
 const MAX_WINDOW: u32 = 1 << 30;
 
-/// What the peer has room for.
+/// The peer's window.
 #[derive(Debug, Default)]
 pub(crate) struct Repair {
-    /// By how many bits the peer's windows are shifted.
+    /// The peer's window scale.
     scale: u8,
     /// The right edge of the largest window that the peer has offered.
     edge: Option<Seq>,
-    /// Whether the segment noted last has moved that edge.
+    /// Whether the last noted segment has advanced the edge.
     is_news: bool,
-    /// The longest segment that the peer takes, in bytes.
+    /// The peer's MSS, in bytes.
     mss: u32,
 }
 
-/// What this end waits for.
+/// The state of the receive and send sequence space.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Awaited {
-    /// RCV.NXT and the room behind it in bytes; `None` until the peer's SYN.
+    /// RCV.NXT and the receive window in bytes; `None` before the peer's SYN.
     pub receive: Option<(Seq, usize)>,
-    /// SND.UNA and SND.NXT; `None` until something was sent.
+    /// SND.UNA and SND.NXT; `None` before the first segment.
     pub send: Option<SendSequence>,
-    /// Whether a FIN is all that is not acknowledged.
+    /// Whether only a FIN is not acknowledged.
     pub is_fin_alone: bool,
 }
 
 /// Whether a RST is in the window, but not at RCV.NXT. It is [answered](Repair::challenged).
 ///
 /// - smoltcp: `process` closes the socket on a RST anywhere in the window. It drops one outside, as it should.
-/// - Asked for: only the number exactly next resets; any other in the window is answered by a challenge ACK (RFC 5961,
+/// - Required: only the exact RCV.NXT resets; any other number in the window is answered by a challenge ACK (RFC 5961,
 ///   section 3.2).
-/// - Without it: who does not see the connection closes it with one RST per window, about 1000 for one of 4 MiB.
-/// - Can go when smoltcp answers such a RST with a challenge ACK.
+/// - Otherwise: an off-path attacker can reset the connection with one RST per window, about 1000 for 4 MiB.
+/// - Remove when smoltcp answers such a RST with a challenge ACK.
 pub(crate) fn is_inexact_reset(view: &TcpView<'_>, receive_next: Seq, room: usize) -> bool {
     let ahead = ahead_of(receive_next, view);
     view.flags.contains(Flags::RST) && ahead > 0 && ahead < room
@@ -50,49 +50,49 @@ pub(crate) fn is_inexact_reset(view: &TcpView<'_>, receive_next: Seq, room: usiz
 
 /// Whether a SYN without ACK is received on an open connection. It is [answered](Repair::challenged).
 ///
-/// - smoltcp: `process` drops what has no ACK, and nothing is sent.
-/// - Asked for: a challenge ACK, whatever the number (RFC 5961, section 4.2).
-/// - Without it: a peer that was restarted and connects from the same port waits until it gives up: only the RST with
-///   which it answers the challenge would end the old connection.
-/// - Can go when smoltcp answers a SYN on an open connection with a challenge ACK.
+/// - smoltcp: `process` drops segments without ACK silently.
+/// - Required: a challenge ACK, regardless of the sequence number (RFC 5961, section 4.2).
+/// - Otherwise: a restarted peer that connects from the same port times out: only its RST in response to the challenge
+///   would end the old connection.
+/// - Remove when smoltcp answers a SYN on an open connection with a challenge ACK.
 pub(crate) fn is_late_syn(view: &TcpView<'_>) -> bool {
     view.flags.contains(Flags::SYN) && !view.flags.intersects(Flags::ACK | Flags::RST)
 }
 
-/// Whether an ACK alone repeats that a FIN is all that is missing. smoltcp must not count it.
+/// Whether a duplicate ACK is received while only the FIN is unacknowledged. smoltcp must not count it.
 ///
-/// - smoltcp: the third one sets `Timer::FastRetransmit`. `dispatch` then stops the retransmit timer, and as the
-///   transmit buffer is empty it sends nothing.
-/// - Asked for: what is not acknowledged is retransmitted when the timer expires (RFC 6298, section 5.4).
-/// - Without it: a lost FIN is never repeated; the connection stays in FIN-WAIT-1 or LAST-ACK until it times out.
-/// - Can go when smoltcp retransmits the FIN, or leaves the timer alone where it has no data.
+/// - smoltcp: the third one sets `Timer::FastRetransmit`. `dispatch` then stops the retransmit timer but sends nothing,
+///   because the transmit buffer is empty.
+/// - Required: unacknowledged data is retransmitted when the timer expires (RFC 6298, section 5.4).
+/// - Otherwise: a lost FIN is never retransmitted; the connection stays in FIN-WAIT-1 or LAST-ACK until it times out.
+/// - Remove when smoltcp retransmits the FIN, or keeps the timer if it has no data.
 pub(crate) fn is_repeated_ack_of_fin(awaited: &Awaited) -> bool {
     awaited.is_fin_alone
 }
 
-/// The number for smoltcp to see on an ACK alone that is ahead of RCV.NXT, up to the right edge of the window.
+/// The sequence number for smoltcp on a pure ACK that is ahead of RCV.NXT, up to the right edge of the window.
 ///
-/// - smoltcp: `process` takes a segment without data if RCV.NXT =< SEG.SEQ < RCV.NXT+RCV.WND, by the window in its
-///   last ACK. It answers one at the edge and ignores what that acknowledges.
-/// - Asked for: that test (RFC 9293, section 3.10.7.4), which adds "special allowance" for ACKs only where the window
-///   is 0. Linux takes an ACK at the edge (`tcp_sequence`), and sends it when it has filled the window.
-/// - Without it: where data at the beginning of a full window is lost, this end takes no acknowledgment until it is
-///   repeated, and if both ends are in that state, neither repeats it in time.
-/// - Can go when smoltcp takes the acknowledgment in a segment without data at the right edge.
+/// - smoltcp: `process` takes a segment without data if RCV.NXT =< SEG.SEQ < RCV.NXT+RCV.WND, by the window in its last
+///   ACK. It answers a segment at the edge but ignores its acknowledgment.
+/// - Required: that test (RFC 9293, section 3.10.7.4), with "special allowance" for ACKs only if the window is 0. Linux
+///   accepts an ACK at the edge (`tcp_sequence`), and sends one when it has filled the window.
+/// - Otherwise: if data at the beginning of a full window is lost, this end ignores acknowledgments until the data is
+///   retransmitted; if both ends are in that state, neither retransmits in time.
+/// - Remove when smoltcp accepts the acknowledgment in a segment without data at the right edge.
 pub(crate) fn ack_at_right_edge(view: &TcpView<'_>, receive: Option<(Seq, usize)>) -> Option<Seq> {
     let (next, room) = receive?;
     let ahead = ahead_of(next, view);
     (is_pure_ack(view) && ahead > 0 && ahead <= room).then_some(next)
 }
 
-/// `view`, which smoltcp is about to send, with SND.NXT as its number, if it carries another; `next` is SND.NXT.
+/// Sets the sequence number of `view`, which smoltcp sends, to `next`, SND.NXT; `None` if it is right.
 ///
 /// - smoltcp: an ACK or RST without data carries `remote_last_seq`, which `dispatch` winds back to SND.UNA when the
 ///   retransmit timer expires.
-/// - Asked for: `<SEQ=SND.NXT>` (RFC 9293, sections 3.10.7.4 and 3.10.5).
-/// - Without it: the peer has received what is repeated and drops the ACK as one before its window. If both ends
-///   repeat, neither takes the other's acknowledgment, for ever. A RST is not taken either (RFC 5961, section 3.2).
-/// - Can go when smoltcp keeps SND.NXT apart from where it retransmits.
+/// - Required: `<SEQ=SND.NXT>` (RFC 9293, sections 3.10.7.4 and 3.10.5).
+/// - Otherwise: the peer drops the ACK, because its sequence number is before the window. If both ends retransmit,
+///   neither ever accepts the other's acknowledgment. A RST is not accepted either (RFC 5961, section 3.2).
+/// - Remove when smoltcp keeps SND.NXT separate from the retransmission position.
 pub(crate) fn send_next(view: &TcpView<'_>, next: Option<Seq>) -> Option<Vec<u8>> {
     let next = next.filter(|next| *next != Seq(view.seq))?;
     if view.sequence_length() > 0 || !view.flags.contains(Flags::ACK) {
@@ -105,8 +105,7 @@ pub(crate) fn send_next(view: &TcpView<'_>, next: Option<Seq>) -> Option<Vec<u8>
 }
 
 impl Repair {
-    /// Notes what the peer has room for. A SYN says so only while this end is `connecting`: a later one is old or
-    /// forged.
+    /// Notes the peer's window. A SYN counts only while this end is `connecting`: a later one is old or forged.
     pub fn note_window(&mut self, view: &TcpView<'_>, connecting: bool) {
         let is_syn = view.flags.contains(Flags::SYN);
         self.is_news = false;
@@ -114,14 +113,8 @@ impl Repair {
             return;
         }
         if is_syn {
-            (self.scale, self.mss) = (0, DEFAULT_MSS);
-            for option in TcpOption::parse_all(view.options()) {
-                match option {
-                    TcpOption::WindowScale(shift) => self.scale = shift.min(MAX_SCALE),
-                    TcpOption::Mss(mss) => self.mss = u32::from(mss).max(DEFAULT_MSS),
-                    _ => {}
-                }
-            }
+            self.scale = view.window_scale().unwrap_or(0).min(MAX_SCALE);
+            self.mss = view.mss().map_or(DEFAULT_MSS, |mss| u32::from(mss).max(DEFAULT_MSS));
         }
         if view.flags.contains(Flags::ACK) {
             let shift = if is_syn { 0 } else { self.scale };
@@ -133,7 +126,7 @@ impl Repair {
         }
     }
 
-    /// What smoltcp is to see of a received segment, whose window was [noted](Self::note_window).
+    /// Rewrites a received segment for smoltcp, after [`note_window`](Self::note_window).
     pub fn incoming(&self, view: &TcpView<'_>, awaited: Awaited) -> Rewrite {
         if let Some(((receive_next, room), send)) = awaited.receive.zip(awaited.send)
             && (is_inexact_reset(view, receive_next, room) || is_late_syn(view))
@@ -164,24 +157,23 @@ impl Repair {
         Rewrite::Replace(packet)
     }
 
-    /// What smoltcp is to see of a segment that has to be answered by a challenge ACK: a keep-alive, which it answers
-    /// so.
+    /// Rewrites a segment that requires a challenge ACK to a keep-alive, which smoltcp answers with one.
     ///
-    /// - smoltcp: `challenge_ack_reply`, with its limit of one per second, is reached by segments outside the window
-    ///   and by ACKs of what was never sent only.
-    /// - Asked for: challenge ACKs for inexact RSTs, late SYNs and old timestamps (RFC 5961, sections 3.2 and 4.2; RFC
+    /// - smoltcp: only segments outside the window and ACKs of unsent data reach `challenge_ack_reply`, which is
+    ///   limited to one per second.
+    /// - Required: challenge ACKs for inexact RSTs, late SYNs and old timestamps (RFC 5961, sections 3.2 and 4.2; RFC
     ///   7323, section 5.3 R1), throttled (RFC 5961, section 7).
-    /// - Without it: none of the three is answered.
-    /// - Can go with the functions that find the three.
+    /// - Otherwise: none of the three is answered.
+    /// - Remove with the functions that detect the three.
     pub fn challenged(&self, view: &TcpView<'_>, receive_next: Seq, send_next: Seq) -> Rewrite {
-        // Without its data, of which some might be in the window.
+        // Without its data, part of which may be in the window.
         let whole = view.ip.bytes();
         let mut packet = whole[..whole.len() - view.payload().len()].to_vec();
         let (field, length) = match view.ip.version() {
             4 => (ipv4::LENGTH, packet.len()),
             _ => (ipv6::LENGTH, packet.len() - ip::IPV6_HEADER),
         };
-        // Headers alone always fit.
+        // Headers always fit.
         packet[field].copy_from_slice(&(length as u16).to_be_bytes());
         let window = self.edge.map_or(0, |edge| edge.distance_from(send_next) >> self.scale);
         let header = &mut packet[view.ip.payload.start..];
@@ -192,66 +184,64 @@ impl Repair {
         Rewrite::Replace(packet)
     }
 
-    /// Whether it is an ACK alone, without news, of the oldest number in flight.
+    /// Whether the segment is a duplicate ACK: a pure ACK of the oldest number in flight without a window update.
     fn is_repeated_ack(&self, view: &TcpView<'_>, send: Option<SendSequence>) -> bool {
         let oldest = send.filter(|send| send.unacknowledged != send.next).map(|send| send.unacknowledged);
         is_pure_ack(view) && !self.is_news && oldest == Some(Seq(view.ack))
     }
 
-    /// Whether a [repeated ACK](Self::is_repeated_ack) is received while the window has no room for a segment. smoltcp
+    /// Whether a [duplicate ACK](Self::is_repeated_ack) is received while the window has no room for a segment. smoltcp
     /// must not count it.
     ///
-    /// - smoltcp: after the third one `dispatch` repeats as much as a whole segment whatever the window
-    ///   (`pending_fast_retransmit`), and raises `remote_last_seq` to its end.
-    /// - Asked for: nothing is sent beyond the window (RFC 9293, section 3.8.6).
-    /// - Without it: what the peer had no room for is taken for sent, and waits for a timeout; on a window of 0 none
-    ///   runs.
-    /// - Can go when smoltcp cuts the fast retransmit to the window.
+    /// - smoltcp: after the third one `dispatch` retransmits up to a full segment regardless of the window
+    ///   (`pending_fast_retransmit`), and advances `remote_last_seq` to its end.
+    /// - Required: nothing is sent beyond the window (RFC 9293, section 3.8.6).
+    /// - Otherwise: data outside the window counts as sent and waits for a timeout; with a window of 0, no timer runs.
+    /// - Remove when smoltcp limits the fast retransmit to the window.
     fn is_repeated_ack_without_room(&self, view: &TcpView<'_>) -> bool {
         let acknowledged = Seq(view.ack);
         self.edge.unwrap_or(acknowledged).distance_from(acknowledged) < self.mss
     }
 
-    /// The window that goes with the segment's acknowledgment, if a later segment has offered more than this one.
+    /// The window to use with the segment's acknowledgment, if a later segment has offered more.
     ///
-    /// - smoltcp: `process` takes the window of every segment in order.
-    /// - Asked for: only if the segment is not older than the last that has changed it, by SND.WL1 and SND.WL2 (RFC
-    ///   9293, section 3.10.7.4, fifth).
-    /// - Without it: an ACK that was overtaken closes the window again. If what was sent into the newer window is lost,
-    ///   smoltcp neither repeats it nor probes.
-    /// - Can go when smoltcp has SND.WL1 and SND.WL2.
+    /// - smoltcp: `process` uses the window of every segment in order of arrival.
+    /// - Required: only if the segment is not older than the last window update, by SND.WL1 and SND.WL2 (RFC 9293,
+    ///   section 3.10.7.4, fifth).
+    /// - Otherwise: a reordered ACK shrinks the window again. If data in the newer window is lost, smoltcp neither
+    ///   retransmits it nor probes.
+    /// - Remove when smoltcp has SND.WL1 and SND.WL2.
     fn newest_window(&self, view: &TcpView<'_>) -> Option<u16> {
         let window = u16::try_from(self.offered(view)? >> self.scale).unwrap_or(u16::MAX);
         (window > view.window).then_some(window)
     }
 
-    /// The least window, in place of 0, for a segment whose field rounds to 0 a window in which something is in flight.
+    /// Window 1 in place of 0, for a segment whose window rounds to 0 while data in it is in flight.
     ///
-    /// - smoltcp: `process` starts the timer of a zero-window probe only where no other runs. When the retransmit timer
+    /// - smoltcp: `process` starts the zero-window probe timer only if no other timer runs. When the retransmit timer
     ///   expires later, `dispatch` stops it, finds no room, and sends nothing.
-    /// - Asked for: what was in the window when it was sent is retransmitted, even if the shift has rounded the window
-    ///   to 0 since (RFC 7323, section 2.4).
-    /// - Without it: if that is lost, it is never repeated.
-    /// - Can go when smoltcp retransmits by the edge it was offered, or goes over to probing.
+    /// - Required: data that was in the window when it was sent is retransmitted, even if the window has rounded to 0
+    ///   since (RFC 7323, section 2.4).
+    /// - Otherwise: if that data is lost, it is never retransmitted.
+    /// - Remove when smoltcp retransmits up to the offered edge, or switches to probing.
     fn window_in_flight(&self, view: &TcpView<'_>, send: Option<SendSequence>) -> Option<u16> {
         let offered = self.offered(view)?;
         let is_in_flight = send.is_some_and(|send| send.next.after(Seq(view.ack)));
         (view.window == 0 && offered > 0 && offered >> self.scale == 0 && is_in_flight).then_some(1)
     }
 
-    /// How many bytes behind the segment's acknowledgment the peer has offered; `None` for one of long ago, which
-    /// smoltcp ignores.
+    /// Offered window from the segment's acknowledgment on, in bytes; `None` for an old segment, which smoltcp ignores.
     fn offered(&self, view: &TcpView<'_>) -> Option<u32> {
         Some(self.edge?.distance_from(Seq(view.ack))).filter(|offered| *offered <= MAX_WINDOW)
     }
 }
 
-/// Whether a segment acknowledges, and neither takes sequence space nor resets.
+/// Whether a segment only acknowledges: no data, SYN, FIN or RST.
 fn is_pure_ack(view: &TcpView<'_>) -> bool {
     view.flags.contains(Flags::ACK) && !view.flags.contains(Flags::RST) && view.sequence_length() == 0
 }
 
-/// How far the segment's number is ahead of `next`; huge if it is behind.
+/// Distance of the segment's number from `next`, modulo 2^32.
 fn ahead_of(next: Seq, view: &TcpView<'_>) -> usize {
     Seq(view.seq).distance_from(next) as usize
 }
@@ -259,7 +249,8 @@ fn ahead_of(next: Seq, view: &TcpView<'_>) -> usize {
 #[cfg(test)]
 mod unit_tests {
     use super::*;
-    use crafter_packet::header::{Checksum, Segment};
+    use crafter_packet::view::Checksum;
+    use crafter_packet::{layer::TcpOption, testing::Segment};
 
     fn segment(flags: Flags, seq: u32, ack: u32, window: u16, payload: &[u8]) -> Vec<u8> {
         let ends = ("192.0.2.1:80".parse().unwrap(), "192.0.2.2:49152".parse().unwrap());
@@ -281,7 +272,7 @@ mod unit_tests {
     }
 
     #[test]
-    fn acks_and_resets_carry_what_is_next() {
+    fn ack_and_rst_carry_send_next() {
         for flags in [Flags::ACK, Flags::ACK | Flags::RST] {
             let packet = segment(flags, 100, 7, 100, b"");
             let changed = send_next(&TcpView::parse(&packet).unwrap(), Some(Seq(600))).expect("an old number");
@@ -294,7 +285,7 @@ mod unit_tests {
     }
 
     #[test]
-    fn the_newest_window_stays() {
+    fn newest_window_is_kept() {
         // 100 + (50 << 3) = 500.
         let repair = repair(3, 100, 50);
         let seen = |ack, window| {
@@ -313,7 +304,7 @@ mod unit_tests {
         assert_eq!(seen(100, 50), None);
         assert_eq!(seen(180, 39), Some(40));
         assert_eq!(seen(180, 40), None);
-        // Less than the shift can say is still not nothing.
+        // A window that rounds to 0 is still not 0.
         assert_eq!(seen(495, 0), Some(1));
         assert_eq!(seen(498, 0), None);
         assert_eq!(seen(500, 0), None);
@@ -321,7 +312,7 @@ mod unit_tests {
     }
 
     #[test]
-    fn acks_at_the_right_edge_are_taken() {
+    fn ack_at_right_edge_is_moved_into_window() {
         let repair = repair(0, 100, 50);
         let seen = |seq, payload: &[u8]| {
             let packet = segment(Flags::ACK, seq, 100, 50, payload);
@@ -336,9 +327,9 @@ mod unit_tests {
     }
 
     #[test]
-    fn a_syn_says_how_to_read_windows_only_at_the_start() {
+    fn window_scale_is_read_only_while_connecting() {
         let ends = ("192.0.2.1:80".parse().unwrap(), "192.0.2.2:49152".parse().unwrap());
-        let options = vec![TcpOption::Mss(1000), TcpOption::WindowScale(7)];
+        let options = vec![TcpOption::Mss(1000), TcpOption::WScale(7)];
         let syn = Segment { flags: Flags::SYN, options, window: 1, ..Segment::new(ends.0, ends.1) }.build();
         let syn = TcpView::parse(&syn).unwrap();
         let mut repair = Repair::default();
@@ -350,7 +341,7 @@ mod unit_tests {
     }
 
     #[test]
-    fn a_guess_is_a_segment_before_the_window() {
+    fn inexact_rst_and_syn_become_keep_alive() {
         let repair = repair(3, 100, 50);
         let awaited = Awaited { send: in_flight(140, 140), ..awaited(1000, 200) };
         let seen_of = |flags, seq, payload: &[u8], awaited| {
@@ -375,7 +366,7 @@ mod unit_tests {
     }
 
     #[test]
-    fn nothing_is_seen_of_repeated_acks_that_lead_astray() {
+    fn harmful_duplicate_acks_are_dropped() {
         for (window, is_fin, seen) in
             [(2000, false, Rewrite::Keep), (2000, true, Rewrite::Drop), (999, false, Rewrite::Drop)]
         {

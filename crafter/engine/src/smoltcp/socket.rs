@@ -1,18 +1,18 @@
-//! State that a socket of smoltcp has no accessor for.
+//! State for which a smoltcp socket has no accessor.
 
 use smoltcp::socket::tcp::{Socket, State};
 
-use crafter_packet::header::Seq;
+use crafter_packet::view::Seq;
 
 /// The send sequence variables of RFC 9293, section 3.3.1, taken from the segments themselves.
 ///
-/// - smoltcp: `local_seq_no` (SND.UNA) and `remote_last_seq` are private, and the latter is no SND.NXT: `dispatch`
-///   winds it back when it retransmits.
-/// - Asked for: ACKs carry SND.NXT (RFC 9293, section 3.10.7.4); an ICMP error counts only if it quotes a number in
+/// - smoltcp: `local_seq_no` (SND.UNA) and `remote_last_seq` are private, and the latter is not SND.NXT: `dispatch`
+///   resets it when it retransmits.
+/// - Required: ACKs carry SND.NXT (RFC 9293, section 3.10.7.4); an ICMP error counts only if it quotes a number in
 ///   flight (RFC 5927, section 4.1).
-/// - Without it: [`send_next`](super::repair::send_next) and the repairs of repeated ACKs know no numbers, and
-///   anybody's ICMP error ends an attempt to connect.
-/// - Can go when smoltcp has accessors for both, and SND.NXT does not go back.
+/// - Otherwise: [`send_next`](super::repair::send_next) and the repairs of repeated ACKs lack these numbers, and a
+///   forged ICMP error ends a connection attempt.
+/// - Remove when smoltcp has accessors for both, and SND.NXT does not go back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SendSequence {
     /// SND.UNA: the oldest number that is not acknowledged.
@@ -22,7 +22,7 @@ pub(crate) struct SendSequence {
 }
 
 impl SendSequence {
-    /// Notes a segment that takes the numbers from `start` to `end`; true if some were sent before.
+    /// Notes a segment with the sequence numbers `start..end`; `true` if some were sent before.
     pub fn note_sent(&mut self, start: Seq, end: Seq) -> bool {
         let is_repeated = start != end && start.before(self.next);
         if end.after(self.next) {
@@ -31,7 +31,7 @@ impl SendSequence {
         is_repeated
     }
 
-    /// Notes an acknowledgment; one of what was never sent is ignored.
+    /// Notes an acknowledgment; ignores one of unsent data.
     pub fn note_ack(&mut self, ack: Seq) {
         if ack.after(self.unacknowledged) && !ack.after(self.next) {
             self.unacknowledged = ack;
@@ -44,32 +44,32 @@ impl SendSequence {
     }
 }
 
-/// RCV.NXT: the sequence number of the next byte in order. `first` is the number behind the peer's SYN, `consumed` how
-/// many bytes the reader has taken.
+/// RCV.NXT: the sequence number of the next in-order byte. `first` is the number after the peer's SYN, `consumed` the
+/// number of bytes that the reader has consumed.
 ///
 /// - smoltcp: `remote_seq_no` is private; the length of the receive queue is public.
-/// - Asked for: RST and SYN are judged by RCV.NXT (RFC 5961, sections 3.2 and 4.2).
-/// - Without it: [`is_inexact_reset`](super::repair::is_inexact_reset) has nothing to compare with.
-/// - Can go when smoltcp has an accessor.
+/// - Required: RST and SYN are judged by RCV.NXT (RFC 5961, sections 3.2 and 4.2).
+/// - Otherwise: [`is_inexact_reset`](super::repair::is_inexact_reset) has no number to compare with.
+/// - Remove when smoltcp has an accessor.
 pub(crate) fn receive_next(first: Seq, consumed: u32, socket: &Socket<'_>) -> Seq {
     let has_fin = matches!(socket.state(), State::CloseWait | State::Closing | State::LastAck | State::TimeWait);
     first + consumed + socket.recv_queue() as u32 + u32::from(has_fin)
 }
 
-/// Whether smoltcp has to send now, before it reads another segment, because the handshake has just ended: `before` and
+/// Whether smoltcp must send before it reads another segment, because the handshake has just completed: `before` and
 /// `after` are its states around the last segment.
 ///
 /// - smoltcp: `process` computes the right edge of the receive window as `remote_last_win << remote_win_shift`. Until
 ///   `dispatch` has sent the ACK of the SYN-ACK, `remote_last_win` is the window of its own SYN.
-/// - Asked for: the window in a SYN is not scaled (RFC 7323, section 2.2).
-/// - Without it: data in the same burst as the SYN-ACK that lies beyond the buffer is noted as received, acknowledged
+/// - Required: the window in a SYN is not scaled (RFC 7323, section 2.2).
+/// - Otherwise: data after the SYN-ACK in the same burst that exceeds the buffer counts as received, is acknowledged
 ///   later, and lost.
-/// - Can go when smoltcp notes its window unscaled, or not shifted for a SYN.
+/// - Remove when smoltcp notes its window unscaled, or not shifted for a SYN.
 pub(crate) fn owes_handshake_ack(before: State, after: State) -> bool {
     is_connecting(before) && !is_connecting(after) && after != State::Closed
 }
 
-/// Whether the handshake is under way.
+/// Whether the handshake is in progress.
 pub(crate) fn is_connecting(state: State) -> bool {
     matches!(state, State::SynSent | State::SynReceived)
 }
@@ -79,7 +79,7 @@ mod unit_tests {
     use super::*;
 
     #[test]
-    fn the_next_number_never_goes_back() {
+    fn send_next_never_decreases() {
         let start = Seq(u32::MAX - 5);
         let mut sent = SendSequence { unacknowledged: start, next: start + 10 };
         assert!(sent.note_sent(start, start + 4), "a repeated segment");

@@ -1,16 +1,17 @@
-//! One test per defect of smoltcp, through the whole engine: each fails without the function that makes up for it.
+//! One test per defect of smoltcp, through the whole engine: each fails without its workaround.
 
 use std::time::Duration;
 
 use crate::tests::by_hand::{ByHand, bytes, config};
 use crate::{Received, StreamConfig, StreamEngine, StreamState};
-use crafter_packet::header::field::ipv6;
-use crafter_packet::header::{Flags, IcmpReason, Segment, TcpOption, ip};
+use crafter_packet::view::field::ipv6;
+use crafter_packet::view::{Flags, IcmpReason, ip};
+use crafter_packet::{layer::TcpOption, testing::Segment};
 
 /// Longer than smoltcp's first retransmission timeout, which is 1 s.
 const TIMEOUT: Duration = Duration::from_millis(1100);
 
-/// What the client sends within `span`, at the times that it names.
+/// The segments that the client sends within `span`.
 fn sent_within(lab: &mut ByHand, span: Duration) -> Vec<Segment> {
     let end = lab.now + span;
     let mut sent = lab.sent();
@@ -23,7 +24,7 @@ fn sent_within(lab: &mut ByHand, span: Duration) -> Vec<Segment> {
     sent
 }
 
-/// A client whose peer has `window` bytes of room from its SYN on.
+/// A client whose peer offers a window of `window` bytes from its SYN on.
 fn with_window(window: u32) -> ByHand {
     let (mut lab, _) = ByHand::connecting(config(false));
     lab.server.receive_window = window;
@@ -31,14 +32,14 @@ fn with_window(window: u32) -> ByHand {
     lab
 }
 
-/// The end of a segment in sequence space, from the beginning of the client's stream.
+/// The end of a segment, relative to the beginning of the client's stream.
 fn end(lab: &ByHand, segment: &Segment) -> u32 {
     let first = lab.server.clone().ack().ack;
     segment.seq.wrapping_add(segment.sequence_length()).wrapping_sub(first)
 }
 
 #[test]
-fn a_reset_that_is_not_exact_is_challenged() {
+fn inexact_rst_gets_challenge_ack() {
     let mut lab = ByHand::established(config(false));
     let exact = lab.server.clone().rst();
     let guess = Segment { seq: exact.seq.wrapping_add(1000), ..exact.clone() };
@@ -52,7 +53,7 @@ fn a_reset_that_is_not_exact_is_challenged() {
 }
 
 #[test]
-fn a_syn_of_a_restarted_peer_is_challenged() {
+fn syn_on_open_connection_gets_challenge_ack() {
     let mut lab = ByHand::established(config(false));
     let next = lab.server.clone().ack();
     let syn = Segment { flags: Flags::SYN, ack: 0, seq: next.seq.wrapping_add(70_000), ..next.clone() };
@@ -60,13 +61,13 @@ fn a_syn_of_a_restarted_peer_is_challenged() {
     let challenge = lab.sent();
     assert_eq!(challenge.len(), 1);
     assert_eq!((challenge[0].flags, challenge[0].ack), (Flags::ACK, next.seq));
-    // The peer answers that with a RST of just that number.
+    // The peer answers that with a RST with exactly that number.
     lab.give(&Segment { flags: Flags::RST, seq: challenge[0].ack, ..next });
     assert!(matches!(lab.client.error(), Some(crate::Error::Reset { .. })));
 }
 
 #[test]
-fn a_lost_fin_is_repeated_after_repeated_acks() {
+fn lost_fin_is_retransmitted_after_duplicate_acks() {
     let mut lab = ByHand::established(config(false));
     lab.client.close(lab.now);
     let fin = lab.sent();
@@ -80,7 +81,7 @@ fn a_lost_fin_is_repeated_after_repeated_acks() {
 }
 
 #[test]
-fn repeated_acks_send_nothing_beyond_the_window() {
+fn fast_retransmit_stays_within_window() {
     let mut lab = with_window(512);
     lab.client.send(&bytes(3000)).unwrap();
     let mut sent = lab.sent();
@@ -94,7 +95,7 @@ fn repeated_acks_send_nothing_beyond_the_window() {
 }
 
 #[test]
-fn an_ack_at_the_right_edge_is_taken() {
+fn ack_at_right_edge_is_accepted() {
     let mut lab = ByHand::established(config(false));
     lab.client.send(b"request").unwrap();
     for segment in lab.sent() {
@@ -109,7 +110,7 @@ fn an_ack_at_the_right_edge_is_taken() {
 }
 
 #[test]
-fn an_overtaken_ack_does_not_close_the_window() {
+fn reordered_ack_does_not_shrink_window() {
     let mut lab = ByHand::established(config(false));
     let newer = lab.server.ack();
     lab.give(&newer);
@@ -120,12 +121,12 @@ fn an_overtaken_ack_does_not_close_the_window() {
 }
 
 #[test]
-fn data_in_a_window_that_is_rounded_to_nothing_is_repeated() {
+fn data_in_window_rounded_to_zero_is_retransmitted() {
     let mut lab = with_window(100);
     lab.client.send(&bytes(100)).unwrap();
     let sent = lab.sent();
     assert_eq!(sent.iter().map(|segment| segment.payload.len()).sum::<usize>(), 100);
-    // The window of 100 is 0 in units of 128; and the data is lost.
+    // A window of 100 is 0 in units of 128. The data is lost.
     for segment in lab.server.data(b"x") {
         assert_eq!(segment.window, 0);
         lab.give(&segment);
@@ -135,7 +136,7 @@ fn data_in_a_window_that_is_rounded_to_nothing_is_repeated() {
 }
 
 #[test]
-fn acks_carry_the_next_number_while_data_is_repeated() {
+fn acks_carry_send_next_during_retransmission() {
     let mut lab = ByHand::established(config(false));
     lab.client.send(&bytes(2000)).unwrap();
     let first = lab.sent()[0].seq;
@@ -149,7 +150,7 @@ fn acks_carry_the_next_number_while_data_is_repeated() {
 }
 
 #[test]
-fn extension_headers_are_no_obstacle() {
+fn segment_after_extension_headers_is_accepted() {
     let mut lab = ByHand::established(config(true));
     let mut packet = lab.server.data(b"behind options").remove(0).build();
     let length = packet.len() - ip::IPV6_HEADER + 8;
@@ -161,7 +162,7 @@ fn extension_headers_are_no_obstacle() {
 }
 
 #[test]
-fn a_super_frame_longer_than_its_length_field_is_taken() {
+fn super_frame_beyond_length_field_is_accepted() {
     for v6 in [false, true] {
         let mut lab = ByHand::established(config(v6));
         let body = bytes(100_000);
@@ -173,11 +174,11 @@ fn a_super_frame_longer_than_its_length_field_is_taken() {
 }
 
 #[test]
-fn data_behind_the_syn_is_held_to_the_buffer() {
+fn data_after_syn_ack_is_limited_to_buffer() {
     let (mut lab, _) = ByHand::connecting(StreamConfig { rx_buffer: 1 << 17, ..config(false) });
     let syn = lab.server.syn();
     lab.give(&syn);
-    // Beyond the buffer, yet within the window of the SYN if that is shifted.
+    // Beyond the buffer, but within the window of the SYN if that is scaled.
     let first = lab.server.ack();
     let beyond = 200_000;
     lab.give(&Segment { seq: first.seq.wrapping_add(beyond), payload: vec![1; 1000], ..first.clone() });
@@ -191,7 +192,7 @@ fn data_behind_the_syn_is_held_to_the_buffer() {
 }
 
 #[test]
-fn an_attempt_ends_without_a_reset() {
+fn aborted_attempt_sends_no_rst() {
     let (mut lab, _) = ByHand::connecting(config(false));
     lab.client.abort(lab.now);
     assert!(lab.sent().is_empty() && lab.client.is_finished());
@@ -216,7 +217,7 @@ fn with_timestamps() -> (ByHand, u32) {
     let (mut lab, syn) = ByHand::connecting(StreamConfig { timestamps: true, ..config(false) });
     let (value, _) = timestamps(&syn).expect("timestamps are offered");
     let mut answer = lab.server.syn();
-    answer.options.push(TcpOption::Timestamps { value: 1000, echo: value });
+    answer.options.push(TcpOption::Timestamp(1000, value));
     lab.give(&answer);
     for segment in lab.sent() {
         lab.server.handle(&segment);
@@ -226,17 +227,17 @@ fn with_timestamps() -> (ByHand, u32) {
 
 fn timestamps(segment: &Segment) -> Option<(u32, u32)> {
     segment.options.iter().find_map(|option| match option {
-        TcpOption::Timestamps { value, echo } => Some((*value, *echo)),
+        TcpOption::Timestamp(value, echo) => Some((*value, *echo)),
         _ => None,
     })
 }
 
 fn at_time(segment: Segment, value: u32) -> Segment {
-    Segment { options: vec![TcpOption::Timestamps { value, echo: 0 }], ..segment }
+    Segment { options: vec![TcpOption::Timestamp(value, 0)], ..segment }
 }
 
 #[test]
-fn a_segment_with_an_old_timestamp_is_not_taken() {
+fn segment_with_old_timestamp_is_dropped() {
     let (mut lab, _) = with_timestamps();
     let data = lab.server.data(b"data").remove(0);
     lab.give(&at_time(data.clone(), 999));
@@ -247,7 +248,7 @@ fn a_segment_with_an_old_timestamp_is_not_taken() {
 }
 
 #[test]
-fn the_timestamp_before_a_gap_is_echoed() {
+fn ts_recent_before_gap_is_echoed() {
     let (mut lab, _) = with_timestamps();
     let data = lab.server.data(&bytes(2920));
     lab.give(&at_time(data[1].clone(), 1500));
@@ -257,7 +258,7 @@ fn the_timestamp_before_a_gap_is_echoed() {
 }
 
 #[test]
-fn two_streams_on_a_thread_have_a_clock_each() {
+fn streams_on_one_thread_have_separate_clocks() {
     let (mut lab, begin) = with_timestamps();
     lab.now += Duration::from_millis(250);
     // Another stream starts on this thread and sets its own clock.
@@ -276,11 +277,11 @@ fn two_streams_on_a_thread_have_a_clock_each() {
 }
 
 #[test]
-fn a_peer_that_loses_a_lot_gets_five_attempts() {
+fn lossy_peer_gets_five_attempts() {
     let mut lab = ByHand::established(config(false));
     lab.client.send(b"x").unwrap();
     let start = lab.now;
-    // Not even the first attempts are made in time: the timer is asked for late.
+    // Even the first attempts are late, because the timer is polled late.
     lab.sent();
     for _ in 0..3 {
         lab.now += Duration::from_secs(30);
@@ -298,7 +299,7 @@ fn a_peer_that_loses_a_lot_gets_five_attempts() {
 }
 
 #[test]
-fn time_wait_is_as_long_as_asked_for() {
+fn time_wait_has_configured_duration() {
     let mut lab = ByHand::established(StreamConfig { time_wait: Duration::from_millis(300), ..config(false) });
     lab.client.close(lab.now);
     for fin in lab.sent() {
@@ -314,14 +315,14 @@ fn time_wait_is_as_long_as_asked_for() {
 }
 
 #[test]
-fn a_window_closed_from_the_start_is_probed_at_once() {
+fn initially_closed_window_is_probed_at_once() {
     let mut lab = with_window(0);
     lab.client.send(b"probe").unwrap();
     assert_eq!(lab.sent().iter().map(|segment| segment.payload.len()).collect::<Vec<_>>(), [1]);
 }
 
 #[test]
-fn only_errors_about_what_is_in_flight_count() {
+fn icmp_errors_outside_flight_are_ignored() {
     let (mut lab, syn) = ByHand::connecting(config(false));
     for seq in [syn.seq.wrapping_sub(1), syn.seq.wrapping_add(1)] {
         let forged = lab.icmp(seq, IcmpReason::HostUnreachable);
@@ -332,7 +333,7 @@ fn only_errors_about_what_is_in_flight_count() {
 }
 
 #[test]
-fn the_next_number_counts_what_was_read_and_the_fin() {
+fn receive_next_counts_read_data_and_fin() {
     let mut lab = ByHand::established(config(false));
     for segment in lab.server.data(b"read") {
         lab.give(&segment);

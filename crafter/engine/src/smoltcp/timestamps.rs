@@ -1,33 +1,32 @@
-//! Timestamps (RFC 7323): this end's clock, and TS.Recent of the peer's.
+//! Timestamps (RFC 7323): this end's clock, and TS.Recent.
 //!
-//! smoltcp writes the option, and leaves it out where the peer has not offered it; the rest is here.
+//! smoltcp writes the option, unless the peer has not offered it; everything else is here.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use super::Rewrite;
-use crafter_packet::header::option::{END, NOP, TIMESTAMPS, TIMESTAMPS_LENGTH};
-use crafter_packet::header::{Flags, Seq, TcpView, tcp};
+use crafter_packet::view::option::{ListItem, NOP, OptionList, TIMESTAMPS, TIMESTAMPS_LENGTH};
+use crafter_packet::view::{Flags, Seq, TcpView, tcp};
 
-/// After this time TS.Recent is invalid: a clock that ticks each millisecond seems to go back then (RFC 7323, section
-/// 5.5).
+/// Time after which TS.Recent is invalid: a clock in milliseconds may have wrapped (RFC 7323, section 5.5).
 const OUTDATED: Duration = Duration::from_secs(24 * 24 * 3600);
 
 thread_local! {
     static CLOCK: Cell<u32> = const { Cell::new(0) };
 }
 
-/// The time as smoltcp asks for it: what [`Timestamps::set_clock`] has set last on this thread.
+/// The TSval for smoltcp: the last value set by [`Timestamps::set_clock`] on this thread.
 pub(crate) fn clock() -> u32 {
     CLOCK.get()
 }
 
-/// Both clocks of a connection that offers timestamps. Values are compared as sequence numbers are (RFC 7323, section
+/// Both clocks of a connection that offers timestamps. Values are compared like sequence numbers (RFC 7323, section
 /// 5.2).
 #[derive(Debug)]
 pub(crate) struct Timestamps {
-    /// Where this end's clock begins, in milliseconds. Random, so that the peer does not learn the uptime of the host
-    /// (RFC 7323, section 7.1).
+    /// Random offset of this end's clock in milliseconds, so that the peer does not learn the uptime of the host (RFC
+    /// 7323, section 7.1).
     offset: u32,
     /// TS.Recent and when it was set. `None`: the peer has no timestamps.
     recent: Option<(Seq, Instant)>,
@@ -36,48 +35,49 @@ pub(crate) struct Timestamps {
 }
 
 impl Timestamps {
-    /// For a connection that begins; `seed` is random.
+    /// State of a new connection; `seed` is random.
     pub fn new(seed: u64) -> Self {
-        // The initial sequence number comes from the seed too, and one must not tell the other: half of a
-        // multiplication by 2^64 over the golden ratio.
+        // The initial sequence number is derived from the seed too, and neither must reveal the other: the upper half
+        // of a multiplication by 2^64 divided by the golden ratio.
         let offset = (seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32;
         Self { offset, recent: None, acknowledged: None }
     }
 
-    /// Sets the clock for what smoltcp sends next on this thread, in milliseconds (RFC 7323, section 5.4).
+    /// Sets the clock in milliseconds for the segments that smoltcp sends next on this thread (RFC 7323, section 5.4).
     ///
-    /// - smoltcp: `set_tsval_generator` takes a plain function, which knows neither the connection nor the time that
-    ///   the interface was polled with.
-    /// - Asked for: a clock that is at least roughly proportional to real time (RFC 7323, section 5.4), and an offset
-    ///   of its own for each connection (section 7.1).
-    /// - Without it: every TSval is the same, and the peer can neither measure round trips nor tell old segments.
-    /// - Can go when the generator is a closure, or is given the time.
+    /// - smoltcp: `set_tsval_generator` takes a function pointer, which has access neither to the connection nor to the
+    ///   time of the poll.
+    /// - Required: a clock that is at least roughly proportional to real time (RFC 7323, section 5.4), and an offset of
+    ///   its own for each connection (section 7.1).
+    /// - Otherwise: every TSval is the same, and the peer can neither measure round-trip times nor detect old segments.
+    /// - Remove when the generator is a closure, or receives the time.
     pub fn set_clock(&self, since_start: Duration) {
         CLOCK.set(self.offset.wrapping_add(since_start.as_millis() as u32));
     }
 
-    /// Notes the peer's SYN, which says whether it has timestamps.
+    /// Notes the peer's SYN, which determines whether timestamps are used.
     pub fn begin(&mut self, now: Instant, syn: &TcpView<'_>) {
         self.recent = find(syn.options()).map(|at| (value(&syn.options()[at..]), now));
     }
 
-    /// Notes a segment of this end's.
+    /// Notes a sent segment.
     pub fn note_sent(&mut self, view: &TcpView<'_>) {
         if view.flags.contains(Flags::ACK) {
             self.acknowledged = Some(Seq(view.ack));
         }
     }
 
-    /// Whether a received segment is no older than TS.Recent: PAWS. Updates TS.Recent where the segment begins at or
-    /// before what was acknowledged last (RFC 7323, section 4.3).
+    /// PAWS: whether a received segment is not older than TS.Recent. Updates TS.Recent if the segment begins at or
+    /// before the last acknowledged number (RFC 7323, section 4.3).
     ///
     /// - smoltcp: `process` never looks at a TSval.
-    /// - Asked for: an older segment is not taken, and answered by an ACK (RFC 7323, section 5.3 R1).
-    /// - Without it: a segment delayed until its sequence numbers are in use again, after 4 GiB, gets into the stream.
-    /// - Can go when smoltcp has PAWS.
+    /// - Required: an older segment is dropped and answered by an ACK (RFC 7323, section 5.3 R1).
+    /// - Otherwise: a segment that is delayed for 4 GiB of data, until its sequence numbers are used again, corrupts
+    ///   the stream.
+    /// - Remove when smoltcp has PAWS.
     pub fn is_timely(&mut self, now: Instant, view: &TcpView<'_>) -> bool {
         let Some(recent) = self.recent.as_mut().filter(|_| !view.flags.contains(Flags::RST)) else { return true };
-        // One that lacks it is taken all the same, as Linux does.
+        // A segment without the option is accepted, as in Linux.
         let Some(value) = find(view.options()).map(|at| value(&view.options()[at..])) else { return true };
         let is_outdated = now.saturating_duration_since(recent.1) > OUTDATED;
         if value.before(recent.0) && !is_outdated {
@@ -89,13 +89,13 @@ impl Timestamps {
         true
     }
 
-    /// A received segment for smoltcp, with TS.Recent in place of its TSval.
+    /// Replaces the TSval of a received segment by TS.Recent, for smoltcp.
     ///
-    /// - smoltcp: `process` notes the TSval of every segment for the next echo, and `ack_reply` echoes that of the
-    ///   segment at hand.
-    /// - Asked for: TS.Recent (RFC 7323, section 4.3): a segment behind a gap does not count.
-    /// - Without it: the peer measures the round trip of a segment that was lost as short, and repeats too early.
-    /// - Can go when smoltcp has TS.Recent.
+    /// - smoltcp: `process` stores the TSval of every segment for the next echo, and `ack_reply` echoes that of the
+    ///   current segment.
+    /// - Required: TS.Recent (RFC 7323, section 4.3): a segment after a gap does not count.
+    /// - Otherwise: the peer measures too short a round-trip time for a lost segment, and retransmits too early.
+    /// - Remove when smoltcp has TS.Recent.
     pub fn echoed(&self, view: &TcpView<'_>, rewrite: Rewrite) -> Rewrite {
         let Some(((recent, _), at)) = self.recent.zip(find(view.options())) else { return rewrite };
         let mut packet = match rewrite {
@@ -109,37 +109,37 @@ impl Timestamps {
     }
 }
 
-/// The TSval that some bytes begin with.
+/// The TSval at the start of the bytes.
 fn value(bytes: &[u8]) -> Seq {
     Seq(bytes.first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes)))
 }
 
-/// Where in the options of a segment the TSval is.
+/// Offset of the TSval in the options of a segment.
 fn find(options: &[u8]) -> Option<usize> {
     const BODY: usize = TIMESTAMPS_LENGTH as usize - 2;
-    // As everybody lays it out (RFC 7323, appendix A).
+    // The usual layout (RFC 7323, appendix A).
     if options.len() >= BODY + 4 && options.starts_with(&[NOP, NOP, TIMESTAMPS, TIMESTAMPS_LENGTH]) {
         return Some(4);
     }
-    let mut at = 0;
-    loop {
-        at += match options.get(at..)? {
-            [NOP, ..] => 1,
-            [TIMESTAMPS, TIMESTAMPS_LENGTH, rest @ ..] => return (rest.len() >= BODY).then_some(at + 2),
-            [kind, length, ..] if *kind != END && *length >= 2 => usize::from(*length),
-            _ => return None,
-        };
+    let mut list = OptionList::new(options);
+    while let Some(item) = list.next() {
+        if let ListItem::Option { kind: TIMESTAMPS, data } = item
+            && data.len() == BODY
+        {
+            return Some(options.len() - list.remaining().len() - BODY);
+        }
     }
+    None
 }
 
 #[cfg(test)]
 mod unit_tests {
     use super::*;
-    use crafter_packet::header::{Segment, TcpOption};
+    use crafter_packet::{layer::TcpOption, testing::Segment};
 
     fn segment(flags: Flags, seq: u32, value: Option<u32>) -> Vec<u8> {
         let ends = ("192.0.2.1:80".parse().unwrap(), "192.0.2.2:49152".parse().unwrap());
-        let options = value.map(|value| TcpOption::Timestamps { value, echo: 7 }).into_iter().collect();
+        let options = value.map(|value| TcpOption::Timestamp(value, 7)).into_iter().collect();
         Segment { flags, seq, ack: 1, options, payload: b"data".to_vec(), ..Segment::new(ends.0, ends.1) }.build()
     }
 
@@ -168,19 +168,19 @@ mod unit_tests {
     }
 
     #[test]
-    fn what_is_older_is_not_timely() {
+    fn older_timestamps_are_not_timely() {
         let mut timestamps = timestamps();
         assert_eq!(takes(&mut timestamps, Flags::ACK, 100, Some(999)), (false, Some(1000)));
         assert_eq!(takes(&mut timestamps, Flags::ACK, 100, Some(1000)), (true, Some(1000)));
         assert_eq!(takes(&mut timestamps, Flags::ACK, 100, Some(2000)), (true, Some(2000)));
-        // The clock passes 2^32, and 2^31 ahead is behind.
+        // The clock wraps at 2^32; a value 2^31 ahead is old.
         assert_eq!(takes(&mut timestamps, Flags::ACK, 100, Some(2000 + (1 << 31))), (false, Some(2000)));
         assert_eq!(takes(&mut timestamps, Flags::ACK, 100, Some(1999 + (1 << 31))), (true, Some(1999 + (1 << 31))));
         assert_eq!(takes(&mut timestamps, Flags::ACK, 100, Some(5)), (true, Some(5)));
     }
 
     #[test]
-    fn after_24_days_nothing_is_old() {
+    fn ts_recent_expires_after_24_days() {
         let mut timestamps = timestamps();
         let (behind, minute) = (Some(999), Duration::from_secs(60));
         assert_eq!(takes_later(&mut timestamps, OUTDATED - minute, Flags::ACK, 100, behind), (false, Some(1000)));
@@ -190,7 +190,7 @@ mod unit_tests {
     }
 
     #[test]
-    fn resets_and_segments_without_a_time_are_taken() {
+    fn rst_and_segments_without_timestamp_are_accepted() {
         let mut timestamps = timestamps();
         assert_eq!(takes(&mut timestamps, Flags::RST, 100, Some(1)), (true, Some(1000)));
         assert_eq!(takes(&mut timestamps, Flags::ACK, 100, None), (true, Some(1000)));
@@ -200,7 +200,7 @@ mod unit_tests {
     }
 
     #[test]
-    fn what_is_ahead_is_not_echoed() {
+    fn timestamp_after_gap_is_not_echoed() {
         let mut timestamps = timestamps();
         assert_eq!(takes(&mut timestamps, Flags::ACK, 101, Some(1500)), (true, Some(1000)));
         let ahead = segment(Flags::ACK, 101, Some(1500));
@@ -208,14 +208,14 @@ mod unit_tests {
             panic!("1500 would be echoed")
         };
         let options = Segment::parse(&packet).unwrap().options;
-        assert!(options.contains(&TcpOption::Timestamps { value: 1000, echo: 7 }), "{options:?}");
+        assert!(options.contains(&TcpOption::Timestamp(1000, 7)), "{options:?}");
         let next = segment(Flags::ACK, 100, Some(1000));
         assert_eq!(timestamps.echoed(&TcpView::parse(&next).unwrap(), Rewrite::Keep), Rewrite::Keep);
         assert_eq!(timestamps.echoed(&TcpView::parse(&ahead).unwrap(), Rewrite::Drop), Rewrite::Drop);
     }
 
     #[test]
-    fn it_is_found_wherever_it_is() {
+    fn timestamp_is_found_at_any_position() {
         let value = [8, 10, 0, 0, 0, 1, 0, 0, 0, 2];
         let with = |before: &[u8], behind: &[u8]| find(&[before, &value, behind].concat());
         assert_eq!(with(&[1, 1], &[]), Some(4));

@@ -1,11 +1,11 @@
-//! How a stream drives smoltcp, and what it concludes from smoltcp's state.
+//! Drives smoltcp, and derives the state of the stream from that of smoltcp.
 
 use smoltcp::time::Instant as SmolInstant;
 
 use super::*;
 
 impl StreamEngine {
-    /// Takes a packet that a hook may have changed.
+    /// Processes a packet that a hook may have changed.
     pub(super) fn process_hooked(&mut self, now: Instant, packet: &[u8]) {
         if checksum::verify(packet, true) == Checksum::Invalid {
             self.filter.stats.bad_checksums += 1;
@@ -15,7 +15,7 @@ impl StreamEngine {
     }
 
     pub(super) fn process(&mut self, now: Instant, view: &TcpView<'_>) {
-        // A closed socket of smoltcp answers late segments with a RST.
+        // A closed smoltcp socket answers late segments with a RST.
         if self.finished {
             return;
         }
@@ -51,7 +51,7 @@ impl StreamEngine {
         self.after_segment(now, before, view.flags);
     }
 
-    /// Draws the conclusions from how smoltcp's state changed.
+    /// Updates the stream after a change of smoltcp's state.
     fn after_segment(&mut self, now: Instant, before: State, flags: Flags) {
         let state = self.socket().state();
         if owes_handshake_ack(before, state) {
@@ -60,7 +60,7 @@ impl StreamEngine {
             self.egress_to_outbox(now);
         }
         if state == State::TimeWait {
-            // RFC 9293, 3.10.7.4: a repeated FIN starts it again.
+            // RFC 9293, section 3.10.7.4: a repeated FIN restarts TIME-WAIT.
             if before != State::TimeWait || flags.contains(Flags::FIN) {
                 self.time_wait_until = Some(time_wait_end(now, &self.config));
             }
@@ -78,18 +78,18 @@ impl StreamEngine {
         self.note_waiting(now);
     }
 
-    /// `now` on smoltcp's clock, and on the one of its timestamps.
+    /// Converts `now` to smoltcp's clock, and sets the clock of timestamps.
     fn time(&self, now: Instant) -> SmolInstant {
         self.filter.set_clock(now.saturating_duration_since(self.started));
         self.clock.to_smoltcp(now)
     }
 
-    /// RCV.NXT, once the peer's SYN has come.
+    /// RCV.NXT; `None` before the peer's SYN was received.
     fn next_expected(&self) -> Option<Seq> {
         Some(receive_next(self.filter.first_expected()?, self.consumed, self.socket()))
     }
 
-    /// Puts the segments due now into the outbox, to be sent with the next burst.
+    /// Moves due segments to the outbox, to be sent with the next burst.
     pub(super) fn egress_to_outbox(&mut self, now: Instant) {
         let mut outbox = std::mem::take(&mut self.outbox);
         self.egress(now, &mut |packet| outbox.push(packet));
@@ -114,28 +114,27 @@ impl StreamEngine {
                 break;
             }
         }
-        // A RST is the last segment there is.
+        // No segment follows a RST.
         self.finished |= self.socket().state() == State::Closed;
         self.note_waiting(now);
         count
     }
 
-    /// Ends with a RST to the peer, which the next burst contains.
+    /// Ends the connection with a RST to the peer, sent with the next burst.
     pub(super) fn fail(&mut self, failure: Failure) {
         self.failure = Some(failure);
         self.socket_mut().abort();
     }
 
-    /// Ends without sending anything: the peer is not known to have a connection, or cannot be reached.
+    /// Ends the connection without sending: the peer has no known connection, or is unreachable.
     ///
-    /// - smoltcp: `abort` has `dispatch` send a RST, whatever the state was.
-    /// - Asked for: an ABORT in SYN-SENT sends none (RFC 9293, section 3.10.5).
-    /// - Without it: a RST goes to a host that has not answered, past a policy that does not allow it, or to an
-    ///   interface that is gone.
-    /// - Can go, and be `fail` alone, when smoltcp sends a RST only in the states of RFC 9293 and can close silently.
+    /// - smoltcp: after `abort`, `dispatch` sends a RST in every state.
+    /// - Required: an ABORT in SYN-SENT sends none (RFC 9293, section 3.10.5).
+    /// - Otherwise: a RST is sent to a host that has not answered, against a policy, or to a removed interface.
+    /// - Can be replaced by `fail` when smoltcp sends a RST only in the states of RFC 9293 and can close silently.
     pub(super) fn fail_silently(&mut self, failure: Failure) {
         self.fail(failure);
-        // From here on, smoltcp is not asked for segments.
+        // smoltcp is not polled for segments any more.
         self.finished = true;
     }
 

@@ -1,19 +1,20 @@
-//! The stream engine against segments made by hand.
+//! The stream engine against crafted segments.
 
 use super::*;
 pub(crate) use super::{bytes, config};
+use crate::cursor::tests::Hand;
 
-/// A client whose peer is a cursor: every segment by hand.
+/// A client whose peer is a cursor.
 pub(crate) struct ByHand {
     pub now: Instant,
     pub client: StreamEngine,
-    pub server: Cursor,
+    pub server: Hand,
 }
 
 impl ByHand {
     pub fn connecting(config: StreamConfig) -> (Self, Segment) {
         let now = Instant::now();
-        let server = Cursor::with_isn(config.remote, config.local, u32::MAX - 5000);
+        let server = Hand(Cursor::with_isn(config.remote, config.local, u32::MAX - 5000));
         let client = StreamEngine::connect(config, None, now).unwrap();
         let mut this = Self { now, client, server };
         let syn = this.sent().remove(0);
@@ -63,7 +64,7 @@ impl ByHand {
 }
 
 #[test]
-fn a_burst_is_acknowledged_once_and_a_gap_at_once() {
+fn burst_is_acknowledged_once_and_gap_at_once() {
     let mut lab = ByHand::established(config(false));
     let body = bytes(64 * 1460);
     let segments = lab.server.data(&body);
@@ -71,7 +72,7 @@ fn a_burst_is_acknowledged_once_and_a_gap_at_once() {
     let acks = lab.sent();
     assert_eq!(acks.len(), 1);
     assert_eq!(acks[0].ack, segments[40].seq);
-    // 41 is missing: each behind it gives an ACK that says which came.
+    // 40 is missing: each later segment causes a duplicate ACK.
     segments[41..44].iter().for_each(|segment| assert!(lab.give(segment)));
     let acks = lab.sent();
     assert_eq!(acks.len(), 3);
@@ -84,13 +85,13 @@ fn a_burst_is_acknowledged_once_and_a_gap_at_once() {
 }
 
 #[test]
-fn super_frames_and_extension_headers_are_taken() {
+fn super_frames_and_extension_headers_are_accepted() {
     for v6 in [false, true] {
         let mut lab = ByHand::established(config(v6));
         lab.server.mss = u16::MAX;
         let body = bytes(250_000);
         let mut at = 0;
-        // The largest that the length fields hold, then two that they do not.
+        // One length that fits the length field, then two that do not.
         for length in [65_000, 100_000, 85_000] {
             let mut segment = lab.server.ack();
             segment.payload = body[at..at + length].to_vec();
@@ -156,7 +157,7 @@ fn time_wait_answers_and_ends() {
 }
 
 #[test]
-fn what_comes_after_the_end_is_not_answered() {
+fn segments_after_close_are_not_answered() {
     let mut lab = ByHand::established(config(false));
     let data = lab.server.data(b"late").remove(0);
     lab.give(&data);
@@ -177,7 +178,7 @@ fn what_comes_after_the_end_is_not_answered() {
 }
 
 #[test]
-fn abort_sends_one_rst_and_no_more() {
+fn abort_sends_one_rst() {
     let mut lab = ByHand::established(config(true));
     lab.client.send(b"unsent").unwrap();
     lab.client.abort(lab.now);
@@ -190,7 +191,7 @@ fn abort_sends_one_rst_and_no_more() {
 }
 
 #[test]
-fn icmp_ends_an_attempt_but_no_connection() {
+fn icmp_error_ends_attempt_but_not_connection() {
     let (mut lab, syn) = ByHand::connecting(config(false));
     let forged = lab.icmp(syn.seq.wrapping_add(1), IcmpReason::PortUnreachable);
     assert!(!lab.client.handle_icmp(lab.now, &forged));
@@ -216,7 +217,7 @@ fn icmp_ends_an_attempt_but_no_connection() {
 }
 
 #[test]
-fn a_peer_without_options_gets_small_segments() {
+fn peer_without_mss_option_gets_536_bytes() {
     let (mut lab, _) = ByHand::connecting(config(false));
     let mut syn = lab.server.syn();
     syn.options = vec![TcpOption::Nop];
@@ -225,12 +226,12 @@ fn a_peer_without_options_gets_small_segments() {
     lab.client.send(&bytes(1000)).unwrap();
     let sent = lab.sent();
     assert_eq!(sent.iter().map(|s| s.payload.len()).collect::<Vec<_>>(), [536, 464]);
-    // Its window field cannot be scaled either.
+    // Without the option, windows are not scaled.
     assert!(sent.iter().all(|segment| segment.window == u16::MAX));
 }
 
 #[test]
-fn what_cannot_work_is_refused() {
+fn invalid_settings_are_rejected() {
     let now = Instant::now();
     let good = config(false);
     for bad in [
@@ -247,7 +248,7 @@ fn what_cannot_work_is_refused() {
 }
 
 #[test]
-fn the_initial_sequence_number_comes_from_the_seed() {
+fn initial_sequence_number_depends_on_seed_only() {
     use std::hash::{BuildHasher, RandomState};
     let isn = |seed| {
         let config = StreamConfig { seed, ..config(false) };
@@ -255,16 +256,16 @@ fn the_initial_sequence_number_comes_from_the_seed() {
     };
     let seeds: Vec<u64> = (0..64_u64).map(|n| RandomState::new().hash_one(n)).collect();
     let numbers: Vec<u32> = seeds.iter().map(|seed| isn(*seed)).collect();
-    // Each bit is 0 in some and 1 in others: by chance it is not once in 2^58 runs.
+    // Each bit is 0 in some numbers and 1 in others; by chance this fails once in 2^58 runs.
     assert_eq!(numbers.iter().fold(0, |all, number| all | number), u32::MAX, "{numbers:x?}");
     assert_eq!(numbers.iter().fold(u32::MAX, |all, number| all & number), 0, "{numbers:x?}");
     assert_eq!(isn(seeds[0]), numbers[0], "the seed is all that it depends on");
 }
 
 proptest! {
-    /// A hostile peer: numbers near the right ones, any flags, any options.
+    /// A hostile peer: sequence numbers near the right ones, any flags, any options.
     #[test]
-    fn no_segment_panics(
+    fn hostile_segments_do_not_panic(
         (v6, answered) in any::<(bool, bool)>(),
         segments in proptest::collection::vec((
             (-70_000_i32..9_000_000, -3000_i32..3000, 0_u16..0x200, any::<u16>(), 0_usize..70_000),
@@ -283,7 +284,7 @@ proptest! {
                 seq: base.seq.wrapping_add(seq as u32),
                 ack: base.ack.wrapping_add(ack as u32),
                 flags, window,
-                options: vec![TcpOption::Raw(options)],
+                options: vec![TcpOption::Rest(options)],
                 payload: vec![7; if near { length % 1461 } else { length }],
                 ..base.clone()
             };
@@ -308,10 +309,10 @@ impl ByHand {
     }
 }
 
-/// Right after the SYN-ACK, smoltcp would take the window of its SYN for a scaled one, 8 MiB, and hold bytes
-/// that its buffer of 4 MiB never stored for received.
+/// Right after the SYN-ACK, smoltcp would scale the window of its SYN to 8 MiB, and count bytes as received that its
+/// buffer of 4 MiB never stored.
 #[test]
-fn data_beyond_the_buffer_is_not_received() {
+fn data_beyond_buffer_is_not_acknowledged() {
     let (mut lab, _) = ByHand::connecting(config(false));
     let syn = lab.server.syn();
     lab.give(&syn);

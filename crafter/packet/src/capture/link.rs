@@ -1,14 +1,14 @@
-//! What the packets of a capture begin with.
+//! Link types of captures.
 
 use std::fmt;
 
 use crate::layer::{self, Kind};
 
-/// A link type as the tcpdump group numbers them (`LINKTYPE_` values).
+/// A link type, with the numbers of the tcpdump group (`LINKTYPE_` values).
 ///
-/// Ethernet and bare IP are layers. The headers of Linux' cooked captures (SLL and SLL2), of the BSDs'
-/// loopback (NULL and LOOP), of PPP and of Cisco HDLC are kept as bytes in front of the layers.
-/// All others are bytes as a whole.
+/// Ethernet and bare IP are layers. The headers of Linux cooked captures (SLL and SLL2), of the BSDs' loopback (NULL
+/// and LOOP), of PPP and of Cisco HDLC are kept as bytes in front of the layers. Packets of all other link types are
+/// one [`Raw`](super::Raw).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Link(pub u32);
 
@@ -25,19 +25,19 @@ impl Link {
     pub const C_HDLC: Self = Self(104);
     /// Loopback of OpenBSD: 4 bytes, the address family, big-endian.
     pub const LOOP: Self = Self(108);
-    /// Linux' cooked capture: 16 bytes.
+    /// Linux cooked capture: 16 bytes.
     pub const LINUX_SLL: Self = Self(113);
     /// An IPv4 packet.
     pub const IPV4: Self = Self(228);
     /// An IPv6 packet.
     pub const IPV6: Self = Self(229);
-    /// Linux' cooked capture, version 2: 20 bytes.
+    /// Linux cooked capture, version 2: 20 bytes.
     pub const LINUX_SLL2: Self = Self(276);
 
-    /// None: the capture tells nothing of the interface, or it is no capture.
+    /// Unknown: the capture does not describe the interface, or the packet is not from a capture.
     pub const UNKNOWN: Self = Self(u32::MAX);
 
-    /// The link type of packets that begin with a layer; `None` if there is none for it.
+    /// The link type of packets that begin with a layer; `None` if there is none.
     pub fn of(first: Kind) -> Option<Self> {
         match first {
             Kind::Ether => Some(Self::ETHERNET),
@@ -46,12 +46,12 @@ impl Link {
         }
     }
 
-    /// What the bytes of a packet begin with.
+    /// The first layer of a packet's bytes.
     pub fn first(self, bytes: &[u8]) -> Kind {
         match self {
             Self::ETHERNET => Kind::Ether,
             Self::RAW | Self::IPV4 | Self::IPV6 => Kind::of_ip(bytes),
-            // DLT_RAW as the systems of old captures numbered it.
+            // DLT_RAW has these values on some BSDs.
             Self(12 | 14) => Kind::of_ip(bytes),
             _ => Kind::Raw,
         }
@@ -62,7 +62,7 @@ impl Link {
         let number = |at: usize| bytes.get(at..at + 2).map(|two| u16::from_be_bytes([two[0], two[1]]));
         let (header, kind) = match self {
             Self::NULL | Self::LOOP => (4, family(*bytes.first_chunk()?)),
-            // ARPHRD_NETLINK, ARPHRD_IPGRE and those of Wi-Fi have no Ethernet type there.
+            // For ARPHRD_NETLINK, ARPHRD_IPGRE and Wi-Fi the field is not an Ethernet type.
             Self::LINUX_SLL if matches!(number(2)?, 778 | 801..=803 | 824) => return None,
             Self::LINUX_SLL => (16, layer::of_ethertype(number(14)?)),
             Self::LINUX_SLL2 if matches!(number(8)?, 778 | 801..=803 | 824) => return None,
@@ -72,7 +72,7 @@ impl Link {
             Self::C_HDLC => (4, layer::of_ethertype(number(2)?)),
             _ => return None,
         };
-        // Nothing behind it, or nothing that is known.
+        // No payload, or an unknown protocol.
         (bytes.len() > header && kind != Kind::Raw).then_some((header, kind))
     }
 }
@@ -97,7 +97,7 @@ impl fmt::Display for Link {
     }
 }
 
-/// Address families as the systems number them, in either byte order.
+/// The layer for an address family, whose number depends on the system, in either byte order.
 fn family(number: [u8; 4]) -> Kind {
     match u32::from_be_bytes(number).min(u32::from_le_bytes(number)) {
         2 => Kind::Ip,

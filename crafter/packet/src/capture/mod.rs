@@ -1,5 +1,4 @@
-//! Capture files, pcap and pcapng, read and written packet by packet, with nanoseconds, interface names
-//! and comments.
+//! Reads and writes pcap and pcapng files packet by packet, with nanoseconds, interface names and comments.
 //!
 //! ```
 //! use std::time::Duration;
@@ -42,17 +41,17 @@ pub use self::{
 /// The largest packet that capture files hold by convention (libpcap, `MAXIMUM_SNAPLEN`).
 const SNAPLEN: u32 = 262_144;
 
-/// Which kind of capture file.
+/// Format of a capture file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// One kind of packets with times, no names and no comments.
+    /// Packets of one link type with timestamps, without names and comments.
     Pcap,
     /// Packets of several interfaces and link types, with names and comments.
     PcapNg,
 }
 
 impl Format {
-    /// By a file's name: `.pcap` and `.cap` for pcap, all others, and `-` for stdout, for pcapng.
+    /// The format for a file name: pcap for `.pcap` and `.cap`, pcapng for all others and for `-` (stdout).
     pub fn of(path: &Path) -> Self {
         let extension = path.extension().and_then(|extension| extension.to_str()).map(str::to_ascii_lowercase);
         match extension.as_deref() {
@@ -62,7 +61,7 @@ impl Format {
     }
 }
 
-/// Which way a packet went (pcapng, `epb_flags`).
+/// Direction of a packet (pcapng, `epb_flags`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
     /// It was received.
@@ -84,26 +83,26 @@ impl Direction {
 /// A packet of a capture.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Captured {
-    /// Since 1970, if the capture says.
+    /// Wall-clock time since 1970, if the capture has it.
     pub time: Option<Duration>,
-    /// What its bytes begin with.
+    /// The first layer of the bytes.
     pub first: Kind,
-    /// What the capture says that its bytes begin with.
+    /// The link type in the capture.
     pub link: Link,
-    /// Bytes it had when it was captured, of which some may be missing.
+    /// Length of the packet on the wire, in bytes; `bytes` may be shorter.
     pub original_length: u32,
     /// The bytes.
     pub bytes: Vec<u8>,
-    /// Name of the interface, if the capture says.
+    /// Name of the interface, if the capture has it.
     pub interface: Option<String>,
-    /// What somebody wrote to it; several comments are lines.
+    /// Comment; several comments are joined by newlines.
     pub comment: Option<String>,
-    /// Which way it went, if the capture says.
+    /// Direction, if the capture has it.
     pub direction: Option<Direction>,
 }
 
 impl Captured {
-    /// A packet of no capture, of which nothing but its first layer is known.
+    /// A packet of which only the first layer is known, without capture metadata.
     pub fn of(first: Kind, bytes: Vec<u8>) -> Self {
         Self {
             time: None,
@@ -117,8 +116,8 @@ impl Captured {
         }
     }
 
-    /// The packet's layers. A header of a link type that is no layer of crafter's, but short and with a known
-    /// protocol behind it (see [`Link`]), is a [`Raw`] in front of the others.
+    /// The packet's layers. The header of a link type without a layer of its own (see [`Link`]) is a [`Raw`] in front
+    /// of the others.
     pub fn packet(&self) -> Packet {
         let (header, kind) = self.link.header(&self.bytes).unwrap_or((0, self.first));
         let (header, rest) = self.bytes.split_at(header);
@@ -129,7 +128,7 @@ impl Captured {
         packet
     }
 
-    /// The same, to be written again.
+    /// This packet as an entry to write.
     pub fn entry(&self) -> Entry<'_> {
         Entry {
             time: self.time.unwrap_or_default(),
@@ -144,55 +143,55 @@ impl Captured {
     }
 }
 
-/// A packet to be written, of which a pcap file keeps time, bytes and original length.
+/// A packet to write. A pcap file keeps only time, bytes and original length.
 #[derive(Debug, Clone, Copy)]
 pub struct Entry<'a> {
-    /// Since 1970.
+    /// Wall-clock time since 1970.
     pub time: Duration,
-    /// What the bytes begin with: Ethernet or IP, unless `link` says something else.
+    /// The first layer of the bytes: Ethernet or IP, unless `link` is set.
     pub first: Kind,
-    /// A link type that no layer stands for.
+    /// A link type without a layer.
     pub link: Option<Link>,
     /// The bytes, at most 262,144.
     pub bytes: &'a [u8],
-    /// Bytes there were, where these are not all.
+    /// Length on the wire in bytes, if the packet was truncated.
     pub original_length: Option<u32>,
     /// Name of the interface.
     pub interface: Option<&'a str>,
-    /// Anything worth saying, such as the verdict on the packet; at most 65,535 bytes.
+    /// Comment, such as the verdict on the packet; at most 65,535 bytes.
     pub comment: Option<&'a str>,
-    /// Which way it went.
+    /// Direction.
     pub direction: Option<Direction>,
 }
 
 impl<'a> Entry<'a> {
-    /// A packet of which nothing but the time is known; the other fields can be set.
+    /// An entry with time, first layer and bytes; set the other fields afterwards.
     pub fn new(time: Duration, first: Kind, bytes: &'a [u8]) -> Self {
         Self { time, first, link: None, bytes, original_length: None, interface: None, comment: None, direction: None }
     }
 }
 
-/// What a capture file holds.
+/// The content of a capture file.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Capture {
     /// The packets in the order of the file.
     pub packets: Vec<Captured>,
-    /// Why there are no more, where the file is cut short or broken behind them.
+    /// Why reading stopped, if the file is truncated or malformed after these packets.
     pub broken: Option<String>,
 }
 
-/// Whether some bytes begin as a capture file does.
+/// Whether the bytes begin with the magic number of a capture file.
 pub fn is_capture(bytes: &[u8]) -> bool {
     let magic = bytes.first_chunk::<4>().map(|magic| u32::from_be_bytes(*magic));
     matches!(magic, Some(0xa1b2_c3d4 | 0xd4c3_b2a1 | 0xa1b2_3c4d | 0x4d3c_b2a1 | 0x0a0d_0d0a))
 }
 
 impl Capture {
-    /// Reads a pcap or pcapng file that is in memory; [`Reader`] reads one as it comes. One that is cut short,
-    /// or broken somewhere, gives the packets before that and says so in [`broken`](Self::broken).
+    /// Reads a pcap or pcapng file in memory; [`Reader`] reads from a stream. For a truncated or malformed file,
+    /// returns the packets before the defect and sets [`broken`](Self::broken).
     ///
     /// # Errors
-    /// [`Error::Invalid`] if it is no capture file, or cut short within its header.
+    /// [`Error::Invalid`] if the bytes are not a capture file, or its header is truncated.
     pub fn read(bytes: &[u8]) -> Result<Self> {
         let mut capture = Self::default();
         for captured in Reader::new(bytes)? {

@@ -1,7 +1,7 @@
-//! The blocks of pcapng files (draft-ietf-opsawg-pcapng), as far as they tell of packets.
+//! The blocks of pcapng files (draft-ietf-opsawg-pcapng) that describe packets.
 //!
-//! Forgiving, because files are kept that many programs wrote: texts that are not UTF-8, options of odd
-//! lengths or without an end, blocks of unknown types are no reason to lose a packet.
+//! Lenient, because many programs write these files: texts that are not UTF-8, options with odd lengths or without an
+//! end marker, and blocks of unknown types do not lose packets.
 
 use std::{fmt, time::Duration};
 
@@ -24,7 +24,7 @@ const IF_TSOFFSET: u16 = 14;
 /// `pack_flags` of old packet blocks too.
 const EPB_FLAGS: u16 = 2;
 
-/// What was told in the blocks before.
+/// State from the preceding blocks.
 #[derive(Debug, Default)]
 pub(super) struct Section {
     big_endian: bool,
@@ -34,13 +34,13 @@ pub(super) struct Section {
 #[derive(Debug)]
 struct Interface {
     link: Link,
-    /// Bytes kept of each packet; 0: all.
+    /// Snapshot length in bytes; 0: unlimited.
     snaplen: u32,
     name: Option<String>,
     unit: Unit,
 }
 
-/// What timestamps count.
+/// The unit and offset of timestamps.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Unit {
     /// `if_tsresol`: a power of 10, or of 2 with the highest bit set.
@@ -49,12 +49,12 @@ pub(super) struct Unit {
     pub offset: i64,
 }
 
-/// Why there is no next block.
+/// Why the next block cannot be read.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Stop {
-    /// It needs this many bytes, as far as is known.
+    /// It needs at least this many bytes.
     Needs(usize),
-    /// It cannot be one.
+    /// It is malformed; the reason.
     Broken(String),
 }
 
@@ -68,11 +68,11 @@ impl fmt::Display for Stop {
 }
 
 impl Section {
-    /// Reads the block that `bytes` begin with: its length, and the packet, if it is one's.
+    /// Reads the block at the start of `bytes`: its length, and the packet, if it is a packet block.
     pub fn read(&mut self, bytes: &[u8]) -> Result<(usize, Option<Captured>), Stop> {
         let needed = |length| if bytes.len() < length { Err(Stop::Needs(length)) } else { Ok(()) };
         needed(12)?;
-        // The same in either byte order.
+        // The type of a section header reads the same in either byte order.
         if bytes.starts_with(&SECTION.to_be_bytes()) {
             self.big_endian = match u32::from_be_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]) {
                 MAGIC => true,
@@ -95,7 +95,8 @@ impl Section {
         let body = Fields { rest: &bytes[8..length - 4], ..whole };
         let packet = match kind {
             INTERFACE => {
-                let interface = interface(body).ok_or_else(|| Stop::Broken("an interface is cut short".to_owned()))?;
+                let interface =
+                    interface(body).ok_or_else(|| Stop::Broken("an interface block is truncated".to_owned()))?;
                 self.interfaces.push(interface);
                 None
             }
@@ -109,7 +110,7 @@ impl Section {
     }
 
     fn packet(&self, mut body: Fields<'_>, old: bool) -> Option<Captured> {
-        // An old block has a count of drops behind the number.
+        // An obsolete packet block has a drop count after the 16-bit interface number.
         let number = if old { u32::from(body.u16()?) } else { body.u32()? };
         if old {
             body.u16()?;
@@ -149,7 +150,7 @@ impl Section {
         let original_length = body.u32()?;
         let interface = self.interfaces.first();
         let limit = interface.map(|interface| interface.snaplen).filter(|limit| *limit != 0);
-        // The block is padded, and nothing else says how much.
+        // A simple packet block has no captured length; the rest of the block is padding.
         let length = original_length.min(limit.unwrap_or(u32::MAX)) as usize;
         let bytes = body.rest.get(..length)?.to_vec();
         Some(Captured { original_length, ..of_interface(interface, bytes) })
@@ -177,7 +178,7 @@ fn interface(mut body: Fields<'_>) -> Option<Interface> {
 }
 
 fn of_interface(interface: Option<&Interface>, bytes: Vec<u8>) -> Captured {
-    // One that was never told: nothing is known of the bytes.
+    // An interface without a description block: the link type is unknown.
     let Some(interface) = interface else { return Captured::of(Kind::Raw, bytes) };
     let captured = Captured::of(interface.link.first(&bytes), bytes);
     Captured { link: interface.link, interface: interface.name.clone(), ..captured }
@@ -187,13 +188,13 @@ impl Unit {
     /// The default.
     pub const MICROSECONDS: Self = Self { resolution: 6, offset: 0 };
 
-    /// A timestamp as a time.
+    /// Converts a timestamp to the time since 1970.
     pub fn time(self, units: u64) -> Duration {
         let units = u128::from(units);
         let exponent = u32::from(self.resolution & 0x7f);
         let binary = self.resolution & 0x80 != 0;
         let per_second = if binary { 1_u128.checked_shl(exponent) } else { 10_u128.checked_pow(exponent) };
-        // Finer than 128 bits tell is as good as 0.
+        // A finer resolution than 128 bits can hold rounds to 0.
         let per_second = per_second.unwrap_or(u128::MAX);
         let nanos = (units % per_second).saturating_mul(1_000_000_000) / per_second;
         let seconds = ((units / per_second) as u64).saturating_add_signed(self.offset);
@@ -201,7 +202,7 @@ impl Unit {
     }
 }
 
-/// Numbers and bytes, one behind the other.
+/// A cursor over the bytes of a block.
 #[derive(Clone, Copy)]
 struct Fields<'b> {
     rest: &'b [u8],
@@ -221,14 +222,14 @@ impl<'b> Fields<'b> {
         Some(if self.big_endian { u32::from_be_bytes(*number) } else { u32::from_le_bytes(*number) })
     }
 
-    /// Bytes and what pads them to a multiple of 4, as far as that is there.
+    /// Takes bytes and their padding to a multiple of 4; the padding may be missing.
     fn padded(&mut self, length: usize) -> Option<&'b [u8]> {
         let bytes = self.rest.get(..length)?;
         self.rest = self.rest.get(length.checked_next_multiple_of(4)?..).unwrap_or_default();
         Some(bytes)
     }
 
-    /// The options that are left, up to the end or to one that does not fit.
+    /// The remaining options, up to the end marker or the first that does not fit.
     fn options(mut self) -> impl Iterator<Item = (u16, &'b [u8])> {
         std::iter::from_fn(move || {
             let code = self.u16()?;

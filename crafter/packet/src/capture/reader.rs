@@ -1,4 +1,4 @@
-//! Capture files, read packet by packet.
+//! Reads capture files packet by packet.
 
 use std::{
     fs::File,
@@ -15,25 +15,25 @@ use super::{
 };
 use crate::error::{Error, Result};
 
-/// Bytes asked for at once.
+/// Size of a read, in bytes.
 const CHUNK: usize = 1 << 16;
 
-/// A block or packet that claims to be longer is damage (Wireshark has the same limit).
+/// A longer block or packet is treated as damage, in bytes (Wireshark has the same limit).
 const LONGEST: usize = 1 << 24;
 
-/// What a [`Reader`] reads from that opened it by name.
+/// The source of a [`Reader`] opened by file name.
 pub type In = Box<dyn Read + Send>;
 
-/// Reads the packets of a pcap or pcapng file as they come, none of them earlier than it is asked for.
+/// Iterates over the packets of a pcap or pcapng file; reads no further than the packet that it returns needs.
 ///
-/// A file that is cut short, or broken somewhere, gives the packets before that, then an
-/// [`Error::Invalid`] that says where, then nothing any more.
+/// For a truncated or malformed file, it returns the packets before the defect, then an [`Error::Invalid`] with the
+/// position, then `None`.
 pub struct Reader<R: Read> {
     source: R,
     buffer: Vec<u8>,
-    /// Where in the buffer the next packet begins.
+    /// Offset of the next packet in the buffer.
     start: usize,
-    /// Bytes of the file before those in the buffer.
+    /// Offset of the buffer in the file, in bytes.
     before: u64,
     packets: u64,
     parser: Parser,
@@ -64,7 +64,7 @@ impl<R: Read> Reader<R> {
     /// Reads the header. `source` need not be buffered.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if it is no capture file, or cut short within its header; [`Error::Io`] if reading fails.
+    /// [`Error::Invalid`] if it is not a capture file, or its header is truncated; [`Error::Io`] if reading fails.
     pub fn new(mut source: R) -> Result<Self> {
         let mut buffer = Vec::new();
         while buffer.len() < 4 && more(&mut source, &mut buffer)? > 0 {}
@@ -83,10 +83,10 @@ impl<R: Read> Reader<R> {
                 }
                 Err(Stop::Needs(length)) if length <= LONGEST => {
                     if more(&mut source, &mut buffer)? == 0 {
-                        return Err(Error::invalid("capture", "it is cut short within its header"));
+                        return Err(Error::invalid("capture", "it is truncated within its header"));
                     }
                 }
-                Err(stop) => return Err(Error::invalid("capture", format_args!("its header makes no sense: {stop}"))),
+                Err(stop) => return Err(Error::invalid("capture", format_args!("its header is malformed: {stop}"))),
             }
         }
     }
@@ -110,12 +110,12 @@ impl<R: Read> Reader<R> {
                         if self.buffer.is_empty() {
                             return Ok(None);
                         }
-                        let reason = format_args!("cut short at byte {at}, within packet {}", self.packets + 1);
+                        let reason = format_args!("truncated at byte {at}, within packet {}", self.packets + 1);
                         return Err(Error::invalid("capture", reason));
                     }
                 }
                 Err(stop) => {
-                    let reason = format_args!("broken at byte {at}, behind packet {}: {stop}", self.packets);
+                    let reason = format_args!("malformed at byte {at}, after packet {}: {stop}", self.packets);
                     return Err(Error::invalid("capture", reason));
                 }
             }
@@ -136,7 +136,7 @@ impl<R: Read> Iterator for Reader<R> {
     }
 }
 
-/// Reads what there is, at least a byte unless the source is at its end.
+/// Reads what is available: at least one byte, except at the end of the source.
 fn more(source: &mut impl Read, buffer: &mut Vec<u8>) -> Result<usize> {
     let end = buffer.len();
     buffer.resize(end + CHUNK, 0);
@@ -151,7 +151,7 @@ fn more(source: &mut impl Read, buffer: &mut Vec<u8>) -> Result<usize> {
 }
 
 impl Parser {
-    /// Reads the header: its length, and who reads on.
+    /// Reads the file header; returns its length and the parser for what follows.
     fn begin(bytes: &[u8]) -> Result<(usize, Self), Stop> {
         if bytes.starts_with(&SECTION.to_be_bytes()) {
             let mut section = Section::default();
@@ -165,19 +165,19 @@ impl Parser {
         }
     }
 
-    /// The length of what `bytes` begin with, and the packet in it, if there is one.
+    /// Reads the next record: its length, and the packet in it, if any.
     fn read(&mut self, bytes: &[u8]) -> Result<(usize, Option<Captured>), Stop> {
         match self {
             Self::Pcap(parser) => {
                 let header = parser.header();
-                // Raw: a length above the announced limit is odd, not unreadable.
+                // `next_raw_packet` also accepts a length above the snapshot length.
                 let (rest, packet) = parser.next_raw_packet(bytes).map_err(|error| match error {
                     PcapError::IncompleteBuffer => Stop::Needs(pcap_length(bytes, header.endianness)),
                     other => Stop::Broken(other.to_string()),
                 })?;
                 let unit = if header.ts_resolution == TsResolution::NanoSecond { 1 } else { 1000 };
                 let fraction = Duration::from_nanos(u64::from(packet.ts_frac) * unit);
-                // The bits above tell of checksums behind the frames.
+                // The upper bits describe frame check sequences.
                 let link = Link(u32::from(header.datalink) & 0x03ff_ffff);
                 let data = packet.data.into_owned();
                 let captured = Captured {
@@ -193,7 +193,7 @@ impl Parser {
     }
 }
 
-/// Bytes of a packet with its header, of which not all are there.
+/// Length of a truncated packet record, header included.
 fn pcap_length(bytes: &[u8], endianness: Endianness) -> usize {
     let length = bytes.get(8..12).and_then(|bytes| bytes.first_chunk()).map_or(0, |length| match endianness {
         Endianness::Big => u32::from_be_bytes(*length),

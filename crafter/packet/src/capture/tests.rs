@@ -37,7 +37,7 @@ fn written_and_read() {
 }
 
 #[test]
-fn all_that_pcapng_tells() {
+fn pcapng_metadata_round_trips() {
     let frame = (Ether::new() / Ip::to("192.0.2.1") / Udp::to(5)).build().unwrap();
     let mut writer = Writer::new(Vec::new(), Format::PcapNg).unwrap();
     let entries = [
@@ -69,14 +69,14 @@ fn all_that_pcapng_tells() {
         assert_eq!(read.direction, entry.direction);
         assert_eq!(read.original_length as usize, entry.original_length.map_or(entry.bytes.len(), |all| all as usize));
     }
-    // Written again from what was read: the same file.
+    // Writing the packets that were read gives the same file.
     let mut again = Writer::new(Vec::new(), Format::PcapNg).unwrap();
     read.packets.iter().for_each(|packet| again.write(&packet.entry()).unwrap());
     assert_eq!(again.finish().unwrap(), file);
 }
 
 #[test]
-fn pcap_has_one_kind_of_packets() {
+fn pcap_rejects_second_link_type() {
     let mut writer = Writer::new(Vec::new(), Format::Pcap).unwrap();
     writer.interface(Some("eth0"), Kind::Ether).unwrap();
     let refused = writer.write(&Entry::new(TIME, Kind::Ipv6, &[0; 40])).unwrap_err().to_string();
@@ -89,7 +89,7 @@ fn pcap_has_one_kind_of_packets() {
 }
 
 #[test]
-fn cut_anywhere_gives_the_packets_before() {
+fn truncated_capture_returns_packets_before() {
     let pcap = file(Format::Pcap);
     for end in 0..pcap.len() {
         match Capture::read(&pcap[..end]) {
@@ -102,7 +102,7 @@ fn cut_anywhere_gives_the_packets_before() {
         }
     }
     let said = Capture::read(&pcap[..70]).unwrap().broken.unwrap();
-    assert_eq!(said, "cut short at byte 68, within packet 2");
+    assert_eq!(said, "truncated at byte 68, within packet 2");
 
     let pcapng = file(Format::PcapNg);
     let mut packets = 0;
@@ -115,7 +115,7 @@ fn cut_anywhere_gives_the_packets_before() {
     assert_eq!(packets, 2);
 }
 
-/// A source that gives a byte at a time, and counts.
+/// A source that returns one byte per read, and counts them.
 struct Drops<'b>(&'b [u8], &'b Cell<usize>);
 
 impl Read for Drops<'_> {
@@ -127,7 +127,7 @@ impl Read for Drops<'_> {
 }
 
 #[test]
-fn packets_come_as_soon_as_their_last_byte() {
+fn packet_is_returned_after_its_last_byte() {
     for format in [Format::Pcap, Format::PcapNg] {
         let file = file(format);
         let given = Cell::new(0);
@@ -144,7 +144,7 @@ fn packets_come_as_soon_as_their_last_byte() {
 }
 
 #[test]
-fn an_error_ends_the_packets() {
+fn read_error_ends_iteration() {
     let mut file = file(Format::Pcap);
     file.truncate(file.len() - 1);
     let mut reader = Reader::new(&file[..]).unwrap();
@@ -153,22 +153,22 @@ fn an_error_ends_the_packets() {
 }
 
 #[test]
-fn lengths_that_cannot_be_are_not_waited_for() {
+fn impossible_lengths_are_rejected_at_once() {
     let mut file = file(Format::Pcap);
     file[24 + 8..24 + 12].fill(0xff);
     let said = Reader::new(file.chain(io::repeat(0))).unwrap().next().unwrap().unwrap_err().to_string();
-    let reason = "broken at byte 24, behind packet 0: what follows claims to have 4294967311 bytes";
+    let reason = "malformed at byte 24, after packet 0: what follows claims to have 4294967311 bytes";
     assert_eq!(said, format!("capture: {reason}"));
 }
 
 #[test]
-fn no_captures() {
+fn files_other_than_captures_are_rejected() {
     let said = |bytes: &[u8]| Reader::new(bytes).err().unwrap().to_string();
     assert!(said(b"").contains("neither pcap nor pcapng"));
     assert!(said(b"hello, world").contains("neither pcap nor pcapng"));
     assert!(said(&[0x1f, 0x8b, 8, 0, 0, 0]).contains("gunzip"));
-    assert!(said(&[0xa1, 0xb2, 0xc3, 0xd4, 0]).contains("cut short within its header"));
-    assert!(said(&[0x0a, 0x0d, 0x0d, 0x0a, 0, 0, 0, 7, 0x1a, 0x2b, 0x3c, 0x4d]).contains("makes no sense"));
+    assert!(said(&[0xa1, 0xb2, 0xc3, 0xd4, 0]).contains("truncated within its header"));
+    assert!(said(&[0x0a, 0x0d, 0x0d, 0x0a, 0, 0, 0, 7, 0x1a, 0x2b, 0x3c, 0x4d]).contains("is malformed"));
 }
 
 #[test]
@@ -183,16 +183,16 @@ fn times() {
     assert_eq!(Unit { resolution: 0, offset: i64::MIN }.time(5), Duration::ZERO);
 }
 
-/// An old packet block, and a simple one whose padding is no part of the packet.
+/// An obsolete packet block, and a simple one with padding.
 #[test]
-fn other_blocks_of_pcapng() {
+fn obsolete_and_simple_packet_blocks() {
     for little in [true, false] {
         let number = |number: u32| if little { number.to_le_bytes() } else { number.to_be_bytes() };
         let half = |number: u16| if little { number.to_le_bytes() } else { number.to_be_bytes() };
         let mut file = vec![0x0a, 0x0d, 0x0d, 0x0a];
         let mut put = |bytes: &[u8]| file.extend_from_slice(bytes);
         put(&[&number(28)[..], &number(0x1a2b_3c4d), &half(1), &half(0), &[0xff; 8], &number(28)].concat());
-        // With a name that is no UTF-8, an option of an odd length, and none that ends them.
+        // A name that is not UTF-8, an option of an odd length, and no end marker.
         let options = [&half(2)[..], &half(1), b"\xff\0\0\0", &half(9), &half(2), &[9; 4]].concat();
         put(&[&number(1)[..], &number(36), &half(101), &half(7), &number(0), &options, &number(36)].concat());
         // 2^32 + 2 microseconds.
@@ -210,7 +210,7 @@ fn other_blocks_of_pcapng() {
 }
 
 #[test]
-fn headers_of_other_links() {
+fn headers_of_other_link_types() {
     let ip = (Ip::to("192.0.2.1") / Udp::to(7)).build().unwrap();
     let captured = |link: Link, header: &[u8]| {
         let bytes = [header, &ip].concat();
@@ -245,7 +245,7 @@ fn headers_of_other_links() {
 }
 
 #[test]
-fn formats_by_name() {
+fn format_follows_file_name() {
     for (name, format) in [
         ("a.pcap", Format::Pcap),
         ("a.CAP", Format::Pcap),
@@ -259,7 +259,7 @@ fn formats_by_name() {
 
 proptest::proptest! {
     #[test]
-    fn damage_never_panics(at in 0usize..300, byte in any::<u8>(), pcapng in any::<bool>()) {
+    fn damaged_bytes_do_not_panic(at in 0usize..300, byte in any::<u8>(), pcapng in any::<bool>()) {
         let mut file = file(if pcapng { Format::PcapNg } else { Format::Pcap });
         if let Some(place) = file.get_mut(at) {
             *place = byte;
@@ -270,7 +270,7 @@ proptest::proptest! {
     }
 
     #[test]
-    fn no_pcapng_panics(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+    fn any_pcapng_does_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
         let mut file = vec![0x0a, 0x0d, 0x0d, 0x0a, 28, 0, 0, 0, 0x4d, 0x3c, 0x2b, 0x1a, 1, 0, 0, 0];
         file.extend([0xff; 8]);
         file.extend([28, 0, 0, 0]);

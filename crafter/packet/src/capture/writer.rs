@@ -1,4 +1,4 @@
-//! Capture files, written packet by packet.
+//! Writes capture files packet by packet.
 
 use std::{
     borrow::Cow,
@@ -28,7 +28,7 @@ use crate::{
     layer::Kind,
 };
 
-/// What a [`Writer`] writes to that opened it by name.
+/// The sink of a [`Writer`] opened by file name.
 pub type Out = Box<dyn Write + Send>;
 
 /// Writes packets into a pcap or pcapng file, with nanoseconds in both.
@@ -38,24 +38,25 @@ pub struct Writer<W: Write> {
 }
 
 enum Inner<W: Write> {
-    /// A pcap file before its header, which says what its packets begin with.
+    /// A pcap file whose header is not written yet: its link type is that of the first packet.
     Waiting(W),
     Pcap(W, Link),
-    /// With name and link type of the interfaces told so far.
+    /// With name and link type of the interfaces written so far.
     PcapNg(PcapNgWriter<W>, Vec<(Option<String>, Link)>),
     /// Writing a header failed.
     Failed,
 }
 
 impl Writer<Out> {
-    /// Creates a file, the format by its name; `-` is pcapng on stdout, [`live`](Self::live).
+    /// Creates a file with the format that its name implies; `-` is pcapng on stdout, flushed after each packet
+    /// ([`live`](Self::live)).
     ///
     /// # Errors
     /// [`Error::Io`] if the file cannot be created.
     pub fn create(path: &Path) -> Result<Self> {
         let to_stdout = path.as_os_str() == "-";
         let file = if to_stdout {
-            // Not `io::stdout()`, which looks for ends of lines.
+            // Not `io::stdout()`, which is line-buffered.
             io::stdout().as_fd().try_clone_to_owned().map(File::from)
         } else {
             File::create(path)
@@ -66,7 +67,7 @@ impl Writer<Out> {
 }
 
 impl<W: Write> Writer<W> {
-    /// Begins a file. It is written in small pieces, so that `out` is better buffered.
+    /// Begins a file. Writes are small: pass a buffered `out`.
     ///
     /// # Errors
     /// [`Error::Io`] if writing fails.
@@ -89,17 +90,17 @@ impl<W: Write> Writer<W> {
         Ok(Self { inner, live: false })
     }
 
-    /// Whether every packet is flushed, so that who reads the file while it is written sees it at once.
+    /// Whether to flush after every packet, for readers of a file that is still being written.
     pub fn live(mut self, live: bool) -> Self {
         self.live = live;
         self
     }
 
-    /// Names an interface before its first packet, and what its packets begin with, so that a reader sees it
-    /// at once. [`write`](Self::write) does the same where it is needed.
+    /// Writes an interface and the link type of its packets before its first packet. [`write`](Self::write) does so
+    /// itself if needed.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if the packets are neither Ethernet nor IP, or, in pcap, not of the same kind as those
+    /// [`Error::Invalid`] if the packets are neither Ethernet nor IP, or, in pcap, of another link type than those
     /// before; [`Error::Io`] if writing fails.
     pub fn interface(&mut self, name: Option<&str>, first: Kind) -> Result<()> {
         self.interface_of(name, link(first)?)?;
@@ -109,10 +110,9 @@ impl<W: Write> Writer<W> {
     /// Appends a packet.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if it is longer than 262,144 bytes, a text is longer than 65,535, the time is behind
-    /// the year 2554 (2106 in pcap), the packet begins
-    /// with neither Ethernet nor IP and no link type is given, or, in pcap, it begins with something else than
-    /// the first one; [`Error::Io`] if writing fails.
+    /// [`Error::Invalid`] if it is longer than 262,144 bytes, a text is longer than 65,535, the time is after the year
+    /// 2554 (2106 in pcap), the packet begins with neither Ethernet nor IP and has no link type, or, in pcap, its link
+    /// type is not that of the first packet; [`Error::Io`] if writing fails.
     pub fn write(&mut self, entry: &Entry<'_>) -> Result<()> {
         let link = entry.link.map_or_else(|| link(entry.first), Ok)?;
         let length = entry.bytes.len() as u64;
@@ -121,7 +121,7 @@ impl<W: Write> Writer<W> {
             return Err(Error::invalid("capture", reason));
         }
         if u64::try_from(entry.time.as_nanos()).is_err() {
-            return Err(Error::invalid("capture", "times behind the year 2554 do not fit"));
+            return Err(Error::invalid("capture", "times after the year 2554 do not fit"));
         }
         let comment = entry.comment.map(text).transpose()?;
         let original_len = entry.original_length.unwrap_or(0).max(length as u32);
@@ -146,7 +146,7 @@ impl<W: Write> Writer<W> {
             }
             Inner::Pcap(out, _) => {
                 let seconds = u32::try_from(entry.time.as_secs())
-                    .map_err(|_| Error::invalid("pcap", "times behind the year 2106 do not fit; pcapng holds them"))?;
+                    .map_err(|_| Error::invalid("pcap", "times after the year 2106 do not fit; pcapng holds them"))?;
                 let mut record = [0; 16];
                 let numbers = [seconds, entry.time.subsec_nanos(), length as u32, original_len];
                 for (place, number) in record.as_chunks_mut().0.iter_mut().zip(numbers) {
@@ -159,7 +159,7 @@ impl<W: Write> Writer<W> {
         if self.live { self.flush() } else { Ok(()) }
     }
 
-    /// Hands on what was written so far.
+    /// Flushes what was written so far.
     ///
     /// # Errors
     /// [`Error::Io`] if writing fails.
@@ -171,7 +171,7 @@ impl<W: Write> Writer<W> {
         }
     }
 
-    /// Ends the file, flushed. A pcap file without packets says that they would have been Ethernet frames.
+    /// Ends and flushes the file. A pcap file without packets has link type Ethernet.
     ///
     /// # Errors
     /// [`Error::Io`] if writing fails.
@@ -187,7 +187,7 @@ impl<W: Write> Writer<W> {
         }
     }
 
-    /// The number of an interface, which is told if it is a new one.
+    /// The number of an interface; writes its block if it is new.
     fn interface_of(&mut self, name: Option<&str>, link: Link) -> Result<u32> {
         match &mut self.inner {
             Inner::Pcap(_, first) if *first == link => Ok(0),
@@ -234,12 +234,12 @@ impl<W: Write> Writer<W> {
 fn link(first: Kind) -> Result<Link> {
     Link::of(first).ok_or_else(|| {
         let name = first.name();
-        let reason = format_args!("packets that begin with {name} cannot be told in it: Ether, IP or IPv6 is needed");
+        let reason = format_args!("packets that begin with {name} have no link type: Ether, IP or IPv6 is needed");
         Error::invalid("capture", reason)
     })
 }
 
-/// A text that fits an option, whose length is a number of 16 bits.
+/// Checks that a text fits an option, whose length has 16 bits.
 fn text(text: &str) -> Result<&str> {
     match u16::try_from(text.len()) {
         Ok(_) => Ok(text),

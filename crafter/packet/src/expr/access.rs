@@ -1,4 +1,4 @@
-//! Parts of values: fields of packets, elements of lists.
+//! Attribute access, indexing and slicing.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::layer::{AnyLayer, FieldKind, Kind, Layer as _, Packet, Value, get_bit
 /// `object.name`
 ///
 /// # Errors
-/// Why there is no such part, as a sentence.
+/// An error message: there is no such part.
 pub fn attribute(object: &Object, name: &str) -> Result<Object, String> {
     match object {
         Object::Packets(packets) => {
@@ -35,12 +35,12 @@ pub fn attribute(object: &Object, name: &str) -> Result<Object, String> {
     }
 }
 
-/// What a pair has.
+/// Attributes of a pair.
 pub const PAIR: [&str; 4] = ["request", "reply", "rtt", "time"];
 
 fn of_pair(pair: &Pair, name: &str) -> Result<Object, String> {
     Ok(match name {
-        // Scapy's names beside ours.
+        // Including the names in Scapy.
         "request" | "query" => pair.request.clone().into(),
         "reply" | "answer" => pair.received().into(),
         "rtt" => Object::Decimal(pair.rtt.as_secs_f64()),
@@ -49,10 +49,10 @@ fn of_pair(pair: &Pair, name: &str) -> Result<Object, String> {
     })
 }
 
-/// The only packet of a set.
+/// The packet of a set that has exactly one.
 ///
 /// # Errors
-/// For a set of none or several.
+/// An error message, if the set is empty or has several packets.
 pub fn one(packets: &PacketSet) -> Result<Packet, String> {
     match packets.len() {
         1 => packets.single().map_err(|error| error.to_string()),
@@ -60,7 +60,7 @@ pub fn one(packets: &PacketSet) -> Result<Packet, String> {
     }
 }
 
-/// The first layer that has a field, and the field's place in it.
+/// Finds the first layer that has a field: indices of layer and field.
 pub fn find(packet: &Packet, name: &str) -> Result<(usize, usize), String> {
     let mut layers = packet.layers().iter().enumerate();
     let found = layers.find_map(|(at, layer)| Some((at, layer.info().field(name)?.0)));
@@ -77,7 +77,7 @@ pub fn find(packet: &Packet, name: &str) -> Result<(usize, usize), String> {
     })
 }
 
-/// A field's value: what is set, else the default; `None` if it is to be computed.
+/// The value of a field, else its default; `None` if it is computed.
 fn field(layer: &AnyLayer, index: usize) -> Object {
     let info = &layer.info().fields[index];
     let value = layer.value(index).or_else(|| info.default.map(|default| default()));
@@ -94,13 +94,13 @@ fn is_sequence(layer: &AnyLayer, field: &str) -> bool {
     matches!(layer, AnyLayer::Tcp(_) | AnyLayer::TcpError(_)) && matches!(field, "seq" | "ack")
 }
 
-/// The bits of flags that are given by names.
+/// The bits of a flags field that is given by names.
 fn flags(layer: &AnyLayer, index: usize) -> u64 {
     let info = &layer.info().fields[index];
-    // A layer with nothing but the flags has them where it has them.
+    // Builds a layer with only the flags and reads their bits.
     let mut alone = layer.kind().layer();
     if let Some(value) = layer.value(index) {
-        // It was that field's value before.
+        // The value is valid, because the field had it.
         let _ = alone.set_value(index, &value);
     }
     let bytes = Packet::from(alone).build().unwrap_or_default();
@@ -113,7 +113,7 @@ fn flags(layer: &AnyLayer, index: usize) -> u64 {
 /// `object[index]`
 ///
 /// # Errors
-/// Why there is no such part, as a sentence.
+/// An error message: there is no such part.
 pub fn index(object: &Object, index: &Object) -> Result<Object, String> {
     match (object, index) {
         (Object::Packets(packets), Object::Layer(_) | Object::Text(_)) => {
@@ -142,7 +142,7 @@ pub fn index(object: &Object, index: &Object) -> Result<Object, String> {
     }
 }
 
-/// Where in a packet its `count`-th layer of a kind is, counted from 1.
+/// Index of the `count`-th layer of a kind in a packet, counted from 1.
 pub fn layer(packet: &Packet, index: &Object, count: i128) -> Result<usize, String> {
     let kind = match index {
         Object::Layer(kind) => *kind,
@@ -157,7 +157,7 @@ pub fn layer(packet: &Packet, index: &Object, count: i128) -> Result<usize, Stri
     })
 }
 
-/// A place counted from the start, or from the end if it is negative.
+/// Resolves an index; a negative index counts from the end.
 fn place(index: &Object, length: u128, what: &str) -> Result<u128, String> {
     let number = index.number().ok_or_else(|| format!("a number is needed in [], {} is none", index.is()))?;
     let at = if number < 0 { number.saturating_add_unsigned(length) } else { number };
@@ -167,13 +167,13 @@ fn place(index: &Object, length: u128, what: &str) -> Result<u128, String> {
     })
 }
 
-/// `object[from:to]`; of a packet, `packet[IP:2]` is what begins with its second layer IP.
+/// `object[from:to]`; for a packet, `packet[IP:2]` begins with its second IP layer.
 ///
 /// # Errors
-/// Why there is no such part, as a sentence.
+/// An error message: there is no such part.
 pub fn slice(object: &Object, from: Option<&Object>, to: Option<&Object>) -> Result<Object, String> {
     if let (Object::Packets(packets), Some(kind @ (Object::Layer(_) | Object::Text(_)))) = (object, from) {
-        let count = to.map_or(Some(1), Object::number).ok_or("the how many-th layer is needed behind ':'")?;
+        let count = to.map_or(Some(1), Object::number).ok_or("the number of the layer is needed after ':'")?;
         return Ok(Object::Packets(packets.layers_from(layer(packets.template(), kind, count)?).into()));
     }
     let range = |length: usize| {
@@ -201,7 +201,7 @@ pub fn slice(object: &Object, from: Option<&Object>, to: Option<&Object>) -> Res
     })
 }
 
-/// Packets to change in place.
+/// The packets of a value, mutable.
 pub fn packets_mut(object: &mut Object) -> Option<&mut PacketSet> {
     match object {
         Object::Packets(packets) => Some(Arc::make_mut(packets)),

@@ -1,4 +1,4 @@
-//! From the tree to values.
+//! Evaluates the syntax tree.
 
 use std::sync::Arc;
 
@@ -16,40 +16,40 @@ use super::{
 use crate::error::Error;
 use crate::layer::{AnyLayer, FieldInfo, FieldKind, Kind, Layer as _, Packet, Value};
 
-/// What the names of an expression stand for.
+/// Resolves the names in an expression.
 pub trait Environment {
-    /// What its functions fail with.
+    /// The error type of its functions.
     type Error;
 
     /// The value of a variable.
     fn variable(&self, name: &str) -> Option<Object>;
     /// The function of that name.
     fn function(&self, name: &str) -> Option<&'static str>;
-    /// Why a name that is neither of them, nor a layer, makes no sense.
+    /// The error message for an unknown name.
     fn unknown(&self, name: &str) -> String;
-    /// Looks up names of hosts.
+    /// Resolves host names.
     fn resolver(&self) -> &dyn Resolve;
     /// Calls a function.
     fn call(&mut self, call: Called) -> impl Future<Output = Result<Object, Fault<Self::Error>>>;
 }
 
-/// A function that is called.
+/// A function call.
 #[derive(Debug)]
 pub struct Called {
-    /// Where the call is, in bytes of the text.
+    /// Byte offset of the call in the text.
     pub at: usize,
-    /// The function's name.
+    /// Name of the function.
     pub name: String,
-    /// Whose method it is, if it is called as one; it is the first argument too.
+    /// The arguments; the object of a method call is the first.
     pub arguments: Vec<Given>,
 }
 
 /// An argument of a function.
 #[derive(Debug)]
 pub struct Given {
-    /// Where it is, in bytes of the text.
+    /// Byte offset in the text.
     pub at: usize,
-    /// Its name, if it is given one.
+    /// Its name, for a keyword argument.
     pub name: Option<String>,
     /// Its value.
     pub value: Object,
@@ -85,16 +85,18 @@ impl Environment for Nothing<'_> {
     }
 }
 
-/// The packets of an expression without variables.
+/// Evaluates an expression without variables to packets.
 pub(super) fn packets(node: &Node, resolver: &dyn Resolve) -> Result<PacketSet, Fault> {
-    // Without functions there is nothing to wait for.
+    // Without functions the future is ready at once.
     let object = value(&mut Nothing(resolver), node).now_or_never();
-    let object = object.unwrap_or_else(|| Err(Fault::new(node.at, "it cannot be told at once")))?;
+    let object = object.unwrap_or_else(|| Err(Fault::new(node.at, "it cannot be evaluated at once")))?;
     let packets = object.packets();
-    packets.map(Arc::unwrap_or_clone).ok_or_else(|| Fault::new(node.at, format_args!("{} is no packet", object.is())))
+    packets
+        .map(Arc::unwrap_or_clone)
+        .ok_or_else(|| Fault::new(node.at, format_args!("{} is not a packet", object.is())))
 }
 
-/// The value of an expression.
+/// Evaluates an expression.
 pub fn value<'a, E: Environment>(
     environment: &'a mut E,
     node: &'a Node,
@@ -102,7 +104,7 @@ pub fn value<'a, E: Environment>(
     evaluate(environment, node, false)
 }
 
-/// As [`value`]; in a field, names that nothing is known of are those of records.
+/// Like [`value`]; within a field, an unknown name is a record.
 fn evaluate<'a, E: Environment>(
     environment: &'a mut E,
     node: &'a Node,
@@ -159,7 +161,7 @@ async fn all<E: Environment>(
     Ok(values)
 }
 
-/// Applies operators, those that bind most strongly first and from the left.
+/// Applies operators by precedence, left to right.
 fn operation<F>(values: Vec<Object>, operators: &[(usize, Operator)]) -> Result<Object, Fault<F>> {
     let mut values = values.into_iter();
     let (mut stack, mut pending): (Vec<Object>, Vec<(usize, Operator)>) = (values.next().into_iter().collect(), vec![]);
@@ -233,7 +235,7 @@ async fn given<E: Environment>(environment: &mut E, arguments: &[Argument]) -> R
     Ok(given)
 }
 
-/// `NAME(arguments)`: a layer, a function, or a record.
+/// Evaluates `NAME(arguments)`: a layer, a function, or a record.
 async fn named_call<E: Environment>(
     environment: &mut E,
     at: usize,
@@ -252,7 +254,7 @@ async fn named_call<E: Environment>(
     }
 }
 
-/// Whether a name is that of a record where it may be another thing.
+/// Whether a name is a record and not a layer.
 fn is_record(name: &str) -> bool {
     matches!(name, "DNSQR" | "DNSRR")
 }
@@ -291,7 +293,7 @@ async fn layer<E: Environment>(
             None => match info.fields {
                 [only] => (0, only),
                 _ => {
-                    // Bytes are a packet to read, as in Ether(b"...").
+                    // Bytes are parsed as a packet, as in Ether(b"...").
                     return match (evaluate(environment, &argument.value, false).await?, arguments) {
                         (Object::Bytes(bytes), [_]) => Ok(Packet::parse(kind, &bytes).into()),
                         _ => Err(unnamed(argument, info.name)),
@@ -308,7 +310,7 @@ async fn layer<E: Environment>(
     Ok(set)
 }
 
-/// The values that a field is given.
+/// Evaluates the values for a field.
 pub async fn spans<E: Environment>(
     environment: &mut E,
     node: &Node,
@@ -316,7 +318,7 @@ pub async fn spans<E: Environment>(
     field: &FieldInfo,
 ) -> Result<Vec<Span>, Fault<E::Error>> {
     let empty = || Fault::new(node.at, "the list is empty: no packet at all");
-    // Elements that are written out have places of their own.
+    // Literal elements have their own positions for errors.
     if let (Tree::List(nodes), true) = (&node.tree, field.kind != FieldKind::List) {
         let mut spans = Vec::with_capacity(nodes.len());
         for node in nodes {
@@ -332,7 +334,7 @@ pub async fn spans<E: Environment>(
             }
             items.items().iter().map(|item| set::span(item, layer, field, environment.resolver())).collect()
         }
-        // No element of a list is itself a list: lists of lists are several values.
+        // Elements of a list field are not lists: a list of lists is a list of alternatives.
         Object::List(items) if is_lists(items) => {
             items.items().iter().map(|item| set::span(item, layer, field, environment.resolver())).collect()
         }
@@ -362,7 +364,7 @@ fn fitted<E: Environment>(
     layer: &AnyLayer,
     field: &FieldInfo,
 ) -> Result<Span, Fault<E::Error>> {
-    // A name that nothing is known of is rather a slip than a record.
+    // An unknown name is more likely a typing error than a record.
     if let (Object::Record(name, _), true) = (&object, field.kind != FieldKind::List)
         && !is_record(name)
     {

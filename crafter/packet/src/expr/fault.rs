@@ -1,41 +1,41 @@
-//! Errors that know their place.
+//! Errors with a position in the text.
 
 use std::fmt::Display;
 
 use crate::error::Error;
 
-/// An error at a byte of the text; `E` is what functions of the text fail with.
+/// An error at a byte offset of the text; `E` is the error type of functions.
 #[derive(Debug)]
 pub struct Fault<E = Error> {
-    /// Where in the text, in bytes.
+    /// Byte offset in the text.
     pub at: usize,
-    /// What is wrong.
+    /// The reason.
     pub reason: Reason<E>,
 }
 
-/// Why something cannot be done.
+/// Reason of a fault.
 #[derive(Debug)]
 pub enum Reason<E = Error> {
-    /// The text is wrong.
+    /// The text is invalid; the message.
     Invalid(String),
-    /// A function that it calls failed.
+    /// A called function failed.
     Failed(E),
 }
 
 impl<E> Fault<E> {
-    /// The text is wrong at this byte.
+    /// An invalid text at this byte offset.
     pub fn new(at: usize, reason: impl Display) -> Self {
         Self { at, reason: Reason::Invalid(reason.to_string()) }
     }
 
-    /// What the text calls for at this byte failed.
+    /// A failed call at this byte offset.
     pub fn failed(at: usize, error: impl Into<E>) -> Self {
         Self { at, reason: Reason::Failed(error.into()) }
     }
 }
 
 impl Fault {
-    /// An error for an expression that is all of the text.
+    /// Converts to an error for a text that is a single expression.
     pub(super) fn in_expression(self, text: &str) -> Error {
         match self.reason {
             Reason::Invalid(reason) => {
@@ -47,7 +47,7 @@ impl Fault {
     }
 }
 
-/// Line and column of a text with lines, from 1.
+/// Line and column of a byte offset, both counted from 1.
 pub fn line_and_column(text: &str, at: usize) -> (usize, usize) {
     let before = text.get(..at).unwrap_or(text);
     let line = before.matches('\n').count() + 1;

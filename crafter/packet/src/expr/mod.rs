@@ -13,13 +13,15 @@
 //! # Ok::<(), crafter_packet::Error>(())
 //! ```
 //!
-//! - Layers stand one behind the other with `/` between them; a string stands for `Raw`.
-//! - Values are numbers (`80`, `0x50`), texts (`"..."` or `'...'`), bytes (`b"\x00"`), lists, tuples, `None` for
-//!   unset, `True` and `False` for 1 and 0, records (`DNSQR(qname="example.org")`), and names of values (`proto="tcp"`).
-//! - Values can be calculated: `+ - * // % << >> & | ^ ~`, `(1 + 2)`. The shell of `crafter` reads the
-//!   same with variables and functions.
-//! - Where a field takes one value, more make a set of packets: a list `[80, 443]`, a range `(1, 5)` with both
-//!   its ends, a prefix `"192.0.2.0/28"`. A field that is a list takes a list of lists: `options=[[], ["NOP"]]`. The set is the product of them all, the last one varying fastest.
+//! - Layers are separated by `/`; a string is a `Raw` layer.
+//! - Values are numbers (`80`, `0x50`), strings (`"..."` or `'...'`), bytes (`b"\x00"`), lists, tuples, `None` for
+//!   unset, `True` and `False` for 1 and 0, records (`DNSQR(qname="example.org")`), and names of values
+//!   (`proto="tcp"`).
+//! - Values can be computed: `+ - * // % << >> & | ^ ~`, `(1 + 2)`. The shell of `crafter` adds variables and
+//!   functions.
+//! - Several values for a field make a set of packets: a list `[80, 443]`, an inclusive range `(1, 5)`, a prefix
+//!   `"192.0.2.0/28"`. Alternatives for a list field are a list of lists: `options=[[], ["NOP"]]`. The set is the
+//!   product of all alternatives, the last one varying fastest.
 
 pub mod access;
 pub mod evaluate;
@@ -35,5 +37,5 @@ pub use object::{Items, Object, Pair, Received};
 pub use resolve::{NoNames, Resolve};
 pub use set::{PacketSet, Packets};
 
-/// How many packets a set may stand for where all of them are made at once.
+/// Largest set whose packets are all created at once.
 pub const LIMIT: u128 = 1_000_000;

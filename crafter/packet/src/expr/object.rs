@@ -1,4 +1,4 @@
-//! What expressions are worth: numbers, texts, packets, and what came back for them.
+//! Values of expressions: numbers, strings, packets, and their replies.
 
 use std::{
     fmt::{self, Write as _},
@@ -11,33 +11,32 @@ use serde_json::json;
 use super::PacketSet;
 use crate::layer::{Kind, Layer as _, Packet, Value};
 
-/// Lists and tuples nested deeper than this are refused.
+/// Maximum nesting depth of lists and tuples.
 const MAX_DEPTH: u8 = 64;
-/// Elements of a list with all that is in them, bytes of a text.
+/// Maximum number of elements of a list, nested ones included, and of bytes of a string.
 pub(super) const MAX_LENGTH: usize = 1 << 24;
-/// Characters that the text form of one value is cut to.
+/// Maximum length of the text form of a value, in characters.
 const MAX_PRINTED: usize = 1 << 20;
 
-/// The value of an expression.
+/// Evaluates an expression.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Object {
-    /// `None`: nothing; as the value of a field: unset.
+    /// `None`; as the value of a field: unset.
     None,
     /// `True` or `False`; as a number 1 or 0.
     Bool(bool),
     /// A whole number.
     Number(i128),
-    /// A sequence number of TCP, read from a packet: sums and differences are taken modulo 2^32, as the protocol
-    /// takes them (RFC 9293, 3.4).
+    /// A TCP sequence number read from a packet: sums and differences are modulo 2^32 (RFC 9293, section 3.4).
     Sequence(u32),
-    /// Flags, read from a packet: their bits and their names.
+    /// Flags read from a packet: bits and names.
     Flags(u64, String),
-    /// A number with decimals: seconds.
+    /// A floating-point number, such as seconds.
     Decimal(f64),
-    /// A text.
+    /// A string.
     Text(String),
-    /// A text that is to be shown to people as it is.
+    /// A string that is printed without quotes.
     Report(String),
     /// Bytes.
     Bytes(Vec<u8>),
@@ -47,29 +46,29 @@ pub enum Object {
     Tuple(Items),
     /// `NAME(field=value)`: a record, such as DNS has them.
     Record(String, Vec<(String, Value)>),
-    /// A layer's name.
+    /// The name of a layer.
     Layer(Kind),
-    /// A function's name.
+    /// The name of a function.
     Function(&'static str),
-    /// A packet, or several.
+    /// One or more packets.
     Packets(Arc<PacketSet>),
-    /// A packet that was sent and what came back for it.
+    /// A sent packet and its reply.
     Pair(Arc<Pair>),
 }
 
-/// What a list or tuple holds.
+/// The elements of a list or tuple.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Items {
     title: Option<&'static str>,
     depth: u8,
-    /// Elements, theirs, and so on.
+    /// Number of elements, nested ones included.
     total: usize,
     items: Arc<Vec<Object>>,
 }
 
 impl Items {
     /// # Errors
-    /// Too many, or nested too deep.
+    /// An error message, if there are too many or they are nested too deep.
     pub fn new(items: Vec<Object>) -> Result<Self, String> {
         let (mut depth, mut total) = (1, items.len());
         for item in &items {
@@ -85,7 +84,7 @@ impl Items {
         }
     }
 
-    /// Packets or pairs that belong together; the title stands for them where they are printed.
+    /// Packets or pairs of one result; printed as the title and their counts.
     pub fn titled(title: &'static str, items: Vec<Object>) -> Self {
         Self { title: Some(title), depth: 1, total: items.len(), items: items.into() }
     }
@@ -96,25 +95,25 @@ impl Items {
     }
 }
 
-/// A packet and when it was received.
+/// A received packet with its time.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Received {
-    /// As it was received.
+    /// The packet as received.
     pub packet: Packet,
-    /// Since 1970, where it is known.
+    /// Wall-clock time since 1970, if known.
     pub time: Option<Duration>,
 }
 
-/// A packet that was sent and what came back for it.
+/// A sent packet and its reply.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pair {
-    /// As it was sent, all fields set.
+    /// The packet as sent, all fields set.
     pub request: Packet,
-    /// As it was received.
+    /// The packet as received.
     pub reply: Packet,
-    /// From the one to the other.
+    /// Round-trip time.
     pub rtt: Duration,
-    /// When the reply came, since 1970.
+    /// Wall-clock time of the reply since 1970.
     pub time: Duration,
 }
 
@@ -147,7 +146,7 @@ impl From<&Value> for Object {
     fn from(value: &Value) -> Self {
         let items = |values: &[Value]| {
             let items: Vec<Self> = values.iter().map(Self::from).collect();
-            // A field's value is neither deep nor long; there is something to show even if it were.
+            // The value of a field is within the limits; the fallback only avoids a panic.
             Items::new(items).unwrap_or_else(|_| Items::titled("values", Vec::new()))
         };
         match value {
@@ -163,7 +162,7 @@ impl From<&Value> for Object {
 }
 
 impl Object {
-    /// What it is, for errors.
+    /// The type of the value, for error messages.
     pub fn is(&self) -> &'static str {
         match self {
             Self::None => "None",
@@ -183,7 +182,7 @@ impl Object {
         }
     }
 
-    /// The whole number that it is.
+    /// The value as a whole number, if it is one.
     pub fn number(&self) -> Option<i128> {
         Some(match self {
             Self::Bool(bool) => i128::from(*bool),
@@ -194,7 +193,7 @@ impl Object {
         })
     }
 
-    /// The number that it is, as a floating-point number.
+    /// The value as a floating-point number, if it is a number.
     pub fn decimal(&self) -> Option<f64> {
         match self {
             Self::Decimal(number) => Some(*number),
@@ -202,7 +201,7 @@ impl Object {
         }
     }
 
-    /// The text that it is.
+    /// The value as a string, if it is one.
     pub fn text(&self) -> Option<&str> {
         match self {
             Self::Text(text) | Self::Report(text) | Self::Flags(_, text) => Some(text),
@@ -210,7 +209,7 @@ impl Object {
         }
     }
 
-    /// The packets that it is: layers, packets, texts and bytes are.
+    /// The value as packets: layers, packets, strings and bytes.
     pub fn packets(&self) -> Option<Arc<PacketSet>> {
         Some(match self {
             Self::Layer(kind) => Arc::new(Packet::from(kind.layer()).into()),
@@ -221,7 +220,7 @@ impl Object {
         })
     }
 
-    /// The value that a field of a packet is given; `in_list` if its elements are records or options.
+    /// Converts to the value of a field; `in_list` if its elements are records or options.
     pub fn to_value(&self, in_list: bool) -> Result<Value, String> {
         let values =
             |items: &Items| items.items().iter().map(|item| item.to_value(in_list)).collect::<Result<Vec<_>, String>>();
@@ -244,7 +243,7 @@ impl Object {
             Self::Packets(packets) => {
                 let packet = packets.single().map_err(|error| error.to_string())?;
                 if let (true, [layer]) = (in_list, packet.layers()) {
-                    // Some records, such as the labels that ICMP errors quote, are called as a layer is.
+                    // Some records, such as MPLS labels in ICMP errors, have the name of a layer.
                     let info = layer.info();
                     let set =
                         info.fields.iter().enumerate().filter_map(|(i, f)| Some((f.name.to_owned(), layer.value(i)?)));
@@ -256,18 +255,19 @@ impl Object {
         })
     }
 
-    /// The value in JSON. A packet is an object as `crafter show --json` prints it, a set of packets an array;
-    /// bytes are hex digits.
+    /// The value as JSON. A packet is an object as printed by `crafter show --json`, a set of packets an array; bytes
+    /// are hex digits.
     ///
     /// # Errors
-    /// Packets that cannot be built, or more than a million of them.
+    /// [`Error::Invalid`](crate::Error::Invalid) if a packet cannot be built, or the set has more than a million
+    /// packets.
     pub fn to_json(&self) -> crate::Result<serde_json::Value> {
         Ok(match self {
             Self::None => serde_json::Value::Null,
             Self::Bool(bool) => json!(bool),
             Self::Number(number) => match i64::try_from(*number) {
                 Ok(number) => json!(number),
-                // Larger than what readers of JSON agree upon.
+                // Larger numbers are not portable in JSON.
                 Err(_) => json!(u64::try_from(*number).map_or_else(|_| json!(number.to_string()), |n| json!(n))),
             },
             Self::Sequence(number) => json!(number),
@@ -294,7 +294,7 @@ impl Object {
     }
 }
 
-/// Writes up to a number of characters, then fails.
+/// Writes up to a limit of characters, then fails.
 struct Limited<'a, 'b> {
     out: &'a mut fmt::Formatter<'b>,
     left: usize,
@@ -311,7 +311,7 @@ impl fmt::Write for Limited<'_, '_> {
 }
 
 impl fmt::Display for Object {
-    /// The text form, which reads as the same value where there is one: packets, numbers, texts, lists.
+    /// The text form. That of packets, numbers, strings and lists parses to the same value.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut limited = Limited { out: f, left: MAX_PRINTED };
         match self.write(&mut limited) {
@@ -369,7 +369,7 @@ fn commas(f: &mut Limited<'_, '_>, items: &[Object]) -> fmt::Result {
     })
 }
 
-/// How many of some packets are of which protocol, by their last layer that is one.
+/// Number of packets per protocol, by their last layer that is a protocol.
 fn protocols(items: &[Object]) -> Vec<(&'static str, usize)> {
     let mut counts: Vec<(&'static str, usize)> = Vec::new();
     for item in items {
@@ -393,7 +393,7 @@ trait SummaryName {
 impl SummaryName for Packet {
     fn summary_name(&self) -> &'static str {
         let names = self.layers().iter().map(|layer| (layer.kind(), layer.info().name));
-        // An ICMP error counts as such, whatever it quotes.
+        // An ICMP error counts as ICMP, regardless of its quote.
         let of = |kinds: &[Kind]| names.clone().find(|(kind, _)| kinds.contains(kind)).map(|(_, name)| name);
         let last = || names.clone().map(|(_, name)| name).rfind(|name| !matches!(*name, "Raw" | "Padding"));
         of(&[Kind::Tcp, Kind::Udp, Kind::Icmp, Kind::Arp]).or_else(last).unwrap_or("Raw")

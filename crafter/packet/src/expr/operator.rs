@@ -1,4 +1,4 @@
-//! Operators, and what they make of values.
+//! Operators.
 
 use std::{cmp::Ordering, sync::Arc};
 
@@ -8,7 +8,7 @@ use super::{
 };
 use crate::layer::Layer as _;
 
-/// Between two values.
+/// A binary operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operator {
     /// `/`
@@ -49,7 +49,7 @@ pub enum Operator {
     In,
 }
 
-/// Before a value.
+/// A unary operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sign {
     /// `+`
@@ -63,7 +63,7 @@ pub enum Sign {
 use Operator as Op;
 
 impl Operator {
-    /// How strongly it binds: the order of Python.
+    /// Precedence, as in Python; a higher number binds tighter.
     pub fn strength(self) -> u8 {
         match self {
             Op::Stack | Op::Multiply | Op::Divide | Op::Remainder => 6,
@@ -99,18 +99,18 @@ impl Operator {
         }
     }
 
-    /// What the operator makes of two values.
+    /// Applies the operator to two values.
     ///
     /// # Errors
-    /// Why it has no meaning for them, as a sentence.
+    /// An error message, if the operator is undefined for them.
     pub fn apply(self, left: &Object, right: &Object) -> Result<Object, String> {
-        let misfit = || Err(format!("'{}' has no meaning between {} and {}", self.sign(), left.is(), right.is()));
+        let mismatch = || Err(format!("'{}' has no meaning between {} and {}", self.sign(), left.is(), right.is()));
         match self {
             Op::Stack => stack(left, right),
             Op::Equal => Ok(Object::Bool(equal(left, right))),
             Op::Unequal => Ok(Object::Bool(!equal(left, right))),
             Op::Less | Op::AtMost | Op::More | Op::AtLeast => {
-                let Some(order) = order(left, right) else { return misfit() };
+                let Some(order) = order(left, right) else { return mismatch() };
                 Ok(Object::Bool(match self {
                     Op::Less => order.is_lt(),
                     Op::AtMost => order.is_le(),
@@ -118,7 +118,7 @@ impl Operator {
                     _ => order.is_ge(),
                 }))
             }
-            Op::In => contains(right, left).map_or_else(misfit, |found| Ok(Object::Bool(found))),
+            Op::In => contains(right, left).map_or_else(mismatch, |found| Ok(Object::Bool(found))),
             _ => match (left.number(), right.number()) {
                 (Some(a), Some(b)) => {
                     let is_sequence = matches!(left, Object::Sequence(_)) || matches!(right, Object::Sequence(_));
@@ -144,7 +144,7 @@ impl Operator {
                         (Op::Add, Some(a), Some(b)) => Ok(Object::Decimal(a + b)),
                         (Op::Subtract, Some(a), Some(b)) => Ok(Object::Decimal(a - b)),
                         (Op::Multiply, Some(a), Some(b)) => Ok(Object::Decimal(a * b)),
-                        _ => misfit(),
+                        _ => mismatch(),
                     },
                 },
             },
@@ -160,7 +160,7 @@ impl Operator {
             Op::Add => a.checked_add(b),
             Op::Subtract => a.checked_sub(b),
             Op::Multiply => a.checked_mul(b),
-            // Rounded down, and the remainder of the divisor's sign, as Python has it.
+            // Rounds down; the remainder has the sign of the divisor, as in Python.
             Op::Divide => a.checked_div_euclid(b).and_then(|quotient| match b < 0 && a.rem_euclid(b) != 0 {
                 true => quotient.checked_sub(1),
                 false => Some(quotient),
@@ -182,10 +182,10 @@ impl Operator {
 }
 
 impl Sign {
-    /// What the sign makes of a value.
+    /// Applies the operator to a value.
     ///
     /// # Errors
-    /// Why it has no meaning for it, as a sentence.
+    /// An error message, if the operator is undefined for it.
     pub fn apply(self, value: &Object) -> Result<Object, String> {
         match (self, value, value.number()) {
             (Self::Minus, Object::Sequence(number), _) => Ok(Object::Sequence(number.wrapping_neg())),
@@ -225,7 +225,7 @@ fn stack(left: &Object, right: &Object) -> Result<Object, String> {
 fn equal(left: &Object, right: &Object) -> bool {
     match (left.number(), right.number()) {
         (Some(a), Some(b)) => return a == b,
-        // Flags are a number and a text.
+        // Flags compare as a number and as a string.
         _ if left.text().is_some() && left.text() == right.text() => return true,
         _ => {}
     }
@@ -267,7 +267,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn division_is_that_of_python() {
+    fn division_rounds_like_python() {
         for (a, b, quotient, rest) in [(7, 2, 3, 1), (-7, 2, -4, 1), (7, -2, -4, -1), (-7, -2, 3, -1), (6, -2, -3, 0)] {
             assert_eq!(Op::Divide.calculate(a, b), Ok(quotient), "{a} // {b}");
             assert_eq!(Op::Remainder.calculate(a, b), Ok(rest), "{a} % {b}");

@@ -1,17 +1,17 @@
-//! Names of hosts in place of addresses.
+//! Resolution of host names.
 
 use std::net::IpAddr;
 
-/// Looks up names of hosts.
+/// Resolves host names.
 pub trait Resolve {
-    /// The addresses of a host in order of preference; `None`: names are not looked up here.
+    /// The addresses of a host in order of preference; `None` if names are not resolved.
     ///
     /// # Errors
-    /// Why there are none, as a sentence.
+    /// An error message.
     fn resolve(&self, name: &str) -> Result<Option<Vec<IpAddr>>, String>;
 }
 
-/// Looks nothing up: what is no address is an error.
+/// Resolves no names: anything but an address is an error.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NoNames;
 

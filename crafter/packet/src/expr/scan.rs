@@ -1,13 +1,13 @@
-//! What can be told of a text without its grammar: where brackets, quotes and comments are.
+//! Finds brackets, quotes and comments in a text, without parsing it.
 
 use std::ops::Range;
 
 use super::fault::Fault;
 
-/// Brackets nested deeper than this have no meaning.
+/// Maximum nesting depth of brackets.
 const MAX_DEPTH: usize = 32;
 
-/// What a character is part of.
+/// Context of a character.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
     Code,
@@ -15,7 +15,7 @@ enum Place {
     Comment,
 }
 
-/// Characters with their offset, what they are part of, and how many brackets are open behind them.
+/// Iterates over characters with byte offset, context, and number of open brackets after them.
 fn scan(text: &str) -> impl Iterator<Item = (usize, char, Place, usize)> {
     let (mut depth, mut quote, mut escaped, mut comment) = (0_usize, None, false, false);
     text.char_indices().map(move |(at, char)| {
@@ -58,7 +58,7 @@ fn scan(text: &str) -> impl Iterator<Item = (usize, char, Place, usize)> {
     })
 }
 
-/// Refuses brackets nested so deep that reading them would exhaust the stack.
+/// Rejects brackets nested so deeply that parsing would exhaust the stack.
 pub(super) fn check_depth(text: &str) -> Result<(), Fault> {
     match scan(text).find(|(.., depth)| *depth > MAX_DEPTH) {
         Some((at, ..)) => Err(Fault::new(at, format_args!("more than {MAX_DEPTH} brackets inside each other"))),
@@ -66,13 +66,12 @@ pub(super) fn check_depth(text: &str) -> Result<(), Fault> {
     }
 }
 
-/// Whether a bracket is open at the end, so that more lines belong to the text.
+/// Whether a bracket is open at the end, so that the text continues on the next line.
 pub fn is_open(text: &str) -> bool {
     scan(text).last().is_some_and(|(_, _, place, depth)| depth > 0 && place != Place::Quoted)
 }
 
-/// Where the statements are: `;` and the ends of lines outside of brackets part them. Those that say nothing
-/// are left out.
+/// Byte ranges of the statements, which `;` and line ends outside of brackets separate. Empty statements are skipped.
 pub fn statements(text: &str) -> Result<Vec<Range<usize>>, Fault> {
     let (mut found, mut begin, mut says, mut before) = (Vec::new(), 0, false, Place::Code);
     let mut quote = 0;
@@ -82,7 +81,7 @@ pub fn statements(text: &str) -> Result<Vec<Range<usize>>, Fault> {
                 quote = at;
             }
             if char == '\n' {
-                return Err(Fault::new(quote, "the quote is not closed on its line (\\n stands for a new line)"));
+                return Err(Fault::new(quote, "the quote is not closed on its line (write \\n for a new line)"));
             }
         }
         before = place;
@@ -101,14 +100,14 @@ pub fn statements(text: &str) -> Result<Vec<Range<usize>>, Fault> {
     Ok(found)
 }
 
-/// The text in front of the end, if that is neither quoted nor a comment.
+/// Whether the end of the text is neither in quotes nor in a comment.
 pub fn is_code_at_end(text: &str) -> bool {
-    // One more character is part of what the end is part of.
+    // An appended character has the context of the end.
     let longer = format!("{text}x");
     scan(&longer).last().is_none_or(|(_, _, place, _)| place == Place::Code)
 }
 
-/// Where the innermost open bracket is.
+/// Byte offset of the innermost open bracket.
 pub fn innermost(text: &str) -> Option<usize> {
     let mut open = Vec::new();
     for (at, char, place, _) in scan(text) {

@@ -1,4 +1,4 @@
-//! Expressions that stand for one packet or many.
+//! Sets of packets.
 
 use std::{
     fmt,
@@ -18,17 +18,17 @@ use crate::{
     layer::{AnyLayer, FieldInfo, FieldKind, Layer as _, Packet, Value},
 };
 
-/// The packets that an expression stands for: the product of all its sets.
+/// The packets that an expression denotes: the product of all alternatives.
 #[derive(Debug, Clone, Default)]
 pub struct PacketSet {
     template: Packet,
     choices: Vec<Choice>,
-    /// When it was received, since 1970.
+    /// Wall-clock time of reception since 1970.
     time: Option<Duration>,
 }
 
 impl PartialEq for PacketSet {
-    /// By what they say; when a packet was received does not count.
+    /// Compares the content, not the time of reception.
     fn eq(&self, other: &Self) -> bool {
         (&self.template, &self.choices) == (&other.template, &other.choices)
     }
@@ -36,7 +36,7 @@ impl PartialEq for PacketSet {
 
 impl Eq for PacketSet {}
 
-/// A field with more than one value.
+/// A field with several values.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Choice {
     layer: usize,
@@ -44,7 +44,7 @@ struct Choice {
     spans: Vec<Span>,
 }
 
-/// Values one after the other.
+/// Alternatives of a field.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Span {
     One(Value),
@@ -63,7 +63,7 @@ impl Span {
         }
     }
 
-    /// The value at a place below [`len`](Self::len).
+    /// The value at an index below [`len`](Self::len).
     fn get(&self, index: u128) -> Value {
         match self {
             Self::One(value) => value.clone(),
@@ -90,61 +90,61 @@ impl Choice {
     }
 }
 
-/// Layers of a packet; its bytes are fewer than these in any case that is of use.
+/// Maximum number of layers of a packet.
 const MAX_LAYERS: usize = 1 << 16;
 
 impl PacketSet {
-    /// Reads an expression.
+    /// Parses an expression.
     ///
     /// # Errors
-    /// [`Error::Invalid`] with the column and what would fit.
+    /// [`Error::Invalid`] with the column and what is expected there.
     pub fn parse(text: &str) -> Result<Self> {
         Self::parse_with(text, &NoNames)
     }
 
-    /// Reads an expression in which `src` and `dst` of IP and IPv6 may be names of hosts: they are looked up
-    /// while the expression is read.
+    /// Parses an expression in which `src` and `dst` of IP and IPv6 may be host names, which `resolver` resolves during
+    /// parsing.
     ///
     /// # Errors
-    /// [`Error::Invalid`] with the column and what would fit.
+    /// [`Error::Invalid`] with the column and what is expected there.
     pub fn parse_with(text: &str, resolver: &dyn Resolve) -> Result<Self> {
         let node = syntax::expression(text).map_err(|fault| fault.in_expression(text))?;
         evaluate::packets(&node, resolver).map_err(|fault| fault.in_expression(text))
     }
 
-    /// How many packets there are; at most `u128::MAX` is told.
+    /// The number of packets, saturating at `u128::MAX`.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> u128 {
         self.choices.iter().map(Choice::len).fold(1, u128::saturating_mul)
     }
 
-    /// The packets, one made after the other.
+    /// Iterates over the packets, created one by one.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if there are more than `limit`.
+    /// [`Error::Invalid`] if there are more than `limit` packets.
     pub fn packets(&self, limit: u128) -> Result<Packets<'_>> {
         let length = self.len();
         if length > limit {
             return Err(Error::invalid(
                 "expression",
-                format_args!("it stands for {length} packets, at most {limit} are allowed"),
+                format_args!("it is a set of {length} packets, at most {limit} are allowed"),
             ));
         }
         Ok(Packets { set: self, next: 0, length })
     }
 
-    /// The one packet.
+    /// The packet of a set of one.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if there are more.
+    /// [`Error::Invalid`] if there are several.
     pub fn single(&self) -> Result<Packet> {
         match self.len() {
             1 => Ok(self.get(0)),
-            length => Err(Error::invalid("expression", format_args!("one packet is needed, it stands for {length}"))),
+            length => Err(Error::invalid("expression", format_args!("one packet is needed, it is a set of {length}"))),
         }
     }
 
-    /// The packet at a place below [`len`](Self::len), the first set varying slowest.
+    /// The packet at an index below [`len`](Self::len); the first field with alternatives varies slowest.
     pub fn get(&self, mut index: u128) -> Packet {
         let mut packet = self.template.clone();
         for choice in self.choices.iter().rev() {
@@ -152,32 +152,32 @@ impl PacketSet {
             let value = choice.get(index % length);
             index /= length;
             if let Some(layer) = packet.layers_mut().get_mut(choice.layer) {
-                // Values were tried when the expression was read.
+                // The values were validated during parsing.
                 let _ = layer.set_value(choice.field, &value);
             }
         }
         packet
     }
 
-    /// A packet that was received at a time since 1970.
+    /// A received packet; `time` is wall-clock time since 1970.
     pub fn received(packet: Packet, time: Option<Duration>) -> Self {
         Self { time, ..packet.into() }
     }
 
-    /// When it was received, since 1970, if it was.
+    /// Wall-clock time of reception since 1970, if it was received.
     pub fn time(&self) -> Option<Duration> {
         self.time
     }
 
-    /// The layers, with any of the values where there are several.
+    /// The layers, with one of the values where there are alternatives.
     pub fn template(&self) -> &Packet {
         &self.template
     }
 
-    /// Puts other packets on top.
+    /// Appends the layers of other packets.
     ///
     /// # Errors
-    /// More layers than a packet may have.
+    /// An error message, if there are too many layers.
     pub fn stack(&mut self, above: &Self) -> Result<(), String> {
         let below = self.template.layers().len();
         if below + above.template.layers().len() > MAX_LAYERS {
@@ -199,16 +199,16 @@ impl PacketSet {
         Self { template, choices, time: self.time }
     }
 
-    /// Gives a field its values.
+    /// Sets the values of a field.
     ///
     /// # Errors
-    /// Why they do not fit, as a sentence that names the field.
+    /// An error message with the field, if a value does not fit.
     pub fn assign(&mut self, at: usize, index: usize, spans: Vec<Span>) -> Result<(), String> {
         let Some(layer) = self.template.layers_mut().get_mut(at) else {
             return Err("there is no such layer".to_owned());
         };
         let (info, mut changed) = (layer.info(), layer.clone());
-        // The ends of a range stand for what lies between.
+        // If both ends of a range are valid, all values between them are.
         for span in &spans {
             for place in [0, span.len() - 1] {
                 let fits = changed.set_value(index, &span.get(place));
@@ -218,7 +218,7 @@ impl PacketSet {
         *layer = changed;
         self.choices.retain(|choice| (choice.layer, choice.field) != (at, index));
         if !matches!(spans[..], [Span::One(_)]) {
-            // As if it had been written last in its layer.
+            // As if it were the last field written in its layer.
             let place = self.choices.partition_point(|choice| choice.layer <= at);
             self.choices.insert(place, Choice { layer: at, field: index, spans });
         }
@@ -238,10 +238,10 @@ impl From<AnyLayer> for PacketSet {
     }
 }
 
-/// What a value given to a field stands for: one value, a range, a prefix, or the address of a name.
+/// Converts the value of a field: one value, a range, a prefix, or the address of a host name.
 ///
 /// # Errors
-/// Why it does not fit, as a sentence that names the field where it is not about the notation.
+/// An error message, with the field unless it is about the notation.
 pub(super) fn span(
     object: &Object,
     layer: &AnyLayer,
@@ -282,7 +282,7 @@ pub(super) fn span(
                     let family = if field.kind == FieldKind::Ipv4 { "IPv4" } else { "IPv6" };
                     Err(named(format!("'{name}' has no {family} address")))
                 }
-                // The field says that it is no address.
+                // The field rejects it as an address.
                 (None, None) => Ok(Span::One(Value::Text(name.clone()))),
             }
         }
@@ -290,7 +290,7 @@ pub(super) fn span(
     }
 }
 
-/// Whether a field is the address of a host, which may be given by name.
+/// Whether a field accepts a host name.
 fn is_host(layer: &AnyLayer, field: &FieldInfo) -> bool {
     matches!(layer, AnyLayer::Ip(_) | AnyLayer::Ipv6(_)) && matches!(field.name, "src" | "dst")
 }
@@ -299,7 +299,7 @@ fn prefix<T: FromStr>(address: &str, most: u32) -> Result<(T, u32), String> {
     let parts = address.split_once('/').and_then(|(address, bits)| Some((address.parse().ok()?, bits.parse().ok()?)));
     parts
         .filter(|(_, bits)| *bits <= most)
-        .ok_or_else(|| format!("'{address}' is no prefix: an address, '/' and a length up to {most} are needed"))
+        .ok_or_else(|| format!("'{address}' is not a prefix: an address, '/' and a length up to {most} are needed"))
 }
 
 impl fmt::Display for Span {
@@ -308,7 +308,7 @@ impl fmt::Display for Span {
             Self::One(value) => write!(f, "{value}"),
             Self::Range(first, last) => write!(f, "({first}, {last})"),
             Self::Ipv4(first, count) => write!(f, "\"{}/{}\"", Ipv4Addr::from(*first), 32 - count.ilog2()),
-            // The only count that is no power of two stands for all addresses.
+            // All 2^128 addresses: the count saturates.
             Self::Ipv6(first, u128::MAX) => write!(f, "\"{}/0\"", Ipv6Addr::from(*first)),
             Self::Ipv6(first, count) => write!(f, "\"{}/{}\"", Ipv6Addr::from(*first), 128 - count.ilog2()),
         }
@@ -330,13 +330,13 @@ impl fmt::Display for Choice {
 }
 
 impl fmt::Display for PacketSet {
-    /// The text form, which reads as the same set.
+    /// The text form, which parses to the same set.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (at, layer) in self.template.layers().iter().enumerate() {
             let info = layer.info();
             write!(f, "{}{}(", if at > 0 { "/" } else { "" }, info.name)?;
             let choices: Vec<&Choice> = self.choices.iter().filter(|choice| choice.layer == at).collect();
-            // Fields have the order of the wire, unless that would make the packets come in another one.
+            // Fields in wire order, unless that changes the order of the packets.
             let in_order = choices.is_sorted_by_key(|choice| choice.field);
             let mut comma = "";
             for (index, field) in info.fields.iter().enumerate() {
@@ -360,7 +360,7 @@ impl fmt::Display for PacketSet {
     }
 }
 
-/// The packets of a [`PacketSet`].
+/// Iterator over the packets of a [`PacketSet`].
 #[derive(Debug, Clone)]
 pub struct Packets<'a> {
     set: &'a PacketSet,
@@ -387,7 +387,7 @@ impl Iterator for Packets<'_> {
 impl FromStr for Packet {
     type Err = Error;
 
-    /// Reads the text form of one packet; see [`expr`](crate::expr).
+    /// Parses the text form of one packet; see [`expr`](crate::expr).
     fn from_str(text: &str) -> Result<Self> {
         PacketSet::parse(text)?.single()
     }

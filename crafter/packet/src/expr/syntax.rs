@@ -1,7 +1,6 @@
-//! The grammar: text to a tree that knows its columns.
+//! The grammar: parses text to a tree with positions.
 //!
-//! Only brackets nest: operators and what follows a value stand in lists, so that no text, however long, makes
-//! a tree that is deep.
+//! Only brackets nest. Operators and suffixes are in lists, so that a long text does not make a deep tree.
 
 use std::ops::Range;
 
@@ -22,10 +21,10 @@ use super::{
 type Input<'a> = LocatingSlice<&'a str>;
 type Failure = winnow::error::ErrMode<winnow::error::ContextError>;
 
-/// Part of an expression and where it begins, in bytes.
+/// A part of an expression with its position.
 #[derive(Debug, Clone)]
 pub struct Node {
-    /// Where it begins, in bytes.
+    /// Byte offset of its beginning.
     pub at: usize,
     /// What it is.
     pub tree: Tree,
@@ -48,24 +47,24 @@ pub enum Tree {
     Tuple(Vec<Node>),
     /// A variable, layer, function, record, or `None`, `True`, `False`.
     Name(String),
-    /// A value and what is asked of it, one after the other.
+    /// A value and its suffixes, in order.
     Chain(Box<Node>, Vec<Suffix>),
-    /// Signs and what they apply to; the last one first.
+    /// Unary operators, the last one first, and their operand.
     Signed(Vec<Sign>, Box<Node>),
-    /// Values, and the operators between them with their places.
+    /// Operands, and the operators between them with byte offsets.
     Operation(Vec<Node>, Vec<(usize, Operator)>),
 }
 
-/// What follows a value.
+/// A suffix of a value.
 #[derive(Debug, Clone)]
 pub struct Suffix {
-    /// Where it begins, in bytes.
+    /// Byte offset of its beginning.
     pub at: usize,
-    /// Which it is.
+    /// The kind of suffix.
     pub kind: SuffixKind,
 }
 
-/// The kinds of suffixes.
+/// Kind of a suffix.
 #[derive(Debug, Clone)]
 pub enum SuffixKind {
     /// `.name`
@@ -78,10 +77,10 @@ pub enum SuffixKind {
     Call(Vec<Argument>),
 }
 
-/// `name=value` or a value alone.
+/// An argument: `name=value`, or only a value.
 #[derive(Debug, Clone)]
 pub struct Argument {
-    /// Where it begins, in bytes.
+    /// Byte offset of its beginning.
     pub at: usize,
     /// Its name, if it has one.
     pub name: Option<String>,
@@ -92,7 +91,7 @@ pub struct Argument {
 /// A statement of the shell.
 #[derive(Debug, Clone)]
 pub enum Statement {
-    /// A value to show.
+    /// An expression, whose value is printed.
     Expression(Node),
     /// `target = value`, or `target, target = value`.
     Assignment(Vec<Node>, Node),
@@ -103,7 +102,7 @@ pub enum Statement {
 const LAYER: &str = "a layer, such as IP(dst=\"192.0.2.1\")";
 const VALUE: &str = "a value";
 
-/// Reads a text that is one expression.
+/// Parses a text that is a single expression.
 pub(super) fn expression(text: &str) -> Result<Node, Fault> {
     scan::check_depth(text)?;
     let end = cut_err(eof).context(expected("'/' with another layer, or the end"));
@@ -111,8 +110,7 @@ pub(super) fn expression(text: &str) -> Result<Node, Fault> {
     read(whole, text, 0)
 }
 
-/// Reads a statement that is part of a text. Its nodes count from the statement's beginning, its faults from the
-/// text's.
+/// Parses a statement within a text. Offsets of nodes are relative to the statement, those of faults to the text.
 pub fn statement(text: &str, range: Range<usize>) -> Result<Statement, Fault> {
     let slice = text.get(range.clone()).unwrap_or_default();
     scan::check_depth(slice).map_err(|fault| Fault { at: fault.at + range.start, ..fault })?;
@@ -139,7 +137,7 @@ pub fn statement(text: &str, range: Range<usize>) -> Result<Statement, Fault> {
 
 fn read<'a, T>(mut parser: impl Parser<Input<'a>, T, Failure>, text: &'a str, start: usize) -> Result<T, Fault> {
     parser.parse(Input::new(text)).map_err(|error| {
-        // The innermost context; those around it say what the whole is.
+        // The innermost context is the most specific.
         let expected = error.inner().context().find_map(|context| match context {
             StrContext::Expected(expected) => Some(expected.to_string()),
             _ => None,
@@ -161,7 +159,7 @@ fn expected(what: &'static str) -> StrContext {
     StrContext::Expected(StrContextValue::Description(what))
 }
 
-/// White space and comments.
+/// Skips white space and comments.
 fn space(input: &mut Input<'_>) -> ModalResult<()> {
     let comment = ('#', till_line_ending).void();
     repeat(0.., alt((multispace1.void(), comment))).parse_next(input)
@@ -182,14 +180,14 @@ fn name(input: &mut Input<'_>) -> ModalResult<String> {
         .parse_next(input)
 }
 
-/// Values with operators between them; `what` is needed at least.
+/// Parses operands separated by operators; `what` describes the expected operand.
 fn operation<'a>(what: &'static str) -> impl Parser<Input<'a>, Node, Failure> {
     move |input: &mut Input<'a>| {
         let first = operand(what).parse_next(input)?;
         let (mut nodes, mut operators) = (vec![first], Vec::new());
         while let Some((operator, span)) = opt(preceded(space, operator.with_span())).parse_next(input)? {
             let what = if operator == Operator::Stack { "a layer" } else { VALUE };
-            // What follows an operator must be a value.
+            // An operator must be followed by an operand.
             nodes.push(preceded(space, cut_err(operand(what))).parse_next(input)?);
             operators.push((span.start, operator));
         }
@@ -253,7 +251,7 @@ fn chain<'a>(what: &'static str) -> impl Parser<Input<'a>, Node, Failure> {
         let node = primary.context(expected(what)).parse_next(input)?;
         let mut suffixes = Vec::new();
         if !matches!(node.tree, Tree::Number(_) | Tree::Decimal(_)) {
-            // Only what has a name can be called.
+            // Only names can be called.
             let mut is_named = matches!(node.tree, Tree::Name(_));
             while let Some(next) = opt(preceded(space, suffix(is_named))).parse_next(input)? {
                 is_named = matches!(next.kind, SuffixKind::Attribute(_));
@@ -300,7 +298,7 @@ fn arguments(input: &mut Input<'_>) -> ModalResult<Vec<Argument>> {
 fn argument(input: &mut Input<'_>) -> ModalResult<Argument> {
     let named = terminated(name, (space, '=', not('='), space));
     let (name, span) = opt(named).with_span().parse_next(input)?;
-    // After `name=` there is no way back.
+    // After `name=` a value is required.
     let value = match name {
         Some(_) => cut_err(operation(VALUE)).parse_next(input)?,
         None => operation(VALUE).parse_next(input)?,
@@ -313,7 +311,7 @@ fn primary(input: &mut Input<'_>) -> ModalResult<Node> {
         '0'..='9' => number,
         '[' => sequence('[', ']').map(|(nodes, _)| Tree::List(nodes)),
         '(' => sequence('(', ')').map(|(mut nodes, comma)| match nodes.len() {
-            // Brackets around one value only group.
+            // Parentheses around a single value only group.
             1 if !comma => nodes.remove(0).tree,
             _ => Tree::Tuple(nodes),
         }),
@@ -344,7 +342,7 @@ fn number(input: &mut Input<'_>) -> ModalResult<Tree> {
         };
         parsed.ok()
     });
-    let whole = cut_err(digits).map(Tree::Number).context(expected("a number below 2^64 (a text stands in quotes)"));
+    let whole = cut_err(digits).map(Tree::Number).context(expected("a number below 2^64 (a text needs quotes)"));
     alt((decimal, whole)).parse_next(input)
 }
 
@@ -367,7 +365,7 @@ fn bytes(input: &mut Input<'_>) -> ModalResult<Tree> {
         .parse_next(input)
 }
 
-/// The characters between quotes, and whether each was written as a byte, `\xff`.
+/// Parses the characters between quotes, each with whether it is a byte escape (`\xff`).
 fn quoted(input: &mut Input<'_>) -> ModalResult<Vec<(char, bool)>> {
     let quote = one_of(['"', '\'']).parse_next(input)?;
     let char = alt((

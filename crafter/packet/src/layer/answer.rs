@@ -1,28 +1,26 @@
-//! Which packet answers which.
+//! Matches replies to requests.
 
 use std::net::IpAddr;
 
-use super::{AnyLayer, Packet, Tcp, answer_key::is_group, protocol::worth, udp};
+use super::{AnyLayer, Packet, Tcp, match_key::is_group, protocol::or_default, udp};
 use crate::error::Result;
 
 impl Packet {
-    /// Whether this packet, as received, answers `request`, as sent: by addresses, ports, sequence numbers,
-    /// identifiers and questions, or as the ICMP error that quotes it. Ethernet, VLAN and MPLS headers
-    /// around do not count. Unset fields of the request count with their defaults; [`resolved`](Self::resolved) gives
-    /// it the computed ones too.
+    /// Whether this received packet answers the sent `request`, by addresses, ports, sequence numbers, identifiers and
+    /// questions, or as an ICMP error that quotes it. Ethernet, VLAN and MPLS headers are ignored. Unset fields of the
+    /// request have their defaults; [`resolved`](Self::resolved) sets the computed ones too.
     ///
-    /// What was sent to many may be answered by anybody: broadcast and multicast addresses of IP, questions of ARP and
-    /// neighbour discovery.
+    /// A request to a group (broadcast or multicast IP address, ARP, neighbour discovery) may be answered from any
+    /// address.
     pub fn answers(&self, request: &Packet) -> bool {
-        // That what answers is found by its key holds as the key is asked first.
-        self.answered_key() == request.answer_key()
-            && answers(behind_link(self.layers()), behind_link(request.layers()))
+        // Comparing the keys first guarantees that every answer has the key of its request.
+        self.reply_key() == request.request_key() && answers(behind_link(self.layers()), behind_link(request.layers()))
     }
 
-    /// The packet as its bytes say it: built and read again, so that all fields are set.
+    /// The packet built and parsed again, so that all fields are set.
     ///
     /// # Errors
-    /// As [`build`](Self::build).
+    /// Those of [`build`](Self::build).
     pub fn resolved(&self) -> Result<Packet> {
         let bytes = self.build()?;
         Ok(match self.layers().first() {
@@ -32,7 +30,7 @@ impl Packet {
     }
 }
 
-/// The layers behind Ethernet, VLAN and MPLS headers.
+/// The layers after Ethernet, VLAN and MPLS headers.
 pub(crate) fn behind_link(layers: &[AnyLayer]) -> &[AnyLayer] {
     let is_link = |layer: &&AnyLayer| {
         matches!(layer, AnyLayer::Ether(_) | AnyLayer::Dot1Q(_) | AnyLayer::Dot1AD(_) | AnyLayer::Mpls(_))
@@ -40,10 +38,10 @@ pub(crate) fn behind_link(layers: &[AnyLayer]) -> &[AnyLayer] {
     &layers[layers.iter().take_while(is_link).count()..]
 }
 
-/// Whether layers answer layers, from the outermost of both.
+/// Whether the layers of a reply answer those of a request, from the outermost on.
 pub(crate) fn answers(answer: &[AnyLayer], request: &[AnyLayer]) -> bool {
     match (answer, request) {
-        // What a layer below has matched is enough where one of the two says no more.
+        // If one side has no more layers, the match of the layers below decides.
         ([], _) | (_, []) => true,
         ([first, ..], [asked, ..]) => match (first, asked) {
             (AnyLayer::Raw(_) | AnyLayer::Padding(_), _) | (_, AnyLayer::Raw(_) | AnyLayer::Padding(_)) => true,
@@ -52,8 +50,8 @@ pub(crate) fn answers(answer: &[AnyLayer], request: &[AnyLayer]) -> bool {
     }
 }
 
-/// Whether an answer with these addresses, source and destination, comes from where the request went, `wanted`, to
-/// where that came from, if that is known.
+/// Whether an answer with the addresses `answer` (source, destination) matches a request to `wanted` from `source`, if
+/// that is known.
 pub(crate) fn goes_back(
     answer: (Option<IpAddr>, Option<IpAddr>),
     wanted: Option<IpAddr>,
@@ -61,25 +59,29 @@ pub(crate) fn goes_back(
 ) -> bool {
     let asked_many = wanted.is_some_and(is_group);
     let to_here = source.is_none_or(|source| {
-        // Who asks from no address is answered at one that it does not have yet, or by multicast (RFC 4861, 7.2.4);
-        // questions to a group may be answered to the group (RFC 6762, 6).
+        // A request from the unspecified address is answered to a new address or by multicast (RFC 4861, section
+        // 7.2.4); a request to a group may be answered to the group (RFC 6762, section 6).
         answer.1 == Some(source) || source.is_unspecified() || (asked_many && answer.1.is_some_and(is_group))
     });
     (answer.0 == wanted || asked_many) && to_here
 }
 
-/// Whether the layers that an ICMP error quotes are those that were sent, above IP. A quote may be cut short, but tells
-/// ports or identifiers at least (RFC 792, RFC 1812 4.3.2.3).
+/// Whether the layers above IP in the quote of an ICMP error are those of the request. A quote may be truncated, but
+/// has at least ports or identifiers (RFC 792; RFC 1812, section 4.3.2.3).
 pub(crate) fn quotes(quoted: &[AnyLayer], asked: &[AnyLayer]) -> bool {
-    let told = |layer: &&AnyLayer| !matches!(layer, AnyLayer::Padding(_) | AnyLayer::IcmpExtensionHeader(_));
-    let (first, request) = match (quoted.first().filter(told), asked.first().filter(told)) {
+    let is_content = |layer: &&AnyLayer| !matches!(layer, AnyLayer::Padding(_) | AnyLayer::IcmpExtensionHeader(_));
+    let (first, request) = match (quoted.first().filter(is_content), asked.first().filter(is_content)) {
         (Some(first), Some(request)) => (first, request),
         (None, None) => return true,
         _ => return false,
     };
     let segment = |layer: &AnyLayer| match layer {
-        AnyLayer::Tcp(tcp) => Some((worth!(tcp, Tcp, sport), worth!(tcp, Tcp, dport), worth!(tcp, Tcp, seq))),
-        AnyLayer::TcpError(tcp) => Some((worth!(tcp, Tcp, sport), worth!(tcp, Tcp, dport), worth!(tcp, Tcp, seq))),
+        AnyLayer::Tcp(tcp) => {
+            Some((or_default!(tcp, Tcp, sport), or_default!(tcp, Tcp, dport), or_default!(tcp, Tcp, seq)))
+        }
+        AnyLayer::TcpError(tcp) => {
+            Some((or_default!(tcp, Tcp, sport), or_default!(tcp, Tcp, dport), or_default!(tcp, Tcp, seq)))
+        }
         _ => None,
     };
     if let (Some(quoted), Some(asked)) = (segment(first), segment(request)) {
@@ -98,7 +100,7 @@ pub(crate) fn quotes(quoted: &[AnyLayer], asked: &[AnyLayer]) -> bool {
         (AnyLayer::NdNeighborSolicitation(quoted), AnyLayer::NdNeighborSolicitation(asked)) => {
             both(quoted.tgt, asked.tgt)
         }
-        // Where a protocol has no layer, its number has been compared.
+        // For a protocol without a layer, its number has been compared.
         (AnyLayer::Raw(quoted), AnyLayer::Raw(asked)) => {
             let (quoted, asked) = (quoted.load.as_deref(), asked.load.as_deref());
             quoted.zip(asked).is_none_or(|(quoted, asked)| quoted.iter().zip(asked).take(8).all(|(a, b)| a == b))
@@ -115,12 +117,12 @@ fn dns_id(layer: &AnyLayer) -> Option<u16> {
     }
 }
 
-/// Whether two values are the same where both are known.
+/// Whether two values are equal, or one is unknown.
 pub(crate) fn both<T: PartialEq>(quoted: Option<T>, asked: Option<T>) -> bool {
     quoted.zip(asked).is_none_or(|(quoted, asked)| quoted == asked)
 }
 
-/// Whether a layer answers one of another type.
+/// Whether a layer answers a layer of another type.
 pub(crate) fn crossed(answer: &AnyLayer, request: &AnyLayer) -> bool {
     match (answer, request) {
         (AnyLayer::Icmpv6EchoReply(reply), AnyLayer::Icmpv6EchoRequest(request)) => {
@@ -132,10 +134,10 @@ pub(crate) fn crossed(answer: &AnyLayer, request: &AnyLayer) -> bool {
             reply.tgt.unwrap_or(unspecified) == request.tgt.unwrap_or(unspecified)
         }
         (AnyLayer::NdRouterAdvertisement(_), AnyLayer::NdRouterSolicitation(_)) => true,
-        // A first fragment too small for a whole header.
+        // The request is a first fragment with a truncated TCP header.
         (AnyLayer::Tcp(reply), AnyLayer::TcpError(request)) => {
-            worth!(reply, Tcp, sport) == worth!(request, Tcp, dport)
-                && worth!(reply, Tcp, dport) == worth!(request, Tcp, sport)
+            or_default!(reply, Tcp, sport) == or_default!(request, Tcp, dport)
+                && or_default!(reply, Tcp, dport) == or_default!(request, Tcp, sport)
         }
         _ => false,
     }

@@ -1,19 +1,19 @@
-//! Address resolution, Ethernet and IPv4.
+//! ARP for Ethernet and IPv4.
 
 use std::{fmt, net::Ipv4Addr};
 
 use super::{
     AnyLayer, Kind, Mac,
     ether::ETHERTYPES,
-    protocol::{Fixed, Parsed, Protocol, worth},
-    table::{Misfit, layer},
+    protocol::{Fixed, Parsed, Protocol, or_default},
+    table::{FieldError, layer},
 };
 
 const OPERATIONS: &[(u64, &str)] =
     &[(1, "who-has"), (2, "is-at"), (3, "RARP-req"), (4, "RARP-rep"), (8, "InARP-req"), (9, "InARP-rep")];
 
 layer! {
-    /// Address resolution: which Ethernet address has an IPv4 address
+    /// Address Resolution Protocol: finds the Ethernet address for an IPv4 address
     pub struct Arp: "ARP", "RFC 826" {
         /// Hardware type, 1 for Ethernet
         hwtype: u16, 16, (1);
@@ -38,8 +38,8 @@ layer! {
 }
 
 impl Arp {
-    /// The question who has an address.
-    pub fn who_has(pdst: impl super::value::Literal<Ipv4Addr>) -> Self {
+    /// A request for the owner of an address.
+    pub fn who_has(pdst: impl super::value::IntoField<Ipv4Addr>) -> Self {
         Self::new().pdst(pdst)
     }
 }
@@ -47,24 +47,24 @@ impl Arp {
 impl Protocol for Arp {
     fn parse(bytes: &[u8], _: &[AnyLayer]) -> Option<Parsed<Self>> {
         let layer = Self::get_fixed(bytes)?;
-        // Addresses of other lengths are elsewhere.
+        // Other address lengths change the layout.
         ((layer.hwlen, layer.plen) == (Some(6), Some(4))).then_some(())?;
-        // Nothing is carried: what follows fills the frame up.
+        // ARP has no payload: bytes after it are padding of the frame.
         Some(Parsed { layer, header: Self::FIXED, end: Self::FIXED, next: Kind::Raw })
     }
 
-    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
         self.put_fixed(out)
     }
 
     fn answers(&self, _: &[AnyLayer], request: &Self, _: &[AnyLayer]) -> bool {
-        let asked = worth!(request, Arp, op);
-        worth!(self, Arp, op) == asked.map(|op| op.wrapping_add(1))
+        let asked = or_default!(request, Arp, op);
+        or_default!(self, Arp, op) == asked.map(|op| op.wrapping_add(1))
             && match asked {
-                // RFC 903 asks for the protocol address of the target, RFC 2390 for that of who is asked.
-                Some(3) => worth!(self, Arp, hwdst) == worth!(request, Arp, hwdst),
-                Some(8) => worth!(self, Arp, hwsrc) == worth!(request, Arp, hwdst),
-                _ => worth!(self, Arp, psrc) == worth!(request, Arp, pdst),
+                // RARP (RFC 903) requests the protocol address of the target, InARP (RFC 2390) that of the receiver.
+                Some(3) => or_default!(self, Arp, hwdst) == or_default!(request, Arp, hwdst),
+                Some(8) => or_default!(self, Arp, hwsrc) == or_default!(request, Arp, hwdst),
+                _ => or_default!(self, Arp, psrc) == or_default!(request, Arp, pdst),
             }
     }
 
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn other_lengths_stay_raw_and_filling_is_padding() {
+    fn other_address_lengths_are_raw() {
         let mut bytes = (Ether::new() / Arp::new() / Padding::of([0; 18])).build().unwrap();
         let read = Packet::from_ethernet(&bytes);
         assert!(read.get::<Padding>().is_some());

@@ -1,20 +1,20 @@
-//! From layers to bytes: headers forward, then lengths and checksums from the last layer to the first.
+//! Builds layers to bytes: headers first to last, then lengths and checksums last to first.
 
 use smallvec::SmallVec;
 
-use super::{AnyLayer, Dns, Packet, dns, icmp_extension, table::Misfit};
+use super::{AnyLayer, Dns, Packet, dns, icmp_extension, table::FieldError};
 use crate::{
     error::Result,
-    header::{
+    view::{
         checksum::{fold, sum},
         field,
     },
 };
 
-/// Where the layers of a built packet are: the beginning of each, in bytes.
-pub(crate) type Places = SmallVec<[usize; 16]>;
+/// Offset of each layer in a built packet, in bytes.
+pub(crate) type Offsets = SmallVec<[usize; 16]>;
 
-/// A packet being built, as seen from one of its layers.
+/// A packet that is being built, from the perspective of one layer.
 pub(crate) struct Building<'a> {
     bytes: &'a mut [u8],
     layers: &'a [AnyLayer],
@@ -35,17 +35,17 @@ impl Building<'_> {
     #[inline(always)]
     pub fn header(&self) -> usize {
         let next = self.places.get(self.at + 1).copied().unwrap_or(self.bytes.len());
-        // What fills a quote up belongs to no header.
+        // The padding of a quote is not part of a header.
         next.min(self.end).saturating_sub(self.places[self.at])
     }
 
-    /// Length of header and payload.
+    /// Length of header and payload, in bytes.
     #[inline(always)]
     pub fn length(&self) -> usize {
         self.end.saturating_sub(self.places[self.at])
     }
 
-    /// Length of the quote of this ICMP error before its extensions, if it has some.
+    /// Length of the quote in this ICMP error, in bytes, if extensions follow it.
     pub fn quote(&self) -> Option<usize> {
         let extension = (self.at + 1..self.layers.len()).find(|at| {
             matches!(self.layers[*at], AnyLayer::IcmpExtensionHeader(_))
@@ -54,18 +54,18 @@ impl Building<'_> {
         Some(self.places[extension] - self.places[self.at + 1])
     }
 
-    /// Whether the layer is right on TCP.
+    /// Whether the layer follows directly after TCP.
     pub fn is_behind_tcp(&self) -> bool {
         is_behind_tcp(self.layers, self.at)
     }
 
-    /// The layer above.
+    /// The next layer.
     #[inline(always)]
     pub fn next(&self) -> Option<&AnyLayer> {
         self.layers.get(self.at + 1)
     }
 
-    /// Writes a 16-bit number at an offset in this layer.
+    /// Writes a big-endian 16-bit number at a byte offset in this layer.
     #[inline(always)]
     pub fn put16(&mut self, at: usize, value: u16) {
         if let Some(field) = self.bytes().get_mut(at..at + 2) {
@@ -73,8 +73,8 @@ impl Building<'_> {
         }
     }
 
-    /// The internet checksum over header and payload, behind the pseudo-header of the IP layer below if
-    /// `protocol` is given; `None` where there is no IP layer below. The field itself must still be 0.
+    /// The Internet checksum over header and payload, and the pseudo-header of the IP layer below if `protocol` is
+    /// given; `None` without an IP layer below. The checksum field must be 0.
     #[inline(always)]
     pub fn checksum(&mut self, protocol: Option<u8>) -> Option<u16> {
         let length = self.length();
@@ -85,7 +85,7 @@ impl Building<'_> {
         Some(!fold(pseudo + sum(self.bytes())))
     }
 
-    /// The sum of the addresses of the IP layer below, IPv6 extension headers in between.
+    /// The sum of the addresses of the IP layer below; IPv6 extension headers may be in between.
     #[inline(always)]
     fn addresses(&self) -> Option<u64> {
         let mut last_hop = None;
@@ -95,7 +95,7 @@ impl Building<'_> {
                 AnyLayer::Ip(_) => return header.get(field::ipv4::ADDRESSES).map(sum),
                 AnyLayer::Ipv6(_) => {
                     let both = header.get(field::ipv6::ADDRESSES)?;
-                    // RFC 8200, 8.1: the final destination, which a routing header holds underway.
+                    // RFC 8200, section 8.1: the final destination, taken from a routing header if there is one.
                     return Some(match last_hop {
                         Some(last) => sum(&both[..16]) + last,
                         None => sum(both),
@@ -113,30 +113,30 @@ impl Building<'_> {
 }
 
 impl Packet {
-    /// The packet's bytes.
+    /// Builds the packet to bytes.
     ///
     /// # Errors
-    /// [`Error::Invalid`](crate::Error::Invalid) naming the field whose value, or computed length, it is too narrow for.
+    /// [`Error::Invalid`](crate::Error::Invalid) with the field whose value or computed length exceeds its width.
     pub fn build(&self) -> Result<Vec<u8>> {
         let mut out = Vec::new();
         self.build_into(&mut out)?;
         Ok(out)
     }
 
-    /// Builds into a buffer, replacing what was there. Allocates only if the buffer is too small, or for
-    /// more than 16 layers.
+    /// Builds into a buffer and replaces its content. Allocates only if the buffer is too small or the packet has more
+    /// than 16 layers.
     ///
     /// # Errors
-    /// As [`build`](Self::build); the buffer's content is then unspecified.
+    /// Those of [`build`](Self::build); the buffer's content is then unspecified.
     #[inline]
     pub fn build_into(&self, out: &mut Vec<u8>) -> Result<()> {
-        let mut places = Places::new();
+        let mut places = Offsets::new();
         Ok(build(self.layers(), out, &mut places)?)
     }
 }
 
 #[inline]
-pub(crate) fn build(layers: &[AnyLayer], out: &mut Vec<u8>, places: &mut Places) -> Result<(), Misfit> {
+pub(crate) fn build(layers: &[AnyLayer], out: &mut Vec<u8>, places: &mut Offsets) -> Result<(), FieldError> {
     out.clear();
     let mut quotes = Quotes::new();
     for (at, layer) in layers.iter().enumerate() {
@@ -151,7 +151,7 @@ pub(crate) fn build(layers: &[AnyLayer], out: &mut Vec<u8>, places: &mut Places)
     }
     let has_quotes = !quotes.is_empty();
     let mut end = out.len();
-    // Padding belongs to the innermost frame that it is in: frames and packets around that count it as payload.
+    // Padding belongs to the innermost frame; outer frames and packets count it as payload.
     let mut behind_padding = None;
     for (at, layer) in layers.iter().enumerate().rev() {
         match layer {
@@ -163,7 +163,7 @@ pub(crate) fn build(layers: &[AnyLayer], out: &mut Vec<u8>, places: &mut Places)
             AnyLayer::IcmpExtensionHeader(_) => {
                 layer.finish(&mut Building { bytes: out, layers, places, at, end })?;
                 if let Some(quote) = quotes.iter_mut().find(|quote| quote.extension == at) {
-                    // The quoted packet ends before what fills it up, the error behind its extensions.
+                    // The quoted packet ends before its padding, the error after its extensions.
                     (quote.around, quote.behind_padding) = (end, behind_padding.take());
                     end = quote.end;
                 }
@@ -193,14 +193,14 @@ fn is_behind_tcp(layers: &[AnyLayer], at: usize) -> bool {
     matches!(at.checked_sub(1).map(|below| &layers[below]), Some(AnyLayer::Tcp(_)))
 }
 
-/// A quoted packet with ICMP extensions behind it.
+/// A quoted packet that is followed by ICMP extensions.
 struct Quote {
-    /// The error that quotes, and its extensions: layers.
+    /// Indices of the layers: the error, and its extensions.
     error: usize,
     extension: usize,
-    /// Where the quoted packet ends.
+    /// End of the quoted packet, in bytes.
     end: usize,
-    /// Where the error ends, and padding behind it, once known.
+    /// End of the error, and of the padding after it, once known.
     around: usize,
     behind_padding: Option<usize>,
 }
@@ -208,9 +208,9 @@ struct Quote {
 type Quotes = SmallVec<[Quote; 1]>;
 
 impl Quote {
-    /// The quote that the extensions at `extension` are behind, filled up to the length that it must have (RFC 4884, 4).
+    /// Pads the quote before the extensions at `extension` to its required length (RFC 4884, section 4).
     #[cold]
-    fn fill(layers: &[AnyLayer], extension: usize, out: &mut Vec<u8>, places: &Places) -> Option<Self> {
+    fn fill(layers: &[AnyLayer], extension: usize, out: &mut Vec<u8>, places: &Offsets) -> Option<Self> {
         let error = icmp_extension::extended(&layers[..extension])?;
         let end = out.len();
         let start = places.get(error + 1).copied().unwrap_or(end);

@@ -1,4 +1,4 @@
-//! DNS messages; names and record data by hickory-proto.
+//! DNS messages; hickory-proto encodes names and record data.
 
 use std::fmt;
 
@@ -9,8 +9,8 @@ use super::{
     build::Building,
     dns_record::{Question, Record, type_name},
     protocol::{Fixed, Parsed, Protocol, be16},
-    table::{Misfit, layer},
-    value::Literal,
+    table::{FieldError, layer},
+    value::IntoField,
 };
 
 const OPCODES: &[(u64, &str)] = &[(0, "QUERY"), (1, "IQUERY"), (2, "STATUS"), (4, "NOTIFY"), (5, "UPDATE")];
@@ -52,7 +52,7 @@ layer! {
         arcount: u16, 16, computed;
     }
     tail {
-        /// Length of the message, before it: on TCP, computed if unset (RFC 1035, 4.2.2)
+        /// Length before the message; over TCP, computed if unset (RFC 1035, section 4.2.2)
         length: u16;
         /// Questions
         qd: Vec<Question>;
@@ -62,28 +62,28 @@ layer! {
         ns: Vec<Record>;
         /// Additional records
         ar: Vec<Record>;
-        /// The bytes of the sections: if set, they are built instead of qd, an, ns and ar. Parsing sets it where
-        /// these would give other bytes, such as names compressed otherwise; unset it after changing a section
+        /// The bytes of the sections; if set, they replace qd, an, ns and ar. Parsing sets it if these would be built
+        /// to other bytes, such as another compression of names; unset it after changing a section
         body: Vec<u8>;
     }
 }
 
-/// Bytes of the length before a message on TCP.
+/// Size of the length field before a message over TCP, in bytes.
 pub(crate) const PREFIX: usize = 2;
 
 impl Dns {
     /// A query for a name: `Dns::query("example.org", 1)` asks for addresses.
     ///
     /// # Panics
-    /// If the name is none; see [`Literal`].
-    pub fn query(qname: &str, qtype: impl Literal<u16>) -> Self {
-        match Question::new(qname, qtype.literal()) {
+    /// If the name is invalid; see [`IntoField`].
+    pub fn query(qname: &str, qtype: impl IntoField<u16>) -> Self {
+        match Question::new(qname, qtype.into_field()) {
             Ok(question) => Self::new().qd([question]),
             Err(reason) => panic!("{reason}"),
         }
     }
 
-    /// Reads the sections behind the header; gives where they end.
+    /// Parses the sections after the header; returns their end.
     fn read(&mut self, bytes: &[u8]) -> Option<usize> {
         let decoder = &mut BinDecoder::new(bytes);
         decoder.read_slice(Self::FIXED).ok()?;
@@ -94,7 +94,8 @@ impl Dns {
         Some(decoder.index())
     }
 
-    /// The sections as they are built, behind 12 bytes of nothing: compressed names point into the whole message.
+    /// The encoded sections after 12 zero bytes in place of the header, because compressed names are offsets into the
+    /// message.
     fn sections(&self) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();
         let mut encoder = BinEncoder::new(&mut bytes);
@@ -112,7 +113,7 @@ impl Dns {
 /// `None` for an empty section, as if it were unset.
 #[allow(clippy::option_option)]
 fn section<T>(count: u16, mut read: impl FnMut() -> Option<T>) -> Option<Option<Vec<T>>> {
-    // A count is no reason to allocate: every entry takes bytes, which end.
+    // Does not allocate by the count, which is untrusted.
     let mut entries = Vec::new();
     for _ in 0..count {
         entries.push(read()?);
@@ -142,7 +143,7 @@ impl Protocol for Dns {
         Some(Parsed { layer, header, end: bytes.len(), next: Kind::Raw })
     }
 
-    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
         if let Some(length) = self.length {
             out.extend_from_slice(&length.to_be_bytes());
         }
@@ -151,14 +152,14 @@ impl Protocol for Dns {
             Some(body) => out.extend_from_slice(body),
             None if [self.qd.is_none(), self.an.is_none(), self.ns.is_none(), self.ar.is_none()] == [true; 4] => {}
             None => {
-                let sections = self.sections().ok_or(Misfit { layer: "DNS", field: "sections", bits: 65_535 * 8 })?;
+                let sections = self.sections().ok_or(FieldError { layer: "DNS", field: "sections", bits: 65_535 * 8 })?;
                 out.extend_from_slice(&sections[Self::FIXED..]);
             }
         }
         Ok(())
     }
 
-    fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
+    fn finish(&self, packet: &mut Building<'_>) -> Result<(), FieldError> {
         let counts = [
             (self.qdcount, self.qd.as_ref().map_or(0, Vec::len), "qdcount"),
             (self.ancount, self.an.as_ref().map_or(0, Vec::len), "ancount"),
@@ -171,19 +172,19 @@ impl Protocol for Dns {
         }
         if self.length.is_none() && start > 0 {
             let length = packet.length().saturating_sub(PREFIX);
-            packet.put16(0, u16::try_from(length).map_err(|_| Misfit { layer: "DNS", field: "length", bits: 16 })?);
+            packet.put16(0, u16::try_from(length).map_err(|_| FieldError { layer: "DNS", field: "length", bits: 16 })?);
         }
         for (i, (set, count, field)) in counts.into_iter().enumerate() {
             if set.is_none() {
-                let count = u16::try_from(count).map_err(|_| Misfit { layer: "DNS", field, bits: 16 })?;
+                let count = u16::try_from(count).map_err(|_| FieldError { layer: "DNS", field, bits: 16 })?;
                 packet.put16(start + Self::AT.qdcount + 2 * i, count);
             }
         }
         Ok(())
     }
 
-    /// A response with the query's identifier, and its question if it repeats one, or a record of its name if it has
-    /// only those (RFC 6762, 6).
+    /// A response with the query's identifier and question; or, without a question, a record of its name (RFC 6762,
+    /// section 6).
     fn answers(&self, _: &[AnyLayer], request: &Self, _: &[AnyLayer]) -> bool {
         self.qr == Some(1)
             && request.qr.unwrap_or(0) == 0
@@ -237,7 +238,7 @@ mod tests {
         assert_eq!(read.build().unwrap(), bytes);
     }
 
-    /// As in tcpdump's edns-opts.pcap: the record of EDNS has no form in zone files.
+    /// From edns-opts.pcap of tcpdump: the EDNS record has no zone file format.
     #[test]
     fn edns() {
         let opt = b"\0\x07\x01\x20\0\0\0\0\0\0\0\x01\0\0\x29\x10\0\0\0\x80\0\0\x0c\0\x0a\0\x08crafter!";
@@ -254,15 +255,15 @@ mod tests {
     }
 
     #[test]
-    fn what_hickory_would_write_otherwise_is_kept() {
-        // An answer whose name is not compressed, and something behind the message.
+    fn sections_that_build_differently_are_kept_as_bytes() {
+        // An answer without name compression, and bytes after the message.
         let mut bytes = b"\0\x07\x81\x80\0\x01\0\x01\0\0\0\0\x01a\0\0\x01\0\x01\x01a\0\0\x01\0\x01\0\0\0\x3c\0\x04\x01\x02\x03\x04".to_vec();
         bytes.extend(b"more");
         let read = Packet::parse(Kind::Dns, &bytes);
         let dns = read.get::<Dns>().unwrap();
         assert!(dns.body.is_some() && dns.an.as_ref().is_some_and(|answers| answers.len() == 1));
         assert_eq!(read.build().unwrap(), bytes);
-        // Counts that lie.
+        // Wrong counts.
         bytes[5] = 9;
         let read = Packet::parse(Kind::Dns, &bytes);
         assert_eq!(read.get::<Dns>().unwrap().qdcount, Some(9));
@@ -270,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn on_tcp_behind_its_length() {
+    fn dns_over_tcp_has_length_prefix() {
         let dns = Dns::query("example.org", 1).id(7);
         let packet = Ip::to("192.0.2.53").src("192.0.2.1") / Tcp::to(53).flags("PA") / dns.clone();
         let bytes = packet.build().unwrap();
@@ -284,13 +285,13 @@ mod tests {
         assert_eq!(read.get::<Dns>().unwrap().length, None);
         assert_eq!(read.build().unwrap(), bytes);
         assert_eq!(read.to_string().parse::<Packet>().unwrap(), read);
-        // A part of a message, or more than one, is no layer.
+        // An incomplete message, or more than one, is not a layer.
         for load in [&bytes[40..60], &[&bytes[40..], b"\0"].concat()] {
             let packet = Ip::to("192.0.2.53") / Tcp::to(53) / load;
             let part = Packet::from_ip(&packet.build().unwrap());
             assert!(part.get::<Dns>().is_none());
         }
-        // What is set stays, wrong or not, also where it does not belong.
+        // Set fields are kept, also where they do not belong.
         let set = dns.clone().length(3);
         for below in [Packet::from(Tcp::to(53)), Packet::from(Udp::to(53))] {
             let below = Ip::to("192.0.2.53") / below;

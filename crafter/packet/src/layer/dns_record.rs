@@ -12,37 +12,38 @@ use super::{
     value::{Element, Value},
 };
 
-/// A question (RFC 1035, 4.1.2).
+/// A question (RFC 1035, section 4.1.2).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Question {
-    /// The name asked for.
+    /// The requested name.
     pub qname: Name,
-    /// The type asked for.
+    /// The requested type.
     pub qtype: u16,
     /// The class, 1 for the internet.
     pub qclass: u16,
 }
 
-/// A resource record (RFC 1035, 4.1.3); also EDNS (RFC 6891), with the sender's size as class.
+/// A resource record (RFC 1035, section 4.1.3); also the OPT record of EDNS (RFC 6891), whose class is the sender's UDP
+/// payload size.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
-    /// The name it is about.
+    /// The name of the record.
     pub rrname: Name,
     /// The class, 1 for the internet.
     pub rclass: u16,
-    /// Lifetime in seconds.
+    /// Time to live, in seconds.
     pub ttl: u32,
     /// Type and data.
     pub rdata: RData,
 }
 
 fn name(text: &str) -> Result<Name, String> {
-    let mut name = Name::from_ascii(text).map_err(|e| format!("'{text}' is no name: {e}"))?;
+    let mut name = Name::from_ascii(text).map_err(|e| format!("'{text}' is not a name: {e}"))?;
     name.set_fqdn(true);
     Ok(name)
 }
 
-/// A type's mnemonic, or `TYPE65534` (RFC 3597, 5).
+/// A type's mnemonic, or `TYPE65534` (RFC 3597, section 5).
 pub(crate) fn type_name(number: u16) -> String {
     match RecordType::from(number) {
         RecordType::Unknown(number) => format!("TYPE{number}"),
@@ -51,15 +52,15 @@ pub(crate) fn type_name(number: u16) -> String {
 }
 
 impl Question {
-    /// A question of the internet class.
+    /// A question of class Internet.
     ///
     /// # Errors
-    /// Why the name is none.
+    /// Why the name is invalid.
     pub fn new(qname: &str, qtype: u16) -> Result<Self, String> {
         Ok(Self { qname: name(qname)?, qtype, qclass: 1 })
     }
 
-    /// The name as text.
+    /// The name in text form.
     pub fn name(&self) -> String {
         self.qname.to_ascii()
     }
@@ -80,10 +81,10 @@ impl BinEncodable for Question {
 }
 
 impl Record {
-    /// A record with an address.
+    /// An A or AAAA record.
     ///
     /// # Errors
-    /// Why the name is none.
+    /// Why the name is invalid.
     pub fn address(rrname: &str, ttl: u32, address: IpAddr) -> Result<Self, String> {
         Ok(Self { rrname: name(rrname)?, rclass: 1, ttl, rdata: address.into() })
     }
@@ -98,7 +99,7 @@ impl Record {
             return None;
         }
         let rdata = RData::read(decoder, kind.into(), length).ok()?;
-        // A type that is not the one on the wire, such as that for empty data, would be lost.
+        // hickory-proto may parse to another type, such as that for empty data, which would be lost.
         (u16::from(rdata.record_type()) == kind).then_some(Self { rrname, rclass, ttl, rdata })
     }
 }
@@ -131,10 +132,10 @@ fn name_from(value: &Value) -> Result<Name, String> {
     }
 }
 
-/// Record data as a zone file has it where that says all of it, else as bytes.
+/// Record data in zone file format if that is lossless, else as bytes.
 fn data_value(rdata: &RData) -> Value {
     let mut text = String::new();
-    // Data without a form in zone files, such as that of OPT, fails instead.
+    // Formatting data without a zone file format, such as that of OPT, fails.
     let written = write!(text, "{rdata}").is_ok();
     match RData::try_from_str(rdata.record_type(), &text) {
         Ok(again) if written && again.to_bytes().ok() == rdata.to_bytes().ok() => Value::Text(text),
@@ -145,7 +146,7 @@ fn data_value(rdata: &RData) -> Value {
 fn data_from(kind: u16, value: &Value) -> Result<RData, String> {
     match value {
         Value::Text(text) => RData::try_from_str(kind.into(), text)
-            .map_err(|e| format!("'{text}' is no data of type {}: {e}", type_name(kind))),
+            .map_err(|e| format!("'{text}' is not data of type {}: {e}", type_name(kind))),
         other => {
             let bytes = other.bytes()?;
             let length = u16::try_from(bytes.len()).map_err(|_| "the record data is too long".to_owned())?;
@@ -158,7 +159,7 @@ fn data_from(kind: u16, value: &Value) -> Result<RData, String> {
 
 fn type_value(number: u16) -> Value {
     let text = type_name(number);
-    // Some names are for people only.
+    // Some names are not record types.
     match text.parse::<RecordType>() {
         Ok(again) if u16::from(again) == number => Value::Text(text),
         _ => Value::Uint(number.into()),
@@ -169,7 +170,7 @@ fn type_from(value: &Value) -> Result<u16, String> {
     match value {
         Value::Text(text) => {
             let kind = text.to_ascii_uppercase().parse::<RecordType>();
-            kind.map(u16::from).map_err(|_| format!("'{text}' is no record type; e.g. A, AAAA, MX, TXT or a number"))
+            kind.map(u16::from).map_err(|_| format!("'{text}' is not a record type; e.g. A, AAAA, MX, TXT or a number"))
         }
         other => Ok(other.uint(0xffff)? as u16),
     }
@@ -182,7 +183,7 @@ fn class_from(value: &Value) -> Result<u16, String> {
     }
 }
 
-/// The fields of a record named `wanted`, which has those `known`.
+/// The fields of a record with the name `wanted` and the fields `known`.
 pub(crate) fn fields<'a>(value: &'a Value, wanted: &str, known: &[&str]) -> Result<&'a [(String, Value)], String> {
     match value {
         Value::Record(name, fields) if name == wanted => {
@@ -194,11 +195,11 @@ pub(crate) fn fields<'a>(value: &'a Value, wanted: &str, known: &[&str]) -> Resu
                 None => Ok(fields),
             }
         }
-        other => Err(other.misfit(&format!("{wanted}(...)"))),
+        other => Err(other.mismatch(&format!("{wanted}(...)"))),
     }
 }
 
-/// The value of a record's field, if it is set.
+/// The value of a field of a record, if it is set.
 pub(crate) fn field<'a>(fields: &'a [(String, Value)], name: &str) -> Option<&'a Value> {
     fields.iter().find(|(field, value)| field == name && *value != Value::None).map(|(_, value)| value)
 }

@@ -7,11 +7,11 @@ use super::{
     build::Building,
     ether::{self, ETHERTYPES},
     protocol::{Fixed, Parsed, Protocol},
-    table::{Misfit, layer},
+    table::{FieldError, layer},
 };
 
 layer! {
-    /// VLAN tag, of the customer or the only one
+    /// VLAN tag of the customer, or the only tag
     pub struct Dot1Q: "Dot1Q", "IEEE 802.1Q" {
         /// Priority code point
         prio: u8, 3, (0);
@@ -26,7 +26,7 @@ layer! {
 }
 
 layer! {
-    /// VLAN tag of the service provider, around another
+    /// VLAN tag of the service provider, outside another
     pub struct Dot1AD: "Dot1AD", "IEEE 802.1ad" {
         /// Priority code point
         prio: u8, 3, (0);
@@ -49,11 +49,11 @@ macro_rules! tag {
                 Some(Parsed { layer, header: Self::FIXED, end: bytes.len(), next })
             }
 
-            fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+            fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
                 self.put_fixed(out)
             }
 
-            fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
+            fn finish(&self, packet: &mut Building<'_>) -> Result<(), FieldError> {
                 if self.r#type.is_none() {
                     let number = ether::ethertype(packet.next());
                     packet.put16(Self::AT.r#type, number);
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_too_large_is_an_error() {
+    fn too_large_value_is_rejected() {
         let error = Packet::from(Dot1Q::new().vlan(4096)).build().unwrap_err().to_string();
         assert_eq!(error, "Dot1Q.vlan: the value does not fit 12 bits");
     }

@@ -6,10 +6,10 @@ use super::{
     AnyLayer, Kind, Mac,
     build::Building,
     protocol::{Fixed, Parsed, Protocol},
-    table::{Misfit, layer},
+    table::{FieldError, layer},
 };
 
-/// Names of Ethernet types.
+/// Names of EtherTypes.
 pub(crate) const ETHERTYPES: &[(u64, &str)] = &[
     (0x0800, "IPv4"),
     (0x0806, "ARP"),
@@ -27,7 +27,7 @@ layer! {
     pub struct Ether: "Ether", "IEEE 802.3" {
         /// Destination address
         dst: Mac, 48, (Mac::BROADCAST);
-        /// Source address; the sending interface's where one is known, else zero
+        /// Source address; if unset, that of the sending interface if known, else zero
         src: Mac, 48, (Mac::ZERO);
         /// Type of the payload
         r#type: u16, 16, computed, ETHERTYPES;
@@ -36,13 +36,13 @@ layer! {
 }
 
 impl Ether {
-    /// A frame to an address.
-    pub fn to(dst: impl super::value::Literal<Mac>) -> Self {
+    /// A frame to a destination address.
+    pub fn to(dst: impl super::value::IntoField<Mac>) -> Self {
         Self::new().dst(dst)
     }
 }
 
-/// What an Ethernet type says that follows.
+/// The layer for an EtherType.
 #[inline]
 pub(crate) fn payload(ethertype: u16) -> Kind {
     match ethertype {
@@ -57,8 +57,7 @@ pub(crate) fn payload(ethertype: u16) -> Kind {
     }
 }
 
-/// The Ethernet type for the layer that follows; that of the loop protocol, 0x9000, where there is none,
-/// as Scapy has it.
+/// The EtherType for the next layer; 0x9000 (loopback) without one, as in Scapy.
 #[inline]
 pub(crate) fn ethertype(next: Option<&AnyLayer>) -> u16 {
     match next {
@@ -82,12 +81,12 @@ impl Protocol for Ether {
     }
 
     #[inline(always)]
-    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
         self.put_fixed(out)
     }
 
     #[inline(always)]
-    fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
+    fn finish(&self, packet: &mut Building<'_>) -> Result<(), FieldError> {
         if self.r#type.is_none() {
             let number = ethertype(packet.next());
             packet.put16(Self::AT.r#type, number);
@@ -98,8 +97,8 @@ impl Protocol for Ether {
     fn summary(&self, f: &mut fmt::Formatter<'_>, packet: &[AnyLayer], at: usize) -> fmt::Result {
         f.write_str("Ether")?;
         if packet.get(at + 1).is_none_or(|next| matches!(next, AnyLayer::Raw(_) | AnyLayer::Padding(_))) {
-            let worth = |set: Option<Mac>, default: Mac| set.unwrap_or(default);
-            write!(f, " {} > {}", worth(self.src, Mac::ZERO), worth(self.dst, Mac::BROADCAST))?;
+            let address = |set: Option<Mac>, default: Mac| set.unwrap_or(default);
+            write!(f, " {} > {}", address(self.src, Mac::ZERO), address(self.dst, Mac::BROADCAST))?;
             if let Some(ethertype) = self.r#type {
                 write!(f, " (0x{ethertype:04x})")?;
             }
@@ -113,7 +112,7 @@ mod tests {
     use crate::layer::{Arp, Ether, Packet, Raw};
 
     #[test]
-    fn the_type_follows_the_payload_unless_set() {
+    fn ethertype_follows_payload_unless_set() {
         let type_of = |packet: Packet| packet.build().unwrap()[12..14].to_vec();
         assert_eq!(type_of(Ether::new() / Arp::new()), [8, 6]);
         assert_eq!(type_of(Ether::new().r#type(0x1234) / Arp::new()), [0x12, 0x34]);

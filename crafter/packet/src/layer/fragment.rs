@@ -2,18 +2,18 @@
 
 use super::{
     AnyLayer, Ip, IpFlags, IpOption, Ipv6, Ipv6Fragment, Packet, Raw,
-    build::{self, Places},
+    build::{self, Offsets},
 };
 use crate::error::{Error, Result};
 
-/// One fragment: which part of a datagram's payload it has, in units of 8 bytes.
+/// A fragment as a part of the datagram's payload, in units of 8 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cut {
-    /// Where it begins.
+    /// Offset, in units of 8 bytes.
     pub offset: u16,
-    /// How long it is; it ends where the payload ends at the latest.
+    /// Length, in units of 8 bytes; the payload may end earlier.
     pub length: u16,
-    /// Whether it says that more fragments follow; `None`: if the payload goes on behind it.
+    /// The more-fragments flag; `None`: set if payload follows.
     pub more: Option<bool>,
 }
 
@@ -23,7 +23,7 @@ impl Cut {
         Self { offset, length, more: None }
     }
 
-    /// Says that more fragments follow, or not.
+    /// Sets the more-fragments flag.
     #[must_use]
     pub fn more(self, more: bool) -> Self {
         Self { more: Some(more), ..self }
@@ -36,27 +36,27 @@ impl From<(u16, u16)> for Cut {
     }
 }
 
-/// A packet about to be cut.
+/// A packet to be fragmented.
 struct Whole {
-    /// What stands before each fragment: layers, the first `at` of them before the IP header.
+    /// Layers before the payload of each fragment; the first `at` precede the IP header.
     head: Vec<AnyLayer>,
     at: usize,
-    /// Bytes of the head from the IP header on.
+    /// Length of the head from the IP header on, in bytes.
     header: usize,
     payload: Vec<u8>,
 }
 
 impl Packet {
-    /// The packet in fragments of at most `mtu` bytes, counted from its outermost IP header; what stands before that
-    /// stands before each, padding is left out. A packet that fits stays as it is. `id` names the datagram; an
-    /// IPv4 header whose own is set keeps that. For fragments that overlap: [`fragment_at`](Self::fragment_at).
+    /// Fragments the packet to at most `mtu` bytes, from its outermost IP header on. The layers before it precede each
+    /// fragment; padding is dropped. A packet that fits is returned unchanged. `id` is the identification, unless the
+    /// IPv4 header has one. For overlapping fragments see [`fragment_at`](Self::fragment_at).
     ///
-    /// Options of IPv4 are repeated as they ask for (RFC 791, 3.1), headers of IPv6 up to the last one that routers
-    /// read (RFC 8200, 4.5). Don't fragment is no obstacle; it is left out.
+    /// IPv4 options with the copied flag are repeated (RFC 791, section 3.1), IPv6 extension headers up to the last one
+    /// that routers process (RFC 8200, section 4.5). The don't-fragment flag is cleared.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if there is no IP layer, the packet is a fragment itself, `mtu` leaves no 8 bytes for payload,
-    /// or 13 bits of offset are too few; else as [`build`](Self::build).
+    /// [`Error::Invalid`] if there is no IP layer, the packet is a fragment, `mtu` leaves less than 8 bytes for
+    /// payload, or an offset exceeds 13 bits; else those of [`build`](Self::build).
     pub fn fragment(&self, mtu: usize, id: u32) -> Result<Vec<Packet>> {
         let Some(whole) = self.whole(mtu, id)? else {
             return Ok(vec![self.clone()]);
@@ -74,8 +74,8 @@ impl Packet {
         cuts.map(|cut: Result<Cut>| whole.cut(cut?)).collect()
     }
 
-    /// The packet in the fragments that `cuts` say, in their order: they may overlap, leave holes, repeat, and lie about
-    /// what follows. Else as [`fragment`](Self::fragment), which makes cuts that fit an MTU.
+    /// Fragments the packet at `cuts`, in their order. Fragments may overlap, leave gaps, repeat, and have a wrong
+    /// more-fragments flag. Otherwise like [`fragment`](Self::fragment), which computes the cuts from an MTU.
     ///
     /// ```
     /// use crafter_packet::layer::{Cut, Ip, Udp};
@@ -88,19 +88,19 @@ impl Packet {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Invalid`] if there is no IP layer, the packet is a fragment itself, a cut is of no length, begins behind
-    /// the packet's end or further than 13 bits tell; else as [`build`](Self::build).
+    /// [`Error::Invalid`] if there is no IP layer, the packet is a fragment, or a cut has length 0, begins after the
+    /// end of the packet or exceeds 13 bits; else those of [`build`](Self::build).
     pub fn fragment_at(&self, cuts: &[Cut], id: u32) -> Result<Vec<Packet>> {
         let whole = self.whole(0, id)?.ok_or_else(|| invalid("the packet has no bytes"))?;
         cuts.iter().map(|cut| whole.cut(*cut)).collect()
     }
 
-    /// The packet ready to be cut; `None` if it is no longer than `mtu`.
+    /// The packet to be fragmented; `None` if it is not longer than `mtu`.
     fn whole(&self, mtu: usize, id: u32) -> Result<Option<Whole>> {
         let layers = self.layers();
         let at = layers.iter().position(|layer| matches!(layer, AnyLayer::Ip(_) | AnyLayer::Ipv6(_)));
         let at = at.ok_or_else(|| invalid("the packet has no IP layer"))?;
-        let (mut bytes, mut places) = (Vec::new(), Places::new());
+        let (mut bytes, mut places) = (Vec::new(), Offsets::new());
         build::build(layers, &mut bytes, &mut places)?;
         let padding = layers.iter().rev().take_while(|layer| matches!(layer, AnyLayer::Padding(_))).count();
         places.push(bytes.len());
@@ -166,7 +166,7 @@ impl Whole {
     }
 }
 
-/// How many layers behind the IP header every fragment repeats.
+/// Number of layers after the IP header that every fragment repeats.
 fn repeated(layers: &[AnyLayer]) -> usize {
     let is_read_by_routers = |layer: &AnyLayer| matches!(layer, AnyLayer::Ipv6HopByHop(_) | AnyLayer::Ipv6Routing(_));
     let is_extension = |layer: &&AnyLayer| is_read_by_routers(layer) || matches!(layer, AnyLayer::Ipv6Destination(_));
@@ -179,7 +179,7 @@ fn repeated(layers: &[AnyLayer]) -> usize {
     }
 }
 
-/// Makes a header that of the fragment at `offset`, in units of 8 bytes.
+/// Sets the fragment fields of a header; `offset` is in units of 8 bytes.
 fn place(layer: &mut AnyLayer, offset: u16, more: bool) {
     match layer {
         AnyLayer::Ip(ip) => {
@@ -217,7 +217,7 @@ mod tests {
         reassembly::Reassembler,
     };
 
-    /// Put together again by the engine, which knows nothing of layers.
+    /// Reassembled by [`Reassembler`](crate::Reassembler), which does not use layers.
     fn reassembled(fragments: &[Packet]) -> Vec<u8> {
         let mut reassembler = Reassembler::default();
         let now = Instant::now();
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn fragments_make_the_whole_again() {
+    fn fragments_reassemble_to_packet() {
         let load: Vec<u8> = (0..3000).map(|byte| byte as u8).collect();
         let address = "2001:db8::3".parse().unwrap();
         for packet in [
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn options_are_repeated_as_they_ask_for() {
+    fn options_with_copied_flag_are_repeated() {
         let options = [IpOption::RouterAlert(0), IpOption::RecordRoute(4, vec![[0; 4].into()])];
         let packet =
             Ether::new() / Ip::to("192.0.2.2").flags("DF").options(options.clone()) / Udp::to(9) / vec![0; 100];

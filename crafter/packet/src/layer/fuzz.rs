@@ -1,4 +1,4 @@
-//! Random values for fields that are not set.
+//! Random values for unset fields.
 
 use super::{AnyLayer, FieldInfo, FieldKind, Layer as _, Packet, Value};
 
@@ -25,8 +25,8 @@ impl Random {
 }
 
 impl Packet {
-    /// Sets fields that are not set to random values, legal or not, which `seed` decides. Lengths, checksums, next
-    /// protocols and addresses of IP and Ethernet stay unset, so that the packets arrive; with `all` they change too.
+    /// Sets unset fields to random values, valid or not, derived from `seed`. Lengths, checksums, next protocols and
+    /// the addresses of IP and Ethernet stay unset, so that the packets are delivered; with `all` they are set too.
     pub fn fuzz(&mut self, seed: u64, all: bool) {
         let mut random = Random(seed);
         for layer in self.layers_mut() {
@@ -38,7 +38,7 @@ impl Packet {
                     continue;
                 }
                 if let Some(value) = value(&mut random, field) {
-                    // What a field does not take, such as a text for records, leaves it unset.
+                    // A value that the field rejects leaves it unset.
                     let _ = layer.set_value(index, &value);
                 }
             }
@@ -47,11 +47,11 @@ impl Packet {
 }
 
 fn value(random: &mut Random, field: &FieldInfo) -> Option<Value> {
-    // Tails are there or not by themselves; a field that is a list takes elements that only its layer knows.
+    // Fields of the tail stay unset; the elements of a list are known only to its layer.
     Some(match field.kind {
         FieldKind::Uint | FieldKind::Flags if field.bits > 0 => {
             let most = field.max();
-            // The ends are where mistakes live.
+            // Errors are most likely at the limits.
             Value::Uint(match random.below(8) {
                 0 => 0,
                 1 => most,
@@ -91,7 +91,7 @@ mod tests {
     use crate::layer::{Ip, Packet, Tcp, samples::stacks};
 
     #[test]
-    fn the_seed_decides_and_what_is_set_stays() {
+    fn fuzz_depends_on_seed_and_keeps_set_fields() {
         let fuzzed = |seed| {
             let mut packet = Ip::to("192.0.2.1") / Tcp::to(80);
             packet.fuzz(seed, false);

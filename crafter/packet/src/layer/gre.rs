@@ -1,4 +1,4 @@
-//! Generic routing encapsulation.
+//! GRE.
 
 use std::fmt;
 
@@ -7,19 +7,19 @@ use super::{
     build::Building,
     ether::{self, ETHERTYPES},
     protocol::{Fixed, Parsed, Protocol, be16, be32},
-    table::{Misfit, layer},
+    table::{FieldError, layer},
 };
 
 layer! {
     /// Generic Routing Encapsulation
     pub struct Gre: "GRE", "RFC 2784, RFC 2890" {
-        /// Checksum and offset are there
+        /// Checksum and offset are present
         chksum_present: u8, 1, computed;
-        /// Routing is there (RFC 1701); it is kept as payload
+        /// Routing is present (RFC 1701); it is kept as payload
         routing_present: u8, 1, (0);
-        /// A key is there
+        /// A key is present
         key_present: u8, 1, computed;
-        /// A sequence number is there
+        /// A sequence number is present
         seqnum_present: u8, 1, computed;
         /// Strict source route (RFC 1701)
         strict_route_source: u8, 1, (0);
@@ -74,13 +74,13 @@ impl Protocol for Gre {
         Some(Parsed { layer, header, end: bytes.len(), next })
     }
 
-    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
         self.put_fixed(out)?;
         if self.has_checksum() {
             out.extend_from_slice(&self.chksum.unwrap_or(0).to_be_bytes());
             out.extend_from_slice(&self.offset.unwrap_or(0).to_be_bytes());
         }
-        // A bit set without its field still gets the field, a field without its bit too.
+        // A set bit adds its field, a set field is written without its bit.
         if self.key.is_some() || self.key_present == Some(1) {
             out.extend_from_slice(&self.key.unwrap_or(0).to_be_bytes());
         }
@@ -90,7 +90,7 @@ impl Protocol for Gre {
         Ok(())
     }
 
-    fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
+    fn finish(&self, packet: &mut Building<'_>) -> Result<(), FieldError> {
         let bits = [
             (self.chksum_present.is_none() && self.has_checksum(), 0x80),
             (self.key_present.is_none() && self.key.is_some(), 0x20),
@@ -132,7 +132,7 @@ impl Protocol for Gre {
 mod tests {
     use crate::{
         layer::{Gre, Ip, Packet},
-        header::checksum::{fold, sum},
+        view::checksum::{fold, sum},
     };
 
     #[test]

@@ -1,4 +1,4 @@
-//! HTTP/1 requests and responses, as far as their head; what a head is, httparse says.
+//! Heads of HTTP/1 requests and responses, parsed by httparse.
 #![allow(non_snake_case, reason = "the names of Scapy")]
 
 use std::fmt;
@@ -6,28 +6,28 @@ use std::fmt;
 use super::{
     AnyLayer, Kind,
     protocol::{Fixed as _, Parsed, Protocol},
-    table::{Misfit, layer},
-    value::{Element, Literal, Value},
+    table::{FieldError, layer},
+    value::{Element, IntoField, Value},
 };
 
 layer! {
-    /// HTTP/1 request: its head; the body is payload
-    pub struct HttpRequest: "HTTPRequest", "RFC 9112, 3" {}
+    /// HTTP/1 request head; the body is payload
+    pub struct HttpRequest: "HTTPRequest", "RFC 9112, section 3" {}
     tail {
         /// Method; if unset, GET
         Method: Vec<u8>;
-        /// Target, as it stands in the request line; if unset, /
+        /// Target of the request line; if unset, /
         Path: Vec<u8>;
         /// Version; if unset, HTTP/1.1
         Http_Version: Vec<u8>;
-        /// Header fields: tuples of name and value, or bytes for a line that is written otherwise
+        /// Header fields: tuples of name and value, or bytes for a line in another format
         Headers: Vec<HttpHeader>;
     }
 }
 
 layer! {
-    /// HTTP/1 response: its head; the body is payload
-    pub struct HttpResponse: "HTTPResponse", "RFC 9112, 4" {}
+    /// HTTP/1 response head; the body is payload
+    pub struct HttpResponse: "HTTPResponse", "RFC 9112, section 4" {}
     tail {
         /// Version; if unset, HTTP/1.1
         Http_Version: Vec<u8>;
@@ -35,7 +35,7 @@ layer! {
         Status_Code: Vec<u8>;
         /// Reason phrase; if unset, OK
         Reason_Phrase: Vec<u8>;
-        /// Header fields: tuples of name and value, or bytes for a line that is written otherwise
+        /// Header fields: tuples of name and value, or bytes for a line in another format
         Headers: Vec<HttpHeader>;
     }
 }
@@ -43,9 +43,9 @@ layer! {
 /// A header field of HTTP/1.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HttpHeader {
-    /// Name and value, with a colon and a space between them.
+    /// Name and value, separated by a colon and a space.
     Field(Vec<u8>, Vec<u8>),
-    /// Any other line, such as one without a space behind the colon; its end excluded.
+    /// Any other line, such as one without a space after the colon; without its line end.
     Line(Vec<u8>),
 }
 
@@ -58,8 +58,8 @@ impl HttpHeader {
     }
 }
 
-impl Literal<Vec<HttpHeader>> for &[(&str, &str)] {
-    fn literal(self) -> Vec<HttpHeader> {
+impl IntoField<Vec<HttpHeader>> for &[(&str, &str)] {
+    fn into_field(self) -> Vec<HttpHeader> {
         self.iter().map(|(name, value)| HttpHeader::Field((*name).into(), (*value).into())).collect()
     }
 }
@@ -87,10 +87,10 @@ impl Element for HttpHeader {
     }
 }
 
-/// More than servers take.
+/// More than servers accept.
 const MAX_HEADERS: usize = 128;
 
-/// Which message some bytes begin with, if its head is whole.
+/// The message at the start of the bytes, if its head is complete.
 #[inline]
 pub(crate) fn message(bytes: &[u8]) -> Option<Kind> {
     let word = bytes.iter().take(20).position(|byte| !byte.is_ascii_uppercase() && *byte != b'-')?;
@@ -101,7 +101,7 @@ pub(crate) fn message(bytes: &[u8]) -> Option<Kind> {
     }
 }
 
-/// The first line of a message in three parts, and its header lines.
+/// Splits a head into the three parts of its first line, and its header lines.
 fn split(head: &[u8]) -> Option<([&[u8]; 3], Vec<HttpHeader>)> {
     let mut rest = head.strip_suffix(b"\r\n")?;
     let mut lines = Vec::new();
@@ -139,7 +139,7 @@ fn or<'a>(set: Option<&'a Vec<u8>>, default: &'a [u8]) -> &'a [u8] {
     set.map_or(default, Vec::as_slice)
 }
 
-/// The layer, if it is built as it was.
+/// The layer, if it is built to the same bytes.
 fn exact<T: Protocol>(layer: T, head: &[u8]) -> Option<Parsed<T>> {
     let mut again = Vec::with_capacity(head.len());
     layer.write(&mut again).ok()?;
@@ -174,7 +174,7 @@ impl Protocol for HttpRequest {
         exact(layer, head)
     }
 
-    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
         self.put_fixed(out)?;
         write(self.first(), self.Headers.as_ref(), out);
         Ok(())
@@ -214,7 +214,7 @@ impl Protocol for HttpResponse {
         exact(layer, head)
     }
 
-    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
         self.put_fixed(out)?;
         write(self.first(), self.Headers.as_ref(), out);
         Ok(())
@@ -229,7 +229,7 @@ impl Protocol for HttpResponse {
 macro_rules! header {
     ($($layer:ident),*) => {$(
         impl $layer {
-            /// The value of the first header field of a name, in whatever case.
+            /// The value of the first header field with a name, ignoring case.
             pub fn header(&self, name: &str) -> Option<&[u8]> {
                 self.Headers.iter().flatten().find_map(|header| match header {
                     HttpHeader::Field(known, value) if known.eq_ignore_ascii_case(name.as_bytes()) => Some(value.as_slice()),
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_whole_head_is_raw() {
+    fn incomplete_head_is_raw() {
         for payload in [
             &b"GET / HTTP/1.1\r\nHost: exam"[..],
             b"GET / HTTP/1.1\nHost: a\n\n",

@@ -7,10 +7,10 @@ use super::{
     build::Building,
     icmp_extension,
     protocol::{Fixed, Parsed, Protocol, be16, be32},
-    table::{Misfit, layer},
-    value::Literal,
+    table::{FieldError, layer},
+    value::IntoField,
 };
-use crate::header::field::icmp as field;
+use crate::view::field::icmp as field;
 
 const TYPES: &[(u64, &str)] = &[
     (0, "echo-reply"),
@@ -33,7 +33,7 @@ const TYPES: &[(u64, &str)] = &[
 ];
 
 layer! {
-    /// Internet Control Message Protocol: the fields behind the checksum are there as the type has them
+    /// Internet Control Message Protocol: the fields after the checksum depend on the type
     pub struct Icmp: "ICMP", "RFC 792" {
         /// Type
         r#type: u8, 8, (8), TYPES;
@@ -53,12 +53,12 @@ layer! {
         ptr: u8;
         /// Reserved (byte 4)
         reserved: u8;
-        /// Length of the quoted packet in words, where extensions follow (RFC 4884; byte 5); if unset, computed, and
-        /// the quote filled up to 128 bytes and a whole word
+        /// Length of the quoted packet in 32-bit words, if extensions follow (RFC 4884; byte 5); if unset, computed,
+        /// and the quote is padded to at least 128 bytes and a whole word
         length: u8;
         /// MTU of the next hop: fragmentation needed (RFC 1191; bytes 6 and 7)
         nexthopmtu: u16;
-        /// What the type has no name for (bytes 4 to 7)
+        /// Bytes 4 to 7 of a type without fields there
         unused: u32;
         /// Originate timestamp (bytes 8 to 11)
         ts_ori: u32;
@@ -73,16 +73,16 @@ layer! {
 
 impl Icmp {
     /// An echo request.
-    pub fn echo(id: impl Literal<u16>, seq: impl Literal<u16>) -> Self {
+    pub fn echo(id: impl IntoField<u16>, seq: impl IntoField<u16>) -> Self {
         Self::new().id(id).seq(seq)
     }
 
-    /// The type: 8, echo request, where it is unset.
+    /// The type; 8 (echo request) if unset.
     pub fn number(&self) -> u8 {
         self.r#type.unwrap_or(8)
     }
 
-    /// The type of the requests that a message of this type answers.
+    /// The type of the requests that this message answers.
     pub(crate) fn asked_by(&self) -> Option<u8> {
         match self.number() {
             0 => Some(8),
@@ -93,12 +93,12 @@ impl Icmp {
         }
     }
 
-    /// What request and reply have in common: identifier and sequence number.
+    /// Identifier and sequence number, equal in request and reply.
     pub(crate) fn numbers(&self) -> (u16, u16) {
         match self.number() {
-            // Lifetime and number of addresses.
+            // These bytes are number of addresses and lifetime.
             9 | 10 => (0, 0),
-            // RFC 8335, 2: the sequence number has 8 bits, the rest is state.
+            // RFC 8335, section 2: the sequence number has 8 bits, followed by state.
             42 | 43 => {
                 let word = self.unused.unwrap_or(0);
                 ((word >> 16) as u16, (word >> 8) as u16 & 0xff)
@@ -107,17 +107,17 @@ impl Icmp {
         }
     }
 
-    /// Whether it is an error, which quotes the packet that it is about.
+    /// Whether it is an error, which quotes a packet.
     pub fn is_error(&self) -> bool {
         matches!(self.number(), 3 | 4 | 5 | 11 | 12)
     }
 
-    /// Whether it tells the length of its quote, so that extensions can follow (RFC 4884, 4).
+    /// Whether it has the length of its quote, so that extensions can follow (RFC 4884, section 4).
     pub(crate) fn tells_length(&self) -> bool {
         matches!(self.number(), 3 | 11 | 12)
     }
 
-    /// Bytes of the header for its type.
+    /// Length of the header for a type, in bytes.
     fn header(number: u8) -> usize {
         match number {
             13 | 14 => field::TRANSMIT.end,
@@ -168,7 +168,7 @@ impl Protocol for Icmp {
         Some(Parsed { layer, header, end, next })
     }
 
-    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
         self.put_fixed(out)?;
         let mut whole = [0; field::TRANSMIT.end];
         let mut put = |field: Range<usize>, bytes: Option<&[u8]>| {
@@ -189,7 +189,7 @@ impl Protocol for Icmp {
         put(field::RECEIVE, self.ts_rx.map(u32::to_be_bytes).as_ref().map(<[u8; 4]>::as_slice));
         put(field::TRANSMIT, self.ts_tx.map(u32::to_be_bytes).as_ref().map(<[u8; 4]>::as_slice));
         put(field::ADDRESS_MASK, self.addr_mask.map(|mask| mask.octets()).as_ref().map(<[u8; 4]>::as_slice));
-        // Fields that the type does not have are there if they are set.
+        // Set fields are written even if the type does not have them.
         let wanted = match (self.ts_ori, self.ts_rx, self.ts_tx, self.addr_mask) {
             (_, _, Some(_), _) => field::TRANSMIT.end,
             (_, Some(_), _, _) => field::RECEIVE.end,
@@ -200,12 +200,12 @@ impl Protocol for Icmp {
         Ok(())
     }
 
-    fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
+    fn finish(&self, packet: &mut Building<'_>) -> Result<(), FieldError> {
         if self.length.is_none()
             && self.tells_length()
             && let Some(quote) = packet.quote()
         {
-            let words = u8::try_from(quote / 4).map_err(|_| Misfit { layer: "ICMP", field: "length", bits: 8 })?;
+            let words = u8::try_from(quote / 4).map_err(|_| FieldError { layer: "ICMP", field: "length", bits: 8 })?;
             packet.bytes()[field::QUOTE_LENGTH] = words;
         }
         if self.chksum.is_none()
@@ -234,13 +234,13 @@ impl Protocol for Icmp {
 }
 
 impl Icmp {
-    /// Whether a quoted message is the one that was sent.
+    /// Whether this quoted message is the `request`.
     pub(crate) fn is_quote_of(&self, request: &Self) -> bool {
         self.number() == request.number() && self.numbers() == request.numbers()
     }
 
-    /// A message whose header is longer than the 8 bytes that a quote must have, quoted no further: it is no layer, as
-    /// building it would complete it.
+    /// A quote truncated within a header longer than 8 bytes. It is not a layer, because building it would complete the
+    /// header.
     pub(crate) fn cut_short(ip: &Ip, payload: &Raw) -> Option<Self> {
         let bytes = payload.load.as_deref().filter(|_| ip.proto == Some(1) && ip.frag == Some(0))?;
         let message = Self::get_fixed(bytes)?;
@@ -260,7 +260,7 @@ mod tests {
         let bytes = request.build().unwrap();
         assert_eq!(bytes[20..22], [8, 0]);
         assert_eq!(bytes[24..28], [0x12, 0x34, 0, 7]);
-        assert_eq!(crate::header::checksum::verify(&bytes, false), crate::header::Checksum::Valid);
+        assert_eq!(crate::view::checksum::verify(&bytes, false), crate::view::Checksum::Valid);
         let reply = |seq: u16| Ip::to("192.0.2.1").src("192.0.2.2") / Icmp::echo(0x1234, seq).r#type(0);
         assert!(reply(7).answers(&request));
         assert!(!reply(8).answers(&request));
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_answers_what_it_quotes() {
+    fn icmp_error_answers_quoted_packet() {
         let request = Ip::to("198.51.100.9").src("192.0.2.1") / Tcp::to(443).sport(5000).seq(1);
         let error = |quote: &[u8]| {
             Packet::from_ip(&(Ip::to("192.0.2.1").src("203.0.113.1") / Icmp::new().r#type(11) / quote).build().unwrap())

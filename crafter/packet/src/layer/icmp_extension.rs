@@ -1,4 +1,4 @@
-//! Extensions behind the packet that an ICMP or ICMPv6 error quotes, such as the labels of MPLS.
+//! Extensions after the quote of an ICMP or ICMPv6 error, such as MPLS labels (RFC 4884).
 
 use std::fmt;
 
@@ -6,16 +6,16 @@ use super::{
     AnyLayer, Icmp, Kind, MplsLabel, Packet,
     build::Building,
     protocol::{Fixed, Parsed, Protocol},
-    table::{Misfit, layer},
+    table::{FieldError, layer},
 };
-use crate::header::checksum::{fold, sum};
+use crate::view::checksum::{fold, sum};
 
 const CLASSES: &[(u64, &str)] =
     &[(1, "MPLS label stack"), (2, "interface information"), (3, "interface identification")];
 
 layer! {
-    /// Beginning of the extensions of an ICMP or ICMPv6 error: objects follow
-    pub struct IcmpExtensionHeader: "ICMPExtension_Header", "RFC 4884, 7" {
+    /// Header of the extensions of an ICMP or ICMPv6 error; objects follow
+    pub struct IcmpExtensionHeader: "ICMPExtension_Header", "RFC 4884, section 7" {
         /// Version
         version: u8, 4, (2);
         /// Reserved
@@ -27,13 +27,13 @@ layer! {
 }
 
 layer! {
-    /// Labels of the packet that an ICMP or ICMPv6 error is about, as it came to the router
-    pub struct IcmpExtensionMpls: "ICMPExtension_MPLS", "RFC 4950, 3" {
+    /// MPLS labels of the quoted packet as the router received it
+    pub struct IcmpExtensionMpls: "ICMPExtension_MPLS", "RFC 4950, section 3" {
         /// Length of the object in bytes
         len: u16, 16, computed;
         /// Class
         classnum: u8, 8, (1), CLASSES;
-        /// Type within the class: 1 for the label stack as it came in
+        /// Type within the class; 1: incoming label stack
         classtype: u8, 8, (1);
     }
     tail {
@@ -43,8 +43,8 @@ layer! {
 }
 
 layer! {
-    /// Object of any other class in the extensions of an ICMP or ICMPv6 error, such as interface information (RFC 5837)
-    pub struct IcmpExtensionObject: "ICMPExtension_Object", "RFC 4884, 8" {
+    /// Extension object of any other class, such as interface information (RFC 5837)
+    pub struct IcmpExtensionObject: "ICMPExtension_Object", "RFC 4884, section 8" {
         /// Length of the object in bytes
         len: u16, 16, computed;
         /// Class
@@ -58,12 +58,13 @@ layer! {
     }
 }
 
-/// Bytes of a quote where its length is not told, and the least that it has before extensions (RFC 4884, 4 and 5.5).
+/// Length in bytes of a quote without a length field, and minimum length of a quote before extensions (RFC 4884,
+/// sections 4 and 5.5).
 pub(crate) const QUOTE: usize = 128;
 
 impl Packet {
-    /// The labels of MPLS with which the packet that this ICMP or ICMPv6 error is about came to the router; empty if it
-    /// does not tell.
+    /// The MPLS labels with which the router received the quoted packet of this ICMP or ICMPv6 error; empty if the
+    /// error has none.
     ///
     /// ```
     /// # use crafter_packet::layer::{Icmp, IcmpExtensionHeader, IcmpExtensionMpls, Ip, MplsLabel, Packet, Udp};
@@ -79,7 +80,7 @@ impl Packet {
     }
 }
 
-/// Length of the units in which an error tells the length of its quote; `None` for all other layers.
+/// The unit of the quote length field of an error, in bytes; `None` for all other layers.
 fn unit(layer: &AnyLayer) -> Option<usize> {
     match layer {
         AnyLayer::Icmp(error) if error.tells_length() => Some(4),
@@ -88,7 +89,7 @@ fn unit(layer: &AnyLayer) -> Option<usize> {
     }
 }
 
-/// The error that extensions behind `layers` belong to: the innermost that has none yet.
+/// The error that extensions after `layers` belong to: the innermost without extensions.
 pub(crate) fn extended(layers: &[AnyLayer]) -> Option<usize> {
     let mut inner = 0_usize;
     layers.iter().rposition(|layer| {
@@ -104,20 +105,19 @@ pub(crate) fn extended(layers: &[AnyLayer]) -> Option<usize> {
     })
 }
 
-/// How long the quote of an error is to be before its extensions, `length` being what there is of it; `None` if
-/// the error tells another length than that.
+/// Padded length of a quote of `length` bytes before extensions; `None` if the error has an explicit length.
 pub(crate) fn padded(error: &AnyLayer, length: usize) -> Option<usize> {
-    let told = match error {
+    let explicit = match error {
         AnyLayer::Icmp(Icmp { length, .. }) => *length,
         AnyLayer::Icmpv6DestUnreach(error) => error.length,
         AnyLayer::Icmpv6TimeExceeded(error) => error.length,
         _ => return None,
     };
-    told.is_none().then(|| length.max(QUOTE).next_multiple_of(unit(error).unwrap_or(1)))
+    explicit.is_none().then(|| length.max(QUOTE).next_multiple_of(unit(error).unwrap_or(1)))
 }
 
-/// Where the quote of an error ends in the `bytes` behind the error's header, by the length that it tells. Where it
-/// tells none, extensions may be behind 128 bytes nevertheless: then their checksum must be right (RFC 4884, 5.5).
+/// The end of the quote in the `bytes` after the header of an error, by its length field. Without one, extensions may
+/// follow after 128 bytes if their checksum is correct (RFC 4884, section 5.5).
 pub(crate) fn quote_end(bytes: &[u8], length: Option<u8>, unit: usize) -> usize {
     match length {
         Some(units @ 1..) => bytes.len().min(usize::from(units) * unit),
@@ -128,13 +128,13 @@ pub(crate) fn quote_end(bytes: &[u8], length: Option<u8>, unit: usize) -> usize 
     }
 }
 
-/// What is behind the quote of an error.
+/// The layer after the quote of an error.
 pub(crate) fn behind_quote(error: Kind, bytes: &[u8]) -> Option<Kind> {
     let is_error = matches!(error, Kind::Icmp | Kind::Icmpv6DestUnreach | Kind::Icmpv6TimeExceeded);
     (is_error && bytes.len() >= 4 && bytes[0] >> 4 == 2).then_some(Kind::IcmpExtensionHeader)
 }
 
-/// Which object some bytes are.
+/// The kind of an extension object.
 fn object(bytes: &[u8]) -> Kind {
     match bytes {
         [_, length, 1, 1, ..] if length % 4 == 0 => Kind::IcmpExtensionMpls,
@@ -149,11 +149,11 @@ impl Protocol for IcmpExtensionHeader {
         Some(Parsed { layer, header: Self::FIXED, end: bytes.len(), next: object(&bytes[Self::FIXED..]) })
     }
 
-    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
         self.put_fixed(out)
     }
 
-    fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
+    fn finish(&self, packet: &mut Building<'_>) -> Result<(), FieldError> {
         if self.chksum.is_none()
             && let Some(value) = packet.checksum(None)
         {
@@ -167,14 +167,14 @@ impl Protocol for IcmpExtensionHeader {
     }
 }
 
-/// The data of an object, by its length field.
+/// The data of an object, according to its length field.
 fn data(bytes: &[u8], len: Option<u16>) -> Option<&[u8]> {
     bytes.get(IcmpExtensionObject::FIXED..usize::from(len?))
 }
 
-fn put_length(len: Option<u16>, layer: &'static str, packet: &mut Building<'_>) -> Result<(), Misfit> {
+fn put_length(len: Option<u16>, layer: &'static str, packet: &mut Building<'_>) -> Result<(), FieldError> {
     if len.is_none() {
-        let length = u16::try_from(packet.header()).map_err(|_| Misfit { layer, field: "len", bits: 16 })?;
+        let length = u16::try_from(packet.header()).map_err(|_| FieldError { layer, field: "len", bits: 16 })?;
         packet.put16(IcmpExtensionObject::AT.len, length);
     }
     Ok(())
@@ -190,16 +190,16 @@ impl Protocol for IcmpExtensionMpls {
         Some(Parsed { layer, header, end: bytes.len(), next: object(&bytes[header..]) })
     }
 
-    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
         self.put_fixed(out)?;
         for label in self.stack.iter().flatten() {
-            let misfit = Misfit { layer: "ICMPExtension_MPLS", field: "stack", bits: 32 };
-            out.extend_from_slice(&label.to_bits().ok_or(misfit)?.to_be_bytes());
+            let too_large = FieldError { layer: "ICMPExtension_MPLS", field: "stack", bits: 32 };
+            out.extend_from_slice(&label.to_bits().ok_or(too_large)?.to_be_bytes());
         }
         Ok(())
     }
 
-    fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
+    fn finish(&self, packet: &mut Building<'_>) -> Result<(), FieldError> {
         put_length(self.len, "ICMPExtension_MPLS", packet)
     }
 
@@ -218,13 +218,13 @@ impl Protocol for IcmpExtensionObject {
         Some(Parsed { layer, header, end: bytes.len(), next: object(&bytes[header..]) })
     }
 
-    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
         self.put_fixed(out)?;
         out.extend_from_slice(self.data.as_deref().unwrap_or_default());
         Ok(())
     }
 
-    fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
+    fn finish(&self, packet: &mut Building<'_>) -> Result<(), FieldError> {
         put_length(self.len, "ICMPExtension_Object", packet)
     }
 
@@ -238,7 +238,7 @@ mod tests {
     use super::*;
     use crate::{
         layer::{Icmpv6TimeExceeded, Ip, Ipv6, Layer as _, Mpls, Padding, Udp},
-        header::checksum::{Checksum, verify},
+        view::checksum::{Checksum, verify},
     };
 
     fn labels() -> [MplsLabel; 2] {
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn the_quote_is_filled_and_its_length_told() {
+    fn quote_is_padded_and_has_its_length() {
         for (load, quote) in [(0, 128), (99, 128), (100, 128), (101, 132), (900, 928)] {
             for number in [3, 11, 12] {
                 let packet = v4(Icmp::new().r#type(number), load) / extensions() / Padding::of([0; 3]);
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn version_6_counts_in_8_bytes() {
+    fn icmpv6_quote_length_is_in_8_bytes() {
         let quoted = |load: usize| Ipv6::to("2001:db8::9").src("2001:db8::1") / Udp::to(7).sport(9) / vec![1; load];
         for (load, quote) in [(3, 128), (81, 136), (1000, 1048)] {
             let packet = Ipv6::to("2001:db8::1").src("2001:db8::fe") / Icmpv6TimeExceeded::new() / quoted(load) / extensions();
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn set_is_sacred() {
+    fn set_fields_are_written_unchanged() {
         let packet = v4(Icmp::new().r#type(11).length(7), 0) / IcmpExtensionHeader::new().chksum(1).version(3);
         let bytes = packet.build().unwrap();
         assert_eq!((bytes.len(), bytes[25]), (20 + 8 + 28 + 4, 7));
@@ -307,14 +307,14 @@ mod tests {
         let short = v4(Icmp::new().r#type(11).length(7), 0) / extensions();
         let bytes = short.build().unwrap();
         let read = Packet::from_ip(&bytes);
-        assert_eq!(read.mpls_stack(), labels(), "a quote too short is taken as told");
+        assert_eq!(read.mpls_stack(), labels(), "an explicit length is kept, even if the quote is shorter");
         assert_eq!(read.build().unwrap(), bytes);
     }
 
     #[test]
     fn extensions_behind_128_bytes_without_a_length() {
         let mut packet = v4(Icmp::new().r#type(11).length(0), 100) / extensions();
-        // Routers that do this quote 128 bytes of whatever length.
+        // Routers that do this quote 128 bytes regardless of the length of the packet.
         packet.all_mut::<Ip>().nth(1).unwrap().len = Some(1500);
         let bytes = packet.build().unwrap();
         let read = Packet::from_ip(&bytes);
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_objects_are_kept() {
+    fn malformed_objects_are_kept() {
         for object in [&[0, 3, 1, 1][..], &[0, 200, 1, 1, 0, 0, 0, 0], &[0, 6, 1, 1, 0, 0], &[0, 4], &[0, 0, 0, 0, 0]] {
             let bytes = (v4(Icmp::new().r#type(3), 0) / IcmpExtensionHeader::new() / object).build().unwrap();
             let read = Packet::from_ip(&bytes);

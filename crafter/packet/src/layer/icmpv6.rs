@@ -1,4 +1,4 @@
-//! ICMP for IPv6: errors, echo, and which message is which. Neighbour discovery has files of its own.
+//! ICMPv6: errors, echo, and the kinds of messages. Neighbour discovery is in `nd.rs`.
 
 use std::fmt;
 
@@ -7,9 +7,9 @@ use super::{
     build::Building,
     icmp_extension,
     protocol::{Fixed, Parsed, Protocol},
-    table::{Misfit, layer},
+    table::{FieldError, layer},
 };
-use crate::header::ip;
+use crate::view::ip;
 
 const TYPES: &[(u64, &str)] = &[
     (1, "Destination unreachable"),
@@ -21,16 +21,16 @@ const TYPES: &[(u64, &str)] = &[
 ];
 
 layer! {
-    /// ICMPv6: the destination cannot be reached
-    pub struct Icmpv6DestUnreach: "ICMPv6DestUnreach", "RFC 4443, 3.1" {
+    /// ICMPv6: destination unreachable
+    pub struct Icmpv6DestUnreach: "ICMPv6DestUnreach", "RFC 4443, section 3.1" {
         /// Type
         r#type: u8, 8, (1), TYPES;
         /// Code
         code: u8, 8, (0);
         /// Checksum over pseudo-header, header and payload
         cksum: u16, 16, computed;
-        /// Length of the quoted packet in units of 8 bytes, where extensions follow (RFC 4884); if unset, computed, and
-        /// the quote filled up to 128 bytes and a whole unit
+        /// Length of the quoted packet in units of 8 bytes, if extensions follow (RFC 4884); if unset, computed, and
+        /// the quote is padded to at least 128 bytes and a whole unit
         length: u8, 8, computed;
         /// Unused
         unused: u32, 24, (0);
@@ -39,8 +39,8 @@ layer! {
 }
 
 layer! {
-    /// ICMPv6: the packet is larger than the link's MTU
-    pub struct Icmpv6PacketTooBig: "ICMPv6PacketTooBig", "RFC 4443, 3.2" {
+    /// ICMPv6: the packet exceeds the MTU of a link
+    pub struct Icmpv6PacketTooBig: "ICMPv6PacketTooBig", "RFC 4443, section 3.2" {
         /// Type
         r#type: u8, 8, (2), TYPES;
         /// Code
@@ -55,15 +55,15 @@ layer! {
 
 layer! {
     /// ICMPv6: the hop limit was reached, or fragments are missing
-    pub struct Icmpv6TimeExceeded: "ICMPv6TimeExceeded", "RFC 4443, 3.3" {
+    pub struct Icmpv6TimeExceeded: "ICMPv6TimeExceeded", "RFC 4443, section 3.3" {
         /// Type
         r#type: u8, 8, (3), TYPES;
         /// Code
         code: u8, 8, (0);
         /// Checksum over pseudo-header, header and payload
         cksum: u16, 16, computed;
-        /// Length of the quoted packet in units of 8 bytes, where extensions follow (RFC 4884); if unset, computed, and
-        /// the quote filled up to 128 bytes and a whole unit
+        /// Length of the quoted packet in units of 8 bytes, if extensions follow (RFC 4884); if unset, computed, and
+        /// the quote is padded to at least 128 bytes and a whole unit
         length: u8, 8, computed;
         /// Unused
         unused: u32, 24, (0);
@@ -72,15 +72,15 @@ layer! {
 }
 
 layer! {
-    /// ICMPv6: a field was not understood
-    pub struct Icmpv6ParamProblem: "ICMPv6ParamProblem", "RFC 4443, 3.4" {
+    /// ICMPv6: a field was not recognized
+    pub struct Icmpv6ParamProblem: "ICMPv6ParamProblem", "RFC 4443, section 3.4" {
         /// Type
         r#type: u8, 8, (4), TYPES;
         /// Code
         code: u8, 8, (0);
         /// Checksum over pseudo-header, header and payload
         cksum: u16, 16, computed;
-        /// Where in the quoted packet the field is
+        /// Offset of the field in the quoted packet, in bytes
         ptr: u32, 32, (6);
     }
     tail {}
@@ -88,7 +88,7 @@ layer! {
 
 layer! {
     /// ICMPv6 echo request
-    pub struct Icmpv6EchoRequest: "ICMPv6EchoRequest", "RFC 4443, 4.1" {
+    pub struct Icmpv6EchoRequest: "ICMPv6EchoRequest", "RFC 4443, section 4.1" {
         /// Type
         r#type: u8, 8, (128), TYPES;
         /// Code
@@ -105,7 +105,7 @@ layer! {
 
 layer! {
     /// ICMPv6 echo reply
-    pub struct Icmpv6EchoReply: "ICMPv6EchoReply", "RFC 4443, 4.2" {
+    pub struct Icmpv6EchoReply: "ICMPv6EchoReply", "RFC 4443, section 4.2" {
         /// Type
         r#type: u8, 8, (129), TYPES;
         /// Code
@@ -122,7 +122,7 @@ layer! {
 
 layer! {
     /// ICMPv6 message of any other type
-    pub struct Icmpv6Unknown: "ICMPv6Unknown", "RFC 4443, 2.1" {
+    pub struct Icmpv6Unknown: "ICMPv6Unknown", "RFC 4443, section 2.1" {
         /// Type
         r#type: u8, 8, (1), TYPES;
         /// Code
@@ -133,7 +133,7 @@ layer! {
     tail {}
 }
 
-/// Which message some bytes are.
+/// The kind of an ICMPv6 message.
 pub(crate) fn message(bytes: &[u8]) -> Kind {
     match bytes.first() {
         Some(1) => Kind::Icmpv6DestUnreach,
@@ -172,7 +172,7 @@ pub(crate) fn is_neighbor_discovery(layer: &AnyLayer) -> bool {
     )
 }
 
-/// Whether a layer is an ICMPv6 error, which quotes the packet that it is about.
+/// Whether a layer is an ICMPv6 error, which quotes a packet.
 pub(crate) fn is_error(layer: &AnyLayer) -> bool {
     matches!(
         layer,
@@ -183,7 +183,7 @@ pub(crate) fn is_error(layer: &AnyLayer) -> bool {
     )
 }
 
-/// A message: what follows it, and in words.
+/// Implements a message: the kind of its payload, and its summary.
 macro_rules! icmpv6_message {
     ($($layer:ident: $summary:literal, $next:expr;)*) => {$(
         impl $crate::layer::protocol::Protocol for $layer {
@@ -195,20 +195,20 @@ macro_rules! icmpv6_message {
                 Some($crate::layer::protocol::Parsed { layer, header, end: bytes.len(), next })
             }
 
-            fn write(&self, out: &mut Vec<u8>) -> Result<(), $crate::layer::table::Misfit> {
+            fn write(&self, out: &mut Vec<u8>) -> Result<(), $crate::layer::table::FieldError> {
                 $crate::layer::protocol::Fixed::put_fixed(self, out)
             }
 
-            fn finish(&self, packet: &mut $crate::layer::build::Building<'_>) -> Result<(), $crate::layer::table::Misfit> {
+            fn finish(&self, packet: &mut $crate::layer::build::Building<'_>) -> Result<(), $crate::layer::table::FieldError> {
                 if self.cksum.is_none()
-                    && let Some(value) = packet.checksum(Some($crate::header::ip::ICMPV6))
+                    && let Some(value) = packet.checksum(Some($crate::view::ip::ICMPV6))
                 {
                     packet.put16(Self::AT.cksum, value);
                 }
                 Ok(())
             }
 
-            // Messages answer those of another type, an error whatever it quotes.
+            // A message answers one of another type; an error answers the packet that it quotes.
             fn answers(&self, _: &[$crate::layer::AnyLayer], _: &Self, _: &[$crate::layer::AnyLayer]) -> bool {
                 false
             }
@@ -240,16 +240,16 @@ macro_rules! error_with_length {
                 Some(Parsed { layer, header: Self::FIXED, end, next: Kind::Ipv6 })
             }
 
-            fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+            fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
                 self.put_fixed(out)
             }
 
-            fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
+            fn finish(&self, packet: &mut Building<'_>) -> Result<(), FieldError> {
                 if self.length.is_none()
                     && let Some(quote) = packet.quote()
                 {
-                    let misfit = Misfit { layer: $name, field: "length", bits: 8 };
-                    packet.bytes()[Self::AT.length] = u8::try_from(quote / 8).map_err(|_| misfit)?;
+                    let too_large = FieldError { layer: $name, field: "length", bits: 8 };
+                    packet.bytes()[Self::AT.length] = u8::try_from(quote / 8).map_err(|_| too_large)?;
                 }
                 if self.cksum.is_none()
                     && let Some(value) = packet.checksum(Some(ip::ICMPV6))
@@ -310,7 +310,7 @@ mod tests {
     use super::*;
     use crate::{
         layer::{Ipv6, Packet, Udp},
-        header::checksum::{Checksum, verify},
+        view::checksum::{Checksum, verify},
     };
 
     #[test]
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_answers_what_it_quotes() {
+    fn icmp_error_answers_quoted_packet() {
         let request = Ipv6::to("2001:db8::2").src("2001:db8::1") / Udp::to(33434).sport(5000);
         let error = |quote: &Packet| {
             let from = Ipv6::to("2001:db8::1").src("2001:db8::ff");

@@ -9,11 +9,23 @@ use super::{
     AnyLayer, Icmp, IpOption, Kind, answer,
     build::Building,
     ip_option, option,
-    protocol::{Fixed, Parsed, Protocol, worth},
-    table::{Misfit, Wire, layer},
-    value::{FieldInfo, FieldKind, FieldValue, Literal, Value},
+    protocol::{Fixed, Parsed, Protocol, or_default},
+    table::{FieldError, BitField, layer},
+    value::{FieldInfo, FieldKind, FieldValue, IntoField, Value},
 };
-use crate::header::checksum::{fold, sum};
+use crate::view::{
+    checksum::{fold, sum},
+    ip::{DESTINATION_OPTIONS, FRAGMENT, HOP_BY_HOP, ICMP, ICMPV6, ROUTING, TCP, UDP},
+};
+
+/// Protocol number of IPv4 in IP.
+const IPV4: u8 = 4;
+/// Protocol number of IPv6 in IP.
+const IPV6: u8 = 41;
+/// Protocol number of GRE.
+const GRE: u8 = 47;
+/// Protocol number of MPLS in IP (RFC 4023).
+const MPLS: u8 = 137;
 
 /// Names of IP protocols.
 pub(crate) const PROTOCOLS: &[(u64, &str)] = &[
@@ -37,7 +49,7 @@ pub(crate) const PROTOCOLS: &[(u64, &str)] = &[
     (137, "mpls_in_ip"),
 ];
 
-/// The three flags of an IPv4 header.
+/// The flags of an IPv4 header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct IpFlags(pub u8);
 
@@ -60,7 +72,7 @@ impl std::str::FromStr for IpFlags {
             let known = Self::NAMES.iter().find(|(_, known)| known.eq_ignore_ascii_case(name.trim()));
             known
                 .map(|(bit, _)| Self(flags.0 | bit))
-                .ok_or_else(|| format!("'{name}' is no flag; there are MF, DF and evil, with + between them"))
+                .ok_or_else(|| format!("'{name}' is not a flag; there are MF, DF and evil, with + between them"))
         })
     }
 }
@@ -87,7 +99,7 @@ impl FieldValue for IpFlags {
     }
 }
 
-impl Wire for IpFlags {
+impl BitField for IpFlags {
     #[inline(always)]
     fn put(self, header: &mut [u8], offset: usize, bits: usize) -> bool {
         self.0.put(header, offset, bits)
@@ -95,18 +107,18 @@ impl Wire for IpFlags {
 
     #[inline(always)]
     fn get(header: &[u8], offset: usize, bits: usize) -> Self {
-        Self(Wire::get(header, offset, bits))
+        Self(BitField::get(header, offset, bits))
     }
 }
 
-super::value::text_literals!(IpFlags);
+super::value::text_fields!(IpFlags);
 
 layer! {
     /// Internet Protocol, version 4
     pub struct Ip: "IP", "RFC 791" {
         /// Version
         version: u8, 4, (4);
-        /// Header length in words of 4 bytes
+        /// Header length in 32-bit words
         ihl: u8, 4, computed;
         /// Type of service: DSCP and ECN
         tos: u8, 8, (0);
@@ -124,42 +136,42 @@ layer! {
         proto: u8, 8, computed, PROTOCOLS;
         /// Header checksum
         chksum: u16, 16, computed;
-        /// Source address; the route's where one is known, else 0.0.0.0
+        /// Source address; if unset, that of the route if known, else 0.0.0.0
         src: Ipv4Addr, 32, (Ipv4Addr::UNSPECIFIED);
         /// Destination address
         dst: Ipv4Addr, 32, (Ipv4Addr::LOCALHOST);
     }
     tail {
-        /// Options, filled up with end-of-list to a word
+        /// Options, padded to a 32-bit word with end-of-list
         options: Vec<IpOption>;
     }
 }
 
 impl Ip {
-    /// A packet to an address.
-    pub fn to(dst: impl Literal<Ipv4Addr>) -> Self {
+    /// A packet to a destination address.
+    pub fn to(dst: impl IntoField<Ipv4Addr>) -> Self {
         Self::new().dst(dst)
     }
 }
 
-/// What a protocol number says that follows.
+/// The layer for a protocol number.
 #[inline]
 pub(crate) fn payload(protocol: u8, bytes: &[u8]) -> Kind {
     match protocol {
-        0 => Kind::Ipv6HopByHop,
-        1 => Kind::Icmp,
-        4 => Kind::Ip,
-        // Only an ICMP error quotes so little.
-        6 if (8..20).contains(&bytes.len()) => Kind::TcpError,
-        6 => Kind::Tcp,
-        17 => Kind::Udp,
-        41 => Kind::Ipv6,
-        43 => Kind::Ipv6Routing,
-        44 => Kind::Ipv6Fragment,
-        47 => Kind::Gre,
-        58 => super::icmpv6::message(bytes),
-        60 => Kind::Ipv6Destination,
-        137 => Kind::Mpls,
+        HOP_BY_HOP => Kind::Ipv6HopByHop,
+        ICMP => Kind::Icmp,
+        IPV4 => Kind::Ip,
+        // Only ICMP errors quote so few bytes.
+        TCP if (8..20).contains(&bytes.len()) => Kind::TcpError,
+        TCP => Kind::Tcp,
+        UDP => Kind::Udp,
+        IPV6 => Kind::Ipv6,
+        ROUTING => Kind::Ipv6Routing,
+        FRAGMENT => Kind::Ipv6Fragment,
+        GRE => Kind::Gre,
+        ICMPV6 => super::icmpv6::message(bytes),
+        DESTINATION_OPTIONS => Kind::Ipv6Destination,
+        MPLS => Kind::Mpls,
         _ => Kind::Raw,
     }
 }
@@ -168,32 +180,32 @@ pub(crate) fn payload(protocol: u8, bytes: &[u8]) -> Kind {
 #[inline]
 pub(crate) fn protocol(next: Option<&AnyLayer>) -> Option<u8> {
     Some(match next? {
-        AnyLayer::Ipv6HopByHop(_) => 0,
-        AnyLayer::Icmp(_) => 1,
-        AnyLayer::Ip(_) => 4,
-        AnyLayer::Tcp(_) | AnyLayer::TcpError(_) => 6,
-        AnyLayer::Udp(_) => 17,
-        AnyLayer::Ipv6(_) => 41,
-        AnyLayer::Ipv6Routing(_) => 43,
-        AnyLayer::Ipv6Fragment(_) => 44,
-        AnyLayer::Gre(_) => 47,
-        AnyLayer::Ipv6Destination(_) => 60,
-        AnyLayer::Mpls(_) => 137,
-        other if super::icmpv6::is_message(other) => 58,
+        AnyLayer::Ipv6HopByHop(_) => HOP_BY_HOP,
+        AnyLayer::Icmp(_) => ICMP,
+        AnyLayer::Ip(_) => IPV4,
+        AnyLayer::Tcp(_) | AnyLayer::TcpError(_) => TCP,
+        AnyLayer::Udp(_) => UDP,
+        AnyLayer::Ipv6(_) => IPV6,
+        AnyLayer::Ipv6Routing(_) => ROUTING,
+        AnyLayer::Ipv6Fragment(_) => FRAGMENT,
+        AnyLayer::Gre(_) => GRE,
+        AnyLayer::Ipv6Destination(_) => DESTINATION_OPTIONS,
+        AnyLayer::Mpls(_) => MPLS,
+        other if super::icmpv6::is_message(other) => ICMPV6,
         _ => return None,
     })
 }
 
-/// Where a packet goes in the end: routes of the sender hold that underway (RFC 791, 3.1).
+/// The final destination of a packet; in transit, a source route holds it (RFC 791, section 3.1).
 pub(crate) fn last_destination(ip: &Ip) -> Option<IpAddr> {
     let route = ip.options.iter().flatten().find_map(|option| match option {
         IpOption::LooseRoute(pointer, route) | IpOption::StrictRoute(pointer, route) => {
-            // The pointer is to a byte of the option, from 1; kind, length and pointer come first.
+            // The pointer counts bytes of the option from 1; kind, length and pointer precede the addresses.
             route.get(usize::from(*pointer).checked_sub(4)? / 4..).and_then(<[_]>::last)
         }
         _ => None,
     });
-    route.copied().or(worth!(ip, Ip, dst)).map(Into::into)
+    route.copied().or(or_default!(ip, Ip, dst)).map(Into::into)
 }
 
 impl Protocol for Ip {
@@ -202,27 +214,27 @@ impl Protocol for Ip {
         let mut layer = Self::get_fixed(bytes)?;
         let header = usize::from(layer.ihl?) * 4;
         let Some(options) = bytes.get(Self::FIXED..header) else {
-            // A header length that cannot be: the options, if any, cannot be told from the payload.
+            // An impossible header length: options and payload cannot be separated.
             return Some(Parsed { layer, header: Self::FIXED, end: bytes.len(), next: Kind::Raw });
         };
         if !options.is_empty() {
             layer.options = Some(option::parse(options));
         }
         let end = match usize::from(layer.len?) {
-            // 0: Linux marks packets so that are longer than the field can say.
+            // 0: Linux writes it if the packet is longer than the field allows.
             length if length >= header => length.min(bytes.len()),
             _ => bytes.len(),
         };
         let next = match layer.frag {
             Some(0) => payload(layer.proto?, &bytes[header..end]),
-            // A later fragment begins anywhere in its datagram.
+            // A fragment other than the first has no header.
             _ => Kind::Raw,
         };
         Some(Parsed { layer, header, end, next })
     }
 
     #[inline(always)]
-    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
         self.put_fixed(out)?;
         if let Some(options) = &self.options {
             ip_option::write(options, out)?;
@@ -231,11 +243,11 @@ impl Protocol for Ip {
     }
 
     #[inline(always)]
-    fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
+    fn finish(&self, packet: &mut Building<'_>) -> Result<(), FieldError> {
         let header = packet.header();
         if self.ihl.is_none() {
             if header > 60 {
-                return Err(Misfit { layer: "IP", field: "ihl", bits: 4 });
+                return Err(FieldError { layer: "IP", field: "ihl", bits: 4 });
             }
             if let Some(first) = packet.bytes().first_mut() {
                 *first = *first & 0xf0 | (header / 4) as u8;
@@ -243,7 +255,7 @@ impl Protocol for Ip {
         }
         if self.len.is_none() {
             let length = packet.length().max(header);
-            let length = u16::try_from(length).map_err(|_| Misfit { layer: "IP", field: "len", bits: 16 })?;
+            let length = u16::try_from(length).map_err(|_| FieldError { layer: "IP", field: "len", bits: 16 })?;
             packet.put16(Self::AT.len, length);
         }
         if self.proto.is_none() {
@@ -263,8 +275,8 @@ impl Protocol for Ip {
         if let [AnyLayer::Icmp(icmp), AnyLayer::Ip(quoted), rest @ ..] = above
             && icmp.is_error()
         {
-            // The sender's address may have been left to the route: then the quote knows it better. Routers change
-            // time to live, type of service and checksum on the way.
+            // If the request has no source address, that in the quote counts. Routers change time to live, type of
+            // service and checksum.
             let same_source = request.src.is_none_or(|source| quoted.src == Some(source));
             return same_source
                 && last_destination(quoted) == last_destination(request)
@@ -278,7 +290,7 @@ impl Protocol for Ip {
                 };
         }
         let wanted = last_destination(request);
-        let addresses = (worth!(self, Ip, src).map(Into::into), last_destination(self));
+        let addresses = (or_default!(self, Ip, src).map(Into::into), last_destination(self));
         answer::goes_back(addresses, wanted, request.src.map(Into::into)) && answer::answers(above, asked)
     }
 
@@ -287,7 +299,7 @@ impl Protocol for Ip {
         if matches!(packet.get(at + 1), Some(AnyLayer::Tcp(_) | AnyLayer::Udp(_) | AnyLayer::TcpError(_))) {
             return Ok(());
         }
-        let (source, destination) = (worth!(self, Ip, src), worth!(self, Ip, dst));
+        let (source, destination) = (or_default!(self, Ip, src), or_default!(self, Ip, dst));
         write!(f, " {} > {}", source.unwrap_or(Ipv4Addr::UNSPECIFIED), destination.unwrap_or(Ipv4Addr::LOCALHOST))?;
         if let Some(fragment) = self.frag.filter(|fragment| *fragment > 0) {
             write!(f, " frag:{fragment}")?;
@@ -304,11 +316,11 @@ mod tests {
     use super::*;
     use crate::{
         layer::{Packet, Tcp, Udp},
-        header::checksum::{Checksum, verify},
+        view::checksum::{Checksum, verify},
     };
 
     #[test]
-    fn computed_at_any_depth() {
+    fn fields_are_computed_at_any_depth() {
         let packet = Ip::to("192.0.2.1") / Ip::to("192.0.2.2").options([IpOption::Nop]) / Udp::to(7) / "abc";
         let bytes = packet.build().unwrap();
         assert_eq!((bytes[3], bytes[9], bytes[20], bytes[23], bytes[29]), (55, 4, 0x46, 35, 17));
@@ -317,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn set_is_sacred() {
+    fn set_fields_are_written_unchanged() {
         let ip = Ip::to("192.0.2.1").ihl(3).len(7).chksum(0xbeef).proto(250).flags("evil+DF").frag(1);
         let packet = ip.version(9) / Tcp::to(80);
         let bytes = packet.build().unwrap();

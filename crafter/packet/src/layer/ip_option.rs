@@ -4,18 +4,19 @@ use std::net::Ipv4Addr;
 
 use super::{
     option::ListOption,
-    table::Misfit,
+    table::FieldError,
     value::{Element, Value},
 };
 
-/// One IPv4 option. What has no form here, or is malformed, is [`Other`](Self::Other) or [`Rest`](Self::Rest).
+/// An IPv4 option. Unknown kinds, and known kinds with another length, are [`Other`](Self::Other); bytes that are not
+/// options are [`Rest`](Self::Rest).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum IpOption {
     /// End of the list (kind 0).
     Eol,
-    /// Filler (kind 1).
+    /// Padding (kind 1).
     Nop,
-    /// Record route (RFC 791; kind 7): offset of the next free place, counted from 1, and the places.
+    /// Record route (RFC 791; kind 7): offset of the next free entry, counted from 1, and the entries.
     RecordRoute(u8, Vec<Ipv4Addr>),
     /// Loose source and record route (RFC 791; kind 131).
     LooseRoute(u8, Vec<Ipv4Addr>),
@@ -33,9 +34,9 @@ pub enum IpOption {
     MtuReply(u16),
     /// Traceroute (RFC 1393; kind 82): identifier, outbound and return hop count, originator.
     Traceroute(u16, u16, u16, Ipv4Addr),
-    /// Security (RFC 1108; kind 130) and every other kind: kind and data, with the length that fits.
+    /// Security (RFC 1108; kind 130) and any other kind: kind and data; the length is computed.
     Other(u8, Vec<u8>),
-    /// The rest of the option bytes where they are no list of options, or behind its end.
+    /// The remaining bytes where they are not a list of options, or after its end.
     Rest(Vec<u8>),
 }
 
@@ -84,8 +85,8 @@ impl ListOption for IpOption {
     }
 }
 
-/// Appends options and fills up to a word with end-of-list.
-pub(crate) fn write(options: &[IpOption], out: &mut Vec<u8>) -> Result<(), Misfit> {
+/// Appends options and pads them to a 32-bit word with end-of-list.
+pub(crate) fn write(options: &[IpOption], out: &mut Vec<u8>) -> Result<(), FieldError> {
     let start = out.len();
     for option in options {
         let at = out.len();
@@ -140,7 +141,7 @@ pub(crate) fn write(options: &[IpOption], out: &mut Vec<u8>) -> Result<(), Misfi
     Ok(())
 }
 
-const TOO_LONG: Misfit = Misfit { layer: "IP", field: "options", bits: 40 * 8 };
+const TOO_LONG: FieldError = FieldError { layer: "IP", field: "options", bits: 40 * 8 };
 
 impl Element for IpOption {
     fn to_value(&self) -> Value {
@@ -181,7 +182,7 @@ impl Element for IpOption {
         let values = match value {
             Value::Text(_) => std::slice::from_ref(value),
             Value::Tuple(values) => values.as_slice(),
-            other => return Err(other.misfit("an option such as (\"Router_Alert\", 0)")),
+            other => return Err(other.mismatch("an option such as (\"Router_Alert\", 0)")),
         };
         let byte = |value: &Value| value.uint(0xff).map(|number| number as u8);
         let word = |value: &Value| value.uint(0xffff).map(|number| number as u16);
@@ -216,7 +217,7 @@ impl Element for IpOption {
             _ => {
                 let known = ROUTES.iter().chain(&NUMBERS).map(|(_, name)| *name);
                 let known = known.chain(["EOL", "NOP", "Timestamp", "Traceroute", "Rest"]);
-                return Err(format!("{value} is no IP option{}", super::value::nearest(name, known)));
+                return Err(format!("{value} is not an IP option{}", super::value::nearest(name, known)));
             }
         })
     }
@@ -230,7 +231,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_is_lost(bytes in proptest::collection::vec(prop_oneof![0u8..12, 66u8..84, 128u8..150, any::<u8>()], 0..10)) {
+        fn options_round_trip(bytes in proptest::collection::vec(prop_oneof![0u8..12, 66u8..84, 128u8..150, any::<u8>()], 0..10)) {
             let mut bytes = bytes;
             bytes.resize(bytes.len().next_multiple_of(4), 1);
             let options = parse(&bytes);

@@ -9,9 +9,9 @@ use super::{
     AnyLayer, answer,
     build::Building,
     ip::{self, PROTOCOLS},
-    protocol::{Fixed, Parsed, Protocol, worth},
-    table::{Misfit, layer},
-    value::Literal,
+    protocol::{Fixed, Parsed, Protocol, or_default},
+    table::{FieldError, layer},
+    value::IntoField,
 };
 
 layer! {
@@ -27,9 +27,9 @@ layer! {
         plen: u16, 16, computed;
         /// Next header: protocol of the payload
         nh: u8, 8, computed, PROTOCOLS;
-        /// Hop limit; 255 where neighbour discovery follows (RFC 4861, 4), else 64
+        /// Hop limit; if unset, 255 for neighbour discovery (RFC 4861, section 4), else 64
         hlim: u8, 8, computed;
-        /// Source address; the route's where one is known, else ::
+        /// Source address; if unset, that of the route if known, else ::
         src: Ipv6Addr, 128, (Ipv6Addr::UNSPECIFIED);
         /// Destination address
         dst: Ipv6Addr, 128, (Ipv6Addr::LOCALHOST);
@@ -37,17 +37,17 @@ layer! {
     tail {}
 }
 
-/// Nothing follows (RFC 8200, 4.7).
+/// No next header (RFC 8200, section 4.7).
 pub(crate) const NO_NEXT_HEADER: u8 = 59;
 
 impl Ipv6 {
-    /// A packet to an address.
-    pub fn to(dst: impl Literal<Ipv6Addr>) -> Self {
+    /// A packet to a destination address.
+    pub fn to(dst: impl IntoField<Ipv6Addr>) -> Self {
         Self::new().dst(dst)
     }
 }
 
-/// How many extension headers the layers begin with.
+/// Number of extension headers at the start of the layers.
 pub(crate) fn extensions(layers: &[AnyLayer]) -> usize {
     let is_extension = |layer: &&AnyLayer| {
         matches!(
@@ -58,13 +58,13 @@ pub(crate) fn extensions(layers: &[AnyLayer]) -> usize {
     layers.iter().take_while(is_extension).count()
 }
 
-/// Where a packet goes in the end: a routing header holds that underway (RFC 8200, 8.1).
+/// The final destination of a packet; in transit, a routing header holds it (RFC 8200, section 8.1).
 pub(crate) fn last_destination(ip: &Ipv6, above: &[AnyLayer]) -> Option<IpAddr> {
     let routing = above[..extensions(above)].iter().find_map(|layer| match layer {
         AnyLayer::Ipv6Routing(routing) => routing.final_destination(),
         _ => None,
     });
-    routing.or(worth!(ip, Ipv6, dst)).map(Into::into)
+    routing.or(or_default!(ip, Ipv6, dst)).map(Into::into)
 }
 
 impl Protocol for Ipv6 {
@@ -73,7 +73,7 @@ impl Protocol for Ipv6 {
         let layer = Self::get_fixed(bytes)?;
         let end = match (layer.plen?, layer.nh?) {
             (0, NO_NEXT_HEADER) => Self::FIXED,
-            // A jumbogram (RFC 2675), or what Linux marks so.
+            // A jumbogram (RFC 2675), or a super-frame of Linux (BIG TCP).
             (0, _) => bytes.len(),
             (length, _) => (Self::FIXED + usize::from(length)).min(bytes.len()),
         };
@@ -82,15 +82,15 @@ impl Protocol for Ipv6 {
     }
 
     #[inline(always)]
-    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
         self.put_fixed(out)
     }
 
     #[inline(always)]
-    fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
+    fn finish(&self, packet: &mut Building<'_>) -> Result<(), FieldError> {
         if self.plen.is_none() {
             let length = packet.length().saturating_sub(Self::FIXED);
-            let length = u16::try_from(length).map_err(|_| Misfit { layer: "IPv6", field: "plen", bits: 16 })?;
+            let length = u16::try_from(length).map_err(|_| FieldError { layer: "IPv6", field: "plen", bits: 16 })?;
             packet.put16(Self::AT.plen, length);
         }
         if self.nh.is_none() {
@@ -118,7 +118,7 @@ impl Protocol for Ipv6 {
                 && last_destination(quoted, rest) == wanted
                 && answer::quotes(&rest[extensions(rest)..], asked);
         }
-        let addresses = (worth!(self, Ipv6, src).map(Into::into), here);
+        let addresses = (or_default!(self, Ipv6, src).map(Into::into), here);
         answer::goes_back(addresses, wanted, request.src.map(Into::into)) && answer::answers(above, asked)
     }
 
@@ -127,7 +127,7 @@ impl Protocol for Ipv6 {
         if matches!(packet.get(at + 1), Some(AnyLayer::Tcp(_) | AnyLayer::Udp(_) | AnyLayer::TcpError(_))) {
             return Ok(());
         }
-        let (source, destination) = (worth!(self, Ipv6, src), worth!(self, Ipv6, dst));
+        let (source, destination) = (or_default!(self, Ipv6, src), or_default!(self, Ipv6, dst));
         write!(f, " {} > {}", source.unwrap_or(Ipv6Addr::UNSPECIFIED), destination.unwrap_or(Ipv6Addr::LOCALHOST))?;
         match self.nh {
             Some(number) if ip::protocol(packet.get(at + 1)) != Some(number) => write!(f, " nh {number}"),
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_follows() {
+    fn ipv6_without_payload_has_no_next_header() {
         let bytes = (Ipv6::new() / Padding::of([0; 6])).build().unwrap();
         assert_eq!((bytes[5], bytes[6]), (0, 59));
         assert!(Packet::from_ip(&bytes).get::<Padding>().is_some());

@@ -9,15 +9,15 @@ use super::{
     ipv6::NO_NEXT_HEADER,
     ipv6_option,
     protocol::{Fixed, Parsed, Protocol},
-    table::{Misfit, layer},
+    table::{FieldError, layer},
 };
 
 layer! {
-    /// Options for every node on the way
-    pub struct Ipv6HopByHop: "IPv6ExtHdrHopByHop", "RFC 8200, 4.3" {
+    /// Options for every node on the path
+    pub struct Ipv6HopByHop: "IPv6ExtHdrHopByHop", "RFC 8200, section 4.3" {
         /// Next header
         nh: u8, 8, computed, PROTOCOLS;
-        /// Length in units of 8 bytes behind the first 8
+        /// Length in units of 8 bytes, without the first 8 bytes
         len: u8, 8, computed;
     }
     tail {
@@ -28,10 +28,10 @@ layer! {
 
 layer! {
     /// Options for the destination
-    pub struct Ipv6Destination: "IPv6ExtHdrDestOpt", "RFC 8200, 4.6" {
+    pub struct Ipv6Destination: "IPv6ExtHdrDestOpt", "RFC 8200, section 4.6" {
         /// Next header
         nh: u8, 8, computed, PROTOCOLS;
-        /// Length in units of 8 bytes behind the first 8
+        /// Length in units of 8 bytes, without the first 8 bytes
         len: u8, 8, computed;
     }
     tail {
@@ -41,11 +41,11 @@ layer! {
 }
 
 layer! {
-    /// The nodes to visit
-    pub struct Ipv6Routing: "IPv6ExtHdrRouting", "RFC 8200, 4.4" {
+    /// Addresses of the nodes to visit
+    pub struct Ipv6Routing: "IPv6ExtHdrRouting", "RFC 8200, section 4.4" {
         /// Next header
         nh: u8, 8, computed, PROTOCOLS;
-        /// Length in units of 8 bytes behind the first 8
+        /// Length in units of 8 bytes, without the first 8 bytes
         len: u8, 8, computed;
         /// Routing type: 0 deprecated source route (RFC 5095), 2 mobile IPv6 (RFC 6275), 4 segment routing (RFC 8754)
         r#type: u8, 8, (0);
@@ -57,14 +57,14 @@ layer! {
     tail {
         /// The addresses
         addresses: Vec<Ipv6Addr>;
-        /// What follows the addresses, such as the TLVs of segment routing
+        /// Data after the addresses, such as the TLVs of segment routing
         data: Vec<u8>;
     }
 }
 
 layer! {
     /// Fragment of a datagram
-    pub struct Ipv6Fragment: "IPv6ExtHdrFragment", "RFC 8200, 4.5" {
+    pub struct Ipv6Fragment: "IPv6ExtHdrFragment", "RFC 8200, section 4.5" {
         /// Next header of the datagram
         nh: u8, 8, computed, PROTOCOLS;
         /// Reserved
@@ -84,20 +84,20 @@ layer! {
 impl Ipv6Routing {
     const SEGMENT_ROUTING: u8 = 4;
 
-    /// Where the packet goes in the end, if that is not the destination address yet.
+    /// The final destination, if it is not the destination address yet.
     pub(crate) fn final_destination(&self) -> Option<Ipv6Addr> {
         let addresses = self.addresses.as_ref()?;
         match (self.segleft, self.r#type.unwrap_or(0)) {
             (Some(0), _) => None,
-            // Segments are listed from the last to the first (RFC 8754, 2).
+            // Segments are listed from the last to the first (RFC 8754, section 2).
             (_, Self::SEGMENT_ROUTING) => addresses.first().copied(),
             _ => addresses.last().copied(),
         }
     }
 }
 
-/// Fills in what all extension headers begin with.
-fn finish(nh: Option<u8>, len: Option<Option<u8>>, packet: &mut Building<'_>) -> Result<(), Misfit> {
+/// Fills in next header and length, the first fields of all extension headers.
+fn finish(nh: Option<u8>, len: Option<Option<u8>>, packet: &mut Building<'_>) -> Result<(), FieldError> {
     if nh.is_none() {
         let number = ip::protocol(packet.next()).unwrap_or(NO_NEXT_HEADER);
         if let Some(byte) = packet.bytes().get_mut(Ipv6Destination::AT.nh) {
@@ -106,7 +106,7 @@ fn finish(nh: Option<u8>, len: Option<Option<u8>>, packet: &mut Building<'_>) ->
     }
     if len == Some(None) {
         let units = (packet.header() / 8).saturating_sub(1);
-        let units = u8::try_from(units).map_err(|_| Misfit { layer: "IPv6 extension header", field: "len", bits: 8 })?;
+        let units = u8::try_from(units).map_err(|_| FieldError { layer: "IPv6 extension header", field: "len", bits: 8 })?;
         if let Some(byte) = packet.bytes().get_mut(Ipv6Destination::AT.len) {
             *byte = units;
         }
@@ -125,13 +125,13 @@ macro_rules! options {
                 Some(Parsed { layer, header, end: bytes.len(), next })
             }
 
-            fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+            fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
                 let start = out.len();
                 self.put_fixed(out)?;
                 ipv6_option::write(self.options.as_deref().unwrap_or_default(), start, out)
             }
 
-            fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
+            fn finish(&self, packet: &mut Building<'_>) -> Result<(), FieldError> {
                 finish(self.nh, Some(self.len), packet)
             }
 
@@ -150,7 +150,7 @@ impl Protocol for Ipv6Routing {
         let header = usize::from(layer.len?) * 8 + 8;
         let data = bytes.get(Self::FIXED..header)?;
         let count = match layer.r#type? {
-            // Last entry counts from 0.
+            // The last entry field counts from 0.
             Self::SEGMENT_ROUTING => (layer.reserved? >> 24) as usize + 1,
             0 | 2 => data.len() / 16,
             _ => 0,
@@ -162,7 +162,7 @@ impl Protocol for Ipv6Routing {
         Some(Parsed { layer, header, end: bytes.len(), next })
     }
 
-    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
         let start = out.len();
         self.put_fixed(out)?;
         for address in self.addresses.iter().flatten() {
@@ -174,16 +174,16 @@ impl Protocol for Ipv6Routing {
         Ok(())
     }
 
-    fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
-        let misfit = |field| Misfit { layer: "IPv6ExtHdrRouting", field, bits: 8 };
+    fn finish(&self, packet: &mut Building<'_>) -> Result<(), FieldError> {
+        let too_large = |field| FieldError { layer: "IPv6ExtHdrRouting", field, bits: 8 };
         let count = self.addresses.as_ref().map_or(0, Vec::len);
         let is_segment_routing = self.r#type == Some(Self::SEGMENT_ROUTING);
         if self.segleft.is_none() {
             let left = if is_segment_routing { count.saturating_sub(1) } else { count };
-            packet.bytes()[Self::AT.segleft] = u8::try_from(left).map_err(|_| misfit("segleft"))?;
+            packet.bytes()[Self::AT.segleft] = u8::try_from(left).map_err(|_| too_large("segleft"))?;
         }
         if is_segment_routing && self.reserved.is_none() {
-            packet.bytes()[Self::AT.reserved] = u8::try_from(count.saturating_sub(1)).map_err(|_| misfit("reserved"))?;
+            packet.bytes()[Self::AT.reserved] = u8::try_from(count.saturating_sub(1)).map_err(|_| too_large("reserved"))?;
         }
         finish(self.nh, Some(self.len), packet)
     }
@@ -203,11 +203,11 @@ impl Protocol for Ipv6Fragment {
         Some(Parsed { layer, header: Self::FIXED, end: bytes.len(), next })
     }
 
-    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
         self.put_fixed(out)
     }
 
-    fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
+    fn finish(&self, packet: &mut Building<'_>) -> Result<(), FieldError> {
         finish(self.nh, None, packet)
     }
 
@@ -221,7 +221,7 @@ mod tests {
     use super::*;
     use crate::{
         layer::{Ipv6, Packet, Tcp, Udp},
-        header::checksum::{Checksum, fold, pseudo_header, sum, verify},
+        view::checksum::{Checksum, fold, pseudo_header, sum, verify},
     };
 
     #[test]
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn the_checksum_counts_the_final_destination() {
+    fn checksum_uses_final_destination() {
         let [a, b]: [Ipv6Addr; 2] = ["2001:db8::a".parse().unwrap(), "2001:db8::b".parse().unwrap()];
         for (kind, last) in [(0, b), (4, a)] {
             let routing = Ipv6Routing::new().r#type(kind).addresses([a, b]);

@@ -4,16 +4,17 @@ use std::net::Ipv6Addr;
 
 use super::{
     protocol::{be16, be32},
-    table::Misfit,
+    table::FieldError,
     value::{Element, Value},
 };
 
-/// One option. What has no form here, or is malformed, is [`Other`](Self::Other) or [`Rest`](Self::Rest).
+/// An option. Unknown types, and known types with another length, are [`Other`](Self::Other); bytes that are not
+/// options are [`Rest`](Self::Rest).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ipv6Option {
-    /// One byte of padding (RFC 8200, 4.2; type 0).
+    /// One byte of padding (RFC 8200, section 4.2; type 0).
     Pad1,
-    /// Padding: its data (RFC 8200, 4.2; type 1).
+    /// Padding of several bytes: its data (RFC 8200, section 4.2; type 1).
     PadN(Vec<u8>),
     /// Router alert (RFC 2711; type 5).
     RouterAlert(u16),
@@ -21,9 +22,9 @@ pub enum Ipv6Option {
     Jumbo(u32),
     /// Home address (RFC 6275; type 0xc9).
     HomeAddress(Ipv6Addr),
-    /// Every other type: type and data, with the length that fits.
+    /// Any other type: type and data; the length is computed.
     Other(u8, Vec<u8>),
-    /// The rest of the bytes where they are no list of options.
+    /// The remaining bytes where they are not a list of options.
     Rest(Vec<u8>),
 }
 
@@ -37,7 +38,7 @@ fn read(kind: u8, data: &[u8]) -> Option<Ipv6Option> {
     })
 }
 
-/// Reads option bytes to their end; nothing is lost.
+/// Parses option bytes. Building the options gives the same bytes.
 pub(crate) fn parse(mut bytes: &[u8]) -> Vec<Ipv6Option> {
     let mut options = Vec::with_capacity(2);
     loop {
@@ -61,7 +62,7 @@ pub(crate) fn parse(mut bytes: &[u8]) -> Vec<Ipv6Option> {
 }
 
 /// Appends options and pads the header that began at `start` to a multiple of 8 bytes.
-pub(crate) fn write(options: &[Ipv6Option], start: usize, out: &mut Vec<u8>) -> Result<(), Misfit> {
+pub(crate) fn write(options: &[Ipv6Option], start: usize, out: &mut Vec<u8>) -> Result<(), FieldError> {
     for option in options {
         let at = out.len();
         match option {
@@ -83,7 +84,7 @@ pub(crate) fn write(options: &[Ipv6Option], start: usize, out: &mut Vec<u8>) -> 
                 let kind = if let Ipv6Option::Other(kind, _) = option { *kind } else { 1 };
                 out.extend([kind, 0]);
                 out.extend_from_slice(data);
-                out[at + 1] = u8::try_from(data.len()).map_err(|_| Misfit {
+                out[at + 1] = u8::try_from(data.len()).map_err(|_| FieldError {
                     layer: "IPv6 extension header",
                     field: "options",
                     bits: 255 * 8,
@@ -129,7 +130,7 @@ impl Element for Ipv6Option {
                 }
                 _ => return Err("an option is a name with its value, or a type from 1 to 255 with bytes".to_owned()),
             },
-            other => return Err(other.misfit("an option such as (\"RouterAlert\", 0)")),
+            other => return Err(other.mismatch("an option such as (\"RouterAlert\", 0)")),
         };
         Ok(match name.as_str() {
             "Pad1" => Self::Pad1,
@@ -140,7 +141,7 @@ impl Element for Ipv6Option {
             "Rest" => Self::Rest(data.bytes()?),
             _ => {
                 let near = super::value::nearest(name, NAMES.into_iter());
-                return Err(format!("'{name}' is no IPv6 option{near}"));
+                return Err(format!("'{name}' is not an IPv6 option{near}"));
             }
         })
     }
@@ -153,7 +154,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_is_lost(bytes in proptest::collection::vec(prop_oneof![0u8..7, any::<u8>(), Just(0xc2), Just(0xc9)], 0..40)) {
+        fn options_round_trip(bytes in proptest::collection::vec(prop_oneof![0u8..7, any::<u8>(), Just(0xc2), Just(0xc9)], 0..40)) {
             let mut bytes = bytes;
             bytes.resize(bytes.len().next_multiple_of(8), 0);
             let options = parse(&bytes);

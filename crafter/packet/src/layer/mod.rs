@@ -1,4 +1,4 @@
-//! Packets as stacks of layers: every layer, every field, valid or broken on purpose.
+//! Packets as stacks of layers with any fields, valid or malformed on purpose.
 //!
 //! ```
 //! use crafter_packet::layer::{Ether, Ip, Packet, Tcp, TcpOption};
@@ -14,21 +14,21 @@
 //! # Ok::<(), crafter_packet::Error>(())
 //! ```
 //!
-//! - Unset is computed, set is sacred: a field that is `None` gets its default, or a length, checksum, or
-//!   number of the next protocol that fits the packet; a field that is `Some` is kept bit for bit.
-//! - Any layer goes on any other. Layers and fields have the names of Scapy in the text form.
-//! - [`Packet::build_into`] allocates nothing with a buffer that is large enough.
-//! - [`expr`](crate::expr) reads the text form that every packet prints itself in.
+//! - A field that is `None` gets its default, or is computed: lengths, checksums, the number of the next protocol. A
+//!   field that is `Some` is written as it is, valid or not.
+//! - Any layer can follow any other. In the text form layers and fields have the names of Scapy.
+//! - [`Packet::build_into`] does not allocate if the buffer is large enough.
+//! - [`expr`](crate::expr) parses the text form, which is also the `Display` of a packet.
 
 #[macro_use]
 mod packet;
 
 mod answer;
-mod answer_key;
 mod build;
 mod fragment;
 mod fuzz;
 pub mod mac;
+mod match_key;
 mod parse;
 mod protocol;
 mod reassemble;
@@ -60,24 +60,24 @@ packet::layers! {
     vxlan: Vxlan;
 }
 
-/// What every layer can do without its type being known.
+/// Access to the fields of a layer by index, independent of its type.
 pub trait Layer {
-    /// What is known of the layer and its fields.
+    /// Description of the layer and its fields.
     fn info(&self) -> &'static LayerInfo;
 
-    /// The value of a field by its place in [`LayerInfo::fields`]; `None` if it is unset.
+    /// The value of a field by its index in [`LayerInfo::fields`]; `None` if it is unset.
     fn value(&self, index: usize) -> Option<Value>;
 
-    /// Sets a field by its place in [`LayerInfo::fields`]; [`Value::None`] unsets it.
+    /// Sets a field by its index in [`LayerInfo::fields`]; [`Value::None`] unsets it.
     ///
     /// # Errors
-    /// Why the value does not fit, as a sentence without its subject.
+    /// Why the value does not fit, without the name of the field.
     fn set_value(&mut self, index: usize, value: &Value) -> Result<(), String>;
 }
 
-/// A type of layer that can be looked for in a packet.
+/// A type of layer that can be looked up in a packet.
 pub trait LayerType: Layer + Default + 'static {
-    /// Which layer it is.
+    /// The kind of the layer.
     const KIND: Kind;
     /// The layer, if it is of this type.
     fn of(layer: &AnyLayer) -> Option<&Self>;
@@ -94,7 +94,6 @@ mod option;
 mod tcp_option;
 
 pub use self::{
-    answer_key::AnswerKey,
     dns_record::{Question, Record},
     fragment::Cut,
     http::HttpHeader,
@@ -102,6 +101,7 @@ pub use self::{
     ip_option::IpOption,
     ipv6_option::Ipv6Option,
     mac::Mac,
+    match_key::MatchKey,
     mpls::MplsLabel,
     packet::Packet,
     reassemble::reassemble,
@@ -114,7 +114,7 @@ pub use table::get_bits;
 pub use value::nearest;
 
 #[cfg(test)]
-mod answer_tests;
+mod match_tests;
 #[cfg(test)]
 pub(crate) mod samples;
 #[cfg(test)]

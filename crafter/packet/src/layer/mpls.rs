@@ -1,4 +1,4 @@
-//! MPLS: the labels before a packet.
+//! MPLS labels.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use super::{
     build::Building,
     dns_record::{field, fields},
     protocol::{Fixed, Parsed, Protocol},
-    table::{Misfit, layer},
+    table::{FieldError, layer},
     value::{Element, Value},
 };
 
@@ -26,7 +26,7 @@ layer! {
     tail {}
 }
 
-/// One label as an ICMP error tells it ([`IcmpExtensionMpls`](super::IcmpExtensionMpls)).
+/// A label in an ICMP error ([`IcmpExtensionMpls`](super::IcmpExtensionMpls)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct MplsLabel {
     /// The label, 20 bits.
@@ -40,12 +40,12 @@ pub struct MplsLabel {
 }
 
 impl MplsLabel {
-    /// From the word on the wire.
+    /// Decodes the 32-bit label stack entry.
     pub(crate) fn from_bits(word: u32) -> Self {
         Self { label: word >> 12, cos: (word >> 9) as u8 & 7, s: (word >> 8) as u8 & 1, ttl: word as u8 }
     }
 
-    /// The word on the wire; `None` if a value does not fit.
+    /// Encodes the 32-bit label stack entry; `None` if a value does not fit.
     pub(crate) fn to_bits(self) -> Option<u32> {
         let fits = self.label < 1 << 20 && self.cos < 8 && self.s < 2;
         fits.then(|| self.label << 12 | u32::from(self.cos) << 9 | u32::from(self.s) << 8 | u32::from(self.ttl))
@@ -84,16 +84,16 @@ impl Element for MplsLabel {
 impl Protocol for Mpls {
     fn parse(bytes: &[u8], _: &[AnyLayer]) -> Option<Parsed<Self>> {
         let layer = Self::get_fixed(bytes)?;
-        // At the bottom, nothing tells what follows (RFC 3032, 2.2).
+        // At the bottom of the stack, the payload type is not in the packet (RFC 3032, section 2.2).
         let next = if layer.s == Some(0) { Kind::Mpls } else { Kind::of_ip(&bytes[Self::FIXED..]) };
         Some(Parsed { layer, header: Self::FIXED, end: bytes.len(), next })
     }
 
-    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
         self.put_fixed(out)
     }
 
-    fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
+    fn finish(&self, packet: &mut Building<'_>) -> Result<(), FieldError> {
         let is_bottom = !matches!(packet.next(), Some(AnyLayer::Mpls(_)));
         if self.s.is_none()
             && is_bottom
@@ -124,7 +124,7 @@ mod tests {
         assert_eq!(read.build().unwrap(), bytes);
         let six = (Ether::new().r#type(0x8848) / Mpls::new() / Ipv6::to("2001:db8::1")).build().unwrap();
         assert!(Packet::from_ethernet(&six).get::<Ipv6>().is_some());
-        // A pseudowire is none of both.
+        // The payload of a pseudowire is neither IPv4 nor IPv6.
         let other = (Ether::new() / Mpls::new() / &[0, 0, 0, 1]).build().unwrap();
         assert_eq!(Packet::from_ethernet(&other).build().unwrap(), other);
         let in_ip = (Ip::new() / Mpls::new() / Ip::new()).build().unwrap();

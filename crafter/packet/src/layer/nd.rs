@@ -1,4 +1,4 @@
-//! Neighbour discovery for IPv6: its messages.
+//! Messages of IPv6 neighbour discovery.
 
 use std::{fmt, net::Ipv6Addr};
 
@@ -6,14 +6,14 @@ use super::{
     icmpv6::icmpv6_message,
     nd_option::option,
     table::layer,
-    value::Literal,
+    value::IntoField,
 };
 
 const UNSPECIFIED: Ipv6Addr = Ipv6Addr::UNSPECIFIED;
 
 layer! {
-    /// Neighbour discovery: who routes here?
-    pub struct NdRouterSolicitation: "ICMPv6ND_RS", "RFC 4861, 4.1" {
+    /// Neighbour discovery: router solicitation
+    pub struct NdRouterSolicitation: "ICMPv6ND_RS", "RFC 4861, section 4.1" {
         /// Type
         r#type: u8, 8, (133);
         /// Code
@@ -27,15 +27,15 @@ layer! {
 }
 
 layer! {
-    /// Neighbour discovery: I route
-    pub struct NdRouterAdvertisement: "ICMPv6ND_RA", "RFC 4861, 4.2" {
+    /// Neighbour discovery: router advertisement
+    pub struct NdRouterAdvertisement: "ICMPv6ND_RA", "RFC 4861, section 4.2" {
         /// Type
         r#type: u8, 8, (134);
         /// Code
         code: u8, 8, (0);
         /// Checksum over pseudo-header, header and payload
         cksum: u16, 16, computed;
-        /// Hop limit that hosts are to use; 0: unspecified
+        /// Hop limit for hosts to use; 0: unspecified
         chlim: u8, 8, (0);
         /// Addresses by DHCPv6
         m: u8, 1, (0);
@@ -60,8 +60,8 @@ layer! {
 }
 
 layer! {
-    /// Neighbour discovery: who has this address?
-    pub struct NdNeighborSolicitation: "ICMPv6ND_NS", "RFC 4861, 4.3" {
+    /// Neighbour discovery: neighbour solicitation
+    pub struct NdNeighborSolicitation: "ICMPv6ND_NS", "RFC 4861, section 4.3" {
         /// Type
         r#type: u8, 8, (135);
         /// Code
@@ -70,15 +70,15 @@ layer! {
         cksum: u16, 16, computed;
         /// Reserved
         res: u32, 32, (0);
-        /// The address asked for
+        /// The requested address
         tgt: Ipv6Addr, 128, (UNSPECIFIED);
     }
     tail {}
 }
 
 layer! {
-    /// Neighbour discovery: I have this address
-    pub struct NdNeighborAdvertisement: "ICMPv6ND_NA", "RFC 4861, 4.4" {
+    /// Neighbour discovery: neighbour advertisement
+    pub struct NdNeighborAdvertisement: "ICMPv6ND_NA", "RFC 4861, section 4.4" {
         /// Type
         r#type: u8, 8, (136);
         /// Code
@@ -89,7 +89,7 @@ layer! {
         r: u8, 1, (1);
         /// An answer to a solicitation
         s: u8, 1, (0);
-        /// Override what is known
+        /// Override a cached address
         o: u8, 1, (1);
         /// Reserved
         res: u32, 29, (0);
@@ -100,8 +100,8 @@ layer! {
 }
 
 layer! {
-    /// Neighbour discovery: there is a better first hop
-    pub struct NdRedirect: "ICMPv6ND_Redirect", "RFC 4861, 4.5" {
+    /// Neighbour discovery: redirect to a better first hop
+    pub struct NdRedirect: "ICMPv6ND_Redirect", "RFC 4861, section 4.5" {
         /// Type
         r#type: u8, 8, (137);
         /// Code
@@ -112,7 +112,7 @@ layer! {
         res: u32, 32, (0);
         /// The better first hop
         tgt: Ipv6Addr, 128, (UNSPECIFIED);
-        /// The destination that it is for
+        /// The redirected destination
         dst: Ipv6Addr, 128, (UNSPECIFIED);
     }
     tail {}
@@ -139,8 +139,8 @@ impl NdRouterAdvertisement {
 }
 
 impl NdNeighborSolicitation {
-    /// The question who has an address.
-    pub fn who_has(tgt: impl Literal<Ipv6Addr>) -> Self {
+    /// A request for the owner of an address.
+    pub fn who_has(tgt: impl IntoField<Ipv6Addr>) -> Self {
         Self::new().tgt(tgt)
     }
 
@@ -165,7 +165,7 @@ impl NdRedirect {
 mod tests {
     use super::*;
     use crate::layer::{Ipv6, NdSourceLinkLayer, NdTargetLinkLayer, Packet};
-    use crate::header::checksum::{Checksum, verify};
+    use crate::view::checksum::{Checksum, verify};
 
     #[test]
     fn solicitation_and_advertisement() {
@@ -178,10 +178,10 @@ mod tests {
         let read = Packet::from_ip(&bytes);
         assert!(read.get::<NdSourceLinkLayer>().is_some());
         assert_eq!(read.build().unwrap(), bytes);
-        let told = Ipv6::to("fe80::1").src("fe80::2")
+        let advertised = Ipv6::to("fe80::1").src("fe80::2")
             / NdNeighborAdvertisement::new().s(1).tgt("fe80::2")
             / NdTargetLinkLayer::new();
-        assert!(told.answers(&read));
+        assert!(advertised.answers(&read));
         let other = Ipv6::to("fe80::1").src("fe80::2") / NdNeighborAdvertisement::new().tgt("fe80::3");
         assert!(!other.answers(&ask));
     }

@@ -1,4 +1,4 @@
-//! Neighbour discovery for IPv6: the options behind its messages.
+//! Options of IPv6 neighbour discovery.
 
 use std::{fmt, net::Ipv6Addr};
 
@@ -6,12 +6,12 @@ use super::{
     AnyLayer, Kind, Mac,
     build::Building,
     protocol::{Fixed, Parsed, Protocol},
-    table::{Misfit, layer},
+    table::{FieldError, layer},
 };
 
 layer! {
     /// Option: Ethernet address of the sender
-    pub struct NdSourceLinkLayer: "ICMPv6NDOptSrcLLAddr", "RFC 4861, 4.6.1" {
+    pub struct NdSourceLinkLayer: "ICMPv6NDOptSrcLLAddr", "RFC 4861, section 4.6.1" {
         /// Type
         r#type: u8, 8, (1);
         /// Length in units of 8 bytes
@@ -24,7 +24,7 @@ layer! {
 
 layer! {
     /// Option: Ethernet address of the target
-    pub struct NdTargetLinkLayer: "ICMPv6NDOptDstLLAddr", "RFC 4861, 4.6.1" {
+    pub struct NdTargetLinkLayer: "ICMPv6NDOptDstLLAddr", "RFC 4861, section 4.6.1" {
         /// Type
         r#type: u8, 8, (2);
         /// Length in units of 8 bytes
@@ -37,7 +37,7 @@ layer! {
 
 layer! {
     /// Option: a prefix of the link
-    pub struct NdPrefix: "ICMPv6NDOptPrefixInfo", "RFC 4861, 4.6.2" {
+    pub struct NdPrefix: "ICMPv6NDOptPrefixInfo", "RFC 4861, section 4.6.2" {
         /// Type
         r#type: u8, 8, (3);
         /// Length in units of 8 bytes
@@ -46,7 +46,7 @@ layer! {
         prefixlen: u8, 8, (64);
         /// On-link
         l: u8, 1, (1);
-        /// For addresses that hosts give themselves (RFC 4862)
+        /// For autoconfigured addresses (RFC 4862)
         a: u8, 1, (1);
         /// The prefix holds the router's address (RFC 6275)
         r: u8, 1, (0);
@@ -66,7 +66,7 @@ layer! {
 
 layer! {
     /// Option: the beginning of the packet that was redirected
-    pub struct NdRedirected: "ICMPv6NDOptRedirectedHdr", "RFC 4861, 4.6.3" {
+    pub struct NdRedirected: "ICMPv6NDOptRedirectedHdr", "RFC 4861, section 4.6.3" {
         /// Type
         r#type: u8, 8, (4);
         /// Length in units of 8 bytes
@@ -82,7 +82,7 @@ layer! {
 
 layer! {
     /// Option: MTU of the link
-    pub struct NdMtu: "ICMPv6NDOptMTU", "RFC 4861, 4.6.4" {
+    pub struct NdMtu: "ICMPv6NDOptMTU", "RFC 4861, section 4.6.4" {
         /// Type
         r#type: u8, 8, (5);
         /// Length in units of 8 bytes
@@ -97,7 +97,7 @@ layer! {
 
 layer! {
     /// Option: DNS servers
-    pub struct NdRdnss: "ICMPv6NDOptRDNSS", "RFC 8106, 5.1" {
+    pub struct NdRdnss: "ICMPv6NDOptRDNSS", "RFC 8106, section 5.1" {
         /// Type
         r#type: u8, 8, (25);
         /// Length in units of 8 bytes
@@ -115,7 +115,7 @@ layer! {
 
 layer! {
     /// Option of any other type
-    pub struct NdUnknown: "ICMPv6NDOptUnknown", "RFC 4861, 4.6" {
+    pub struct NdUnknown: "ICMPv6NDOptUnknown", "RFC 4861, section 4.6" {
         /// Type
         r#type: u8, 8, (0);
         /// Length in units of 8 bytes
@@ -127,10 +127,10 @@ layer! {
     }
 }
 
-/// Which option some bytes are.
+/// The kind of an option.
 pub(crate) fn option(bytes: &[u8]) -> Kind {
     match bytes {
-        // Of length 0 is no option, and none can follow (RFC 4861, 4.6).
+        // An option of length 0 is invalid and ends the list (RFC 4861, section 4.6).
         [_, 0, ..] | [] | [_] => Kind::Raw,
         [1, 1, ..] => Kind::NdSourceLinkLayer,
         [2, 1, ..] => Kind::NdTargetLinkLayer,
@@ -142,7 +142,7 @@ pub(crate) fn option(bytes: &[u8]) -> Kind {
     }
 }
 
-/// The part of an option behind its fixed part, by its length field.
+/// The variable part of an option, according to its length field.
 fn tail(bytes: &[u8], fixed: usize, len: Option<u8>) -> Option<&[u8]> {
     bytes.get(fixed..usize::from(len?) * 8)
 }
@@ -151,9 +151,9 @@ fn parsed<T>(layer: T, header: usize, bytes: &[u8]) -> Option<Parsed<T>> {
     Some(Parsed { layer, header, end: bytes.len(), next: option(bytes.get(header..)?) })
 }
 
-fn put_length(len: Option<u8>, layer: &'static str, packet: &mut Building<'_>) -> Result<(), Misfit> {
+fn put_length(len: Option<u8>, layer: &'static str, packet: &mut Building<'_>) -> Result<(), FieldError> {
     if len.is_none() {
-        let units = u8::try_from(packet.header() / 8).map_err(|_| Misfit { layer, field: "len", bits: 8 })?;
+        let units = u8::try_from(packet.header() / 8).map_err(|_| FieldError { layer, field: "len", bits: 8 })?;
         packet.bytes()[NdSourceLinkLayer::AT.len] = units;
     }
     Ok(())
@@ -171,7 +171,7 @@ macro_rules! fixed {
                 parsed(Self::get_fixed(bytes)?, Self::FIXED, bytes)
             }
 
-            fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+            fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
                 self.put_fixed(out)
             }
 
@@ -194,7 +194,7 @@ macro_rules! bytes {
                 parsed(layer, Self::FIXED + tail.len(), bytes)
             }
 
-            fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+            fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
                 let start = out.len();
                 self.put_fixed(out)?;
                 out.extend_from_slice(self.$field.as_deref().unwrap_or_default());
@@ -202,7 +202,7 @@ macro_rules! bytes {
                 Ok(())
             }
 
-            fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
+            fn finish(&self, packet: &mut Building<'_>) -> Result<(), FieldError> {
                 put_length(self.len, $name, packet)
             }
 
@@ -227,13 +227,13 @@ impl Protocol for NdRdnss {
         parsed(layer, Self::FIXED + tail.len(), bytes)
     }
 
-    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
         self.put_fixed(out)?;
         out.extend(self.dns.iter().flatten().flat_map(Ipv6Addr::octets));
         Ok(())
     }
 
-    fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
+    fn finish(&self, packet: &mut Building<'_>) -> Result<(), FieldError> {
         put_length(self.len, "ICMPv6NDOptRDNSS", packet)
     }
 
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn an_option_of_length_zero_is_raw() {
+    fn option_of_length_zero_is_raw() {
         let packet = Ipv6::new() / NdRouterAdvertisement::new() / &[1, 0, 2, 3, 4, 5, 6, 7];
         let read = Packet::from_ip(&packet.build().unwrap());
         assert!(matches!(read.layers().last(), Some(AnyLayer::Raw(_))));

@@ -1,17 +1,17 @@
-//! The stack of layers.
+//! A packet as a stack of layers.
 
-use std::ops::Div;
+use std::{net::IpAddr, ops::Div};
 
-use super::{AnyLayer, Kind, Layer, LayerType, Padding, Raw, Value};
+use super::{AnyLayer, Ip, Ipv6, Kind, Layer, LayerType, Padding, Raw, Value};
 use crate::error::{Error, Result};
 
-/// A packet: layers, the outermost first.
+/// A packet: its layers, the outermost first.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Packet {
     layers: Vec<AnyLayer>,
 }
 
-/// Computed fields that say what follows from the rest of the packet, not what somebody chose.
+/// Fields whose computed value follows from the rest of the packet.
 const RECOMPUTED: [&str; 11] =
     ["len", "length", "plen", "ihl", "dataofs", "chksum", "cksum", "qdcount", "ancount", "nscount", "arcount"];
 
@@ -21,17 +21,30 @@ impl Packet {
         Self::default()
     }
 
-    /// Its layers, the outermost first.
+    /// An IPv4 or IPv6 header between two addresses. If only one of them is IPv4, it is mapped into IPv6 (RFC 4291,
+    /// section 2.5.5.2).
+    pub fn between(source: IpAddr, destination: IpAddr) -> Self {
+        let mapped = |address| match address {
+            IpAddr::V4(address) => address.to_ipv6_mapped(),
+            IpAddr::V6(address) => address,
+        };
+        match (source, destination) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => Ip::to(destination).src(source).into(),
+            _ => Ipv6::to(mapped(destination)).src(mapped(source)).into(),
+        }
+    }
+
+    /// The layers, the outermost first.
     pub fn layers(&self) -> &[AnyLayer] {
         &self.layers
     }
 
-    /// Its layers, to change.
+    /// The layers, mutable.
     pub fn layers_mut(&mut self) -> &mut Vec<AnyLayer> {
         &mut self.layers
     }
 
-    /// Puts a layer on top.
+    /// Appends a layer as payload of the others.
     pub fn push(&mut self, layer: impl Into<AnyLayer>) {
         self.layers.push(layer.into());
     }
@@ -41,7 +54,7 @@ impl Packet {
         self.layers.iter().find_map(T::of)
     }
 
-    /// The outermost layer of a type, to change.
+    /// The outermost layer of a type, mutable.
     pub fn get_mut<T: LayerType>(&mut self) -> Option<&mut T> {
         self.layers.iter_mut().find_map(T::of_mut)
     }
@@ -51,27 +64,27 @@ impl Packet {
         self.layers.iter().filter_map(T::of)
     }
 
-    /// All layers of a type, to change, the outermost first.
+    /// All layers of a type, mutable, the outermost first.
     pub fn all_mut<T: LayerType>(&mut self) -> impl Iterator<Item = &mut T> {
         self.layers.iter_mut().filter_map(T::of_mut)
     }
 
-    /// Unsets the lengths, checksums and counts of all layers, so that after a change the packet is right
-    /// again. What names the next protocol stays: unset it where a layer was exchanged.
+    /// Unsets the lengths, checksums and counts of all layers, so that they are computed again after a change. Numbers
+    /// of the next protocol are kept: unset them where a layer was replaced.
     pub fn recompute(&mut self) {
         let mut is_on_tcp = false;
         for layer in &mut self.layers {
             for (index, field) in layer.info().fields.iter().enumerate() {
                 if field.default.is_none() && RECOMPUTED.contains(&field.name) {
-                    // Unsetting never fails.
+                    // Unsetting cannot fail.
                     let _ = layer.set_value(index, &Value::None);
                 }
             }
-            // Tail fields, as they are not always there.
+            // Optional fields after the fixed part.
             match layer {
                 AnyLayer::Gre(gre) => gre.chksum = None,
                 AnyLayer::Icmp(icmp) => icmp.length = None,
-                // Elsewhere than on TCP it is there only because it was set.
+                // Without TCP below, the field exists only because it was set.
                 AnyLayer::Dns(dns) if is_on_tcp => dns.length = None,
                 _ => {}
             }
@@ -79,11 +92,11 @@ impl Packet {
         }
     }
 
-    /// Unsets every field whose value is what it would get anyway, so that the text form says only what
-    /// matters. The bytes stay the same.
+    /// Unsets every field whose value equals the default or computed one, which shortens the text form. The bytes stay
+    /// the same.
     ///
     /// # Errors
-    /// As [`build`](Self::build).
+    /// Those of [`build`](Self::build).
     pub fn simplify(&mut self) -> Result<()> {
         let bytes = self.build()?;
         let mut again = Vec::with_capacity(bytes.len());
@@ -99,8 +112,8 @@ impl Packet {
         Ok(())
     }
 
-    /// A field's value by names, `TCP` and `dport`, of the outermost such layer.
-    /// `None`: the field is unset, hence has its default or is computed.
+    /// The value of a field by names, such as `TCP` and `dport`, in the outermost such layer; `None` if the field is
+    /// unset.
     ///
     /// # Errors
     /// [`Error::Invalid`] if there is no such layer or field.
@@ -109,7 +122,7 @@ impl Packet {
         Ok(self.layers[at].value(index))
     }
 
-    /// Sets a field by names; [`Value::None`] unsets it.
+    /// Sets a field by names, in the outermost such layer; [`Value::None`] unsets it.
     ///
     /// # Errors
     /// [`Error::Invalid`] if there is no such layer or field, or the value does not fit it.
@@ -139,7 +152,7 @@ impl Packet {
 impl<T: Into<Packet>> Div<T> for Packet {
     type Output = Packet;
 
-    /// Puts the layers of `above` on top.
+    /// Appends the layers of `above`.
     fn div(mut self, above: T) -> Packet {
         self.layers.append(&mut above.into().layers);
         self
@@ -171,37 +184,42 @@ impl<const N: usize> From<&[u8; N]> for AnyLayer {
 }
 
 impl Padding {
-    /// Padding of these bytes.
+    /// Padding with these bytes.
     pub fn of(load: impl Into<Vec<u8>>) -> Self {
         Self { load: Some(load.into()) }
     }
 }
 
-/// Defines the sum of all layers from the list of their files.
+/// Defines the enums over all layers from the list of files.
 macro_rules! layers {
     ($($file:ident: $($layer:ident),+;)*) => {
         $( mod $file; pub use $file::{$($layer),+}; )*
 
         /// A layer of any type.
         #[derive(Debug, Clone, PartialEq, Eq)]
-        #[allow(missing_docs, clippy::large_enum_variant)]
-        pub enum AnyLayer { $($( $layer($layer), )+)* }
+        #[allow(clippy::large_enum_variant)]
+        pub enum AnyLayer { $($(
+            #[doc = concat!("A [`", stringify!($layer), "`](struct@", stringify!($layer), ").")]
+            $layer($layer),
+        )+)* }
 
         /// Which layer.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        #[allow(missing_docs)]
-        pub enum Kind { $($( $layer, )+)* }
+        pub enum Kind { $($(
+            #[doc = concat!("The kind of [`", stringify!($layer), "`](struct@", stringify!($layer), ").")]
+            $layer,
+        )+)* }
 
         impl Kind {
             /// All layers.
             pub const ALL: &'static [Self] = &[$($( Self::$layer, )+)*];
 
-            /// A layer of which nothing is set.
+            /// A layer without set fields.
             pub fn layer(self) -> AnyLayer {
                 match self { $($( Self::$layer => AnyLayer::$layer($layer::default()), )+)* }
             }
 
-            /// Reads the layer: length of the header, end of the payload, what that is.
+            /// Parses the layer: length of the header, end of the payload, kind of the payload.
             #[inline]
             fn parse(self, bytes: &[u8], layers: &mut Vec<AnyLayer>) -> Option<(usize, usize, Kind)> {
                 match self { $($( Self::$layer => {
@@ -213,19 +231,19 @@ macro_rules! layers {
         }
 
         impl AnyLayer {
-            /// Which layer it is.
+            /// The kind of the layer.
             #[inline]
             pub fn kind(&self) -> Kind {
                 match self { $($( Self::$layer(_) => Kind::$layer, )+)* }
             }
 
             #[inline(always)]
-            fn write(&self, out: &mut Vec<u8>) -> Result<(), table::Misfit> {
+            fn write(&self, out: &mut Vec<u8>) -> Result<(), table::FieldError> {
                 match self { $($( Self::$layer(layer) => protocol::Protocol::write(layer, out), )+)* }
             }
 
             #[inline(always)]
-            fn finish(&self, packet: &mut build::Building<'_>) -> Result<(), table::Misfit> {
+            fn finish(&self, packet: &mut build::Building<'_>) -> Result<(), table::FieldError> {
                 match self { $($( Self::$layer(layer) => protocol::Protocol::finish(layer, packet), )+)* }
             }
 

@@ -1,38 +1,38 @@
-//! From bytes to layers.
+//! Parses bytes to layers.
 
 use smallvec::SmallVec;
 
 use super::{AnyLayer, Ip, Ipv6, Kind, Packet, Padding, Raw, icmp_extension, protocol::be16};
 
-/// Deeper stacks are an attack on the reader's time; the rest stays [`Raw`].
+/// Bounds the parsing time; the rest of a deeper stack is [`Raw`].
 const MAX_LAYERS: usize = 64;
 
 impl Packet {
-    /// Reads an Ethernet frame.
+    /// Parses an Ethernet frame.
     pub fn from_ethernet(bytes: &[u8]) -> Self {
         Self::parse(Kind::Ether, bytes)
     }
 
-    /// Reads an IP packet, version 4 or 6.
+    /// Parses an IPv4 or IPv6 packet.
     pub fn from_ip(bytes: &[u8]) -> Self {
         Self::parse(Kind::of_ip(bytes), bytes)
     }
 
-    /// Reads bytes that begin with a `first`. What cannot be read as a layer is [`Raw`], what is behind
-    /// a layer's end [`Padding`]: built again, every packet gives the same bytes.
+    /// Parses bytes whose first layer is `first`. Bytes that are not a valid layer become [`Raw`], bytes after a
+    /// layer's end [`Padding`]. Building the packet gives the same bytes.
     pub fn parse(first: Kind, bytes: &[u8]) -> Self {
         let mut packet = Self::new();
         packet.parse_into(first, bytes);
         packet
     }
 
-    /// [`parse`](Self::parse) into this packet, whose layers are replaced and whose memory is used again.
+    /// Like [`parse`](Self::parse), into this packet: replaces its layers and reuses its memory.
     pub fn parse_into(&mut self, first: Kind, bytes: &[u8]) {
         let layers = self.layers_mut();
         layers.clear();
         let mut next = first;
         let (mut start, mut end) = (0, bytes.len());
-        // Ends of the payloads around the present one, the innermost last, and the layer that ended its payload before.
+        // Ends of the enclosing payloads, the innermost last, with the layer that shortened each.
         let mut ends: SmallVec<[(usize, Kind); 8]> = SmallVec::new();
         loop {
             while start < end {
@@ -67,7 +67,7 @@ impl Packet {
 }
 
 impl Kind {
-    /// Which version of IP some bytes are, by their first four bits.
+    /// The IP version of a packet, by its first four bits; [`Raw`](Kind::Raw) if it is neither 4 nor 6.
     pub fn of_ip(bytes: &[u8]) -> Self {
         match bytes.first().map(|first| first >> 4) {
             Some(4) => Self::Ip,
@@ -76,7 +76,7 @@ impl Kind {
         }
     }
 
-    /// What some bytes are most likely: an IP packet whose lengths fit them, else an Ethernet frame.
+    /// Guesses the first layer: IP if the length field matches the bytes, else Ethernet.
     pub fn guess(bytes: &[u8]) -> Self {
         let number = |at: usize| bytes.get(at..).and_then(be16).map(usize::from);
         let fits = match Self::of_ip(bytes) {

@@ -1,15 +1,15 @@
-//! Bytes without a protocol: payload, and padding behind a packet's end.
+//! Bytes without a protocol: payload, and padding after the end of a packet.
 
 use std::fmt;
 
 use super::{
     AnyLayer, Kind,
     protocol::{Parsed, Protocol},
-    table::{Misfit, layer},
+    table::{FieldError, layer},
 };
 
 layer! {
-    /// Bytes as they are
+    /// Bytes without further structure
     pub struct Raw: "Raw", "-" {}
     tail {
         /// The bytes
@@ -18,7 +18,8 @@ layer! {
 }
 
 layer! {
-    /// Bytes behind the end of the packet: lengths and checksums below do not count them, up to the frame they are in
+    /// Bytes after the end of a packet: the lengths and checksums of layers below exclude them, up to the enclosing
+    /// frame
     pub struct Padding: "Padding", "-" {}
     tail {
         /// The bytes
@@ -42,7 +43,7 @@ macro_rules! bytes {
             }
 
             #[inline(always)]
-            fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+            fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
                 if let Some(load) = &self.load {
                     out.extend_from_slice(load);
                 }
@@ -63,7 +64,7 @@ mod tests {
     use crate::layer::{Ether, Ip, Packet, Padding, Udp};
 
     #[test]
-    fn padding_is_no_payload() {
+    fn padding_is_excluded_from_lengths() {
         let packet = Ether::new() / Ip::to("192.0.2.1") / Udp::to(7) / "abc" / Padding::of([0; 15]);
         let bytes = packet.build().unwrap();
         assert_eq!(bytes.len(), 60);
@@ -74,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn padding_of_an_inner_frame_is_payload_of_the_outer() {
+    fn padding_of_inner_frame_is_payload_of_outer() {
         let inner = Ether::new() / Ip::to("192.0.2.1") / Udp::to(7) / Padding::of([0; 18]);
         let packet = Ip::to("192.0.2.9") / Udp::new() / crate::layer::Vxlan::new() / inner;
         let bytes = packet.build().unwrap();

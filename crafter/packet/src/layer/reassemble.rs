@@ -1,23 +1,23 @@
-//! Datagrams out of fragments that were read as packets.
+//! Reassembly of parsed packets.
 
 use std::{collections::HashMap, net::IpAddr, time::Duration, time::Instant};
 
 use super::{
     AnyLayer, Packet,
-    build::{self, Places},
+    build::{self, Offsets},
 };
-use crate::{header::IpPacket, reassembly::Reassembler};
+use crate::{reassembly::Reassembler, view::IpPacket};
 
-/// Which datagram a fragment is of; the protocol counts only for IPv4 (RFC 791, 3.2; RFC 8200, 4.5).
+/// Identifies the datagram of a fragment; the protocol is used only for IPv4 (RFC 791, section 3.2; RFC 8200, section
+/// 4.5).
 type Datagram = (IpAddr, IpAddr, u32, u8);
 
-/// Puts the fragments among packets together, by their outermost IP header. A datagram comes where the fragment that
-/// made it whole was, with that one's Ethernet and VLAN headers; all other packets stay as they are, in their order.
+/// Reassembles the fragments among packets, by their outermost IP header. A datagram replaces the fragment that
+/// completed it and has its Ethernet and VLAN headers; all other packets stay unchanged and in order.
 ///
-/// Nothing is lost: fragments of a datagram that is not whole stay too, as do those which overlap: of overlapping data
-/// neither wins, the whole datagram is refused (RFC 5722; Linux does so for IPv4 as well). The same fragment twice is
-/// no overlap: both go into the datagram, unless it is whole already. Time does not count: packets are taken as of one
-/// moment.
+/// Fragments of an incomplete datagram stay, as do those of a datagram with overlapping fragments, which is not
+/// reassembled (RFC 5722, section 4; Linux does the same for IPv4). An exact duplicate is not an overlap. No timeout
+/// applies.
 ///
 /// ```
 /// use crafter_packet::layer::{Ip, Udp, reassemble};
@@ -58,11 +58,11 @@ pub fn reassemble(packets: impl IntoIterator<Item = Packet>) -> Vec<Packet> {
     all.into_iter().flatten().collect()
 }
 
-/// If the packet is a fragment: which layer its IP header is, of which datagram, and where in its bytes.
+/// If the packet is a fragment: index of its IP layer, its datagram, and the offset of the IP header in bytes.
 fn fragment(packet: &Packet, bytes: &mut Vec<u8>) -> Option<(usize, Datagram, usize)> {
     let layers = packet.layers();
     let layer = layers.iter().position(|layer| matches!(layer, AnyLayer::Ip(_) | AnyLayer::Ipv6(_)))?;
-    let mut places = Places::new();
+    let mut places = Offsets::new();
     build::build(layers, bytes, &mut places).ok()?;
     let start = places[layer];
     let ip = IpPacket::read(&bytes[start..]).ok()?;
@@ -116,17 +116,17 @@ mod tests {
             let all = reassemble(fragments);
             prop_assert_eq!(&all[0], &other);
             prop_assert_eq!(all[1].build().unwrap(), packet.build().unwrap());
-            // What is repeated once the rest was there begins a datagram of its own.
+            // A repeated fragment of a completed datagram begins a new one.
             let rest = if again + 1 == cuts.len() - 1 { vec![last] } else { Vec::new() };
             prop_assert_eq!(&all[2..], &rest);
         }
     }
 
     #[test]
-    fn what_is_not_whole_stays() {
+    fn incomplete_datagrams_stay_fragments() {
         for v6 in [false, true] {
             let packet = datagram(v6, 200);
-            // 208 bytes in 26 units: with a hole, without an end, overlapping, contradicting.
+            // 208 bytes in 26 units: with a gap, without an end, overlapping, contradictory.
             for cuts in [
                 vec![Cut::new(0, 10), Cut::new(11, 15)],
                 vec![Cut::new(0, 10), Cut::new(10, 10)],
@@ -141,15 +141,15 @@ mod tests {
     }
 
     #[test]
-    fn cuts_as_they_are_told() {
+    fn fragment_at_follows_cuts() {
         let packet = datagram(false, 200);
         let cuts = [Cut::new(10, 16), Cut::new(0, 12).more(false), Cut::new(25, 100)];
         let fragments = packet.fragment_at(&cuts, 5).unwrap();
-        let told = |packet: &Packet| {
+        let shape = |packet: &Packet| {
             let ip = packet.get::<Ip>().unwrap();
             (ip.frag.unwrap(), ip.flags.unwrap(), packet.get::<Raw>().unwrap().load.as_ref().unwrap().len(), ip.id)
         };
-        let all: Vec<_> = fragments.iter().map(told).collect();
+        let all: Vec<_> = fragments.iter().map(shape).collect();
         let none = IpFlags(0);
         assert_eq!(all, [(10, none, 128, Some(77)), (0, none, 96, Some(77)), (25, none, 8, Some(77))]);
         let six = datagram(true, 200).fragment_at(&[Cut::new(0, 2), (2, 1).into()], 5).unwrap();

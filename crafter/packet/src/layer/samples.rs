@@ -1,9 +1,9 @@
-//! Packets for tests, of this crate and of those above it, which include this file.
+//! Packets for tests of this crate and of crates that include this file.
 
 use crate::layer::*;
 use proptest::prelude::*;
 
-/// A valid stack with some bytes of it damaged.
+/// A valid packet with damaged bytes.
 pub fn damaged() -> impl Strategy<Value = (Kind, Vec<u8>)> {
     let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4);
     (prop::sample::select(stacks()), changes, any::<prop::sample::Index>(), any::<bool>()).prop_map(
@@ -21,7 +21,7 @@ pub fn damaged() -> impl Strategy<Value = (Kind, Vec<u8>)> {
     )
 }
 
-/// One of everything.
+/// Packets that contain every layer.
 pub fn stacks() -> Vec<Packet> {
     let options = [
         TcpOption::Mss(1460),

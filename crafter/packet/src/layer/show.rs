@@ -1,24 +1,24 @@
-//! Packets for people: all fields, and the bytes.
+//! Human-readable output: all fields, and the bytes.
 
 use std::fmt::Write as _;
 
 use super::{
     AnyLayer, FieldInfo, Layer, Packet, Value,
-    build::{self, Places},
+    build::{self, Offsets},
     dns,
     table::get_bits,
     value::FieldKind,
 };
 use crate::error::Result;
 
-/// A field with what it is worth in the built packet.
+/// A field with its value in the built packet.
 pub(crate) struct ShownField {
     pub info: &'static FieldInfo,
     pub value: Value,
     pub set: bool,
 }
 
-/// A layer with where it is in the built packet.
+/// A layer with its position in the built packet.
 pub(crate) struct ShownLayer {
     pub name: &'static str,
     pub start: usize,
@@ -26,18 +26,18 @@ pub(crate) struct ShownLayer {
     pub fields: Vec<ShownField>,
 }
 
-/// Colours of the layers in a map of bytes, as SGR parameters.
+/// Colours of the layers in a hex dump, as SGR parameters.
 const COLOURS: [u8; 6] = [36, 33, 32, 35, 34, 31];
 
 impl Packet {
     pub(crate) fn shown(&self) -> Result<(Vec<u8>, Vec<ShownLayer>)> {
-        let (mut bytes, mut places) = (Vec::new(), Places::new());
+        let (mut bytes, mut places) = (Vec::new(), Offsets::new());
         build::build(self.layers(), &mut bytes, &mut places)?;
         let ends = places.iter().skip(1).copied().chain([bytes.len()]);
         let shown = self.layers().iter().zip(places.iter().copied().zip(ends)).enumerate().map(
             |(at, (layer, (start, end)))| {
                 let info = layer.info();
-                // The length before DNS on TCP is a tail field, though it stands before the fixed part.
+                // The length of DNS over TCP is a tail field, although it precedes the fixed part.
                 let prefix = match (layer, at.checked_sub(1).map(|below| &self.layers()[below])) {
                     (AnyLayer::Dns(dns), below) if dns.length.is_some() || matches!(below, Some(AnyLayer::Tcp(_))) => {
                         dns::PREFIX
@@ -66,19 +66,18 @@ impl Packet {
         Ok((bytes, shown))
     }
 
-    /// All fields of all layers, one a line. Behind those that are unset stands whether their value
-    /// is the default or computed.
+    /// All fields of all layers, one per line. Unset fields are marked as default or computed.
     ///
     /// # Errors
-    /// As [`build`](Self::build).
+    /// Those of [`build`](Self::build).
     pub fn show(&self) -> Result<String> {
         let (_, layers) = self.shown()?;
         let mut text = String::new();
         for layer in layers {
-            // Writing to a string does not fail.
+            // Writing to a `String` cannot fail.
             let _ = writeln!(text, "###[ {} ]###", layer.name);
             for field in layer.fields {
-                // Fields that this packet does not have.
+                // Optional fields that this packet does not have.
                 if !field.set && field.info.offset.is_none() && field.value == Value::None {
                     continue;
                 }
@@ -94,19 +93,18 @@ impl Packet {
         Ok(text)
     }
 
-    /// The bytes, 16 a line: offset, hex digits, and what is text.
+    /// A hex dump with 16 bytes per line: offset, hex digits, ASCII.
     ///
     /// # Errors
-    /// As [`build`](Self::build).
+    /// Those of [`build`](Self::build).
     pub fn hexdump(&self) -> Result<String> {
         self.dump(false)
     }
 
-    /// [`hexdump`](Self::hexdump) with the bytes of each layer in a colour of its own, and the layers in
-    /// these colours below.
+    /// A [`hexdump`](Self::hexdump) with a colour for each layer, and a legend.
     ///
     /// # Errors
-    /// As [`build`](Self::build).
+    /// Those of [`build`](Self::build).
     pub fn map(&self) -> Result<String> {
         self.dump(true)
     }
@@ -144,14 +142,14 @@ impl Packet {
     }
 }
 
-/// What an unset field is worth in the layer's bytes.
+/// The value of an unset field, from the layer's bytes.
 fn unset(layer: &AnyLayer, index: usize, info: &FieldInfo, bytes: &[u8]) -> Value {
     match (info.offset, info.kind) {
         (Some(offset), FieldKind::Uint) if bytes.len() * 8 >= offset + info.bits => {
             Value::Uint(get_bits(bytes, offset, info.bits))
         }
         (Some(_), _) => info.default.map_or(Value::None, |default| default()),
-        // Behind the fixed part a field may be missing. What is there is found by reading the header again.
+        // Optional fields may be missing: parse the header again to find out.
         (None, kind) => {
             let mut again = Vec::with_capacity(1);
             let read = layer.kind().parse(bytes, &mut again);
@@ -171,7 +169,7 @@ mod tests {
     use crate::layer::{Ether, Ip, Tcp, TcpOption};
 
     #[test]
-    fn all_fields_and_where_they_come_from() {
+    fn show_marks_default_and_computed_fields() {
         let packet = Ip::to("192.0.2.1").src("192.0.2.2") / Tcp::to(80).options([TcpOption::Mss(1460)]) / "hi";
         let text = packet.show().unwrap();
         for line in [

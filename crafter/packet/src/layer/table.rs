@@ -1,57 +1,57 @@
-//! What a layer's fields are, said once in a table; structs, builder methods, access by name and
-//! the fixed part on the wire come from it.
+//! The macro that defines a layer from a table of its fields: struct, builder methods, access by name, and the encoding
+//! of the fixed part.
 
 use crate::error::Error;
 
 use super::value::{FieldInfo, nearest};
 
-/// What is known of a layer.
+/// Description of a layer.
 #[derive(Debug)]
 pub struct LayerInfo {
-    /// Its name, that of Scapy.
+    /// The name in Scapy.
     pub name: &'static str,
-    /// What defines it.
+    /// The standard that defines it.
     pub source: &'static str,
-    /// What it is.
+    /// A short description.
     pub doc: &'static str,
-    /// Its fields in the order of the wire.
+    /// The fields in wire order.
     pub fields: &'static [FieldInfo],
 }
 
 impl LayerInfo {
-    /// A field by name.
+    /// Finds a field by name; returns its index too.
     pub fn field(&self, name: &str) -> Option<(usize, &'static FieldInfo)> {
         self.fields.iter().enumerate().find(|(_, field)| field.name == name)
     }
 
-    /// The error for a field that this layer does not have.
+    /// The error message for an unknown field.
     pub(crate) fn unknown(&self, field: &str) -> String {
         format!("{} has no field '{field}'{}", self.name, nearest(field, self.fields.iter().map(|field| field.name)))
     }
 }
 
-/// A value or computed length that its field is too narrow for.
+/// A value or computed length exceeds the width of its field.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Misfit {
+pub(crate) struct FieldError {
     pub layer: &'static str,
     pub field: &'static str,
     pub bits: usize,
 }
 
-impl From<Misfit> for Error {
+impl From<FieldError> for Error {
     #[cold]
-    fn from(misfit: Misfit) -> Self {
-        let Misfit { layer, field, bits } = misfit;
+    fn from(error: FieldError) -> Self {
+        let FieldError { layer, field, bits } = error;
         let (layer, field) = (layer, field.strip_prefix("r#").unwrap_or(field));
         Self::invalid(format!("{layer}.{field}"), format_args!("the value does not fit {bits} bits"))
     }
 }
 
-/// A value of fixed width in a header. With constant arguments it compiles to a plain load or store.
-pub(crate) trait Wire: Sized {
-    /// Puts the value at `offset` bits; false if it is too large for `bits`.
+/// A value of fixed width in a header, in network byte order. With constant arguments it compiles to a load or store.
+pub(crate) trait BitField: Sized {
+    /// Writes the value at `offset` bits; `false` if it exceeds `bits`.
     fn put(self, header: &mut [u8], offset: usize, bits: usize) -> bool;
-    /// The value at `offset` bits.
+    /// Reads the value at `offset` bits.
     fn get(header: &[u8], offset: usize, bits: usize) -> Self;
 }
 
@@ -73,7 +73,7 @@ fn put_bits(value: u64, header: &mut [u8], offset: usize, bits: usize) -> bool {
     true
 }
 
-/// The bits of a header from `offset` on, as a number; both counted in bits, most significant first.
+/// Reads `bits` bits at bit `offset` of a header as a number, the most significant bit first.
 #[inline(always)]
 pub fn get_bits(header: &[u8], offset: usize, bits: usize) -> u64 {
     let (first, last) = (offset / 8, (offset + bits - 1) / 8);
@@ -85,9 +85,9 @@ pub fn get_bits(header: &[u8], offset: usize, bits: usize) -> u64 {
     if bits < 64 { all & ((1 << bits) - 1) } else { all }
 }
 
-macro_rules! wire {
+macro_rules! bit_field {
     ($($type:ty),*) => {$(
-        impl Wire for $type {
+        impl BitField for $type {
             #[inline(always)]
             fn put(self, header: &mut [u8], offset: usize, bits: usize) -> bool {
                 put_bits(u64::from(self), header, offset, bits)
@@ -101,9 +101,9 @@ macro_rules! wire {
     )*};
 }
 
-wire!(u8, u16, u32, u64);
+bit_field!(u8, u16, u32, u64);
 
-impl<const N: usize> Wire for [u8; N] {
+impl<const N: usize> BitField for [u8; N] {
     #[inline(always)]
     fn put(self, header: &mut [u8], offset: usize, _: usize) -> bool {
         header[offset / 8..offset / 8 + N].copy_from_slice(&self);
@@ -118,9 +118,9 @@ impl<const N: usize> Wire for [u8; N] {
     }
 }
 
-macro_rules! wire_address {
+macro_rules! bit_field_address {
     ($($type:ty),*) => {$(
-        impl Wire for $type {
+        impl BitField for $type {
             #[inline(always)]
             fn put(self, header: &mut [u8], offset: usize, bits: usize) -> bool {
                 self.octets().put(header, offset, bits)
@@ -128,15 +128,15 @@ macro_rules! wire_address {
 
             #[inline(always)]
             fn get(header: &[u8], offset: usize, bits: usize) -> Self {
-                <Self as From<_>>::from(<[u8; size_of::<$type>()] as Wire>::get(header, offset, bits))
+                <Self as From<_>>::from(<[u8; size_of::<$type>()] as BitField>::get(header, offset, bits))
             }
         }
     )*};
 }
 
-wire_address!(std::net::Ipv4Addr, std::net::Ipv6Addr);
+bit_field_address!(std::net::Ipv4Addr, std::net::Ipv6Addr);
 
-/// Bits before the field at `index`.
+/// Offset in bits of the field at `index`.
 pub(crate) const fn offset(widths: &[usize], index: usize) -> usize {
     let (mut sum, mut i) = (0, 0);
     while i < index {
@@ -146,7 +146,7 @@ pub(crate) const fn offset(widths: &[usize], index: usize) -> usize {
     sum
 }
 
-/// A field's name without the `r#` that makes a keyword an identifier.
+/// A field's name without the `r#` of raw identifiers.
 pub(crate) const fn plain(name: &'static str) -> &'static str {
     match name.as_bytes() {
         [b'r', b'#', ..] => name.split_at(2).1,
@@ -154,8 +154,8 @@ pub(crate) const fn plain(name: &'static str) -> &'static str {
     }
 }
 
-/// Defines a layer: `field: type, bits, default;`, the default being `computed` or a value of the
-/// type in parentheses, then optionally names of values. What varies in length follows behind `tail`.
+/// Defines a layer: `field: type, bits, default;`, where the default is `computed` or a value in parentheses,
+/// optionally followed by names of values. Fields of variable length follow after `tail`.
 macro_rules! layer {
     (
         $(#[doc = $doc:literal])*
@@ -166,7 +166,7 @@ macro_rules! layer {
     ) => {
         $(#[doc = $doc])*
         ///
-        /// A field that is `None` gets its default or is computed; what is set is kept, wrong or not.
+        /// A field that is `None` gets its default or is computed; a field that is set is written as it is.
         #[derive(Debug, Clone, PartialEq, Eq, Default)]
         pub struct $layer {
             $( $(#[doc = $fdoc])* pub $field: Option<$type>, )*
@@ -175,7 +175,7 @@ macro_rules! layer {
 
         #[allow(dead_code)]
         impl $layer {
-            /// The defaults of the fields that are not computed.
+            /// Default values; `None` for computed fields.
             pub(crate) const DEFAULTS: Self = Self {
                 $( $field: $crate::layer::table::layer!(@default $default), )*
                 $( $tail: None, )*
@@ -184,22 +184,22 @@ macro_rules! layer {
             /// Length of the fixed part, in bytes.
             pub const FIXED: usize = (0 $( + $bits )*) / 8;
 
-            /// A layer of which nothing is set.
+            /// A layer without set fields.
             pub fn new() -> Self {
                 Self::default()
             }
 
             $( $(#[doc = $fdoc])*
             #[must_use]
-            pub fn $field(mut self, value: impl $crate::layer::value::Literal<$type>) -> Self {
-                self.$field = Some(value.literal());
+            pub fn $field(mut self, value: impl $crate::layer::value::IntoField<$type>) -> Self {
+                self.$field = Some(value.into_field());
                 self
             } )*
 
             $( $(#[doc = $tdoc])*
             #[must_use]
-            pub fn $tail(mut self, value: impl $crate::layer::value::Literal<$ttype>) -> Self {
-                self.$tail = Some(value.literal());
+            pub fn $tail(mut self, value: impl $crate::layer::value::IntoField<$ttype>) -> Self {
+                self.$tail = Some(value.into_field());
                 self
             } )*
         }
@@ -207,7 +207,7 @@ macro_rules! layer {
         const _: () = {
             #[allow(unused_imports)]
             use $crate::layer::{
-                table::{LayerInfo, Misfit, Wire, offset, plain},
+                table::{LayerInfo, FieldError, BitField, offset, plain},
                 value::{FieldInfo, FieldValue, Value},
             };
 
@@ -218,15 +218,15 @@ macro_rules! layer {
             #[allow(dead_code)]
             const WIDTHS: &[usize] = &[$( $bits ),*];
 
-            /// Where each field of the fixed part begins, in bytes.
+            /// Byte offsets of the fields of the fixed part.
             #[allow(dead_code)]
-            pub struct Places { $( pub $field: usize, )* }
+            pub struct Offsets { $( pub $field: usize, )* }
 
             #[allow(dead_code)]
             impl $layer {
-                /// Where each field of the fixed part begins, in bytes; one of less than a byte is within that byte.
-                pub(crate) const AT: Places =
-                    Places { $( $field: offset(WIDTHS, Index::$field as usize) / 8, )* };
+                /// Offset of the byte in which each field of the fixed part begins.
+                pub(crate) const AT: Offsets =
+                    Offsets { $( $field: offset(WIDTHS, Index::$field as usize) / 8, )* };
             }
 
             static INFO: LayerInfo = LayerInfo {
@@ -287,12 +287,12 @@ macro_rules! layer {
             #[allow(unused_variables, unused_mut)]
             impl $crate::layer::protocol::Fixed for $layer {
                 #[inline(always)]
-                fn put_fixed(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+                fn put_fixed(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
                     let mut header = [0_u8; $layer::FIXED];
                     $( if let Some(value) = self.$field.or($layer::DEFAULTS.$field)
                         && !value.put(&mut header, const { offset(WIDTHS, Index::$field as usize) }, $bits)
                     {
-                        return Err(Misfit { layer: $name, field: stringify!($field), bits: $bits });
+                        return Err(FieldError { layer: $name, field: stringify!($field), bits: $bits });
                     } )*
                     out.extend_from_slice(&header);
                     Ok(())
@@ -302,7 +302,7 @@ macro_rules! layer {
                 fn get_fixed(bytes: &[u8]) -> Option<Self> {
                     let header = bytes.first_chunk::<{ $layer::FIXED }>()?;
                     Some(Self {
-                        $( $field: Some(Wire::get(header, const { offset(WIDTHS, Index::$field as usize) }, $bits)), )*
+                        $( $field: Some(BitField::get(header, const { offset(WIDTHS, Index::$field as usize) }, $bits)), )*
                         $( $tail: None, )*
                     })
                 }

@@ -1,25 +1,28 @@
 //! TCP.
 
-use std::{fmt, net::IpAddr};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
 
 use super::{
-    AnyLayer, Kind, TcpOption, answer,
+    AnyLayer, Kind, Packet, TcpOption, answer,
     build::Building,
-    dns, http, option,
-    protocol::{Fixed, Parsed, Protocol, worth},
-    table::{Misfit, Wire, layer},
+    dns, http,
+    protocol::{Fixed, Parsed, Protocol, or_default},
+    table::{FieldError, BitField, layer},
     tcp_option, udp,
-    value::{FieldInfo, FieldKind, FieldValue, Literal, Value},
+    value::{FieldInfo, FieldKind, FieldValue, IntoField, Value},
 };
-use crate::header::{Flags, ip};
+use crate::view::{Flags, ip};
 
-/// The letters of the flags, from the lowest bit.
+/// The letters of the flags, from the least significant bit.
 const LETTERS: &str = "FSRPAUECN";
 
 fn flags_from(text: &str) -> Result<Flags, String> {
     text.chars().try_fold(Flags::NONE, |flags, letter| {
         let bit = LETTERS.find(letter.to_ascii_uppercase());
-        bit.map(|bit| flags | Flags(1 << bit)).ok_or_else(|| format!("'{letter}' is no flag; there are {LETTERS}"))
+        bit.map(|bit| flags | Flags(1 << bit)).ok_or_else(|| format!("'{letter}' is not a flag; there are {LETTERS}"))
     })
 }
 
@@ -42,7 +45,7 @@ impl FieldValue for Flags {
     }
 }
 
-impl Wire for Flags {
+impl BitField for Flags {
     #[inline(always)]
     fn put(self, header: &mut [u8], offset: usize, bits: usize) -> bool {
         self.0.put(header, offset, bits)
@@ -50,12 +53,12 @@ impl Wire for Flags {
 
     #[inline(always)]
     fn get(header: &[u8], offset: usize, bits: usize) -> Self {
-        Self(Wire::get(header, offset, bits))
+        Self(BitField::get(header, offset, bits))
     }
 }
 
-impl Literal<Flags> for &str {
-    fn literal(self) -> Flags {
+impl IntoField<Flags> for &str {
+    fn into_field(self) -> Flags {
         flags_from(self).unwrap_or_else(|reason| panic!("{reason}"))
     }
 }
@@ -71,13 +74,13 @@ layer! {
         seq: u32, 32, (0);
         /// Acknowledgment number
         ack: u32, 32, (0);
-        /// Header length in words of 4 bytes
+        /// Header length in 32-bit words
         dataofs: u8, 4, computed;
         /// Reserved bits
         reserved: u8, 3, (0);
-        /// Flags, a letter each: FSRPAUECN
+        /// Flags, one letter each: FSRPAUECN
         flags: Flags, 9, (Flags::SYN);
-        /// Window, in bytes before scaling
+        /// Window in bytes, before scaling
         window: u16, 16, (8192);
         /// Checksum over pseudo-header, header and payload
         chksum: u16, 16, computed;
@@ -85,13 +88,13 @@ layer! {
         urgptr: u16, 16, (0);
     }
     tail {
-        /// Options, filled up with end-of-list to a word
+        /// Options, padded to a 32-bit word with end-of-list
         options: Vec<TcpOption>;
     }
 }
 
 layer! {
-    /// The beginning of a TCP header, as far as an ICMP error must quote it
+    /// The first 8 bytes of a TCP header, as quoted by an ICMP error
     pub struct TcpError: "TCPerror", "RFC 792" {
         /// Source port
         sport: u16, 16, (20);
@@ -104,14 +107,19 @@ layer! {
 }
 
 impl Tcp {
-    /// A segment to a port.
-    pub fn to(dport: impl Literal<u16>) -> Self {
+    /// A segment to a destination port.
+    pub fn to(dport: impl IntoField<u16>) -> Self {
         Self::new().dport(dport)
     }
 
-    /// What the sender waits to see acknowledged: sequence number behind the segment, with `above` its payload.
+    /// This segment with the ports of two endpoints, on an IP header with their [addresses](Packet::between).
+    pub fn between(self, source: SocketAddr, destination: SocketAddr) -> Packet {
+        Packet::between(source.ip(), destination.ip()) / self.sport(source.port()).dport(destination.port())
+    }
+
+    /// The sequence number after this segment, whose payload is `above`.
     fn end(&self, above: &[AnyLayer]) -> u32 {
-        let flags = worth!(self, Tcp, flags).unwrap_or_default();
+        let flags = or_default!(self, Tcp, flags).unwrap_or_default();
         let payload = match above {
             [] => 0,
             [AnyLayer::Raw(raw)] => raw.load.as_ref().map_or(0, Vec::len),
@@ -122,25 +130,25 @@ impl Tcp {
     }
 }
 
-/// What a segment carries: only what begins and ends in it has a layer.
+/// The kind of a segment's payload. Only messages that are complete in the segment have a layer.
 #[inline]
 fn payload(is_dns: bool, bytes: &[u8]) -> Kind {
     match bytes {
         [] => Kind::Raw,
-        // RFC 1035, 4.2.2.
+        // RFC 1035, section 4.2.2.
         [high, low, message @ ..] if is_dns && usize::from(*high) << 8 | usize::from(*low) == message.len() => Kind::Dns,
         bytes => http::message(bytes).unwrap_or(Kind::Raw),
     }
 }
 
-/// Bytes that layers take, padding not counted.
+/// Length of the layers without padding, in bytes.
 fn length(layers: &[AnyLayer]) -> usize {
     let mut bytes = Vec::new();
     for layer in layers.iter().filter(|layer| !matches!(layer, AnyLayer::Padding(_))) {
-        // What cannot be built was not sent.
+        // A layer that cannot be built was not sent.
         let _ = layer.write(&mut bytes);
     }
-    // On TCP, a message of DNS stands behind its length, set or not.
+    // A DNS message over TCP is preceded by its length.
     let prefix = matches!(layers.first(), Some(AnyLayer::Dns(dns)) if dns.length.is_none());
     bytes.len() + if prefix { dns::PREFIX } else { 0 }
 }
@@ -154,14 +162,14 @@ impl Protocol for Tcp {
             return Some(Parsed { layer, header: Self::FIXED, end: bytes.len(), next: Kind::Raw });
         };
         if !options.is_empty() {
-            layer.options = Some(option::parse(options));
+            layer.options = Some(TcpOption::parse(options));
         }
         let next = payload(layer.sport == Some(udp::DNS) || layer.dport == Some(udp::DNS), &bytes[header..]);
         Some(Parsed { layer, header, end: bytes.len(), next })
     }
 
     #[inline(always)]
-    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
         self.put_fixed(out)?;
         if let Some(options) = &self.options {
             tcp_option::write(options, out)?;
@@ -170,11 +178,11 @@ impl Protocol for Tcp {
     }
 
     #[inline(always)]
-    fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
+    fn finish(&self, packet: &mut Building<'_>) -> Result<(), FieldError> {
         if self.dataofs.is_none() {
             let header = packet.header();
             if header > 60 {
-                return Err(Misfit { layer: "TCP", field: "dataofs", bits: 4 });
+                return Err(FieldError { layer: "TCP", field: "dataofs", bits: 4 });
             }
             if let Some(byte) = packet.bytes().get_mut(Self::AT.dataofs) {
                 *byte = *byte & 0x0f | (header as u8) << 2;
@@ -188,19 +196,19 @@ impl Protocol for Tcp {
         Ok(())
     }
 
-    /// The other way round the same ports. What acknowledges must acknowledge something of the request: a SYN itself,
-    /// no more (RFC 9293, 3.10.7.3), of data and FIN the beginning at least, if there is neither anything not older.
-    /// What acknowledges nothing resets, with the sequence number that was asked for (3.10.7.1), or opens from its side.
+    /// The ports must be swapped. An ACK must acknowledge the SYN exactly (RFC 9293, section 3.10.7.3), or at least the
+    /// first byte of data or FIN; without any of these, it must not be older than the request. A segment without ACK is
+    /// a reset with the requested sequence number (section 3.10.7.1), or a simultaneous open.
     fn answers(&self, above: &[AnyLayer], request: &Self, asked: &[AnyLayer]) -> bool {
-        let ports = worth!(self, Tcp, sport) == worth!(request, Tcp, dport)
-            && worth!(self, Tcp, dport) == worth!(request, Tcp, sport);
+        let ports = or_default!(self, Tcp, sport) == or_default!(request, Tcp, dport)
+            && or_default!(self, Tcp, dport) == or_default!(request, Tcp, sport);
         if !ports {
             return false;
         }
-        let flags = worth!(self, Tcp, flags).unwrap_or_default();
-        let asked_flags = worth!(request, Tcp, flags).unwrap_or_default();
+        let flags = or_default!(self, Tcp, flags).unwrap_or_default();
+        let asked_flags = or_default!(request, Tcp, flags).unwrap_or_default();
         let resets_what_acknowledged = flags.contains(Flags::RST) && asked_flags.contains(Flags::ACK);
-        if resets_what_acknowledged && worth!(self, Tcp, seq) == worth!(request, Tcp, ack) {
+        if resets_what_acknowledged && or_default!(self, Tcp, seq) == or_default!(request, Tcp, ack) {
             return true;
         }
         if !flags.contains(Flags::ACK) {
@@ -209,7 +217,7 @@ impl Protocol for Tcp {
         let begin = request.seq.unwrap_or(0);
         let acknowledged = self.ack.unwrap_or(0).wrapping_sub(begin);
         let length = request.end(asked).wrapping_sub(begin);
-        // Later data may be acknowledged with it, but not more than a window holds (RFC 7323, 2.3).
+        // Later data may be acknowledged too, but not more than the largest window (RFC 7323, section 2.3).
         let most = if asked_flags.contains(Flags::SYN) { length } else { 1 << 30 };
         let is_acknowledged = (length.min(1)..=most).contains(&acknowledged);
         is_acknowledged
@@ -220,7 +228,7 @@ impl Protocol for Tcp {
     }
 
     fn summary(&self, f: &mut fmt::Formatter<'_>, packet: &[AnyLayer], at: usize) -> fmt::Result {
-        let flags = letters(worth!(self, Tcp, flags).unwrap_or_default());
+        let flags = letters(or_default!(self, Tcp, flags).unwrap_or_default());
         ports(f, "TCP", packet, at, self.sport.unwrap_or(20), self.dport.unwrap_or(80))?;
         write!(f, " {flags}")
     }
@@ -232,7 +240,7 @@ impl Protocol for TcpError {
         Some(Parsed { layer, header: Self::FIXED, end: bytes.len(), next: Kind::Raw })
     }
 
-    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
         self.put_fixed(out)
     }
 
@@ -241,7 +249,7 @@ impl Protocol for TcpError {
     }
 }
 
-/// `TCP 192.0.2.1:20 > 192.0.2.2:80`, with the addresses of the IP layer below.
+/// Writes `TCP 192.0.2.1:20 > 192.0.2.2:80`, with the addresses of the IP layer below.
 pub(crate) fn ports(
     f: &mut fmt::Formatter<'_>,
     name: &str,
@@ -251,9 +259,9 @@ pub(crate) fn ports(
     destination: u16,
 ) -> fmt::Result {
     let addresses: Option<(IpAddr, IpAddr)> = match at.checked_sub(1).map(|below| &packet[below]) {
-        Some(AnyLayer::Ip(ip)) => worth!(ip, super::Ip, src).zip(worth!(ip, super::Ip, dst)).map(|(a, b)| (a.into(), b.into())),
+        Some(AnyLayer::Ip(ip)) => or_default!(ip, super::Ip, src).zip(or_default!(ip, super::Ip, dst)).map(|(a, b)| (a.into(), b.into())),
         Some(AnyLayer::Ipv6(ip)) => {
-            worth!(ip, super::Ipv6, src).zip(worth!(ip, super::Ipv6, dst)).map(|(a, b)| (a.into(), b.into()))
+            or_default!(ip, super::Ipv6, src).zip(or_default!(ip, super::Ipv6, dst)).map(|(a, b)| (a.into(), b.into()))
         }
         _ => None,
     };
@@ -268,8 +276,8 @@ pub(crate) fn ports(
 mod tests {
     use super::*;
     use crate::{
-        layer::{Ether, Ip, Ipv6, Packet},
-        header::checksum::{Checksum, verify},
+        layer::{Ether, Ip, Ipv6},
+        view::checksum::{Checksum, verify},
     };
 
     #[test]
@@ -286,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn set_is_sacred() {
+    fn set_fields_are_written_unchanged() {
         let tcp = Tcp::to(1).dataofs(15).reserved(5).chksum(1).flags("SN");
         let bytes = (Ip::new() / tcp).build().unwrap();
         assert_eq!(bytes[32..38], [0xfb, 2, 32, 0, 0, 1]);
@@ -296,12 +304,12 @@ mod tests {
     }
 
     #[test]
-    fn without_ip_there_is_no_checksum() {
+    fn checksum_without_ip_is_zero() {
         assert_eq!((Ether::new() / Tcp::new()).build().unwrap()[30..32], [0, 0]);
     }
 
     #[test]
-    fn what_answers() {
+    fn answers_match_ports() {
         let request = Ip::to("192.0.2.2").src("192.0.2.1") / Tcp::to(80).sport(9).seq(100).flags("S");
         let reply = |tcp: Tcp| Ip::to("192.0.2.1").src("192.0.2.2") / tcp;
         let back = || Tcp::to(9).sport(80);

@@ -3,38 +3,42 @@
 use smallvec::SmallVec;
 
 use super::{
-    option::ListOption,
+    option::{self, ListOption},
     protocol::be32,
-    table::Misfit,
+    table::FieldError,
     value::{Element, Value},
 };
+use crate::view::option::{
+    END, FAST_OPEN, MD5, MSS, NOP, SACK, SACK_PERMITTED, TIMESTAMPS, TIMESTAMPS_LENGTH, USER_TIMEOUT, WINDOW_SCALE,
+};
 
-/// One TCP option. What has no form here, or is malformed, is [`Other`](Self::Other) or [`Rest`](Self::Rest).
+/// A TCP option. Unknown kinds, and known kinds with another length, are [`Other`](Self::Other); bytes that are not
+/// options are [`Rest`](Self::Rest).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TcpOption {
     /// End of the list (kind 0).
     Eol,
-    /// Filler (kind 1).
+    /// Padding (kind 1).
     Nop,
-    /// Maximum segment size in bytes (RFC 9293, 3.7.1; kind 2).
+    /// Maximum segment size in bytes (RFC 9293, section 3.7.1; kind 2).
     Mss(u16),
-    /// Shift of the window (RFC 7323; kind 3).
+    /// Window scale, as a shift count (RFC 7323; kind 3).
     WScale(u8),
-    /// Selective acknowledgments are welcome (RFC 2018; kind 4).
+    /// SACK permitted (RFC 2018; kind 4).
     SackOk,
-    /// Blocks received out of order, `[left, right)` (RFC 2018; kind 5).
+    /// Selective acknowledgment: blocks received out of order, `[left, right)` in sequence space (RFC 2018; kind 5).
     Sack(SmallVec<[(u32, u32); 2]>),
-    /// TSval and TSecr (RFC 7323; kind 8).
+    /// Timestamps: TSval and TSecr (RFC 7323; kind 8).
     Timestamp(u32, u32),
     /// MD5 signature (RFC 2385; kind 19).
     Md5([u8; 16]),
     /// User timeout, granularity bit and value (RFC 5482; kind 28).
     Uto(u16),
-    /// Fast Open cookie, empty to ask for one (RFC 7413; kind 34).
+    /// Fast Open cookie; empty: a cookie request (RFC 7413; kind 34).
     Tfo(Vec<u8>),
-    /// Every other kind: kind and data, with the length that fits.
+    /// Any other kind: kind and data; the length is computed.
     Other(u8, Vec<u8>),
-    /// The rest of the option bytes where they are no list of options, or behind its end.
+    /// The remaining bytes where they are not a list of options, or after its end.
     Rest(Vec<u8>),
 }
 
@@ -43,19 +47,26 @@ const NAMES: [&str; 11] = ["EOL", "NOP", "MSS", "WScale", "SAckOK", "SAck", "Tim
 #[inline]
 fn read(kind: u8, data: &[u8]) -> Option<TcpOption> {
     Some(match (kind, data) {
-        (2, &[a, b]) => TcpOption::Mss(u16::from_be_bytes([a, b])),
-        (3, &[shift]) => TcpOption::WScale(shift),
-        (4, []) => TcpOption::SackOk,
-        (5, blocks) if blocks.len().is_multiple_of(8) => {
+        (MSS, &[a, b]) => TcpOption::Mss(u16::from_be_bytes([a, b])),
+        (WINDOW_SCALE, &[shift]) => TcpOption::WScale(shift),
+        (SACK_PERMITTED, []) => TcpOption::SackOk,
+        (SACK, blocks) if blocks.len().is_multiple_of(8) => {
             let block = |block: &[u8; 8]| (be32(block).unwrap_or(0), be32(&block[4..]).unwrap_or(0));
             TcpOption::Sack(blocks.as_chunks::<8>().0.iter().map(block).collect())
         }
-        (8, times) if times.len() == 8 => TcpOption::Timestamp(be32(times)?, be32(&times[4..])?),
-        (19, signature) => TcpOption::Md5(signature.try_into().ok()?),
-        (28, &[a, b]) => TcpOption::Uto(u16::from_be_bytes([a, b])),
-        (34, cookie) => TcpOption::Tfo(cookie.to_vec()),
+        (TIMESTAMPS, times) if times.len() == 8 => TcpOption::Timestamp(be32(times)?, be32(&times[4..])?),
+        (MD5, signature) => TcpOption::Md5(signature.try_into().ok()?),
+        (USER_TIMEOUT, &[a, b]) => TcpOption::Uto(u16::from_be_bytes([a, b])),
+        (FAST_OPEN, cookie) => TcpOption::Tfo(cookie.to_vec()),
         _ => return None,
     })
+}
+
+impl TcpOption {
+    /// Parses the options of a TCP header, padding included. Building them gives the same bytes.
+    pub fn parse(bytes: &[u8]) -> Vec<Self> {
+        option::parse(bytes)
+    }
 }
 
 impl ListOption for TcpOption {
@@ -73,43 +84,43 @@ impl ListOption for TcpOption {
     }
 }
 
-/// Appends options and fills up to a word with end-of-list.
+/// Appends options and pads them to a 32-bit word with end-of-list.
 #[inline]
-pub(crate) fn write(options: &[TcpOption], out: &mut Vec<u8>) -> Result<(), Misfit> {
+pub(crate) fn write(options: &[TcpOption], out: &mut Vec<u8>) -> Result<(), FieldError> {
     let start = out.len();
     for option in options {
         match option {
-            TcpOption::Eol => out.push(0),
-            TcpOption::Nop => out.push(1),
+            TcpOption::Eol => out.push(END),
+            TcpOption::Nop => out.push(NOP),
             TcpOption::Mss(size) => {
                 let [a, b] = size.to_be_bytes();
-                out.extend_from_slice(&[2, 4, a, b]);
+                out.extend_from_slice(&[MSS, 4, a, b]);
             }
-            TcpOption::WScale(shift) => out.extend_from_slice(&[3, 3, *shift]),
-            TcpOption::SackOk => out.extend_from_slice(&[4, 2]),
+            TcpOption::WScale(shift) => out.extend_from_slice(&[WINDOW_SCALE, 3, *shift]),
+            TcpOption::SackOk => out.extend_from_slice(&[SACK_PERMITTED, 2]),
             TcpOption::Sack(blocks) => {
-                out.extend_from_slice(&[5, length(blocks.len().saturating_mul(8))?]);
+                out.extend_from_slice(&[SACK, length(blocks.len().saturating_mul(8))?]);
                 for (left, right) in blocks {
                     out.extend_from_slice(&left.to_be_bytes());
                     out.extend_from_slice(&right.to_be_bytes());
                 }
             }
             TcpOption::Timestamp(value, echo) => {
-                let mut bytes = [8, 10, 0, 0, 0, 0, 0, 0, 0, 0];
+                let mut bytes = [TIMESTAMPS, TIMESTAMPS_LENGTH, 0, 0, 0, 0, 0, 0, 0, 0];
                 bytes[2..6].copy_from_slice(&value.to_be_bytes());
                 bytes[6..].copy_from_slice(&echo.to_be_bytes());
                 out.extend_from_slice(&bytes);
             }
             TcpOption::Md5(signature) => {
-                out.extend_from_slice(&[19, 18]);
+                out.extend_from_slice(&[MD5, 18]);
                 out.extend_from_slice(signature);
             }
             TcpOption::Uto(timeout) => {
                 let [a, b] = timeout.to_be_bytes();
-                out.extend_from_slice(&[28, 4, a, b]);
+                out.extend_from_slice(&[USER_TIMEOUT, 4, a, b]);
             }
             TcpOption::Tfo(cookie) => {
-                out.extend_from_slice(&[34, length(cookie.len())?]);
+                out.extend_from_slice(&[FAST_OPEN, length(cookie.len())?]);
                 out.extend_from_slice(cookie);
             }
             TcpOption::Other(kind, data) => {
@@ -125,8 +136,8 @@ pub(crate) fn write(options: &[TcpOption], out: &mut Vec<u8>) -> Result<(), Misf
     Ok(())
 }
 
-fn length(data: usize) -> Result<u8, Misfit> {
-    u8::try_from(data + 2).map_err(|_| Misfit { layer: "TCP", field: "options", bits: 40 * 8 })
+fn length(data: usize) -> Result<u8, FieldError> {
+    u8::try_from(data + 2).map_err(|_| FieldError { layer: "TCP", field: "options", bits: 40 * 8 })
 }
 
 impl Element for TcpOption {
@@ -156,7 +167,7 @@ impl Element for TcpOption {
         let values = match value {
             Value::Text(_) => std::slice::from_ref(value),
             Value::Tuple(values) => values.as_slice(),
-            other => return Err(other.misfit("an option such as (\"MSS\", 1460)")),
+            other => return Err(other.mismatch("an option such as (\"MSS\", 1460)")),
         };
         let (name, data) = match values {
             [Value::Uint(0)] | [Value::Uint(0), _] => return Ok(Self::Eol),
@@ -171,7 +182,7 @@ impl Element for TcpOption {
                 values.iter().map(|value| value.uint(u32::MAX.into()).map(|number| number as u32)).collect()
             }
             Value::None => Ok(Vec::new()),
-            other => Err(other.misfit("a tuple of numbers")),
+            other => Err(other.mismatch("a tuple of numbers")),
         };
         let known = NAMES.iter().find(|known| known.eq_ignore_ascii_case(name));
         Ok(match known.copied() {
@@ -201,7 +212,7 @@ impl Element for TcpOption {
             Some("TFO") => Self::Tfo(data.bytes()?),
             Some("Rest") => Self::Rest(data.bytes()?),
             _ => {
-                return Err(format!("'{name}' is no TCP option{}", super::value::nearest(name, NAMES.into_iter())));
+                return Err(format!("'{name}' is not a TCP option{}", super::value::nearest(name, NAMES.into_iter())));
             }
         })
     }
@@ -215,7 +226,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_is_lost(bytes in proptest::collection::vec(prop_oneof![0u8..12, any::<u8>()], 0..10)) {
+        fn options_round_trip(bytes in proptest::collection::vec(prop_oneof![0u8..12, any::<u8>()], 0..10)) {
             let mut bytes = bytes;
             bytes.resize(bytes.len() * 4, 1);
             let options = parse(&bytes);
@@ -248,6 +259,6 @@ mod tests {
         assert_eq!(parse::<TcpOption>(&out)[..10], options);
         assert_eq!(out[..12], [2, 4, 5, 180, 4, 2, 8, 10, 0, 0, 0, 1]);
         let error = TcpOption::from_value(&Value::Text("Timestmp".into())).unwrap_err();
-        assert_eq!(error, "'Timestmp' is no TCP option; did you mean Timestamp?");
+        assert_eq!(error, "'Timestmp' is not a TCP option; did you mean Timestamp?");
     }
 }

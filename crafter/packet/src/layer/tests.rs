@@ -1,4 +1,4 @@
-//! What holds for all layers.
+//! Properties of all layers.
 
 use proptest::prelude::*;
 
@@ -7,7 +7,7 @@ use super::{
     *,
 };
 
-/// Bytes that look like something, so that parsing goes on.
+/// Bytes that resemble headers, so that parsing continues.
 fn bytes() -> impl Strategy<Value = Vec<u8>> {
     let telling = prop_oneof![
         4 => any::<u8>(),
@@ -28,7 +28,7 @@ fn keeps(first: Kind, bytes: &[u8]) -> Result<(), TestCaseError> {
     let _ = packet.answers(&packet);
     let mut again = packet.clone();
     again.recompute();
-    // What was computed may be too large for its field, but nothing else goes wrong.
+    // A computed value may exceed its field; no other error is possible.
     let _ = again.build();
     Ok(())
 }
@@ -50,7 +50,7 @@ proptest! {
     }
 
     #[test]
-    fn any_layer_goes_on_any_other(kinds in prop::collection::vec(kind(), 1..8)) {
+    fn any_layer_follows_any_other(kinds in prop::collection::vec(kind(), 1..8)) {
         let mut packet = Packet::new();
         for kind in &kinds {
             packet.push(kind.layer());
@@ -61,7 +61,7 @@ proptest! {
 }
 
 #[test]
-fn a_parsed_packet_has_the_layers_it_was_built_of() {
+fn parse_returns_built_layers() {
     for packet in stacks() {
         let bytes = packet.build().unwrap();
         let mut read = Packet::parse(packet.layers()[0].kind(), &bytes);
@@ -81,7 +81,7 @@ fn a_parsed_packet_has_the_layers_it_was_built_of() {
 }
 
 #[test]
-fn one_field_edited() {
+fn edited_field_changes_only_its_bytes() {
     let bytes = stacks()[0].build().unwrap();
     let mut packet = Packet::from_ethernet(&bytes);
     packet.get_mut::<Tcp>().unwrap().dport = Some(81);
@@ -90,7 +90,7 @@ fn one_field_edited() {
     assert_eq!(differ, [14 + 20 + 3], "the checksum, too, is kept");
     packet.recompute();
     let edited = packet.build().unwrap();
-    assert_eq!(crate::header::checksum::verify(&edited[14..], false), crate::header::Checksum::Valid);
+    assert_eq!(crate::view::checksum::verify(&edited[14..], false), crate::view::Checksum::Valid);
 }
 
 #[test]
@@ -106,7 +106,7 @@ fn fields_by_name() {
         ("TPC", "dport", Value::None, "layer: there is no layer 'TPC'; did you mean TCP"),
         ("IP", "ttl", Value::Uint(256), "IP.ttl: 256 does not fit 8 bits, the largest is 255"),
         ("IP", "dst", Value::Text("x".into()), "IP.dst: 'x' is not an IPv4 address"),
-        ("TCP", "flags", Value::Text("X".into()), "TCP.flags: 'X' is no flag; there are FSRPAUECN"),
+        ("TCP", "flags", Value::Text("X".into()), "TCP.flags: 'X' is not a flag; there are FSRPAUECN"),
         ("UDP", "len", Value::None, "UDP: the packet has no such layer"),
     ] {
         let error = packet.set_field(layer, field, &value).unwrap_err().to_string();

@@ -6,28 +6,28 @@ use serde_json::json;
 
 use super::{AnyLayer, Kind, Layer, Packet, Value, value::nearest};
 
-/// Names that Scapy gives to layers which are others here.
+/// Names of Scapy for layers that have another name here.
 const ALIASES: [(&str, Kind); 7] = [
     ("IPerror", Kind::Ip),
     ("IPerror6", Kind::Ipv6),
     ("UDPerror", Kind::Udp),
     ("ICMPerror", Kind::Icmp),
-    // Until 2.5.
+    // Scapy up to 2.5.
     ("ICMPExtensionHeader", Kind::IcmpExtensionHeader),
     ("ICMPExtensionMPLS", Kind::IcmpExtensionMpls),
     ("ICMPExtensionObject", Kind::IcmpExtensionObject),
 ];
 
 impl Kind {
-    /// Its name, that of Scapy.
+    /// The name in Scapy.
     pub fn name(self) -> &'static str {
         self.layer().info().name
     }
 
-    /// The layer with a name.
+    /// The kind with a name.
     ///
     /// # Errors
-    /// A sentence with the nearest names.
+    /// An error message with the nearest names.
     pub fn named(name: &str) -> Result<Self, String> {
         let exact = Self::ALL.iter().copied().find(|kind| kind.name() == name);
         let alias = || ALIASES.iter().find(|(alias, _)| *alias == name).map(|(_, kind)| *kind);
@@ -38,7 +38,7 @@ impl Kind {
 }
 
 impl fmt::Display for AnyLayer {
-    /// The text form: `TCP(dport=80, flags="S")`, with the fields that are set.
+    /// The text form with the set fields: `TCP(dport=80, flags="S")`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let info = self.info();
         write!(f, "{}(", info.name)?;
@@ -51,7 +51,7 @@ impl fmt::Display for AnyLayer {
 }
 
 impl fmt::Display for Packet {
-    /// The text form, which [`expr`](crate::expr) reads: the layers with `/` between them.
+    /// The text form, which [`expr`](crate::expr) parses: the layers separated by `/`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, layer) in self.layers().iter().enumerate() {
             write!(f, "{}{layer}", if i > 0 { "/" } else { "" })?;
@@ -74,16 +74,16 @@ impl fmt::Display for Summary<'_> {
 }
 
 impl Packet {
-    /// One line for the whole packet.
+    /// A one-line summary of the packet.
     pub fn summary(&self) -> String {
         Summary(self).to_string()
     }
 
-    /// The packet as JSON: its bytes, and each layer with all fields; which of them are unset, so
-    /// that their value is the default or computed, is said in `unset`.
+    /// The packet as JSON: its bytes, and each layer with all fields. `unset` lists the fields whose value is the
+    /// default or computed.
     ///
     /// # Errors
-    /// As [`build`](Self::build).
+    /// Those of [`build`](Self::build).
     pub fn to_json(&self) -> crate::Result<serde_json::Value> {
         let (bytes, shown) = self.shown()?;
         let layers: Vec<_> = shown
@@ -105,7 +105,7 @@ impl Packet {
 }
 
 impl Value {
-    /// With the names that numbers have: `6 (tcp)`.
+    /// The value with the name of a number: `6 (tcp)`.
     pub(crate) fn with_name(&self, names: &[(u64, &str)]) -> String {
         let name = match self {
             Self::Uint(number) => names.iter().find(|(known, _)| known == number),

@@ -1,32 +1,32 @@
 //! UDP.
 
-use std::fmt;
+use std::{fmt, net::SocketAddr};
 
 use super::{
-    AnyLayer, Kind, answer,
+    AnyLayer, Kind, Packet, answer,
     build::Building,
     protocol::{Fixed, Parsed, Protocol},
-    table::{Misfit, layer},
+    table::{FieldError, layer},
     tcp,
-    value::Literal,
+    value::IntoField,
 };
-use crate::header::ip;
+use crate::view::ip;
 
-/// Where DNS servers listen.
+/// Port of DNS servers.
 pub(crate) const DNS: u16 = 53;
-/// Where multicast DNS is spoken (RFC 6762, 3).
+/// Port of multicast DNS (RFC 6762, section 3).
 const MULTICAST_DNS: u16 = 5353;
-/// Where link-local multicast name resolution is spoken (RFC 4795, 2).
+/// Port of LLMNR (RFC 4795, section 2).
 const LLMNR: u16 = 5355;
-/// Where VXLAN tunnels end (RFC 7348, 5).
+/// Port of VXLAN (RFC 7348, section 5).
 pub(crate) const VXLAN: u16 = 4789;
 
 layer! {
     /// User Datagram Protocol
     pub struct Udp: "UDP", "RFC 768" {
-        /// Source port; that of the layer above if it has one, else 53
+        /// Source port; if unset, the well-known port of the layer above, else 53
         sport: u16, 16, computed;
-        /// Destination port; that of the layer above if it has one, else 53
+        /// Destination port; if unset, the well-known port of the layer above, else 53
         dport: u16, 16, computed;
         /// Length of header and payload in bytes
         len: u16, 16, computed;
@@ -37,13 +37,18 @@ layer! {
 }
 
 impl Udp {
-    /// A datagram to a port.
-    pub fn to(dport: impl Literal<u16>) -> Self {
+    /// A datagram to a destination port.
+    pub fn to(dport: impl IntoField<u16>) -> Self {
         Self::new().dport(dport)
+    }
+
+    /// This datagram with the ports of two endpoints, on an IP header with their [addresses](Packet::between).
+    pub fn between(self, source: SocketAddr, destination: SocketAddr) -> Packet {
+        Packet::between(source.ip(), destination.ip()) / self.sport(source.port()).dport(destination.port())
     }
 }
 
-/// The port of the layer above.
+/// The well-known port of the layer above; 53 if it has none.
 pub(crate) fn port(next: Option<&AnyLayer>) -> u16 {
     match next {
         Some(AnyLayer::Vxlan(_)) => VXLAN,
@@ -56,7 +61,7 @@ impl Protocol for Udp {
         let layer = Self::get_fixed(bytes)?;
         let end = match usize::from(layer.len?) {
             length if length >= Self::FIXED => length.min(bytes.len()),
-            // 0 in a jumbogram (RFC 2675, 4), else malformed.
+            // 0 in a jumbogram (RFC 2675, section 4); smaller values are malformed.
             _ => bytes.len(),
         };
         let is = |port| layer.sport == Some(port) || layer.dport == Some(port);
@@ -68,11 +73,11 @@ impl Protocol for Udp {
         Some(Parsed { layer, header: Self::FIXED, end, next })
     }
 
-    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
         self.put_fixed(out)
     }
 
-    fn finish(&self, packet: &mut Building<'_>) -> Result<(), Misfit> {
+    fn finish(&self, packet: &mut Building<'_>) -> Result<(), FieldError> {
         let port = port(packet.next());
         if self.sport.is_none() {
             packet.put16(Self::AT.sport, port);
@@ -82,13 +87,13 @@ impl Protocol for Udp {
         }
         if self.len.is_none() {
             let length = packet.length().max(Self::FIXED);
-            let length = u16::try_from(length).map_err(|_| Misfit { layer: "UDP", field: "len", bits: 16 })?;
+            let length = u16::try_from(length).map_err(|_| FieldError { layer: "UDP", field: "len", bits: 16 })?;
             packet.put16(Self::AT.len, length);
         }
         if self.chksum.is_none()
             && let Some(value) = packet.checksum(Some(ip::UDP))
         {
-            // 0 would say that there is none.
+            // 0 means that there is no checksum.
             packet.put16(Self::AT.chksum, if value == 0 { 0xffff } else { value });
         }
         Ok(())
@@ -96,7 +101,7 @@ impl Protocol for Udp {
 
     fn answers(&self, above: &[AnyLayer], request: &Self, asked: &[AnyLayer]) -> bool {
         if let ([AnyLayer::Vxlan(_), ..], [AnyLayer::Vxlan(_), ..]) = (above, asked) {
-            // Both ends of a tunnel send to the same port, from any (RFC 7348, 5).
+            // Both ends of a tunnel send to the same port, from any source port (RFC 7348, section 5).
             return answer::answers(above, asked);
         }
         let (here, there) = (port(above.first()), port(asked.first()));
@@ -115,8 +120,8 @@ impl Protocol for Udp {
 mod tests {
     use super::*;
     use crate::{
-        layer::{Ip, Ipv6, Packet},
-        header::checksum::{Checksum, verify},
+        layer::{Ip, Ipv6},
+        view::checksum::{Checksum, verify},
     };
 
     #[test]
@@ -128,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_checksum_of_zero_becomes_ones() {
+    fn computed_checksum_of_zero_is_sent_as_ones() {
         let zero = Udp::to(7).sport(9);
         let all = (0..=u16::MAX).find(|word| {
             let bytes = (Ipv6::to("2001:db8::1") / zero.clone() / &word.to_be_bytes()).build().unwrap();
@@ -140,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn what_answers() {
+    fn answers_match_ports() {
         let request = Ip::to("192.0.2.2").src("192.0.2.1") / Udp::to(7).sport(9);
         assert!((Ip::to("192.0.2.1").src("192.0.2.2") / Udp::to(9).sport(7)).answers(&request));
         assert!(!(Ip::to("192.0.2.1").src("192.0.2.2") / Udp::to(9).sport(8)).answers(&request));

@@ -1,32 +1,31 @@
-//! Values of fields when their type is not known at compile time, in Python's notation, and what
-//! a type must be able to do to be a field's.
+//! Dynamically typed values of fields, printed in Python notation, and the traits of field types.
 
 use std::{
     fmt,
     net::{Ipv4Addr, Ipv6Addr},
 };
 
-/// A field's value, as the text form, `show` and JSON know it.
+/// The value of a field, as used in the text form, `show` and JSON.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Value {
     /// `None`: unset.
     None,
     /// A number.
     Uint(u64),
-    /// A text: an address, a name, flags.
+    /// A string: an address, a name, flags.
     Text(String),
     /// Bytes.
     Bytes(Vec<u8>),
-    /// `[a, b]`: the elements of a field that is a list, or values to choose from.
+    /// `[a, b]`: the elements of a list field, or alternative values.
     List(Vec<Value>),
     /// `(a, b)`: an option with its value, or a range of numbers.
     Tuple(Vec<Value>),
-    /// `NAME(field=value)`: a record, such as DNS has them.
+    /// `NAME(field=value)`: a record, such as a DNS record.
     Record(String, Vec<(String, Value)>),
 }
 
 impl Value {
-    /// The value in JSON. Bytes become hex digits, records objects with their name as `record`.
+    /// The value as JSON. Bytes are hex digits; records are objects with their name as `record`.
     pub fn to_json(&self) -> serde_json::Value {
         match self {
             Self::None => serde_json::Value::Null,
@@ -42,7 +41,7 @@ impl Value {
         }
     }
 
-    /// What kind of thing this is, for errors.
+    /// The type of the value, for error messages.
     fn is(&self) -> &'static str {
         match self {
             Self::None => "None",
@@ -55,8 +54,8 @@ impl Value {
         }
     }
 
-    /// What a type expected and this value is not.
-    pub(crate) fn misfit(&self, wanted: &str) -> String {
+    /// The error message if another type is needed.
+    pub(crate) fn mismatch(&self, wanted: &str) -> String {
         format!("{} does not fit: {wanted} is needed", self.is())
     }
 
@@ -64,38 +63,38 @@ impl Value {
         match self {
             Self::Uint(number) if *number <= max => Ok(*number),
             Self::Uint(number) => Err(format!("{number} is too large, the largest is {max}")),
-            other => Err(other.misfit("a number")),
+            other => Err(other.mismatch("a number")),
         }
     }
 
     pub(crate) fn text(&self) -> Result<&str, String> {
         match self {
             Self::Text(text) => Ok(text),
-            other => Err(other.misfit("a text")),
+            other => Err(other.mismatch("a text")),
         }
     }
 
     pub(crate) fn list(&self) -> Result<&[Value], String> {
         match self {
             Self::List(values) => Ok(values),
-            other => Err(other.misfit("a list")),
+            other => Err(other.mismatch("a list")),
         }
     }
 
-    /// Parses a text, such as an address.
+    /// Parses a string, such as an address.
     pub(crate) fn parsed<T: std::str::FromStr>(&self, wanted: &str) -> Result<T, String> {
         match self {
             Self::Text(text) => text.parse().map_err(|_| format!("'{text}' is not {wanted}")),
-            other => Err(other.misfit(wanted)),
+            other => Err(other.mismatch(wanted)),
         }
     }
 
-    /// Bytes, given as such or as text.
+    /// Bytes, or the bytes of a string.
     pub(crate) fn bytes(&self) -> Result<Vec<u8>, String> {
         match self {
             Self::Text(text) => Ok(text.clone().into_bytes()),
             Self::Bytes(bytes) => Ok(bytes.clone()),
-            other => Err(other.misfit("bytes or a text")),
+            other => Err(other.mismatch("bytes or a text")),
         }
     }
 }
@@ -163,27 +162,27 @@ fn quoted(f: &mut fmt::Formatter<'_>, text: impl Iterator<Item = char>) -> fmt::
     f.write_str("\"")
 }
 
-/// What sort of value a field takes.
+/// Type of a field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FieldKind {
-    /// A number, in the text form also a range or a list to choose from.
+    /// A number; in the text form also a range or a list of alternatives.
     Uint,
     /// Flags: a number, or their names.
     Flags,
-    /// An IPv4 address, or a prefix to choose from.
+    /// An IPv4 address; in the text form also a prefix.
     Ipv4,
-    /// An IPv6 address, or a prefix to choose from.
+    /// An IPv6 address; in the text form also a prefix.
     Ipv6,
     /// An Ethernet address.
     Mac,
-    /// Bytes or a text.
+    /// Bytes or a string.
     Bytes,
     /// A list: options, addresses, records.
     List,
 }
 
 impl FieldKind {
-    /// The value of a field behind the fixed part that is not there.
+    /// The value of a missing optional field.
     pub(crate) fn empty(self) -> Value {
         match self {
             Self::List => Value::List(Vec::new()),
@@ -192,7 +191,7 @@ impl FieldKind {
         }
     }
 
-    /// Its name for people.
+    /// The name in output.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Uint => "uint",
@@ -206,27 +205,27 @@ impl FieldKind {
     }
 }
 
-/// What is known of a field.
+/// Description of a field.
 #[derive(Debug)]
 pub struct FieldInfo {
-    /// Its name, that of Scapy.
+    /// The name in Scapy.
     pub name: &'static str,
-    /// What values it takes.
+    /// The type of its values.
     pub kind: FieldKind,
-    /// Its width in bits; 0: the width is that of its value.
+    /// Width in bits; 0: variable.
     pub bits: usize,
-    /// Where it begins in the header, in bits; `None`: behind the fixed part.
+    /// Offset in the header, in bits; `None`: after the fixed part.
     pub offset: Option<usize>,
-    /// Its value when unset; `None`: computed from the packet.
+    /// The default value; `None`: computed from the packet.
     pub default: Option<fn() -> Value>,
-    /// Numbers that have a name.
+    /// Names of values.
     pub names: &'static [(u64, &'static str)],
-    /// What it means.
+    /// The meaning.
     pub doc: &'static str,
 }
 
 impl FieldInfo {
-    /// The largest number that fits.
+    /// The largest number that fits the width.
     pub fn max(&self) -> u64 {
         match self.bits {
             0 | 64.. => u64::MAX,
@@ -234,20 +233,22 @@ impl FieldInfo {
         }
     }
 
-    /// The number with a name.
+    /// The number for a name.
     pub(crate) fn number(&self, name: &str) -> Result<u64, String> {
         let found = self.names.iter().find(|(_, known)| known.eq_ignore_ascii_case(name));
         found.map(|&(number, _)| number).ok_or_else(|| match self.names {
             [] => format!("'{name}' does not fit: a number is needed"),
-            names => format!("'{name}' is no name of a value{}", nearest(name, names.iter().map(|&(_, name)| name))),
+            names => {
+                format!("'{name}' is not the name of a value{}", nearest(name, names.iter().map(|&(_, name)| name)))
+            }
         })
     }
 }
 
-/// `; did you mean ...?`, or all that there is where nothing is near.
+/// A hint for an unknown name: `; did you mean ...?` with the nearest names, or all known names.
 pub fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
     let lower = name.to_ascii_lowercase();
-    // Slips (distance) and abbreviations (common beginning) alike.
+    // Edit distance finds typing errors, Jaro-Winkler similarity finds abbreviations.
     let likeness = |known: &str| {
         let known = known.to_ascii_lowercase();
         let slip = strsim::osa_distance(&lower, &known) <= (known.len() / 3).max(1);
@@ -267,16 +268,16 @@ pub fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
     }
 }
 
-/// A type that a field may have.
+/// A type of field values.
 pub trait FieldValue: Sized {
-    /// What sort of value that is.
+    /// The type of field.
     const KIND: FieldKind;
-    /// The value, its type forgotten.
+    /// Converts to a dynamically typed value.
     fn to_value(&self) -> Value;
-    /// The value of this type.
+    /// Converts from a dynamically typed value.
     ///
     /// # Errors
-    /// Why `value` does not fit `field`, as a sentence without its subject.
+    /// Why `value` does not fit `field`, without the name of the field.
     fn from_value(value: &Value, field: &FieldInfo) -> Result<Self, String>;
 }
 
@@ -342,14 +343,14 @@ impl FieldValue for Vec<u8> {
     }
 }
 
-/// An element of a field that is a list: an option, an address, a record.
+/// An element of a list field: an option, an address, a record.
 pub trait Element: Sized {
-    /// The element, its type forgotten.
+    /// Converts to a dynamically typed value.
     fn to_value(&self) -> Value;
-    /// The element of this type.
+    /// Converts from a dynamically typed value.
     ///
     /// # Errors
-    /// Why it does not fit.
+    /// Why the value does not fit.
     fn from_value(value: &Value) -> Result<Self, String>;
 }
 
@@ -363,9 +364,9 @@ impl<T: Element> FieldValue for Vec<T> {
     fn from_value(value: &Value, _: &FieldInfo) -> Result<Self, String> {
         match value {
             Value::List(values) => values.iter().map(Element::from_value).collect(),
-            // Scapy takes a record for a list of one.
+            // Like Scapy, accepts a record instead of a list with one element.
             one @ (Value::Record(..) | Value::Tuple(_)) => Ok(vec![Element::from_value(one)?]),
-            other => Err(other.misfit("a list")),
+            other => Err(other.mismatch("a list")),
         }
     }
 }
@@ -386,53 +387,53 @@ macro_rules! address_elements {
 
 address_elements!(Ipv4Addr: "an IPv4 address", Ipv6Addr: "an IPv6 address");
 
-/// What stands in source code for a value of type `T`: a `T`, or a text that says it.
+/// A value that a builder method accepts for a field of type `T`: a `T`, or a string literal.
 ///
 /// # Panics
-/// A text that does not say a `T` panics, as it is a mistake in the source code. What comes from
-/// outside is to be parsed first, or given to [`Packet::set_field`](super::Packet::set_field).
-pub trait Literal<T> {
+/// A string that is not a valid `T` panics, because it is a mistake in the source code. Parse external input first, or
+/// pass it to [`Packet::set_field`](super::Packet::set_field).
+pub trait IntoField<T> {
     /// The value.
-    fn literal(self) -> T;
+    fn into_field(self) -> T;
 }
 
-impl<T> Literal<T> for T {
-    fn literal(self) -> T {
+impl<T> IntoField<T> for T {
+    fn into_field(self) -> T {
         self
     }
 }
 
-macro_rules! text_literals {
+macro_rules! text_fields {
     ($($type:ty),*) => {$(
-        impl $crate::layer::value::Literal<$type> for &str {
-            fn literal(self) -> $type {
+        impl $crate::layer::value::IntoField<$type> for &str {
+            fn into_field(self) -> $type {
                 match self.parse() {
                     Ok(value) => value,
-                    Err(_) => panic!("'{self}' is no {}", stringify!($type)),
+                    Err(_) => panic!("'{self}' is not a valid {}", stringify!($type)),
                 }
             }
         }
     )*};
 }
 
-pub(crate) use text_literals;
+pub(crate) use text_fields;
 
-text_literals!(Ipv4Addr, Ipv6Addr);
+text_fields!(Ipv4Addr, Ipv6Addr);
 
-impl Literal<Vec<u8>> for &str {
-    fn literal(self) -> Vec<u8> {
+impl IntoField<Vec<u8>> for &str {
+    fn into_field(self) -> Vec<u8> {
         self.into()
     }
 }
 
-impl Literal<Vec<u8>> for &[u8] {
-    fn literal(self) -> Vec<u8> {
+impl IntoField<Vec<u8>> for &[u8] {
+    fn into_field(self) -> Vec<u8> {
         self.into()
     }
 }
 
-impl<T: Clone, const N: usize> Literal<Vec<T>> for [T; N] {
-    fn literal(self) -> Vec<T> {
+impl<T: Clone, const N: usize> IntoField<Vec<T>> for [T; N] {
+    fn into_field(self) -> Vec<T> {
         self.into()
     }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use super::{
     AnyLayer, Kind, answer,
     protocol::{Fixed, Parsed, Protocol},
-    table::{Misfit, layer},
+    table::{FieldError, layer},
 };
 
 layer! {
@@ -29,7 +29,7 @@ impl Protocol for Vxlan {
         Some(Parsed { layer, header: Self::FIXED, end: bytes.len(), next: Kind::Ether })
     }
 
-    fn write(&self, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
         self.put_fixed(out)
     }
 

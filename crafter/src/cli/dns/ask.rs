@@ -8,7 +8,8 @@ use std::{
 
 use crafter::{
     Crafter, Error, Result, Stream, StreamOptions,
-    packet::{Checksum, Datagram, IcmpError, Transport, ip},
+    layer::Udp,
+    packet::{Checksum, IcmpError, Transport, UdpView, ip},
 };
 use hickory_proto::{
     op::{Edns, Message, MessageType, OpCode, Query, ResponseCode},
@@ -72,7 +73,7 @@ impl Asker<'_> {
     pub async fn udp(&self) -> Result<Answer> {
         let lease = self.crafter.lease(self.port.request(Transport::Udp)).await?;
         let local = lease.local(self.server.ip()).await?;
-        let packet = Datagram::new(local, self.server, self.encode()?).build();
+        let packet = (Udp::new().between(local, self.server) / self.encode()?).build()?;
         for attempts in 1..=self.tries {
             let start = Instant::now();
             lease.send(&packet).await?;
@@ -83,13 +84,13 @@ impl Asker<'_> {
                     continue;
                 }
                 self.check_icmp(&received.ip, local)?;
-                let Ok(datagram) = Datagram::parse(&received.ip) else { continue };
-                if (datagram.source, datagram.destination) != (self.server, local) {
-                    log::info!("ignored a datagram from {}", datagram.source);
+                let Ok(datagram) = UdpView::read(&received.ip) else { continue };
+                if (datagram.source(), datagram.destination()) != (self.server, local) {
+                    log::info!("ignored a datagram from {}", datagram.source());
                     continue;
                 }
-                if let Some(message) = self.decode(&datagram.payload) {
-                    let (time, size) = (start.elapsed(), datagram.payload.len());
+                if let Some(message) = self.decode(datagram.payload()) {
+                    let (time, size) = (start.elapsed(), datagram.payload().len());
                     return Ok(Answer { message, transport: Transport::Udp, size, time, attempts });
                 }
             }

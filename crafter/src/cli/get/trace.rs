@@ -5,7 +5,7 @@ use std::time::Instant;
 use crate::cli::print;
 use crafter::{
     engine::{Action, Direction, Impair, SegmentHook},
-    packet::{Checksum, Segment, checksum},
+    packet::TcpView,
 };
 
 /// Impairs segments, and prints each with its impairment.
@@ -28,16 +28,7 @@ impl SegmentHook for Trace {
         if self.verbose {
             let time = now.duration_since(*self.first.get_or_insert(now));
             let clock = format!("{}.{:06}", print::clock(time), time.subsec_micros());
-            let segment = match Segment::parse(ip) {
-                Ok(mut segment) => {
-                    // A checksum left to offload is not an error if the packet did not pass a device.
-                    if checksum::verify(ip, true) != Checksum::Invalid {
-                        segment.checksum = None;
-                    }
-                    segment.to_string()
-                }
-                Err(error) => error.to_string(),
-            };
+            let segment = TcpView::parse(ip).map_or_else(|error| error.to_string(), |segment| segment.to_string());
             let impairment = match action {
                 Action::Pass => String::new(),
                 Action::Drop => " [dropped by --loss]".to_owned(),

@@ -18,6 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crafter_packet::testing::Segment;
 use tokio::sync::Notify;
 
 use super::{
@@ -32,7 +33,8 @@ use crate::{
     },
     engine::{StreamConfig, StreamEngine, StreamState},
     error::Result,
-    packet::{Checksum, Datagram, Flags, Segment, TcpView, Transport, checksum},
+    layer::Udp,
+    packet::{Checksum, Flags, TcpView, Transport, checksum},
 };
 
 /// This host's address.
@@ -49,7 +51,7 @@ fn at(address: &str, port: u16) -> SocketAddr {
 }
 
 fn udp(from: SocketAddr, to: SocketAddr, payload: &[u8]) -> Vec<u8> {
-    Datagram::new(from, to, payload.to_vec()).build()
+    (Udp::new().between(from, to) / payload).build().unwrap()
 }
 
 fn tcp(from: SocketAddr, to: SocketAddr, flags: Flags) -> Vec<u8> {

@@ -84,7 +84,8 @@ fn protocols() {
     let gre = read(&ip(&[], 47, 0, &TCP));
     assert_eq!(sent(&rule(""), |_| {}, &gre), Verdict::Protocol);
     assert_eq!(sent(&any, |_| {}, &gre), Verdict::Allowed);
-    let udp = Datagram::new("192.0.2.1:50000".parse().unwrap(), "203.0.113.1:53".parse().unwrap(), vec![]).build();
+    let udp =
+        Udp::new().between("192.0.2.1:50000".parse().unwrap(), "203.0.113.1:53".parse().unwrap()).build().unwrap();
     assert_eq!(sent(&rule("protocols = ['tcp']"), |_| {}, &read(&udp)), Verdict::Protocol);
     // The lease owns the port for TCP only.
     assert_eq!(sent(&any, |_| {}, &read(&udp)), Verdict::SourcePort);

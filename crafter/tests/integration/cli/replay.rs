@@ -211,9 +211,12 @@ fn truncated_capture_is_sent_up_to_the_cut() {
     fs::write(&file, &whole[..whole.len() - 3]).unwrap();
     let mut judge = Judge::start(&lab, &directory, "udp src port 7");
     let done = replay(&lab, &file, &["-i", "lab0", "--json"]);
-    done.fails(exit::USAGE, "cut short at byte");
+    done.fails(exit::USAGE, "truncated at byte");
     let report = done.json();
-    assert!(report["sent"] == 9 && report["broken"].as_str().is_some_and(|text| text.contains("cut")), "{report}");
+    assert!(
+        report["sent"] == 9 && report["broken"].as_str().is_some_and(|text| text.contains("truncated")),
+        "{report}"
+    );
     judge.saw(9);
     // The same from stdin.
     let mut command = command(&lab, &["replay", "-", "-i", "lab0", "--json"]);

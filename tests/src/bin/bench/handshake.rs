@@ -11,7 +11,6 @@ use crafter::{
     Crafter, LeaseRequest, Options, StreamOptions,
     engine::Cursor,
     lab::{INTERFACE, Lab, LabOptions, SERVER_V4},
-    packet::Segment,
 };
 
 use nix::sys::socket::{Backlog, listen};
@@ -85,15 +84,15 @@ async fn by_hand(crafter: &Crafter, remote: SocketAddr) -> Result<f64> {
         let lease = crafter.lease(LeaseRequest::tcp()).await?;
         let mut cursor = Cursor::new(lease.local(remote.ip()).await?, remote);
         let start = Instant::now();
-        lease.send(&cursor.syn().build()).await?;
+        lease.send(&cursor.syn().build()?).await?;
         let reply = lease.recv_timeout(Duration::from_secs(2)).await?.context("no SYN-ACK")?;
-        cursor.handle(&Segment::parse(&reply.ip)?);
+        cursor.handle(&reply.ip);
         if !cursor.is_established() {
             bail!("the reply is no SYN-ACK");
         }
-        lease.send(&cursor.ack().build()).await?;
+        lease.send(&cursor.ack().build()?).await?;
         times.push(micros(start.elapsed()));
-        lease.send(&cursor.rst().build()).await?;
+        lease.send(&cursor.rst().build()?).await?;
     }
     Ok(median(times))
 }

@@ -15,8 +15,9 @@ use std::{
 
 use crafter::{
     engine::{AckPolicy, Error, StreamConfig, StreamEngine, StreamState},
-    packet::{Flags, Segment},
+    packet::Flags,
 };
+use crafter_packet::testing::Segment;
 use crafter_tests::leak::Parallel;
 
 use end::{End, Ending};

@@ -6,7 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crafter::packet::{Checksum, Flags, Segment, checksum};
+use crafter::packet::{Checksum, Flags, checksum};
+use crafter_packet::testing::Segment;
 
 use super::random::Random;
 

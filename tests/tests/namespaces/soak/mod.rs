@@ -19,8 +19,10 @@ use crafter::{
     datapath::program::Attach,
     driver::Stats,
     lab::{INTERFACE, Lab},
-    packet::{Checksum, Flags, Segment, TcpOption},
+    layer::TcpOption,
+    packet::{Checksum, Flags},
 };
+use crafter_packet::testing::Segment;
 use crafter_tests::{
     leak::Serial,
     service::{ROOT, Service},

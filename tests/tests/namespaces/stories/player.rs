@@ -9,8 +9,10 @@ use std::{
 
 use crafter::{
     engine::{AckPolicy, StreamConfig, StreamEngine},
-    packet::{Flags, Segment, TcpOption},
+    layer::TcpOption,
+    packet::Flags,
 };
+use crafter_packet::testing::Segment;
 
 use super::script::{Event, Line, Opening, Told};
 
@@ -49,7 +51,7 @@ fn byte(ours: bool, number: usize) -> u8 {
 /// Value and echo.
 fn timestamps(segment: &Segment) -> Option<(u32, u32)> {
     segment.options.iter().find_map(|option| match option {
-        TcpOption::Timestamps { value, echo } => Some((*value, *echo)),
+        TcpOption::Timestamp(value, echo) => Some((*value, *echo)),
         _ => None,
     })
 }
@@ -253,7 +255,7 @@ impl Player {
             TcpOption::Sack(blocks) => blocks.first().map(|(a, b)| (a.wrapping_sub(PEER), b.wrapping_sub(PEER))),
             _ => None,
         });
-        let sack_permitted = segment.options.contains(&TcpOption::SackPermitted);
+        let sack_permitted = segment.options.contains(&TcpOption::SackOk);
         let is_data = |payload: &[u8]| payload == bytes(true, seq.wrapping_sub(1) as usize, payload.len());
         [
             ("the flags", without_push(segment.flags) != without_push(told.flags)),
@@ -280,16 +282,17 @@ impl Player {
         segment.window = told.window.unwrap_or(segment.window);
         segment.payload = bytes(false, told.seq.wrapping_sub(1) as usize, told.length);
         segment.options.extend(told.mss.map(TcpOption::Mss));
-        segment.options.extend(told.scale.map(TcpOption::WindowScale));
-        segment.options.extend(told.sack_permitted.then_some(TcpOption::SackPermitted));
+        segment.options.extend(told.scale.map(TcpOption::WScale));
+        segment.options.extend(told.sack_permitted.then_some(TcpOption::SackOk));
         let isn = self.isn.unwrap_or_default();
-        let block = |(a, b): (u32, u32)| TcpOption::Sack(vec![(isn.wrapping_add(a), isn.wrapping_add(b))]);
+        let block =
+            |(a, b): (u32, u32)| TcpOption::Sack([(isn.wrapping_add(a), isn.wrapping_add(b))].into_iter().collect());
         segment.options.extend(told.sack.map(block));
         let stamp = self.stamp.unwrap_or_default();
-        segment.options.extend(told.timestamps.map(|(value, echo)| TcpOption::Timestamps {
-            value: PEERS_STAMP.wrapping_add(value),
-            echo: stamp.wrapping_add(echo),
-        }));
+        segment.options.extend(
+            told.timestamps
+                .map(|(value, echo)| TcpOption::Timestamp(PEERS_STAMP.wrapping_add(value), stamp.wrapping_add(echo))),
+        );
         let now = self.now;
         match self.engine()?.handle_packet(now, &segment.build()) {
             true => Ok(()),
@@ -328,8 +331,8 @@ impl Player {
         for option in &segment.options {
             let _ = match option {
                 TcpOption::Mss(mss) => write!(shown, " mss {mss}"),
-                TcpOption::WindowScale(scale) => write!(shown, " wscale {scale}"),
-                TcpOption::SackPermitted => write!(shown, " sackOK"),
+                TcpOption::WScale(scale) => write!(shown, " wscale {scale}"),
+                TcpOption::SackOk => write!(shown, " sackOK"),
                 TcpOption::Sack(blocks) => blocks
                     .iter()
                     .try_for_each(|(a, b)| write!(shown, " sack {}:{}", a.wrapping_sub(PEER), b.wrapping_sub(PEER))),

@@ -17,11 +17,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crafter::{
-    Crafter, Error, LeaseRequest, Stream, StreamOptions,
-    lab::INTERFACE,
-    packet::{Segment, TcpOption},
-};
+use crafter::{Crafter, Error, LeaseRequest, Stream, StreamOptions, lab::INTERFACE, layer::TcpOption};
+use crafter_packet::testing::Segment;
 use crafter_tests::{
     by_hand::{PATIENCE, sha256},
     impair::{BadNetwork, Seen},
@@ -310,14 +307,13 @@ fn judge_network(row: &Row, seen: &[Seen; 2]) {
     }
     let (syn, syn_ack) = (ours.syn.as_ref().expect("our SYN"), theirs.syn.as_ref().expect("its SYN-ACK"));
     let off = |what: &str| row.sysctls.contains(&(what, "0"));
-    assert!(syn.options.contains(&TcpOption::SackPermitted), "{name}: {syn}");
-    assert_eq!(syn_ack.options.contains(&TcpOption::SackPermitted), !off("tcp_sack"), "{name}: {syn_ack}");
+    assert!(syn.options.contains(&TcpOption::SackOk), "{name}: {syn}");
+    assert_eq!(syn_ack.options.contains(&TcpOption::SackOk), !off("tcp_sack"), "{name}: {syn_ack}");
     let stamped = row.timestamps && !off("tcp_timestamps");
     for seen in seen {
         assert_eq!(seen.without_timestamp > 0, !stamped, "{name}: {seen:?}");
     }
-    let offers =
-        |segment: &Segment| segment.options.iter().any(|option| matches!(option, TcpOption::Timestamps { .. }));
+    let offers = |segment: &Segment| segment.options.iter().any(|option| matches!(option, TcpOption::Timestamp(..)));
     assert_eq!([offers(syn), offers(syn_ack)], [row.timestamps, stamped], "{name}: {syn}, {syn_ack}");
     assert_eq!(syn_ack.window_scale().is_some(), !off("tcp_window_scaling"), "{name}: {syn_ack}");
     if row.network.loss >= 0.05 && row.down >= 300_000 && row.rx_buffer.is_none() {

@@ -12,7 +12,7 @@ fn one(text: &str) -> Packet {
 }
 
 #[test]
-fn the_notation() {
+fn notation() {
     let text =
         r#"IP(dst="192.0.2.2", ttl=0x05)/TCP(dport=443, flags='SA', options=[("MSS",1460), ("NOP", None)],)/Raw("hi")"#;
     let packet = Ip::to("192.0.2.2").ttl(5)
@@ -44,7 +44,7 @@ fn sets_iterate_over_their_product() {
     assert_eq!(all[23], (7, 2, 441));
     assert_eq!(
         set.packets(23).unwrap_err().to_string(),
-        "expression: it stands for 24 packets, at most 23 are allowed"
+        "expression: it is a set of 24 packets, at most 23 are allowed"
     );
     assert!(set.single().is_err());
 }
@@ -53,7 +53,7 @@ fn sets_iterate_over_their_product() {
 fn large_sets_are_lazy() {
     let set =
         PacketSet::parse(r#"IPv6(dst="2001:db8::/16", fl=(0,1000))/TCP(dport=(0,65535), seq=(0,4294967295))"#).unwrap();
-    assert_eq!(set.len(), u128::MAX, "more than can be told");
+    assert_eq!(set.len(), u128::MAX, "saturates");
     assert_eq!(set.packets(u128::MAX).unwrap().take(3).count(), 3);
     let all = PacketSet::parse(r#"IPv6(dst="::/0")"#).unwrap();
     assert!(all.packets(1000).is_err());
@@ -61,7 +61,7 @@ fn large_sets_are_lazy() {
 }
 
 #[test]
-fn errors_say_where_and_what_would_fit() {
+fn errors_have_column_and_expectation() {
     for (text, column, said) in [
         ("", 1, "the end makes no sense here; a layer"),
         ("IP()/", 6, "the end makes no sense here; a layer"),
@@ -71,7 +71,7 @@ fn errors_say_where_and_what_would_fit() {
         ("IP(ttl=(1,256))", 8, "IP.ttl: 256 does not fit 8 bits"),
         ("IP(ttl=(5,1))", 8, "a range is two numbers"),
         ("IP(ttl=[])", 8, "the list is empty"),
-        ("IP(dst=\"192.0.2.0/33\")", 8, "'192.0.2.0/33' is no prefix"),
+        ("IP(dst=\"192.0.2.0/33\")", 8, "'192.0.2.0/33' is not a prefix"),
         ("IP(dst=\"192.0.2.300\")", 8, "IP.dst: '192.0.2.300' is not an IPv4 address"),
         ("IP(dst=192.0.2.3)", 11, "'.' makes no sense here; "),
         ("IP(ttl=)", 8, "')' makes no sense here; a value is needed"),
@@ -84,7 +84,7 @@ fn errors_say_where_and_what_would_fit() {
         ("Raw(\"\\q\")", 7, "'q' makes no sense here; an escape"),
         ("Raw(\"ä\", x=1)", 10, "Raw has no field 'x'"),
         ("TCP(options=[(\"MSS\",70000)])", 13, "TCP.options: 70000 is too large"),
-        ("TCP(options=[(\"MMS\",1)])", 13, "TCP.options: 'MMS' is no TCP option; did you mean MSS?"),
+        ("TCP(options=[(\"MMS\",1)])", 13, "TCP.options: 'MMS' is not a TCP option; did you mean MSS?"),
         ("TCP(seq=99999999999999999999)", 9, "'9' makes no sense here; a number below 2^64"),
     ] {
         let error = PacketSet::parse(text).unwrap_err();
@@ -97,7 +97,7 @@ fn errors_say_where_and_what_would_fit() {
 }
 
 #[test]
-fn values_are_calculated() {
+fn values_are_computed() {
     assert_eq!(one("IP(ttl=2*(3+1))/TCP(dport=80+1, flags=1<<1 | 0x10)"), Ip::new().ttl(8) / Tcp::to(81).flags("SA"));
     assert_eq!(one("IP(id=~0 & 0xffff)/(UDP()/\"abc\"[1:])"), Ip::new().id(0xffff) / (Udp::new() / "bc"));
     assert_eq!(PacketSet::parse("IP(ttl=[1+1, (2, 2+2)])").unwrap().len(), 4);
@@ -107,7 +107,7 @@ fn values_are_calculated() {
         ("IP(ttl=1-2)", 8, "IP.ttl: -1 does not fit: it is negative"),
         ("IP(ttl=1//0)", 9, "division by 0"),
         ("IP()/5", 5, "'/' stacks layers, and a number is none"),
-        ("1+1", 1, "a number is no packet"),
+        ("1+1", 1, "a number is not a packet"),
         ("IP(ttl=x)", 8, "there is no layer 'x'"),
         ("sr1(IP())", 1, "there is no layer 'sr1'"),
     ] {
@@ -117,7 +117,7 @@ fn values_are_calculated() {
 }
 
 #[test]
-fn lists_of_lists_are_several_values_of_a_list() {
+fn list_of_lists_is_several_values() {
     let set = PacketSet::parse(r#"TCP(options=[[], [("MSS",1460)], ["NOP", "NOP"]], dport=(1,2))"#).unwrap();
     let options: Vec<_> =
         set.packets(6).unwrap().map(|packet| packet.get::<Tcp>().unwrap().options.clone().unwrap().len()).collect();
@@ -127,7 +127,7 @@ fn lists_of_lists_are_several_values_of_a_list() {
 }
 
 #[test]
-fn names_of_hosts_need_a_resolver() {
+fn host_names_need_a_resolver() {
     let error = PacketSet::parse("IP(dst=\"localhost\")").unwrap_err().to_string();
     assert_eq!(error, "expression, column 8: IP.dst: 'localhost' is not an IPv4 address");
     struct Hosts;
@@ -144,7 +144,7 @@ fn names_of_hosts_need_a_resolver() {
 }
 
 #[test]
-fn every_stack_prints_itself() {
+fn text_form_of_every_layer_parses() {
     for packet in crate::layer::samples::stacks() {
         assert_eq!(one(&packet.to_string()), packet);
         let bytes = packet.build().unwrap();
@@ -159,7 +159,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases.max(1000)))]
 
     #[test]
-    fn any_text_is_read_or_refused(text in "(IP|TCP|DNS|Raw|[(),=/\\[\\]\"'\\\\b ]|ttl|[0-9]|\\PC){0,40}") {
+    fn any_text_is_parsed_or_rejected(text in "(IP|TCP|DNS|Raw|[(),=/\\[\\]\"'\\\\b ]|ttl|[0-9]|\\PC){0,40}") {
         if let Ok(set) = PacketSet::parse(&text) {
             prop_assert_eq!(&PacketSet::parse(&set.to_string()).unwrap(), &set);
             for packet in set.packets(u128::MAX).unwrap().take(3) {
@@ -169,7 +169,7 @@ proptest! {
     }
 
     #[test]
-    fn any_packet_prints_itself((kind, bytes) in crate::layer::samples::damaged()) {
+    fn text_form_of_any_packet_parses((kind, bytes) in crate::layer::samples::damaged()) {
         prop_assume!(!bytes.is_empty());
         let packet = Packet::parse(kind, &bytes);
         let text = packet.to_string();

@@ -22,7 +22,7 @@ use super::*;
 use crate::{
     LeaseRequest, Options,
     datapath::{features, interface},
-    packet::Datagram,
+    layer::Udp,
     service::host::{child, privileges},
 };
 
@@ -68,8 +68,8 @@ fn story(confine: impl FnOnce()) -> String {
             peer.send_to(b"to a leased port", here).unwrap();
             let received = lease.recv_timeout(Duration::from_secs(5)).await.unwrap().unwrap();
             assert!(received.ip.ends_with(b"to a leased port"));
-            let crafted = Datagram::new(here, peer.local_addr().unwrap(), b"from a leased port".to_vec());
-            lease.send(&crafted.build()).await.unwrap();
+            let crafted = Udp::new().between(here, peer.local_addr().unwrap()) / "from a leased port";
+            lease.send(&crafted.build().unwrap()).await.unwrap();
             let mut buffer = [0; 64];
             assert_eq!(peer.recv_from(&mut buffer).unwrap(), (18, here));
             assert!(tokio::task::spawn_blocking(|| fs::read_to_string("/etc/passwd")).await.unwrap().is_ok());

@@ -1,79 +1,80 @@
-//! What a reply and its request have in common, as a key to a table of many requests in flight.
+//! Keys that a request and its replies share, to look up one of many requests in flight.
 
 use std::net::IpAddr;
 
 use super::{
-    AnyLayer, Icmp, Ip, Ipv6, Packet, TcpError, answer::behind_link, ether, icmpv6, ip, ipv6, protocol::worth, udp,
+    AnyLayer, Icmp, Ip, Ipv6, Packet, TcpError, answer::behind_link, ether, icmpv6, ip, ipv6, protocol::or_default, udp,
 };
+use crate::view::ip::{ICMP, ICMPV6, TCP, UDP};
 
-/// What to look a request up by: the same for a request and for whatever answers it, ICMP errors included.
+/// A lookup key that is equal for a request and everything that answers it, ICMP errors included.
 ///
-/// It says less than [`answers`](Packet::answers), and is cheap: no allocation, no building. Addresses are in it where
-/// only the address asked can answer (TCP), not where others may (a broadcast ping).
+/// Equal keys are necessary for [`answers`](Packet::answers), not sufficient. Computing a key neither allocates nor
+/// builds. It includes the address only if no other address can answer (TCP), unlike a broadcast ping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct AnswerKey {
-    /// Protocol number of IP, or [`LINK`] and up for what is not on IP.
+pub struct MatchKey {
+    /// IP protocol number; [`LINK`] and above for packets without IP.
     protocol: u16,
-    /// Type of the request, for ICMP and ARP.
+    /// Message type of the request, for ICMP and ARP.
     message: u16,
     /// Ports of the request, or identifier and sequence number.
     numbers: (u16, u16),
-    /// The address asked; 0: it does not tell.
+    /// The address of the request; 0: any.
     address: u128,
 }
 
-/// Behind all protocol numbers of IP.
+/// Above all IP protocol numbers.
 const LINK: u16 = 0x100;
 const ARP: u16 = LINK + 1;
 
 impl Packet {
-    /// The key of this packet as a request, as sent: unset fields count with their defaults.
+    /// The key of this packet as a request. Unset fields have their defaults.
     ///
     /// ```
     /// # use crafter_packet::layer::{Ip, Tcp};
     /// let request = Ip::to("192.0.2.2").src("192.0.2.1") / Tcp::to(80).sport(5000).seq(9);
     /// let reply = Ip::to("192.0.2.1").src("192.0.2.2") / Tcp::to(5000).sport(80).flags("SA").ack(10);
     /// assert!(reply.answers(&request));
-    /// assert_eq!(reply.answered_key(), request.answer_key());
+    /// assert_eq!(reply.reply_key(), request.request_key());
     /// ```
     ///
-    /// Put requests into a map by this key; those that a reply may answer are then under the reply's
-    /// [`answered_key`](Self::answered_key), and [`answers`](Self::answers) tells which of them it does.
-    pub fn answer_key(&self) -> AnswerKey {
+    /// Store requests in a map by this key. Those that a reply may answer have the reply's
+    /// [`reply_key`](Self::reply_key); [`answers`](Self::answers) selects among them.
+    pub fn request_key(&self) -> MatchKey {
         let layers = behind_link(self.layers());
-        asked(layers).of_link(self.layers(), layers)
+        of_request(layers).of_link(self.layers(), layers)
     }
 
-    /// The key of the requests that this packet, as received, can answer: if `reply.answers(&request)`, then
-    /// `reply.answered_key() == request.answer_key()`. That of an ICMP error is the key of what it quotes.
-    pub fn answered_key(&self) -> AnswerKey {
+    /// The key of the requests that this received packet can answer: if `reply.answers(&request)`, then
+    /// `reply.reply_key() == request.request_key()`. For an ICMP error, the key of the quoted packet.
+    pub fn reply_key(&self) -> MatchKey {
         let layers = behind_link(self.layers());
-        answered(layers).of_link(self.layers(), layers)
+        of_reply(layers).of_link(self.layers(), layers)
     }
 
-    /// The only address that can answer this request other than by an ICMP error; `None`: any may, as the request
+    /// The only address that can answer this request, apart from ICMP errors; `None` if any can, because the request
     /// goes to a group or is not an IP packet.
     ///
-    /// For many requests that differ in nothing but their destination, a table by key and answerer is faster: look a
-    /// reply up by its key and [`answered_as`](Self::answered_as), then by its key and `None`. If
-    /// `reply.answers(&request)`, then `request.answerer()` is one of these two.
-    pub fn answerer(&self) -> Option<IpAddr> {
+    /// For many requests that differ only in their destination, a table by key and this address is faster: look up a
+    /// reply by its key and [`reply_source`](Self::reply_source), then by its key and `None`. If
+    /// `reply.answers(&request)`, then `request.expected_source()` is one of these two.
+    pub fn expected_source(&self) -> Option<IpAddr> {
         destination(behind_link(self.layers())).filter(|address| !is_group(*address))
     }
 
-    /// The address that this reply answers as: its source; an ICMP error answers as the destination of its quote.
-    pub fn answered_as(&self) -> Option<IpAddr> {
+    /// The address for which this reply answers: its source; for an ICMP error, the destination of the quoted packet.
+    pub fn reply_source(&self) -> Option<IpAddr> {
         let layers = behind_link(self.layers());
         quote(layers).map_or_else(|| source(layers), destination)
     }
 }
 
-/// Whether an address is that of many: multicast, or everybody.
+/// Whether an address is multicast or broadcast.
 pub(crate) fn is_group(address: IpAddr) -> bool {
     address.is_multicast() || matches!(address, IpAddr::V4(address) if address.is_broadcast())
 }
 
-/// The packet that an ICMP error quotes, from its IP header.
+/// The packet quoted by an ICMP error, from its IP header on.
 fn quote(layers: &[AnyLayer]) -> Option<&[AnyLayer]> {
     let above = above_ip(layers)?;
     match above {
@@ -84,7 +85,7 @@ fn quote(layers: &[AnyLayer]) -> Option<&[AnyLayer]> {
     .then(|| &above[1..])
 }
 
-/// What stands on the outermost IP header, IPv6 extension headers left out.
+/// The layers above the outermost IP header, without IPv6 extension headers.
 fn above_ip(layers: &[AnyLayer]) -> Option<&[AnyLayer]> {
     match layers {
         [AnyLayer::Ip(_), above @ ..] => Some(above),
@@ -93,7 +94,7 @@ fn above_ip(layers: &[AnyLayer]) -> Option<&[AnyLayer]> {
     }
 }
 
-/// Where the outermost IP header sends its packet in the end.
+/// The final destination according to the outermost IP header.
 fn destination(layers: &[AnyLayer]) -> Option<IpAddr> {
     match layers {
         [AnyLayer::Ip(ip), ..] => ip::last_destination(ip),
@@ -102,16 +103,16 @@ fn destination(layers: &[AnyLayer]) -> Option<IpAddr> {
     }
 }
 
-/// Where the outermost IP header says that its packet comes from.
+/// The source address in the outermost IP header.
 fn source(layers: &[AnyLayer]) -> Option<IpAddr> {
     match layers.first() {
-        Some(AnyLayer::Ip(ip)) => worth!(ip, Ip, src).map(Into::into),
-        Some(AnyLayer::Ipv6(ip)) => worth!(ip, Ipv6, src).map(Into::into),
+        Some(AnyLayer::Ip(ip)) => or_default!(ip, Ip, src).map(Into::into),
+        Some(AnyLayer::Ipv6(ip)) => or_default!(ip, Ipv6, src).map(Into::into),
         _ => None,
     }
 }
 
-/// The protocol number in the outermost IP header, or the last extension header behind it.
+/// The protocol number in the outermost IP header or its last extension header.
 fn protocol(layers: &[AnyLayer]) -> Option<u8> {
     let above = above_ip(layers)?;
     let set = match &layers[layers.len() - above.len() - 1] {
@@ -126,8 +127,8 @@ fn protocol(layers: &[AnyLayer]) -> Option<u8> {
     set.or(ip::protocol(above.first()))
 }
 
-impl AnswerKey {
-    /// Where nothing else is known, the Ethernet type.
+impl MatchKey {
+    /// Adds the EtherType if the key has nothing else.
     fn of_link(self, layers: &[AnyLayer], behind: &[AnyLayer]) -> Self {
         let link = layers.len() - behind.len();
         let set = match layers[..link].last() {
@@ -140,7 +141,7 @@ impl AnswerKey {
     }
 }
 
-const NOTHING: AnswerKey = AnswerKey { protocol: LINK, message: 0, numbers: (0, 0), address: 0 };
+const NOTHING: MatchKey = MatchKey { protocol: LINK, message: 0, numbers: (0, 0), address: 0 };
 
 fn bits(address: Option<IpAddr>) -> u128 {
     match address {
@@ -150,30 +151,27 @@ fn bits(address: Option<IpAddr>) -> u128 {
     }
 }
 
-fn tcp(ports: (Option<u16>, Option<u16>), address: Option<IpAddr>) -> AnswerKey {
+fn tcp(ports: (Option<u16>, Option<u16>), address: Option<IpAddr>) -> MatchKey {
     let numbers = (ports.0.or(TcpError::DEFAULTS.sport), ports.1.or(TcpError::DEFAULTS.dport));
     let numbers = (numbers.0.unwrap_or(0), numbers.1.unwrap_or(0));
-    AnswerKey { protocol: crate::header::ip::TCP.into(), numbers, address: bits(address), ..NOTHING }
+    MatchKey { protocol: TCP.into(), numbers, address: bits(address), ..NOTHING }
 }
 
-fn udp(source: u16, destination: u16) -> AnswerKey {
+fn udp(source: u16, destination: u16) -> MatchKey {
     let is_tunnel = source == udp::VXLAN || destination == udp::VXLAN;
-    // Both ends of a tunnel send to the same port, from any.
+    // Both ends of a tunnel send to the same port, from any source port.
     let numbers = if is_tunnel { (0, udp::VXLAN) } else { (source, destination) };
-    AnswerKey { protocol: crate::header::ip::UDP.into(), numbers, ..NOTHING }
+    MatchKey { protocol: UDP.into(), numbers, ..NOTHING }
 }
 
-fn numbered(protocol: u8, message: u8, numbers: (u16, u16)) -> AnswerKey {
-    AnswerKey { protocol: protocol.into(), message: message.into(), numbers, ..NOTHING }
+fn numbered(protocol: u8, message: u8, numbers: (u16, u16)) -> MatchKey {
+    MatchKey { protocol: protocol.into(), message: message.into(), numbers, ..NOTHING }
 }
 
-const ICMP: u8 = crate::header::ip::ICMP;
-const ICMPV6: u8 = crate::header::ip::ICMPV6;
-
-/// The key of a request, from its IP header, ARP or what else is behind the link layer.
-fn asked(layers: &[AnyLayer]) -> AnswerKey {
+/// The key of a request, from the layer after the link layer on.
+fn of_request(layers: &[AnyLayer]) -> MatchKey {
     let above = above_ip(layers).unwrap_or(layers);
-    let solicited = |target: Option<std::net::Ipv6Addr>| AnswerKey {
+    let solicited = |target: Option<std::net::Ipv6Addr>| MatchKey {
         address: bits(target.map(Into::into)),
         ..numbered(ICMPV6, 135, (0, 0))
     };
@@ -199,21 +197,21 @@ fn asked(layers: &[AnyLayer]) -> AnswerKey {
         [AnyLayer::Arp(question), ..] => {
             let op = question.op.unwrap_or(1);
             let address = if op == 1 { question.pdst.or(Some(std::net::Ipv4Addr::UNSPECIFIED)) } else { None };
-            AnswerKey { protocol: ARP, message: op, address: bits(address.map(Into::into)), ..NOTHING }
+            MatchKey { protocol: ARP, message: op, address: bits(address.map(Into::into)), ..NOTHING }
         }
         _ => other(layers),
     }
 }
 
 /// The key of the requests that a packet can answer.
-fn answered(layers: &[AnyLayer]) -> AnswerKey {
+fn of_reply(layers: &[AnyLayer]) -> MatchKey {
     if let Some(quoted) = quote(layers) {
-        return asked(quoted);
+        return of_request(quoted);
     }
     match above_ip(layers).unwrap_or(layers) {
         [AnyLayer::Tcp(segment), ..] => {
             let back = tcp((segment.sport, segment.dport), source(layers));
-            AnswerKey { numbers: (back.numbers.1, back.numbers.0), ..back }
+            MatchKey { numbers: (back.numbers.1, back.numbers.0), ..back }
         }
         [AnyLayer::Udp(datagram), rest @ ..] => {
             let port = udp::port(rest.first());
@@ -226,22 +224,22 @@ fn answered(layers: &[AnyLayer]) -> AnswerKey {
         [AnyLayer::Icmpv6EchoReply(echo), ..] => numbered(ICMPV6, 128, (echo.id.unwrap_or(0), echo.seq.unwrap_or(0))),
         [AnyLayer::NdNeighborAdvertisement(message), ..] => {
             let target = message.tgt.unwrap_or(std::net::Ipv6Addr::UNSPECIFIED);
-            AnswerKey { address: target.to_bits(), ..numbered(ICMPV6, 135, (0, 0)) }
+            MatchKey { address: target.to_bits(), ..numbered(ICMPV6, 135, (0, 0)) }
         }
         [AnyLayer::NdRouterAdvertisement(_), ..] => numbered(ICMPV6, 133, (0, 0)),
         [AnyLayer::Arp(reply), ..] => {
             let op = reply.op.unwrap_or(1).wrapping_sub(1);
             let address = if op == 1 { reply.psrc.or(Some(std::net::Ipv4Addr::UNSPECIFIED)) } else { None };
-            AnswerKey { protocol: ARP, message: op, address: bits(address.map(Into::into)), ..NOTHING }
+            MatchKey { protocol: ARP, message: op, address: bits(address.map(Into::into)), ..NOTHING }
         }
         _ => other(layers),
     }
 }
 
-/// What has no numbers of its own: the protocol is all that is known.
-fn other(layers: &[AnyLayer]) -> AnswerKey {
+/// The key of a packet without ports or identifiers: only its protocol.
+fn other(layers: &[AnyLayer]) -> MatchKey {
     match above_ip(layers) {
-        Some(_) => AnswerKey { protocol: protocol(layers).unwrap_or(0).into(), ..NOTHING },
+        Some(_) => MatchKey { protocol: protocol(layers).unwrap_or(0).into(), ..NOTHING },
         None => NOTHING,
     }
 }

@@ -1,39 +1,40 @@
-//! The kernel half and user space read the same of any bytes, or refuse.
+//! Property: the eBPF programs and user space read the same fields of any bytes, or both reject them.
 //!
-//! The kernel half's functions are run over slices here, as its ingress and egress programs call them; beside them stands
-//! what user space makes of the same bytes, through the types that its callers use.
+//! Runs the parser functions as the ingress and egress programs call them, on slices, and compares the results with the
+//! types of user space on the same bytes.
 
 use std::net::{IpAddr, SocketAddr};
 
 use crafter_common::parse::{self, Bytes as _, Icmp, Network};
-use crafter_packet::header::{
-    Datagram, Framed, IcmpError, IpPacket, Protocol, Segment, TcpView, flow, framed, icmp_query, ip, received,
+use crafter_packet::layer::{Tcp, Udp};
+use crafter_packet::view::{
+    Framed, IcmpError, IpPacket, TcpView, Transport, UdpView, flow, framed, icmp_query, ip, received,
 };
 use proptest::{collection::vec, prelude::*, sample::select};
 
-/// What a reader says of a packet.
+/// The fields that a parser reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Seen {
     source: IpAddr,
     destination: IpAddr,
     protocol: u8,
     transport: usize,
-    /// Identification, and whether it is a later one.
+    /// Identification, and whether it is a fragment other than the first.
     fragment: Option<(u32, bool)>,
     ends: Ends,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ends {
-    /// Of TCP and UDP.
+    /// TCP and UDP.
     Ports(u16, u16),
-    /// Of the ICMP of the packet's version; whose it is, if it is a reply or an error about a query.
+    /// ICMP of the packet's IP version; the owner of the identifier, for a reply or an error about a query.
     Icmp(Option<SocketAddr>),
-    /// Of a later fragment and of other protocols.
+    /// Other protocols, and fragments other than the first.
     None,
 }
 
-/// What the kernel half sees in the IP packet; `None`: it passes it as malformed or unknown.
+/// The fields that the eBPF programs read; `None` if they pass the packet as malformed or unknown.
 fn kernel(bytes: &[u8], v6: bool) -> Option<(Network, Seen)> {
     let net = parse::network(bytes, 0, v6).ok()?;
     let (source, destination) = net.addresses(bytes)?;
@@ -58,7 +59,7 @@ fn kernel(bytes: &[u8], v6: bool) -> Option<(Network, Seen)> {
     Some((net, Seen { source, destination, protocol: net.protocol, transport: net.transport, fragment, ends }))
 }
 
-/// Whose identifier the kernel half asks for, of an ICMP packet.
+/// The owner that the eBPF programs look up for an ICMP packet.
 fn owner(bytes: &[u8], net: &Network) -> Option<SocketAddr> {
     let (address, id) = match parse::icmp(bytes, net)? {
         Icmp::Reply { id } if net.left == 0 => (net.end(net.addresses(bytes)?.1)?, id),
@@ -72,14 +73,14 @@ fn owner(bytes: &[u8], net: &Network) -> Option<SocketAddr> {
     Some((ip::address(address, net.v6), u16::from_be_bytes(id)).into())
 }
 
-/// What user space sees in it.
+/// The fields that user space reads.
 fn user(bytes: &[u8]) -> Option<Seen> {
     let packet = IpPacket::read(bytes).ok()?;
     let fragment = packet.fragment.map(|fragment| (fragment.id, fragment.offset > 0));
     let is_later = fragment.is_some_and(|(_, is_later)| is_later);
     let flow = flow(bytes);
     let ends = match flow.map(|flow| (flow.protocol, flow)) {
-        Some((Protocol::Icmp, _)) => Ends::Icmp(icmp_query(bytes)),
+        Some((Transport::Icmp, _)) => Ends::Icmp(icmp_query(bytes)),
         Some((_, flow)) => Ends::Ports(flow.source.port(), flow.destination.port()),
         None if !is_later && matches!(packet.protocol, ip::TCP | ip::UDP) => return None,
         None => Ends::None,
@@ -98,62 +99,62 @@ fn user(bytes: &[u8]) -> Option<Seen> {
     })
 }
 
-/// How long a packet says it is; 0: as long as it is there.
+/// The declared length of a packet in bytes; 0: up to the end of the bytes.
 fn declared(bytes: &[u8], v6: bool) -> Option<usize> {
     let field = |at: usize| Some(usize::from(u16::from_be_bytes([*bytes.get(at)?, *bytes.get(at + 1)?])));
     if v6 { field(4).map(|length| if length == 0 { 0 } else { 40 + length }) } else { field(2) }
 }
 
-/// Whether `part`, read of the first bytes of a packet, is `all`, read of more of it, or says less.
+/// Whether `part`, read from the first bytes of a packet, equals `all`, read from more bytes, or has less information.
 fn agrees(part: &Seen, all: &Seen) -> bool {
     let ends = part.ends == all.ends || (part.ends == Ends::Icmp(None) && matches!(all.ends, Ends::Icmp(_)));
     ends && Seen { ends: all.ends, ..part.clone() } == *all
 }
 
-/// What is to hold for any bytes.
+/// Asserts the property for any bytes.
 fn check(bytes: &[u8]) {
     let Ok((0, v6)) = parse::link(bytes, 0) else {
         assert_eq!(user(bytes), None);
         return;
     };
-    let (seen, told) = (kernel(bytes, v6), user(bytes));
+    let (seen, found) = (kernel(bytes, v6), user(bytes));
 
-    // As long as the packet says, both say the same, or refuse.
+    // Within the declared length, both read the same or reject.
     let length = declared(bytes, v6).map_or(0, |length| if length == 0 { bytes.len() } else { length });
     let whole = bytes.get(..length).and_then(|whole| kernel(whole, v6)).map(|(_, seen)| seen);
-    assert_eq!(told, whole, "{bytes:02x?}");
+    assert_eq!(found, whole, "{bytes:02x?}");
 
-    // Of bytes behind that, which user space does not see, the kernel half reads nothing else.
-    if let Some(told) = &told {
-        assert!(seen.as_ref().is_some_and(|(_, seen)| agrees(told, seen)), "{told:?} {seen:?} {bytes:02x?}");
+    // Bytes after that, which user space ignores, do not change what the eBPF programs read.
+    if let Some(found) = &found {
+        assert!(seen.as_ref().is_some_and(|(_, seen)| agrees(found, seen)), "{found:?} {seen:?} {bytes:02x?}");
     }
 
-    // What the kernel half passes to the kernel is nobody's.
-    let claimed = received(bytes).filter(|flow| flow.protocol != Protocol::Icmp);
-    let owned = told.as_ref().zip(seen.as_ref()).is_some_and(|(told, (net, _))| {
+    // A packet that the eBPF programs pass to the kernel has no owner in user space.
+    let claimed = received(bytes).filter(|flow| flow.protocol != Transport::Icmp);
+    let owned = found.as_ref().zip(seen.as_ref()).is_some_and(|(found, (net, _))| {
         let destination = net.addresses(bytes).expect("addresses").1;
-        matches!(told.ends, Ends::Ports(..)) && net.left == 0 && net.end(destination).is_some()
+        matches!(found.ends, Ends::Ports(..)) && net.left == 0 && net.end(destination).is_some()
     });
     assert_eq!(claimed.is_some(), owned, "{claimed:?} {bytes:02x?}");
 
-    // Nor do the readers of transports see one where it is not.
+    // The views of transports agree.
     let ports = |source: SocketAddr, destination: SocketAddr| Ends::Ports(source.port(), destination.port());
     if let Ok(view) = TcpView::read(bytes) {
-        let told = told.as_ref().expect("a segment");
+        let found = found.as_ref().expect("a segment");
         assert_eq!(
-            (told.protocol, told.fragment, told.ends),
+            (found.protocol, found.fragment, found.ends),
             (ip::TCP, None, ports(view.source(), view.destination()))
         );
     }
-    if let Ok(datagram) = Datagram::parse(bytes) {
-        let told = told.as_ref().expect("a datagram");
-        let ends = ports(datagram.source, datagram.destination);
-        assert_eq!((told.protocol, told.fragment, told.ends), (ip::UDP, None, ends));
+    if let Ok(view) = UdpView::read(bytes) {
+        let found = found.as_ref().expect("a datagram");
+        let ends = ports(view.source(), view.destination());
+        assert_eq!((found.protocol, found.fragment, found.ends), (ip::UDP, None, ends));
     }
     if let Ok(error) = IcmpError::read(bytes) {
         let (net, _) = seen.expect("an ICMP error");
         assert!(parse::is_icmp(&net));
-        // Redirects, and errors that nobody has defined, are the kernel's.
+        // Redirects and undefined errors are left to the kernel.
         if let Some(Icmp::Error { .. }) = parse::icmp(bytes, &net)
             && matches!(error.quoted.protocol, ip::TCP | ip::UDP)
         {
@@ -166,12 +167,12 @@ fn check(bytes: &[u8]) {
     }
 }
 
-/// All that was cut from `bytes`' end. What is read of fewer bytes is the same, or less.
+/// Checks every prefix of `bytes`: fewer bytes give the same or less information.
 fn check_cuts(bytes: &[u8]) {
     for length in 0..=bytes.len() {
         let cut = &bytes[..length];
         check(cut);
-        // With a length field that fits, so that user space reads on.
+        // With a matching length field, so that user space continues.
         let mut fitting = cut.to_vec();
         match parse::link(cut, 0) {
             Ok((_, false)) if length >= 20 => fitting[2..4].copy_from_slice(&(length as u16).to_be_bytes()),
@@ -182,13 +183,13 @@ fn check_cuts(bytes: &[u8]) {
     }
 }
 
-/// An IPv6 extension header: its type, and its bytes behind the type of the next one.
+/// An IPv6 extension header: its type, and its bytes after the next header field.
 fn extension() -> impl Strategy<Value = (u8, Vec<u8>)> {
     let kinds = vec![0, 43, 43, 44, 44, 44, 51, 60, 60, 135, 139, 140, 50, 59, 4, 41];
     (select(kinds), 0usize..4, vec(any::<u8>(), 40), 0u8..10).prop_map(|(kind, units, noise, dice)| {
         let mut bytes = noise[..if kind == 44 { 7 } else { 8 * units + 7 }].to_vec();
         match kind {
-            // The whole, the first, a later one; reserved bits are anything.
+            // Atomic, first and later fragments, with any reserved bits.
             44 => {
                 bytes[1] = if dice > 6 { bytes[1] } else { 0 };
                 bytes[2] = [6, 7, 0, 1, 1, 0, 9, 8, bytes[2], bytes[2]][usize::from(dice)];
@@ -199,7 +200,7 @@ fn extension() -> impl Strategy<Value = (u8, Vec<u8>)> {
         if kind == 43 {
             bytes[2] = [0, 0, 0, 0, 0, 0, 1, 2, 1, 255][usize::from(dice)];
         }
-        // A lie of a length.
+        // A wrong length.
         if dice == 9 {
             bytes[0] = noise[39];
         }
@@ -207,7 +208,7 @@ fn extension() -> impl Strategy<Value = (u8, Vec<u8>)> {
     })
 }
 
-/// What a packet carries: its protocol (ICMP's is that of IPv4), and bytes.
+/// A payload: its protocol (for ICMP, that of IPv4), and bytes.
 fn transport() -> impl Strategy<Value = (u8, Vec<u8>)> {
     let quoted = (any::<bool>(), chain(), v4_of(select(vec![ip::TCP, ip::UDP, ip::ICMP, 50]), vec(any::<u8>(), 0..24)));
     let error = (select(vec![3u8, 11, 5, 1, 2, 4]), 0u8..5, quoted).prop_map(|(kind, code, (v6, chain, v4))| {
@@ -232,7 +233,7 @@ const FORMS: [[u8; 16]; 4] = [
     [0; 16],
 ];
 
-/// An IPv6 packet with extension headers before `rest`; its length is right, none, or any.
+/// An IPv6 packet with extension headers before `rest`; its length is right, 0, or arbitrary.
 fn v6_of(headers: &[(u8, Vec<u8>)], (last, rest): (u8, &[u8]), forms: (usize, usize), length: Option<u16>) -> Vec<u8> {
     let mut packet = vec![0x60, 0, 0, 0, 0, 0, headers.first().map_or(last, |first| first.0), 64];
     packet.extend(FORMS[forms.0]);
@@ -247,7 +248,7 @@ fn v6_of(headers: &[(u8, Vec<u8>)], (last, rest): (u8, &[u8]), forms: (usize, us
     packet
 }
 
-/// Extension headers before the bytes of a segment, without an error's quotation.
+/// Extension headers before the bytes of a segment.
 fn chain() -> impl Strategy<Value = Vec<u8>> {
     let transport = (select(vec![ip::TCP, ip::UDP, ip::ICMPV6, 59]), vec(any::<u8>(), 0..28));
     (vec(extension(), 0..4), transport, 0usize..4).prop_map(|(headers, (last, mut rest), form)| {
@@ -258,7 +259,7 @@ fn chain() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// IPv4 options, source routes among them.
+/// IPv4 options, including source routes.
 fn options() -> impl Strategy<Value = Vec<u8>> {
     let route = (select(vec![131u8, 137]), 0u8..6, vec(any::<u8>(), 0..9))
         .prop_map(|(kind, pointer, slots)| [&[kind, slots.len() as u8 + 3, pointer][..], &slots].concat());
@@ -309,11 +310,11 @@ proptest! {
         let (a, b) = if v6 { ("[2001:db8::1]:7", "[2001:db8::2]:9") } else { ("192.0.2.1:7", "192.0.2.2:9") };
         let (a, b) = (a.parse().unwrap(), b.parse().unwrap());
         let mut bytes = match kind {
-            0 => Segment::new(a, b).build(),
-            1 => Datagram::new(a, b, vec![5; 12]).build(),
-            // An error that quotes a datagram.
+            0 => Tcp::new().between(a, b).build().unwrap(),
+            1 => (Udp::new().between(a, b) / vec![5; 12]).build().unwrap(),
+            // An ICMP error that quotes a datagram.
             _ => {
-                let mut error = Datagram::new(b, a, vec![5; 12]).build();
+                let mut error = (Udp::new().between(b, a) / vec![5; 12]).build().unwrap();
                 let payload = [&[if v6 { 1 } else { 3 }, 3, 0, 0, 0, 0, 0, 0], &error[..]].concat();
                 let header = if v6 { 40 } else { 20 };
                 error.truncate(header);
@@ -353,7 +354,7 @@ proptest! {
         check_cuts(&packet);
     }
 
-    /// What is checked of a frame that leaves is what the kernel half finds in it.
+    /// The policy checks the same packet in an outgoing frame that the eBPF programs find.
     #[test]
     fn frames(
         tags in vec((select(vec![0x8100u16, 0x8100, 0x88a8, 0x9100]), any::<u16>()), 0..5),
@@ -371,15 +372,15 @@ proptest! {
             let frame = &frame[..length];
             let announced = 14 + 4 * tags.len();
             match (parse::link(frame, 14), framed(frame)) {
-                // No IP packet passes for something else, and each is found at one place.
+                // Every IP packet is found, at one offset.
                 (Ok((start, v6)), Framed::Ip(packet)) => {
                     assert_eq!(packet, &frame[start..]);
                     assert_eq!(packet[0] >> 4, if v6 { 6 } else { 4 });
                 }
-                // The version is another, or is not there: malformed for the kernel half.
+                // Another IP version, or none: malformed for the eBPF programs.
                 (Ok((start, v6)), Framed::Unreadable) => assert!(parse::network(&frame[start..], 0, v6).is_err()),
                 (Ok(_), Framed::Other) => panic!("IP is taken for something else: {frame:02x?}"),
-                // Behind a tag that Linux does not know.
+                // After a tag that Linux does not know.
                 (Err(_), Framed::Ip(packet)) => {
                     assert!(tags.iter().any(|&(kind, _)| kind == 0x9100), "{frame:02x?}");
                     assert_eq!(frame.len() - packet.len(), announced);
@@ -400,10 +401,11 @@ proptest! {
     }
 }
 
-/// Packets that the two halves saw differently, or user space for itself.
+/// Packets that eBPF programs and user space once read differently.
 #[test]
-fn where_readers_differed() {
-    let segment = Segment::new("[2001:db8::1]:7".parse().unwrap(), "[2001:db8::2]:9".parse().unwrap()).build();
+fn packets_that_parsers_read_differently_before() {
+    let segment =
+        Tcp::new().between("[2001:db8::1]:7".parse().unwrap(), "[2001:db8::2]:9".parse().unwrap()).build().unwrap();
     let tcp = (ip::TCP, &segment[40..]);
     let plain = |kind: u8| (kind, vec![0; 7]);
     let fragment = |offset: u16, more: bool| {
@@ -416,30 +418,30 @@ fn where_readers_differed() {
         user(&packet)
     };
     assert!(matches!(seen(&vec![plain(60); 8]), Some(Seen { ends: Ends::Ports(7, 9), transport: 104, .. })));
-    // User space walked 16.
+    // User space read 16.
     assert_eq!(seen(&vec![plain(60); 9]), None);
-    // User space walked on behind HIP and Shim6.
+    // User space continued after HIP and Shim6.
     for kind in [139, 140] {
         let seen = seen(&[plain(kind)]).expect("another protocol");
         assert_eq!((seen.protocol, seen.ends), (kind, Ends::None));
     }
-    // The kernel half saw the whole behind the second fragment header, user space the first.
+    // The eBPF programs used the second fragment header, user space the first.
     for inner in [fragment(0, false), fragment(0, true), fragment(8, false)] {
         assert_eq!(seen(&[fragment(0, true), inner]), None);
     }
     let first = seen(&[fragment(0, false), fragment(0, true)]).expect("a first fragment");
     assert_eq!((first.fragment, first.ends), (Some((9, false)), Ends::Ports(7, 9)));
-    // The kernel half asked for GRE alone, user space for the header before it.
+    // The eBPF programs used GRE, user space the header before it.
     let gre = v6_of(&[plain(60)], (47, &[]), (0, 1), None);
     assert!(user(&gre).is_some());
     check_cuts(&gre);
     assert_eq!(parse::network(&gre[..47], 0, true), Err(crafter_common::reason::Reason::Malformed));
-    // A query in a later fragment that an error quotes: user space took its bytes for a header.
+    // An error that quotes a later fragment of a query: user space read its data as a header.
     let quoted = v6_of(&[fragment(8, false)], (ip::ICMPV6, &[128, 0, 0, 0, 0, 7, 0, 0]), (0, 1), None);
     let error = v6_of(&[], (ip::ICMPV6, &[&[1, 4, 0, 0, 0, 0, 0, 0], &quoted[..]].concat()), (1, 0), None);
     check_cuts(&error);
     assert_eq!(icmp_query(&error), None);
-    // An answer in transit, and one to an IPv4-mapped address: the kernel half passes them.
+    // A reply in transit, and a reply to an IPv4-mapped address: the eBPF programs pass them.
     let answer = [129, 0, 0, 0, 0, 7, 0, 0];
     let to = |headers: &[(u8, Vec<u8>)], form| icmp_query(&v6_of(headers, (ip::ICMPV6, &answer), (0, form), None));
     assert_eq!(to(&[], 1), Some("[2001:db8::2]:7".parse().unwrap()));
@@ -450,6 +452,6 @@ fn where_readers_differed() {
     let routed = |left: u8| [(43, vec![0, 0, left, 0, 0, 0, 0])];
     assert!(claimed(&[], 1) && claimed(&routed(0), 1));
     assert!(!claimed(&routed(1), 1) && !claimed(&[], 2) && !claimed(&[], 3));
-    // A segment of which there are just the ports.
+    // A segment truncated after the ports.
     assert_eq!(flow(&v6_of(&[], (ip::TCP, &segment[40..44]), (0, 1), None)), None);
 }

@@ -1,6 +1,7 @@
 //! IPv4 (RFC 791) and IPv6 (RFC 8200) headers, extension headers included.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Range;
 
 use crafter_common::{
@@ -9,9 +10,6 @@ use crafter_common::{
     reason::Reason,
     route::Route,
 };
-use pnet_packet::ip::IpNextHeaderProtocol;
-use pnet_packet::ipv4::{self, Ipv4Flags, MutableIpv4Packet};
-use pnet_packet::ipv6::MutableIpv6Packet;
 
 use crate::error::{Error, Result};
 
@@ -23,23 +21,24 @@ pub use crafter_common::{
     },
 };
 
-/// Where a fragment belongs in its datagram.
+/// Position of a fragment in its datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fragment {
     /// Identification: 16 bits for IPv4, 32 bits for IPv6.
     pub id: u32,
-    /// Offset of this fragment's payload in the datagram's, in bytes (at most 65,528).
+    /// Offset of this fragment's payload in that of the datagram, in bytes; at most 65,528.
     pub offset: usize,
     /// More fragments follow.
     pub more: bool,
-    /// IPv6: where the fragment header begins; IPv4: 0.
+    /// IPv6: offset of the fragment header in the packet, in bytes; IPv4: 0.
     pub header: usize,
-    /// IPv6: which byte names the fragment header as next header; IPv4: the protocol field.
+    /// Offset of the byte that names the next protocol: IPv6: the next header field that refers to the fragment header;
+    /// IPv4: the protocol field.
     pub next_header_at: usize,
 }
 
-/// A view over one IP packet: what [`parse::network`] reads of it, as the kernel half does, and the length that the packet
-/// says it has. Bytes after its end (Ethernet padding) are not part of it.
+/// A view over an IP packet: the fields that [`parse::network`], also used by the eBPF programs, reads, within the
+/// length that the header declares. Bytes after that (Ethernet padding) are excluded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IpPacket<'a> {
     bytes: &'a [u8],
@@ -47,12 +46,13 @@ pub struct IpPacket<'a> {
     pub source: IpAddr,
     /// Destination address.
     pub destination: IpAddr,
-    /// The protocol after all extension headers. In a later fragment: what its datagram's
-    /// fragmentable part begins with, which may be an extension header.
+    /// The protocol after all extension headers. In a fragment other than the first: the protocol at the start of the
+    /// datagram's fragmentable part, which may be an extension header.
     pub protocol: u8,
-    /// Where [`protocol`](Self::protocol)'s header begins, to the packet's end.
+    /// The range of bytes from the header of [`protocol`](Self::protocol) to the end of the packet.
     pub payload: Range<usize>,
-    /// Set in a fragment. An IPv6 atomic fragment (RFC 6946: a fragment header, yet the whole datagram) has none.
+    /// Set in a fragment. `None` in an IPv6 atomic fragment (RFC 6946), whose fragment header covers the whole
+    /// datagram.
     pub fragment: Option<Fragment>,
     /// Time to live or hop limit.
     pub ttl: u8,
@@ -64,24 +64,29 @@ pub struct IpPacket<'a> {
 }
 
 impl<'a> IpPacket<'a> {
-    /// Reads a received packet.
+    /// Parses a received packet.
     ///
-    /// The IPv4 total length and IPv6 payload length are honoured, save 0: that is how
-    /// Linux marks a super-frame too long for the field (BIG TCP, `skb_gro_receive`), and
-    /// such a packet takes all of `bytes`.
+    /// The packet ends where its IPv4 total length or IPv6 payload length says. Length 0 extends to the end of `bytes`:
+    /// Linux writes it into super-frames that exceed the field (BIG TCP, `skb_gro_receive`).
     ///
     /// # Errors
-    /// [`Error::Invalid`] for what [`parse::network`] refuses, and a packet that is shorter than it says.
+    /// [`Error::Invalid`] for a packet that [`parse::network`] rejects or that is shorter than its length field.
     pub fn parse(bytes: &'a [u8]) -> Result<Self> {
         Self::read(bytes).map_err(|reason| Error::invalid("IP packet", reason))
     }
 
-    /// [`parse`](Self::parse) without a sentence to allocate.
+    /// Like [`parse`](Self::parse); the error is the reason, not allocated.
     pub fn read(bytes: &'a [u8]) -> Result<Self, &'static str> {
         Self::read_as(bytes, false)
     }
 
-    /// Reads a packet that an ICMP error quotes: it may end anywhere behind its first header.
+    /// Like [`read`](Self::read); rejects fragments.
+    pub(super) fn read_whole(bytes: &'a [u8]) -> Result<Self, &'static str> {
+        let packet = Self::read(bytes)?;
+        if packet.fragment.is_some() { Err("a fragment: reassemble it first") } else { Ok(packet) }
+    }
+
+    /// Parses a packet quoted in an ICMP error: it may be truncated after the IP header.
     pub fn read_quoted(bytes: &'a [u8]) -> Result<Self, &'static str> {
         Self::read_as(bytes, true)
     }
@@ -110,7 +115,7 @@ impl<'a> IpPacket<'a> {
         let net = parse::network(bytes, 0, v6).map_err(|reason| match (reason, v6) {
             (Reason::OtherProtocol, _) => "too many IPv6 extension headers",
             (_, false) => "IPv4 header length below 5 words, or beyond the packet",
-            (_, true) => "an IPv6 extension header is cut short, or fragments a fragment",
+            (_, true) => "an IPv6 extension header is truncated, or a fragment is fragmented",
         })?;
         let (source, destination) = net.addresses(bytes).ok_or(short)?;
         let (offset, more) = net.piece(bytes).filter(|_| net.fragment != parse::Fragment::Whole).unwrap_or_default();
@@ -139,22 +144,22 @@ impl<'a> IpPacket<'a> {
         if self.net.v6 { 6 } else { 4 }
     }
 
-    /// What the kernel half reads of the packet; offsets are those in [`bytes`](Self::bytes).
+    /// The fields that the eBPF programs read; offsets refer to [`bytes`](Self::bytes).
     pub fn network(&self) -> &Network {
         &self.net
     }
 
-    /// What the packet says of its route.
+    /// The source route in the packet.
     pub fn route(&self) -> Route {
         Route::read(self.bytes, &self.net)
     }
 
-    /// Whether its header says how long it is: that of a super-frame too long for the field does not.
+    /// Whether the header declares a length; 0 in a super-frame that exceeds the field.
     pub fn declares_length(&self) -> bool {
         parse::declared_length(self.bytes, 0, self.net.v6).is_some_and(|length| length > 0)
     }
 
-    /// The whole packet, padding cut off.
+    /// The packet without padding.
     pub fn bytes(&self) -> &'a [u8] {
         self.bytes
     }
@@ -164,135 +169,51 @@ impl<'a> IpPacket<'a> {
         self.bytes.len()
     }
 
-    /// What [`protocol`](Self::protocol) begins with.
+    /// The bytes from the header of [`protocol`](Self::protocol) on.
     pub fn payload(&self) -> &'a [u8] {
         &self.bytes[self.payload.clone()]
     }
 
-    /// The first byte of `payload` that belongs to the fragmentable part:
-    /// behind the fragment header for IPv6 (RFC 8200, 4.5), behind the header for IPv4.
+    /// The fragmentable part: after the fragment header for IPv6 (RFC 8200, section 4.5), after the header for IPv4.
     pub fn fragment_data(&self) -> &'a [u8] {
         match self.fragment {
             Some(fragment) if fragment.header > 0 => &self.bytes[fragment.header + 8..],
             _ => self.payload(),
         }
     }
-}
 
-/// The fields of an IP header that a crafter sets.
-#[derive(Debug, Clone, Copy)]
-pub struct Header {
-    /// Source address.
-    pub source: IpAddr,
-    /// Destination address.
-    pub destination: IpAddr,
-    /// The protocol above.
-    pub protocol: u8,
-    /// Time to live or hop limit.
-    pub ttl: u8,
-    /// DSCP and ECN, the traffic class.
-    pub tos: u8,
-    /// IPv4 identification.
-    pub id: u16,
-}
-
-impl Header {
-    /// An IP header and `payload_length` bytes of zero behind it; the offset of the latter is returned too.
-    ///
-    /// A length that does not fit its field is written as 0, as the kernel does for super-frames.
-    /// Where one address is IPv4 and the other IPv6, the IPv4 one is mapped (RFC 4291, 2.5.5.2).
-    pub fn build(&self, payload_length: usize) -> (Vec<u8>, usize) {
-        match (self.source, self.destination) {
-            (IpAddr::V4(source), IpAddr::V4(destination)) => {
-                (self.build_ipv4(source, destination, payload_length), IPV4_HEADER)
-            }
-            (source, destination) => {
-                (self.build_ipv6(mapped(source), mapped(destination), payload_length), IPV6_HEADER)
-            }
-        }
-    }
-
-    fn build_ipv4(&self, source: Ipv4Addr, destination: Ipv4Addr, payload_length: usize) -> Vec<u8> {
-        let mut bytes = vec![0; IPV4_HEADER + payload_length];
-        let total = u16::try_from(bytes.len()).unwrap_or(0);
-        if let Some(mut header) = MutableIpv4Packet::new(&mut bytes) {
-            header.set_version(4);
-            header.set_header_length(5);
-            header.set_dscp(self.tos >> 2);
-            header.set_ecn(self.tos & 3);
-            header.set_total_length(total);
-            header.set_identification(self.id);
-            header.set_flags(Ipv4Flags::DontFragment);
-            header.set_ttl(self.ttl);
-            header.set_next_level_protocol(IpNextHeaderProtocol(self.protocol));
-            header.set_source(source);
-            header.set_destination(destination);
-            let checksum = ipv4::checksum(&header.to_immutable());
-            header.set_checksum(checksum);
-        }
-        bytes
-    }
-
-    fn build_ipv6(&self, source: Ipv6Addr, destination: Ipv6Addr, payload_length: usize) -> Vec<u8> {
-        let mut bytes = vec![0; IPV6_HEADER + payload_length];
-        if let Some(mut header) = MutableIpv6Packet::new(&mut bytes) {
-            header.set_version(6);
-            header.set_traffic_class(self.tos);
-            header.set_payload_length(u16::try_from(payload_length).unwrap_or(0));
-            header.set_next_header(IpNextHeaderProtocol(self.protocol));
-            header.set_hop_limit(self.ttl);
-            header.set_source(source);
-            header.set_destination(destination);
-        }
-        bytes
+    /// `IP 192.0.2.2.49152 > 192.0.2.1.80`, as tcpdump prints it.
+    pub(super) fn write_endpoints(&self, f: &mut fmt::Formatter<'_>, source: u16, destination: u16) -> fmt::Result {
+        let version = if self.net.v6 { "IP6" } else { "IP" };
+        write!(f, "{version} {}.{source} > {}.{destination}", self.source, self.destination)
     }
 }
 
-/// The address that the reader gives in 16-byte form, of an IPv6 packet or of another.
+/// Converts an address of the parser: IPv6 if `v6`, else the IPv4 address in its last 4 bytes.
 pub fn address(address: Address, v6: bool) -> IpAddr {
     let [.., a, b, c, d] = address;
     if v6 { IpAddr::V6(address.into()) } else { IpAddr::V4(Ipv4Addr::new(a, b, c, d)) }
 }
 
-fn mapped(address: IpAddr) -> Ipv6Addr {
-    match address {
-        IpAddr::V4(address) => address.to_ipv6_mapped(),
-        IpAddr::V6(address) => address,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layer::{Ip, Ipv6};
 
     fn v6(next: u8, rest: &[u8]) -> Vec<u8> {
-        let header = Header {
-            source: "2001:db8::1".parse().unwrap(),
-            destination: "2001:db8::2".parse().unwrap(),
-            protocol: next,
-            ttl: 3,
-            tos: 0xb9,
-            id: 0,
-        };
-        let (mut bytes, at) = header.build(rest.len());
-        bytes[at..].copy_from_slice(rest);
-        bytes
+        let header = Ipv6::to("2001:db8::2").src("2001:db8::1").nh(next).hlim(3).tc(0xb9);
+        let header = if rest.len() > 65_535 { header.plen(0) } else { header };
+        (header / rest.to_vec()).build().unwrap()
     }
 
     fn v4(payload: usize) -> Vec<u8> {
-        let header = Header {
-            source: "192.0.2.1".parse().unwrap(),
-            destination: "192.0.2.2".parse().unwrap(),
-            protocol: UDP,
-            ttl: 64,
-            tos: 0x2e,
-            id: 7,
-        };
-        header.build(payload).0
+        let header = Ip::to("192.0.2.2").src("192.0.2.1").proto(UDP).tos(0x2e).id(7);
+        let header = if payload > 65_515 { header.len(0) } else { header };
+        (header / vec![0; payload]).build().unwrap()
     }
 
     #[test]
-    fn trailing_bytes_are_ignored_and_short_packets_refused() {
+    fn trailing_bytes_are_ignored_and_short_packets_rejected() {
         let mut bytes = v4(8);
         bytes.extend_from_slice(&[0; 18]);
         let packet = IpPacket::parse(&bytes).unwrap();
@@ -303,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn ipv4_options_are_skipped_and_a_bad_header_length_refused() {
+    fn ipv4_options_are_skipped_and_bad_header_length_rejected() {
         let mut bytes = v4(12);
         bytes[0] = 0x46;
         assert_eq!(IpPacket::parse(&bytes).unwrap().payload, 24..32);
@@ -314,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn extension_headers_are_walked() {
+    fn extension_headers_are_skipped() {
         let mut rest = vec![ROUTING, 0, 0, 0, 0, 0, 0, 0]; // hop-by-hop
         rest.extend([DESTINATION_OPTIONS, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
         rest.extend([AUTHENTICATION, 0, 0, 0, 0, 0, 0, 0]);
@@ -326,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn fragments_tell_where_they_belong() {
+    fn fragment_fields_are_read() {
         let bytes = v6(FRAGMENT, &[UDP, 0, 0x05, 0xa9, 0, 0, 0, 9, 1, 2]);
         let packet = IpPacket::parse(&bytes).unwrap();
         let fragment = packet.fragment.unwrap();
@@ -343,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_super_frame_takes_all_bytes() {
+    fn length_zero_extends_to_end_of_bytes() {
         let long = v6(TCP, &vec![7; 70_000]);
         assert_eq!(&long[4..6], [0, 0]);
         assert_eq!(IpPacket::parse(&long).unwrap().payload().len(), 70_000);
@@ -351,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endless_chain_is_refused() {
+    fn too_many_extension_headers_are_rejected() {
         let bytes = v6(HOP_BY_HOP, &[0; 8 * 100]);
         assert!(IpPacket::parse(&bytes).is_err());
     }

@@ -1,7 +1,7 @@
-//! Reading and building packets: bytes in, bytes out, no IO.
+//! Checked views over the bytes of packets; [`layer`](crate::layer) is for packets to craft.
 //!
-//! A packet starts at its IP header everywhere in crafter; only the sender of
-//! frames knows Ethernet. Reading never panics, whatever the bytes.
+//! A packet begins with its IP header, except where a function takes a frame. Reading never panics and accepts the same
+//! packets as the parser of the eBPF programs ([`crafter_common::parse`]).
 
 use std::{fmt, net::SocketAddr, ops::RangeInclusive};
 
@@ -21,25 +21,24 @@ pub mod udp;
 pub use checksum::Checksum;
 pub use icmp::{IcmpError, IcmpReason, Quoted};
 pub use ip::{Fragment, IpPacket};
-pub use option::TcpOption;
 pub use ports::PacketPorts;
 pub use seq::Seq;
-pub use tcp::{Flags, Segment, TcpView};
-pub use udp::Datagram;
+pub use tcp::{Flags, TcpView};
+pub use udp::UdpView;
 
-/// A transport whose ports can be owned; or ICMP, whose queries carry an identifier that is owned like a port.
+/// A transport whose ports can be leased. The identifiers of ICMP queries are leased like ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Transport {
     /// TCP, IP protocol 6.
     Tcp,
     /// UDP, IP protocol 17.
     Udp,
-    /// The ICMP of either IP version: echo and the other queries with an identifier (RFC 792, RFC 4443).
+    /// ICMP or ICMPv6: echo and the other queries with an identifier (RFC 792, RFC 4443).
     Icmp,
 }
 
 impl Transport {
-    /// The IP protocol number by which the maps know it: that of ICMP for ICMPv6 too.
+    /// The IP protocol number used as map key; ICMPv6 has that of ICMP.
     pub const fn number(self) -> u8 {
         match self {
             Self::Tcp => ip::TCP,
@@ -48,7 +47,7 @@ impl Transport {
         }
     }
 
-    /// The ports, or identifiers, that there are: 0 is no port, but an identifier of ICMP queries like any other.
+    /// The valid ports or identifiers. Port 0 is invalid, ICMP identifier 0 is valid.
     pub const fn ports(self) -> RangeInclusive<u16> {
         match self {
             Self::Tcp | Self::Udp => 1..=u16::MAX,
@@ -72,32 +71,11 @@ impl fmt::Display for Transport {
     }
 }
 
-/// What an IP packet carries, as far as crafter tells it apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Protocol {
-    /// TCP.
-    Tcp,
-    /// UDP.
-    Udp,
-    /// ICMP over IPv4, or ICMPv6 over IPv6.
-    Icmp,
-}
-
-impl From<Transport> for Protocol {
-    fn from(transport: Transport) -> Self {
-        match transport {
-            Transport::Tcp => Self::Tcp,
-            Transport::Udp => Self::Udp,
-            Transport::Icmp => Self::Icmp,
-        }
-    }
-}
-
-/// Who talks to whom, and over what. Ports are 0 for ICMP.
+/// Transport, source and destination of a packet. Ports are 0 for ICMP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Flow {
-    /// The protocol above IP.
-    pub protocol: Protocol,
+    /// The transport; [`Icmp`](Transport::Icmp) over IPv6 is ICMPv6.
+    pub protocol: Transport,
     /// The sender.
     pub source: SocketAddr,
     /// The receiver.
@@ -105,34 +83,33 @@ pub struct Flow {
 }
 
 impl Flow {
-    /// The same flow seen from the other end.
+    /// The flow in the opposite direction.
     pub fn reversed(self) -> Self {
         Self { protocol: self.protocol, source: self.destination, destination: self.source }
     }
 }
 
-/// The flow that `ip` belongs to, or `None` for a malformed packet, another
-/// protocol, and a fragment that is not the first of its datagram (it has no
-/// ports). Allocates nothing.
+/// Returns the flow of an IP packet; `None` for a malformed packet, another protocol, and a fragment other than the
+/// first, which has no ports. Allocates nothing.
 pub fn flow(ip: &[u8]) -> Option<Flow> {
     flow_of(&IpPacket::read(ip).ok()?)
 }
 
-/// The [`flow`] of a packet of which only the beginning is there, as in an ICMP error or a refusal of the service.
+/// Returns the [`flow`] of a truncated packet, as quoted in an ICMP error or a refusal by the service.
 pub fn quoted_flow(ip: &[u8]) -> Option<Flow> {
     flow_of(&IpPacket::read_quoted(ip).ok()?)
 }
 
-/// The [`flow`] of a packet that came in, if the kernel half would ask for its owner: not where the packet is in transit,
-/// by the segments left in a routing header, nor where it is for an address that no packet can be for.
+/// Returns the [`flow`] of a received packet for which the eBPF program looks up an owner; `None` for a packet in
+/// transit (segments left in a routing header) and for an invalid destination address.
 pub fn received(ip: &[u8]) -> Option<Flow> {
     received_flow(&IpPacket::read(ip).ok()?)
 }
 
-/// [`received`] for a packet that is read already.
+/// Like [`received`], for a packet that is parsed already.
 pub fn received_flow(packet: &IpPacket<'_>) -> Option<Flow> {
     let net = packet.network();
-    // An ICMP error belongs to the sender of the packet that it quotes, whatever its own addresses are.
+    // An ICMP error belongs to the sender of the packet that it quotes, regardless of its own addresses.
     if parse::has_ports(net.protocol) && (net.left != 0 || net.end(net.addresses(packet.bytes())?.1).is_none()) {
         return None;
     }
@@ -145,14 +122,14 @@ fn flow_of(packet: &IpPacket<'_>) -> Option<Flow> {
         return None;
     }
     let protocol = match net.protocol {
-        ip::TCP => Protocol::Tcp,
-        ip::UDP => Protocol::Udp,
-        _ if parse::is_icmp(net) => Protocol::Icmp,
+        ip::TCP => Transport::Tcp,
+        ip::UDP => Transport::Udp,
+        _ if parse::is_icmp(net) => Transport::Icmp,
         _ => return None,
     };
     let (source, destination) = match protocol {
-        Protocol::Icmp => (0, 0),
-        // As for the kernel half, a header that is cut short belongs to nothing.
+        Transport::Icmp => (0, 0),
+        // Like the eBPF program, ignores a truncated transport header.
         _ if packet.payload().len() < parse::header_length(net.protocol) => return None,
         _ => {
             let (source, destination) = parse::ports(packet.bytes(), net.transport)?;
@@ -166,8 +143,8 @@ fn flow_of(packet: &IpPacket<'_>) -> Option<Flow> {
     })
 }
 
-/// Who sent the ICMP query that `ip` answers, or quotes as an error: the address, and the identifier in place
-/// of a port. `None` for all else.
+/// Returns the sender of the ICMP query that `ip` answers or, as an ICMP error, quotes: its address, with the
+/// identifier in place of the port. `None` for all other packets.
 pub fn icmp_query(ip: &[u8]) -> Option<SocketAddr> {
     use crafter_common::parse::Icmp;
     let packet = IpPacket::read(ip).ok()?;
@@ -186,19 +163,19 @@ pub fn icmp_query(ip: &[u8]) -> Option<SocketAddr> {
     Some(SocketAddr::new(ip::address(address, net.v6), u16::from_be_bytes(id)))
 }
 
-/// What an Ethernet frame holds that is to leave.
+/// Payload of an outgoing Ethernet frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framed<'a> {
-    /// From its IP header on; padding may follow.
+    /// An IP packet, from its IP header on; padding may follow.
     Ip(&'a [u8]),
     /// Another protocol.
     Other,
-    /// It cannot be said: the frame ends too early, has more than two VLAN tags, or announces another IP version than
-    /// that of the packet in it.
+    /// Unknown: the frame is truncated, has more than two VLAN tags, or its EtherType contradicts the IP version of the
+    /// packet.
     Unreadable,
 }
 
-/// Reads a frame that is to leave: [`parse::frame`].
+/// Reads an outgoing Ethernet frame ([`parse::frame`]).
 pub fn framed(frame: &[u8]) -> Framed<'_> {
     match parse::frame(frame) {
         parse::Frame::Ip { start, v6 } => match frame.get(start..) {
@@ -213,13 +190,14 @@ pub fn framed(frame: &[u8]) -> Framed<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layer::{Tcp, TcpOption, Udp};
     use proptest::prelude::*;
 
     proptest! {
         #[test]
-        fn nothing_panics_on_any_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..200), version in 0u8..3) {
+        fn any_bytes_do_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), version in 0u8..3) {
             let mut bytes = bytes;
-            // Random first bytes are seldom a version that is read any further.
+            // Random first bytes are rarely a valid version.
             match (version, bytes.first_mut()) {
                 (1, Some(first)) => *first = 0x45,
                 (2, Some(first)) => *first = 0x60,
@@ -227,31 +205,28 @@ mod tests {
             }
             let _ = flow(&bytes);
             let _ = IpPacket::parse(&bytes);
-            let _ = Segment::parse(&bytes).map(|s| s.to_string());
-            let _ = TcpView::parse(&bytes).map(|v| (v.payload().len(), v.options().len()));
-            let _ = Datagram::parse(&bytes).map(|d| d.to_string());
+            let _ = TcpView::parse(&bytes).map(|view| (view.to_string(), view.mss(), view.window_scale()));
+            let _ = UdpView::parse(&bytes).map(|view| view.to_string());
             let _ = IcmpError::parse(&bytes).map(|e| e.to_string());
             let _ = checksum::verify(&bytes, true);
             checksum::fix(&mut bytes);
         }
 
         #[test]
-        fn a_damaged_segment_never_panics(
+        fn damaged_segment_does_not_panic(
             at in 0usize..80, to in any::<u8>(), cut in 0usize..100, v6 in any::<bool>()
         ) {
             let (a, b) = if v6 { ("[2001:db8::1]:1", "[2001:db8::2]:2") } else { ("192.0.2.1:1", "192.0.2.2:2") };
-            let mut bytes = Segment {
-                options: vec![TcpOption::Mss(1460), TcpOption::SackPermitted, TcpOption::WindowScale(7)],
-                ..Segment::new(a.parse().unwrap(), b.parse().unwrap())
-            }
-            .build();
+            let options = [TcpOption::Mss(1460), TcpOption::SackOk, TcpOption::WScale(7)];
+            let packet = Tcp::new().options(options).between(a.parse().unwrap(), b.parse().unwrap());
+            let mut bytes = packet.build().unwrap();
             if let Some(byte) = bytes.get_mut(at) {
                 *byte = to;
             }
             bytes.truncate(cut);
             let _ = flow(&bytes);
-            let _ = Segment::parse(&bytes).map(|s| s.to_string());
-            let _ = Datagram::parse(&bytes);
+            let _ = TcpView::parse(&bytes).map(|view| view.to_string());
+            let _ = UdpView::parse(&bytes);
             let _ = IcmpError::parse(&bytes);
             let _ = checksum::verify(&bytes, false);
             checksum::fix(&mut bytes);
@@ -261,11 +236,11 @@ mod tests {
     #[test]
     fn flow_of_tcp_udp_and_nothing_else() {
         let (a, b) = ("192.0.2.1:5".parse().unwrap(), "192.0.2.2:6".parse().unwrap());
-        let tcp = flow(&Segment::new(a, b).build()).unwrap();
-        assert_eq!(tcp, Flow { protocol: Protocol::Tcp, source: a, destination: b });
+        let tcp = flow(&Tcp::new().between(a, b).build().unwrap()).unwrap();
+        assert_eq!(tcp, Flow { protocol: Transport::Tcp, source: a, destination: b });
         assert_eq!(tcp.reversed().source, b);
-        let mut udp = Datagram::new(a, b, b"x".to_vec()).build();
-        assert_eq!(flow(&udp).unwrap().protocol, Protocol::Udp);
+        let mut udp = (Udp::new().between(a, b) / "x").build().unwrap();
+        assert_eq!(flow(&udp).unwrap().protocol, Transport::Udp);
         udp[9] = 47;
         assert_eq!(flow(&udp), None);
     }

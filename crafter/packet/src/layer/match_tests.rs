@@ -1,19 +1,19 @@
-//! What answers what, over all protocols, and that it is found by its key.
+//! Matching of replies and their keys, for all protocols.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// What must hold for an answer, as the parts of the packets are and as their bytes say them.
+/// Asserts that the reply answers the request, both as crafted and as parsed.
 #[track_caller]
 fn answered(request: &Packet, reply: &Packet) {
     let sent = request.resolved().unwrap();
     let received = reply.resolved().unwrap();
     for request in [request, &sent] {
         assert!(received.answers(request), "{received}\ndoes not answer\n{request}");
-        assert_eq!(received.answered_key(), request.answer_key(), "{received}\n{request}");
-        let answerer = request.answerer();
-        assert!(answerer.is_none() || answerer == received.answered_as(), "{received}\n{request}");
+        assert_eq!(received.reply_key(), request.request_key(), "{received}\n{request}");
+        let expected_source = request.expected_source();
+        assert!(expected_source.is_none() || expected_source == received.reply_source(), "{received}\n{request}");
     }
 }
 
@@ -45,13 +45,13 @@ fn icmp_requests() {
     }
     let solicitation = Ip::to("224.0.0.2").src("192.0.2.1") / Icmp::new().r#type(10);
     answered(&solicitation, &(Ip::to("224.0.0.1").src("192.0.2.254") / Icmp::new().r#type(9).unused(0x0102_0708)));
-    // Extended echo: the reply's state is not in the request.
+    // Extended echo: the state in the reply is not in the request.
     let probe = there / Icmp::new().r#type(42).unused(0x0005_0601);
     answered(&probe, &(back.clone() / Icmp::new().r#type(43).unused(0x0005_0664)));
     not_answered(&probe, &(back / Icmp::new().r#type(43).unused(0x0005_0764)));
 }
 
-/// Requests of every protocol, and others that differ in what a quote of 8 bytes tells.
+/// Requests of every protocol, each with one that differs in the first 8 bytes of a quote.
 fn quoted_v4() -> Vec<(Packet, Packet)> {
     let (there, _) = v4();
     let ip = || there.clone();
@@ -72,10 +72,10 @@ fn quoted_v4() -> Vec<(Packet, Packet)> {
 }
 
 #[test]
-fn icmp_errors_whatever_they_quote() {
+fn icmp_errors_answer_any_quote() {
     let error = |number: u8, quote: &[u8]| Ip::to("192.0.2.1").src("203.0.113.7") / Icmp::new().r#type(number) / quote;
     for (request, other) in quoted_v4() {
-        // A router has counted down and may have marked.
+        // A router has decremented the time to live and may have changed DSCP and ECN.
         let mut forwarded = request.clone();
         let ip = forwarded.get_mut::<Ip>().unwrap();
         (ip.ttl, ip.tos) = (Some(1), Some(0x28));
@@ -93,7 +93,7 @@ fn icmp_errors_whatever_they_quote() {
 }
 
 #[test]
-fn icmpv6_errors_whatever_they_quote() {
+fn icmpv6_errors_answer_any_quote() {
     let (there, _) = v6();
     let ip = || there.clone();
     let via = |left: u8| Ipv6Routing::new().addresses(["2001:db8::a".parse().unwrap()]).segleft(left);
@@ -126,7 +126,7 @@ fn icmpv6_errors_whatever_they_quote() {
             not_answered(&request, &around(other.clone(), error));
         }
     }
-    // Behind the first segment of a route, its destination is the last.
+    // After the first segment of a route, the final destination is the last address.
     let request = ip() / via(1) / Udp::to(7).sport(9);
     let underway = Ipv6::to("2001:db8::a").src("2001:db8::1")
         / Ipv6Routing::new().addresses([there.dst.unwrap()]).segleft(0)
@@ -137,7 +137,7 @@ fn icmpv6_errors_whatever_they_quote() {
 }
 
 #[test]
-fn a_route_of_ipv4_ends_elsewhere() {
+fn ipv4_source_route_is_answered_by_last_address() {
     let (there, _) = v4();
     let route = |pointer: u8| IpOption::LooseRoute(pointer, vec!["203.0.113.1".parse().unwrap()]);
     let request = there.clone().options([route(4)]) / Tcp::to(80).sport(5000).seq(9);
@@ -156,7 +156,7 @@ fn tcp() {
         if load > 0 { packet / vec![b'a'; load] } else { packet }
     };
     let reply = |flags: &str, seq: u32, ack: u32| back.clone() / Tcp::to(9).sport(80).flags(flags).seq(seq).ack(ack);
-    // To SYN: its end, and nothing else; sequence numbers wrap.
+    // Answers to SYN acknowledge exactly its end; sequence numbers wrap.
     for flags in ["SA", "RA", "R", "S"] {
         answered(&request("S", 0), &reply(flags, 7, 0));
     }
@@ -166,17 +166,17 @@ fn tcp() {
         answered(&request("S", 4), &reply(flags, 7, 4));
         answered(&request("S", 4), &reply(flags, 7, 0));
     }
-    // To SYN-ACK, ACK, FIN-ACK on no connection: RST with the number acknowledged.
+    // Answers to SYN-ACK, ACK and FIN-ACK without a connection: RST with the acknowledged number.
     for flags in ["A", "SA", "FA", "PA"] {
         answered(&request(flags, 3), &reply("R", 500, 0));
         not_answered(&request(flags, 3), &reply("R", 501, 0));
         answered(&request(flags, 3), &reply("RA", 500, 12_345));
     }
-    // To probes without ACK: RST with what follows them acknowledged.
+    // Answers to probes without ACK: RST that acknowledges the probe.
     for (flags, length) in [("", 0), ("F", 1), ("FPU", 1)] {
         answered(&request(flags, 0), &reply("RA", 0, u32::MAX.wrapping_add(length)));
     }
-    // To data and FIN: some of it or more, not what was there before.
+    // Answers to data and FIN acknowledge a part of it or more, not older data.
     for (flags, load) in [("PA", 100), ("FA", 0), ("FA", 100)] {
         answered(&request(flags, load), &reply("A", 500, 0));
         answered(&request(flags, load), &reply("PA", 500, 99));
@@ -184,9 +184,9 @@ fn tcp() {
         not_answered(&request(flags, load), &reply("A", 500, u32::MAX));
         not_answered(&request(flags, load), &reply("A", 500, 3 << 30));
     }
-    // To an acknowledgment: data of the other side.
+    // Answers to an acknowledgment: data from the peer.
     answered(&request("A", 0), &reply("PA", 500, u32::MAX));
-    // Payload that has a layer of its own counts as well.
+    // A payload with its own layer counts too.
     let query = request("PA", 0) / Dns::query("example.org", 1);
     not_answered(&query, &reply("A", 500, u32::MAX));
 }
@@ -202,27 +202,27 @@ fn dns() {
     not_answered(&request, &reply(Dns::query("example.org", 28).id(7)));
     not_answered(&request, &reply(Dns::query("example.org", 1).id(8)));
     not_answered(&request, &(back.clone() / Udp::to(999).sport(53) / Dns::query("example.org", 1).id(7)));
-    // Multicast DNS: no question repeated, to the group.
+    // Multicast DNS: a response without a question, to the group.
     let request = Ip::to("224.0.0.251").src("192.0.2.1") / Udp::to(5353).sport(5353) / Dns::query("example.org", 1);
-    let told = |dns: Dns| Ip::to("224.0.0.251").src("192.0.2.3") / Udp::to(5353).sport(5353) / dns.qr(1);
-    answered(&request, &told(Dns::new().an([record()])));
+    let response = |dns: Dns| Ip::to("224.0.0.251").src("192.0.2.3") / Udp::to(5353).sport(5353) / dns.qr(1);
+    answered(&request, &response(Dns::new().an([record()])));
     let other = Record::address("other.local", 60, "192.0.2.7".parse().unwrap()).unwrap();
-    not_answered(&request, &told(Dns::new().an([other])));
+    not_answered(&request, &response(Dns::new().an([other])));
 }
 
 #[test]
-fn one_asks_many() {
+fn group_requests_are_answered_by_any_address() {
     let frame = |packet: Packet| Ether::new() / packet;
     let echo = |to: &str| frame(Ip::to(to).src("192.0.2.1") / Icmp::echo(1, 2));
     for to in ["255.255.255.255", "224.0.0.1"] {
-        assert_eq!(echo(to).answerer(), None);
+        assert_eq!(echo(to).expected_source(), None);
         answered(&echo(to), &frame(Ip::to("192.0.2.1").src("192.0.2.77") / Icmp::echo(1, 2).r#type(0)));
         not_answered(&echo(to), &frame(Ip::to("192.0.2.2").src("192.0.2.77") / Icmp::echo(1, 2).r#type(0)));
     }
     not_answered(&echo("192.0.2.5"), &frame(Ip::to("192.0.2.1").src("192.0.2.77") / Icmp::echo(1, 2).r#type(0)));
     let echo = Ipv6::to("ff02::1").src("fe80::1") / Icmpv6EchoRequest::new().id(1).seq(2);
     answered(&echo, &(Ipv6::to("fe80::1").src("fe80::2") / Icmpv6EchoReply::new().id(1).seq(2)));
-    // An address is still to be given: to it, or to everybody.
+    // DHCP: the response goes to the offered address or to broadcast.
     let discover = Ip::to("255.255.255.255").src("0.0.0.0") / Udp::to(67).sport(68) / "discover";
     for to in ["255.255.255.255", "192.0.2.50"] {
         answered(&discover, &(Ip::to(to).src("192.0.2.254") / Udp::to(68).sport(67) / "offer"));
@@ -244,7 +244,7 @@ fn one_asks_many() {
 }
 
 #[test]
-fn tunnels_and_what_has_no_layer() {
+fn tunnels_and_protocols_without_layer() {
     let (there, back) = v4();
     let inner = |packet: &Packet| Ether::new() / packet.clone();
     let asks = Ip::to("10.0.0.2").src("10.0.0.1") / Icmp::echo(1, 2);
@@ -267,9 +267,9 @@ fn numbers() -> impl Strategy<Value = ([u8; 2], u16, u16, u32)> {
 }
 
 proptest! {
-    /// Of many requests, the reply to one answers that alone, and finds it by its key.
+    /// A reply to one of many requests answers only that one and has its key.
     #[test]
-    fn each_finds_its_own(all in prop::collection::hash_set(numbers(), 1..20), v6 in any::<bool>()) {
+    fn reply_key_finds_its_request(all in prop::collection::hash_set(numbers(), 1..20), v6 in any::<bool>()) {
         let head = |[a, b]: [u8; 2], back: bool| -> Packet {
             let (here, there) = ((192, 0, 2, 1), (10, 0, a, b));
             let (from, to) = if back { (there, here) } else { (here, there) };
@@ -299,15 +299,15 @@ proptest! {
                 pairs.push((there / Tcp::to(a).sport(b).seq(number ^ 1), expired));
             }
         }
-        let mut table: std::collections::HashMap<AnswerKey, Vec<&Packet>> = std::collections::HashMap::new();
+        let mut table: std::collections::HashMap<MatchKey, Vec<&Packet>> = std::collections::HashMap::new();
         for (request, _) in &pairs {
-            table.entry(request.answer_key()).or_default().push(request);
+            table.entry(request.request_key()).or_default().push(request);
         }
         for (request, reply) in &pairs {
             let received = reply.resolved().unwrap();
-            let found: Vec<_> = table[&received.answered_key()].iter().filter(|asked| received.answers(asked)).collect();
+            let found: Vec<_> = table[&received.reply_key()].iter().filter(|asked| received.answers(asked)).collect();
             prop_assert_eq!(found, vec![&request]);
-            prop_assert_eq!(request.answerer(), received.answered_as());
+            prop_assert_eq!(request.expected_source(), received.reply_source());
             let all: Vec<_> = pairs.iter().filter(|(asked, _)| received.answers(asked)).collect();
             prop_assert_eq!(all.len(), 1);
         }

@@ -1,17 +1,17 @@
-//! Where the fields of the headers are, in bytes from the beginning of each header.
+//! Offsets of header fields, in bytes from the beginning of the header.
 //!
-//! A range is a field of several bytes, all in network byte order; a number is a field of one byte, or the byte that
-//! a field shares with others. `header[tcp::SEQ]` is the sequence number of a header that `header` begins with.
+//! A range is a field of several bytes in network byte order. A number is a field of one byte, or the byte that it
+//! shares with other fields. `header[tcp::SEQ]` is the sequence number in the TCP header at the start of `header`.
 
 /// IPv4 (RFC 791, section 3.1).
 pub mod ipv4 {
     use std::ops::Range;
 
-    /// Version, and the header's length in words of 4 bytes.
+    /// Version, and header length in 32-bit words.
     pub const VERSION_IHL: usize = 0;
-    /// Total length: header and payload, in bytes.
+    /// Total length of header and payload, in bytes.
     pub const LENGTH: Range<usize> = 2..4;
-    /// Three flags, and the fragment's offset in units of 8 bytes.
+    /// Three flags, and the fragment offset in units of 8 bytes.
     pub const FRAGMENT: Range<usize> = 6..8;
     /// Protocol of the payload.
     pub const PROTOCOL: usize = 9;
@@ -55,12 +55,12 @@ pub mod udp {
 
     /// Length of header and data, in bytes.
     pub const LENGTH: Range<usize> = 4..6;
-    /// Checksum; 0 is none.
+    /// Checksum; 0: none.
     pub const CHECKSUM: Range<usize> = 6..8;
 }
 
-/// ICMP (RFC 792). The first three fields are those of ICMPv6 too (RFC 4443, section 2.1); which of the others a
-/// message has depends on its type.
+/// ICMP (RFC 792). ICMPv6 has the same first three fields (RFC 4443, section 2.1); the type of a message determines the
+/// others.
 pub mod icmp {
     use std::ops::Range;
 
@@ -70,7 +70,7 @@ pub mod icmp {
     pub const CODE: usize = 1;
     /// Checksum.
     pub const CHECKSUM: Range<usize> = 2..4;
-    /// All that the type defines in the first 8 bytes.
+    /// Bytes 4 to 7, whose meaning depends on the type.
     pub const REST: Range<usize> = 4..8;
     /// Identifier.
     pub const ID: Range<usize> = 4..6;
@@ -80,9 +80,9 @@ pub mod icmp {
     pub const GATEWAY: Range<usize> = 4..8;
     /// Pointer, in a parameter problem.
     pub const POINTER: usize = 4;
-    /// A byte without a meaning, in the other errors.
+    /// An unused byte in the other errors.
     pub const RESERVED: usize = 4;
-    /// Length of the quoted packet in words of 4 bytes (RFC 4884, section 4.1).
+    /// Length of the quoted packet in 32-bit words (RFC 4884, section 4.1).
     pub const QUOTE_LENGTH: usize = 5;
     /// MTU of the next hop (RFC 1191, section 4).
     pub const NEXT_HOP_MTU: Range<usize> = 6..8;
@@ -101,9 +101,9 @@ mod tests {
     use super::*;
     use crate::layer::{Icmp, Ip, Ipv6, Layer, Tcp, Udp};
 
-    /// The tables of the layers, which others have read and written, have these fields at the same places.
+    /// The field tables of the layers have the same offsets.
     #[test]
-    fn the_tables_of_the_layers_agree() {
+    fn offsets_equal_those_of_layer_tables() {
         let at = |layer: &dyn Layer, name: &str| {
             let (_, field) = layer.info().field(name).unwrap_or_else(|| panic!("no field {name}"));
             let first = field.offset.expect("a fixed place") / 8;

@@ -1,4 +1,4 @@
-//! ICMP (RFC 792) and ICMPv6 (RFC 4443) errors, and the packet each quotes.
+//! ICMP (RFC 792) and ICMPv6 (RFC 4443) errors and the packets that they quote.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -11,32 +11,32 @@ use super::field::{icmp as field, tcp};
 use super::ip::{self, IpPacket};
 use crate::error::{Error, Result};
 
-/// Length of the header in front of the quoted packet, in bytes.
+/// Length of the header before the quoted packet, in bytes.
 const HEADER: usize = 8;
 
-/// Why a packet did not arrive.
+/// Reason of an ICMP error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IcmpReason {
-    /// No way to the network.
+    /// No route to the network.
     NetworkUnreachable,
-    /// No way to the host, or it does not answer on its link.
+    /// No route to the host, or no link-layer address for it.
     HostUnreachable,
-    /// The host does not speak the protocol.
+    /// The host does not support the protocol.
     ProtocolUnreachable,
     /// Nothing is bound to the port.
     PortUnreachable,
-    /// A filter on the way.
+    /// A filter on the path rejected the packet.
     Prohibited,
-    /// The packet does not fit a link.
+    /// The packet exceeds the MTU of a link.
     PacketTooBig {
         /// The link's MTU in bytes; 0 from a router older than RFC 1191.
         mtu: u32,
     },
-    /// The time to live or hop limit ran out.
+    /// The time to live or hop limit reached 0.
     TimeExceeded,
     /// Fragments were missing.
     ReassemblyTimeExceeded,
-    /// A header was not understood.
+    /// A header field is invalid or unsupported.
     ParameterProblem,
     /// Any other error.
     Other {
@@ -48,9 +48,8 @@ pub enum IcmpReason {
 }
 
 impl IcmpReason {
-    /// Whether it says that the peer cannot be reached at all, and not that one packet was unlucky.
-    /// A connection attempt ends on it, as it does in Linux (`tcp_v4_err` in SYN-SENT); an established
-    /// connection lives on (RFC 5927, section 5.2).
+    /// Whether the peer is unreachable, as opposed to a single packet being dropped. It ends a connection attempt, as
+    /// in Linux (`tcp_v4_err` in SYN-SENT), but not an established connection (RFC 5927, section 5.2).
     pub fn is_unreachable(self) -> bool {
         match self {
             Self::NetworkUnreachable
@@ -90,7 +89,7 @@ impl IcmpReason {
                 code if PROHIBITED.contains(&code) => Self::Prohibited,
                 2 => Self::ProtocolUnreachable,
                 3 => Self::PortUnreachable,
-                // RFC 1191, section 4: the low half of the word that is otherwise unused.
+                // RFC 1191, section 4: the low half of the unused word.
                 4 => Self::PacketTooBig { mtu: u16::from_be_bytes([rest[2], rest[3]]).into() },
                 _ => Self::Other { kind, code },
             };
@@ -106,14 +105,15 @@ impl IcmpReason {
     fn from_v6(kind: u8, code: u8, rest: [u8; 4]) -> Self {
         match (kind, code) {
             (1, 0) => Self::NetworkUnreachable,
-            // 5: the source address failed ingress policy; 6: a reject route.
+            // 5: source address failed ingress or egress policy; 6: reject route to destination.
             (1, 1 | 5 | 6) => Self::Prohibited,
             (1, 2 | 3) => Self::HostUnreachable,
             (1, 4) => Self::PortUnreachable,
             (2, _) => Self::PacketTooBig { mtu: u32::from_be_bytes(rest) },
             (3, 0) => Self::TimeExceeded,
             (3, 1) => Self::ReassemblyTimeExceeded,
-            // RFC 4443, 3.4: code 1 is an unknown next header, which is ICMP's unreachable protocol.
+            // RFC 4443, section 3.4: code 1 is an unrecognized next header, the equivalent of protocol unreachable in
+            // ICMP.
             (4, 1) => Self::ProtocolUnreachable,
             (4, _) => Self::ParameterProblem,
             _ => Self::Other { kind, code },
@@ -139,51 +139,48 @@ impl fmt::Display for IcmpReason {
     }
 }
 
-/// What an ICMP error tells about the packet that caused it.
+/// The packet quoted in an ICMP error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Quoted {
-    /// The protocol after all extension headers that are quoted.
+    /// The protocol after all quoted extension headers.
     pub protocol: u8,
-    /// Who had sent it. The port is 0 unless it was TCP or UDP.
+    /// Its source. The port is 0 unless it is TCP or UDP.
     pub source: SocketAddr,
-    /// Who should have received it.
+    /// Its destination. The port is 0 unless it is TCP or UDP.
     pub destination: SocketAddr,
-    /// The TCP sequence number, by which a forged error is told from a true one (RFC 5927, section 4.1).
+    /// The TCP sequence number, to validate the error (RFC 5927, section 4.1).
     pub seq: Option<u32>,
 }
 
 /// An ICMP or ICMPv6 error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IcmpError {
-    /// The router or host that reports.
+    /// The router or host that sent the error.
     pub from: IpAddr,
-    /// The host it reports to.
+    /// The host that it was sent to.
     pub to: IpAddr,
-    /// What went wrong.
+    /// The reason.
     pub reason: IcmpReason,
-    /// Which packet did.
+    /// The quoted packet.
     pub quoted: Quoted,
 }
 
 impl IcmpError {
-    /// Reads an error message.
+    /// Parses an ICMP or ICMPv6 error.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a malformed packet, for ICMP that is no error, and for an error that
-    /// quotes less than the ports of a TCP or UDP packet.
+    /// [`Error::Invalid`] for a malformed packet, an ICMP message that is not an error, and an error that quotes less
+    /// than the ports of a TCP or UDP packet.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         Self::read(bytes).map_err(|reason| Error::invalid("ICMP error", reason))
     }
 
-    /// [`parse`](Self::parse) without a sentence to allocate.
+    /// Like [`parse`](Self::parse); the error is the reason, not allocated.
     ///
     /// # Errors
-    /// What is wrong, in a few words.
+    /// The reason.
     pub fn read(bytes: &[u8]) -> Result<Self, &'static str> {
-        let packet = IpPacket::read(bytes)?;
-        if packet.fragment.is_some() {
-            return Err("a fragment");
-        }
+        let packet = IpPacket::read_whole(bytes)?;
         let message = packet.payload();
         let Some(&[kind, code, _, _, a, b, c, d]) = message.first_chunk::<HEADER>() else {
             return Err("shorter than an ICMP header");
@@ -205,7 +202,7 @@ impl IcmpError {
                 IcmpReason::from_v4(message[field::TYPE], code, rest)
             }
             (ip::ICMPV6, 6) => {
-                // RFC 4443, 2.1: errors have the high bit of the type clear.
+                // RFC 4443, section 2.1: the high bit of the type is 0 in errors.
                 match Icmpv6Packet::new(message).map(|icmp| icmp.get_icmpv6_type()) {
                     Some(error) if error.0 < Icmpv6Types::EchoRequest.0 => {}
                     _ => return Err("an ICMPv6 message that is no error"),
@@ -246,7 +243,7 @@ impl IcmpError {
     }
 }
 
-/// One line much as tcpdump prints it.
+/// One line, similar to that of tcpdump.
 impl fmt::Display for IcmpError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (ip, icmp) = if self.from.is_ipv4() { ("IP", "ICMP") } else { ("IP6", "ICMP6") };
@@ -257,28 +254,26 @@ impl fmt::Display for IcmpError {
 
 #[cfg(test)]
 mod tests {
-    use super::super::ip::Header;
-    use super::super::{Datagram, Segment, checksum};
+    use super::super::checksum;
     use super::*;
+    use crate::layer::{Ip, Ipv6, Tcp, Udp};
 
     fn error(from: &str, to: &str, kind: u8, code: u8, rest: [u8; 4], quoted: &[u8]) -> Vec<u8> {
-        let source: IpAddr = from.parse().unwrap();
-        let protocol = if source.is_ipv4() { ip::ICMP } else { ip::ICMPV6 };
-        let header = Header { source, destination: to.parse().unwrap(), protocol, ttl: 64, tos: 0, id: 0 };
-        let (mut bytes, at) = header.build(HEADER + quoted.len());
-        let message = &mut bytes[at..];
-        (message[field::TYPE], message[field::CODE]) = (kind, code);
-        message[field::REST].copy_from_slice(&rest);
-        bytes[at + 8..].copy_from_slice(quoted);
+        let message = [&[kind, code, 0, 0][..], &rest, quoted].concat();
+        let packet = match from.contains(':') {
+            false => Ip::to(to).src(from).proto(ip::ICMP) / message,
+            true => Ipv6::to(to).src(from).nh(ip::ICMPV6) / message,
+        };
+        let mut bytes = packet.build().unwrap();
         checksum::fix(&mut bytes);
         assert_eq!(checksum::verify(&bytes, false), checksum::Checksum::Valid);
         bytes
     }
 
     #[test]
-    fn the_quoted_flow_is_found_in_eight_bytes() {
+    fn quoted_flow_is_read_from_eight_bytes() {
         let (source, destination) = ("192.0.2.2:49152".parse().unwrap(), "198.51.100.1:80".parse().unwrap());
-        let sent = Segment { seq: 0xdead_beef, payload: vec![1; 600], ..Segment::new(source, destination) }.build();
+        let sent = (Tcp::new().seq(0xdead_beef).between(source, destination) / vec![1; 600]).build().unwrap();
         let bytes = error("192.0.2.1", "192.0.2.2", 3, 1, [0; 4], &sent[..28]);
         let read = IcmpError::parse(&bytes).unwrap();
         assert_eq!(read.reason, IcmpReason::HostUnreachable);
@@ -291,9 +286,11 @@ mod tests {
     }
 
     #[test]
-    fn reasons_in_words() {
-        let v4 = Datagram::new("192.0.2.2:1".parse().unwrap(), "192.0.2.3:2".parse().unwrap(), vec![]).build();
-        let v6 = Datagram::new("[2001:db8::2]:1".parse().unwrap(), "[2001:db8::3]:2".parse().unwrap(), vec![]).build();
+    fn icmp_reasons_display() {
+        let udp = |source: &str, destination: &str| {
+            Udp::new().between(source.parse().unwrap(), destination.parse().unwrap()).build().unwrap()
+        };
+        let (v4, v6) = (udp("192.0.2.2:1", "192.0.2.3:2"), udp("[2001:db8::2]:1", "[2001:db8::3]:2"));
         let said4 = |kind, code, rest| {
             IcmpError::parse(&error("192.0.2.1", "192.0.2.2", kind, code, rest, &v4)).unwrap().reason.to_string()
         };

@@ -1,28 +1,30 @@
-//! The internet checksum (RFC 1071) and the pseudo-headers of TCP and UDP.
+//! The Internet checksum (RFC 1071) and the pseudo-headers of TCP and UDP.
 
 use std::net::IpAddr;
 use std::ops::Range;
 
+use crafter_common::parse;
+
 use super::field::{icmp, ipv4, tcp, udp};
 use super::ip::{self, IpPacket};
 
-/// What the checksums of a packet say.
+/// Result of verifying the checksums of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Checksum {
-    /// Right, or not to be had: no checksum in the protocol, UDP over IPv4 without
-    /// one, or a fragment (only its IPv4 header can be verified).
+    /// Correct, or absent: a protocol without a checksum, UDP over IPv4 without one, or a fragment (only its IPv4
+    /// header is verified).
     Valid,
-    /// The folded pseudo-header and nothing more: the sender left the rest to hardware that
-    /// the packet never met (`CHECKSUM_PARTIAL` over veth or loopback).
+    /// Only the folded sum of the pseudo-header: the sender left the rest to checksum offload, which the packet has not
+    /// passed (`CHECKSUM_PARTIAL` over veth or loopback).
     Partial,
-    /// Wrong, or the packet is malformed.
+    /// Incorrect, or the packet is malformed.
     Invalid,
 }
 
 /// Verifies the IPv4 header checksum and that of TCP, UDP, ICMP or ICMPv6.
 ///
-/// With `accept_partial` false, a partial checksum is [`Checksum::Invalid`] like any wrong one:
-/// that is right on hardware, where a checksum has to have been completed.
+/// If `accept_partial` is false, a partial checksum is [`Checksum::Invalid`]: packets received from hardware must have
+/// complete checksums.
 pub fn verify(ip: &[u8], accept_partial: bool) -> Checksum {
     let Ok(packet) = IpPacket::read(ip) else {
         return Checksum::Invalid;
@@ -48,7 +50,7 @@ pub fn verify(ip: &[u8], accept_partial: bool) -> Checksum {
     if layout.zero_is_none && field == 0 {
         return match packet.source {
             IpAddr::V4(_) => Checksum::Valid,
-            // RFC 8200, 8.1: a receiver discards it.
+            // RFC 8200, section 8.1: a receiver discards a UDP packet with checksum 0.
             IpAddr::V6(_) => Checksum::Invalid,
         };
     }
@@ -62,9 +64,8 @@ pub fn verify(ip: &[u8], accept_partial: bool) -> Checksum {
     }
 }
 
-/// Writes the right checksums into a packet whose bytes were changed: IPv4 header,
-/// and TCP, UDP, ICMP or ICMPv6 unless it is a fragment. A malformed packet stays as it is
-/// as far as it cannot be read.
+/// Recomputes the checksums of a packet from its IP header on: IPv4 header, and TCP, UDP, ICMP or ICMPv6 unless it is a
+/// fragment. Headers that cannot be parsed stay unchanged.
 pub fn fix(ip: &mut [u8]) {
     let Ok(packet) = IpPacket::read(ip) else {
         return;
@@ -75,7 +76,7 @@ pub fn fix(ip: &mut [u8]) {
             layout.length(packet.payload()).map(|length| {
                 let covered = &packet.payload()[..length];
                 let field = word(&covered[layout.field.clone()]);
-                // The field itself counts as zero: adding its complement takes it out of the sum.
+                // Adding the complement of the field removes its old value from the sum.
                 let all = layout.pseudo(&packet, length) + sum(covered) + u64::from(!field);
                 let value = match !fold(all) {
                     0 if layout.zero_is_none => 0xffff,
@@ -97,7 +98,7 @@ pub fn fix(ip: &mut [u8]) {
     }
 }
 
-/// Where a protocol keeps its checksum and what that covers.
+/// Position and coverage of a protocol's checksum.
 struct Layout {
     field: Range<usize>,
     protocol: u8,
@@ -117,8 +118,8 @@ impl Layout {
         Some(Self { field, protocol: packet.protocol, pseudo_header, zero_is_none: packet.protocol == ip::UDP })
     }
 
-    /// How much of the IP payload is covered: all, or UDP's own length where it is set (RFC 768; 0 in a jumbogram,
-    /// RFC 2675, section 4).
+    /// Covered bytes of the IP payload: all, or the length field of UDP if it is not 0 (RFC 768; 0 in a jumbogram, RFC
+    /// 2675, section 4).
     fn length(&self, payload: &[u8]) -> Option<usize> {
         if payload.len() < self.field.end {
             return None;
@@ -128,7 +129,7 @@ impl Layout {
         }
         match usize::from(word(&payload[udp::LENGTH])) {
             0 => Some(payload.len()),
-            length => (super::udp::HEADER..=payload.len()).contains(&length).then_some(length),
+            length => (parse::header_length(ip::UDP)..=payload.len()).contains(&length).then_some(length),
         }
     }
 
@@ -137,12 +138,12 @@ impl Layout {
     }
 }
 
-/// A field of two bytes.
+/// Reads a big-endian field of two bytes.
 fn word(field: &[u8]) -> u16 {
     field.first_chunk().map_or(0, |bytes| u16::from_be_bytes(*bytes))
 }
 
-/// The unfolded sum of a pseudo-header (RFC 9293, 3.1; RFC 8200, 8.1), `length` in bytes.
+/// Returns the unfolded sum of a pseudo-header (RFC 9293, section 3.1; RFC 8200, section 8.1), `length` in bytes.
 pub fn pseudo_header(source: IpAddr, destination: IpAddr, protocol: u8, length: usize) -> u64 {
     let address = |address: IpAddr| match address {
         IpAddr::V4(address) => sum(&address.octets()),
@@ -151,13 +152,12 @@ pub fn pseudo_header(source: IpAddr, destination: IpAddr, protocol: u8, length: 
     address(source) + address(destination) + u64::from(protocol) + length as u64
 }
 
-/// The unfolded sum of `bytes` as big-endian 16-bit words; an odd last byte counts as high half.
+/// Returns the unfolded sum of `bytes` as big-endian 16-bit words; an odd last byte is padded with 0.
 ///
-/// Additions of such sums stay exact up to 4 GiB of input; see [`fold`].
+/// Sums can be added; the total is exact for up to 4 GiB of input. See [`fold`].
 pub fn sum(bytes: &[u8]) -> u64 {
-    // RFC 1071, 2 (B): the sum does not depend on byte order but for a final swap, so whole
-    // native words are added. 32-bit words into 64-bit lanes never overflow here and leave the
-    // compiler free to use vectors.
+    // RFC 1071, section 2 (B): the sum is independent of byte order except for a final swap. Adding native 32-bit words
+    // into 64-bit lanes cannot overflow and lets the compiler vectorize.
     let mut lanes = [0_u64; 8];
     let mut chunks = bytes.chunks_exact(32);
     for chunk in &mut chunks {
@@ -176,7 +176,7 @@ pub fn sum(bytes: &[u8]) -> u64 {
     u64::from(u16::from_be(fold(total)))
 }
 
-/// Folds a sum into 16 bits, host byte order. Its complement is the checksum.
+/// Folds a sum to 16 bits in host byte order. The complement of the result is the checksum.
 pub fn fold(mut sum: u64) -> u16 {
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
@@ -187,10 +187,11 @@ pub fn fold(mut sum: u64) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::header::{Datagram, Segment};
+    use crate::layer::{Tcp, Udp};
     use proptest::prelude::*;
+    use std::net::SocketAddr;
 
-    /// RFC 1071 to the letter, two bytes at a time.
+    /// RFC 1071, section 4.1: two bytes at a time.
     fn plain(bytes: &[u8]) -> u16 {
         let mut sum = 0_u32;
         for pair in bytes.chunks(2) {
@@ -202,26 +203,28 @@ mod tests {
 
     proptest! {
         #[test]
-        fn sums_like_the_textbook(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        fn sum_equals_rfc_1071_loop(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             prop_assert_eq!(fold(sum(&bytes)), plain(&bytes));
         }
     }
 
     #[test]
-    fn a_long_run_of_ones_does_not_overflow() {
+    fn sum_of_ones_does_not_overflow() {
         let bytes = vec![0xff; 1 << 20];
         assert_eq!(fold(sum(&bytes)), plain(&bytes));
     }
 
-    fn segment() -> Segment {
-        let mut segment = Segment::new("192.0.2.1:1000".parse().unwrap(), "192.0.2.2:80".parse().unwrap());
-        segment.payload = b"odd".to_vec();
-        segment
+    fn segment(source: &str, destination: &str, payload: &[u8]) -> Vec<u8> {
+        (Tcp::new().between(source.parse().unwrap(), destination.parse().unwrap()) / payload).build().unwrap()
+    }
+
+    fn datagram(source: &str, destination: &str, payload: &[u8]) -> Vec<u8> {
+        (Udp::new().between(source.parse().unwrap(), destination.parse().unwrap()) / payload).build().unwrap()
     }
 
     #[test]
-    fn a_flipped_bit_is_found() {
-        let good = segment().build();
+    fn verify_detects_single_bit_errors() {
+        let good = segment("192.0.2.1:1000", "192.0.2.2:80", b"odd");
         assert_eq!(verify(&good, false), Checksum::Valid);
         for at in 0..good.len() {
             let mut bad = good.clone();
@@ -229,19 +232,19 @@ mod tests {
             assert_eq!(verify(&bad, false), Checksum::Invalid, "byte {at}");
             if at >= 20 {
                 fix(&mut bad);
-                // A changed data offset makes the segment malformed, not its checksum wrong.
+                // A changed data offset makes the segment malformed.
                 assert_eq!(verify(&bad, false), Checksum::Valid, "byte {at}");
             }
         }
     }
 
     #[test]
-    fn partial_is_the_pseudo_header_alone() {
+    fn partial_checksum_is_pseudo_header_sum() {
         for (source, destination) in [("192.0.2.1:1", "192.0.2.2:2"), ("[2001:db8::1]:1", "[2001:db8::2]:2")] {
-            let (source, destination) = (source.parse().unwrap(), destination.parse().unwrap());
-            let mut bytes = Segment { payload: vec![9; 700], ..Segment::new(source, destination) }.build();
+            let mut bytes = segment(source, destination, &[9; 700]);
             let header = bytes.len() - 720;
-            let partial = fold(pseudo_header(source.ip(), destination.ip(), ip::TCP, 720));
+            let [source, destination] = [source, destination].map(|end| end.parse::<SocketAddr>().unwrap().ip());
+            let partial = fold(pseudo_header(source, destination, ip::TCP, 720));
             bytes[header + 16..header + 18].copy_from_slice(&partial.to_be_bytes());
             assert_eq!(verify(&bytes, true), Checksum::Partial);
             assert_eq!(verify(&bytes, false), Checksum::Invalid);
@@ -251,20 +254,19 @@ mod tests {
     }
 
     #[test]
-    fn udp_zero_is_none_in_ipv4_only() {
-        let mut v4 = Datagram::new("192.0.2.1:1".parse().unwrap(), "192.0.2.2:2".parse().unwrap(), vec![1; 9]).build();
+    fn udp_checksum_zero_is_valid_only_over_ipv4() {
+        let mut v4 = datagram("192.0.2.1:1", "192.0.2.2:2", &[1; 9]);
         assert_eq!(verify(&v4, false), Checksum::Valid);
         v4[26..28].fill(0);
         assert_eq!(verify(&v4, false), Checksum::Valid);
-        let mut v6 =
-            Datagram::new("[2001:db8::1]:1".parse().unwrap(), "[2001:db8::2]:2".parse().unwrap(), vec![]).build();
+        let mut v6 = datagram("[2001:db8::1]:1", "[2001:db8::2]:2", &[]);
         v6[46..48].fill(0);
         assert_eq!(verify(&v6, false), Checksum::Invalid);
     }
 
     #[test]
-    fn the_ipv4_header_counts() {
-        let mut bytes = segment().build();
+    fn verify_includes_ipv4_header() {
+        let mut bytes = segment("192.0.2.1:1000", "192.0.2.2:80", b"odd");
         bytes[8] -= 1;
         assert_eq!(verify(&bytes, true), Checksum::Invalid);
     }

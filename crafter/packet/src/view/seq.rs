@@ -5,12 +5,12 @@ use std::ops::{Add, AddAssign, Sub};
 
 /// A sequence or acknowledgment number, in host byte order.
 ///
-/// The numbers are on a circle of 2^32, so that there is no smallest one. Two of them are in an order only as long as
-/// they are less than 2^31 apart, which all numbers in use on one connection at a time are (RFC 7323, section 2.3).
-/// That is why the type has [`before`](Self::before) and [`after`](Self::after) in place of `<` and `>`.
+/// Sequence numbers wrap at 2^32. Their order is defined only if they are less than 2^31 apart, as all numbers in use
+/// on a connection are (RFC 7323, section 2.3). Therefore the type has [`before`](Self::before) and
+/// [`after`](Self::after) instead of `<` and `>`.
 ///
 /// ```
-/// use crafter_packet::header::Seq;
+/// use crafter_packet::view::Seq;
 ///
 /// let last = Seq(u32::MAX);
 /// assert!(last.before(last + 1) && (last + 1).after(last));
@@ -33,12 +33,12 @@ impl Seq {
         other.before(self)
     }
 
-    /// How many numbers lead from `earlier` up to this one. A number that precedes `earlier` is nearly 2^32 away.
+    /// Distance from `earlier` to this number, modulo 2^32.
     pub const fn distance_from(self, earlier: Self) -> u32 {
         self.0.wrapping_sub(earlier.0)
     }
 
-    /// The four bytes of the header field, in network byte order.
+    /// The header field, in network byte order.
     pub const fn to_be_bytes(self) -> [u8; 4] {
         self.0.to_be_bytes()
     }
@@ -80,7 +80,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_added_follows(start in any::<u32>(), length in 1..HALF) {
+        fn sum_follows_its_start(start in any::<u32>(), length in 1..HALF) {
             let (start, end) = (Seq(start), Seq(start) + length);
             prop_assert!(start.before(end) && end.after(start));
             prop_assert!(!end.before(start) && !start.after(end));
@@ -89,21 +89,21 @@ mod tests {
         }
 
         #[test]
-        fn the_order_is_the_same_all_around_the_circle(a in any::<u32>(), b in any::<u32>(), by in any::<u32>()) {
+        fn order_is_invariant_under_shift(a in any::<u32>(), b in any::<u32>(), by in any::<u32>()) {
             let moved = (Seq(a) + by, Seq(b) + by);
             prop_assert_eq!(Seq(a).before(Seq(b)), moved.0.before(moved.1));
             prop_assert_eq!(Seq(a).distance_from(Seq(b)), moved.0.distance_from(moved.1));
         }
 
-        /// As far as nothing wraps, it is the order of the numbers.
+        /// Without a wrap the order is that of the integers.
         #[test]
-        fn without_a_wrap_it_is_the_usual_order(a in 0..HALF, b in 0..HALF) {
+        fn order_without_wrap_is_that_of_integers(a in 0..HALF, b in 0..HALF) {
             prop_assert_eq!(Seq(a).before(Seq(b)), a < b);
             prop_assert_eq!(Seq(a).after(Seq(b)), a > b);
         }
 
         #[test]
-        fn three_within_half_the_circle_are_in_one_order(start in any::<u32>(), x in 1..HALF / 2, y in 1..HALF / 2) {
+        fn order_is_transitive_within_half_the_space(start in any::<u32>(), x in 1..HALF / 2, y in 1..HALF / 2) {
             let (first, second) = (Seq(start), Seq(start) + x);
             let mut third = second;
             third += y;
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_is_neither_before_nor_after_itself() {
+    fn equal_numbers_are_unordered() {
         for number in [0, 1, HALF, u32::MAX].map(Seq) {
             assert!(!number.before(number) && !number.after(number));
             assert_eq!(number.distance_from(number), 0);
