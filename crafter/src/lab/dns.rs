@@ -22,7 +22,7 @@ use tokio::net::{TcpListener, UdpSocket};
 use super::{
     netns::NetNs,
     options::{CLIENT_V4, CLIENT_V6, SERVER_V4, SERVER_V6},
-    service::Service,
+    server_thread::Service,
 };
 use crate::Result;
 

@@ -4,38 +4,38 @@
 //!   client namespace              server namespace
 //!   lab0 192.0.2.2/24      <veth>  lab0 192.0.2.1/24     port 80  web (web.rs)
 //!        2001:db8::2/64                 2001:db8::1/64   port 53  DNS (dns.rs)
-//!                                                        tap of every RST that arrives (tap.rs)
+//!                                                        tap of every RST that arrives (rst_tap.rs)
 //! ```
 //!
 //! Both namespaces are anonymous: nothing but file descriptors and threads of
 //! this process (and of what runs inside) refers to them. When the process
 //! ends, even by SIGKILL, the kernel takes all of it down.
 
-mod content;
 mod dns;
 mod jail;
 mod mounts;
-mod names;
 mod netns;
-mod network;
 mod options;
+mod resolver_files;
+mod rst_tap;
 mod run;
-mod service;
-mod shell;
-mod tap;
+mod server_thread;
+mod shell_prompt;
+mod veth;
 mod web;
+mod web_content;
 
 use std::{fmt, process::Command, sync::Arc};
 
-pub use content::{Content, parse_size, sha256};
 pub use dns::{BIG_TXT_BYTES, LONG_TXT_BYTES, ZONE};
 pub use netns::NetNs;
 pub use options::{CLIENT_V4, CLIENT_V6, INTERFACE, LabOptions, SERVER_V4, SERVER_V6};
+pub use rst_tap::{Rst, Tap};
 pub use run::{Ending, SignalForwarding, run, run_shell};
-pub use tap::{Rst, Tap};
+pub use web_content::{Content, parse_size, sha256};
 
 use crate::Result;
-use service::Service;
+use server_thread::Service;
 
 /// A running lab. Dropping it stops the servers and lets go of the namespaces,
 /// which the kernel then removes as soon as no other process is inside.
@@ -58,10 +58,10 @@ impl Lab {
     /// [`crate::Error::Permission`] without CAP_SYS_ADMIN and CAP_NET_ADMIN,
     /// [`crate::Error::Invalid`] for an MTU out of range, [`crate::Error::Io`] otherwise.
     pub fn new(options: &LabOptions) -> Result<Self> {
-        network::check(options)?;
+        veth::check(options)?;
         let client = NetNs::new()?;
         let server = NetNs::new()?;
-        network::connect(&client, &server, options)?;
+        veth::connect(&client, &server, options)?;
         let tap = Arc::new(server.run(|| Tap::open(INTERFACE))??);
         let mut services = Vec::new();
         if options.web {

@@ -26,7 +26,7 @@ use super::{
     Lab, environment,
     jail::{self, Cage},
     mounts::Steps,
-    names, shell,
+    resolver_files, shell_prompt,
 };
 use crate::{Error, Result};
 
@@ -111,7 +111,7 @@ pub fn run(lab: &Lab, command: &[OsString], signals: Option<&SignalForwarding>) 
 /// # Errors
 /// As [`run`].
 pub fn run_shell(lab: &Lab, program: &OsStr, signals: Option<&SignalForwarding>) -> Result<Ending> {
-    let (command, files) = shell::prepare(program, io::stdin().is_terminal());
+    let (command, files) = shell_prompt::prepare(program, io::stdin().is_terminal());
     // A lab in the background must not take the terminal.
     supervise(lab, command, files, is_foreground(), signals)
 }
@@ -225,7 +225,7 @@ fn spawn(
     };
     let (alive, hold) = jail::numbers(&lifeline);
     let namespace = lab.client().as_fd().try_clone_to_owned()?;
-    let names = lab.dns.then(names::steps);
+    let names = lab.dns.then(resolver_files::steps);
     jail::cage(command, Cage { namespace, alive, lifeline: hold, mask, names, files, foreground });
     let child = command.spawn();
     drop(lifeline);

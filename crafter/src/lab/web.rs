@@ -22,7 +22,7 @@ use hyper_util::rt::TokioIo;
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::{Content, NetNs, Tap, content, service::Service};
+use super::{Content, NetNs, Tap, server_thread::Service, web_content};
 use crate::Result;
 
 const PORT: u16 = 80;
@@ -100,7 +100,7 @@ async fn answer(request: Request<Incoming>, tap: Arc<Tap>, socket: Arc<OwnedFd>)
     let (head, tail) = path.split_once('/').unwrap_or((path, ""));
     Ok(match (head, tail) {
         ("", "") => with_type(StatusCode::OK, "text/html; charset=utf-8", INDEX.into()),
-        ("bytes", size) => match content::parse_size(size) {
+        ("bytes", size) => match web_content::parse_size(size) {
             Some(size) => {
                 let body = Reply::Content { content: Content::new(size), chunked: query("chunked").is_some() };
                 let mut response = Response::new(body);
@@ -109,10 +109,10 @@ async fn answer(request: Request<Incoming>, tap: Arc<Tap>, socket: Arc<OwnedFd>)
             }
             None => bad("a size, e.g. /bytes/100M, is needed"),
         },
-        ("sha256", size) => match content::parse_size(size) {
+        ("sha256", size) => match web_content::parse_size(size) {
             Some(size) => {
                 // Off this thread, which has connections to serve.
-                let digest = tokio::task::spawn_blocking(move || content::sha256(size));
+                let digest = tokio::task::spawn_blocking(move || web_content::sha256(size));
                 text(StatusCode::OK, digest.await.map_err(io::Error::other)? + "\n")
             }
             None => bad("a size, e.g. /sha256/100M, is needed"),

@@ -1,18 +1,18 @@
 //! Probing a path: [`Ping`] and [`Trace`], scripts for [`Session::run`](crate::session::Session::run) that open
 //! nothing and read no clock; and [`Verdict`], what the answer to one packet says.
 
-mod answer;
 mod ping;
+mod probe_reply;
+mod target_state;
 mod trace;
-mod verdict;
 
 use std::{fmt, net::IpAddr};
 
 pub use self::{
-    answer::{Answer, Fault, Said},
     ping::{Ping, PingOptions, PingOutcome, PingSummary, Pong},
+    probe_reply::{Answer, Fault, Said},
+    target_state::{State, Verdict},
     trace::{Ending, Hop, HopAnswer, Trace, TraceOptions},
-    verdict::{State, Verdict},
 };
 use crate::layer::{Icmp, Icmpv6EchoRequest, Ip, Ipv6, Packet, Raw, Tcp, TcpOption, Udp};
 

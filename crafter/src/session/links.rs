@@ -1,5 +1,6 @@
 //! The interfaces that a session has opened, and what it has leased there.
 
+#[path = "resets.rs"]
 mod reset;
 
 use std::{
@@ -18,7 +19,7 @@ use super::{
     Event, Pace, SessionOptions,
     account::Reading,
     half_open::{HalfOpen, Reset},
-    watch::Watch,
+    sniffer::Watch,
 };
 use crate::{
     Crafter, Lease, LeaseRequest,

@@ -31,12 +31,12 @@
 mod account;
 mod event;
 mod exchange;
-mod fill;
 mod half_open;
 mod links;
-mod matcher;
+mod reply_matcher;
 mod script;
-mod watch;
+mod sniffer;
+mod unset_fields;
 
 use std::{
     cell::RefCell,
@@ -48,9 +48,9 @@ use std::{
 pub use self::{
     account::{Account, Kernel},
     event::{Event, What},
-    matcher::{Match, Matcher},
+    reply_matcher::{Match, Matcher},
     script::{Script, Step},
-    watch::Watch,
+    sniffer::Watch,
 };
 use self::{exchange::Exchange, links::Links};
 use crate::{datapath::maps::Terms, driver::Options, error::Result, layer::Packet, protocol::Control};

@@ -10,7 +10,7 @@ use crate::{
     error::{Error, Result},
     layer::{Arp, Ether, Kind, Mac, Packet},
     packet::Transport,
-    session::fill::{self, Outline},
+    session::unset_fields::{self, Outline},
 };
 
 /// A packet that is to go out.
@@ -27,7 +27,7 @@ impl Exchange<'_> {
     pub(super) async fn prepare(&mut self, chunk: Vec<Packet>, fault: &mut Option<Error>) -> Result<Vec<Ready>> {
         let mut outlined = Vec::with_capacity(chunk.len());
         for mut packet in chunk {
-            let outline = fill::outline(&mut packet)?;
+            let outline = unset_fields::outline(&mut packet)?;
             outlined.push(Outlined { packet, outline, route: None });
         }
         self.find_routes(&mut outlined).await;
@@ -121,7 +121,7 @@ impl Exchange<'_> {
         }
         let source = outline.source.or(route.map(|route| route.source));
         if let Some(source) = source {
-            fill::fill_source(packet, source);
+            unset_fields::fill_source(packet, source);
         }
         let mut leased = false;
         if let (Some((transport, port)), Some(source)) = (outline.end, source)
@@ -131,7 +131,7 @@ impl Exchange<'_> {
             self.links.reset_due(self.observer);
             match leasing {
                 Ok(port) => {
-                    fill::fill_port(packet, port);
+                    unset_fields::fill_port(packet, port);
                     leased = true;
                 }
                 // Who only sends may use a port that is somebody else's.
@@ -155,7 +155,7 @@ impl Exchange<'_> {
                 (None, Some(LinkLayer::Ethernet { destination, .. })) => destination,
                 _ => Mac::BROADCAST.0,
             };
-            fill::fill_link(packet, mac, hop);
+            unset_fields::fill_link(packet, mac, hop);
         }
         Ok((link, leased))
     }

@@ -2,7 +2,7 @@
 
 mod prepare;
 mod receive;
-mod script;
+mod scripted;
 
 use std::{
     collections::HashMap,
@@ -11,7 +11,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Account, Event, Exchanged, SrOptions, What, account::Reading, links::Links, matcher::Matcher, wall_clock};
+use super::{
+    Account, Event, Exchanged, SrOptions, What, account::Reading, links::Links, reply_matcher::Matcher, wall_clock,
+};
 use crate::{
     datapath::route::Route,
     driver::{LeaseId, Outgoing, Received},
