@@ -22,7 +22,7 @@ use tokio::net::{TcpListener, UdpSocket};
 use super::{
     netns::NetNs,
     options::{CLIENT_V4, CLIENT_V6, SERVER_V4, SERVER_V6},
-    server_thread::Service,
+    server_thread::ServerThread,
 };
 use crate::Result;
 
@@ -50,8 +50,8 @@ const REVERSE_V6: &str = "0.0.0.0.0.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa.";
 ///
 /// # Errors
 /// Those of the sockets.
-pub(super) fn start(server: &NetNs) -> Result<Service> {
-    Service::start(server, "DNS server", async || {
+pub(super) fn start(server: &NetNs) -> Result<ServerThread> {
+    ServerThread::start(server, "DNS server", async || {
         let mut dns = Server::new(catalog().map_err(io::Error::other)?);
         // Bound one by one: an answer must come from the address that was asked.
         for address in [IpAddr::from(SERVER_V4), IpAddr::from(SERVER_V6)] {

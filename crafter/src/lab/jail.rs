@@ -36,7 +36,7 @@ const FORWARDED: [Signal; 6] =
     [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
 
 /// What a command is caged with.
-pub(super) struct Cage {
+pub(super) struct Jail {
     /// The network namespace that it runs in.
     pub(super) namespace: OwnedFd,
     /// The reading end of a pipe whose writing end `lifeline` the caller keeps;
@@ -58,8 +58,8 @@ pub(super) struct Cage {
 ///
 /// The thread that spawns it must be one that has called [`new_pid_namespace`],
 /// and must outlive it.
-pub(super) fn cage(command: &mut Command, cage: Cage) {
-    let Cage { namespace, alive, lifeline, mask, names, files, foreground } = cage;
+pub(super) fn confine(command: &mut Command, jail: Jail) {
+    let Jail { namespace, alive, lifeline, mask, names, files, foreground } = jail;
     let enter = move || {
         // If the parent was killed before this call, nobody holds the lifeline's
         // writing end after our copy is closed; getppid() cannot tell, it is 0
@@ -245,7 +245,7 @@ pub(super) fn lifeline() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?)
 }
 
-/// Descriptor numbers of a lifeline, for [`cage`].
+/// Descriptor numbers of a lifeline, for [`confine`].
 pub(super) fn numbers((alive, lifeline): &(OwnedFd, OwnedFd)) -> (RawFd, RawFd) {
     (alive.as_raw_fd(), lifeline.as_raw_fd())
 }

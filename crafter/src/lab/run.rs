@@ -23,10 +23,11 @@ use nix::{
 };
 
 use super::{
-    Lab, environment,
-    jail::{self, Cage},
+    jail::{self, Jail},
     mounts::Steps,
-    resolver_files, shell_prompt,
+    resolver_files,
+    setup::{Lab, environment},
+    shell_prompt,
 };
 use crate::{Error, Result};
 
@@ -226,7 +227,7 @@ fn spawn(
     let (alive, hold) = jail::numbers(&lifeline);
     let namespace = lab.client().as_fd().try_clone_to_owned()?;
     let names = lab.dns.then(resolver_files::steps);
-    jail::cage(command, Cage { namespace, alive, lifeline: hold, mask, names, files, foreground });
+    jail::confine(command, Jail { namespace, alive, lifeline: hold, mask, names, files, foreground });
     let child = command.spawn();
     drop(lifeline);
     child

@@ -4,16 +4,16 @@ use std::{io, thread::JoinHandle};
 
 use tokio::sync::oneshot;
 
-use super::NetNs;
+use super::netns::NetNs;
 use crate::{Error, Result};
 
 /// A running server; dropping it ends its thread and closes all its sockets.
-pub(super) struct Service {
+pub(super) struct ServerThread {
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<Result<()>>>,
 }
 
-impl Service {
+impl ServerThread {
     /// Runs `listen` on a thread inside `namespace`; once it has its sockets it
     /// returns the future that serves, which runs until the service is dropped.
     ///
@@ -55,7 +55,7 @@ impl Service {
     }
 }
 
-impl Drop for Service {
+impl Drop for ServerThread {
     fn drop(&mut self) {
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {

@@ -22,7 +22,12 @@ use hyper_util::rt::TokioIo;
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::{Content, NetNs, Tap, server_thread::Service, web_content};
+use super::{
+    netns::NetNs,
+    rst_tap::RstTap,
+    server_thread::ServerThread,
+    web_content::{self, Content},
+};
 use crate::Result;
 
 const PORT: u16 = 80;
@@ -51,15 +56,15 @@ const INDEX: &str = "<!doctype html>
 ///
 /// # Errors
 /// Those of the sockets.
-pub(super) fn start(server: &NetNs, tap: Arc<Tap>) -> Result<Service> {
-    Service::start(server, "web server", async move || {
+pub(super) fn start(server: &NetNs, tap: Arc<RstTap>) -> Result<ServerThread> {
+    ServerThread::start(server, "web server", async move || {
         // One socket for both versions: IPV6_V6ONLY is off unless a sysctl says otherwise.
         let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, PORT)).await?;
         Ok(serve(listener, tap))
     })
 }
 
-async fn serve(listener: TcpListener, tap: Arc<Tap>) {
+async fn serve(listener: TcpListener, tap: Arc<RstTap>) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => drop(tokio::spawn(connection(stream, Arc::clone(&tap)))),
@@ -72,7 +77,7 @@ async fn serve(listener: TcpListener, tap: Arc<Tap>) {
     }
 }
 
-async fn connection(stream: TcpStream, tap: Arc<Tap>) {
+async fn connection(stream: TcpStream, tap: Arc<RstTap>) {
     // A second descriptor, since hyper owns the stream when /reset needs the socket.
     // Both are dropped together at the connection's end.
     let socket = match stream.set_nodelay(true).and_then(|()| stream.as_fd().try_clone_to_owned()) {
@@ -86,7 +91,7 @@ async fn connection(stream: TcpStream, tap: Arc<Tap>) {
 }
 
 /// The answer to one request; an error closes the connection without one.
-async fn answer(request: Request<Incoming>, tap: Arc<Tap>, socket: Arc<OwnedFd>) -> io::Result<Response<Reply>> {
+async fn answer(request: Request<Incoming>, tap: Arc<RstTap>, socket: Arc<OwnedFd>) -> io::Result<Response<Reply>> {
     if request.method() != Method::GET && request.method() != Method::HEAD {
         let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
