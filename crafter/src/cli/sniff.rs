@@ -12,7 +12,7 @@ use crafter::{
     capture::{Captured, Direction, Link, Out, Writer},
     datapath::{interface::interfaces, tap::TapOptions},
     layer::Kind,
-    session::Watch,
+    session::Sniffer,
 };
 use serde_json::json;
 
@@ -106,7 +106,7 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
         None => first_interface().await?,
     };
     let service = args.service.open().await?;
-    let mut tap = Watch::open(service.as_ref(), &interface, &options).await?;
+    let mut tap = Sniffer::open(service.as_ref(), &interface, &options).await?;
     sink.open(args.write.as_deref(), &tap)?;
     say(&format!("listening on {interface} ({}); Ctrl-C ends", tap.link()));
 
@@ -144,7 +144,7 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
 }
 
 /// Hands packets on until so many were seen.
-async fn listen(tap: &mut Watch, sink: &mut Sink, wanted: u64, seen: &mut u64) -> Result<()> {
+async fn listen(tap: &mut Sniffer, sink: &mut Sink, wanted: u64, seen: &mut u64) -> Result<()> {
     while *seen < wanted {
         let captured = tap.next().await?;
         *seen += 1;
@@ -155,7 +155,7 @@ async fn listen(tap: &mut Watch, sink: &mut Sink, wanted: u64, seen: &mut u64) -
 }
 
 /// Hands on what waits, and sees to it that whoever reads gets it.
-fn drain(tap: &mut Watch, sink: &mut Sink, wanted: u64, seen: &mut u64) -> Result<()> {
+fn drain(tap: &mut Sniffer, sink: &mut Sink, wanted: u64, seen: &mut u64) -> Result<()> {
     /// More at once would keep Ctrl-C waiting on a busy link.
     const BATCH: u64 = 1000;
     let until = wanted.min(seen.saturating_add(BATCH));
@@ -169,7 +169,7 @@ fn drain(tap: &mut Watch, sink: &mut Sink, wanted: u64, seen: &mut u64) -> Resul
 }
 
 /// Hands on all that waits, though on a busy link not for ever.
-fn empty(tap: &mut Watch, sink: &mut Sink, wanted: u64, seen: &mut u64) -> Result<()> {
+fn empty(tap: &mut Sniffer, sink: &mut Sink, wanted: u64, seen: &mut u64) -> Result<()> {
     let until = Instant::now() + Duration::from_secs(1);
     loop {
         let before = *seen;
@@ -212,7 +212,7 @@ impl Sink {
         Ok(Self { print: printing.then(|| (BufWriter::new(io::stdout()), form)), write: None })
     }
 
-    fn open(&mut self, path: Option<&Path>, tap: &Watch) -> Result<()> {
+    fn open(&mut self, path: Option<&Path>, tap: &Sniffer) -> Result<()> {
         let Some(path) = path else { return Ok(()) };
         // Flushed when nothing waits any more, which is as good as after every packet and costs less.
         let mut writer = Writer::create(path)?.live(false);

@@ -19,11 +19,11 @@ const CAPACITY: usize = 1 << 17;
 /// (RFC 7413), within an unscaled window.
 const EARLY_DATA: u32 = 0xffff;
 
-/// Connections that were begun by a SYN of ours. `W` is how their packets leave.
+/// Connections that were begun by a SYN of ours. `P` is how their packets leave.
 #[derive(Debug)]
-pub(super) struct HalfOpen<W> {
+pub(super) struct HalfOpen<P> {
     /// By the local end, then by the remote one.
-    connections: HashMap<SocketAddr, HashMap<SocketAddr, Connection<W>>>,
+    connections: HashMap<SocketAddr, HashMap<SocketAddr, Connection<P>>>,
     count: usize,
     /// In the order of their SYNs, with their numbers. May name some that are removed.
     order: VecDeque<(SocketAddr, SocketAddr, u64)>,
@@ -33,9 +33,9 @@ pub(super) struct HalfOpen<W> {
 }
 
 #[derive(Debug)]
-struct Connection<W> {
+struct Connection<P> {
     number: u64,
-    way: W,
+    path: P,
     /// Of the latest SYN.
     syn: Syn,
     /// Sequence and acknowledgment number of the latest SYN-ACK; of one that acknowledges the SYN, if any did.
@@ -69,16 +69,16 @@ impl Syn {
 
 /// The RST that a half-open connection ends with.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Reset<W> {
+pub(super) struct Reset<P> {
     pub(super) local: SocketAddr,
     pub(super) remote: SocketAddr,
     /// The number that the SYN-ACK acknowledges.
     pub(super) seq: u32,
     /// How it leaves.
-    pub(super) way: W,
+    pub(super) path: P,
 }
 
-impl<W> Reset<W> {
+impl<P> Reset<P> {
     /// The packet from its IP header on: `<SEQ=SEG.ACK><CTL=RST>` (RFC 9293, sections 3.5.2 and 3.10.7.3).
     pub(super) fn packet(&self) -> Vec<u8> {
         let Self { local, remote, seq, .. } = *self;
@@ -86,23 +86,23 @@ impl<W> Reset<W> {
     }
 }
 
-impl<W> Default for HalfOpen<W> {
+impl<P> Default for HalfOpen<P> {
     fn default() -> Self {
         Self::with_capacity(CAPACITY)
     }
 }
 
-impl<W> HalfOpen<W> {
+impl<P> HalfOpen<P> {
     fn with_capacity(capacity: usize) -> Self {
         Self { connections: HashMap::new(), count: 0, order: VecDeque::new(), number: 0, capacity }
     }
 
     /// A segment leaves. A SYN begins a connection; what acknowledges or resets a half-open one ends its being so.
     /// The reset is that of the oldest connection, if it is half-open and the new one takes its place.
-    pub(super) fn handle_sent(&mut self, segment: &TcpView<'_>, way: impl FnOnce() -> W) -> Option<Reset<W>> {
+    pub(super) fn handle_sent(&mut self, segment: &TcpView<'_>, path: impl FnOnce() -> P) -> Option<Reset<P>> {
         let (local, remote, flags) = (segment.source(), segment.destination(), segment.flags);
         if flags.contains(Flags::SYN) && !flags.intersects(Flags::ACK | Flags::RST) {
-            return self.begin(local, remote, Syn::of(segment), way);
+            return self.begin(local, remote, Syn::of(segment), path);
         }
         let connection = self.connections.get_mut(&local)?.get_mut(&remote)?;
         let is_over = match connection.syn_ack {
@@ -151,17 +151,17 @@ impl<W> HalfOpen<W> {
     }
 
     /// Forgets the connections of a local port that is about to be given back; the resets of the half-open ones.
-    pub(super) fn take_port(&mut self, local: SocketAddr) -> Vec<Reset<W>> {
+    pub(super) fn take_port(&mut self, local: SocketAddr) -> Vec<Reset<P>> {
         let remotes = self.connections.remove(&local).unwrap_or_default();
         self.count -= remotes.len();
         in_order(remotes.into_iter().map(|(remote, connection)| (local, remote, connection)))
     }
 
     /// Forgets the half-open connections; their resets, in the order of the SYNs. The SYN-ACKs of the others may come.
-    pub(super) fn take(&mut self) -> Vec<Reset<W>> {
+    pub(super) fn take(&mut self) -> Vec<Reset<P>> {
         let mut taken = Vec::new();
         self.connections.retain(|&local, remotes| {
-            let is_half_open = |_: &SocketAddr, connection: &mut Connection<W>| connection.syn_ack.is_some();
+            let is_half_open = |_: &SocketAddr, connection: &mut Connection<P>| connection.syn_ack.is_some();
             taken.extend(remotes.extract_if(is_half_open).map(|(remote, connection)| (local, remote, connection)));
             !remotes.is_empty()
         });
@@ -172,7 +172,7 @@ impl<W> HalfOpen<W> {
         in_order(taken.into_iter())
     }
 
-    fn begin(&mut self, local: SocketAddr, remote: SocketAddr, syn: Syn, way: impl FnOnce() -> W) -> Option<Reset<W>> {
+    fn begin(&mut self, local: SocketAddr, remote: SocketAddr, syn: Syn, path: impl FnOnce() -> P) -> Option<Reset<P>> {
         let number = self.number;
         match self.connections.entry(local).or_default().entry(remote) {
             Place::Occupied(mut known) => {
@@ -185,7 +185,7 @@ impl<W> HalfOpen<W> {
                 return None;
             }
             Place::Vacant(place) => {
-                place.insert(Connection { number, way: way(), syn, syn_ack: None, acknowledged: None, reset: None });
+                place.insert(Connection { number, path: path(), syn, syn_ack: None, acknowledged: None, reset: None });
             }
         }
         self.number += 1;
@@ -208,7 +208,7 @@ impl<W> HalfOpen<W> {
         oldest
     }
 
-    fn remove(&mut self, local: SocketAddr, remote: SocketAddr) -> Option<Connection<W>> {
+    fn remove(&mut self, local: SocketAddr, remote: SocketAddr) -> Option<Connection<P>> {
         let remotes = self.connections.get_mut(&local)?;
         let removed = remotes.remove(&remote)?;
         if remotes.is_empty() {
@@ -219,9 +219,9 @@ impl<W> HalfOpen<W> {
     }
 }
 
-type Connections<W> = HashMap<SocketAddr, HashMap<SocketAddr, Connection<W>>>;
+type Connections<P> = HashMap<SocketAddr, HashMap<SocketAddr, Connection<P>>>;
 
-fn is_numbered<W>(connections: &Connections<W>, local: SocketAddr, remote: SocketAddr, number: u64) -> bool {
+fn is_numbered<P>(connections: &Connections<P>, local: SocketAddr, remote: SocketAddr, number: u64) -> bool {
     connections.get(&local).and_then(|remotes| remotes.get(&remote)).is_some_and(|found| found.number == number)
 }
 
@@ -230,17 +230,17 @@ fn acknowledges(ack: u32, seq: u32) -> bool {
     ack.wrapping_sub(seq.wrapping_add(1)) <= EARLY_DATA
 }
 
-fn reset<W>(local: SocketAddr, remote: SocketAddr, connection: Connection<W>) -> Option<Reset<W>> {
-    let Connection { syn_ack: Some((_, seq)), way, .. } = connection else { return None };
-    Some(Reset { local, remote, seq, way })
+fn reset<P>(local: SocketAddr, remote: SocketAddr, connection: Connection<P>) -> Option<Reset<P>> {
+    let Connection { syn_ack: Some((_, seq)), path, .. } = connection else { return None };
+    Some(Reset { local, remote, seq, path })
 }
 
-fn in_order<W>(connections: impl Iterator<Item = (SocketAddr, SocketAddr, Connection<W>)>) -> Vec<Reset<W>> {
+fn in_order<P>(connections: impl Iterator<Item = (SocketAddr, SocketAddr, Connection<P>)>) -> Vec<Reset<P>> {
     let numbered = connections.filter_map(|(local, remote, connection)| {
         let number = connection.number;
         Some((number, reset(local, remote, connection)?))
     });
-    let mut resets: Vec<(u64, Reset<W>)> = numbered.collect();
+    let mut resets: Vec<(u64, Reset<P>)> = numbered.collect();
     resets.sort_unstable_by_key(|(number, _)| *number);
     resets.into_iter().map(|(_, reset)| reset).collect()
 }

@@ -40,11 +40,11 @@ fn a_syn_ack_that_nobody_acknowledged_is_reset() {
     for [here, there] in [[HERE, THERE], ["[2001:db8::2]:50000", "[2001:db8::1]:80"]] {
         let mut table = HalfOpen::default();
         let syn = segment(here, there, "S", u32::MAX, 0);
-        table.handle_sent(&TcpView::parse(&syn).unwrap(), || "way");
+        table.handle_sent(&TcpView::parse(&syn).unwrap(), || "path");
         let syn_ack = segment(there, here, "SA", 700, 0);
         table.handle_received(&TcpView::parse(&syn_ack).unwrap());
         let [reset] = table.take().try_into().unwrap();
-        assert_eq!(reset.way, "way");
+        assert_eq!(reset.path, "path");
         let reset = Segment::parse(&reset.packet()).unwrap();
         assert_eq!((reset.source, reset.destination), (here.parse().unwrap(), there.parse().unwrap()));
         // 0 is the number behind the last one.
@@ -160,8 +160,8 @@ fn of_many_ports_those_that_are_open_in_their_order() {
     }
     assert_eq!((table.count, table.connections.len()), (100, 1));
     let resets = table.take();
-    assert!(resets.iter().map(|reset| reset.way).eq((1..=100).map(|hundred| hundred * 100)));
-    assert!(resets.iter().all(|reset| reset.seq == u32::from(reset.way) + 1));
+    assert!(resets.iter().map(|reset| reset.path).eq((1..=100).map(|hundred| hundred * 100)));
+    assert!(resets.iter().all(|reset| reset.seq == u32::from(reset.path) + 1));
 }
 
 #[test]
@@ -191,7 +191,7 @@ fn the_oldest_makes_room_and_is_reset_if_half_open() {
     for port in 1..=100_u16 {
         let there = format!("192.0.2.1:{port}");
         let syn = segment(HERE, &there, "S", 0, 0);
-        resets.extend(table.handle_sent(&TcpView::parse(&syn).unwrap(), || port).map(|reset| reset.way));
+        resets.extend(table.handle_sent(&TcpView::parse(&syn).unwrap(), || port).map(|reset| reset.path));
         if port % 2 == 0 {
             let answer = segment(&there, HERE, "SA", 0, 1);
             table.handle_received(&TcpView::parse(&answer).unwrap());

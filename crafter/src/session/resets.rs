@@ -1,6 +1,7 @@
-//! Half-open connections are reset before the lease of their port ends.
+//! Resets half-open connections before the lease of their port ends, in batches and at a limited rate.
 
 use std::{
+    collections::VecDeque,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -8,35 +9,39 @@ use std::{
 
 use tokio::time::{sleep_until, timeout};
 
-use super::{Key, Links};
+use super::{
+    Event, Outcome, Pace, SessionOptions,
+    clock::wall_clock,
+    half_open::{HalfOpen, Reset},
+    link::Link,
+};
 use crate::{
     datapath::route::Route,
     driver::{LeaseId, Outgoing, Received},
     engine::Pacer,
-    error::Error,
+    error::{Error, Result},
     layer::Kind,
-    packet::{Checksum, Framed, TcpView, Transport, framed},
-    protocol::wire::AccountCall,
-    session::{Event, Pace, What, half_open::Reset, wall_clock},
+    packet::{Checksum, Framed, TcpView, framed},
+    protocol::{Control, wire::AccountCall},
 };
 
-/// Resets sent at a time.
+/// RSTs sent by one call.
 const BATCH: usize = 64;
 
-/// A pace slower than this is one for requests; resets keep to this many a second.
-const SLOWEST: f64 = 1000.0;
+/// Lowest rate of RSTs that a user's pace leads to, in packets per second.
+const MIN_RATE: f64 = 1000.0;
 
-/// How long all resets may take.
-const LONGEST: Duration = Duration::from_secs(5);
+/// How long sending all RSTs may take.
+const TOTAL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long the service may take for what the resets need to know of it.
-const ANSWER: Duration = Duration::from_secs(2);
+/// How long the service may take to answer a call about the RSTs.
+const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Resets that did not leave.
+/// RSTs that were not sent.
 #[derive(Debug, Default)]
 struct Failed {
     count: u64,
-    /// Why the first of them.
+    /// Why the first of them was not.
     reason: Option<String>,
 }
 
@@ -48,25 +53,23 @@ impl Failed {
         }
     }
 
-    fn tell(self) {
+    fn log(self) {
         let Self { count, reason: Some(reason) } = self else { return };
         let connections = if count == 1 { "connection is" } else { "connections are" };
         log::warn!("{count} half-open {connections} not reset: {reason}; the kernel resets them later");
     }
 }
 
-/// How many resets leave per second; `None`: as fast as it goes. The user's pace is for requests, whose port is kept
-/// until the last reset has left; the service's limit is for all.
-fn rate(pace: Pace, allowed: Option<f64>) -> Option<f64> {
-    // A hair below: two clocks measure it.
-    let allowed = allowed.map(|allowed| allowed * 0.995);
-    pace.rate.map(|rate| rate.max(SLOWEST)).into_iter().chain(allowed).reduce(f64::min)
+/// Rate of RSTs in packets per second; `None`: unlimited. The user's pace is meant for requests, the service's limit
+/// for all packets.
+fn rate(pace: Pace, limit: Option<f64>) -> Option<f64> {
+    pace.rate.map(|rate| rate.max(MIN_RATE)).into_iter().chain(limit).reduce(f64::min)
 }
 
-/// How the packets of a connection leave.
+/// How packets of a connection are sent.
 #[derive(Debug)]
-pub(super) struct Path {
-    /// The place of the interface.
+struct Path {
+    /// Index of the interface.
     link: usize,
     over: Over,
 }
@@ -78,9 +81,26 @@ enum Over {
     Frame(Box<[u8]>),
 }
 
-impl Links {
-    /// A packet leaves from a leased port, over `route` or as a frame.
-    pub(in crate::session) fn handle_sent(&mut self, link: usize, route: Option<&Arc<Route>>, bytes: &[u8]) {
+/// The half-open connections of a session and their RSTs.
+pub(super) struct Resets {
+    /// `None` if half-open connections are left to the kernel.
+    half_open: Option<HalfOpen<Path>>,
+    /// RSTs to send.
+    due: VecDeque<Reset<Path>>,
+    /// Connections reset since the last [`Resets::take_count`].
+    count: u64,
+}
+
+impl Resets {
+    pub(super) fn new(options: &SessionOptions) -> Self {
+        // If the kernel receives the SYN-ACKs and its RSTs pass, it resets the connections itself, at once.
+        let is_kernels = options.terms.observe && !options.terms.suppress;
+        let half_open = (!options.leave_open && !is_kernels).then(HalfOpen::default);
+        Self { half_open, due: VecDeque::new(), count: 0 }
+    }
+
+    /// A packet is sent from a leased port, over `route` or as a frame.
+    pub(super) fn handle_sent(&mut self, link: usize, route: Option<&Arc<Route>>, bytes: &[u8]) {
         let Some(half_open) = &mut self.half_open else { return };
         let begin = match route {
             Some(_) => 0,
@@ -89,7 +109,7 @@ impl Links {
                 Framed::Other | Framed::Unreadable => return,
             },
         };
-        // A segment in fragments begins no connection that is known here.
+        // Fragments are not tracked.
         let Ok(segment) = TcpView::read(&bytes[begin..]) else { return };
         let over = || match route {
             Some(route) => Over::Route(route.clone()),
@@ -98,8 +118,8 @@ impl Links {
         self.due.extend(half_open.handle_sent(&segment, || Path { link, over: over() }));
     }
 
-    /// A packet with a right checksum has come to a leased port.
-    pub(in crate::session) fn handle_received(&mut self, ip: &[u8]) {
+    /// A packet with a correct checksum was received on a leased port.
+    pub(super) fn handle_received(&mut self, ip: &[u8]) {
         if let Some(half_open) = &mut self.half_open
             && let Ok(segment) = TcpView::read(ip)
         {
@@ -107,49 +127,58 @@ impl Links {
         }
     }
 
-    /// A chosen port is given back with the next [`Links::reset_due`].
-    pub(super) fn expire(&mut self, at: usize, key: Key) {
-        let (transport, address, port) = key;
-        if transport == Transport::Tcp
-            && let Some(half_open) = &mut self.half_open
-        {
-            self.due.extend(half_open.take_port(SocketAddr::new(address, port)));
+    /// The lease of a port ends after the next [`Resets::send_due`], which resets its connections.
+    pub(super) fn expire_port(&mut self, local: SocketAddr) {
+        if let Some(half_open) = &mut self.half_open {
+            self.due.extend(half_open.take_port(local));
         }
-        self.expired.extend(self.links[at].held.remove(&key));
     }
 
-    /// Resets the connections whose turn it is, and gives back the ports that they kept.
-    pub(in crate::session) fn reset_due(&mut self, observer: &mut dyn FnMut(&Event<'_>)) {
+    /// Connections reset since the last call.
+    pub(super) fn take_count(&mut self) -> u64 {
+        std::mem::take(&mut self.count)
+    }
+
+    /// Sends the RSTs that are due.
+    pub(super) fn send_due(&mut self, links: &[Link], observer: &mut dyn FnMut(&Event<'_>)) {
         let mut failed = Failed::default();
         while !self.due.is_empty() {
-            self.reset_some(BATCH, observer, &mut failed);
+            self.send_batch(links, BATCH, observer, &mut failed);
         }
-        self.expired.clear();
-        failed.tell();
+        failed.log();
     }
 
-    /// Resets all half-open connections, at most as fast as [`rate`] says, until none is left or [`LONGEST`] is over.
-    /// Safe to cancel: what is left is reset by [`Links::reset_at_once`].
-    pub(in crate::session) async fn reset_half_open(
+    /// Resets all half-open connections without waiting. Returns [`Resets::take_count`].
+    pub(super) fn send_all_now(&mut self, links: &[Link], observer: &mut dyn FnMut(&Event<'_>)) -> u64 {
+        self.take_half_open(links);
+        self.send_due(links, observer);
+        self.take_count()
+    }
+
+    /// Resets all half-open connections at the rate that [`rate`] says, within [`TOTAL_TIMEOUT`]. Returns
+    /// [`Resets::take_count`]. Safe to cancel: [`Resets::send_all_now`] resets the rest.
+    pub(super) async fn send_all(
         &mut self,
+        links: &[Link],
+        options: &SessionOptions,
         pace: Pace,
         observer: &mut dyn FnMut(&Event<'_>),
     ) -> u64 {
-        self.take_half_open();
+        self.take_half_open(links);
         if self.due.is_empty() {
-            return self.take_reset();
+            return self.take_count();
         }
-        let (end, mut failed) = (Instant::now() + LONGEST, Failed::default());
-        for link in &self.links {
-            // Those from before are not the resets'.
+        let (end, mut failed) = (Instant::now() + TOTAL_TIMEOUT, Failed::default());
+        for link in links {
+            // Refusals of earlier packets.
             let _ = link.crafter.take_refusals();
         }
-        let allowed = timeout(ANSWER, self.rate()).await.ok().and_then(Result::ok).flatten();
-        let mut pacer = rate(pace, allowed).and_then(|rate| Pacer::per_second(rate).ok());
+        let limit = timeout(CALL_TIMEOUT, options.rate_limit()).await.ok().and_then(Result::ok).flatten();
+        let mut pacer = rate(pace, limit).and_then(|rate| Pacer::per_second(rate).ok());
         while !self.due.is_empty() {
             let now = Instant::now();
             if now >= end {
-                failed.add(self.due.len() as u64, || format!("{LONGEST:?} are over"));
+                failed.add(self.due.len() as u64, || format!("not sent within {TOTAL_TIMEOUT:?}"));
                 self.due.clear();
                 break;
             }
@@ -159,51 +188,41 @@ impl Links {
                     sleep_until(next.min(end).into()).await;
                 }
                 most => {
-                    let sent = self.reset_some(most, observer, &mut failed);
+                    let sent = self.send_batch(links, most, observer, &mut failed);
                     if let Some(pacer) = &mut pacer {
                         pacer.take(sent);
                     }
                 }
             }
-            // Others on this thread get their turn: the driver above all.
+            // Let other tasks of this thread run, above all the driver's.
             tokio::task::yield_now().await;
             if self.due.is_empty() {
-                // SYN-ACKs that came meanwhile.
-                self.take_half_open();
+                // SYN-ACKs received meanwhile.
+                self.take_half_open(links);
             }
         }
-        self.take_refusals(&mut failed).await;
-        failed.tell();
-        self.take_reset()
+        if let Some(control) = &options.service {
+            self.take_refusals(links, control, &mut failed).await;
+        }
+        failed.log();
+        self.take_count()
     }
 
-    /// The same at once, where nothing can be waited for.
-    pub(in crate::session) fn reset_at_once(&mut self, observer: &mut dyn FnMut(&Event<'_>)) -> u64 {
-        self.take_half_open();
-        self.reset_due(observer);
-        self.take_reset()
-    }
-
-    /// How many connections were reset since this was asked last.
-    pub(in crate::session) fn take_reset(&mut self) -> u64 {
-        std::mem::take(&mut self.reset)
-    }
-
-    /// All that are half open are due, with those whose SYN-ACK has come since the last exchange.
-    fn take_half_open(&mut self) {
+    /// Makes the RSTs of all half-open connections due, including those whose SYN-ACK arrived after the last exchange.
+    fn take_half_open(&mut self, links: &[Link]) {
         if self.half_open.is_none() {
             return;
         }
         let mut inbox = Vec::new();
-        for link in &self.links {
-            // An interface that is gone has nothing more to say.
+        for link in links {
+            // A removed interface has received nothing.
             let _ = link.collect(&mut inbox);
         }
         self.handle_late(inbox);
         self.due.extend(self.half_open.iter_mut().flat_map(|half_open| half_open.take()));
     }
 
-    /// Packets that came when no exchange was there to take them.
+    /// Handles packets received outside of an exchange.
     fn handle_late(&mut self, inbox: Vec<(LeaseId, Received)>) {
         for (_, received) in inbox {
             if received.reason.is_ingress() && received.checksum != Checksum::Invalid {
@@ -212,68 +231,75 @@ impl Links {
         }
     }
 
-    /// Sends some of the resets that are due, those of one interface; how many it took. Where none of them leaves, the
-    /// others of the interface would not either: they are given up.
-    fn reset_some(&mut self, most: usize, observer: &mut dyn FnMut(&Event<'_>), failed: &mut Failed) -> usize {
+    /// Sends due RSTs of one interface, at most `most`; returns how many it took off the queue. If none of them could be
+    /// sent, all others of the interface are dropped too.
+    fn send_batch(
+        &mut self,
+        links: &[Link],
+        most: usize,
+        observer: &mut dyn FnMut(&Event<'_>),
+        failed: &mut Failed,
+    ) -> usize {
         let Some(first) = self.due.front() else { return 0 };
-        let at = first.way.link;
-        let count = self.due.iter().take(most).take_while(|reset| reset.way.link == at).count();
+        let at = first.path.link;
+        let count = self.due.iter().take(most).take_while(|reset| reset.path.link == at).count();
         let resets: Vec<(Reset<Path>, Vec<u8>)> = self.due.drain(..count).map(built).collect();
-        let link = &self.links[at];
+        let link = &links[at];
         for (reset, bytes) in &resets {
-            let first = if matches!(reset.way.over, Over::Frame(_)) { Kind::Ether } else { Kind::of_ip(bytes) };
-            observer(&Event { time: wall_clock(), interface: link.name(), first, bytes, what: What::Reset });
+            let first = if matches!(reset.path.over, Over::Frame(_)) { Kind::Ether } else { Kind::of_ip(bytes) };
+            observer(&Event { time: wall_clock(), interface: link.name(), first, bytes, outcome: Outcome::Reset });
         }
-        let sent = link.crafter.transmit(resets.iter().map(|(reset, bytes)| match &reset.way.over {
+        let sent = link.crafter.transmit(resets.iter().map(|(reset, bytes)| match &reset.path.over {
             Over::Route(route) => Outgoing::Ip(route, bytes),
             Over::Frame(_) => Outgoing::Frame(bytes),
         }));
-        self.reset += sent.sent;
+        self.count += sent.sent;
         let mut missing = (count as u64).saturating_sub(sent.sent);
         if sent.sent == 0 {
             let before = self.due.len();
-            self.due.retain(|reset| reset.way.link != at);
+            self.due.retain(|reset| reset.path.link != at);
             missing += (before - self.due.len()) as u64;
         }
         if missing > 0 {
-            let error = sent.error.or_else(|| self.lost_service(at));
+            let error = sent.error.or_else(|| self.link_error(link));
             failed.add(missing, || error.map_or_else(|| "the queue is full".to_owned(), |error| error.to_string()));
         }
         count
     }
 
-    /// Why nothing can leave by a link any more: a packet that the service does not take has no error of its own.
-    fn lost_service(&mut self, at: usize) -> Option<Error> {
+    /// The error of a link that has lost the service: a packet that the service does not read has no error of its own.
+    fn link_error(&mut self, link: &Link) -> Option<Error> {
         let mut inbox = Vec::new();
-        let error = self.links[at].collect(&mut inbox).err();
+        let error = link.collect(&mut inbox).err();
         self.handle_late(inbox);
         error
     }
 
-    /// Counts what the service refused of the resets.
-    async fn take_refusals(&mut self, failed: &mut Failed) {
-        let Some(control) = &self.options.service else { return };
-        let asking = async {
-            // What it was given last it has seen by the second time it is asked.
+    /// Subtracts the RSTs that the service refused.
+    async fn take_refusals(&mut self, links: &[Link], control: &Control, failed: &mut Failed) {
+        let calls = async {
+            // By the reply to the second call, the service has read everything sent before the first.
             for _ in 0..2 {
                 control.call(&AccountCall {}).await?;
             }
             Ok::<(), Error>(())
         };
-        let is_known = match timeout(ANSWER, asking).await {
+        let is_known = match timeout(CALL_TIMEOUT, calls).await {
             Ok(Ok(())) => true,
-            // Where it is gone, the resets that it did not take say so.
+            // If the service has ended, sending has failed too.
             Ok(Err(_)) => failed.count > 0,
             Err(_) => false,
         };
         if !is_known {
-            log::warn!("the crafter service does not say what became of the last resets; some may not have left");
+            log::warn!(
+                "no reply from the crafter service within {CALL_TIMEOUT:?}: the last resets may not have been sent"
+            );
         }
         let mut inbox = Vec::new();
-        for link in &self.links {
+        for link in links {
             let _ = link.collect(&mut inbox);
             let (refused, error) = link.crafter.take_refusals();
-            self.reset = self.reset.saturating_sub(refused);
+            self.count = self.count.saturating_sub(refused);
             if let Some(error) = error {
                 failed.add(refused, || error.to_string());
             }
@@ -284,7 +310,7 @@ impl Links {
 
 fn built(reset: Reset<Path>) -> (Reset<Path>, Vec<u8>) {
     let packet = reset.packet();
-    let bytes = match &reset.way.over {
+    let bytes = match &reset.path.over {
         Over::Route(_) => packet,
         Over::Frame(header) => [header, &packet[..]].concat(),
     };
@@ -296,19 +322,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_slow_pace_is_one_for_requests() {
-        let of = |pace, allowed| rate(Pace { rate: pace }, allowed);
+    fn rate_is_the_service_limit_or_the_pace_raised_to_the_minimum() {
+        let of = |pace, limit| rate(Pace { rate: pace }, limit);
         assert_eq!(of(None, None), None);
         assert_eq!(of(Some(1.0 / 30.0), None), Some(1000.0));
         assert_eq!(of(Some(5000.0), None), Some(5000.0));
-        // The service's limit is for all.
-        assert_eq!(of(Some(1.0), Some(200.0)), Some(199.0));
-        assert_eq!(of(None, Some(200.0)), Some(199.0));
+        assert_eq!(of(Some(1.0), Some(200.0)), Some(200.0));
+        assert_eq!(of(None, Some(200.0)), Some(200.0));
         assert_eq!(of(Some(5000.0), Some(20_000.0)), Some(5000.0));
     }
 
     #[test]
-    fn the_first_reason_is_told_with_the_sum() {
+    fn failures_add_up_under_the_first_reason() {
         let mut failed = Failed::default();
         failed.add(0, || unreachable!("nothing failed"));
         failed.add(2, || "first".to_owned());
