@@ -1,13 +1,14 @@
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use futures_util::FutureExt as _;
 use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    Result,
-    expr::Pair,
+    Error, Result,
+    expr::{Pair, Resolve, object::Object},
     layer::{Icmp, Ip, Packet, Raw, Tcp, Udp},
+    session::{Pace, SrOptions},
 };
 
 /// Packets that the tests of crafter-packet use.
@@ -42,13 +43,13 @@ fn answer(packet: &Packet) -> Option<Packet> {
 }
 
 impl World for Fake {
-    async fn send(&mut self, packets: Vec<Packet>, options: &SendOptions) -> Result<u64> {
-        let count = packets.len() as u64 * options.count;
+    async fn send(&mut self, packets: Vec<Packet>, count: u64, _: Pace) -> Result<u64> {
+        let count = packets.len() as u64 * count;
         self.sent.extend(packets);
         Ok(count)
     }
 
-    async fn sr(&mut self, packets: Vec<Packet>, options: &ExchangeOptions) -> Result<Exchange> {
+    async fn sr(&mut self, packets: Vec<Packet>, options: &SrOptions) -> Result<Exchange> {
         if self.dead {
             return Err(Error::NoRoute { destination: "192.0.2.1".parse().unwrap(), reason: "test".to_owned() });
         }

@@ -1,4 +1,4 @@
-//! Which functions there are, what they take, and help.
+//! Names, parameters and help of the functions, and the arguments of a call.
 
 use std::time::Duration;
 
@@ -11,16 +11,17 @@ use crate::{
         object::{Object, Received},
     },
     layer::{Packet, nearest},
+    session::Pace,
 };
 
-/// An error at a byte of a text of the shell's.
+/// An error at a byte offset of a text.
 pub(super) type Fault = fault::Fault<Error>;
 
 /// A function of the shell.
 #[derive(Debug)]
 pub(crate) struct Function {
     pub name: &'static str,
-    /// As it is told to people: `packet, timeout=2`. What has a default may be left out.
+    /// As in the help: `packet, timeout=2`. Parameters with a default are optional.
     pub parameters: &'static str,
     pub doc: &'static str,
 }
@@ -33,7 +34,7 @@ const SR: &str = "packets, timeout=2, retry=0, rate=None, multi=False";
 const SNIFF: &str = "filter=None, count=None, timeout=None, iface=None";
 const SR1: &str = "packet, timeout=2, retry=0";
 
-/// All of them, in the order of the help.
+/// All functions, in the order of the help.
 pub(crate) const FUNCTIONS: &[Function] = &[
     function("sr1", SR1, "Send a packet; its first answer, or None"),
     function("sr", SR, "Send packets; (answered, unanswered). A pair has .request .reply .rtt .time"),
@@ -65,13 +66,13 @@ pub(crate) const FUNCTIONS: &[Function] = &[
     function("quit", "", "As exit"),
 ];
 
-/// The function with a name.
+/// The function of this name.
 pub(crate) fn named(name: &str) -> Option<&'static Function> {
     FUNCTIONS.iter().find(|function| function.name == name)
 }
 
 impl Function {
-    /// Names of the parameters, and whether each may be left out.
+    /// Names of the parameters, and whether each is optional.
     pub fn parameters(&self) -> impl Iterator<Item = (&'static str, bool)> {
         self.parameters.split(", ").filter(|parameter| !parameter.is_empty()).map(|parameter| {
             match parameter.split_once('=') {
@@ -81,7 +82,7 @@ impl Function {
         })
     }
 
-    /// Puts arguments to the parameters they are for.
+    /// Assigns arguments to parameters.
     pub fn bind(&'static self, call: Called) -> Result<Bound, Fault> {
         let parameters: Vec<(&'static str, bool)> = self.parameters().collect();
         let mut given: Vec<Option<Given>> = parameters.iter().map(|_| None).collect();
@@ -124,19 +125,20 @@ pub(crate) struct Bound {
 }
 
 impl Bound {
-    /// An argument and its place, unless it was left out or is `None`.
+    /// An argument and its byte offset, unless it was omitted or is `None`.
     pub fn get(&self, name: &str) -> Option<(usize, &Object)> {
         let place = self.names.iter().position(|(known, _)| *known == name)?;
         let given = self.given.get(place)?.as_ref()?;
         (given.value != Object::None).then_some((given.at, &given.value))
     }
 
-    /// An argument that must be there.
+    /// A mandatory argument and its byte offset.
     pub fn need(&self, name: &str) -> Result<(usize, &Object), Fault> {
         self.get(name)
             .ok_or_else(|| Fault::new(self.at, format_args!("{}() needs {name}: None is none", self.function.name)))
     }
 
+    /// A number from `least` to `most`.
     pub fn number(&self, name: &str, least: u64, most: u64) -> Result<Option<u64>, Fault> {
         let Some((at, value)) = self.get(name) else { return Ok(None) };
         let number = value.number().and_then(|number| u64::try_from(number).ok());
@@ -144,6 +146,7 @@ impl Bound {
         number.map(Some).ok_or_else(|| Fault::new(at, format_args!("{name} is a number from {least} to {most}")))
     }
 
+    /// A boolean; `False` if omitted.
     pub fn flag(&self, name: &str) -> Result<bool, Fault> {
         Ok(self.number(name, 0, 1)?.is_some_and(|number| number == 1))
     }
@@ -156,24 +159,28 @@ impl Bound {
         seconds.map(Some).ok_or_else(|| Fault::new(at, format_args!("{name} is seconds, more than 0, at most a month")))
     }
 
-    /// Packets a second.
-    pub fn rate(&self) -> Result<Option<f64>, Fault> {
-        let Some((at, value)) = self.get("rate") else { return Ok(None) };
+    /// The argument `rate` in packets per second.
+    pub fn pace(&self) -> Result<Pace, Fault> {
+        let Some((at, value)) = self.get("rate") else { return Ok(Pace::default()) };
         let rate = value.decimal().filter(|rate| rate.is_finite() && *rate > 0.0);
-        rate.map(Some).ok_or_else(|| Fault::new(at, "rate is packets a second, more than 0"))
+        if rate.is_none() {
+            return Err(Fault::new(at, "rate is packets a second, more than 0"));
+        }
+        Ok(Pace { rate })
     }
 
+    /// A text.
     pub fn text(&self, name: &str) -> Result<Option<&str>, Fault> {
         let Some((at, value)) = self.get(name) else { return Ok(None) };
         value.text().map(Some).ok_or_else(|| Fault::new(at, format_args!("{name} is a text, {} is none", value.is())))
     }
 
-    /// The packets that an argument stands for: a packet, a set, or a list of them.
+    /// The packets of an argument: a packet, a set, or a list of them.
     pub fn packets(&self, name: &str) -> Result<Vec<Packet>, Fault> {
         Ok(self.received(name)?.into_iter().map(|received| received.packet).collect())
     }
 
-    /// As [`packets`](Self::packets), with their times where they have one.
+    /// As [`packets`](Self::packets), with the times of those that have one.
     pub fn received(&self, name: &str) -> Result<Vec<Received>, Fault> {
         let (at, value) = self.need(name)?;
         let mut packets = Vec::new();
@@ -181,7 +188,7 @@ impl Bound {
         Ok(packets)
     }
 
-    /// The one packet that an argument is.
+    /// The single packet of an argument.
     pub fn packet(&self, name: &str) -> Result<Packet, Fault> {
         let (at, value) = self.need(name)?;
         let packets = value.packets().filter(|_| !matches!(value, Object::Text(_) | Object::Report(_)));
@@ -190,7 +197,7 @@ impl Bound {
     }
 }
 
-/// All packets in a value.
+/// Collects all packets of a value.
 fn collect(value: &Object, packets: &mut Vec<Received>) -> Result<(), String> {
     match value {
         Object::Packets(_) | Object::Layer(_) => {
@@ -211,7 +218,7 @@ fn collect(value: &Object, packets: &mut Vec<Received>) -> Result<(), String> {
     Ok(())
 }
 
-/// What `help()` says.
+/// Text of `help()`.
 pub(super) fn help(of: Option<&str>) -> Result<String, String> {
     let line = |function: &Function| {
         let signature = format!("{}({})", function.name, function.parameters);
