@@ -8,7 +8,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, time::timeout};
 use zlink::{Call, Reply, tokio::unix};
 
 use super::wire::{Fault, Method};
@@ -16,6 +16,9 @@ use crate::error::{Error, Result};
 
 /// Where the service listens.
 pub const SOCKET: &str = "/run/crafter/crafter.sock";
+
+/// How long the service may take to answer a call. The slowest ones attach an interface, or resolve a next hop within 3 s.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The variable of the environment that names another place.
 pub const SOCKET_VARIABLE: &str = "CRAFTER_SOCKET";
@@ -80,7 +83,7 @@ impl Control {
     /// Calls a method.
     ///
     /// # Errors
-    /// What the service answers; [`Error::Service`] if it does not.
+    /// What the service answers; [`Error::Service`] if it does not within [`CALL_TIMEOUT`].
     pub async fn call<M: Method>(&self, call: &M) -> Result<M::Reply> {
         self.call_for_descriptors(call).await.map(|(reply, _)| reply)
     }
@@ -91,7 +94,15 @@ impl Control {
     /// As [`Control::call`].
     pub async fn call_for_descriptors<M: Method>(&self, call: &M) -> Result<(M::Reply, Vec<OwnedFd>)> {
         let mut inner = self.inner.lock().await;
-        let Inner { connection, stale } = &mut *inner;
+        timeout(CALL_TIMEOUT, self.exchange(&mut inner, call)).await.unwrap_or_else(|_| {
+            let name = M::NAME;
+            Err(self.broken(&format_args!("no reply to {name} within {CALL_TIMEOUT:?}: it is stopped or overloaded")))
+        })
+    }
+
+    /// Sends a call and receives its reply. If it is dropped in between, the next call skips the reply.
+    async fn exchange<M: Method>(&self, inner: &mut Inner, call: &M) -> Result<(M::Reply, Vec<OwnedFd>)> {
+        let Inner { connection, stale } = inner;
         while *stale > 0 {
             // Its descriptors are closed here.
             let _ = connection.receive_reply::<serde_json::Value, Fault>().await.map_err(|e| self.broken(&e))?;
