@@ -69,7 +69,8 @@ impl NetNs {
         Ok(setns(&self.fd, CloneFlags::CLONE_NEWNET)?)
     }
 
-    /// Runs `work` in the namespace on a thread of its own and waits for it. A panic in `work` is resumed in the caller.
+    /// Runs `work` in the namespace on a thread of its own and waits for it. A panic in `work` is resumed in the
+    /// caller.
     ///
     /// # Errors
     /// [`Error::Permission`] without CAP_SYS_ADMIN, [`Error::Io`] otherwise.
@@ -130,8 +131,8 @@ impl NetNs {
             }
             Err(source) => {
                 let errno = source.raw_os_error().unwrap_or(libc::EMFILE);
-                // SAFETY: as above, without a system call. The command must not run outside of the namespace, so spawning
-                // it fails with the reason.
+                // SAFETY: as above, without a system call. The command must not run outside of the namespace, so
+                // spawning it fails with the reason.
                 unsafe { command.pre_exec(move || Err(io::Error::from_raw_os_error(errno))) };
             }
         }

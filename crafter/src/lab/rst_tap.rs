@@ -1,4 +1,4 @@
-//! Collects the TCP RST segments that arrive at the server.
+//! Collects the TCP RSTs that the server receives.
 
 use std::{
     io::{self, IoSliceMut},
@@ -22,15 +22,14 @@ use crate::{
     packet::{IpPacket, ip},
 };
 
-/// Segments kept; beyond that they are only counted.
-const KEPT: usize = 65_536;
-/// Receive buffer in bytes for each IP version, room for some 10,000 segments
-/// between two looks at the tap.
+/// RSTs kept; further ones are only counted.
+const MAX_KEPT: usize = 65_536;
+/// Receive buffer in bytes for each IP version: some 10,000 segments between two reads of the tap.
 const RECEIVE_BUFFER: usize = 8 << 20;
-/// More than any header chain of a RST that matters: IPv6, extension headers, TCP.
+/// Bytes kept of each packet: more than the headers of a RST (IPv6, extension headers, TCP).
 const SNAP: usize = 512;
 
-/// One RST as it arrived.
+/// A received RST.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Rst {
     /// Source address.
@@ -43,18 +42,18 @@ pub struct Rst {
     pub destination_port: u16,
     /// Sequence number.
     pub seq: u32,
-    /// Whether the segment carries ACK too.
+    /// Whether ACK is set too.
     pub ack: bool,
-    /// When the kernel received it, in seconds since 1970.
+    /// When the kernel received it: wall-clock time in seconds since 1970.
     pub time: f64,
 }
 
-/// Packet sockets that see every RST which reaches an interface, whether or not
-/// a socket wants it. They need no thread: the kernel queues, a look drains.
+/// Packet sockets that receive every RST of an interface, whether or not a TCP socket accepts it. They need no thread:
+/// the kernel queues the packets, and each method reads them.
 #[derive(Debug)]
 pub struct RstTap {
-    // One per IP version: sockets of one protocol, unlike ETH_P_ALL, do not see
-    // (and so do not slow down) what the host sends.
+    // One per IP version: unlike with ETH_P_ALL, they do not receive the packets that the host sends, and do not slow
+    // them down.
     sockets: [Socket; 2],
     log: Mutex<RstLog>,
 }
@@ -67,7 +66,7 @@ struct RstLog {
 }
 
 impl RstTap {
-    /// Listens on an interface of the calling thread's network namespace.
+    /// Opens a tap on an interface of the calling thread's network namespace.
     ///
     /// # Errors
     /// [`Error::Permission`] without CAP_NET_RAW, [`Error::Io`] otherwise.
@@ -80,8 +79,7 @@ impl RstTap {
         open().map_err(|source| Error::io(format!("tap {interface}"), "CAP_NET_RAW", source))
     }
 
-    /// The RSTs since the start or the last [`RstTap::clear`], in order of arrival
-    /// for each IP version; the first 65,536 of them.
+    /// The first 65,536 RSTs since the start or the last [`RstTap::clear`], in order of arrival for each IP version.
     ///
     /// # Errors
     /// [`Error::Io`] if a packet socket fails.
@@ -89,8 +87,8 @@ impl RstTap {
         self.with_log(|log| log.segments.clone())
     }
 
-    /// How many RSTs there were since the start or the last [`RstTap::clear`], also
-    /// those that found the tap's buffers full.
+    /// Number of RSTs since the start or the last [`RstTap::clear`], including those dropped because the receive buffer
+    /// was full.
     ///
     /// # Errors
     /// [`Error::Io`] if a packet socket fails.
@@ -114,13 +112,13 @@ impl RstTap {
 
     fn drain(&self, log: &mut RstLog) -> io::Result<()> {
         for socket in &self.sockets {
-            // Bounded, so that a flood which arrives as fast as this loop reads cannot hold it.
-            for _ in 0..KEPT {
+            // Bounded: a flood may arrive as fast as this loop reads.
+            for _ in 0..MAX_KEPT {
                 let Some((packet, time)) = receive(socket)? else {
                     break;
                 };
                 match parse(&packet, time) {
-                    Some(_) if log.segments.len() >= KEPT => log.uncollected += 1,
+                    Some(_) if log.segments.len() >= MAX_KEPT => log.uncollected += 1,
                     Some(rst) => log.segments.push(rst),
                     None => {}
                 }
@@ -153,7 +151,8 @@ fn receive(socket: &Socket) -> io::Result<Option<(Vec<u8>, f64)>> {
     Ok(Some((packet, time.as_secs_f64())))
 }
 
-/// Reads an IP packet, which may be cut to [`SNAP`] bytes; None if it is no RST, or a fragment without TCP header.
+/// Parses an IP packet, which may be truncated to [`SNAP`] bytes; `None` if it is no RST, or a fragment without TCP
+/// header.
 fn parse(packet: &[u8], time: f64) -> Option<Rst> {
     let ip = IpPacket::read_quoted(packet).ok()?;
     let has_header = ip.fragment.is_none_or(|fragment| fragment.offset == 0);
@@ -186,7 +185,7 @@ fn packet_socket(index: u32, protocol: libc::c_int) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Segments that found the receive buffer full since the last call (PACKET_STATISTICS).
+/// Packets dropped since the last call because the receive buffer was full (PACKET_STATISTICS).
 fn dropped(socket: &Socket) -> io::Result<u32> {
     let mut statistics = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
     let mut length = mem::size_of_val(&statistics) as libc::socklen_t;
@@ -210,8 +209,7 @@ const fn op(code: u32, jt: u8, jf: u8, k: u32) -> SockFilter {
     SockFilter::new(code as u16, jt, jf, k)
 }
 
-/// Classic BPF, from the IP header on: accepts TCP RSTs, and IPv6 packets whose
-/// first extension header may lead to one.
+/// Classic BPF from the IP header on: accepts TCP RSTs, and IPv6 packets whose first extension header may precede one.
 #[rustfmt::skip]
 const FILTER: [SockFilter; 24] = {
     use libc::{BPF_ABS, BPF_ALU, BPF_AND, BPF_B, BPF_H, BPF_IND, BPF_JEQ, BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_LDX, BPF_MSH, BPF_RET};
@@ -274,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_resets_of_both_versions() {
+    fn rsts_of_both_versions_are_parsed() {
         let hop_by_hop = [6, 0, 1, 4, 0, 0, 0, 0];
         for packet in [v4(0x14), v6(6, &[], 0x14), v6(0, &hop_by_hop, 0x14)] {
             let rst = parse(&packet, 1.5).unwrap();
@@ -285,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_what_the_kernel_half_reads() {
+    fn rsts_behind_extension_headers_are_parsed_as_by_the_kernel_half() {
         let fragment = |field: u8| [6, 0, 0, field, 0, 0, 0, 7];
         let authentication = [6, 4, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9];
         let mobility = [6, 0, 7, 0, 0, 0, 0, 0];
@@ -295,18 +293,18 @@ mod tests {
         }
         assert_eq!(parse(&v6(44, &fragment(8), 0x04), 0.0), None, "later fragment");
         assert_eq!(parse(&v6(139, &mobility, 0x04), 0.0), None, "HIP");
-        // Longer than what is kept of it.
+        // Longer than SNAP.
         let mut long = v4(0x04);
         long[2..4].copy_from_slice(&900_u16.to_be_bytes());
         assert!(parse(&long, 0.0).is_some());
     }
 
     #[test]
-    fn the_filter_takes_what_parse_reads() {
+    fn filter_accepts_what_parse_reads() {
         let (send, receive) = UnixDatagram::pair().unwrap();
         SockRef::from(&receive).attach_filter(&FILTER).unwrap();
         receive.set_nonblocking(true).unwrap();
-        // The sender is not told what the filter drops (unix_dgram_sendmsg()).
+        // Sending succeeds if the filter drops the packet (`unix_dgram_sendmsg()`).
         let takes = |packet: &[u8]| {
             send.send(packet).unwrap();
             receive.recv(&mut [0; SNAP]).is_ok()
@@ -327,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn leaves_the_rest_alone() {
+    fn other_packets_are_ignored() {
         assert_eq!(parse(&v4(0x12), 0.0), None, "SYN-ACK");
         let mut later = v4(0x04);
         later[7] = 1;

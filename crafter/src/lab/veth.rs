@@ -95,8 +95,8 @@ async fn create_pair(handle: &Handle, peer: std::os::fd::RawFd, mtu: u32) -> Res
 /// Gives the interface its addresses and sets it up; returns its index.
 async fn configure(handle: &Handle, addresses: [IpAddr; 2]) -> Result<u32> {
     let index = link(handle).await?.header.index;
-    // Otherwise duplicate address detection delays the link-local address, and neighbour discovery with it, by a second.
-    // If /proc/sys is read-only, the second is spent.
+    // Otherwise duplicate address detection delays the link-local address, and neighbour discovery with it, by a
+    // second. If /proc/sys is read-only, the second is spent.
     let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{INTERFACE}/accept_dad"), "0");
     for address in addresses {
         let prefix = if address.is_ipv4() { 24 } else { 64 };
@@ -131,8 +131,8 @@ async fn ready(handle: &Handle) -> Result<()> {
     }
 }
 
-/// Whether an address is tentative (RFC 4862, section 5.4): even without duplicate address detection, the state ends on a
-/// work queue.
+/// Whether an address is tentative (RFC 4862, section 5.4): even without duplicate address detection, the state ends on
+/// a work queue.
 async fn tentative(handle: &Handle, index: u32) -> Result<bool> {
     let mut addresses = handle.address().get().set_link_index_filter(index).execute();
     let mut any = false;

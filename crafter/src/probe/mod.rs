@@ -1,5 +1,5 @@
-//! Probes a host or a path: [`Ping`] and [`Trace`] are scripts for [`Session::run`](crate::session::Session::run), without
-//! IO or a clock of their own; [`TargetReport`] says in one line what the reply to a packet shows.
+//! Probes a host or a path: [`Ping`] and [`Trace`] are scripts for [`Session::run`](crate::session::Session::run),
+//! without IO or a clock of their own; [`TargetReport`] says in one line what the reply to a packet shows.
 
 mod method;
 mod ping;

@@ -117,8 +117,8 @@ impl ProbeReply {
         }
     }
 
-    /// Whether it shows that `destination` received the probe: it sent the reply, other than TTL exceeded and packet too
-    /// big.
+    /// Whether it shows that `destination` received the probe: it sent the reply, other than TTL exceeded and packet
+    /// too big.
     pub fn is_from(&self, destination: IpAddr) -> bool {
         let is_on_path = matches!(self.kind, ReplyKind::IcmpError(IcmpError::TimeExceeded | IcmpError::TooBig(_)));
         // Probes to a group, or to an address of this host, are answered from another address.

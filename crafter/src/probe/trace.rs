@@ -19,8 +19,8 @@ use crate::{
 /// Payload of probes in bytes, as in traceroute(8); TCP SYNs have none.
 const PAYLOAD_LENGTH: usize = 32;
 
-/// Minimum time between probes of a hop that has answered: Linux sends a peer one ICMP error per second after a burst of 6
-/// (`net.ipv4.icmp_ratelimit`, `inet_peer_xrlim_allow()`).
+/// Minimum time between probes of a hop that has answered: Linux sends a peer one ICMP error per second after a burst
+/// of 6 (`net.ipv4.icmp_ratelimit`, `inet_peer_xrlim_allow()`).
 const ICMP_ERROR_INTERVAL: Duration = Duration::from_millis(1050);
 
 /// Options of a trace.
@@ -36,8 +36,8 @@ pub struct TraceOptions {
     pub max: u8,
     /// Replies to collect for each TTL.
     pub probes: u8,
-    /// How long to wait for a reply before another probe is sent instead; twice as long before the second one, and so on.
-    /// Later replies count too.
+    /// How long to wait for a reply before another probe is sent instead; twice as long before the second one, and so
+    /// on. Later replies count too.
     pub timeout: Duration,
     /// Further probes per reply at most.
     pub retries: u8,
@@ -67,8 +67,10 @@ impl TraceOptions {
 
     fn check(&self) -> Result<()> {
         if self.first == 0 || self.first > self.max {
-            let reason =
-                format_args!("hops {} to {}: the first must be at least 1 and at most the last", self.first, self.max);
+            let reason = format_args!(
+                "hops from {} to {}: the first must be at least 1 and at most the last",
+                self.first, self.max
+            );
             return Err(Error::invalid("hops", reason));
         }
         if self.probes == 0 || self.parallel == 0 {
@@ -254,8 +256,8 @@ impl Trace {
         let first = self.hops.iter().position(|hop| !hop.is_settled(now, &self.options)).ok_or(None)?;
         let mut wake = None::<Instant>;
         let mut wait = |until: Instant| wake = Some(wake.map_or(until, |wake| wake.min(until)));
-        // A hop before the first one that reached the destination may be the destination too, with rate-limited replies:
-        // probes of later hops would use up all of them.
+        // A hop before the first one that reached the destination may be the destination too, with rate-limited
+        // replies: probes of later hops would use up all of them.
         let is_open = |hop: &HopState| hop.answers().next().is_none() && !hop.is_settled(now, &self.options);
         let mut is_any_open = false;
         for at in (first..=last).take(self.options.parallel.into()) {

@@ -114,8 +114,8 @@ fn trace_finds_all_hops_and_probes_few_beyond() {
     assert_eq!(traced.took.as_millis(), 50);
 }
 
-/// A destination whose burst of ICMP errors is used up answers one probe per second (`inet_peer_xrlim_allow()`), whichever
-/// is first. Its hop must get that reply, not a later hop.
+/// A destination whose burst of ICMP errors is used up answers one probe per second (`inet_peer_xrlim_allow()`),
+/// whichever is first. Its hop must get that reply, not a later hop.
 #[test]
 fn a_rate_limited_destination_is_found_at_its_hop() {
     for phase in (0..1000).step_by(10) {

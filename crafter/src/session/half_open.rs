@@ -1,8 +1,8 @@
-//! Half-open connections: a SYN-ACK answered a SYN of ours, and nothing that was sent acknowledged it. Sans-IO:
-//! segments come in, resets come out.
+//! Tracks half-open connections: those with a SYN-ACK to a SYN of the session that no sent packet acknowledged.
+//! Sans-IO: segments go in, RSTs come out.
 //!
-//! Until it is acknowledged or reset, the peer repeats its SYN-ACK (Linux: after 1 s, 3 s, 7 s, ...). Once the lease of
-//! the port has ended, the kernel answers the next one with a RST of its own.
+//! The peer retransmits its SYN-ACK until it is acknowledged or reset (Linux: after 1 s, 3 s, 7 s, ...). Once the lease
+//! of the port has ended, the kernel answers the next one with a RST of its own.
 
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry as Place},
@@ -11,23 +11,23 @@ use std::{
 
 use crate::packet::{Flags, Segment, TcpView};
 
-/// SYNs tracked at a time, answered or not. With all tables at their largest some 65 MB from one port, and 120 MB from
-/// a port each: computed from the sizes of the entries, 105 and 72 bytes.
+/// Connections tracked at most, answered or not. Memory at this size: 65 MB from one port, 120 MB from a port each
+/// (entries of 105 and 72 bytes).
 const CAPACITY: usize = 1 << 17;
 
-/// How far an ACK of the handshake may be beyond the SYN-ACK: what a peer may have sent before it, with TCP Fast Open
-/// (RFC 7413), within an unscaled window.
+/// How far an acknowledgment of the SYN-ACK may be beyond it, in bytes: with TCP Fast Open (RFC 7413), the peer may
+/// have sent data within an unscaled window.
 const EARLY_DATA: u32 = 0xffff;
 
-/// Connections that were begun by a SYN of ours. `P` is how their packets leave.
+/// Connections opened by a SYN of the session. `P`: the path of their packets.
 #[derive(Debug)]
 pub(super) struct HalfOpen<P> {
-    /// By the local end, then by the remote one.
+    /// By local, then by remote address and port.
     connections: HashMap<SocketAddr, HashMap<SocketAddr, Connection<P>>>,
     count: usize,
-    /// In the order of their SYNs, with their numbers. May name some that are removed.
+    /// Addresses and numbers in the order of the SYNs. May contain removed connections.
     order: VecDeque<(SocketAddr, SocketAddr, u64)>,
-    /// Of the next connection.
+    /// Number of the next connection.
     number: u64,
     capacity: usize,
 }
@@ -36,45 +36,45 @@ pub(super) struct HalfOpen<P> {
 struct Connection<P> {
     number: u64,
     path: P,
-    /// Of the latest SYN.
+    /// The latest SYN.
     syn: Syn,
-    /// Sequence and acknowledgment number of the latest SYN-ACK; of one that acknowledges the SYN, if any did.
+    /// Sequence and acknowledgment number of the latest SYN-ACK; preferably of one that acknowledges the SYN.
     syn_ack: Option<(u32, u32)>,
-    /// The latest acknowledgment number sent before a SYN-ACK was seen here.
+    /// The latest acknowledgment number sent before a SYN-ACK was received.
     acknowledged: Option<u32>,
-    /// The latest sequence number of a RST sent before a SYN-ACK was seen here.
+    /// The latest sequence number of a RST sent before a SYN-ACK was received.
     reset: Option<u32>,
 }
 
-/// What of a SYN its answers are told by.
+/// The sequence numbers of a SYN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Syn {
     seq: u32,
-    /// Of the whole segment: 1, the data (RFC 7413), and 1 for a FIN.
+    /// Length of the segment in sequence numbers: 1, the data (RFC 7413), and 1 for a FIN.
     length: u32,
 }
 
 impl Syn {
     fn of(segment: &TcpView<'_>) -> Self {
         let fin = u32::from(segment.flags.contains(Flags::FIN));
-        // A segment has 65,535 bytes at most.
+        // A segment has at most 65,535 bytes.
         Self { seq: segment.seq, length: 1 + segment.payload().len() as u32 + fin }
     }
 
-    /// Whether the number acknowledges it: `ISS < SEG.ACK =< SND.NXT` (RFC 9293, section 3.10.7.3).
+    /// Whether `ack` acknowledges it: `ISS < SEG.ACK =< SND.NXT` (RFC 9293, section 3.10.7.3).
     fn is_acknowledged(self, ack: u32) -> bool {
         (1..=self.length).contains(&ack.wrapping_sub(self.seq))
     }
 }
 
-/// The RST that a half-open connection ends with.
+/// The RST of a half-open connection.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Reset<P> {
     pub(super) local: SocketAddr,
     pub(super) remote: SocketAddr,
-    /// The number that the SYN-ACK acknowledges.
+    /// The acknowledgment number of the SYN-ACK.
     pub(super) seq: u32,
-    /// How it leaves.
+    /// Path of the RST.
     pub(super) path: P,
 }
 
@@ -97,8 +97,8 @@ impl<P> HalfOpen<P> {
         Self { connections: HashMap::new(), count: 0, order: VecDeque::new(), number: 0, capacity }
     }
 
-    /// A segment leaves. A SYN begins a connection; what acknowledges or resets a half-open one ends its being so.
-    /// The reset is that of the oldest connection, if it is half-open and the new one takes its place.
+    /// Handles a sent segment: a SYN adds a connection, an acknowledgment or RST of a SYN-ACK removes one. Returns the
+    /// RST of the oldest connection if it is half-open and removed for the new one.
     pub(super) fn handle_sent(&mut self, segment: &TcpView<'_>, path: impl FnOnce() -> P) -> Option<Reset<P>> {
         let (local, remote, flags) = (segment.source(), segment.destination(), segment.flags);
         if flags.contains(Flags::SYN) && !flags.intersects(Flags::ACK | Flags::RST) {
@@ -123,20 +123,20 @@ impl<P> HalfOpen<P> {
         None
     }
 
-    /// A segment with a right checksum has come to a leased port.
+    /// Handles a received segment with a correct checksum.
     pub(super) fn handle_received(&mut self, segment: &TcpView<'_>) {
         let (local, remote, flags) = (segment.destination(), segment.source(), segment.flags);
         let found = self.connections.get_mut(&local).and_then(|remotes| remotes.get_mut(&remote));
         let Some(connection) = found else { return };
         let is_over = if flags.contains(Flags::RST) {
-            // One that answers another segment than the SYN leaves the connection as it is.
+            // A RST to another segment than the SYN does not end the connection.
             match connection.syn_ack {
                 Some((seq, _)) => segment.seq == seq.wrapping_add(1),
                 None => flags.contains(Flags::ACK) && connection.syn.is_acknowledged(segment.ack),
             }
         } else if flags.contains(Flags::SYN | Flags::ACK) {
-            let is_right = |ack| connection.syn.is_acknowledged(ack);
-            if !is_right(segment.ack) && connection.syn_ack.is_some_and(|(_, ack)| is_right(ack)) {
+            let acknowledges_syn = |ack| connection.syn.is_acknowledged(ack);
+            if !acknowledges_syn(segment.ack) && connection.syn_ack.is_some_and(|(_, ack)| acknowledges_syn(ack)) {
                 return;
             }
             connection.syn_ack = Some((segment.seq, segment.ack));
@@ -150,14 +150,15 @@ impl<P> HalfOpen<P> {
         }
     }
 
-    /// Forgets the connections of a local port that is about to be given back; the resets of the half-open ones.
+    /// Removes the connections of a local port whose lease ends; returns the RSTs of the half-open ones.
     pub(super) fn take_port(&mut self, local: SocketAddr) -> Vec<Reset<P>> {
         let remotes = self.connections.remove(&local).unwrap_or_default();
         self.count -= remotes.len();
         in_order(remotes.into_iter().map(|(remote, connection)| (local, remote, connection)))
     }
 
-    /// Forgets the half-open connections; their resets, in the order of the SYNs. The SYN-ACKs of the others may come.
+    /// Removes the half-open connections; returns their RSTs in the order of the SYNs. The others may still become
+    /// half-open.
     pub(super) fn take(&mut self) -> Vec<Reset<P>> {
         let mut taken = Vec::new();
         self.connections.retain(|&local, remotes| {
@@ -176,7 +177,7 @@ impl<P> HalfOpen<P> {
         let number = self.number;
         match self.connections.entry(local).or_default().entry(remote) {
             Place::Occupied(mut known) => {
-                // The peer answers a SYN that is sent again as it has answered the first.
+                // The peer answers a retransmitted SYN like the first one.
                 let connection = known.get_mut();
                 if connection.syn.seq != syn.seq {
                     (connection.acknowledged, connection.reset) = (None, None);
@@ -191,7 +192,7 @@ impl<P> HalfOpen<P> {
         self.number += 1;
         self.count += 1;
         self.order.push_back((local, remote, number));
-        // Most are removed before they are the oldest.
+        // Most connections are removed before they are the oldest.
         if self.order.len() > 2 * self.count + 1024 {
             let Self { connections, order, .. } = self;
             order.retain(|(local, remote, number)| is_numbered(connections, *local, *remote, *number));

@@ -120,8 +120,8 @@ impl Links {
         }
     }
 
-    /// Leases `port`, or a free port; returns it. If a free port makes too many, the lease of the least recently used one
-    /// ends with the next [`Links::reset_due`].
+    /// Leases `port`, or a free port; returns it. If a free port makes too many, the lease of the least recently used
+    /// one ends with the next [`Links::reset_due`].
     pub(super) async fn lease(
         &mut self,
         at: usize,

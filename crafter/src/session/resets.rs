@@ -231,8 +231,8 @@ impl Resets {
         }
     }
 
-    /// Sends due RSTs of one interface, at most `most`; returns how many it took off the queue. If none of them could be
-    /// sent, all others of the interface are dropped too.
+    /// Sends due RSTs of one interface, at most `most`; returns how many it took off the queue. If none of them could
+    /// be sent, all others of the interface are dropped too.
     fn send_batch(
         &mut self,
         links: &[Link],

@@ -55,7 +55,7 @@ impl<W: World> Shell<W> {
                     interface: bound.text("iface")?.map(str::to_owned),
                 };
                 if options.count.is_none() && options.timeout.is_none() {
-                    return Err(Fault::new(at, "sniff() ends by itself only with count or timeout"));
+                    return Err(Fault::new(at, "sniff() has no end: set count or timeout"));
                 }
                 let packets = self.world.sniff(&options).await.map_err(failed(at))?;
                 Object::List(Items::titled("packets", packets.into_iter().map(Object::from).collect()))
@@ -92,7 +92,7 @@ impl<W: World> Shell<W> {
                 let (packet, (at, layer)) = (bound.packet("packet")?, bound.need("layer")?);
                 Object::Bool(match layer {
                     Object::Layer(kind) => packet.layers().iter().any(|layer| layer.kind() == *kind),
-                    other => return Err(Fault::new(at, format_args!("a layer is needed, {} is none", other.is()))),
+                    other => return Err(Fault::new(at, format_args!("a layer is needed, not {}", other.is()))),
                 })
             }
             "rdpcap" => self.read_capture(&bound)?,
@@ -102,7 +102,7 @@ impl<W: World> Shell<W> {
                 (at, value) => match value.number() {
                     Some(number @ ..0) => Object::Text(format!("-{:#x}", number.unsigned_abs())),
                     Some(number) => Object::Text(format!("{number:#x}")),
-                    None => return Err(Fault::new(at, format_args!("a number is needed, {} is none", value.is()))),
+                    None => return Err(Fault::new(at, format_args!("a number is needed, not {}", value.is()))),
                 },
             },
             "int" => int(&bound)?,
@@ -121,7 +121,7 @@ impl<W: World> Shell<W> {
                 self.leaving = true;
                 Object::None
             }
-            other => return Err(Fault::new(at, format_args!("{other}() cannot be called here"))),
+            other => return Err(Fault::new(at, format_args!("{other}() cannot be called"))),
         })
     }
 
@@ -174,7 +174,7 @@ impl<W: World> Shell<W> {
 fn sent(bound: &Bound, name: &str) -> Result<Vec<Packet>, Fault> {
     let packets = bound.packets(name)?;
     match packets.is_empty() {
-        true => Err(Fault::new(bound.need(name)?.0, "there is no packet in it")),
+        true => Err(Fault::new(bound.need(name)?.0, format_args!("{name} contains no packet"))),
         false => Ok(packets),
     }
 }
@@ -203,7 +203,10 @@ fn each(
 ) -> Result<String, Fault> {
     let packets = bound.packets(name)?;
     if packets.len() > MAX_SHOWN {
-        let reason = format_args!("{} packets are too many to show: take some, as in [0:100]", packets.len());
+        let reason = format_args!(
+            "{} packets are more than the {MAX_SHOWN} that can be printed: select some, as in [0:100]",
+            packets.len()
+        );
         return Err(Fault::new(bound.need(name)?.0, reason));
     }
     let texts: crafter_packet::Result<Vec<String>> = packets.iter().map(text).collect();
@@ -269,5 +272,5 @@ fn int(bound: &Bound) -> Result<Object, Fault> {
         Object::Decimal(number) if number.is_finite() => Some(number.trunc() as i128),
         other => other.number().or_else(|| other.text()?.trim().parse().ok()),
     };
-    number.map(Object::Number).ok_or_else(|| Fault::new(at, format_args!("{} is no number", value.is())))
+    number.map(Object::Number).ok_or_else(|| Fault::new(at, format_args!("{} is not a number", value.is())))
 }

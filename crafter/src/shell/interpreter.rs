@@ -81,8 +81,8 @@ pub fn is_open(text: &str) -> bool {
 }
 
 impl<W: World> Shell<W> {
-    /// Runs statements, separated by line ends or `;`. All are parsed before the first is run. Calls `output` with their
-    /// values and notes. Safe to cancel: the statement that is running then sets no variable.
+    /// Runs statements, separated by line ends or `;`. All are parsed before the first is run. Calls `output` with
+    /// their values and notes. Safe to cancel: the statement that is running then sets no variable.
     ///
     /// # Errors
     /// The first failure; the statements before it have been run.
@@ -165,7 +165,7 @@ impl<W: World> Shell<W> {
         let mut names = Vec::with_capacity(targets.len());
         for target in targets {
             let Tree::Name(name) = &target.tree else {
-                return Err(Fault::new(target.at, "several values are given to variables only"));
+                return Err(Fault::new(target.at, "only variables can be assigned from several values"));
             };
             check_name(name).map_err(|reason| Fault::new(target.at, reason))?;
             names.push(name.clone());
@@ -173,10 +173,15 @@ impl<W: World> Shell<W> {
         let parts = match evaluate::value(self, value).await? {
             Object::List(items) | Object::Tuple(items) => items.items().to_vec(),
             Object::Pair(pair) => vec![pair.request.clone().into(), pair.reply.clone().into()],
-            other => return Err(Fault::new(value.at, format_args!("{} is not several values", other.is()))),
+            other => {
+                return Err(Fault::new(
+                    value.at,
+                    format_args!("{} cannot be assigned to several variables", other.is()),
+                ));
+            }
         };
         if parts.len() != names.len() {
-            let reason = format_args!("{} variables are given {} values", names.len(), parts.len());
+            let reason = format_args!("{} values cannot be assigned to {} variables", parts.len(), names.len());
             return Err(Fault::new(value.at, reason));
         }
         self.variables.extend(names.into_iter().zip(parts));
@@ -226,7 +231,7 @@ impl<W: World> Shell<W> {
                 access::layer(part.template(), &kind, count).map_err(failed)
             }
             SuffixKind::Attribute(name) if name == "payload" => Ok(1),
-            _ => Err(failed("a field is set as in p.ttl = 5 or p[TCP].flags = \"A\"".to_owned())),
+            _ => Err(failed("set a field as in p.ttl = 5 or p[TCP].flags = \"A\"".to_owned())),
         }
     }
 }
@@ -265,16 +270,16 @@ impl<W: World> Environment for Shell<W> {
 }
 
 fn no_target(at: usize) -> Fault {
-    Fault::new(at, "a value is given to a variable, or to a field as in p.ttl = 5 or p[TCP].flags = \"A\"")
+    Fault::new(at, "only variables and fields can be assigned, as in p.ttl = 5 or p[TCP].flags = \"A\"")
 }
 
 fn check_name(name: &str) -> Result<(), String> {
     let is = match name {
         "None" | "True" | "False" => "a value",
-        "in" | "del" => "a word of the language",
+        "in" | "del" => "a keyword",
         _ if Kind::named(name).is_ok() => "a layer",
         _ if signature::named(name).is_some() => "a function",
         _ => return Ok(()),
     };
-    Err(format!("{name} is {is}: a variable needs another name"))
+    Err(format!("{name} is {is}: choose another name for the variable"))
 }

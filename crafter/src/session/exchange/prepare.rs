@@ -22,8 +22,8 @@ struct OutlinedPacket {
 }
 
 impl Exchange<'_> {
-    /// Finds the route of each packet, leases its port, fills in unset fields, and builds it. The error of the first packet
-    /// without a route goes to `unroutable`.
+    /// Finds the route of each packet, leases its port, fills in unset fields, and builds it. The error of the first
+    /// packet without a route goes to `unroutable`.
     pub(super) async fn prepare(
         &mut self,
         batch: Vec<Packet>,

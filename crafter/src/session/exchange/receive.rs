@@ -62,7 +62,8 @@ impl Exchange<'_> {
         let time = time.unwrap_or(wall);
         let rtt = self.matcher.sent(request).map_or(Duration::ZERO, |(sent, _)| {
             let (since, age) = (sent.elapsed(), wall.saturating_sub(time));
-            // The timestamp is wall-clock time. If the clock was set meanwhile, the reply may seem older than its request.
+            // The timestamp is wall-clock time. If the clock was set meanwhile, the reply may seem older than its
+            // request.
             since.checked_sub(age).unwrap_or(since)
         });
         let arrival = Arrival { at, first, packet, bytes, time, reason: Reason::OtherProtocol };

@@ -78,10 +78,10 @@ fn commands_end_with_an_error_if_the_service_is_stopped_before_them() {
     let lab = lab();
     let service = service(&lab);
     let syn = format!(r#"IP(dst="{}")/TCP(dport=9, flags="S")"#, ENDS[0].1);
-    let host = ENDS[0].1;
+    let host = ENDS[0].1.to_string();
     service.signal(Signal::SIGSTOP);
     // At once, as each takes as long as the call.
-    let commands = [&["sr1", &syn][..], &["sr", &syn], &["send", &syn], &["ping", "-c", "1", host]].map(|arguments| {
+    let commands = [&["sr1", &syn][..], &["sr", &syn], &["send", &syn], &["ping", "-c", "1", &host]].map(|arguments| {
         let mut command = service.command(NOBODY, arguments);
         (arguments[0], command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("crafter"))
     });
