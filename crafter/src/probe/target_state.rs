@@ -175,24 +175,16 @@ impl fmt::Display for Target {
     }
 }
 
-/// The response code's mnemonic (RFC 6895, section 2.3), and how many records answer.
+/// The response code and the number of answer records.
 fn outcome(dns: &Dns) -> String {
-    let code = match dns.rcode.unwrap_or(0) {
-        0 => "NOERROR",
-        1 => "FORMERR",
-        2 => "SERVFAIL",
-        3 => "NXDOMAIN",
-        4 => "NOTIMP",
-        5 => "REFUSED",
-        other => return format!("response code {other}"),
-    };
+    let code = Dns::rcode_name(dns.rcode.unwrap_or(0).into());
     match dns.an.as_ref().map_or(0, Vec::len) {
         1 => format!("{code} with 1 record,"),
         records => format!("{code} with {records} records,"),
     }
 }
 
-/// What an ICMP error says: in words, as far as there are some, and by its type and code.
+/// Meaning of an ICMP error in words, if it has a name, with its type and code.
 fn reason(fault: IcmpError, reply: &Packet) -> String {
     let found = reply.layers().iter().find_map(|layer| match layer {
         AnyLayer::Icmp(message) => Some(("ICMP", message.number(), message.code)),
