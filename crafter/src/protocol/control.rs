@@ -95,8 +95,8 @@ impl Control {
     pub async fn call_for_descriptors<M: Method>(&self, call: &M) -> Result<(M::Reply, Vec<OwnedFd>)> {
         let mut inner = self.inner.lock().await;
         timeout(CALL_TIMEOUT, self.exchange(&mut inner, call)).await.unwrap_or_else(|_| {
-            let name = M::NAME;
-            Err(self.broken(&format_args!("no reply to {name} within {CALL_TIMEOUT:?}: it is stopped or overloaded")))
+            let (name, hint) = (M::NAME, "it may be stopped: see `systemctl status crafter`");
+            Err(self.broken(&format_args!("no reply to {name} within {CALL_TIMEOUT:?}; {hint}")))
         })
     }
 
@@ -119,6 +119,21 @@ impl Control {
             return Err(self.broken(&"a reply without parameters"));
         };
         Ok((reply, descriptors))
+    }
+
+    /// Calls a method that answers with one descriptor; `index` reads its index from the reply.
+    ///
+    /// # Errors
+    /// As [`Control::call`].
+    pub async fn call_for_descriptor<M: Method>(
+        &self,
+        call: &M,
+        index: impl FnOnce(&M::Reply) -> u32,
+    ) -> Result<(M::Reply, OwnedFd)> {
+        let (reply, descriptors) = self.call_for_descriptors(call).await?;
+        let descriptor = descriptors.into_iter().nth(index(&reply) as usize);
+        let missing = || self.broken(&format_args!("the reply to {} has no descriptor", M::NAME));
+        descriptor.ok_or_else(missing).map(|descriptor| (reply, descriptor))
     }
 
     /// Calls a method that answers again and again.

@@ -60,12 +60,7 @@ impl Sniffer {
             Direction::Out => "out".to_owned(),
         });
         let call = ObserveCall { interface: interface.to_owned(), filter: options.filter.clone(), direction };
-        let (observing, descriptors) = control.call_for_descriptors(&call).await?;
-        let missing = || Error::Service {
-            path: control.path().display().to_string(),
-            reason: "its reply to Observe has no socket".into(),
-        };
-        let socket = descriptors.into_iter().nth(observing.socket as usize).ok_or_else(missing)?;
+        let (observing, socket) = control.call_for_descriptor(&call, |observing| observing.socket).await?;
         SockRef::from(&socket).set_nonblocking(true).map_err(|source| failed(interface, source))?;
         Ok(Self::Service(Box::new(ServiceTap {
             socket: watch(socket, "the service's capture socket")?,
