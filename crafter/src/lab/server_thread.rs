@@ -8,6 +8,7 @@ use super::netns::NetNs;
 use crate::{Error, Result};
 
 /// A running server. Dropping it ends its thread and closes its sockets.
+#[derive(Debug)]
 pub(super) struct ServerThread {
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<Result<()>>>,

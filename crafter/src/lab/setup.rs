@@ -1,6 +1,6 @@
 //! [`Lab`]: sets up the two namespaces, the link between them and the servers.
 
-use std::{ffi::OsStr, fmt, process::Command, sync::Arc};
+use std::{ffi::OsStr, process::Command, sync::Arc};
 
 use super::{
     dns,
@@ -14,9 +14,10 @@ use crate::Result;
 
 /// A running lab. Dropping it stops the servers and closes the namespaces; the kernel removes them once no other
 /// process is in them.
+#[derive(Debug)]
 pub struct Lab {
     // Declared first, dropped first: the servers' sockets keep the namespaces.
-    services: Vec<ServerThread>,
+    _servers: Vec<ServerThread>,
     tap: Arc<RstTap>,
     client: NetNs,
     server: NetNs,
@@ -36,14 +37,14 @@ impl Lab {
         let server = NetNs::new()?;
         veth::connect(&client, &server, options)?;
         let tap = Arc::new(server.run(|| RstTap::open(INTERFACE))??);
-        let mut services = Vec::new();
+        let mut servers = Vec::new();
         if options.web {
-            services.push(web::start(&server, Arc::clone(&tap))?);
+            servers.push(web::start(&server, Arc::clone(&tap))?);
         }
         if options.dns {
-            services.push(dns::start(&server)?);
+            servers.push(dns::start(&server)?);
         }
-        Ok(Self { services, tap, client, server, dns: options.dns })
+        Ok(Self { _servers: servers, tap, client, server, dns: options.dns })
     }
 
     /// The namespace of the programs under test.
@@ -66,16 +67,6 @@ impl Lab {
         let mut command = self.client.command(program);
         command.envs(environment());
         command
-    }
-}
-
-impl fmt::Debug for Lab {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lab")
-            .field("client", &self.client)
-            .field("server", &self.server)
-            .field("services", &self.services.len())
-            .finish()
     }
 }
 

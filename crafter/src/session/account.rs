@@ -66,13 +66,8 @@ impl Account {
     /// The counters of sending, in words.
     pub fn sending(&self) -> String {
         let requests = if self.requests == 1 { "request" } else { "requests" };
-        let mut text = format!("{} {requests}, {} sent", self.requests, self.sent);
-        for (count, name) in [(self.not_sent, "refused by the kernel"), (self.unroutable, "unroutable")] {
-            if count > 0 {
-                text += &format!(", {count} {name}");
-            }
-        }
-        text
+        let failures = nonzero(&[(self.not_sent, "refused by the kernel"), (self.unroutable, "unroutable")]);
+        format!("{} {requests}, {} sent{failures}", self.requests, self.sent)
     }
 
     /// Whether both halves have counted the same.
@@ -100,6 +95,11 @@ impl Account {
     }
 }
 
+/// `, COUNT NAME` for each count above 0.
+fn nonzero(counts: &[(u64, &str)]) -> String {
+    counts.iter().filter(|(count, _)| *count > 0).map(|(count, name)| format!(", {count} {name}")).collect()
+}
+
 /// Packets for owned ports that the user half has counted: each fragment, not the reassembled datagram.
 fn accounted(stats: &Stats) -> u64 {
     (stats.delivered + stats.stray + stats.bad_checksum + stats.overflow + stats.lost + stats.fragments)
@@ -114,24 +114,19 @@ pub(super) struct Reading {
 
 impl fmt::Display for Account {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.sending())?;
-        let optional = |f: &mut fmt::Formatter<'_>, fields: &[(u64, &str)]| {
-            fields.iter().filter(|(count, _)| *count > 0).try_for_each(|(count, name)| write!(f, ", {count} {name}"))
-        };
-        write!(f, "; {} received, {} answered, {} unanswered", self.received, self.answered, self.unanswered)?;
-        optional(
-            f,
-            &[
-                (self.matched - self.answered.min(self.matched), "further answers"),
-                (self.duplicate, "duplicate"),
-                (self.unmatched, "unmatched"),
-                (self.bad_checksum, "with a wrong checksum"),
-                (self.delivery_full, "lost to a full ring buffer"),
-                (self.lost, "lost to a full socket"),
-                (self.overflow, "lost to a full queue"),
-                (self.suppressed, "of the kernel suppressed"),
-            ],
-        )?;
+        let Self { received, answered, unanswered, .. } = self;
+        let sending = self.sending();
+        let others = nonzero(&[
+            (self.matched - self.answered.min(self.matched), "further answers"),
+            (self.duplicate, "duplicate"),
+            (self.unmatched, "unmatched"),
+            (self.bad_checksum, "with a wrong checksum"),
+            (self.delivery_full, "lost to a full ring buffer"),
+            (self.lost, "lost to a full socket"),
+            (self.overflow, "lost to a full queue"),
+            (self.suppressed, "of the kernel suppressed"),
+        ]);
+        write!(f, "{sending}; {received} received, {answered} answered, {unanswered} unanswered{others}")?;
         if self.agrees() {
             f.write_str("; the kernel half counted the same")
         } else {

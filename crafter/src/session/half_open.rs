@@ -1,32 +1,32 @@
 //! Tracks half-open connections: those with a SYN-ACK to a SYN of the session that no sent packet acknowledged.
-//! Sans-IO: segments go in, RSTs come out.
+//! Sans-IO: its input is segments, its output RSTs.
 //!
 //! The peer retransmits its SYN-ACK until it is acknowledged or reset (Linux: after 1 s, 3 s, 7 s, ...). Once the lease
 //! of the port has ended, the kernel answers the next one with a RST of its own.
 
 use std::{
-    collections::{HashMap, VecDeque, hash_map::Entry as Place},
+    collections::{BTreeMap, HashMap},
     net::SocketAddr,
 };
 
 use crate::packet::{Flags, Segment, TcpView};
 
-/// Connections tracked at most, answered or not. Memory at this size: 65 MB from one port, 120 MB from a port each
-/// (entries of 105 and 72 bytes).
+/// Connections tracked at most, answered or not; some 40 MB.
 const CAPACITY: usize = 1 << 17;
 
 /// How far an acknowledgment of the SYN-ACK may be beyond it, in bytes: with TCP Fast Open (RFC 7413), the peer may
 /// have sent data within an unscaled window.
 const EARLY_DATA: u32 = 0xffff;
 
+/// Local and remote address and port.
+type Key = (SocketAddr, SocketAddr);
+
 /// Connections opened by a SYN of the session. `P`: the path of their packets.
 #[derive(Debug)]
 pub(super) struct HalfOpen<P> {
-    /// By local, then by remote address and port.
-    connections: HashMap<SocketAddr, HashMap<SocketAddr, Connection<P>>>,
-    count: usize,
-    /// Addresses and numbers in the order of the SYNs. May contain removed connections.
-    order: VecDeque<(SocketAddr, SocketAddr, u64)>,
+    connections: HashMap<Key, Connection<P>>,
+    /// Their keys by number, in the order of the SYNs.
+    order: BTreeMap<u64, Key>,
     /// Number of the next connection.
     number: u64,
     capacity: usize,
@@ -94,17 +94,17 @@ impl<P> Default for HalfOpen<P> {
 
 impl<P> HalfOpen<P> {
     fn with_capacity(capacity: usize) -> Self {
-        Self { connections: HashMap::new(), count: 0, order: VecDeque::new(), number: 0, capacity }
+        Self { connections: HashMap::new(), order: BTreeMap::new(), number: 0, capacity }
     }
 
     /// Handles a sent segment: a SYN adds a connection, an acknowledgment or RST of a SYN-ACK removes one. Returns the
     /// RST of the oldest connection if it is half-open and removed for the new one.
     pub(super) fn handle_sent(&mut self, segment: &TcpView<'_>, path: impl FnOnce() -> P) -> Option<Reset<P>> {
-        let (local, remote, flags) = (segment.source(), segment.destination(), segment.flags);
+        let (key, flags) = ((segment.source(), segment.destination()), segment.flags);
         if flags.contains(Flags::SYN) && !flags.intersects(Flags::ACK | Flags::RST) {
-            return self.begin(local, remote, Syn::of(segment), path);
+            return self.begin(key, Syn::of(segment), path);
         }
-        let connection = self.connections.get_mut(&local)?.get_mut(&remote)?;
+        let connection = self.connections.get_mut(&key)?;
         let is_over = match connection.syn_ack {
             Some((_, ack)) if flags.contains(Flags::RST) => segment.seq == ack,
             Some((seq, _)) => flags.contains(Flags::ACK) && acknowledges(segment.ack, seq),
@@ -118,16 +118,15 @@ impl<P> HalfOpen<P> {
             }
         };
         if is_over {
-            self.remove(local, remote);
+            self.remove(key);
         }
         None
     }
 
     /// Handles a received segment with a correct checksum.
     pub(super) fn handle_received(&mut self, segment: &TcpView<'_>) {
-        let (local, remote, flags) = (segment.destination(), segment.source(), segment.flags);
-        let found = self.connections.get_mut(&local).and_then(|remotes| remotes.get_mut(&remote));
-        let Some(connection) = found else { return };
+        let (key, flags) = ((segment.destination(), segment.source()), segment.flags);
+        let Some(connection) = self.connections.get_mut(&key) else { return };
         let is_over = if flags.contains(Flags::RST) {
             // A RST to another segment than the SYN does not end the connection.
             match connection.syn_ack {
@@ -146,84 +145,56 @@ impl<P> HalfOpen<P> {
             false
         };
         if is_over {
-            self.remove(local, remote);
+            self.remove(key);
         }
     }
 
     /// Removes the connections of a local port whose lease ends; returns the RSTs of the half-open ones.
     pub(super) fn take_port(&mut self, local: SocketAddr) -> Vec<Reset<P>> {
-        let remotes = self.connections.remove(&local).unwrap_or_default();
-        self.count -= remotes.len();
-        in_order(remotes.into_iter().map(|(remote, connection)| (local, remote, connection)))
+        self.extract(|key, _| key.0 == local)
     }
 
     /// Removes the half-open connections; returns their RSTs in the order of the SYNs. The others may still become
     /// half-open.
     pub(super) fn take(&mut self) -> Vec<Reset<P>> {
-        let mut taken = Vec::new();
-        self.connections.retain(|&local, remotes| {
-            let is_half_open = |_: &SocketAddr, connection: &mut Connection<P>| connection.syn_ack.is_some();
-            taken.extend(remotes.extract_if(is_half_open).map(|(remote, connection)| (local, remote, connection)));
-            !remotes.is_empty()
-        });
-        self.count -= taken.len();
-        if self.count == 0 {
-            self.order = VecDeque::new();
-        }
-        in_order(taken.into_iter())
+        self.extract(|_, connection| connection.syn_ack.is_some())
     }
 
-    fn begin(&mut self, local: SocketAddr, remote: SocketAddr, syn: Syn, path: impl FnOnce() -> P) -> Option<Reset<P>> {
+    fn extract(&mut self, is_taken: impl Fn(&Key, &Connection<P>) -> bool) -> Vec<Reset<P>> {
+        let mut taken: Vec<_> = self.connections.extract_if(|key, connection| is_taken(key, connection)).collect();
+        taken.sort_unstable_by_key(|(_, connection)| connection.number);
+        for (_, connection) in &taken {
+            self.order.remove(&connection.number);
+        }
+        taken.into_iter().filter_map(reset).collect()
+    }
+
+    fn begin(&mut self, key: Key, syn: Syn, path: impl FnOnce() -> P) -> Option<Reset<P>> {
+        if let Some(connection) = self.connections.get_mut(&key) {
+            // The peer answers a retransmitted SYN like the first one.
+            if connection.syn.seq != syn.seq {
+                (connection.acknowledged, connection.reset) = (None, None);
+            }
+            connection.syn = syn;
+            return None;
+        }
         let number = self.number;
-        match self.connections.entry(local).or_default().entry(remote) {
-            Place::Occupied(mut known) => {
-                // The peer answers a retransmitted SYN like the first one.
-                let connection = known.get_mut();
-                if connection.syn.seq != syn.seq {
-                    (connection.acknowledged, connection.reset) = (None, None);
-                }
-                connection.syn = syn;
-                return None;
-            }
-            Place::Vacant(place) => {
-                place.insert(Connection { number, path: path(), syn, syn_ack: None, acknowledged: None, reset: None });
-            }
-        }
+        let connection = Connection { number, path: path(), syn, syn_ack: None, acknowledged: None, reset: None };
+        self.connections.insert(key, connection);
+        self.order.insert(number, key);
         self.number += 1;
-        self.count += 1;
-        self.order.push_back((local, remote, number));
-        // Most connections are removed before they are the oldest.
-        if self.order.len() > 2 * self.count + 1024 {
-            let Self { connections, order, .. } = self;
-            order.retain(|(local, remote, number)| is_numbered(connections, *local, *remote, *number));
+        if self.connections.len() <= self.capacity {
+            return None;
         }
-        let mut oldest = None;
-        while self.count > self.capacity
-            && let Some((local, remote, number)) = self.order.pop_front()
-        {
-            if is_numbered(&self.connections, local, remote, number) {
-                let connection = self.remove(local, remote)?;
-                oldest = reset(local, remote, connection);
-            }
-        }
-        oldest
+        let (_, oldest) = self.order.pop_first()?;
+        reset(self.connections.remove_entry(&oldest)?)
     }
 
-    fn remove(&mut self, local: SocketAddr, remote: SocketAddr) -> Option<Connection<P>> {
-        let remotes = self.connections.get_mut(&local)?;
-        let removed = remotes.remove(&remote)?;
-        if remotes.is_empty() {
-            self.connections.remove(&local);
+    fn remove(&mut self, key: Key) {
+        if let Some(connection) = self.connections.remove(&key) {
+            self.order.remove(&connection.number);
         }
-        self.count -= 1;
-        Some(removed)
     }
-}
-
-type Connections<P> = HashMap<SocketAddr, HashMap<SocketAddr, Connection<P>>>;
-
-fn is_numbered<P>(connections: &Connections<P>, local: SocketAddr, remote: SocketAddr, number: u64) -> bool {
-    connections.get(&local).and_then(|remotes| remotes.get(&remote)).is_some_and(|found| found.number == number)
 }
 
 /// Whether an acknowledgment number acknowledges a SYN-ACK of this sequence number.
@@ -231,19 +202,9 @@ fn acknowledges(ack: u32, seq: u32) -> bool {
     ack.wrapping_sub(seq.wrapping_add(1)) <= EARLY_DATA
 }
 
-fn reset<P>(local: SocketAddr, remote: SocketAddr, connection: Connection<P>) -> Option<Reset<P>> {
+fn reset<P>(((local, remote), connection): (Key, Connection<P>)) -> Option<Reset<P>> {
     let Connection { syn_ack: Some((_, seq)), path, .. } = connection else { return None };
     Some(Reset { local, remote, seq, path })
-}
-
-fn in_order<P>(connections: impl Iterator<Item = (SocketAddr, SocketAddr, Connection<P>)>) -> Vec<Reset<P>> {
-    let numbered = connections.filter_map(|(local, remote, connection)| {
-        let number = connection.number;
-        Some((number, reset(local, remote, connection)?))
-    });
-    let mut resets: Vec<(u64, Reset<P>)> = numbered.collect();
-    resets.sort_unstable_by_key(|(number, _)| *number);
-    resets.into_iter().map(|(_, reset)| reset).collect()
 }
 
 #[cfg(test)]

@@ -13,9 +13,9 @@ use tokio::sync::Notify;
 use super::{account::Reading, sniffer::Sniffer};
 use crate::{
     Crafter, Lease, LeaseRequest,
-    capture::{Captured, Direction},
+    capture::Direction,
     datapath::{frames::PATIENCE, maps::Counters, tap::TapOptions},
-    driver::{LeaseId, PortChoice, Received},
+    driver::PortChoice,
     error::{Error, Result},
     packet::Transport,
     protocol::wire::{Account, AccountCall},
@@ -36,13 +36,13 @@ pub(super) type PortKey = (Transport, IpAddr, u16);
 /// An open interface.
 pub(super) struct Link {
     pub(super) crafter: Crafter,
-    held: HashMap<PortKey, Arc<Lease>>,
+    pub(super) held: HashMap<PortKey, Arc<Lease>>,
     /// The held ports that the session chose, the most recently used last.
     chosen: VecDeque<PortKey>,
     /// Through the service: ports leased ahead of use.
     spare: HashMap<(Transport, IpAddr), SparePorts>,
     /// Receives replies to requests for which no port is leased.
-    tap: Option<Sniffer>,
+    pub(super) tap: Option<Sniffer>,
 }
 
 /// Unused ports of one lease.
@@ -65,18 +65,8 @@ impl Link {
         &self.crafter.interface().name
     }
 
-    /// Whether a port is leased.
-    pub(super) fn holds(&self, key: PortKey) -> bool {
-        self.held.contains_key(&key)
-    }
-
-    /// Takes a port's lease out of the held ones.
-    pub(super) fn remove(&mut self, key: PortKey) -> Option<Arc<Lease>> {
-        self.held.remove(&key)
-    }
-
     /// Leases the port that `request` names, or chooses one. Returns the port, and the least recently used of the
-    /// chosen ports if there are more than [`MAX_CHOSEN`]: the caller removes it.
+    /// chosen ports if there are more than [`MAX_CHOSEN`]: the caller takes it out of `held`.
     pub(super) async fn lease(
         &mut self,
         request: LeaseRequest,
@@ -146,21 +136,6 @@ impl Link {
             self.tap = Some(Sniffer::open(self.crafter.control().as_deref(), self.name(), &options).await?);
         }
         Ok(())
-    }
-
-    /// The tap, if it is open.
-    pub(super) fn tap(&mut self) -> Option<&mut Sniffer> {
-        self.tap.as_mut()
-    }
-
-    /// The next packet of the tap, if one is queued.
-    pub(super) fn try_next_tapped(&mut self) -> Result<Option<Captured>> {
-        self.tap.as_mut().map_or(Ok(None), Sniffer::try_next)
-    }
-
-    /// Moves all packets received by leases to `sink`.
-    pub(super) fn collect(&self, sink: &mut Vec<(LeaseId, Received)>) -> Result<()> {
-        self.crafter.gather(sink)
     }
 
     /// Reads the counters: those of the kernel half, or the service's for this user. The service counts all interfaces

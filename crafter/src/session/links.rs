@@ -15,7 +15,6 @@ use crate::{
     capture::Captured,
     datapath::{
         address::local_addresses,
-        program::Report,
         route::{self, Route},
     },
     driver::{
@@ -139,7 +138,7 @@ impl Links {
         let link = &mut self.links[at];
         let (leased, evicted) = link.lease(request.report(true), address, &self.arrived).await?;
         if let Some(key @ (transport, address, port)) = evicted {
-            self.expired.extend(link.remove(key));
+            self.expired.extend(link.held.remove(&key));
             if transport == Transport::Tcp {
                 self.resets.expire_port(SocketAddr::new(address, port));
             }
@@ -149,17 +148,13 @@ impl Links {
 
     /// The next packet of any tap, and the index of its link; waits forever if no tap is open.
     pub(super) async fn next_tapped(&mut self) -> Result<(usize, Captured)> {
-        let taps = self.links.iter_mut().enumerate().filter_map(|(at, link)| Some((at, link.tap()?)));
+        let taps = self.links.iter_mut().enumerate().filter_map(|(at, link)| Some((at, link.tap.as_mut()?)));
         let next: Vec<_> = taps.map(|(at, tap)| Box::pin(async move { (at, tap.next().await) })).collect();
         if next.is_empty() {
             return std::future::pending().await;
         }
         let ((at, captured), ..) = select_all(next).await;
         Ok((at, captured?))
-    }
-
-    pub(super) fn reports(&self) -> Vec<Report> {
-        self.links.iter().map(|link| link.crafter.report().clone()).collect()
     }
 
     /// Sends the RSTs that are due, then ends the leases that wait for them.

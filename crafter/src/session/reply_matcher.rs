@@ -1,4 +1,4 @@
-//! Matches replies to requests. Sans-IO: packets and times go in, request numbers come out.
+//! Matches replies to requests. Sans-IO: its input is packets and times, its output request numbers.
 
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},

@@ -71,14 +71,10 @@ fn rate(pace: Pace, limit: Option<f64>) -> Option<f64> {
 struct Path {
     /// Index of the interface.
     link: usize,
-    over: Over,
-}
-
-#[derive(Debug)]
-enum Over {
-    Route(Arc<Route>),
-    /// In frames with this link-layer header.
-    Frame(Box<[u8]>),
+    /// `None` for frames.
+    route: Option<Arc<Route>>,
+    /// Link-layer header of frames.
+    header: Box<[u8]>,
 }
 
 /// The half-open connections of a session and their RSTs.
@@ -111,11 +107,8 @@ impl Resets {
         };
         // Fragments are not tracked.
         let Ok(segment) = TcpView::read(&bytes[begin..]) else { return };
-        let over = || match route {
-            Some(route) => Over::Route(route.clone()),
-            None => Over::Frame(bytes[..begin].into()),
-        };
-        self.due.extend(half_open.handle_sent(&segment, || Path { link, over: over() }));
+        let path = || Path { link, route: route.cloned(), header: bytes[..begin].into() };
+        self.due.extend(half_open.handle_sent(&segment, path));
     }
 
     /// A packet with a correct checksum was received on a leased port.
@@ -216,7 +209,7 @@ impl Resets {
         let mut inbox = Vec::new();
         for link in links {
             // A removed interface has received nothing.
-            let _ = link.collect(&mut inbox);
+            let _ = link.crafter.gather(&mut inbox);
         }
         self.handle_late(inbox);
         self.due.extend(self.half_open.iter_mut().flat_map(|half_open| half_open.take()));
@@ -243,15 +236,19 @@ impl Resets {
         let Some(first) = self.due.front() else { return 0 };
         let at = first.path.link;
         let count = self.due.iter().take(most).take_while(|reset| reset.path.link == at).count();
-        let resets: Vec<(Reset<Path>, Vec<u8>)> = self.due.drain(..count).map(built).collect();
+        let built = |reset: Reset<Path>| {
+            let bytes = [&reset.path.header, &reset.packet()[..]].concat();
+            (reset.path.route, bytes)
+        };
+        let resets: Vec<(Option<Arc<Route>>, Vec<u8>)> = self.due.drain(..count).map(built).collect();
         let link = &links[at];
-        for (reset, bytes) in &resets {
-            let first = if matches!(reset.path.over, Over::Frame(_)) { Kind::Ether } else { Kind::of_ip(bytes) };
+        for (route, bytes) in &resets {
+            let first = if route.is_some() { Kind::of_ip(bytes) } else { Kind::Ether };
             observer(&Event { time: wall_clock(), interface: link.name(), first, bytes, outcome: Outcome::Reset });
         }
-        let sent = link.crafter.transmit(resets.iter().map(|(reset, bytes)| match &reset.path.over {
-            Over::Route(route) => Outgoing::Ip(route, bytes),
-            Over::Frame(_) => Outgoing::Frame(bytes),
+        let sent = link.crafter.transmit(resets.iter().map(|(route, bytes)| match route {
+            Some(route) => Outgoing::Ip(route, bytes),
+            None => Outgoing::Frame(bytes),
         }));
         self.count += sent.sent;
         let mut missing = (count as u64).saturating_sub(sent.sent);
@@ -270,7 +267,7 @@ impl Resets {
     /// The error of a link that has lost the service: a packet that the service does not read has no error of its own.
     fn link_error(&mut self, link: &Link) -> Option<Error> {
         let mut inbox = Vec::new();
-        let error = link.collect(&mut inbox).err();
+        let error = link.crafter.gather(&mut inbox).err();
         self.handle_late(inbox);
         error
     }
@@ -297,7 +294,7 @@ impl Resets {
         }
         let mut inbox = Vec::new();
         for link in links {
-            let _ = link.collect(&mut inbox);
+            let _ = link.crafter.gather(&mut inbox);
             let (refused, error) = link.crafter.take_refusals();
             self.count = self.count.saturating_sub(refused);
             if let Some(error) = error {
@@ -306,15 +303,6 @@ impl Resets {
         }
         self.handle_late(inbox);
     }
-}
-
-fn built(reset: Reset<Path>) -> (Reset<Path>, Vec<u8>) {
-    let packet = reset.packet();
-    let bytes = match &reset.path.over {
-        Over::Route(_) => packet,
-        Over::Frame(header) => [header, &packet[..]].concat(),
-    };
-    (reset, bytes)
 }
 
 #[cfg(test)]

@@ -5,8 +5,8 @@ use std::time::Instant;
 use super::Event;
 use crate::layer::Packet;
 
-/// An exchange whose next packet depends on the replies. Sans-IO: times and packets go in, steps come out;
-/// [`Session::run`](super::Session::run) executes them.
+/// An exchange whose next packet depends on the replies. Sans-IO: its input is times and packets, its output steps, which
+/// [`Session::run`](super::Session::run) executes.
 pub trait Script {
     /// The next step. Called again after each step, and when a wait ends or a packet arrives.
     fn next(&mut self, now: Instant) -> Step;

@@ -92,7 +92,7 @@ impl Session {
 
     /// How each interface in use is attached, and why not by a faster mechanism.
     pub async fn reports(&self) -> Vec<Report> {
-        self.links.lock().await.reports()
+        self.links.lock().await.links.iter().map(|link| link.crafter.report().clone()).collect()
     }
 
     /// Resets the half-open connections: those with a SYN-ACK to a SYN of the session that no packet of the session

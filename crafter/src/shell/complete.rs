@@ -63,9 +63,8 @@ impl Names {
 
     /// Completes the word at the end of `before`. Returns its byte offset and the candidates to replace it.
     pub fn complete(&self, before: &str) -> (usize, Vec<String>) {
-        let is_name = |char: char| char.is_ascii_alphanumeric() || char == '_';
-        let start = before.trim_end_matches(is_name).len();
-        let (head, word) = before.split_at(start);
+        let (head, word) = split_word(before);
+        let start = head.len();
         if !scan::is_code_at_end(before) || word.starts_with(|char: char| char.is_ascii_digit()) {
             return (start, Vec::new());
         }
@@ -90,7 +89,7 @@ impl Names {
                 _ => self.anything(),
             };
         }
-        let name = &outside[outside.trim_end_matches(|char: char| char.is_ascii_alphanumeric() || char == '_').len()..];
+        let (_, name) = split_word(outside);
         let is_argument = trimmed.ends_with(['(', ',']);
         if let Ok(kind) = Kind::named(name) {
             let layer = kind.layer();
@@ -132,7 +131,6 @@ impl Names {
     fn shape(&self, text: &str, depth: u8) -> Shape {
         let Some(depth) = depth.checked_sub(1) else { return Shape::Other };
         let text = text.trim_end();
-        let is_name = |char: char| char.is_ascii_alphanumeric() || char == '_';
         if text.ends_with([']', ')']) {
             // Without the last bracket, the one that it closes is open.
             let inside = &text[..text.len() - 1];
@@ -156,11 +154,10 @@ impl Names {
                     _ => Shape::Other,
                 };
             }
-            let name = &outside[outside.trim_end_matches(is_name).len()..];
+            let (_, name) = split_word(outside);
             return Kind::named(name).map_or(Shape::Other, |kind| Shape::Packet(vec![kind]));
         }
-        let start = text.trim_end_matches(is_name).len();
-        let (head, name) = text.split_at(start);
+        let (head, name) = split_word(text);
         match head.trim_end().strip_suffix('.') {
             Some(receiver) => match (self.shape(receiver, depth), name) {
                 (Shape::Pair(reply), "reply" | "answer" | "request" | "query") => *reply,
@@ -173,6 +170,11 @@ impl Names {
             },
         }
     }
+}
+
+/// Splits the name at the end of a text off; it may be empty.
+fn split_word(text: &str) -> (&str, &str) {
+    text.split_at(text.trim_end_matches(|char: char| char.is_ascii_alphanumeric() || char == '_').len())
 }
 
 /// Fields and functions of a value.

@@ -1,11 +1,8 @@
 //! One exchange: prepares packets, sends them, matches the replies.
 
-mod finish;
-mod pace;
 mod prepare;
 mod receive;
-mod rounds;
-mod scripted;
+mod run;
 mod state;
 mod transmit;
 

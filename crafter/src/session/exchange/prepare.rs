@@ -4,7 +4,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use futures_util::future::join_all;
 
-use super::state::{Exchange, ReadyPacket, RequestPath};
+use super::state::{Exchange, Path, ReadyPacket};
 use crate::{
     datapath::route::{LinkLayer, Route},
     error::{Error, Result},
@@ -68,10 +68,11 @@ impl Exchange<'_> {
                 return Err(Error::invalid("packet", reason));
             }
             let number = self.submit(Packet::parse(first, &bytes), leased);
+            let path = Path { link, route, leased };
             if self.keeps_packets {
-                self.paths.push(Some(RequestPath { link, route: route.clone(), leased }));
+                self.paths.push(Some(path.clone()));
             }
-            ready.push(ReadyPacket { link, route, first, bytes, number, leased });
+            ready.push(ReadyPacket { path, first, bytes, number });
         }
         Ok(ready)
     }
@@ -176,7 +177,11 @@ impl Exchange<'_> {
                 Ok(port)
             }
             // A packet without a reply, such as a RST, does not count as a use of the port.
-            (Some(port), _) if !self.answerable && self.links.links[link].holds((transport, address, port)) => Ok(port),
+            (Some(port), _)
+                if !self.answerable && self.links.links[link].held.contains_key(&(transport, address, port)) =>
+            {
+                Ok(port)
+            }
             (Some(port), _) => self.links.lease(link, transport, address, Some(port)).await,
         }
     }

@@ -12,7 +12,7 @@ use crate::{
     layer::{Kind, Packet},
     packet::Checksum,
     session::{
-        Event, Match, Outcome, Pair, Reply,
+        Event, Match, Outcome, Pair, Reply, Sniffer,
         clock::{monotonic, wall_clock},
     },
 };
@@ -28,7 +28,7 @@ impl Exchange<'_> {
     pub(super) fn collect(&mut self) -> Result<()> {
         for at in 0..self.links.links.len() {
             let mut inbox = std::mem::take(&mut self.inbox);
-            self.links.links[at].collect(&mut inbox)?;
+            self.links.links[at].crafter.gather(&mut inbox)?;
             if !inbox.is_empty() {
                 let (now, wall, monotonic) = (Instant::now(), wall_clock(), monotonic());
                 for (_, received) in inbox.drain(..) {
@@ -44,7 +44,8 @@ impl Exchange<'_> {
             self.refused += refused;
             self.refusal = self.refusal.take().or(error);
             for _ in 0..MAX_TAPPED {
-                let Some(captured) = self.links.links[at].try_next_tapped()? else { break };
+                let next = self.links.links[at].tap.as_mut().map_or(Ok(None), Sniffer::try_next)?;
+                let Some(captured) = next else { break };
                 self.handle_tapped(at, captured);
             }
         }

@@ -15,24 +15,23 @@ use crate::{
 /// Packets prepared and sent by one call.
 pub(super) const BATCH: usize = 64;
 
-/// A packet ready to be sent.
-pub(super) struct ReadyPacket {
+/// How a packet is sent.
+#[derive(Clone)]
+pub(super) struct Path {
     pub(super) link: usize,
     /// The route of an IP packet; `None` for a frame.
     pub(super) route: Option<Arc<Route>>,
-    pub(super) first: Kind,
-    pub(super) bytes: Vec<u8>,
-    /// The request's number.
-    pub(super) number: usize,
     /// Whether its source port is leased.
     pub(super) leased: bool,
 }
 
-/// How a request was sent, kept to send it again.
-pub(super) struct RequestPath {
-    pub(super) link: usize,
-    pub(super) route: Option<Arc<Route>>,
-    pub(super) leased: bool,
+/// A packet ready to be sent.
+pub(super) struct ReadyPacket {
+    pub(super) path: Path,
+    pub(super) first: Kind,
+    pub(super) bytes: Vec<u8>,
+    /// The request's number.
+    pub(super) number: usize,
 }
 
 /// An exchange in progress.
@@ -42,8 +41,8 @@ pub(in crate::session) struct Exchange<'a> {
     pub(super) observer: &'a mut dyn FnMut(&Event<'_>),
     pub(super) pacer: Option<Pacer>,
     pub(super) matcher: ReplyMatcher,
-    /// By request number; `None` without a route.
-    pub(super) paths: Vec<Option<RequestPath>>,
+    /// By request number, to send it again; `None` without a route.
+    pub(super) paths: Vec<Option<Path>>,
     /// Counters of each link when the exchange first used it; `None`: no account is kept.
     pub(super) readings: Option<HashMap<usize, Reading>>,
     /// Ports chosen for packets of this exchange that leave theirs unset.
@@ -62,8 +61,6 @@ pub(in crate::session) struct Exchange<'a> {
     /// Packets refused by the service, and the error of the first.
     pub(super) refused: u64,
     pub(super) refusal: Option<Error>,
-    /// Whether the service's rate limit is known.
-    pub(super) has_rate_limit: bool,
     pub(super) result: Exchanged,
 }
 
@@ -91,7 +88,6 @@ impl<'a> Exchange<'a> {
             inbox: Vec::new(),
             refused: 0,
             refusal: None,
-            has_rate_limit: false,
             result: Exchanged::default(),
         })
     }
