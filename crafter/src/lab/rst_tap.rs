@@ -2,7 +2,6 @@
 
 use std::{
     io::{self, IoSliceMut},
-    mem,
     net::IpAddr,
     os::fd::AsRawFd as _,
     sync::{Mutex, PoisonError},
@@ -11,7 +10,7 @@ use std::{
 
 use nix::{
     errno::Errno,
-    sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt},
+    sys::socket::{ControlMessageOwned, MsgFlags, getsockopt, recvmsg, setsockopt, sockopt},
 };
 use serde::Serialize;
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
@@ -123,8 +122,7 @@ impl RstTap {
                     None => {}
                 }
             }
-            // Reading the statistics resets them.
-            log.uncollected += u64::from(dropped(socket)?);
+            log.uncollected += u64::from(getsockopt(socket, PacketStatistics)?.tp_drops);
         }
         Ok(())
     }
@@ -185,25 +183,17 @@ fn packet_socket(index: u32, protocol: libc::c_int) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Packets dropped since the last call because the receive buffer was full (PACKET_STATISTICS).
-fn dropped(socket: &Socket) -> io::Result<u32> {
-    let mut statistics = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
-    let mut length = mem::size_of_val(&statistics) as libc::socklen_t;
-    // SAFETY: PACKET_STATISTICS writes a tpacket_stats of the length given; both outlive the call.
-    let read = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_PACKET,
-            libc::PACKET_STATISTICS,
-            (&raw mut statistics).cast(),
-            &raw mut length,
-        )
-    };
-    match read {
-        0 => Ok(statistics.tp_drops),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
+/// Socket option PACKET_STATISTICS, which is reset by reading it.
+#[derive(Clone, Copy)]
+struct PacketStatistics;
+
+nix::getsockopt_impl!(
+    PacketStatistics,
+    libc::SOL_PACKET,
+    libc::PACKET_STATISTICS,
+    libc::tpacket_stats,
+    sockopt::GetStruct<libc::tpacket_stats>
+);
 
 const fn op(code: u32, jt: u8, jf: u8, k: u32) -> SockFilter {
     SockFilter::new(code as u16, jt, jf, k)

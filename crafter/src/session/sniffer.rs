@@ -160,13 +160,10 @@ impl ServiceTap {
                     let age = monotonic.map_or(Duration::ZERO, |now| now.saturating_sub(stamp));
                     self.queue.push_back(Captured {
                         time: Some(wall.saturating_sub(age)),
-                        first: self.link.first(rest),
                         link: self.link,
                         original_length: header.length,
-                        bytes: rest[..rest.len().min(self.snaplen)].to_vec(),
                         interface: Some(self.interface.clone()),
-                        comment: None,
-                        direction: None,
+                        ..Captured::of(self.link.first(rest), rest[..rest.len().min(self.snaplen)].to_vec())
                     });
                 }
                 Kind::End { .. } => {

@@ -58,7 +58,7 @@ impl Exchange<'_> {
         Ok((!batch.is_empty()).then_some(batch))
     }
 
-    /// Lowers the pace to the service's rate limit; without an account, the service drops what exceeds it.
+    /// Lowers the pace to the service's rate limit. Not without an account: the call takes longer than a reply.
     pub(super) async fn limit_pace(&mut self) -> Result<()> {
         if self.readings.is_some()
             && let Some(limit) = self.links.options.rate_limit().await?
