@@ -1,4 +1,4 @@
-//! How many packets a second are built and parsed on one core: Ethernet/IP/TCP with the options of a SYN.
+//! Rate of building and parsing packets on one core: Ethernet/IP/TCP with the options of a SYN.
 //!
 //!     cargo bench -p crafter --bench layer_rate
 
@@ -8,7 +8,7 @@ use crafter::layer::{Ether, Ip, Kind, Packet, Tcp, TcpOption};
 
 const COUNT: u32 = 5_000_000;
 
-/// The best of five runs, as others use the machine too.
+/// Prints the best of five runs, because other programs use the machine too.
 fn rate(name: &str, mut work: impl FnMut(u32)) {
     let best = (0..5)
         .map(|_| {

@@ -1,4 +1,4 @@
-//! How long the policy takes for a packet: with the shipped policy, with 1,000 rules, and with 10,000 prefixes.
+//! Time of a policy decision for a packet: with the shipped policy, with 1,000 rules, and with 10,000 prefixes.
 //!
 //!     cargo bench -p crafter --bench policy_rate
 
@@ -11,7 +11,7 @@ use crafter::{
 
 const COUNT: u32 = 5_000_000;
 
-/// Someone whom the last of the rules names.
+/// The user that the last rule names.
 const USER: u32 = 5000;
 
 fn main() -> crafter::Result<()> {
@@ -28,7 +28,7 @@ fn main() -> crafter::Result<()> {
     };
     let prefixes = format!("allow = [\"any\", {}]\ndeny = [{}]\n", list(10 << 24, 16), list(11 << 24, 32));
     measure("1,000 rules, 10,000 prefixes", format!("{rules}[[rule]]\nuser = {USER}\n{limits}{prefixes}"))?;
-    // Every prefix inside of the one before, with ports of its own: the longest way outwards.
+    // Each prefix inside the previous one, with its own ports: the longest search.
     let nested =
         |port: u16| (1..=32).map(move |length| format!("{{ prefix = \"0.0.0.0/{length}\", ports = [{port}] }}"));
     let nested = nested(25).collect::<Vec<_>>().join(", ");
@@ -58,7 +58,7 @@ fn measure(name: &str, text: String) -> crafter::Result<()> {
         .map(|_| {
             let start = Instant::now();
             for i in 0..COUNT {
-                // Spread over 10.0.0.0/7, and 0.0.0.0/7 by turns.
+                // Alternates between addresses of 10.0.0.0/7 and 0.0.0.0/7.
                 let base = if i & 1 == 0 { 10 << 24 } else { 1 };
                 let destination = Ipv4Addr::from(base + i.wrapping_mul(2_654_435_761) % (1 << 17));
                 let packet = Outgoing {
@@ -77,6 +77,6 @@ fn measure(name: &str, text: String) -> crafter::Result<()> {
         .unwrap_or_default();
     let share = f64::from(allowed) / f64::from(COUNT) / 5.0 * 100.0;
     let nanos = best.as_nanos() as f64 / f64::from(COUNT);
-    println!("{name:<30} {nanos:>6.1} ns a packet, {share:.0}% allowed; read in {parsed:.1?}");
+    println!("{name:<30} {nanos:>6.1} ns per packet, {share:.0}% allowed; parsed in {parsed:.1?}");
     Ok(())
 }

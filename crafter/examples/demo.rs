@@ -1,8 +1,8 @@
-//! The conversation that crafter is for, in a lab that it makes: `cargo xtask demo`, or `crafter lab run -- demo`.
+//! A whole crafted conversation, in a lab of its own: `cargo xtask demo`, or `crafter lab run -- demo`.
 //!
-//! First as every tutorial ends: a crafted SYN, and the kernel's RST. Then the same with the port
-//! owned: a DNS query, a handshake and a GET by hand, segment by segment; then 100 MB over a
-//! stream. At the end the server is asked what RSTs it saw, and the interface what is attached.
+//! First the failure: a crafted SYN without an owned port, and the kernel's RST. Then with an owned port: a DNS query,
+//! a handshake and a GET by hand, segment by segment, and 100 MB over a stream. The last chapter counts the RSTs that
+//! the server received and the programs that are still attached.
 
 use std::{
     env,
@@ -32,11 +32,11 @@ use hickory_proto::{
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-/// Set in a lab.
+/// Environment variable that is set in a lab.
 const LAB_VARIABLE: &str = "CRAFTER_LAB_INTERFACE";
 
-/// How long each answer may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Timeout of each reply.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
     let ended = match env::var_os(LAB_VARIABLE) {
@@ -52,7 +52,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs this program once more, in a lab.
+/// Runs this program again, in a lab.
 fn in_lab() -> Result<ExitCode> {
     // Before the lab starts threads.
     let signals = SignalForwarding::block()?;
@@ -63,7 +63,7 @@ fn in_lab() -> Result<ExitCode> {
     Ok(ending.code.into())
 }
 
-/// Where the lab's servers are.
+/// Addresses of the lab's servers.
 struct Servers {
     interface: String,
     web: SocketAddr,
@@ -93,18 +93,18 @@ impl Servers {
 async fn story() -> Result<()> {
     let servers = Servers::from_environment()?;
 
-    chapter("1. As every tutorial ends: a crafted SYN, of which the kernel knows nothing");
+    chapter("1. Without crafter: a crafted SYN, and a kernel that does not know the connection");
     let interface = interface(&servers.interface).await?;
     control(&servers, &interface).await?;
 
-    chapter("2. The same with the port owned");
+    chapter("2. With crafter: the port is owned");
     let crafter = Crafter::open(&servers.interface, Options::default()).await?;
     println!("   attached: {}", crafter.report());
     for note in &crafter.report().notes {
         println!("   note: {note}");
     }
 
-    chapter("3. A DNS query by hand: IP / UDP / DNS, one datagram each way");
+    chapter("3. A DNS query by hand: IP / UDP / DNS, one datagram in each direction");
     dns(&crafter, servers.dns).await?;
 
     chapter("4. A handshake and a GET by hand, segment by segment");
@@ -115,7 +115,7 @@ async fn story() -> Result<()> {
         download(&crafter, web).await?;
     }
 
-    chapter("7. What is left");
+    chapter("7. What remains");
     let counters = crafter.counters()?;
     println!("   kernel half: {} packets in, {} out, of them", counters.ingress(), counters.egress());
     for reason in Reason::ALL {
@@ -126,15 +126,17 @@ async fn story() -> Result<()> {
     drop(crafter);
     let rsts = rsts(servers.web)?.len();
     let attached = attached(&servers.interface).await?;
-    println!("   RSTs seen by the server since chapter 1: {rsts}");
+    println!("   RSTs received by the server since chapter 1: {rsts}");
     println!("   attachments left behind: {attached}");
-    ensure!(rsts == 0, "the server saw RSTs");
+    ensure!(rsts == 0, "the server received RSTs");
     ensure!(attached == 0, "something is still attached to {}", servers.interface);
-    println!("\nThe whole conversation, every byte, a proper close, no firewall rule, and the host is as it was.");
+    println!(
+        "\nEvery byte was received, both sides closed, no firewall rule was set, and nothing remains on the host."
+    );
     Ok(())
 }
 
-/// The tutorial's failure: the SYN-ACK meets a kernel that knows nothing of the connection.
+/// Shows the failure: the kernel answers the SYN-ACK with a RST, because no socket has the connection.
 async fn control(servers: &Servers, interface: &Interface) -> Result<()> {
     let route = route::resolve(servers.web.ip(), Some(&interface.name), None).await?;
     let local = SocketAddr::new(route.source, 40_000);
@@ -143,13 +145,13 @@ async fn control(servers: &Servers, interface: &Interface) -> Result<()> {
     sender.push(&route, &syn.build())?;
     sender.flush()?;
     println!("   > {syn}");
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + REPLY_TIMEOUT;
     loop {
         if let Some(rst) = rsts(servers.web)?.into_iter().find(|rst| rst["port"] == local.port()) {
-            println!("   the server got the kernel's RST: {rst}");
+            println!("   the server received the kernel's RST: {rst}");
             break;
         }
-        ensure!(Instant::now() < deadline, "the kernel sent no RST, though nobody owns port {}", local.port());
+        ensure!(Instant::now() < deadline, "the kernel sent no RST for port {}, which is not owned", local.port());
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     kernel_get(servers.web, "/rsts/clear").map(drop)
@@ -163,20 +165,19 @@ async fn dns(crafter: &Crafter, server: SocketAddr) -> Result<()> {
     let datagram = Datagram::new(lease.local(server.ip()).await?, server, query.to_vec()?);
     println!("   > {datagram}");
     lease.send(&datagram.build()).await?;
-    let reply = lease.recv_timeout(PATIENCE).await?.context("the DNS server does not answer")?;
-    ensure!(reply.checksum != Checksum::Invalid, "the answer has a wrong checksum");
+    let reply = lease.recv_timeout(REPLY_TIMEOUT).await?.context("the DNS server did not answer")?;
+    ensure!(reply.checksum != Checksum::Invalid, "the reply has a wrong checksum");
     let datagram = Datagram::parse(&reply.ip)?;
     println!("   < {datagram}");
     let answer = Message::from_vec(&datagram.payload)?;
-    ensure!(answer.metadata.id == query.metadata.id && !answer.answers.is_empty(), "that is not the answer");
+    ensure!(answer.metadata.id == query.metadata.id && !answer.answers.is_empty(), "not a reply to the query");
     for record in &answer.answers {
         println!("     {record}");
     }
     Ok(())
 }
 
-/// The tutorial's conversation, with what the tutorial leaves out: every segment is
-/// acknowledged, and both sides close.
+/// A handshake and a GET by hand: every segment is acknowledged, and both sides close.
 async fn by_hand(crafter: &Crafter, server: SocketAddr) -> Result<()> {
     let lease = crafter.lease(LeaseRequest::tcp()).await?;
     let mut cursor = Cursor::new(lease.local(server.ip()).await?, server);
@@ -207,7 +208,7 @@ async fn by_hand(crafter: &Crafter, server: SocketAddr) -> Result<()> {
     for line in body.lines() {
         println!("      | {line}");
     }
-    ensure!(body.starts_with("HTTP/1.1 200"), "that is not the page");
+    ensure!(body.starts_with("HTTP/1.1 200"), "the response is not HTTP 200");
     Ok(())
 }
 
@@ -217,11 +218,11 @@ async fn send(lease: &Lease, segment: &Segment) -> Result<()> {
 }
 
 async fn receive(lease: &Lease, cursor: &mut Cursor, body: &mut Vec<u8>) -> Result<()> {
-    let received = lease.recv_timeout(PATIENCE).await?.context("the server does not answer")?;
+    let received = lease.recv_timeout(REPLY_TIMEOUT).await?.context("the server did not answer")?;
     ensure!(received.checksum != Checksum::Invalid, "a segment has a wrong checksum");
     let mut segment = Segment::parse(&received.ip)?;
     if received.checksum == Checksum::Partial {
-        // A virtual link: the sender's kernel left it to hardware that is not there.
+        // On a virtual link the sender's kernel leaves the checksum to hardware that does not exist.
         segment.checksum = None;
     }
     println!("   < {segment}");
@@ -272,28 +273,28 @@ async fn download(crafter: &Crafter, server: SocketAddr) -> Result<()> {
     );
     println!("   sha256 {digest}");
     if digest != expected.trim() {
-        bail!("the server says {expected}");
+        bail!("the server's sha256 is {expected}");
     }
-    println!("   as the server says");
+    println!("   the same as the server's");
     Ok(())
 }
 
-/// What the server's tap has seen since it was last cleared.
+/// Returns the RSTs that the server's tap has recorded since it was last cleared.
 fn rsts(server: SocketAddr) -> Result<Vec<serde_json::Value>> {
     Ok(serde_json::from_str(&kernel_get(server, "/rsts")?)?)
 }
 
-/// A GET over the kernel's own TCP: another program on the same host, undisturbed.
+/// Performs a GET over the kernel's TCP, as another program on the same host.
 fn kernel_get(server: SocketAddr, path: &str) -> Result<String> {
-    let mut stream = TcpStream::connect_timeout(&server, PATIENCE)?;
+    let mut stream = TcpStream::connect_timeout(&server, REPLY_TIMEOUT)?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
-    let (_, body) = answer.split_once("\r\n\r\n").context("the server gives no answer")?;
+    let (_, body) = answer.split_once("\r\n\r\n").context("the server sent no response")?;
     Ok(body.to_owned())
 }
 
-/// How many programs hang on the interface: XDP, and classifiers both ways.
+/// Number of programs attached to the interface: XDP, and classifiers at ingress and egress.
 async fn attached(name: &str) -> Result<usize> {
     use aya::programs::{SchedClassifier, TcAttachType};
     let xdp = usize::from(interface(name).await?.xdp.is_some());

@@ -1,4 +1,4 @@
-//! A DNS question over a crafted datagram: `cargo run --example dns -- eth0 192.0.2.1 www.example.org`.
+//! A DNS query in a crafted datagram: `cargo run --example dns -- eth0 192.0.2.1 www.example.org`.
 
 use std::{env, error::Error, net::IpAddr, time::Duration};
 
@@ -8,11 +8,11 @@ use crafter::{
     packet::Datagram,
 };
 
-/// Asks `server` for the IPv4 addresses of `name`; returns the answer.
+/// Queries `server` for the IPv4 addresses of `name`; returns the reply.
 pub async fn ask(interface: &str, server: IpAddr, name: &str) -> Result<Packet, Box<dyn Error>> {
     let crafter = Crafter::open(interface, Options::default()).await?;
     let lease = crafter.lease(LeaseRequest::udp()).await?;
-    // 1 is the type A; layers compute what is not set, such as the counts of the header.
+    // 1 is the type A. Layers compute unset fields, such as the counts of the header.
     let question = Packet::from(Dns::query(name, 1)).build()?;
     let from = lease.local(server).await?;
     lease.send(&Datagram::new(from, (server, 53).into(), question).build()).await?;

@@ -4,11 +4,11 @@ use std::{env, error::Error, net::SocketAddr, time::Duration};
 
 use crafter::{Crafter, LeaseRequest, Options, engine::Cursor, packet::Segment};
 
-/// Shakes hands with `server`, resets the connection, and returns the server's SYN-ACK.
+/// Performs a handshake with `server`, resets the connection, and returns the server's SYN-ACK.
 pub async fn handshake(interface: &str, server: SocketAddr) -> Result<Segment, Box<dyn Error>> {
     let crafter = Crafter::open(interface, Options::default()).await?;
     let lease = crafter.lease(LeaseRequest::tcp()).await?;
-    // The cursor knows the numbers of the next segment.
+    // The cursor computes the numbers of the next segment.
     let mut cursor = Cursor::new(lease.local(server.ip()).await?, server);
     lease.send(&cursor.syn().build()).await?;
     let received = lease.recv_timeout(Duration::from_secs(3)).await?.ok_or("no answer within 3 s")?;

@@ -1,4 +1,4 @@
-//! A hook that loses every tenth segment of a stream: `cargo run --example hook -- eth0 192.0.2.1:80`.
+//! A hook that drops every tenth segment of a stream: `cargo run --example hook -- eth0 192.0.2.1:80`.
 
 use std::{env, error::Error, net::SocketAddr, time::Instant};
 
@@ -18,7 +18,7 @@ impl SegmentHook for EveryTenth {
     }
 }
 
-/// Fetches the page of `server` in spite of the losses; returns its length and what the stream counted.
+/// Fetches a page of `server` despite the dropped segments; returns the response's length and the stream's counters.
 pub async fn fetch(interface: &str, server: SocketAddr) -> Result<(usize, StreamStats), Box<dyn Error>> {
     let crafter = Crafter::open(interface, Options::default()).await?;
     let lease = crafter.lease(LeaseRequest::tcp()).await?;
@@ -37,6 +37,6 @@ async fn main() -> Result<(), Box<dyn Error>> {
         return Err("usage: hook INTERFACE ADDRESS:PORT".into());
     };
     let (length, stats) = fetch(&interface, server.parse()?).await?;
-    println!("{length} bytes; {} of the segments dropped, {} sent again", stats.hook_drops, stats.retransmissions);
+    println!("{length} bytes; {} segments dropped, {} retransmitted", stats.hook_drops, stats.retransmissions);
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Which TCP ports are open: `cargo run --example scan -- 192.0.2.1 1 1024`.
+//! A scan for open TCP ports: `cargo run --example scan -- 192.0.2.1 1 1024`.
 
 use std::{env, error::Error, net::IpAddr, time::Duration};
 
@@ -8,8 +8,8 @@ use crafter::{
     session::{Session, SessionOptions, SrOptions},
 };
 
-/// The ports among `ports` that answer a SYN with a SYN-ACK, in order. All of them are asked at once, and what is left
-/// half open is reset.
+/// Returns the ports among `ports` that answer a SYN with a SYN-ACK, in ascending order. All probes are in flight at
+/// once; half-open connections are reset at the end.
 pub async fn scan(host: IpAddr, ports: impl IntoIterator<Item = u16>) -> Result<Vec<u16>, Box<dyn Error>> {
     let session = Session::new(SessionOptions::default());
     let syns = ports.into_iter().map(|port| match host {

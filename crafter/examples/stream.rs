@@ -1,4 +1,4 @@
-//! A web page over a whole TCP of crafted segments: `cargo run --example stream -- eth0 192.0.2.1:80 /`.
+//! A web page over a TCP stream of crafted segments: `cargo run --example stream -- eth0 192.0.2.1:80 /`.
 
 use std::{env, error::Error, net::SocketAddr};
 
@@ -14,7 +14,7 @@ pub async fn fetch(interface: &str, server: SocketAddr, path: &str) -> Result<Ve
     stream.write_all(request.as_bytes()).await?;
     let mut response = Vec::new();
     stream.read_to_end(&mut response).await?;
-    // FIN, and the wait until both sides have closed: nothing is left for the kernel to reset.
+    // Send FIN and wait until both sides have closed, so that nothing is left for the kernel to reset.
     stream.shutdown().await?;
     stream.closed().await?;
     Ok(response)

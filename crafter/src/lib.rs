@@ -63,9 +63,9 @@ pub mod packet {
 pub use driver::{Crafter, Lease, LeaseRequest, Options, PortChoice, Stream, StreamOptions};
 pub use error::{Error, Result};
 
-#[doc = include_str!("../../README.md")]
+#[doc = include_str!("../docs/embedding.md")]
 #[cfg(doctest)]
-struct Readme;
+struct Embedding;
 
 #[doc = include_str!("../docs/from-scapy.md")]
 #[cfg(doctest)]

@@ -1,4 +1,4 @@
-//! `cargo xtask bench [NAME]`: crafter beside its peers, in one run.
+//! `cargo xtask bench [NAME]`: measures crafter and comparable tools in one run.
 
 use std::process::ExitCode;
 
@@ -7,8 +7,7 @@ use anyhow::Result;
 use crate::setup::{self, Purpose};
 use crate::{build, sh};
 
-/// Sets up, builds, and runs the program `bench` of crate crafter-tests as root; it
-/// gets the arguments as they are.
+/// Sets up, builds, and runs the program `bench` of crate crafter-tests as root with these arguments.
 pub fn job(args: &[String]) -> Result<ExitCode> {
     sh::become_root()?;
     for missing in setup::begin(&[Purpose::Test, Purpose::Bench])?.finish()? {

@@ -1,5 +1,5 @@
-//! `cargo xtask demo`: the conversation that crafter is for, from the tutorial's failure to the last
-//! byte of a long download, in a throw-away network.
+//! `cargo xtask demo`: a crafted connection in a temporary network, from the kernel's RST without crafter to the last
+//! byte of a long download with it.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -8,26 +8,28 @@ use anyhow::{Result, bail};
 
 use crate::progress::Progress;
 use crate::setup::{self, Purpose};
-use crate::{build, sh};
+use crate::{cargo, sh};
 
-/// Cargo's profile for it: built in half the time of a release, see `Cargo.toml`.
+/// Cargo's profile for the demo, which builds in half the time of a release (`Cargo.toml`).
 const PROFILE: &str = "demo";
 
-/// From nothing on two processors.
+/// How long the job takes from an empty target directory on two processors.
 const TYPICAL: Duration = Duration::from_secs(240);
 
-/// Sets up, builds, and runs the program `demo` of crate crafter, which makes a lab of its own.
+/// Sets up, builds, and runs the program `demo` of crate crafter, which creates its own lab.
 pub fn job(args: &[String]) -> Result<ExitCode> {
     if let Some(unknown) = args.first() {
-        bail!("demo takes no arguments, `{unknown}` is one too many");
+        bail!("demo takes no arguments, but got `{unknown}`");
     }
     sh::become_root()?;
     build()?;
-    sh::step("The conversation, in a throw-away network");
+    sh::step("The conversation, in a temporary network");
     let programs = sh::release_directory().with_file_name(PROFILE);
     let code = sh::exit_code(&mut sh::root(programs.join("demo"), [])?)?;
     if code == 0 {
-        println!("The demo is built without optimisation; `cargo xtask build` makes a release, several times as fast.");
+        println!(
+            "The demo is built without optimisation; `cargo xtask build` makes a release, which is several times faster."
+        );
     }
     Ok(ExitCode::from(code))
 }
@@ -35,11 +37,11 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
 fn build() -> Result<()> {
     let _progress = Progress::start(TYPICAL);
     let setup = setup::begin(&[Purpose::Build])?;
-    sh::step("Building for the demo: quickly, so that crafter itself is slower than in a release");
+    sh::step("Building the demo with little optimisation");
     let mut cargo = sh::cargo();
-    // Neither the command line nor the service.
+    // Without the command line and the service.
     cargo.args(["build", "--profile", PROFILE, "--package", "crafter", "--bin", "demo"]);
     cargo.args(["--no-default-features", "--features", "demo"]);
-    let built = build::cargo(&mut cargo);
+    let built = cargo::run(&mut cargo);
     setup.finish_with(built).map(drop)
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask deny`: licences, sources and known advisories of all dependencies, by cargo-deny.
+//! `cargo xtask deny`: checks licences, sources and advisories of all dependencies with cargo-deny.
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -6,13 +6,13 @@ use anyhow::{Result, bail};
 
 use crate::sh;
 
-/// The version that `.cargo/deny.toml` is written for.
+/// The version of cargo-deny that `.cargo/deny.toml` is written for.
 const VERSION: &str = "0.20.2";
 
-/// Installs cargo-deny if it is not there, and has it check everything. Advisories are fetched: that takes a network.
+/// Installs cargo-deny if it is missing, and runs all checks. Fetching advisories needs a network.
 pub fn job(args: &[String]) -> Result<ExitCode> {
     if let Some(arg) = args.first() {
-        bail!("deny takes no arguments, and `{arg}` is one");
+        bail!("deny takes no arguments, but got `{arg}`");
     }
     if !tool().is_file() {
         sh::step("cargo-deny, which checks dependencies (some minutes)");
@@ -23,7 +23,7 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
     Ok(ExitCode::from(check(&["advisories", "bans", "licenses", "sources"])?))
 }
 
-/// What can be checked without a network, where cargo-deny is installed; the exit code.
+/// Runs the checks that need no network; returns the exit code, or `None` if cargo-deny is not installed.
 pub fn check_offline() -> Result<Option<u8>> {
     if !tool().is_file() {
         return Ok(None);

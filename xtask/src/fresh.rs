@@ -1,5 +1,5 @@
-//! `cargo xtask fresh [SUITE]...`: the README's first command as somebody on a bare Debian types it: a chroot made by
-//! debootstrap, a fresh clone, rustup's toolchain and nothing else. Says how long it takes until the first packet.
+//! `cargo xtask fresh [SUITE]...`: runs the README's first command on a minimal Debian: a chroot made by debootstrap
+//! with a fresh clone and rustup's toolchain. Prints the time until the first packet.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -14,10 +14,10 @@ use crate::{sh, vm};
 /// Debian 12 and Debian 13.
 pub const SUITES: [&str; 2] = ["bookworm", "trixie"];
 
-/// How the demo's line of its first packet begins.
+/// How the demo's line with the first packet begins.
 const FIRST_PACKET: &str = "   > IP ";
 
-/// What of apt's configuration says how archives are reached from this host.
+/// The settings of apt that determine how archives are reached.
 const APT_OPTIONS: [&str; 5] = [
     "Acquire::http::Proxy",
     "Acquire::https::Proxy",
@@ -26,12 +26,12 @@ const APT_OPTIONS: [&str; 5] = [
     "Acquire::Retries",
 ];
 
-/// What runs in the chroot; mounts and processes end with it. The toolchain is mounted read-only where it is on the
-/// host, since its path is written into it.
+/// Sets up the chroot's mounts and runs the demo in it. The toolchain is mounted read-only at its path on the host,
+/// which is compiled into it.
 const ENTER: &str = r#"
 set -eu
 root=$1; toolchain=$2; shift 2
-# A root of its own is a mount point: in another one the lab cannot replace resolv.conf.
+# The root must be a mount point: otherwise the lab cannot replace resolv.conf.
 mount --bind "$root" "$root"
 mount -t proc proc "$root/proc"
 mount --rbind /sys "$root/sys"
@@ -46,9 +46,9 @@ exec chroot "$root" env -i HOME=/root LC_ALL=C "PATH=$toolchain/bin:/usr/local/s
 
 /// Runs the demo in a chroot of each suite.
 pub fn job(args: &[String]) -> Result<ExitCode> {
-    // A suite becomes the name of a directory that is removed.
+    // The suite is used as the name of a directory that is removed, so it must be a known one.
     if let Some(unknown) = args.iter().find(|arg| !SUITES.contains(&arg.as_str())) {
-        bail!("there is no suite `{unknown}`; there are {}", SUITES.join(" and "));
+        bail!("unknown suite `{unknown}`; known suites are {}", SUITES.join(" and "));
     }
     for suite in SUITES.iter().filter(|suite| args.is_empty() || args.iter().any(|arg| arg == *suite)) {
         one(suite)?;
@@ -56,25 +56,25 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Makes a chroot of one suite, runs the demo in it twice, and removes it.
+/// Creates a chroot of one suite, runs the demo in it twice, and removes it.
 ///
 /// # Errors
-/// If the chroot cannot be made, or a demo fails.
+/// If the chroot cannot be created, or a demo fails.
 pub fn one(suite: &str) -> Result<()> {
     possible()?;
     let root = Root::make(suite)?;
     for run in ["first", "second"] {
-        sh::step(&format!("The demo on a bare {suite}, {run} time"));
+        sh::step(&format!("The demo on a minimal {suite}, {run} run"));
         let first_packet = root.demo()?;
-        println!("    {suite}, {run} time: {:.1} s until the first packet", first_packet.as_secs_f32());
+        println!("    {suite}, {run} run: {:.1} s until the first packet", first_packet.as_secs_f32());
     }
     Ok(())
 }
 
-/// Whether chroots can be made here.
+/// Checks that chroots can be created.
 ///
 /// # Errors
-/// A sentence that says what is missing.
+/// If not; the error says what is missing.
 pub fn possible() -> Result<()> {
     if !sh::is_root() {
         bail!("a chroot needs root: run `cargo xtask fresh` as root");
@@ -93,10 +93,10 @@ impl Root {
         let directory = sh::release_directory().with_file_name("fresh");
         fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
         let root = Self(directory.join(suite));
-        // What an interrupted run left; its mounts ended with it.
+        // Left by an interrupted run; its mounts ended with its mount namespace.
         root.remove();
         let (main, security) = vm::mirrors()?;
-        sh::step(&format!("A bare {suite}, by debootstrap"));
+        sh::step(&format!("A minimal {suite}, by debootstrap"));
         let mut debootstrap = in_namespace();
         debootstrap.arg("debootstrap");
         debootstrap
@@ -119,7 +119,7 @@ impl Root {
         Ok(root)
     }
 
-    /// Trusts the certificates that the host's administrator has added, such as a proxy's.
+    /// Copies the certificates that the host's administrator added, such as a proxy's.
     fn trust(&self) -> Result<()> {
         let local = Path::new("usr/local/share/ca-certificates");
         fs::create_dir_all(self.0.join(local))?;
@@ -130,7 +130,7 @@ impl Root {
         sh::run_quietly(Command::new("chroot").arg(&self.0).arg("update-ca-certificates"))
     }
 
-    /// Runs the demo; how long it took until its first packet.
+    /// Runs the demo; returns the time until its first packet.
     fn demo(&self) -> Result<Duration> {
         let sysroot = sh::output(Command::new("rustc").args(["--print", "sysroot"]))?;
         let began = Instant::now();
@@ -151,11 +151,11 @@ impl Root {
         if code != 0 {
             bail!("the demo ended with exit code {code}");
         }
-        first_packet.context("the demo did not come to its first packet")
+        first_packet.context("the demo ended without a packet")
     }
 
     fn remove(&self) {
-        // It may not be there.
+        // It may not exist.
         let _ = fs::remove_dir_all(&self.0);
     }
 }
@@ -166,7 +166,7 @@ impl Drop for Root {
     }
 }
 
-/// For a program whose mounts are its own, and which ends with this one.
+/// A command that runs a program in a private mount namespace and ends it with this process.
 fn in_namespace() -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private"]);

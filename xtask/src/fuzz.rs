@@ -1,5 +1,5 @@
-//! `cargo xtask fuzz [TARGET] [--seconds N]`: the fuzz targets, for longer than in `test`, by random damage to known
-//! inputs.
+//! `cargo xtask fuzz [TARGET] [--seconds N]`: runs the fuzz targets for longer than `test` does, with random mutations
+//! of known inputs.
 
 use std::process::ExitCode;
 
@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use crate::setup::{self, Purpose};
 use crate::sh;
 
-/// Each target, and the module of `tests/tests/namespaces` that has it.
+/// Each target and its module in `tests/tests/namespaces`.
 const TARGETS: [(&str, &str); 6] = [
     ("layers", "fuzz"),
     ("text", "fuzz"),
@@ -18,10 +18,10 @@ const TARGETS: [(&str, &str); 6] = [
     ("lease_socket", "fuzz_service"),
 ];
 
-/// For each target.
+/// Default duration of each target, in seconds.
 const SECONDS: u64 = 60;
 
-/// Runs one target, or all, each for its time; the exit code is that of what failed.
+/// Runs the named targets, or all, one after the other; returns the exit code of the first that fails.
 pub fn job(args: &[String]) -> Result<ExitCode> {
     let (mut targets, mut seconds) = (Vec::new(), SECONDS);
     let mut args = args.iter().map(String::as_str);
@@ -34,7 +34,7 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
                 Some(target) => targets.push(*target),
                 None => {
                     let names: Vec<&str> = TARGETS.iter().map(|(target, _)| *target).collect();
-                    bail!("there is no target `{other}`; there are {}", names.join(", "))
+                    bail!("unknown target `{other}`; known targets are {}", names.join(", "))
                 }
             },
         }
@@ -50,7 +50,7 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
     for (target, module) in targets {
         sh::step(&format!("Fuzzing {target} for {seconds} s"));
         if module == "fuzz_service" {
-            // What the target starts.
+            // The target starts crafter's binary.
             let code = sh::exit_code(sh::cargo().args(["build", "--release", "--package", "crafter"]))?;
             if code != 0 {
                 return Ok(ExitCode::from(code));

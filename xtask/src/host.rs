@@ -1,5 +1,4 @@
-//! What a test run could leave behind on this host: its state before and after,
-//! compared.
+//! Compares the host's state before and after a test run to find what the tests left behind.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,17 +11,16 @@ use anyhow::Result;
 
 use crate::sh;
 
-/// A job of its own because only root may read other processes' environments;
-/// not meant to be typed.
+/// An internal job, which runs as root because only root may read the environment of other users' processes.
 pub const JOB: &str = "host-state";
 
 /// The variable that every process of a test run inherits.
 pub const MARKER: &str = "CRAFTER_TEST_RUN";
 
-/// How an entry of a process begins; its id follows.
+/// Prefix of the entry of a process; its id follows.
 const PROCESS: &str = "process ";
 
-/// Names, one per line, everything that crafter or its tests could have made.
+/// Prints everything that crafter or its tests could have created, one entry per line.
 pub fn job(args: &[String]) -> Result<ExitCode> {
     let marker = args.first().map(String::as_str);
     for entry in state(marker)? {
@@ -31,16 +29,16 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The state now, as root sees it.
+/// The current state, as seen by root.
 pub fn snapshot(marker: &str) -> Result<BTreeSet<String>> {
-    // Not by its path: another cargo may have replaced the program since.
+    // Not by its path, since another cargo may have replaced the file.
     let this = format!("/proc/{}/exe", std::process::id());
     let text = sh::output(sh::root(this, [])?.args([JOB, marker]))?;
     Ok(text.lines().map(str::to_owned).collect())
 }
 
-/// What is there that was not there before. The kernel takes down a namespace
-/// some time after its last process, so that it gets a moment.
+/// The entries that were not there before. Retries for 2 s, because the kernel removes a namespace some time after its
+/// last process has ended.
 pub fn left_behind(before: &BTreeSet<String>, marker: &str) -> Result<Vec<String>> {
     let mut left = Vec::new();
     for _ in 0..5 {
@@ -53,12 +51,12 @@ pub fn left_behind(before: &BTreeSet<String>, marker: &str) -> Result<Vec<String
     Ok(left)
 }
 
-/// Ends the processes among what was left behind: they carry this run's marker,
-/// so that they are this run's own.
+/// Ends the processes among these entries. They have this run's marker in their environment, so they belong to this
+/// run.
 pub fn end_processes(left: &[String]) -> Result<()> {
     let pids = left.iter().filter_map(|entry| entry.strip_prefix(PROCESS)?.split(':').next());
     for pid in pids {
-        // It may have ended by itself since.
+        // It may have ended already.
         let _ = sh::output(sh::root("kill", [])?.args(["-KILL", pid.trim()]));
     }
     Ok(())
@@ -85,7 +83,7 @@ fn state(marker: Option<&str>) -> Result<BTreeSet<String>> {
     Ok(state)
 }
 
-/// XDP programs and the qdisc of tc programs, by iproute2's word.
+/// XDP programs and clsact qdiscs of an interface, as reported by iproute2.
 fn attachments(interface: &str) -> Vec<String> {
     let said = |program: &str, args: &[&str]| {
         let mut command = Command::new(program);
@@ -105,7 +103,7 @@ fn processes(variable: &str) -> Vec<String> {
             continue;
         }
         let directory = Path::new("/proc").join(&pid);
-        // Processes end while this looks at them.
+        // The process may have ended.
         let Ok(environment) = fs::read(directory.join("environ")) else {
             continue;
         };

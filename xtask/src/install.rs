@@ -1,5 +1,5 @@
-//! `cargo xtask install`: the binary, the units, the service's user, the policy, man pages and completions, where
-//! systemd and shells look for them. For hosts that have no package of crafter.
+//! `cargo xtask install`: installs the binary, the systemd units, the service's user, the policy, man pages and
+//! completions, for hosts without a package of crafter.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,12 +9,12 @@ use anyhow::{Context, Result, bail};
 
 use crate::{build, sh};
 
-/// Where it goes.
+/// The destination.
 #[derive(Debug, PartialEq, Eq)]
 struct Place {
-    /// What the paths in the units begin with.
+    /// The prefix of all paths, also in the units.
     prefix: PathBuf,
-    /// What stands before all of it: a package's tree; empty for this host.
+    /// The root of a package's tree, prepended to all paths; empty for this host.
     destdir: PathBuf,
 }
 
@@ -24,8 +24,8 @@ struct Item {
     /// Below the destination directory.
     to: PathBuf,
     mode: &'static str,
-    /// Whoever runs the host writes it, so what is there stays.
-    theirs: bool,
+    /// Whether the administrator edits the file, so that an existing one is kept.
+    is_configuration: bool,
 }
 
 const SHELLS: [(&str, &str); 3] = [
@@ -34,7 +34,7 @@ const SHELLS: [(&str, &str); 3] = [
     ("zsh", "share/zsh/site-functions/_crafter"),
 ];
 
-/// Installs, or takes away what it installed.
+/// Installs or uninstalls.
 pub fn job(args: &[String]) -> Result<ExitCode> {
     let (place, uninstall) = read(args)?;
     if uninstall {
@@ -44,9 +44,9 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
     build::release(&["--package", "crafter", "--bins"])?;
     place.install(&sh::release_directory().join("crafter"))?;
     if place.destdir.as_os_str().is_empty() {
-        println!("The service is installed. To have clients start it:");
+        println!("The service is installed. To enable its socket, which starts it on demand:");
         println!("    systemd-sysusers && systemctl daemon-reload && systemctl enable --now crafter.socket");
-        println!("    usermod --append --groups crafter USER      for everybody who may use it");
+        println!("    usermod --append --groups crafter USER      for each user who may use it");
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -63,11 +63,11 @@ fn read(args: &[String]) -> Result<(Place, bool)> {
             "--uninstall" => uninstall = true,
             "--prefix" => place.prefix = value()?.into(),
             "--destdir" => place.destdir = std::path::absolute(value()?)?,
-            _ => bail!("install knows --prefix DIR, --destdir DIR and --uninstall, not `{arg}`"),
+            _ => bail!("unknown argument `{arg}`; install takes --prefix DIR, --destdir DIR and --uninstall"),
         }
     }
     if !place.prefix.is_absolute() {
-        bail!("--prefix {}: systemd wants an absolute path", place.prefix.display());
+        bail!("--prefix {} is not absolute: systemd requires absolute paths", place.prefix.display());
     }
     Ok((place, uninstall))
 }
@@ -78,8 +78,8 @@ impl Place {
         let made = Made::new()?;
         for item in self.items(binary, &made.0)? {
             let to = self.at(&item.to);
-            if item.theirs && to.exists() {
-                println!("    {} stays as it is", to.display());
+            if item.is_configuration && to.exists() {
+                println!("    {} is kept", to.display());
                 continue;
             }
             sh::run_quietly(self.program("install")?.args(["-D", "-m", item.mode]).arg(&item.from).arg(&to))?;
@@ -88,10 +88,10 @@ impl Place {
         Ok(())
     }
 
-    /// What it makes on the way goes to the directory `made`.
+    /// The files to install. Generated files are written to the directory `made`.
     fn items(&self, binary: &Path, made: &Path) -> Result<Vec<Item>> {
         let data = sh::workspace().join("crafter/data");
-        let own = |from: PathBuf, to: PathBuf, mode| Item { from, to, mode, theirs: false };
+        let own = |from: PathBuf, to: PathBuf, mode| Item { from, to, mode, is_configuration: false };
         let mut items = vec![own(binary.to_owned(), self.prefix.join("bin/crafter"), "755")];
 
         let unit = fs::read_to_string(data.join("systemd/crafter.service")).context("the unit cannot be read")?;
@@ -116,7 +116,7 @@ impl Place {
             fs::write(&script, sh::output(Command::new(binary).args(["completions", shell]))?)?;
             items.push(own(script, self.prefix.join(to), "644"));
         }
-        let policy = Item { from: data.join("crafter.toml"), to: POLICY.into(), mode: "644", theirs: true };
+        let policy = Item { from: data.join("crafter.toml"), to: POLICY.into(), mode: "644", is_configuration: true };
         items.push(policy);
         Ok(items)
     }
@@ -137,7 +137,7 @@ impl Place {
             sh::run_quietly(self.program("rm")?.arg(&path))?;
             println!("    {}", path.display());
         }
-        println!("{POLICY} and the user crafter stay.");
+        println!("{POLICY} and the user crafter are kept.");
         Ok(())
     }
 
@@ -160,7 +160,7 @@ impl Place {
         self.destdir.join(path.strip_prefix("/").unwrap_or(path))
     }
 
-    /// A tree for a package is the user's, this host's root's.
+    /// A command that runs as root to install on this host, and as the user to fill a package's tree.
     fn program(&self, name: &str) -> Result<Command> {
         if self.destdir.as_os_str().is_empty() { sh::root(name, []) } else { Ok(Command::new(name)) }
     }
@@ -168,7 +168,7 @@ impl Place {
 
 const POLICY: &str = "/etc/crafter/crafter.toml";
 
-/// A directory for what is made on the way, gone with it.
+/// A temporary directory, removed when dropped.
 struct Made(PathBuf);
 
 impl Made {
@@ -191,7 +191,7 @@ mod tests {
     use super::*;
     use crate::executable;
 
-    /// Says what `crafter man` and `crafter completions` would, as far as it matters here.
+    /// A replacement for `crafter man` and `crafter completions`.
     const STAND_IN: &str = "#!/bin/sh
 case $1 in
 man) mkdir -p \"$3\" && echo page >\"$3/crafter.1\" && echo page >\"$3/crafter-serve.1\" ;;
@@ -207,7 +207,7 @@ esac
     }
 
     #[test]
-    fn into_a_tree_and_out_of_it() {
+    fn files_are_installed_and_removed() {
         let directory = Made::new().unwrap();
         let binary = directory.0.join("crafter");
         executable::script(STAND_IN, &binary).unwrap();
@@ -232,7 +232,7 @@ esac
         let unit = fs::read_to_string(tree.join(expected[2])).unwrap();
         assert!(unit.contains("\nExecStart=/opt/crafter/bin/crafter serve\n"), "{unit}");
         assert!(!unit.contains("/usr/bin"), "{unit}");
-        // What the host's own people wrote stays; what is ours is replaced.
+        // The edited policy is kept; other files are replaced.
         fs::write(tree.join(expected[0]), "theirs").unwrap();
         fs::write(tree.join(expected[3]), "old").unwrap();
         fs::write(tree.join("opt/crafter/share/man/man1/another.1"), "not ours").unwrap();
@@ -245,7 +245,7 @@ esac
     }
 
     #[test]
-    fn arguments() {
+    fn arguments_are_parsed() {
         let read = |args: &[&str]| read(&args.iter().map(|arg| (*arg).to_owned()).collect::<Vec<_>>());
         let (place, uninstall) = read(&[]).unwrap();
         assert_eq!((place.prefix.as_path(), uninstall), (Path::new("/usr/local"), false));

@@ -1,8 +1,8 @@
-//! `cargo xtask JOB`: everything that a contributor does with crafter by one
-//! command. Each job has a file of its own.
+//! `cargo xtask JOB`: one command for each job of a contributor. Each job has a file of its own.
 
 mod bench;
 mod build;
+mod cargo;
 mod demo;
 mod deny;
 #[cfg(test)]
@@ -13,6 +13,7 @@ mod fresh;
 mod fuzz;
 mod host;
 mod install;
+mod program;
 mod progress;
 mod run;
 mod setup;
@@ -31,18 +32,18 @@ cargo xtask JOB [ARGS]
   setup            install what all of these need; prints each step
   build            build everything for release
   run [--] ARGS    build, then run crafter as root
-  demo             the whole conversation in a throw-away network, for a human
-  test [FILTER]    all tests as root in network namespaces; FILTER: a module of the integration tests,
-                   or part of tests' names; --long: the long forms, hours
+  demo             a conversation from the SYN to the FIN in a temporary network, explained step by step
+  test [FILTER]    all tests, as root in network namespaces; FILTER: a module of the integration tests,
+                   or part of a test's name; --long: the long forms (hours)
   fuzz [TARGET]    fuzz layers, text, policy, control_socket, ...; --seconds N (60)
   vm-test          the tests on other kernels, in virtual machines; --help
-  bench [NAME]     measure crafter beside its peers
-  fresh [SUITE]    the demo in bare chroots of Debian 12 and 13, with its times
-  deny             licences, sources and advisories of all dependencies
-  install          the binary, units, man pages; --prefix DIR (/usr/local), --destdir DIR, --uninstall
-  help             this text
+  bench [NAME]     measure crafter next to comparable tools
+  fresh [SUITE]    run the demo in minimal chroots of Debian 12 and 13, and print its times
+  deny             check licences, sources and advisories of all dependencies
+  install          install binary, units, man pages; --prefix DIR (/usr/local), --destdir DIR, --uninstall
+  help             print this text
 
-Each job installs what it uses and nothing else, as root or through sudo.
+Each job installs only what it uses, as root or through sudo.
 ";
 
 enum Job {
@@ -81,7 +82,7 @@ impl Job {
         })
     }
 
-    /// The exit code; an error is printed as one line.
+    /// Runs the job and returns its exit code.
     fn start(self, args: &[String]) -> anyhow::Result<ExitCode> {
         match self {
             Self::Setup => setup::job(args),

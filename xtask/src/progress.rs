@@ -1,7 +1,7 @@
-//! One line at the bottom of a terminal that says which step runs, for how long, and how long it may still take. In a
-//! pipe: a line every half a minute instead, so that a log shows that the work goes on.
+//! The progress line at the bottom of a terminal: current step, elapsed time and estimated remaining time. In a pipe, a
+//! line every 30 s, so that a log shows progress.
 //!
-//! By hand and not by indicatif, because every first command compiles xtask and waits for it.
+//! Written without indicatif because the first command on a machine waits until xtask is compiled.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -14,20 +14,20 @@ use crate::terminal;
 const TICK: Duration = Duration::from_millis(500);
 /// How often a log gets a line.
 const LOG: Duration = Duration::from_secs(30);
-/// Columns of a terminal that does not tell.
+/// Assumed width, in columns, of a terminal whose width is unknown.
 const COLUMNS: usize = 80;
-/// Part of a job below which its own speed says little about the time that is left.
+/// Completed fraction below which the speed so far is not used for the estimate.
 const EARLY: f64 = 0.1;
 
 static STATE: Mutex<Option<State>> = Mutex::new(None);
 
 struct State {
     began: Instant,
-    /// How long the job takes from nothing on two processors.
+    /// How long the job takes from an empty target directory on two processors.
     typical: Duration,
-    /// What runs now: the build, and the eBPF linker beside it.
+    /// The tasks that run now by name: the build, and in parallel the eBPF linker.
     lanes: Vec<(&'static str, String)>,
-    /// How much of the job is done, 0 to 1.
+    /// Completed fraction of the job, 0 to 1.
     done: f64,
     terminal: bool,
     paused: bool,
@@ -41,7 +41,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Starts the line of a job that takes about `typical` from nothing on two processors.
+    /// Shows the progress line of a job that takes about `typical` from an empty target directory on two processors.
     pub fn start(typical: Duration) -> Self {
         let now = Instant::now();
         *state() = Some(State {
@@ -82,7 +82,7 @@ impl Drop for Progress {
     }
 }
 
-/// Says what runs in a lane; empty: nothing any more.
+/// Sets the text of a task in the progress line; an empty text removes the task.
 pub fn lane(name: &'static str, what: impl Into<String>) {
     if let Some(state) = state().as_mut() {
         state.lanes.retain(|(lane, _)| *lane != name);
@@ -95,7 +95,7 @@ pub fn lane(name: &'static str, what: impl Into<String>) {
     }
 }
 
-/// Says how much of the job is done, 0 to 1.
+/// Sets the completed fraction of the job, 0 to 1.
 pub fn done(part: f64) {
     if let Some(state) = state().as_mut() {
         state.done = part.clamp(0.0, 1.0);
@@ -116,7 +116,7 @@ pub fn say(text: &str) {
     }
 }
 
-/// Does something that may ask on the terminal, such as sudo for a password, without the line in between.
+/// Hides the progress line while `ask` runs, which may prompt on the terminal, as sudo does for a password.
 pub fn aside<T>(ask: impl FnOnce() -> T) -> T {
     let pause = |paused| {
         if let Some(state) = state().as_mut() {
@@ -149,8 +149,8 @@ impl State {
         if self.terminal && !self.paused {
             let text = fitted(&self.text(), terminal::columns().unwrap_or(COLUMNS));
             terminal::wipe_on_signals(true);
-            // The cursor stays at the beginning: a terminal that has become narrower wraps the line behind it, and the
-            // next drawing wipes all of it. One that has not told its new width yet cuts the line off.
+            // The cursor stays at the beginning of the line: if the terminal becomes narrower, it wraps the rest of the
+            // line, and the next redraw erases all of it. Until the new width is known, the terminal cuts the line off.
             print!("{}{}{text}{}\r", terminal::WIPE, terminal::CUT, terminal::WRAP);
             let _ = io::stdout().flush();
         }
@@ -172,9 +172,9 @@ impl State {
     }
 }
 
-/// As much of the line as a terminal of this width shows without wrapping it.
+/// Shortens the line to what a terminal of this width shows without wrapping.
 fn fitted(text: &str, columns: usize) -> String {
-    // In the last column, some terminals wrap already.
+    // Some terminals wrap after the last column.
     let most = columns.saturating_sub(1);
     if text.chars().count() <= most {
         return text.to_owned();
@@ -182,7 +182,7 @@ fn fitted(text: &str, columns: usize) -> String {
     text.chars().take(most.saturating_sub(3)).chain("...".chars().take(most)).collect()
 }
 
-/// By the speed so far once there is one, before by what is typical.
+/// Estimates the remaining time from the speed so far, or from the typical time while little is done.
 fn time_left(elapsed: Duration, done: f64, typical: Duration) -> Duration {
     let total = if done < EARLY { typical } else { elapsed.div_f64(done) };
     total.saturating_sub(elapsed)

@@ -1,4 +1,4 @@
-//! `cargo xtask run -- ARGS`: crafter itself, as root.
+//! `cargo xtask run -- ARGS`: builds crafter and runs it as root.
 
 use std::process::ExitCode;
 
@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::{build, sh};
 
-/// Builds, then becomes `crafter ARGS`: its exit code is this job's.
+/// Builds, then runs `crafter ARGS` and returns its exit code.
 pub fn job(args: &[String]) -> Result<ExitCode> {
     let args = match args.split_first() {
         Some((first, rest)) if first == "--" => rest,

@@ -1,5 +1,4 @@
-//! Running other programs: echoed, as the user or as root, with errors that
-//! name the command.
+//! Runs other programs, as the user or as root. Commands are echoed, and errors name the command.
 
 use std::env;
 use std::ffi::OsString;
@@ -16,17 +15,16 @@ use anyhow::{Context, Result, bail};
 
 use crate::progress;
 
-/// Directories of root's that a user's `PATH` may lack.
+/// System directories that may be missing from a user's `PATH`.
 const SYSTEM_DIRECTORIES: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 
-/// Announces a step.
+/// Prints the title of a step.
 pub fn step(text: &str) {
     progress::say(&format!("==> {text}"));
 }
 
-/// Says what a step does, or why it does not.
+/// Prints a detail of the current step. Credentials in URLs are removed.
 pub fn note(text: &str) {
-    // Much of it is what other programs say.
     progress::say(&format!("    {}", without_credentials(text)));
 }
 
@@ -38,8 +36,8 @@ pub fn run(command: &mut Command) -> Result<()> {
     }
 }
 
-/// Runs a command whose output is of interest only if it fails. A password can
-/// be asked for, since sudo does that by the terminal.
+/// Runs a command and prints its output only if it fails. sudo can still ask for a password, since it uses the
+/// terminal.
 pub fn run_quietly(command: &mut Command) -> Result<()> {
     let output = command.output().with_context(|| format!("`{}` does not start", line(command)))?;
     if !output.status.success() {
@@ -58,13 +56,13 @@ pub fn exit_code(command: &mut Command) -> Result<u8> {
     Ok(code_of(status))
 }
 
-/// What a shell would report: a signal counts as 128 plus its number.
+/// The exit code as a shell reports it: 128 plus the signal's number if a signal ended the process.
 pub fn code_of(status: ExitStatus) -> u8 {
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
     code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
 }
 
-/// Runs a command quietly; returns its standard output.
+/// Runs a command without showing its output, and returns its standard output.
 pub fn output(command: &mut Command) -> Result<String> {
     let output =
         command.stdin(Stdio::null()).output().with_context(|| format!("`{}` does not start", line(command)))?;
@@ -75,21 +73,20 @@ pub fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Cargo, by the toolchain that runs this xtask.
+/// The cargo of the toolchain that runs this xtask.
 pub fn cargo() -> Command {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(workspace());
     cargo
 }
 
-/// A program to be run as root with these variables set: directly if this
-/// process is root's, else through sudo, which may ask for a password only where
-/// there is a terminal.
+/// A command that runs a program as root with these variables set: directly if this process runs as root, otherwise
+/// through sudo, which may ask for a password only on a terminal.
 pub fn root<'a>(
     program: impl Into<OsString>,
     variables: impl IntoIterator<Item = (&'a str, &'a str)>,
 ) -> Result<Command> {
-    // Arguments are there for all users to read; an environment is not.
+    // Every user can read the arguments of a process, but not its environment.
     let (secret, open): (Vec<_>, Vec<_>) = variables.into_iter().partition(|(_, value)| hides(value));
     let mut command = if is_root() {
         Command::new("env")
@@ -104,14 +101,14 @@ pub fn root<'a>(
             let names: Vec<&str> = secret.iter().map(|(name, _)| *name).collect();
             sudo.arg(format!("--preserve-env={}", names.join(",")));
         }
-        // sudo clears the environment; env sets what is wanted behind it.
+        // sudo clears the environment; env sets the variables again.
         sudo.args(["--", "env"]);
         sudo
     };
     command.envs(secret);
     let path = path_with_system_directories();
     command.arg(assignment("PATH", path.to_string_lossy().as_ref()));
-    // A PATH among them is the one that counts.
+    // A PATH among the variables overrides the one above.
     for (name, value) in open {
         command.arg(assignment(name, value));
     }
@@ -119,14 +116,14 @@ pub fn root<'a>(
     Ok(command)
 }
 
-/// How often sudo is reminded; it forgets the password after 5 minutes or more.
+/// How often sudo's cached credentials are refreshed; sudo keeps them for at least 5 minutes.
 const REMINDER: Duration = Duration::from_secs(60);
 
-/// Sees to it that [`root`] will work until the end of this process, before minutes of building for it: where sudo
-/// wants a password, it asks for it now, and is reminded of it from time to time.
+/// Makes sure, before a long build, that [`root`] works until this process ends: sudo asks for its password now, and a
+/// thread refreshes its cached credentials.
 ///
 /// # Errors
-/// A sentence that says what to do, without root, and without sudo or a terminal to ask for its password on.
+/// If this process does not run as root, and sudo is missing or needs a password without a terminal.
 pub fn become_root() -> Result<()> {
     static ASKED: Once = Once::new();
     root("true", [])?;
@@ -139,12 +136,12 @@ pub fn become_root() -> Result<()> {
             bail!("this needs root, and sudo refuses: run it as root");
         }
     }
-    // Also where it has just been given: it may be forgotten before the build ends.
+    // The build may take longer than sudo keeps a password.
     ASKED.call_once(|| {
         thread::spawn(|| {
             loop {
                 thread::sleep(REMINDER);
-                // Where it refuses, it asks again when it is needed.
+                // If this fails, sudo asks again when it is needed.
                 let _ = Command::new("sudo").args(["-n", "-v"]).stdin(Stdio::null()).stderr(Stdio::null()).status();
             }
         });
@@ -152,7 +149,7 @@ pub fn become_root() -> Result<()> {
     Ok(())
 }
 
-/// The executable of this name, in `PATH` or in root's directories.
+/// The path of an executable, from `PATH` or the system directories.
 pub fn find(name: &str) -> Option<PathBuf> {
     env::split_paths(&path_with_system_directories()).map(|directory| directory.join(name)).find(|file| file.is_file())
 }
@@ -162,13 +159,13 @@ pub fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
 }
 
-/// Where cargo puts what it builds for release.
+/// Cargo's output directory for release builds.
 pub fn release_directory() -> PathBuf {
     let target = env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
     workspace().join(target).join("release")
 }
 
-/// Whether this process is root's.
+/// Whether this process runs as root.
 pub fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|metadata| metadata.uid() == 0)
 }
@@ -184,7 +181,7 @@ fn sudo_needs_no_password() -> Result<bool> {
     }
 }
 
-/// `PATH`, with the directories of root's that a user may lack.
+/// `PATH` with the system directories appended.
 pub fn path_with_system_directories() -> OsString {
     let path = env::var_os("PATH").unwrap_or_default();
     let mut directories: Vec<PathBuf> = env::split_paths(&path).collect();
@@ -196,13 +193,13 @@ pub fn path_with_system_directories() -> OsString {
     env::join_paths(directories).unwrap_or(path)
 }
 
-/// Whether a URL in it has a name or a password.
+/// Whether the text contains a URL with a user name or password.
 fn hides(text: &str) -> bool {
     text != without_credentials(text)
 }
 
-/// The text with `***` in place of the name and the password of each URL (RFC 3986, section 3.2.1), such as those of a
-/// proxy: what is printed ends up in logs.
+/// Replaces the user name and password of each URL (RFC 3986, section 3.2.1) by `***`, since printed text ends up in
+/// logs.
 pub fn without_credentials(text: &str) -> String {
     let (mut shown, mut rest) = (String::new(), text);
     while let Some((before, behind)) = rest.split_once("://") {
@@ -224,7 +221,7 @@ fn assignment(name: &str, value: &str) -> String {
     format!("{name}={value}")
 }
 
-/// A command as one would type it, without the search path.
+/// A command as it would be typed in a shell, without `PATH`.
 fn line(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     let words: Vec<String> = words
@@ -268,7 +265,7 @@ mod tests {
     #[test]
     fn secret_variables_of_root_are_no_arguments() {
         if !is_root() {
-            println!("not run: this test asks for root");
+            println!("not run: this test needs root");
             return;
         }
         let proxy = ("http_proxy", "http://user:secret@proxy:3128");

@@ -1,24 +1,25 @@
-//! The terminal below the progress line: its width, and what a signal must wipe before it ends this process.
+//! The terminal of the progress line: its width, and a signal handler that erases the line before the process ends.
 //!
-//! By the C library that std is linked to, without a crate: every first command compiles xtask and waits for it.
+//! Calls the C library directly, without a crate, because the first command on a machine waits until xtask is compiled.
 
 use std::ffi::{c_int, c_ulong, c_void};
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Moves to the beginning of the line, and wipes from there to the end of the screen: also what was the rest of a line
-/// before a narrower terminal wrapped it. The line first, since tmux keeps the text of a screen that is wiped as a whole.
+/// Moves to the beginning of the line and erases to the end of the screen, which includes the rest of a line that a
+/// narrower terminal wrapped. The line is erased first, because tmux adds the text of an erased screen to its history.
 pub const WIPE: &str = "\r\x1b[K\x1b[J";
 
-/// From now on, what is longer than a line is cut off (DECAWM), and from now on wrapped again.
+/// Switches automatic wrapping of long lines off and on (DECAWM).
 pub const CUT: &str = "\x1b[?7l";
 pub const WRAP: &str = "\x1b[?7h";
 
 const STDOUT: c_int = 1;
-/// Of `ioctl`, on all architectures that crafter runs on (asm-generic/ioctls.h).
+/// The request of `ioctl` for the window size; the same on all architectures that crafter supports
+/// (asm-generic/ioctls.h).
 const TIOCGWINSZ: c_ulong = 0x5413;
 
-/// `signal.h`; the numbers are the same on all architectures.
+/// Constants of `signal.h`; the numbers are the same on all architectures.
 const SIGHUP: c_int = 1;
 const SIGINT: c_int = 2;
 const SIGTERM: c_int = 15;
@@ -34,7 +35,7 @@ struct WindowSize {
     pixels: [u16; 2],
 }
 
-// SAFETY: as the C library declares them.
+// SAFETY: the signatures are those of the C library.
 unsafe extern "C" {
     fn ioctl(descriptor: c_int, request: c_ulong, ...) -> c_int;
     fn write(descriptor: c_int, bytes: *const c_void, count: usize) -> isize;
@@ -42,7 +43,7 @@ unsafe extern "C" {
     fn raise(number: c_int) -> c_int;
 }
 
-/// The width of the terminal on the standard output; `None`: it has none, or does not know it.
+/// The width in columns of the terminal on the standard output; `None` if there is no terminal or its width is unknown.
 pub fn columns() -> Option<usize> {
     let mut size = WindowSize::default();
     // SAFETY: the request writes one `struct winsize`, which outlives the call.
@@ -50,11 +51,11 @@ pub fn columns() -> Option<usize> {
     (result == 0 && size.columns > 0).then(|| size.columns.into())
 }
 
-/// Whether there is something to wipe.
+/// Whether the progress line is shown.
 static SHOWN: AtomicBool = AtomicBool::new(false);
 
-/// Says whether there is something to wipe when a signal ends this process. Ctrl-C, SIGTERM and SIGHUP do so as before,
-/// and as far as they were not ignored.
+/// Sets whether the progress line must be erased when a signal ends this process. SIGINT, SIGTERM and SIGHUP end it as
+/// without the handler; those that were ignored are still ignored.
 pub fn wipe_on_signals(shown: bool) {
     static INSTALL: Once = Once::new();
     SHOWN.store(shown, Ordering::Relaxed);
@@ -72,8 +73,8 @@ pub fn wipe_on_signals(shown: bool) {
 }
 
 extern "C" fn wipe_and_end(number: c_int) {
-    // SAFETY: all three are async-signal-safe; the text is static. Raised again, the signal ends the process once this
-    // handler has returned.
+    // SAFETY: all three functions are async-signal-safe, and the text is static. The raised signal ends the process
+    // after this handler has returned.
     unsafe {
         if SHOWN.load(Ordering::Relaxed) {
             write(STDOUT, WIPE.as_ptr().cast(), WIPE.len());

@@ -1,32 +1,31 @@
-//! Where the compiler and the linker of the eBPF half are looked for.
+//! Finds the compiler and the linker of the eBPF half.
 //!
-//! Shared: `crafter/build.rs` includes this file too, so that what set-up
-//! installs and what the build finds cannot drift apart. Only `std` here, and
-//! nothing is printed or installed.
+//! `crafter/build.rs` includes this file, too, so that set-up and the build agree. It uses only `std`, and prints and
+//! installs nothing.
 
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// The bpf-linker that set-up installs; one that comes by `PATH` may be another.
+/// The version of bpf-linker that set-up installs; one in `PATH` may be another version.
 pub const BPF_LINKER_VERSION: &str = "0.13.0";
 
-/// Names a bpf-linker outside of the usual places; taken at its word.
+/// Variable with the path of a bpf-linker, which is used without a check of its version.
 pub const LINKER_VARIABLE: &str = "CRAFTER_BPF_LINKER";
 
-/// Names an eBPF object that is ready, so that nothing is compiled.
+/// Variable with the path of a prebuilt eBPF object, so that nothing is compiled.
 pub const OBJECT_VARIABLE: &str = "CRAFTER_EBPF_OBJECT";
 
-/// Oldest rustc minor version (1.x) that compiles the workspace: `rust-version`.
+/// Minor version (1.x) of the oldest rustc that compiles the workspace, as `rust-version` in `Cargo.toml`.
 const OLDEST_MINOR: u32 = 91;
 
-/// How a compiler comes by `core` for the BPF target.
+/// Where a compiler gets `core` for the BPF target from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Core {
-    /// The compiler's sysroot has it, as Debian's `libstd-rust-web-dev-bpf`.
+    /// It is in the compiler's sysroot, as installed by Debian's `libstd-rust-web-dev-bpf`.
     Prebuilt,
-    /// Compiled along, from the sysroot's `rust-src`, by that toolchain's cargo.
+    /// It is compiled from the sysroot's `rust-src` by the toolchain's cargo.
     FromSource,
 }
 
@@ -39,18 +38,17 @@ pub struct Compiler {
     pub sysroot: PathBuf,
     /// Major version of its LLVM; the linker's must not be older.
     pub llvm: u32,
-    /// Where its `core` comes from.
+    /// The source of its `core`.
     pub core: Core,
 }
 
-/// The BPF target of a host: BPF has the byte order of the machine it runs on.
+/// The BPF target of a host; BPF has the host's byte order.
 pub fn target(big_endian: bool) -> &'static str {
     if big_endian { "bpfeb-unknown-none" } else { "bpfel-unknown-none" }
 }
 
-/// All compilers on this machine that can build for `target`, best first:
-/// those with a prebuilt `core`, because they need neither nightly features nor
-/// the standard library's sources.
+/// All compilers on this machine that can build for `target`. Those with a prebuilt `core` are first, because they need
+/// neither nightly features nor the standard library's sources.
 pub fn compilers(target: &str) -> Vec<Compiler> {
     let mut candidates = vec![PathBuf::from("/usr/bin/rustc")];
     candidates.extend(env::var_os("RUSTC").map(PathBuf::from));
@@ -69,7 +67,7 @@ pub fn compilers(target: &str) -> Vec<Compiler> {
     found
 }
 
-/// The best compiler that has a fitting linker beside it.
+/// The first compiler for which there is a matching linker.
 pub fn find(target: &str) -> Option<(Compiler, PathBuf)> {
     compilers(target).into_iter().find_map(|compiler| {
         let linker = find_linker(compiler.llvm)?;
@@ -77,8 +75,8 @@ pub fn find(target: &str) -> Option<(Compiler, PathBuf)> {
     })
 }
 
-/// The bpf-linker for a compiler with this LLVM: the one that
-/// [`LINKER_VARIABLE`] names, set-up's own, or the first in `PATH` that fits.
+/// The bpf-linker for a compiler with this LLVM version: the one in [`LINKER_VARIABLE`], the one installed by set-up,
+/// or the first matching one in `PATH`.
 pub fn find_linker(llvm: u32) -> Option<PathBuf> {
     if let Some(named) = env::var_os(LINKER_VARIABLE).filter(|named| !named.is_empty()) {
         return Some(PathBuf::from(named));
@@ -89,7 +87,7 @@ pub fn find_linker(llvm: u32) -> Option<PathBuf> {
         .find(|linker| linker.is_file() && linker_llvm(linker).is_none_or(|major| major >= llvm))
 }
 
-/// Where set-up keeps what it installs for this user.
+/// The directory of everything that set-up installs for this user.
 pub fn data_directory() -> Option<PathBuf> {
     let set = |name| env::var_os(name).filter(|value| !value.is_empty());
     let data = set("XDG_DATA_HOME")
@@ -98,23 +96,23 @@ pub fn data_directory() -> Option<PathBuf> {
     Some(data.join("crafter"))
 }
 
-/// Locked exclusively by a set-up at work, so that a build waits for what it installs.
+/// The lock file that a running set-up holds exclusively, so that builds wait for it.
 pub fn setup_lock() -> Option<PathBuf> {
     Some(data_directory()?.join("setup.lock"))
 }
 
-/// Waits for the end of a set-up that is at work, if there is one.
+/// Waits until a running set-up has ended.
 #[allow(dead_code, reason = "crafter's build script uses it")]
 pub fn wait_for_setup() {
-    // No such file: there has been none.
+    // If the file does not exist, set-up has never run.
     if let Some(file) = setup_lock().and_then(|path| fs::File::open(path).ok()) {
-        // A lock that cannot be had is not worth failing for: what is missing is reported by who looks for it.
+        // Errors are ignored: the build reports what is missing.
         let _ = file.lock_shared();
     }
 }
 
-/// The directory that set-up installs bpf-linker into (`cargo install --root`).
-/// It carries the LLVM version, because a linker fits one compiler's LLVM only.
+/// The directory that set-up installs bpf-linker into (`cargo install --root`). Its name has the LLVM version, because
+/// a linker must match the compiler's LLVM.
 pub fn linker_root(llvm: u32) -> Option<PathBuf> {
     Some(data_directory()?.join(format!("bpf-linker-llvm{llvm}")))
 }
@@ -127,8 +125,8 @@ pub fn in_path(name: &str) -> Vec<PathBuf> {
         .collect()
 }
 
-/// LLVM's major version of a bpf-linker, which does not tell it: the name of the
-/// shared library it is linked to. `None` if LLVM is linked statically.
+/// The major LLVM version of a bpf-linker, from the name of the shared library that it links to, since it has no option
+/// that prints it. `None` if LLVM is linked statically.
 fn linker_llvm(linker: &Path) -> Option<u32> {
     let bytes = fs::read(linker).ok()?;
     ["libLLVM.so.", "libLLVM-"].iter().find_map(|prefix| {
@@ -146,11 +144,11 @@ fn leading_number(bytes: &[u8]) -> Option<u32> {
     digits.parse().ok()
 }
 
-/// What rustup runs for `rustc +toolchain`, if that toolchain is installed.
+/// The path of a rustup toolchain's rustc, if that toolchain is installed.
 fn rustup_rustc(toolchain: &str) -> Option<PathBuf> {
     let mut rustup = Command::new("rustup");
     rustup.args(["which", "--toolchain", toolchain, "rustc"]);
-    // Looking must not install anything.
+    // Do not install a missing toolchain.
     rustup.env("RUSTUP_AUTO_INSTALL", "0");
     stdout_of(rustup).map(|path| PathBuf::from(path.trim()))
 }
@@ -177,8 +175,7 @@ fn inspect(rustc: &Path, target: &str) -> Option<Compiler> {
     } else {
         return None;
     };
-    // Through rustup's proxy, RUSTC would mean another compiler once the
-    // toolchain's variables are cleared.
+    // Rustup's proxy would run another compiler once the toolchain's variables are cleared.
     let own = sysroot.join("bin/rustc");
     Some(Compiler { rustc: if own.is_file() { own } else { rustc.into() }, sysroot, llvm, core })
 }

@@ -1,9 +1,11 @@
-"""Scapy without root: its packets go through the crafter service.
+"""Scapy without root, through the crafter service.
+
+A script needs one line more:
 
     import crafter_scapy; crafter_scapy.install()
 
-is all that a script needs. Ports are leased as Scapy sends from them, and given back when the process ends.
-`Client` is the service without Scapy.
+Ports are leased when Scapy sends from them, and released when the process ends. `Client` calls the service without
+Scapy.
 """
 
 from .client import INTERFACE, SOCKET, SOCKET_VARIABLE, Client

@@ -1,4 +1,4 @@
-"""The service's control interface: varlink, that is JSON with a NUL behind it, over a Unix stream socket."""
+"""Client of the service's control interface: varlink (JSON objects terminated by NUL) over a Unix stream socket."""
 
 import array
 import json
@@ -9,23 +9,23 @@ import threading
 from . import errors
 from .lease import Lease
 
-#: Where the service listens.
+#: The service's default socket.
 SOCKET = "/run/crafter/crafter.sock"
-#: The variable of the environment that names another place.
+#: Environment variable with the path of another socket.
 SOCKET_VARIABLE = "CRAFTER_SOCKET"
 INTERFACE = "org.crafter.v1"
 
-#: A descriptor is of four bytes; a reply comes with one at most today.
+#: Room for 16 descriptors of four bytes; a reply has at most one today.
 _ANCILLARY = socket.CMSG_SPACE(16 * 4)
 
 
 def socket_path(path=None):
-    """The path given, else the environment's, else the service's own."""
+    """Path of the service's socket: `path`, else `CRAFTER_SOCKET`, else the default."""
     return os.fspath(path) if path else os.environ.get(SOCKET_VARIABLE) or SOCKET
 
 
 def encode(method, parameters, more=False):
-    """A call as it stands on the wire. What is None is left to the service."""
+    """Encodes a call. A parameter that is None is omitted, so the service uses its default."""
     call = {"method": method, "parameters": {name: it for name, it in parameters.items() if it is not None}}
     if more:
         call["more"] = True
@@ -33,7 +33,7 @@ def encode(method, parameters, more=False):
 
 
 class _Connection:
-    """One connection: replies come in the order of calls."""
+    """One connection; the service replies in the order of the calls."""
 
     def __init__(self, path, timeout):
         self.path = path
@@ -54,7 +54,10 @@ class _Connection:
         self.socket.sendall(data)
 
     def receive(self):
-        """The next reply, and the descriptors that came with it. EOFError: there is none any more."""
+        """Returns the next reply and its descriptors.
+
+        Raises EOFError when the service has closed the connection.
+        """
         while b"\0" not in self.buffer:
             data, ancillary, flags, _ = self.socket.recvmsg(65536, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
             for level, kind, content in ancillary:
@@ -77,7 +80,7 @@ class _Connection:
 
 
 def _parameters(reply):
-    """A reply's parameters, or the exception that it stands for."""
+    """Returns a reply's parameters; raises the exception for an error reply."""
     error = reply.get("error")
     parameters = reply.get("parameters") or {}
     if error:
@@ -86,13 +89,13 @@ def _parameters(reply):
 
 
 class Client:
-    """A client of the service. Connects with the first call; usable by several threads, and after a fork.
+    """A client of the service. It connects at the first call; threads may share it, and it works after a fork.
 
-    `call` calls any method; the other methods are named after those of `org.crafter.v1`.
+    `call` calls any method; the other methods have the names of those of `org.crafter.v1`.
     """
 
     def __init__(self, path=None, timeout=10.0):
-        #: The service's socket.
+        #: Path of the service's socket.
         self.path = socket_path(path)
         self.timeout = timeout
         self._lock = threading.Lock()
@@ -100,14 +103,14 @@ class Client:
         self._process = None
 
     def call(self, method, **parameters):
-        """Calls a method; its reply's parameters."""
+        """Calls a method; returns the reply's parameters."""
         reply, descriptors = self.call_for_descriptors(method, **parameters)
         for descriptor in descriptors:
             os.close(descriptor)
         return reply
 
     def call_for_descriptors(self, method, **parameters):
-        """Calls a method; its reply's parameters, and the descriptors that came with them."""
+        """Calls a method; returns the reply's parameters and descriptors. The caller closes the descriptors."""
         data = encode(_full(method), parameters)
         with self._lock:
             reply, descriptors = self._exchange(data)
@@ -119,11 +122,11 @@ class Client:
             raise
 
     def stream(self, method, **parameters):
-        """Calls a method with `more`: yields the parameters of each reply. Has a connection of its own."""
+        """Calls a method with `more` on a separate connection; yields the parameters of each reply."""
         connection = _Connection(self.path, self.timeout)
         try:
             connection.send(encode(_full(method), parameters, more=True))
-            # The next event may be long in coming.
+            # The next event may take any time.
             connection.socket.settimeout(None)
             while True:
                 reply, descriptors = connection.receive()
@@ -133,22 +136,25 @@ class Client:
                 if not reply.get("continues"):
                     return
         except (OSError, EOFError) as error:
-            raise self._gone(error) from None
+            raise self._not_running(error) from None
         finally:
             connection.close()
 
     def start(self, method, **parameters):
-        """Calls a method without waiting for the reply: it, and what comes with it, goes when the result is closed."""
+        """Calls a method without waiting for the reply.
+
+        Closing the returned connection discards the reply and its descriptors.
+        """
         connection = _Connection(self.path, self.timeout)
         try:
             connection.send(encode(_full(method), parameters))
         except OSError as error:
             connection.close()
-            raise self._gone(error) from None
+            raise self._not_running(error) from None
         return connection
 
     def close(self):
-        """Closes the connection. Leases stay."""
+        """Closes the connection. Leases remain."""
         with self._lock:
             self._drop()
 
@@ -177,20 +183,20 @@ class Client:
 
     def lease(self, protocol, interface=None, destination=None, address=None, port=None, last_port=None, frames=None,
               observe=None, suppress=None, report=None, leave_open=False):
-        """Leases ports: a `Lease`. Without a port, a free one.
+        """Leases ports; returns a `Lease`. If `port` is None, the service chooses a free port.
 
-        `leave_open`: half-open connections are left to the kernel when it is closed. So they are with `observe` and
-        without `suppress`, since the kernel resets them at once then.
+        With `leave_open` closing the lease does not reset half-open connections; the kernel does. The same applies to
+        `observe` with `suppress=False`, because the kernel then resets them at once.
         """
         reply, descriptors = self.call_for_descriptors(
             "Lease", protocol=protocol, interface=interface, destination=destination, address=address, port=port,
             last_port=last_port, frames=frames, observe=observe, suppress=suppress, report=report)
-        is_kernels = bool(observe) and suppress is False
+        kernel_resets = bool(observe) and suppress is False
         return Lease(self, reply, descriptors, protocol=protocol, frames=bool(frames),
-                     leave_open=leave_open or is_kernels)
+                     leave_open=leave_open or kernel_resets)
 
     def observe(self, interface, filter=None, direction=None):
-        """Packets of an interface that are not one's own: a `Lease` that is only read."""
+        """Observes an interface's packets, also those of others; returns a `Lease` that is only read."""
         reply, descriptors = self.call_for_descriptors(
             "Observe", interface=interface, filter=filter, direction=direction)
         return Lease(self, reply, descriptors, protocol="observe", frames=True)
@@ -209,7 +215,7 @@ class Client:
         return self.call("Counters", interface=interface)["interfaces"]
 
     def monitor(self, interval_ms=None):
-        """Yields lists of events, for as long as they are asked for."""
+        """Yields lists of events until the caller stops. `interval_ms`: milliseconds between events of counters."""
         for reply in self.stream("Monitor", interval_ms=interval_ms):
             yield reply["events"]
 
@@ -224,24 +230,24 @@ class Client:
 
     def _exchange(self, data):
         if self._process != os.getpid():
-            # After a fork the parent's connection would mix up both processes' replies.
+            # A shared connection would mix the replies of parent and child.
             self._drop()
         reused = self._connection is not None
         try:
             return self._try(data)
         except (BrokenPipeError, ConnectionResetError, EOFError) as error:
-            # The service ends when idle, and starts with the next connection.
+            # The service exits when idle and starts with the next connection.
             self._drop()
             if not reused:
-                raise self._gone(error) from None
+                raise self._not_running(error) from None
         except OSError as error:
             self._drop()
-            raise self._gone(error) from None
+            raise self._not_running(error) from None
         try:
             return self._try(data)
         except (OSError, EOFError) as error:
             self._drop()
-            raise self._gone(error) from None
+            raise self._not_running(error) from None
 
     def _try(self, data):
         if self._connection is None:
@@ -255,13 +261,13 @@ class Client:
             self._connection.close()
             self._connection = None
 
-    def _gone(self, error):
+    def _not_running(self, error):
         if isinstance(error, socket.timeout):
             return errors.ServiceNotRunning(self.path, f"no reply within {self.timeout:g} s")
-        return errors.ServiceNotRunning(self.path, str(error) or "it has closed the connection")
+        return errors.ServiceNotRunning(self.path, str(error) or "it closed the connection")
 
     def _forked(self):
-        """In a child process: its own connection, and a lock that nobody holds."""
+        """Called in a child after fork: the lock may be held by a thread of the parent, so replace it."""
         self._lock = threading.Lock()
 
 

@@ -1,16 +1,15 @@
-"""What can go wrong. Every sentence says what to do, where something can be done."""
+"""Exceptions. A message says what failed, why, and what to do if something can be done."""
 
-
-#: Whoever sets none has these.
-OWN_PORTS = "Scapy's own source port is 20 for TCP and 53 for UDP: set sport"
+#: Hint for packets without `sport`, which get Scapy's default.
+OWN_PORTS = "Scapy's default source port is 20 for TCP and 53 for UDP: set sport"
 
 
 class CrafterError(Exception):
-    """The base of all of them."""
+    """Base of all exceptions of this package."""
 
 
 class ServiceNotRunning(CrafterError):
-    """Nobody listens on the service's socket."""
+    """The service does not answer on its socket."""
 
     def __init__(self, path, reason):
         super().__init__(
@@ -25,25 +24,25 @@ class AccessDenied(CrafterError):
 
     def __init__(self, path):
         super().__init__(
-            f"this user may not connect to {path}: join the group that may, mostly with "
+            f"this user may not connect to {path}: join the group of the socket, by default with "
             "`sudo usermod -aG crafter $USER`, and log in again"
         )
         self.path = path
 
 
 class ServiceError(CrafterError):
-    """An error that the service answered with."""
+    """An error reply of the service."""
 
     def __init__(self, name, parameters):
-        super().__init__(parameters.get("message") or f"the service answers {name}: {parameters}")
-        #: Such as `org.crafter.v1.NoRoute`.
+        super().__init__(parameters.get("message") or f"the service returned {name}: {parameters}")
+        #: Name of the error, such as `org.crafter.v1.NoRoute`.
         self.name = name
-        #: What came with it.
+        #: Parameters of the reply.
         self.parameters = parameters
 
 
 class PolicyError(ServiceError):
-    """The policy does not allow it."""
+    """The service's policy refuses a lease or a packet."""
 
     def __init__(self, rule, verdict, message, packet=b""):
         self.rule = rule
@@ -58,30 +57,30 @@ class PolicyError(ServiceError):
         return f"refused by the policy, {message}{self.hint()}"
 
     def hint(self):
-        """What a user of Scapy stumbles over most."""
+        """Remedy for the most common refusal: a packet without `sport`."""
         if self.names("port", "local port"):
             return f" ({OWN_PORTS})"
         return ""
 
     def names(self, key, words):
-        """Whether the verdict is the one with this name, or this beginning of a sentence."""
+        """Whether the verdict has the name `key`, or the sentence contains `words`."""
         return self.verdict == key or words in f"{self.verdict} {self.parameters['message']}"
 
     @property
-    def is_for_want_of_room(self):
-        """Whether it is because too many leases or ports are held."""
+    def is_quota(self):
+        """Whether the rule's number of leases or ports is used up."""
         return self.names("max-leases", "max_leases") or self.names("max-ports", "max_ports")
 
 
 class PortTaken(ServiceError):
-    """A socket of this host, or another lease, has the port."""
+    """A socket of this host, or another lease, uses the port."""
 
     def __init__(self, parameters):
         super().__init__("org.crafter.v1.PortTaken", parameters)
         self.protocol = parameters.get("protocol")
         self.address = parameters.get("address")
         self.port = parameters.get("port")
-        #: Who has it, where that could be found out.
+        #: The owner of the port, if the service reports it.
         self.holder = parameters.get("holder")
 
     def __str__(self):
@@ -92,7 +91,7 @@ class PortTaken(ServiceError):
 
 
 class NotSent(CrafterError):
-    """A packet was not sent, for another reason than the policy."""
+    """A packet was not sent, for a reason other than the policy."""
 
     def __init__(self, reason, message, packet=b""):
         super().__init__(f"not sent, {reason}: {message}" if message else f"not sent: {reason}")
@@ -102,7 +101,7 @@ class NotSent(CrafterError):
 
 
 class LeaseEnded(CrafterError):
-    """The lease is over: it was released, its interface is gone, or the service has stopped."""
+    """The lease has ended: it was released, its interface was removed, or the service stopped."""
 
     def __init__(self, reason, message=""):
         super().__init__(f"the lease has ended, {reason}" + (f": {message}" if message else ""))
@@ -116,6 +115,6 @@ _KINDS = {
 
 
 def of(name, parameters):
-    """The exception for an error of the service."""
+    """Returns the exception for an error reply."""
     kind = _KINDS.get(name)
     return kind(parameters) if kind else ServiceError(name, parameters)

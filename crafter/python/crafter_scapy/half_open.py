@@ -1,7 +1,7 @@
-"""Half-open connections: a SYN-ACK answered a SYN of ours, and nothing that was sent acknowledged it.
+"""Half-open connections: a SYN-ACK answered our SYN, and no sent segment acknowledged it.
 
-The peer repeats its SYN-ACK until it is acknowledged or reset. Once the lease of the port has ended, the kernel answers
-the next one with a RST, a second later; a RST that is sent before the lease ends spares both.
+The peer retransmits its SYN-ACK until it is acknowledged or reset. After the lease of the port has ended, the kernel
+answers the next SYN-ACK with a RST, about a second later. A RST sent before the lease ends avoids the retransmission.
 """
 
 import socket
@@ -13,9 +13,9 @@ from .packet import TCP, is_extension
 FIN, SYN, RST, ACK = 1, 2, 4, 16
 _MODULUS = 1 << 32
 
-#: SYNs that are tracked at a time, answered or not. The kernel resets the older ones.
+#: Maximum number of tracked SYNs, answered or not. The kernel resets the connections of evicted ones.
 _CAPACITY = 1 << 16
-#: How far an acknowledgment may be beyond the SYN-ACK: a peer may have sent data with it (RFC 7413).
+#: Maximum distance of an acknowledgment from the SYN-ACK: the peer may have sent data with it (RFC 7413).
 _EARLY_DATA = 0xFFFF
 
 
@@ -23,23 +23,23 @@ class _Connection:
     __slots__ = ("seq", "length", "syn_ack", "acknowledged")
 
     def __init__(self, seq, length):
-        #: Of the latest SYN: its number, and what it takes of the sequence space.
+        #: Sequence number and length in sequence space of the latest SYN.
         self.seq, self.length = seq, length
-        #: Sequence and acknowledgment number of the SYN-ACK.
+        #: Sequence and acknowledgment number of the SYN-ACK; None: not received.
         self.syn_ack = None
-        #: What was acknowledged before the SYN-ACK was read.
+        #: Acknowledgment number sent before the SYN-ACK was read; None: none.
         self.acknowledged = None
 
 
 class HalfOpen:
-    """Connections that were begun by a SYN of ours."""
+    """Tracks the connections that a sent SYN has opened."""
 
     def __init__(self):
-        #: By local address, local port, remote address, remote port.
+        #: Key: local address, local port, remote address, remote port.
         self._connections = OrderedDict()
 
     def handle_sent(self, packet):
-        """A packet leaves, given from its IP header on."""
+        """Takes note of a sent packet. `packet` begins with the IP header."""
         segment = _read(packet)
         if segment is None:
             return
@@ -47,7 +47,7 @@ class HalfOpen:
         if flags & SYN and not flags & (ACK | RST):
             known = self._connections.get(ends)
             if known is not None:
-                # The peer answers it as it has answered the first.
+                # The peer answers a retransmitted SYN as it answered the first.
                 known.seq, known.length = seq, length
                 return
             self._connections[ends] = _Connection(seq, length)
@@ -67,7 +67,7 @@ class HalfOpen:
             del self._connections[ends]
 
     def handle_received(self, packet):
-        """A packet with a right checksum has come, given from its IP header on."""
+        """Takes note of a received packet with a valid checksum. `packet` begins with the IP header."""
         segment = _read(packet)
         if segment is None:
             return
@@ -76,13 +76,13 @@ class HalfOpen:
         known = self._connections.get(ends)
         if known is None:
             return
-        is_right = 1 <= (ack - known.seq) % _MODULUS <= known.length
+        acknowledges_syn = 1 <= (ack - known.seq) % _MODULUS <= known.length
         if flags & RST:
             if known.syn_ack is None:
-                is_over = flags & ACK and is_right
+                is_over = flags & ACK and acknowledges_syn
             else:
                 is_over = seq == (known.syn_ack[0] + 1) % _MODULUS
-        elif flags & SYN and flags & ACK and is_right:
+        elif flags & SYN and flags & ACK and acknowledges_syn:
             known.syn_ack = (seq, ack)
             is_over = known.acknowledged is not None and _acknowledges(known.acknowledged, known.syn_ack)
         else:
@@ -91,7 +91,10 @@ class HalfOpen:
             del self._connections[ends]
 
     def take(self, first_port, last_port, address=None):
-        """Forgets the connections of local ports that are given back; the resets of the half-open ones, as packets."""
+        """Stops tracking the connections of these local ports; returns RST packets for the half-open ones.
+
+        `address`: only connections from this local address; None or the unspecified address: from any.
+        """
         own = None if address is None else _packed(address)
         taken = [ends for ends in self._connections
                  if first_port <= ends[1] <= last_port and own in (None, ends[0])]
@@ -104,13 +107,16 @@ def _acknowledges(ack, syn_ack):
 
 
 def _packed(address):
-    """The bytes of an address; None: one that stands for all."""
+    """Returns the bytes of an address; None for the unspecified address."""
     packed = socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
     return packed if any(packed) else None
 
 
 def _read(packet):
-    """Ends, numbers, flags and length of a TCP segment that is whole; None: it is none."""
+    """Reads a TCP segment: addresses and ports, sequence and acknowledgment number, flags, length in sequence space.
+
+    Returns None for fragments and for packets that are not TCP.
+    """
     try:
         if packet[0] >> 4 == 4:
             if packet[9] != TCP or struct.unpack_from("!H", packet, 6)[0] & 0x3FFF:
@@ -129,13 +135,13 @@ def _read(packet):
         sport, dport, seq, ack, offset, flags = struct.unpack_from("!HHIIBB", packet, at)
     except (IndexError, struct.error):
         return None
-    # A SYN and a FIN take a number each.
+    # SYN and FIN each count as one (RFC 9293, section 3.4).
     length = max(0, end - at - (offset >> 4) * 4) + bool(flags & SYN) + bool(flags & FIN)
     return (bytes(source), sport, bytes(destination), dport), seq, ack, flags, length
 
 
 def _reset(ends, seq):
-    """`<SEQ=SEG.ACK><CTL=RST>` (RFC 9293, section 3.5.2), from the IP header on."""
+    """Builds `<SEQ=SEG.ACK><CTL=RST>` (RFC 9293, section 3.5.2) as an IP packet."""
     source, sport, destination, dport = ends
     segment = struct.pack("!HHIIBBHHH", sport, dport, seq, 0, 5 << 4, RST, 0, 0, 0)
     if len(source) == 4:

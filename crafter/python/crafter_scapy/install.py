@@ -1,4 +1,4 @@
-"""Puts the service beneath Scapy, and Scapy back."""
+"""Replaces Scapy's sockets by those of the service, and restores them."""
 
 import atexit
 import functools
@@ -12,19 +12,19 @@ from .ports import Ports, log
 from .warm import Warm
 
 _lock = threading.Lock()
-#: What install() replaced: owner, name, what was there.
+#: What install() replaced: owner, attribute, original value.
 _replaced = []
 _ports = None
 
 
 def install(socket=None, leave_open=False):
-    """From now on Scapy sends and receives by the crafter service, as the user that runs it.
+    """Makes Scapy send and receive through the crafter service, as the user of this process.
 
-    `socket`: the service's socket; else CRAFTER_SOCKET of the environment names it, else it is where the service puts
-    it. May come before or behind `from scapy.all import *`. Raises ServiceNotRunning or AccessDenied right away.
+    `socket`: path of the service's socket; default: `CRAFTER_SOCKET`, else `/run/crafter/crafter.sock`. It may be
+    called before or after `from scapy.all import *`. Raises ServiceNotRunning or AccessDenied at once.
 
-    A connection that a SYN-ACK has left half open is reset before its port goes back; with `leave_open` the kernel
-    does that, when the peer repeats its SYN-ACK.
+    A half-open connection is reset before its port is released; with `leave_open` the kernel resets it when the peer
+    retransmits its SYN-ACK.
     """
     global _ports
     client = Client(socket)
@@ -36,32 +36,32 @@ def install(socket=None, leave_open=False):
 
 
 def uninstall():
-    """Puts Scapy back as it was, and gives all ports back."""
+    """Restores Scapy and releases all ports."""
     with _lock:
         _restore()
 
 
 def release(port=None):
-    """Gives back all ports that were leased, or this one; how many leases ended. They are leased again when used."""
+    """Releases all leased ports, or `port`; returns the number of ended leases. A later send leases it again."""
     return _ports.release(port) if _ports else 0
 
 
 def client():
-    """The client of the service that Scapy uses now; None if it uses none."""
+    """Returns the client that Scapy uses; None before install()."""
     return _ports.client if _ports else None
 
 
 def _restore():
     global _ports
-    for owner, name, former in reversed(_replaced):
-        setattr(owner, name, former)
+    for owner, name, original in reversed(_replaced):
+        setattr(owner, name, original)
     _replaced.clear()
     if _ports is None:
         return
     from .sockets import ServiceSocket
 
     ServiceSocket.ports = None
-    _ports.cool()
+    _ports.end_warm_up()
     _ports.release()
     _ports.client.close()
     _ports = None
@@ -73,7 +73,7 @@ def _replace(owner, name, new):
 
 
 def _replace_all(ports):
-    # Reads interfaces and routes, and chooses Scapy's own sockets: not later, when it would undo this.
+    # These imports read interfaces and routes and set Scapy's own sockets. A later import would undo install().
     import scapy.arch  # noqa: F401
     import scapy.route  # noqa: F401
     import scapy.route6  # noqa: F401
@@ -81,18 +81,20 @@ def _replace_all(ports):
     from scapy.config import conf
     from scapy.layers import inet, inet6, l2  # noqa: F401
 
-    from .sockets import L2ListenServiceSocket, L2ServiceSocket, L3ServiceSocket, ServiceSocket
+    from .layer2 import L2ListenServiceSocket, L2ServiceSocket
+    from .layer3 import L3ServiceSocket
+    from .sockets import ServiceSocket
 
     ServiceSocket.ports = ports
     _replace(conf, "L3socket", L3ServiceSocket)
     _replace(conf, "L3socket6", L3ServiceSocket)
     _replace(conf, "L2socket", L2ServiceSocket)
     _replace(conf, "L2listen", L2ListenServiceSocket)
-    # Scapy has a raw socket of its own for the loopback interface.
+    # Scapy uses another raw socket for the loopback interface.
     _replace(interfaces.NetworkInterface, "l3socket", lambda self, *ipv6, **named: conf.L3socket)
     _replace(sendrecv, "sndrcv", _exchange(sendrecv.sndrcv, ServiceSocket))
     if "sport" in inspect.signature(inet.TCP_client.parse_args).parameters:
-        # Before Scapy 2.6 it cannot be told.
+        # Before Scapy 2.6 TCP_client has no `sport`.
         _replace(inet.TCP_client, "parse_args", _with_free_port(inet.TCP_client.parse_args, inet.IP, ports))
     by_arp, by_discovery = _resolver(l2.getmacbyip, ports), _resolver(inet6.getmacbyip6, ports)
     for module in (l2, inet):
@@ -101,7 +103,7 @@ def _replace_all(ports):
 
 
 def _exchange(sndrcv, kind):
-    """sndrcv() logs what goes wrong in sending, and waits for answers that cannot come; with this it raises it."""
+    """Wraps sndrcv() so that it raises errors of sending; Scapy logs them and waits for replies to unsent packets."""
 
     @functools.wraps(sndrcv)
     def exchange(pks, pkt, *args, **kwargs):
@@ -117,18 +119,18 @@ def _exchange(sndrcv, kind):
 
 
 def _count(packets):
-    """How many packets there are to send; None if only sending them tells."""
+    """Returns the number of packets to send; None if it is known only after sending."""
     for count in (lambda: packets.__iterlen__(), lambda: len(packets)):
         try:
             number = count()
             return number if number > 0 else None
-        except Exception:  # Generators of any kind, which say so in their own ways.
+        except Exception:  # Each kind of generator raises its own exception.
             continue
     return None
 
 
 def _with_free_port(parse_args, ip_class, ports):
-    """TCP_client takes any port at random, also one that is taken or not to be had: here it takes a free one."""
+    """Wraps TCP_client.parse_args() to lease a free port. Scapy picks one at random, which may be in use or refused."""
 
     @functools.wraps(parse_args)
     def choose(self, ip, port, srcip=None, sport=None, **kwargs):
@@ -143,17 +145,17 @@ def _with_free_port(parse_args, ip_class, ports):
     return choose
 
 
-def _resolver(former, ports):
-    """The next hop's Ethernet address is known to the service; asking for it by ARP takes frames."""
+def _resolver(original, ports):
+    """Wraps Scapy's resolution of Ethernet addresses: the service knows them, and ARP would need frames."""
 
-    @functools.wraps(former)
+    @functools.wraps(original)
     def resolve(address, chainCC=0):
         try:
-            mac = ports.way(str(address), None).get("mac")
+            mac = ports.next_hop(str(address), None).get("mac")
         except CrafterError as error:
             log.info("%s: %s", address, error)
             mac = None
-        return mac or former(address, chainCC)
+        return mac or original(address, chainCC)
 
     return resolve
 
@@ -169,5 +171,5 @@ def _at_exit():
 
 
 os.register_at_fork(after_in_child=_forked)
-# What ends a process by a signal comes before it: the kernel resets what is half open then.
+# Not called when a signal ends the process: then the kernel resets half-open connections.
 atexit.register(_at_exit)

@@ -1,4 +1,4 @@
-"""The socket of a lease: packets as messages out, packets with a header of 24 bytes in."""
+"""The socket of a lease. A sent message is a packet; a received message is a header of 24 bytes and a packet."""
 
 import os
 import select
@@ -10,7 +10,7 @@ from typing import NamedTuple
 from . import errors
 from .half_open import HalfOpen
 
-#: Kind, code, flags or rule, index of the interface, time, length, messages lost.
+#: Kind, code, flags or rule, interface index, time, length, messages lost; network byte order.
 HEADER = struct.Struct("!BBHIQII")
 
 PACKET, REFUSAL, END = 1, 2, 3
@@ -26,45 +26,45 @@ POLICY = 0
 REASONS = ("refused by the policy", "no route", "no neighbour", "not sent by the kernel", "interface gone",
            "malformed", "released", "the service stops")
 
-#: A header and the longest IP packet behind an Ethernet header.
+#: Bytes of a header, an Ethernet header with a VLAN tag, and the longest IP packet.
 _LONGEST = HEADER.size + 65535 + 18
-#: How long the service may take to read what is sent.
+#: Timeout for a full socket buffer, in seconds.
 _SEND_SECONDS = 5.0
-#: How long the service may take to say that it has sent the resets of half-open connections.
+#: Timeout for the service to send the RSTs of half-open connections, in seconds.
 _SETTLE_SECONDS = 1.0
-#: How often what has come last is looked for before a lease ends.
+#: Maximum number of drains before a lease ends.
 _LAST_DRAINS = 64
 
 
 class Message(NamedTuple):
-    """What comes on a lease's socket."""
+    """A message received from a lease's socket."""
 
     #: PACKET, REFUSAL or END.
     kind: int
     code: int
-    #: Of a packet its flags, of a refusal by the policy the rule's number.
+    #: A packet's flags; the rule's number of a refusal by the policy.
     flags: int
     #: Index of the interface.
     index: int
     #: CLOCK_MONOTONIC nanoseconds.
     time_ns: int
-    #: Of a packet: its bytes before any was cut off.
+    #: A packet's length in bytes before truncation.
     length: int
     #: Messages of this lease lost so far, modulo 2^32.
     lost: int
-    #: The packet, or the sentence.
+    #: The packet, or the sentence of a refusal or an end.
     body: bytes
-    #: Of a refusal: the first bytes of what was refused.
+    #: The first bytes of the refused packet; empty for other kinds.
     quoted: bytes
 
     @property
     def timestamp(self):
-        """Seconds since 1970."""
+        """Time of reception, wall clock, in seconds since 1970."""
         return time.time() - time.monotonic() + self.time_ns / 1e9
 
     @property
     def error(self):
-        """The exception that a refusal or an end stands for."""
+        """The exception for a refusal or an end."""
         sentence = self.body.decode("utf-8", "replace")
         reason = REASONS[self.code] if self.code < len(REASONS) else f"code {self.code}"
         if self.kind == END:
@@ -75,7 +75,7 @@ class Message(NamedTuple):
 
 
 def decode(data):
-    """Reads a message; None: it is none."""
+    """Decodes a message; returns None for malformed data."""
     if len(data) < HEADER.size:
         return None
     kind, code, flags, index, time_ns, length, lost = HEADER.unpack_from(data)
@@ -88,10 +88,10 @@ def decode(data):
 
 
 class Lease:
-    """A lease: `send` packets, `receive` messages. Closed, or forgotten, its ports are given back.
+    """A lease of ports: `send` sends packets, `receive` returns messages. Closing it releases the ports.
 
-    Before that, closing it resets half-open connections: those whose SYN-ACK nothing acknowledged. `leave_open` leaves
-    them to the kernel.
+    Closing first resets half-open connections, whose SYN-ACK nothing acknowledged. `leave_open` leaves them to the
+    kernel.
     """
 
     def __init__(self, client, reply, descriptors, protocol, frames, leave_open=False):
@@ -99,14 +99,15 @@ class Lease:
         if not 0 <= wanted < len(descriptors):
             for descriptor in descriptors:
                 os.close(descriptor)
-            raise errors.CrafterError("the service sent no descriptor with the lease")
+            raise errors.CrafterError(
+                "the service sent no descriptor with the lease: install crafter and crafter-scapy of one version")
         for position, descriptor in enumerate(descriptors):
             if position != wanted:
                 os.close(descriptor)
         self.client = client
         self.socket = socket.socket(fileno=descriptors[wanted])
         self.socket.setblocking(False)
-        #: All that the service said: `lease`, `interface`, `index`, `mtu`, `mode`, ...
+        #: The service's reply: `lease`, `interface`, `index`, `mtu`, `mode`, ...
         self.reply = reply
         self.id = reply["lease"]
         self.interface = reply["interface"]
@@ -117,28 +118,28 @@ class Lease:
         self.mtu = reply.get("mtu") or 65535
         self.link_type = reply.get("link_type")
         self.protocol = protocol
-        #: Whether what is sent are Ethernet frames.
+        #: Whether sent packets are Ethernet frames.
         self.frames = frames
-        #: Messages sent.
+        #: Number of packets sent.
         self.sent = 0
-        #: Whether the other end is closed.
+        #: Whether the service has closed the lease.
         self.is_over = False
-        #: The connections begun by SYNs; None: not tracked. Leases of one process may share them.
+        #: Tracks half-open connections; None: not tracked. Leases of one process may share it.
         self.half_open = None if leave_open or protocol in ("udp", "icmp", "observe") else HalfOpen()
         self._process = os.getpid()
 
     @property
     def port(self):
-        """The port, or the first."""
+        """The leased port, the first of a range."""
         return self.first_port
 
     def fileno(self):
         return self.socket.fileno()
 
     def send(self, packet):
-        """Sends a packet, from its IP header on; or a frame, where the lease is one of frames.
+        """Sends an IP packet, or an Ethernet frame on a lease with frames; waits while the socket buffer is full.
 
-        What the service refuses comes back as a message.
+        Raises LeaseEnded or NotSent. A refusal by the service is received as a message.
         """
         try:
             self._send(packet)
@@ -174,7 +175,7 @@ class Lease:
                 poll.poll((deadline - now) * 1000)
 
     def drain(self, limit=256):
-        """What is there, without waiting: a list of messages. At most `limit`, so that others get their turn."""
+        """Returns the received messages without waiting, at most `limit`, so that other leases are read too."""
         messages = []
         receive = self.socket.recv
         while len(messages) < limit:
@@ -198,9 +199,9 @@ class Lease:
         return messages
 
     def receive(self, timeout=None):
-        """Waits for messages: a list of them, empty when the time is over.
+        """Waits for messages and returns them; returns an empty list after `timeout` seconds.
 
-        LeaseEnded: there will be none any more.
+        Raises LeaseEnded when the lease has ended and all messages are read.
         """
         if not self.is_over:
             poll = select.poll()
@@ -212,29 +213,29 @@ class Lease:
         return messages
 
     def release(self):
-        """Gives the ports back, and is sure of it when it returns."""
+        """Releases the ports; they are free when this returns."""
         try:
             if self._reset_half_open():
                 self._settle()
             self.client.release(self.id)
         except errors.CrafterError:
-            # Over already, or the service is gone: closing says the same.
+            # The lease has ended, or the service has stopped: closing releases it too.
             pass
         self.close()
 
     def close(self):
-        """Gives the ports back, within a moment."""
+        """Releases the ports without waiting for the service."""
         self._reset_half_open()
         self.is_over = True
         self.socket.close()
 
     def forked(self):
-        """In a child process: closes the socket, and leaves all else to the parent."""
+        """Called in a child after fork: closes the socket without resets; the parent keeps the lease."""
         self.half_open = None
         self.close()
 
     def _reset_half_open(self):
-        """Resets the half-open connections of the ports, as far as the policy lets packets out; how many."""
+        """Resets the half-open connections of the ports, as far as the policy allows; returns their number."""
         if self.half_open is None or self.first_port is None or self.is_over or self._process != os.getpid():
             return 0
         for _ in range(_LAST_DRAINS):
@@ -245,13 +246,13 @@ class Lease:
             try:
                 self.send(reset)
             except errors.CrafterError:
-                # The others would not leave either.
+                # The next ones would fail too.
                 break
             count += 1
         return count
 
     def _settle(self):
-        """Waits until the service has judged all that was sent."""
+        """Waits until the service has sent or refused every packet."""
         deadline = time.monotonic() + _SETTLE_SECONDS
         while time.monotonic() < deadline:
             rows = [row for row in self.client.list_leases(mine=True) if row["lease"] == self.id]

@@ -1,4 +1,4 @@
-"""What has to be leased for a packet to be sent, read from its bytes: they are what the service will see."""
+"""Finds out which lease a packet needs, from its bytes, as the service does."""
 
 import socket
 import struct
@@ -6,45 +6,46 @@ from typing import NamedTuple, Optional
 
 ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58
 _FRAGMENT, _AUTHENTICATION = 44, 51
-#: Hop-by-hop, routing, destination options, mobility, HIP, Shim6: a length in units of 8 bytes at offset 1.
+#: Hop-by-hop, routing, destination options, mobility, HIP, Shim6: the byte at offset 1 is the length, in units of
+#: 8 bytes, without the first 8.
 _EXTENSIONS = frozenset((0, 43, 60, 135, 139, 140))
-#: Echo, timestamp, information, address mask.
+#: ICMP types of echo, timestamp, information and address mask requests, by protocol.
 _QUERIES = {ICMP: (8, 13, 15, 17), ICMPV6: (128,)}
 _TAGS = (0x8100, 0x88A8, 0x9100)
 _IP_TYPES = (0x0800, 0x86DD)
 
 
 class Need(NamedTuple):
-    """What is to be leased."""
+    """The lease that a packet needs."""
 
     #: `tcp`, `udp`, `icmp`, or `none`.
     protocol: str
-    #: The source address; None: unspecified, or no IP packet.
+    #: Source address; None: unspecified, or not an IP packet.
     address: Optional[str]
-    #: The source port, or the identifier of a query.
+    #: Source port, or identifier of an ICMP query.
     port: Optional[int]
-    #: The destination.
+    #: Destination address.
     destination: Optional[str]
-    #: What all fragments of a datagram have in common; None: it is no fragment.
+    #: Key that all fragments of a datagram share; None: not a fragment.
     datagram: Optional[tuple] = None
 
     @property
     def is_later_fragment(self):
-        """Whether it is a fragment that tells no port."""
+        """Whether it is a fragment without ports."""
         return self.datagram is not None and self.port is None
 
 
-#: Of a frame that carries no IP, and of what cannot be read: the service will say what is wrong with it.
+#: For frames without IP and for unreadable packets: the service reports the error.
 NOTHING = Need("none", None, None, None)
 
 
 def is_extension(protocol):
-    """Whether it is the number of an IPv6 extension header that tells its length in units of 8 bytes."""
+    """Whether `protocol` is an IPv6 extension header with a length in units of 8 bytes."""
     return protocol in _EXTENSIONS
 
 
 def need(packet):
-    """What a packet needs, given from its IP header on."""
+    """Returns the lease that an IP packet needs."""
     try:
         if packet[0] >> 4 == 4:
             return _v4(packet)
@@ -56,7 +57,7 @@ def need(packet):
 
 
 def need_of_frame(frame):
-    """What an Ethernet frame needs: as the IP packet in it, also behind VLAN tags."""
+    """Returns the lease that an Ethernet frame needs: that of its IP packet, also behind VLAN tags."""
     at = 12
     while len(frame) >= at + 2:
         kind = int.from_bytes(frame[at:at + 2], "big")
@@ -89,7 +90,7 @@ def _v6(packet):
     while True:
         if protocol == _FRAGMENT:
             following, _, fragment, identification = struct.unpack_from("!BBHI", packet, at)
-            # One that is whole is none (RFC 6946).
+            # An atomic fragment is a whole datagram (RFC 6946, section 4).
             if fragment & 0xFFF9:
                 datagram, offset = (source, destination, identification), fragment >> 3
             protocol, at = following, at + 8

@@ -1,10 +1,10 @@
-"""The leases of this process, and who reads from them.
+"""The leases of this process and their readers.
 
-Leases belong to the process, not to one of Scapy's sockets: `sr1` opens one for a SYN and closes it behind the SYN-ACK,
-and the port has to stay leased until `send` has sent the ACK by another. What comes is handed to every socket that is
-open, as the kernel does with raw sockets.
+Leases belong to the process, not to one of Scapy's sockets: `sr1` opens a socket for a SYN and closes it after the
+SYN-ACK, and the port has to stay leased until `send` has sent the ACK through another socket. A received packet is
+delivered to every open socket, as the kernel does with raw sockets.
 
-Nothing runs in the background: whoever waits for packets reads for all (`Ports.pump`).
+There is no background thread: a socket that waits for packets reads for all sockets (`Ports.pump`).
 """
 
 import logging
@@ -17,15 +17,15 @@ from . import errors
 from .half_open import HalfOpen
 from .lease import END, PACKET, REFUSAL
 
-#: Beneath Scapy's own logger, so that it speaks by its handler; but past its filter, which drops what comes often.
+#: A child of Scapy's logger, to use its handler without its filter, which drops frequent messages.
 log = logging.getLogger("scapy.crafter")
 
-#: How many datagrams' fragments are remembered.
+#: Number of datagrams whose fragments are tracked.
 _DATAGRAMS = 256
-#: How long the service may take to say what became of packets, in seconds; a next hop that does not answer takes 3.
+#: Timeout for the service to send or refuse packets, in seconds. Resolving a next hop that does not answer takes 3.
 _SETTLE = 4.0
-#: How long the way to a destination, and the facts of an interface, are believed, in seconds.
-_BELIEVED = 30.0
+#: Maximum age of cached next hops and interfaces, in seconds.
+_CACHE_SECONDS = 30.0
 
 
 class Ports:
@@ -33,27 +33,27 @@ class Ports:
 
     def __init__(self, client, warm=None, leave_open=False):
         self.client = client
-        #: Kept for all leases together: a SYN sent in a frame leaves by the lease for frames, and its SYN-ACK is
-        #: delivered to the lease of its source port.
+        #: Shared by all leases: a SYN in a frame is sent by the lease for frames, and its SYN-ACK is delivered to the
+        #: lease of its source port.
         self._half_open = None if leave_open else HalfOpen()
-        #: A lease that goes when the first real one is there.
+        #: Attaches early; ends with the first lease.
         self.warm = warm
         self.lock = threading.RLock()
-        #: Sockets with an error that their thread has not been told yet.
+        #: Sockets with an error that is not raised yet.
         self.failed = []
-        #: Leases of sockets that were forgotten, not closed.
+        #: Leases of sockets that were garbage-collected without close().
         self.orphans = deque()
         self._leases = {}
         self._by_descriptor = {}
         self._sockets = weakref.WeakSet()
         self._datagrams = OrderedDict()
-        self._ways = {}
+        self._next_hops = {}
         self._interfaces = {}
         self._rule = None
-        self._told_of_room = False
+        self._has_warned = False
 
     def rule(self):
-        """The rule of the policy that is for this user; of none, the empty one. Asked once."""
+        """Returns the policy's rule for this user, an empty dict if there is none. Cached."""
         with self.lock:
             if self._rule is None:
                 self._rule = self.client.policy().get("rule") or {}
@@ -62,7 +62,7 @@ class Ports:
     # Leasing.
 
     def lease_for(self, need, interface, sender):
-        """The lease of a packet's port, leased now if it is not yet."""
+        """Returns the lease of a packet's port; leases the port if necessary."""
         with self.lock:
             lease = self._fragment_of(need)
             if need.port == 0 and need.protocol != "icmp":
@@ -76,7 +76,7 @@ class Ports:
             return _used(lease, sender)
 
     def frames(self, interface, sender):
-        """The lease that frames leave by: from no port of its own, but from those of all others of this user."""
+        """Returns the lease that sends frames. It has no port; frames may use the ports of this user's other leases."""
         with self.lock:
             return _used(self._lease((interface, "none", None, None), frames=True), sender)
 
@@ -92,29 +92,29 @@ class Ports:
             return lease
         if lease is not None:
             self._forget(lease)
-        lease = self._ask_for(protocol, interface=interface, address=address, port=port, frames=frames or None)
+        lease = self._request(protocol, interface=interface, address=address, port=port, frames=frames or None)
         return self._keep(lease, key)
 
     def free(self, protocol, interface, address):
-        """Leases a free port; its number."""
+        """Leases a free port; returns its number."""
         with self.lock:
-            lease = self._ask_for(protocol, interface=interface, address=address)
+            lease = self._request(protocol, interface=interface, address=address)
             self._keep(lease, (interface, protocol, address, lease.port, False)).used = time.monotonic()
             return lease.port
 
-    def _ask_for(self, protocol, **wanted):
+    def _request(self, protocol, **wanted):
         while True:
             try:
                 lease = self.client.lease(protocol, **wanted)
             except errors.PolicyError as error:
-                if not (error.is_for_want_of_room and self._make_room()):
+                if not (error.is_quota and self._release_oldest()):
                     raise
                 continue
-            self.cool()
+            self.end_warm_up()
             return lease
 
-    def cool(self):
-        """Ends what only warmed up; whether there was something."""
+    def end_warm_up(self):
+        """Ends the early lease; returns whether there was one."""
         warm, self.warm = self.warm, None
         if warm is not None:
             warm.end()
@@ -129,23 +129,23 @@ class Ports:
         self._watch(lease, None)
         return lease
 
-    def _make_room(self):
-        """Gives back the port that has not been used for longest, unless an open socket has sent from it."""
-        if self.cool():
+    def _release_oldest(self):
+        """Releases the least recently used port that no open socket has sent from; returns whether there was one."""
+        if self.end_warm_up():
             return True
         idle = [lease for lease in self._leases.values() if not any(not one.closed for one in lease.senders)]
         if not idle:
             return False
         oldest = min(idle, key=lambda lease: lease.used)
-        (log.info if self._told_of_room else log.warning)(
-            "the policy gives no more leases: %r goes back, unused for %.1f s", oldest,
+        (log.info if self._has_warned else log.warning)(
+            "the policy allows no more leases: released %r, unused for %.1f s", oldest,
             time.monotonic() - oldest.used)
-        self._told_of_room = True
+        self._has_warned = True
         self._end(oldest)
         return True
 
     def release(self, port=None):
-        """Gives back all ports, or one; how many leases ended."""
+        """Releases all ports, or one; returns the number of ended leases."""
         with self.lock:
             ended = [lease for lease in self._leases.values() if port in (None, lease.port)]
             for lease in ended:
@@ -157,7 +157,7 @@ class Ports:
         lease.release()
 
     def end(self):
-        """Gives back all ports, within a moment."""
+        """Releases all ports without waiting for the service."""
         with self.lock:
             for lease in list(self._leases.values()):
                 self._forget(lease)
@@ -166,7 +166,7 @@ class Ports:
     # Reading.
 
     def observe(self, owner, interface, filter, direction):
-        """Packets of an interface for one socket."""
+        """Leases an interface's packets for one socket."""
         lease = self.client.observe(interface, filter=filter, direction=direction)
         lease.lost = None
         lease.key = None
@@ -175,12 +175,12 @@ class Ports:
         return lease
 
     def open(self, reader):
-        """Takes up a socket: it gets what comes from now on."""
+        """Registers a socket; it receives the packets that arrive from now on."""
         with self.lock:
             while self.orphans:
                 self.drop(self.orphans.popleft())
             for lease in list(self._leases.values()):
-                # What came before is for those that are open already.
+                # Packets that arrived earlier are for the sockets that are open already.
                 while len(self._read(lease)) > 0:
                     pass
                 lease.lost = None
@@ -190,20 +190,20 @@ class Ports:
                     reader.watch(lease)
 
     def close(self, reader):
-        """Takes it out again."""
+        """Unregisters a socket."""
         with self.lock:
             self._sockets.discard(reader)
             if reader in self.failed:
                 self.failed.remove(reader)
 
     def drop(self, lease):
-        """Ends a socket's own lease."""
+        """Closes a socket's own lease."""
         with self.lock:
             self._forget(lease)
             lease.close()
 
     def pump(self, descriptor):
-        """Reads what is there from one lease, and hands it out."""
+        """Reads the messages of one lease and delivers them."""
         with self.lock:
             lease = self._by_descriptor.get(descriptor)
             if lease is not None:
@@ -245,7 +245,7 @@ class Ports:
         lease.lost = messages[-1].lost
         lost = (lease.lost - before) & 0xFFFFFFFF
         if lost and are_read:
-            log.warning("%r: %d packets are lost because they were not read in time", lease, lost)
+            log.warning("%r: %d packets were lost because they were not read in time", lease, lost)
 
     def _refused(self, lease, error):
         reference = getattr(lease, "last_sender", None)
@@ -262,10 +262,10 @@ class Ports:
         if self._leases.get(lease.key) is lease:
             del self._leases[lease.key]
 
-    # What became of it.
+    # Results of sending.
 
     def settle(self, leases):
-        """Waits until the service has judged all that was sent by these leases, so that refusals are here."""
+        """Waits until the service has sent or refused every packet of these leases, then reads the refusals."""
         deadline = time.monotonic() + _SETTLE
         pause = 0.0001
         while True:
@@ -274,36 +274,36 @@ class Ports:
             except errors.CrafterError:
                 break
             open_ones = [lease for lease in leases if not lease.is_over and lease.id in rows]
-            judged = [_judged(rows[lease.id]) >= lease.sent for lease in open_ones]
-            if all(judged) or time.monotonic() >= deadline:
+            done = [_processed(rows[lease.id]) >= lease.sent for lease in open_ones]
+            if all(done) or time.monotonic() >= deadline:
                 break
             time.sleep(pause)
             pause = min(pause * 2, 0.01)
         for lease in leases:
             self.pump(lease.fileno())
 
-    def way(self, destination, interface):
-        """The Ethernet addresses on the way to a destination, as in the reply to Route."""
+    def next_hop(self, destination, interface):
+        """Returns the reply to Route for a destination, with the Ethernet address of the next hop. Cached."""
         with self.lock:
-            way, until = self._ways.get((destination, interface), (None, 0))
+            reply, until = self._next_hops.get((destination, interface), (None, 0))
             if time.monotonic() >= until:
-                way = self.client.route(destination, interface=interface)
-                self._ways[destination, interface] = (way, time.monotonic() + _BELIEVED)
-            return way
+                reply = self.client.route(destination, interface=interface)
+                self._next_hops[destination, interface] = (reply, time.monotonic() + _CACHE_SECONDS)
+            return reply
 
     def interface(self, name):
-        """What the service says of an interface."""
+        """Returns the service's description of an interface. Cached."""
         with self.lock:
             row, until = self._interfaces.get(name, (None, 0))
             if time.monotonic() >= until:
                 row = self.client.interfaces(name)[0]
-                self._interfaces[name] = (row, time.monotonic() + _BELIEVED)
+                self._interfaces[name] = (row, time.monotonic() + _CACHE_SECONDS)
             return row
 
     # Other processes.
 
     def forked(self):
-        """In a child: the leases are the parent's, and end with it and not before."""
+        """Called in a child after fork: the parent keeps the leases, and the child starts without any."""
         self.lock = threading.RLock()
         self.client._forked()
         if self.warm is not None:
@@ -313,7 +313,7 @@ class Ports:
             lease.forked()
         for reader in list(self._sockets):
             reader.forked()
-        for kept in (self._leases, self._by_descriptor, self._datagrams, self._ways, self.failed,
+        for kept in (self._leases, self._by_descriptor, self._datagrams, self._next_hops, self.failed,
                      self.orphans):
             kept.clear()
         self._half_open = self._half_open and HalfOpen()
@@ -327,5 +327,5 @@ def _used(lease, sender):
     return lease
 
 
-def _judged(row):
+def _processed(row):
     return row["sent"] + row["refused"] + row["not_sent"]

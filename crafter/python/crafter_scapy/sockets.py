@@ -1,4 +1,4 @@
-"""Scapy's sockets, by the service."""
+"""The base of Scapy's sockets that use the service: waiting, receiving, refusals, sending."""
 
 import os
 import select
@@ -18,32 +18,25 @@ from scapy.supersocket import SuperSocket
 
 from . import errors
 from .filter import Filter, whole
-from .lease import CUT, ETHERNET, OUTGOING
-from .packet import need, need_of_frame
+from .lease import CUT, ETHERNET
 from .ports import log
 
-#: Packets that wait for a reader at most: of one that has begun to read, of one that has not.
-_WAITING, _UNREAD = 16384, 1024
-#: Refusals that are logged one by one, in one exchange.
+#: Maximum length of a socket's queue: after its first read, and before it.
+_QUEUE_READ, _QUEUE_UNREAD = 16384, 1024
+#: Number of refusals that are logged one by one in an exchange.
 _LOGGED = 10
-#: What the sending thread of sr() takes to end, in seconds.
+#: Time that the sending thread of sr() takes to end, in seconds.
 _SENDER_ENDS = 0.02
-#: Packets that are sent before refusals of the former ones are looked for.
-_LOOK = 32
-
-#: No link has a smaller MTU that IPv6 runs over; spares asking for the interface's.
-_NEVER_CUT = 1280
-
-#: Link types of packets without a header before that of IP.
-_RAW_LINK_TYPES = (12, 101, 228, 229)
+#: Number of packets between two checks for refusals.
+_CHECK_EVERY = 32
 
 
 class EndOfSending(SystemExit):
-    """Ends the sending thread of sr() without a word: sr() itself raises what is wrong."""
+    """Ends the sending thread of sr() without output; sr() raises the error."""
 
 
 class ServiceSocket(SuperSocket):
-    """What all have in common: waiting, reading, refusals."""
+    """Base of the sockets of layers 2 and 3."""
 
     desc = "the crafter service"
     #: Set by install().
@@ -53,9 +46,9 @@ class ServiceSocket(SuperSocket):
         self.closed = True
         if self.ports is None:
             raise errors.CrafterError("call crafter_scapy.install() first")
-        # It may outlive uninstall().
+        # A reference of its own: the socket may be used after uninstall().
         self.ports = self.ports
-        # There is no one kernel socket behind it.
+        # A socket reads several leases, so there is no single kernel socket.
         self.ins = self.outs = None
         self.iface = network_name(iface) if iface is not None else None
         self.type = type
@@ -81,14 +74,14 @@ class ServiceSocket(SuperSocket):
         self.ports.open(self)
 
     def _begin(self):
-        """Before it is opened: what else a kind of socket needs."""
+        """Prepares the socket before it is registered."""
         if self._filter_text:
             self._filter = Filter(self._filter_text)
 
-    # What the leases of the process call, with their lock held.
+    # Called by Ports, with its lock held.
 
     def wants(self, lease):
-        """Whether it reads from this lease."""
+        """Whether this socket reads from the lease."""
         return self.iface is None or lease.interface == self.iface
 
     def watch(self, lease):
@@ -98,38 +91,38 @@ class ServiceSocket(SuperSocket):
         try:
             self._epoll.unregister(lease.fileno())
         except (OSError, ValueError):
-            # It never watched it.
+            # It was not registered.
             pass
 
     def deliver(self, lease, messages):
-        """Queues packets that came."""
+        """Queues received packets."""
         for message in messages:
             if self.passes(lease, message):
                 self._queue.append((lease, message))
-        most = _WAITING if self._is_reading else _UNREAD
+        most = _QUEUE_READ if self._is_reading else _QUEUE_UNREAD
         while len(self._queue) > most:
             self._queue.popleft()
-            # Nobody misses what a socket gets that only sends.
+            # Do not count losses of a socket that only sends.
             self._overflowed += self._is_reading
         self._signal()
 
     def passes(self, lease, message):
         """Whether a packet is for this socket."""
-        return self._filter is None or self._filter.matches(_ip(message))
+        return self._filter is None or self._filter.matches(ip_of(message))
 
     def refused(self, error):
-        """A packet that this socket has sent, most likely, was refused."""
+        """Handles a refusal of a packet that this socket has, most likely, sent."""
         self._refusals += 1
         if not self._in_exchange:
             self._fail(error)
         elif self._expected is not None and self._refusals >= self._expected:
-            # Nothing can answer any more.
+            # No reply can arrive.
             self._fail(error)
         elif self._refusals <= _LOGGED:
             log.warning("%s", error)
 
     def forked(self):
-        """In a child process: of no use any more."""
+        """Called in a child after fork: the socket cannot be used there."""
         self.closed = True
         self._close_descriptors()
 
@@ -147,7 +140,7 @@ class ServiceSocket(SuperSocket):
         self._signal()
 
     def _signal(self):
-        """Its descriptor is readable for as long as something waits, so that select() on it works."""
+        """Keeps the descriptor readable while packets or an error are waiting, for select()."""
         wanted = bool(self._queue) or (self._failure is not None and self._in_exchange)
         if wanted and not self._is_awake:
             os.write(self._wake_write, b"x")
@@ -161,14 +154,14 @@ class ServiceSocket(SuperSocket):
         return -1 if self.closed else self._epoll.fileno()
 
     def pump(self):
-        """Reads what is there."""
+        """Reads all watched leases without waiting."""
         for descriptor, _ in self._epoll.poll(0):
             if descriptor != self._wake_read:
                 self.ports.pump(descriptor)
 
     @property
     def is_ready(self):
-        """Whether recv() has something at once."""
+        """Whether recv() returns at once."""
         return bool(self._queue) or (self._in_exchange and self._failure is not None)
 
     @staticmethod
@@ -193,22 +186,22 @@ class ServiceSocket(SuperSocket):
         for one in own:
             if one in readable:
                 one.pump()
-            one._let_sender_end()
+            one._wait_for_sender()
         _raise_of_this_thread()
         return [one for one in sockets if (one.is_ready if one in own else one in readable)]
 
-    def _let_sender_end(self):
-        """The thread in which sr() sends stops the reading one as it ends, and minds if that is gone already."""
+    def _wait_for_sender(self):
+        """Waits for the sending thread of sr(): it stops the reader when it ends, and fails if the reader has ended."""
         if self._in_exchange and self._failure is not None:
             time.sleep(max(0, self._failed_at + _SENDER_ENDS - time.monotonic()))
 
     def recv(self, x=MTU, **kwargs):
-        """The next packet; waits for it."""
+        """Waits for the next packet and returns it dissected."""
         item = self._next()
         return None if item is None else self._dissect(*item, **kwargs)
 
     def recv_raw(self, x=MTU):
-        """The next packet as class, bytes, and time."""
+        """Waits for the next packet; returns its class, bytes and time."""
         item = self._next()
         if item is None:
             return None, None, None
@@ -220,10 +213,10 @@ class ServiceSocket(SuperSocket):
         while not self.closed:
             with self.ports.lock:
                 if self._in_exchange and self._failure is not None:
-                    # sr() stops reading, and raises it.
+                    # sr() stops reading and raises the failure.
                     raise EOFError
                 if self._overflowed:
-                    log.warning("%r: %d packets are lost because they were not read in time", self, self._overflowed)
+                    log.warning("%r: %d packets were lost because they were not read in time", self, self._overflowed)
                     self._overflowed = 0
                 if self._queue:
                     item = self._queue.popleft()
@@ -251,7 +244,7 @@ class ServiceSocket(SuperSocket):
     def _class_of(self, lease, message):
         if message.flags & ETHERNET:
             return Ether
-        return _class_of_ip(message.body)
+        return class_of_ip(message.body)
 
     def _bytes_of(self, lease, message):
         return message.body
@@ -262,7 +255,7 @@ class ServiceSocket(SuperSocket):
     # Sending.
 
     def send(self, x):
-        """Sends a packet. What is wrong is raised, by this call, the next one, or close()."""
+        """Sends a packet; returns the number of bytes. An error is raised by this call, a later one, or close()."""
         if not self._in_exchange:
             self._raise_failure()
         data = raw(x)
@@ -283,7 +276,7 @@ class ServiceSocket(SuperSocket):
                 if self._failure is not None:
                     raise EndOfSending from None
             return 0
-        if not self._in_exchange and sum(self._unsettled.values()) % _LOOK == 0:
+        if not self._in_exchange and sum(self._unsettled.values()) % _CHECK_EVERY == 0:
             self.pump()
             self._raise_failure()
         return sent
@@ -308,30 +301,30 @@ class ServiceSocket(SuperSocket):
         if failure is not None:
             raise failure
 
-    # Exchanges: what sr() does with a socket.
+    # Exchanges, which sr() performs.
 
     def begin_exchange(self, expected):
-        """From now on, refusals are for sr(): it is over when all of `expected` packets are refused."""
+        """Starts an exchange: refusals are collected for sr(), which ends when all `expected` packets are refused."""
         self._raise_failure()
         with self.ports.lock:
             self._in_exchange, self._expected, self._refusals = True, expected, 0
 
     def end_exchange(self):
-        """Raises what went wrong."""
+        """Ends an exchange; raises its error."""
         with self.ports.lock:
             refusals, self._in_exchange = self._refusals, False
-            # Its refusals came while it was read.
+            # Refusals were read with the replies.
             self._unsettled.clear()
             self._signal()
         if self._failure is None and refusals > _LOGGED:
             log.warning("%d packets were refused in all", refusals)
         self._raise_failure()
 
-    # The end.
+    # Closing.
 
     def close(self):
         if self.closed or (self._in_exchange and self._failure is not None):
-            # The sniffer closes what fails; whose it is may go on with it.
+            # The sniffer closes a socket that fails; the owner may still use it.
             return
         try:
             if self._unsettled and not self._in_exchange:
@@ -350,7 +343,7 @@ class ServiceSocket(SuperSocket):
         self._failure = failure
 
     def __del__(self):
-        # Runs wherever Python collects garbage, also within this package: it takes no lock and asks nobody.
+        # May run inside this package during garbage collection: it takes no lock and makes no call.
         if self.closed:
             return
         self.forked()
@@ -359,7 +352,7 @@ class ServiceSocket(SuperSocket):
 
 
 def _raise_of_this_thread():
-    """An automaton, or a script, waits for answers to what was refused."""
+    """Raises the failures of this thread, which would otherwise wait for replies to refused packets."""
     ports = ServiceSocket.ports
     if ports is None or not ports.failed:
         return
@@ -370,154 +363,15 @@ def _raise_of_this_thread():
         one._raise_failure()
 
 
-def _ip(message):
+def ip_of(message):
     return message.body[14:] if message.flags & ETHERNET else message.body
 
 
-class L3ServiceSocket(ServiceSocket):
-    """`conf.L3socket`: IP packets. Their ports are leased as they are sent."""
-
-    desc = "read/write packets at layer 3 by the crafter service"
-
-    def __init__(self, iface=None, **kwargs):
-        # Answers come by any interface that this socket has sent by.
-        super().__init__(iface=None, **kwargs)
-        self._sends_by = iface
-
-    def _pieces(self, x, data):
-        if len(data) <= _NEVER_CUT or not conf.auto_fragment or data[0] >> 4 != 4 or not hasattr(x, "fragment"):
-            return (data,)
-        mtu = self.ports.interface(self._interface_of(x))["mtu"]
-        if len(data) <= mtu:
-            return (data,)
-        # Fragments carry multiples of 8 bytes (RFC 791).
-        return [bytes(piece) for piece in x.fragment(fragsize=(mtu - (data[0] & 15) * 4) // 8 * 8)]
-
-    def _interface_of(self, x):
-        try:
-            interface = x.route()[0]
-        except (AttributeError, ValueError):
-            interface = None
-        return network_name(interface or self._sends_by or conf.iface)
-
-    def _send(self, x, data):
-        what = need(data)
-        if what.destination is None:
-            raise errors.NotSent("malformed", "it does not begin with an IP header that can be read", data[:128])
-        interface = self._interface_of(x)
-        return self._send_by(self.ports.lease_for(what, interface, self), data)
-
-    def _layer_of(self, packet):
-        return packet.payload if isinstance(packet, Ether) else packet
-
-
-class _L2(ServiceSocket):
-    """Frames: all of the interface where the policy lets this user observe, else what is leased."""
-
-    direction = None
-
-    def __init__(self, iface=None, **kwargs):
-        self._observed = None
-        super().__init__(iface=iface, **kwargs)
-        if self._observes:
-            self._observed = self.ports.observe(self, self.iface, self._filter_text, self.direction)
-
-    def _begin(self):
-        self._observes = self.iface is not None and bool(self.ports.rule().get("observe"))
-        self._passes_leased = True
-        try:
-            super()._begin()
-        except Scapy_Exception:
-            if not self._observes:
-                raise
-            # One that no IP packet passes: the service knows what to do with it.
-            self._passes_leased = False
-
-    def passes(self, lease, message):
-        if lease is self._observed:
-            return self.type in (ETH_P_ALL, int.from_bytes(message.body[12:14], "big"))
-        # What XDP takes for a lease, nobody sees who observes; what tc takes, everybody does.
-        seen = self._observes and lease.reply.get("mode") == "tc"
-        return (not seen and self._passes_leased and self.type in (ETH_P_ALL, _type_of(_ip(message)))
-                and super().passes(lease, message))
-
-    def _class_of(self, lease, message):
-        if lease is self._observed:
-            raw_ip = lease.link_type in _RAW_LINK_TYPES
-            return _class_of_ip(message.body) if raw_ip else conf.l2types.get(lease.link_type or 1, Ether)
-        return Ether if self._has_frames else _class_of_ip(_ip(message))
-
-    def _bytes_of(self, lease, message):
-        if lease is self._observed or (self._has_frames and message.flags & ETHERNET):
-            return message.body
-        if not self._has_frames:
-            return _ip(message)
-        # The service hands out packets from their IP header on: the header before it is made up here, and its
-        # source is not known.
-        own = self.ports.interface(lease.interface).get("mac")
-        return (_mac(own) if own else bytes(6)) + bytes(6) + _type_of(message.body).to_bytes(2, "big") + message.body
-
-    @property
-    def _has_frames(self):
-        """Whether all that it hands out begins with an Ethernet header."""
-        return self._observes
-
-    def _tear_down(self):
-        if self._observed is not None:
-            self.ports.drop(self._observed)
-        super()._tear_down()
-
-    def __del__(self):
-        if not self.closed and self._observed is not None:
-            self.ports.orphans.append(self._observed)
-        super().__del__()
-
-
-class L2ListenServiceSocket(_L2):
-    """`conf.L2listen`: what sniff() reads. On leased ports, packets from their IP header on."""
-
-    desc = "read packets by the crafter service"
-
-    def send(self, x):
-        raise Scapy_Exception("Can't send anything with L2ListenServiceSocket")
-
-
-class L2ServiceSocket(_L2):
-    """`conf.L2socket`: Ethernet frames, where the policy grants them."""
-
-    desc = "read/write packets at layer 2 by the crafter service"
-    direction = "in"
-
-    def __init__(self, iface=None, **kwargs):
-        super().__init__(iface=iface or conf.iface, **kwargs)
-        self._told = False
-
-    _has_frames = True
-
-    def _send(self, x, data):
-        what = need_of_frame(data)
-        # Frames leave by a lease of their own, from ports of the others.
-        lease = self.ports.frames(self.iface, self)
-        if what.port is not None or what.is_later_fragment:
-            self.ports.lease_for(what, self.iface, self)
-        elif self._in_exchange and not self._observes and not self._told:
-            self._told = True
-            log.warning("what answers this has no port that could be leased: the policy has to grant `observe`")
-        return self._send_by(lease, data)
-
-    def passes(self, lease, message):
-        return not message.flags & OUTGOING and super().passes(lease, message)
-
-
-def _class_of_ip(packet):
+def class_of_ip(packet):
     version = packet[0] >> 4 if packet else 0
     return {4: IP, 6: IPv6}.get(version, conf.raw_layer)
 
 
-def _type_of(packet):
+def type_of(packet):
     """The EtherType of an IP packet."""
     return 0x86DD if packet[:1] and packet[0] >> 4 == 6 else 0x0800
-
-
-def _mac(text):
-    return bytes.fromhex(text.replace(":", "").replace("-", ""))

@@ -1,16 +1,19 @@
-"""Attaching the service to an interface takes a tenth of a second, and importing Scapy takes longer: both at once."""
+"""Makes the service attach to an interface while Scapy is imported; attaching takes a tenth of a second."""
 
 import threading
 
 from .errors import CrafterError
 
 _ROUTES = "/proc/net/route"
-#: How long an attachment is kept that nobody uses, in seconds.
-_KEPT = 5.0
+#: How long an unused attachment is kept, in seconds.
+_UNUSED_SECONDS = 5.0
 
 
 def likely_interface(routes):
-    """The interface of the default route, else of the first, as /proc/net/route has them; None if there is none."""
+    """Returns the interface of the default route, else of the first route; None without routes.
+
+    `routes`: the text of /proc/net/route.
+    """
     found = None
     for line in routes.splitlines()[1:]:
         fields = line.split()
@@ -22,7 +25,7 @@ def likely_interface(routes):
 
 
 class Warm:
-    """A lease without ports, asked for and not waited for: it ends with the first real one, or soon."""
+    """A lease without ports, requested without waiting. It ends with the first lease, or after a few seconds."""
 
     def __init__(self, client):
         self._lock = threading.Lock()
@@ -33,14 +36,14 @@ class Warm:
             if interface:
                 self._connection = client.start("Lease", protocol="none", interface=interface)
         except (OSError, CrafterError):
-            # Then the first lease takes longer.
+            # Without it only the first lease takes longer.
             return
-        self._timer = threading.Timer(_KEPT, self.end)
+        self._timer = threading.Timer(_UNUSED_SECONDS, self.end)
         self._timer.daemon = True
         self._timer.start()
 
     def end(self):
-        """Gives it back."""
+        """Ends the lease."""
         with self._lock:
             connection, self._connection = self._connection, None
             timer, self._timer = self._timer, None
@@ -50,7 +53,7 @@ class Warm:
             connection.close()
 
     def forked(self):
-        """In a child, where the timer does not run: it is the parent's."""
+        """Called in a child after fork, where the timer does not run: closes the child's copy of the connection."""
         self._lock = threading.Lock()
         self._timer = None
         self.end()

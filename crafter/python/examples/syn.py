@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""syn.py ADDRESS PORT: a SYN made by hand and its answer, by the crafter service, with the standard library alone."""
+"""syn.py ADDRESS PORT: sends a hand-made SYN through the crafter service and prints the reply. Standard library only."""
 import json, os, socket, struct, sys
 
 def checksum(data):
@@ -7,7 +7,7 @@ def checksum(data):
     total = (total & 0xFFFF) + (total >> 16)
     return struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF)
 
-# A call is a JSON object with a NUL behind it. The reply to Lease brings the lease: a socket.
+# A call is a JSON object terminated by NUL. The reply to Lease has the lease's socket as a descriptor.
 control = socket.socket(socket.AF_UNIX)
 control.connect(os.environ.get("CRAFTER_SOCKET", "/run/crafter/crafter.sock"))
 call = {"method": "org.crafter.v1.Lease", "parameters": {"protocol": "tcp", "destination": sys.argv[1]}}
@@ -18,7 +18,7 @@ if "error" in reply:
     sys.exit(f"{reply['error']}: {reply['parameters']['message']}")
 lease = socket.socket(fileno=descriptors[0])
 
-# Each message out is a packet, from its IP header on.
+# Each sent message is a packet, from the IP header on.
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
     probe.connect((sys.argv[1], 9))
     ends = socket.inet_aton(probe.getsockname()[0]) + socket.inet_aton(sys.argv[1])
@@ -27,7 +27,7 @@ tcp = tcp[:16] + checksum(ends + struct.pack("!HH", 6, 20) + tcp) + tcp[18:]
 ip = struct.pack("!BBHHHBBH", 0x45, 0, 40, 1, 0, 64, 6, 0) + ends
 lease.send(ip[:10] + checksum(ip) + ip[12:] + tcp)
 
-# Each message in is a header of 24 bytes, and a packet; or, where kind is not 1, a sentence that says what is wrong.
+# Each received message is a header of 24 bytes and a packet, or, if kind is not 1, a sentence with the reason.
 lease.settimeout(5)
 kind, _, _, _, _, length, _, packet = struct.unpack("!BBHIQII", (data := lease.recv(65600))[:24]) + (data[24:],)
 if kind != 1:

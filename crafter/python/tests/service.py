@@ -1,4 +1,4 @@
-"""A service made of this test's own hands: it speaks the control interface, and the test is its network."""
+"""A fake service: it implements the control interface, and the test simulates the network."""
 
 import array
 import json
@@ -11,7 +11,7 @@ import time
 
 
 class Service:
-    """Listens in a directory of its own; grants every lease that `refuse` has nothing against."""
+    """Listens on a socket in a temporary directory; grants leases as the shipped policy does, up to `max_leases`."""
 
     def __init__(self):
         self.directory = tempfile.TemporaryDirectory(prefix="crafter-scapy-")
@@ -21,7 +21,7 @@ class Service:
         self.counts = {}
         self.rule = {"number": 1, "observe": False, "raw_ethernet": False}
         self.max_leases = 1000
-        #: Called with each packet and its lease; what it returns is sent back: bytes are packets, text is refused.
+        #: Called with each packet and its lease; returns a list of reply packets, or the text of a refusal.
         self.network = lambda packet, lease: []
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(self.path)
@@ -30,7 +30,7 @@ class Service:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self):
-        # A thread that waits on a socket keeps one open that is only closed.
+        # close() alone does not wake a thread that waits on the socket.
         if self.listener.fileno() < 0:
             return
         for one in [self.listener, *self.connections, *self.leases.values()]:
@@ -77,11 +77,11 @@ class Service:
         data = json.dumps(reply).encode() + b"\0"
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [one.fileno() for one in descriptors]))]
         try:
-            # In pieces, as a stream may bring it.
+            # Two writes: a stream may split a message.
             connection.sendmsg([data[:5]], rights if descriptors else [])
             connection.sendall(data[5:])
         except OSError:
-            # The client has not waited for it.
+            # The client has closed the connection.
             pass
         for one in descriptors:
             one.close()
@@ -152,7 +152,7 @@ class Service:
             try:
                 self._answer_packet(number, packet)
             except OSError:
-                # The client does not wait for it.
+                # The client has closed the lease.
                 break
         self.leases.pop(number, None)
         self.counts.pop(number, None)

@@ -1,4 +1,4 @@
-"""Half-open connections, by segments made by hand."""
+"""Tracking of half-open connections, with hand-made segments."""
 
 import socket
 import struct
@@ -14,7 +14,7 @@ def segment(source, sport, destination, dport, flags, seq=0, ack=0, data=b"", fr
     tcp = struct.pack("!HHIIBBHHH", sport, dport, seq, ack, 5 << 4, flags, 1024, 0, 0) + data
     if ":" in source:
         ends = socket.inet_pton(socket.AF_INET6, source) + socket.inet_pton(socket.AF_INET6, destination)
-        # Behind hop-by-hop options.
+        # With a hop-by-hop options header.
         return struct.pack("!IHBB", 6 << 28, len(tcp) + 8, 0, 64) + ends + bytes([6, 0, 1, 4, 0, 0, 0, 0]) + tcp
     ends = socket.inet_aton(source) + socket.inet_aton(destination)
     return struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(tcp), 0, fragment, 64, 6, 0) + ends + tcp
@@ -45,7 +45,7 @@ class Tracking(unittest.TestCase):
             {out: self.half_open.handle_sent, back: self.half_open.handle_received}[direction](packet)
         return self.half_open.take(4242, 4242)
 
-    def test_a_syn_ack_that_nothing_acknowledged_is_reset_once(self):
+    def test_unacknowledged_syn_ack_is_reset_once(self):
         found = self.resets((out, out(SYN, seq=7)), (back, back(SYN | ACK, seq=1000, ack=8)))
         self.assertEqual(len(found), 1)
         packet = found[0]
@@ -56,15 +56,15 @@ class Tracking(unittest.TestCase):
         self.assertEqual(checksum(packet[12:20] + b"\0\x06\0\x14" + packet[20:]), 0xFFFF)
         self.assertEqual(self.half_open.take(4242, 4242), [])
 
-    def test_ipv6(self):
+    def test_ipv6_connection_is_reset(self):
         self.half_open.handle_sent(segment(NEAR6, 4242, FAR6, 80, SYN, seq=0xFFFFFFFF))
         self.half_open.handle_received(segment(FAR6, 80, NEAR6, 4242, SYN | ACK, seq=5, ack=0))
-        self.assertEqual(self.half_open.take(4242, 4242, FAR6), [], "of another address")
+        self.assertEqual(self.half_open.take(4242, 4242, FAR6), [], "another local address")
         packet, = self.half_open.take(4000, 5000, NEAR6)
         self.assertEqual(struct.unpack_from("!HHII", packet, 40), (4242, 80, 0, 0))
         self.assertEqual(checksum(packet[8:40] + struct.pack("!II", 20, 6) + packet[40:]), 0xFFFF)
 
-    def test_what_ends_it(self):
+    def test_acknowledged_and_reset_connections_are_not_half_open(self):
         syn, syn_ack = (out, out(SYN, seq=7)), (back, back(SYN | ACK, seq=1000, ack=8))
         for ended in (
             [syn],
@@ -73,14 +73,14 @@ class Tracking(unittest.TestCase):
             [syn, syn_ack, (out, out(RST, seq=8))],
             [syn, syn_ack, (back, back(RST, seq=1001))],
             [syn, (back, back(RST | ACK, seq=0, ack=8))],
-            # It was acknowledged before it was read here.
+            # The ACK is sent before the SYN-ACK is read.
             [syn, (out, out(ACK, seq=8, ack=1001)), syn_ack],
             # It acknowledges another SYN.
             [syn, (back, back(SYN | ACK, seq=1000, ack=9))],
-            # What is no whole segment.
+            # Fragments and malformed packets.
             [(out, out(SYN, seq=7, fragment=0x2000)), syn_ack],
             [(out, b""), (out, b"\x45"), (back, b"\x60" * 50), syn_ack],
-            # Nothing was sent from here.
+            # No SYN was sent.
             [syn_ack],
         ):
             self.assertEqual(self.resets(*ended), [], ended)
@@ -95,7 +95,7 @@ class Tracking(unittest.TestCase):
         ):
             self.assertEqual(len(self.resets(*left)), 1, left)
 
-    def test_only_ports_that_are_given_back(self):
+    def test_only_released_ports_are_reset(self):
         for port in (4241, 4242, 4243):
             self.half_open.handle_sent(segment(NEAR, port, FAR, 80, SYN, seq=1))
             self.half_open.handle_received(segment(FAR, 80, NEAR, port, SYN | ACK, seq=1, ack=2))

@@ -1,4 +1,4 @@
-"""The messages of a lease, from bytes made by hand."""
+"""The messages of a lease, from hand-made bytes."""
 
 import socket
 import time
@@ -15,7 +15,7 @@ def message(kind, code, flags=0, length=0, lost=0, rest=b""):
 
 
 class Messages(unittest.TestCase):
-    def test_a_packet_is_what_the_interface_says(self):
+    def test_packet_message_is_decoded(self):
         found = decode(bytes.fromhex("01 02 0009 01020304 1122334455667788 0000003c 00000007") + b"\x45data")
         self.assertEqual(found.kind, leases.PACKET)
         self.assertEqual(found.code, leases.OBSERVED)
@@ -23,7 +23,7 @@ class Messages(unittest.TestCase):
         self.assertEqual((found.index, found.time_ns), (0x01020304, 0x1122334455667788))
         self.assertEqual((found.length, found.lost, found.body), (60, 7, b"\x45data"))
 
-    def test_refusals_name_rule_sentence_and_packet(self):
+    def test_refusal_has_rule_sentence_and_packet(self):
         sentence = "rule 3: the destination is among those that it denies".encode()
         found = decode(message(2, 0, flags=3, length=len(sentence), rest=sentence + b"\x45\x00"))
         error = found.error
@@ -36,26 +36,26 @@ class Messages(unittest.TestCase):
         nobody = decode(message(2, 0, length=2, rest=b"no")).error
         self.assertIsNone(nobody.rule)
 
-    def test_ends_say_why(self):
+    def test_end_has_its_reason(self):
         for code, reason in ((4, "interface gone"), (6, "released"), (7, "the service stops"), (99, "code 99")):
             error = decode(message(3, code)).error
             self.assertIsInstance(error, LeaseEnded)
             self.assertEqual(error.reason, reason)
 
-    def test_what_is_no_message_is_none(self):
+    def test_malformed_message_decodes_to_none(self):
         for data in (b"", bytes(23), message(0, 0), message(4, 0)):
             self.assertIsNone(decode(data))
 
-    def test_a_sentence_longer_than_the_message_is_cut(self):
+    def test_sentence_length_beyond_the_message_is_truncated(self):
         found = decode(message(2, 0, length=100, rest=b"short"))
         self.assertEqual((found.body, found.quoted), (b"short", b""))
 
-    def test_the_hint_is_for_ports(self):
+    def test_port_refusal_has_the_sport_hint(self):
         self.assertIn("set sport", str(PolicyError(1, "port", "rule 1: the local port is not among its ports")))
         self.assertNotIn("set sport", str(PolicyError(1, "denied", "rule 1: the destination is denied")))
         for verdict in ("max-leases", "max-ports"):
-            self.assertTrue(PolicyError(1, verdict, "no").is_for_want_of_room)
-        self.assertFalse(PolicyError(1, "port", "no").is_for_want_of_room)
+            self.assertTrue(PolicyError(1, verdict, "no").is_quota)
+        self.assertFalse(PolicyError(1, "port", "no").is_quota)
 
 
 class Sockets(unittest.TestCase):
@@ -66,7 +66,7 @@ class Sockets(unittest.TestCase):
         self.lease = Lease(None, reply, [client.detach()], "tcp", False)
         self.addCleanup(self.lease.close)
 
-    def test_all_that_is_there_is_read_at_once(self):
+    def test_drain_returns_all_messages_up_to_the_limit(self):
         for number in range(100):
             self.service.send(message(1, 0, length=1, rest=bytes([number])))
         found = self.lease.drain()
@@ -76,19 +76,19 @@ class Sockets(unittest.TestCase):
         self.service.send(message(1, 0, rest=b"y"))
         self.assertEqual(len(self.lease.drain(limit=1)), 1)
 
-    def test_waiting_has_an_end(self):
+    def test_receive_times_out(self):
         began = time.monotonic()
         self.assertEqual(self.lease.receive(timeout=0.05), [])
         self.assertGreaterEqual(time.monotonic() - began, 0.045)
 
-    def test_a_packet_is_one_message(self):
+    def test_each_packet_is_one_message(self):
         self.assertEqual(self.lease.send(b"packet"), 6)
         self.lease.send(b"another")
         self.assertEqual(self.service.recv(100), b"packet")
         self.assertEqual(self.service.recv(100), b"another")
         self.assertEqual(self.lease.sent, 2)
 
-    def test_sending_waits_for_room(self):
+    def test_send_waits_for_a_full_socket(self):
         self.lease.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         import threading
 
@@ -104,7 +104,7 @@ class Sockets(unittest.TestCase):
         reader.join()
         self.assertEqual(self.lease.sent, 200)
 
-    def test_the_end_of_the_service_ends_the_lease(self):
+    def test_stopped_service_ends_the_lease(self):
         self.service.send(message(3, 7, length=4, rest=b"bye."))
         self.service.close()
         found = self.lease.receive(timeout=1)

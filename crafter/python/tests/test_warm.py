@@ -1,4 +1,4 @@
-"""The interface that is attached to first."""
+"""The interface that the early lease attaches to."""
 
 import unittest
 
@@ -8,7 +8,7 @@ HEAD = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWind
 
 
 class Likely(unittest.TestCase):
-    def test_it_is_that_of_the_default_route(self):
+    def test_default_route_then_first_route(self):
         near, far = "veth0\t000200C0\t00000000\t0001\n", "eth0\t00000000\t010200C0\t0003\n"
         self.assertEqual(likely_interface(HEAD + near + far), "eth0")
         self.assertEqual(likely_interface(HEAD + near), "veth0")

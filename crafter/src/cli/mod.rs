@@ -7,6 +7,8 @@ pub mod build;
 pub mod counters;
 pub mod dns;
 pub mod doctor;
+#[cfg(test)]
+mod documentation;
 pub mod exchange;
 pub mod exit;
 pub mod flows;

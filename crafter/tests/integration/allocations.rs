@@ -1,4 +1,4 @@
-//! Counts allocations of one thread: those of libtest's other threads come by chance.
+//! Counts the allocations of one thread, since libtest's other threads allocate at random.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -8,20 +8,20 @@ use std::{
 struct Counting;
 
 thread_local! {
-    // Const and without a destructor: reading it allocates nothing.
+    // Const-initialised and without a destructor, so that access allocates nothing.
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
 }
 
-// SAFETY: every call goes to the system's allocator with the arguments that came.
+// SAFETY: every call is forwarded to the system's allocator with the same arguments.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: as this function's caller promises.
+        // SAFETY: guaranteed by the caller.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: as this function's caller promises.
+        // SAFETY: guaranteed by the caller.
         unsafe { System.dealloc(memory, layout) }
     }
 }
@@ -29,7 +29,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-/// How many allocations the work makes on this thread.
+/// The number of allocations of `work` on this thread.
 pub fn counted(work: impl FnOnce()) -> u64 {
     let before = ALLOCATIONS.get();
     work();

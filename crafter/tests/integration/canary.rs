@@ -1,4 +1,4 @@
-//! Tells when the kernel has destroyed a network namespace.
+//! Detects when the kernel has destroyed a network namespace.
 
 use std::{
     fs,
@@ -12,8 +12,8 @@ use rtnetlink::{
     packet_route::link::{InfoData, InfoVeth},
 };
 
-/// A veth pair between a namespace of the test's own and the watched one: its
-/// end here disappears when the kernel destroys the other namespace.
+/// A veth pair between a private namespace and the watched one. Its local end disappears when the kernel destroys the
+/// watched namespace.
 pub struct Canary {
     cage: NetNs,
 }
@@ -21,7 +21,7 @@ pub struct Canary {
 const NAME: &str = "canary";
 
 impl Canary {
-    /// Watches `namespace`, without keeping it alive.
+    /// Watches `namespace` without holding a reference to it.
     pub fn new(namespace: &NetNs) -> Self {
         let cage = NetNs::new().unwrap();
         let fd = namespace.as_fd().as_raw_fd();
@@ -39,27 +39,27 @@ impl Canary {
         Self { cage }
     }
 
-    /// Whether the watched namespace is still there.
+    /// Whether the watched namespace still exists.
     pub fn lives(&self) -> bool {
         self.cage.run(|| nix::net::if_::if_nametoindex(NAME).is_ok()).unwrap()
     }
 
-    /// Waits until all watched namespaces are gone; panics after `limit`.
+    /// Waits until all watched namespaces are destroyed; panics after `limit`.
     pub fn assert_gone(canaries: &[Self], limit: Duration) {
         let start = Instant::now();
         while canaries.iter().any(Self::lives) {
-            assert!(start.elapsed() < limit, "a network namespace is still there after {limit:?}");
+            assert!(start.elapsed() < limit, "a network namespace still exists after {limit:?}");
             std::thread::sleep(Duration::from_millis(5));
         }
     }
 }
 
-/// The processes that are in one of these network namespaces, `PID COMMAND` each.
+/// The processes in one of these network namespaces, as `PID COMMAND`.
 pub fn processes_in(inodes: &[u64]) -> Vec<String> {
     let links: Vec<_> = inodes.iter().map(|inode| format!("net:[{inode}]")).collect();
     let mut found = Vec::new();
     for process in fs::read_dir("/proc").unwrap().flatten() {
-        // Processes and threads may end while they are looked at.
+        // A process or thread may have ended.
         for thread in fs::read_dir(process.path().join("task")).into_iter().flatten().flatten() {
             let inside = fs::read_link(thread.path().join("ns/net"))
                 .is_ok_and(|link| links.iter().any(|known| link.as_os_str() == known.as_str()));

@@ -1,5 +1,5 @@
-//! Capture files as tshark and capinfos see them, and streams of them that are read while they are written.
-//! No root, no network.
+//! Capture files, compared with tshark and capinfos, and captures that are read while they are written. Needs neither
+//! root nor network.
 
 use std::{
     fs,
@@ -22,7 +22,7 @@ fn output(command: &mut Command) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// What tshark says of some fields, a line for each packet.
+/// tshark's values of some fields, one line per packet.
 fn tshark(path: &Path, fields: &[&str]) -> String {
     let mut command = Command::new("tshark");
     command.arg("-r").arg(path).args(["-T", "fields", "-E", "separator=|"]);
@@ -37,7 +37,7 @@ fn ping(seq: u16) -> Vec<u8> {
 }
 
 #[test]
-fn pcapng_as_tshark_sees_it() {
+fn pcapng_matches_tshark() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("file.pcapng");
     let frame = (Ether::new() / Ip::to("192.0.2.1") / Udp::to(7)).build().unwrap();
@@ -85,7 +85,7 @@ fn pcapng_as_tshark_sees_it() {
 }
 
 #[test]
-fn pcap_as_tshark_sees_it() {
+fn pcap_matches_tshark() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("file.pcap");
     let mut writer = Writer::create(&path).unwrap();
@@ -101,7 +101,7 @@ fn pcap_as_tshark_sees_it() {
 }
 
 #[test]
-fn built_by_the_command() {
+fn build_writes_captures() {
     let folder = tempfile::tempdir().unwrap();
     for (name, seen) in [("a.pcap", "raw:ip:icmp\n".repeat(3)), ("a.pcapng", "raw:ip:icmp\n".repeat(3))] {
         let path = folder.path().join(name);
@@ -111,14 +111,14 @@ fn built_by_the_command() {
         let magic = if name == "a.pcap" { 0xa1b2_3c4d_u32.to_ne_bytes() } else { [0x0a, 0x0d, 0x0d, 0x0a] };
         assert_eq!(fs::read(&path).unwrap()[..4], magic);
     }
-    // Frames of all kinds in one file, only where that can be.
+    // Frames of all link types in one file, which only pcapng allows.
     let both = r#"IPv6(dst="::1")/UDP()"#;
     let path = folder.path().join("both.pcapng");
     output(Command::new(env!("CARGO_BIN_EXE_crafter")).args(["build", both, "--pcap"]).arg(&path));
     assert_eq!(tshark(&path, &["frame.protocols"]), "raw:ipv6:udp\n");
 }
 
-/// Writes a packet, and looks for its line before the next one: `reader` reads while crafter writes.
+/// Writes packets one by one, and checks that `reader` prints each before the next is written.
 fn live(mut reader: Command, line: impl Fn(u16) -> String) {
     let mut reader =
         reader.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("it is there");
@@ -134,21 +134,21 @@ fn live(mut reader: Command, line: impl Fn(u16) -> String) {
 }
 
 #[test]
-fn tshark_reads_live() {
+fn tshark_reads_a_growing_capture() {
     let mut tshark = Command::new("tshark");
     tshark.args(["-r", "-", "-l", "-T", "fields", "-e", "icmp.seq"]);
     live(tshark, |seq| seq.to_string());
 }
 
 #[test]
-fn show_reads_live() {
+fn show_reads_a_growing_capture() {
     let mut show = Command::new(env!("CARGO_BIN_EXE_crafter"));
     show.args(["show", "-", "--as", "summary"]);
     live(show, |seq| format!("IP 192.0.2.2 > 192.0.2.1 / ICMP echo-request id 7 seq {seq}"));
 }
 
 #[test]
-fn shown_comments_and_json() {
+fn show_prints_comments_and_json() {
     let mut writer = Writer::new(Vec::new(), Format::PcapNg).unwrap();
     let ip = ping(1);
     let comment = Some("redirected\nmatched");
@@ -181,7 +181,7 @@ fn shown_comments_and_json() {
     assert_eq!(json["packets"][0]["direction"], "in");
     assert_eq!(json["packets"][0]["interface"], "eth0");
     assert_eq!(json["packets"][1]["comment"], serde_json::Value::Null);
-    // Cut, with and without a packet before.
+    // Truncated, with and without a preceding packet.
     for (length, packets) in [(file.len() - 1, 1), (100, 0)] {
         let (code, json, said) = show(&file[..length], &["--json"]);
         let json: serde_json::Value = serde_json::from_str(&json).unwrap();

@@ -1,7 +1,7 @@
-//! Every packet of real captures: those that tcpdump and Scapy are tested with, as `cargo xtask setup` fetches
-//! them from Debian's source packages. No root, no network.
+//! Rebuilds every packet of real captures: the test data of tcpdump and Scapy, which `cargo xtask setup` downloads from
+//! Debian's source packages. Needs neither root nor network.
 //!
-//! `CRAFTER_CORPORA` names another folder of captures, by subfolder.
+//! `CRAFTER_CORPORA` names another directory, with a subdirectory per corpus.
 
 use std::{
     collections::BTreeMap,
@@ -21,13 +21,13 @@ use crafter::{
     packet::Error,
 };
 
-/// What a corpus is known to hold at the least, in any of Debian's releases: files, packets.
+/// The minimum size of each corpus in any Debian release: files, packets.
 const CORPORA: [(&str, usize, usize); 2] = [("tcpdump", 500, 8000), ("scapy", 30, 500)];
 
-/// Packets of a file of which everything is done; of those behind, only what is quick.
+/// Number of packets per file that get all checks; later packets get only the fast ones.
 const THOROUGH: usize = 3000;
 
-/// Times that no counter of nanoseconds holds, as in files made to break readers.
+/// Files with times that do not fit a counter of nanoseconds.
 const TOO_LATE: Duration = Duration::from_nanos(u64::MAX);
 
 fn folder() -> PathBuf {
@@ -38,7 +38,7 @@ fn folder() -> PathBuf {
     })
 }
 
-/// The files of a corpus; `None` where set-up found that its source package is not to be had here.
+/// The files of a corpus; `None` if set-up could not download its source package.
 fn files(corpus: &str) -> Option<Vec<PathBuf>> {
     let folder = folder();
     if let Ok(reason) = fs::read_to_string(folder.join(format!("{corpus}.missing"))) {
@@ -73,7 +73,7 @@ fn bytes(path: &Path) -> Vec<u8> {
     output.stdout
 }
 
-/// Does everything with one packet that can be done without a network; the error says what went wrong.
+/// Runs all checks on one packet; the error says which one failed.
 fn packet(captured: &Captured, thorough: bool) -> Result<(), String> {
     let packet = captured.packet();
     let wrong = |what: &str| Err(format!("{what}\n{packet}"));
@@ -108,22 +108,22 @@ fn packet(captured: &Captured, thorough: bool) -> Result<(), String> {
     same_text(&simple.to_string(), &captured.bytes, None)
 }
 
-/// That a text stands for these bytes, and for this packet.
+/// Checks that a text form denotes this packet and these bytes.
 fn same_text(text: &str, bytes: &[u8], packet: Option<&Packet>) -> Result<(), String> {
     if packet.is_some_and(|packet| packet.layers().is_empty()) || bytes.is_empty() {
         return Ok(());
     }
-    let told = |what: &str, error: &dyn std::fmt::Display| format!("{what}: {error}\n{text}");
-    let set = PacketSet::parse(text).map_err(|error| told("text", &error))?;
-    let mut packets = set.packets(1).map_err(|error| told("text", &error))?;
-    let read = packets.next().ok_or_else(|| told("text", &"no packet"))?;
+    let failure = |what: &str, error: &dyn std::fmt::Display| format!("{what}: {error}\n{text}");
+    let set = PacketSet::parse(text).map_err(|error| failure("text", &error))?;
+    let mut packets = set.packets(1).map_err(|error| failure("text", &error))?;
+    let read = packets.next().ok_or_else(|| failure("text", &"no packet"))?;
     if packet.is_some_and(|packet| *packet != read) {
-        return Err(told("read from its text, the packet is another", &read));
+        return Err(failure("read from its text, the packet is another", &read));
     }
     match read.build() {
         Ok(built) if built == bytes => Ok(()),
-        Ok(_) => Err(told("built from its text, the bytes are others", &"")),
-        Err(error) => Err(told("build from text", &error)),
+        Ok(_) => Err(failure("built from its text, the bytes are others", &"")),
+        Err(error) => Err(failure("build from text", &error)),
     }
 }
 
@@ -131,12 +131,12 @@ fn same_text(text: &str, bytes: &[u8], packet: Option<&Packet>) -> Result<(), St
 struct Found {
     packets: usize,
     layers: BTreeMap<&'static str, usize>,
-    /// Files that were cut short or broken.
+    /// Truncated or broken files.
     broken: usize,
     /// Files that cannot be read at all, with the reason.
     refused: Vec<String>,
     wrong: Vec<String>,
-    /// Of each file that could be read: name, packets, sum of their original lengths.
+    /// Name, number of packets and sum of their original lengths for each readable file.
     files: BTreeMap<PathBuf, (usize, u64)>,
 }
 
@@ -164,7 +164,7 @@ fn file(path: &Path, found: &Mutex<Found>) {
             }
         };
         packets += 1;
-        // What capinfos does not count: 4 bytes that SunATM puts in front.
+        // capinfos does not count the 4 bytes of a SunATM header.
         let pseudo = if captured.link == Link(123) { 4 } else { 0 };
         length += u64::from(captured.original_length.saturating_sub(pseudo));
         let done = panic::catch_unwind(AssertUnwindSafe(|| packet(&captured, packets <= THOROUGH)));
@@ -234,13 +234,13 @@ fn corpus(corpus: &str, least_files: usize, least_packets: usize) {
     assert!(found.packets >= least_packets, "suspiciously few packets: {}", found.packets);
 }
 
-/// What capinfos counts otherwise in the files that it reads to the end.
+/// Compares the counts with those of capinfos, for files that it reads to the end.
 fn judged(files: &BTreeMap<PathBuf, (usize, u64)>) -> Vec<String> {
     let paths: Vec<&PathBuf> = files.keys().collect();
     let mut differing = Vec::new();
     let mut judged = 0;
     for paths in paths.chunks(100) {
-        // A table with tabs between: name, packets, bytes.
+        // Columns separated by tabs: name, packets, bytes.
         let output = Command::new("capinfos").args(["-TMrcd"]).args(paths).stderr(Stdio::null()).output();
         let output = output.expect("capinfos, of Debian's wireshark-common");
         for line in String::from_utf8_lossy(&output.stdout).lines() {
@@ -260,13 +260,13 @@ fn judged(files: &BTreeMap<PathBuf, (usize, u64)>) -> Vec<String> {
 }
 
 #[test]
-fn tcpdumps_captures() {
+fn captures_of_tcpdump_are_rebuilt() {
     let (name, files, packets) = CORPORA[0];
     corpus(name, files, packets);
 }
 
 #[test]
-fn scapys_captures() {
+fn captures_of_scapy_are_rebuilt() {
     let (name, files, packets) = CORPORA[1];
     corpus(name, files, packets);
 }

@@ -1,10 +1,10 @@
-//! `crafter doctor` as a user meets it.
+//! `crafter doctor` with different capabilities.
 
 use std::process::Command;
 
 use serde_json::Value;
 
-/// Runs doctor in a lab of its own, where only `lo` and `lab0` exist, behind `wrapper`.
+/// Runs doctor through `wrapper` in its own lab, where only `lo` and `lab0` exist.
 fn doctor(wrapper: &[&str], arguments: &[&str]) -> (Option<i32>, String) {
     let crafter = env!("CARGO_BIN_EXE_crafter");
     let output = Command::new(crafter)
@@ -27,7 +27,7 @@ fn interface<'a>(report: &'a Value, name: &str) -> &'a Value {
 }
 
 #[test]
-fn root_can_work() {
+fn doctor_succeeds_as_root() {
     let (code, text) = doctor(&[], &["--json"]);
     assert_eq!(code, Some(0), "{text}");
     let report: Value = serde_json::from_str(&text).unwrap();
@@ -35,10 +35,10 @@ fn root_can_work() {
     assert_eq!(report["interfaces"].as_array().unwrap().len(), 2, "{text}");
     let lab0 = interface(&report, "lab0");
     assert_eq!((&lab0["kind"], &lab0["delivery"]), (&"veth".into(), &"AF_XDP".into()), "{text}");
-    // Before Linux 6.3 drivers do not tell that they have native XDP.
-    let told = lab0["xdp_features"].is_object();
-    assert_eq!(lab0["attach"], if told { "native" } else { "generic" }, "{text}");
-    assert_eq!(lab0["notes"].as_array().unwrap().is_empty(), told, "{text}");
+    // Before Linux 6.3, drivers do not report native XDP.
+    let is_known = lab0["xdp_features"].is_object();
+    assert_eq!(lab0["attach"], if is_known { "native" } else { "generic" }, "{text}");
+    assert_eq!(lab0["notes"].as_array().unwrap().is_empty(), is_known, "{text}");
     assert_eq!(interface(&report, "lo")["attach"], "generic");
     assert_eq!(check(&report, "eBPF")["state"], "good");
 
@@ -48,7 +48,7 @@ fn root_can_work() {
 }
 
 #[test]
-fn nothing_is_attached() {
+fn doctor_attaches_nothing() {
     let crafter = env!("CARGO_BIN_EXE_crafter");
     let (code, text) = doctor(&["sh", "-c", &format!("{crafter} doctor >/dev/null; exec \"$@\""), "sh"], &["--json"]);
     assert_eq!(code, Some(0), "{text}");
@@ -59,7 +59,7 @@ fn nothing_is_attached() {
 }
 
 #[test]
-fn without_capabilities_nothing_works() {
+fn doctor_fails_without_capabilities() {
     let drop_all = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"];
     let (code, text) = doctor(&drop_all, &["--json"]);
     assert_eq!(code, Some(1), "{text}");

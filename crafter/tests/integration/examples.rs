@@ -1,4 +1,4 @@
-//! The examples, each run against the lab's servers. That no RST of the kernel's reaches them is what crafter is for.
+//! Runs each example against the lab's servers, and checks that no RST of the kernel reaches them.
 
 use std::{error::Error, net::SocketAddr};
 
@@ -29,7 +29,7 @@ fn lab() -> Lab {
     Lab::new(&LabOptions::default()).expect("a lab")
 }
 
-/// Runs an example in the client's namespace; its result.
+/// Runs an example in the client's namespace; returns its result.
 #[track_caller]
 fn run<T: Send>(lab: &Lab, example: impl AsyncFnOnce() -> Result<T, Box<dyn Error>> + Send) -> T {
     let result = within(lab.client(), async || example().await.map_err(|error| error.to_string()));
@@ -37,19 +37,19 @@ fn run<T: Send>(lab: &Lab, example: impl AsyncFnOnce() -> Result<T, Box<dyn Erro
 }
 
 #[test]
-fn a_handshake() {
+fn handshake() {
     let lab = lab();
     for server in [SocketAddr::from((SERVER_V4, 80)), SocketAddr::from((SERVER_V6, 80))] {
         let answer = run(&lab, async || handshake::handshake(INTERFACE, server).await);
         assert_eq!((answer.source, answer.flags), (server, Flags::SYN | Flags::ACK));
     }
-    // The example's own, one for each server; nothing else.
+    // Only the example's own RSTs, one per server.
     let resets = lab.tap().segments().expect("the tap");
     assert_eq!(resets.len(), 2, "{resets:?}");
 }
 
 #[test]
-fn a_question_to_a_dns_server() {
+fn dns_query() {
     let lab = lab();
     let answer = run(&lab, async || dns::ask(INTERFACE, SERVER_V4.into(), "www.lab.test").await);
     let dns = answer.get::<Dns>().expect("a DNS message");
@@ -57,14 +57,14 @@ fn a_question_to_a_dns_server() {
 }
 
 #[test]
-fn a_scan_finds_the_open_ports() {
+fn scan_finds_open_ports() {
     let lab = lab();
     assert_eq!(run(&lab, async || scan::scan(SERVER_V4.into(), 1..=200).await), [53, 80]);
     assert_eq!(run(&lab, async || scan::scan(SERVER_V6.into(), 70..=90).await), [80]);
 }
 
 #[test]
-fn a_page_over_a_stream() {
+fn page_over_a_stream() {
     let lab = lab();
     let response = run(&lab, async || stream::fetch(INTERFACE, (SERVER_V4, 80).into(), "/bytes/100k").await);
     let response = String::from_utf8_lossy(&response);
@@ -74,7 +74,7 @@ fn a_page_over_a_stream() {
 }
 
 #[test]
-fn a_hook_that_loses_segments() {
+fn hook_drops_segments() {
     let lab = lab();
     let (length, stats) = run(&lab, async || hook::fetch(INTERFACE, (SERVER_V4, 80).into()).await);
     assert!(length > 1 << 20, "{length}");

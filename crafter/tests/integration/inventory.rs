@@ -1,4 +1,4 @@
-//! What the documents list is what the source has; and what no test may do is in none.
+//! Compares lists in the documents with the source, and checks the source for what no test may do.
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +21,7 @@ fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Blocks, functions and implementations that are unsafe, outside of comments.
+/// The number of unsafe blocks, functions and implementations, outside of comments.
 fn places(text: &str) -> usize {
     let code = |line: &str| line.split("//").next().unwrap_or_default().to_owned();
     let is_place = |rest: &&str| ["{", "impl", "fn"].iter().any(|begin| rest.starts_with(begin));
@@ -29,7 +29,7 @@ fn places(text: &str) -> usize {
 }
 
 #[test]
-fn unsafe_code_is_all_listed() {
+fn unsafe_code_is_listed_in_unsafe_md() {
     let mut files = Vec::new();
     for package in ["crafter-common/src", "crafter-ebpf/src", "crafter/engine/src", "crafter/packet/src", "crafter/src"]
     {
@@ -46,16 +46,16 @@ fn unsafe_code_is_all_listed() {
         Some((cells.next()?.trim_end_matches('`').to_owned(), cells.next()?.parse().ok()?))
     });
     let listed: BTreeMap<String, usize> = listed.collect();
-    assert!(counted.len() > 20, "the source is not found");
+    assert!(counted.len() > 20, "the source was not found");
     assert_eq!(counted, listed, "left: the source; right: crafter/docs/unsafe.md");
     let sum: usize = counted.values().sum();
     assert!(page.contains(&format!("{sum} places.")), "the page's sum is not {sum}");
 }
 
-/// How a file gets to be executable; `crafter_tests::executable` says why no test may do that itself.
-const WAYS: [&str; 6] = ["fs::copy(", "set_permissions(", ".mode(0o7", "os.chmod(", "\"chmod\"", "new(\"setcap\")"];
+/// Calls that can write an executable. `crafter_tests::executable` says why tests must not make them.
+const CALLS: [&str; 6] = ["fs::copy(", "set_permissions(", ".mode(0o7", "os.chmod(", "\"chmod\"", "new(\"setcap\")"];
 
-/// The only lines that may have one of those: files, how many lines, and what is not executed there.
+/// The exceptions, in which the file is not executed: file, number of lines, reason.
 const NOT_EXECUTED: [(&str, usize, &str); 12] = [
     ("crafter/build.rs", 1, "the kernel half's object"),
     ("crafter/python/tests/test_client.py", 1, "a socket"),
@@ -67,18 +67,18 @@ const NOT_EXECUTED: [(&str, usize, &str); 12] = [
     ("tests/src/service.rs", 1, "a directory"),
     ("tests/src/text_file_busy.rs", 1, "the positive control: executed, and expected to fail"),
     ("xtask/src/fresh.rs", 1, "a certificate"),
-    ("xtask/src/test/stand_in.rs", 2, "a directory and a list of calls"),
+    ("xtask/src/program/stand_in.rs", 2, "a directory and a list of calls"),
     ("xtask/src/vm/image.rs", 1, "the name of a tool"),
 ];
 
-/// "Text file busy" is a matter of chance.
+/// Otherwise starting the file fails at random with ETXTBSY ("Text file busy").
 #[test]
-fn what_is_executed_is_made_by_the_helper() {
+fn executables_are_written_only_by_the_helper() {
     let mut files = Vec::new();
     for package in ["crafter", "crafter-common", "crafter-ebpf", "tests", "xtask"] {
         sources(&root().join(package), &mut files);
     }
-    let lines = |text: String| text.lines().filter(|line| WAYS.iter().any(|way| line.contains(way))).count();
+    let lines = |text: String| text.lines().filter(|line| CALLS.iter().any(|call| line.contains(call))).count();
     let found = files.iter().map(|file| {
         let name = file.strip_prefix(root()).unwrap().display().to_string();
         (name, lines(fs::read_to_string(file).unwrap()))

@@ -1,5 +1,4 @@
-//! The lab as a library: network, servers, tap, and that nothing stays behind.
-//! Needs root, as all that makes network namespaces does.
+//! The lab as a library: network, servers, tap, clean-up. Needs root to create network namespaces.
 
 use std::{
     io::{Read as _, Write as _},
@@ -43,7 +42,7 @@ fn get(lab: &Lab, path: &str) -> String {
 }
 
 #[test]
-fn curl_fetches_the_same_bytes_over_both_versions() {
+fn curl_downloads_the_same_bytes_over_ipv4_and_ipv6() {
     let lab = lab();
     for url in ["http://192.0.2.1/bytes/1M", "http://[2001:db8::1]/bytes/1M", "http://192.0.2.1/bytes/1M?chunked=1"] {
         let output = lab.command("curl").args(["-sS", "--max-time", "20", "-g", url]).output().expect("curl runs");
@@ -56,7 +55,7 @@ fn curl_fetches_the_same_bytes_over_both_versions() {
 }
 
 #[test]
-fn the_web_server_speaks_http() {
+fn web_server_answers_http_requests() {
     let lab = lab();
     assert!(get(&lab, "/").contains("<h1>It works</h1>"));
     assert!(get(&lab, "/status/404").starts_with("HTTP/1.1 404 Not Found\r\n"));
@@ -78,16 +77,16 @@ fn the_web_server_speaks_http() {
 }
 
 #[test]
-fn the_web_server_closes_and_resets_when_asked() {
+fn web_server_closes_and_resets_on_request() {
     let lab = lab();
     assert_eq!(http(&lab, SERVER_V4.into(), "GET /close HTTP/1.1\r\nHost: lab\r\n\r\n").unwrap(), b"");
     let error = http(&lab, SERVER_V4.into(), "GET /reset HTTP/1.1\r\nHost: lab\r\n\r\n").unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
-    assert_eq!(lab.tap().count().unwrap(), 0, "the server's own RST is none that arrived");
+    assert_eq!(lab.tap().count().unwrap(), 0, "a RST sent by the server is not counted");
 }
 
 #[test]
-fn the_tap_counts_resets_that_arrive() {
+fn tap_counts_received_resets() {
     let lab = lab();
     assert_eq!(lab.tap().segments().unwrap(), []);
     // A connection to a closed port of the client: its kernel answers with a RST.
@@ -199,7 +198,7 @@ fn large_dns_answers_are_truncated_or_fragmented() {
         assert!(!answer.metadata.truncation, "{name}");
         assert_eq!(text_bytes(&answer), bytes, "{name}");
     }
-    // The whole answer over TCP, as a client asks after TC (RFC 7766).
+    // The whole answer over TCP, as after a truncated answer (RFC 7766).
     let query = query("big.lab.test.", RecordType::TXT, None);
     let answer = lab.client().run(|| {
         let mut stream = TcpStream::connect((SERVER_V6, 53)).unwrap();
@@ -228,7 +227,7 @@ fn ethtool(command: u32) -> u32 {
 }
 
 #[test]
-fn options_shape_the_link() {
+fn options_configure_the_link() {
     let options = LabOptions { mtu: 1280, offloads: false, web: false, dns: false };
     let lab = Lab::new(&options).unwrap();
     // ETHTOOL_GTSO, ETHTOOL_GGSO, ETHTOOL_GGRO.
@@ -254,11 +253,11 @@ fn options_shape_the_link() {
 }
 
 #[test]
-fn nothing_stays_behind() {
+fn lab_leaves_nothing_behind() {
     let lab = lab();
     let inodes = [lab.client().inode(), lab.server().inode()];
     let canaries = [Canary::new(lab.client()), Canary::new(lab.server())];
-    // Connections that are still open when the lab goes.
+    // Connections that are still open when the lab is dropped.
     let idle = lab.client().run(|| TcpStream::connect((SERVER_V4, 80)).unwrap()).unwrap();
     let mut child = lab.command("sleep").arg("100").spawn().unwrap();
     child.kill().unwrap();

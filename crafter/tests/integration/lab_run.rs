@@ -1,5 +1,4 @@
-//! `crafter lab run` as a user meets it: exit codes, signals, output, and that
-//! nothing stays behind whoever is killed.
+//! `crafter lab run`: exit codes, signals, output, and clean-up after any process is killed.
 
 use std::{
     fs::{self, File},
@@ -29,7 +28,7 @@ fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
 }
 
 #[test]
-fn the_commands_exit_code_is_ours() {
+fn exit_code_is_that_of_the_command() {
     for (script, code) in [("exit 0", 0), ("exit 42", 42), ("kill -9 $$", 137), ("kill -TERM $$", 143)] {
         assert_eq!(run(&["lab", "run", "-q", "--", "sh", "-c", script]), (Some(code), String::new(), String::new()));
     }
@@ -46,7 +45,7 @@ fn the_commands_exit_code_is_ours() {
 }
 
 #[test]
-fn the_command_finds_the_lab() {
+fn command_reaches_the_lab() {
     let script = "curl -sS --max-time 10 $CRAFTER_LAB_WEB/status/200 && curl -sSg --max-time 10 $CRAFTER_LAB_WEB6/bytes/3 | wc -c; \
                   echo $CRAFTER_LAB_DNS $CRAFTER_LAB_DNS6 $CRAFTER_LAB_INTERFACE; [ -e /proc/self/exe ] && echo proc";
     let (code, stdout, stderr) = run(&["lab", "run", "--", "sh", "-c", script]);
@@ -57,7 +56,7 @@ fn the_command_finds_the_lab() {
 
 #[test]
 fn resets_are_reported() {
-    // curl gives up after a second; its kernel answers what still comes with a RST.
+    // curl times out after a second; the kernel answers later segments with a RST.
     let script = "curl -s --max-time 1 --limit-rate 1000 -o /dev/null $CRAFTER_LAB_WEB/bytes/100M; sleep 0.3; \
                   curl -s $CRAFTER_LAB_WEB/rsts | grep -c 192.0.2.2";
     let (code, stdout, stderr) = run(&["lab", "run", "--json", "--", "sh", "-c", script]);
@@ -82,7 +81,7 @@ impl Running {
         let mut line = String::new();
         output.read_line(&mut line).unwrap();
         assert_eq!(line, "ready\n");
-        // Its own threads are in the server's namespace, its child is in the client's.
+        // Its threads are in the server's namespace, its child is in the client's.
         let own = fs::read_link("/proc/self/ns/net").unwrap();
         let tasks = fs::read_dir(format!("/proc/{}/task", lab.id())).unwrap();
         let paths = tasks.map(|task| task.unwrap().path()).chain(children(lab.id()));
@@ -102,7 +101,7 @@ impl Running {
         kill(Pid::from_raw(self.lab.id() as i32), signal).unwrap();
     }
 
-    /// Waits for the lab's end; checks that all is gone within a second of it.
+    /// Waits until the lab ends; checks that nothing is left a second later.
     fn end(mut self) -> Option<i32> {
         let start = Instant::now();
         let status = loop {
@@ -132,13 +131,13 @@ fn children(parent: u32) -> Vec<PathBuf> {
 }
 
 #[test]
-fn a_background_process_ends_with_the_command() {
+fn background_processes_end_with_the_command() {
     let running = Running::start("setsid sleep 100 >/dev/null & echo ready; sleep 0.5; exit 5");
     assert_eq!(running.end(), Some(5));
 }
 
 #[test]
-fn signals_reach_the_command_once() {
+fn signals_are_forwarded_once() {
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT] {
         let script =
             format!("trap 'echo got; exit 9' {}; echo ready; while :; do sleep 0.05; done", &signal.as_str()[3..]);
@@ -149,7 +148,7 @@ fn signals_reach_the_command_once() {
         assert_eq!(rest, "got\n", "{signal}");
         assert_eq!(running.end(), Some(9), "{signal}");
     }
-    // Without a handler it kills the command, as it would outside.
+    // Without a handler it kills the command, as outside of a lab.
     let running = Running::start("echo ready; exec sleep 100");
     running.signal(Signal::SIGTERM);
     assert_eq!(running.end(), Some(143));
@@ -163,7 +162,7 @@ fn sigkill_leaves_nothing() {
 }
 
 #[test]
-fn a_shell_without_a_terminal_reads_commands() {
+fn shell_without_terminal_reads_commands() {
     for (shell, code) in
         [(Some("/bin/bash"), 7), (Some("/bin/dash"), 7), (Some(""), 7), (None, 7), (Some("/no/sh"), 127)]
     {
@@ -184,7 +183,7 @@ fn a_shell_without_a_terminal_reads_commands() {
     }
 }
 
-/// What is looked up in a lab: `curl` and the C library's own tool, A and AAAA.
+/// Lookups in a lab by `curl` and the C library's getent, for A and AAAA.
 const LOOK_UP: &str = "curl -sS --max-time 10 http://web.lab.test/bytes/3 | wc -c
 getent hosts web.lab.test
 getent ahostsv4 web.lab.test | awk 'NR == 1 { print $1 }'
@@ -194,7 +193,7 @@ getent hosts nowhere.lab.test || echo unknown
 grep -c . /etc/passwd >/dev/null && echo passwd
 ";
 
-/// What that prints.
+/// The output of the lookups.
 fn found(text: &str) {
     let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
     let expected = [
@@ -228,8 +227,8 @@ fn names_of_the_lab_resolve() {
     assert!(stderr.contains(" UDP 192.0.2.1:53, "), "{stderr}");
 }
 
-/// Runs a script on a host that has another /etc and /run, in a mount namespace of its own: `make` changes a copy of
-/// /etc in the current directory, `check` follows on that host. $CRAFTER is the binary, $LOOK_UP what to run in labs.
+/// Runs a script in a mount namespace with another /etc and /run: `make` changes a copy of /etc in the current
+/// directory, then `check` runs with it. $CRAFTER is the binary, $LOOK_UP the lookups to run in labs.
 fn on_another_host(make: &str, check: &str) -> String {
     let directory = tempfile::tempdir().unwrap();
     let script = format!(
@@ -250,9 +249,9 @@ fn on_another_host(make: &str, check: &str) -> String {
 }
 
 #[test]
-fn names_resolve_where_a_host_has_no_resolv_conf() {
+fn names_resolve_without_a_resolv_conf_on_the_host() {
     for make in ["", "ln -s ../run/nowhere/resolv.conf etc/resolv.conf", "rm -f etc/nsswitch.conf"] {
-        // All else is there, and can be read as before.
+        // All other files are unchanged.
         let check = "$CRAFTER lab run -q -- sh -ec \"$LOOK_UP\"\n\
                      ls -A /etc | grep -vx -e resolv.conf -e nsswitch.conf > host\n\
                      $CRAFTER lab run -q -- ls -A /etc | grep -vx -e resolv.conf -e nsswitch.conf | cmp - host\n\
@@ -263,8 +262,8 @@ fn names_resolve_where_a_host_has_no_resolv_conf() {
     }
 }
 
-/// A resolver of the host by each way that it may answer: one that is asked by nscd's protocol
-/// (glibc, nscd/nscd-client.h) answers 203.0.113.9 to every question.
+/// Resolvers of the host over each protocol. The one that speaks nscd's protocol (glibc, nscd/nscd-client.h) answers
+/// 203.0.113.9 to every query.
 const HOST_RESOLVER: &str = r#"
 import os, socket, struct, threading
 def listen(path):
@@ -289,7 +288,7 @@ while True:
 "#;
 
 #[test]
-fn a_resolver_of_the_host_does_not_answer() {
+fn resolver_of_the_host_is_not_asked() {
     let make = "mkdir -p /run/systemd/resolve; echo nameserver 127.0.0.53 > /run/systemd/resolve/stub-resolv.conf\n\
                 ln -s ../run/systemd/resolve/stub-resolv.conf etc/resolv.conf\n\
                 sed -i '/^hosts:/d' etc/nsswitch.conf\n\

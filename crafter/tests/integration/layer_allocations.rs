@@ -19,7 +19,7 @@ fn building_into_a_reused_buffer_allocates_nothing() {
     assert_eq!(built, 0);
     assert_eq!(Packet::from_ethernet(&out).get::<Tcp>().unwrap().sport, Some(999));
 
-    // Options and payload are owned, so reading again into the same packet takes two.
+    // Options and payload are owned, so reading into the same packet again makes two allocations.
     let mut read = Packet::new();
     read.parse_into(Kind::Ether, &out);
     let parsed = counted(|| {

@@ -1,4 +1,5 @@
-//! ICMP extensions, MPLS, HTTP, DNS over TCP and fragments as tshark and Scapy see their bytes. No root, no network.
+//! ICMP extensions, MPLS, HTTP, DNS over TCP and fragments, compared with tshark and Scapy. Needs neither root nor
+//! network.
 
 use std::{
     io::Write as _,
@@ -15,7 +16,7 @@ use crafter::{
     },
 };
 
-/// What tshark says of frames: a line each, columns between `|`.
+/// tshark's fields of frames: one line per frame, columns separated by `|`.
 fn tshark(packets: &[Packet], columns: &[&str], options: &[&str]) -> Vec<Vec<String>> {
     let file = tempfile::NamedTempFile::new().unwrap();
     let mut writer = Writer::new(file.reopen().unwrap(), Format::Pcap).unwrap();
@@ -38,7 +39,7 @@ fn tshark(packets: &[Packet], columns: &[&str], options: &[&str]) -> Vec<Vec<Str
     lines
 }
 
-/// What Scapy prints for packets, a line each; `expression` says of `p`.
+/// Scapy's output for packets: one line per packet, the value of `expression` for the packet `p`.
 fn scapy(packets: &[Packet], imports: &str, expression: &str) -> Vec<String> {
     let script = format!(
         "import sys\nfrom scapy.all import *\n{imports}\n\
@@ -66,7 +67,7 @@ fn label(number: u32) -> MplsLabel {
     MplsLabel { label: number * 7919 % (1 << 20), cos: (number % 8) as u8, s: 0, ttl: (number % 255) as u8 + 1 }
 }
 
-/// Errors with labels, `number` decides how many and around what.
+/// An ICMP error with MPLS labels; `number` selects their count and the quoted packet.
 fn error(number: u32) -> Packet {
     let mut stack: Vec<MplsLabel> = (0..number % 4 + 1).map(|at| label(number + at)).collect();
     stack.iter_mut().for_each(|label| label.s = 0);
@@ -91,12 +92,12 @@ fn error(number: u32) -> Packet {
     }
 }
 
-fn told(labels: &[MplsLabel], value: impl Fn(&MplsLabel) -> u32) -> String {
+fn expected(labels: &[MplsLabel], value: impl Fn(&MplsLabel) -> u32) -> String {
     labels.iter().map(|label| value(label).to_string()).collect::<Vec<_>>().join(",")
 }
 
 #[test]
-fn tshark_reads_the_labels_of_icmp_errors() {
+fn tshark_reads_mpls_labels_of_icmp_errors() {
     let packets: Vec<Packet> = (0..300).map(error).collect();
     let columns = [
         "icmp.mpls.label",
@@ -110,14 +111,14 @@ fn tshark_reads_the_labels_of_icmp_errors() {
         "_ws.malformed",
         "icmp.ext.class",
     ];
-    // Else it looks for extensions only behind quotes that are at most 128 bytes long.
+    // By default, tshark looks for extensions only after quotes of at most 128 bytes.
     let options = ["-o", "icmp.favor_icmp_mpls:TRUE"];
     for (packet, seen) in packets.iter().zip(tshark(&packets, &columns, &options)) {
         let labels = packet.mpls_stack();
         let is_v4 = packet.get::<Ip>().is_some();
-        assert_eq!(seen[0], told(labels, |label| label.label), "{packet}\n{seen:?}");
-        assert_eq!(seen[1], told(labels, |label| label.cos.into()), "{packet}\n{seen:?}");
-        assert_eq!(seen[2], told(labels, |label| label.ttl.into()), "{packet}\n{seen:?}");
+        assert_eq!(seen[0], expected(labels, |label| label.label), "{packet}\n{seen:?}");
+        assert_eq!(seen[1], expected(labels, |label| label.cos.into()), "{packet}\n{seen:?}");
+        assert_eq!(seen[2], expected(labels, |label| label.ttl.into()), "{packet}\n{seen:?}");
         assert_eq!(seen[3], "1", "{packet}\n{seen:?}");
         assert_eq!(seen[if is_v4 { 4 } else { 5 }], "1", "{packet}\n{seen:?}");
         let read = packet.resolved().unwrap();
@@ -131,32 +132,32 @@ fn tshark_reads_the_labels_of_icmp_errors() {
 }
 
 #[test]
-fn extensions_without_a_length_are_where_tshark_finds_them() {
+fn icmp_extensions_without_length_match_tshark() {
     let mut packet = error(4);
     packet.get_mut::<Icmp>().unwrap().length = Some(0);
-    // Exactly 128 bytes of quote, of a datagram that is no longer.
+    // A datagram of exactly 128 bytes, quoted completely.
     let quoted = Ip::to("198.51.100.9").src("192.0.2.1") / Udp::to(33_434).sport(50_000) / vec![b'a'; 100];
     let at = packet.layers().iter().position(|layer| matches!(layer.kind(), Kind::IcmpExtensionHeader)).unwrap();
     let layers = packet.layers_mut();
     layers.splice(3..at, quoted.layers().iter().cloned());
     let packets = [packet];
-    // No length is none for tshark, not 0.
+    // tshark omits a missing length; it does not print 0.
     let seen = tshark(&packets, &["icmp.mpls.label", "icmp.length"], &[]);
     let read = packets[0].resolved().unwrap();
-    assert_eq!(seen[0], [told(read.mpls_stack(), |label| label.label), String::new()]);
+    assert_eq!(seen[0], [expected(read.mpls_stack(), |label| label.label), String::new()]);
     assert!(!read.mpls_stack().is_empty());
 }
 
 #[test]
-fn scapy_reads_the_labels_of_icmp_errors() {
-    // Scapy looks behind 128 bytes only, of packets longer than 144.
+fn scapy_reads_mpls_labels_of_icmp_errors() {
+    // Scapy looks for extensions only after 128 bytes, in packets longer than 144 bytes.
     let packets: Vec<Packet> = (0..300)
         .map(error)
         .filter(|packet| packet.resolved().unwrap().get::<Icmp>().is_some_and(|icmp| icmp.length == Some(32)))
         .filter(|packet| packet.build().unwrap().len() > 14 + 144 + 28)
         .collect();
     assert!(packets.len() > 20);
-    // Scapy takes each label for the payload of that before.
+    // In Scapy, each label is the payload of the previous one.
     let walk = "def walk(m):\n while isinstance(m, MPLS):\n  yield '%d.%d.%d.%d' % (m.label, m.cos, m.s, m.ttl)\n  m = m.payload";
     let imports = format!("from scapy.contrib.icmp_extensions import *\nfrom scapy.contrib.mpls import MPLS\n{walk}");
     let expression = "','.join(walk(p[ICMPExtensionMPLS].stack[0])) if ICMPExtensionMPLS in p else p.command()";
@@ -171,7 +172,7 @@ fn scapy_reads_the_labels_of_icmp_errors() {
 }
 
 #[test]
-fn mpls_before_packets() {
+fn mpls_labels_precede_packets() {
     let packets: Vec<Packet> = (0..20)
         .map(|number| {
             let MplsLabel { label, cos, ttl, .. } = label(number + 17);
@@ -211,7 +212,7 @@ fn segment(sport: u16, dport: u16) -> Packet {
 }
 
 #[test]
-fn http_and_dns_over_tcp() {
+fn http_and_dns_over_tcp_match_tshark_and_scapy() {
     let field = |name: &str, value: &str| HttpHeader::Field(name.into(), value.into());
     let packets = [
         segment(50_000, 80)
@@ -243,7 +244,7 @@ fn http_and_dns_over_tcp() {
         p[HTTPResponse].Status_Code.decode() if HTTPResponse in p else (p[DNS].length, p[DNS].id, p[DNSQR].qname.decode())";
     let seen = scapy(&packets, "from scapy.layers.http import *", expression);
     assert_eq!(seen, ["('POST', '/a?b=c', 'body')", "404", "(29, 77, 'example.org.')"]);
-    // Scapy computes the length of a message on TCP as well.
+    // Scapy computes the length field of DNS over TCP, too.
     let text = r#"IP(src="192.0.2.1", dst="192.0.2.2")/TCP(sport=5, dport=53, flags="PA")/DNS(id=7, qd=DNSQR(qname="example.org"))"#;
     let ours = text.parse::<Packet>().unwrap().build().unwrap();
     let script = format!("from scapy.all import *\nprint(bytes({text}).hex())");
@@ -252,7 +253,7 @@ fn http_and_dns_over_tcp() {
 }
 
 #[test]
-fn tshark_puts_fragments_together_and_sees_overlaps() {
+fn tshark_reassembles_fragments_and_sees_overlaps() {
     let packet = |v6: bool, id: u16| {
         let load: Vec<u8> = (0..200).collect();
         let head = if v6 {
@@ -265,7 +266,7 @@ fn tshark_puts_fragments_together_and_sees_overlaps() {
     for v6 in [false, true] {
         let good = packet(v6, 1).fragment_at(&[Cut::new(20, 6), Cut::new(0, 7), Cut::new(7, 13)], 1).unwrap();
         let mut bad = packet(v6, 2).fragment_at(&[Cut::new(0, 12), Cut::new(10, 8), Cut::new(18, 8)], 2).unwrap();
-        // Overlapping bytes that differ.
+        // Overlapping fragments with different bytes.
         if let Some(crafter::layer::AnyLayer::Raw(raw)) = bad[1].layers_mut().last_mut() {
             raw.load.as_mut().unwrap()[0] ^= 1;
         }

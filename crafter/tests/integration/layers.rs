@@ -1,5 +1,4 @@
-//! `crafter build`, `show` and `ls` as users meet them, and their bytes as tshark and Scapy see them.
-//! No root, no network.
+//! `crafter build`, `show` and `ls`; their bytes are compared with tshark and Scapy. Needs neither root nor network.
 
 use std::{
     collections::HashMap,
@@ -27,7 +26,7 @@ fn crafter_reading(input: &[u8], args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_crafter"));
     let mut child =
         command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    // Less than a pipe holds.
+    // The input fits into a pipe.
     child.stdin.take().unwrap().write_all(input).unwrap();
     child.wait_with_output().unwrap()
 }
@@ -117,7 +116,7 @@ fn bad_input() {
 }
 
 #[test]
-fn lists() {
+fn layers_and_fields_are_listed() {
     let all = crafter(&["ls"]);
     assert_eq!(succeeded(&all).lines().count(), Kind::ALL.len() + 1);
     let tcp = crafter(&["ls", "TCP"]);
@@ -127,7 +126,7 @@ fn lists() {
     assert_eq!(json["fields"][8]["names"]["6"], "tcp");
 }
 
-/// The same sequence every time (xorshift64).
+/// A reproducible sequence of random numbers (xorshift64).
 struct Dice(u64);
 
 impl Dice {
@@ -143,7 +142,7 @@ impl Dice {
         (0..length).map(|_| self.below(256) as u8).collect()
     }
 
-    /// A port that no dissector claims.
+    /// A port without a dissector.
     fn port(&mut self) -> u16 {
         50_000 + self.below(10_000) as u16
     }
@@ -280,7 +279,7 @@ impl Dice {
     }
 }
 
-/// 3000 frames, the same each time, and a capture of them.
+/// 3000 reproducible frames, and a capture of them.
 fn frames(path: &Path) -> Vec<Packet> {
     let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
     let packets: Vec<Packet> = (0..3000).map(|_| dice.frame(2)).collect();
@@ -292,7 +291,7 @@ fn frames(path: &Path) -> Vec<Packet> {
     packets
 }
 
-/// The fields that are compared: tshark's name, crafter's layer and field.
+/// The compared fields: tshark's name, crafter's layer and field.
 const SAME: [(&str, Kind, &str); 14] = [
     ("ip.ttl", Ip::KIND, "ttl"),
     ("ip.id", Ip::KIND, "id"),
@@ -311,7 +310,7 @@ const SAME: [(&str, Kind, &str); 14] = [
 ];
 
 #[test]
-fn tshark_sees_the_same_and_nothing_wrong() {
+fn tshark_reads_the_same_fields_without_errors() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("frames.pcap");
     let packets = frames(&path);
@@ -339,7 +338,7 @@ fn tshark_sees_the_same_and_nothing_wrong() {
     for check in ["ip", "tcp", "udp"] {
         tshark.arg("-o").arg(format!("{check}.check_checksum:TRUE"));
     }
-    // The segments belong to no conversation, and fragments to nothing.
+    // Segments belong to no connection, and fragments to no datagram.
     tshark.args(["-o", "tcp.analyze_sequence_numbers:FALSE", "-o", "tcp.desegment_tcp_streams:FALSE"]);
     tshark.args(["-o", "tcp.try_heuristic_first:FALSE", "-o", "udp.try_heuristic_first:FALSE"]);
     columns.iter().for_each(|column| {
@@ -354,7 +353,7 @@ fn tshark_sees_the_same_and_nothing_wrong() {
         let seen: HashMap<&str, &str> = columns.iter().copied().zip(line.split('|')).collect();
         assert_eq!(seen["_ws.malformed"], "", "{packet}\n{line}");
         for status in statuses {
-            // 0: bad, 1: good, 2: not verified, as in a quote.
+            // 0: bad, 1: good, 2: not verified, as in an ICMP quote.
             assert!(!seen[status].split(',').any(|status| status == "0"), "{status}: {packet}\n{line}");
             *compared.entry(status).or_default() += seen[status].split(',').filter(|status| *status == "1").count();
         }
@@ -370,16 +369,16 @@ fn tshark_sees_the_same_and_nothing_wrong() {
                     value.to_json().as_str().map_or_else(|| value.to_string(), str::to_owned)
                 })
                 .collect();
-            let told = |text: &str| match text.strip_prefix("0x") {
+            let normalize = |text: &str| match text.strip_prefix("0x") {
                 Some(hex) => u64::from_str_radix(hex, 16).unwrap().to_string(),
                 None => text.to_owned(),
             };
-            let seen: Vec<String> = seen[name].split(',').filter(|text| !text.is_empty()).map(told).collect();
+            let seen: Vec<String> = seen[name].split(',').filter(|text| !text.is_empty()).map(normalize).collect();
             assert_eq!(seen, values, "{name}: {packet}\n{line}");
             *compared.entry(name).or_default() += values.len();
         }
     }
-    // Nothing was compared in vain.
+    // Each field occurred often enough.
     for (name, count) in &compared {
         assert!(*count >= 10, "{name} was seen {count} times");
     }
@@ -387,7 +386,7 @@ fn tshark_sees_the_same_and_nothing_wrong() {
 }
 
 #[test]
-fn scapy_builds_the_same_bytes_from_the_same_text() {
+fn scapy_builds_the_same_bytes() {
     let texts = [
         r#"Ether(dst="02:00:00:00:00:02", src="02:00:00:00:00:01")/IP(src="192.0.2.1", dst="192.0.2.2", ttl=7)/TCP(sport=5, dport=80, flags="SA", seq=1, options=[("MSS",1460),("SAckOK",b""),("Timestamp",(1,2)),("NOP",None),("WScale",7)])/Raw("hi")"#,
         r#"Ether(dst="02:00:00:00:00:02", src="02:00:00:00:00:01")/Dot1Q(vlan=7, prio=3)/IP(src="192.0.2.1", dst="192.0.2.2", flags="DF", id=9)/UDP(sport=5, dport=7)/Raw(b"\x00\xff")"#,

@@ -1,25 +1,25 @@
-//! crafter from outside: the library by its public items, and the built program as its users meet it. One executable,
-//! for each more would link crafter and its dependencies once more; `cargo xtask test` runs each module in a process of
-//! its own.
+//! Integration tests of crafter: the public interface of the library, and the built program. They are one executable,
+//! because each executable links crafter and its dependencies again; `cargo xtask test` runs each module in its own
+//! process.
 //!
-//! | module | what it shows | needs |
+//! | module | what it tests | needs |
 //! |---|---|---|
-//! | `captures` | capture files as tshark and capinfos see them, and streams that are read while they are written | |
+//! | `captures` | capture files, compared with tshark and capinfos; captures that are read while they are written | |
 //! | `cli` | every command with a network, against real peers in a lab | root |
-//! | `corpora` | every packet of tcpdump's and Scapy's test captures, built again byte for byte, also from its text | the captures |
-//! | `doctor` | what `crafter doctor` says with all capabilities, with some, and with none | root |
-//! | `examples` | each example, run against the lab's servers | root |
-//! | `inventory` | what the documents list is what the source has | |
-//! | `lab` | the lab as a library: network, servers, tap, and that nothing stays behind | root |
-//! | `lab_run` | `crafter lab run`: exit codes, signals, output, and that nothing stays behind | root |
+//! | `corpora` | each packet of tcpdump's and Scapy's test captures is rebuilt byte for byte, also from its text form | the captures |
+//! | `doctor` | `crafter doctor` with all capabilities, with some, and with none | root |
+//! | `examples` | each example against the lab's servers | root |
+//! | `inventory` | lists in the documents agree with the source | |
+//! | `lab` | the lab as a library: network, servers, tap, clean-up | root |
+//! | `lab_run` | `crafter lab run`: exit codes, signals, output, clean-up | root |
 //! | `layer_allocations` | building packets into a reused buffer allocates nothing | |
-//! | `layer_judges` | ICMP extensions, MPLS, HTTP, DNS over TCP and fragments as tshark and Scapy see them | |
-//! | `layers` | `crafter build`, `show` and `ls`, and their bytes as tshark and Scapy see them | |
+//! | `layer_judges` | ICMP extensions, MPLS, HTTP, DNS over TCP and fragments, compared with tshark and Scapy | |
+//! | `layers` | `crafter build`, `show` and `ls`, compared with tshark and Scapy | |
 //! | `policy` | `crafter policy check` and `explain` | |
-//! | `policy_allocations` | judging packets by the policy allocates nothing | |
-//! | `units` | the units of systemd, judged by systemd's own tools | |
+//! | `policy_allocations` | a decision of the policy about a packet allocates nothing | |
+//! | `units` | the systemd units, checked by systemd's tools | |
 //!
-//! `allocations` counts allocations of a thread by a global allocator, which serves all modules; `canary` tells when the
+//! `allocations` counts the allocations of a thread with a global allocator for all modules; `canary` detects when the
 //! kernel has destroyed a network namespace.
 
 mod allocations;

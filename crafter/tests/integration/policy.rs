@@ -1,4 +1,4 @@
-//! `crafter policy` as its users meet it. Needs no privilege.
+//! `crafter policy`. Needs no privileges.
 
 use std::{
     io::Write as _,
@@ -32,7 +32,7 @@ fn policy(args: &[&str], file: &NamedTempFile) -> (i32, String, String) {
 }
 
 #[test]
-fn check_tells_all_or_nothing() {
+fn check_reports_all_errors_or_none() {
     let (code, out, err) = policy(&["check"], &file(MINE));
     assert_eq!((code, err.as_str()), (0, ""));
     assert!(out.ends_with(": fine, 2 rules\n"), "{out}");
@@ -45,8 +45,8 @@ fn check_tells_all_or_nothing() {
     assert!(lines[0].contains("line 3, column 10: rule 1, ports: a port from 0 to 65535"), "{err}");
     assert!(lines[1].contains("line 4, column 1") && lines[1].contains("did you mean allow?"), "{err}");
     let (code, out, _) = policy(&["check", "--json"], &wrong);
-    let told: serde_json::Value = serde_json::from_str(&out).unwrap();
-    assert_eq!((code, told["ok"].as_bool(), told["errors"][1]["line"].as_u64()), (2, Some(false), Some(4)));
+    let output: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, output["ok"].as_bool(), output["errors"][1]["line"].as_u64()), (2, Some(false), Some(4)));
 
     let odd = file("[[rule]]\nuser = \"nobody-has-this-name\"\n");
     let (code, out, err) = policy(&["check"], &odd);
@@ -54,12 +54,12 @@ fn check_tells_all_or_nothing() {
     assert!(out.ends_with(": fine, 1 rule\n") && err.contains("warning: line 2, column 8"), "{out}{err}");
 
     let shipped = file(crafter::policy::SHIPPED);
-    let told = policy(&["check", "--json"], &shipped).1;
-    assert!(told.contains("\"ok\":true,\"rules\":2,\"errors\":[]"), "{told}");
+    let output = policy(&["check", "--json"], &shipped).1;
+    assert!(output.contains("\"ok\":true,\"rules\":2,\"errors\":[]"), "{output}");
 }
 
 #[test]
-fn explain_says_which_rule_decides() {
+fn explain_names_the_deciding_rule() {
     let mine = file(MINE);
     let (code, out, err) = policy(&["explain", "--user", "12345", "--dst", "192.0.2.1", "--port", "80"], &mine);
     assert_eq!((code, err.as_str()), (0, ""));
@@ -68,9 +68,9 @@ fn explain_says_which_rule_decides() {
 
     let args = ["explain", "--json", "--user", "12345", "--dst", "10.0.0.1", "--protocol", "icmp"];
     let (code, out, _) = policy(&args, &mine);
-    let told: serde_json::Value = serde_json::from_str(&out).unwrap();
-    assert_eq!((code, told["verdict"].as_str(), told["rule"].as_u64()), (4, Some("denied"), Some(1)));
-    assert_eq!(told["destination_line"].as_u64(), Some(4));
+    let output: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, output["verdict"].as_str(), output["rule"].as_u64()), (4, Some("denied"), Some(1)));
+    assert_eq!(output["destination_line"].as_u64(), Some(4));
 
     let (code, out, _) = policy(&["explain", "--user", "23456", "--group", "54321", "--dst", "192.0.2.1"], &mine);
     assert_eq!(code, 4);
@@ -79,7 +79,7 @@ fn explain_says_which_rule_decides() {
     assert_eq!(code, 4);
     assert!(out.contains("no rule names the user"), "{out}");
 
-    // A host's own address, and another.
+    // An address of the host, and another one.
     let source = |source| policy(&["explain", "--user", "12345", "--dst", "192.0.2.1", "--source", source], &mine);
     assert_eq!(source("127.0.0.1").0, 0);
     let (code, out, _) = source("203.0.113.77");
@@ -92,7 +92,7 @@ fn explain_says_which_rule_decides() {
 }
 
 #[test]
-fn without_a_file_it_says_which_policy_it_speaks_of() {
+fn default_policy_is_named() {
     let output = Command::new(env!("CARGO_BIN_EXE_crafter")).args(["policy", "check"]).output().unwrap();
     let out = String::from_utf8(output.stdout.clone()).unwrap();
     match std::fs::exists("/etc/crafter/crafter.toml").unwrap() {

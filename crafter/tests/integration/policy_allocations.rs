@@ -1,4 +1,4 @@
-//! Judging packets allocates nothing.
+//! Decisions of the policy allocate nothing.
 
 use std::time::Instant;
 
@@ -10,7 +10,7 @@ use crafter::{
 use crate::allocations::counted;
 
 #[test]
-fn judging_packets_allocates_nothing() {
+fn deciding_packets_allocates_nothing() {
     let text = "[[rule]]\nuser = 1\n[[rule]]\nuser = 1000\nallow = ['any']\ndeny = ['10.0.0.0/8']\nburst = 500";
     let policy = Policy::parse(text).unwrap();
     let subject = Subject { user: 1000, groups: vec![1000] };
@@ -25,7 +25,7 @@ fn judging_packets_allocates_nothing() {
     };
     let mut usage = Usage::default();
     let grant = policy.grant(&subject, &wish, &host, &usage).unwrap();
-    // Another policy has to find the rule again for each packet.
+    // With another policy, the rule has to be found for each packet.
     let next = Policy::parse(text).unwrap();
     let packets = ["203.0.113.1:80", "10.0.0.1:80"]
         .map(|destination| Segment::new("192.0.2.1:50000".parse().unwrap(), destination.parse().unwrap()).build());

@@ -1,4 +1,4 @@
-//! The units, judged by systemd's own tools. Needs no running systemd.
+//! The systemd units, checked by systemd's tools. Needs no running systemd.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,7 +26,7 @@ fn setting(unit: &str, name: &str) -> String {
 }
 
 #[test]
-fn exposure_is_two_at_most() {
+fn security_exposure_is_at_most_two() {
     let (table, _) = run(Command::new("systemd-analyze")
         .args(["--no-pager", "security", "--offline=true"])
         .arg(units().join("crafter.service")));
@@ -37,13 +37,13 @@ fn exposure_is_two_at_most() {
 }
 
 #[test]
-fn systemd_understands_each_line() {
+fn systemd_accepts_every_setting() {
     let directory = tempfile::tempdir().unwrap();
     let verify = |change: fn(String) -> String| {
         let mut paths = Vec::new();
         for unit in ["crafter.service", "crafter.socket"] {
             let text = fs::read_to_string(units().join(unit)).unwrap();
-            // The one thing that is not there before an installation.
+            // The only path that does not exist before an installation.
             let text = change(text.replace("/usr/bin/crafter", env!("CARGO_BIN_EXE_crafter")));
             let path = directory.path().join(unit);
             fs::write(&path, text).unwrap();
@@ -52,7 +52,7 @@ fn systemd_understands_each_line() {
         run(Command::new("systemd-analyze").args(["verify", "--man=no"]).args(paths)).1
     };
     assert_eq!(verify(|text| text), "");
-    // It would have said so.
+    // Positive control: systemd reports a wrong setting.
     let said = verify(|text| text.replace("AF_ALG", "AF_NEVER"));
     assert!(said.contains("AF_NEVER"), "{said}");
     let said = verify(|text| text.replace("WatchdogSec", "WatchdogSecs"));
@@ -60,8 +60,8 @@ fn systemd_understands_each_line() {
 }
 
 #[test]
-fn all_families_are_refused_but_six() {
-    // From 1 on, in the order of their numbers.
+fn all_but_six_address_families_are_refused() {
+    // The numbers begin at 1 and are consecutive.
     let families = "UNIX INET AX25 IPX APPLETALK NETROM BRIDGE ATMPVC X25 INET6 ROSE DECnet NETBEUI SECURITY KEY NETLINK \
                     PACKET ASH ECONET ATMSVC RDS SNA IRDA PPPOX WANPIPE LLC IB MPLS CAN TIPC BLUETOOTH IUCV RXRPC ISDN \
                     PHONET IEEE802154 CAIF ALG NFC VSOCK KCM QIPCRTR SMC XDP MCTP";
@@ -79,17 +79,17 @@ fn all_families_are_refused_but_six() {
 }
 
 #[test]
-fn the_service_and_its_socket_belong_together() {
-    let (_, told) = run(Command::new("systemd-sysusers").arg("--dry-run").arg(units().join("crafter.conf")));
-    // Where the host has them, there is nothing to tell.
+fn service_and_socket_units_match() {
+    let (_, output) = run(Command::new("systemd-sysusers").arg("--dry-run").arg(units().join("crafter.conf")));
+    // systemd-sysusers prints nothing if the host already has them.
     let exists = |file: &str| fs::read_to_string(file).unwrap().lines().any(|line| line.starts_with("crafter:"));
-    assert!(told.contains("Creating user 'crafter'") || exists("/etc/passwd"), "{told}");
-    assert!(told.contains("Creating group 'crafter'") || exists("/etc/group"), "{told}");
+    assert!(output.contains("Creating user 'crafter'") || exists("/etc/passwd"), "{output}");
+    assert!(output.contains("Creating group 'crafter'") || exists("/etc/group"), "{output}");
     assert_eq!(setting("crafter.service", "User"), "crafter");
     assert_eq!(setting("crafter.socket", "SocketGroup"), "crafter");
     assert_eq!(setting("crafter.socket", "SocketMode"), "0660");
     assert_eq!(setting("crafter.socket", "ListenStream"), "/run/crafter/crafter.sock");
-    // What the service keeps of its capabilities, and what it gets.
+    // The unit grants exactly the capabilities that the service keeps.
     let needed = crafter::service::host::privileges::NEEDED.map(|(_, name, _)| name).join(" ");
     assert_eq!(setting("crafter.service", "AmbientCapabilities"), needed);
     assert_eq!(setting("crafter.service", "CapabilityBoundingSet"), needed);

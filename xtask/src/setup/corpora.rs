@@ -1,5 +1,5 @@
-//! Real captures for the tests: those in the source packages of tcpdump and Scapy, which carry them for tests of
-//! their own. Fetched by apt-get with lists and a cache of its own, so that the host's stay as they are.
+//! Real captures for the tests: the test data in the source packages of tcpdump and Scapy. They are downloaded by
+//! apt-get with private lists and a private cache, so that the host's apt is unchanged.
 
 use std::fs;
 use std::io::Write;
@@ -15,19 +15,19 @@ use crate::{sh, toolchain};
 /// Source packages with captures.
 const CORPORA: [&str; 2] = ["tcpdump", "scapy"];
 
-/// Whose archives have source packages, by the name in their release files.
+/// Archives with source packages, by the `Origin` in their release files.
 const ORIGINS: [&str; 3] = ["Debian", "Ubuntu", "Raspbian"];
 
-/// How the names of captures end.
+/// File name endings of captures.
 const ENDINGS: [&str; 6] = [".pcap", ".pcapng", ".cap", ".pcap.gz", ".pcapng.gz", ".cap.gz"];
 
-/// Where they are: a folder for each package.
+/// The directory of the captures, with a folder for each package.
 pub fn directory() -> Result<PathBuf> {
     Ok(toolchain::data_directory().context("neither HOME nor XDG_DATA_HOME is set")?.join("corpora"))
 }
 
-/// Fetches what is not there; what could not be had before only if `again`. Of what cannot be had now, a note is left
-/// that says why, by which the tests know that they cannot run on it.
+/// Downloads missing captures; packages that failed before only if `again`. For a package that cannot be downloaded, a
+/// note with the reason is written, from which the tests are reported as not run.
 pub fn ensure(again: bool) -> Result<()> {
     let directory = directory()?;
     let note = |package: &str| directory.join(format!("{package}.missing"));
@@ -60,9 +60,9 @@ pub fn ensure(again: bool) -> Result<()> {
                 }
             }
             Err(error) => {
-                println!("    going on without {package}'s, on which the tests will not run: {error}");
-                println!("    when the package archive is in reach, `cargo xtask setup` tries again; or put captures");
-                println!("    into {}", directory.join(package).display());
+                println!("    continuing without the captures of {package}; their tests will not run: {error}");
+                println!("    run `cargo xtask setup` again when the archive can be reached, or put captures into");
+                println!("    {}", directory.join(package).display());
                 fs::write(note(package), error + "\n")?;
             }
         }
@@ -70,7 +70,7 @@ pub fn ensure(again: bool) -> Result<()> {
     Ok(fs::remove_dir_all(work)?)
 }
 
-/// Packages whose captures could not be had, and why.
+/// Packages whose captures could not be downloaded, and the reasons.
 pub fn missing() -> Vec<(&'static str, String)> {
     let note = |package: &str| fs::read_to_string(directory().ok()?.join(format!("{package}.missing"))).ok();
     CORPORA.into_iter().filter_map(|package| Some((package, note(package)?.trim().to_owned()))).collect()
@@ -79,14 +79,14 @@ pub fn missing() -> Vec<(&'static str, String)> {
 /// apt-get with up-to-date lists of source packages.
 fn apt(work: &Path) -> Result<Apt> {
     if Manager::of_host() != Some(Manager::Apt) {
-        bail!("they come by apt-get, which this host does not have");
+        bail!("captures are downloaded by apt-get, which is not installed");
     }
     let apt = Apt::new(work)?;
     apt.update()?;
     Ok(apt)
 }
 
-/// apt-get with source packages, lists and cache of its own.
+/// apt-get with source packages and with private lists and cache.
 struct Apt {
     options: Vec<String>,
 }
@@ -102,7 +102,7 @@ impl Apt {
             sources => sources,
         };
         if sources.is_empty() {
-            bail!("apt knows no archive of {}", ORIGINS.join(", "));
+            bail!("apt's sources have no archive of {}", ORIGINS.join(", "));
         }
         fs::File::create(&list)?.write_all(sources.as_bytes())?;
         let mut options = vec![
@@ -112,7 +112,7 @@ impl Apt {
             "Dir::Etc::sourceparts=-".to_owned(),
         ];
         if sh::is_root() {
-            // Its own user may not write into root's directories.
+            // apt's sandbox user cannot write into root's directories.
             options.push("APT::Sandbox::User=root".to_owned());
         }
         Ok(Self { options })
@@ -128,16 +128,16 @@ impl Apt {
     }
 
     fn update(&self) -> Result<()> {
-        println!("    bringing lists of source packages up to date, beside the host's");
+        println!("    updating private lists of source packages");
         if let Err(error) = sh::run_quietly(self.command().arg("update")) {
-            // One archive out of reach is no reason to stop.
-            println!("    going on with what is there: {error:#}");
+            // The other archives may suffice.
+            println!("    continuing with the existing lists: {error:#}");
         }
         Ok(())
     }
 }
 
-/// The host's archives as sources of source packages.
+/// `deb-src` lines for the host's archives.
 fn sources() -> Result<String> {
     let format = "$(ORIGIN)|$(COMPONENT)|$(REPO_URI)|$(RELEASE)|$(SOURCESENTRY)";
     let mut query = Command::new("apt-get");
@@ -157,7 +157,7 @@ fn sources() -> Result<String> {
     Ok(sources)
 }
 
-/// The keyring that a file of sources names, given as `FILE:NUMBER`; without one, apt has its own.
+/// The keyring in the sources file of an entry `FILE:NUMBER`; `None`: apt's default keyrings.
 fn signed_by(entry: &str) -> Option<String> {
     let (file, _) = entry.rsplit_once(':')?;
     let text = fs::read_to_string(file).ok()?;
@@ -166,7 +166,7 @@ fn signed_by(entry: &str) -> Option<String> {
     key.starts_with('/').then(|| key.to_owned())
 }
 
-/// Fetches one package and unpacks its captures; how many there are.
+/// Downloads one package and unpacks its captures; returns their number.
 fn fetch(apt: &Apt, package: &str, work: &Path, directory: &Path) -> Result<usize> {
     let folder = work.join(package);
     fs::create_dir(&folder)?;
@@ -175,7 +175,7 @@ fn fetch(apt: &Apt, package: &str, work: &Path, directory: &Path) -> Result<usiz
     let output = source.output().context("apt-get does not start")?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
-        let refused = said.lines().find(|line| line.starts_with("E:")).unwrap_or("it says nothing");
+        let refused = said.lines().find(|line| line.starts_with("E:")).unwrap_or("no reason");
         bail!("the source package {package} cannot be fetched: {}", refused.trim_start_matches("E: "));
     }
     let partial = work.join(format!("{package}.partial"));
@@ -195,7 +195,7 @@ fn fetch(apt: &Apt, package: &str, work: &Path, directory: &Path) -> Result<usiz
     Ok(count)
 }
 
-/// Unpacks the captures of an archive, and nothing else.
+/// Unpacks only the captures of an archive.
 fn unpack(archive: &Path, into: &Path) -> Result<()> {
     let list = sh::output(Command::new("tar").arg("-tf").arg(archive))?;
     let wanted: Vec<&str> = list.lines().filter(|name| ENDINGS.iter().any(|ending| name.ends_with(ending))).collect();

@@ -1,5 +1,4 @@
-//! The compiler and the linker of the kernel half. They belong together: the
-//! linker's LLVM must not be older than the compiler's.
+//! The compiler and the linker of the kernel half. The linker's LLVM must not be older than the compiler's.
 
 use std::env;
 use std::fs;
@@ -10,32 +9,32 @@ use anyhow::{Context, Result, bail};
 
 use super::lock::cannot_write;
 use super::packages::{self, Manager};
-use crate::{build, progress, sh, toolchain};
+use crate::{cargo, progress, sh, toolchain};
 
-/// A rustc with a prebuilt `core` for BPF, which leaves rustup's alone.
+/// A rustc with a prebuilt `core` for BPF; it does not interfere with rustup's toolchains.
 const COMPILER_PACKAGES: [&str; 2] = ["rustc-web", "libstd-rust-web-dev-bpf"];
 
-/// The LLVM versions that this bpf-linker has a feature for.
+/// The LLVM versions that this version of bpf-linker supports.
 const LINKER_LLVM: [u32; 3] = [21, 22, 23];
 
-/// Whether crafter's build script would find both, or needs neither.
+/// Whether crafter's build script finds both, or needs neither.
 pub fn present() -> bool {
     env::var_os(toolchain::OBJECT_VARIABLE).is_some_and(|object| !object.is_empty())
         || toolchain::find(target()).is_some()
 }
 
-/// Installs what is missing of the two, by the first way that fits this host.
+/// Installs a compiler and a linker, by the first method that works on this host.
 pub fn install(manager: Manager) -> Result<()> {
     progress::lane("ebpf", "installing the eBPF compiler");
     let mut hurdles = Vec::new();
-    for way in [already_there, debian, stable, nightly] {
-        match way(manager).and_then(|()| linker(manager)) {
+    for method in [already_there, debian, stable, nightly] {
+        match method(manager).and_then(|()| linker(manager)) {
             Ok(()) => return Ok(()),
-            Err(error) if error.downcast_ref::<build::Obstacle>().is_some() => return Err(error),
+            Err(error) if error.downcast_ref::<cargo::Obstacle>().is_some() => return Err(error),
             Err(error) => hurdles.push(format!("{error:#}")),
         }
     }
-    bail!("no eBPF compiler with a fitting linker: {}", hurdles.join("; "))
+    bail!("no eBPF compiler with a matching linker: {}", hurdles.join("; "))
 }
 
 fn target() -> &'static str {
@@ -51,7 +50,7 @@ fn already_there(_: Manager) -> Result<()> {
 
 fn debian(manager: Manager) -> Result<()> {
     if manager != Manager::Apt {
-        bail!("only Debian has a compiler with core for BPF as a package");
+        bail!("only Debian packages a compiler with core for BPF");
     }
     for package in COMPILER_PACKAGES {
         if !packages::exists(package)? {
@@ -62,7 +61,7 @@ fn debian(manager: Manager) -> Result<()> {
     manager.require(&COMPILER_PACKAGES)
 }
 
-/// The toolchain that compiles crafter anyway, with what it lacks to compile `core`.
+/// Adds the sources of `core` to the toolchain that compiles crafter.
 fn stable(_: Manager) -> Result<()> {
     sh::step("eBPF compiler: rustup's stable with the standard library's sources");
     rustup(&["component", "add", "rust-src", "--toolchain", "stable"])
@@ -78,13 +77,13 @@ fn rustup(args: &[&str]) -> Result<()> {
     let output = command.args(args).output().context("rustup is not installed (https://rustup.rs)")?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
-        let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it does not say why");
+        let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no reason");
         bail!("`rustup {}` failed: {last}", args.join(" "));
     }
     Ok(())
 }
 
-/// The linker for one of the compilers there are, the best first.
+/// Installs a linker for one of the installed compilers, in their order of preference.
 fn linker(manager: Manager) -> Result<()> {
     if present() {
         return Ok(());
@@ -93,7 +92,7 @@ fn linker(manager: Manager) -> Result<()> {
     for compiler in toolchain::compilers(target()) {
         match linker_for(manager, compiler.llvm) {
             Ok(()) => return Ok(()),
-            Err(error) if error.downcast_ref::<build::Obstacle>().is_some() => return Err(error),
+            Err(error) if error.downcast_ref::<cargo::Obstacle>().is_some() => return Err(error),
             Err(error) => {
                 let rustc = compiler.rustc.display();
                 hurdles.push(format!("for {rustc}: {error:#}"));
@@ -103,11 +102,11 @@ fn linker(manager: Manager) -> Result<()> {
     bail!("no linker: {}", hurdles.pop().unwrap_or_default())
 }
 
-/// As the user, into the user's directory, also where root installs packages.
+/// Installs a linker for one compiler into the user's data directory, as the user.
 fn linker_for(manager: Manager, llvm: u32) -> Result<()> {
     if !LINKER_LLVM.contains(&llvm) {
         let version = toolchain::BPF_LINKER_VERSION;
-        bail!("bpf-linker {version} does not know LLVM {llvm}");
+        bail!("bpf-linker {version} does not support LLVM {llvm}");
     }
     let root = toolchain::linker_root(llvm).context("neither HOME nor XDG_DATA_HOME is set")?;
     let build = root.with_extension("build");
@@ -128,19 +127,19 @@ fn linker_for(manager: Manager, llvm: u32) -> Result<()> {
         .arg(format!("llvm-{llvm}"))
         .arg("--root")
         .arg(&root)
-        // A directory of its own: a build in the usual one may wait for this set-up while it holds that one's lock.
+        // A separate target directory: a build in the usual one may hold its lock while it waits for this set-up.
         .arg("--target-dir")
         .arg(&build)
         .env("PATH", env::join_paths(path)?);
-    build::quietly(&mut cargo).context("bpf-linker cannot be built")?;
+    cargo::quietly(&mut cargo).context("bpf-linker cannot be built")?;
     fs::remove_dir_all(&build).with_context(|| format!("cannot remove {}", build.display()))?;
     if !present() {
-        bail!("{} is installed, and is not found", root.display());
+        bail!("bpf-linker was installed into {}, but is not found there", root.display());
     }
     Ok(())
 }
 
-/// LLVM's configuration program, where Debian and its derivatives have it, or Fedora.
+/// The path of `llvm-config` on Debian, its derivatives and Fedora, after installing its package.
 fn llvm_config(manager: Manager, llvm: u32) -> Result<PathBuf> {
     if manager == Manager::Dnf {
         manager.require(&["llvm-devel", "polly-devel", "gcc-c++"])?;
@@ -151,8 +150,8 @@ fn llvm_config(manager: Manager, llvm: u32) -> Result<PathBuf> {
     let llvm_config = PathBuf::from(format!("/usr/lib/llvm-{llvm}/bin/llvm-config"));
     let development = format!("llvm-{llvm}-dev");
     let polly = format!("libpolly-{llvm}-dev");
-    // llvm-config names Polly among LLVM's libraries, so that it must be there;
-    // bpf-linker is linked to C++'s standard library.
+    // llvm-config lists Polly among LLVM's libraries, so it must be installed; bpf-linker links to C++'s standard
+    // library.
     let present = llvm_config.is_file() && installed(&development) && installed(&polly);
     if !present || sh::find("g++").is_none() {
         if !packages::exists(&development)? {

@@ -1,4 +1,5 @@
-//! One set-up at a time for a user: a second one waits, and so does crafter's build script, see `toolchain::wait`.
+//! Allows one set-up at a time per user: a second one waits, and so does crafter's build script
+//! (`toolchain::wait_for_setup`).
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -7,34 +8,34 @@ use anyhow::{Context, Result};
 
 use crate::{sh, toolchain};
 
-/// For who may not write where set-up keeps what it installs.
+/// The error for a data directory that this user cannot write to.
 pub fn cannot_write(path: &Path) -> String {
     let directory = toolchain::data_directory().unwrap_or_default();
     format!(
-        "cannot write to {}: if a set-up by sudo made {} root's, `sudo chown -R \"$USER\" {}`, or name a directory of \
-         yours by XDG_DATA_HOME",
+        "cannot write to {}: if {} belongs to root because set-up ran under sudo, run `sudo chown -R \"$USER\" {}`; \
+         otherwise set XDG_DATA_HOME to a directory that you can write to",
         path.display(),
         directory.display(),
         directory.display()
     )
 }
 
-/// Held as long as a set-up is at work; released when dropped, and by the end of the process.
+/// The lock of a running set-up; released when dropped, and when the process ends.
 pub struct Lock(#[expect(dead_code, reason = "holds the lock")] File);
 
 impl Lock {
-    /// Takes the lock, waiting for another set-up to end.
+    /// Takes the lock; waits until another set-up has released it.
     ///
     /// # Errors
-    /// If the directory of set-up cannot be written to.
+    /// If the data directory cannot be written to.
     pub fn take() -> Result<Self> {
         Self::of(toolchain::setup_lock())
     }
 
-    /// As [`Lock::take`], for what no build waits for: captures and Python's packages.
+    /// Like [`Lock::take`], for captures and Python packages, for which no build waits.
     ///
     /// # Errors
-    /// As [`Lock::take`].
+    /// Like [`Lock::take`].
     pub fn of_data() -> Result<Self> {
         Self::of(toolchain::data_directory().map(|directory| directory.join("data.lock")))
     }
@@ -45,13 +46,13 @@ impl Lock {
             fs::create_dir_all(directory).with_context(|| cannot_write(directory))?;
         }
         let file = File::options().create(true).truncate(false).write(true).open(&path);
-        // One that root made, by sudo with this HOME, can be locked all the same.
+        // A lock file that belongs to root, made under sudo with this HOME, can still be opened for reading and locked.
         let file = file.or_else(|error| File::open(&path).map_err(|_| error));
         let file = file.with_context(|| cannot_write(&path))?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                sh::note("another set-up is at work: waiting for its end");
+                sh::note("another set-up is running: waiting until it ends");
                 file.lock().with_context(|| format!("cannot lock {}", path.display()))?;
             }
             Err(TryLockError::Error(error)) => {
@@ -71,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_that_is_killed_holds_no_lock() {
+    fn lock_is_released_when_its_holder_is_killed() {
         let path = env::temp_dir().join(format!("xtask-lock-{}", std::process::id()));
         let mut holder = Command::new("flock");
         holder.args(["--exclusive", "--close"]).arg(&path).args(["sh", "-c", "echo held; exec sleep 100"]);
@@ -95,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_cannot_be_written_to_says_what_helps() {
+    fn unwritable_directory_names_remedy() {
         let sentence = |path: Option<&str>| match Lock::of(path.map(PathBuf::from)) {
             Ok(_) => panic!("{path:?} can be locked"),
             Err(error) => format!("{error:#}"),

@@ -1,4 +1,4 @@
-//! Tools that this host cannot have, and why: remembered for a day, so that the second run is quick.
+//! Tools that could not be installed, with the reason. They are recorded for a day, so that the second run is quick.
 
 use std::fmt;
 use std::fs;
@@ -11,35 +11,35 @@ use super::packages::Refusal;
 use super::tools::Tool;
 use crate::toolchain;
 
-/// How long a refusal is believed.
+/// How long a recorded refusal is valid.
 const AGE: Duration = Duration::from_secs(24 * 3600);
 
-/// A tool that is not there and could not be installed.
+/// A tool that is missing and could not be installed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Missing {
     /// The program, or `python3-NAME` for a module.
     pub command: String,
-    /// The package, why not, what does not run without it, and what would help.
+    /// The package, the reason, what does not run without it, and what to do.
     pub sentence: String,
 }
 
 impl Missing {
-    /// By the word of the package manager.
+    /// A tool whose package the package manager refuses.
     pub fn refused(tool: &Tool, refusal: &Refusal) -> Self {
         let Refusal { package, why, help } = refusal;
         let sentence = format!("package {package}: {why}; what does not run: {}; {help}", tool.without);
         Self { command: tool.command.to_owned(), sentence }
     }
 
-    /// Where the installation itself failed.
+    /// A tool whose installation failed.
     pub fn failed(tool: &Tool, package: &str, error: &anyhow::Error) -> Self {
         let sentence = format!("package {package}: {error:#}; what does not run: {}", tool.without);
         Self { command: tool.command.to_owned(), sentence }
     }
 
-    /// On a host whose packages set-up does not know.
+    /// A tool on a host whose package manager set-up does not support.
     pub fn unknown_host(tool: &Tool) -> Self {
-        let sentence = format!("set-up does not know this host's packages; what does not run: {}", tool.without);
+        let sentence = format!("set-up does not support this host's packages; what does not run: {}", tool.without);
         Self { command: tool.command.to_owned(), sentence }
     }
 }
@@ -54,7 +54,7 @@ fn directory() -> Option<PathBuf> {
     Some(toolchain::data_directory()?.join("refused"))
 }
 
-/// What is remembered of a tool.
+/// Reads the record of a tool, if there is a valid one.
 pub fn read(tool: &Tool) -> Option<Missing> {
     let path = directory()?.join(tool.command);
     let age = SystemTime::now().duration_since(fs::metadata(&path).ok()?.modified().ok()?).ok()?;
@@ -62,7 +62,7 @@ pub fn read(tool: &Tool) -> Option<Missing> {
     Some(Missing { command: tool.command.to_owned(), sentence })
 }
 
-/// Remembers it.
+/// Records a missing tool.
 pub fn write(missing: &Missing) -> Result<()> {
     let directory = directory().context("neither HOME nor XDG_DATA_HOME is set: set HOME")?;
     fs::create_dir_all(&directory)?;
@@ -70,7 +70,7 @@ pub fn write(missing: &Missing) -> Result<()> {
         .with_context(|| format!("cannot write to {}", directory.display()))
 }
 
-/// Forgets all of it, so that everything is tried again.
+/// Removes all records, so that every tool is tried again.
 pub fn forget() {
     if let Some(directory) = directory() {
         // There may be none.

@@ -1,26 +1,26 @@
-//! Room on the disk, asked for before anything is begun: a build that fails after five minutes for want of it is worse.
+//! Checks for free disk space before anything is started, rather than failing minutes later.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Result, bail};
 
-use super::Purpose;
+use super::tools::Purpose;
 use crate::sh;
 
-/// Mebibytes that a build from nothing takes below the target directory.
+/// MiB that a build from an empty target directory takes.
 fn build(purposes: &[Purpose]) -> u64 {
     let tests = purposes.iter().any(|purpose| [Purpose::Test, Purpose::Machines].contains(purpose));
     if tests { 9_000 } else { 2_000 }
 }
 
-/// Mebibytes that the packages of the eBPF compiler and LLVM take.
+/// MiB that the packages of the eBPF compiler and LLVM take.
 const COMPILER: u64 = 1_300;
 
-/// Looks whether there is room for what is missing.
+/// Checks that there is enough disk space for what is missing.
 ///
 /// # Errors
-/// A sentence with how much there is and how much is needed.
+/// If there is not; the error says how much is free and how much is needed.
 pub fn check(purposes: &[Purpose], compiler: bool) -> Result<()> {
     let target = sh::release_directory();
     let target = target.parent().unwrap_or(Path::new("/"));
@@ -33,7 +33,7 @@ pub fn check(purposes: &[Purpose], compiler: bool) -> Result<()> {
     }
     let mut file_systems: Vec<(String, u64, u64, PathBuf)> = Vec::new();
     for (path, needed) in needs {
-        // Where `df` does not answer, the build finds out.
+        // If `df` fails, the build reports a full disk.
         let Some((mount, free)) = free(&path) else { continue };
         match file_systems.iter_mut().find(|(other, ..)| *other == mount) {
             Some((_, _, sum, _)) => *sum += needed,
@@ -43,8 +43,8 @@ pub fn check(purposes: &[Purpose], compiler: bool) -> Result<()> {
     for (mount, free, needed, path) in file_systems {
         if free < needed {
             bail!(
-                "too little room in {} (file system {mount}): {free} MiB are free, about {needed} MiB are needed; free \
-                 some space, or set CARGO_TARGET_DIR to a directory elsewhere",
+                "not enough disk space in {} (file system {mount}): {free} MiB are free, about {needed} MiB are needed; \
+                 free some space, or set CARGO_TARGET_DIR to a directory on another file system",
                 path.display()
             );
         }
@@ -52,12 +52,12 @@ pub fn check(purposes: &[Purpose], compiler: bool) -> Result<()> {
     Ok(())
 }
 
-/// The nearest directory above that is there.
+/// The nearest existing ancestor directory.
 fn existing(path: &Path) -> PathBuf {
     path.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/")).to_owned()
 }
 
-/// The mount point of a path's file system, and its free room in MiB.
+/// The mount point of a path's file system, and its free space in MiB.
 fn free(path: &Path) -> Option<(String, u64)> {
     let text = sh::output(Command::new("df").args(["-P", "-k"]).arg(path).env("LC_ALL", "C")).ok()?;
     read(&text)
@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_words_of_df() {
+    fn output_of_df_is_parsed() {
         let text = "Filesystem 1024-blocks Used Available Capacity Mounted on\n/dev/vda 264090404 11 83886080 13% /\n";
         assert_eq!(read(text), Some(("/".into(), 81_920)));
         assert_eq!(read("df: no such file\n"), None);

@@ -1,5 +1,5 @@
-//! Scapy from PyPI with crafter-scapy, in a virtual environment beside what cargo builds: that is what users have.
-//! Where PyPI is out of reach, tests take Debian's Scapy, and a note says so.
+//! Scapy from PyPI with crafter-scapy, in a virtual environment in the target directory, as users install it. If PyPI
+//! cannot be reached, the tests use Debian's Scapy, and a note says so.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,13 +11,13 @@ use anyhow::{Context, Result, bail};
 use super::lock::Lock;
 use crate::sh;
 
-/// The version that tests are run with.
+/// The version of Scapy that the tests use.
 const VERSION: &str = "2.8.0";
 
-/// How often pip is tried.
+/// Number of attempts of a pip command.
 const TRIES: u32 = 3;
 
-/// Of the system, so that other users can run it, too.
+/// The system's Python, so that other users can run it, too.
 const PYTHON: &str = "/usr/bin/python3";
 
 /// The virtual environment.
@@ -25,19 +25,19 @@ pub fn directory() -> PathBuf {
     sh::release_directory().with_file_name("scapy")
 }
 
-/// Where its packages are, as users other than this one import them; `None`: it is not there.
+/// The environment's `site-packages`, for other users' `PYTHONPATH`; `None` if it is not installed.
 pub fn packages() -> Option<PathBuf> {
     let library = directory().join("lib");
     let versions = fs::read_dir(library).ok()?.flatten().map(|entry| entry.path().join("site-packages"));
     versions.into_iter().find(|packages| packages.join("crafter_scapy").is_dir())
 }
 
-/// Why it could not be had.
+/// Why it could not be installed.
 pub fn missing() -> Option<String> {
     Some(fs::read_to_string(directory().with_extension("missing")).ok()?.trim().to_owned())
 }
 
-/// Makes it, or brings it up to date; only if `again` after it could not be had before.
+/// Creates or updates the environment; after a failure only if `again`.
 pub fn ensure(again: bool) -> Result<()> {
     let note = directory().with_extension("missing");
     if is_current() || (note.exists() && !again) {
@@ -49,15 +49,15 @@ pub fn ensure(again: bool) -> Result<()> {
         Ok(()) if note.exists() => Ok(fs::remove_file(note)?),
         Ok(()) => Ok(()),
         Err(error) => {
-            println!("    going on with Debian's Scapy, on which the tests of crafter-scapy run then: {error:#}");
-            println!("    when PyPI is in reach, `cargo xtask setup` tries again");
+            println!("    continuing with Debian's Scapy for the tests of crafter-scapy: {error:#}");
+            println!("    run `cargo xtask setup` again when PyPI can be reached");
             fs::create_dir_all(note.parent().context("a directory for the note")?)?;
             Ok(fs::write(note, format!("{error:#}\n"))?)
         }
     }
 }
 
-/// Whether Scapy is there in this version, and crafter-scapy as it is in the source.
+/// Whether this version of Scapy is installed, and crafter-scapy as it is in the source tree.
 fn is_current() -> bool {
     let Some(packages) = packages() else { return false };
     packages.join(format!("scapy-{VERSION}.dist-info")).is_dir()
@@ -81,14 +81,14 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>> {
 fn install() -> Result<()> {
     if packages().is_none() {
         sh::run_quietly(Command::new(PYTHON).args(["-m", "venv", "--clear"]).arg(directory()))
-            .context("a virtual environment cannot be made (Debian has the module in python3-venv)")?;
+            .context("cannot create a virtual environment (on Debian, install python3-venv)")?;
     }
     let scapy = format!("scapy=={VERSION}");
     pip(&[&scapy])?;
-    // What is installed may be of the same version and older.
+    // The installed crafter-scapy may have the same version number and be older.
     pip(&["--force-reinstall", "--no-deps", &source().to_string_lossy()])?;
     if !is_current() {
-        bail!("pip has installed something else than what is in {}", source().display());
+        bail!("pip installed files that differ from those in {}", source().display());
     }
     Ok(())
 }

@@ -1,32 +1,32 @@
-//! Which programs each job runs, and which package has them.
+//! The programs that each job runs, and the packages that contain them.
 
 use std::process::Command;
 
 use crate::sh;
 
-/// What a job needs; each includes [`Purpose::Build`].
+/// What a job needs tools for; each purpose includes [`Purpose::Build`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// `build`, `run`, `demo`, `install`: compiling, and nothing else.
+    /// `build`, `run`, `demo`, `install`: compiling only.
     Build,
-    /// `test`: the peers and the judges of the tests.
+    /// `test`: real peers and independent dissectors.
     Test,
-    /// `vm-test`: what makes and boots a virtual machine.
+    /// `vm-test`: building and booting virtual machines.
     Machines,
-    /// `bench`: the peers of the benchmark.
+    /// `bench`: the tools that crafter is compared with.
     Bench,
 }
 
 /// A program that a job runs, or a module of the system's Python.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tool {
-    /// What must be in `PATH`, or in root's directories; `python3-NAME`: a module of `/usr/bin/python3`.
+    /// A program in `PATH` or a system directory; `python3-NAME`: a module of `/usr/bin/python3`.
     pub command: &'static str,
-    /// The package of Debian and Ubuntu; without a service of its own where there is the choice.
+    /// The package of Debian and Ubuntu; where there is a choice, the one that starts no service.
     pub debian: &'static str,
     /// The package of Fedora.
     pub fedora: &'static str,
-    /// Who needs it.
+    /// The jobs that need it.
     pub purpose: Purpose,
     /// What does not run without it.
     pub without: &'static str,
@@ -49,34 +49,34 @@ const TOOLS: [Tool; 23] = [
     tool("c++", "build-essential", "gcc-c++", Build, "the eBPF linker cannot be built"),
     tool("pcap-config", "libpcap-dev", "libpcap-devel", Build, "crafter cannot be linked"),
     tool("capinfos", "wireshark-common", "wireshark-cli", Test, "the tests of capture files"),
-    tool("curl", "curl", "curl", Test, "the tests of the kernel's own connections beside crafter's"),
+    tool("curl", "curl", "curl", Test, "the tests of the kernel's connections next to crafter's"),
     tool("dnsmasq", "dnsmasq-base", "dnsmasq", Test, "the tests of DNS against a real server"),
     tool("ethtool", "ethtool", "ethtool", Test, "the tests that switch offloads"),
     tool("groff", "groff-base", "groff-base", Test, "the tests of the manual pages"),
     tool("ip", "iproute2", "iproute", Test, "all tests in network namespaces"),
-    tool("iptables", "iptables", "iptables-nft", Test, "the tests beside a firewall"),
+    tool("iptables", "iptables", "iptables-nft", Test, "the tests with a firewall"),
     tool("nginx", "nginx-light", "nginx", Test, "the tests against a real web server"),
-    tool("ps", "procps", "procps-ng", Test, "the tests that look at processes"),
+    tool("ps", "procps", "procps-ng", Test, "the tests that inspect processes"),
     tool("python3", "python3", "python3", Test, "the tests with Scapy as the peer"),
     tool("python3-ensurepip", "python3-venv", "python3", Test, "the tests of crafter-scapy with PyPI's Scapy"),
     tool("python3-scapy", "python3-scapy", "python3-scapy", Test, "the tests with Scapy as the peer"),
     tool("socat", "socat", "socat", Test, "the test of the protocol's example"),
-    tool("strace", "strace", "strace", Test, "the tests that end crafter at any system call"),
+    tool("strace", "strace", "strace", Test, "the tests that kill crafter at any system call"),
     tool("systemd-analyze", "systemd", "systemd", Test, "the tests of the units"),
-    tool("tcpdump", "tcpdump", "tcpdump", Test, "the tests that judge what is on the wire"),
-    tool("traceroute", "traceroute", "traceroute", Test, "the tests of paths"),
-    tool("tshark", "tshark", "wireshark-cli", Test, "the tests that judge bytes by a second dissector"),
+    tool("tcpdump", "tcpdump", "tcpdump", Test, "the tests that capture packets"),
+    tool("traceroute", "traceroute", "traceroute", Test, "the tests of traceroute"),
+    tool("tshark", "tshark", "wireshark-cli", Test, "the tests that compare crafter's dissection with tshark's"),
     tool("depmod", "kmod", "kmod", Machines, "the tests in virtual machines"),
     tool("trafgen", "netsniff-ng", "netsniff-ng", Bench, "the comparison with trafgen"),
 ];
 
-/// Attaches the egress filter on kernels without tcx.
-const TC: Tool = tool("tc", "iproute2", "iproute-tc", Build, "attaching the egress filter on Linux before 6.6");
+/// Attaches the egress program on kernels without tcx.
+const TC: Tool = tool("tc", "iproute2", "iproute-tc", Build, "attaching the egress program on Linux before 6.6");
 
 /// The first kernel with tcx.
 const TCX: (u32, u32) = (6, 6);
 
-/// The system's QEMU: not in the table, since a job may go on with one of its own, see `vm::emulator`.
+/// The system's QEMU; not in the table, since `vm::emulator` can unpack one instead.
 pub const QEMU: Tool = tool(
     "qemu-system-x86_64",
     "qemu-system-x86",
@@ -86,7 +86,7 @@ pub const QEMU: Tool = tool(
 );
 
 impl Tool {
-    /// Whether it is there.
+    /// Whether it is installed.
     pub fn is_there(&self) -> bool {
         match self.command.strip_prefix("python3-") {
             Some(module) => has_module(module),
@@ -95,7 +95,7 @@ impl Tool {
     }
 }
 
-/// What these purposes need and this host lacks.
+/// The tools that these purposes need and that are not installed.
 pub fn missing(purposes: &[Purpose]) -> Vec<Tool> {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let wanted = TOOLS.into_iter().filter(|tool| tool.purpose == Build || purposes.contains(&tool.purpose));
@@ -103,7 +103,7 @@ pub fn missing(purposes: &[Purpose]) -> Vec<Tool> {
     wanted.filter(|tool| !tool.is_there()).collect()
 }
 
-/// Whether a kernel release has tcx; yes, if it cannot be read.
+/// Whether a kernel release has tcx; `true` if the release cannot be parsed.
 fn has_tcx(release: &str) -> bool {
     let mut numbers = release.split('.').map(|number| number.parse::<u32>().ok());
     match (numbers.next().flatten(), numbers.next().flatten()) {
@@ -113,7 +113,7 @@ fn has_tcx(release: &str) -> bool {
 }
 
 fn has_module(name: &str) -> bool {
-    // Finds the module without the second that loading Scapy takes.
+    // Finds the module without importing it: importing Scapy takes a second.
     let find = "import importlib.util as u, sys; sys.exit(u.find_spec(sys.argv[1]) is None)";
     sh::output(Command::new("/usr/bin/python3").args(["-c", find, name])).is_ok()
 }
@@ -123,19 +123,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn build_asks_for_no_peer() {
+    fn build_needs_no_peer() {
         let packages: Vec<_> = TOOLS.iter().filter(|tool| tool.purpose == Build).map(|tool| tool.debian).collect();
         assert_eq!(packages, ["build-essential", "build-essential", "libpcap-dev"]);
     }
 
     #[test]
-    fn tc_is_asked_for_on_old_kernels() {
+    fn old_kernels_need_tc() {
         assert!(!has_tcx("6.1.0-40-amd64") && !has_tcx("5.18.0"));
         assert!(has_tcx("6.6.1") && has_tcx("7.0.0-rc1") && has_tcx(""));
     }
 
     #[test]
-    fn each_tool_says_what_does_not_run_without_it() {
+    fn each_tool_names_what_needs_it() {
         for tool in TOOLS.iter().chain([&QEMU]) {
             assert!(!tool.without.is_empty() && !tool.debian.is_empty() && !tool.fedora.is_empty(), "{tool:?}");
         }

@@ -1,10 +1,6 @@
-//! `cargo xtask test [--long] [FILTER]`: builds as the user, runs as root.
+//! `cargo xtask test [--long] [FILTER]`: builds the tests as the user and runs them as root.
 
 mod crates;
-mod libtest;
-mod program;
-mod select;
-mod stand_in;
 mod summary;
 
 use std::collections::BTreeSet;
@@ -14,25 +10,19 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 
+use crate::program::{self, Ending, StandIns, Surroundings, TestProgram, lengths, modules, tally};
 use crate::progress::Progress;
 use crate::setup::{self, Missing, Purpose};
-use crate::{build, deny, fresh, host, sh, vm};
-pub use libtest::Output;
-#[cfg(test)]
-pub use program::Module;
-use program::{Ending, Surroundings, lengths, tally};
-pub use program::{TestProgram, build_tests, modules};
-use stand_in::StandIns;
+use crate::{cargo, deny, fresh, host, sh, vm};
 use summary::Summary;
 
-/// Seconds until a test program is ended, in the usual form and in the long one.
+/// Seconds after which a test program is ended: by default, and with `--long`.
 const WATCHDOG: [u64; 2] = [900, 7200];
 
-/// Sets up, checks format and lints (only without a filter), then runs every test program to its end, whatever failed
-/// before, and what failed once more.
+/// Sets up, checks format and lints (without a filter), then runs every test program. Failed tests are run once more.
 pub fn job(args: &[String]) -> Result<ExitCode> {
     let is_long = args.iter().any(|arg| arg == "--long");
-    // `test FILTER -- --nocapture`, as cargo has it; libtest gets both alike.
+    // `test FILTER -- --nocapture` works as with cargo.
     let args: Vec<String> = args.iter().filter(|arg| !["--", "--long"].contains(&arg.as_str())).cloned().collect();
     let args = args.as_slice();
     sh::become_root()?;
@@ -55,7 +45,7 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
         let Some(arguments) = program.arguments(args, &modules) else { continue };
         sh::step(&format!("Tests of {} (as root)", program.title));
         again.extend(first(program, arguments, &surroundings, &mut summary)?);
-        // After each, so that it is known whose it is.
+        // After each program, so that the culprit is known.
         check_host(&program.title, &before, &surroundings.marker, &mut summary)?;
     }
     let failed_examples = examples(args, &surroundings, &mut summary)?;
@@ -96,10 +86,10 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
     Ok(if summary.close() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Sets up and builds; the test programs, and the peers that this host cannot have.
+/// Sets up and builds; returns the test programs, and the peers that could not be installed.
 fn prepare(args: &[String], summary: &mut Summary) -> Result<(Vec<TestProgram>, Vec<Missing>)> {
     let setup = {
-        let _progress = Progress::start(build::TYPICAL);
+        let _progress = Progress::start(cargo::RELEASE_TIME);
         setup::begin(&[Purpose::Build, Purpose::Test, Purpose::Machines])?
     };
     setup::ensure_corpora(false);
@@ -107,13 +97,13 @@ fn prepare(args: &[String], summary: &mut Summary) -> Result<(Vec<TestProgram>, 
     if args.is_empty() {
         check_source(summary)?;
     }
-    let _progress = Progress::start(build::TYPICAL * 3 / 2);
+    let _progress = Progress::start(cargo::RELEASE_TIME * 3 / 2);
     sh::step("Building the tests for release");
-    // The examples are left to clippy.
+    // Examples are compiled by clippy.
     setup.finish_with(program::build_tests(&["--tests"]))
 }
 
-/// In CI each peer is part of the test; elsewhere its tests are reported as not run.
+/// Reports missing peers. In CI, a missing peer is a failure; otherwise its tests are reported as not run.
 fn report_missing(missing: &[Missing], is_ci: bool, summary: &mut Summary) {
     for missing in missing {
         match is_ci {
@@ -134,12 +124,12 @@ fn check_source(summary: &mut Summary) -> Result<()> {
     if !has("clippy") {
         println!("    skipped: this toolchain has no cargo clippy");
     } else {
-        let _progress = Progress::start(build::TYPICAL / 2);
+        let _progress = Progress::start(cargo::RELEASE_TIME / 2);
         let mut clippy = sh::cargo();
-        // The programs `demo` and `bench`, too.
+        // Include the programs `demo` and `bench`.
         clippy.args(["clippy", "--release", "--all-targets", "--features", "crafter/demo,crafter-tests/bench"]);
         clippy.args(["--", "-D", "warnings"]);
-        if let Err(error) = build::cargo(&mut clippy) {
+        if let Err(error) = cargo::run(&mut clippy) {
             summary.fail(format!("cargo clippy: {error:#}"));
         }
     }
@@ -148,23 +138,23 @@ fn check_source(summary: &mut Summary) -> Result<()> {
         Err(error) => summary.fail(format!("{error:#}")),
     }
     match deny::check_offline()? {
-        None => println!("    skipped: cargo-deny is not installed (`cargo xtask deny` does that)"),
+        None => println!("    skipped: cargo-deny is not installed (`cargo xtask deny` installs it)"),
         Some(0) => {}
         Some(_) => summary.fail("cargo deny".to_owned()),
     }
     Ok(())
 }
 
-/// A program of which something failed.
+/// A program with a failure.
 struct Failed<'a> {
     program: &'a TestProgram,
     arguments: Vec<String>,
     ending: Ending,
-    /// The missing peers that its tests have called.
+    /// The missing peers that its tests called.
     called: BTreeSet<String>,
 }
 
-/// Runs a program, and returns it if something failed.
+/// Runs a program; returns it if something failed.
 fn first<'a>(
     program: &'a TestProgram,
     arguments: Vec<String>,
@@ -183,7 +173,7 @@ fn first<'a>(
     Ok(Some(Failed { program, arguments, ending, called }))
 }
 
-/// Runs once more what failed of a program.
+/// Runs the failed tests of a program once more.
 fn second(failed: &Failed<'_>, surroundings: &Surroundings, summary: &mut Summary) -> Result<()> {
     let Failed { program, arguments, ending, called } = failed;
     let run = |args: &[String], log: &str| program.run(args, log, surroundings);
@@ -197,7 +187,7 @@ fn second(failed: &Failed<'_>, surroundings: &Surroundings, summary: &mut Summar
 
 const EXAMPLES: &str = "documentation examples";
 
-/// Runs the documentation examples; how that ended, if some failed.
+/// Runs the documentation examples; returns the result if one failed.
 fn examples(args: &[String], surroundings: &Surroundings, summary: &mut Summary) -> Result<Option<Ending>> {
     sh::step("Documentation examples (as the user)");
     let ending = run_examples(args, &log_name(EXAMPLES, "first"), surroundings)?;
@@ -212,26 +202,26 @@ fn run_examples(args: &[String], log: &str, surroundings: &Surroundings) -> Resu
     tally(&mut docs, EXAMPLES, &surroundings.logs.join(log))
 }
 
-/// The arguments that select an example by its name, `src/lib.rs - item (line 12)`, and few others: rustdoc divides
-/// arguments at spaces, so that the whole name selects nothing. The line is unlike the other words of most names.
+/// The argument that selects an example such as `src/lib.rs - item (line 12)` and few others. rustdoc splits arguments
+/// at spaces, so the whole name cannot be passed; the line number is the most specific word.
 fn only_example(name: &str) -> Vec<String> {
     let words = || name.split_whitespace();
     words().rfind(|word| word.ends_with(')')).or(words().next()).map(str::to_owned).into_iter().collect()
 }
 
-/// How something that failed is run once more.
+/// How a program or the documentation examples are run once more.
 struct Second<'a> {
     title: &'a str,
-    /// The title of one test.
+    /// Returns the title of a test.
     titled: &'a dyn Fn(&str) -> String,
-    /// With these arguments, its output kept in the file of this name.
+    /// Runs it with these arguments, and writes its output to the file of this name.
     run: &'a dyn Fn(&[String], &str) -> Result<Ending>,
-    /// The arguments for one test alone.
+    /// Returns the arguments that run one test.
     alone: &'a dyn Fn(&str) -> Vec<String>,
 }
 
-/// Runs what failed once more: each test alone, or the whole program where it ended without naming one. Returns the
-/// missing peers that these tests call.
+/// Runs each failed test once more, alone, or the whole program if it failed without naming a test. Returns the missing
+/// peers that these tests called.
 fn once_more(
     second: &Second<'_>,
     first: &Ending,
@@ -278,24 +268,24 @@ fn names(ending: &Ending) -> String {
     }
 }
 
-/// A test that calls a peer that is not there must fail, or it would pass whatever the peer does: `called` are those
-/// that no failed test has called.
+/// Fails for each missing peer in `called`, which no failed test called: a test that passes without the peer that it
+/// calls would pass whatever the peer does.
 fn check_calls(title: &str, called: &BTreeSet<String>, summary: &mut Summary) {
     for command in called {
         summary.fail(format!("{title}: a test passed without {command}, which it calls"));
     }
 }
 
-/// The short form of the tests on other kernels.
+/// Runs the short form of the tests on other kernels.
 fn machines(programs: &[TestProgram], surroundings: &Surroundings, summary: &mut Summary) {
     const TITLE: &str = "tests on other kernels";
-    // The machines get this host's peers.
+    // The virtual machines run this host's programs.
     let needed = |missing: &&Missing| vm::PEERS.contains(&missing.command.as_str());
     if let Some(missing) = surroundings.stand_ins.missing().iter().find(needed) {
         summary.add_not_run(TITLE, &missing.to_string());
         return;
     }
-    // Not a peer of the tests on this host, so that not even CI fails for want of it.
+    // Optional even in CI, since no test on this host uses QEMU.
     if let Err(error) = vm::ensure_short() {
         summary.add_not_run(TITLE, &format!("{error:#}"));
         return;
@@ -308,7 +298,8 @@ fn machines(programs: &[TestProgram], surroundings: &Surroundings, summary: &mut
     summary.add_time(TITLE, began.elapsed());
 }
 
-/// Whether the host is as it was. Processes that are left are ended; all else is reported once more at the end.
+/// Checks that the tests left nothing on the host. Processes that are left are ended; the rest is reported again at the
+/// end.
 fn check_host(whose: &str, before: &BTreeSet<String>, marker: &str, summary: &mut Summary) -> Result<bool> {
     let left = host::left_behind(before, marker)?;
     for entry in &left {
@@ -321,14 +312,14 @@ fn check_host(whose: &str, before: &BTreeSet<String>, marker: &str, summary: &mu
     Ok(left.is_empty())
 }
 
-/// Tells this run's processes from those of another one.
+/// A unique value that identifies the processes of this run.
 fn marker() -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let now = now.map_or(0, |now| now.as_nanos());
     format!("{}-{now}", std::process::id())
 }
 
-/// A file name for the output of a program or a test.
+/// The file name for the output of a program or a test.
 fn log_name(title: &str, run: &str) -> String {
     let name: String = title.chars().map(|letter| if letter.is_alphanumeric() { letter } else { '-' }).collect();
     format!("{name}.{run}.txt")
@@ -342,7 +333,7 @@ mod tests {
     use super::*;
     use crate::executable;
 
-    /// Runs a program of two tests of which one calls a peer that is missing, as `job` does; the summary.
+    /// Runs a program with two tests, one of which calls a missing peer, as `job` does; returns the summary.
     fn run(script: &str, is_ci: bool) -> Summary {
         static NUMBER: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
         let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -373,7 +364,7 @@ mod tests {
         summary
     }
 
-    /// Alone, with --exact, the test that needs the peer; else both.
+    /// With --exact, the test that needs the peer; otherwise both tests.
     const NEEDS_IT: &str = "passed=1; [ \"$1\" = --exact ] && passed=0
         if no-such-peer --version >/dev/null 2>&1; then
             echo \"test result: ok. $((passed + 1)) passed; 0 failed\"
@@ -384,9 +375,9 @@ mod tests {
         fi";
 
     #[test]
-    fn a_test_whose_peer_is_missing_is_not_run_and_counted() {
+    fn test_with_missing_peer_is_reported_as_not_run() {
         if !sh::is_root() {
-            println!("not run: this test asks for root");
+            println!("not run: this test needs root");
             return;
         }
         let mut summary = run(NEEDS_IT, false);
@@ -400,12 +391,12 @@ mod tests {
         let lines = summary.lines();
         assert!(lines.contains(&"FAILED: missing peer no-such-peer: not in this suite".to_owned()), "{lines:?}");
         assert!(lines.contains(&expected.to_owned()) && !summary.close(), "{lines:?}");
-        // One that passes all the same would pass whatever the peer does.
+        // A test that passes without its peer is an error.
         let mut summary = run("no-such-peer 2>/dev/null; echo 'test result: ok. 2 passed; 0 failed'", false);
         let lines = summary.lines();
         assert!(lines.iter().any(|line| line.contains("a test passed without no-such-peer")), "{lines:?}");
         assert!(!summary.close());
-        // One that fails for another reason fails.
+        // A test that fails without calling a missing peer fails.
         let other = "printf 'failures:\\n\\nfailures:\\n    other\\n\\n'; echo 'test result: FAILED. 0 passed; 1 failed'; exit 101";
         let mut summary = run(other, false);
         let lines = summary.lines();
@@ -413,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn an_example_is_selected_by_one_word() {
+    fn examples_are_selected_by_line_number() {
         for (name, word) in [
             ("crafter/src/lib.rs - session::Session::sr (line 12)", "12)"),
             ("crafter/src/lib.rs - (line 7) - compile fail", "7)"),

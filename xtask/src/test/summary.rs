@@ -1,17 +1,17 @@
-//! What a run of all tests gave, and its closing lines.
+//! The result of a test run, and its closing lines.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::{sh, vm};
 
-/// So many tests that fail by chance are no accident any more.
+/// Number of flaky tests that fails the run.
 const FLAKY_LIMIT: usize = 3;
 
-/// How many of the slowest programs are listed.
+/// Number of slow programs that are listed.
 const SLOWEST: usize = 10;
 
-/// Counts, and names for what needs a look.
+/// Counts of test results, and names of tests that did not pass.
 #[derive(Default)]
 pub struct Summary {
     passed: u64,
@@ -24,38 +24,38 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Adds tests that passed and tests that are marked as ignored.
+    /// Adds passed and ignored tests.
     pub fn add(&mut self, passed: u64, skipped: u64) {
         self.passed += passed;
         self.skipped += skipped;
     }
 
-    /// Adds how long a program took.
+    /// Adds the duration of a program.
     pub fn add_time(&mut self, title: &str, time: Duration) {
         self.times.push((time, title.to_owned()));
     }
 
-    /// Adds a test that failed, or a check.
+    /// Adds a failed test or check.
     pub fn fail(&mut self, what: String) {
         println!("FAILED: {what}");
         self.failed += 1;
         self.failures.push(what);
     }
 
-    /// Adds a test that failed and passed when it was run once more, alone.
+    /// Adds a test that failed, and passed when it was run once more, alone.
     pub fn add_flaky(&mut self, what: &str, outputs: [&PathBuf; 2]) {
         self.passed += 1;
         let [first, second] = outputs.map(|path| path.display());
         self.flaky.push(format!("{what} (outputs: {first}, {second})"));
     }
 
-    /// Adds tests that could not run, and why.
+    /// Adds tests that could not run, and the reason.
     pub fn add_not_run(&mut self, what: &str, why: &str) {
         self.skipped += 1;
         self.not_run.push(format!("{what}: not run: {why}"));
     }
 
-    /// Adds the tests in a virtual machine.
+    /// Adds the results of a virtual machine.
     pub fn add_kernel(&mut self, run: &vm::Run) {
         for program in &run.programs {
             self.passed += program.output.passed;
@@ -75,7 +75,7 @@ impl Summary {
         self.passed + self.failed + self.skipped == 0
     }
 
-    /// Prints the tables and the closing line; whether the run passed.
+    /// Prints the tables and the closing line; returns whether the run passed.
     pub fn close(mut self) -> bool {
         if self.flaky.len() >= FLAKY_LIMIT {
             self.fail(format!("{} flaky tests in one run; {} are allowed", self.flaky.len(), FLAKY_LIMIT - 1));
@@ -116,13 +116,13 @@ mod tests {
     }
 
     #[test]
-    fn flaky_tests_pass_up_to_two_in_a_run() {
+    fn three_flaky_tests_fail_the_run() {
         assert!(summary(0).close() && summary(2).close());
         assert!(!summary(3).close());
     }
 
     #[test]
-    fn what_was_not_run_is_counted_and_named() {
+    fn tests_not_run_are_counted_and_named() {
         let mut summary = summary(1);
         summary.add_not_run("tests: test exchange a::b", "nginx is missing");
         let lines = summary.lines();

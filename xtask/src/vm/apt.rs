@@ -1,5 +1,5 @@
-//! Debian's packages of kernels and of QEMU by apt, with lists and a cache of its own: nothing of the host's changes,
-//! nothing is installed, and suites other than the host's can be read. The mirror is the one that the host uses.
+//! Downloads Debian's packages of kernels and QEMU by apt with private lists and cache: the host's apt is unchanged,
+//! nothing is installed, and suites other than the host's are available. The mirror is the host's.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,39 +10,40 @@ use anyhow::{Context, Result, bail};
 
 use crate::sh;
 
-/// What Debian's archive is signed with (package `debian-archive-keyring`).
+/// The keyring of Debian's archive (package `debian-archive-keyring`).
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// Lists older than that are brought up to date.
+/// Lists older than this are updated.
 const LISTS_AGE: Duration = Duration::from_secs(24 * 3600);
 
-/// What to do if it cannot be had.
-const ADVICE: &str = "kernels and QEMU for virtual machines come from Debian's mirror, by apt: see that \
-    `apt-get update` works here";
+/// What to do if a download fails.
+const ADVICE: &str = "kernels and QEMU for virtual machines are downloaded from Debian's mirror, by apt: check that \
+    `apt-get update` works";
 
-/// A package as it is downloaded.
+/// A package to download.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Package {
     /// Its name, without the version.
     pub name: String,
-    /// What apt calls its file.
+    /// The name of its file.
     pub file: String,
-    /// Of the file.
+    /// The size of its file.
     pub bytes: u64,
 }
 
-/// Whether lists of that time need no update. One in the future was written while the clock was wrong.
+/// Whether lists updated at `then` are still current. A time in the future means that the clock was wrong.
 fn is_fresh(then: SystemTime, now: SystemTime) -> bool {
     now.duration_since(then).is_ok_and(|age| age < LISTS_AGE)
 }
 
-/// One private configuration of apt.
+/// A private configuration of apt.
 pub struct Apt {
     directory: PathBuf,
 }
 
 impl Apt {
-    /// With these suites, in a folder below `directory`; a suite that ends with `-security` is Debian's of that kind.
+    /// Creates a configuration with these suites in a folder below `directory`. Suites that end with `-security` come
+    /// from the mirror of security updates.
     pub fn open(directory: &Path, name: &str, suites: &[&str]) -> Result<Self> {
         let directory = directory.join("apt").join(name);
         for folder in ["state/lists/partial", "cache/archives/partial", "none"] {
@@ -61,7 +62,7 @@ impl Apt {
         fs::write(apt.directory.join("status"), "")?;
         if !same || !apt.is_fresh() {
             sh::step(&format!("Package lists of {}", suites.join(", ")));
-            // If that fails, the next run must not take the lists of other suites, or none, for these.
+            // If the update fails, the next run must not mistake old lists for current ones.
             let _ = fs::remove_file(apt.stamp());
             sh::run_quietly(apt.command("apt-get").args(["-qq", "update"])).context(ADVICE)?;
             fs::write(apt.stamp(), "")?;
@@ -69,13 +70,13 @@ impl Apt {
         Ok(apt)
     }
 
-    /// Names of packages that have `part` in them.
+    /// Names of kernel packages that contain `part`.
     pub fn packages(&self, part: &str) -> Result<Vec<String>> {
         let names = self.ask("apt-cache", &["pkgnames", "linux-image-"])?;
         Ok(names.lines().filter(|name| name.contains(part)).map(str::to_owned).collect())
     }
 
-    /// Downloads a package, verified, into `into`; where it is.
+    /// Downloads and verifies a package; returns its path in `into`.
     pub fn download(&self, package: &str, into: &Path) -> Result<PathBuf> {
         println!("    downloading {package}");
         fs::create_dir_all(into)?;
@@ -85,44 +86,43 @@ impl Apt {
         let mut found = fs::read_dir(into)?.flatten().map(|entry| entry.path());
         let mut is_it =
             |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix));
-        found.find(&mut is_it).with_context(|| format!("apt-get has downloaded no {package}"))
+        found.find(&mut is_it).with_context(|| format!("apt-get did not download {package}"))
     }
 
-    /// A package with all that it depends on, down to libc: as on a host where nothing is installed.
+    /// A package with all its dependencies down to libc, as if nothing were installed.
     pub fn closure(&self, package: &str) -> Result<Vec<Package>> {
         let install = ["install", "-qq", "--print-uris", "--yes", "--no-install-recommends", package];
         let text = self.ask("apt-get", &install)?;
         let packages: Vec<Package> = text.lines().filter_map(package_of).collect();
         if packages.is_empty() {
-            bail!("apt-get names no packages to install {package}: `{}`; {ADVICE}", text.trim());
+            bail!("apt-get lists no packages for {package}: `{}`; {ADVICE}", text.trim());
         }
         Ok(packages)
     }
 
-    /// What these take when they are unpacked.
+    /// Bytes that these packages take when unpacked.
     pub fn unpacked_bytes(&self, packages: &[Package]) -> Result<u64> {
         let mut show = vec!["show", "--no-all-versions"];
         show.extend(packages.iter().map(|package| package.name.as_str()));
         let text = self.ask("apt-cache", &show)?;
         let sizes = text.lines().filter_map(|line| line.strip_prefix("Installed-Size: ")?.trim().parse::<u64>().ok());
-        // The field is in KiB (Debian policy, 5.6.20).
+        // The field is in KiB (Debian Policy, section 5.6.20).
         Ok(sizes.sum::<u64>() * 1024)
     }
 
-    /// Downloads packages, verified, into `into`, each under its file's name. What is there already is not downloaded
-    /// again.
+    /// Downloads and verifies packages into `into`. Existing files are not downloaded again.
     pub fn download_all(&self, packages: &[Package], into: &Path) -> Result<()> {
         fs::create_dir_all(into)?;
         let mut download = self.command("apt-get");
         download.args(["-qq", "download"]).args(packages.iter().map(|package| &package.name));
         sh::run_quietly(download.current_dir(into)).context(ADVICE)?;
         match packages.iter().find(|package| !into.join(&package.file).is_file()) {
-            Some(missing) => bail!("apt-get has downloaded no {}", missing.file),
+            Some(missing) => bail!("apt-get did not download {}", missing.file),
             None => Ok(()),
         }
     }
 
-    /// What one of apt's programs says. An error has that, too, but not the options that make apt private.
+    /// Returns the output of one of apt's programs. Errors omit the options of the private configuration.
     fn ask(&self, program: &str, args: &[&str]) -> Result<String> {
         let output = self.command(program).args(args).stdin(Stdio::null()).output();
         let output = output.with_context(|| format!("{program} does not start"))?;
@@ -146,14 +146,14 @@ impl Apt {
         let mut command = Command::new(program);
         for (name, path) in [
             ("Dir::State", "state"),
-            // Those below them too: a host may have set them to folders of its own.
+            // Subdirectories, too, since the host's configuration may set them.
             ("Dir::State::lists", "state/lists"),
             ("Dir::State::status", "status"),
             ("Dir::Cache", "cache"),
             ("Dir::Cache::archives", "cache/archives"),
             ("Dir::Etc::sourcelist", "sources.list"),
             ("Dir::Etc::sourceparts", "none"),
-            // What the host prefers is for what the host has installed.
+            // The host's preferences do not apply.
             ("Dir::Etc::preferences", "none/preferences"),
             ("Dir::Etc::preferencesparts", "none"),
         ] {
@@ -162,11 +162,11 @@ impl Apt {
         for option in [
             "Acquire::Languages=none",
             "Acquire::Retries=3",
-            // Else lists that could not be had are a warning, and would count as brought up to date.
+            // Otherwise a failed download of lists is only a warning, and the lists would count as updated.
             "APT::Update::Error-Mode=any",
             "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false",
             "Acquire::IndexTargets::deb::CNF::DefaultEnabled=false",
-            // Root's apt would download as a user who may not look into here.
+            // As root, apt would otherwise download as a user without access to this directory.
             "APT::Sandbox::User=root",
             "APT::Architecture=amd64",
             "APT::Architectures=amd64",
@@ -178,7 +178,7 @@ impl Apt {
     }
 }
 
-/// One line of `--print-uris`: `'URI' FILE BYTES HASH`.
+/// Parses a line of `--print-uris`: `'URI' FILE BYTES HASH`.
 fn package_of(line: &str) -> Option<Package> {
     let mut fields = line.strip_prefix('\'')?.split_once("' ")?.1.split(' ');
     let (file, bytes) = (fields.next()?, fields.next()?.parse().ok()?);
@@ -186,13 +186,13 @@ fn package_of(line: &str) -> Option<Package> {
     Some(Package { name: name.to_owned(), file: file.to_owned(), bytes })
 }
 
-/// The mirrors of Debian and of its security updates that this host uses.
+/// The host's mirrors of Debian and of its security updates.
 pub fn mirrors() -> Result<(String, String)> {
     if sh::find("apt-get").is_none() {
         bail!("apt-get is missing; {ADVICE}");
     }
     if !Path::new(KEYRING).is_file() {
-        bail!("{KEYRING} is missing, which is in Debian's package debian-archive-keyring; {ADVICE}");
+        bail!("{KEYRING} is missing: install Debian's package debian-archive-keyring; {ADVICE}");
     }
     let targets = |options: &[&str]| {
         let format = ["--format", "$(REPO_URI) $(RELEASE) $(COMPONENT) $(LABEL)", "Created-By: Packages"];
@@ -200,17 +200,17 @@ pub fn mirrors() -> Result<(String, String)> {
     };
     let found = match labelled(&targets(&[])?) {
         Some(found) => found,
-        // A host that never had `apt-get update`, or whose lists were removed, as in many containers.
+        // `apt-get update` was never run, or the lists were removed, as in many containers.
         None => named(&targets(&["--no-release-info"])?)
-            .with_context(|| format!("this host's apt has no source of Debian's; {ADVICE}"))?,
+            .with_context(|| format!("this host's apt has no source of Debian; {ADVICE}"))?,
     };
     let (main, security) = found;
-    // Where the host does without them: beside the other.
+    // Without a source of security updates: the usual path next to the main mirror.
     let security = security.unwrap_or_else(|| format!("{}-security/", main.trim_end_matches('/')));
     Ok((main, security))
 }
 
-/// Debian's mirrors by what their lists say of themselves: `URI RELEASE COMPONENT LABEL`.
+/// Finds Debian's mirrors by the labels of their lists: `URI RELEASE COMPONENT LABEL`.
 fn labelled(targets: &str) -> Option<(String, Option<String>)> {
     let of = |label: &str| {
         let mut lines = targets.lines().map(|line| line.splitn(4, ' ').collect::<Vec<_>>());
@@ -219,7 +219,7 @@ fn labelled(targets: &str) -> Option<(String, Option<String>)> {
     Some((of("Debian")?, of("Debian-Security")))
 }
 
-/// Debian's mirrors by their addresses, where there are no lists yet. What is wrong here does not have Debian's signature.
+/// Finds Debian's mirrors by their addresses if there are no lists yet. A wrong guess fails the check of the signature.
 fn named(targets: &str) -> Option<(String, Option<String>)> {
     let of = |security: bool| {
         let mut lines = targets.lines().map(|line| line.split(' ').collect::<Vec<_>>());
@@ -227,7 +227,7 @@ fn named(targets: &str) -> Option<(String, Option<String>)> {
             let (uri, release, component) = (*fields.first()?, *fields.get(1)?, *fields.get(2)?);
             let address = uri.trim_end_matches('/');
             let debians = address.ends_with("/debian") || address.ends_with("/debian-security");
-            // As Debian's images for clouds have it: mirror+file:/etc/apt/mirrors/debian.list
+            // Debian's cloud images use mirror+file:/etc/apt/mirrors/debian.list.
             let debians = debians || (uri.starts_with("mirror+file:") && address.contains("/debian"));
             let secure = release.ends_with("-security") || release.ends_with("/updates");
             (debians && secure == security && component.ends_with("main")).then(|| uri.to_owned())
@@ -241,14 +241,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists_of_yesterday_and_of_tomorrow_are_not_fresh() {
+    fn old_and_future_lists_are_updated() {
         let now = SystemTime::now();
         assert!(is_fresh(now, now) && is_fresh(now - LISTS_AGE / 2, now));
         assert!(!is_fresh(now - LISTS_AGE, now) && !is_fresh(now + LISTS_AGE / 2, now));
     }
 
     #[test]
-    fn the_mirrors_with_and_without_lists() {
+    fn mirrors_are_found_with_and_without_lists() {
         let debian = "http://mirror.test/debian/".to_owned();
         let security = "http://mirror.test/debian-security/".to_owned();
         let with = "https://packages.test/apt/ stable main Somebody\nhttp://mirror.test/debian/ trixie main Debian\n\
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn what_apt_would_download() {
+    fn output_of_print_uris_is_parsed() {
         let line = "'http://mirror.test/debian/pool/main/q/qemu/qemu-system-x86_7.2%2bdfsg-7_amd64.deb' \
                     qemu-system-x86_1%3a7.2+dfsg-7_amd64.deb 9281168 MD5Sum:0";
         let package = package_of(line).expect("a package");

@@ -1,4 +1,4 @@
-//! An archive that the kernel unpacks as its first file system: cpio, "newc" form (kernel documentation,
+//! Writes an initramfs archive: cpio in "newc" format (kernel documentation,
 //! driver-api/early-userspace/buffer-format).
 
 use std::fs::File;
@@ -6,20 +6,20 @@ use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// Of the mode: what kind of file it is.
+/// File types in the mode.
 const DIRECTORY: u32 = 0o040_000;
 const CHARACTERS: u32 = 0o020_000;
 const REGULAR: u32 = 0o100_000;
 const LINK: u32 = 0o120_000;
 
-/// One thing in an archive; everything belongs to root there.
+/// An entry of an archive; its owner is root.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
     /// A directory with these permissions.
     Directory(u32),
     /// A symbolic link to this path.
     Link(PathBuf),
-    /// A file that has the contents and permissions of this one.
+    /// A copy of this file, with its permissions.
     Copy(PathBuf),
     /// A file with these permissions and contents.
     Bytes(u32, Vec<u8>),
@@ -27,7 +27,7 @@ pub enum Entry {
     Characters(u32, u32, u32),
 }
 
-/// Writes an archive, entry by entry; parents come before what is in them.
+/// Writes an archive entry by entry. Directories must be added before their contents.
 pub struct Archive<W> {
     out: W,
     written: u64,
@@ -35,7 +35,7 @@ pub struct Archive<W> {
 }
 
 impl<W: Write> Archive<W> {
-    /// An empty one.
+    /// Begins an archive.
     pub fn new(out: W) -> Self {
         Self { out, written: 0, inode: 0 }
     }
@@ -72,7 +72,7 @@ impl<W: Write> Archive<W> {
         }
     }
 
-    /// Ends it. What follows may be another archive.
+    /// Writes the trailer. Another archive may follow.
     pub fn finish(mut self) -> io::Result<()> {
         self.inode = 0;
         self.header("TRAILER!!!", 0, 0, 0, (0, 0))?;
@@ -101,7 +101,7 @@ impl<W: Write> Archive<W> {
         self.out.write_all(bytes)
     }
 
-    /// Headers and contents begin at multiples of four.
+    /// Pads to a multiple of four bytes, at which headers and contents begin.
     fn pad(&mut self) -> io::Result<()> {
         let missing = self.written.next_multiple_of(4) - self.written;
         self.write(&[0; 3][..missing as usize])

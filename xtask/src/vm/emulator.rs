@@ -1,6 +1,7 @@
-//! The QEMU that runs the virtual machines: the system's, or Debian's packages unpacked beside it, for hosts where apt
-//! refuses the package (a newer `qemu-utils` conflicts with it) or where nobody may install. The unpacked one runs with
-//! its own libraries and its own loader, so that the host's libc does not matter, and nothing of the host is replaced.
+//! The QEMU for the virtual machines: the system's, or Debian's packages unpacked into a private directory, for hosts
+//! where apt refuses the package (a newer `qemu-utils` conflicts with it) or where nothing can be installed. The
+//! unpacked QEMU runs with its own libraries and dynamic loader, independent of the host's libc, and replaces nothing
+//! on the host.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -15,35 +16,35 @@ use crate::{sh, toolchain};
 /// The program's name.
 const COMMAND: &str = "qemu-system-x86_64";
 
-/// Debian's package of it.
+/// Its Debian package.
 const PACKAGE: &str = "qemu-system-x86";
 
-/// What its packages depend on for their installation only, by the beginning of the name. All others are unpacked:
-/// a library too many costs room, one too few the start.
+/// Prefixes of packages that are needed only to install the others. All other dependencies are unpacked: an unneeded
+/// library takes space, a missing one prevents the start.
 const LEFT_OUT: [&str; 9] =
     ["adduser", "base-passwd", "debconf", "gcc-", "iso-codes", "libcap2-bin", "libpam-", "login.defs", "passwd"];
 
-/// Folders of libraries, in unpacked packages before and since the merge of / and /usr.
+/// Library directories in packages from before and after the merge of / and /usr.
 const LIBRARIES: [&str; 2] = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"];
 
-/// Folders of firmware: QEMU's own, the BIOS, and the boot code of network cards.
+/// Firmware directories: QEMU's own, the BIOS, and the boot code of network cards.
 const FIRMWARE: [&str; 3] = ["usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu"];
 
-/// What libc's package calls the loader.
+/// The file name of the dynamic loader.
 const LOADER: &str = "ld-linux-x86-64.so.2";
 
-/// Between a folder's name and the process that still fills it.
+/// Separates the name of an incomplete folder from the id of the process that fills it.
 const PARTIAL: &str = ".partial-";
 
-/// The last part of an error: what to do.
+/// The last part of an error message: what to do.
 const ADVICE: &str = "install Debian's qemu-system-x86, or another package with qemu-system-x86_64 in PATH";
 
-/// A QEMU, and how it starts.
+/// A QEMU and how to start it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Emulator {
     /// Installed on the host.
     Installed(PathBuf),
-    /// In a folder of its own.
+    /// Unpacked into a private folder.
     Unpacked(Unpacked),
 }
 
@@ -54,42 +55,44 @@ pub struct Unpacked {
     loader: PathBuf,
 }
 
-/// What the choice depends on.
+/// The available QEMUs.
 struct Offers {
-    /// The system's program.
+    /// The installed program.
     installed: Option<PathBuf>,
-    /// One that a former run has unpacked.
+    /// One unpacked by an earlier run.
     unpacked: Option<Unpacked>,
-    /// The Debian release whose packages can be unpacked here, or why none.
+    /// The Debian release whose packages can be unpacked, or why that is not possible.
     release: Result<String, String>,
 }
 
-/// What to do about it.
+/// The QEMU to use.
 #[derive(Debug, PartialEq, Eq)]
 enum Choice {
     Take(Emulator),
     /// Download and unpack the packages of this Debian release.
     Download(String),
-    /// There is none, for this reason.
+    /// None, for this reason.
     Nothing(String),
 }
 
-/// Whether there is a QEMU already, the system's or an unpacked one.
+/// Whether a QEMU is installed or unpacked.
 pub fn is_present() -> bool {
     matches!(choose(Offers::look()), Choice::Take(_))
 }
 
-/// The QEMU to use; downloads and unpacks it where there is none. `directory` has the private lists of apt.
+/// Returns the QEMU to use, and downloads one if there is none. `directory` contains apt's private lists.
 ///
 /// # Errors
-/// Without any QEMU, the reason why none can be downloaded; or that the unpacked one does not start.
+/// If no QEMU can be downloaded, or the unpacked one does not start.
 pub fn ensure(directory: &Path) -> Result<Emulator> {
     match choose(Offers::look()) {
         Choice::Take(emulator) => {
             if let Emulator::Unpacked(unpacked) = &emulator {
                 emulator.check().with_context(|| {
                     let root = unpacked.root.display();
-                    format!("the QEMU in {root} does not start; remove that folder, and the next run downloads it anew")
+                    format!(
+                        "the QEMU in {root} does not start; remove that folder, and the next run downloads it again"
+                    )
                 })?;
             }
             Ok(emulator)
@@ -108,7 +111,7 @@ impl Offers {
     }
 }
 
-/// The system's before an unpacked one before a download.
+/// Chooses the installed QEMU, otherwise an unpacked one, otherwise a download.
 fn choose(offers: Offers) -> Choice {
     match offers {
         Offers { installed: Some(program), .. } => Choice::Take(Emulator::Installed(program)),
@@ -118,7 +121,7 @@ fn choose(offers: Offers) -> Choice {
     }
 }
 
-/// The Debian release of this host (os-release(5)), whose packages its mirror has.
+/// The Debian release of this host, from os-release(5).
 fn release_of(os_release: &str, architecture: &str) -> Result<String, String> {
     if architecture != "x86_64" {
         return Err(format!(
@@ -133,18 +136,19 @@ fn release_of(os_release: &str, architecture: &str) -> Result<String, String> {
         (Some("debian"), Some(release)) if !release.is_empty() && !release.contains('/') => Ok(release),
         (id, _) => {
             let host = field("PRETTY_NAME").or(id.map(str::to_owned)).unwrap_or_else(|| "an unknown system".to_owned());
-            Err(format!("{COMMAND} is not in PATH, and only Debian's can be unpacked, on Debian; this host is {host}"))
+            Err(format!("{COMMAND} is not in PATH, and it can be unpacked only on Debian; this host is {host}"))
         }
     }
 }
 
-/// Where unpacked ones are kept: of the user, so that `cargo clean` and another clone do not download again.
+/// Where unpacked QEMUs are kept: in the user's data directory, so that they survive `cargo clean` and are shared by
+/// clones.
 fn cache() -> Result<PathBuf> {
     Ok(toolchain::data_directory().context("neither HOME nor XDG_DATA_HOME is set")?.join("qemu"))
 }
 
 impl Emulator {
-    /// In words, for people.
+    /// A description for output.
     pub fn describe(&self) -> String {
         match self {
             Self::Installed(program) => program.display().to_string(),
@@ -152,7 +156,7 @@ impl Emulator {
         }
     }
 
-    /// Adds the program to a command line, with what it takes to find its libraries and firmware; its arguments follow.
+    /// Adds the program to a command line, with the options for its libraries and firmware. Its arguments follow.
     pub fn add_to(&self, command: &mut Command) {
         match self {
             Self::Installed(program) => {
@@ -162,8 +166,7 @@ impl Emulator {
         }
     }
 
-    /// Starts it without running a machine: that takes its libraries, the module with the emulated processor, and the
-    /// BIOS, and says what is missing of them.
+    /// Starts QEMU without running a machine, which fails if libraries, the TCG module or the BIOS are missing.
     fn check(&self) -> Result<()> {
         let mut command = Command::new("sh");
         command.args(["-c", "echo quit | timeout 60 \"$@\"", "sh"]);
@@ -174,7 +177,7 @@ impl Emulator {
 }
 
 impl Unpacked {
-    /// The one in this folder, if it is whole: a folder has its name only after everything is in it.
+    /// Opens the QEMU in this folder, if there is one. A folder gets its final name only when it is complete.
     fn open(root: &Path) -> Option<Self> {
         let loader = LIBRARIES.iter().map(|folder| root.join(folder).join(LOADER)).find(|path| path.is_file())?;
         root.join("usr/bin").join(COMMAND).is_file().then(|| Self { root: root.to_owned(), loader })
@@ -186,12 +189,12 @@ impl Unpacked {
         for folder in FIRMWARE {
             command.arg("-L").arg(self.root.join(folder));
         }
-        // QEMU looks for them beside its executable, which the kernel says is the loader.
+        // By default, QEMU looks for modules next to /proc/self/exe, which is the loader here.
         command.env("QEMU_MODULE_DIR", self.root.join(LIBRARIES[1]).join("qemu"));
     }
 }
 
-/// Downloads and unpacks the packages of a release, with all libraries that they depend on.
+/// Downloads and unpacks QEMU's packages of a release, with all libraries.
 fn fetch(directory: &Path, release: &str, cache: &Path) -> Result<Emulator> {
     sh::step("QEMU for the virtual machines: Debian's packages, unpacked without installing them");
     fs::create_dir_all(cache).with_context(|| format!("make {}", cache.display()))?;
@@ -231,9 +234,9 @@ fn fetch(directory: &Path, release: &str, cache: &Path) -> Result<Emulator> {
     Ok(Emulator::Unpacked(emulator))
 }
 
-/// Gives a whole folder its name.
+/// Gives a complete folder its final name.
 fn publish(partial: &Partial, into: &Path) -> Result<Unpacked> {
-    // Another run may have been quicker; its own is as good.
+    // Another run may have finished first; its result is equivalent.
     if let Some(there) = Unpacked::open(into) {
         return Ok(there);
     }
@@ -241,10 +244,10 @@ fn publish(partial: &Partial, into: &Path) -> Result<Unpacked> {
         fs::remove_dir_all(into)?;
     }
     fs::rename(&partial.0, into).with_context(|| format!("rename {} to {}", partial.0.display(), into.display()))?;
-    Unpacked::open(into).with_context(|| format!("{} is not whole", into.display()))
+    Unpacked::open(into).with_context(|| format!("{} is incomplete", into.display()))
 }
 
-/// A folder that is removed unless it got another name.
+/// A folder that is removed when dropped, unless it was renamed.
 struct Partial(PathBuf);
 
 impl Drop for Partial {
@@ -253,20 +256,20 @@ impl Drop for Partial {
     }
 }
 
-/// Removes what runs have left that were killed while they unpacked.
+/// Removes folders of runs that were killed while unpacking.
 fn sweep(cache: &Path) -> Result<()> {
     for entry in fs::read_dir(cache)?.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let process = name.split_once(PARTIAL).map(|(_, process)| Path::new("/proc").join(process));
         if process.is_some_and(|process| !process.exists()) {
-            // What still writes there, a dpkg-deb of that run, ends soon; the next run removes the rest.
+            // A dpkg-deb of that run may still write there; the next run removes the rest.
             let _ = fs::remove_dir_all(entry.path());
         }
     }
     Ok(())
 }
 
-/// Fails if the file system of `directory` has fewer bytes to spare.
+/// Fails if the file system of `directory` has fewer free bytes.
 fn has_room(directory: &Path, bytes: u64) -> Result<()> {
     let text = sh::output(Command::new("df").args(["-B1", "--output=avail"]).arg(directory))?;
     let free: u64 = text.lines().last().unwrap_or_default().trim().parse().context("df says no number")?;
@@ -336,19 +339,19 @@ mod tests {
         let program = "usr/bin/qemu-system-x86_64";
         let whole = [program, "lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"];
         let root = cache.join("bookworm");
-        // A run that was killed has everything, but not under the name; a later one removes it.
+        // The folder of a killed run is complete but not renamed; a later run removes it.
         let killed = Partial(cache.join("bookworm.partial-none"));
         fill(&killed.0, &whole);
         assert_eq!(Unpacked::open(&root), None);
-        // One that is at it is left alone.
+        // The folder of a running process is kept.
         let at_it = Partial(cache.join(format!("bookworm.partial-{}", std::process::id())));
         fill(&at_it.0, &whole);
         sweep(&cache).expect("swept");
         assert!(!killed.0.exists() && at_it.0.exists());
-        // Of which somebody has removed something.
+        // A folder with a missing file.
         fill(&root, &[program]);
         assert_eq!(Unpacked::open(&root), None);
-        // Positive control: the whole one replaces that.
+        // Positive control: a complete folder replaces it.
         let published = publish(&at_it, &root).expect("whole");
         assert_eq!(Unpacked::open(&root), Some(published.clone()));
         assert_eq!(published.loader, root.join(whole[1]));

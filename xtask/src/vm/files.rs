@@ -1,5 +1,5 @@
-//! What goes into the file system of a virtual machine: files of this host, at the same paths, with the symbolic links
-//! that lead to them and the libraries that they load.
+//! The contents of a virtual machine's file system: files of this host at the same paths, with the symbolic links on
+//! their paths and the libraries that they load.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -12,23 +12,23 @@ use anyhow::{Context, Result, bail};
 
 use super::cpio::{Archive, Entry};
 
-/// Symbolic links on the way to one file; more are a loop.
+/// Maximum number of symbolic links on the path of a file; more are a loop.
 const LINKS: usize = 40;
 
-/// Of folders: caches, and what only developers want.
+/// Directories that are not copied: caches and development files.
 const SKIPPED: [&str; 10] =
     ["test", "tests", "idlelib", "ensurepip", "tkinter", "lib2to3", "pydoc_data", "pip", "setuptools", ".git"];
 
-/// Paths and what is there.
+/// Entries by path.
 #[derive(Default)]
 pub struct Files {
     entries: BTreeMap<PathBuf, Entry>,
-    /// Executables and libraries whose libraries are not in yet.
+    /// ELF files whose libraries have not been added yet.
     linked: BTreeSet<PathBuf>,
 }
 
 impl Files {
-    /// Sets what is at `path`, and makes its parents.
+    /// Sets the entry at `path` and adds its parent directories.
     pub fn put(&mut self, path: &Path, entry: Entry) {
         let parents: Vec<&Path> = path.ancestors().skip(1).filter(|parent| *parent != Path::new("/")).collect();
         for parent in parents {
@@ -37,9 +37,9 @@ impl Files {
         self.entries.insert(path.to_owned(), entry);
     }
 
-    /// Adds a file of this host, or a folder with all that is in it, as it is, at its path.
+    /// Adds a file of this host, or a directory with its contents, at its path.
     pub fn add(&mut self, path: &Path) -> Result<()> {
-        let real = self.lead(path)?;
+        let real = self.resolve(path)?;
         if !real.is_dir() {
             return self.file(real);
         }
@@ -50,7 +50,7 @@ impl Files {
         for path in entries {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             let skipped = SKIPPED.contains(&name.as_ref()) || name.ends_with(".a");
-            // A link that leads nowhere is nobody's file.
+            // Skip dangling symbolic links.
             if !skipped && path.exists() {
                 self.add(&path)?;
             }
@@ -58,7 +58,7 @@ impl Files {
         Ok(())
     }
 
-    /// Adds a file under a path of this host whose contents are those of `source`.
+    /// Adds a copy of `source` at `path`.
     pub fn add_from(&mut self, path: &Path, source: &Path) -> Result<()> {
         self.link(source)?;
         self.put(path, Entry::Copy(source.to_owned()));
@@ -66,7 +66,7 @@ impl Files {
     }
 
     fn file(&mut self, path: PathBuf) -> Result<()> {
-        // Not devices, nor sockets.
+        // Skip devices and sockets.
         if path.is_file() && !self.entries.contains_key(&path) {
             self.link(&path)?;
             self.put(&path, Entry::Copy(path.clone()));
@@ -74,7 +74,7 @@ impl Files {
         Ok(())
     }
 
-    /// Remembers to add the libraries of an ELF file.
+    /// Records an ELF file for [`Files::add_libraries`].
     fn link(&mut self, path: &Path) -> Result<()> {
         let mut magic = [0; 4];
         let mut file = fs::File::open(path).with_context(|| format!("open {}", path.display()))?;
@@ -84,8 +84,8 @@ impl Files {
         Ok(())
     }
 
-    /// Adds the symbolic links on the way to `path`; where they lead.
-    fn lead(&mut self, path: &Path) -> Result<PathBuf> {
+    /// Adds the symbolic links on `path`; returns the path that they resolve to.
+    fn resolve(&mut self, path: &Path) -> Result<PathBuf> {
         let mut real = PathBuf::from("/");
         let mut todo: Vec<PathBuf> = parts(path);
         let mut links = 0;
@@ -95,7 +95,7 @@ impl Files {
                 continue;
             }
             real.push(part);
-            let metadata = real.symlink_metadata().with_context(|| format!("look at {}", real.display()))?;
+            let metadata = real.symlink_metadata().with_context(|| format!("cannot read {}", real.display()))?;
             if metadata.is_symlink() {
                 links += 1;
                 if links > LINKS {
@@ -116,13 +116,13 @@ impl Files {
         Ok(real)
     }
 
-    /// Adds the libraries of all that is in, as the loader finds them.
+    /// Adds the libraries of all ELF files, as found by the dynamic loader.
     pub fn add_libraries(&mut self) -> Result<()> {
         let linked = std::mem::take(&mut self.linked);
         let files: Vec<PathBuf> = linked.into_iter().collect();
         let mut libraries = BTreeSet::new();
         for some in files.chunks(100) {
-            // Its exit code tells of static executables, which need none.
+            // The exit code is ignored: it is 1 for static executables, which need no libraries.
             let output = Command::new("ldd").args(some).stdin(Stdio::null()).stderr(Stdio::null()).output();
             let output = output.context("`ldd` does not start")?;
             libraries.extend(libraries_of(&String::from_utf8_lossy(&output.stdout)));
@@ -133,7 +133,7 @@ impl Files {
         Ok(())
     }
 
-    /// Writes an archive of all.
+    /// Writes an archive of all entries.
     pub fn write(&self, out: impl io::Write) -> Result<()> {
         let mut archive = Archive::new(out);
         for (path, entry) in &self.entries {
@@ -157,7 +157,7 @@ fn permissions(path: &Path) -> Result<u32> {
     Ok(fs::metadata(path)?.permissions().mode() & 0o7777)
 }
 
-/// From `ldd`: `libc.so.6 => /lib/.../libc.so.6 (0x...)`, `/lib64/ld-linux-x86-64.so.2 (0x...)`.
+/// Parses the output of `ldd`: `libc.so.6 => /lib/.../libc.so.6 (0x...)`, `/lib64/ld-linux-x86-64.so.2 (0x...)`.
 fn libraries_of(text: &str) -> Vec<PathBuf> {
     let library = |line: &str| {
         let (path, _) = line.trim().rsplit_once(" (0x")?;
@@ -172,14 +172,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn libraries_in_the_words_of_ldd() {
+    fn output_of_ldd_is_parsed() {
         let text = "/bin/a:\n\tlinux-vdso.so.1 (0x00007fff)\n\tlibc.so.6 => /lib/x/libc.so.6 (0x00007f)\n\
                     \t/lib64/ld-linux.so.2 (0x00)\n\tlibq.so => not found\n/bin/b:\n\tnot a dynamic executable\n";
         assert_eq!(libraries_of(text), [Path::new("/lib/x/libc.so.6"), Path::new("/lib64/ld-linux.so.2")]);
     }
 
     #[test]
-    fn what_is_linked_comes_with_its_link() {
+    fn symbolic_links_are_added_with_their_target() {
         let mut files = Files::default();
         files.add(Path::new("/proc/self/../self/status")).expect("a file behind a link");
         assert!(matches!(files.entries.get(Path::new("/proc/self")), Some(Entry::Link(_))));

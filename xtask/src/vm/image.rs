@@ -1,5 +1,5 @@
-//! The file system of the virtual machines, an archive that the kernel unpacks into memory: measured, that boots
-//! quicker than a compressed one, and needs no driver for a disk.
+//! The file system of the virtual machines: an uncompressed initramfs, which boots faster than a compressed one
+//! (measured) and needs no disk driver.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
@@ -15,10 +15,10 @@ use super::files::Files;
 use super::kernels::Kernel;
 use crate::{setup, sh};
 
-/// Where the orders are that `vm_init` reads.
+/// The path of the orders for `vm_init`.
 const ORDERS: &str = "/vm-orders.json";
 
-/// What the tests and crafter call, or what is handy in a shell that they start.
+/// Programs that the tests and crafter run, or that are useful in a shell.
 const TOOLS: [&str; 66] = [
     "awk",
     "basename",
@@ -88,7 +88,7 @@ const TOOLS: [&str; 66] = [
     "wc",
 ];
 
-/// What programs read without asking; where a host lacks one, they do without.
+/// Data files of these programs; missing ones are skipped.
 const DATA: [&str; 22] = [
     "/etc/alternatives",
     "/etc/ethertypes",
@@ -114,7 +114,7 @@ const DATA: [&str; 22] = [
     "/usr/lib/x86_64-linux-gnu/xtables",
 ];
 
-/// Folders that must be there.
+/// Directories that must exist, with their permissions.
 const FOLDERS: [(&str, u32); 8] = [
     ("/dev", 0o755),
     ("/proc", 0o555),
@@ -126,19 +126,19 @@ const FOLDERS: [(&str, u32); 8] = [
     ("/var/log/nginx", 0o755),
 ];
 
-/// What the machines' first process is built as.
+/// The binary of the machines' init process.
 pub const INIT: &str = "vm_init";
 
-/// crafter's own executable and those of the tests.
+/// The binaries of crafter and of the tests.
 const BINARIES: [&str; 5] = ["crafter", "holder", "client", "tenant", INIT];
 
-/// An archive on disk with everything that all kernels have in common.
+/// An archive on disk with the files that all kernels share.
 pub struct Base {
     path: PathBuf,
     length: u64,
 }
 
-/// The first process, in the archive and for the kernel's command line.
+/// The path of the init process, in the archive and for the kernel's command line.
 pub fn init() -> PathBuf {
     sh::release_directory().join(INIT)
 }
@@ -148,7 +148,7 @@ impl Base {
     pub fn make(directory: &Path, programs: &[PathBuf]) -> Result<Self> {
         let mut files = skeleton();
         for tool in TOOLS {
-            // A shell's own, or of no use here; what is of use is missed by name by the test that calls it.
+            // A missing program is reported by the test that runs it.
             if let Some(path) = sh::find(tool) {
                 files.add(&path)?;
             }
@@ -157,7 +157,7 @@ impl Base {
             files.add(path)?;
         }
         python(&mut files)?;
-        // Beside crafter's sources as on this host: tests know where they were built.
+        // At the same path as on this host, which is compiled into the tests.
         files.add(&sh::workspace().join("crafter/python"))?;
         files.put(&sh::workspace().join("tests"), Entry::Directory(0o755));
         files.put(&sh::workspace().join("crafter"), Entry::Directory(0o755));
@@ -170,7 +170,7 @@ impl Base {
         Self::write(directory.join("base.cpio"), &files)
     }
 
-    /// The least that boots, to try the machine.
+    /// Packs the minimum that boots, to test the emulator.
     pub fn trial(directory: &Path) -> Result<Self> {
         let mut files = skeleton();
         files.add_from(&init(), &stripped(directory, &init())?)?;
@@ -185,7 +185,7 @@ impl Base {
         Ok(Self { path, length })
     }
 
-    /// Puts what is of this kernel and this run behind it; where the whole is.
+    /// Appends the modules of this kernel and the orders of this run; returns the path of the archive.
     pub fn with(&self, kernel: Option<&Kernel>, orders: &Value) -> Result<PathBuf> {
         let mut files = Files::default();
         if let Some(kernel) = kernel {
@@ -195,7 +195,7 @@ impl Base {
         let mut file = OpenOptions::new().write(true).open(&self.path)?;
         file.set_len(self.length)?;
         file.seek(SeekFrom::End(0))?;
-        // Archives begin at multiples of four.
+        // An archive begins at a multiple of four bytes.
         file.write_all(&[0; 3][..(self.length.next_multiple_of(4) - self.length) as usize])?;
         let mut out = BufWriter::new(file);
         files.write(&mut out)?;
@@ -208,12 +208,12 @@ fn skeleton() -> Files {
     for (path, mode) in FOLDERS {
         files.put(Path::new(path), Entry::Directory(mode));
     }
-    // The kernel opens it for the first process.
+    // The kernel opens it for the init process.
     files.put(Path::new("/dev/console"), Entry::Characters(0o600, 5, 1));
     files
 }
 
-/// The system's Python with its own modules, Scapy, and the packages that set-up has installed.
+/// Adds the system's Python with its standard library, Scapy, and the packages that set-up installed.
 fn python(files: &mut Files) -> Result<()> {
     let python = Path::new("/usr/bin/python3");
     files.add(python)?;
@@ -229,7 +229,7 @@ fn python(files: &mut Files) -> Result<()> {
     }
 }
 
-/// A copy without what only a debugger reads, which is most of it.
+/// Copies a binary without debug information, which is most of its size.
 fn stripped(directory: &Path, binary: &Path) -> Result<PathBuf> {
     let directory = directory.join("stripped");
     fs::create_dir_all(&directory)?;

@@ -1,4 +1,4 @@
-//! The kernels that virtual machines boot: found among Debian's packages, unpacked, and kept under `target/vm`.
+//! The kernels of the virtual machines: downloaded from Debian, unpacked, and kept in `target/vm`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,24 +11,24 @@ use super::cpio::Entry;
 use super::files::Files;
 use crate::sh;
 
-/// Those that are tested without a word about it: of Debian 12 and of its security updates.
+/// Default kernels: those of Debian 12 and of its security updates.
 pub const DEFAULT: [&str; 2] = ["6.1", "6.12"];
 
-/// Which suites have a series of kernels; the last one is for all others, and for `newest`.
+/// Suites with a series of kernels; the last row is for all other series and for `newest`.
 const SUITES: [(&str, &[&str], &str); 3] = [
     ("5.10", &["bullseye", "bullseye-security"], "bullseye"),
     ("6.1 6.12", &["bookworm", "bookworm-security"], "bookworm"),
     ("", &["trixie", "trixie-security", "trixie-backports", "sid"], "newest"),
 ];
 
-/// The first that crafter works on (`OLDEST_KERNEL` in its sources).
+/// The oldest kernel that crafter supports (`OLDEST_KERNEL` in its sources).
 const OLDEST: (u32, u32) = (5, 18);
 
-/// Folders of modules that go into the machine, with all that they depend on.
+/// Directories of kernel modules that are copied, with their dependencies.
 const MODULES: [&str; 5] =
     ["kernel/net/", "kernel/drivers/net/", "kernel/crypto/", "kernel/lib/", "kernel/arch/x86/crypto/"];
 
-/// Of them, what no virtual machine has.
+/// Subdirectories that are not copied, since virtual machines lack the hardware.
 const NO_MODULES: [&str; 5] = [
     "kernel/drivers/net/ethernet/",
     "kernel/drivers/net/wireless/",
@@ -37,28 +37,28 @@ const NO_MODULES: [&str; 5] = [
     "kernel/net/bluetooth/",
 ];
 
-/// Series that have two processors in an emulated machine. QEMU 7.2 lets one of them see half of what the other one
-/// patches into the kernel's code, and kernels patch whenever a hook comes or goes: an oops at `int3`, often in 6.16 and
-/// later, seldom in 6.12, where the programs that are left go on with one processor then. Two processors that take turns
-/// in one thread are no way out: each waits for the other for a tenth of a second at a time.
+/// Series that are emulated with two processors. Under QEMU 7.2's multi-threaded TCG, one processor can execute kernel
+/// code that the other has only half patched, and kernels patch code whenever a hook is attached or detached. The
+/// result is an oops at `int3`: often in 6.16 and later, rarely in 6.12, where the remaining programs are then run on
+/// one processor. Single-threaded TCG is no alternative: each processor waits up to 0.1 s for the other.
 const OF_TWO_PROCESSORS: [&str; 3] = ["5.10", "6.1", "6.12"];
 
-/// What to do without Debian's.
+/// What to do if Debian's kernels are not available.
 const LOCAL: &str = "a local one is named by `cargo xtask vm-test --kernel /path/to/bzImage --modules \
     /path/to/lib/modules/VERSION`";
 
 /// One kernel, ready to boot.
 pub struct Kernel {
-    /// As it was asked for.
+    /// The name on the command line.
     pub name: String,
     /// The compressed image.
     pub image: PathBuf,
-    /// The folder that `modules.dep` is in; none: all is built in.
+    /// The directory with `modules.dep`; `None` if everything is built in.
     modules: Option<PathBuf>,
 }
 
 impl Kernel {
-    /// `6.1`, `newest`, or the path of an image.
+    /// Finds or downloads a kernel: `6.1`, `newest`, or the path of an image.
     pub fn find(directory: &Path, wanted: &str, modules: Option<&Path>) -> Result<Self> {
         if wanted.contains('/') {
             let modules = modules.map(|path| fs::canonicalize(path).with_context(|| path.display().to_string()));
@@ -78,7 +78,7 @@ impl Kernel {
                 }
                 package
             }
-            // Without the mirror, what is there has to do.
+            // Without the mirror, use a kernel that was downloaded before.
             Err(error) => {
                 let complete = |name: &String| kept.join(name).join("complete").is_file();
                 let there = fs::read_dir(&kept).into_iter().flatten().flatten();
@@ -86,7 +86,7 @@ impl Kernel {
                 let Some(package) = newest(there.collect(), wanted).filter(|_| wanted != "newest") else {
                     return Err(error).with_context(|| format!("no kernel {wanted} ({LOCAL})"));
                 };
-                println!("    going on with {package}: {error:#}");
+                println!("    continuing with {package}: {error:#}");
                 package
             }
         };
@@ -94,7 +94,7 @@ impl Kernel {
     }
 
     fn unpacked(name: &str, directory: &Path) -> Result<Self> {
-        // Packages of newer suites have them below /usr.
+        // Newer packages install modules below /usr.
         let modules = ["lib/modules", "usr/lib/modules"].map(|path| directory.join(path));
         let modules = modules.iter().find(|path| path.is_dir()).context("a kernel package without modules")?;
         let modules = entry(modules, "")?;
@@ -102,19 +102,19 @@ impl Kernel {
         Ok(Self { name: name.to_owned(), image, modules: Some(modules) })
     }
 
-    /// How many processors an emulated machine may have.
+    /// The number of processors of an emulated machine.
     pub fn processors(&self) -> u32 {
         if OF_TWO_PROCESSORS.contains(&self.name.as_str()) { 2 } else { 1 }
     }
 
-    /// Whether crafter refuses to work there, by the name of the series.
+    /// Whether crafter does not support the kernel, by its series.
     pub fn is_too_old(&self) -> bool {
         let mut numbers = self.name.split('.').map_while(|number| number.parse::<u32>().ok());
         let version = (numbers.next().unwrap_or(u32::MAX), numbers.next().unwrap_or(u32::MAX));
         version < OLDEST
     }
 
-    /// Adds its modules to the file system, at the path where `modprobe` looks.
+    /// Adds its modules to the file system, at the path that `modprobe` reads.
     pub fn add_modules(&self, files: &mut Files) -> Result<()> {
         let Some(modules) = &self.modules else { return Ok(()) };
         let dependencies = fs::read_to_string(modules.join("modules.dep"))
@@ -132,7 +132,7 @@ impl Kernel {
     }
 }
 
-/// The newest package of a series (`6.1`), or of all (`newest`).
+/// The newest package of a series (`6.1`), or of all series (`newest`).
 fn newest(packages: Vec<String>, wanted: &str) -> Option<String> {
     let version = |package: &String| -> Vec<u32> {
         let digits = package.split(|c: char| !c.is_ascii_digit()).filter(|number| !number.is_empty());
@@ -141,7 +141,7 @@ fn newest(packages: Vec<String>, wanted: &str) -> Option<String> {
     let suits = |package: &String| {
         let Some(rest) = package.strip_prefix("linux-image-") else { return false };
         let Some(rest) = rest.strip_suffix("-cloud-amd64") else { return false };
-        // Meta-packages (6.12) and backports to other suites (6.1.0-0.deb11) do not have a kernel of this suite.
+        // Skip meta-packages (6.12) and backports to other suites (6.1.0-0.deb11).
         let numbered = rest.split(['.', '-', '+']).take(3).filter(|part| part.parse::<u32>().is_ok()).count() == 3;
         let same =
             wanted == "newest" || rest.strip_prefix(wanted).is_some_and(|rest| rest.starts_with(['.', '-', '+']));
@@ -150,7 +150,7 @@ fn newest(packages: Vec<String>, wanted: &str) -> Option<String> {
     packages.into_iter().filter(suits).max_by_key(version)
 }
 
-/// Downloads and unpacks a kernel, and makes its `modules.dep`, which else its installation does.
+/// Downloads and unpacks a kernel, and creates its `modules.dep`, as its installation would.
 fn fetch(apt: &Apt, package: &str, kept: &Path) -> Result<()> {
     let into = kept.join(package);
     if into.exists() {
@@ -164,7 +164,7 @@ fn fetch(apt: &Apt, package: &str, kept: &Path) -> Result<()> {
     };
     unpack(package)?;
     if !into.join("boot").is_dir() {
-        // Since 7.0 or so it only depends on those that have something in them.
+        // Since about 7.0 the package is empty and depends on these two.
         let version = package.trim_start_matches("linux-image-");
         unpack(&format!("linux-binary-{version}"))?;
         unpack(&format!("linux-modules-{version}"))?;
@@ -181,9 +181,9 @@ fn fetch(apt: &Apt, package: &str, kept: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The one thing in a folder whose name begins like that.
+/// The entry of a directory whose name begins with `prefix`.
 fn entry(directory: &Path, prefix: &str) -> Result<PathBuf> {
-    let entries = fs::read_dir(directory).with_context(|| format!("look into {}", directory.display()))?;
+    let entries = fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))?;
     let mut paths = entries.flatten().map(|entry| entry.path());
     let found = paths.find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix)));
     match found {
@@ -192,7 +192,7 @@ fn entry(directory: &Path, prefix: &str) -> Result<PathBuf> {
     }
 }
 
-/// From `modules.dep`: what is in [`MODULES`], with all that it depends on.
+/// The modules of `modules.dep` that are in [`MODULES`], with their dependencies.
 fn needed(dependencies: &str) -> Vec<String> {
     let wanted = |path: &str| {
         MODULES.iter().any(|folder| path.starts_with(folder))
@@ -200,7 +200,7 @@ fn needed(dependencies: &str) -> Vec<String> {
     };
     let mut paths: Vec<String> = Vec::new();
     for line in dependencies.lines() {
-        // modules.dep has dependencies of dependencies, too.
+        // modules.dep lists indirect dependencies, too.
         if let Some((path, others)) = line.split_once(':').filter(|(path, _)| wanted(path)) {
             paths.push(path.to_owned());
             paths.extend(others.split_whitespace().map(str::to_owned));
@@ -216,7 +216,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_newest_of_a_series() {
+    fn newest_package_of_a_series_is_chosen() {
         let names = [
             "linux-image-6.1.0-9-cloud-amd64",
             "linux-image-6.1.0-56-cloud-amd64",
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn modules_come_with_what_they_need() {
+    fn modules_are_copied_with_their_dependencies() {
         let text = "kernel/net/sched/cls_bpf.ko:\nkernel/net/a.ko.xz: kernel/fs/b.ko.xz\nkernel/fs/b.ko.xz:\n\
                     kernel/drivers/net/ethernet/x.ko: kernel/drivers/y.ko\nkernel/sound/z.ko:\n";
         assert_eq!(needed(text), ["kernel/fs/b.ko.xz", "kernel/net/a.ko.xz", "kernel/net/sched/cls_bpf.ko"]);

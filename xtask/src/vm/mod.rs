@@ -19,10 +19,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 
+use crate::program::{self, TestProgram};
 use crate::progress::Progress;
 use crate::setup::{self, Purpose};
-use crate::test::TestProgram;
-use crate::{build, sh, test};
+use crate::{cargo, sh};
 pub use apt::mirrors;
 use emulator::Emulator;
 use image::Base;
@@ -35,24 +35,24 @@ pub use report::Run;
 const HELP: &str = "\
 cargo xtask vm-test [--kernel V]... [OPTIONS] [FILTER]...
 
-The tests that ask the kernel for something, on kernels 6.1 and 6.12 of Debian's, in QEMU.
+Runs the tests that depend on the kernel on Debian's kernels 6.1 and 6.12, in QEMU.
 
-  --kernel V       6.1, 6.12, 5.10, another series, `newest`, or the path of a bzImage; more than once
+  --kernel V       6.1, 6.12, 5.10, another series, `newest`, or the path of a bzImage; can be repeated
   --modules DIR    lib/modules/VERSION of the bzImage, with its modules.dep
-  --program NAME   only this module of tests (verdict, conversation, ...); more than once
-  --accel NAME     kvm or tcg, instead of finding out
-  --short          what `cargo xtask test` runs
-  FILTER           libtest's
+  --program NAME   only this module of tests (verdict, conversation, ...); can be repeated
+  --accel NAME     kvm or tcg (default: kvm if it works)
+  --short          the selection of `cargo xtask test`
+  FILTER           part of a test's name
 ";
 
-/// For one program in an emulated machine, and for a whole machine.
+/// Seconds for one program, and for a whole machine.
 const PROGRAM_LIMIT: u64 = 3600;
 const MACHINE_LIMIT: u64 = 10_800;
 const SHORT_PROGRAM_LIMIT: u64 = 300;
 const SHORT_MACHINE_LIMIT: u64 = 420;
 
-/// What the command line says.
-struct Wish {
+/// The parsed command line.
+struct Arguments {
     kernels: Vec<String>,
     modules: Option<PathBuf>,
     accelerator: Option<Accelerator>,
@@ -65,25 +65,25 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
         print!("{HELP}");
         return Ok(ExitCode::SUCCESS);
     }
-    let wish = Wish::read(args)?;
+    let arguments = Arguments::parse(args)?;
     check_host(env::consts::ARCH)?;
     let missing = setup::begin(&[Purpose::Test, Purpose::Machines])?.finish()?;
     if let Some(missing) = missing.iter().find(|missing| PEERS.contains(&missing.command.as_str())) {
-        bail!("the machines get this host's programs, and one is missing: {missing}");
+        bail!("the virtual machines run this host's programs, and one is missing: {missing}");
     }
     setup::ensure_scapy(false);
     ensure_emulator()?;
-    let progress = Progress::start(build::TYPICAL * 3 / 2);
+    let progress = Progress::start(cargo::RELEASE_TIME * 3 / 2);
     sh::step("Building the tests for release");
-    // Of all packages: with some of them alone, cargo would build their dependencies once more, with other features.
-    let programs = test::build_tests(&["--test", "*"])?;
+    // All packages: selecting some would change features, and cargo would build dependencies again.
+    let programs = program::build_tests(&["--test", "*"])?;
     drop(progress);
-    let runs = all(&wish, &programs)?;
+    let runs = all(&arguments, &programs)?;
     let good = runs.iter().all(Run::is_good);
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The machines get this host's programs, and the kernels are Debian's for x86-64.
+/// Checks the architecture: the machines run this host's programs on Debian's kernels for x86-64.
 fn check_host(architecture: &str) -> Result<()> {
     match architecture {
         "x86_64" => Ok(()),
@@ -94,62 +94,58 @@ fn check_host(architecture: &str) -> Result<()> {
     }
 }
 
-/// Whether there is a QEMU to run virtual machines in: the system's, or one that a former run has unpacked.
-fn emulator_present() -> bool {
-    emulator::is_present()
-}
-
-/// The system's QEMU where it is or can be installed, else Debian's, downloaded and unpacked.
+/// Makes sure that there is a QEMU: the system's if it is or can be installed, otherwise Debian's packages, unpacked.
 ///
 /// # Errors
-/// With what prevents both.
+/// If neither is possible; the error says why.
 pub fn ensure_emulator() -> Result<()> {
     check_host(env::consts::ARCH)?;
-    if emulator_present() || setup::system_qemu() {
+    if emulator::is_present() || setup::system_qemu() {
         return Ok(());
     }
     emulator::ensure(&directory()?).map(drop)
 }
 
-/// Sees to an emulator and to the default kernels.
+/// Makes sure that there is a QEMU and that the default kernels are downloaded.
 ///
 /// # Errors
-/// With what prevents the short form on this host: no QEMU, or no kernels.
+/// If there is no QEMU or no kernel; the error says why.
 pub fn ensure_short() -> Result<()> {
     ensure_emulator()?;
     let directory = directory()?;
     Plan::kernels().iter().try_for_each(|name| Kernel::find(&directory, name, None).map(drop))
 }
 
-/// The short form, on the default kernels, with what is built already. Without any QEMU, the error says why.
+/// Runs the short form on the default kernels, with programs that are already built.
 pub fn short(programs: &[TestProgram]) -> Result<Vec<Run>> {
     let plan = Plan { short: true, programs: Vec::new(), filters: Vec::new() };
-    all(&Wish { kernels: Plan::kernels(), modules: None, accelerator: None, plan }, programs)
+    all(&Arguments { kernels: Plan::kernels(), modules: None, accelerator: None, plan }, programs)
 }
 
-/// Where kernels, apt's lists and logs are kept.
+/// The directory of kernels, apt's lists and logs.
 fn directory() -> Result<PathBuf> {
     let directory = sh::release_directory().with_file_name("vm");
     fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
     Ok(directory)
 }
 
-fn all(wish: &Wish, programs: &[TestProgram]) -> Result<Vec<Run>> {
+fn all(arguments: &Arguments, programs: &[TestProgram]) -> Result<Vec<Run>> {
     let directory = directory()?;
-    // First: it is the one thing without which nothing of the rest is of use.
+    // First, since everything else needs it.
     let emulator = emulator::ensure(&directory)?;
-    let find = |name: &String| Kernel::find(&directory, name, wish.modules.as_deref());
-    let kernels: Vec<Kernel> = wish.kernels.iter().map(find).collect::<Result<_>>()?;
-    let chosen = wish.plan.choose(programs);
+    let find = |name: &String| Kernel::find(&directory, name, arguments.modules.as_deref());
+    let kernels: Vec<Kernel> = arguments.kernels.iter().map(find).collect::<Result<_>>()?;
+    let chosen = arguments.plan.choose(programs);
     if chosen.is_empty() {
-        let names: Vec<&str> = wish.plan.programs.iter().chain(&wish.plan.filters).map(String::as_str).collect();
-        bail!("no module of the tests, or no test in it, is called {}", names.join(" or "));
+        let Plan { programs, filters, .. } = &arguments.plan;
+        let names: Vec<&str> = programs.iter().chain(filters).map(String::as_str).collect();
+        bail!("no module of the tests, and no test in one, matches {}", names.join(" or "));
     }
     sh::step("File system of the virtual machines");
     let executables: Vec<PathBuf> = chosen.iter().map(|program| program.executable.clone()).collect();
     let base = Base::make(&directory, &executables)?;
     println!("    QEMU: {}", emulator.describe());
-    let accelerator = match (wish.accelerator, kernels.first()) {
+    let accelerator = match (arguments.accelerator, kernels.first()) {
         (Some(accelerator), _) => accelerator,
         (None, Some(kernel)) => {
             let archive = Base::trial(&directory)?.with(None, &json!({"trial": true}))?;
@@ -162,7 +158,7 @@ fn all(wish: &Wish, programs: &[TestProgram]) -> Result<Vec<Run>> {
         emulator: &emulator,
         accelerator,
         base: &base,
-        is_short: wish.plan.short,
+        is_short: arguments.plan.short,
     };
     let mut runs = Vec::new();
     for kernel in &kernels {
@@ -186,7 +182,7 @@ fn all(wish: &Wish, programs: &[TestProgram]) -> Result<Vec<Run>> {
     Ok(runs)
 }
 
-/// What the machines of one call have in common.
+/// What the machines of one run share.
 struct Surroundings<'a> {
     directory: &'a Path,
     emulator: &'a Emulator,
@@ -196,14 +192,14 @@ struct Surroundings<'a> {
 }
 
 impl Surroundings<'_> {
-    /// Boots a kernel and runs these programs; the name of the machine's log ends with `suffix`.
+    /// Boots a kernel and runs these programs; `suffix` is appended to the name of the machine's log.
     fn run(&self, kernel: &Kernel, chosen: &[Chosen], suffix: &str) -> Result<Run> {
         let &Self { directory, emulator, accelerator, base, is_short } = self;
         sh::step(&format!("Tests on Linux {} ({})", kernel.name, accelerator.name()));
         let (program, machine) =
             if is_short { (SHORT_PROGRAM_LIMIT, SHORT_MACHINE_LIMIT) } else { (PROGRAM_LIMIT, MACHINE_LIMIT) };
         if chosen.is_empty() {
-            bail!("Linux {} is too old for crafter: only the program kernel_age says something there", kernel.name);
+            bail!("crafter does not support Linux {}: only the module kernel_age runs there", kernel.name);
         }
         let titles: Vec<&str> = chosen.iter().map(|program| program.title.as_str()).collect();
         let log = directory.join(format!("{}{suffix}.log", kernel.name.replace('/', "_")));
@@ -216,10 +212,10 @@ impl Surroundings<'_> {
             let archive = base.with(Some(kernel), &orders)?;
             let log = log.clone();
             let machine = Machine { emulator, accelerator, processors, kernel: &kernel.image, archive: &archive, log };
-            let ended = machine.run(limit, |event| run.hear(event));
+            let ended = machine.run(limit, |event| run.handle_event(event));
             if ended.is_err() && processors > 1 && machine.has_run_stale_code() {
                 run.note(
-                    "the emulator ran kernel code that was half patched (an oops at int3): what is left, on one processor",
+                    "the emulator executed half-patched kernel code (oops at int3): the rest runs on one processor",
                 );
                 processors = 1;
                 continue;
@@ -230,9 +226,9 @@ impl Surroundings<'_> {
     }
 }
 
-impl Wish {
-    fn read(args: &[String]) -> Result<Self> {
-        let mut wish = Self {
+impl Arguments {
+    fn parse(args: &[String]) -> Result<Self> {
+        let mut parsed = Self {
             kernels: Vec::new(),
             modules: None,
             accelerator: None,
@@ -240,27 +236,27 @@ impl Wish {
         };
         let mut args = args.iter().filter(|arg| *arg != "--");
         while let Some(arg) = args.next() {
-            let mut value = || args.next().cloned().with_context(|| format!("{arg} takes a value"));
+            let mut value = || args.next().cloned().with_context(|| format!("{arg} needs a value"));
             match arg.as_str() {
-                "--kernel" => wish.kernels.push(value()?),
-                "--modules" => wish.modules = Some(value()?.into()),
-                "--program" => wish.plan.programs.push(value()?),
+                "--kernel" => parsed.kernels.push(value()?),
+                "--modules" => parsed.modules = Some(value()?.into()),
+                "--program" => parsed.plan.programs.push(value()?),
                 "--accel" => {
-                    wish.accelerator = Some(match value()?.as_str() {
+                    parsed.accelerator = Some(match value()?.as_str() {
                         "kvm" => Accelerator::Kvm,
                         "tcg" => Accelerator::Tcg,
                         other => bail!("--accel is kvm or tcg, not {other}"),
                     });
                 }
-                "--short" => wish.plan.short = true,
-                option if option.starts_with("--") => bail!("there is no {option}\n{HELP}"),
-                filter => wish.plan.filters.push(filter.to_owned()),
+                "--short" => parsed.plan.short = true,
+                option if option.starts_with("--") => bail!("unknown option {option}\n{HELP}"),
+                filter => parsed.plan.filters.push(filter.to_owned()),
             }
         }
-        if wish.kernels.is_empty() {
-            wish.kernels = Plan::kernels();
+        if parsed.kernels.is_empty() {
+            parsed.kernels = Plan::kernels();
         }
-        Ok(wish)
+        Ok(parsed)
     }
 }
 
@@ -269,7 +265,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn machines_are_for_x86_64() {
+    fn machines_need_x86_64() {
         assert!(check_host("x86_64").is_ok());
         for other in ["aarch64", "riscv64"] {
             let sentence = check_host(other).unwrap_err().to_string();

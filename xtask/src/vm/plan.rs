@@ -1,33 +1,33 @@
-//! Which test programs run in the machines, and for how long at most.
+//! The test programs that run in the virtual machines, and their time limits.
 
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
 use super::kernels::{DEFAULT, Kernel};
+use crate::program::{TestProgram, modules};
 use crate::setup;
 use crate::sh;
-use crate::test::{TestProgram, modules};
 
-/// Modules of crafter's own integration tests that ask the kernel for something; the rest is the same on every kernel.
+/// Modules of crafter's own integration tests that depend on the kernel.
 const OF_CRAFTER: [&str; 4] = ["cli", "doctor", "lab", "lab_run"];
 
-/// Of the tests' package, what the kernel has no part in, or what takes hours under emulation.
+/// Modules of the tests' package that do not depend on the kernel, or that take hours under emulation.
 const LEFT_OUT: [(&str, &str); 6] = [
-    ("soak", "sends each segment once, and an emulated link's queue overflows unseen"),
+    ("soak", "sends each segment once, and the queue of an emulated link overflows without an error"),
     ("engine_pair", "streams on a virtual wire, the same on every kernel"),
     ("stories", "the same"),
     ("fuzz", "parsers in user space, the same on every kernel"),
     ("fuzz_service", "the service's parsers, the same on every kernel"),
-    ("scapy_service", "Python against the service, minutes of interpreting under emulation"),
+    ("scapy_service", "Python against the service takes minutes under emulation"),
 ];
 
-/// Programs of this host without which the tests in the machines say nothing.
+/// Programs of this host that the tests in the machines need.
 pub const PEERS: [&str; 8] = ["curl", "depmod", "dnsmasq", "ip", "nginx", "python3", "python3-scapy", "tcpdump"];
 
-/// The short form: module and the tests in it; none named: all.
+/// The short form: modules and their tests; an empty list means all tests.
 const SHORT: [(&str, &[&str]); 6] = [
-    // Not the branches of the bytecode and every row cut anywhere: minutes of an emulated processor.
+    // Branch coverage of the bytecode and all truncations take minutes under emulation.
     ("verdict", &["named_rows", "every_reason", "flows_tell", "every_size_class", "truncated", "given_back"]),
     ("kernel_age", &[]),
     ("conversation", &["native", "tc", "policy_pass"]),
@@ -36,51 +36,60 @@ const SHORT: [(&str, &[&str]); 6] = [
     ("clock", &["a_download", "the_kernel_half", "leases_live", "records_are_in_order"]),
 ];
 
-/// Single tests that are left out, by module and part of the name, and why.
+/// Tests that are skipped: module, part of the name, and reason.
 const SKIPPED: [(&str, &str, &str); 5] = [
-    ("cli", "guide::crafters_lines", "what a server sends again, as slow as this, comes after the shell has ended"),
-    ("cli", "man::", "what groff makes of the manual is the same on every kernel"),
-    ("cli", "ping::answers_that_are_not_as_they_should_be", "Scapy answers later than ping waits, under emulation"),
-    ("cli", "traceroute::labels_of_mpls", "the same"),
-    ("verdict", "coverage::", "runs the bytecode in user space, beside its source, which is not there"),
+    (
+        "cli",
+        "guide::crafter_examples_of_the_page_work",
+        "under emulation, the server retransmits after the shell has ended",
+    ),
+    ("cli", "man::", "groff's output is the same on every kernel"),
+    (
+        "cli",
+        "ping::altered_duplicate_and_unexpected_answers_are_reported",
+        "under emulation, Scapy answers after ping has timed out",
+    ),
+    ("cli", "traceroute::mpls_labels_are_printed", "the same"),
+    ("verdict", "coverage::", "runs the bytecode in user space, and reads its source, which the machine does not have"),
 ];
 
-/// Programs that need a machine of their own: their tests are marked `#[ignore]`, so that nobody runs them elsewhere.
+/// Programs that need a separate machine: their tests are marked `#[ignore]`, so that they do not run elsewhere.
 const ONLY_HERE: [&str; 2] = ["clock", "memory_limit"];
 
-/// The test program that is the same everywhere but expects refusals on an old kernel.
+/// The test program that expects refusals on an old kernel.
 const REFUSALS: &str = " kernel_age";
 
-/// How many times slower than the processor itself an emulated one is taken to be, for timeouts of tests.
+/// Factor for the tests' time-outs on an emulated processor.
 const SLOWNESS: u32 = 10;
 
-/// At how many system calls a process is ended there, instead of 40: each takes a start of it under strace.
+/// Number of system calls at which the kill tests end a process under emulation, instead of 40: each needs one run
+/// under strace.
 const POINTS: &str = "15";
 
-/// What of the tests is wanted.
+/// The selection of tests.
 pub struct Plan {
     /// The selection of `cargo xtask test`.
     pub short: bool,
-    /// Names of modules, each of which is a program of its own there; none: all.
+    /// Names of modules; empty: all.
     pub programs: Vec<String>,
-    /// What libtest filters by.
+    /// Filters for libtest.
     pub filters: Vec<String>,
 }
 
 /// One program for the machine.
 #[derive(Clone)]
 pub struct Chosen {
-    /// As `cargo xtask test` calls it.
+    /// The title that `cargo xtask test` uses.
     pub title: String,
-    /// On the host, and in the machine.
+    /// The path on the host and in the machine.
     pub executable: PathBuf,
     directory: PathBuf,
-    /// For libtest.
+    /// The arguments for libtest.
     arguments: Vec<String>,
 }
 
 impl Chosen {
-    /// These tests of it, and no other.
+    /// The same program with only these tests.
     pub fn only(&self, names: &[String]) -> Self {
         let mut arguments = vec!["--exact".to_owned(), "--include-ignored".to_owned()];
         arguments.extend(names.iter().cloned());
@@ -89,12 +98,12 @@ impl Chosen {
 }
 
 impl Plan {
-    /// Kernels, if none is named.
+    /// The default kernels.
     pub fn kernels() -> Vec<String> {
         DEFAULT.map(str::to_owned).to_vec()
     }
 
-    /// Of all test programs those that are wanted, the quick ones that say most first.
+    /// The selected test programs; those of the short form first.
     pub fn choose(&self, all: &[TestProgram]) -> Vec<Chosen> {
         let mut chosen: Vec<(usize, Chosen)> = Vec::new();
         let modules = modules(all);
@@ -132,13 +141,13 @@ impl Plan {
     }
 }
 
-/// Of them those that say something on a kernel that is too old: that everything refuses there.
+/// The programs for this kernel: on one that is too old, only the program that expects refusals.
 pub fn on(kernel: &Kernel, chosen: &[Chosen]) -> Vec<Chosen> {
     let suits = |program: &&Chosen| !kernel.is_too_old() || program.title.ends_with(REFUSALS);
     chosen.iter().filter(suits).cloned().collect()
 }
 
-/// What the machine's first process is told to do.
+/// The orders for the machine's init process.
 pub fn orders(chosen: &[Chosen], emulated: bool, seconds: u64) -> Value {
     let crafter = sh::release_directory().join("crafter");
     let slowness = if emulated { SLOWNESS } else { 1 }.to_string();
@@ -149,7 +158,7 @@ pub fn orders(chosen: &[Chosen], emulated: bool, seconds: u64) -> Value {
         .map(|program| {
             let mut command = vec![program.executable.to_string_lossy().into_owned()];
             command.extend(program.arguments.iter().cloned());
-            // One after the other: two emulated processors have enough to do with one.
+            // One test at a time, since there are at most two emulated processors.
             command.push("--test-threads=1".into());
             json!({
                 "command": command,
@@ -175,7 +184,7 @@ pub fn orders(chosen: &[Chosen], emulated: bool, seconds: u64) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test::Module;
+    use crate::program::Module;
 
     /// A program of the integration tests of `package`.
     fn program(package: &str, name: &str, tests: &[&str]) -> TestProgram {
@@ -190,12 +199,16 @@ mod tests {
         }
     }
 
-    /// What of some programs is chosen: title and arguments.
+    /// The titles and arguments of the programs that a plan selects.
     fn chosen(plan: &Plan) -> Vec<String> {
         let unit = TestProgram { module: None, ..program("crafter", "lib crafter", &[]) };
         let programs = [
             unit,
-            program("crafter", "cli", &["man::a", "ping::a", "ping::answers_that_are_not_as_they_should_be"]),
+            program(
+                "crafter",
+                "cli",
+                &["man::a", "ping::a", "ping::altered_duplicate_and_unexpected_answers_are_reported"],
+            ),
             program("crafter", "layers", &["a"]),
             program("tests", "clock", &["exchange::a_download_goes_on", "service::other"]),
             program("tests", "fuzz", &["layers"]),
@@ -211,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn what_asks_the_kernel_is_chosen() {
+    fn modules_that_depend_on_the_kernel_are_selected() {
         assert_eq!(
             chosen(&plan(false, &[], &[])),
             [
@@ -223,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn the_short_form_has_some_tests_of_some_modules() {
+    fn short_form_selects_few_tests() {
         assert_eq!(
             chosen(&plan(true, &[], &[])),
             [
@@ -234,15 +247,15 @@ mod tests {
     }
 
     #[test]
-    fn a_named_module_and_a_filter() {
+    fn modules_and_filters_are_combined() {
         assert_eq!(chosen(&plan(false, &["fuzz"], &[])), ["tests: fuzz --exact fuzz::layers"]);
         assert_eq!(chosen(&plan(false, &["cli", "fuzz"], &["ping"])), ["crafter: cli --exact cli::ping::a"]);
         assert!(chosen(&plan(false, &["cli"], &["nothing"])).is_empty());
     }
 
-    /// A module that is renamed would silently be left out, or not be.
+    /// Without this test, a renamed module would silently not be selected.
     #[test]
-    fn every_module_that_is_named_here_is_there() {
+    fn named_modules_exist() {
         let of_tests = LEFT_OUT.map(|(name, _)| name).into_iter().chain(SHORT.map(|(name, _)| name)).chain(ONLY_HERE);
         let of_tests = of_tests.map(|name| (sh::workspace().join("tests/tests/namespaces"), name));
         let of_crafter = OF_CRAFTER.map(|name| (sh::workspace().join("crafter/tests/integration"), name));

@@ -1,4 +1,5 @@
-//! One virtual machine: QEMU without any network device or disk, its lines as they come, its end in any case.
+//! Runs one virtual machine: QEMU without network device or disk. Its output is reported line by line, and QEMU is
+//! always ended.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -14,31 +15,31 @@ use serde_json::Value;
 use super::emulator::Emulator;
 use super::image;
 
-/// Megabytes of memory: the archive twice for a moment, the tests' files, and what they need.
+/// MiB of memory: the archive, twice while it is unpacked, and the tests.
 const MEMORY: &str = "3072";
 
-/// A trial that takes longer is no proof.
+/// Time limit for booting a kernel with KVM to test whether it works.
 const TRIAL: Duration = Duration::from_secs(12);
 
-/// What runs the machine's processor.
+/// QEMU's accelerator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accelerator {
-    /// The host's, by KVM.
+    /// Hardware virtualisation by KVM.
     Kvm,
-    /// Software.
+    /// Emulation.
     Tcg,
 }
 
 impl Accelerator {
-    /// As QEMU calls it.
+    /// QEMU's name of it.
     pub fn name(self) -> &'static str {
         if self == Self::Kvm { "kvm" } else { "tcg" }
     }
 
-    /// KVM if a kernel boots with it: that /dev/kvm can be opened says little.
+    /// KVM if a kernel boots with it; being able to open /dev/kvm is not enough.
     pub fn find(emulator: &Emulator, directory: &Path, kernel: &Path, archive: &Path) -> Result<Self> {
         if fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_err() {
-            println!("    /dev/kvm is not to be had: the processor is emulated");
+            println!("    /dev/kvm cannot be opened: the processor is emulated");
             return Ok(Self::Tcg);
         }
         let began = Instant::now();
@@ -51,37 +52,42 @@ impl Accelerator {
             println!("    KVM works: a kernel booted in {seconds:.1} s");
             return Ok(Self::Kvm);
         }
-        let why = ended.err().map_or_else(|| "the kernel did not come up".to_owned(), |error| format!("{error:#}"));
+        let why = ended.err().map_or_else(|| "the kernel did not boot".to_owned(), |error| format!("{error:#}"));
         println!("    KVM does not work here ({why}): the processor is emulated");
         Ok(Self::Tcg)
     }
 }
 
-/// What one run of a machine is made of.
+/// The parts of a machine.
 pub struct Machine<'a> {
-    /// What runs it.
+    /// The QEMU that runs it.
     pub emulator: &'a Emulator,
-    /// See there.
+    /// QEMU's accelerator.
     pub accelerator: Accelerator,
-    /// How many, each in a thread of its own.
+    /// Number of processors; each is a thread of QEMU.
     pub processors: u32,
     /// The kernel's image.
     pub kernel: &'a Path,
-    /// Its first and only file system.
+    /// Its initramfs.
     pub archive: &'a Path,
-    /// Where the kernel's console goes.
+    /// The file for the kernel's console.
     pub log: PathBuf,
 }
 
-/// What the machine and QEMU say.
-enum Said {
+/// Output of the machine and of QEMU.
+enum Message {
+    /// A line of JSON from the machine's init process.
     Event(Box<Value>),
-    Words(String),
+    /// Any other line.
+    Text(String),
     End,
 }
 
 impl Machine<'_> {
-    /// Runs it until it turns itself off; an error if it does not within `limit`.
+    /// Runs it until it powers off.
+    ///
+    /// # Errors
+    /// If it does not power off within `limit`.
     pub fn run(&self, limit: Duration, mut on_event: impl FnMut(&Value)) -> Result<()> {
         let mut child = self.start(limit)?;
         let (sender, receiver) = mpsc::channel();
@@ -91,42 +97,42 @@ impl Machine<'_> {
             for line in BufReader::new(out.into_iter().next()?).split(b'\n').map_while(Result::ok) {
                 let line = String::from_utf8_lossy(&line).trim().to_owned();
                 let said = match serde_json::from_str(&line) {
-                    Ok(event) => Said::Event(Box::new(event)),
-                    Err(_) => Said::Words(line),
+                    Ok(event) => Message::Event(Box::new(event)),
+                    Err(_) => Message::Text(line),
                 };
                 to.send(said).ok()?;
             }
-            to.send(Said::End).ok()
+            to.send(Message::End).ok()
         });
         thread::spawn(move || {
             for line in BufReader::new(errors.into_iter().next()?).lines().map_while(Result::ok) {
-                sender.send(Said::Words(line)).ok()?;
+                sender.send(Message::Text(line)).ok()?;
             }
             Some(())
         });
         let deadline = Instant::now() + limit;
         let mut done = false;
-        let mut words = Vec::new();
+        let mut lines_of_qemu = Vec::new();
         loop {
             match receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(Said::Event(event)) => {
+                Ok(Message::Event(event)) => {
                     done |= event["event"] == "done";
                     on_event(&event);
                 }
-                // It stops the machine and waits for a debugger.
-                Ok(Said::Words(line)) if line.contains("KVM internal error") => bail!("{line}"),
-                // Of features that the emulated processor lacks.
-                Ok(Said::Words(line)) if line.is_empty() || line.contains("warning: ") => {}
-                Ok(Said::Words(line)) => words.push(line),
-                Ok(Said::End) | Err(RecvTimeoutError::Disconnected) => break,
+                // QEMU stops the machine then and waits for a debugger.
+                Ok(Message::Text(line)) if line.contains("KVM internal error") => bail!("{line}"),
+                // Warnings about features that the emulated processor lacks.
+                Ok(Message::Text(line)) if line.is_empty() || line.contains("warning: ") => {}
+                Ok(Message::Text(line)) => lines_of_qemu.push(line),
+                Ok(Message::End) | Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {
-                    bail!("it did not end within {} s; {}", limit.as_secs(), self.last_words(&words))
+                    bail!("it did not end within {} s; {}", limit.as_secs(), self.last_output(&lines_of_qemu))
                 }
             }
         }
         let status = child.0.wait()?;
         if !done || !status.success() {
-            bail!("the machine ended early ({status}); {}", self.last_words(&words));
+            bail!("the machine ended early ({status}); {}", self.last_output(&lines_of_qemu));
         }
         Ok(())
     }
@@ -138,7 +144,7 @@ impl Machine<'_> {
         self.accelerator == Accelerator::Tcg && String::from_utf8_lossy(&log).contains("Oops: int3")
     }
 
-    fn start(&self, limit: Duration) -> Result<Ended> {
+    fn start(&self, limit: Duration) -> Result<EndOnDrop> {
         let processor = if self.accelerator == Accelerator::Kvm { "host" } else { "max" };
         let accelerator = match self.accelerator {
             Accelerator::Kvm => "kvm",
@@ -146,7 +152,7 @@ impl Machine<'_> {
         };
         let init = image::init();
         let append = format!("console=ttyS0 quiet loglevel=4 panic=-1 rdinit={}", init.display());
-        // setpriv ends `timeout` when xtask is gone, and that ends QEMU.
+        // When xtask ends, setpriv's signal ends `timeout`, which ends QEMU.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "TERM", "timeout", "--kill-after=5"]).arg((limit.as_secs() + 10).to_string());
         self.emulator.add_to(&mut command);
@@ -161,25 +167,25 @@ impl Machine<'_> {
             .arg(self.archive)
             .args(["-append", &append]);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        Ok(Ended(command.spawn().context("setpriv does not start")?))
+        Ok(EndOnDrop(command.spawn().context("setpriv does not start")?))
     }
 
-    fn last_words(&self, words: &[String]) -> String {
+    fn last_output(&self, lines_of_qemu: &[String]) -> String {
         let log = fs::read(&self.log).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
         let lines: Vec<&str> = log.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
         let last = lines[lines.len().saturating_sub(12)..].join("\n        ");
-        format!("QEMU said {words:?}, and the kernel's console ends with\n        {last}")
+        format!("QEMU printed {lines_of_qemu:?}, and the kernel's console ends with\n        {last}")
     }
 }
 
-/// A process that does not outlive this.
-struct Ended(Child);
+/// A process that is ended when this is dropped.
+struct EndOnDrop(Child);
 
-impl Drop for Ended {
+impl Drop for EndOnDrop {
     fn drop(&mut self) {
         if matches!(self.0.try_wait(), Ok(None)) {
-            // Not SIGKILL: `timeout` hands the signal on to QEMU.
+            // SIGTERM and not SIGKILL, so that `timeout` forwards it to QEMU.
             let _ = Command::new("kill").args(["-TERM", &self.0.id().to_string()]).status();
         }
         let _ = self.0.wait();

@@ -1,4 +1,4 @@
-//! What the machines told, as it comes and as a table at the end.
+//! The output of the virtual machines: live, and as a table at the end.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -6,13 +6,13 @@ use std::time::Instant;
 use serde_json::Value;
 
 use super::qemu::Accelerator;
-use crate::test::Output;
+use crate::program::Output;
 
-/// All about one kernel.
+/// The results on one kernel.
 pub struct Run {
-    /// As it was asked for.
+    /// The name on the command line.
     kernel: String,
-    /// As the kernel calls itself.
+    /// The release that the kernel reports.
     release: Option<String>,
     accelerator: Accelerator,
     began: Instant,
@@ -20,29 +20,29 @@ pub struct Run {
     probe: Value,
     /// In the order of the plan.
     pub programs: Vec<Program>,
-    /// Those that the machine of now has, in its order.
+    /// Indices of the programs in the current machine, in its order.
     running: Vec<usize>,
-    /// What else is to be known of how they ran.
+    /// Notes on how they ran.
     notes: Vec<String>,
-    /// Failures that are no test's.
+    /// Failures outside of tests.
     pub failures: Vec<String>,
-    /// Tests that failed, and passed when they were run once more in a machine of their own.
+    /// Tests that failed, and passed when they were run once more in another machine.
     pub flaky: Vec<String>,
-    /// What the machine printed.
+    /// The file with the machine's output.
     pub log: PathBuf,
 }
 
-/// What became of one test program.
+/// The result of one test program.
 pub struct Program {
     title: String,
-    /// What it printed of its tests.
+    /// The results of its tests.
     pub output: Output,
     ended: Option<(i64, f64, bool)>,
     last: String,
 }
 
 impl Run {
-    /// Nothing known yet.
+    /// An empty result.
     pub fn new(kernel: &str, accelerator: Accelerator, titles: &[&str], log: PathBuf) -> Self {
         let program = |title: &&str| Program {
             title: (*title).to_owned(),
@@ -66,18 +66,18 @@ impl Run {
         }
     }
 
-    /// Programs with tests that failed, and the tests' names.
+    /// Programs with failed tests, and the names of these tests.
     pub fn failed(&self) -> Vec<(String, Vec<String>)> {
         let failed = self.programs.iter().filter(|program| program.output.failed > 0);
         failed.map(|program| (program.title.clone(), program.output.names.clone())).collect()
     }
 
-    /// Takes the result of a second run of the tests that failed: those that passed there are flaky.
+    /// Merges the result of a second run of the failed tests: those that passed are flaky.
     pub fn settle(&mut self, second: &Self) {
         self.failures.extend(second.failures.iter().map(|failure| format!("run once more: {failure}")));
         for program in &mut self.programs {
             let Some(again) = second.programs.iter().find(|again| again.title == program.title) else { continue };
-            // Which tests passed is known only of a program that ended.
+            // Only a program that ended says which tests passed.
             if !again.output.is_closed || again.output.passed + again.output.failed == 0 {
                 continue;
             }
@@ -90,7 +90,7 @@ impl Run {
         }
     }
 
-    /// The places of the programs that have not ended, for a machine to run them from their beginning.
+    /// The indices of the programs that have not ended, to be run from their beginning by the next machine.
     pub fn begin(&mut self) -> &[usize] {
         let left = self.programs.iter_mut().enumerate().filter(|(_, program)| program.ended.is_none());
         self.running = left
@@ -102,7 +102,7 @@ impl Run {
         &self.running
     }
 
-    /// Says how the programs that follow run, here and in the table.
+    /// Prints a note on how the next programs run, and adds it to the table.
     pub fn note(&mut self, what: &str) {
         let next = self.programs.iter().find(|program| program.ended.is_none());
         let from = next.map(|program| format!(", from {} on", program.title)).unwrap_or_default();
@@ -110,13 +110,13 @@ impl Run {
         self.notes.push(format!("{what}{from}"));
     }
 
-    /// The kernel's release, or what was asked for if it never came up.
+    /// The kernel's release, or the name on the command line if it did not boot.
     pub fn name(&self) -> &str {
         self.release.as_deref().unwrap_or(&self.kernel)
     }
 
-    /// Takes one thing that the machine said, and shows it.
-    pub fn hear(&mut self, event: &Value) {
+    /// Processes an event of the machine, and shows it.
+    pub fn handle_event(&mut self, event: &Value) {
         let text = event["text"].as_str().unwrap_or_default();
         let number = event["program"].as_u64().map(|number| number as usize);
         let place = number.and_then(|number| self.running.get(number));
@@ -130,7 +130,7 @@ impl Run {
                 self.probe = event["report"].clone();
                 self.show_probe();
             }
-            ("line", Some(program)) => program.hear(text, self.release.as_deref().unwrap_or(&self.kernel)),
+            ("line", Some(program)) => program.handle_line(text, self.release.as_deref().unwrap_or(&self.kernel)),
             ("end", Some(program)) => {
                 let code = event["code"].as_i64().unwrap_or(-1);
                 let seconds = event["seconds"].as_f64().unwrap_or(0.0);
@@ -150,7 +150,7 @@ impl Run {
         }
     }
 
-    /// The machine is off, or was turned off.
+    /// Processes the end of the machine.
     pub fn end(&mut self, ended: anyhow::Result<()>) {
         self.seconds = self.began.elapsed().as_secs_f32();
         if let Err(error) = ended {
@@ -187,7 +187,7 @@ impl Run {
         }
     }
 
-    /// Which hook each choice got, and by what it is held.
+    /// The hook and the kind of attachment that each `--attach` choice resulted in.
     fn mechanisms(&self) -> Vec<String> {
         let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
         let rows = self.probe["attached"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -210,8 +210,8 @@ impl Run {
 }
 
 impl Program {
-    /// One line of libtest's, or of a test.
-    fn hear(&mut self, line: &str, release: &str) {
+    /// Processes a line of output.
+    fn handle_line(&mut self, line: &str, release: &str) {
         if !line.trim().is_empty() {
             self.last = line.to_owned();
             println!("    [{release}] {line}");
@@ -219,12 +219,12 @@ impl Program {
         self.output.handle_line(line);
     }
 
-    /// Those that failed, by name.
+    /// Its failed tests, by name.
     pub fn failure(&self) -> Option<String> {
         (self.output.failed > 0).then(|| format!("{}: {}", self.title, self.output.names.join(", ")))
     }
 
-    /// `7 passed`, with those that failed by name.
+    /// The cell of the table: `7 passed`, with the names of failed tests.
     fn cell(&self) -> String {
         let Some((_, seconds, _)) = self.ended else { return "did not end".into() };
         let Output { passed, failed, names, .. } = &self.output;
@@ -235,7 +235,7 @@ impl Program {
     }
 }
 
-/// All runs, side by side as text.
+/// The table of all runs.
 pub fn table(runs: &[Run]) -> String {
     let mut text = String::new();
     let mut line = |cells: [&str; 3]| {
@@ -283,12 +283,12 @@ mod tests {
 
     fn run(lines: &[&str]) -> Run {
         let mut run = Run::new("6.1", Accelerator::Tcg, &["tests: test one"], PathBuf::from("log"));
-        lines.iter().for_each(|line| run.programs[0].hear(line, "6.1"));
+        lines.iter().for_each(|line| run.programs[0].handle_line(line, "6.1"));
         run
     }
 
     #[test]
-    fn what_passes_once_more_is_flaky() {
+    fn test_that_passes_once_more_is_flaky() {
         const CLOSED: &str = "test result: FAILED. 5 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out";
         let first = ["failures:", "    a", "    b", "", CLOSED];
         let mut settled = run(&first);
@@ -297,7 +297,7 @@ mod tests {
         assert_eq!(settled.flaky, ["tests: test one a"]);
         assert_eq!(settled.failed(), [("tests: test one".to_owned(), vec!["b".to_owned()])]);
         assert_eq!(settled.programs[0].output.passed, 6);
-        // A machine that ended before its tests shows nothing.
+        // A machine that ended before its tests changes nothing.
         let mut unsettled = run(&first);
         unsettled.settle(&run(&["running 2 tests"]));
         assert!(unsettled.flaky.is_empty() && !unsettled.is_good());

@@ -10,13 +10,13 @@ fn dns(lab: &Lab, args: &[&str]) -> Done {
     crafter(lab, &[&["dns", "--server", "192.0.2.1"], args].concat())
 }
 
-/// The text between the quotes of all strings.
+/// The contents of all quoted strings.
 fn text_length(line: &str) -> usize {
     line.split('"').skip(1).step_by(2).map(str::len).sum()
 }
 
 #[test]
-fn records_of_each_type_as_lines_of_a_zone_file() {
+fn records_are_printed_in_zone_file_format() {
     let lab = lab();
     for (args, lines) in [
         (&["lab.test"][..], &["lab.test.\t300\tIN\tA\t192.0.2.1"][..]),
@@ -31,7 +31,7 @@ fn records_of_each_type_as_lines_of_a_zone_file() {
         (&["2001:db8::1", "--type", "PTR"], &["PTR\tweb.lab.test."]),
         (&["www.lab.test"], &["www.lab.test.\t300\tIN\tCNAME\tweb.lab.test.", "web.lab.test.\t300\tIN\tA\t192.0.2.1"]),
         (&["lab.test", "--type", "SOA"], &["SOA\tns.lab.test. hostmaster.lab.test. 1 3600 600 86400 60"]),
-        // It exists, but not of that type.
+        // The name exists, but has no record of that type.
         (&["lab.test", "--type", "SRV"], &[]),
     ] {
         let done = dns(&lab, args);
@@ -60,13 +60,13 @@ fn by_each_way_of_receiving_and_over_ipv6() {
 }
 
 #[test]
-fn long_answers_truncated_then_over_tcp_or_in_fragments() {
+fn long_answers_arrive_over_tcp_or_in_fragments() {
     let lab = lab();
     let report = dns(&lab, &["big.lab.test", "--type", "TXT", "--json"]).json();
     assert_eq!((&report["transport"], &report["truncated_over_udp"]), (&json!("tcp"), &json!(true)), "{report}");
     let data = report["answers"][0]["data"].as_str().unwrap();
     assert_eq!(text_length(data), BIG_TXT_BYTES);
-    // Strings of 250 bytes, of which each place says where it is.
+    // Strings of 250 bytes whose contents encode their position.
     assert!(data.starts_with("\"00000000, 00000010, ") && data.contains("00003490, "), "{data}");
 
     for mode in ["native", "generic", "tc"] {
@@ -76,7 +76,7 @@ fn long_answers_truncated_then_over_tcp_or_in_fragments() {
         assert_eq!(fragments["answers"][0]["data"].as_str(), Some(data));
         assert!(fragments["bytes"].as_u64().unwrap() > BIG_TXT_BYTES as u64);
     }
-    // Without EDNS 512 bytes are all; with the usual size this fits neither.
+    // Without EDNS, an answer has at most 512 bytes; this one does not fit the usual EDNS size either.
     for edns in ["0", "1232"] {
         let long = dns(&lab, &["long.lab.test", "--type", "TXT", "--edns", edns]);
         assert_eq!(text_length(long.text()), LONG_TXT_BYTES);
@@ -85,7 +85,7 @@ fn long_answers_truncated_then_over_tcp_or_in_fragments() {
 }
 
 #[test]
-fn json_has_it_all() {
+fn json_contains_all_records() {
     let lab = lab();
     let report = dns(&lab, &["lab.test", "--json"]).json();
     assert_eq!(
@@ -107,7 +107,7 @@ fn json_has_it_all() {
 }
 
 #[test]
-fn failures_have_their_codes_and_sentences() {
+fn failures_have_exit_codes_and_messages() {
     let lab = lab();
     let missing = dns(&lab, &["nothing.lab.test"]);
     assert_eq!((missing.code, missing.text()), (exit::SERVER_ERROR.into(), ""), "{missing:?}");
@@ -133,7 +133,7 @@ fn failures_have_their_codes_and_sentences() {
 }
 
 #[test]
-fn words_as_dig_takes_them() {
+fn arguments_follow_dig() {
     let lab = lab();
     for args in [
         &["@192.0.2.1", "web.lab.test", "AAAA"][..],
@@ -158,7 +158,7 @@ fn words_as_dig_takes_them() {
     }
 }
 
-/// In a mount namespace with an /etc/resolv.conf of these lines, or an empty /etc.
+/// Runs in a mount namespace with this /etc/resolv.conf, or with an empty /etc.
 fn with_resolv_conf(lab: &Lab, resolv_conf: Option<&str>, before: &str, args: &[&str]) -> Done {
     let mut command = lab.command("unshare");
     let conf = "mount -t tmpfs none /etc && { [ -z \"$CONF\" ] || printf \"$CONF\" > /etc/resolv.conf; }";
@@ -169,18 +169,18 @@ fn with_resolv_conf(lab: &Lab, resolv_conf: Option<&str>, before: &str, args: &[
 }
 
 #[test]
-fn the_hosts_servers_are_asked_in_turn() {
+fn servers_of_resolv_conf_are_asked_in_turn() {
     let lab = lab();
     let ask = |conf, args: &[&str]| with_resolv_conf(&lab, conf, "true;", args);
     let answer = "lab.test.\t300\tIN\tA\t192.0.2.1\n";
     let done = ask(Some("search x\nnameserver 192.0.2.1\n"), &["lab.test"]);
     assert_eq!((done.code, done.text()), (0, answer), "{done:?}");
     on_server(&lab, "ip", &["route", "add", "blackhole", "198.51.100.0/24"]);
-    // One that does not answer, one that nobody is at, one without a server; then the lab's.
+    // A server that does not answer, an unused address, a host without a server; then the lab's server.
     let conf = "nameserver 198.51.100.1\nnameserver 192.0.2.9\nnameserver 192.0.2.2\nnameserver 2001:db8::1\n";
     let done = ask(Some(conf), &["lab.test", "--timeout", "0.3", "--tries", "1", "--json"]);
     assert_eq!((done.code, &done.json()["server"]), (0, &json!("[2001:db8::1]:53")), "{done:?}");
-    // An answer is an answer, also one that says no.
+    // A negative answer is an answer, too.
     let refused = Some("nameserver 192.0.2.1\nnameserver 198.51.100.1\n");
     let done = ask(refused, &["example.org", "--timeout", "0.3", "--tries", "1"]);
     assert_eq!((done.code, done.stderr.contains("REFUSED")), (exit::SERVER_ERROR.into(), true), "{done:?}");
@@ -192,7 +192,7 @@ fn the_hosts_servers_are_asked_in_turn() {
 }
 
 #[test]
-fn a_stub_on_the_loopback_answers() {
+fn stub_resolver_on_loopback_answers() {
     let lab = lab();
     // Forwards datagrams for 127.0.0.53, as systemd-resolved and dnsmasq do.
     let stub = "python3 -c '
@@ -211,7 +211,7 @@ while True:
     assert!(done.stderr.contains(" UDP 127.0.0.53:53, "), "{done:?}");
 }
 
-/// A server that answers each query with this response code, and a TXT record of the question's class if it is 0.
+/// A server that answers each query with this response code, and with a TXT record in the question's class if it is 0.
 fn answering(address: &str, code: u8) -> String {
     format!(
         "python3 -c '
@@ -230,7 +230,7 @@ while True:
 }
 
 #[test]
-fn the_next_server_is_asked_where_one_cannot_answer() {
+fn next_server_is_asked_after_an_error() {
     let lab = lab();
     for (code, name) in [(2, "SERVFAIL"), (4, "NOTIMP"), (5, "REFUSED")] {
         let servers =
@@ -241,7 +241,7 @@ fn the_next_server_is_asked_where_one_cannot_answer() {
         assert_eq!((done.code, done.text()), (0, "version.bind.\t0\tCH\tTXT\t\"ok\"\n"), "{done:?}");
         let warning = format!("127.0.0.52:53 answers {name}; asking the next one");
         assert!(done.stderr.contains(&warning) && done.stderr.contains(" UDP 127.0.0.53:53, "), "{done:?}");
-        // Where no other one answers, what the first has said is the answer.
+        // If no other server answers, the first server's error is reported.
         let done = ask("nameserver 127.0.0.52\nnameserver 127.0.0.54\n");
         assert_eq!((done.code, done.text()), (exit::SERVER_ERROR.into(), ""), "{done:?}");
         assert!(done.stderr.contains(&format!(";; {name}, ")), "{done:?}");

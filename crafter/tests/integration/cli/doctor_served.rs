@@ -1,4 +1,4 @@
-//! `crafter doctor` where a service runs, as an ordinary user meets it.
+//! `crafter doctor` as an unprivileged user on a host with a running service.
 
 use std::{fs, os::unix::fs::PermissionsExt as _, process::Command};
 
@@ -16,7 +16,7 @@ fn state<'a>(report: &'a Value, name: &str) -> &'a Value {
 }
 
 #[test]
-fn an_ordinary_user_works_through_the_service() {
+fn unprivileged_user_works_through_the_service() {
     let served = Served::new();
     let done = served.nobody(&["doctor", "--json"]);
     done.succeeds();
@@ -39,7 +39,7 @@ fn an_ordinary_user_works_through_the_service() {
     assert!(text.text().starts_with("through the service: works: crafter "), "{text:?}");
     assert!(!text.text().contains("FAIL"), "{text:?}");
     assert!(text.text().ends_with("\ncrafter can work here, through the service.\n"), "{text:?}");
-    // Root works without it too.
+    // Root does not need the service.
     let root = served.root(&["doctor", "--json"]).json();
     assert_eq!(
         (&root["service"]["works"], &root["direct"], &root["setcap"]),
@@ -48,7 +48,7 @@ fn an_ordinary_user_works_through_the_service() {
 }
 
 #[test]
-fn why_the_service_does_not_let_a_user_work() {
+fn doctor_says_why_the_service_refuses_a_user() {
     let mut served = Served::new();
     let refuses = |served: &Served, why: &str| {
         let done = served.nobody(&["doctor", "--json"]);
@@ -78,13 +78,13 @@ fn why_the_service_does_not_let_a_user_work() {
     refuses(&served, "start it with `sudo systemctl enable --now crafter.socket`");
 }
 
-/// The line that is printed, taken as it is, lets every user work without the service.
+/// The printed setcap command, run unchanged, lets every user work without the service.
 #[test]
-fn the_setcap_line_suffices() {
+fn printed_setcap_command_suffices() {
     let mut served = Served::new();
     served.stop();
     let get = ["get", "-q", "--direct", "192.0.2.1/bytes/4"];
-    // A copy: what the line gives a hard link, it would give the program that was built.
+    // A copy, because setcap on a hard link would change the built program.
     let binary = served.directory.path().join("crafter-with-capabilities");
     executable::copy(env!("CARGO_BIN_EXE_crafter").as_ref(), &binary).unwrap();
     let nobody = |args: &[&str]| {

@@ -16,7 +16,7 @@ use super::{command, crafter, crafter_without, eventually, lab, on_server, wait}
 
 const SYN: &str = r#"IP(dst="192.0.2.1")/TCP(dport=80, flags="S")"#;
 
-/// What tshark says of a capture: a line per packet, columns between tabs.
+/// tshark's fields of a capture: one line per packet, columns separated by tabs.
 fn tshark(file: &std::path::Path, columns: &[&str]) -> Vec<String> {
     let mut command = Command::new("tshark");
     command.arg("-r").arg(file).args(["-n", "-T", "fields", "-o", "ip.check_checksum:TRUE"]);
@@ -29,7 +29,7 @@ fn tshark(file: &std::path::Path, columns: &[&str]) -> Vec<String> {
 }
 
 #[test]
-fn one_answer_is_shown() {
+fn sr1_shows_one_answer() {
     let lab = lab();
     let done = crafter(&lab, &["sr1", SYN]);
     done.succeeds();
@@ -51,9 +51,9 @@ fn one_answer_is_shown() {
     assert_eq!(json["mechanism"][0]["interface"], "lab0", "{json}");
 }
 
-/// One line on stderr says what the answer means, also where a capture takes stdout; a key of the JSON says it too.
+/// One line on stderr interprets the answer, also if a capture is written to stdout; the JSON has a key for it.
 #[test]
-fn the_verdict() {
+fn sr1_prints_a_verdict() {
     let lab = lab();
     on_server(&lab, "iptables", &["-A", "INPUT", "-p", "tcp", "--dport", "82", "-j", "DROP"]);
     let prohibit = ["--dport", "83", "-j", "REJECT", "--reject-with", "icmp-admin-prohibited"];
@@ -87,7 +87,8 @@ fn the_verdict() {
     }
 }
 
-/// The only RST is crafter's, and the command sends it before it ends. The control: what is left open the kernel resets.
+/// The only RST is crafter's, and the command sends it before it ends. Positive control: the kernel resets connections
+/// that are left open.
 #[test]
 fn half_open_connections_are_reset() {
     let lab = lab();
@@ -96,10 +97,10 @@ fn half_open_connections_are_reset() {
     let commands: [(&[&str], usize); 5] = [
         (&["sr1", SYN], 1),
         (&["sr", set], 2),
-        // The answer to the first comes until the second is sent.
+        // The first answer arrives before the second request is sent.
         (&["send", SYN, "--count", "2", "--interval", "0.2"], 1),
         (&["shell", "-c", r#"x = sr1(IP(dst="192.0.2.1")/TCP(dport=80, flags="S")); x.ack"#], 1),
-        // Its own RST answers each SYN-ACK; nothing is left to reset.
+        // ping resets each connection after its SYN-ACK, so no half-open connection remains.
         (&["ping", "--tcp", "80", "-c", "1", "192.0.2.1"], 0),
     ];
     for (arguments, resets) in commands {
@@ -117,11 +118,11 @@ fn half_open_connections_are_reset() {
         let sockets = lab.server().command("ss").args(["-Htan", "state", "syn-recv"]).output().unwrap();
         assert!(sockets.stdout.is_empty(), "{arguments:?}: {sockets:?}");
     }
-    // The peer resets what the ACK before the SYN was for, not the connection.
+    // The peer's RST answers the ACK that precedes the SYN, not the connection.
     let done = crafter(&lab, &["sr", acknowledged]);
     done.succeeds();
     assert!(done.stderr.contains(";; reset 1 half-open connection"), "{done:?}");
-    // Ctrl-C is an end like any other.
+    // Ctrl-C ends the command with the same clean-up.
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("sr.pcapng");
     let path = file.to_str().unwrap();
@@ -132,7 +133,7 @@ fn half_open_connections_are_reset() {
         let sockets = lab.server().command("ss").args(["-Htan", "state", "syn-recv"]).output().unwrap();
         (!sockets.stdout.is_empty()).then_some(())
     };
-    // The RST answers nothing and is waited for; its number is not the one that would reset.
+    // The RST expects no answer, and its sequence number does not reset the connection.
     eventually(half_open);
     lab.tap().clear().unwrap();
     kill(Pid::from_raw(running.id() as i32), Signal::SIGINT).unwrap();
@@ -149,14 +150,14 @@ fn half_open_connections_are_reset() {
     control.succeeds();
     assert!(!control.stderr.contains("half-open"), "{control:?}");
     eventually(|| (lab.tap().count().unwrap() == 1).then_some(()));
-    // Those of before would have come again by now.
+    // By now, the peers would have retransmitted earlier SYN-ACKs.
     let kernels = lab.tap().segments().unwrap();
     std::thread::sleep(std::time::Duration::from_secs(2));
-    assert_eq!(lab.tap().segments().unwrap(), kernels, "one of the control, none of the others");
+    assert_eq!(lab.tap().segments().unwrap(), kernels, "only the RST of the control");
 }
 
 #[test]
-fn answers_and_what_got_none() {
+fn sr_prints_answered_and_unanswered_requests() {
     let lab = lab();
     on_server(&lab, "iptables", &["-A", "INPUT", "-p", "tcp", "--dport", "82", "-j", "DROP"]);
     let set = r#"IP(dst="192.0.2.1")/TCP(dport=(80,82), flags="S")"#;
@@ -181,9 +182,9 @@ fn answers_and_what_got_none() {
     assert_eq!(json["unanswered"].as_array().map(Vec::len), Some(1), "{json}");
 }
 
-/// Every packet in the capture says what became of it, and tshark finds no fault with any.
+/// Each packet in the capture has a comment with its verdict, and tshark finds no error in any packet.
 #[test]
-fn the_capture_tells_the_verdicts() {
+fn capture_comments_contain_verdicts() {
     let lab = lab();
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("sr.pcapng");
@@ -199,18 +200,18 @@ fn the_capture_tells_the_verdicts() {
         "lab0\t0x0004\tsent, resets a half-open connection\t",
     ];
     assert_eq!(lines, expected);
-    // In observe mode the kernel sees the SYN-ACK, and its RST is in the capture, but not on the wire.
+    // In observe mode, the kernel receives the SYN-ACK; its RST is in the capture but not on the wire.
     let done = crafter(&lab, &["sr", SYN, "-w", path, "--observe", "--multi", "--timeout", "0.3"]);
     done.succeeds();
     assert!(done.stderr.contains(" of the kernel suppressed; the kernel half counted the same"), "{done:?}");
     let lines = tshark(&file, &["tcp.flags", "frame.comment"]);
     assert!(lines.contains(&"0x0004\tkernel RST suppressed".to_owned()), "{lines:?}");
     assert!(lines.contains(&"0x0012\tobserved, matched: answers request 1".to_owned()), "{lines:?}");
-    // With the policy `pass` the RST leaves, and nobody says that it was suppressed.
+    // With the policy `pass`, the RST is sent, and no comment says that it was suppressed.
     lab.tap().clear().unwrap();
     let done = crafter(&lab, &["sr", SYN, "-w", path, "--observe", "--rst", "pass", "--multi", "--timeout", "0.3"]);
     done.succeeds();
-    // The kernel has reset it already.
+    // The kernel has already reset it.
     assert!(!done.stderr.contains("half-open"), "{done:?}");
     let lines = tshark(&file, &["tcp.flags", "frame.comment"]);
     assert!(!lines.iter().any(|line| line.contains("suppressed")), "{lines:?}");
@@ -218,7 +219,7 @@ fn the_capture_tells_the_verdicts() {
 }
 
 #[test]
-fn sent_without_waiting() {
+fn send_does_not_wait_for_answers() {
     let lab = lab();
     let datagram = r#"IP(dst="192.0.2.1")/UDP(dport=9)/"hello""#;
     let done = crafter(&lab, &["send", datagram, "--count", "5", "--interval", "0.01"]);
@@ -226,12 +227,12 @@ fn sent_without_waiting() {
     assert_eq!(done.stderr, ";; 5 requests, 5 sent\n", "{done:?}");
     let json = crafter(&lab, &["--json", "send", datagram]).json();
     assert_eq!(json["account"]["kernel"]["crafted"], 1, "{json}");
-    // A name in place of an address.
+    // A host name instead of an address.
     crafter(&lab, &["send", r#"IP(dst="localhost")/UDP(dport=9)"#]).succeeds();
 }
 
 #[test]
-fn bad_input_is_told_before_anything_is_sent() {
+fn bad_input_is_refused_before_sending() {
     let lab = lab();
     for (args, code, part) in [
         (

@@ -27,26 +27,26 @@ fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// What carries classifiers on this kernel.
+/// The kind of attachment for tc programs on this kernel.
 fn classifier() -> &'static str {
     let host = features::host().expect("the host's facts");
     if features::has_tcx(&host.kernel) { "tcx" } else { "clsact" }
 }
 
 #[test]
-fn a_page_over_both_ip_versions_by_each_way_of_receiving() {
+fn page_over_both_ip_versions_and_all_receive_modes() {
     let lab = lab();
     for mode in ["auto", "native", "generic", "tc"] {
         for web in [WEB, WEB6] {
             let done = crafter(&lab, &["get", "--attach", mode, &format!("{web}/")]);
             done.succeeds();
             assert!(done.text().contains("<h1>It works</h1>"), "{done:?}");
-            let way = match mode {
+            let mechanism = match mode {
                 "tc" => &format!("{} + ring buffer on lab0", classifier()),
                 "generic" => "generic XDP + AF_XDP on lab0",
                 _ => "native XDP + AF_XDP on lab0",
             };
-            for part in ["200 OK: ", "handshake: ", "sent: ", "received: ", "0 RSTs suppressed", way] {
+            for part in ["200 OK: ", "handshake: ", "sent: ", "received: ", "0 RSTs suppressed", mechanism] {
                 assert!(done.stderr.contains(part), "no '{part}': {done:?}");
             }
         }
@@ -55,14 +55,14 @@ fn a_page_over_both_ip_versions_by_each_way_of_receiving() {
 }
 
 #[test]
-fn a_hundred_megabytes_are_what_the_server_sent() {
+fn hundred_megabytes_match_the_server() {
     let lab = lab();
     let expected = lab::sha256(100 << 20);
     for web in [WEB, WEB6] {
         let done = crafter(&lab, &["get", &format!("{web}/bytes/100M")]);
         done.succeeds();
         assert_eq!(sha256(&done.stdout), expected);
-        // With neither length nor end but that of the chunks.
+        // Without Content-Length; the last chunk ends the body.
         let done = crafter(&lab, &["get", "-q", &format!("{web}/bytes/5M?chunked=1")]);
         done.succeeds();
         assert_eq!((done.stderr.as_str(), sha256(&done.stdout)), ("", lab::sha256(5 << 20)));
@@ -71,7 +71,7 @@ fn a_hundred_megabytes_are_what_the_server_sent() {
 }
 
 #[test]
-fn through_a_bad_network() {
+fn download_over_a_lossy_network() {
     let lab = lab();
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("body");
@@ -85,7 +85,7 @@ fn through_a_bad_network() {
 }
 
 #[test]
-fn to_a_file_with_json() {
+fn download_to_a_file_with_json() {
     let lab = lab();
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("body");
@@ -108,7 +108,7 @@ fn to_a_file_with_json() {
     }
     assert!(report["handshake_ms"].as_f64().unwrap() > 0.0);
     assert!(report["bytes_received"].as_u64().unwrap() > 1 << 20);
-    // Without a file, stdout is the body's.
+    // Without a file, the body is written to stdout.
     let done = crafter(&lab, &["get", "--json", &format!("{WEB}/status/404")]);
     assert_eq!((done.code, done.text()), (exit::SERVER_ERROR.into(), ""));
     let report: serde_json::Value = serde_json::from_str(&done.stderr).unwrap();
@@ -116,7 +116,7 @@ fn to_a_file_with_json() {
 }
 
 #[test]
-fn verbose_prints_the_conversation() {
+fn verbose_prints_request_and_response() {
     let lab = lab();
     let done = crafter(&lab, &["get", "-v", &format!("{WEB}/status/200")]);
     done.succeeds();
@@ -130,7 +130,7 @@ fn verbose_prints_the_conversation() {
 }
 
 #[test]
-fn timestamps_are_offered_where_they_are_wanted() {
+fn timestamps_are_offered_on_request() {
     let lab = lab();
     let url = format!("{WEB}/bytes/100K");
     for (arguments, offered) in [(&["get", "-v", "--timestamps"][..], true), (&["get", "-v"], false)] {
@@ -147,21 +147,21 @@ fn timestamps_are_offered_where_they_are_wanted() {
 }
 
 #[test]
-fn observed_the_kernel_answers_and_is_kept_quiet() {
+fn resets_of_the_kernel_are_suppressed_in_observe_mode() {
     let lab = lab();
     let url = format!("{WEB}/bytes/100K");
     let observed = crafter(&lab, &["get", "--observe", "--json", "-o", "/dev/null", &url]);
     observed.succeeds();
     assert!(observed.json()["rsts_suppressed"].as_u64().unwrap() > 0, "{observed:?}");
     assert_eq!(lab.tap().count().unwrap(), 0, "RSTs reached the server");
-    // The control: allowed, the kernel's RSTs break the connection.
+    // Positive control: if they are allowed, the kernel's RSTs break the connection.
     let passed = crafter(&lab, &["get", "--observe", "--rst", "pass", "--max-time", "5", "-o", "/dev/null", &url]);
     assert_ne!(passed.code, 0, "{passed:?}");
     assert!(lab.tap().count().unwrap() > 0, "no RST reached the server");
 }
 
 #[test]
-fn without_a_scheme() {
+fn url_without_scheme_is_http() {
     let lab = lab();
     on_server(&lab, "ip", &["address", "add", "192.0.2.3/32", "dev", "lo"]);
     let listener = lab.server().run(|| TcpListener::bind("192.0.2.3:8080").unwrap()).unwrap();
@@ -177,7 +177,7 @@ fn without_a_scheme() {
     {
         let done = crafter(&lab, &["get", "-q", "--timeout", "1", url]);
         match body {
-            // That is an address of eight groups' worth, and nobody is there.
+            // This parses as an IPv6 address with eight groups, at which there is no host.
             0 => assert_ne!(done.code, 0, "{done:?}"),
             1 => assert!(done.text().contains("<h1>It works</h1>"), "{done:?}"),
             bytes => assert_eq!((done.code, done.stdout.len()), (0, bytes), "{done:?}"),
@@ -190,7 +190,7 @@ fn without_a_scheme() {
 }
 
 #[test]
-fn failures_have_their_codes_and_sentences() {
+fn failures_have_exit_codes_and_messages() {
     let lab = lab();
     let get = |args: &[&str]| crafter(&lab, &[&["get"], args].concat());
     get(&["https://192.0.2.1/"])
@@ -216,7 +216,7 @@ fn failures_have_their_codes_and_sentences() {
     crafter_without(&lab, "-bpf,-sys_admin", &["get", WEB]).fails(exit::PERMISSION, "CAP_BPF");
     crafter_without(&lab, "-perfmon,-sys_admin", &["get", WEB]).fails(exit::PERMISSION, "CAP_PERFMON");
     crafter_without(&lab, "-net_admin,-sys_admin", &["get", WEB]).fails(exit::PERMISSION, "CAP_NET_ADMIN");
-    // And these four are all that it takes.
+    // These four capabilities suffice.
     let four = "-all,+net_admin,+net_raw,+bpf,+perfmon";
     for mode in ["native", "generic", "tc"] {
         let page = crafter_without(&lab, four, &["get", "--attach", mode, &format!("{WEB}/bytes/100K")]);
@@ -225,7 +225,7 @@ fn failures_have_their_codes_and_sentences() {
 }
 
 #[test]
-fn silence_ends_by_the_clock() {
+fn silent_server_times_out() {
     let lab = lab();
     on_server(&lab, "ip", &["route", "add", "blackhole", "198.51.100.0/24"]);
     let start = Instant::now();
@@ -237,14 +237,14 @@ fn silence_ends_by_the_clock() {
 }
 
 #[test]
-fn a_taken_port_and_a_taken_hook_are_named() {
+fn used_port_and_used_hook_are_named() {
     let lab = lab();
     let listener = lab.client().run(|| TcpListener::bind("192.0.2.2:0").unwrap()).unwrap();
     let port = listener.local_addr().unwrap().port().to_string();
     let taken = crafter(&lab, &["get", "--source-port", &port, WEB]);
     taken.fails(exit::PORT_TAKEN, &format!("TCP port {port} on 0.0.0.0 is taken by "));
     drop(listener);
-    // A program that another test starts has it a moment longer, from fork() to exec().
+    // A process that another test starts may hold it between fork() and exec().
     let get = || crafter(&lab, &["get", "-q", "-o", "/dev/null", "--source-port", &port, WEB]);
     eventually(|| Some(get()).filter(|done| done.code != i32::from(exit::PORT_TAKEN))).succeeds();
 
@@ -266,26 +266,26 @@ fn a_taken_port_and_a_taken_hook_are_named() {
 }
 
 #[test]
-fn a_signal_ends_it_and_nothing_stays() {
+fn signal_ends_the_service_without_leftovers() {
     let lab = lab();
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         let mut child = command(&lab, &["get", "-v", &format!("{WEB}/slow?ms=20000")]);
         let mut child = child.stderr(Stdio::piped()).spawn().unwrap();
         let mut stderr = BufReader::new(child.stderr.take().unwrap());
         let mut line = String::new();
-        // The SYN: it is attached.
+        // The SYN shows that the program is attached.
         stderr.read_line(&mut line).unwrap();
         let start = Instant::now();
         kill(Pid::from_raw(child.id() as i32), signal).unwrap();
         assert_eq!(wait(&mut child), 128 + signal as i32);
-        // The page takes 20 seconds.
+        // The page takes 20 s.
         assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
-        // Native again: the hook is free.
+        // Native mode works again, so the hook is free.
         crafter(&lab, &["get", "-q", "-o", "/dev/null", "--attach", "native", WEB]).succeeds();
     }
 }
 
-/// How many bytes are in a pipe (ioctl_pipe(2)).
+/// The number of bytes in a pipe (FIONREAD, ioctl_pipe(2)).
 fn waiting(pipe: &std::process::ChildStdout) -> i32 {
     let mut count = 0;
     // SAFETY: the kernel writes one int.
@@ -295,23 +295,23 @@ fn waiting(pipe: &std::process::ChildStdout) -> i32 {
 }
 
 #[test]
-fn a_reader_that_stops_reading_stops_nothing_else() {
+fn stopped_client_does_not_block_others() {
     let lab = lab();
     let mut child = command(&lab, &["get", &format!("{WEB}/bytes/100M")]);
     let mut child = child.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-    // It has come as far as pipe and window last.
+    // The pipe and the receive window are full.
     let stuck = || {
         let count = waiting(child.stdout.as_ref().unwrap());
         std::thread::sleep(Duration::from_millis(500));
         count > 0 && waiting(child.stdout.as_ref().unwrap()) == count
     };
     eventually(|| stuck().then_some(()));
-    // A stuck pipe does not keep signals away.
+    // A blocked pipe does not delay signals.
     kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
     let stdout = child.stdout.take();
     assert_eq!(wait(&mut child), 130);
     drop(stdout);
-    // Nor does a slow one lose anything.
+    // A slow reader loses nothing.
     let mut slow = lab.command("sh");
     slow.args(["-c", "\"$0\" get -q \"$1\" | { sleep 1; sha256sum; }", env!("CARGO_BIN_EXE_crafter")]);
     slow.arg(format!("{WEB}/bytes/20M"));

@@ -1,10 +1,10 @@
-//! The page "From Scapy to crafter": every line of it, Scapy's and crafter's, against the same servers.
+//! Runs each line of the page "From Scapy to crafter", Scapy's and crafter's, against the same servers.
 
 use super::{crafter, lab, run};
 
 const PAGE: &str = include_str!("../../../docs/from-scapy.md");
 
-/// The text of all blocks of one language, in their order.
+/// The text of all code blocks in one language, in order.
 fn blocks(language: &str) -> String {
     let fence = format!("```{language}");
     let mut inside = false;
@@ -21,7 +21,7 @@ fn blocks(language: &str) -> String {
 }
 
 #[test]
-fn crafters_lines() {
+fn crafter_examples_of_the_page_work() {
     let lab = lab();
     let done = crafter(&lab, &["shell", "-c", &blocks("crafter")]);
     done.succeeds();
@@ -38,7 +38,7 @@ fn crafters_lines() {
 }
 
 #[test]
-fn scapys_lines() {
+fn scapy_examples_of_the_page_work() {
     let lab = lab();
     let mut python = lab.command("/usr/bin/python3");
     python.args(["-c", &blocks("python")]);

@@ -6,7 +6,7 @@ use nix::unistd::Pid;
 
 use super::{terminal::Terminal, wait};
 
-/// `crafter lab run` as a login gives it a terminal: as the controlling one, behind a process that waits for it.
+/// `crafter lab run` with a controlling terminal, as in a login session, started by a process that waits for it.
 fn shell(home: &std::path::Path, shell: &str, script: &str) -> Terminal {
     let mut command = Command::new("setsid");
     command.args(["--ctty", "--wait", "sh", "-c", script, "sh", env!("CARGO_BIN_EXE_crafter")]);
@@ -16,7 +16,7 @@ fn shell(home: &std::path::Path, shell: &str, script: &str) -> Terminal {
 }
 
 #[test]
-fn the_prompt_is_the_users_own_and_marked() {
+fn prompt_is_marked_and_keeps_the_users_settings() {
     let home = tempfile::tempdir().unwrap();
     fs::write(home.path().join(".bashrc"), "PS1='bash prompt> '; greeting=hello\n").unwrap();
     fs::write(home.path().join("shrc"), "PS1='sh prompt> '; greeting=hello\n").unwrap();
@@ -31,7 +31,7 @@ fn the_prompt_is_the_users_own_and_marked() {
         terminal.shows("hello $HOME/shrc 42");
         terminal.shows("192.0.2.1");
         terminal.shows(prompt);
-        // Ctrl-C ends what runs in the shell, and neither the shell nor the lab.
+        // Ctrl-C ends the command in the shell, but neither the shell nor the lab.
         terminal.keys("sleep 100\n");
         terminal.shows("sleep 100");
         std::thread::sleep(std::time::Duration::from_millis(500));
@@ -42,7 +42,7 @@ fn the_prompt_is_the_users_own_and_marked() {
         assert_eq!(wait(&mut terminal.child), 5, "{}", terminal.said());
         assert!(!terminal.said().contains("job control"), "{}", terminal.said());
     }
-    // What sets the prompt anew before each command is followed.
+    // PROMPT_COMMAND may set the prompt before each command; the mark is kept.
     fs::write(home.path().join(".bashrc"), "PROMPT_COMMAND='PS1=\"anew> \"'\n").unwrap();
     let mut terminal = shell(home.path(), "/bin/bash", "\"$1\" lab run -q");
     terminal.shows("(lab) anew> ");
@@ -55,14 +55,14 @@ fn the_prompt_is_the_users_own_and_marked() {
 }
 
 #[test]
-fn the_terminal_is_given_back() {
+fn terminal_is_restored() {
     let home = tempfile::tempdir().unwrap();
-    // sh without job control does not take it back itself: it would be stopped as it reads.
+    // Without job control, sh does not take the terminal back, and would be stopped by SIGTTIN when it reads.
     for program in ["/bin/bash", "/bin/dash"] {
         let mut terminal = shell(home.path(), program, "\"$1\" lab run -q; read line; echo \"got $line\"");
         terminal.shows("(lab) ");
         terminal.keys("exit\n");
-        // dash says nothing when it ends: wait until the terminal has changed hands.
+        // dash prints nothing when it ends: wait until the terminal's foreground process group has changed.
         let own = nix::unistd::getpgid(Some(Pid::from_raw(terminal.child.id() as i32)));
         assert!(own.is_ok());
         std::thread::sleep(std::time::Duration::from_millis(500));
@@ -72,7 +72,7 @@ fn the_terminal_is_given_back() {
     }
 }
 
-/// A shell with job control, in which `crafter lab run` is a job as any other.
+/// A shell with job control that runs `crafter lab run` as a job.
 fn outer(home: &std::path::Path, shell: &str) -> Terminal {
     let mut command = Command::new("setsid");
     command.args(["--ctty", "--wait", "bash", "--norc", "-i"]);
@@ -83,9 +83,10 @@ fn outer(home: &std::path::Path, shell: &str) -> Terminal {
 }
 
 #[test]
-fn a_shell_that_is_suspended_suspends_the_lab() {
+fn suspending_the_shell_suspends_the_lab() {
     let home = tempfile::tempdir().unwrap();
-    // `suspend` of bash is SIGSTOP to its own process group; dash has none, and is stopped as from outside.
+    // bash's `suspend` sends SIGSTOP to its own process group; dash has no such command, so it gets SIGSTOP from
+    // outside.
     for (program, suspend) in [("/bin/bash", "suspend"), ("/bin/dash", "kill -STOP $$")] {
         let mut terminal = outer(home.path(), program);
         terminal.shows("outer> ");
@@ -99,7 +100,7 @@ fn a_shell_that_is_suspended_suspends_the_lab() {
             terminal.shows(&format!("out{}side none", 40 + round));
             terminal.shows("outer> ");
             if round == 1 {
-                // In the background it cannot read from the terminal, and stops again.
+                // In the background it cannot read from the terminal, and is stopped again.
                 terminal.keys("bg; sleep 0.5; jobs\n");
                 terminal.shows("Stopped");
                 terminal.shows("outer> ");
@@ -107,7 +108,7 @@ fn a_shell_that_is_suspended_suspends_the_lab() {
             terminal.keys("fg\n");
             terminal.keys(&format!("echo in$((40 + {round}))side $CRAFTER_LAB_INTERFACE\n"));
             terminal.shows(&format!("in{}side lab0", 40 + round));
-            // The terminal is the shell's: Ctrl-C reaches what runs in it, and that alone.
+            // The shell owns the terminal: Ctrl-C reaches only the command that runs in it.
             terminal.keys("sleep 100\n");
             terminal.shows("sleep 100");
             std::thread::sleep(std::time::Duration::from_millis(500));

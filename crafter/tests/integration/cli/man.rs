@@ -11,17 +11,17 @@ fn crafter(args: &[&str]) -> super::Done {
 }
 
 #[test]
-fn a_page_for_every_command() {
+fn every_command_has_a_manual_page() {
     let directory = tempfile::tempdir().unwrap();
     let out = directory.path().join("man1");
     let done = crafter(&["man", "--json", "--out", out.to_str().unwrap()]);
     done.succeeds();
-    let mut told: Vec<String> = serde_json::from_value(done.json()).unwrap();
+    let mut listed: Vec<String> = serde_json::from_value(done.json()).unwrap();
     let mut found: Vec<String> =
         fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().path().to_str().unwrap().to_owned()).collect();
-    told.sort();
+    listed.sort();
     found.sort();
-    assert_eq!(told, found);
+    assert_eq!(listed, found);
     for name in ["crafter", "crafter-sr1", "crafter-policy-explain", "crafter-lab-run", "crafter-top"] {
         assert!(out.join(format!("{name}.1")).exists(), "{name}: {found:?}");
     }
@@ -41,7 +41,7 @@ fn a_page_for_every_command() {
 }
 
 #[test]
-fn completions_for_shells() {
+fn shells_accept_completions() {
     for shell in ["bash", "zsh", "fish"] {
         let done = crafter(&["completions", shell]);
         done.succeeds();

@@ -8,13 +8,13 @@ use serde_json::{Value, json};
 use super::{command, crafter, crafter_without, eventually, lab};
 
 #[test]
-fn of_a_running_get_and_of_none() {
+fn maps_show_a_running_get() {
     let lab = lab();
     let mut get = command(&lab, &["get", "-q", "http://192.0.2.1/slow?ms=30000"]);
     let mut get = get.stdout(Stdio::null()).spawn().unwrap();
     let pid = get.id().to_string();
     let look = |command: &str| crafter(&lab, &[command, "--json", "--pid", &pid]).json();
-    // Three packets out: SYN, ACK and the request.
+    // Three sent packets: SYN, ACK and the request.
     let found = eventually(|| {
         let found = look("flows");
         (found[0]["flows"][0]["tx_packets"].as_u64() >= Some(3)).then_some(found)
@@ -33,7 +33,7 @@ fn of_a_running_get_and_of_none() {
     let sum: u64 = reasons.values().map(|count| count.as_u64().unwrap()).sum();
     assert_eq!(sum, counters[0]["ingress"].as_u64().unwrap() + counters[0]["egress"].as_u64().unwrap());
 
-    // For people.
+    // The text form.
     let table = crafter(&lab, &["flows", "--pid", &pid]);
     table.succeeds();
     let lines: Vec<&str> = table.text().lines().collect();
@@ -44,7 +44,7 @@ fn of_a_running_get_and_of_none() {
     for name in reasons.keys() {
         assert!(table.text().contains(&format!(" {name} ")), "no {name}: {table:?}");
     }
-    // Among all that run on this kernel, which may be others' too.
+    // Other processes on this kernel may own ports, too.
     for command in ["flows", "counters"] {
         let all = crafter(&lab, &[command, "--json"]).json();
         assert!(all.as_array().unwrap().iter().any(|found| found["holders"] == holders), "{all}");
@@ -61,7 +61,7 @@ fn of_a_running_get_and_of_none() {
 }
 
 #[test]
-fn two_at_once_are_told_apart() {
+fn maps_of_two_owners_are_separate() {
     let lab = lab();
     let start = |port: &str| {
         let url = "http://192.0.2.1/slow?ms=30000";
@@ -85,7 +85,7 @@ fn two_at_once_are_told_apart() {
 }
 
 #[test]
-fn no_permission_names_the_capability() {
+fn missing_permission_names_the_capability() {
     let lab = lab();
     for command in ["flows", "counters"] {
         crafter_without(&lab, "-sys_admin", &[command]).fails(exit::PERMISSION, "CAP_SYS_ADMIN");

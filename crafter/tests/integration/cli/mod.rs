@@ -1,5 +1,4 @@
-//! The command line as its users meet it: the built binary, in a lab of its own per test.
-//! Needs root.
+//! The command line: each test runs the built binary in its own lab. Needs root.
 
 mod dns;
 mod doctor_served;
@@ -31,7 +30,7 @@ use std::{
 use crafter::lab::{Lab, LabOptions};
 use crafter_tests::guarded::GuardedLab;
 
-/// What a command did.
+/// The result of a command.
 #[derive(Debug)]
 struct Done {
     code: i32,
@@ -48,7 +47,7 @@ impl Done {
         serde_json::from_slice(&self.stdout).unwrap_or_else(|e| panic!("{e}: {self:?}"))
     }
 
-    /// That it ended with `code` and said one sentence with `part` in it.
+    /// Checks that it ended with `code` and printed one line with `part`.
     #[track_caller]
     fn fails(&self, code: u8, part: &str) {
         assert_eq!(self.code, i32::from(code), "{self:?}");
@@ -84,7 +83,7 @@ fn crafter_without(lab: &Lab, capabilities: &str, args: &[&str]) -> Done {
     run(command)
 }
 
-/// Runs a command to its end, which must come within a minute.
+/// Runs a command, which must end within a minute.
 fn run(mut command: Command) -> Done {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
@@ -102,7 +101,7 @@ fn run(mut command: Command) -> Done {
     Done { code, stdout: reading.join().unwrap().unwrap(), stderr: errors.join().unwrap().unwrap() }
 }
 
-/// The exit code, -1 for death by a signal.
+/// The exit code, or -1 if a signal ended the process.
 fn wait(child: &mut Child) -> i32 {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
@@ -124,7 +123,7 @@ fn on_server(lab: &Lab, program: impl AsRef<OsStr>, args: &[&str]) {
     assert!(status.success(), "{args:?}");
 }
 
-/// Looks until `found` gives something.
+/// Polls `found` until it returns a value.
 fn eventually<T>(mut found: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {

@@ -26,7 +26,7 @@ struct Monitor {
 }
 
 impl Monitor {
-    /// It listens by the time that this comes back.
+    /// Starts it, and returns when it has subscribed.
     fn start(served: &Served, mut command: std::process::Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap());
@@ -62,8 +62,8 @@ impl Drop for Monitor {
     }
 }
 
-/// Waits until a process has a socket, and both it and the service sleep, so that neither has anything to do for the
-/// other: nothing else tells that it has subscribed. A process that only waits for a processor does not sleep.
+/// Waits until a process has a socket and both it and the service sleep, so that no message between them is pending.
+/// Nothing else shows that it has subscribed. A process that only waits for a processor does not count as sleeping.
 fn settles(both: [u32; 2]) {
     let look = || {
         let looks = both.map(|pid| {
@@ -87,7 +87,7 @@ fn settles(both: [u32; 2]) {
     });
 }
 
-/// Whether a thread sleeps, and how often it has begun to; `None` if it has ended.
+/// Whether a thread sleeps, and the number of times it has done so; `None` if it has ended.
 fn sleeping(status: &std::path::Path) -> Option<(bool, String)> {
     let status = fs::read_to_string(status).ok()?;
     let field = |name: &str| status.lines().find(|line| line.starts_with(name)).unwrap_or_default();
@@ -95,7 +95,7 @@ fn sleeping(status: &std::path::Path) -> Option<(bool, String)> {
 }
 
 #[test]
-fn events_as_they_happen() {
+fn events_are_printed_live() {
     let served = Served::new();
     let mut all = Monitor::start(&served, served.command(&["monitor", "--json", "--interval", "0.1"]));
     let mut text = Monitor::start(&served, served.command(&["monitor", "--count", "2"]));
@@ -117,7 +117,7 @@ fn events_as_they_happen() {
     nobody.close();
     assert_eq!(all.event("lease-ended")["lease"], json!(number));
 
-    // Of others' leases nobody hears nothing.
+    // The user nobody gets no events of other users' leases.
     loop {
         let event: Value = serde_json::from_str(&own.line()).unwrap();
         assert!([json!(NOBODY), Value::Null].contains(&event["user"]), "{event}");
@@ -125,7 +125,7 @@ fn events_as_they_happen() {
             break;
         }
     }
-    // In words, and no more than asked for.
+    // The text form, and only the requested events.
     let lines = [text.line(), text.line()].join("\n");
     assert!(lines.contains(&format!(" lease-begun lab0 lease {} user root tcp 40001", root.number())), "{lines}");
     assert_eq!(wait(&mut text.child), 0);
@@ -135,13 +135,13 @@ fn events_as_they_happen() {
 }
 
 #[test]
-fn it_ends_when_nobody_reads_though_nothing_happens() {
+fn monitor_ends_on_closed_pipe_without_events() {
     let served = Served::new();
     let mut command = served.command(&["monitor"]);
     let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());
     assert_eq!(wait(&mut child), 0);
-    // A file is always read.
+    // A regular file is always readable.
     let file = std::fs::File::create(served.directory.path().join("events")).unwrap();
     let mut child = served.command(&["monitor", "--count", "1"]).stdout(file).spawn().unwrap();
     settles([child.id(), served.pid()]);
@@ -151,7 +151,7 @@ fn it_ends_when_nobody_reads_though_nothing_happens() {
 }
 
 #[test]
-fn it_ends_with_the_service() {
+fn monitor_ends_with_the_service() {
     let mut served = Served::new();
     let mut monitor = Monitor::start(&served, served.command(&["monitor"]));
     assert_eq!(served.stop(), 0);

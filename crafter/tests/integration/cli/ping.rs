@@ -23,7 +23,7 @@ use super::{
 const SERVERS: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
 
 #[test]
-fn both_ip_versions_by_each_way_of_receiving_at_an_even_pace() {
+fn echo_over_both_ip_versions_and_all_receive_modes() {
     let lab = lab();
     for mode in ["auto", "generic", "tc"] {
         for server in SERVERS {
@@ -44,7 +44,7 @@ fn both_ip_versions_by_each_way_of_receiving_at_an_even_pace() {
 }
 
 #[test]
-fn a_name_as_json_with_a_capture() {
+fn host_name_with_json_and_capture() {
     let lab = lab();
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("ping.pcapng");
@@ -63,13 +63,13 @@ fn a_name_as_json_with_a_capture() {
     let [min, avg, max] = ["min", "avg", "max"].map(|name| report["rtt_ms"][name].as_f64().unwrap());
     assert!(0.0 < min && min <= avg && avg <= max, "{report}");
     assert_eq!(report["account"]["kernel"]["delivered_difference"], 0);
-    // An independent reader counts what is in it.
+    // tshark counts the packets in the capture.
     let read = std::process::Command::new("tshark").args(["-r", file, "-T", "fields", "-e", "icmp.type"]).output();
     assert_eq!(String::from_utf8(read.unwrap().stdout).unwrap(), "8\n0\n8\n0\n8\n0\n");
 }
 
 #[test]
-fn by_tcp_and_udp() {
+fn ping_by_tcp_and_udp() {
     let lab = lab();
     for server in SERVERS {
         let ping = |args: &[&str]| crafter(&lab, &[&["ping", "-c", "2", "--interval", "0.05", server], args].concat());
@@ -83,18 +83,18 @@ fn by_tcp_and_udp() {
             done.succeeds();
             assert!(done.text().contains(answer) && done.text().contains("2 sent, 2 received, 0% lost"), "{done:?}");
         }
-        // One for each SYN-ACK, none of the kernel.
+        // One RST of crafter per SYN-ACK, none of the kernel.
         assert_eq!(lab.tap().count().unwrap() - before, 2);
     }
 }
 
 #[test]
-fn loss_is_counted_by_the_clock() {
+fn lost_probes_time_out_and_are_counted() {
     let lab = lab();
     let deaf = |deaf: &str| {
         lab.server().run(|| std::fs::write("/proc/sys/net/ipv4/icmp_echo_ignore_all", deaf)).unwrap().unwrap();
     };
-    // A second is what this test has to make the server deaf in.
+    // The test has one second to make the server drop packets.
     let args = |interval| ["ping", "-c", "6", "--interval", interval, "--timeout", "0.5", "192.0.2.1"];
     let start = Instant::now();
     let mut child = command(&lab, &args("1")).stdout(Stdio::piped()).spawn().unwrap();
@@ -106,7 +106,7 @@ fn loss_is_counted_by_the_clock() {
     deaf("1");
     stdout.read_to_string(&mut text).unwrap();
     assert_eq!(wait(&mut child), 0, "{text}");
-    assert!(start.elapsed() < Duration::from_secs(15), "an answer that does not come delays no other");
+    assert!(start.elapsed() < Duration::from_secs(15), "a missing answer delays no other");
     assert!(text.contains("6 sent, 3 received, 50% lost"), "{text}");
     assert_eq!(text.matches(": no answer within 500ms").count(), 3, "{text}");
     let done = crafter(&lab, &args("0.2"));
@@ -115,7 +115,7 @@ fn loss_is_counted_by_the_clock() {
 }
 
 #[test]
-fn routers_say_why_not() {
+fn icmp_errors_of_routers_are_reported() {
     let routers = Routers::new();
     for version in [0, 1] {
         let done = routers.crafter(&["ping", "-c", "2", "--interval", "0.1", SERVER[version]]);
@@ -133,7 +133,7 @@ fn routers_say_why_not() {
 }
 
 #[test]
-fn ctrl_c_ends_with_the_summary() {
+fn ctrl_c_prints_the_summary() {
     let lab = lab();
     let mut child = command(&lab, &["ping", "--interval", "0.05", "192.0.2.1"]).stdout(Stdio::piped()).spawn().unwrap();
     let mut stdout = BufReader::new(child.stdout.take().unwrap());
@@ -147,7 +147,7 @@ fn ctrl_c_ends_with_the_summary() {
     assert!(rest.contains("0% lost") && rest.contains("rtt min/avg/max/mdev"), "{rest}");
 }
 
-/// The first answer has another byte, the second comes twice, the third is for another sequence number.
+/// The first answer has a changed byte, the second is sent twice, and the third has another sequence number.
 const LIAR: &str = r#"
 from scapy.all import *
 def answer(request):
@@ -162,7 +162,7 @@ sniff(iface="lab0", filter="icmp[0] == 8", prn=answer, started_callback=lambda: 
 "#;
 
 #[test]
-fn answers_that_are_not_as_they_should_be() {
+fn altered_duplicate_and_unexpected_answers_are_reported() {
     let lab = lab();
     on_server(&lab, "iptables", &["-A", "INPUT", "-p", "icmp", "-j", "DROP"]);
     let mut scapy = Scapy::start(lab.server().command("/usr/bin/python3").args(["-c", LIAR]));
@@ -180,7 +180,7 @@ fn answers_that_are_not_as_they_should_be() {
 }
 
 #[test]
-fn bad_options_and_hosts() {
+fn bad_options_and_hosts_are_refused() {
     let lab = lab();
     let ping = |args: &[&str]| crafter(&lab, &[&["ping", "-c", "1"], args].concat());
     ping(&["192.0.2.77"]).fails(exit::NO_ROUTE, "192.0.2.77 does not answer on lab0");

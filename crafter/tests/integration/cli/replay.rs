@@ -1,4 +1,4 @@
-//! `crafter replay`, with tcpdump at the far end as judge.
+//! `crafter replay`; tcpdump captures at the server.
 
 use std::{
     fs,
@@ -23,7 +23,7 @@ use tempfile::TempDir;
 
 use super::{Done, command, crafter, crafter_without, eventually, lab, wait};
 
-/// tcpdump at work in the server.
+/// A running tcpdump in the server's namespace.
 struct Judge {
     process: Child,
     file: PathBuf,
@@ -32,19 +32,19 @@ struct Judge {
 impl Judge {
     fn start(lab: &Lab, directory: &TempDir, filter: &str) -> Self {
         let file = directory.path().join("judge.pcap");
-        // Of an earlier one: the header tells that this one listens.
+        // Remove an earlier file: tcpdump writes the header when it starts to capture.
         let _ = fs::remove_file(&file);
         let mut command = lab.server().command("tcpdump");
-        // Short, as the ring has a place of full length for each packet.
+        // A short snapshot length, since each slot of the ring has that length.
         command.args(["-i", "lab0", "-n", "-U", "--immediate-mode", "--nano", "-s", "2048", "-B", "16384"]);
         command.args(["-Z", "root", "-w"]);
         let process = command.arg(&file).arg(filter).stderr(Stdio::null()).spawn().unwrap();
-        // It writes the header when it listens.
+        // It writes the header when it starts to capture.
         eventually(|| fs::metadata(&file).is_ok_and(|file| file.len() >= 24).then_some(()));
         Self { process, file }
     }
 
-    /// What it saw, which must become this many.
+    /// Waits for this number of packets and returns them.
     fn saw(&mut self, count: usize) -> Vec<Captured> {
         let read = || Capture::read(&fs::read(&self.file).unwrap()).unwrap().packets;
         let deadline = Instant::now() + Duration::from_secs(30);
@@ -52,7 +52,7 @@ impl Judge {
             assert!(Instant::now() < deadline, "tcpdump saw {} of {count} packets", read().len());
             thread::sleep(Duration::from_millis(20));
         }
-        // More than that would be wrong.
+        // Wait for packets that should not be there.
         thread::sleep(Duration::from_millis(50));
         kill(Pid::from_raw(self.process.id() as i32), Signal::SIGINT).unwrap();
         wait(&mut self.process);
@@ -74,7 +74,7 @@ fn frame(port: u16) -> Packet {
     Ether::new().dst("02:00:00:00:00:99").src("02:00:00:00:00:01") / ip / Udp::to(port).sport(7) / "again"
 }
 
-/// A pcapng file of packets, each with its time in seconds.
+/// A pcapng file of packets with times in seconds.
 fn write(path: &Path, packets: impl IntoIterator<Item = (f64, Packet)>) {
     let mut writer = Writer::new(fs::File::create(path).unwrap(), Format::PcapNg).unwrap();
     for (time, packet) in packets {
@@ -90,7 +90,7 @@ fn replay(lab: &Lab, file: &Path, args: &[&str]) -> Done {
 }
 
 #[test]
-fn frames_arrive_as_they_are_in_the_file() {
+fn frames_arrive_unchanged() {
     let (lab, directory) = (lab(), tempfile::tempdir().unwrap());
     let file = directory.path().join("frames.pcapng");
     write(&file, (0..700).map(|i| (f64::from(i) * 0.0001, frame(1000 + i as u16))));
@@ -105,17 +105,17 @@ fn frames_arrive_as_they_are_in_the_file() {
         let expected = (0..700 * times).map(|i| frame(1000 + (i % 700) as u16).build().unwrap());
         assert!(saw.iter().map(|captured| &captured.bytes).eq(&expected.collect::<Vec<_>>()), "{args:?}");
     }
-    // At top speed the server's kernel, which takes the judge's time, may have to leave some out.
+    // At full speed, tcpdump may drop packets for lack of processor time.
     let done = replay(&lab, &file, &["-i", "lab0", "--top-speed", "--loop", "10"]);
     assert!(done.code == 0 && done.text().starts_with("7000 packets sent in "), "{done:?}");
     assert!(done.text().ends_with("; 0 refused by the kernel\n"), "{done:?}");
 }
 
 #[test]
-fn in_the_captures_own_time_or_another() {
+fn replay_keeps_or_scales_the_timing() {
     let (lab, directory) = (lab(), tempfile::tempdir().unwrap());
     let file = directory.path().join("times.pcapng");
-    // The third is earlier than the second: it goes along with it.
+    // The third packet has an earlier time than the second, so it is sent together with it.
     write(&file, [0.0, 0.3, 0.2, 0.8].map(|time| (time, frame(9))));
     for (args, expected) in [
         (&[][..], [0, 300, 300, 900]),
@@ -123,7 +123,7 @@ fn in_the_captures_own_time_or_another() {
         (&["--rate", "10"], [0, 100, 200, 300]),
         (&["--top-speed"], [0; 4]),
     ] {
-        // A wrong pace is wrong each time; a busy machine is late now and then.
+        // A wrong pace fails every time; a busy machine is late only occasionally.
         let mut late = Vec::new();
         let in_time = (0..5).any(|_| {
             let mut judge = Judge::start(&lab, &directory, "udp src port 7");
@@ -142,7 +142,7 @@ fn in_the_captures_own_time_or_another() {
 }
 
 #[test]
-fn ip_packets_go_by_their_routes() {
+fn ip_packets_are_routed() {
     let (lab, directory) = (lab(), tempfile::tempdir().unwrap());
     let file = directory.path().join("ip.pcapng");
     let four = |i: u16| Ip::to("192.0.2.1").src("192.0.2.2") / Udp::to(5000).sport(i) / "four";
@@ -169,12 +169,12 @@ fn ip_packets_go_by_their_routes() {
 }
 
 #[test]
-fn what_cannot_all_be_sent_is_not_begun() {
+fn unsendable_capture_is_refused_before_sending() {
     let (lab, directory) = (lab(), tempfile::tempdir().unwrap());
     let file = directory.path().join("bad.pcapng");
     let mut judge = Judge::start(&lab, &directory, "udp src port 7");
     let long = |size: usize| frame(9) / "x".repeat(size).as_str();
-    // 1500 fit the MTU: 20 + 8 + 5 + 1467.
+    // 20 + 8 + 5 + 1467 = 1500 bytes fit the MTU.
     write(&file, [(0.0, frame(9)), (0.0, long(1467)), (0.0, long(1468))]);
     let said = "packet 3: 1515 bytes do not fit lab0: at an MTU of 1500, 1514 do";
     replay(&lab, &file, &["-i", "lab0"]).fails(exit::USAGE, said);
@@ -194,7 +194,7 @@ fn what_cannot_all_be_sent_is_not_begun() {
     fs::write(&file, empty).unwrap();
     replay(&lab, &file, &["-i", "lab0"]).fails(exit::USAGE, "there is no packet in it");
 
-    // The only one that leaves: with no more than it says that it needs.
+    // The only packet that is sent; only the capability that the error names is needed.
     write(&file, [(0.0, frame(9))]);
     crafter_without(&lab, "-net_admin,-bpf,-sys_admin,-perfmon", &["replay", file.to_str().unwrap(), "-i", "lab0"])
         .succeeds();
@@ -202,7 +202,7 @@ fn what_cannot_all_be_sent_is_not_begun() {
 }
 
 #[test]
-fn a_truncated_capture_is_sent_up_to_the_cut() {
+fn truncated_capture_is_sent_up_to_the_cut() {
     let (lab, directory) = (lab(), tempfile::tempdir().unwrap());
     let file = directory.path().join("cut.pcapng");
     write(&file, (0..10).map(|i| (0.0, frame(1000 + i))));
@@ -214,7 +214,7 @@ fn a_truncated_capture_is_sent_up_to_the_cut() {
     let report = done.json();
     assert!(report["sent"] == 9 && report["broken"].as_str().is_some_and(|text| text.contains("cut")), "{report}");
     judge.saw(9);
-    // From stdin it is no different.
+    // The same from stdin.
     let mut command = command(&lab, &["replay", "-", "-i", "lab0", "--json"]);
     let done = {
         command.stdin(fs::File::open(&file).unwrap());
@@ -225,7 +225,7 @@ fn a_truncated_capture_is_sent_up_to_the_cut() {
 }
 
 #[test]
-fn ctrl_c_ends_it_with_a_summary() {
+fn ctrl_c_prints_a_summary() {
     let (lab, directory) = (lab(), tempfile::tempdir().unwrap());
     let file = directory.path().join("slow.pcapng");
     write(&file, [(0.0, frame(9)), (3600.0, frame(9))]);
@@ -233,12 +233,12 @@ fn ctrl_c_ends_it_with_a_summary() {
         let judge = Judge::start(&lab, &directory, "udp src port 7");
         let mut command = command(&lab, &["replay", file.to_str().unwrap(), "-i", "lab0"]);
         let mut child = command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        // In the midst of it: the first packet is there.
+        // After the first packet has arrived.
         eventually(|| fs::metadata(&judge.file).is_ok_and(|file| file.len() > 24).then_some(()));
         let start = Instant::now();
         kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
         assert_eq!(wait(&mut child), 130);
-        // The next packet is due in a quarter of an hour or later.
+        // The next packet is due in 15 minutes or later.
         assert!(start.elapsed() < Duration::from_secs(10), "{args:?}: {:?}", start.elapsed());
         let said = child.wait_with_output().unwrap();
         let text = String::from_utf8(said.stdout).unwrap();
@@ -248,7 +248,7 @@ fn ctrl_c_ends_it_with_a_summary() {
 }
 
 #[test]
-fn a_link_that_goes_down_is_the_end() {
+fn link_down_ends_the_replay() {
     let (lab, directory) = (lab(), tempfile::tempdir().unwrap());
     let file = directory.path().join("down.pcapng");
     write(&file, [(0.0, frame(9)), (0.0, frame(9))]);

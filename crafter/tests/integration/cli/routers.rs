@@ -25,7 +25,7 @@ pub const HOPS: [[&str; 4]; 2] = [
     ["2001:db8::2", "2001:db8:1::2", "2001:db8:2::2", "2001:db8:3::2"],
 ];
 
-/// Addresses of the versions that no router knows a way to.
+/// Addresses to which no router has a route.
 pub const NOWHERE: [&str; 2] = ["203.0.113.9", "2001:db8:ffff::9"];
 
 /// The namespaces, from the client to the server.
@@ -53,7 +53,7 @@ impl Routers {
                     })
                     .unwrap();
             }
-            // Back to all links before, onward to all behind; the last router knows nothing else.
+            // Routes to all previous and all following links; the last router has no other route.
             for link in (0..last).filter(|link| *link + 1 < at || *link > at) {
                 let (via, host) = if link < at { (at - 1, 1) } else { (at, 2) };
                 ip(namespace, &["route", "add", &format!("10.{link}.0.0/24"), "via", &format!("10.{via}.0.{host}")]);
@@ -79,12 +79,12 @@ impl Routers {
         &self.0[4]
     }
 
-    /// One of the three routers, from 1.
+    /// One of the three routers, numbered from 1.
     pub fn router(&self, number: usize) -> &NetNs {
         &self.0[number]
     }
 
-    /// Takes the limits off how many errors routers and server send.
+    /// Removes the rate limits of ICMP errors of routers and server.
     pub fn answer_all(&self) {
         for namespace in &self.0 {
             namespace
@@ -96,14 +96,14 @@ impl Routers {
         }
     }
 
-    /// The binary at the client.
+    /// Runs the binary in the client's namespace.
     pub fn crafter(&self, args: &[&str]) -> Done {
         let mut command = self.client().command(env!("CARGO_BIN_EXE_crafter"));
         command.args(args);
         run(command)
     }
 
-    /// Carrier and link-local addresses take their time: until a packet gets there and back.
+    /// Waits until a packet reaches the server and returns, since carrier and link-local addresses need time.
     fn wait_for(&self, server: &str) {
         let until = Instant::now() + Duration::from_secs(20);
         let connect = || {
@@ -115,13 +115,13 @@ impl Routers {
         while self.client().run(|| connect().expect_err("nobody listens").kind()).unwrap()
             != std::io::ErrorKind::ConnectionRefused
         {
-            assert!(Instant::now() < until, "no way to {server}");
+            assert!(Instant::now() < until, "no route to {server}");
             thread::sleep(Duration::from_millis(20));
         }
     }
 }
 
-/// An address as it stands before a port.
+/// An address in the form that precedes a port.
 pub fn bracketed(address: &str) -> String {
     if address.contains(':') { format!("[{address}]") } else { address.to_owned() }
 }

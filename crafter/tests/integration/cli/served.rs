@@ -1,4 +1,4 @@
-//! A service of the test's own in a lab, and clients of it.
+//! A private service in a lab, and its clients.
 
 use std::{
     ffi::OsStr,
@@ -20,10 +20,10 @@ use tempfile::TempDir;
 
 use super::{Done, eventually, lab, run, wait};
 
-/// The user and the group of whoever has no privilege.
+/// The unprivileged user and group.
 pub const NOBODY: u32 = 65_534;
 
-/// Root may look on; nobody may send TCP from some ports.
+/// Root may observe; the user nobody may send TCP from some ports.
 pub const POLICY: &str = "\
 [[rule]]
 user = 0
@@ -53,10 +53,10 @@ pub struct Served {
 }
 
 impl Served {
-    /// In a new lab, with [`POLICY`].
+    /// Starts a service in a new lab with [`POLICY`].
     pub fn new() -> Self {
         let lab = lab();
-        // Nobody shall get at the socket and the binary, wherever that was built.
+        // The user nobody must be able to reach the socket and the binary, wherever the binary was built.
         let directory = open_directory("crafter-cli-");
         let [socket, policy, binary] =
             ["crafter.sock", "crafter.toml", "crafter"].map(|name| directory.path().join(name));
@@ -77,34 +77,34 @@ impl Served {
         daemon
     }
 
-    /// The service's process.
+    /// The service's process id.
     pub fn pid(&self) -> u32 {
         self.daemon.id()
     }
 
-    /// Ends it as systemd would; the exit code.
+    /// Ends it with SIGTERM, as systemd does; returns the exit code.
     pub fn stop(&mut self) -> i32 {
         kill(Pid::from_raw(self.daemon.id() as i32), Signal::SIGTERM).unwrap();
         wait(&mut self.daemon)
     }
 
-    /// Starts it again.
+    /// Restarts it.
     pub fn restart(&mut self) {
         self.daemon = Self::start(&self.lab, &self.binary, &self.socket, &self.policy);
     }
 
-    /// The binary with a socket named, as root.
+    /// Runs the binary as root with `--socket`.
     pub fn command(&self, args: &[&str]) -> Command {
         self.command_as(None, &self.binary, args)
     }
 
-    /// The same as another user, in a group of the same number and no other.
+    /// Like `root`, as another user whose only group has the same number.
     pub fn command_as_user(&self, user: u32, args: &[&str]) -> Command {
         self.command_as(Some(user), &self.binary, args)
     }
 
     fn command_as(&self, user: Option<u32>, program: impl AsRef<OsStr>, args: &[&str]) -> Command {
-        // Not by Command::uid: it takes effect before the namespace is entered, which takes privileges.
+        // Command::uid would change the user before the process enters the namespace, which needs privileges.
         let mut command = match user {
             Some(user) => {
                 let mut command = self.lab.command("setpriv");
@@ -118,7 +118,7 @@ impl Served {
         command
     }
 
-    /// The same as nobody.
+    /// Like `root`, as the user nobody.
     pub fn command_as_nobody(&self, args: &[&str]) -> Command {
         self.command_as(Some(NOBODY), &self.binary, args)
     }
@@ -131,7 +131,7 @@ impl Served {
         run(self.command_as_nobody(args))
     }
 
-    /// Leases with these parameters, as nobody or as root.
+    /// Requests a lease with these parameters, as nobody or as root.
     pub fn lease(&self, is_nobody: bool, parameters: &Value) -> Client {
         let user = is_nobody.then_some(NOBODY);
         let mut command = self.command_as(user, "/usr/bin/python3", &["-c", CLIENT, &parameters.to_string()]);
@@ -146,7 +146,7 @@ impl Served {
         Client { child, stdin, stdout, leased }
     }
 
-    /// A lease of one port with a SYN sent and its SYN-ACK received; the kernel's RST was suppressed.
+    /// Leases a port, sends a SYN and receives the SYN-ACK; the kernel's RST is suppressed.
     pub fn handshake(&self, is_nobody: bool, port: u16) -> Client {
         let parameters = serde_json::json!({
             "interface": "lab0", "protocol": "tcp", "port": port, "observe": true,
@@ -163,18 +163,18 @@ impl Served {
 
 impl Drop for Served {
     fn drop(&mut self) {
-        // It has ended already where a test ended it.
+        // A test may have ended it.
         let _ = self.daemon.kill();
         let _ = self.daemon.wait();
     }
 }
 
-/// A lease's owner, in a process of its own.
+/// The owner of a lease, in a separate process.
 pub struct Client {
     child: Child,
     stdin: Option<ChildStdin>,
     stdout: BufReader<ChildStdout>,
-    /// What Lease answered.
+    /// The service's answer to the request.
     pub leased: Value,
 }
 
@@ -187,12 +187,12 @@ impl Client {
         self.leased["lease"].as_u64().unwrap()
     }
 
-    /// Sends a packet in hex digits.
+    /// Sends a packet, given in hexadecimal.
     pub fn send(&mut self, hex: &str) {
         writeln!(self.stdin.as_mut().unwrap(), "{hex}").unwrap();
     }
 
-    /// Waits for a message of a kind.
+    /// Waits for a message of this kind.
     #[track_caller]
     pub fn receives(&mut self, kind: &str) {
         let mut line = String::new();
@@ -200,7 +200,7 @@ impl Client {
         assert_eq!(line.trim(), kind);
     }
 
-    /// Gives the lease back.
+    /// Releases the lease.
     pub fn close(mut self) {
         drop(self.stdin.take());
         wait(&mut self.child);
@@ -214,7 +214,8 @@ impl Drop for Client {
     }
 }
 
-/// Leases, sends each line of stdin, prints the kind of each message, ends with stdin.
+/// A client that requests a lease, sends each line of stdin as a packet, prints the kind of each message, and ends at
+/// EOF.
 const CLIENT: &str = r#"
 import array, json, select, socket, sys
 control = socket.socket(socket.AF_UNIX)

@@ -1,4 +1,4 @@
-//! What the service tells: `crafter info`, `leases`, `flows`, `counters` and `policy`.
+//! Commands that query the service: `crafter info`, `leases`, `flows`, `counters` and `policy`.
 
 use std::{fs, process::Command};
 
@@ -19,7 +19,7 @@ fn array(value: &Value) -> &Vec<Value> {
 }
 
 #[test]
-fn leases_of_everybody_and_of_oneself() {
+fn root_sees_all_leases_and_users_their_own() {
     let served = Served::new();
     let none = served.root(&["leases"]);
     none.succeeds();
@@ -32,7 +32,7 @@ fn leases_of_everybody_and_of_oneself() {
     let ours = served.lease(false, &request);
     let all = eventually(|| {
         let all = served.root(&["leases", "--json"]).json();
-        // The copy of the RST comes when it comes.
+        // The copy of the RST may arrive at any time.
         (all[0]["suppressed"].as_u64() >= Some(1)).then_some(all)
     });
     assert_eq!(array(&all).len(), 2);
@@ -46,7 +46,7 @@ fn leases_of_everybody_and_of_oneself() {
     assert!(first["delivered"].as_u64() >= Some(1) && first["began"].as_u64() > Some(1 << 50), "{first}");
     let (number, pid) = (json!(ours.number()), json!(ours.pid()));
     assert_eq!(json!(some(second)), json!([number, 0, "root", pid, "python3", "lab0", "tcp", 40_000, 40_059]));
-    // Every key of the wire, so that the help tells no lies.
+    // All keys of the protocol, as the help says.
     let wire = serde_json::to_value(Lease::default()).unwrap();
     for key in wire.as_object().unwrap().keys() {
         assert!(first.get(key).is_some(), "no {key}: {first}");
@@ -60,7 +60,7 @@ fn leases_of_everybody_and_of_oneself() {
     );
     assert_eq!(lines[2][5..9], ["tcp", "any", "40000-40059", "rst"], "{text:?}");
 
-    // Who may not observe sees what is their own, and so does who asks for it.
+    // Users without permission to observe see their own leases, as does anybody with --mine.
     let numbers =
         |done: &super::Done| array(&done.json()).iter().map(|lease| lease["lease"].clone()).collect::<Vec<_>>();
     assert_eq!(numbers(&served.nobody(&["leases", "--json"])), [json!(theirs.number())]);
@@ -72,7 +72,7 @@ fn leases_of_everybody_and_of_oneself() {
 }
 
 #[test]
-fn more_leases_than_a_page_has() {
+fn leases_are_listed_over_several_pages() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let served = Served::new();
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
@@ -87,10 +87,10 @@ fn more_leases_than_a_page_has() {
         }
         leases
     });
-    let told = served.root(&["leases", "--json"]).json();
+    let output = served.root(&["leases", "--json"]).json();
     let numbers =
         |leases: &Value| array(leases).iter().map(|lease| lease["lease"].as_u64().unwrap()).collect::<Vec<_>>();
-    assert_eq!(numbers(&told), leases.iter().map(|(leased, _)| leased.lease).collect::<Vec<_>>());
+    assert_eq!(numbers(&output), leases.iter().map(|(leased, _)| leased.lease).collect::<Vec<_>>());
     drop(leases);
     eventually(|| (served.root(&["leases", "--json"]).json() == json!([])).then_some(()));
 }
@@ -107,18 +107,18 @@ fn flows_and_counters_of_the_service() {
     let _ours = served.handshake(false, 40_002);
     let holders = json!([{ "pid": served.pid(), "name": "crafter" }]);
     let flows = |done: super::Done| {
-        let told = done.json();
+        let output = done.json();
         assert_eq!(
-            (array(&told).len(), &told[0]["interface"], &told[0]["holders"]),
+            (array(&output).len(), &output[0]["interface"], &output[0]["holders"]),
             (1, &json!("lab0"), &holders),
-            "{told}"
+            "{output}"
         );
-        assert!(told[0].get("map_id").is_none());
-        array(&told[0]["flows"]).clone()
+        assert!(output[0].get("map_id").is_none());
+        array(&output[0]["flows"]).clone()
     };
     let ends =
         |flows: &[Value]| flows.iter().map(|flow| flow["local"].as_str().unwrap().to_owned()).collect::<Vec<_>>();
-    // That seen last comes first. It need not be that of the last handshake: the server repeats what comes late.
+    // The flow with the latest packet is first. It may be that of an earlier handshake, since the server retransmits.
     let mut all = flows(served.root(&["flows", "--json"]));
     let seen = |flow: &Value| flow["last_seen_ns"].as_u64().unwrap();
     assert!(seen(&all[0]) >= seen(&all[1]), "{all:?}");
@@ -135,16 +135,16 @@ fn flows_and_counters_of_the_service() {
     assert_eq!(lines[0], format!("lab0, crafter (pid {})", served.pid()));
     assert!(lines[1].starts_with("PROTO") && lines[2].contains(" 192.0.2.1:80 "), "{table:?}");
 
-    let told = served.root(&["counters", "--json"]).json();
+    let output = served.root(&["counters", "--json"]).json();
     assert_eq!(
-        (array(&told).len(), &told[0]["interface"], &told[0]["holders"]),
+        (array(&output).len(), &output[0]["interface"], &output[0]["holders"]),
         (1, &json!("lab0"), &holders),
-        "{told}"
+        "{output}"
     );
-    let reasons = told[0]["counters"].as_object().unwrap();
-    assert!(reasons["crafted"].as_u64() >= Some(2) && reasons["rst_suppressed"].as_u64() >= Some(1), "{told}");
+    let reasons = output[0]["counters"].as_object().unwrap();
+    assert!(reasons["crafted"].as_u64() >= Some(2) && reasons["rst_suppressed"].as_u64() >= Some(1), "{output}");
     let sum: u64 = reasons.values().map(|count| count.as_u64().unwrap()).sum();
-    assert_eq!(sum, told[0]["ingress"].as_u64().unwrap() + told[0]["egress"].as_u64().unwrap());
+    assert_eq!(sum, output[0]["ingress"].as_u64().unwrap() + output[0]["egress"].as_u64().unwrap());
     let table = served.root(&["counters", "--interface", "lab0"]);
     assert!(table.text().starts_with(&format!("lab0, crafter (pid {})\nHOOK", served.pid())), "{table:?}");
     for name in reasons.keys() {
@@ -152,7 +152,7 @@ fn flows_and_counters_of_the_service() {
     }
     served.root(&["counters", "--interface", "nix9"]).fails(exit::USAGE, "nix9");
 
-    // The same from the maps, which takes privileges.
+    // The same from the maps, which needs privileges.
     let pid = served.pid().to_string();
     let direct = crafter(&served.lab, &["flows", "--json", "--pid", &pid]).json();
     assert_eq!(ends(array(&direct[0]["flows"])), ["192.0.2.2:40002", "192.0.2.2:50002"]);
@@ -168,7 +168,7 @@ fn flows_and_counters_of_the_service() {
 }
 
 #[test]
-fn a_service_that_is_not_there() {
+fn missing_service_is_reported() {
     let lab = lab();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("none.sock");
@@ -188,7 +188,7 @@ fn a_service_that_is_not_there() {
         command.env("CRAFTER_SOCKET", path);
         run(command).fails(exit::FAILURE, &format!("no crafter service at {path}"));
     }
-    // Asked for by nobody, it is done without.
+    // With an empty CRAFTER_SOCKET, these commands read the maps without the service.
     for args in [["flows", "--json"], ["counters", "--json"]] {
         let mut command = super::command(&lab, &args);
         run({
@@ -203,14 +203,17 @@ fn a_service_that_is_not_there() {
 fn info_of_the_service() {
     let served = Served::new();
     let _lease = served.lease(false, &json!({ "interface": "lab0", "protocol": "none" }));
-    let told = served.nobody(&["info", "--json"]).json();
-    let some = ["version", "abi", "pid", "user", "policy", "leases", "socket"].map(|key| told[key].clone());
+    let output = served.nobody(&["info", "--json"]).json();
+    let some = ["version", "abi", "pid", "user", "policy", "leases", "socket"].map(|key| output[key].clone());
     let (policy, socket) = (served.policy.to_str().unwrap(), served.socket.to_str().unwrap());
     assert_eq!(json!(some), json!([env!("CARGO_PKG_VERSION"), 1, served.pid(), 0, policy, 1, socket]));
-    let links = array(&told["interfaces"]);
+    let links = array(&output["interfaces"]);
     let link =
-        |name: &str| links.iter().find(|link| link["name"] == name).unwrap_or_else(|| panic!("no {name}: {told}"));
-    assert!(link("lab0")["mode"].is_string() && link("lab0")["leases"] == 1 && link("lo")["mode"].is_null(), "{told}");
+        |name: &str| links.iter().find(|link| link["name"] == name).unwrap_or_else(|| panic!("no {name}: {output}"));
+    assert!(
+        link("lab0")["mode"].is_string() && link("lab0")["leases"] == 1 && link("lo")["mode"].is_null(),
+        "{output}"
+    );
     let text = served.root(&["info"]);
     text.succeeds();
     assert!(text.text().contains(&format!("process {}, user root, up ", served.pid())), "{text:?}");
@@ -222,13 +225,17 @@ fn info_of_the_service() {
 fn the_policy_of_the_service() {
     let served = Served::new();
     let lease = served.lease(true, &json!({ "interface": "lab0", "protocol": "tcp", "port": 50_003 }));
-    let told = served.nobody(&["policy", "show", "--json"]).json();
-    let rule = &told["rule"];
-    assert_eq!((&told["user"], &told["leases"], &told["ports"]), (&json!(NOBODY), &json!(1), &json!(1)), "{told}");
+    let output = served.nobody(&["policy", "show", "--json"]).json();
+    let rule = &output["rule"];
+    assert_eq!(
+        (&output["user"], &output["leases"], &output["ports"]),
+        (&json!(NOBODY), &json!(1), &json!(1)),
+        "{output}"
+    );
     assert_eq!(
         (&rule["number"], &rule["max_leases"], &rule["protocols"]),
         (&json!(2), &json!(4), &json!(["tcp"])),
-        "{told}"
+        "{output}"
     );
     let text = served.nobody(&["policy", "show"]);
     text.succeeds();
@@ -241,7 +248,7 @@ fn the_policy_of_the_service() {
     ] {
         assert!(text.text().contains(part), "no {part}: {text:?}");
     }
-    // Whom no rule names.
+    // A user without a rule.
     let done = run(served.command_as_user(12_345, &["policy", "show"]));
     assert_eq!((done.code, done.stderr.as_str()), (i32::from(exit::REFUSED), ""), "{done:?}");
     assert!(done.text().contains("no rule of the policy names this user: nothing is allowed"), "{done:?}");
@@ -250,7 +257,7 @@ fn the_policy_of_the_service() {
     fs::write(&served.policy, "[[rule]]\nuser = 0\nports = [70000]\n").unwrap();
     served.root(&["policy", "reload"]).fails(exit::USAGE, "line 3");
     assert_eq!(served.nobody(&["policy", "show", "--json"]).json()["rule"]["number"], 2, "the former one is in force");
-    // Nobody may no more do what the lease does.
+    // The user nobody may no longer do what the lease does.
     fs::write(&served.policy, POLICY.replace("50000-50099", "50010-50099")).unwrap();
     let done = served.root(&["policy", "reload", "--json"]);
     done.succeeds();
@@ -260,9 +267,8 @@ fn the_policy_of_the_service() {
 }
 
 #[test]
-fn a_service_of_others() {
-    // A socket that this user may not open, at the place where nobody asked for it, is as good as none; asked for, it
-    // is told why not.
+fn service_of_an_untrusted_user_is_refused() {
+    // A default socket that this user may not open is ignored; with --socket, the error says why it cannot be opened.
     let served = Served::new();
     let mut chmod = Command::new("chmod");
     chmod.arg("600").arg(&served.socket);

@@ -20,7 +20,7 @@ use nix::{
 
 use super::{command, crafter, lab, run, terminal::Terminal, wait};
 
-/// The tutorial's steps: query, answer, SYN, SYN-ACK shown, ACK, GET; the sequence number wraps behind the SYN.
+/// The tutorial's steps: query, answer, SYN, SYN-ACK shown, ACK, GET. The sequence number wraps after the SYN.
 const HANDSHAKE: &str = r#"
 server = IP(dst="192.0.2.1")
 query = server/UDP(sport=5353, dport=53)/DNS(rd=1, qd=DNSQR(qname="www.lab.test"))
@@ -42,12 +42,12 @@ send(server/TCP(sport=50000, dport=80, flags="A", seq=ours + len(get[Raw]), ack=
 "#;
 
 #[test]
-fn the_handshake_of_the_tutorial_by_hand() {
+fn tutorial_handshake_leaves_no_kernel_reset() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("handshake.crafter");
     fs::write(&file, HANDSHAKE).unwrap();
     for mode in ["auto", "tc"] {
-        // Each with a server of its own, which knows nothing of the port yet.
+        // A new server for each, without state for the port.
         let lab = lab();
         let done = crafter(&lab, &["shell", "--attach", mode, file.to_str().unwrap()]);
         done.succeeds();
@@ -56,16 +56,16 @@ fn the_handshake_of_the_tutorial_by_hand() {
         for line in ["  flags           = \"SA\"", "  ack             = 0", "###[ TCP ]###"] {
             assert!(lines.contains(&line), "no {line:?}: {done:?}");
         }
-        // The sends before and behind say how many went out.
+        // The send statements before and after print their number of packets.
         assert_eq!(lines[lines.len() - 5..], ["1", "b\"HTTP/1.0 200 OK\"", "0", "0", "1"], "{done:?}");
         assert!(done.stderr.contains("the kernel half counted the same"), "{done:?}");
         assert_eq!(lab.tap().count().unwrap(), 0, "RSTs reached the server");
     }
 }
 
-/// Of the ports that it chose a session keeps 256; the connections of the others are reset, and counted, before.
+/// A session keeps 256 of the ports that it chose; half-open connections of the others are reset earlier, and counted.
 #[test]
-fn all_that_is_reset_is_counted() {
+fn half_open_connections_are_reset_and_counted() {
     let lab = lab();
     let statements = r#"x = sr1(IP(dst="192.0.2.1")/TCP(dport=80, flags="S"));"#.repeat(300);
     let done = crafter(&lab, &["shell", "-c", &statements]);
@@ -75,7 +75,7 @@ fn all_that_is_reset_is_counted() {
 }
 
 #[test]
-fn statements_from_everywhere() {
+fn statements_from_arguments_files_and_stdin() {
     let directory = tempfile::tempdir().unwrap();
     let shell = |args: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_crafter"));
@@ -92,7 +92,7 @@ fn statements_from_everywhere() {
     assert_eq!(lines[2]["layers"][0]["fields"]["ttl"], 7);
 
     fs::write(directory.path().join("f"), "x = 1\nx\n\nIP(\n  tll=3)\n").unwrap();
-    // A file is read as a whole; what a statement says is found when it is its turn.
+    // A file is parsed as a whole; each statement is evaluated when it is executed.
     let done = shell(&["f"]);
     done.fails(exit::USAGE, "f, line 5, column 3: IP has no field 'tll'; did you mean ttl");
     assert_eq!(done.text(), "1\n");
@@ -106,7 +106,7 @@ fn statements_from_everywhere() {
 }
 
 #[test]
-fn errors_of_the_network_have_their_own_exit_codes() {
+fn network_errors_have_separate_exit_codes() {
     let lab = lab();
     let send = "send(IP(dst=\"192.0.2.77\")/UDP(dport=7))";
     crafter(&lab, &["shell", "-c", send]).fails(exit::NO_ROUTE, "line 1, column 1: 192.0.2.77 does not answer");
@@ -119,7 +119,7 @@ fn errors_of_the_network_have_their_own_exit_codes() {
 }
 
 #[test]
-fn a_program_talks_to_it_line_by_line() {
+fn statements_from_a_pipe_run_line_by_line() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_crafter"));
     command.arg("shell").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
@@ -166,7 +166,7 @@ impl Shell {
         shell
     }
 
-    /// Types a statement and waits for what it shows, then for the prompt.
+    /// Types a statement; waits for its output and the next prompt.
     #[track_caller]
     fn says(&mut self, keys: &str, text: &str) {
         self.keys(&format!("{keys}\r"));
@@ -190,18 +190,18 @@ impl DerefMut for Shell {
 }
 
 #[test]
-fn a_prompt_with_completion_and_history() {
+fn prompt_has_completion_and_history() {
     let state = tempfile::tempdir().unwrap();
     let terminal = || Shell::new(Command::new(env!("CARGO_BIN_EXE_crafter")), state.path());
     let mut shell = terminal();
     shell.says("1 + 2 * 3", "7");
-    // Fields, in the brackets of their layer and behind a packet; variables; functions.
+    // Completion of fields, in a layer's brackets and after a packet; of variables; of functions.
     shell.keys("packet = IP(tt\t9)/UD\tdpo\t80)\r");
     shell.shows("crafter> ");
     shell.says("pac\t.tt\t + 33", "42");
     shell.says("packet[UD\t].dp\t + 1", "81");
     shell.says("le\tpack\t)", "28");
-    // What may follow is listed where there is more than one.
+    // Several candidates are listed.
     shell.keys("sr\t\t");
     shell.shows("srp1(");
     shell.keys("\x03");
@@ -214,21 +214,21 @@ fn at_the_prompt() {
     let state = tempfile::tempdir().unwrap();
     let terminal = || Shell::new(Command::new(env!("CARGO_BIN_EXE_crafter")), state.path());
     let mut shell = terminal();
-    // Brackets that are open go on in the next line.
+    // An open bracket continues the statement on the next line.
     shell.says("len([1,\r2,3]) + 74", "77");
-    // An error tells its place and ends nothing.
+    // An error names its position, and the shell continues.
     shell.keys("IP(ttl=256)\r");
     shell.shows("       ^\r\nIP.ttl: 256 does not fit 8 bits");
     shell.shows("crafter> ");
-    // Ctrl-C drops the line.
+    // Ctrl-C discards the line.
     shell.keys("this is not (wanted\x03");
     shell.shows("crafter> ");
     shell.says("100 + 11", "111");
-    // The line before, by the arrow up.
+    // Arrow up recalls the previous line.
     shell.says("\x1b[A + 1", "112");
     shell.keys("\x04");
     assert_eq!(wait(&mut shell.child), 0);
-    // And in the next shell.
+    // The history is kept for the next shell.
     let mut shell = terminal();
     shell.says("\x1b[A + 1", "113");
     shell.keys("exit\r");
@@ -241,7 +241,7 @@ fn at_the_prompt() {
 }
 
 #[test]
-fn ctrl_c_ends_what_runs_and_not_the_shell() {
+fn ctrl_c_interrupts_the_statement_but_not_the_shell() {
     let lab = lab();
     let state = tempfile::tempdir().unwrap();
     let mut shell = Shell::new(command(&lab, &[]), state.path());
@@ -253,9 +253,9 @@ fn ctrl_c_ends_what_runs_and_not_the_shell() {
     shell.shows("interrupted");
     shell.shows("crafter> ");
     shell.says("x + 1", "6");
-    // The port is still ours, and answers come in.
+    // The port is still owned, and answers are received.
     shell.says("sr1(IP(dst=\"192.0.2.1\")/TCP(sport=50000, dport=80, flags=\"S\"))[TCP].flags", "\"SA\"");
-    // The terminal is as it was, also if the shell ends in the midst of a line.
+    // The terminal's settings are restored, also if the shell ends within a line.
     kill(Pid::from_raw(shell.child.id() as i32), Signal::SIGTERM).unwrap();
     assert_eq!(wait(&mut shell.child), 128 + Signal::SIGTERM as i32);
     let after = tcgetattr(&shell.keys).unwrap();

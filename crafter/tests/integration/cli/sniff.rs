@@ -1,4 +1,4 @@
-//! `crafter sniff`, with tcpdump and tshark as judges.
+//! `crafter sniff`, compared with tcpdump and tshark.
 
 use std::{
     collections::BTreeMap,
@@ -23,14 +23,14 @@ use nix::{
 
 use super::{command, crafter, crafter_without, eventually, lab, wait};
 
-/// A program that listens, ended with the test.
+/// A capturing program, ended when dropped.
 struct Listener {
     process: Child,
     stderr: BufReader<ChildStderr>,
 }
 
 impl Listener {
-    /// Starts, and waits until it says that it listens.
+    /// Starts it and waits until it reports that it is capturing.
     fn start(command: &mut Command) -> Self {
         let mut process = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut stderr = BufReader::new(process.stderr.take().unwrap());
@@ -45,7 +45,7 @@ impl Listener {
         Self::start(command(lab, &[&["sniff", "-i", "lab0"], args].concat()).stdout(Stdio::piped()))
     }
 
-    /// Ctrl-C; its exit code, and what it said on stderr.
+    /// Ends it with SIGINT; returns its exit code and stderr.
     fn end(&mut self) -> (i32, String) {
         kill(Pid::from_raw(self.process.id() as i32), Signal::SIGINT).unwrap();
         self.ended()
@@ -58,7 +58,7 @@ impl Listener {
         (code, said)
     }
 
-    /// All that it printed.
+    /// Its standard output.
     fn printed(&mut self) -> String {
         let mut text = String::new();
         self.process.stdout.take().unwrap().read_to_string(&mut text).unwrap();
@@ -73,10 +73,10 @@ impl Drop for Listener {
     }
 }
 
-/// The client's kernel sends datagrams to a port of the server, from port 7000.
+/// Sends datagrams from the client's kernel, port 7000, to a port of the server.
 fn send(lab: &Lab, port: u16, texts: &[&str]) {
     let send = || {
-        // A program that another test starts holds the socket of a moment ago from fork() to exec().
+        // A process that another test starts may hold the previous socket between fork() and exec().
         let socket = eventually(|| UdpSocket::bind("192.0.2.2:7000").ok());
         for text in texts {
             socket.send_to(text.as_bytes(), ("192.0.2.1", port)).unwrap();
@@ -85,7 +85,7 @@ fn send(lab: &Lab, port: u16, texts: &[&str]) {
     lab.client().run(send).unwrap();
 }
 
-/// The client's kernel fetches a page.
+/// Downloads a page with the client's kernel.
 fn fetch(lab: &Lab) {
     let fetch = || {
         let mut stream = TcpStream::connect("192.0.2.1:80").unwrap();
@@ -98,7 +98,7 @@ fn fetch(lab: &Lab) {
 }
 
 #[test]
-fn a_line_for_each_packet_that_the_filter_takes() {
+fn each_packet_that_matches_the_filter_is_printed() {
     let lab = lab();
     let mut sniff = Listener::sniff(&lab, &["udp", "dst", "port", "5001", "--count", "2"]);
     send(&lab, 5000, &["not this"]);
@@ -114,7 +114,7 @@ fn a_line_for_each_packet_that_the_filter_takes() {
         assert!(time.len() == "12:34:56.123456789".len() && time.as_bytes()[8] == b'.', "{line}");
         assert!(summary.starts_with("Ether / IP / UDP 192.0.2.2:7000 > 192.0.2.1:5001"), "{line}");
     }
-    // Other forms, and JSON with a line for each.
+    // Other output formats, and JSON with one line per packet.
     for (args, part) in [
         (&["--as", "fields"][..], "###[ UDP ]###"),
         (&["--as", "expr"], "UDP(sport=7000, dport=5001"),
@@ -136,7 +136,7 @@ fn a_line_for_each_packet_that_the_filter_takes() {
 }
 
 #[test]
-fn lines_come_while_it_runs() {
+fn lines_are_printed_while_running() {
     let lab = lab();
     let mut sniff = Listener::sniff(&lab, &["udp dst port 5001"]);
     let stdout = sniff.process.stdout.take().unwrap();
@@ -154,7 +154,7 @@ fn lines_come_while_it_runs() {
 }
 
 #[test]
-fn tcpdump_sees_the_same() {
+fn tcpdump_captures_the_same_packets() {
     let (lab, directory) = (lab(), tempfile::tempdir().unwrap());
     for (name, filter) in [("all.pcapng", ""), ("some.pcap", "tcp dst port 80 or udp")] {
         let [theirs, ours] = ["tcpdump.pcap", name].map(|name| directory.path().join(name));
@@ -165,7 +165,7 @@ fn tcpdump_sees_the_same() {
         send(&lab, 5001, &["first of all"]);
         fetch(&lab);
         send(&lab, 5001, &["last of all"]);
-        // One of them listens before the other does, and longer.
+        // One of them starts earlier and ends later than the other.
         let read = |path| {
             let mut capture = Capture::read(&fs::read(path).unwrap()).unwrap();
             let [first, last] = ["first of all", "last of all"].map(|text| {
@@ -175,7 +175,7 @@ fn tcpdump_sees_the_same() {
             capture.packets.retain(|packet| (first..=last).contains(&packet.time));
             capture
         };
-        // Both gather; the last packet tells that all are there. Both write each packet while they run.
+        // Both buffer packets and write them while running; when the last packet is written, all are.
         eventually(|| {
             let has_last = |path| fs::read(path).unwrap().windows(11).any(|window| window == b"last of all");
             (has_last(&ours) && has_last(&theirs)).then_some(())
@@ -186,8 +186,8 @@ fn tcpdump_sees_the_same() {
         assert!(tcpdump.end().1.contains("\n0 packets dropped by kernel"));
         let (ours, theirs) = (read(&ours), read(&theirs));
         assert!(ours.broken.is_none() && ours.packets.len() > 10, "{:?}, {}", ours.broken, ours.packets.len());
-        // What is sent at the same moment, on two processors, need not be in the same order for both, also not around
-        // the first and the last.
+        // Packets sent at the same time on two processors may be captured in a different order, also at the beginning
+        // and the end.
         let by_sender = |capture: &Capture| {
             let mut senders: BTreeMap<Vec<u8>, Vec<Captured>> = BTreeMap::new();
             for packet in &capture.packets {
@@ -202,7 +202,7 @@ fn tcpdump_sees_the_same() {
             for packet in ours {
                 match theirs.iter().position(|other| other.bytes == packet.bytes) {
                     Some(at) => {
-                        // One clock for both: the kernel's.
+                        // Both use the kernel's timestamps.
                         let (one, other) = (packet.time.unwrap(), theirs.remove(at).time.unwrap());
                         assert!(one.abs_diff(other) < Duration::from_secs(1), "{one:?} {other:?}");
                     }
@@ -219,7 +219,7 @@ fn tcpdump_sees_the_same() {
 }
 
 #[test]
-fn tshark_reads_along_while_it_runs() {
+fn tshark_reads_the_capture_while_running() {
     let lab = lab();
     let mut sniff = Listener::sniff(&lab, &["-w", "-", "udp dst port 5001"]);
     let mut tshark = Command::new("tshark");
@@ -231,7 +231,7 @@ fn tshark_reads_along_while_it_runs() {
     let reading =
         thread::spawn(move || BufReader::new(stdout).lines().for_each(|line| drop(lines.send(line.unwrap()))));
     for _ in 0..3 {
-        send(&lab, 5001, &["live"]);
+        send(&lab, 5001, &["running"]);
         let line = printed.recv_timeout(Duration::from_secs(20)).expect("tshark sees nothing while the sniffer runs");
         assert_eq!(line, "5001\tlab0");
     }
@@ -243,7 +243,7 @@ fn tshark_reads_along_while_it_runs() {
 }
 
 #[test]
-fn nobody_reading_is_an_end_too() {
+fn broken_pipe_ends_the_command() {
     let lab = lab();
     for args in [&["udp"][..], &["udp", "-w", "-"]] {
         let mut sniff = Listener::sniff(&lab, args);
@@ -254,7 +254,7 @@ fn nobody_reading_is_an_end_too() {
 }
 
 #[test]
-fn failures_have_their_codes_and_sentences() {
+fn failures_have_exit_codes_and_messages() {
     let lab = lab();
     let syntax = "filter: can't parse filter expression: syntax error";
     crafter(&lab, &["sniff", "tcp prot 80"]).fails(exit::USAGE, syntax);

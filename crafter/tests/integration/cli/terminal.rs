@@ -13,7 +13,7 @@ use nix::pty::{Winsize, openpty};
 /// A command on a terminal of 140 columns.
 pub struct Terminal {
     pub child: Child,
-    /// Our end.
+    /// The test's end.
     pub keys: File,
     said: Arc<Mutex<String>>,
     seen: usize,
@@ -26,7 +26,7 @@ impl Terminal {
         let end = || Stdio::from(pty.slave.try_clone().unwrap());
         command.env("TERM", "xterm");
         let child = command.stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
-        // Else the master would never see the end.
+        // Otherwise reading from the master would never end.
         drop((command, pty.slave));
         let keys = File::from(pty.master);
         let (said, mut screen) = (Arc::new(Mutex::new(String::new())), keys.try_clone().unwrap());
@@ -40,7 +40,7 @@ impl Terminal {
         Self { child, keys, said, seen: 0 }
     }
 
-    /// All that it has shown.
+    /// All output so far.
     pub fn said(&self) -> String {
         self.said.lock().unwrap().clone()
     }
@@ -49,7 +49,7 @@ impl Terminal {
         self.keys.write_all(keys.as_bytes()).unwrap();
     }
 
-    /// Waits until some text appears behind what was waited for before.
+    /// Waits until a text appears after the last text that was waited for.
     #[track_caller]
     pub fn shows(&mut self, text: &str) {
         let deadline = Instant::now() + Duration::from_secs(20);

@@ -15,7 +15,7 @@ use super::{served::Served, terminal::Terminal, wait};
 const ENTER: &str = "\x1b[?1049h";
 const LEAVE: &str = "\x1b[?1049l";
 
-/// That the terminal is as it was.
+/// Checks that the terminal's settings are restored.
 #[track_caller]
 fn is_restored(terminal: &mut Terminal) {
     terminal.shows(LEAVE);
@@ -35,7 +35,7 @@ fn leases_flows_and_counters() {
     }
     let flags = tcgetattr(&top.keys).unwrap().local_flags;
     assert!(!flags.intersects(LocalFlags::ICANON | LocalFlags::ECHO), "raw");
-    // One more is shown when it is there.
+    // A new lease is shown.
     let _other = served.lease(false, &json!({ "interface": "lab0", "protocol": "tcp", "port": 40_777 }));
     top.shows("40777");
     top.keys("\t");
@@ -49,7 +49,7 @@ fn leases_flows_and_counters() {
 }
 
 #[test]
-fn nobody_sees_what_is_their_own() {
+fn unprivileged_user_sees_only_own_leases() {
     let served = Served::new();
     let _theirs = served.lease(true, &json!({ "interface": "lab0", "protocol": "tcp", "port": 50_005 }));
     let _ours = served.lease(false, &json!({ "interface": "lab0", "protocol": "tcp", "port": 40_005 }));
@@ -64,7 +64,7 @@ fn nobody_sees_what_is_their_own() {
 }
 
 #[test]
-fn signals_give_the_terminal_back() {
+fn signals_restore_the_terminal() {
     let served = Served::new();
     for (signal, code) in
         [(Signal::SIGTERM, 128 + libc::SIGTERM), (Signal::SIGINT, 0), (Signal::SIGHUP, 128 + libc::SIGHUP)]
@@ -78,7 +78,7 @@ fn signals_give_the_terminal_back() {
 }
 
 #[test]
-fn a_service_that_comes_back() {
+fn top_survives_a_restart_of_the_service() {
     let mut served = Served::new();
     let mut top = Terminal::new(served.command(&["top", "--interval", "0.1"]));
     top.shows("IN-BYTES/s");
@@ -93,7 +93,7 @@ fn a_service_that_comes_back() {
 }
 
 #[test]
-fn without_a_terminal() {
+fn top_without_terminal_is_refused() {
     let mut served = Served::new();
     served.root(&["top"]).fails(exit::USAGE, "`crafter leases --json`");
     served.root(&["top", "--json"]).fails(exit::USAGE, "`crafter leases --json`");

@@ -1,4 +1,4 @@
-//! `crafter traceroute`, through routers of Linux.
+//! `crafter traceroute`, through Linux routers.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -16,7 +16,7 @@ use super::{
     routers::{HOPS, NOWHERE, Routers, SERVER, bracketed, tool},
 };
 
-/// The hops that `crafter traceroute --json` tells: for each, the distinct addresses, `*` for none.
+/// The distinct addresses of each hop from `crafter traceroute --json`; `*` if there is none.
 fn hops(report: &Value) -> Vec<Vec<String>> {
     let hop = |hop: &Value| {
         let mut from: Vec<String> = Vec::new();
@@ -31,7 +31,7 @@ fn hops(report: &Value) -> Vec<Vec<String>> {
     report["hops"].as_array().unwrap().iter().map(hop).collect()
 }
 
-/// The same of the host's `traceroute -n`.
+/// The same from the host's `traceroute -n`.
 fn judged(namespace: &NetNs, args: &[&str]) -> Vec<Vec<String>> {
     let text = tool(namespace, "traceroute", &[&["-n", "-q", "1", "-w", "2"], args].concat());
     let address = |line: &str| vec![line.split_whitespace().nth(1).unwrap().to_owned()];
@@ -50,7 +50,7 @@ fn agrees(done: &Done) {
 }
 
 #[test]
-fn through_three_routers_the_same_hops_as_the_judge_finds() {
+fn hops_match_those_of_traceroute() {
     let routers = Routers::new();
     routers.answer_all();
     let listeners: Vec<TcpListener> = routers
@@ -76,7 +76,7 @@ fn through_three_routers_the_same_hops_as_the_judge_finds() {
             agrees(&done);
             assert_eq!(judged(routers.client(), &[theirs, &[server]].concat()), expected, "{theirs:?}");
         }
-        // What was half opened is closed, and a SYN to the port meets no leftovers.
+        // Half-open connections are closed, so a new SYN to the port is not affected by them.
         let half_open = tool(routers.server(), "ss", &["-Htan", "state", "syn-recv"]);
         assert_eq!(half_open, "");
     }
@@ -84,7 +84,7 @@ fn through_three_routers_the_same_hops_as_the_judge_finds() {
 }
 
 #[test]
-fn as_text_again_and_again_in_spite_of_rate_limits() {
+fn repeated_text_output_despite_icmp_rate_limits() {
     let routers = Routers::new();
     for (version, server) in SERVER.iter().enumerate() {
         for _ in 0..3 {
@@ -105,7 +105,7 @@ fn as_text_again_and_again_in_spite_of_rate_limits() {
 }
 
 #[test]
-fn a_silent_router_is_a_star() {
+fn silent_router_is_printed_as_asterisk() {
     let routers = Routers::new();
     for iptables in ["iptables", "ip6tables"] {
         let (protocol, option) =
@@ -123,7 +123,7 @@ fn a_silent_router_is_a_star() {
 }
 
 #[test]
-fn where_there_is_no_way() {
+fn unreachable_destinations_are_reported() {
     let routers = Routers::new();
     routers.answer_all();
     tool(routers.router(2), "ip", &["route", "add", "prohibit", "198.51.100.0/24"]);
@@ -141,21 +141,21 @@ fn where_there_is_no_way() {
         let report = routers.crafter(&["traceroute", "--json", "--icmp", destination]).json();
         assert_eq!((&report["ending"], &report["error"]), (&json!("unreachable"), &json!(error)));
     }
-    // Nobody says anything: all hops, and no answer.
+    // No answer at all: every hop is listed.
     let drop = ["-A", "INPUT", "-j", "DROP"];
     tool(routers.server(), "iptables", &drop);
     let done = routers.crafter(&["traceroute", "--max", "6", "--timeout", "0.3", "--retry", "0", SERVER[0]]);
     assert_eq!((done.code, done.text().lines().count()), (i32::from(exit::TIMED_OUT), 7), "{done:?}");
     assert_eq!(done.text().lines().last(), Some(" 6  * * *"));
-    // From there on only.
+    // Only the later hops.
     let done = routers.crafter(&["traceroute", "--first", "2", "--max", "3", "-q", "1", SERVER[0]]);
     let lines: Vec<&str> = done.text().lines().skip(1).collect();
     assert!(lines.len() == 2 && lines[0].starts_with(&format!(" 2  {}", HOPS[0][1])), "{done:?}");
 }
 
-/// No kernel RST for the ports of the probes, one crafted RST for each SYN-ACK; judged by a tap at the server.
+/// The server's tap sees no RST of the kernel for the ports of the probes, and one crafted RST per SYN-ACK.
 #[test]
-fn syn_acks_are_reset_once() {
+fn syn_ack_is_reset_once() {
     let lab = lab();
     for server in ["192.0.2.1", "2001:db8::1"] {
         let before = lab.tap().count().unwrap();
@@ -163,7 +163,7 @@ fn syn_acks_are_reset_once() {
         done.succeeds();
         let account = &done.json()["account"];
         assert_eq!((&account["suppressed"], &account["answered"]), (&json!(0), &json!(3)));
-        // SYNs, and a RST for each SYN-ACK.
+        // SYNs, and one RST per SYN-ACK.
         assert_eq!(account["requests"], json!(6), "{account}");
         assert_eq!(lab.tap().count().unwrap() - before, 3);
         let sockets = lab.server().command("ss").args(["-Htan", "state", "syn-recv"]).output().unwrap();
@@ -171,7 +171,7 @@ fn syn_acks_are_reset_once() {
     }
 }
 
-/// A router with MPLS labels, and the destination behind it, as Scapy makes them.
+/// A router that adds MPLS labels, and a destination, both simulated by Scapy.
 const LABELS: &str = r#"
 import sys
 from scapy.all import *
@@ -190,7 +190,7 @@ sniff(iface="lab0", filter="udp and dst host 203.0.113.5", prn=answer, started_c
 "#;
 
 #[test]
-fn labels_of_mpls() {
+fn mpls_labels_are_printed() {
     let lab = lab();
     let mut python = lab.server().command("/usr/bin/python3");
     let mut scapy = Scapy::start(python.args(["-c", LABELS]));
@@ -207,7 +207,7 @@ fn labels_of_mpls() {
     scapy.end();
 }
 
-/// A script of Scapy that says when it is ready.
+/// A Scapy script that prints a line when it is ready.
 pub struct Scapy(Child);
 
 impl Scapy {
@@ -220,7 +220,7 @@ impl Scapy {
     }
 
     pub fn end(&mut self) {
-        // It may have ended by itself.
+        // It may have ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -233,7 +233,7 @@ impl Drop for Scapy {
 }
 
 #[test]
-fn bad_options_and_hosts() {
+fn bad_options_and_hosts_are_refused() {
     let lab = lab();
     let traceroute = |args: &[&str]| crafter(&lab, &[&["traceroute"], args].concat());
     traceroute(&["--first", "9", "--max", "8", "192.0.2.1"]).fails(exit::USAGE, "hops from 9 to 8");

@@ -1,5 +1,5 @@
-//! Debian's packages, by apt-get. What can be installed is found out by simulation, so that a conflict costs half a
-//! second and the packages beside it are installed all the same.
+//! Debian's packages, installed by apt-get. A simulation finds the packages that conflict, which takes half a second,
+//! so that the others can be installed.
 
 use std::env;
 use std::process::{Command, Output};
@@ -8,18 +8,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, bail};
 
-use super::Refusal;
+use super::refusal::Refusal;
 use crate::sh;
 
-/// Installs the packages given as arguments, starting no service: `policy-rc.d`
-/// is Debian's switch for that, here for as long as the installation takes. One
-/// that the host has already is left alone, one of an interrupted set-up is
-/// taken over. What was installed stays disabled over the next boot too, unless
-/// the host had it before.
+/// Installs the packages given as arguments without starting services: a temporary `policy-rc.d`, Debian's mechanism
+/// for that, forbids it. An existing `policy-rc.d` is kept, except one left by an interrupted set-up. A newly installed
+/// nginx is disabled, so that it does not start at the next boot either.
 const INSTALL: &str = r#"
 set -eu
 policy=/usr/sbin/policy-rc.d
-mark='# by cargo xtask setup, for as long as it installs'
+mark='# by cargo xtask setup, while it installs packages'
 if [ ! -e "$policy" ] || grep -qxF "$mark" "$policy"; then
     trap 'rm -f "$policy"' EXIT
     trap 'exit 130' HUP INT PIPE TERM
@@ -37,9 +35,9 @@ if [ "$had_nginx" = no ] && installed nginx; then
 fi
 "#;
 
-/// Configures what is unpacked, and installs what that depends on. While another package manager is at work, dpkg's
-/// state looks as if it had been interrupted: this waits for its end, as apt-get does by its option.
-const MEND: &str = r#"
+/// Configures unpacked packages and installs their dependencies. While another package manager runs, dpkg's state looks
+/// interrupted: the script waits until dpkg's lock is free, as apt-get does with `DPkg::Lock::Timeout`.
+const REPAIR: &str = r#"
 tries=0
 while said=$(dpkg --configure -a 2>&1); status=$?
     case $said in *"locked by another process"*) [ "$tries" -lt "${1-120}" ] ;; *) false ;; esac
@@ -52,10 +50,10 @@ case $said in *"locked by another process"*) exit "$status" ;; esac
 apt-get -o DPkg::Lock::Timeout=120 -o Dpkg::Use-Pty=0 -qq --fix-broken --yes --no-remove install >&2
 "#;
 
-/// By which apt finds a proxy; sudo drops them.
+/// The variables that tell apt which proxy to use; sudo drops them.
 const PROXIES: [&str; 5] = ["http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "no_proxy"];
 
-/// For apt-get as root.
+/// The environment of apt-get as root.
 fn variables() -> Vec<(&'static str, &'static str)> {
     static SET: OnceLock<Vec<(&str, String)>> = OnceLock::new();
     let proxies =
@@ -65,7 +63,7 @@ fn variables() -> Vec<(&'static str, &'static str)> {
     variables
 }
 
-/// Whether apt could install a package, or has.
+/// Whether apt knows a version of this package, installed or not.
 pub fn exists(package: &str) -> Result<bool> {
     update()?;
     let policy = sh::output(Command::new("apt-cache").args(["policy", package]).env("LC_ALL", "C"))?;
@@ -73,10 +71,10 @@ pub fn exists(package: &str) -> Result<bool> {
     Ok(candidate.is_some_and(|version| version != "(none)"))
 }
 
-/// Installs packages, with what they depend on and nothing else, removing none; returns those that apt refuses.
+/// Installs packages with their dependencies and removes none; returns those that apt refuses.
 pub fn install(packages: &[&str]) -> Result<Vec<Refusal>> {
     update()?;
-    mend()?;
+    repair()?;
     let (accepted, refused) = divide(packages, &mut |packages| simulate(packages, &[]));
     if accepted.is_empty() {
         return Ok(refused);
@@ -90,8 +88,8 @@ pub fn install(packages: &[&str]) -> Result<Vec<Refusal>> {
     Ok(refused)
 }
 
-/// Finishes what an interrupted installation has left: until then apt refuses every package.
-fn mend() -> Result<()> {
+/// Completes an interrupted installation; until then apt refuses every package.
+fn repair() -> Result<()> {
     let is_whole = |program: &str, arg: &str| {
         let output = Command::new(program).arg(arg).env("LC_ALL", "C").output();
         output.is_ok_and(|output| output.status.success() && (program != "dpkg" || output.stdout.is_empty()))
@@ -101,14 +99,14 @@ fn mend() -> Result<()> {
     }
     sh::note("finishing an interrupted installation of packages");
     let mut shell = sh::root("sh", variables())?;
-    let output = shell.args(["-c", MEND]).output()?;
+    let output = shell.args(["-c", REPAIR]).output()?;
     if !output.status.success() {
         bail!("dpkg was interrupted: {}", failure(&String::from_utf8_lossy(&output.stderr)));
     }
     Ok(())
 }
 
-/// Divides packages into those that apt would install together, and those that it refuses.
+/// Divides packages into those that apt installs together and those that it refuses.
 fn divide<'p>(
     packages: &[&'p str],
     simulate: &mut dyn FnMut(&[&str]) -> Result<(), Refusal>,
@@ -118,7 +116,7 @@ fn divide<'p>(
     }
     let (mut accepted, mut refused): (Vec<&str>, _) = (Vec::new(), Vec::new());
     for &package in packages {
-        // Beside those accepted so far: two packages may each be possible, but not both.
+        // Together with those accepted so far: two packages may conflict with each other.
         let together = [accepted.as_slice(), &[package]].concat();
         match simulate(&together) {
             Ok(()) => accepted = together,
@@ -128,7 +126,7 @@ fn divide<'p>(
     (accepted, refused)
 }
 
-/// Whether apt, with these options, would install all of these packages; else what it says of it.
+/// Simulates the installation of these packages with these options of apt.
 fn simulate(packages: &[&str], options: &[String]) -> Result<(), Refusal> {
     let apt = |remove: bool| -> Option<Output> {
         let mut apt = Command::new("apt-get");
@@ -149,7 +147,7 @@ fn simulate(packages: &[&str], options: &[String]) -> Result<(), Refusal> {
         return Ok(());
     }
     let errors = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
-    // If removing others is what it takes, which ones.
+    // If apt would have to remove packages, find out which.
     let removed = apt(true).filter(|output| output.status.success()).map(|output| {
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let names = text.lines().filter_map(|line| line.strip_prefix("Remv ")?.split(' ').next().map(str::to_owned));
@@ -159,18 +157,18 @@ fn simulate(packages: &[&str], options: &[String]) -> Result<(), Refusal> {
     Err(refusal(why, help))
 }
 
-/// Why apt refuses a package, and what would help, in one sentence each.
+/// Why apt refuses a package, and what to do about it.
 fn explain(errors: &str, removed: Option<&str>, package: &str) -> (String, String) {
     if let Some(removed) = removed.filter(|removed| !removed.is_empty()) {
         return (
             format!("apt would have to remove {removed}, and set-up removes nothing"),
-            format!("if you can do without {removed}: `apt-get install {package}`"),
+            format!("if you do not need {removed}: `apt-get install {package}`"),
         );
     }
     let line = |part: &str| errors.lines().map(str::trim).find(|line| line.contains(part));
     if line("Unable to locate package").or(line("has no installation candidate")).is_some() {
         return (
-            "apt knows no such package in the suites of this host".into(),
+            "no suite in apt's sources has this package".into(),
             "add the suite or component that has it (Debian: main, security; Ubuntu: universe) to apt's sources".into(),
         );
     }
@@ -179,17 +177,17 @@ fn explain(errors: &str, removed: Option<&str>, package: &str) -> (String, Strin
         .or(line("Breaks:"))
         .or(line("Held packages"))
         .or(line("E:"))
-        .unwrap_or("it does not say why");
+        .unwrap_or("no reason");
     (
         format!("apt says: {}", why.trim_start_matches("E: ")),
         format!("see `apt-get install {package}`, and `apt-mark showhold` for held packages"),
     )
 }
 
-/// What apt says of files and certificates that are not valid yet, or no more.
+/// Parts of apt's messages about files and certificates that are not valid yet or have expired.
 const CLOCK: [&str; 4] = ["is not valid yet", "is expired (", "not yet valid certificate", "expired certificate"];
 
-/// What made an installation fail, in one sentence with what to do.
+/// Why an installation failed, and what to do.
 fn failure(stderr: &str) -> String {
     let said = |part: &str| stderr.contains(part);
     let error = stderr.lines().find(|line| line.starts_with("E:"));
@@ -198,21 +196,22 @@ fn failure(stderr: &str) -> String {
     let help = if said("No space left") || said("don't have enough free space") {
         "the disk is full: free some space, then try again"
     } else if CLOCK.into_iter().any(said) {
-        "by this host's clock the archive's files or certificate are of another time: set the clock, then try again"
+        "this host's clock seems wrong, since the archive's files or certificate are outside their validity period: set \
+         the clock, then try again"
     } else if said("Certificate") || said("certificate") {
         "the archive's certificate is not trusted here: if a proxy has replaced it, add the proxy's to \
          /usr/local/share/ca-certificates and run update-ca-certificates"
     } else if said("Could not resolve") || said("Failed to fetch") || said("Could not connect") {
-        "the archive cannot be reached: see that `apt-get update` works here, then try again"
+        "the archive cannot be reached: check that `apt-get update` works, then try again"
     } else if said("Could not get lock") || said("lock-frontend") || said("locked by another process") {
-        "another program holds dpkg's lock: let it end, then try again"
+        "another program holds dpkg's lock: wait until it ends, then try again"
     } else {
         "see `apt-get -f install`, then try again"
     };
     format!("{}; {help}", error.trim_start_matches("E: "))
 }
 
-/// Brings the lists up to date, once per run.
+/// Updates the package lists, once per run.
 pub fn update() -> Result<()> {
     static DONE: AtomicBool = AtomicBool::new(false);
     if DONE.swap(true, Ordering::Relaxed) {
@@ -224,9 +223,8 @@ pub fn update() -> Result<()> {
     let output = update.output()?;
     let stderr = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() || stderr.lines().any(|line| line.starts_with("E:")) {
-        // One source out of reach is no reason to stop: the packages may come
-        // from the others.
-        sh::note(&format!("going on with the lists as they are: {}", failure(&stderr)));
+        // The packages may be available from other sources.
+        sh::note(&format!("continuing with the existing package lists: {}", failure(&stderr)));
     }
     Ok(())
 }
@@ -235,8 +233,8 @@ pub fn update() -> Result<()> {
 mod tests {
     use super::*;
 
-    /// An apt in which `qemu` conflicts with what is installed, `absent` is not in the suite, and `a` and `b` exclude
-    /// each other.
+    /// Simulates an apt in which `qemu` conflicts with an installed package, `absent` is in no suite, and `a` conflicts
+    /// with `b`.
     fn stand_in(packages: &[&str]) -> Result<(), Refusal> {
         let refused = packages.iter().find(|name| ["qemu", "absent"].contains(name)).copied();
         let both = packages.contains(&"a") && packages.contains(&"b");
@@ -260,10 +258,10 @@ mod tests {
         assert_eq!(divided(&["qemu"]), (vec![], vec!["qemu".into()]));
     }
 
-    /// Real apt, with an archive and a list of installed packages of its own: a newer `utils` is installed, with which
-    /// `emulator` conflicts, `old` is held back by what it depends on, and `absent` is in no suite.
+    /// The real apt with a private archive and status file: `emulator` conflicts with the installed `utils`, `old`
+    /// depends on an older `utils`, and `absent` is in no suite.
     #[test]
-    fn apt_itself_refuses_and_accepts() {
+    fn real_apt_accepts_installable_packages_and_refuses_others() {
         const ARCHIVE: &str = "Package: emulator\nVersion: 1\nArchitecture: all\nMaintainer: x <x@example.org>\n\
             Conflicts: utils (>= 2)\nFilename: ./emulator.deb\nSize: 1\nDescription: x\n\nPackage: curl-like\n\
             Version: 1\nArchitecture: all\nMaintainer: x <x@example.org>\nFilename: ./curl.deb\nSize: 1\n\
@@ -272,7 +270,7 @@ mod tests {
         const STATUS: &str = "Package: utils\nStatus: install ok installed\nVersion: 2\nArchitecture: all\n\
             Maintainer: x <x@example.org>\nDescription: x\n\n";
         if sh::find("apt-get").is_none() {
-            println!("not run: this host has no apt");
+            println!("not run: apt is not installed");
             return;
         }
         let directory = std::env::temp_dir().join(format!("xtask-apt-{}", std::process::id()));
@@ -302,18 +300,18 @@ mod tests {
         let why = |name: &str| &refused.iter().find(|refusal| refusal.package == name).unwrap().why;
         assert!(why("emulator").contains("apt would have to remove utils"), "{refused:?}");
         assert!(why("old").contains("Depends: utils (< 2)"), "{refused:?}");
-        assert!(why("absent").contains("no such package"), "{refused:?}");
+        assert!(why("absent").contains("no suite"), "{refused:?}");
     }
 
     #[test]
-    fn refusals_say_why_and_what_helps() {
+    fn refusals_name_cause_and_remedy() {
         let conflict = explain("E: Packages need to be removed but remove is disabled.", Some("qemu-utils"), "qemu");
         assert!(
             conflict.0.contains("remove qemu-utils") && conflict.1.contains("apt-get install qemu"),
             "{conflict:?}"
         );
         let absent = explain("E: Unable to locate package rustc-web", None, "rustc-web");
-        assert!(absent.0.contains("no such package") && absent.1.contains("sources"), "{absent:?}");
+        assert!(absent.0.contains("no suite") && absent.1.contains("sources"), "{absent:?}");
         let unmet = "The following packages have unmet dependencies:\n tshark : Depends: libpcap0.8 (>= 2) but 1 is \
                      to be installed\nE: Unable to correct problems, you have held broken packages.\n";
         let unmet = explain(unmet, None, "tshark");
@@ -321,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_say_what_to_do() {
+    fn failures_name_remedy() {
         for (said, expected) in [
             ("E: Failed to fetch http://a/b  Could not resolve 'a'", "cannot be reached"),
             ("E: You don't have enough free space in /var/cache/apt/archives/.", "the disk is full"),

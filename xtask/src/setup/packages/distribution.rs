@@ -1,9 +1,16 @@
-//! Which package manager is the host's own, by os-release(5): a command alone does not say it, since Fedora has apt and
-//! Debian has dnf as packages too.
+//! The host's package manager, from os-release(5): an installed command is not enough, since Fedora packages apt and
+//! Debian packages dnf.
 
-use super::Manager;
+/// The package manager of this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Manager {
+    /// Debian, Ubuntu and their derivatives.
+    Apt,
+    /// Fedora and its derivatives.
+    Dnf,
+}
 
-/// Distributions, and the package manager of each; `None`: one that set-up does not know.
+/// Distributions and their package managers; `None`: a package manager that set-up does not support.
 const KNOWN: [(&str, Option<Manager>); 17] = [
     ("debian", Some(Manager::Apt)),
     ("ubuntu", Some(Manager::Apt)),
@@ -11,7 +18,7 @@ const KNOWN: [(&str, Option<Manager>); 17] = [
     ("rhel", Some(Manager::Dnf)),
     ("centos", Some(Manager::Dnf)),
     ("alpine", None),
-    // It has an apt of its own, for packages in RPM's format.
+    // Its apt handles packages in RPM format.
     ("altlinux", None),
     ("arch", None),
     ("gentoo", None),
@@ -25,7 +32,7 @@ const KNOWN: [(&str, Option<Manager>); 17] = [
     ("void", None),
 ];
 
-/// The programs that set-up calls of a package manager.
+/// The programs of a package manager that set-up calls.
 fn programs(manager: Manager) -> &'static [&'static str] {
     match manager {
         Manager::Apt => &["apt-get", "apt-cache", "dpkg-query"],
@@ -33,21 +40,21 @@ fn programs(manager: Manager) -> &'static [&'static str] {
     }
 }
 
-/// The package manager of a host: that of its distribution, or of the first known one that it is like. Where os-release
-/// names none that is known, the commands that are there decide. `has` tells whether a command is there.
+/// The package manager of a host: that of its distribution (`ID`), or of the first known distribution in `ID_LIKE`. If
+/// os-release names no known distribution, the installed commands decide. `has` returns whether a command is installed.
 pub fn manager(os_release: &str, has: &dyn Fn(&str) -> bool) -> Option<Manager> {
     let is_there = |manager: &Manager| programs(*manager).iter().all(|program| has(program));
     let names = [value(os_release, "ID"), value(os_release, "ID_LIKE")].map(Option::unwrap_or_default).join(" ");
     let known =
         names.split_whitespace().find_map(|name| KNOWN.iter().find(|(known, _)| *known == name).map(|found| found.1));
     match known {
-        // Also where the command is missing, as dnf is on a Fedora whose /usr is an image.
+        // `None` if the command is missing, as dnf is on an image-based Fedora.
         Some(manager) => manager.filter(is_there),
         None => [Manager::Apt, Manager::Dnf].into_iter().find(is_there),
     }
 }
 
-/// The value of a variable; the last assignment counts, as in a shell.
+/// The value of a variable; the last assignment applies, as in a shell.
 fn value(os_release: &str, name: &str) -> Option<String> {
     let mut assignments = os_release.lines().filter_map(|line| line.trim().strip_prefix(name)?.strip_prefix('='));
     let value = assignments.next_back()?.trim();
@@ -102,7 +109,7 @@ mod tests {
             assert_eq!(manager(sample, &|_| true), expected, "{sample}");
             assert_eq!(manager(sample, &|_| false), None, "{sample}");
         }
-        // Without its own command, another's does not serve.
+        // The command of another distribution is not used instead.
         assert_eq!(manager(FEDORA, &has_apt), None);
         assert_eq!(manager(DEBIAN_13, &has_dnf), None);
     }
@@ -112,7 +119,7 @@ mod tests {
         for sample in ["", UNKNOWN, "ID=\nID_LIKE=\"\"\n", "no assignment"] {
             assert_eq!(manager(sample, &has_apt), Some(Manager::Apt), "{sample}");
             assert_eq!(manager(sample, &has_dnf), Some(Manager::Dnf), "{sample}");
-            // apt-get alone may be one for packages in RPM's format.
+            // apt-get alone may be the one for packages in RPM format.
             assert_eq!(manager(sample, &|program| program == "apt-get"), None, "{sample}");
         }
     }

@@ -1,13 +1,13 @@
-//! Fedora's packages, by dnf. Known by their names; not tried on a Fedora.
+//! Fedora's packages, installed by dnf. Written from documentation; not tested on Fedora.
 
 use std::process::Command;
 
 use anyhow::Result;
 
-use super::Refusal;
+use super::refusal::Refusal;
 use crate::sh;
 
-/// Installs packages without what they only recommend; returns those that dnf refuses.
+/// Installs packages without their weak dependencies; returns those that dnf refuses.
 pub fn install(packages: &[&str]) -> Result<Vec<Refusal>> {
     if attempt(packages)?.is_ok() {
         return Ok(Vec::new());
@@ -31,6 +31,6 @@ fn attempt(packages: &[&str]) -> Result<Result<(), String>> {
         return Ok(Ok(()));
     }
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-    let line = stderr.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it does not say why");
+    let line = stderr.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no reason");
     Ok(Err(line.trim().to_owned()))
 }

@@ -1,6 +1,6 @@
-//! `cargo xtask setup`, and the set-up that each job does by itself: only what that job uses, by the distribution's
-//! packages where it has them. Looks first, so that it is quick when all is there, and goes on where an interrupted
-//! run stopped. What is refused and not essential is reported, and the job goes on without.
+//! `cargo xtask setup`, and the set-up that each job runs first. It installs only what the job uses, from the
+//! distribution's packages where possible. Everything that is present is skipped, so a second run is quick, and an
+//! interrupted run is continued. An optional package that cannot be installed is reported, and the job continues.
 
 mod corpora;
 mod ebpf;
@@ -21,7 +21,7 @@ use std::time::Instant;
 use anyhow::{Result, anyhow, bail};
 
 use crate::progress::{self, Progress};
-use crate::{build, sh, toolchain};
+use crate::{cargo, sh, toolchain};
 use lock::Lock;
 use packages::Manager;
 pub use refused::Missing;
@@ -31,11 +31,11 @@ use tools::Tool;
 /// Installs what all jobs need.
 pub fn job(args: &[String]) -> Result<ExitCode> {
     if let Some(unknown) = args.first() {
-        bail!("setup takes no arguments, `{unknown}` is one too many");
+        bail!("setup takes no arguments, but got `{unknown}`");
     }
     let began = Instant::now();
     let missing = {
-        let _progress = Progress::start(build::TYPICAL / 4);
+        let _progress = Progress::start(cargo::RELEASE_TIME / 4);
         refused::forget();
         let setup = begin(&[Purpose::Build, Purpose::Test, Purpose::Machines, Purpose::Bench])?;
         setup.finish()?
@@ -47,18 +47,18 @@ pub fn job(args: &[String]) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A set-up whose longest part, the eBPF compiler and linker, may still be at work.
-#[must_use = "its errors come with `finish`"]
+/// A set-up in progress: the eBPF compiler and linker may still be being installed on another thread.
+#[must_use = "`finish` returns its errors"]
 pub struct Pending {
     missing: Vec<Missing>,
     ebpf: Option<JoinHandle<Result<()>>>,
 }
 
-/// Installs what a job of these purposes uses, but for the eBPF compiler and linker, which are installed beside what
-/// the job does next: crafter's build script waits for them.
+/// Installs what jobs with these purposes use. The eBPF compiler and linker are installed on another thread while the
+/// job continues; crafter's build script waits for them.
 ///
 /// # Errors
-/// If something is missing without which nothing can be built: a sentence that says what to do.
+/// If something that every build needs cannot be installed; the error says what to do.
 pub fn begin(purposes: &[Purpose]) -> Result<Pending> {
     if let Some(caveat) = caveat(env::consts::ARCH)? {
         sh::note(&caveat);
@@ -67,27 +67,29 @@ pub fn begin(purposes: &[Purpose]) -> Result<Pending> {
         return Ok(Pending { missing: Vec::new(), ebpf: None });
     }
     if let Some(home) = env::var("HOME").ok().filter(|home| sh::is_root() && is_of_another(home.as_ref())) {
-        sh::note(&format!("as root in the home directory of another user: what is made below {home} will be root's;"));
-        sh::note("to avoid that, run it without sudo: set-up calls sudo itself where it takes root");
+        sh::note(&format!(
+            "running as root in another user's home directory: files made in {home} will belong to root;"
+        ));
+        sh::note("to avoid that, run this command without sudo: set-up calls sudo itself where it needs root");
     }
     let lock = Lock::take()?;
-    // Once more: another set-up may have done it meanwhile.
+    // Check again: another set-up may have installed it meanwhile.
     let (tools, ebpf) = (tools::missing(purposes), ebpf::present());
     room::check(purposes, !ebpf)?;
     let Some(manager) = Manager::of_host() else {
         explain(&tools, ebpf);
         if !ebpf || tools.iter().any(|tool| tool.purpose == Purpose::Build) {
-            bail!("set-up knows apt and dnf only: install what is listed above, then try again");
+            bail!("set-up supports only apt and dnf: install the packages listed above, then try again");
         }
         return Ok(Pending { missing: tools.iter().map(Missing::unknown_host).collect(), ebpf: None });
     };
     if tools.iter().any(|tool| tool.purpose == Purpose::Build) {
         sh::become_root()?;
     } else if let Err(error) = sh::become_root() {
-        // It may do without: peers are not needed for building, nor packages for the linker where LLVM is there.
-        sh::note(&format!("going on without packages: {error:#}"));
+        // Building needs no peers, and the linker needs no packages if LLVM is installed.
+        sh::note(&format!("continuing without packages: {error:#}"));
     }
-    // While packages are installed, nothing compiles. An error of it is the build's to report.
+    // Download crates while packages are installed. The build reports any error.
     let fetch = sh::cargo().args(["fetch", "--locked", "--quiet"]).stderr(Stdio::null()).spawn();
     let missing = install(manager, &tools)?;
     if let Ok(mut fetch) = fetch {
@@ -98,7 +100,7 @@ pub fn begin(purposes: &[Purpose]) -> Result<Pending> {
             let installed = ebpf::install(manager);
             progress::lane("ebpf", "");
             if installed.is_err() {
-                build::cancel();
+                cargo::cancel();
             }
             drop(lock);
             installed
@@ -108,10 +110,10 @@ pub fn begin(purposes: &[Purpose]) -> Result<Pending> {
 }
 
 impl Pending {
-    /// Waits for the rest; returns the peers that this host cannot have.
+    /// Waits until the eBPF compiler and linker are installed; returns the peers that could not be installed.
     ///
     /// # Errors
-    /// If there is no eBPF compiler or linker to be had.
+    /// If no eBPF compiler or linker could be installed.
     pub fn finish(self) -> Result<Vec<Missing>> {
         if let Some(ebpf) = self.ebpf {
             ebpf.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
@@ -119,19 +121,19 @@ impl Pending {
         Ok(self.missing)
     }
 
-    /// As [`Pending::finish`], after something was built meanwhile: if both failed, set-up's error is the cause.
+    /// Like [`Pending::finish`], for a job that built something meanwhile. If both failed, set-up's error is the cause.
     ///
     /// # Errors
-    /// That of set-up, else that of building.
+    /// The error of set-up, otherwise the error of the build.
     pub fn finish_with<T>(self, built: Result<T>) -> Result<(T, Vec<Missing>)> {
         let missing = self.finish()?;
         Ok((built?, missing))
     }
 }
 
-/// Installs these tools' packages; returns those that are refused.
+/// Installs the packages of these tools; returns the tools whose packages could not be installed.
 fn install(manager: Manager, tools: &[Tool]) -> Result<Vec<Missing>> {
-    // What was refused today is not asked for again by each job; `setup` does.
+    // Jobs do not retry packages that failed within the last day; `setup` does.
     let (known, tools): (Vec<&Tool>, Vec<&Tool>) = tools.iter().partition(|tool| refused::read(tool).is_some());
     let mut missing: Vec<Missing> = known.into_iter().filter_map(refused::read).collect();
     if tools.is_empty() {
@@ -140,7 +142,7 @@ fn install(manager: Manager, tools: &[Tool]) -> Result<Vec<Missing>> {
     let commands: Vec<&str> = tools.iter().map(|tool| tool.command).collect();
     sh::step(&format!("Tools: {}", commands.join(", ")));
     progress::lane("setup", "installing packages");
-    // What building takes comes first: a peer whose installation fails must not keep it away.
+    // Build tools first: a peer that cannot be installed must not prevent the build.
     let (build, peers): (Vec<&Tool>, Vec<&Tool>) = tools.iter().partition(|tool| tool.purpose == Purpose::Build);
     if let Some(found) = attempt(manager, &build)?.first() {
         bail!("{found}");
@@ -150,14 +152,14 @@ fn install(manager: Manager, tools: &[Tool]) -> Result<Vec<Missing>> {
             for found in &refused {
                 sh::note(&found.to_string());
                 if let Err(error) = refused::write(found) {
-                    sh::note(&format!("the next run asks for it again: {error:#}"));
+                    sh::note(&format!("the next run tries to install it again: {error:#}"));
                 }
             }
             missing.extend(refused);
         }
-        // No network, or a package that breaks off: not remembered, since the next run may do better.
+        // Without a network, or after a failed installation: not recorded, since the next run may succeed.
         Err(error) => {
-            sh::note(&format!("going on without: {error:#}"));
+            sh::note(&format!("continuing without: {error:#}"));
             let absent = peers.into_iter().filter(|tool| !tool.is_there());
             missing.extend(absent.map(|tool| Missing::failed(tool, manager.package(tool), &error)));
         }
@@ -166,7 +168,7 @@ fn install(manager: Manager, tools: &[Tool]) -> Result<Vec<Missing>> {
     Ok(missing)
 }
 
-/// Installs these tools' packages; returns the tools that are not there afterwards.
+/// Installs the packages of these tools; returns the tools that are missing afterwards.
 fn attempt(manager: Manager, tools: &[&Tool]) -> Result<Vec<Missing>> {
     let mut packages: Vec<&str> = tools.iter().map(|tool| manager.package(tool)).collect();
     packages.sort_unstable();
@@ -175,12 +177,14 @@ fn attempt(manager: Manager, tools: &[&Tool]) -> Result<Vec<Missing>> {
     let absent = tools.iter().filter(|tool| !tool.is_there());
     let missing = absent.map(|tool| match refusals.iter().find(|refusal| refusal.package == manager.package(tool)) {
         Some(refusal) => Missing::refused(tool, refusal),
-        None => Missing::failed(tool, manager.package(tool), &anyhow!("it is installed, and has no such program")),
+        None => {
+            Missing::failed(tool, manager.package(tool), &anyhow!("it is installed but does not contain the program"))
+        }
     });
     Ok(missing.collect())
 }
 
-/// Tries the system's QEMU; returns whether it is there. Without it, `vm` has a way of its own.
+/// Tries to install the system's QEMU; returns whether it is installed. Without it, `vm::emulator` unpacks one.
 pub fn system_qemu() -> bool {
     let attempt = || -> Result<()> {
         if let Some(manager) = Manager::of_host().filter(|_| !tools::QEMU.is_there()) {
@@ -195,45 +199,43 @@ pub fn system_qemu() -> bool {
     tools::QEMU.is_there()
 }
 
-/// crafter is tested on x86-64 alone. What is to be said of another architecture, where set-up goes on all the same.
+/// A warning for architectures on which crafter is not tested.
 ///
 /// # Errors
-/// On an architecture that crafter does not run on.
+/// On an architecture that crafter does not support.
 fn caveat(architecture: &str) -> Result<Option<String>> {
     match architecture {
         "x86_64" => Ok(None),
-        "aarch64" => {
-            Ok(Some("this is an arm64 machine: crafter is tested on x86-64 only, going on all the same".into()))
-        }
+        "aarch64" => Ok(Some("this is an arm64 machine: crafter is tested on x86-64 only; continuing".into())),
         other => bail!("crafter runs on x86-64 (and, untested, on arm64), not on {other}"),
     }
 }
 
-/// Whether a home directory is there and not root's.
+/// Whether a home directory exists and does not belong to root.
 fn is_of_another(home: &Path) -> bool {
     std::fs::metadata(home).is_ok_and(|metadata| metadata.uid() != 0)
 }
 
-/// Fetches the captures that tests read; without them, those tests say what is missing.
+/// Downloads the captures that tests read; without them, those tests are reported as not run.
 pub fn ensure_corpora(again: bool) {
     if let Err(error) = corpora::ensure(again) {
-        println!("    going on without: {error:#}");
+        println!("    continuing without: {error:#}");
     }
 }
 
-/// Where they are.
+/// The directory of the captures.
 pub fn corpora() -> Result<PathBuf> {
     corpora::directory()
 }
 
-/// Brings the Python packages of tests up to date; without them, those tests take what Debian has.
+/// Updates the Python packages that tests use; without them, those tests use Debian's Scapy.
 pub fn ensure_scapy(again: bool) {
     if let Err(error) = scapy::ensure(again) {
-        println!("    going on without: {error:#}");
+        println!("    continuing without: {error:#}");
     }
 }
 
-/// What tests read besides programs, could not be had, and so is not tested on; and why.
+/// Test data that could not be downloaded: the tests that do not run without it, and the reason.
 pub fn missing_data() -> Vec<(String, String)> {
     let corpora = corpora::missing().into_iter();
     let mut missing: Vec<(String, String)> =
@@ -242,12 +244,12 @@ pub fn missing_data() -> Vec<(String, String)> {
     missing
 }
 
-/// Where they are; `None`: they are not.
+/// The directory of the Python packages; `None` if they are not installed.
 pub fn scapy_packages() -> Option<PathBuf> {
     scapy::packages()
 }
 
-/// For a host whose packages set-up does not know.
+/// Lists what is missing on a host whose package manager set-up does not support.
 fn explain(tools: &[Tool], ebpf: bool) {
     println!("Missing on this host:");
     for tool in tools {
@@ -271,7 +273,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whose_home_it_is() {
+    fn home_directory_of_another_user_is_detected() {
         let own = env::temp_dir().join(format!("xtask-home-{}", std::process::id()));
         std::fs::create_dir(&own).unwrap();
         let is_root = sh::is_root();
@@ -281,13 +283,13 @@ mod tests {
             assert!(is_of_another(&own));
         }
         std::fs::remove_dir(&own).unwrap();
-        assert!(!is_of_another(&own), "it is not there");
+        assert!(!is_of_another(&own), "a missing directory");
     }
 
     #[test]
-    fn architectures() {
+    fn unsupported_architectures_are_refused() {
         assert_eq!(caveat("x86_64").unwrap(), None);
-        assert!(caveat("aarch64").unwrap().unwrap().contains("going on all the same"));
+        assert!(caveat("aarch64").unwrap().unwrap().contains("tested on x86-64 only"));
         for other in ["riscv64", "s390x", "arm"] {
             let sentence = caveat(other).unwrap_err().to_string();
             assert!(sentence.ends_with(&format!("not on {other}")), "{sentence}");

@@ -1,5 +1,5 @@
-//! Stand-ins for peers that this host cannot have: programs at the end of `PATH` that note that they were called, and
-//! fail. A test that fails by itself, and has called one, was not run for want of that peer; any other test is unaffected.
+//! Stand-ins for peers that could not be installed: programs at the end of `PATH` that record the call and fail. A test
+//! that fails when run alone, and called a stand-in, is reported as not run; other tests are unaffected.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use crate::setup::Missing;
 use crate::sh;
 
-/// How the name of a Python module begins, in place of a program's.
+/// Prefix of the names of Python modules.
 const MODULE: &str = "python3-";
 
 /// The stand-ins, removed when dropped.
@@ -21,7 +21,7 @@ pub struct StandIns {
 }
 
 impl StandIns {
-    /// Makes one for each tool that is missing.
+    /// Creates a stand-in for each missing tool.
     ///
     /// # Errors
     /// If the temporary directory cannot be written to.
@@ -29,8 +29,8 @@ impl StandIns {
         if missing.is_empty() {
             return Ok(Self { directory: PathBuf::new(), missing });
         }
-        // Not below the target directory: tests also run as users that may not look into a home directory. The name is
-        // one that nobody can know before.
+        // Not in the target directory, since some tests run as users without access to this home directory. The name is
+        // unpredictable, so that no other user can create it first.
         let made = sh::output(Command::new("mktemp").args(["--directory", "--tmpdir", "crafter-stand-ins.XXXXXXXX"]))?;
         let stand_ins = Self { directory: made.trim_end().into(), missing };
         stand_ins.write().with_context(|| format!("cannot write to {}", stand_ins.directory.display()))?;
@@ -39,7 +39,7 @@ impl StandIns {
 
     fn write(&self) -> std::io::Result<()> {
         fs::set_permissions(&self.directory, fs::Permissions::from_mode(0o755))?;
-        // For all users, whatever the umask.
+        // Accessible for all users, independent of the umask.
         fs::write(self.calls(), "")?;
         fs::set_permissions(self.calls(), fs::Permissions::from_mode(0o666))?;
         let calls = self.calls();
@@ -69,7 +69,7 @@ impl StandIns {
         Ok(())
     }
 
-    /// For the tests: the search paths with the stand-ins last.
+    /// The variables with search paths, in which the stand-ins are last.
     pub fn variables(&self) -> Vec<(&'static str, String)> {
         if self.missing.is_empty() {
             return Vec::new();
@@ -82,20 +82,20 @@ impl StandIns {
         variables
     }
 
-    /// The missing tools that were called since the last time, and forgets them.
+    /// The missing tools that were called since the last call of this method.
     pub fn take_calls(&self) -> Vec<&Missing> {
         if self.missing.is_empty() {
             return Vec::new();
         }
         let text = fs::read_to_string(self.calls()).unwrap_or_default();
         if !text.is_empty() {
-            // Not removed: other users could not make it again.
+            // Truncated and not removed, since other users could not create it again.
             let _ = fs::write(self.calls(), "");
         }
         self.missing.iter().filter(|missing| text.lines().any(|line| line == missing.command)).collect()
     }
 
-    /// Those that are missing.
+    /// The missing tools.
     pub fn missing(&self) -> &[Missing] {
         &self.missing
     }
@@ -105,8 +105,8 @@ impl StandIns {
     }
 }
 
-/// Writes a program by another process: a descriptor of this one, open for writing, could be inherited by a child that
-/// another thread starts, and the program would be "Text file busy" (execve(2)).
+/// Writes a program from another process. Otherwise a child of another thread could inherit the descriptor that is open
+/// for writing, and starting the program would fail with ETXTBSY (execve(2)).
 fn executable(path: &Path, text: &str) -> io::Result<()> {
     let mut shell = Command::new("sh");
     shell.args(["-c", "printf %s \"$2\" >\"$1\" && chmod 755 \"$1\"", "sh"]).arg(path).arg(text);
@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn calls_are_noted_and_fail() {
+    fn calls_are_recorded_and_fail() {
         let missing = |command: &str| Missing { command: command.into(), sentence: "not in this suite".into() };
         let stand_ins = StandIns::make(vec![missing("no-such-peer"), missing("python3-nosuchmodule")]).unwrap();
         let variables = stand_ins.variables();

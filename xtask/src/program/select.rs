@@ -1,8 +1,8 @@
-//! The tests of an executable by module, and which of them a command line selects.
+//! The tests of an executable by module, and the tests that a command line selects.
 //!
-//! The integration tests are one executable per crate, since each more links crafter and its dependencies once more. They
-//! run by module, each in a process of its own, by the exact names of its tests: libtest's own filter finds a module's
-//! name anywhere in a test's.
+//! Each crate has one executable of integration tests, since each executable links crafter and its dependencies again.
+//! Each module runs in its own process and is given the exact names of its tests, because libtest's filter matches a
+//! module's name anywhere in the name of a test.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -12,10 +12,10 @@ use anyhow::{Context, Result, bail};
 
 use crate::sh;
 
-/// Options of libtest's whose value is an argument of its own.
+/// libtest's options whose value is a separate argument.
 const WITH_VALUE: [&str; 6] = ["--color", "--format", "--logfile", "--shuffle-seed", "--test-threads", "-Z"];
 
-/// The names of all tests of an executable, the ignored ones included.
+/// The names of all tests of an executable, including ignored ones.
 ///
 /// # Errors
 /// If it does not start, or prints something other than libtest does.
@@ -32,7 +32,7 @@ fn name(line: &str) -> Result<String> {
     }
 }
 
-/// Tests by the first segment of their path; those in no module are of `root`.
+/// Tests by the first segment of their path, or `root` for tests outside of a module.
 pub fn by_module(names: Vec<String>, root: &str) -> BTreeMap<String, Vec<String>> {
     let mut modules = BTreeMap::<String, Vec<String>>::new();
     for name in names {
@@ -42,7 +42,7 @@ pub fn by_module(names: Vec<String>, root: &str) -> BTreeMap<String, Vec<String>
     modules
 }
 
-/// What a command line says of the tests that are to run, and the other options for libtest.
+/// The tests that a command line selects, and the other options for libtest.
 #[derive(Debug, Default)]
 pub struct Selection {
     filters: Vec<String>,
@@ -52,7 +52,7 @@ pub struct Selection {
 }
 
 impl Selection {
-    /// Reads arguments as libtest does.
+    /// Parses arguments as libtest does.
     pub fn read(args: &[String]) -> Self {
         let mut selection = Self::default();
         let mut args = args.iter();
@@ -76,8 +76,8 @@ impl Selection {
         selection
     }
 
-    /// What libtest is to get for a module with these tests; `None`: it has none that is selected. A filter that is the
-    /// name of one of the `modules` stands for all tests of that module and for no other.
+    /// The arguments for libtest that run the selected tests of a module; `None` if none is selected. A filter that
+    /// equals a name in `modules` selects all tests of that module and no others.
     pub fn of_module(&self, module: &str, tests: &[String], modules: &BTreeSet<String>) -> Option<Vec<String>> {
         let is_match = |filter: &String, test: &String| {
             if modules.contains(filter) {
@@ -110,7 +110,7 @@ mod tests {
         words.iter().map(|word| (*word).to_owned()).collect()
     }
 
-    /// What of two modules is selected, one of which has the other's name within.
+    /// The arguments that are selected from two modules with overlapping test names.
     fn selected(args: &[&str]) -> Vec<String> {
         let names = strings(&["clock::exchange::a", "clock::b", "exchange::a", "exchange::c"]);
         let modules = by_module(names, "root");
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_modules_name_is_that_module_alone() {
+    fn module_name_selects_only_that_module() {
         let all = ["--exact clock::exchange::a clock::b", "--exact exchange::a exchange::c"];
         assert_eq!(selected(&[]), all);
         assert_eq!(selected(&["exchange"]), all[1..]);
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_of_names_and_options_as_libtest_reads_them() {
+    fn filters_and_options_match_libtest() {
         assert_eq!(selected(&["exchange::"]), ["--exact clock::exchange::a", "--exact exchange::a exchange::c"]);
         assert_eq!(selected(&["::a", "--skip=k::e"]), ["--exact exchange::a"]);
         assert_eq!(selected(&["--exact", "exchange::a"]), ["--exact exchange::a"]);
@@ -150,15 +150,15 @@ mod tests {
         assert_eq!(selected(&["nothing"]), Vec::<String>::new());
     }
 
-    /// libtest itself, by the executable of these tests: it runs what the arguments name, and nothing else.
+    /// Passes the arguments to the real libtest in this test executable.
     #[test]
-    fn libtest_lists_and_runs_them() {
-        const PART: &str = "test::select::tests::tests_by";
+    fn libtest_runs_only_selected_tests() {
+        const PART: &str = "program::select::tests::tests_by";
         let executable = env::current_exe().unwrap();
         let names = names(&executable).unwrap();
         let modules = by_module(names, "xtask");
         let known = modules.keys().cloned().collect();
-        let arguments = Selection::read(&strings(&[PART])).of_module("test", &modules["test"], &known).unwrap();
+        let arguments = Selection::read(&strings(&[PART])).of_module("program", &modules["program"], &known).unwrap();
         assert_eq!(arguments, ["--exact".to_owned(), format!("{PART}_module")]);
         let mut output = Output::default();
         sh::output(Command::new(executable).args(arguments)).unwrap().lines().for_each(|line| output.handle_line(line));

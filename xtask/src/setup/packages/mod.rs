@@ -1,8 +1,9 @@
-//! The distribution's packages: by apt or dnf. A package that the package manager refuses does not stop the others.
+//! The distribution's packages, installed by apt or dnf. A package that cannot be installed does not affect the others.
 
 mod apt;
 mod distribution;
 mod dnf;
+mod refusal;
 
 use std::fs;
 
@@ -12,38 +13,20 @@ use super::tools::Tool;
 use crate::sh;
 
 pub use apt::{exists, update};
+pub use distribution::Manager;
+pub use refusal::Refusal;
 
-/// Where os-release(5) is; the first that is there counts.
+/// Paths of os-release(5); the first existing file is used.
 const OS_RELEASE: [&str; 2] = ["/etc/os-release", "/usr/lib/os-release"];
 
-/// The package manager of this host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Manager {
-    /// Debian, Ubuntu and what comes of them.
-    Apt,
-    /// Fedora and what comes of it.
-    Dnf,
-}
-
-/// A package that could not be installed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    /// The package.
-    pub package: String,
-    /// What the package manager says.
-    pub why: String,
-    /// What would help.
-    pub help: String,
-}
-
 impl Manager {
-    /// The one of this host, if set-up knows it.
+    /// This host's package manager, if set-up supports it.
     pub fn of_host() -> Option<Self> {
         let os_release = OS_RELEASE.iter().find_map(|path| fs::read_to_string(path).ok());
         distribution::manager(&os_release.unwrap_or_default(), &|program| sh::find(program).is_some())
     }
 
-    /// The name of a tool's package here.
+    /// The name of a tool's package for this package manager.
     pub fn package(self, tool: &Tool) -> &'static str {
         match self {
             Self::Apt => tool.debian,
@@ -51,10 +34,10 @@ impl Manager {
         }
     }
 
-    /// Installs all that can be installed of `packages`, removing nothing; returns what was refused.
+    /// Installs as many of `packages` as possible and removes none; returns those that were refused.
     ///
     /// # Errors
-    /// If nothing at all can be installed: no root, no network, no room.
+    /// If no package can be installed: no root, no network, no disk space.
     pub fn install(self, packages: &[&str]) -> Result<Vec<Refusal>> {
         match self {
             Self::Apt => apt::install(packages),
@@ -65,7 +48,7 @@ impl Manager {
     /// Installs all of `packages`, or fails with the first refusal.
     ///
     /// # Errors
-    /// As [`Manager::install`], and for a refusal.
+    /// Like [`Manager::install`], and if a package is refused.
     pub fn require(self, packages: &[&str]) -> Result<()> {
         match self.install(packages)?.into_iter().next() {
             None => Ok(()),

@@ -1,4 +1,8 @@
-//! Test programs: what cargo builds, and how one of them runs.
+//! Test programs: building them with cargo, and running one of them.
+
+mod libtest;
+mod select;
+mod stand_in;
 
 use std::collections::BTreeSet;
 use std::env;
@@ -13,87 +17,86 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::libtest::Output;
-use super::select::{self, Selection};
-use super::stand_in::StandIns;
-use crate::{build, host, setup, sh};
+use crate::{cargo, host, setup, sh};
+pub use libtest::Output;
+use select::Selection;
+pub use stand_in::StandIns;
 
-/// What `timeout` of coreutils answers when the time is up.
+/// Exit codes of coreutils' `timeout` after a time-out.
 const TIMED_OUT: [u8; 2] = [124, 137];
 
-/// How long a silent test program is waited for before looking whether it ended.
+/// How often a test program that prints nothing is checked for its end.
 const POLL: Duration = Duration::from_millis(300);
 
-/// Tests that run in a process of their own: one module of the integration tests, or an executable with all of its unit
-/// tests.
+/// Tests that run in one process: a module of the integration tests, or all unit tests of an executable.
 #[derive(Clone, Debug)]
 pub struct TestProgram {
     /// `package: module`, or `package: kind name` of an executable.
     pub title: String,
-    /// The module of the executable that these tests are in; `None`: all tests of the executable.
+    /// The module with these tests; `None`: all tests of the executable.
     pub module: Option<Module>,
     /// The executable.
     pub executable: PathBuf,
-    /// Where cargo runs it.
+    /// The package's directory, in which it runs.
     pub package: PathBuf,
 }
 
-/// A module at the top of an executable with tests.
+/// A top-level module of a test executable.
 #[derive(Clone, Debug)]
 pub struct Module {
     /// Its name.
     pub name: String,
-    /// The names of its tests, with the module's.
+    /// The full names of its tests, beginning with the module's.
     pub tests: Vec<String>,
 }
 
-/// What test programs run with.
+/// The environment of test programs.
 pub struct Surroundings {
-    /// Marks all processes of this run.
+    /// Value of the variable that identifies all processes of this run.
     pub marker: String,
-    /// Seconds until a test program, with everything in its process group, is ended.
+    /// Seconds after which a test program's process group is ended.
     pub watchdog: u64,
-    /// Variables that lengthen the tests.
+    /// Variables that set the length of tests.
     pub lengths: Vec<(String, String)>,
-    /// In place of peers that this host cannot have.
+    /// Replacements for peers that could not be installed.
     pub stand_ins: StandIns,
-    /// Where the outputs are kept.
+    /// Directory for the output of each program.
     pub logs: PathBuf,
 }
 
 /// How a test program ended.
 pub struct Ending {
-    /// What it printed of its tests.
+    /// The results of its tests.
     pub output: Output,
-    /// What is wrong with it as a whole: the watchdog, a crash, no result.
+    /// An error of the whole program: the watchdog, a crash, no result.
     pub fault: Option<String>,
     /// How long it took.
     pub time: Duration,
-    /// Where its output is kept.
+    /// The file with its output.
     pub log: PathBuf,
 }
 
 impl Ending {
-    /// Whether all went well.
+    /// Whether no test and no program failed.
     pub fn is_good(&self) -> bool {
         self.fault.is_none() && self.output.failed == 0
     }
 
-    /// Whether this test passed, of a run that selected it and few others.
+    /// Whether this test passed in a run that selected it.
     pub fn has_passed(&self, name: &str) -> bool {
         let Output { passed, names, .. } = &self.output;
         self.fault.is_none() && *passed > 0 && !names.iter().any(|failed| failed == name)
     }
 }
 
-/// Builds the test programs that these arguments of cargo's select, and the programs that they run: cargo builds those of a
-/// package along with its integration tests. A build of these programs alone before would have other features, those
-/// without the tests' dependencies, and build crafter twice.
+/// Builds the test programs that these arguments of cargo select, and the binaries of their packages, which cargo
+/// builds along with integration tests. Building the binaries separately would select other features and compile
+/// crafter twice.
 pub fn build_tests(selection: &[&str]) -> Result<Vec<TestProgram>> {
     let mut cargo = sh::cargo();
     cargo.args(["test", "--release", "--no-run"]).args(selection);
     cargo.arg("--message-format=json-render-diagnostics");
-    let messages = build::cargo(&mut cargo).context("the tests do not compile")?;
+    let messages = cargo::run(&mut cargo).context("the tests do not compile")?;
     let mut programs = Vec::new();
     for message in messages.lines() {
         let message: Value = serde_json::from_str(message)
@@ -105,13 +108,13 @@ pub fn build_tests(selection: &[&str]) -> Result<Vec<TestProgram>> {
     if programs.is_empty() {
         bail!("cargo built no test program");
     }
-    // Cargo names them in the order in which they were ready.
+    // Cargo lists them in the order in which they were built.
     programs.sort_by(|one, other| one.title.cmp(&other.title));
     Ok(programs)
 }
 
 fn test_program(message: &Value) -> Option<TestProgram> {
-    // Examples are built along, and are no tests.
+    // Examples are built, too, and are not tests.
     if message["profile"]["test"] != true {
         return None;
     }
@@ -137,7 +140,7 @@ pub fn modules(programs: &[TestProgram]) -> BTreeSet<String> {
 }
 
 impl TestProgram {
-    /// Of an executable of integration tests one program for each module; any other stays one.
+    /// Splits an executable of integration tests into a program per module; any other executable is one program.
     fn by_module(self, target: &Value) -> Result<Vec<Self>> {
         let (Some("test"), Some(name)) = (target["kind"][0].as_str(), target["name"].as_str()) else {
             return Ok(vec![self]);
@@ -151,12 +154,12 @@ impl TestProgram {
         Ok(modules.into_iter().map(program).collect())
     }
 
-    /// The folder of its package, which is the name that people call it by.
+    /// The name of its package's directory.
     pub fn package_name(&self) -> String {
         self.package.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    /// How one of its tests is called in a summary: the name of a module's test has the module in it.
+    /// The title of one of its tests in the summary. The name of a module's test includes the module.
     pub fn test_title(&self, test: &str) -> String {
         match self.module {
             Some(_) => format!("{}: {test}", self.package_name()),
@@ -164,8 +167,8 @@ impl TestProgram {
         }
     }
 
-    /// What libtest is to get for what `args` select of its tests; `None`: nothing of it is selected. A filter that is one
-    /// of the names of `modules` selects that module.
+    /// The arguments for libtest that run the tests selected by `args`; `None` if none is selected. A filter that
+    /// equals a name in `modules` selects that module.
     pub fn arguments(&self, args: &[String], modules: &BTreeSet<String>) -> Option<Vec<String>> {
         match &self.module {
             Some(module) => Selection::read(args).of_module(&module.name, &module.tests, modules),
@@ -173,20 +176,20 @@ impl TestProgram {
         }
     }
 
-    /// Runs it as root, with these arguments of libtest's; `log` names the file that keeps its output.
+    /// Runs it as root with these arguments for libtest; `log` is the name of the file for its output.
     ///
     /// # Errors
     /// If it cannot be started.
     pub fn run(&self, args: &[String], log: &str, surroundings: &Surroundings) -> Result<Ending> {
         let package = self.package.to_string_lossy();
         let crafter = sh::release_directory().join("crafter");
-        // This user's, not root's.
+        // The user's data directory, not root's.
         let corpora = setup::corpora()?;
         let scapy = setup::scapy_packages().unwrap_or_default();
         let (crafter, corpora, scapy) = (crafter.to_string_lossy(), corpora.to_string_lossy(), scapy.to_string_lossy());
         let mut variables = vec![
             (host::MARKER, surroundings.marker.as_str()),
-            // As cargo test has it.
+            // As `cargo test` sets it.
             ("CARGO_MANIFEST_DIR", package.as_ref()),
             ("CRAFTER_CORPORA", corpora.as_ref()),
             ("CRAFTER_SCAPY", scapy.as_ref()),
@@ -196,8 +199,8 @@ impl TestProgram {
         variables.extend(surroundings.lengths.iter().map(|(name, value)| (name.as_str(), value.as_str())));
         let of_stand_ins = surroundings.stand_ins.variables();
         variables.extend(of_stand_ins.iter().map(|(name, value)| (*name, value.as_str())));
-        // `timeout` makes a process group of the program and its children, and ends
-        // all of it; setpriv ends `timeout` when xtask or sudo is gone.
+        // `timeout` ends the process group of the program and its children; setpriv ends `timeout` when xtask or sudo
+        // ends.
         let mut command = sh::root("setpriv", variables)?;
         command
             .args(["--pdeathsig", "TERM", "timeout", "--kill-after=10"])
@@ -215,8 +218,8 @@ enum Line {
     Stderr(String),
 }
 
-/// Runs something that prints as libtest does: shows its lines, keeps them in a file, and counts. Lines of stdout and of
-/// stderr are kept in the order in which they came, as far as two pipes tell it; only stdout is counted by.
+/// Runs a command whose output has libtest's format: shows its lines, writes them to a file, and counts the results.
+/// Lines of stdout and stderr are kept in order as far as two pipes allow; results are counted from stdout only.
 pub fn tally(command: &mut Command, title: &str, log: &Path) -> Result<Ending> {
     let began = Instant::now();
     if let Some(directory) = log.parent() {
@@ -234,7 +237,7 @@ pub fn tally(command: &mut Command, title: &str, log: &Path) -> Result<Ending> {
     read_lines(child.stdout.take(), sender.clone(), Line::Stdout);
     read_lines(child.stderr.take(), sender, Line::Stderr);
     let mut show = |line: Line| {
-        // A full disk must not end the tests; their lines are shown all the same.
+        // If the disk is full, the tests continue and their lines are still shown.
         match line {
             Line::Stdout(line) => {
                 println!("{line}");
@@ -248,13 +251,13 @@ pub fn tally(command: &mut Command, title: &str, log: &Path) -> Result<Ending> {
             }
         }
     };
-    // Not until the end of the pipes: a process that a test forgot holds them open.
+    // Do not wait for EOF: a process that a test left behind may hold the pipes open.
     let status = loop {
         match lines.recv_timeout(POLL) {
             Ok(line) => show(line),
             Err(RecvTimeoutError::Timeout) => {
                 if let Some(status) = child.try_wait()? {
-                    // What it printed last.
+                    // Read the rest of its output.
                     while let Ok(line) = lines.recv_timeout(POLL) {
                         show(line);
                     }
@@ -280,7 +283,7 @@ pub fn tally(command: &mut Command, title: &str, log: &Path) -> Result<Ending> {
     Ok(Ending { output, fault, time, log: log.to_owned() })
 }
 
-/// Sends the lines of a pipe, in a thread that ends with the pipe or with who receives them.
+/// Sends the lines of a pipe from a thread, which ends at EOF or when the receiver is dropped.
 fn read_lines(pipe: Option<impl Read + Send + 'static>, sender: Sender<Line>, wrap: fn(String) -> Line) {
     let Some(pipe) = pipe else { return };
     thread::spawn(move || {
@@ -292,7 +295,7 @@ fn read_lines(pipe: Option<impl Read + Send + 'static>, sender: Sender<Line>, wr
     });
 }
 
-/// Each variable that lengthens a test, and the value of the long form.
+/// Variables that set the length of tests, with the values of `--long`.
 const LONG: [(&str, &str); 7] = [
     ("CRAFTER_FUZZ_SECONDS", "60"),
     ("CRAFTER_TEST_HANDSHAKES", "1000000"),
@@ -303,9 +306,9 @@ const LONG: [(&str, &str); 7] = [
     ("CRAFTER_TEST_SECONDS", "60"),
 ];
 
-/// The variables that lengthen tests: those that are set, and in the long form all the others.
+/// The variables that set the length of tests: those in the environment, and with `--long` all others.
 pub fn lengths(is_long: bool) -> Vec<(String, String)> {
-    // sudo would drop those that are set.
+    // Passed explicitly, since sudo drops variables of the environment.
     let is_length = |name: &str| {
         (name.starts_with("CRAFTER_TEST_") && name != host::MARKER) || LONG.iter().any(|(long, _)| *long == name)
     };
@@ -332,7 +335,7 @@ mod tests {
 
     #[test]
     fn both_outputs_are_kept_in_order() {
-        // A line on stderr that looks like libtest's counts nothing.
+        // A result line on stderr is not counted.
         let (ending, kept) =
             of("echo one; sleep 0.1; echo two >&2; echo 'test result: FAILED. 0 passed; 7 failed' >&2; \
                                  sleep 0.1; echo 'test result: ok. 3 passed; 0 failed; 1 ignored'; sleep 0.1; \
@@ -350,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_holds_the_pipes_open_is_not_waited_for() {
+    fn end_of_program_is_seen_while_a_child_holds_its_pipes_open() {
         let began = Instant::now();
         let (ending, kept) = of("sleep 20 & echo $! >&2; echo 'test result: ok. 1 passed; 0 failed'");
         assert!(ending.is_good() && began.elapsed() < Duration::from_secs(10), "{:?}", ending.fault);
@@ -359,9 +362,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_result_is_a_fault() {
+    fn missing_result_is_a_fault() {
         let fault = |script| of(script).0.fault.unwrap_or_default();
-        assert_eq!(fault("echo gone >&2; exit 3"), "exit code 3");
+        assert_eq!(fault("echo crashed >&2; exit 3"), "exit code 3");
         assert_eq!(fault("true"), "ended without a test result");
         assert!(fault("exit 124").starts_with("ended by the watchdog"));
     }
