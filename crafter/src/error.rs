@@ -2,7 +2,8 @@
 
 use std::{fmt, io, net::IpAddr, net::SocketAddr, time::Duration};
 
-/// What can go wrong, each with what the user can do about it in its sentence.
+/// An error of the library. The message says what failed, why, and what to do; `crafter/docs/errors.md` lists examples
+/// and the exit codes of the command line.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -12,106 +13,112 @@ pub enum Error {
         /// As given by the user.
         name: String,
     },
-    /// The kernel's routing table has no way to the destination.
+    /// The routing table of the kernel has no route to the destination.
     #[error("no route to {destination}: {reason}")]
     NoRoute {
-        /// Where the packet should have gone.
+        /// The destination of the packet.
         destination: IpAddr,
-        /// The kernel's answer, or which constraint ruled the route out.
+        /// The kernel's error, or the option that excludes the route.
         reason: String,
     },
     /// The next hop did not answer ARP or neighbour discovery.
-    #[error("{address} does not answer on {interface}: no ARP or neighbour discovery reply within {after:?}")]
+    #[error(
+        "{address} does not answer on {interface}: no ARP or neighbour discovery reply within {after:?}; \
+         check that it is up and on this network"
+    )]
     NoNeighbour {
         /// The next hop.
         address: IpAddr,
-        /// The interface asked on.
+        /// The interface of the request.
         interface: String,
-        /// How long the kernel was given.
+        /// How long the kernel waited.
         after: Duration,
     },
     /// The process lacks a capability.
     #[error("no permission to {action}: {capability} is needed (run as root, or `setcap` the binary)")]
     Permission {
-        /// Names such as `CAP_NET_RAW`.
+        /// Its name, e.g. `CAP_NET_RAW`.
         capability: &'static str,
-        /// What was tried, as a verb phrase.
+        /// The operation, as a verb phrase.
         action: String,
     },
     /// The port belongs to a socket of this host or to another lease.
-    #[error("{protocol} port {port} on {address} is taken{}", .holder.as_ref().map(|h| format!(" by {h}")).unwrap_or_default())]
+    #[error(
+        "{protocol} port {port} on {address} is in use{}; choose another port",
+        .holder.as_ref().map(|holder| format!(" by {holder}")).unwrap_or_default()
+    )]
     PortTaken {
         /// `TCP` or `UDP`.
         protocol: &'static str,
-        /// The local address asked for (unspecified: any).
+        /// The requested local address; unspecified: any.
         address: IpAddr,
         /// The local port.
         port: u16,
-        /// Program and process id, where it could be found out.
+        /// Program and process id, if known.
         holder: Option<String>,
     },
-    /// An attach mode was forced and cannot be had.
-    #[error("cannot attach to {interface} in {mode} mode: {reason}")]
+    /// A forced attach mode is not available.
+    #[error("cannot attach to {interface} in {mode} mode: {reason}; mode auto selects one that is available")]
     Attach {
         /// The interface.
         interface: String,
         /// `native`, `generic` or `tc`.
         mode: &'static str,
-        /// The kernel's reason, and who holds the hook if somebody does.
+        /// The kernel's error, or the program that holds the hook.
         reason: String,
     },
-    /// The kernel misses something that crafter cannot do without.
-    #[error("this kernel ({release}) is too old: {missing}")]
+    /// The kernel lacks a feature that crafter requires.
+    #[error("this kernel ({release}) is too old: it lacks {missing}; upgrade the kernel")]
     KernelTooOld {
         /// As `uname -r` prints it.
         release: String,
-        /// What is missing and since when Linux has it.
+        /// The missing feature and the first Linux version that has it.
         missing: String,
     },
     /// A RST answered the SYN.
-    #[error("{remote} refused the connection (RST to the SYN)")]
+    #[error("{remote} refused the connection (RST to the SYN); check the port")]
     Refused {
         /// The peer.
         remote: SocketAddr,
     },
     /// A RST ended an established connection.
-    #[error("{remote} reset the connection")]
+    #[error("{remote} reset the connection; the log of the peer may give the reason")]
     Reset {
         /// The peer.
         remote: SocketAddr,
     },
-    /// Nothing came back in time.
-    #[error("no answer from {remote} within {after:?} ({waiting_for})")]
+    /// No answer arrived in time.
+    #[error("no answer from {remote} within {after:?} ({waiting_for}); check the address, or wait longer")]
     TimedOut {
         /// The peer.
         remote: SocketAddr,
-        /// How long was waited.
+        /// The time limit.
         after: Duration,
         /// What was awaited: `SYN-ACK`, `DNS answer`, ...
         waiting_for: &'static str,
     },
-    /// An ICMP error said that the peer or its port cannot be reached.
-    #[error("{remote} is unreachable: {reason} (ICMP from {from})")]
+    /// An ICMP error reported the peer or its port as unreachable.
+    #[error("{remote} is unreachable: {reason} (ICMP from {from}); check the address and port")]
     Unreachable {
         /// The peer.
         remote: SocketAddr,
-        /// The router or host that said so.
+        /// The router or host that sent the ICMP error.
         from: IpAddr,
         /// The code in words, e.g. `port unreachable`.
         reason: String,
     },
-    /// A value that the user gave does not fit.
+    /// A value from the user is invalid.
     #[error("{what}: {reason}")]
     Invalid {
         /// The field or option, e.g. `--loss` or `URL`.
         what: String,
-        /// What is wrong and what would be right.
+        /// Why it is invalid, and what is valid.
         reason: String,
     },
     /// A policy's text has errors.
     #[error("policy rejected: {}", .problems.join("; "))]
     Policy {
-        /// All that is wrong, each with its line and column, in the order of the text.
+        /// All errors, each with line and column, in the order of the text.
         problems: Vec<String>,
     },
     /// The service's policy does not allow it.
@@ -119,43 +126,43 @@ pub enum Error {
     Forbidden {
         /// The number of the rule; `None`: no rule names the user.
         rule: Option<u32>,
-        /// What the rule lacks, as `crafter policy explain` names it.
+        /// What the rule does not allow, as `crafter policy explain` names it.
         verdict: String,
         /// The same in words.
         message: String,
     },
-    /// There is no service, or it may not be used.
+    /// The service does not run, or this user may not connect.
     #[error("no crafter service at {path} ({reason}): {hint}")]
     NoService {
         /// Its socket.
         path: String,
-        /// The system's reason.
+        /// The system's error.
         reason: String,
         /// What to do.
         hint: &'static str,
     },
-    /// The service went away, or answered what cannot be read.
-    #[error("the crafter service at {path} is of no use any more: {reason}")]
+    /// The service has stopped, or its reply cannot be read.
+    #[error("lost connection to the crafter service at {path}: {reason}")]
     Service {
         /// Its socket.
         path: String,
-        /// What went wrong.
+        /// What failed.
         reason: String,
     },
-    /// The kernel refused an operation that should have worked.
+    /// A system call failed.
     #[error("{action}: {source}")]
     Io {
-        /// What was tried, as a verb phrase.
+        /// The operation, as a verb phrase.
         action: String,
-        /// The system's reason.
+        /// The system's error.
         source: io::Error,
     },
     /// Loading or using the kernel half failed.
     #[error("{action}: {reason}")]
     Bpf {
-        /// What was tried, as a verb phrase.
+        /// The operation, as a verb phrase.
         action: String,
-        /// aya's or the verifier's reason.
+        /// The error of aya or of the verifier.
         reason: String,
     },
 }

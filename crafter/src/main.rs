@@ -1,4 +1,4 @@
-//! The command line of crafter.
+//! The program `crafter`.
 
 use std::{array, io, os::unix::net::UnixStream, process::ExitCode};
 
@@ -14,11 +14,11 @@ fn main() -> ExitCode {
     };
     cli::logger::start(cli.globals.log);
     if let Err(error) = can_open_descriptors() {
-        let advice = "start: this process may open too few file descriptors (raise `ulimit -n`)";
+        let advice = "cannot start: the limit of open files is too low; raise it with `ulimit -n`";
         cli::print::error(&anyhow::Error::new(error).context(advice));
         return exit::FAILURE.into();
     }
-    // Sockets are looked at often: the service keeps its thread awake while packets come.
+    // Polls sockets more often than the default (61): the busy-polling service rarely lets the thread sleep.
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().event_interval(4).build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -28,17 +28,20 @@ fn main() -> ExitCode {
     };
     let code = match runtime.block_on(cli.command.run(&cli.globals)) {
         Ok(code) => code,
-        Err(error) => {
-            cli::print::error(&error);
-            exit::code_of(&error)
-        }
+        Err(error) => match error.downcast_ref() {
+            Some(cli::interface::Interrupted(code)) => *code,
+            None => {
+                cli::print::error(&error);
+                exit::code_of(&error)
+            }
+        },
     };
-    // Not waiting for blocking tasks, which have nothing left to report to.
+    // Does not wait for blocking tasks: their results are not needed.
     runtime.shutdown_background();
     code.into()
 }
 
-/// Whether there are descriptors for the runtime, which panics where it gets no socket pair for its signals.
+/// Tests whether file descriptors are available for the runtime, which panics if it cannot create socket pairs.
 fn can_open_descriptors() -> io::Result<()> {
     let pairs: [io::Result<_>; 3] = array::from_fn(|_| UnixStream::pair());
     pairs.into_iter().try_for_each(|pair| pair.map(drop))

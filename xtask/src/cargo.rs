@@ -91,7 +91,7 @@ pub fn cancel() {
     running.is_cancelled = true;
     if let Some(process) = running.process {
         // If it has ended, its id is not reused until `run` has waited for it.
-        let _ = sh::output(Command::new("kill").arg(process.to_string()));
+        let _ = sh::kill("TERM", process);
     }
 }
 

@@ -13,6 +13,9 @@ use crate::{cargo, sh};
 /// Cargo's profile for the demo, which builds in half the time of a release (`Cargo.toml`).
 const PROFILE: &str = "demo";
 
+/// The features that the demo is built with: without the command line and the service.
+pub const FEATURES: [&str; 3] = ["--no-default-features", "--features", "demo"];
+
 /// How long the job takes from an empty target directory on two processors.
 const TYPICAL: Duration = Duration::from_secs(240);
 
@@ -39,9 +42,7 @@ fn build() -> Result<()> {
     let setup = setup::begin(&[Purpose::Build])?;
     sh::step("Building the demo with little optimisation");
     let mut cargo = sh::cargo();
-    // Without the command line and the service.
-    cargo.args(["build", "--profile", PROFILE, "--package", "crafter", "--bin", "demo"]);
-    cargo.args(["--no-default-features", "--features", "demo"]);
+    cargo.args(["build", "--profile", PROFILE, "--package", "crafter", "--bin", "demo"]).args(FEATURES);
     let built = cargo::run(&mut cargo);
     setup.finish_with(built).map(drop)
 }

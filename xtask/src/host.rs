@@ -57,7 +57,7 @@ pub fn end_processes(left: &[String]) -> Result<()> {
     let pids = left.iter().filter_map(|entry| entry.strip_prefix(PROCESS)?.split(':').next());
     for pid in pids {
         // It may have ended already.
-        let _ = sh::output(sh::root("kill", [])?.args(["-KILL", pid.trim()]));
+        let _ = sh::output(sh::root("sh", [])?.args(["-c", sh::KILL, "sh", "KILL", pid.trim()]));
     }
     Ok(())
 }

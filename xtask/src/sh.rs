@@ -73,6 +73,18 @@ pub fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// Sends signal `$1` to process `$2` with the shell's built-in `kill`. The program `kill` is in a package that a minimal
+/// Debian lacks (procps).
+pub const KILL: &str = "kill -s \"$1\" \"$2\"";
+
+/// Sends a signal, named without SIG, to a process of this user.
+///
+/// # Errors
+/// If there is no such process.
+pub fn kill(signal: &str, process: u32) -> Result<()> {
+    output(Command::new("/bin/sh").args(["-c", KILL, "sh", signal, &process.to_string()])).map(drop)
+}
+
 /// The cargo of the toolchain that runs this xtask.
 pub fn cargo() -> Command {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -151,7 +163,14 @@ pub fn become_root() -> Result<()> {
 
 /// The path of an executable, from `PATH` or the system directories.
 pub fn find(name: &str) -> Option<PathBuf> {
-    env::split_paths(&path_with_system_directories()).map(|directory| directory.join(name)).find(|file| file.is_file())
+    env::split_paths(&path_with_system_directories())
+        .map(|directory| directory.join(name))
+        .find(|file| is_program(file))
+}
+
+/// Whether a path is a file with an execute permission, as execvp(3) requires it.
+fn is_program(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.mode() & 0o111 != 0)
 }
 
 /// The workspace's top directory.
@@ -244,6 +263,26 @@ fn line(command: &Command) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kill_needs_no_program_named_kill() {
+        let mut sleeper = Command::new("sleep").arg("60").spawn().unwrap();
+        let mut shell = Command::new("/bin/sh");
+        let killed = output(shell.args(["-c", KILL, "sh", "TERM", &sleeper.id().to_string()]).env("PATH", ""));
+        if killed.is_err() {
+            sleeper.kill().unwrap();
+        }
+        assert_eq!((killed.unwrap().as_str(), sleeper.wait().unwrap().signal()), ("", Some(15)));
+        assert!(kill("TERM", sleeper.id()).is_err(), "it has ended");
+    }
+
+    #[test]
+    fn a_file_without_execute_permission_is_no_program() {
+        assert!(is_program(&env::current_exe().unwrap()));
+        for path in ["/proc/self/maps", "/proc/self", "/dev/null", "/proc/self/no-such-file"] {
+            assert!(!is_program(Path::new(path)), "{path}");
+        }
+    }
 
     #[test]
     fn passwords_are_not_printed() {

@@ -15,19 +15,19 @@ pub enum Error {
         reason: String,
     },
     /// A RST answered the SYN.
-    #[error("{remote} refused the connection (RST to the SYN)")]
+    #[error("{remote} refused the connection (RST to the SYN); check the port")]
     Refused {
         /// The peer.
         remote: SocketAddr,
     },
     /// A RST ended an established connection.
-    #[error("{remote} reset the connection")]
+    #[error("{remote} reset the connection; the log of the peer may give the reason")]
     Reset {
         /// The peer.
         remote: SocketAddr,
     },
     /// The peer did not answer in time.
-    #[error("no answer from {remote} within {after:?} ({waiting_for})")]
+    #[error("no answer from {remote} within {after:?} ({waiting_for}); check the address, or wait longer")]
     TimedOut {
         /// The peer.
         remote: SocketAddr,
@@ -37,7 +37,7 @@ pub enum Error {
         waiting_for: &'static str,
     },
     /// An ICMP error reported that the peer cannot be reached.
-    #[error("{remote} is unreachable: {reason} (ICMP from {from})")]
+    #[error("{remote} is unreachable: {reason} (ICMP from {from}); check the address and port")]
     Unreachable {
         /// The peer.
         remote: SocketAddr,

@@ -1,4 +1,4 @@
-//! `crafter build`: packets from their text form, as bytes.
+//! `crafter build`: bytes of packets given as text.
 
 use std::{
     io::{self, BufWriter, Write as _},
@@ -22,30 +22,30 @@ pub struct Args {
     /// The packets, e.g. 'IP(dst="192.0.2.1")/TCP(dport=[80,443], flags="S")'
     #[arg(value_name = "EXPR")]
     expression: String,
-    /// Write the bytes as they are instead of hex digits, one packet directly behind the other
+    /// Write raw bytes instead of hex digits, without a separator between packets
     #[arg(long, conflicts_with_all = ["pcap", "json"])]
     raw: bool,
-    /// Write a capture file: pcapng, or pcap if its name ends so; -: pcapng to stdout
+    /// Write a capture file: pcapng, or pcap if the name ends in .pcap; - writes pcapng to stdout
     #[arg(long, short = 'w', value_name = "FILE", conflicts_with = "json")]
     pcap: Option<PathBuf>,
-    /// How many packets the expression may stand for
+    /// Largest number of packets that the expression may expand to
     #[arg(long, value_name = "N", default_value_t = 1_000_000)]
     limit: u64,
 }
 
 const HELP: &str = "\
-One line of hex digits for each packet. A field holds a value, a range (1,5), a list
-[80,443] or a prefix \"192.0.2.0/28\"; the packets are the product of all of them.
-`crafter ls` lists the layers, `crafter ls TCP` the fields of one.
---json: an array with one object per packet: summary, expression, bytes, and layers with all
-fields.
-Exit code 0: all are built; 2: the text makes no sense, or a value does not fit.
+Prints one line of hex digits for each packet. A field holds a value, a range (1,5), a list
+[80,443] or a prefix \"192.0.2.0/28\"; there is one packet for each combination of values.
+`crafter ls` lists the layers, `crafter ls TCP` the fields of TCP.
+--json: an array with one object for each packet: summary, expression, bytes, and layers with
+all fields.
+Exit code 0: all packets are built; 2: a syntax error in the text, or a value that does not fit.
 
 Examples:
   crafter build 'IP(dst=\"192.0.2.1\")/TCP(dport=[80,443], flags=\"S\")'
   crafter build -w queries.pcapng 'IP(dst=\"192.0.2.1\")/UDP(dport=53)/DNS(id=(1,100))'";
 
-/// Builds and writes.
+/// Builds and prints, or writes a capture.
 ///
 /// # Errors
 /// Those of the expression, of values that do not fit, and of writing.
@@ -72,14 +72,14 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
         each()
     };
     match written {
-        // Nobody reads any more (`crafter build ... | head`).
+        // The reader has closed the pipe (`crafter build ... | head`).
         Err(error) if print::is_broken_pipe(&error) => Ok(exit::SUCCESS),
         result => result.map(|()| exit::SUCCESS),
     }
 }
 
 fn capture(packets: impl Iterator<Item = Packet>, path: &Path) -> anyhow::Result<()> {
-    // Not live: that is for packets that take their time.
+    // Live mode flushes after each packet; nothing arrives late here.
     let mut writer = Writer::create(path)?.live(false);
     let mut bytes = Vec::new();
     for packet in packets {

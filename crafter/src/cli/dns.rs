@@ -1,4 +1,4 @@
-//! `crafter dns`: a DNS query by crafted packets.
+//! `crafter dns`: a DNS query over crafted packets.
 
 mod ask;
 mod record;
@@ -6,7 +6,6 @@ mod resolver;
 mod words;
 
 use std::{
-    io::{self, Write as _},
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
@@ -24,37 +23,33 @@ use self::{
     ask::{Answer, Asker},
     words::Words,
 };
-use super::{
-    Globals,
-    interface::{self, Ended},
-    print,
-};
+use super::{Globals, interface, print};
 
 /// `crafter dns`
 #[derive(Debug, clap::Args)]
 #[command(after_help = HELP, override_usage = "crafter dns [OPTIONS] NAME [TYPE] [CLASS] [@SERVER]")]
 pub struct Args {
-    /// The name to ask for, and in any order a record type, a class (IN, CH, HS) and @SERVER; an
-    /// address stands for its name below in-addr.arpa or ip6.arpa
+    /// The name to query, and in any order a record type, a class (IN, CH, HS) and @SERVER; an
+    /// address is queried as its name in in-addr.arpa or ip6.arpa
     #[arg(required = true, value_name = "NAME")]
     words: Vec<String>,
-    /// The server, as @SERVER: an address, with a port if it is not 53 ([2001:db8::1]:5353)
-    /// [default: those of /etc/resolv.conf]
+    /// Same as @SERVER: the address of the server, with a port unless it is 53 ([2001:db8::1]:5353)
+    /// [default: the servers of /etc/resolv.conf]
     #[arg(long, short, value_name = "ADDR[:PORT]", value_parser = words::parse_server)]
     server: Option<SocketAddr>,
-    /// Record type, as TYPE, or TYPE64 for one without a name [default: A; PTR for an address]
+    /// Same as TYPE: the record type, or e.g. TYPE64 for a type without a name [default: A; PTR for an address]
     #[arg(long = "type", short = 't', value_name = "TYPE", value_parser = record::parse_type)]
     kind: Option<RecordType>,
-    /// How long to wait for an answer, each time
+    /// Time to wait for the answer to each query
     #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = interface::seconds)]
     timeout: Duration,
-    /// How often to send the query
+    /// Send the query up to N times
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     tries: u32,
-    /// Size in bytes that answers over UDP may have, offered by EDNS; 0: no EDNS, 512 bytes
+    /// Largest size of an answer over UDP, offered with EDNS; 0: no EDNS, 512 bytes
     #[arg(long, value_name = "BYTES", default_value_t = 1232)]
     edns: u16,
-    /// Ask over TCP from the start
+    /// Query over TCP from the start
     #[arg(long)]
     tcp: bool,
     #[command(flatten)]
@@ -62,15 +57,15 @@ pub struct Args {
 }
 
 const HELP: &str = "\
-Without a server those of /etc/resolv.conf are asked in turn, the next one where one cannot be
-reached, does not answer, or answers SERVFAIL, REFUSED or NOTIMP. Where each word is a type's or a
-class's, as in mx a, the first is the name.
-Records of the answer go to stdout, one line each as in a zone file; a line that starts
-with ;; on stderr tells the response code, flags, time and transport. A truncated answer
-is asked for again over TCP.
+Without a server, those of /etc/resolv.conf are queried in turn: the next one if a server cannot
+be reached, does not answer, or answers SERVFAIL, REFUSED or NOTIMP. If every word is a type or a
+class, as in mx a, the first word is the name.
+Prints the records of the answer on stdout, one per line in the format of zone files, and the
+response code, flags, time and transport on stderr after ;;. If the answer is truncated, the
+query is repeated over TCP.
 --json: an object with name, class, type, server, transport, rcode, flags, answers, authority and
 additional (name, ttl, class, type, data), time_ms, bytes, attempts, truncated_over_udp, mechanism.
-Exit code 0: NOERROR, also without records; 4: an ICMP unreachable came; 5: no answer;
+Exit code 0: NOERROR, with or without records; 4: an ICMP unreachable; 5: no answer;
 6: NXDOMAIN, SERVFAIL, REFUSED, ...; others as `crafter --help` lists them.
 
 Examples:
@@ -79,15 +74,12 @@ Examples:
   crafter dns @192.0.2.53 version.bind TXT CH
   crafter dns --server 2001:db8::53 --type MX --json example.com";
 
-/// Asks and prints.
+/// Queries and prints the answer.
 ///
 /// # Errors
-/// Those of asking.
+/// Those of the query.
 pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
-    match interface::until_signal(resolve(&args, globals)).await? {
-        Ended::Itself(result) => result,
-        Ended::Signal(code) => Ok(code),
-    }
+    interface::unless_signal(resolve(&args, globals)).await?
 }
 
 async fn resolve(args: &Args, globals: &Globals) -> anyhow::Result<u8> {
@@ -96,8 +88,8 @@ async fn resolve(args: &Args, globals: &Globals) -> anyhow::Result<u8> {
     let class = words.class.unwrap_or(DNSClass::IN);
     let query = ask::query(name.clone(), kind, class, args.edns)?;
     let (reply, server) = match only("@SERVER", words.server, "--server", args.server)? {
-        Some(server) => (ask_server(args, server, &query).await?, server),
-        None => ask_in_turn(args, &resolver::servers()?, &query).await?,
+        Some(server) => (query_server(args, server, &query).await?, server),
+        None => query_in_turn(args, &resolver::servers()?, &query).await?,
     };
     if globals.json {
         print_json(server, &name, (kind, class), &reply)?;
@@ -110,56 +102,59 @@ async fn resolve(args: &Args, globals: &Globals) -> anyhow::Result<u8> {
     })
 }
 
-/// What a word or an option says, or both alike.
+/// The value of a word or of the option with the same meaning.
+///
+/// # Errors
+/// [`Error::Invalid`] if they differ.
 fn only<T: PartialEq>(word: &str, by_word: Option<T>, option: &'static str, by_option: Option<T>) -> Result<Option<T>> {
     match (by_word, by_option) {
         (Some(one), Some(other)) if one != other => {
-            Err(Error::invalid(option, format_args!("{word} says something else; leave one of them")))
+            Err(Error::invalid(option, format_args!("{word} has a different value; leave one of them out")))
         }
         (by_word, by_option) => Ok(by_word.or(by_option)),
     }
 }
 
-/// What a server replied.
+/// The reply of a server.
 struct Reply {
     answer: Answer,
-    /// Whether a first answer, over UDP, was truncated.
+    /// Whether the first answer, over UDP, was truncated.
     truncated: bool,
     report: Report,
 }
 
-/// Asks the host's servers, the next one where one is not reached, does not answer, or says that it cannot. Where none
-/// does better, that answer is the answer.
-async fn ask_in_turn(args: &Args, servers: &[SocketAddr], query: &Message) -> anyhow::Result<(Reply, SocketAddr)> {
+/// Queries the servers in turn until one gives a final answer. If none does, returns the last answer.
+async fn query_in_turn(args: &Args, servers: &[SocketAddr], query: &Message) -> anyhow::Result<(Reply, SocketAddr)> {
     let mut answered = None;
     for (at, &server) in servers.iter().enumerate() {
         let is_last = at + 1 == servers.len();
-        match ask_server(args, server, query).await {
+        match query_server(args, server, query).await {
             Ok(reply) if !is_last && !is_final(&reply) => {
                 let code = Dns::rcode_name(reply.answer.message.metadata.response_code.into());
-                log::warn!("{server} answers {code}; asking the next one");
+                log::warn!("{server} answered {code}; querying the next server");
                 answered = Some((reply, server));
             }
             Ok(reply) => return Ok((reply, server)),
-            Err(error) if !is_last && is_of_the_server(&error) => log::warn!("{error}; asking the next one"),
-            Err(error) if answered.is_some() && is_of_the_server(&error) => log::warn!("{error}"),
+            Err(error) if !is_last && concerns_server(&error) => log::warn!("{error}; querying the next server"),
+            Err(error) if answered.is_some() && concerns_server(&error) => log::warn!("{error}"),
             Err(error) => {
                 let from = resolver::RESOLV_CONF;
-                return Err(error).with_context(|| format!("ask {server}, which {from} names (@SERVER names another)"));
+                return Err(error)
+                    .with_context(|| format!("query {server} from {from} (@SERVER selects another server)"));
             }
         }
     }
-    answered.ok_or_else(|| Error::invalid("server", "none is named; name one, e.g. @192.0.2.53").into())
+    answered.ok_or_else(|| Error::invalid("server", "none is given; give one, e.g. @192.0.2.53").into())
 }
 
-/// Whether no other server is asked: for the same codes as glibc's resolver does (resolv/res_send.c).
+/// Whether the answer is final; other servers are queried for the same codes as in glibc's resolver (resolv/res_send.c).
 fn is_final(reply: &Reply) -> bool {
     let code = reply.answer.message.metadata.response_code;
     !matches!(code, ResponseCode::ServFail | ResponseCode::Refused | ResponseCode::NotImp)
 }
 
-/// Whether another server may answer.
-fn is_of_the_server(error: &Error) -> bool {
+/// Whether an error concerns one server, so that another may answer.
+fn concerns_server(error: &Error) -> bool {
     use Error::{Forbidden, NoNeighbour, NoRoute, Refused, Reset, TimedOut, Unreachable};
     matches!(
         error,
@@ -173,7 +168,7 @@ fn is_of_the_server(error: &Error) -> bool {
     )
 }
 
-async fn ask_server(args: &Args, server: SocketAddr, query: &Message) -> Result<Reply> {
+async fn query_server(args: &Args, server: SocketAddr, query: &Message) -> Result<Reply> {
     let crafter = args.interface.link.open(server.ip()).await?;
     let report = crafter.report().clone();
     log::info!("{report}");
@@ -191,19 +186,19 @@ async fn ask_server(args: &Args, server: SocketAddr, query: &Message) -> Result<
     Ok(Reply { answer, truncated, report })
 }
 
-/// The answer, and whether one over UDP had been truncated.
+/// The answer, and whether an answer over UDP was truncated before.
 async fn answer(asker: &Asker<'_>, tcp: bool) -> Result<(Answer, bool)> {
     if !tcp {
         let answer = asker.udp().await?;
         if !answer.message.metadata.truncation {
             return Ok((answer, false));
         }
-        log::info!("the answer over UDP is truncated: asking over TCP");
+        log::info!("the answer over UDP is truncated: querying over TCP");
     }
     Ok((asker.tcp().await?, !tcp))
 }
 
-/// What to ask for: an address without a type, or with the type PTR, stands for its reverse name.
+/// Name and type to query. An address without a type, or with type PTR, becomes its reverse name.
 fn question(text: &str, kind: Option<RecordType>) -> Result<(Name, RecordType)> {
     if let (Ok(address), None | Some(RecordType::PTR)) = (text.parse::<IpAddr>(), kind) {
         let mut name = Name::from(address);
@@ -212,11 +207,11 @@ fn question(text: &str, kind: Option<RecordType>) -> Result<(Name, RecordType)> 
     }
     let invalid = |reason: &dyn std::fmt::Display| Error::invalid("NAME", format_args!("'{text}': {reason}"));
     if text.is_empty() {
-        return Err(invalid(&"a domain name is needed, e.g. example.org"));
+        return Err(invalid(&"not a domain name; give one, e.g. example.org"));
     }
-    // The root is the one name with an empty label, and that at its end (RFC 1035 section 3.1).
+    // Only the last label of a name, that of the root, is empty (RFC 1035, section 3.1).
     if text != "." && (text.starts_with('.') || text.contains("..")) {
-        return Err(invalid(&"a label is empty"));
+        return Err(invalid(&"a label is empty; remove the extra dot"));
     }
     let mut name = Name::from_str_relaxed(text).map_err(|e| invalid(&e))?;
     name.set_fqdn(true);
@@ -246,12 +241,10 @@ fn print_text(server: SocketAddr, Reply { answer, truncated, .. }: &Reply) -> an
     let again = match answer.attempts {
         _ if *truncated => ", truncated over UDP".to_owned(),
         1 => String::new(),
-        attempts => format!(", asked {attempts} times"),
+        attempts => format!(", {attempts} queries"),
     };
-    // Nothing is left to complain to when stderr is gone.
-    let _ = writeln!(
-        io::stderr().lock(),
-        ";; {}, flags: {}; {} answers, {} authority, {} additional; {:.3} ms, {} {server}, {} bytes{again}",
+    print::note(format_args!(
+        "{}, flags: {}; {} answers, {} authority, {} additional; {:.3} ms, {} {server}, {} bytes{again}",
         Dns::rcode_name(message.metadata.response_code.into()),
         flags(message).join(" "),
         message.answers.len(),
@@ -260,7 +253,7 @@ fn print_text(server: SocketAddr, Reply { answer, truncated, .. }: &Reply) -> an
         answer.time.as_secs_f64() * 1e3,
         answer.transport,
         answer.size,
-    );
+    ));
     Ok(())
 }
 
@@ -297,7 +290,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_and_addresses() {
+    fn address_becomes_its_reverse_name() {
         let ask = |text: &str, kind| question(text, kind).map(|(name, kind)| (name.to_ascii(), kind));
         assert_eq!(ask("lab.test", None).unwrap(), ("lab.test.".into(), RecordType::A));
         assert_eq!(ask("192.0.2.1", None).unwrap(), ("1.2.0.192.in-addr.arpa.".into(), RecordType::PTR));

@@ -1,7 +1,6 @@
-//! `crafter doctor`: what crafter can do on this host, and why not more.
+//! `crafter doctor`: what crafter can do on this host, and what it lacks.
 //!
-//! It asks the kernel and loads the smallest of programs and maps to see whether
-//! it may; it attaches nothing.
+//! It queries the kernel and creates minimal programs and maps to test for permission; it attaches nothing.
 
 mod served;
 
@@ -18,12 +17,12 @@ use serde::Serialize;
 use self::served::Served;
 use super::{Globals, print, service::Socket};
 
-/// What `setcap` is to give the binary so that every user works without the service: of these the last is useful only.
+/// Capabilities with which the binary works for every user without the service. The last one is optional.
 const CAPABILITIES: &str = "cap_net_admin,cap_net_raw,cap_bpf,cap_perfmon,cap_ipc_lock+ep";
 
-/// Oldest kernel that the tests run on.
+/// Oldest kernel that the tests run on: major and minor version.
 const OLDEST_TESTED: (u32, u32) = (6, 1);
-/// Since when drivers tell their XDP features (netdev generic netlink family).
+/// First kernel on which drivers report their XDP features (netdev generic netlink family).
 const FEATURES_KERNEL: (u32, u32) = (6, 3);
 
 /// `crafter doctor`
@@ -35,45 +34,41 @@ pub struct Args {
 }
 
 const HELP: &str = "\
-First the service is asked what this user may do; then this process looks what it may do itself.
-Where capabilities are missing for that, the `setcap` line is printed that gives them.
-Nothing is attached: which mode an interface gets is what its driver tells.
---json: an object with works, service (works, finding, socket, and what it said: version, abi,
-user, rule), direct (whether this process can work by itself), setcap (the line, or null), checks
-(name, state: good, weak or bad, finding) and interfaces, each with its facts (name, mtu,
-addresses, ...), xdp_features, attach (by this process: native, generic, tc or null), delivery and
-notes.
-Exit code: 0 if crafter can work, through the service or on at least one interface by itself; 1 if
-it cannot.
+Checks what the service allows this user, then what this process can do without the service. If
+capabilities are missing, it prints the `setcap` command that adds them. It attaches nothing: the
+mode of an interface is derived from what its driver reports.
+--json: an object with works, service (works, finding, socket, and from the service: version, abi,
+user, rule), direct (whether this process works without the service), setcap (the command, or
+null), checks (name, state: good, weak or bad, finding) and interfaces, each with its properties
+(name, mtu, addresses, ...), xdp_features, attach (of this process: native, generic, tc or null),
+delivery and notes.
+Exit code: 0 if crafter can work, through the service or without it on at least one interface; 1
+if it cannot.
 
 Examples:
   crafter doctor
   crafter doctor --json | jq -r '.interfaces[] | .name + \" \" + .attach'";
 
-/// Looks, prints, and attaches nothing.
+/// Checks and prints the findings; attaches nothing.
 ///
 /// # Errors
-/// If the kernel does not answer.
+/// If the interfaces cannot be listed.
 pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
-    let service = Served::ask(&args.service).await;
+    let service = Served::query(&args.service).await;
     let report = Report::new(service, features::host()?, interface::interfaces().await?);
-    if globals.json {
-        print::json(&report)?;
-    } else {
-        print::out(report.to_text())?;
-    }
+    print::result(globals, &report, Report::to_text)?;
     Ok(if report.works { exit::SUCCESS } else { exit::FAILURE })
 }
 
 /// All findings.
 #[derive(Debug, Serialize)]
 struct Report {
-    /// Whether this user can work, in one way or the other.
+    /// Whether crafter works, through the service or directly.
     works: bool,
     service: Served,
-    /// Whether at least one interface can be used by this process itself.
+    /// Whether this process can use at least one interface without the service.
     direct: bool,
-    /// What gives the binary the capabilities that are missing.
+    /// The command that adds the missing capabilities to the binary.
     setcap: Option<String>,
     checks: Vec<Check>,
     interfaces: Vec<Prospect>,
@@ -91,23 +86,23 @@ struct Check {
 #[serde(rename_all = "lowercase")]
 enum State {
     Good,
-    /// It works, but less well.
+    /// Works, with a limitation.
     Weak,
-    /// Without it nothing works but through the service.
+    /// Required to work without the service.
     Bad,
 }
 
-/// What crafter would get on one interface.
+/// What crafter can use on one interface.
 #[derive(Debug, Serialize)]
 struct Prospect {
     #[serde(flatten)]
     interface: Interface,
     xdp_features: Option<XdpFeatures>,
-    /// `native`, `generic` or `tc`; none if nothing can work on this host.
+    /// `native`, `generic` or `tc`; `None` if crafter cannot work on this host.
     attach: Option<&'static str>,
     /// `AF_XDP` or `ring buffer`.
     delivery: Option<&'static str>,
-    /// Why it is nothing better, and what to know.
+    /// Why no faster mode is available, and other remarks.
     notes: Vec<String>,
 }
 
@@ -132,7 +127,7 @@ impl Report {
     }
 
     fn to_text(&self) -> String {
-        // Nothing is wrong with this host where the service does all that needs privileges.
+        // A missing privilege is not a fault of the host if the service works.
         let (works, failed) = match self.service.works {
             true => ("works", "note"),
             false => ("does not work", "FAIL"),
@@ -148,18 +143,9 @@ impl Report {
             // Writing to a String cannot fail, here and below.
             let _ = writeln!(text, "{state}  {name:width$}  {finding}");
         }
-        let rows: Vec<[String; 5]> = self.interfaces.iter().map(Prospect::row).collect();
-        let head = ["INTERFACE", "KIND", "STATE", "ATTACHES", "REPLIES BY"].map(String::from);
-        let widths: [usize; 5] = std::array::from_fn(|column| {
-            rows.iter().chain([&head]).map(|row| row[column].chars().count()).max().unwrap_or(0)
-        });
-        let mut line = |row: &[String; 5]| {
-            let cells: Vec<_> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-            let _ = writeln!(text, "{}", cells.join("  ").trim_end());
-        };
-        line(&[(); 5].map(|()| String::new()));
-        line(&head);
-        rows.iter().for_each(&mut line);
+        let heading = ["INTERFACE", "KIND", "STATE", "ATTACHES", "REPLIES BY"];
+        text.push('\n');
+        text += &print::table(heading, &heading, self.interfaces.iter().map(Prospect::row));
         if self.interfaces.iter().any(|prospect| !prospect.notes.is_empty()) {
             text.push('\n');
         }
@@ -183,16 +169,16 @@ impl Report {
 fn kernel(release: &str, version: (u32, u32)) -> Check {
     let ((major, minor), (tested_major, tested_minor)) = (OLDEST_KERNEL, OLDEST_TESTED);
     let (state, note) = match version {
-        _ if version < OLDEST_KERNEL => (State::Bad, format!("too old, {major}.{minor} or later is needed")),
+        _ if version < OLDEST_KERNEL => (State::Bad, format!("too old; upgrade to {major}.{minor} or later")),
         _ if version < OLDEST_TESTED => {
-            (State::Weak, format!("older than {tested_major}.{tested_minor}, the oldest tested"))
+            (State::Weak, format!("older than {tested_major}.{tested_minor}, the oldest that is tested"))
         }
-        _ => (State::Good, format!("{major}.{minor} or later is needed")),
+        _ => (State::Good, format!("{major}.{minor} or later is required")),
     };
     Check { name: "kernel", state, finding: format!("{release} ({note})") }
 }
 
-/// The line that gives a binary all capabilities.
+/// The command that adds all capabilities to a binary.
 fn setcap(binary: &Path) -> String {
     let path = binary.display().to_string();
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+,:@%".contains(c);
@@ -200,26 +186,28 @@ fn setcap(binary: &Path) -> String {
     format!("sudo setcap {CAPABILITIES} {path}")
 }
 
-/// The check that `setcap` can turn.
+/// Name of the check that `setcap` can change.
 const CAPABILITY_CHECK: &str = "capabilities";
 
 fn capabilities(host: &Host) -> Check {
-    // CAP_SYS_ADMIN still stands in for the two that were split off it (Linux 5.8).
+    // CAP_SYS_ADMIN includes the two capabilities that Linux 5.8 split off from it.
     let has = |name: &str| host.has(name) || (host.has("CAP_SYS_ADMIN") && matches!(name, "CAP_BPF" | "CAP_PERFMON"));
     let missing =
         |names: &[&'static str]| names.iter().filter(|name| !has(name)).copied().collect::<Vec<_>>().join(", ");
     let needed = missing(&["CAP_BPF", "CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_PERFMON"]);
     let useful = missing(&["CAP_IPC_LOCK"]);
     let (state, finding) = match (needed.as_str(), useful.as_str()) {
-        ("", "") => (State::Good, "CAP_BPF, CAP_NET_ADMIN, CAP_NET_RAW and CAP_PERFMON are there".to_owned()),
-        ("", useful) => (State::Weak, format!("without {useful}, locked memory is limited (`ulimit -l`)")),
-        (needed, _) => (State::Bad, format!("{needed} missing (run as root, or `setcap` the binary as below)")),
+        ("", "") => (State::Good, "has CAP_BPF, CAP_NET_ADMIN, CAP_NET_RAW and CAP_PERFMON".to_owned()),
+        ("", useful) => {
+            (State::Weak, format!("no {useful}: locked memory is limited; raise the limit with `ulimit -l`"))
+        }
+        (needed, _) => (State::Bad, format!("no {needed}; run as root, or `setcap` the binary as below")),
     };
     Check { name: CAPABILITY_CHECK, state, finding }
 }
 
-/// Whether programs and maps of the kinds in use can be made: not where the kernel
-/// is built without them, nor where a container's seccomp filter forbids bpf().
+/// Whether programs and maps of the required types can be created. A kernel may be built without them, and the seccomp
+/// filter of a container may block bpf().
 fn bpf() -> Check {
     use aya::{
         maps::MapType,
@@ -232,32 +220,35 @@ fn bpf() -> Check {
     let maps = maps.map(|(what, kind)| (what, is_map_supported(kind).map_err(anyhow::Error::new)));
     let all: Vec<_> = programs.into_iter().chain(maps).collect();
     let finding = match all.iter().find_map(|(_, supported)| supported.as_ref().err()) {
-        // Refused as such, the rest would only repeat it.
-        Some(error) => format!("the bpf() system call fails: {}", error.root_cause()),
+        // All others fail for the same reason.
+        Some(error) => format!(
+            "the bpf() system call fails: {}; see the capabilities above, and the seccomp filter of a container",
+            error.root_cause()
+        ),
         None => {
             let missing = all.iter().filter(|(_, supported)| matches!(supported, Ok(false)));
             missing.map(|(what, _)| format!("the kernel has no {what}")).collect::<Vec<_>>().join("; ")
         }
     };
     match finding.is_empty() {
-        true => Check { name: "eBPF", state: State::Good, finding: "programs and maps can be made".into() },
+        true => Check { name: "eBPF", state: State::Good, finding: "programs and maps can be created".into() },
         false => Check { name: "eBPF", state: State::Bad, finding },
     }
 }
 
-fn btf(there: bool) -> Check {
-    let finding = match there {
-        true => "/sys/kernel/btf/vmlinux is there",
-        false => "no /sys/kernel/btf/vmlinux: crafter does without, bpftool shows its maps less well",
+fn btf(exists: bool) -> Check {
+    let finding = match exists {
+        true => "/sys/kernel/btf/vmlinux exists",
+        false => "no /sys/kernel/btf/vmlinux; crafter works without it, bpftool shows maps in less detail",
     };
-    Check { name: "BTF", state: if there { State::Good } else { State::Weak }, finding: finding.into() }
+    Check { name: "BTF", state: if exists { State::Good } else { State::Weak }, finding: finding.into() }
 }
 
 fn jit(enabled: Option<u8>) -> Check {
     let (state, finding) = match enabled {
-        Some(0) => (State::Weak, "off, programs are interpreted (`sysctl net.core.bpf_jit_enable=1`)"),
+        Some(0) => (State::Weak, "off: programs are interpreted; enable it with `sysctl net.core.bpf_jit_enable=1`"),
         Some(_) => (State::Good, "on"),
-        None => (State::Good, "not to be seen from this network namespace"),
+        None => (State::Good, "unknown: not visible in this network namespace"),
     };
     Check { name: "JIT", state, finding: finding.into() }
 }
@@ -265,7 +256,7 @@ fn jit(enabled: Option<u8>) -> Check {
 fn classifier(release: &str) -> Check {
     let finding = match features::has_tcx(release) {
         true => "tcx",
-        false => "clsact (tcx came with 6.6)",
+        false => "clsact (tcx requires Linux 6.6)",
     };
     Check { name: "egress filter", state: State::Good, finding: finding.into() }
 }
@@ -279,12 +270,12 @@ impl Prospect {
             format!("{program}, {} mode", xdp.mode)
         });
         let native = match features {
-            Some(features) => Native::Told(features.basic && features.redirect),
-            None => Native::Untold { too_old: version < FEATURES_KERNEL },
+            Some(features) => Native::Known(features.basic && features.redirect),
+            None => Native::Unknown { too_old: version < FEATURES_KERNEL },
         };
         let (attach, mut notes) = mode(interface.ethernet, interface.loopback, holder.as_deref(), native);
         if !interface.up {
-            notes.push(format!("it is down (`ip link set {} up`)", interface.name));
+            notes.push(format!("it is down; bring it up with `ip link set {} up`", interface.name));
         } else if !interface.carrier {
             notes.push("it has no carrier".into());
         }
@@ -309,30 +300,30 @@ impl Prospect {
     }
 }
 
-/// What is known about native XDP of a driver.
+/// Whether a driver supports native XDP.
 #[derive(Debug, Clone, Copy)]
 enum Native {
-    /// The driver says whether it passes, drops and redirects frames.
-    Told(bool),
-    /// It does not say.
-    Untold { too_old: bool },
+    /// The driver reports whether it can pass, drop and redirect frames.
+    Known(bool),
+    /// The driver does not report it.
+    Unknown { too_old: bool },
 }
 
-/// Which ingress hook crafter would get, and why not a faster one.
+/// The ingress hook that crafter can use, and why no faster one.
 fn mode(ethernet: bool, loopback: bool, holder: Option<&str>, native: Native) -> (&'static str, Vec<String>) {
     if !ethernet && !loopback {
-        return ("tc", vec!["packets have no Ethernet header, so no XDP".into()]);
+        return ("tc", vec!["XDP is not possible: its packets have no Ethernet header".into()]);
     }
-    // One program for each device, and no second one in the other mode.
+    // A device has one XDP program, in one mode.
     if let Some(holder) = holder {
-        return ("tc", vec![format!("the XDP hook is taken by {holder}")]);
+        return ("tc", vec![format!("the XDP hook is in use by {holder}")]);
     }
     match native {
-        Native::Told(true) => ("native", vec![]),
-        Native::Told(false) => ("generic", vec!["its driver has no native XDP".into()]),
-        Native::Untold { too_old } => {
-            let why = if too_old { "kernels before 6.3 do not tell" } else { "the kernel does not tell" };
-            ("generic", vec![format!("native is tried first; {why} whether the driver has it")])
+        Native::Known(true) => ("native", vec![]),
+        Native::Known(false) => ("generic", vec!["its driver does not support native XDP".into()]),
+        Native::Unknown { too_old } => {
+            let why = if too_old { "kernels before 6.3 do not report" } else { "the driver does not report" };
+            ("generic", vec![format!("native is tried first; {why} whether it is supported")])
         }
     }
 }
@@ -342,7 +333,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions() {
+    fn old_kernels_are_weak_or_bad() {
         for (release, expected) in [("6.18.0", (6, 18)), ("6.1.0-28-cloud-amd64", (6, 1)), ("5.18-rc1", (5, 18))] {
             assert_eq!(version(release), expected, "{release}");
         }
@@ -359,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn the_line_for_setcap() {
+    fn setcap_quotes_the_path() {
         let line = |path: &str| setcap(Path::new(path));
         let plain = "sudo setcap cap_net_admin,cap_net_raw,cap_bpf,cap_perfmon,cap_ipc_lock+ep /usr/bin/crafter";
         assert_eq!(line("/usr/bin/crafter"), plain);
@@ -367,20 +358,20 @@ mod tests {
     }
 
     #[test]
-    fn modes() {
-        let told = Native::Told;
-        let silent = Native::Untold { too_old: true };
+    fn mode_depends_on_link_and_driver() {
+        let known = Native::Known;
+        let unknown = Native::Unknown { too_old: true };
         for (ethernet, loopback, holder, native, expected) in [
-            (true, false, None, told(true), "native"),
-            (true, false, None, told(false), "generic"),
-            (true, false, None, silent, "generic"),
-            (false, true, None, told(false), "generic"),
-            (true, false, Some("other"), told(true), "tc"),
-            (false, false, None, told(true), "tc"),
+            (true, false, None, known(true), "native"),
+            (true, false, None, known(false), "generic"),
+            (true, false, None, unknown, "generic"),
+            (false, true, None, known(false), "generic"),
+            (true, false, Some("other"), known(true), "tc"),
+            (false, false, None, known(true), "tc"),
         ] {
             let (attach, notes) = mode(ethernet, loopback, holder, native);
             assert_eq!(attach, expected);
-            assert_eq!(notes.is_empty(), attach == "native", "anything but native says why: {notes:?}");
+            assert_eq!(notes.is_empty(), attach == "native", "a slower mode has a note: {notes:?}");
         }
     }
 }

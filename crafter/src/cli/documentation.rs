@@ -8,7 +8,7 @@ use super::Cli;
 
 /// Splits a line into its commands, and each command into words, as a shell does. Covers what the pages use: quotes,
 /// comments, and `;`, `|`, `&`, `>` between commands.
-fn commands(line: &str) -> Vec<Vec<String>> {
+pub fn commands(line: &str) -> Vec<Vec<String>> {
     let (mut commands, mut words, mut word, mut quote) = (Vec::new(), Vec::new(), None::<String>, None);
     for c in line.chars() {
         match (c, quote) {

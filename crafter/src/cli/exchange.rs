@@ -1,10 +1,6 @@
-//! What `send`, `sr` and `sr1` have in common: which packets, how fast, and the capture of all of it.
+//! What `send`, `sr` and `sr1` share: the packets, their rate, the capture, and running an exchange in a session.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{io, path::PathBuf, time::Duration};
 
 use crafter::{
     Error, Result,
@@ -16,34 +12,32 @@ use crafter::{
 };
 
 use super::{
-    interface::{self, Ended, until_signal},
+    interface::{self, Ended, Interrupted, unless_signal, until_signal},
     print,
     system_names::SystemNames,
 };
 
-/// Which packets to send, how fast, and where from.
+/// Which packets to send, at which rate, and from where.
 #[derive(Debug, clap::Args)]
 #[group(skip)]
 pub struct Args {
     /// The packets, e.g. 'IP(dst="192.0.2.1")/TCP(dport=[80,443], flags="S")'
     #[arg(value_name = "EXPR")]
     expression: String,
-    /// How often to send all of them
+    /// Send all of them N times
     #[arg(long, short, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     count: u64,
-    /// Wait this long between two packets
+    /// Time between two packets
     #[arg(long, value_name = "SECONDS", value_parser = interface::seconds, conflicts_with = "rate")]
     interval: Option<Duration>,
-    /// Send this many packets a second at most [default: as fast as it goes]
+    /// Send at most this many packets per second [default: no limit]
     #[arg(long, value_name = "PPS", value_parser = rate)]
     rate: Option<f64>,
-    /// How many packets the expression may stand for
+    /// Largest number of packets that the expression may expand to
     #[arg(long, value_name = "N", default_value_t = 1_000_000)]
     limit: u64,
-    /// Write all packets, sent and received, to FILE, each with a comment on what became of it: pcapng,
-    /// or pcap without comments if its name ends so; -: pcapng to stdout
-    #[arg(long, short, value_name = "FILE")]
-    write: Option<PathBuf>,
+    #[command(flatten)]
+    pub capture: Capture,
     #[command(flatten)]
     pub link: interface::Link,
     #[command(flatten)]
@@ -52,13 +46,37 @@ pub struct Args {
     half_open: interface::HalfOpen,
 }
 
-/// Packets per second, more than 0.
+/// Where to record the packets of an exchange.
+#[derive(Debug, clap::Args)]
+pub struct Capture {
+    /// Write sent and received packets to FILE, each with a comment on its outcome: pcapng, or pcap without
+    /// comments if the name ends in .pcap; - writes pcapng to stdout, which then gets no text
+    #[arg(long, short, value_name = "FILE")]
+    write: Option<PathBuf>,
+}
+
+impl Capture {
+    /// Whether the capture goes to stdout.
+    pub fn is_stdout(&self) -> bool {
+        self.write.as_deref().is_some_and(|path| path.as_os_str() == "-")
+    }
+
+    /// Writes the capture; does nothing if none was requested.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file cannot be created.
+    pub fn recorder(&self) -> Result<Recorder> {
+        Ok(Recorder { writer: self.write.as_deref().map(Writer::create).transpose()?, fault: None })
+    }
+}
+
+/// Reads a rate in packets per second.
 ///
 /// # Errors
 /// A sentence for clap.
 pub fn rate(text: &str) -> Result<f64, String> {
     let rate = text.parse().ok().filter(|rate| (1e-6..=1e9).contains(rate));
-    rate.ok_or_else(|| "a number of packets a second is needed, from 0.000001 to 1000000000".to_owned())
+    rate.ok_or_else(|| "not a rate; give packets per second, from 0.000001 to 1000000000".to_owned())
 }
 
 impl Args {
@@ -70,39 +88,44 @@ impl Args {
         Ok(PacketSet::parse_with(&self.expression, &SystemNames)?)
     }
 
-    /// All packets to send, made one after the other.
+    /// All packets to send, each built when it is requested.
     ///
     /// # Errors
-    /// [`Error::Invalid`] where the set is larger than the limit.
+    /// [`Error::Invalid`] if the set is larger than the limit.
     pub fn packets<'s>(&self, set: &'s PacketSet) -> Result<impl Iterator<Item = Packet> + use<'s>> {
         let packets: Packets<'s> = set.packets(self.limit.into())?;
         Ok((0..self.count).flat_map(move |_| packets.clone()))
     }
 
-    /// How fast to send.
+    /// The rate to send at.
     pub fn pace(&self) -> Pace {
         Pace { rate: self.rate.or(self.interval.map(|interval| interval.as_secs_f64().recip())) }
     }
 
-    /// Whether the capture takes the standard output.
-    pub fn writes_to_stdout(&self) -> bool {
-        self.write.as_deref().is_some_and(|path| path.as_os_str() == "-")
-    }
-
-    /// A session to send them by.
+    /// Runs `exchange` in a session, records its packets, and closes the session, also after a signal.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a wrong source address.
-    pub async fn session(&self) -> Result<Session> {
-        self.link.session(self.policy.terms(), &self.half_open).await
-    }
-
-    /// What writes the capture, if one is asked for.
-    ///
-    /// # Errors
-    /// [`Error::Io`] if the file cannot be created.
-    pub fn recorder(&self) -> Result<Recorder> {
-        Recorder::create(self.write.as_deref())
+    /// Those of the session and of `exchange`; [`Interrupted`] after a signal.
+    pub async fn run<T>(
+        &self,
+        exchange: impl AsyncFnOnce(&Session, &mut dyn FnMut(&Event<'_>)) -> Result<T>,
+    ) -> anyhow::Result<(T, Closed)> {
+        let session = unless_signal(self.link.session(self.policy.terms(), &self.half_open)).await??;
+        let mut recorder = self.capture.recorder()?;
+        let ended = until_signal(exchange(&session, &mut |event| recorder.handle(event))).await?;
+        let mut closed = close(session, self.pace(), &mut |event| recorder.handle(event)).await?;
+        match ended {
+            Ended::Itself(Ok(result)) => {
+                closed.fault = recorder.finish().err();
+                Ok((result, closed))
+            }
+            Ended::Itself(Err(error)) => Err(fail(error, closed.reset, recorder)),
+            Ended::Signal(code) => {
+                print::half_open_reset(closed.reset);
+                recorder.finish()?;
+                Err(Interrupted(code).into())
+            }
+        }
     }
 }
 
@@ -110,17 +133,29 @@ impl Args {
 pub struct Closed {
     /// What was attached to each interface.
     pub reports: Vec<Report>,
-    /// Half-open connections that were reset and are not told of yet.
+    /// Half-open connections that were reset while the session was closed.
     pub reset: u64,
-    /// The exit code, if a signal came meanwhile.
+    /// The exit code, if a signal arrived while the session was closed.
     pub signal: Option<u8>,
+    /// The first error of writing the capture.
+    fault: Option<Error>,
 }
 
-/// Resets what a session has left half open, tells `observer` of each RST, and gives the leases back. Ctrl-C and SIGTERM
-/// end the waiting: what is left is reset at once.
+impl Closed {
+    /// Checks that the capture is complete.
+    ///
+    /// # Errors
+    /// The first error of writing it.
+    pub fn check_recorded(&mut self) -> Result<()> {
+        self.fault.take().map_or(Ok(()), Err)
+    }
+}
+
+/// Resets half-open connections of a session, reports each RST to `observer`, and releases the leases. Ctrl-C and
+/// SIGTERM end the wait: the remaining connections are reset at once.
 ///
 /// # Errors
-/// Only that no signal can be listened to.
+/// If no signal handler can be installed.
 pub async fn close(session: Session, pace: Pace, observer: &mut dyn FnMut(&Event<'_>)) -> io::Result<Closed> {
     let reports = session.reports().await;
     let (mut reset, mut signal) = match until_signal(session.reset_half_open(pace, &mut *observer)).await? {
@@ -131,27 +166,10 @@ pub async fn close(session: Session, pace: Pace, observer: &mut dyn FnMut(&Event
         Ended::Itself(late) => reset += late,
         Ended::Signal(code) => signal = Some(code),
     }
-    Ok(Closed { reports, reset, signal })
+    Ok(Closed { reports, reset, signal, fault: None })
 }
 
-/// What an exchange came to whose session is closed, and whether the capture is whole. One that a signal or an error
-/// has ended has no account: the connections that were reset are told here.
-///
-/// # Errors
-/// The exchange's own; with a signal, that of writing the capture.
-pub fn settle<T>(ended: Ended<Result<T>>, reset: u64, recorder: Recorder) -> anyhow::Result<Ended<(T, Result<()>)>> {
-    match ended {
-        Ended::Itself(Ok(result)) => Ok(Ended::Itself((result, recorder.finish()))),
-        Ended::Itself(Err(error)) => Err(fail(error, reset, recorder)),
-        Ended::Signal(code) => {
-            print::half_open_reset(reset);
-            recorder.finish()?;
-            Ok(Ended::Signal(code))
-        }
-    }
-}
-
-/// The error of an exchange whose session is closed: it prints the count of resets and ends the capture.
+/// Prints the number of resets and ends the capture of an exchange that failed; returns its error.
 pub fn fail(error: Error, reset: u64, recorder: Recorder) -> anyhow::Error {
     print::half_open_reset(reset);
     if let Err(fault) = recorder.finish() {
@@ -160,22 +178,14 @@ pub fn fail(error: Error, reset: u64, recorder: Recorder) -> anyhow::Error {
     error.into()
 }
 
-/// Writes what an exchange tells of into a capture.
+/// Writes the packets of an exchange to a capture.
 pub struct Recorder {
     writer: Option<Writer<Out>>,
     fault: Option<Error>,
 }
 
 impl Recorder {
-    /// Writes into this file, if one is named.
-    ///
-    /// # Errors
-    /// [`Error::Io`] if the file cannot be created.
-    pub fn create(path: Option<&Path>) -> Result<Self> {
-        Ok(Self { writer: path.map(Writer::create).transpose()?, fault: None })
-    }
-
-    /// Takes a packet.
+    /// Records a packet.
     pub fn handle(&mut self, event: &Event<'_>) {
         let Some(writer) = &mut self.writer else { return };
         let comment = event.outcome.to_string();
@@ -186,7 +196,7 @@ impl Recorder {
             ..Entry::new(event.time, event.first, event.bytes)
         };
         if let Err(fault) = writer.write(&entry) {
-            // The exchange goes on; its end tells.
+            // The exchange continues; `finish` reports the error.
             self.writer = None;
             self.fault = Some(fault.into());
         }
@@ -195,7 +205,7 @@ impl Recorder {
     /// Ends the file.
     ///
     /// # Errors
-    /// The first error of writing; that nobody reads the standard output any more is none.
+    /// The first error of writing, except a pipe whose reader has closed it.
     pub fn finish(self) -> Result<()> {
         let ended = match (self.fault, self.writer) {
             (Some(fault), _) => Err(fault),
@@ -203,7 +213,7 @@ impl Recorder {
             (None, None) => Ok(()),
         };
         match ended {
-            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             ended => ended,
         }
     }

@@ -1,16 +1,16 @@
 //! Exit codes of the command line, the same for every command.
 
-use crafter::{Error, engine, packet};
+use crafter::{Error, packet};
 
-/// All went well.
+/// Success.
 pub const SUCCESS: u8 = 0;
-/// Something failed that has no code of its own; `doctor`: nothing can work here.
+/// A failure without its own code; `doctor`: crafter cannot work on this host.
 pub const FAILURE: u8 = 1;
-/// A wrong option or value.
+/// An invalid option or value.
 pub const USAGE: u8 = 2;
 /// A capability is missing.
 pub const PERMISSION: u8 = 3;
-/// The peer refused: a RST to the SYN, or an ICMP unreachable. Or the policy did.
+/// Refused: by a RST to the SYN, by an ICMP unreachable, or by the policy of the service.
 pub const REFUSED: u8 = 4;
 /// No answer in time.
 pub const TIMED_OUT: u8 = 5;
@@ -18,21 +18,31 @@ pub const TIMED_OUT: u8 = 5;
 pub const SERVER_ERROR: u8 = 6;
 /// The peer reset an established connection.
 pub const RESET: u8 = 7;
-/// The port is held by a socket of this host.
+/// The port is in use by a socket of this host or by another lease.
 pub const PORT_TAKEN: u8 = 8;
 /// Unknown interface, no route, or the next hop does not answer.
 pub const NO_ROUTE: u8 = 9;
-/// The forced attach mode cannot be had.
+/// The attach mode that `--attach` forces is not available.
 pub const ATTACH: u8 = 10;
 /// The kernel is too old.
 pub const KERNEL: u8 = 11;
+/// `lab run`: the command cannot be executed.
+pub const NOT_EXECUTABLE: u8 = 126;
+/// `lab run`: the command does not exist.
+pub const NOT_FOUND: u8 = 127;
+/// A signal ended the command; its number is added: 130 for Ctrl-C, 143 for SIGTERM.
+pub const SIGNAL: u8 = 128;
 
-/// The exit code for an error of the library.
+/// The exit code of a command that a signal ended, as shells report it.
+pub const fn signal(number: i32) -> u8 {
+    SIGNAL + number as u8
+}
+
+/// The exit code of an error of the library.
 pub fn code(error: &Error) -> u8 {
     match error {
         Error::Invalid { .. } | Error::Policy { .. } => USAGE,
         Error::Permission { .. } => PERMISSION,
-        Error::NoService { .. } | Error::Service { .. } => FAILURE,
         Error::Refused { .. } | Error::Forbidden { .. } | Error::Unreachable { .. } => REFUSED,
         Error::TimedOut { .. } => TIMED_OUT,
         Error::Reset { .. } => RESET,
@@ -40,22 +50,16 @@ pub fn code(error: &Error) -> u8 {
         Error::UnknownInterface { .. } | Error::NoRoute { .. } | Error::NoNeighbour { .. } => NO_ROUTE,
         Error::Attach { .. } => ATTACH,
         Error::KernelTooOld { .. } => KERNEL,
-        Error::Io { .. } | Error::Bpf { .. } => FAILURE,
         _ => FAILURE,
     }
 }
 
-/// The exit code for what a command ends with: that of the library's error in it, if there is one.
+/// The exit code of an error that ends a command: that of the library's error among its causes, else [`FAILURE`].
 pub fn code_of(error: &anyhow::Error) -> u8 {
-    let of_library = error.chain().find_map(|cause| {
-        if let Some(error) = cause.downcast_ref::<Error>() {
-            return Some(code(error));
-        }
-        match (cause.downcast_ref::<packet::Error>(), cause.downcast_ref::<engine::Error>()) {
-            (Some(packet::Error::Invalid { .. }), _) | (_, Some(engine::Error::Invalid { .. })) => Some(USAGE),
-            (Some(_), _) | (_, Some(_)) => Some(FAILURE),
-            (None, None) => None,
-        }
+    let code = error.chain().find_map(|cause| match (cause.downcast_ref(), cause.downcast_ref()) {
+        (Some(error), _) => Some(code(error)),
+        (_, Some(packet::Error::Invalid { .. })) => Some(USAGE),
+        _ => None,
     });
-    of_library.unwrap_or(FAILURE)
+    code.unwrap_or(FAILURE)
 }

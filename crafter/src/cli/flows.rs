@@ -1,11 +1,11 @@
-//! `crafter flows`: the flows of the service, or those in the flow maps of running crafters.
+//! `crafter flows`: flows of the service, or in the flow maps of running crafters.
 
-use std::{collections::BTreeMap, fmt::Write as _, net::IpAddr};
+use std::{cmp::Reverse, collections::BTreeMap, net::IpAddr};
 
 use crate::cli::exit;
 use crafter::{
-    Error,
-    datapath::{maps, running::Process},
+    Result,
+    datapath::maps,
     protocol::{
         control::Control,
         wire::{Flow, ListFlowsCall},
@@ -14,43 +14,41 @@ use crafter::{
 use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
-use super::{Globals, pages, print, running, service};
+use super::{
+    Globals, pages, print,
+    running::{self, Origin, Section},
+};
 
 /// `crafter flows`
 #[derive(Debug, clap::Args)]
 #[command(after_help = HELP)]
 pub struct Args {
-    #[command(flatten)]
-    which: running::Args,
-    /// Only those of the service on this interface
-    #[arg(long, short, visible_alias = "iface", value_name = "IF", conflicts_with_all = ["direct", "pid"])]
-    interface: Option<String>,
-    /// Only tcp, udp or icmp
+    /// Show only tcp, udp or icmp
     #[arg(long, value_name = "PROTOCOL", value_parser = ["tcp", "udp", "icmp"])]
     protocol: Option<String>,
-    /// Only those with this port, at either end
+    /// Show only flows with this port, local or remote
     #[arg(long, value_name = "PORT")]
     port: Option<u16>,
-    /// Only those with this peer
+    /// Show only flows with this peer
     #[arg(long, value_name = "ADDRESS")]
     remote: Option<IpAddr>,
     #[command(flatten)]
-    service: service::Args,
+    which: running::Args,
 }
 
 const HELP: &str = "\
-The flows of the running service: those of everybody's leases where its policy lets this user
-observe, otherwise those of one's own. Where no service runs, and with --direct or --pid, those
-of all crafters that run on this host by themselves, which takes CAP_SYS_ADMIN.
-One line per flow, that seen last first; bytes count from the IP header on. IDLE is the
-time since the latest packet, FLAGS are those of the latest segment received, DROPPED
-counts the RSTs or port-unreachables of the kernel that were suppressed. Crafted packets
-that do not pass the egress hook are not in TX.
---json: an array with one object per running crafter: map_id, holders (pid, name), flows
+Flows of the running service: of all leases if its policy lets this user observe, else of the
+user's own leases. If no service runs, and with --direct or --pid, flows of all crafters that
+run on this host without it; that needs CAP_SYS_ADMIN.
+One line for each flow, the most recent first. Bytes are counted from the IP header on. AGE and
+IDLE are the times since the first and the latest packet, FLAGS those of the latest segment
+received. DROPPED counts the RSTs and port-unreachables of the kernel that were suppressed. TX
+does not include crafted packets that bypass the egress hook.
+--json: an array with one object for each running crafter: map_id, holders (pid, name), flows
 (protocol, local, remote, rx_packets, rx_bytes, tx_packets, tx_bytes, first_seen_ns,
 last_seen_ns, last_seq, last_ack, last_flags, suppressed); times are CLOCK_MONOTONIC
-nanoseconds. Through the service one object per interface that has flows: interface in the
-place of map_id, the service's process as holder, and interface in each flow too.
+nanoseconds. Through the service one object for each interface that has flows, with interface
+instead of map_id and the service's process as holder, and with interface in each flow.
 Exit code 0, with or without flows; 1: the service that --socket names does not answer;
 3: no permission.
 
@@ -60,94 +58,75 @@ Examples:
   crafter flows --direct --pid 1234";
 
 #[derive(Serialize)]
-struct Found {
-    map_id: u32,
-    holders: Vec<Process>,
-    flows: Vec<maps::Flow>,
-}
-
-#[derive(Serialize)]
-struct Served {
-    interface: String,
-    holders: Vec<Process>,
-    flows: Vec<Flow>,
+struct Flows<F> {
+    flows: Vec<F>,
 }
 
 /// Prints the flows.
 ///
 /// # Errors
-/// Those of the service, or of looking the maps up.
+/// Those of the service, or of reading the maps.
 pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
-    let control = match args.which.is_one() {
-        true => None,
-        false => args.service.open().await?,
-    };
+    match args.which.control().await? {
+        Some(control) => show(&served(&control, args).await?, Flow::clone, globals),
+        None => show(&direct(&args)?, to_wire, globals),
+    }
+}
+
+/// Prints a table for each section, its flows as the service reports them.
+fn show<F: Serialize>(
+    sections: &[Section<Flows<F>>],
+    to_wire: fn(&F) -> Flow,
+    globals: &Globals,
+) -> anyhow::Result<u8> {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC)?;
     let now = now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64;
-    let tables: Vec<String>;
-    if let Some(control) = control {
-        let found = served(&control, args).await?;
-        if globals.json {
-            return print::json(&found).map(|()| exit::SUCCESS);
-        }
-        tables = found.iter().map(|f| table(running::served_title(&f.interface, &f.holders), &f.flows, now)).collect();
-    } else {
-        let found = direct(&args)?;
-        if globals.json {
-            return print::json(&found).map(|()| exit::SUCCESS);
-        }
-        let flows = |found: &Found| found.flows.iter().map(as_told).collect::<Vec<_>>();
-        tables = found.iter().map(|found| table(running::title(&found.holders), &flows(found), now)).collect();
-    }
-    print::out(tables.join("\n"))?;
+    let text = |section: &Section<Flows<F>>| section.text(|content| table(content.flows.iter().map(to_wire), now));
+    print::result(globals, sections, |sections| sections.iter().map(text).collect::<Vec<_>>().join("\n"))?;
     Ok(exit::SUCCESS)
 }
 
-/// What the service tells, by interface; says on stderr if that is nothing.
-async fn served(control: &Control, args: Args) -> anyhow::Result<Vec<Served>> {
-    let Args { interface, protocol, port, remote, .. } = args;
+/// Flows from the service, by interface. Reports on stderr if there are none.
+async fn served(control: &Control, args: Args) -> Result<Vec<Section<Flows<Flow>>>> {
+    let Args { protocol, port, remote, which } = args;
     let (port, remote) = (port.map(u64::from), remote.map(|address| address.to_string()));
-    let call = ListFlowsCall { interface, protocol, port, remote, ..ListFlowsCall::default() };
+    let call = ListFlowsCall { interface: which.interface, protocol, port, remote, ..ListFlowsCall::default() };
     let mut by_interface: BTreeMap<String, Vec<Flow>> = BTreeMap::new();
     for flow in pages::flows(control, call, usize::MAX).await?.0 {
         by_interface.entry(flow.interface.clone()).or_default().push(flow);
     }
     let holders = running::service(control).await?;
     if by_interface.is_empty() {
-        running::say("the service has no flows");
+        print::message("the service has no flows");
     }
-    let served = |(interface, mut flows): (_, Vec<Flow>)| {
+    let section = |(interface, mut flows): (_, Vec<Flow>)| {
         flows.sort_by(|a, b| {
-            let order = |flow: &Flow| std::cmp::Reverse(flow.last_seen_ns);
-            order(a).cmp(&order(b)).then_with(|| (&a.local, &a.remote).cmp(&(&b.local, &b.remote)))
+            let key = |flow: &Flow| Reverse(flow.last_seen_ns);
+            key(a).cmp(&key(b)).then_with(|| (&a.local, &a.remote).cmp(&(&b.local, &b.remote)))
         });
-        Served { interface, holders: holders.clone(), flows }
+        Section { origin: Origin::Interface(interface), holders: holders.clone(), content: Flows { flows } }
     };
-    Ok(by_interface.into_iter().map(served).collect())
+    Ok(by_interface.into_iter().map(section).collect())
 }
 
-/// What is in the maps.
-fn direct(args: &Args) -> Result<Vec<Found>, Error> {
-    if args.interface.is_some() {
-        let reason = "only the service tells flows by interface, and none is there; use `--pid`, or none of both";
-        return Err(Error::invalid("--interface", reason));
-    }
-    let wanted = |flow: &maps::Flow| {
+/// Flows from the maps of running crafters.
+fn direct(args: &Args) -> Result<Vec<Section<Flows<maps::Flow>>>> {
+    let is_wanted = |flow: &maps::Flow| {
         args.protocol.as_deref().is_none_or(|protocol| protocol == flow.protocol)
             && args.port.is_none_or(|port| [flow.local.port(), flow.remote.port()].contains(&port))
             && args.remote.is_none_or(|remote| remote == flow.remote.ip())
     };
-    let found = args.which.find()?.into_iter().map(|running| {
+    let sections = args.which.find()?.into_iter().map(|running| {
         let mut flows = running.flows();
-        flows.retain(wanted);
-        flows.sort_by_key(|flow| (std::cmp::Reverse(flow.last_seen_ns), flow.local, flow.remote));
-        Found { map_id: running.map_id, holders: running.holders, flows }
+        flows.retain(is_wanted);
+        flows.sort_by_key(|flow| (Reverse(flow.last_seen_ns), flow.local, flow.remote));
+        Section { origin: Origin::MapId(running.map_id), holders: running.holders, content: Flows { flows } }
     });
-    Ok(found.collect())
+    Ok(sections.collect())
 }
 
-/// A flow as the service would tell it, its interface apart.
-fn as_told(flow: &maps::Flow) -> Flow {
+/// A flow of a map as the service reports it, without an interface.
+fn to_wire(flow: &maps::Flow) -> Flow {
     Flow {
         interface: String::new(),
         protocol: flow.protocol.to_owned(),
@@ -166,35 +145,30 @@ fn as_told(flow: &maps::Flow) -> Flow {
     }
 }
 
-fn table(title: String, flows: &[Flow], now: u64) -> String {
-    let mut text = title;
-    let mut rows = vec![
-        ["PROTO", "LOCAL", "REMOTE", "RX", "RX-BYTES", "TX", "TX-BYTES", "AGE", "IDLE", "FLAGS", "DROPPED"]
-            .map(str::to_owned),
-    ];
-    rows.extend(flows.iter().map(|flow| {
-        [
-            flow.protocol.clone(),
-            flow.local.clone(),
-            flow.remote.clone(),
-            flow.rx_packets.to_string(),
-            flow.rx_bytes.to_string(),
-            flow.tx_packets.to_string(),
-            flow.tx_bytes.to_string(),
-            ago(now, flow.first_seen_ns),
-            ago(now, flow.last_seen_ns),
-            flags(flow),
-            flow.suppressed.to_string(),
-        ]
-    }));
-    print::columns(&mut text, &rows, &["PROTO", "LOCAL", "REMOTE", "FLAGS"]);
-    if flows.is_empty() {
-        let _ = writeln!(text, "no flows yet");
-    }
-    text
+fn table(flows: impl Iterator<Item = Flow>, now: u64) -> String {
+    let rows: Vec<_> = flows
+        .map(|flow| {
+            [
+                flow.protocol.clone(),
+                flow.local.clone(),
+                flow.remote.clone(),
+                flow.rx_packets.to_string(),
+                flow.rx_bytes.to_string(),
+                flow.tx_packets.to_string(),
+                flow.tx_bytes.to_string(),
+                ago(now, flow.first_seen_ns),
+                ago(now, flow.last_seen_ns),
+                flags(&flow),
+                flow.suppressed.to_string(),
+            ]
+        })
+        .collect();
+    let is_empty = rows.is_empty();
+    let heading = ["PROTO", "LOCAL", "REMOTE", "RX", "RX-BYTES", "TX", "TX-BYTES", "AGE", "IDLE", "FLAGS", "DROPPED"];
+    print::table(heading, &["PROTO", "LOCAL", "REMOTE", "FLAGS"], rows) + if is_empty { "no flows yet\n" } else { "" }
 }
 
-/// The flags of the latest segment received; `-` where there are none.
+/// Flags of the latest TCP segment received; `-` for other protocols.
 pub fn flags(flow: &Flow) -> String {
     match flow.protocol.as_str() {
         "tcp" => crafter::packet::Flags(flow.last_flags.into()).to_string(),
@@ -202,7 +176,7 @@ pub fn flags(flow: &Flow) -> String {
     }
 }
 
-/// `1.234s`
+/// Time since `then`, both in nanoseconds: `1.234s`
 fn ago(now: u64, then: u64) -> String {
     format!("{:.3}s", now.saturating_sub(then) as f64 / 1e9)
 }

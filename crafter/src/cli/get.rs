@@ -1,4 +1,4 @@
-//! `crafter get`: a URL fetched over a crafted TCP stream.
+//! `crafter get`: fetches a URL over a crafted TCP stream.
 
 mod http;
 mod sink;
@@ -14,6 +14,7 @@ use std::{
 };
 
 use crafter::{Crafter, Error, Lease, Stream, StreamOptions, engine::Impair, packet::Transport};
+use hyper::StatusCode;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use self::{http::Head, sink::Sink, summary::Summary, target::Target, trace::Trace};
@@ -23,52 +24,52 @@ use super::{
     print,
 };
 
-/// How long the peer may take to close after the whole answer.
-const CLOSING: Duration = Duration::from_secs(3);
+/// Time limit for closing the connection after a complete response.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long of that this end waits before it closes first.
-const OFFER: Duration = Duration::from_millis(500);
+/// Part of that time in which the server may close first.
+const PEER_CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// `crafter get`
 #[derive(Debug, clap::Args)]
 #[command(after_help = HELP)]
 pub struct Args {
-    /// What to fetch: [http://]HOST[:PORT][/PATH]; HOST is a name, an IPv4 address or an [IPv6] address
+    /// The URL, [http://]HOST[:PORT][/PATH]; HOST is a name, an IPv4 address or an [IPv6] address
     url: String,
     /// Write the body to FILE instead of stdout
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Print a line per segment on stderr as tcpdump does, with the time since the first
+    /// Print a line for each segment on stderr, as tcpdump does, with the time since the first
     #[arg(long, short)]
     verbose: bool,
-    /// Print no summary and no progress
+    /// Do not print the summary and the progress
     #[arg(long, short)]
     quiet: bool,
-    /// Lose this share of all segments, both ways
+    /// Drop this share of the segments in both directions
     #[arg(long, value_name = "N%", default_value = "0", value_parser = percent)]
     loss: f64,
-    /// Duplicate this share of all segments, both ways
+    /// Duplicate this share of the segments in both directions
     #[arg(long, value_name = "N%", default_value = "0", value_parser = percent)]
     duplicate: f64,
-    /// Hold this share of all segments back, so that later ones overtake them, both ways
+    /// Delay this share of the segments in both directions, so that they arrive out of order
     #[arg(long, value_name = "N%", default_value = "0", value_parser = percent)]
     reorder: f64,
-    /// Seed of --loss, --duplicate and --reorder: the same seed draws the same numbers
+    /// Seed of the random numbers of --loss, --duplicate and --reorder
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// How long the SYN may go unanswered
+    /// Time to wait for the SYN-ACK
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = interface::seconds)]
     timeout: Duration,
     /// Offer TCP timestamps (RFC 7323)
     #[arg(long)]
     timestamps: bool,
-    /// How long all of it may take [default: for ever]
+    /// Time limit for the whole command [default: none]
     #[arg(long, value_name = "SECONDS", value_parser = interface::seconds)]
     max_time: Option<Duration>,
-    /// Only IPv4 addresses of HOST
+    /// Use only IPv4 addresses of HOST
     #[arg(short = '4', long, conflicts_with = "ipv6")]
     ipv4: bool,
-    /// Only IPv6 addresses of HOST
+    /// Use only IPv6 addresses of HOST
     #[arg(short = '6', long)]
     ipv6: bool,
     #[command(flatten)]
@@ -76,28 +77,29 @@ pub struct Args {
 }
 
 const HELP: &str = "\
-The body goes to stdout or FILE as it comes; what came before a failure stays there, and
-the message says how much that is. Redirects are not followed. A summary goes to stderr:
-handshake time, segments and bytes each way, retransmissions, RSTs suppressed, mechanism.
+Writes the body to stdout or FILE as it arrives. If the transfer fails, the part received so far
+remains there, and the message states its length. Redirects are not followed. Prints a summary
+on stderr: handshake time, segments and bytes in each direction, retransmissions, RSTs
+suppressed, mechanism.
 --json: the summary as one JSON object, on stdout with -o FILE, else on stderr: url, output,
 local, remote, status, content_length, body_bytes, setup_ms, seconds, megabytes_per_second,
 handshake_ms, timestamps, segments_sent, segments_received, bytes_sent, bytes_received,
 retransmissions, duplicates, out_of_order, resets, hook_drops, no_room, rsts_suppressed,
-rsts_passed, mechanism, notes, and error and exit_code, which tell how it ended.
-Exit code 4: refused; 5: no answer in time; 6: HTTP status 400 or more (the body is
-written all the same); 7: reset by the peer; others as `crafter --help` lists them.
+rsts_passed, mechanism, notes, error and exit_code.
+Exit code 4: refused; 5: no answer in time; 6: HTTP status 400 or higher (the body is still
+written); 7: reset by the peer; others as `crafter --help` lists them.
 
 Examples:
   crafter get 192.0.2.1
   crafter get -o page.html --json http://[2001:db8::1]:8080/page
   crafter get --source-port 50000 --rst pass web.example.org/page";
 
-/// A share, `10%` or `10`.
+/// Reads a share, `10%` or `10`.
 fn percent(text: &str) -> Result<f64, String> {
     let number = text.strip_suffix('%').unwrap_or(text).trim().parse::<f64>();
     match number {
         Ok(percent) if (0.0..=100.0).contains(&percent) => Ok(percent / 100.0),
-        _ => Err("a percentage from 0 to 100 is needed, e.g. 10%".to_owned()),
+        _ => Err("not a percentage; give 0 to 100, e.g. 10%".to_owned()),
     }
 }
 
@@ -108,7 +110,7 @@ fn percent(text: &str) -> Result<f64, String> {
 pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     let target = Target::parse(&args.url)?;
     if args.loss + args.duplicate + args.reorder > 1.0 {
-        let reason = "together with --duplicate and --reorder it must not exceed 100%";
+        let reason = "the sum with --duplicate and --reorder exceeds 100%; lower one of them";
         return Err(Error::invalid("--loss", reason).into());
     }
     let quiet = args.quiet || args.verbose || globals.json;
@@ -118,7 +120,7 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
         let result = fetch(&args, &target, &mut sink, &mut summary).await;
         let finished = sink.finish().await;
         summary.body_bytes = finished.bytes;
-        // A body that cannot be written is why fetching stopped, not its consequence.
+        // If the body cannot be written, that is the cause of the failure.
         finished.error.map_or(result, Err)
     };
     let error = match interface::until_signal(work).await? {
@@ -134,28 +136,30 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
         summary.exit_code = exit::code_of(error);
         summary.error = Some(print::sentence(error));
     }
-    // Nothing is left to complain to when stderr is gone.
-    let mut stderr = io::stderr().lock();
     if globals.json {
-        let line = serde_json::to_string(&summary)? + "\n";
         match &args.output {
-            Some(_) => print::out(line)?,
-            None => _ = stderr.write_all(line.as_bytes()),
+            Some(_) => print::json(&summary)?,
+            None => print::stderr(serde_json::to_string(&summary)?),
         }
     } else {
         if !args.quiet {
-            let _ = stderr.write_all(summary.to_string().as_bytes());
+            let _ = io::stderr().lock().write_all(summary.to_string().as_bytes());
         }
         if let Some(sentence) = &summary.error {
-            let _ = writeln!(stderr, "crafter: {sentence}{}", summary.partial());
+            print::message(format_args!("{sentence}{}", summary.partial()));
         } else if let Some(status) = summary.http_error() {
-            let _ = writeln!(stderr, "crafter: {} answered {status}", args.url);
+            print::message(http_error(&args.url, status));
         }
     }
     Ok(summary.exit_code)
 }
 
-/// A connection and what it hangs on; fields are dropped in this order.
+/// Message for an HTTP status of 400 or higher.
+pub fn http_error(url: &str, status: StatusCode) -> String {
+    format!("{url}: the server answered {status}; the body may give the reason")
+}
+
+/// A connection with its lease and driver, which are dropped in this order.
 struct Connection {
     stream: Stream,
     lease: Lease,
@@ -173,26 +177,28 @@ async fn fetch(args: &Args, target: &Target, sink: &mut Sink, summary: &mut Summ
         sink.start(head.length);
     };
     let mut result = match before(deadline, http::get(&mut stream, target, sink, on_head)).await {
-        // The stream knows better why it failed than who reads it.
+        // The error of the stream is the cause of the error that its reader got.
         Some(result) => result.map_err(|error| stream.error().unwrap_or(error)),
         None => Err(Error::TimedOut {
             remote: stream.remote(),
             after: args.max_time.unwrap_or_default(),
-            waiting_for: "the end of the answer",
+            waiting_for: "the end of the response",
         }),
     };
     summary.transfer = Some(connected.elapsed());
     if result.is_ok() {
         let closed = async {
-            // Who closes first has to wait in TIME-WAIT: that was offered to the server (`Connection: close`).
-            let _ = tokio::time::timeout(OFFER, stream.read(&mut [0])).await;
+            // The side that closes first waits in TIME-WAIT: `Connection: close` lets the server be that side.
+            let _ = tokio::time::timeout(PEER_CLOSE_TIMEOUT, stream.read(&mut [0])).await;
             let _ = stream.shutdown().await;
             stream.closed().await
         };
-        match tokio::time::timeout(CLOSING, closed).await {
+        match tokio::time::timeout(CLOSE_TIMEOUT, closed).await {
             Ok(Ok(())) => {}
-            Ok(Err(e)) => summary.notes.push(format!("after the whole answer: {e}")),
-            Err(_) => summary.notes.push(format!("the peer did not close within {CLOSING:?} of its whole answer")),
+            Ok(Err(e)) => summary.notes.push(format!("after the complete response: {e}")),
+            Err(_) => summary
+                .notes
+                .push(format!("the peer did not close within {CLOSE_TIMEOUT:?} after the complete response")),
         }
     }
     summary.stream = stream.stats();
@@ -200,14 +206,14 @@ async fn fetch(args: &Args, target: &Target, sink: &mut Sink, summary: &mut Summ
         Ok(counters) => summary.counted(&counters, &crafter.stats()),
         Err(e) => result = result.and(Err(e)),
     }
-    // One that failed is reset by this.
+    // Dropping a stream that is still open sends a RST.
     drop(stream);
     drop(lease);
     interface::close(crafter).await;
     result
 }
 
-/// Connects to the first address that lets us.
+/// Connects to the first address that accepts the connection.
 async fn connect(
     args: &Args,
     target: &Target,
@@ -246,12 +252,12 @@ async fn connect(
             break;
         }
     }
-    Err(failed.unwrap_or_else(|| target.not_found("of the wanted IP version")))
+    Err(failed.unwrap_or_else(|| target.not_found("of the requested IP version")))
 }
 
 async fn connect_to(args: &Args, remote: SocketAddr) -> Result<Connection, Error> {
     let crafter = args.interface.link.open(remote.ip()).await?;
-    // Who looks at segments, or loses some, wants them one by one.
+    // Traces and impairments apply to single segments.
     let coalesce = !args.verbose && impairment(args).is_none();
     let request = args.interface.request(Transport::Tcp).coalesce(coalesce);
     let connected = async {
@@ -283,7 +289,7 @@ fn impairment(args: &Args) -> Option<Impair> {
     })
 }
 
-/// What `work` gives, `None` if `deadline` comes first.
+/// The result of `work`; `None` if `deadline` passes first.
 async fn before<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> Option<T> {
     match deadline {
         Some(deadline) => tokio::time::timeout_at(deadline.into(), work).await.ok(),
@@ -296,7 +302,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn percentages() {
+    fn percentages_out_of_range_are_rejected() {
         for (text, share) in [("10%", 0.1), ("10", 0.1), ("0.5%", 0.005), ("100 %", 1.0), ("0", 0.0)] {
             assert_eq!(percent(text), Ok(share), "{text}");
         }

@@ -1,4 +1,4 @@
-//! `crafter info`: the running service.
+//! `crafter info`: state of the running service.
 
 use crate::cli::exit;
 use crafter::protocol::wire::{Info, InfoCall, Interface, InterfacesCall};
@@ -19,13 +19,13 @@ pub struct Args {
 }
 
 const HELP: &str = "\
-Whether the service runs, since when and as whom, and the interfaces that it is attached to:
-with which ingress hook (MODE: native, generic or tc), which egress hook (EGRESS: tcx or
-clsact), how many AF_XDP sockets, how many leases, and behind the table why nothing faster.
---json: an object with what method Info of org.crafter.v1 tells (version, abi, pid, user,
+Version, process, user and uptime of the service, and the interfaces that it is attached to:
+ingress hook (MODE: native, generic or tc), egress hook (EGRESS: tcx or clsact), number of
+AF_XDP sockets and of leases. Below the table: why an interface has no faster hook.
+--json: an object with the reply of method Info of org.crafter.v1 (version, abi, pid, user,
 policy, started in microseconds since 1970, leases), socket, and interfaces: all of the host, as
-method Interfaces has them (name, index, up, mtu, kind, mac, addresses, mode, classifier,
-sockets, notes, leases); mode is null where the service is not attached.
+method Interfaces returns them (name, index, up, mtu, kind, mac, addresses, mode, classifier,
+sockets, notes, leases); mode is null if the service is not attached.
 Exit code 0: the service answered; 1: it does not.
 
 Examples:
@@ -33,14 +33,14 @@ Examples:
   crafter info --json --socket /run/crafter/crafter.sock";
 
 #[derive(Serialize)]
-struct Told {
+struct Report {
     #[serde(flatten)]
     info: Info,
     socket: String,
     interfaces: Vec<Interface>,
 }
 
-/// Prints what the service says of itself.
+/// Prints the state of the service.
 ///
 /// # Errors
 /// Those of the service.
@@ -48,16 +48,12 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     let control = args.service.open().await?;
     let info = control.call(&InfoCall {}).await?;
     let interfaces = control.call(&InterfacesCall { name: None }).await?.interfaces;
-    let told = Told { info, socket: control.path().display().to_string(), interfaces };
-    if globals.json {
-        print::json(&told)?;
-    } else {
-        print::out(text(&told))?;
-    }
+    let report = Report { info, socket: control.path().display().to_string(), interfaces };
+    print::result(globals, &report, text)?;
     Ok(exit::SUCCESS)
 }
 
-fn text(Told { info, socket, interfaces }: &Told) -> String {
+fn text(Report { info, socket, interfaces }: &Report) -> String {
     let Info { version, abi, pid, user, policy, started, leases } = info;
     let (user, uptime) = (Users::default().label(*user), who::age(who::since(*started)));
     let mut text = format!(
@@ -69,8 +65,7 @@ fn text(Told { info, socket, interfaces }: &Told) -> String {
     if attached.is_empty() {
         return text + "attached to no interface\n";
     }
-    let mut rows = vec![["INTERFACE", "MODE", "EGRESS", "SOCKETS", "LEASES", "MTU", "ADDRESSES"].map(str::to_owned)];
-    rows.extend(attached.iter().map(|interface| {
+    let rows = attached.iter().map(|interface| {
         let word = |word: &Option<String>| word.clone().unwrap_or_else(|| "-".to_owned());
         [
             interface.name.clone(),
@@ -81,8 +76,9 @@ fn text(Told { info, socket, interfaces }: &Told) -> String {
             interface.mtu.to_string(),
             interface.addresses.join(" "),
         ]
-    }));
-    print::columns(&mut text, &rows, &["INTERFACE", "MODE", "EGRESS", "ADDRESSES"]);
+    });
+    let heading = ["INTERFACE", "MODE", "EGRESS", "SOCKETS", "LEASES", "MTU", "ADDRESSES"];
+    text += &print::table(heading, &["INTERFACE", "MODE", "EGRESS", "ADDRESSES"], rows);
     for interface in attached {
         for note in &interface.notes {
             text += &format!("{}: {note}\n", interface.name);

@@ -1,4 +1,4 @@
-//! The options of every command that sends: where, from where, and how to receive.
+//! Options of every command that sends: interface, addresses, and how replies are received.
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
@@ -17,49 +17,49 @@ use crafter::{
     session::{Session, SessionOptions},
 };
 
-use super::service;
+use super::{exit, service};
 
-/// How long leases and streams that are no longer wanted may take to go.
-const CLOSING: Duration = Duration::from_secs(2);
+/// Time limit for closing streams and releasing leases at the end of a command.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Which interface to use, and how.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Interface and port")]
 pub struct Link {
-    /// Send and receive on this interface [default: the one that the route leaves by]
+    /// Send and receive on this interface [default: the interface of the route]
     #[arg(long, short, visible_alias = "iface", value_name = "IF")]
     pub interface: Option<String>,
-    /// Ingress hook: native or generic XDP, tc, or the fastest that can be had
+    /// Ingress hook: native or generic XDP, tc, or the fastest that is available
     #[arg(long, value_name = "MODE", default_value = "auto", value_parser = attach())]
     attach: Attach,
-    /// Send from this address of this host [default: the one that the route prefers]
+    /// Send from this address of this host [default: the source address of the route]
     #[arg(long, value_name = "ADDR")]
     pub source: Option<IpAddr>,
-    /// Entries of the flow map, which the kernel allocates at the start: a million takes it
-    /// some 150 ms, and one command has a handful of flows
+    /// Entries of the flow map. The kernel allocates them at the start: a million takes about
+    /// 150 ms, and one command has few flows
     #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..))]
     flows: u32,
     #[command(flatten)]
     service: service::Args,
 }
 
-/// What happens to packets of owned ports, beside their coming here.
+/// What happens to packets of owned ports besides delivery to crafter.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Interface and port")]
 pub struct Policy {
-    /// Let the kernel see the packets for the ports in use too (copies come here)
+    /// Pass packets for the owned ports to the kernel too; crafter receives copies
     #[arg(long)]
     observe: bool,
-    /// What happens to the kernel's own RSTs from those ports, and to its port-unreachables
+    /// What happens to RSTs and port-unreachables that the kernel sends from those ports
     #[arg(long, value_name = "POLICY", value_enum, default_value_t = RstPolicy::Suppress)]
     rst: RstPolicy,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum RstPolicy {
-    /// They are dropped and counted.
+    /// Dropped and counted.
     Suppress,
-    /// They leave.
+    /// Sent.
     Pass,
 }
 
@@ -70,17 +70,17 @@ impl Policy {
     }
 }
 
-/// What becomes of connections that a command leaves half open.
+/// Whether half-open connections are reset at the end.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Interface and port")]
 pub struct HalfOpen {
-    /// Do not reset half-open connections, those whose SYN-ACK was not acknowledged, at the end: the
-    /// kernel resets each when the peer sends its SYN-ACK again
+    /// Do not reset half-open connections (SYN-ACK not acknowledged) at the end; the kernel resets each
+    /// when the peer repeats its SYN-ACK
     #[arg(long)]
     leave_open: bool,
 }
 
-/// Where to send and how to receive, from one port.
+/// Options of commands that use one port.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Interface and port")]
 #[group(skip)]
@@ -89,40 +89,43 @@ pub struct Args {
     pub link: Link,
     #[command(flatten)]
     policy: Policy,
-    /// Send from this port, 1 to 65535 [default: a free one from 49152 on]
+    /// Send from this port, 1 to 65535 [default: a free port from 49152 on]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     source_port: Option<u16>,
 }
 
-/// Modes by their names.
+/// Parser of attach modes.
 pub fn attach() -> impl TypedValueParser<Value = Attach> {
     PossibleValuesParser::new(["auto", "native", "generic", "tc"]).try_map(|mode| mode.parse::<Attach>())
 }
 
 impl Link {
-    /// Attaches to the interface that leads to `destination`.
+    /// Attaches to the interface of the route to `destination`.
     ///
     /// # Errors
-    /// Those of [`Crafter::open`] and of the route, which comes first: without one nothing is attached.
+    /// Those of [`Crafter::open`], and of the route; without a route nothing is attached.
     pub async fn open(&self, destination: IpAddr) -> Result<Crafter> {
         let local = local_addresses().await?;
         let is_local = |address: IpAddr| address.is_loopback() || local.contains(&address);
         if let Some(source) = self.source.filter(|source| !is_local(*source)) {
-            return Err(Error::invalid("--source", format_args!("{source} is not an address of this host")));
+            let reason = format_args!("{source} is not an address of this host; `ip address` lists them");
+            return Err(Error::invalid("--source", reason));
         }
         let service = self.service().await?;
         let route = match &service {
-            // It finds the next hop, for which this process may lack the privileges.
+            // The service resolves the next hop; this process may lack the privileges.
             Some(_) => route::without_hop(destination, self.interface.as_deref(), self.source).await?,
             None => route::resolve(destination, self.interface.as_deref(), self.source).await?,
         };
-        let there = &route.interface;
+        let actual = &route.interface;
         let reason = match self.interface.as_deref() {
-            Some(asked) if asked != there => {
-                format!("it is an address of this host, reached by {there}, not by {asked}")
+            Some(given) if given != actual => {
+                format!(
+                    "it is an address of this host, reached over {actual}, not over {given}; use --interface {actual}"
+                )
             }
             Some(lo) if interface::interface(lo).await?.loopback && !is_local(destination) => {
-                format!("{lo} leads to addresses of this host only")
+                format!("{lo} reaches only addresses of this host; use another --interface")
             }
             _ => String::new(),
         };
@@ -135,14 +138,14 @@ impl Link {
         }
     }
 
-    /// The service, if it is to be used.
+    /// A connection to the service; `None` if this process attaches itself.
     ///
     /// # Errors
-    /// Those of [`service::Args::open`]; [`Error::Invalid`] for options that are the service's own matter.
+    /// Those of [`service::Args::open`]; [`Error::Invalid`] for `--attach` with `--socket`.
     pub async fn service(&self) -> Result<Option<Arc<Control>>> {
         if self.attach != Attach::Auto {
-            if self.service.is_asked() {
-                let reason = "the service chooses how it attaches; --direct leaves the choice to you";
+            if self.service.is_requested() {
+                let reason = "the service chooses its attach mode; use --direct, or leave --attach out";
                 return Err(Error::invalid("--attach", reason));
             }
             return Ok(None);
@@ -152,13 +155,13 @@ impl Link {
 
     /// How to open an interface.
     fn options(&self) -> Options {
-        // With `--log debug` the kernel half logs each packet that it consumes or drops.
+        // At level debug the kernel half logs each packet that it consumes or drops.
         let debug = log::log_enabled!(log::Level::Debug);
         let load = LoadOptions { flow_entries: self.flows, debug, ..LoadOptions::default() };
         Options { attach: self.attach, load }
     }
 
-    /// A session with these interfaces and terms, and what becomes of the connections that it leaves half open.
+    /// A session with these options.
     ///
     /// # Errors
     /// [`Error::Invalid`] for a source that is not an address of this host.
@@ -168,7 +171,8 @@ impl Link {
             && !source.is_loopback()
             && !local_addresses().await?.contains(&source)
         {
-            let reason = format_args!("{source} is not an address of this host (a packet's src may be any)");
+            let reason =
+                format_args!("{source} is not an address of this host; for any other source, set src in the packet");
             return Err(Error::invalid("--source", reason));
         }
         let (interface, source) = (self.interface.clone(), self.source);
@@ -183,8 +187,8 @@ impl Link {
     }
 }
 
-/// Each port that is owned takes a descriptor, and the usual soft limit is 1,024: programs that know what they do may
-/// go to the hard one.
+/// Raises the soft limit of open files to the hard limit. Each owned port costs one file descriptor, and the usual soft
+/// limit is 1,024.
 fn raise_descriptors() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
@@ -193,7 +197,7 @@ fn raise_descriptors() {
 }
 
 impl Args {
-    /// What to lease.
+    /// The lease to request.
     pub fn request(&self, transport: Transport) -> LeaseRequest {
         let mut request = LeaseRequest { terms: self.policy.terms(), ..LeaseRequest::new(transport) };
         if let Some(address) = self.link.source {
@@ -206,18 +210,18 @@ impl Args {
     }
 }
 
-/// Detaches when what is left has closed.
+/// Closes streams and leases, then detaches.
 pub async fn close(crafter: Crafter) {
-    if !crafter.close(CLOSING).await {
-        log::info!("streams are still closing after {CLOSING:?}: they end with this process");
+    if !crafter.close(CLOSE_TIMEOUT).await {
+        log::info!("streams have not closed within {CLOSE_TIMEOUT:?}; the end of this process closes them");
     }
 }
 
-/// Runs `work` unless Ctrl-C or SIGTERM comes first: then it is dropped, with all that it holds,
-/// and the exit code is the one that shells give for the signal.
+/// Runs `work` until it ends or SIGINT or SIGTERM arrives. A signal drops `work` and all that it owns; the exit code is
+/// 128 + the signal's number, as shells report it.
 ///
 /// # Errors
-/// Only that no signal can be listened to.
+/// If no signal handler can be installed.
 pub async fn until_signal<T>(work: impl Future<Output = T>) -> std::io::Result<Ended<T>> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate())?;
@@ -227,29 +231,45 @@ pub async fn until_signal<T>(work: impl Future<Output = T>) -> std::io::Result<E
         _ = interrupt.recv() => libc::SIGINT,
         _ = terminate.recv() => libc::SIGTERM,
     };
-    // Streams that were cut off have sent their RST; whoever still holds a lease lets go of it now.
+    // Time for tasks of the driver to send the RSTs of dropped streams and to release their leases.
     tokio::time::sleep(Duration::from_millis(10)).await;
-    Ok(Ended::Signal(128 + signal as u8))
+    Ok(Ended::Signal(exit::signal(signal)))
 }
+
+/// As [`until_signal`], with a signal as the error [`Interrupted`], which ends the command.
+///
+/// # Errors
+/// [`Interrupted`], or if no signal handler can be installed.
+pub async fn unless_signal<T>(work: impl Future<Output = T>) -> anyhow::Result<T> {
+    match until_signal(work).await? {
+        Ended::Itself(result) => Ok(result),
+        Ended::Signal(code) => Err(Interrupted(code).into()),
+    }
+}
+
+/// A signal has ended the command; holds the exit code. The program prints no message for it.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted")]
+pub struct Interrupted(pub u8);
 
 /// How work ended.
 pub enum Ended<T> {
-    /// With this result.
+    /// By itself, with this result.
     Itself(T),
-    /// By a signal; the exit code.
+    /// By a signal; holds the exit code.
     Signal(u8),
 }
 
-/// Seconds, with decimals, more than 0.
+/// Reads seconds, with decimals, more than 0 and at most a month.
 ///
 /// # Errors
 /// A sentence for clap.
 pub fn seconds(text: &str) -> Result<Duration, String> {
     let seconds = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-    // A month; beyond some centuries, adding it to the clock would overflow.
+    // A much longer time would overflow when it is added to a clock.
     seconds
         .filter(|time| !time.is_zero() && time.as_secs() <= 30 * 24 * 3600)
-        .ok_or_else(|| "a number of seconds is needed, more than 0 and at most a month".to_owned())
+        .ok_or_else(|| "not a time; give seconds, more than 0 and at most 2592000 (30 days)".to_owned())
 }
 
 #[cfg(test)]
@@ -257,7 +277,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn seconds_are_checked() {
+    fn seconds_out_of_range_are_rejected() {
         assert_eq!(seconds("0.25"), Ok(Duration::from_millis(250)));
         for text in ["0", "-1", "x", "", "inf", "NaN", "1e30", "2592001"] {
             assert!(seconds(text).is_err(), "{text}");

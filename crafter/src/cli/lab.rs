@@ -1,8 +1,8 @@
-//! `crafter lab`: a throw-away network.
+//! `crafter lab`: a temporary network.
 
 use std::{
     ffi::OsString,
-    io::{self, IsTerminal as _, Write as _},
+    io::{self, IsTerminal as _},
 };
 
 use clap::Subcommand;
@@ -11,7 +11,7 @@ use crafter::{
     lab::{self, Ending, Lab, LabOptions, SERVER_V4, SERVER_V6, SignalForwarding},
 };
 
-use super::Globals;
+use super::{Globals, exit, print};
 
 /// `crafter lab`
 #[derive(Debug, clap::Args)]
@@ -23,21 +23,22 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Run a command or a shell in a throw-away network, then take all of it down
+    /// Run a command or a shell in a temporary network, then remove the network
     #[command(after_help = RUN_HELP)]
     Run(RunArgs),
 }
 
 const HELP: &str = "\
-Network namespaces that end with the command: nothing of this host is changed.
+The network consists of network namespaces that end with the command. Interfaces, routes and
+files of this host are not changed.
 
 Examples:
   crafter lab run
   crafter lab run crafter get web.lab.test";
 
 const RUN_HELP: &str = "\
-Without a command it is $SHELL, /bin/sh if that is not set: with (lab) before its own
-prompt on a terminal, otherwise it reads commands from stdin. `exit` or Ctrl-D leaves it.
+Without a command it runs $SHELL, or /bin/sh if that is not set. On a terminal the prompt begins
+with (lab); otherwise the shell reads commands from stdin. `exit` or Ctrl-D ends it.
 
 The command runs in a client namespace, 192.0.2.2 and 2001:db8::2 on lab0, joined
 by a veth pair to a server, 192.0.2.1 and 2001:db8::1, with
@@ -45,22 +46,22 @@ by a veth pair to a server, 192.0.2.1 and 2001:db8::1, with
                            /close /reset /rsts /rsts/clear
   a DNS server on port 53: lab.test with web, www, client, text, long and big
                            below it (A, AAAA, CNAME, MX, NS, SOA, TXT), and PTR
-Names are looked up in /etc/hosts, then at that DNS server: the command sees an
-/etc/resolv.conf and an /etc/nsswitch.conf of its own, and no systemd-resolved, nscd or
-crafter service of the host, whose own files stay as they are.
+Names are looked up in /etc/hosts, then at that DNS server. The command has its own
+/etc/resolv.conf and /etc/nsswitch.conf, and does not see systemd-resolved, nscd or the
+crafter service of the host; the files of the host are not changed.
 The command's environment:
   CRAFTER_LAB_WEB        http://192.0.2.1
   CRAFTER_LAB_WEB6       http://[2001:db8::1]
   CRAFTER_LAB_DNS        192.0.2.1
   CRAFTER_LAB_DNS6       2001:db8::1
   CRAFTER_LAB_INTERFACE  lab0
-SIGINT, SIGTERM, SIGHUP and SIGQUIT are passed on to the command. What it leaves
-running ends with it, and all of it ends with the lab, whoever kills whom.
-Afterwards stderr tells how many RST segments reached the server.
---json: an object on stderr instead, with exit_code and rsts_received.
+SIGINT, SIGTERM, SIGHUP and SIGQUIT are forwarded to the command. When the command or the lab
+ends, also by SIGKILL, all processes in the lab end.
+At the end it prints on stderr how many RST segments reached the server.
+--json: instead an object on stderr, with exit_code and rsts_received.
 
 Exit code: that of the command; 128 + the signal's number if a signal killed it;
-126 if it cannot be executed, 127 if it is not there; 3 without CAP_SYS_ADMIN.
+126 if it cannot be executed, 127 if it does not exist; 3 without CAP_SYS_ADMIN.
 
 Examples:
   crafter lab run
@@ -71,13 +72,13 @@ Examples:
 
 #[derive(Debug, clap::Args)]
 struct RunArgs {
-    /// MTU of the link in bytes, 1280 to 65535
+    /// MTU of the link, 1280 to 65535
     #[arg(long, value_name = "BYTES", default_value_t = 1500)]
     mtu: u32,
-    /// Switch TSO, GSO and GRO off on both ends, so that each segment crosses by itself
+    /// Switch off TSO, GSO and GRO at both ends, so that the link carries single segments
     #[arg(long)]
     no_offload: bool,
-    /// Print nothing of the lab's own on stderr
+    /// Print no messages of the lab on stderr
     #[arg(long, short, conflicts_with = "json")]
     quiet: bool,
     /// The command and its arguments [default: a shell, $SHELL]
@@ -88,10 +89,10 @@ struct RunArgs {
 /// Runs the command.
 ///
 /// # Errors
-/// Those of setting the lab up.
+/// Those of creating the lab.
 pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     let Action::Run(args) = args.action;
-    // Before the lab starts threads; the runtime's only thread is this one.
+    // Threads inherit the signal mask: block signals before the lab starts threads.
     let signals = SignalForwarding::block()?;
     let options = LabOptions { mtu: args.mtu, offloads: !args.no_offload, ..LabOptions::default() };
     let lab = Lab::new(&options)?;
@@ -109,39 +110,34 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
         Ok(ending) => ending,
         Err(error) => {
             let code = match &error {
-                // What shells, env(1) and timeout(1) say.
-                Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => 127,
-                Error::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => 126,
+                // As shells, env(1) and timeout(1) do.
+                Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => exit::NOT_FOUND,
+                Error::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => exit::NOT_EXECUTABLE,
                 _ => return Err(error.into()),
             };
-            super::print::error(&error.into());
+            print::error(&error.into());
             return Ok(code);
         }
     };
     drop(lab);
     if !args.quiet {
-        report(ending, globals.json)?;
+        report(ending, globals.json);
     }
     Ok(ending.code)
 }
 
-/// What the lab offers, printed before the prompt.
+/// Prints the servers of the lab before the prompt.
 fn greet() {
-    // Nothing is left to complain to when stderr is gone.
-    let _ = writeln!(
-        io::stderr().lock(),
+    print::stderr(format_args!(
         "lab: web server http://web.lab.test/, DNS server for lab.test, both at {SERVER_V4} and {SERVER_V6}\n\
-         lab: all of it ends with this shell: leave by `exit` or Ctrl-D"
-    );
+         lab: the network ends with this shell; `exit` or Ctrl-D ends the shell"
+    ));
 }
 
-/// On stderr, since stdout is the command's.
-fn report(ending: Ending, json: bool) -> anyhow::Result<()> {
-    let line = match json {
+/// Prints the number of RSTs on stderr: stdout belongs to the command.
+fn report(ending: Ending, json: bool) {
+    print::stderr(match json {
         true => serde_json::json!({ "exit_code": ending.code, "rsts_received": ending.rsts }).to_string(),
         false => format!("lab: RST segments that reached the server: {}", ending.rsts),
-    };
-    // Nothing is left to complain to when stderr is gone.
-    let _ = writeln!(io::stderr().lock(), "{line}");
-    Ok(())
+    });
 }

@@ -1,7 +1,13 @@
 //! `crafter leases`: the leases of the service.
 
 use crate::cli::exit;
-use crafter::protocol::wire::{Lease, ListLeasesCall};
+use crafter::{
+    Result,
+    protocol::{
+        control::Control,
+        wire::{Lease, ListLeasesCall},
+    },
+};
 use serde::Serialize;
 
 use super::{
@@ -14,10 +20,10 @@ use super::{
 #[derive(Debug, clap::Args)]
 #[command(after_help = HELP)]
 pub struct Args {
-    /// Only those of this user
+    /// Show only leases of this user
     #[arg(long)]
     mine: bool,
-    /// Only those on this interface
+    /// Show only leases on this interface
     #[arg(long, short, visible_alias = "iface", value_name = "IF")]
     interface: Option<String>,
     #[command(flatten)]
@@ -25,16 +31,16 @@ pub struct Args {
 }
 
 const HELP: &str = "\
-One line per lease of the running service: those of everybody where its policy lets this user
-observe, otherwise one's own. PROCESS asked for the lease, and is - once it has ended. OPTIONS:
-frames (Ethernet frames go out), observe (the kernel sees the packets too), rst (the kernel's
-RSTs leave). NOT-SENT are packets that the kernel did not take, REFUSED those that the policy
-did not let out or that no route led for, LOST messages that the client did not read in time,
-DROPPED the kernel's RSTs and port-unreachables that were suppressed.
---json: an array with one object per lease: what method ListLeases of org.crafter.v1 tells
+One line for each lease of the running service: all leases if its policy lets this user observe,
+else the user's own. PROCESS requested the lease; - if it has ended. OPTIONS: frames (Ethernet
+frames may be sent), observe (the kernel sees the packets too), rst (the kernel's RSTs are sent).
+NOT-SENT counts packets that the kernel rejected, REFUSED packets that the policy forbids or that
+have no route, LOST messages that the client did not read in time, DROPPED the kernel's RSTs and
+port-unreachables that were suppressed.
+--json: an array with one object for each lease: the reply of method ListLeases of org.crafter.v1
 (lease, user, pid, interface, protocol, address, first_port, last_port, frames, observe,
 suppress, began in microseconds since 1970, sent, sent_bytes, not_sent, refused, delivered,
-delivered_bytes, lost, suppressed), and user_name and process, null if not known.
+delivered_bytes, lost, suppressed), and user_name and process, null if unknown.
 Exit code 0: the service answered, with or without leases; 1: it does not answer.
 
 Examples:
@@ -42,12 +48,21 @@ Examples:
   crafter leases --mine --json
   crafter leases --interface eth0";
 
-#[derive(Serialize)]
-struct Told {
+/// A lease, and the names that belong to it.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct NamedLease {
     #[serde(flatten)]
-    lease: Lease,
-    user_name: Option<String>,
-    process: Option<String>,
+    pub lease: Lease,
+    pub user_name: Option<String>,
+    /// The process that requested the lease, if it still runs.
+    pub process: Option<String>,
+}
+
+impl NamedLease {
+    /// The user's name, or the number if it has none.
+    pub fn user(&self) -> String {
+        self.user_name.clone().unwrap_or_else(|| self.lease.user.to_string())
+    }
 }
 
 /// Prints the leases.
@@ -58,50 +73,50 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     let control = args.service.open().await?;
     let mine = args.mine.then_some(true);
     let call = ListLeasesCall { mine, interface: args.interface, ..ListLeasesCall::default() };
-    let (mut users, mut processes) = (Users::default(), Processes::default());
-    let leases: Vec<Told> =
-        pages::leases(&control, call).await?.into_iter().map(|lease| tell(lease, &mut users, &mut processes)).collect();
-    if globals.json {
-        print::json(&leases)?;
-    } else {
-        print::out(table(&leases))?;
-    }
+    print::result(globals, &list(&control, call, &mut Users::default()).await?, |leases| table(leases))?;
     Ok(exit::SUCCESS)
 }
 
-fn tell(lease: Lease, users: &mut Users, processes: &mut Processes) -> Told {
-    let process = lease.pid.and_then(|pid| processes.name(pid, lease.began));
-    Told { user_name: users.name(lease.user).map(str::to_owned), process, lease }
+/// Leases of the service, with names.
+///
+/// # Errors
+/// Those of [`Control::call`].
+pub async fn list(control: &Control, call: ListLeasesCall, users: &mut Users) -> Result<Vec<NamedLease>> {
+    let mut processes = Processes::default();
+    let named = |lease: Lease| NamedLease {
+        user_name: users.name(lease.user).map(str::to_owned),
+        process: lease.pid.and_then(|pid| processes.name(pid, lease.began)),
+        lease,
+    };
+    Ok(pages::leases(control, call).await?.into_iter().map(named).collect())
 }
 
-fn table(leases: &[Told]) -> String {
-    let mut rows = vec![
-        [
-            "LEASE",
-            "USER",
-            "PID",
-            "PROCESS",
-            "INTERFACE",
-            "PROTO",
-            "ADDRESS",
-            "PORTS",
-            "OPTIONS",
-            "AGE",
-            "SENT",
-            "NOT-SENT",
-            "REFUSED",
-            "DELIVERED",
-            "LOST",
-            "DROPPED",
-        ]
-        .map(str::to_owned),
+fn table(leases: &[NamedLease]) -> String {
+    let heading = [
+        "LEASE",
+        "USER",
+        "PID",
+        "PROCESS",
+        "INTERFACE",
+        "PROTO",
+        "ADDRESS",
+        "PORTS",
+        "OPTIONS",
+        "AGE",
+        "SENT",
+        "NOT-SENT",
+        "REFUSED",
+        "DELIVERED",
+        "LOST",
+        "DROPPED",
     ];
-    rows.extend(leases.iter().map(|Told { lease, user_name, process }| {
+    let rows = leases.iter().map(|named| {
+        let lease = &named.lease;
         [
             lease.lease.to_string(),
-            user_name.clone().unwrap_or_else(|| lease.user.to_string()),
+            named.user(),
             lease.pid.map_or_else(dash, |pid| pid.to_string()),
-            process.clone().unwrap_or_else(dash),
+            named.process.clone().unwrap_or_else(dash),
             lease.interface.clone(),
             lease.protocol.clone(),
             lease.address.clone().unwrap_or_else(|| "any".to_owned()),
@@ -115,13 +130,9 @@ fn table(leases: &[Told]) -> String {
             lease.lost.to_string(),
             lease.suppressed.to_string(),
         ]
-    }));
-    let mut text = String::new();
-    print::columns(&mut text, &rows, &["USER", "PROCESS", "INTERFACE", "PROTO", "ADDRESS", "PORTS", "OPTIONS"]);
-    if leases.is_empty() {
-        text += "no leases\n";
-    }
-    text
+    });
+    let left = ["USER", "PROCESS", "INTERFACE", "PROTO", "ADDRESS", "PORTS", "OPTIONS"];
+    print::table(heading, &left, rows) + if leases.is_empty() { "no leases\n" } else { "" }
 }
 
 fn dash() -> String {
@@ -137,9 +148,9 @@ pub fn ports(first: Option<u16>, last: Option<u16>) -> String {
     }
 }
 
-/// What is not as usual about a lease; `-` for nothing.
+/// Options of a lease that differ from the defaults; `-` for none.
 pub fn options(lease: &Lease) -> String {
-    // What only listens, or owns no port, suppresses nothing anyway.
+    // A lease without a port suppresses nothing anyway.
     let owns = lease.first_port.is_some();
     let options = [(lease.frames, "frames"), (lease.observe, "observe"), (owns && !lease.suppress, "rst")];
     let options: Vec<&str> = options.iter().filter(|(is_set, _)| *is_set).map(|(_, name)| *name).collect();
@@ -151,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cells() {
+    fn ports_and_options_as_text() {
         assert_eq!(
             (ports(None, None), ports(Some(7), Some(7)), ports(Some(7), None)),
             (dash(), "7".into(), "7".into())

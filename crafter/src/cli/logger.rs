@@ -1,29 +1,26 @@
 //! Log records to stderr, one line each.
 
-use std::io::Write as _;
-
 struct Stderr;
 
 impl log::Log for Stderr {
     fn enabled(&self, metadata: &log::Metadata) -> bool {
-        // The libraries underneath report to their users, not to ours, short of trace.
+        // Records of dependencies are for developers: only at level trace.
         metadata.target().starts_with("crafter") || log::max_level() == log::LevelFilter::Trace
     }
 
     fn log(&self, record: &log::Record) {
         if self.enabled(record.metadata()) {
             let level = record.level().as_str().to_ascii_lowercase();
-            // Nothing is left to complain to when stderr is gone.
-            let _ = writeln!(std::io::stderr().lock(), "crafter: {level}: {}", record.args());
+            super::print::message(format_args!("{level}: {}", record.args()));
         }
     }
 
     fn flush(&self) {}
 }
 
-/// Logs records up to `level` from now on.
+/// Enables the logger for records up to `level`.
 pub fn start(level: log::LevelFilter) {
-    // It fails only when a logger is set already: then that one stays.
+    // Fails only if a logger is set already.
     if log::set_logger(&Stderr).is_ok() {
         log::set_max_level(level);
     }

@@ -1,4 +1,4 @@
-//! `crafter ls`: the layers, and the fields of one.
+//! `crafter ls`: lists the layers, or the fields of one layer.
 
 use crate::cli::exit;
 use crafter::{
@@ -18,10 +18,10 @@ pub struct Args {
 }
 
 const HELP: &str = "\
-Names are those of the text form, which `crafter build`, `send`, `sr` and `shell` read.
---json: an array with layer, source (the standard) and description of each; of one layer an
+The names are those of expressions, which `crafter build`, `send`, `sr` and `shell` read.
+--json: an array with layer, source (the standard) and description of each; for one layer an
 object with these and fields (name, type, bits, default, computed, description, names).
-Exit code 0; 2: there is no such layer.
+Exit code 0; 2: no such layer.
 
 Examples:
   crafter ls
@@ -30,16 +30,15 @@ Examples:
 /// Prints the list.
 ///
 /// # Errors
-/// [`Error::Invalid`] for a layer that there is not.
+/// [`Error::Invalid`] for an unknown layer.
 pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     let Some(name) = args.layer else {
         let all: Vec<&LayerInfo> = Kind::ALL.iter().map(|kind| kind.layer().info()).collect();
         if globals.json {
             print::json(&all.iter().map(|info| head(info)).collect::<Vec<_>>())?;
         } else {
-            let mut rows = vec![["LAYER", "SOURCE", "WHAT"].map(str::to_owned)];
-            rows.extend(all.iter().map(|info| [info.name, info.source, info.doc.trim()].map(str::to_owned)));
-            print_table(&rows, &["LAYER", "SOURCE", "WHAT"])?;
+            let rows = all.iter().map(|info| [info.name, info.source, info.doc.trim()].map(str::to_owned));
+            print::out(print::table(["LAYER", "SOURCE", "WHAT"], &["LAYER", "SOURCE", "WHAT"], rows))?;
         }
         return Ok(exit::SUCCESS);
     };
@@ -49,26 +48,16 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
         object["fields"] = info.fields.iter().map(field).collect();
         print::json(&object)?;
     } else {
-        print::out(format!("{}: {} ({})\n", info.name, info.doc.trim(), info.source))?;
-        let mut rows = vec![["FIELD", "TYPE", "BITS", "DEFAULT", "WHAT"].map(str::to_owned)];
-        rows.extend(info.fields.iter().map(|field| {
+        let rows = info.fields.iter().map(|field| {
             let bits = if field.bits == 0 { "-".to_owned() } else { field.bits.to_string() };
-            let what = field.doc.trim().to_owned();
-            [field.name.to_owned(), field.kind.name().to_owned(), bits, default(field), what]
-        }));
-        print_table(&rows, &["FIELD", "TYPE", "DEFAULT", "WHAT"])?;
+            let default = field.default.map_or_else(|| "computed".to_owned(), |default| default().to_string());
+            [field.name.to_owned(), field.kind.name().to_owned(), bits, default, field.doc.trim().to_owned()]
+        });
+        let heading = ["FIELD", "TYPE", "BITS", "DEFAULT", "WHAT"];
+        let table = print::table(heading, &["FIELD", "TYPE", "DEFAULT", "WHAT"], rows);
+        print::out(format!("{}: {} ({})\n{table}", info.name, info.doc.trim(), info.source))?;
     }
     Ok(exit::SUCCESS)
-}
-
-fn default(field: &FieldInfo) -> String {
-    field.default.map_or_else(|| "computed".to_owned(), |default| default().to_string())
-}
-
-fn print_table<const N: usize>(rows: &[[String; N]], left: &[&str]) -> std::io::Result<()> {
-    let mut text = String::new();
-    print::columns(&mut text, rows, left);
-    print::out(text)
 }
 
 fn head(info: &LayerInfo) -> Value {

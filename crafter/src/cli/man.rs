@@ -1,4 +1,4 @@
-//! `crafter man` and `crafter completions`: what packages install beside the binary.
+//! `crafter man` and `crafter completions`: manual pages and completion scripts for packages.
 
 use std::{
     fs::{self, File},
@@ -20,15 +20,15 @@ use super::{Cli, Globals, print};
 #[derive(Debug, clap::Args)]
 #[command(after_help = HELP)]
 pub struct Args {
-    /// Write them here; the directory is made
+    /// Write the pages to DIR, which is created if necessary
     #[arg(long, value_name = "DIR", default_value = ".")]
     out: PathBuf,
 }
 
 const HELP: &str = "\
-Writes crafter.1, and crafter-COMMAND.1 for every command.
+Writes crafter.1, and crafter-COMMAND.1 for each command.
 --json: an array with the paths of the files.
-Exit code 0: they are written; 1: they cannot be.
+Exit code 0: the files are written; 1: a file cannot be written.
 
 Examples:
   crafter man --out man1 && man -l man1/crafter-sr.1";
@@ -42,7 +42,7 @@ pub struct CompletionsArgs {
 }
 
 const COMPLETIONS_HELP: &str = "\
-A script for the shell goes to stdout, with and without --json.
+Prints a script for the shell on stdout, with and without --json.
 Exit code 0.
 
 Examples:
@@ -60,7 +60,7 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<u8> {
     fs::create_dir_all(&args.out).map_err(failed(&args.out))?;
     let mut paths = Vec::new();
     for page in pages() {
-        let path = args.out.join(page.get_filename());
+        let path = args.out.join(page.man().get_filename());
         let write = |file: File| -> io::Result<()> {
             let mut file = BufWriter::new(file);
             page.write(&mut file)?;
@@ -75,7 +75,7 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<u8> {
     Ok(exit::SUCCESS)
 }
 
-/// Prints a script.
+/// Prints the script.
 ///
 /// # Errors
 /// Those of writing.
@@ -86,26 +86,17 @@ pub fn completions(args: &CompletionsArgs) -> Result<u8> {
     Ok(exit::SUCCESS)
 }
 
-/// A manual page.
+/// The manual page of a command.
 struct Page {
-    man: Man,
-    /// What stands behind the options.
-    more: String,
-    has: Has,
-    /// Pages to see too.
-    others: Vec<String>,
+    command: clap::Command,
+    /// The page of the parent, for the section SEE ALSO.
+    parent: Option<String>,
 }
 
-/// Which sections there are.
-struct Has {
-    options: bool,
-    subcommands: bool,
-}
-
-/// The pages of all commands that help lists.
+/// The pages of all commands that are not hidden.
 fn pages() -> Vec<Page> {
     let mut root = Cli::command().disable_help_subcommand(true);
-    // Names the subcommands `crafter-NAME`, and hands the global options down.
+    // Names the subcommands `crafter-NAME`, and adds the global options to each.
     root.build();
     let mut pages = Vec::new();
     gather(&root, None, &mut pages);
@@ -114,55 +105,44 @@ fn pages() -> Vec<Page> {
 
 fn gather(command: &clap::Command, parent: Option<&str>, pages: &mut Vec<Page>) {
     let name = command.get_display_name().unwrap_or_else(|| command.get_name()).to_owned();
-    let shown: Vec<&clap::Command> = command.get_subcommands().filter(|command| !command.is_hide_set()).collect();
-    pages.push(Page {
-        more: command.get_after_help().map(ToString::to_string).unwrap_or_default(),
-        has: Has {
-            options: command.get_arguments().any(|argument| !argument.is_hide_set()),
-            subcommands: !shown.is_empty(),
-        },
-        others: parent.map(str::to_owned).into_iter().collect(),
-        man: Man::new(command.clone())
-            .source(concat!("crafter ", env!("CARGO_PKG_VERSION")))
-            .manual("crafter's manual"),
-    });
-    for sub in shown {
+    pages.push(Page { command: command.clone(), parent: parent.map(str::to_owned) });
+    for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
         gather(sub, Some(&name), pages);
     }
 }
 
 impl Page {
-    fn get_filename(&self) -> String {
-        self.man.get_filename()
+    fn man(&self) -> Man {
+        let source = concat!("crafter ", env!("CARGO_PKG_VERSION"));
+        Man::new(self.command.clone()).source(source).manual("crafter's manual")
     }
 
     fn write(&self, file: &mut impl Write) -> io::Result<()> {
-        self.man.render_title(file)?;
-        // No hyphens in names and options that break at the end of a line, and no stretched blanks.
+        let man = self.man();
+        man.render_title(file)?;
+        // No hyphenation, which would break names and options; no justification.
         writeln!(file, ".nh\n.ad l")?;
-        self.man.render_name_section(file)?;
-        self.man.render_synopsis_section(file)?;
-        self.man.render_description_section(file)?;
-        if self.has.options {
-            self.man.render_options_section(file)?;
+        man.render_name_section(file)?;
+        man.render_synopsis_section(file)?;
+        man.render_description_section(file)?;
+        if self.command.get_arguments().any(|argument| !argument.is_hide_set()) {
+            man.render_options_section(file)?;
         }
-        if self.has.subcommands {
-            self.man.render_subcommands_section(file)?;
+        if self.command.get_subcommands().any(|sub| !sub.is_hide_set()) {
+            man.render_subcommands_section(file)?;
         }
         let mut roff = Roff::new();
-        sections(&mut roff, &self.more);
-        if !self.others.is_empty() {
+        sections(&mut roff, &self.command.get_after_help().map(ToString::to_string).unwrap_or_default());
+        if let Some(parent) = &self.parent {
             roff.control("SH", ["SEE ALSO"]);
-            for other in &self.others {
-                roff.text([bold(other.as_str()), roman("(1)")]);
-            }
+            roff.text([bold(parent.as_str()), roman("(1)")]);
         }
         roff.to_writer(file)
     }
 }
 
-/// The text behind the options as sections: prose is filled, what is indented stays as it is; what it tells of JSON, of
-/// exit codes and as examples gets headings, as manual pages have them.
+/// Writes the text after the options as sections with the headings of manual pages: NOTES, JSON, EXIT STATUS, EXAMPLES.
+/// Paragraphs are filled; indented lines are kept.
 fn sections(roff: &mut Roff, text: &str) {
     let mut is_kept = false;
     let mut heading = None;
@@ -208,6 +188,7 @@ fn sections(roff: &mut Roff, text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::documentation;
 
     fn every(command: &clap::Command, found: &mut Vec<clap::Command>) {
         found.push(command.clone());
@@ -222,38 +203,18 @@ mod tests {
         found
     }
 
-    /// The words of a line up to what is the shell's: `|`, `>`, `&&`.
-    fn words(line: &str) -> Vec<String> {
-        let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
-        for c in line.chars() {
-            match (c, quote) {
-                (_, Some(open)) if c == open => quote = None,
-                (_, Some(_)) => word.get_or_insert_default().push(c),
-                ('"' | '\'', None) => {
-                    quote = Some(c);
-                    word.get_or_insert_default();
-                }
-                (' ', None) => words.extend(word.take()),
-                ('|' | '>' | '&', None) => return words,
-                _ => word.get_or_insert_default().push(c),
-            }
-        }
-        words.extend(word);
-        words
-    }
-
     #[test]
-    fn every_help_says_what_how_it_ends_and_an_example_that_is_right() {
+    fn help_of_every_command_has_exit_codes_and_valid_examples() {
         for command in commands() {
             let name = command.get_bin_name().unwrap_or_else(|| command.get_name()).to_owned();
-            assert!(command.get_about().is_some(), "{name}: what does it do?");
+            assert!(command.get_about().is_some(), "{name}: no description");
             let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
             let (_, examples) = help.split_once("\nExamples:\n").unwrap_or_else(|| panic!("{name}: no examples"));
             let mut own = 0;
             for line in examples.lines() {
-                assert!(line.starts_with("  "), "{name}: '{line}' stands behind the examples");
+                assert!(line.starts_with("  "), "{name}: '{line}' follows the examples");
                 let Some(at) = line.find("crafter ") else { continue };
-                let words = words(&line[at..]);
+                let words = documentation::commands(&line[at..]).swap_remove(0);
                 if let Err(error) = <Cli as clap::Parser>::try_parse_from(&words)
                     && error.use_stderr()
                 {
@@ -263,8 +224,8 @@ mod tests {
             }
             assert!(own > 0, "{name}: no example of its own");
             if !command.has_subcommands() {
-                assert!(help.lines().any(|line| line.starts_with("Exit code")), "{name}: how does it end?");
-                assert!(help.contains("--json"), "{name}: what is JSON?");
+                assert!(help.lines().any(|line| line.starts_with("Exit code")), "{name}: no exit codes");
+                assert!(help.contains("--json"), "{name}: no JSON keys");
             }
             for line in help.lines() {
                 assert!(line.len() <= 100, "{name}: '{line}' is wider than a terminal");
@@ -273,13 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn shell_words() {
-        let line = "crafter sr 'IP()/TCP(dport=[80,443])' \"a b\"c '' | head";
-        assert_eq!(words(line), ["crafter", "sr", "IP()/TCP(dport=[80,443])", "a bc", ""]);
-    }
-
-    #[test]
-    fn sections_of_a_page() {
+    fn headings_of_a_page() {
         let mut roff = Roff::new();
         let text =
             "One.\nTwo:\n  kept\n   so\nOn.\n--json: keys,\nmore.\nExit code 0: well.\n\nExamples:\n  crafter .x -y";

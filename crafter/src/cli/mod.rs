@@ -1,5 +1,5 @@
-//! The commands, one file each. To add one: `mod NAME;`, a variant of
-//! [`Command`], and its line in [`Command::run`].
+//! The commands, one file for each. To add one: `mod NAME;`, a variant of [`Command`], and a line in
+//! [`Command::run`].
 
 use clap::{Args, Parser, Subcommand};
 
@@ -9,11 +9,12 @@ pub mod dns;
 pub mod doctor;
 #[cfg(test)]
 mod documentation;
+#[cfg(test)]
+mod errors_page;
 pub mod exchange;
 pub mod exit;
 pub mod flows;
 pub mod get;
-pub mod host;
 pub mod info;
 pub mod interface;
 pub mod lab;
@@ -26,6 +27,7 @@ pub mod pages;
 pub mod ping;
 pub mod policy;
 pub mod print;
+pub mod probe;
 pub mod replay;
 pub mod running;
 pub mod send;
@@ -42,21 +44,21 @@ pub mod who;
 
 const EXIT_CODES: &str = "\
 Exit codes, the same for every command:
-  0   all went well
-  1   failure without a code of its own, such as a service that does not answer; doctor:
-      nothing can work here
-  2   wrong option or value
+  0   success
+  1   a failure without its own code, e.g. the service does not answer; doctor: crafter cannot
+      work on this host
+  2   invalid option or value
   3   no permission (the message names the capability)
   4   refused: by a RST to the SYN, by an ICMP unreachable, or by the policy of the service
   5   no answer in time
-  6   the server answered with an error (HTTP 400 and up, DNS not NOERROR)
+  6   the server answered with an error (HTTP 400 and up, DNS other than NOERROR)
   7   the peer reset an established connection
-  8   the port is taken
+  8   the port is in use
   9   unknown interface, no route, or the next hop does not answer
-  10  the forced attach mode cannot be had
+  10  the attach mode that --attach forces is not available
   11  the kernel is too old
-lab run ends with the exit code of the command that it ran; 128 and more: ended by that
-signal (130: Ctrl-C).
+lab run ends with the exit code of the command that it ran. 128 + N: ended by signal N
+(130: Ctrl-C).
 
 Examples:
   crafter doctor
@@ -71,7 +73,7 @@ pub struct Cli {
     /// Options of every command.
     #[command(flatten)]
     pub globals: Globals,
-    /// What to do.
+    /// The command to run.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -79,7 +81,7 @@ pub struct Cli {
 /// Options of every command.
 #[derive(Debug, Args)]
 pub struct Globals {
-    /// Print one JSON object instead of text for humans
+    /// Print JSON instead of text
     #[arg(long, global = true)]
     pub json: bool,
     /// Log to stderr: off, error, warn, info, debug or trace
@@ -90,61 +92,61 @@ pub struct Globals {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Say what crafter can do on this host, and why not more
+    /// Show what crafter can do on this host, and what it lacks
     Doctor(doctor::Args),
-    /// A throw-away network with a web server and a DNS server in it
+    /// Run commands in a temporary network with a web server and a DNS server
     Lab(lab::Args),
     /// Fetch a URL over a crafted TCP stream
     Get(get::Args),
-    /// Ask a DNS server over crafted packets
+    /// Query a DNS server with crafted packets
     Dns(dns::Args),
-    /// Send packets in their text form
+    /// Send packets given as text
     Send(send::Args),
-    /// Send packets and match what answers them
+    /// Send packets and match the replies
     Sr(sr::Args),
-    /// Send one packet and show what answers it
+    /// Send one packet and show the first reply
     Sr1(sr::OneArgs),
-    /// Ask a host whether it is there, by ICMP, TCP or UDP
+    /// Test whether a host answers, by ICMP, TCP or UDP
     Ping(ping::Args),
-    /// Show the routers on the way to a host
+    /// Show the routers on the path to a host
     Traceroute(traceroute::Args),
-    /// Build packets from their text form: hex digits, bytes or a capture file
+    /// Build packets given as text: prints hex digits or bytes, or writes a capture file
     Build(build::Args),
-    /// List the layers, or the fields of one
+    /// List the layers, or the fields of one layer
     Ls(ls::Args),
     /// Show packets of a capture file or hex digits, field by field
     Show(show::Args),
-    /// Print or write the packets of an interface as they come
+    /// Capture the packets of an interface: print them, or write a capture file
     Sniff(sniff::Args),
-    /// Send the packets of a capture file again
+    /// Send the packets of a capture file
     Replay(replay::Args),
-    /// Type packets by hand, with results in variables
+    /// Craft packets at a prompt, with results in variables
     Shell(shell::Args),
-    /// Say how the service runs, and which interfaces it is attached to
+    /// Show the state of the service and its interfaces
     Info(info::Args),
     /// List the leases of the service
     Leases(leases::Args),
-    /// Serve others: unprivileged users lease ports from this process
+    /// Run the service: unprivileged users lease ports from it
     Serve(serve::Args),
     /// Show the flows of the service, or of running crafters
     Flows(flows::Args),
     /// Show the packet counters of the service, or of running crafters
     Counters(counters::Args),
-    /// Print what happens in the service, as it happens
+    /// Print events of the service as they occur
     Monitor(monitor::Args),
     /// Watch the leases, flows and interfaces of the service in a terminal
     Top(top::Args),
-    /// Say what the service's policy allows, check one, have it read again
+    /// Show, check, explain or reload the policy of the service
     Policy(policy::Args),
     /// Write the manual pages of all commands
     #[command(hide = true)]
     Man(man::Args),
-    /// Print a script with which a shell completes commands and options
+    /// Print a completion script for a shell
     Completions(man::CompletionsArgs),
 }
 
 impl Command {
-    /// Runs the command; its result is the exit code.
+    /// Runs the command; returns the exit code.
     pub async fn run(self, globals: &Globals) -> anyhow::Result<u8> {
         match self {
             Self::Doctor(args) => doctor::run(args, globals).await,
@@ -181,7 +183,7 @@ mod tests {
     use clap::CommandFactory;
 
     #[test]
-    fn the_command_line_is_consistent() {
+    fn command_line_is_consistent() {
         super::Cli::command().debug_assert();
     }
 }

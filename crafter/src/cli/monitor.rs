@@ -1,4 +1,4 @@
-//! `crafter monitor`: what happens in the service, as it happens.
+//! `crafter monitor`: prints events of the service as they occur.
 
 use std::{
     io::{self, Write as _},
@@ -20,17 +20,17 @@ use super::{
     who::{Users, printable},
 };
 
-/// What the service grants.
-const SHORTEST: Duration = Duration::from_millis(100);
+/// Shortest interval that the service accepts.
+const MIN_INTERVAL: Duration = Duration::from_millis(100);
 
 /// `crafter monitor`
 #[derive(Debug, clap::Args)]
 #[command(after_help = HELP)]
 pub struct Args {
-    /// End after so many events
+    /// Stop after N events
     #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
-    /// How often what is counted is told
+    /// Time between two reports of packet counts
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = interval)]
     interval: Duration,
     #[command(flatten)]
@@ -38,17 +38,17 @@ pub struct Args {
 }
 
 const HELP: &str = "\
-One line per event of the running service: those of everybody's leases where its policy lets
-this user observe, otherwise those of one's own. Leases begin and end, and interfaces are
-attached, detached or lost (hook-lost), the moment they are; packets delivered, suppressed,
-lost and refused are counted and told at every --interval. Times are UTC. It ends with Ctrl-C,
-after --count events, or when nobody reads any more.
---json: one JSON object a line for each event, with what method Monitor of org.crafter.v1
-tells: event (lease-begun, lease-ended, delivered, suppressed, lost, refused, hook-lost,
+Prints one line for each event of the running service: of all leases if its policy lets this
+user observe, else of the user's own. Beginning and end of leases, and interfaces attached,
+detached or lost (hook-lost), are reported at once; packets delivered, suppressed, lost and
+refused are counted and reported at every --interval. Times are UTC. Stops with Ctrl-C, after
+--count events, or when the reader closes the pipe.
+--json: one JSON object per line for each event, as method Monitor of org.crafter.v1 returns
+it: event (lease-begun, lease-ended, delivered, suppressed, lost, refused, hook-lost,
 attached, detached), time (microseconds since 1970), interface, lease, user, protocol,
 first_port, last_port, count (packets since the last event of this kind and lease), bytes,
-message; null where it says nothing.
-Exit code 0: it ended as above; 1: the service does not answer, or stopped.
+message; null if it does not apply.
+Exit code 0: stopped as above; 1: the service does not answer, or stopped.
 
 Examples:
   crafter monitor
@@ -57,7 +57,7 @@ Examples:
 
 fn interval(text: &str) -> Result<Duration, String> {
     let interval = super::interface::seconds(text)?;
-    if interval < SHORTEST { Err("0.1 seconds at least".to_owned()) } else { Ok(interval) }
+    if interval < MIN_INTERVAL { Err("too short; give at least 0.1 seconds".to_owned()) } else { Ok(interval) }
 }
 
 /// Prints events.
@@ -72,7 +72,7 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     let until_end = async {
         tokio::select! {
             ended = printing => ended,
-            () = nobody_reads() => Ok(()),
+            () = stdout_closed() => Ok(()),
         }
     };
     match until_signal(until_end).await? {
@@ -84,7 +84,7 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
 
 async fn print(mut events: Subscription<MonitorCall>, count: u64, json: bool) -> anyhow::Result<()> {
     let mut users = Users::default();
-    let mut told = 0;
+    let mut printed = 0;
     while let Some(page) = events.next().await? {
         let mut text = Vec::new();
         for event in page.events {
@@ -93,28 +93,28 @@ async fn print(mut events: Subscription<MonitorCall>, count: u64, json: bool) ->
                 false => text.extend_from_slice(line(&event, &mut users).as_bytes()),
             }
             text.push(b'\n');
-            told += 1;
-            if told == count {
+            printed += 1;
+            if printed == count {
                 break;
             }
         }
         let mut stdout = io::stdout().lock();
         stdout.write_all(&text)?;
         stdout.flush()?;
-        if told == count {
+        if printed == count {
             return Ok(());
         }
     }
-    anyhow::bail!("the service tells no more events")
+    anyhow::bail!("the service has ended the subscription; see its log, then start `crafter monitor` again")
 }
 
-/// Comes back once stdout is a pipe whose reader has gone, which writing would notice only at the next event.
-async fn nobody_reads() {
-    // What cannot be waited for, such as a file, is always read.
+/// Returns when stdout is a pipe and its reader closes it. A write would fail only at the next event.
+async fn stdout_closed() {
+    // Registration fails for a file, which has no reader.
     // SAFETY: stdout is neither closed nor replaced while this process runs.
     let stdout = unsafe { AsyncFd::register_with_interest(io::stdout(), Interest::ERROR) };
     if let Ok(stdout) = stdout
-        && let Ok(_gone) = stdout.ready(Interest::ERROR).await
+        && let Ok(_closed) = stdout.ready(Interest::ERROR).await
     {
         return;
     }
@@ -122,15 +122,15 @@ async fn nobody_reads() {
 }
 
 fn line(event: &Event, users: &mut Users) -> String {
-    let (seconds, micros) = (event.time / 1_000_000 % 86_400, event.time % 1_000_000);
-    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    let mut words = vec![format!("{hours:02}:{minutes:02}:{seconds:02}.{micros:06}"), printable(&event.event)];
+    let time = Duration::from_micros(event.time);
+    let time = format!("{}.{:06}", super::print::time_of_day(time), time.subsec_micros());
+    let mut words = vec![time, printable(&event.event)];
     words.extend(event.interface.as_deref().map(printable));
     words.extend(event.lease.map(|lease| format!("lease {lease}")));
     words.extend(event.user.map(|user| format!("user {}", users.label(user))));
     words.extend(event.protocol.clone());
     words.extend(event.first_port.map(|port| ports(Some(port), event.last_port)));
-    words.extend(event.count.map(|count| format!("{count} packet{}", if count == 1 { "" } else { "s" })));
+    words.extend(event.count.map(|count| super::print::counted(count, "packet")));
     words.extend(event.bytes.map(|bytes| format!("{bytes} bytes")));
     words.extend(event.message.as_deref().map(|message| format!("({})", printable(message))));
     words.join(" ")
@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines() {
+    fn line_of_an_event() {
         let mut users = Users::default();
         let time = 1_700_000_000_000_042;
         let attached = Event { event: "attached".into(), time, interface: Some("lab0".into()), ..Event::default() };
@@ -165,8 +165,8 @@ mod tests {
     }
 
     #[test]
-    fn intervals() {
-        assert_eq!(interval("0.1"), Ok(SHORTEST));
+    fn short_interval_is_rejected() {
+        assert_eq!(interval("0.1"), Ok(MIN_INTERVAL));
         assert!(interval("0.099").is_err() && interval("x").is_err());
     }
 }

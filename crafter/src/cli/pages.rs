@@ -1,4 +1,4 @@
-//! What the service lists page by page, as a whole.
+//! Complete lists from the pages that the service returns.
 
 use crafter::{
     Result,
@@ -8,13 +8,13 @@ use crafter::{
     },
 };
 
-/// Whether to ask for one more page: `next` is behind the page that was asked for, so that a service that goes round in
-/// circles ends too.
+/// Whether to request one more page. `next` must be larger than `after`, so that a service whose pages repeat cannot cause
+/// an endless loop.
 fn follows(after: Option<u64>, next: Option<u64>) -> bool {
     next.is_some() && next > after
 }
 
-/// All leases of `call`, from `after` on.
+/// All leases that `call` selects.
 ///
 /// # Errors
 /// Those of [`Control::call`].
@@ -30,7 +30,7 @@ pub async fn leases(control: &Control, mut call: ListLeasesCall) -> Result<Vec<L
     }
 }
 
-/// The flows of `call`, from `after` on, and whether there are more than `most`.
+/// At most `most` flows that `call` selects, and whether there are more.
 ///
 /// # Errors
 /// Those of [`Control::call`].
@@ -54,7 +54,7 @@ mod tests {
     use super::follows;
 
     #[test]
-    fn pages_end() {
+    fn repeated_page_ends_the_list() {
         assert!(follows(None, Some(0)) && follows(Some(3), Some(4)));
         assert!(
             !follows(None, None) && !follows(Some(3), None) && !follows(Some(3), Some(3)) && !follows(Some(3), Some(1))

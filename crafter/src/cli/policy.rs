@@ -1,13 +1,13 @@
-//! `crafter policy`: reads a policy as the service does, and says what it means; or asks the service.
+//! `crafter policy`: checks and explains a policy file; shows and reloads the policy of the service.
 
 use std::{
-    fs,
-    io::{self, Write as _},
+    fs, io,
     net::IpAddr,
     path::{Path, PathBuf},
 };
 
 use crate::cli::exit;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use crafter::{
     Error,
     packet::Transport,
@@ -20,7 +20,7 @@ use super::{Globals, print};
 
 mod served;
 
-/// The host's own policy.
+/// The policy file of the host.
 const FILE: &str = "/etc/crafter/crafter.toml";
 
 /// `crafter policy`
@@ -33,20 +33,20 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Say what the running service allows this user
+    /// Show what the running service allows this user
     Show(served::ShowArgs),
-    /// Have the running service read its policy again
+    /// Let the running service reload its policy
     Reload(served::ReloadArgs),
-    /// Say all that is wrong with a policy
+    /// Report all errors of a policy file
     Check(CheckArgs),
-    /// Say which rule decides on a packet, and why
+    /// Show which rule of a policy applies to a packet, and why
     Explain(ExplainArgs),
 }
 
 const HELP: &str = "\
-The policy says which users and groups may send what by the service. show and reload ask the
-service that runs; check and explain read a file, and need neither a service nor privileges.
-Each has its own --help, exit codes and JSON.
+The policy defines what users and groups may send through the service. show and reload use the
+running service; check and explain read a file, and need neither a service nor privileges.
+Each has its own --help with exit codes and JSON keys.
 
 Examples:
   crafter policy show
@@ -58,13 +58,13 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(after_help = CHECK_HELP)]
 struct CheckArgs {
-    /// The policy; without: /etc/crafter/crafter.toml if it exists, else the shipped default
+    /// The policy file [default: /etc/crafter/crafter.toml if it exists, else the shipped policy]
     file: Option<PathBuf>,
 }
 
 const CHECK_HELP: &str = "\
-Exit code 0: the service would take it, maybe with warnings (on stderr); 2: it would not,
-and every reason is told.
+Exit code 0: the service would accept the policy; warnings are on stderr; 2: it would not, and
+all errors are on stderr.
 --json: file, ok, rules (how many), errors and warnings (line, column, key, message).
 
 Examples:
@@ -75,10 +75,10 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXPLAIN_HELP)]
 struct ExplainArgs {
-    /// Who sends: a name or a number, with the groups that the user has
+    /// The sending user, by name or number; the user's groups are included
     #[arg(long, value_name = "USER")]
     user: String,
-    /// A group that the user shall be in too (may be repeated)
+    /// An additional group of the user (may be repeated)
     #[arg(long, value_name = "GROUP")]
     group: Vec<String>,
     /// Destination address
@@ -88,24 +88,24 @@ struct ExplainArgs {
     #[arg(long, value_name = "PORT")]
     port: Option<u16>,
     /// tcp, udp or icmp
-    #[arg(long, value_name = "PROTOCOL", default_value = "tcp")]
-    protocol: Protocol,
+    #[arg(long, value_name = "PROTOCOL", default_value = "tcp", value_parser = transport())]
+    protocol: Transport,
     /// Source address
     #[arg(long, value_name = "ADDRESS")]
     source: Option<IpAddr>,
-    /// Source port; the identifier of an ICMP query
+    /// Source port, or the identifier of an ICMP query
     #[arg(long, value_name = "PORT")]
     sport: Option<u16>,
-    /// Interface to send by
+    /// Interface to send on
     #[arg(long, value_name = "NAME")]
     interface: Option<String>,
-    /// The policy; without: /etc/crafter/crafter.toml if it exists, else the shipped default
+    /// The policy file [default: /etc/crafter/crafter.toml if it exists, else the shipped policy]
     file: Option<PathBuf>,
 }
 
 const EXPLAIN_HELP: &str = "\
-Exit code 0: allowed; 4: refused. What is not asked (such as --sport) is taken for allowed,
-which is said. Rates and counts are not decided here.
+Exit code 0: allowed; 4: refused. Options that are left out, such as --sport, are assumed to be
+allowed; the output lists them. Rates and limits of counts are not checked.
 --json: file, allowed, verdict, rule, line, destination_line, sentence, text (the rule's),
 assumed.
 
@@ -114,14 +114,16 @@ Examples:
   crafter policy explain --user 1000 --group crafter --dst 2001:db8::1 --protocol icmp --json
   crafter policy explain --user nobody --dst 192.0.2.1 --source 192.0.2.7 crafter.toml";
 
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum Protocol {
-    Tcp,
-    Udp,
-    Icmp,
+/// Parser of protocols.
+fn transport() -> impl TypedValueParser<Value = Transport> {
+    PossibleValuesParser::new(["tcp", "udp", "icmp"]).map(|name| match name.as_str() {
+        "udp" => Transport::Udp,
+        "icmp" => Transport::Icmp,
+        _ => Transport::Tcp,
+    })
 }
 
-/// A policy's text, and where it is from.
+/// The text of a policy, and its origin.
 struct Source {
     name: String,
     text: String,
@@ -146,7 +148,7 @@ struct Explained {
 /// Checks or explains.
 ///
 /// # Errors
-/// A file that cannot be read; a user who does not exist; for `explain` also a text that is no policy.
+/// For a file that cannot be read or an unknown user; for `explain` also for an invalid policy.
 pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     match args.command {
         Command::Show(args) => served::show(args, globals).await,
@@ -168,18 +170,17 @@ fn check(args: &CheckArgs, globals: &Globals) -> anyhow::Result<u8> {
         }
         Err(rejected) => checked.errors = rejected.problems,
     }
-    // Humans and scripts both see these on stderr, one a line.
+    // On stderr, one per line, with and without --json.
     for error in &checked.errors {
-        say(&format!("{}: {error}", checked.file));
+        print::message(format_args!("{}: {error}", checked.file));
     }
     for warning in &checked.warnings {
-        say(&format!("{}: warning: {warning}", checked.file));
+        print::message(format_args!("{}: warning: {warning}", checked.file));
     }
     if globals.json {
         print::json(&checked)?;
     } else if checked.ok {
-        let rules = if checked.rules == 1 { "rule" } else { "rules" };
-        print::out(format!("{}: fine, {} {rules}\n", checked.file, checked.rules))?;
+        print::out(format!("{}: valid, {}\n", checked.file, print::counted(checked.rules as u64, "rule")))?;
     }
     Ok(if checked.ok { exit::SUCCESS } else { exit::USAGE })
 }
@@ -195,25 +196,17 @@ fn explain(args: ExplainArgs, globals: &Globals) -> anyhow::Result<u8> {
         source_port: args.sport,
         destination: args.dst,
         port: args.port,
-        transport: match args.protocol {
-            Protocol::Tcp => Transport::Tcp,
-            Protocol::Udp => Transport::Udp,
-            Protocol::Icmp => Transport::Icmp,
-        },
+        transport: args.protocol,
         addresses,
         broadcasts,
     };
     let explanation = policy.explain(&subject, &question);
     let code = if explanation.allowed { exit::SUCCESS } else { exit::REFUSED };
-    if globals.json {
-        print::json(&Explained { file: source.name, explanation })?;
-    } else {
-        print::out(text(&source.name, &explanation))?;
-    }
+    print::result(globals, &Explained { file: source.name, explanation }, text)?;
     Ok(code)
 }
 
-fn text(file: &str, explanation: &Explanation) -> String {
+fn text(Explained { file, explanation }: &Explained) -> String {
     let mut text = format!("{}\n", explanation.sentence);
     if !explanation.assumed.is_empty() {
         text += &format!("assumed: {}\n", explanation.assumed.join(", "));
@@ -237,14 +230,9 @@ impl Source {
         match fs::read_to_string(name) {
             Ok(text) => Ok(Self { name: name.display().to_string(), text }),
             Err(error) if file.is_none() && error.kind() == io::ErrorKind::NotFound => {
-                Ok(Self { name: format!("the shipped default ({FILE} does not exist)"), text: SHIPPED.to_owned() })
+                Ok(Self { name: format!("the shipped policy ({FILE} does not exist)"), text: SHIPPED.to_owned() })
             }
             Err(source) => Err(Error::Io { action: format!("read {}", name.display()), source }),
         }
     }
-}
-
-fn say(line: &str) {
-    // Nothing is left to complain to when stderr is gone.
-    let _ = writeln!(io::stderr().lock(), "crafter: {line}");
 }

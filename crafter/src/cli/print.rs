@@ -1,29 +1,47 @@
-//! What all commands print alike.
+//! Output that the commands share: results, messages, tables.
 
 use std::{
+    fmt::Display,
     io::{self, Write as _},
     process::ExitCode,
+    time::Duration,
 };
 
 use crate::cli::exit;
 use serde::Serialize;
 
-/// Prints an error as one sentence on stderr.
-pub fn error(error: &anyhow::Error) {
-    // Nothing is left to complain to when stderr is gone.
-    let _ = writeln!(io::stderr().lock(), "crafter: {}", sentence(error));
+use super::Globals;
+
+/// Writes a line to stderr. A failure is ignored: no other stream is left to report it on.
+pub fn stderr(line: impl Display) {
+    let _ = writeln!(io::stderr().lock(), "{line}");
 }
 
-/// An error and its causes, without those that the sentence tells already.
+/// Writes `crafter: TEXT` to stderr.
+pub fn message(text: impl Display) {
+    stderr(format_args!("crafter: {text}"));
+}
+
+/// Writes `;; TEXT` to stderr: information that is not part of the result.
+pub fn note(text: impl Display) {
+    stderr(format_args!(";; {text}"));
+}
+
+/// Writes an error to stderr as one sentence.
+pub fn error(error: &anyhow::Error) {
+    message(sentence(error));
+}
+
+/// An error and its causes as one sentence, without causes that the sentence already contains.
 pub fn sentence(error: &anyhow::Error) -> String {
     error.chain().map(ToString::to_string).fold(String::new(), |sentence, cause| match sentence.as_str() {
         "" => cause,
-        told if told.contains(&cause) => sentence,
-        told => format!("{told}: {cause}"),
+        outer if outer.contains(&cause) => sentence,
+        outer => format!("{outer}: {cause}"),
     })
 }
 
-/// Prints what clap has to say: help and version on stdout, errors on stderr.
+/// Prints clap's output: help and version on stdout, errors on stderr. Returns the exit code.
 pub fn usage(error: &clap::Error) -> ExitCode {
     if error.use_stderr() {
         let text = error.render().to_string();
@@ -38,48 +56,12 @@ pub fn usage(error: &clap::Error) -> ExitCode {
 /// Prints text on stdout.
 ///
 /// # Errors
-/// What writing says, except that nobody reads any more (`crafter ... | head`).
+/// Those of writing, except a pipe whose reader has closed it (`crafter ... | head`).
 pub fn out(text: impl AsRef<str>) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_ref().as_bytes()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
         _ => Ok(()),
-    }
-}
-
-/// Lines that are printed while packets come and go.
-pub struct Lines {
-    to_stderr: bool,
-    fault: Option<io::Error>,
-}
-
-impl Lines {
-    /// To stdout, or to stderr where a capture takes that.
-    pub fn new(to_stderr: bool) -> Self {
-        Self { to_stderr, fault: None }
-    }
-
-    /// Prints; the first error is kept.
-    pub fn print(&mut self, text: &str) {
-        if self.to_stderr {
-            // Nothing is left to complain to when stderr is gone.
-            let _ = io::stderr().lock().write_all(text.as_bytes());
-        } else if let Err(error) = out(text) {
-            self.fault.get_or_insert(error);
-        }
-    }
-
-    /// Whether nobody can read them any more.
-    pub fn have_failed(&self) -> bool {
-        self.fault.is_some()
-    }
-
-    /// The first error, if there was one.
-    ///
-    /// # Errors
-    /// What writing said.
-    pub fn finish(self) -> io::Result<()> {
-        self.fault.map_or(Ok(()), Err)
     }
 }
 
@@ -91,34 +73,95 @@ pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
     Ok(out(serde_json::to_string(value)? + "\n")?)
 }
 
-/// Says on stderr how many half-open connections were reset, if any were.
-pub fn half_open_reset(count: u64) {
-    if count > 0 {
-        let connections = if count == 1 { "connection" } else { "connections" };
-        // Nothing is left to complain to when stderr is gone.
-        let _ = writeln!(io::stderr().lock(), ";; reset {count} half-open {connections}");
+/// Prints the result of a command on stdout: one line of JSON with `--json`, else `text` of it.
+///
+/// # Errors
+/// As [`out`].
+pub fn result<T: Serialize + ?Sized>(
+    globals: &Globals,
+    value: &T,
+    text: impl FnOnce(&T) -> String,
+) -> anyhow::Result<()> {
+    if globals.json { json(&value) } else { Ok(out(text(value))?) }
+}
+
+/// Lines that are printed while a command runs.
+pub struct Lines {
+    to_stderr: bool,
+    fault: Option<io::Error>,
+}
+
+impl Lines {
+    /// To stdout, or to stderr if a capture is written to stdout.
+    pub fn new(to_stderr: bool) -> Self {
+        Self { to_stderr, fault: None }
+    }
+
+    /// Prints; keeps the first error.
+    pub fn print(&mut self, text: &str) {
+        if self.to_stderr {
+            let _ = io::stderr().lock().write_all(text.as_bytes());
+        } else if let Err(error) = out(text) {
+            self.fault.get_or_insert(error);
+        }
+    }
+
+    /// Whether writing has failed, so that further lines are lost.
+    pub fn have_failed(&self) -> bool {
+        self.fault.is_some()
+    }
+
+    /// Ends the output.
+    ///
+    /// # Errors
+    /// The first error of writing.
+    pub fn finish(self) -> io::Result<()> {
+        self.fault.map_or(Ok(()), Err)
     }
 }
 
-/// Whether writing failed because nobody reads any more (`crafter ... | head`).
+/// Writes to stderr how many half-open connections were reset, if any were.
+pub fn half_open_reset(count: u64) {
+    if count > 0 {
+        note(format_args!("reset {}", counted(count, "half-open connection")));
+    }
+}
+
+/// Whether writing failed because the reader has closed the pipe (`crafter ... | head`).
 pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let mut kinds = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind);
     kinds.any(|kind| kind == io::ErrorKind::BrokenPipe)
 }
 
-/// Appends a table: the first row is the heading; columns whose heading is in `left` are aligned
-/// to the left, numbers to the right.
-pub fn columns<const N: usize>(text: &mut String, rows: &[[String; N]], left: &[&str]) {
-    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+/// `1 rule`, `2 rules`
+pub fn counted(count: u64, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
+
+/// Hours, minutes and seconds: `22:13:20`
+pub fn clock(time: Duration) -> String {
+    let seconds = time.as_secs();
+    format!("{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
+}
+
+/// The time of day, UTC, of a time since 1970.
+pub fn time_of_day(time: Duration) -> String {
+    clock(Duration::from_secs(time.as_secs() % 86_400))
+}
+
+/// A table: `heading`, then `rows`. Columns whose heading is in `left` are aligned to the left, others to the right.
+pub fn table<const N: usize>(heading: [&str; N], left: &[&str], rows: impl IntoIterator<Item = [String; N]>) -> String {
+    let rows: Vec<[String; N]> = std::iter::once(heading.map(str::to_owned)).chain(rows).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: [usize; N] = std::array::from_fn(width);
-    for row in rows {
+    let mut text = String::new();
+    for row in &rows {
         let mut line = String::new();
-        for (column, cell) in row.iter().enumerate() {
-            let width = widths[column];
-            let is_left = left.contains(&rows[0][column].as_str());
-            line += &if is_left { format!("{cell:<width$}  ") } else { format!("{cell:>width$}  ") };
+        for ((cell, width), name) in row.iter().zip(widths).zip(heading) {
+            line += &if left.contains(&name) { format!("{cell:<width$}  ") } else { format!("{cell:>width$}  ") };
         }
-        text.push_str(line.trim_end());
+        text += line.trim_end();
         text.push('\n');
     }
+    text
 }

@@ -1,11 +1,10 @@
-//! `crafter replay`: the packets of a capture, sent again.
+//! `crafter replay`: sends the packets of a capture.
 
 mod outlet;
 mod schedule;
 mod tape;
 
 use std::{
-    io::{self, Write as _},
     path::PathBuf,
     sync::mpsc::{self, Receiver, RecvTimeoutError},
     time::{Duration, Instant},
@@ -27,39 +26,38 @@ use super::{
 #[derive(Debug, clap::Args)]
 #[command(after_help = HELP)]
 pub struct Args {
-    /// A capture file (pcap or pcapng), or - for one on stdin
+    /// A capture file (pcap or pcapng), or - to read it from stdin
     #[arg(value_name = "FILE|-")]
     file: PathBuf,
-    /// Send through this interface; needed for Ethernet frames [default for IP packets: by their routes]
+    /// Send on this interface; required for Ethernet frames [default for IP packets: by route]
     #[arg(long, short, value_name = "IF")]
     interface: Option<String>,
-    /// Packets a second, in place of the capture's own times
+    /// Send at this rate instead of by the times in the capture
     #[arg(long, value_name = "PPS", conflicts_with_all = ["speed", "top_speed"])]
     rate: Option<f64>,
-    /// Divide the times between packets by this
+    /// Divide the time between packets by FACTOR
     #[arg(long, value_name = "FACTOR", default_value_t = 1.0, value_parser = factor)]
     speed: f64,
-    /// As fast as it goes
+    /// Send as fast as possible
     #[arg(long, conflicts_with = "speed")]
     top_speed: bool,
-    /// How many times
+    /// Send the capture N times
     #[arg(long = "loop", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     times: u32,
 }
 
 const HELP: &str = "\
-The packets leave as they are in the file, in its order. Ethernet frames go out of
---interface; IP packets go where their destinations' routes lead. All are checked before
-the first one leaves: one that is longer than the MTU, or that no route leads for, is an
-error. Ports are not owned: replies meet this host's kernel.
-Frames pass the queueing discipline with crafter's socket mark; with --top-speed they go
-straight to the driver, past it, past programs on the egress hook, and unseen by tcpdump
-on this host.
+Sends the packets unchanged, in the order of the file: Ethernet frames on --interface, IP packets
+by the routes of their destinations. All packets are checked before the first is sent; a packet
+that is longer than the MTU or has no route is an error. Ports are not owned: the kernel of
+this host receives the replies.
+Frames pass the queueing discipline with crafter's socket mark. With --top-speed they bypass
+it, programs on the egress hook, and tcpdump on this host.
 Needs CAP_NET_RAW (before Linux 5.17 also CAP_NET_ADMIN, for the mark).
 --json: the summary as one object: file, packets, shortened, sent, refused, seconds, rate,
 loops, broken, error, exit_code.
-Exit code 0: all is sent; 1: the kernel refused some; 2: the capture is cut short, and what is
-before the cut was sent; 130: Ctrl-C; others as `crafter --help` lists them.
+Exit code 0: all packets were sent; 1: the kernel rejected some; 2: the capture is truncated,
+and the packets before that were sent; 130: Ctrl-C; others as `crafter --help` lists them.
 
 Examples:
   crafter replay --interface veth0 frames.pcapng
@@ -69,15 +67,15 @@ fn factor(text: &str) -> Result<f64, String> {
     text.parse::<f64>()
         .ok()
         .filter(|factor| (1e-6..=1e6).contains(factor))
-        .ok_or_else(|| "a number from 0.000001 to 1000000 is needed".to_owned())
+        .ok_or_else(|| "not a factor; give a number from 0.000001 to 1000000".to_owned())
 }
 
-/// What became of it.
+/// The result.
 #[derive(Debug, Serialize)]
 struct Summary {
     file: String,
     packets: usize,
-    /// Packets of which the capture holds only the beginning, which is what was sent.
+    /// Packets that the capture holds only the beginning of; sent as short as they are.
     shortened: usize,
     sent: u64,
     refused: u64,
@@ -114,7 +112,7 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
         error: None,
         exit_code: exit::SUCCESS,
     };
-    // A thread of its own: timers of the runtime tell milliseconds, and a batch at top speed takes its time.
+    // A separate thread: the runtime's timers have millisecond resolution, and a batch at top speed blocks.
     let (stop, stopped) = mpsc::channel::<()>();
     let mut playing = tokio::task::spawn_blocking(move || play(&tape, schedule, outlet, args.times, &stopped));
     let (played, signal) = match until_signal(&mut playing).await? {
@@ -124,18 +122,18 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
             (playing.await, Some(code))
         }
     };
-    let played = played.context("sending ended unexpectedly")?;
+    let played = played.context("the sending thread panicked; this is a bug in crafter")?;
     summary.sent = played.outlet.sent();
     summary.refused = played.outlet.refused();
     summary.seconds = played.took.as_secs_f64();
     summary.rate = if summary.seconds > 0.0 { summary.sent as f64 / summary.seconds } else { 0.0 };
     summary.conclude(played.error, signal);
-    summary.tell(globals)?;
+    summary.print(globals)?;
     Ok(summary.exit_code)
 }
 
 impl Summary {
-    /// What is worst decides on the exit code.
+    /// Sets the exit code: a signal before an error, before a truncated capture, before rejected packets.
     fn conclude(&mut self, error: Option<Error>, signal: Option<u8>) {
         if let Some(code) = signal {
             self.exit_code = code;
@@ -150,24 +148,17 @@ impl Summary {
         }
     }
 
-    fn tell(&self, globals: &Globals) -> anyhow::Result<()> {
-        if globals.json {
-            print::json(self)?;
-        } else {
-            let Self { sent, refused, seconds, rate, .. } = self;
-            print::out(format!(
-                "{sent} packets sent in {seconds:.3} s, {rate:.0} packets/s; {refused} refused by the kernel\n"
-            ))?;
-        }
-        // Nothing is left to complain to when stderr is gone.
-        let mut stderr = io::stderr().lock();
+    fn print(&self, globals: &Globals) -> anyhow::Result<()> {
+        print::result(globals, self, |Self { sent, refused, seconds, rate, .. }| {
+            format!("{sent} packets sent in {seconds:.3} s, {rate:.0} packets/s; {refused} rejected by the kernel\n")
+        })?;
         if self.shortened > 0 && !globals.json {
-            let _ = writeln!(stderr, "{} packets were sent as short as the capture holds them", self.shortened);
+            print::stderr(format_args!("{} packets were sent truncated, as the capture holds them", self.shortened));
         }
         if let Some(error) = &self.error {
-            let _ = writeln!(stderr, "crafter: {error}");
+            print::message(error);
         } else if let Some(reason) = &self.broken {
-            let _ = writeln!(stderr, "crafter: {}: {reason}", self.file);
+            print::message(format_args!("{}: {reason}", self.file));
         }
         Ok(())
     }
@@ -180,9 +171,9 @@ struct Played {
     error: Option<Error>,
 }
 
-/// Sends all of `tape` so many times, until the other end of `stopped` is gone.
+/// Sends all of `tape` `times` times, or until the sender of `stopped` is dropped.
 fn play(tape: &Tape, mut schedule: Schedule, mut outlet: Outlet, times: u32, stopped: &Receiver<()>) -> Played {
-    /// Between looking whether to stop: a millisecond's work or less.
+    /// Packets between two checks of `stopped`: at most a millisecond of work.
     const CHUNK: usize = 512;
     let begun = Instant::now();
     let total = tape.items.len() as u64 * u64::from(times);

@@ -1,33 +1,48 @@
-//! Which running crafters `flows` and `counters` look at.
-
-use std::io::{self, Write as _};
+//! What `flows` and `counters` share: which crafters to report on, and a section for each.
 
 use crafter::{
-    Result,
+    Error, Result,
     datapath::running::{Process, RunningMaps},
     protocol::{control::Control, wire::InfoCall},
 };
+use serde::Serialize;
 
-/// Which running crafters to look at.
+use super::{print, service};
+
+/// Which running crafters to report on.
 #[derive(Debug, clap::Args)]
 #[group(skip)]
 pub struct Args {
-    /// Only the crafter that this process holds, read from its maps as with --direct [default: all on this kernel]
+    /// Report only on the crafter of this process, read from its maps as with --direct [default: all on this kernel]
     #[arg(long, value_name = "PID", conflicts_with = "socket")]
     pid: Option<i32>,
+    /// Report only on this interface of the service
+    #[arg(long, short, visible_alias = "iface", value_name = "IF", conflicts_with_all = ["direct", "pid"])]
+    pub interface: Option<String>,
+    #[command(flatten)]
+    service: service::Args,
 }
 
 impl Args {
-    /// Whether one process is asked for, which the service knows nothing of.
-    pub fn is_one(&self) -> bool {
-        self.pid.is_some()
-    }
-
-    /// The maps; says on stderr if there are none.
+    /// A connection to the service; `None` if the maps are to be read: for `--direct` and `--pid`, and if no service
+    /// runs.
     ///
     /// # Errors
-    /// Those of [`RunningMaps::find`].
+    /// Those of [`service::Args::open`].
+    pub async fn control(&self) -> Result<Option<Control>> {
+        if self.pid.is_some() { Ok(None) } else { self.service.open().await }
+    }
+
+    /// The maps of running crafters, by map id. Reports on stderr if there are none.
+    ///
+    /// # Errors
+    /// Those of [`RunningMaps::find`]; [`Error::Invalid`] for `--interface`, which maps do not record.
     pub fn find(&self) -> Result<Vec<RunningMaps>> {
+        if self.interface.is_some() {
+            let reason =
+                "no service is running, and only a service reports by interface; use --pid, or start the service";
+            return Err(Error::invalid("--interface", reason));
+        }
         let mut found = RunningMaps::find()?;
         if let Some(pid) = self.pid {
             found.retain(|maps| maps.holders.iter().any(|holder| holder.pid == pid));
@@ -35,24 +50,44 @@ impl Args {
         found.sort_by_key(|maps| maps.map_id);
         if found.is_empty() {
             let which = self.pid.map(|pid| format!(" with process id {pid}")).unwrap_or_default();
-            say(&format!("no crafter{which} is running"));
+            print::message(format_args!("no crafter{which} is running"));
         }
         Ok(found)
     }
 }
 
-/// The line above a table.
-pub fn title(holders: &[Process]) -> String {
-    let names: Vec<String> = holders.iter().map(Process::to_string).collect();
-    match names.is_empty() {
-        true => "held by a process that cannot be found out\n".to_owned(),
-        false => format!("{}\n", names.join(", ")),
-    }
+/// Flows or counters of one crafter, or of one interface of the service.
+#[derive(Serialize)]
+pub struct Section<T> {
+    #[serde(flatten)]
+    pub origin: Origin,
+    /// Processes that hold the map.
+    pub holders: Vec<Process>,
+    #[serde(flatten)]
+    pub content: T,
 }
 
-/// The line above a table of the service.
-pub fn served_title(interface: &str, holders: &[Process]) -> String {
-    format!("{interface}, {}", title(holders))
+/// What a section reports on.
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// The map of a crafter that runs without the service.
+    MapId(u32),
+    /// An interface of the service.
+    Interface(String),
+}
+
+impl<T> Section<T> {
+    /// The section's text: its title, then `table` of its content.
+    pub fn text(&self, table: impl FnOnce(&T) -> String) -> String {
+        let interface = match &self.origin {
+            Origin::MapId(_) => String::new(),
+            Origin::Interface(interface) => format!("{interface}, "),
+        };
+        let holders: Vec<String> = self.holders.iter().map(Process::to_string).collect();
+        let holders = if holders.is_empty() { "held by an unknown process".to_owned() } else { holders.join(", ") };
+        format!("{interface}{holders}\n{}", table(&self.content))
+    }
 }
 
 /// The service's process.
@@ -63,10 +98,4 @@ pub async fn service(control: &Control) -> Result<Vec<Process>> {
     let pid = control.call(&InfoCall {}).await?.pid;
     let name = "crafter".to_owned();
     Ok(i32::try_from(pid).map(|pid| vec![Process { pid, name }]).unwrap_or_default())
-}
-
-/// Says something that is no result.
-pub fn say(line: &str) {
-    // Nothing is left to complain to when stderr is gone.
-    let _ = writeln!(io::stderr().lock(), "crafter: {line}");
 }

@@ -1,17 +1,10 @@
-//! `crafter send`: packets sent, answers not waited for.
-
-use std::io::{self, Write as _};
+//! `crafter send`: sends packets without waiting for replies.
 
 use crate::cli::exit;
-use crafter::session::{Event, SrOptions};
+use crafter::session::SrOptions;
 use serde_json::json;
 
-use super::{
-    Globals,
-    exchange::{self, Closed},
-    interface::{self, Ended},
-    print,
-};
+use super::{Globals, exchange, print};
 
 /// `crafter send`
 #[derive(Debug, clap::Args)]
@@ -22,14 +15,14 @@ pub struct Args {
 }
 
 const HELP: &str = "\
-A packet begins with IP, IPv6, Ether or ARP. What it leaves unset is filled in: source
-address and next hop by the route, the source port (or ICMP identifier) by a lease that
-lasts until all is sent. `sr` waits for answers, and keeps the kernel's RSTs away meanwhile:
-a SYN-ACK that comes when `send` has ended, the kernel resets.
-A line on stderr tells what was sent.
+A packet begins with IP, IPv6, Ether or ARP. Unset fields are filled in: source address and
+next hop from the route, the source port (or ICMP identifier) from a lease that ends when all
+packets are sent. After that the kernel answers a late SYN-ACK with a RST; `sr` waits for
+replies and suppresses such RSTs while it waits.
+Prints one line on stderr: how many packets were sent, and how many were not.
 --json: an object with account and mechanism.
-Exit code 0: all of it was handed to the kernel, or the account says what was not; others as
-`crafter --help` lists them.
+Exit code 0: all packets were handed to the kernel, or the account counts those that were not;
+others as `crafter --help` lists them.
 
 Examples:
   crafter send 'IP(dst=\"192.0.2.1\")/UDP(dport=9)/\"hello\"'
@@ -43,28 +36,16 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     let args = &args.exchange;
     let set = args.set()?;
     let packets = args.packets(&set)?;
-    let session = match interface::until_signal(args.session()).await? {
-        Ended::Itself(session) => session?,
-        Ended::Signal(code) => return Ok(code),
-    };
-    let mut recorder = args.recorder()?;
     let options = SrOptions { pace: args.pace(), ..SrOptions::default() };
-    let observer = &mut |event: &Event<'_>| recorder.handle(event);
-    let ended = interface::until_signal(session.send_with(packets, &options, observer)).await?;
-    let Closed { reports, reset, signal } =
-        exchange::close(session, options.pace, &mut |event| recorder.handle(event)).await?;
-    let (mut account, recorded) = match exchange::settle(ended, reset, recorder)? {
-        Ended::Itself(result) => result,
-        Ended::Signal(code) => return Ok(code),
-    };
-    account.half_open_reset += reset;
-    if globals.json && !args.writes_to_stdout() {
-        print::json(&json!({ "account": account, "mechanism": reports }))?;
+    let sending = args.run(async |session, observer| session.send_with(packets, &options, observer).await);
+    let (mut account, mut closed) = sending.await?;
+    account.half_open_reset += closed.reset;
+    if globals.json && !args.capture.is_stdout() {
+        print::json(&json!({ "account": account, "mechanism": closed.reports }))?;
     } else {
-        // Nothing is left to complain to when stderr is gone.
-        let _ = writeln!(io::stderr().lock(), ";; {}", account.sending());
+        print::note(account.sending());
         print::half_open_reset(account.half_open_reset);
     }
-    recorded?;
-    Ok(signal.unwrap_or(exit::SUCCESS))
+    closed.check_recorded()?;
+    Ok(closed.signal.unwrap_or(exit::SUCCESS))
 }

@@ -1,4 +1,4 @@
-//! `crafter serve`: the service.
+//! `crafter serve`: runs the service.
 
 use std::{
     fs, io,
@@ -33,41 +33,43 @@ use super::{Globals, interface, service::Socket};
 pub struct Args {
     #[command(flatten)]
     socket: Socket,
-    /// The group that may connect; without: crafter, if there is such a group, else root's
+    /// Let this group connect [default: crafter if that group exists, else root's]
     #[arg(long, value_name = "GROUP")]
     group: Option<String>,
-    /// Everybody may connect; the policy decides what they may do
+    /// Let all users connect; the policy decides what they may do
     #[arg(long, conflicts_with = "group")]
     everybody: bool,
-    /// Run as this user from now on, with four capabilities, and a fifth where locked memory is limited
+    /// Switch to this user; keeps four capabilities, and a fifth if locked memory is limited
     #[arg(long, value_name = "USER")]
     user: Option<String>,
-    /// The policy [default: /etc/crafter/crafter.toml if it exists, else the shipped one]
+    /// Read the policy from FILE [default: /etc/crafter/crafter.toml if it exists, else the shipped policy]
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
-    /// End when there was nothing to do for so long [default: 60 where systemd opened the socket, else never]
+    /// Exit after this idle time [default: 60 if systemd opened the socket, else never]
     #[arg(long, value_name = "SECONDS", value_parser = interface::seconds)]
     idle: Option<Duration>,
-    /// Ingress hook: native or generic XDP, tc, or the fastest that can be had
+    /// Ingress hook: native or generic XDP, tc, or the fastest that is available
     #[arg(long, value_name = "MODE", default_value = "auto", value_parser = interface::attach())]
     attach: Attach,
     /// Entries of the flow map of each interface
     #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(1..))]
     flows: u32,
-    /// Install no filter of system calls, to find out what it refuses
+    /// Do not install the system call filter, to find out what it blocks
     #[arg(long)]
     no_seccomp: bool,
 }
 
 const HELP: &str = "\
-Owns the hooks for all others: unprivileged users lease ports from it, as the policy says
-(`crafter policy`). Attaches to an interface with its first lease, detaches a second after
-its last. Needs CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF and CAP_PERFMON, and gives up all else.
+Owns the hooks for its clients: unprivileged users lease ports from it, as the policy allows
+(`crafter policy`). It attaches to an interface with the first lease and detaches one second
+after the last. It needs CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF and CAP_PERFMON, and drops all
+other capabilities.
 
-SIGHUP reads the policy again: all of it or, if something is wrong with it, nothing. SIGTERM
-and SIGINT end it; leases end with it, and the kernel behaves as before.
-Exit codes: 0 ended as told; 2 something is wrong with an option or the policy; 3 a capability
-is missing.
+SIGHUP reloads the policy; if the new policy has an error, the current one stays in force.
+SIGTERM and SIGINT end the service and all leases; after that the kernel handles the ports
+again.
+Exit codes: 0 ended by a signal or idle; 2 an error in an option or in the policy; 3 a
+capability is missing.
 --json: nothing is printed.
 
 Examples:
@@ -75,15 +77,15 @@ Examples:
   sudo crafter serve --user crafter --policy ./crafter.toml --socket /run/crafter/crafter.sock
   crafter policy check && sudo pkill -HUP -x crafter";
 
-/// How long it waits for work where systemd starts it again.
+/// Idle time before exit if systemd opened the socket: it starts the service again on the next connection.
 const ACTIVATED_IDLE: Duration = Duration::from_secs(60);
 
-/// Serves until it is told to end.
+/// Serves until a signal arrives or the service is idle.
 ///
 /// # Errors
 /// Those of the socket, of the privileges and of the policy.
 pub async fn run(args: Args, _: &Globals) -> anyhow::Result<u8> {
-    // Every lease would be refused: the service manager is told now.
+    // On an old kernel every lease would fail: fail at the start, where the service manager sees it.
     program::supported()?;
     let signals = Signals::listen()?;
     let activated = systemd::listener()?;
@@ -99,7 +101,7 @@ pub async fn run(args: Args, _: &Globals) -> anyhow::Result<u8> {
             (listener, Some(Bound(path)))
         }
     };
-    // From here on no program can be started: what old kernels need one for is started now.
+    // The confinement below forbids starting programs: the guard process of old kernels starts first.
     let needs_guard = features::needs_guard()?;
     privileges::confine_beside(args.user.as_deref(), needs_guard.then_some(&guard::start_ahead))?;
     let load = LoadOptions { flow_entries: args.flows, ..LoadOptions::default() };
@@ -109,12 +111,12 @@ pub async fn run(args: Args, _: &Globals) -> anyhow::Result<u8> {
     Ok(exit::SUCCESS)
 }
 
-/// A socket's file, removed when the service ends.
+/// The file of a bound socket; removed on drop.
 struct Bound(PathBuf);
 
 impl Drop for Bound {
     fn drop(&mut self) {
-        // Its directory may be another user's by now; what is left there is taken over by the next one.
+        // Fails if the service has switched users and may not write the directory; the next start replaces the file.
         let _ = fs::remove_file(&self.0);
     }
 }
@@ -122,7 +124,7 @@ impl Drop for Bound {
 fn bind(path: &Path, args: &Args) -> Result<UnixListener> {
     let failed = |source: io::Error| Error::Io { action: format!("listen on {}", path.display()), source };
     if UnixStream::connect(path).is_ok() {
-        let reason = "another service answers there: end that one, or name another socket";
+        let reason = "another service is listening on it; stop that service, or choose another socket";
         return Err(Error::invalid(format!("--socket {}", path.display()), reason));
     }
     if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
@@ -133,7 +135,7 @@ fn bind(path: &Path, args: &Args) -> Result<UnixListener> {
         _ => {}
     }
     let group = group(args)?;
-    // Nobody else may connect before it is whose it is to be.
+    // No other user may connect before owner and mode are set.
     let before = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
     let listener = UnixListener::bind(path);
     nix::sys::stat::umask(before);
@@ -146,14 +148,14 @@ fn bind(path: &Path, args: &Args) -> Result<UnixListener> {
 
 fn group(args: &Args) -> Result<Option<Gid>> {
     let failed = |errno: nix::Error| Error::Io { action: "look up a group".to_owned(), source: errno.into() };
-    match &args.group {
-        None => Ok(Group::from_name("crafter").map_err(failed)?.map(|group| group.gid)),
-        Some(name) => match name.parse::<u32>() {
-            Ok(number) => Ok(Some(Gid::from_raw(number))),
-            Err(_) => match Group::from_name(name).map_err(failed)? {
-                Some(group) => Ok(Some(group.gid)),
-                None => Err(Error::invalid("--group", format_args!("there is no group '{name}' on this host"))),
-            },
-        },
+    let name = args.group.as_deref().unwrap_or("crafter");
+    if let Ok(number) = name.parse() {
+        return Ok(Some(Gid::from_raw(number)));
+    }
+    match Group::from_name(name).map_err(failed)? {
+        None if args.group.is_some() => {
+            Err(Error::invalid("--group", format_args!("no group '{name}' on this host; `getent group` lists them")))
+        }
+        group => Ok(group.map(|group| group.gid)),
     }
 }

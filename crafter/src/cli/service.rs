@@ -7,50 +7,50 @@ use crafter::{
     protocol::control::{Control, SOCKET, SOCKET_VARIABLE},
 };
 
-/// For commands that use the service where there is one, and do without it otherwise.
+/// Options of commands that use the service if it runs, and else work by themselves.
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Service")]
 #[group(skip)]
 pub struct Args {
-    /// Do it in this process, which takes privileges, even where the service runs
+    /// Work in this process, which needs privileges, even if the service runs
     #[arg(long, conflicts_with = "socket")]
     pub direct: bool,
     #[command(flatten)]
     pub socket: Socket,
 }
 
-/// Where the service listens; alone for commands that only the service can answer.
+/// Option of commands that need the service.
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Service")]
 pub struct Socket {
     /// The service's socket [env: CRAFTER_SOCKET] [default: /run/crafter/crafter.sock]
-    // Not clap's `env`: it takes an empty variable for an error, and --direct wins over the variable.
+    // Not clap's `env`: an empty variable would be an error, and --direct would conflict with the variable.
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
 }
 
 impl Args {
-    /// Whether the service was asked for.
-    pub fn is_asked(&self) -> bool {
-        !self.direct && self.socket.asked().is_some()
+    /// Whether the user has requested the service, by option or environment.
+    pub fn is_requested(&self) -> bool {
+        !self.direct && self.socket.requested().is_some()
     }
 
-    /// A connection to the service; `None`: this process shall do it, because of `--direct` or because no service is
-    /// there.
+    /// A connection to the service; `None` if this process is to work by itself: with `--direct`, or if no service
+    /// answers.
     ///
     /// # Errors
-    /// [`Error::NoService`] if it was asked for, by `--socket` or by the environment, and does not answer.
+    /// [`Error::NoService`] if the user has requested the service and it does not answer.
     pub async fn open(&self) -> Result<Option<Control>> {
         if self.direct {
             return Ok(None);
         }
-        let asked = self.socket.asked();
-        match Control::connect(asked.as_deref().unwrap_or(Path::new(SOCKET))).await {
+        let requested = self.socket.requested();
+        match Control::connect(requested.as_deref().unwrap_or(Path::new(SOCKET))).await {
             Ok(control) => Ok(Some(control)),
-            Err(error @ Error::NoService { .. }) if asked.is_none() => {
-                // One that is there, but not for this user or not running, is worth a word.
+            Err(error @ Error::NoService { .. }) if requested.is_none() => {
+                // A socket that exists but cannot be used is unexpected; no socket is normal.
                 let level = if Path::new(SOCKET).exists() { log::Level::Warn } else { log::Level::Debug };
-                log::log!(level, "{error}; doing without");
+                log::log!(level, "{error}; continuing without the service");
                 Ok(None)
             }
             Err(error) => Err(error),
@@ -64,16 +64,16 @@ impl Socket {
     /// # Errors
     /// [`Error::NoService`] if it does not answer.
     pub async fn open(&self) -> Result<Control> {
-        Control::connect(self.asked().as_deref().unwrap_or(Path::new(SOCKET))).await
+        Control::connect(self.requested().as_deref().unwrap_or(Path::new(SOCKET))).await
     }
 
-    /// Where the service listens, or is to listen.
+    /// The path of the socket.
     pub fn path(&self) -> PathBuf {
-        self.asked().unwrap_or_else(|| PathBuf::from(SOCKET))
+        self.requested().unwrap_or_else(|| PathBuf::from(SOCKET))
     }
 
-    /// The socket that was asked for, by option or by environment.
-    fn asked(&self) -> Option<PathBuf> {
+    /// The socket that the user has requested, by option or environment.
+    fn requested(&self) -> Option<PathBuf> {
         let variable = || std::env::var_os(SOCKET_VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from);
         self.socket.clone().or_else(variable)
     }
@@ -92,19 +92,19 @@ mod tests {
     }
 
     #[test]
-    fn one_way_only() {
+    fn direct_conflicts_with_socket() {
         assert!(Line::try_parse_from(["crafter", "--direct", "--socket", "/nowhere"]).is_err());
     }
 
     #[tokio::test(flavor = "current_thread")]
-    async fn a_socket_asked_for_must_answer() {
+    async fn requested_socket_must_answer() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("crafter.sock");
         let line = Line::parse_from(["crafter", "--socket", path.to_str().unwrap()]);
-        for attempt in ["nothing is there", "nobody listens"] {
-            let said = line.service.open().await.unwrap_err();
+        for attempt in ["no file", "no listener"] {
+            let error = line.service.open().await.unwrap_err();
             assert!(
-                matches!(&said, Error::NoService { path: at, .. } if *at == path.display().to_string()),
+                matches!(&error, Error::NoService { path: at, .. } if *at == path.display().to_string()),
                 "{attempt}"
             );
             drop(std::os::unix::net::UnixListener::bind(&path));

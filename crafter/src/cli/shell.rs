@@ -1,4 +1,4 @@
-//! `crafter shell`: packets by hand, results in variables.
+//! `crafter shell`: crafts packets at a prompt, with results in variables.
 
 mod input;
 mod outside;
@@ -6,7 +6,7 @@ mod prompt;
 mod state;
 
 use std::{
-    io::{self, IsTerminal as _, Write as _},
+    io::{self, IsTerminal as _},
     path::PathBuf,
 };
 
@@ -15,24 +15,18 @@ use anyhow::Context as _;
 use crafter::shell::{Failure, Output, Shell};
 use tokio::signal::unix::{SignalKind, signal};
 
-use self::{
-    input::{Input, Text},
-    outside::Outside,
-};
-use super::{
-    Globals,
-    interface::{self, Ended},
-    print,
-};
+use self::input::{Input, Text};
+pub use self::outside::Outside;
+use super::{Globals, interface, print};
 
 /// `crafter shell`
 #[derive(Debug, clap::Args)]
 #[command(after_help = HELP)]
 pub struct Args {
-    /// A file of statements; -: those on stdin [default: a prompt, or stdin if it is no terminal]
+    /// Run the statements of FILE, or of stdin for - [default: a prompt, or stdin if it is not a terminal]
     #[arg(value_name = "FILE", conflicts_with = "command")]
     file: Option<PathBuf>,
-    /// Run these statements: lines, or several with ; between
+    /// Run these statements, separated by newlines or ;
     #[arg(short, long, value_name = "STATEMENTS")]
     command: Option<String>,
     #[command(flatten)]
@@ -44,17 +38,17 @@ pub struct Args {
 }
 
 const HELP: &str = "\
-Packets are written as for `crafter sr`, results are variables:
+Packets are written as for `crafter sr`; results can be assigned to variables:
   synack = sr1(IP(dst=\"192.0.2.1\")/TCP(sport=5000, dport=80, flags=\"S\"))
   send(IP(dst=\"192.0.2.1\")/TCP(sport=5000, dport=80, flags=\"A\", seq=synack.ack, ack=synack.seq+1))
-`help()` lists the functions, Tab completes, Ctrl-C ends what is running, Ctrl-D the shell.
-Ports that were sent from stay owned until then: the kernel resets nothing. At the end crafter
-resets connections that are half open: no packet acknowledged or reset what a SYN-ACK answered.
-Not so if the shell is killed, or with --leave-open: then the kernel resets them later.
-What is shown goes to stdout, with --json as one JSON value a line; all else to stderr.
-Without a prompt the first error ends it: exit code 2 if the text makes no sense, else the
-error's own. The history is in $XDG_STATE_HOME/crafter, or ~/.local/state/crafter.
-Exit code 0: all statements went well, or the prompt was left; others as above.
+`help()` lists the functions, Tab completes, Ctrl-C interrupts a statement, Ctrl-D ends the shell.
+Source ports stay owned until the shell ends, so that the kernel sends no RST. At the end crafter
+resets half-open connections: those whose SYN-ACK no packet acknowledged or reset. If the shell
+is killed, and with --leave-open, the kernel resets them later.
+Values are printed on stdout, with --json as one JSON value per line; messages on stderr.
+Without a prompt the first error ends the shell: exit code 2 for a syntax error, else the code of
+the error. The history is in $XDG_STATE_HOME/crafter, or ~/.local/state/crafter.
+Exit code 0: all statements succeeded, or the prompt was left; others as above.
 
 Examples:
   crafter shell
@@ -81,19 +75,15 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     code
 }
 
-/// Runs a text that is there as a whole; all of it is read before the first statement is run.
+/// Runs a complete text. All of it is parsed before the first statement is run.
 async fn script(shell: &mut Shell<Outside>, name: &str, text: &str, globals: &Globals) -> anyhow::Result<u8> {
     let mut printer = Printer::new(globals);
-    let ran = interface::until_signal(shell.run(text, |output| printer.take(output))).await?;
+    let ran = interface::unless_signal(shell.run(text, |output| printer.take(output))).await;
     printer.finish()?;
-    match ran {
-        Ended::Itself(Ok(())) => Ok(exit::SUCCESS),
-        Ended::Itself(Err(failure)) => Ok(failed(name, &failure)),
-        Ended::Signal(code) => Ok(code),
-    }
+    Ok(ran?.map_or_else(|failure| failed(name, &failure), |()| exit::SUCCESS))
 }
 
-/// Runs what comes from stdin, statement by statement, so that a program can talk to the shell.
+/// Runs each statement from stdin when it is complete, so that a program can use the shell interactively.
 async fn piped(shell: &mut Shell<Outside>, globals: &Globals) -> anyhow::Result<u8> {
     let work = async {
         let mut input = input::piped();
@@ -112,13 +102,10 @@ async fn piped(shell: &mut Shell<Outside>, globals: &Globals) -> anyhow::Result<
         }
         Ok(exit::SUCCESS)
     };
-    match interface::until_signal(work).await? {
-        Ended::Itself(code) => code,
-        Ended::Signal(code) => Ok(code),
-    }
+    interface::unless_signal(work).await?
 }
 
-/// Prompts for statements until the user leaves. Errors are told and do not end it.
+/// Prompts for statements until the user leaves. Errors are printed and do not end the prompt.
 async fn prompted(shell: &mut Shell<Outside>, globals: &Globals) -> anyhow::Result<u8> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let mut prompt = prompt::Prompt::start()?;
@@ -128,7 +115,7 @@ async fn prompted(shell: &mut Shell<Outside>, globals: &Globals) -> anyhow::Resu
             answer = prompt.answer() => answer,
             _ = terminate.recv() => {
                 prompt.restore();
-                return Ok(128 + libc::SIGTERM as u8);
+                return Ok(exit::signal(libc::SIGTERM));
             }
         };
         let text = match answer {
@@ -138,20 +125,20 @@ async fn prompted(shell: &mut Shell<Outside>, globals: &Globals) -> anyhow::Resu
             Some(Input::End) | None => return Ok(exit::SUCCESS),
         };
         let mut printer = Printer::new(globals);
-        // One that came while nothing was running is for nothing.
+        // Discard an interrupt that arrived while no statement was running.
         while futures_util::FutureExt::now_or_never(interrupt.recv()).is_some() {}
         let ran = tokio::select! {
             ran = shell.run(&text, |output| printer.take(output)) => Some(ran),
             _ = interrupt.recv() => None,
-            _ = terminate.recv() => return Ok(128 + libc::SIGTERM as u8),
+            _ = terminate.recv() => return Ok(exit::signal(libc::SIGTERM)),
         };
         if let Err(error) = printer.finish() {
             print::error(&error);
         }
         match ran {
             Some(Ok(())) => {}
-            Some(Err(failure)) => told(&text, &failure),
-            None => note("interrupted"),
+            Some(Err(failure)) => print_failure(&text, &failure),
+            None => print::note("interrupted"),
         }
         if shell.is_leaving() {
             return Ok(exit::SUCCESS);
@@ -159,7 +146,7 @@ async fn prompted(shell: &mut Shell<Outside>, globals: &Globals) -> anyhow::Resu
     }
 }
 
-/// Prints values as they come.
+/// Prints the output of statements.
 struct Printer {
     json: bool,
     fault: Option<anyhow::Error>,
@@ -172,7 +159,7 @@ impl Printer {
 
     fn take(&mut self, output: Output<'_>) {
         let printed = match output {
-            Output::Notice(text) => return note(text),
+            Output::Notice(text) => return print::note(text),
             Output::Value(value) if self.json => {
                 value.to_json().map_err(anyhow::Error::from).and_then(|value| print::json(&value))
             }
@@ -188,23 +175,22 @@ impl Printer {
     }
 }
 
-/// Something to know that is no result.
-fn note(text: &str) {
-    // Nothing is left to complain to when stderr is gone.
-    let _ = writeln!(io::stderr().lock(), ";; {text}");
+/// Prints the failure of a script; returns its exit code.
+fn failed(name: &str, failure: &Failure) -> u8 {
+    print::message(format_args!("{name}, {failure}"));
+    code(failure)
 }
 
-fn failed(name: &str, failure: &Failure) -> u8 {
-    print::error(&anyhow::anyhow!("{name}, {failure}"));
+/// The exit code of a failure.
+pub fn code(failure: &Failure) -> u8 {
     if failure.is_of_text() { exit::USAGE } else { exit::code(&failure.error) }
 }
 
-/// Tells a failure below the line that was typed, with a mark below the place.
-fn told(text: &str, failure: &Failure) {
-    let mut said = String::new();
-    if !text.contains('\n') {
-        said = format!("{:>1$}\n", "^", prompt::PROMPT.len() + failure.column);
-    }
-    let place = if said.is_empty() { format!("line {}: ", failure.line) } else { String::new() };
-    let _ = writeln!(io::stderr().lock(), "{said}{place}{}", failure.reason());
+/// Prints a failure at the prompt: below a marker for a single line, else with the number of the line.
+fn print_failure(text: &str, failure: &Failure) {
+    let place = match text.contains('\n') {
+        true => format!("line {}: ", failure.line),
+        false => format!("{:>1$}\n", "^", prompt::PROMPT.len() + failure.column),
+    };
+    print::stderr(format_args!("{place}{}", failure.reason()));
 }

@@ -1,4 +1,4 @@
-//! `crafter show`: packets of a capture file or hex digits, for people.
+//! `crafter show`: prints packets of a capture file, or given as hex digits.
 
 use std::{
     fs::File,
@@ -14,51 +14,51 @@ use crafter::{
     capture::{self, Captured, Direction, Reader},
     layer::{Kind, Packet},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Globals, print};
 
-/// What a compressed file begins with.
+/// First bytes of a gzip file.
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 
 /// `crafter show`
 #[derive(Debug, clap::Args)]
 #[command(after_help = HELP)]
 pub struct Args {
-    /// A capture file (pcap or pcapng), hex digits of one packet, or - for either on stdin
+    /// A capture file (pcap or pcapng), hex digits of one packet, or - to read either from stdin
     #[arg(value_name = "FILE|HEX|-")]
     input: String,
-    /// What to print of each packet
+    /// Form in which packets are printed
     #[arg(long = "as", value_name = "FORM", default_value = "fields")]
     form: Form,
-    /// What hex digits begin with, e.g. Ether or IP [default: IP or IPv6 where the lengths fit, else Ether]
+    /// First layer of hex digits, e.g. Ether or IP [default: IP or IPv6 if the lengths match, else Ether]
     #[arg(long, value_name = "LAYER", value_parser = layer)]
     first: Option<Kind>,
 }
 
-/// What to print of a packet.
+/// A form in which a packet is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Form {
-    /// All fields, one a line
+    /// All fields, one per line
     Fields,
     /// One line
     Summary,
-    /// The text form, as `crafter build` reads it, without what would be computed the same
+    /// The expression that `crafter build` reads, without fields whose computed value is the same
     Expr,
     /// Bytes in hex digits and as text
     Hexdump,
-    /// Bytes in hex digits, each layer in a colour of its own
+    /// Bytes in hex digits, each layer in its own colour
     Map,
 }
 
 const HELP: &str = "\
-Every packet, built again, gives the same bytes; what no layer is known for is Raw.
-A capture that is cut short gives the packets before the cut, a message on stderr and
-exit code 2. Packets from stdin are printed as they come: `crafter sniff -w - | crafter show -`.
-Comments of a pcapng file stand behind a #.
+Building a printed packet gives the same bytes. Bytes of unknown protocols become a Raw layer.
+For a truncated capture the packets before the truncation are printed, with a message on stderr
+and exit code 2. Packets from stdin are printed as they arrive: `crafter sniff -w - | crafter
+show -`. Comments of a pcapng file follow a #.
 --json: an object with packets (summary, expression, bytes, layers with all fields) and
-broken (why there are no more, or null).
-Exit code 0; 2: it is no capture and no packet, or cut short; 1: it cannot be read.
+broken (why reading stopped early, or null).
+Exit code 0; 2: not a capture and not a packet, or truncated; 1: the file cannot be read.
 
 Examples:
   crafter show capture.pcapng
@@ -69,34 +69,24 @@ fn layer(name: &str) -> Result<Kind, String> {
     Kind::named(name)
 }
 
-/// Reads and prints, packet by packet.
+/// Reads and prints packets one by one.
 ///
 /// # Errors
-/// Those of reading; [`Error::Invalid`] for what is neither a capture nor hex digits.
+/// Those of reading; [`Error::Invalid`] for input that is neither a capture nor hex digits.
 pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     let packets = open(&args)?;
     let mut out = Output {
         out: BufWriter::new(io::stdout().lock()),
         json: globals.json,
         form: args.form,
-        // Who writes into a pipe may take its time.
-        live: args.input == "-",
+        // The writer of a pipe may send packets at any time.
+        flush_each: args.input == "-",
         begun: false,
     };
     let mut broken = None;
-    let mut written = Ok(());
-    for captured in packets {
-        written = match captured {
-            Ok(captured) => out.packet(&captured),
-            Err(error) => {
-                broken = Some(error);
-                break;
-            }
-        };
-        if written.is_err() {
-            break;
-        }
-    }
+    let mut whole = packets.map_while(|captured| captured.map_err(|error| broken = Some(error)).ok());
+    let written = whole.try_for_each(|captured| out.packet(&captured));
+    drop(whole);
     let reason = broken.as_ref().map(|error| match error {
         Error::Invalid { reason, .. } => reason.clone(),
         other => other.to_string(),
@@ -106,29 +96,25 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
         result => result?,
     }
     if let Some(reason) = reason {
-        // Nothing is left to complain to when stderr is gone.
-        let _ = writeln!(io::stderr().lock(), "crafter: {}: {reason}", args.input);
+        print::message(format_args!("{}: {reason}", args.input));
     }
     Ok(broken.map_or(exit::SUCCESS, |error| exit::code(&error)))
 }
 
-/// Packets on stdout, each written when it comes.
+/// Prints packets on stdout.
 struct Output<W: Write> {
     out: BufWriter<W>,
     json: bool,
     form: Form,
-    live: bool,
-    /// Whether the JSON object is.
+    flush_each: bool,
+    /// Whether the beginning of the JSON object is written.
     begun: bool,
 }
 
 impl<W: Write> Output<W> {
     fn packet(&mut self, captured: &Captured) -> anyhow::Result<()> {
         if self.json {
-            let mut object = captured.packet().to_json()?;
-            object["time"] = json!(captured.time.map(|time| time.as_secs_f64()));
-            object["original_length"] = json!(captured.original_length);
-            object["interface"] = json!(captured.interface);
+            let mut object = object(captured)?;
             object["direction"] = json!(captured.direction.map(Direction::name));
             object["comment"] = json!(captured.comment);
             self.out.write_all(if self.begun { b"," } else { b"{\"packets\":[" })?;
@@ -137,7 +123,7 @@ impl<W: Write> Output<W> {
         } else {
             self.out.write_all(commented(captured, self.form)?.as_bytes())?;
         }
-        if self.live { Ok(self.out.flush()?) } else { Ok(()) }
+        if self.flush_each { Ok(self.out.flush()?) } else { Ok(()) }
     }
 
     fn end(&mut self, broken: Option<&str>) -> anyhow::Result<()> {
@@ -149,7 +135,19 @@ impl<W: Write> Output<W> {
     }
 }
 
-/// A packet in a form, with the end of its last line.
+/// A captured packet as JSON.
+///
+/// # Errors
+/// Those of building it.
+pub fn object(captured: &Captured) -> crafter::Result<Value> {
+    let mut object = captured.packet().to_json()?;
+    object["time"] = json!(captured.time.map(|time| time.as_secs_f64()));
+    object["original_length"] = json!(captured.original_length);
+    object["interface"] = json!(captured.interface);
+    Ok(object)
+}
+
+/// A packet in a form, ending with a newline.
 ///
 /// # Errors
 /// Those of building it.
@@ -166,7 +164,7 @@ pub fn text(mut packet: Packet, form: Form) -> crafter::Result<String> {
     })
 }
 
-/// The same with the capture's comments, where that is no form that is read again.
+/// The same with the comments of the capture, in forms that no program reads again.
 fn commented(captured: &Captured, form: Form) -> crafter::Result<String> {
     let mut text = text(captured.packet(), form)?;
     match (&captured.comment, form) {
@@ -190,7 +188,11 @@ fn open(args: &Args) -> anyhow::Result<Packets> {
     } else {
         return match hex(&args.input) {
             Some(bytes) => Ok(Box::new(iter::once(Ok(one(bytes, args.first))))),
-            None => Err(Error::invalid(&args.input, "it is neither a file nor hex digits").into()),
+            None => Err(Error::invalid(
+                &args.input,
+                "neither an existing file nor hex digits; give a capture file, hex digits, or - for stdin",
+            )
+            .into()),
         };
     };
     let reading = || format!("cannot read {}", args.input);
@@ -203,7 +205,7 @@ fn open(args: &Args) -> anyhow::Result<Packets> {
         })?;
         return Ok(Box::new(reader.map(|captured| Ok(captured?))));
     }
-    // Text: hex digits, one packet a line, as `crafter build` prints them.
+    // Hex digits, one packet per line, as `crafter build` prints them.
     let mut bytes = begin;
     source.read_to_end(&mut bytes).with_context(reading)?;
     let lines = std::str::from_utf8(&bytes).ok().map(|text| text.lines().filter(|line| !line.trim().is_empty()));
@@ -211,7 +213,11 @@ fn open(args: &Args) -> anyhow::Result<Packets> {
         .and_then(|lines| lines.map(|line| hex(line).map(|bytes| one(bytes, args.first))).collect::<Option<Vec<_>>>());
     match packets {
         Some(packets) if !packets.is_empty() => Ok(Box::new(packets.into_iter().map(Ok))),
-        _ => Err(Error::invalid(&args.input, "it is neither a pcap or pcapng file nor lines of hex digits").into()),
+        _ => Err(Error::invalid(
+            &args.input,
+            "neither a pcap or pcapng file nor lines of hex digits; `crafter build` writes both",
+        )
+        .into()),
     }
 }
 
@@ -219,7 +225,7 @@ fn one(bytes: Vec<u8>, first: Option<Kind>) -> Captured {
     Captured::of(first.unwrap_or_else(|| Kind::guess(&bytes)), bytes)
 }
 
-/// Bytes from hex digits; blanks and colons between them do not matter.
+/// Bytes of hex digits; blanks and colons between them are ignored.
 fn hex(text: &str) -> Option<Vec<u8>> {
     let digits: Option<Vec<u8>> = text
         .chars()

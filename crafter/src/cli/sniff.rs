@@ -1,4 +1,4 @@
-//! `crafter sniff`: the packets of an interface, as they come.
+//! `crafter sniff`: captures the packets of an interface.
 
 use std::{
     io::{self, BufWriter, Write as _},
@@ -19,46 +19,46 @@ use serde_json::json;
 use super::{
     Globals,
     interface::{Ended, seconds, until_signal},
-    service,
+    print, service,
     show::{self, Form},
 };
 
-/// How long the kernel may gather packets: what a ring of blocks makes of it is worth more than these milliseconds.
-const GATHER: Duration = Duration::from_millis(10);
+/// Timeout after which the kernel hands over a block that is not full. Larger blocks need fewer wake-ups.
+const BLOCK_TIMEOUT: Duration = Duration::from_millis(10);
 const MEBIBYTE: u32 = 1 << 20;
 
 /// `crafter sniff`
 #[derive(Debug, clap::Args)]
 #[command(after_help = HELP)]
 pub struct Args {
-    /// Which packets, as for tcpdump (man pcap-filter) [default: all]
+    /// Filter in the syntax of tcpdump (man pcap-filter) [default: all packets]
     #[arg(value_name = "FILTER")]
     filter: Vec<String>,
-    /// Listen here [default: the first interface that is up and not lo]
+    /// Capture on this interface [default: the first interface that is up, except lo]
     #[arg(long, short, value_name = "IF")]
     interface: Option<String>,
-    /// End after so many packets
+    /// Stop after N packets
     #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
-    /// End after so long
+    /// Stop after this time
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     timeout: Option<Duration>,
-    /// Write a capture file: pcapng, or pcap if its name ends so; -: pcapng to stdout
+    /// Write a capture file: pcapng, or pcap if the name ends in .pcap; - writes pcapng to stdout
     #[arg(long, short, value_name = "FILE")]
     write: Option<PathBuf>,
-    /// What to print of each packet [default: its time and one line; with -w nothing]
+    /// Form in which packets are printed [default: time and summary; with -w nothing]
     #[arg(long = "as", value_name = "FORM")]
     form: Option<Form>,
-    /// Only packets that came, or only those that left
-    #[arg(long, value_name = "WAY", value_parser = ["in", "out"])]
+    /// Capture only received packets, or only sent packets
+    #[arg(long, value_name = "DIRECTION", value_parser = ["in", "out"])]
     direction: Option<String>,
-    /// Leave out frames for other stations
+    /// Do not capture frames addressed to other stations
     #[arg(long, short = 'p')]
     no_promiscuous: bool,
-    /// Keep so many bytes of each packet
+    /// Capture at most this many bytes of each packet
     #[arg(long, value_name = "BYTES", default_value_t = 262_144)]
     snaplen: u32,
-    /// Size of the kernel's buffer
+    /// Size of the kernel's capture buffer
     #[arg(long, value_name = "MIB", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1024))]
     buffer: u32,
     #[command(flatten)]
@@ -66,26 +66,26 @@ pub struct Args {
 }
 
 const HELP: &str = "\
-It ends with Ctrl-C, after --count packets or --timeout seconds, and then says on stderr
-how many packets there were and how many the kernel dropped. Times are UTC. A running
-sniffer can be looked through with Wireshark's programs:
+Stops with Ctrl-C, after --count packets or --timeout seconds, and prints on stderr how many
+packets it saw and how many the kernel dropped. Times are UTC. Programs of Wireshark can read
+the capture while it runs:
   crafter sniff -w - tcp port 80 | tshark -r -
-Needs CAP_NET_RAW, or the service and a policy that lets the user observe; disturbs nobody.
-Through the service it sees no frames for other stations.
-It sees what reaches the kernel: not what an XDP program consumes, such as what comes to
-ports that another crafter owns where that runs as native XDP, and not what leaves past the
-kernel's stack (AF_XDP, replay --top-speed).
---json: one JSON object a line for each packet: time (seconds since 1970), time_ns (the
-same in nanoseconds), interface, original_length, and what `crafter show` has.
-Exit code 0: it ended as asked; 5: --timeout came before --count packets did; others as
-`crafter --help` lists them.
+Needs CAP_NET_RAW, or the service and a policy that lets the user observe. Through the service
+it does not see frames addressed to other stations.
+It sees packets that reach the kernel's network stack. It does not see packets that an XDP
+program consumes, e.g. those for ports that another crafter owns in native XDP mode, nor
+packets sent past the stack (AF_XDP, replay --top-speed).
+--json: one JSON object per line for each packet: time (seconds since 1970), time_ns (the
+same in nanoseconds), interface, original_length, and the keys of `crafter show --json`.
+Exit code 0: stopped as requested; 5: --timeout passed before --count packets were seen; others
+as `crafter --help` lists them.
 
 Examples:
   crafter sniff -i eth0 tcp port 80 and host 192.0.2.1
   crafter sniff --count 10 --timeout 60 --json icmp
   crafter sniff -w trace.pcapng --as summary";
 
-/// Listens.
+/// Captures.
 ///
 /// # Errors
 /// [`Error::Invalid`] for the filter, those of the interface and of writing.
@@ -94,11 +94,11 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
         filter: Some(args.filter.join(" ")).filter(|filter| !filter.is_empty()),
         promiscuous: !args.no_promiscuous,
         snaplen: args.snaplen,
-        direction: args.direction.as_deref().map(|way| if way == "in" { Direction::In } else { Direction::Out }),
+        direction: args.direction.as_deref().map(|name| if name == "in" { Direction::In } else { Direction::Out }),
         buffer: args.buffer * MEBIBYTE,
-        gather: GATHER,
+        gather: BLOCK_TIMEOUT,
     };
-    // Before anything that may need a privilege.
+    // Reports an error of the filter before a missing permission.
     options.check()?;
     let mut sink = Sink::check(&args, globals)?;
     let interface = match &args.interface {
@@ -108,7 +108,7 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     let service = args.service.open().await?;
     let mut tap = Sniffer::open(service.as_ref(), &interface, &options).await?;
     sink.open(args.write.as_deref(), &tap)?;
-    say(&format!("listening on {interface} ({}); Ctrl-C ends", tap.link()));
+    print::stderr(format_args!("crafter sniff: listening on {interface} ({}); Ctrl-C stops", tap.link()));
 
     let wanted = args.count.unwrap_or(u64::MAX);
     let mut seen = 0;
@@ -125,17 +125,19 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     };
     let result = match ended {
         Some(result) => result,
-        // What the kernel has gathered meanwhile was there in time.
+        // Packets in blocks that are not full arrived in time.
         None => {
-            tokio::time::sleep(2 * GATHER).await;
+            tokio::time::sleep(2 * BLOCK_TIMEOUT).await;
             empty(&mut tap, &mut sink, wanted, &mut seen)
         }
     };
     let result = result.and_then(|()| sink.finish());
     let (received, dropped) = tap.counts()?;
-    say(&format!("{seen} packets seen, {received} received by the filter, {dropped} dropped by the kernel"));
+    print::stderr(format_args!(
+        "crafter sniff: {seen} packets seen, {received} received by the filter, {dropped} dropped by the kernel"
+    ));
     match result {
-        // Nobody reads any more (`crafter sniff | head`).
+        // The reader has closed the pipe (`crafter sniff | head`).
         Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => Ok(exit::SUCCESS),
         Err(error) => Err(error.into()),
         Ok(()) if args.timeout.is_some() && args.count.is_some_and(|count| seen < count) => Ok(exit::TIMED_OUT),
@@ -143,7 +145,7 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     }
 }
 
-/// Hands packets on until so many were seen.
+/// Passes packets to the sink until `wanted` packets were seen.
 async fn listen(tap: &mut Sniffer, sink: &mut Sink, wanted: u64, seen: &mut u64) -> Result<()> {
     while *seen < wanted {
         let captured = tap.next().await?;
@@ -154,9 +156,9 @@ async fn listen(tap: &mut Sniffer, sink: &mut Sink, wanted: u64, seen: &mut u64)
     Ok(())
 }
 
-/// Hands on what waits, and sees to it that whoever reads gets it.
+/// Passes pending packets to the sink, then flushes it.
 fn drain(tap: &mut Sniffer, sink: &mut Sink, wanted: u64, seen: &mut u64) -> Result<()> {
-    /// More at once would keep Ctrl-C waiting on a busy link.
+    /// Limit of packets between two checks for Ctrl-C on a busy link.
     const BATCH: u64 = 1000;
     let until = wanted.min(seen.saturating_add(BATCH));
     while *seen < until
@@ -168,7 +170,7 @@ fn drain(tap: &mut Sniffer, sink: &mut Sink, wanted: u64, seen: &mut u64) -> Res
     sink.flush()
 }
 
-/// Hands on all that waits, though on a busy link not for ever.
+/// Passes all pending packets to the sink, for at most a second on a busy link.
 fn empty(tap: &mut Sniffer, sink: &mut Sink, wanted: u64, seen: &mut u64) -> Result<()> {
     let until = Instant::now() + Duration::from_secs(1);
     loop {
@@ -180,41 +182,44 @@ fn empty(tap: &mut Sniffer, sink: &mut Sink, wanted: u64, seen: &mut u64) -> Res
     }
 }
 
-/// Where to listen if nobody says.
+/// The interface to capture on by default.
 ///
 /// # Errors
-/// [`Error::Invalid`] if there is none.
+/// [`Error::Invalid`] if no interface except lo is up.
 pub async fn first_interface() -> Result<String> {
     let links = interfaces().await?;
     let usable = links.into_iter().find(|link| link.up && link.carrier && !link.loopback);
-    usable.map(|link| link.name).ok_or_else(|| Error::invalid("--interface", "no interface but lo is up: name one"))
+    usable.map(|link| link.name).ok_or_else(|| {
+        Error::invalid(
+            "--interface",
+            "none is given, and no interface except lo is up; name one (`ip link` lists them)",
+        )
+    })
 }
 
-/// For people, who may have gone.
-fn say(text: &str) {
-    let _ = writeln!(io::stderr().lock(), "crafter sniff: {text}");
-}
-
-/// Where packets go.
+/// Prints packets, writes them to a capture, or both.
 struct Sink {
     print: Option<(BufWriter<io::Stdout>, Option<Form>)>,
     write: Option<Writer<Out>>,
 }
 
 impl Sink {
-    /// Whether what is asked for goes together.
+    /// Checks the combination of options.
     fn check(args: &Args, globals: &Globals) -> Result<Self> {
         let form = if globals.json { None } else { Some(args.form.unwrap_or(Form::Summary)) };
         let printing = args.write.is_none() || args.form.is_some() || globals.json;
         if printing && args.write.as_deref() == Some(Path::new("-")) {
-            return Err(Error::invalid("--write", "- takes stdout, so that --as and --json have no place to go"));
+            return Err(Error::invalid(
+                "--write",
+                "- writes to stdout, where --as and --json print; write to a file, or leave them out",
+            ));
         }
         Ok(Self { print: printing.then(|| (BufWriter::new(io::stdout()), form)), write: None })
     }
 
     fn open(&mut self, path: Option<&Path>, tap: &Sniffer) -> Result<()> {
         let Some(path) = path else { return Ok(()) };
-        // Flushed when nothing waits any more, which is as good as after every packet and costs less.
+        // `drain` flushes when no packet is pending: as timely as live mode, with fewer writes.
         let mut writer = Writer::create(path)?.live(false);
         let first = match tap.link() {
             Link::RAW => Kind::Ip,
@@ -234,15 +239,15 @@ impl Sink {
         }
         let Some((out, form)) = &mut self.print else { return Ok(()) };
         let text = match form {
-            Some(Form::Summary) => format!("{} {}\n", clock(captured.time), captured.packet().summary()),
+            Some(Form::Summary) => {
+                format!("{} {}\n", clock(captured.time.unwrap_or_default()), captured.packet().summary())
+            }
             Some(form) => show::text(captured.packet(), *form)?,
             None => {
-                let mut object = captured.packet().to_json()?;
+                let mut object = show::object(captured)?;
                 let time = captured.time.unwrap_or_default();
                 object["time"] = json!(time.as_secs_f64());
                 object["time_ns"] = json!(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
-                object["original_length"] = json!(captured.original_length);
-                object["interface"] = json!(captured.interface);
                 format!("{object}\n")
             }
         };
@@ -272,12 +277,9 @@ fn printing(source: io::Error) -> Error {
     Error::Io { action: "print packets".to_owned(), source }
 }
 
-/// The time of day, UTC.
-fn clock(time: Option<Duration>) -> String {
-    let time = time.unwrap_or_default();
-    let seconds = time.as_secs() % 86_400;
-    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    format!("{hours:02}:{minutes:02}:{seconds:02}.{:09}", time.subsec_nanos())
+/// The time of day with nanoseconds, UTC.
+fn clock(time: Duration) -> String {
+    format!("{}.{:09}", print::time_of_day(time), time.subsec_nanos())
 }
 
 #[cfg(test)]
@@ -285,7 +287,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_of_day() {
-        assert_eq!(clock(Some(Duration::new(1_700_000_000, 1_002))), "22:13:20.000001002");
+    fn time_of_day_has_nanoseconds() {
+        assert_eq!(clock(Duration::new(1_700_000_000, 1_002)), "22:13:20.000001002");
     }
 }

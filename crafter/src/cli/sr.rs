@@ -1,10 +1,6 @@
-//! `crafter sr` and `crafter sr1`: packets sent, and what answers them.
+//! `crafter sr` and `crafter sr1`: send packets and match the replies.
 
-use std::{
-    fmt::Write as _,
-    io::{self, Write as _},
-    time::Duration,
-};
+use std::{fmt::Write as _, time::Duration};
 
 use crate::cli::exit;
 use crafter::{
@@ -12,15 +8,14 @@ use crafter::{
     datapath::program::Report,
     layer::Packet,
     probe::TargetReport,
-    session::{Event, Exchanged, Pair, Reply, SrOptions},
+    session::{Exchanged, Pair, Reply, SrOptions},
 };
 use serde_json::{Value, json};
 
 use super::{
     Globals,
     exchange::{self, Closed},
-    interface::{self, Ended},
-    print,
+    interface, print,
 };
 
 /// `crafter sr`
@@ -31,7 +26,7 @@ pub struct Args {
     exchange: exchange::Args,
     #[command(flatten)]
     waiting: Waiting,
-    /// Take every answer to a request, not only the first, and so wait until the time is up
+    /// Collect all replies to a request, not only the first; waits until the timeout
     #[arg(long)]
     multi: bool,
 }
@@ -48,44 +43,44 @@ pub struct OneArgs {
 
 #[derive(Debug, clap::Args)]
 struct Waiting {
-    /// How long to wait for answers once the last packet is sent
+    /// Time to wait for replies after the last packet is sent
     #[arg(long, short, value_name = "SECONDS", default_value = "2", value_parser = interface::seconds)]
     timeout: Duration,
-    /// How often to send again what is not answered
+    /// Send an unanswered packet again, up to N times
     #[arg(long, short, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=100))]
     retry: u32,
 }
 
 const HELP: &str = "\
-A packet begins with IP, IPv6, Ether or ARP. What it leaves unset is filled in: source
-address and next hop by the route, the source port (or ICMP identifier) by a lease, under
-which the answers come here and the kernel resets nothing.
-A line for each request and its answer; one on stderr that tells what became of all packets,
-and whether the kernel half counted the same.
-A SYN-ACK that answers a SYN leaves a connection half open, and the peer repeats it. Before the
-lease of the port ends, crafter resets such connections from it, also after Ctrl-C, and says on
-stderr how many (half_open_reset of the account). That takes 5 s at most, at --rate or 1000 a
-second, whichever is more. Not so with --leave-open, if crafter is killed, and for SYNs answered
-when 131072 others have followed: then the kernel resets each a second or more later, when the
-peer repeats its SYN-ACK.
+A packet begins with IP, IPv6, Ether or ARP. Unset fields are filled in: source address and
+next hop from the route, the source port (or ICMP identifier) from a lease. While the lease
+lasts, replies to the port are delivered to crafter and the kernel sends no RST.
+Prints a line for each request with its reply; on stderr an account of all packets, and
+whether the counters of the kernel half agree with it.
+A SYN-ACK leaves a connection half open, and the peer repeats it. Before the lease of the port
+ends, also after Ctrl-C, crafter resets such connections and prints on stderr how many
+(half_open_reset of the account). That takes at most 5 s, at --rate or 1000 per second,
+whichever is higher. Connections are not reset with --leave-open, if crafter is killed, or if
+more than 131072 later SYNs were answered: then the kernel resets each when the peer repeats
+its SYN-ACK, a second or more later.
 --json: an object with answered (number, sent, request, reply, rtt_ms), unanswered, unmatched,
-account and mechanism; packets are as `crafter show --json` has them, replies with time,
-interface and reason.
-Exit code 0: something answered; 5: nothing did; others as `crafter --help` lists them.
+account and mechanism; packets as in `crafter show --json`, replies also with time, interface
+and reason.
+Exit code 0: at least one reply; 5: none; others as `crafter --help` lists them.
 
 Examples:
   crafter sr 'IP(dst=\"192.0.2.1\")/TCP(dport=[22,80,443], flags=\"S\")'
   crafter sr --multi --timeout 1 --json 'IP(dst=\"192.0.2.1\")/ICMP()'";
 
 const HELP_ONE: &str = "\
-As `crafter sr`, until the first answer, which is shown field by field.
-A line on stderr says what the answer means: the port is open or closed, the host is up, what
-is unreachable and by which ICMP code, or that no answer came in time.
-A connection that a SYN-ACK leaves half open is reset at the end; --leave-open leaves that to
-the kernel, which does it when the peer repeats its SYN-ACK.
+Like `crafter sr`, but ends with the first reply and prints it field by field.
+Prints on stderr what the reply means: the port is open or closed, the host is up, the
+destination is unreachable (with the ICMP code), or there was no reply in time.
+A half-open connection is reset at the end. With --leave-open the kernel resets it when the
+peer repeats its SYN-ACK.
 --json: an object with request, reply (or null), rtt_ms, verdict (state, from, text), account
 and mechanism. States: open, closed, up, unreachable, ttl_exceeded, error, answered, no_answer.
-Exit code 0: it was answered; 5: it was not; others as `crafter --help` lists them.
+Exit code 0: a reply; 5: none; others as `crafter --help` lists them.
 
 Examples:
   crafter sr1 'IP(dst=\"192.0.2.1\")/TCP(dport=80, flags=\"S\")'
@@ -97,17 +92,14 @@ Examples:
 /// Those of the expression, of values that do not fit, and of sending.
 pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     let Args { exchange, waiting, multi } = args;
-    let (exchanged, Closed { reports, signal, .. }) = match sr(&exchange, &waiting, multi).await? {
-        Ended::Itself(result) => result,
-        Ended::Signal(code) => return Ok(code),
-    };
-    if exchange.writes_to_stdout() {
-        told(&exchanged);
+    let (exchanged, Closed { reports, signal, .. }) = sr(&exchange, &waiting, multi).await?;
+    if exchange.capture.is_stdout() {
+        account(&exchanged);
     } else if globals.json {
         print::json(&all(&exchanged, &reports)?)?;
     } else {
         print::out(lines(&exchanged))?;
-        told(&exchanged);
+        account(&exchanged);
     }
     Ok(signal.unwrap_or_else(|| code(&exchanged)))
 }
@@ -115,14 +107,11 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
 /// Sends one packet, waits and prints.
 ///
 /// # Errors
-/// As [`run`]; [`Error::Invalid`] for an expression that stands for more packets than one.
+/// As [`run`]; [`Error::Invalid`] for an expression that expands to more than one packet.
 pub async fn run_one(args: OneArgs, globals: &Globals) -> anyhow::Result<u8> {
     let OneArgs { exchange, waiting } = args;
     exchange.set()?.single()?;
-    let (exchanged, Closed { reports, signal, .. }) = match sr(&exchange, &waiting, false).await? {
-        Ended::Itself(result) => result,
-        Ended::Signal(code) => return Ok(code),
-    };
+    let (exchanged, Closed { reports, signal, .. }) = sr(&exchange, &waiting, false).await?;
     let first = exchanged.answered.first();
     let request = first.map(|pair| &pair.request).or(exchanged.unanswered.first());
     let verdict = match (first, request) {
@@ -133,7 +122,7 @@ pub async fn run_one(args: OneArgs, globals: &Globals) -> anyhow::Result<u8> {
         }
         (None, None) => None,
     };
-    if globals.json && !exchange.writes_to_stdout() {
+    if globals.json && !exchange.capture.is_stdout() {
         print::json(&json!({
             "request": request.map(Packet::to_json).transpose()?,
             "reply": first.map(|pair| reply(&pair.reply)).transpose()?,
@@ -143,47 +132,35 @@ pub async fn run_one(args: OneArgs, globals: &Globals) -> anyhow::Result<u8> {
             "mechanism": reports,
         }))?;
     } else {
-        if let Some(pair) = first.filter(|_| !exchange.writes_to_stdout()) {
+        if let Some(pair) = first.filter(|_| !exchange.capture.is_stdout()) {
             print::out(pair.reply.packet.show()? + "\n")?;
         }
         if let Some(verdict) = verdict {
-            // Nothing is left to complain to when stderr is gone.
-            let _ = writeln!(io::stderr().lock(), ";; {verdict}");
+            print::note(verdict);
         }
-        told(&exchanged);
+        account(&exchanged);
     }
     Ok(signal.unwrap_or_else(|| code(&exchanged)))
 }
 
-/// A signal ends the exchange, not what its end takes.
-async fn sr(args: &exchange::Args, waiting: &Waiting, multi: bool) -> anyhow::Result<Ended<(Exchanged, Closed)>> {
+async fn sr(args: &exchange::Args, waiting: &Waiting, multi: bool) -> anyhow::Result<(Exchanged, Closed)> {
     let set = args.set()?;
     let packets = args.packets(&set)?;
-    let session = match interface::until_signal(args.session()).await? {
-        Ended::Itself(session) => session?,
-        Ended::Signal(code) => return Ok(Ended::Signal(code)),
-    };
-    let mut recorder = args.recorder()?;
     let options = SrOptions { timeout: waiting.timeout, retry: waiting.retry, pace: args.pace(), multi };
-    let observer = &mut |event: &Event<'_>| recorder.handle(event);
-    let ended = interface::until_signal(session.sr_with(packets, &options, observer)).await?;
-    let closed = exchange::close(session, options.pace, &mut |event| recorder.handle(event)).await?;
-    let (mut exchanged, recorded) = match exchange::settle(ended, closed.reset, recorder)? {
-        Ended::Itself(result) => result,
-        Ended::Signal(code) => return Ok(Ended::Signal(code)),
-    };
-    recorded?;
+    let running = args.run(async |session, observer| session.sr_with(packets, &options, observer).await);
+    let (mut exchanged, mut closed) = running.await?;
+    closed.check_recorded()?;
     exchanged.account.half_open_reset += closed.reset;
-    Ok(Ended::Itself((exchanged, closed)))
+    Ok((exchanged, closed))
 }
 
 fn code(exchanged: &Exchanged) -> u8 {
     if exchanged.answered.is_empty() { exit::TIMED_OUT } else { exit::SUCCESS }
 }
 
-fn told(exchanged: &Exchanged) {
-    // Nothing is left to complain to when stderr is gone.
-    let _ = writeln!(io::stderr().lock(), ";; {}", exchanged.account);
+/// Writes the account to stderr.
+fn account(exchanged: &Exchanged) {
+    print::note(exchanged.account);
     print::half_open_reset(exchanged.account.half_open_reset);
 }
 

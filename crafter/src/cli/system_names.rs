@@ -1,10 +1,10 @@
-//! Names of hosts as the system knows them.
+//! Host names, resolved by the system.
 
 use std::net::{IpAddr, ToSocketAddrs as _};
 
 use crafter::expr::Resolve;
 
-/// Asks the system, as all its programs do (`getaddrinfo`); this may wait for the network.
+/// Resolves names with `getaddrinfo`, which may block on the network.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemNames;
 
@@ -12,7 +12,9 @@ impl Resolve for SystemNames {
     fn resolve(&self, name: &str) -> Result<Option<Vec<IpAddr>>, String> {
         match (name, 0).to_socket_addrs() {
             Ok(found) => Ok(Some(found.map(|address| address.ip()).collect())),
-            Err(reason) => Err(format!("'{name}' is no address, and as a host's name: {reason}")),
+            Err(reason) => {
+                Err(format!("'{name}' is not an address, and looking it up as a host name failed: {reason}"))
+            }
         }
     }
 }
@@ -24,9 +26,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_and_addresses_of_this_host() {
+    fn localhost_resolves_and_unknown_name_fails() {
         let found = SystemNames.resolve("localhost").unwrap().unwrap();
         assert!(found.contains(&Ipv4Addr::LOCALHOST.into()), "{found:?}");
-        assert!(SystemNames.resolve("no such host").unwrap_err().starts_with("'no such host' is no address"));
+        assert!(SystemNames.resolve("no such host").unwrap_err().starts_with("'no such host' is not an address"));
     }
 }

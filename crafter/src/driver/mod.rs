@@ -32,10 +32,9 @@ mod tests;
 
 use std::time::Duration;
 
-pub(crate) use self::{
-    backend::{NoRoom, Outgoing, Transmitted},
-    entry::LeaseId,
-};
+#[cfg(feature = "service")]
+pub(crate) use self::backend::{NoRoom, Transmitted};
+pub(crate) use self::{backend::Outgoing, entry::LeaseId};
 pub use self::{
     crafter::Crafter,
     entry::{Received, Stats},

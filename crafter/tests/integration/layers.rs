@@ -107,10 +107,13 @@ fn bad_input() {
         &crafter(&["build", "--pcap", "-", "TCP()"]),
         "capture: packets that begin with TCP cannot be told in it: Ether, IP or IPv6 is needed",
     );
-    failed(&crafter(&["show", "no-such-file"]), "no-such-file: it is neither a file nor hex digits");
+    failed(
+        &crafter(&["show", "no-such-file"]),
+        "no-such-file: neither an existing file nor hex digits; give a capture file, hex digits, or - for stdin",
+    );
     failed(
         &crafter(&["show", "Cargo.toml"]),
-        "Cargo.toml: it is neither a pcap or pcapng file nor lines of hex digits",
+        "Cargo.toml: neither a pcap or pcapng file nor lines of hex digits; `crafter build` writes both",
     );
     failed(&crafter(&["ls", "TPC"]), "LAYER: there is no layer 'TPC'; did you mean TCP?");
 }

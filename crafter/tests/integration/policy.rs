@@ -35,7 +35,7 @@ fn policy(args: &[&str], file: &NamedTempFile) -> (i32, String, String) {
 fn check_reports_all_errors_or_none() {
     let (code, out, err) = policy(&["check"], &file(MINE));
     assert_eq!((code, err.as_str()), (0, ""));
-    assert!(out.ends_with(": fine, 2 rules\n"), "{out}");
+    assert!(out.ends_with(": valid, 2 rules\n"), "{out}");
 
     let wrong = file("[[rule]]\nuser = 1\nports = [70000]\nallows = [\"any\"]\n");
     let (code, out, err) = policy(&["check"], &wrong);
@@ -51,7 +51,7 @@ fn check_reports_all_errors_or_none() {
     let odd = file("[[rule]]\nuser = \"nobody-has-this-name\"\n");
     let (code, out, err) = policy(&["check"], &odd);
     assert_eq!(code, 0);
-    assert!(out.ends_with(": fine, 1 rule\n") && err.contains("warning: line 2, column 8"), "{out}{err}");
+    assert!(out.ends_with(": valid, 1 rule\n") && err.contains("warning: line 2, column 8"), "{out}{err}");
 
     let shipped = file(crafter::policy::SHIPPED);
     let output = policy(&["check", "--json"], &shipped).1;
@@ -99,7 +99,7 @@ fn default_policy_is_named() {
         true => assert!(out.starts_with("/etc/crafter/crafter.toml") || !output.status.success(), "{out}"),
         false => {
             assert!(output.status.success(), "{output:?}");
-            assert!(out.starts_with("the shipped default (/etc/crafter/crafter.toml does not exist): fine"), "{out}");
+            assert!(out.starts_with("the shipped policy (/etc/crafter/crafter.toml does not exist): valid"), "{out}");
         }
     }
 }

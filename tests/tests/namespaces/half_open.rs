@@ -402,7 +402,7 @@ fn the_service_stops_during_the_resets() {
         assert!(took < slow::allow(Duration::from_secs(longest + 2)), "{signal}: {took:?}: {said}");
         let expected = match signal {
             Signal::SIGSTOP => "no reply from the crafter service within 2s: the last resets may not have been sent",
-            _ => "half-open connections are not reset: the crafter service at ",
+            _ => "half-open connections are not reset: lost connection to the crafter service at ",
         };
         assert!(said.contains(expected), "{signal}: {said}");
         assert!(!said.contains("queue is full"), "{signal}: {said}");

@@ -174,7 +174,7 @@ fn what_is_refused_is_told() {
         ("frames|PolicyError|1|", "raw_ethernet"),
         ("plain ping|str|None|IP / ICMP", "echo-reply 0"),
         ("plain ping, IPv6|str|None|IPv6 / ICMPv6 Echo Reply", "id: 0"),
-        ("taken|PortTaken|None|", "is taken"),
+        ("taken|PortTaken|None|", "is in use"),
     ];
     assert_eq!(lines.len(), expected.len(), "{said}");
     for (line, (begin, word)) in lines.iter().zip(expected) {

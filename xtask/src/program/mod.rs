@@ -357,8 +357,8 @@ mod tests {
         let began = Instant::now();
         let (ending, kept) = of("sleep 20 & echo $! >&2; echo 'test result: ok. 1 passed; 0 failed'");
         assert!(ending.is_good() && began.elapsed() < Duration::from_secs(10), "{:?}", ending.fault);
-        let pid = kept.lines().find(|line| line.parse::<u32>().is_ok()).unwrap();
-        sh::output(Command::new("kill").arg(pid)).unwrap();
+        let pid = kept.lines().find_map(|line| line.parse().ok()).unwrap();
+        sh::kill("TERM", pid).unwrap();
     }
 
     #[test]

@@ -85,7 +85,7 @@ mod tests {
             let sleeper = sh::output(Command::new("pgrep").arg("-P").arg(holder.id().to_string())).unwrap();
             holder.kill().unwrap();
             holder.wait().unwrap();
-            sh::output(Command::new("kill").arg(sleeper.trim())).unwrap();
+            sh::kill("TERM", sleeper.trim().parse().unwrap()).unwrap();
         });
         let lock = Lock::of(Some(path.clone())).unwrap();
         let waited = began.elapsed();

@@ -18,7 +18,7 @@ use std::process::{ExitCode, Stdio};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Result, bail};
 
 use crate::progress::{self, Progress};
 use crate::{cargo, sh, toolchain};
@@ -177,9 +177,7 @@ fn attempt(manager: Manager, tools: &[&Tool]) -> Result<Vec<Missing>> {
     let absent = tools.iter().filter(|tool| !tool.is_there());
     let missing = absent.map(|tool| match refusals.iter().find(|refusal| refusal.package == manager.package(tool)) {
         Some(refusal) => Missing::refused(tool, refusal),
-        None => {
-            Missing::failed(tool, manager.package(tool), &anyhow!("it is installed but does not contain the program"))
-        }
+        None => Missing::incomplete(tool, manager.package(tool)),
     });
     Ok(missing.collect())
 }

@@ -37,6 +37,13 @@ impl Missing {
         Self { command: tool.command.to_owned(), sentence }
     }
 
+    /// A tool whose package is installed, but whose program or module was removed or hidden.
+    pub fn incomplete(tool: &Tool, package: &str) -> Self {
+        let why = format!("it is installed, but {} is not found", tool.command);
+        let help = "reinstall the package, or add the program's directory to PATH".to_owned();
+        Self::refused(tool, &Refusal { package: package.to_owned(), why, help })
+    }
+
     /// A tool on a host whose package manager set-up does not support.
     pub fn unknown_host(tool: &Tool) -> Self {
         let sentence = format!("set-up does not support this host's packages; what does not run: {}", tool.without);
@@ -75,5 +82,22 @@ pub fn forget() {
     if let Some(directory) = directory() {
         // There may be none.
         let _ = fs::remove_dir_all(directory);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::setup::tools::Purpose;
+
+    #[test]
+    fn a_removed_program_of_an_installed_package_has_a_cause_and_a_remedy() {
+        let tool =
+            Tool { command: "x", debian: "x-package", fedora: "x", purpose: Purpose::Test, without: "its tests" };
+        assert_eq!(
+            Missing::incomplete(&tool, tool.debian).to_string(),
+            "x: package x-package: it is installed, but x is not found; what does not run: its tests; reinstall the \
+             package, or add the program's directory to PATH"
+        );
     }
 }

@@ -44,7 +44,7 @@ const fn tool(
 
 use Purpose::{Bench, Build, Machines, Test};
 
-const TOOLS: [Tool; 23] = [
+const TOOLS: [Tool; 24] = [
     tool("cc", "build-essential", "gcc", Build, "nothing can be linked"),
     tool("c++", "build-essential", "gcc-c++", Build, "the eBPF linker cannot be built"),
     tool("pcap-config", "libpcap-dev", "libpcap-devel", Build, "crafter cannot be linked"),
@@ -63,6 +63,7 @@ const TOOLS: [Tool; 23] = [
     tool("socat", "socat", "socat", Test, "the test of the protocol's example"),
     tool("strace", "strace", "strace", Test, "the tests that kill crafter at any system call"),
     tool("systemd-analyze", "systemd", "systemd", Test, "the tests of the units"),
+    tool("tc", "iproute2", "iproute-tc", Test, "the tests that use qdiscs and tc filters"),
     tool("tcpdump", "tcpdump", "tcpdump", Test, "the tests that capture packets"),
     tool("traceroute", "traceroute", "traceroute", Test, "the tests of traceroute"),
     tool("tshark", "tshark", "wireshark-cli", Test, "the tests that compare crafter's dissection with tshark's"),
@@ -126,6 +127,42 @@ mod tests {
     fn build_needs_no_peer() {
         let packages: Vec<_> = TOOLS.iter().filter(|tool| tool.purpose == Build).map(|tool| tool.debian).collect();
         assert_eq!(packages, ["build-essential", "build-essential", "libpcap-dev"]);
+    }
+
+    /// Programs that the tests start, of Debian's essential packages.
+    const ESSENTIAL: [&str; 13] = [
+        "bash", "cat", "chmod", "cp", "gzip", "readlink", "setpriv", "setsid", "sh", "sleep", "timeout", "true",
+        "unshare",
+    ];
+
+    /// Programs that the tests start, and a tool whose package has them too, on Debian and on Fedora.
+    const ALONG: [(&str, &str); 3] = [("ss", "ip"), ("sysctl", "ps"), ("systemd-sysusers", "systemd-analyze")];
+
+    /// The programs that Rust sources below a directory start by name.
+    fn started(directory: &std::path::Path, found: &mut std::collections::BTreeSet<String>) {
+        for path in std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                started(&path, found);
+            } else if path.extension().is_some_and(|ending| ending == "rs") {
+                let text = std::fs::read_to_string(path).unwrap();
+                for start in ["Command::new(\"", "command(\""] {
+                    let names = text.split(start).skip(1).filter_map(|behind| behind.split('"').next());
+                    found.extend(names.filter(|name| !name.contains('/')).map(str::to_owned));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_program_that_tests_start_is_in_the_table() {
+        let mut found = std::collections::BTreeSet::new();
+        for directory in ["tests/src", "tests/tests", "crafter/tests"] {
+            started(&sh::workspace().join(directory), &mut found);
+        }
+        assert!(found.contains("tshark") && found.contains("ip"), "{found:?}");
+        let is_known = |name: &str| TOOLS.iter().any(|tool| tool.command == name) || ESSENTIAL.contains(&name);
+        found.retain(|name| !is_known(name) && !ALONG.iter().any(|(along, with)| along == name && is_known(with)));
+        assert!(found.is_empty(), "name these in the table: {found:?}");
     }
 
     #[test]

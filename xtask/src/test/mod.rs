@@ -13,7 +13,7 @@ use anyhow::Result;
 use crate::program::{self, Ending, StandIns, Surroundings, TestProgram, lengths, modules, tally};
 use crate::progress::Progress;
 use crate::setup::{self, Missing, Purpose};
-use crate::{cargo, deny, fresh, host, sh, vm};
+use crate::{cargo, demo, deny, fresh, host, sh, vm};
 use summary::Summary;
 
 /// Seconds after which a test program is ended: by default, and with `--long`.
@@ -131,6 +131,13 @@ fn check_source(summary: &mut Summary) -> Result<()> {
         clippy.args(["--", "-D", "warnings"]);
         if let Err(error) = cargo::run(&mut clippy) {
             summary.fail(format!("cargo clippy: {error:#}"));
+        }
+        // Items that only other features use are unused in the demo.
+        let mut clippy = sh::cargo();
+        clippy.args(["clippy", "--release", "--package", "crafter", "--lib", "--bin", "demo"]);
+        clippy.args(demo::FEATURES).args(["--", "-D", "warnings"]);
+        if let Err(error) = cargo::run(&mut clippy) {
+            summary.fail(format!("cargo clippy of the demo: {error:#}"));
         }
     }
     match crates::check() {

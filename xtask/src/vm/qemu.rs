@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use super::emulator::Emulator;
 use super::image;
+use crate::sh;
 
 /// MiB of memory: the archive, twice while it is unpacked, and the tests.
 const MEMORY: &str = "3072";
@@ -186,7 +187,7 @@ impl Drop for EndOnDrop {
     fn drop(&mut self) {
         if matches!(self.0.try_wait(), Ok(None)) {
             // SIGTERM and not SIGKILL, so that `timeout` forwards it to QEMU.
-            let _ = Command::new("kill").args(["-TERM", &self.0.id().to_string()]).status();
+            let _ = sh::kill("TERM", self.0.id());
         }
         let _ = self.0.wait();
     }

@@ -1,4 +1,4 @@
-//! Asking: a crafted datagram and its answer, or the same over a crafted stream.
+//! Queries over a crafted datagram or a crafted stream.
 
 use std::{
     io,
@@ -18,10 +18,10 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::cli::interface;
 
-/// How long the server may take to close a stream after its answer.
-const CLOSING: Duration = Duration::from_secs(1);
+/// Time limit for closing a stream after the answer.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What to ask whom.
+/// A query and the server to send it to.
 pub struct Asker<'a> {
     pub crafter: &'a Crafter,
     pub port: &'a interface::Args,
@@ -31,22 +31,22 @@ pub struct Asker<'a> {
     pub tries: u32,
 }
 
-/// What came back.
+/// An answer.
 pub struct Answer {
     pub message: Message,
     pub transport: Transport,
-    /// Bytes of the message, without what carried it.
+    /// Length of the DNS message in bytes, without headers of lower layers.
     pub size: usize,
-    /// From the query to its answer; over TCP from the SYN on.
+    /// From the query to the answer; over TCP from the SYN.
     pub time: Duration,
-    /// How often the query was sent.
+    /// Number of times the query was sent.
     pub attempts: u32,
 }
 
 /// A recursive query with a random id; `edns`: the size offered for answers over UDP, 0 for none.
 ///
 /// # Errors
-/// [`Error::Io`] if the system has no random bytes.
+/// [`Error::Io`] if the system provides no random bytes.
 pub fn query(name: Name, kind: RecordType, class: DNSClass, edns: u16) -> Result<Message> {
     let mut id = [0; 2];
     getrandom::fill(&mut id)
@@ -65,7 +65,7 @@ pub fn query(name: Name, kind: RecordType, class: DNSClass, edns: u16) -> Result
 }
 
 impl Asker<'_> {
-    /// Asks over UDP, again after each timeout.
+    /// Queries over UDP, and again after each timeout.
     ///
     /// # Errors
     /// [`Error::TimedOut`], [`Error::Unreachable`], and those of leasing and sending.
@@ -98,7 +98,7 @@ impl Asker<'_> {
         Err(Error::TimedOut { remote: self.server, after, waiting_for: "DNS answer" })
     }
 
-    /// An ICMP error about our datagram that says that there is no way.
+    /// Fails for an ICMP unreachable that quotes the query.
     fn check_icmp(&self, ip: &[u8], local: SocketAddr) -> Result<()> {
         let Ok(IcmpError { from, reason, quoted, .. }) = IcmpError::parse(ip) else { return Ok(()) };
         let ours = (quoted.protocol, quoted.source, quoted.destination) == (ip::UDP, local, self.server);
@@ -108,7 +108,7 @@ impl Asker<'_> {
         }
     }
 
-    /// Asks over TCP (RFC 7766), once: TCP itself repeats.
+    /// Queries over TCP (RFC 7766), once: TCP retransmits.
     ///
     /// # Errors
     /// Those of connecting, [`Error::TimedOut`], [`Error::Reset`].
@@ -117,7 +117,7 @@ impl Asker<'_> {
         let start = Instant::now();
         let options = StreamOptions {
             connect_timeout: Some(self.timeout),
-            // Long enough to repeat the last ACK for a FIN that comes again (Linux: after 200 ms).
+            // Long enough to acknowledge a retransmitted FIN (Linux: after 200 ms).
             time_wait: Some(Duration::from_millis(300)),
             ..StreamOptions::default()
         };
@@ -128,7 +128,7 @@ impl Asker<'_> {
             Ok(Err(source)) => {
                 return Err(stream
                     .error()
-                    .unwrap_or_else(|| Error::Io { action: format!("ask {} over TCP", self.server), source }));
+                    .unwrap_or_else(|| Error::Io { action: format!("query {} over TCP", self.server), source }));
             }
             Err(_) => {
                 let (remote, after) = (self.server, self.timeout);
@@ -137,11 +137,11 @@ impl Asker<'_> {
         };
         let time = start.elapsed();
         let _ = stream.shutdown().await;
-        let _ = tokio::time::timeout(CLOSING, stream.closed()).await;
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, stream.closed()).await;
         Ok(Answer { message, transport: Transport::Tcp, size, time, attempts: 1 })
     }
 
-    /// Two bytes of length stand before each message.
+    /// Sends the query and receives the answer, each after a length of two bytes (RFC 1035, section 4.2.2).
     async fn exchange(&self, stream: &mut Stream) -> io::Result<(Message, usize)> {
         let query = self.encode().map_err(io::Error::other)?;
         let length = u16::try_from(query.len()).map_err(io::Error::other)?;
@@ -149,7 +149,7 @@ impl Asker<'_> {
         let mut answer = vec![0; stream.read_u16().await?.into()];
         stream.read_exact(&mut answer).await?;
         let message = self.decode(&answer);
-        let reason = "the server's answer is none to the query";
+        let reason = "the message from the server does not answer the query; try another server";
         message.map(|message| (message, answer.len())).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, reason))
     }
 
@@ -157,17 +157,17 @@ impl Asker<'_> {
         self.query.to_vec().map_err(|e| Error::invalid("NAME", e))
     }
 
-    /// The message, if it answers the query: same id and question (RFC 5452 section 9.1).
+    /// The message, if it answers the query: same id and question (RFC 5452, section 9.1).
     fn decode(&self, bytes: &[u8]) -> Option<Message> {
         let message = match Message::from_vec(bytes) {
             Ok(message) => message,
             Err(e) => {
-                log::warn!("ignored an answer that is malformed: {e}");
+                log::warn!("ignored a malformed answer: {e}");
                 return None;
             }
         };
         let meta = &message.metadata;
-        // A server that understands nothing of the query need not repeat it.
+        // A server that does not understand the query need not repeat its question.
         let understood = !matches!(meta.response_code, ResponseCode::FormErr | ResponseCode::NotImp);
         let same = message.queries == self.query.queries || message.queries.is_empty() && !understood;
         let ours = meta.id == self.query.metadata.id && meta.message_type == MessageType::Response && same;

@@ -1,4 +1,4 @@
-//! Records as a zone file has them (RFC 1035 section 5.1), one line each.
+//! Records in the format of zone files (RFC 1035, section 5.1), one per line.
 
 use std::fmt::Write as _;
 
@@ -10,33 +10,23 @@ use serde_json::{Value, json};
 
 /// `name ttl class type data`, joined by tabs.
 pub fn line(record: &Record) -> String {
-    let Parts { name, class, kind, data } = parts(record);
+    let [name, class, kind, data] = parts(record);
     format!("{name}\t{}\t{class}\t{kind}\t{data}", record.ttl)
 }
 
 /// The same as an object.
 pub fn object(record: &Record) -> Value {
-    let Parts { name, class, kind, data } = parts(record);
+    let [name, class, kind, data] = parts(record);
     json!({ "name": name, "ttl": record.ttl, "class": class, "type": kind, "data": data })
 }
 
-struct Parts {
-    name: String,
-    class: String,
-    kind: String,
-    data: String,
+/// Name, class, type and data.
+fn parts(record: &Record) -> [String; 4] {
+    let (class, kind) = (class_name(record.dns_class), type_name(record.record_type()));
+    [record.name.to_ascii(), class, kind, data(&record.data)]
 }
 
-fn parts(record: &Record) -> Parts {
-    Parts {
-        name: record.name.to_ascii(),
-        class: class_name(record.dns_class),
-        kind: type_name(record.record_type()),
-        data: data(&record.data),
-    }
-}
-
-/// The type's mnemonic, or `TYPE65534` (RFC 3597 section 5).
+/// The type's mnemonic, or `TYPE65534` (RFC 3597, section 5).
 pub fn type_name(kind: RecordType) -> String {
     match kind {
         RecordType::Unknown(number) => format!("TYPE{number}"),
@@ -52,18 +42,20 @@ pub fn parse_type(text: &str) -> Result<RecordType, String> {
     let upper = text.to_ascii_uppercase();
     let kind = match upper.strip_prefix("TYPE").map(str::parse::<u16>) {
         Some(Ok(number)) => RecordType::from(number),
-        _ => {
-            upper.parse().map_err(|_| "no such record type; e.g. A, AAAA, MX, TXT, PTR, NS, SOA, SRV, ANY or TYPE64")?
-        }
+        _ => upper
+            .parse()
+            .map_err(|_| "not a record type; give e.g. A, AAAA, MX, TXT, PTR, NS, SOA, SRV, ANY or TYPE64")?,
     };
     match kind {
-        RecordType::AXFR | RecordType::IXFR => Err("zone transfers are not supported".to_owned()),
-        RecordType::OPT | RecordType::TSIG | RecordType::ZERO => Err("not a type to ask for".to_owned()),
+        RecordType::AXFR | RecordType::IXFR => Err("zone transfers are not supported; use `dig` for them".to_owned()),
+        RecordType::OPT | RecordType::TSIG | RecordType::ZERO => {
+            Err("not a type that can be queried; give e.g. A, AAAA or TYPE64".to_owned())
+        }
         kind => Ok(kind),
     }
 }
 
-/// The class's mnemonic (RFC 1035 section 3.2.4), or `CLASS255` (RFC 3597 section 5).
+/// The class's mnemonic (RFC 1035, section 3.2.4), or `CLASS255` (RFC 3597, section 5).
 pub fn class_name(class: DNSClass) -> String {
     match u16::from(class) {
         1 => "IN".to_owned(),
@@ -86,17 +78,17 @@ pub fn class(text: &str) -> Option<DNSClass> {
     }
 }
 
-/// Reads a class that is asked for.
+/// Reads the class of a query.
 ///
 /// # Errors
-/// A sentence that says why not, and which are.
+/// A sentence that says why the class cannot be queried, and which can.
 pub fn parse_class(text: &str) -> Result<DNSClass, String> {
     match class(text) {
         Some(class @ (DNSClass::IN | DNSClass::CH | DNSClass::HS)) => Ok(class),
-        Some(DNSClass::ANY) => Err("no server answers for class ANY; ask for IN, CH or HS".to_owned()),
-        Some(DNSClass::NONE) => Err("class NONE is for updates (RFC 2136); ask for IN, CH or HS".to_owned()),
-        Some(other) => Err(format!("class {} is not asked for; IN, CH and HS are", u16::from(other))),
-        None => Err("no such class; IN, CH and HS are".to_owned()),
+        Some(DNSClass::ANY) => Err("no server answers for class ANY; use IN, CH or HS".to_owned()),
+        Some(DNSClass::NONE) => Err("class NONE is for updates (RFC 2136); use IN, CH or HS".to_owned()),
+        Some(other) => Err(format!("class {} cannot be queried; use IN, CH or HS", u16::from(other))),
+        None => Err("not a class; use IN, CH or HS".to_owned()),
     }
 }
 
@@ -106,7 +98,7 @@ fn data(data: &RData) -> String {
         RData::HINFO(info) => strings([&*info.cpu, &*info.os].into_iter()),
         RData::NULL(_) | RData::OPENPGPKEY(_) | RData::Unknown { .. } | RData::OPT(_) => generic(data),
         other => other.to_string().chars().fold(String::new(), |mut text, c| {
-            // A hostile server must not get to steer the terminal.
+            // Control characters from a hostile server could control the terminal.
             match c {
                 c if c.is_control() => _ = write!(text, "\\{:03}", u32::from(c)),
                 c => text.push(c),
@@ -132,7 +124,7 @@ fn strings<'s>(strings: impl Iterator<Item = &'s [u8]>) -> String {
     quoted.collect::<Vec<_>>().join(" ")
 }
 
-/// `\# 3 010203` (RFC 3597 section 5).
+/// `\# 3 010203` (RFC 3597, section 5).
 fn generic(data: &RData) -> String {
     let bytes = data.to_bytes().unwrap_or_default();
     let hex = bytes.iter().fold(String::new(), |mut hex, byte| {
@@ -152,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_are_those_of_a_zone_file() {
+    fn lines_have_the_format_of_zone_files() {
         let name = Name::from_ascii("lab.test.").unwrap();
         let record = |data| line(&Record::from_rdata(name.clone(), 300, data));
         let text = TXT::from_bytes(vec![b"say \"hi\"\\", b"\x1b[2J\xff"]);
@@ -167,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn types_are_read_in_any_case() {
+    fn types_are_case_insensitive() {
         assert_eq!(parse_type("aaaa"), Ok(RecordType::AAAA));
         assert_eq!(parse_type("TYPE28"), Ok(RecordType::AAAA));
         assert_eq!(parse_type("type65280"), Ok(RecordType::Unknown(65_280)));

@@ -1,4 +1,4 @@
-//! The servers that this host asks.
+//! The name servers of this host.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -10,28 +10,28 @@ pub const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// The servers of [`RESOLV_CONF`], in its order.
 ///
 /// # Errors
-/// [`Error::Invalid`] where it names none.
+/// [`Error::Invalid`] if it names none.
 pub fn servers() -> Result<Vec<SocketAddr>> {
     let none = |reason: &dyn std::fmt::Display| {
-        let reason = format!("none is named, and {RESOLV_CONF} names none ({reason}); name one, e.g. @192.0.2.53");
+        let reason = format!("none is given, and {RESOLV_CONF} has none ({reason}); give one, e.g. @192.0.2.53");
         Error::invalid("server", reason)
     };
     let text = std::fs::read(RESOLV_CONF).map_err(|error| none(&error))?;
     let servers = parse(&String::from_utf8_lossy(&text));
     match servers.is_empty() {
-        true => Err(none(&"it has no line `nameserver ADDRESS`")),
+        true => Err(none(&"no line `nameserver ADDRESS`")),
         false => Ok(servers),
     }
 }
 
-/// Addresses behind `nameserver`, but those with a scope (fe80::1%eth0), which packets are not crafted to.
+/// Addresses after `nameserver`. Addresses with a scope (fe80::1%eth0) are left out: crafter does not send to them.
 fn parse(text: &str) -> Vec<SocketAddr> {
     let addresses = text.lines().filter_map(|line| {
         let mut words = line.strip_prefix("nameserver")?.strip_prefix([' ', '\t'])?.split_ascii_whitespace();
         let word = words.next()?;
         let address = word.parse::<IpAddr>();
         if address.is_err() {
-            log::warn!("{RESOLV_CONF} names the server {word}, which is not asked: no address without a scope");
+            log::warn!("ignored the server {word} of {RESOLV_CONF}: not an address, or one with a scope");
         }
         address.ok()
     });

@@ -1,5 +1,4 @@
-//! What the words of the command line ask for, in any order as dig takes them: a name, a type, a class,
-//! `@server`.
+//! The positional arguments, in any order as for `dig`: a name, a type, a class, `@server`.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -8,7 +7,7 @@ use hickory_proto::rr::{DNSClass, RecordType};
 
 use super::record;
 
-/// A name, and what else was said.
+/// The arguments of a query.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Words<'w> {
     pub name: &'w str,
@@ -18,10 +17,10 @@ pub struct Words<'w> {
 }
 
 impl<'w> Words<'w> {
-    /// Reads the words. Where each may be a type or a class, the first is the name.
+    /// Reads the words. If every word is a type or a class, the first is the name.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for words that do not make one question.
+    /// [`Error::Invalid`] for words that do not form one query.
     pub fn read(words: &'w [String]) -> Result<Self> {
         let mut server = None;
         let mut rest = Vec::new();
@@ -29,10 +28,11 @@ impl<'w> Words<'w> {
             if let Some(address) = word.strip_prefix('@') {
                 let read = parse_server(address).map_err(|reason| Error::invalid(format!("'{word}'"), reason))?;
                 if server.replace(read).is_some() {
-                    return Err(Error::invalid(format!("'{word}'"), "a server is named already; leave one of them"));
+                    return Err(Error::invalid(format!("'{word}'"), "a second server; give only one"));
                 }
             } else if word.starts_with('+') {
-                let reason = "dig's options with + are not known; `crafter dns --help` lists those that are";
+                let reason =
+                    "options of dig that begin with + are not supported; `crafter dns --help` lists the options";
                 return Err(Error::invalid(format!("'{word}'"), reason));
             } else {
                 rest.push(word.as_str());
@@ -40,11 +40,10 @@ impl<'w> Words<'w> {
         }
         let is_name = |word: &&&str| !is_type(word) && !is_class(word);
         let name = match (rest.iter().find(is_name).or(rest.first()), &rest[..]) {
-            (None, _) => return Err(Error::invalid("NAME", "no name to ask for is given; add one, e.g. example.org")),
+            (None, _) => return Err(Error::invalid("NAME", "missing; give the name to query, e.g. example.org")),
             (Some(_), [one, other]) if is_name(&one) && is_name(&other) => {
-                let reason = format!(
-                    "neither '{one}' nor '{other}' is a record type; ask for one name at a time, e.g. {one} MX"
-                );
+                let reason =
+                    format!("neither '{one}' nor '{other}' is a record type; query one name at a time, e.g. {one} MX");
                 return Err(Error::invalid("TYPE", reason));
             }
             (Some(name), _) => *name,
@@ -60,7 +59,7 @@ impl<'w> Words<'w> {
                 class = Some(record::parse_class(word).map_err(|reason| Error::invalid("CLASS", reason))?);
             } else {
                 let reason =
-                    format!("'{word}' is one word too many; write NAME, TYPE, CLASS and @SERVER, each once at most");
+                    format!("'{word}' is one argument too many; give NAME, TYPE, CLASS and @SERVER at most once each");
                 return Err(Error::invalid("NAME", reason));
             }
         }
@@ -68,19 +67,19 @@ impl<'w> Words<'w> {
     }
 }
 
-/// Whether a word is a type's, also one that is not asked for.
+/// Whether a word is the name of a type, also of one that cannot be queried.
 fn is_type(word: &str) -> bool {
     let upper = word.to_ascii_uppercase();
     let number = upper.strip_prefix("TYPE").is_some_and(|number| number.parse::<u16>().is_ok());
     number || upper.parse::<RecordType>().is_ok()
 }
 
-/// Whether a word is a class's, also one that is not asked for.
+/// Whether a word is the name of a class, also of one that cannot be queried.
 fn is_class(word: &str) -> bool {
     record::class(word).is_some()
 }
 
-/// An address, with or without a port.
+/// Reads the address of a server, with or without a port.
 ///
 /// # Errors
 /// A sentence for clap.
@@ -89,7 +88,7 @@ pub fn parse_server(text: &str) -> Result<SocketAddr, &'static str> {
     let address = bare.parse::<IpAddr>().map(|address| SocketAddr::new(address, 53));
     match address.or_else(|_| text.parse::<SocketAddr>()) {
         Ok(server) if server.port() > 0 => Ok(server),
-        _ => Err("an IP address is needed, with or without a port, e.g. 192.0.2.1 or [2001:db8::1]:53"),
+        _ => Err("not an IP address; give one, with or without a port, e.g. 192.0.2.1 or [2001:db8::1]:53"),
     }
 }
 
@@ -124,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn classes() {
+    fn classes_in_any_position() {
         use RecordType::{A, ANY, MX, TXT};
         let read = |line: &'static str| {
             let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
@@ -137,10 +136,10 @@ mod tests {
             ("ch txt version.bind", "version.bind", Some(TXT), Some(DNSClass::CH)),
             ("version.bind chaos txt", "version.bind", Some(TXT), Some(DNSClass::CH)),
             ("lab.test class4", "lab.test", None, Some(DNSClass::HS)),
-            // As dig reads it: of the two that it may be, the type.
+            // ANY is a type and a class; like dig, the type is preferred.
             ("lab.test any in", "lab.test", Some(ANY), Some(DNSClass::IN)),
             ("lab.test any", "lab.test", Some(ANY), None),
-            // Names that are words of a question too.
+            // Names that are also types or classes.
             ("in", "in", None, None),
             ("ch a in", "ch", Some(A), Some(DNSClass::IN)),
             ("in in", "in", None, Some(DNSClass::IN)),
@@ -152,9 +151,9 @@ mod tests {
             ("lab.test any any", "CLASS: no server answers for class ANY"),
             ("lab.test none", "CLASS: class NONE is for updates"),
             ("lab.test class255", "CLASS: no server"),
-            ("lab.test class9", "CLASS: class 9 is not asked for"),
-            ("lab.test in ch", "NAME: 'ch' is one word too many"),
-            ("lab.test a mx", "NAME: 'mx' is one word too many"),
+            ("lab.test class9", "CLASS: class 9 cannot be queried"),
+            ("lab.test in ch", "NAME: 'ch' is one argument too many"),
+            ("lab.test a mx", "NAME: 'mx' is one argument too many"),
         ] {
             let error = read(line).unwrap_err();
             assert!(error.to_string().starts_with(what), "{line}: {error}");
@@ -162,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn words_that_make_no_question() {
+    fn invalid_combinations_are_rejected() {
         for (line, what) in [
             ("@192.0.2.1", "NAME: "),
             ("a.test b.test", "TYPE: neither"),
@@ -178,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn servers() {
+    fn server_addresses_with_and_without_port() {
         for (text, address) in [
             ("192.0.2.1", "192.0.2.1:53"),
             ("192.0.2.1:5353", "192.0.2.1:5353"),

@@ -1,4 +1,4 @@
-//! What the service says of itself and of this user; any local user that may connect can ask for it.
+//! The service, and what it allows this user. Every user who may connect can query this.
 
 use std::{os::unix::fs::MetadataExt as _, path::Path, time::Duration};
 
@@ -14,10 +14,10 @@ use super::super::{
     who::{Users, printable},
 };
 
-/// How long the service may take to answer.
+/// Time limit for the replies of the service.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Whether this user can work through the service, and why not.
+/// Whether this user can work through the service, and the reason.
 #[derive(Debug, Serialize)]
 pub struct Served {
     pub works: bool,
@@ -25,18 +25,18 @@ pub struct Served {
     socket: String,
     version: Option<String>,
     abi: Option<u32>,
-    /// Who this process is to the service.
+    /// The user id by which the service knows this process.
     user: Option<u32>,
-    /// The number of the rule of its policy that decides.
+    /// The number of the policy rule that applies.
     rule: Option<u32>,
 }
 
 impl Served {
-    /// Asks the service.
-    pub async fn ask(socket: &Socket) -> Self {
+    /// Queries the service.
+    pub async fn query(socket: &Socket) -> Self {
         let path = socket.path();
-        let said = tokio::time::timeout(TIMEOUT, look(socket)).await;
-        let (works, finding, info, allowance) = match said {
+        let reply = tokio::time::timeout(TIMEOUT, request(socket)).await;
+        let (works, finding, info, allowance) = match reply {
             Ok(Ok((info, allowance))) => {
                 let (works, finding) = judge(&info, &allowance, &path);
                 (works, finding, Some(info), Some(allowance))
@@ -44,7 +44,7 @@ impl Served {
             Ok(Err(error)) => (false, why_not(&error, &path), None, None),
             Err(_) => {
                 let finding = format!(
-                    "the service at {} does not answer within {TIMEOUT:?} (look at `systemctl status crafter`)",
+                    "the service at {} does not answer within {TIMEOUT:?}; see `systemctl status crafter`",
                     path.display()
                 );
                 (false, finding, None, None)
@@ -62,17 +62,17 @@ impl Served {
     }
 }
 
-async fn look(socket: &Socket) -> Result<(Info, Allowance)> {
+async fn request(socket: &Socket) -> Result<(Info, Allowance)> {
     let control = socket.open().await?;
     Ok((control.call(&InfoCall {}).await?, control.call(&PolicyCall {}).await?))
 }
 
-/// Whether the user may do anything, and by what.
+/// Whether the policy allows the user anything, and what.
 fn judge(info: &Info, allowance: &Allowance, path: &Path) -> (bool, String) {
     let user = Users::default().label(allowance.user);
     let at = format!("crafter {} at {}", printable(&info.version), path.display());
     if info.abi != ABI {
-        let finding = format!("{at} speaks abi {}, this program {ABI}; install the same version of both", info.abi);
+        let finding = format!("{at} has abi {}, this program {ABI}; install the same version of both", info.abi);
         return (false, finding);
     }
     let policy = match info.policy.as_str() {
@@ -80,12 +80,12 @@ fn judge(info: &Info, allowance: &Allowance, path: &Path) -> (bool, String) {
         path => format!("its policy; ask the administrator of {} to change it", printable(path)),
     };
     match &allowance.rule {
-        None => (false, format!("{at} allows {user} nothing: no rule names this user or a group of it in {policy}")),
+        None => (false, format!("{at} allows {user} nothing: no rule names this user or its groups in {policy}")),
         Some(rule) if rule.refuse => {
             (false, format!("{at} allows {user} nothing: rule {} refuses everything in {policy}", rule.number))
         }
         Some(rule) => match grants(rule).as_str() {
-            "" => (false, format!("{at} allows {user} nothing: rule {} gives no protocol in {policy}", rule.number)),
+            "" => (false, format!("{at} allows {user} nothing: rule {} allows no protocol in {policy}", rule.number)),
             grants => (true, format!("{at} allows {user} {grants} (rule {})", rule.number)),
         },
     }
@@ -99,7 +99,7 @@ fn grants(rule: &Rule) -> String {
     grants.join(", ")
 }
 
-/// Why nobody answers, with what this user can do about it.
+/// Why the service does not answer, and what this user can do.
 fn why_not(error: &Error, path: &Path) -> String {
     match error {
         Error::NoService { reason, .. } if !path.exists() => {
@@ -109,7 +109,7 @@ fn why_not(error: &Error, path: &Path) -> String {
                 path.display()
             )
         }
-        // By its mode; the group of the socket decides who may connect.
+        // The mode and the group of the socket decide who may connect.
         Error::NoService { .. } if !may_connect(path) => {
             let group = std::fs::metadata(path).ok().map(|socket| Gid::from_raw(socket.gid()));
             let group =
@@ -135,13 +135,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_service_allows() {
+    fn finding_names_the_rule_and_the_remedy() {
         let info = Info { version: "0.1.0".into(), abi: ABI, policy: "shipped".into(), ..Info::default() };
         let rule = Rule { number: 2, protocols: vec!["tcp".into()], observe: true, ..Rule::default() };
-        let judged = |info: &Info, rule: Option<Rule>| {
+        let decided = |info: &Info, rule: Option<Rule>| {
             judge(info, &Allowance { user: 4_000_000_000, rule, ..Allowance::default() }, Path::new("/run/s"))
         };
-        let (works, finding) = judged(&info, Some(rule.clone()));
+        let (works, finding) = decided(&info, Some(rule.clone()));
         assert_eq!(
             (works, finding.as_str()),
             (true, "crafter 0.1.0 at /run/s allows 4000000000 tcp, observing (rule 2)")
@@ -149,12 +149,12 @@ mod tests {
         for (rule, why) in [
             (None, "no rule names this user"),
             (Some(Rule { refuse: true, ..rule.clone() }), "rule 2 refuses everything in its policy, the shipped one"),
-            (Some(Rule { protocols: vec![], observe: false, ..rule.clone() }), "rule 2 gives no protocol"),
+            (Some(Rule { protocols: vec![], observe: false, ..rule.clone() }), "rule 2 allows no protocol"),
         ] {
-            let (works, finding) = judged(&info, rule);
+            let (works, finding) = decided(&info, rule);
             assert!(!works && finding.contains(why), "{finding}");
         }
-        let (works, finding) = judged(&Info { abi: ABI + 1, ..info }, Some(rule));
+        let (works, finding) = decided(&Info { abi: ABI + 1, ..info }, Some(rule));
         assert!(!works && finding.contains("install the same version of both"), "{finding}");
     }
 }

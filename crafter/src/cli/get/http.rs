@@ -1,4 +1,4 @@
-//! One HTTP/1.1 exchange over a stream, by hyper.
+//! One HTTP/1.1 exchange over a stream, with hyper.
 
 use std::{
     future::{Future, poll_fn},
@@ -19,17 +19,17 @@ use hyper_util::rt::TokioIo;
 
 use super::{sink::Sink, target::Target};
 
-/// What stands before the body.
+/// The head of a response.
 pub struct Head {
     pub status: StatusCode,
-    /// Bytes of the body, where the server says so.
+    /// Length of the body in bytes, if the server states it.
     pub length: Option<u64>,
 }
 
-/// Asks for `target` and writes the body to `sink`; `on_head` is told first.
+/// Requests `target`, calls `on_head` with the head of the response, and writes the body to `sink`.
 ///
 /// # Errors
-/// Those of the sink as they are; a failed stream says its own reason by [`Stream::error`].
+/// Those of the sink; [`Error::Io`] if the stream or the response is broken ([`Stream::error`] has the cause).
 pub async fn get(
     stream: &mut Stream,
     target: &Target,
@@ -38,10 +38,13 @@ pub async fn get(
 ) -> Result<()> {
     let failed = |error: hyper::Error| {
         let (kind, reason) = match &error {
-            e if e.is_incomplete_message() => {
-                (io::ErrorKind::UnexpectedEof, "the server closed before its answer was complete".to_owned())
+            e if e.is_incomplete_message() => (
+                io::ErrorKind::UnexpectedEof,
+                "the server closed the connection before its response was complete; try again".to_owned(),
+            ),
+            e if e.is_parse() => {
+                (io::ErrorKind::InvalidData, format!("the response is not HTTP/1 ({e}); check the port"))
             }
-            e if e.is_parse() => (io::ErrorKind::InvalidData, format!("this is not HTTP/1: {e}")),
             e => (io::ErrorKind::Other, e.to_string()),
         };
         Error::Io { action: format!("fetch {}", target.url), source: io::Error::new(kind, reason) }
@@ -69,13 +72,13 @@ pub async fn get(
         }
         Ok(())
     };
-    // Closing is not hyper's: the stream does it when all is read, and is asked how it went.
+    // hyper must not close the stream: the caller closes it after the body and checks the result.
     let mut connection = pin!(connection.without_shutdown());
     let mut exchange = pin!(exchange);
     let mut ended = None;
     poll_fn(|cx| {
         if let Poll::Ready(result) = exchange.as_mut().poll(cx) {
-            // The connection's end is the cause, the exchange's the consequence.
+            // An error of the connection is the cause of the error of the exchange.
             return Poll::Ready(match (result, ended.take()) {
                 (Err(_), Some(Err(cause))) => Err(failed(cause)),
                 (result, _) => result,

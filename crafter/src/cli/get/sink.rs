@@ -1,5 +1,4 @@
-//! Where the body goes: a thread that writes, so that a slow file or pipe closes the window
-//! instead of stopping the acknowledgments.
+//! Writes the body in a thread, so that a slow file or pipe closes the TCP window instead of delaying acknowledgments.
 
 use std::{
     fs::File,
@@ -18,12 +17,12 @@ use hyper::body::Bytes;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::sync::{mpsc, oneshot};
 
-/// Pieces that may wait for the thread, some 400 KiB each at most.
-const WAITING: usize = 4;
-/// From this length on there is a progress bar, in bytes.
-const LONG: u64 = 4 << 20;
+/// Length of the queue to the thread, in pieces of at most about 400 KiB.
+const QUEUE_LENGTH: usize = 4;
+/// Length of a body, in bytes, from which on a progress bar is shown.
+const PROGRESS_BAR_LENGTH: u64 = 4 << 20;
 
-/// Takes the body.
+/// Writes the body to a file or to stdout.
 pub struct Sink {
     path: Option<PathBuf>,
     quiet: bool,
@@ -38,46 +37,47 @@ struct Writer {
     written: Arc<AtomicU64>,
 }
 
-/// What became of the body.
+/// How writing ended.
 pub struct Finished {
     /// Bytes written.
     pub bytes: u64,
-    /// Why not all that came.
+    /// Why writing stopped before the end.
     pub error: Option<Error>,
 }
 
 impl Sink {
-    /// To a file, or to stdout for `None` and `-`; nothing is touched yet.
+    /// Writes to a file, or to stdout for `None` and `-`. Opens nothing yet.
     pub fn new(path: Option<&Path>, quiet: bool) -> Self {
         let path = path.filter(|path| *path != Path::new("-")).map(Path::to_owned);
         Self { path, quiet, bar: ProgressBar::hidden(), received: 0, writer: None }
     }
 
-    /// The answer begins: opens the file.
+    /// Starts the thread, which opens the file; called when the head of the response has arrived.
     pub fn start(&mut self, length: Option<u64>) {
-        let (pieces, queue) = mpsc::channel(WAITING);
+        let (pieces, queue) = mpsc::channel(QUEUE_LENGTH);
         let (report, ended) = oneshot::channel();
         let written = Arc::new(AtomicU64::new(0));
         let (path, count) = (self.path.clone(), written.clone());
-        // It ends when the queue does, or with the process where a pipe is stuck.
+        // Ends with the queue, or with the process if a pipe blocks.
         let spawned = thread::Builder::new().name("body".to_owned()).spawn(move || {
-            // Nobody listens any more after a signal.
+            // The receiver is dropped after a signal.
             let _ = report.send(write_all(path.as_deref(), queue, &count));
         });
         if let Err(error) = spawned {
-            log::error!("cannot start a thread: {error}");
+            log::error!("cannot start the thread that writes the body: {error}");
         }
         self.writer = Some(Writer { pieces, ended, written });
-        let shown = !self.quiet && io::stderr().is_terminal() && length.is_none_or(|length| length >= LONG);
+        let shown =
+            !self.quiet && io::stderr().is_terminal() && length.is_none_or(|length| length >= PROGRESS_BAR_LENGTH);
         if shown && (self.path.is_some() || !io::stdout().is_terminal()) {
             self.bar = bar(length);
         }
     }
 
-    /// Takes a piece; waits while too many others wait.
+    /// Queues a piece; waits while the queue is full.
     ///
     /// # Errors
-    /// [`Error::Io`] when the thread has given up; [`Sink::finish`] knows why.
+    /// [`Error::Io`] if the thread has ended; [`Sink::finish`] returns the cause.
     pub async fn write(&mut self, piece: Bytes) -> Result<()> {
         self.received += piece.len() as u64;
         self.bar.set_position(self.received);
@@ -91,20 +91,20 @@ impl Sink {
         }
     }
 
-    /// Waits until all that came is written.
+    /// Waits until all queued pieces are written.
     pub async fn finish(&mut self) -> Finished {
         self.bar.finish_and_clear();
         let Some(Writer { pieces, ended, written }) = self.writer.take() else {
             return Finished { bytes: 0, error: None };
         };
-        // The queue ends with its only sender.
+        // Dropping the only sender ends the queue.
         drop(pieces);
-        let result = ended.await.unwrap_or_else(|_| Err(io::Error::other("the writing thread died")));
+        let result = ended.await.unwrap_or_else(|_| Err(io::Error::other("the writing thread panicked")));
         let error = result.err().map(|source| self.failed(source));
         Finished { bytes: written.load(Ordering::Relaxed), error }
     }
 
-    /// Gives up what waits still; returns how many bytes are written.
+    /// Drops queued pieces; returns the number of bytes written.
     pub fn abandon(&mut self) -> u64 {
         self.bar.finish_and_clear();
         self.writer.take().map_or(0, |writer| writer.written.load(Ordering::Relaxed))
@@ -112,16 +112,16 @@ impl Sink {
 
     fn failed(&self, source: io::Error) -> Error {
         let to = self.path.as_ref().map_or_else(|| "stdout".to_owned(), |path| path.display().to_string());
-        // Not Error::io: no capability would help.
+        // Not `Error::io`: no capability solves a permission error of a file.
         Error::Io { action: format!("write the body to {to}"), source }
     }
 }
 
-/// Writes pieces until there are no more. Opening is done here too: that of a FIFO waits for its reader.
+/// Opens the file and writes pieces until the queue ends. Opening a FIFO blocks until it has a reader.
 fn write_all(path: Option<&Path>, mut queue: mpsc::Receiver<Bytes>, written: &AtomicU64) -> io::Result<()> {
     let mut file = match path {
         Some(path) => File::create(path)?,
-        // Not `Stdout`, which looks for line ends.
+        // Not `Stdout`, which buffers lines.
         None => File::from(io::stdout().as_fd().try_clone_to_owned()?),
     };
     while let Some(piece) = queue.blocking_recv() {

@@ -1,4 +1,4 @@
-//! What `crafter get` tells at the end.
+//! Summary of `crafter get`, as text and as JSON.
 
 use std::{fmt, net::SocketAddr, path::Path, time::Duration};
 
@@ -15,7 +15,7 @@ use serde::{Serialize, Serializer, ser::SerializeMap as _};
 
 use super::{http::Head, target::Target};
 
-/// All that is told.
+/// The summary.
 pub struct Summary {
     url: String,
     output: Option<String>,
@@ -24,7 +24,7 @@ pub struct Summary {
     content_length: Option<u64>,
     /// Bytes of the body written.
     pub body_bytes: u64,
-    /// From the start to the connection: looking up, attaching, the handshake.
+    /// From the start to the connection: name lookup, attaching, handshake.
     setup: Duration,
     /// From the request to the last byte of the body.
     pub transfer: Option<Duration>,
@@ -32,19 +32,19 @@ pub struct Summary {
     pub stream: StreamStats,
     rsts_suppressed: u64,
     rsts_passed: u64,
-    /// Segments that came but found no room on the way to user space; the peer has sent them again.
+    /// Received segments dropped because a queue to user space was full; the peer retransmits them.
     no_room: u64,
     report: Option<Report>,
-    /// What else is worth knowing, a sentence each.
+    /// Remarks, a sentence each.
     pub notes: Vec<String>,
-    /// Why it failed.
+    /// The error that ended the command.
     pub error: Option<String>,
-    /// What the command ends with.
+    /// The exit code.
     pub exit_code: u8,
 }
 
 impl Summary {
-    /// Nothing has happened yet.
+    /// A summary before the connection.
     pub fn new(target: &Target, output: Option<&Path>) -> Self {
         Self {
             url: target.url.to_string(),
@@ -66,14 +66,14 @@ impl Summary {
         }
     }
 
-    /// The handshake is done.
+    /// Records a completed handshake.
     pub fn connected(&mut self, stream: &Stream, report: &Report, setup: Duration) {
         self.setup = setup;
         self.connection = Some((stream.local(), stream.remote()));
         self.report = Some(report.clone());
     }
 
-    /// The head of the answer is here.
+    /// Records the head of the response.
     pub fn head(&mut self, head: &Head) {
         self.status = Some(head.status);
         self.content_length = head.length;
@@ -82,7 +82,7 @@ impl Summary {
         }
     }
 
-    /// The kernel half's counters, all of this command's own lease.
+    /// Records counters of the kernel half and of the driver; this command has the only lease.
     pub fn counted(&mut self, counters: &Counters, stats: &Stats) {
         self.rsts_suppressed = counters.get(Reason::RstSuppressed);
         self.rsts_passed = counters.get(Reason::RstAllowed);
@@ -90,19 +90,19 @@ impl Summary {
         self.no_room = stats.lost + dropped;
     }
 
-    /// The status, where it is why the command fails.
+    /// The HTTP status if it is an error.
     pub fn http_error(&self) -> Option<StatusCode> {
         self.status.filter(|status| status.as_u16() >= 400)
     }
 
-    /// How much of the body there is after a failure.
+    /// How much of the body was written before an error; for messages.
     pub fn partial(&self) -> String {
         let to = self.output.as_deref().unwrap_or("stdout");
         let written = self.body_bytes;
         match (self.status, self.content_length) {
             (None, _) => String::new(),
-            (_, Some(all)) => format!(" ({written} of {all} bytes of the body are in {to})"),
-            (_, None) => format!(" (the first {written} bytes of the body are in {to})"),
+            (_, Some(all)) => format!(" ({to} has {written} of {all} bytes of the body)"),
+            (_, None) => format!(" ({to} has the first {written} bytes of the body)"),
         }
     }
 
@@ -112,7 +112,7 @@ impl Summary {
     }
 }
 
-/// Several lines, none where there was no connection.
+/// Several lines; only the notes if no connection was established.
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { stream, .. } = self;
@@ -130,7 +130,11 @@ impl fmt::Display for Summary {
             let (twice, early) = (stream.duplicates, stream.out_of_order);
             writeln!(f, "received:  {count} segments, {bytes} bytes; {twice} duplicates, {early} out of order")?;
             if self.no_room > 0 {
-                writeln!(f, "           {} segments found no room (the peer sent them again)", self.no_room)?;
+                writeln!(
+                    f,
+                    "           {} segments dropped by full queues (the peer retransmitted them)",
+                    self.no_room
+                )?;
             }
             if stream.hook_drops > 0 {
                 writeln!(f, "lost:      {} segments by --loss", stream.hook_drops)?;

@@ -1,4 +1,4 @@
-//! What a URL says: whom to connect to, and what to ask for.
+//! URLs: which address to connect to, and what to request.
 
 use std::{
     io,
@@ -8,16 +8,16 @@ use std::{
 use crafter::{Error, Result};
 use url::{Host, Url};
 
-/// A URL that can be fetched.
+/// A URL that this command can fetch.
 pub struct Target {
     pub url: Url,
 }
 
 impl Target {
-    /// Reads a URL; `http://` may be left out.
+    /// Reads a URL; `http://` is optional.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for what is no URL, or one that is not fetched here.
+    /// [`Error::Invalid`] for a URL that is malformed or not supported.
     pub fn parse(text: &str) -> Result<Self> {
         let invalid = |reason: String| Error::invalid("URL", reason);
         let rest = match scheme(text) {
@@ -30,7 +30,7 @@ impl Target {
             }
             None => text,
         };
-        // What Url would take the first part of the path for.
+        // `Url` would take the first part of the path as the host.
         if rest.is_empty() || rest.starts_with(['/', '\\', '?', '#']) {
             return Err(invalid(format!("'{text}' names no host; write HOST, HOST:PORT or HOST/PATH")));
         }
@@ -41,15 +41,15 @@ impl Target {
         };
         let url = url.map_err(|error| invalid(format!("'{text}': {error}; write http://HOST[:PORT]/PATH")))?;
         if !url.username().is_empty() || url.password().is_some() {
-            return Err(invalid("a user name and password in it are not supported".to_owned()));
+            return Err(invalid("a user name and password are not supported; remove them from the URL".to_owned()));
         }
         if url.port() == Some(0) {
-            return Err(invalid("port 0 cannot be connected to".to_owned()));
+            return Err(invalid("port 0 is not a valid destination; use 1 to 65535".to_owned()));
         }
         Ok(Self { url })
     }
 
-    /// The server's addresses, in the order of preference.
+    /// The addresses of the server, the preferred one first.
     ///
     /// # Errors
     /// [`Error::Io`] if the name is not found.
@@ -62,18 +62,18 @@ impl Target {
                 Ok(addresses) => Ok(addresses.collect()),
                 Err(source) => Err(Error::Io { action: format!("look up {name}"), source }),
             },
-            None => Err(Error::invalid("URL", "it names no host")),
+            None => Err(Error::invalid("URL", "no host in it; write HOST, HOST:PORT or HOST/PATH")),
         }
     }
 
-    /// That there is no address.
+    /// The error for a host without an address; `how` says which addresses are missing.
     pub fn not_found(&self, how: &str) -> Error {
         let name = self.url.host_str().unwrap_or_default();
         let source = io::Error::new(io::ErrorKind::NotFound, format!("no address found {how}"));
         Error::Io { action: format!("look up {name}"), source }
     }
 
-    /// The Host field (RFC 9112 section 3.2).
+    /// The Host header field (RFC 9112, section 3.2).
     pub fn host(&self) -> String {
         let host = self.url.host_str().unwrap_or_default();
         match self.url.port() {
@@ -82,13 +82,13 @@ impl Target {
         }
     }
 
-    /// Path and query (RFC 9112 section 3.2.1).
+    /// Path and query (RFC 9112, section 3.2.1).
     pub fn path(&self) -> &str {
         &self.url[url::Position::BeforePath..url::Position::AfterQuery]
     }
 }
 
-/// The scheme (RFC 3986 section 3.1) and what follows `://`. Without the two slashes it would be a host and its port.
+/// The scheme (RFC 3986, section 3.1) and what follows `://`. Without `//`, the text is a host and a port.
 fn scheme(text: &str) -> Option<(&str, &str)> {
     let (scheme, rest) = text.split_once("://")?;
     let is_scheme = scheme.starts_with(|first: char| first.is_ascii_alphabetic())
@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn parts() {
+    async fn urls_are_split_into_host_path_and_address() {
         for (text, host, path, address) in [
             ("http://192.0.2.1", "192.0.2.1", "/", "192.0.2.1:80"),
             ("http://192.0.2.1:80/a?b=c#d", "192.0.2.1", "/a?b=c", "192.0.2.1:80"),
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn hosts_without_a_scheme() {
+    fn scheme_is_optional() {
         for (text, host, path) in [
             ("web.lab.test", "web.lab.test", "/"),
             ("host:8080/path", "host:8080", "/path"),
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_fetched() {
+    fn unsupported_urls_are_rejected() {
         for text in [
             "",
             "/",
@@ -160,8 +160,8 @@ mod tests {
             assert!(Target::parse(text).is_err(), "{text}");
         }
         let error = Target::parse("https://a/").err().unwrap();
-        let said = "URL: cannot fetch 'https://a/': scheme 'https' is not supported, only http without TLS; \
+        let expected = "URL: cannot fetch 'https://a/': scheme 'https' is not supported, only http without TLS; \
                     name an http:// URL, or use another program such as curl";
-        assert_eq!(error.to_string(), said);
+        assert_eq!(error.to_string(), expected);
     }
 }

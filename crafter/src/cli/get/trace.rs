@@ -1,16 +1,14 @@
-//! `-v`, and the impairments: the hook of the stream.
+//! The segment hook of `crafter get`: prints segments (`-v`) and impairs them (`--loss`, ...).
 
-use std::{
-    io::{self, Write as _},
-    time::Instant,
-};
+use std::time::Instant;
 
+use crate::cli::print;
 use crafter::{
     engine::{Action, Direction, Impair, SegmentHook},
     packet::{Checksum, Segment, checksum},
 };
 
-/// Impairs segments, and prints each one with what became of it.
+/// Impairs segments, and prints each with its impairment.
 pub struct Trace {
     verbose: bool,
     impair: Option<Impair>,
@@ -18,7 +16,7 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// The hook, if one is needed: without one, segments are not copied for it.
+    /// The hook; `None` if it has nothing to do, which saves the copy of each segment.
     pub fn hook(verbose: bool, impair: Option<Impair>) -> Option<Box<dyn SegmentHook>> {
         (verbose || impair.is_some()).then(|| Box::new(Self { verbose, impair, first: None }) as _)
     }
@@ -29,17 +27,10 @@ impl SegmentHook for Trace {
         let action = self.impair.as_mut().map_or(Action::Pass, |impair| impair.segment(now, direction, ip));
         if self.verbose {
             let time = now.duration_since(*self.first.get_or_insert(now));
-            let seconds = time.as_secs();
-            let clock = format!(
-                "{:02}:{:02}:{:02}.{:06}",
-                seconds / 3600,
-                seconds / 60 % 60,
-                seconds % 60,
-                time.subsec_micros()
-            );
+            let clock = format!("{}.{:06}", print::clock(time), time.subsec_micros());
             let segment = match Segment::parse(ip) {
                 Ok(mut segment) => {
-                    // What the kernel left for a device to compute is no error, where the packet never met one.
+                    // A checksum left to offload is not an error if the packet did not pass a device.
                     if checksum::verify(ip, true) != Checksum::Invalid {
                         segment.checksum = None;
                     }
@@ -47,14 +38,13 @@ impl SegmentHook for Trace {
                 }
                 Err(error) => error.to_string(),
             };
-            let fate = match action {
+            let impairment = match action {
                 Action::Pass => String::new(),
-                Action::Drop => " [lost by --loss]".to_owned(),
-                Action::Delay(time) => format!(" [held back {time:?} by --reorder]"),
-                Action::Duplicate(_) => " [twice by --duplicate]".to_owned(),
+                Action::Drop => " [dropped by --loss]".to_owned(),
+                Action::Delay(time) => format!(" [delayed {time:?} by --reorder]"),
+                Action::Duplicate(_) => " [duplicated by --duplicate]".to_owned(),
             };
-            // Nothing is left to complain to when stderr is gone.
-            let _ = io::stderr().lock().write_all(format!("{clock} {segment}{fate}\n").as_bytes());
+            print::stderr(format_args!("{clock} {segment}{impairment}"));
         }
         action
     }

@@ -4,13 +4,10 @@ use crate::cli::exit;
 use crafter::protocol::wire::{Allowance, PolicyCall, ReloadCall, Reloaded, Rule};
 use nix::unistd::{Gid, Group};
 
-use super::{
-    super::{
-        Globals, print,
-        service::Socket,
-        who::{Users, printable},
-    },
-    say,
+use super::super::{
+    Globals, print,
+    service::Socket,
+    who::{Users, printable},
 };
 
 /// `crafter policy show`
@@ -22,13 +19,13 @@ pub struct ShowArgs {
 }
 
 const SHOW_HELP: &str = "\
-Who this user is to the service, which rule of its policy decides, what that rule gives, and
-what of it is in use.
---json: an object with what method Policy of org.crafter.v1 tells: user, groups, rule (null where
-no rule names this user, else number, refuse, protocols, packets_per_second, burst, max_leases,
-max_ports, max_flows, raw_ethernet, foreign_sources, observe, multicast, broadcast, text; a limit
-that is null is none), leases, ports, flows.
-Exit code 0: something is allowed; 4: nothing is; 1: the service does not answer.
+Shows the user and groups by which the service knows this process, the rule of its policy that
+applies, and how much of the rule's limits is in use.
+--json: the reply of method Policy of org.crafter.v1: user, groups, rule (null if no rule names
+this user, else number, refuse, protocols, packets_per_second, burst, max_leases, max_ports,
+max_flows, raw_ethernet, foreign_sources, observe, multicast, broadcast, text; a limit of null
+means unlimited), leases, ports, flows.
+Exit code 0: the rule allows something; 4: nothing is allowed; 1: the service does not answer.
 
 Examples:
   crafter policy show
@@ -43,60 +40,49 @@ pub struct ReloadArgs {
 }
 
 const RELOAD_HELP: &str = "\
-Root and the user that the service runs as may do this; SIGHUP to the service does the same.
-Either all of the new policy is in force afterwards, or the former one still is. Leases that
-the new one refuses end. Warnings go to stderr.
---json: an object with what method Reload of org.crafter.v1 tells: rules (how many), warnings,
-ended (numbers of leases).
-Exit code 0: the new policy is in force; 2: its text is none, and why; 4: not for this user;
-1: the service does not answer.
+Allowed for root and for the user that the service runs as. SIGHUP to the service does the same.
+If the new policy has an error, the current one stays in force. Leases that the new policy does
+not allow end. Warnings are printed on stderr.
+--json: the reply of method Reload of org.crafter.v1: rules (how many), warnings, ended (numbers
+of leases).
+Exit code 0: the new policy is in force; 2: it has errors, which are printed; 4: not allowed for
+this user; 1: the service does not answer.
 
 Examples:
   crafter policy reload
   crafter policy check && crafter policy reload --json";
 
-/// Prints what the service allows.
+/// Prints what the policy of the service allows this user.
 ///
 /// # Errors
 /// Those of the service.
 pub async fn show(args: ShowArgs, globals: &Globals) -> anyhow::Result<u8> {
     let allowance = args.service.open().await?.call(&PolicyCall {}).await?;
-    if globals.json {
-        print::json(&allowance)?;
-    } else {
-        print::out(in_words(&allowance))?;
-    }
+    print::result(globals, &allowance, in_words)?;
     Ok(match &allowance.rule {
         Some(rule) if !rule.refuse => exit::SUCCESS,
         _ => exit::REFUSED,
     })
 }
 
-/// Has the policy read again.
+/// Lets the service reload its policy.
 ///
 /// # Errors
 /// Those of the service, and of the policy.
 pub async fn reload(args: ReloadArgs, globals: &Globals) -> anyhow::Result<u8> {
-    let Reloaded { rules, warnings, ended } = &args.service.open().await?.call(&ReloadCall {}).await?;
-    for warning in warnings {
-        say(&format!("warning: {}", printable(warning)));
+    let reloaded = args.service.open().await?.call(&ReloadCall {}).await?;
+    for warning in &reloaded.warnings {
+        print::message(format_args!("warning: {}", printable(warning)));
     }
-    if globals.json {
-        print::json(&Reloaded { rules: *rules, warnings: warnings.clone(), ended: ended.clone() })?;
-        return Ok(exit::SUCCESS);
-    }
-    let mut text = format!("the new policy is in force, {}", counted(*rules, "rule"));
-    if !ended.is_empty() {
-        let numbers: Vec<String> = ended.iter().map(u64::to_string).collect();
-        text += &format!("; {} ended: {}", counted(ended.len() as u32, "lease"), numbers.join(", "));
-    }
-    print::out(text + "\n")?;
+    print::result(globals, &reloaded, |Reloaded { rules, ended, .. }| {
+        let mut text = format!("the new policy is in force, {}", print::counted((*rules).into(), "rule"));
+        if !ended.is_empty() {
+            let numbers: Vec<String> = ended.iter().map(u64::to_string).collect();
+            text += &format!("; {} ended: {}", print::counted(ended.len() as u64, "lease"), numbers.join(", "));
+        }
+        text + "\n"
+    })?;
     Ok(exit::SUCCESS)
-}
-
-/// `1 rule`, `2 rules`
-fn counted(count: u32, what: &str) -> String {
-    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 fn in_words(allowance: &Allowance) -> String {
@@ -115,14 +101,14 @@ fn in_words(allowance: &Allowance) -> String {
     } else {
         text += &format!("allowed by rule {}: {}\n", rule.number, grants(rule));
         text += &format!(
-            "rate: {} packets/s, {} at once\nin use: leases {leases} of {}, ports {ports} of {}, flows {flows} of {}\n",
+            "rate: {} packets/s, burst {}\nin use: leases {leases} of {}, ports {ports} of {}, flows {flows} of {}\n",
             limit(rule.packets_per_second),
             limit(rule.burst),
             limit(rule.max_leases),
             limit(rule.max_ports),
             limit(rule.max_flows),
         );
-        text += "its text:\n";
+        text += "rule text:\n";
     }
     for line in rule.text.lines() {
         text += format!("  {}", printable(&line.replace('\t', "    "))).trim_end();
@@ -151,7 +137,7 @@ fn limit(limit: Option<u32>) -> String {
     limit.map_or_else(|| "unlimited".to_owned(), |limit| limit.to_string())
 }
 
-/// The group's name, or the number of one without.
+/// The group's name, or the number if it has none.
 fn group_label(group: u32) -> String {
     let found = Group::from_gid(Gid::from_raw(group)).ok().flatten();
     found.map_or_else(|| group.to_string(), |group| printable(&group.name))
@@ -162,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_allowed_in_words() {
+    fn allowance_as_text() {
         let rule = Rule {
             number: 2,
             protocols: vec!["tcp".into(), "udp".into()],
@@ -174,8 +160,8 @@ mod tests {
         };
         let allowance =
             Allowance { groups: vec![0], rule: Some(rule.clone()), leases: 1, ports: 60, ..Allowance::default() };
-        let text = "user root, groups root\nallowed by rule 2: tcp, udp, observing\nrate: 1000 packets/s, unlimited at once\n\
-                    in use: leases 1 of unlimited, ports 60 of 256, flows 0 of unlimited\nits text:\n  [[rule]]\n  user = 0\n";
+        let text = "user root, groups root\nallowed by rule 2: tcp, udp, observing\nrate: 1000 packets/s, burst unlimited\n\
+                    in use: leases 1 of unlimited, ports 60 of 256, flows 0 of unlimited\nrule text:\n  [[rule]]\n  user = 0\n";
         assert_eq!(in_words(&allowance), text);
         let refused = Allowance { rule: Some(Rule { refuse: true, ..rule }), ..allowance.clone() };
         let text = "user root, groups root\nrule 2 refuses everything:\n  [[rule]]\n  user = 0\n";

@@ -1,4 +1,4 @@
-//! Where packets leave.
+//! The sockets that send the packets of a capture.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -27,17 +27,17 @@ use super::tape::Tape;
 const ETHERNET: usize = link::ETHERNET_HEADER;
 const VLAN_TAG: usize = 4;
 
-/// The sockets, and the ways that IP packets take.
+/// Sockets, and the routes of IP packets.
 #[derive(Default)]
 pub struct Outlet {
     frames: Option<FrameSender>,
     routes: HashMap<IpAddr, Route>,
-    /// By the number of the interface.
+    /// By interface index.
     senders: HashMap<u32, Sender>,
 }
 
 impl Outlet {
-    /// Opens what all packets of `tape` need, and checks that they fit.
+    /// Opens the sockets that the packets of `tape` need, and checks the length of each packet.
     ///
     /// # Errors
     /// [`Error::Invalid`] for a packet that is too long or too short; those of interfaces and routes.
@@ -50,35 +50,44 @@ impl Outlet {
         let mut outlet = Self::default();
         for (index, item) in tape.items.iter().enumerate() {
             let bytes = tape.bytes(index);
-            let misfit = |reason: String| Err(Error::invalid(tape.name(index), reason));
+            let invalid = |reason: String| Err(Error::invalid(tape.name(index), reason));
             if item.ethernet {
                 let Some(link) = &link else {
                     return Err(Error::invalid(
                         "--interface",
-                        "the capture holds Ethernet frames: say where to send them",
+                        "the capture holds Ethernet frames, which have no route; name the interface to send on",
                     ));
                 };
                 if bytes.len() < ETHERNET {
-                    return misfit(format!("{} bytes are less than an Ethernet header", bytes.len()));
+                    return invalid(format!(
+                        "{} bytes are too short for an Ethernet header; remove it from the capture",
+                        bytes.len()
+                    ));
                 }
-                let fits = room(link, bytes);
+                let fits = max_length(link, bytes);
                 if bytes.len() > fits {
                     let (length, mtu) = (bytes.len(), link.mtu);
-                    return misfit(format!("{length} bytes do not fit {}: at an MTU of {mtu}, {fits} do", link.name));
+                    return invalid(format!(
+                        "{length} bytes are too long for {}: an MTU of {mtu} allows {fits}; raise the MTU or send fragments",
+                        link.name
+                    ));
                 }
                 if outlet.frames.is_none() {
-                    let way = if top_speed { Way::Direct } else { Way::Queued { mark } };
-                    outlet.frames = Some(FrameSender::open(link, way)?);
+                    let path = if top_speed { Way::Direct } else { Way::Queued { mark } };
+                    outlet.frames = Some(FrameSender::open(link, path)?);
                 }
             } else {
                 let Some(to) = destination(bytes) else {
-                    return misfit(format!("{} bytes are less than an IP header", bytes.len()));
+                    return invalid(format!(
+                        "{} bytes are too short for an IP header; remove it from the capture",
+                        bytes.len()
+                    ));
                 };
                 let route = outlet.route(to, name).await?;
                 if bytes.len() > route.mtu as usize {
                     let Route { interface, mtu, .. } = route;
-                    return misfit(format!(
-                        "{} bytes do not fit the MTU towards {to} ({interface}), which is {mtu}",
+                    return invalid(format!(
+                        "{} bytes are too long for the route to {to}: {interface} has an MTU of {mtu}; send fragments",
                         bytes.len()
                     ));
                 }
@@ -98,10 +107,10 @@ impl Outlet {
         })
     }
 
-    /// Sends some packets of the tape.
+    /// Sends a range of packets.
     ///
     /// # Errors
-    /// That a link is down or gone; what was sent before is counted.
+    /// If an interface is down or removed; packets sent before that are counted.
     pub fn send(&mut self, tape: &Tape, range: Range<usize>) -> Result<()> {
         let mut rest = range;
         while !rest.is_empty() {
@@ -138,25 +147,25 @@ impl Outlet {
         result
     }
 
-    /// Packets that the kernel took.
+    /// Packets that the kernel accepted.
     pub fn sent(&self) -> u64 {
         self.frames.as_ref().map_or(0, FrameSender::sent) + self.senders.values().map(Sender::sent).sum::<u64>()
     }
 
-    /// Packets that it did not take.
+    /// Packets that the kernel rejected.
     pub fn refused(&self) -> u64 {
         self.frames.as_ref().map_or(0, FrameSender::refused) + self.senders.values().map(Sender::dropped).sum::<u64>()
     }
 }
 
-/// What a link takes of a frame. A VLAN tag is not counted, if it is the outermost and of IEEE 802.1Q: that is all that
-/// the kernel looks at (`packet_extra_vlan_len_allowed()`).
-fn room(link: &Interface, frame: &[u8]) -> usize {
+/// Largest length of a frame on a link. Like the kernel (`packet_extra_vlan_len_allowed()`), it allows 4 bytes more for
+/// an outermost IEEE 802.1Q tag.
+fn max_length(link: &Interface, frame: &[u8]) -> usize {
     let is_tagged = frame.load::<2>(12) == Some(link::ETHERTYPE_VLAN.to_be_bytes());
     link.mtu as usize + ETHERNET + if is_tagged { VLAN_TAG } else { 0 }
 }
 
-/// Where an IP packet is to go.
+/// Destination address of an IP packet; `None` if it is too short.
 fn destination(packet: &[u8]) -> Option<IpAddr> {
     let (_, v6) = parse::link(packet, 0).ok()?;
     Some(ip::address(parse::addresses(packet, 0, v6)?.1, v6))

@@ -1,4 +1,4 @@
-//! The packets of a capture, one behind the other in memory.
+//! A capture in memory.
 
 use std::{ops::Range, path::Path, time::Duration};
 
@@ -11,11 +11,11 @@ use crafter::{
 /// A whole capture.
 pub struct Tape {
     bytes: Vec<u8>,
-    /// In the file's order.
+    /// In the order of the file.
     pub items: Vec<Item>,
-    /// Packets that were longer when they were captured.
+    /// Packets of which the capture holds only the beginning.
     pub shortened: usize,
-    /// Why there are no more.
+    /// Why reading stopped before the end of the file.
     pub broken: Option<String>,
 }
 
@@ -23,16 +23,17 @@ pub struct Tape {
 pub struct Item {
     /// Since 1970.
     pub time: Option<Duration>,
-    /// Else it begins with its IP header.
+    /// Whether it begins with an Ethernet header; else with an IP header.
     pub ethernet: bool,
-    place: Range<usize>,
+    range: Range<usize>,
 }
 
 impl Tape {
     /// Reads all of a file.
     ///
     /// # Errors
-    /// That it is no capture, or holds packets that are neither Ethernet frames nor IP packets, or none.
+    /// [`Error::Invalid`] for a file that is not a capture, that holds no packet, or that holds a packet that is neither an
+    /// Ethernet frame nor an IP packet.
     pub fn read(path: &Path) -> Result<Self> {
         let mut tape = Self { bytes: Vec::new(), items: Vec::new(), shortened: 0, broken: None };
         for captured in Reader::open(path)? {
@@ -43,7 +44,7 @@ impl Tape {
             }
         }
         if tape.items.is_empty() {
-            let reason = tape.broken.as_deref().unwrap_or("there is no packet in it");
+            let reason = tape.broken.as_deref().unwrap_or("the capture holds no packet; choose another file");
             return Err(Error::invalid(path.display().to_string(), reason));
         }
         Ok(tape)
@@ -54,23 +55,26 @@ impl Tape {
             Kind::Ether => true,
             Kind::Ip | Kind::Ipv6 => false,
             _ => {
-                let reason = format!("it is neither an Ethernet frame nor an IP packet (link type {})", captured.link);
+                let reason = format!(
+                    "neither an Ethernet frame nor an IP packet but link type {}; remove it from the capture",
+                    captured.link
+                );
                 return Err(Error::invalid(self.name(self.items.len()), reason));
             }
         };
         self.shortened += usize::from(captured.original_length as usize > captured.bytes.len());
         let start = self.bytes.len();
         self.bytes.extend_from_slice(&captured.bytes);
-        self.items.push(Item { time: captured.time, ethernet, place: start..self.bytes.len() });
+        self.items.push(Item { time: captured.time, ethernet, range: start..self.bytes.len() });
         Ok(())
     }
 
     /// The bytes of a packet.
     pub fn bytes(&self, index: usize) -> &[u8] {
-        &self.bytes[self.items[index].place.clone()]
+        &self.bytes[self.items[index].range.clone()]
     }
 
-    /// What messages call a packet: numbers begin with 1, as Wireshark's do.
+    /// The name of a packet in messages; numbers begin with 1, as in Wireshark.
     pub fn name(&self, index: usize) -> String {
         format!("packet {}", index + 1)
     }

@@ -1,15 +1,15 @@
-//! What the user says, from a terminal or a pipe.
+//! Input of the shell, from a terminal or a pipe.
 
 use std::io::{self, BufRead as _};
 
 use tokio::sync::mpsc::{Receiver, channel};
 
-/// What a prompt is answered with.
+/// Input at the prompt.
 #[derive(Debug)]
 pub enum Input {
     /// Statements.
     Text(String),
-    /// Ctrl-C: nothing.
+    /// Ctrl-C: the line is discarded.
     Cancelled,
     /// Ctrl-D.
     End,
@@ -17,24 +17,24 @@ pub enum Input {
     Failed(String),
 }
 
-/// Statements from a pipe, and how many lines were before them.
+/// Statements from a pipe, and the number of lines before them.
 #[derive(Debug)]
 pub struct Text {
     pub text: String,
     pub line: usize,
 }
 
-/// Lines from a pipe, those together that brackets hold together.
+/// Input from a pipe. Lines within open brackets form one piece.
 pub struct Piped(Receiver<io::Result<Text>>);
 
 impl Piped {
-    /// The next lines; `None` at the end.
+    /// The next piece; `None` at the end.
     pub async fn next(&mut self) -> Option<io::Result<Text>> {
         self.0.recv().await
     }
 }
 
-/// Reads stdin in a thread of its own, which ends with the pipe or the process.
+/// Reads stdin in a thread, which ends with the pipe or the process.
 pub fn piped() -> Piped {
     let (sender, receiver) = channel(1);
     std::thread::spawn(move || {
@@ -43,15 +43,15 @@ pub fn piped() -> Piped {
         loop {
             let more = stdin.read_line(&mut text);
             read += 1;
-            let said = match more {
+            let piece = match more {
                 Err(error) => Err(error),
                 Ok(0) if text.is_empty() => return,
                 Ok(1..) if crafter::shell::is_open(&text) => continue,
                 Ok(_) => Ok(Text { text: std::mem::take(&mut text), line }),
             };
             line = read;
-            let is_over = said.is_err();
-            if sender.blocking_send(said).is_err() || is_over {
+            let is_over = piece.is_err();
+            if sender.blocking_send(piece).is_err() || is_over {
                 return;
             }
         }

@@ -1,4 +1,4 @@
-//! The network and the files that the shell works with.
+//! Network, files and clock for the shell.
 
 use std::{
     io,
@@ -17,28 +17,28 @@ use crafter::{
 
 use super::super::{exchange, sniff::first_interface, system_names::SystemNames};
 
-/// Packets that are kept where nothing but time ends the listening.
+/// Limit of packets that `sniff` keeps without a count.
 const MAX_SNIFFED: usize = 1_000_000;
 
-/// A session, and the system's files, names and clock.
+/// A session, and files, names and clock of the system.
 pub struct Outside {
     session: Session,
     interface: Option<String>,
-    /// Half-open connections that were reset before the end, of those that an account tells.
+    /// Half-open connections that exchanges have reset.
     reset: u64,
 }
 
 impl Outside {
-    /// Opens nothing yet.
+    /// Attaches nothing yet.
     pub fn new(session: Session, interface: Option<String>) -> Self {
         Self { session, interface, reset: 0 }
     }
 
-    /// Resets half-open connections and gives all leases back; how many were reset since it was opened. Ctrl-C ends the
-    /// waiting.
+    /// Resets half-open connections and releases all leases; returns how many connections were reset in total. Ctrl-C
+    /// ends the wait.
     ///
     /// # Errors
-    /// Only that no signal can be listened to.
+    /// If no signal handler can be installed.
     pub async fn close(self) -> io::Result<u64> {
         Ok(self.reset + exchange::close(self.session, Pace::default(), &mut |_| {}).await?.reset)
     }
@@ -100,7 +100,7 @@ impl World for Outside {
             Ok::<(), Error>(())
         };
         match options.timeout {
-            // What has come until then is the result.
+            // Packets captured before the timeout are the result.
             Some(timeout) => tokio::time::timeout(timeout, listening).await.unwrap_or(Ok(()))?,
             None => listening.await?,
         }
@@ -124,7 +124,7 @@ impl World for Outside {
     }
 }
 
-/// The error for a file that the shell's user named.
+/// The error of a file operation.
 fn file_error(action: &str, path: &str, source: io::Error) -> Error {
     Error::Io { action: format!("{action} {path}"), source }
 }

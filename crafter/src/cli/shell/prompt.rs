@@ -1,4 +1,4 @@
-//! The prompt: editing, history and completion, in a thread of its own, so that leases are served meanwhile.
+//! The prompt, with editing, history and completion. It runs in a thread, so that the runtime serves leases meanwhile.
 
 use std::{
     io,
@@ -18,13 +18,13 @@ use rustyline::{
     validate::{ValidationContext, ValidationResult, Validator},
 };
 
-use super::{input::Input, note, state};
+use super::{input::Input, print, state};
 
-/// What stands before what is typed.
+/// Text of the prompt.
 pub const PROMPT: &str = "crafter> ";
 
-/// Statements that are remembered.
-const REMEMBERED: usize = 10_000;
+/// Length of the history, in statements.
+const HISTORY_LENGTH: usize = 10_000;
 
 /// A prompt on the terminal.
 pub struct Prompt {
@@ -34,19 +34,19 @@ pub struct Prompt {
 }
 
 impl Prompt {
-    /// Prompts nothing yet.
+    /// Starts the thread; [`Self::ask`] shows the prompt.
     ///
     /// # Errors
-    /// There is no terminal to speak of.
+    /// If the terminal cannot be used.
     pub fn start() -> anyhow::Result<Self> {
-        // As it is now, to be so again if the shell has to end in the midst of a line.
+        // Saved to restore the terminal if the shell ends while a line is edited.
         let terminal = tcgetattr(io::stdin()).ok();
         let history = state::history().unwrap_or_else(|error| {
-            note(&format!("no history: {error}"));
+            print::note(format_args!("no history: {error}"));
             None
         });
         let config = Config::builder()
-            .max_history_size(REMEMBERED)?
+            .max_history_size(HISTORY_LENGTH)?
             .history_ignore_dups(true)?
             .history_ignore_space(true)
             .auto_add_history(true)
@@ -56,32 +56,32 @@ impl Prompt {
         if let Some(history) = &history
             && let Err(error) = editor.load_history(history)
         {
-            note(&format!("no history: {error}"));
+            print::note(format_args!("no history: {error}"));
         }
         let ((ask, asked), (answer, answers)) = (channel(), tokio::sync::mpsc::channel(1));
         std::thread::spawn(move || serve(editor, history, &asked, &answer));
-        note("help() tells what there is, Tab completes, Ctrl-D leaves");
+        print::note("help() lists the functions, Tab completes, Ctrl-D ends the shell");
         Ok(Self { ask, answers, terminal })
     }
 
-    /// Prompts, completing these names.
+    /// Shows the prompt; Tab completes `names`.
     pub fn ask(&self, names: Names) {
-        // If the thread is gone, there is no answer either.
+        // If the thread has ended, `answer` returns `None`.
         let _ = self.ask.send(names);
     }
 
-    /// What is answered; `None` if the terminal is gone.
+    /// The input; `None` if the thread has ended.
     pub async fn answer(&mut self) -> Option<Input> {
         self.answers.recv().await
     }
 
-    /// Puts the terminal back as it was, for an end in the midst of a line.
+    /// Restores the terminal if the shell ends while a line is edited.
     pub fn restore(&self) {
         if let Some(terminal) = &self.terminal {
-            // The terminal may be gone, and then it does not matter.
+            // Fails if the terminal is closed; nothing is left to restore then.
             let _ = tcsetattr(io::stdin(), SetArg::TCSANOW, terminal);
-            // Pasted text marked as such is a mode of the terminal too.
-            let _ = super::print::out("\x1b[?2004l\n");
+            // Switch off bracketed paste mode.
+            let _ = print::out("\x1b[?2004l\n");
         }
     }
 }
@@ -96,7 +96,7 @@ fn serve(
         editor.set_helper(Some(Completion { names }));
         let input = match editor.readline(PROMPT) {
             Ok(text) => {
-                // At once: a shell that is killed leaves its history. A full disk is no reason not to go on.
+                // Saved after each line, for a shell that is killed. An error does not end the prompt.
                 let _ = history.as_ref().map(|history| editor.append_history(history));
                 Input::Text(text)
             }
@@ -123,7 +123,7 @@ impl Completer for Completion {
 }
 
 impl Validator for Completion {
-    /// A line whose brackets are open goes on in the next.
+    /// Input with open brackets continues on the next line.
     fn validate(&self, context: &mut ValidationContext<'_>) -> rustyline::Result<ValidationResult> {
         let open = is_open(context.input());
         Ok(if open { ValidationResult::Incomplete } else { ValidationResult::Valid(None) })

@@ -1,4 +1,4 @@
-//! Where the history is kept.
+//! The history file.
 
 use std::{
     env,
@@ -9,10 +9,10 @@ use std::{
     path::PathBuf,
 };
 
-/// The history's file, made if it is not there, for this user alone; `None` without a home.
+/// Path of the history file, which is created with access for this user only. `None` without a home directory.
 ///
 /// # Errors
-/// What the system says of making it.
+/// Those of creating it.
 pub fn history() -> io::Result<Option<PathBuf>> {
     let Some(directory) = directory(env::var_os("XDG_STATE_HOME"), env::var_os("HOME")) else { return Ok(None) };
     DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
@@ -21,7 +21,7 @@ pub fn history() -> io::Result<Option<PathBuf>> {
     Ok(Some(file))
 }
 
-/// XDG Base Directory Specification: what is not absolute does not count.
+/// The state directory. Relative paths are ignored, as the XDG Base Directory Specification requires.
 fn directory(state: Option<OsString>, home: Option<OsString>) -> Option<PathBuf> {
     let absolute = |path: Option<OsString>| path.map(PathBuf::from).filter(|path| path.is_absolute());
     let state = absolute(state).or_else(|| absolute(home).map(|home| home.join(".local/state")));
@@ -33,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn where_it_is() {
+    fn relative_paths_are_ignored() {
         let directory = |state: &str, home: &str| directory(Some(state.into()), Some(home.into()));
         assert_eq!(directory("/state", "/u"), Some("/state/crafter".into()));
         assert_eq!(directory("", "/u"), Some("/u/.local/state/crafter".into()));

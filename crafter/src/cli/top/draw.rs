@@ -1,4 +1,4 @@
-//! The model on a screen.
+//! Draws the model on a screen.
 
 use ratatui::{
     Frame,
@@ -13,10 +13,10 @@ use super::model::{Model, Tab};
 /// The line at the bottom.
 pub const KEYS: &str = "q quit  Tab view  s sort  r reverse  arrows, PgUp, PgDn, Home, End move";
 
-/// Blanks between columns.
+/// Spaces between columns.
 const GAP: u16 = 2;
 
-/// Draws.
+/// Draws the model.
 pub fn draw(frame: &mut Frame<'_>, model: &mut Model) {
     let areas = Layout::vertical([
         Constraint::Length(1),
@@ -46,13 +46,8 @@ pub fn draw(frame: &mut Frame<'_>, model: &mut Model) {
     let align = |at: usize| if table.columns[at].is_number { Alignment::Right } else { Alignment::Left };
     let head = table.columns.iter().take(widths.len()).enumerate().map(|(at, column)| {
         let mark = match sorted_by {
-            Some(by) if by == at => {
-                if is_reversed {
-                    "^"
-                } else {
-                    "v"
-                }
-            }
+            Some(by) if by == at && is_reversed => "^",
+            Some(by) if by == at => "v",
             _ => "",
         };
         Cell::from(Text::from(format!("{}{mark}", column.name)).alignment(align(at)))
@@ -66,13 +61,13 @@ pub fn draw(frame: &mut Frame<'_>, model: &mut Model) {
     frame.render_widget(drawn.header(Row::new(head).style(bold)), body);
 }
 
-/// The widths of as many columns as fit, and of a last one that is cut off where there is room for some of it.
+/// The widths of the columns that fit. The last one may be cut off.
 fn fitting(widths: &[u16], room: u16) -> Vec<u16> {
-    /// Less of a column says nothing.
-    const LEAST: u16 = 4;
+    /// Smallest useful width of a column that is cut off.
+    const MIN_WIDTH: u16 = 4;
     let (mut fitting, mut left) = (Vec::new(), room);
     for &width in widths {
-        if left < width.min(LEAST) {
+        if left < width.min(MIN_WIDTH) {
             break;
         }
         let width = width.min(left);
@@ -87,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_that_fit() {
+    fn last_column_may_be_cut_off() {
         assert_eq!(fitting(&[10, 5], 20), [10, 5]);
         assert_eq!(fitting(&[10, 10, 10], 20), [10, 8]);
         assert_eq!(fitting(&[10, 10], 14), [10]);

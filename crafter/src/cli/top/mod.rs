@@ -1,8 +1,8 @@
-//! `crafter top`: what goes on in the service, in a terminal.
+//! `crafter top`: shows leases, flows and interfaces of the service in a terminal.
 //!
-//! - `model`: what is shown, without IO; `table`: rows that can be sorted.
-//! - `draw`: the model on a screen; `screen`: the terminal, given back however it ends.
-//! - `source`: what the service tells, again and again.
+//! - `model`: the state of the display, without IO; `table`: rows that can be sorted.
+//! - `draw`: draws the model; `screen`: the terminal, which is restored at the end.
+//! - `source`: polls the service.
 
 use std::{
     io::{self, IsTerminal as _},
@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use self::{
-    model::{Key, Model, Tab, Told},
+    model::{Key, Model, Snapshot, Tab},
     screen::Screen,
     source::Source,
 };
@@ -37,7 +37,7 @@ mod tests;
 #[derive(Debug, clap::Args)]
 #[command(after_help = HELP)]
 pub struct Args {
-    /// How often to look
+    /// Time between two updates
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
     interval: Duration,
     #[command(flatten)]
@@ -45,61 +45,61 @@ pub struct Args {
 }
 
 const HELP: &str = "\
-Three views of the running service: its leases, with packets and bytes per second that were
-delivered to them (IN) and that they sent (OUT), RSTs suppressed, messages lost because they
-were not read in time, and packets that the policy refused; the flows that the kernel half
-saw; what its hooks counted on each interface. Of others only where the policy lets this user
-observe.
+Three views of the running service: leases, with packets and bytes per second delivered to them
+(IN) and sent by them (OUT), RSTs suppressed, messages lost because the client did not read
+them in time, and packets that the policy refused; flows that the kernel half saw; counters of
+the hooks for each interface. Other users' leases and flows are shown only if the policy lets
+this user observe.
   q, Esc, Ctrl-C   quit
   Tab, Shift-Tab   leases, flows, interfaces
-  s, r             sort by the next column; the other way round
+  s, r             sort by the next column; reverse the order
   arrows, PgUp, PgDn, Home, End
-A service that goes away is waited for.
-It needs a terminal; there is no --json: `crafter leases --json` and `crafter monitor --json`
-are for programs.
-Exit code 0: quit; 1: the service does not answer, or the terminal is gone; 2: stdout is no
+If the service stops, top waits until it runs again.
+It needs a terminal and has no --json; programs use `crafter leases --json` and `crafter monitor
+--json`.
+Exit code 0: quit; 1: the service does not answer, or the terminal is closed; 2: stdout is not a
 terminal; 143: SIGTERM.
 
 Examples:
   crafter top
   crafter top --interval 0.5";
 
-/// Shows it until somebody has seen enough.
+/// Shows the service until the user quits.
 ///
 /// # Errors
-/// Those of the service, as long as nothing is shown, and of the terminal.
+/// Those of the first query of the service, and of the terminal.
 pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     if globals.json {
-        return Err(Error::invalid("--json", "top is for people: use `crafter leases --json`").into());
+        return Err(Error::invalid("--json", "`crafter top` has no JSON output; use `crafter leases --json`").into());
     }
     if !io::stdout().is_terminal() {
-        let reason = "it is no terminal: `crafter leases --json` tells the same to programs";
+        let reason = "not a terminal; programs use `crafter leases --json`";
         return Err(Error::invalid("stdout", reason).into());
     }
     let mut source = Source::open(args.service).await?;
     let mut model = Model::new();
-    // Its errors are told before the terminal is another.
-    let first = source.look(model.tab()).await?;
+    // An error of the first query is printed on the normal screen.
+    let first = source.snapshot(model.tab()).await?;
     take(&mut model, Ok(first));
     let (tab, wanted) = watch::channel(model.tab());
-    let (sender, told) = mpsc::channel(1);
+    let (sender, snapshots) = mpsc::channel(1);
     let mut screen = Screen::open()?;
     let ended = tokio::select! {
-        ended = show(&mut screen, &mut model, &tab, told) => ended,
+        ended = show(&mut screen, &mut model, &tab, snapshots) => ended,
         () = source::watch(source, args.interval, wanted, sender) => Ok(exit::SUCCESS),
     };
     drop(screen);
     Ok(ended?)
 }
 
-/// Draws whenever something is new, and does what keys ask for; the exit code.
+/// Draws after each snapshot and each key; returns the exit code.
 async fn show(
     screen: &mut Screen,
     model: &mut Model,
     tab: &watch::Sender<Tab>,
-    mut told: mpsc::Receiver<Result<Told>>,
+    mut snapshots: mpsc::Receiver<Result<Snapshot>>,
 ) -> Result<u8> {
-    let failed = |source| Error::Io { action: "listen to signals".to_owned(), source };
+    let failed = |source| Error::Io { action: "install a signal handler".to_owned(), source };
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     let mut hang_up = signal(SignalKind::hangup()).map_err(failed)?;
@@ -107,30 +107,30 @@ async fn show(
     loop {
         screen.draw(model)?;
         tokio::select! {
-            Some(told) = told.recv() => take(model, told),
+            Some(snapshot) = snapshots.recv() => take(model, snapshot),
             event = keys.next() => match event {
                 Some(Ok(Event::Key(key))) if is_end(key) => return Ok(exit::SUCCESS),
                 Some(Ok(Event::Key(key))) => {
-                    if let Some(key) = asked(key) {
+                    if let Some(key) = binding(key) {
                         model.press(key);
                     }
                     tab.send_if_modified(|tab| std::mem::replace(tab, model.tab()) != model.tab());
                 }
-                // Another size, which drawing sees to.
+                // A resize: the next draw uses the new size.
                 Some(Ok(_)) => {}
                 Some(Err(source)) => return Err(Error::Io { action: "read keys".to_owned(), source }),
                 None => return Ok(exit::SUCCESS),
             },
             _ = interrupt.recv() => return Ok(exit::SUCCESS),
-            _ = terminate.recv() => return Ok(128 + libc::SIGTERM as u8),
-            _ = hang_up.recv() => return Ok(128 + libc::SIGHUP as u8),
+            _ = terminate.recv() => return Ok(exit::signal(libc::SIGTERM)),
+            _ = hang_up.recv() => return Ok(exit::signal(libc::SIGHUP)),
         }
     }
 }
 
-fn take(model: &mut Model, told: Result<Told>) {
-    match told {
-        Ok(told) => model.take(told, Instant::now(), who::since),
+fn take(model: &mut Model, snapshot: Result<Snapshot>) {
+    match snapshot {
+        Ok(snapshot) => model.take(snapshot, Instant::now(), who::since),
         Err(error) => model.fail(print::sentence(&error.into())),
     }
 }
@@ -140,7 +140,7 @@ fn is_end(key: KeyEvent) -> bool {
     matches!((key.code, with_control), (KeyCode::Char('q') | KeyCode::Esc, false) | (KeyCode::Char('c'), true))
 }
 
-fn asked(key: KeyEvent) -> Option<Key> {
+fn binding(key: KeyEvent) -> Option<Key> {
     if key.kind == KeyEventKind::Release {
         return None;
     }

@@ -1,5 +1,4 @@
-//! What `crafter top` shows, without a terminal and without a service: told what the service said and when, and which
-//! keys were pressed.
+//! State of the display of `crafter top`, without IO: takes snapshots of the service with their times, and keys.
 
 use std::{
     collections::HashMap,
@@ -8,28 +7,32 @@ use std::{
 };
 
 use crafter::protocol::wire::{Flow, Info, InterfaceCounters, Lease};
-use crafter_common::reason::{Reason, Verdict};
 
 use super::table::{Cell, Column, Table, numbers, scaled, words};
-use crate::cli::{flows, leases, who};
+use crate::cli::{
+    counters::{hooks, reasons, verdict},
+    flows,
+    leases::{self, NamedLease},
+    who,
+};
 
-/// What is looked at.
+/// A view.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Tab {
-    /// Who has which ports, and what goes in and out.
+    /// Leases, with their rates.
     #[default]
     Leases,
-    /// What the kernel half saw between two ends.
+    /// Flows that the kernel half saw.
     Flows,
-    /// What its hooks counted on each interface.
+    /// Counters of the hooks for each interface.
     Interfaces,
 }
 
 impl Tab {
-    /// All of them, in their order.
+    /// All views, in order.
     pub const ALL: [Self; 3] = [Self::Leases, Self::Flows, Self::Interfaces];
 
-    /// Its heading.
+    /// The name in the tab bar.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Leases => "leases",
@@ -46,7 +49,7 @@ impl Tab {
         }
     }
 
-    /// What it is sorted by at first: what is busiest comes first, counters stay in their order.
+    /// The initial sort column: the rate of received packets; counters stay unsorted.
     const fn sorted_by(self) -> Option<usize> {
         match self {
             Self::Leases => Some(6),
@@ -89,72 +92,61 @@ const FLOWS: &[Column] = &[
 const COUNTERS: &[Column] =
     &[words("INTERFACE"), words("HOOK"), words("REASON"), words("VERDICT"), numbers("PACKETS"), numbers("PACKETS/s")];
 
-/// A lease, and the names that belong to it.
+/// State of the service at one time.
 #[derive(Debug, Clone, Default)]
-pub struct Named {
-    /// The lease.
-    pub lease: Lease,
-    /// The user's name or number.
-    pub user: String,
-    /// The process that asked for it, if it still runs.
-    pub process: Option<String>,
-}
-
-/// What the service said at one time.
-#[derive(Debug, Clone, Default)]
-pub struct Told {
-    /// Of itself.
+pub struct Snapshot {
+    /// The service itself.
     pub info: Info,
     /// All leases that this user may see.
-    pub leases: Vec<Named>,
-    /// The flows, and whether there are more; if they are looked at.
+    pub leases: Vec<NamedLease>,
+    /// Flows, and whether there are more; `None` unless their view is shown.
     pub flows: Option<(Vec<Flow>, bool)>,
-    /// The counters, if they are looked at.
+    /// Counters; `None` unless their view is shown.
     pub counters: Option<Vec<InterfaceCounters>>,
 }
 
-/// What a key asks for.
+/// The action of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Key {
-    /// Another view.
+    /// Show the next view.
     NextTab,
-    /// Another view.
+    /// Show the previous view.
     PreviousTab,
     /// Sort by the next column.
     Sort,
-    /// Sort the other way round.
+    /// Reverse the order.
     Reverse,
-    /// So many rows down, or up if less than 0.
+    /// Move down by this many rows, or up if negative.
     Move(isize),
-    /// So many screens down, or up.
+    /// Move down by this many screens, or up if negative.
     Page(isize),
-    /// To the first row.
+    /// Move to the first row.
     Home,
-    /// To the last one.
+    /// Move to the last row.
     End,
 }
 
-/// Numbers that only grow, as they were last time, by what they belong to.
+/// The previous values of monotonic counters, by key.
 #[derive(Debug)]
-struct Before<K, const N: usize> {
+struct Previous<K, const N: usize> {
     at: Option<Instant>,
     numbers: HashMap<K, [u64; N]>,
 }
 
-impl<K, const N: usize> Default for Before<K, N> {
+impl<K, const N: usize> Default for Previous<K, N> {
     fn default() -> Self {
         Self { at: None, numbers: HashMap::new() }
     }
 }
 
-impl<K: Hash + Eq, const N: usize> Before<K, N> {
-    /// How much more there is of each per second; `None` the first time. What was not there last time has begun since.
+impl<K: Hash + Eq, const N: usize> Previous<K, N> {
+    /// Rates per second since the previous call; `None` on the first call. A new key counts from 0.
     fn rates(&mut self, now: Instant, numbers: Vec<(K, [u64; N])>) -> Vec<Option<[f64; N]>> {
         let seconds = self.at.map(|at| now.saturating_duration_since(at)).filter(|time| *time > Duration::ZERO);
         let rates = numbers.iter().map(|(key, numbers)| {
             let before = self.numbers.get(key).copied().unwrap_or([0; N]);
             let seconds = seconds?.as_secs_f64();
-            // Less than before: it began anew.
+            // A smaller value: the counter has started again from 0.
             let more = |at: usize| numbers[at].checked_sub(before[at]).unwrap_or(numbers[at]);
             Some(std::array::from_fn(|at| more(at) as f64 / seconds))
         });
@@ -165,34 +157,34 @@ impl<K: Hash + Eq, const N: usize> Before<K, N> {
     }
 }
 
-/// All of it.
+/// State of the display.
 #[derive(Debug, Default)]
 pub struct Model {
     tab: Tab,
-    /// By tab: the column and whether it is the other way round.
+    /// For each tab: the sort column, and whether the order is reversed.
     order: [(Option<usize>, bool); 3],
     tables: [Table; 3],
-    /// The row that is marked, and the first one that is shown.
+    /// The selected row, and the first visible row.
     selected: usize,
     first: usize,
-    /// Rows that fit, as drawn last.
+    /// Visible rows at the last draw.
     height: usize,
     head: [String; 2],
     fault: Option<String>,
-    leases: Before<u64, 4>,
-    flows: Before<(String, String, String, String), 4>,
-    counters: Before<(String, String), 1>,
+    leases: Previous<u64, 4>,
+    flows: Previous<(String, String, String, String), 4>,
+    counters: Previous<(String, String), 1>,
 }
 
 impl Model {
-    /// Nothing told yet.
+    /// A model before the first snapshot.
     pub fn new() -> Self {
         let order = Tab::ALL.map(|tab| (tab.sorted_by(), false));
         let tables = Tab::ALL.map(|tab| Table { columns: tab.columns(), rows: Vec::new() });
         Self { order, tables, ..Self::default() }
     }
 
-    /// What is looked at.
+    /// The current view.
     pub fn tab(&self) -> Tab {
         self.tab
     }
@@ -202,27 +194,27 @@ impl Model {
         &self.head
     }
 
-    /// The table.
+    /// The table of the current view.
     pub fn table(&self) -> &Table {
         &self.tables[self.tab as usize]
     }
 
-    /// The column that it is sorted by, and whether it is the other way round.
+    /// The sort column of the current view, and whether the order is reversed.
     pub fn order(&self) -> (Option<usize>, bool) {
         self.order[self.tab as usize]
     }
 
-    /// Why nothing new is told.
+    /// Why the display is not up to date.
     pub fn fault(&self) -> Option<&str> {
         self.fault.as_deref()
     }
 
-    /// The first row to show and the one to mark, where so many fit.
+    /// The first visible row and the selected row on a screen of `height` rows.
     pub fn window(&mut self, height: usize) -> (usize, usize) {
         self.height = height;
         let last = self.table().rows.len().saturating_sub(1);
         self.selected = self.selected.min(last);
-        // No empty room below the last row while there are rows above.
+        // No empty rows below the last row while rows above are hidden.
         self.first = self.first.min((last + 1).saturating_sub(height)).min(self.selected);
         if height > 0 && self.selected >= self.first + height {
             self.first = self.selected + 1 - height;
@@ -230,7 +222,7 @@ impl Model {
         (self.first, self.selected)
     }
 
-    /// Does what a key asks for.
+    /// Handles a key.
     pub fn press(&mut self, key: Key) {
         let step = |by: isize, from: usize| from.saturating_add_signed(by);
         match key {
@@ -264,38 +256,38 @@ impl Model {
         }
     }
 
-    /// Takes what could not be told; what was told before stays.
+    /// Shows an error; the last snapshot stays visible.
     pub fn fail(&mut self, sentence: String) {
         self.fault = Some(sentence);
     }
 
-    /// Takes what the service told. `now` is when, `age` how long ago a time in microseconds since 1970 is.
-    pub fn take(&mut self, told: Told, now: Instant, age: impl Fn(u64) -> Duration) {
+    /// Shows a snapshot taken at `now`. `age` returns the time since a time in microseconds since 1970.
+    pub fn take(&mut self, snapshot: Snapshot, now: Instant, age: impl Fn(u64) -> Duration) {
         self.fault = None;
-        self.take_leases(&told, now, &age);
-        if let Some((flows, is_cut)) = told.flows {
+        self.take_leases(&snapshot, now, &age);
+        if let Some((flows, is_cut)) = snapshot.flows {
             self.take_flows(flows, now);
             if is_cut {
                 self.fault = Some(format!("only {} flows are shown", self.tables[Tab::Flows as usize].rows.len()));
             }
         }
-        if let Some(counters) = told.counters {
+        if let Some(counters) = snapshot.counters {
             self.take_counters(&counters, now);
         }
         self.sort();
     }
 
-    fn take_leases(&mut self, told: &Told, now: Instant, age: &impl Fn(u64) -> Duration) {
-        let numbers = told.leases.iter().map(|Named { lease, .. }| {
+    fn take_leases(&mut self, snapshot: &Snapshot, now: Instant, age: &impl Fn(u64) -> Duration) {
+        let numbers = snapshot.leases.iter().map(|NamedLease { lease, .. }| {
             (lease.lease, [lease.delivered, lease.delivered_bytes, lease.sent, lease.sent_bytes])
         });
         let rates = self.leases.rates(now, numbers.collect());
-        let sum = |number: fn(&Lease) -> u64| told.leases.iter().map(|named| number(&named.lease)).sum::<u64>();
+        let sum = |number: fn(&Lease) -> u64| snapshot.leases.iter().map(|named| number(&named.lease)).sum::<u64>();
         let mut total = [0.0; 4];
         for rates in rates.iter().flatten() {
             total.iter_mut().zip(rates).for_each(|(total, rate)| *total += rate);
         }
-        let Info { version, pid, policy, started, leases, .. } = &told.info;
+        let Info { version, pid, policy, started, leases, .. } = &snapshot.info;
         self.head = [
             format!(
                 "crafter {version}, process {pid}, up {}, leases {leases}, policy {}",
@@ -313,12 +305,13 @@ impl Model {
                 sum(|lease| lease.refused)
             ),
         ];
-        let rows = told.leases.iter().zip(rates).map(|(Named { lease, user, process }, rates)| {
+        let rows = snapshot.leases.iter().zip(rates).map(|(named, rates)| {
+            let NamedLease { lease, process, .. } = named;
             let rate = |at: usize| Cell::rate(rates.map(|rates| rates[at]));
             let age = age(lease.began);
             vec![
                 Cell::count(lease.lease),
-                Cell::text(user),
+                Cell::text(named.user()),
                 Cell::text(process.as_deref().unwrap_or("-")),
                 Cell::text(&lease.interface),
                 Cell::text(&lease.protocol),
@@ -352,12 +345,12 @@ impl Model {
         self.tables[Tab::Flows as usize].rows = rows.collect();
     }
 
-    fn take_counters(&mut self, told: &[InterfaceCounters], now: Instant) {
+    fn take_counters(&mut self, interfaces: &[InterfaceCounters], now: Instant) {
         let mut rows: Vec<([&str; 4], u64)> = Vec::new();
-        for counters in told {
-            for (hook, is_ingress, total) in [("ingress", true, counters.ingress), ("egress", false, counters.egress)] {
+        for counters in interfaces {
+            for (hook, is_ingress, total) in hooks(counters.ingress, counters.egress) {
                 rows.push(([&counters.interface, hook, "total", ""], total));
-                for reason in Reason::ALL.into_iter().filter(|reason| reason.is_ingress() == is_ingress) {
+                for reason in reasons(is_ingress) {
                     let count = counters.counters.get(reason.name()).copied().unwrap_or(0);
                     if count > 0 {
                         rows.push(([&counters.interface, hook, reason.name(), verdict(reason)], count));
@@ -373,13 +366,5 @@ impl Model {
             cells
         });
         self.tables[Tab::Interfaces as usize].rows = rows.collect();
-    }
-}
-
-fn verdict(reason: Reason) -> &'static str {
-    match reason.verdict() {
-        Verdict::Pass => "pass",
-        Verdict::Drop => "drop",
-        Verdict::Redirect => "redirect",
     }
 }

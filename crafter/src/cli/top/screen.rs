@@ -1,4 +1,4 @@
-//! The terminal: taken over, and given back however this ends.
+//! The terminal, which is restored when the program ends or panics.
 
 use std::io;
 
@@ -7,29 +7,30 @@ use ratatui::DefaultTerminal;
 
 use super::{draw, model::Model};
 
-/// A terminal in raw mode, on its other screen, until this is dropped. A panic gives it back before it is told.
+/// A terminal in raw mode, on the alternate screen. Dropping this restores it; a panic restores it before its message is
+/// printed.
 pub struct Screen(DefaultTerminal);
 
 impl Screen {
-    /// Takes the terminal over.
+    /// Switches the terminal to raw mode and the alternate screen.
     ///
     /// # Errors
-    /// [`Error::Io`] if it is none.
+    /// [`Error::Io`] if stdout is not a terminal.
     pub fn open() -> Result<Self> {
         match ratatui::try_init() {
             Ok(terminal) => Ok(Self(terminal)),
             Err(source) => {
-                // Half of it may have happened.
+                // Undo a partial switch.
                 let _ = ratatui::try_restore();
                 Err(failed(source))
             }
         }
     }
 
-    /// Draws.
+    /// Draws the model.
     ///
     /// # Errors
-    /// [`Error::Io`] if the terminal is gone.
+    /// [`Error::Io`] if the terminal is closed.
     pub fn draw(&mut self, model: &mut Model) -> Result<()> {
         self.0.draw(|frame| draw::draw(frame, model)).map(drop).map_err(failed)
     }
@@ -37,7 +38,7 @@ impl Screen {
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        // Nothing is left to complain to when the terminal is gone.
+        // Errors are ignored: a closed terminal needs no restoring.
         let _ = self.0.show_cursor();
         let _ = ratatui::try_restore();
     }

@@ -1,4 +1,4 @@
-//! What the service tells, again and again.
+//! Polls the service.
 
 use std::time::Duration;
 
@@ -11,20 +11,16 @@ use crafter::{
 };
 use tokio::sync::{mpsc, watch};
 
-use super::model::{Named, Tab, Told};
-use crate::cli::{
-    pages,
-    service::Socket,
-    who::{Processes, Users},
-};
+use super::model::{Snapshot, Tab};
+use crate::cli::{leases, pages, service::Socket, who::Users};
 
-/// More flows than anybody scrolls through.
-const FLOWS: usize = 20_000;
+/// Largest number of flows that are shown.
+const MAX_FLOWS: usize = 20_000;
 
-/// How long the service may take to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Time limit for the replies of the service.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The service, whether it is there or not.
+/// A connection to the service, which is opened again after an error.
 pub struct Source {
     socket: Socket,
     control: Option<Control>,
@@ -32,7 +28,7 @@ pub struct Source {
 }
 
 impl Source {
-    /// A service that answers.
+    /// Connects to the service.
     ///
     /// # Errors
     /// Those of [`Socket::open`].
@@ -41,52 +37,46 @@ impl Source {
         Ok(Self { socket, control: Some(control), users: Users::default() })
     }
 
-    /// What there is to tell now, once more after an error.
+    /// A snapshot of what `tab` shows. Connects again after an error.
     ///
     /// # Errors
     /// Those of the service.
-    pub async fn look(&mut self, tab: Tab) -> Result<Told> {
-        // Put back only if all went well: with any doubt a new connection is made.
+    pub async fn snapshot(&mut self, tab: Tab) -> Result<Snapshot> {
+        // Kept only if it still works.
         let control = match self.control.take() {
             Some(control) => control,
             None => self.socket.open().await?,
         };
-        let look = look(&control, tab, &mut self.users);
-        let told = tokio::time::timeout(PATIENCE, look).await.unwrap_or_else(|_| {
-            let reason = format!("no answer within {PATIENCE:?}");
+        let query = query(&control, tab, &mut self.users);
+        let snapshot = tokio::time::timeout(REPLY_TIMEOUT, query).await.unwrap_or_else(|_| {
+            let reason = format!("no answer within {REPLY_TIMEOUT:?}");
             Err(Error::Service { path: control.path().display().to_string(), reason })
         });
-        if !matches!(told, Err(Error::Service { .. })) {
+        if !matches!(snapshot, Err(Error::Service { .. })) {
             self.control = Some(control);
         }
-        told
+        snapshot
     }
 }
 
-async fn look(control: &Control, tab: Tab, users: &mut Users) -> Result<Told> {
+async fn query(control: &Control, tab: Tab, users: &mut Users) -> Result<Snapshot> {
     let info = control.call(&InfoCall {}).await?;
-    let mut processes = Processes::default();
-    let leases = pages::leases(control, ListLeasesCall::default()).await?;
-    let leases = leases.into_iter().map(|lease| Named {
-        user: users.label(lease.user),
-        process: lease.pid.and_then(|pid| processes.name(pid, lease.began)),
-        lease,
-    });
-    let mut told = Told { info, leases: leases.collect(), ..Told::default() };
+    let leases = leases::list(control, ListLeasesCall::default(), users).await?;
+    let mut snapshot = Snapshot { info, leases, ..Snapshot::default() };
     match tab {
         Tab::Leases => {}
-        Tab::Flows => told.flows = Some(pages::flows(control, ListFlowsCall::default(), FLOWS).await?),
-        Tab::Interfaces => told.counters = Some(control.call(&CountersCall::default()).await?.interfaces),
+        Tab::Flows => snapshot.flows = Some(pages::flows(control, ListFlowsCall::default(), MAX_FLOWS).await?),
+        Tab::Interfaces => snapshot.counters = Some(control.call(&CountersCall::default()).await?.interfaces),
     }
-    Ok(told)
+    Ok(snapshot)
 }
 
-/// Looks every `interval`, and at once when there is another tab to look at, for as long as anybody listens.
+/// Sends a snapshot every `interval`, and at once when the tab changes, until the receiver is dropped.
 pub async fn watch(
     mut source: Source,
     interval: Duration,
     mut tab: watch::Receiver<Tab>,
-    told: mpsc::Sender<Result<Told>>,
+    snapshots: mpsc::Sender<Result<Snapshot>>,
 ) {
     loop {
         tokio::select! {
@@ -94,7 +84,7 @@ pub async fn watch(
             changed = tab.changed() => if changed.is_err() { return },
         }
         let wanted = *tab.borrow_and_update();
-        if told.send(source.look(wanted).await).await.is_err() {
+        if snapshots.send(source.snapshot(wanted).await).await.is_err() {
             return;
         }
     }

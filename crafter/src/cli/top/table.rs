@@ -1,18 +1,18 @@
-//! A table whose rows can be sorted by any column, and how numbers look in it.
+//! A table whose rows can be sorted by any column.
 
 use std::cmp::Ordering;
 
-/// A cell: what is shown, and what it is sorted by.
+/// A cell: its text and its sort key.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cell {
-    /// What is shown.
+    /// The text.
     pub text: String,
-    /// `None`: by its text.
+    /// Sort key; `None`: the text.
     number: Option<f64>,
 }
 
 impl Cell {
-    /// Words, sorted as such.
+    /// A text, sorted alphabetically.
     pub fn text(text: impl Into<String>) -> Self {
         Self { text: text.into(), number: None }
     }
@@ -27,31 +27,31 @@ impl Cell {
         Self { text: text.into(), number: Some(number) }
     }
 
-    /// Something per second; `-` if it is not known yet.
+    /// A rate per second; `-` if it is unknown.
     pub fn rate(rate: Option<f64>) -> Self {
         match rate {
             Some(rate) => Self::number(rate, scaled(rate)),
-            // Below all that is known.
+            // Sorted below all known rates.
             None => Self::number(-1.0, "-"),
         }
     }
 }
 
-/// A heading.
+/// A column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Column {
-    /// Its text.
+    /// The heading.
     pub name: &'static str,
-    /// Numbers: to the right, and the largest first.
+    /// Whether it holds numbers: aligned to the right, sorted in descending order.
     pub is_number: bool,
 }
 
-/// Words: to the left, sorted by the alphabet.
+/// A column of text: aligned to the left, sorted alphabetically.
 pub const fn words(name: &'static str) -> Column {
     Column { name, is_number: false }
 }
 
-/// Numbers: to the right, the largest first.
+/// A column of numbers: aligned to the right, sorted in descending order.
 pub const fn numbers(name: &'static str) -> Column {
     Column { name, is_number: true }
 }
@@ -59,15 +59,14 @@ pub const fn numbers(name: &'static str) -> Column {
 /// Rows below headings.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Table {
-    /// The headings.
+    /// The columns.
     pub columns: &'static [Column],
-    /// Each with a cell for each heading.
+    /// Each has one cell for each column.
     pub rows: Vec<Vec<Cell>>,
 }
 
 impl Table {
-    /// Sorts by a column: words by the alphabet, numbers from the largest on, or the other way round. Rows that are alike
-    /// stay in their order.
+    /// Sorts by a column, in its order or reversed. The sort is stable.
     pub fn sort(&mut self, column: usize, is_reversed: bool) {
         self.rows.sort_by(|a, b| {
             let order = match (a.get(column), b.get(column)) {
@@ -85,7 +84,7 @@ impl Table {
     pub fn widths(&self) -> Vec<u16> {
         let width = |(at, column): (usize, &Column)| {
             let cells = self.rows.iter().filter_map(|row| Some(row.get(at)?.text.chars().count()));
-            // One more for the mark of the column that is sorted by.
+            // One more for the marker of the sort column.
             let widest = cells.max().unwrap_or(0).max(column.name.len() + 1);
             u16::try_from(widest).unwrap_or(u16::MAX)
         };
@@ -93,7 +92,7 @@ impl Table {
     }
 }
 
-/// `0`, `0.5`, `12`, `1234`, `12.3k`, `4.5M`
+/// A number with a decimal prefix: `0`, `0.5`, `12`, `1234`, `12.3k`, `4.5M`
 pub fn scaled(number: f64) -> String {
     const UNITS: [(f64, &str); 4] = [(1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")];
     for (from, unit) in UNITS {
@@ -110,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_that_fit() {
+    fn numbers_have_prefixes() {
         for (number, text) in [
             (0.0, "0"),
             (0.5, "0.5"),
@@ -125,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn sorting() {
+    fn sorting_is_stable() {
         const COLUMNS: &[Column] = &[words("NAME"), numbers("RATE")];
         let row = |name: &str, rate| vec![Cell::text(name), Cell::rate(rate)];
         let rows = vec![row("b", Some(2.0)), row("a", None), row("c", Some(10.0)), row("d", Some(2.0))];

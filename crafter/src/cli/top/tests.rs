@@ -1,4 +1,4 @@
-//! The model told by hand and drawn on a screen in memory; a real terminal after a panic.
+//! The model drawn on a screen in memory; a real terminal after a panic.
 
 use std::{
     fs::File,
@@ -16,11 +16,12 @@ use ratatui::{Terminal, backend::TestBackend};
 
 use super::{
     draw,
-    model::{Key, Model, Named, Tab, Told},
+    model::{Key, Model, Snapshot, Tab},
     screen::Screen,
 };
+use crate::cli::leases::NamedLease;
 
-fn named(number: u64, user: &str, delivered: u64, sent: u64) -> Named {
+fn named(number: u64, user: &str, delivered: u64, sent: u64) -> NamedLease {
     let lease = Lease {
         lease: number,
         interface: "lab0".into(),
@@ -36,10 +37,10 @@ fn named(number: u64, user: &str, delivered: u64, sent: u64) -> Named {
         refused: 3,
         ..Lease::default()
     };
-    Named { lease, user: user.into(), process: (number == 1).then(|| "curl".to_owned()) }
+    NamedLease { lease, user_name: Some(user.into()), process: (number == 1).then(|| "curl".to_owned()) }
 }
 
-fn told(leases: Vec<Named>) -> Told {
+fn snapshot(leases: Vec<NamedLease>) -> Snapshot {
     let info = Info {
         version: "1.2.3".into(),
         pid: 7,
@@ -47,7 +48,7 @@ fn told(leases: Vec<Named>) -> Told {
         leases: leases.len() as u64,
         ..Info::default()
     };
-    Told { info, leases, ..Told::default() }
+    Snapshot { info, leases, ..Snapshot::default() }
 }
 
 fn minute(_: u64) -> Duration {
@@ -67,19 +68,19 @@ fn words(line: &str) -> Vec<&str> {
 }
 
 #[test]
-fn leases_with_rates() {
+fn leases_have_rates() {
     let mut model = Model::new();
     let start = Instant::now();
-    model.take(told(vec![named(1, "alice", 100, 10), named(2, "bob", 0, 0)]), start, minute);
+    model.take(snapshot(vec![named(1, "alice", 100, 10), named(2, "bob", 0, 0)]), start, minute);
     let lines = drawn(&mut model, 140, 8);
     assert_eq!(lines[0], "crafter 1.2.3, process 7, up 1m00s, leases 2, policy shipped");
     let expected = "1 alice curl lab0 tcp 50000-50059 - - - - 1 2 3 1m00s";
-    assert_eq!(words(&lines[4]).join(" "), expected, "nothing is known of rates yet");
+    assert_eq!(words(&lines[4]).join(" "), expected, "rates are unknown after one snapshot");
 
-    // Two seconds later; the third one has begun since.
+    // Two seconds later, with a new lease.
     let later = start + Duration::from_secs(2);
     model.take(
-        told(vec![named(1, "alice", 110, 10), named(2, "bob", 60_000, 1), named(3, "carol", 5, 0)]),
+        snapshot(vec![named(1, "alice", 110, 10), named(2, "bob", 60_000, 1), named(3, "carol", 5, 0)]),
         later,
         minute,
     );
@@ -99,21 +100,21 @@ fn leases_with_rates() {
     assert_eq!(rows[2][1..9], ["carol", "-", "lab0", "tcp", "50000-50059", "2.5", "250", "0"]);
     assert!(lines[7].starts_with("q quit"), "{lines:?}");
 
-    // A lease that is gone is no longer shown, and one whose numbers went back has begun anew.
-    model.take(told(vec![named(2, "bob", 10, 1)]), later + Duration::from_secs(1), minute);
+    // A lease that has ended is not shown; a counter that decreased has started again from 0.
+    model.take(snapshot(vec![named(2, "bob", 10, 1)]), later + Duration::from_secs(1), minute);
     let lines = drawn(&mut model, 140, 8);
     assert_eq!((words(&lines[4])[6], lines[5].as_str()), ("10", ""), "{lines:?}");
 }
 
 #[test]
-fn sorting_and_moving() {
+fn keys_sort_and_move() {
     let mut model = Model::new();
     let many = (1..=50).map(|number| named(number, &format!("user{:02}", 99 - number), 0, 0)).collect();
-    model.take(told(many), Instant::now(), minute);
+    model.take(snapshot(many), Instant::now(), minute);
     let users = |model: &mut Model| -> Vec<String> {
         drawn(model, 140, 15)[4..14].iter().map(|line| words(line)[1].to_owned()).collect()
     };
-    // From the rate on round to the user's name.
+    // Cycle from the rate to the user name.
     for _ in 0..9 {
         model.press(Key::Sort);
     }
@@ -122,7 +123,7 @@ fn sorting_and_moving() {
     model.press(Key::Reverse);
     assert_eq!(users(&mut model)[0], "user98");
     model.press(Key::Page(1));
-    assert_eq!(users(&mut model)[9], "user88", "the marked row is in sight");
+    assert_eq!(users(&mut model)[9], "user88", "the selected row is visible");
     model.press(Key::End);
     assert_eq!(users(&mut model)[9], "user49");
     model.press(Key::Move(-1));
@@ -132,15 +133,15 @@ fn sorting_and_moving() {
     model.press(Key::Home);
     model.press(Key::Move(-1));
     assert_eq!(model.window(10), (0, 0));
-    // What is left after most have gone is in sight.
+    // The remaining rows are visible after most have ended.
     model.press(Key::End);
     assert_eq!(model.window(10), (40, 49));
-    model.take(told(vec![named(1, "a", 0, 0), named(2, "b", 0, 0)]), Instant::now(), minute);
+    model.take(snapshot(vec![named(1, "a", 0, 0), named(2, "b", 0, 0)]), Instant::now(), minute);
     assert_eq!(model.window(10), (0, 1));
 }
 
 #[test]
-fn flows_and_counters() {
+fn tabs_show_flows_and_counters() {
     let mut model = Model::new();
     let flow = |rx_packets| Flow {
         interface: "lab0".into(),
@@ -159,7 +160,8 @@ fn flows_and_counters() {
         counters: [("redirected".to_owned(), redirected), ("crafted".to_owned(), 0)].into(),
     };
     let start = Instant::now();
-    let all = |n| Told { flows: Some((vec![flow(n)], n > 1)), counters: Some(vec![counters(n)]), ..told(vec![]) };
+    let all =
+        |n| Snapshot { flows: Some((vec![flow(n)], n > 1)), counters: Some(vec![counters(n)]), ..snapshot(vec![]) };
     model.take(all(1), start, minute);
     model.take(all(9), start + Duration::from_secs(4), minute);
     model.press(Key::NextTab);
@@ -178,18 +180,18 @@ fn flows_and_counters() {
     model.press(Key::PreviousTab);
     assert_eq!(model.tab(), Tab::Interfaces);
 
-    // What was told stays in sight with the reason why nothing new is.
-    model.fail("the crafter service is gone".into());
+    // The last snapshot stays visible, with the error.
+    model.fail("the crafter service has stopped".into());
     let lines = drawn(&mut model, 120, 10);
-    assert_eq!((words(&lines[4])[3], lines[9].as_str()), ("10", "the crafter service is gone"));
+    assert_eq!((words(&lines[4])[3], lines[9].as_str()), ("10", "the crafter service has stopped"));
     model.take(all(1), start + Duration::from_secs(5), minute);
     assert_eq!(drawn(&mut model, 120, 10)[9], draw::KEYS);
 }
 
 #[test]
-fn any_size_of_screen() {
+fn every_screen_size_is_drawn() {
     let mut model = Model::new();
-    model.take(told((1..40).map(|number| named(number, "user", 0, 0)).collect()), Instant::now(), minute);
+    model.take(snapshot((1..40).map(|number| named(number, "user", 0, 0)).collect()), Instant::now(), minute);
     for key in [Key::Home, Key::NextTab, Key::NextTab] {
         model.press(key);
         for (width, height) in [(1, 1), (2, 3), (10, 4), (20, 5), (40, 6), (80, 24), (300, 60)] {
@@ -198,17 +200,17 @@ fn any_size_of_screen() {
     }
 }
 
-/// What runs in the terminal below.
+/// Runs in the terminal of the test below.
 #[test]
-#[ignore = "run by a_panic_gives_the_terminal_back, in a terminal"]
+#[ignore = "run by panic_restores_the_terminal, in a terminal"]
 fn panics() {
     let mut screen = Screen::open().unwrap();
     screen.draw(&mut Model::new()).unwrap();
-    panic!("as asked");
+    panic!("on purpose");
 }
 
 #[test]
-fn a_panic_gives_the_terminal_back() {
+fn panic_restores_the_terminal() {
     let pty = openpty(None, None).unwrap();
     let before = tcgetattr(&pty.slave).unwrap();
     let end = || Stdio::from(pty.slave.try_clone().unwrap());
@@ -218,18 +220,21 @@ fn a_panic_gives_the_terminal_back() {
     drop(command);
     let mut master = File::from(pty.master);
     let reading = std::thread::spawn(move || {
-        let (mut said, mut bytes) = (String::new(), [0; 4096]);
+        let (mut output, mut bytes) = (String::new(), [0; 4096]);
         while let Ok(count @ 1..) = master.read(&mut bytes) {
-            said += &String::from_utf8_lossy(&bytes[..count]);
+            output += &String::from_utf8_lossy(&bytes[..count]);
         }
-        said
+        output
     });
     let status = child.wait().unwrap();
     let after = tcgetattr(&pty.slave).unwrap();
     drop(pty.slave);
-    let said = reading.join().unwrap();
-    assert!(!status.success() && said.contains("as asked"), "{said}");
-    let (entered, left) = (said.find("\x1b[?1049h").unwrap(), said.find("\x1b[?1049l").unwrap());
-    assert!(entered < left && left < said.find("as asked").unwrap(), "the message is to be read afterwards: {said:?}");
+    let output = reading.join().unwrap();
+    assert!(!status.success() && output.contains("on purpose"), "{output}");
+    let (entered, left) = (output.find("\x1b[?1049h").unwrap(), output.find("\x1b[?1049l").unwrap());
+    assert!(
+        entered < left && left < output.find("on purpose").unwrap(),
+        "the message is printed on the normal screen: {output:?}"
+    );
     assert_eq!(after.local_flags & LocalFlags::all(), before.local_flags & LocalFlags::all());
 }

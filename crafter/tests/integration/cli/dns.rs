@@ -147,12 +147,12 @@ fn arguments_follow_dig() {
         assert_eq!((done.code, done.text()), (0, "web.lab.test.\t300\tIN\tAAAA\t2001:db8::1\n"), "{done:?}");
     }
     for (args, said) in [
-        (&["@192.0.2.1", "web.lab.test", "--server", "192.0.2.2"][..], "--server: @SERVER says something else"),
-        (&["@192.0.2.1", "web.lab.test", "A", "--type", "mx"], "--type: TYPE says something else"),
+        (&["@192.0.2.1", "web.lab.test", "--server", "192.0.2.2"][..], "--server: @SERVER has a different value"),
+        (&["@192.0.2.1", "web.lab.test", "A", "--type", "mx"], "--type: TYPE has a different value"),
         (&["@192.0.2.1", "web.lab.test", "www.lab.test"], "TYPE: neither 'web.lab.test' nor 'www.lab.test' is"),
-        (&["@192.0.2.1"], "NAME: no name"),
+        (&["@192.0.2.1"], "NAME: missing"),
         (&["@192.0.2.1", "lab.test", "axfr"], "zone transfers"),
-        (&["@192.0.2.1", "lab.test", "mx", "any"], "CLASS: no server answers for class ANY; ask for IN, CH or HS"),
+        (&["@192.0.2.1", "lab.test", "mx", "any"], "CLASS: no server answers for class ANY; use IN, CH or HS"),
     ] {
         crafter(&lab, &[&["dns"], args].concat()).fails(exit::USAGE, said);
     }
@@ -185,9 +185,12 @@ fn servers_of_resolv_conf_are_asked_in_turn() {
     let done = ask(refused, &["example.org", "--timeout", "0.3", "--tries", "1"]);
     assert_eq!((done.code, done.stderr.contains("REFUSED")), (exit::SERVER_ERROR.into(), true), "{done:?}");
     let done = ask(Some("nameserver 198.51.100.1\n"), &["lab.test", "--timeout", "0.2", "--tries", "1"]);
-    done.fails(exit::TIMED_OUT, "ask 198.51.100.1:53, which /etc/resolv.conf names (@SERVER names another): no answer");
+    done.fails(
+        exit::TIMED_OUT,
+        "query 198.51.100.1:53 from /etc/resolv.conf (@SERVER selects another server): no answer",
+    );
     for conf in [None, Some("search lab.test\n")] {
-        ask(conf, &["lab.test"]).fails(exit::USAGE, "/etc/resolv.conf names none (");
+        ask(conf, &["lab.test"]).fails(exit::USAGE, "/etc/resolv.conf has none (");
     }
 }
 
@@ -239,7 +242,7 @@ fn next_server_is_asked_after_an_error() {
         let done = ask("nameserver 127.0.0.52\nnameserver 127.0.0.53\n");
         // The class of the question is that of the answer.
         assert_eq!((done.code, done.text()), (0, "version.bind.\t0\tCH\tTXT\t\"ok\"\n"), "{done:?}");
-        let warning = format!("127.0.0.52:53 answers {name}; asking the next one");
+        let warning = format!("127.0.0.52:53 answered {name}; querying the next server");
         assert!(done.stderr.contains(&warning) && done.stderr.contains(" UDP 127.0.0.53:53, "), "{done:?}");
         // If no other server answers, the first server's error is reported.
         let done = ask("nameserver 127.0.0.52\nnameserver 127.0.0.54\n");

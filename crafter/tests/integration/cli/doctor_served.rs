@@ -66,7 +66,7 @@ fn doctor_says_why_the_service_refuses_a_user() {
     served.root(&["policy", "reload"]).succeeds();
     refuses(
         &served,
-        "allows nobody nothing: no rule names this user or a group of it in its policy; ask the administrator",
+        "allows nobody nothing: no rule names this user or its groups in its policy; ask the administrator",
     );
     fs::write(&served.policy, "[[rule]]\nuser = 65534\nrefuse = true\n").unwrap();
     served.root(&["policy", "reload"]).succeeds();

@@ -260,6 +260,6 @@ fn bad_input_is_refused_before_sending() {
     }
     let taken = lab.client().run(|| std::net::TcpListener::bind("192.0.2.2:7000")).unwrap().unwrap();
     let done = crafter(&lab, &["sr1", r#"IP(dst="192.0.2.1")/TCP(sport=7000, dport=80, flags="S")"#]);
-    done.fails(exit::PORT_TAKEN, "TCP port 7000 on 192.0.2.2 is taken");
+    done.fails(exit::PORT_TAKEN, "TCP port 7000 on 192.0.2.2 is in use");
     drop(taken);
 }

@@ -206,10 +206,10 @@ fn failures_have_exit_codes_and_messages() {
     missing.fails(exit::SERVER_ERROR, "404 Not Found");
     assert_eq!(missing.text(), "no such page, see /\n");
     get(&[&format!("{WEB}/reset")]).fails(exit::RESET, "192.0.2.1:80 reset the connection");
-    get(&[&format!("{WEB}/close")]).fails(exit::FAILURE, "closed before its answer was complete");
+    get(&[&format!("{WEB}/close")]).fails(exit::FAILURE, "closed the connection before its response was complete");
     get(&["--interface", "nope0", WEB]).fails(exit::NO_ROUTE, "no interface named 'nope0'");
-    get(&["--interface", "lo", WEB]).fails(exit::NO_ROUTE, "no route to 192.0.2.1: lo leads to");
-    get(&["--interface", "lab0", "http://192.0.2.2/"]).fails(exit::NO_ROUTE, "reached by lo, not by lab0");
+    get(&["--interface", "lo", WEB]).fails(exit::NO_ROUTE, "no route to 192.0.2.1: lo reaches only");
+    get(&["--interface", "lab0", "http://192.0.2.2/"]).fails(exit::NO_ROUTE, "reached over lo, not over lab0");
     get(&["http://192.0.2.99/"]).fails(exit::NO_ROUTE, "192.0.2.99 does not answer on lab0");
     get(&["-o", "/no/such/place", WEB]).fails(exit::FAILURE, "write the body to /no/such/place: No such file");
     crafter_without(&lab, "-net_raw", &["get", WEB]).fails(exit::PERMISSION, "CAP_NET_RAW");
@@ -242,7 +242,7 @@ fn used_port_and_used_hook_are_named() {
     let listener = lab.client().run(|| TcpListener::bind("192.0.2.2:0").unwrap()).unwrap();
     let port = listener.local_addr().unwrap().port().to_string();
     let taken = crafter(&lab, &["get", "--source-port", &port, WEB]);
-    taken.fails(exit::PORT_TAKEN, &format!("TCP port {port} on 0.0.0.0 is taken by "));
+    taken.fails(exit::PORT_TAKEN, &format!("TCP port {port} on 0.0.0.0 is in use by "));
     drop(listener);
     // A process that another test starts may hold it between fork() and exec().
     let get = || crafter(&lab, &["get", "-q", "-o", "/dev/null", "--source-port", &port, WEB]);

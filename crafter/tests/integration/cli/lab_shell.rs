@@ -25,7 +25,7 @@ fn prompt_is_marked_and_keeps_the_users_settings() {
         let mut terminal = shell(home.path(), program, "\"$1\" lab run");
         terminal
             .shows("lab: web server http://web.lab.test/, DNS server for lab.test, both at 192.0.2.1 and 2001:db8::1");
-        terminal.shows("lab: all of it ends with this shell: leave by `exit` or Ctrl-D");
+        terminal.shows("lab: the network ends with this shell; `exit` or Ctrl-D ends the shell");
         terminal.shows(prompt);
         terminal.keys("echo $greeting $ENV $((40 + 2)); getent ahostsv4 web.lab.test\n");
         terminal.shows("hello $HOME/shrc 42");

@@ -158,5 +158,8 @@ fn monitor_ends_with_the_service() {
     assert_eq!(wait(&mut monitor.child), i32::from(exit::FAILURE));
     let mut said = String::new();
     std::io::Read::read_to_string(&mut monitor.child.stderr.take().unwrap(), &mut said).unwrap();
-    assert!(said.starts_with("crafter: the crafter service at ") && said.lines().count() == 1, "{said}");
+    assert!(
+        said.starts_with("crafter: lost connection to the crafter service at ") && said.lines().count() == 1,
+        "{said}"
+    );
 }

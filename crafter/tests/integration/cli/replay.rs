@@ -108,7 +108,7 @@ fn frames_arrive_unchanged() {
     // At full speed, tcpdump may drop packets for lack of processor time.
     let done = replay(&lab, &file, &["-i", "lab0", "--top-speed", "--loop", "10"]);
     assert!(done.code == 0 && done.text().starts_with("7000 packets sent in "), "{done:?}");
-    assert!(done.text().ends_with("; 0 refused by the kernel\n"), "{done:?}");
+    assert!(done.text().ends_with("; 0 rejected by the kernel\n"), "{done:?}");
 }
 
 #[test]
@@ -176,10 +176,11 @@ fn unsendable_capture_is_refused_before_sending() {
     let long = |size: usize| frame(9) / "x".repeat(size).as_str();
     // 20 + 8 + 5 + 1467 = 1500 bytes fit the MTU.
     write(&file, [(0.0, frame(9)), (0.0, long(1467)), (0.0, long(1468))]);
-    let said = "packet 3: 1515 bytes do not fit lab0: at an MTU of 1500, 1514 do";
+    let said = "packet 3: 1515 bytes are too long for lab0: an MTU of 1500 allows 1514";
     replay(&lab, &file, &["-i", "lab0"]).fails(exit::USAGE, said);
     write(&file, [(0.0, Ip::to("192.0.2.1").src("192.0.2.2") / Udp::to(9).sport(7) / "x".repeat(1473).as_str())]);
-    replay(&lab, &file, &[]).fails(exit::USAGE, "packet 1: 1501 bytes do not fit the MTU towards 192.0.2.1 (lab0)");
+    replay(&lab, &file, &[])
+        .fails(exit::USAGE, "packet 1: 1501 bytes are too long for the route to 192.0.2.1: lab0 has an MTU of 1500");
     write(&file, [(0.0, frame(9))]);
     replay(&lab, &file, &[]).fails(exit::USAGE, "--interface: the capture holds Ethernet frames");
     replay(&lab, &file, &["-i", "lab7"]).fails(exit::NO_ROUTE, "no interface named 'lab7'");
@@ -192,7 +193,7 @@ fn unsendable_capture_is_refused_before_sending() {
     crafter(&lab, &["replay", env!("CARGO_BIN_EXE_crafter")]).fails(exit::USAGE, "neither pcap nor pcapng");
     let empty = Writer::new(Vec::new(), Format::Pcap).unwrap().finish().unwrap();
     fs::write(&file, empty).unwrap();
-    replay(&lab, &file, &["-i", "lab0"]).fails(exit::USAGE, "there is no packet in it");
+    replay(&lab, &file, &["-i", "lab0"]).fails(exit::USAGE, "the capture holds no packet");
 
     // The only packet that is sent; only the capability that the error names is needed.
     write(&file, [(0.0, frame(9))]);

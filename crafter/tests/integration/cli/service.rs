@@ -242,7 +242,7 @@ fn the_policy_of_the_service() {
     for part in [
         "user nobody, groups nogroup\n",
         "allowed by rule 2: tcp\n",
-        "1000 packets/s, 100 at once",
+        "1000 packets/s, burst 100",
         "leases 1 of 4",
         "\n  allow = ",
     ] {

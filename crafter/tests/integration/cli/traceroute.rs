@@ -93,7 +93,7 @@ fn repeated_text_output_despite_icmp_rate_limits() {
             done.succeeds();
             assert!(start.elapsed() < Duration::from_secs(20));
             let lines: Vec<&str> = done.text().lines().collect();
-            assert_eq!(lines[0], format!("{server}: 30 hops at most, UDP from port 33434 on"));
+            assert_eq!(lines[0], format!("{server}: at most 30 hops, UDP from port 33434 on"));
             assert_eq!(lines.len(), 5, "{done:?}");
             for (line, (ttl, hop)) in lines[1..].iter().zip((1..).zip(HOPS[version])) {
                 assert!(line.starts_with(&format!("{ttl:2}  {hop}  ")), "{line}");
@@ -237,7 +237,7 @@ fn bad_options_and_hosts_are_refused() {
     let lab = lab();
     let traceroute = |args: &[&str]| crafter(&lab, &[&["traceroute"], args].concat());
     traceroute(&["--first", "9", "--max", "8", "192.0.2.1"]).fails(exit::USAGE, "hops from 9 to 8");
-    traceroute(&["--tcp=http", "192.0.2.1"]).fails(exit::USAGE, "a port is needed");
+    traceroute(&["--tcp=http", "192.0.2.1"]).fails(exit::USAGE, "not a port");
     traceroute(&["--tcp=80", "--udp=53", "192.0.2.1"]).fails(exit::USAGE, "cannot be used with");
     traceroute(&["host.invalid"]).fails(exit::USAGE, "host 'host.invalid'");
     traceroute(&["-6", "192.0.2.1"]).fails(exit::USAGE, "it has no IPv6 address");
