@@ -1,4 +1,4 @@
-//! Several packets in one system call, out and in.
+//! Sends and receives several messages per system call: sendmmsg(2), recvmmsg(2).
 
 use std::{
     io,
@@ -8,15 +8,15 @@ use std::{
 
 use socket2::SockAddr;
 
-/// A message to send: its bytes in two parts, of which either may be empty, and where it goes if the socket does not
-/// say.
+/// A message to send: its bytes in two parts, either of which may be empty, and its destination; `None` for a connected
+/// or bound socket.
 pub(crate) type Message<'m> = ([&'m [u8]; 2], Option<&'m SockAddr>);
 
-/// Hands messages to the kernel by sendmmsg(2), without blocking: at most `MOST` of them. How many the kernel took;
-/// those behind them it did not look at.
+/// Sends at most `MOST` messages by sendmmsg(2), without blocking. Returns how many were sent; the kernel stops at the
+/// first one that it refuses.
 ///
 /// # Errors
-/// What is wrong with the first message; of a later one nothing is told but that it was not taken.
+/// The error of the first message. That of a later one is returned by the next call.
 pub(crate) fn send<'m, const MOST: usize>(
     socket: &impl AsFd,
     messages: impl Iterator<Item = Message<'m>>,
@@ -48,29 +48,29 @@ fn vector(bytes: *const u8, length: usize) -> libc::iovec {
     libc::iovec { iov_base: bytes.cast_mut().cast(), iov_len: length }
 }
 
-/// Room for messages received together.
+/// Buffers for messages received by one call.
 pub(crate) struct Inbox {
-    /// Slots of `slot` bytes.
+    /// Buffers of `slot` bytes each.
     bytes: Vec<u8>,
     slot: usize,
-    /// Of each message received: its length, and whether it was longer than its slot.
+    /// Length of each received message, and whether it was truncated to its buffer.
     received: Vec<(usize, bool)>,
 }
 
 impl Inbox {
-    /// Messages that one call receives at most.
+    /// Messages received by one call at most.
     pub(crate) const MOST: usize = 64;
 
-    /// Room for messages of `longest` bytes. Memory is taken where messages come to lie.
+    /// Buffers for messages of `longest` bytes. Their pages are allocated on first use.
     pub(crate) fn new(longest: usize) -> Self {
         Self { bytes: vec![0; longest * Self::MOST], slot: longest, received: Vec::with_capacity(Self::MOST) }
     }
 
-    /// Receives what is there by recvmmsg(2), without blocking; how many messages, at most 64, those without bytes
-    /// among them, which are not kept. `None`: the other end is closed.
+    /// Receives messages by recvmmsg(2), without blocking. Returns their number, at most 64, empty ones included;
+    /// `None` if the peer has closed the socket.
     ///
     /// # Errors
-    /// Those of the system call, `WouldBlock` if nothing is there.
+    /// Those of recvmmsg(2), `WouldBlock` if the queue is empty.
     pub(crate) fn receive(&mut self, socket: &impl AsFd) -> io::Result<Option<usize>> {
         self.received.clear();
         let mut vectors = [const { MaybeUninit::<libc::iovec>::uninit() }; Self::MOST];
@@ -100,18 +100,18 @@ impl Inbox {
             let header = unsafe { header.assume_init_ref() };
             self.received.push((header.msg_len as usize, header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0));
         }
-        // A closed socket gives messages without bytes, as many as are asked for.
+        // A closed socket returns as many empty messages as requested.
         let is_closed = count == Self::MOST && self.received.iter().all(|(length, _)| *length == 0);
         Ok((!is_closed).then_some(count))
     }
 
-    /// What was received, in order, each with whether it was cut to the longest that there is room for.
+    /// The received messages in order, each with whether it was truncated.
     pub(crate) fn messages(&self) -> impl Iterator<Item = (&[u8], bool)> {
         self.received
             .iter()
             .zip(self.bytes.chunks_exact(self.slot))
             .map(|(&(length, cut), slot)| (&slot[..length], cut))
-            // Behind the last message of a closed socket there are as many without bytes as there is room for.
+            // Behind the last message of a closed socket, all others are empty.
             .filter(|(bytes, _)| !bytes.is_empty())
     }
 }
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_arrive_as_they_were_sent() {
+    fn messages_keep_their_order_and_boundaries() {
         let (a, b) = pair();
         let mut inbox = Inbox::new(100);
         assert_eq!(inbox.receive(&b).unwrap_err().kind(), io::ErrorKind::WouldBlock);
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_than_is_asked_for_and_an_end() {
+    fn send_is_bounded_and_receive_reports_the_end() {
         let (a, b) = pair();
         let mut inbox = Inbox::new(16);
         let many = || std::iter::repeat_n(([&b"x"[..], &[]], None), 100);
@@ -148,9 +148,9 @@ mod tests {
         assert_eq!(send::<80>(&a, many()).unwrap(), 80);
         drop(a);
         assert_eq!(inbox.receive(&b).unwrap(), Some(64));
-        assert_eq!(inbox.receive(&b).unwrap(), Some(64), "the end comes behind what was sent before");
+        assert_eq!(inbox.receive(&b).unwrap(), Some(64), "the end is reported behind the messages");
         assert_eq!(inbox.messages().count(), 24);
         assert_eq!(inbox.receive(&b).unwrap(), None);
-        assert_eq!(send::<1>(&b, many()).unwrap_err().raw_os_error(), Some(libc::EPIPE), "and no signal");
+        assert_eq!(send::<1>(&b, many()).unwrap_err().raw_os_error(), Some(libc::EPIPE), "without SIGPIPE");
     }
 }

@@ -12,7 +12,7 @@ use std::{
 
 use crate::cli::exit;
 use anyhow::Context as _;
-use crafter::{Error, Result, datapath::program::Report};
+use crafter::{Error, Result, datapath::program::Report, layer::Dns};
 use hickory_proto::{
     op::{Message, ResponseCode},
     rr::{DNSClass, Name, Record, RecordType},
@@ -130,7 +130,7 @@ async fn query_in_turn(args: &Args, servers: &[SocketAddr], query: &Message) -> 
         let is_last = at + 1 == servers.len();
         match query_server(args, server, query).await {
             Ok(reply) if !is_last && !is_final(&reply) => {
-                let code = record::rcode(reply.answer.message.metadata.response_code);
+                let code = Dns::rcode_name(reply.answer.message.metadata.response_code.into());
                 log::warn!("{server} answered {code}; querying the next server");
                 answered = Some((reply, server));
             }
@@ -245,7 +245,7 @@ fn print_text(server: SocketAddr, Reply { answer, truncated, .. }: &Reply) -> an
     };
     print::note(format_args!(
         "{}, flags: {}; {} answers, {} authority, {} additional; {:.3} ms, {} {server}, {} bytes{again}",
-        record::rcode(message.metadata.response_code),
+        Dns::rcode_name(message.metadata.response_code.into()),
         flags(message).join(" "),
         message.answers.len(),
         message.authorities.len(),
@@ -272,7 +272,7 @@ fn print_json(
         "type": record::type_name(kind),
         "server": server,
         "transport": answer.transport.name().to_lowercase(),
-        "rcode": record::rcode(message.metadata.response_code),
+        "rcode": Dns::rcode_name(message.metadata.response_code.into()),
         "flags": flags(message),
         "answers": records(&message.answers),
         "authority": records(&message.authorities),

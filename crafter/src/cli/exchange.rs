@@ -188,11 +188,11 @@ impl Recorder {
     /// Records a packet.
     pub fn handle(&mut self, event: &Event<'_>) {
         let Some(writer) = &mut self.writer else { return };
-        let comment = event.what.to_string();
+        let comment = event.outcome.to_string();
         let entry = Entry {
             interface: Some(event.interface),
             comment: Some(&comment),
-            direction: Some(if event.what.is_outgoing() { Direction::Out } else { Direction::In }),
+            direction: Some(if event.outcome.is_outgoing() { Direction::Out } else { Direction::In }),
             ..Entry::new(event.time, event.first, event.bytes)
         };
         if let Err(fault) = writer.write(&entry) {

@@ -4,7 +4,7 @@ use std::{fmt::Write as _, time::Duration};
 
 use crate::cli::exit;
 use crafter::{
-    probe::{Method, Ping, PingOptions, PingOutcome, PingSummary, Pong, Said},
+    probe::{Method, Ping, PingOptions, PingOutcome, PingSummary, ProbeOutcome, ReplyKind},
     session::Account,
 };
 use serde_json::{Value, json};
@@ -99,26 +99,26 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     })
 }
 
-fn kind(said: Said) -> &'static str {
-    match said {
-        Said::SynAck => " SYN-ACK",
-        Said::Reset => " RST",
-        Said::Datagram => " UDP",
-        Said::Echo | Said::Fault(_) | Said::Other => "",
+fn kind(kind: ReplyKind) -> &'static str {
+    match kind {
+        ReplyKind::SynAck => " SYN-ACK",
+        ReplyKind::Reset => " RST",
+        ReplyKind::Datagram => " UDP",
+        ReplyKind::Echo | ReplyKind::IcmpError(_) | ReplyKind::Other => "",
     }
 }
 
-fn line(PingOutcome { number, pong }: &PingOutcome, timeout: Duration) -> String {
-    match pong {
-        Pong::Lost => format!("seq={number}: no answer within {timeout:?}\n"),
-        Pong::Late => format!("seq={number}: the answer arrived too late\n"),
-        Pong::Answer { answer, bytes, rtt, duplicate, corrupt } => {
-            let mut line = match answer.said {
-                Said::Fault(fault) => format!("from {}: seq={number} {fault}", answer.from),
-                other => format!("{bytes} bytes from {}: seq={number}{}", answer.from, kind(other)),
+fn line(PingOutcome { number, outcome }: &PingOutcome, timeout: Duration) -> String {
+    match outcome {
+        ProbeOutcome::Lost => format!("seq={number}: no answer within {timeout:?}\n"),
+        ProbeOutcome::Late => format!("seq={number}: the answer arrived too late\n"),
+        ProbeOutcome::Reply { reply, bytes, rtt, duplicate, corrupt } => {
+            let mut line = match reply.kind {
+                ReplyKind::IcmpError(error) => format!("from {}: seq={number} {error}", reply.from),
+                other => format!("{bytes} bytes from {}: seq={number}{}", reply.from, kind(other)),
             };
             // Writing to a String cannot fail.
-            let _ = write!(line, " ttl={} time={:.3} ms", answer.ttl, rtt.as_secs_f64() * 1e3);
+            let _ = write!(line, " ttl={} time={:.3} ms", reply.ttl, rtt.as_secs_f64() * 1e3);
             if *duplicate {
                 line += " (duplicate)";
             }
@@ -130,21 +130,21 @@ fn line(PingOutcome { number, pong }: &PingOutcome, timeout: Duration) -> String
     }
 }
 
-fn in_json(PingOutcome { number, pong }: &PingOutcome) -> Value {
-    match pong {
-        Pong::Lost => json!({ "seq": number, "status": "lost" }),
-        Pong::Late => json!({ "seq": number, "status": "late" }),
-        Pong::Answer { answer, bytes, rtt, duplicate, corrupt } => {
-            let status = match (answer.said, duplicate) {
+fn in_json(PingOutcome { number, outcome }: &PingOutcome) -> Value {
+    match outcome {
+        ProbeOutcome::Lost => json!({ "seq": number, "status": "lost" }),
+        ProbeOutcome::Late => json!({ "seq": number, "status": "late" }),
+        ProbeOutcome::Reply { reply, bytes, rtt, duplicate, corrupt } => {
+            let status = match (reply.kind, duplicate) {
                 (_, true) => "duplicate",
-                (Said::Fault(_), _) => "error",
-                (Said::SynAck, _) => "syn-ack",
-                (Said::Reset, _) => "rst",
+                (ReplyKind::IcmpError(_), _) => "error",
+                (ReplyKind::SynAck, _) => "syn-ack",
+                (ReplyKind::Reset, _) => "rst",
                 _ => "reply",
             };
             json!({
-                "seq": number, "status": status, "from": answer.from, "bytes": bytes, "ttl": answer.ttl,
-                "rtt_ms": rtt.as_secs_f64() * 1e3, "error": answer.fault().map(|fault| fault.to_string()),
+                "seq": number, "status": status, "from": reply.from, "bytes": bytes, "ttl": reply.ttl,
+                "rtt_ms": rtt.as_secs_f64() * 1e3, "error": reply.icmp_error().map(|error| error.to_string()),
                 "corrupt_from": corrupt,
             })
         }

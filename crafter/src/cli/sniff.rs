@@ -12,7 +12,7 @@ use crafter::{
     capture::{Captured, Direction, Link, Out, Writer},
     datapath::{interface::interfaces, tap::TapOptions},
     layer::Kind,
-    session::Watch,
+    session::Sniffer,
 };
 use serde_json::json;
 
@@ -106,7 +106,7 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
         None => first_interface().await?,
     };
     let service = args.service.open().await?;
-    let mut tap = Watch::open(service.as_ref(), &interface, &options).await?;
+    let mut tap = Sniffer::open(service.as_ref(), &interface, &options).await?;
     sink.open(args.write.as_deref(), &tap)?;
     print::stderr(format_args!("crafter sniff: listening on {interface} ({}); Ctrl-C stops", tap.link()));
 
@@ -146,7 +146,7 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
 }
 
 /// Passes packets to the sink until `wanted` packets were seen.
-async fn listen(tap: &mut Watch, sink: &mut Sink, wanted: u64, seen: &mut u64) -> Result<()> {
+async fn listen(tap: &mut Sniffer, sink: &mut Sink, wanted: u64, seen: &mut u64) -> Result<()> {
     while *seen < wanted {
         let captured = tap.next().await?;
         *seen += 1;
@@ -157,7 +157,7 @@ async fn listen(tap: &mut Watch, sink: &mut Sink, wanted: u64, seen: &mut u64) -
 }
 
 /// Passes pending packets to the sink, then flushes it.
-fn drain(tap: &mut Watch, sink: &mut Sink, wanted: u64, seen: &mut u64) -> Result<()> {
+fn drain(tap: &mut Sniffer, sink: &mut Sink, wanted: u64, seen: &mut u64) -> Result<()> {
     /// Limit of packets between two checks for Ctrl-C on a busy link.
     const BATCH: u64 = 1000;
     let until = wanted.min(seen.saturating_add(BATCH));
@@ -171,7 +171,7 @@ fn drain(tap: &mut Watch, sink: &mut Sink, wanted: u64, seen: &mut u64) -> Resul
 }
 
 /// Passes all pending packets to the sink, for at most a second on a busy link.
-fn empty(tap: &mut Watch, sink: &mut Sink, wanted: u64, seen: &mut u64) -> Result<()> {
+fn empty(tap: &mut Sniffer, sink: &mut Sink, wanted: u64, seen: &mut u64) -> Result<()> {
     let until = Instant::now() + Duration::from_secs(1);
     loop {
         let before = *seen;
@@ -217,7 +217,7 @@ impl Sink {
         Ok(Self { print: printing.then(|| (BufWriter::new(io::stdout()), form)), write: None })
     }
 
-    fn open(&mut self, path: Option<&Path>, tap: &Watch) -> Result<()> {
+    fn open(&mut self, path: Option<&Path>, tap: &Sniffer) -> Result<()> {
         let Some(path) = path else { return Ok(()) };
         // `drain` flushes when no packet is pending: as timely as live mode, with fewer writes.
         let mut writer = Writer::create(path)?.live(false);

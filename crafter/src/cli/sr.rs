@@ -7,7 +7,7 @@ use crafter::{
     Error,
     datapath::program::Report,
     layer::Packet,
-    probe::Verdict,
+    probe::TargetReport,
     session::{Exchanged, Pair, Reply, SrOptions},
 };
 use serde_json::{Value, json};
@@ -115,10 +115,10 @@ pub async fn run_one(args: OneArgs, globals: &Globals) -> anyhow::Result<u8> {
     let first = exchanged.answered.first();
     let request = first.map(|pair| &pair.request).or(exchanged.unanswered.first());
     let verdict = match (first, request) {
-        (Some(pair), _) => Some(Verdict::answered(&pair.request, &pair.reply.packet, pair.rtt)),
+        (Some(pair), _) => Some(TargetReport::answered(&pair.request, &pair.reply.packet, pair.rtt)),
         (None, Some(request)) => {
             let attempts = u32::try_from(exchanged.account.sent).unwrap_or(u32::MAX);
-            Some(Verdict::unanswered(request, waiting.timeout, attempts))
+            Some(TargetReport::unanswered(request, waiting.timeout, attempts))
         }
         (None, None) => None,
     };

@@ -149,7 +149,7 @@ fn in_json(hop: &Hop) -> Value {
             "from": answer.answer.from,
             "ttl": answer.answer.ttl,
             "rtt_ms": answer.rtt.as_secs_f64() * 1e3,
-            "error": answer.answer.fault().map(|fault| fault.to_string()),
+            "error": answer.answer.icmp_error().map(|error| error.to_string()),
             "annotation": answer.annotation(),
             "reached": answer.reached,
             "mpls": answer.labels().iter().map(label).collect::<Vec<_>>(),

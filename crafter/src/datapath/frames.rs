@@ -87,7 +87,7 @@ impl FrameSender {
         let open = || -> io::Result<Socket> {
             // Protocol 0: it hooks into no receive path.
             let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(0)))?;
-            socket.bind(&link_address(interface.ifindex))?;
+            socket.bind(&link_address(interface.ifindex, 0))?;
             if way == Way::Direct {
                 bypass(&socket)?;
             }

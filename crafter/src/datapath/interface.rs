@@ -261,16 +261,23 @@ fn channels(name: &str) -> Option<u32> {
         .or_else(|_| std::net::UdpSocket::bind("0.0.0.0:0"))
         .ok()?;
     let mut channels = Channels { command: ETHTOOL_GCHANNELS, ..Default::default() };
-    // SAFETY: ifreq is plain data, for which all zeroes is a valid value.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes().take(libc::IFNAMSIZ - 1)) {
-        *to = from as libc::c_char;
-    }
+    let mut request = interface_request(name);
     request.ifr_ifru.ifru_data = (&raw mut channels).cast();
     // SAFETY: the name is NUL-terminated, and ifru_data points to the struct that ETHTOOL_GCHANNELS fills,
     // which outlives the call.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL as _, &raw mut request) };
     (result == 0).then_some(channels.rx + channels.combined)
+}
+
+/// An `ifreq` that names an interface, all other bytes zero.
+pub(crate) fn interface_request(name: &str) -> libc::ifreq {
+    // SAFETY: ifreq is plain data (an array and a union of integers and pointers), for which zero is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // One byte less, so that the name stays NUL-terminated.
+    for (to, from) in request.ifr_name[..libc::IFNAMSIZ - 1].iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request
 }
 
 fn mac_as_text<S: Serializer>(mac: &Option<[u8; 6]>, serializer: S) -> Result<S::Ok, S::Error> {

@@ -236,13 +236,10 @@ fn read(capture: &mut Capture<Active>, interface: &str, link: Link, snaplen: usi
             let since = |seconds: libc::time_t, nanos| Duration::new(seconds as u64, nanos as u32);
             Ok(Some(Captured {
                 time: Some(since(packet.header.ts.tv_sec, packet.header.ts.tv_usec)),
-                first: link.first(packet.data),
                 link,
                 original_length: packet.header.len,
-                bytes: packet.data[..packet.data.len().min(snaplen)].to_vec(),
                 interface: Some(interface.to_owned()),
-                comment: None,
-                direction: None,
+                ..Captured::of(link.first(packet.data), packet.data[..packet.data.len().min(snaplen)].to_vec())
             }))
         }
         Err(pcap::Error::TimeoutExpired | pcap::Error::NoMorePackets) => Ok(None),

@@ -18,7 +18,9 @@ use smallvec::SmallVec;
 use socket2::Socket;
 
 pub(crate) use self::batch::{NoRoom, Transmitted, TxPacket};
-pub(super) use self::socket::{link_address, wait_for_room};
+#[cfg_attr(not(feature = "lab"), allow(unused_imports, reason = "the lab uses the address"))]
+pub(crate) use self::socket::link_address;
+pub(super) use self::socket::wait_for_room;
 use self::{
     batch::Ready,
     socket::{Path, destination, open},

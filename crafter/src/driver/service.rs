@@ -386,11 +386,5 @@ fn refusal(code: Code, rule: u16, sentence: &str, quoted: &[u8]) -> Error {
 
 /// Leases from the service; returns the reply and the lease's socket.
 pub(crate) async fn lease(control: &Control, call: &LeaseCall) -> Result<(Leased, OwnedFd)> {
-    let (leased, descriptors) = control.call_for_descriptors(call).await?;
-    let socket = descriptors.into_iter().nth(leased.socket as usize);
-    let none = || Error::Service {
-        path: control.path().display().to_string(),
-        reason: "it granted a lease without a socket".into(),
-    };
-    Ok((leased, socket.ok_or_else(none)?))
+    control.call_for_descriptor(call, |leased| leased.socket).await
 }

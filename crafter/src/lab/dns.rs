@@ -1,4 +1,4 @@
-//! The embedded DNS server: authoritative for `lab.test.` and the reverse zones.
+//! The lab's DNS server: authoritative for `lab.test.` and the reverse zones.
 
 use std::{
     collections::BTreeMap,
@@ -22,38 +22,38 @@ use tokio::net::{TcpListener, UdpSocket};
 use super::{
     netns::NetNs,
     options::{CLIENT_V4, CLIENT_V6, SERVER_V4, SERVER_V6},
-    service::Service,
+    server_thread::ServerThread,
 };
 use crate::Result;
 
 /// The zone that the lab's DNS server is authoritative for.
 pub const ZONE: &str = "lab.test.";
-/// Bytes of text at `long.lab.test TXT`: the answer exceeds 1232 bytes, the usual
-/// EDNS size, and still fits one Ethernet frame.
+/// Length in bytes of the text at `long.lab.test TXT`: the response exceeds 1232 bytes, the usual EDNS size, and still
+/// fits one Ethernet frame.
 pub const LONG_TXT_BYTES: usize = 1300;
-/// Bytes of text at `big.lab.test TXT`: over UDP the answer comes in three
-/// fragments to who offers a size of 4096, and truncated (TC) to who offers less.
+/// Length in bytes of the text at `big.lab.test TXT`: over UDP the response has three fragments for an EDNS size of
+/// 4096, and is truncated (TC) for less.
 pub const BIG_TXT_BYTES: usize = 3500;
 
 const PORT: u16 = 53;
 const TTL: u32 = 300;
 /// How long a TCP connection may be idle.
 const TCP_IDLE: Duration = Duration::from_secs(30);
-/// Answers that may wait on one TCP connection.
+/// Responses queued on one TCP connection at most.
 const TCP_ANSWERS: usize = 32;
 
 /// The reverse zones of 192.0.2.0/24 and 2001:db8::/64.
 const REVERSE_V4: &str = "2.0.192.in-addr.arpa.";
 const REVERSE_V6: &str = "0.0.0.0.0.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa.";
 
-/// Starts the server on the server's IPv4 and IPv6 address, UDP and TCP.
+/// Starts the server on the IPv4 and the IPv6 address of `server`, UDP and TCP.
 ///
 /// # Errors
 /// Those of the sockets.
-pub(super) fn start(server: &NetNs) -> Result<Service> {
-    Service::start(server, "DNS server", async || {
+pub(super) fn start(server: &NetNs) -> Result<ServerThread> {
+    ServerThread::start(server, "DNS server", async || {
         let mut dns = Server::new(catalog().map_err(io::Error::other)?);
-        // Bound one by one: an answer must come from the address that was asked.
+        // One socket per address: responses must have the address that was asked as source.
         for address in [IpAddr::from(SERVER_V4), IpAddr::from(SERVER_V6)] {
             let address = SocketAddr::new(address, PORT);
             dns.register_socket(UdpSocket::bind(address).await?);
@@ -119,8 +119,8 @@ fn reverse(v6: bool) -> std::result::Result<Vec<(Name, RData)>, String> {
         .collect()
 }
 
-/// Text of `length` bytes that says at each place where it is, in strings of at
-/// most 250 bytes (a TXT string has a length of one byte, RFC 1035 section 3.3.14).
+/// Text of `length` bytes that contains its own offsets, in strings of at most 250 bytes: the length of a TXT string
+/// has one byte (RFC 1035, section 3.3.14).
 fn long_text(length: usize) -> TXT {
     let mut text: String = (0..length).step_by(10).map(|offset| format!("{offset:08}, ")).collect();
     text.truncate(length);

@@ -1,10 +1,9 @@
-//! The cage of a command in the lab: what it starts ends with it, and it ends
-//! with the lab, whoever kills whom.
+//! The PID namespace of a command in the lab: all its descendants end with it, and it ends with the lab, even by
+//! SIGKILL.
 //!
-//! PR_SET_PDEATHSIG reaches only a process itself, not its children, so the
-//! command gets a PID namespace: when its first process ends, the kernel kills
-//! all others. That first process is a small init of ours, because a process 1
-//! ignores the signals that it has no handler for, which a command does not expect.
+//! PR_SET_PDEATHSIG applies to one process, not to its children. When the first process of a PID namespace ends, the
+//! kernel kills all others. Process 1 ignores signals without a handler, which commands do not expect; so it is a small
+//! init, and the command is its child.
 //!
 //! ```text
 //!   crafter lab run ── fork ── init (1) ── fork ── COMMAND (2) ── ...
@@ -13,7 +12,7 @@
 use std::{
     io,
     os::{
-        fd::{AsRawFd, OwnedFd, RawFd},
+        fd::{OwnedFd, RawFd},
         unix::process::CommandExt,
     },
     process::Command,
@@ -31,41 +30,37 @@ use nix::{
     },
 };
 
-/// Signals that init passes on to the command.
+/// Signals that init forwards to the command.
 const FORWARDED: [Signal; 6] =
     [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
 
-/// What a command is caged with.
-pub(super) struct Cage {
-    /// The network namespace that it runs in.
+/// Environment of a confined command.
+pub(super) struct Jail {
+    /// Its network namespace.
     pub(super) namespace: OwnedFd,
-    /// The reading end of a pipe whose writing end `lifeline` the caller keeps;
-    /// both must stay open until the command is spawned.
+    /// Both ends of a pipe, open until the command is spawned: the reading end hangs up if the caller ends before that.
     pub(super) alive: RawFd,
     pub(super) lifeline: RawFd,
     /// The command's signal mask.
     pub(super) mask: SigSet,
-    /// Mounts of its own, made before and after /proc is.
+    /// Steps in its mount namespace before and after /proc is mounted.
     pub(super) names: Option<Steps>,
     pub(super) files: Option<Steps>,
-    /// `Some` for a command that gets a process group of its own, in the foreground of the terminal on stdin: the
-    /// writing end of a pipe that does not block, open until the command is spawned. Init writes the number of the
-    /// signal to it by which the command was stopped.
+    /// `Some` to run the command in a process group of its own, in the foreground of the terminal on stdin: the writing
+    /// end of a non-blocking pipe, open until the command is spawned. Init writes the number of each signal to it that
+    /// stops the command.
     pub(super) foreground: Option<RawFd>,
 }
 
-/// Makes `command` run caged.
-///
-/// The thread that spawns it must be one that has called [`new_pid_namespace`],
-/// and must outlive it.
-pub(super) fn cage(command: &mut Command, cage: Cage) {
-    let Cage { namespace, alive, lifeline, mask, names, files, foreground } = cage;
+/// Confines `command` to the jail. The thread that spawns it must have called [`new_pid_namespace`] and must outlive
+/// it.
+pub(super) fn confine(command: &mut Command, jail: Jail) {
+    let Jail { namespace, alive, lifeline, mask, names, files, foreground } = jail;
     let enter = move || {
-        // If the parent was killed before this call, nobody holds the lifeline's
-        // writing end after our copy is closed; getppid() cannot tell, it is 0
-        // in a new PID namespace.
+        // If the parent was killed before this call, the pipe hangs up once this copy of its writing end is closed.
+        // getppid() does not show that: it is 0 in a new PID namespace.
         prctl::set_pdeathsig(Signal::SIGKILL)?;
-        // SAFETY: the descriptor is this process's copy, which nothing here uses again.
+        // SAFETY: the descriptor is this process's copy, and not used again.
         unsafe { libc::close(lifeline) };
         if hung_up(alive) {
             return Err(Errno::EPIPE.into());
@@ -73,66 +68,66 @@ pub(super) fn cage(command: &mut Command, cage: Cage) {
         setns(&namespace, CloneFlags::CLONE_NEWNET)?;
         own_mounts(names.as_ref())?;
         if let Some(files) = &files {
-            files.take();
+            files.run();
         }
         become_init(&mask, foreground)
     };
-    // SAFETY: between fork and exec only async-signal-safe work is allowed; the
-    // closure and what it calls make system calls and neither allocate nor lock.
+    // SAFETY: only async-signal-safe work is allowed between fork and exec; the closure makes system calls and neither
+    // allocates nor locks.
     unsafe { command.pre_exec(enter) };
 }
 
-/// Makes the next processes that the calling thread starts members of a new PID
-/// namespace, the first of them its init. Affects no other thread.
+/// Processes that the calling thread starts from now on are members of a new PID namespace, the first of them its init.
+/// Affects no other thread.
 pub(super) fn new_pid_namespace() -> io::Result<()> {
     Ok(unshare(CloneFlags::CLONE_NEWPID)?)
 }
 
 fn hung_up(pipe: RawFd) -> bool {
     let mut poll = libc::pollfd { fd: pipe, events: 0, revents: 0 };
-    // SAFETY: poll() reads and writes the one pollfd that it is told of.
+    // SAFETY: poll() reads and writes the one pollfd.
     unsafe { libc::poll(&raw mut poll, 1, 0) == 1 && poll.revents & libc::POLLHUP != 0 }
 }
 
-/// A mount namespace with `names` and with a /proc that shows the new PID
-/// namespace; without it /proc/self would dangle.
+/// Creates a mount namespace with `names` and with the /proc of the new PID namespace, without which /proc/self
+/// dangles.
 fn own_mounts(names: Option<&Steps>) -> nix::Result<()> {
     const NONE: Option<&str> = None;
     unshare(CloneFlags::CLONE_NEWNS)?;
-    // Else the new mounts would show up outside, too.
+    // Keeps the new mounts out of other mount namespaces.
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     match mount(NONE, "/", NONE, private, NONE) {
-        Ok(()) => names.into_iter().for_each(Steps::take),
-        // In a chroot, / need not be a mount point; /proc is, and is all that can be mounted over then.
+        Ok(()) => names.into_iter().for_each(Steps::run),
+        // In a chroot, / may not be a mount point. /proc is one, and only it can be mounted over.
         Err(_) => {
             mount(NONE, "/proc", NONE, private, NONE)?;
-            names.into_iter().for_each(Steps::tell);
+            names.into_iter().for_each(Steps::print_notice);
         }
     }
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("proc"), "/proc", Some("proc"), flags, NONE)
 }
 
-/// The command's process id as init sees it; 0 before there is one.
+/// Process id of the command in the PID namespace; 0 before it is started.
 static COMMAND: AtomicI32 = AtomicI32::new(0);
 
-extern "C" fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+extern "C" fn forward(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     // SAFETY: the kernel hands a handler with SA_SIGINFO a valid siginfo.
     let from_kernel = unsafe { (*info).si_code } == libc::SI_KERNEL;
     let command = COMMAND.load(Ordering::Relaxed);
-    // What the terminal sends (Ctrl-C) goes to the whole process group, the
-    // command included: passed on, it would arrive twice.
+    // The terminal (Ctrl-C) signals the whole process group, including the command: forwarded, the signal would arrive
+    // twice.
     if command > 0 && !from_kernel {
         // SAFETY: kill() takes no pointers and is async-signal-safe.
         unsafe { libc::kill(command, signal) };
     }
 }
 
-/// Tells init to continue a command that has stopped. Not SIGCONT: a shell sends that to the whole process group of
-/// `crafter lab run`, before the terminal is the command's again. Nobody else sends init this signal.
+/// Signal to init: continue the stopped command. Not SIGCONT, which a shell sends to the whole process group of
+/// `crafter lab run` before the command's group is in the foreground again. No other process sends this signal to init.
 pub(super) const RESUME: Signal = Signal::SIGURG;
 
-/// The same, after making the command's process group the terminal's foreground group.
+/// The same, after putting the command's process group into the foreground of the terminal.
 pub(super) const RESUME_IN_FOREGROUND: Signal = Signal::SIGIO;
 
 extern "C" fn resume(signal: libc::c_int) {
@@ -149,23 +144,23 @@ extern "C" fn resume(signal: libc::c_int) {
     }
 }
 
-/// Forks: the child returns, to exec the command; the parent stays as init and
-/// ends with the command's exit code (128 + signal if it was killed).
+/// Forks: the child returns and executes the command; the parent becomes init and exits with the command's exit code
+/// (128 + signal if it was killed).
 fn become_init(mask: &SigSet, foreground: Option<RawFd>) -> io::Result<()> {
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)?;
-    let handler = SigAction::new(SigHandler::SigAction(pass_on), SaFlags::empty(), SigSet::all());
+    let handler = SigAction::new(SigHandler::SigAction(forward), SaFlags::empty(), SigSet::all());
     let resume = SigAction::new(SigHandler::Handler(resume), SaFlags::empty(), SigSet::all());
     let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
-    // SAFETY: the process has one thread after fork(), and either branch does
-    // only async-signal-safe work until it execs or ends.
+    // SAFETY: the process has one thread after fork(), and both branches do only async-signal-safe work until they exec
+    // or exit.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         0 => {
             if foreground.is_some() {
-                come_to_foreground();
+                enter_foreground();
             }
             for signal in FORWARDED {
-                // SAFETY: the default action is no code of ours.
+                // SAFETY: the default action runs no code of this process.
                 unsafe { sigaction(signal, &default) }?;
             }
             sigprocmask(SigmaskHow::SIG_SETMASK, Some(mask), None)?;
@@ -189,28 +184,28 @@ fn become_init(mask: &SigSet, foreground: Option<RawFd>) -> io::Result<()> {
     }
 }
 
-/// Makes the calling process the leader of the terminal's foreground process
-/// group. SIGTTOU, which a process in the background gets for that, must be blocked.
+/// Makes the calling process the leader of the terminal's foreground process group. SIGTTOU, which a process in the
+/// background gets for that, must be blocked.
 ///
-/// Where the group's leader is outside of the PID namespace its number is 0
-/// within, and a shell cannot set it back when it ends (dash fails at that).
-fn come_to_foreground() {
-    // SAFETY: neither takes pointers, both are async-signal-safe. A shell that finds itself in the background says so.
+/// A group whose leader is outside of the PID namespace has number 0 inside: a shell cannot restore it as the
+/// foreground group when it exits (dash fails).
+fn enter_foreground() {
+    // SAFETY: neither takes pointers, both are async-signal-safe. On failure the shell reports that it is in the
+    // background.
     unsafe {
         libc::setpgid(0, 0);
         libc::tcsetpgrp(libc::STDIN_FILENO, libc::getpid());
     }
 }
 
-/// The descriptor of the pipe in init that it writes to when the command has stopped, behind stdin.
+/// Init's descriptor of the pipe for signals that stop the command.
 const STOPPED: RawFd = libc::STDIN_FILENO + 1;
 
-/// Collects children, also orphaned ones, until the command ends. Writes to `stopped`, if there is such a pipe, with
-/// which signal the command has stopped, each time that it does.
+/// Reaps children, orphaned ones included, until the command ends. Writes each signal that stops the command to
+/// `stopped`, if it is set.
 fn reap(command: libc::pid_t, stopped: Option<RawFd>) -> ! {
-    // The pipe over which Command learns whether exec worked is among them: it
-    // waits until nobody holds that open.
-    // SAFETY: init uses no descriptors, except for a command in the foreground the terminal on stdin and the pipe.
+    // Among the closed descriptors is the pipe that reports a failed exec: std::process::Command waits for its end.
+    // SAFETY: init uses no descriptors but the terminal on stdin and the pipe for a command in the foreground.
     unsafe {
         let kept = stopped.map_or(0, |stopped| libc::dup2(stopped, STOPPED) + 1);
         libc::syscall(libc::SYS_close_range, kept, libc::c_uint::MAX, 0);
@@ -218,14 +213,14 @@ fn reap(command: libc::pid_t, stopped: Option<RawFd>) -> ! {
     let options = if stopped.is_some() { libc::WUNTRACED } else { 0 };
     let code = loop {
         let mut status = 0;
-        // SAFETY: waitpid() writes the status that it is handed.
+        // SAFETY: waitpid() writes to the status.
         let child = unsafe { libc::waitpid(-1, &raw mut status, options) };
         match child {
             -1 if Errno::last() == Errno::EINTR => {}
             -1 => break 1,
             _ if child == command && libc::WIFSTOPPED(status) => {
                 let signal = libc::WSTOPSIG(status) as u8;
-                // SAFETY: one byte is read from where it is. If the pipe is full, a stop is pending in it already.
+                // SAFETY: write() reads one byte. If the pipe is full, it reports a stop already.
                 unsafe { libc::write(STOPPED, (&raw const signal).cast(), 1) };
             }
             _ if libc::WIFSTOPPED(status) => {}
@@ -236,16 +231,6 @@ fn reap(command: libc::pid_t, stopped: Option<RawFd>) -> ! {
             _ => {}
         }
     };
-    // SAFETY: _exit() does not return and runs no handlers of the process that forked us.
+    // SAFETY: _exit() does not return and runs no exit handlers of the parent.
     unsafe { libc::_exit(code) }
-}
-
-/// A pipe that tells a child whether its parent still lives.
-pub(super) fn lifeline() -> io::Result<(OwnedFd, OwnedFd)> {
-    Ok(nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?)
-}
-
-/// Descriptor numbers of a lifeline, for [`cage`].
-pub(super) fn numbers((alive, lifeline): &(OwnedFd, OwnedFd)) -> (RawFd, RawFd) {
-    (alive.as_raw_fd(), lifeline.as_raw_fd())
 }

@@ -1,5 +1,4 @@
-//! Mounts and files of a command's own mount namespace, in steps that are
-//! prepared before the fork and taken after it.
+//! Steps that set up mounts and files in a command's mount namespace: prepared before fork, run after it.
 
 use std::{
     ffi::{CStr, CString},
@@ -14,26 +13,26 @@ use nix::{
     unistd::{mkdir, symlinkat},
 };
 
-/// What is done between fork and exec.
+/// A step between fork and exec.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Step {
     /// Mounts an empty file system over a directory.
     Tmpfs(CString),
-    /// Makes an empty directory.
+    /// Creates an empty directory.
     Directory(CString),
-    /// Makes a symbolic link at `path`.
+    /// Creates a symbolic link at `path`.
     Link { path: CString, target: CString },
-    /// Makes a file that everybody may read.
+    /// Creates a file that all users can read.
     File { path: CString, content: Vec<u8> },
-    /// Shows `from`, with all that is mounted below it, at `to` too. Without effect if `from` is gone meanwhile.
+    /// Binds `from`, with all mounts below it, to `to`. Without effect if `from` does not exist.
     Bind { from: CString, to: CString },
-    /// Moves what is mounted at `from` to `to`.
+    /// Moves the mount at `from` to `to`.
     Move { from: CString, to: CString },
-    /// Takes the upper mount off a directory; what is bound from it stays.
+    /// Detaches the upper mount of a directory; bind mounts from it stay.
     Detach(CString),
 }
 
-/// The steps of one purpose, and what to tell if one fails.
+/// Steps for one purpose, and the notice if one fails.
 #[derive(Debug)]
 pub(super) struct Steps {
     pub(super) steps: Vec<Step>,
@@ -42,25 +41,24 @@ pub(super) struct Steps {
 }
 
 impl Steps {
-    /// Takes all steps, up to the first that fails, which is printed on stderr: a
-    /// command that finds less in its lab is better than none. Makes system
-    /// calls only, neither allocates nor locks.
-    pub(super) fn take(&self) {
-        if self.steps.iter().try_for_each(Step::take).is_err() {
-            self.tell();
+    /// Runs the steps until one fails; then prints the notice and goes on, as the command is useful without them. Makes
+    /// system calls only, neither allocates nor locks.
+    pub(super) fn run(&self) {
+        if self.steps.iter().try_for_each(Step::run).is_err() {
+            self.print_notice();
         }
     }
 
-    /// Writes the notice.
-    pub(super) fn tell(&self) {
+    /// Writes the notice to stderr.
+    pub(super) fn print_notice(&self) {
         const STDERR: RawFd = 2;
-        // SAFETY: write() reads as many bytes as the notice has. Its result does not matter: nobody is left to tell.
+        // SAFETY: write() reads the bytes of the notice. There is no other place to report a failure of it.
         unsafe { libc::write(STDERR, self.notice.as_ptr().cast(), self.notice.len()) };
     }
 }
 
 impl Step {
-    fn take(&self) -> nix::Result<()> {
+    fn run(&self) -> nix::Result<()> {
         const NONE: Option<&CStr> = None;
         match self {
             Self::Tmpfs(at) => {
@@ -88,7 +86,7 @@ fn write(path: &CStr, content: &[u8]) -> nix::Result<()> {
     let mode = Mode::from_bits_truncate(0o644);
     let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_CLOEXEC;
     let file = nix::fcntl::open(path, flags, mode)?;
-    // Whatever the user's umask.
+    // Regardless of the umask.
     nix::sys::stat::fchmod(&file, mode)?;
     let mut rest = content;
     while !rest.is_empty() {
@@ -98,7 +96,7 @@ fn write(path: &CStr, content: &[u8]) -> nix::Result<()> {
     Ok(())
 }
 
-/// A path for the kernel. One that holds a NUL byte, which no path of the file system does, becomes empty.
+/// A path as C string; empty if it contains a NUL byte, which no path of a file system does.
 pub(super) fn path(path: impl AsRef<Path>) -> CString {
     CString::new(path.as_ref().as_os_str().as_bytes()).unwrap_or_default()
 }

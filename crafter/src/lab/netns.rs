@@ -15,22 +15,22 @@ use std::{
 
 use nix::sched::{CloneFlags, setns, unshare};
 
-use crate::{Error, Result};
+use crate::{Error, Result, datapath::interface::interface_request};
 
-/// A network namespace without a name in the file system: it lives as long as
-/// this descriptor, a thread or a socket in it.
+/// A network namespace without a name in the file system; it exists as long as a descriptor of it, a thread or a socket
+/// in it.
 pub struct NetNs {
     fd: OwnedFd,
     inode: u64,
 }
 
 impl NetNs {
-    /// Makes a new namespace with its loopback up.
+    /// Creates a namespace with its loopback interface up.
     ///
     /// # Errors
     /// [`Error::Permission`] without CAP_SYS_ADMIN, [`Error::Io`] otherwise.
     pub fn new() -> Result<Self> {
-        // unshare() moves the calling thread for good, so a thread is spent on it.
+        // unshare() moves the calling thread, so this runs on a thread of its own.
         let fd = thread::scope(|scope| {
             join(scope.spawn(|| -> io::Result<OwnedFd> {
                 unshare(CloneFlags::CLONE_NEWNET)?;
@@ -38,11 +38,11 @@ impl NetNs {
                 Ok(File::open("/proc/thread-self/ns/net")?.into())
             }))
         })
-        .map_err(|source| Error::io("make a network namespace", "CAP_SYS_ADMIN", source))?;
+        .map_err(|source| Error::io("create a network namespace", "CAP_SYS_ADMIN", source))?;
         Self::from_fd(fd)
     }
 
-    /// Adopts a descriptor of a namespace, e.g. an opened `/proc/PID/ns/net`.
+    /// Wraps a descriptor of a namespace, for example of `/proc/PID/ns/net`.
     ///
     /// # Errors
     /// [`Error::Io`] if the descriptor cannot be read.
@@ -50,18 +50,18 @@ impl NetNs {
         let file = File::from(fd);
         let inode = file
             .metadata()
-            .map_err(|source| Error::Io { action: "read a network namespace's number".into(), source })?
+            .map_err(|source| Error::Io { action: "read the inode of a network namespace".into(), source })?
             .ino();
         Ok(Self { fd: file.into(), inode })
     }
 
-    /// The number in `net:[...]`, as `/proc/PID/ns/net` shows it.
+    /// The inode number, as in the target `net:[...]` of `/proc/PID/ns/net`.
     pub fn inode(&self) -> u64 {
         self.inode
     }
 
-    /// Moves the calling thread into the namespace, for good. Async-signal-safe
-    /// (one system call), so it may be used between fork and exec.
+    /// Moves the calling thread into the namespace. Async-signal-safe (one system call), so it may be used between fork
+    /// and exec.
     ///
     /// # Errors
     /// EPERM without CAP_SYS_ADMIN.
@@ -69,8 +69,8 @@ impl NetNs {
         Ok(setns(&self.fd, CloneFlags::CLONE_NEWNET)?)
     }
 
-    /// Runs `work` inside, on a thread of its own, and waits for it. A panic in
-    /// `work` goes on in the caller.
+    /// Runs `work` in the namespace on a thread of its own and waits for it. A panic in `work` is resumed in the
+    /// caller.
     ///
     /// # Errors
     /// [`Error::Permission`] without CAP_SYS_ADMIN, [`Error::Io`] otherwise.
@@ -84,11 +84,10 @@ impl NetNs {
         .map_err(enter_error)
     }
 
-    /// Starts a thread inside; it holds the namespace until it ends. Its result
-    /// is an error if it could not enter.
+    /// Starts a thread in the namespace. Its result is an error if it cannot enter.
     ///
     /// # Errors
-    /// [`Error::Io`] if no thread can be started.
+    /// [`Error::Io`] if the thread cannot be started.
     pub fn spawn<T: Send + 'static>(
         &self,
         name: &str,
@@ -99,43 +98,41 @@ impl NetNs {
             .name(name.to_owned())
             .spawn(move || {
                 namespace.enter().map_err(enter_error)?;
-                // The thread itself is the hold from here on.
+                // The thread itself keeps the namespace from here on.
                 drop(namespace);
                 Ok(work())
             })
             .map_err(|source| Error::Io { action: format!("start the thread {name}"), source })
     }
 
-    /// Another handle of the same namespace.
+    /// Duplicates the descriptor.
     ///
     /// # Errors
-    /// [`Error::Io`] when out of file descriptors.
+    /// [`Error::Io`] if no file descriptor is left.
     pub fn try_clone(&self) -> Result<Self> {
         let fd =
             self.fd.try_clone().map_err(|source| Error::Io { action: "duplicate a file descriptor".into(), source })?;
         Ok(Self { fd, inode: self.inode })
     }
 
-    /// A command that will run inside and is killed when the thread that spawns
-    /// it ends (PR_SET_PDEATHSIG); what it starts in turn is not, see
-    /// [`crate::lab::run`] for that. `/sys` stays that of the caller's namespace.
+    /// A command to run in the namespace. It is killed when the thread that spawns it ends (PR_SET_PDEATHSIG); its own
+    /// children are not, see [`crate::lab::run`] for that. `/sys` remains that of the caller's namespace.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         match self.fd.try_clone() {
             Ok(fd) => {
-                let inside = move || {
+                let enter = move || {
                     setns(&fd, CloneFlags::CLONE_NEWNET)?;
                     nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
                     Ok(())
                 };
-                // SAFETY: the closure makes two system calls and allocates nothing,
-                // which is all that is allowed between fork and exec.
-                unsafe { command.pre_exec(inside) };
+                // SAFETY: the closure makes two system calls and does not allocate, as required between fork and exec.
+                unsafe { command.pre_exec(enter) };
             }
             Err(source) => {
                 let errno = source.raw_os_error().unwrap_or(libc::EMFILE);
-                // SAFETY: as above, not even a system call. The command must not run
-                // outside, so spawning it fails with the reason.
+                // SAFETY: as above, without a system call. The command must not run outside of the namespace, so
+                // spawning it fails with the reason.
                 unsafe { command.pre_exec(move || Err(io::Error::from_raw_os_error(errno))) };
             }
         }
@@ -176,17 +173,6 @@ fn loopback_up() -> io::Result<()> {
     }
 }
 
-/// An `ifreq` that names an interface, all else zero.
-pub(super) fn interface_request(name: &str) -> libc::ifreq {
-    // SAFETY: ifreq is plain data (an array and a union of integers and pointers), for which zero is valid.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    // One byte less, so that the name stays NUL-terminated.
-    for (to, from) in request.ifr_name[..libc::IFNAMSIZ - 1].iter_mut().zip(name.bytes()) {
-        *to = from as libc::c_char;
-    }
-    request
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -196,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn work_runs_inside_and_the_caller_stays_outside() {
+    fn work_runs_in_the_namespace_and_the_caller_stays_outside() {
         let outside = current();
         let namespace = NetNs::new().unwrap();
         assert_ne!(namespace.inode(), outside);

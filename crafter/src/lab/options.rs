@@ -1,4 +1,4 @@
-//! What a lab is like: names, addresses, and what can be chosen.
+//! Addresses, names and options of a lab.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -13,17 +13,17 @@ pub const CLIENT_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
 /// The server's IPv6 address, the client's default gateway.
 pub const SERVER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
 
-/// What the lab should be like.
+/// Options of a lab.
 #[derive(Debug, Clone)]
 pub struct LabOptions {
-    /// MTU of both ends in bytes, 1280 (the least that IPv6 allows, RFC 8200 section 5) to 65535.
+    /// MTU of both ends in bytes, 1280 (the minimum of IPv6: RFC 8200, section 5) to 65535.
     pub mtu: u32,
-    /// Whether both ends keep TSO, GSO and GRO as the kernel sets them; without
-    /// them every TCP segment crosses the link by itself, at most MTU bytes long.
+    /// Keep TSO, GSO and GRO as the kernel sets them on both ends. Otherwise they are off, and packets are at most MTU
+    /// bytes long.
     pub offloads: bool,
-    /// Whether the embedded web server listens on port 80.
+    /// Start the web server on port 80.
     pub web: bool,
-    /// Whether the embedded DNS server listens on port 53.
+    /// Start the DNS server on port 53.
     pub dns: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Runs a command in the client namespace and sees to its end.
+//! Runs a command in the client namespace and waits for its end.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -23,24 +23,25 @@ use nix::{
 };
 
 use super::{
-    Lab, environment,
-    jail::{self, Cage},
+    jail::{self, Jail},
     mounts::Steps,
-    names, shell,
+    resolver_files,
+    setup::{Lab, environment},
+    shell_prompt,
 };
 use crate::{Error, Result};
 
 /// How a command in the lab ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ending {
-    /// The command's exit code; 128 + the signal's number if a signal killed it.
+    /// Exit code of the command; 128 + signal number if a signal killed it.
     pub code: u8,
-    /// RST segments that reached the server while the command ran.
+    /// RSTs that the server received while the command ran.
     pub rsts: u64,
 }
 
-/// Keeps SIGINT, SIGTERM, SIGHUP and SIGQUIT from ending this process, so that
-/// they can be passed on to the command, whose end then ends the lab.
+/// Forwards SIGINT, SIGTERM, SIGHUP and SIGQUIT to the command instead of ending this process; the lab ends with the
+/// command.
 #[derive(Debug)]
 pub struct SignalForwarding {
     signals: SignalFd,
@@ -48,11 +49,11 @@ pub struct SignalForwarding {
 }
 
 impl SignalForwarding {
-    /// Blocks the signals. To be called before any other thread is started:
-    /// threads inherit the mask, and a signal goes to any thread that lets it in.
+    /// Blocks the signals. Must be called before other threads are started: they inherit the mask, and a signal is
+    /// delivered to any thread that does not block it.
     ///
     /// # Errors
-    /// [`Error::Io`] when out of file descriptors.
+    /// [`Error::Io`] if no file descriptor is left.
     pub fn block() -> Result<Self> {
         let block = || -> nix::Result<Self> {
             let signals = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
@@ -62,21 +63,21 @@ impl SignalForwarding {
             let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
             Ok(Self { signals, before })
         };
-        block().map_err(|errno| Error::Io { action: "set signals aside".into(), source: errno.into() })
+        block().map_err(|errno| Error::Io { action: "block signals".into(), source: errno.into() })
     }
 
-    /// Passes pending signals on to `init`; whether there were any, also from the terminal.
+    /// Forwards pending signals to `init`. Returns whether there were any, including signals of the terminal.
     fn forward(&self, init: Pid) -> io::Result<bool> {
         let mut is_any = false;
         while let Some(signal) = self.signals.read_signal()? {
             is_any = true;
-            // From the terminal it has reached the command already, see jail.rs.
+            // Signals of the terminal reach the command directly, see jail.rs.
             if signal.ssi_code == libc::SI_KERNEL {
                 continue;
             }
             let signal = Signal::try_from(signal.ssi_signo as i32)?;
             match kill(init, signal) {
-                // It has just ended.
+                // ESRCH: it has just ended.
                 Ok(()) | Err(Errno::ESRCH) => {}
                 Err(errno) => return Err(errno.into()),
             }
@@ -85,34 +86,32 @@ impl SignalForwarding {
     }
 }
 
-/// Runs a command in the lab's client namespace, with [`environment`] set, and
-/// waits for its end. All that it has started ends with it, and all of it with
-/// this process, even by SIGKILL: it runs in a PID namespace, with a /proc to match.
+/// Runs a command in the lab's client namespace, with [`environment`] set, and waits for its end. Its descendants end
+/// with it, and all of them with this process, even by SIGKILL: it runs in a PID namespace with its own /proc.
 ///
-/// Names are those of the lab, if it has a DNS server: a mount namespace has
-/// `/etc/resolv.conf` and `/etc/nsswitch.conf` of its own.
+/// If the lab has a DNS server, the command resolves the names of the lab: its mount namespace has its own
+/// `/etc/resolv.conf` and `/etc/nsswitch.conf`.
 ///
 /// # Errors
-/// [`Error::Io`] if the command cannot be started (its source tells NotFound
-/// from PermissionDenied), [`Error::Permission`] without CAP_SYS_ADMIN.
+/// [`Error::Io`] if the command cannot be started (the kind of its source is NotFound or PermissionDenied),
+/// [`Error::Permission`] without CAP_SYS_ADMIN.
 pub fn run(lab: &Lab, command: &[OsString], signals: Option<&SignalForwarding>) -> Result<Ending> {
     let [program, arguments @ ..] = command else {
-        return Err(Error::invalid("COMMAND", "a command to run in the lab is needed"));
+        return Err(Error::invalid("COMMAND", "name a command to run in the lab"));
     };
     let mut command = Command::new(program);
     command.args(arguments);
     supervise(lab, command, None, false, signals)
 }
 
-/// Runs a shell as [`run`] does a command: with a prompt that is marked if stdin
-/// is a terminal, otherwise it reads commands from stdin. When such a shell on a terminal is suspended, this process
-/// stops with the same signal, and when this process is continued in the foreground, so is the shell.
+/// Runs a shell like [`run`] runs a command. If stdin is a terminal, its prompt is marked; when it is suspended, this
+/// process stops by the same signal, and when this process is continued in the foreground, so is the shell.
 ///
 /// # Errors
 /// As [`run`].
 pub fn run_shell(lab: &Lab, program: &OsStr, signals: Option<&SignalForwarding>) -> Result<Ending> {
-    let (command, files) = shell::prepare(program, io::stdin().is_terminal());
-    // A lab in the background must not take the terminal.
+    let (command, files) = shell_prompt::prepare(program, io::stdin().is_terminal());
+    // In the background, the terminal is left to the foreground group.
     supervise(lab, command, files, is_foreground(), signals)
 }
 
@@ -126,8 +125,8 @@ fn supervise(
     lab.tap().clear()?;
     command.envs(environment());
     let program = command.get_program().to_owned();
-    // The new PID namespace belongs to the thread, which must not be the caller's;
-    // and the death of the thread that spawned it kills the command.
+    // On a thread of its own, because the new PID namespace applies to its later children. The end of this thread kills
+    // the command.
     let status = thread::scope(|scope| {
         let supervisor = scope.spawn(|| {
             let stops = foreground.then(|| pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)).transpose();
@@ -150,32 +149,31 @@ fn supervise(
         });
         supervisor.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })?;
-    // init passes the command's signal on as a code; only its own death is a signal here.
+    // Init exits with 128 + signal of the command; a signal here is init's own.
     let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
     Ok(Ending { code: code as u8, rsts: lab.tap().count()? })
 }
 
-/// Makes this process's group the terminal's foreground group again, for whatever else it or its parent reads there.
+/// Puts this process's group into the foreground of the terminal again.
 fn take_terminal_back() {
-    // SIGTTOU would stop a process in the background that does this.
+    // SIGTTOU stops a process in the background that does this.
     let before = SigSet::from(Signal::SIGTTOU).thread_swap_mask(SigmaskHow::SIG_BLOCK);
     if let Ok(before) = before {
-        // Nothing can be done about it if the terminal is gone.
+        // Fails only if the terminal was closed.
         let _ = tcsetpgrp(io::stdin(), getpgrp());
         let _ = before.thread_set_mask();
     }
 }
 
-/// How often a process in the background whose command has stopped looks whether it is in the foreground, in
-/// milliseconds.
+/// Interval in milliseconds at which a process whose command is stopped checks whether it is in the foreground.
 const FOREGROUND_CHECK_MS: u16 = 1000;
 
 fn is_foreground() -> bool {
     tcgetpgrp(io::stdin()).is_ok_and(|group| group == getpgrp())
 }
 
-/// Where the command has stopped, stops this process by the same signal, as su(1) and sudo(8) do, so that the shell
-/// that it was started from goes on. Returns, when this process is continued, whether it was so.
+/// If the command has stopped, stops this process by the same signal, like su(1) and sudo(8), so that the parent shell
+/// continues. Returns whether it did, once this process is continued.
 fn follow_stop(stops: BorrowedFd<'_>) -> nix::Result<bool> {
     let mut signals = [0; 64];
     let count = match read(stops, &mut signals) {
@@ -185,17 +183,17 @@ fn follow_stop(stops: BorrowedFd<'_>) -> nix::Result<bool> {
     };
     let Some(signal) = signals[..count].last() else { return Ok(false) };
     take_terminal_back();
-    // To this thread, which goes no further before the process has been continued.
+    // This thread runs on when the process is continued.
     raise(Signal::try_from(i32::from(*signal))?)?;
     Ok(true)
 }
 
-/// Continues the command that has stopped; whether it did. In the background it does not, and stops this process again,
-/// as the terminal's driver would for reading: a shell that is continued makes itself the foreground. `is_signalled`:
-/// the command has a signal to handle.
+/// Continues the stopped command; returns whether it did. In the background it does not, and stops this process again
+/// like the terminal driver does for a read: a continued shell puts itself into the foreground. `is_signalled`: a
+/// signal for the command is pending.
 fn resume(init: Pid, is_signalled: bool) -> nix::Result<bool> {
     if !is_foreground() && !is_signalled {
-        // Without effect where no shell could continue this process: the group is orphaned (POSIX).
+        // Without effect in an orphaned process group, which no shell can continue (POSIX).
         raise(Signal::SIGTTIN)?;
     }
     let how = match is_foreground() {
@@ -218,18 +216,16 @@ fn spawn(
     signals: Option<&SignalForwarding>,
 ) -> io::Result<Child> {
     jail::new_pid_namespace()?;
-    let lifeline = jail::lifeline()?;
+    let (alive, lifeline) = pipe2(OFlag::O_CLOEXEC)?;
     let mask = match signals {
         Some(signals) => signals.before,
         None => SigSet::thread_get_mask()?,
     };
-    let (alive, hold) = jail::numbers(&lifeline);
     let namespace = lab.client().as_fd().try_clone_to_owned()?;
-    let names = lab.dns.then(names::steps);
-    jail::cage(command, Cage { namespace, alive, lifeline: hold, mask, names, files, foreground });
-    let child = command.spawn();
-    drop(lifeline);
-    child
+    let names = lab.dns.then(resolver_files::steps);
+    let (alive_fd, lifeline_fd) = (alive.as_raw_fd(), lifeline.as_raw_fd());
+    jail::confine(command, Jail { namespace, alive: alive_fd, lifeline: lifeline_fd, mask, names, files, foreground });
+    command.spawn()
 }
 
 fn wait(mut child: Child, signals: Option<&SignalForwarding>, stops: Option<BorrowedFd<'_>>) -> io::Result<ExitStatus> {
@@ -239,7 +235,7 @@ fn wait(mut child: Child, signals: Option<&SignalForwarding>, stops: Option<Borr
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: pidfd_open() has just returned this descriptor and nobody else has it.
+    // SAFETY: pidfd_open() has just returned this descriptor; nothing else owns it.
     let ended = unsafe { OwnedFd::from_raw_fd(fd as i32) };
     let sources = [Some(ended.as_fd()), signals.map(|signals| signals.signals.as_fd()), stops];
     let mut is_stopped = false;

@@ -1,4 +1,4 @@
-//! The embedded web server: HTTP/1.1 on the server's own kernel sockets, port 80.
+//! The lab's web server: HTTP/1.1 over kernel sockets, port 80.
 
 use std::{
     convert::Infallible,
@@ -22,19 +22,24 @@ use hyper_util::rt::TokioIo;
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::{Content, NetNs, Tap, content, service::Service};
+use super::{
+    netns::NetNs,
+    rst_tap::RstTap,
+    server_thread::ServerThread,
+    web_content::{self, Content},
+};
 use crate::Result;
 
 const PORT: u16 = 80;
-/// The longest that `/slow` waits.
-const SLOWEST: Duration = Duration::from_secs(60);
+/// Longest delay of `/slow`.
+const MAX_DELAY: Duration = Duration::from_secs(60);
 
 const INDEX: &str = "<!doctype html>
 <html lang=\"en\">
 <head><meta charset=\"utf-8\"><title>crafter lab</title></head>
 <body>
 <h1>It works</h1>
-<p>This page came over a throw-away network.</p>
+<p>This page was served over a temporary network.</p>
 <ul>
 <li>/bytes/N: N bytes (K, M, G allowed), always the same; ?chunked=1 without Content-Length
 <li>/sha256/N: their SHA-256
@@ -51,30 +56,29 @@ const INDEX: &str = "<!doctype html>
 ///
 /// # Errors
 /// Those of the sockets.
-pub(super) fn start(server: &NetNs, tap: Arc<Tap>) -> Result<Service> {
-    Service::start(server, "web server", async move || {
+pub(super) fn start(server: &NetNs, tap: Arc<RstTap>) -> Result<ServerThread> {
+    ServerThread::start(server, "web server", async move || {
         // One socket for both versions: IPV6_V6ONLY is off unless a sysctl says otherwise.
         let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, PORT)).await?;
         Ok(serve(listener, tap))
     })
 }
 
-async fn serve(listener: TcpListener, tap: Arc<Tap>) {
+async fn serve(listener: TcpListener, tap: Arc<RstTap>) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => drop(tokio::spawn(connection(stream, Arc::clone(&tap)))),
             Err(error) => {
                 log::warn!("lab web server: accept: {error}");
-                // Out of descriptors, most likely: let connections end.
+                // Most likely out of descriptors: wait for connections to end.
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         }
     }
 }
 
-async fn connection(stream: TcpStream, tap: Arc<Tap>) {
-    // A second descriptor, since hyper owns the stream when /reset needs the socket.
-    // Both are dropped together at the connection's end.
+async fn connection(stream: TcpStream, tap: Arc<RstTap>) {
+    // A second descriptor for /reset, as hyper owns the stream. Both are closed at the end of the connection.
     let socket = match stream.set_nodelay(true).and_then(|()| stream.as_fd().try_clone_to_owned()) {
         Ok(socket) => Arc::new(socket),
         Err(error) => return log::warn!("lab web server: {error}"),
@@ -85,8 +89,8 @@ async fn connection(stream: TcpStream, tap: Arc<Tap>) {
     }
 }
 
-/// The answer to one request; an error closes the connection without one.
-async fn answer(request: Request<Incoming>, tap: Arc<Tap>, socket: Arc<OwnedFd>) -> io::Result<Response<Reply>> {
+/// The response to a request. An error closes the connection without a response.
+async fn answer(request: Request<Incoming>, tap: Arc<RstTap>, socket: Arc<OwnedFd>) -> io::Result<Response<Reply>> {
     if request.method() != Method::GET && request.method() != Method::HEAD {
         let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
@@ -100,7 +104,7 @@ async fn answer(request: Request<Incoming>, tap: Arc<Tap>, socket: Arc<OwnedFd>)
     let (head, tail) = path.split_once('/').unwrap_or((path, ""));
     Ok(match (head, tail) {
         ("", "") => with_type(StatusCode::OK, "text/html; charset=utf-8", INDEX.into()),
-        ("bytes", size) => match content::parse_size(size) {
+        ("bytes", size) => match web_content::parse_size(size) {
             Some(size) => {
                 let body = Reply::Content { content: Content::new(size), chunked: query("chunked").is_some() };
                 let mut response = Response::new(body);
@@ -109,21 +113,21 @@ async fn answer(request: Request<Incoming>, tap: Arc<Tap>, socket: Arc<OwnedFd>)
             }
             None => bad("a size, e.g. /bytes/100M, is needed"),
         },
-        ("sha256", size) => match content::parse_size(size) {
+        ("sha256", size) => match web_content::parse_size(size) {
             Some(size) => {
-                // Off this thread, which has connections to serve.
-                let digest = tokio::task::spawn_blocking(move || content::sha256(size));
+                // Takes long; other connections use this thread.
+                let digest = tokio::task::spawn_blocking(move || web_content::sha256(size));
                 text(StatusCode::OK, digest.await.map_err(io::Error::other)? + "\n")
             }
             None => bad("a size, e.g. /sha256/100M, is needed"),
         },
         ("status", code) => match code.parse().ok().and_then(|code| StatusCode::from_u16(code).ok()) {
-            // 1xx are not final answers (RFC 9110 section 15.2).
+            // 1xx are not final responses (RFC 9110, section 15.2).
             Some(code) if code.as_u16() >= 200 => text(code, ""),
             _ => bad("a status code, e.g. /status/404, is needed"),
         },
         ("slow", "") => match query("ms").and_then(|ms| ms.parse().ok()).map(Duration::from_millis) {
-            Some(wait) if wait <= SLOWEST => {
+            Some(wait) if wait <= MAX_DELAY => {
                 tokio::time::sleep(wait).await;
                 text(StatusCode::OK, format!("waited {} ms\n", wait.as_millis()))
             }
@@ -131,7 +135,7 @@ async fn answer(request: Request<Incoming>, tap: Arc<Tap>, socket: Arc<OwnedFd>)
         },
         ("close", "") => return Err(io::Error::other("asked to close without an answer")),
         ("reset", "") => {
-            // A linger time of zero makes close() send a RST (tcp_close() in net/ipv4/tcp.c).
+            // With a linger time of zero, close() sends a RST (`tcp_close()`).
             setsockopt(&*socket, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 })?;
             return Err(io::Error::other("asked to reset"));
         }
@@ -162,7 +166,7 @@ fn with_type(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Re
     response
 }
 
-/// A body: bytes at hand, or content made while it is sent.
+/// A response body: bytes, or content generated while it is sent.
 enum Reply {
     Whole(Option<Bytes>),
     Content { content: Content, chunked: bool },
@@ -190,7 +194,7 @@ impl Body for Reply {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
-            // Without a length hyper chunks the body (RFC 9112 section 7.1).
+            // Without a length, hyper sends the body chunked (RFC 9112, section 7.1).
             Self::Content { chunked: true, .. } => SizeHint::new(),
             Self::Content { content, .. } => SizeHint::with_exact(content.remaining()),
         }

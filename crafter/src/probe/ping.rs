@@ -1,4 +1,4 @@
-//! Whether a host answers, how fast, and how reliably.
+//! Ping: probes a host at a fixed interval and measures round-trip times and loss.
 
 use std::{
     collections::VecDeque,
@@ -6,44 +6,47 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Answer, Fault, Method, Said, reset};
+use super::{
+    method::{Method, rst_for},
+    probe_reply::{IcmpError, ProbeReply, ReplyKind},
+};
 use crate::{
     engine::Pacer,
     error::{Error, Result},
     layer::{Icmp, Icmpv6EchoReply, Packet, Raw},
-    session::{self, Event, Script, Step},
+    session::{Event, Outcome, Script, Step},
 };
 
-/// Echo requests in flight that their sequence number of 16 bits tells apart, with some to spare.
-const IN_FLIGHT: f64 = 60_000.0;
+/// Echo requests in flight at most: their sequence number has 16 bits.
+const MAX_ECHOES_IN_FLIGHT: f64 = 60_000.0;
 
-/// Probes in flight that have a source port each; a session keeps somewhat more.
-const PORTS: f64 = 200.0;
+/// Probes in flight at most if each has a source port of its own: a session keeps 256.
+const MAX_PORTS_IN_FLIGHT: f64 = 200.0;
 
-/// Bytes of the number that a payload begins with.
-const NUMBER: usize = 8;
+/// Length in bytes of the probe number at the beginning of a payload.
+const NUMBER_LENGTH: usize = 8;
 
-/// Whom to ping, and how.
+/// Options of a ping.
 #[derive(Clone, Debug)]
 pub struct PingOptions {
-    /// Where to.
+    /// Address to probe.
     pub destination: IpAddr,
-    /// With what; [`Method::UdpFrom`] counts its ports on.
+    /// Kind of probes.
     pub method: Method,
-    /// How many probes; `None`: until the script is dropped.
+    /// Number of probes; `None`: unlimited.
     pub count: Option<u64>,
-    /// From one probe to the next, by the clock, whether answers have come or not.
+    /// Time from one probe to the next; replies do not change it.
     pub interval: Duration,
-    /// Bytes of payload; TCP SYNs have none.
+    /// Payload in bytes; TCP SYNs have none.
     pub size: usize,
-    /// TTL or hop limit, if not the usual.
+    /// TTL or hop limit; `None`: the default.
     pub ttl: Option<u8>,
-    /// How long each probe may be answered.
+    /// How long to wait for the reply to each probe.
     pub timeout: Duration,
 }
 
 impl PingOptions {
-    /// ICMP echo requests of 56 bytes, one a second, each answered within 2 s.
+    /// ICMP echo requests with 56 bytes of payload, one per second, with a timeout of 2 s.
     pub fn new(destination: IpAddr) -> Self {
         let second = Duration::from_secs(1);
         Self {
@@ -58,53 +61,53 @@ impl PingOptions {
     }
 }
 
-/// What became of a probe, or of an answer to it.
+/// The outcome of a probe, or of a further reply to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PingOutcome {
     /// The probe's number, from 1.
     pub number: u64,
-    /// What it is.
-    pub pong: Pong,
+    /// The outcome.
+    pub outcome: ProbeOutcome,
 }
 
-/// What became of a probe.
+/// The outcome of a probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Pong {
-    /// It was answered.
-    Answer {
-        /// By whom, and how.
-        answer: Answer,
-        /// Bytes of the answer behind its IP header.
+pub enum ProbeOutcome {
+    /// A reply.
+    Reply {
+        /// The reply.
+        reply: ProbeReply,
+        /// Bytes of the reply behind its IP header.
         bytes: usize,
-        /// From sending to receiving.
+        /// Round-trip time.
         rtt: Duration,
-        /// It was answered before.
+        /// Whether an earlier reply answered the probe.
         duplicate: bool,
-        /// The first byte of the payload that is not as it was sent; its length, where that differs.
+        /// Offset of the first byte of the payload that differs from the probe's, or the shorter length.
         corrupt: Option<usize>,
     },
-    /// It was not answered in time.
+    /// No reply within the timeout.
     Lost,
-    /// An echo reply that came too late.
+    /// An echo reply after the timeout.
     Late,
 }
 
-/// What came of all probes. Times are in seconds.
+/// Sums over all probes. Times are in seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct PingSummary {
     /// Probes sent.
     pub sent: u64,
     /// Probes that the destination answered.
     pub received: u64,
-    /// Further answers.
+    /// Further replies.
     pub duplicates: u64,
-    /// Answers that do not have the payload that was sent.
+    /// Replies with another payload than the probe's.
     pub corrupt: u64,
-    /// Probes that an ICMP error answered instead.
+    /// Probes answered by an ICMP error of another host.
     pub errors: u64,
-    /// Errors that say that the destination cannot be had.
+    /// ICMP errors that say that the destination is unreachable.
     pub unreachable: u64,
-    /// Answers that came too late to be counted as received.
+    /// Replies after the timeout, which do not count as received.
     pub late: u64,
     min: f64,
     max: f64,
@@ -113,12 +116,12 @@ pub struct PingSummary {
 }
 
 impl PingSummary {
-    /// Share of the probes without an answer of the destination, 0 to 1.
+    /// Share of the probes that the destination did not answer, 0 to 1.
     pub fn loss(&self) -> f64 {
         if self.sent == 0 { 0.0 } else { 1.0 - self.received as f64 / self.sent as f64 }
     }
 
-    /// Smallest, mean and largest round-trip time, and its standard deviation; `None` without an answer.
+    /// Minimum, mean, maximum and standard deviation of the round-trip time in seconds; `None` without a reply.
     pub fn times(&self) -> Option<[f64; 4]> {
         let count = self.received as f64;
         let mean = self.sum / count;
@@ -134,23 +137,24 @@ impl PingSummary {
     }
 }
 
-/// A probe on its way.
+/// A probe in flight.
 struct Pending {
-    /// Its place among the steps.
+    /// Index of its step.
     step: usize,
     number: u64,
     until: Instant,
-    /// The destination has answered, or somebody else.
+    /// The destination has answered.
     answered: bool,
+    /// Another host has answered with an ICMP error.
     failed: bool,
 }
 
-/// A ping: a script whose outcomes are taken as they come.
+/// A ping: a script; [`Ping::poll_outcome`] returns its results as they arrive.
 pub struct Ping {
     options: PingOptions,
-    /// Starts when the first probe has left: opening the interface takes its time.
+    /// Starts when the first probe is sent: opening the interface takes time.
     pacer: Option<Pacer>,
-    /// Steps that sent something.
+    /// Steps that sent a packet.
     steps: usize,
     /// Probes made.
     made: u64,
@@ -162,18 +166,19 @@ pub struct Ping {
 }
 
 impl Ping {
-    /// A ping; its clock starts with the first probe.
+    /// A ping; its interval starts with the first probe.
     ///
     /// # Errors
-    /// [`Error::Invalid`] where so many would be in flight that answers could belong to several.
+    /// [`Error::Invalid`] if more probes would be in flight than replies can be matched to.
     pub fn new(options: PingOptions) -> Result<Self> {
         let rate = options.interval.as_secs_f64().recip();
         Pacer::per_second(rate)?;
-        let most = if options.method.takes_ports() { PORTS } else { IN_FLIGHT };
-        let flying = options.timeout.as_secs_f64() * rate;
-        if flying > most && options.count.is_none_or(|count| count as f64 > most) {
+        let most = if options.method.takes_ports() { MAX_PORTS_IN_FLIGHT } else { MAX_ECHOES_IN_FLIGHT };
+        let in_flight = options.timeout.as_secs_f64() * rate;
+        if in_flight > most && options.count.is_none_or(|count| count as f64 > most) {
             let reason = format_args!(
-                "{flying:.0} probes would be in flight within the timeout, {most} can be told apart: send slower, or wait less"
+                "{in_flight:.0} probes would be in flight within the timeout, at most {most} can be matched: raise the \
+                 interval or lower the timeout"
             );
             return Err(Error::invalid("interval", reason));
         }
@@ -189,32 +194,32 @@ impl Ping {
         })
     }
 
-    /// The next outcome that has not been taken yet.
+    /// The next outcome, if there is one.
     pub fn poll_outcome(&mut self) -> Option<PingOutcome> {
         self.outcomes.pop_front()
     }
 
-    /// What came of all probes so far.
+    /// Sums over all probes so far.
     pub fn summary(&self) -> PingSummary {
         self.summary
     }
 
-    fn tell(&mut self, number: u64, pong: Pong) {
-        self.outcomes.push_back(PingOutcome { number: number + 1, pong });
+    fn report(&mut self, number: u64, outcome: ProbeOutcome) {
+        self.outcomes.push_back(PingOutcome { number: number + 1, outcome });
     }
 
-    /// Gives up those that have waited long enough.
+    /// Times out probes.
     fn expire(&mut self, now: Instant) {
         while let Some(first) = self.pending.front().filter(|first| first.until <= now) {
             if !first.answered && !first.failed {
                 let number = first.number;
-                self.tell(number, Pong::Lost);
+                self.report(number, ProbeOutcome::Lost);
             }
             self.pending.pop_front();
         }
     }
 
-    /// When the next probe is due; `None`: there is none, or the first one is still on its way out.
+    /// When the next probe is due; `None` if there is none, or the first one is not sent yet.
     fn due(&mut self, now: Instant) -> Option<Instant> {
         if self.options.count.is_some_and(|count| self.made >= count) {
             return None;
@@ -230,7 +235,7 @@ impl Ping {
         self.pending[at].until = now + self.options.timeout;
         self.summary.sent += 1;
         if self.pacer.is_none()
-            // It was possible when the script was made.
+            // Ping::new() has checked the rate.
             && let Ok(mut pacer) = Pacer::per_second(self.options.interval.as_secs_f64().recip())
         {
             pacer.ready(now);
@@ -239,22 +244,22 @@ impl Ping {
         }
     }
 
-    /// An answer to the probe of `step`.
+    /// Handles a reply to the probe of `step`.
     fn answered(&mut self, step: usize, event: &Event<'_>, rtt: Duration) {
         let packet = Packet::parse(event.first, event.bytes);
         let Ok(at) = self.pending.binary_search_by_key(&step, |pending| pending.step) else { return };
-        let Some(answer) = Answer::read(&packet) else { return };
+        let Some(reply) = ProbeReply::read(&packet) else { return };
         let number = self.pending[at].number;
         let mut duplicate = false;
         let mut corrupt = None;
-        if answer.is_from(self.options.destination) {
+        if reply.is_from(self.options.destination) {
             duplicate = std::mem::replace(&mut self.pending[at].answered, true);
             if duplicate {
                 self.summary.duplicates += 1;
             } else {
                 self.summary.add(rtt.as_secs_f64());
             }
-            if answer.said == Said::Echo {
+            if reply.kind == ReplyKind::Echo {
                 let load = packet.get::<Raw>().and_then(|raw| raw.load.as_deref()).unwrap_or_default();
                 corrupt = difference(load, &payload(number, self.options.size));
                 self.summary.corrupt += u64::from(corrupt.is_some());
@@ -262,17 +267,18 @@ impl Ping {
         } else if !self.pending[at].answered {
             duplicate = std::mem::replace(&mut self.pending[at].failed, true);
             self.summary.errors += u64::from(!duplicate);
-            self.summary.unreachable += u64::from(!duplicate && answer.fault().is_some_and(Fault::is_unreachable));
+            self.summary.unreachable +=
+                u64::from(!duplicate && reply.icmp_error().is_some_and(IcmpError::is_unreachable));
         }
-        if answer.said == Said::SynAck {
-            self.resets.extend(reset(&packet));
+        if reply.kind == ReplyKind::SynAck {
+            self.resets.extend(rst_for(&packet));
         }
         let bytes = event.bytes.len() - header(event.bytes).min(event.bytes.len());
-        self.tell(number, Pong::Answer { answer, bytes, rtt, duplicate, corrupt });
+        self.report(number, ProbeOutcome::Reply { reply, bytes, rtt, duplicate, corrupt });
     }
 
-    /// What answers nothing that is still waited for: an echo reply may be late.
-    fn stray(&mut self, event: &Event<'_>) {
+    /// Handles an unmatched packet: an echo reply may be late.
+    fn unmatched(&mut self, event: &Event<'_>) {
         let packet = Packet::parse(event.first, event.bytes);
         let v4 = packet.get::<Icmp>().filter(|icmp| icmp.r#type == Some(0)).and_then(|icmp| icmp.seq);
         let Some(seq) = v4.or_else(|| packet.get::<Icmpv6EchoReply>().and_then(|echo| echo.seq)) else { return };
@@ -281,7 +287,7 @@ impl Ping {
         let behind = u64::from((self.made as u16).wrapping_sub(seq));
         if let Some(number) = latest.checked_sub(behind) {
             self.summary.late += 1;
-            self.tell(number, Pong::Late);
+            self.report(number, ProbeOutcome::Late);
         }
     }
 }
@@ -290,24 +296,24 @@ impl Script for Ping {
     fn next(&mut self, now: Instant) -> Step {
         if let Some(reset) = self.resets.pop_front() {
             self.steps += 1;
-            return Step::Tell(reset);
+            return Step::SendUnanswered(reset);
         }
         self.expire(now);
         let due = self.due(now);
         if due.is_some_and(|due| due <= now) {
             let PingOptions { destination, method, ttl, size, timeout, .. } = self.options;
             if let Some(pacer) = &mut self.pacer {
-                // Those that were slept through are forgiven beyond what it makes up for.
+                // Skips probes that are overdue by more than the pacer catches up with.
                 pacer.ready(now);
                 pacer.take(1);
             }
             let number = self.made;
             self.made += 1;
-            // Counted from when it leaves, if it does.
+            // Set again when it is sent.
             let until = now + timeout;
             self.pending.push_back(Pending { step: self.steps, number, until, answered: false, failed: false });
             self.steps += 1;
-            // Sequence numbers begin with 1, as those of ping do.
+            // Sequence numbers begin with 1, as those of ping(8).
             return Step::Send(method.probe(destination, ttl, number + 1, payload(number, size)));
         }
         let is_over = self.options.count.is_some_and(|count| self.made >= count)
@@ -321,13 +327,13 @@ impl Script for Ping {
     }
 
     fn handle(&mut self, event: &Event<'_>, now: Instant) {
-        match event.what {
-            session::What::Sent { request, .. } => self.sent(request, now),
-            session::What::Matched { request, rtt, .. } | session::What::Duplicate { request, rtt, .. } => {
+        match event.outcome {
+            Outcome::Sent { request, .. } => self.sent(request, now),
+            Outcome::Matched { request, rtt, .. } | Outcome::Duplicate { request, rtt, .. } => {
                 self.answered(request, event, rtt);
             }
-            session::What::Unmatched { .. } => self.stray(event),
-            session::What::BadChecksum { .. } | session::What::Reset | session::What::Suppressed { .. } => {}
+            Outcome::Unmatched { .. } => self.unmatched(event),
+            Outcome::BadChecksum { .. } | Outcome::Reset | Outcome::Suppressed { .. } => {}
         }
     }
 
@@ -340,19 +346,19 @@ impl Script for Ping {
     }
 }
 
-/// What a probe carries: its number, as far as it fits, then bytes that tell their place.
+/// Payload of a probe: its number in network byte order, if it fits, then bytes that count their offset.
 fn payload(number: u64, size: usize) -> Vec<u8> {
     let number = number.to_be_bytes();
-    (0..size).map(|at| if size >= NUMBER && at < NUMBER { number[at] } else { at as u8 }).collect()
+    (0..size).map(|at| if size >= NUMBER_LENGTH && at < NUMBER_LENGTH { number[at] } else { at as u8 }).collect()
 }
 
-/// The first place where two payloads differ.
+/// Offset of the first difference of two payloads.
 fn difference(got: &[u8], sent: &[u8]) -> Option<usize> {
     let place = got.iter().zip(sent).position(|(a, b)| a != b);
     place.or((got.len() != sent.len()).then_some(got.len().min(sent.len())))
 }
 
-/// Bytes of an IP header without what extends it.
+/// Length in bytes of an IPv4 header with options, or of the fixed IPv6 header.
 fn header(ip: &[u8]) -> usize {
     match ip.first() {
         Some(first) if first >> 4 == 4 => usize::from(first & 15) * 4,

@@ -3,7 +3,7 @@ use std::net::Ipv4Addr;
 use super::*;
 use crate::{
     layer::{Ip, Kind, Tcp, Udp},
-    session::What,
+    session::Outcome,
 };
 use crafter_common::reason::Reason;
 
@@ -14,13 +14,13 @@ fn back() -> Ip {
     Ip::to(Ipv4Addr::from(HERE)).src(Ipv4Addr::from(THERE))
 }
 
-/// A ping on a clock of its own; what it sends is numbered and kept.
+/// A ping on a virtual clock; keeps what it sends.
 struct Stage {
     ping: Ping,
     start: Instant,
     now: Instant,
     sent: Vec<(Duration, Packet)>,
-    told: Vec<Packet>,
+    unanswered: Vec<Packet>,
     done: bool,
 }
 
@@ -30,10 +30,10 @@ impl Stage {
         change(&mut options);
         let now = Instant::now();
         let ping = Ping::new(options).unwrap();
-        Self { ping, start: now, now, sent: Vec::new(), told: Vec::new(), done: false }
+        Self { ping, start: now, now, sent: Vec::new(), unanswered: Vec::new(), done: false }
     }
 
-    /// Until that many milliseconds after the beginning.
+    /// Runs until this many milliseconds after the start.
     fn run(&mut self, millis: u64) {
         let end = self.start + Duration::from_millis(millis);
         loop {
@@ -41,13 +41,13 @@ impl Stage {
                 Step::Send(packet) => {
                     let bytes = packet.build().unwrap();
                     self.sent.push((self.now - self.start, Packet::from_ip(&bytes)));
-                    let request = self.sent.len() + self.told.len() - 1;
-                    self.event(&bytes, What::Sent { request, attempt: 0 });
+                    let request = self.sent.len() + self.unanswered.len() - 1;
+                    self.event(&bytes, Outcome::Sent { request, attempt: 0 });
                 }
-                Step::Tell(packet) => self.told.push(packet),
+                Step::SendUnanswered(packet) => self.unanswered.push(packet),
                 Step::Wait(until) if until > end => break,
                 Step::Wait(until) => {
-                    assert!(until > self.now, "it waits for nothing");
+                    assert!(until > self.now, "it waits for a time in the past");
                     self.now = until;
                 }
                 Step::Done => {
@@ -59,15 +59,15 @@ impl Stage {
         self.now = end;
     }
 
-    fn event(&mut self, bytes: &[u8], what: What) {
-        let event = Event { time: Duration::ZERO, interface: "x", first: Kind::of_ip(bytes), bytes, what };
+    fn event(&mut self, bytes: &[u8], outcome: Outcome) {
+        let event = Event { time: Duration::ZERO, interface: "x", first: Kind::of_ip(bytes), bytes, outcome };
         self.ping.handle(&event, self.now);
     }
 
-    /// An answer to a request, a millisecond after it.
+    /// Replies to a request after a millisecond.
     fn answer(&mut self, request: usize, packet: Packet) {
         let rtt = Duration::from_millis(1);
-        self.event(&packet.build().unwrap(), What::Matched { request, reason: Reason::Redirected, rtt });
+        self.event(&packet.build().unwrap(), Outcome::Matched { request, reason: Reason::Redirected, rtt });
     }
 
     fn echo(&self, at: usize) -> Packet {
@@ -83,21 +83,24 @@ impl Stage {
 }
 
 #[test]
-fn the_clock_is_kept_and_late_comers_are_told() {
+fn probes_keep_the_interval_and_late_replies_are_reported() {
     let mut stage = Stage::new(|options| options.count = Some(4));
     stage.run(2500);
     assert_eq!(stage.sent.iter().map(|(at, _)| at.as_millis()).collect::<Vec<_>>(), [0, 1000, 2000]);
     let seqs: Vec<_> = stage.sent.iter().map(|(_, packet)| packet.get::<Icmp>().unwrap().seq.unwrap()).collect();
     assert_eq!(seqs, [1, 2, 3]);
-    // The first was given up after 2 s; the second is answered while the third is on its way.
-    assert_eq!(stage.outcomes(), [PingOutcome { number: 1, pong: Pong::Lost }]);
+    // The first times out after 2 s; the second is answered while the third is in flight.
+    assert_eq!(stage.outcomes(), [PingOutcome { number: 1, outcome: ProbeOutcome::Lost }]);
     assert_eq!(stage.ping.oldest(), 1);
     stage.answer(1, stage.echo(1));
     let late = stage.echo(0).build().unwrap();
-    stage.event(&late, What::Unmatched { reason: Reason::Redirected });
+    stage.event(&late, Outcome::Unmatched { reason: Reason::Redirected });
     let outcomes = stage.outcomes();
-    assert!(matches!(outcomes[0], PingOutcome { number: 2, pong: Pong::Answer { bytes: 64, corrupt: None, .. } }));
-    assert_eq!(outcomes[1..], [PingOutcome { number: 1, pong: Pong::Late }]);
+    assert!(matches!(
+        outcomes[0],
+        PingOutcome { number: 2, outcome: ProbeOutcome::Reply { bytes: 64, corrupt: None, .. } }
+    ));
+    assert_eq!(outcomes[1..], [PingOutcome { number: 1, outcome: ProbeOutcome::Late }]);
     stage.run(10_000);
     assert!(stage.done);
     assert_eq!((stage.now - stage.start).as_millis(), 5000, "2 s after the last");
@@ -107,7 +110,7 @@ fn the_clock_is_kept_and_late_comers_are_told() {
 }
 
 #[test]
-fn all_answered_it_is_over() {
+fn ping_ends_when_all_probes_are_answered() {
     let mut stage = Stage::new(|options| (options.count, options.interval) = (Some(2), Duration::from_millis(1)));
     stage.run(5);
     for at in 0..2 {
@@ -119,7 +122,7 @@ fn all_answered_it_is_over() {
 }
 
 #[test]
-fn payloads_are_compared_and_duplicates_told() {
+fn corrupt_payloads_and_duplicates_are_reported() {
     let mut stage = Stage::new(|options| (options.count, options.size) = (Some(1), 20));
     stage.run(0);
     let mut damaged = stage.echo(0);
@@ -129,21 +132,21 @@ fn payloads_are_compared_and_duplicates_told() {
     for packet in [damaged, short, stage.echo(0)] {
         stage.answer(0, packet);
     }
-    let told: Vec<_> = stage
+    let reported: Vec<_> = stage
         .outcomes()
         .into_iter()
-        .map(|outcome| match outcome.pong {
-            Pong::Answer { corrupt, duplicate, .. } => (corrupt, duplicate),
+        .map(|outcome| match outcome.outcome {
+            ProbeOutcome::Reply { corrupt, duplicate, .. } => (corrupt, duplicate),
             other => panic!("{other:?}"),
         })
         .collect();
-    assert_eq!(told, [(Some(13), false), (Some(9), true), (None, true)]);
+    assert_eq!(reported, [(Some(13), false), (Some(9), true), (None, true)]);
     let summary = stage.ping.summary();
     assert_eq!((summary.received, summary.duplicates, summary.corrupt), (1, 2, 2));
 }
 
 #[test]
-fn an_error_is_no_answer_but_the_destination_s_is() {
+fn icmp_errors_count_as_replies_only_from_the_destination() {
     let mut stage = Stage::new(|options| (options.count, options.method) = (Some(2), Method::Udp(7)));
     assert!(stage.ping.fresh_ports());
     stage.run(1000);
@@ -156,7 +159,7 @@ fn an_error_is_no_answer_but_the_destination_s_is() {
     assert!(stage.done);
     let summary = stage.ping.summary();
     assert_eq!((summary.sent, summary.received, summary.errors, summary.unreachable), (2, 1, 1, 1));
-    // An answer that comes after an error counts.
+    // A reply after an error counts.
     let mut stage = Stage::new(|options| (options.count, options.method) = (Some(1), Method::Udp(7)));
     stage.run(0);
     stage.answer(0, error([203, 0, 113, 1], 1, &stage.sent[0].1));
@@ -165,26 +168,26 @@ fn an_error_is_no_answer_but_the_destination_s_is() {
 }
 
 #[test]
-fn a_syn_ack_is_reset() {
+fn syn_ack_is_reset() {
     let mut stage = Stage::new(|options| (options.count, options.method) = (Some(2), Method::Tcp(80)));
     stage.run(0);
     let seq = stage.sent[0].1.get::<Tcp>().unwrap().seq.unwrap();
     let ack = seq.wrapping_add(1);
     stage.answer(0, back() / Tcp::to(5000).sport(80).flags("SA").seq(99_u32).ack(ack));
     stage.run(500);
-    let reset = stage.told[0].get::<Tcp>().unwrap();
+    let reset = stage.unanswered[0].get::<Tcp>().unwrap();
     assert_eq!((reset.sport, reset.dport, reset.seq), (Some(5000), Some(80), Some(ack)));
-    assert_eq!(stage.told[0].get::<Ip>().unwrap().dst, Some(THERE.into()));
-    // A RST counts as alive; and after a step that was no probe, numbers still fit.
+    assert_eq!(stage.unanswered[0].get::<Ip>().unwrap().dst, Some(THERE.into()));
+    // A RST counts as a reply; steps without a probe are numbered too.
     stage.run(1000);
     stage.answer(2, back() / Tcp::to(5001).sport(80).flags("RA").ack(1_u32));
     stage.run(1000);
-    assert!(stage.done && stage.told.len() == 1);
+    assert!(stage.done && stage.unanswered.len() == 1);
     assert_eq!(stage.ping.summary().received, 2);
 }
 
 #[test]
-fn more_in_flight_than_can_be_told_apart() {
+fn more_probes_in_flight_than_can_be_matched_are_rejected() {
     let slow = |interval: u64, method, count| {
         let interval = Duration::from_micros(interval);
         Ping::new(PingOptions { interval, method, count, ..PingOptions::new(THERE.into()) }).map(drop)

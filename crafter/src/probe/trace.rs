@@ -1,4 +1,4 @@
-//! Which routers a path leads by.
+//! Traceroute: finds the routers of a path.
 
 use std::{
     collections::VecDeque,
@@ -6,48 +6,51 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Answer, Fault, Method, Said, reset};
+use super::{
+    method::{Method, rst_for},
+    probe_reply::{IcmpError, ProbeReply, ReplyKind},
+};
 use crate::{
     error::{Error, Result},
     layer::{MplsLabel, Packet},
-    session::{self, Event, Script, Step},
+    session::{Event, Outcome, Script, Step},
 };
 
-/// Bytes that probes carry, as those of `traceroute` do; TCP SYNs carry none.
-const PAYLOAD: usize = 32;
+/// Payload of probes in bytes, as in traceroute(8); TCP SYNs have none.
+const PAYLOAD_LENGTH: usize = 32;
 
-/// Linux sends a peer one ICMP error a second, beyond 6 at once (net.ipv4.icmp_ratelimit, inet_peer_xrlim_allow()): who
-/// is known to answer is asked again no sooner.
-const RATE_LIMIT: Duration = Duration::from_millis(1050);
+/// Minimum time between probes of a hop that has answered: Linux sends a peer one ICMP error per second after a burst
+/// of 6 (`net.ipv4.icmp_ratelimit`, `inet_peer_xrlim_allow()`).
+const ICMP_ERROR_INTERVAL: Duration = Duration::from_millis(1050);
 
-/// Which path to trace, and how.
+/// Options of a trace.
 #[derive(Clone, Debug)]
 pub struct TraceOptions {
-    /// Where to.
+    /// Address to trace the path to.
     pub destination: IpAddr,
-    /// With what.
+    /// Kind of probes.
     pub method: Method,
-    /// The TTL, or hop limit, to begin with.
+    /// First TTL, or hop limit.
     pub first: u8,
-    /// The largest.
+    /// Largest TTL, or hop limit.
     pub max: u8,
-    /// Probes of each TTL that are to be answered.
+    /// Replies to collect for each TTL.
     pub probes: u8,
-    /// How long a probe is waited for before another one is sent in its place, twice as long before the second one,
-    /// and so on. Its answer counts also later.
+    /// How long to wait for a reply before another probe is sent instead; twice as long before the second one, and so
+    /// on. Later replies count too.
     pub timeout: Duration,
-    /// How often another one is sent.
+    /// Further probes per reply at most.
     pub retries: u8,
-    /// How many hops are probed at once.
+    /// Number of hops probed at the same time.
     pub parallel: u8,
-    /// From the probes of one hop to those of the next: with answers that are faster, the destination gets no more
-    /// probes than it must.
+    /// Time from the first probe of one hop to that of the next: replies that arrive within it spare the destination
+    /// further probes.
     pub interval: Duration,
 }
 
 impl TraceOptions {
-    /// UDP from port 33434 on, 3 probes for each of up to 30 hops, all at once, and up to two more for each that is
-    /// not answered within a second.
+    /// UDP from port 33434 on, 3 probes for each of up to 30 hops, all at the same time, and up to two more for each
+    /// that is not answered within a second.
     pub fn new(destination: IpAddr) -> Self {
         Self {
             destination,
@@ -64,40 +67,43 @@ impl TraceOptions {
 
     fn check(&self) -> Result<()> {
         if self.first == 0 || self.first > self.max {
-            let reason = format_args!("hops from {} to {}: they are counted from 1", self.first, self.max);
+            let reason = format_args!(
+                "hops from {} to {}: the first must be at least 1 and at most the last",
+                self.first, self.max
+            );
             return Err(Error::invalid("hops", reason));
         }
         if self.probes == 0 || self.parallel == 0 {
-            return Err(Error::invalid("probes", "at least one for a hop, and one hop at a time, are needed"));
+            return Err(Error::invalid("probes", "at least one probe for each hop, and one hop at a time, are needed"));
         }
         Ok(())
     }
 }
 
-/// An answer of a hop.
+/// A reply of a hop.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HopAnswer {
-    /// Who answered, and what.
-    pub answer: Answer,
-    /// From sending to receiving.
+    /// The reply.
+    pub answer: ProbeReply,
+    /// Round-trip time.
     pub rtt: Duration,
-    /// It came from the destination.
+    /// Whether it is from the destination.
     pub reached: bool,
 }
 
 impl HopAnswer {
-    /// What `traceroute` writes behind the time.
+    /// The annotation of `traceroute`, such as `!H`; may be empty.
     pub fn annotation(&self) -> String {
-        self.answer.fault().map(Fault::annotation).unwrap_or_default()
+        self.answer.icmp_error().map(IcmpError::annotation).unwrap_or_default()
     }
 
-    /// The labels with which the probe came to the router.
+    /// MPLS labels of the probe when the router received it.
     pub fn labels(&self) -> &[MplsLabel] {
         &self.answer.labels
     }
 
     fn is_unreachable(&self) -> bool {
-        !self.reached && self.answer.fault().is_some_and(Fault::is_unreachable)
+        !self.reached && self.answer.icmp_error().is_some_and(IcmpError::is_unreachable)
     }
 }
 
@@ -106,111 +112,113 @@ impl HopAnswer {
 pub struct Hop {
     /// The TTL, or hop limit, of its probes.
     pub ttl: u8,
-    /// The answers, in the order of the probes; `None`: none came.
+    /// The replies, in the order of the probes; `None`: no reply.
     pub answers: Vec<Option<HopAnswer>>,
 }
 
 /// How a trace ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// At the destination.
+    /// The destination answered.
     Reached,
-    /// Where somebody said that it cannot be had.
-    Unreachable(Fault),
-    /// Nowhere.
+    /// A router said that the destination is unreachable.
+    Unreachable(IcmpError),
+    /// Neither within the largest TTL.
     NotReached,
 }
 
-/// What is asked of a hop; several probes may be sent for it.
+/// One reply to collect from a hop; several probes may be sent for it.
 #[derive(Clone, Debug, Default)]
-struct Question {
+struct Slot {
     answer: Option<HopAnswer>,
     /// Probes sent for it.
     attempts: u8,
-    /// When the latest was sent.
+    /// When the last of them was sent.
     sent: Option<Instant>,
 }
 
-struct Asked {
+/// A hop whose replies are being collected.
+struct HopState {
     ttl: u8,
-    questions: Vec<Question>,
-    /// When a probe was sent last.
+    slots: Vec<Slot>,
+    /// When its last probe was sent.
     sent: Option<Instant>,
 }
 
-impl Asked {
+impl HopState {
     fn answers(&self) -> impl Iterator<Item = &HopAnswer> {
-        self.questions.iter().filter_map(|question| question.answer.as_ref())
+        self.slots.iter().filter_map(|slot| slot.answer.as_ref())
     }
 
-    /// Whether the path ends here: at the destination, or where all who answer say that there is no way.
+    /// How the path ends at this hop, if it does: at the destination, or if all replies say that it is unreachable.
     fn ending(&self) -> Option<Ending> {
         if self.answers().any(|answer| answer.reached) {
             return Some(Ending::Reached);
         }
-        let fault = self.answers().next()?.answer.fault()?;
-        self.answers().all(HopAnswer::is_unreachable).then_some(Ending::Unreachable(fault))
+        let error = self.answers().next()?.answer.icmp_error()?;
+        self.answers().all(HopAnswer::is_unreachable).then_some(Ending::Unreachable(error))
     }
 
     fn is_settled(&self, now: Instant, options: &TraceOptions) -> bool {
-        self.questions.iter().all(|question| {
-            let given_up = matches!(self.next(question, options), Some(When::GiveUp(until)) if until <= now);
-            question.answer.is_some() || given_up
+        self.slots.iter().all(|slot| {
+            let given_up = matches!(self.next(slot, options), Some(NextProbe::GiveUp(until)) if until <= now);
+            slot.answer.is_some() || given_up
         })
     }
 
-    /// When this question may be asked next, or is given up; `None`: it is answered.
-    fn next(&self, question: &Question, options: &TraceOptions) -> Option<When> {
+    /// When to send the next probe for this slot, or to give it up; `None` if it is answered.
+    fn next(&self, slot: &Slot, options: &TraceOptions) -> Option<NextProbe> {
         let TraceOptions { timeout, retries, .. } = *options;
-        let Some(sent) = question.sent else { return question.answer.is_none().then_some(When::Now) };
-        if question.answer.is_some() {
+        let Some(sent) = slot.sent else { return slot.answer.is_none().then_some(NextProbe::Now) };
+        if slot.answer.is_some() {
             return None;
         }
-        if question.attempts > retries {
-            return Some(When::GiveUp(sent + timeout));
+        if slot.attempts > retries {
+            return Some(NextProbe::GiveUp(sent + timeout));
         }
-        // Who answers nothing gets more and more time: for want of a route, Linux answers only when two errors are
-        // due (ip_error() counts them before icmp_send() does).
-        let patience = timeout * question.attempts.into() * 21 / 20;
-        let Some(rested) = self.sent else { return Some(When::At(sent + patience)) };
-        Some(When::At(match self.answers().next() {
-            Some(answer) if answer.is_unreachable() => (sent + timeout).max(rested + 2 * RATE_LIMIT),
-            Some(_) => (sent + timeout).max(rested + RATE_LIMIT),
-            None => sent + patience,
+        // A hop without any reply gets more time with each attempt: without a route, Linux answers only when two errors
+        // are due (`ip_error()` counts them before `icmp_send()` does).
+        let backoff = timeout * slot.attempts.into() * 21 / 20;
+        let Some(last_probe) = self.sent else { return Some(NextProbe::At(sent + backoff)) };
+        Some(NextProbe::At(match self.answers().next() {
+            Some(answer) if answer.is_unreachable() => (sent + timeout).max(last_probe + 2 * ICMP_ERROR_INTERVAL),
+            Some(_) => (sent + timeout).max(last_probe + ICMP_ERROR_INTERVAL),
+            None => sent + backoff,
         }))
     }
 }
 
-enum When {
+/// When to send the next probe.
+enum NextProbe {
     Now,
     At(Instant),
     GiveUp(Instant),
 }
 
-/// A trace: a script whose hops are taken as they are complete.
+/// A trace: a script; [`Trace::poll_hop`] returns its hops as they are complete.
 pub struct Trace {
     options: TraceOptions,
-    hops: Vec<Asked>,
-    /// What each step asked: places of hop and question.
+    hops: Vec<HopState>,
+    /// Indices of hop and slot that each step probed.
     steps: Vec<Option<(usize, usize)>>,
     probes: u64,
     resets: VecDeque<Packet>,
-    /// When the next hop's turn is.
-    turn: Option<Instant>,
-    /// Hops taken.
+    /// When the next hop may be probed first.
+    next_hop_at: Option<Instant>,
+    /// Hops returned by [`Trace::poll_hop`].
     taken: usize,
     /// The time of the last call.
     now: Option<Instant>,
 }
 
 impl Trace {
-    /// A trace; its clock starts with the first probe.
+    /// A trace; its interval starts with the first probe.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for numbers that do not go together.
+    /// [`Error::Invalid`] for options that contradict each other.
     pub fn new(options: TraceOptions) -> Result<Self> {
         options.check()?;
-        let hop = |ttl| Asked { ttl, questions: vec![Question::default(); options.probes.into()], sent: None };
+        let hop = |ttl| HopState { ttl, slots: vec![Slot::default(); options.probes.into()], sent: None };
         let hops = (options.first..=options.max).map(hop).collect();
         Ok(Self {
             options,
@@ -218,59 +226,59 @@ impl Trace {
             steps: Vec::new(),
             probes: 0,
             resets: VecDeque::new(),
-            turn: None,
+            next_hop_at: None,
             taken: 0,
             now: None,
         })
     }
 
-    /// The next hop all of whose probes are answered or given up. There is none behind the last.
+    /// The next hop, once all its probes are answered or given up; `None` also after the last hop.
     pub fn poll_hop(&mut self) -> Option<Hop> {
         let hop = self.hops.get(self.taken).filter(|_| self.taken <= self.last())?;
         hop.is_settled(self.now?, &self.options).then_some(())?;
         self.taken += 1;
-        Some(Hop { ttl: hop.ttl, answers: hop.questions.iter().map(|question| question.answer.clone()).collect() })
+        Some(Hop { ttl: hop.ttl, answers: hop.slots.iter().map(|slot| slot.answer.clone()).collect() })
     }
 
-    /// How it has ended.
+    /// How the trace ended, as far as is known.
     pub fn ending(&self) -> Ending {
-        self.hops.iter().find_map(Asked::ending).unwrap_or(Ending::NotReached)
+        self.hops.iter().find_map(HopState::ending).unwrap_or(Ending::NotReached)
     }
 
-    /// The place of the hop that the path ends with, as far as is known.
+    /// Index of the last hop of the path, as far as is known.
     fn last(&self) -> usize {
         self.hops.iter().position(|hop| hop.ending().is_some()).unwrap_or(self.hops.len() - 1)
     }
 
-    /// What to ask next, or when there will be something; `Err(None)`: never.
+    /// Indices of the hop and slot to probe now, or the time of the next probe; `Err(None)`: there is none.
     fn choose(&self, now: Instant) -> Result<(usize, usize), Option<Instant>> {
         let last = self.last();
         let first = self.hops.iter().position(|hop| !hop.is_settled(now, &self.options)).ok_or(None)?;
         let mut wake = None::<Instant>;
         let mut wait = |until: Instant| wake = Some(wake.map_or(until, |wake| wake.min(until)));
-        // A hop before the one where the destination was first heard may be the destination too, and its answers may be
-        // limited in rate: probes behind it would take them all.
-        let is_open = |hop: &Asked| hop.answers().next().is_none() && !hop.is_settled(now, &self.options);
-        let mut is_waited_for = false;
+        // A hop before the first one that reached the destination may be the destination too, with rate-limited
+        // replies: probes of later hops would use up all of them.
+        let is_open = |hop: &HopState| hop.answers().next().is_none() && !hop.is_settled(now, &self.options);
+        let mut is_any_open = false;
         for at in (first..=last).take(self.options.parallel.into()) {
             let hop = &self.hops[at];
-            if is_waited_for && hop.answers().any(|answer| answer.reached) {
+            if is_any_open && hop.answers().any(|answer| answer.reached) {
                 break;
             }
-            is_waited_for |= is_open(hop);
+            is_any_open |= is_open(hop);
             if hop.sent.is_none()
-                && let Some(turn) = self.turn.filter(|turn| *turn > now)
+                && let Some(at) = self.next_hop_at.filter(|at| *at > now)
             {
-                wait(turn);
+                wait(at);
                 break;
             }
-            for (index, question) in hop.questions.iter().enumerate() {
-                match hop.next(question, &self.options) {
-                    Some(When::Now) => return Ok((at, index)),
-                    Some(When::At(until)) if until <= now => return Ok((at, index)),
-                    Some(When::At(until)) => wait(until),
-                    Some(When::GiveUp(until)) if until > now => wait(until),
-                    Some(When::GiveUp(_)) | None => {}
+            for (index, slot) in hop.slots.iter().enumerate() {
+                match hop.next(slot, &self.options) {
+                    Some(NextProbe::Now) => return Ok((at, index)),
+                    Some(NextProbe::At(until)) if until <= now => return Ok((at, index)),
+                    Some(NextProbe::At(until)) => wait(until),
+                    Some(NextProbe::GiveUp(until)) if until > now => wait(until),
+                    Some(NextProbe::GiveUp(_)) | None => {}
                 }
             }
         }
@@ -278,17 +286,17 @@ impl Trace {
     }
 
     fn answered(&mut self, step: usize, event: &Event<'_>, rtt: Duration) {
-        let Some(&Some((hop, question))) = self.steps.get(step) else { return };
+        let Some(&Some((hop, slot))) = self.steps.get(step) else { return };
         let packet = Packet::parse(event.first, event.bytes);
-        let Some(answer) = Answer::read(&packet) else { return };
-        if answer.said == Said::SynAck {
-            self.resets.extend(reset(&packet));
+        let Some(answer) = ProbeReply::read(&packet) else { return };
+        if answer.kind == ReplyKind::SynAck {
+            self.resets.extend(rst_for(&packet));
         }
-        // The place may have been answered by an earlier probe; what has been taken stays as it is.
-        let asked = &mut self.hops[hop].questions[question];
-        if asked.answer.is_none() && hop >= self.taken {
+        // An earlier probe may have been answered; hops that were returned do not change.
+        let slot = &mut self.hops[hop].slots[slot];
+        if slot.answer.is_none() && hop >= self.taken {
             let reached = answer.is_from(self.options.destination);
-            asked.answer = Some(HopAnswer { answer, rtt, reached });
+            slot.answer = Some(HopAnswer { answer, rtt, reached });
         }
     }
 }
@@ -298,7 +306,7 @@ impl Script for Trace {
         self.now = Some(now);
         if let Some(reset) = self.resets.pop_front() {
             self.steps.push(None);
-            return Step::Tell(reset);
+            return Step::SendUnanswered(reset);
         }
         let (at, index) = match self.choose(now) {
             Ok(place) => place,
@@ -308,40 +316,37 @@ impl Script for Trace {
         let TraceOptions { destination, method, interval, .. } = self.options;
         let hop = &mut self.hops[at];
         if hop.sent.is_none() {
-            self.turn = Some(now + interval);
+            self.next_hop_at = Some(now + interval);
         }
-        let question = &mut hop.questions[index];
-        question.attempts += 1;
-        // Counted from when it leaves, if it does.
-        question.sent = Some(now);
+        let slot = &mut hop.slots[index];
+        slot.attempts += 1;
+        // Set again when it is sent.
+        slot.sent = Some(now);
         hop.sent = Some(now);
         let ttl = hop.ttl;
         self.steps.push(Some((at, index)));
         self.probes += 1;
-        let load = (0..PAYLOAD as u8).map(|byte| b'@' + byte).collect();
+        let load = (0..PAYLOAD_LENGTH as u8).map(|byte| b'@' + byte).collect();
         Step::Send(method.probe(destination, Some(ttl), self.probes - 1, load))
     }
 
     fn handle(&mut self, event: &Event<'_>, now: Instant) {
         self.now = Some(now);
-        match event.what {
-            session::What::Sent { request, .. } => {
-                if let Some(&Some((hop, question))) = self.steps.get(request) {
+        match event.outcome {
+            Outcome::Sent { request, .. } => {
+                if let Some(&Some((hop, slot))) = self.steps.get(request) {
                     let hop = &mut self.hops[hop];
                     hop.sent = Some(now);
-                    if hop.questions[question].attempts == 1 {
-                        self.turn = Some(now + self.options.interval);
+                    if hop.slots[slot].attempts == 1 {
+                        self.next_hop_at = Some(now + self.options.interval);
                     }
-                    hop.questions[question].sent = Some(now);
+                    hop.slots[slot].sent = Some(now);
                 }
             }
-            session::What::Matched { request, rtt, .. } => self.answered(request, event, rtt),
-            // A SYN-ACK that is sent again: the RST was lost.
-            session::What::Duplicate { request, rtt, .. } => self.answered(request, event, rtt),
-            session::What::Unmatched { .. }
-            | session::What::BadChecksum { .. }
-            | session::What::Reset
-            | session::What::Suppressed { .. } => {}
+            Outcome::Matched { request, rtt, .. } => self.answered(request, event, rtt),
+            // A retransmitted SYN-ACK: the RST was lost.
+            Outcome::Duplicate { request, rtt, .. } => self.answered(request, event, rtt),
+            Outcome::Unmatched { .. } | Outcome::BadChecksum { .. } | Outcome::Reset | Outcome::Suppressed { .. } => {}
         }
     }
 

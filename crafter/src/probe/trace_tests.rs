@@ -3,7 +3,7 @@ use std::net::Ipv4Addr;
 use super::*;
 use crate::{
     layer::{Icmp, Ip, Kind, Tcp, Udp},
-    session::What,
+    session::Outcome,
 };
 use crafter_common::reason::Reason;
 
@@ -18,7 +18,7 @@ fn error(from: Ipv4Addr, r#type: u8, code: u8, probe: &Packet) -> Packet {
     Ip::to(HERE).src(from) / Icmp::new().r#type(r#type).code(code) / probe.clone()
 }
 
-/// Who answers a probe, given its TTL, how many of that TTL came before, and when, in milliseconds; `None`: nobody.
+/// The reply to a probe, given its TTL, the number of earlier probes with it, and the time in milliseconds.
 type Path<'a> = &'a mut dyn FnMut(u8, usize, &Packet, u128) -> Option<Packet>;
 
 struct Traced {
@@ -26,20 +26,20 @@ struct Traced {
     ending: Ending,
     /// TTL and time of each probe, in milliseconds.
     probes: Vec<(u8, u128)>,
-    told: usize,
+    rsts: usize,
     took: Duration,
 }
 
-/// Runs a trace over a path whose answers take 5 ms a hop.
+/// Runs a trace over a path with a round-trip time of 5 ms per hop.
 fn trace(change: impl FnOnce(&mut TraceOptions), path: Path<'_>) -> Traced {
     let mut options = TraceOptions::new(THERE.into());
     change(&mut options);
     let mut trace = Trace::new(options).unwrap();
     let start = Instant::now();
     let mut now = start;
-    let (mut hops, mut probes, mut told) = (Vec::new(), Vec::new(), 0);
+    let (mut hops, mut probes, mut rsts) = (Vec::new(), Vec::new(), 0);
     let mut steps = 0;
-    let mut coming: Vec<(Instant, usize, Duration, Vec<u8>)> = Vec::new();
+    let mut in_flight: Vec<(Instant, usize, Duration, Vec<u8>)> = Vec::new();
     for _ in 0..100_000 {
         hops.extend(std::iter::from_fn(|| trace.poll_hop()));
         match trace.next(now) {
@@ -49,45 +49,45 @@ fn trace(change: impl FnOnce(&mut TraceOptions), path: Path<'_>) -> Traced {
                 let ttl = packet.get::<Ip>().unwrap().ttl.unwrap();
                 let before = probes.iter().filter(|(probed, _)| *probed == ttl).count();
                 probes.push((ttl, (now - start).as_millis()));
-                let what = What::Sent { request: steps, attempt: 0 };
-                trace.handle(&event(&bytes, what), now);
+                let outcome = Outcome::Sent { request: steps, attempt: 0 };
+                trace.handle(&event(&bytes, outcome), now);
                 if let Some(answer) = path(ttl, before, &packet, (now - start).as_millis()) {
                     let rtt = Duration::from_millis(5) * ttl.into();
-                    coming.push((now + rtt, steps, rtt, answer.build().unwrap()));
+                    in_flight.push((now + rtt, steps, rtt, answer.build().unwrap()));
                 }
                 steps += 1;
             }
-            Step::Tell(_) => {
-                told += 1;
+            Step::SendUnanswered(_) => {
+                rsts += 1;
                 steps += 1;
             }
             Step::Wait(until) => {
-                assert!(until > now, "it waits for nothing");
-                coming.sort_by_key(|answer| answer.0);
-                match coming.first() {
+                assert!(until > now, "it waits for a time in the past");
+                in_flight.sort_by_key(|answer| answer.0);
+                match in_flight.first() {
                     Some(&(at, request, rtt, _)) if at <= until => {
                         now = at.max(now);
-                        let bytes = coming.remove(0).3;
-                        let what = What::Matched { request, reason: Reason::Redirected, rtt };
-                        trace.handle(&event(&bytes, what), now);
+                        let bytes = in_flight.remove(0).3;
+                        let outcome = Outcome::Matched { request, reason: Reason::Redirected, rtt };
+                        trace.handle(&event(&bytes, outcome), now);
                     }
                     _ => now = until,
                 }
             }
             Step::Done => {
                 hops.extend(std::iter::from_fn(|| trace.poll_hop()));
-                return Traced { hops, ending: trace.ending(), probes, told, took: now - start };
+                return Traced { hops, ending: trace.ending(), probes, rsts, took: now - start };
             }
         }
     }
-    panic!("a trace without end");
+    panic!("the trace does not end");
 }
 
-fn event(bytes: &[u8], what: What) -> Event<'_> {
-    Event { time: Duration::ZERO, interface: "x", first: Kind::of_ip(bytes), bytes, what }
+fn event(bytes: &[u8], outcome: Outcome) -> Event<'_> {
+    Event { time: Duration::ZERO, interface: "x", first: Kind::of_ip(bytes), bytes, outcome }
 }
 
-/// The usual path: routers, then the destination's closed port.
+/// A path of routers with a closed port of the destination at its end.
 fn usual(length: u8) -> impl FnMut(u8, usize, &Packet, u128) -> Option<Packet> {
     move |ttl, _, probe, _| {
         Some(if ttl < length { error(router(ttl), 11, 0, probe) } else { error(THERE, 3, 3, probe) })
@@ -95,7 +95,7 @@ fn usual(length: u8) -> impl FnMut(u8, usize, &Packet, u128) -> Option<Packet> {
 }
 
 #[test]
-fn the_hops_of_a_path_and_no_more() {
+fn trace_finds_all_hops_and_probes_few_beyond() {
     let traced = trace(|_| {}, &mut usual(4));
     assert_eq!(traced.ending, Ending::Reached);
     assert_eq!(traced.hops.iter().map(|hop| hop.ttl).collect::<Vec<_>>(), [1, 2, 3, 4]);
@@ -108,13 +108,14 @@ fn the_hops_of_a_path_and_no_more() {
         }
         assert!(hop.answers.iter().all(Option::is_some));
     }
-    // The fourth hop's probes leave after 30 ms and are back after 50; until then two more hops were probed.
+    // The probes of the fourth hop are sent after 30 ms, their replies arrive after 50 ms; meanwhile the next one is
+    // probed.
     assert_eq!(traced.probes.iter().map(|(ttl, _)| *ttl).max(), Some(5));
     assert_eq!(traced.took.as_millis(), 50);
 }
 
-/// A destination that former probes have used up the ICMP errors of answers once a second (inet_peer_xrlim_allow()),
-/// whichever probe comes first then. The hop that it is found at must not lose all of them to hops behind it.
+/// A destination whose burst of ICMP errors is used up answers one probe per second (`inet_peer_xrlim_allow()`),
+/// whichever is first. Its hop must get that reply, not a later hop.
 #[test]
 fn a_rate_limited_destination_is_found_at_its_hop() {
     for phase in (0..1000).step_by(10) {
@@ -135,7 +136,7 @@ fn a_rate_limited_destination_is_found_at_its_hop() {
 }
 
 #[test]
-fn a_silent_router_is_waited_for_beside_the_others() {
+fn silent_router_does_not_delay_other_hops() {
     let mut path = usual(4);
     let traced =
         trace(|_| {}, &mut |ttl, before, probe, at| if ttl == 2 { None } else { path(ttl, before, probe, at) });
@@ -145,9 +146,9 @@ fn a_silent_router_is_waited_for_beside_the_others() {
     assert!((4150..4250).contains(&traced.took.as_millis()), "{:?}", traced.took);
 }
 
-/// A token a second, as Linux has it (inet_peer_xrlim_allow()), and none left from before.
+/// One token per second, as in Linux (`inet_peer_xrlim_allow()`), and an empty bucket at the start.
 #[test]
-fn a_router_that_answers_once_a_second_is_complete() {
+fn all_replies_of_a_rate_limited_router_are_collected() {
     let mut path = usual(3);
     let (mut tokens, mut last) = (0, 0);
     let traced = trace(|_| {}, &mut |ttl, before, probe, at| {
@@ -167,7 +168,7 @@ fn a_router_that_answers_once_a_second_is_complete() {
 }
 
 #[test]
-fn nobody_answers() {
+fn trace_without_replies_ends_after_all_retries() {
     let traced = trace(|options| (options.max, options.retries) = (5, 1), &mut |_, _, _, _| None);
     assert_eq!((traced.hops.len(), traced.ending), (5, Ending::NotReached));
     assert_eq!(traced.probes.len(), 5 * 3 * 2);
@@ -178,15 +179,15 @@ fn nobody_answers() {
 }
 
 #[test]
-fn the_path_ends_where_all_say_that_it_does() {
+fn path_ends_where_all_replies_say_unreachable() {
     let mut path = usual(9);
     let traced = trace(|_| {}, &mut |ttl, before, probe, at| match ttl {
         1 | 2 => path(ttl, before, probe, at),
         _ => Some(error(router(3), 3, 0, probe)),
     });
-    assert_eq!((traced.hops.len(), traced.ending), (3, Ending::Unreachable(Fault::Network)));
+    assert_eq!((traced.hops.len(), traced.ending), (3, Ending::Unreachable(IcmpError::Network)));
     assert_eq!(traced.hops[2].answers[0].as_ref().unwrap().annotation(), "!N");
-    // One way of several does not go on: the others do.
+    // One of several paths ends: the others go on.
     let traced = trace(|_| {}, &mut |ttl, before, probe, at| match (ttl, before) {
         (2, 1) => Some(error(router(77), 3, 1, probe)),
         _ => path(ttl, before, probe, at),
@@ -198,7 +199,7 @@ fn the_path_ends_where_all_say_that_it_does() {
 }
 
 #[test]
-fn a_syn_ack_ends_it_and_is_reset() {
+fn syn_ack_ends_the_trace_and_is_reset() {
     let mut path = usual(9);
     let mut ports = Vec::new();
     let traced = trace(|options| options.method = Method::Tcp(80), &mut |ttl, before, probe, at| {
@@ -213,14 +214,14 @@ fn a_syn_ack_ends_it_and_is_reset() {
         }
     });
     assert_eq!((traced.hops.len(), traced.ending), (2, Ending::Reached));
-    assert!(traced.told >= 3, "each SYN-ACK is reset: {}", traced.told);
+    assert!(traced.rsts >= 3, "each SYN-ACK is reset: {}", traced.rsts);
     ports.sort_unstable();
     ports.dedup();
     assert_eq!(ports.len(), traced.probes.len(), "a sequence number each");
 }
 
 #[test]
-fn each_datagram_has_its_port() {
+fn each_datagram_has_its_own_port() {
     let mut ports = Vec::new();
     let mut path = usual(30);
     let traced = trace(|_| {}, &mut |ttl, before, probe, at| {
@@ -231,7 +232,7 @@ fn each_datagram_has_its_port() {
 }
 
 #[test]
-fn numbers_that_do_not_go_together() {
+fn contradicting_options_are_rejected() {
     for change in [
         (|options| options.first = 31) as fn(&mut TraceOptions),
         |options| options.first = 0,

@@ -8,7 +8,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, time::timeout};
 use zlink::{Call, Reply, tokio::unix};
 
 use super::wire::{Fault, Method};
@@ -16,6 +16,9 @@ use crate::error::{Error, Result};
 
 /// The service's socket.
 pub const SOCKET: &str = "/run/crafter/crafter.sock";
+
+/// How long the service may take to answer a call. The slowest ones attach an interface, or resolve a next hop within 3 s.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The environment variable that names another socket.
 pub const SOCKET_VARIABLE: &str = "CRAFTER_SOCKET";
@@ -79,7 +82,7 @@ impl Control {
     /// Calls a method.
     ///
     /// # Errors
-    /// The service's error; [`Error::Service`] if the connection fails.
+    /// The service's error; [`Error::Service`] if it sends no reply within [`CALL_TIMEOUT`].
     pub async fn call<M: Method>(&self, call: &M) -> Result<M::Reply> {
         self.call_for_descriptors(call).await.map(|(reply, _)| reply)
     }
@@ -90,7 +93,15 @@ impl Control {
     /// As [`Control::call`].
     pub async fn call_for_descriptors<M: Method>(&self, call: &M) -> Result<(M::Reply, Vec<OwnedFd>)> {
         let mut inner = self.inner.lock().await;
-        let Inner { connection, stale } = &mut *inner;
+        timeout(CALL_TIMEOUT, self.exchange(&mut inner, call)).await.unwrap_or_else(|_| {
+            let (name, hint) = (M::NAME, "it may be stopped: see `systemctl status crafter`");
+            Err(self.broken(&format_args!("no reply to {name} within {CALL_TIMEOUT:?}; {hint}")))
+        })
+    }
+
+    /// Sends a call and receives its reply. If it is dropped in between, the next call skips the reply.
+    async fn exchange<M: Method>(&self, inner: &mut Inner, call: &M) -> Result<(M::Reply, Vec<OwnedFd>)> {
+        let Inner { connection, stale } = inner;
         while *stale > 0 {
             // The reply's descriptors are closed here.
             let _ = connection.receive_reply::<serde_json::Value, Fault>().await.map_err(|e| self.broken(&e))?;
@@ -107,6 +118,21 @@ impl Control {
             return Err(self.broken(&"it sent a reply without parameters"));
         };
         Ok((reply, descriptors))
+    }
+
+    /// Calls a method whose reply has one descriptor; `index` reads its index from the reply.
+    ///
+    /// # Errors
+    /// As [`Control::call`].
+    pub async fn call_for_descriptor<M: Method>(
+        &self,
+        call: &M,
+        index: impl FnOnce(&M::Reply) -> u32,
+    ) -> Result<(M::Reply, OwnedFd)> {
+        let (reply, descriptors) = self.call_for_descriptors(call).await?;
+        let descriptor = descriptors.into_iter().nth(index(&reply) as usize);
+        let missing = || self.broken(&format_args!("the reply to {} has no descriptor", M::NAME));
+        descriptor.ok_or_else(missing).map(|descriptor| (reply, descriptor))
     }
 
     /// Calls a method that sends several replies.

@@ -1,4 +1,4 @@
-//! What became of every packet, and whether both halves agree on it.
+//! The account of an exchange: counters of all its packets, compared with those of the kernel half.
 
 use std::fmt;
 
@@ -7,81 +7,75 @@ use serde::Serialize;
 use crate::{datapath::maps::Counters, driver::Stats};
 use crafter_common::reason::Reason;
 
-/// What became of every packet of an exchange.
+/// Counters of the packets of an exchange.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Account {
-    /// Packets that were to be sent.
+    /// Requests.
     pub requests: u64,
-    /// Packets that the kernel took, with those sent again.
+    /// Packets sent, retransmissions included.
     pub sent: u64,
-    /// Packets that the kernel would not take: its queue was full, or a rule forbids them.
+    /// Packets that the kernel refused: its queue was full, or a firewall rule dropped them.
     pub not_sent: u64,
-    /// Requests that no way led to: no route, or the next hop does not answer.
+    /// Requests that were not sent: no route, or the next hop does not answer.
     pub unroutable: u64,
-    /// Requests with an answer.
+    /// Requests with a reply.
     pub answered: u64,
-    /// Requests without one.
+    /// Requests without a reply.
     pub unanswered: u64,
-    /// Packets that came back: the sum of the next four.
+    /// Packets received: the sum of the next four.
     pub received: u64,
-    /// Answers; more than `answered` only where all answers are taken.
+    /// Replies; more than `answered` only if all replies to a request are accepted.
     pub matched: u64,
-    /// Further answers to a request that had one.
+    /// Further replies to an answered request.
     pub duplicate: u64,
-    /// What answers nothing that was sent.
+    /// Packets that are no reply to any request.
     pub unmatched: u64,
-    /// What has a wrong checksum, and is taken for no answer.
+    /// Packets with a wrong checksum, which are not matched.
     pub bad_checksum: u64,
-    /// Packets for the leased ports that were lost on their way here: no room in the ring buffer, ...
+    /// Packets for the leased ports that were dropped because the ring buffer was full.
     pub delivery_full: u64,
-    /// ... in the AF_XDP socket's ring, ...
+    /// Packets for the leased ports that were dropped because the AF_XDP socket's ring was full.
     pub lost: u64,
-    /// ... or in the lease's queue.
+    /// Packets for the leased ports that were dropped because the lease's queue was full.
     pub overflow: u64,
-    /// RSTs and port-unreachables of the kernel that were dropped.
+    /// The kernel's own RSTs and port-unreachables that were dropped.
     pub suppressed: u64,
-    /// Half-open connections that were reset meanwhile, because their port was given back, and in exchanges without an
-    /// account before. The others are reset with the session:
-    /// [`Session::reset_half_open`](super::Session::reset_half_open) counts them.
+    /// Half-open connections reset because the lease of their port ended, since the last account. The others are
+    /// counted by [`Session::reset_half_open`](super::Session::reset_half_open).
     pub half_open_reset: u64,
-    /// What the kernel half counted meanwhile.
+    /// Counters of the kernel half over the same time.
     pub kernel: Kernel,
 }
 
-/// What the kernel half counted, and by how much the user half differs.
+/// Counters of the kernel half, and by how much those of the user half differ.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Kernel {
-    /// Packets that it took for owned ports: redirected, copied or observed.
+    /// Packets for owned ports: redirected, copied or observed.
     pub delivered: u64,
-    /// Crafted packets that passed its egress hook.
+    /// Crafted packets seen by the egress hook.
     pub crafted: u64,
-    /// Of these, how often a queue behind the hook had no room for one, which was then tried again.
+    /// Of these, packets that a full queue behind the hook refused; each was sent again.
     pub turned_away: u64,
-    /// `delivered`, less what user space knows the fate of: 0 if nothing is unaccounted for.
+    /// `delivered` minus the packets that the user half has counted: 0 if none is unaccounted for.
     pub delivered_difference: i64,
-    /// `crafted`, less `sent` and `turned_away`: 0 if nothing is unaccounted for.
+    /// `crafted` minus `sent` and `turned_away`: 0 if none is unaccounted for.
     pub crafted_difference: i64,
 }
 
 impl Account {
-    /// What was sent, in words; nothing was waited for.
+    /// The counters of sending, in words.
     pub fn sending(&self) -> String {
         let requests = if self.requests == 1 { "request" } else { "requests" };
-        let mut text = format!("{} {requests}, {} sent", self.requests, self.sent);
-        for (count, what) in [(self.not_sent, "not taken by the kernel"), (self.unroutable, "without a way")] {
-            if count > 0 {
-                text += &format!(", {count} {what}");
-            }
-        }
-        text
+        let failures = nonzero(&[(self.not_sent, "refused by the kernel"), (self.unroutable, "unroutable")]);
+        format!("{} {requests}, {} sent{failures}", self.requests, self.sent)
     }
 
-    /// Whether both halves agree on every packet.
+    /// Whether both halves have counted the same.
     pub fn agrees(&self) -> bool {
         self.kernel.delivered_difference == 0 && self.kernel.crafted_difference == 0
     }
 
-    /// Adds what one interface saw between two readings.
+    /// Adds the difference of two readings of an interface.
     pub(super) fn add(&mut self, before: &Reading, after: &Reading) {
         let kernel = |reason| after.counters.get(reason) - before.counters.get(reason);
         let stats = |field: fn(&Stats) -> u64| field(&after.stats) - field(&before.stats);
@@ -95,19 +89,24 @@ impl Account {
         let crafted = kernel(Reason::Crafted);
         self.kernel.delivered += delivered;
         self.kernel.crafted += crafted;
-        self.kernel.delivered_difference += delivered as i64 - stats(known) as i64;
+        self.kernel.delivered_difference += delivered as i64 - stats(accounted) as i64;
         self.kernel.turned_away += stats(|s| s.turned_away);
         self.kernel.crafted_difference += crafted as i64 - stats(|s| s.sent + s.turned_away) as i64;
     }
 }
 
-/// Packets whose fate user space knows. Fragments count one by one, their datagram does not.
-fn known(stats: &Stats) -> u64 {
+/// `, COUNT NAME` for each count above 0.
+fn nonzero(counts: &[(u64, &str)]) -> String {
+    counts.iter().filter(|(count, _)| *count > 0).map(|(count, name)| format!(", {count} {name}")).collect()
+}
+
+/// Packets for owned ports that the user half has counted: each fragment, not the reassembled datagram.
+fn accounted(stats: &Stats) -> u64 {
     (stats.delivered + stats.stray + stats.bad_checksum + stats.overflow + stats.lost + stats.fragments)
         .saturating_sub(stats.reassembled)
 }
 
-/// The counters of one interface at one time.
+/// Counters of an interface at one time.
 pub(super) struct Reading {
     pub(super) counters: Counters,
     pub(super) stats: Stats,
@@ -115,24 +114,19 @@ pub(super) struct Reading {
 
 impl fmt::Display for Account {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.sending())?;
-        let optional = |f: &mut fmt::Formatter<'_>, fields: &[(u64, &str)]| {
-            fields.iter().filter(|(count, _)| *count > 0).try_for_each(|(count, what)| write!(f, ", {count} {what}"))
-        };
-        write!(f, "; {} received, {} answered, {} unanswered", self.received, self.answered, self.unanswered)?;
-        optional(
-            f,
-            &[
-                (self.matched - self.answered.min(self.matched), "further answers"),
-                (self.duplicate, "duplicate"),
-                (self.unmatched, "unmatched"),
-                (self.bad_checksum, "with a wrong checksum"),
-                (self.delivery_full, "lost before a full ring buffer"),
-                (self.lost, "lost before a full socket"),
-                (self.overflow, "lost before a full queue"),
-                (self.suppressed, "of the kernel suppressed"),
-            ],
-        )?;
+        let Self { received, answered, unanswered, .. } = self;
+        let sending = self.sending();
+        let others = nonzero(&[
+            (self.matched - self.answered.min(self.matched), "further answers"),
+            (self.duplicate, "duplicate"),
+            (self.unmatched, "unmatched"),
+            (self.bad_checksum, "with a wrong checksum"),
+            (self.delivery_full, "lost to a full ring buffer"),
+            (self.lost, "lost to a full socket"),
+            (self.overflow, "lost to a full queue"),
+            (self.suppressed, "of the kernel suppressed"),
+        ]);
+        write!(f, "{sending}; {received} received, {answered} answered, {unanswered} unanswered{others}")?;
         if self.agrees() {
             f.write_str("; the kernel half counted the same")
         } else {
@@ -147,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_lost_and_what_differs_is_told() {
+    fn losses_and_differences_are_printed() {
         let counters = |pairs: &[(Reason, u64)]| {
             let of = |reason: &Reason| pairs.iter().find(|(named, _)| named == reason).map_or(0, |(_, count)| *count);
             Counters(Reason::ALL.iter().map(of).collect())
@@ -161,10 +155,8 @@ mod tests {
         let mut account = Account { requests: 10, ..Account::default() };
         account.add(&before, &after);
         assert_eq!((account.sent, account.lost), (10, 2));
-        // 13 delivered: 6 (one of them of 4 fragments) and 2 lost leave 2 of which nothing is known.
+        // 13 delivered: 6 received (one of 4 fragments) and 2 lost, 2 are unaccounted for.
         assert_eq!(account.kernel, Kernel { delivered: 13, crafted: 10, delivered_difference: 2, ..Kernel::default() });
-        assert!(
-            account.to_string().ends_with("2 lost before a full socket; the kernel half counted +2 received, +0 sent")
-        );
+        assert!(account.to_string().ends_with("2 lost to a full socket; the kernel half counted +2 received, +0 sent"));
     }
 }

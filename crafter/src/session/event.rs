@@ -1,4 +1,4 @@
-//! What an exchange tells of its packets.
+//! Events of an exchange: one per packet sent, received or suppressed.
 
 use std::{fmt, time::Duration};
 
@@ -6,77 +6,77 @@ use crafter_common::reason::Reason;
 
 use crate::layer::Kind;
 
-/// A packet of an exchange, as it is sent, received or suppressed.
+/// A packet of an exchange as it is sent, received or suppressed.
 #[derive(Clone, Copy, Debug)]
 pub struct Event<'a> {
-    /// When, since 1970.
+    /// When, wall-clock time since 1970.
     pub time: Duration,
-    /// The interface.
+    /// Name of the interface.
     pub interface: &'a str,
-    /// What the bytes begin with: an IP header, or an Ethernet header.
+    /// First layer of `bytes`: IP, IPv6 or Ethernet.
     pub first: Kind,
-    /// The packet.
+    /// The whole packet.
     pub bytes: &'a [u8],
-    /// What became of it.
-    pub what: What,
+    /// What happened to it.
+    pub outcome: Outcome,
 }
 
-/// What became of a packet. Requests are numbered from 0.
+/// What happened to a packet. Requests are numbered from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum What {
+pub enum Outcome {
     /// Handed to the kernel.
     Sent {
-        /// Its number.
+        /// The request's number.
         request: usize,
-        /// 0, or how often it was sent before.
+        /// 0 for the first transmission, then counted up with each retransmission.
         attempt: u32,
     },
-    /// An answer to a request.
+    /// The first reply to a request, or any reply if all are accepted.
     Matched {
         /// The request's number.
         request: usize,
-        /// How it came here.
+        /// How it was delivered.
         reason: Reason,
-        /// From sending to receiving.
+        /// Round-trip time.
         rtt: Duration,
     },
-    /// A further answer to it.
+    /// A further reply to an answered request.
     Duplicate {
         /// The request's number.
         request: usize,
-        /// How it came here.
+        /// How it was delivered.
         reason: Reason,
-        /// From sending to receiving.
+        /// Round-trip time.
         rtt: Duration,
     },
-    /// It answers nothing that was sent.
+    /// No reply to any request.
     Unmatched {
-        /// How it came here.
+        /// How it was delivered.
         reason: Reason,
     },
-    /// Its checksum is wrong.
+    /// Received with a wrong checksum.
     BadChecksum {
-        /// How it came here.
+        /// How it was delivered.
         reason: Reason,
     },
-    /// The RST with which the session ends a half-open connection.
+    /// A RST by which the session resets a half-open connection.
     Reset,
-    /// The kernel wanted to send it, from a leased port.
+    /// A packet of the kernel from a leased port, dropped.
     Suppressed {
-        /// Which answer of the kernel it is.
+        /// Which kind of packet it is.
         reason: Reason,
     },
 }
 
-impl What {
-    /// Whether the packet left this host, or was about to.
+impl Outcome {
+    /// Whether the packet was sent, or suppressed, by this host.
     pub fn is_outgoing(self) -> bool {
         matches!(self, Self::Sent { .. } | Self::Reset | Self::Suppressed { .. })
     }
 }
 
-/// In words, requests numbered from 1.
-impl fmt::Display for What {
+/// In words, with requests numbered from 1.
+impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let number = |request: usize| request + 1;
         match *self {

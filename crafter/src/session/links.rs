@@ -1,134 +1,71 @@
-//! The interfaces that a session has opened, and what it has leased there.
-
-mod reset;
+//! All open interfaces of a session, their routes, and the leases and half-open connections on them.
 
 use std::{
-    collections::{HashMap, VecDeque},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use crafter_common::reason::Reason;
 use futures_util::future::select_all;
 use tokio::sync::Notify;
 
-use self::reset::Path;
-use super::{
-    Event, Pace, SessionOptions,
-    account::Reading,
-    half_open::{HalfOpen, Reset},
-    watch::Watch,
-};
+use super::{Event, Pace, SessionOptions, link::Link, resets::Resets};
 use crate::{
     Crafter, Lease, LeaseRequest,
-    capture::{Captured, Direction},
+    capture::Captured,
     datapath::{
         address::local_addresses,
-        frames::PATIENCE,
-        maps::Counters,
-        program::Report,
         route::{self, Route},
-        tap::TapOptions,
     },
     driver::{
-        LeaseId, PortChoice, Received,
+        PortChoice,
         routes::{Resolver, Routes},
     },
-    error::{Error, Result},
+    error::Result,
     layer::Mac,
     packet::Transport,
-    protocol::wire::{Account, AccountCall, PolicyCall, RouteCall},
+    protocol::wire::RouteCall,
 };
 
-/// Ports chosen by the session that it keeps, for answers that come late.
-const CHOSEN: usize = 256;
+/// How long the list of this host's addresses is used before it is read again.
+const ADDRESSES_MAX_AGE: Duration = Duration::from_secs(1);
 
-/// How long the list of this host's addresses is good.
-const AGE: Duration = Duration::from_secs(1);
-
-/// How long leases that are no longer wanted may take to go.
-const CLOSING: Duration = Duration::from_secs(2);
-
-/// What is leased: a port of a transport on an address.
-type Key = (Transport, IpAddr, u16);
-
-/// What a session has open.
+/// The open interfaces of a session.
 pub(super) struct Links {
     pub(super) options: SessionOptions,
-    pub(super) routes: Routes,
+    routes: Routes,
     pub(super) links: Vec<Link>,
-    /// Notified of whatever comes to any lease.
+    /// Notified when any lease receives a packet.
     pub(super) arrived: Arc<Notify>,
     local: Option<(Instant, Vec<IpAddr>)>,
-    /// `None` where half-open connections are left open.
-    half_open: Option<HalfOpen<Path>>,
-    /// Resets to send.
-    due: VecDeque<Reset<Path>>,
-    /// Ports to give back once they are sent.
-    expired: Vec<Held>,
-    /// How many connections were reset since this was asked last.
-    reset: u64,
-}
-
-/// An interface that is open.
-pub(super) struct Link {
-    pub(super) crafter: Crafter,
-    held: HashMap<Key, Held>,
-    /// Those that were chosen here, the latest used last.
-    chosen: VecDeque<Key>,
-    /// Through the service: ports that were leased together, to be chosen next.
-    spare: HashMap<(Transport, IpAddr), Spare>,
-    /// Where the answers to requests that nothing is leased for are seen.
-    tap: Option<Watch>,
-}
-
-/// Ports of one lease that are not used yet.
-struct Spare {
-    lease: Arc<Lease>,
-    ports: Vec<u16>,
-    /// How many to lease next time.
-    next: u16,
-}
-
-/// Ports leased together at most: one call to the service takes as long as an answer.
-const TOGETHER: u16 = 64;
-
-struct Held {
-    _lease: Arc<Lease>,
-    /// It was chosen here: no packet asked for it.
-    chosen: bool,
+    pub(super) resets: Resets,
+    /// Leases to end after the RSTs of their ports are sent.
+    expired: Vec<Arc<Lease>>,
 }
 
 impl Links {
     pub(super) fn new(options: SessionOptions) -> Self {
         let resolver = if options.service.is_some() { Resolver::WithoutHop } else { Resolver::Kernel };
-        let routes = Routes::new(resolver);
-        // Where the kernel sees the SYN-ACKs and its RSTs leave, it resets them itself, and at once.
-        let is_kernels = options.terms.observe && !options.terms.suppress;
-        let half_open = (!options.leave_open && !is_kernels).then(HalfOpen::default);
         Self {
-            options,
-            routes,
+            routes: Routes::new(resolver),
             links: Vec::new(),
             arrived: Arc::new(Notify::new()),
             local: None,
-            half_open,
-            due: VecDeque::new(),
+            resets: Resets::new(&options),
             expired: Vec::new(),
-            reset: 0,
+            options,
         }
     }
 
-    /// The way to `destination`.
+    /// The route to `destination`.
     pub(super) async fn route(&self, destination: IpAddr, source: Option<IpAddr>) -> Result<Arc<Route>> {
-        // An address of the other IP version is no source for this packet.
+        // The session's source address is used for packets of its IP version only.
         let preferred = self.options.source.filter(|own| own.is_ipv4() == destination.is_ipv4());
         self.routes.find(self.options.interface.as_deref(), destination, source.or(preferred)).await
     }
 
-    /// The next hop's Ethernet address on the way to `destination`, where the service has to find it.
-    pub(super) async fn hop(
+    /// The Ethernet address of the next hop to `destination`, from the service; `None` without a service.
+    pub(super) async fn service_hop(
         &self,
         destination: IpAddr,
         source: Option<IpAddr>,
@@ -143,15 +80,9 @@ impl Links {
         Ok(control.call(&call).await?.mac.and_then(|mac| mac.parse().ok()))
     }
 
-    /// How fast the service lets this user send, in packets a second.
-    pub(super) async fn rate(&self) -> Result<Option<f64>> {
-        let Some(control) = &self.options.service else { return Ok(None) };
-        let rule = control.call(&PolicyCall {}).await?.rule;
-        Ok(rule.and_then(|rule| rule.packets_per_second).map(f64::from))
-    }
-
-    /// The link that leads to `destination`; `None` where nothing but its own words says so, and an interface is named.
-    pub(super) async fn link_towards(&self, destination: IpAddr) -> Result<Option<Arc<Route>>> {
+    /// The route to `destination` without its next hop; `None` if there is no route but the session's options name an
+    /// interface.
+    pub(super) async fn route_without_hop(&self, destination: IpAddr) -> Result<Option<Arc<Route>>> {
         let found = route::without_hop(destination, self.options.interface.as_deref(), self.options.source).await;
         match found {
             Err(_) if self.options.interface.is_some() => Ok(None),
@@ -159,24 +90,16 @@ impl Links {
         }
     }
 
-    /// The place of an interface in the list, opened if it is not yet.
+    /// The index of an interface, which is opened if it is not yet.
     pub(super) async fn open(&mut self, name: &str) -> Result<usize> {
-        if let Some(at) = self.links.iter().position(|link| link.crafter.interface().name == name) {
+        if let Some(at) = self.links.iter().position(|link| link.name() == name) {
             return Ok(at);
         }
         let crafter = match &self.options.service {
             Some(control) => Crafter::via_service(control.clone(), name).await?,
             None => Crafter::open(name, self.options.open.clone()).await?,
         };
-        // Nobody else sends by it: better late than not at all.
-        crafter.set_patience(PATIENCE);
-        self.links.push(Link {
-            crafter,
-            held: HashMap::new(),
-            chosen: VecDeque::new(),
-            spare: HashMap::new(),
-            tap: None,
-        });
+        self.links.push(Link::new(crafter));
         Ok(self.links.len() - 1)
     }
 
@@ -186,7 +109,7 @@ impl Links {
             return Ok(true);
         }
         match &self.local {
-            Some((read, addresses)) if read.elapsed() < AGE => Ok(addresses.contains(&address)),
+            Some((read, addresses)) if read.elapsed() < ADDRESSES_MAX_AGE => Ok(addresses.contains(&address)),
             _ => {
                 let addresses = local_addresses().await?;
                 let is_local = addresses.contains(&address);
@@ -196,8 +119,8 @@ impl Links {
         }
     }
 
-    /// Leases a port that a packet names, or chooses one; the port. Of those chosen, the one not used for longest is
-    /// given back with the next [`Links::reset_due`].
+    /// Leases `port`, or a free port; returns it. If a free port makes too many, the lease of the least recently used
+    /// one ends with the next [`Links::reset_due`].
     pub(super) async fn lease(
         &mut self,
         at: usize,
@@ -213,39 +136,18 @@ impl Links {
             coalesce: false,
         };
         let link = &mut self.links[at];
-        if let Some(port) = port
-            && let Some(held) = link.held.get(&(transport, address, port))
-        {
-            if held.chosen {
-                // Used again: the latest once more.
-                let place = link.chosen.iter().position(|chosen| *chosen == (transport, address, port));
-                let used = place.and_then(|place| link.chosen.remove(place));
-                link.chosen.extend(used);
-            }
-            return Ok(port);
-        }
-        let (lease, chosen) = if port.is_none() && self.options.service.is_some() {
-            link.spare(request.report(true), address, &self.arrived).await?
-        } else {
-            let lease = link.crafter.lease_gathered(request.report(true), self.arrived.clone()).await?;
-            let chosen = lease.port();
-            (Arc::new(lease), chosen)
-        };
-        let key = (transport, address, chosen);
-        link.held.insert(key, Held { _lease: lease, chosen: port.is_none() });
-        if port.is_none() {
-            link.chosen.push_back(key);
-            if link.chosen.len() > CHOSEN
-                && let Some(oldest) = link.chosen.pop_front()
-            {
-                self.expire(at, oldest);
+        let (leased, evicted) = link.lease(request.report(true), address, &self.arrived).await?;
+        if let Some(key @ (transport, address, port)) = evicted {
+            self.expired.extend(link.held.remove(&key));
+            if transport == Transport::Tcp {
+                self.resets.expire_port(SocketAddr::new(address, port));
             }
         }
-        Ok(chosen)
+        Ok(leased)
     }
 
-    /// The next packet that a tap sees, and its link's place; never, where there is no tap.
-    pub(super) async fn tapped(&mut self) -> Result<(usize, Captured)> {
+    /// The next packet of any tap, and the index of its link; waits forever if no tap is open.
+    pub(super) async fn next_tapped(&mut self) -> Result<(usize, Captured)> {
         let taps = self.links.iter_mut().enumerate().filter_map(|(at, link)| Some((at, link.tap.as_mut()?)));
         let next: Vec<_> = taps.map(|(at, tap)| Box::pin(async move { (at, tap.next().await) })).collect();
         if next.is_empty() {
@@ -255,103 +157,39 @@ impl Links {
         Ok((at, captured?))
     }
 
-    /// Whether a port is leased here.
-    pub(super) fn holds(&self, at: usize, transport: Transport, address: IpAddr, port: u16) -> bool {
-        self.links[at].held.contains_key(&(transport, address, port))
+    /// Sends the RSTs that are due, then ends the leases that wait for them.
+    pub(super) fn reset_due(&mut self, observer: &mut dyn FnMut(&Event<'_>)) {
+        self.resets.send_due(&self.links, observer);
+        self.expired.clear();
     }
 
-    pub(super) fn reports(&self) -> Vec<Report> {
-        self.links.iter().map(|link| link.crafter.report().clone()).collect()
+    /// Resets all half-open connections; see [`Resets::send_all`].
+    pub(super) async fn reset_half_open(&mut self, pace: Pace, observer: &mut dyn FnMut(&Event<'_>)) -> u64 {
+        self.resets.send_all(&self.links, &self.options, pace, observer).await
     }
 
-    /// Resets what is half open, gives all leases back and detaches; how many connections were reset.
+    /// Resets all half-open connections without waiting; see [`Resets::send_all_now`].
+    pub(super) fn reset_half_open_now(&mut self, observer: &mut dyn FnMut(&Event<'_>)) -> u64 {
+        let count = self.resets.send_all_now(&self.links, observer);
+        self.expired.clear();
+        count
+    }
+
+    /// Resets half-open connections, gives all leases back and detaches. Returns how many connections were reset.
     pub(super) async fn close(mut self, observer: &mut dyn FnMut(&Event<'_>)) -> u64 {
         let mut reset = self.reset_half_open(Pace::default(), &mut *observer).await;
-        // What has come since.
-        reset += self.reset_at_once(observer);
-        for Link { crafter, held, spare, .. } in std::mem::take(&mut self.links) {
-            drop((held, spare));
-            if !crafter.close(CLOSING).await {
-                log::warn!("an interface is still in use after {CLOSING:?}: its hooks go with this process");
-            }
+        // SYN-ACKs may have arrived since.
+        reset += self.reset_half_open_now(observer);
+        for link in std::mem::take(&mut self.links) {
+            link.close().await;
         }
         reset
     }
 }
 
-/// A session that is dropped unclosed, by a signal or an error, resets what is half open all the same.
+/// Resets half-open connections of a session that is dropped without [`Links::close`].
 impl Drop for Links {
     fn drop(&mut self) {
-        self.reset_at_once(&mut |_| {});
-    }
-}
-
-impl Link {
-    /// A port of those that were leased together; if there is none any more, more of them are.
-    async fn spare(
-        &mut self,
-        request: LeaseRequest,
-        address: IpAddr,
-        arrived: &Arc<Notify>,
-    ) -> Result<(Arc<Lease>, u16)> {
-        let key = (request.transport, address);
-        let next = self.spare.get(&key).map_or(1, |spare| spare.next);
-        if let Some(spare) = self.spare.get_mut(&key)
-            && let Some(port) = spare.ports.pop()
-        {
-            return Ok((spare.lease.clone(), port));
-        }
-        let row = LeaseRequest { port: PortChoice::FreeRange(next), ..request.clone() };
-        let lease = match self.crafter.lease_gathered(row, arrived.clone()).await {
-            // So many are too many for the policy, or nowhere free.
-            Err(Error::Forbidden { .. } | Error::PortTaken { .. }) if next > 1 => {
-                self.crafter.lease_gathered(request, arrived.clone()).await?
-            }
-            lease => lease?,
-        };
-        let lease = Arc::new(lease);
-        let mut ports = lease.ports().to_vec();
-        let port = ports.pop().unwrap_or_else(|| lease.port());
-        self.spare.insert(key, Spare { lease: lease.clone(), ports, next: (next * 4).min(TOGETHER) });
-        Ok((lease, port))
-    }
-
-    /// Sees from now on what comes in besides TCP and UDP.
-    pub(super) async fn tap(&mut self) -> Result<()> {
-        if self.tap.is_none() {
-            let filter = Some("not tcp and not udp".to_owned());
-            let options = TapOptions { filter, direction: Some(Direction::In), ..TapOptions::default() };
-            self.tap = Some(Watch::open(self.crafter.control().as_deref(), self.name(), &options).await?);
-        }
-        Ok(())
-    }
-
-    /// A packet that the tap has seen, if one waits.
-    pub(super) fn try_tapped(&mut self) -> Result<Option<Captured>> {
-        self.tap.as_mut().map_or(Ok(None), Watch::try_next)
-    }
-
-    /// The interface's name.
-    pub(super) fn name(&self) -> &str {
-        &self.crafter.interface().name
-    }
-
-    /// Moves all that has come to `sink`.
-    pub(super) fn collect(&self, sink: &mut Vec<(LeaseId, Received)>) -> Result<()> {
-        self.crafter.gather(sink)
-    }
-
-    /// What was counted so far: by the kernel half, or by the service for this session, which counts for all its
-    /// interfaces together and so for the `first` alone.
-    pub(super) async fn read(&self, first: bool) -> Result<Reading> {
-        let Some(control) = self.crafter.control() else {
-            return Ok(Reading { counters: self.crafter.counters()?, stats: self.crafter.stats() });
-        };
-        let account = if first { control.call(&AccountCall {}).await? } else { Account::default() };
-        let mut counted = vec![0; Reason::ALL.len()];
-        counted[Reason::Redirected as usize] = account.delivered;
-        counted[Reason::Crafted as usize] = account.sent;
-        counted[Reason::RstSuppressed as usize] = account.suppressed;
-        Ok(Reading { counters: Counters(counted), stats: self.crafter.stats() })
+        self.reset_half_open_now(&mut |_| {});
     }
 }

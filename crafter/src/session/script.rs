@@ -1,41 +1,40 @@
-//! Who says, during an exchange, what is sent when.
+//! Scripts: exchanges that decide step by step what to send.
 
 use std::time::Instant;
 
 use super::Event;
 use crate::layer::Packet;
 
-/// An exchange that decides as it goes: what to send next depends on what came back. Sans-IO: times and packets come
-/// in, steps go out; [`Session::run`](super::Session::run) carries them out.
+/// An exchange whose next packet depends on the replies. Sans-IO: its input is times and packets, its output steps, which
+/// [`Session::run`](super::Session::run) executes.
 pub trait Script {
-    /// What to do next. Asked again after each step, after each wait, and after whatever has come.
+    /// The next step. Called again after each step, and when a wait ends or a packet arrives.
     fn next(&mut self, now: Instant) -> Step;
 
-    /// A packet was sent, has come, or was suppressed. Packets to send are numbered from 0 in the order of the steps
-    /// that gave them.
+    /// A packet was sent, received or suppressed. Sent packets are numbered from 0 in the order of their steps.
     fn handle(&mut self, event: &Event<'_>, now: Instant);
 
-    /// Answers to packets before this number are no longer waited for: they answer nothing.
+    /// The number of the oldest packet that may still be answered: replies to earlier ones are unmatched.
     fn oldest(&self) -> usize {
         0
     }
 
-    /// Whether each packet that names no source port, or identifier, gets one of its own, not one for all. A session
-    /// keeps the latest 256 that it chose.
+    /// Whether each packet that leaves its source port, or identifier, unset gets a new one instead of one for all. A
+    /// session keeps the 256 most recent ports that it chose.
     fn fresh_ports(&self) -> bool {
         false
     }
 }
 
-/// What to do next.
+/// A step of a script.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Step {
-    /// Send this packet, which may be answered.
+    /// Send this packet; it may be answered.
     Send(Packet),
-    /// Send this packet, which nothing answers, such as a RST.
-    Tell(Packet),
-    /// Wait until this time, or until something comes.
+    /// Send this packet, to which no reply is expected, such as a RST.
+    SendUnanswered(Packet),
+    /// Wait until this time, or until a packet arrives.
     Wait(Instant),
-    /// It is over.
+    /// The script has ended.
     Done,
 }

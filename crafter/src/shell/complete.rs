@@ -1,8 +1,8 @@
-//! What may follow what is typed.
+//! Completes an input line.
 
 use std::collections::BTreeMap;
 
-use super::function::{self, FUNCTIONS};
+use super::signature::{self, FUNCTIONS};
 use crate::{
     expr::{
         access::PAIR,
@@ -12,29 +12,29 @@ use crate::{
     layer::{Kind, Layer as _},
 };
 
-/// What is known by name, to complete what is typed; a copy, so that another thread may have it.
+/// Names for completion; a copy, so that another thread can use it.
 #[derive(Debug, Clone, Default)]
 pub struct Names {
     variables: Vec<(String, Shape)>,
 }
 
-/// What can be asked of a value.
+/// Attributes of a value.
 #[derive(Debug, Clone, PartialEq)]
 enum Shape {
     /// A packet of these layers.
     Packet(Vec<Kind>),
     Pair(Box<Shape>),
-    /// A list, if all its elements are as the first one.
+    /// A list whose elements are like the first one.
     List(Box<Shape>),
-    /// These, one after the other.
+    /// Elements of these shapes.
     Tuple(Vec<Shape>),
     Other,
 }
 
-/// Elements of a tuple that are looked at.
-const FEW: usize = 8;
-/// Steps of what is typed that are followed.
-const DEEP: u8 = 16;
+/// Elements of a tuple to keep.
+const MAX_ELEMENTS: usize = 8;
+/// Depth of an expression to follow.
+const MAX_DEPTH: u8 = 16;
 
 impl Shape {
     fn of(value: &Object, depth: u8) -> Self {
@@ -50,7 +50,7 @@ impl Shape {
             Object::Layer(kind) => Self::Packet(vec![*kind]),
             Object::Pair(pair) => Self::Pair(Box::new(of(&pair.reply.clone().into()))),
             Object::List(items) => Self::List(Box::new(first(items))),
-            Object::Tuple(items) => Self::Tuple(items.items().iter().take(FEW).map(of).collect()),
+            Object::Tuple(items) => Self::Tuple(items.items().iter().take(MAX_ELEMENTS).map(of).collect()),
             _ => Self::Other,
         }
     }
@@ -61,12 +61,10 @@ impl Names {
         Self { variables: variables.iter().map(|(name, value)| (name.clone(), Shape::of(value, 4))).collect() }
     }
 
-    /// What the word at the end of a text may become: where in the text it begins, in bytes, and what may stand
-    /// there instead.
+    /// Completes the word at the end of `before`. Returns its byte offset and the candidates to replace it.
     pub fn complete(&self, before: &str) -> (usize, Vec<String>) {
-        let is_name = |char: char| char.is_ascii_alphanumeric() || char == '_';
-        let start = before.trim_end_matches(is_name).len();
-        let (head, word) = before.split_at(start);
+        let (head, word) = split_word(before);
+        let start = head.len();
         if !scan::is_code_at_end(before) || word.starts_with(|char: char| char.is_ascii_digit()) {
             return (start, Vec::new());
         }
@@ -80,18 +78,18 @@ impl Names {
     fn candidates(&self, head: &str) -> Vec<String> {
         let trimmed = head.trim_end();
         if let Some(receiver) = trimmed.strip_suffix('.') {
-            return methods(self.shape(receiver, DEEP));
+            return methods(self.shape(receiver, MAX_DEPTH));
         }
         let Some(open) = scan::innermost(head) else { return self.anything() };
         let (outside, inside) = (&head[..open], &head[open + 1..]);
         if head[open..].starts_with('[') {
-            // Where something stands before the bracket, it is an index.
-            return match self.shape(outside, DEEP) {
+            // Behind a value, the bracket is an index.
+            return match self.shape(outside, MAX_DEPTH) {
                 Shape::Packet(layers) => layers.iter().map(|kind| kind.name().to_owned()).collect(),
                 _ => self.anything(),
             };
         }
-        let name = &outside[outside.trim_end_matches(|char: char| char.is_ascii_alphanumeric() || char == '_').len()..];
+        let (_, name) = split_word(outside);
         let is_argument = trimmed.ends_with(['(', ',']);
         if let Ok(kind) = Kind::named(name) {
             let layer = kind.layer();
@@ -110,7 +108,7 @@ impl Names {
             return found;
         }
         let mut found = self.anything();
-        if let (Some(function), true) = (function::named(name), is_argument) {
+        if let (Some(function), true) = (signature::named(name), is_argument) {
             let parameters = function.parameters().filter(|(_, optional)| *optional);
             found.extend(parameters.map(|(name, _)| format!("{name}=")));
         }
@@ -129,13 +127,12 @@ impl Names {
         variables.chain(functions).chain(layers).chain(values).collect()
     }
 
-    /// What the value at the end of a text is like.
+    /// Shape of the value at the end of `text`.
     fn shape(&self, text: &str, depth: u8) -> Shape {
         let Some(depth) = depth.checked_sub(1) else { return Shape::Other };
         let text = text.trim_end();
-        let is_name = |char: char| char.is_ascii_alphanumeric() || char == '_';
         if text.ends_with([']', ')']) {
-            // The bracket that the last one closes is the one that is open without it.
+            // Without the last bracket, the one that it closes is open.
             let inside = &text[..text.len() - 1];
             let Some(open) = scan::innermost(inside) else { return Shape::Other };
             let (outside, inside) = (&text[..open], inside[open + 1..].trim());
@@ -157,11 +154,10 @@ impl Names {
                     _ => Shape::Other,
                 };
             }
-            let name = &outside[outside.trim_end_matches(is_name).len()..];
+            let (_, name) = split_word(outside);
             return Kind::named(name).map_or(Shape::Other, |kind| Shape::Packet(vec![kind]));
         }
-        let start = text.trim_end_matches(is_name).len();
-        let (head, name) = text.split_at(start);
+        let (head, name) = split_word(text);
         match head.trim_end().strip_suffix('.') {
             Some(receiver) => match (self.shape(receiver, depth), name) {
                 (Shape::Pair(reply), "reply" | "answer" | "request" | "query") => *reply,
@@ -176,10 +172,15 @@ impl Names {
     }
 }
 
+/// Splits the name at the end of a text off; it may be empty.
+fn split_word(text: &str) -> (&str, &str) {
+    text.split_at(text.trim_end_matches(|char: char| char.is_ascii_alphanumeric() || char == '_').len())
+}
+
 /// Fields and functions of a value.
 fn methods(shape: Shape) -> Vec<String> {
     let functions = |names: &[&str]| {
-        let of = |name: &&str| function::named(name).is_some();
+        let of = |name: &&str| signature::named(name).is_some();
         names.iter().filter(|name| of(name)).map(|name| format!("{name}(")).collect::<Vec<_>>()
     };
     match shape {
@@ -216,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn layers_and_functions_and_variables() {
+    fn layers_functions_and_variables_are_completed() {
         completes("sr", &["sr(", "sr1(", "srp(", "srp1("]);
         completes("x = TC", &["TCP(", "TCPerror("]);
         completes("po", &["port"]);
@@ -227,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn fields() {
+    fn fields_and_arguments_are_completed() {
         completes("IP(tt", &["ttl="]);
         completes("IP(ttl=5, tt", &[]);
         completes("TCP(dport=po", &["port"]);

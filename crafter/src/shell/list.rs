@@ -1,8 +1,8 @@
-//! `ls`: the layers, and the fields of one.
+//! `ls()`: lists layers, and the fields of a layer.
 
 use crate::layer::{AnyLayer, Kind, Layer as _};
 
-/// All layers, one a line.
+/// All layers, one per line.
 pub(super) fn layers() -> String {
     let rows: Vec<[String; 3]> = Kind::ALL
         .iter()
@@ -15,17 +15,17 @@ pub(super) fn layers() -> String {
     table(&rows)
 }
 
-/// A layer's fields: type, bits and default, or with `values` what they are in this layer.
+/// Fields of a layer: type, bits and default, or with `values` their values.
 pub(super) fn fields(layer: &AnyLayer, values: bool) -> String {
     let info = layer.info();
     let row = |(index, field): (usize, &crate::layer::FieldInfo)| {
         let bits = if field.bits == 0 { String::new() } else { field.bits.to_string() };
         let default = || field.default.map_or_else(|| "computed".to_owned(), |default| default().to_string());
-        let worth = match layer.value(index).filter(|_| values) {
+        let value = match layer.value(index).filter(|_| values) {
             Some(value) => value.to_string(),
             None => format!("({})", default()),
         };
-        [field.name.to_owned(), format!("{} {bits}", field.kind.name()), worth, field.doc.trim().to_owned()]
+        [field.name.to_owned(), format!("{} {bits}", field.kind.name()), value, field.doc.trim().to_owned()]
     };
     let rows: Vec<_> = info.fields.iter().enumerate().map(row).collect();
     format!("{}: {} ({})\n{}", info.name, info.doc.trim(), info.source, table(&rows))

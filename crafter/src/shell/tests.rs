@@ -1,21 +1,22 @@
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use futures_util::FutureExt as _;
 use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    Result,
-    expr::Pair,
+    Error, Result,
+    expr::{Pair, Resolve, object::Object},
     layer::{Icmp, Ip, Packet, Raw, Tcp, Udp},
+    session::{Pace, SrOptions},
 };
 
-/// Packets that the tests of crafter-packet use.
-#[allow(dead_code, reason = "some are for those tests only")]
+/// Sample packets of crafter-packet's tests.
+#[allow(dead_code, reason = "some are used by those tests only")]
 #[path = "../../packet/src/layer/samples.rs"]
 mod samples;
 
-/// A network in which every host answers as a server with all ports open would, and files that are in memory.
+/// A network in which all TCP ports of all hosts are open, and files in memory.
 #[derive(Debug, Default)]
 struct Fake {
     sent: Vec<Packet>,
@@ -33,7 +34,7 @@ impl Resolve for Fake {
     }
 }
 
-/// SYN-ACK to a SYN, with the last sequence number there is; nothing to anything but TCP.
+/// A SYN-ACK with the largest sequence number; `None` for anything but TCP.
 fn answer(packet: &Packet) -> Option<Packet> {
     let (ip, tcp) = (packet.get::<Ip>()?, packet.get::<Tcp>()?);
     let there = Ip::new().src(ip.dst?).dst(ip.src?);
@@ -42,13 +43,13 @@ fn answer(packet: &Packet) -> Option<Packet> {
 }
 
 impl World for Fake {
-    async fn send(&mut self, packets: Vec<Packet>, options: &SendOptions) -> Result<u64> {
-        let count = packets.len() as u64 * options.count;
+    async fn send(&mut self, packets: Vec<Packet>, count: u64, _: Pace) -> Result<u64> {
+        let count = packets.len() as u64 * count;
         self.sent.extend(packets);
         Ok(count)
     }
 
-    async fn sr(&mut self, packets: Vec<Packet>, options: &ExchangeOptions) -> Result<Exchange> {
+    async fn sr(&mut self, packets: Vec<Packet>, options: &SrOptions) -> Result<Exchange> {
         if self.dead {
             return Err(Error::NoRoute { destination: "192.0.2.1".parse().unwrap(), reason: "test".to_owned() });
         }
@@ -96,7 +97,7 @@ fn run(shell: &mut Shell<Fake>, text: &str) -> Result<Vec<String>, Failure> {
         Output::Value(value) => said.push(value.to_string()),
         Output::Notice(text) => said.push(format!("notice: {text}")),
     };
-    shell.run(text, output).now_or_never().expect("the test's network never waits")?;
+    shell.run(text, output).now_or_never().expect("the fake network does not wait")?;
     Ok(said)
 }
 
@@ -118,7 +119,7 @@ fn fails(text: &str, line: usize, column: usize, part: &str) {
 }
 
 #[test]
-fn the_handshake_of_the_tutorial_typed_by_hand() {
+fn handshake_of_the_tutorial() {
     let mut shell = Shell::new(Fake::default());
     let text = r#"
         ip = IP(dst="192.0.2.1")    # the peer
@@ -138,7 +139,7 @@ fn the_handshake_of_the_tutorial_typed_by_hand() {
 }
 
 #[test]
-fn arithmetic_is_that_of_python() {
+fn arithmetic_is_as_in_python() {
     for (text, value) in [
         ("1 + 2 * 3", "7"),
         ("(1 + 2) * 3 - -4", "13"),
@@ -171,7 +172,7 @@ fn arithmetic_is_that_of_python() {
 }
 
 #[test]
-fn packets_and_their_parts() {
+fn expressions_on_packets() {
     let begin = r#"p = IP(dst="192.0.2.1", ttl=3)/TCP(dport=80, flags="SA", seq=4294967295)/"hi"; "#;
     for (text, said) in [
         ("p.ttl", "3"),
@@ -205,17 +206,17 @@ fn packets_and_their_parts() {
         ("answers(IP(src=\"192.0.2.1\")/UDP(sport=7,dport=9), IP(dst=\"192.0.2.1\")/UDP(sport=9,dport=7))", "True"),
     ] {
         let mut shell = Shell::new(Fake::default());
-        let said_now = run(&mut shell, &format!("{begin}{text}")).unwrap_or_else(|e| panic!("{text}: {e}")).join("\n");
+        let output = run(&mut shell, &format!("{begin}{text}")).unwrap_or_else(|e| panic!("{text}: {e}")).join("\n");
         if text == "p.summary()" {
-            assert!(said_now.starts_with("IP / TCP"), "{said_now}");
+            assert!(output.starts_with("IP / TCP"), "{output}");
         } else {
-            assert_eq!(said_now, said, "{text}");
+            assert_eq!(output, said, "{text}");
         }
     }
 }
 
 #[test]
-fn values_print_as_they_are_written() {
+fn values_are_printed_as_in_the_text_form() {
     for text in [
         "1",
         "-5",
@@ -245,7 +246,7 @@ fn fields_are_set_and_unset() {
     for (text, expected) in cases {
         match run(&mut Shell::new(Fake::default()), text) {
             Ok(said) => assert_eq!(said, expected, "{text}"),
-            // A field of a set has many values.
+            // A field of a set has several values.
             Err(failure) => {
                 assert!(text.contains("p.dst") && failure.reason().contains("set of 3"), "{text}: {failure}")
             }
@@ -254,7 +255,7 @@ fn fields_are_set_and_unset() {
 }
 
 #[test]
-fn variables_in_sets() {
+fn sets_use_variables() {
     says("ports = [80, 443]; IP()/TCP(dport=ports)", &["IP()/TCP(dport=[80, 443])"]);
     says("r = (1, 5); len(IP(ttl=r))", &["5"]);
     says("a = [[\"NOP\"], []]; p = TCP(options=a); p[1]", &["TCP(options=[])"]);
@@ -265,7 +266,7 @@ fn variables_in_sets() {
 }
 
 #[test]
-fn names_of_hosts_are_looked_up_in_addresses_of_ip_only() {
+fn host_names_are_resolved_in_ip_addresses_only() {
     says("IP(dst=\"web.test\")", &["IP(dst=\"192.0.2.7\")"]);
     says("IPv6(src=\"web.test\")", &["IPv6(src=\"2001:db8::7\")"]);
     fails("IP(dst=\"v6.test\")", 1, 8, "IP.dst: 'v6.test' has no IPv4 address");
@@ -275,7 +276,7 @@ fn names_of_hosts_are_looked_up_in_addresses_of_ip_only() {
 }
 
 #[test]
-fn the_last_value_and_the_end() {
+fn underscore_is_the_last_value_and_exit_ends() {
     says("1 + 1; _ * 2; show(IP()/UDP())[0:3]; _", &["2", "4", "\"###\"", "\"###\""]);
     let mut shell = Shell::new(Fake::default());
     assert_eq!(run(&mut shell, "1; exit; 2").unwrap(), ["1"]);
@@ -283,7 +284,7 @@ fn the_last_value_and_the_end() {
 }
 
 #[test]
-fn results() {
+fn results_of_sr_are_pairs() {
     let mut shell = Shell::new(Fake::default());
     let text = r#"
         r = sr([IP(dst="192.0.2.1")/TCP(dport=[80, 443]), IP(dst="192.0.2.1")/ICMP()], timeout=1)
@@ -301,13 +302,13 @@ fn results() {
 }
 
 #[test]
-fn a_failure_leaves_the_variables() {
+fn failed_statement_changes_no_variable() {
     let mut shell = Shell::new(Fake { dead: true, ..Fake::default() });
     let failure = run(&mut shell, "x = 1; y = 2\nx = sr1(IP(dst=\"192.0.2.1\"))").unwrap_err();
     assert_eq!((failure.line, failure.column, failure.is_of_text()), (2, 5, false));
     assert!(matches!(failure.error, Error::NoRoute { .. }), "{failure}");
     assert_eq!(shell.variable("x"), Some(&Object::Number(1)));
-    // All statements are read before one is run.
+    // All statements are parsed before the first is run.
     run(&mut shell, "x = 5; y = (").unwrap_err();
     assert_eq!(shell.variable("x"), Some(&Object::Number(1)));
     run(&mut shell, "z = 5; z = foo").unwrap_err();
@@ -315,11 +316,11 @@ fn a_failure_leaves_the_variables() {
 }
 
 #[test]
-fn captures() {
+fn captures_are_written_and_read() {
     let mut shell = Shell::new(Fake::default());
     let text = r#"wrpcap("f.pcap", IP(dst="192.0.2.1")/UDP(dport=(1,3))); c = rdpcap("f.pcap"); c; c[1].dport"#;
     assert_eq!(run(&mut shell, text).unwrap(), ["<3 packets: 3 UDP>", "2"]);
-    // Times are kept: of what was received its own, else that of writing.
+    // Received packets keep their time; others get the time of writing.
     let text = r#"r = sr1(IP(dst="192.0.2.1")/TCP()); wrpcap("g", [r, IP()]); c = rdpcap("g"); c[0].time; c[1].time; r == c[0]"#;
     assert_eq!(run(&mut shell, text).unwrap(), ["1.0", "1700000000.0", "True"]);
     shell.world.files.get_mut("f.pcap").unwrap().truncate(100);
@@ -331,7 +332,7 @@ fn captures() {
 }
 
 #[test]
-fn functions() {
+fn functions_return_values_and_reports() {
     says("RandShort(); RandInt()", &["41005", "303144"]);
     says("fuzz(IP(ttl=7)/TCP(), seed=5) == fuzz(IP(ttl=7)/TCP(), 5); fuzz(IP(ttl=7)).ttl", &["True", "7"]);
     says("send(IP(dst=\"192.0.2.1\", ttl=(1,3)), count=2)", &["6"]);
@@ -341,7 +342,7 @@ fn functions() {
         ("ls(TCP)", "dport"),
         ("ls(IP(ttl=77))", "77"),
         ("help()", "sr1(packet"),
-        ("help(sr1)", "first answer"),
+        ("help(sr1)", "first reply"),
         ("hexdump(b\"abc\")", "61 62 63"),
         ("x = 7; vars()", "x = 7"),
         ("IP().show()", "###[ IP ]###"),
@@ -352,7 +353,7 @@ fn functions() {
 }
 
 #[test]
-fn errors_say_where() {
+fn errors_have_line_and_column() {
     for (text, line, column, part) in [
         ("foo", 1, 1, "there is no variable, function or layer 'foo'"),
         ("x = 1\ny = sr2(IP())", 2, 5, "no variable, function or layer 'sr2'; did you mean sr"),
@@ -367,16 +368,16 @@ fn errors_say_where() {
         ("x = ", 1, 5, "a value"),
         ("1 +", 1, 4, "a value"),
         ("IP()/", 1, 6, "a layer"),
-        ("TCP = 5", 1, 1, "TCP is a layer: a variable needs another name"),
+        ("TCP = 5", 1, 1, "TCP is a layer: choose another name for the variable"),
         ("sr = 5", 1, 1, "sr is a function"),
-        ("5 = 5", 1, 1, "a value is given to a variable"),
-        ("a, b = 1, 2, 3", 1, 8, "2 variables are given 3 values"),
+        ("5 = 5", 1, 1, "only variables and fields can be assigned"),
+        ("a, b = 1, 2, 3", 1, 8, "3 values cannot be assigned to 2 variables"),
         ("sr1(IP(), tmeout=1)", 1, 11, "sr1() has no argument 'tmeout'; did you mean timeout"),
         ("sr1()", 1, 1, "needs packet"),
-        ("sr1(IP(), timeout=0)", 1, 11, "timeout is seconds"),
+        ("sr1(IP(), timeout=0)", 1, 11, "timeout must be seconds"),
         ("sr1(IP(ttl=(1,2)))", 1, 5, "one packet is needed, this is a set of 2"),
-        ("send([])", 1, 6, "there is no packet in it"),
-        ("sniff()", 1, 1, "only with count or timeout"),
+        ("send([])", 1, 6, "packets contains no packet"),
+        ("sniff()", 1, 1, "set count or timeout"),
         ("sniff(count=1)", 1, 1, "not available"),
         ("[1][5]", 1, 4, "there is no element 5: there are 1"),
         ("x = \"abc\ny = 1", 1, 5, "the quote is not closed on its line"),
@@ -391,7 +392,7 @@ fn errors_say_where() {
 }
 
 #[test]
-fn what_grows_has_an_end() {
+fn sizes_are_limited() {
     let mut text = "a = [1]\n".to_owned();
     text.push_str(&"a = [a, a]\n".repeat(40));
     fails(&text, 24, 5, "elements with all in them");
@@ -416,7 +417,7 @@ proptest! {
     }
 
     #[test]
-    fn no_sentence_panics(
+    fn no_word_sequence_panics(
         words in prop::collection::vec(prop::sample::select(vec![
             "p", "q", "IP(", "TCP(", ")", "[", "]", "(", ",", ".", "=", "/", "+", "-", "*", "//", "%", "<<", ">>", "&", "~",
             "ttl", "dport", "payload", "flags", "7", "65536", "-1", "\"x\"", "b\"y\"", "None", "sr(", "sr1(", "show(",
@@ -430,7 +431,7 @@ proptest! {
     }
 
     #[test]
-    fn packets_read_as_in_the_text_form((kind, bytes) in samples::damaged()) {
+    fn printed_packets_parse_to_themselves((kind, bytes) in samples::damaged()) {
         prop_assume!(!bytes.is_empty());
         let packet = Packet::parse(kind, &bytes);
         let mut shell = Shell::new(Fake::default());
@@ -441,7 +442,7 @@ proptest! {
 }
 
 #[test]
-fn udp_is_not_answered() {
+fn unanswered_sr1_is_none() {
     let mut shell = Shell::new(Fake::default());
     assert_eq!(run(&mut shell, "x = sr1(IP(dst=\"192.0.2.1\")/UDP(dport=7)); x; x == None").unwrap(), ["True"]);
     assert!(shell.world.sent[0].get::<Udp>().is_some());

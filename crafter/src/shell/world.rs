@@ -1,4 +1,4 @@
-//! What the shell needs of the world around it.
+//! [`World`]: the network, files, clock and host names that a shell uses.
 
 use std::time::Duration;
 
@@ -6,117 +6,84 @@ use crate::{
     error::{Error, Result},
     expr::{Pair, Received, Resolve},
     layer::Packet,
+    session::{Pace, SrOptions},
 };
 
-/// How to send.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct SendOptions {
-    /// How often to send all of them.
-    pub count: u64,
-    /// Packets a second; `None`: as fast as it goes.
-    pub rate: Option<f64>,
-}
-
-impl Default for SendOptions {
-    fn default() -> Self {
-        Self { count: 1, rate: None }
-    }
-}
-
-/// How to send and wait for answers.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct ExchangeOptions {
-    /// How long to wait behind the last packet sent.
-    pub timeout: Duration,
-    /// How often to send again what was not answered.
-    pub retry: u32,
-    /// Packets a second; `None`: as fast as it goes.
-    pub rate: Option<f64>,
-    /// Whether one packet may have many answers.
-    pub multi: bool,
-}
-
-impl Default for ExchangeOptions {
-    fn default() -> Self {
-        Self { timeout: Duration::from_secs(2), retry: 0, rate: None, multi: false }
-    }
-}
-
-/// What to listen for; a count or a timeout is given.
+/// Options of `sniff()`. A count or a timeout is set.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct SniffOptions {
-    /// An expression of tcpdump.
+    /// A filter expression, pcap-filter(7).
     pub filter: Option<String>,
-    /// To end after so many packets; `None`: only by time.
+    /// End after this many packets; `None`: unlimited.
     pub count: Option<u64>,
-    /// To end after this time; `None`: only by count.
+    /// End after this time; `None`: unlimited.
     pub timeout: Option<Duration>,
-    /// Where to listen, if not where the world does by itself.
+    /// Interface to capture on; `None`: the world's default.
     pub interface: Option<String>,
 }
 
-/// What was sent and what came back.
+/// The result of `sr()`.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Exchange {
-    /// Packets with an answer, in the order they were sent.
+    /// Packets with a reply, in the order of the replies.
     pub answered: Vec<Pair>,
-    /// Packets without one.
+    /// Packets without a reply.
     pub unanswered: Vec<Packet>,
-    /// What else is to be known of it, for people, if anything.
+    /// A note about the exchange for the user.
     pub note: Option<String>,
 }
 
 /// The network, files, clock and names of hosts that a [`Shell`](super::Shell) works with.
 #[allow(async_fn_in_trait)]
 pub trait World: Resolve {
-    /// Sends packets; how many went out.
+    /// Sends all packets `count` times; returns how many were sent.
     ///
     /// # Errors
     /// Why they cannot be sent.
-    async fn send(&mut self, packets: Vec<Packet>, options: &SendOptions) -> Result<u64>;
+    async fn send(&mut self, packets: Vec<Packet>, count: u64, pace: Pace) -> Result<u64>;
 
-    /// Sends packets and matches what comes back.
+    /// Sends packets and matches the replies.
     ///
     /// # Errors
-    /// Why they cannot be sent; that nothing comes back is none.
-    async fn sr(&mut self, packets: Vec<Packet>, options: &ExchangeOptions) -> Result<Exchange>;
+    /// Why they cannot be sent. No reply is not an error.
+    async fn sr(&mut self, packets: Vec<Packet>, options: &SrOptions) -> Result<Exchange>;
 
-    /// Sends one packet; the first answer.
+    /// Sends one packet; returns the first reply.
     ///
     /// # Errors
     /// As [`sr`](Self::sr).
-    async fn sr1(&mut self, packet: Packet, options: &ExchangeOptions) -> Result<Option<Received>> {
+    async fn sr1(&mut self, packet: Packet, options: &SrOptions) -> Result<Option<Received>> {
         let answered = self.sr(vec![packet], options).await?.answered;
         Ok(answered.first().map(Pair::received))
     }
 
-    /// Packets as they come by.
+    /// Captures packets.
     ///
     /// # Errors
-    /// Why they cannot be had.
+    /// Why they cannot be captured; [`Error::Invalid`] in a world that cannot capture.
     async fn sniff(&mut self, options: &SniffOptions) -> Result<Vec<Received>> {
         let _ = options;
-        Err(Error::invalid("sniff", "it is not available here"))
+        Err(Error::invalid("sniff", "not available here"))
     }
 
-    /// The bytes of a file.
+    /// Reads a file.
     ///
     /// # Errors
-    /// The system's reason.
+    /// [`Error::Io`].
     fn read(&mut self, path: &str) -> Result<Vec<u8>>;
 
-    /// Makes a file of bytes, in place of one that may be there.
+    /// Writes a file, replacing an existing one.
     ///
     /// # Errors
-    /// The system's reason.
+    /// [`Error::Io`].
     fn write(&mut self, path: &str, bytes: &[u8]) -> Result<()>;
 
-    /// The time since 1970.
+    /// Wall-clock time since 1970.
     fn now(&self) -> Duration;
 
-    /// A random number, all 64 bits of it.
+    /// A random number of 64 bits.
     ///
     /// # Errors
-    /// The system has none.
+    /// The system has no random numbers.
     fn random(&mut self) -> Result<u64>;
 }

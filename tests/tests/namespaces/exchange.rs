@@ -18,7 +18,7 @@ use crafter::{
     expr::PacketSet,
     lab::{INTERFACE, Lab, SERVER_V4},
     layer::{Arp, Icmp, Ip, Packet, Tcp},
-    session::{Exchanged, Pace, Session, SessionOptions, SrOptions, What},
+    session::{Exchanged, Outcome, Pace, Session, SessionOptions, SrOptions},
 };
 use crafter_common::reason::Reason;
 use crafter_tests::{
@@ -163,13 +163,13 @@ fn the_kernels_rst_is_told() {
             let syn = packets(r#"IP(dst="192.0.2.1")/TCP(dport=80, flags="S")"#);
             let options = SrOptions { timeout: Duration::from_millis(300), multi: true, ..SrOptions::default() };
             let exchanged =
-                session.sr_with(syn, &options, &mut |event| told.push((event.what, event.bytes.to_vec()))).await;
+                session.sr_with(syn, &options, &mut |event| told.push((event.outcome, event.bytes.to_vec()))).await;
             assert_eq!(exchanged.expect("an exchange").account.suppressed, resets);
             told
         });
         let suppressed: Vec<Packet> = told
             .iter()
-            .filter(|(what, _)| matches!(what, What::Suppressed { reason: Reason::RstSuppressed }))
+            .filter(|(what, _)| matches!(what, Outcome::Suppressed { reason: Reason::RstSuppressed }))
             .map(|(_, bytes)| Packet::from_ip(bytes))
             .collect();
         assert_eq!(suppressed.len() as u64, resets, "{told:?}");

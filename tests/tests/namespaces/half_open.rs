@@ -17,7 +17,7 @@ use crafter::{
     lab::{INTERFACE, Lab, NetNs, SERVER_V4},
     layer::{Ip, Packet, Tcp},
     packet::{Flags, TcpView},
-    session::{Event, Pace, Script, Session, SessionOptions, SrOptions, Step, What},
+    session::{Event, Outcome, Pace, Script, Session, SessionOptions, SrOptions, Step},
 };
 use crafter_tests::{
     judge::{self, CONTROL, Capture, from, rsts},
@@ -148,7 +148,7 @@ fn of_many_ports_those_that_are_open() {
             let exchanged = session.sr(syns, &SrOptions::default()).await.expect("an exchange");
             assert_eq!(exchanged.account.answered, 2000, "{}", exchanged.account);
             let (began, mut told) = (Instant::now(), Vec::new());
-            let observer = &mut |event: &Event<'_>| told.push((event.what, event.bytes.to_vec()));
+            let observer = &mut |event: &Event<'_>| told.push((event.outcome, event.bytes.to_vec()));
             let resets = session.reset_half_open(Pace { rate: Some(1.0) }, observer).await;
             let took = began.elapsed();
             // A tenth of a second may be made up for: 100 at most leave without a wait.
@@ -160,7 +160,7 @@ fn of_many_ports_those_that_are_open() {
     assert_eq!((resets, told.len()), (200, 200));
     for (what, bytes) in told {
         let reset = Packet::from_ip(&bytes);
-        assert_eq!((what, reset.get::<Tcp>().and_then(|tcp| tcp.flags)), (What::Reset, Some(Flags::RST)));
+        assert_eq!((what, reset.get::<Tcp>().and_then(|tcp| tcp.flags)), (Outcome::Reset, Some(Flags::RST)));
     }
     let sent = from(&meanwhile, local).into_iter().filter(|packet| packet.is_rst());
     let mut ports: Vec<u16> = sent.map(|packet| packet.destination.port()).collect();
@@ -247,7 +247,7 @@ impl Script for Syns<'_> {
     }
 
     fn handle(&mut self, event: &Event<'_>, _: Instant) {
-        let is_answer = matches!(event.what, What::Matched { .. });
+        let is_answer = matches!(event.outcome, Outcome::Matched { .. });
         self.answered.set(self.answered.get() + usize::from(is_answer));
     }
 
@@ -361,13 +361,13 @@ fn the_resets_of_closing_are_observed() {
         let asked = packets(&syn(ENDS[0].1, "sport=50001, dport=80")).remove(0);
         session.sr1(asked, &SrOptions::default()).await.expect("sent").expect("a SYN-ACK");
         let mut observed = Vec::new();
-        let resets = session.close_with(&mut |event| observed.push((event.what, event.bytes.to_vec()))).await;
+        let resets = session.close_with(&mut |event| observed.push((event.outcome, event.bytes.to_vec()))).await;
         (resets, observed)
     });
     assert_eq!((resets, observed.len()), (1, 1));
     let (what, bytes) = &observed[0];
     let reset = TcpView::parse(bytes).expect("a segment");
-    assert_eq!((*what, reset.flags, reset.seq), (What::Reset, Flags::RST, 8));
+    assert_eq!((*what, reset.flags, reset.seq), (Outcome::Reset, Flags::RST, 8));
 }
 
 /// The service ends, or hangs, while the resets leave at its limit of the rate: the command says so, and ends in time.
@@ -401,9 +401,7 @@ fn the_service_stops_during_the_resets() {
         let longest = if signal == Signal::SIGSTOP { 9 } else { 4 };
         assert!(took < slow::allow(Duration::from_secs(longest + 2)), "{signal}: {took:?}: {said}");
         let expected = match signal {
-            Signal::SIGSTOP => {
-                "the crafter service does not say what became of the last resets; some may not have left"
-            }
+            Signal::SIGSTOP => "no reply from the crafter service within 2s: the last resets may not have been sent",
             _ => "half-open connections are not reset: lost connection to the crafter service at ",
         };
         assert!(said.contains(expected), "{signal}: {said}");

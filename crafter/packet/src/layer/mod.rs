@@ -87,6 +87,7 @@ pub trait LayerType: Layer + Default + 'static {
 
 pub(crate) use ether::payload as of_ethertype;
 
+mod dns_rcode;
 mod dns_record;
 mod ip_option;
 mod ipv6_option;

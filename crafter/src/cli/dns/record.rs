@@ -3,7 +3,6 @@
 use std::fmt::Write as _;
 
 use hickory_proto::{
-    op::ResponseCode,
     rr::{DNSClass, RData, Record, RecordType},
     serialize::binary::BinEncodable as _,
 };
@@ -91,27 +90,6 @@ pub fn parse_class(text: &str) -> Result<DNSClass, String> {
         Some(other) => Err(format!("class {} cannot be queried; use IN, CH or HS", u16::from(other))),
         None => Err("not a class; use IN, CH or HS".to_owned()),
     }
-}
-
-/// The response code's mnemonic (RFC 6895, section 2.3).
-pub fn rcode(code: ResponseCode) -> String {
-    let name = match u16::from(code) {
-        0 => "NOERROR",
-        1 => "FORMERR",
-        2 => "SERVFAIL",
-        3 => "NXDOMAIN",
-        4 => "NOTIMP",
-        5 => "REFUSED",
-        6 => "YXDOMAIN",
-        7 => "YXRRSET",
-        8 => "NXRRSET",
-        9 => "NOTAUTH",
-        10 => "NOTZONE",
-        16 => "BADVERS",
-        23 => "BADCOOKIE",
-        other => return format!("RCODE{other}"),
-    };
-    name.to_owned()
 }
 
 fn data(data: &RData) -> String {

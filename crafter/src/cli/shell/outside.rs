@@ -12,7 +12,7 @@ use crafter::{
     expr::{Pair, Received, Resolve},
     layer::Packet,
     session::{Pace, Session, SrOptions},
-    shell::{Exchange, ExchangeOptions, SendOptions, SniffOptions, World},
+    shell::{Exchange, SniffOptions, World},
 };
 
 use super::super::{exchange, sniff::first_interface, system_names::SystemNames};
@@ -44,11 +44,6 @@ impl Outside {
     }
 }
 
-fn options(options: &ExchangeOptions) -> SrOptions {
-    let ExchangeOptions { timeout, retry, rate, multi } = *options;
-    SrOptions { timeout, retry, pace: Pace { rate }, multi }
-}
-
 impl Resolve for Outside {
     fn resolve(&self, name: &str) -> Result<Option<Vec<IpAddr>>, String> {
         SystemNames.resolve(name)
@@ -56,15 +51,15 @@ impl Resolve for Outside {
 }
 
 impl World for Outside {
-    async fn send(&mut self, packets: Vec<Packet>, options: &SendOptions) -> Result<u64> {
-        let all = (0..options.count).flat_map(|_| packets.iter().cloned());
-        let account = self.session.send(all, Pace { rate: options.rate }).await?;
+    async fn send(&mut self, packets: Vec<Packet>, count: u64, pace: Pace) -> Result<u64> {
+        let all = (0..count).flat_map(|_| packets.iter().cloned());
+        let account = self.session.send(all, pace).await?;
         self.reset += account.half_open_reset;
         Ok(account.sent)
     }
 
-    async fn sr(&mut self, packets: Vec<Packet>, given: &ExchangeOptions) -> Result<Exchange> {
-        let exchanged = self.session.sr(packets, &options(given)).await?;
+    async fn sr(&mut self, packets: Vec<Packet>, options: &SrOptions) -> Result<Exchange> {
+        let exchanged = self.session.sr(packets, options).await?;
         self.reset += exchanged.account.half_open_reset;
         let answered = exchanged.answered.into_iter().map(|pair| Pair {
             request: pair.request,
@@ -79,10 +74,10 @@ impl World for Outside {
         })
     }
 
-    async fn sr1(&mut self, packet: Packet, given: &ExchangeOptions) -> Result<Option<Received>> {
+    async fn sr1(&mut self, packet: Packet, options: &SrOptions) -> Result<Option<Received>> {
         Ok(self
             .session
-            .sr1(packet, &options(given))
+            .sr1(packet, options)
             .await?
             .map(|reply| Received { packet: reply.packet, time: Some(reply.time) }))
     }

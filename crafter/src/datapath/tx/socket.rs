@@ -32,7 +32,7 @@ pub(super) fn open(path: Path, ifindex: u32, loopback: bool) -> io::Result<Socke
     let socket = match path {
         Path::Ethernet => {
             let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(0)))?;
-            socket.bind(&link_address(ifindex))?;
+            socket.bind(&link_address(ifindex, 0))?;
             socket
         }
         Path::Ip4 => {
@@ -69,14 +69,15 @@ pub(in crate::datapath) fn wait_for_room(socket: &Socket, error: &io::Error) {
     }
 }
 
-/// `sockaddr_ll` with protocol 0: the socket hooks into no receive path, and packet_parse_headers() takes the
-/// protocol of each packet from its Ethernet header.
-pub(in crate::datapath) fn link_address(ifindex: u32) -> SockAddr {
+/// `sockaddr_ll` of an interface and an Ethernet protocol in host byte order. With protocol 0 a socket receives nothing,
+/// and `packet_parse_headers()` takes the protocol of each packet that is sent from its Ethernet header.
+pub(crate) fn link_address(ifindex: u32, protocol: u16) -> SockAddr {
     let mut storage = SockAddrStorage::zeroed();
     // SAFETY: sockaddr_ll is a socket address type, which sockaddr_storage has room and alignment for, and any
     // bit pattern is a valid one.
     let address = unsafe { storage.view_as::<libc::sockaddr_ll>() };
     address.sll_family = libc::AF_PACKET as u16;
+    address.sll_protocol = protocol.to_be();
     address.sll_ifindex = ifindex as i32;
     // SAFETY: the storage holds a sockaddr_ll of that length, written above.
     unsafe { SockAddr::new(storage, mem::size_of::<libc::sockaddr_ll>() as libc::socklen_t) }

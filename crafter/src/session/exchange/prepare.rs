@@ -1,47 +1,51 @@
-//! Before packets leave: their way, their port, and what they leave unset.
+//! Prepares packets: finds routes, leases ports, fills in unset fields.
 
 use std::{net::IpAddr, sync::Arc};
 
 use futures_util::future::join_all;
 
-use super::{Exchange, Ready, Way};
+use super::state::{Exchange, Path, ReadyPacket};
 use crate::{
     datapath::route::{LinkLayer, Route},
     error::{Error, Result},
     layer::{Arp, Ether, Kind, Mac, Packet},
     packet::Transport,
-    session::fill::{self, Outline},
+    session::unset_fields::{self, Outline},
 };
 
-/// A packet that is to go out.
-struct Outlined {
+/// A packet to be sent, and what it says about its path.
+struct OutlinedPacket {
     packet: Packet,
     outline: Outline,
-    /// The way that its destination asks for; `None` where it names no destination.
+    /// The route to its destination; `None` if it has none.
     route: Option<Result<Arc<Route>>>,
 }
 
 impl Exchange<'_> {
-    /// Finds the way of each packet, leases what it takes, fills in what is unset, and builds it. Of packets that no
-    /// way leads to, the first one's reason goes to `fault`.
-    pub(super) async fn prepare(&mut self, chunk: Vec<Packet>, fault: &mut Option<Error>) -> Result<Vec<Ready>> {
-        let mut outlined = Vec::with_capacity(chunk.len());
-        for mut packet in chunk {
-            let outline = fill::outline(&mut packet)?;
-            outlined.push(Outlined { packet, outline, route: None });
+    /// Finds the route of each packet, leases its port, fills in unset fields, and builds it. The error of the first
+    /// packet without a route goes to `unroutable`.
+    pub(super) async fn prepare(
+        &mut self,
+        batch: Vec<Packet>,
+        unroutable: &mut Option<Error>,
+    ) -> Result<Vec<ReadyPacket>> {
+        let mut outlined = Vec::with_capacity(batch.len());
+        for mut packet in batch {
+            let outline = unset_fields::outline(&mut packet)?;
+            outlined.push(OutlinedPacket { packet, outline, route: None });
         }
         self.find_routes(&mut outlined).await;
         let mut ready = Vec::with_capacity(outlined.len());
-        for Outlined { mut packet, outline, route } in outlined {
+        for OutlinedPacket { mut packet, outline, route } in outlined {
             self.result.account.requests += 1;
             let route = match route.transpose() {
                 Ok(route) => route,
                 Err(error @ (Error::NoRoute { .. } | Error::NoNeighbour { .. })) => {
                     self.result.account.unroutable += 1;
-                    fault.get_or_insert(error);
+                    unroutable.get_or_insert(error);
                     self.submit(packet.resolved()?, true);
-                    if self.keeping {
-                        self.ways.push(None);
+                    if self.keeps_packets {
+                        self.paths.push(None);
                     }
                     continue;
                 }
@@ -64,15 +68,16 @@ impl Exchange<'_> {
                 return Err(Error::invalid("packet", reason));
             }
             let number = self.submit(Packet::parse(first, &bytes), leased);
-            if self.keeping {
-                self.ways.push(Some(Way { link, route: route.clone(), leased }));
+            let path = Path { link, route, leased };
+            if self.keeps_packets {
+                self.paths.push(Some(path.clone()));
             }
-            ready.push(Ready { link, route, first, bytes, number, leased });
+            ready.push(ReadyPacket { path, first, bytes, number });
         }
         Ok(ready)
     }
 
-    /// Adds a packet to those that may be answered, if it is to be.
+    /// Adds a packet to the requests, or to those that cannot be answered; returns its number.
     fn submit(&mut self, packet: Packet, leased: bool) -> usize {
         if self.answerable {
             return self.matcher.submit(packet, leased);
@@ -81,16 +86,16 @@ impl Exchange<'_> {
         self.matcher.submit_unanswerable(packet)
     }
 
-    /// Asks for all ways at once: a next hop that does not answer takes seconds.
-    async fn find_routes(&self, outlined: &mut [Outlined]) {
+    /// Finds all routes concurrently: a next hop that does not answer takes seconds.
+    async fn find_routes(&self, outlined: &mut [OutlinedPacket]) {
         let links = &*self.links;
-        let routes = outlined.iter().map(|Outlined { packet, outline, .. }| async move {
+        let routes = outlined.iter().map(|OutlinedPacket { packet, outline, .. }| async move {
             let destination = outline.destination?;
             let is_arp = packet.get::<Arp>().is_some();
             let has_hop = packet.get::<Ether>().is_some_and(|ether| ether.dst.is_some());
             if outline.frame && (is_arp || has_hop) {
-                // The next hop is the packet's own business.
-                return links.link_towards(destination).await.transpose();
+                // The packet itself names the next hop.
+                return links.route_without_hop(destination).await.transpose();
             }
             Some(links.route(destination, outline.source).await)
         });
@@ -100,15 +105,15 @@ impl Exchange<'_> {
         }
     }
 
-    /// Opens the interface, leases the port, and fills in what is unset; the link, and whether answers come over a
-    /// lease.
+    /// Opens the interface, leases the port, and fills in unset fields. Returns the index of the link, and whether the
+    /// port is leased.
     async fn fill(&mut self, packet: &mut Packet, outline: &Outline, route: Option<&Route>) -> Result<(usize, bool)> {
         let name = match (route, &self.links.options.interface) {
             (_, Some(name)) if outline.frame => name.clone(),
             (Some(route), _) => route.interface.clone(),
             (None, Some(name)) => name.clone(),
             (None, None) => {
-                let reason = "nothing in the packet says where it goes: name the interface";
+                let reason = "the packet has no destination address: name the interface";
                 return Err(Error::invalid("interface", reason));
             }
         };
@@ -116,51 +121,51 @@ impl Exchange<'_> {
         if let Some(readings) = &self.readings
             && !readings.contains_key(&link)
         {
-            let reading = self.links.links[link].read(link == 0).await?;
+            let reading = self.links.links[link].read_counters(link == 0).await?;
             self.readings.get_or_insert_default().insert(link, reading);
         }
         let source = outline.source.or(route.map(|route| route.source));
         if let Some(source) = source {
-            fill::fill_source(packet, source);
+            unset_fields::fill_source(packet, source);
         }
         let mut leased = false;
-        if let (Some((transport, port)), Some(source)) = (outline.end, source)
+        if let (Some((transport, port)), Some(source)) = (outline.local_port, source)
             && (outline.source.is_none() || self.links.is_local(source).await?)
         {
             let leasing = self.port(link, transport, source, port).await;
             self.links.reset_due(self.observer);
             match leasing {
                 Ok(port) => {
-                    fill::fill_port(packet, port);
+                    unset_fields::fill_port(packet, port);
                     leased = true;
                 }
-                // Who only sends may use a port that is somebody else's.
-                Err(Error::PortTaken { .. }) if !self.expecting && port.is_some() => {}
+                // Sending alone needs no lease.
+                Err(Error::PortTaken { .. }) if !self.awaits_replies && port.is_some() => {}
                 Err(error) => return Err(error),
             }
         }
-        if !leased && self.expecting {
-            self.links.links[link].tap().await?;
+        if !leased && self.awaits_replies {
+            self.links.links[link].open_tap().await?;
         }
         if outline.frame {
             let mac = self.links.links[link].crafter.interface().mac.unwrap_or_default();
             self.links.links[link].crafter.enable_frames().await?;
             let named = packet.get::<Ether>().is_some_and(|ether| ether.dst.is_some()) || packet.get::<Arp>().is_some();
-            let served = match outline.destination.filter(|_| !named) {
-                Some(destination) => self.links.hop(destination, outline.source, &name).await?,
+            let service_hop = match outline.destination.filter(|_| !named) {
+                Some(destination) => self.links.service_hop(destination, outline.source, &name).await?,
                 None => None,
             };
-            let hop = match (served, route.map(|route| route.link)) {
+            let hop = match (service_hop, route.map(|route| route.link)) {
                 (Some(mac), _) => mac.0,
                 (None, Some(LinkLayer::Ethernet { destination, .. })) => destination,
                 _ => Mac::BROADCAST.0,
             };
-            fill::fill_link(packet, mac, hop);
+            unset_fields::fill_link(packet, mac, hop);
         }
         Ok((link, leased))
     }
 
-    /// The port of a packet: the one that it names, or the one chosen for this exchange.
+    /// Leases the port of a packet: the one that it names, or one chosen for the exchange. Returns it.
     async fn port(&mut self, link: usize, transport: Transport, address: IpAddr, named: Option<u16>) -> Result<u16> {
         let key = (link, transport, address);
         match (named, self.chosen.get(&key)) {
@@ -171,8 +176,12 @@ impl Exchange<'_> {
                 self.chosen.insert(key, port);
                 Ok(port)
             }
-            // What only follows, such as a RST, does not keep a port longer than what it follows.
-            (Some(port), _) if !self.answerable && self.links.holds(link, transport, address, port) => Ok(port),
+            // A packet without a reply, such as a RST, does not count as a use of the port.
+            (Some(port), _)
+                if !self.answerable && self.links.links[link].held.contains_key(&(transport, address, port)) =>
+            {
+                Ok(port)
+            }
             (Some(port), _) => self.links.lease(link, transport, address, Some(port)).await,
         }
     }

@@ -16,7 +16,7 @@ use crafter::{
     expr::PacketSet,
     lab::{CLIENT_V4, INTERFACE, SERVER_V4},
     layer::Packet,
-    session::{Pace, Session, SessionOptions, SrOptions, What},
+    session::{Outcome, Pace, Session, SessionOptions, SrOptions},
 };
 use crafter_tests::{
     by_hand::{self, PATIENCE},
@@ -189,7 +189,7 @@ fn round_trips_and_times_of_day() {
             for step in STEPS {
                 let mut at = None;
                 let mut observer = |event: &crafter::session::Event<'_>| {
-                    if matches!(event.what, What::Sent { .. }) {
+                    if matches!(event.outcome, Outcome::Sent { .. }) {
                         let before = wall();
                         shift(step);
                         at = Some((before, wall(), Instant::now()));

@@ -8,6 +8,7 @@ mod locked;
 mod reload;
 mod removed;
 mod slow_link;
+mod stopped;
 
 use std::{
     fs,

@@ -1,12 +1,9 @@
-//! The lab's names in a command: the C library asks the lab's DNS server, and
-//! nobody else answers.
+//! `/etc/resolv.conf` and `/etc/nsswitch.conf` of a command in the lab: its C library asks the lab's DNS server only.
 //!
-//! `/etc/resolv.conf` and `/etc/nsswitch.conf` are mounted over in the command's
-//! mount namespace, so that the host's own files stay as they are. The sockets
-//! of systemd-resolved and nscd, which would answer for the host's network, are
-//! out of reach. (A host that replaces `/etc/resolv.conf` by another file while
-//! a lab runs takes the mount away with the former file: names then fail there,
-//! as the host's servers are not reachable from within.)
+//! They are mounted over the host's files in the command's mount namespace. The sockets of systemd-resolved and nscd,
+//! which resolve names of the host's network, are hidden. If the host replaces its `/etc/resolv.conf` while a lab runs,
+//! the mount is removed with the old file: the command then resolves no names, because the host's servers are not
+//! reachable from the lab.
 
 use std::{
     fs::{self, FileType},
@@ -19,25 +16,24 @@ use super::{
     options::{SERVER_V4, SERVER_V6},
 };
 
-/// Directories of sockets by which somebody outside answers for the host's network: systemd-resolved, nscd, and the
-/// service of crafter, whose interfaces are not those of the lab.
+/// Directories with sockets of services outside of the lab: systemd-resolved, nscd, and the crafter service, which has
+/// other interfaces.
 const HIDDEN: [&str; 4] = ["/run/systemd/resolve", "/run/nscd", "/var/run/nscd", "/run/crafter"];
 
 const ETC: &str = "/etc";
 const RESOLV_CONF: &str = "resolv.conf";
 const NSSWITCH_CONF: &str = "nsswitch.conf";
 
-/// Where files are made to be mounted elsewhere: a directory that is there, and
-/// that gets a mount of its own afterwards.
+/// Directory in which files are created before they are mounted elsewhere; /proc is mounted over it later.
 const STAGE: &str = "/proc";
 
-/// The message where the names cannot be had.
+/// The message if the files cannot be mounted.
 const NOTICE: &str = "crafter: the lab's names do not resolve in this command: its /etc/resolv.conf cannot be \
                       replaced here (a chroot, or no mounts allowed); ask the DNS server at $CRAFTER_LAB_DNS by address\n";
 
-/// The steps that make the lab's names resolve, to be taken before /proc is mounted.
+/// The steps that mount the resolver's files; to be run before /proc is mounted.
 pub(super) fn steps() -> Steps {
-    // Without /etc the C library asks 127.0.0.1, where nobody listens.
+    // Without /etc the C library asks 127.0.0.1, where no server listens.
     let steps = plan(Path::new("/")).unwrap_or_else(|error| {
         log::warn!("the lab's names do not resolve in the command: read {ETC}: {error}; ask $CRAFTER_LAB_DNS");
         Vec::new()
@@ -45,7 +41,7 @@ pub(super) fn steps() -> Steps {
     Steps { steps, notice: NOTICE }
 }
 
-/// The same for a host whose root is `root`; the steps' paths begin there, except for [`STAGE`].
+/// The steps for a host with the root directory `root`; all paths are below it, except for [`STAGE`].
 fn plan(root: &Path) -> io::Result<Vec<Step>> {
     let below = |path: &str| root.join(path.trim_start_matches('/'));
     let mut hidden: Vec<PathBuf> =
@@ -61,18 +57,18 @@ fn plan(root: &Path) -> io::Result<Vec<Step>> {
     let is_hidden = |file: &PathBuf| hidden.iter().any(|directory| file.starts_with(directory));
     let mut over = Vec::new();
     match resolv {
-        // systemd-resolved's: its directory is empty now.
+        // systemd-resolved's file: its directory is hidden by an empty one.
         Some(file) if file.parent().is_some_and(|parent| hidden.iter().any(|directory| directory == parent)) => {
             steps.push(Step::File { path: path(file), content: resolv_conf() });
         }
         Some(file) if !is_hidden(&file) => over.push((file, RESOLV_CONF, resolv_conf())),
-        // A file cannot be mounted over where none is, and none is to be made on the host.
+        // There is no file to mount over, and none may be created on the host.
         _ => {
             steps.extend(own_etc(&etc, switch)?);
             return Ok(steps);
         }
     }
-    // Without one, the C library asks DNS and reads /etc/hosts, which is what the lab's says.
+    // Without nsswitch.conf, the C library reads /etc/hosts and asks DNS, like with the lab's file.
     over.extend(nsswitch.map(|file| (file, NSSWITCH_CONF, switch)));
     steps.push(Step::Tmpfs(path(STAGE)));
     for (file, name, content) in over {
@@ -84,7 +80,7 @@ fn plan(root: &Path) -> io::Result<Vec<Step>> {
     Ok(steps)
 }
 
-/// A directory that shows all entries of `etc`, but has the two files of its own.
+/// A directory with all entries of `etc`, but its own two files.
 fn own_etc(etc: &Path, switch: Vec<u8>) -> io::Result<Vec<Step>> {
     let stage = Path::new(STAGE);
     let mut steps = vec![Step::Tmpfs(path(stage))];
@@ -96,7 +92,7 @@ fn own_etc(etc: &Path, switch: Vec<u8>) -> io::Result<Vec<Step>> {
         }
         let is = |kind: fn(&FileType) -> bool| entry.file_type().is_ok_and(|found| kind(&found));
         if is(FileType::is_symlink) {
-            // It has been removed just now if it cannot be read.
+            // If it cannot be read, it was just removed.
             if let Ok(target) = fs::read_link(&from) {
                 steps.push(Step::Link { path: to, target: path(target) });
             }
@@ -115,20 +111,20 @@ fn own_etc(etc: &Path, switch: Vec<u8>) -> io::Result<Vec<Step>> {
     Ok(steps)
 }
 
-/// The lab's servers, see resolv.conf(5).
+/// The lab's resolv.conf(5).
 fn resolv_conf() -> Vec<u8> {
     format!("# crafter lab run: the DNS server of the lab\nnameserver {SERVER_V4}\nnameserver {SERVER_V6}\n")
         .into_bytes()
 }
 
-/// The host's nsswitch.conf(5) with names of hosts from /etc/hosts, then from DNS, and from no service of the host.
+/// The host's nsswitch.conf(5), with host names from /etc/hosts and DNS only.
 fn switch(host: &[u8]) -> Vec<u8> {
     let text = String::from_utf8_lossy(host);
     let is_hosts = |line: &&str| line.trim_start().starts_with("hosts:");
-    // It knows this host's own name without asking anybody.
-    let knows_itself = text.lines().filter(is_hosts).any(|line| line.contains("myhostname"));
+    // nss-myhostname needs no service.
+    let has_myhostname = text.lines().filter(is_hosts).any(|line| line.contains("myhostname"));
     let kept = text.lines().filter(|line| !is_hosts(line)).map(|line| format!("{line}\n"));
-    let hosts = if knows_itself { "hosts: files dns myhostname\n" } else { "hosts: files dns\n" };
+    let hosts = if has_myhostname { "hosts: files dns myhostname\n" } else { "hosts: files dns\n" };
     (kept.collect::<String>() + hosts).into_bytes()
 }
 
@@ -150,7 +146,7 @@ mod tests {
         root
     }
 
-    /// The steps as words, with paths below `root` as from it.
+    /// The steps as text, with paths relative to `root`.
     fn words(root: &tempfile::TempDir) -> Vec<String> {
         let root = root.path().canonicalize().unwrap();
         let short = |path: &std::ffi::CString| path.to_str().unwrap().replace(root.to_str().unwrap(), "");
@@ -167,7 +163,7 @@ mod tests {
                 Step::Detach(at) => format!("detach {}", short(at)),
             })
             .collect();
-        // The order of a directory's entries is the file system's matter.
+        // Directory entries have no fixed order.
         if words.iter().any(|word| word.starts_with("move ")) {
             words.sort();
         }
@@ -175,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_mounted_over() {
+    fn resolver_files_are_mounted_over() {
         let plain = host(&[("etc/resolv.conf", ""), ("etc/nsswitch.conf", "")], &[]);
         let expected = [
             "tmpfs /proc",
@@ -186,7 +182,7 @@ mod tests {
             "detach /proc",
         ];
         assert_eq!(words(&plain), expected);
-        // Without nsswitch.conf none is needed.
+        // Without nsswitch.conf, none is mounted.
         let musl = host(&[("etc/resolv.conf", "")], &[]);
         assert_eq!(words(&musl), ["tmpfs /proc", expected[1], expected[2], "detach /proc"]);
     }
@@ -208,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn where_there_is_no_file_the_directory_is_mounted_over() {
+    fn etc_is_mounted_over_without_resolv_conf() {
         let files = [("etc/hosts", ""), ("etc/ssl/openssl.cnf", ""), ("etc/nsswitch.conf", "")];
         for links in [&[("etc/mtab", "/proc/mounts")][..], &[("etc/mtab", "/proc/mounts"), ("etc/resolv.conf", "/no")]]
         {

@@ -1,5 +1,5 @@
-//! The bytes that `/bytes/N` serves: the same for every run, cheap to make, and
-//! different at every place, so that a segment at the wrong offset shows.
+//! The bytes that `/bytes/N` serves: the same in every run, cheap to generate, and without repetitions, so that data at
+//! a wrong offset is detected.
 
 use std::{cell::RefCell, fmt::Write as _, mem, sync::OnceLock};
 
@@ -8,12 +8,11 @@ use sha2::{Digest, Sha256};
 
 /// Bytes after which the key changes.
 const BLOCK: u64 = 1 << 20;
-/// Bytes per piece handed out; a block is a whole number of pieces.
+/// Bytes per piece; a block is a whole number of pieces.
 const PIECE: u64 = 128 << 10;
 const WORDS: usize = (BLOCK / 8) as usize;
 
-/// The next output of SplitMix64 (Steele, Lea, Flood, "Fast splittable
-/// pseudorandom number generators", 2014) for a state that the caller steps.
+/// The output function of SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014).
 fn mix(state: u64) -> u64 {
     let mut z = state.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -29,7 +28,7 @@ fn first_block() -> &'static [u64] {
 /// The first `length` bytes of the lab's content, in pieces of at most 128 KiB.
 ///
 /// Word `w` (8 bytes, little-endian) of block `b` (1 MiB) is `mix(w + 1) ^ mix(-b)`:
-/// one pass of XOR over memory that stays in cache.
+/// one XOR per word, over memory that stays in the cache.
 #[derive(Debug, Clone)]
 pub struct Content {
     position: u64,
@@ -42,7 +41,7 @@ impl Content {
         Self { position: 0, length }
     }
 
-    /// Bytes not handed out yet.
+    /// Bytes not returned yet.
     pub fn remaining(&self) -> u64 {
         self.length - self.position
     }
@@ -70,12 +69,12 @@ impl Iterator for Content {
 }
 
 thread_local! {
-    /// Buffers that were sent. Without them the allocator gives the memory back
-    /// to the kernel and takes it again, a page fault for every 4 KiB served.
+    /// Buffers to reuse. Otherwise the allocator returns the memory to the kernel, with a page fault for every 4 KiB
+    /// served.
     static SPARE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Buffers kept for reuse by each thread, 2 MiB in all.
+/// Buffers kept by each thread, 2 MiB in all.
 const SPARES: usize = 16;
 
 /// A buffer of [`PIECE`] bytes with `length` of them in use.
@@ -100,7 +99,7 @@ impl AsRef<[u8]> for Piece {
 impl Drop for Piece {
     fn drop(&mut self) {
         let buffer = mem::take(&mut self.buffer);
-        // Fails only while the thread ends; then the buffer is just freed.
+        // Fails only while the thread ends; then the buffer is freed.
         let _ = SPARE.try_with(|spare| {
             let mut spare = spare.borrow_mut();
             if spare.len() < SPARES {
@@ -121,7 +120,7 @@ pub fn sha256(length: u64) -> String {
     })
 }
 
-/// Reads a size in bytes: digits, then nothing or K, M, G for powers of 1024.
+/// Parses a size in bytes: digits, with an optional suffix K, M or G for powers of 1024.
 pub fn parse_size(text: &str) -> Option<u64> {
     let (digits, shift) = match text.as_bytes().last()? {
         b'K' | b'k' => (&text[..text.len() - 1], 10),
@@ -144,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_is_a_prefix() {
+    fn content_of_each_length_is_a_prefix_of_longer_content() {
         let long = bytes(3 * BLOCK + 4321);
         assert_eq!(long.len() as u64, 3 * BLOCK + 4321);
         for length in [0, 1, 7, 8, 9, PIECE - 1, PIECE, PIECE + 1, BLOCK, BLOCK + 13] {
@@ -153,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn no_place_looks_like_another() {
+    fn content_has_no_repeated_words() {
         let content = bytes(4 * BLOCK);
         let mut words: Vec<_> = content.as_chunks::<8>().0.to_vec();
         let all = words.len();
@@ -163,14 +162,14 @@ mod tests {
     }
 
     #[test]
-    fn the_content_never_changes() {
-        // From an implementation of the definition in Python, hashed by its hashlib.
+    fn content_matches_an_independent_implementation() {
+        // From an implementation in Python, hashed by hashlib.
         assert_eq!(sha256(0), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
         assert_eq!(sha256(3 * BLOCK + 4321), "86ed6a2ba61f9c9667fb4308d636b10f801bd75aee75b8a1f5f1575583a7202c");
     }
 
     #[test]
-    fn sizes() {
+    fn sizes_are_parsed() {
         for (text, size) in [("0", 0), ("1", 1), ("5K", 5 << 10), ("100M", 100 << 20), ("2g", 2 << 30)] {
             assert_eq!(parse_size(text), Some(size), "{text}");
         }

@@ -1,123 +1,125 @@
-//! What the answer to one packet says of the port or host that it was sent to, in one line.
+//! The state of a port or host, as the reply to one packet shows it.
 
 use std::{fmt, net::IpAddr, time::Duration};
 
 use serde::Serialize;
 
-use super::{Answer, Fault, Said};
+use super::probe_reply::{IcmpError, ProbeReply, ReplyKind};
 use crate::{
     layer::{AnyLayer, Arp, Dns, NdNeighborAdvertisement, Packet},
     packet::Flags,
 };
 
-/// What an answer, or its absence, says.
+/// What a reply, or no reply, shows about the target of a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Verdict {
-    /// The state that the answer shows.
-    pub state: State,
-    /// Who answered; `None` without an answer, and with one that is not IP.
+pub struct TargetReport {
+    /// State of the target.
+    pub state: TargetState,
+    /// Source address of the reply; `None` without a reply, or with one that is not IP.
     pub from: Option<IpAddr>,
-    /// A line of text, such as `80/tcp is open: SYN-ACK from 192.0.2.1 in 0.412 ms`.
+    /// One line of text, such as `80/tcp is open: SYN-ACK from 192.0.2.1 in 0.412 ms`.
     pub text: String,
 }
 
-/// The state of a port or host, as an answer shows it.
+/// State of a port or host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum State {
+pub enum TargetState {
     /// A SYN-ACK, or a datagram: the port is open.
     Open,
     /// A RST to a SYN, or the host's own ICMP port unreachable to a datagram: the port is closed.
     Closed,
     /// An echo reply, an ARP reply, or a neighbour advertisement: the host is up.
     Up,
-    /// An ICMP destination unreachable, other than the port unreachable of [`Self::Closed`] and "fragmentation needed":
-    /// no route, no such host, protocol or port, or forbidden by a rule.
+    /// An ICMP destination unreachable: no route, no such host, protocol or port, or prohibited. Not the port
+    /// unreachable of [`Self::Closed`], and not "fragmentation needed".
     Unreachable,
-    /// The TTL, or hop limit, was used up on the way.
+    /// TTL, or hop limit, exceeded on the path.
     TtlExceeded,
-    /// Another ICMP error: too big for a link on the way, a redirect, a wrong header, ...
+    /// Another ICMP error: packet too big, redirect, parameter problem, ...
     Error,
-    /// Any other answer.
+    /// Any other reply.
     Answered,
-    /// No answer in time.
+    /// No reply in time.
     NoAnswer,
 }
 
-impl Verdict {
-    /// The verdict on an answered request; `rtt` is from sending to receiving.
+impl TargetReport {
+    /// The report on an answered request; `rtt`: round-trip time.
     pub fn answered(request: &Packet, reply: &Packet, rtt: Duration) -> Self {
         let within = format!("in {:.3} ms", rtt.as_secs_f64() * 1e3);
-        let asked = Asked::read(request);
-        let Some(answer) = Answer::read(reply) else {
+        let target = Target::read(request);
+        let Some(answer) = ProbeReply::read(reply) else {
             let (state, text) = match reply.get::<Arp>() {
                 Some(Arp { op: Some(2), psrc: Some(address), hwsrc: Some(mac), .. }) => {
-                    (State::Up, format!("{address} is at {mac}: ARP reply {within}"))
+                    (TargetState::Up, format!("{address} is at {mac}: ARP reply {within}"))
                 }
-                _ => (State::Answered, format!("{asked} answered: {} {within}", reply.summary())),
+                _ => (TargetState::Answered, format!("{target} answered: {} {within}", reply.summary())),
             };
             return Self { state, from: None, text };
         };
         let from = answer.from;
-        let (state, what) = match (answer.said, asked.port) {
-            (Said::SynAck, Some(Port::Syn(_))) => (State::Open, "is open: SYN-ACK".to_owned()),
-            (Said::Reset, Some(Port::Syn(_))) => (State::Closed, "is closed: RST".to_owned()),
-            (Said::Reset, _) => (State::Answered, "answered: RST".to_owned()),
-            // What was sent to a group, or to all, says of one host that it is up.
-            (Said::Echo, _) if asked.host != Some(from) => {
-                let text = format!("{from} is up: echo reply to a request for {asked} {within}");
-                return Self { state: State::Up, from: Some(from), text };
+        let (state, what) = match (answer.kind, target.port) {
+            (ReplyKind::SynAck, Some(Port::Syn(_))) => (TargetState::Open, "is open: SYN-ACK".to_owned()),
+            (ReplyKind::Reset, Some(Port::Syn(_))) => (TargetState::Closed, "is closed: RST".to_owned()),
+            (ReplyKind::Reset, _) => (TargetState::Answered, "answered: RST".to_owned()),
+            // The reply to a multicast or broadcast request shows one host.
+            (ReplyKind::Echo, _) if target.host != Some(from) => {
+                let text = format!("{from} is up: echo reply to a request for {target} {within}");
+                return Self { state: TargetState::Up, from: Some(from), text };
             }
-            (Said::Echo, _) => (State::Up, "is up: echo reply".to_owned()),
-            (Said::Datagram, Some(Port::Udp(_))) => match reply.get::<Dns>() {
-                Some(dns) => (State::Open, format!("is open: DNS answer, {}", outcome(dns))),
-                None => (State::Open, "is open: UDP datagram".to_owned()),
+            (ReplyKind::Echo, _) => (TargetState::Up, "is up: echo reply".to_owned()),
+            (ReplyKind::Datagram, Some(Port::Udp(_))) => match reply.get::<Dns>() {
+                Some(dns) => (TargetState::Open, format!("is open: DNS answer, {}", outcome(dns))),
+                None => (TargetState::Open, "is open: UDP datagram".to_owned()),
             },
-            (Said::Fault(fault), port) => {
-                let is_own = asked.host == Some(from);
+            (ReplyKind::IcmpError(fault), port) => {
+                let is_own = target.host == Some(from);
                 let (state, is) = match (fault, port) {
-                    (Fault::Port, Some(Port::Udp(_))) if is_own => (State::Closed, "is closed"),
-                    (Fault::TimeExceeded, _) => (State::TtlExceeded, "was not reached"),
-                    (fault, _) if fault.is_unreachable() => (State::Unreachable, "is unreachable"),
-                    // The packet may go on all the same (RFC 792).
-                    (Fault::Other { r#type: 4, .. }, _) if from.is_ipv4() => (State::Error, "got a source quench"),
-                    (Fault::Other { r#type: 5, .. }, _) if from.is_ipv4() => (State::Error, "was redirected"),
-                    _ if is_own => (State::Error, "answered with an error"),
-                    _ => (State::Error, "was not reached"),
+                    (IcmpError::Port, Some(Port::Udp(_))) if is_own => (TargetState::Closed, "is closed"),
+                    (IcmpError::TimeExceeded, _) => (TargetState::TtlExceeded, "was not reached"),
+                    (fault, _) if fault.is_unreachable() => (TargetState::Unreachable, "is unreachable"),
+                    // The router forwards the packet all the same (RFC 792).
+                    (IcmpError::Other { r#type: 4, .. }, _) if from.is_ipv4() => {
+                        (TargetState::Error, "got a source quench")
+                    }
+                    (IcmpError::Other { r#type: 5, .. }, _) if from.is_ipv4() => (TargetState::Error, "was redirected"),
+                    _ if is_own => (TargetState::Error, "answered with an error"),
+                    _ => (TargetState::Error, "was not reached"),
                 };
                 (state, format!("{is}: {}", reason(fault, reply)))
             }
-            (Said::Other, None) if reply.get::<NdNeighborAdvertisement>().is_some() => {
+            (ReplyKind::Other, None) if reply.get::<NdNeighborAdvertisement>().is_some() => {
                 let advertisement = reply.get::<NdNeighborAdvertisement>();
                 let address = advertisement.and_then(|advertisement| advertisement.tgt).map_or(from, IpAddr::V6);
                 let text = format!("{address} is up: neighbour advertisement from {from} {within}");
-                return Self { state: State::Up, from: Some(from), text };
+                return Self { state: TargetState::Up, from: Some(from), text };
             }
-            _ => (State::Answered, format!("answered: {}", reply.summary())),
+            _ => (TargetState::Answered, format!("answered: {}", reply.summary())),
         };
-        Self { state, from: Some(from), text: format!("{asked} {what} from {from} {within}") }
+        Self { state, from: Some(from), text: format!("{target} {what} from {from} {within}") }
     }
 
-    /// The verdict on a request that was sent `attempts` times and waited for as long as `timeout` each time.
+    /// The report on a request that was sent `attempts` times and not answered within `timeout` of any.
     pub fn unanswered(request: &Packet, timeout: Duration, attempts: u32) -> Self {
-        let (asked, seconds) = (Asked::read(request), timeout.as_secs_f64());
+        let (target, seconds) = (Target::read(request), timeout.as_secs_f64());
         let text = match attempts {
-            0 | 1 => format!("{asked}: no answer within {seconds} s"),
-            more => format!("{asked}: no answer to {more} requests, within {seconds} s each"),
+            0 | 1 => format!("{target}: no answer within {seconds} s"),
+            more => format!("{target}: no answer to {more} requests, within {seconds} s each"),
         };
-        Self { state: State::NoAnswer, from: None, text }
+        Self { state: TargetState::NoAnswer, from: None, text }
     }
 }
 
-impl fmt::Display for Verdict {
+impl fmt::Display for TargetReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }
 }
 
-/// What a request was sent to.
+/// Destination of a request.
 #[derive(Clone, Copy)]
-struct Asked {
+struct Target {
     host: Option<IpAddr>,
     port: Option<Port>,
 }
@@ -131,25 +133,25 @@ enum Port {
     Udp(u16),
 }
 
-impl Asked {
+impl Target {
     fn read(request: &Packet) -> Self {
-        let mut asked = Self { host: None, port: None };
+        let mut target = Self { host: None, port: None };
         for layer in request.layers() {
             match layer {
-                AnyLayer::Ip(ip) => asked.host = ip.dst.map(IpAddr::V4),
-                AnyLayer::Ipv6(ip) => asked.host = ip.dst.map(IpAddr::V6),
-                AnyLayer::Arp(arp) => asked.host = arp.pdst.map(IpAddr::V4),
+                AnyLayer::Ip(ip) => target.host = ip.dst.map(IpAddr::V4),
+                AnyLayer::Ipv6(ip) => target.host = ip.dst.map(IpAddr::V6),
+                AnyLayer::Arp(arp) => target.host = arp.pdst.map(IpAddr::V4),
                 AnyLayer::Tcp(tcp) => {
                     let flags = tcp.flags.unwrap_or(Flags::SYN);
                     let is_syn = flags.contains(Flags::SYN) && !flags.intersects(Flags::ACK | Flags::RST);
-                    asked.port = tcp.dport.map(if is_syn { Port::Syn } else { Port::Tcp });
+                    target.port = tcp.dport.map(if is_syn { Port::Syn } else { Port::Tcp });
                     break;
                 }
                 AnyLayer::Udp(udp) => {
-                    asked.port = udp.dport.map(Port::Udp);
+                    target.port = udp.dport.map(Port::Udp);
                     break;
                 }
-                // What it quotes was not sent.
+                // Layers behind these are quoted.
                 AnyLayer::Icmp(_)
                 | AnyLayer::Icmpv6DestUnreach(_)
                 | AnyLayer::Icmpv6PacketTooBig(_)
@@ -158,11 +160,11 @@ impl Asked {
                 _ => {}
             }
         }
-        asked
+        target
     }
 }
 
-impl fmt::Display for Asked {
+impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.port, self.host) {
             (Some(Port::Syn(port) | Port::Tcp(port)), _) => write!(f, "{port}/tcp"),
@@ -173,25 +175,17 @@ impl fmt::Display for Asked {
     }
 }
 
-/// The response code's mnemonic (RFC 6895, section 2.3), and how many records answer.
+/// The response code and the number of answer records.
 fn outcome(dns: &Dns) -> String {
-    let code = match dns.rcode.unwrap_or(0) {
-        0 => "NOERROR",
-        1 => "FORMERR",
-        2 => "SERVFAIL",
-        3 => "NXDOMAIN",
-        4 => "NOTIMP",
-        5 => "REFUSED",
-        other => return format!("response code {other}"),
-    };
+    let code = Dns::rcode_name(dns.rcode.unwrap_or(0).into());
     match dns.an.as_ref().map_or(0, Vec::len) {
         1 => format!("{code} with 1 record,"),
         records => format!("{code} with {records} records,"),
     }
 }
 
-/// What an ICMP error says: in words, as far as there are some, and by its type and code.
-fn reason(fault: Fault, reply: &Packet) -> String {
+/// Meaning of an ICMP error in words, if it has a name, with its type and code.
+fn reason(fault: IcmpError, reply: &Packet) -> String {
     let found = reply.layers().iter().find_map(|layer| match layer {
         AnyLayer::Icmp(message) => Some(("ICMP", message.number(), message.code)),
         AnyLayer::Icmpv6DestUnreach(message) => Some(("ICMPv6", message.r#type.unwrap_or(1), message.code)),
@@ -202,7 +196,7 @@ fn reason(fault: Fault, reply: &Packet) -> String {
     });
     let numbers = found.map(|(name, r#type, code)| format!("{name} type {}, code {}", r#type, code.unwrap_or(0)));
     match (fault, numbers) {
-        (Fault::Unreachable(_) | Fault::Other { .. }, Some(numbers)) => numbers,
+        (IcmpError::Unreachable(_) | IcmpError::Other { .. }, Some(numbers)) => numbers,
         (_, Some(numbers)) => format!("{fault} ({numbers})"),
         (_, None) => fault.to_string(),
     }
@@ -212,20 +206,20 @@ fn reason(fault: Fault, reply: &Packet) -> String {
 mod tests {
     use super::*;
 
-    fn verdict(request: &str, reply: &str) -> (State, String) {
+    fn verdict(request: &str, reply: &str) -> (TargetState, String) {
         let read = |text: &str| {
             let packet: Packet = text.parse().expect(text);
             let first = packet.layers()[0].kind();
             Packet::parse(first, &packet.build().expect(text))
         };
-        let verdict = Verdict::answered(&read(request), &read(reply), Duration::from_micros(412));
+        let verdict = TargetReport::answered(&read(request), &read(reply), Duration::from_micros(412));
         let named = verdict.from.is_none_or(|from| verdict.text.contains(&from.to_string()));
         assert!(named, "{verdict:?}");
         (verdict.state, verdict.text)
     }
 
     #[test]
-    fn answers_in_words() {
+    fn replies_show_the_state_of_their_target() {
         const SYN: &str = r#"IP(src="192.0.2.2", dst="192.0.2.1")/TCP(dport=80, flags="S")"#;
         const ACK: &str = r#"IP(src="192.0.2.2", dst="192.0.2.1")/TCP(dport=80, flags="A")"#;
         const UDP: &str = r#"IP(src="192.0.2.2", dst="192.0.2.1")/UDP(dport=53)"#;
@@ -233,120 +227,120 @@ mod tests {
         const BACK: &str = r#"IP(src="192.0.2.1", dst="192.0.2.2")"#;
         const ROUTER: &str = r#"IP(src="203.0.113.7", dst="192.0.2.2")"#;
         for (request, reply, state, text) in [
-            (SYN, format!(r#"{BACK}/TCP(sport=80, flags="SA")"#), State::Open, "80/tcp is open: SYN-ACK from 192.0.2.1"),
-            (SYN, format!(r#"{BACK}/TCP(sport=80, flags="RA")"#), State::Closed, "80/tcp is closed: RST from 192.0.2.1"),
-            (ACK, format!(r#"{BACK}/TCP(sport=80, flags="R")"#), State::Answered, "80/tcp answered: RST from 192.0.2.1"),
-            (PING, format!("{BACK}/ICMP(type=0, id=1)"), State::Up, "192.0.2.1 is up: echo reply from 192.0.2.1"),
-            (UDP, format!("{BACK}/UDP(sport=9)/\"x\""), State::Open, "53/udp is open: UDP datagram from 192.0.2.1"),
+            (SYN, format!(r#"{BACK}/TCP(sport=80, flags="SA")"#), TargetState::Open, "80/tcp is open: SYN-ACK from 192.0.2.1"),
+            (SYN, format!(r#"{BACK}/TCP(sport=80, flags="RA")"#), TargetState::Closed, "80/tcp is closed: RST from 192.0.2.1"),
+            (ACK, format!(r#"{BACK}/TCP(sport=80, flags="R")"#), TargetState::Answered, "80/tcp answered: RST from 192.0.2.1"),
+            (PING, format!("{BACK}/ICMP(type=0, id=1)"), TargetState::Up, "192.0.2.1 is up: echo reply from 192.0.2.1"),
+            (UDP, format!("{BACK}/UDP(sport=9)/\"x\""), TargetState::Open, "53/udp is open: UDP datagram from 192.0.2.1"),
             (
                 UDP,
                 format!(r#"{BACK}/UDP(sport=53)/DNS(qr=1, rcode=3, qd=DNSQR(qname="lab.test"))"#),
-                State::Open,
+                TargetState::Open,
                 "53/udp is open: DNS answer, NXDOMAIN with 0 records, from 192.0.2.1",
             ),
             (
                 UDP,
                 format!("{BACK}/ICMP(type=3, code=3)/{UDP}"),
-                State::Closed,
+                TargetState::Closed,
                 "53/udp is closed: port unreachable (ICMP type 3, code 3) from 192.0.2.1",
             ),
             (
                 UDP,
                 format!("{ROUTER}/ICMP(type=3, code=3)/{UDP}"),
-                State::Unreachable,
+                TargetState::Unreachable,
                 "53/udp is unreachable: port unreachable (ICMP type 3, code 3) from 203.0.113.7",
             ),
             (
                 SYN,
                 format!("{ROUTER}/ICMP(type=3, code=13)/{SYN}"),
-                State::Unreachable,
+                TargetState::Unreachable,
                 "80/tcp is unreachable: communication prohibited (ICMP type 3, code 13) from 203.0.113.7",
             ),
             (
                 PING,
                 format!("{ROUTER}/ICMP(type=11)/{PING}"),
-                State::TtlExceeded,
+                TargetState::TtlExceeded,
                 "192.0.2.1 was not reached: time to live exceeded (ICMP type 11, code 0) from 203.0.113.7",
             ),
             (
                 r#"IPv6(src="2001:db8::2", dst="2001:db8::1")/TCP(dport=80)"#,
                 r#"IPv6(src="2001:db8::1", dst="2001:db8::2")/ICMPv6DestUnreach(code=1)/IPv6(src="2001:db8::2", dst="2001:db8::1")/TCP(dport=80)"#.to_owned(),
-                State::Unreachable,
+                TargetState::Unreachable,
                 "80/tcp is unreachable: communication prohibited (ICMPv6 type 1, code 1) from 2001:db8::1",
             ),
             (
                 r#"Ether()/ARP(pdst="192.0.2.1")"#,
                 r#"Ether()/ARP(op=2, psrc="192.0.2.1", hwsrc="02:00:00:00:00:01")"#.to_owned(),
-                State::Up,
+                TargetState::Up,
                 "192.0.2.1 is at 02:00:00:00:00:01: ARP reply",
             ),
-            // No words but the numbers.
+            // Codes without a name are printed as numbers.
             (
                 SYN,
                 format!("{ROUTER}/ICMP(type=3, code=15)/{SYN}"),
-                State::Unreachable,
+                TargetState::Unreachable,
                 "80/tcp is unreachable: ICMP type 3, code 15 from 203.0.113.7",
             ),
             (
                 PING,
                 format!("{ROUTER}/ICMP(type=12, code=1)/{PING}"),
-                State::Error,
+                TargetState::Error,
                 "192.0.2.1 was not reached: ICMP type 12, code 1 from 203.0.113.7",
             ),
             (
                 PING,
                 format!("{BACK}/ICMP(type=12, code=1)/{PING}"),
-                State::Error,
+                TargetState::Error,
                 "192.0.2.1 answered with an error: ICMP type 12, code 1 from 192.0.2.1",
             ),
             (
                 PING,
                 format!("{ROUTER}/ICMP(type=5, code=1)/{PING}"),
-                State::Error,
+                TargetState::Error,
                 "192.0.2.1 was redirected: ICMP type 5, code 1 from 203.0.113.7",
             ),
             (
                 UDP,
                 format!("{ROUTER}/ICMP(type=4)/{UDP}"),
-                State::Error,
+                TargetState::Error,
                 "53/udp got a source quench: ICMP type 4, code 0 from 203.0.113.7",
             ),
             (
                 r#"IPv6(src="2001:db8::2", dst="2001:db8::1")/TCP(dport=80)"#,
                 r#"IPv6(src="2001:db8::7", dst="2001:db8::2")/ICMPv6ParamProblem(code=1)/IPv6(src="2001:db8::2", dst="2001:db8::1")/TCP(dport=80)"#.to_owned(),
-                State::Error,
+                TargetState::Error,
                 "80/tcp was not reached: ICMPv6 type 4, code 1 from 2001:db8::7",
             ),
             (
                 r#"IP(src="192.0.2.2", dst="192.0.2.255")/ICMP(id=1)"#,
                 format!("{BACK}/ICMP(type=0, id=1)"),
-                State::Up,
+                TargetState::Up,
                 "192.0.2.1 is up: echo reply to a request for 192.0.2.255",
             ),
             (
                 r#"IPv6(src="fe80::2", dst="ff02::1:ff00:1")/ICMPv6ND_NS(tgt="2001:db8::1")"#,
                 r#"IPv6(src="fe80::1", dst="fe80::2")/ICMPv6ND_NA(tgt="2001:db8::1", s=1)"#.to_owned(),
-                State::Up,
+                TargetState::Up,
                 "2001:db8::1 is up: neighbour advertisement from fe80::1",
             ),
-            // An error that is sent itself quotes what was not.
+            // The request is an ICMP error itself.
             (
                 r#"IPv6(src="2001:db8::2", dst="2001:db8::1")/ICMPv6DestUnreach(code=1)/IPv6(src="2001:db8::1", dst="2001:db8::9")/TCP(dport=80)"#,
                 r#"IPv6(src="2001:db8::7", dst="2001:db8::2")/ICMPv6TimeExceeded()/IPv6(src="2001:db8::2", dst="2001:db8::1")"#.to_owned(),
-                State::TtlExceeded,
+                TargetState::TtlExceeded,
                 "2001:db8::1 was not reached: time to live exceeded (ICMPv6 type 3, code 0) from 2001:db8::7",
             ),
-            // The tap's copy of an answer is a frame.
-            (PING, format!("Ether()/{BACK}/ICMP(type=0, id=1)"), State::Up, "192.0.2.1 is up: echo reply from 192.0.2.1"),
+            // Replies from a tap are frames.
+            (PING, format!("Ether()/{BACK}/ICMP(type=0, id=1)"), TargetState::Up, "192.0.2.1 is up: echo reply from 192.0.2.1"),
         ] {
             assert_eq!(verdict(request, &reply), (state, format!("{text} in 0.412 ms")), "{reply}");
         }
     }
 
     #[test]
-    fn no_answer() {
+    fn no_reply_shows_no_answer() {
         let syn: Packet = r#"IP(dst="192.0.2.1")/TCP(dport=80)"#.parse().unwrap();
-        let verdict = |seconds, attempts| Verdict::unanswered(&syn, Duration::from_secs_f64(seconds), attempts);
+        let verdict = |seconds, attempts| TargetReport::unanswered(&syn, Duration::from_secs_f64(seconds), attempts);
         assert_eq!(verdict(2.0, 1).to_string(), "80/tcp: no answer within 2 s");
         assert_eq!(verdict(0.5, 3).text, "80/tcp: no answer to 3 requests, within 0.5 s each");
         assert_eq!(

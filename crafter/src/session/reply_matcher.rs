@@ -1,4 +1,4 @@
-//! Which reply belongs to which request. Sans-IO: packets and times come in, numbers go out.
+//! Matches replies to requests. Sans-IO: its input is packets and times, its output request numbers.
 
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
@@ -8,51 +8,52 @@ use std::{
 
 use crate::layer::{MatchKey, Packet};
 
-/// Requests in flight, found by what their answers say.
+/// Requests in flight, indexed by the fields that their replies share.
 #[derive(Debug, Default)]
-pub struct Matcher {
+pub struct ReplyMatcher {
     requests: VecDeque<Request>,
-    /// How many before these are forgotten.
+    /// Requests before these that were removed.
     forgotten: usize,
-    /// Requests by what an answer to them must have, and by who alone may answer.
+    /// Requests by the key of their replies, and by the only address that may reply, if there is only one.
     by_key: HashMap<Key, Bucket>,
     answered: usize,
 }
 
 type Key = (MatchKey, Option<IpAddr>);
 
-/// Requests that the same answers may belong to.
+/// Requests with the same key.
 #[derive(Debug, Default)]
 struct Bucket {
     /// In the order of sending.
     numbers: VecDeque<usize>,
-    /// This many of the first are answered: of thousands alike, the next answer is mostly to the next one.
-    open: usize,
+    /// This many of the first are answered: of many equal requests, the next reply is mostly to the next one.
+    answered: usize,
 }
 
 #[derive(Debug)]
 struct Request {
     packet: Packet,
-    /// Whether its answers come over a lease.
+    /// Whether replies are received by a lease.
     leased: bool,
+    /// Monotonic and wall-clock time of the last transmission.
     sent: Option<(Instant, Duration)>,
     answers: u32,
 }
 
-/// Whose answer a reply is.
+/// Which request a reply belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Match {
-    /// The first answer to the request of this number.
+    /// The first reply to the request of this number.
     First(usize),
-    /// A further answer to it.
+    /// A further reply to it.
     Further(usize),
-    /// Nobody's.
-    Nobody,
+    /// To none.
+    None,
 }
 
-impl Matcher {
-    /// Adds a request, all of whose fields are set; its number, counted from 0. `leased` says whether its answers come
-    /// over a lease.
+impl ReplyMatcher {
+    /// Adds a request, with all fields set; returns its number, counted from 0. `leased`: replies are received by a
+    /// lease, not by a tap.
     pub fn submit(&mut self, packet: Packet, leased: bool) -> usize {
         let number = self.len();
         self.by_key.entry(key(&packet)).or_default().numbers.push_back(number);
@@ -60,24 +61,24 @@ impl Matcher {
         number
     }
 
-    /// Adds a packet that nothing answers; its number. What comes back all the same answers others, or nobody.
+    /// Adds a packet that no reply is matched to; returns its number.
     pub fn submit_unanswerable(&mut self, packet: Packet) -> usize {
         self.requests.push_back(Request { packet, leased: false, sent: None, answers: 0 });
         self.len() - 1
     }
 
-    /// Forgets the requests before this number: nothing answers them any more.
+    /// Removes the requests before this number: no reply is matched to them any more.
     pub fn forget(&mut self, before: usize) {
         while self.forgotten < before
             && let Some(request) = self.requests.pop_front()
         {
-            // What nothing answers is in no bucket.
+            // Unanswerable packets are in no bucket.
             if let Entry::Occupied(mut bucket) = self.by_key.entry(key(&request.packet))
                 && bucket.get().numbers.front() == Some(&self.forgotten)
             {
-                let Bucket { numbers, open } = bucket.get_mut();
+                let Bucket { numbers, answered } = bucket.get_mut();
                 numbers.pop_front();
-                *open = open.saturating_sub(1);
+                *answered = answered.saturating_sub(1);
                 if numbers.is_empty() {
                     bucket.remove();
                 }
@@ -94,14 +95,14 @@ impl Matcher {
         self.requests.get_mut(number.checked_sub(self.forgotten)?)
     }
 
-    /// The request was sent, at this time by both clocks (the second since 1970). From now on it can be answered.
+    /// The request was sent at this monotonic and wall-clock time. From now on replies match it.
     pub fn handle_sent(&mut self, number: usize, now: Instant, wall: Duration) {
         if let Some(request) = self.get_mut(number) {
             request.sent = Some((now, wall));
         }
     }
 
-    /// Whose answer `reply` is; of several it may answer, the first that has none.
+    /// Matches a reply: to the first unanswered request that it can belong to, otherwise to an answered one.
     pub fn handle_reply(&mut self, reply: &Packet, leased: bool) -> Match {
         let answered = |number: usize| self.get(number).is_none_or(|request| request.answers > 0);
         let is_match = |number: usize| {
@@ -109,23 +110,22 @@ impl Matcher {
                 request.leased == leased && request.sent.is_some() && reply.answers(&request.packet)
             })
         };
-        let mut found = Match::Nobody;
-        // Some may be answered by one address only, others by any.
+        let mut found = Match::None;
+        // Some requests may be answered by one address only, others by any.
         let answerers = [reply.reply_source(), None];
         let key = reply.reply_key();
         for answerer in &answerers[usize::from(answerers[0].is_none())..] {
-            let Some(Bucket { numbers, open }) = self.by_key.get(&(key, *answerer)) else { continue };
-            let mut waiting = numbers.range(*open..).copied();
-            if let Some(number) = waiting.find(|&number| !answered(number) && is_match(number)) {
-                let open =
-                    open + numbers.range(*open..).take_while(|&&other| other == number || answered(other)).count();
+            let Some(Bucket { numbers, answered: first }) = self.by_key.get(&(key, *answerer)) else { continue };
+            let mut rest = numbers.range(*first..).copied();
+            if let Some(number) = rest.find(|&number| !answered(number) && is_match(number)) {
+                let newly = numbers.range(*first..).take_while(|&&other| other == number || answered(other)).count();
                 if let Some(bucket) = self.by_key.get_mut(&(key, *answerer)) {
-                    bucket.open = open;
+                    bucket.answered += newly;
                 }
                 found = Match::First(number);
                 break;
             }
-            if found == Match::Nobody
+            if found == Match::None
                 && let Some(number) = numbers.iter().copied().find(|&number| answered(number) && is_match(number))
             {
                 found = Match::Further(number);
@@ -140,38 +140,38 @@ impl Matcher {
         found
     }
 
-    /// How many requests there were.
+    /// Number of requests, removed ones included.
     pub fn len(&self) -> usize {
         self.forgotten + self.requests.len()
     }
 
-    /// Whether there were none.
+    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// How many of them have an answer.
+    /// Number of requests with a reply.
     pub fn answered(&self) -> usize {
         self.answered
     }
 
-    /// A request, as submitted; `None` if it is forgotten.
+    /// A request, as submitted; `None` if it was removed.
     pub fn request(&self, number: usize) -> Option<&Packet> {
         self.get(number).map(|request| &request.packet)
     }
 
-    /// When it was sent for the last time, by both clocks.
+    /// Monotonic and wall-clock time of a request's last transmission.
     pub fn sent(&self, number: usize) -> Option<(Instant, Duration)> {
         self.get(number)?.sent
     }
 
-    /// The numbers of those without an answer that are not forgotten, in the order of submission.
+    /// Numbers of the requests without a reply, in the order of submission.
     pub fn unanswered(&self) -> impl Iterator<Item = usize> {
         let unanswered = self.requests.iter().enumerate().filter(|(_, request)| request.answers == 0);
         unanswered.map(|(place, _)| self.forgotten + place)
     }
 
-    /// Takes those without an answer that are not forgotten.
+    /// The requests without a reply, in the order of submission.
     pub fn into_unanswered(self) -> impl Iterator<Item = Packet> {
         self.requests.into_iter().filter(|request| request.answers == 0).map(|request| request.packet)
     }
@@ -190,8 +190,8 @@ mod tests {
     }
 
     #[test]
-    fn replies_find_their_requests() {
-        let mut matcher = Matcher::default();
+    fn replies_match_by_port_whatever_their_order() {
+        let mut matcher = ReplyMatcher::default();
         let now = Instant::now();
         for port in 1..=1000 {
             let syn = packet(&format!(
@@ -210,18 +210,18 @@ mod tests {
             assert_eq!(matcher.handle_reply(&reset(port), true), Match::First(usize::from(port) - 1));
         }
         assert_eq!(matcher.handle_reply(&reset(7), true), Match::Further(6));
-        assert_eq!(matcher.handle_reply(&reset(1001), true), Match::Nobody);
-        assert_eq!(matcher.handle_reply(&reset(7), false), Match::Nobody);
+        assert_eq!(matcher.handle_reply(&reset(1001), true), Match::None);
+        assert_eq!(matcher.handle_reply(&reset(7), false), Match::None);
         assert_eq!((matcher.answered(), matcher.unanswered().count()), (1000, 0));
     }
 
     #[test]
-    fn the_same_request_twice_takes_two_answers() {
-        let mut matcher = Matcher::default();
+    fn equal_requests_match_one_reply_each() {
+        let mut matcher = ReplyMatcher::default();
         let ping = packet(r#"IP(src="192.0.2.1", dst="192.0.2.2")/ICMP(id=7, seq=1)"#);
         let pong = packet(r#"IP(src="192.0.2.2", dst="192.0.2.1")/ICMP(type=0, id=7, seq=1)"#);
         let numbers = [matcher.submit(ping.clone(), true), matcher.submit(ping, true)];
-        assert_eq!(matcher.handle_reply(&pong, true), Match::Nobody, "nothing is sent yet");
+        assert_eq!(matcher.handle_reply(&pong, true), Match::None, "no request is sent yet");
         for number in numbers {
             matcher.handle_sent(number, Instant::now(), Duration::ZERO);
         }
@@ -231,25 +231,25 @@ mod tests {
     }
 
     #[test]
-    fn what_is_forgotten_is_not_answered() {
-        let mut matcher = Matcher::default();
+    fn removed_requests_match_no_reply() {
+        let mut matcher = ReplyMatcher::default();
         let ping = |seq: u16| packet(&format!(r#"IP(src="192.0.2.1", dst="192.0.2.2")/ICMP(id=7, seq={seq})"#));
         let pong = |seq: u16| packet(&format!(r#"IP(src="192.0.2.2", dst="192.0.2.1")/ICMP(type=0, id=7, seq={seq})"#));
         let mut send = |seq| {
             let number = matcher.submit(ping(seq), true);
             matcher.handle_sent(number, Instant::now(), Duration::ZERO);
         };
-        // The sequence number comes round again.
+        // Sequence numbers repeat.
         (1..=4).chain(1..=4).for_each(&mut send);
         matcher.forget(5);
         assert_eq!((matcher.len(), matcher.unanswered().collect::<Vec<_>>()), (8, vec![5, 6, 7]));
         assert_eq!(matcher.handle_reply(&pong(2), true), Match::First(5));
-        assert_eq!(matcher.handle_reply(&pong(1), true), Match::Nobody);
+        assert_eq!(matcher.handle_reply(&pong(1), true), Match::None);
         assert!(matcher.request(4).is_none() && matcher.sent(4).is_none());
         matcher.forget(100);
         assert_eq!((matcher.len(), matcher.answered(), matcher.by_key.len()), (8, 1, 0));
         let number = matcher.submit_unanswerable(ping(9));
         matcher.handle_sent(number, Instant::now(), Duration::ZERO);
-        assert_eq!(matcher.handle_reply(&pong(9), true), Match::Nobody);
+        assert_eq!(matcher.handle_reply(&pong(9), true), Match::None);
     }
 }

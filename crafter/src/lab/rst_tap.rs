@@ -1,34 +1,34 @@
-//! Collects the TCP RST segments that arrive at the server.
+//! Collects the TCP RSTs that the server receives.
 
 use std::{
     io::{self, IoSliceMut},
-    mem,
     net::IpAddr,
-    os::fd::{AsFd as _, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::fd::AsRawFd as _,
     sync::{Mutex, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use nix::{
     errno::Errno,
-    sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt},
+    sys::socket::{ControlMessageOwned, MsgFlags, getsockopt, recvmsg, setsockopt, sockopt},
 };
 use serde::Serialize;
+use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
 use crate::{
     Error, Result,
+    datapath::tx::link_address,
     packet::{IpPacket, ip},
 };
 
-/// Segments kept; beyond that they are only counted.
-const KEPT: usize = 65_536;
-/// Receive buffer in bytes for each IP version, room for some 10,000 segments
-/// between two looks at the tap.
+/// RSTs kept; further ones are only counted.
+const MAX_KEPT: usize = 65_536;
+/// Receive buffer in bytes for each IP version: some 10,000 segments between two reads of the tap.
 const RECEIVE_BUFFER: usize = 8 << 20;
-/// More than any header chain of a RST that matters: IPv6, extension headers, TCP.
+/// Bytes kept of each packet: more than the headers of a RST (IPv6, extension headers, TCP).
 const SNAP: usize = 512;
 
-/// One RST as it arrived.
+/// A received RST.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Rst {
     /// Source address.
@@ -41,30 +41,31 @@ pub struct Rst {
     pub destination_port: u16,
     /// Sequence number.
     pub seq: u32,
-    /// Whether the segment carries ACK too.
+    /// Whether ACK is set too.
     pub ack: bool,
-    /// When the kernel received it, in seconds since 1970.
+    /// When the kernel received it: wall-clock time in seconds since 1970.
     pub time: f64,
 }
 
-/// Packet sockets that see every RST which reaches an interface, whether or not
-/// a socket wants it. They need no thread: the kernel queues, a look drains.
+/// Packet sockets that receive every RST of an interface, whether or not a TCP socket accepts it. They need no thread:
+/// the kernel queues the packets, and each method reads them.
 #[derive(Debug)]
-pub struct Tap {
-    // One per IP version: sockets of one protocol, unlike ETH_P_ALL, do not see
-    // (and so do not slow down) what the host sends.
-    sockets: [OwnedFd; 2],
-    seen: Mutex<Seen>,
+pub struct RstTap {
+    // One per IP version: unlike with ETH_P_ALL, they do not receive the packets that the host sends, and do not slow
+    // them down.
+    sockets: [Socket; 2],
+    log: Mutex<RstLog>,
 }
 
 #[derive(Debug, Default)]
-struct Seen {
+struct RstLog {
     segments: Vec<Rst>,
-    beyond: u64,
+    /// Further RSTs, only counted.
+    uncollected: u64,
 }
 
-impl Tap {
-    /// Listens on an interface of the calling thread's network namespace.
+impl RstTap {
+    /// Opens a tap on an interface of the calling thread's network namespace.
     ///
     /// # Errors
     /// [`Error::Permission`] without CAP_NET_RAW, [`Error::Io`] otherwise.
@@ -72,27 +73,26 @@ impl Tap {
         let open = || -> io::Result<Self> {
             let index = nix::net::if_::if_nametoindex(interface)?;
             let sockets = [packet_socket(index, libc::ETH_P_IP)?, packet_socket(index, libc::ETH_P_IPV6)?];
-            Ok(Self { sockets, seen: Mutex::default() })
+            Ok(Self { sockets, log: Mutex::default() })
         };
         open().map_err(|source| Error::io(format!("tap {interface}"), "CAP_NET_RAW", source))
     }
 
-    /// The RSTs since the start or the last [`Tap::clear`], in order of arrival
-    /// for each IP version; the first 65,536 of them.
+    /// The first 65,536 RSTs since the start or the last [`RstTap::clear`], in order of arrival for each IP version.
     ///
     /// # Errors
     /// [`Error::Io`] if a packet socket fails.
     pub fn segments(&self) -> Result<Vec<Rst>> {
-        self.look(|seen| seen.segments.clone())
+        self.with_log(|log| log.segments.clone())
     }
 
-    /// How many RSTs there were since the start or the last [`Tap::clear`], also
-    /// those that found the tap's buffers full.
+    /// Number of RSTs since the start or the last [`RstTap::clear`], including those dropped because the receive buffer
+    /// was full.
     ///
     /// # Errors
     /// [`Error::Io`] if a packet socket fails.
     pub fn count(&self) -> Result<u64> {
-        self.look(|seen| seen.segments.len() as u64 + seen.beyond)
+        self.with_log(|log| log.segments.len() as u64 + log.uncollected)
     }
 
     /// Forgets all RSTs so far.
@@ -100,36 +100,35 @@ impl Tap {
     /// # Errors
     /// [`Error::Io`] if a packet socket fails.
     pub fn clear(&self) -> Result<()> {
-        self.look(|seen| *seen = Seen::default())
+        self.with_log(|log| *log = RstLog::default())
     }
 
-    fn look<T>(&self, read: impl FnOnce(&mut Seen) -> T) -> Result<T> {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        self.drain(&mut seen).map_err(|source| Error::io("read the lab's RST tap", "CAP_NET_RAW", source))?;
-        Ok(read(&mut seen))
+    fn with_log<T>(&self, read: impl FnOnce(&mut RstLog) -> T) -> Result<T> {
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        self.drain(&mut log).map_err(|source| Error::io("read the lab's RST tap", "CAP_NET_RAW", source))?;
+        Ok(read(&mut log))
     }
 
-    fn drain(&self, seen: &mut Seen) -> io::Result<()> {
+    fn drain(&self, log: &mut RstLog) -> io::Result<()> {
         for socket in &self.sockets {
-            // Bounded, so that a flood which arrives as fast as this loop reads cannot hold it.
-            for _ in 0..KEPT {
+            // Bounded: a flood may arrive as fast as this loop reads.
+            for _ in 0..MAX_KEPT {
                 let Some((packet, time)) = receive(socket)? else {
                     break;
                 };
                 match parse(&packet, time) {
-                    Some(_) if seen.segments.len() >= KEPT => seen.beyond += 1,
-                    Some(rst) => seen.segments.push(rst),
+                    Some(_) if log.segments.len() >= MAX_KEPT => log.uncollected += 1,
+                    Some(rst) => log.segments.push(rst),
                     None => {}
                 }
             }
-            // Reading the statistics resets them.
-            seen.beyond += u64::from(dropped(socket)?);
+            log.uncollected += u64::from(getsockopt(socket, PacketStatistics)?.tp_drops);
         }
         Ok(())
     }
 }
 
-fn receive(socket: &OwnedFd) -> io::Result<Option<(Vec<u8>, f64)>> {
+fn receive(socket: &Socket) -> io::Result<Option<(Vec<u8>, f64)>> {
     let mut packet = vec![0; SNAP];
     let mut control = nix::cmsg_space!(libc::timespec);
     let mut buffers = [IoSliceMut::new(&mut packet)];
@@ -150,7 +149,8 @@ fn receive(socket: &OwnedFd) -> io::Result<Option<(Vec<u8>, f64)>> {
     Ok(Some((packet, time.as_secs_f64())))
 }
 
-/// Reads an IP packet, which may be cut to [`SNAP`] bytes; None if it is no RST, or a fragment without TCP header.
+/// Parses an IP packet, which may be truncated to [`SNAP`] bytes; `None` if it is no RST, or a fragment without TCP
+/// header.
 fn parse(packet: &[u8], time: f64) -> Option<Rst> {
     let ip = IpPacket::read_quoted(packet).ok()?;
     let has_header = ip.fragment.is_none_or(|fragment| fragment.offset == 0);
@@ -170,79 +170,38 @@ fn parse(packet: &[u8], time: f64) -> Option<Rst> {
     })
 }
 
-/// A packet socket without link-layer header, for one protocol (host order) on
-/// one interface, that only takes what [`FILTER`] accepts.
-fn packet_socket(index: u32, protocol: libc::c_int) -> io::Result<OwnedFd> {
-    // With protocol 0 it receives nothing until it is bound, so nothing comes before the filter.
-    let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-    // SAFETY: socket() takes no pointers.
-    let fd = unsafe { libc::socket(libc::AF_PACKET, kind, 0) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: socket() has just returned this descriptor and nobody else has it.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+/// A packet socket without link-layer header, for one protocol (host byte order) on one interface, that receives what
+/// [`FILTER`] accepts.
+fn packet_socket(index: u32, protocol: libc::c_int) -> io::Result<Socket> {
+    // With protocol 0 it receives nothing until it is bound: the filter is attached by then.
+    let socket = Socket::new(Domain::PACKET, Type::DGRAM, Some(Protocol::from(0)))?;
+    socket.set_nonblocking(true)?;
     setsockopt(&socket, sockopt::ReceiveTimestampns, &true)?;
     setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)?;
-    attach(socket.as_fd())?;
-    // SAFETY: sockaddr_ll is plain integers, for which zero is valid.
-    let mut address: libc::sockaddr_ll = unsafe { mem::zeroed() };
-    address.sll_family = libc::AF_PACKET as u16;
-    address.sll_protocol = (protocol as u16).to_be();
-    address.sll_ifindex = index as i32;
-    // SAFETY: bind() reads a sockaddr_ll of the length given.
-    let bound = unsafe { libc::bind(fd, (&raw const address).cast(), mem::size_of_val(&address) as libc::socklen_t) };
-    if bound != 0 {
-        return Err(io::Error::last_os_error());
-    }
+    socket.attach_filter(&FILTER)?;
+    socket.bind(&link_address(index, protocol as u16))?;
     Ok(socket)
 }
 
-/// Lets the socket take what [`FILTER`] accepts only.
-fn attach(socket: BorrowedFd<'_>) -> io::Result<()> {
-    let mut program = FILTER;
-    let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
-    // SAFETY: SO_ATTACH_FILTER copies a sock_fprog, which points to as many instructions as it says.
-    let attached = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_ATTACH_FILTER,
-            (&raw const filter).cast(),
-            mem::size_of_val(&filter) as libc::socklen_t,
-        )
-    };
-    if attached == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+/// Socket option PACKET_STATISTICS, which is reset by reading it.
+#[derive(Clone, Copy)]
+struct PacketStatistics;
+
+nix::getsockopt_impl!(
+    PacketStatistics,
+    libc::SOL_PACKET,
+    libc::PACKET_STATISTICS,
+    libc::tpacket_stats,
+    sockopt::GetStruct<libc::tpacket_stats>
+);
+
+const fn op(code: u32, jt: u8, jf: u8, k: u32) -> SockFilter {
+    SockFilter::new(code as u16, jt, jf, k)
 }
 
-/// Segments that found the receive buffer full since the last call (PACKET_STATISTICS).
-fn dropped(socket: &OwnedFd) -> io::Result<u32> {
-    let mut statistics = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
-    let mut length = mem::size_of_val(&statistics) as libc::socklen_t;
-    // SAFETY: PACKET_STATISTICS writes a tpacket_stats of the length given; both outlive the call.
-    let read = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_PACKET,
-            libc::PACKET_STATISTICS,
-            (&raw mut statistics).cast(),
-            &raw mut length,
-        )
-    };
-    match read {
-        0 => Ok(statistics.tp_drops),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-const fn op(code: u32, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
-    libc::sock_filter { code: code as u16, jt, jf, k }
-}
-
-/// Classic BPF, from the IP header on: accepts TCP RSTs, and IPv6 packets whose
-/// first extension header may lead to one.
+/// Classic BPF from the IP header on: accepts TCP RSTs, and IPv6 packets whose first extension header may precede one.
 #[rustfmt::skip]
-const FILTER: [libc::sock_filter; 24] = {
+const FILTER: [SockFilter; 24] = {
     use libc::{BPF_ABS, BPF_ALU, BPF_AND, BPF_B, BPF_H, BPF_IND, BPF_JEQ, BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_LDX, BPF_MSH, BPF_RET};
     [
         /*  0 */ op(BPF_LD | BPF_B | BPF_ABS, 0, 0, 0),
@@ -278,6 +237,8 @@ const FILTER: [libc::sock_filter; 24] = {
 mod tests {
     use std::os::unix::net::UnixDatagram;
 
+    use socket2::SockRef;
+
     use super::*;
 
     /// A 20-byte TCP header with flags, from port 4660 to 80, sequence number 0x01020304.
@@ -301,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_resets_of_both_versions() {
+    fn rsts_of_both_versions_are_parsed() {
         let hop_by_hop = [6, 0, 1, 4, 0, 0, 0, 0];
         for packet in [v4(0x14), v6(6, &[], 0x14), v6(0, &hop_by_hop, 0x14)] {
             let rst = parse(&packet, 1.5).unwrap();
@@ -312,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_what_the_kernel_half_reads() {
+    fn rsts_behind_extension_headers_are_parsed_as_by_the_kernel_half() {
         let fragment = |field: u8| [6, 0, 0, field, 0, 0, 0, 7];
         let authentication = [6, 4, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9];
         let mobility = [6, 0, 7, 0, 0, 0, 0, 0];
@@ -322,18 +283,18 @@ mod tests {
         }
         assert_eq!(parse(&v6(44, &fragment(8), 0x04), 0.0), None, "later fragment");
         assert_eq!(parse(&v6(139, &mobility, 0x04), 0.0), None, "HIP");
-        // Longer than what is kept of it.
+        // Longer than SNAP.
         let mut long = v4(0x04);
         long[2..4].copy_from_slice(&900_u16.to_be_bytes());
         assert!(parse(&long, 0.0).is_some());
     }
 
     #[test]
-    fn the_filter_takes_what_parse_reads() {
+    fn filter_accepts_what_parse_reads() {
         let (send, receive) = UnixDatagram::pair().unwrap();
-        attach(receive.as_fd()).unwrap();
+        SockRef::from(&receive).attach_filter(&FILTER).unwrap();
         receive.set_nonblocking(true).unwrap();
-        // The sender is not told what the filter drops (unix_dgram_sendmsg()).
+        // Sending succeeds if the filter drops the packet (`unix_dgram_sendmsg()`).
         let takes = |packet: &[u8]| {
             send.send(packet).unwrap();
             receive.recv(&mut [0; SNAP]).is_ok()
@@ -354,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn leaves_the_rest_alone() {
+    fn other_packets_are_ignored() {
         assert_eq!(parse(&v4(0x12), 0.0), None, "SYN-ACK");
         let mut later = v4(0x04);
         later[7] = 1;

@@ -1,4 +1,4 @@
-//! What a packet says of where it goes, and what it leaves to be filled in.
+//! Reads addresses and ports of a packet, and fills in those that it leaves unset.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -8,20 +8,20 @@ use crate::{
     packet::Transport,
 };
 
-/// What is read from a packet before it is sent.
+/// Addresses and port of a packet to be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Outline {
-    /// It begins with an Ethernet header.
+    /// Whether it begins with an Ethernet header.
     pub(super) frame: bool,
-    /// Where its outermost IP or ARP layer goes.
+    /// Destination of its outermost IP or ARP layer.
     pub(super) destination: Option<IpAddr>,
-    /// Where that layer says that it comes from.
+    /// Source of that layer, if it is set.
     pub(super) source: Option<IpAddr>,
-    /// What is leased for it, and the port or identifier that it names.
-    pub(super) end: Option<(Transport, Option<u16>)>,
+    /// The transport to lease a port for, and the source port or identifier, if it is set.
+    pub(super) local_port: Option<(Transport, Option<u16>)>,
 }
 
-/// Reads what matters; puts an Ethernet header before ARP.
+/// Reads the outline of a packet; inserts an Ethernet header before ARP.
 ///
 /// # Errors
 /// [`Error::Invalid`] for a packet that begins with another layer.
@@ -38,10 +38,10 @@ pub(super) fn outline(packet: &mut Packet) -> Result<Outline> {
             return Err(Error::invalid("packet", reason));
         }
     };
-    let mut outline = Outline { frame, destination: None, source: None, end: None };
+    let mut outline = Outline { frame, destination: None, source: None, local_port: None };
     let mut layers = packet.layers().iter();
     let is_link = |layer: &&AnyLayer| matches!(layer, AnyLayer::Ether(_) | AnyLayer::Dot1Q(_) | AnyLayer::Dot1AD(_));
-    let mut whole = true;
+    let mut has_header = true;
     match layers.find(|layer| !is_link(layer)) {
         Some(AnyLayer::Arp(arp)) => {
             outline.destination = arp.pdst.map(IpAddr::V4);
@@ -51,7 +51,7 @@ pub(super) fn outline(packet: &mut Packet) -> Result<Outline> {
         Some(AnyLayer::Ip(ip)) => {
             outline.destination = Some(ip.dst.unwrap_or(Ipv4Addr::LOCALHOST).into());
             outline.source = ip.src.map(IpAddr::V4);
-            whole = ip.frag.is_none_or(|offset| offset == 0);
+            has_header = ip.frag.is_none_or(|offset| offset == 0);
         }
         Some(AnyLayer::Ipv6(ip)) => {
             outline.destination = Some(ip.dst.unwrap_or(Ipv6Addr::LOCALHOST).into());
@@ -64,12 +64,12 @@ pub(super) fn outline(packet: &mut Packet) -> Result<Outline> {
     };
     let transport = layers.find(|layer| {
         if let AnyLayer::Ipv6Fragment(fragment) = layer {
-            whole &= fragment.offset.is_none_or(|offset| offset == 0);
+            has_header &= fragment.offset.is_none_or(|offset| offset == 0);
         }
         !is_extension(layer)
     });
-    // A later fragment has no ports.
-    outline.end = match transport.filter(|_| whole) {
+    // Fragments behind the first have no transport header.
+    outline.local_port = match transport.filter(|_| has_header) {
         Some(AnyLayer::Tcp(tcp)) => Some((Transport::Tcp, tcp.sport)),
         Some(AnyLayer::Udp(udp)) => Some((Transport::Udp, udp.sport)),
         Some(AnyLayer::Icmp(icmp)) if matches!(icmp.r#type.unwrap_or(8), 8 | 13 | 15 | 17) => {
@@ -78,12 +78,12 @@ pub(super) fn outline(packet: &mut Packet) -> Result<Outline> {
         Some(AnyLayer::Icmpv6EchoRequest(echo)) => Some((Transport::Icmp, echo.id)),
         _ => None,
     };
-    // Port 0 cannot be leased; it is sent all the same.
-    outline.end = outline.end.filter(|(_, port)| *port != Some(0));
+    // Port 0 cannot be leased, but it can be sent.
+    outline.local_port = outline.local_port.filter(|(_, port)| *port != Some(0));
     Ok(outline)
 }
 
-/// Gives the outermost IP or ARP layer its source address, where it names none.
+/// Sets the source address of the outermost IP or ARP layer, if it is unset.
 pub(super) fn fill_source(packet: &mut Packet, source: IpAddr) {
     let layer = packet.layers_mut().iter_mut().find(|layer| {
         matches!(layer, AnyLayer::Ip(Ip { .. }) | AnyLayer::Ipv6(Ipv6 { .. }) | AnyLayer::Arp(Arp { .. }))
@@ -96,7 +96,7 @@ pub(super) fn fill_source(packet: &mut Packet, source: IpAddr) {
     }
 }
 
-/// Gives the outermost transport its port or identifier, where it names none.
+/// Sets the source port or identifier of the outermost transport, if it is unset.
 pub(super) fn fill_port(packet: &mut Packet, port: u16) {
     for layer in packet.layers_mut() {
         let field = match layer {
@@ -109,7 +109,7 @@ pub(super) fn fill_port(packet: &mut Packet, port: u16) {
     }
 }
 
-/// Gives the Ethernet header, and ARP, the addresses that they do not name.
+/// Sets the Ethernet addresses of the Ethernet header and of ARP that are unset.
 pub(super) fn fill_link(packet: &mut Packet, source: [u8; 6], destination: [u8; 6]) {
     if let Some(AnyLayer::Ether(ether)) = packet.layers_mut().first_mut() {
         ether.src = ether.src.or(Some(Mac(source)));
@@ -130,8 +130,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_leased() {
-        for (text, end) in [
+    fn leased_ports_by_packet() {
+        for (text, local_port) in [
             (r#"IP(dst="192.0.2.1")/TCP(sport=5000)"#, Some((Transport::Tcp, Some(5000)))),
             (r#"IP(dst="192.0.2.1")/UDP()"#, Some((Transport::Udp, None))),
             (r#"IP(dst="192.0.2.1")/UDP(sport=0)"#, None),
@@ -142,12 +142,12 @@ mod tests {
             (r#"IP(dst="192.0.2.1")/GRE()/IP()/TCP()"#, None),
             (r#"ARP(pdst="192.0.2.1")"#, None),
         ] {
-            assert_eq!(read(text).0.end, end, "{text}");
+            assert_eq!(read(text).0.local_port, local_port, "{text}");
         }
     }
 
     #[test]
-    fn what_is_set_stays() {
+    fn set_fields_are_kept() {
         let (_, mut packet) = read(r#"Ether(dst="02:00:00:00:00:09")/IP(dst="192.0.2.1")/TCP(sport=5000)"#);
         fill_source(&mut packet, "192.0.2.2".parse().unwrap());
         fill_port(&mut packet, 1);
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_sent() {
+    fn packets_of_other_first_layers_are_rejected() {
         let error = outline(&mut "TCP(dport=80)".parse().unwrap()).unwrap_err();
         assert_eq!(error.to_string(), "packet: it begins with TCP: IP, IPv6, Ether or ARP is needed");
     }

@@ -1,4 +1,4 @@
-//! The link between the two namespaces: veth pair, addresses, routes, offloads.
+//! The veth pair between the two namespaces: addresses, routes, offloads.
 
 use std::{
     io,
@@ -17,25 +17,28 @@ use rtnetlink::{
     },
 };
 
-use super::{CLIENT_V4, CLIENT_V6, INTERFACE, LabOptions, NetNs, SERVER_V4, SERVER_V6, netns::interface_request};
-use crate::{Error, Result};
+use super::{
+    netns::NetNs,
+    options::{CLIENT_V4, CLIENT_V6, INTERFACE, LabOptions, SERVER_V4, SERVER_V6},
+};
+use crate::{Error, Result, datapath::interface::interface_request};
 
-/// How long both ends may take to get carrier; it is a matter of milliseconds.
+/// How long both ends may take to get carrier; usually milliseconds.
 const CARRIER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Checks what the user chose.
+/// Checks the options.
 ///
 /// # Errors
 /// [`Error::Invalid`] for an MTU out of range.
 pub(super) fn check(options: &LabOptions) -> Result<()> {
-    // Below 1280 the kernel takes IPv6 off the interface; 65535 is veth's maximum (ETH_MAX_MTU).
+    // Below 1280 the kernel disables IPv6 on the interface; 65535 is veth's maximum (ETH_MAX_MTU).
     match options.mtu {
         1280..=65535 => Ok(()),
-        mtu => Err(Error::invalid("MTU", format_args!("{mtu} is out of range, 1280 to 65535 bytes are possible"))),
+        mtu => Err(Error::invalid("MTU", format_args!("{mtu} bytes are out of range: choose 1280 to 65535"))),
     }
 }
 
-/// Joins the two namespaces; when it returns, both ends have carrier.
+/// Connects the two namespaces; when it returns, both ends have carrier.
 ///
 /// # Errors
 /// [`Error::Permission`] without CAP_NET_ADMIN, [`Error::Io`] otherwise.
@@ -50,7 +53,7 @@ pub(super) fn connect(client: &NetNs, server: &NetNs, options: &LabOptions) -> R
     client.run(|| {
         netlink(async |handle| {
             let index = configure(&handle, [CLIENT_V4.into(), CLIENT_V6.into()]).await?;
-            // Routes through a gateway want the link up, which configure() saw to.
+            // The link must be up for routes through a gateway.
             let v4 = RouteMessageBuilder::<std::net::Ipv4Addr>::new().gateway(SERVER_V4).output_interface(index);
             handle.route().add(v4.build()).execute().await.map_err(failed("add the IPv4 default route"))?;
             let v6 = RouteMessageBuilder::<std::net::Ipv6Addr>::new().gateway(SERVER_V6).output_interface(index);
@@ -81,25 +84,25 @@ fn netlink<T>(work: impl AsyncFnOnce(Handle) -> Result<T>) -> Result<T> {
     })
 }
 
-/// Makes the pair: one end in the calling thread's namespace, the other at once in that of `peer`.
+/// Creates the pair: one end in the calling thread's namespace, the other in that of `peer`.
 async fn create_pair(handle: &Handle, peer: std::os::fd::RawFd, mtu: u32) -> Result<()> {
     let other = LinkUnspec::new_with_name(INTERFACE).setns_by_fd(peer).mtu(mtu).build();
     let pair =
         LinkVeth::new(INTERFACE, INTERFACE).set_info_data(InfoData::Veth(InfoVeth::Peer(other))).mtu(mtu).build();
-    handle.link().add(pair).execute().await.map_err(failed("make a veth pair"))
+    handle.link().add(pair).execute().await.map_err(failed("create a veth pair"))
 }
 
 /// Gives the interface its addresses and sets it up; returns its index.
 async fn configure(handle: &Handle, addresses: [IpAddr; 2]) -> Result<u32> {
     let index = link(handle).await?.header.index;
-    // The link-local address would be kept from use for a second by duplicate address detection, and
-    // with it neighbour discovery. Where /proc/sys is read-only, it takes that second.
+    // Otherwise duplicate address detection delays the link-local address, and neighbour discovery with it, by a
+    // second. If /proc/sys is read-only, the second is spent.
     let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{INTERFACE}/accept_dad"), "0");
     for address in addresses {
         let prefix = if address.is_ipv4() { 24 } else { 64 };
         let mut request = handle.address().add(index, address, prefix);
         if address.is_ipv6() {
-            // Duplicate address detection would keep the address from use for a second.
+            // Without duplicate address detection, which takes a second.
             let message = request.message_mut();
             message.header.flags |= AddressHeaderFlags::Nodad;
             message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
@@ -111,12 +114,11 @@ async fn configure(handle: &Handle, addresses: [IpAddr; 2]) -> Result<u32> {
     Ok(index)
 }
 
-/// Waits until the interface has carrier, and IPv6 addresses that can be used.
+/// Waits until the interface has carrier and its IPv6 addresses are usable.
 async fn ready(handle: &Handle) -> Result<()> {
     let deadline = Instant::now() + CARRIER_TIMEOUT;
     loop {
-        // RUNNING follows the operational state, which the kernel updates from
-        // a work queue some time after LOWER_UP.
+        // RUNNING follows the operational state, which the kernel updates on a work queue after LOWER_UP.
         let link = link(handle).await?.header;
         if link.flags.contains(LinkFlags::LowerUp | LinkFlags::Running) && !tentative(handle, link.index).await? {
             return Ok(());
@@ -129,8 +131,8 @@ async fn ready(handle: &Handle) -> Result<()> {
     }
 }
 
-/// Whether an address still waits for duplicate address detection (RFC 4862 section 5.4), which even if
-/// it is off ends on a work queue.
+/// Whether an address is tentative (RFC 4862, section 5.4): even without duplicate address detection, the state ends on
+/// a work queue.
 async fn tentative(handle: &Handle, index: u32) -> Result<bool> {
     let mut addresses = handle.address().get().set_link_index_filter(index).execute();
     let mut any = false;

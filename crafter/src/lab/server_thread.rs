@@ -1,24 +1,25 @@
-//! A server on a thread of its own inside a namespace.
+//! A server on a thread of its own in a namespace.
 
 use std::{io, thread::JoinHandle};
 
 use tokio::sync::oneshot;
 
-use super::NetNs;
+use super::netns::NetNs;
 use crate::{Error, Result};
 
-/// A running server; dropping it ends its thread and closes all its sockets.
-pub(super) struct Service {
+/// A running server. Dropping it ends its thread and closes its sockets.
+#[derive(Debug)]
+pub(super) struct ServerThread {
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<Result<()>>>,
 }
 
-impl Service {
-    /// Runs `listen` on a thread inside `namespace`; once it has its sockets it
-    /// returns the future that serves, which runs until the service is dropped.
+impl ServerThread {
+    /// Runs `listen` on a thread in `namespace`. It opens the sockets and returns the future that serves them, which
+    /// runs until the server is dropped.
     ///
     /// # Errors
-    /// Those of `listen`, and of entering the namespace.
+    /// Those of `listen` and of entering the namespace.
     pub(super) fn start<S: Future<Output = ()>>(
         namespace: &NetNs,
         name: &'static str,
@@ -32,7 +33,7 @@ impl Service {
                 Ok(runtime) => runtime,
                 Err(error) => return drop(ready.send(Err(error))),
             };
-            // Dropping the runtime afterwards drops every connection's task.
+            // Dropping the runtime drops the tasks of all connections.
             runtime.block_on(async {
                 match listen().await {
                     Ok(serve) => {
@@ -46,20 +47,20 @@ impl Service {
         match is_ready.recv() {
             Ok(Ok(())) => Ok(Self { stop: Some(stop), thread: Some(thread) }),
             Ok(Err(error)) => Err(failed(error)),
-            // The thread ended without a word: it could not enter, or it panicked.
+            // The thread ended early: it could not enter the namespace, or it panicked.
             Err(_) => match thread.join() {
                 Ok(Err(error)) => Err(error),
-                _ => Err(failed(io::Error::other("its thread died"))),
+                _ => Err(failed(io::Error::other("its thread panicked"))),
             },
         }
     }
 }
 
-impl Drop for Service {
+impl Drop for ServerThread {
     fn drop(&mut self) {
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {
-            // A panic there has been reported by the panic hook; nothing is left to undo.
+            // The panic hook has reported a panic.
             let _ = thread.join();
         }
     }

@@ -1,8 +1,7 @@
-//! An interactive shell in the lab, with a prompt that says where it is.
+//! An interactive shell in the lab, with a marked prompt.
 //!
-//! Each shell is made to read the user's own start-up files first, then one of
-//! ours that marks the prompt. Ours are in a file system of the shell's own
-//! mount namespace, which ends with it.
+//! Each shell reads the user's start-up files first, then a file that marks the prompt, which is in a file system of
+//! the shell's own mount namespace.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -12,25 +11,24 @@ use std::{
 
 use super::mounts::{Step, Steps, path};
 
-/// What the prompt begins with.
+/// Prefix of the prompt.
 const MARK: &str = "(lab) ";
 
-/// Where our files are: a directory of /proc, which is there however bare the
-/// host is, under a mount that the shell's mount namespace alone has. What it
-/// covers are figures of file systems.
+/// Directory of the start-up files: it exists on every host, and only statistics of file systems are hidden by the
+/// mount.
 const DIRECTORY: &str = "/proc/fs";
 
 const NOTICE: &str = "crafter: the prompt of this shell is not marked: its start-up file cannot be mounted at /proc/fs \
                       (no mounts allowed); $CRAFTER_LAB_INTERFACE is set in the lab alone\n";
 
-/// Reads as bash before and after 5.1, since when PROMPT_COMMAND may be an array.
+/// For all versions of bash; since 5.1, PROMPT_COMMAND may be an array.
 const BASH: &str = r#"[ -r ~/.bashrc ] && . ~/.bashrc
 __crafter_lab_prompt() {
     local status=$?
     case ${PS1-} in "(lab) "*) ;; *) PS1="(lab) ${PS1-}" ;; esac
     return $status
 }
-# Also behind what sets the prompt anew each time.
+# After all commands that set the prompt.
 if ((BASH_VERSINFO[0] > 5 || (BASH_VERSINFO[0] == 5 && BASH_VERSINFO[1] >= 1))); then
     PROMPT_COMMAND+=(__crafter_lab_prompt)
 else
@@ -38,7 +36,7 @@ else
 fi
 "#;
 
-/// zsh reads $ZDOTDIR/.zshenv, then $ZDOTDIR/.zshrc. The user's files find the user's own ZDOTDIR, and may set it.
+/// zsh reads $ZDOTDIR/.zshenv, then $ZDOTDIR/.zshrc. The user's files see the user's ZDOTDIR, and may set it.
 const ZSHENV: &str = r#"if (( ${+CRAFTER_LAB_ZDOTDIR} )); then
     export ZDOTDIR=$CRAFTER_LAB_ZDOTDIR
     unset CRAFTER_LAB_ZDOTDIR
@@ -58,12 +56,12 @@ else
 fi
 [[ -r ${ZDOTDIR-$HOME}/.zshrc ]] && source ${ZDOTDIR-$HOME}/.zshrc
 __crafter_lab_prompt() { [[ $PROMPT == "(lab) "* ]] || PROMPT="(lab) $PROMPT" }
-# Also behind what sets the prompt anew each time.
+# After all commands that set the prompt.
 typeset -ga precmd_functions
 precmd_functions+=(__crafter_lab_prompt)
 "#;
 
-/// POSIX shells read $ENV, after the expansion of parameters in it.
+/// POSIX shells expand $ENV and read the file of that name.
 const SHRC: &str = r#"if [ -n "${CRAFTER_LAB_ENV-}" ]; then
     ENV=$CRAFTER_LAB_ENV
     eval "CRAFTER_LAB_ENV=\"$ENV\""
@@ -75,14 +73,14 @@ fi
 case ${PS1-} in "(lab) "*) ;; *) PS1="(lab) ${PS1-}" ;; esac
 "#;
 
-/// Run after config.fish; the prompt of the user gets the status of the last command.
+/// Runs after config.fish; the user's prompt sees the status of the last command.
 const FISH: &str = "functions -c fish_prompt __crafter_lab_prompt; \
                     function __crafter_lab_status; return $argv[1]; end; \
                     function fish_prompt; set -l last $status; printf '(lab) '; __crafter_lab_status $last; \
                     __crafter_lab_prompt; end";
 
-/// The shell, and the steps that make its files, to be taken after /proc is mounted.
-/// `is_interactive`: without a terminal it reads commands, and has no prompt.
+/// The command of a shell, and the steps that create its files, to be run after /proc is mounted. A shell that is not
+/// interactive has no prompt and needs no files.
 pub(super) fn prepare(program: &OsStr, is_interactive: bool) -> (Command, Option<Steps>) {
     let mut command = Command::new(program);
     if !is_interactive {
@@ -96,7 +94,7 @@ pub(super) fn prepare(program: &OsStr, is_interactive: bool) -> (Command, Option
             &[("bashrc", BASH)]
         }
         "zsh" => {
-            pass_on(&mut command, "ZDOTDIR", "CRAFTER_LAB_ZDOTDIR", DIRECTORY.into());
+            set_and_save(&mut command, "ZDOTDIR", "CRAFTER_LAB_ZDOTDIR", DIRECTORY.into());
             &[(".zshenv", ZSHENV), (".zshrc", ZSHRC)]
         }
         "fish" => {
@@ -104,7 +102,7 @@ pub(super) fn prepare(program: &OsStr, is_interactive: bool) -> (Command, Option
             &[]
         }
         "sh" | "dash" | "ash" | "ksh" | "ksh93" | "mksh" | "yash" => {
-            pass_on(&mut command, "ENV", "CRAFTER_LAB_ENV", below("shrc").into());
+            set_and_save(&mut command, "ENV", "CRAFTER_LAB_ENV", below("shrc").into());
             &[("shrc", SHRC)]
         }
         _ => {
@@ -120,11 +118,11 @@ pub(super) fn prepare(program: &OsStr, is_interactive: bool) -> (Command, Option
     (command, steps)
 }
 
-/// Sets a variable, and passes its value on in another one, from which our file restores it.
-fn pass_on(command: &mut Command, variable: &str, former: &str, value: OsString) {
+/// Sets a variable, and saves its value in another one, from which the start-up file restores it.
+fn set_and_save(command: &mut Command, variable: &str, saved: &str, value: OsString) {
     match std::env::var_os(variable) {
-        Some(own) => command.env(former, own),
-        None => command.env_remove(former),
+        Some(own) => command.env(saved, own),
+        None => command.env_remove(saved),
     };
     command.env(variable, value);
 }
@@ -134,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_and_arguments_of_each_shell() {
+    fn each_shell_gets_its_files_and_arguments() {
         for (program, files, arguments) in
             [("/bin/bash", 1, 2), ("/usr/bin/zsh", 2, 0), ("dash", 1, 0), ("/usr/bin/fish", 0, 2), ("/opt/nu", 0, 0)]
         {

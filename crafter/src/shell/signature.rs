@@ -1,4 +1,4 @@
-//! Which functions there are, what they take, and help.
+//! Names, parameters and help of the functions, and the arguments of a call.
 
 use std::time::Duration;
 
@@ -11,16 +11,17 @@ use crate::{
         object::{Object, Received},
     },
     layer::{Packet, nearest},
+    session::Pace,
 };
 
-/// An error at a byte of a text of the shell's.
+/// An error at a byte offset of a text.
 pub(super) type Fault = fault::Fault<Error>;
 
 /// A function of the shell.
 #[derive(Debug)]
 pub(crate) struct Function {
     pub name: &'static str,
-    /// As it is told to people: `packet, timeout=2`. What has a default may be left out.
+    /// As in the help: `packet, timeout=2`. Parameters with a default are optional.
     pub parameters: &'static str,
     pub doc: &'static str,
 }
@@ -33,45 +34,45 @@ const SR: &str = "packets, timeout=2, retry=0, rate=None, multi=False";
 const SNIFF: &str = "filter=None, count=None, timeout=None, iface=None";
 const SR1: &str = "packet, timeout=2, retry=0";
 
-/// All of them, in the order of the help.
+/// All functions, in the order of the help.
 pub(crate) const FUNCTIONS: &[Function] = &[
-    function("sr1", SR1, "Send a packet; its first answer, or None"),
-    function("sr", SR, "Send packets; (answered, unanswered). A pair has .request .reply .rtt .time"),
-    function("send", "packets, count=1, rate=None", "Send packets, count times; how many were sent"),
-    function("sniff", SNIFF, "Packets as they come by, filtered as by tcpdump; count, timeout or both end it"),
-    function("srp1", SR1, "As sr1, which takes frames too"),
-    function("srp", SR, "As sr, which takes frames too"),
-    function("sendp", "packets, count=1, rate=None", "As send, which takes frames too"),
+    function("sr1", SR1, "Send a packet; returns the first reply, or None"),
+    function("sr", SR, "Send packets; returns (answered, unanswered). Pairs have .request .reply .rtt .time"),
+    function("send", "packets, count=1, rate=None", "Send packets, count times; returns how many were sent"),
+    function("sniff", SNIFF, "Capture packets by a filter of tcpdump until count or timeout"),
+    function("srp1", SR1, "Same as sr1, which sends frames too"),
+    function("srp", SR, "Same as sr, which sends frames too"),
+    function("sendp", "packets, count=1, rate=None", "Same as send, which sends frames too"),
     function("show", "value", "All fields"),
-    function("summary", "value", "A line for each packet"),
+    function("summary", "value", "One line per packet"),
     function("hexdump", "value", "The bytes"),
     function("ls", "of=None", "The layers, or the fields of a layer or packet"),
     function("len", "value", "Bytes of a packet, packets of a set, elements of a list"),
     function("raw", "packet", "A packet's bytes"),
-    function("bytes", "packet", "As raw"),
+    function("bytes", "packet", "Same as raw"),
     function("recompute", "packet", "The packet with lengths and checksums unset, to be computed again"),
-    function("fuzz", "packet, seed=None, all=False", "The packet with random values in fields that are not set"),
+    function("fuzz", "packet, seed=None, all=False", "The packet with random values in unset fields"),
     function("answers", "answer, request", "Whether a packet answers another"),
-    function("haslayer", "packet, layer", "Whether a packet has a layer; as `layer in packet`"),
+    function("haslayer", "packet, layer", "Whether a packet has a layer; same as `layer in packet`"),
     function("rdpcap", "file", "The packets of a capture file"),
     function("wrpcap", "file, packets", "Write packets to a capture file"),
     function("hex", "number", "A number in hex digits, bytes too"),
-    function("int", "value", "A number as such: sums with it do not wrap as those of sequence numbers do"),
+    function("int", "value", "A plain number: unlike sequence numbers, sums do not wrap"),
     function("RandShort", "", "A random number from 1 to 65535"),
     function("RandInt", "", "A random number below 2^32"),
     function("vars", "", "The variables"),
     function("help", "of=None", "This list, or what one function does"),
-    function("exit", "", "Leave; so does Ctrl-D"),
-    function("quit", "", "As exit"),
+    function("exit", "", "Leave the shell; also Ctrl-D"),
+    function("quit", "", "Same as exit"),
 ];
 
-/// The function with a name.
+/// The function of this name.
 pub(crate) fn named(name: &str) -> Option<&'static Function> {
     FUNCTIONS.iter().find(|function| function.name == name)
 }
 
 impl Function {
-    /// Names of the parameters, and whether each may be left out.
+    /// Names of the parameters, and whether each is optional.
     pub fn parameters(&self) -> impl Iterator<Item = (&'static str, bool)> {
         self.parameters.split(", ").filter(|parameter| !parameter.is_empty()).map(|parameter| {
             match parameter.split_once('=') {
@@ -81,7 +82,7 @@ impl Function {
         })
     }
 
-    /// Puts arguments to the parameters they are for.
+    /// Assigns arguments to parameters.
     pub fn bind(&'static self, call: Called) -> Result<Bound, Fault> {
         let parameters: Vec<(&'static str, bool)> = self.parameters().collect();
         let mut given: Vec<Option<Given>> = parameters.iter().map(|_| None).collect();
@@ -96,7 +97,7 @@ impl Function {
                     argument.at,
                     match &argument.name {
                         Some(name) => format!("{}() has no argument '{name}'{}", self.name, nearest(name, names)),
-                        None => format!("{}({}) takes fewer arguments", self.name, self.parameters),
+                        None => format!("too many arguments: {}({})", self.name, self.parameters),
                     },
                 ));
             };
@@ -124,56 +125,64 @@ pub(crate) struct Bound {
 }
 
 impl Bound {
-    /// An argument and its place, unless it was left out or is `None`.
+    /// An argument and its byte offset, unless it was omitted or is `None`.
     pub fn get(&self, name: &str) -> Option<(usize, &Object)> {
         let place = self.names.iter().position(|(known, _)| *known == name)?;
         let given = self.given.get(place)?.as_ref()?;
         (given.value != Object::None).then_some((given.at, &given.value))
     }
 
-    /// An argument that must be there.
+    /// A mandatory argument and its byte offset.
     pub fn need(&self, name: &str) -> Result<(usize, &Object), Fault> {
         self.get(name)
-            .ok_or_else(|| Fault::new(self.at, format_args!("{}() needs {name}: None is none", self.function.name)))
+            .ok_or_else(|| Fault::new(self.at, format_args!("{}() needs {name}, which is None", self.function.name)))
     }
 
+    /// A number from `least` to `most`.
     pub fn number(&self, name: &str, least: u64, most: u64) -> Result<Option<u64>, Fault> {
         let Some((at, value)) = self.get(name) else { return Ok(None) };
         let number = value.number().and_then(|number| u64::try_from(number).ok());
         let number = number.filter(|number| (least..=most).contains(number));
-        number.map(Some).ok_or_else(|| Fault::new(at, format_args!("{name} is a number from {least} to {most}")))
+        number.map(Some).ok_or_else(|| Fault::new(at, format_args!("{name} must be a number from {least} to {most}")))
     }
 
+    /// A boolean; `False` if omitted.
     pub fn flag(&self, name: &str) -> Result<bool, Fault> {
         Ok(self.number(name, 0, 1)?.is_some_and(|number| number == 1))
     }
 
-    /// Seconds, more than 0 and at most a month.
+    /// Seconds, more than 0 and at most 30 days.
     pub fn seconds(&self, name: &str) -> Result<Option<Duration>, Fault> {
         let Some((at, value)) = self.get(name) else { return Ok(None) };
         let seconds = value.decimal().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
         let seconds = seconds.filter(|time| !time.is_zero() && time.as_secs() <= 30 * 24 * 3600);
-        seconds.map(Some).ok_or_else(|| Fault::new(at, format_args!("{name} is seconds, more than 0, at most a month")))
+        seconds
+            .map(Some)
+            .ok_or_else(|| Fault::new(at, format_args!("{name} must be seconds, more than 0 and at most 2592000")))
     }
 
-    /// Packets a second.
-    pub fn rate(&self) -> Result<Option<f64>, Fault> {
-        let Some((at, value)) = self.get("rate") else { return Ok(None) };
+    /// The argument `rate` in packets per second.
+    pub fn pace(&self) -> Result<Pace, Fault> {
+        let Some((at, value)) = self.get("rate") else { return Ok(Pace::default()) };
         let rate = value.decimal().filter(|rate| rate.is_finite() && *rate > 0.0);
-        rate.map(Some).ok_or_else(|| Fault::new(at, "rate is packets a second, more than 0"))
+        if rate.is_none() {
+            return Err(Fault::new(at, "rate must be packets per second, more than 0"));
+        }
+        Ok(Pace { rate })
     }
 
+    /// A text.
     pub fn text(&self, name: &str) -> Result<Option<&str>, Fault> {
         let Some((at, value)) = self.get(name) else { return Ok(None) };
-        value.text().map(Some).ok_or_else(|| Fault::new(at, format_args!("{name} is a text, {} is none", value.is())))
+        value.text().map(Some).ok_or_else(|| Fault::new(at, format_args!("{name} must be a text, not {}", value.is())))
     }
 
-    /// The packets that an argument stands for: a packet, a set, or a list of them.
+    /// The packets of an argument: a packet, a set, or a list of them.
     pub fn packets(&self, name: &str) -> Result<Vec<Packet>, Fault> {
         Ok(self.received(name)?.into_iter().map(|received| received.packet).collect())
     }
 
-    /// As [`packets`](Self::packets), with their times where they have one.
+    /// As [`packets`](Self::packets), with the times of those that have one.
     pub fn received(&self, name: &str) -> Result<Vec<Received>, Fault> {
         let (at, value) = self.need(name)?;
         let mut packets = Vec::new();
@@ -181,16 +190,16 @@ impl Bound {
         Ok(packets)
     }
 
-    /// The one packet that an argument is.
+    /// The single packet of an argument.
     pub fn packet(&self, name: &str) -> Result<Packet, Fault> {
         let (at, value) = self.need(name)?;
         let packets = value.packets().filter(|_| !matches!(value, Object::Text(_) | Object::Report(_)));
-        let packets = packets.ok_or_else(|| format!("{name} is a packet, {} is none", value.is()));
+        let packets = packets.ok_or_else(|| format!("{name} must be a packet, not {}", value.is()));
         packets.and_then(|packets| access::one(&packets)).map_err(|reason| Fault::new(at, reason))
     }
 }
 
-/// All packets in a value.
+/// Collects all packets of a value.
 fn collect(value: &Object, packets: &mut Vec<Received>) -> Result<(), String> {
     match value {
         Object::Packets(_) | Object::Layer(_) => {
@@ -206,12 +215,12 @@ fn collect(value: &Object, packets: &mut Vec<Received>) -> Result<(), String> {
         Object::List(items) | Object::Tuple(items) => {
             items.items().iter().try_for_each(|item| collect(item, packets))?;
         }
-        other => return Err(format!("packets are needed, {} is none", other.is())),
+        other => return Err(format!("packets are needed, not {}", other.is())),
     }
     Ok(())
 }
 
-/// What `help()` says.
+/// Text of `help()`.
 pub(super) fn help(of: Option<&str>) -> Result<String, String> {
     let line = |function: &Function| {
         let signature = format!("{}({})", function.name, function.parameters);
@@ -232,7 +241,7 @@ Packets are written as in Scapy, results are variables:
   synack = sr1(IP(dst=\"192.0.2.1\")/TCP(sport=5000, dport=80, flags=\"S\"))
   synack.ack + 1        a field of a reply; sequence numbers wrap at 2^32
   p[TCP].sport          a field of a layer           p[TCP]     the packet from a layer on
-  p.ttl = 5             set a field                  del p.ttl  unset it: default, or computed
+  p.ttl = 5             set a field                  del p.ttl  unset it: default or computed
   IP(dst=\"192.0.2.0/28\")/TCP(dport=[80,443])         a set of packets, its first one is [0]
 Operators: + - * // % << >> & | ^ ~ == != < <= > >= in, and / between layers. _ is the last value.
 Functions; value.function() is function(value):

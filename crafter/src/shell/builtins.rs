@@ -1,12 +1,12 @@
-//! What the functions do.
+//! The functions.
 
 use std::{fmt::Write as _, path::Path};
 
 use super::{
-    Shell, World,
-    function::{self, Bound, Fault},
     list,
-    world::{ExchangeOptions, SendOptions, SniffOptions},
+    signature::{self, Bound, Fault},
+    state::Shell,
+    world::{SniffOptions, World},
 };
 use crate::{
     capture::{Capture, Captured, Entry, Format, Writer},
@@ -16,16 +16,18 @@ use crate::{
         object::{Items, Object, Received},
     },
     layer::{Kind, Packet},
+    session::SrOptions,
 };
 
-/// How often a packet may be sent by one call.
+/// Largest `count` of `send()`.
 const MAX_COUNT: u64 = 1_000_000_000;
-/// Packets that one call listens for.
+/// Largest `count` of `sniff()`.
 const MAX_SNIFFED: u64 = 1_000_000;
-/// Packets that one call shows.
+/// Packets that one call prints.
 const MAX_SHOWN: usize = 10_000;
 
 impl<W: World> Shell<W> {
+    /// Calls a function.
     pub(super) async fn function(&mut self, bound: Bound) -> Result<Object, Fault> {
         let at = bound.at;
         Ok(match bound.function.name {
@@ -53,7 +55,7 @@ impl<W: World> Shell<W> {
                     interface: bound.text("iface")?.map(str::to_owned),
                 };
                 if options.count.is_none() && options.timeout.is_none() {
-                    return Err(Fault::new(at, "sniff() ends by itself only with count or timeout"));
+                    return Err(Fault::new(at, "sniff() has no end: set count or timeout"));
                 }
                 let packets = self.world.sniff(&options).await.map_err(failed(at))?;
                 Object::List(Items::titled("packets", packets.into_iter().map(Object::from).collect()))
@@ -90,7 +92,7 @@ impl<W: World> Shell<W> {
                 let (packet, (at, layer)) = (bound.packet("packet")?, bound.need("layer")?);
                 Object::Bool(match layer {
                     Object::Layer(kind) => packet.layers().iter().any(|layer| layer.kind() == *kind),
-                    other => return Err(Fault::new(at, format_args!("a layer is needed, {} is none", other.is()))),
+                    other => return Err(Fault::new(at, format_args!("a layer is needed, not {}", other.is()))),
                 })
             }
             "rdpcap" => self.read_capture(&bound)?,
@@ -100,7 +102,7 @@ impl<W: World> Shell<W> {
                 (at, value) => match value.number() {
                     Some(number @ ..0) => Object::Text(format!("-{:#x}", number.unsigned_abs())),
                     Some(number) => Object::Text(format!("{number:#x}")),
-                    None => return Err(Fault::new(at, format_args!("a number is needed, {} is none", value.is()))),
+                    None => return Err(Fault::new(at, format_args!("a number is needed, not {}", value.is()))),
                 },
             },
             "int" => int(&bound)?,
@@ -112,22 +114,21 @@ impl<W: World> Shell<W> {
                     Some((_, Object::Function(name))) => Some(*name),
                     _ => bound.text("of")?,
                 };
-                let text = function::help(of);
+                let text = signature::help(of);
                 Object::Report(text.map_err(|reason| Fault::new(bound.get("of").map_or(at, |(at, _)| at), reason))?)
             }
             "exit" | "quit" => {
                 self.leaving = true;
                 Object::None
             }
-            other => return Err(Fault::new(at, format_args!("{other}() cannot be called here"))),
+            other => return Err(Fault::new(at, format_args!("{other}() cannot be called"))),
         })
     }
 
     async fn send(&mut self, bound: &Bound) -> Result<Object, Fault> {
         let packets = sent(bound, "packets")?;
         let count = bound.number("count", 1, MAX_COUNT)?.unwrap_or(1);
-        let options = SendOptions { count, rate: bound.rate()? };
-        let sent = self.world.send(packets, &options).await.map_err(failed(bound.at))?;
+        let sent = self.world.send(packets, count, bound.pace()?).await.map_err(failed(bound.at))?;
         Ok(Object::Number(sent.into()))
     }
 
@@ -142,7 +143,7 @@ impl<W: World> Shell<W> {
 
     fn write_capture(&mut self, bound: &Bound) -> Result<Object, Fault> {
         let path = bound.text("file")?.unwrap_or_default();
-        // As for sending: without any, it is a slip.
+        // An empty list is probably a mistake.
         sent(bound, "packets")?;
         let packets = bound.received("packets")?;
         let write = |now| {
@@ -169,31 +170,31 @@ impl<W: World> Shell<W> {
     }
 }
 
-/// Packets that are wanted: none at all is rather a slip.
+/// The packets of an argument; none at all is an error.
 fn sent(bound: &Bound, name: &str) -> Result<Vec<Packet>, Fault> {
     let packets = bound.packets(name)?;
     match packets.is_empty() {
-        true => Err(Fault::new(bound.need(name)?.0, "there is no packet in it")),
+        true => Err(Fault::new(bound.need(name)?.0, format_args!("{name} contains no packet"))),
         false => Ok(packets),
     }
 }
 
-fn exchange(bound: &Bound) -> Result<ExchangeOptions, Fault> {
-    let default = ExchangeOptions::default();
-    Ok(ExchangeOptions {
+fn exchange(bound: &Bound) -> Result<SrOptions, Fault> {
+    let default = SrOptions::default();
+    Ok(SrOptions {
         timeout: bound.seconds("timeout")?.unwrap_or(default.timeout),
         retry: bound.number("retry", 0, 1000)?.map_or(default.retry, |retry| retry as u32),
-        rate: bound.rate()?,
+        pace: bound.pace()?,
         multi: bound.flag("multi")?,
     })
 }
 
-/// What makes a fault of an error of what is called at this byte.
+/// Turns an error of a call at this byte offset into a fault.
 fn failed<E: Into<Error>>(at: usize) -> impl Fn(E) -> Fault {
     move |error| Fault::failed(at, error)
 }
 
-/// The texts of all packets in an argument.
+/// Texts of all packets of an argument.
 fn each(
     bound: &Bound,
     name: &str,
@@ -202,7 +203,10 @@ fn each(
 ) -> Result<String, Fault> {
     let packets = bound.packets(name)?;
     if packets.len() > MAX_SHOWN {
-        let reason = format_args!("{} packets are too many to show: take some, as in [0:100]", packets.len());
+        let reason = format_args!(
+            "{} packets are more than the {MAX_SHOWN} that can be printed: select some, as in [0:100]",
+            packets.len()
+        );
         return Err(Fault::new(bound.need(name)?.0, reason));
     }
     let texts: crafter_packet::Result<Vec<String>> = packets.iter().map(text).collect();
@@ -211,7 +215,7 @@ fn each(
 
 fn summary(bound: &Bound) -> Result<String, Fault> {
     match bound.need("value")?.1 {
-        // A pair is one line, not two.
+        // One line per pair.
         Object::List(items) if items.items().iter().all(|item| matches!(item, Object::Pair(_))) => {
             Ok(items.items().iter().take(MAX_SHOWN).map(|pair| format!("{pair}\n")).collect())
         }
@@ -268,5 +272,5 @@ fn int(bound: &Bound) -> Result<Object, Fault> {
         Object::Decimal(number) if number.is_finite() => Some(number.trunc() as i128),
         other => other.number().or_else(|| other.text()?.trim().parse().ok()),
     };
-    number.map(Object::Number).ok_or_else(|| Fault::new(at, format_args!("{} is no number", value.is())))
+    number.map(Object::Number).ok_or_else(|| Fault::new(at, format_args!("{} is not a number", value.is())))
 }

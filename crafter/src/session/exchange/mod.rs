@@ -1,0 +1,9 @@
+//! One exchange: prepares packets, sends them, matches the replies.
+
+mod prepare;
+mod receive;
+mod run;
+mod state;
+mod transmit;
+
+pub(super) use state::Exchange;
