@@ -1,5 +1,5 @@
-//! The tutorial's conversation: a query, a handshake and a GET, packet by packet; and the same
-//! download by a stream.
+//! The conversation of the tutorial, packet by packet (a DNS query, a TCP handshake, a GET), and the same download over
+//! a stream.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -13,10 +13,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::dns;
 
-/// How long one answer may take; much, because the machine may be busy.
+/// Timeout for one reply; generous, because the machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Asks by a datagram made by hand, and gives the answer.
+/// Sends a crafted DNS query and returns the answer.
 pub async fn dns(lease: &Lease, server: SocketAddr, name: &str, kind: u16, edns: Option<u16>) -> dns::Answer {
     let local = lease.local(server.ip()).await.expect("a route to the DNS server");
     let id = 0x4000 + kind;
@@ -26,20 +26,20 @@ pub async fn dns(lease: &Lease, server: SocketAddr, name: &str, kind: u16, edns:
     assert_ne!(received.checksum, Checksum::Invalid);
     let datagram = Datagram::parse(&received.ip).expect("a datagram");
     assert_eq!((datagram.source, datagram.destination), (server, local));
-    let answer = dns::read(&datagram.payload).expect("a whole answer");
+    let answer = dns::read(&datagram.payload).expect("a complete answer");
     assert_eq!((answer.id, answer.code), (id, 0));
     answer
 }
 
-/// A conversation that goes segment by segment.
+/// A TCP connection driven segment by segment.
 pub struct ByHand<'l> {
     lease: &'l Lease,
-    /// Its numbers.
+    /// Sequence and acknowledgment numbers.
     pub cursor: Cursor,
 }
 
 impl<'l> ByHand<'l> {
-    /// Between the lease's port and `remote`; nothing is sent yet.
+    /// Prepares a connection between the lease's port and `remote`; sends nothing.
     pub async fn new(lease: &'l Lease, remote: SocketAddr) -> Self {
         let local = lease.local(remote.ip()).await.expect("a route to the server");
         Self { lease, cursor: Cursor::new(local, remote) }
@@ -50,7 +50,7 @@ impl<'l> ByHand<'l> {
         self.lease.send(&segment.build()).await.expect("send a segment");
     }
 
-    /// Takes the next segment in, and acknowledges it if that is due.
+    /// Receives the next segment and updates the cursor; does not acknowledge.
     pub async fn receive(&mut self) {
         let received = self.lease.recv_timeout(PATIENCE).await.expect("the lease").expect("a segment");
         assert_ne!(received.checksum, Checksum::Invalid);
@@ -64,15 +64,15 @@ impl<'l> ByHand<'l> {
         let syn = self.cursor.syn();
         self.send(&syn).await;
         while !self.cursor.is_established() {
-            assert!(!self.cursor.is_reset(), "refused");
+            assert!(!self.cursor.is_reset(), "reset by the server during the handshake");
             self.receive().await;
         }
         let ack = self.cursor.ack();
         self.send(&ack).await;
     }
 
-    /// A request, and all that comes until the server closes, every segment acknowledged; then
-    /// our FIN, and the acknowledgment of it. Gives the answer.
+    /// Sends a GET request and receives until the server closes, acknowledging every segment; then sends FIN and waits
+    /// for its acknowledgment. Returns the HTTP response.
     pub async fn get(&mut self, path: &str) -> Vec<u8> {
         for segment in self.cursor.data(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()) {
             self.send(&segment).await;
@@ -87,7 +87,7 @@ impl<'l> ByHand<'l> {
                 self.send(&ack).await;
             }
         }
-        // This acknowledges the server's FIN, too.
+        // This FIN also acknowledges the server's FIN.
         let fin = self.cursor.fin();
         self.send(&fin).await;
         while !self.cursor.is_closed() {
@@ -98,25 +98,25 @@ impl<'l> ByHand<'l> {
     }
 }
 
-/// The body of an HTTP answer.
+/// The body of an HTTP response.
 pub fn body(answer: &[u8]) -> &[u8] {
     assert!(answer.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&answer[..answer.len().min(200)]));
     let end = answer.windows(4).position(|window| window == b"\r\n\r\n").expect("the end of the header");
     &answer[end + 4..]
 }
 
-/// SHA-256.
+/// SHA-256 of `bytes`.
 pub fn sha256(bytes: &[u8]) -> [u8; 32] {
     Sha256::digest(bytes).into()
 }
 
-/// A connection by a stream.
+/// Leases a port and connects a stream from it.
 pub async fn connect(crafter: &Crafter, request: LeaseRequest, remote: SocketAddr, options: StreamOptions) -> Stream {
     let lease = crafter.lease(request).await.expect("a lease");
     lease.connect(remote, options).await.expect("a connection")
 }
 
-/// Downloads `path` over `stream`: length and SHA-256 of the body. Leaves the stream open.
+/// Downloads `path` over `stream` and leaves it open. Returns length in bytes and SHA-256 of the body.
 pub async fn download(stream: &mut Stream, path: &str) -> (u64, [u8; 32]) {
     stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await.expect("send the request");
     let mut buffer = vec![0; 1 << 18];
@@ -142,8 +142,8 @@ pub async fn download(stream: &mut Stream, path: &str) -> (u64, [u8; 32]) {
     (length, hasher.finalize().into())
 }
 
-/// Closes this end, and waits until it is over on both.
+/// Closes this end and waits until both ends are closed.
 pub async fn close(stream: &mut Stream) {
     stream.shutdown().await.expect("shut down");
-    tokio::time::timeout(PATIENCE, stream.closed()).await.expect("the end in time").expect("a clean end");
+    tokio::time::timeout(PATIENCE, stream.closed()).await.expect("closed in time").expect("closed without an error");
 }

@@ -1,5 +1,5 @@
-//! Programs that are not crafter's: at the far end of a sender under test one that drops every frame in native XDP,
-//! before a stack sees it; beside crafter ones that do nothing.
+//! Foreign BPF programs: a native XDP program that drops every frame before the peer's stack sees it, and tcx programs
+//! attached before or after crafter's.
 
 use std::{
     io,
@@ -8,14 +8,14 @@ use std::{
 
 static LICENSE: &[u8; 4] = b"GPL\0";
 
-/// A program's type, the hook of its link, and the flags of that link (`enum bpf_prog_type`, `enum bpf_attach_type`).
+/// Program type, attach type and link flags (`enum bpf_prog_type`, `enum bpf_attach_type`).
 struct Hook {
     program: u32,
     attach: u32,
     flags: u32,
 }
 
-/// bpf(2), with the leading 32-bit words of `union bpf_attr`.
+/// bpf(2) with the leading 32-bit words of `union bpf_attr`.
 fn bpf(command: libc::c_long, words: &mut [u32; 32]) -> io::Result<OwnedFd> {
     // SAFETY: the attribute is a readable and writable buffer of the size given, which outlives the call, as
     // does what it points to.
@@ -23,32 +23,32 @@ fn bpf(command: libc::c_long, words: &mut [u32; 32]) -> io::Result<OwnedFd> {
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the commands used here return a new descriptor, owned by nobody else.
+    // SAFETY: the commands used here return a new descriptor that nothing else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-/// Makes a link of this thread's namespace drop all frames, as long as the descriptor is open.
+/// Drops all frames received on an interface of the calling thread's namespace, until the descriptor is closed.
 ///
 /// # Errors
-/// The kernel's.
+/// Errors of the kernel.
 pub fn drop_all(interface: &str) -> io::Result<OwnedFd> {
     const XDP_DROP: i32 = 1;
     // BPF_PROG_TYPE_XDP, BPF_XDP, XDP_FLAGS_DRV_MODE
     attach(interface, XDP_DROP, &Hook { program: 6, attach: 37, flags: 4 })
 }
 
-/// Attaches a tcx program that answers `verdict` to all (-1: the next program decides; 0: passed), before all others or
-/// behind them, as long as the descriptor is open.
+/// Attaches a tcx program that returns `verdict` for every packet (-1: continue with the next program; 0: pass), first
+/// or last in the list, until the descriptor is closed.
 ///
 /// # Errors
-/// The kernel's.
+/// Errors of the kernel.
 pub fn beside(interface: &str, verdict: i32, egress: bool, before: bool) -> io::Result<OwnedFd> {
     // BPF_PROG_TYPE_SCHED_CLS; BPF_TCX_INGRESS, BPF_TCX_EGRESS; BPF_F_BEFORE, BPF_F_AFTER
     let hook = Hook { program: 3, attach: 46 + u32::from(egress), flags: if before { 1 << 3 } else { 1 << 4 } };
     attach(interface, verdict, &hook)
 }
 
-/// `mov r0, verdict; exit` at a hook.
+/// Loads and attaches the program `mov r0, verdict; exit`.
 fn attach(interface: &str, verdict: i32, hook: &Hook) -> io::Result<OwnedFd> {
     const BPF_PROG_LOAD: libc::c_long = 5;
     const BPF_LINK_CREATE: libc::c_long = 28;
@@ -69,10 +69,10 @@ fn attach(interface: &str, verdict: i32, hook: &Hook) -> io::Result<OwnedFd> {
     bpf(BPF_LINK_CREATE, &mut link)
 }
 
-/// Frames that a link of this thread's namespace has received, dropped ones included.
+/// Number of frames that an interface of the calling thread's namespace has received, dropped ones included.
 ///
 /// # Errors
-/// That there is no such link.
+/// If there is no such interface.
 pub fn received(interface: &str) -> io::Result<u64> {
     let table = std::fs::read_to_string("/proc/thread-self/net/dev")?;
     let line = table.lines().find_map(|line| line.trim().strip_prefix(interface)?.strip_prefix(':'));

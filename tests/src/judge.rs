@@ -1,4 +1,4 @@
-//! The judge of what was on the wire: tcpdump writes, tshark reads. Nothing of crafter's own.
+//! Captures packets with tcpdump and dissects them with tshark, without any code of crafter.
 
 use std::{
     fs,
@@ -21,14 +21,14 @@ use crate::{
     wire::Wire,
 };
 
-/// Segments that open, close or reset, and ICMP errors: all that judging a long download takes.
+/// Filter for TCP segments with SYN, FIN or RST, and for ICMP errors: sufficient to check a long download.
 pub const CONTROL: &str =
     "(tcp[13] & 7 != 0) or (ip6[6] == 6 and ip6[53] & 7 != 0) or icmp or (icmp6 and ip6[40] < 128)";
 
-/// Discard: where the marker goes that says that the capture has seen everything.
+/// The discard port, destination of the marker packet that ends a capture.
 const MARKER_PORT: u16 = 9;
 
-/// tcpdump at work on an interface.
+/// A running tcpdump on one interface.
 pub struct Capture<'n> {
     process: Process,
     directory: TempDir,
@@ -37,7 +37,7 @@ pub struct Capture<'n> {
 }
 
 impl<'n> Capture<'n> {
-    /// Starts on `interface` of `namespace`, and waits until it listens. `filter` is pcap's.
+    /// Starts tcpdump on `interface` of `namespace` and waits until it captures. `filter` is a pcap filter.
     pub fn start(namespace: &'n NetNs, interface: &'static str, filter: Option<&str>) -> Self {
         let directory = TempDir::with_prefix("crafter-tcpdump-").expect("a directory for tcpdump");
         let mut command = namespace.command("tcpdump");
@@ -48,26 +48,26 @@ impl<'n> Capture<'n> {
         }
         let mut process = Process::start(command.stderr(Stdio::piped()).stdout(Stdio::null()));
         let mut lines = BufReader::new(process.0.stderr.take().expect("tcpdump's messages"));
-        let mut said = String::new();
-        while !said.contains("listening on") {
-            let had = said.len();
-            lines.read_line(&mut said).expect("read tcpdump's messages");
-            assert!(said.len() > had, "tcpdump does not listen: {said}");
+        let mut messages = String::new();
+        while !messages.contains("listening on") {
+            let had = messages.len();
+            lines.read_line(&mut messages).expect("read tcpdump's messages");
+            assert!(messages.len() > had, "tcpdump does not listen: {messages}");
         }
         process.0.stderr = Some(lines.into_inner());
         Self { process, directory, namespace, interface }
     }
 
-    /// Ends the capture, once all that was on the wire before is in it, and has tshark read it.
+    /// Ends the capture after everything sent so far has been recorded, and dissects it.
     pub fn finish(mut self) -> Vec<Packet> {
         let marker = format!("crafter marker {:?}", Instant::now());
-        // To an Ethernet address that nobody has, so that nobody answers.
+        // The destination Ethernet address does not exist, so nothing answers.
         let [from, to] = ["192.0.2.250", "192.0.2.251"]
             .map(|address| (address.parse::<IpAddr>().expect("an address"), MARKER_PORT).into());
         let packet = frame::udp_ip(from, to, marker.as_bytes());
         let send = || Wire::open(self.interface, [2, 0, 0, 0, 0, 0x99])?.send(&packet);
         let file = self.directory.path().join("pcap");
-        // What is in the file by now came before the marker; how much comes behind it nobody knows.
+        // Packets sent before the marker may still be written after this point, so search for the marker from here on.
         let before = fs::metadata(&file).map_or(0, |file| file.len() as usize);
         self.namespace.run(send).expect("enter the namespace").expect("send the marker");
         wait_for("the marker in the capture", Duration::from_secs(20), || {
@@ -75,22 +75,22 @@ impl<'n> Capture<'n> {
             bytes.get(before..)?.windows(marker.len()).any(|window| window == marker.as_bytes()).then_some(())
         });
         kill(Pid::from_raw(self.process.id() as i32), Signal::SIGINT).expect("interrupt tcpdump");
-        let mut said = String::new();
-        if let Some(mut messages) = self.process.0.stderr.take() {
-            let _ = messages.read_to_string(&mut said);
+        let mut messages = String::new();
+        if let Some(mut stderr) = self.process.0.stderr.take() {
+            let _ = stderr.read_to_string(&mut messages);
         }
         let _ = self.process.0.wait();
-        // A judge that looked away is none.
-        assert!(said.contains("\n0 packets dropped by kernel"), "tcpdump missed something: {said}");
+        // An incomplete capture proves nothing.
+        assert!(messages.contains("\n0 packets dropped by kernel"), "tcpdump missed packets: {messages}");
         let packets = dissect(&file);
         packets.into_iter().filter(|packet| packet.destination.port() != MARKER_PORT).collect()
     }
 }
 
-/// A packet as tshark reads it. Of an ICMP error, the outer header.
+/// A packet as dissected by tshark; for an ICMP error, the outer header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Packet {
-    /// Source; port 0 without ports.
+    /// Source; port 0 if the protocol has no ports.
     pub source: SocketAddr,
     /// Destination.
     pub destination: SocketAddr,
@@ -100,13 +100,13 @@ pub struct Packet {
     pub seq: u32,
     /// TCP acknowledgment number.
     pub ack: u32,
-    /// TCP payload in bytes.
+    /// TCP payload length in bytes.
     pub length: u32,
-    /// Whether the checksum of TCP or UDP is right, if tshark could tell.
+    /// Whether the TCP or UDP checksum is correct; `None` if tshark did not verify it.
     pub checksum: Option<bool>,
     /// ICMP or ICMPv6 type and code.
     pub icmp: Option<(u8, u8)>,
-    /// Whether it is one of several fragments.
+    /// Whether it is a fragment.
     pub fragment: bool,
     /// Whether tshark found it malformed.
     pub malformed: bool,
@@ -133,17 +133,17 @@ impl Packet {
     }
 }
 
-/// What of `packets` came from a port of an address.
+/// The packets with this source address and port.
 pub fn from(packets: &[Packet], source: SocketAddr) -> Vec<&Packet> {
     packets.iter().filter(|packet| packet.source == source).collect()
 }
 
-/// RSTs from a port of an address.
+/// Number of RSTs from an address and port.
 pub fn rsts(packets: &[Packet], source: SocketAddr) -> usize {
     from(packets, source).iter().filter(|packet| packet.is_rst()).count()
 }
 
-/// Port-unreachables of either IP version from an address.
+/// Number of port-unreachable errors of either IP version from an address.
 pub fn unreachables(packets: &[Packet], source: IpAddr) -> usize {
     let ours = packets.iter().filter(|packet| packet.source.ip() == source);
     ours.filter(|packet| packet.icmp == Some(if source.is_ipv4() { (3, 3) } else { (1, 4) })).count()
@@ -179,7 +179,7 @@ fn dissect(file: &std::path::Path) -> Vec<Packet> {
     for preference in ["tcp.check_checksum", "udp.check_checksum"] {
         command.arg("-o").arg(format!("{preference}:TRUE"));
     }
-    // Put together, a datagram would be counted instead of its fragments.
+    // With reassembly, tshark reports one datagram instead of its fragments.
     command.args(["-o", "ip.defragment:FALSE", "-o", "ipv6.defragment:FALSE"]);
     for field in FIELDS.into_iter().chain(["_ws.malformed"]) {
         command.args(["-e", field]);
@@ -190,10 +190,10 @@ fn dissect(file: &std::path::Path) -> Vec<Packet> {
     String::from_utf8_lossy(&output.stdout).lines().filter_map(packet).collect()
 }
 
-/// One line of tshark's; `None` for what is not IP.
+/// Parses one line of tshark's output; `None` if the packet is not IP.
 fn packet(line: &str) -> Option<Packet> {
     let columns: Vec<&str> = line.split('|').collect();
-    assert_eq!(columns.len(), FIELDS.len() + 1, "tshark said {line:?}");
+    assert_eq!(columns.len(), FIELDS.len() + 1, "unexpected line of tshark: {line:?}");
     let number = |at: usize| {
         let text: &str = columns[at];
         match text.strip_prefix("0x") {
@@ -201,12 +201,12 @@ fn packet(line: &str) -> Option<Packet> {
             None => text.parse().ok(),
         }
     };
-    // An IPv6 packet within ICMP over IPv4 does not occur here: at most one pair is set.
+    // No packet in these tests has addresses of both versions: at most one pair is set.
     let address = |v4: usize, v6: usize| columns[v4].parse().or_else(|_| columns[v6].parse()).ok();
     let (source, destination): (IpAddr, IpAddr) = (address(0, 2)?, address(1, 3)?);
     let icmp = |kind, code| Some((number(kind)? as u8, number(code)? as u8));
     let icmp = icmp(14, 15).or_else(|| icmp(16, 17));
-    // The ports of an ICMP error are those of the packet that it quotes.
+    // tshark reports the ports of the packet quoted by an ICMP error.
     let port = |tcp, udp| if icmp.is_some() { 0 } else { number(tcp).or_else(|| number(udp)).unwrap_or(0) as u16 };
     Some(Packet {
         source: SocketAddr::new(source, port(4, 6)),
@@ -215,7 +215,7 @@ fn packet(line: &str) -> Option<Packet> {
         seq: number(9).unwrap_or(0),
         ack: number(10).unwrap_or(0),
         length: number(11).unwrap_or(0),
-        // 0: bad, 1: good; others: not verified.
+        // 0: wrong, 1: correct, others: not verified.
         checksum: number(12)
             .or_else(|| number(13))
             .and_then(|status| [Some(false), Some(true)].get(status as usize).copied()?),

@@ -1,4 +1,4 @@
-//! Packets through the kernel half and past the oracle, side by side: whatever differs is said.
+//! Runs packets through the kernel half and through the oracle, and reports every difference.
 
 use std::{collections::HashMap, fmt::Write as _, net::IpAddr};
 
@@ -18,55 +18,55 @@ use crate::{
     views::Views,
 };
 
-/// Bytes of a page that TEST_RUN leaves for the linear part of an XDP buffer: headroom and
-/// `struct skb_shared_info` come off (net/bpf/test_run.c). Longer packets are in fragments.
+/// Bytes of the linear part of an XDP buffer under TEST_RUN: one page minus headroom and `struct skb_shared_info`
+/// (net/bpf/test_run.c). The rest of a longer packet is in fragments.
 const LINEAR: usize = 4096 - 256 - 320;
 
-/// Longest packet that TEST_RUN makes an skb of, with some to spare.
+/// Longest packet, in bytes, that TEST_RUN accepts for an skb, with a margin.
 pub const LONGEST_SKB: usize = 3400;
 
-/// Nanoseconds that two clocks of one kind may differ by.
+/// Tolerated difference in nanoseconds between CLOCK_MONOTONIC in user space and in the kernel.
 const SLACK: u64 = 1_000_000;
 
-/// The kernel half and the oracle, with the same maps.
+/// The kernel half and the oracle, with equal maps.
 pub struct Lane {
     bench: Bench,
     views: Views,
-    /// The other one.
+    /// The model that predicts each result.
     pub oracle: Oracle,
     owned: Vec<(Transport, IpAddr, u16)>,
     counters: [u64; REASONS as usize],
     out: Vec<u8>,
 }
 
-/// `CLOCK_MONOTONIC` in nanoseconds: what `bpf_ktime_get_ns` reads.
+/// `CLOCK_MONOTONIC` in nanoseconds, the clock of `bpf_ktime_get_ns`.
 fn now() -> u64 {
     let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).expect("the clock");
     time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64
 }
 
 impl Lane {
-    /// Loads the programs. `socket`: with an AF_XDP socket.
+    /// Loads the programs; `socket`: with an AF_XDP socket.
     pub fn new(options: &LoadOptions, ethernet: bool, socket: bool) -> Self {
         let mut bench = Bench::new(options, if ethernet { 14 } else { 0 }, socket);
         let views = Views::open(&mut bench.kernel);
-        // Frames::plan(1500, _): half a page less the headroom.
+        // The frame size of Frames::plan(1500, _): half a page minus the headroom.
         let oracle = Oracle { ethernet, mark: options.mark, socket: socket.then_some(1792), ..Oracle::default() };
         let counters = views.counters();
         Self { bench, views, oracle, owned: Vec::new(), counters, out: vec![0; 1 << 16] }
     }
 
-    /// The maps as the kernel has them.
+    /// Raw access to the loaded maps.
     pub fn views(&self) -> &Views {
         &self.views
     }
 
-    /// Other owners. Flows and fragments stay, as they do when a lease ends.
+    /// Replaces all owners in both. Flows and fragments stay, as they do when a lease ends.
     pub fn settle(&mut self, world: &World) {
         for (transport, address, port) in self.owned.drain(..) {
-            self.bench.maps.disown(transport, address, port).expect("give a port back");
+            self.bench.maps.disown(transport, address, port).expect("disown a port");
         }
-        self.bench.maps.set_local(&world.local()).expect("list the local addresses");
+        self.bench.maps.set_local(&world.local()).expect("set the local addresses");
         for &(protocol, place, port, owned) in &world.holdings {
             let transport = match protocol {
                 6 => Transport::Tcp,
@@ -81,17 +81,17 @@ impl Lane {
         world.tell(&mut self.oracle);
     }
 
-    /// No flows and no fragments any more, on neither side; and counters as they are now.
+    /// Removes all flows and fragments from both, and takes the current counters as the baseline.
     pub fn forget(&mut self) {
         self.counters = self.views.counters();
         self.bench.take_delivered();
-        self.views.forget();
+        self.views.clear();
         self.oracle.flows.clear();
         self.oracle.fragments.clear();
     }
 
-    /// The shortest frame that TEST_RUN takes at `hook`, given where its ethertype would stand: an Ethernet
-    /// header; for classifiers with the IP header that it announces, or a byte of anything else.
+    /// The shortest frame in bytes that TEST_RUN accepts at `hook`: an Ethernet header; for classifiers also the IP
+    /// header that the ethertype announces, or one byte of any other payload.
     pub fn shortest(hook: Hook, frame: &[u8]) -> usize {
         match (hook, frame.get(12..14)) {
             (Hook::Xdp, _) => 14,
@@ -101,16 +101,16 @@ impl Lane {
         }
     }
 
-    /// Runs one packet through both; flow entry, counters, action, bytes and the owner's copy are compared.
+    /// Runs one packet through both and compares reason, action, bytes, the owner's copy and the flow entry.
     ///
     /// # Errors
-    /// What differs.
+    /// A description of all differences.
     pub fn step(&mut self, hook: Hook, frame: &[u8], mark: u32) -> Result<Judgement, String> {
         self.oracle.linear = if hook == Hook::Xdp { LINEAR } else { usize::MAX };
         let known = |lane: &Self, id: &FlowId| lane.views.flows.get(&flow_key(id), 0).ok();
         let judged = self.oracle.judge(hook, frame, mark);
         let before = judged.flow.and_then(|id| known(self, &id));
-        // bpf_ktime_get_ns reads the fast clock, which may be a little off when the slow one is adjusted.
+        // bpf_ktime_get_ns reads the fast monotonic clock, which may differ slightly while the other is being adjusted.
         let earliest = now() - SLACK;
         let (action, length) = self.bench.execute(hook, frame, mark, &mut self.out);
         let latest = now() + SLACK;
@@ -127,7 +127,7 @@ impl Lane {
         let delivered = self.bench.take_delivered();
         let mut differences = String::new();
         let mut differs = |what: &str, got: &dyn std::fmt::Debug, wanted: &dyn std::fmt::Debug| {
-            let _ = write!(differences, "{what}: {got:?}, the oracle says {wanted:?}; ");
+            let _ = write!(differences, "{what}: {got:?}, expected {wanted:?}; ");
         };
         if rose != [(judged.reason, 1)] {
             differs("the reason", &rose, &judged.reason);
@@ -136,7 +136,7 @@ impl Lane {
             differs("the action", &action, &judged.action);
         }
         if self.out[..length] != *frame {
-            differs("the bytes afterwards", &hex(&self.out[..length]), &"no change");
+            differs("the bytes after the run", &hex(&self.out[..length]), &"no change");
         }
         match (judged.copied, delivered.as_slice()) {
             (None, []) => {}
@@ -169,24 +169,24 @@ impl Lane {
         if differences.is_empty() { Ok(judged) } else { Err(differences) }
     }
 
-    /// Runs one packet, which has to pass as it is, whatever it is.
+    /// Runs one packet and checks that it passes unchanged and undelivered.
     ///
     /// # Errors
-    /// What became of it instead.
+    /// The actual action, number of copies and bytes.
     pub fn pass(&mut self, hook: Hook, frame: &[u8], mark: u32) -> Result<(), String> {
         let (action, length) = self.bench.execute(hook, frame, mark, &mut self.out);
         let delivered = self.bench.take_delivered().len();
         let passed = number(if hook == Hook::Empty { Hook::Xdp } else { hook }, Action::Pass);
         match action == passed && self.out[..length] == *frame && delivered == 0 {
             true => Ok(()),
-            false => Err(format!("action {action}, {delivered} copies, now {}", hex(&self.out[..length]))),
+            false => Err(format!("action {action}, {delivered} copies, bytes {}", hex(&self.out[..length]))),
         }
     }
 
-    /// Compares all flows and all fragments: nothing is there that should not be.
+    /// Compares all flows and all fragments of both.
     ///
     /// # Errors
-    /// What differs.
+    /// The first difference.
     pub fn compare_maps(&self) -> Result<(), String> {
         let flows: HashMap<[u8; 40], [u8; 72]> = self.views.flows.iter().map(|entry| entry.expect("a flow")).collect();
         let flows: HashMap<_, _> = flows.iter().map(|(key, value)| (*key, without_times(value))).collect();
@@ -208,7 +208,7 @@ fn compare<const K: usize, V: PartialEq + std::fmt::Debug>(
 ) -> Result<(), String> {
     for (key, value) in got {
         if wanted.get(key) != Some(value) {
-            return Err(format!("{what}: {} is {value:?}, the oracle has {:?}", hex(key), wanted.get(key)));
+            return Err(format!("{what}: {} is {value:?}, expected {:?}", hex(key), wanted.get(key)));
         }
     }
     match wanted.keys().find(|key| !got.contains_key(*key)) {
@@ -217,7 +217,7 @@ fn compare<const K: usize, V: PartialEq + std::fmt::Debug>(
     }
 }
 
-/// What a program returns for `action`. linux/bpf.h: XDP_DROP, XDP_PASS, XDP_REDIRECT; TC_ACT_SHOT, TCX_NEXT.
+/// Return value of a program for `action`. linux/bpf.h: XDP_DROP, XDP_PASS, XDP_REDIRECT; TC_ACT_SHOT, TCX_NEXT.
 pub fn number(hook: Hook, action: Action) -> i32 {
     match (hook, action) {
         (Hook::Xdp, Action::Drop) => 1,
@@ -228,7 +228,7 @@ pub fn number(hook: Hook, action: Action) -> i32 {
     }
 }
 
-/// Bytes as a person copies them.
+/// `bytes` in hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
@@ -243,7 +243,7 @@ fn sixteen(address: IpAddr) -> [u8; 16] {
     }
 }
 
-/// `FlowKey`: local and remote address, their ports, protocol, three zeros.
+/// `FlowKey`: local and remote address, local and remote port (network byte order), protocol, three zero bytes.
 fn flow_key(id: &FlowId) -> [u8; 40] {
     let mut key = [0; 40];
     key[..16].copy_from_slice(&sixteen(id.local.ip()));
@@ -254,7 +254,7 @@ fn flow_key(id: &FlowId) -> [u8; 40] {
     key
 }
 
-/// `FlowValue` with its two times left out.
+/// `FlowValue` without its two times.
 fn flow_value(flow: &Flow) -> [u64; 7] {
     let (seq, ack, flags) = flow.last;
     [
@@ -281,7 +281,7 @@ fn times(value: &[u8; 72]) -> (u64, u64) {
     (words(value)[4], words(value)[5])
 }
 
-/// `FragmentKey`: source, destination, identification, protocol (IPv4), three zeros.
+/// `FragmentKey`: source, destination, identification, protocol (0 for IPv6), three zero bytes.
 fn fragment_key((source, destination, id, protocol): &Siblings) -> [u8; 40] {
     let mut key = [0; 40];
     key[..16].copy_from_slice(&sixteen(*source));

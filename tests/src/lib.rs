@@ -1,4 +1,4 @@
-//! Shared by the integration tests: namespaces, real peers, the wire as judge.
+//! Helpers of the integration tests: namespaces, real peers, packet captures, and a model of the kernel half.
 
 pub mod bench;
 pub mod by_hand;
@@ -34,13 +34,13 @@ use std::future::Future;
 
 use crafter::lab::NetNs;
 
-/// Runs a future to its end on this thread.
+/// Runs a future to completion on this thread.
 pub fn block_on<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.expect("a tokio runtime").block_on(future)
 }
 
-/// Runs what `work` makes to its end, within `namespace`.
+/// Runs the future that `work` returns to completion in `namespace`.
 pub fn within<T: Send, F: Future<Output = T>>(namespace: &NetNs, work: impl FnOnce() -> F + Send) -> T {
     namespace.run(|| block_on(work())).expect("enter the namespace")
 }

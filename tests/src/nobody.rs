@@ -1,4 +1,4 @@
-//! Programs that are run as a user who is not root and has one more group.
+//! Commands that run as an unprivileged user with one supplementary group.
 
 use std::{
     ffi::OsStr,
@@ -9,10 +9,10 @@ use crafter::lab::NetNs;
 
 use crate::service::NOBODY;
 
-/// A group that has no name here: the one that may use the service.
+/// A group id without a name: the group that may use the service.
 pub const GROUP: u32 = 61_234;
 
-/// A program in `namespace`, run as `nobody` with [`GROUP`] as its only other group, and with no capability.
+/// A command in `namespace` that runs as `nobody`, with [`GROUP`] as its only supplementary group and no capability.
 pub fn as_nobody(namespace: &NetNs, program: impl AsRef<OsStr>) -> Command {
     let mut command = namespace.command("setpriv");
     let (user, group) = (NOBODY.user.to_string(), GROUP.to_string());

@@ -1,16 +1,16 @@
-//! Packets of every kind that a host meets, put together layer by layer: mostly valid, always plausible.
+//! Random packets, built layer by layer: mostly valid, with plausible fields.
 
 use std::net::{IpAddr, SocketAddr};
 
 use super::{Rng, world::World};
 use crate::frame::{self, MORE, TCP, Tcp, UDP, V4};
 
-/// IPv6 extension headers, and types that look like one: HIP and Shim6.
+/// IPv6 extension headers, and two types that resemble one: HIP and Shim6.
 const EXTENSIONS: [u8; 18] = [0, 43, 44, 51, 60, 135, 60, 0, 43, 44, 51, 60, 135, 60, 60, 60, 139, 140];
-/// Identifications of fragments: few, so that siblings meet, in every order.
+/// Number of distinct fragment identifications: small, so that fragments of the same datagram occur in every order.
 const IDENTIFICATIONS: usize = 5;
 
-/// Which way a packet goes.
+/// Direction of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     /// From a peer to this host.
@@ -19,7 +19,7 @@ pub enum Way {
     Out,
 }
 
-/// A frame, or a bare IP packet where `ethernet` is false.
+/// A frame, or only an IP packet if `ethernet` is false.
 pub fn frame(rng: &mut Rng, world: &World, way: Way, ethernet: bool) -> Vec<u8> {
     let v6 = rng.chance(50);
     let packet = packet(rng, world, way, v6, true);
@@ -35,7 +35,7 @@ pub fn frame(rng: &mut Rng, world: &World, way: Way, ethernet: bool) -> Vec<u8> 
     frame::ethernet(&tags, ethertype, &packet)
 }
 
-/// An IP packet; `quoting`: ICMP errors may be among them.
+/// An IP packet; `quoting`: may be an ICMP error.
 fn packet(rng: &mut Rng, world: &World, way: Way, v6: bool, quoting: bool) -> Vec<u8> {
     let (near, far) = (world.near(rng, v6), world.far(rng, v6));
     let (source, destination) = if way == Way::In { (far, near) } else { (near, far) };
@@ -57,7 +57,7 @@ fn packet(rng: &mut Rng, world: &World, way: Way, v6: bool, quoting: bool) -> Ve
     }
 }
 
-/// The two ends: the near port is one of those that may be owned.
+/// Source and destination; the port of this host is one that may be owned.
 fn ends(rng: &mut Rng, world: &World, way: Way, protocol: u8, source: IpAddr, destination: IpAddr) -> [SocketAddr; 2] {
     let (near, far) = (world.port(rng, protocol), rng.pick(&world.ports));
     let (from, to) = if way == Way::In { (far, near) } else { (near, far) };
@@ -76,7 +76,7 @@ fn data(rng: &mut Rng) -> Vec<u8> {
 
 fn tcp(rng: &mut Rng, world: &World, way: Way, source: IpAddr, destination: IpAddr) -> Vec<u8> {
     let [from, to] = ends(rng, world, way, TCP, source, destination);
-    // The kernel's RSTs are what egress looks for.
+    // Half of the segments have RST set, which the egress program checks.
     let flags = if rng.chance(50) { rng.pick(&[0x04, 0x14]) } else { rng.bits() as u8 };
     let segment = Tcp {
         offset: rng.chance(15).then(|| rng.below(16) as u8),
@@ -96,7 +96,7 @@ fn udp(rng: &mut Rng, world: &World, way: Way, source: IpAddr, destination: IpAd
     bytes
 }
 
-/// An ICMP message with an identifier, or of any type.
+/// An ICMP query or reply, or a message of any type with an identifier.
 fn query(rng: &mut Rng, world: &World, way: Way, source: IpAddr, destination: IpAddr) -> (u8, Vec<u8>) {
     let v6 = source.is_ipv6();
     let kind = match (v6, way) {
@@ -111,7 +111,7 @@ fn query(rng: &mut Rng, world: &World, way: Way, source: IpAddr, destination: Ip
     icmp_payload(&frame::icmp_query(source, destination, kind, id, &data), v6)
 }
 
-/// An ICMP error: inbound it quotes what went out, outbound what came in.
+/// An ICMP error: an inbound one quotes an outbound packet, an outbound one an inbound packet.
 fn error(rng: &mut Rng, world: &World, way: Way, source: IpAddr, destination: IpAddr) -> (u8, Vec<u8>) {
     let v6 = source.is_ipv6();
     let (kind, code) = if rng.chance(50) {
@@ -122,7 +122,7 @@ fn error(rng: &mut Rng, world: &World, way: Way, source: IpAddr, destination: Ip
         (rng.pick(&[3, 3, 4, 5, 11, 12]), rng.below(6) as u8)
     };
     let back = if way == Way::In { Way::Out } else { Way::In };
-    // One in a hundred quotes the other version, which cannot be.
+    // One in a hundred quotes the other IP version, which is invalid.
     let quoted_v6 = v6 != rng.chance(1);
     let mut quoted = packet(rng, world, back, quoted_v6, false);
     // RFC 792 wants 8 bytes of transport, RFC 4443 as much as fits; routers differ.

@@ -1,5 +1,5 @@
-//! A round of the differential test: owners, packets, other owners, more packets; and how to tell it shortly when it
-//! ends badly.
+//! A sequence of the differential test: owners, packets, other owners, more packets; and its reduction to a minimal
+//! failing example.
 
 use std::fmt::Write as _;
 
@@ -14,33 +14,34 @@ use super::{
 };
 use crate::lane::{LONGEST_SKB, Lane, hex};
 
-/// One thing that happens.
+/// A step of the sequence.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// Ports change hands; flows and fragments stay.
+    /// Replaces all owners; flows and fragments stay.
     Owners(World),
-    /// A packet passes a hook.
+    /// Runs a packet.
     Packet {
-        /// Which one.
+        /// The hook.
         hook: Hook,
         /// The packet, with its link-layer header if there is one.
         frame: Vec<u8>,
-        /// Its mark.
+        /// The mark of the skb.
         mark: u32,
     },
 }
 
-/// A round.
+/// The steps of one round.
 pub struct Story {
-    /// What happens, in order.
+    /// In order of execution.
     pub events: Vec<Event>,
 }
 
-/// Of 100 packets, so many are damaged.
+/// Percentage of damaged packets.
 const DAMAGED: usize = 35;
 
 impl Story {
-    /// `count` packets for a lane: with Ethernet headers or not, with a socket or not, and its mark.
+    /// A random sequence with `count` packets, for a kernel half with or without Ethernet headers and socket, and its
+    /// mark.
     pub fn new(rng: &mut Rng, count: usize, (ethernet, _, mark): (bool, bool, u32)) -> Self {
         let mut events = Vec::with_capacity(count + 2);
         let mut world = World::new(rng);
@@ -55,7 +56,7 @@ impl Story {
         Self { events }
     }
 
-    /// Takes all owners out of the story.
+    /// Removes all owners from the sequence.
     pub fn disown_all(&mut self) {
         for event in &mut self.events {
             if let Event::Owners(world) = event {
@@ -64,10 +65,10 @@ impl Story {
         }
     }
 
-    /// Plays the story; counts reasons.
+    /// Runs the sequence and counts the reasons.
     ///
     /// # Errors
-    /// The number of the event that went otherwise than the oracle says, and how.
+    /// Index of the event whose result differs from the oracle's, and the differences.
     pub fn run(&self, lane: &mut Lane, reasons: &mut [u64]) -> Result<(), (usize, String)> {
         lane.settle(&World::default());
         lane.forget();
@@ -83,7 +84,7 @@ impl Story {
         lane.compare_maps().map_err(|why| (self.events.len() - 1, why))
     }
 
-    /// The story up to event `last`, with everything left out that is not needed for it to end badly.
+    /// Reduces the sequence up to event `last` to what is needed to fail, and describes it.
     pub fn shrunk(&self, last: usize, lane: &mut Lane) -> String {
         let mut fails = |events: &[Event]| {
             let story = Self { events: events.to_vec() };
@@ -91,9 +92,9 @@ impl Story {
         };
         let mut events = self.events[..=last].to_vec();
         if fails(&events).is_none() {
-            return "it does not happen again".into();
+            return "the failure is not reproducible".into();
         }
-        // Fewer events: ever smaller pieces are left out.
+        // Removes events, in ever smaller groups.
         let mut piece = events.len() / 2;
         while piece > 0 {
             let mut at = 0;
@@ -104,27 +105,27 @@ impl Story {
             }
             piece /= 2;
         }
-        // Shorter packets with more zeros.
+        // Shortens packets and zeroes their bytes.
         for at in 0..events.len() {
             shrink_packet(&mut events, at, &mut |events| fails(events).is_some());
         }
         let why = fails(&events).map_or_else(String::new, |(_, why)| why);
-        let mut told = format!("in short: {why}\n");
+        let mut report = format!("minimal failing sequence: {why}\n");
         for event in &events {
             match event {
                 Event::Owners(world) => {
-                    let _ = writeln!(told, "owners: {:?}\nlocal: {:?}", world.holdings, world.local());
+                    let _ = writeln!(report, "owners: {:?}\nlocal: {:?}", world.holdings, world.local());
                 }
                 Event::Packet { hook, frame, mark } => {
-                    let _ = writeln!(told, "{hook:?}, mark {mark:#x}: {}", hex(frame));
+                    let _ = writeln!(report, "{hook:?}, mark {mark:#x}: {}", hex(frame));
                 }
             }
         }
-        told
+        report
     }
 }
 
-/// Shortens the packet of event `at`, and zeroes what can be zero, as long as the story fails.
+/// Shortens and zeroes the packet of event `at` as far as the sequence still fails.
 fn shrink_packet(events: &mut Vec<Event>, at: usize, fails: &mut impl FnMut(&[Event]) -> bool) {
     let mut attempt = |events: &mut Vec<Event>, change: &dyn Fn(&mut Vec<u8>)| {
         let mut changed = events.clone();
@@ -158,13 +159,13 @@ fn random_packet(rng: &mut Rng, world: &World, ethernet: bool, mark: u32, egress
         true => Hook::Egress,
         false => rng.pick(&[Hook::Xdp, Hook::Xdp, Hook::Ingress]),
     };
-    // A few go the wrong way: a host may meet its own packets.
+    // Some go in the opposite direction: a host may receive its own packets.
     let way = if egress != rng.chance(5) { Way::Out } else { Way::In };
     let mut frame = packet::frame(rng, world, way, ethernet);
     if rng.chance(DAMAGED) {
         damage(rng, world, &mut frame, 14);
     }
-    // Larger than the linear part of a buffer, and than any header.
+    // Longer than the linear part of a buffer.
     if hook == Hook::Xdp && rng.below(2_000) == 0 {
         let count = 3_000 + rng.below(6_000);
         frame.extend(rng.bytes(count));

@@ -97,7 +97,7 @@ fn the_tutorial_runs_as_nobody_with_one_line_added() {
         let page = curl(&lab, server, nginx.small.path, 100);
         let capture = capture(&lab, ends);
         let mut command = service.program(PYTHON);
-        packages.give(&mut command).arg(&script).arg(server.to_string()).arg(nginx.small.path);
+        packages.configure(&mut command).arg(&script).arg(server.to_string()).arg(nginx.small.path);
         let (process, said) = first_line(&mut command);
         let packets = capture.finish();
         let (port, hex) = said.split_once(' ').unwrap_or_else(|| panic!("it printed {said:?}"));
@@ -126,7 +126,7 @@ fn without_the_line_nobody_may_not() {
     let packages = Packages::copy();
     let script = packages.write("tutorial.py", TUTORIAL);
     let mut command = as_nobody(lab.client(), PYTHON);
-    packages.give(&mut command).arg(&script).arg(ENDS[0].1.to_string()).arg(nginx.small.path);
+    packages.configure(&mut command).arg(&script).arg(ENDS[0].1.to_string()).arg(nginx.small.path);
     let output = command.output().expect("python3");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains("PermissionError"), "{said}");
@@ -146,7 +146,7 @@ fn tcp_client_downloads_10_mb() {
     let expected: String = expected.iter().map(|byte| format!("{byte:02x}")).collect();
     let capture = capture(&lab, ENDS[0]);
     let mut command = service.program(PYTHON);
-    packages.give(&mut command).arg(&script).arg(ENDS[0].1.to_string()).arg(big).arg(LENGTH.to_string());
+    packages.configure(&mut command).arg(&script).arg(ENDS[0].1.to_string()).arg(big).arg(LENGTH.to_string());
     let said = run(&mut command);
     println!("TCP_client: {said}");
     assert_no_rst(&capture.finish(), ENDS[0].0);
@@ -162,7 +162,12 @@ fn what_is_refused_is_told() {
     let script = packages.write("refusals.py", &format!("{LINE}{REFUSALS}"));
     let mut service = Service::for_group(lab.client(), &policy(), &[]);
     let mut command = service.program(PYTHON);
-    packages.give(&mut command).arg(&script).arg(ENDS[0].1.to_string()).arg("192.0.2.99").arg(ENDS[1].1.to_string());
+    packages
+        .configure(&mut command)
+        .arg(&script)
+        .arg(ENDS[0].1.to_string())
+        .arg("192.0.2.99")
+        .arg(ENDS[1].1.to_string());
     let said = run(&mut command);
     let lines: Vec<&str> = said.lines().collect();
     let expected = [
@@ -194,7 +199,7 @@ fn frames_and_what_is_not_leased_where_the_policy_grants_them() {
     for attach in ["native", "generic", "tc"] {
         let mut service = Service::for_group(lab.client(), &granted, &["--attach", attach]);
         let mut command = service.program(PYTHON);
-        packages.give(&mut command).arg(&script).arg(ENDS[0].1.to_string()).arg(INTERFACE);
+        packages.configure(&mut command).arg(&script).arg(ENDS[0].1.to_string()).arg(INTERFACE);
         assert_eq!(run(&mut command), "arp True\nsrp RA\nsniff RA S\n", "{attach}");
         assert_eq!(service.stop(), Some(0));
     }
@@ -231,7 +236,7 @@ fn crafter_scapys_own_tests_pass() {
     let _parallel = Parallel::begin();
     let packages = Packages::copy();
     let mut command = Command::new(PYTHON);
-    packages.give(&mut command).args(["-m", "unittest", "discover", "-q", "-t", ".", "-s", "tests"]);
+    packages.configure(&mut command).args(["-m", "unittest", "discover", "-q", "-t", ".", "-s", "tests"]);
     let output = command.current_dir(source()).output().expect("python3");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
@@ -262,7 +267,7 @@ fn half_open_connections_are_reset_before_the_port_goes_back() {
     for (_, server) in ENDS {
         for (port, way) in ways {
             let mut command = service.program(PYTHON);
-            packages.give(&mut command).arg(&script).args([&server.to_string(), &port.to_string(), way]);
+            packages.configure(&mut command).arg(&script).args([&server.to_string(), &port.to_string(), way]);
             assert_eq!(run(&mut command).trim(), "SA", "{way}");
         }
     }

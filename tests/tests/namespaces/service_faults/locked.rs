@@ -14,7 +14,7 @@ fn notes(lost: &str) -> String {
     let lab = lab();
     // The limit first: to raise it again takes CAP_SYS_RESOURCE, which goes with the second.
     let way = ["prlimit", "--memlock=65536:65536", "setpriv", "--bounding-set", lost, "--"];
-    let service = Service::by_way_of(&way, lab.client(), POLICY);
+    let service = Service::launched_by(&way, lab.client(), POLICY);
     let held = lease(&service, ROOT, &call("tcp", None, None)).expect("a lease");
     let notes = json!(held.leased.notes).to_string();
     println!("without {lost}: {notes}");
