@@ -67,7 +67,7 @@ impl BpfObjects {
     }
 
     /// Waits until the kernel has freed all of them, which it does in the background.
-    pub fn wait_until_gone(&self, timeout: Duration) {
+    pub fn wait_until_freed(&self, timeout: Duration) {
         let mut left = Self::default();
         let freed = || {
             left = self.alive();
@@ -141,7 +141,7 @@ pub fn programs() -> BTreeSet<u32> {
 ///
 /// # Panics
 /// If something is left; `point` names the situation in the message.
-pub fn nothing_is_left(
+pub fn assert_nothing_left(
     (namespace, name): (&NetNs, &str),
     before: &BTreeSet<u32>,
     point: &str,
@@ -218,7 +218,7 @@ impl Serial {
     /// Asserts that nothing of `objects` is left and nothing is attached.
     pub fn finish(&self, objects: &BpfObjects, namespace: &NetNs, interface: &str) {
         assert_eq!(BpfObjects::of(std::process::id()), BpfObjects::default(), "this process still holds");
-        objects.wait_until_gone(Duration::from_secs(10));
+        objects.wait_until_freed(Duration::from_secs(10));
         assert_eq!(attached(namespace, interface), Vec::<String>::new());
     }
 }

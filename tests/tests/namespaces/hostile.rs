@@ -1,4 +1,4 @@
-//! A peer that lies.
+//! A peer that sends malformed segments.
 
 use std::{
     net::SocketAddr,
@@ -28,16 +28,16 @@ use crafter_tests::{
 };
 use tokio::io::AsyncReadExt;
 
-/// What the hook of the attacked stream saw last: the next sequence number of each side.
+/// The next sequence number of each side, as seen by the hook of the attacked stream.
 #[derive(Clone, Copy, Default)]
 struct Numbers {
     server: u32,
     client: u32,
 }
 
-/// A peer that sends garbage to the owned port, during a download: not one byte is wrong.
+/// A peer sends malformed segments to an owned port during a download, which stays correct.
 #[test]
-fn a_peer_that_sends_malformed_segments() {
+fn malformed_segments_do_not_disturb_a_download() {
     let _serial = Serial::begin();
     let lab = lab();
     let nginx = Nginx::start(lab.server());
@@ -58,10 +58,10 @@ fn a_peer_that_sends_malformed_segments() {
                             let now = *numbers.lock().unwrap();
                             let Some(local) = *target.lock().unwrap() else { continue };
                             for kind in 0..KINDS {
-                                for packet in garbage(kind, remote, local, now, &mut random) {
+                                for packet in malformed(kind, remote, local, now, &mut random) {
                                     match wire.send(&packet) {
                                         Ok(()) => drop(sent.fetch_add(1, Ordering::Relaxed)),
-                                        // Where a processor is slow the queue is full: lost, as on any network.
+                                        // On a slow CPU the queue may be full: the packet is lost, as on any network.
                                         Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => {}
                                         Err(e) => panic!("{e}"),
                                     }
@@ -72,14 +72,14 @@ fn a_peer_that_sends_malformed_segments() {
                     .unwrap();
             });
             within(lab.client(), async || {
-                let end = SetOnDrop(&stop);
+                let stop_guard = SetOnDrop(&stop);
                 let crafter = open(attach).await;
                 let hook = Box::new(Observer(watch(numbers.clone())));
                 let options = StreamOptions { hook: Some(hook), ..StreamOptions::default() };
                 let mut stream = by_hand::connect(&crafter, LeaseRequest::tcp(), remote, options).await;
                 *target.lock().unwrap() = Some(stream.local());
                 let (length, sum) = by_hand::download(&mut stream, "/slow/medium").await;
-                drop(end);
+                drop(stop_guard);
                 assert_eq!((length, sum), (nginx.medium.length, nginx.medium.sha256), "{:?}", stream.stats());
                 let stats = crafter.stats();
                 println!("{attach:?}: {} malformed, {stats:?}, {:?}", sent.load(Ordering::Relaxed), stream.stats());
@@ -90,7 +90,7 @@ fn a_peer_that_sends_malformed_segments() {
             injector.join().expect("the injector");
         });
     }
-    // The control: had the garbage been right, it would have done harm.
+    // Positive control: a correct RST resets the stream.
     within(lab.client(), async || {
         let numbers = Arc::new(Mutex::new(Numbers::default()));
         let crafter = open(Attach::Auto).await;
@@ -106,7 +106,7 @@ fn a_peer_that_sends_malformed_segments() {
     });
 }
 
-/// Says that it is over, also by a panic.
+/// Sets a flag when dropped, also by a panic.
 struct SetOnDrop<'b>(&'b AtomicBool);
 
 impl Drop for SetOnDrop<'_> {
@@ -115,12 +115,12 @@ impl Drop for SetOnDrop<'_> {
     }
 }
 
-/// A hook that notes the numbers of a stream.
+/// A hook that tracks the sequence numbers of a stream.
 fn watch(numbers: Arc<Mutex<Numbers>>) -> impl FnMut(Direction, &[u8]) + Send {
     move |direction, ip| {
         let Ok(segment) = Segment::parse(ip) else { return };
         let mut now = numbers.lock().unwrap();
-        // Of what comes in, only that of the connection itself counts; forged numbers are far off.
+        // The numbers are taken from sent segments, so that forged segments do not change them.
         if direction == Direction::Sent {
             now.client = segment.seq.wrapping_add(segment.sequence_length());
             if segment.ack != 0 {
@@ -132,7 +132,7 @@ fn watch(numbers: Arc<Mutex<Numbers>>) -> impl FnMut(Direction, &[u8]) + Send {
     }
 }
 
-/// xorshift64 (Marsaglia, 2003): the same garbage in every run.
+/// xorshift64 (Marsaglia, 2003): the same bytes in every run.
 struct Random(u64);
 
 impl Random {
@@ -148,26 +148,26 @@ impl Random {
     }
 }
 
-/// Kinds of [`garbage`].
+/// Number of kinds of [`malformed`].
 const KINDS: u32 = 15;
 
-/// Packets of one kind, from the server to the owned port, that a TCP must not be moved by.
-fn garbage(kind: u32, server: SocketAddr, client: SocketAddr, now: Numbers, random: &mut Random) -> Vec<Vec<u8>> {
+/// Packets of one kind from the server to the owned port that must not change the state of a TCP connection.
+fn malformed(kind: u32, server: SocketAddr, client: SocketAddr, now: Numbers, random: &mut Random) -> Vec<Vec<u8>> {
     let (seq, ack) = (now.server, now.client);
     let data = |seq| Tcp::new(PSH | ACK, seq, ack).with(b"not what the server said");
     let raw = |bytes: &[u8]| frame::packet(server.ip(), client.ip(), TCP, bytes);
     let far = seq.wrapping_add(0x8000_0000);
     match kind {
-        // Exactly what is next, but for the checksum; and a RST and a FIN like that.
+        // The next segment, a RST and a FIN, correct except for the checksum.
         0 => vec![Tcp { spoil: 1, ..data(seq) }.ip(server, client)],
         1 => vec![Tcp { spoil: 0x1000, ..Tcp::new(RST | ACK, seq, ack) }.ip(server, client)],
         2 => vec![Tcp { spoil: 7, ..Tcp::new(FIN | ACK, seq, ack) }.ip(server, client)],
-        // A header shorter than a header, and one longer than the segment.
+        // A data offset less than the minimum, and one beyond the segment.
         3 => vec![Tcp { offset: Some((random.next() % 5) as u8), ..data(seq) }.ip(server, client)],
         4 => vec![Tcp { offset: Some(15), ..Tcp::new(ACK, seq, ack) }.ip(server, client)],
-        // Cut short within the header.
+        // Truncated within the header.
         5 => vec![raw(&data(seq).bytes(server, client)[..1 + (random.next() % 19) as usize])],
-        // Random bytes behind the right ports.
+        // Random bytes after the correct ports.
         6 => {
             let length = 16 + (random.next() % 1400) as usize;
             let ports = [server.port().to_be_bytes(), client.port().to_be_bytes()].concat();
@@ -175,12 +175,12 @@ fn garbage(kind: u32, server: SocketAddr, client: SocketAddr, now: Numbers, rand
         }
         // From another port of the server.
         7 => vec![data(seq).ip(SocketAddr::new(server.ip(), 81), client)],
-        // Right in all but the numbers: far outside the window.
+        // Correct except for the numbers, which are far outside the window.
         8 => vec![data(far).ip(server, client), Tcp::new(RST, far, 0).ip(server, client)],
         9 => vec![Tcp::new(FIN | ACK, far, ack).ip(server, client), Tcp::new(SYN | ACK, far, ack).ip(server, client)],
-        // Overlapping what came already, with other bytes, and ending before what is next.
+        // Overlaps received data with other bytes, and ends before the next sequence number.
         10 => vec![data(seq.wrapping_sub(24)).ip(server, client)],
-        // Options of length zero and beyond the header, on an ACK that says nothing new.
+        // Options of length zero and beyond the header, on an ACK without news.
         11 => [[3, 0, 0, 0], [2, 44, 5, 180], [5, 1, 1, 1]]
             .map(|options| Tcp { offset: Some(6), ..Tcp::new(ACK, seq, ack).with(&options) }.ip(server, client))
             .to_vec(),
@@ -189,9 +189,9 @@ fn garbage(kind: u32, server: SocketAddr, client: SocketAddr, now: Numbers, rand
             Tcp { spoil: 1, ..Tcp::new(0xff, seq, ack) }.ip(server, client),
             Tcp::new(0, seq, ack).ip(server, client),
         ],
-        // Overlapping fragments, of which some lie about who they are for.
+        // Overlapping fragments, some with wrong offsets.
         13 => fragments(server, client, now, random),
-        // Lengths of the IP header that do not fit.
+        // Wrong lengths in the IP header.
         _ => {
             let mut packets = vec![data(far).ip(server, client); 3];
             let at = if server.is_ipv4() { 2 } else { 4 };
@@ -227,7 +227,7 @@ fn fragments(server: SocketAddr, client: SocketAddr, now: Numbers, random: &mut 
         piece(24, false, &whole[24..]),
         piece(8, true, &junk[..16]),
         piece(65_528, false, &junk),
-        // Of UDP, and never finished.
+        // Of UDP, and never completed.
         frame::packet(server.ip(), client.ip(), UDP, &junk[..5]),
     ]
 }

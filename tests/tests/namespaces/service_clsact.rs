@@ -65,12 +65,12 @@ fn children(pid: u32) -> Vec<(i32, String)> {
 }
 
 #[track_caller]
-fn nothing_is_left(lab: &Lab, objects: &BpfObjects, guard: i32) {
+fn assert_nothing_left(lab: &Lab, objects: &BpfObjects, guard: i32) {
     wait_for("the end of what it had", PATIENCE, || {
         let gone = attached(lab.client(), INTERFACE).is_empty() && !has_qdisc(lab);
         (gone && fs::read_link(format!("/proc/{guard}/exe")).is_err()).then_some(())
     });
-    objects.wait_until_gone(PATIENCE);
+    objects.wait_until_freed(PATIENCE);
 }
 
 /// However it ends, and each time that its last lease does.
@@ -109,7 +109,7 @@ fn it_serves_and_leaves_nothing() {
             }
         }
         wait_for("its end", PATIENCE, || process.0.try_wait().expect("its state"));
-        nothing_is_left(&lab, &objects, *guard);
+        assert_nothing_left(&lab, &objects, *guard);
         drop(held);
     }
 }

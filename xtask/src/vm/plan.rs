@@ -33,7 +33,7 @@ const SHORT: [(&str, &[&str]); 6] = [
     ("conversation", &["native", "tc", "policy_pass"]),
     ("neighbours", &[]),
     ("faults", &["clsact", "sigkill"]),
-    ("clock", &["a_download", "the_kernel_half", "leases_live", "records_are_in_order"]),
+    ("clock", &["download_survives", "kernel_half", "leases_and_their_ages", "record_timestamps"]),
 ];
 
 /// Single tests that are left out, by module and part of the name, and why.
@@ -197,7 +197,7 @@ mod tests {
             unit,
             program("crafter", "cli", &["man::a", "ping::a", "ping::answers_that_are_not_as_they_should_be"]),
             program("crafter", "layers", &["a"]),
-            program("tests", "clock", &["exchange::a_download_goes_on", "service::other"]),
+            program("tests", "clock", &["exchange::download_survives_clock_steps", "service::other"]),
             program("tests", "fuzz", &["layers"]),
             program("tests", "verdict", &["coverage::a", "named_rows_reach_every_reason", "sixty"]),
         ];
@@ -216,7 +216,7 @@ mod tests {
             chosen(&plan(false, &[], &[])),
             [
                 "tests: verdict --exact verdict::named_rows_reach_every_reason verdict::sixty",
-                "tests: clock --exact clock::exchange::a_download_goes_on clock::service::other --ignored",
+                "tests: clock --exact clock::exchange::download_survives_clock_steps clock::service::other --ignored",
                 "crafter: cli --exact cli::ping::a",
             ]
         );
@@ -228,7 +228,7 @@ mod tests {
             chosen(&plan(true, &[], &[])),
             [
                 "tests: verdict --exact verdict::named_rows_reach_every_reason",
-                "tests: clock --exact clock::exchange::a_download_goes_on --ignored",
+                "tests: clock --exact clock::exchange::download_survives_clock_steps --ignored",
             ]
         );
     }

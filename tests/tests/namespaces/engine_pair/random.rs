@@ -1,4 +1,4 @@
-//! Random numbers from a seed, the same everywhere.
+//! Random numbers that depend only on the seed.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ pub struct Random(u64);
 
 impl Random {
     pub fn new(seed: u64) -> Self {
-        // Seeds are counted from 0; neighbours begin far apart.
+        // Seeds are consecutive numbers; spreads their initial states.
         Self(seed.wrapping_mul(0xd6e8_feb8_6659_fd93) ^ 0x5851_f42d_4c95_7f2d)
     }
 
@@ -19,7 +19,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// Less than `end`, which is not 0.
+    /// A number below `end`, which must not be 0.
     pub fn below(&mut self, end: u64) -> u64 {
         self.next() % end
     }
@@ -33,7 +33,7 @@ impl Random {
         from[self.below(from.len() as u64) as usize]
     }
 
-    /// At most `most`.
+    /// A random duration up to `most`.
     pub fn time(&mut self, most: Duration) -> Duration {
         Duration::from_micros(self.below(most.as_micros() as u64 + 1))
     }

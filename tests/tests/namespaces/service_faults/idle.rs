@@ -80,7 +80,7 @@ fn a_passed_socket_is_served_and_left() {
         let status = end(&mut process, PATIENCE);
         println!("round {round}: ended {:?} after its last lease", began.elapsed());
         assert!(status.success(), "{status}");
-        objects.wait_until_gone(PATIENCE);
+        objects.wait_until_freed(PATIENCE);
         assert_detached(lab.client(), crafter::lab::INTERFACE);
         // The socket is not the service's: it stays for the next one.
         assert!(service.socket.exists());

@@ -158,7 +158,7 @@ fn the_service_is_killed_under_load() {
             println!("round {round}, after {moment:?}: as before after {took:?}");
             late += 1;
         }
-        objects.wait_until_gone(PATIENCE);
+        objects.wait_until_freed(PATIENCE);
         slowest = slowest.max(killed.elapsed());
         assert!(!Path::new(&format!("/proc/{pid}")).exists());
         for (client, what) in [(conversing, "conversing"), (churning, "leasing")] {

@@ -139,7 +139,7 @@ fn moved_to_another_namespace() {
             assert!(matches!(told, Err(Error::UnknownInterface { .. })), "{attach:?}: {told:?}");
             objects
         });
-        objects.wait_until_gone(PATIENCE);
+        objects.wait_until_freed(PATIENCE);
         assert_detached(&elsewhere, INTERFACE);
     }
 }

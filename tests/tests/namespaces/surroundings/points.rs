@@ -76,8 +76,8 @@ pub(super) fn spread(counts: &[(&'static str, usize)], points: usize) -> Vec<(&'
     all.into_iter().step_by(step).collect()
 }
 
-pub(super) fn nothing_is_left(lab: &Lab, before: &BTreeSet<u32>, point: &str) {
-    leak::nothing_is_left((lab.client(), INTERFACE), before, point, || processes_in(&[lab.client()]));
+pub(super) fn assert_nothing_left(lab: &Lab, before: &BTreeSet<u32>, point: &str) {
+    leak::assert_nothing_left((lab.client(), INTERFACE), before, point, || processes_in(&[lab.client()]));
 }
 
 /// Runs it with `fate` for the call of this name and number.
@@ -105,7 +105,7 @@ fn killed_anywhere() {
         for (call, number) in &points {
             let output = inject(&lab, clsact, (call, *number), "signal=SIGKILL");
             killed += usize::from(output.status.signal() == Some(9) || output.status.code() == Some(137));
-            nothing_is_left(&lab, &before, &format!("killed at {call} {number}, clsact {clsact}"));
+            assert_nothing_left(&lab, &before, &format!("killed at {call} {number}, clsact {clsact}"));
         }
         println!("clsact {clsact}: killed at {killed} of {} points of {counts:?}", points.len());
         // Where what a process does differs from run to run, the last calls may not come.
@@ -130,7 +130,7 @@ fn failing_anywhere() {
         for (_, number) in spread(&[(call, count)], points()).into_iter().step_by(failures.len()) {
             let output = inject(&lab, false, (call, number), &format!("error={errno}"));
             let point = format!("{call} {number} fails by {errno}");
-            nothing_is_left(&lab, &before, &point);
+            assert_nothing_left(&lab, &before, &point);
             let said = String::from_utf8_lossy(&output.stderr).into_owned();
             match output.status.code() {
                 Some(0) => succeeded += 1,

@@ -45,7 +45,7 @@ fn a_foreign_xdp_program() {
         handshake(&lease).await;
         objects
     });
-    objects.wait_until_gone(crafter_tests::by_hand::PATIENCE);
+    objects.wait_until_freed(crafter_tests::by_hand::PATIENCE);
     let objects = within(lab.client(), async || {
         let crafter = open(Attach::Auto).await;
         assert_eq!(crafter.report().mode, Mode::Native);

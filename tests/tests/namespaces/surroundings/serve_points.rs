@@ -30,7 +30,7 @@ use nix::{
 };
 use tempfile::TempDir;
 
-use super::points::{count, nothing_is_left, points, spread};
+use super::points::{assert_nothing_left, count, points, spread};
 
 /// Calls of the service that get something, or give it back, or by which it speaks with its clients.
 const CALLS: [&str; 17] = [
@@ -195,7 +195,7 @@ fn killed_anywhere() {
         for (call, number) in &points {
             let outcome = stage.inject(clsact, (call, *number), "signal=SIGKILL");
             killed += usize::from(outcome.status.signal() == Some(9));
-            nothing_is_left(&stage.lab, &before, &format!("killed at {call} {number}, clsact {clsact}"));
+            assert_nothing_left(&stage.lab, &before, &format!("killed at {call} {number}, clsact {clsact}"));
         }
         println!("clsact {clsact}: killed at {killed} of {} points of {counts:?}", points.len());
         // Some calls come only now and then, such as those of a timer.
@@ -238,7 +238,7 @@ fn failing_anywhere() {
         for number in numbers {
             let outcome = stage.inject(false, (call, number), &format!("error={errno}"));
             let point = format!("{call} {number} fails by {errno}");
-            nothing_is_left(&stage.lab, &before, &point);
+            assert_nothing_left(&stage.lab, &before, &point);
             match (outcome.status.code(), &outcome.told) {
                 (Some(0), Ok(())) => unharmed += 1,
                 (Some(0), Err(reason)) => {
@@ -273,7 +273,7 @@ fn with_clsact_and_the_filter_of_system_calls() {
         let outcome = stage.run_plainly(true, signal);
         assert_eq!(outcome.told, Ok(()), "{outcome:?}");
         assert_eq!(outcome.status.success(), signal == Signal::SIGTERM, "{outcome:?}");
-        nothing_is_left(&stage.lab, &before, &format!("ended by {signal}"));
+        assert_nothing_left(&stage.lab, &before, &format!("ended by {signal}"));
     }
 }
 
