@@ -1,4 +1,4 @@
-//! An interface that is removed while it is leased, and comes again.
+//! An interface is renamed, or removed and added again, while it is leased.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -20,7 +20,7 @@ use crafter_tests::{
 
 use super::{Neighbour, call, lease, service};
 
-/// The other interface, and the addresses of both ends.
+/// The second interface, and the addresses of both of its ends.
 const OTHER: &str = "lab1";
 const CLIENT: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
 const SERVER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
@@ -29,7 +29,7 @@ fn ip(namespace: &crafter::lab::NetNs, arguments: &str) {
     run(namespace.command("ip").args(arguments.split(' ')));
 }
 
-/// A second link between client and server.
+/// Adds a second link between client and server.
 fn connect(lab: &Lab, within: &Process) {
     ip(lab.client(), &format!("link add {OTHER} type veth peer name {OTHER} netns {}", within.id()));
     for (namespace, address) in [(lab.client(), CLIENT), (lab.server(), SERVER)] {
@@ -42,7 +42,7 @@ fn on(interface: &str, call: LeaseCall) -> LeaseCall {
     LeaseCall { interface: Some(interface.to_owned()), ..call }
 }
 
-/// A SYN to a closed port is answered.
+/// Asserts that a SYN to a closed port is answered.
 fn assert_works(socket: &Socket, ends: (Ipv4Addr, Ipv4Addr)) {
     assert!(works(socket, ends), "no RST");
 }
@@ -51,12 +51,12 @@ fn works(socket: &Socket, (client, server): (Ipv4Addr, Ipv4Addr)) -> bool {
     let end = |address, port| SocketAddr::new(IpAddr::V4(address), port);
     let port = socket.leased.first_port.expect("a port");
     socket.send(&frame::Tcp::new(frame::SYN, 1, 0).ip(end(client, port), end(server, 9))).expect("send");
-    let message = socket.receive(PATIENCE).expect("the lease").expect("a RST, or a refusal");
+    let message = socket.receive(PATIENCE).expect("the lease").expect("a RST or a refusal");
     message.packet().is_some()
 }
 
-fn assert_gone(socket: &Socket) {
-    let message = socket.receive(PATIENCE).expect("the end before the end").expect("an end");
+fn assert_ended(socket: &Socket) {
+    let message = socket.receive(PATIENCE).expect("a message before the close").expect("an end message");
     let code = match message.header.kind {
         Kind::End { code } => code,
         _ => panic!("{message:?}"),
@@ -64,12 +64,12 @@ fn assert_gone(socket: &Socket) {
     assert_eq!(code, Code::InterfaceGone);
     let (sentence, _) = message.header.sentence(&message.rest);
     assert!(sentence.contains(OTHER), "{sentence}");
-    socket.receive(PATIENCE).expect_err("the socket is closed then");
+    socket.receive(PATIENCE).expect_err("a closed socket");
 }
 
-/// Its leases go on, and more are taken under the new name, where it is still attached; the former name is nobody's.
+/// After a rename, leases stay active, new leases use the new name, and the old name is unknown.
 #[test]
-fn an_interface_is_renamed() {
+fn renamed_interface_keeps_its_leases() {
     let _serial = Serial::begin();
     let lab = lab();
     let service = service(&lab);
@@ -82,7 +82,7 @@ fn an_interface_is_renamed() {
         let none = lease(&service, ROOT, &on(from, call("tcp", None, None))).map(drop);
         assert!(matches!(none, Err(Error::UnknownInterface { .. })), "{none:?}");
         let more = lease(&service, ROOT, &on(to, call("tcp", Some(20_001), None))).expect("a lease under its new name");
-        // While the link was down there was no way to the server.
+        // Routes are missing for a moment after the link was down.
         for socket in [&here, &more] {
             wait_for("an answer", PATIENCE, || works(socket, (CLIENT_V4, SERVER_V4)).then_some(()));
         }
@@ -95,11 +95,11 @@ fn an_interface_is_renamed() {
 }
 
 #[test]
-fn an_interface_is_removed_and_comes_again() {
+fn removed_interface_ends_its_leases_and_can_be_added_again() {
     let _serial = Serial::begin();
     let lab = lab();
     let service = service(&lab);
-    // What is in the server's namespace, for ip(8) to name it.
+    // ip(8) refers to the server's namespace by this process.
     let within = Process::start(lab.server().command("sleep").arg("300"));
     let neighbour = Neighbour::start(lab.client(), &service.socket);
     let here = lease(&service, ROOT, &call("tcp", Some(20_000), None)).expect("a lease");
@@ -115,15 +115,15 @@ fn an_interface_is_removed_and_comes_again() {
                 filter: Some("udp port 1".to_owned()),
                 direction: None,
             };
-            let (_, mut descriptors) = control.call_for_descriptors(&call).await.expect("look on");
+            let (_, mut descriptors) = control.call_for_descriptors(&call).await.expect("observe");
             Socket { leased: Default::default(), fd: descriptors.remove(0) }
         });
         service.session(ROOT, async |control| {
             let crafter = Crafter::via_service(control.into(), OTHER).await.expect("the interface");
             let lost = crafter.lease(LeaseRequest::tcp().port(21_000)).await.expect("a lease");
             ip(lab.client(), &format!("link delete {OTHER}"));
-            let error = tokio::time::timeout(PATIENCE, lost.recv()).await.expect("told").map(drop);
-            println!("told: {error:?}");
+            let error = tokio::time::timeout(PATIENCE, lost.recv()).await.expect("an error in time").map(drop);
+            println!("error: {error:?}");
             match error {
                 Err(Error::UnknownInterface { name }) => assert_eq!(name, OTHER),
                 Err(Error::Service { reason, .. }) => assert!(reason.contains(OTHER), "{reason}"),
@@ -133,22 +133,22 @@ fn an_interface_is_removed_and_comes_again() {
             again.map(drop).expect_err("there is no interface");
         });
         for socket in [&there, &without_ports] {
-            assert_gone(socket);
+            assert_ended(socket);
         }
-        let message = observing.receive(PATIENCE).expect("the end before the end").expect("an end");
+        let message = observing.receive(PATIENCE).expect("a message before the close").expect("an end message");
         assert!(matches!(message.header.kind, Kind::End { code: Code::InterfaceGone }), "{message:?}");
         let none = lease(&service, ROOT, &on(OTHER, call("tcp", None, None))).map(drop);
         assert!(matches!(none, Err(Error::UnknownInterface { .. })), "{none:?}");
         assert_works(&here, (CLIENT_V4, SERVER_V4));
         assert!(service.leases().iter().all(|lease| lease.interface == INTERFACE), "round {round}");
     }
-    // Gone while nothing is leased on it, but it is still attached.
+    // Removed while it is still attached but not leased.
     connect(&lab, &within);
     drop(lease(&service, ROOT, &on(OTHER, call("tcp", None, None))).expect("a lease"));
     ip(lab.client(), &format!("link delete {OTHER}"));
     connect(&lab, &within);
-    // The former one is noticed in a moment.
-    wait_for("the end of the former one", PATIENCE, || {
+    // The service detaches from the removed interface a moment later.
+    wait_for("the detachment from the removed interface", PATIENCE, || {
         let interfaces = service.session(ROOT, async |control| {
             control.call(&CountersCall::default()).await.expect("the counters").interfaces
         });

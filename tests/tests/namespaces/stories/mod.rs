@@ -1,22 +1,22 @@
-//! Stories of a connection, told by scripts in `scripts/`: what the program does, what crafter's engine sends, and what
-//! comes from the peer, on a virtual clock. In the manner of packetdrill, with tcpdump's words for segments.
+//! Scripts of single connections in `scripts/`: what the application does, what crafter's engine must send, and what
+//! the peer sends, on a virtual clock. In the style of packetdrill, with segments in tcpdump's notation.
 //!
-//! A line is an event; `#` begins a comment. Sequence numbers count from each side's first (its SYN is 0, its first byte
-//! 1); the peer's real ones pass 2^32 a hundred bytes behind its SYN. The bytes of a stream are a pattern by their
-//! numbers, so that what is sent again and what overlaps can be compared. Timestamps count in milliseconds from each side's
-//! first; the peer's real ones pass 2^32 half a second behind its SYN.
+//! A line is an event; `#` begins a comment. Sequence numbers are relative to each side's initial one (the SYN is 0,
+//! the first byte 1); the peer's real ones wrap at 2^32 after 100 bytes. The bytes of a stream are a function of their
+//! position, so that retransmitted and overlapping data can be compared. Timestamps are in milliseconds, relative to
+//! each side's first; the peer's real ones wrap at 2^32 half a second after its SYN.
 //!
 //! | line | meaning |
 //! |---|---|
-//! | `connect [mtu N] [rx N] [acks-after TIME] [time-out TIME] [give-up TIME] [time-wait TIME] [nagle] [timestamps]` | the program opens the connection; the first line |
-//! | `> FLAGS FROM[:TO] [ack N] [win N] [mss N] [wscale N] [sackOK] [sack A:B] [ts VALUE ECHO]` | crafter sends this, and at once; what is not named may be anything, P too |
-//! | `< FLAGS FROM[:TO] [...]` | this comes from the peer |
-//! | `+TIME LINE` | so much later: `<`, or what the program does; of `>`, the moment when crafter sends, by a twentieth more or less |
-//! | `quiet TIME` | crafter sends nothing so long |
-//! | `write N`, `read N`, `eof`, `close`, `abort` | the program writes so many bytes, reads so many that it checks, reads the end, closes, aborts |
-//! | `state NAME`, `error WORDS`, `finished` | what the program sees |
+//! | `connect [mtu N] [rx N] [acks-after TIME] [time-out TIME] [give-up TIME] [time-wait TIME] [nagle] [timestamps]` | the application opens the connection; must be the first line |
+//! | `> FLAGS FROM[:TO] [ack N] [win N] [mss N] [wscale N] [sackOK] [sack A:B] [ts VALUE ECHO]` | crafter sends this segment at once; fields that are not given, and PSH, may have any value |
+//! | `< FLAGS FROM[:TO] [...]` | the peer sends this segment |
+//! | `+TIME LINE` | the event follows after this time: `<` and application events exactly, `>` within 5 % |
+//! | `quiet TIME` | crafter sends nothing for this time |
+//! | `write N`, `read N`, `eof`, `close`, `abort` | the application writes N bytes, reads and checks exactly N bytes, reads the end of stream, closes, aborts |
+//! | `state NAME`, `error WORDS`, `finished` | the state that the application observes |
 //!
-//! What crafter sends and the story does not have is an error, and so is anything left to be sent at its end.
+//! A segment of crafter that the script does not contain is an error, also at its end.
 
 mod player;
 mod script;
@@ -28,7 +28,7 @@ use crafter_tests::leak::Parallel;
 use player::Player;
 
 #[test]
-fn every_story_comes_true() {
+fn engine_follows_every_script() {
     let _parallel = Parallel::begin();
     let directory = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/namespaces/stories/scripts");
     let mut paths: Vec<_> =
@@ -47,7 +47,7 @@ fn every_story_comes_true() {
     assert!(paths.len() >= 12, "{} scripts", paths.len());
 }
 
-/// Plays a script over IPv4 and over IPv6; the number of its lines, or the line where it does not come true, and why.
+/// Runs a script over IPv4 and over IPv6. Returns the number of its last line, or the line that failed and the reason.
 fn play(text: &str) -> Result<usize, (usize, String)> {
     let lines = script::parse(text)?;
     for is_v6 in [false, true] {
@@ -62,23 +62,23 @@ fn play(text: &str) -> Result<usize, (usize, String)> {
     Ok(lines.len())
 }
 
-/// A player that takes everything for true would be of no use.
+/// The player must report deviations.
 #[test]
-fn what_does_not_come_true_is_told() {
+fn deviations_from_a_script_are_reported() {
     let _parallel = Parallel::begin();
-    let begins = "connect\n> S 0 mss\n";
+    let without_mss = "connect\n> S 0 mss\n";
     let cases = [
         ("connect\n> S 5", 2, "instead"),
         ("connect\n+1s > S 0", 2, "too early"),
         ("connect\n> S 0\n> S 0", 3, "nothing"),
-        ("connect\nquiet 1s", 2, "does not have"),
-        ("connect\n> S 0\n< S. 0 ack 1\n< . 1 ack 1", 4, "does not have"),
+        ("connect\nquiet 1s", 2, "unexpected segment"),
+        ("connect\n> S 0\n< S. 0 ack 1\n< . 1 ack 1", 4, "unexpected segment"),
         ("connect\n> S 0\nstate Established", 3, "Connecting"),
         ("connect\n> S 0\n< S. 0 ack 1\n> . 1 ack 1\n< P. 1:11 ack 1\n> . 1 ack 11\nread 11", 7, "10"),
         ("connect\n> S 0\nerror refused", 3, "no error"),
         ("connect\n> X 0", 2, "flags"),
         ("connect\nsing", 2, "sing"),
-        (begins, 2, "mss"),
+        (without_mss, 2, "mss"),
     ];
     for (text, line, part) in cases {
         let (at, reason) = play(text).expect_err(text);

@@ -1,4 +1,4 @@
-//! Plays a script against the engine.
+//! Runs a script with the engine.
 
 use std::{
     collections::VecDeque,
@@ -12,41 +12,41 @@ use crafter::{
     packet::{Flags, Segment, TcpOption},
 };
 
-use super::script::{Event, Line, Opening, Told};
+use super::script::{Event, Line, Opening, SegmentSpec};
 
-/// The peer's first sequence number: its stream passes 2^32 soon.
-const PEER: u32 = u32::MAX - 99;
+/// The peer's initial sequence number: its stream wraps at 2^32 soon.
+const PEER_ISN: u32 = u32::MAX - 99;
 
-/// The peer's first timestamp: its clock passes 2^32 soon.
-const PEERS_STAMP: u32 = u32::MAX - 499;
+/// The peer's first timestamp: its clock wraps at 2^32 soon.
+const PEER_TIMESTAMP: u32 = u32::MAX - 499;
 
-/// How often the engine may ask to be looked at without time passing.
-const TURNS: usize = 1000;
+/// Limit of consecutive polls of the engine at one instant.
+const POLLS: usize = 1000;
 
-/// An engine, its peer's numbers, and the virtual clock.
+/// The engine, the state of its peer, and the virtual clock.
 pub struct Player {
     local: SocketAddr,
     remote: SocketAddr,
     engine: Option<StreamEngine>,
-    /// Crafter's first sequence number, once it has sent that.
+    /// Crafter's initial sequence number, once it is sent.
     isn: Option<u32>,
-    /// Its first timestamp.
-    stamp: Option<u32>,
+    /// Crafter's first timestamp.
+    first_timestamp: Option<u32>,
     began: Instant,
     now: Instant,
-    /// When the line before happened.
-    before: Instant,
+    /// Time of the previous line.
+    previous: Instant,
     sent: VecDeque<(Instant, Segment)>,
     written: usize,
     read: usize,
 }
 
-/// The byte of a stream with this number, different both ways.
+/// The byte at this position of a stream; different for each direction.
 fn byte(ours: bool, number: usize) -> u8 {
     (number * 31 + number / 251 + if ours { 7 } else { 101 }) as u8
 }
 
-/// Value and echo.
+/// Value and echo of the timestamps option.
 fn timestamps(segment: &Segment) -> Option<(u32, u32)> {
     segment.options.iter().find_map(|option| match option {
         TcpOption::Timestamps { value, echo } => Some((*value, *echo)),
@@ -69,23 +69,23 @@ impl Player {
             remote,
             engine: None,
             isn: None,
-            stamp: None,
+            first_timestamp: None,
             began: now,
             now,
-            before: now,
+            previous: now,
             sent: VecDeque::new(),
             written: 0,
             read: 0,
         }
     }
 
-    /// Has this line come true.
+    /// Executes a line, or checks that the engine does what it says.
     ///
     /// # Errors
-    /// How it does not.
+    /// How the engine deviates.
     pub fn play(&mut self, line: &Line) -> Result<(), String> {
-        if let Event::Sends(told) = &line.event {
-            return self.sends(line.after, told);
+        if let Event::Sends(spec) = &line.event {
+            return self.sends(line.after, spec);
         }
         if let Some(after) = line.after {
             self.pass(after)?;
@@ -94,7 +94,7 @@ impl Player {
         match &line.event {
             Event::Connect(opening) => self.connect(opening)?,
             Event::Sends(_) => {}
-            Event::Comes(told) => self.comes(told)?,
+            Event::Receives(spec) => self.receive(spec)?,
             Event::Quiet(time) => {
                 self.pass(*time)?;
                 self.nothing_unexpected()?;
@@ -104,13 +104,13 @@ impl Player {
                 let taken = self.engine()?.send(&bytes).map_err(|error| error.to_string())?;
                 self.written += taken;
                 if taken != *count {
-                    return Err(format!("{taken} bytes were taken, not {count}"));
+                    return Err(format!("{taken} bytes were accepted, not {count}"));
                 }
             }
             Event::Read(count) => self.read(*count)?,
             Event::Eof => match self.engine()?.recv(&mut [0]) {
                 Ok(Some(0)) => {}
-                other => return Err(format!("it reads {other:?}, not the end")),
+                other => return Err(format!("read {other:?} instead of the end of stream")),
             },
             Event::Close => {
                 let now = self.now;
@@ -133,25 +133,25 @@ impl Player {
             },
             Event::Finished => {
                 if !self.engine()?.is_finished() {
-                    return Err("the connection goes on".to_owned());
+                    return Err("the connection is not finished".to_owned());
                 }
             }
         }
         self.collect();
-        self.before = self.now;
+        self.previous = self.now;
         Ok(())
     }
 
-    /// Nothing was sent that no line has taken.
+    /// Checks that every segment sent so far was expected.
     ///
     /// # Errors
-    /// What was.
+    /// The first unexpected segment.
     pub fn nothing_unexpected(&mut self) -> Result<(), String> {
         match self.sent.front() {
             None => Ok(()),
             Some((at, segment)) => {
                 let (at, shown) = (at.duration_since(self.began), self.show(segment));
-                Err(format!("crafter sent, at {at:?}: {shown}; the story does not have that"))
+                Err(format!("unexpected segment, sent at {at:?}: {shown}"))
             }
         }
     }
@@ -172,13 +172,13 @@ impl Player {
     }
 
     fn engine(&mut self) -> Result<&mut StreamEngine, String> {
-        self.engine.as_mut().ok_or("the story has to begin with 'connect'".to_owned())
+        self.engine.as_mut().ok_or("the script must begin with 'connect'".to_owned())
     }
 
-    /// Takes what the engine has to send now.
+    /// Collects the segments that the engine sends now.
     fn collect(&mut self) {
         let Some(engine) = &mut self.engine else { return };
-        for _ in 0..TURNS {
+        for _ in 0..POLLS {
             let mut packets = Vec::new();
             engine.poll_transmit(self.now, &mut |packet| packets.push(packet.to_vec()));
             for packet in packets {
@@ -191,18 +191,18 @@ impl Player {
             }
             engine.handle_timeout(self.now);
         }
-        panic!("the engine asks to be looked at without end");
+        panic!("the engine never stops requesting to be polled");
     }
 
-    /// Lets so much time pass behind the line before.
+    /// Advances the clock to `time` after the previous line.
     fn pass(&mut self, time: Duration) -> Result<(), String> {
-        let until = self.before + time;
+        let until = self.previous + time;
         while self.step(until)? {}
         self.now = self.now.max(until);
         Ok(())
     }
 
-    /// Goes on to the next moment when the engine has something to do, if that is not later than `until`.
+    /// Advances to the engine's next timeout, unless it is later than `until`; returns whether it did.
     fn step(&mut self, until: Instant) -> Result<bool, String> {
         let now = self.now;
         let Some(next) = self.engine()?.poll_timeout(now).filter(|next| *next <= until) else { return Ok(false) };
@@ -212,88 +212,88 @@ impl Player {
         Ok(true)
     }
 
-    fn sends(&mut self, after: Option<Duration>, told: &Told) -> Result<(), String> {
+    fn sends(&mut self, after: Option<Duration>, spec: &SegmentSpec) -> Result<(), String> {
         self.collect();
         let (earliest, latest) = match after {
-            None => (self.before, self.now),
-            Some(after) => (self.before + after.mul_f64(0.95), self.before + after.mul_f64(1.05)),
+            None => (self.previous, self.now),
+            Some(after) => (self.previous + after.mul_f64(0.95), self.previous + after.mul_f64(1.05)),
         };
         while self.sent.is_empty() && self.step(latest)? {}
         let Some((at, segment)) = self.sent.pop_front() else {
-            let waited = latest.duration_since(self.before);
+            let waited = latest.duration_since(self.previous);
             return Err(format!("crafter sends nothing within {waited:?}"));
         };
         if after.is_some() && at < earliest {
-            let after = at.duration_since(self.before);
-            return Err(format!("too early, {after:?} after the line before: {}", self.show(&segment)));
+            let after = at.duration_since(self.previous);
+            return Err(format!("too early, {after:?} after the previous line: {}", self.show(&segment)));
         }
         if segment.flags.contains(Flags::SYN) && self.isn.is_none() {
             self.isn = Some(segment.seq);
-            self.stamp = timestamps(&segment).map(|(value, _)| value);
+            self.first_timestamp = timestamps(&segment).map(|(value, _)| value);
         }
-        if let Some(what) = self.differs(&segment, told) {
+        if let Some(what) = self.differs(&segment, spec) {
             return Err(format!("{what} differs; crafter sends instead: {}", self.show(&segment)));
         }
-        (self.before, self.now) = (at, self.now.max(at));
+        (self.previous, self.now) = (at, self.now.max(at));
         Ok(())
     }
 
-    /// The timestamp of a segment of crafter's in the numbers of a story. A SYN echoes nothing, which is 0.
-    fn stamps(&self, segment: &Segment) -> Option<(u32, u32)> {
+    /// The timestamps of a segment of crafter, relative as in scripts. The echo of a SYN is 0.
+    fn relative_timestamps(&self, segment: &Segment) -> Option<(u32, u32)> {
         let (value, echo) = timestamps(segment)?;
-        let base = if segment.flags.contains(Flags::ACK) { PEERS_STAMP } else { 0 };
-        Some((value.wrapping_sub(self.stamp.unwrap_or_default()), echo.wrapping_sub(base)))
+        let base = if segment.flags.contains(Flags::ACK) { PEER_TIMESTAMP } else { 0 };
+        Some((value.wrapping_sub(self.first_timestamp.unwrap_or_default()), echo.wrapping_sub(base)))
     }
 
-    /// What is not as it is told.
-    fn differs(&self, segment: &Segment, told: &Told) -> Option<&'static str> {
+    /// The first field that differs from the script.
+    fn differs(&self, segment: &Segment, spec: &SegmentSpec) -> Option<&'static str> {
         let without_push = |flags: Flags| Flags(flags.0 & !Flags::PSH.0);
         let seq = segment.seq.wrapping_sub(self.isn.unwrap_or_default());
         let sack = segment.options.iter().find_map(|option| match option {
-            TcpOption::Sack(blocks) => blocks.first().map(|(a, b)| (a.wrapping_sub(PEER), b.wrapping_sub(PEER))),
+            TcpOption::Sack(blocks) => blocks.first().map(|(a, b)| (a.wrapping_sub(PEER_ISN), b.wrapping_sub(PEER_ISN))),
             _ => None,
         });
         let sack_permitted = segment.options.contains(&TcpOption::SackPermitted);
         let is_data = |payload: &[u8]| payload == bytes(true, seq.wrapping_sub(1) as usize, payload.len());
         [
-            ("the flags", without_push(segment.flags) != without_push(told.flags)),
-            ("the sequence number", seq != told.seq),
-            ("the length", segment.payload.len() != told.length),
+            ("the flags", without_push(segment.flags) != without_push(spec.flags)),
+            ("the sequence number", seq != spec.seq),
+            ("the length", segment.payload.len() != spec.length),
             ("the data", !segment.payload.is_empty() && !is_data(&segment.payload)),
-            ("the acknowledgment", told.ack.is_some_and(|ack| ack != segment.ack.wrapping_sub(PEER))),
-            ("the window", told.window.is_some_and(|window| window != segment.window)),
-            ("the MSS", told.mss.is_some_and(|mss| Some(mss) != segment.mss())),
-            ("the window scale", told.scale.is_some_and(|scale| Some(scale) != segment.window_scale())),
-            ("SACK permitted", told.sack_permitted && !sack_permitted),
-            ("the timestamp", told.timestamps.is_some() && told.timestamps != self.stamps(segment)),
-            ("the SACK block", told.sack.is_some() && told.sack != sack),
+            ("the acknowledgment", spec.ack.is_some_and(|ack| ack != segment.ack.wrapping_sub(PEER_ISN))),
+            ("the window", spec.window.is_some_and(|window| window != segment.window)),
+            ("the MSS", spec.mss.is_some_and(|mss| Some(mss) != segment.mss())),
+            ("the window scale", spec.scale.is_some_and(|scale| Some(scale) != segment.window_scale())),
+            ("SACK permitted", spec.sack_permitted && !sack_permitted),
+            ("the timestamp", spec.timestamps.is_some() && spec.timestamps != self.relative_timestamps(segment)),
+            ("the SACK block", spec.sack.is_some() && spec.sack != sack),
         ]
         .into_iter()
         .find_map(|(what, differs)| differs.then_some(what))
     }
 
-    fn comes(&mut self, told: &Told) -> Result<(), String> {
+    fn receive(&mut self, spec: &SegmentSpec) -> Result<(), String> {
         let mut segment = Segment::new(self.remote, self.local);
-        segment.flags = told.flags;
-        segment.seq = PEER.wrapping_add(told.seq);
-        segment.ack = told.ack.map_or(0, |ack| self.isn.unwrap_or_default().wrapping_add(ack));
-        segment.window = told.window.unwrap_or(segment.window);
-        segment.payload = bytes(false, told.seq.wrapping_sub(1) as usize, told.length);
-        segment.options.extend(told.mss.map(TcpOption::Mss));
-        segment.options.extend(told.scale.map(TcpOption::WindowScale));
-        segment.options.extend(told.sack_permitted.then_some(TcpOption::SackPermitted));
+        segment.flags = spec.flags;
+        segment.seq = PEER_ISN.wrapping_add(spec.seq);
+        segment.ack = spec.ack.map_or(0, |ack| self.isn.unwrap_or_default().wrapping_add(ack));
+        segment.window = spec.window.unwrap_or(segment.window);
+        segment.payload = bytes(false, spec.seq.wrapping_sub(1) as usize, spec.length);
+        segment.options.extend(spec.mss.map(TcpOption::Mss));
+        segment.options.extend(spec.scale.map(TcpOption::WindowScale));
+        segment.options.extend(spec.sack_permitted.then_some(TcpOption::SackPermitted));
         let isn = self.isn.unwrap_or_default();
         let block = |(a, b): (u32, u32)| TcpOption::Sack(vec![(isn.wrapping_add(a), isn.wrapping_add(b))]);
-        segment.options.extend(told.sack.map(block));
-        let stamp = self.stamp.unwrap_or_default();
-        segment.options.extend(told.timestamps.map(|(value, echo)| TcpOption::Timestamps {
-            value: PEERS_STAMP.wrapping_add(value),
-            echo: stamp.wrapping_add(echo),
+        segment.options.extend(spec.sack.map(block));
+        let first_timestamp = self.first_timestamp.unwrap_or_default();
+        segment.options.extend(spec.timestamps.map(|(value, echo)| TcpOption::Timestamps {
+            value: PEER_TIMESTAMP.wrapping_add(value),
+            echo: first_timestamp.wrapping_add(echo),
         }));
         let now = self.now;
         match self.engine()?.handle_packet(now, &segment.build()) {
             true => Ok(()),
-            false => Err("the engine says that this is not its connection's".to_owned()),
+            false => Err("the engine does not accept the segment".to_owned()),
         }
     }
 
@@ -311,10 +311,10 @@ impl Player {
             return Err("wrong bytes".to_owned());
         }
         self.read += got.len();
-        if got.len() == count { Ok(()) } else { Err(format!("{} bytes are there to be read", got.len())) }
+        if got.len() == count { Ok(()) } else { Err(format!("{} bytes could be read", got.len())) }
     }
 
-    /// A segment in the words of a story.
+    /// A segment in the notation of scripts.
     fn show(&self, segment: &Segment) -> String {
         let seq = segment.seq.wrapping_sub(self.isn.unwrap_or_default());
         let mut shown = format!("> {} {seq}", segment.flags);
@@ -322,7 +322,7 @@ impl Player {
             let _ = write!(shown, ":{}", seq.wrapping_add(segment.payload.len() as u32));
         }
         if segment.flags.contains(Flags::ACK) {
-            let _ = write!(shown, " ack {}", segment.ack.wrapping_sub(PEER));
+            let _ = write!(shown, " ack {}", segment.ack.wrapping_sub(PEER_ISN));
         }
         let _ = write!(shown, " win {}", segment.window);
         for option in &segment.options {
@@ -332,11 +332,11 @@ impl Player {
                 TcpOption::SackPermitted => write!(shown, " sackOK"),
                 TcpOption::Sack(blocks) => blocks
                     .iter()
-                    .try_for_each(|(a, b)| write!(shown, " sack {}:{}", a.wrapping_sub(PEER), b.wrapping_sub(PEER))),
+                    .try_for_each(|(a, b)| write!(shown, " sack {}:{}", a.wrapping_sub(PEER_ISN), b.wrapping_sub(PEER_ISN))),
                 _ => Ok(()),
             };
         }
-        if let Some((value, echo)) = self.stamps(segment) {
+        if let Some((value, echo)) = self.relative_timestamps(segment) {
             let _ = write!(shown, " ts {value} {echo}");
         }
         shown

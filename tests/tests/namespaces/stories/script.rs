@@ -1,10 +1,10 @@
-//! The lines of a script.
+//! Parser of scripts.
 
 use std::{str::SplitWhitespace, time::Duration};
 
 use crafter::packet::Flags;
 
-/// When, after the line before; and what.
+/// An event, and its time after the previous line.
 #[derive(Debug)]
 pub struct Line {
     /// `None`: at once.
@@ -12,12 +12,12 @@ pub struct Line {
     pub event: Event,
 }
 
-/// What happens.
+/// An event of a script.
 #[derive(Debug)]
 pub enum Event {
     Connect(Opening),
-    Sends(Told),
-    Comes(Told),
+    Sends(SegmentSpec),
+    Receives(SegmentSpec),
     Quiet(Duration),
     Write(usize),
     Read(usize),
@@ -29,7 +29,7 @@ pub enum Event {
     Finished,
 }
 
-/// How the program opens.
+/// Options of `connect`.
 #[derive(Debug, Default)]
 pub struct Opening {
     pub mtu: Option<usize>,
@@ -42,9 +42,9 @@ pub struct Opening {
     pub timestamps: bool,
 }
 
-/// A segment as far as it is told; numbers count from each side's first.
+/// The fields of a segment that a script gives; numbers are relative to each side's initial one.
 #[derive(Debug, Default)]
-pub struct Told {
+pub struct SegmentSpec {
     pub flags: Flags,
     pub seq: u32,
     pub length: usize,
@@ -54,14 +54,14 @@ pub struct Told {
     pub scale: Option<u8>,
     pub sack_permitted: bool,
     pub sack: Option<(u32, u32)>,
-    /// Value, from the first on, and echo.
+    /// Value, relative to the first one, and echo.
     pub timestamps: Option<(u32, u32)>,
 }
 
-/// Lines with their numbers.
+/// Parses a script into lines with their numbers.
 ///
 /// # Errors
-/// The number of the first line that is none, and why.
+/// The number of the first invalid line, and why it is invalid.
 pub fn parse(text: &str) -> Result<Vec<(usize, Line)>, (usize, String)> {
     let mut lines = Vec::new();
     for (number, text) in text.lines().enumerate() {
@@ -79,13 +79,13 @@ fn line(text: &str) -> Result<Line, String> {
     let mut after = None;
     if let Some(time) = first.strip_prefix('+') {
         after = Some(duration(time)?);
-        first = words.next().ok_or("nothing behind the time")?;
+        first = words.next().ok_or("an event is missing after the time")?;
     }
     let rest = || words.clone().collect::<Vec<_>>().join(" ");
     let event = match first {
         "connect" => Event::Connect(opening(words)?),
-        ">" => Event::Sends(told(words)?),
-        "<" => Event::Comes(told(words)?),
+        ">" => Event::Sends(segment(words)?),
+        "<" => Event::Receives(segment(words)?),
         "quiet" => Event::Quiet(duration(&rest())?),
         "write" => Event::Write(number("write", words.next())?),
         "read" => Event::Read(number("read", words.next())?),
@@ -95,7 +95,7 @@ fn line(text: &str) -> Result<Line, String> {
         "state" => Event::State(rest()),
         "error" => Event::Error(rest()),
         "finished" => Event::Finished,
-        other => return Err(format!("'{other}' is no word of a story")),
+        other => return Err(format!("unknown event '{other}'")),
     };
     Ok(Line { after, event })
 }
@@ -113,41 +113,41 @@ fn opening(mut words: SplitWhitespace<'_>) -> Result<Opening, String> {
             "timestamps" => opening.timestamps = true,
             "mtu" => opening.mtu = Some(number(word, words.next())?),
             "rx" => opening.rx = Some(number(word, words.next())?),
-            other => return Err(format!("connect: '{other}' is no option")),
+            other => return Err(format!("connect: unknown option '{other}'")),
         }
     }
     Ok(opening)
 }
 
-fn told(mut words: SplitWhitespace<'_>) -> Result<Told, String> {
+fn segment(mut words: SplitWhitespace<'_>) -> Result<SegmentSpec, String> {
     let letters = words.next().ok_or("flags are missing")?;
-    let mut told = Told { flags: flags(letters)?, ..Told::default() };
-    let place = words.next().ok_or("a sequence number is missing")?;
-    let (from, to) = span(place)?;
-    (told.seq, told.length) = (from, (to - from) as usize);
+    let mut spec = SegmentSpec { flags: flags(letters)?, ..SegmentSpec::default() };
+    let range = words.next().ok_or("a sequence number is missing")?;
+    let (from, to) = span(range)?;
+    (spec.seq, spec.length) = (from, (to - from) as usize);
     while let Some(word) = words.next() {
         match word {
-            "ack" => told.ack = Some(number(word, words.next())?),
-            "win" => told.window = Some(number(word, words.next())?),
-            "mss" => told.mss = Some(number(word, words.next())?),
-            "wscale" => told.scale = Some(number(word, words.next())?),
-            "sackOK" => told.sack_permitted = true,
-            "ts" => told.timestamps = Some((number(word, words.next())?, number(word, words.next())?)),
-            "sack" => told.sack = Some(span(words.next().ok_or("sack: a span is missing")?)?),
-            other => return Err(format!("'{other}' is nothing that a segment has")),
+            "ack" => spec.ack = Some(number(word, words.next())?),
+            "win" => spec.window = Some(number(word, words.next())?),
+            "mss" => spec.mss = Some(number(word, words.next())?),
+            "wscale" => spec.scale = Some(number(word, words.next())?),
+            "sackOK" => spec.sack_permitted = true,
+            "ts" => spec.timestamps = Some((number(word, words.next())?, number(word, words.next())?)),
+            "sack" => spec.sack = Some(span(words.next().ok_or("sack: a span is missing")?)?),
+            other => return Err(format!("unknown field '{other}'")),
         }
     }
-    Ok(told)
+    Ok(spec)
 }
 
-/// `7` or `7:20`.
+/// A sequence number `7` or a range `7:20`.
 fn span(text: &str) -> Result<(u32, u32), String> {
     let (from, to) = text.split_once(':').unwrap_or((text, text));
     let (from, to) = (number("sequence number", Some(from))?, number("sequence number", Some(to))?);
     if from <= to { Ok((from, to)) } else { Err(format!("{text} ends before it begins")) }
 }
 
-/// tcpdump's letters.
+/// Flags in tcpdump's notation.
 fn flags(letters: &str) -> Result<Flags, String> {
     let mut flags = Flags::NONE;
     for letter in letters.chars() {
@@ -157,7 +157,7 @@ fn flags(letters: &str) -> Result<Flags, String> {
             'R' => Flags::RST,
             'P' => Flags::PSH,
             '.' => Flags::ACK,
-            _ => return Err(format!("'{letters}': flags are of S, F, R, P and '.'")),
+            _ => return Err(format!("invalid flags '{letters}': only S, F, R, P and '.' are allowed")),
         };
     }
     Ok(flags)
@@ -167,9 +167,9 @@ fn number<T: std::str::FromStr>(what: &str, word: Option<&str>) -> Result<T, Str
     word.and_then(|word| word.parse().ok()).ok_or(format!("{what}: a number is missing"))
 }
 
-/// `20ms`, `1.5s`
+/// A duration such as `20ms` or `1.5s`.
 fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("'{text}' is no time, such as 20ms or 1.5s");
+    let wrong = || format!("invalid time '{text}': expected a number with s or ms, such as 20ms or 1.5s");
     let (number, unit) = match text.strip_suffix("ms") {
         Some(number) => (number, 1e-3),
         None => (text.strip_suffix('s').ok_or_else(wrong)?, 1.0),
