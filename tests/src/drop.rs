@@ -42,7 +42,7 @@ pub fn drop_all(interface: &str) -> io::Result<OwnedFd> {
 ///
 /// # Errors
 /// Errors of the kernel.
-pub fn beside(interface: &str, verdict: i32, egress: bool, before: bool) -> io::Result<OwnedFd> {
+pub fn attach_tcx(interface: &str, verdict: i32, egress: bool, before: bool) -> io::Result<OwnedFd> {
     // BPF_PROG_TYPE_SCHED_CLS; BPF_TCX_INGRESS, BPF_TCX_EGRESS; BPF_F_BEFORE, BPF_F_AFTER
     let hook = Hook { program: 3, attach: 46 + u32::from(egress), flags: if before { 1 << 3 } else { 1 << 4 } };
     attach(interface, verdict, &hook)

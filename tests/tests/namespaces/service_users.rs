@@ -236,7 +236,8 @@ fn in_flight_limit(service: &Service) -> u64 {
         let name = Some(INTERFACE.to_owned());
         control.call(&InterfacesCall { name }).await.expect("the interface").interfaces.remove(0).notes
     });
-    let frames = notes.iter().find_map(|note| note.strip_prefix("AF_XDP with ")?.split(' ').next()?.parse::<u64>().ok());
+    let frames =
+        notes.iter().find_map(|note| note.strip_prefix("AF_XDP with ")?.split(' ').next()?.parse::<u64>().ok());
     println!("{notes:?}");
     frames.unwrap_or(8192) / 2
 }

@@ -28,7 +28,7 @@ pub const PEERS: [&str; 8] = ["curl", "depmod", "dnsmasq", "ip", "nginx", "pytho
 /// The short form: module and the tests in it; none named: all.
 const SHORT: [(&str, &[&str]); 6] = [
     // Not the branches of the bytecode and every row cut anywhere: minutes of an emulated processor.
-    ("verdict", &["named_rows", "every_reason", "flows_tell", "every_size_class", "truncated", "given_back"]),
+    ("verdict", &["named_rows", "every_reason", "flow_entries", "every_size_class", "truncated_packets", "disowned"]),
     ("kernel_age", &[]),
     ("conversation", &["native", "tc", "policy_pass"]),
     ("neighbours", &[]),

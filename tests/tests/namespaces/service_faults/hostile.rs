@@ -236,7 +236,8 @@ fn client_that_never_reads_packets() {
         let slow = lease(service, ROOT, &call("udp", Some(port), None)).expect("a lease");
         let quick = lease(service, ROOT, &call("udp", Some(port + 1), None)).expect("a lease");
         let to = |port| SocketAddr::new(CLIENT_V4.into(), port);
-        let peer = lab.server().run(|| UdpSocket::bind((SERVER_V4, 7000))).expect("enter the server").expect("a socket");
+        let peer =
+            lab.server().run(|| UdpSocket::bind((SERVER_V4, 7000))).expect("enter the server").expect("a socket");
         let mut sent = 0_u64;
         for burst in 0..400 {
             for _ in 0..25 {
@@ -256,7 +257,8 @@ fn client_that_never_reads_packets() {
             let leases = service.leases();
             leases.into_iter().find(|lease| lease.lease == slow.leased.lease).expect("the lease")
         };
-        let lease = wait_for("the delivery of the flood", PATIENCE, || Some(listed()).filter(|lease| lease.delivered == sent));
+        let lease =
+            wait_for("the delivery of the flood", PATIENCE, || Some(listed()).filter(|lease| lease.delivered == sent));
         assert!(lease.lost > 0, "the lease's socket was never full: {lease:?}");
         let mut got = 0;
         while let Some(message) = slow.receive(Duration::from_millis(100)).expect("the lease") {
@@ -303,7 +305,9 @@ fn client_killed_while_sending() {
         let times = std::array::from_fn(|_| {
             let mut sender = client(service, &["flood"]);
             let port = sender.port;
-            wait_for("1,000 sent packets", PATIENCE, || service.leases().iter().any(|lease| lease.sent > 1000).then_some(()));
+            wait_for("1,000 sent packets", PATIENCE, || {
+                service.leases().iter().any(|lease| lease.sent > 1000).then_some(())
+            });
             sender.kill();
             let took = time_until_free(service, port);
             println!("killed: its port is free after {took:?}");
@@ -366,7 +370,9 @@ async fn send_descriptors(service: &Service, control: &Control) -> (Raw, crafter
     let (from, to) = (SocketAddr::new(CLIENT_V4.into(), port), SocketAddr::new(SERVER_V4.into(), 9));
     let packet = frame::udp_ip(from, to, b"with descriptors");
     for _ in 0..100 {
-        wait_for("room for descriptors in flight", PATIENCE, || raw::send_with(socket.fd.as_raw_fd(), &packet, &many).ok());
+        wait_for("room for descriptors in flight", PATIENCE, || {
+            raw::send_with(socket.fd.as_raw_fd(), &packet, &many).ok()
+        });
     }
     let began = Instant::now();
     while control.call(&ListLeasesCall::default()).await.expect("the leases").leases.iter().all(|one| one.sent < 100) {

@@ -25,7 +25,10 @@ fn notes(lost: &str) -> String {
 fn limit_of_locked_memory_is_noted() {
     let _serial = Serial::begin();
     let without_both = notes("-sys_resource,-ipc_lock");
-    assert!(without_both.contains("No buffer space available") || without_both.contains("RLIMIT_MEMLOCK"), "{without_both}");
+    assert!(
+        without_both.contains("No buffer space available") || without_both.contains("RLIMIT_MEMLOCK"),
+        "{without_both}"
+    );
     let with_ipc_lock = notes("-sys_resource");
     assert!(!with_ipc_lock.contains("AF_XDP"), "the limit must not apply with CAP_IPC_LOCK: {with_ipc_lock}");
 }

@@ -174,7 +174,8 @@ async fn exchange(socket: &Path, stop: &AtomicBool, ready: &(dyn Fn() + Sync)) -
     let one = packets(r#"IP(dst="192.0.2.1")/TCP(dport=9, flags="S")"#);
     let many = packets(r#"IP(dst="192.0.2.1")/TCP(dport=(1000,1031), flags="S")"#);
     let options = SrOptions { timeout: Duration::from_secs(5), ..SrOptions::default() };
-    let mut report = NeighbourReport { requests: 0, answered: 0, slowest: Duration::ZERO, missing: 0, account: Account::default() };
+    let mut report =
+        NeighbourReport { requests: 0, answered: 0, slowest: Duration::ZERO, missing: 0, account: Account::default() };
     while !stop.load(Ordering::Relaxed) {
         let began = Instant::now();
         let reply = session.sr1(one[0].clone(), &options).await.expect("sr1");

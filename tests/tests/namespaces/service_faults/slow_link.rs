@@ -93,7 +93,11 @@ fn assert_all(received: impl Iterator<Item = (u16, u32)>, wanted: std::ops::Rang
     let swapped = numbers.windows(2).filter(|pair| pair[0] > pair[1]).count();
     assert!(swapped <= numbers.len() / 50, "{swapped} of {} are out of order", numbers.len());
     numbers.sort_unstable();
-    assert!(numbers.iter().copied().eq(wanted.clone()), "received {} datagrams, not those of {wanted:?}", numbers.len());
+    assert!(
+        numbers.iter().copied().eq(wanted.clone()),
+        "received {} datagrams, not those of {wanted:?}",
+        numbers.len()
+    );
 }
 
 fn port(socket: &Socket) -> u16 {
@@ -212,7 +216,8 @@ fn closed_lease_on_a_stalled_link_is_released() {
     (1..=100).for_each(|number| socket.send(&datagram(from, number)).expect("send"));
     let fd: OwnedFd = socket.fd;
     drop(fd);
-    let again = wait_for("the release of the port", PATIENCE, || lease(&service, ROOT, &call("udp", Some(from), None)).ok());
+    let again =
+        wait_for("the release of the port", PATIENCE, || lease(&service, ROOT, &call("udp", Some(from), None)).ok());
     assert_eq!(port(&again), from);
     let local = SocketAddr::new(ENDS[0].0, from);
     let taken = lab.client().run(|| UdpSocket::bind(local).is_err()).expect("enter the client");

@@ -138,7 +138,12 @@ fn every_key_refuses_and_allows() {
     for (name, sent) in &refused {
         assert_eq!(count(&wire, sent), 0, "{name}: {} to {} was refused but sent", sent.from, sent.to);
     }
-    println!("{} rows, {} allowed packets captured, {} refused packets not captured", ROWS.len(), allowed.len(), refused.len());
+    println!(
+        "{} rows, {} allowed packets captured, {} refused packets not captured",
+        ROWS.len(),
+        allowed.len(),
+        refused.len()
+    );
     // Verdicts covered by other tests of this module.
     let others = ["allowed", "no-rule", "observe", "rate"];
     let reached: BTreeSet<&str> = ROWS.iter().map(|row| row.verdict).chain(others).collect();

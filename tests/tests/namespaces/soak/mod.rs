@@ -378,7 +378,11 @@ impl Account {
             stats.lost - self.stats[0].lost,
             if self.hooks.is_ours { self.hooks.lost } else { self.hooks.lost_in_lease_socket }
         );
-        assert_eq!(self.hooks.delivered - self.hooks.lost - self.hooks.lost_in_lease_socket, delivered, "the ingress hook");
+        assert_eq!(
+            self.hooks.delivered - self.hooks.lost - self.hooks.lost_in_lease_socket,
+            delivered,
+            "the ingress hook"
+        );
         println!("lost: {lost} here, {} on the link", self.not_carried);
         assert_eq!(answers, self.received + lost + self.not_carried, "the server's TCP");
         assert_eq!((stats.stray, stats.overflow, stats.bad_checksum), (0, 0, 0));

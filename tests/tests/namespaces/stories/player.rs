@@ -250,7 +250,9 @@ impl Player {
         let without_push = |flags: Flags| Flags(flags.0 & !Flags::PSH.0);
         let seq = segment.seq.wrapping_sub(self.isn.unwrap_or_default());
         let sack = segment.options.iter().find_map(|option| match option {
-            TcpOption::Sack(blocks) => blocks.first().map(|(a, b)| (a.wrapping_sub(PEER_ISN), b.wrapping_sub(PEER_ISN))),
+            TcpOption::Sack(blocks) => {
+                blocks.first().map(|(a, b)| (a.wrapping_sub(PEER_ISN), b.wrapping_sub(PEER_ISN)))
+            }
             _ => None,
         });
         let sack_permitted = segment.options.contains(&TcpOption::SackPermitted);
@@ -330,9 +332,9 @@ impl Player {
                 TcpOption::Mss(mss) => write!(shown, " mss {mss}"),
                 TcpOption::WindowScale(scale) => write!(shown, " wscale {scale}"),
                 TcpOption::SackPermitted => write!(shown, " sackOK"),
-                TcpOption::Sack(blocks) => blocks
-                    .iter()
-                    .try_for_each(|(a, b)| write!(shown, " sack {}:{}", a.wrapping_sub(PEER_ISN), b.wrapping_sub(PEER_ISN))),
+                TcpOption::Sack(blocks) => blocks.iter().try_for_each(|(a, b)| {
+                    write!(shown, " sack {}:{}", a.wrapping_sub(PEER_ISN), b.wrapping_sub(PEER_ISN))
+                }),
                 _ => Ok(()),
             };
         }

@@ -1,25 +1,28 @@
-//! Where two threads meet, if both come.
+//! A rendezvous of two threads with a timeout.
 
 use std::{
     sync::{Condvar, Mutex, PoisonError},
     time::Duration,
 };
 
-/// For two.
+/// A rendezvous of two threads.
 #[derive(Debug, Default)]
 pub struct Meeting {
-    here: Mutex<usize>,
+    arrived: Mutex<usize>,
     changed: Condvar,
 }
 
 impl Meeting {
-    /// Waits for the other; whether it has come. A barrier would wait for ever for one that has failed before.
-    pub fn wait(&self, patience: Duration) -> bool {
-        let mut here = self.here.lock().unwrap_or_else(PoisonError::into_inner);
-        *here += 1;
+    /// Waits for the other thread; returns whether it arrived. Unlike a barrier, it does not wait forever for a thread
+    /// that has failed.
+    pub fn wait(&self, timeout: Duration) -> bool {
+        let mut arrived = self.arrived.lock().unwrap_or_else(PoisonError::into_inner);
+        *arrived += 1;
         self.changed.notify_all();
-        let (here, _) =
-            self.changed.wait_timeout_while(here, patience, |here| *here < 2).unwrap_or_else(PoisonError::into_inner);
-        *here >= 2
+        let (arrived, _) = self
+            .changed
+            .wait_timeout_while(arrived, timeout, |arrived| *arrived < 2)
+            .unwrap_or_else(PoisonError::into_inner);
+        *arrived >= 2
     }
 }

@@ -18,13 +18,13 @@ use crafter_tests::{
 
 use super::{assert_rsts, handshake, ip, web};
 
-/// A segment of so many bytes from its IP header on.
+/// A segment whose packet has `length` bytes.
 fn segment(lease: &Lease, length: usize) -> Vec<u8> {
     frame::Tcp::new(0x10, 1, 1).with(&vec![0; length - 40]).ip((ENDS[0].0, lease.port()).into(), web())
 }
 
-/// Why such a segment is not sent: at once, or when the news has come, or what was known a moment ago, and is used for
-/// five seconds, is asked for again.
+/// Sends such segments until one is refused, and returns the error: a change may be noticed late, because a cached
+/// route is used for up to five seconds.
 async fn refusal(lease: &Lease, length: usize) -> Error {
     for _ in 0..100 {
         if let Err(error) = lease.send(&segment(lease, length)).await {
@@ -32,13 +32,13 @@ async fn refusal(lease: &Lease, length: usize) -> Error {
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    panic!("it is sent")
+    panic!("the segment is still sent")
 }
 
 const HOOKS: [Attach; 3] = [Attach::Native, Attach::Generic, Attach::Tc];
 
 #[test]
-fn down_and_up_again() {
+fn link_down_is_reported_and_recovers() {
     let serial = Serial::begin();
     let lab = lab();
     let _nginx = Nginx::start(lab.server());
@@ -48,12 +48,12 @@ fn down_and_up_again() {
             let lease = crafter.lease(LeaseRequest::tcp()).await.unwrap();
             handshake(&lease).await;
             ip(&lab, "link set lab0 down");
-            // Told, not swallowed.
+            // The error is reported.
             let error = refusal(&lease, 40).await;
             assert!(matches!(error, Error::NoRoute { .. } | Error::Io { .. }), "{attach:?}: {error:?}");
-            assert_eq!(attached(lab.client(), INTERFACE).len(), 2, "the hooks stay");
+            assert_eq!(attached(lab.client(), INTERFACE).len(), 2, "the hooks were removed");
             ip(&lab, "link set lab0 up");
-            up_again(&crafter).await;
+            wait_for_route(&crafter).await;
             handshake(&lease).await;
             serial.objects()
         });
@@ -62,18 +62,18 @@ fn down_and_up_again() {
     assert_rsts(&lab, 2 * HOOKS.len());
 }
 
-/// Waits until there is a way to the server again.
-async fn up_again(crafter: &Crafter) {
+/// Waits until there is a route to the server again.
+async fn wait_for_route(crafter: &Crafter) {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     while crafter.route(ENDS[0].1, None).await.is_err() {
-        assert!(tokio::time::Instant::now() < deadline, "no way to the server");
+        assert!(tokio::time::Instant::now() < deadline, "no route to the server");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
-/// The lease goes on under the new name; who opens the old one is told that there is none.
+/// The lease stays active under the new name; opening the old name fails.
 #[test]
-fn renamed() {
+fn lease_survives_rename_of_the_interface() {
     let serial = Serial::begin();
     let lab = lab();
     let _nginx = Nginx::start(lab.server());
@@ -86,7 +86,7 @@ fn renamed() {
         ip(&lab, "link set lab7 up");
         let other = Crafter::open(INTERFACE, stage::options(Attach::Auto)).await.map(drop).expect_err("no such name");
         assert!(matches!(other, Error::UnknownInterface { .. }), "{other:?}");
-        up_again(&crafter).await;
+        wait_for_route(&crafter).await;
         handshake(&lease).await;
         ip(&lab, "link set lab7 down");
         ip(&lab, "link set lab7 name lab0");
@@ -97,9 +97,9 @@ fn renamed() {
     assert_rsts(&lab, 2);
 }
 
-/// What no longer fits is refused with a sentence; what fits goes.
+/// Packets longer than the new MTU are refused with an error, others are sent.
 #[test]
-fn another_mtu() {
+fn reduced_mtu_is_enforced() {
     let serial = Serial::begin();
     let lab = lab();
     let _nginx = Nginx::start(lab.server());
@@ -122,9 +122,9 @@ fn another_mtu() {
     }
 }
 
-/// Gone for this namespace: told to who waits; nothing is left on it where it went.
+/// The interface leaves this namespace: waiting tasks get an error, and nothing stays attached to it.
 #[test]
-fn moved_to_another_namespace() {
+fn interface_moved_to_another_namespace_ends_leases() {
     for attach in HOOKS {
         let serial = Serial::begin();
         let lab = lab();
@@ -135,8 +135,8 @@ fn moved_to_another_namespace() {
             let lease = crafter.lease(LeaseRequest::tcp()).await.unwrap();
             let objects = serial.objects();
             ip(&lab, &format!("link set lab0 netns {}", sleeper.id()));
-            let told = tokio::time::timeout(PATIENCE, lease.recv()).await.expect("no hang");
-            assert!(matches!(told, Err(Error::UnknownInterface { .. })), "{attach:?}: {told:?}");
+            let received = tokio::time::timeout(PATIENCE, lease.recv()).await.expect("no hang");
+            assert!(matches!(received, Err(Error::UnknownInterface { .. })), "{attach:?}: {received:?}");
             objects
         });
         objects.wait_until_freed(PATIENCE);
@@ -145,7 +145,7 @@ fn moved_to_another_namespace() {
 }
 
 #[test]
-fn an_address_goes_and_comes_back() {
+fn removed_address_is_reported_and_recovers() {
     let serial = Serial::begin();
     let lab = lab();
     let _nginx = Nginx::start(lab.server());
@@ -157,7 +157,7 @@ fn an_address_goes_and_comes_back() {
         let error = refusal(&lease, 40).await;
         assert!(matches!(error, Error::NoRoute { .. }), "{error:?}");
         ip(&lab, "address add 192.0.2.2/24 dev lab0");
-        up_again(&crafter).await;
+        wait_for_route(&crafter).await;
         handshake(&lease).await;
         serial.objects()
     });
@@ -165,9 +165,9 @@ fn an_address_goes_and_comes_back() {
     assert_rsts(&lab, 2);
 }
 
-/// Whoever had the next hop's address answers no more: told as that, and found again.
+/// A next hop that does not answer is reported as a missing neighbour, and found again later.
 #[test]
-fn a_neighbour_goes_and_comes_back() {
+fn missing_neighbour_is_reported_and_recovers() {
     let serial = Serial::begin();
     let lab = lab();
     let _nginx = Nginx::start(lab.server());
@@ -187,9 +187,9 @@ fn a_neighbour_goes_and_comes_back() {
     serial.finish(&objects, lab.client(), INTERFACE);
 }
 
-/// AF_XDP sockets belong to queues: while they are bound the kernel keeps the queues (or what changes is survived).
+/// AF_XDP sockets are bound to queues: the kernel refuses to change their number, or the lease survives the change.
 #[test]
-fn another_number_of_queues() {
+fn lease_survives_change_of_queues() {
     let serial = Serial::begin();
     let lab = lab();
     let _nginx = Nginx::start(lab.server());

@@ -1,5 +1,5 @@
-//! What a host does around crafter: its interfaces change, other programs come and go at the same hooks, rooms are full,
-//! and the owner dies at any moment of its life.
+//! Changes of the host while crafter runs: interfaces change, foreign programs use the same hooks, maps and buffers are
+//! full, and the process is killed or fails at any system call.
 
 mod interface;
 mod points;
@@ -15,25 +15,25 @@ use crafter_tests::{
     stage::{ENDS, run},
 };
 
-/// The server's web server, over IPv4.
+/// The web server, over IPv4.
 fn web() -> SocketAddr {
     SocketAddr::new(ENDS[0].1, 80)
 }
 
-/// A handshake from the lease's port, reset at its end so that the port can be used again.
+/// A handshake from the lease's port, followed by a RST so that the port can be used again.
 async fn handshake(lease: &Lease) {
-    let mut talk = ByHand::new(lease, web()).await;
-    talk.handshake().await;
-    let rst = talk.cursor.rst();
-    talk.send(&rst).await;
+    let mut connection = ByHand::new(lease, web()).await;
+    connection.handshake().await;
+    let rst = connection.cursor.rst();
+    connection.send(&rst).await;
 }
 
-/// `ip ...` in the client's namespace.
+/// Runs ip(8) in the client's namespace.
 fn ip(lab: &Lab, arguments: &str) {
     run(lab.client().command("ip").args(arguments.split(' ')));
 }
 
-/// The server has seen so many RSTs: those of handshakes, and none of the kernel's.
+/// Asserts that the server received one RST per handshake, and none of the kernel.
 fn assert_rsts(lab: &Lab, handshakes: usize) {
     let rsts = lab.tap().segments().unwrap();
     assert_eq!(rsts.len(), handshakes, "RSTs: {rsts:?}");

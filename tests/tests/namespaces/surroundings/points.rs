@@ -1,6 +1,5 @@
-//! Ended, or failed, at every point of its start and its end: strace makes the system call with a given number kill the
-//! process, or fail. A failpoint at each place where user space asks the kernel for something, in the very program that
-//! users run.
+//! `crafter get` is killed, or fails, at every system call of its start and exit. strace injects the signal or the
+//! error into a system call of a given name and number, so that the unmodified program is tested.
 
 use std::{
     collections::BTreeSet,
@@ -18,7 +17,7 @@ use crafter_tests::{
     stage::{self, ENDS, lab, run},
 };
 
-/// Calls by which a process gets something that could be left behind, or gives it back.
+/// System calls that acquire or release a resource that could be left behind.
 const CALLS: [&str; 12] = [
     "bpf",
     "socket",
@@ -34,24 +33,24 @@ const CALLS: [&str; 12] = [
     "openat",
 ];
 
-/// Points for each test; `CRAFTER_TEST_POINTS=0`: all.
+/// Number of system calls per test; `CRAFTER_TEST_POINTS=0`: all.
 pub(super) fn points() -> usize {
     std::env::var("CRAFTER_TEST_POINTS").ok().and_then(|text| text.parse().ok()).unwrap_or(40)
 }
 
-/// `crafter get` of the small page, in this process's own right, under strace with these options.
+/// `crafter get` of the small page, without a service, under strace with these options.
 fn get(lab: &Lab, clsact: bool, strace: &[&str]) -> Command {
     let mut command = lab.client().command("strace");
     if clsact {
         command.env("CRAFTER_CLSACT", "1");
     }
-    // Without -f: its first thread alone, and none of the programs that it runs.
+    // Without -f strace follows only the first thread, and no child process.
     command.arg("-qq").args(strace).arg("--").arg(built());
     command.args(["get", "--direct", "-q", "-o", "/dev/null", "http://192.0.2.1/small"]);
     command
 }
 
-/// How often it makes each call.
+/// Number of calls by name.
 fn counts(lab: &Lab, clsact: bool) -> Vec<(&'static str, usize)> {
     let directory = tempfile::tempdir().expect("a directory");
     let trace = directory.path().join("trace");
@@ -60,7 +59,7 @@ fn counts(lab: &Lab, clsact: bool) -> Vec<(&'static str, usize)> {
     count(&fs::read_to_string(&trace).expect("the trace"), &CALLS)
 }
 
-/// How often each of `calls` is in a trace; without those that are not.
+/// Number of calls by name in a trace, without calls that do not occur.
 pub(super) fn count(trace: &str, calls: &[&'static str]) -> Vec<(&'static str, usize)> {
     let of = |call: &str| {
         let begins = format!("{call}(");
@@ -69,7 +68,7 @@ pub(super) fn count(trace: &str, calls: &[&'static str]) -> Vec<(&'static str, u
     calls.iter().map(|call| (*call, of(call))).filter(|(_, count)| *count > 0).collect()
 }
 
-/// Points spread over all calls.
+/// Selects up to `points` calls, spread evenly over all; each as name and number.
 pub(super) fn spread(counts: &[(&'static str, usize)], points: usize) -> Vec<(&'static str, usize)> {
     let all: Vec<_> = counts.iter().flat_map(|(call, count)| (1..=*count).map(move |number| (*call, number))).collect();
     let step = if points == 0 { 1 } else { all.len().div_ceil(points).max(1) };
@@ -80,20 +79,20 @@ pub(super) fn assert_nothing_left(lab: &Lab, before: &BTreeSet<u32>, point: &str
     leak::assert_nothing_left((lab.client(), INTERFACE), before, point, || processes_in(&[lab.client()]));
 }
 
-/// Runs it with `fate` for the call of this name and number.
-fn inject(lab: &Lab, clsact: bool, (call, number): (&str, usize), fate: &str) -> Output {
-    let what = format!("{call}:{fate}:when={number}");
+/// Runs it with an injection, in strace's syntax, for the call of this name and number.
+fn inject(lab: &Lab, clsact: bool, (call, number): (&str, usize), injection: &str) -> Output {
+    let what = format!("{call}:{injection}:when={number}");
     let options = [format!("trace={call}"), format!("inject={what}")];
     let options = ["-o", "/dev/null", "-e", &options[0], "-e", &options[1]];
     let output = get(lab, clsact, &options).output().expect("strace");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(!said.contains("panicked"), "{what}: {said}");
+    let messages = String::from_utf8_lossy(&output.stderr);
+    assert!(!messages.contains("panicked"), "{what}: {messages}");
     output
 }
 
-/// Killed at many points, with tcx and without: nothing is left, and the host is as it was.
+/// SIGKILL at many system calls, with tcx and with clsact: nothing is left, and the host's network works.
 #[test]
-fn killed_anywhere() {
+fn sigkill_at_any_system_call_leaves_nothing() {
     let _serial = Serial::begin();
     let lab = lab();
     let nginx = Nginx::start(lab.server());
@@ -108,16 +107,16 @@ fn killed_anywhere() {
             assert_nothing_left(&lab, &before, &format!("killed at {call} {number}, clsact {clsact}"));
         }
         println!("clsact {clsact}: killed at {killed} of {} points of {counts:?}", points.len());
-        // Where what a process does differs from run to run, the last calls may not come.
-        assert!(killed * 10 > points.len() * 8, "{killed} of {}", points.len());
+        // The number of calls varies between runs, so the last ones may not occur.
+        assert!(killed * 10 > points.len() * 8, "killed only {killed} of {} times", points.len());
         stage::assert_curl_works(&lab, ENDS[0].1, &nginx);
     }
 }
 
-/// Calls that fail: a success all the same (another way was found), or a sentence and its exit code; never a panic, a
-/// hang, or something left.
+/// Failing system calls: the command succeeds by another method, or fails with an error message and an exit code. It
+/// never panics, hangs or leaves anything.
 #[test]
-fn failing_anywhere() {
+fn failure_of_any_system_call_is_reported() {
     let _serial = Serial::begin();
     let lab = lab();
     let nginx = Nginx::start(lab.server());
@@ -131,21 +130,21 @@ fn failing_anywhere() {
             let output = inject(&lab, false, (call, number), &format!("error={errno}"));
             let point = format!("{call} {number} fails by {errno}");
             assert_nothing_left(&lab, &before, &point);
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            let messages = String::from_utf8_lossy(&output.stderr).into_owned();
             match output.status.code() {
                 Some(0) => succeeded += 1,
-                // The loader and the allocator, before main() or beside it, end as they like.
+                // The loader and the allocator may end the process in other ways.
                 _ if call == "mmap" => failed += 1,
                 Some(1..=100) => {
                     failed += 1;
-                    let last = said.lines().last().unwrap_or_default();
-                    assert!(last.starts_with("crafter: ") && last.len() > 20, "{point}: {said}");
+                    let last = messages.lines().last().unwrap_or_default();
+                    assert!(last.starts_with("crafter: ") && last.len() > 20, "{point}: {messages}");
                 }
-                other => panic!("{point}: {other:?}: {said}"),
+                other => panic!("{point}: {other:?}: {messages}"),
             }
         }
     }
-    println!("{succeeded} found another way, {failed} failed with a sentence");
-    assert!(failed > 5, "nothing was made to fail");
+    println!("{succeeded} succeeded by another method, {failed} failed with an error message");
+    assert!(failed > 5, "too few calls failed");
     stage::assert_curl_works(&lab, ENDS[0].1, &nginx);
 }

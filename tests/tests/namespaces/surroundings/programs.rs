@@ -1,4 +1,4 @@
-//! Other programs at the same hooks, and firewalls.
+//! Foreign programs on the same hooks, and firewalls.
 
 use crafter::{
     LeaseRequest,
@@ -6,7 +6,7 @@ use crafter::{
     lab::INTERFACE,
 };
 use crafter_tests::{
-    drop::{beside, drop_all},
+    drop::{attach_tcx, drop_all},
     leak::{Serial, assert_detached, attached, has_tcx},
     peer::Nginx,
     stage::{self, ENDS, lab, open, run},
@@ -15,10 +15,10 @@ use crafter_tests::{
 
 use super::{assert_rsts, handshake};
 
-/// Who comes second to the XDP hook is refused by the kernel and disturbs nobody; crafter, second, takes the next hook
-/// and says why, and has the first again when it is free.
+/// The kernel refuses a foreign program on a hook held by crafter. If a foreign program holds the hook, crafter uses
+/// the next one and notes why, and uses the first again when it is free.
 #[test]
-fn a_foreign_xdp_program() {
+fn foreign_xdp_program_causes_fallback_to_tc() {
     let serial = Serial::begin();
     let lab = lab();
     let _nginx = Nginx::start(lab.server());
@@ -39,7 +39,7 @@ fn a_foreign_xdp_program() {
         let notes = crafter.report().notes.join("; ");
         assert!(notes.contains("XDP") && notes.contains("pid"), "{notes}");
         let objects = serial.objects();
-        // The other one leaves: what comes reaches us again.
+        // Without the foreign program, packets reach crafter again.
         drop(foreign);
         let lease = crafter.lease(LeaseRequest::tcp()).await.unwrap();
         handshake(&lease).await;
@@ -55,13 +55,13 @@ fn a_foreign_xdp_program() {
     assert_rsts(&lab, 2);
 }
 
-/// Foreign tcx programs before and behind ours, both ways, that leave the verdict to the next, or pass behind us.
+/// Foreign tcx programs before and after crafter's, in both directions, that continue with the next program or pass.
 #[test]
-fn foreign_tcx_programs() {
+fn foreign_tcx_programs_coexist() {
     const NEXT: i32 = -1;
     const PASS: i32 = 0;
     if !has_tcx() {
-        // Under clsact nobody is beside anybody: each filter has a priority of its own.
+        // With clsact each filter has a priority of its own, so nothing can conflict.
         return;
     }
     let _serial = Serial::begin();
@@ -69,29 +69,30 @@ fn foreign_tcx_programs() {
     let _nginx = Nginx::start(lab.server());
     for (verdict, before) in [(NEXT, true), (NEXT, false), (PASS, false)] {
         let mut theirs = Vec::new();
-        let mut attach = |egress| theirs.push(lab.client().run(|| beside(INTERFACE, verdict, egress, before)).unwrap());
-        // One comes before us, in time, the other while we work.
+        let mut attach =
+            |egress| theirs.push(lab.client().run(|| attach_tcx(INTERFACE, verdict, egress, before)).unwrap());
+        // One is attached before crafter's programs, the other while they are attached.
         attach(false);
         within(lab.client(), async || {
             let crafter = open(Attach::Tc).await;
-            // The kernel answers, and its RST meets our egress program beside theirs.
+            // The kernel answers with a RST, which passes both egress programs.
             let lease = crafter.lease(LeaseRequest::tcp().observe(true)).await.unwrap();
             attach(true);
             handshake(&lease).await;
         });
         assert!(theirs.iter().all(Result::is_ok), "{theirs:?}");
         let left = attached(lab.client(), INTERFACE);
-        assert_eq!(left.len(), 2, "theirs stay, ours go: {left:?}");
+        assert_eq!(left.len(), 2, "only the foreign programs must stay: {left:?}");
         drop(theirs);
         assert_detached(lab.client(), INTERFACE);
         assert_rsts(&lab, 1);
     }
 }
 
-/// Connection tracking that drops what it does not know, both ways: crafted packets pass beside it, the host's own
-/// connections go through it.
+/// A firewall drops what connection tracking does not know, in both directions: crafted packets bypass it, the host's
+/// own connections work through it.
 #[test]
-fn a_firewall_that_drops_invalid() {
+fn crafted_packets_bypass_a_firewall() {
     let serial = Serial::begin();
     let lab = lab();
     let nginx = Nginx::start(lab.server());
@@ -111,6 +112,6 @@ fn a_firewall_that_drops_invalid() {
         });
         serial.finish(&objects, lab.client(), INTERFACE);
     }
-    // The control: the rules are there, and stay.
+    // Positive control: the rules are still active.
     assert!(run(lab.client().command("iptables").args(["-S"])).contains("INVALID"));
 }

@@ -1,4 +1,4 @@
-//! No room: maps, ring buffer, frames.
+//! Full maps, ring buffer and frames.
 
 use std::{net::UdpSocket, thread, time::Duration};
 
@@ -22,9 +22,9 @@ fn with(attach: Attach, load: LoadOptions) -> Options {
     Options { attach, load }
 }
 
-/// The ports that fit are leased, the next is refused with a reason, and those leased go on; a port given back is room.
+/// The ports that fit are leased, and a further one is refused with the reason; a released port makes room.
 #[test]
-fn the_map_of_owned_ports_is_full() {
+fn full_map_of_owned_ports_refuses_leases() {
     let serial = Serial::begin();
     let lab = lab();
     let _nginx = Nginx::start(lab.server());
@@ -37,12 +37,12 @@ fn the_map_of_owned_ports_is_full() {
                 Ok(lease) => leases.push(lease),
                 Err(error) => break error,
             }
-            assert!(leases.len() < 10, "no end of room");
+            assert!(leases.len() < 10, "the map is never full");
         };
         assert_eq!(leases.len(), 4);
-        let said = error.to_string();
-        assert!(said.contains("4 are owned") && said.contains("no room"), "{said}");
-        // All or none of a range.
+        let message = error.to_string();
+        assert!(message.contains("4 are owned") && message.contains("no room"), "{message}");
+        // A range is leased completely or not at all.
         leases.pop();
         let range = crafter.lease(LeaseRequest::tcp().ports(40_000..=40_001)).await.map(drop);
         range.expect_err("room for one, not for two");
@@ -56,9 +56,9 @@ fn the_map_of_owned_ports_is_full() {
     assert_rsts(&lab, 4);
 }
 
-/// The oldest flows are forgotten, and packets go on.
+/// The oldest flow entries are evicted, and packets are still delivered.
 #[test]
-fn the_map_of_flows_is_full() {
+fn full_map_of_flows_evicts_the_oldest() {
     let serial = Serial::begin();
     let lab = lab();
     let _nginx = Nginx::start(lab.server());
@@ -74,19 +74,19 @@ fn the_map_of_flows_is_full() {
         let flows = crafter.flows();
         assert!(!flows.is_empty() && flows.len() <= 16, "{} flows", flows.len());
         let last = ports.last().unwrap();
-        assert!(flows.iter().any(|flow| flow.local.port() == *last), "the newest is forgotten");
+        assert!(flows.iter().any(|flow| flow.local.port() == *last), "the newest flow is missing");
         serial.objects()
     });
     serial.finish(&objects, lab.client(), INTERFACE);
 }
 
-/// `count` datagrams of `length` bytes to a port of the client.
+/// Sends `count` datagrams of `length` bytes to a port of the client.
 fn flood(lab: &Lab, port: u16, count: usize, length: usize) {
     let send = || {
         let socket = UdpSocket::bind((ENDS[0].1, 0)).unwrap();
         for number in 0..count {
             socket.send_to(&vec![0x55; length], (ENDS[0].0, port)).unwrap();
-            // The link's own queue is not what is to be full.
+            // Pauses, so that the link's own queue does not overflow.
             if number % 64 == 63 {
                 thread::sleep(Duration::from_micros(200));
             }
@@ -95,10 +95,10 @@ fn flood(lab: &Lab, port: u16, count: usize, length: usize) {
     lab.server().run(send).unwrap();
 }
 
-/// Nobody reads: what has no room is dropped and counted, the kernel answers nothing, and all are accounted for. Then
-/// reading begins, and what comes now is delivered.
+/// While nothing is read, packets without room are dropped and counted, and the kernel sends no error; all packets are
+/// accounted for. Afterwards new packets are delivered.
 #[test]
-fn ring_buffer_and_frames_are_full() {
+fn full_ring_buffer_and_frames_drop_and_count() {
     const COUNT: usize = 20_000;
     for (attach, ring_bytes) in [(Attach::Tc, 1 << 16), (Attach::Native, 1 << 16), (Attach::Generic, 1 << 16)] {
         let serial = Serial::begin();
@@ -108,7 +108,7 @@ fn ring_buffer_and_frames_are_full() {
             let load = LoadOptions { ring_bytes, ..LoadOptions::default() };
             let crafter = Crafter::open(INTERFACE, with(attach, load)).await.unwrap();
             let lease = crafter.lease(LeaseRequest::udp()).await.unwrap();
-            // This thread is the one that would read.
+            // This thread would read, and is blocked meanwhile.
             flood(&lab, lease.port(), COUNT, 1000);
             thread::sleep(Duration::from_millis(200));
             let mut read = 0;
@@ -121,31 +121,35 @@ fn ring_buffer_and_frames_are_full() {
                 (counters.get(Reason::Redirected) as usize, counters.get(Reason::Copied) as usize);
             let lost = stats.lost as usize;
             println!("{attach:?}: {read} read, {full} no room, {redirected} redirected, {copied} copied, {stats:?}");
-            assert!(full + lost > 0, "there was room for all");
-            assert_eq!(full + redirected + copied, COUNT, "counted by the kernel half");
-            assert_eq!(read + lost + full + stats.overflow as usize, COUNT, "accounted for");
-            assert_eq!(counters.get(Reason::UnreachableSuppressed), 0, "the kernel has seen one");
-            // And again.
+            assert!(full + lost > 0, "nothing was dropped");
+            assert_eq!(full + redirected + copied, COUNT, "packets counted by the kernel half");
+            assert_eq!(read + lost + full + stats.overflow as usize, COUNT, "packets accounted for");
+            assert_eq!(counters.get(Reason::UnreachableSuppressed), 0, "the kernel received a datagram");
+            // New packets are delivered.
             flood(&lab, lease.port(), 10, 1000);
             for _ in 0..10 {
                 lease.recv_timeout(Duration::from_secs(5)).await.unwrap().expect("delivered");
             }
             serial.objects()
         });
-        // The control: a port that nobody owns.
+        // Positive control: an unowned port.
         lab.server().run(|| UdpSocket::bind((ENDS[0].1, 9)).unwrap().send_to(b"x", (ENDS[0].0, 9)).unwrap()).unwrap();
         crafter_tests::peer::wait_for("the control's unreachable", Duration::from_secs(5), || {
             thread::sleep(Duration::from_millis(300));
             Some(())
         });
-        assert_eq!(unreachables(&capture.finish(), ENDS[0].0), 1, "{attach:?}: only the control's");
+        assert_eq!(
+            unreachables(&capture.finish(), ENDS[0].0),
+            1,
+            "{attach:?}: only the error of the control is expected"
+        );
         serial.finish(&objects, lab.client(), INTERFACE);
     }
 }
 
-/// Neither the kernel nor this process keeps what it cannot have: a wrong size is refused at the door.
+/// Invalid map sizes are refused when the interface is opened.
 #[test]
-fn sizes_that_cannot_be() {
+fn invalid_map_sizes_are_refused() {
     let _serial = Serial::begin();
     let lab = lab();
     within(lab.client(), async || {

@@ -1,4 +1,4 @@
-# The program gives up: one RST, at the number that the peer expects.
+# The application aborts: one RST with the sequence number that the peer expects.
 connect
 > S 0 sackOK
 +20ms < S. 0 ack 1 mss 1400 wscale 7 sackOK

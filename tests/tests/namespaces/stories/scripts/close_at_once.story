@@ -1,4 +1,4 @@
-# Both close at the same time: the FINs cross (RFC 9293, figure 13).
+# Both ends close at the same time: the FINs cross (RFC 9293, figure 13).
 connect
 > S 0 sackOK
 +20ms < S. 0 ack 1 mss 1400 wscale 7 sackOK

@@ -1,4 +1,4 @@
-# The program closes, and goes on to read; the peer's FIN is sent again in TIME-WAIT, and answered again (RFC 9293, 3.6).
+# The application closes and continues to read; in TIME-WAIT a retransmitted FIN is acknowledged again (RFC 9293, section 3.6).
 connect time-wait 2s
 > S 0 sackOK
 +20ms < S. 0 ack 1 mss 1400 wscale 7 sackOK

@@ -1,4 +1,4 @@
-# Data that is not acknowledged is sent again by the timer, each time after twice as long (RFC 6298).
+# Unacknowledged data is retransmitted by the timer, which doubles each time (RFC 6298).
 connect
 > S 0 sackOK
 +20ms < S. 0 ack 1 mss 1400 wscale 7 sackOK

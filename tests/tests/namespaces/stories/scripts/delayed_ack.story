@@ -1,4 +1,4 @@
-# With delayed ACKs: one for a small segment comes late, or rides on data (RFC 5681, 4.2).
+# Delayed ACKs: the ACK of a small segment is sent after a delay or with data (RFC 5681, section 4.2).
 connect acks-after 40ms
 > S 0 sackOK
 +20ms < S. 0 ack 1 mss 1400 wscale 7 sackOK

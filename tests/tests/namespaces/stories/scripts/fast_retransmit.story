@@ -1,4 +1,4 @@
-# Three ACKs of the same number: what they ask for is sent again, without the timer (RFC 5681, 3.2).
+# Three duplicate ACKs cause a retransmission before the timer expires (RFC 5681, section 3.2).
 connect
 > S 0 sackOK
 +20ms < S. 0 ack 1 mss 1024 wscale 7 sackOK
@@ -15,7 +15,7 @@ quiet 1ms
 quiet 1ms
 < . 1 ack 1025 sack 2049:4097
 > . 1025:2049 ack 1
-# What the three ACKs say has left the network makes room for more.
+# The segments that the duplicate ACKs report as received make room for new data.
 > P. 4097:5121 ack 1
 +20ms < . 1 ack 5121
 quiet 5s

@@ -1,5 +1,5 @@
-# What is older than the last by its timestamp is of a former time, though its number fits: it is answered by an ACK, and
-# its data, its ACK and its FIN are nothing (RFC 7323, 5.3). A RST is taken whatever its time.
+# A segment in the window with a stale timestamp is answered with an ACK, and its data, ACK and FIN are ignored
+# (RFC 7323, section 5.3). A RST is accepted whatever its timestamp is.
 connect timestamps
 > S 0 ts 0 0
 +20ms < S. 0 ack 1 mss 1400 wscale 7 sackOK ts 0 0

@@ -1,4 +1,4 @@
-# A peer that falls silent: sent again for so long as was told, then an error and a RST.
+# A peer that stops answering: retransmissions until the configured timeout, then an error and a RST.
 connect give-up 10s
 > S 0 sackOK
 +20ms < S. 0 ack 1 mss 1400 wscale 7 sackOK

@@ -1,4 +1,4 @@
-# Nagle's algorithm: a small segment waits for the ACK of the one before (RFC 9293, 3.7.4).
+# Nagle's algorithm: a small segment waits for the ACK of the previous one (RFC 9293, section 3.7.4).
 connect nagle
 > S 0 sackOK
 +20ms < S. 0 ack 1 mss 1400 wscale 7 sackOK

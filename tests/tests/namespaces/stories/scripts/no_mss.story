@@ -1,4 +1,4 @@
-# A peer that tells no MSS gets the default of IPv4's, 536 (RFC 9293, 3.7.1).
+# Without an MSS option of the peer the default of IPv4 applies, 536 bytes (RFC 9293, section 3.7.1).
 connect
 > S 0
 +20ms < S. 0 ack 1

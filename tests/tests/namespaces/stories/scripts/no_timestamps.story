@@ -1,4 +1,4 @@
-# A peer that does not take up timestamps: there are none from the handshake on, and the room is for data.
+# The peer does not accept timestamps: segments after the SYN have none, and their room is used for data.
 connect timestamps
 > S 0 ts 0 0
 +20ms < S. 0 ack 1 mss 1400 wscale 7 sackOK

@@ -1,4 +1,4 @@
-# What is sent again in other pieces: each byte once, and each answered.
+# Retransmissions with other segment boundaries: each byte is delivered once, and each segment is acknowledged.
 connect
 > S 0 sackOK
 +20ms < S. 0 ack 1 mss 1400 wscale 7 sackOK

@@ -1,4 +1,4 @@
-# What comes too early is acknowledged by its gap at once (RFC 5681, 4.2), and told by SACK (RFC 2018).
+# A segment after a gap is acknowledged at once (RFC 5681, section 4.2) and reported by SACK (RFC 2018).
 connect
 > S 0 sackOK
 +20ms < S. 0 ack 1 mss 1400 wscale 7 sackOK

@@ -1,4 +1,4 @@
-# A request, its answer, and the server closes first (RFC 9293, 3.5 and 3.6).
+# A request and its response; the server closes first (RFC 9293, sections 3.5 and 3.6).
 connect
 > S 0 sackOK
 +20ms < S. 0 ack 1 mss 1400 wscale 7 sackOK

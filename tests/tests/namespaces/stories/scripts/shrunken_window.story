@@ -1,5 +1,5 @@
-# A window that is taken back (RFC 9293, 3.8.6: a sender must be prepared for that): what was sent into it is sent again
-# by the timer, and nothing stands still.
+# The peer shrinks its window (RFC 9293, section 3.8.6, requires a sender to handle that): data sent beyond it is
+# retransmitted by the timer, and the connection does not stall.
 connect
 > S 0 sackOK
 +20ms < S. 0 ack 1 mss 1400 win 2000

@@ -1,4 +1,4 @@
-# A SYN that nobody answers is sent again, each time after twice as long (RFC 6298, 5.5), until the program's patience ends.
+# An unanswered SYN is retransmitted with doubling delay (RFC 6298, section 5.5) until the connect timeout.
 connect time-out 10s
 > S 0
 +1s > S 0

@@ -1,4 +1,4 @@
-# Timestamps (RFC 7323): each segment has the time and echoes the peer's; what is ahead of a gap is not echoed (4.3).
+# Timestamps (RFC 7323): each segment has one and echoes the peer's; a segment after a gap is not echoed (section 4.3).
 connect timestamps
 > S 0 sackOK ts 0 0
 +20ms < S. 0 ack 1 mss 1400 wscale 7 sackOK ts 0 0
@@ -11,11 +11,11 @@ write 100
 +10ms < P. 1:101 ack 101 ts 50 20
 > . 101 ack 201 ts 70 50
 read 200
-# The peer's clock passes 2^32.
+# The peer's clock wraps at 2^32.
 +1s < P. 201:301 ack 101 ts 1050 70
 > . 101 ack 301 ts 1070 1050
 read 100
-# What is sent again has the time of its sending: a copy of it is no measure of a round trip, its echo is.
+# A retransmission has the time at which it is sent, so that its echo measures the round trip.
 write 100
 > P. 101:201 ack 301 ts 1070 1050
 +1s > P. 101:201 ack 301

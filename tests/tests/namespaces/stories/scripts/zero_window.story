@@ -1,4 +1,4 @@
-# A closed window is probed (RFC 9293, 3.8.6.1), and what waits leaves when it opens.
+# A zero window is probed (RFC 9293, section 3.8.6.1), and waiting data is sent when it opens.
 connect
 > S 0 sackOK
 +20ms < S. 0 ack 1 mss 1400 win 1000
