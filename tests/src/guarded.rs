@@ -142,7 +142,7 @@ mod tests {
     use std::{net::UdpSocket, process::Stdio};
 
     use super::*;
-    use crate::stage::{lab, run};
+    use crate::testbed::{lab, run};
 
     /// Longer than the kernel takes to free the netlink sockets opened by the check itself.
     const SHORT: Duration = Duration::from_secs(2);

@@ -24,7 +24,7 @@ use nix::{
     sys::time::TimeSpec,
 };
 
-use crate::stage::{ENDS, run};
+use crate::testbed::{ENDS, run};
 
 /// Impairments of TCP in each direction; all other packets pass unchanged.
 #[derive(Clone, Copy, Debug, Default)]

@@ -116,7 +116,7 @@ pub fn attached(namespace: &NetNs, name: &str) -> Vec<String> {
                         .map(|program| format!("{} at tcx {direction:?}", program.name_as_str().unwrap_or_default())),
                 );
                 let side = if direction == TcAttachType::Egress { "egress" } else { "ingress" };
-                let filters = crate::stage::run(Command::new("tc").args(["filter", "show", "dev", name, side]));
+                let filters = crate::testbed::run(Command::new("tc").args(["filter", "show", "dev", name, side]));
                 found.extend(filters.lines().filter(|line| line.contains(" handle ")).map(str::to_owned));
             }
             found
@@ -126,7 +126,7 @@ pub fn attached(namespace: &NetNs, name: &str) -> Vec<String> {
 
 /// The clsact qdisc of an interface, as shown by `tc`.
 pub fn clsact(namespace: &NetNs, name: &str) -> Vec<String> {
-    let shown = crate::stage::run(namespace.command("tc").args(["qdisc", "show", "dev", name]));
+    let shown = crate::testbed::run(namespace.command("tc").args(["qdisc", "show", "dev", name]));
     shown.lines().filter(|line| line.contains("clsact")).map(str::to_owned).collect()
 }
 

@@ -1,21 +1,20 @@
 //! Helpers of the integration tests: namespaces, real peers, packet captures, and a model of the kernel half.
 
 pub mod bench;
-pub mod by_hand;
+pub mod capture;
+pub mod differential;
 pub mod dns;
-pub mod drop;
 pub mod executable;
 #[path = "../../crafter/src/cli/exit.rs"]
 pub mod exit;
+pub mod foreign;
 pub mod frame;
 pub mod guarded;
 pub mod holder;
 pub mod impair;
-pub mod judge;
-pub mod lane;
 pub mod leak;
 pub mod machine;
-pub mod nobody;
+pub mod manual;
 pub mod oracle;
 pub mod peer;
 pub mod python;
@@ -23,10 +22,11 @@ pub mod random;
 pub mod raw;
 pub mod service;
 pub mod slow;
-pub mod stage;
+pub mod testbed;
 #[cfg(test)]
 mod text_file_busy;
 pub mod tun;
+pub mod unprivileged;
 pub mod views;
 pub mod wire;
 

@@ -33,10 +33,10 @@ use tempfile::TempDir;
 use crate::{
     executable,
     leak::{descriptors, more},
-    nobody::{GROUP, as_nobody},
     peer::{Process, wait_for},
     raw::Raw,
     slow,
+    unprivileged::{GROUP, as_nobody},
 };
 
 /// Timeout for the first answer of the service; generous, because the machine may be busy.

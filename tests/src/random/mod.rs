@@ -2,7 +2,7 @@
 
 pub mod damage;
 pub mod packet;
-pub mod story;
+pub mod sequence;
 pub mod world;
 
 /// SplitMix64, a small seedable generator.

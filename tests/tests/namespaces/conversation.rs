@@ -15,13 +15,13 @@ use crafter::{
 };
 use crafter_common::reason::Reason;
 use crafter_tests::{
-    by_hand::{self, ByHand, PATIENCE, sha256},
+    capture::{CONTROL, Capture, Packet, from, rsts, unreachables},
     dns,
-    judge::{CONTROL, Capture, Packet, from, rsts, unreachables},
     leak::{Serial, assert_detached, attached},
+    manual::{self, ByHand, PATIENCE, sha256},
     peer::{Dnsmasq, HOST, HOST_V4, HOST_V6, Nginx},
     slow,
-    stage::{self, CONTROL_PORT, ENDS, assert_curl_works, assert_refuses, lab, open},
+    testbed::{self, CONTROL_PORT, ENDS, assert_curl_works, assert_refuses, lab, open},
     within,
 };
 
@@ -54,8 +54,8 @@ fn converse(attach: Attach, mode: Mode, observe: bool, delivered: Reason) {
 
     let all = Capture::start(lab.server(), INTERFACE, None);
     for ends in ENDS {
-        stage::unowned_syn(&lab, ends, CONTROL_PORT);
-        stage::wait_for_rst(&lab, SocketAddr::new(ends.0, CONTROL_PORT));
+        testbed::unowned_syn(&lab, ends, CONTROL_PORT);
+        testbed::wait_for_rst(&lab, SocketAddr::new(ends.0, CONTROL_PORT));
     }
     assert_detached(lab.client(), INTERFACE);
 
@@ -146,9 +146,9 @@ impl Others {
 async fn queries(crafter: &Crafter, server: IpAddr, observe: bool) {
     let lease = crafter.lease(LeaseRequest::udp().observe(observe)).await.expect("a UDP lease");
     let server = SocketAddr::new(server, 53);
-    let answer = by_hand::dns(&lease, server, HOST, dns::A, None).await;
+    let answer = manual::dns(&lease, server, HOST, dns::A, None).await;
     assert_eq!(answer.data, [HOST_V4.to_vec()]);
-    let answer = by_hand::dns(&lease, server, HOST, dns::AAAA, None).await;
+    let answer = manual::dns(&lease, server, HOST, dns::AAAA, None).await;
     assert_eq!(answer.data, [HOST_V6.parse::<std::net::Ipv6Addr>().unwrap().octets().to_vec()]);
 }
 
@@ -158,11 +158,11 @@ async fn one_page(crafter: &Crafter, lab: &Lab, nginx: &Nginx, server: IpAddr, o
     let mut connection = ByHand::new(&lease, SocketAddr::new(server, 80)).await;
     let local = connection.cursor.local;
     connection.handshake().await;
-    assert_eq!(stage::server_socket(lab, local).as_deref(), Some("ESTAB"));
+    assert_eq!(testbed::server_socket(lab, local).as_deref(), Some("ESTAB"));
     let answer = connection.get(nginx.small.path).await;
-    assert_eq!(sha256(by_hand::body(&answer)), nginx.small.sha256);
+    assert_eq!(sha256(manual::body(&answer)), nginx.small.sha256);
     // The server closed first, so it is in TIME-WAIT.
-    assert_eq!(stage::server_socket(lab, local).as_deref(), Some("TIME-WAIT"));
+    assert_eq!(testbed::server_socket(lab, local).as_deref(), Some("TIME-WAIT"));
     local
 }
 
@@ -208,18 +208,18 @@ async fn big_page(crafter: &Crafter, others: &Others, nginx: &Nginx, server: IpA
     let remote = SocketAddr::new(server, 80);
     let request = LeaseRequest::tcp().observe(observe);
     let before = others.rounds();
-    let mut stream = by_hand::connect(crafter, request, remote, StreamOptions::default()).await;
+    let mut stream = manual::connect(crafter, request, remote, StreamOptions::default()).await;
     let local = stream.local();
     let page = nginx.big.as_ref().expect("the big page");
     let began = Instant::now();
-    let (length, sum) = by_hand::download(&mut stream, page.path).await;
+    let (length, sum) = manual::download(&mut stream, page.path).await;
     println!("100 MB in {:?}, {:?}", began.elapsed(), stream.stats());
     println!("{:?} {:?}", crafter.counters().expect("counters"), crafter.stats());
     assert_eq!(length, page.length);
     assert_eq!(sum, page.sha256, "wrong bytes");
     let flow = crafter.flows().into_iter().find(|flow| flow.local == local).expect("the flow");
     assert!(flow.rx_bytes > page.length && flow.remote == remote, "{flow:?}");
-    by_hand::close(&mut stream).await;
+    manual::close(&mut stream).await;
     // Waits until the others have completed a round while the port is owned.
     let deadline = Instant::now() + slow::allow(PATIENCE);
     while others.rounds() < before + 2 {
@@ -250,9 +250,9 @@ fn policy_pass_sends_the_kernels_rst() {
                 if suppress {
                     // The connection works: the server acknowledges data.
                     let answer = connection.get("/small").await;
-                    by_hand::body(&answer);
+                    manual::body(&answer);
                 } else {
-                    stage::wait_for_rst(&lab, connection.cursor.local);
+                    testbed::wait_for_rst(&lab, connection.cursor.local);
                 }
             }
         }
@@ -289,7 +289,7 @@ fn crafted_rst_passes() {
                 connection.handshake().await;
                 let rst = connection.cursor.rst();
                 connection.send(&rst).await;
-                stage::wait_for_rst(&lab, connection.cursor.local);
+                testbed::wait_for_rst(&lab, connection.cursor.local);
                 assert!(crafter.counters().unwrap().get(Reason::Crafted) >= 3);
                 connection.cursor.local
             });

@@ -9,12 +9,12 @@ use crafter::{
 };
 use crafter_common::reason::Reason;
 use crafter_tests::{
-    by_hand::{self, ByHand, sha256},
+    capture::{CONTROL, Capture, from, rsts},
     frame::{SYN, Tcp},
-    judge::{CONTROL, Capture, from, rsts},
     leak::Serial,
+    manual::{self, ByHand, sha256},
     peer::Nginx,
-    stage::{ENDS, lab, options, run},
+    testbed::{ENDS, lab, options, run},
     tun::Tunnel,
     wire::Wire,
     within,
@@ -39,14 +39,13 @@ fn conversation_over_loopback() {
                 let mut connection = ByHand::new(&lease, remote).await;
                 connection.handshake().await;
                 let answer = connection.get(nginx.small.path).await;
-                assert_eq!(sha256(by_hand::body(&answer)), nginx.small.sha256);
+                assert_eq!(sha256(manual::body(&answer)), nginx.small.sha256);
                 locals.push(connection.cursor.local);
-                let mut stream =
-                    by_hand::connect(&crafter, LeaseRequest::tcp(), remote, StreamOptions::default()).await;
-                let (_, sum) = by_hand::download(&mut stream, page.path).await;
+                let mut stream = manual::connect(&crafter, LeaseRequest::tcp(), remote, StreamOptions::default()).await;
+                let (_, sum) = manual::download(&mut stream, page.path).await;
                 assert_eq!(sum, page.sha256);
                 locals.push(stream.local());
-                by_hand::close(&mut stream).await;
+                manual::close(&mut stream).await;
             }
             // `lo` has no native XDP, which the report notes.
             if attach == Attach::Auto {
@@ -101,13 +100,13 @@ fn conversation_over_tun() {
                 let mut connection = ByHand::new(&lease, remote).await;
                 connection.handshake().await;
                 let answer = connection.get(nginx.small.path).await;
-                assert_eq!(sha256(by_hand::body(&answer)), nginx.small.sha256);
+                assert_eq!(sha256(manual::body(&answer)), nginx.small.sha256);
                 locals.push(connection.cursor.local);
-                let mut stream = by_hand::connect(&crafter, request, remote, StreamOptions::default()).await;
-                let (_, sum) = by_hand::download(&mut stream, nginx.medium.path).await;
+                let mut stream = manual::connect(&crafter, request, remote, StreamOptions::default()).await;
+                let (_, sum) = manual::download(&mut stream, nginx.medium.path).await;
                 assert_eq!(sum, nginx.medium.sha256);
                 locals.push(stream.local());
-                by_hand::close(&mut stream).await;
+                manual::close(&mut stream).await;
             }
         }
         let counters = crafter.counters().expect("counters");

@@ -22,11 +22,11 @@ use crafter::{
 };
 use crafter_common::reason::Reason;
 use crafter_tests::{
-    judge::{CONTROL, Capture, rsts},
+    capture::{CONTROL, Capture, rsts},
     leak::{Parallel, assert_detached},
     peer::{Dnsmasq, Nginx},
     slow::slowness,
-    stage::{self, CONTROL_PORT, ENDS, lab},
+    testbed::{self, CONTROL_PORT, ENDS, lab},
     within,
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -95,7 +95,7 @@ fn scan_of_every_port_is_fully_answered() {
     let _parallel = Parallel::begin();
     let lab = lab();
     // Prevents a retransmitted SYN-ACK on a busy machine.
-    stage::run(lab.server().command("sysctl").args(["-q", "-w", "net.ipv4.tcp_synack_retries=0"]));
+    testbed::run(lab.server().command("sysctl").args(["-q", "-w", "net.ipv4.tcp_synack_retries=0"]));
     let nginx = Nginx::start(lab.server());
     let exchanged = session(&lab, options(Attach::Auto), async |session| {
         sr(session, r#"IP(dst="192.0.2.1")/TCP(dport=(1,65535), flags="S")"#).await
@@ -119,7 +119,7 @@ fn no_rst_is_sent_from_2000_source_ports() {
     let lab = lab();
     let (client, server) = ENDS[0];
     // Prevents a SYN-ACK that is retransmitted after the session and reset by the kernel.
-    stage::run(lab.server().command("sysctl").args(["-q", "-w", "net.ipv4.tcp_synack_retries=0"]));
+    testbed::run(lab.server().command("sysctl").args(["-q", "-w", "net.ipv4.tcp_synack_retries=0"]));
     let _nginx = Nginx::start(lab.server());
     let observing = SessionOptions { terms: Terms { observe: true, ..Terms::default() }, ..options(Attach::Auto) };
     for (options, observed) in [(options(Attach::Auto), false), (observing, true)] {
@@ -128,8 +128,8 @@ fn no_rst_is_sent_from_2000_source_ports() {
         let capture = Capture::start(lab.server(), INTERFACE, Some("tcp[13] & 4 != 0"));
         // Positive control: a SYN from an unowned port, and the kernel's RST.
         let control = CONTROL_PORT + u16::from(observed);
-        stage::unowned_syn(&lab, ENDS[0], control);
-        stage::wait_for_rst(&lab, SocketAddr::new(client, control));
+        testbed::unowned_syn(&lab, ENDS[0], control);
+        testbed::wait_for_rst(&lab, SocketAddr::new(client, control));
         // Different ports in each round: nginx may retransmit to half-open ports of the round before, which the kernel
         // then resets.
         let (first, last) = if observed { (22_001, 24_000) } else { (20_001, 22_000) };
@@ -147,7 +147,7 @@ fn no_rst_is_sent_from_2000_source_ports() {
         assert!(account.agrees(), "{account}");
         assert_eq!(account.suppressed > 0, observed, "suppressed RSTs are expected in observe mode only: {account}");
     }
-    stage::assert_refuses(&lab, SocketAddr::new(client, 20_001));
+    testbed::assert_refuses(&lab, SocketAddr::new(client, 20_001));
 }
 
 /// A suppressed RST is reported to the observer; with policy `pass` there is none.
@@ -185,7 +185,7 @@ fn icmp_errors_and_echo_replies_are_matched() {
     let lab = lab();
     // Disables the kernel's rate limits of ICMP errors, so that every request is answered.
     for limit in ["net.ipv4.icmp_ratelimit=0", "net.ipv4.icmp_msgs_per_sec=100000", "net.ipv4.icmp_msgs_burst=100000"] {
-        stage::run(lab.server().command("sysctl").args(["-qw", limit]));
+        testbed::run(lab.server().command("sysctl").args(["-qw", limit]));
     }
     session(&lab, options(Attach::Auto), async |session| {
         let exchanged = sr(session, r#"IP(dst="192.0.2.1")/UDP(dport=(20000,20999))/"hello""#).await;
@@ -227,7 +227,7 @@ fn dns_answers_are_matched_by_id_and_question() {
 fn unanswered_requests_are_retried_and_returned() {
     let _parallel = Parallel::begin();
     let lab = lab();
-    stage::run(lab.server().command("iptables").args(["-A", "INPUT", "-p", "tcp", "--dport", "5000", "-j", "DROP"]));
+    testbed::run(lab.server().command("iptables").args(["-A", "INPUT", "-p", "tcp", "--dport", "5000", "-j", "DROP"]));
     session(&lab, options(Attach::Auto), async |session| {
         let options = SrOptions { timeout: Duration::from_secs(1), retry: 2, ..SrOptions::default() };
         let began = Instant::now();
@@ -276,7 +276,7 @@ fn full_transmit_queue_loses_no_packet() {
     let _parallel = Parallel::begin();
     let lab = lab();
     let slow = ["qdisc", "add", "dev", INTERFACE, "root", "tbf", "rate", "1mbit", "burst", "4kb", "limit", "8kb"];
-    stage::run(lab.client().command("tc").args(slow));
+    testbed::run(lab.client().command("tc").args(slow));
     let exchanged = session(&lab, options(Attach::Auto), async |session| {
         sr(session, r#"IP(dst="192.0.2.1")/TCP(dport=(1,2000), flags="S")"#).await
     });

@@ -13,14 +13,14 @@ use crafter::{
     lab::{INTERFACE, Lab},
 };
 use crafter_tests::{
-    by_hand::{self, PATIENCE},
+    capture::Capture,
     dns, frame,
     holder::Holder,
-    judge::Capture,
     leak::{BpfObjects, Serial, attached, has_tcx},
+    manual::{self, PATIENCE},
     peer::{Dnsmasq, LONG, LONG_RECORDS, Nginx, wait_for},
     slow::{allow, bytes},
-    stage::{self, ENDS, assert_refuses, lab, open, run},
+    testbed::{self, ENDS, assert_refuses, lab, open, run},
     within,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -46,9 +46,9 @@ fn download_survives_loss_reordering_and_duplication() {
             Impair { loss: 0.1, duplicate: 0.05, reorder: 0.1, delay: Duration::from_millis(1), ..Impair::new(42) };
         let options = StreamOptions { hook: Some(Box::new(bad)), ..StreamOptions::default() };
         let remote = SocketAddr::new(ENDS[0].1, 80);
-        let mut stream = by_hand::connect(&crafter, LeaseRequest::tcp(), remote, options).await;
+        let mut stream = manual::connect(&crafter, LeaseRequest::tcp(), remote, options).await;
         let began = Instant::now();
-        let (length, sum) = by_hand::download(&mut stream, page.path).await;
+        let (length, sum) = manual::download(&mut stream, page.path).await;
         let took = began.elapsed();
         let stats = stream.stats();
         assert_eq!((length, sum), (page.length, page.sha256));
@@ -56,7 +56,7 @@ fn download_survives_loss_reordering_and_duplication() {
         println!("100 MB in {took:?}, {:.1}% lost, {stats:?}", share * 100.0);
         assert!((0.05..0.15).contains(&share), "{share} lost");
         assert!(stats.duplicates > bytes(1000) && stats.out_of_order > bytes(1000), "{stats:?}");
-        by_hand::close(&mut stream).await;
+        manual::close(&mut stream).await;
         took
     });
     assert!(took < allow(Duration::from_secs(60)), "{took:?}");
@@ -88,14 +88,14 @@ fn server_closes_first() {
         });
         within(lab.client(), async || {
             let crafter = open(Attach::Auto).await;
-            let mut stream = by_hand::connect(&crafter, LeaseRequest::tcp(), remote, StreamOptions::default()).await;
+            let mut stream = manual::connect(&crafter, LeaseRequest::tcp(), remote, StreamOptions::default()).await;
             let mut received = Vec::new();
             stream.read_to_end(&mut received).await.expect("read to the end");
             assert_eq!(received, b"and that is all");
             stream.write_all(b"understood").await.expect("write after the server's FIN");
             let local = stream.local();
-            by_hand::close(&mut stream).await;
-            assert!(stage::server_socket(&lab, local).is_none_or(|state| state == "TIME-WAIT"));
+            manual::close(&mut stream).await;
+            assert!(testbed::server_socket(&lab, local).is_none_or(|state| state == "TIME-WAIT"));
         });
         served.join().expect("the server received everything");
     }
@@ -296,9 +296,9 @@ fn fragmented_dns_answer_is_reassembled() {
                 let lease = crafter.lease(LeaseRequest::udp().observe(observe)).await.unwrap();
                 let server = SocketAddr::new(server, 53);
                 // Positive control: without EDNS the answer does not fit, and the server truncates it.
-                let short = by_hand::dns(&lease, server, LONG, dns::TXT, None).await;
+                let short = manual::dns(&lease, server, LONG, dns::TXT, None).await;
                 assert!(short.truncated && short.data.len() < LONG_RECORDS.0);
-                let long = by_hand::dns(&lease, server, LONG, dns::TXT, Some(8000)).await;
+                let long = manual::dns(&lease, server, LONG, dns::TXT, Some(8000)).await;
                 assert!(!long.truncated);
                 let mut records = long.data;
                 records.sort();
@@ -387,7 +387,7 @@ fn dropped_runtime_detaches_closing_streams() {
         let (objects, late) = within(lab.client(), async || {
             let crafter = open(Attach::Auto).await;
             let remote = SocketAddr::new(ENDS[0].1, 80);
-            let mut stream = by_hand::connect(&crafter, LeaseRequest::tcp(), remote, StreamOptions::default()).await;
+            let mut stream = manual::connect(&crafter, LeaseRequest::tcp(), remote, StreamOptions::default()).await;
             // The FIN is lost, so this end stays in FIN-WAIT-1.
             ip(&lab, "link set lab0 down");
             stream.shutdown().await.expect("shut down");

@@ -28,7 +28,7 @@ use crafter_tests::{
     peer::wait_for,
     raw::Raw,
     service::{NOBODY, PATIENCE, Service, Socket},
-    stage::{ENDS, lab},
+    testbed::{ENDS, lab},
     wire::mac,
 };
 use serde_json::json;

@@ -20,12 +20,12 @@ use crafter::{
     session::{Event, Pace, Script, Session, SessionOptions, SrOptions, Step, What},
 };
 use crafter_tests::{
-    judge::{self, CONTROL, Capture, from, rsts},
+    capture::{self, CONTROL, Capture, from, rsts},
     leak::Parallel,
     peer::{Nginx, wait_for},
     service::{NOBODY, Service},
     slow,
-    stage::{self, ENDS, lab},
+    testbed::{self, ENDS, lab},
     wire, within,
 };
 use nix::sys::signal::Signal;
@@ -47,7 +47,7 @@ fn leave_open() -> SessionOptions {
 }
 
 /// Captures the server's packets while `work` runs, and during the three seconds after it.
-fn watched<T>(server: &NetNs, work: impl FnOnce() -> T) -> (T, Vec<judge::Packet>, Vec<judge::Packet>) {
+fn watched<T>(server: &NetNs, work: impl FnOnce() -> T) -> (T, Vec<capture::Packet>, Vec<capture::Packet>) {
     watched_for(server, CONTROL, work)
 }
 
@@ -56,7 +56,7 @@ fn watched_for<T>(
     server: &NetNs,
     filter: &str,
     work: impl FnOnce() -> T,
-) -> (T, Vec<judge::Packet>, Vec<judge::Packet>) {
+) -> (T, Vec<capture::Packet>, Vec<capture::Packet>) {
     let meanwhile = Capture::start(server, INTERFACE, Some(filter));
     let result = work();
     let after = Capture::start(server, INTERFACE, Some(filter));
@@ -68,12 +68,12 @@ fn watched_for<T>(
 /// Asserts that `local` sent exactly one RST, with the sequence number that the server expects, and nothing after it.
 /// On a busy machine the server retransmits its SYN-ACK before.
 #[track_caller]
-fn assert_reset(local: SocketAddr, meanwhile: &[judge::Packet], after: &[judge::Packet]) {
+fn assert_reset(local: SocketAddr, meanwhile: &[capture::Packet], after: &[capture::Packet]) {
     let resets: Vec<_> = from(meanwhile, local).into_iter().filter(|packet| packet.is_rst()).collect();
     assert_eq!(resets.len(), 1, "{meanwhile:?}");
     assert_eq!((resets[0].flags, resets[0].seq, resets[0].checksum), (Some(4), 8, Some(true)), "{resets:?}");
     let at = meanwhile.iter().position(|packet| packet.source == local && packet.is_rst()).expect("the RST");
-    let syn_acks = |packets: &[judge::Packet]| packets.iter().filter(|packet| packet.destination == local).count();
+    let syn_acks = |packets: &[capture::Packet]| packets.iter().filter(|packet| packet.destination == local).count();
     assert!(syn_acks(&meanwhile[..at]) >= 1, "{meanwhile:?}");
     assert_eq!((syn_acks(&meanwhile[at..]), syn_acks(after)), (0, 0), "{meanwhile:?}\n{after:?}");
     assert!(from(after, local).is_empty(), "{after:?}");
@@ -81,9 +81,9 @@ fn assert_reset(local: SocketAddr, meanwhile: &[judge::Packet], after: &[judge::
 
 /// Positive control: the server retransmits its SYN-ACK, and the client's kernel sends a RST.
 #[track_caller]
-fn assert_left_open(local: SocketAddr, meanwhile: &[judge::Packet], after: &[judge::Packet]) {
+fn assert_left_open(local: SocketAddr, meanwhile: &[capture::Packet], after: &[capture::Packet]) {
     // On a busy machine the server retransmits it while other requests are in progress.
-    let all: Vec<judge::Packet> = [meanwhile, after].concat();
+    let all: Vec<capture::Packet> = [meanwhile, after].concat();
     let reset = all.iter().position(|packet| packet.source == local && packet.is_rst());
     let before = &all[..reset.unwrap_or_else(|| panic!("no RST of the kernel: {all:?}"))];
     let syn_acks = before.iter().filter(|packet| packet.destination == local && packet.is_syn()).count();
@@ -295,7 +295,7 @@ fn dropped_session_resets_only_its_own_connections() {
     let mac = lab.client().run(|| wire::mac(INTERFACE)).expect("the client");
     let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
     let neighbour = ["neigh", "replace", "192.0.2.77", "lladdr", &mac, "dev", INTERFACE];
-    stage::run(lab.server().command("ip").args(neighbour));
+    testbed::run(lab.server().command("ip").args(neighbour));
     let ((), meanwhile, after) = watched(lab.server(), || {
         within(lab.client(), async || {
             let session = Session::new(SessionOptions::default());

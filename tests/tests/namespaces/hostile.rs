@@ -17,12 +17,12 @@ use crafter::{
     packet::Segment,
 };
 use crafter_tests::{
-    by_hand::{self, PATIENCE},
     frame::{self, ACK, FIN, MORE, PSH, RST, SYN, TCP, Tcp, UDP, V4},
     leak::Serial,
+    manual::{self, PATIENCE},
     peer::Nginx,
     slow::bytes,
-    stage::{ENDS, lab, open},
+    testbed::{ENDS, lab, open},
     wire::{Wire, mac},
     within,
 };
@@ -76,16 +76,16 @@ fn malformed_segments_do_not_disturb_a_download() {
                 let crafter = open(attach).await;
                 let hook = Box::new(Observer(watch(numbers.clone())));
                 let options = StreamOptions { hook: Some(hook), ..StreamOptions::default() };
-                let mut stream = by_hand::connect(&crafter, LeaseRequest::tcp(), remote, options).await;
+                let mut stream = manual::connect(&crafter, LeaseRequest::tcp(), remote, options).await;
                 *target.lock().unwrap() = Some(stream.local());
-                let (length, sum) = by_hand::download(&mut stream, "/slow/medium").await;
+                let (length, sum) = manual::download(&mut stream, "/slow/medium").await;
                 drop(stop_guard);
                 assert_eq!((length, sum), (nginx.medium.length, nginx.medium.sha256), "{:?}", stream.stats());
                 let stats = crafter.stats();
                 println!("{attach:?}: {} malformed, {stats:?}, {:?}", sent.load(Ordering::Relaxed), stream.stats());
                 assert!(sent.load(Ordering::Relaxed) > bytes(10_000));
                 assert!(stats.bad_checksum > bytes(500), "{stats:?}");
-                by_hand::close(&mut stream).await;
+                manual::close(&mut stream).await;
             });
             injector.join().expect("the injector");
         });
@@ -97,7 +97,7 @@ fn malformed_segments_do_not_disturb_a_download() {
         let hook = Box::new(Observer(watch(numbers.clone())));
         let options = StreamOptions { hook: Some(hook), ..StreamOptions::default() };
         let remote = SocketAddr::new(ENDS[0].1, 80);
-        let mut stream = by_hand::connect(&crafter, LeaseRequest::tcp(), remote, options).await;
+        let mut stream = manual::connect(&crafter, LeaseRequest::tcp(), remote, options).await;
         let now = *numbers.lock().unwrap();
         let rst = Tcp::new(RST | ACK, now.server, now.client).ip(remote, stream.local());
         lab.server().run(|| Wire::open(INTERFACE, client_mac).unwrap().send(&rst)).unwrap().unwrap();

@@ -11,7 +11,7 @@ use crafter::{
     lab::{INTERFACE, Lab, SERVER_V4},
 };
 use crafter_tests::exit;
-use crafter_tests::{leak::Parallel, service, stage, within};
+use crafter_tests::{leak::Parallel, service, testbed, within};
 use serde_json::Value;
 
 /// Whether this kernel is older than the oldest supported one.
@@ -34,7 +34,7 @@ fn explains(text: &str) -> bool {
 #[test]
 fn doctor_reports_whether_the_kernel_is_supported() {
     let _parallel = Parallel::begin();
-    let lab = stage::lab();
+    let lab = testbed::lab();
     let output = crafter(&lab, &["doctor", "--json"]);
     let text = String::from_utf8_lossy(&output.stdout);
     let report: Value = serde_json::from_str(&text).expect("JSON");
@@ -53,7 +53,7 @@ fn doctor_reports_whether_the_kernel_is_supported() {
 #[test]
 fn doctor_reports_the_mechanism_that_attaches() {
     let _parallel = Parallel::begin();
-    let lab = stage::lab();
+    let lab = testbed::lab();
     let output = crafter(&lab, &["doctor"]);
     let report_text = String::from_utf8_lossy(&output.stdout).into_owned();
     let opened = within(lab.client(), || async {
@@ -82,7 +82,7 @@ fn commands_fail_on_an_old_kernel() {
     if !old() {
         return;
     }
-    let lab = stage::lab();
+    let lab = testbed::lab();
     let server = IpAddr::V4(SERVER_V4).to_string();
     let url = format!("http://{server}/");
     let syn = format!(r#"IP(dst="{server}")/TCP(dport=80, flags="S")"#);

@@ -24,15 +24,16 @@
 //! | `service_policy` | every key of the policy: what it refuses, and the same request allowed |
 //! | `service_users` | unprivileged users of the service: commands, isolation, release of ports |
 //! | `soak` | a hundred thousand handshakes: constant memory, every packet accounted for |
-//! | `stories` | scripts of single connections on a virtual clock, in packetdrill's style; no root |
+//! | `scripted` | scripts of single connections on a virtual clock, in packetdrill's style; no root |
 //! | `streams` | streams to the kernel's TCP over bad networks: every byte arrives, or both ends get an error |
-//! | `surroundings` | changing interfaces, foreign programs on the hooks, full maps, exit at any system call |
+//! | `environment` | changing interfaces, foreign programs on the hooks, full maps, exit at any system call |
 //! | `verdict` | named packets through the programs by BPF_PROG_TEST_RUN: every reason, every branch |
 
 mod clock;
 mod conversation;
 mod devices;
 mod engine_pair;
+mod environment;
 mod exchange;
 mod faults;
 mod fuzz;
@@ -44,12 +45,11 @@ mod memory_limit;
 mod neighbours;
 mod oracle;
 mod scapy_service;
+mod scripted;
 mod service_clsact;
 mod service_faults;
 mod service_policy;
 mod service_users;
 mod soak;
-mod stories;
 mod streams;
-mod surroundings;
 mod verdict;

@@ -23,7 +23,7 @@ use crafter_tests::{
     peer::{Nginx, Process, wait_for},
     service::{Socket, built, open_directory},
     slow::allow,
-    stage::{self, ENDS, lab},
+    testbed::{self, ENDS, lab},
 };
 use nix::{
     sys::{
@@ -193,7 +193,7 @@ fn at_every_limit(name: &str, command: &[&str]) {
     }
     assert_eq!(ends.last(), Some(&End::Success), "no limit is sufficient: {ends:?}");
     assert!(ends.len() > 3, "every limit is sufficient: {ends:?}");
-    stage::assert_curl_works(&lab, ENDS[0].1, &nginx);
+    testbed::assert_curl_works(&lab, ENDS[0].1, &nginx);
 }
 
 fn path(crafter: &std::path::Path) -> &str {

@@ -15,12 +15,12 @@ use crafter::{
 };
 use crafter_common::reason::Reason;
 use crafter_tests::{
-    by_hand::{self, PATIENCE},
+    capture::{CONTROL, Capture, from, rsts},
     holder::Holder,
-    judge::{CONTROL, Capture, from, rsts},
     leak::Serial,
+    manual::{self, PATIENCE},
     peer::{Nginx, wait_for},
-    stage::{self, CONTROL_PORT, ENDS, lab, open, options},
+    testbed::{self, CONTROL_PORT, ENDS, lab, open, options},
     within,
 };
 use tokio::io::AsyncReadExt;
@@ -105,11 +105,11 @@ fn two_processes_on_one_interface() {
         let mut ours = Vec::new();
         for (_, server) in ENDS {
             let remote = SocketAddr::new(server, 80);
-            let mut stream = by_hand::connect(&crafter, LeaseRequest::tcp(), remote, StreamOptions::default()).await;
-            let (_, sum) = by_hand::download(&mut stream, page.path).await;
+            let mut stream = manual::connect(&crafter, LeaseRequest::tcp(), remote, StreamOptions::default()).await;
+            let (_, sum) = manual::download(&mut stream, page.path).await;
             assert_eq!(sum, page.sha256);
             ours.push(stream.local());
-            by_hand::close(&mut stream).await;
+            manual::close(&mut stream).await;
         }
         ours
     });
@@ -122,8 +122,8 @@ fn two_processes_on_one_interface() {
     assert_eq!(third.wait_for("done "), page.hex());
     let third_port = third.port;
     third.end();
-    stage::unowned_syn(&lab, ENDS[0], CONTROL_PORT);
-    stage::wait_for_rst(&lab, SocketAddr::new(ENDS[0].0, CONTROL_PORT));
+    testbed::unowned_syn(&lab, ENDS[0], CONTROL_PORT);
+    testbed::wait_for_rst(&lab, SocketAddr::new(ENDS[0].0, CONTROL_PORT));
     let packets = capture.finish();
     assert!(rsts(&packets, SocketAddr::new(ENDS[0].0, CONTROL_PORT)) > 0);
     for local in ours.into_iter().chain([SocketAddr::new(ENDS[0].0, port), SocketAddr::new(ENDS[1].0, third_port)]) {
@@ -141,15 +141,15 @@ fn dropped_stream_resets_its_peer() {
     within(lab.client(), async || {
         let crafter = open(Attach::Auto).await;
         let remote = SocketAddr::new(ENDS[0].1, 80);
-        let mut stream = by_hand::connect(&crafter, LeaseRequest::tcp(), remote, StreamOptions::default()).await;
+        let mut stream = manual::connect(&crafter, LeaseRequest::tcp(), remote, StreamOptions::default()).await;
         let local = stream.local();
         tokio::io::AsyncWriteExt::write_all(&mut stream, b"GET /slow/big HTTP/1.0\r\n\r\n").await.unwrap();
         stream.read_exact(&mut [0; 1000]).await.unwrap();
-        assert_eq!(stage::server_socket(&lab, local).as_deref(), Some("ESTAB"));
+        assert_eq!(testbed::server_socket(&lab, local).as_deref(), Some("ESTAB"));
         drop(stream);
-        stage::wait_for_rst(&lab, local);
+        testbed::wait_for_rst(&lab, local);
         wait_for("the release of the server's socket", PATIENCE, || {
-            stage::server_socket(&lab, local).is_none().then_some(())
+            testbed::server_socket(&lab, local).is_none().then_some(())
         });
         assert_eq!(crafter.counters().unwrap().get(Reason::RstSuppressed), 0);
     });

@@ -11,13 +11,13 @@ use std::{
 
 use crafter::lab::{INTERFACE, Lab};
 use crafter_tests::{
-    judge::{CONTROL, Capture, Packet, from, rsts},
+    capture::{CONTROL, Capture, Packet, from, rsts},
     leak::{Parallel, assert_detached},
-    nobody::{GROUP, as_nobody},
     peer::{Nginx, Process, wait_for},
     python::{PYTHON, Packages, source},
     service::Service,
-    stage::{self, CONTROL_PORT, ENDS, assert_refuses, lab, run},
+    testbed::{self, CONTROL_PORT, ENDS, assert_refuses, lab, run},
+    unprivileged::{GROUP, as_nobody},
 };
 use sha2::{Digest, Sha256};
 
@@ -69,8 +69,8 @@ fn first_line(command: &mut Command) -> (Process, String) {
 /// Starts a capture, and proves by the RST of an unowned port that it records RSTs.
 fn capture(lab: &Lab, ends: (IpAddr, IpAddr)) -> Capture<'_> {
     let capture = Capture::start(lab.server(), INTERFACE, Some(CONTROL));
-    stage::unowned_syn(lab, ends, CONTROL_PORT);
-    stage::wait_for_rst(lab, SocketAddr::new(ends.0, CONTROL_PORT));
+    testbed::unowned_syn(lab, ends, CONTROL_PORT);
+    testbed::wait_for_rst(lab, SocketAddr::new(ends.0, CONTROL_PORT));
     capture
 }
 
@@ -109,7 +109,7 @@ fn tutorial_runs_as_nobody_with_one_additional_line() {
         // The ports are released with the process, and the kernel refuses connections to them.
         drop(process);
         wait_for("the release of the port", Duration::from_secs(5), || {
-            let error = stage::connect_from_server(&lab, own).err()?;
+            let error = testbed::connect_from_server(&lab, own).err()?;
             (error.kind() == io::ErrorKind::ConnectionRefused).then_some(())
         });
         assert_refuses(&lab, own);

@@ -18,7 +18,7 @@ use crafter_tests::{
     leak::{BpfObjects, Serial, attached},
     peer::{Process, wait_for},
     service::{PATIENCE, ROOT, Service, Socket},
-    stage::{ENDS, lab, run},
+    testbed::{ENDS, lab, run},
 };
 use nix::{
     sys::signal::{Signal, kill},

@@ -21,13 +21,13 @@ use crafter::{
 };
 use crafter_tests::exit;
 use crafter_tests::{
-    by_hand::sha256,
+    capture::{CONTROL, Capture},
     frame::{self, ACK, RST, SYN, Tcp},
-    judge::{CONTROL, Capture},
     leak::Parallel,
+    manual::sha256,
     peer::{Dnsmasq, HOST, Nginx, Process, wait_for},
     service::{self, NOBODY, PATIENCE, Service, Socket, Who},
-    stage::{CONTROL_PORT, ENDS, lab, run, unowned_syn, wait_for_rst},
+    testbed::{CONTROL_PORT, ENDS, lab, run, unowned_syn, wait_for_rst},
     wire::mac,
     within,
 };

@@ -16,7 +16,7 @@ const OF_CRAFTER: [&str; 4] = ["cli", "doctor", "lab", "lab_run"];
 const LEFT_OUT: [(&str, &str); 6] = [
     ("soak", "sends each segment once, and an emulated link's queue overflows unseen"),
     ("engine_pair", "streams on a virtual wire, the same on every kernel"),
-    ("stories", "the same"),
+    ("scripted", "the same"),
     ("fuzz", "parsers in user space, the same on every kernel"),
     ("fuzz_service", "the service's parsers, the same on every kernel"),
     ("scapy_service", "Python against the service, minutes of interpreting under emulation"),

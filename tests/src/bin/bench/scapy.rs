@@ -9,10 +9,10 @@ use std::{
 use anyhow::{Result, ensure};
 use crafter::lab::{Lab, LabOptions, SERVER_V4};
 use crafter_tests::{
-    nobody::GROUP,
     peer::Nginx,
     python::{PYTHON, Packages},
     service::Service,
+    unprivileged::GROUP,
 };
 
 use crate::table::{Row, Target, median};

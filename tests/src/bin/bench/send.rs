@@ -15,7 +15,7 @@ use crafter::{
     lab::{CLIENT_V4, INTERFACE, Lab, LabOptions, SERVER_V4},
     layer::{Ether, Ip, Tcp},
 };
-use crafter_tests::drop::{drop_all, received};
+use crafter_tests::foreign::{drop_all, received};
 use nix::{
     sched::{CpuSet, sched_setaffinity},
     unistd::Pid,

@@ -19,7 +19,7 @@ use crafter::{
     protocol::control::SOCKET_VARIABLE,
     session::{Session, SessionOptions},
 };
-use crafter_tests::{drop::drop_all, executable, frame, peer::Nginx, service::open_directory};
+use crafter_tests::{executable, foreign::drop_all, frame, peer::Nginx, service::open_directory};
 use nix::{
     sys::{
         resource::{Resource, getrlimit},

@@ -11,7 +11,7 @@ use crafter::{
     error::Error,
     lab::INTERFACE,
 };
-use crafter_tests::stage;
+use crafter_tests::testbed;
 use serde_json::{Value, json};
 
 /// A JSON object with `programs` and `attached`, or with `refused`.
@@ -50,9 +50,9 @@ fn program(hook: Hook) -> Result<Value, Error> {
 
 /// Opens the lab's interface; returns crafter's report and the types of BPF links that it uses.
 fn mechanism(attach: Attach, name: &str) -> Value {
-    let lab = stage::lab();
+    let lab = testbed::lab();
     let opened = crafter_tests::within(lab.client(), || async {
-        let crafter = Crafter::open(INTERFACE, stage::options(attach)).await?;
+        let crafter = Crafter::open(INTERFACE, testbed::options(attach)).await?;
         let report = crafter.report().clone();
         Ok::<_, Error>((report, links()))
     });
@@ -74,7 +74,7 @@ fn links() -> BTreeSet<String> {
 
 /// Output of `crafter doctor` in the lab.
 fn doctor() -> String {
-    let lab = stage::lab();
+    let lab = testbed::lab();
     let output = lab.client().command(crafter_tests::service::built()).arg("doctor").output();
     output.map_or_else(|e| e.to_string(), |output| String::from_utf8_lossy(&output.stdout).into_owned())
 }

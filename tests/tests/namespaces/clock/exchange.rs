@@ -19,10 +19,10 @@ use crafter::{
     session::{Pace, Session, SessionOptions, SrOptions, What},
 };
 use crafter_tests::{
-    by_hand::{self, PATIENCE},
+    manual::{self, PATIENCE},
     service::built,
     slow::allow,
-    stage::{self, ENDS, open},
+    testbed::{self, ENDS, open},
     within,
 };
 use sha2::{Digest as _, Sha256};
@@ -79,7 +79,7 @@ fn download_survives_clock_steps() {
             idle_timeout: Some(allow(Duration::from_secs(20))),
             ..StreamOptions::default()
         };
-        let mut stream = by_hand::connect(&crafter, LeaseRequest::tcp(), remote, options).await;
+        let mut stream = manual::connect(&crafter, LeaseRequest::tcp(), remote, options).await;
         let began = Instant::now();
         let (mut length, mut sum, mut buffer) = (0, Sha256::new(), vec![0; 1 << 16]);
         loop {
@@ -93,7 +93,7 @@ fn download_survives_clock_steps() {
             }
         }
         let took = began.elapsed();
-        by_hand::close(&mut stream).await;
+        manual::close(&mut stream).await;
         (length, sum.finalize(), took, stream.stats())
     });
     let count = jumps.end();
@@ -158,7 +158,7 @@ fn timeouts_ignore_clock_steps() {
     let server = SERVER_V4.to_string();
     let mut ping = lab.client().command(built());
     ping.args(["ping", "--direct", "-c", "4", "--interval", "0.2", "--timeout", "5", "--json", &server]);
-    let report: serde_json::Value = serde_json::from_str(&stage::run(&mut ping)).expect("JSON");
+    let report: serde_json::Value = serde_json::from_str(&testbed::run(&mut ping)).expect("JSON");
     let took = began.elapsed();
     let longest = report["rtt_ms"]["max"].as_f64().expect("a time");
     println!("ping: {took:?}, {}", report["rtt_ms"]);
@@ -226,7 +226,7 @@ fn round_trip_times_and_wall_clock_timestamps_are_correct() {
             &format!(r#"IP(dst="{server}")/TCP(dport=[9,10], flags="S")"#),
             "-w",
         ]);
-        stage::run(command.arg(&path));
+        testbed::run(command.arg(&path));
         let ended = wall();
         shift(-step);
         let times: Vec<Duration> = Reader::open(&path)

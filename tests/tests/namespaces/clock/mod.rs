@@ -19,7 +19,7 @@ use std::{
 };
 
 use crafter::lab::INTERFACE;
-use crafter_tests::{guarded::GuardedLab, leak::Serial, stage, wire::mac};
+use crafter_tests::{guarded::GuardedLab, leak::Serial, testbed, wire::mac};
 use nix::{
     sys::time::TimeSpec,
     time::{ClockId, clock_gettime, clock_settime},
@@ -114,11 +114,11 @@ impl Drop for Jumps {
 
 /// A lab whose client has a neighbour entry for [`SILENT`].
 fn lab() -> GuardedLab {
-    let lab = stage::lab();
+    let lab = testbed::lab();
     let server = lab.server().run(|| mac(INTERFACE)).expect("enter the server");
     let address = server.map(|byte| format!("{byte:02x}")).join(":");
     let arguments = ["neigh", "replace", &SILENT.to_string(), "lladdr", &address, "dev", INTERFACE, "nud", "permanent"];
-    stage::run(lab.client().command("ip").args(arguments));
+    testbed::run(lab.client().command("ip").args(arguments));
     lab
 }
 

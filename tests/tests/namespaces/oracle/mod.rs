@@ -13,11 +13,11 @@ use crafter::{
 use crafter_common::reason::Reason;
 use crafter_tests::{
     bench::Bench,
-    lane::Lane,
+    differential::Lane,
     leak::Parallel,
     random::{
         Rng,
-        story::{Event, Story},
+        sequence::{Event, Story},
     },
 };
 

@@ -21,7 +21,7 @@ use crafter_tests::{
     raw::{self, Raw},
     service::{NOBODY, PATIENCE, ROOT, Service, drop_to},
     slow::allow,
-    stage::lab,
+    testbed::lab,
 };
 use nix::sys::{
     resource::{Resource, getrlimit, setrlimit},

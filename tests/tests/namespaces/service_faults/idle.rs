@@ -12,7 +12,7 @@ use crafter_tests::{
     raw::Raw,
     service::{PATIENCE, ROOT, Service},
     slow::slowness,
-    stage::lab,
+    testbed::lab,
 };
 use serde_json::json;
 

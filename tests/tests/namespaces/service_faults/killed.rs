@@ -24,7 +24,7 @@ use crafter_tests::{
     peer::wait_for,
     service::PATIENCE,
     slow::allow,
-    stage::{assert_refuses, lab},
+    testbed::{assert_refuses, lab},
 };
 use nix::sys::signal::Signal;
 

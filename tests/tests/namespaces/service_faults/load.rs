@@ -19,12 +19,13 @@ use crafter::{
     session::{Session, SessionOptions, SrOptions},
 };
 use crafter_tests::{
-    block_on, by_hand,
+    block_on,
     leak::Serial,
+    manual,
     peer::{Nginx, Page, wait_for},
     service::{PATIENCE, ROOT, Service, Socket},
     slow::bytes,
-    stage::{ENDS, lab},
+    testbed::{ENDS, lab},
 };
 
 use super::{at_rest, call, descriptors, lease, number, packets, resident, service};
@@ -57,10 +58,10 @@ async fn run_client(number: usize, control: Arc<Control>, stop: &AtomicBool, pag
         1 => {
             let crafter = Crafter::via_service(control, INTERFACE).await.expect("the interface");
             while !stop.load(Ordering::Relaxed) {
-                let stream = by_hand::connect(&crafter, LeaseRequest::tcp(), remote, StreamOptions::default());
+                let stream = manual::connect(&crafter, LeaseRequest::tcp(), remote, StreamOptions::default());
                 let mut stream = stream.await;
-                assert_eq!(by_hand::download(&mut stream, page.path).await, (page.length, page.sha256));
-                by_hand::close(&mut stream).await;
+                assert_eq!(manual::download(&mut stream, page.path).await, (page.length, page.sha256));
+                manual::close(&mut stream).await;
                 done.pages.fetch_add(1, Ordering::Relaxed);
             }
             crafter.close(PATIENCE).await;

@@ -3,7 +3,7 @@
 use crafter_tests::{
     leak::Serial,
     service::{ROOT, Service},
-    stage::lab,
+    testbed::lab,
 };
 use serde_json::json;
 

@@ -18,7 +18,7 @@ use crafter_tests::{
     peer::{Process, wait_for},
     raw::Raw,
     service::{NOBODY, PATIENCE, ROOT, Service, Socket},
-    stage::lab,
+    testbed::lab,
 };
 use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};

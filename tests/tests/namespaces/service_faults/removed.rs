@@ -15,7 +15,7 @@ use crafter_tests::{
     leak::Serial,
     peer::{Process, wait_for},
     service::{PATIENCE, ROOT, Socket},
-    stage::{lab, run},
+    testbed::{lab, run},
 };
 
 use super::{Neighbour, call, lease, service};

@@ -23,7 +23,7 @@ use crafter_tests::{
     leak::Serial,
     peer::wait_for,
     service::{NOBODY, PATIENCE, ROOT, Service, Socket},
-    stage::{self, ENDS, lab},
+    testbed::{self, ENDS, lab},
 };
 
 use super::{call, lease, packets, service};
@@ -36,11 +36,11 @@ const QUIET: Duration = Duration::from_millis(700);
 /// Limits the rate of the client's link, with a queue of 8 KiB.
 fn slow_down(lab: &Lab, rate: &str, burst: &str) {
     let slow = ["qdisc", "replace", "dev", INTERFACE, "root", "tbf", "rate", rate, "burst", burst, "limit", "8kb"];
-    stage::run(lab.client().command("tc").args(slow));
+    testbed::run(lab.client().command("tc").args(slow));
 }
 
 fn speed_up(lab: &Lab) {
-    stage::run(lab.client().command("tc").args(["qdisc", "del", "dev", INTERFACE, "root"]));
+    testbed::run(lab.client().command("tc").args(["qdisc", "del", "dev", INTERFACE, "root"]));
 }
 
 /// A datagram with 200 bytes of payload that begin with its number.
@@ -240,8 +240,8 @@ fn packets_do_not_wait_for_route_refresh() {
     accounted(&service, 1);
     // A cached route is refreshed after five seconds and expires after ten.
     std::thread::sleep(Duration::from_secs(6));
-    stage::run(lab.server().command("ip").args(["link", "set", "dev", INTERFACE, "arp", "off"]));
-    stage::run(lab.client().command("ip").args(["neigh", "flush", "dev", INTERFACE]));
+    testbed::run(lab.server().command("ip").args(["link", "set", "dev", INTERFACE, "arp", "off"]));
+    testbed::run(lab.client().command("ip").args(["neigh", "flush", "dev", INTERFACE]));
     (1..=COUNT).for_each(|number| socket.send(&datagram(from, number)).expect("send"));
     let account = accounted(&service, u64::from(COUNT) + 1);
     assert_eq!((account.refused, account.not_sent), (0, 0), "{account:?}");

@@ -20,11 +20,11 @@ use crafter::{
     },
 };
 use crafter_tests::{
+    capture::{Capture, Packet},
     frame::udp_ip,
-    judge::{Capture, Packet},
     leak::Parallel,
     service::{PATIENCE, ROOT, Service, Socket, Who},
-    stage::lab,
+    testbed::lab,
     wire::mac,
 };
 use rows::{ROWS, Row, Sent, Setup, far, is_allowed, port, ported};

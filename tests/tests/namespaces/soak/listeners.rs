@@ -15,7 +15,7 @@ use std::{
 };
 
 use crafter::lab::{INTERFACE, Lab};
-use crafter_tests::stage::run;
+use crafter_tests::testbed::run;
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{Backlog, listen},

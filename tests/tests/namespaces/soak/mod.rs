@@ -24,7 +24,7 @@ use crafter::{
 use crafter_tests::{
     leak::Serial,
     service::{ROOT, Service},
-    stage::{ENDS, lab, open},
+    testbed::{ENDS, lab, open},
     within,
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};

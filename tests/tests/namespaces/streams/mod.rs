@@ -3,7 +3,7 @@
 //!
 //! `CRAFTER_TEST_ROW` runs the rows whose names contain it, with more output.
 
-mod meeting;
+mod rendezvous;
 mod rows;
 mod server;
 
@@ -23,15 +23,15 @@ use crafter::{
     packet::{Segment, TcpOption},
 };
 use crafter_tests::{
-    by_hand::{PATIENCE, sha256},
     impair::{BadNetwork, Seen},
     leak::{BpfObjects, Serial, attached},
+    manual::{PATIENCE, sha256},
     peer::wait_for,
     slow::slowness,
-    stage::{ENDS, options, run},
+    testbed::{ENDS, options, run},
     within,
 };
-use meeting::Meeting;
+use rendezvous::Meeting;
 use rows::{Ending, Row, rows};
 use server::{Received, listen, serve, text};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -12,8 +12,8 @@ use nix::sys::socket::{setsockopt, sockopt};
 use sha2::{Digest, Sha256};
 
 use super::{
-    meeting::Meeting,
     peer_timeout,
+    rendezvous::Meeting,
     rows::{Ending, Row},
 };
 

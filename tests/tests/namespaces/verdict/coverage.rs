@@ -7,14 +7,14 @@ use crafter::datapath::program::{Hook, LoadOptions};
 use crafter_common::{DEFAULT_MARK, reason::Reason};
 use crafter_tests::{
     bench::Bench,
+    differential::{Lane, number},
     frame::{self, RST, Tcp},
-    lane::{Lane, number},
     leak::Parallel,
     machine::{HOOKS, Machine, Place, Taken, Weather},
     oracle::{Action, Oracle},
     random::{
         Rng,
-        story::{Event, Story},
+        sequence::{Event, Story},
     },
 };
 

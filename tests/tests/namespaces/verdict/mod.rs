@@ -14,8 +14,8 @@ use crafter::{
 use crafter_common::{DEFAULT_MARK, reason::Reason};
 use crafter_tests::{
     bench::{ANY, Bench, terms},
+    differential::Lane,
     frame::{self, ACK, PSH, RST, SYN, TCP, Tcp, V4},
-    lane::Lane,
     leak::Parallel,
     oracle::{Flow, FlowId},
 };

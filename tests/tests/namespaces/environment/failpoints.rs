@@ -14,7 +14,7 @@ use crafter_tests::{
     leak::{self, Serial, programs},
     peer::Nginx,
     service::built,
-    stage::{self, ENDS, lab, run},
+    testbed::{self, ENDS, lab, run},
 };
 
 /// System calls that acquire or release a resource that could be left behind.
@@ -109,7 +109,7 @@ fn sigkill_at_any_system_call_leaves_nothing() {
         println!("clsact {clsact}: killed at {killed} of {} points of {counts:?}", points.len());
         // The number of calls varies between runs, so the last ones may not occur.
         assert!(killed * 10 > points.len() * 8, "killed only {killed} of {} times", points.len());
-        stage::assert_curl_works(&lab, ENDS[0].1, &nginx);
+        testbed::assert_curl_works(&lab, ENDS[0].1, &nginx);
     }
 }
 
@@ -146,5 +146,5 @@ fn failure_of_any_system_call_is_reported() {
     }
     println!("{succeeded} succeeded by another method, {failed} failed with an error message");
     assert!(failed > 5, "too few calls failed");
-    stage::assert_curl_works(&lab, ENDS[0].1, &nginx);
+    testbed::assert_curl_works(&lab, ENDS[0].1, &nginx);
 }

@@ -78,7 +78,7 @@ pub fn assert_curl_works(lab: &Lab, server: IpAddr, nginx: &Nginx) {
     let mut curl = lab.client().command("curl");
     let output = curl.args(["-sS", "-g", "--max-time", "20", &url]).output().expect("curl");
     assert!(output.status.success(), "curl {url}: {}", String::from_utf8_lossy(&output.stderr));
-    assert_eq!(crate::by_hand::sha256(&output.stdout), nginx.small.sha256, "curl {url}");
+    assert_eq!(crate::manual::sha256(&output.stdout), nginx.small.sha256, "curl {url}");
 }
 
 /// State of the server's socket connected to `peer`, as named by `ss`; `None` if there is no such socket.

@@ -1,18 +1,18 @@
 //! Changes of the host while crafter runs: interfaces change, foreign programs use the same hooks, maps and buffers are
 //! full, and the process is killed or fails at any system call.
 
+mod capacity;
+mod failpoints;
 mod interface;
-mod points;
 mod programs;
-mod room;
-mod serve_points;
+mod serve_failpoints;
 
 use std::net::SocketAddr;
 
 use crafter::{Lease, lab::Lab};
 use crafter_tests::{
-    by_hand::ByHand,
-    stage::{ENDS, run},
+    manual::ByHand,
+    testbed::{ENDS, run},
 };
 
 /// The web server, over IPv4.

@@ -22,7 +22,7 @@ use crafter_tests::{
     peer::{Process, wait_for},
     service::{Message, PATIENCE, Socket, built},
     slow::allow,
-    stage::{ENDS, lab},
+    testbed::{ENDS, lab},
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -30,7 +30,7 @@ use nix::{
 };
 use tempfile::TempDir;
 
-use super::points::{assert_nothing_left, count, points, spread};
+use super::failpoints::{assert_nothing_left, count, points, spread};
 
 /// System calls of the service that acquire or release a resource, or communicate with clients.
 const CALLS: [&str; 17] = [

@@ -6,10 +6,10 @@ use crafter::{
     lab::INTERFACE,
 };
 use crafter_tests::{
-    drop::{attach_tcx, drop_all},
+    foreign::{attach_tcx, drop_all},
     leak::{Serial, assert_detached, attached, has_tcx},
     peer::Nginx,
-    stage::{self, ENDS, lab, open, run},
+    testbed::{self, ENDS, lab, open, run},
     within,
 };
 
@@ -45,7 +45,7 @@ fn foreign_xdp_program_causes_fallback_to_tc() {
         handshake(&lease).await;
         objects
     });
-    objects.wait_until_freed(crafter_tests::by_hand::PATIENCE);
+    objects.wait_until_freed(crafter_tests::manual::PATIENCE);
     let objects = within(lab.client(), async || {
         let crafter = open(Attach::Auto).await;
         assert_eq!(crafter.report().mode, Mode::Native);
@@ -106,7 +106,7 @@ fn crafted_packets_bypass_a_firewall() {
             let lease = crafter.lease(LeaseRequest::tcp()).await.unwrap();
             handshake(&lease).await;
             for (_, server) in ENDS {
-                stage::assert_curl_works(&lab, server, &nginx);
+                testbed::assert_curl_works(&lab, server, &nginx);
             }
             serial.objects()
         });

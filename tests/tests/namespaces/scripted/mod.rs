@@ -30,7 +30,7 @@ use player::Player;
 #[test]
 fn engine_follows_every_script() {
     let _parallel = Parallel::begin();
-    let directory = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/namespaces/stories/scripts");
+    let directory = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/namespaces/scripted/scripts");
     let mut paths: Vec<_> =
         fs::read_dir(&directory).expect("the scripts").map(|entry| entry.expect("a script").path()).collect();
     paths.sort();

@@ -8,11 +8,11 @@ use crafter::{
     lab::{INTERFACE, NetNs},
 };
 use crafter_tests::{
-    by_hand::PATIENCE,
     frame,
     leak::{Serial, assert_detached, attached},
+    manual::PATIENCE,
     peer::{Nginx, Process},
-    stage::{self, ENDS, lab, open},
+    testbed::{self, ENDS, lab, open},
     within,
 };
 
@@ -84,7 +84,7 @@ fn lease_survives_rename_of_the_interface() {
         ip(&lab, "link set lab0 down");
         ip(&lab, "link set lab0 name lab7");
         ip(&lab, "link set lab7 up");
-        let other = Crafter::open(INTERFACE, stage::options(Attach::Auto)).await.map(drop).expect_err("no such name");
+        let other = Crafter::open(INTERFACE, testbed::options(Attach::Auto)).await.map(drop).expect_err("no such name");
         assert!(matches!(other, Error::UnknownInterface { .. }), "{other:?}");
         wait_for_route(&crafter).await;
         handshake(&lease).await;
@@ -175,11 +175,11 @@ fn missing_neighbour_is_reported_and_recovers() {
         let crafter = open(Attach::Auto).await;
         let lease = crafter.lease(LeaseRequest::tcp()).await.unwrap();
         handshake(&lease).await;
-        stage::run(lab.server().command("ip").args(["address", "del", "192.0.2.1/24", "dev", "lab0"]));
+        testbed::run(lab.server().command("ip").args(["address", "del", "192.0.2.1/24", "dev", "lab0"]));
         ip(&lab, "neighbour flush dev lab0");
         let error = refusal(&lease, 40).await;
         assert!(matches!(error, Error::NoNeighbour { .. }), "{error:?}");
-        stage::run(lab.server().command("ip").args(["address", "add", "192.0.2.1/24", "dev", "lab0"]));
+        testbed::run(lab.server().command("ip").args(["address", "add", "192.0.2.1/24", "dev", "lab0"]));
         ip(&lab, "neighbour flush dev lab0");
         handshake(&lease).await;
         serial.objects()

@@ -12,7 +12,7 @@ use super::{
     packet::{self, Way},
     world::World,
 };
-use crate::lane::{LONGEST_SKB, Lane, hex};
+use crate::differential::{LONGEST_SKB, Lane, hex};
 
 /// A step of the sequence.
 #[derive(Clone, Debug)]

@@ -9,10 +9,10 @@ use crafter::{
 };
 use crafter_common::reason::Reason;
 use crafter_tests::{
-    judge::{Capture, unreachables},
+    capture::{Capture, unreachables},
     leak::Serial,
     peer::Nginx,
-    stage::{ENDS, lab},
+    testbed::{ENDS, lab},
     within,
 };
 
