@@ -13,7 +13,7 @@ use crafter_common::reason::{REASONS, Reason};
 
 use crate::{
     bench::Bench,
-    oracle::{Action, Flow, FlowId, Judgement, Oracle, Owned, Siblings},
+    oracle::{Action, Flow, FlowId, Oracle, Owned, Prediction, Siblings},
     random::world::World,
     views::Views,
 };
@@ -29,7 +29,7 @@ pub const LONGEST_SKB: usize = 3400;
 const SLACK: u64 = 1_000_000;
 
 /// The kernel half and the oracle, with equal maps.
-pub struct Lane {
+pub struct Differential {
     bench: Bench,
     views: Views,
     /// The model that predicts each result.
@@ -45,7 +45,7 @@ fn now() -> u64 {
     time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64
 }
 
-impl Lane {
+impl Differential {
     /// Loads the programs; `socket`: with an AF_XDP socket.
     pub fn new(options: &LoadOptions, ethernet: bool, socket: bool) -> Self {
         let mut bench = Bench::new(options, if ethernet { 14 } else { 0 }, socket);
@@ -62,7 +62,7 @@ impl Lane {
     }
 
     /// Replaces all owners in both. Flows and fragments stay, as they do when a lease ends.
-    pub fn settle(&mut self, world: &World) {
+    pub fn set_owners(&mut self, world: &World) {
         for (transport, address, port) in self.owned.drain(..) {
             self.bench.maps.disown(transport, address, port).expect("disown a port");
         }
@@ -78,11 +78,11 @@ impl Lane {
             self.bench.maps.own(owned.lease, transport, address, port, terms).expect("own a port");
             self.owned.push((transport, address, port));
         }
-        world.tell(&mut self.oracle);
+        world.copy_to(&mut self.oracle);
     }
 
     /// Removes all flows and fragments from both, and takes the current counters as the baseline.
-    pub fn forget(&mut self) {
+    pub fn clear(&mut self) {
         self.counters = self.views.counters();
         self.bench.take_delivered();
         self.views.clear();
@@ -105,11 +105,11 @@ impl Lane {
     ///
     /// # Errors
     /// A description of all differences.
-    pub fn step(&mut self, hook: Hook, frame: &[u8], mark: u32) -> Result<Judgement, String> {
+    pub fn step(&mut self, hook: Hook, frame: &[u8], mark: u32) -> Result<Prediction, String> {
         self.oracle.linear = if hook == Hook::Xdp { LINEAR } else { usize::MAX };
-        let known = |lane: &Self, id: &FlowId| lane.views.flows.get(&flow_key(id), 0).ok();
-        let judged = self.oracle.judge(hook, frame, mark);
-        let before = judged.flow.and_then(|id| known(self, &id));
+        let known = |this: &Self, id: &FlowId| this.views.flows.get(&flow_key(id), 0).ok();
+        let predicted = self.oracle.predict(hook, frame, mark);
+        let before = predicted.flow.and_then(|id| known(self, &id));
         // bpf_ktime_get_ns reads the fast monotonic clock, which may differ slightly while the other is being adjusted.
         let earliest = now() - SLACK;
         let (action, length) = self.bench.execute(hook, frame, mark, &mut self.out);
@@ -129,28 +129,28 @@ impl Lane {
         let mut differs = |what: &str, got: &dyn std::fmt::Debug, wanted: &dyn std::fmt::Debug| {
             let _ = write!(differences, "{what}: {got:?}, expected {wanted:?}; ");
         };
-        if rose != [(judged.reason, 1)] {
-            differs("the reason", &rose, &judged.reason);
+        if rose != [(predicted.reason, 1)] {
+            differs("the reason", &rose, &predicted.reason);
         }
-        if action != number(hook, judged.action) {
-            differs("the action", &action, &judged.action);
+        if action != number(hook, predicted.action) {
+            differs("the action", &action, &predicted.action);
         }
         if self.out[..length] != *frame {
             differs("the bytes after the run", &hex(&self.out[..length]), &"no change");
         }
-        match (judged.copied, delivered.as_slice()) {
+        match (predicted.copied, delivered.as_slice()) {
             (None, []) => {}
             (Some(start), [(header, packet)]) => {
                 let whole = (frame.len() - start) as u32;
                 let got = (header.captured, header.length, header.reason, packet.as_slice());
-                let wanted = (whole, whole, judged.reason as u32, &frame[start..]);
+                let wanted = (whole, whole, predicted.reason as u32, &frame[start..]);
                 if got != wanted || !(earliest..=latest).contains(&header.timestamp) {
                     differs("the owner's copy", &got, &wanted);
                 }
             }
             (wanted, got) => differs("copies for the owner", &got.len(), &wanted),
         }
-        if let Some(id) = judged.flow {
+        if let Some(id) = predicted.flow {
             let wanted = flow_value(&self.oracle.flows[&id]);
             match known(self, &id) {
                 None => differs("the flow", &"none", &id),
@@ -166,7 +166,7 @@ impl Lane {
                 }
             }
         }
-        if differences.is_empty() { Ok(judged) } else { Err(differences) }
+        if differences.is_empty() { Ok(predicted) } else { Err(differences) }
     }
 
     /// Runs one packet and checks that it passes unchanged and undelivered.

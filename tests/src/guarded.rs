@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Timeout for the service and the kernel to release what the test has just closed.
-const PATIENCE: Duration = Duration::from_secs(10);
+const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The kernel frees closed netlink sockets one RCU grace period later; the count is stable after this time without a
 /// change.
@@ -29,7 +29,7 @@ const QUIET: Duration = Duration::from_millis(100);
 /// frames, packet sockets, leases). Not checked while a failed test unwinds.
 pub struct GuardedLab {
     lab: Lab,
-    things: BTreeSet<String>,
+    state: BTreeSet<String>,
     /// Number of sockets of all families and processes (`sockets: used` in /proc/net/sockstat).
     sockets: u64,
 }
@@ -41,8 +41,8 @@ impl GuardedLab {
     /// If the lab cannot be created; it requires root.
     pub fn new(options: &LabOptions) -> Self {
         let lab = Lab::new(options).expect("a lab; these tests run as root");
-        let (things, sockets) = (things(&lab), settled(lab.client()));
-        Self { lab, things, sockets }
+        let (state, sockets) = (state(&lab), stable_socket_count(lab.client()));
+        Self { lab, state, sockets }
     }
 }
 
@@ -59,17 +59,17 @@ impl Drop for GuardedLab {
         if std::thread::panicking() {
             return;
         }
-        let left = self.left(PATIENCE);
+        let left = self.left(REPLY_TIMEOUT);
         assert!(left.is_empty(), "the test left these in the lab: {left:?}");
     }
 }
 
 impl GuardedLab {
-    /// What was added since the lab was created and is still there after `patience`.
-    fn left(&self, patience: Duration) -> Vec<String> {
+    /// What was added since the lab was created and is still there after `timeout`.
+    fn left(&self, timeout: Duration) -> Vec<String> {
         let mut left = Vec::new();
         let more = || {
-            left = things(&self.lab).difference(&self.things).cloned().collect();
+            left = state(&self.lab).difference(&self.state).cloned().collect();
             left.is_empty()
         };
         // Checked last, because the other checks open netlink sockets themselves, and the kernel frees them later.
@@ -78,7 +78,7 @@ impl GuardedLab {
             count = used(self.lab.client()).saturating_sub(self.sockets);
             count == 0
         };
-        if slow::wait_until(patience, more) && !slow::wait_until(patience, fewer) {
+        if slow::wait_until(timeout, more) && !slow::wait_until(timeout, fewer) {
             left.push(format!("{count} sockets: {}", sockets(self.lab.client())));
         }
         left
@@ -86,19 +86,19 @@ impl GuardedLab {
 }
 
 /// Everything that could be left, except sockets.
-fn things(lab: &Lab) -> BTreeSet<String> {
-    let mut things: BTreeSet<String> = processes_in(&[lab.client(), lab.server()]).into_iter().collect();
-    let is_there = || nix::net::if_::if_nametoindex(INTERFACE).is_ok();
+fn state(lab: &Lab) -> BTreeSet<String> {
+    let mut state: BTreeSet<String> = processes_in(&[lab.client(), lab.server()]).into_iter().collect();
+    let exists = || nix::net::if_::if_nametoindex(INTERFACE).is_ok();
     // Some tests remove the interface, rename it, or move it elsewhere.
-    if lab.client().run(is_there).expect("enter the client") {
-        things.extend(attached(lab.client(), INTERFACE));
-        things.extend(clsact(lab.client(), INTERFACE));
+    if lab.client().run(exists).expect("enter the client") {
+        state.extend(attached(lab.client(), INTERFACE));
+        state.extend(clsact(lab.client(), INTERFACE));
     }
-    things
+    state
 }
 
 /// Number of sockets after the kernel has freed the closed ones.
-fn settled(namespace: &NetNs) -> u64 {
+fn stable_socket_count(namespace: &NetNs) -> u64 {
     let (mut least, mut since) = (used(namespace), Instant::now());
     while since.elapsed() < QUIET {
         std::thread::sleep(Duration::from_millis(5));
@@ -113,7 +113,7 @@ fn settled(namespace: &NetNs) -> u64 {
 /// Processes in any of `namespaces` except this one: id and command line.
 pub fn processes_in(namespaces: &[&NetNs]) -> Vec<String> {
     let this = std::process::id().to_string();
-    let is_there = |entry: &fs::DirEntry| {
+    let exists = |entry: &fs::DirEntry| {
         let namespace = fs::metadata(entry.path().join("ns/net"));
         let is_in = namespace.is_ok_and(|there| namespaces.iter().any(|one| one.inode() == there.ino()));
         is_in && entry.file_name() != this.as_str()
@@ -122,7 +122,7 @@ pub fn processes_in(namespaces: &[&NetNs]) -> Vec<String> {
         let command = fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
         format!("process {}: {}", entry.file_name().display(), command.replace('\0', " "))
     };
-    fs::read_dir("/proc").expect("/proc").flatten().filter(is_there).map(named).collect()
+    fs::read_dir("/proc").expect("/proc").flatten().filter(exists).map(named).collect()
 }
 
 fn used(namespace: &NetNs) -> u64 {
@@ -150,7 +150,7 @@ mod tests {
     #[test]
     fn leftover_socket_process_and_filter_are_reported() {
         let lab = lab();
-        assert_eq!(lab.left(PATIENCE), Vec::<String>::new());
+        assert_eq!(lab.left(REPLY_TIMEOUT), Vec::<String>::new());
 
         let socket = lab.client().run(|| UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap();
         let left = lab.left(SHORT);
@@ -169,7 +169,7 @@ mod tests {
         let left = lab.left(SHORT);
         tc(&["qdisc", "del", "dev", INTERFACE, "clsact"]);
         assert!(left.len() == 2 && left.iter().any(|one| one.starts_with("qdisc clsact")), "{left:?}");
-        assert_eq!(lab.left(PATIENCE), Vec::<String>::new());
+        assert_eq!(lab.left(REPLY_TIMEOUT), Vec::<String>::new());
     }
 
     /// The kernel frees a netlink socket only after `tc`, which the check runs, has exited.
@@ -186,7 +186,7 @@ mod tests {
             assert!(round < 500, "no unfreed socket was observed in 500 rounds");
             run(lab.client().command("tc").arg("qdisc"));
             busy += u32::from(used(lab.client()) > before);
-            assert_eq!(lab.left(PATIENCE), Vec::<String>::new());
+            assert_eq!(lab.left(REPLY_TIMEOUT), Vec::<String>::new());
         }
     }
 }

@@ -10,7 +10,7 @@ use std::{
 use crate::peer::Process;
 
 /// Timeout for each expected line of output.
-const PATIENCE: Duration = Duration::from_secs(20);
+const REPLY_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A running `holder`.
 pub struct Holder {
@@ -54,7 +54,7 @@ impl Holder {
     /// The rest of the next output line that begins with `prefix`.
     pub fn wait_for(&mut self, prefix: &str) -> String {
         loop {
-            let line = self.lines.recv_timeout(crate::slow::allow(PATIENCE));
+            let line = self.lines.recv_timeout(crate::slow::allow(REPLY_TIMEOUT));
             let line = line.unwrap_or_else(|e| panic!("holder prints no line that begins with {prefix:?}: {e}"));
             if let Some(rest) = line.strip_prefix(prefix) {
                 return rest.to_owned();

@@ -45,7 +45,7 @@ pub struct Network {
 
 /// Statistics of the TCP packets sent by one end.
 #[derive(Clone, Debug, Default)]
-pub struct Seen {
+pub struct Sent {
     /// Number of packets.
     pub packets: u64,
     /// Packets dropped by the network.
@@ -69,16 +69,16 @@ pub struct Seen {
     /// When the first FIN was delivered to the other end.
     pub fin_out: Option<Instant>,
     /// Whether the latest window was zero.
-    is_closed: bool,
+    is_window_closed: bool,
 }
 
 /// The two namespaces, and the thread that connects them.
-pub struct BadNetwork {
+pub struct ImpairedNetwork {
     /// The namespace with the client's addresses of the lab.
     pub client: NetNs,
     /// The namespace with the server's addresses of the lab.
     pub server: NetNs,
-    seen: Arc<[Mutex<Seen>; 2]>,
+    sent: Arc<[Mutex<Sent>; 2]>,
     history: Arc<Mutex<VecDeque<String>>>,
     cut: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
@@ -89,7 +89,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl BadNetwork {
+impl ImpairedNetwork {
     /// Makes both namespaces with their devices up and addresses assigned; IPv6 only if the MTU is at least 1,280
     /// bytes.
     pub fn new(network: Network, mtu: usize) -> Self {
@@ -107,14 +107,14 @@ impl BadNetwork {
                 }
             }
         }
-        let (stop, cut, seen) = (Arc::default(), Arc::default(), Arc::<[Mutex<Seen>; 2]>::default());
+        let (stop, cut, sent) = (Arc::default(), Arc::default(), Arc::<[Mutex<Sent>; 2]>::default());
         let history = Arc::<Mutex<VecDeque<String>>>::default();
         let mut carrier = Carrier {
             ends,
             network,
-            flying: BTreeMap::new(),
+            in_flight: BTreeMap::new(),
             order: 0,
-            seen: Arc::clone(&seen),
+            sent: Arc::clone(&sent),
             history: Arc::clone(&history),
             began: Instant::now(),
             cut: Arc::clone(&cut),
@@ -133,7 +133,7 @@ impl BadNetwork {
                 carrier.carry();
             }
         });
-        Self { client, server, seen, history, cut, stop, thread: Some(thread) }
+        Self { client, server, sent, history, cut, stop, thread: Some(thread) }
     }
 
     /// From now on, drops every packet in both directions.
@@ -142,12 +142,12 @@ impl BadNetwork {
     }
 
     /// Statistics of the client and of the server.
-    pub fn seen(&self) -> [Seen; 2] {
-        [0, 1].map(|end: usize| lock(&self.seen[end]).clone())
+    pub fn sent(&self) -> [Sent; 2] {
+        [0, 1].map(|end: usize| lock(&self.sent[end]).clone())
     }
 }
 
-impl Drop for BadNetwork {
+impl Drop for ImpairedNetwork {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let history: Vec<String> = lock(&self.history).drain(..).collect();
@@ -172,9 +172,9 @@ const HISTORY: usize = 60;
 struct Carrier {
     ends: [File; 2],
     network: Network,
-    flying: BTreeMap<(Instant, u64), (usize, Vec<u8>)>,
+    in_flight: BTreeMap<(Instant, u64), (usize, Vec<u8>)>,
     order: u64,
-    seen: Arc<[Mutex<Seen>; 2]>,
+    sent: Arc<[Mutex<Sent>; 2]>,
     history: Arc<Mutex<VecDeque<String>>>,
     began: Instant,
     cut: Arc<AtomicBool>,
@@ -187,7 +187,7 @@ struct Carrier {
 impl Carrier {
     /// Reads frames from both ends, delivers those that are due, and waits up to 20 ms if there are none.
     fn carry(&mut self) {
-        let wait = self.flying.first_key_value().map_or(Duration::from_millis(20), |(key, _)| {
+        let wait = self.in_flight.first_key_value().map_or(Duration::from_millis(20), |(key, _)| {
             key.0.saturating_duration_since(Instant::now()).min(Duration::from_millis(20))
         });
         let mut polled = [0, 1].map(|end: usize| PollFd::new(self.ends[end].as_fd(), PollFlags::POLLIN));
@@ -197,31 +197,31 @@ impl Carrier {
             // Bounded, so that the other direction is served too.
             for _ in 0..64 {
                 let Ok(length) = (&self.ends[from]).read(&mut frame) else { break };
-                self.take(from, frame[..length].to_vec());
+                self.accept(from, frame[..length].to_vec());
             }
         }
         let now = Instant::now();
-        while let Some(entry) = self.flying.first_entry().filter(|entry| entry.key().0 <= now) {
+        while let Some(entry) = self.in_flight.first_entry().filter(|entry| entry.key().0 <= now) {
             let (to, frame) = entry.remove();
             if Segment::parse(&frame[ETHERNET..]).is_ok_and(|segment| segment.flags.contains(Flags::FIN)) {
-                lock(&self.seen[1 - to]).fin_out.get_or_insert(now);
+                lock(&self.sent[1 - to]).fin_out.get_or_insert(now);
             }
             // A write fails if the device is down or its queue is full; the frame is then lost, as on any link.
             let _ = (&self.ends[to]).write(&frame);
         }
     }
 
-    fn take(&mut self, from: usize, mut frame: Vec<u8>) {
+    fn accept(&mut self, from: usize, mut frame: Vec<u8>) {
         let now = Instant::now();
         let mut copies = 1;
         let mut late = Duration::ZERO;
         if let Some(Ok(segment)) = frame.get(ETHERNET..).map(Segment::parse) {
-            self.note(now, from, &segment, frame.len() - ETHERNET);
+            self.count(now, from, &segment, frame.len() - ETHERNET);
             let action = self.chance[from].segment(now, Direction::Sent, &mut frame);
-            self.remember(now, &segment, action);
+            self.log(now, &segment, action);
             match action {
                 Action::Drop => {
-                    lock(&self.seen[from]).lost += 1;
+                    lock(&self.sent[from]).lost += 1;
                     return;
                 }
                 Action::Duplicate(more) => copies += more,
@@ -237,11 +237,11 @@ impl Carrier {
         }
         for _ in 0..copies {
             self.order += 1;
-            self.flying.insert((now + self.network.latency + late, self.order), (1 - from, frame.clone()));
+            self.in_flight.insert((now + self.network.latency + late, self.order), (1 - from, frame.clone()));
         }
     }
 
-    fn remember(&self, now: Instant, segment: &Segment, action: Action) {
+    fn log(&self, now: Instant, segment: &Segment, action: Action) {
         let mut history = lock(&self.history);
         if history.len() >= HISTORY {
             history.pop_front();
@@ -258,31 +258,31 @@ impl Carrier {
         // A checksum that happens to equal the one of the pseudo-header alone is accepted as partial, so undo the
         // change.
         if checksum::verify(&frame[ETHERNET..], true) == Checksum::Invalid {
-            lock(&self.seen[from]).corrupted += 1;
+            lock(&self.sent[from]).corrupted += 1;
         } else {
             frame[at] = old;
         }
     }
 
-    fn note(&self, now: Instant, from: usize, segment: &Segment, length: usize) {
-        let peer_is_closed = lock(&self.seen[1 - from]).is_closed;
-        let mut seen = lock(&self.seen[from]);
-        seen.packets += 1;
-        seen.longest = seen.longest.max(length);
-        if segment.flags.contains(Flags::SYN) && seen.syn.is_none() {
-            seen.syn = Some(segment.clone());
+    fn count(&self, now: Instant, from: usize, segment: &Segment, length: usize) {
+        let is_peer_closed = lock(&self.sent[1 - from]).is_window_closed;
+        let mut sent = lock(&self.sent[from]);
+        sent.packets += 1;
+        sent.longest = sent.longest.max(length);
+        if segment.flags.contains(Flags::SYN) && sent.syn.is_none() {
+            sent.syn = Some(segment.clone());
         }
         if segment.flags.contains(Flags::FIN) {
-            seen.fin_in.get_or_insert(now);
+            sent.fin_in.get_or_insert(now);
         }
         if !segment.flags.contains(Flags::RST) {
-            seen.is_closed = segment.window == 0;
-            seen.zero_windows += u64::from(seen.is_closed);
+            sent.is_window_closed = segment.window == 0;
+            sent.zero_windows += u64::from(sent.is_window_closed);
             let is_timestamp = |option: &TcpOption| matches!(option, TcpOption::Timestamps { .. });
-            seen.without_timestamp += u64::from(!segment.options.iter().any(is_timestamp));
+            sent.without_timestamp += u64::from(!segment.options.iter().any(is_timestamp));
         }
-        seen.sacks += u64::from(segment.options.iter().any(|option| matches!(option, TcpOption::Sack(_))));
-        seen.probes += u64::from(peer_is_closed && segment.payload.len() == 1);
+        sent.sacks += u64::from(segment.options.iter().any(|option| matches!(option, TcpOption::Sack(_))));
+        sent.probes += u64::from(is_peer_closed && segment.payload.len() == 1);
     }
 }
 

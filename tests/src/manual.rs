@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::dns;
 
 /// Timeout for one reply; generous, because the machine may be busy.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Sends a crafted DNS query and returns the answer.
 pub async fn dns(lease: &Lease, server: SocketAddr, name: &str, kind: u16, edns: Option<u16>) -> dns::Answer {
@@ -22,7 +22,7 @@ pub async fn dns(lease: &Lease, server: SocketAddr, name: &str, kind: u16, edns:
     let id = 0x4000 + kind;
     let query = Datagram::new(local, server, dns::query(id, name, kind, edns));
     lease.send(&query.build()).await.expect("send the query");
-    let received = lease.recv_timeout(PATIENCE).await.expect("the lease").expect("an answer");
+    let received = lease.recv_timeout(REPLY_TIMEOUT).await.expect("the lease").expect("an answer");
     assert_ne!(received.checksum, Checksum::Invalid);
     let datagram = Datagram::parse(&received.ip).expect("a datagram");
     assert_eq!((datagram.source, datagram.destination), (server, local));
@@ -32,13 +32,13 @@ pub async fn dns(lease: &Lease, server: SocketAddr, name: &str, kind: u16, edns:
 }
 
 /// A TCP connection driven segment by segment.
-pub struct ByHand<'l> {
+pub struct ManualConnection<'l> {
     lease: &'l Lease,
     /// Sequence and acknowledgment numbers.
     pub cursor: Cursor,
 }
 
-impl<'l> ByHand<'l> {
+impl<'l> ManualConnection<'l> {
     /// Prepares a connection between the lease's port and `remote`; sends nothing.
     pub async fn new(lease: &'l Lease, remote: SocketAddr) -> Self {
         let local = lease.local(remote.ip()).await.expect("a route to the server");
@@ -52,7 +52,7 @@ impl<'l> ByHand<'l> {
 
     /// Receives the next segment and updates the cursor; does not acknowledge.
     pub async fn receive(&mut self) {
-        let received = self.lease.recv_timeout(PATIENCE).await.expect("the lease").expect("a segment");
+        let received = self.lease.recv_timeout(REPLY_TIMEOUT).await.expect("the lease").expect("a segment");
         assert_ne!(received.checksum, Checksum::Invalid);
         assert!(!received.cut);
         let segment = Segment::parse(&received.ip).expect("a segment");
@@ -145,5 +145,8 @@ pub async fn download(stream: &mut Stream, path: &str) -> (u64, [u8; 32]) {
 /// Closes this end and waits until both ends are closed.
 pub async fn close(stream: &mut Stream) {
     stream.shutdown().await.expect("shut down");
-    tokio::time::timeout(PATIENCE, stream.closed()).await.expect("closed in time").expect("closed without an error");
+    tokio::time::timeout(REPLY_TIMEOUT, stream.closed())
+        .await
+        .expect("closed in time")
+        .expect("closed without an error");
 }

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use crate::slow;
 
 /// Timeout for the first answer of a peer; generous, because the machine may be busy.
-const START: Duration = Duration::from_secs(20);
+const START_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Polls until `done` returns a value.
 ///
@@ -135,7 +135,7 @@ impl Nginx {
                 .run(|| connect(Ipv4Addr::LOCALHOST.into()).and(connect(Ipv6Addr::LOCALHOST.into())))
                 .expect("enter the server")
         };
-        let deadline = Instant::now() + slow::allow(START);
+        let deadline = Instant::now() + slow::allow(START_TIMEOUT);
         while ready().is_none() {
             assert!(Instant::now() < deadline, "nginx does not answer: {}", log());
             std::thread::sleep(Duration::from_millis(10));
@@ -226,7 +226,7 @@ impl Dnsmasq {
         let mut command = server.command("dnsmasq");
         command.arg("--keep-in-foreground").arg("--log-facility=-").arg(format!("--conf-file={}", config.display()));
         let process = Process::start(command.stdout(Stdio::null()).stderr(Stdio::null()));
-        wait_for("an answer of dnsmasq over IPv4 and IPv6", START, || {
+        wait_for("an answer of dnsmasq over IPv4 and IPv6", START_TIMEOUT, || {
             server.run(|| ask(SERVER_V4.into()).and_then(|()| ask(SERVER_V6.into()))).expect("enter the server").ok()
         });
         Self { _process: process, _directory: directory }

@@ -12,7 +12,7 @@ use std::{
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use serde_json::{Value, json};
 
-use crate::service::PATIENCE;
+use crate::service::REPLY_TIMEOUT;
 
 /// A control connection.
 #[derive(Debug)]
@@ -23,11 +23,11 @@ pub struct Raw {
 }
 
 impl Raw {
-    /// Connects with the ids of the calling thread. Reads and writes time out after [`PATIENCE`].
+    /// Connects with the ids of the calling thread. Reads and writes time out after [`REPLY_TIMEOUT`].
     pub fn connect(socket: &Path) -> Self {
         let stream = UnixStream::connect(socket).expect("connect to the service");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-        stream.set_write_timeout(Some(PATIENCE)).expect("a timeout");
+        stream.set_read_timeout(Some(REPLY_TIMEOUT)).expect("a timeout");
+        stream.set_write_timeout(Some(REPLY_TIMEOUT)).expect("a timeout");
         Self { stream, buffered: Vec::new() }
     }
 

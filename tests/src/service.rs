@@ -40,14 +40,14 @@ use crate::{
 };
 
 /// Timeout for the first answer of the service; generous, because the machine may be busy.
-const START: Duration = Duration::from_secs(20);
+const START_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Timeout for a message that must arrive.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// User id and primary group id, without supplementary groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Who {
+pub struct Credentials {
     /// The user.
     pub user: u32,
     /// The group.
@@ -55,9 +55,9 @@ pub struct Who {
 }
 
 /// Root.
-pub const ROOT: Who = Who { user: 0, group: 0 };
+pub const ROOT: Credentials = Credentials { user: 0, group: 0 };
 /// The user nobody, with a group id that has no name.
-pub const NOBODY: Who = Who { user: 65_534, group: 54_321 };
+pub const NOBODY: Credentials = Credentials { user: 65_534, group: 54_321 };
 
 /// A running `crafter serve`, killed when dropped. If it still runs then, it must be idle and have no more descriptors
 /// than at its start: those of leases, reserved ports, programs, maps, frames and connections are closed.
@@ -160,7 +160,7 @@ impl Service {
     /// If it does not exit in time.
     pub fn stop(&mut self) -> Option<i32> {
         self.signal(Signal::SIGTERM);
-        wait_for("the exit of the service", PATIENCE, || self.process.0.try_wait().expect("wait for the service"))
+        wait_for("the exit of the service", REPLY_TIMEOUT, || self.process.0.try_wait().expect("wait for the service"))
             .code()
     }
 
@@ -177,10 +177,10 @@ impl Service {
     }
 
     /// The program crafter with `arguments` and CRAFTER_SOCKET, in the service's namespace, as this user.
-    pub fn command(&self, who: Who, arguments: &[&str]) -> Command {
+    pub fn command(&self, credentials: Credentials, arguments: &[&str]) -> Command {
         let mut command = self.namespace.command(&self.binary);
         command.args(arguments).env("CRAFTER_SOCKET", &self.socket);
-        drop_to(&mut command, who);
+        drop_to(&mut command, credentials);
         command
     }
 
@@ -192,23 +192,27 @@ impl Service {
     }
 
     /// Runs [`command`](Self::command) to its exit.
-    pub fn run(&self, who: Who, arguments: &[&str]) -> Output {
-        self.command(who, arguments).stdin(Stdio::null()).output().expect("crafter")
+    pub fn run(&self, credentials: Credentials, arguments: &[&str]) -> Output {
+        self.command(credentials, arguments).stdin(Stdio::null()).output().expect("crafter")
     }
 
     /// Runs [`command`](Self::command), which must succeed; returns its standard output.
-    pub fn succeed(&self, who: Who, arguments: &[&str]) -> String {
-        let output = self.run(who, arguments);
+    pub fn succeed(&self, credentials: Credentials, arguments: &[&str]) -> String {
+        let output = self.run(credentials, arguments);
         let message = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{arguments:?}: {}: {message}", output.status);
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// Runs `work` with a control connection on a thread in the service's namespace that has the ids of `who` and no
+    /// Runs `work` with a control connection on a thread in the service's namespace that has the ids of `credentials` and no
     /// capability.
-    pub fn session<T: Send, F: Future<Output = T>>(&self, who: Who, work: impl FnOnce(Control) -> F + Send) -> T {
+    pub fn session<T: Send, F: Future<Output = T>>(
+        &self,
+        credentials: Credentials,
+        work: impl FnOnce(Control) -> F + Send,
+    ) -> T {
         let work = || {
-            become_user(who).expect("become a user");
+            become_user(credentials).expect("become a user");
             crate::block_on(async { work(self.connect().await).await })
         };
         self.namespace.run(work).expect("enter the namespace")
@@ -236,7 +240,7 @@ impl Drop for Service {
             return;
         }
         let mut left = Vec::new();
-        let clean = slow::wait_until(PATIENCE, || {
+        let clean = slow::wait_until(REPLY_TIMEOUT, || {
             left = more(&descriptors(self.pid()), &self.before);
             left.is_empty()
         });
@@ -296,7 +300,7 @@ fn spawn(
     };
     command.arg("serve").args(access).arg("--socket").arg(socket).arg("--policy").arg(policy).args(arguments);
     let mut process = Process::start(command.stdout(Stdio::null()).stderr(log));
-    wait_for("an answer of the service", START, || {
+    wait_for("an answer of the service", START_TIMEOUT, || {
         assert!(process.0.try_wait().expect("its state").is_none(), "the service exited during its start");
         std::os::unix::net::UnixStream::connect(socket).ok()
     });
@@ -305,21 +309,21 @@ fn spawn(
     process
 }
 
-/// Makes a command run as `who`, without supplementary groups; root's capabilities are lost with root's ids.
-pub fn drop_to(command: &mut Command, who: Who) {
-    if who != ROOT {
-        let enter = move || become_user(who);
+/// Makes a command run as `credentials`, without supplementary groups; root's capabilities are lost with root's ids.
+pub fn drop_to(command: &mut Command, credentials: Credentials) {
+    if credentials != ROOT {
+        let enter = move || become_user(credentials);
         // SAFETY: between fork and exec, become_user makes three system calls and nothing else.
         unsafe { command.current_dir("/").pre_exec(enter) };
     }
 }
 
 /// Sets the ids of the calling thread only. The C library's functions would change all threads of the process.
-fn become_user(who: Who) -> io::Result<()> {
-    if who == ROOT {
+fn become_user(credentials: Credentials) -> io::Result<()> {
+    if credentials == ROOT {
         return Ok(());
     }
-    let (user, group) = (who.user, who.group);
+    let (user, group) = (credentials.user, credentials.group);
     let done = |result: libc::c_long| if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
     // SAFETY: the group list is empty, so the kernel does not read the null pointer.
     done(unsafe { libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()) })?;
@@ -417,8 +421,8 @@ impl Socket {
     /// # Panics
     /// If none arrives in time.
     pub fn refusal(&self) -> (Code, u16, String) {
-        wait_for("a refusal", PATIENCE, || {
-            self.receive(PATIENCE).expect("the lease").and_then(|message| message.refusal())
+        wait_for("a refusal", REPLY_TIMEOUT, || {
+            self.receive(REPLY_TIMEOUT).expect("the lease").and_then(|message| message.refusal())
         })
     }
 }

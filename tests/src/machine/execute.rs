@@ -115,7 +115,7 @@ impl Machine {
 
     /// A field of the context: `struct xdp_md` and `struct __sk_buff` of linux/bpf.h.
     fn context(&self, field: u64, xdp: bool) -> u64 {
-        let end = PACKET + self.weather.linear as u64;
+        let end = PACKET + self.conditions.linear as u64;
         match (xdp, field) {
             (true, 0) | (false, 76) => PACKET,
             (true, 4) | (false, 80) => end,

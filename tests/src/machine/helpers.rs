@@ -42,15 +42,15 @@ impl Machine {
             }
             // bpf_skb_pull_data (context, length).
             39 => {
-                if !self.weather.memory || b as usize > self.packet_length {
+                if !self.conditions.memory || b as usize > self.packet_length {
                     return NO_MEMORY;
                 }
-                self.weather.linear = self.weather.linear.max(b as usize);
+                self.conditions.linear = self.conditions.linear.max(b as usize);
                 0
             }
             // bpf_redirect_map (map, key, flags): the low bits of the flags are the action if the entry is empty.
             51 => {
-                if self.weather.socket && b == 0 {
+                if self.conditions.socket && b == 0 {
                     REDIRECT
                 } else {
                     c & 3
@@ -59,7 +59,7 @@ impl Machine {
             // bpf_ringbuf_reserve (map, size, flags).
             131 => {
                 self.ring = (a - MAPS) as usize;
-                if self.weather.room { self.memory.record(b as usize) } else { 0 }
+                if self.conditions.room { self.memory.record(b as usize) } else { 0 }
             }
             // Submit and discard: only one record is reserved at a time. aya-log writes into a ring buffer of its own.
             132 => {
@@ -83,7 +83,7 @@ impl Machine {
         let key = self.memory.bytes(key, table.key_size);
         if table.kind == SOCKETS {
             // Programs only test a socket pointer for null.
-            return u64::from(self.weather.socket && key == [0; 4]);
+            return u64::from(self.conditions.socket && key == [0; 4]);
         }
         table.entries.get(key).copied().unwrap_or(0)
     }
@@ -94,7 +94,7 @@ impl Machine {
         let value = self.memory.bytes(value, table.value_size).to_vec();
         match table.entries.get(&key) {
             Some(&at) => self.memory.write_all(at, &value),
-            None if !self.weather.space => return TOO_BIG,
+            None if !self.conditions.space => return TOO_BIG,
             None => {
                 let at = self.memory.keep(&value);
                 table.entries.insert(key, at);

@@ -82,7 +82,7 @@ struct Table {
 
 /// Conditions under which a packet is processed.
 #[derive(Clone, Copy, Debug)]
-pub struct Weather {
+pub struct Conditions {
     /// Whether queue 0 has an AF_XDP socket.
     pub socket: bool,
     /// Whether a ring buffer record can be reserved.
@@ -95,9 +95,9 @@ pub struct Weather {
     pub space: bool,
 }
 
-impl Weather {
+impl Conditions {
     /// No shortage, and no socket.
-    pub const FAIR: Self = Self { socket: false, room: true, linear: usize::MAX, memory: true, space: true };
+    pub const NORMAL: Self = Self { socket: false, room: true, linear: usize::MAX, memory: true, space: true };
 }
 
 /// The interpreter: programs, maps, memory.
@@ -105,7 +105,7 @@ pub struct Machine {
     programs: HashMap<&'static str, Program>,
     maps: Vec<Table>,
     memory: Memory,
-    weather: Weather,
+    conditions: Conditions,
     packet_length: usize,
     mark: u32,
     records: Vec<Vec<u8>>,
@@ -167,7 +167,7 @@ impl Machine {
             programs,
             maps,
             memory,
-            weather: Weather::FAIR,
+            conditions: Conditions::NORMAL,
             packet_length: 0,
             mark: 0,
             records: Vec::new(),
@@ -182,7 +182,7 @@ impl Machine {
     }
 
     /// Copies owned ports, filter and local addresses from the kernel's maps; clears flows and fragments.
-    pub fn settle(&mut self, views: &Views) {
+    pub fn copy_maps(&mut self, views: &Views) {
         for name in [map::OWNED, map::LOCAL, map::FLOWS, map::FRAGMENTS] {
             self.table(name).entries.clear();
         }
@@ -201,13 +201,13 @@ impl Machine {
     }
 
     /// Removes all owners but keeps the filter, which then reports false positives.
-    pub fn forget_owners(&mut self) {
+    pub fn clear_owners(&mut self) {
         self.table(map::OWNED).entries.clear();
     }
 
     /// Runs a packet through the program of `hook`.
-    pub fn run(&mut self, hook: Hook, frame: &[u8], mark: u32, weather: Weather) -> Outcome {
-        self.weather = Weather { linear: weather.linear.min(frame.len()), ..weather };
+    pub fn run(&mut self, hook: Hook, frame: &[u8], mark: u32, conditions: Conditions) -> Outcome {
+        self.conditions = Conditions { linear: conditions.linear.min(frame.len()), ..conditions };
         self.packet_length = frame.len();
         self.mark = mark;
         self.memory.packet(frame);

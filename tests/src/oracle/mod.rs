@@ -72,7 +72,7 @@ pub enum Action {
 
 /// The expected result for one packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Judgement {
+pub struct Prediction {
     /// The counter that is incremented.
     pub reason: Reason,
     /// The verdict.
@@ -106,7 +106,7 @@ pub struct Oracle {
 
 impl Oracle {
     /// Predicts the result for `frame` at `hook` and updates the maps. Assumes that the ring never fills up.
-    pub fn judge(&mut self, hook: Hook, frame: &[u8], mark: u32) -> Judgement {
+    pub fn predict(&mut self, hook: Hook, frame: &[u8], mark: u32) -> Prediction {
         let mut flow = None;
         let start = self.link(frame).map_or(0, |(start, _)| start);
         let (reason, report) = match hook {
@@ -121,7 +121,7 @@ impl Oracle {
             Reason::DeliveryFull => (Action::Drop, false),
             _ => (Action::Pass, false),
         };
-        Judgement { reason, action, copied: copied.then_some(start), flow }
+        Prediction { reason, action, copied: copied.then_some(start), flow }
     }
 
     fn link(&self, frame: &[u8]) -> Result<(usize, u8), Fault> {

@@ -9,10 +9,10 @@ use crafter_common::reason::Reason;
 use super::{
     Rng,
     damage::damage,
-    packet::{self, Way},
+    packet::{self, Direction},
     world::World,
 };
-use crate::differential::{LONGEST_SKB, Lane, hex};
+use crate::differential::{Differential, LONGEST_SKB, hex};
 
 /// A step of the sequence.
 #[derive(Clone, Debug)]
@@ -31,7 +31,7 @@ pub enum Event {
 }
 
 /// The steps of one round.
-pub struct Story {
+pub struct Sequence {
     /// In order of execution.
     pub events: Vec<Event>,
 }
@@ -39,7 +39,7 @@ pub struct Story {
 /// Percentage of damaged packets.
 const DAMAGED: usize = 35;
 
-impl Story {
+impl Sequence {
     /// A random sequence with `count` packets, for a kernel half with or without Ethernet headers and socket, and its
     /// mark.
     pub fn new(rng: &mut Rng, count: usize, (ethernet, _, mark): (bool, bool, u32)) -> Self {
@@ -69,26 +69,26 @@ impl Story {
     ///
     /// # Errors
     /// Index of the event whose result differs from the oracle's, and the differences.
-    pub fn run(&self, lane: &mut Lane, reasons: &mut [u64]) -> Result<(), (usize, String)> {
-        lane.settle(&World::default());
-        lane.forget();
+    pub fn run(&self, differential: &mut Differential, reasons: &mut [u64]) -> Result<(), (usize, String)> {
+        differential.set_owners(&World::default());
+        differential.clear();
         for (at, event) in self.events.iter().enumerate() {
             match event {
-                Event::Owners(world) => lane.settle(world),
+                Event::Owners(world) => differential.set_owners(world),
                 Event::Packet { hook, frame, mark } => {
-                    let judged = lane.step(*hook, frame, *mark).map_err(|why| (at, why))?;
-                    reasons[judged.reason as usize] += 1;
+                    let predicted = differential.step(*hook, frame, *mark).map_err(|why| (at, why))?;
+                    reasons[predicted.reason as usize] += 1;
                 }
             }
         }
-        lane.compare_maps().map_err(|why| (self.events.len() - 1, why))
+        differential.compare_maps().map_err(|why| (self.events.len() - 1, why))
     }
 
     /// Reduces the sequence up to event `last` to what is needed to fail, and describes it.
-    pub fn shrunk(&self, last: usize, lane: &mut Lane) -> String {
+    pub fn minimized(&self, last: usize, differential: &mut Differential) -> String {
         let mut fails = |events: &[Event]| {
-            let story = Self { events: events.to_vec() };
-            story.run(lane, &mut [0; Reason::ALL.len()]).err()
+            let sequence = Self { events: events.to_vec() };
+            sequence.run(differential, &mut [0; Reason::ALL.len()]).err()
         };
         let mut events = self.events[..=last].to_vec();
         if fails(&events).is_none() {
@@ -132,7 +132,7 @@ fn shrink_packet(events: &mut Vec<Event>, at: usize, fails: &mut impl FnMut(&[Ev
         let Event::Packet { hook, frame, .. } = &mut changed[at] else { return false };
         let before = frame.clone();
         change(frame);
-        if *frame == before || frame.len() < Lane::shortest(*hook, frame) || !fails(&changed) {
+        if *frame == before || frame.len() < Differential::shortest(*hook, frame) || !fails(&changed) {
             return false;
         }
         *events = changed;
@@ -160,8 +160,8 @@ fn random_packet(rng: &mut Rng, world: &World, ethernet: bool, mark: u32, egress
         false => rng.pick(&[Hook::Xdp, Hook::Xdp, Hook::Ingress]),
     };
     // Some go in the opposite direction: a host may receive its own packets.
-    let way = if egress != rng.chance(5) { Way::Out } else { Way::In };
-    let mut frame = packet::frame(rng, world, way, ethernet);
+    let direction = if egress != rng.chance(5) { Direction::Out } else { Direction::In };
+    let mut frame = packet::frame(rng, world, direction, ethernet);
     if rng.chance(DAMAGED) {
         damage(rng, world, &mut frame, 14);
     }
@@ -173,10 +173,10 @@ fn random_packet(rng: &mut Rng, world: &World, ethernet: bool, mark: u32, egress
     if hook != Hook::Xdp {
         frame.truncate(LONGEST_SKB);
     }
-    let least = Lane::shortest(hook, &frame);
+    let least = Differential::shortest(hook, &frame);
     if frame.len() < least {
         frame.resize(least, 0);
-        let least = Lane::shortest(hook, &frame);
+        let least = Differential::shortest(hook, &frame);
         frame.resize(frame.len().max(least), 0);
     }
     let mark = match rng.below(10) {

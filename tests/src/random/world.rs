@@ -92,7 +92,7 @@ impl World {
     }
 
     /// Copies the owners into the oracle.
-    pub fn tell(&self, oracle: &mut Oracle) {
+    pub fn copy_to(&self, oracle: &mut Oracle) {
         oracle.local = self.local().into_iter().collect();
         oracle.owned =
             self.holdings.iter().map(|&(protocol, place, port, owned)| ((protocol, place, port), owned)).collect();

@@ -18,7 +18,7 @@ use crafter_tests::{
     capture::{CONTROL, Capture, Packet, from, rsts, unreachables},
     dns,
     leak::{Serial, assert_detached, attached},
-    manual::{self, ByHand, PATIENCE, sha256},
+    manual::{self, ManualConnection, REPLY_TIMEOUT, sha256},
     peer::{Dnsmasq, HOST, HOST_V4, HOST_V6, Nginx},
     slow,
     testbed::{self, CONTROL_PORT, ENDS, assert_curl_works, assert_refuses, lab, open},
@@ -155,7 +155,7 @@ async fn queries(crafter: &Crafter, server: IpAddr, observe: bool) {
 /// Handshake and GET segment by segment; returns the local address and port.
 async fn one_page(crafter: &Crafter, lab: &Lab, nginx: &Nginx, server: IpAddr, observe: bool) -> SocketAddr {
     let lease = crafter.lease(LeaseRequest::tcp().observe(observe)).await.expect("a TCP lease");
-    let mut connection = ByHand::new(&lease, SocketAddr::new(server, 80)).await;
+    let mut connection = ManualConnection::new(&lease, SocketAddr::new(server, 80)).await;
     let local = connection.cursor.local;
     connection.handshake().await;
     assert_eq!(testbed::server_socket(lab, local).as_deref(), Some("ESTAB"));
@@ -221,7 +221,7 @@ async fn big_page(crafter: &Crafter, others: &Others, nginx: &Nginx, server: IpA
     assert!(flow.rx_bytes > page.length && flow.remote == remote, "{flow:?}");
     manual::close(&mut stream).await;
     // Waits until the others have completed a round while the port is owned.
-    let deadline = Instant::now() + slow::allow(PATIENCE);
+    let deadline = Instant::now() + slow::allow(REPLY_TIMEOUT);
     while others.rounds() < before + 2 {
         assert!(Instant::now() < deadline, "the other programs make no progress");
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -244,7 +244,7 @@ fn policy_pass_sends_the_kernels_rst() {
             for (suppress, list) in [(true, &mut suppressed), (false, &mut passed)] {
                 let request = LeaseRequest::tcp().observe(true).suppress(suppress);
                 let lease = crafter.lease(request).await.expect("a lease");
-                let mut connection = ByHand::new(&lease, remote).await;
+                let mut connection = ManualConnection::new(&lease, remote).await;
                 connection.handshake().await;
                 list.push(connection.cursor.local);
                 if suppress {
@@ -285,7 +285,7 @@ fn crafted_rst_passes() {
             let local = within(lab.client(), async || {
                 let crafter = open(attach).await;
                 let lease = crafter.lease(LeaseRequest::tcp()).await.expect("a lease");
-                let mut connection = ByHand::new(&lease, remote).await;
+                let mut connection = ManualConnection::new(&lease, remote).await;
                 connection.handshake().await;
                 let rst = connection.cursor.rst();
                 connection.send(&rst).await;
@@ -297,7 +297,7 @@ fn crafted_rst_passes() {
             use std::io::Read as _;
             let (mut stream, peer) = listener.accept().expect("the connection");
             assert_eq!(peer, local);
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream.set_read_timeout(Some(REPLY_TIMEOUT)).unwrap();
             let error = stream.read(&mut [0; 1]).expect_err("a reset connection");
             assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
             locals.push(local);
@@ -338,7 +338,7 @@ fn owned_udp_port_sends_no_port_unreachable() {
                 let lease = crafter.lease(request).await.expect("a lease");
                 let what = format!("{client}, observe {observe}, suppress {suppress}");
                 assert_eq!(is_unreachable(lease.port()), unreachable, "{what}");
-                let received = lease.recv_timeout(PATIENCE).await.unwrap().expect("the datagram");
+                let received = lease.recv_timeout(REPLY_TIMEOUT).await.unwrap().expect("the datagram");
                 assert!(received.ip.ends_with(b"are you there?"), "{what}");
                 // Positive control at the same time.
                 assert!(is_unreachable(CONTROL_PORT), "{what}");

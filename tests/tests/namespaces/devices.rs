@@ -12,7 +12,7 @@ use crafter_tests::{
     capture::{CONTROL, Capture, from, rsts},
     frame::{SYN, Tcp},
     leak::Serial,
-    manual::{self, ByHand, sha256},
+    manual::{self, ManualConnection, sha256},
     peer::Nginx,
     testbed::{ENDS, lab, options, run},
     tun::Tunnel,
@@ -36,7 +36,7 @@ fn conversation_over_loopback() {
             for server in ["127.0.0.1:80", "[::1]:80"] {
                 let remote: SocketAddr = server.parse().unwrap();
                 let lease = crafter.lease(LeaseRequest::tcp()).await.expect("a lease");
-                let mut connection = ByHand::new(&lease, remote).await;
+                let mut connection = ManualConnection::new(&lease, remote).await;
                 connection.handshake().await;
                 let answer = connection.get(nginx.small.path).await;
                 assert_eq!(sha256(manual::body(&answer)), nginx.small.sha256);
@@ -97,7 +97,7 @@ fn conversation_over_tun() {
                 let remote = SocketAddr::new(remote, 80);
                 let request = LeaseRequest::tcp().observe(observe);
                 let lease = crafter.lease(request.clone()).await.expect("a lease");
-                let mut connection = ByHand::new(&lease, remote).await;
+                let mut connection = ManualConnection::new(&lease, remote).await;
                 connection.handshake().await;
                 let answer = connection.get(nginx.small.path).await;
                 assert_eq!(sha256(manual::body(&answer)), nginx.small.sha256);

@@ -17,7 +17,7 @@ use crafter_tests::{
     dns, frame,
     holder::Holder,
     leak::{BpfObjects, Serial, attached, has_tcx},
-    manual::{self, PATIENCE},
+    manual::{self, REPLY_TIMEOUT},
     peer::{Dnsmasq, LONG, LONG_RECORDS, Nginx, wait_for},
     slow::{allow, bytes},
     testbed::{self, ENDS, assert_refuses, lab, open, run},
@@ -120,7 +120,7 @@ fn server_that_resets_refuses_or_never_answers() {
             let mut stream = lease.connect(remote, StreamOptions::default()).await.unwrap();
             stream.read_exact(&mut [0; 4]).await.unwrap();
             stream.write_all(b"ok").await.unwrap();
-            let error = tokio::time::timeout(PATIENCE, stream.read(&mut [0; 16])).await.expect("in time");
+            let error = tokio::time::timeout(REPLY_TIMEOUT, stream.read(&mut [0; 16])).await.expect("in time");
             assert_eq!(error.expect_err("a reset").kind(), std::io::ErrorKind::ConnectionReset);
             assert!(matches!(stream.error(), Some(Error::Reset { remote: from }) if from == remote));
             drop(stream);
@@ -145,7 +145,7 @@ fn server_that_resets_refuses_or_never_answers() {
                 Error::TimedOut { .. } => assert!(began.elapsed() >= Duration::from_millis(1000), "{silent}"),
                 _ => panic!("{silent:?}"),
             }
-            assert!(began.elapsed() < PATIENCE);
+            assert!(began.elapsed() < REPLY_TIMEOUT);
         });
         served.join().expect("the server");
     }
@@ -174,7 +174,7 @@ fn can_bind(lab: &Lab, port: u16) -> bool {
 
 /// Waits for the kernel's RST to a segment that the server sends to a connection whose owner was killed.
 fn wait_for_rst_of_dead_connection(lab: &Lab, port: u16) {
-    wait_for("the RST to the dead connection", PATIENCE, || {
+    wait_for("the RST to the dead connection", REPLY_TIMEOUT, || {
         let rsts = lab.tap().segments().unwrap();
         rsts.iter().any(|rst| rst.port == port && rst.destination_port == 80).then_some(())
     });
@@ -208,10 +208,10 @@ fn sigkill_releases_everything() {
             let began = Instant::now();
             download.kill();
             // The kernel releases everything when the process exits, memory a moment later.
-            wait_for("the port", PATIENCE, || can_bind(&lab, local.port()).then_some(()));
-            wait_for("the hooks", PATIENCE, || attached(lab.client(), INTERFACE).is_empty().then_some(()));
+            wait_for("the port", REPLY_TIMEOUT, || can_bind(&lab, local.port()).then_some(()));
+            wait_for("the hooks", REPLY_TIMEOUT, || attached(lab.client(), INTERFACE).is_empty().then_some(()));
             assert_refuses(&lab, local);
-            objects.wait_until_freed(PATIENCE);
+            objects.wait_until_freed(REPLY_TIMEOUT);
             let took = began.elapsed();
             println!("{attach}, {client}: released after {took:?}");
             times.push(took);
@@ -251,10 +251,10 @@ fn clsact_filters_are_removed_with_their_owner() {
 
         let began = Instant::now();
         download.kill();
-        wait_for("the removal of filters and qdisc", PATIENCE, || {
+        wait_for("the removal of filters and qdisc", REPLY_TIMEOUT, || {
             (filters().is_empty() && !qdiscs().contains("clsact")).then_some(())
         });
-        objects.wait_until_freed(PATIENCE);
+        objects.wait_until_freed(REPLY_TIMEOUT);
         let took = began.elapsed();
         println!("clsact, {attach}: released after {took:?}");
         times.push(took);
@@ -371,7 +371,7 @@ fn interface_removal_ends_streams_and_leases() {
             objects
         });
         assert_eq!(BpfObjects::of(std::process::id()), BpfObjects::default());
-        objects.wait_until_freed(PATIENCE);
+        objects.wait_until_freed(REPLY_TIMEOUT);
         drop(nginx);
     }
 }

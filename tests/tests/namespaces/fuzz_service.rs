@@ -27,7 +27,7 @@ use crafter_tests::{
     leak::Serial,
     peer::wait_for,
     raw::Raw,
-    service::{NOBODY, PATIENCE, Service, Socket},
+    service::{NOBODY, REPLY_TIMEOUT, Service, Socket},
     testbed::{ENDS, lab},
     wire::mac,
 };
@@ -187,7 +187,7 @@ fn control_socket() {
         },
     );
     serves();
-    wait_for("the release of all leases", PATIENCE, || service.leases().is_empty().then_some(()));
+    wait_for("the release of all leases", REPLY_TIMEOUT, || service.leases().is_empty().then_some(()));
     println!("{} connections, {} answers", rounds.load(Ordering::Relaxed), answers.load(Ordering::Relaxed));
     assert!(answers.load(Ordering::Relaxed) > rounds.load(Ordering::Relaxed) / 10, "too few calls were answered");
 }
@@ -340,7 +340,7 @@ fn lease_socket() {
         for (socket, messages) in [(&whole, &messages[0]), (&frames, &messages[1])] {
             let messages = messages.load(Ordering::Relaxed);
             // Every message was either sent or refused.
-            let lease = wait_for("the last message", PATIENCE, || {
+            let lease = wait_for("the last message", REPLY_TIMEOUT, || {
                 Some(listed(socket)).filter(|lease| lease.sent + lease.refused + lease.not_sent == messages)
             });
             println!("{messages} messages: {lease:?}");

@@ -19,7 +19,7 @@ use crafter::{
 use crafter_tests::{
     frame::{self, ACK, FIN, MORE, PSH, RST, SYN, TCP, Tcp, UDP, V4},
     leak::Serial,
-    manual::{self, PATIENCE},
+    manual::{self, REPLY_TIMEOUT},
     peer::Nginx,
     slow::bytes,
     testbed::{ENDS, lab, open},
@@ -101,7 +101,7 @@ fn malformed_segments_do_not_disturb_a_download() {
         let now = *numbers.lock().unwrap();
         let rst = Tcp::new(RST | ACK, now.server, now.client).ip(remote, stream.local());
         lab.server().run(|| Wire::open(INTERFACE, client_mac).unwrap().send(&rst)).unwrap().unwrap();
-        let error = tokio::time::timeout(PATIENCE, stream.read(&mut [0; 1])).await.expect("in time");
+        let error = tokio::time::timeout(REPLY_TIMEOUT, stream.read(&mut [0; 1])).await.expect("in time");
         assert_eq!(error.expect_err("a reset").kind(), std::io::ErrorKind::ConnectionReset);
     });
 }

@@ -40,7 +40,7 @@ const LIMITS: [u64; 13] = [64, 512, 1024, 2048, 3072, 4096, 6144, 8192, 12_288, 
 const MANY: usize = 5000;
 
 /// Timeout of each step, before the factor for emulated CPUs.
-const PATIENCE: Duration = Duration::from_secs(30);
+const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A cgroup, removed with all of its processes when dropped.
 struct Group {
@@ -177,7 +177,8 @@ fn at_every_limit(name: &str, command: &[&str]) {
         group.limit(limit);
         let point = format!("{name} with {limit} KiB");
         let mut process = Process::start(group.wrap(&lab, command).stderr(Stdio::piped()));
-        let status = wait_for(&format!("its exit, {point}"), PATIENCE, || process.0.try_wait().expect("its state"));
+        let status =
+            wait_for(&format!("its exit, {point}"), REPLY_TIMEOUT, || process.0.try_wait().expect("its state"));
         let mut messages = String::new();
         std::io::Read::read_to_string(&mut process.0.stderr.take().expect("its errors"), &mut messages).expect("text");
         let end = End::of(status, &messages, &point);
@@ -221,10 +222,8 @@ fn lease(lab: &Lab, socket: &std::path::Path) -> crafter::Result<Socket> {
             let control = Control::connect(socket).await?;
             let lease =
                 LeaseCall { interface: Some(INTERFACE.to_owned()), protocol: "tcp".to_owned(), ..LeaseCall::default() };
-            let patience = allow(PATIENCE);
-            tokio::time::timeout(patience, Socket::lease(&control, &lease))
-                .await
-                .expect("an answer or an error in time")
+            let timeout = allow(REPLY_TIMEOUT);
+            tokio::time::timeout(timeout, Socket::lease(&control, &lease)).await.expect("an answer or an error in time")
         })
     };
     lab.client().run(work).expect("enter the client")
@@ -257,7 +256,7 @@ fn serve_under_every_limit() {
         let log = directory.path().join(format!("log-{limit}"));
         let errors = fs::File::create(&log).expect("a log");
         let mut process = Process::start(group.wrap(&lab, &command).stderr(errors));
-        let began = wait_for(&format!("its start or exit, {point}"), PATIENCE, || {
+        let began = wait_for(&format!("its start or exit, {point}"), REPLY_TIMEOUT, || {
             if process.0.try_wait().expect("its state").is_some() {
                 return Some(false);
             }
@@ -287,7 +286,8 @@ fn serve_under_every_limit() {
         }
         drop(leased);
         let _ = kill(Pid::from_raw(process.id() as i32), Signal::SIGTERM);
-        let status = wait_for(&format!("its exit, {point}"), PATIENCE, || process.0.try_wait().expect("its state"));
+        let status =
+            wait_for(&format!("its exit, {point}"), REPLY_TIMEOUT, || process.0.try_wait().expect("its state"));
         let messages = fs::read_to_string(&log).expect("its log");
         let end = if status.code() == Some(0) || status.signal() == Some(9) {
             End::of(status, &messages, &point)

@@ -18,7 +18,7 @@ use crafter_tests::{
     capture::{CONTROL, Capture, from, rsts},
     holder::Holder,
     leak::Serial,
-    manual::{self, PATIENCE},
+    manual::{self, REPLY_TIMEOUT},
     peer::{Nginx, wait_for},
     testbed::{self, CONTROL_PORT, ENDS, lab, open, options},
     within,
@@ -148,7 +148,7 @@ fn dropped_stream_resets_its_peer() {
         assert_eq!(testbed::server_socket(&lab, local).as_deref(), Some("ESTAB"));
         drop(stream);
         testbed::wait_for_rst(&lab, local);
-        wait_for("the release of the server's socket", PATIENCE, || {
+        wait_for("the release of the server's socket", REPLY_TIMEOUT, || {
             testbed::server_socket(&lab, local).is_none().then_some(())
         });
         assert_eq!(crafter.counters().unwrap().get(Reason::RstSuppressed), 0);

@@ -17,7 +17,7 @@ use crafter::{
 use crafter_tests::{
     leak::{BpfObjects, Serial, attached},
     peer::{Process, wait_for},
-    service::{PATIENCE, ROOT, Service, Socket},
+    service::{REPLY_TIMEOUT, ROOT, Service, Socket},
     testbed::{ENDS, lab, run},
 };
 use nix::{
@@ -31,7 +31,7 @@ fn start(service: &Service, lab: &Lab) -> Process {
     let mut command: Command = lab.client().command(&service.binary);
     command.env("CRAFTER_CLSACT", "1").args(["serve", "--everybody", "--socket"]).arg(&service.socket);
     let process = Process::start(command.arg("--policy").arg(&service.policy).stdout(Stdio::null()));
-    wait_for("its socket", PATIENCE, || std::os::unix::net::UnixStream::connect(&service.socket).ok());
+    wait_for("its socket", REPLY_TIMEOUT, || std::os::unix::net::UnixStream::connect(&service.socket).ok());
     process
 }
 
@@ -49,7 +49,7 @@ fn assert_delivers(lab: &Lab, lease: &Socket) {
     let port = lease.leased.first_port.expect("a port");
     let send = || UdpSocket::bind((ENDS[0].1, 0)).expect("a socket").send_to(b"hello", (CLIENT_V4, port));
     lab.server().run(send).expect("the server").expect("send");
-    let message = lease.receive(PATIENCE).expect("the lease").expect("the datagram");
+    let message = lease.receive(REPLY_TIMEOUT).expect("the lease").expect("the datagram");
     assert!(message.packet().is_some_and(|packet| packet.ends_with(b"hello")), "{message:?}");
 }
 
@@ -66,11 +66,11 @@ fn children(pid: u32) -> Vec<(i32, String)> {
 
 #[track_caller]
 fn assert_nothing_left(lab: &Lab, objects: &BpfObjects, guard: i32) {
-    wait_for("the release of its filters and the exit of its guard", PATIENCE, || {
+    wait_for("the release of its filters and the exit of its guard", REPLY_TIMEOUT, || {
         let released = attached(lab.client(), INTERFACE).is_empty() && !has_qdisc(lab);
         (released && fs::read_link(format!("/proc/{guard}/exe")).is_err()).then_some(())
     });
-    objects.wait_until_freed(PATIENCE);
+    objects.wait_until_freed(REPLY_TIMEOUT);
 }
 
 /// Its filters are removed with its last lease, and when the service exits for any reason.
@@ -84,7 +84,7 @@ fn filters_and_guard_are_removed_after_exit_or_sigkill() {
         let mut process = start(&service, &lab);
         let pid = process.id();
         // It listens before it starts its guard.
-        let guard = &wait_for("its guard", PATIENCE, || match &children(pid)[..] {
+        let guard = &wait_for("its guard", REPLY_TIMEOUT, || match &children(pid)[..] {
             [(guard, name)] if name != "crafter" => Some(*guard),
             _ => None,
         });
@@ -95,7 +95,7 @@ fn filters_and_guard_are_removed_after_exit_or_sigkill() {
             assert!(has_qdisc(&lab));
             drop(held);
             // It detaches itself one second after its last lease.
-            wait_for("the removal of its hooks", PATIENCE, || {
+            wait_for("the removal of its hooks", REPLY_TIMEOUT, || {
                 (attached(lab.client(), INTERFACE).is_empty() && !has_qdisc(&lab)).then_some(())
             });
         }
@@ -108,7 +108,7 @@ fn filters_and_guard_are_removed_after_exit_or_sigkill() {
                 kill(Pid::from_raw(pid), signal).expect("signal");
             }
         }
-        wait_for("its exit", PATIENCE, || process.0.try_wait().expect("its state"));
+        wait_for("its exit", REPLY_TIMEOUT, || process.0.try_wait().expect("its state"));
         assert_nothing_left(&lab, &objects, *guard);
         drop(held);
     }
@@ -128,8 +128,10 @@ fn foreign_qdiscs_and_filters_are_kept() {
         let held = lease(&service);
         assert_delivers(&lab, &held);
         kill(Pid::from_raw(process.id() as i32), signal).expect("signal");
-        wait_for("its exit", PATIENCE, || process.0.try_wait().expect("its state"));
-        wait_for("the removal of its hooks", PATIENCE, || attached(lab.client(), INTERFACE).is_empty().then_some(()));
+        wait_for("its exit", REPLY_TIMEOUT, || process.0.try_wait().expect("its state"));
+        wait_for("the removal of its hooks", REPLY_TIMEOUT, || {
+            attached(lab.client(), INTERFACE).is_empty().then_some(())
+        });
         std::thread::sleep(Duration::from_millis(300));
         assert!(has_qdisc(&lab), "the foreign qdisc was removed");
         drop(held);
@@ -143,8 +145,8 @@ fn foreign_qdiscs_and_filters_are_kept() {
         let filter = ["filter", "add", "dev", INTERFACE, "ingress", "pref", "7", "bpf", "bytecode", "1,6 0 0 0,"];
         run(lab.client().command("tc").args(filter));
         kill(Pid::from_raw(process.id() as i32), signal).expect("signal");
-        wait_for("its exit", PATIENCE, || process.0.try_wait().expect("its state"));
-        wait_for("the removal of its hooks", PATIENCE, || {
+        wait_for("its exit", REPLY_TIMEOUT, || process.0.try_wait().expect("its state"));
+        wait_for("the removal of its hooks", REPLY_TIMEOUT, || {
             let left = attached(lab.client(), INTERFACE);
             (!left.iter().any(|one| one.contains("crafter") || one.contains("XDP"))).then_some(())
         });

@@ -26,7 +26,7 @@ use crafter_tests::{
     leak::Parallel,
     manual::sha256,
     peer::{Dnsmasq, HOST, Nginx, Process, wait_for},
-    service::{self, NOBODY, PATIENCE, Service, Socket, Who},
+    service::{self, Credentials, NOBODY, REPLY_TIMEOUT, Service, Socket},
     testbed::{CONTROL_PORT, ENDS, lab, run, unowned_syn, wait_for_rst},
     wire::mac,
     within,
@@ -62,9 +62,9 @@ group = 54321
 packets_per_second = \"unlimited\"
 ";
 
-const ONE: Who = Who { user: 71_001, group: 71_001 };
-const TWO: Who = Who { user: 71_002, group: 71_002 };
-const OBSERVER: Who = Who { user: 71_003, group: 71_003 };
+const ONE: Credentials = Credentials { user: 71_001, group: 71_001 };
+const TWO: Credentials = Credentials { user: 71_002, group: 71_002 };
+const OBSERVER: Credentials = Credentials { user: 71_003, group: 71_003 };
 
 /// A running `tenant`.
 struct Tenant {
@@ -75,11 +75,18 @@ struct Tenant {
 }
 
 impl Tenant {
-    fn start(service: &Service, who: Who, protocol: &str, first: u16, last: u16, more: &[&str]) -> Self {
+    fn start(
+        service: &Service,
+        credentials: Credentials,
+        protocol: &str,
+        first: u16,
+        last: u16,
+        more: &[&str],
+    ) -> Self {
         let binary = service.place(env!("CARGO_BIN_EXE_tenant").as_ref());
         let mut command = service.namespace().command(binary);
         command.arg(&service.socket).args([INTERFACE, protocol, &first.to_string(), &last.to_string()]).args(more);
-        service::drop_to(&mut command, who);
+        service::drop_to(&mut command, credentials);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("tenant");
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take().expect("its output"));
         let mut tenant = Self { process: Process(child), stdin, lines: BufReader::new(stdout), lease: 0 };
@@ -185,7 +192,7 @@ fn every_command_works_for_an_unprivileged_user() {
         assert_eq!(output.status.code(), Some(i32::from(exit::PERMISSION)), "{arguments:?}: {output:?}");
     }
     // The service detaches from the interface one second after its last lease.
-    wait_for("the release of all leases", PATIENCE, || service.leases().is_empty().then_some(()));
+    wait_for("the release of all leases", REPLY_TIMEOUT, || service.leases().is_empty().then_some(()));
     unowned_syn(&lab, ENDS[0], CONTROL_PORT);
     wait_for_rst(&lab, SocketAddr::new(ENDS[0].0, CONTROL_PORT));
 }
@@ -219,7 +226,7 @@ fn ports_are_exclusive_between_users() {
     });
     assert_eq!(tenant.end(), [0; 4]);
     service.session(TWO, async |control| {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + REPLY_TIMEOUT;
         while let Err(error) = Socket::lease(&control, &udp(50_010)).await {
             assert!(matches!(error, Error::PortTaken { .. }) && Instant::now() < deadline, "{error}");
         }
@@ -249,7 +256,8 @@ fn no_packet_reaches_another_user() {
     let service = Service::start(lab.client(), POLICY);
     // Each user owns the ports that the other user owns for the other protocol.
     let tenants = [(ONE, "udp", 50_000), (ONE, "tcp", 50_008), (TWO, "udp", 50_008), (TWO, "tcp", 50_000)];
-    let running = tenants.map(|(who, protocol, first)| Tenant::start(&service, who, protocol, first, first + 7, &[]));
+    let running = tenants
+        .map(|(credentials, protocol, first)| Tenant::start(&service, credentials, protocol, first, first + 7, &[]));
     let client = lab.client().run(|| mac(INTERFACE)).expect("enter the client");
     let frames: Vec<Vec<u8>> = (0..4096_u16).map(|number| answer(client, number)).collect();
     let in_flight = in_flight_limit(&service);
@@ -321,15 +329,15 @@ fn user_sees_only_own_leases_and_flows() {
     let _parallel = Parallel::begin();
     let lab = lab();
     let service = Service::start(lab.client(), POLICY);
-    let tenants =
-        [(ONE, 50_000), (TWO, 50_001)].map(|(who, port)| (who, Tenant::start(&service, who, "udp", port, port, &[])));
+    let tenants = [(ONE, 50_000), (TWO, 50_001)]
+        .map(|(credentials, port)| (credentials, Tenant::start(&service, credentials, "udp", port, port, &[])));
     let client = lab.client().run(|| mac(INTERFACE)).expect("enter the client");
     let frames = [0, 2].map(|number| answer(client, number));
     within(lab.server(), async || {
         let link = interface(INTERFACE).await.expect("the interface");
         FrameSender::open(&link, Way::Direct).expect("a sender").send(&frames).expect("send");
     });
-    wait_for("both packets", PATIENCE, || {
+    wait_for("both packets", REPLY_TIMEOUT, || {
         let leases = service.leases();
         (leases.iter().map(|lease| lease.delivered).sum::<u64>() == 2).then_some(())
     });
@@ -339,9 +347,9 @@ fn user_sees_only_own_leases_and_flows() {
         (leases.iter().map(|lease| lease.user).collect::<Vec<_>>(), flows.len())
     });
     assert_eq!(everything, (vec![71_001, 71_002], 2));
-    for (at, (who, tenant)) in tenants.iter().enumerate() {
+    for (at, (credentials, tenant)) in tenants.iter().enumerate() {
         let other = tenants[1 - at].1.lease;
-        service.session(*who, async |control| {
+        service.session(*credentials, async |control| {
             // With every combination of parameters.
             for mine in [None, Some(false), Some(true)] {
                 for after in [None, Some(0)] {
@@ -379,15 +387,15 @@ fn user_sees_only_own_leases_and_flows() {
     }
 }
 
-/// Event names and users that Monitor reports to `who` while all users acquire and release leases.
-fn monitored(service: &Service, who: Who) -> Vec<(String, u32)> {
+/// Event names and users that Monitor reports to `credentials` while all users acquire and release leases.
+fn monitored(service: &Service, credentials: Credentials) -> Vec<(String, u32)> {
     std::thread::scope(|scope| {
         let (listens, is_listening) = mpsc::channel();
         let watching = scope.spawn(move || {
-            service.session(who, async |control| {
+            service.session(credentials, async |control| {
                 let mut events = Vec::new();
                 let mut replies = control.subscribe(&MonitorCall { interval_ms: Some(100) }).await.expect("monitor");
-                let deadline = tokio::time::Instant::now() + PATIENCE;
+                let deadline = tokio::time::Instant::now() + REPLY_TIMEOUT;
                 loop {
                     let next = tokio::time::timeout_at(deadline, replies.next()).await.expect("events in time");
                     let _ = listens.send(());
@@ -402,12 +410,12 @@ fn monitored(service: &Service, who: Who) -> Vec<(String, u32)> {
                 }
             })
         });
-        is_listening.recv_timeout(PATIENCE).expect("it listens");
-        for (who, port) in [(ONE, 50_001), (TWO, 50_002), (ONE, 50_003), (TWO, 50_004)] {
-            assert_eq!(Tenant::start(service, who, "udp", port, port, &[]).end(), [0; 4]);
+        is_listening.recv_timeout(REPLY_TIMEOUT).expect("it listens");
+        for (credentials, port) in [(ONE, 50_001), (TWO, 50_002), (ONE, 50_003), (TWO, 50_004)] {
+            assert_eq!(Tenant::start(service, credentials, "udp", port, port, &[]).end(), [0; 4]);
         }
         // The last lease belongs to the monitoring user.
-        assert_eq!(Tenant::start(service, who, "udp", 50_500, 50_500, &[]).end(), [0; 4]);
+        assert_eq!(Tenant::start(service, credentials, "udp", 50_500, 50_500, &[]).end(), [0; 4]);
         watching.join().expect("the watcher")
     })
 }
@@ -417,14 +425,14 @@ fn monitor_reports_only_own_events() {
     let _parallel = Parallel::begin();
     let lab = lab();
     let service = Service::start(lab.client(), POLICY);
-    for who in [ONE, TWO] {
-        let events = monitored(&service, who);
+    for credentials in [ONE, TWO] {
+        let events = monitored(&service, credentials);
         assert_eq!(events.len(), 6, "three own leases begin and end: {events:?}");
-        assert!(events.iter().all(|(_, user)| *user == who.user), "{events:?}");
+        assert!(events.iter().all(|(_, user)| *user == credentials.user), "{events:?}");
     }
     let all = monitored(&service, OBSERVER);
-    for who in [ONE, TWO, OBSERVER] {
-        assert!(all.iter().any(|(_, user)| *user == who.user), "{all:?}");
+    for credentials in [ONE, TWO, OBSERVER] {
+        assert!(all.iter().any(|(_, user)| *user == credentials.user), "{all:?}");
     }
 }
 
@@ -439,7 +447,7 @@ fn time_until_free(namespace: &NetNs, port: u16, end: impl FnOnce() + Send) -> D
         let began = Instant::now();
         end();
         while bind().is_err() {
-            assert!(began.elapsed() < PATIENCE, "port {port} was not released");
+            assert!(began.elapsed() < REPLY_TIMEOUT, "port {port} was not released");
             std::thread::sleep(Duration::from_micros(200));
         }
         began.elapsed()
@@ -489,7 +497,7 @@ fn ports_are_released_at_once() {
         };
         let close = |_| {
             signal_client();
-            is_ready.recv_timeout(PATIENCE).expect("a lease");
+            is_ready.recv_timeout(REPLY_TIMEOUT).expect("a lease");
             time_until_free(lab.client(), 50_000, signal_client)
         };
         (0..20).map(close).collect()

@@ -60,8 +60,8 @@ pub fn run(out: &Port, number: usize, program: &Program) -> anyhow::Result<()> {
         let mut timed_out = false;
         let code = loop {
             match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(who, code)) if who == pid => break code,
-                Ok(WaitStatus::Signaled(who, signal, _)) if who == pid => break 128 + signal as i32,
+                Ok(WaitStatus::Exited(exited, code)) if exited == pid => break code,
+                Ok(WaitStatus::Signaled(exited, signal, _)) if exited == pid => break 128 + signal as i32,
                 Ok(WaitStatus::StillAlive) | Err(Errno::EINTR) => thread::sleep(POLL),
                 // An orphan, which init must reap.
                 Ok(_) => {}

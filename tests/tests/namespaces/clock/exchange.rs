@@ -19,7 +19,7 @@ use crafter::{
     session::{Pace, Session, SessionOptions, SrOptions, What},
 };
 use crafter_tests::{
-    manual::{self, PATIENCE},
+    manual::{self, REPLY_TIMEOUT},
     service::built,
     slow::allow,
     testbed::{self, ENDS, open},
@@ -196,7 +196,7 @@ fn round_trip_times_and_wall_clock_timestamps_are_correct() {
                     }
                 };
                 let began = wall();
-                let options = SrOptions { timeout: PATIENCE, ..SrOptions::default() };
+                let options = SrOptions { timeout: REPLY_TIMEOUT, ..SrOptions::default() };
                 let exchanged = session.sr_with(packets(&text), &options, &mut observer).await.expect("an exchange");
                 let (ended, (before, after, moment)) = (wall(), at.expect("it was sent"));
                 let pair = exchanged.answered.first().unwrap_or_else(|| panic!("{text}: {}", exchanged.account));
@@ -258,7 +258,7 @@ fn kernel_half_timestamps_are_monotonic() {
                 shift(step);
                 let before = monotonic();
                 from.send_to(b"datagram", (CLIENT_V4, lease.port())).expect("send");
-                let received = lease.recv_timeout(PATIENCE).await.expect("the lease").expect("the datagram");
+                let received = lease.recv_timeout(REPLY_TIMEOUT).await.expect("the lease").expect("the datagram");
                 let stamp = received.timestamp_ns.expect("a timestamp");
                 assert!(
                     (before..=monotonic()).contains(&stamp),

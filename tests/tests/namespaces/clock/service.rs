@@ -13,7 +13,7 @@ use crafter::{
 use crafter_tests::{
     frame::udp_ip,
     peer::{Process, wait_for},
-    service::{PATIENCE, ROOT, Service, Socket, Who},
+    service::{Credentials, REPLY_TIMEOUT, ROOT, Service, Socket},
     slow::allow,
 };
 use nix::sys::signal::Signal;
@@ -57,7 +57,7 @@ fn leases_and_their_ages_survive_clock_steps() {
     let service = Service::start(lab.client(), POLICY);
     let began = Instant::now();
     let echo = lab.server().run(|| UdpSocket::bind((SERVER_V4, 0))).expect("the server").expect("a socket");
-    echo.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    echo.set_read_timeout(Some(REPLY_TIMEOUT)).expect("a timeout");
     let far = echo.local_addr().expect("its address");
     service.session(ROOT, async |control| {
         let lease = Socket::lease(&control, &udp()).await.expect("a lease");
@@ -81,7 +81,7 @@ fn leases_and_their_ages_survive_clock_steps() {
                 let (_, from) = echo.recv_from(&mut [0; 16]).expect("what was sent");
                 assert_eq!(from, near);
                 echo.send_to(b"fro", near).expect("send");
-                let reply = lease.receive(PATIENCE).expect("the lease").expect("the answer");
+                let reply = lease.receive(REPLY_TIMEOUT).expect("the lease").expect("the answer");
                 assert!(reply.packet().is_some_and(|packet| packet.ends_with(b"fro")), "{step} s: {reply:?}");
             }
         }
@@ -99,28 +99,29 @@ fn rate_limit_ignores_clock_steps() {
     let lab = lab();
     let service = Service::start(lab.client(), POLICY);
     let jumps = Jumps::every(Duration::from_millis(30));
-    let (attempted, sent, refused, took) = service.session(Who { user: 71_001, group: 71_001 }, async |control| {
-        let lease = Socket::lease(&control, &udp()).await.expect("a lease");
-        let near = SocketAddr::new(CLIENT_V4.into(), lease.leased.first_port.expect("a port"));
-        let (began, mut attempted) = (Instant::now(), 0_u16);
-        while began.elapsed() < Duration::from_secs(3) {
-            lease.send(&udp_ip(near, SocketAddr::new(silent(), 1000 + attempted % 64), b"often")).expect("send");
-            attempted += 1;
-            // At least twice the permitted rate, on an emulated CPU too.
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        let deadline = Instant::now() + allow(PATIENCE);
-        let listed = loop {
-            while lease.receive(Duration::from_millis(1)).expect("the lease").is_some() {}
-            let listed = control.call(&ListLeasesCall::default()).await.expect("the leases").leases.remove(0);
-            if listed.sent + listed.refused + listed.not_sent == u64::from(attempted) {
-                break listed;
+    let (attempted, sent, refused, took) =
+        service.session(Credentials { user: 71_001, group: 71_001 }, async |control| {
+            let lease = Socket::lease(&control, &udp()).await.expect("a lease");
+            let near = SocketAddr::new(CLIENT_V4.into(), lease.leased.first_port.expect("a port"));
+            let (began, mut attempted) = (Instant::now(), 0_u16);
+            while began.elapsed() < Duration::from_secs(3) {
+                lease.send(&udp_ip(near, SocketAddr::new(silent(), 1000 + attempted % 64), b"often")).expect("send");
+                attempted += 1;
+                // At least twice the permitted rate, on an emulated CPU too.
+                std::thread::sleep(Duration::from_millis(2));
             }
-            assert!(Instant::now() < deadline, "{listed:?} does not add up to {attempted}");
-        };
-        assert_eq!(listed.not_sent, 0, "{listed:?}");
-        (attempted, listed.sent, listed.refused, began.elapsed())
-    });
+            let deadline = Instant::now() + allow(REPLY_TIMEOUT);
+            let listed = loop {
+                while lease.receive(Duration::from_millis(1)).expect("the lease").is_some() {}
+                let listed = control.call(&ListLeasesCall::default()).await.expect("the leases").leases.remove(0);
+                if listed.sent + listed.refused + listed.not_sent == u64::from(attempted) {
+                    break listed;
+                }
+                assert!(Instant::now() < deadline, "{listed:?} does not add up to {attempted}");
+            };
+            assert_eq!(listed.not_sent, 0, "{listed:?}");
+            (attempted, listed.sent, listed.refused, began.elapsed())
+        });
     let count = jumps.end();
     println!("{attempted} packets, {sent} sent, {refused} refused in {took:?}, the clock set {count} times");
     let (most, least) = (took.as_secs_f64() * RATE + BURST, 3.0 * RATE * 0.6);
@@ -140,7 +141,7 @@ fn idle_timeout_ignores_clock_steps() {
     let mut command = lab.client().command(&service.binary);
     command.args(["serve", "--idle", &IDLE.as_secs().to_string(), "--socket"]).arg(&service.socket);
     let mut process = Process::start(command.arg("--policy").arg(&service.policy).stdout(Stdio::null()));
-    wait_for("its socket", PATIENCE, || std::os::unix::net::UnixStream::connect(&service.socket).ok());
+    wait_for("its socket", REPLY_TIMEOUT, || std::os::unix::net::UnixStream::connect(&service.socket).ok());
     // A client is connected for longer than the idle timeout.
     service.session(ROOT, async |control| {
         let lease = Socket::lease(&control, &udp()).await.expect("a lease");
@@ -149,7 +150,7 @@ fn idle_timeout_ignores_clock_steps() {
         drop(lease);
     });
     let began = Instant::now();
-    let status = wait_for("its exit", PATIENCE, || process.0.try_wait().expect("its state"));
+    let status = wait_for("its exit", REPLY_TIMEOUT, || process.0.try_wait().expect("its state"));
     let took = began.elapsed();
     println!("exited {took:?} after the last client: {status}, the clock set {} times", jumps.end());
     assert!(status.success());
@@ -187,7 +188,7 @@ fn record_timestamps_are_monotonic() {
                 shift(step);
                 service.signal(Signal::SIGCONT);
                 for (socket, times) in [(&lease, &mut replies), (&watch, &mut observed)] {
-                    let message = socket.receive(PATIENCE).expect("the socket").expect("the datagram");
+                    let message = socket.receive(REPLY_TIMEOUT).expect("the socket").expect("the datagram");
                     assert!(message.packet().is_some(), "{message:?}");
                     let time = message.header.time_ns;
                     assert!(
@@ -205,7 +206,7 @@ fn record_timestamps_are_monotonic() {
             from.send_to(b"to the lease", to).expect("send");
             from.send_to(b"to the observer", (CLIENT_V4, 7777)).expect("send");
             for (socket, times) in [(&lease, &mut replies), (&watch, &mut observed)] {
-                let message = socket.receive(PATIENCE).expect("the socket").expect("the datagram");
+                let message = socket.receive(REPLY_TIMEOUT).expect("the socket").expect("the datagram");
                 times.push(message.header.time_ns);
             }
         }

@@ -133,7 +133,7 @@ fn failure_of_any_system_call_is_reported() {
             let messages = String::from_utf8_lossy(&output.stderr).into_owned();
             match output.status.code() {
                 Some(0) => succeeded += 1,
-                // The loader and the allocator may end the process in other ways.
+                // The loader and the allocator may fail in their own manner.
                 _ if call == "mmap" => failed += 1,
                 Some(1..=100) => {
                     failed += 1;

@@ -10,7 +10,7 @@ use crafter::{
 use crafter_tests::{
     frame,
     leak::{Serial, assert_detached, attached},
-    manual::PATIENCE,
+    manual::REPLY_TIMEOUT,
     peer::{Nginx, Process},
     testbed::{self, ENDS, lab, open},
     within,
@@ -64,7 +64,7 @@ fn link_down_is_reported_and_recovers() {
 
 /// Waits until there is a route to the server again.
 async fn wait_for_route(crafter: &Crafter) {
-    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let deadline = tokio::time::Instant::now() + REPLY_TIMEOUT;
     while crafter.route(ENDS[0].1, None).await.is_err() {
         assert!(tokio::time::Instant::now() < deadline, "no route to the server");
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -135,11 +135,11 @@ fn interface_moved_to_another_namespace_ends_leases() {
             let lease = crafter.lease(LeaseRequest::tcp()).await.unwrap();
             let objects = serial.objects();
             ip(&lab, &format!("link set lab0 netns {}", sleeper.id()));
-            let received = tokio::time::timeout(PATIENCE, lease.recv()).await.expect("no hang");
+            let received = tokio::time::timeout(REPLY_TIMEOUT, lease.recv()).await.expect("no hang");
             assert!(matches!(received, Err(Error::UnknownInterface { .. })), "{attach:?}: {received:?}");
             objects
         });
-        objects.wait_until_freed(PATIENCE);
+        objects.wait_until_freed(REPLY_TIMEOUT);
         assert_detached(&elsewhere, INTERFACE);
     }
 }

@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 
 use crafter::{Lease, lab::Lab};
 use crafter_tests::{
-    manual::ByHand,
+    manual::ManualConnection,
     testbed::{ENDS, run},
 };
 
@@ -22,7 +22,7 @@ fn web() -> SocketAddr {
 
 /// A handshake from the lease's port, followed by a RST so that the port can be used again.
 async fn handshake(lease: &Lease) {
-    let mut connection = ByHand::new(lease, web()).await;
+    let mut connection = ManualConnection::new(lease, web()).await;
     connection.handshake().await;
     let rst = connection.cursor.rst();
     connection.send(&rst).await;

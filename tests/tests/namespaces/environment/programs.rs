@@ -45,7 +45,7 @@ fn foreign_xdp_program_causes_fallback_to_tc() {
         handshake(&lease).await;
         objects
     });
-    objects.wait_until_freed(crafter_tests::manual::PATIENCE);
+    objects.wait_until_freed(crafter_tests::manual::REPLY_TIMEOUT);
     let objects = within(lab.client(), async || {
         let crafter = open(Attach::Auto).await;
         assert_eq!(crafter.report().mode, Mode::Native);

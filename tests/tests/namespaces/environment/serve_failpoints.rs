@@ -20,7 +20,7 @@ use crafter_tests::{
     guarded::GuardedLab,
     leak::{Serial, programs},
     peer::{Process, wait_for},
-    service::{Message, PATIENCE, Socket, built},
+    service::{Message, REPLY_TIMEOUT, Socket, built},
     slow::allow,
     testbed::{ENDS, lab},
 };
@@ -111,7 +111,7 @@ impl Setup {
         let mut process = Process::start(command.stdout(Stdio::null()).stderr(log));
         let client = self.client(&mut process);
         let mut signalled = None;
-        let status = wait_for("its exit", PATIENCE, || {
+        let status = wait_for("its exit", REPLY_TIMEOUT, || {
             let ended = process.0.try_wait().expect("its state");
             // Sent again under strace if the injected failure affected the send(2) of the signal handler.
             let is_due = signalled.is_none_or(|at: Instant| is_traced && at.elapsed() > allow(SIGNAL_INTERVAL));
@@ -129,7 +129,7 @@ impl Setup {
     /// Acquires a lease and exchanges a packet; returns the lease, or the first error.
     fn client(&self, process: &mut Process) -> Result<Socket, String> {
         let socket = self.path("socket");
-        let listens = wait_for("its socket or its exit", PATIENCE, || {
+        let listens = wait_for("its socket or its exit", REPLY_TIMEOUT, || {
             let ended = process.0.try_wait().expect("its state").is_some();
             UnixStream::connect(&socket).is_ok().then_some(true).or(ended.then_some(false))
         });
@@ -144,14 +144,14 @@ impl Setup {
         };
         let leased = block_on(async {
             let control = Control::connect(&socket).await.map_err(|error| error.to_string())?;
-            let leasing = tokio::time::timeout(allow(PATIENCE), Socket::lease(&control, &call));
+            let leasing = tokio::time::timeout(allow(REPLY_TIMEOUT), Socket::lease(&control, &call));
             leasing.await.expect("the service neither answers nor exits").map_err(|error| error.to_string())
         })?;
         let (client, server) = ENDS[0];
         let request = Tcp::new(SYN, 1, 0).ip(SocketAddr::new(client, PORT), SocketAddr::new(server, 9));
         leased.send(&request).map_err(|error| error.to_string())?;
         // Receives the RST, a refusal, or the end of the lease.
-        match leased.receive(allow(PATIENCE)) {
+        match leased.receive(allow(REPLY_TIMEOUT)) {
             Ok(Some(message)) if message.packet().is_some() => Ok(leased),
             Ok(Some(Message { header, .. })) => Err(format!("{:?}", header.kind)),
             Ok(None) => Err("no answer".to_owned()),
@@ -248,7 +248,7 @@ fn failure_of_any_system_call_of_the_service_is_reported() {
                     assert!(reason.len() > 20, "{point}: {outcome:?}");
                     client_errors += 1;
                 }
-                // The loader and the allocator may end the process in other ways.
+                // The loader and the allocator may fail in their own manner.
                 _ if call == "mmap" => ended += 1,
                 (Some(1..=100), _) => {
                     ended += 1;
@@ -293,7 +293,7 @@ fn sigterm_while_it_begins_to_listen_exits_in_order() {
     let mut process = Process::start(command.stdout(Stdio::null()));
     wait_for("its socket", Duration::from_secs(20), || UnixStream::connect(&socket).ok());
     kill(Pid::from_raw(process.id() as i32), Signal::SIGTERM).expect("SIGTERM");
-    let status = wait_for("its exit", PATIENCE, || process.0.try_wait().expect("its state"));
+    let status = wait_for("its exit", REPLY_TIMEOUT, || process.0.try_wait().expect("its state"));
     assert!(status.success(), "{status}");
     assert!(!socket.exists(), "its socket was not removed");
 }

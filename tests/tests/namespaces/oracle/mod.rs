@@ -13,11 +13,11 @@ use crafter::{
 use crafter_common::reason::Reason;
 use crafter_tests::{
     bench::Bench,
-    differential::Lane,
+    differential::Differential,
     leak::Parallel,
     random::{
         Rng,
-        sequence::{Event, Story},
+        sequence::{Event, Sequence},
     },
 };
 
@@ -43,11 +43,11 @@ fn seed() -> u64 {
 const CONFIGURATIONS: [(bool, bool, u32); 4] =
     [(true, true, 0x6372_6674), (true, false, 0x6372_6674), (false, false, 0x6372_6674), (true, false, 1)];
 
-fn differential(which: usize) -> Lane {
+fn differential(which: usize) -> Differential {
     let (ethernet, socket, mark) = CONFIGURATIONS[which];
     // Enough room for all flows of a round, because the oracle does not model eviction from the LRU map.
     let options = LoadOptions { mark, owned_entries: 1024, flow_entries: 1 << 16, ..Bench::small() };
-    Lane::new(&options, ethernet, socket)
+    Differential::new(&options, ethernet, socket)
 }
 
 #[test]
@@ -60,15 +60,15 @@ fn compare() {
     let (packets, seed) = (packets(), seed());
     println!("seed {seed}, {packets} packets at ingress and {packets} at egress");
     let began = Instant::now();
-    let mut differentials: Vec<Lane> = (0..CONFIGURATIONS.len()).map(differential).collect();
+    let mut differentials: Vec<Differential> = (0..CONFIGURATIONS.len()).map(differential).collect();
     let mut reasons = [0_u64; Reason::ALL.len()];
     let rounds = (2 * packets).div_ceil(ROUND);
     for round in 0..rounds {
         let which = [0, 0, 1, 1, 2, 3][round % 6];
         let mut rng = Rng::new(seed.wrapping_add((round as u64) << 20));
-        let sequence = Story::new(&mut rng, ROUND.min(2 * packets - round * ROUND), CONFIGURATIONS[which]);
+        let sequence = Sequence::new(&mut rng, ROUND.min(2 * packets - round * ROUND), CONFIGURATIONS[which]);
         if let Err((at, why)) = sequence.run(&mut differentials[which], &mut reasons) {
-            let report = sequence.shrunk(at, &mut differentials[which]);
+            let report = sequence.minimized(at, &mut differentials[which]);
             panic!(
                 "seed {seed}, round {round}, event {at}, configuration {:?}: {why}\n{report}",
                 CONFIGURATIONS[which]
@@ -94,7 +94,7 @@ fn unowned_packets_pass_unchanged() {
         .run(|| {
             let mut rng = Rng::new(seed());
             let mut differential = differential(0);
-            let mut sequence = Story::new(&mut rng, packets().min(50_000), CONFIGURATIONS[0]);
+            let mut sequence = Sequence::new(&mut rng, packets().min(50_000), CONFIGURATIONS[0]);
             sequence.disown_all();
             for event in &sequence.events {
                 let Event::Packet { hook, frame, mark } = event else { continue };
@@ -113,7 +113,7 @@ fn empty_program_passes_every_packet() {
         .run(|| {
             let mut rng = Rng::new(seed());
             let mut differential = differential(0);
-            let sequence = Story::new(&mut rng, 2_000, CONFIGURATIONS[0]);
+            let sequence = Sequence::new(&mut rng, 2_000, CONFIGURATIONS[0]);
             for event in &sequence.events {
                 let Event::Packet { frame, .. } = event else { continue };
                 differential.pass(Hook::Empty, frame, 0).unwrap_or_else(|why| panic!("{event:?}: {why}"));

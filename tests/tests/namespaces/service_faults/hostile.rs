@@ -19,7 +19,7 @@ use crafter_tests::{
     leak::Serial,
     peer::wait_for,
     raw::{self, Raw},
-    service::{NOBODY, PATIENCE, ROOT, Service, drop_to},
+    service::{NOBODY, REPLY_TIMEOUT, ROOT, Service, drop_to},
     slow::allow,
     testbed::lab,
 };
@@ -163,12 +163,12 @@ fn one_user_holds_a_thousand_leases() {
             for (port, socket) in (20_000..).zip(&sockets).step_by(111) {
                 let (from, to) = (SocketAddr::new(CLIENT_V4.into(), port), SocketAddr::new(SERVER_V4.into(), 9));
                 socket.send(&frame::Tcp::new(frame::SYN, 1, 0).ip(from, to)).expect("send");
-                let message = socket.receive(PATIENCE).expect("the lease").expect("a RST");
+                let message = socket.receive(REPLY_TIMEOUT).expect("the lease").expect("a RST");
                 assert!(message.packet().is_some(), "{message:?}");
             }
             let began = Instant::now();
             drop(sockets);
-            wait_for("the release of the leases", PATIENCE, || {
+            wait_for("the release of the leases", REPLY_TIMEOUT, || {
                 service.leases().iter().all(|lease| !lease.first_port.is_some_and(is_one)).then_some(())
             });
             println!("all released after {:?}", began.elapsed());
@@ -187,7 +187,7 @@ fn one_user_holds_a_thousand_leases() {
                 assert_eq!(sockets.len(), 8);
                 assert!(matches!(refused, Error::Forbidden { rule: Some(2), .. }), "{refused:?}");
             });
-            wait_for("the release of nobody's leases", PATIENCE, || {
+            wait_for("the release of nobody's leases", REPLY_TIMEOUT, || {
                 service.leases().iter().all(|lease| lease.user == 0).then_some(())
             });
         }
@@ -247,7 +247,7 @@ fn client_that_never_reads_packets() {
             // Another lease of the same user receives each of its packets meanwhile.
             peer.send_to(&[burst as u8], to(port + 1)).expect("a datagram");
             std::thread::sleep(Duration::from_millis(1));
-            let message = quick.receive(PATIENCE).expect("the lease").expect("its datagram");
+            let message = quick.receive(REPLY_TIMEOUT).expect("the lease").expect("its datagram");
             assert_eq!(
                 (message.packet().and_then(|ip| ip.last().copied()), message.header.lost),
                 (Some(burst as u8), 0)
@@ -257,8 +257,9 @@ fn client_that_never_reads_packets() {
             let leases = service.leases();
             leases.into_iter().find(|lease| lease.lease == slow.leased.lease).expect("the lease")
         };
-        let lease =
-            wait_for("the delivery of the flood", PATIENCE, || Some(listed()).filter(|lease| lease.delivered == sent));
+        let lease = wait_for("the delivery of the flood", REPLY_TIMEOUT, || {
+            Some(listed()).filter(|lease| lease.delivered == sent)
+        });
         assert!(lease.lost > 0, "the lease's socket was never full: {lease:?}");
         let mut got = 0;
         while let Some(message) = slow.receive(Duration::from_millis(100)).expect("the lease") {
@@ -270,7 +271,7 @@ fn client_that_never_reads_packets() {
         assert_eq!(listed().lost, lease.lost);
         // The next message reports the number of lost packets.
         peer.send_to(&[9], to(port)).expect("a datagram");
-        let next = slow.receive(PATIENCE).expect("the lease").expect("the next message");
+        let next = slow.receive(REPLY_TIMEOUT).expect("the lease").expect("the next message");
         assert!(matches!(next.header.kind, Kind::Packet { .. }));
         assert_eq!(u64::from(next.header.lost), lease.lost);
     });
@@ -285,7 +286,7 @@ fn client(service: &Service, arguments: &[&str]) -> Holder {
 /// Waits until `port` can be leased again after its owner has exited; returns how long that took.
 fn time_until_free(service: &Service, port: u16) -> Duration {
     let began = Instant::now();
-    wait_for("the port", PATIENCE, || match lease(service, ROOT, &call("udp", Some(port), None)) {
+    wait_for("the port", REPLY_TIMEOUT, || match lease(service, ROOT, &call("udp", Some(port), None)) {
         Ok(_) => Some(()),
         Err(Error::PortTaken { .. }) => None,
         Err(error) => panic!("{error}"),
@@ -305,7 +306,7 @@ fn client_killed_while_sending() {
         let times = std::array::from_fn(|_| {
             let mut sender = client(service, &["flood"]);
             let port = sender.port;
-            wait_for("1,000 sent packets", PATIENCE, || {
+            wait_for("1,000 sent packets", REPLY_TIMEOUT, || {
                 service.leases().iter().any(|lease| lease.sent > 1000).then_some(())
             });
             sender.kill();
@@ -363,20 +364,20 @@ async fn send_descriptors(service: &Service, control: &Control) -> (Raw, crafter
     let mut endless = Raw::connect(&service.socket);
     endless.write(b"{\"method\":\"").expect("a beginning");
     for _ in 0..500 {
-        wait_for("room for descriptors in flight", PATIENCE, || endless.write_with(b"a", &many).ok());
+        wait_for("room for descriptors in flight", REPLY_TIMEOUT, || endless.write_with(b"a", &many).ok());
     }
     let socket = crafter_tests::service::Socket::lease(control, &call("udp", None, None)).await.expect("a lease");
     let port = socket.leased.first_port.expect("a port");
     let (from, to) = (SocketAddr::new(CLIENT_V4.into(), port), SocketAddr::new(SERVER_V4.into(), 9));
     let packet = frame::udp_ip(from, to, b"with descriptors");
     for _ in 0..100 {
-        wait_for("room for descriptors in flight", PATIENCE, || {
+        wait_for("room for descriptors in flight", REPLY_TIMEOUT, || {
             raw::send_with(socket.fd.as_raw_fd(), &packet, &many).ok()
         });
     }
     let began = Instant::now();
     while control.call(&ListLeasesCall::default()).await.expect("the leases").leases.iter().all(|one| one.sent < 100) {
-        assert!(began.elapsed() < PATIENCE, "the packets are not sent");
+        assert!(began.elapsed() < REPLY_TIMEOUT, "the packets are not sent");
     }
     (endless, socket)
 }

@@ -10,7 +10,7 @@ use crafter_tests::{
     leak::{BpfObjects, Serial, assert_detached},
     peer::{Process, wait_for},
     raw::Raw,
-    service::{PATIENCE, ROOT, Service},
+    service::{REPLY_TIMEOUT, ROOT, Service},
     slow::slowness,
     testbed::lab,
 };
@@ -34,7 +34,7 @@ fn exits_after_idle_timeout() {
     let mut command = lab.client().command(&service.binary);
     command.args(["serve", "--idle", "1", "--socket"]).arg(&service.socket).arg("--policy").arg(&service.policy);
     let mut process = Process::start(&mut command);
-    let early = wait_for("its socket", PATIENCE, || std::os::unix::net::UnixStream::connect(&service.socket).ok());
+    let early = wait_for("its socket", REPLY_TIMEOUT, || std::os::unix::net::UnixStream::connect(&service.socket).ok());
     // A lease or a connection keeps it running.
     let held = lease(&service, ROOT, &call("udp", None, None)).expect("a lease");
     drop(early);
@@ -46,7 +46,7 @@ fn exits_after_idle_timeout() {
     assert!(connected.call("Info", &json!({}))["error"].is_null());
     let began = Instant::now();
     drop(connected);
-    let status = wait_for_exit(&mut process, PATIENCE);
+    let status = wait_for_exit(&mut process, REPLY_TIMEOUT);
     println!("idle: exited after {:?} with {status}", began.elapsed());
     assert!(status.success());
     assert!(began.elapsed() >= Duration::from_millis(900), "too early: {:?}", began.elapsed());
@@ -77,10 +77,10 @@ fn passed_socket_is_served_and_kept() {
         assert!(!objects.is_empty());
         drop(socket);
         let began = Instant::now();
-        let status = wait_for_exit(&mut process, PATIENCE);
+        let status = wait_for_exit(&mut process, REPLY_TIMEOUT);
         println!("round {round}: exited {:?} after its last lease", began.elapsed());
         assert!(status.success(), "{status}");
-        objects.wait_until_freed(PATIENCE);
+        objects.wait_until_freed(REPLY_TIMEOUT);
         assert_detached(lab.client(), crafter::lab::INTERFACE);
         // The service does not remove a socket that it did not create.
         assert!(service.socket.exists());

@@ -22,7 +22,7 @@ use crafter_tests::{
     block_on,
     leak::{BpfObjects, Serial, attached, has_tcx},
     peer::wait_for,
-    service::PATIENCE,
+    service::REPLY_TIMEOUT,
     slow::allow,
     testbed::{assert_refuses, lab},
 };
@@ -131,7 +131,7 @@ fn sigkill_under_load_releases_everything() {
         state ^= state << 17;
         // The moment is between before the service attaches and long after it; every second time there is load already.
         if round % 2 == 1 {
-            wait_for("load", PATIENCE, || {
+            wait_for("load", REPLY_TIMEOUT, || {
                 (answers.load(Ordering::Relaxed) > 4 && leases.load(Ordering::Relaxed) > 4).then_some(())
             });
         }
@@ -146,8 +146,10 @@ fn sigkill_under_load_releases_everything() {
         let pid = service.pid();
         let killed = Instant::now();
         service.kill();
-        wait_for("the removal of its hooks", PATIENCE, || attached(lab.client(), INTERFACE).is_empty().then_some(()));
-        wait_for("the release of its ports", PATIENCE, || are_free(&lab).then_some(()));
+        wait_for("the removal of its hooks", REPLY_TIMEOUT, || {
+            attached(lab.client(), INTERFACE).is_empty().then_some(())
+        });
+        wait_for("the release of its ports", REPLY_TIMEOUT, || are_free(&lab).then_some(()));
         // Positive control: the kernel refuses connections to these ports as usual.
         for port in CHURNED.iter().chain([&STEADY]) {
             assert_refuses(&lab, SocketAddr::new(CLIENT_V4.into(), *port));
@@ -158,7 +160,7 @@ fn sigkill_under_load_releases_everything() {
             println!("round {round}, after {moment:?}: released only after {took:?}");
             late += 1;
         }
-        objects.wait_until_freed(PATIENCE);
+        objects.wait_until_freed(REPLY_TIMEOUT);
         slowest = slowest.max(killed.elapsed());
         assert!(!Path::new(&format!("/proc/{pid}")).exists());
         for (client, what) in [(conversing, "conversing"), (churning, "leasing")] {

@@ -23,7 +23,7 @@ use crafter_tests::{
     leak::Serial,
     manual,
     peer::{Nginx, Page, wait_for},
-    service::{PATIENCE, ROOT, Service, Socket},
+    service::{REPLY_TIMEOUT, ROOT, Service, Socket},
     slow::bytes,
     testbed::{ENDS, lab},
 };
@@ -47,7 +47,7 @@ async fn run_client(number: usize, control: Arc<Control>, stop: &AtomicBool, pag
             let session = Session::new(SessionOptions { service: Some(control), ..SessionOptions::default() });
             let server = if remote.is_ipv4() { "IP(dst=\"192.0.2.1\")" } else { "IPv6(dst=\"2001:db8::1\")" };
             let request = packets(&format!(r#"{server}/TCP(dport=9, flags="S")"#)).remove(0);
-            let options = SrOptions { timeout: PATIENCE, ..SrOptions::default() };
+            let options = SrOptions { timeout: REPLY_TIMEOUT, ..SrOptions::default() };
             while !stop.load(Ordering::Relaxed) {
                 let reply = session.sr1(request.clone(), &options).await.expect("sr1");
                 assert!(reply.is_some(), "client {number}: no answer");
@@ -64,7 +64,7 @@ async fn run_client(number: usize, control: Arc<Control>, stop: &AtomicBool, pag
                 manual::close(&mut stream).await;
                 done.pages.fetch_add(1, Ordering::Relaxed);
             }
-            crafter.close(PATIENCE).await;
+            crafter.close(REPLY_TIMEOUT).await;
         }
         _ => {
             while !stop.load(Ordering::Relaxed) {
@@ -160,7 +160,7 @@ fn every_packet_of_many_clients_is_accounted_for() {
     assert!(done.leases.load(Ordering::Relaxed) > enough, "{done:?}");
     assert!(late <= warm + warm / 10 + 512, "memory grows: {warm} KiB, later {late}");
     drop(held);
-    wait_for("the release of all leases", PATIENCE, || service.leases().is_empty().then_some(()));
+    wait_for("the release of all leases", REPLY_TIMEOUT, || service.leases().is_empty().then_some(()));
     assert_eq!(at_rest(&service), before, "descriptors");
     println!("at rest {} KiB resident, {} descriptors", resident(service.pid()), descriptors(service.pid()));
 }

@@ -33,7 +33,7 @@ use crafter::{
 use crafter_tests::{
     block_on,
     peer::wait_for,
-    service::{PATIENCE, Service, Socket, Who},
+    service::{Credentials, REPLY_TIMEOUT, Service, Socket},
 };
 
 /// Root may do everything, other users little.
@@ -92,7 +92,7 @@ fn ticks(pid: u32) -> u64 {
 /// Number of descriptors of a service without leases, after it has detached and without connections.
 fn at_rest(service: &Service) -> usize {
     let mut last = (0, Instant::now());
-    wait_for("a service at rest", PATIENCE, || {
+    wait_for("a service at rest", REPLY_TIMEOUT, || {
         let now = descriptors(service.pid());
         if now != last.0 {
             last = (now, Instant::now());
@@ -114,8 +114,8 @@ fn call(protocol: &str, port: Option<u16>, last: Option<u16>) -> LeaseCall {
 }
 
 /// Acquires a lease through a control connection that is then closed.
-fn lease(service: &Service, who: Who, call: &LeaseCall) -> crafter::Result<Socket> {
-    service.session(who, async |control| Socket::lease(&control, call).await)
+fn lease(service: &Service, credentials: Credentials, call: &LeaseCall) -> crafter::Result<Socket> {
+    service.session(credentials, async |control| Socket::lease(&control, call).await)
 }
 
 /// Observations of the well-behaved client.
@@ -157,7 +157,7 @@ impl Neighbour {
             let work = || block_on(exchange(&socket, &until, &|| _ = ready.send(())));
             namespace.run(work).expect("enter the namespace")
         });
-        is_ready.recv_timeout(PATIENCE).expect("the well-behaved client's first answers");
+        is_ready.recv_timeout(REPLY_TIMEOUT).expect("the well-behaved client's first answers");
         Self { stop, thread }
     }
 

@@ -17,7 +17,7 @@ use crafter_tests::{
     leak::Serial,
     peer::{Process, wait_for},
     raw::Raw,
-    service::{NOBODY, PATIENCE, ROOT, Service, Socket},
+    service::{NOBODY, REPLY_TIMEOUT, ROOT, Service, Socket},
     testbed::lab,
 };
 use nix::sys::signal::{Signal, kill};
@@ -41,19 +41,19 @@ const BROKEN: &str = "[[rule]]\neverybody = 7\nports = [\"x\"]\n";
 fn assert_works(socket: &Socket) {
     let from = SocketAddr::new(CLIENT_V4.into(), socket.leased.first_port.expect("a port"));
     socket.send(&frame::Tcp::new(frame::SYN, 1, 0).ip(from, SocketAddr::new(SERVER_V4.into(), 9))).expect("send");
-    let message = socket.receive(PATIENCE).expect("the lease").expect("a RST");
+    let message = socket.receive(REPLY_TIMEOUT).expect("the lease").expect("a RST");
     assert!(message.packet().is_some(), "{message:?}");
 }
 
 /// Asserts that the lease has ended, and that its client gets the reason.
 fn assert_ended(socket: &Socket, expected: Code, word: &str) {
-    let message = socket.receive(PATIENCE).expect("a message before the close").expect("an end message");
+    let message = socket.receive(REPLY_TIMEOUT).expect("a message before the close").expect("an end message");
     let Kind::End { code } = message.header.kind else { panic!("{message:?}") };
     let (sentence, _) = message.header.sentence(&message.rest);
     assert_eq!(code, expected, "{sentence}");
     assert!(sentence.contains(word), "{sentence}");
     println!("end: {sentence}");
-    socket.receive(PATIENCE).expect_err("a closed socket");
+    socket.receive(REPLY_TIMEOUT).expect_err("a closed socket");
 }
 
 /// Lines of a service's standard error.
@@ -77,7 +77,9 @@ fn start_with_log(service: &Service, namespace: &NetNs) -> (Process, Receiver<St
     command.args(["serve", "--everybody", "--socket"]).arg(&service.socket).arg("--policy").arg(&service.policy);
     let mut process = Process(command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().expect("crafter serve"));
     let lines = log_lines(&mut process.0);
-    wait_for("an answer of the service", PATIENCE, || std::os::unix::net::UnixStream::connect(&service.socket).ok());
+    wait_for("an answer of the service", REPLY_TIMEOUT, || {
+        std::os::unix::net::UnixStream::connect(&service.socket).ok()
+    });
     (process, lines)
 }
 
@@ -108,7 +110,7 @@ fn invalid_policy_is_rejected_and_the_old_one_stays() {
         }
         println!("Reload: {reply}");
         kill(nix::unistd::Pid::from_raw(process.id() as i32), Signal::SIGHUP).expect("SIGHUP");
-        wait_for("the log line about SIGHUP", PATIENCE, || {
+        wait_for("the log line about SIGHUP", REPLY_TIMEOUT, || {
             lines.try_iter().any(|line| line.contains("the former policy stays in force")).then_some(())
         });
         // The old policy still applies: leases stay, and new ones are granted.
@@ -148,7 +150,7 @@ fn stricter_policy_ends_leases_that_it_refuses() {
                 assert_ended(socket, Code::Policy, "port");
             }
             // The library returns an error with the reason.
-            let error = tokio::time::timeout(PATIENCE, lost.recv()).await.expect("an error in time").map(drop);
+            let error = tokio::time::timeout(REPLY_TIMEOUT, lost.recv()).await.expect("an error in time").map(drop);
             println!("error: {error:?}");
             assert!(matches!(&error, Err(Error::Service { reason, .. }) if reason.contains("rule")), "{error:?}");
         });
@@ -161,7 +163,7 @@ fn stricter_policy_ends_leases_that_it_refuses() {
         assert_eq!(reply["parameters"]["ended"], json!([]), "{reply}");
         assert_works(&inside);
         drop(inside);
-        wait_for("the release of the lease", PATIENCE, || service.leases().is_empty().then_some(()));
+        wait_for("the release of the lease", REPLY_TIMEOUT, || service.leases().is_empty().then_some(()));
     }
     // Only root and the service's own user may reload the policy.
     service.session(NOBODY, async |control| {

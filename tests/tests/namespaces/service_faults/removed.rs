@@ -14,7 +14,7 @@ use crafter_tests::{
     frame,
     leak::Serial,
     peer::{Process, wait_for},
-    service::{PATIENCE, ROOT, Socket},
+    service::{REPLY_TIMEOUT, ROOT, Socket},
     testbed::{lab, run},
 };
 
@@ -51,12 +51,12 @@ fn works(socket: &Socket, (client, server): (Ipv4Addr, Ipv4Addr)) -> bool {
     let end = |address, port| SocketAddr::new(IpAddr::V4(address), port);
     let port = socket.leased.first_port.expect("a port");
     socket.send(&frame::Tcp::new(frame::SYN, 1, 0).ip(end(client, port), end(server, 9))).expect("send");
-    let message = socket.receive(PATIENCE).expect("the lease").expect("a RST or a refusal");
+    let message = socket.receive(REPLY_TIMEOUT).expect("the lease").expect("a RST or a refusal");
     message.packet().is_some()
 }
 
 fn assert_ended(socket: &Socket) {
-    let message = socket.receive(PATIENCE).expect("a message before the close").expect("an end message");
+    let message = socket.receive(REPLY_TIMEOUT).expect("a message before the close").expect("an end message");
     let code = match message.header.kind {
         Kind::End { code } => code,
         _ => panic!("{message:?}"),
@@ -64,7 +64,7 @@ fn assert_ended(socket: &Socket) {
     assert_eq!(code, Code::InterfaceGone);
     let (sentence, _) = message.header.sentence(&message.rest);
     assert!(sentence.contains(OTHER), "{sentence}");
-    socket.receive(PATIENCE).expect_err("a closed socket");
+    socket.receive(REPLY_TIMEOUT).expect_err("a closed socket");
 }
 
 /// After a rename, leases stay active, new leases use the new name, and the old name is unknown.
@@ -84,7 +84,7 @@ fn renamed_interface_keeps_its_leases() {
         let more = lease(&service, ROOT, &on(to, call("tcp", Some(20_001), None))).expect("a lease under its new name");
         // Routes are missing for a moment after the link was down.
         for socket in [&here, &more] {
-            wait_for("an answer", PATIENCE, || works(socket, (CLIENT_V4, SERVER_V4)).then_some(()));
+            wait_for("an answer", REPLY_TIMEOUT, || works(socket, (CLIENT_V4, SERVER_V4)).then_some(()));
         }
         let interfaces = service.session(ROOT, async |control| {
             control.call(&CountersCall::default()).await.expect("the counters").interfaces
@@ -122,20 +122,20 @@ fn removed_interface_ends_its_leases_and_can_be_added_again() {
             let crafter = Crafter::via_service(control.into(), OTHER).await.expect("the interface");
             let lost = crafter.lease(LeaseRequest::tcp().port(21_000)).await.expect("a lease");
             ip(lab.client(), &format!("link delete {OTHER}"));
-            let error = tokio::time::timeout(PATIENCE, lost.recv()).await.expect("an error in time").map(drop);
+            let error = tokio::time::timeout(REPLY_TIMEOUT, lost.recv()).await.expect("an error in time").map(drop);
             println!("error: {error:?}");
             match error {
                 Err(Error::UnknownInterface { name }) => assert_eq!(name, OTHER),
                 Err(Error::Service { reason, .. }) => assert!(reason.contains(OTHER), "{reason}"),
                 other => panic!("{other:?}"),
             }
-            let again = tokio::time::timeout(PATIENCE, crafter.lease(LeaseRequest::tcp())).await.expect("no hang");
+            let again = tokio::time::timeout(REPLY_TIMEOUT, crafter.lease(LeaseRequest::tcp())).await.expect("no hang");
             again.map(drop).expect_err("there is no interface");
         });
         for socket in [&there, &without_ports] {
             assert_ended(socket);
         }
-        let message = observing.receive(PATIENCE).expect("a message before the close").expect("an end message");
+        let message = observing.receive(REPLY_TIMEOUT).expect("a message before the close").expect("an end message");
         assert!(matches!(message.header.kind, Kind::End { code: Code::InterfaceGone }), "{message:?}");
         let none = lease(&service, ROOT, &on(OTHER, call("tcp", None, None))).map(drop);
         assert!(matches!(none, Err(Error::UnknownInterface { .. })), "{none:?}");
@@ -148,7 +148,7 @@ fn removed_interface_ends_its_leases_and_can_be_added_again() {
     ip(lab.client(), &format!("link delete {OTHER}"));
     connect(&lab, &within);
     // The service detaches from the removed interface a moment later.
-    wait_for("the detachment from the removed interface", PATIENCE, || {
+    wait_for("the detachment from the removed interface", REPLY_TIMEOUT, || {
         let interfaces = service.session(ROOT, async |control| {
             control.call(&CountersCall::default()).await.expect("the counters").interfaces
         });

@@ -22,7 +22,7 @@ use crafter::{
 use crafter_tests::{
     leak::Serial,
     peer::wait_for,
-    service::{NOBODY, PATIENCE, ROOT, Service, Socket},
+    service::{NOBODY, REPLY_TIMEOUT, ROOT, Service, Socket},
     testbed::{self, ENDS, lab},
 };
 
@@ -106,7 +106,7 @@ fn port(socket: &Socket) -> u16 {
 
 /// Waits until the account of the only lease covers `count` packets.
 fn accounted(service: &Service, count: u64) -> crafter::protocol::wire::Lease {
-    wait_for("all packets in the account", PATIENCE, || {
+    wait_for("all packets in the account", REPLY_TIMEOUT, || {
         let lease = service.leases().into_iter().next().expect("the lease");
         (lease.sent + lease.refused + lease.not_sent == count).then_some(lease)
     })
@@ -133,7 +133,7 @@ fn senders_are_slowed_by_back_pressure() {
         other.send(&datagram(second, 0)).expect("send");
     });
     let took = began.elapsed();
-    wait_for("the last packet", PATIENCE, || {
+    wait_for("the last packet", REPLY_TIMEOUT, || {
         let sent: u64 = service.leases().iter().map(|lease| lease.sent + lease.not_sent).sum();
         (sent == u64::from(COUNT) + 1).then_some(())
     });
@@ -146,7 +146,7 @@ fn senders_are_slowed_by_back_pressure() {
     assert_all(received.into_iter().filter(|one| one.0 == first), 0..COUNT);
 }
 
-/// Batches of the library wait for room in the same way, in whichever queue it is missing.
+/// Batches of the library wait for room like single packets, in whichever queue is full.
 #[test]
 fn library_batches_are_slowed_by_back_pressure() {
     const COUNT: u32 = 10_000;
@@ -166,7 +166,7 @@ fn library_batches_are_slowed_by_back_pressure() {
         (stats, port)
     });
     assert_eq!((stats.sent, stats.not_sent), (u64::from(COUNT), 0));
-    wait_for("the release of the lease", PATIENCE, || service.leases().is_empty().then_some(()));
+    wait_for("the release of the lease", REPLY_TIMEOUT, || service.leases().is_empty().then_some(()));
     let received = peer.finish();
     assert!(received.iter().all(|one| one.0 == port));
     assert_all(received.into_iter(), 0..COUNT);
@@ -216,8 +216,9 @@ fn closed_lease_on_a_stalled_link_is_released() {
     (1..=100).for_each(|number| socket.send(&datagram(from, number)).expect("send"));
     let fd: OwnedFd = socket.fd;
     drop(fd);
-    let again =
-        wait_for("the release of the port", PATIENCE, || lease(&service, ROOT, &call("udp", Some(from), None)).ok());
+    let again = wait_for("the release of the port", REPLY_TIMEOUT, || {
+        lease(&service, ROOT, &call("udp", Some(from), None)).ok()
+    });
     assert_eq!(port(&again), from);
     let local = SocketAddr::new(ENDS[0].0, from);
     let taken = lab.client().run(|| UdpSocket::bind(local).is_err()).expect("enter the client");
@@ -259,7 +260,7 @@ fn sessions_are_slowed_by_back_pressure() {
     let account = service.session(ROOT, async |control| {
         let session = Session::new(SessionOptions { service: Some(Arc::new(control)), ..SessionOptions::default() });
         let syns = packets(r#"IP(dst="192.0.2.1")/TCP(dport=(1,10000), flags="S")"#);
-        let options = SrOptions { timeout: PATIENCE, ..SrOptions::default() };
+        let options = SrOptions { timeout: REPLY_TIMEOUT, ..SrOptions::default() };
         let exchanged = session.sr(syns, &options).await.expect("sent");
         session.close().await;
         exchanged.account

@@ -23,15 +23,15 @@ use crafter_tests::{
     capture::{Capture, Packet},
     frame::udp_ip,
     leak::Parallel,
-    service::{PATIENCE, ROOT, Service, Socket, Who},
+    service::{Credentials, REPLY_TIMEOUT, ROOT, Service, Socket},
     testbed::lab,
     wire::mac,
 };
 use rows::{ROWS, Row, Sent, Setup, far, is_allowed, port, ported};
 
-/// A policy whose second rule has the subject `who`.
-fn policy(who: &str, lines: &str) -> String {
-    format!("[[rule]]\nuser = 1\nports = [7]\n\n[[rule]]\n{who}\n{lines}\n")
+/// A policy whose second rule has the subject `subject`.
+fn policy(subject: &str, lines: &str) -> String {
+    format!("[[rule]]\nuser = 1\nports = [7]\n\n[[rule]]\n{subject}\n{lines}\n")
 }
 
 fn reload(service: &Service, policy: &str) {
@@ -93,7 +93,7 @@ async fn attempt(row: &Row, setup: &Setup, n: u8, control: &Control) -> (Vec<Sen
 
 /// Waits until the counts of packets sent and refused are reached, and asserts that they are not exceeded.
 async fn wait_for_counts(control: &Control, lease: &Socket, sent: usize, refused: u64, name: &str) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + REPLY_TIMEOUT;
     loop {
         let now = listed(control, lease.leased.lease).await;
         assert!(now.sent <= sent as u64 && now.refused <= refused && now.not_sent == 0, "{name}: {now:?}");
@@ -122,10 +122,11 @@ fn every_key_refuses_and_allows() {
     for (at, row) in ROWS.iter().enumerate() {
         for (is_allowed, rule) in row.rules.iter().enumerate() {
             let n = (at * 2 + is_allowed) as u8 + 2;
-            let who = Who { user: 70_000 + u32::from(n), group: 54_321 };
+            let credentials = Credentials { user: 70_000 + u32::from(n), group: 54_321 };
             let lines = rule.replace("{n}", &n.to_string()).replace("{port}", &port(n).to_string());
-            reload(&service, &policy(&format!("user = {}", who.user), &lines));
-            let (sent, not_sent) = service.session(who, async |control| attempt(row, &setup, n, &control).await);
+            reload(&service, &policy(&format!("user = {}", credentials.user), &lines));
+            let (sent, not_sent) =
+                service.session(credentials, async |control| attempt(row, &setup, n, &control).await);
             assert_eq!(not_sent.is_empty(), is_allowed == 1 || sent.is_empty() && not_sent.is_empty(), "{}", row.name);
             allowed.extend(sent.into_iter().map(|sent| (row.name, sent)));
             refused.extend(not_sent.into_iter().map(|sent| (row.name, sent)));
@@ -156,13 +157,13 @@ fn rules_select_by_user_and_group() {
     let _parallel = Parallel::begin();
     let lab = lab();
     let service = Service::start(lab.client(), &policy("user = 2", ""));
-    let me = Who { user: 70_000, group: 54_321 };
+    let me = Credentials { user: 70_000, group: 54_321 };
     let lease = || {
         service.session(me, async |control| {
             Socket::lease(&control, &ported("tcp", 50_000)).await.map(|socket| socket.leased.first_port)
         })
     };
-    for (who, other) in [
+    for (subject, other) in [
         ("user = 70000", "user = [70001, 54321]"),
         ("user = [3, 70000]", "group = 70000"),
         ("group = 54321", "group = [54320, 54322]"),
@@ -170,8 +171,8 @@ fn rules_select_by_user_and_group() {
     ] {
         reload(&service, &policy(other, ""));
         assert_forbidden(&lease().expect_err(other), None, "no-rule", other);
-        reload(&service, &policy(who, ""));
-        assert_eq!(lease().unwrap_or_else(|error| panic!("{who}: {error}")), Some(50_000));
+        reload(&service, &policy(subject, ""));
+        assert_eq!(lease().unwrap_or_else(|error| panic!("{subject}: {error}")), Some(50_000));
     }
     // The first matching rule decides, regardless of later ones.
     for (first, second, is_allowed) in [("ports = [50000]", "refuse = true", true), ("refuse = true", "", false)] {
@@ -194,7 +195,7 @@ fn ports_of_foreign_addresses_cannot_be_leased() {
     let service = Service::start(lab.client(), &policy("user = 2", ""));
     let lease = |lines: &str| {
         reload(&service, &policy("user = 70000", lines));
-        service.session(Who { user: 70_000, group: 54_321 }, async |control| {
+        service.session(Credentials { user: 70_000, group: 54_321 }, async |control| {
             let call = LeaseCall { address: Some("203.0.113.7".to_owned()), ..ported("tcp", 50_000) };
             Socket::lease(&control, &call).await.map(drop).expect_err("a foreign address")
         })
@@ -209,7 +210,7 @@ fn observing_requires_permission() {
     let _parallel = Parallel::begin();
     let lab = lab();
     let service = Service::start(lab.client(), &policy("user = 2", ""));
-    let me = Who { user: 70_000, group: 54_321 };
+    let me = Credentials { user: 70_000, group: 54_321 };
     let call = ObserveCall {
         interface: INTERFACE.to_owned(),
         filter: Some("udp dst port 7777".to_owned()),
@@ -228,7 +229,7 @@ fn observing_requires_permission() {
         assert_eq!(observing.link_type, 1, "Ethernet");
         let socket = Socket { leased: Default::default(), fd: fds.remove(0) };
         other.send_to(b"seen by others", (CLIENT_V4, 7777)).expect("send");
-        let message = socket.receive(PATIENCE).expect("the socket").expect("a frame");
+        let message = socket.receive(REPLY_TIMEOUT).expect("the socket").expect("a frame");
         // The frame: after 14 bytes of Ethernet and 20 of IPv4 follows the source port of UDP.
         message.packet().expect("a frame").to_vec()
     });
@@ -241,8 +242,8 @@ fn observing_requires_permission() {
 /// destinations.
 fn burst(service: &Service, user: u32, lines: &str, count: u8) -> (u64, u64, Vec<SocketAddr>) {
     reload(service, &policy(&format!("user = {user}"), lines));
-    let who = Who { user, group: 54_321 };
-    service.session(who, async |control| {
+    let credentials = Credentials { user, group: 54_321 };
+    service.session(credentials, async |control| {
         let from = SocketAddr::new(CLIENT_V4.into(), user as u16);
         let lease = Socket::lease(&control, &ported("udp", from.port())).await.expect("a lease");
         for number in 0..count {
@@ -291,9 +292,9 @@ fn packets_per_second_and_burst_are_enforced() {
     }
     // The rate without a burst: 60 packets in intervals of 5 ms, of which 100 per second may be sent.
     reload(&service, &policy("user = 50007", "packets_per_second = 100\nburst = 1"));
-    let who = Who { user: 50_007, group: 54_321 };
+    let credentials = Credentials { user: 50_007, group: 54_321 };
     let slowly = || {
-        service.session(who, async |control| {
+        service.session(credentials, async |control| {
             let from = SocketAddr::new(CLIENT_V4.into(), 50_007);
             let lease = Socket::lease(&control, &ported("udp", 50_007)).await.expect("a lease");
             let began = Instant::now();

@@ -57,7 +57,7 @@ max_flows = "unlimited"
 /// Permitted growth of the process in KiB after one round of each kind.
 const GROWTH: u64 = 4096;
 /// Timeout of each wait; generous, because the machine may be busy.
-const PATIENCE: Duration = Duration::from_secs(30);
+const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Resources of a process that must not grow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -201,7 +201,7 @@ impl Soak<'_> {
     async fn wait_until_done(&mut self, what: &str) {
         let began = Instant::now();
         while self.done < FLOWS {
-            assert!(began.elapsed() < PATIENCE, "round {}: {what} of {} flows", self.round, self.done);
+            assert!(began.elapsed() < REPLY_TIMEOUT, "round {}: {what} of {} flows", self.round, self.done);
             self.receive().await;
             tokio::task::yield_now().await;
         }
@@ -213,7 +213,7 @@ impl Soak<'_> {
         let began = Instant::now();
         while connections(self.lab, ESTABLISHED) != count {
             assert!(
-                began.elapsed() < PATIENCE,
+                began.elapsed() < REPLY_TIMEOUT,
                 "round {}: {} established",
                 self.round,
                 connections(self.lab, ESTABLISHED)
@@ -309,7 +309,7 @@ async fn soak(lab: &Lab, crafter: &Crafter, rounds: usize, watched: u32, hooks: 
         // The server must have closed all sockets before the next round.
         let began = Instant::now();
         while accepting.accepted() < ((number + 1) * FLOWS) as u64 || connections(lab, None) > 0 {
-            assert!(began.elapsed() < PATIENCE, "the server does not close its connections");
+            assert!(began.elapsed() < REPLY_TIMEOUT, "the server does not close its connections");
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         accepting.open(false);

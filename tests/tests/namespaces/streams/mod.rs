@@ -23,15 +23,15 @@ use crafter::{
     packet::{Segment, TcpOption},
 };
 use crafter_tests::{
-    impair::{BadNetwork, Seen},
+    impair::{ImpairedNetwork, Sent},
     leak::{BpfObjects, Serial, attached},
-    manual::{PATIENCE, sha256},
+    manual::{REPLY_TIMEOUT, sha256},
     peer::wait_for,
     slow::slowness,
     testbed::{ENDS, options, run},
     within,
 };
-use rendezvous::Meeting;
+use rendezvous::Rendezvous;
 use rows::{Ending, Row, rows};
 use server::{Received, listen, serve, text};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -91,12 +91,12 @@ fn each_row_transfers_every_byte_or_fails_cleanly() {
 
 fn run_row(row: &Row) {
     let began = Instant::now();
-    let bad = BadNetwork::new(row.network, row.mtu);
+    let bad = ImpairedNetwork::new(row.network, row.mtu);
     prepare(row, &bad);
     let (up, down) = (text(row.up, row.network.seed), text(row.down, row.network.seed + 1));
     let sums = [sha256(&up), sha256(&down)];
     let remote = SocketAddr::new(ENDS[usize::from(row.v6)].1, PORT);
-    let moment = Arc::new(Meeting::default());
+    let moment = Arc::new(Rendezvous::default());
     let listener = bad.server.run(|| listen(row, remote)).expect("enter the server");
     let server = {
         let (row, moment, down) = (row.clone(), Arc::clone(&moment), down.clone());
@@ -116,9 +116,9 @@ fn run_row(row: &Row) {
     // If the client did not connect, the server is still accepting.
     wait_for("the server's exit", row_timeout(), || server.is_finished().then_some(()));
     let received = server.join().expect("the server");
-    let seen = bad.seen();
+    let seen = bad.sent();
     // Processes forked by other rows hold copies of the hooks' descriptors until their exec.
-    wait_for("the removal of all hooks", PATIENCE, || attached(&bad.client, INTERFACE).is_empty().then_some(()));
+    wait_for("the removal of all hooks", REPLY_TIMEOUT, || attached(&bad.client, INTERFACE).is_empty().then_some(()));
     check_result(row, &result, received.as_ref(), sums, [&up, &down]);
     check_network(row, &seen);
     let kilobytes = (result.length + received.as_ref().map_or(0, |received| received.length)) / 1000;
@@ -141,7 +141,7 @@ fn run_row(row: &Row) {
 
 /// Applies the server's settings, and lowers the minimum retransmission timeout of its route: the default of 200 ms
 /// would dominate the duration of rows with losses.
-fn prepare(row: &Row, bad: &BadNetwork) {
+fn prepare(row: &Row, bad: &ImpairedNetwork) {
     for (name, value) in row.sysctls {
         run(bad.server.command("sysctl").args(["-qw", &format!("net.ipv4.{name}={value}")]));
     }
@@ -155,10 +155,10 @@ fn prepare(row: &Row, bad: &BadNetwork) {
 async fn client(
     row: &Row,
     crafter: &Crafter,
-    bad: &BadNetwork,
+    bad: &ImpairedNetwork,
     remote: SocketAddr,
     up: &[u8],
-    moment: &Arc<Meeting>,
+    moment: &Arc<Rendezvous>,
 ) -> (ClientResult, crafter::engine::StreamStats) {
     let lease = crafter.lease(LeaseRequest::tcp()).await.expect("a lease");
     // Resolves the neighbour before the network is cut.
@@ -301,7 +301,7 @@ fn check_result(row: &Row, result: &ClientResult, received: Option<&Received>, s
 }
 
 /// Checks that the network had the impairments of the row, and that the expected segments were sent.
-fn check_network(row: &Row, seen: &[Seen; 2]) {
+fn check_network(row: &Row, seen: &[Sent; 2]) {
     let name = row.name;
     let [ours, theirs] = seen;
     if row.ending == Ending::CutBeforeConnect {

@@ -7,12 +7,12 @@ use std::{
 
 /// A rendezvous of two threads.
 #[derive(Debug, Default)]
-pub struct Meeting {
+pub struct Rendezvous {
     arrived: Mutex<usize>,
     changed: Condvar,
 }
 
-impl Meeting {
+impl Rendezvous {
     /// Waits for the other thread; returns whether it arrived. Unlike a barrier, it does not wait forever for a thread
     /// that has failed.
     pub fn wait(&self, timeout: Duration) -> bool {

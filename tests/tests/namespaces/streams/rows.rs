@@ -124,7 +124,7 @@ pub fn rows() -> Vec<Row> {
         Row { timestamps: true, v6: true, ..impaired("with timestamps, IPv6") },
         Row { timestamps: true, mtu: 576, ..impaired("with timestamps, MTU 576") },
         Row { timestamps: true, up: 10 * KB, ..lossy("with timestamps, loss 20%", 0.2) },
-        Row { timestamps: true, up: 5000 * KB, down: 5000 * KB, ..good("with timestamps, 5 MB each way") },
+        Row { timestamps: true, up: 5000 * KB, down: 5000 * KB, ..good("with timestamps, 5 MB in each direction") },
         Row {
             timestamps: true,
             network: Network { reorder: 0.25, ..network },

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     peer_timeout,
-    rendezvous::Meeting,
+    rendezvous::Rendezvous,
     rows::{Ending, Row},
 };
 
@@ -51,7 +51,7 @@ pub fn listen(row: &Row, address: SocketAddr) -> TcpListener {
 }
 
 /// Serves one connection to its end. `moment`: rendezvous of both ends before a simultaneous close.
-pub fn serve(row: &Row, listener: &TcpListener, down: Vec<u8>, moment: &Arc<Meeting>) -> Received {
+pub fn serve(row: &Row, listener: &TcpListener, down: Vec<u8>, moment: &Arc<Rendezvous>) -> Received {
     let (socket, _) = listener.accept().expect("a connection");
     // Shorter if the network is cut.
     let timeout = if row.ending == Ending::Cut { Duration::from_secs(8) } else { peer_timeout() };

@@ -7,14 +7,14 @@ use crafter::datapath::program::{Hook, LoadOptions};
 use crafter_common::{DEFAULT_MARK, reason::Reason};
 use crafter_tests::{
     bench::Bench,
-    differential::{Lane, number},
+    differential::{Differential, number},
     frame::{self, RST, Tcp},
     leak::Parallel,
-    machine::{HOOKS, Machine, Place, Taken, Weather},
+    machine::{Conditions, HOOKS, Machine, Place, Taken},
     oracle::{Action, Oracle},
     random::{
         Rng,
-        sequence::{Event, Story},
+        sequence::{Event, Sequence},
     },
 };
 
@@ -53,7 +53,7 @@ fn compare(machine: &mut Machine, bench: &mut Bench, hook: Hook, row: &Row) {
     let Row { name, frame, mark, .. } = row;
     let kernel = bench.run(hook, frame, *mark);
     let before = machine.counter(kernel.reason as u32);
-    let conditions = Weather { socket: bench.has_socket(), ..Weather::FAIR };
+    let conditions = Conditions { socket: bench.has_socket(), ..Conditions::NORMAL };
     let outcome = machine.run(hook, frame, *mark, conditions);
     assert_eq!(outcome.action, kernel.action, "{name}");
     assert_eq!(machine.counter(kernel.reason as u32), before + 1, "{name}");
@@ -69,7 +69,7 @@ fn rows(coverage: &mut Coverage, log: u8) {
     for (hook, socket) in [(Hook::Xdp, true), (Hook::Xdp, false), (Hook::Ingress, false)] {
         let mut bench = bench(&Bench::small(), socket);
         let mut machine = Machine::new(14, 1792, DEFAULT_MARK, log);
-        machine.settle(&bench.views());
+        machine.copy_maps(&bench.views());
         for row in ingress_rows().into_iter().filter(|row| runs(hook, &row.frame)) {
             compare(&mut machine, &mut bench, hook, &row);
         }
@@ -77,7 +77,7 @@ fn rows(coverage: &mut Coverage, log: u8) {
     }
     for mut bench in [bench(&Bench::small(), false), reporting(&Bench::small())] {
         let mut machine = Machine::new(14, 1792, DEFAULT_MARK, log);
-        machine.settle(&bench.views());
+        machine.copy_maps(&bench.views());
         for row in egress_rows().into_iter().filter(|row| runs(Hook::Egress, &row.frame)) {
             compare(&mut machine, &mut bench, Hook::Egress, &row);
         }
@@ -88,16 +88,16 @@ fn rows(coverage: &mut Coverage, log: u8) {
 /// Conditions that a test cannot create in the kernel: a full ring, full maps, headers outside of the linear part, no
 /// memory to pull them, an owner removed between two lookups. The verdict must not depend on whether delivery succeeds.
 fn shortages(coverage: &mut Coverage, log: u8) {
-    let full = Weather { room: false, space: false, ..Weather::FAIR };
-    let scattered = Weather { linear: 20, ..Weather::FAIR };
-    let helpless = Weather { memory: false, ..scattered };
-    let split = Weather { linear: 60, socket: true, ..Weather::FAIR };
+    let full = Conditions { room: false, space: false, ..Conditions::NORMAL };
+    let scattered = Conditions { linear: 20, ..Conditions::NORMAL };
+    let helpless = Conditions { memory: false, ..scattered };
+    let split = Conditions { linear: 60, socket: true, ..Conditions::NORMAL };
     let mut bench = reporting(&Bench::small());
     let views = bench.views();
     for conditions in [full, scattered, helpless, split] {
         for hook in [Hook::Xdp, Hook::Ingress] {
             let mut machine = Machine::new(14, 1792, DEFAULT_MARK, log);
-            machine.settle(&views);
+            machine.copy_maps(&views);
             for row in ingress_rows() {
                 let outcome = machine.run(hook, &row.frame, 0, conditions);
                 assert!(conditions.room || outcome.records.is_empty(), "{}", row.name);
@@ -106,7 +106,7 @@ fn shortages(coverage: &mut Coverage, log: u8) {
                 let helpless = !conditions.memory && row.frame.len() > conditions.linear && hook == Hook::Ingress;
                 assert!(!helpless || outcome.action == passed, "{}", row.name);
             }
-            machine.forget_owners();
+            machine.clear_owners();
             for row in ingress_rows() {
                 let outcome = machine.run(hook, &row.frame, 0, conditions);
                 // Later fragments are delivered to the remembered owner.
@@ -116,7 +116,7 @@ fn shortages(coverage: &mut Coverage, log: u8) {
             coverage.add(&machine);
         }
         let mut machine = Machine::new(14, 1792, DEFAULT_MARK, log);
-        machine.settle(&views);
+        machine.copy_maps(&views);
         for row in egress_rows() {
             let outcome = machine.run(Hook::Egress, &row.frame, row.mark, conditions);
             let readable = conditions.memory || row.frame.len() <= conditions.linear;
@@ -125,7 +125,7 @@ fn shortages(coverage: &mut Coverage, log: u8) {
             let action = number(Hook::Egress, if dropped { Action::Drop } else { Action::Pass });
             assert_eq!(outcome.action, action, "{}", row.name);
         }
-        machine.forget_owners();
+        machine.clear_owners();
         for row in egress_rows() {
             let outcome = machine.run(Hook::Egress, &row.frame, row.mark, conditions);
             assert_eq!(outcome.action, number(Hook::Egress, Action::Pass), "{}", row.name);
@@ -141,17 +141,17 @@ fn cut_rows(coverage: &mut Coverage) {
     for socket in [true, false] {
         for hook in HOOKS {
             let mut machine = Machine::new(14, 1792, DEFAULT_MARK, 0);
-            machine.settle(&views);
+            machine.copy_maps(&views);
             let mut oracle = Oracle { ethernet: true, mark: DEFAULT_MARK, linear: usize::MAX, ..Oracle::default() };
             oracle.socket = socket.then_some(1792);
-            world(true).tell(&mut oracle);
+            world(true).copy_to(&mut oracle);
             let rows = if hook == Hook::Egress { egress_rows() } else { ingress_rows() };
             for row in rows {
                 for length in 0..=row.frame.len() {
                     let frame = &row.frame[..length];
-                    let predicted = oracle.judge(hook, frame, row.mark);
+                    let predicted = oracle.predict(hook, frame, row.mark);
                     let before = machine.counter(predicted.reason as u32);
-                    let outcome = machine.run(hook, frame, row.mark, Weather { socket, ..Weather::FAIR });
+                    let outcome = machine.run(hook, frame, row.mark, Conditions { socket, ..Conditions::NORMAL });
                     assert_eq!(outcome.action, number(hook, predicted.action), "{}, {length} bytes", row.name);
                     assert_eq!(machine.counter(predicted.reason as u32), before + 1, "{}, {length} bytes", row.name);
                 }
@@ -165,8 +165,8 @@ fn cut_rows(coverage: &mut Coverage) {
 fn sizes(coverage: &mut Coverage, log: u8) {
     let mut bench = reporting(&Bench::small());
     let mut machine = Machine::new(14, 1792, DEFAULT_MARK, log);
-    machine.settle(&bench.views());
-    for conditions in [Weather::FAIR, Weather { room: false, ..Weather::FAIR }] {
+    machine.copy_maps(&bench.views());
+    for conditions in [Conditions::NORMAL, Conditions { room: false, ..Conditions::NORMAL }] {
         for packet in sized_packets(ON_ANY).into_iter().chain(sized_packets(OBSERVED)) {
             let frame = frame::framed(&packet);
             for hook in [Hook::Xdp, Hook::Ingress] {
@@ -195,7 +195,7 @@ fn sizes(coverage: &mut Coverage, log: u8) {
         let error = frame::icmp(to.ip(), from.ip(), 1, 4, &frame::v6(from.ip(), to.ip(), next, &quoted));
         let (next, outer) = long(frame::ICMPV6, &error[40..]);
         let frame = frame::framed(&frame::v6(to.ip(), from.ip(), next, &outer));
-        let outcome = machine.run(hook, &frame, 0, Weather::FAIR);
+        let outcome = machine.run(hook, &frame, 0, Conditions::NORMAL);
         assert_eq!(outcome.action, number(hook, Action::Pass));
     }
     coverage.add(&machine);
@@ -205,7 +205,7 @@ fn sizes(coverage: &mut Coverage, log: u8) {
 fn bare_rows(coverage: &mut Coverage) {
     let mut bench = owning(Bench::new(&Bench::small(), 0, false), &world(false));
     let mut machine = Machine::new(0, 1792, DEFAULT_MARK, 0);
-    machine.settle(&bench.views());
+    machine.copy_maps(&bench.views());
     for (hook, rows) in [(Hook::Ingress, ingress_rows()), (Hook::Egress, egress_rows())] {
         for row in bare(rows).into_iter().filter(|row| runs(hook, &row.frame)) {
             compare(&mut machine, &mut bench, hook, &row);
@@ -213,11 +213,11 @@ fn bare_rows(coverage: &mut Coverage) {
     }
     // XDP never runs on such devices; the program is the same.
     for row in bare(ingress_rows()) {
-        machine.run(Hook::Xdp, &row.frame, 0, Weather::FAIR);
+        machine.run(Hook::Xdp, &row.frame, 0, Conditions::NORMAL);
     }
     for hook in HOOKS {
         for frame in [&[0x45][..], &[0x15, 0, 0], &[]] {
-            let outcome = machine.run(hook, frame, 0, Weather::FAIR);
+            let outcome = machine.run(hook, frame, 0, Conditions::NORMAL);
             assert_eq!(outcome.action, number(hook, Action::Pass));
         }
     }
@@ -227,21 +227,21 @@ fn bare_rows(coverage: &mut Coverage) {
 /// Runs random packets in the kernel, the oracle and the interpreter.
 fn random(coverage: &mut Coverage, ethernet: bool, socket: bool) {
     let options = LoadOptions { owned_entries: 1024, flow_entries: 1 << 16, ..Bench::small() };
-    let mut lane = Lane::new(&options, ethernet, socket);
+    let mut differential = Differential::new(&options, ethernet, socket);
     let mut machine = Machine::new(if ethernet { 14 } else { 0 }, 1792, DEFAULT_MARK, 0);
-    let sequence = Story::new(&mut Rng::new(5), 20_000, (ethernet, socket, DEFAULT_MARK));
+    let sequence = Sequence::new(&mut Rng::new(5), 20_000, (ethernet, socket, DEFAULT_MARK));
     for event in &sequence.events {
         match event {
             Event::Owners(world) => {
-                lane.settle(world);
-                lane.forget();
-                machine.settle(lane.views());
+                differential.set_owners(world);
+                differential.clear();
+                machine.copy_maps(differential.views());
             }
             Event::Packet { hook, frame, mark } => {
-                let predicted = lane.step(*hook, frame, *mark).expect("the prediction of the oracle");
+                let predicted = differential.step(*hook, frame, *mark).expect("the prediction of the oracle");
                 let before = machine.counter(predicted.reason as u32);
-                let linear = lane.oracle.linear;
-                let outcome = machine.run(*hook, frame, *mark, Weather { socket, linear, ..Weather::FAIR });
+                let linear = differential.oracle.linear;
+                let outcome = machine.run(*hook, frame, *mark, Conditions { socket, linear, ..Conditions::NORMAL });
                 assert_eq!(outcome.action, number(*hook, predicted.action), "{event:?}");
                 assert_eq!(machine.counter(predicted.reason as u32), before + 1, "{event:?}");
                 assert_eq!(outcome.records.len(), usize::from(predicted.copied.is_some()), "{event:?}");

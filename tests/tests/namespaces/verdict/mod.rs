@@ -14,7 +14,7 @@ use crafter::{
 use crafter_common::{DEFAULT_MARK, reason::Reason};
 use crafter_tests::{
     bench::{ANY, Bench, terms},
-    differential::Lane,
+    differential::Differential,
     frame::{self, ACK, PSH, RST, SYN, TCP, Tcp, V4},
     leak::Parallel,
     oracle::{Flow, FlowId},
@@ -90,7 +90,7 @@ fn every_reason_has_a_row() {
 
 /// Whether TEST_RUN accepts the frame at this hook.
 fn runs(hook: Hook, frame: &[u8]) -> bool {
-    frame.len() >= Lane::shortest(hook, frame)
+    frame.len() >= Differential::shortest(hook, frame)
 }
 
 /// Rows without their Ethernet header, if the version of the IP header equals that of the ethertype.
@@ -172,8 +172,8 @@ fn truncated_rows_match_the_oracle() {
             (Hook::Egress, false, false),
         ] {
             let options = LoadOptions { flow_entries: 1 << 16, ..Bench::small() };
-            let mut differential = Lane::new(&options, ethernet, socket);
-            differential.settle(&world(hook == Hook::Egress));
+            let mut differential = Differential::new(&options, ethernet, socket);
+            differential.set_owners(&world(hook == Hook::Egress));
             let rows = if hook == Hook::Egress { egress_rows() } else { ingress_rows() };
             for row in if ethernet { rows } else { bare(rows) } {
                 for length in 14..=row.frame.len() {
