@@ -4,8 +4,8 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     fs::File,
-    io::{self, Read, Write},
-    os::fd::{AsFd, AsRawFd},
+    io::{Read, Write},
+    os::fd::AsFd,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -24,7 +24,10 @@ use nix::{
     sys::time::TimeSpec,
 };
 
-use crate::testbed::{ENDS, run};
+use crate::{
+    testbed::{ENDS, run},
+    tun::open_device,
+};
 
 /// Impairments of TCP in each direction; all other packets pass unchanged.
 #[derive(Clone, Copy, Debug, Default)]
@@ -94,7 +97,12 @@ impl ImpairedNetwork {
     /// bytes.
     pub fn new(network: Network, mtu: usize) -> Self {
         let (client, server) = (NetNs::new().expect("a namespace"), NetNs::new().expect("a namespace"));
-        let open = |namespace: &NetNs| namespace.run(tap).expect("enter a namespace").expect("make a TAP device");
+        let open = |namespace: &NetNs| {
+            namespace
+                .run(|| open_device(INTERFACE, libc::IFF_TAP))
+                .expect("enter a namespace")
+                .expect("make a TAP device")
+        };
         let ends = [open(&client), open(&server)];
         let mtu = mtu.to_string();
         for (namespace, addresses) in [(&client, ENDS.map(|ends| ends.0)), (&server, ENDS.map(|ends| ends.1))] {
@@ -283,22 +291,5 @@ impl Carrier {
         }
         sent.sacks += u64::from(segment.options.iter().any(|option| matches!(option, TcpOption::Sack(_))));
         sent.probes += u64::from(is_peer_closed && segment.payload.len() == 1);
-    }
-}
-
-/// A TAP device without packet information, non-blocking, in the calling thread's namespace.
-fn tap() -> io::Result<File> {
-    use std::os::unix::fs::OpenOptionsExt as _;
-    let file = File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
-    // SAFETY: all-zero bytes are a valid ifreq.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(INTERFACE.bytes()) {
-        *to = from as libc::c_char;
-    }
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
-    // SAFETY: TUNSETIFF reads and writes an ifreq that outlives the call.
-    match unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } {
-        0 => Ok(file),
-        _ => Err(io::Error::last_os_error()),
     }
 }

@@ -32,7 +32,7 @@ pub mod wire;
 
 use std::future::Future;
 
-use crafter::lab::NetNs;
+use crafter::{expr::PacketSet, lab::NetNs, layer::Packet};
 
 /// Runs a future to completion on this thread.
 pub fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -43,4 +43,9 @@ pub fn block_on<T>(future: impl Future<Output = T>) -> T {
 /// Runs the future that `work` returns to completion in `namespace`.
 pub fn within<T: Send, F: Future<Output = T>>(namespace: &NetNs, work: impl FnOnce() -> F + Send) -> T {
     namespace.run(|| block_on(work())).expect("enter the namespace")
+}
+
+/// The packets of an expression, which must be valid.
+pub fn packets(text: &str) -> Vec<Packet> {
+    PacketSet::parse(text).expect(text).packets(1 << 20).expect(text).collect()
 }

@@ -5,7 +5,7 @@ use std::{
     io::{self, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
 
@@ -49,6 +49,14 @@ impl Process {
     /// Its process id.
     pub fn id(&self) -> u32 {
         self.0.id()
+    }
+
+    /// Waits until it exits.
+    ///
+    /// # Panics
+    /// If it does not exit within `timeout`.
+    pub fn wait_for_exit(&mut self, timeout: Duration) -> ExitStatus {
+        wait_for(&format!("the exit of process {}", self.id()), timeout, || self.0.try_wait().expect("a child process"))
     }
 
     /// Kills it with SIGKILL and waits for its exit.

@@ -7,7 +7,7 @@ use std::{
     fs, io,
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
-        unix::{fs::PermissionsExt as _, process::CommandExt as _},
+        unix::{fs::PermissionsExt as _, net::UnixStream, process::CommandExt as _},
     },
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
@@ -16,7 +16,7 @@ use std::{
 
 use crafter::{
     Result,
-    lab::NetNs,
+    lab::{INTERFACE, NetNs},
     protocol::{
         control::Control,
         record::{Code, HEADER, Header, Kind},
@@ -144,6 +144,11 @@ impl Service {
         &self.namespace
     }
 
+    /// Waits until a service that a test started itself accepts connections on this service's socket.
+    pub fn wait_for_socket(&self) -> UnixStream {
+        wait_for("the service's socket", REPLY_TIMEOUT, || UnixStream::connect(&self.socket).ok())
+    }
+
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.pid() as i32), signal).expect("signal the service");
@@ -160,8 +165,7 @@ impl Service {
     /// If it does not exit in time.
     pub fn stop(&mut self) -> Option<i32> {
         self.signal(Signal::SIGTERM);
-        wait_for("the exit of the service", REPLY_TIMEOUT, || self.process.0.try_wait().expect("wait for the service"))
-            .code()
+        self.process.wait_for_exit(REPLY_TIMEOUT).code()
     }
 
     /// Starts it again after it has exited.
@@ -302,7 +306,7 @@ fn spawn(
     let mut process = Process::start(command.stdout(Stdio::null()).stderr(log));
     wait_for("an answer of the service", START_TIMEOUT, || {
         assert!(process.0.try_wait().expect("its state").is_none(), "the service exited during its start");
-        std::os::unix::net::UnixStream::connect(socket).ok()
+        UnixStream::connect(socket).ok()
     });
     // It listens before its start is complete; this call waits until then.
     assert!(Raw::connect(socket).call("Info", &serde_json::json!({}))["error"].is_null());
@@ -352,6 +356,17 @@ impl Message {
     pub fn refusal(&self) -> Option<(Code, u16, String)> {
         let Kind::Refusal { code, rule } = self.header.kind else { return None };
         Some((code, rule, self.header.sentence(&self.rest).0.into_owned()))
+    }
+}
+
+/// A call for a lease on the lab's interface; `last_port`: the last port of a range.
+pub fn lease_call(protocol: &str, port: Option<u16>, last_port: Option<u16>) -> LeaseCall {
+    LeaseCall {
+        interface: Some(INTERFACE.to_owned()),
+        protocol: protocol.to_owned(),
+        port: port.map(u64::from),
+        last_port: last_port.map(u64::from),
+        ..LeaseCall::default()
     }
 }
 

@@ -23,7 +23,9 @@ pub struct Tunnel {
 impl Tunnel {
     /// Makes the devices, down and without addresses.
     pub fn between(one: &NetNs, other: &NetNs) -> Self {
-        let open = |namespace: &NetNs| namespace.run(tun0).expect("enter a namespace").expect("make tun0");
+        let open = |namespace: &NetNs| {
+            namespace.run(|| open_device("tun0", libc::IFF_TUN)).expect("enter a namespace").expect("make tun0")
+        };
         let ends = [open(one), open(other)];
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
@@ -60,16 +62,17 @@ fn carry(ends: &[File; 2]) {
     }
 }
 
-/// A tun device without packet information, non-blocking, in the calling thread's namespace.
-fn tun0() -> io::Result<File> {
+/// Opens a new tun or TAP device (`kind`: `IFF_TUN` or `IFF_TAP`) in the calling thread's namespace, non-blocking and
+/// without packet information.
+pub(crate) fn open_device(name: &str, kind: libc::c_int) -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt as _;
     let file = File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
     // SAFETY: all-zero bytes are a valid ifreq.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(b"tun0") {
-        *to = *from as libc::c_char;
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
     }
-    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short;
+    request.ifr_ifru.ifru_flags = (kind | libc::IFF_NO_PI) as libc::c_short;
     // SAFETY: TUNSETIFF reads and writes an ifreq that outlives the call.
     match unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } {
         0 => Ok(file),

@@ -16,10 +16,13 @@ use std::{
 };
 
 use crafter::{
-    lab::{CLIENT_V4, INTERFACE, SERVER_V4},
-    protocol::{Control, wire::LeaseCall},
+    lab::{CLIENT_V4, SERVER_V4},
+    protocol::Control,
 };
-use crafter_tests::{frame, service::Socket};
+use crafter_tests::{
+    frame,
+    service::{Socket, lease_call},
+};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 type Failure = Box<dyn std::error::Error>;
@@ -61,7 +64,7 @@ fn say(line: &str) {
 }
 
 fn lease(path: &Path) -> Result<Socket, Failure> {
-    let call = LeaseCall { interface: Some(INTERFACE.to_owned()), protocol: "udp".to_owned(), ..LeaseCall::default() };
+    let call = lease_call("udp", None, None);
     let socket = crafter_tests::block_on(async { Socket::lease(&Control::connect(path).await?, &call).await })?;
     say(&format!("ready {} leased", socket.leased.first_port.unwrap_or(0)));
     Ok(socket)

@@ -15,7 +15,6 @@ use crafter::{
     },
     driver::Options,
     error::Error,
-    expr::PacketSet,
     lab::{INTERFACE, Lab, SERVER_V4},
     layer::{Arp, Icmp, Ip, Packet, Tcp},
     session::{Exchanged, Pace, Session, SessionOptions, SrOptions, What},
@@ -24,6 +23,7 @@ use crafter_common::reason::Reason;
 use crafter_tests::{
     capture::{CONTROL, Capture, rsts},
     leak::{Parallel, assert_detached},
+    packets,
     peer::{Dnsmasq, Nginx},
     slow::slowness,
     testbed::{self, CONTROL_PORT, ENDS, lab},
@@ -33,10 +33,6 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 fn options(attach: Attach) -> SessionOptions {
     SessionOptions { open: Options { attach, load: LoadOptions::default() }, ..SessionOptions::default() }
-}
-
-fn packets(text: &str) -> Vec<Packet> {
-    PacketSet::parse(text).expect(text).packets(1 << 20).expect(text).collect()
 }
 
 /// Runs `work` with a session in the lab's client and checks that nothing stays attached.

@@ -127,7 +127,7 @@ const POLICY_WORDS: &[&str] = &[
 ];
 
 /// A change: position, value, kind.
-type Change = (u16, u8, u8);
+pub(super) type Change = (u16, u8, u8);
 
 fn damage(bytes: &mut Vec<u8>, changes: &[Change], words: &[&str]) {
     for &(at, value, kind) in changes {
@@ -208,7 +208,7 @@ fn captures() -> &'static [Vec<u8>] {
     })
 }
 
-fn seconds() -> Duration {
+pub(super) fn seconds() -> Duration {
     let seconds = env::var("CRAFTER_FUZZ_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
     Duration::from_secs(seconds.unwrap_or(3))
 }

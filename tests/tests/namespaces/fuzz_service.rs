@@ -33,6 +33,8 @@ use crafter_tests::{
 };
 use serde_json::json;
 
+use super::fuzz::{Change, seconds};
+
 /// A rule that grants everything, so that every method has an effect.
 const GENEROUS: &str = r#"
 [[rule]]
@@ -88,9 +90,6 @@ const WORDS: &[&str] = &[
     "org.varlink.service.GetInfo",
 ];
 
-/// A change: position, value, kind.
-type Change = (u16, u8, u8);
-
 fn damage(bytes: &mut Vec<u8>, changes: &[Change], words: &[&str]) {
     for &(at, value, kind) in changes {
         // Half of the changes are in the headers of a packet, where they have the most effect.
@@ -113,11 +112,6 @@ fn damage(bytes: &mut Vec<u8>, changes: &[Change], words: &[&str]) {
             _ => bytes.push(value),
         }
     }
-}
-
-fn seconds() -> Duration {
-    let seconds = env::var("CRAFTER_FUZZ_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
-    Duration::from_secs(seconds.unwrap_or(3))
 }
 
 /// Calls of every method with all of its parameters.

@@ -13,7 +13,6 @@ use std::{
 
 use crafter::{
     datapath::maps::Terms,
-    expr::PacketSet,
     lab::{INTERFACE, Lab, NetNs, SERVER_V4},
     layer::{Ip, Packet, Tcp},
     packet::{Flags, TcpView},
@@ -22,6 +21,7 @@ use crafter::{
 use crafter_tests::{
     capture::{self, CONTROL, Capture, from, rsts},
     leak::Parallel,
+    packets,
     peer::{Nginx, wait_for},
     service::{NOBODY, Service},
     slow,
@@ -32,10 +32,6 @@ use nix::sys::signal::Signal;
 
 /// Linux retransmits a SYN-ACK after 1 s; a RST of the kernel would have been sent by then.
 const REPEATED: Duration = Duration::from_secs(3);
-
-fn packets(text: &str) -> Vec<Packet> {
-    PacketSet::parse(text).expect(text).packets(1 << 20).expect(text).collect()
-}
 
 fn syn(server: IpAddr, more: &str) -> String {
     let ip = if server.is_ipv4() { "IP" } else { "IPv6" };

@@ -21,6 +21,7 @@ use crafter_tests::{
     leak::Serial,
     manual::{self, REPLY_TIMEOUT},
     peer::Nginx,
+    random::Rng,
     slow::bytes,
     testbed::{ENDS, lab, open},
     wire::{Wire, mac},
@@ -52,7 +53,7 @@ fn malformed_segments_do_not_disturb_a_download() {
                 lab.server()
                     .run(|| {
                         let wire = Wire::open(INTERFACE, client_mac).unwrap();
-                        let mut random = Random(7);
+                        let mut random = Rng::new(7);
                         while !stop.load(Ordering::Relaxed) {
                             std::thread::sleep(Duration::from_micros(500));
                             let now = *numbers.lock().unwrap();
@@ -133,26 +134,11 @@ fn watch(numbers: Arc<Mutex<Numbers>>) -> impl FnMut(Direction, &[u8]) + Send {
 }
 
 /// xorshift64 (Marsaglia, 2003): the same bytes in every run.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn bytes(&mut self, count: usize) -> Vec<u8> {
-        (0..count).map(|_| self.next() as u8).collect()
-    }
-}
-
 /// Number of kinds of [`malformed`].
 const KINDS: u32 = 15;
 
 /// Packets of one kind from the server to the owned port that must not change the state of a TCP connection.
-fn malformed(kind: u32, server: SocketAddr, client: SocketAddr, now: Numbers, random: &mut Random) -> Vec<Vec<u8>> {
+fn malformed(kind: u32, server: SocketAddr, client: SocketAddr, now: Numbers, random: &mut Rng) -> Vec<Vec<u8>> {
     let (seq, ack) = (now.server, now.client);
     let data = |seq| Tcp::new(PSH | ACK, seq, ack).with(b"not what the server said");
     let raw = |bytes: &[u8]| frame::packet(server.ip(), client.ip(), TCP, bytes);
@@ -163,13 +149,13 @@ fn malformed(kind: u32, server: SocketAddr, client: SocketAddr, now: Numbers, ra
         1 => vec![Tcp { spoil: 0x1000, ..Tcp::new(RST | ACK, seq, ack) }.ip(server, client)],
         2 => vec![Tcp { spoil: 7, ..Tcp::new(FIN | ACK, seq, ack) }.ip(server, client)],
         // A data offset less than the minimum, and one beyond the segment.
-        3 => vec![Tcp { offset: Some((random.next() % 5) as u8), ..data(seq) }.ip(server, client)],
+        3 => vec![Tcp { offset: Some(random.below(5) as u8), ..data(seq) }.ip(server, client)],
         4 => vec![Tcp { offset: Some(15), ..Tcp::new(ACK, seq, ack) }.ip(server, client)],
         // Truncated within the header.
-        5 => vec![raw(&data(seq).bytes(server, client)[..1 + (random.next() % 19) as usize])],
+        5 => vec![raw(&data(seq).bytes(server, client)[..1 + random.below(19)])],
         // Random bytes after the correct ports.
         6 => {
-            let length = 16 + (random.next() % 1400) as usize;
+            let length = 16 + random.below(1400);
             let ports = [server.port().to_be_bytes(), client.port().to_be_bytes()].concat();
             vec![raw(&[ports, random.bytes(length)].concat())]
         }
@@ -203,9 +189,9 @@ fn malformed(kind: u32, server: SocketAddr, client: SocketAddr, now: Numbers, ra
     }
 }
 
-fn fragments(server: SocketAddr, client: SocketAddr, now: Numbers, random: &mut Random) -> Vec<Vec<u8>> {
+fn fragments(server: SocketAddr, client: SocketAddr, now: Numbers, random: &mut Rng) -> Vec<Vec<u8>> {
     let whole = Tcp { spoil: 3, ..Tcp::new(ACK, now.server, now.client).with(&random.bytes(64)) }.bytes(server, client);
-    let id = random.next();
+    let id = random.bits();
     let piece = |offset: u16, more: bool, bytes: &[u8]| match server {
         SocketAddr::V4(_) => {
             V4 { id: id as u16, fragment: (offset / 8) | if more { MORE } else { 0 }, ..V4::default() }.packet(

@@ -15,13 +15,13 @@ use std::{
 
 use crafter::{
     lab::{INTERFACE, Lab},
-    protocol::{Control, wire::LeaseCall},
+    protocol::Control,
 };
 use crafter_tests::{
     block_on,
     leak::{self, Serial, programs},
     peer::{Nginx, Process, wait_for},
-    service::{Socket, built, open_directory},
+    service::{Socket, built, lease_call, open_directory},
     slow::allow,
     testbed::{self, ENDS, lab},
 };
@@ -220,8 +220,7 @@ fn lease(lab: &Lab, socket: &std::path::Path) -> crafter::Result<Socket> {
     let work = || {
         block_on(async {
             let control = Control::connect(socket).await?;
-            let lease =
-                LeaseCall { interface: Some(INTERFACE.to_owned()), protocol: "tcp".to_owned(), ..LeaseCall::default() };
+            let lease = lease_call("tcp", None, None);
             let timeout = allow(REPLY_TIMEOUT);
             tokio::time::timeout(timeout, Socket::lease(&control, &lease)).await.expect("an answer or an error in time")
         })

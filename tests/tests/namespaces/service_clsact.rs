@@ -12,12 +12,12 @@ use std::{
 
 use crafter::{
     lab::{CLIENT_V4, INTERFACE, Lab},
-    protocol::wire::{LeaseCall, ListLeasesCall},
+    protocol::wire::ListLeasesCall,
 };
 use crafter_tests::{
     leak::{BpfObjects, Serial, attached},
     peer::{Process, wait_for},
-    service::{REPLY_TIMEOUT, ROOT, Service, Socket},
+    service::{REPLY_TIMEOUT, ROOT, Service, Socket, lease_call},
     testbed::{ENDS, lab, run},
 };
 use nix::{
@@ -31,12 +31,12 @@ fn start(service: &Service, lab: &Lab) -> Process {
     let mut command: Command = lab.client().command(&service.binary);
     command.env("CRAFTER_CLSACT", "1").args(["serve", "--everybody", "--socket"]).arg(&service.socket);
     let process = Process::start(command.arg("--policy").arg(&service.policy).stdout(Stdio::null()));
-    wait_for("its socket", REPLY_TIMEOUT, || std::os::unix::net::UnixStream::connect(&service.socket).ok());
+    service.wait_for_socket();
     process
 }
 
 fn lease(service: &Service) -> Socket {
-    let call = LeaseCall { interface: Some(INTERFACE.to_owned()), protocol: "udp".to_owned(), ..LeaseCall::default() };
+    let call = lease_call("udp", None, None);
     service.session(ROOT, async |control| {
         let lease = Socket::lease(&control, &call).await.expect("a lease");
         assert_eq!(control.call(&ListLeasesCall::default()).await.expect("the leases").leases.len(), 1);
@@ -108,7 +108,7 @@ fn filters_and_guard_are_removed_after_exit_or_sigkill() {
                 kill(Pid::from_raw(pid), signal).expect("signal");
             }
         }
-        wait_for("its exit", REPLY_TIMEOUT, || process.0.try_wait().expect("its state"));
+        process.wait_for_exit(REPLY_TIMEOUT);
         assert_nothing_left(&lab, &objects, *guard);
         drop(held);
     }
@@ -128,7 +128,7 @@ fn foreign_qdiscs_and_filters_are_kept() {
         let held = lease(&service);
         assert_delivers(&lab, &held);
         kill(Pid::from_raw(process.id() as i32), signal).expect("signal");
-        wait_for("its exit", REPLY_TIMEOUT, || process.0.try_wait().expect("its state"));
+        process.wait_for_exit(REPLY_TIMEOUT);
         wait_for("the removal of its hooks", REPLY_TIMEOUT, || {
             attached(lab.client(), INTERFACE).is_empty().then_some(())
         });
@@ -145,7 +145,7 @@ fn foreign_qdiscs_and_filters_are_kept() {
         let filter = ["filter", "add", "dev", INTERFACE, "ingress", "pref", "7", "bpf", "bytecode", "1,6 0 0 0,"];
         run(lab.client().command("tc").args(filter));
         kill(Pid::from_raw(process.id() as i32), signal).expect("signal");
-        wait_for("its exit", REPLY_TIMEOUT, || process.0.try_wait().expect("its state"));
+        process.wait_for_exit(REPLY_TIMEOUT);
         wait_for("the removal of its hooks", REPLY_TIMEOUT, || {
             let left = attached(lab.client(), INTERFACE);
             (!left.iter().any(|one| one.contains("crafter") || one.contains("XDP"))).then_some(())

@@ -18,7 +18,7 @@ use crafter::{
     },
     session::{Session, SessionOptions},
 };
-use crafter_tests::frame;
+use crafter_tests::{frame, service::lease_call};
 
 use crate::{download, exchange, table::median};
 
@@ -64,7 +64,7 @@ async fn leases(control: &Control, rounds: u64) -> Result<f64> {
 }
 
 fn tcp() -> LeaseCall {
-    LeaseCall { interface: Some(INTERFACE.to_owned()), protocol: "tcp".to_owned(), ..LeaseCall::default() }
+    lease_call("tcp", None, None)
 }
 
 /// Sends `count` datagrams through one lease; returns packets per second accepted by the socket.

@@ -1,8 +1,7 @@
 //! Requests with their matched answers, one SYN and a SYN to every port of a host, compared with connect() and Scapy.
 
 use std::{
-    net::{SocketAddr, TcpListener, TcpStream},
-    thread,
+    net::{SocketAddr, TcpStream},
     time::Instant,
 };
 
@@ -14,8 +13,7 @@ use crafter::{
     session::{Pace, Session, SessionOptions, SrOptions},
 };
 
-use nix::sys::socket::{Backlog, listen};
-
+use crate::handshake::listen_on;
 use crate::table::{Row, Target, median};
 
 /// One port for each measurement, as in `handshake`.
@@ -49,13 +47,7 @@ print(times[len(times) // 2], took, len(answered))
 
 pub fn measure() -> Result<Vec<Row>> {
     let lab = Lab::new(&LabOptions { web: false, dns: false, ..LabOptions::default() })?;
-    for port in PORTS {
-        let listener = lab.server().run(|| TcpListener::bind((SERVER_V4, port)))??;
-        // A SYN is dropped without an answer if the accept queue is full.
-        listen(&listener, Backlog::new(4096)?)?;
-        // Accepts and closes connections until the process exits.
-        thread::spawn(move || listener.incoming().for_each(drop));
-    }
+    listen_on(&lab, &PORTS)?;
     let kernel = lab.client().run(|| kernel(SocketAddr::from((SERVER_V4, PORTS[0]))))??;
     let (scapy_one, scapy_many, answered) = scapy(&lab)?;
     let (one, all) = lab.client().run(|| -> Result<_> {

@@ -22,15 +22,20 @@ use crate::table::{Row, Target, median};
 const PORTS: [u16; 3] = [8000, 8001, 8002];
 const HANDSHAKES: usize = 2000;
 
-pub fn measure() -> Result<Vec<Row>> {
-    let lab = Lab::new(&LabOptions { web: false, dns: false, ..LabOptions::default() })?;
-    for port in PORTS {
+/// Listens on these ports of the server until the process exits; connections are accepted and closed at once.
+pub fn listen_on(lab: &Lab, ports: &[u16]) -> Result<()> {
+    for &port in ports {
         let listener = lab.server().run(|| TcpListener::bind((SERVER_V4, port)))??;
         // A SYN is dropped without an answer if the accept queue is full.
         listen(&listener, Backlog::new(4096)?)?;
-        // Accepts and closes connections until the process exits.
         thread::spawn(move || listener.incoming().for_each(drop));
     }
+    Ok(())
+}
+
+pub fn measure() -> Result<Vec<Row>> {
+    let lab = Lab::new(&LabOptions { web: false, dns: false, ..LabOptions::default() })?;
+    listen_on(&lab, &PORTS)?;
     let remotes = PORTS.map(|port| SocketAddr::from((SERVER_V4, port)));
 
     let kernel = lab.client().run(|| kernel(remotes[0]))??;

@@ -3,7 +3,7 @@
 use std::{
     borrow::Cow,
     io::{BufRead as _, BufReader, Write as _},
-    net::{TcpListener, UdpSocket},
+    net::UdpSocket,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -24,13 +24,13 @@ use nix::{
     sys::{
         resource::{Resource, getrlimit},
         signal::{Signal, kill},
-        socket::{Backlog, listen},
     },
     unistd::Pid,
 };
 
 use crate::{
     download, exchange,
+    handshake::listen_on,
     table::{Row, Target, median},
     verdict,
 };
@@ -132,9 +132,7 @@ fn quiet() -> LabOptions {
 pub fn exchanges() -> Result<Vec<Row>> {
     let (here, there) = (Lab::new(&quiet())?, Lab::new(&quiet())?);
     for lab in [&here, &there] {
-        let listener = lab.server().run(|| TcpListener::bind((SERVER_V4, PORT)))??;
-        listen(&listener, Backlog::new(4096)?)?;
-        thread::spawn(move || listener.incoming().for_each(drop));
+        listen_on(lab, &[PORT])?;
     }
     let service = Service::start(&there)?;
     let (mut own, mut served) = (Vec::new(), Vec::new());

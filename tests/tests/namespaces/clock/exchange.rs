@@ -13,13 +13,12 @@ use crafter::{
     datapath::program::Attach,
     driver::Options as OpenOptions,
     engine::Impair,
-    expr::PacketSet,
     lab::{CLIENT_V4, INTERFACE, SERVER_V4},
-    layer::Packet,
     session::{Pace, Session, SessionOptions, SrOptions, What},
 };
 use crafter_tests::{
     manual::{self, REPLY_TIMEOUT},
+    packets,
     service::built,
     slow::allow,
     testbed::{self, ENDS, open},
@@ -36,10 +35,6 @@ const PAUSE: Duration = Duration::from_millis(40);
 /// Chunks of the download, and bytes of each.
 const PIECES: usize = 200;
 const PIECE: usize = 8192;
-
-fn packets(text: &str) -> Vec<Packet> {
-    PacketSet::parse(text).expect(text).packets(1 << 16).expect(text).collect()
-}
 
 fn options(attach: Attach) -> SessionOptions {
     SessionOptions { open: OpenOptions { attach, ..Options::default() }, ..SessionOptions::default() }

@@ -12,8 +12,8 @@ use crafter::{
 };
 use crafter_tests::{
     frame::udp_ip,
-    peer::{Process, wait_for},
-    service::{Credentials, REPLY_TIMEOUT, ROOT, Service, Socket},
+    peer::Process,
+    service::{Credentials, REPLY_TIMEOUT, ROOT, Service, Socket, lease_call},
     slow::allow,
 };
 use nix::sys::signal::Signal;
@@ -39,7 +39,7 @@ const RATE: f64 = 100.0;
 const BURST: f64 = 20.0;
 
 fn udp() -> LeaseCall {
-    LeaseCall { interface: Some(INTERFACE.to_owned()), protocol: "udp".to_owned(), ..LeaseCall::default() }
+    lease_call("udp", None, None)
 }
 
 /// Time since `then`, which is in microseconds since 1970.
@@ -141,7 +141,7 @@ fn idle_timeout_ignores_clock_steps() {
     let mut command = lab.client().command(&service.binary);
     command.args(["serve", "--idle", &IDLE.as_secs().to_string(), "--socket"]).arg(&service.socket);
     let mut process = Process::start(command.arg("--policy").arg(&service.policy).stdout(Stdio::null()));
-    wait_for("its socket", REPLY_TIMEOUT, || std::os::unix::net::UnixStream::connect(&service.socket).ok());
+    service.wait_for_socket();
     // A client is connected for longer than the idle timeout.
     service.session(ROOT, async |control| {
         let lease = Socket::lease(&control, &udp()).await.expect("a lease");
@@ -150,7 +150,7 @@ fn idle_timeout_ignores_clock_steps() {
         drop(lease);
     });
     let began = Instant::now();
-    let status = wait_for("its exit", REPLY_TIMEOUT, || process.0.try_wait().expect("its state"));
+    let status = process.wait_for_exit(REPLY_TIMEOUT);
     let took = began.elapsed();
     println!("exited {took:?} after the last client: {status}, the clock set {} times", jumps.end());
     assert!(status.success());

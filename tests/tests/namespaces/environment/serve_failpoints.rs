@@ -10,17 +10,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crafter::{
-    lab::INTERFACE,
-    protocol::{Control, wire::LeaseCall},
-};
+use crafter::protocol::Control;
 use crafter_tests::{
     block_on,
     frame::{SYN, Tcp},
     guarded::GuardedLab,
     leak::{Serial, programs},
     peer::{Process, wait_for},
-    service::{Message, REPLY_TIMEOUT, Socket, built},
+    service::{Message, REPLY_TIMEOUT, Socket, built, lease_call},
     slow::allow,
     testbed::{ENDS, lab},
 };
@@ -136,12 +133,7 @@ impl Setup {
         if !listens {
             return Err("the service exited before it listened".to_owned());
         }
-        let call = LeaseCall {
-            interface: Some(INTERFACE.to_owned()),
-            protocol: "tcp".to_owned(),
-            port: Some(u64::from(PORT)),
-            ..LeaseCall::default()
-        };
+        let call = lease_call("tcp", Some(PORT), None);
         let leased = block_on(async {
             let control = Control::connect(&socket).await.map_err(|error| error.to_string())?;
             let leasing = tokio::time::timeout(allow(REPLY_TIMEOUT), Socket::lease(&control, &call));
@@ -293,7 +285,7 @@ fn sigterm_while_it_begins_to_listen_exits_in_order() {
     let mut process = Process::start(command.stdout(Stdio::null()));
     wait_for("its socket", Duration::from_secs(20), || UnixStream::connect(&socket).ok());
     kill(Pid::from_raw(process.id() as i32), Signal::SIGTERM).expect("SIGTERM");
-    let status = wait_for("its exit", REPLY_TIMEOUT, || process.0.try_wait().expect("its state"));
+    let status = process.wait_for_exit(REPLY_TIMEOUT);
     assert!(status.success(), "{status}");
     assert!(!socket.exists(), "its socket was not removed");
 }

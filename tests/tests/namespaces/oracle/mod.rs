@@ -85,39 +85,31 @@ fn compare() {
     assert!(missed.is_empty() || packets < 50_000, "these reasons never occurred: {missed:?}");
 }
 
-/// Without owners every packet passes unchanged. This test does not depend on the oracle.
+/// Runs `count` random packets without owners through the programs; every packet must pass unchanged at the hook that
+/// `hook` selects.
+fn assert_all_pass(count: usize, hook: fn(Hook) -> Hook) {
+    let work = || {
+        let mut differential = differential(0);
+        let mut sequence = Sequence::new(&mut Rng::new(seed()), count, CONFIGURATIONS[0]);
+        sequence.disown_all();
+        for event in &sequence.events {
+            let Event::Packet { hook: own, frame, mark } = event else { continue };
+            differential.pass(hook(*own), frame, *mark).unwrap_or_else(|why| panic!("{event:?}: {why}"));
+        }
+    };
+    NetNs::new().expect("a namespace").run(work).expect("enter the namespace");
+}
+
+/// This test does not depend on the oracle.
 #[test]
 fn unowned_packets_pass_unchanged() {
     let _parallel = Parallel::begin();
-    NetNs::new()
-        .expect("a namespace")
-        .run(|| {
-            let mut rng = Rng::new(seed());
-            let mut differential = differential(0);
-            let mut sequence = Sequence::new(&mut rng, packets().min(50_000), CONFIGURATIONS[0]);
-            sequence.disown_all();
-            for event in &sequence.events {
-                let Event::Packet { hook, frame, mark } = event else { continue };
-                differential.pass(*hook, frame, *mark).unwrap_or_else(|why| panic!("{event:?}: {why}"));
-            }
-        })
-        .expect("enter the namespace");
+    assert_all_pass(packets().min(50_000), |hook| hook);
 }
 
-/// The empty program, used as a baseline by the benchmarks, passes every packet.
+/// The empty program is the baseline of the benchmarks.
 #[test]
 fn empty_program_passes_every_packet() {
     let _parallel = Parallel::begin();
-    NetNs::new()
-        .expect("a namespace")
-        .run(|| {
-            let mut rng = Rng::new(seed());
-            let mut differential = differential(0);
-            let sequence = Sequence::new(&mut rng, 2_000, CONFIGURATIONS[0]);
-            for event in &sequence.events {
-                let Event::Packet { frame, .. } = event else { continue };
-                differential.pass(Hook::Empty, frame, 0).unwrap_or_else(|why| panic!("{event:?}: {why}"));
-            }
-        })
-        .expect("enter the namespace");
+    assert_all_pass(2_000, |_| Hook::Empty);
 }

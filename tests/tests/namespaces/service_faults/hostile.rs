@@ -29,7 +29,7 @@ use nix::sys::{
 };
 use serde_json::json;
 
-use super::{Neighbour, POLICY, at_rest, call, descriptors, lease, resident, service};
+use super::{Neighbour, POLICY, at_rest, descriptors, lease, lease_call, resident, service};
 
 /// Runs `harm` while a well-behaved client is active; afterwards the service must have as many descriptors as before.
 fn under_load(harm: impl FnOnce(&crafter::lab::Lab, &Service)) {
@@ -37,12 +37,12 @@ fn under_load(harm: impl FnOnce(&crafter::lab::Lab, &Service)) {
     let lab = lab();
     let service = service(&lab);
     // Afterwards the service has opened everything that it keeps open.
-    drop(lease(&service, ROOT, &call("udp", None, None)).expect("a lease"));
+    drop(lease(&service, ROOT, &lease_call("udp", None, None)).expect("a lease"));
     let before = at_rest(&service);
     let neighbour = Neighbour::start(lab.client(), &service.socket);
     harm(&lab, &service);
     // New clients are served, too.
-    drop(lease(&service, ROOT, &call("tcp", None, None)).expect("a lease"));
+    drop(lease(&service, ROOT, &lease_call("tcp", None, None)).expect("a lease"));
     neighbour.finish().assert_undisturbed();
     assert_eq!(at_rest(&service), before, "descriptors");
     assert!(service.leases().is_empty());
@@ -144,7 +144,8 @@ fn one_user_holds_a_thousand_leases() {
             let began = Instant::now();
             let mut sockets = Vec::new();
             for port in 20_000..21_000 {
-                let socket = crafter_tests::service::Socket::lease(&control, &call("tcp", Some(port), None)).await;
+                let socket =
+                    crafter_tests::service::Socket::lease(&control, &lease_call("tcp", Some(port), None)).await;
                 sockets.push(socket.unwrap_or_else(|error| panic!("lease {}: {error}", sockets.len())));
             }
             println!("1,000 leases in {:?}, {} KiB resident", began.elapsed(), resident(service.pid()));
@@ -178,7 +179,7 @@ fn one_user_holds_a_thousand_leases() {
             service.session(NOBODY, async |control| {
                 let mut sockets = Vec::new();
                 let refused = loop {
-                    match crafter_tests::service::Socket::lease(&control, &call("tcp", None, None)).await {
+                    match crafter_tests::service::Socket::lease(&control, &lease_call("tcp", None, None)).await {
                         Ok(socket) => sockets.push(socket),
                         Err(error) => break error,
                     }
@@ -233,8 +234,8 @@ fn call_without_end(service: &Service, call: &[u8]) -> Raw {
 fn client_that_never_reads_packets() {
     under_load(|lab, service| {
         let port = 30_000;
-        let slow = lease(service, ROOT, &call("udp", Some(port), None)).expect("a lease");
-        let quick = lease(service, ROOT, &call("udp", Some(port + 1), None)).expect("a lease");
+        let slow = lease(service, ROOT, &lease_call("udp", Some(port), None)).expect("a lease");
+        let quick = lease(service, ROOT, &lease_call("udp", Some(port + 1), None)).expect("a lease");
         let to = |port| SocketAddr::new(CLIENT_V4.into(), port);
         let peer =
             lab.server().run(|| UdpSocket::bind((SERVER_V4, 7000))).expect("enter the server").expect("a socket");
@@ -286,7 +287,7 @@ fn client(service: &Service, arguments: &[&str]) -> Holder {
 /// Waits until `port` can be leased again after its owner has exited; returns how long that took.
 fn time_until_free(service: &Service, port: u16) -> Duration {
     let began = Instant::now();
-    wait_for("the port", REPLY_TIMEOUT, || match lease(service, ROOT, &call("udp", Some(port), None)) {
+    wait_for("the port", REPLY_TIMEOUT, || match lease(service, ROOT, &lease_call("udp", Some(port), None)) {
         Ok(_) => Some(()),
         Err(Error::PortTaken { .. }) => None,
         Err(error) => panic!("{error}"),
@@ -328,7 +329,7 @@ fn client_whose_child_keeps_the_descriptor() {
             parent.kill();
             std::thread::sleep(Duration::from_millis(200));
             // Its child holds the descriptor, so the lease stays active.
-            let taken = lease(service, ROOT, &call("udp", Some(port), None)).map(drop);
+            let taken = lease(service, ROOT, &lease_call("udp", Some(port), None)).map(drop);
             assert!(matches!(taken, Err(Error::PortTaken { .. })), "{taken:?}");
             nix::sys::signal::kill(nix::unistd::Pid::from_raw(child), Signal::SIGKILL).expect("kill it");
             let took = time_until_free(service, port);
@@ -366,7 +367,7 @@ async fn send_descriptors(service: &Service, control: &Control) -> (Raw, crafter
     for _ in 0..500 {
         wait_for("room for descriptors in flight", REPLY_TIMEOUT, || endless.write_with(b"a", &many).ok());
     }
-    let socket = crafter_tests::service::Socket::lease(control, &call("udp", None, None)).await.expect("a lease");
+    let socket = crafter_tests::service::Socket::lease(control, &lease_call("udp", None, None)).await.expect("a lease");
     let port = socket.leased.first_port.expect("a port");
     let (from, to) = (SocketAddr::new(CLIENT_V4.into(), port), SocketAddr::new(SERVER_V4.into(), 9));
     let packet = frame::udp_ip(from, to, b"with descriptors");
@@ -411,7 +412,7 @@ fn client_that_closes_and_leases_at_once() {
         let mut control = Raw::connect(&service.socket);
         let wanted = json!({ "interface": INTERFACE, "protocol": "udp", "port": port });
         for round in 0..20 {
-            let held = lease(&service, ROOT, &call("udp", Some(30_000), None)).expect("a lease");
+            let held = lease(&service, ROOT, &lease_call("udp", Some(30_000), None)).expect("a lease");
             service.signal(Signal::SIGSTOP);
             // The call is sent before the lease is closed.
             control.write(&raw::call("Lease", &wanted)).expect("send a call");

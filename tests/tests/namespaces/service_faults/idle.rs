@@ -2,13 +2,13 @@
 
 use std::{
     os::{fd::OwnedFd, unix::net::UnixListener},
-    process::{ExitStatus, Stdio},
+    process::Stdio,
     time::{Duration, Instant},
 };
 
 use crafter_tests::{
     leak::{BpfObjects, Serial, assert_detached},
-    peer::{Process, wait_for},
+    peer::Process,
     raw::Raw,
     service::{REPLY_TIMEOUT, ROOT, Service},
     slow::slowness,
@@ -16,14 +16,10 @@ use crafter_tests::{
 };
 use serde_json::json;
 
-use super::{POLICY, at_rest, call, lease, resident, ticks};
+use super::{POLICY, at_rest, lease, lease_call, resident, ticks};
 
 /// Limit of the idle service's resident memory, in KiB.
 const RESIDENT: u64 = 25 << 10;
-
-fn wait_for_exit(process: &mut Process, timeout: Duration) -> ExitStatus {
-    wait_for("the service's exit", timeout, || process.0.try_wait().expect("its state"))
-}
 
 #[test]
 fn exits_after_idle_timeout() {
@@ -34,9 +30,9 @@ fn exits_after_idle_timeout() {
     let mut command = lab.client().command(&service.binary);
     command.args(["serve", "--idle", "1", "--socket"]).arg(&service.socket).arg("--policy").arg(&service.policy);
     let mut process = Process::start(&mut command);
-    let early = wait_for("its socket", REPLY_TIMEOUT, || std::os::unix::net::UnixStream::connect(&service.socket).ok());
+    let early = service.wait_for_socket();
     // A lease or a connection keeps it running.
-    let held = lease(&service, ROOT, &call("udp", None, None)).expect("a lease");
+    let held = lease(&service, ROOT, &lease_call("udp", None, None)).expect("a lease");
     drop(early);
     std::thread::sleep(Duration::from_millis(2500));
     assert!(process.0.try_wait().expect("its state").is_none(), "it exited despite a lease");
@@ -46,7 +42,7 @@ fn exits_after_idle_timeout() {
     assert!(connected.call("Info", &json!({}))["error"].is_null());
     let began = Instant::now();
     drop(connected);
-    let status = wait_for_exit(&mut process, REPLY_TIMEOUT);
+    let status = process.wait_for_exit(REPLY_TIMEOUT);
     println!("idle: exited after {:?} with {status}", began.elapsed());
     assert!(status.success());
     assert!(began.elapsed() >= Duration::from_millis(900), "too early: {:?}", began.elapsed());
@@ -71,13 +67,13 @@ fn passed_socket_is_served_and_kept() {
         let mut early = Raw::connect(&service.socket);
         let mut process = Process(command.spawn().expect("crafter serve"));
         assert_eq!(early.call("Info", &json!({}))["parameters"]["pid"], process.id());
-        let socket = lease(&service, ROOT, &call("udp", None, None)).expect("a lease");
+        let socket = lease(&service, ROOT, &lease_call("udp", None, None)).expect("a lease");
         drop(early);
         let objects = BpfObjects::of(process.id());
         assert!(!objects.is_empty());
         drop(socket);
         let began = Instant::now();
-        let status = wait_for_exit(&mut process, REPLY_TIMEOUT);
+        let status = process.wait_for_exit(REPLY_TIMEOUT);
         println!("round {round}: exited {:?} after its last lease", began.elapsed());
         assert!(status.success(), "{status}");
         objects.wait_until_freed(REPLY_TIMEOUT);
@@ -114,7 +110,7 @@ fn idle_service_uses_no_cpu_time() {
     };
     std::thread::sleep(Duration::from_millis(200));
     idle("just started");
-    let held = lease(&service, ROOT, &call("udp", None, None)).expect("a lease");
+    let held = lease(&service, ROOT, &lease_call("udp", None, None)).expect("a lease");
     std::thread::sleep(Duration::from_millis(200));
     // With a lease, rings and maps add to its memory, which is printed but not limited.
     assert_no_ticks(service.pid(), "with an unused lease");

@@ -22,6 +22,7 @@ use crafter_tests::{
     block_on,
     leak::{BpfObjects, Serial, attached, has_tcx},
     peer::wait_for,
+    random::Rng,
     service::REPLY_TIMEOUT,
     slow::allow,
     testbed::{assert_refuses, lab},
@@ -120,22 +121,19 @@ fn sigkill_under_load_releases_everything() {
     let began = Instant::now();
     let mut service = service(&lab);
     let (mut slowest, mut answered, mut leased, mut with_objects) = (Duration::ZERO, 0, 0, 0);
-    // xorshift64 (Marsaglia, 2003), seeded by the process id, so that each run has other moments.
-    let mut state = u64::from(std::process::id()) << 20 | 1;
+    // Seeded by the process id, so that each run has other moments.
+    let mut random = Rng::new(std::process::id().into());
     let mut late = 0;
     for round in 0..kills {
         let (conversing, answers) = client(&lab, &service.socket, converse);
         let (churning, leases) = client(&lab, &service.socket, churn);
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
         // The moment is between before the service attaches and long after it; every second time there is load already.
         if round % 2 == 1 {
             wait_for("load", REPLY_TIMEOUT, || {
                 (answers.load(Ordering::Relaxed) > 4 && leases.load(Ordering::Relaxed) > 4).then_some(())
             });
         }
-        let moment = allow(Duration::from_millis(state % 500));
+        let moment = allow(Duration::from_millis(random.below(500) as u64));
         std::thread::sleep(moment);
         // Stopped, so that its objects can be listed before it is killed.
         service.signal(Signal::SIGSTOP);

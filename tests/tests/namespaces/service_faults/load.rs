@@ -28,7 +28,7 @@ use crafter_tests::{
     testbed::{ENDS, lab},
 };
 
-use super::{at_rest, call, descriptors, lease, number, packets, resident, service};
+use super::{at_rest, descriptors, lease, lease_call, number, packets, resident, service};
 
 const CLIENTS: usize = 24;
 
@@ -68,7 +68,7 @@ async fn run_client(number: usize, control: Arc<Control>, stop: &AtomicBool, pag
         }
         _ => {
             while !stop.load(Ordering::Relaxed) {
-                let socket = Socket::lease(&control, &call("tcp", None, None)).await.expect("a lease");
+                let socket = Socket::lease(&control, &lease_call("tcp", None, None)).await.expect("a lease");
                 drop(socket);
                 done.leases.fetch_add(1, Ordering::Relaxed);
                 // Limits the leases to some hundred per second, so that the other clients get CPU time.
@@ -125,11 +125,11 @@ fn every_packet_of_many_clients_is_accounted_for() {
     let lab = lab();
     let nginx = Nginx::start(lab.server());
     let service = service(&lab);
-    drop(lease(&service, ROOT, &call("udp", None, None)).expect("a lease"));
+    drop(lease(&service, ROOT, &lease_call("udp", None, None)).expect("a lease"));
     let before = at_rest(&service);
     let time = Duration::from_secs(number("CRAFTER_TEST_SECONDS", 15));
     // Stays attached, so that the kernel half counts all packets.
-    let held = lease(&service, ROOT, &call("none", None, None)).expect("a lease");
+    let held = lease(&service, ROOT, &lease_call("none", None, None)).expect("a lease");
     let began = Instant::now();
     let done = Done::default();
     let (accounts, [warm, late]) = run(&lab, &service, &nginx.small, time, &done);

@@ -7,7 +7,7 @@ use crafter_tests::{
 };
 use serde_json::json;
 
-use super::{POLICY, call, lease};
+use super::{POLICY, lease, lease_call};
 
 /// The notes of a lease from a service with a limit of 64 KiB of locked memory and without these capabilities.
 fn notes(lost: &str) -> String {
@@ -15,7 +15,7 @@ fn notes(lost: &str) -> String {
     // Sets the limit first: raising it takes CAP_SYS_RESOURCE, which the second command drops.
     let launcher = ["prlimit", "--memlock=65536:65536", "setpriv", "--bounding-set", lost, "--"];
     let service = Service::launched_by(&launcher, lab.client(), POLICY);
-    let held = lease(&service, ROOT, &call("tcp", None, None)).expect("a lease");
+    let held = lease(&service, ROOT, &lease_call("tcp", None, None)).expect("a lease");
     let notes = json!(held.leased.notes).to_string();
     println!("without {lost}: {notes}");
     notes

@@ -21,9 +21,7 @@ use std::{
 };
 
 use crafter::{
-    expr::PacketSet,
-    lab::{INTERFACE, Lab, NetNs},
-    layer::Packet,
+    lab::{Lab, NetNs},
     protocol::{
         Control,
         wire::{Account, AccountCall, LeaseCall},
@@ -31,9 +29,9 @@ use crafter::{
     session::{Session, SessionOptions, SrOptions},
 };
 use crafter_tests::{
-    block_on,
+    block_on, packets,
     peer::wait_for,
-    service::{Credentials, REPLY_TIMEOUT, Service, Socket},
+    service::{Credentials, REPLY_TIMEOUT, Service, Socket, lease_call},
 };
 
 /// Root may do everything, other users little.
@@ -62,11 +60,6 @@ max_leases = 8
 /// A number from the environment, to run longer than usual.
 fn number(variable: &str, usual: u64) -> u64 {
     std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
-}
-
-/// The packets of an expression.
-fn packets(text: &str) -> Vec<Packet> {
-    PacketSet::parse(text).expect("an expression").packets(1 << 16).expect("packets").collect()
 }
 
 /// Number of descriptors of a process.
@@ -100,17 +93,6 @@ fn at_rest(service: &Service) -> usize {
         // It stays attached for one second after the last lease.
         (last.1.elapsed() > Duration::from_millis(1500)).then_some(now)
     })
-}
-
-/// A call for a lease on the lab's interface; `last`: the last port of a range.
-fn call(protocol: &str, port: Option<u16>, last: Option<u16>) -> LeaseCall {
-    LeaseCall {
-        interface: Some(INTERFACE.to_owned()),
-        protocol: protocol.to_owned(),
-        port: port.map(u64::from),
-        last_port: last.map(u64::from),
-        ..LeaseCall::default()
-    }
 }
 
 /// Acquires a lease through a control connection that is then closed.

@@ -23,7 +23,7 @@ use crafter_tests::{
 use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 
-use super::{POLICY, call, lease};
+use super::{POLICY, lease, lease_call};
 
 /// Permits ports 20000 to 29999 only.
 const STRICTER: &str = r#"
@@ -77,9 +77,7 @@ fn start_with_log(service: &Service, namespace: &NetNs) -> (Process, Receiver<St
     command.args(["serve", "--everybody", "--socket"]).arg(&service.socket).arg("--policy").arg(&service.policy);
     let mut process = Process(command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().expect("crafter serve"));
     let lines = log_lines(&mut process.0);
-    wait_for("an answer of the service", REPLY_TIMEOUT, || {
-        std::os::unix::net::UnixStream::connect(&service.socket).ok()
-    });
+    service.wait_for_socket();
     (process, lines)
 }
 
@@ -90,7 +88,7 @@ fn invalid_policy_is_rejected_and_the_old_one_stays() {
     let mut service = Service::start(lab.client(), POLICY);
     assert_eq!(service.stop(), Some(0));
     let (process, lines) = start_with_log(&service, lab.client());
-    let own = lease(&service, ROOT, &call("tcp", Some(40_000), None)).expect("a lease");
+    let own = lease(&service, ROOT, &lease_call("tcp", Some(40_000), None)).expect("a lease");
     assert_works(&own);
     for broken in [BROKEN, "[[rule]\n", "[[rule]]\neverybody = true\nports = [70000]\n", ""] {
         // An empty file is a valid policy that permits nothing, so the empty case removes the file.
@@ -115,7 +113,7 @@ fn invalid_policy_is_rejected_and_the_old_one_stays() {
         });
         // The old policy still applies: leases stay, and new ones are granted.
         assert_works(&own);
-        assert_works(&lease(&service, NOBODY, &call("tcp", Some(50_000), None)).expect("a lease"));
+        assert_works(&lease(&service, NOBODY, &lease_call("tcp", Some(50_000), None)).expect("a lease"));
     }
     let refused = Raw::connect(&service.socket).call("Info", &json!({}));
     assert!(refused["error"].is_null(), "{refused}");
@@ -129,8 +127,8 @@ fn stricter_policy_ends_leases_that_it_refuses() {
     let service = Service::start(lab.client(), POLICY);
     for by_signal in [false, true] {
         let [inside, outside] =
-            [20_000, 40_000].map(|port| lease(&service, ROOT, &call("tcp", Some(port), None)).expect("a lease"));
-        let theirs = lease(&service, NOBODY, &call("tcp", Some(40_001), None)).expect("a lease");
+            [20_000, 40_000].map(|port| lease(&service, ROOT, &lease_call("tcp", Some(port), None)).expect("a lease"));
+        let theirs = lease(&service, NOBODY, &lease_call("tcp", Some(40_001), None)).expect("a lease");
         service.session(ROOT, async |control| {
             let crafter = Crafter::via_service(control.into(), INTERFACE).await.expect("the interface");
             let lost = crafter.lease(LeaseRequest::tcp().port(41_000)).await.expect("a lease");
@@ -155,7 +153,7 @@ fn stricter_policy_ends_leases_that_it_refuses() {
             assert!(matches!(&error, Err(Error::Service { reason, .. }) if reason.contains("rule")), "{error:?}");
         });
         assert_works(&inside);
-        let refused = lease(&service, ROOT, &call("tcp", Some(40_000), None)).map(drop);
+        let refused = lease(&service, ROOT, &lease_call("tcp", Some(40_000), None)).map(drop);
         assert!(matches!(refused, Err(Error::Forbidden { rule: Some(1), .. })), "{refused:?}");
         // Restores the first policy.
         service.write_policy(POLICY);

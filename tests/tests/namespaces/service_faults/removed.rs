@@ -18,7 +18,7 @@ use crafter_tests::{
     testbed::{lab, run},
 };
 
-use super::{Neighbour, call, lease, service};
+use super::{Neighbour, lease, lease_call, service};
 
 /// The second interface, and the addresses of both of its ends.
 const OTHER: &str = "lab1";
@@ -73,15 +73,16 @@ fn renamed_interface_keeps_its_leases() {
     let _serial = Serial::begin();
     let lab = lab();
     let service = service(&lab);
-    let here = lease(&service, ROOT, &call("tcp", Some(20_000), None)).expect("a lease");
+    let here = lease(&service, ROOT, &lease_call("tcp", Some(20_000), None)).expect("a lease");
     assert_works(&here, (CLIENT_V4, SERVER_V4));
     for (number, (from, to)) in [(INTERFACE, "lab7"), ("lab7", INTERFACE)].into_iter().enumerate() {
         for change in [format!("{from} down"), format!("{from} name {to}"), format!("{to} up")] {
             ip(lab.client(), &format!("link set {change}"));
         }
-        let none = lease(&service, ROOT, &on(from, call("tcp", None, None))).map(drop);
+        let none = lease(&service, ROOT, &on(from, lease_call("tcp", None, None))).map(drop);
         assert!(matches!(none, Err(Error::UnknownInterface { .. })), "{none:?}");
-        let more = lease(&service, ROOT, &on(to, call("tcp", Some(20_001), None))).expect("a lease under its new name");
+        let more =
+            lease(&service, ROOT, &on(to, lease_call("tcp", Some(20_001), None))).expect("a lease under its new name");
         // Routes are missing for a moment after the link was down.
         for socket in [&here, &more] {
             wait_for("an answer", REPLY_TIMEOUT, || works(socket, (CLIENT_V4, SERVER_V4)).then_some(()));
@@ -102,13 +103,13 @@ fn removed_interface_ends_its_leases_and_can_be_added_again() {
     // ip(8) refers to the server's namespace by this process.
     let within = Process::start(lab.server().command("sleep").arg("300"));
     let neighbour = Neighbour::start(lab.client(), &service.socket);
-    let here = lease(&service, ROOT, &call("tcp", Some(20_000), None)).expect("a lease");
+    let here = lease(&service, ROOT, &lease_call("tcp", Some(20_000), None)).expect("a lease");
     for round in 0..3 {
         connect(&lab, &within);
-        let there = lease(&service, ROOT, &on(OTHER, call("tcp", Some(22_000), None))).expect("a lease");
+        let there = lease(&service, ROOT, &on(OTHER, lease_call("tcp", Some(22_000), None))).expect("a lease");
         assert_works(&there, (CLIENT, SERVER));
         assert_works(&here, (CLIENT_V4, SERVER_V4));
-        let without_ports = lease(&service, ROOT, &on(OTHER, call("none", None, None))).expect("a lease");
+        let without_ports = lease(&service, ROOT, &on(OTHER, lease_call("none", None, None))).expect("a lease");
         let observing = service.session(ROOT, async |control| {
             let call = crafter::protocol::wire::ObserveCall {
                 interface: OTHER.to_owned(),
@@ -137,14 +138,14 @@ fn removed_interface_ends_its_leases_and_can_be_added_again() {
         }
         let message = observing.receive(REPLY_TIMEOUT).expect("a message before the close").expect("an end message");
         assert!(matches!(message.header.kind, Kind::End { code: Code::InterfaceGone }), "{message:?}");
-        let none = lease(&service, ROOT, &on(OTHER, call("tcp", None, None))).map(drop);
+        let none = lease(&service, ROOT, &on(OTHER, lease_call("tcp", None, None))).map(drop);
         assert!(matches!(none, Err(Error::UnknownInterface { .. })), "{none:?}");
         assert_works(&here, (CLIENT_V4, SERVER_V4));
         assert!(service.leases().iter().all(|lease| lease.interface == INTERFACE), "round {round}");
     }
     // Removed while it is still attached but not leased.
     connect(&lab, &within);
-    drop(lease(&service, ROOT, &on(OTHER, call("tcp", None, None))).expect("a lease"));
+    drop(lease(&service, ROOT, &on(OTHER, lease_call("tcp", None, None))).expect("a lease"));
     ip(lab.client(), &format!("link delete {OTHER}"));
     connect(&lab, &within);
     // The service detaches from the removed interface a moment later.
@@ -154,7 +155,7 @@ fn removed_interface_ends_its_leases_and_can_be_added_again() {
         });
         interfaces.iter().all(|counted| counted.interface == INTERFACE).then_some(())
     });
-    let there = lease(&service, ROOT, &on(OTHER, call("tcp", Some(22_000), None))).expect("a lease");
+    let there = lease(&service, ROOT, &on(OTHER, lease_call("tcp", Some(22_000), None))).expect("a lease");
     assert_works(&there, (CLIENT, SERVER));
     drop(here);
     neighbour.finish().assert_undisturbed();

@@ -26,7 +26,7 @@ use crafter_tests::{
     testbed::{self, ENDS, lab},
 };
 
-use super::{call, lease, packets, service};
+use super::{lease, lease_call, packets, service};
 
 const PORT: u16 = 7000;
 
@@ -122,8 +122,10 @@ fn senders_are_slowed_by_back_pressure() {
     let peer = Peer::start(&lab);
     slow_down(&lab, "40mbit", "4kb");
     let service = service(&lab);
-    let (one, other) =
-        (lease(&service, ROOT, &call("udp", None, None)), lease(&service, NOBODY, &call("udp", None, None)));
+    let (one, other) = (
+        lease(&service, ROOT, &lease_call("udp", None, None)),
+        lease(&service, NOBODY, &lease_call("udp", None, None)),
+    );
     let (one, other) = (one.expect("a lease"), other.expect("a lease"));
     let (first, second) = (port(&one), port(&other));
     let began = Instant::now();
@@ -179,7 +181,7 @@ fn stalled_link_is_reported() {
     let _serial = Serial::begin();
     let lab = lab();
     let service = service(&lab);
-    let socket = lease(&service, ROOT, &call("udp", None, None)).expect("a lease");
+    let socket = lease(&service, ROOT, &lease_call("udp", None, None)).expect("a lease");
     let from = port(&socket);
     // Resolves the neighbour before the link stalls.
     socket.send(&datagram(from, 0)).expect("send");
@@ -208,7 +210,7 @@ fn closed_lease_on_a_stalled_link_is_released() {
     let _serial = Serial::begin();
     let lab = lab();
     let service = service(&lab);
-    let socket = lease(&service, ROOT, &call("udp", None, None)).expect("a lease");
+    let socket = lease(&service, ROOT, &lease_call("udp", None, None)).expect("a lease");
     let from = port(&socket);
     socket.send(&datagram(from, 0)).expect("send");
     accounted(&service, 1);
@@ -217,7 +219,7 @@ fn closed_lease_on_a_stalled_link_is_released() {
     let fd: OwnedFd = socket.fd;
     drop(fd);
     let again = wait_for("the release of the port", REPLY_TIMEOUT, || {
-        lease(&service, ROOT, &call("udp", Some(from), None)).ok()
+        lease(&service, ROOT, &lease_call("udp", Some(from), None)).ok()
     });
     assert_eq!(port(&again), from);
     let local = SocketAddr::new(ENDS[0].0, from);
@@ -235,7 +237,7 @@ fn packets_do_not_wait_for_route_refresh() {
     let lab = lab();
     let peer = Peer::start(&lab);
     let service = service(&lab);
-    let socket = lease(&service, ROOT, &call("udp", None, None)).expect("a lease");
+    let socket = lease(&service, ROOT, &lease_call("udp", None, None)).expect("a lease");
     let from = port(&socket);
     socket.send(&datagram(from, 0)).expect("send");
     accounted(&service, 1);

@@ -3,12 +3,13 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crafter::{
-    lab::{CLIENT_V4, CLIENT_V6, INTERFACE},
+    lab::{CLIENT_V4, CLIENT_V6},
     protocol::wire::LeaseCall,
 };
 use crafter_tests::{
     frame::{self, SYN, Tcp, V4, udp_ip},
     guarded::GuardedLab,
+    service::lease_call,
 };
 
 /// A packet or frame, with its source and destination as in the capture: port 0 if the protocol has none.
@@ -50,11 +51,11 @@ pub(crate) fn far(n: u8) -> IpAddr {
 }
 
 fn on(protocol: &str) -> LeaseCall {
-    LeaseCall { interface: Some(INTERFACE.to_owned()), protocol: protocol.to_owned(), ..LeaseCall::default() }
+    lease_call(protocol, None, None)
 }
 
 pub(crate) fn ported(protocol: &str, port: u16) -> LeaseCall {
-    LeaseCall { port: Some(port.into()), ..on(protocol) }
+    lease_call(protocol, Some(port), None)
 }
 
 fn tcp(n: u8) -> Vec<LeaseCall> {

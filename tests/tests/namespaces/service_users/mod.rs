@@ -19,7 +19,7 @@ use crafter_tests::{
     leak::Parallel,
     manual::sha256,
     peer::{Dnsmasq, HOST, Nginx, Process, wait_for},
-    service::{self, Credentials, NOBODY, REPLY_TIMEOUT, Service},
+    service::{self, Credentials, NOBODY, REPLY_TIMEOUT, Service, lease_call},
     testbed::{CONTROL_PORT, ENDS, lab, run, unowned_syn, wait_for_rst},
 };
 use serde_json::Value;
@@ -100,12 +100,7 @@ impl Tenant {
 }
 
 fn udp(port: u16) -> LeaseCall {
-    LeaseCall {
-        interface: Some(INTERFACE.to_owned()),
-        protocol: "udp".to_owned(),
-        port: Some(port.into()),
-        ..LeaseCall::default()
-    }
+    lease_call("udp", Some(port), None)
 }
 
 fn json(text: &str) -> Value {

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use crafter_tests::random::Rng;
 use nix::sys::socket::{setsockopt, sockopt};
 use sha2::{Digest, Sha256};
 
@@ -27,17 +28,7 @@ pub struct Received {
 
 /// `length` pseudo-random bytes that depend on `seed`.
 pub fn text(length: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut bytes = Vec::with_capacity(length + 8);
-    while bytes.len() < length {
-        // xorshift64 (Marsaglia, 2003).
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend(state.to_le_bytes());
-    }
-    bytes.truncate(length);
-    bytes
+    Rng::new(seed).bytes(length)
 }
 
 /// Listens in the calling thread's namespace.
