@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Timeout for the service and the kernel to release what the test has just closed.
-const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The kernel frees closed netlink sockets one RCU grace period later; the count is stable after this time without a
 /// change.
@@ -59,7 +59,7 @@ impl Drop for GuardedLab {
         if std::thread::panicking() {
             return;
         }
-        let left = self.left(REPLY_TIMEOUT);
+        let left = self.left(RELEASE_TIMEOUT);
         assert!(left.is_empty(), "the test left these in the lab: {left:?}");
     }
 }
@@ -150,7 +150,7 @@ mod tests {
     #[test]
     fn leftover_socket_process_and_filter_are_reported() {
         let lab = lab();
-        assert_eq!(lab.left(REPLY_TIMEOUT), Vec::<String>::new());
+        assert_eq!(lab.left(RELEASE_TIMEOUT), Vec::<String>::new());
 
         let socket = lab.client().run(|| UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap();
         let left = lab.left(SHORT);
@@ -169,7 +169,7 @@ mod tests {
         let left = lab.left(SHORT);
         tc(&["qdisc", "del", "dev", INTERFACE, "clsact"]);
         assert!(left.len() == 2 && left.iter().any(|one| one.starts_with("qdisc clsact")), "{left:?}");
-        assert_eq!(lab.left(REPLY_TIMEOUT), Vec::<String>::new());
+        assert_eq!(lab.left(RELEASE_TIMEOUT), Vec::<String>::new());
     }
 
     /// The kernel frees a netlink socket only after `tc`, which the check runs, has exited.
@@ -186,7 +186,7 @@ mod tests {
             assert!(round < 500, "no unfreed socket was observed in 500 rounds");
             run(lab.client().command("tc").arg("qdisc"));
             busy += u32::from(used(lab.client()) > before);
-            assert_eq!(lab.left(REPLY_TIMEOUT), Vec::<String>::new());
+            assert_eq!(lab.left(RELEASE_TIMEOUT), Vec::<String>::new());
         }
     }
 }

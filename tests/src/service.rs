@@ -109,7 +109,7 @@ impl Service {
         // Other users may have no access to the build directory.
         executable::place(&built(), &binary).expect("the service's program");
         fs::write(&file, policy).expect("a policy");
-        let namespace = namespace.try_clone().expect("the namespace again");
+        let namespace = namespace.try_clone().expect("a clone of the namespace");
         let process = spawn(launcher, &namespace, &directory, [&binary, &socket, &file], &access, arguments);
         let before = initial_descriptors(&process);
         Self { process, before, namespace, directory, socket, policy: file, binary, access }
@@ -134,7 +134,7 @@ impl Service {
     pub fn place(&self, program: &Path) -> PathBuf {
         let there = self.directory.path().join(program.file_name().expect("a program"));
         if !there.exists() {
-            executable::place(program, &there).expect("a program for everybody");
+            executable::place(program, &there).expect("a program that every user may run");
         }
         there
     }
@@ -255,7 +255,7 @@ impl Drop for Service {
 /// A directory that every user may enter.
 pub fn open_directory(prefix: &str) -> TempDir {
     let directory = TempDir::with_prefix(prefix).expect("a directory");
-    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).expect("let others in");
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).expect("set the permissions");
     directory
 }
 
@@ -280,8 +280,8 @@ const LOG: &str = "log";
 /// If it was not built.
 pub fn built() -> PathBuf {
     let this = std::env::current_exe().expect("the path of this program");
-    let beside = this.ancestors().skip(1).take(2).map(|directory| directory.join("crafter"));
-    let found = beside.into_iter().find(|path| path.is_file());
+    let candidates = this.ancestors().skip(1).take(2).map(|directory| directory.join("crafter"));
+    let found = candidates.into_iter().find(|path| path.is_file());
     found.expect("no program crafter next to the tests; build it with `cargo build --release -p crafter`")
 }
 

@@ -102,7 +102,7 @@ fn script_written_by_this_process_is_busy() {
         file.set_permissions(fs::Permissions::from_mode(0o755)).expect("permissions");
         drop(file);
         let busy = is_busy(execute(&script));
-        (&go).write_all(&[0]).expect("let the child go on");
+        (&go).write_all(&[0]).expect("resume the child");
         child.join().expect("true");
         assert!(busy, "the script is not busy although a child has it open for writing");
     });

@@ -133,7 +133,7 @@ fn server_that_resets_refuses_or_never_answers() {
             if version == 1 {
                 // Without a route the server's kernel answers with ICMPv6, which is a different error.
                 let unreachable = lease.connect(SocketAddr::new(hole, 80), StreamOptions::default()).await;
-                let unreachable = unreachable.map(drop).expect_err("no route behind the server");
+                let unreachable = unreachable.map(drop).expect_err("no route beyond the server");
                 assert!(matches!(unreachable, Error::Unreachable { from, .. } if from == address), "{unreachable:?}");
                 ip(&lab, "route add blackhole 2001:db8:ffff::/48");
             }

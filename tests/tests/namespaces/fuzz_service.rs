@@ -209,7 +209,7 @@ fn violation(frame: &[u8]) -> Option<&'static str> {
             let header = ip.first_chunk::<40>();
             let Some(header) = header else { return Some("truncated IPv6 header") };
             let sixteen = |at: usize| <[u8; 16]>::try_from(&header[at..at + 16]).expect("sixteen bytes");
-            // The kernel sends neighbour discovery, and listener reports behind a hop-by-hop header.
+            // The kernel sends neighbour discovery, and listener reports after a hop-by-hop header.
             if header[6] == frame::ICMPV6 || (header[6] == 0 && sixteen(24)[0] == 0xff) {
                 return None;
             }
@@ -275,7 +275,7 @@ fn packets() -> Vec<Vec<u8>> {
     for (client, server) in ENDS {
         for (from, to) in [(20_000, 9), (20_001, 4000), (20_000, 53), (20_005, 9)] {
             let ends = (SocketAddr::new(client, from), SocketAddr::new(server, to));
-            packets.push(frame::udp_ip(ends.0, ends.1, b"what is in it"));
+            packets.push(frame::udp_ip(ends.0, ends.1, b"payload"));
         }
         let elsewhere: IpAddr =
             if client.is_ipv4() { [192, 0, 2, 9].into() } else { [0x2001, 0xdb8, 0, 0, 0, 0, 0, 9].into() };

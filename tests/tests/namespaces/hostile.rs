@@ -140,7 +140,7 @@ const KINDS: u32 = 15;
 /// Packets of one kind from the server to the owned port that must not change the state of a TCP connection.
 fn malformed(kind: u32, server: SocketAddr, client: SocketAddr, now: Numbers, random: &mut Rng) -> Vec<Vec<u8>> {
     let (seq, ack) = (now.server, now.client);
-    let data = |seq| Tcp::new(PSH | ACK, seq, ack).with(b"not what the server said");
+    let data = |seq| Tcp::new(PSH | ACK, seq, ack).with(b"not what the server sent");
     let raw = |bytes: &[u8]| frame::packet(server.ip(), client.ip(), TCP, bytes);
     let far = seq.wrapping_add(0x8000_0000);
     match kind {

@@ -74,7 +74,7 @@ impl Group {
         // Without a limit of swap, excess memory would be swapped out.
         let swap = group.path.join("memory.swap.max");
         if swap.exists() {
-            fs::write(swap, "0").expect("no swap");
+            fs::write(swap, "0").expect("disable swap");
         }
         group
     }

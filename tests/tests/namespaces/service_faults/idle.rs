@@ -59,7 +59,7 @@ fn passed_socket_is_served_and_kept() {
     // sd_listen_fds(3): descriptor 3, and the id of the process for which it is.
     let script = r#"exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@""#;
     for round in 0..2 {
-        let passed = listener.try_clone().expect("the socket again");
+        let passed = listener.try_clone().expect("a clone of the socket");
         let mut command = lab.client().command("sh");
         command.args(["-c", script, "sh"]).arg(&service.binary).args(["serve", "--idle", "1", "--policy"]);
         command.arg(&service.policy).stdin(Stdio::from(OwnedFd::from(passed)));

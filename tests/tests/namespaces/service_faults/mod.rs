@@ -77,7 +77,7 @@ fn resident(pid: u32) -> u64 {
 /// CPU time of a process in ticks (proc_pid_stat(5), fields 14 and 15).
 fn ticks(pid: u32) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("the state of a process");
-    let (_, rest) = stat.rsplit_once(')').expect("a name in brackets");
+    let (_, rest) = stat.rsplit_once(')').expect("a name in parentheses");
     let fields: Vec<&str> = rest.split_whitespace().collect();
     fields[11..13].iter().map(|field| field.parse::<u64>().expect("a number")).sum()
 }

@@ -40,7 +40,7 @@ fn reload(service: &Service, policy: &str) {
 }
 
 async fn listed(control: &Control, number: u64) -> Lease {
-    let leases = control.call(&ListLeasesCall::default()).await.expect("one's own leases").leases;
+    let leases = control.call(&ListLeasesCall::default()).await.expect("own leases").leases;
     leases.into_iter().find(|lease| lease.lease == number).expect("the lease")
 }
 

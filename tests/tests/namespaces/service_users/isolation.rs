@@ -242,7 +242,7 @@ fn monitored(service: &Service, credentials: Credentials) -> Vec<(String, u32)> 
                 }
             })
         });
-        is_listening.recv_timeout(REPLY_TIMEOUT).expect("it listens");
+        is_listening.recv_timeout(REPLY_TIMEOUT).expect("a subscription");
         for (credentials, port) in [(ONE, 50_001), (TWO, 50_002), (ONE, 50_003), (TWO, 50_004)] {
             assert_eq!(Tenant::start(service, credentials, "udp", port, port, &[]).end(), [0; 4]);
         }

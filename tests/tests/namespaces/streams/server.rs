@@ -49,10 +49,10 @@ pub fn serve(row: &Row, listener: &TcpListener, down: Vec<u8>, moment: &Arc<Rend
     socket.set_read_timeout(Some(timeout)).expect("a timeout");
     socket.set_write_timeout(Some(timeout)).expect("a timeout");
     let resets = row.ending == Ending::ServerResets;
-    let mut reader = socket.try_clone().expect("the socket again");
+    let mut reader = socket.try_clone().expect("a clone of the socket");
     let ending = row.ending;
     let writer = {
-        let mut socket = socket.try_clone().expect("the socket again");
+        let mut socket = socket.try_clone().expect("a clone of the socket");
         thread::spawn(move || -> io::Result<()> {
             if resets {
                 return socket.write_all(&down[..down.len() / 2]);
