@@ -1,5 +1,4 @@
-//! The kernel half on a bench: loaded, attached to nothing, run frame by frame by
-//! `BPF_PROG_TEST_RUN`.
+//! The kernel half loaded but not attached to any interface; `BPF_PROG_TEST_RUN` runs one frame at a time.
 
 use std::{
     collections::BTreeSet,
@@ -26,63 +25,63 @@ use crafter_common::{
 
 use crate::views::Views;
 
-/// "On any local address" for [`OwnerMaps::own`].
+/// Any local address, as an argument of [`OwnerMaps::own`].
 pub const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
-/// Offset of `mark` in `struct __sk_buff`, and the size of the struct (linux/bpf.h).
+/// Offset of `mark` in `struct __sk_buff`, and the size of that struct, in bytes (linux/bpf.h).
 const SKB_MARK: usize = 8;
 const SKB_SIZE: usize = 192;
 
-/// Terms of a lease in the order that the rows name them.
+/// Lease terms without `report`.
 pub const fn terms(observe: bool, suppress: bool) -> Terms {
     Terms { observe, suppress, report: false }
 }
 
-/// What the kernel half made of one frame.
+/// Result of running one frame.
 #[derive(Debug)]
 pub struct Outcome {
-    /// The one counter that went up.
+    /// The only counter that was incremented.
     pub reason: Reason,
     /// The program's return value.
     pub action: i32,
-    /// The frame afterwards.
+    /// The frame after the program ran.
     pub frame: Vec<u8>,
-    /// What came out of the ring buffer, unless draining is off.
+    /// Records from the ring buffer; empty if `Bench::drain` is off.
     pub delivered: Vec<(ReplyHeader, Vec<u8>)>,
 }
 
 /// The loaded programs and their maps.
 pub struct Bench {
     pub(crate) kernel: Kernel,
-    /// Ports are owned through these.
+    /// Maps of port ownership.
     pub maps: OwnerMaps,
     ring: Ring,
     socket: Option<Socket>,
-    /// Open until the programs are loaded, which refer to it.
+    /// Kept open until the programs that reference it are loaded.
     _sockets: XskMap<MapData>,
     /// Whether the ring buffer is emptied after each frame.
     pub drain: bool,
-    /// Whether what is suppressed has to come out of the ring buffer too.
+    /// Whether leases ask for copies of suppressed answers in the ring buffer.
     pub report: bool,
-    /// Frames run.
+    /// Number of frames run.
     pub ran: u64,
-    /// Reasons seen.
+    /// Every reason counted so far.
     pub reached: BTreeSet<u32>,
 }
 
 impl Bench {
-    /// Loads the programs; `socket`: with an AF_XDP socket on queue 0 of `lo`, which is where
-    /// TEST_RUN lets frames come in.
+    /// Loads the programs. `socket`: open an AF_XDP socket on queue 0 of `lo`, the interface and queue on which
+    /// TEST_RUN makes frames arrive.
     pub fn new(options: &LoadOptions, link_header: u32, socket: bool) -> Self {
         let frames = Frames::plan(1500, 1);
-        let (mut kernel, maps) = Kernel::load(options, link_header, frames.longest()).expect("load the kernel half");
+        let (mut kernel, maps) = Kernel::load(options, link_header, frames.longest()).expect("load the eBPF programs");
         let ring = Ring::new(kernel.take_ring().expect("the ring buffer"));
         let mut sockets = kernel.take_sockets().expect("the map of sockets");
         let socket = socket.then(|| {
             let lo = nix::net::if_::if_nametoindex("lo").expect("lo has an index");
             let socket = Socket::open(lo, 0, frames).expect("an AF_XDP socket on lo");
             use std::os::fd::AsRawFd as _;
-            sockets.set(0, socket.as_raw_fd(), 0).expect("list the socket");
+            sockets.set(0, socket.as_raw_fd(), 0).expect("add the socket to the map");
             socket
         });
         Self {
@@ -98,7 +97,7 @@ impl Bench {
         }
     }
 
-    /// Small maps: what a bench needs.
+    /// Load options with small maps, sufficient for these tests.
     pub fn small() -> LoadOptions {
         LoadOptions { owned_entries: 256, flow_entries: 1024, ring_bytes: 1 << 20, ..LoadOptions::default() }
     }
@@ -114,7 +113,7 @@ impl Bench {
         self.maps.own(u32::from(port), transport, address, port, terms).expect("own a port");
     }
 
-    /// The maps as the kernel has them.
+    /// Raw access to the loaded maps.
     pub fn views(&mut self) -> Views {
         Views::open(&mut self.kernel)
     }
@@ -124,8 +123,8 @@ impl Bench {
         self.maps.counters().expect("the counters")
     }
 
-    /// Runs `frame` through the program at `hook`, with `mark` if it is a classifier, and looks no further: the
-    /// action, and how many bytes of `out` the frame takes afterwards.
+    /// Runs `frame` through the program at `hook`, with `mark` if it is a classifier. Returns the action and the length
+    /// of the frame after the run, whose bytes are in `out`. Checks nothing.
     pub(crate) fn execute(&mut self, hook: Hook, frame: &[u8], mark: u32, out: &mut [u8]) -> (i32, usize) {
         let mut context = [0; SKB_SIZE];
         context[SKB_MARK..SKB_MARK + 4].copy_from_slice(&mark.to_ne_bytes());
@@ -144,10 +143,10 @@ impl Bench {
     /// Runs `frame` through the program at `hook`, with `mark` if it is a classifier.
     ///
     /// # Panics
-    /// Where not exactly one counter went up by exactly one.
+    /// If the run does not increment exactly one counter by exactly one.
     pub fn run(&mut self, hook: Hook, frame: &[u8], mark: u32) -> Outcome {
         let before = self.counters();
-        // A verdict that makes a frame longer would show.
+        // Larger than the frame, so that a frame that grows is noticed.
         let mut out = vec![0; frame.len() + 64];
         let (action, length) = self.execute(hook, frame, mark, &mut out);
         out.truncate(length);
@@ -159,7 +158,7 @@ impl Bench {
             .map(|reason| (reason, after.get(reason) - before.get(reason)))
             .filter(|(_, change)| *change != 0)
             .collect();
-        let [(reason, 1)] = changes[..] else { panic!("one frame at {hook:?} counted as {changes:?}") };
+        let [(reason, 1)] = changes[..] else { panic!("one frame at {hook:?} changed these counters: {changes:?}") };
         self.reached.insert(reason as u32);
         Outcome { reason, action, frame: out, delivered: self.take_delivered() }
     }
@@ -172,11 +171,11 @@ impl Bench {
         delivered
     }
 
-    /// Runs a frame and checks everything that follows from `reason`: the action, that a passed
-    /// frame is unchanged, and that a delivered packet is whole.
+    /// Runs a frame and checks everything that follows from `reason`: the action, that the frame is unchanged, and that
+    /// the delivered packet is complete.
     ///
     /// # Errors
-    /// A sentence that says what was different.
+    /// A description of the first difference.
     pub fn expect(&mut self, hook: Hook, frame: &[u8], mark: u32, reason: Reason, start: usize) -> Result<(), String> {
         let got = self.run(hook, frame, mark);
         let differs = |what: &str, got: &dyn std::fmt::Debug, wanted: &dyn std::fmt::Debug| {
@@ -197,7 +196,7 @@ impl Bench {
             return differs("the action", &got.action, &action);
         }
         if got.frame != frame {
-            return differs("the frame afterwards", &got.frame, &frame);
+            return differs("the frame after the run", &got.frame, &frame);
         }
         if !self.drain {
             return Ok(());

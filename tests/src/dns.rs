@@ -1,4 +1,4 @@
-//! As much of DNS (RFC 1035) as a query by hand takes.
+//! The part of DNS (RFC 1035) that a crafted query needs.
 
 /// Record types.
 pub const A: u16 = 1;
@@ -7,8 +7,7 @@ pub const TXT: u16 = 16;
 /// See [`A`].
 pub const AAAA: u16 = 28;
 
-/// A query with recursion desired; `edns`: with an OPT record that offers that UDP payload size
-/// (RFC 6891).
+/// A query with recursion desired; `edns` adds an OPT record with that UDP payload size in bytes (RFC 6891).
 pub fn query(id: u16, name: &str, kind: u16, edns: Option<u16>) -> Vec<u8> {
     let mut bytes = Vec::new();
     for word in [id, 0x0100, 1, 0, 0, u16::from(edns.is_some())] {
@@ -30,12 +29,12 @@ pub fn query(id: u16, name: &str, kind: u16, edns: Option<u16>) -> Vec<u8> {
     bytes
 }
 
-/// An answer as far as the tests look into it.
+/// The fields of an answer that the tests check.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Answer {
     /// The id of the query.
     pub id: u16,
-    /// Whether it had to be cut to fit.
+    /// The TC flag: the answer was truncated to fit.
     pub truncated: bool,
     /// The response code.
     pub code: u8,
@@ -43,7 +42,7 @@ pub struct Answer {
     pub data: Vec<Vec<u8>>,
 }
 
-/// Reads an answer; `None` where it is not whole.
+/// Parses an answer; `None` if it is incomplete or not a response.
 pub fn read(bytes: &[u8]) -> Option<Answer> {
     let word = |at: usize| Some(u16::from_be_bytes([*bytes.get(at)?, *bytes.get(at + 1)?]));
     let flags = word(2)?;

@@ -1,11 +1,11 @@
-//! Files that a test makes and then executes: programs where every user may run them, and scripts.
+//! Executable files made by tests: programs that every user may run, and scripts.
 //!
-//! The kernel refuses to execute a file that is open for writing anywhere (`ETXTBSY`, `deny_write_access` in
-//! fs/namei.c and fs/exec.c). A test that writes such a file itself cannot prevent that: if another thread starts a
-//! process at that moment, the child has a copy of the descriptor until its own `execve`, also of a descriptor with
-//! `FD_CLOEXEC`. So this process never opens such a file for writing; a process with one thread does, and ends.
+//! The kernel refuses to execute a file that any process has open for writing (`ETXTBSY`, `deny_write_access` in
+//! fs/namei.c and fs/exec.c). A test that writes such a file itself cannot prevent that: if another thread forks at
+//! that moment, the child holds a copy of the descriptor until its own `execve`, even of a descriptor with
+//! `FD_CLOEXEC`. So this process never opens such a file for writing; a single-threaded child process does, and exits.
 //!
-//! `cargo xtask`'s own tests include this file: it needs nothing but the standard library.
+//! The tests of `cargo xtask` include this file, so it uses only the standard library.
 
 use std::{
     fs::{self, File},
@@ -14,14 +14,14 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-/// Writes its input to a file that does not exist yet (`set -C`): what exists may be a hard link to a program.
+/// Writes standard input to a new file. `set -C` refuses an existing file, which may be a hard link to a program.
 const WRITE: &str = r#"set -C && umask 022 && cat >"$1" && chmod 755 "$1""#;
 
-/// Makes `program` available as `at`, which every user may execute if the directory lets them: a hard link, or a copy
-/// where the file system has none.
+/// Makes `program` available at `at`, executable for every user who may enter the directory: as a hard link, or as a
+/// copy if the file system has no hard links.
 ///
 /// # Errors
-/// If `at` exists, or cannot be written.
+/// If `at` exists or cannot be written.
 pub fn place(program: &Path, at: &Path) -> io::Result<()> {
     if fs::hard_link(program, at).is_ok() {
         return Ok(());
@@ -29,24 +29,24 @@ pub fn place(program: &Path, at: &Path) -> io::Result<()> {
     copy(program, at)
 }
 
-/// Makes a copy of `program` at `at`, for tests that change it: a hard link has the owner, the mode and the capabilities
-/// of the program itself.
+/// Copies `program` to `at`, for tests that modify it: a hard link would share owner, mode and capabilities with the
+/// program itself.
 ///
 /// # Errors
-/// If `at` exists, or cannot be written.
+/// If `at` exists or cannot be written.
 pub fn copy(program: &Path, at: &Path) -> io::Result<()> {
-    ended(writer(at, File::open(program)?.into())?, at)
+    finish(writer(at, File::open(program)?.into())?, at)
 }
 
-/// Makes `at` a script with `text`, which every user may execute if the directory lets them.
+/// Writes `text` as a script to `at`, executable for every user who may enter the directory.
 ///
 /// # Errors
-/// If `at` exists, or cannot be written.
+/// If `at` exists or cannot be written.
 pub fn script(text: &str, at: &Path) -> io::Result<()> {
     let mut writer = writer(at, Stdio::piped())?;
     let written = writer.stdin.take().expect("a pipe").write_all(text.as_bytes());
-    // What the writer says explains a broken pipe.
-    ended(writer, at).and(written)
+    // The writer's own error explains a broken pipe.
+    finish(writer, at).and(written)
 }
 
 fn writer(at: &Path, input: Stdio) -> io::Result<Child> {
@@ -55,11 +55,11 @@ fn writer(at: &Path, input: Stdio) -> io::Result<Child> {
     command.spawn()
 }
 
-fn ended(writer: Child, at: &Path) -> io::Result<()> {
+fn finish(writer: Child, at: &Path) -> io::Result<()> {
     let output = writer.wait_with_output()?;
     if output.status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(io::Error::other(format!("cannot write {}: {}", at.display(), said.trim())))
+    let message = String::from_utf8_lossy(&output.stderr);
+    Err(io::Error::other(format!("cannot write {}: {}", at.display(), message.trim())))
 }

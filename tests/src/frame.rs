@@ -1,5 +1,5 @@
-//! Frames byte by byte, independent of crafter's own packet code: what the tests feed the kernel
-//! half and the wire with, and so must not share a mistake with it.
+//! Frames built byte by byte, without crafter's packet code: the tests feed them to the kernel half and to the wire, so
+//! a mistake in crafter's code cannot hide in them.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -12,7 +12,7 @@ pub const UDP: u8 = 17;
 /// `IPPROTO_ICMPV6`.
 pub const ICMPV6: u8 = 58;
 
-/// TCP flags (RFC 9293 section 3.1).
+/// TCP flags (RFC 9293, section 3.1).
 pub const FIN: u8 = 0x01;
 /// See [`FIN`].
 pub const SYN: u8 = 0x02;
@@ -48,14 +48,14 @@ pub fn tagged(tags: &[(u16, u16)], ip: &[u8]) -> Vec<u8> {
     ethernet(tags, if ip[0] >> 4 == 4 { 0x0800 } else { 0x86dd }, ip)
 }
 
-/// An IPv4 header to be.
+/// Fields of an IPv4 header.
 #[derive(Clone, Debug)]
 pub struct V4 {
-    /// Options, padded to four bytes by the caller.
+    /// Options; the caller pads them to a multiple of four bytes.
     pub options: Vec<u8>,
     /// Identification.
     pub id: u16,
-    /// Flags and offset, as they stand in the header.
+    /// Flags and fragment offset as one field, as in the header.
     pub fragment: u16,
 }
 
@@ -66,7 +66,7 @@ impl Default for V4 {
 }
 
 impl V4 {
-    /// The packet: header with its checksum, then `payload`.
+    /// The packet: header with its checksum, followed by `payload`.
     pub fn packet(&self, source: IpAddr, destination: IpAddr, protocol: u8, payload: &[u8]) -> Vec<u8> {
         let length = 20 + self.options.len();
         let mut header = vec![0x40 | (length / 4) as u8, 0];
@@ -84,7 +84,7 @@ impl V4 {
     }
 }
 
-/// An IPv6 packet; `next` is the type of what `payload` begins with.
+/// An IPv6 packet; `next` is the type of the first header in `payload`.
 pub fn v6(source: IpAddr, destination: IpAddr, next: u8, payload: &[u8]) -> Vec<u8> {
     let mut packet = vec![0x60, 0, 0, 0];
     packet.extend((payload.len() as u16).to_be_bytes());
@@ -95,17 +95,17 @@ pub fn v6(source: IpAddr, destination: IpAddr, next: u8, payload: &[u8]) -> Vec<
     packet
 }
 
-/// Puts IPv6 extension headers of `kinds` before `payload` of type `next`: the type of the whole,
-/// and its bytes. A fragment header among them is that of an atomic fragment (RFC 6946).
+/// Puts IPv6 extension headers of `kinds` before `payload` of type `next`. Returns the type of the first header, and
+/// the bytes. A fragment header among them is that of an atomic fragment (RFC 6946).
 pub fn extended(kinds: &[u8], next: u8, payload: &[u8]) -> (u8, Vec<u8>) {
     kinds.iter().rev().fold((next, payload.to_vec()), |(next, rest), &kind| {
         let mut header = match kind {
-            // Authentication (RFC 4302): length in 4-byte units less 2; 24 bytes here.
+            // Authentication (RFC 4302): length in 4-byte units minus 2; 24 bytes here.
             51 => vec![next, 4, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9],
             44 => vec![next, 0, 0, 0, 0, 0, 0, 7],
-            // Routing, type 4, no segments left, 8 more bytes.
+            // Routing, type 4, segments left 0, 8 more bytes.
             43 => vec![next, 1, 4, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8],
-            // Mobility: binding error, say.
+            // Mobility (RFC 6275): binding error.
             135 => vec![next, 0, 7, 0, 0, 0, 0, 0],
             // Hop-by-hop and destination options: PadN.
             _ => vec![next, 0, 1, 4, 0, 0, 0, 0],
@@ -115,7 +115,7 @@ pub fn extended(kinds: &[u8], next: u8, payload: &[u8]) -> (u8, Vec<u8>) {
     })
 }
 
-/// An IPv6 fragment header before a piece of a datagram; `offset` in bytes.
+/// An IPv6 fragment header followed by a fragment of a datagram; `offset` in bytes.
 pub fn fragment6(next: u8, offset: u16, more: bool, id: u32, piece: &[u8]) -> Vec<u8> {
     let mut bytes = vec![next, 0];
     bytes.extend((offset & 0xfff8 | u16::from(more)).to_be_bytes());
@@ -124,7 +124,7 @@ pub fn fragment6(next: u8, offset: u16, more: bool, id: u32, piece: &[u8]) -> Ve
     bytes
 }
 
-/// A packet of either IP version around `payload`, with no options.
+/// A packet of either IP version around `payload`, without options.
 pub fn packet(source: IpAddr, destination: IpAddr, protocol: u8, payload: &[u8]) -> Vec<u8> {
     match source {
         IpAddr::V4(_) => V4::default().packet(source, destination, protocol, payload),
@@ -132,7 +132,7 @@ pub fn packet(source: IpAddr, destination: IpAddr, protocol: u8, payload: &[u8])
     }
 }
 
-/// A TCP segment to be.
+/// Fields of a TCP segment.
 #[derive(Clone, Debug)]
 pub struct Tcp {
     /// Sequence number.
@@ -145,9 +145,9 @@ pub struct Tcp {
     pub window: u16,
     /// Payload.
     pub payload: Vec<u8>,
-    /// Data offset in 4-byte words, where it is to lie.
+    /// Overrides the data offset, in 4-byte words.
     pub offset: Option<u8>,
-    /// Added to the right checksum.
+    /// Added to the correct checksum.
     pub spoil: u16,
 }
 
@@ -157,13 +157,13 @@ impl Tcp {
         Self { seq, ack, flags, window: 64_000, payload: Vec::new(), offset: None, spoil: 0 }
     }
 
-    /// The same with `payload`.
+    /// The same segment with `payload`.
     #[must_use]
     pub fn with(self, payload: &[u8]) -> Self {
         Self { payload: payload.to_vec(), ..self }
     }
 
-    /// Header and payload with the checksum for these ends.
+    /// Header and payload, with the checksum for these addresses and ports.
     pub fn bytes(&self, source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
         let mut bytes = Vec::new();
         bytes.extend(source.port().to_be_bytes());
@@ -179,13 +179,13 @@ impl Tcp {
         bytes
     }
 
-    /// The whole IP packet.
+    /// The segment in an IP packet.
     pub fn ip(&self, source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
         packet(source.ip(), destination.ip(), TCP, &self.bytes(source, destination))
     }
 }
 
-/// A UDP datagram, header and payload.
+/// A UDP datagram: header and payload.
 pub fn udp(source: SocketAddr, destination: SocketAddr, payload: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     bytes.extend(source.port().to_be_bytes());
@@ -201,17 +201,18 @@ pub fn udp(source: SocketAddr, destination: SocketAddr, payload: &[u8]) -> Vec<u
     bytes
 }
 
-/// A UDP datagram in its IP packet.
+/// A UDP datagram in an IP packet.
 pub fn udp_ip(source: SocketAddr, destination: SocketAddr, payload: &[u8]) -> Vec<u8> {
     packet(source.ip(), destination.ip(), UDP, &udp(source, destination, payload))
 }
 
-/// An ICMP or ICMPv6 message that quotes `quoted`, in its IP packet.
+/// An ICMP or ICMPv6 message with `quoted` after its header, in an IP packet.
 pub fn icmp(source: IpAddr, destination: IpAddr, kind: u8, code: u8, quoted: &[u8]) -> Vec<u8> {
     icmp_query(source, destination, kind, 0, &[&[code], quoted].concat())
 }
 
-/// An ICMP or ICMPv6 message with an identifier, in its IP packet; `rest`: the code, and what follows the header.
+/// An ICMP or ICMPv6 message with an identifier, in an IP packet; `rest`: the code, followed by what is after the
+/// header.
 pub fn icmp_query(source: IpAddr, destination: IpAddr, kind: u8, id: u16, rest: &[u8]) -> Vec<u8> {
     let mut bytes = vec![kind, rest[0], 0, 0];
     bytes.extend(id.to_be_bytes());
@@ -226,7 +227,7 @@ pub fn icmp_query(source: IpAddr, destination: IpAddr, kind: u8, id: u16, rest: 
     packet(source, destination, protocol, &bytes)
 }
 
-/// The bytes of an address.
+/// The bytes of an address, in network byte order.
 pub fn octets(address: IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(v4) => v4.octets().to_vec(),
@@ -234,13 +235,13 @@ pub fn octets(address: IpAddr) -> Vec<u8> {
     }
 }
 
-/// The checksum of a transport with its pseudo-header (RFC 9293 section 3.1, RFC 8200 section 8.1).
+/// Checksum of a transport header and payload with its pseudo-header (RFC 9293, section 3.1; RFC 8200, section 8.1).
 fn transport(source: IpAddr, destination: IpAddr, protocol: u8, bytes: &[u8]) -> u16 {
     let length = (bytes.len() as u32).to_be_bytes();
     checksum(&[&octets(source), &octets(destination), &length, &[0, protocol], bytes])
 }
 
-/// RFC 1071 over all parts; all but the last are of even length.
+/// RFC 1071 checksum over all parts; all but the last have even length.
 fn checksum(parts: &[&[u8]]) -> u16 {
     let mut sum = 0_u32;
     for part in parts {
@@ -258,14 +259,14 @@ fn checksum(parts: &[&[u8]]) -> u16 {
 mod tests {
     use super::*;
 
-    /// The example of RFC 1071 section 3.
+    /// The example of RFC 1071, section 3.
     #[test]
-    fn checksum_of_the_rfc() {
+    fn checksum_matches_rfc_1071_example() {
         assert_eq!(checksum(&[&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]]), !0xddf2);
     }
 
     #[test]
-    fn extension_headers_chain() {
+    fn extension_headers_are_chained() {
         let (first, bytes) = extended(&[0, 60], TCP, &[0xaa]);
         assert_eq!(first, 0);
         assert_eq!((bytes[0], bytes[8], bytes.len(), bytes[16]), (60, TCP, 17, 0xaa));

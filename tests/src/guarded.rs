@@ -1,6 +1,6 @@
-//! A lab that is looked at when its test is done with it: nothing may be left in it.
+//! A lab that checks, when it is dropped, that the test left nothing in it.
 //!
-//! It looks into the lab's own namespaces alone, so that tests with a lab each may run side by side.
+//! It only inspects the lab's own namespaces, so that tests with separate labs can run in parallel.
 
 use std::{
     collections::BTreeSet,
@@ -17,19 +17,20 @@ use crate::{
     slow,
 };
 
-/// How long the end of what a test had may take: it lets go of it just before, and service and kernel take a moment.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Timeout for the service and the kernel to release what the test has just closed.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The kernel frees closed netlink sockets a grace period of RCU later; how long none may have gone to be done with it.
+/// The kernel frees closed netlink sockets one RCU grace period later; the count is stable after this time without a
+/// change.
 const QUIET: Duration = Duration::from_millis(100);
 
-/// A lab; as it was when it was made, it has to be when it is dropped: attachments and qdiscs of the client's interface,
-/// processes in both namespaces, and sockets in the client's, which are reserved ports, AF_XDP sockets with their
-/// frames, packet sockets and those of leases. Not looked at while a failed test unwinds.
+/// A lab that must be in its initial state when it is dropped: attachments and qdiscs of the client's interface,
+/// processes in both namespaces, and sockets in the client's namespace (reserved ports, AF_XDP sockets with their
+/// frames, packet sockets, leases). Not checked while a failed test unwinds.
 pub struct GuardedLab {
     lab: Lab,
-    things: BTreeSet<String>,
-    /// Sockets of all families, of this process and others (`sockets: used` in /proc/net/sockstat).
+    state: BTreeSet<String>,
+    /// Number of sockets of all families and processes (`sockets: used` in /proc/net/sockstat).
     sockets: u64,
 }
 
@@ -37,11 +38,11 @@ impl GuardedLab {
     /// Makes a lab.
     ///
     /// # Panics
-    /// If there can be none: these tests run as root.
+    /// If the lab cannot be created; it requires root.
     pub fn new(options: &LabOptions) -> Self {
         let lab = Lab::new(options).expect("a lab; these tests run as root");
-        let (things, sockets) = (things(&lab), settled(lab.client()));
-        Self { lab, things, sockets }
+        let (state, sockets) = (state(&lab), stable_socket_count(lab.client()));
+        Self { lab, state, sockets }
     }
 }
 
@@ -58,46 +59,46 @@ impl Drop for GuardedLab {
         if std::thread::panicking() {
             return;
         }
-        let left = self.left(PATIENCE);
-        assert!(left.is_empty(), "left in the lab: {left:?}");
+        let left = self.left(RELEASE_TIMEOUT);
+        assert!(left.is_empty(), "the test left these in the lab: {left:?}");
     }
 }
 
 impl GuardedLab {
-    /// What is there and was not, after `patience` at most if it is still there then.
-    fn left(&self, patience: Duration) -> Vec<String> {
+    /// What was added since the lab was created and is still there after `timeout`.
+    fn left(&self, timeout: Duration) -> Vec<String> {
         let mut left = Vec::new();
         let more = || {
-            left = things(&self.lab).difference(&self.things).cloned().collect();
+            left = state(&self.lab).difference(&self.state).cloned().collect();
             left.is_empty()
         };
-        // Apart from what opens netlink sockets itself: as long as that goes on, some are not freed yet.
+        // Checked last, because the other checks open netlink sockets themselves, and the kernel frees them later.
         let mut count = 0;
         let fewer = || {
             count = used(self.lab.client()).saturating_sub(self.sockets);
             count == 0
         };
-        if slow::wait_until(patience, more) && !slow::wait_until(patience, fewer) {
+        if slow::wait_until(timeout, more) && !slow::wait_until(timeout, fewer) {
             left.push(format!("{count} sockets: {}", sockets(self.lab.client())));
         }
         left
     }
 }
 
-/// What could be left, but for sockets.
-fn things(lab: &Lab) -> BTreeSet<String> {
-    let mut things: BTreeSet<String> = processes_in(&[lab.client(), lab.server()]).into_iter().collect();
-    let is_there = || nix::net::if_::if_nametoindex(INTERFACE).is_ok();
+/// Everything that could be left, except sockets.
+fn state(lab: &Lab) -> BTreeSet<String> {
+    let mut state: BTreeSet<String> = processes_in(&[lab.client(), lab.server()]).into_iter().collect();
+    let exists = || nix::net::if_::if_nametoindex(INTERFACE).is_ok();
     // Some tests remove the interface, rename it, or move it elsewhere.
-    if lab.client().run(is_there).expect("enter the client") {
-        things.extend(attached(lab.client(), INTERFACE));
-        things.extend(clsact(lab.client(), INTERFACE));
+    if lab.client().run(exists).expect("enter the client") {
+        state.extend(attached(lab.client(), INTERFACE));
+        state.extend(clsact(lab.client(), INTERFACE));
     }
-    things
+    state
 }
 
-/// How many sockets there are once those are freed that are closed already.
-fn settled(namespace: &NetNs) -> u64 {
+/// Number of sockets after the kernel has freed the closed ones.
+fn stable_socket_count(namespace: &NetNs) -> u64 {
     let (mut least, mut since) = (used(namespace), Instant::now());
     while since.elapsed() < QUIET {
         std::thread::sleep(Duration::from_millis(5));
@@ -109,10 +110,10 @@ fn settled(namespace: &NetNs) -> u64 {
     least
 }
 
-/// The processes in some namespaces, beside this one: id and command line.
+/// Processes in any of `namespaces` except this one: id and command line.
 pub fn processes_in(namespaces: &[&NetNs]) -> Vec<String> {
     let this = std::process::id().to_string();
-    let is_there = |entry: &fs::DirEntry| {
+    let exists = |entry: &fs::DirEntry| {
         let namespace = fs::metadata(entry.path().join("ns/net"));
         let is_in = namespace.is_ok_and(|there| namespaces.iter().any(|one| one.inode() == there.ino()));
         is_in && entry.file_name() != this.as_str()
@@ -121,7 +122,7 @@ pub fn processes_in(namespaces: &[&NetNs]) -> Vec<String> {
         let command = fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
         format!("process {}: {}", entry.file_name().display(), command.replace('\0', " "))
     };
-    fs::read_dir("/proc").expect("/proc").flatten().filter(is_there).map(named).collect()
+    fs::read_dir("/proc").expect("/proc").flatten().filter(exists).map(named).collect()
 }
 
 fn used(namespace: &NetNs) -> u64 {
@@ -130,7 +131,7 @@ fn used(namespace: &NetNs) -> u64 {
     text.lines().find_map(|line| line.strip_prefix("sockets: used ")?.parse().ok()).expect("sockets: used")
 }
 
-/// What `ss` knows of them, for the message.
+/// The sockets as listed by `ss`, for the failure message.
 fn sockets(namespace: &NetNs) -> String {
     let output = namespace.command("ss").args(["-Hanp"]).output();
     output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
@@ -141,15 +142,15 @@ mod tests {
     use std::{net::UdpSocket, process::Stdio};
 
     use super::*;
-    use crate::stage::{lab, run};
+    use crate::testbed::{lab, run};
 
-    /// Longer than the kernel takes to free the netlink sockets of the looking itself.
+    /// Longer than the kernel takes to free the netlink sockets opened by the check itself.
     const SHORT: Duration = Duration::from_secs(2);
 
     #[test]
-    fn what_was_left_is_told() {
+    fn leftover_socket_process_and_filter_are_reported() {
         let lab = lab();
-        assert_eq!(lab.left(PATIENCE), Vec::<String>::new());
+        assert_eq!(lab.left(RELEASE_TIMEOUT), Vec::<String>::new());
 
         let socket = lab.client().run(|| UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap();
         let left = lab.left(SHORT);
@@ -168,24 +169,24 @@ mod tests {
         let left = lab.left(SHORT);
         tc(&["qdisc", "del", "dev", INTERFACE, "clsact"]);
         assert!(left.len() == 2 && left.iter().any(|one| one.starts_with("qdisc clsact")), "{left:?}");
-        assert_eq!(lab.left(PATIENCE), Vec::<String>::new());
+        assert_eq!(lab.left(RELEASE_TIMEOUT), Vec::<String>::new());
     }
 
-    /// The kernel frees a netlink socket after `tc`, which the lab's own looking starts, has ended.
+    /// The kernel frees a netlink socket only after `tc`, which the check runs, has exited.
     #[test]
-    fn its_own_looking_is_not_left() {
+    fn netlink_sockets_of_the_check_are_not_reported() {
         let lab = lab();
         let before = used(lab.client());
         let mut busy = 0;
-        // Until it was seen, which is a matter of chance.
+        // Repeats until a socket that is not yet freed was observed, which depends on timing.
         for round in 0.. {
             if round >= 20 && busy > 0 {
                 break;
             }
-            assert!(round < 500, "never saw a socket that was not freed yet");
+            assert!(round < 500, "no unfreed socket was observed in 500 rounds");
             run(lab.client().command("tc").arg("qdisc"));
             busy += u32::from(used(lab.client()) > before);
-            assert_eq!(lab.left(PATIENCE), Vec::<String>::new());
+            assert_eq!(lab.left(RELEASE_TIMEOUT), Vec::<String>::new());
         }
     }
 }

@@ -1,5 +1,4 @@
-//! The other process: the program `holder`, which leases or downloads until it is told to end, or
-//! is killed.
+//! Runs the program `holder` as a second process, which leases or downloads until its input ends or it is killed.
 
 use std::{
     io::{BufRead, BufReader},
@@ -10,22 +9,22 @@ use std::{
 
 use crate::peer::Process;
 
-/// How long it may take to say something.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Timeout for each expected line of output.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A running `holder`.
 pub struct Holder {
     process: Process,
     stdin: Option<ChildStdin>,
     lines: Receiver<String>,
-    /// The port that it leased.
+    /// The leased port.
     pub port: u16,
-    /// The mode that it got, and its notes.
+    /// The attach mode, and the notes of the report.
     pub report: String,
 }
 
 impl Holder {
-    /// Starts `command`, which is `holder` with its arguments, and waits until it has its lease.
+    /// Starts `command`, which is `holder` with its arguments, and waits until it has a lease.
     pub fn start(command: &mut Command) -> Self {
         let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("holder");
         let mut process = Process(child);
@@ -52,26 +51,26 @@ impl Holder {
         self.process.id()
     }
 
-    /// The rest of its next line that begins with `prefix`.
+    /// The rest of the next output line that begins with `prefix`.
     pub fn wait_for(&mut self, prefix: &str) -> String {
         loop {
-            let line = self.lines.recv_timeout(crate::slow::allow(PATIENCE));
-            let line = line.unwrap_or_else(|e| panic!("holder does not say {prefix:?}: {e}"));
+            let line = self.lines.recv_timeout(crate::slow::allow(REPLY_TIMEOUT));
+            let line = line.unwrap_or_else(|e| panic!("holder prints no line that begins with {prefix:?}: {e}"));
             if let Some(rest) = line.strip_prefix(prefix) {
                 return rest.to_owned();
             }
         }
     }
 
-    /// Ends it by SIGKILL.
+    /// Kills it with SIGKILL.
     pub fn kill(&mut self) {
         self.process.kill();
     }
 
-    /// Lets it end by itself, and waits for that.
+    /// Ends its input and waits until it exits successfully.
     pub fn end(mut self) {
         drop(self.stdin.take());
-        let status = self.process.0.wait().expect("holder's end");
-        assert!(status.success(), "holder ended with {status}");
+        let status = self.process.0.wait().expect("wait for holder");
+        assert!(status.success(), "holder exited with {status}");
     }
 }

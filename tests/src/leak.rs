@@ -1,8 +1,6 @@
-//! What must not be left behind: BPF objects by their ids, attachments by what the kernel says of
-//! an interface.
+//! Checks for leaked BPF objects, by id, and for leaked attachments, by interface.
 //!
-//! Ids are unique in the whole kernel, so that other programs that come and go on this machine do
-//! not disturb.
+//! Ids are unique in the whole kernel, so BPF objects of other processes do not disturb the checks.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,16 +24,16 @@ use crate::{peer::wait_for, slow};
 /// Kernel ids of BPF objects.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BpfObjects {
-    /// Of programs.
+    /// Ids of programs.
     pub programs: BTreeSet<u32>,
-    /// Of maps.
+    /// Ids of maps.
     pub maps: BTreeSet<u32>,
-    /// Of links.
+    /// Ids of links.
     pub links: BTreeSet<u32>,
 }
 
 impl BpfObjects {
-    /// Those that a process holds open.
+    /// The objects that a process holds open.
     pub fn of(pid: u32) -> Self {
         let mut found = Self::default();
         for entry in fs::read_dir(format!("/proc/{pid}/fdinfo")).into_iter().flatten().flatten() {
@@ -50,7 +48,7 @@ impl BpfObjects {
         found
     }
 
-    /// Those of them that the kernel still has.
+    /// The objects among these that still exist in the kernel.
     pub fn alive(&self) -> Self {
         let programs: BTreeSet<u32> = loaded_programs().flatten().map(|program| program.id()).collect();
         let maps: BTreeSet<u32> = loaded_maps().flatten().map(|map| map.id()).collect();
@@ -63,32 +61,32 @@ impl BpfObjects {
         }
     }
 
-    /// Whether there are none.
+    /// Whether there are no objects.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Waits until the kernel has none of them any more: it frees them in the background.
-    pub fn wait_until_gone(&self, timeout: Duration) {
+    /// Waits until the kernel has freed all of them, which it does in the background.
+    pub fn wait_until_freed(&self, timeout: Duration) {
         let mut left = Self::default();
-        let gone = || {
+        let freed = || {
             left = self.alive();
             left.is_empty().then_some(())
         };
-        wait_for("the end of all programs, maps and links", timeout, gone);
+        wait_for("the release of all programs, maps and links", timeout, freed);
     }
 }
 
-/// Whether classifiers attach by tcx here (Linux 6.6), and so by links.
+/// Whether this kernel has tcx (Linux 6.6), so that classifiers attach as links.
 pub fn has_tcx() -> bool {
     features::has_tcx(&features::host().expect("the host's facts").kernel)
 }
 
-/// Sees that nothing is attached to an interface any more. A program that another test starts has the hooks'
-/// descriptors a moment longer, from fork() to execve(), so that it gets some time.
+/// Asserts that nothing is attached to an interface. A process that another test forks holds copies of the hooks'
+/// descriptors until its `execve`, so it waits up to 10 s.
 ///
 /// # Panics
-/// With what is still attached after 10 s.
+/// If something is still attached.
 #[track_caller]
 pub fn assert_detached(namespace: &NetNs, name: &str) {
     let mut left = Vec::new();
@@ -99,7 +97,7 @@ pub fn assert_detached(namespace: &NetNs, name: &str) {
     assert_eq!(left, Vec::<String>::new());
 }
 
-/// What is attached to an interface: XDP, the tcx programs of both directions, and filters under clsact.
+/// Everything attached to an interface: XDP, tcx programs of both directions, and filters of clsact.
 pub fn attached(namespace: &NetNs, name: &str) -> Vec<String> {
     namespace
         .run(|| {
@@ -118,7 +116,7 @@ pub fn attached(namespace: &NetNs, name: &str) -> Vec<String> {
                         .map(|program| format!("{} at tcx {direction:?}", program.name_as_str().unwrap_or_default())),
                 );
                 let side = if direction == TcAttachType::Egress { "egress" } else { "ingress" };
-                let filters = crate::stage::run(Command::new("tc").args(["filter", "show", "dev", name, side]));
+                let filters = crate::testbed::run(Command::new("tc").args(["filter", "show", "dev", name, side]));
                 found.extend(filters.lines().filter(|line| line.contains(" handle ")).map(str::to_owned));
             }
             found
@@ -126,24 +124,24 @@ pub fn attached(namespace: &NetNs, name: &str) -> Vec<String> {
         .expect("enter the namespace")
 }
 
-/// A clsact qdisc of an interface, as `tc` shows it.
+/// The clsact qdisc of an interface, as shown by `tc`.
 pub fn clsact(namespace: &NetNs, name: &str) -> Vec<String> {
-    let shown = crate::stage::run(namespace.command("tc").args(["qdisc", "show", "dev", name]));
+    let shown = crate::testbed::run(namespace.command("tc").args(["qdisc", "show", "dev", name]));
     shown.lines().filter(|line| line.contains("clsact")).map(str::to_owned).collect()
 }
 
-/// Programs of crafter's in the whole kernel, by id.
+/// Ids of all programs in the kernel whose name begins with `crafter`.
 pub fn programs() -> BTreeSet<u32> {
     let ours = |program: &ProgramInfo| program.name_as_str().is_some_and(|name| name.starts_with("crafter"));
     loaded_programs().flatten().filter(ours).map(|program| program.id()).collect()
 }
 
-/// Waits until crafter has nothing in the kernel that was not there `before`: no program, nothing attached to the
-/// interface, no qdisc, and none of what `others` finds.
+/// Waits until nothing of crafter is left: no program that was not there `before`, nothing attached to the interface,
+/// no clsact qdisc, and nothing that `others` returns.
 ///
 /// # Panics
-/// If something is left, with `point` in its message.
-pub fn nothing_is_left(
+/// If something is left; `point` names the situation in the message.
+pub fn assert_nothing_left(
     (namespace, name): (&NetNs, &str),
     before: &BTreeSet<u32>,
     point: &str,
@@ -157,14 +155,14 @@ pub fn nothing_is_left(
         left.extend(others());
         left.is_empty()
     });
-    assert!(clean, "left behind, {point}: {left:?}");
+    assert!(clean, "{point}: left behind {left:?}");
 }
 
-/// The descriptors of a process by what they are: `socket`, `net` (a namespace), `anon_inode:bpf-map`, or a path.
+/// Number of open descriptors of a process by kind: `socket`, `net` (a namespace), `anon_inode:bpf-map`, or a path.
 pub fn descriptors(pid: u32) -> BTreeMap<String, usize> {
     let mut kinds = BTreeMap::new();
     for entry in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
-        // What this itself reads is closed by then.
+        // The descriptor of this read_dir is closed by the time its link is read by another call.
         let Ok(target) = fs::read_link(entry.path()) else { continue };
         let target = target.to_string_lossy();
         let kind = target.split_once(":[").map_or(&*target, |(kind, _)| kind);
@@ -175,57 +173,57 @@ pub fn descriptors(pid: u32) -> BTreeMap<String, usize> {
     kinds
 }
 
-/// What of `now` is more than it was `before`.
+/// The kinds of descriptors of which `now` has more than `before`, with the difference.
 pub fn more(now: &BTreeMap<String, usize>, before: &BTreeMap<String, usize>) -> Vec<String> {
     let than = |kind: &String| before.get(kind).copied().unwrap_or(0);
     let more = now.iter().filter(|(kind, count)| **count > than(kind));
     more.map(|(kind, count)| format!("{} of {kind}", count - than(kind))).collect()
 }
 
-/// A test that runs alone: because most of them keep two processors busy, and because this guard looks at what this process
-/// holds. When it is dropped, which has to be after all else in the test,
-/// this process has the descriptors that it had: programs, maps, links, sockets, namespaces, files.
+/// A test that runs alone: most of these tests keep two CPUs busy, and this guard checks what this process holds. When
+/// it is dropped, after everything else in the test, this process must have as many descriptors of each kind as before:
+/// programs, maps, links, sockets, namespaces, files.
 pub struct Serial {
     before: BTreeMap<String, usize>,
     _lock: RwLockWriteGuard<'static, ()>,
 }
 
-/// All tests of an executable, whose threads `cargo test` runs at the same time.
+/// Lock of all tests of an executable, which `cargo test` runs on several threads.
 static LOCK: RwLock<()> = RwLock::new(());
 
 impl Serial {
-    /// Waits for its turn; finds this process without BPF objects.
+    /// Waits until no other test runs and this process holds no BPF objects.
     pub fn begin() -> Self {
-        // A test that failed has poisoned it; that is told already.
+        // A failed test poisons the lock and is reported by itself.
         let lock = LOCK.write().unwrap_or_else(PoisonError::into_inner);
         wait_for("a process without BPF objects", Duration::from_secs(10), || {
             BpfObjects::of(std::process::id()).is_empty().then_some(())
         });
-        // The first runtime of a process opens a pair of sockets for signals, which stays.
+        // The first runtime of a process opens a pair of sockets for signals, which stay open.
         crate::block_on(async {});
         Self { before: descriptors(std::process::id()), _lock: lock }
     }
 
-    /// The objects of this process now; there must be some, or what looks for them is blind.
+    /// The BPF objects of this process; asserts that there are some, so that a broken check is noticed.
     pub fn objects(&self) -> BpfObjects {
         let objects = BpfObjects::of(std::process::id());
         let counts = [objects.programs.len(), objects.maps.len(), objects.links.len()];
-        // Filters under clsact are no links.
+        // Filters of clsact are not links.
         let wanted = if has_tcx() { &counts[..] } else { &counts[..2] };
         assert!(wanted.iter().all(|count| *count > 0), "programs, maps, links: {counts:?}");
         assert_eq!(objects.alive(), objects);
         objects
     }
 
-    /// Nothing of `objects` is left, and nothing is attached.
+    /// Asserts that nothing of `objects` is left and nothing is attached.
     pub fn finish(&self, objects: &BpfObjects, namespace: &NetNs, interface: &str) {
         assert_eq!(BpfObjects::of(std::process::id()), BpfObjects::default(), "this process still holds");
-        objects.wait_until_gone(Duration::from_secs(10));
+        objects.wait_until_freed(Duration::from_secs(10));
         assert_eq!(attached(namespace, interface), Vec::<String>::new());
     }
 }
 
-/// A test that runs beside others of this kind, and never beside a [`Serial`] one.
+/// A test that may run in parallel with others of this kind, but not with a [`Serial`] test.
 pub struct Parallel {
     _lock: RwLockReadGuard<'static, ()>,
 }
@@ -247,6 +245,6 @@ impl Drop for Serial {
             left = more(&descriptors(std::process::id()), &self.before);
             left.is_empty()
         });
-        assert!(clean, "this process still has {left:?}");
+        assert!(clean, "this process still has these descriptors: {left:?}");
     }
 }

@@ -1,12 +1,11 @@
-//! Real peers, each in the server namespace with a configuration of its own, each ended by its
-//! process id when its guard is dropped.
+//! Real peers in the server namespace, each with its own configuration, killed when dropped.
 
 use std::{
     fs,
     io::{self, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
 
@@ -16,13 +15,13 @@ use tempfile::TempDir;
 
 use crate::slow;
 
-/// How long a peer may take until it answers; much, because the machine may be busy.
-const START: Duration = Duration::from_secs(20);
+/// Timeout for the first answer of a peer; generous, because the machine may be busy.
+const START_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Waits until `done` gives something.
+/// Polls until `done` returns a value.
 ///
 /// # Panics
-/// After `timeout`, or what an emulated processor is allowed instead of it.
+/// After `timeout`, which is longer on an emulated CPU.
 pub fn wait_for<T>(what: &str, timeout: Duration, mut done: impl FnMut() -> Option<T>) -> T {
     let timeout = slow::allow(timeout);
     let deadline = Instant::now() + timeout;
@@ -30,7 +29,7 @@ pub fn wait_for<T>(what: &str, timeout: Duration, mut done: impl FnMut() -> Opti
         if let Some(value) = done() {
             return value;
         }
-        assert!(Instant::now() < deadline, "{what}: not within {timeout:?}");
+        assert!(Instant::now() < deadline, "timeout after {timeout:?} while waiting for {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -52,9 +51,17 @@ impl Process {
         self.0.id()
     }
 
-    /// Ends it by SIGKILL, and waits for its end.
+    /// Waits until it exits.
+    ///
+    /// # Panics
+    /// If it does not exit within `timeout`.
+    pub fn wait_for_exit(&mut self, timeout: Duration) -> ExitStatus {
+        wait_for(&format!("the exit of process {}", self.id()), timeout, || self.0.try_wait().expect("a child process"))
+    }
+
+    /// Kills it with SIGKILL and waits for its exit.
     pub fn kill(&mut self) {
-        // It may have ended by itself.
+        // It may have exited already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -70,7 +77,7 @@ fn name(command: &Command) -> String {
     command.get_program().to_string_lossy().into_owned()
 }
 
-/// A file that the web server has.
+/// A file served by the web server.
 #[derive(Clone, Debug)]
 pub struct Page {
     /// Its path in URLs.
@@ -88,15 +95,15 @@ impl Page {
     }
 }
 
-/// nginx on port 80, IPv4 and IPv6: files under `/`, and the same, slowly, under `/slow/`.
+/// nginx on port 80, IPv4 and IPv6; it serves its files under `/` and, with limited rate, under `/slow/`.
 pub struct Nginx {
     _process: Process,
     _directory: TempDir,
     /// The small page.
     pub small: Page,
-    /// One that takes some four seconds under `/slow/`.
+    /// A page whose download takes about four seconds under `/slow/`.
     pub medium: Page,
-    /// The 100 MB, or as many as were asked for.
+    /// The page of 100 MB or of the requested size.
     pub big: Option<Page>,
 }
 
@@ -104,23 +111,23 @@ pub struct Nginx {
 pub const BIG: u64 = 100_000_000;
 
 impl Nginx {
-    /// With the small page only.
+    /// Starts nginx with the small and the medium page.
     pub fn start(server: &NetNs) -> Self {
         Self::with(server, None)
     }
 
-    /// With 100 MB too, or a part of it on an emulated processor.
+    /// Starts nginx with a page of 100 MB, too; smaller on an emulated CPU.
     pub fn with_big(server: &NetNs) -> Self {
         Self::with(server, Some(slow::bytes(BIG)))
     }
 
-    /// With a big page of so many bytes.
+    /// Starts nginx with a big page of `big` bytes.
     pub fn with(server: &NetNs, big: Option<u64>) -> Self {
         let directory = TempDir::with_prefix("crafter-nginx-").expect("a directory for nginx");
         let root = directory.path();
         fs::create_dir(root.join("www")).expect("a directory for pages");
         let page = |path: &'static str, length| page(&root.join("www"), path, length);
-        // Some 40 segments: enough to want ACKs in between.
+        // About 40 segments, so that several ACKs are needed.
         let small = page("/small", 60_000);
         let medium = page("/medium", 8_000_000);
         let big = big.map(|length| page("/big", length));
@@ -134,9 +141,9 @@ impl Nginx {
             let connect = |address: IpAddr| TcpStream::connect(SocketAddr::new(address, 80)).ok();
             server
                 .run(|| connect(Ipv4Addr::LOCALHOST.into()).and(connect(Ipv6Addr::LOCALHOST.into())))
-                .expect("enter it")
+                .expect("enter the server")
         };
-        let deadline = Instant::now() + slow::allow(START);
+        let deadline = Instant::now() + slow::allow(START_TIMEOUT);
         while ready().is_none() {
             assert!(Instant::now() < deadline, "nginx does not answer: {}", log());
             std::thread::sleep(Duration::from_millis(10));
@@ -147,9 +154,9 @@ impl Nginx {
 
 fn nginx_config(root: &Path) -> String {
     let root = root.display();
-    // What is to last as long as something else lasts longer where that does.
+    // Slower on an emulated CPU, so that a transfer covers the same number of steps.
     let rate = slow::bytes(2048);
-    // One process, so that killing it leaves none; as root, so that it needs no user.
+    // A single process, so that killing it leaves none; as root, so that no user account is needed.
     format!(
         "daemon off; master_process off; user root; pid {root}/pid;
          error_log {root}/error.log warn;
@@ -168,7 +175,7 @@ fn nginx_config(root: &Path) -> String {
     )
 }
 
-/// Writes a page of pseudo-random bytes, different at every place.
+/// Writes a page of pseudo-random bytes that do not repeat.
 fn page(directory: &Path, path: &'static str, length: u64) -> Page {
     let mut file = fs::File::create(directory.join(&path[1..])).expect("a page");
     let mut state = length.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -197,19 +204,19 @@ pub struct Dnsmasq {
     _directory: TempDir,
 }
 
-/// A name with an A record of [`HOST_V4`] and an AAAA record of [`HOST_V6`].
+/// A name with an A record [`HOST_V4`] and an AAAA record [`HOST_V6`].
 pub const HOST: &str = "www.crafter.test";
 /// See [`HOST`].
 pub const HOST_V4: [u8; 4] = [198, 51, 100, 80];
 /// See [`HOST`].
 pub const HOST_V6: &str = "2001:db8:80::80";
-/// A name with so many TXT records that the answer, by EDNS, is longer than any MTU here.
+/// A name with so many TXT records that the answer (with EDNS) is longer than any MTU of these tests.
 pub const LONG: &str = "long.crafter.test";
-/// How many, and how long each is, in bytes.
+/// Number of these records, and length of each in bytes.
 pub const LONG_RECORDS: (usize, usize) = (14, 240);
 
 impl Dnsmasq {
-    /// Starts it.
+    /// Starts dnsmasq and waits for an answer over both IP versions.
     pub fn start(server: &NetNs) -> Self {
         let directory = TempDir::with_prefix("crafter-dnsmasq-").expect("a directory for dnsmasq");
         let config: PathBuf = directory.path().join("dnsmasq.conf");
@@ -227,14 +234,14 @@ impl Dnsmasq {
         let mut command = server.command("dnsmasq");
         command.arg("--keep-in-foreground").arg("--log-facility=-").arg(format!("--conf-file={}", config.display()));
         let process = Process::start(command.stdout(Stdio::null()).stderr(Stdio::null()));
-        wait_for("an answer of dnsmasq over IPv4 and IPv6", START, || {
+        wait_for("an answer of dnsmasq over IPv4 and IPv6", START_TIMEOUT, || {
             server.run(|| ask(SERVER_V4.into()).and_then(|()| ask(SERVER_V6.into()))).expect("enter the server").ok()
         });
         Self { _process: process, _directory: directory }
     }
 }
 
-/// Asks a server by the kernel's own UDP.
+/// Queries a server through the kernel's UDP.
 fn ask(server: IpAddr) -> io::Result<()> {
     let socket = UdpSocket::bind(if server.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
     socket.set_read_timeout(Some(Duration::from_millis(200)))?;

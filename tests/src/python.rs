@@ -1,4 +1,4 @@
-//! Scapy with crafter-scapy, as users have them: from PyPI by `cargo xtask setup`, else Debian's Scapy and the source.
+//! Scapy with crafter-scapy: from PyPI if `cargo xtask setup` installed it, else Debian's Scapy with the source.
 
 use std::{
     fs,
@@ -10,16 +10,16 @@ use tempfile::TempDir;
 
 use crate::service::{built, open_directory};
 
-/// The interpreter that the packages are for.
+/// The interpreter for which the packages are installed.
 pub const PYTHON: &str = "/usr/bin/python3";
 
-/// The packages, where every user may read them.
+/// A copy of the packages that every user may read.
 pub struct Packages {
     directory: TempDir,
 }
 
 impl Packages {
-    /// Copies them: what cargo has made may lie in somebody's home.
+    /// Copies the packages; the originals may be in a home directory that others cannot read.
     pub fn copy() -> Self {
         let directory = open_directory("crafter-python-");
         let source = source().join("crafter_scapy");
@@ -30,7 +30,9 @@ impl Packages {
                 }
             }
             None => {
-                println!("Debian's Scapy and the source: `cargo xtask setup` has not had Scapy from PyPI");
+                println!(
+                    "using Debian's Scapy and the source, because `cargo xtask setup` did not install Scapy from PyPI"
+                );
                 copy(&source, directory.path());
             }
         }
@@ -38,18 +40,18 @@ impl Packages {
             let installed = directory.path().join("crafter_scapy").join(entry.file_name());
             let is_python = entry.path().extension().is_some_and(|ending| ending == "py");
             if is_python && fs::read(installed).ok() != fs::read(entry.path()).ok() {
-                panic!("an older crafter-scapy is installed: `cargo xtask setup` brings it up to date");
+                panic!("the installed crafter-scapy is outdated; run `cargo xtask setup`");
             }
         }
         Self { directory }
     }
 
-    /// Has a command find them.
-    pub fn give<'c>(&self, command: &'c mut Command) -> &'c mut Command {
+    /// Sets the environment of `command` so that Python finds the packages.
+    pub fn configure<'c>(&self, command: &'c mut Command) -> &'c mut Command {
         command.env("PYTHONPATH", self.directory.path()).env("PYTHONDONTWRITEBYTECODE", "1")
     }
 
-    /// A file beside them.
+    /// Writes a file next to the packages.
     pub fn write(&self, name: &str, text: &str) -> PathBuf {
         let path = self.directory.path().join(name);
         fs::write(&path, text).expect("write a script");
@@ -57,12 +59,12 @@ impl Packages {
     }
 }
 
-/// crafter-scapy's folder in the source.
+/// The source directory of crafter-scapy.
 pub fn source() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../crafter/python")
 }
 
-/// The packages of the virtual environment that `cargo xtask setup` has made.
+/// The packages of the virtual environment made by `cargo xtask setup`.
 fn installed() -> Option<PathBuf> {
     if let Some(named) = std::env::var_os("CRAFTER_SCAPY") {
         return Some(PathBuf::from(named)).filter(|path| path.join("scapy").is_dir());

@@ -1,5 +1,5 @@
-//! A service of the test's own: `crafter serve` as a process in a namespace of the test's, and its clients, each with a
-//! user's ids and no capability.
+//! Runs `crafter serve` as a process in a test's namespace, and clients of it with the ids of some user and no
+//! capability.
 
 use std::{
     collections::BTreeMap,
@@ -7,7 +7,7 @@ use std::{
     fs, io,
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
-        unix::{fs::PermissionsExt as _, process::CommandExt as _},
+        unix::{fs::PermissionsExt as _, net::UnixStream, process::CommandExt as _},
     },
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
@@ -16,7 +16,7 @@ use std::{
 
 use crafter::{
     Result,
-    lab::NetNs,
+    lab::{INTERFACE, NetNs},
     protocol::{
         control::Control,
         record::{Code, HEADER, Header, Kind},
@@ -33,21 +33,21 @@ use tempfile::TempDir;
 use crate::{
     executable,
     leak::{descriptors, more},
-    nobody::{GROUP, as_nobody},
     peer::{Process, wait_for},
     raw::Raw,
     slow,
+    unprivileged::{GROUP, as_nobody},
 };
 
-/// How long the service may take until it answers; much, because the machine may be busy.
-const START: Duration = Duration::from_secs(20);
+/// Timeout for the first answer of the service; generous, because the machine may be busy.
+const START_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How long a message may take that is to come.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+/// Timeout for a message that must arrive.
+pub const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A user id, a group id as primary group, and no others.
+/// User id and primary group id, without supplementary groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Who {
+pub struct Credentials {
     /// The user.
     pub user: u32,
     /// The group.
@@ -55,93 +55,98 @@ pub struct Who {
 }
 
 /// Root.
-pub const ROOT: Who = Who { user: 0, group: 0 };
-/// The user nobody, in a group that has no name.
-pub const NOBODY: Who = Who { user: 65_534, group: 54_321 };
+pub const ROOT: Credentials = Credentials { user: 0, group: 0 };
+/// The user nobody, with a group id that has no name.
+pub const NOBODY: Credentials = Credentials { user: 65_534, group: 54_321 };
 
-/// A running `crafter serve`, killed when dropped; where it still runs, it has to be at rest by then, and to have no more
-/// descriptors than at its start: those of leases, reserved ports, programs, maps, frames and connections are closed.
+/// A running `crafter serve`, killed when dropped. If it still runs then, it must be idle and have no more descriptors
+/// than at its start: those of leases, reserved ports, programs, maps, frames and connections are closed.
 pub struct Service {
     process: Process,
-    /// Its descriptors when it had just started.
+    /// Its descriptors directly after the start.
     before: BTreeMap<String, usize>,
     namespace: NetNs,
     directory: TempDir,
-    /// Where it listens.
+    /// The path of its control socket.
     pub socket: PathBuf,
-    /// Its policy's file.
+    /// The path of its policy file.
     pub policy: PathBuf,
-    /// The program, where everybody may run it.
+    /// The path of the program, which every user may run.
     pub binary: PathBuf,
-    /// Who may connect, as its options say it.
+    /// The options that say who may connect.
     access: Vec<String>,
 }
 
 impl Service {
-    /// Starts it in `namespace` with a policy of this text, for everybody, and waits until it answers.
+    /// Starts it in `namespace` with this policy, accessible to every user, and waits until it answers.
     pub fn start(namespace: &NetNs, policy: &str) -> Self {
         Self::with(namespace, policy, &[])
     }
 
-    /// The same with more arguments.
+    /// Starts it with additional arguments.
     pub fn with(namespace: &NetNs, policy: &str, arguments: &[&str]) -> Self {
         Self::open_to(vec!["--everybody".to_owned()], namespace, policy, arguments)
     }
 
-    /// The same for [`GROUP`] alone.
+    /// Starts it accessible to [`GROUP`] only.
     pub fn for_group(namespace: &NetNs, policy: &str, arguments: &[&str]) -> Self {
         Self::open_to(vec!["--group".to_owned(), GROUP.to_string()], namespace, policy, arguments)
     }
 
-    /// The first, by way of a program that executes what follows its own arguments.
-    pub fn by_way_of(way: &[&str], namespace: &NetNs, policy: &str) -> Self {
-        Self::opened(way, vec!["--everybody".to_owned()], namespace, policy, &[])
+    /// Starts it through a launcher, a program with arguments that executes the command line that follows them.
+    pub fn launched_by(launcher: &[&str], namespace: &NetNs, policy: &str) -> Self {
+        Self::opened(launcher, vec!["--everybody".to_owned()], namespace, policy, &[])
     }
 
     fn open_to(access: Vec<String>, namespace: &NetNs, policy: &str, arguments: &[&str]) -> Self {
         Self::opened(&[], access, namespace, policy, arguments)
     }
 
-    fn opened(way: &[&str], access: Vec<String>, namespace: &NetNs, policy: &str, arguments: &[&str]) -> Self {
+    fn opened(launcher: &[&str], access: Vec<String>, namespace: &NetNs, policy: &str, arguments: &[&str]) -> Self {
         let directory = open_directory("crafter-service-");
         let [socket, file, binary] =
             ["crafter.sock", "crafter.toml", "crafter"].map(|name| directory.path().join(name));
-        // Where it was built, others may not get at it.
+        // Other users may have no access to the build directory.
         executable::place(&built(), &binary).expect("the service's program");
         fs::write(&file, policy).expect("a policy");
-        let namespace = namespace.try_clone().expect("the namespace again");
-        let process = spawn(way, &namespace, &directory, [&binary, &socket, &file], &access, arguments);
-        let before = at_its_start(&process);
+        let namespace = namespace.try_clone().expect("a clone of the namespace");
+        let process = spawn(launcher, &namespace, &directory, [&binary, &socket, &file], &access, arguments);
+        let before = initial_descriptors(&process);
         Self { process, before, namespace, directory, socket, policy: file, binary, access }
     }
 
-    /// Its process.
+    /// Its process id.
     pub fn pid(&self) -> u32 {
         self.process.id()
     }
 
-    /// The directory of its socket and policy, which everybody may enter.
+    /// The directory of its socket and policy, which every user may enter.
     pub fn directory(&self) -> &Path {
         self.directory.path()
     }
 
-    /// What it has logged, its audit records among it; shown where a test fails.
+    /// Its log including audit records; printed if a test fails.
     pub fn log(&self) -> String {
         fs::read_to_string(self.directory.path().join(LOG)).expect("its log")
     }
 
-    /// Another program of the tests, where everybody may run it.
+    /// Makes another program available in its directory, where every user may run it.
     pub fn place(&self, program: &Path) -> PathBuf {
         let there = self.directory.path().join(program.file_name().expect("a program"));
         if !there.exists() {
-            executable::place(program, &there).expect("a program for everybody");
+            executable::place(program, &there).expect("a program that every user may run");
         }
         there
     }
 
-    /// The namespace that it is in.
+    /// Its network namespace.
     pub fn namespace(&self) -> &NetNs {
         &self.namespace
+    }
+
+    /// Waits until a service that a test started itself accepts connections on this service's socket.
+    pub fn wait_for_socket(&self) -> UnixStream {
+        wait_for("the service's socket", REPLY_TIMEOUT, || UnixStream::connect(&self.socket).ok())
     }
 
     /// Sends it a signal.
@@ -149,76 +154,80 @@ impl Service {
         kill(Pid::from_raw(self.pid() as i32), signal).expect("signal the service");
     }
 
-    /// Ends it by SIGKILL, and waits for that.
+    /// Kills it with SIGKILL and waits for its exit.
     pub fn kill(&mut self) {
         self.process.kill();
     }
 
-    /// Ends it as systemd does; its exit code, `None` if a signal ended it.
+    /// Stops it with SIGTERM; returns the exit code, `None` if it was killed by a signal.
     ///
     /// # Panics
-    /// If it does not end.
+    /// If it does not exit in time.
     pub fn stop(&mut self) -> Option<i32> {
         self.signal(Signal::SIGTERM);
-        wait_for("the end of the service", PATIENCE, || self.process.0.try_wait().expect("its end")).code()
+        self.process.wait_for_exit(REPLY_TIMEOUT).code()
     }
 
-    /// Starts it again, after it has ended.
+    /// Starts it again after it has exited.
     pub fn restart(&mut self) {
         let paths = [&self.binary, &self.socket, &self.policy];
         self.process = spawn(&[], &self.namespace, &self.directory, paths, &self.access, &[]);
-        self.before = at_its_start(&self.process);
+        self.before = initial_descriptors(&self.process);
     }
 
-    /// Changes the text of its policy, which is read by SIGHUP or by `Reload`.
+    /// Replaces the policy file, which the service reads on SIGHUP or `Reload`.
     pub fn write_policy(&self, text: &str) {
         fs::write(&self.policy, text).expect("write the policy");
     }
 
-    /// The program with these arguments and CRAFTER_SOCKET, in the service's namespace, as this user.
-    pub fn command(&self, who: Who, arguments: &[&str]) -> Command {
+    /// The program crafter with `arguments` and CRAFTER_SOCKET, in the service's namespace, as this user.
+    pub fn command(&self, credentials: Credentials, arguments: &[&str]) -> Command {
         let mut command = self.namespace.command(&self.binary);
         command.args(arguments).env("CRAFTER_SOCKET", &self.socket);
-        drop_to(&mut command, who);
+        drop_to(&mut command, credentials);
         command
     }
 
-    /// Any program with CRAFTER_SOCKET, in the service's namespace, as `nobody` in [`GROUP`].
+    /// Any program with CRAFTER_SOCKET, in the service's namespace, as `nobody` with [`GROUP`].
     pub fn program(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = as_nobody(&self.namespace, program);
         command.env("CRAFTER_SOCKET", &self.socket);
         command
     }
 
-    /// Runs [`command`](Self::command) to its end.
-    pub fn run(&self, who: Who, arguments: &[&str]) -> Output {
-        self.command(who, arguments).stdin(Stdio::null()).output().expect("crafter")
+    /// Runs [`command`](Self::command) to its exit.
+    pub fn run(&self, credentials: Credentials, arguments: &[&str]) -> Output {
+        self.command(credentials, arguments).stdin(Stdio::null()).output().expect("crafter")
     }
 
-    /// Runs that to its end, which has to be a good one; what it printed.
-    pub fn succeed(&self, who: Who, arguments: &[&str]) -> String {
-        let output = self.run(who, arguments);
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{arguments:?}: {}: {said}", output.status);
+    /// Runs [`command`](Self::command), which must succeed; returns its standard output.
+    pub fn succeed(&self, credentials: Credentials, arguments: &[&str]) -> String {
+        let output = self.run(credentials, arguments);
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {}: {message}", output.status);
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// Runs `work` with a control connection on a thread of its own, which has the ids of `who` and no capability, and
-    /// is in the service's namespace.
-    pub fn session<T: Send, F: Future<Output = T>>(&self, who: Who, work: impl FnOnce(Control) -> F + Send) -> T {
+    /// Runs `work` with a control connection on a thread in the service's namespace that has the ids of `credentials` and no
+    /// capability.
+    pub fn session<T: Send, F: Future<Output = T>>(
+        &self,
+        credentials: Credentials,
+        work: impl FnOnce(Control) -> F + Send,
+    ) -> T {
         let work = || {
-            become_user(who).expect("become a user");
+            become_user(credentials).expect("become a user");
             crate::block_on(async { work(self.connect().await).await })
         };
         self.namespace.run(work).expect("enter the namespace")
     }
 
-    /// A control connection with the ids of the calling thread.
+    /// Opens a control connection with the ids of the calling thread.
     pub async fn connect(&self) -> Control {
         Control::connect(&self.socket).await.expect("connect to the service")
     }
 
-    /// All leases there are.
+    /// All active leases.
     pub fn leases(&self) -> Vec<Lease> {
         self.session(ROOT, async |control| {
             control.call(&ListLeasesCall::default()).await.expect("list the leases").leases
@@ -235,23 +244,23 @@ impl Drop for Service {
             return;
         }
         let mut left = Vec::new();
-        let clean = slow::wait_until(PATIENCE, || {
+        let clean = slow::wait_until(REPLY_TIMEOUT, || {
             left = more(&descriptors(self.pid()), &self.before);
             left.is_empty()
         });
-        assert!(clean, "the service, which nobody uses, still has {left:?}");
+        assert!(clean, "the idle service still has these descriptors: {left:?}");
     }
 }
 
-/// A directory that every user may look into.
+/// A directory that every user may enter.
 pub fn open_directory(prefix: &str) -> TempDir {
     let directory = TempDir::with_prefix(prefix).expect("a directory");
-    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).expect("let others in");
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).expect("set the permissions");
     directory
 }
 
-/// The descriptors of a service that has just begun to answer, once it has let go of whoever asked.
-fn at_its_start(process: &Process) -> BTreeMap<String, usize> {
+/// The descriptors of a service that has just started, without those of the connections that tested whether it answers.
+fn initial_descriptors(process: &Process) -> BTreeMap<String, usize> {
     let mut before = descriptors(process.id());
     for _ in 0..10 {
         std::thread::sleep(Duration::from_millis(5));
@@ -262,22 +271,22 @@ fn at_its_start(process: &Process) -> BTreeMap<String, usize> {
     before
 }
 
-/// The log of a service, in its directory.
+/// File name of the service's log in its directory.
 const LOG: &str = "log";
 
-/// The program that was built beside the tests.
+/// The program crafter built next to the tests.
 ///
 /// # Panics
 /// If it was not built.
 pub fn built() -> PathBuf {
     let this = std::env::current_exe().expect("the path of this program");
-    let beside = this.ancestors().skip(1).take(2).map(|directory| directory.join("crafter"));
-    let found = beside.into_iter().find(|path| path.is_file());
-    found.expect("no program crafter beside the tests: `cargo build --release -p crafter` makes it")
+    let candidates = this.ancestors().skip(1).take(2).map(|directory| directory.join("crafter"));
+    let found = candidates.into_iter().find(|path| path.is_file());
+    found.expect("no program crafter next to the tests; build it with `cargo build --release -p crafter`")
 }
 
 fn spawn(
-    way: &[&str],
+    launcher: &[&str],
     namespace: &NetNs,
     directory: &TempDir,
     [binary, socket, policy]: [&PathBuf; 3],
@@ -285,7 +294,7 @@ fn spawn(
     arguments: &[&str],
 ) -> Process {
     let log = fs::File::options().create(true).append(true).open(directory.path().join(LOG)).expect("a log");
-    let mut command = match way {
+    let mut command = match launcher {
         [] => namespace.command(binary),
         [program, arguments @ ..] => {
             let mut command = namespace.command(program);
@@ -295,32 +304,32 @@ fn spawn(
     };
     command.arg("serve").args(access).arg("--socket").arg(socket).arg("--policy").arg(policy).args(arguments);
     let mut process = Process::start(command.stdout(Stdio::null()).stderr(log));
-    wait_for("the service's answer", START, || {
-        assert!(process.0.try_wait().expect("its state").is_none(), "the service ended");
-        std::os::unix::net::UnixStream::connect(socket).ok()
+    wait_for("an answer of the service", START_TIMEOUT, || {
+        assert!(process.0.try_wait().expect("its state").is_none(), "the service exited during its start");
+        UnixStream::connect(socket).ok()
     });
-    // It listens before it has all that it opens at its start.
+    // It listens before its start is complete; this call waits until then.
     assert!(Raw::connect(socket).call("Info", &serde_json::json!({}))["error"].is_null());
     process
 }
 
-/// Makes a command run as `who`: no other groups, and with root's ids its capabilities end.
-pub fn drop_to(command: &mut Command, who: Who) {
-    if who != ROOT {
-        let enter = move || become_user(who);
-        // SAFETY: between fork and exec become_user makes three system calls and nothing else.
+/// Makes a command run as `credentials`, without supplementary groups; root's capabilities are lost with root's ids.
+pub fn drop_to(command: &mut Command, credentials: Credentials) {
+    if credentials != ROOT {
+        let enter = move || become_user(credentials);
+        // SAFETY: between fork and exec, become_user makes three system calls and nothing else.
         unsafe { command.current_dir("/").pre_exec(enter) };
     }
 }
 
-/// Gives the calling thread, and no other, the ids of `who`. The C library's functions would change all threads.
-fn become_user(who: Who) -> io::Result<()> {
-    if who == ROOT {
+/// Sets the ids of the calling thread only. The C library's functions would change all threads of the process.
+fn become_user(credentials: Credentials) -> io::Result<()> {
+    if credentials == ROOT {
         return Ok(());
     }
-    let (user, group) = (who.user, who.group);
+    let (user, group) = (credentials.user, credentials.group);
     let done = |result: libc::c_long| if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
-    // SAFETY: no group is read from the null pointer, as there are none.
+    // SAFETY: the group list is empty, so the kernel does not read the null pointer.
     done(unsafe { libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()) })?;
     // SAFETY: it takes no pointers.
     done(unsafe { libc::syscall(libc::SYS_setresgid, group, group, group) })?;
@@ -333,24 +342,35 @@ fn become_user(who: Who) -> io::Result<()> {
 pub struct Message {
     /// Its header.
     pub header: Header,
-    /// What follows: a packet, or a sentence and what it quotes.
+    /// The bytes after the header: a packet, or the sentence of a refusal and the packet that it quotes.
     pub rest: Vec<u8>,
 }
 
 impl Message {
-    /// The packet, if it is one.
+    /// The packet, if the message is one.
     pub fn packet(&self) -> Option<&[u8]> {
         matches!(self.header.kind, Kind::Packet { .. }).then_some(&self.rest[..])
     }
 
-    /// Code, rule and sentence, if it is a refusal.
+    /// Code, rule and sentence, if the message is a refusal.
     pub fn refusal(&self) -> Option<(Code, u16, String)> {
         let Kind::Refusal { code, rule } = self.header.kind else { return None };
         Some((code, rule, self.header.sentence(&self.rest).0.into_owned()))
     }
 }
 
-/// A lease by its socket, with nothing of crafter's driver in between.
+/// A call for a lease on the lab's interface; `last_port`: the last port of a range.
+pub fn lease_call(protocol: &str, port: Option<u16>, last_port: Option<u16>) -> LeaseCall {
+    LeaseCall {
+        interface: Some(INTERFACE.to_owned()),
+        protocol: protocol.to_owned(),
+        port: port.map(u64::from),
+        last_port: last_port.map(u64::from),
+        ..LeaseCall::default()
+    }
+}
+
+/// A lease used through its socket, without crafter's driver.
 #[derive(Debug)]
 pub struct Socket {
     /// What was granted.
@@ -360,30 +380,30 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Leases.
+    /// Acquires a lease.
     ///
     /// # Errors
-    /// What the service says.
+    /// The refusal of the service.
     pub async fn lease(control: &Control, call: &LeaseCall) -> Result<Self> {
         let (leased, mut descriptors) = control.call_for_descriptors(call).await?;
         assert_eq!((descriptors.len(), leased.socket), (1, 0), "{leased:?}");
         Ok(Self { leased, fd: descriptors.remove(0) })
     }
 
-    /// Sends a packet, or whatever it is.
+    /// Sends a packet, or arbitrary bytes.
     ///
     /// # Errors
-    /// The kernel's.
+    /// Errors of the kernel.
     pub fn send(&self, bytes: &[u8]) -> io::Result<()> {
         // SAFETY: the buffer outlives the call, and its length is right.
         let sent = unsafe { libc::send(self.fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), libc::MSG_NOSIGNAL) };
         if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
-    /// The next message; `None`: none within `timeout`.
+    /// The next message; `None` if none arrives within `timeout`.
     ///
     /// # Errors
-    /// [`io::ErrorKind::UnexpectedEof`] once the service has closed its end.
+    /// [`io::ErrorKind::UnexpectedEof`] if the service has closed its end.
     pub fn receive(&self, timeout: Duration) -> io::Result<Option<Message>> {
         let deadline = Instant::now() + timeout;
         let mut buffer = vec![0; HEADER + 65_536 + 64];
@@ -411,11 +431,13 @@ impl Socket {
         }
     }
 
-    /// The next refusal, packets before it passed over: code, rule, sentence.
+    /// Waits for the next refusal, discarding packets before it: code, rule, sentence.
     ///
     /// # Panics
-    /// If none comes.
+    /// If none arrives in time.
     pub fn refusal(&self) -> (Code, u16, String) {
-        wait_for("a refusal", PATIENCE, || self.receive(PATIENCE).expect("the lease").and_then(|said| said.refusal()))
+        wait_for("a refusal", REPLY_TIMEOUT, || {
+            self.receive(REPLY_TIMEOUT).expect("the lease").and_then(|message| message.refusal())
+        })
     }
 }

@@ -1,12 +1,12 @@
-//! Tests on an emulated processor: `cargo xtask vm-test` says how much slower than a real one it is taken to be, by
-//! `CRAFTER_TEST_SLOWNESS`. Without it all is as on a real one.
+//! Timeouts for tests on an emulated CPU: `cargo xtask vm-test` sets `CRAFTER_TEST_SLOWNESS` to the factor by which it
+//! is slower than a real one.
 
 use std::{
     sync::OnceLock,
     time::{Duration, Instant},
 };
 
-/// The factor; 1 on a real processor.
+/// The factor; 1 if not set.
 pub fn slowness() -> u32 {
     static FACTOR: OnceLock<u32> = OnceLock::new();
     *FACTOR.get_or_init(|| {
@@ -15,17 +15,17 @@ pub fn slowness() -> u32 {
     })
 }
 
-/// How long something may take that takes so long at most on a real processor.
+/// The timeout for something that takes at most `real` on a real CPU.
 pub fn allow(real: Duration) -> Duration {
     real * slowness()
 }
 
-/// How many bytes to move instead of so many, so that it takes no longer.
+/// The number of bytes to transfer instead of `real`, so that a transfer takes the same time.
 pub fn bytes(real: u64) -> u64 {
     real / u64::from(slowness())
 }
 
-/// Waits until `done`, at most for so long on a real processor; whether it is.
+/// Polls until `done` returns true, for at most `real` on a real CPU; returns whether it did.
 pub fn wait_until(real: Duration, mut done: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + allow(real);
     loop {

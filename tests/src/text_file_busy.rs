@@ -1,4 +1,4 @@
-//! The fault that [`crate::executable`] prevents, made to occur.
+//! Reproduces the fault that [`crate::executable`] prevents.
 
 use std::{
     fs::{self, File},
@@ -17,28 +17,28 @@ use tempfile::TempDir;
 
 use crate::executable;
 
-/// How long a child has what this process had open, before it executes another program.
+/// How long a forked child keeps the inherited descriptors open before it executes another program.
 static BEFORE_EXEC: libc::timespec = libc::timespec { tv_sec: 0, tv_nsec: 5_000_000 };
-/// Threads that start processes all the time.
+/// Threads that fork continuously.
 const THREADS: usize = 4;
-/// Scripts of the helper, written beside those. With a file that this process writes, one in three fails.
+/// Number of scripts written meanwhile. If this process wrote them itself, about one in three would fail.
 const ROUNDS: u32 = 20;
 
-/// Ends at once; so long that writing it takes some milliseconds.
+/// A script that exits at once, long enough that writing it takes some milliseconds.
 fn text() -> String {
     format!("#!/bin/sh\nexit 0\n{}", "# Not read.\n".repeat(700_000))
 }
 
-/// Starts `true`, with `before` between fork and exec. It may make system calls, and nothing else.
+/// Starts `true` and runs `before` between fork and exec; it may only make system calls.
 fn fork(before: impl FnMut() -> io::Result<()> + Send + Sync + 'static) {
     let mut command = Command::new("true");
-    // SAFETY: the callers' closures make system calls that are async-signal-safe, and nothing else.
+    // SAFETY: the closures of all callers only make async-signal-safe system calls.
     unsafe { command.pre_exec(before) };
     assert!(command.stdin(Stdio::null()).status().expect("true").success());
 }
 
-/// Runs `work` while other threads start processes.
-fn beside_forks<T>(work: impl FnOnce() -> T) -> T {
+/// Runs `work` while other threads fork.
+fn while_forking<T>(work: impl FnOnce() -> T) -> T {
     struct Stop<'a>(&'a AtomicBool);
     impl Drop for Stop<'_> {
         fn drop(&mut self) {
@@ -78,9 +78,9 @@ fn is_busy(result: io::Result<()>) -> bool {
     }
 }
 
-/// The positive control: a script that this process writes while another thread starts a process.
+/// Positive control: executing a script fails if this process writes it while another thread forks.
 #[test]
-fn what_this_process_writes_is_busy() {
+fn script_written_by_this_process_is_busy() {
     let directory = TempDir::with_prefix("crafter-busy-").expect("a directory");
     let script = directory.path().join("script");
     let (mut forked, tell) = io::pipe().expect("a pipe");
@@ -92,7 +92,7 @@ fn what_this_process_writes_is_busy() {
             fork(move || {
                 let (mut byte, tell, wait) = (0_u8, tell.as_raw_fd(), wait.as_raw_fd());
                 let byte = (&raw mut byte).cast();
-                // SAFETY: each reads or writes one byte that is there.
+                // SAFETY: each call reads or writes one byte of valid memory.
                 let done = unsafe { (libc::write(tell, byte, 1), libc::read(wait, byte, 1)) };
                 if done == (1, 1) { Ok(()) } else { Err(io::Error::last_os_error()) }
             });
@@ -102,18 +102,18 @@ fn what_this_process_writes_is_busy() {
         file.set_permissions(fs::Permissions::from_mode(0o755)).expect("permissions");
         drop(file);
         let busy = is_busy(execute(&script));
-        (&go).write_all(&[0]).expect("let the child go on");
+        (&go).write_all(&[0]).expect("resume the child");
         child.join().expect("true");
-        assert!(busy, "a child has it open for writing");
+        assert!(busy, "the script is not busy although a child has it open for writing");
     });
-    assert!(!is_busy(execute(&script)), "no child is left that has it");
+    assert!(!is_busy(execute(&script)), "the script is busy although no process has it open");
 }
 
 #[test]
-fn what_the_helper_writes_is_not() {
+fn files_of_the_helper_are_never_busy() {
     let directory = TempDir::with_prefix("crafter-busy-").expect("a directory");
     let (at, text) = (|name: String| directory.path().join(name), text());
-    beside_forks(|| {
+    while_forking(|| {
         for round in 0..ROUNDS {
             let [script, copy, link] = ["script", "copy", "link"].map(|name| at(format!("{name}{round}")));
             executable::script(&text, &script).expect("a script");
@@ -127,9 +127,9 @@ fn what_the_helper_writes_is_not() {
     });
 }
 
-/// As for programs on another file system; and what exists is not written to.
+/// Copies, as used across file systems, are executable for every user; existing files are not overwritten.
 #[test]
-fn a_copy_is_for_everybody() {
+fn copy_is_executable_and_existing_files_are_kept() {
     let directory = TempDir::with_prefix("crafter-busy-").expect("a directory");
     let [script, copy, link] = ["script", "copy", "link"].map(|name| directory.path().join(name));
     executable::script("#!/bin/sh\n", &script).expect("a script");

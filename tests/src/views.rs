@@ -1,5 +1,5 @@
-//! The maps of a loaded kernel half as the kernel has them, byte by byte: opened by number beside the handles
-//! that crafter holds, and cheap enough to look at after every packet.
+//! Raw access to the maps of a loaded kernel half, by map id and independent of crafter's own handles; fast enough to
+//! read all counters after each packet.
 
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
@@ -10,10 +10,10 @@ use aya::{
 use crafter::datapath::program::{Hook, Kernel};
 use crafter_common::{map, reason::REASONS};
 
-/// `BPF_MAP_LOOKUP_BATCH` (linux/bpf.h), since Linux 5.6, of per-CPU arrays since 5.13.
+/// `BPF_MAP_LOOKUP_BATCH` (linux/bpf.h): Linux 5.6, for per-CPU arrays 5.13.
 const LOOKUP_BATCH: libc::c_int = 24;
 
-/// The arguments of [`LOOKUP_BATCH`], as `union bpf_attr` has them.
+/// Arguments of [`LOOKUP_BATCH`], laid out as in `union bpf_attr`.
 #[repr(C)]
 struct Batch {
     in_batch: u64,
@@ -26,15 +26,15 @@ struct Batch {
     flags: u64,
 }
 
-/// All maps, without types.
+/// All maps, with raw bytes as keys and values.
 pub struct Views {
     counters: MapData,
     cpus: usize,
     /// Owned ports: `OwnedKey` to `OwnedPort`.
     pub owned: HashMap<MapData, [u8; 20], [u8; 8]>,
-    /// Words of the filter.
+    /// Words of the port filter.
     pub filter: Array<MapData, [u8; 16]>,
-    /// Addresses of this host.
+    /// Local addresses.
     pub local: HashMap<MapData, [u8; 16], u8>,
     /// Flows: `FlowKey` to `FlowValue`.
     pub flows: HashMap<MapData, [u8; 40], [u8; 72]>,
@@ -43,17 +43,17 @@ pub struct Views {
 }
 
 impl Views {
-    /// Opens the maps that the XDP program uses, which are all.
+    /// Opens the maps of the XDP program, which uses all of them.
     pub fn open(kernel: &mut Kernel) -> Self {
         let program = kernel.xdp(Hook::Xdp).expect("crafter_xdp");
-        let ids = program.info().and_then(|info| info.map_ids()).expect("what the program uses").expect("its maps");
+        let ids = program.info().and_then(|info| info.map_ids()).expect("the program's information").expect("its maps");
         let find = |name: &str| {
             let named = |id: &&u32| {
-                let info = MapInfo::from_id(**id).expect("what a map is");
+                let info = MapInfo::from_id(**id).expect("a map's information");
                 info.name_as_str() == Some(name)
             };
             let id = ids.iter().find(named).unwrap_or_else(|| panic!("no map {name}"));
-            MapData::from_id(*id).expect("a map by its number")
+            MapData::from_id(*id).expect("a map by its id")
         };
         Self {
             counters: find(map::COUNTERS),
@@ -66,7 +66,7 @@ impl Views {
         }
     }
 
-    /// All counters, summed over processors, by one system call.
+    /// All counters, summed over CPUs, read by one system call.
     pub fn counters(&self) -> [u64; REASONS as usize] {
         let mut keys = [0_u32; REASONS as usize];
         let mut values = vec![0_u64; REASONS as usize * self.cpus];
@@ -81,25 +81,25 @@ impl Views {
             elem_flags: 0,
             flags: 0,
         };
-        // SAFETY: the kernel writes at most `count` keys of 4 bytes and, of each, 8 bytes per processor;
-        // all of that outlives the call.
+        // SAFETY: the kernel writes at most `count` keys of 4 bytes and, for each, 8 bytes per CPU into buffers of that
+        // size that outlive the call.
         let result = unsafe { libc::syscall(libc::SYS_bpf, LOOKUP_BATCH, &raw mut batch, size_of::<Batch>()) };
-        // ENOENT says that the end of the map was reached.
+        // ENOENT means that the batch reached the end of the map.
         let error = std::io::Error::last_os_error();
         assert!(result == 0 || error.raw_os_error() == Some(libc::ENOENT), "read the counters: {error}");
         assert_eq!(batch.count, REASONS);
         std::array::from_fn(|reason| values[reason * self.cpus..(reason + 1) * self.cpus].iter().sum())
     }
 
-    /// Forgets all flows and fragments.
-    pub fn forget(&mut self) {
+    /// Removes all flows and fragments.
+    pub fn clear(&mut self) {
         let flows: Vec<_> = self.flows.keys().collect::<Result<_, _>>().expect("the flows");
         for key in flows {
-            self.flows.remove(&key).expect("forget a flow");
+            self.flows.remove(&key).expect("remove a flow");
         }
         let fragments: Vec<_> = self.fragments.keys().collect::<Result<_, _>>().expect("the fragments");
         for key in fragments {
-            self.fragments.remove(&key).expect("forget a fragment");
+            self.fragments.remove(&key).expect("remove a fragment");
         }
     }
 }

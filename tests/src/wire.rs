@@ -1,4 +1,4 @@
-//! IP packets put on the wire as they are, without crafter: for controls, and for peers that lie.
+//! A packet socket that sends IP packets unchanged, without crafter: for positive controls and for misbehaving peers.
 
 use std::{
     io,
@@ -7,7 +7,7 @@ use std::{
 
 use crafter::datapath::interface::interface;
 
-/// A packet socket of one interface, to one Ethernet neighbour.
+/// A packet socket bound to one interface and one Ethernet destination.
 pub struct Wire {
     socket: OwnedFd,
     ifindex: u32,
@@ -15,23 +15,23 @@ pub struct Wire {
 }
 
 impl Wire {
-    /// In the calling thread's namespace; `neighbour` is the Ethernet address to send to.
+    /// Opens it in the calling thread's namespace; `neighbour` is the destination's Ethernet address.
     pub fn open(interface: &str, neighbour: [u8; 6]) -> io::Result<Self> {
         let ifindex = nix::net::if_::if_nametoindex(interface)?;
-        // Protocol 0: it receives nothing.
+        // Protocol 0: the socket receives nothing.
         // SAFETY: socket() takes no pointers.
         let socket = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
         if socket < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: socket() has just returned this descriptor and nobody else has it.
+        // SAFETY: socket() has just returned this descriptor, which nothing else owns.
         let socket = unsafe { OwnedFd::from_raw_fd(socket) };
         Ok(Self { socket, ifindex, neighbour })
     }
 
-    /// Sends a packet, from its IP header on.
+    /// Sends a packet that begins with its IP header.
     pub fn send(&self, ip: &[u8]) -> io::Result<()> {
-        // SAFETY: sockaddr_ll is plain data, for which zero is valid.
+        // SAFETY: all-zero bytes are a valid sockaddr_ll.
         let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
         to.sll_family = libc::AF_PACKET as u16;
         let protocol: u16 = if ip.first().is_some_and(|first| first >> 4 == 6) { 0x86dd } else { 0x0800 };
@@ -40,7 +40,7 @@ impl Wire {
         to.sll_halen = 6;
         to.sll_addr[..6].copy_from_slice(&self.neighbour);
         let size = size_of::<libc::sockaddr_ll>() as u32;
-        // SAFETY: the buffer and the address outlive the call, and their lengths are right.
+        // SAFETY: the buffer and the address outlive the call, and their lengths are correct.
         let sent = unsafe {
             libc::sendto(self.socket.as_raw_fd(), ip.as_ptr().cast(), ip.len(), 0, (&raw const to).cast(), size)
         };

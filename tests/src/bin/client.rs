@@ -1,9 +1,9 @@
-//! A client of the service that does harm, in a process of its own.
+//! A misbehaving client of the service, run as a process of its own.
 //!
 //! ```text
-//! client SOCKET flood     "ready PORT", then sends as fast as it can
-//! client SOCKET fork      "ready PORT", forks; "child PID" says who has the descriptor too; waits
-//! client SOCKET connect   "ready 0", connects until it cannot; "open N"; waits
+//! client SOCKET flood     prints "ready PORT leased", then sends as fast as it can
+//! client SOCKET fork      prints "ready PORT leased", forks a child that inherits the descriptor, prints "child PID", waits
+//! client SOCKET connect   prints "ready 0 connecting", connects until it cannot, prints "open N", waits
 //! ```
 
 use std::{
@@ -16,18 +16,21 @@ use std::{
 };
 
 use crafter::{
-    lab::{CLIENT_V4, INTERFACE, SERVER_V4},
-    protocol::{Control, wire::LeaseCall},
+    lab::{CLIENT_V4, SERVER_V4},
+    protocol::Control,
 };
-use crafter_tests::{frame, service::Socket};
+use crafter_tests::{
+    frame,
+    service::{Socket, lease_call},
+};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 type Failure = Box<dyn std::error::Error>;
 
-/// Nobody is there for longer than that.
-const LIFE: Duration = Duration::from_secs(60);
+/// Maximum lifetime of flood and of the child.
+const LIFETIME: Duration = Duration::from_secs(60);
 
-/// More connections than anybody needs.
+/// Limit of connections, more than any service accepts.
 const CONNECTIONS: usize = 6000;
 
 fn main() -> ExitCode {
@@ -56,12 +59,12 @@ fn run(socket: &Path, job: &str) -> Result<(), Failure> {
 
 fn say(line: &str) {
     let mut out = std::io::stdout().lock();
-    // Nobody may listen any more.
+    // The reader may have closed the pipe.
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
 fn lease(path: &Path) -> Result<Socket, Failure> {
-    let call = LeaseCall { interface: Some(INTERFACE.to_owned()), protocol: "udp".to_owned(), ..LeaseCall::default() };
+    let call = lease_call("udp", None, None);
     let socket = crafter_tests::block_on(async { Socket::lease(&Control::connect(path).await?, &call).await })?;
     say(&format!("ready {} leased", socket.leased.first_port.unwrap_or(0)));
     Ok(socket)
@@ -71,17 +74,17 @@ fn flood(socket: &Socket) -> Result<(), Failure> {
     let from = SocketAddr::new(CLIENT_V4.into(), socket.leased.first_port.unwrap_or(0));
     let packet = frame::udp_ip(from, SocketAddr::new(SERVER_V4.into(), 9), &[7; 200]);
     let began = Instant::now();
-    while began.elapsed() < LIFE {
+    while began.elapsed() < LIFETIME {
         socket.send(&packet)?;
     }
     Ok(())
 }
 
 fn fork(socket: &Socket) -> Result<(), Failure> {
-    // As its standard input, a child keeps the descriptor over exec.
+    // A child keeps its standard input over exec.
     let copy = socket.fd.as_fd().try_clone_to_owned()?;
     let mut command = Command::new("sleep");
-    let child = command.arg(LIFE.as_secs().to_string()).stdin(Stdio::from(copy)).stdout(Stdio::null()).spawn()?;
+    let child = command.arg(LIFETIME.as_secs().to_string()).stdin(Stdio::from(copy)).stdout(Stdio::null()).spawn()?;
     say(&format!("child {}", child.id()));
     wait()
 }
@@ -98,7 +101,7 @@ fn connect(path: &Path) -> Result<(), Failure> {
     wait()
 }
 
-/// Until the end of the input.
+/// Waits for the end of the input.
 fn wait() -> Result<(), Failure> {
     std::io::stdin().lock().read_to_end(&mut Vec::new())?;
     Ok(())

@@ -1,8 +1,8 @@
-//! A process of its own that leases a port, for tests that need two, or that kill one.
+//! Leases a port in a process of its own, for tests that need two processes or kill one.
 //!
 //! ```text
-//! holder INTERFACE ATTACH lease tcp|udp PORT      "ready PORT REPORT", then waits for the end of its input
-//! holder INTERFACE ATTACH get ADDRESS:PORT PATH   "ready PORT REPORT", "bytes N" now and then, "done SHA256"
+//! holder INTERFACE ATTACH lease tcp|udp PORT      prints "ready PORT REPORT", waits for the end of its input
+//! holder INTERFACE ATTACH get ADDRESS:PORT PATH   prints "ready PORT REPORT", "bytes N" repeatedly, "done SHA256"
 //! ```
 
 use std::{
@@ -43,7 +43,7 @@ async fn run(arguments: &[String]) -> Result<(), Failure> {
 
 fn say(line: &str) {
     let mut out = std::io::stdout().lock();
-    // Nobody may listen any more.
+    // The reader may have closed the pipe.
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 

@@ -1,11 +1,11 @@
-//! A process of its own that leases ports from the service, and looks at all that comes to them.
+//! Leases ports from the service in a process of its own, and checks every packet that it receives.
 //!
 //! ```text
 //! tenant SOCKET INTERFACE tcp|udp FIRST LAST [inherit]
 //! ```
 //!
-//! Says "ready LEASE"; with `inherit` then "child PID": a process that has the lease's descriptor, too, and does
-//! nothing. Reads until its input ends and nothing more comes, then says "read N crossed N other N lost N".
+//! Prints "ready LEASE"; with `inherit` also "child PID", a process that inherits the lease's descriptor and does
+//! nothing. Reads until its input has ended and no packet is pending, then prints "read N crossed N other N lost N".
 
 use std::{
     io::{self, Read as _},
@@ -29,7 +29,7 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
 
-/// How long nothing has to come until all is there, in milliseconds.
+/// Time without a packet, in milliseconds, after which all have been read.
 const QUIET: u16 = 300;
 
 fn main() -> ExitCode {
@@ -64,17 +64,17 @@ async fn run(arguments: &[String]) -> Result<(), Box<dyn std::error::Error>> {
         println!("child {}", child.id());
     }
     let is_over = Arc::new(AtomicBool::new(false));
-    let told = is_over.clone();
+    let sets = is_over.clone();
     std::thread::spawn(move || {
         let _ = io::stdin().read_to_end(&mut Vec::new());
-        told.store(true, Ordering::Relaxed);
+        sets.store(true, Ordering::Relaxed);
     });
-    println!("{}", look(&socket, protocol, first..=last, &is_over)?);
+    println!("{}", count(&socket, protocol, first..=last, &is_over)?);
     Ok(())
 }
 
-/// Takes what comes, and counts it.
-fn look(
+/// Receives and counts packets until `is_over` is set and none is pending.
+fn count(
     socket: &Socket,
     protocol: &str,
     ports: std::ops::RangeInclusive<u16>,
@@ -96,7 +96,7 @@ fn look(
                     continue;
                 };
                 (read, lost) = (read + 1, now);
-                // IPv4 without options, to the client; the port as the header has it, and as the payload repeats it.
+                // IPv4 without options, addressed to this client; the payload repeats port and protocol.
                 let port = u16::from_be_bytes([ip[22], ip[23]]);
                 let payload = &ip[if protocol == 6 { 40 } else { 28 }..];
                 let is_ours = ip[0] == 0x45

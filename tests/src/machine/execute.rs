@@ -1,4 +1,4 @@
-//! The instructions (RFC 9669), as far as the programs use them; any other ends the test.
+//! Interpreter of the BPF instructions (RFC 9669) that the programs use; it panics at any other.
 
 use aya_obj::generated::bpf_insn;
 
@@ -7,25 +7,25 @@ use super::{
     memory::{CONTEXT, FRAME, MAPS, PACKET, STACK},
 };
 
-/// The instruction that takes two places: a 64-bit constant.
+/// Opcode of the 64-bit load, the only instruction that takes two slots.
 pub const LOAD_64: u8 = 0x18;
 
-/// Instructions of one packet, at most: far more than any takes.
+/// Limit of executed instructions per packet, far above what any packet needs.
 const MOST: usize = 100_000;
 
-/// Whether an instruction is a conditional jump (RFC 9669 section 4.3).
+/// Whether an opcode is a conditional jump (RFC 9669, section 4.3).
 pub const fn is_conditional(code: u8) -> bool {
     matches!(code & 7, 5 | 6) && !matches!(code & 0xf0, 0x00 | 0x80 | 0x90)
 }
 
-/// Where a called function returns to, and what it has to leave as it was.
+/// Return address and callee-saved registers of a call.
 struct Caller {
     next: usize,
     saved: [u64; 4],
 }
 
 impl Machine {
-    /// Runs `program` to its end: register 0.
+    /// Runs `program` to its exit and returns register 0.
     pub(super) fn execute(&mut self, program: &mut Program, xdp: bool) -> u64 {
         let mut r = [0_u64; 11];
         r[1] = CONTEXT;
@@ -39,7 +39,7 @@ impl Machine {
             let mut next = at + 1;
             match i.code & 7 {
                 0 => {
-                    assert_eq!(i.code, LOAD_64, "a load that is not known");
+                    assert_eq!(i.code, LOAD_64, "an unknown load instruction");
                     let high = program.instructions[at + 1].imm as u32;
                     r[to] = self.constant(from, i.imm, high);
                     next += 1;
@@ -69,12 +69,12 @@ impl Machine {
                 class => match i.code & 0xf0 {
                     0x00 => {
                         let by = if class == 6 { i64::from(i.imm) } else { i64::from(i.off) };
-                        next = jumped(next, by);
+                        next = jump_target(next, by);
                     }
                     0x80 if from == 1 => {
                         callers.push(Caller { next, saved: [r[6], r[7], r[8], r[9]] });
                         r[10] += FRAME as u64;
-                        next = jumped(next, i64::from(i.imm));
+                        next = jump_target(next, i64::from(i.imm));
                     }
                     0x80 => {
                         assert_eq!(from, 0, "a call of a kernel function");
@@ -91,7 +91,7 @@ impl Machine {
                         let taken = program.jumps.get_mut(&at).expect("a conditional jump");
                         if holds(i.code, class == 6, r[to], other) {
                             taken.yes += 1;
-                            next = jumped(next, i64::from(i.off));
+                            next = jump_target(next, i64::from(i.off));
                         } else {
                             taken.no += 1;
                         }
@@ -100,10 +100,10 @@ impl Machine {
             }
             at = next;
         }
-        panic!("{MOST} instructions are not enough");
+        panic!("the program did not exit within {MOST} instructions");
     }
 
-    /// RFC 9669 section 5.4: a number, a map, or a place within the value of one.
+    /// The operand of a 64-bit load (RFC 9669, section 5.4): a constant, a map, or an address within a map value.
     fn constant(&self, kind: usize, low: i32, high: u32) -> u64 {
         match kind {
             0 => u64::from(low as u32) | u64::from(high) << 32,
@@ -115,11 +115,11 @@ impl Machine {
 
     /// A field of the context: `struct xdp_md` and `struct __sk_buff` of linux/bpf.h.
     fn context(&self, field: u64, xdp: bool) -> u64 {
-        let end = PACKET + self.weather.linear as u64;
+        let end = PACKET + self.conditions.linear as u64;
         match (xdp, field) {
             (true, 0) | (false, 76) => PACKET,
             (true, 4) | (false, 80) => end,
-            // The interface that it came in on, and its queue.
+            // Index of the receiving interface, and of its queue.
             (true, 12) | (false, 40) => 1,
             (true, 16) => 0,
             (false, 0) => self.packet_length as u64,
@@ -129,22 +129,23 @@ impl Machine {
     }
 }
 
-fn jumped(next: usize, by: i64) -> usize {
-    usize::try_from(next as i64 + by).expect("a place to jump to")
+fn jump_target(next: usize, by: i64) -> usize {
+    usize::try_from(next as i64 + by).expect("a valid jump target")
 }
 
-/// RFC 9669 section 5.1.
+/// Operand size in bytes (RFC 9669, section 5.1).
 fn size(code: u8) -> usize {
     [4, 2, 1, 8][usize::from(code >> 3 & 3)]
 }
 
-/// RFC 9669 section 4.1 and 4.2.
+/// Arithmetic and byte swap instructions (RFC 9669, sections 4.1 and 4.2).
 fn arithmetic(i: &bpf_insn, wide: bool, to: u64, from: u64) -> u64 {
     let other = if i.code & 8 == 0 { i.imm as i64 as u64 } else { from };
     if i.code & 0xf0 == 0xd0 {
         let bits = i.imm as u32;
         let kept = if bits == 64 { to } else { to & ((1 << bits) - 1) };
-        // To little-endian: that is what it is. To big-endian, or always swapped: the bytes turn around.
+        // Conversion to little-endian changes nothing here; conversion to big-endian and unconditional swap reverse the
+        // bytes.
         let swap = wide || i.code & 8 != 0;
         return if swap { kept.swap_bytes() >> (64 - bits) } else { kept };
     }
@@ -170,7 +171,7 @@ fn arithmetic(i: &bpf_insn, wide: bool, to: u64, from: u64) -> u64 {
     if wide { result } else { result & 0xffff_ffff }
 }
 
-/// RFC 9669 section 4.3.
+/// Condition of a jump (RFC 9669, section 4.3).
 fn holds(code: u8, narrow: bool, to: u64, other: u64) -> bool {
     let (a, b) = if narrow { (to & 0xffff_ffff, other & 0xffff_ffff) } else { (to, other) };
     let (s, t) = if narrow { (i64::from(a as i32), i64::from(b as i32)) } else { (a as i64, b as i64) };

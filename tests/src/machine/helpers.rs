@@ -1,4 +1,4 @@
-//! The helpers that the programs call, by their numbers in linux/bpf.h.
+//! Implementations of the BPF helpers that the programs call, by their number in linux/bpf.h.
 
 use crafter_common::map;
 
@@ -13,7 +13,7 @@ pub const ARRAY: u32 = 2;
 pub const PER_CPU_ARRAY: u32 = 6;
 const SOCKETS: u32 = 17;
 
-/// `-ENOMEM`, `-EFAULT`, `-E2BIG` as helpers return them.
+/// `-ENOMEM`, `-EFAULT`, `-E2BIG` as returned by helpers.
 const NO_MEMORY: u64 = -12_i64 as u64;
 const FAULT: u64 = -14_i64 as u64;
 const TOO_BIG: u64 = -7_i64 as u64;
@@ -30,7 +30,7 @@ impl Machine {
                 self.clock += 1;
                 self.clock
             }
-            // bpf_skb_load_bytes, bpf_xdp_load_bytes (context, offset, target, count).
+            // bpf_skb_load_bytes, bpf_xdp_load_bytes (context, offset, destination, length).
             26 | 189 => {
                 let (offset, count) = (b as usize, d as usize);
                 if count == 0 || offset + count > self.packet_length {
@@ -40,17 +40,17 @@ impl Machine {
                 self.memory.write_all(c, &bytes);
                 0
             }
-            // bpf_skb_pull_data (context, wanted).
+            // bpf_skb_pull_data (context, length).
             39 => {
-                if !self.weather.memory || b as usize > self.packet_length {
+                if !self.conditions.memory || b as usize > self.packet_length {
                     return NO_MEMORY;
                 }
-                self.weather.linear = self.weather.linear.max(b as usize);
+                self.conditions.linear = self.conditions.linear.max(b as usize);
                 0
             }
-            // bpf_redirect_map (map, key, flags): the flags are the action where there is none.
+            // bpf_redirect_map (map, key, flags): the low bits of the flags are the action if the entry is empty.
             51 => {
-                if self.weather.socket && b == 0 {
+                if self.conditions.socket && b == 0 {
                     REDIRECT
                 } else {
                     c & 3
@@ -59,9 +59,9 @@ impl Machine {
             // bpf_ringbuf_reserve (map, size, flags).
             131 => {
                 self.ring = (a - MAPS) as usize;
-                if self.weather.room { self.memory.record(b as usize) } else { 0 }
+                if self.conditions.room { self.memory.record(b as usize) } else { 0 }
             }
-            // Submit and discard: one record at a time is under way. What aya-log writes has a ring of its own.
+            // Submit and discard: only one record is reserved at a time. aya-log writes into a ring buffer of its own.
             132 => {
                 if self.maps[self.ring].name == map::RING {
                     let record = self.memory.bytes(a, self.memory.record_size(a)).to_vec();
@@ -74,7 +74,7 @@ impl Machine {
                 0
             }
             188 => self.packet_length as u64,
-            _ => panic!("helper {number} is not known"),
+            _ => panic!("unknown helper {number}"),
         }
     }
 
@@ -82,8 +82,8 @@ impl Machine {
         let table = &self.maps[(map - MAPS) as usize];
         let key = self.memory.bytes(key, table.key_size);
         if table.kind == SOCKETS {
-            // A socket is nothing that may be looked into; a number that is not zero will do.
-            return u64::from(self.weather.socket && key == [0; 4]);
+            // Programs only test a socket pointer for null.
+            return u64::from(self.conditions.socket && key == [0; 4]);
         }
         table.entries.get(key).copied().unwrap_or(0)
     }
@@ -94,7 +94,7 @@ impl Machine {
         let value = self.memory.bytes(value, table.value_size).to_vec();
         match table.entries.get(&key) {
             Some(&at) => self.memory.write_all(at, &value),
-            None if !self.weather.space => return TOO_BIG,
+            None if !self.conditions.space => return TOO_BIG,
             None => {
                 let at = self.memory.keep(&value);
                 table.entries.insert(key, at);

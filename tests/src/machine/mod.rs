@@ -1,6 +1,6 @@
-//! A small machine that runs the kernel half's bytecode in user space, to see which of its branches were taken:
-//! the kernel counts none. The instructions are those of the object that is loaded, before the verifier rewrites
-//! what touches the context. Whoever uses it compares its results with the kernel's.
+//! An interpreter that runs the kernel half's bytecode in user space and counts which branches are taken, which the
+//! kernel does not report. The instructions are those of the object file, before the verifier rewrites context
+//! accesses. Tests compare its results with the kernel's.
 
 mod execute;
 mod helpers;
@@ -18,106 +18,107 @@ use memory::Memory;
 /// How often a conditional jump was taken, and how often not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Taken {
-    /// Jumped.
+    /// Times that it jumped.
     pub yes: u64,
-    /// Went on.
+    /// Times that it continued with the next instruction.
     pub no: u64,
 }
 
-/// A place in the source, as the object's BTF has it: of inlined code the innermost function.
+/// A source location from the object's BTF; for inlined code that of the innermost function.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
-    /// The file, by the end of its path.
+    /// The last three components of the file's path.
     pub file: String,
-    /// The line, from 1 on.
+    /// The line, counted from 1.
     pub line: u32,
-    /// The column, from 1 on; 0 where the compiler named none.
+    /// The column, counted from 1; 0 if the compiler recorded none.
     pub column: u32,
 }
 
-/// One program, with all functions that it calls.
+/// One program, including all functions that it calls.
 pub struct Program {
     instructions: Vec<bpf_insn>,
-    /// By instruction.
+    /// Conditional jumps, by index of the instruction.
     jumps: BTreeMap<usize, Taken>,
+    /// Source locations, by index of the first instruction.
     places: BTreeMap<usize, Place>,
 }
 
 impl Program {
-    /// Conditional jumps by their number among the instructions.
+    /// Conditional jumps, by index of the instruction.
     pub fn jumps(&self) -> &BTreeMap<usize, Taken> {
         &self.jumps
     }
 
-    /// The nearest place before instruction `at` that lies in crafter's own source.
+    /// The last source location at or before instruction `at` that is in crafter's own source.
     pub fn near(&self, at: usize) -> Option<&Place> {
         self.places.range(..=at).rev().map(|(_, place)| place).find(|place| place.file.starts_with("crafter-"))
     }
 
-    /// The source of instruction `at`: that of the nearest one before which has one.
+    /// The source location of instruction `at`, or of the last instruction before it that has one.
     pub fn place(&self, at: usize) -> Option<&Place> {
         self.places.range(..=at).next_back().map(|(_, place)| place)
     }
 }
 
-/// What a program made of a packet.
+/// Result of running a program on a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
     /// Its return value.
     pub action: i32,
-    /// What it put into the ring buffer.
+    /// Records submitted to the ring buffer.
     pub records: Vec<Vec<u8>>,
 }
 
-/// A map of the machine.
+/// A map of the interpreter.
 struct Table {
     name: String,
     kind: u32,
     key_size: usize,
     value_size: usize,
-    /// Addresses of the values.
+    /// Addresses of the values, by key.
     entries: HashMap<Vec<u8>, u64>,
 }
 
-/// The circumstances of a packet.
+/// Conditions under which a packet is processed.
 #[derive(Clone, Copy, Debug)]
-pub struct Weather {
+pub struct Conditions {
     /// Whether queue 0 has an AF_XDP socket.
     pub socket: bool,
-    /// Whether there is room in the ring buffer.
+    /// Whether a ring buffer record can be reserved.
     pub room: bool,
-    /// Bytes of the packet that lie in the linear part.
+    /// Bytes in the linear part of the packet.
     pub linear: usize,
-    /// Whether a classifier gets memory to pull more into it.
+    /// Whether `bpf_skb_pull_data` gets memory.
     pub memory: bool,
-    /// Whether maps take new entries.
+    /// Whether maps accept new entries.
     pub space: bool,
 }
 
-impl Weather {
-    /// Everything there, no socket.
-    pub const FAIR: Self = Self { socket: false, room: true, linear: usize::MAX, memory: true, space: true };
+impl Conditions {
+    /// No shortage, and no socket.
+    pub const NORMAL: Self = Self { socket: false, room: true, linear: usize::MAX, memory: true, space: true };
 }
 
-/// The machine: programs, maps, memory.
+/// The interpreter: programs, maps, memory.
 pub struct Machine {
     programs: HashMap<&'static str, Program>,
     maps: Vec<Table>,
     memory: Memory,
-    weather: Weather,
+    conditions: Conditions,
     packet_length: usize,
     mark: u32,
     records: Vec<Vec<u8>>,
-    /// The ring buffer that the latest record is for.
+    /// Index of the ring buffer of the latest record.
     ring: usize,
     clock: u64,
 }
 
-/// Programs that are looked at.
+/// The hooks whose programs are interpreted.
 pub const HOOKS: [Hook; 3] = [Hook::Xdp, Hook::Ingress, Hook::Egress];
 
 impl Machine {
-    /// The object with its constants set; `log`: aya-log's level, 5 for everything.
+    /// Loads the object with its constants set; `log`: level of aya-log, 5 for everything.
     pub fn new(link_header: u32, socket_frame: u32, mark: u32, log: u8) -> Self {
         let mut object = Object::parse(OBJECT).expect("the eBPF object");
         let globals: [(&str, &[u8]); 4] = [
@@ -141,7 +142,7 @@ impl Machine {
                 entries: HashMap::new(),
             };
             if !map.data().is_empty() {
-                // Constants: one value, which instructions point into.
+                // Constants: one value, which instructions address directly.
                 let at = memory.keep(map.data());
                 table.entries.insert(vec![0; 4], at);
             } else if matches!(table.kind, helpers::ARRAY | helpers::PER_CPU_ARRAY) {
@@ -166,7 +167,7 @@ impl Machine {
             programs,
             maps,
             memory,
-            weather: Weather::FAIR,
+            conditions: Conditions::NORMAL,
             packet_length: 0,
             mark: 0,
             records: Vec::new(),
@@ -180,8 +181,8 @@ impl Machine {
         &self.programs[hook.program()]
     }
 
-    /// Takes over owned ports, filter and local addresses from the kernel's maps; flows and fragments begin anew.
-    pub fn settle(&mut self, views: &Views) {
+    /// Copies owned ports, filter and local addresses from the kernel's maps; clears flows and fragments.
+    pub fn copy_maps(&mut self, views: &Views) {
         for name in [map::OWNED, map::LOCAL, map::FLOWS, map::FRAGMENTS] {
             self.table(name).entries.clear();
         }
@@ -199,14 +200,14 @@ impl Machine {
         }
     }
 
-    /// Forgets who owns what, while the filter still says that somebody does.
-    pub fn forget_owners(&mut self) {
+    /// Removes all owners but keeps the filter, which then reports false positives.
+    pub fn clear_owners(&mut self) {
         self.table(map::OWNED).entries.clear();
     }
 
     /// Runs a packet through the program of `hook`.
-    pub fn run(&mut self, hook: Hook, frame: &[u8], mark: u32, weather: Weather) -> Outcome {
-        self.weather = Weather { linear: weather.linear.min(frame.len()), ..weather };
+    pub fn run(&mut self, hook: Hook, frame: &[u8], mark: u32, conditions: Conditions) -> Outcome {
+        self.conditions = Conditions { linear: conditions.linear.min(frame.len()), ..conditions };
         self.packet_length = frame.len();
         self.mark = mark;
         self.memory.packet(frame);
@@ -217,7 +218,7 @@ impl Machine {
         Outcome { action, records: std::mem::take(&mut self.records) }
     }
 
-    /// A counter.
+    /// Value of the counter of `reason`.
     pub fn counter(&self, reason: u32) -> u64 {
         let table = self.maps.iter().find(|table| table.name == map::COUNTERS).expect("the counters");
         self.memory.read(table.entries[&reason.to_le_bytes()[..]], 8)
@@ -227,7 +228,7 @@ impl Machine {
         self.maps.iter_mut().find(|table| table.name == name).expect("a map by its name")
     }
 
-    /// Writes an entry; into the value's old place, if it has one.
+    /// Writes an entry; an existing value keeps its address.
     fn put(&mut self, name: &str, key: &[u8], value: &[u8]) {
         let number = self.maps.iter().position(|table| table.name == name).expect("a map by its name");
         let table = &mut self.maps[number];
@@ -241,7 +242,7 @@ impl Machine {
     }
 }
 
-/// The strings of BTF, which the places in the source are named by (linux/btf.h, `struct btf_header`).
+/// The string section of BTF, which holds the names of source files (linux/btf.h, `struct btf_header`).
 fn strings(btf: &aya_obj::btf::Btf) -> Vec<u8> {
     let bytes = btf.to_bytes();
     let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes")) as usize;

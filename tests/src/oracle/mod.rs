@@ -1,5 +1,5 @@
-//! The oracle: what the kernel half has to do with a packet, written once more in plain Rust from the RFCs and
-//! from what is documented of reasons, maps and leases. It shares with crafter the names of things, and no code.
+//! A model of the kernel half: what it must do with each packet, implemented a second time in plain Rust from the RFCs
+//! and the documentation of reasons, maps and leases. It shares names with crafter, but no code.
 
 pub mod read;
 
@@ -15,97 +15,98 @@ use read::{Fault, Icmp, Ip, Piece};
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
-/// Stands for the ICMP of both IP versions where ports and flows are named.
+/// The protocol number of ICMP of both IP versions, in the keys of ports and flows.
 const ICMP: u8 = 1;
 
-/// What a lease says of its port.
+/// The terms of an owned port.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Owned {
     /// Number of the lease.
     pub lease: u32,
-    /// The kernel sees the packet too.
+    /// The kernel receives the packet, too.
     pub observe: bool,
-    /// The kernel's answers are dropped.
+    /// The kernel's RSTs and port-unreachable errors are dropped.
     pub suppress: bool,
-    /// The owner gets a copy of what was dropped.
+    /// The owner gets a copy of what is dropped.
     pub report: bool,
 }
 
-/// One flow, as the map names it.
+/// Key of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FlowId {
     /// 6, 17, or 1 for the ICMP of both versions.
     pub protocol: u8,
-    /// This host's end; the identifier of ICMP queries is its port.
+    /// This host's end; for ICMP queries the port is the identifier.
     pub local: SocketAddr,
     /// The peer's end; port 0 for ICMP.
     pub remote: SocketAddr,
 }
 
-/// What is counted of a flow.
+/// Counts of a flow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flow {
     /// Packets received, and their bytes from the IP header on.
     pub rx: (u64, u64),
     /// Packets crafted, and their bytes from the IP header on.
     pub tx: (u64, u64),
-    /// Answers of the kernel that were dropped.
+    /// Answers of the kernel that were suppressed.
     pub suppressed: u64,
-    /// Sequence and acknowledgment number and flags of the latest segment received.
+    /// Sequence number, acknowledgment number and flags of the latest segment received.
     pub last: (u32, u32, u8),
 }
 
-/// The siblings of a fragment (RFC 791 section 3.2, RFC 8200 section 4.5); the protocol takes part for IPv4.
+/// What the fragments of a datagram have in common (RFC 791, section 3.2; RFC 8200, section 4.5): source, destination,
+/// identification and, for IPv4, the protocol.
 pub type Siblings = (IpAddr, IpAddr, u32, Option<u8>);
 
-/// What happens to a packet.
+/// Verdict on a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// On to the kernel or the wire.
+    /// Continue to the kernel or to the wire.
     Pass,
-    /// Gone.
+    /// Drop.
     Drop,
-    /// Into the AF_XDP socket.
+    /// Redirect into the AF_XDP socket.
     Redirect,
 }
 
-/// The oracle's word on one packet.
+/// The expected result for one packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Judgement {
-    /// The counter that goes up.
+pub struct Prediction {
+    /// The counter that is incremented.
     pub reason: Reason,
-    /// What happens to the packet.
+    /// The verdict.
     pub action: Action,
-    /// Where the bytes begin that the owner gets a copy of through the ring, if it gets one.
+    /// Offset at which the owner's copy in the ring begins; `None` if there is no copy.
     pub copied: Option<usize>,
-    /// The flow that was touched.
+    /// The flow that is updated.
     pub flow: Option<FlowId>,
 }
 
-/// What the kernel half knows: constants and maps.
+/// Constants and maps of the kernel half.
 #[derive(Clone, Debug, Default)]
 pub struct Oracle {
     /// Whether packets begin with an Ethernet header.
     pub ethernet: bool,
     /// The mark of crafted packets.
     pub mark: u32,
-    /// The longest frame that the AF_XDP socket takes; `None`: there is no socket.
+    /// The longest frame in bytes that fits into the AF_XDP socket; `None` if there is no socket.
     pub socket: Option<usize>,
-    /// Bytes at the front of a packet where headers can be read.
+    /// Bytes at the start of a packet from which headers can be read.
     pub linear: usize,
-    /// Owned ports, by protocol, address (`None`: any of this host's) and port.
+    /// Owned ports, by protocol, address (`None`: any local address) and port.
     pub owned: HashMap<(u8, Option<IpAddr>, u16), Owned>,
     /// This host's addresses.
     pub local: HashSet<IpAddr>,
     /// Flows.
     pub flows: HashMap<FlowId, Flow>,
-    /// Whose the fragmented datagrams are.
+    /// Owners of fragmented datagrams.
     pub fragments: HashMap<Siblings, Owned>,
 }
 
 impl Oracle {
-    /// What has to become of `frame` at `hook`; maps change accordingly. There is always room in the ring.
-    pub fn judge(&mut self, hook: Hook, frame: &[u8], mark: u32) -> Judgement {
+    /// Predicts the result for `frame` at `hook` and updates the maps. Assumes that the ring never fills up.
+    pub fn predict(&mut self, hook: Hook, frame: &[u8], mark: u32) -> Prediction {
         let mut flow = None;
         let start = self.link(frame).map_or(0, |(start, _)| start);
         let (reason, report) = match hook {
@@ -120,24 +121,24 @@ impl Oracle {
             Reason::DeliveryFull => (Action::Drop, false),
             _ => (Action::Pass, false),
         };
-        Judgement { reason, action, copied: copied.then_some(start), flow }
+        Prediction { reason, action, copied: copied.then_some(start), flow }
     }
 
     fn link(&self, frame: &[u8]) -> Result<(usize, u8), Fault> {
         if self.ethernet { read::ethernet(frame) } else { read::bare(frame) }
     }
 
-    /// The IP packet in a frame, and its bytes with what pads it.
+    /// The IP packet in a frame, and its length in bytes including padding.
     fn network<'a>(&self, frame: &'a [u8]) -> Result<(Ip<'a>, usize), Fault> {
         let (start, version) = self.link(frame)?;
         let readable = &frame[..frame.len().min(self.linear)];
         Ok((read::ip(readable.get(start..).unwrap_or_default(), version)?, frame.len() - start))
     }
 
-    /// Who owns `port` of `address`: whoever owns it there, else whoever owns it on any of this host's addresses.
+    /// The owner of `port` on `address` itself, or else on any local address.
     fn owner(&self, protocol: u8, address: IpAddr, port: u16) -> Option<Owned> {
-        // No packet is from or to these: RFC 4291 section 2.5.2, and section 2.5.5.2, where an IPv4-mapped
-        // address stands for an IPv4 node, which IPv6 packets do not reach.
+        // No packet has these as its source or destination: the unspecified address (RFC 4291, section 2.5.2), and
+        // IPv4-mapped addresses (section 2.5.5.2), which represent IPv4 nodes.
         if let IpAddr::V6(v6) = address
             && (v6.is_unspecified() || v6.to_ipv4_mapped().is_some())
         {
@@ -158,7 +159,7 @@ impl Oracle {
         }
     }
 
-    /// Whose a received packet is, or why nobody's.
+    /// The owner of a received packet, or the reason why it has none.
     fn receiver(&mut self, frame: &[u8], touched: &mut Option<FlowId>) -> Result<Owned, Reason> {
         let (ip, length) = self.network(frame).map_err(|fault| match fault {
             Fault::NotIp => Reason::NotIp,
@@ -185,7 +186,7 @@ impl Oracle {
         };
         let owned = if ip.routed { None } else { self.owner(protocol, ip.destination, local) };
         let owned = owned.ok_or(Reason::NotOwned)?;
-        // RFC 9293 section 3.1: 20 bytes at least; RFC 768: 8.
+        // Minimum header length: 20 bytes for TCP (RFC 9293, section 3.1), 8 bytes for UDP (RFC 768).
         let last = last.ok_or(Reason::Malformed)?;
         self.remember(&ip, owned);
         let id = FlowId {
@@ -200,14 +201,15 @@ impl Oracle {
         Ok(owned)
     }
 
-    /// Later fragments follow their first, but not that of an ICMP error: see `Reason::FragmentNotOwned`.
+    /// Later fragments are delivered to the owner of the first, except for an ICMP error: see
+    /// `Reason::FragmentNotOwned`.
     fn remember(&mut self, ip: &Ip<'_>, owned: Owned) {
         if let Piece::First(id) = ip.piece {
             self.fragments.insert(siblings(ip, id), owned);
         }
     }
 
-    /// Who sent what an ICMP error quotes.
+    /// The owner of the packet that an ICMP error quotes.
     fn sender_of_quoted(&self, quoted: &[u8], v6: bool) -> Option<Owned> {
         let ip = read::ip(quoted, if v6 { 6 } else { 4 }).ok()?;
         if let Piece::Later(_) = ip.piece {
@@ -223,7 +225,7 @@ impl Oracle {
         }
     }
 
-    /// The reason, and whether the owner wants to know of it.
+    /// The reason, and whether the owner gets a report.
     fn egress(&mut self, frame: &[u8], mark: u32, touched: &mut Option<FlowId>) -> (Reason, bool) {
         let crafted = mark == self.mark;
         let otherwise = (if crafted { Reason::Crafted } else { Reason::EgressOther }, false);
@@ -252,7 +254,7 @@ impl Oracle {
         }
     }
 
-    /// A crafted packet from an owned port, or query with an owned identifier, is counted in its flow.
+    /// Counts a crafted packet from an owned port, or a crafted query with an owned identifier, in its flow.
     fn sent(&mut self, ip: &Ip<'_>, length: usize, touched: &mut Option<FlowId>) {
         let ends = match ip.protocol {
             TCP | UDP => read::ports(ip.rest).map(|(source, destination)| (ip.protocol, source, destination)),
@@ -276,7 +278,7 @@ impl Oracle {
         *touched = Some(id);
     }
 
-    /// The flow that a RST of the kernel belongs to, and the reasons that it can have.
+    /// The flow of a RST sent by the kernel, and the possible reasons (suppressed, allowed, not owned).
     fn rst(&self, ip: &Ip<'_>) -> Option<(FlowId, [Reason; 3])> {
         let (_, _, flags) = last(ip)?;
         let (source, destination) = read::ports(ip.rest)?;
@@ -288,7 +290,7 @@ impl Oracle {
         (flags & 4 != 0).then_some((id, [Reason::RstSuppressed, Reason::RstAllowed, Reason::RstNotOwned]))
     }
 
-    /// The same for a port-unreachable, which quotes a datagram that came in.
+    /// The same for a port-unreachable error, which quotes a received datagram.
     fn unreachable(&self, ip: &Ip<'_>) -> Option<(FlowId, [Reason; 3])> {
         let v6 = ip.source.is_ipv6();
         let Some(Icmp::Error { port_unreachable: true, quoted }) = read::icmp(ip.rest, v6) else { return None };
@@ -310,12 +312,12 @@ fn siblings(ip: &Ip<'_>, id: u32) -> Siblings {
     (ip.source, ip.destination, id, ip.source.is_ipv4().then_some(ip.protocol))
 }
 
-/// ICMP belongs to its IP version: number 58 over IPv4 is just another protocol.
+/// Whether `protocol` is the ICMP of this IP version: ICMPv6 over IPv4 counts as any other protocol.
 fn is_icmp(protocol: u8, ip: &Ip<'_>) -> bool {
     protocol == if ip.source.is_ipv4() { 1 } else { 58 }
 }
 
-/// Sequence, acknowledgment, flags of a TCP header that is there as a whole; zeros for a UDP header that is.
+/// Sequence number, acknowledgment number and flags of a complete TCP header; zeros for a complete UDP header.
 fn last(ip: &Ip<'_>) -> Option<(u32, u32, u8)> {
     if ip.protocol == UDP {
         return (ip.rest.len() >= 8).then_some((0, 0, 0));

@@ -1,27 +1,27 @@
-//! Packets read by hand, from the RFCs: no line of this is shared with the kernel half, whose judge it is.
+//! A packet parser written from the RFCs. It shares no line with the kernel half that it verifies.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Extension headers that the kernel half says it walks.
+/// Maximum number of extension headers that the kernel half is documented to walk.
 const WALKED: usize = 8;
 
-/// Why no transport was found.
+/// Why no transport header was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// Neither IPv4 nor IPv6.
     NotIp,
-    /// Ends within a header, has a header length or version that cannot be, or fragments a fragment.
+    /// The packet ends within a header, has an impossible header length or version, or fragments a fragment.
     CutShort,
-    /// More IPv6 extension headers than are walked.
+    /// More IPv6 extension headers than [`WALKED`].
     TooManyHeaders,
 }
 
-/// Which part of its datagram a packet is; with the identification.
+/// Position of a packet within its datagram, with the identification of fragments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Piece {
-    /// All of it; for IPv6 with an atomic fragment header, too (RFC 6946).
+    /// A complete datagram; also one with an IPv6 atomic fragment header (RFC 6946).
     Whole,
-    /// Offset zero and more to come.
+    /// Offset zero, more fragments follow.
     First(u32),
     /// Offset above zero.
     Later(u32),
@@ -34,18 +34,18 @@ pub struct Ip<'a> {
     pub source: IpAddr,
     /// Receiver.
     pub destination: IpAddr,
-    /// Protocol of the transport, or of the whole datagram's first header for later fragments.
+    /// Protocol of the transport header; for later fragments, of the first header of the whole datagram.
     pub protocol: u8,
-    /// Part of the datagram.
+    /// Position within the datagram.
     pub piece: Piece,
-    /// Whether a routing header names nodes still to be visited (RFC 8200 section 4.4).
+    /// Whether a routing header has segments left (RFC 8200, section 4.4).
     pub routed: bool,
-    /// What follows the IP headers, as far as it is there.
+    /// The bytes after the IP headers, as far as present.
     pub rest: &'a [u8],
 }
 
-/// Where the IP header begins in an Ethernet frame, and which version the ethertype announces (IEEE 802.3,
-/// 802.1Q, 802.1ad; two tags at most).
+/// Offset of the IP header in an Ethernet frame, and the IP version announced by the ethertype (IEEE 802.3, 802.1Q,
+/// 802.1ad; at most two tags).
 pub fn ethernet(frame: &[u8]) -> Result<(usize, u8), Fault> {
     let mut at = 12;
     for tags in 0.. {
@@ -59,7 +59,7 @@ pub fn ethernet(frame: &[u8]) -> Result<(usize, u8), Fault> {
     Err(Fault::NotIp)
 }
 
-/// The version of a packet on a device without link-layer header: its first four bits.
+/// IP version of a packet without link-layer header, from its first four bits.
 pub fn bare(packet: &[u8]) -> Result<(usize, u8), Fault> {
     match packet.first().map(|byte| byte >> 4) {
         Some(version @ (4 | 6)) => Ok((0, version)),
@@ -67,13 +67,13 @@ pub fn bare(packet: &[u8]) -> Result<(usize, u8), Fault> {
     }
 }
 
-/// An IP packet of the announced version.
+/// Parses an IP packet of the announced version.
 pub fn ip(bytes: &[u8], version: u8) -> Result<Ip<'_>, Fault> {
     if version == 4 { ipv4(bytes) } else { ipv6(bytes) }
 }
 
-/// RFC 791 section 3.1. Neither total length nor header checksum are looked at: what is malformed is the
-/// owner's to see, as far as its ports can be found.
+/// RFC 791, section 3.1. Ignores total length and header checksum: malformed packets are delivered to the owner as long
+/// as their ports can be found.
 fn ipv4(bytes: &[u8]) -> Result<Ip<'_>, Fault> {
     let header: &[u8; 20] = bytes.first_chunk().ok_or(Fault::CutShort)?;
     let words = usize::from(header[0] % 16);
@@ -102,7 +102,7 @@ fn piece(offset: u16, more: bool, identification: u32) -> Piece {
     }
 }
 
-/// RFC 8200 sections 3 and 4, RFC 4302 section 2 (authentication), RFC 6275 section 6.1 (mobility).
+/// RFC 8200, sections 3 and 4; RFC 4302, section 2 (authentication); RFC 6275, section 6.1 (mobility).
 fn ipv6(bytes: &[u8]) -> Result<Ip<'_>, Fault> {
     let header: &[u8; 40] = bytes.first_chunk().ok_or(Fault::CutShort)?;
     if header[0] / 16 != 6 {
@@ -121,7 +121,7 @@ fn ipv6(bytes: &[u8]) -> Result<Ip<'_>, Fault> {
         rest: &bytes[40..],
     };
     let mut walked = 0;
-    // The last header that was walked ends behind the packet.
+    // Whether the last header walked extends beyond the packet.
     let mut beyond = false;
     while let 0 | 43 | 44 | 51 | 60 | 135 = found.protocol {
         if walked == WALKED {
@@ -130,9 +130,9 @@ fn ipv6(bytes: &[u8]) -> Result<Ip<'_>, Fault> {
         walked += 1;
         let [next, length, ..] = *found.rest else { return Err(Fault::CutShort) };
         let whole = match found.protocol {
-            // "Reserved" stands in the place of the length (section 4.5).
+            // The fragment header has a reserved byte in the place of the length (RFC 8200, section 4.5).
             44 => {
-                // A datagram is fragmented once.
+                // A fragment is not fragmented again.
                 if let Piece::First(_) = found.piece {
                     return Err(Fault::CutShort);
                 }
@@ -148,7 +148,7 @@ fn ipv6(bytes: &[u8]) -> Result<Ip<'_>, Fault> {
             51 => 4 * (usize::from(length) + 2),
             kind => {
                 if kind == 43 {
-                    // "Segments Left" is the fourth byte of every type of routing header.
+                    // "Segments Left" is the fourth byte of every routing header type.
                     found.routed |= *found.rest.get(3).ok_or(Fault::CutShort)? > 0;
                 }
                 8 * (usize::from(length) + 1)
@@ -161,25 +161,25 @@ fn ipv6(bytes: &[u8]) -> Result<Ip<'_>, Fault> {
     if beyond { Err(Fault::CutShort) } else { Ok(found) }
 }
 
-/// What an ICMP message is, as far as owners care.
+/// Classification of an ICMP message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Icmp<'a> {
-    /// A question with its identifier.
+    /// A query with its identifier.
     Query(u16),
-    /// An answer with its identifier.
+    /// A reply with its identifier.
     Reply(u16),
-    /// An error, and what it quotes, as far as it is there.
+    /// An error with the packet that it quotes.
     Error {
-        /// Whether it says that a port is closed.
+        /// Whether it is a port-unreachable error.
         port_unreachable: bool,
-        /// From the quoted IP header on.
+        /// The quoted packet from its IP header on, possibly truncated.
         quoted: &'a [u8],
     },
-    /// None of these.
+    /// Any other message.
     Other,
 }
 
-/// RFC 792 and RFC 950 for IPv4, RFC 4443 for IPv6; `None` where the message is cut short.
+/// Parses an ICMP message (RFC 792, RFC 950) or ICMPv6 message (RFC 4443); `None` if it is truncated.
 pub fn icmp(message: &[u8], v6: bool) -> Option<Icmp<'_>> {
     let [kind, code, ..] = *message else { return None };
     let identifier = || Some(u16::from_be_bytes([*message.get(4)?, *message.get(5)?])).filter(|_| message.len() >= 8);
@@ -191,7 +191,7 @@ pub fn icmp(message: &[u8], v6: bool) -> Option<Icmp<'_>> {
         // Echo, timestamp, information, address mask.
         (false, 8 | 13 | 15 | 17) => Icmp::Query(identifier()?),
         (false, 0 | 14 | 16 | 18) => Icmp::Reply(identifier()?),
-        // RFC 4443 sections 3.1 to 3.4, 4.1 and 4.2.
+        // RFC 4443, sections 3.1 to 3.4, 4.1 and 4.2.
         (true, 1) => error(code == 4),
         (true, 2..=4) => error(false),
         (true, 128) => Icmp::Query(identifier()?),
@@ -200,7 +200,7 @@ pub fn icmp(message: &[u8], v6: bool) -> Option<Icmp<'_>> {
     })
 }
 
-/// Source and destination port: the first four bytes of a TCP and of a UDP header.
+/// Source and destination port: the first four bytes of a TCP or UDP header.
 pub fn ports(transport: &[u8]) -> Option<(u16, u16)> {
     let [a, b, c, d, ..] = *transport else { return None };
     Some((u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])))

@@ -1,16 +1,16 @@
-//! Random packets and random owners: seeded, so that what was found is found again.
+//! Random packets and random owners from a seed, so that failures are reproducible.
 
 pub mod damage;
 pub mod packet;
-pub mod story;
+pub mod sequence;
 pub mod world;
 
-/// SplitMix64: small, seedable, and good enough to find packets with.
+/// SplitMix64, a small seedable generator.
 #[derive(Clone, Debug)]
 pub struct Rng(u64);
 
 impl Rng {
-    /// A generator that gives the same numbers for the same `seed`.
+    /// A generator whose numbers depend only on `seed`.
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
@@ -24,17 +24,17 @@ impl Rng {
         z ^ (z >> 31)
     }
 
-    /// A number below `end`, which is not zero.
+    /// A number below `end`, which must not be zero.
     pub fn below(&mut self, end: usize) -> usize {
         (self.bits() % end as u64) as usize
     }
 
-    /// True in `percent` of 100 cases.
+    /// `true` with a probability of `percent` in 100.
     pub fn chance(&mut self, percent: usize) -> bool {
         self.below(100) < percent
     }
 
-    /// One of `all`, which is not empty.
+    /// A random element of `all`, which must not be empty.
     pub fn pick<T: Copy>(&mut self, all: &[T]) -> T {
         all[self.below(all.len())]
     }

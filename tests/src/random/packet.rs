@@ -1,28 +1,28 @@
-//! Packets of every kind that a host meets, put together layer by layer: mostly valid, always plausible.
+//! Random packets, built layer by layer: mostly valid, with plausible fields.
 
 use std::net::{IpAddr, SocketAddr};
 
 use super::{Rng, world::World};
 use crate::frame::{self, MORE, TCP, Tcp, UDP, V4};
 
-/// IPv6 extension headers, and types that look like one: HIP and Shim6.
+/// IPv6 extension headers, and two types that resemble one: HIP and Shim6.
 const EXTENSIONS: [u8; 18] = [0, 43, 44, 51, 60, 135, 60, 0, 43, 44, 51, 60, 135, 60, 60, 60, 139, 140];
-/// Identifications of fragments: few, so that siblings meet, in every order.
+/// Number of distinct fragment identifications: small, so that fragments of the same datagram occur in every order.
 const IDENTIFICATIONS: usize = 5;
 
-/// Which way a packet goes.
+/// Direction of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum Direction {
     /// From a peer to this host.
     In,
     /// From this host to a peer.
     Out,
 }
 
-/// A frame, or a bare IP packet where `ethernet` is false.
-pub fn frame(rng: &mut Rng, world: &World, way: Way, ethernet: bool) -> Vec<u8> {
+/// A frame, or only an IP packet if `ethernet` is false.
+pub fn frame(rng: &mut Rng, world: &World, direction: Direction, ethernet: bool) -> Vec<u8> {
     let v6 = rng.chance(50);
-    let packet = packet(rng, world, way, v6, true);
+    let packet = packet(rng, world, direction, v6, true);
     if !ethernet {
         return packet;
     }
@@ -35,20 +35,20 @@ pub fn frame(rng: &mut Rng, world: &World, way: Way, ethernet: bool) -> Vec<u8> 
     frame::ethernet(&tags, ethertype, &packet)
 }
 
-/// An IP packet; `quoting`: ICMP errors may be among them.
-fn packet(rng: &mut Rng, world: &World, way: Way, v6: bool, quoting: bool) -> Vec<u8> {
+/// An IP packet; `quoting`: may be an ICMP error.
+fn packet(rng: &mut Rng, world: &World, direction: Direction, v6: bool, quoting: bool) -> Vec<u8> {
     let (near, far) = (world.near(rng, v6), world.far(rng, v6));
-    let (source, destination) = if way == Way::In { (far, near) } else { (near, far) };
+    let (source, destination) = if direction == Direction::In { (far, near) } else { (near, far) };
     let kind = rng.below(if quoting { 100 } else { 75 });
     let (protocol, payload) = match kind {
-        0..35 => (TCP, tcp(rng, world, way, source, destination)),
-        35..60 => (UDP, udp(rng, world, way, source, destination)),
-        60..72 => query(rng, world, way, source, destination),
+        0..35 => (TCP, tcp(rng, world, direction, source, destination)),
+        35..60 => (UDP, udp(rng, world, direction, source, destination)),
+        60..72 => query(rng, world, direction, source, destination),
         72..75 => {
             let count = rng.below(40);
             (rng.pick(&[0, 1, 2, 4, 41, 47, 50, 58, 59, 89, 132, 136, 139, 255]), rng.bytes(count))
         }
-        _ => error(rng, world, way, source, destination),
+        _ => error(rng, world, direction, source, destination),
     };
     if v6 {
         ipv6(rng, source, destination, protocol, payload)
@@ -57,10 +57,17 @@ fn packet(rng: &mut Rng, world: &World, way: Way, v6: bool, quoting: bool) -> Ve
     }
 }
 
-/// The two ends: the near port is one of those that may be owned.
-fn ends(rng: &mut Rng, world: &World, way: Way, protocol: u8, source: IpAddr, destination: IpAddr) -> [SocketAddr; 2] {
+/// Source and destination; the port of this host is one that may be owned.
+fn ends(
+    rng: &mut Rng,
+    world: &World,
+    direction: Direction,
+    protocol: u8,
+    source: IpAddr,
+    destination: IpAddr,
+) -> [SocketAddr; 2] {
     let (near, far) = (world.port(rng, protocol), rng.pick(&world.ports));
-    let (from, to) = if way == Way::In { (far, near) } else { (near, far) };
+    let (from, to) = if direction == Direction::In { (far, near) } else { (near, far) };
     [SocketAddr::new(source, from), SocketAddr::new(destination, to)]
 }
 
@@ -74,9 +81,9 @@ fn data(rng: &mut Rng) -> Vec<u8> {
     rng.bytes(count)
 }
 
-fn tcp(rng: &mut Rng, world: &World, way: Way, source: IpAddr, destination: IpAddr) -> Vec<u8> {
-    let [from, to] = ends(rng, world, way, TCP, source, destination);
-    // The kernel's RSTs are what egress looks for.
+fn tcp(rng: &mut Rng, world: &World, direction: Direction, source: IpAddr, destination: IpAddr) -> Vec<u8> {
+    let [from, to] = ends(rng, world, direction, TCP, source, destination);
+    // Half of the segments have RST set, which the egress program checks.
     let flags = if rng.chance(50) { rng.pick(&[0x04, 0x14]) } else { rng.bits() as u8 };
     let segment = Tcp {
         offset: rng.chance(15).then(|| rng.below(16) as u8),
@@ -86,8 +93,8 @@ fn tcp(rng: &mut Rng, world: &World, way: Way, source: IpAddr, destination: IpAd
     segment.bytes(from, to)
 }
 
-fn udp(rng: &mut Rng, world: &World, way: Way, source: IpAddr, destination: IpAddr) -> Vec<u8> {
-    let [from, to] = ends(rng, world, way, UDP, source, destination);
+fn udp(rng: &mut Rng, world: &World, direction: Direction, source: IpAddr, destination: IpAddr) -> Vec<u8> {
+    let [from, to] = ends(rng, world, direction, UDP, source, destination);
     let mut bytes = frame::udp(from, to, &data(rng));
     if rng.chance(10) {
         let at = 4 + rng.below(4);
@@ -96,23 +103,23 @@ fn udp(rng: &mut Rng, world: &World, way: Way, source: IpAddr, destination: IpAd
     bytes
 }
 
-/// An ICMP message with an identifier, or of any type.
-fn query(rng: &mut Rng, world: &World, way: Way, source: IpAddr, destination: IpAddr) -> (u8, Vec<u8>) {
+/// An ICMP query or reply, or a message of any type with an identifier.
+fn query(rng: &mut Rng, world: &World, direction: Direction, source: IpAddr, destination: IpAddr) -> (u8, Vec<u8>) {
     let v6 = source.is_ipv6();
-    let kind = match (v6, way) {
+    let kind = match (v6, direction) {
         _ if rng.chance(10) => rng.bits() as u8,
-        (false, Way::In) => rng.pick(&[0, 0, 14, 16, 18, 8]),
-        (false, Way::Out) => rng.pick(&[8, 8, 13, 15, 17, 0]),
-        (true, Way::In) => rng.pick(&[129, 129, 128, 135]),
-        (true, Way::Out) => rng.pick(&[128, 128, 129, 136]),
+        (false, Direction::In) => rng.pick(&[0, 0, 14, 16, 18, 8]),
+        (false, Direction::Out) => rng.pick(&[8, 8, 13, 15, 17, 0]),
+        (true, Direction::In) => rng.pick(&[129, 129, 128, 135]),
+        (true, Direction::Out) => rng.pick(&[128, 128, 129, 136]),
     };
     let id = world.port(rng, 1);
     let data = [vec![rng.pick(&[0, 0, 0, 1])], data(rng)].concat();
     icmp_payload(&frame::icmp_query(source, destination, kind, id, &data), v6)
 }
 
-/// An ICMP error: inbound it quotes what went out, outbound what came in.
-fn error(rng: &mut Rng, world: &World, way: Way, source: IpAddr, destination: IpAddr) -> (u8, Vec<u8>) {
+/// An ICMP error: an inbound one quotes an outbound packet, an outbound one an inbound packet.
+fn error(rng: &mut Rng, world: &World, direction: Direction, source: IpAddr, destination: IpAddr) -> (u8, Vec<u8>) {
     let v6 = source.is_ipv6();
     let (kind, code) = if rng.chance(50) {
         [(3, 3), (1, 4)][usize::from(v6)]
@@ -121,10 +128,10 @@ fn error(rng: &mut Rng, world: &World, way: Way, source: IpAddr, destination: Ip
     } else {
         (rng.pick(&[3, 3, 4, 5, 11, 12]), rng.below(6) as u8)
     };
-    let back = if way == Way::In { Way::Out } else { Way::In };
-    // One in a hundred quotes the other version, which cannot be.
+    let opposite = if direction == Direction::In { Direction::Out } else { Direction::In };
+    // One in a hundred quotes the other IP version, which is invalid.
     let quoted_v6 = v6 != rng.chance(1);
-    let mut quoted = packet(rng, world, back, quoted_v6, false);
+    let mut quoted = packet(rng, world, opposite, quoted_v6, false);
     // RFC 792 wants 8 bytes of transport, RFC 4443 as much as fits; routers differ.
     if rng.chance(60) {
         let least = if quoted_v6 { 40 } else { 20 };

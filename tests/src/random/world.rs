@@ -1,14 +1,14 @@
-//! Who owns what, at random, and which addresses and ports there are at all: few, so that they meet.
+//! Random owners, and the addresses and ports of packets: few, so that packets hit owned ports often.
 
 use std::net::IpAddr;
 
 use super::Rng;
 use crate::oracle::{Oracle, Owned};
 
-/// Protocols whose ports (or identifiers) can be owned.
+/// Protocols whose ports or identifiers can be owned.
 pub const PROTOCOLS: [u8; 3] = [6, 17, 1];
 
-/// This host's addresses, a foreign one that is owned all the same, hosts beyond, and those that are no host's.
+/// Addresses by IP version: local ones, a foreign one that can be owned, remote hosts, and special addresses.
 const ADDRESSES: [&[&str]; 2] = [
     &[
         "192.0.2.2",
@@ -36,20 +36,20 @@ const ADDRESSES: [&[&str]; 2] = [
     ],
 ];
 
-/// How many of the above, from the first on, are this host's, and how many can be owned.
+/// Number of local addresses, and of addresses that can be owned, at the start of each list.
 const LOCAL: usize = 2;
 const OWNABLE: usize = 3;
 
-/// Ports at the edges of the filter's words, and usual ones.
+/// Ports at the boundaries of the filter's words, and common ones.
 const PORTS: [u16; 14] = [0, 1, 53, 63, 64, 80, 127, 128, 1024, 32_768, 40_000, 40_064, 65_472, 65_535];
 
-/// One owned port: protocol, address (`None`: any of this host's), port, terms.
+/// An owned port: protocol, address (`None`: any local address), port, terms.
 pub type Holding = (u8, Option<IpAddr>, u16, Owned);
 
-/// Owners, and the addresses and ports that packets are made of.
+/// Owners, and the addresses and ports from which packets are built.
 #[derive(Clone, Debug, Default)]
 pub struct World {
-    /// What is owned.
+    /// Owned ports.
     pub holdings: Vec<Holding>,
     /// Addresses by IP version.
     pub addresses: [Vec<IpAddr>; 2],
@@ -58,7 +58,7 @@ pub struct World {
 }
 
 impl World {
-    /// A world with about a third of its ports owned.
+    /// Random owners for about a third of the ports.
     pub fn new(rng: &mut Rng) -> Self {
         let addresses = ADDRESSES.map(|all| all.iter().map(|text| text.parse().expect("an address")).collect());
         let mut world = Self { holdings: Vec::new(), addresses, ports: PORTS.to_vec() };
@@ -86,34 +86,34 @@ impl World {
         world
     }
 
-    /// This host's addresses.
+    /// The local addresses.
     pub fn local(&self) -> Vec<IpAddr> {
         self.addresses.iter().flat_map(|all| all.iter().take(LOCAL).copied()).collect()
     }
 
-    /// Tells the oracle who owns what.
-    pub fn tell(&self, oracle: &mut Oracle) {
+    /// Copies the owners into the oracle.
+    pub fn copy_to(&self, oracle: &mut Oracle) {
         oracle.local = self.local().into_iter().collect();
         oracle.owned =
             self.holdings.iter().map(|&(protocol, place, port, owned)| ((protocol, place, port), owned)).collect();
     }
 
-    /// An address of this host, mostly.
+    /// Usually an address that can be owned.
     pub fn near(&self, rng: &mut Rng, v6: bool) -> IpAddr {
         let all = &self.addresses[usize::from(v6)];
         if rng.chance(80) { rng.pick(&all[..OWNABLE]) } else { rng.pick(all) }
     }
 
-    /// An address of a peer, mostly.
+    /// Usually the address of a peer.
     pub fn far(&self, rng: &mut Rng, v6: bool) -> IpAddr {
         let all = &self.addresses[usize::from(v6)];
         if rng.chance(80) { rng.pick(&all[OWNABLE..OWNABLE + 2]) } else { rng.pick(all) }
     }
 
-    /// A port, owned for `protocol` more often than not.
+    /// A port, which is owned for `protocol` in most cases.
     pub fn port(&self, rng: &mut Rng, protocol: u8) -> u16 {
         if rng.chance(60) && !self.holdings.is_empty() {
-            // Some holding of this protocol: the first from a random one on.
+            // The first holding of this protocol, searched from a random position.
             let start = rng.below(self.holdings.len());
             let (before, behind) = self.holdings.split_at(start);
             if let Some(holding) = behind.iter().chain(before).find(|holding| holding.0 == protocol) {

@@ -1,5 +1,5 @@
-//! The tutorial's conversation, whole, against nginx and dnsmasq, in each mode; and what must not
-//! be disturbed by it. tcpdump in the server's namespace is the judge.
+//! The complete conversation of the tutorial with nginx and dnsmasq in each attach mode, while other programs use the
+//! same host. A capture in the server's namespace shows what was on the wire.
 
 use std::{
     io,
@@ -15,38 +15,38 @@ use crafter::{
 };
 use crafter_common::reason::Reason;
 use crafter_tests::{
-    by_hand::{self, ByHand, PATIENCE, sha256},
+    capture::{CONTROL, Capture, Packet, from, rsts, unreachables},
     dns,
-    judge::{CONTROL, Capture, Packet, from, rsts, unreachables},
     leak::{Serial, assert_detached, attached},
+    manual::{self, ManualConnection, REPLY_TIMEOUT, sha256},
     peer::{Dnsmasq, HOST, HOST_V4, HOST_V6, Nginx},
     slow,
-    stage::{self, CONTROL_PORT, ENDS, assert_curl_works, assert_refuses, lab, open},
+    testbed::{self, CONTROL_PORT, ENDS, assert_curl_works, assert_refuses, lab, open},
     within,
 };
 
 #[test]
 fn native() {
-    story(Attach::Native, Mode::Native, false, Reason::Redirected);
+    converse(Attach::Native, Mode::Native, false, Reason::Redirected);
 }
 
 #[test]
 fn generic() {
-    story(Attach::Generic, Mode::Generic, false, Reason::Redirected);
+    converse(Attach::Generic, Mode::Generic, false, Reason::Redirected);
 }
 
 #[test]
 fn tc() {
-    story(Attach::Tc, Mode::Tc, false, Reason::Copied);
+    converse(Attach::Tc, Mode::Tc, false, Reason::Copied);
 }
 
 #[test]
 fn observe() {
-    story(Attach::Auto, Mode::Native, true, Reason::Observed);
+    converse(Attach::Auto, Mode::Native, true, Reason::Observed);
 }
 
-/// First the tutorial's failure, then what it should have been.
-fn story(attach: Attach, mode: Mode, observe: bool, delivered: Reason) {
+/// First shows the RST of the kernel for an unowned port, then runs the conversation without one.
+fn converse(attach: Attach, mode: Mode, observe: bool, delivered: Reason) {
     let serial = Serial::begin();
     let lab = lab();
     let nginx = Nginx::with_big(lab.server());
@@ -54,32 +54,32 @@ fn story(attach: Attach, mode: Mode, observe: bool, delivered: Reason) {
 
     let all = Capture::start(lab.server(), INTERFACE, None);
     for ends in ENDS {
-        stage::unowned_syn(&lab, ends, CONTROL_PORT);
-        stage::wait_for_rst(&lab, SocketAddr::new(ends.0, CONTROL_PORT));
+        testbed::unowned_syn(&lab, ends, CONTROL_PORT);
+        testbed::wait_for_rst(&lab, SocketAddr::new(ends.0, CONTROL_PORT));
     }
     assert_detached(lab.client(), INTERFACE);
 
-    let (spoke, objects) = within(lab.client(), async || {
+    let (locals, objects) = within(lab.client(), async || {
         let crafter = open(attach).await;
         assert_eq!(crafter.report().mode, mode, "{}", crafter.report());
-        let mut spoke = Vec::new();
+        let mut locals = Vec::new();
         for (_, server) in ENDS {
             queries(&crafter, server, observe).await;
-            spoke.push(one_page(&crafter, &lab, &nginx, server, observe).await);
+            locals.push(one_page(&crafter, &lab, &nginx, server, observe).await);
         }
         let objects = serial.objects();
         assert_eq!(attached(lab.client(), INTERFACE).len(), 2, "an ingress and an egress hook");
         let counters = crafter.counters().expect("counters");
         assert!(counters.get(delivered) > 0, "{counters:?}");
-        // Where the kernel sees the segments it answers each; what it says stays here.
+        // In observe mode the kernel answers each segment with a RST, which must be suppressed.
         assert_eq!(counters.get(Reason::RstSuppressed) > 0, observe, "{counters:?}");
         assert_eq!(counters.get(Reason::DeliveryFull) + counters.get(Reason::ObserveFull), 0);
-        (spoke, objects)
+        (locals, objects)
     });
-    judge_by_hand(&all.finish(), &spoke, observe);
+    check_segments(&all.finish(), &locals, observe);
     serial.finish(&objects, lab.client(), INTERFACE);
 
-    // The whole 100 MB, while others use the same host.
+    // The complete 100 MB, while other programs use the same host.
     let control = Capture::start(lab.server(), INTERFACE, Some(CONTROL));
     let others = Others::default();
     let ports = std::thread::scope(|scope| {
@@ -96,16 +96,16 @@ fn story(attach: Attach, mode: Mode, observe: bool, delivered: Reason) {
     });
     let packets = control.finish();
     for local in ports {
-        assert_eq!(rsts(&packets, local), 0, "a RST escaped");
+        assert_eq!(rsts(&packets, local), 0, "a RST was sent from the owned port");
         assert_eq!(from(&packets, local).iter().filter(|packet| packet.is_fin()).count(), 1, "one FIN");
-        // The control at the same time: a port of nobody was refused by a RST.
-        assert!(rsts(&packets, SocketAddr::new(local.ip(), CONTROL_PORT)) > 0, "no RST from the port of nobody");
-        // Given back, the port is the kernel's.
+        // Positive control at the same time: an unowned port is refused with a RST.
+        assert!(rsts(&packets, SocketAddr::new(local.ip(), CONTROL_PORT)) > 0, "no RST from the unowned port");
+        // After the lease ends, the kernel refuses connections to the port.
         assert_refuses(&lab, local);
     }
 }
 
-/// Other users of the client, for as long as something is downloaded.
+/// Other programs on the client, active during a download.
 #[derive(Default)]
 struct Others {
     rounds: AtomicUsize,
@@ -121,7 +121,7 @@ impl Drop for Stop<'_> {
 }
 
 impl Others {
-    /// Connects to a port of nobody, which is refused, and gets a page by curl, again and again.
+    /// Repeatedly connects to an unowned port, which is refused, and downloads a page with curl.
     fn run(&self, lab: &Lab, nginx: &Nginx) {
         while !self.stop.load(Ordering::Relaxed) {
             for (client, server) in ENDS {
@@ -132,7 +132,7 @@ impl Others {
         }
     }
 
-    /// Ends it when dropped, also by a panic.
+    /// Stops [`Self::run`] when dropped, also by a panic.
     fn stop(&self) -> Stop<'_> {
         Stop(self)
     }
@@ -142,97 +142,96 @@ impl Others {
     }
 }
 
-/// A query for each address, by a datagram made by hand.
+/// Crafted queries for both addresses.
 async fn queries(crafter: &Crafter, server: IpAddr, observe: bool) {
     let lease = crafter.lease(LeaseRequest::udp().observe(observe)).await.expect("a UDP lease");
     let server = SocketAddr::new(server, 53);
-    let answer = by_hand::dns(&lease, server, HOST, dns::A, None).await;
+    let answer = manual::dns(&lease, server, HOST, dns::A, None).await;
     assert_eq!(answer.data, [HOST_V4.to_vec()]);
-    let answer = by_hand::dns(&lease, server, HOST, dns::AAAA, None).await;
+    let answer = manual::dns(&lease, server, HOST, dns::AAAA, None).await;
     assert_eq!(answer.data, [HOST_V6.parse::<std::net::Ipv6Addr>().unwrap().octets().to_vec()]);
 }
 
-/// The handshake and a GET, segment by segment. Gives our end.
+/// Handshake and GET segment by segment; returns the local address and port.
 async fn one_page(crafter: &Crafter, lab: &Lab, nginx: &Nginx, server: IpAddr, observe: bool) -> SocketAddr {
     let lease = crafter.lease(LeaseRequest::tcp().observe(observe)).await.expect("a TCP lease");
-    let mut talk = ByHand::new(&lease, SocketAddr::new(server, 80)).await;
-    let local = talk.cursor.local;
-    talk.handshake().await;
-    assert_eq!(stage::server_socket(lab, local).as_deref(), Some("ESTAB"));
-    let answer = talk.get(nginx.small.path).await;
-    assert_eq!(sha256(by_hand::body(&answer)), nginx.small.sha256);
-    // The server has closed first, and so is the one that waits.
-    assert_eq!(stage::server_socket(lab, local).as_deref(), Some("TIME-WAIT"));
+    let mut connection = ManualConnection::new(&lease, SocketAddr::new(server, 80)).await;
+    let local = connection.cursor.local;
+    connection.handshake().await;
+    assert_eq!(testbed::server_socket(lab, local).as_deref(), Some("ESTAB"));
+    let answer = connection.get(nginx.small.path).await;
+    assert_eq!(sha256(manual::body(&answer)), nginx.small.sha256);
+    // The server closed first, so it is in TIME-WAIT.
+    assert_eq!(testbed::server_socket(lab, local).as_deref(), Some("TIME-WAIT"));
     local
 }
 
-fn judge_by_hand(packets: &[Packet], spoke: &[SocketAddr], observe: bool) {
-    for (&local, (client, server)) in spoke.iter().zip(ENDS) {
-        // The control, in the same capture: the kernel's RST to what it knows nothing of.
+fn check_segments(packets: &[Packet], locals: &[SocketAddr], observe: bool) {
+    for (&local, (client, server)) in locals.iter().zip(ENDS) {
+        // Positive control in the same capture: the kernel's RST from an unowned port.
         let control = SocketAddr::new(client, CONTROL_PORT);
         assert!(rsts(packets, control) > 0, "the control's RST is not in the capture");
 
         let ours = from(packets, local);
         let theirs: Vec<&Packet> = packets.iter().filter(|packet| packet.destination == local).collect();
-        assert_eq!(rsts(packets, local), 0, "a RST escaped");
-        assert_eq!(theirs.iter().filter(|packet| packet.is_rst()).count(), 0, "the server reset");
+        assert_eq!(rsts(packets, local), 0, "a RST was sent from the owned port");
+        assert_eq!(theirs.iter().filter(|packet| packet.is_rst()).count(), 0, "the server sent a RST");
         for packet in &ours {
             assert_eq!(packet.checksum, Some(true), "{packet:?}");
             assert!(!packet.malformed, "{packet:?}");
         }
         let fins = |packets: &[&Packet]| packets.iter().filter(|packet| packet.is_fin()).count();
-        assert_eq!((fins(&ours), fins(&theirs)), (1, 1), "a FIN each way, once");
-        // Every byte was acknowledged, and the FIN behind them.
+        assert_eq!((fins(&ours), fins(&theirs)), (1, 1), "one FIN in each direction");
+        // All data and the FIN were acknowledged.
         let fin = theirs.iter().find(|packet| packet.is_fin()).expect("the server's FIN");
         let last = ours.last().expect("our last segment");
         assert_eq!(last.ack, fin.seq.wrapping_add(fin.length).wrapping_add(1));
         let our_fin = ours.iter().find(|packet| packet.is_fin()).expect("our FIN");
         assert_eq!(theirs.last().expect("its last segment").ack, our_fin.seq.wrapping_add(1));
-        // Nothing was sent twice: the server never had to wait for an ACK.
+        // No retransmission: the server never waited for an ACK.
         let mut data: Vec<u32> = theirs.iter().filter(|packet| packet.length > 0).map(|packet| packet.seq).collect();
         let sent = data.len();
         data.sort_unstable();
         data.dedup();
-        assert_eq!(data.len(), sent, "the server repeated data");
+        assert_eq!(data.len(), sent, "the server retransmitted data");
 
         let dns = SocketAddr::new(server, 53);
         let queries: Vec<&Packet> = packets.iter().filter(|packet| packet.destination == dns).collect();
         assert_eq!(queries.len(), 2);
         assert!(queries.iter().all(|query| query.checksum == Some(true) && !query.malformed));
-        assert_eq!(unreachables(packets, client), 0, "a port-unreachable escaped (observe: {observe})");
+        assert_eq!(unreachables(packets, client), 0, "a port-unreachable was sent (observe: {observe})");
     }
 }
 
-/// 100 MB by a stream, while others do what they do. Gives our end.
+/// Downloads 100 MB over a stream while others use the host; returns the local address and port.
 async fn big_page(crafter: &Crafter, others: &Others, nginx: &Nginx, server: IpAddr, observe: bool) -> SocketAddr {
     let remote = SocketAddr::new(server, 80);
     let request = LeaseRequest::tcp().observe(observe);
     let before = others.rounds();
-    let mut stream = by_hand::connect(crafter, request, remote, StreamOptions::default()).await;
+    let mut stream = manual::connect(crafter, request, remote, StreamOptions::default()).await;
     let local = stream.local();
     let page = nginx.big.as_ref().expect("the big page");
     let began = Instant::now();
-    let (length, sum) = by_hand::download(&mut stream, page.path).await;
+    let (length, sum) = manual::download(&mut stream, page.path).await;
     println!("100 MB in {:?}, {:?}", began.elapsed(), stream.stats());
     println!("{:?} {:?}", crafter.counters().expect("counters"), crafter.stats());
     assert_eq!(length, page.length);
-    assert_eq!(sum, page.sha256, "the bytes are not the server's");
+    assert_eq!(sum, page.sha256, "wrong bytes");
     let flow = crafter.flows().into_iter().find(|flow| flow.local == local).expect("the flow");
     assert!(flow.rx_bytes > page.length && flow.remote == remote, "{flow:?}");
-    by_hand::close(&mut stream).await;
-    // A whole round began and ended while the port was owned.
-    let deadline = Instant::now() + slow::allow(PATIENCE);
+    manual::close(&mut stream).await;
+    // Waits until the others have completed a round while the port is owned.
+    let deadline = Instant::now() + slow::allow(REPLY_TIMEOUT);
     while others.rounds() < before + 2 {
-        assert!(Instant::now() < deadline, "the others stand still");
+        assert!(Instant::now() < deadline, "the other programs make no progress");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     local
 }
 
-/// With policy `pass`, where the kernel sees the segments, its RST is on the wire again; with
-/// `suppress` beside it, it is not.
+/// With policy `pass` in observe mode the kernel's RST is sent; with `suppress` on the same interface it is not.
 #[test]
-fn policy_pass_lets_the_rst_through() {
+fn policy_pass_sends_the_kernels_rst() {
     let serial = Serial::begin();
     let lab = lab();
     let _nginx = Nginx::start(lab.server());
@@ -245,15 +244,15 @@ fn policy_pass_lets_the_rst_through() {
             for (suppress, list) in [(true, &mut suppressed), (false, &mut passed)] {
                 let request = LeaseRequest::tcp().observe(true).suppress(suppress);
                 let lease = crafter.lease(request).await.expect("a lease");
-                let mut talk = ByHand::new(&lease, remote).await;
-                talk.handshake().await;
-                list.push(talk.cursor.local);
+                let mut connection = ManualConnection::new(&lease, remote).await;
+                connection.handshake().await;
+                list.push(connection.cursor.local);
                 if suppress {
-                    // The connection lives: the server acknowledges data.
-                    let answer = talk.get("/small").await;
-                    by_hand::body(&answer);
+                    // The connection works: the server acknowledges data.
+                    let answer = connection.get("/small").await;
+                    manual::body(&answer);
                 } else {
-                    stage::wait_for_rst(&lab, talk.cursor.local);
+                    testbed::wait_for_rst(&lab, connection.cursor.local);
                 }
             }
         }
@@ -264,17 +263,17 @@ fn policy_pass_lets_the_rst_through() {
     });
     let packets = capture.finish();
     for local in passed {
-        assert!(rsts(&packets, local) > 0, "policy pass, and no RST from {local}");
+        assert!(rsts(&packets, local) > 0, "no RST from {local} with policy pass");
     }
     for local in suppressed {
-        assert_eq!(rsts(&packets, local), 0, "a RST escaped from {local}");
+        assert_eq!(rsts(&packets, local), 0, "a RST was sent from {local}");
     }
     serial.finish(&objects, lab.client(), INTERFACE);
 }
 
-/// What crafter sends itself, a RST too, is not held back.
+/// Packets sent by crafter itself are never suppressed, not even a RST.
 #[test]
-fn a_crafted_rst_passes() {
+fn crafted_rst_passes() {
     let _serial = Serial::begin();
     let lab = lab();
     let capture = Capture::start(lab.server(), INTERFACE, Some(CONTROL));
@@ -286,19 +285,19 @@ fn a_crafted_rst_passes() {
             let local = within(lab.client(), async || {
                 let crafter = open(attach).await;
                 let lease = crafter.lease(LeaseRequest::tcp()).await.expect("a lease");
-                let mut talk = ByHand::new(&lease, remote).await;
-                talk.handshake().await;
-                let rst = talk.cursor.rst();
-                talk.send(&rst).await;
-                stage::wait_for_rst(&lab, talk.cursor.local);
+                let mut connection = ManualConnection::new(&lease, remote).await;
+                connection.handshake().await;
+                let rst = connection.cursor.rst();
+                connection.send(&rst).await;
+                testbed::wait_for_rst(&lab, connection.cursor.local);
                 assert!(crafter.counters().unwrap().get(Reason::Crafted) >= 3);
-                talk.cursor.local
+                connection.cursor.local
             });
-            // The server's program is told.
+            // The server's program gets the reset as an error.
             use std::io::Read as _;
             let (mut stream, peer) = listener.accept().expect("the connection");
             assert_eq!(peer, local);
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream.set_read_timeout(Some(REPLY_TIMEOUT)).unwrap();
             let error = stream.read(&mut [0; 1]).expect_err("a reset connection");
             assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
             locals.push(local);
@@ -310,25 +309,25 @@ fn a_crafted_rst_passes() {
     }
 }
 
-/// A datagram to an owned UDP port: no port-unreachable, though the kernel sees it in observe
-/// mode; with policy `pass`, and from a port of nobody, there is one.
+/// A datagram to an owned UDP port causes no port-unreachable error, not even in observe mode. With policy `pass`, and
+/// for an unowned port, there is one.
 #[test]
-fn udp_owned_is_not_unreachable() {
+fn owned_udp_port_sends_no_port_unreachable() {
     let _serial = Serial::begin();
     let lab = lab();
     let capture = Capture::start(lab.server(), INTERFACE, Some("icmp or icmp6"));
     within(lab.client(), async || {
         let crafter = open(Attach::Auto).await;
         for (client, server) in ENDS {
-            // To `port` of the client by the server's kernel; whether it is told that nobody is there.
-            let told = |port: u16| {
+            // Sends a datagram to `port` of the client; returns whether the sender gets an ICMP error.
+            let is_unreachable = |port: u16| {
                 lab.server()
                     .run(|| {
                         let socket = UdpSocket::bind(SocketAddr::new(server, 0)).unwrap();
                         socket.connect(SocketAddr::new(client, port)).unwrap();
                         socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
                         socket.send(b"are you there?").unwrap();
-                        socket.recv(&mut [0; 1]).expect_err("nobody answers").kind() == io::ErrorKind::ConnectionRefused
+                        socket.recv(&mut [0; 1]).expect_err("no answer").kind() == io::ErrorKind::ConnectionRefused
                     })
                     .unwrap()
             };
@@ -338,11 +337,11 @@ fn udp_owned_is_not_unreachable() {
                 let request = LeaseRequest::udp().observe(observe).suppress(suppress);
                 let lease = crafter.lease(request).await.expect("a lease");
                 let what = format!("{client}, observe {observe}, suppress {suppress}");
-                assert_eq!(told(lease.port()), unreachable, "{what}");
-                let received = lease.recv_timeout(PATIENCE).await.unwrap().expect("the datagram");
+                assert_eq!(is_unreachable(lease.port()), unreachable, "{what}");
+                let received = lease.recv_timeout(REPLY_TIMEOUT).await.unwrap().expect("the datagram");
                 assert!(received.ip.ends_with(b"are you there?"), "{what}");
-                // The control, at the same time.
-                assert!(told(CONTROL_PORT), "{what}");
+                // Positive control at the same time.
+                assert!(is_unreachable(CONTROL_PORT), "{what}");
             }
         }
         let counters = crafter.counters().unwrap();
@@ -352,7 +351,7 @@ fn udp_owned_is_not_unreachable() {
     });
     let packets = capture.finish();
     for (client, _) in ENDS {
-        // One by policy, four controls.
+        // One with policy `pass`, four from the unowned port.
         assert_eq!(unreachables(&packets, client), 5, "{client}");
     }
 }

@@ -1,4 +1,4 @@
-//! Devices other than a pair of Ethernet ends: `lo`, and tun, which has no link-layer header.
+//! Devices other than veth: `lo`, and tun, which has no link-layer header.
 
 use std::{io, net::SocketAddr};
 
@@ -9,20 +9,20 @@ use crafter::{
 };
 use crafter_common::reason::Reason;
 use crafter_tests::{
-    by_hand::{self, ByHand, sha256},
+    capture::{CONTROL, Capture, from, rsts},
     frame::{SYN, Tcp},
-    judge::{CONTROL, Capture, from, rsts},
     leak::Serial,
+    manual::{self, ManualConnection, sha256},
     peer::Nginx,
-    stage::{ENDS, lab, options, run},
+    testbed::{ENDS, lab, options, run},
     tun::Tunnel,
     wire::Wire,
     within,
 };
 
-/// Over `lo`, against a server of this host's kernel.
+/// A conversation over `lo` with a server on the same host.
 #[test]
-fn loopback_works() {
+fn conversation_over_loopback() {
     let _serial = Serial::begin();
     let lab = lab();
     let nginx = Nginx::with_big(lab.client());
@@ -36,19 +36,18 @@ fn loopback_works() {
             for server in ["127.0.0.1:80", "[::1]:80"] {
                 let remote: SocketAddr = server.parse().unwrap();
                 let lease = crafter.lease(LeaseRequest::tcp()).await.expect("a lease");
-                let mut talk = ByHand::new(&lease, remote).await;
-                talk.handshake().await;
-                let answer = talk.get(nginx.small.path).await;
-                assert_eq!(sha256(by_hand::body(&answer)), nginx.small.sha256);
-                locals.push(talk.cursor.local);
-                let mut stream =
-                    by_hand::connect(&crafter, LeaseRequest::tcp(), remote, StreamOptions::default()).await;
-                let (_, sum) = by_hand::download(&mut stream, page.path).await;
+                let mut connection = ManualConnection::new(&lease, remote).await;
+                connection.handshake().await;
+                let answer = connection.get(nginx.small.path).await;
+                assert_eq!(sha256(manual::body(&answer)), nginx.small.sha256);
+                locals.push(connection.cursor.local);
+                let mut stream = manual::connect(&crafter, LeaseRequest::tcp(), remote, StreamOptions::default()).await;
+                let (_, sum) = manual::download(&mut stream, page.path).await;
                 assert_eq!(sum, page.sha256);
                 locals.push(stream.local());
-                by_hand::close(&mut stream).await;
+                manual::close(&mut stream).await;
             }
-            // Native cannot be had, and that is said.
+            // `lo` has no native XDP, which the report notes.
             if attach == Attach::Auto {
                 assert!(crafter.report().notes.iter().any(|note| note.contains("native")), "{:?}", crafter.report());
                 let refused = Crafter::open("lo", options(Attach::Native)).await.map(drop).expect_err("no native XDP");
@@ -57,20 +56,20 @@ fn loopback_works() {
         }
         locals
     });
-    // The control: a port of nobody.
+    // Positive control: an unowned port.
     let refused = lab.client().run(|| std::net::TcpStream::connect("127.0.0.1:40000").map(drop)).unwrap();
-    assert_eq!(refused.expect_err("nobody is there").kind(), io::ErrorKind::ConnectionRefused);
+    assert_eq!(refused.expect_err("a refused connection").kind(), io::ErrorKind::ConnectionRefused);
     let packets = capture.finish();
     assert!(rsts(&packets, "127.0.0.1:40000".parse().unwrap()) > 0);
     for local in locals {
         assert!(!from(&packets, local).is_empty());
-        assert_eq!(rsts(&packets, local), 0, "a RST escaped from {local}");
+        assert_eq!(rsts(&packets, local), 0, "a RST was sent from {local}");
     }
 }
 
-/// Over tun: sent by raw IP sockets, received by tc.
+/// A conversation over tun: sends through raw IP sockets, receives through tc.
 #[test]
-fn a_device_without_ethernet_works() {
+fn conversation_over_tun() {
     let _serial = Serial::begin();
     let (client, server) = (NetNs::new().unwrap(), NetNs::new().unwrap());
     let _tunnel = Tunnel::between(&client, &server);
@@ -84,7 +83,7 @@ fn a_device_without_ethernet_works() {
     }
     let nginx = Nginx::start(&server);
     let capture = Capture::start(&server, "tun0", Some(CONTROL));
-    // The control: a SYN from a port of nobody.
+    // Positive control: a SYN from an unowned port.
     for (local, remote) in ENDS {
         let syn = Tcp::new(SYN, 1, 0).ip(SocketAddr::new(local, 40_000), SocketAddr::new(remote, 80));
         client.run(|| Wire::open("tun0", [0; 6])?.send(&syn)).unwrap().unwrap();
@@ -98,16 +97,16 @@ fn a_device_without_ethernet_works() {
                 let remote = SocketAddr::new(remote, 80);
                 let request = LeaseRequest::tcp().observe(observe);
                 let lease = crafter.lease(request.clone()).await.expect("a lease");
-                let mut talk = ByHand::new(&lease, remote).await;
-                talk.handshake().await;
-                let answer = talk.get(nginx.small.path).await;
-                assert_eq!(sha256(by_hand::body(&answer)), nginx.small.sha256);
-                locals.push(talk.cursor.local);
-                let mut stream = by_hand::connect(&crafter, request, remote, StreamOptions::default()).await;
-                let (_, sum) = by_hand::download(&mut stream, nginx.medium.path).await;
+                let mut connection = ManualConnection::new(&lease, remote).await;
+                connection.handshake().await;
+                let answer = connection.get(nginx.small.path).await;
+                assert_eq!(sha256(manual::body(&answer)), nginx.small.sha256);
+                locals.push(connection.cursor.local);
+                let mut stream = manual::connect(&crafter, request, remote, StreamOptions::default()).await;
+                let (_, sum) = manual::download(&mut stream, nginx.medium.path).await;
                 assert_eq!(sum, nginx.medium.sha256);
                 locals.push(stream.local());
-                by_hand::close(&mut stream).await;
+                manual::close(&mut stream).await;
             }
         }
         let counters = crafter.counters().expect("counters");
@@ -116,10 +115,10 @@ fn a_device_without_ethernet_works() {
     });
     let packets = capture.finish();
     for (local, _) in ENDS {
-        assert!(rsts(&packets, SocketAddr::new(local, 40_000)) > 0, "no RST to the control");
+        assert!(rsts(&packets, SocketAddr::new(local, 40_000)) > 0, "no RST from the unowned port");
     }
     for local in locals {
         assert!(!from(&packets, local).is_empty());
-        assert_eq!(rsts(&packets, local), 0, "a RST escaped from {local}");
+        assert_eq!(rsts(&packets, local), 0, "a RST was sent from {local}");
     }
 }

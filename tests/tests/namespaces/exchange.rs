@@ -1,5 +1,5 @@
-//! Thousands of requests in flight against the kernel's own TCP, UDP and ICMP: every reply is matched or accounted
-//! for, and the kernel half counts the same. tcpdump in the server's namespace is the judge.
+//! Thousands of requests in flight to the kernel's own TCP, UDP and ICMP: every reply is matched or accounted for, and
+//! the counters of the kernel half agree. Some tests check the wire with a capture in the server's namespace.
 
 use std::{
     collections::HashSet,
@@ -15,18 +15,18 @@ use crafter::{
     },
     driver::Options,
     error::Error,
-    expr::PacketSet,
     lab::{INTERFACE, Lab, SERVER_V4},
     layer::{Arp, Icmp, Ip, Packet, Tcp},
     session::{Exchanged, Outcome, Pace, Session, SessionOptions, SrOptions},
 };
 use crafter_common::reason::Reason;
 use crafter_tests::{
-    judge::{CONTROL, Capture, rsts},
+    capture::{CONTROL, Capture, rsts},
     leak::{Parallel, assert_detached},
+    packets,
     peer::{Dnsmasq, Nginx},
     slow::slowness,
-    stage::{self, CONTROL_PORT, ENDS, lab},
+    testbed::{self, CONTROL_PORT, ENDS, lab},
     within,
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -35,11 +35,7 @@ fn options(attach: Attach) -> SessionOptions {
     SessionOptions { open: Options { attach, load: LoadOptions::default() }, ..SessionOptions::default() }
 }
 
-fn packets(text: &str) -> Vec<Packet> {
-    PacketSet::parse(text).expect(text).packets(1 << 20).expect(text).collect()
-}
-
-/// Runs `work` with a session in the lab's client, and sees that nothing stays attached.
+/// Runs `work` with a session in the lab's client and checks that nothing stays attached.
 fn session<T: Send>(lab: &Lab, options: SessionOptions, work: impl AsyncFnOnce(&Session) -> T + Send) -> T {
     let result = within(lab.client(), async || {
         let session = Session::new(options);
@@ -55,24 +51,24 @@ async fn sr(session: &Session, text: &str) -> Exchanged {
     session.sr(packets(text), &SrOptions::default()).await.expect(text)
 }
 
-/// Requests, each answered once, and not one packet of which nothing is known.
+/// Asserts that each request was answered once and that every packet is accounted for.
 #[track_caller]
 fn assert_accounted(exchanged: &Exchanged, requests: usize) {
     let account = exchanged.account;
     let all = requests as u64;
     assert_eq!((account.requests, account.sent, account.answered), (all, all, all), "{account}");
-    // A kernel on an emulated processor may have waited for so long that it says something again.
+    // On an emulated CPU the peer may retransmit before its first answer is processed.
     let again = if slowness() > 1 { account.duplicate } else { 0 };
     assert_eq!((account.received, account.matched), (all + again, all), "{account}");
     assert!(account.agrees(), "{account}");
     assert_eq!((account.kernel.delivered, account.kernel.crafted), (all + again, all), "{account}");
     assert!(exchanged.unanswered.is_empty() && exchanged.unmatched.is_empty());
     let answered: HashSet<usize> = exchanged.answered.iter().map(|pair| pair.number).collect();
-    assert_eq!(answered.len(), requests, "each request once");
+    assert_eq!(answered.len(), requests, "a request was answered twice");
 }
 
 #[test]
-fn ten_thousand_in_flight_in_each_mode() {
+fn each_mode_matches_ten_thousand_requests_in_flight() {
     let _parallel = Parallel::begin();
     let lab = lab();
     for attach in [Attach::Native, Attach::Generic, Attach::Tc] {
@@ -91,11 +87,11 @@ fn ten_thousand_in_flight_in_each_mode() {
 }
 
 #[test]
-fn every_port_of_a_host() {
+fn scan_of_every_port_is_fully_answered() {
     let _parallel = Parallel::begin();
     let lab = lab();
-    // On a busy machine the SYN-ACK would come once more before the last port is answered.
-    stage::run(lab.server().command("sysctl").args(["-q", "-w", "net.ipv4.tcp_synack_retries=0"]));
+    // Prevents a retransmitted SYN-ACK on a busy machine.
+    testbed::run(lab.server().command("sysctl").args(["-q", "-w", "net.ipv4.tcp_synack_retries=0"]));
     let nginx = Nginx::start(lab.server());
     let exchanged = session(&lab, options(Attach::Auto), async |session| {
         sr(session, r#"IP(dst="192.0.2.1")/TCP(dport=(1,65535), flags="S")"#).await
@@ -106,73 +102,73 @@ fn every_port_of_a_host() {
         let answer = pair.reply.packet.get::<Tcp>()?;
         (answer.flags? == Flags::SYN | Flags::ACK).then_some(answer.sport?)
     });
-    assert_eq!(open.collect::<Vec<_>>(), [80], "nginx listens on port 80 alone");
+    assert_eq!(open.collect::<Vec<_>>(), [80], "only port 80 of nginx is open");
 }
 
-/// From thousands of ports at once, each of which is owned meanwhile and by nobody afterwards.
+/// Sends from 2,000 ports at once; no RST is sent while they are owned, and the kernel has them back afterwards.
 #[test]
-fn a_set_of_source_ports() {
+fn no_rst_is_sent_from_2000_source_ports() {
     let _parallel = Parallel::begin();
-    // A descriptor for each, of which a session has 1024 unless it asks for more.
+    // Each port needs a descriptor; the default limit is 1,024.
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit");
     setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("a higher limit");
     let lab = lab();
     let (client, server) = ENDS[0];
-    // A SYN-ACK that comes again between two sessions meets the kernel, which refuses it rightly.
-    stage::run(lab.server().command("sysctl").args(["-q", "-w", "net.ipv4.tcp_synack_retries=0"]));
+    // Prevents a SYN-ACK that is retransmitted after the session and reset by the kernel.
+    testbed::run(lab.server().command("sysctl").args(["-q", "-w", "net.ipv4.tcp_synack_retries=0"]));
     let _nginx = Nginx::start(lab.server());
     let observing = SessionOptions { terms: Terms { observe: true, ..Terms::default() }, ..options(Attach::Auto) };
     for (options, observed) in [(options(Attach::Auto), false), (observing, true)] {
-        // Started here: tcpdump ends with the thread that started it.
-        // RSTs only: of thousands of SYNs at once it would lose some.
+        // Started by this thread, because tcpdump exits with the thread that started it. The filter selects RSTs only:
+        // tcpdump would lose some of the thousands of SYNs.
         let capture = Capture::start(lab.server(), INTERFACE, Some("tcp[13] & 4 != 0"));
-        // The control: a SYN from a port that nobody owns, and the kernel's RST.
+        // Positive control: a SYN from an unowned port, and the kernel's RST.
         let control = CONTROL_PORT + u16::from(observed);
-        stage::unowned_syn(&lab, ENDS[0], control);
-        stage::wait_for_rst(&lab, SocketAddr::new(client, control));
-        // Ports of its own: what nginx has half open for the round before it sends again, to ports that are the kernel's by
-        // now, which refuses it.
+        testbed::unowned_syn(&lab, ENDS[0], control);
+        testbed::wait_for_rst(&lab, SocketAddr::new(client, control));
+        // Different ports in each round: nginx may retransmit to half-open ports of the round before, which the kernel
+        // then resets.
         let (first, last) = if observed { (22_001, 24_000) } else { (20_001, 22_000) };
         let syns = format!(r#"IP(dst="{server}")/TCP(sport=({first},{last}), dport=80, flags="S")"#);
         let (exchanged, packets) = session(&lab, options, async |session| {
             let exchanged = sr(session, &syns).await;
-            // While the ports are owned: afterwards the kernel refuses what nginx sends again.
+            // Ends the capture while the ports are owned: afterwards the kernel resets retransmissions of nginx.
             (exchanged, capture.finish())
         });
         let escaped = packets.iter().filter(|packet| packet.is_rst() && (first..=last).contains(&packet.source.port()));
-        assert_eq!(escaped.count(), 0, "a RST while the ports are owned");
-        assert!(rsts(&packets, SocketAddr::new(client, control)) > 0, "the control had its RST");
+        assert_eq!(escaped.count(), 0, "RSTs sent while the ports are owned");
+        assert!(rsts(&packets, SocketAddr::new(client, control)) > 0, "no RST from the unowned port");
         let account = exchanged.account;
         assert_eq!((account.sent, account.answered), (2000, 2000), "{account}");
         assert!(account.agrees(), "{account}");
-        assert_eq!(account.suppressed > 0, observed, "where the kernel sees the SYN-ACKs it answers: {account}");
+        assert_eq!(account.suppressed > 0, observed, "suppressed RSTs are expected in observe mode only: {account}");
     }
-    stage::assert_refuses(&lab, SocketAddr::new(client, 20_001));
+    testbed::assert_refuses(&lab, SocketAddr::new(client, 20_001));
 }
 
-/// What was suppressed is shown, and what passes is not said to be.
+/// A suppressed RST is reported to the observer; with policy `pass` there is none.
 #[test]
-fn the_kernels_rst_is_told() {
+fn suppressed_rst_is_reported() {
     let _parallel = Parallel::begin();
     let lab = lab();
     let _nginx = Nginx::start(lab.server());
     for (suppress, resets) in [(true, 1), (false, 0)] {
         let terms = Terms { observe: true, suppress, ..Terms::default() };
-        let told = session(&lab, SessionOptions { terms, ..options(Attach::Auto) }, async |session| {
-            let mut told = Vec::new();
+        let events = session(&lab, SessionOptions { terms, ..options(Attach::Auto) }, async |session| {
+            let mut events = Vec::new();
             let syn = packets(r#"IP(dst="192.0.2.1")/TCP(dport=80, flags="S")"#);
             let options = SrOptions { timeout: Duration::from_millis(300), multi: true, ..SrOptions::default() };
             let exchanged =
-                session.sr_with(syn, &options, &mut |event| told.push((event.outcome, event.bytes.to_vec()))).await;
+                session.sr_with(syn, &options, &mut |event| events.push((event.outcome, event.bytes.to_vec()))).await;
             assert_eq!(exchanged.expect("an exchange").account.suppressed, resets);
-            told
+            events
         });
-        let suppressed: Vec<Packet> = told
+        let suppressed: Vec<Packet> = events
             .iter()
             .filter(|(what, _)| matches!(what, Outcome::Suppressed { reason: Reason::RstSuppressed }))
             .map(|(_, bytes)| Packet::from_ip(bytes))
             .collect();
-        assert_eq!(suppressed.len() as u64, resets, "{told:?}");
+        assert_eq!(suppressed.len() as u64, resets, "{events:?}");
         for packet in suppressed {
             assert_eq!(packet.get::<Tcp>().and_then(|tcp| tcp.dport), Some(80));
         }
@@ -180,12 +176,12 @@ fn the_kernels_rst_is_told() {
 }
 
 #[test]
-fn icmp_errors_and_pings() {
+fn icmp_errors_and_echo_replies_are_matched() {
     let _parallel = Parallel::begin();
     let lab = lab();
-    // Linux sends port-unreachables as fast as its limits allow; here they all have to come.
+    // Disables the kernel's rate limits of ICMP errors, so that every request is answered.
     for limit in ["net.ipv4.icmp_ratelimit=0", "net.ipv4.icmp_msgs_per_sec=100000", "net.ipv4.icmp_msgs_burst=100000"] {
-        stage::run(lab.server().command("sysctl").args(["-qw", limit]));
+        testbed::run(lab.server().command("sysctl").args(["-qw", limit]));
     }
     session(&lab, options(Attach::Auto), async |session| {
         let exchanged = sr(session, r#"IP(dst="192.0.2.1")/UDP(dport=(20000,20999))/"hello""#).await;
@@ -201,56 +197,56 @@ fn icmp_errors_and_pings() {
                 format!(r#"IPv6(dst="{server}")/ICMPv6EchoRequest(seq=(1,1000))/"ping""#)
             };
             assert_accounted(&sr(session, &pings).await, 1000);
-            // With an identifier of the packet's own, and larger than the MTU of any link: put together again.
+            // With a given identifier, and larger than the MTU, so that the reply is reassembled.
             let sized = pings.replace("seq=(1,1000)", "id=77, seq=(1,3)");
             assert_accounted(&sr(session, &sized).await, 3);
         }
     });
 }
 
-/// Nobody loses a reply to somebody else's: a lease names who it is for, and what is not asked for is unmatched.
+/// Answers to 200 queries from one port are matched by id and question.
 #[test]
-fn dns_answers_by_id_and_question() {
+fn dns_answers_are_matched_by_id_and_question() {
     let _parallel = Parallel::begin();
     let lab = lab();
     let _dnsmasq = Dnsmasq::start(lab.server());
     session(&lab, options(Attach::Auto), async |session| {
         let ask = r#"IP(dst="192.0.2.1")/UDP(dport=53)/DNS(id=(1,200), rd=1, qd=DNSQR(qname="lab.test"))"#;
         let exchanged = sr(session, ask).await;
-        // More at once than its socket has room for, dnsmasq would lose.
+        // More queries at once would overflow dnsmasq's socket buffer.
         assert_eq!(exchanged.account.answered, 200, "{}", exchanged.account);
         assert!(exchanged.account.agrees(), "{}", exchanged.account);
     });
 }
 
 #[test]
-fn unanswered_is_returned_and_sent_again() {
+fn unanswered_requests_are_retried_and_returned() {
     let _parallel = Parallel::begin();
     let lab = lab();
-    stage::run(lab.server().command("iptables").args(["-A", "INPUT", "-p", "tcp", "--dport", "5000", "-j", "DROP"]));
+    testbed::run(lab.server().command("iptables").args(["-A", "INPUT", "-p", "tcp", "--dport", "5000", "-j", "DROP"]));
     session(&lab, options(Attach::Auto), async |session| {
         let options = SrOptions { timeout: Duration::from_secs(1), retry: 2, ..SrOptions::default() };
         let began = Instant::now();
         let syns = packets(r#"IP(dst="192.0.2.1")/TCP(dport=[4999,5000,5001], flags="S")"#);
         let exchanged = session.sr(syns, &options).await.expect("an exchange");
-        assert!(began.elapsed() >= Duration::from_secs(3), "three times a second");
+        assert!(began.elapsed() >= Duration::from_secs(3), "three attempts of one second each");
         let account = exchanged.account;
         assert_eq!((account.requests, account.sent, account.answered, account.unanswered), (3, 5, 2, 1), "{account}");
         assert!(account.agrees(), "{account}");
         assert_eq!(exchanged.unanswered[0].get::<Tcp>().and_then(|tcp| tcp.dport), Some(5000));
-        // Hosts that are not there are looked for all at once, and counted.
+        // Missing neighbours are resolved in parallel and counted as unroutable.
         let began = Instant::now();
         let pings = packets(r#"IP(dst=["192.0.2.1", "192.0.2.77", "192.0.2.78"])/ICMP()"#);
         let account = session.sr(pings, &options).await.expect("an exchange").account;
         assert_eq!((account.requests, account.sent, account.unroutable), (3, 1, 2), "{account}");
-        assert!(began.elapsed() < Duration::from_secs(6), "one after the other it takes longer");
-        let nobody = session.sr(packets(r#"IP(dst="192.0.2.77")/ICMP()"#), &options).await;
-        assert!(matches!(nobody, Err(Error::NoNeighbour { .. })), "{nobody:?}");
+        assert!(began.elapsed() < Duration::from_secs(6), "neighbours were not resolved in parallel");
+        let missing = session.sr(packets(r#"IP(dst="192.0.2.77")/ICMP()"#), &options).await;
+        assert!(matches!(missing, Err(Error::NoNeighbour { .. })), "{missing:?}");
     });
 }
 
 #[test]
-fn paced_and_sent_only() {
+fn send_is_paced_and_needs_no_lease() {
     let _parallel = Parallel::begin();
     let lab = lab();
     session(&lab, options(Attach::Auto), async |session| {
@@ -258,9 +254,9 @@ fn paced_and_sent_only() {
         let datagrams = packets(r#"IP(dst="192.0.2.1")/UDP(dport=(1,100))"#);
         let account = session.send(datagrams, Pace { rate: Some(500.0) }).await.expect("sent");
         let took = began.elapsed();
-        assert!(took >= Duration::from_millis(198), "100 packets at 500 a second take 198 ms, not {took:?}");
+        assert!(took >= Duration::from_millis(198), "100 packets at 500 per second take at least 198 ms, not {took:?}");
         assert_eq!((account.sent, account.requests), (100, 100), "{account}");
-        // Who only sends may send from a port that is somebody else's.
+        // Sending without receiving is allowed from a port that another program holds.
         let taken = std::net::UdpSocket::bind("192.0.2.2:7000").expect("a socket");
         let datagram = packets(r#"IP(dst="192.0.2.1")/UDP(sport=7000, dport=9)"#);
         session.send(datagram.clone(), Pace::default()).await.expect("sent");
@@ -270,25 +266,25 @@ fn paced_and_sent_only() {
     });
 }
 
-/// Faster than the link takes it: packets wait for room, and none is lost.
+/// Sends faster than the link: packets wait for room in the queue, and none is lost.
 #[test]
-fn a_slow_link_is_waited_for() {
+fn full_transmit_queue_loses_no_packet() {
     let _parallel = Parallel::begin();
     let lab = lab();
     let slow = ["qdisc", "add", "dev", INTERFACE, "root", "tbf", "rate", "1mbit", "burst", "4kb", "limit", "8kb"];
-    stage::run(lab.client().command("tc").args(slow));
+    testbed::run(lab.client().command("tc").args(slow));
     let exchanged = session(&lab, options(Attach::Auto), async |session| {
         sr(session, r#"IP(dst="192.0.2.1")/TCP(dport=(1,2000), flags="S")"#).await
     });
     let account = exchanged.account;
     assert_eq!((account.sent, account.not_sent, account.answered), (2000, 0, 2000), "{account}");
-    assert!(account.kernel.turned_away > 0, "it was slow: {account}");
+    assert!(account.kernel.turned_away > 0, "the queue was never full: {account}");
     assert!(account.agrees(), "{account}");
 }
 
-/// A handshake by hand, from one call to the next: the session keeps the port.
+/// A handshake in several calls: the session keeps the port between them.
 #[test]
-fn a_handshake_by_hand() {
+fn session_keeps_the_port_between_calls() {
     let _parallel = Parallel::begin();
     let lab = lab();
     let _nginx = Nginx::start(lab.server());
@@ -308,23 +304,23 @@ fn a_handshake_by_hand() {
         let multi = SrOptions { timeout: Duration::from_millis(500), multi: true, ..SrOptions::default() };
         let exchanged = session.sr([get], &multi).await.expect("sent");
         let page: Vec<u8> = exchanged.answered.iter().flat_map(|pair| pair.reply.bytes.clone()).collect();
-        let said = String::from_utf8_lossy(&page).into_owned();
-        assert!(said.contains("HTTP/1.1 "), "{said}");
+        let response = String::from_utf8_lossy(&page).into_owned();
+        assert!(response.contains("HTTP/1.1 "), "{response}");
         port
     });
     let packets = capture.finish();
     let _ = server;
-    // After the session the port is nobody's: what nginx sends again is the kernel's to refuse.
+    // After the session the port is unowned: the kernel resets retransmissions of nginx.
     assert!(rsts(&packets, SocketAddr::new(client, port)) <= 3);
 }
 
 #[test]
-fn frames_and_bad_input() {
+fn ethernet_frames_are_matched_and_invalid_packets_refused() {
     let _parallel = Parallel::begin();
     let lab = lab();
     session(&lab, options(Attach::Auto), async |session| {
         let options = SrOptions { timeout: Duration::from_millis(500), ..SrOptions::default() };
-        // A frame whose segment is leased for like any other.
+        // A frame gets a lease like a packet.
         let framed = packets(r#"Ether()/IP(dst="192.0.2.1")/TCP(dport=9, flags="S")"#);
         assert_accounted(&session.sr(framed, &options).await.expect("an exchange"), 1);
         let invalid = async |text: &str, part: &str| {
@@ -337,14 +333,14 @@ fn frames_and_bad_input() {
         invalid(&large, "1501 bytes do not fit the MTU").await;
         let error =
             session.sr(packets(r#"IP(dst="203.0.113.300")/ICMP()"#.replace("300", "3").as_str()), &options).await;
-        // The lab's default route leads to the server, which knows no way: it says so, or nothing.
+        // The lab's default route leads to the server, which drops the packet or answers with an ICMP error.
         assert!(error.is_ok(), "{error:?}");
     });
 }
 
-/// ARP has no ports: its answers are seen beside the kernel, not taken from it.
+/// ARP has no ports: the answer is delivered to the kernel, too, and received through a tap.
 #[test]
-fn arp() {
+fn arp_request_is_answered() {
     let _parallel = Parallel::begin();
     let lab = lab();
     session(&lab, options(Attach::Auto), async |session| {

@@ -1,4 +1,4 @@
-//! What goes wrong: bad networks, servers that end it, sudden death.
+//! Faults: bad networks, servers that end the connection, killed processes, removed interfaces.
 
 use std::{
     io::{Read as _, Write as _},
@@ -13,14 +13,14 @@ use crafter::{
     lab::{INTERFACE, Lab},
 };
 use crafter_tests::{
-    by_hand::{self, PATIENCE},
+    capture::Capture,
     dns, frame,
     holder::Holder,
-    judge::Capture,
     leak::{BpfObjects, Serial, attached, has_tcx},
+    manual::{self, REPLY_TIMEOUT},
     peer::{Dnsmasq, LONG, LONG_RECORDS, Nginx, wait_for},
     slow::{allow, bytes},
-    stage::{self, ENDS, assert_refuses, lab, open, run},
+    testbed::{self, ENDS, assert_refuses, lab, open, run},
     within,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -29,26 +29,26 @@ fn ip(lab: &Lab, arguments: &str) {
     run(lab.server().command("ip").args(arguments.split(' ')));
 }
 
-/// 100 MB through a network that loses a tenth, reorders and repeats, both ways.
+/// Downloads 100 MB through a network that loses, reorders and duplicates packets in both directions.
 #[test]
-fn loss_reordering_and_duplication() {
+fn download_survives_loss_reordering_and_duplication() {
     let _serial = Serial::begin();
     let lab = lab();
     let nginx = Nginx::with_big(lab.server());
     let page = nginx.big.as_ref().expect("the big page");
-    // The server's kernel waits at least 200 ms before it repeats what was lost last, which on this
-    // link, of some 100 us, would be most of the test. A setting of the route, as for a data centre.
+    // The server's minimum retransmission timeout of 200 ms would dominate the test on this link with a round-trip time
+    // of about 100 us; the route lowers it, as in data centres.
     ip(&lab, "route change 192.0.2.0/24 dev lab0 proto kernel scope link src 192.0.2.1 rto_min 5ms");
     let took = within(lab.client(), async || {
         let crafter = open(Attach::Auto).await;
-        // The same seed, the same fate for each segment.
+        // A fixed seed makes the faults reproducible.
         let bad =
             Impair { loss: 0.1, duplicate: 0.05, reorder: 0.1, delay: Duration::from_millis(1), ..Impair::new(42) };
         let options = StreamOptions { hook: Some(Box::new(bad)), ..StreamOptions::default() };
         let remote = SocketAddr::new(ENDS[0].1, 80);
-        let mut stream = by_hand::connect(&crafter, LeaseRequest::tcp(), remote, options).await;
+        let mut stream = manual::connect(&crafter, LeaseRequest::tcp(), remote, options).await;
         let began = Instant::now();
-        let (length, sum) = by_hand::download(&mut stream, page.path).await;
+        let (length, sum) = manual::download(&mut stream, page.path).await;
         let took = began.elapsed();
         let stats = stream.stats();
         assert_eq!((length, sum), (page.length, page.sha256));
@@ -56,13 +56,13 @@ fn loss_reordering_and_duplication() {
         println!("100 MB in {took:?}, {:.1}% lost, {stats:?}", share * 100.0);
         assert!((0.05..0.15).contains(&share), "{share} lost");
         assert!(stats.duplicates > bytes(1000) && stats.out_of_order > bytes(1000), "{stats:?}");
-        by_hand::close(&mut stream).await;
+        manual::close(&mut stream).await;
         took
     });
     assert!(took < allow(Duration::from_secs(60)), "{took:?}");
 }
 
-/// A server of one connection in the server's namespace: `serve` is handed the accepted socket.
+/// Starts a server in the server's namespace that passes its single accepted connection to `serve`.
 fn server(
     lab: &Lab,
     address: IpAddr,
@@ -74,36 +74,36 @@ fn server(
 }
 
 #[test]
-fn a_server_that_closes_first() {
+fn server_closes_first() {
     let _serial = Serial::begin();
     let lab = lab();
     for (_, address) in ENDS {
         let (remote, served) = server(&lab, address, |mut socket| {
             socket.write_all(b"and that is all").unwrap();
             socket.shutdown(std::net::Shutdown::Write).unwrap();
-            // Its own way is closed, ours is not.
+            // The direction from the server is closed, the other is still open.
             let mut rest = Vec::new();
             socket.read_to_end(&mut rest).unwrap();
             assert_eq!(rest, b"understood");
         });
         within(lab.client(), async || {
             let crafter = open(Attach::Auto).await;
-            let mut stream = by_hand::connect(&crafter, LeaseRequest::tcp(), remote, StreamOptions::default()).await;
-            let mut said = Vec::new();
-            stream.read_to_end(&mut said).await.expect("read to the end");
-            assert_eq!(said, b"and that is all");
+            let mut stream = manual::connect(&crafter, LeaseRequest::tcp(), remote, StreamOptions::default()).await;
+            let mut received = Vec::new();
+            stream.read_to_end(&mut received).await.expect("read to the end");
+            assert_eq!(received, b"and that is all");
             stream.write_all(b"understood").await.expect("write after the server's FIN");
             let local = stream.local();
-            by_hand::close(&mut stream).await;
-            assert!(stage::server_socket(&lab, local).is_none_or(|state| state == "TIME-WAIT"));
+            manual::close(&mut stream).await;
+            assert!(testbed::server_socket(&lab, local).is_none_or(|state| state == "TIME-WAIT"));
         });
-        served.join().expect("the server was told all");
+        served.join().expect("the server received everything");
     }
-    assert_eq!(lab.tap().count().unwrap(), 0, "a RST");
+    assert_eq!(lab.tap().count().unwrap(), 0, "RSTs at the server");
 }
 
 #[test]
-fn a_server_that_resets_refuses_or_never_answers() {
+fn server_that_resets_refuses_or_never_answers() {
     let _serial = Serial::begin();
     let lab = lab();
     for (version, (_, address)) in ENDS.into_iter().enumerate() {
@@ -120,20 +120,20 @@ fn a_server_that_resets_refuses_or_never_answers() {
             let mut stream = lease.connect(remote, StreamOptions::default()).await.unwrap();
             stream.read_exact(&mut [0; 4]).await.unwrap();
             stream.write_all(b"ok").await.unwrap();
-            let error = tokio::time::timeout(PATIENCE, stream.read(&mut [0; 16])).await.expect("in time");
+            let error = tokio::time::timeout(REPLY_TIMEOUT, stream.read(&mut [0; 16])).await.expect("in time");
             assert_eq!(error.expect_err("a reset").kind(), std::io::ErrorKind::ConnectionReset);
             assert!(matches!(stream.error(), Some(Error::Reset { remote: from }) if from == remote));
             drop(stream);
-            // Nobody listens: refused, at once, and the lease can be used again.
+            // No listener: the connection is refused at once, and the lease can be used again.
             let closed = SocketAddr::new(address, 1);
             let refused = lease.connect(closed, StreamOptions::default()).await.map(drop).expect_err("a closed port");
             assert!(matches!(refused, Error::Refused { remote } if remote == closed), "{refused:?}");
-            // The server is no router: what is not for it vanishes.
+            // The server does not forward: packets to other hosts are lost.
             let hole: IpAddr = ["198.51.100.1", "2001:db8:ffff::1"][version].parse().unwrap();
             if version == 1 {
-                // Without a route its kernel would say so, by ICMPv6; that is heard, and another error.
+                // Without a route the server's kernel answers with ICMPv6, which is a different error.
                 let unreachable = lease.connect(SocketAddr::new(hole, 80), StreamOptions::default()).await;
-                let unreachable = unreachable.map(drop).expect_err("no route behind the server");
+                let unreachable = unreachable.map(drop).expect_err("no route beyond the server");
                 assert!(matches!(unreachable, Error::Unreachable { from, .. } if from == address), "{unreachable:?}");
                 ip(&lab, "route add blackhole 2001:db8:ffff::/48");
             }
@@ -145,16 +145,16 @@ fn a_server_that_resets_refuses_or_never_answers() {
                 Error::TimedOut { .. } => assert!(began.elapsed() >= Duration::from_millis(1000), "{silent}"),
                 _ => panic!("{silent:?}"),
             }
-            assert!(began.elapsed() < PATIENCE);
+            assert!(began.elapsed() < REPLY_TIMEOUT);
         });
         served.join().expect("the server");
     }
-    // Nobody has this address.
+    // No host has this address.
     within(lab.client(), async || {
         let crafter = open(Attach::Auto).await;
         let lease = crafter.lease(LeaseRequest::tcp()).await.unwrap();
-        let nobody = "192.0.2.77:80".parse().unwrap();
-        let error = lease.connect(nobody, StreamOptions::default()).await.map(drop).expect_err("no neighbour");
+        let missing = "192.0.2.77:80".parse().unwrap();
+        let error = lease.connect(missing, StreamOptions::default()).await.map(drop).expect_err("no neighbour");
         assert!(matches!(error, Error::NoNeighbour { .. }), "{error:?}");
     });
 }
@@ -167,22 +167,22 @@ fn holder(lab: &Lab, arguments: &[&str], clsact: bool) -> Holder {
     Holder::start(command.arg(INTERFACE).args(arguments))
 }
 
-/// The port is the kernel's again: a socket can have it.
+/// Whether a socket of the kernel can bind the port.
 fn can_bind(lab: &Lab, port: u16) -> bool {
     lab.client().run(|| TcpListener::bind(("0.0.0.0", port)).is_ok()).unwrap()
 }
 
-/// Waits for the kernel's RST to what the server still sends to a connection whose owner is dead.
-fn wait_for_the_dead(lab: &Lab, port: u16) {
-    wait_for("the RST to the dead connection", PATIENCE, || {
+/// Waits for the kernel's RST to a segment that the server sends to a connection whose owner was killed.
+fn wait_for_rst_of_dead_connection(lab: &Lab, port: u16) {
+    wait_for("the RST to the dead connection", REPLY_TIMEOUT, || {
         let rsts = lab.tap().segments().unwrap();
         rsts.iter().any(|rst| rst.port == port && rst.destination_port == 80).then_some(())
     });
 }
 
-/// Killed in the middle of a download: within a second all is as it was.
+/// Kills a process during a download: within a second its port, hooks and BPF objects are released.
 #[test]
-fn sigkill_in_the_middle() {
+fn sigkill_releases_everything() {
     let _serial = Serial::begin();
     let lab = lab();
     let _nginx = Nginx::start(lab.server());
@@ -194,7 +194,7 @@ fn sigkill_in_the_middle() {
             let mut download = holder(&lab, &[attach, "get", &remote, "/slow/medium"], false);
             let local = SocketAddr::new(client, download.port);
             while download.wait_for("bytes ").parse::<u64>().unwrap() < 500_000 {}
-            // All of it is there, and holds.
+            // Everything is in place during the download.
             let objects = BpfObjects::of(download.id());
             assert!(
                 objects.programs.len() >= 2 && objects.maps.len() >= 8 && (objects.links.len() >= 2 || !has_tcx()),
@@ -207,30 +207,30 @@ fn sigkill_in_the_middle() {
 
             let began = Instant::now();
             download.kill();
-            // A process that is killed gives everything back, the kernel the memory a moment later.
-            wait_for("the port", PATIENCE, || can_bind(&lab, local.port()).then_some(()));
-            wait_for("the hooks", PATIENCE, || attached(lab.client(), INTERFACE).is_empty().then_some(()));
+            // The kernel releases everything when the process exits, memory a moment later.
+            wait_for("the port", REPLY_TIMEOUT, || can_bind(&lab, local.port()).then_some(()));
+            wait_for("the hooks", REPLY_TIMEOUT, || attached(lab.client(), INTERFACE).is_empty().then_some(()));
             assert_refuses(&lab, local);
-            objects.wait_until_gone(PATIENCE);
+            objects.wait_until_freed(REPLY_TIMEOUT);
             let took = began.elapsed();
-            println!("{attach}, {client}: gone after {took:?}");
+            println!("{attach}, {client}: released after {took:?}");
             times.push(took);
-            // And what the server still sends to the dead connection is answered as ever.
-            wait_for_the_dead(&lab, local.port());
+            // The kernel answers later segments of the server to the dead connection with a RST, as usual.
+            wait_for_rst_of_dead_connection(&lab, local.port());
         }
     }
     assert_soon(times);
 }
 
-/// Within a second, most of the times: a busy machine is late now and then.
+/// Asserts that the median is below one second: a busy machine causes outliers.
 fn assert_soon(mut times: Vec<Duration>) {
     times.sort();
     assert!(times[(times.len() - 1) / 2] < allow(Duration::from_secs(1)), "{times:?}");
 }
 
-/// Without tcx: filters under clsact do their work, and go with their owner however it ends.
+/// Without tcx, filters of clsact are removed when their owner exits, even by SIGKILL.
 #[test]
-fn clsact_filters_go_with_their_owner() {
+fn clsact_filters_are_removed_with_their_owner() {
     let _serial = Serial::begin();
     let lab = lab();
     let nginx = Nginx::start(lab.server());
@@ -251,20 +251,20 @@ fn clsact_filters_go_with_their_owner() {
 
         let began = Instant::now();
         download.kill();
-        wait_for("the end of filters and qdisc", PATIENCE, || {
+        wait_for("the removal of filters and qdisc", REPLY_TIMEOUT, || {
             (filters().is_empty() && !qdiscs().contains("clsact")).then_some(())
         });
-        objects.wait_until_gone(PATIENCE);
+        objects.wait_until_freed(REPLY_TIMEOUT);
         let took = began.elapsed();
-        println!("clsact, {attach}: gone after {took:?}");
+        println!("clsact, {attach}: released after {took:?}");
         times.push(took);
         assert_refuses(&lab, SocketAddr::new(ENDS[0].0, download.port));
-        wait_for_the_dead(&lab, download.port);
+        wait_for_rst_of_dead_connection(&lab, download.port);
     }
     assert_soon(times);
-    // A qdisc that somebody else has put there stays, with his filter; an orderly end takes ours.
+    // A foreign qdisc with a foreign filter stays; an orderly exit removes only crafter's filters.
     shown(&["qdisc", "add", "dev", INTERFACE, "clsact"]);
-    // A classic BPF program that matches nothing: "return 0".
+    // A classic BPF program that matches nothing ("return 0").
     shown(&["filter", "add", "dev", INTERFACE, "egress", "pref", "1", "bpf", "bytecode", "1,6 0 0 0,"]);
     let mut download = holder(&lab, &["tc", "get", "[2001:db8::1]:80", "/small"], true);
     assert_eq!(download.wait_for("done "), nginx.small.hex());
@@ -275,9 +275,9 @@ fn clsact_filters_go_with_their_owner() {
     shown(&["qdisc", "del", "dev", INTERFACE, "clsact"]);
 }
 
-/// An answer longer than any MTU comes in fragments, and is put together.
+/// An answer longer than the MTU arrives in fragments and is reassembled.
 #[test]
-fn a_fragmented_dns_answer() {
+fn fragmented_dns_answer_is_reassembled() {
     let serial = Serial::begin();
     let lab = lab();
     let _dnsmasq = Dnsmasq::start(lab.server());
@@ -295,10 +295,10 @@ fn a_fragmented_dns_answer() {
             for (_, server) in ENDS {
                 let lease = crafter.lease(LeaseRequest::udp().observe(observe)).await.unwrap();
                 let server = SocketAddr::new(server, 53);
-                // The control: without EDNS it does not fit, and the server says so.
-                let short = by_hand::dns(&lease, server, LONG, dns::TXT, None).await;
+                // Positive control: without EDNS the answer does not fit, and the server truncates it.
+                let short = manual::dns(&lease, server, LONG, dns::TXT, None).await;
                 assert!(short.truncated && short.data.len() < LONG_RECORDS.0);
-                let long = by_hand::dns(&lease, server, LONG, dns::TXT, Some(8000)).await;
+                let long = manual::dns(&lease, server, LONG, dns::TXT, Some(8000)).await;
                 assert!(!long.truncated);
                 let mut records = long.data;
                 records.sort();
@@ -313,21 +313,21 @@ fn a_fragmented_dns_answer() {
     });
     let packets = capture.finish();
     for (client, server) in ENDS {
-        let pieces = packets.iter().filter(|packet| packet.fragment && packet.source.ip() == server).count();
-        // Five answers of at least three pieces each.
-        assert!(pieces >= 15, "only {pieces} fragments from {server}");
+        let fragments = packets.iter().filter(|packet| packet.fragment && packet.source.ip() == server).count();
+        // Five answers of at least three fragments each.
+        assert!(fragments >= 15, "only {fragments} fragments from {server}");
         let errors = packets.iter().filter(|packet| {
             packet.source.ip() == client
                 && packet.icmp.is_some_and(|(kind, _)| if client.is_ipv4() { kind != 0 } else { kind < 128 })
         });
-        assert_eq!(errors.count(), 0, "an ICMP error escaped from {client}");
+        assert_eq!(errors.count(), 0, "ICMP errors were sent from {client}");
     }
     serial.finish(&objects, lab.client(), INTERFACE);
 }
 
-/// The interface goes while it is in use: errors and timeouts, no panic, no hang, nothing left.
+/// Removes the interface while it is in use: streams and leases get errors, nothing panics, hangs or is left behind.
 #[test]
-fn the_interface_is_removed() {
+fn interface_removal_ends_streams_and_leases() {
     for attach in [Attach::Native, Attach::Generic, Attach::Tc] {
         let serial = Serial::begin();
         let lab = lab();
@@ -349,15 +349,15 @@ fn the_interface_is_removed() {
             };
             let began = Instant::now();
             let ended = tokio::time::timeout(allow(Duration::from_secs(20)), read).await.expect("no hang");
-            // A timeout looks once more before it gives up: who is not woken would pass, late.
-            assert!(began.elapsed() < allow(Duration::from_secs(10)), "not woken");
-            let error = ended.expect_err("the page was not whole");
+            // A task that is not woken would succeed after its timeout, so the time is limited.
+            assert!(began.elapsed() < allow(Duration::from_secs(10)), "the stream was not woken");
+            let error = ended.expect_err("an incomplete page");
             assert_eq!(error.kind(), std::io::ErrorKind::NetworkDown, "{error}");
             let options = StreamOptions { connect_timeout: Some(Duration::from_secs(1)), ..StreamOptions::default() };
             let again = tokio::time::timeout(allow(Duration::from_secs(20)), lease.connect(remote, options)).await;
             again.expect("no hang").map(drop).expect_err("there is no interface");
             let waited = tokio::time::timeout(allow(Duration::from_secs(20)), idle.recv()).await.expect("no hang");
-            assert!(began.elapsed() < allow(Duration::from_secs(10)), "not woken");
+            assert!(began.elapsed() < allow(Duration::from_secs(10)), "the lease was not woken");
             assert!(matches!(waited, Err(Error::UnknownInterface { .. })), "{waited:?}");
             let sent = idle.send(&frame::udp_ip(idle.local(remote.ip()).await.unwrap_or(remote), remote, b"x")).await;
             sent.expect_err("there is no interface");
@@ -366,33 +366,33 @@ fn the_interface_is_removed() {
                 .await
                 .expect("no hang")
                 .ok();
-            let gone = Crafter::open(INTERFACE, Options::default()).await.map(drop).expect_err("no interface");
-            assert!(matches!(gone, Error::UnknownInterface { .. }), "{gone:?}");
+            let missing = Crafter::open(INTERFACE, Options::default()).await.map(drop).expect_err("no interface");
+            assert!(matches!(missing, Error::UnknownInterface { .. }), "{missing:?}");
             objects
         });
         assert_eq!(BpfObjects::of(std::process::id()), BpfObjects::default());
-        objects.wait_until_gone(PATIENCE);
+        objects.wait_until_freed(REPLY_TIMEOUT);
         drop(nginx);
     }
 }
 
-/// Streams that are left to close by themselves, and the runtime goes before they have: nothing of
-/// them keeps the hooks attached, whether they were dropped before the runtime or behind it.
+/// A stream that is still closing when its runtime is dropped does not keep the hooks attached, whether the stream is
+/// dropped before or after the runtime.
 #[test]
-fn the_runtime_ends_first() {
+fn dropped_runtime_detaches_closing_streams() {
     let serial = Serial::begin();
     let lab = lab();
     let nginx = Nginx::start(lab.server());
-    for behind in [false, true] {
+    for after_runtime in [false, true] {
         let (objects, late) = within(lab.client(), async || {
             let crafter = open(Attach::Auto).await;
             let remote = SocketAddr::new(ENDS[0].1, 80);
-            let mut stream = by_hand::connect(&crafter, LeaseRequest::tcp(), remote, StreamOptions::default()).await;
-            // Lost, and so unanswered: this end stays in FIN-WAIT-1.
+            let mut stream = manual::connect(&crafter, LeaseRequest::tcp(), remote, StreamOptions::default()).await;
+            // The FIN is lost, so this end stays in FIN-WAIT-1.
             ip(&lab, "link set lab0 down");
             stream.shutdown().await.expect("shut down");
             let objects = serial.objects();
-            (objects, behind.then_some(stream))
+            (objects, after_runtime.then_some(stream))
         });
         drop(late);
         ip(&lab, "link set lab0 up");

@@ -1,8 +1,8 @@
-//! Fuzz targets: whatever comes, nothing panics and no byte is lost.
+//! Fuzz targets of the parsers: no input panics or loses a byte.
 //!
-//! As tests they run for `CRAFTER_FUZZ_SECONDS` each (3 if unset) with random damage to known packets, texts and
-//! files: built-in ones, and those of the captures that `cargo xtask setup` fetches.
-//! `cargo xtask fuzz [TARGET] [--seconds N]` runs them for long. No root, no network.
+//! As tests they run for `CRAFTER_FUZZ_SECONDS` each (3 if unset) with random changes to known packets, texts and
+//! files: built-in ones, and those of the captures that `cargo xtask setup` downloads. `cargo xtask fuzz [TARGET]
+//! [--seconds N]` runs them for longer. They need neither root nor a network.
 
 use std::{
     env, fs,
@@ -22,7 +22,7 @@ use crafter::{
 };
 use crafter_tests::leak::Parallel;
 
-/// Packets with something of every layer.
+/// Packets that together contain every layer.
 const TEXTS: &[&str] = &[
     r#"Ether(src="02:00:00:00:00:01")/IP(dst="192.0.2.1", ttl=(1,3))/TCP(dport=[80,443], flags="S", options=[("MSS",1460), ("SAckOK",None), ("Timestamp",(1,2)), ("NOP",None), ("WScale",7)])"#,
     r#"IP(dst="192.0.2.0/30", options=[])/UDP(sport=5, dport=53)/DNS(id=7, qd=[DNSQR(qname="example.org", qtype="AAAA")], an=[DNSRR(rrname="example.org.", type="A", ttl=60, rdata="192.0.2.7")])"#,
@@ -36,7 +36,7 @@ const TEXTS: &[&str] = &[
     r#"IP(frag=5, flags="MF", proto=17, len=9, ihl=15, chksum=0)/Raw(load="x")"#,
 ];
 
-/// Words that make a text interesting.
+/// Tokens that are significant in the text form of packets.
 const WORDS: &[&str] = &[
     "(",
     ")",
@@ -96,7 +96,7 @@ refuse = true
 "#,
 ];
 
-/// Words of policies.
+/// Tokens that are significant in policies.
 const POLICY_WORDS: &[&str] = &[
     "[[rule]]\n",
     "user = 1000\n",
@@ -126,15 +126,15 @@ const POLICY_WORDS: &[&str] = &[
     "\u{e4}",
 ];
 
-/// One change: where, with what, in which way.
-type Change = (u16, u8, u8);
+/// A change: position, value, kind.
+pub(super) type Change = (u16, u8, u8);
 
 fn damage(bytes: &mut Vec<u8>, changes: &[Change], words: &[&str]) {
-    for &(at, value, way) in changes {
-        // The first bytes matter most.
-        let range = if way & 0x80 != 0 { bytes.len().min(64) } else { bytes.len() };
+    for &(at, value, kind) in changes {
+        // Half of the changes are at the start, where they have the most effect.
+        let range = if kind & 0x80 != 0 { bytes.len().min(64) } else { bytes.len() };
         let at = usize::from(at) % (range + 1);
-        match way & 15 {
+        match kind & 15 {
             0 => bytes.truncate(at),
             1 => bytes.insert(at, value),
             2 => drop(bytes.drain(at..(at + usize::from(value)).min(bytes.len()))),
@@ -154,7 +154,7 @@ fn damage(bytes: &mut Vec<u8>, changes: &[Change], words: &[&str]) {
     }
 }
 
-/// Small files of the corpora, if they were fetched.
+/// Small files of the corpora, if they were downloaded.
 fn files() -> Vec<Vec<u8>> {
     let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let data = || set("XDG_DATA_HOME").or_else(|| Some(set("HOME")?.join(".local/share")));
@@ -169,7 +169,7 @@ fn files() -> Vec<Vec<u8>> {
             if path.is_dir() { folders.push(path) } else { paths.push(path) }
         }
     }
-    // The same order each time, so that a seed means the same.
+    // A fixed order, so that a seed always selects the same file.
     paths.sort();
     let small = |path: &PathBuf| fs::metadata(path).is_ok_and(|metadata| metadata.len() <= 4000);
     paths.into_iter().filter(small).filter_map(|path| fs::read(path).ok()).collect()
@@ -208,12 +208,12 @@ fn captures() -> &'static [Vec<u8>] {
     })
 }
 
-fn seconds() -> Duration {
+pub(super) fn seconds() -> Duration {
     let seconds = env::var("CRAFTER_FUZZ_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
     Duration::from_secs(seconds.unwrap_or(3))
 }
 
-/// That a text stands for the bytes that it was made from.
+/// Checks that the text form of a packet builds the same bytes.
 fn same_text(packet: &Packet, bytes: &[u8]) {
     let text = packet.to_string();
     let set = PacketSet::parse(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
@@ -270,7 +270,7 @@ fn text() {
         };
         let Ok(packets) = set.packets(1 << 40) else { return };
         for packet in packets.take(5) {
-            // A value may not fit what it is put into, which building says.
+            // Building fails if a value does not fit its field.
             if let Ok(bytes) = packet.build() {
                 same_text(&packet, &bytes);
             }
@@ -278,10 +278,10 @@ fn text() {
     });
 }
 
-/// A source that gives some bytes at a time.
-struct Drops<'b>(&'b [u8], usize);
+/// A reader that returns at most a given number of bytes at a time.
+struct Chunks<'b>(&'b [u8], usize);
 
-impl Read for Drops<'_> {
+impl Read for Chunks<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let length = buffer.len().min(self.1);
         self.0.read(&mut buffer[..length])
@@ -297,8 +297,8 @@ fn capture_files() {
             let mut bytes = seeds[usize::from(*seed) % seeds.len()].clone();
             damage(&mut bytes, &changes[..changes.len() % 9], &[]);
             let whole = Reader::new(&bytes[..]).map(Iterator::collect::<Vec<_>>);
-            let drops = Reader::new(Drops(&bytes, usize::from(*drop) + 1)).map(Iterator::collect::<Vec<_>>);
-            assert_eq!(format!("{whole:?}"), format!("{drops:?}"), "read in pieces, it is another file");
+            let chunks = Reader::new(Chunks(&bytes, usize::from(*drop) + 1)).map(Iterator::collect::<Vec<_>>);
+            assert_eq!(format!("{whole:?}"), format!("{chunks:?}"), "the result depends on the chunk size");
             let Ok(whole) = whole else { return };
             let errors = whole.iter().filter(|captured| captured.is_err()).count();
             assert!(errors == 0 || errors == 1 && whole.last().is_some_and(Result::is_err));
@@ -329,8 +329,8 @@ impl Names for Alice {
     }
 }
 
-/// What a rule's own lists say of a packet that was allowed, looked through one by one.
-fn truly_allowed(rule: &Rule, own: &[IpAddr], packet: &PacketInfo) {
+/// Checks an allowed packet against the rule's lists, without the policy's own search.
+fn assert_allowed(rule: &Rule, own: &[IpAddr], packet: &PacketInfo) {
     let destination = packet.destination.to_canonical();
     let mut denied = rule.deny.list().iter().filter(|target| target.ports.is_none());
     assert!(!denied.any(|target| target.prefix.contains(&destination)), "{packet:?}");
@@ -375,7 +375,7 @@ fn policy() {
                 policy.frame(&grant, &bytes, &mut usage, now);
                 let Some(outgoing) = PacketInfo::read(&bytes) else { continue };
                 if policy.packet(&grant, &outgoing, &mut usage, now).is_allowed() {
-                    truly_allowed(policy.rule_of(&subject).unwrap(), grant.sources(), &outgoing);
+                    assert_allowed(policy.rule_of(&subject).unwrap(), grant.sources(), &outgoing);
                 }
                 let question = Question {
                     interface: None,

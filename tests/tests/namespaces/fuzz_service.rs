@@ -1,6 +1,6 @@
-//! Fuzz targets of the service: whatever comes on its sockets, it serves on, and nothing leaves that the policy forbids.
+//! Fuzz targets of the service: it survives any input on its sockets, and sends nothing that the policy forbids.
 //!
-//! As the module `fuzz`, but with a real service in namespaces of the test's own: root is needed.
+//! Like the module `fuzz`, but with a real service in network namespaces, which needs root.
 
 use std::{
     env,
@@ -27,13 +27,15 @@ use crafter_tests::{
     leak::Serial,
     peer::wait_for,
     raw::Raw,
-    service::{NOBODY, PATIENCE, Service, Socket},
-    stage::{ENDS, lab},
+    service::{NOBODY, REPLY_TIMEOUT, Service, Socket},
+    testbed::{ENDS, lab},
     wire::mac,
 };
 use serde_json::json;
 
-/// All that a rule can grant, so that every method does something.
+use super::fuzz::{Change, seconds};
+
+/// A rule that grants everything, so that every method has an effect.
 const GENEROUS: &str = r#"
 [[rule]]
 everybody = true
@@ -44,7 +46,8 @@ raw_ethernet = true
 observe = true
 "#;
 
-/// One protocol, one range of ports, one destination of each IP version; frames, so that they are judged too.
+/// One protocol, one range of ports and one destination per IP version; frames are granted, so that they are checked
+/// too.
 const NARROW: &str = r#"
 [[rule]]
 everybody = true
@@ -58,7 +61,7 @@ raw_ethernet = true
 observe = true
 "#;
 
-/// Words that make a call interesting.
+/// Tokens that are significant in calls.
 const WORDS: &[&str] = &[
     "\0",
     "{",
@@ -87,19 +90,16 @@ const WORDS: &[&str] = &[
     "org.varlink.service.GetInfo",
 ];
 
-/// One change: where, with what, in which way.
-type Change = (u16, u8, u8);
-
 fn damage(bytes: &mut Vec<u8>, changes: &[Change], words: &[&str]) {
-    for &(at, value, way) in changes {
-        // The first bytes of a packet matter most.
-        let range = if way & 0x80 != 0 { bytes.len().min(48) } else { bytes.len() };
+    for &(at, value, kind) in changes {
+        // Half of the changes are in the headers of a packet, where they have the most effect.
+        let range = if kind & 0x80 != 0 { bytes.len().min(48) } else { bytes.len() };
         let at = usize::from(at) % (range + 1);
         let to = (at + usize::from(value)).min(bytes.len());
-        match way & 7 {
-            0 if way & 0x30 == 0 => bytes.truncate(at),
+        match kind & 7 {
+            0 if kind & 0x30 == 0 => bytes.truncate(at),
             1 => bytes.insert(at, value),
-            2 if way & 0x30 == 0 => drop(bytes.drain(at..to)),
+            2 if kind & 0x30 == 0 => drop(bytes.drain(at..to)),
             3 => {
                 let piece = bytes[at..to].to_vec();
                 bytes.splice(at..at, piece);
@@ -114,12 +114,7 @@ fn damage(bytes: &mut Vec<u8>, changes: &[Change], words: &[&str]) {
     }
 }
 
-fn seconds() -> Duration {
-    let seconds = env::var("CRAFTER_FUZZ_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
-    Duration::from_secs(seconds.unwrap_or(3))
-}
-
-/// Calls of every method, with all parameters that it has.
+/// Calls of every method with all of its parameters.
 fn calls() -> Vec<Vec<u8>> {
     let parameters = |method: &str| match method.rsplit_once('.').map(|(_, name)| name) {
         Some("Lease") => json!({
@@ -156,8 +151,8 @@ fn control_socket() {
     let service = Service::start(lab.client(), GENEROUS);
     let (socket, pid) = (service.socket.clone(), service.pid());
     let serves = || {
-        let told = Raw::connect(&socket).call("Info", &json!({}));
-        assert_eq!(told["parameters"]["pid"], pid, "{told}");
+        let info = Raw::connect(&socket).call("Info", &json!({}));
+        assert_eq!(info["parameters"]["pid"], pid, "{info}");
     };
     let calls = calls();
     let (rounds, answers) = (AtomicU64::new(0), AtomicU64::new(0));
@@ -167,12 +162,12 @@ fn control_socket() {
             for (seed, changes) in wanted.iter().take(4) {
                 let mut call = calls[usize::from(*seed) % calls.len()].clone();
                 damage(&mut call, &changes[..changes.len() % 5], WORDS);
-                // It may have been closed for what came before.
+                // The service may already have closed the connection because of an earlier call.
                 let _ = client.write(&call);
             }
             let _ = client.stream().write_all(noise);
             let _ = client.stream().shutdown(Shutdown::Write);
-            // Each call is answered, or the connection closed; this end says that nothing more comes.
+            // After this end's shutdown every call is answered, or the connection is closed.
             while let Some(answer) = client.answer() {
                 assert!(
                     answer["error"].is_string() || answer["parameters"].is_object() || answer == json!({}),
@@ -186,13 +181,13 @@ fn control_socket() {
         },
     );
     serves();
-    wait_for("the end of all leases", PATIENCE, || service.leases().is_empty().then_some(()));
+    wait_for("the release of all leases", REPLY_TIMEOUT, || service.leases().is_empty().then_some(()));
     println!("{} connections, {} answers", rounds.load(Ordering::Relaxed), answers.load(Ordering::Relaxed));
-    assert!(answers.load(Ordering::Relaxed) > rounds.load(Ordering::Relaxed) / 10, "hardly anything was answered");
+    assert!(answers.load(Ordering::Relaxed) > rounds.load(Ordering::Relaxed) / 10, "too few calls were answered");
 }
 
-/// What is wrong with a frame that came from the client, by [`NARROW`]; `None`: nothing, or the kernel sent it.
-fn wrong(frame: &[u8]) -> Option<&'static str> {
+/// Why a frame sent by the client violates [`NARROW`]; `None` if it does not, or if the client's kernel sent it.
+fn violation(frame: &[u8]) -> Option<&'static str> {
     let mut at = 12;
     while matches!(frame.get(at..at + 2)?, [0x81, 0] | [0x88, 0xa8] | [0x91, 0]) {
         at += 4;
@@ -202,7 +197,7 @@ fn wrong(frame: &[u8]) -> Option<&'static str> {
     let (source, destination, protocol, rest): (IpAddr, IpAddr, u8, &[u8]) = match kind {
         [8, 0] => {
             let header = ip.first_chunk::<20>();
-            let Some(header) = header else { return Some("IPv4 that is cut") };
+            let Some(header) = header else { return Some("truncated IPv4 header") };
             let four = |at: usize| <[u8; 4]>::try_from(&header[at..at + 4]).expect("four bytes");
             if u16::from_be_bytes([header[6], header[7]]) & 0x1fff != 0 {
                 return Some("a later fragment");
@@ -212,9 +207,9 @@ fn wrong(frame: &[u8]) -> Option<&'static str> {
         }
         [0x86, 0xdd] => {
             let header = ip.first_chunk::<40>();
-            let Some(header) = header else { return Some("IPv6 that is cut") };
+            let Some(header) = header else { return Some("truncated IPv6 header") };
             let sixteen = |at: usize| <[u8; 16]>::try_from(&header[at..at + 16]).expect("sixteen bytes");
-            // Neighbour and listener discovery are the kernel's, and what its extension headers hide, too.
+            // The kernel sends neighbour discovery, and listener reports after a hop-by-hop header.
             if header[6] == frame::ICMPV6 || (header[6] == 0 && sixteen(24)[0] == 0xff) {
                 return None;
             }
@@ -229,7 +224,7 @@ fn wrong(frame: &[u8]) -> Option<&'static str> {
         return Some("another destination");
     }
     if protocol != frame::UDP {
-        // Extension headers before the datagram.
+        // The datagram may follow extension headers.
         return (client.is_ipv4() || protocol == frame::TCP).then_some("another protocol");
     }
     let port = |at: usize| rest.get(at..at + 2).map(|bytes| u16::from_be_bytes([bytes[0], bytes[1]]));
@@ -239,18 +234,17 @@ fn wrong(frame: &[u8]) -> Option<&'static str> {
     }
 }
 
-/// Looks at all that comes from the client, until it is told to stop; how many frames came, and what is wrong with
-/// some of them.
-async fn judge(stop: &AtomicBool) -> (u64, Vec<String>) {
+/// Observes all frames sent by the client until `stop` is set. Returns their number and up to five violations.
+async fn observe(stop: &AtomicBool) -> (u64, Vec<String>) {
     let options = TapOptions { direction: Some(Direction::In), buffer: 64 << 20, ..TapOptions::default() };
-    let mut tap = Tap::open(INTERFACE, &options).await.expect("look on");
+    let mut tap = Tap::open(INTERFACE, &options).await.expect("open the tap");
     let (mut seen, mut bad) = (0, Vec::new());
     loop {
         match tokio::time::timeout(Duration::from_millis(100), tap.next()).await {
             Ok(captured) => {
                 let bytes = captured.expect("a frame").bytes;
                 seen += 1;
-                if let Some(reason) = wrong(&bytes).filter(|_| bad.len() < 5) {
+                if let Some(reason) = violation(&bytes).filter(|_| bad.len() < 5) {
                     bad.push(format!("{reason}: {bytes:02x?}"));
                 }
             }
@@ -261,7 +255,7 @@ async fn judge(stop: &AtomicBool) -> (u64, Vec<String>) {
     (seen, bad)
 }
 
-/// Sends, and takes what was answered meanwhile; how many of them were refusals.
+/// Sends a message and reads all pending messages; returns the number of refusals among them.
 fn exchange(socket: &Socket, message: &[u8]) -> u64 {
     socket.send(message).expect("the lease");
     let mut refusals = 0;
@@ -281,7 +275,7 @@ fn packets() -> Vec<Vec<u8>> {
     for (client, server) in ENDS {
         for (from, to) in [(20_000, 9), (20_001, 4000), (20_000, 53), (20_005, 9)] {
             let ends = (SocketAddr::new(client, from), SocketAddr::new(server, to));
-            packets.push(frame::udp_ip(ends.0, ends.1, b"what is in it"));
+            packets.push(frame::udp_ip(ends.0, ends.1, b"payload"));
         }
         let elsewhere: IpAddr =
             if client.is_ipv4() { [192, 0, 2, 9].into() } else { [0x2001, 0xdb8, 0, 0, 0, 0, 0, 9].into() };
@@ -297,7 +291,8 @@ fn lease_socket() {
     let _serial = Serial::begin();
     let lab = lab();
     let service = Service::start(lab.client(), NARROW);
-    let [own, peer] = [lab.client(), lab.server()].map(|namespace| namespace.run(|| mac(INTERFACE)).expect("enter it"));
+    let [own, peer] =
+        [lab.client(), lab.server()].map(|namespace| namespace.run(|| mac(INTERFACE)).expect("enter the namespace"));
     let ports =
         LeaseCall { protocol: "udp".to_owned(), port: Some(20_000), last_port: Some(20_001), ..LeaseCall::default() };
     let whole = take(&service, &ports);
@@ -311,8 +306,9 @@ fn lease_socket() {
     let stop = AtomicBool::new(false);
     let (messages, refused) = ([AtomicU64::new(0), AtomicU64::new(0)], Mutex::new([0_u64; 2]));
     std::thread::scope(|scope| {
-        let judge = scope.spawn(|| lab.server().run(|| crafter_tests::block_on(judge(&stop))).expect("enter it"));
-        // The judge has opened its eyes.
+        let observer =
+            scope.spawn(|| lab.server().run(|| crafter_tests::block_on(observe(&stop))).expect("enter the server"));
+        // Waits until the tap is open.
         std::thread::sleep(Duration::from_millis(300));
         bolero::check!().with_type::<(bool, u8, Vec<Change>)>().with_test_time(seconds()).for_each(
             |(as_frame, seed, changes)| {
@@ -322,7 +318,7 @@ fn lease_socket() {
                 if changes.len() % 31 == 30 {
                     message.resize(1400 + usize::from(*seed) * 260, *seed);
                 }
-                // Many messages without a byte are as good as an end.
+                // The service treats too many empty messages as a disconnect.
                 if message.is_empty() {
                     return;
                 }
@@ -337,20 +333,20 @@ fn lease_socket() {
         let mut sent = 0;
         for (socket, messages) in [(&whole, &messages[0]), (&frames, &messages[1])] {
             let messages = messages.load(Ordering::Relaxed);
-            // Every message was sent or refused.
-            let told = wait_for("the last of the messages", PATIENCE, || {
-                Some(listed(socket)).filter(|told| told.sent + told.refused + told.not_sent == messages)
+            // Every message was either sent or refused.
+            let lease = wait_for("the last message", REPLY_TIMEOUT, || {
+                Some(listed(socket)).filter(|lease| lease.sent + lease.refused + lease.not_sent == messages)
             });
-            println!("{messages} messages: {told:?}");
-            assert!(told.sent > 0 && told.refused > 0, "{told:?}");
-            sent += told.sent;
+            println!("{messages} messages: {lease:?}");
+            assert!(lease.sent > 0 && lease.refused > 0, "{lease:?}");
+            sent += lease.sent;
         }
         stop.store(true, Ordering::Relaxed);
-        let (seen, bad) = judge.join().expect("the judge");
-        println!("{seen} frames came to the server, {sent} were crafted");
-        assert!(seen >= sent / 2, "the judge saw {seen} of {sent}");
+        let (seen, bad) = observer.join().expect("the observer");
+        println!("{seen} frames arrived at the server, {sent} were crafted");
+        assert!(seen >= sent / 2, "the observer saw only {seen} of {sent} frames");
         assert!(bad.is_empty(), "{bad:#?}");
     });
-    let told = Raw::connect(&service.socket).call("Info", &json!({}));
-    assert_eq!(told["parameters"]["pid"], service.pid());
+    let info = Raw::connect(&service.socket).call("Info", &json!({}));
+    assert_eq!(info["parameters"]["pid"], service.pid());
 }

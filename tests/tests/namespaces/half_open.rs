@@ -1,6 +1,6 @@
-//! A SYN-ACK that nobody acknowledged is reset by crafter before its lease ends, and the kernel resets nothing: tcpdump
-//! in the server's namespace is the judge. The control is a connection that is left open, which the kernel resets when
-//! the server sends its SYN-ACK again.
+//! A connection that is half-open after a SYN-ACK is reset by crafter before its lease ends, so that the kernel resets
+//! nothing. Captures in the server's namespace show who sent which RST. Positive control: a connection left open on
+//! purpose, which the kernel resets when the server retransmits its SYN-ACK.
 
 use std::{
     cell::Cell,
@@ -13,29 +13,25 @@ use std::{
 
 use crafter::{
     datapath::maps::Terms,
-    expr::PacketSet,
     lab::{INTERFACE, Lab, NetNs, SERVER_V4},
     layer::{Ip, Packet, Tcp},
     packet::{Flags, TcpView},
     session::{Event, Outcome, Pace, Script, Session, SessionOptions, SrOptions, Step},
 };
 use crafter_tests::{
-    judge::{self, CONTROL, Capture, from, rsts},
+    capture::{self, CONTROL, Capture, from, rsts},
     leak::Parallel,
+    packets,
     peer::{Nginx, wait_for},
     service::{NOBODY, Service},
     slow,
-    stage::{self, ENDS, lab},
+    testbed::{self, ENDS, lab},
     wire, within,
 };
 use nix::sys::signal::Signal;
 
-/// Linux repeats a SYN-ACK after 1 s; a kernel that answered it would have done so by now.
+/// Linux retransmits a SYN-ACK after 1 s; a RST of the kernel would have been sent by then.
 const REPEATED: Duration = Duration::from_secs(3);
-
-fn packets(text: &str) -> Vec<Packet> {
-    PacketSet::parse(text).expect(text).packets(1 << 20).expect(text).collect()
-}
 
 fn syn(server: IpAddr, more: &str) -> String {
     let ip = if server.is_ipv4() { "IP" } else { "IPv6" };
@@ -46,17 +42,17 @@ fn leave_open() -> SessionOptions {
     SessionOptions { leave_open: true, ..SessionOptions::default() }
 }
 
-/// What is on the wire of the server while `work` runs, and in the three seconds after it.
-fn watched<T>(server: &NetNs, work: impl FnOnce() -> T) -> (T, Vec<judge::Packet>, Vec<judge::Packet>) {
+/// Captures the server's packets while `work` runs, and during the three seconds after it.
+fn watched<T>(server: &NetNs, work: impl FnOnce() -> T) -> (T, Vec<capture::Packet>, Vec<capture::Packet>) {
     watched_for(server, CONTROL, work)
 }
 
-/// As [`watched`], for the packets of a filter: of thousands at once tcpdump loses some on a busy machine.
+/// Like [`watched`] with another filter: tcpdump may lose packets if thousands arrive at once on a busy machine.
 fn watched_for<T>(
     server: &NetNs,
     filter: &str,
     work: impl FnOnce() -> T,
-) -> (T, Vec<judge::Packet>, Vec<judge::Packet>) {
+) -> (T, Vec<capture::Packet>, Vec<capture::Packet>) {
     let meanwhile = Capture::start(server, INTERFACE, Some(filter));
     let result = work();
     let after = Capture::start(server, INTERFACE, Some(filter));
@@ -65,52 +61,52 @@ fn watched_for<T>(
     (result, meanwhile, after.finish())
 }
 
-/// From `local` one RST, with the number that the SYN-ACK expects, and nothing behind it. On a busy machine the server
-/// sends its SYN-ACK again before it.
+/// Asserts that `local` sent exactly one RST, with the sequence number that the server expects, and nothing after it.
+/// On a busy machine the server retransmits its SYN-ACK before.
 #[track_caller]
-fn assert_reset(local: SocketAddr, meanwhile: &[judge::Packet], after: &[judge::Packet]) {
+fn assert_reset(local: SocketAddr, meanwhile: &[capture::Packet], after: &[capture::Packet]) {
     let resets: Vec<_> = from(meanwhile, local).into_iter().filter(|packet| packet.is_rst()).collect();
     assert_eq!(resets.len(), 1, "{meanwhile:?}");
     assert_eq!((resets[0].flags, resets[0].seq, resets[0].checksum), (Some(4), 8, Some(true)), "{resets:?}");
     let at = meanwhile.iter().position(|packet| packet.source == local && packet.is_rst()).expect("the RST");
-    let syn_acks = |packets: &[judge::Packet]| packets.iter().filter(|packet| packet.destination == local).count();
+    let syn_acks = |packets: &[capture::Packet]| packets.iter().filter(|packet| packet.destination == local).count();
     assert!(syn_acks(&meanwhile[..at]) >= 1, "{meanwhile:?}");
     assert_eq!((syn_acks(&meanwhile[at..]), syn_acks(after)), (0, 0), "{meanwhile:?}\n{after:?}");
     assert!(from(after, local).is_empty(), "{after:?}");
 }
 
-/// The control: the server repeats its SYN-ACK, and the client's kernel resets.
+/// Positive control: the server retransmits its SYN-ACK, and the client's kernel sends a RST.
 #[track_caller]
-fn assert_left_open(local: SocketAddr, meanwhile: &[judge::Packet], after: &[judge::Packet]) {
-    // On a busy machine the server repeats it while others are still at work.
-    let all: Vec<judge::Packet> = [meanwhile, after].concat();
+fn assert_left_open(local: SocketAddr, meanwhile: &[capture::Packet], after: &[capture::Packet]) {
+    // On a busy machine the server retransmits it while other requests are in progress.
+    let all: Vec<capture::Packet> = [meanwhile, after].concat();
     let reset = all.iter().position(|packet| packet.source == local && packet.is_rst());
     let before = &all[..reset.unwrap_or_else(|| panic!("no RST of the kernel: {all:?}"))];
     let syn_acks = before.iter().filter(|packet| packet.destination == local && packet.is_syn()).count();
     assert!(syn_acks >= 2, "{all:?}");
 }
 
-/// Sends these packets in a session of its own; how many connections it reset.
+/// Exchanges these packets in a session of its own; returns the number of connections that it reset.
 fn exchanged(lab: &Lab, options: SessionOptions, texts: &[String]) -> u64 {
     within(lab.client(), async || {
         let session = Session::new(options);
         for text in texts {
             let exchanged = session.sr(packets(text), &SrOptions::default()).await.expect(text);
             assert_eq!(exchanged.account.unanswered, 0, "{}", exchanged.account);
-            assert_eq!(exchanged.account.half_open_reset, 0, "before the session ends");
+            assert_eq!(exchanged.account.half_open_reset, 0, "a reset before the session ends");
         }
         session.close().await
     })
 }
 
 #[test]
-fn the_only_rst_is_crafters_and_leaves_before_the_session_ends() {
+fn half_open_connections_are_reset_by_crafter_only() {
     let _parallel = Parallel::begin();
     let lab = lab();
     let _nginx = Nginx::start(lab.server());
     let (ports, control) = ([50_001_u16, 50_002], 50_003);
     let (resets, meanwhile, after) = watched(lab.server(), || {
-        // As a packet and as a frame, over either IP version.
+        // As a packet and as a frame, over both IP versions.
         let asked = ENDS.map(|(_, server)| {
             [
                 syn(server, &format!("sport={}, dport=80", ports[0])),
@@ -131,9 +127,9 @@ fn the_only_rst_is_crafters_and_leaves_before_the_session_ends() {
     }
 }
 
-/// Of thousands of ports some are open; the RSTs keep to a pace, but not to one that is for a few SYNs.
+/// Resets the open ports of a large scan at the session's rate, not at the lower rate of the exchange.
 #[test]
-fn of_many_ports_those_that_are_open() {
+fn open_ports_of_a_scan_are_reset_at_a_pace() {
     let _parallel = Parallel::begin();
     let lab = lab();
     let listen = |port| TcpListener::bind((SERVER_V4, port)).expect("a port");
@@ -141,24 +137,24 @@ fn of_many_ports_those_that_are_open() {
     let _listeners: Vec<_> = lab.server().run(|| open.iter().map(|&port| listen(port)).collect()).expect("the server");
     let local = SocketAddr::new(ENDS[0].0, 50_000);
     let resets_only = format!("src host {} and tcp[13] & 4 != 0", ENDS[0].0);
-    let ((resets, told), meanwhile, after) = watched_for(lab.server(), &resets_only, || {
+    let ((resets, events), meanwhile, after) = watched_for(lab.server(), &resets_only, || {
         within(lab.client(), async || {
             let session = Session::new(SessionOptions::default());
             let syns = packets(&syn(ENDS[0].1, "sport=50000, dport=(10000,11999)"));
             let exchanged = session.sr(syns, &SrOptions::default()).await.expect("an exchange");
             assert_eq!(exchanged.account.answered, 2000, "{}", exchanged.account);
-            let (began, mut told) = (Instant::now(), Vec::new());
-            let observer = &mut |event: &Event<'_>| told.push((event.outcome, event.bytes.to_vec()));
+            let (began, mut events) = (Instant::now(), Vec::new());
+            let observer = &mut |event: &Event<'_>| events.push((event.outcome, event.bytes.to_vec()));
             let resets = session.reset_half_open(Pace { rate: Some(1.0) }, observer).await;
             let took = began.elapsed();
-            // A tenth of a second may be made up for: 100 at most leave without a wait.
-            assert!(took >= Duration::from_millis(95), "200 at 1000 a second: {took:?}");
-            assert_eq!(session.close().await, 0, "all are reset already");
-            (resets, told)
+            // The pace allows a burst of a tenth of a second: at most 100 leave at once.
+            assert!(took >= Duration::from_millis(95), "200 resets at 1,000 per second took only {took:?}");
+            assert_eq!(session.close().await, 0, "nothing is left to reset");
+            (resets, events)
         })
     });
-    assert_eq!((resets, told.len()), (200, 200));
-    for (what, bytes) in told {
+    assert_eq!((resets, events.len()), (200, 200));
+    for (what, bytes) in events {
         let reset = Packet::from_ip(&bytes);
         assert_eq!((what, reset.get::<Tcp>().and_then(|tcp| tcp.flags)), (Outcome::Reset, Some(Flags::RST)));
     }
@@ -169,9 +165,9 @@ fn of_many_ports_those_that_are_open() {
     assert!(from(&after, local).is_empty(), "{after:?}");
 }
 
-/// Between two exchanges nothing is reset, and nothing at the end that was acknowledged, or reset, by hand.
+/// Connections are not reset between two exchanges, nor at the end if the user acknowledged or reset them.
 #[test]
-fn what_the_user_goes_on_with_is_not_reset() {
+fn connections_continued_or_reset_by_the_user_are_not_reset() {
     let _parallel = Parallel::begin();
     let lab = lab();
     let _nginx = Nginx::start(lab.server());
@@ -180,42 +176,42 @@ fn what_the_user_goes_on_with_is_not_reset() {
         within(lab.client(), async || {
             let session = Session::new(SessionOptions::default());
             let options = SrOptions::default();
-            let mut theirs = [0; 2];
-            for (port, theirs) in [acknowledged, reset].into_iter().zip(&mut theirs) {
+            let mut peer_seqs = [0; 2];
+            for (port, peer_seq) in [acknowledged, reset].into_iter().zip(&mut peer_seqs) {
                 let syn = packets(&syn(ENDS[0].1, &format!("sport={port}, dport=80"))).remove(0);
                 let reply = session.sr1(syn, &options).await.expect("sent").expect("a SYN-ACK");
-                *theirs = reply.packet.get::<Tcp>().and_then(|tcp| tcp.seq).expect("a number").wrapping_add(1);
+                *peer_seq = reply.packet.get::<Tcp>().and_then(|tcp| tcp.seq).expect("a number").wrapping_add(1);
             }
-            // The server sends both SYN-ACKs again.
+            // Waits until the server retransmits both SYN-ACKs.
             tokio::time::sleep(Duration::from_millis(1500)).await;
             let segment = |port: u16, flags: &str, ack: u32| {
                 Ip::to(SERVER_V4) / Tcp::to(80).sport(port).flags(flags).seq(8).ack(ack)
             };
-            let get = segment(acknowledged, "PA", theirs[0]) / "GET /small HTTP/1.0\r\n\r\n";
+            let get = segment(acknowledged, "PA", peer_seqs[0]) / "GET /small HTTP/1.0\r\n\r\n";
             let next = 8 + get.build().expect("a packet").len() as u32 - 40;
             let multi = SrOptions { multi: true, timeout: Duration::from_millis(300), ..options };
-            // All of the page is acknowledged, and the FIN: what is not, the server sends again, to a port that is the
-            // kernel's by then.
-            let (mut request, mut behind, mut page, mut is_over) = (get, theirs[0], Vec::new(), false);
+            // Acknowledges the whole page and the FIN; the server would retransmit the rest to a port that the kernel
+            // owns by then.
+            let (mut request, mut expected_seq, mut page, mut is_over) = (get, peer_seqs[0], Vec::new(), false);
             for _ in 0..20 {
                 let exchanged = session.sr([request], &multi).await.expect("an exchange");
                 let replies = exchanged.answered.into_iter().map(|pair| pair.reply).chain(exchanged.unmatched);
                 for reply in replies {
                     let segment = TcpView::parse(&reply.bytes).expect("a segment");
-                    if segment.destination_port == acknowledged && segment.seq == behind {
+                    if segment.destination_port == acknowledged && segment.seq == expected_seq {
                         page.extend(segment.payload());
                         is_over |= segment.flags.contains(Flags::FIN);
-                        behind = behind.wrapping_add(segment.payload().len() as u32 + u32::from(is_over));
+                        expected_seq = expected_seq.wrapping_add(segment.payload().len() as u32 + u32::from(is_over));
                     }
                 }
-                request = Ip::to(SERVER_V4) / Tcp::to(80).sport(acknowledged).flags("A").seq(next).ack(behind);
+                request = Ip::to(SERVER_V4) / Tcp::to(80).sport(acknowledged).flags("A").seq(next).ack(expected_seq);
                 if is_over {
                     session.send([request], Pace::default()).await.expect("sent");
                     break;
                 }
             }
             assert!(is_over && String::from_utf8_lossy(&page).contains("HTTP/1.1 200"), "{page:?}");
-            // A SYN-ACK that was in flight.
+            // Waits for a SYN-ACK that may be in flight.
             tokio::time::sleep(Duration::from_millis(100)).await;
             session.send([segment(reset, "R", 0)], Pace::default()).await.expect("sent");
             session.close().await
@@ -223,14 +219,14 @@ fn what_the_user_goes_on_with_is_not_reset() {
     });
     assert_eq!(resets, 0);
     let client = ENDS[0].0;
-    let by_hand: Vec<_> = from(&meanwhile, SocketAddr::new(client, reset)).into_iter().filter(|p| p.is_rst()).collect();
-    assert_eq!((by_hand.len(), by_hand[0].seq), (1, 8));
+    let crafted: Vec<_> = from(&meanwhile, SocketAddr::new(client, reset)).into_iter().filter(|p| p.is_rst()).collect();
+    assert_eq!((crafted.len(), crafted[0].seq), (1, 8));
     assert!(from(&after, SocketAddr::new(client, reset)).is_empty(), "{after:?}");
     let acknowledged = SocketAddr::new(client, acknowledged);
     assert_eq!(rsts(&meanwhile, acknowledged) + rsts(&after, acknowledged), 0, "{meanwhile:?}\n{after:?}");
 }
 
-/// A SYN from a port of its own each; of the ports chosen a session keeps 256.
+/// Sends SYNs, each from a newly chosen port, of which a session keeps 256.
 struct Syns<'a> {
     left: usize,
     answered: &'a Cell<usize>,
@@ -257,7 +253,7 @@ impl Script for Syns<'_> {
 }
 
 #[test]
-fn a_port_that_is_given_back_early_is_reset_before() {
+fn early_released_port_is_reset_first() {
     let _parallel = Parallel::begin();
     let lab = lab();
     let _nginx = Nginx::start(lab.server());
@@ -277,24 +273,25 @@ fn a_port_that_is_given_back_early_is_reset_before() {
     let mut ports: Vec<u16> = ours.map(|packet| packet.source.port()).collect();
     ports.sort_unstable();
     ports.dedup();
-    assert_eq!(ports.len(), 300, "each once");
+    assert_eq!(ports.len(), 300, "each port is reset once");
     assert_eq!(meanwhile.iter().filter(|packet| packet.is_rst()).count(), 300);
     assert!(after.iter().all(|packet| packet.source.ip() != ENDS[0].0), "{after:?}");
 }
 
-/// Dropped, not closed; and a connection that is not this host's is left alone, as is one that the kernel resets.
+/// A dropped session resets its connections, too. A connection that the kernel reset, or whose source is not this host,
+/// is not reset.
 #[test]
-fn dropped_sessions_and_what_is_not_crafters() {
+fn dropped_session_resets_only_its_own_connections() {
     let _parallel = Parallel::begin();
     let lab = lab();
     let _nginx = Nginx::start(lab.server());
     let [dropped, passed] = [50_001_u16, 50_002];
     let other: IpAddr = [192, 0, 2, 77].into();
-    // The answers to it come to the client, which has no such address.
+    // Routes the server's answers to this address to the client, which does not have it.
     let mac = lab.client().run(|| wire::mac(INTERFACE)).expect("the client");
     let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
     let neighbour = ["neigh", "replace", "192.0.2.77", "lladdr", &mac, "dev", INTERFACE];
-    stage::run(lab.server().command("ip").args(neighbour));
+    testbed::run(lab.server().command("ip").args(neighbour));
     let ((), meanwhile, after) = watched(lab.server(), || {
         within(lab.client(), async || {
             let session = Session::new(SessionOptions::default());
@@ -306,7 +303,7 @@ fn dropped_sessions_and_what_is_not_crafters() {
             let session = Session::new(SessionOptions { terms, ..SessionOptions::default() });
             let asked = packets(&syn(ENDS[0].1, &format!("sport={passed}, dport=80"))).remove(0);
             session.sr1(asked, &SrOptions::default()).await.expect("sent").expect("a SYN-ACK");
-            assert_eq!(session.close().await, 0, "the kernel has reset it");
+            assert_eq!(session.close().await, 0, "the kernel has reset it already");
 
             let session = Session::new(SessionOptions::default());
             let spoofed = format!(r#"IP(src="{other}", dst="{SERVER_V4}")/TCP(sport=50003, dport=80, flags="S")"#);
@@ -317,16 +314,16 @@ fn dropped_sessions_and_what_is_not_crafters() {
     });
     let client = ENDS[0].0;
     assert_reset(SocketAddr::new(client, dropped), &meanwhile, &after);
-    assert_eq!(rsts(&meanwhile, SocketAddr::new(client, passed)), 1, "the kernel's: {meanwhile:?}");
+    assert_eq!(rsts(&meanwhile, SocketAddr::new(client, passed)), 1, "the kernel's RST: {meanwhile:?}");
     let spoofed = SocketAddr::new(other, 50_003);
     let answers = meanwhile.iter().filter(|packet| packet.destination == spoofed && packet.is_syn()).count();
-    assert!(answers >= 1, "the server answered: {meanwhile:?}");
+    assert!(answers >= 1, "the server did not answer: {meanwhile:?}");
     assert_eq!(rsts(&meanwhile, spoofed) + rsts(&after, spoofed), 0, "{meanwhile:?}");
 }
 
-/// By an unprivileged client of the service: its lease carries the RST, as its policy allows.
+/// An unprivileged client of the service: the RST is sent through its lease, as the policy allows.
 #[test]
-fn through_the_service() {
+fn half_open_connections_are_reset_through_the_service() {
     let _parallel = Parallel::begin();
     let lab = lab();
     let _nginx = Nginx::start(lab.server());
@@ -350,9 +347,9 @@ fn through_the_service() {
     }
 }
 
-/// A session that is closed with half-open connections tells of their RSTs too, so that a capture has them.
+/// Resets sent while a session closes are reported to the observer, so that captures include them.
 #[test]
-fn the_resets_of_closing_are_observed() {
+fn resets_on_close_are_observed() {
     let _parallel = Parallel::begin();
     let lab = lab();
     let _nginx = Nginx::start(lab.server());
@@ -370,14 +367,14 @@ fn the_resets_of_closing_are_observed() {
     assert_eq!((*what, reset.flags, reset.seq), (Outcome::Reset, Flags::RST, 8));
 }
 
-/// The service ends, or hangs, while the resets leave at its limit of the rate: the command says so, and ends in time.
+/// The service exits or hangs while resets are sent at the limit of its rate: the command reports it and exits in time.
 #[test]
-fn the_service_stops_during_the_resets() {
+fn service_stop_during_resets_is_reported() {
     let _parallel = Parallel::begin();
     const RATE: u64 = 100;
     let policy = format!("[[rule]]\nuser = 65534\npackets_per_second = {RATE}\nburst = 1\n");
     for signal in [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGSTOP] {
-        // Of its own: what one leaves half open, the kernel resets later.
+        // A separate lab for each signal: the kernel later resets what is still half-open.
         let lab = lab();
         let listen = |port| TcpListener::bind((SERVER_V4, port)).expect("a port");
         let _listeners: Vec<_> =
@@ -385,27 +382,27 @@ fn the_service_stops_during_the_resets() {
         let mut service = Service::start(lab.client(), &policy);
         let mut command = service.command(NOBODY, &["sr", &syn(ENDS[0].1, "sport=50000, dport=(10000,10299)")]);
         let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("crafter");
-        // 300 RSTs take three seconds.
+        // 300 RSTs take three seconds at this rate.
         wait_for("the first resets", Duration::from_secs(20), || {
             (lab.tap().count().expect("RSTs at the server") >= 20).then_some(())
         });
         let began = Instant::now();
         service.signal(signal);
-        let output = child.wait_with_output().expect("its end");
+        let output = child.wait_with_output().expect("wait for crafter");
         let took = began.elapsed();
         service.signal(Signal::SIGCONT);
         service.kill();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(0), "{signal}: {said}");
-        // The resets take 5 s at most, asking what became of them 2 s, and giving the leases back 2 s.
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{signal}: {message}");
+        // The resets may take 5 s, the query for their result 2 s, releasing the leases 2 s.
         let longest = if signal == Signal::SIGSTOP { 9 } else { 4 };
-        assert!(took < slow::allow(Duration::from_secs(longest + 2)), "{signal}: {took:?}: {said}");
+        assert!(took < slow::allow(Duration::from_secs(longest + 2)), "{signal}: {took:?}: {message}");
         let expected = match signal {
             Signal::SIGSTOP => "no reply from the crafter service within 2s: the last resets may not have been sent",
             _ => "half-open connections are not reset: lost connection to the crafter service at ",
         };
-        assert!(said.contains(expected), "{signal}: {said}");
-        assert!(!said.contains("queue is full"), "{signal}: {said}");
-        assert!(said.contains(";; reset "), "{signal}: those before: {said}");
+        assert!(message.contains(expected), "{signal}: {message}");
+        assert!(!message.contains("queue is full"), "{signal}: {message}");
+        assert!(message.contains(";; reset "), "{signal}: no resets before the stop: {message}");
     }
 }

@@ -1,4 +1,4 @@
-//! A peer that lies.
+//! A peer that sends malformed segments.
 
 use std::{
     net::SocketAddr,
@@ -17,27 +17,28 @@ use crafter::{
     packet::TcpView,
 };
 use crafter_tests::{
-    by_hand::{self, PATIENCE},
     frame::{self, ACK, FIN, MORE, PSH, RST, SYN, TCP, Tcp, UDP, V4},
     leak::Serial,
+    manual::{self, REPLY_TIMEOUT},
     peer::Nginx,
+    random::Rng,
     slow::bytes,
-    stage::{ENDS, lab, open},
+    testbed::{ENDS, lab, open},
     wire::{Wire, mac},
     within,
 };
 use tokio::io::AsyncReadExt;
 
-/// What the hook of the attacked stream saw last: the next sequence number of each side.
+/// The next sequence number of each side, as seen by the hook of the attacked stream.
 #[derive(Clone, Copy, Default)]
 struct Numbers {
     server: u32,
     client: u32,
 }
 
-/// A peer that sends garbage to the owned port, during a download: not one byte is wrong.
+/// A peer sends malformed segments to an owned port during a download, which stays correct.
 #[test]
-fn a_peer_that_sends_malformed_segments() {
+fn malformed_segments_do_not_disturb_a_download() {
     let _serial = Serial::begin();
     let lab = lab();
     let nginx = Nginx::start(lab.server());
@@ -52,16 +53,16 @@ fn a_peer_that_sends_malformed_segments() {
                 lab.server()
                     .run(|| {
                         let wire = Wire::open(INTERFACE, client_mac).unwrap();
-                        let mut random = Random(7);
+                        let mut random = Rng::new(7);
                         while !stop.load(Ordering::Relaxed) {
                             std::thread::sleep(Duration::from_micros(500));
                             let now = *numbers.lock().unwrap();
                             let Some(local) = *target.lock().unwrap() else { continue };
                             for kind in 0..KINDS {
-                                for packet in garbage(kind, remote, local, now, &mut random) {
+                                for packet in malformed(kind, remote, local, now, &mut random) {
                                     match wire.send(&packet) {
                                         Ok(()) => drop(sent.fetch_add(1, Ordering::Relaxed)),
-                                        // Where a processor is slow the queue is full: lost, as on any network.
+                                        // On a slow CPU the queue may be full: the packet is lost, as on any network.
                                         Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => {}
                                         Err(e) => panic!("{e}"),
                                     }
@@ -72,41 +73,41 @@ fn a_peer_that_sends_malformed_segments() {
                     .unwrap();
             });
             within(lab.client(), async || {
-                let end = SetOnDrop(&stop);
+                let stop_guard = SetOnDrop(&stop);
                 let crafter = open(attach).await;
                 let hook = Box::new(Observer(watch(numbers.clone())));
                 let options = StreamOptions { hook: Some(hook), ..StreamOptions::default() };
-                let mut stream = by_hand::connect(&crafter, LeaseRequest::tcp(), remote, options).await;
+                let mut stream = manual::connect(&crafter, LeaseRequest::tcp(), remote, options).await;
                 *target.lock().unwrap() = Some(stream.local());
-                let (length, sum) = by_hand::download(&mut stream, "/slow/medium").await;
-                drop(end);
+                let (length, sum) = manual::download(&mut stream, "/slow/medium").await;
+                drop(stop_guard);
                 assert_eq!((length, sum), (nginx.medium.length, nginx.medium.sha256), "{:?}", stream.stats());
                 let stats = crafter.stats();
                 println!("{attach:?}: {} malformed, {stats:?}, {:?}", sent.load(Ordering::Relaxed), stream.stats());
                 assert!(sent.load(Ordering::Relaxed) > bytes(10_000));
                 assert!(stats.bad_checksum > bytes(500), "{stats:?}");
-                by_hand::close(&mut stream).await;
+                manual::close(&mut stream).await;
             });
             injector.join().expect("the injector");
         });
     }
-    // The control: had the garbage been right, it would have done harm.
+    // Positive control: a correct RST resets the stream.
     within(lab.client(), async || {
         let numbers = Arc::new(Mutex::new(Numbers::default()));
         let crafter = open(Attach::Auto).await;
         let hook = Box::new(Observer(watch(numbers.clone())));
         let options = StreamOptions { hook: Some(hook), ..StreamOptions::default() };
         let remote = SocketAddr::new(ENDS[0].1, 80);
-        let mut stream = by_hand::connect(&crafter, LeaseRequest::tcp(), remote, options).await;
+        let mut stream = manual::connect(&crafter, LeaseRequest::tcp(), remote, options).await;
         let now = *numbers.lock().unwrap();
         let rst = Tcp::new(RST | ACK, now.server, now.client).ip(remote, stream.local());
         lab.server().run(|| Wire::open(INTERFACE, client_mac).unwrap().send(&rst)).unwrap().unwrap();
-        let error = tokio::time::timeout(PATIENCE, stream.read(&mut [0; 1])).await.expect("in time");
+        let error = tokio::time::timeout(REPLY_TIMEOUT, stream.read(&mut [0; 1])).await.expect("in time");
         assert_eq!(error.expect_err("a reset").kind(), std::io::ErrorKind::ConnectionReset);
     });
 }
 
-/// Says that it is over, also by a panic.
+/// Sets a flag when dropped, also by a panic.
 struct SetOnDrop<'b>(&'b AtomicBool);
 
 impl Drop for SetOnDrop<'_> {
@@ -115,12 +116,12 @@ impl Drop for SetOnDrop<'_> {
     }
 }
 
-/// A hook that notes the numbers of a stream.
+/// A hook that tracks the sequence numbers of a stream.
 fn watch(numbers: Arc<Mutex<Numbers>>) -> impl FnMut(Direction, &[u8]) + Send {
     move |direction, ip| {
         let Ok(segment) = TcpView::parse(ip) else { return };
         let mut now = numbers.lock().unwrap();
-        // Of what comes in, only that of the connection itself counts; forged numbers are far off.
+        // The numbers are taken from sent segments, so that forged segments do not change them.
         if direction == Direction::Sent {
             now.client = segment.seq.wrapping_add(segment.sequence_length());
             if segment.ack != 0 {
@@ -132,55 +133,40 @@ fn watch(numbers: Arc<Mutex<Numbers>>) -> impl FnMut(Direction, &[u8]) + Send {
     }
 }
 
-/// xorshift64 (Marsaglia, 2003): the same garbage in every run.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn bytes(&mut self, count: usize) -> Vec<u8> {
-        (0..count).map(|_| self.next() as u8).collect()
-    }
-}
-
-/// Kinds of [`garbage`].
+/// xorshift64 (Marsaglia, 2003): the same bytes in every run.
+/// Number of kinds of [`malformed`].
 const KINDS: u32 = 15;
 
-/// Packets of one kind, from the server to the owned port, that a TCP must not be moved by.
-fn garbage(kind: u32, server: SocketAddr, client: SocketAddr, now: Numbers, random: &mut Random) -> Vec<Vec<u8>> {
+/// Packets of one kind from the server to the owned port that must not change the state of a TCP connection.
+fn malformed(kind: u32, server: SocketAddr, client: SocketAddr, now: Numbers, random: &mut Rng) -> Vec<Vec<u8>> {
     let (seq, ack) = (now.server, now.client);
-    let data = |seq| Tcp::new(PSH | ACK, seq, ack).with(b"not what the server said");
+    let data = |seq| Tcp::new(PSH | ACK, seq, ack).with(b"not what the server sent");
     let raw = |bytes: &[u8]| frame::packet(server.ip(), client.ip(), TCP, bytes);
     let far = seq.wrapping_add(0x8000_0000);
     match kind {
-        // Exactly what is next, but for the checksum; and a RST and a FIN like that.
+        // The next segment, a RST and a FIN, correct except for the checksum.
         0 => vec![Tcp { spoil: 1, ..data(seq) }.ip(server, client)],
         1 => vec![Tcp { spoil: 0x1000, ..Tcp::new(RST | ACK, seq, ack) }.ip(server, client)],
         2 => vec![Tcp { spoil: 7, ..Tcp::new(FIN | ACK, seq, ack) }.ip(server, client)],
-        // A header shorter than a header, and one longer than the segment.
-        3 => vec![Tcp { offset: Some((random.next() % 5) as u8), ..data(seq) }.ip(server, client)],
+        // A data offset less than the minimum, and one beyond the segment.
+        3 => vec![Tcp { offset: Some(random.below(5) as u8), ..data(seq) }.ip(server, client)],
         4 => vec![Tcp { offset: Some(15), ..Tcp::new(ACK, seq, ack) }.ip(server, client)],
-        // Cut short within the header.
-        5 => vec![raw(&data(seq).bytes(server, client)[..1 + (random.next() % 19) as usize])],
-        // Random bytes behind the right ports.
+        // Truncated within the header.
+        5 => vec![raw(&data(seq).bytes(server, client)[..1 + random.below(19)])],
+        // Random bytes after the correct ports.
         6 => {
-            let length = 16 + (random.next() % 1400) as usize;
+            let length = 16 + random.below(1400);
             let ports = [server.port().to_be_bytes(), client.port().to_be_bytes()].concat();
             vec![raw(&[ports, random.bytes(length)].concat())]
         }
         // From another port of the server.
         7 => vec![data(seq).ip(SocketAddr::new(server.ip(), 81), client)],
-        // Right in all but the numbers: far outside the window.
+        // Correct except for the numbers, which are far outside the window.
         8 => vec![data(far).ip(server, client), Tcp::new(RST, far, 0).ip(server, client)],
         9 => vec![Tcp::new(FIN | ACK, far, ack).ip(server, client), Tcp::new(SYN | ACK, far, ack).ip(server, client)],
-        // Overlapping what came already, with other bytes, and ending before what is next.
+        // Overlaps received data with other bytes, and ends before the next sequence number.
         10 => vec![data(seq.wrapping_sub(24)).ip(server, client)],
-        // Options of length zero and beyond the header, on an ACK that says nothing new.
+        // Options of length zero and beyond the header, on an ACK without news.
         11 => [[3, 0, 0, 0], [2, 44, 5, 180], [5, 1, 1, 1]]
             .map(|options| Tcp { offset: Some(6), ..Tcp::new(ACK, seq, ack).with(&options) }.ip(server, client))
             .to_vec(),
@@ -189,9 +175,9 @@ fn garbage(kind: u32, server: SocketAddr, client: SocketAddr, now: Numbers, rand
             Tcp { spoil: 1, ..Tcp::new(0xff, seq, ack) }.ip(server, client),
             Tcp::new(0, seq, ack).ip(server, client),
         ],
-        // Overlapping fragments, of which some lie about who they are for.
+        // Overlapping fragments, some with wrong offsets.
         13 => fragments(server, client, now, random),
-        // Lengths of the IP header that do not fit.
+        // Wrong lengths in the IP header.
         _ => {
             let mut packets = vec![data(far).ip(server, client); 3];
             let at = if server.is_ipv4() { 2 } else { 4 };
@@ -203,9 +189,9 @@ fn garbage(kind: u32, server: SocketAddr, client: SocketAddr, now: Numbers, rand
     }
 }
 
-fn fragments(server: SocketAddr, client: SocketAddr, now: Numbers, random: &mut Random) -> Vec<Vec<u8>> {
+fn fragments(server: SocketAddr, client: SocketAddr, now: Numbers, random: &mut Rng) -> Vec<Vec<u8>> {
     let whole = Tcp { spoil: 3, ..Tcp::new(ACK, now.server, now.client).with(&random.bytes(64)) }.bytes(server, client);
-    let id = random.next();
+    let id = random.bits();
     let piece = |offset: u16, more: bool, bytes: &[u8]| match server {
         SocketAddr::V4(_) => {
             V4 { id: id as u16, fragment: (offset / 8) | if more { MORE } else { 0 }, ..V4::default() }.packet(
@@ -227,7 +213,7 @@ fn fragments(server: SocketAddr, client: SocketAddr, now: Numbers, random: &mut 
         piece(24, false, &whole[24..]),
         piece(8, true, &junk[..16]),
         piece(65_528, false, &junk),
-        // Of UDP, and never finished.
+        // Of UDP, and never completed.
         frame::packet(server.ip(), client.ip(), UDP, &junk[..5]),
     ]
 }

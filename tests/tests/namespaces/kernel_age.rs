@@ -1,7 +1,7 @@
-//! What crafter says of the kernel that it runs on: it works on those that it is made for, and on older ones everything
-//! that asks the kernel refuses, with the reason and an exit code of its own.
+//! crafter works on supported kernels; on older ones every command that uses the kernel fails with the reason and a
+//! distinct exit code.
 //!
-//! `cargo xtask vm-test --kernel 5.10` runs this where it refuses.
+//! `cargo xtask vm-test --kernel 5.10` runs these tests on an unsupported kernel.
 
 use std::{net::IpAddr, process::Output};
 
@@ -11,35 +11,35 @@ use crafter::{
     lab::{INTERFACE, Lab, SERVER_V4},
 };
 use crafter_tests::exit;
-use crafter_tests::{leak::Parallel, service, stage, within};
+use crafter_tests::{leak::Parallel, service, testbed, within};
 use serde_json::Value;
 
-/// Whether this kernel has what the programs use.
+/// Whether this kernel is older than the oldest supported one.
 fn old() -> bool {
     features::version(&features::host().expect("the host's facts").kernel) < OLDEST_KERNEL
 }
 
 fn crafter(lab: &Lab, arguments: &[&str]) -> Output {
-    // What does not refuse may go on for ever.
+    // A command that does not fail may run forever.
     let mut command = lab.client().command("timeout");
     command.arg("60").arg(service::built()).args(arguments).env_remove("CRAFTER_SOCKET").output().expect("crafter")
 }
 
-/// It names the kernel that it found, and the one that it needs.
+/// Whether a text names both this kernel and the oldest supported one.
 fn explains(text: &str) -> bool {
     let release = features::host().expect("the host's facts").kernel;
     text.contains(&release) && text.contains("5.18")
 }
 
 #[test]
-fn doctor_tells_the_truth() {
+fn doctor_reports_whether_the_kernel_is_supported() {
     let _parallel = Parallel::begin();
-    let lab = stage::lab();
+    let lab = testbed::lab();
     let output = crafter(&lab, &["doctor", "--json"]);
     let text = String::from_utf8_lossy(&output.stdout);
     let report: Value = serde_json::from_str(&text).expect("JSON");
     let checks = report["checks"].as_array().expect("checks");
-    let kernel = checks.iter().find(|check| check["name"] == "kernel").expect("a word about the kernel");
+    let kernel = checks.iter().find(|check| check["name"] == "kernel").expect("a check of the kernel");
     assert!(explains(kernel["finding"].as_str().expect("a finding")), "{kernel}");
     assert_eq!(report["works"], !old(), "{text}");
     assert_eq!(kernel["state"] == "bad", old(), "{text}");
@@ -49,13 +49,13 @@ fn doctor_tells_the_truth() {
     assert_eq!(lab0["attach"].is_null(), old(), "{lab0}");
 }
 
-/// What doctor says of the lab's interface is what one gets there.
+/// The attach mechanism that doctor reports for the lab's interface is the one used there.
 #[test]
-fn doctor_and_what_is_attached_agree() {
+fn doctor_reports_the_mechanism_that_attaches() {
     let _parallel = Parallel::begin();
-    let lab = stage::lab();
+    let lab = testbed::lab();
     let output = crafter(&lab, &["doctor"]);
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let report_text = String::from_utf8_lossy(&output.stdout).into_owned();
     let opened = within(lab.client(), || async {
         Crafter::open(INTERFACE, Options::default()).await.map(|crafter| crafter.report().clone())
     });
@@ -63,8 +63,8 @@ fn doctor_and_what_is_attached_agree() {
         Ok(report) => {
             assert!(!old(), "{report}");
             assert!(
-                said.lines().any(|line| line.contains("egress filter") && line.contains(report.classifier)),
-                "{said}"
+                report_text.lines().any(|line| line.contains("egress filter") && line.contains(report.classifier)),
+                "{report_text}"
             );
         }
         Err(error) => {
@@ -75,14 +75,14 @@ fn doctor_and_what_is_attached_agree() {
     }
 }
 
-/// Each in its own way: one exchange, a stream, a ping, a service.
+/// Exchange, stream, ping and service fail on an old kernel; commands that do not use it succeed.
 #[test]
-fn whatever_asks_the_kernel_refuses_on_an_old_one() {
+fn commands_fail_on_an_old_kernel() {
     let _parallel = Parallel::begin();
     if !old() {
         return;
     }
-    let lab = stage::lab();
+    let lab = testbed::lab();
     let server = IpAddr::V4(SERVER_V4).to_string();
     let url = format!("http://{server}/");
     let syn = format!(r#"IP(dst="{server}")/TCP(dport=80, flags="S")"#);
@@ -103,5 +103,5 @@ fn whatever_asks_the_kernel_refuses_on_an_old_one() {
         assert!(!text.contains("panicked"), "{arguments:?}: {text}");
     }
     let build = crafter(&lab, &["build", &syn]);
-    assert!(build.status.success(), "what asks no kernel works: {}", String::from_utf8_lossy(&build.stderr));
+    assert!(build.status.success(), "build does not use the kernel: {}", String::from_utf8_lossy(&build.stderr));
 }

@@ -1,38 +1,39 @@
-//! crafter against real peers, in network namespaces that each test makes for itself: root is needed, but where the table
-//! says otherwise. One executable, for each more would link crafter and its dependencies once more; `cargo xtask test`
-//! runs each module in a process of its own.
+//! crafter with real peers, in network namespaces that each test creates: root is needed unless the table says
+//! otherwise. All modules are one executable, because each executable links crafter and its dependencies again; `cargo
+//! xtask test` runs each module in a process of its own.
 //!
-//! | module | what it shows |
+//! | module | subject |
 //! |---|---|
-//! | `clock` | the clock is set forward and back, and nothing that takes time notices; ignored, for virtual machines |
-//! | `conversation` | the tutorial's conversation by hand with nginx and dnsmasq, in each mode, and no RST of the kernel's |
-//! | `devices` | the same over `lo`, and over a tun, which has no link-layer header |
-//! | `engine_pair` | two stream engines on a faulty virtual wire: byte-exact, or an error that is true; no root |
+//! | `clock` | steps of the wall clock do not affect timers; ignored, for virtual machines |
+//! | `conversation` | the tutorial's conversation with nginx and dnsmasq in each attach mode, no RST of the kernel |
+//! | `devices` | the same over `lo`, and over tun, which has no link-layer header |
+//! | `engine_pair` | two stream engines on a faulty virtual wire: byte-exact, or the correct error; no root |
 //! | `exchange` | thousands of requests in flight: every reply is matched or accounted for |
-//! | `faults` | bad networks, servers that end the connection, sudden death |
-//! | `fuzz` | layers, text, capture files and policy, from damaged input: no panic, no byte lost; no root |
-//! | `fuzz_service` | damaged messages and packets on the service's sockets: it serves on, and the policy is kept |
-//! | `half_open` | what a SYN-ACK leaves half open is reset by crafter before its lease ends, never by the kernel |
+//! | `faults` | bad networks, servers that end the connection, killed processes, removed interfaces |
+//! | `fuzz` | changed packets, texts, capture files and policies: no panic, no byte lost; no root |
+//! | `fuzz_service` | changed messages and packets on the service's sockets: it keeps working and enforces the policy |
+//! | `half_open` | half-open connections are reset by crafter before their lease ends, never by the kernel |
 //! | `hostile` | a peer that sends malformed segments |
-//! | `kernel_age` | crafter works on kernels that it is made for, and refuses older ones with the reason |
-//! | `memory_limit` | with too little memory it ends by itself or by SIGKILL, and leaves nothing; ignored, takes a cgroup |
-//! | `neighbours` | other programs that hold ports or hooks, and other crafters |
-//! | `oracle` | random packets through the kernel half, and through a second reading of the RFCs: no difference |
-//! | `scapy_service` | Scapy as user `nobody`, through the service |
-//! | `service_clsact` | the service where the kernel has no tcx: filters that outlive their owner are taken down |
-//! | `service_faults` | clients that do harm, sudden death, policies that break, interfaces that go |
-//! | `service_policy` | every word of the policy: what is refused, and the same thing allowed |
-//! | `service_users` | users without privilege: two that wish for the same, what they see of each other, ports free again |
-//! | `soak` | a hundred thousand handshakes: memory stays flat, and every packet is accounted for |
-//! | `stories` | scripts of single connections on a virtual clock, as packetdrill has them; no root |
-//! | `streams` | streams against the kernel's TCP over bad networks: each byte arrives, or both ends are told why not |
-//! | `surroundings` | interfaces change, foreign programs share the hooks, maps are full, the owner dies at any moment |
+//! | `kernel_age` | crafter works on supported kernels and rejects older ones with the reason |
+//! | `memory_limit` | too little memory: it fails or is killed, and leaves nothing; ignored, needs a cgroup |
+//! | `neighbours` | other programs that hold ports or hooks, and other instances of crafter |
+//! | `oracle` | random packets through the kernel half and through a model of it: no difference |
+//! | `scapy_service` | Scapy as user `nobody` through the service |
+//! | `service_clsact` | the service on a kernel without tcx: filters that outlive their owner are removed |
+//! | `service_faults` | the service: hostile clients, SIGKILL, invalid policies, removed interfaces |
+//! | `service_policy` | every key of the policy: what it refuses, and the same request allowed |
+//! | `service_users` | unprivileged users of the service: commands, isolation, release of ports |
+//! | `soak` | a hundred thousand handshakes: constant memory, every packet accounted for |
+//! | `scripted` | scripts of single connections on a virtual clock, in packetdrill's style; no root |
+//! | `streams` | streams to the kernel's TCP over bad networks: every byte arrives, or both ends get an error |
+//! | `environment` | changing interfaces, foreign programs on the hooks, full maps, exit at any system call |
 //! | `verdict` | named packets through the programs by BPF_PROG_TEST_RUN: every reason, every branch |
 
 mod clock;
 mod conversation;
 mod devices;
 mod engine_pair;
+mod environment;
 mod exchange;
 mod faults;
 mod fuzz;
@@ -44,12 +45,11 @@ mod memory_limit;
 mod neighbours;
 mod oracle;
 mod scapy_service;
+mod scripted;
 mod service_clsact;
 mod service_faults;
 mod service_policy;
 mod service_users;
 mod soak;
-mod stories;
 mod streams;
-mod surroundings;
 mod verdict;

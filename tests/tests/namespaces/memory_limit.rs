@@ -1,8 +1,8 @@
-//! Too little memory, by a cgroup: from a limit with which nothing can start to one that suffices, crafter ends by a
-//! success, by a sentence, or by the kernel's SIGKILL; it never hangs or panics, and never leaves anything.
+//! Memory limits by a cgroup, from one at which nothing can start to a sufficient one: crafter succeeds, fails with an
+//! error message, or is killed by the kernel. It never hangs or panics and leaves nothing behind.
 //!
-//! It takes cgroup v2 with its memory controller, which not every host gives to tests: they are ignored, and
-//! `cargo xtask vm-test --program memory_limit` runs them. As root they run on any host that has both.
+//! These tests need cgroup v2 with its memory controller, which many hosts do not provide. They are therefore ignored;
+//! `cargo xtask vm-test --program memory_limit` runs them.
 
 use std::{
     collections::BTreeSet,
@@ -15,15 +15,15 @@ use std::{
 
 use crafter::{
     lab::{INTERFACE, Lab},
-    protocol::{Control, wire::LeaseCall},
+    protocol::Control,
 };
 use crafter_tests::{
     block_on,
     leak::{self, Serial, programs},
     peer::{Nginx, Process, wait_for},
-    service::{Socket, built, open_directory},
+    service::{Socket, built, lease_call, open_directory},
     slow::allow,
-    stage::{self, ENDS, lab},
+    testbed::{self, ENDS, lab},
 };
 use nix::{
     sys::{
@@ -33,16 +33,16 @@ use nix::{
     unistd::Pid,
 };
 
-/// Limits in KiB, from one that leaves no room for a process to one that does for all.
+/// Limits in KiB, from one that is too small for any process to one that is sufficient for all.
 const LIMITS: [u64; 13] = [64, 512, 1024, 2048, 3072, 4096, 6144, 8192, 12_288, 16_384, 32_768, 65_536, 262_144];
 
-/// Leases that take more than what the service may grow by.
+/// Limit of leases, more than the service can hold under its last limit.
 const MANY: usize = 5000;
 
-/// How long anything may take; on an emulated processor more.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Timeout of each step, before the factor for emulated CPUs.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A cgroup of this test's, gone with all that is in it when dropped.
+/// A cgroup, removed with all of its processes when dropped.
 struct Group {
     path: PathBuf,
 }
@@ -57,19 +57,24 @@ impl Group {
             (fields.next() == Some("cgroup2") && controllers.split_whitespace().any(|one| one == "memory"))
                 .then_some(path)
         });
-        let root = mount.expect("no cgroup v2 with a memory controller: `cargo xtask vm-test --program memory_limit`");
-        let given = root.join("cgroup.subtree_control");
-        if !fs::read_to_string(&given).expect("its controllers").contains("memory") {
-            // Elsewhere that is for whoever governs the host.
-            assert!(std::env::var_os("CRAFTER_TEST_MACHINE").is_some(), "{} does not have memory", given.display());
-            fs::write(&given, "+memory").expect("hand the memory controller on");
+        let root =
+            mount.expect("no cgroup v2 with a memory controller; run `cargo xtask vm-test --program memory_limit`");
+        let enabled = root.join("cgroup.subtree_control");
+        if !fs::read_to_string(&enabled).expect("its controllers").contains("memory") {
+            // On other machines the cgroup hierarchy is not ours to change.
+            assert!(
+                std::env::var_os("CRAFTER_TEST_MACHINE").is_some(),
+                "{} does not enable the memory controller",
+                enabled.display()
+            );
+            fs::write(&enabled, "+memory").expect("enable the memory controller");
         }
         let group = Self { path: root.join(format!("crafter-test-{}-{name}", std::process::id())) };
         fs::create_dir(&group.path).expect("a cgroup");
-        // Else what is too much would go there.
+        // Without a limit of swap, excess memory would be swapped out.
         let swap = group.path.join("memory.swap.max");
         if swap.exists() {
-            fs::write(swap, "0").expect("no swap");
+            fs::write(swap, "0").expect("disable swap");
         }
         group
     }
@@ -78,7 +83,7 @@ impl Group {
         fs::write(self.path.join("memory.max"), (kib * 1024).to_string()).expect("a limit");
     }
 
-    /// `command` in this group, before its first page.
+    /// `command`, executed in this cgroup from the start.
     fn wrap(&self, lab: &Lab, command: &[&str]) -> Command {
         let mut wrapped = lab.client().command("sh");
         wrapped.args(["-c", r#"echo $$ > "$0" && exec "$@""#]).arg(self.path.join("cgroup.procs")).args(command);
@@ -86,20 +91,20 @@ impl Group {
         wrapped
     }
 
-    /// A line of memory.events: how often the limit was met, how many were killed for it.
+    /// A counter of memory.events: `max` for hits of the limit, `oom_kill` for killed processes.
     fn events(&self, name: &str) -> u64 {
         let text = fs::read_to_string(self.path.join("memory.events")).expect("its events");
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.and_then(|count| count.parse().ok()).expect("a number")
     }
 
-    /// What it has, in KiB.
+    /// Current memory in KiB.
     fn current(&self) -> u64 {
-        let text = fs::read_to_string(self.path.join("memory.current")).expect("what it has");
+        let text = fs::read_to_string(self.path.join("memory.current")).expect("its memory");
         text.trim().parse::<u64>().expect("a number") / 1024
     }
 
-    /// The most that it had, in KiB; kernels before 5.19 do not tell.
+    /// Peak memory in KiB; `None` before Linux 5.19.
     fn peak(&self) -> Option<u64> {
         let text = fs::read_to_string(self.path.join("memory.peak")).ok()?;
         text.trim().parse::<u64>().ok().map(|bytes| bytes / 1024)
@@ -121,46 +126,46 @@ impl Drop for Group {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        println!("{} is left", self.path.display());
+        println!("cannot remove {}", self.path.display());
     }
 }
 
-/// How it ended.
+/// Outcome of a process.
 #[derive(Debug, PartialEq, Eq)]
 enum End {
     Success,
-    Said(String),
+    Failed(String),
     Killed,
 }
 
 impl End {
     /// # Panics
-    /// If it ended in no way that it may.
-    fn of(status: ExitStatus, said: &str, point: &str) -> Self {
-        assert!(!said.contains("panicked"), "{point}: {said}");
-        let last = said.lines().last().unwrap_or_default();
+    /// If the outcome is not permitted.
+    fn of(status: ExitStatus, messages: &str, point: &str) -> Self {
+        assert!(!messages.contains("panicked"), "{point}: {messages}");
+        let last = messages.lines().last().unwrap_or_default();
         match (status.code(), status.signal()) {
             (Some(0), _) => Self::Success,
             (_, Some(9)) => Self::Killed,
-            // Of the shell, before it was crafter.
-            (Some(code), _) if !last.starts_with("crafter: ") && said.starts_with("sh: ") => {
-                Self::Said(format!("{code}: {last}"))
+            // An error of the shell, before it executed crafter.
+            (Some(code), _) if !last.starts_with("crafter: ") && messages.starts_with("sh: ") => {
+                Self::Failed(format!("{code}: {last}"))
             }
             (Some(1..=100), _) => {
-                assert!(last.starts_with("crafter: ") && last.len() > 20, "{point}: {said}");
-                Self::Said(last.to_owned())
+                assert!(last.starts_with("crafter: ") && last.len() > 20, "{point}: {messages}");
+                Self::Failed(last.to_owned())
             }
-            _ => panic!("{point}: {status}: {said}"),
+            _ => panic!("{point}: {status}: {messages}"),
         }
     }
 }
 
-fn nothing_is_left(lab: &Lab, group: &Group, before: &BTreeSet<u32>, point: &str) {
+fn assert_nothing_left(lab: &Lab, group: &Group, before: &BTreeSet<u32>, point: &str) {
     let processes = || group.processes().lines().map(|pid| format!("process {pid}")).collect();
-    leak::nothing_is_left((lab.client(), INTERFACE), before, point, processes);
+    leak::assert_nothing_left((lab.client(), INTERFACE), before, point, processes);
 }
 
-/// Runs a command with each limit, until one suffices.
+/// Runs a command under each limit until one is sufficient.
 fn at_every_limit(name: &str, command: &[&str]) {
     let _serial = Serial::begin();
     let lab = lab();
@@ -172,23 +177,24 @@ fn at_every_limit(name: &str, command: &[&str]) {
         group.limit(limit);
         let point = format!("{name} with {limit} KiB");
         let mut process = Process::start(group.wrap(&lab, command).stderr(Stdio::piped()));
-        let status = wait_for(&format!("its end, {point}"), PATIENCE, || process.0.try_wait().expect("its state"));
-        let mut said = String::new();
-        std::io::Read::read_to_string(&mut process.0.stderr.take().expect("its errors"), &mut said).expect("text");
-        let end = End::of(status, &said, &point);
-        nothing_is_left(&lab, &group, &before, &point);
+        let status =
+            wait_for(&format!("its exit, {point}"), REPLY_TIMEOUT, || process.0.try_wait().expect("its state"));
+        let mut messages = String::new();
+        std::io::Read::read_to_string(&mut process.0.stderr.take().expect("its errors"), &mut messages).expect("text");
+        let end = End::of(status, &messages, &point);
+        assert_nothing_left(&lab, &group, &before, &point);
         let (met, killed) = (group.events("max"), group.events("oom_kill"));
-        println!("{point}: {end:?}; the limit met {met} times, {killed} killed, at most {:?} KiB", group.peak());
-        assert!(end == End::Success || met > 0 || killed > 0, "{point}: {end:?}, but not by the limit");
-        assert!(end != End::Killed || killed > 0, "{point}: killed, but not by the limit");
+        println!("{point}: {end:?}; limit hit {met} times, {killed} killed, peak {:?} KiB", group.peak());
+        assert!(end == End::Success || met > 0 || killed > 0, "{point}: {end:?}, but the limit was not hit");
+        assert!(end != End::Killed || killed > 0, "{point}: killed, but not because of the limit");
         ends.push(end);
         if ends.last() == Some(&End::Success) {
             break;
         }
     }
-    assert_eq!(ends.last(), Some(&End::Success), "no limit suffices: {ends:?}");
-    assert!(ends.len() > 3, "every limit suffices: {ends:?}");
-    stage::assert_curl_works(&lab, ENDS[0].1, &nginx);
+    assert_eq!(ends.last(), Some(&End::Success), "no limit is sufficient: {ends:?}");
+    assert!(ends.len() > 3, "every limit is sufficient: {ends:?}");
+    testbed::assert_curl_works(&lab, ENDS[0].1, &nginx);
 }
 
 fn path(crafter: &std::path::Path) -> &str {
@@ -197,37 +203,36 @@ fn path(crafter: &std::path::Path) -> &str {
 
 #[test]
 #[ignore = "takes cgroup v2: `cargo xtask vm-test --program memory_limit`"]
-fn get() {
+fn get_under_every_limit() {
     at_every_limit("get", &[path(&built()), "get", "--direct", "-q", "-o", "/dev/null", "http://192.0.2.1/small"]);
 }
 
-/// What is kept of each request makes the difference.
+/// Memory is used mostly by the state of each request.
 #[test]
 #[ignore = "takes cgroup v2: `cargo xtask vm-test --program memory_limit`"]
-fn sr_of_many_ports() {
+fn scan_under_every_limit() {
     let packets = r#"IP(dst="192.0.2.1")/TCP(dport=(1,10000), flags="S")"#;
     at_every_limit("sr", &[path(&built()), "sr", "--direct", "--timeout", "1", packets]);
 }
 
-/// A lease of a service that listens at `socket`: its number, or why not.
+/// Acquires a lease from the service at `socket`.
 fn lease(lab: &Lab, socket: &std::path::Path) -> crafter::Result<Socket> {
     let work = || {
         block_on(async {
             let control = Control::connect(socket).await?;
-            let lease =
-                LeaseCall { interface: Some(INTERFACE.to_owned()), protocol: "tcp".to_owned(), ..LeaseCall::default() };
-            let patience = allow(PATIENCE);
-            tokio::time::timeout(patience, Socket::lease(&control, &lease)).await.expect("an answer, whatever it is")
+            let lease = lease_call("tcp", None, None);
+            let timeout = allow(REPLY_TIMEOUT);
+            tokio::time::timeout(timeout, Socket::lease(&control, &lease)).await.expect("an answer or an error in time")
         })
     };
     lab.client().run(work).expect("enter the client")
 }
 
-/// The service with each limit: it does not start, or it starts and a lease is refused or granted, or it is killed on
-/// the way; and at last it grows into a limit while it has leases.
+/// Runs the service under each limit: it fails to start, refuses or grants a lease, or is killed. Finally it reaches
+/// the limit while it holds leases.
 #[test]
 #[ignore = "takes cgroup v2: `cargo xtask vm-test --program memory_limit`"]
-fn serve_and_lease() {
+fn serve_under_every_limit() {
     let _serial = Serial::begin();
     let lab = lab();
     let before = programs();
@@ -235,7 +240,7 @@ fn serve_and_lease() {
     let policy = directory.path().join("crafter.toml");
     let many = "[[rule]]\nuser = 0\nmax_leases = \"unlimited\"\nmax_ports = \"unlimited\"\n";
     fs::write(&policy, many).expect("a policy");
-    // A descriptor for each lease.
+    // Each lease needs a descriptor.
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit");
     setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("a higher limit");
     let mut granted = 0;
@@ -250,7 +255,7 @@ fn serve_and_lease() {
         let log = directory.path().join(format!("log-{limit}"));
         let errors = fs::File::create(&log).expect("a log");
         let mut process = Process::start(group.wrap(&lab, &command).stderr(errors));
-        let began = wait_for(&format!("its start or its end, {point}"), PATIENCE, || {
+        let began = wait_for(&format!("its start or exit, {point}"), REPLY_TIMEOUT, || {
             if process.0.try_wait().expect("its state").is_some() {
                 return Some(false);
             }
@@ -265,7 +270,7 @@ fn serve_and_lease() {
         if let Some(Ok(_)) = &leased {
             granted += 1;
             if granted == 2 {
-                // It may grow by a little, and then has lease upon lease to keep.
+                // Allows a little more memory, and then acquires leases until one fails.
                 group.limit(group.current() + 1024);
                 let mut held = Vec::new();
                 let error = loop {
@@ -273,39 +278,37 @@ fn serve_and_lease() {
                         Ok(lease) => held.push(lease),
                         Err(error) => break error,
                     }
-                    assert!(held.len() < MANY, "{point}: no end of room");
+                    assert!(held.len() < MANY, "{point}: the limit has no effect");
                 };
-                println!("{point}: after {} leases more: {error}", held.len());
+                println!("{point}: after {} more leases: {error}", held.len());
             }
         }
         drop(leased);
         let _ = kill(Pid::from_raw(process.id() as i32), Signal::SIGTERM);
-        let status = wait_for(&format!("its end, {point}"), PATIENCE, || process.0.try_wait().expect("its state"));
-        let said = fs::read_to_string(&log).expect("its log");
+        let status =
+            wait_for(&format!("its exit, {point}"), REPLY_TIMEOUT, || process.0.try_wait().expect("its state"));
+        let messages = fs::read_to_string(&log).expect("its log");
         let end = if status.code() == Some(0) || status.signal() == Some(9) {
-            End::of(status, &said, &point)
+            End::of(status, &messages, &point)
         } else if status.signal() == Some(15) {
-            // Before it listened to signals.
+            // Stopped before it had installed its signal handlers.
             End::Killed
         } else {
-            End::of(status, said.trim_end(), &point)
+            End::of(status, messages.trim_end(), &point)
         };
-        nothing_is_left(&lab, &group, &before, &point);
+        assert_nothing_left(&lab, &group, &before, &point);
         let (met, killed) = (group.events("max"), group.events("oom_kill"));
-        println!(
-            "{point}: {what}; {end:?}; the limit met {met} times, {killed} killed, at most {:?} KiB",
-            group.peak()
-        );
+        println!("{point}: {what}; {end:?}; limit hit {met} times, {killed} killed, peak {:?} KiB", group.peak());
         if granted == 0 {
-            assert!(met > 0 || killed > 0, "{point}: {what}, but not by the limit");
+            assert!(met > 0 || killed > 0, "{point}: {what}, but the limit was not hit");
         }
         if granted == 2 {
-            assert!(met > 0 || killed > 0, "{point}: it ended by something else: {end:?}");
+            assert!(met > 0 || killed > 0, "{point}: it did not end because of the limit: {end:?}");
             ends.push((what, end));
             break;
         }
         ends.push((what, end));
     }
-    assert_eq!(granted, 2, "no limit suffices: {ends:?}");
-    assert!(ends.len() > 4, "every limit suffices: {ends:?}");
+    assert_eq!(granted, 2, "no limit is sufficient: {ends:?}");
+    assert!(ends.len() > 4, "every limit is sufficient: {ends:?}");
 }

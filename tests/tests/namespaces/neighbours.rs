@@ -1,4 +1,4 @@
-//! Others on the same host: programs that hold ports or hooks, other crafters, and the host itself.
+//! Other users of the same host: programs that hold ports or hooks, and other instances of crafter.
 
 use std::{
     io,
@@ -15,18 +15,18 @@ use crafter::{
 };
 use crafter_common::reason::Reason;
 use crafter_tests::{
-    by_hand::{self, PATIENCE},
+    capture::{CONTROL, Capture, from, rsts},
     holder::Holder,
-    judge::{CONTROL, Capture, from, rsts},
     leak::Serial,
+    manual::{self, REPLY_TIMEOUT},
     peer::{Nginx, wait_for},
-    stage::{self, CONTROL_PORT, ENDS, lab, open, options},
+    testbed::{self, CONTROL_PORT, ENDS, lab, open, options},
     within,
 };
 use tokio::io::AsyncReadExt;
 
 #[test]
-fn a_port_in_use_is_refused_and_a_leased_one_is_not_given_away() {
+fn used_port_is_refused_and_leased_port_is_reserved() {
     let _serial = Serial::begin();
     let lab = lab();
     let nginx = Nginx::start(lab.server());
@@ -42,7 +42,7 @@ fn a_port_in_use_is_refused_and_a_leased_one_is_not_given_away() {
             assert!(matches!(refused, Error::PortTaken { .. }), "{refused:?}");
             assert!(refused.to_string().contains(&own), "{refused} does not name {own}");
         }
-        // Given back by its holder, it can be had.
+        // After its holder has closed it, the port can be leased.
         let port = tcp.local_addr().unwrap().port();
         drop(tcp);
         let lease = crafter.lease(LeaseRequest::tcp().port(port)).await.expect("a free port");
@@ -58,10 +58,10 @@ fn a_port_in_use_is_refused_and_a_leased_one_is_not_given_away() {
         for address in ["192.0.2.2", "2001:db8::2"] {
             taken(UdpSocket::bind((address, datagrams.port())).map(drop));
         }
-        // Nor a second lease of it, here or in another process.
+        // A second lease of the port is refused, in this process and in others.
         let again = crafter.lease(LeaseRequest::tcp().port(port)).await.map(drop).expect_err("leased already");
         assert!(matches!(again, Error::PortTaken { .. }), "{again:?}");
-        // Another program that wants it for its own connection: curl says 45, CURLE_INTERFACE_FAILED.
+        // curl cannot use the leased port for its connection: exit code 45, CURLE_INTERFACE_FAILED.
         let url = format!("http://192.0.2.1{}", nginx.small.path);
         let curl = |port: u16| {
             let mut curl = lab.client().command("curl");
@@ -70,11 +70,11 @@ fn a_port_in_use_is_refused_and_a_leased_one_is_not_given_away() {
         };
         assert_eq!(curl(port), Some(45));
         drop(lease);
-        assert_eq!(curl(port), Some(0), "given back, it can be had");
+        assert_eq!(curl(port), Some(0), "the released port cannot be used");
     });
 }
 
-/// The second falls back to tc, says who holds the hook, and both work at once.
+/// The second process falls back to tc and names the holder of the XDP hook; both work at the same time.
 #[test]
 fn two_processes_on_one_interface() {
     let _serial = Serial::begin();
@@ -83,7 +83,7 @@ fn two_processes_on_one_interface() {
     let page = nginx.big.as_ref().expect("the big page");
     let capture = Capture::start(lab.server(), INTERFACE, Some(CONTROL));
     let mut command = lab.client().command(env!("CARGO_BIN_EXE_holder"));
-    // Slow enough to last as long as ours.
+    // Limited in rate, so that it lasts as long as the downloads of this process.
     let mut first = Holder::start(command.args([INTERFACE, "auto", "get", "192.0.2.1:80", "/slow/medium"]));
     assert!(first.report.contains("native XDP"), "{}", first.report);
     let (port, pid) = (first.port, first.id());
@@ -92,64 +92,64 @@ fn two_processes_on_one_interface() {
         assert_eq!(crafter.report().mode, Mode::Tc);
         let notes = crafter.report().notes.join("; ");
         assert!(notes.contains("holder") && notes.contains(&format!("pid {pid}")), "{notes}");
-        // A forced mode is refused, and the sentence names the holder too.
+        // A forced mode is refused, and the error names the holder, too.
         let refused = Crafter::open(INTERFACE, options(Attach::Native)).await.map(drop).expect_err("a held hook");
         assert!(matches!(refused, Error::Attach { .. }) && refused.to_string().contains("holder"), "{refused}");
-        // Its port is not ours to have.
+        // The port of the other process cannot be leased.
         let taken = crafter.lease(LeaseRequest::tcp().port(port)).await.map(drop).expect_err("its port");
         assert!(matches!(taken, Error::PortTaken { .. }), "{taken}");
-        // Since Linux 6.8 the kernel tells who has a socket that is bound and nothing else.
-        let tells = features::version(&features::host().expect("the host's facts").kernel) >= (6, 8);
-        assert_eq!(taken.to_string().contains("holder"), tells, "{taken}");
+        // Since Linux 6.8 the kernel reports the owner of a socket that is only bound.
+        let names_holder = features::version(&features::host().expect("the host's facts").kernel) >= (6, 8);
+        assert_eq!(taken.to_string().contains("holder"), names_holder, "{taken}");
 
         let mut ours = Vec::new();
         for (_, server) in ENDS {
             let remote = SocketAddr::new(server, 80);
-            let mut stream = by_hand::connect(&crafter, LeaseRequest::tcp(), remote, StreamOptions::default()).await;
-            let (_, sum) = by_hand::download(&mut stream, page.path).await;
+            let mut stream = manual::connect(&crafter, LeaseRequest::tcp(), remote, StreamOptions::default()).await;
+            let (_, sum) = manual::download(&mut stream, page.path).await;
             assert_eq!(sum, page.sha256);
             ours.push(stream.local());
-            by_hand::close(&mut stream).await;
+            manual::close(&mut stream).await;
         }
         ours
     });
     assert_eq!(first.wait_for("done "), nginx.medium.hex());
     first.end();
-    // The first is gone: its hook is free.
+    // After the first process has exited, its hook is free.
     let mut command = lab.client().command(env!("CARGO_BIN_EXE_holder"));
     let mut third = Holder::start(command.args([INTERFACE, "auto", "get", "[2001:db8::1]:80", page.path]));
     assert!(third.report.contains("native XDP"), "{}", third.report);
     assert_eq!(third.wait_for("done "), page.hex());
     let third_port = third.port;
     third.end();
-    stage::unowned_syn(&lab, ENDS[0], CONTROL_PORT);
-    stage::wait_for_rst(&lab, SocketAddr::new(ENDS[0].0, CONTROL_PORT));
+    testbed::unowned_syn(&lab, ENDS[0], CONTROL_PORT);
+    testbed::wait_for_rst(&lab, SocketAddr::new(ENDS[0].0, CONTROL_PORT));
     let packets = capture.finish();
     assert!(rsts(&packets, SocketAddr::new(ENDS[0].0, CONTROL_PORT)) > 0);
     for local in ours.into_iter().chain([SocketAddr::new(ENDS[0].0, port), SocketAddr::new(ENDS[1].0, third_port)]) {
         assert!(!from(&packets, local).is_empty());
-        assert_eq!(rsts(&packets, local), 0, "a RST escaped from {local}");
+        assert_eq!(rsts(&packets, local), 0, "a RST was sent from {local}");
     }
 }
 
-/// A stream whose peer never closes, dropped: the peer is told by a RST, ours and not the kernel's.
+/// Dropping a stream whose peer does not close resets the connection, with a RST of crafter and not of the kernel.
 #[test]
-fn a_dropped_stream_resets_its_peer() {
+fn dropped_stream_resets_its_peer() {
     let _serial = Serial::begin();
     let lab = lab();
     let nginx = Nginx::with_big(lab.server());
     within(lab.client(), async || {
         let crafter = open(Attach::Auto).await;
         let remote = SocketAddr::new(ENDS[0].1, 80);
-        let mut stream = by_hand::connect(&crafter, LeaseRequest::tcp(), remote, StreamOptions::default()).await;
+        let mut stream = manual::connect(&crafter, LeaseRequest::tcp(), remote, StreamOptions::default()).await;
         let local = stream.local();
         tokio::io::AsyncWriteExt::write_all(&mut stream, b"GET /slow/big HTTP/1.0\r\n\r\n").await.unwrap();
         stream.read_exact(&mut [0; 1000]).await.unwrap();
-        assert_eq!(stage::server_socket(&lab, local).as_deref(), Some("ESTAB"));
+        assert_eq!(testbed::server_socket(&lab, local).as_deref(), Some("ESTAB"));
         drop(stream);
-        stage::wait_for_rst(&lab, local);
-        wait_for("the end of the server's socket", PATIENCE, || {
-            stage::server_socket(&lab, local).is_none().then_some(())
+        testbed::wait_for_rst(&lab, local);
+        wait_for("the release of the server's socket", REPLY_TIMEOUT, || {
+            testbed::server_socket(&lab, local).is_none().then_some(())
         });
         assert_eq!(crafter.counters().unwrap().get(Reason::RstSuppressed), 0);
     });

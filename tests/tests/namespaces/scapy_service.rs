@@ -1,5 +1,5 @@
-//! Scapy as user `nobody`, through the service by crafter-scapy: the tutorial's script with one line added, TCP_client,
-//! what is refused. tcpdump in the server's namespace is the judge.
+//! Scapy as user `nobody` through the service with crafter-scapy: the tutorial's script with one additional line,
+//! TCP_client, and refusals. Captures in the server's namespace show that the kernel sends no RST.
 
 use std::{
     fs,
@@ -11,13 +11,13 @@ use std::{
 
 use crafter::lab::{INTERFACE, Lab};
 use crafter_tests::{
-    judge::{CONTROL, Capture, Packet, from, rsts},
+    capture::{CONTROL, Capture, Packet, from, rsts},
     leak::{Parallel, assert_detached},
-    nobody::{GROUP, as_nobody},
     peer::{Nginx, Process, wait_for},
     python::{PYTHON, Packages, source},
     service::Service,
-    stage::{self, CONTROL_PORT, ENDS, assert_refuses, lab, run},
+    testbed::{self, CONTROL_PORT, ENDS, assert_refuses, lab, run},
+    unprivileged::{GROUP, as_nobody},
 };
 use sha2::{Digest, Sha256};
 
@@ -27,7 +27,7 @@ const CLIENT: &str = include_str!("scapy_service/client.py");
 const REFUSALS: &str = include_str!("scapy_service/refusals.py");
 const FRAMES: &str = include_str!("scapy_service/frames.py");
 
-/// That of the shipped policy, for the tests' group, and somebody who is denied.
+/// The rule of the shipped policy, for the tests' group and with one denied address.
 fn policy() -> String {
     format!(
         r#"
@@ -42,7 +42,7 @@ fn policy() -> String {
     )
 }
 
-/// The first bytes of a file, over the kernel's TCP.
+/// The first bytes of a page, downloaded over the kernel's TCP.
 fn curl(lab: &Lab, server: IpAddr, path: &str, length: u64) -> Vec<u8> {
     let url = format!("http://{}{path}", SocketAddr::new(server, 80));
     let mut curl = lab.client().command("curl");
@@ -52,44 +52,44 @@ fn curl(lab: &Lab, server: IpAddr, path: &str, length: u64) -> Vec<u8> {
     output.stdout
 }
 
-/// What a script printed first; it goes on until the guard is dropped, so that its ports stay leased.
+/// The first output line of a script, which keeps running and holds its ports until the guard is dropped.
 fn first_line(command: &mut Command) -> (Process, String) {
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut process = Process::start(command);
     let mut line = String::new();
     BufReader::new(process.0.stdout.take().expect("its output")).read_line(&mut line).expect("read its output");
     if line.is_empty() {
-        let mut said = String::new();
-        process.0.stderr.take().expect("its errors").read_to_string(&mut said).expect("read its errors");
-        panic!("{command:?}: {said}");
+        let mut errors = String::new();
+        process.0.stderr.take().expect("its errors").read_to_string(&mut errors).expect("read its errors");
+        panic!("{command:?}: {errors}");
     }
     (process, line.trim().to_owned())
 }
 
-/// Begins a capture, and shows it what it looks for: the RST of a port that nobody owns.
+/// Starts a capture, and proves by the RST of an unowned port that it records RSTs.
 fn capture(lab: &Lab, ends: (IpAddr, IpAddr)) -> Capture<'_> {
     let capture = Capture::start(lab.server(), INTERFACE, Some(CONTROL));
-    stage::unowned_syn(lab, ends, CONTROL_PORT);
-    stage::wait_for_rst(lab, SocketAddr::new(ends.0, CONTROL_PORT));
+    testbed::unowned_syn(lab, ends, CONTROL_PORT);
+    testbed::wait_for_rst(lab, SocketAddr::new(ends.0, CONTROL_PORT));
     capture
 }
 
-/// Among all that came from the client, the control's is the only RST.
+/// Asserts that the RST of the control is the only one sent by the client.
 fn assert_no_rst(packets: &[Packet], client: IpAddr) {
     let control = SocketAddr::new(client, CONTROL_PORT);
-    assert!(rsts(packets, control) > 0, "the judge does not see RSTs");
+    assert!(rsts(packets, control) > 0, "the capture lacks the RST of the control");
     let others = packets.iter().filter(|packet| packet.source.ip() == client && packet.source != control);
     let found: Vec<&Packet> = others.filter(|packet| packet.is_rst()).collect();
     assert!(found.is_empty(), "{found:?}");
 }
 
 #[test]
-fn the_tutorial_runs_as_nobody_with_one_line_added() {
+fn tutorial_runs_as_nobody_with_one_additional_line() {
     let _parallel = Parallel::begin();
     let lab = lab();
     let nginx = Nginx::start(lab.server());
     let packages = Packages::copy();
-    // The last line keeps the process, and with it the port: the server sends again what nobody acknowledges.
+    // The sleep keeps the port owned: the server retransmits what the script does not acknowledge.
     let script = packages.write("tutorial.py", &format!("{LINE}{TUTORIAL}import time; time.sleep(60)\n"));
     let mut service = Service::for_group(lab.client(), &policy(), &[]);
     for ends in ENDS {
@@ -97,19 +97,19 @@ fn the_tutorial_runs_as_nobody_with_one_line_added() {
         let page = curl(&lab, server, nginx.small.path, 100);
         let capture = capture(&lab, ends);
         let mut command = service.program(PYTHON);
-        packages.give(&mut command).arg(&script).arg(server.to_string()).arg(nginx.small.path);
-        let (process, said) = first_line(&mut command);
+        packages.configure(&mut command).arg(&script).arg(server.to_string()).arg(nginx.small.path);
+        let (process, output) = first_line(&mut command);
         let packets = capture.finish();
-        let (port, hex) = said.split_once(' ').unwrap_or_else(|| panic!("it printed {said:?}"));
+        let (port, hex) = output.split_once(' ').unwrap_or_else(|| panic!("unexpected output {output:?}"));
         let page: String = page.iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(hex, page, "the page");
         let own = SocketAddr::new(client, port.parse().expect("a port"));
-        assert!(from(&packets, own).iter().any(|packet| packet.is_syn()), "the judge does not see the SYN");
+        assert!(from(&packets, own).iter().any(|packet| packet.is_syn()), "the capture lacks the SYN");
         assert_no_rst(&packets, client);
-        // With the process go its ports: the kernel has them again, and says so.
+        // The ports are released with the process, and the kernel refuses connections to them.
         drop(process);
-        wait_for("the port to be the kernel's", Duration::from_secs(5), || {
-            let error = stage::connect_from_server(&lab, own).err()?;
+        wait_for("the release of the port", Duration::from_secs(5), || {
+            let error = testbed::connect_from_server(&lab, own).err()?;
             (error.kind() == io::ErrorKind::ConnectionRefused).then_some(())
         });
         assert_refuses(&lab, own);
@@ -119,17 +119,17 @@ fn the_tutorial_runs_as_nobody_with_one_line_added() {
 }
 
 #[test]
-fn without_the_line_nobody_may_not() {
+fn tutorial_without_the_line_lacks_permission() {
     let _parallel = Parallel::begin();
     let lab = lab();
     let nginx = Nginx::start(lab.server());
     let packages = Packages::copy();
     let script = packages.write("tutorial.py", TUTORIAL);
     let mut command = as_nobody(lab.client(), PYTHON);
-    packages.give(&mut command).arg(&script).arg(ENDS[0].1.to_string()).arg(nginx.small.path);
+    packages.configure(&mut command).arg(&script).arg(ENDS[0].1.to_string()).arg(nginx.small.path);
     let output = command.output().expect("python3");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && said.contains("PermissionError"), "{said}");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && errors.contains("PermissionError"), "{errors}");
 }
 
 #[test]
@@ -146,25 +146,30 @@ fn tcp_client_downloads_10_mb() {
     let expected: String = expected.iter().map(|byte| format!("{byte:02x}")).collect();
     let capture = capture(&lab, ENDS[0]);
     let mut command = service.program(PYTHON);
-    packages.give(&mut command).arg(&script).arg(ENDS[0].1.to_string()).arg(big).arg(LENGTH.to_string());
-    let said = run(&mut command);
-    println!("TCP_client: {said}");
+    packages.configure(&mut command).arg(&script).arg(ENDS[0].1.to_string()).arg(big).arg(LENGTH.to_string());
+    let output = run(&mut command);
+    println!("TCP_client: {output}");
     assert_no_rst(&capture.finish(), ENDS[0].0);
-    assert_eq!(said.split_once(' ').map(|(sum, _)| sum), Some(expected.as_str()), "{said}");
+    assert_eq!(output.split_once(' ').map(|(sum, _)| sum), Some(expected.as_str()), "{output}");
     assert_eq!(service.stop(), Some(0));
 }
 
 #[test]
-fn what_is_refused_is_told() {
+fn refusals_raise_exceptions() {
     let _parallel = Parallel::begin();
     let lab = lab();
     let packages = Packages::copy();
     let script = packages.write("refusals.py", &format!("{LINE}{REFUSALS}"));
     let mut service = Service::for_group(lab.client(), &policy(), &[]);
     let mut command = service.program(PYTHON);
-    packages.give(&mut command).arg(&script).arg(ENDS[0].1.to_string()).arg("192.0.2.99").arg(ENDS[1].1.to_string());
-    let said = run(&mut command);
-    let lines: Vec<&str> = said.lines().collect();
+    packages
+        .configure(&mut command)
+        .arg(&script)
+        .arg(ENDS[0].1.to_string())
+        .arg("192.0.2.99")
+        .arg(ENDS[1].1.to_string());
+    let output = run(&mut command);
+    let lines: Vec<&str> = output.lines().collect();
     let expected = [
         ("denied sr1|PolicyError|1|", "it denies"),
         ("denied send|PolicyError|1|", "it denies"),
@@ -176,16 +181,16 @@ fn what_is_refused_is_told() {
         ("plain ping, IPv6|str|None|IPv6 / ICMPv6 Echo Reply", "id: 0"),
         ("taken|PortTaken|None|", "is in use"),
     ];
-    assert_eq!(lines.len(), expected.len(), "{said}");
+    assert_eq!(lines.len(), expected.len(), "{output}");
     for (line, (begin, word)) in lines.iter().zip(expected) {
-        assert!(line.starts_with(begin) && line.contains(word), "{line} is not {begin}...{word}");
+        assert!(line.starts_with(begin) && line.contains(word), "unexpected line {line}, expected {begin}...{word}");
     }
     assert_eq!(service.stop(), Some(0));
 }
 
-/// Each packet once: what is leased is not observed as well, whatever the hook.
+/// Every packet is received once, in every attach mode: leased packets are not also observed.
 #[test]
-fn frames_and_what_is_not_leased_where_the_policy_grants_them() {
+fn granted_frames_and_observations_are_delivered_once() {
     let _parallel = Parallel::begin();
     let lab = lab();
     let packages = Packages::copy();
@@ -194,14 +199,14 @@ fn frames_and_what_is_not_leased_where_the_policy_grants_them() {
     for attach in ["native", "generic", "tc"] {
         let mut service = Service::for_group(lab.client(), &granted, &["--attach", attach]);
         let mut command = service.program(PYTHON);
-        packages.give(&mut command).arg(&script).arg(ENDS[0].1.to_string()).arg(INTERFACE);
+        packages.configure(&mut command).arg(&script).arg(ENDS[0].1.to_string()).arg(INTERFACE);
         assert_eq!(run(&mut command), "arp True\nsrp RA\nsniff RA S\n", "{attach}");
         assert_eq!(service.stop(), Some(0));
     }
 }
 
 #[test]
-fn the_examples_need_neither_scapy_nor_crafter_scapy() {
+fn examples_run_without_scapy() {
     let _parallel = Parallel::begin();
     let lab = lab();
     let _nginx = Nginx::start(lab.server());
@@ -211,10 +216,10 @@ fn the_examples_need_neither_scapy_nor_crafter_scapy() {
     let mut service = Service::for_group(lab.client(), &policy(), &[]);
     let server = ENDS[0].1.to_string();
     for (port, answer) in [("80", "SYN-ACK"), ("81", "RST")] {
-        let said = run(service.program(PYTHON).arg(example("syn.py")).args([&server, port]));
+        let output = run(service.program(PYTHON).arg(example("syn.py")).args([&server, port]));
         assert!(
-            said.starts_with(&format!("{server}:{port} answers {answer}, ")) && said.contains("ack 1001"),
-            "{said}"
+            output.starts_with(&format!("{server}:{port} answers {answer}, ")) && output.contains("ack 1001"),
+            "{output}"
         );
     }
     let info = run(service.program("sh").arg(example("info.sh")));
@@ -225,18 +230,18 @@ fn the_examples_need_neither_scapy_nor_crafter_scapy() {
     assert_eq!(service.stop(), Some(0));
 }
 
-/// What can be tested without a kernel, in Python's own way, with the Scapy that the other tests use.
+/// crafter-scapy's unit tests, which need no kernel, with the Scapy of the other tests.
 #[test]
-fn crafter_scapys_own_tests_pass() {
+fn crafter_scapy_unit_tests_pass() {
     let _parallel = Parallel::begin();
     let packages = Packages::copy();
     let mut command = Command::new(PYTHON);
-    packages.give(&mut command).args(["-m", "unittest", "discover", "-q", "-t", ".", "-s", "tests"]);
+    packages.configure(&mut command).args(["-m", "unittest", "discover", "-q", "-t", ".", "-s", "tests"]);
     let output = command.current_dir(source()).output().expect("python3");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// A SYN alone, its answer awaited; then the port goes back: with the process, by `release()`, or left open.
+/// Sends a SYN and waits for the answer; the port is released by the exit, by `release()`, or left half-open.
 const HALF_OPEN: &str = r#"
 import sys, crafter_scapy
 from scapy.all import *
@@ -251,37 +256,40 @@ if how == "release":
 "#;
 
 #[test]
-fn half_open_connections_are_reset_before_the_port_goes_back() {
+fn half_open_connections_are_reset_before_the_port_is_released() {
     let lab = lab();
     let _nginx = Nginx::start(lab.server());
     let packages = Packages::copy();
     let script = packages.write("half_open.py", HALF_OPEN);
     let service = Service::for_group(lab.client(), &policy(), &[]);
-    let ways = [(40_001_u16, "exit"), (40_002, "release"), (40_003, "open")];
+    let releases = [(40_001_u16, "exit"), (40_002, "release"), (40_003, "open")];
     let captured = Capture::start(lab.server(), INTERFACE, Some(CONTROL));
     for (_, server) in ENDS {
-        for (port, way) in ways {
+        for (port, release) in releases {
             let mut command = service.program(PYTHON);
-            packages.give(&mut command).arg(&script).args([&server.to_string(), &port.to_string(), way]);
-            assert_eq!(run(&mut command).trim(), "SA", "{way}");
+            packages.configure(&mut command).arg(&script).args([&server.to_string(), &port.to_string(), release]);
+            assert_eq!(run(&mut command).trim(), "SA", "{release}");
         }
     }
-    // Linux repeats a SYN-ACK after 1 s; a kernel that answered it would have done so by then.
+    // Linux retransmits a SYN-ACK after 1 s; a RST of the kernel would have been sent by then.
     std::thread::sleep(Duration::from_secs(3));
     let packets = captured.finish();
     for (client, _) in ENDS {
-        for (port, way) in ways {
+        for (port, release) in releases {
             let own = SocketAddr::new(client, port);
             let at = packets.iter().position(|packet| packet.source == own && packet.is_rst());
-            let at = at.unwrap_or_else(|| panic!("{way}: no RST: {packets:?}"));
+            let at = at.unwrap_or_else(|| panic!("{release}: no RST: {packets:?}"));
             let syn_acks = |packets: &[Packet]| packets.iter().filter(|packet| packet.destination == own).count();
-            if way == "open" {
-                assert!(syn_acks(&packets[..at]) >= 2, "{way}: the kernel's, after the second SYN-ACK: {packets:?}");
+            if release == "open" {
+                assert!(
+                    syn_acks(&packets[..at]) >= 2,
+                    "{release}: no RST of the kernel after the second SYN-ACK: {packets:?}"
+                );
                 continue;
             }
             let reset = &packets[at];
-            assert_eq!((reset.flags, reset.seq, reset.checksum), (Some(4), 1001, Some(true)), "{way}: {reset:?}");
-            assert_eq!((rsts(&packets, own), syn_acks(&packets[at..])), (1, 0), "{way}: {packets:?}");
+            assert_eq!((reset.flags, reset.seq, reset.checksum), (Some(4), 1001, Some(true)), "{release}: {reset:?}");
+            assert_eq!((rsts(&packets, own), syn_acks(&packets[at..])), (1, 0), "{release}: {packets:?}");
         }
     }
 }

@@ -1,7 +1,7 @@
-//! The service where the kernel has no tcx: filters under clsact stay when their owner dies, so that somebody has to take
-//! them down, and the service can start nobody once it serves.
+//! The service on a kernel without tcx. Filters of clsact stay attached when their owner exits, so a guard process that
+//! the service starts before its sandbox forbids it removes them.
 //!
-//! On kernels that have tcx, it is told not to use it.
+//! On kernels with tcx, an environment variable makes the service use clsact.
 
 use std::{
     fs,
@@ -12,13 +12,13 @@ use std::{
 
 use crafter::{
     lab::{CLIENT_V4, INTERFACE, Lab},
-    protocol::wire::{LeaseCall, ListLeasesCall},
+    protocol::wire::ListLeasesCall,
 };
 use crafter_tests::{
     leak::{BpfObjects, Serial, attached},
     peer::{Process, wait_for},
-    service::{PATIENCE, ROOT, Service, Socket},
-    stage::{ENDS, lab, run},
+    service::{REPLY_TIMEOUT, ROOT, Service, Socket, lease_call},
+    testbed::{ENDS, lab, run},
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -31,12 +31,12 @@ fn start(service: &Service, lab: &Lab) -> Process {
     let mut command: Command = lab.client().command(&service.binary);
     command.env("CRAFTER_CLSACT", "1").args(["serve", "--everybody", "--socket"]).arg(&service.socket);
     let process = Process::start(command.arg("--policy").arg(&service.policy).stdout(Stdio::null()));
-    wait_for("its socket", PATIENCE, || std::os::unix::net::UnixStream::connect(&service.socket).ok());
+    service.wait_for_socket();
     process
 }
 
 fn lease(service: &Service) -> Socket {
-    let call = LeaseCall { interface: Some(INTERFACE.to_owned()), protocol: "udp".to_owned(), ..LeaseCall::default() };
+    let call = lease_call("udp", None, None);
     service.session(ROOT, async |control| {
         let lease = Socket::lease(&control, &call).await.expect("a lease");
         assert_eq!(control.call(&ListLeasesCall::default()).await.expect("the leases").leases.len(), 1);
@@ -44,20 +44,20 @@ fn lease(service: &Service) -> Socket {
     })
 }
 
-/// What comes to the lease's port comes to the lease, and the kernel refuses nothing.
+/// Asserts that a datagram to the leased port is delivered to the lease.
 fn assert_delivers(lab: &Lab, lease: &Socket) {
     let port = lease.leased.first_port.expect("a port");
     let send = || UdpSocket::bind((ENDS[0].1, 0)).expect("a socket").send_to(b"hello", (CLIENT_V4, port));
     lab.server().run(send).expect("the server").expect("send");
-    let came = lease.receive(PATIENCE).expect("the lease").expect("the datagram");
-    assert!(came.packet().is_some_and(|packet| packet.ends_with(b"hello")), "{came:?}");
+    let message = lease.receive(REPLY_TIMEOUT).expect("the lease").expect("the datagram");
+    assert!(message.packet().is_some_and(|packet| packet.ends_with(b"hello")), "{message:?}");
 }
 
 fn has_qdisc(lab: &Lab) -> bool {
     run(lab.client().command("tc").args(["qdisc", "show", "dev", INTERFACE])).contains("clsact")
 }
 
-/// Children of a process, by name.
+/// Child processes of a process: id and name.
 fn children(pid: u32) -> Vec<(i32, String)> {
     let of = |stat: procfs::process::Stat| (stat.ppid == pid as i32).then_some((stat.pid, stat.comm));
     let all = procfs::process::all_processes().expect("/proc");
@@ -65,17 +65,17 @@ fn children(pid: u32) -> Vec<(i32, String)> {
 }
 
 #[track_caller]
-fn nothing_is_left(lab: &Lab, objects: &BpfObjects, guard: i32) {
-    wait_for("the end of what it had", PATIENCE, || {
-        let gone = attached(lab.client(), INTERFACE).is_empty() && !has_qdisc(lab);
-        (gone && fs::read_link(format!("/proc/{guard}/exe")).is_err()).then_some(())
+fn assert_nothing_left(lab: &Lab, objects: &BpfObjects, guard: i32) {
+    wait_for("the release of its filters and the exit of its guard", REPLY_TIMEOUT, || {
+        let released = attached(lab.client(), INTERFACE).is_empty() && !has_qdisc(lab);
+        (released && fs::read_link(format!("/proc/{guard}/exe")).is_err()).then_some(())
     });
-    objects.wait_until_gone(PATIENCE);
+    objects.wait_until_freed(REPLY_TIMEOUT);
 }
 
-/// However it ends, and each time that its last lease does.
+/// Its filters are removed with its last lease, and when the service exits for any reason.
 #[test]
-fn it_serves_and_leaves_nothing() {
+fn filters_and_guard_are_removed_after_exit_or_sigkill() {
     let _serial = Serial::begin();
     let lab = lab();
     let mut service = Service::start(lab.client(), POLICY);
@@ -84,7 +84,7 @@ fn it_serves_and_leaves_nothing() {
         let mut process = start(&service, &lab);
         let pid = process.id();
         // It listens before it starts its guard.
-        let guard = &wait_for("its guard", PATIENCE, || match &children(pid)[..] {
+        let guard = &wait_for("its guard", REPLY_TIMEOUT, || match &children(pid)[..] {
             [(guard, name)] if name != "crafter" => Some(*guard),
             _ => None,
         });
@@ -94,29 +94,29 @@ fn it_serves_and_leaves_nothing() {
             assert_eq!(attached(lab.client(), INTERFACE).len(), 2, "an ingress and an egress hook");
             assert!(has_qdisc(&lab));
             drop(held);
-            // A second behind its last lease it detaches, and the guard has nothing to do.
-            wait_for("the end of its hooks", PATIENCE, || {
+            // It detaches itself one second after its last lease.
+            wait_for("the removal of its hooks", REPLY_TIMEOUT, || {
                 (attached(lab.client(), INTERFACE).is_empty() && !has_qdisc(&lab)).then_some(())
             });
         }
         let held = lease(&service);
         let objects = BpfObjects::of(pid);
         assert!(!objects.is_empty());
-        // What ends a group of processes does not end the guard before the service.
+        // A signal to the whole process group must not end the guard before the service.
         for pid in [*guard, pid as i32] {
             if signal != Signal::SIGKILL || pid != *guard {
                 kill(Pid::from_raw(pid), signal).expect("signal");
             }
         }
-        wait_for("its end", PATIENCE, || process.0.try_wait().expect("its state"));
-        nothing_is_left(&lab, &objects, *guard);
+        process.wait_for_exit(REPLY_TIMEOUT);
+        assert_nothing_left(&lab, &objects, *guard);
         drop(held);
     }
 }
 
-/// Somebody else's qdisc and filters stay.
+/// Foreign qdiscs and filters are kept.
 #[test]
-fn what_is_anothers_stays() {
+fn foreign_qdiscs_and_filters_are_kept() {
     let _serial = Serial::begin();
     let lab = lab();
     let tc = |arguments: &str| run(lab.client().command("tc").args(arguments.split(' ')));
@@ -128,23 +128,25 @@ fn what_is_anothers_stays() {
         let held = lease(&service);
         assert_delivers(&lab, &held);
         kill(Pid::from_raw(process.id() as i32), signal).expect("signal");
-        wait_for("its end", PATIENCE, || process.0.try_wait().expect("its state"));
-        wait_for("the end of its hooks", PATIENCE, || attached(lab.client(), INTERFACE).is_empty().then_some(()));
+        process.wait_for_exit(REPLY_TIMEOUT);
+        wait_for("the removal of its hooks", REPLY_TIMEOUT, || {
+            attached(lab.client(), INTERFACE).is_empty().then_some(())
+        });
         std::thread::sleep(Duration::from_millis(300));
-        assert!(has_qdisc(&lab), "somebody else's qdisc");
+        assert!(has_qdisc(&lab), "the foreign qdisc was removed");
         drop(held);
     }
-    // And one that comes beside it keeps its qdisc, which was the service's.
+    // A foreign filter added later keeps the qdisc that the service created.
     tc(&format!("qdisc del dev {INTERFACE} clsact"));
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
         let mut process = start(&service, &lab);
         let held = lease(&service);
-        // A classic BPF program that matches nothing, "return 0": not every kernel has other classifiers.
+        // A classic BPF program that matches nothing ("return 0"): not every kernel has other classifiers.
         let filter = ["filter", "add", "dev", INTERFACE, "ingress", "pref", "7", "bpf", "bytecode", "1,6 0 0 0,"];
         run(lab.client().command("tc").args(filter));
         kill(Pid::from_raw(process.id() as i32), signal).expect("signal");
-        wait_for("its end", PATIENCE, || process.0.try_wait().expect("its state"));
-        wait_for("the end of its hooks", PATIENCE, || {
+        process.wait_for_exit(REPLY_TIMEOUT);
+        wait_for("the removal of its hooks", REPLY_TIMEOUT, || {
             let left = attached(lab.client(), INTERFACE);
             (!left.iter().any(|one| one.contains("crafter") || one.contains("XDP"))).then_some(())
         });

@@ -16,7 +16,7 @@ const OF_CRAFTER: [&str; 4] = ["cli", "doctor", "lab", "lab_run"];
 const LEFT_OUT: [(&str, &str); 6] = [
     ("soak", "sends each segment once, and the queue of an emulated link overflows without an error"),
     ("engine_pair", "streams on a virtual wire, the same on every kernel"),
-    ("stories", "the same"),
+    ("scripted", "the same"),
     ("fuzz", "parsers in user space, the same on every kernel"),
     ("fuzz_service", "the service's parsers, the same on every kernel"),
     ("scapy_service", "Python against the service takes minutes under emulation"),
@@ -28,12 +28,12 @@ pub const PEERS: [&str; 8] = ["curl", "depmod", "dnsmasq", "ip", "nginx", "pytho
 /// The short form: modules and their tests; an empty list means all tests.
 const SHORT: [(&str, &[&str]); 6] = [
     // Branch coverage of the bytecode and all truncations take minutes under emulation.
-    ("verdict", &["named_rows", "every_reason", "flows_tell", "every_size_class", "truncated", "given_back"]),
+    ("verdict", &["named_rows", "every_reason", "flow_entries", "every_size_class", "truncated_packets", "disowned"]),
     ("kernel_age", &[]),
     ("conversation", &["native", "tc", "policy_pass"]),
     ("neighbours", &[]),
     ("faults", &["clsact", "sigkill"]),
-    ("clock", &["a_download", "the_kernel_half", "leases_live", "records_are_in_order"]),
+    ("clock", &["download_survives", "kernel_half", "leases_and_their_ages", "record_timestamps"]),
 ];
 
 /// Tests that are skipped: module, part of the name, and reason.
@@ -210,7 +210,7 @@ mod tests {
                 &["man::a", "ping::a", "ping::altered_duplicate_and_unexpected_answers_are_reported"],
             ),
             program("crafter", "layers", &["a"]),
-            program("tests", "clock", &["exchange::a_download_goes_on", "service::other"]),
+            program("tests", "clock", &["exchange::download_survives_clock_steps", "service::other"]),
             program("tests", "fuzz", &["layers"]),
             program("tests", "verdict", &["coverage::a", "named_rows_reach_every_reason", "sixty"]),
         ];
@@ -229,7 +229,7 @@ mod tests {
             chosen(&plan(false, &[], &[])),
             [
                 "tests: verdict --exact verdict::named_rows_reach_every_reason verdict::sixty",
-                "tests: clock --exact clock::exchange::a_download_goes_on clock::service::other --ignored",
+                "tests: clock --exact clock::exchange::download_survives_clock_steps clock::service::other --ignored",
                 "crafter: cli --exact cli::ping::a",
             ]
         );
@@ -241,7 +241,7 @@ mod tests {
             chosen(&plan(true, &[], &[])),
             [
                 "tests: verdict --exact verdict::named_rows_reach_every_reason",
-                "tests: clock --exact clock::exchange::a_download_goes_on --ignored",
+                "tests: clock --exact clock::exchange::download_survives_clock_steps --ignored",
             ]
         );
     }

@@ -1,4 +1,4 @@
-//! What the unprivileged client of a benchmark does, in a process of its own: `bench client WORK ...`. Prints numbers.
+//! The unprivileged client of a benchmark, run as a process of its own: `bench client WORK ...`. It prints its results.
 
 use std::{
     io::Read as _,
@@ -18,11 +18,11 @@ use crafter::{
     },
     session::{Session, SessionOptions},
 };
-use crafter_tests::frame;
+use crafter_tests::{frame, service::lease_call};
 
 use crate::{download, exchange, table::median};
 
-/// Does it.
+/// Runs the client.
 pub fn run(arguments: &[String]) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let number = |at: usize| -> Result<u64> { Ok(arguments.get(at).context("a number is missing")?.parse()?) };
@@ -43,15 +43,15 @@ pub fn run(arguments: &[String]) -> Result<()> {
             Some("send") => println!("{}", send(control, number(1)?).await?),
             Some("receive") => receive(control, number(1)? as u16, number(2)?).await?,
             Some("hold") => hold(&control, number(1)?, number(2)?, number(3)?).await?,
-            other => bail!("{other:?} is no work for a client"),
+            other => bail!("{other:?} is not a known client job"),
         }
         Ok(())
     })
 }
 
-/// Median of a lease and its release, in seconds.
+/// Median time of acquiring and releasing a lease, in seconds.
 async fn leases(control: &Control, rounds: u64) -> Result<f64> {
-    // The interface stays attached.
+    // Keeps the interface attached during the measurement.
     let _first = control.call_for_descriptors(&tcp()).await?;
     let mut times = Vec::new();
     for _ in 0..rounds {
@@ -64,10 +64,10 @@ async fn leases(control: &Control, rounds: u64) -> Result<f64> {
 }
 
 fn tcp() -> LeaseCall {
-    LeaseCall { interface: Some(INTERFACE.to_owned()), protocol: "tcp".to_owned(), ..LeaseCall::default() }
+    lease_call("tcp", None, None)
 }
 
-/// Sends so many datagrams by one lease; packets a second that were taken.
+/// Sends `count` datagrams through one lease; returns packets per second accepted by the socket.
 async fn send(control: Arc<Control>, count: u64) -> Result<f64> {
     let crafter = Crafter::via_service(control, INTERFACE).await?;
     let lease = crafter.lease(LeaseRequest::udp()).await?;
@@ -83,7 +83,7 @@ async fn send(control: Arc<Control>, count: u64) -> Result<f64> {
     Ok(crafter.stats().sent as f64 / took)
 }
 
-/// Says when it is ready, and how many packets came to a port within so many milliseconds, a second.
+/// Prints `ready`, then packets per second received on `port` within `millis` milliseconds, and packets lost.
 async fn receive(control: Arc<Control>, port: u16, millis: u64) -> Result<()> {
     let crafter = Crafter::via_service(control, INTERFACE).await?;
     let lease = crafter.lease(LeaseRequest::udp().port(port)).await?;
@@ -98,17 +98,17 @@ async fn receive(control: Arc<Control>, port: u16, millis: u64) -> Result<()> {
             count += 1;
         }
     }
-    let took = start.context("nothing came")?.elapsed().as_secs_f64();
+    let took = start.context("no packet arrived")?.elapsed().as_secs_f64();
     println!("{} {}", count as f64 / took, crafter.stats().lost);
     Ok(())
 }
 
-/// Holds so many leases of so many ports, from `base` on, until its input ends.
+/// Holds `leases` leases of `ports` ports each, from port `base` on, until its input ends.
 async fn hold(control: &Control, leases: u64, ports: u64, base: u64) -> Result<()> {
     let mut held = Vec::new();
     for number in 0..leases {
         let first = base + number * ports;
-        ensure!(first + ports <= 65_536, "there are no more ports");
+        ensure!(first + ports <= 65_536, "not enough ports above the base port");
         let call = LeaseCall {
             port: Some(first),
             last_port: Some(first + ports - 1),

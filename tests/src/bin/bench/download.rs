@@ -1,4 +1,4 @@
-//! 100 MB from nginx: over a crafted stream beside curl, and by curl with crafter looking on.
+//! Download of 100 MB from nginx: over a crafted stream compared with curl, and by curl with crafter attached.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -21,14 +21,14 @@ use crafter::{
 use crafter_tests::peer::Nginx;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::table::{Reach, Row, median};
+use crate::table::{Row, Target, median};
 
 const ROUNDS: usize = 7;
-/// A few percent are looked for, where single runs differ by more.
+/// More rounds, because the expected difference of a few percent is less than the variation of single runs.
 const BYSTANDER_ROUNDS: usize = 15;
-/// (port, address) pairs that the bystander owns.
+/// (port, address) pairs owned during the bystander benchmark.
 pub const OWNED: u32 = 65_536;
-/// Downloads of one curl run.
+/// Downloads per curl run.
 const REPEAT: usize = 4;
 
 pub fn measure() -> Result<Vec<Row>> {
@@ -45,14 +45,14 @@ pub fn measure() -> Result<Vec<Row>> {
     Ok(vec![Row {
         what: format!("download of {} MB, crafted stream, offloads off", page.length / 1_000_000),
         crafter: format!("{stream:.0} MB/s"),
-        beside: format!("curl {curl:.0} MB/s"),
+        peer: format!("curl {curl:.0} MB/s"),
         value: stream / curl,
         unit: "x",
-        reach: Reach::AtLeast(0.5),
+        target: Target::AtLeast(0.5),
     }])
 }
 
-/// The same, by hooks of this process.
+/// Time in seconds of one download over a crafted stream, with hooks of this process.
 pub fn stream(path: &str, length: u64) -> Result<f64> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -62,7 +62,7 @@ pub fn stream(path: &str, length: u64) -> Result<f64> {
     })
 }
 
-/// Seconds that one download takes over a crafted stream, from SYN to end of stream.
+/// Time in seconds of one download over a crafted stream, from SYN to end of stream.
 pub async fn fetch(crafter: Crafter, path: &str, length: u64) -> Result<f64> {
     let lease = crafter.lease(LeaseRequest::tcp().coalesce(true)).await?;
     let mut buffer = vec![0; 256 << 10];
@@ -78,12 +78,12 @@ pub async fn fetch(crafter: Crafter, path: &str, length: u64) -> Result<f64> {
         }
     }
     let took = start.elapsed().as_secs_f64();
-    ensure!(received > length, "only {received} of {length} bytes came");
+    ensure!(received > length, "received only {received} of {length} bytes");
     stream.shutdown().await?;
     Ok(took)
 }
 
-/// Seconds that `repeat` downloads by curl take, on one connection of the kernel.
+/// Time in seconds of `repeat` downloads by curl on one connection.
 fn curl(lab: &Lab, path: &str, repeat: usize) -> Result<f64> {
     let url = format!("http://{SERVER_V4}{path}");
     let mut command: Command = lab.client().command("curl");
@@ -97,18 +97,18 @@ fn curl(lab: &Lab, path: &str, repeat: usize) -> Result<f64> {
     text.split_whitespace().map(|seconds| Ok(seconds.parse::<f64>()?)).sum()
 }
 
-/// What a program that has nothing to do with crafter pays for its presence.
+/// Throughput of a program that does not use crafter while crafter is attached.
 pub fn bystander() -> Result<Vec<Row>> {
     let lab = Lab::new(&LabOptions { web: false, dns: false, ..LabOptions::default() })?;
     let nginx = Nginx::with_big(lab.server());
     let page = nginx.big.as_ref().context("nginx has no big page")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (mut with, mut without) = (Vec::new(), Vec::new());
-    // Both stay loaded; what is attached takes turns.
+    // Alternates between the two, so that disturbances affect both.
     for round in 0..2 * BYSTANDER_ROUNDS {
         let crafter = round % 2 == 1;
         let kernel = lab.client().run(|| runtime.block_on(attach(crafter)))??;
-        // The first warms up what attaching has cooled down.
+        // A warm-up run after attaching.
         curl(&lab, page.path, 1)?;
         let rate = (page.length * REPEAT as u64) as f64 / curl(&lab, page.path, REPEAT)? / 1e6;
         if crafter {
@@ -122,14 +122,14 @@ pub fn bystander() -> Result<Vec<Row>> {
     Ok(vec![Row {
         what: format!("curl, with {OWNED} ports owned by crafter"),
         crafter: format!("{with:.0} MB/s"),
-        beside: format!("empty XDP program {without:.0} MB/s"),
+        peer: format!("empty XDP program {without:.0} MB/s"),
         value: with / without,
         unit: "x",
-        reach: Reach::AtLeast(0.97),
+        target: Target::AtLeast(0.97),
     }])
 }
 
-/// Attaches crafter with [`OWNED`] ports, or the empty program.
+/// Attaches crafter with [`OWNED`] ports, or an empty XDP program.
 async fn attach(crafter: bool) -> Result<Kernel> {
     let interface = interface(INTERFACE).await?;
     let (mut kernel, mut maps) = Kernel::load(&LoadOptions::default(), 14, 1792)?;
@@ -142,8 +142,7 @@ async fn attach(crafter: bool) -> Result<Kernel> {
     Ok(kernel)
 }
 
-/// Owns [`OWNED`] pairs: ports 0 to 32,767 on two addresses. The ephemeral ports, which curl gets of the
-/// kernel, begin above.
+/// Owns [`OWNED`] pairs: ports 0 to 32,767 on two addresses, below the ephemeral ports that curl uses.
 pub fn own(maps: &mut crafter::datapath::maps::OwnerMaps) -> Result<()> {
     let other = IpAddr::from([192, 0, 2, 77]);
     for address in [IpAddr::from(CLIENT_V4), other] {

@@ -1,8 +1,7 @@
-//! Requests and their answers, matched: one SYN, and one to every port of a host; beside connect() and Scapy.
+//! Requests with their matched answers, one SYN and a SYN to every port of a host, compared with connect() and Scapy.
 
 use std::{
-    net::{SocketAddr, TcpListener, TcpStream},
-    thread,
+    net::{SocketAddr, TcpStream},
     time::Instant,
 };
 
@@ -14,20 +13,20 @@ use crafter::{
     session::{Pace, Session, SessionOptions, SrOptions},
 };
 
-use nix::sys::socket::{Backlog, listen};
+use crate::handshake::listen_on;
+use crate::table::{Row, Target, median};
 
-use crate::table::{Reach, Row, median};
-
-/// One for each way, as in the handshakes.
+/// One port for each measurement, as in `handshake`.
 const PORTS: [u16; 3] = [8000, 8001, 8002];
 const SYNS: usize = 2000;
-/// Ports, and rounds of them all.
+/// Number of ports scanned, and rounds.
 const ALL: u64 = 65_535;
 const ROUNDS: usize = 3;
-/// What Scapy gets to do: at its pace all ports would take minutes.
+/// Number of ports scanned by Scapy, which would take minutes for all.
 const SCAPY_PORTS: u32 = 200;
 
-/// Prints the seconds of `sr1(SYN)`, median of 50, and of `sr` of some closed ports, and how many of those it saw answered.
+/// Prints the median time of 50 `sr1(SYN)` in seconds, the time of `sr` of closed ports, and how many of these
+/// answered.
 const SCAPY: &str = "
 import sys, time
 from scapy.all import IP, TCP, sr, sr1, conf
@@ -48,13 +47,7 @@ print(times[len(times) // 2], took, len(answered))
 
 pub fn measure() -> Result<Vec<Row>> {
     let lab = Lab::new(&LabOptions { web: false, dns: false, ..LabOptions::default() })?;
-    for port in PORTS {
-        let listener = lab.server().run(|| TcpListener::bind((SERVER_V4, port)))??;
-        // Room for those that are not accepted yet: of a SYN that finds none, nothing is heard.
-        listen(&listener, Backlog::new(4096)?)?;
-        // Ends with the process; a connection is accepted and closed at once.
-        thread::spawn(move || listener.incoming().for_each(drop));
-    }
+    listen_on(&lab, &PORTS)?;
     let kernel = lab.client().run(|| kernel(SocketAddr::from((SERVER_V4, PORTS[0]))))??;
     let (scapy_one, scapy_many, answered) = scapy(&lab)?;
     let (one, all) = lab.client().run(|| -> Result<_> {
@@ -66,31 +59,31 @@ pub fn measure() -> Result<Vec<Row>> {
             Ok(measured)
         })
     })??;
-    let row = |what: &str, beside: String, value: f64, unit, reach| Row {
+    let row = |what: &str, peer: String, value: f64, unit, target| Row {
         what: what.to_owned(),
         crafter: format!("{:.1} us", one * 1e6),
-        beside,
+        peer,
         value,
         unit,
-        reach,
+        target,
     };
     let connect = format!("kernel connect() {:.1} us", kernel * 1e6);
     let theirs = format!("Scapy {:.0} us", scapy_one * 1e6);
     Ok(vec![
-        row("sr1(SYN) in process, median", connect, one / kernel, "x", Reach::AtMost(5.0)),
-        row("sr1(SYN) in process, median", theirs, one / scapy_one, "x", Reach::None),
+        row("sr1(SYN) in process, median", connect, one / kernel, "x", Target::AtMost(5.0)),
+        row("sr1(SYN) in process, median", theirs, one / scapy_one, "x", Target::None),
         Row {
-            what: format!("sr of {ALL} ports of a host, each answered by a RST, nothing unaccounted"),
+            what: format!("sr of {ALL} ports of a host, each answered, all accounted for"),
             crafter: format!("{:.0} ports/s", ALL as f64 / all),
-            beside: format!("Scapy, {SCAPY_PORTS} ports: {:.0} answered/s, {answered} in all", answered / scapy_many),
+            peer: format!("Scapy, {SCAPY_PORTS} ports: {:.0} answered/s, {answered} in total", answered / scapy_many),
             value: all,
             unit: " s",
-            reach: Reach::AtMost(3.0),
+            target: Target::AtMost(3.0),
         },
     ])
 }
 
-/// Median of connect() in seconds, nothing attached.
+/// Median time of connect() in seconds, with nothing attached.
 fn kernel(remote: SocketAddr) -> Result<f64> {
     let mut times = Vec::new();
     for _ in 0..SYNS {
@@ -102,7 +95,7 @@ fn kernel(remote: SocketAddr) -> Result<f64> {
     Ok(median(times))
 }
 
-/// Median of `sr1` of a SYN that a listener answers, in seconds, each from a fresh port.
+/// Median time of `sr1` of a SYN to a listening port, in seconds, each from a new port.
 pub async fn syns(session: &Session, port: u16) -> Result<f64> {
     let options = SrOptions::default();
     let mut times = Vec::new();
@@ -119,7 +112,7 @@ pub async fn syns(session: &Session, port: u16) -> Result<f64> {
     Ok(median(times))
 }
 
-/// Median of `sr` to every port of the server, in seconds; those that listen answer by a SYN-ACK.
+/// Median time of `sr` to every port of the server, in seconds; listening ports answer with SYN-ACK.
 async fn every_port(session: &Session) -> Result<f64> {
     let mut times = Vec::new();
     for _ in 0..ROUNDS {
@@ -129,13 +122,13 @@ async fn every_port(session: &Session) -> Result<f64> {
         let exchanged = session.sr(set.packets(ALL.into())?, &SrOptions::default()).await?;
         times.push(start.elapsed().as_secs_f64());
         let account = exchanged.account;
-        // What listens says its SYN-ACK again in a later round: unmatched, and so accounted for.
+        // Listening ports retransmit their SYN-ACK in a later round; these are counted as unmatched.
         ensure!(account.answered == ALL && account.agrees(), "{account}");
     }
     Ok(median(times))
 }
 
-/// Seconds for one SYN, seconds for some ports, and how many of those were answered.
+/// Time in seconds of one SYN, time in seconds of the scan, and number of answered ports.
 fn scapy(lab: &Lab) -> Result<(f64, f64, f64)> {
     let mut command = lab.client().command("/usr/bin/python3");
     command.args(["-c", SCAPY, &SERVER_V4.to_string(), &PORTS[1].to_string(), &SCAPY_PORTS.to_string()]);
@@ -143,6 +136,6 @@ fn scapy(lab: &Lab) -> Result<(f64, f64, f64)> {
     ensure!(output.status.success(), "Scapy: {}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout)?;
     let numbers: Vec<f64> = text.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
-    let [one, many, answered] = numbers[..] else { anyhow::bail!("Scapy said: {text}") };
+    let [one, many, answered] = numbers[..] else { anyhow::bail!("unexpected output of Scapy: {text}") };
     Ok((one, many, answered))
 }

@@ -1,4 +1,4 @@
-//! A TCP handshake: crafted, and by the kernel.
+//! A TCP handshake, crafted and by the kernel.
 
 use std::{
     net::{SocketAddr, TcpListener, TcpStream},
@@ -15,44 +15,49 @@ use crafter::{
 
 use nix::sys::socket::{Backlog, listen};
 
-use crate::table::{Reach, Row, median};
+use crate::table::{Row, Target, median};
 
-/// One for each way: a port that an earlier way has left in TIME-WAIT answers a SYN with an ACK.
+/// One port for each measurement: the server answers a SYN to a connection in TIME-WAIT with an ACK.
 const PORTS: [u16; 3] = [8000, 8001, 8002];
 const HANDSHAKES: usize = 2000;
 
-pub fn measure() -> Result<Vec<Row>> {
-    let lab = Lab::new(&LabOptions { web: false, dns: false, ..LabOptions::default() })?;
-    for port in PORTS {
+/// Listens on these ports of the server until the process exits; connections are accepted and closed at once.
+pub fn listen_on(lab: &Lab, ports: &[u16]) -> Result<()> {
+    for &port in ports {
         let listener = lab.server().run(|| TcpListener::bind((SERVER_V4, port)))??;
-        // Room for those that are not accepted yet: of a SYN that finds none, nothing is heard.
+        // A SYN is dropped without an answer if the accept queue is full.
         listen(&listener, Backlog::new(4096)?)?;
-        // Ends with the process; a connection is accepted and closed at once.
         thread::spawn(move || listener.incoming().for_each(drop));
     }
+    Ok(())
+}
+
+pub fn measure() -> Result<Vec<Row>> {
+    let lab = Lab::new(&LabOptions { web: false, dns: false, ..LabOptions::default() })?;
+    listen_on(&lab, &PORTS)?;
     let remotes = PORTS.map(|port| SocketAddr::from((SERVER_V4, port)));
 
     let kernel = lab.client().run(|| kernel(remotes[0]))??;
-    let (stream, by_hand) = lab.client().run(|| -> Result<_> {
+    let (stream, segments) = lab.client().run(|| -> Result<_> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             let crafter = Crafter::open(INTERFACE, Options::default()).await?;
-            Ok((streams(&crafter, remotes[1]).await?, by_hand(&crafter, remotes[2]).await?))
+            Ok((streams(&crafter, remotes[1]).await?, segment_by_segment(&crafter, remotes[2]).await?))
         })
     })??;
 
     let row = |what: &str, value: f64| Row {
         what: what.to_owned(),
         crafter: format!("{value:.1} us"),
-        beside: format!("kernel connect() {kernel:.1} us"),
+        peer: format!("kernel connect() {kernel:.1} us"),
         value: value / kernel,
         unit: "x",
-        reach: Reach::AtMost(5.0),
+        target: Target::AtMost(5.0),
     };
-    Ok(vec![row("handshake, crafted stream, median", stream), row("handshake, segment by segment, median", by_hand)])
+    Ok(vec![row("handshake, crafted stream, median", stream), row("handshake, segment by segment, median", segments)])
 }
 
-/// Median of connect() in microseconds, nothing attached.
+/// Median time of connect() in microseconds, with nothing attached.
 fn kernel(remote: SocketAddr) -> Result<f64> {
     let mut times = Vec::new();
     for _ in 0..HANDSHAKES {
@@ -64,7 +69,7 @@ fn kernel(remote: SocketAddr) -> Result<f64> {
     Ok(median(times))
 }
 
-/// Median of a stream's connect in microseconds: buffers, SYN, SYN-ACK, ACK.
+/// Median time of connecting a stream, in microseconds: buffers, SYN, SYN-ACK, ACK.
 async fn streams(crafter: &Crafter, remote: SocketAddr) -> Result<f64> {
     let mut times = Vec::new();
     for _ in 0..HANDSHAKES {
@@ -77,8 +82,8 @@ async fn streams(crafter: &Crafter, remote: SocketAddr) -> Result<f64> {
     Ok(median(times))
 }
 
-/// Median of the same by hand in microseconds.
-async fn by_hand(crafter: &Crafter, remote: SocketAddr) -> Result<f64> {
+/// Median time of a handshake segment by segment, in microseconds.
+async fn segment_by_segment(crafter: &Crafter, remote: SocketAddr) -> Result<f64> {
     let mut times = Vec::new();
     for _ in 0..HANDSHAKES {
         let lease = crafter.lease(LeaseRequest::tcp()).await?;
@@ -88,7 +93,7 @@ async fn by_hand(crafter: &Crafter, remote: SocketAddr) -> Result<f64> {
         let reply = lease.recv_timeout(Duration::from_secs(2)).await?.context("no SYN-ACK")?;
         cursor.handle(&reply.ip);
         if !cursor.is_established() {
-            bail!("the reply is no SYN-ACK");
+            bail!("the reply is not a SYN-ACK");
         }
         lease.send(&cursor.ack().build()?).await?;
         times.push(micros(start.elapsed()));

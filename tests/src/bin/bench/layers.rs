@@ -1,16 +1,16 @@
-//! Building and parsing packets on one core, beside Scapy.
+//! Building and parsing packets on one core, compared with Scapy.
 
 use std::{hint::black_box, process::Command, time::Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use crafter::layer::{Ether, Ip, Kind, Packet, Tcp, TcpOption, value::hex};
 
-use crate::table::{Reach, Row, median};
+use crate::table::{Row, Target, median};
 
 const ROUNDS: usize = 5;
 const COUNT: u32 = 2_000_000;
 
-/// The same packet and the same edits; prints seconds per packet built, per packet parsed, and the bytes of one.
+/// Builds and parses the same packet; prints seconds per packet built, seconds per packet parsed, and the bytes of one.
 const SCAPY: &str = "
 import time
 from scapy.layers.l2 import Ether
@@ -49,7 +49,7 @@ pub fn measure() -> Result<Vec<Row>> {
     let [mut build_scapy, mut parse_scapy, mut builds, mut parses] = [const { Vec::new() }; 4];
     for _ in 0..ROUNDS {
         let (built, parsed, theirs) = scapy()?;
-        ensure!(theirs == digits, "Scapy builds other bytes: {theirs}");
+        ensure!(theirs == digits, "Scapy built different bytes: {theirs}");
         build_scapy.push(1.0 / built);
         parse_scapy.push(1.0 / parsed);
         builds.push(rate(|i| {
@@ -64,7 +64,7 @@ pub fn measure() -> Result<Vec<Row>> {
             black_box(&read).get::<Tcp>().is_some()
         })?);
     }
-    let row = |what: &str, ours: Vec<f64>, scapy: Vec<f64>, times: Reach| {
+    let row = |what: &str, ours: Vec<f64>, scapy: Vec<f64>, target: Target| {
         let (ours, scapy) = (median(ours), median(scapy));
         let what = format!("{what} Ethernet/IP/TCP with the options of a SYN, one core");
         let crafter = format!("{:.2} M/s", ours / 1e6);
@@ -72,27 +72,27 @@ pub fn measure() -> Result<Vec<Row>> {
             Row {
                 what: what.clone(),
                 crafter: crafter.clone(),
-                beside: format!("Scapy {:.4} M/s", scapy / 1e6),
+                peer: format!("Scapy {:.4} M/s", scapy / 1e6),
                 value: ours / scapy,
                 unit: "x",
-                reach: times,
+                target,
             },
             Row {
-                what: format!("the same, as a rate ({})", what.split(' ').next().unwrap_or_default()),
+                what: format!("{} rate, one core", what.split(' ').next().unwrap_or_default()),
                 crafter,
-                beside: "-".to_owned(),
+                peer: "-".to_owned(),
                 value: ours / 1e6,
                 unit: " M/s",
-                reach: Reach::AtLeast(5.0),
+                target: Target::AtLeast(5.0),
             },
         ]
     };
-    let build = row("build", builds, build_scapy, Reach::AtLeast(500.0));
-    let parse = row("parse", parses, parse_scapy, Reach::None);
+    let build = row("build", builds, build_scapy, Target::AtLeast(500.0));
+    let parse = row("parse", parses, parse_scapy, Target::None);
     Ok(build.into_iter().chain(parse).collect())
 }
 
-/// Times a second that `work` is done, each time with success.
+/// Calls of `work` per second; every call must succeed.
 fn rate(mut work: impl FnMut(u32) -> bool) -> Result<f64> {
     let start = Instant::now();
     let done = (0..COUNT).filter(|i| work(*i)).count();
@@ -101,12 +101,12 @@ fn rate(mut work: impl FnMut(u32) -> bool) -> Result<f64> {
     Ok(f64::from(COUNT) / took)
 }
 
-/// Seconds per packet built and parsed, and a packet in hex digits.
+/// Seconds per packet built, seconds per packet parsed, and the bytes of a packet in hexadecimal.
 fn scapy() -> Result<(f64, f64, String)> {
     let output = Command::new("/usr/bin/python3").args(["-c", SCAPY]).output().context("/usr/bin/python3")?;
     ensure!(output.status.success(), "Scapy: {}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout)?;
     let mut words = text.split_whitespace();
-    let mut next = || words.next().with_context(|| format!("Scapy said: {text}"));
+    let mut next = || words.next().with_context(|| format!("unexpected output of Scapy: {text}"));
     Ok((next()?.parse()?, next()?.parse()?, next()?.to_owned()))
 }

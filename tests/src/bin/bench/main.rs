@@ -1,8 +1,7 @@
-//! crafter beside its peers, in one run: `cargo xtask bench [NAME...]`.
+//! Benchmarks of crafter and its peers in one run: `cargo xtask bench [NAME...]`.
 //!
-//! Prints a row per comparison with the ratio, and what ratio is aimed at. Numbers are medians; the
-//! two sides take turns, so that what else the machine does meets both. Nothing here fails because
-//! something was slow.
+//! Prints one row per comparison with the measured value and its target. Figures are medians, and both sides are
+//! measured alternately, so that other load affects both. A missed target is not an error.
 
 mod client;
 mod download;
@@ -21,11 +20,11 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use table::Row;
 
-/// A comparison: its name on the command line, and what measures it.
+/// A benchmark: its name on the command line, and its function.
 type Bench = (&'static str, fn() -> Result<Vec<Row>>);
 
 const BENCHES: [Bench; 13] = [
-    // First: the high-water mark of children is what it reads.
+    // First, because it reads the maximum resident size of all children so far.
     ("memory", memory::measure),
     ("handshake", handshake::measure),
     ("exchange", exchange::measure),
@@ -43,7 +42,7 @@ const BENCHES: [Bench; 13] = [
 
 fn main() -> ExitCode {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
-    // What an unprivileged process of a benchmark does.
+    // The unprivileged process of a benchmark is this program, too.
     let result = match wanted.split_first() {
         Some((first, work)) if first == "client" => client::run(work),
         _ => run(&wanted),
@@ -59,7 +58,7 @@ fn main() -> ExitCode {
 
 fn run(wanted: &[String]) -> Result<()> {
     if let Some(unknown) = wanted.iter().find(|name| !BENCHES.iter().any(|(known, _)| known == *name)) {
-        bail!("no benchmark named '{unknown}'; there are {}", BENCHES.map(|(name, _)| name).join(", "));
+        bail!("unknown benchmark '{unknown}'; choose from {}", BENCHES.map(|(name, _)| name).join(", "));
     }
     let mut rows = Vec::new();
     for (name, measure) in BENCHES {

@@ -5,7 +5,7 @@ use crafter::lab::{Lab, LabOptions, SERVER_V4};
 use crafter_tests::peer::Nginx;
 use nix::sys::resource::{UsageWho, getrusage};
 
-use crate::table::{Reach, Row};
+use crate::table::{Row, Target};
 
 pub fn measure() -> Result<Vec<Row>> {
     let lab = Lab::new(&LabOptions { web: false, dns: false, offloads: false, ..LabOptions::default() })?;
@@ -14,16 +14,16 @@ pub fn measure() -> Result<Vec<Row>> {
     let binary = std::env::current_exe()?.with_file_name("crafter");
     let mut get = lab.client().command(&binary);
     get.args(["get", "-o", "/dev/null", &format!("http://{SERVER_V4}{}", page.path)]);
-    let output = get.output().with_context(|| format!("{} (`cargo xtask build` makes it)", binary.display()))?;
+    let output = get.output().with_context(|| format!("{}; build it with `cargo xtask build`", binary.display()))?;
     ensure!(output.status.success(), "crafter get: {}", String::from_utf8_lossy(&output.stderr));
-    // The greatest of all children that were waited for: this one, as no other was yet.
+    // The maximum over all children waited for; this is the first one.
     let mib = getrusage(UsageWho::RUSAGE_CHILDREN)?.max_rss() as f64 / 1024.0;
     Ok(vec![Row {
         what: format!("resident memory, `crafter get` of {} MB", page.length / 1_000_000),
         crafter: format!("{mib:.1} MiB"),
-        beside: "-".to_owned(),
+        peer: "-".to_owned(),
         value: mib,
         unit: " MiB",
-        reach: Reach::AtMost(64.0),
+        target: Target::AtMost(64.0),
     }])
 }

@@ -1,4 +1,5 @@
-//! The tutorial's script with crafter-scapy, as nobody, beside Scapy as root behind a firewall rule that drops RSTs.
+//! The tutorial's script with crafter-scapy as an unprivileged user, compared with Scapy as root and a firewall rule
+//! that drops RSTs.
 
 use std::{
     process::Command,
@@ -8,13 +9,13 @@ use std::{
 use anyhow::{Result, ensure};
 use crafter::lab::{Lab, LabOptions, SERVER_V4};
 use crafter_tests::{
-    nobody::GROUP,
     peer::Nginx,
     python::{PYTHON, Packages},
     service::Service,
+    unprivileged::GROUP,
 };
 
-use crate::table::{Reach, Row, median};
+use crate::table::{Row, Target, median};
 
 const TUTORIAL: &str = include_str!("../../../tests/namespaces/scapy_service/tutorial.py");
 const ROUNDS: usize = 5;
@@ -23,16 +24,16 @@ fn lab() -> Result<Lab> {
     Ok(Lab::new(&LabOptions { web: false, dns: false, ..LabOptions::default() })?)
 }
 
-/// How long the whole program takes, the interpreter's start included.
+/// Time in seconds of the whole program, including the start of the interpreter.
 fn time(command: &mut Command) -> Result<f64> {
     let start = Instant::now();
     let output = command.output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success() && output.stdout.len() > 200, "{command:?}: {}: {said}", output.status);
+    let message = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success() && output.stdout.len() > 200, "{command:?}: {}: {message}", output.status);
     Ok(start.elapsed().as_secs_f64())
 }
 
-/// The tutorial's whole script.
+/// Measures the tutorial's complete script.
 pub fn tutorial() -> Result<Vec<Row>> {
     let (here, there) = (lab()?, lab()?);
     let pages = [Nginx::start(here.server()), Nginx::start(there.server())];
@@ -50,19 +51,19 @@ pub fn tutorial() -> Result<Vec<Row>> {
             (service.program(PYTHON), &ours, pages[1].small.path, &mut nobody),
         ] {
             let mut command = command;
-            times.push(time(packages.give(&mut command).arg(script).arg(SERVER_V4.to_string()).arg(page))?);
-            // What nginx sends again is over: nobody closes these connections.
+            times.push(time(packages.configure(&mut command).arg(script).arg(SERVER_V4.to_string()).arg(page))?);
+            // Waits for retransmissions of nginx: the script does not close its connections.
             std::thread::sleep(Duration::from_millis(300));
         }
     }
     let (root, nobody) = (median(root), median(nobody));
     Ok(vec![Row {
-        what: "the tutorial's script through crafter-scapy, as nobody".to_owned(),
+        what: "tutorial script through crafter-scapy, as nobody".to_owned(),
         crafter: format!("{nobody:.2} s"),
-        beside: format!("Scapy as root, with the rule {root:.2} s"),
+        peer: format!("Scapy as root with a firewall rule {root:.2} s"),
         value: nobody / root,
         unit: "x",
-        // A tenth is what two runs of the same differ by.
-        reach: Reach::AtMost(1.1),
+        // Two runs of the same program differ by about a tenth.
+        target: Target::AtMost(1.1),
     }])
 }

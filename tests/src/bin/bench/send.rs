@@ -1,4 +1,4 @@
-//! Sending pre-built distinct frames on one core, beside trafgen.
+//! Sending distinct frames, built in advance, on one core, compared with trafgen.
 
 use std::{
     os::fd::OwnedFd,
@@ -15,17 +15,17 @@ use crafter::{
     lab::{CLIENT_V4, INTERFACE, Lab, LabOptions, SERVER_V4},
     layer::{Ether, Ip, Tcp},
 };
-use crafter_tests::drop::{drop_all, received};
+use crafter_tests::foreign::{drop_all, received};
 use nix::{
     sched::{CpuSet, sched_setaffinity},
     unistd::Pid,
 };
 
-use crate::table::{Reach, Row, median};
+use crate::table::{Row, Target, median};
 
 const FRAMES: u32 = 1_000_000;
 const ROUNDS: usize = 5;
-/// The one that trafgen is told to use as well.
+/// The CPU that both use.
 const CORE: usize = 0;
 
 pub fn measure() -> Result<Vec<Row>> {
@@ -36,7 +36,7 @@ pub fn measure() -> Result<Vec<Row>> {
     let length = frames[0].len();
     let directory = tempfile::tempdir()?;
     let config = directory.path().join("syn.cfg");
-    // Distinct, too: identifications and source ports go on at their own pace.
+    // Distinct, too: the sequences of identifications and source ports have different lengths.
     let text = format!(
         "{{ eth(da=02:00:00:00:00:99, sa=02:00:00:00:00:01), ipv4(id=dinc(0, 64999), saddr={CLIENT_V4}, \
          daddr={SERVER_V4}, ttl=64), tcp(sport=dinc(1000, 60000), dport=80, syn) }}\n"
@@ -56,21 +56,21 @@ pub fn measure() -> Result<Vec<Row>> {
         queued.push(counted(&lab, || lab.client().run(|| send(&frames, Way::Queued { mark: 0 }))?)?);
     }
     let [trafgen, direct, queued] = [trafgens, direct, queued].map(median);
-    let row = |way: &str, ours: f64, reach: Reach| Row {
-        what: format!("send of {FRAMES} distinct frames of {length} bytes, one core, {way}"),
+    let row = |path: &str, ours: f64, target: Target| Row {
+        what: format!("send of {FRAMES} distinct frames of {length} bytes, one core, {path}"),
         crafter: format!("{:.2} M/s", ours / 1e6),
-        beside: format!("trafgen {:.2} M/s", trafgen / 1e6),
+        peer: format!("trafgen {:.2} M/s", trafgen / 1e6),
         value: ours / trafgen,
         unit: "x",
-        reach,
+        target,
     };
     Ok(vec![
-        row("straight to the driver", direct, Reach::AtLeast(1.0)),
-        row("through the queueing discipline", queued, Reach::None),
+        row("bypassing the queueing discipline", direct, Target::AtLeast(1.0)),
+        row("through the queueing discipline", queued, Target::None),
     ])
 }
 
-/// SYNs that differ in source port and identification, neither of which alone would do.
+/// Distinct SYNs: neither source port nor identification alone has enough values.
 fn frames() -> Result<Vec<Vec<u8>>> {
     let mut packet = Ether::new().dst("02:00:00:00:00:99").src("02:00:00:00:00:01")
         / Ip::to(SERVER_V4.to_string().as_str()).src(CLIENT_V4.to_string().as_str())
@@ -88,7 +88,7 @@ fn frames() -> Result<Vec<Vec<u8>>> {
     Ok(frames)
 }
 
-/// Frames a second, by how long `send` says it took, if all arrived.
+/// Frames per second, from the time that `send` returns; all frames must arrive.
 fn counted(lab: &Lab, send: impl FnOnce() -> Result<f64>) -> Result<f64> {
     let arrived = || lab.server().run(|| received(INTERFACE));
     let before = arrived()??;
@@ -101,16 +101,16 @@ fn counted(lab: &Lab, send: impl FnOnce() -> Result<f64>) -> Result<f64> {
         }
         thread::sleep(Duration::from_millis(5));
     }
-    // The kernels of both ends may add a neighbour solicitation of their own.
+    // The kernels of both ends may send a few neighbour solicitations.
     ensure!((u64::from(FRAMES)..u64::from(FRAMES) + 10).contains(&count), "{count} of {FRAMES} frames arrived");
     Ok(f64::from(FRAMES) / took)
 }
 
-/// Seconds that sending takes.
+/// Time in seconds of sending all frames.
 fn send(frames: &[&[u8]], way: Way) -> Result<f64> {
     let mut core = CpuSet::new();
     core.set(CORE)?;
-    // This thread only, which ends with the job.
+    // Applies only to this thread, which ends after the measurement.
     sched_setaffinity(Pid::from_raw(0), &core)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut sender = FrameSender::open(&runtime.block_on(interface::interface(INTERFACE))?, way)?;
@@ -121,9 +121,10 @@ fn send(frames: &[&[u8]], way: Way) -> Result<f64> {
     Ok(took)
 }
 
-/// What trafgen says: `0 sec, 710934 usec on CPU0 (1000000 packets)`.
-fn seconds(said: &str) -> Result<f64> {
-    let line = said.lines().find(|line| line.contains(" usec on CPU")).with_context(|| format!("trafgen: {said}"))?;
+/// Parses trafgen's output `0 sec, 710934 usec on CPU0 (1000000 packets)`.
+fn seconds(output: &str) -> Result<f64> {
+    let line =
+        output.lines().find(|line| line.contains(" usec on CPU")).with_context(|| format!("trafgen: {output}"))?;
     let number = |at| line.split_whitespace().nth(at).and_then(|word| word.parse::<f64>().ok());
     let (seconds, micros) = number(0).zip(number(2)).with_context(|| format!("trafgen: {line}"))?;
     Ok(seconds + micros / 1e6)

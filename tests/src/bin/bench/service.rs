@@ -1,9 +1,9 @@
-//! The service and an unprivileged client of it, beside the same in one privileged process.
+//! The service with an unprivileged client, compared with a single privileged process.
 
 use std::{
     borrow::Cow,
     io::{BufRead as _, BufReader, Write as _},
-    net::{TcpListener, UdpSocket},
+    net::UdpSocket,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -19,23 +19,23 @@ use crafter::{
     protocol::control::SOCKET_VARIABLE,
     session::{Session, SessionOptions},
 };
-use crafter_tests::{drop::drop_all, executable, frame, peer::Nginx, service::open_directory};
+use crafter_tests::{executable, foreign::drop_all, frame, peer::Nginx, service::open_directory};
 use nix::{
     sys::{
         resource::{Resource, getrlimit},
         signal::{Signal, kill},
-        socket::{Backlog, listen},
     },
     unistd::Pid,
 };
 
 use crate::{
     download, exchange,
-    table::{Reach, Row, median},
+    handshake::listen_on,
+    table::{Row, Target, median},
     verdict,
 };
 
-/// `nobody`, and its group, which the policy names.
+/// User id and group id of `nobody`, as in the policy.
 const USER: &str = "65534";
 const POLICY: &str = "
 [[rule]]
@@ -48,13 +48,13 @@ max_flows = \"unlimited\"
 ";
 const PORT: u16 = 8000;
 const ROUNDS: usize = 5;
-/// As many, unless this process may not open so many descriptors: each port takes one.
+/// Number of leases and ports per lease; fewer leases if the descriptor limit is low, because each port takes one.
 const LEASES: u64 = 1000;
 const PORTS: u64 = 60;
-/// Descriptors for everything else.
+/// Descriptors reserved for other purposes.
 const OTHERS: u64 = 1500;
 
-/// `crafter serve` in a lab's client namespace.
+/// `crafter serve` in the client namespace of a lab.
 struct Service {
     child: Child,
     directory: tempfile::TempDir,
@@ -69,7 +69,8 @@ impl Service {
         let mut command = lab.client().command(&binary);
         command.arg("serve").arg("--everybody").arg("--socket").arg(directory.path().join("socket"));
         command.arg("--policy").arg(&policy).stderr(Stdio::null());
-        let child = command.spawn().with_context(|| format!("{} (`cargo xtask build` makes it)", binary.display()))?;
+        let child =
+            command.spawn().with_context(|| format!("{}; build it with `cargo xtask build`", binary.display()))?;
         let service = Self { child, directory };
         let deadline = Instant::now() + Duration::from_secs(20);
         while std::os::unix::net::UnixStream::connect(service.socket()).is_err() {
@@ -83,7 +84,7 @@ impl Service {
         self.directory.path().join("socket")
     }
 
-    /// Resident memory in MiB, and processor time in clock ticks.
+    /// Resident memory in MiB, and CPU time in clock ticks.
     fn costs(&self) -> Result<(f64, u64)> {
         let process = procfs::process::Process::new(self.child.id() as i32)?;
         let stat = process.stat()?;
@@ -91,7 +92,7 @@ impl Service {
         Ok((resident as f64 / 1024.0, stat.utime + stat.stime))
     }
 
-    /// What `bench client` does, as an unprivileged user.
+    /// Runs `bench client` as an unprivileged user.
     fn client(&self, lab: &Lab, arguments: &[&str]) -> Result<Command> {
         let bench = unprivileged(self.directory.path())?;
         let mut command = lab.client().command("setpriv");
@@ -114,7 +115,7 @@ impl Drop for Service {
     }
 }
 
-/// This program where everybody may run it.
+/// Path of this program where every user may run it.
 fn unprivileged(directory: &Path) -> Result<PathBuf> {
     let copy = directory.join("bench");
     if !copy.exists() {
@@ -127,13 +128,11 @@ fn quiet() -> LabOptions {
     LabOptions { web: false, dns: false, ..LabOptions::default() }
 }
 
-/// One SYN and its answer.
+/// Measures one SYN and its answer.
 pub fn exchanges() -> Result<Vec<Row>> {
     let (here, there) = (Lab::new(&quiet())?, Lab::new(&quiet())?);
     for lab in [&here, &there] {
-        let listener = lab.server().run(|| TcpListener::bind((SERVER_V4, PORT)))??;
-        listen(&listener, Backlog::new(4096)?)?;
-        thread::spawn(move || listener.incoming().for_each(drop));
+        listen_on(lab, &[PORT])?;
     }
     let service = Service::start(&there)?;
     let (mut own, mut served) = (Vec::new(), Vec::new());
@@ -151,21 +150,21 @@ pub fn exchanges() -> Result<Vec<Row>> {
     }
     let (own, served) = (median(own), median(served));
     Ok(vec![Row {
-        what: "sr1(SYN) by an unprivileged client of the service".to_owned(),
+        what: "sr1(SYN) by an unprivileged client of the service, median".to_owned(),
         crafter: format!("{:.1} us", served * 1e6),
-        beside: format!("in process {:.1} us", own * 1e6),
+        peer: format!("in process {:.1} us", own * 1e6),
         value: served / own,
         unit: "x",
-        reach: Reach::AtMost(2.5),
+        target: Target::AtMost(2.5),
     }])
 }
 
-/// Small packets by one lease, out and in.
+/// Measures small packets through one lease, sent and received.
 pub fn packets() -> Result<Vec<Row>> {
     const COUNT: u64 = 1_000_000;
     let lab = Lab::new(&quiet())?;
     let service = Service::start(&lab)?;
-    // Who drops everything tells nobody its hardware address either.
+    // A peer that drops everything does not answer ARP either.
     let [server, hardware] = [SERVER_V4.to_string(), "02:00:00:00:00:99".to_owned()];
     let neighbour = ["neigh", "replace", &server, "lladdr", &hardware, "dev", INTERFACE, "nud", "permanent"];
     ensure!(lab.client().command("ip").args(neighbour).status()?.success(), "ip neigh replace");
@@ -184,18 +183,18 @@ pub fn packets() -> Result<Vec<Row>> {
         ensure!(client.wait()?.success());
         within.push(line.split_whitespace().next().context("no number")?.parse()?);
     }
-    let row = |way: &str, rate: f64| Row {
-        what: format!("small packets through one lease's socket, {way}"),
+    let row = |direction: &str, rate: f64| Row {
+        what: format!("small packets through one lease's socket, {direction}"),
         crafter: format!("{:.0}/s", rate),
-        beside: "-".to_owned(),
+        peer: "-".to_owned(),
         value: rate / 1000.0,
         unit: " k/s",
-        reach: Reach::AtLeast(300.0),
+        target: Target::AtLeast(300.0),
     };
     Ok(vec![row("out", out), row("in", median(within))])
 }
 
-/// Datagrams of 18 bytes to a port of the client, as fast as the kernel sends them.
+/// Sends datagrams of 18 bytes to a port of the client as fast as the kernel can.
 fn flood(port: u16, time: Duration) -> Result<()> {
     let socket = UdpSocket::bind((SERVER_V4, 0))?;
     socket.connect((CLIENT_V4, port))?;
@@ -206,7 +205,7 @@ fn flood(port: u16, time: Duration) -> Result<()> {
     while start.elapsed() < time {
         let slices: Vec<[std::io::IoSlice<'_>; 1]> =
             messages.iter().map(|bytes| [std::io::IoSlice::new(bytes)]).collect();
-        // A full queue is no failure of a flood.
+        // A full queue is expected.
         let _ = nix::sys::socket::sendmmsg(
             socket.as_raw_fd(),
             &mut headers,
@@ -219,7 +218,7 @@ fn flood(port: u16, time: Duration) -> Result<()> {
     Ok(())
 }
 
-/// 100 MB.
+/// Measures a download of 100 MB.
 pub fn downloads() -> Result<Vec<Row>> {
     let options = || LabOptions { offloads: false, ..quiet() };
     let (here, there) = (Lab::new(&options())?, Lab::new(&options())?);
@@ -237,14 +236,14 @@ pub fn downloads() -> Result<Vec<Row>> {
     Ok(vec![Row {
         what: format!("download of {} MB through the service, offloads off", page.length / 1_000_000),
         crafter: format!("{served:.0} MB/s"),
-        beside: format!("in process {own:.0} MB/s"),
+        peer: format!("in process {own:.0} MB/s"),
         value: served / own,
         unit: "x",
-        reach: Reach::AtLeast(0.7),
+        target: Target::AtLeast(0.7),
     }])
 }
 
-/// What leases cost: their client, the service at rest, and packets that are nobody's.
+/// Measures the cost of leases: for the client, for the idle service, and for packets to unowned ports.
 pub fn leases() -> Result<Vec<Row>> {
     let lab = Lab::new(&quiet())?;
     let service = Service::start(&lab)?;
@@ -253,7 +252,7 @@ pub fn leases() -> Result<Vec<Row>> {
     let (_, after) = service.costs()?;
     let lease = service.number(&lab, &["lease", "1000"])?;
 
-    // On the interface the service's own program stays attached while somebody leases.
+    // The first lease keeps the service's program attached to the interface.
     let first = holder(&service, &lab, 1, 1, 65_000)?;
     let mut program = program()?;
     let frame = unowned();
@@ -265,7 +264,7 @@ pub fn leases() -> Result<Vec<Row>> {
     let (_, limit) = getrlimit(Resource::RLIMIT_NOFILE)?;
     let held = LEASES.min(limit.saturating_sub(OTHERS) / (PORTS + 1));
     let many = holder(&service, &lab, held, PORTS, 1024)?;
-    let beside = least()?;
+    let loaded_verdict = least()?;
     let (loaded, _) = service.costs()?;
     drop(many);
     let again = least()?;
@@ -273,33 +272,33 @@ pub fn leases() -> Result<Vec<Row>> {
     let alone = alone.min(again);
     Ok(vec![
         Row {
-            what: "lease and release of a port".to_owned(),
+            what: "lease and release of a port, median".to_owned(),
             crafter: format!("{:.0} us", lease * 1e6),
-            beside: "-".to_owned(),
+            peer: "-".to_owned(),
             value: lease * 1e6,
             unit: " us",
-            reach: Reach::AtMost(200.0),
+            target: Target::AtMost(200.0),
         },
         Row {
-            what: "the service at rest: resident memory".to_owned(),
+            what: "resident memory of the idle service".to_owned(),
             crafter: format!("{memory:.1} MiB"),
-            beside: format!("{} clock ticks of processor time in 2 s", after - before),
+            peer: format!("{} clock ticks of CPU time in 2 s", after - before),
             value: memory,
             unit: " MiB",
-            reach: Reach::AtMost(25.0),
+            target: Target::AtMost(25.0),
         },
         Row {
-            what: format!("verdict on a segment that is nobody's, {held} leases of {PORTS} ports"),
-            crafter: format!("{beside:.1} ns ({loaded:.1} MiB resident)"),
-            beside: format!("1 lease {alone:.1} ns"),
-            value: beside / alone,
+            what: format!("verdict, unowned segment, {held} leases of {PORTS} ports"),
+            crafter: format!("{loaded_verdict:.1} ns ({loaded:.1} MiB resident)"),
+            peer: format!("1 lease {alone:.1} ns"),
+            value: loaded_verdict / alone,
             unit: "x",
-            reach: Reach::AtMost(1.1),
+            target: Target::AtMost(1.1),
         },
     ])
 }
 
-/// A process that holds leases until this is dropped.
+/// A process that holds leases until dropped.
 struct Holder(Child);
 
 impl Drop for Holder {
@@ -319,7 +318,7 @@ fn holder(service: &Service, lab: &Lab, leases: u64, ports: u64, base: u64) -> R
     Ok(Holder(child))
 }
 
-/// The program that the service has loaded: of those of its name, the one that was loaded last.
+/// The service's XDP program: the last one loaded with this name.
 fn program() -> Result<Xdp> {
     let mut found = None;
     for info in loaded_programs() {
@@ -332,7 +331,7 @@ fn program() -> Result<Xdp> {
     Ok(Xdp::from_program_info(info, Cow::Borrowed("crafter_xdp"), XdpAttachType::Interface)?)
 }
 
-/// A segment to a port that nobody leases.
+/// A segment to a port that is not leased.
 fn unowned() -> Vec<u8> {
     let tcp = frame::Tcp::new(0x10, 1, 1).with(&[0x55; 1460]);
     frame::framed(&tcp.ip((SERVER_V4, 80).into(), (CLIENT_V4, 500).into()))

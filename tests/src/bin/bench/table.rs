@@ -1,58 +1,58 @@
-//! Rows, and how they are printed.
+//! Rows of results, and the table that they are printed in.
 
-/// What is aimed at.
-pub enum Reach {
-    /// At most this.
+/// Target of a value.
+pub enum Target {
+    /// At most this value.
     AtMost(f64),
-    /// At least this.
+    /// At least this value.
     AtLeast(f64),
-    /// For information.
+    /// No target, for information.
     None,
 }
 
-/// One comparison.
+/// One measurement.
 pub struct Row {
-    /// What was done.
+    /// What was measured.
     pub what: String,
-    /// crafter's figure, with its unit.
+    /// crafter's figure with its unit.
     pub crafter: String,
-    /// What it is compared with, and its figure.
-    pub beside: String,
-    /// The number that counts: mostly crafter's figure divided by the other.
+    /// The figure it is compared with: whose, with its unit; `-` if there is none.
+    pub peer: String,
+    /// The value to compare with the target, in most rows crafter's figure divided by the peer's.
     pub value: f64,
-    /// How the value reads.
+    /// Unit of the value; `x` for a ratio.
     pub unit: &'static str,
-    /// What it should be.
-    pub reach: Reach,
+    /// The target.
+    pub target: Target,
 }
 
 impl Row {
-    fn reach(&self) -> (String, &'static str) {
+    fn target(&self) -> (String, &'static str) {
         let unit = self.unit;
-        match self.reach {
-            Reach::AtMost(limit) => (format!("<= {limit}{unit}"), met(self.value <= limit)),
-            Reach::AtLeast(limit) => (format!(">= {limit}{unit}"), met(self.value >= limit)),
-            Reach::None => (String::new(), ""),
+        match self.target {
+            Target::AtMost(limit) => (format!("<= {limit}{unit}"), met(self.value <= limit)),
+            Target::AtLeast(limit) => (format!(">= {limit}{unit}"), met(self.value >= limit)),
+            Target::None => (String::new(), ""),
         }
     }
 }
 
 fn met(yes: bool) -> &'static str {
-    if yes { "met" } else { "SHORT" }
+    if yes { "met" } else { "MISSED" }
 }
 
-/// Prints `rows` as a table that Markdown reads too.
+/// Prints `rows` as a Markdown table.
 pub fn print(rows: &[Row]) {
-    println!("| what | crafter | beside | ratio | reach | |");
+    println!("| what | crafter | peer | ratio or value | target | |");
     println!("|---|---|---|---|---|---|");
     for row in rows {
-        let (reach, met) = row.reach();
+        let (target, met) = row.target();
         let value = format!("{:.2}{}", row.value, row.unit);
-        println!("| {} | {} | {} | {value} | {reach} | {met} |", row.what, row.crafter, row.beside);
+        println!("| {} | {} | {} | {value} | {target} | {met} |", row.what, row.crafter, row.peer);
     }
 }
 
-/// The middle one of `values`.
+/// The median of `values`; the upper one if their number is even.
 pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]

@@ -1,4 +1,4 @@
-//! What the verdict on an unowned segment costs, by BPF_PROG_TEST_RUN.
+//! Cost of the verdict on an unowned segment, measured by BPF_PROG_TEST_RUN.
 
 use std::{net::IpAddr, time::Instant};
 
@@ -16,7 +16,7 @@ use crafter_tests::frame;
 
 use crate::{
     download::{OWNED, own},
-    table::{Reach, Row},
+    table::{Row, Target},
 };
 
 const REPEAT: u32 = 1_000_000;
@@ -24,7 +24,7 @@ const ROUNDS: usize = 15;
 const XDP_PASS: u32 = 2;
 
 pub fn measure() -> Result<Vec<Row>> {
-    // Ports 0 to 32,767 are owned, on two addresses: 40,000 belongs to nobody, 100 to somebody else's address.
+    // Ports 0 to 32,767 are owned on two addresses. Port 40,000 is unowned; port 100 is owned on other addresses only.
     let unowned = segment([192, 0, 2, 2], 40_000);
     let elsewhere = segment([192, 0, 2, 3], 100);
     let (mut few, mut few_maps) = Kernel::load(&LoadOptions::default(), 14, 1792)?;
@@ -32,7 +32,7 @@ pub fn measure() -> Result<Vec<Row>> {
     let (mut all, mut all_maps) = Kernel::load(&LoadOptions::default(), 14, 1792)?;
     own(&mut all_maps)?;
 
-    // The least of several rounds, taking turns: what disturbs a round makes it longer, never shorter.
+    // The minimum of alternating rounds: disturbances only make a round longer.
     let [mut empty, mut one, mut many, mut other] = [f64::MAX; 4];
     for _ in 0..ROUNDS {
         empty = empty.min(nanos(few.xdp(Hook::Empty)?, &unowned)?);
@@ -41,31 +41,31 @@ pub fn measure() -> Result<Vec<Row>> {
         other = other.min(nanos(all.xdp(Hook::Xdp)?, &elsewhere)?);
     }
 
-    let row = |what: String, ours: f64, reach: Reach| Row {
+    let row = |what: String, ours: f64, target: Target| Row {
         what,
         crafter: format!("{ours:.1} ns"),
-        beside: format!("empty XDP program {empty:.1} ns"),
+        peer: format!("empty XDP program {empty:.1} ns"),
         value: ours - empty,
         unit: " ns",
-        reach,
+        target,
     };
-    let limit = || Reach::AtMost(30.0);
+    let limit = || Target::AtMost(30.0);
     Ok(vec![
         row("verdict, unowned segment, 1 port owned".to_owned(), one, limit()),
         row(format!("verdict, unowned segment, {OWNED} ports owned"), many, limit()),
-        row(format!("verdict, {OWNED} owned, this port on another address"), other, Reach::None),
+        row(format!("verdict, {OWNED} ports owned, this port on other addresses only"), other, Target::None),
         Row {
-            what: format!("verdict, {OWNED} ports beside 1 port"),
+            what: format!("verdict, {OWNED} ports owned, compared with 1 port"),
             crafter: format!("{many:.1} ns"),
-            beside: format!("{one:.1} ns"),
+            peer: format!("{one:.1} ns"),
             value: many / one,
             unit: "x",
-            reach: Reach::AtMost(1.1),
+            target: Target::AtMost(1.1),
         },
     ])
 }
 
-/// Nanoseconds a run of `program` takes on `frame`.
+/// Time in nanoseconds of one run of `program` on `frame`.
 pub fn nanos(program: &mut Xdp, frame: &[u8]) -> Result<f64> {
     let options = TestRunOptions { data_in: Some(frame), repeat: REPEAT, ..TestRunOptions::new() };
     let start = Instant::now();
@@ -75,7 +75,7 @@ pub fn nanos(program: &mut Xdp, frame: &[u8]) -> Result<f64> {
     Ok(took.as_nanos() as f64 / f64::from(REPEAT))
 }
 
-/// A segment of 1,460 bytes to `port`.
+/// A segment with 1,460 bytes of payload to `port`.
 fn segment(destination: [u8; 4], port: u16) -> Vec<u8> {
     let payload = vec![0x55; 1460];
     let tcp = frame::Tcp::new(0x10, 1, 1).with(&payload);

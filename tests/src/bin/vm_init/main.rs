@@ -1,7 +1,7 @@
-//! The first process of the machines of `cargo xtask vm-test`: mounts what programs expect, runs what its orders name,
-//! tells all of it as lines of JSON on the second serial port, and turns the machine off.
+//! The init process of the virtual machines of `cargo xtask vm-test`: mounts file systems, runs the ordered programs,
+//! reports as lines of JSON on the second serial port, and powers the machine off.
 //!
-//! As `vm_init probe` it is a child of itself, which loads and attaches the kernel half to tell what that took.
+//! As `vm_init probe`, a child of itself, it loads and attaches the kernel half and reports the result.
 
 mod mounts;
 mod orders;
@@ -20,21 +20,21 @@ use nix::sys::termios;
 use orders::Orders;
 use serde_json::{Value, json};
 
-/// Where the orders are in the file system that the kernel unpacks.
+/// Path of the orders in the initial file system.
 const ORDERS: &str = "/vm-orders.json";
 
-/// The port that xtask reads; the first one is the kernel's console.
+/// The serial port that xtask reads; the first one is the kernel's console.
 const PORT: &str = "/dev/ttyS1";
 
-/// How long the kernel may take to free what was freed.
-const SETTLE: Duration = Duration::from_secs(20);
+/// Timeout for the kernel to free BPF objects and processes.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(20);
 
 fn main() {
     if std::env::args().nth(1).as_deref() == Some("probe") {
         println!("{}", probe::report());
         return;
     }
-    // Anywhere else this would turn somebody's machine off.
+    // Anywhere else this would power off the user's machine.
     if std::process::id() != 1 {
         eprintln!("vm_init is the first process of a virtual machine, see `cargo xtask vm-test`");
         std::process::exit(2);
@@ -43,8 +43,8 @@ fn main() {
         eprintln!("vm_init: {error:#}");
     }
     let _ = io::stdout().flush();
-    // The first process must not end; without ACPI this does not return either.
-    // SAFETY: no memory is involved.
+    // The init process must not exit. Without ACPI, reboot() does not return either.
+    // SAFETY: reboot() takes no pointer.
     unsafe { libc::reboot(libc::RB_POWER_OFF) };
     loop {
         std::thread::park();
@@ -54,7 +54,7 @@ fn main() {
 fn work() -> anyhow::Result<()> {
     mounts::all()?;
     let out = Port::open()?;
-    let done = obey(&out);
+    let done = execute(&out);
     if let Err(error) = &done {
         out.say(&json!({"event": "error", "text": format!("{error:#}")}));
     }
@@ -63,7 +63,7 @@ fn work() -> anyhow::Result<()> {
     done
 }
 
-fn obey(out: &Port) -> anyhow::Result<()> {
+fn execute(out: &Port) -> anyhow::Result<()> {
     let orders = Orders::read(ORDERS)?;
     let release = nix::sys::utsname::uname()?.release().to_string_lossy().into_owned();
     out.say(&json!({"event": "up", "release": release}));
@@ -82,8 +82,8 @@ fn obey(out: &Port) -> anyhow::Result<()> {
     for (number, program) in orders.programs.iter().enumerate() {
         runs::run(out, number, program)?;
     }
-    // Nothing else runs here: what is there now and was not before, was left behind.
-    let deadline = Instant::now() + SETTLE;
+    // Nothing else runs on this machine, so everything new was left by the programs.
+    let deadline = Instant::now() + RELEASE_TIMEOUT;
     let left = loop {
         let mut left: Vec<String> = runs::bpf_objects().difference(&before).cloned().collect();
         left.extend(runs::processes());
@@ -108,7 +108,7 @@ impl Port {
         Ok(Self(Mutex::new(file)))
     }
 
-    /// Writes one line. Errors are nobody's to hear.
+    /// Writes one line. Errors are ignored: there is nowhere to report them.
     pub fn say(&self, value: &Value) {
         let mut line = value.to_string();
         line.push('\n');
@@ -116,7 +116,7 @@ impl Port {
         let _ = file.write_all(line.as_bytes());
     }
 
-    /// Waits until all is out: turning off would cut it.
+    /// Waits until everything is transmitted: powering off would truncate it.
     fn drain(&self) {
         let file = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let _ = termios::tcdrain(&*file);

@@ -1,4 +1,4 @@
-//! What a distribution's own first process would have set up.
+//! Sets up what the init process of a distribution would.
 
 use std::{
     fs,
@@ -15,10 +15,10 @@ use nix::{
     },
 };
 
-/// Where programs are; the kernel does not say.
+/// Search path of programs; the kernel sets none.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// File system, where, options.
+/// Type, mount point and options of each file system.
 const MOUNTS: [(&str, &str, &str); 9] = [
     ("proc", "/proc", ""),
     ("sysfs", "/sys", ""),
@@ -31,7 +31,7 @@ const MOUNTS: [(&str, &str, &str); 9] = [
     ("tracefs", "/sys/kernel/tracing", ""),
 ];
 
-/// Mounts all of them; those that this kernel lacks are missing to whoever needs them.
+/// Mounts all of them; file systems that the kernel does not support are skipped, except the essential ones.
 pub fn all() -> anyhow::Result<()> {
     umask(Mode::from_bits_truncate(0o022));
     for (kind, path, options) in MOUNTS {
@@ -47,11 +47,11 @@ pub fn all() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What takes programs of its own: modules, the loopback interface.
+/// The part that runs other programs: kernel modules, the loopback interface.
 pub fn environment(modules: &[String]) {
     let _ = fs::write("/proc/sys/kernel/hostname", "vm");
     let _ = fs::write("/proc/sys/kernel/printk", "4");
-    // As systemd has it; children inherit it.
+    // The limits set by systemd, inherited by children.
     let _ = setrlimit(Resource::RLIMIT_NOFILE, 1024, 524_288);
     for module in modules {
         run("modprobe", &["-q", module]);

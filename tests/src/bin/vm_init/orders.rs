@@ -1,36 +1,36 @@
-//! What xtask wants to be done, as it wrote it into the file system.
+//! The orders that xtask writes into the initial file system.
 
 use std::{fs, time::Duration};
 
 use anyhow::Context as _;
 use serde_json::Value;
 
-/// All of it.
+/// All orders.
 pub struct Orders {
-    /// Only say that the kernel is up.
+    /// Only report that the kernel has booted.
     pub trial: bool,
-    /// Where crafter's own executable is.
+    /// Path of the program crafter.
     pub crafter: String,
-    /// Modules to load first.
+    /// Kernel modules to load first.
     pub modules: Vec<String>,
-    /// Test programs, in their order.
+    /// Test programs, in order of execution.
     pub programs: Vec<Program>,
 }
 
-/// One program to run.
+/// A program to run.
 pub struct Program {
     /// Its path and arguments.
     pub command: Vec<String>,
-    /// Where it runs.
+    /// Working directory.
     pub directory: String,
-    /// Its variables.
+    /// Environment variables.
     pub variables: Vec<(String, String)>,
-    /// When it is ended.
+    /// Time after which it is killed.
     pub limit: Duration,
 }
 
 impl Orders {
-    /// Reads them.
+    /// Reads the orders from a JSON file.
     pub fn read(path: &str) -> anyhow::Result<Self> {
         let text = fs::read_to_string(path).with_context(|| format!("read {path}"))?;
         let orders: Value = serde_json::from_str(&text).with_context(|| format!("read {path}"))?;

@@ -1,4 +1,4 @@
-//! What loading and attaching the kernel half takes on this kernel, and what it gets.
+//! Reports how long loading and attaching the kernel half takes on this kernel, and which mechanisms are available.
 
 use std::{collections::BTreeSet, fs, time::Instant};
 
@@ -11,10 +11,10 @@ use crafter::{
     error::Error,
     lab::INTERFACE,
 };
-use crafter_tests::stage;
+use crafter_tests::testbed;
 use serde_json::{Value, json};
 
-/// A JSON object: `programs`, `attached`, or `refused`.
+/// A JSON object with `programs` and `attached`, or with `refused`.
 pub fn report() -> Value {
     let programs = [Hook::Xdp, Hook::Ingress, Hook::Egress].map(program);
     if let Some(Err(error)) = programs.iter().find(|program| program.is_err()) {
@@ -29,11 +29,11 @@ pub fn report() -> Value {
     })
 }
 
-/// Loads one program into a kernel half of its own, so that its time is its own.
+/// Loads one program into a separate kernel half, so that its time is not shared.
 fn program(hook: Hook) -> Result<Value, Error> {
     let frames = Frames::plan(1500, 1);
     let (mut kernel, _maps) = Kernel::load(&LoadOptions::default(), 14, frames.longest())?;
-    // The programs refer to it until they are loaded.
+    // Kept open until the programs that reference it are loaded.
     let _sockets = kernel.take_sockets()?;
     let began = Instant::now();
     let info = if hook == Hook::Xdp { kernel.xdp(hook)?.info() } else { kernel.classifier(hook)?.info() };
@@ -48,11 +48,11 @@ fn program(hook: Hook) -> Result<Value, Error> {
     }))
 }
 
-/// Opens the lab's interface; what it reports, and which links of the kernel stand behind it.
+/// Opens the lab's interface; returns crafter's report and the types of BPF links that it uses.
 fn mechanism(attach: Attach, name: &str) -> Value {
-    let lab = stage::lab();
+    let lab = testbed::lab();
     let opened = crafter_tests::within(lab.client(), || async {
-        let crafter = Crafter::open(INTERFACE, stage::options(attach)).await?;
+        let crafter = Crafter::open(INTERFACE, testbed::options(attach)).await?;
         let report = crafter.report().clone();
         Ok::<_, Error>((report, links()))
     });
@@ -62,7 +62,7 @@ fn mechanism(attach: Attach, name: &str) -> Value {
     }
 }
 
-/// Kinds of the links that this process holds; what is attached without one is not among them.
+/// Types of the BPF links held by this process; attachments without a link are not listed.
 fn links() -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for entry in fs::read_dir("/proc/self/fdinfo").into_iter().flatten().flatten() {
@@ -72,9 +72,9 @@ fn links() -> BTreeSet<String> {
     found
 }
 
-/// What `crafter doctor` says in the lab.
+/// Output of `crafter doctor` in the lab.
 fn doctor() -> String {
-    let lab = stage::lab();
+    let lab = testbed::lab();
     let output = lab.client().command(crafter_tests::service::built()).arg("doctor").output();
     output.map_or_else(|e| e.to_string(), |output| String::from_utf8_lossy(&output.stdout).into_owned())
 }

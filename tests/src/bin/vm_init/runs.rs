@@ -1,4 +1,4 @@
-//! Runs test programs, line by line to the port, each bounded in time.
+//! Runs test programs with a time limit and forwards their output line by line.
 
 use std::{
     collections::BTreeSet,
@@ -27,31 +27,31 @@ use serde_json::json;
 
 use crate::{Port, orders::Program};
 
-/// How often the end of a program is looked for; orphans are buried along.
+/// Interval at which the exit of a program is polled and orphans are reaped.
 const POLL: Duration = Duration::from_millis(20);
 
-/// A line longer than that is told in pieces, and so is one that does not end.
+/// Maximum length of a forwarded line in bytes; longer lines are split.
 const LINE: usize = 4000;
 
-/// Runs one program to its end, and says how it ended.
+/// Runs one program until it exits, and reports its exit code.
 pub fn run(out: &Port, number: usize, program: &Program) -> anyhow::Result<()> {
     let began = Instant::now();
     let (reader, writer) = std::io::pipe()?;
     let errors: OwnedFd = writer.try_clone()?.into();
     let mut command = Command::new(&program.command[0]);
     command.args(&program.command[1..]).current_dir(&program.directory).envs(program.variables.iter().cloned());
-    // A group, so that what it starts is ended with it.
+    // A process group, so that its children can be killed with it.
     command.process_group(0).stdin(Stdio::null()).stdout(writer).stderr(errors);
     let child = match command.spawn() {
         Ok(child) => child,
         Err(error) => {
-            let text = format!("{} does not start: {error}", program.command[0]);
+            let text = format!("cannot start {}: {error}", program.command[0]);
             out.say(&json!({"event": "line", "program": number, "text": text}));
             out.say(&json!({"event": "end", "program": number, "code": 127, "seconds": 0}));
             return Ok(());
         }
     };
-    // It holds the writing end, too.
+    // The command holds a copy of the pipe's write end.
     drop(command);
     let pid = Pid::from_raw(child.id() as i32);
     let ended = AtomicBool::new(false);
@@ -60,10 +60,10 @@ pub fn run(out: &Port, number: usize, program: &Program) -> anyhow::Result<()> {
         let mut timed_out = false;
         let code = loop {
             match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(who, code)) if who == pid => break code,
-                Ok(WaitStatus::Signaled(who, signal, _)) if who == pid => break 128 + signal as i32,
+                Ok(WaitStatus::Exited(exited, code)) if exited == pid => break code,
+                Ok(WaitStatus::Signaled(exited, signal, _)) if exited == pid => break 128 + signal as i32,
                 Ok(WaitStatus::StillAlive) | Err(Errno::EINTR) => thread::sleep(POLL),
-                // An orphan, which the first process has to bury.
+                // An orphan, which init must reap.
                 Ok(_) => {}
                 Err(_) => break 255,
             }
@@ -72,7 +72,7 @@ pub fn run(out: &Port, number: usize, program: &Program) -> anyhow::Result<()> {
                 let _ = killpg(pid, Signal::SIGKILL);
             }
         };
-        // What it left behind of its group would hold the pipe open.
+        // Group members that are still alive would keep the pipe open.
         if timed_out {
             let _ = killpg(pid, Signal::SIGKILL);
         }
@@ -84,7 +84,7 @@ pub fn run(out: &Port, number: usize, program: &Program) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Tells lines as they come, and after a moment also what of a line has come: the name of a test that hangs.
+/// Forwards complete lines, and after 200 ms also an incomplete one, such as the name of a test that hangs.
 fn forward(out: &Port, number: usize, mut reader: std::io::PipeReader, ended: &AtomicBool) {
     let mut held = Vec::new();
     let mut buffer = [0; 4096];
@@ -98,7 +98,7 @@ fn forward(out: &Port, number: usize, mut reader: std::io::PipeReader, ended: &A
             nix::poll::poll(&mut fds, 200_u16).unwrap_or(0)
         };
         if ready == 0 {
-            // A process that the program forgot may hold the pipe.
+            // Another process may still hold the pipe.
             if ended.load(Ordering::Relaxed) {
                 break;
             }
@@ -116,7 +116,7 @@ fn forward(out: &Port, number: usize, mut reader: std::io::PipeReader, ended: &A
     }
 }
 
-/// Ids of all programs, maps and links of this kernel, by name.
+/// Type, id and name of all programs, maps and links in this kernel.
 pub fn bpf_objects() -> BTreeSet<String> {
     let programs = loaded_programs()
         .flatten()
@@ -126,13 +126,13 @@ pub fn bpf_objects() -> BTreeSet<String> {
     programs.chain(maps).chain(links).collect()
 }
 
-/// Every process but the kernel's threads and this one; those that have ended are buried before.
+/// Every user process except this one; reaps exited children first.
 pub fn processes() -> Vec<String> {
     while !matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(WaitStatus::StillAlive) | Err(_)) {}
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
-        // Threads of the kernel have no command line, and no memory.
+        // Kernel threads have no command line.
         let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         if pid != 1 && !line.is_empty() && kill(Pid::from_raw(pid), None).is_ok() {
             found.push(format!("process {pid} {}", String::from_utf8_lossy(&line).replace('\0', " ").trim()));

@@ -1,8 +1,8 @@
-//! CLOCK_REALTIME is set forward and back while crafter works. What takes time is measured by CLOCK_MONOTONIC, by which
-//! the kernel half stamps, and notices nothing; what says what time it is says what the clock says at that moment.
+//! Sets CLOCK_REALTIME forward and back while crafter works. Timers and the kernel half use CLOCK_MONOTONIC and must
+//! not be affected; wall-clock timestamps must follow CLOCK_REALTIME.
 //!
-//! The clock is the whole machine's: these tests are ignored, and `cargo xtask vm-test --program clock` runs them, in a
-//! virtual machine. Anywhere else they refuse to run also when they are asked to.
+//! The clock belongs to the whole machine. These tests are therefore ignored, run in a virtual machine by `cargo xtask
+//! vm-test --program clock`, and refuse to run anywhere else.
 
 mod exchange;
 mod service;
@@ -19,33 +19,33 @@ use std::{
 };
 
 use crafter::lab::INTERFACE;
-use crafter_tests::{guarded::GuardedLab, leak::Serial, stage, wire::mac};
+use crafter_tests::{guarded::GuardedLab, leak::Serial, testbed, wire::mac};
 use nix::{
     sys::time::TimeSpec,
     time::{ClockId, clock_gettime, clock_settime},
 };
 
-/// In seconds.
+/// Seconds.
 const DAY: i64 = 86_400;
 const YEAR: i64 = 365 * DAY;
 
-/// How far the clock goes; each time it comes back.
+/// Steps of the clock in seconds; each is undone afterwards.
 const STEPS: [i64; 4] = [DAY, -DAY, YEAR, -YEAR];
 
-/// An address of the server's network at which nobody answers, not even that nobody is there.
+/// An address in the server's network that sends no answer, not even an ICMP error.
 const SILENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 77);
 
-/// One test at a time, and only where the clock is nobody's.
+/// Runs the test alone, and only in a virtual machine.
 fn begin() -> Serial {
     let first = fs::read_to_string("/proc/1/comm").unwrap_or_default();
     assert!(
         std::env::var_os("CRAFTER_TEST_MACHINE").is_some() && first.trim() == "vm_init",
-        "these tests set the clock of the machine that they run on: `cargo xtask vm-test --program clock`"
+        "these tests set the clock of the machine; run them with `cargo xtask vm-test --program clock`"
     );
     Serial::begin()
 }
 
-/// CLOCK_REALTIME, since 1970.
+/// CLOCK_REALTIME as time since 1970.
 fn wall() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970")
 }
@@ -56,25 +56,28 @@ fn monotonic() -> u64 {
     now.as_nanos() as u64
 }
 
-/// Sets the clock forward or back, and sees that it went.
+/// Steps the clock by `seconds`, and verifies it.
 fn shift(seconds: i64) {
     let before = clock_gettime(ClockId::CLOCK_REALTIME).expect("the clock");
     let began = Instant::now();
     let to = TimeSpec::new(before.tv_sec() + seconds, before.tv_nsec());
     clock_settime(ClockId::CLOCK_REALTIME, to).unwrap_or_else(|e| panic!("set the clock to {to}: {e}"));
     let now = clock_gettime(ClockId::CLOCK_REALTIME).expect("the clock");
-    let went = now.tv_sec() - before.tv_sec();
-    assert!((seconds..=seconds + 2 + began.elapsed().as_secs() as i64).contains(&went), "{went} instead of {seconds}");
+    let change = now.tv_sec() - before.tv_sec();
+    assert!(
+        (seconds..=seconds + 2 + began.elapsed().as_secs() as i64).contains(&change),
+        "the clock changed by {change} s instead of {seconds} s"
+    );
 }
 
-/// The clock, set to and fro until this is dropped or ended; then it is right again.
+/// A thread that steps the clock forward and back until this is ended or dropped; afterwards the clock is correct.
 struct Jumps {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<u32>>,
 }
 
 impl Jumps {
-    /// Begins, and stays for so long where it went.
+    /// Starts the thread; `pause`: time between two steps.
     fn every(pause: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let until = stop.clone();
@@ -95,7 +98,7 @@ impl Jumps {
         Self { stop, thread: Some(std::thread::spawn(work)) }
     }
 
-    /// Ends it; how often the clock was set.
+    /// Stops the thread; returns the number of steps.
     fn end(mut self) -> u32 {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.take().expect("once").join().expect("set the clock")
@@ -109,17 +112,16 @@ impl Drop for Jumps {
     }
 }
 
-/// A lab whose client believes to know the way to [`SILENT`].
+/// A lab whose client has a neighbour entry for [`SILENT`].
 fn lab() -> GuardedLab {
-    let lab = stage::lab();
+    let lab = testbed::lab();
     let server = lab.server().run(|| mac(INTERFACE)).expect("enter the server");
     let address = server.map(|byte| format!("{byte:02x}")).join(":");
     let arguments = ["neigh", "replace", &SILENT.to_string(), "lladdr", &address, "dev", INTERFACE, "nud", "permanent"];
-    stage::run(lab.client().command("ip").args(arguments));
+    testbed::run(lab.client().command("ip").args(arguments));
     lab
 }
 
-/// The silent address.
 fn silent() -> IpAddr {
     SILENT.into()
 }

@@ -1,4 +1,4 @@
-//! One end: an engine, and a program that writes, reads, stalls, closes or aborts.
+//! One end: an engine with an application that writes, reads, stalls, closes or aborts.
 
 use std::time::{Duration, Instant};
 
@@ -6,16 +6,16 @@ use crafter::engine::{Error, StreamEngine, StreamState};
 
 use super::random::Random;
 
-/// When the program ends its connection.
+/// When the application ends its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// Closes once all is written.
+    /// Closes when all data is written.
     Written,
-    /// Closes once the peer has closed and all is written.
+    /// Closes when the peer has closed and all data is written.
     AfterPeer,
-    /// Closes once all is written and all of the peer's is read: both at about the same time.
+    /// Closes when all data is written and all data of the peer is read, so both ends close at about the same time.
     AllDone,
-    /// Aborts when it has moved so many bytes, or when all is done, whatever is first.
+    /// Aborts after `after` bytes written and read, or when everything is done, whichever is first.
     Abort { after: u64 },
 }
 
@@ -23,26 +23,26 @@ pub enum Ending {
 pub struct End {
     pub engine: StreamEngine,
     rng: Random,
-    /// What it writes.
+    /// The bytes to write.
     out: Vec<u8>,
-    /// What the peer writes.
+    /// The bytes that the peer writes.
     expected: Vec<u8>,
     pub written: usize,
     pub read: usize,
     ending: Ending,
-    /// Places in the peer's bytes where the program stops to read for a while.
+    /// Offsets in the peer's bytes at which the application stops reading, and for how long.
     stalls: Vec<(usize, Duration)>,
     stalled_until: Option<Instant>,
     pub closed: bool,
     pub aborted: bool,
     pub eof: bool,
     pub error: Option<Error>,
-    /// When something of the peer's last reached the engine.
-    pub heard: Instant,
-    /// When the engine sent something that has to be acknowledged; the latest at the end.
-    pub spoke: Vec<Instant>,
-    /// When it failed.
-    pub over: Option<Instant>,
+    /// When the engine last accepted a segment of the peer.
+    pub last_received: Instant,
+    /// When the engine sent segments that occupy sequence space, in order.
+    pub sent: Vec<Instant>,
+    /// When the connection failed.
+    pub failed_at: Option<Instant>,
     buffer: Vec<u8>,
 }
 
@@ -57,8 +57,8 @@ impl End {
     ) -> Self {
         let mut stalls: Vec<_> = (0..stalls)
             .map(|_| {
-                let place = rng.below(expected.len() as u64 + 1) as usize;
-                (place, Duration::from_millis(rng.pick(&[1, 100, 3000, 20_000])))
+                let offset = rng.below(expected.len() as u64 + 1) as usize;
+                (offset, Duration::from_millis(rng.pick(&[1, 100, 3000, 20_000])))
             })
             .collect();
         stalls.sort_unstable_by(|one, other| other.cmp(one));
@@ -77,14 +77,14 @@ impl End {
             aborted: false,
             eof: false,
             error: None,
-            heard: now,
-            spoke: Vec::new(),
-            over: None,
+            last_received: now,
+            sent: Vec::new(),
+            failed_at: None,
             buffer,
         }
     }
 
-    /// Lets the program do what it can.
+    /// Runs the application until it blocks.
     pub fn work(&mut self, now: Instant) {
         self.write();
         self.receive(now);
@@ -130,13 +130,13 @@ impl End {
         self.stalled_until = None;
         while !self.eof && self.error.is_none() && !self.aborted {
             let mut most = self.buffer.len();
-            if let Some(&(place, pause)) = self.stalls.last() {
-                if place <= self.read {
+            if let Some(&(offset, pause)) = self.stalls.last() {
+                if offset <= self.read {
                     self.stalls.pop();
                     self.stalled_until = Some(now + pause);
                     return;
                 }
-                most = most.min(place - self.read);
+                most = most.min(offset - self.read);
             }
             match self.engine.recv(&mut self.buffer[..most]) {
                 Ok(Some(0)) => self.eof = true,
@@ -151,22 +151,22 @@ impl End {
         }
     }
 
-    /// When the program does something by itself.
+    /// When the application acts next without an event.
     pub fn next_at(&self) -> Option<Instant> {
         self.stalled_until
     }
 
-    /// How often it sent something that has to be acknowledged, since then.
-    pub fn spoken_since(&self, since: Instant) -> usize {
-        self.spoke.iter().rev().take_while(|at| **at >= since).count()
+    /// How often it sent something that must be acknowledged, since `since`.
+    pub fn sent_since(&self, since: Instant) -> usize {
+        self.sent.iter().rev().take_while(|at| **at >= since).count()
     }
 
-    /// Why its connection failed, if it did.
+    /// The error of its connection.
     pub fn failure(&self) -> Option<Error> {
         self.engine.error()
     }
 
-    /// Whether it has done all that it ever will.
+    /// Whether it will do nothing more.
     pub fn is_done(&self) -> bool {
         self.engine.is_finished() && (self.eof || self.error.is_some() || self.aborted)
     }

@@ -1,7 +1,7 @@
-//! Two stream engines joined by a faulty wire, on a virtual clock: thousands of seeded conversations, each of which
-//! ends byte-exact or with an error that is true. Nothing is opened, and no time passes.
+//! Two stream engines joined by a faulty wire on a virtual clock: thousands of seeded conversations, each of which ends
+//! byte-exact or with the correct error. Nothing is opened, and no real time passes.
 //!
-//! `CRAFTER_TEST_RUNS` says how many, `CRAFTER_TEST_SEED` runs that one alone and shows its packets.
+//! `CRAFTER_TEST_RUNS` sets the number of runs; `CRAFTER_TEST_SEED` runs a single seed and prints its packets.
 
 mod end;
 mod random;
@@ -22,20 +22,20 @@ use crafter_tests::leak::Parallel;
 
 use end::{End, Ending};
 use random::Random;
-use wire::{Fates, Faults, Wire};
+use wire::{Faults, PacketCounts, Wire};
 
-/// Runs, unless `CRAFTER_TEST_RUNS` says otherwise.
+/// Number of runs, unless `CRAFTER_TEST_RUNS` is set.
 const RUNS: u64 = 1000;
-/// No conversation takes longer, on the virtual clock, whatever happens to it.
+/// Upper bound of the duration of a conversation, on the virtual clock.
 const LONGEST: Duration = Duration::from_secs(12 * 3600);
-/// Steps of a run, and of a run at one instant.
+/// Limits of steps per run, and of steps at one instant.
 const STEPS: u64 = 3_000_000;
 const STEPS_AT_ONCE: u64 = 2000;
-/// After so long in silence a connection is left.
+/// Idle timeout and retransmission timeout of both ends.
 const IDLE: Duration = Duration::from_secs(300);
 const RETRANSMISSION: Duration = Duration::from_secs(60);
 
-/// What came of one run.
+/// Totals of all runs.
 #[derive(Debug, Default)]
 struct Sum {
     runs: u64,
@@ -45,32 +45,32 @@ struct Sum {
     both_closed: u64,
     timed_out: u64,
     bytes: u64,
-    fates: Fates,
+    packets: PacketCounts,
 }
 
 struct Pair {
     start: Instant,
     now: Instant,
     ends: [End; 2],
-    /// When each begins.
+    /// When each end opens its connection.
     begins: [Instant; 2],
     wire: Wire,
-    /// What a host answers to segments of a connection that has ended: a RST, or nothing.
+    /// Whether the host answers segments of an ended connection with a RST.
     resets: bool,
     crossed: bool,
     kind: Kind,
 }
 
-/// What a run is about, and so what may come of it.
+/// The conditions of a run, which determine the permitted outcomes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    /// Nothing goes wrong: it has to be whole.
+    /// No fault: it must complete.
     Fair,
-    /// A bad network.
+    /// A faulty network.
     Faulty,
-    /// An end aborts.
+    /// One end aborts.
     Abort,
-    /// The wire is cut for good.
+    /// The wire is cut permanently.
     Cut,
 }
 
@@ -117,7 +117,7 @@ impl Pair {
                 ..StreamConfig::new(addresses[end], addresses[1 - end], rng.next())
             }
         });
-        // A byte at a time takes long: what is to be moved is at most so many windows and buffers full.
+        // Small windows are slow, so the length is limited in proportion to window and buffer.
         let lengths = [0, 1].map(|end: usize| {
             let most = configs[end].tx_buffer.min(configs[1 - end].rx_buffer).saturating_mul(300).min(300_000);
             if rng.chance(0.1) { 0 } else { rng.below(most as u64 + 1) as usize }
@@ -152,7 +152,7 @@ impl Pair {
         let mut configs = configs.into_iter();
         let ends = [0, 1].map(|end: usize| {
             let config = configs.next().expect("two");
-            let engine = StreamEngine::connect(config, None, begins[end]).expect("what can work");
+            let engine = StreamEngine::connect(config, None, begins[end]).expect("a valid configuration");
             let stalls = rng.below(4) as usize;
             let own = Random::new(rng.next());
             End::new(engine, own, texts.next().expect("two"), endings[end], stalls, begins[end])
@@ -177,25 +177,25 @@ impl Pair {
             let next = own.into_iter().flatten().chain(self.wire.next_at()).min();
             let Some(next) = next else {
                 let states = [0, 1].map(|end: usize| (self.ends[end].engine.state(), self.ends[end].engine.stats()));
-                assert!(self.ends.iter().all(End::is_done), "nothing is left to happen: {states:?}");
+                assert!(self.ends.iter().all(End::is_done), "no event is pending: {states:?}");
                 break;
             };
             at_once = if next > self.now { 0 } else { at_once + 1 };
             self.now = next.max(self.now);
             steps += 1;
             let states = || [0, 1].map(|end: usize| (self.ends[end].engine.state(), self.ends[end].engine.stats()));
-            assert!(at_once < STEPS_AT_ONCE, "time stands still: {:?}", states());
+            assert!(at_once < STEPS_AT_ONCE, "no progress in time: {:?}", states());
             assert!(
                 steps < STEPS && self.now - self.start < LONGEST,
-                "no end: {:?} {:?}",
+                "the run does not end: {:?} {:?}",
                 self.now - self.start,
                 states()
             );
         }
-        self.judge();
+        self.check();
     }
 
-    /// All that happens now.
+    /// Processes everything that is due now.
     fn work(&mut self) {
         while let Some((to, packet)) = self.wire.arrive(self.now) {
             let end = &mut self.ends[to];
@@ -203,11 +203,14 @@ impl Pair {
                 continue;
             }
             if end.engine.is_finished() {
-                self.answer_for_nobody(to, &packet);
+                self.answer_unknown(to, &packet);
                 continue;
             }
-            assert!(end.engine.handle_packet(self.now, &packet), "a segment of the connection was not taken");
-            end.heard = self.now;
+            assert!(
+                end.engine.handle_packet(self.now, &packet),
+                "the engine did not accept a segment of its connection"
+            );
+            end.last_received = self.now;
         }
         for number in 0..2 {
             if self.begins[number] > self.now {
@@ -219,20 +222,21 @@ impl Pair {
             let mut burst = Vec::new();
             end.engine.poll_transmit(self.now, &mut |packet| burst.push(packet.to_vec()));
             if end.failure().is_some() {
-                end.over.get_or_insert(self.now);
+                end.failed_at.get_or_insert(self.now);
             }
-            // What it may have made room for.
+            // Sending may have freed buffer space.
             end.work(self.now);
-            let asks = |packet: &Vec<u8>| Segment::parse(packet).is_ok_and(|segment| segment.sequence_length() > 0);
-            end.spoke.extend(burst.iter().any(asks).then_some(self.now));
+            let needs_ack =
+                |packet: &Vec<u8>| Segment::parse(packet).is_ok_and(|segment| segment.sequence_length() > 0);
+            end.sent.extend(burst.iter().any(needs_ack).then_some(self.now));
             self.wire.send(self.now, number, burst);
         }
         let states = [0, 1].map(|end: usize| self.ends[end].engine.state());
         self.crossed |= states == [StreamState::Closing; 2] && self.ends.iter().all(|end| end.closed);
     }
 
-    /// A segment of a connection that is over: the host, or the lease, has it now.
-    fn answer_for_nobody(&mut self, from: usize, packet: &[u8]) {
+    /// Answers a segment of an ended connection on behalf of the host.
+    fn answer_unknown(&mut self, from: usize, packet: &[u8]) {
         let Ok(segment) = Segment::parse(packet) else { return };
         if !self.resets || segment.flags.contains(Flags::RST) {
             return;
@@ -246,11 +250,11 @@ impl Pair {
         self.wire.send(self.now, from, vec![reset.build()]);
     }
 
-    /// What has come of it is whole, or an error that is true.
-    fn judge(&self) {
+    /// Checks that each end is complete or has the correct error.
+    fn check(&self) {
         for (end, peer) in [(&self.ends[0], &self.ends[1]), (&self.ends[1], &self.ends[0])] {
             let failure = end.failure();
-            let story = || {
+            let describe = || {
                 format!(
                     "{:?}: this end {failure:?}, written {}, read {}, closed {}, aborted {}, eof {}, {:?}; \
                      the peer {:?}, written {}, read {}, closed {}, aborted {}, eof {}, {:?}; {:?} in {:?}",
@@ -268,50 +272,50 @@ impl Pair {
                     peer.aborted,
                     peer.eof,
                     peer.engine.stats(),
-                    self.wire.fates,
+                    self.wire.counts,
                     self.now - self.start,
                 )
             };
             if end.eof {
-                assert!(peer.closed && end.read == peer.written, "the end came early: {}", story());
+                assert!(peer.closed && end.read == peer.written, "end of stream before all data: {}", describe());
             }
             if end.closed && failure.is_none() {
                 assert!(
                     peer.read == end.written || peer.aborted || !peer.eof && peer.error.is_none(),
-                    "acknowledged and not there: {}",
-                    story()
+                    "acknowledged data was not delivered: {}",
+                    describe()
                 );
-                assert_eq!(end.engine.unacknowledged(), 0, "{}", story());
+                assert_eq!(end.engine.unacknowledged(), 0, "{}", describe());
             }
             match &failure {
-                None => assert!(end.eof || end.aborted, "neither an end nor an error: {}", story()),
-                Some(Error::Io { .. }) => assert!(end.aborted, "{}", story()),
+                None => assert!(end.eof || end.aborted, "neither end of stream nor error: {}", describe()),
+                Some(Error::Io { .. }) => assert!(end.aborted, "{}", describe()),
                 Some(Error::Reset { .. } | Error::Refused { .. }) => assert!(
                     peer.aborted || peer.failure().is_some() || self.resets && peer.engine.is_finished(),
-                    "nobody reset it: {}",
-                    story()
+                    "reset without a cause: {}",
+                    describe()
                 ),
                 Some(Error::TimedOut { waiting_for, after, .. }) => {
-                    self.judge_timeout(end, *after, waiting_for, &story)
+                    self.check_timeout(end, *after, waiting_for, &describe)
                 }
-                Some(error) => panic!("{error}: {}", story()),
+                Some(error) => panic!("{error}: {}", describe()),
             }
             if self.kind == Kind::Fair {
-                assert!(failure.is_none(), "{}", story());
+                assert!(failure.is_none(), "{}", describe());
             }
         }
     }
 
-    /// Who says that nobody answered has not been answered, and has asked.
-    fn judge_timeout(&self, end: &End, after: Duration, waiting_for: &str, story: &dyn Fn() -> String) {
+    /// An end that timed out must have received nothing for that time, and must have retransmitted.
+    fn check_timeout(&self, end: &End, after: Duration, waiting_for: &str, describe: &dyn Fn() -> String) {
         if waiting_for == "SYN-ACK" {
-            return assert!(end.spoke.len() >= 3, "given up after {} SYNs: {}", end.spoke.len(), story());
+            return assert!(end.sent.len() >= 3, "gave up after {} SYNs: {}", end.sent.len(), describe());
         }
-        let silence = end.over.expect("the time of its end") - end.heard;
-        assert!(silence >= after, "heard {silence:?} before it gave up: {}", story());
+        let silence = end.failed_at.expect("the time of its failure") - end.last_received;
+        assert!(silence >= after, "gave up only {silence:?} after the last segment: {}", describe());
         if waiting_for == "acknowledgment" {
-            let asked = end.spoken_since(end.heard);
-            assert!(asked >= 5, "asked {asked} times in {silence:?}: {}", story());
+            let attempts = end.sent_since(end.last_received);
+            assert!(attempts >= 5, "{attempts} attempts in {silence:?}: {}", describe());
         }
     }
 }
@@ -321,7 +325,7 @@ fn run(seed: u64, sum: &mut Sum) {
     pair.wire.shown = number("CRAFTER_TEST_SEED").map(|_| pair.start);
     let ran = catch_unwind(AssertUnwindSafe(|| pair.run()));
     if let Err(panic) = ran {
-        println!("seed {seed} ({:?}); again by CRAFTER_TEST_SEED={seed}", pair.kind);
+        println!("seed {seed} ({:?}); repeat it with CRAFTER_TEST_SEED={seed}", pair.kind);
         resume_unwind(panic);
     }
     let whole = pair.ends.iter().all(|end| end.failure().is_none() && !end.aborted);
@@ -332,8 +336,8 @@ fn run(seed: u64, sum: &mut Sum) {
     sum.both_closed += u64::from(whole && pair.crossed);
     sum.timed_out += u64::from(pair.ends.iter().any(|end| matches!(end.failure(), Some(Error::TimedOut { .. }))));
     sum.bytes += pair.ends.iter().map(|end| end.read as u64).sum::<u64>();
-    let (all, one) = (&mut sum.fates, pair.wire.fates);
-    for (all, one) in [
+    let (all, one) = (&mut sum.packets, pair.wire.counts);
+    for (total, count) in [
         (&mut all.carried, one.carried),
         (&mut all.lost, one.lost),
         (&mut all.repeated, one.repeated),
@@ -343,17 +347,17 @@ fn run(seed: u64, sum: &mut Sum) {
         (&mut all.probes, one.probes),
         (&mut all.zero_windows, one.zero_windows),
     ] {
-        *all += one;
+        *total += count;
     }
 }
 
-/// A number from the environment.
+/// A number from an environment variable.
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text}: not a number")))
 }
 
 #[test]
-fn a_thousand_conversations() {
+fn random_conversations_complete_or_fail_correctly() {
     let _parallel = Parallel::begin();
     let mut sum = Sum::default();
     let began = Instant::now();
@@ -366,9 +370,9 @@ fn a_thousand_conversations() {
         run(seed, &mut sum);
     }
     println!("{sum:?} in {:?}", began.elapsed());
-    // What never happens proves nothing.
+    // A fault that never occurred was not tested.
     if runs >= RUNS {
-        let Fates { lost, repeated, late, corrupted, joined, probes, zero_windows, .. } = sum.fates;
+        let PacketCounts { lost, repeated, late, corrupted, joined, probes, zero_windows, .. } = sum.packets;
         for (what, count) in [
             ("lost", lost),
             ("repeated", repeated),

@@ -1,25 +1,23 @@
-//! Random numbers from a seed, the same everywhere.
+//! Random numbers that depend only on the seed.
 
 use std::time::Duration;
 
-/// SplitMix64 (Steele, Lea and Flood, 2014).
-pub struct Random(u64);
+use crafter_tests::random::Rng;
+
+/// [`Rng`] with probabilities and durations.
+pub struct Random(Rng);
 
 impl Random {
     pub fn new(seed: u64) -> Self {
-        // Seeds are counted from 0; neighbours begin far apart.
-        Self(seed.wrapping_mul(0xd6e8_feb8_6659_fd93) ^ 0x5851_f42d_4c95_7f2d)
+        // Seeds are consecutive numbers; spreads their initial states.
+        Self(Rng::new(seed.wrapping_mul(0xd6e8_feb8_6659_fd93) ^ 0x5851_f42d_4c95_7f2d))
     }
 
     pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.0.bits()
     }
 
-    /// Less than `end`, which is not 0.
+    /// A number below `end`, which must not be 0.
     pub fn below(&mut self, end: u64) -> u64 {
         self.next() % end
     }
@@ -30,10 +28,10 @@ impl Random {
     }
 
     pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len() as u64) as usize]
+        self.0.pick(from)
     }
 
-    /// At most `most`.
+    /// A random duration up to `most`.
     pub fn time(&mut self, most: Duration) -> Duration {
         Duration::from_micros(self.below(most.as_micros() as u64 + 1))
     }

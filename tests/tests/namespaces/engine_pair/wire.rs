@@ -1,5 +1,5 @@
-//! The wire between the two: it loses, repeats, reorders, delays, corrupts and joins packets, and it is a judge: what
-//! an end puts on it has to keep to the peer's MSS and window.
+//! The wire between both ends: it loses, duplicates, reorders, delays, corrupts and coalesces packets, and checks that
+//! each sender respects its MTU, the peer's MSS and the peer's window.
 
 use std::{
     collections::BTreeMap,
@@ -11,16 +11,16 @@ use crafter_packet::testing::Segment;
 
 use super::random::Random;
 
-/// What happens to packets of one direction.
+/// Faults of one direction; rates are probabilities.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Faults {
     pub loss: f64,
     pub duplicate: f64,
-    /// A packet is held back by up to `jitter`.
+    /// Probability of a delay of up to `jitter`.
     pub reorder: f64,
     pub jitter: Duration,
     pub corrupt: f64,
-    /// Neighbours of a burst come as one super-frame, as behind GRO.
+    /// Probability that adjacent segments of a burst are coalesced, as by GRO.
     pub join: f64,
     pub latency: Duration,
 }
@@ -38,21 +38,21 @@ impl Faults {
     }
 }
 
-/// What is known of one end by what it sent.
+/// State of one end as derived from the segments that it sent.
 #[derive(Debug, Default)]
-struct Seen {
+struct Sender {
     mtu: usize,
     mss: Option<u16>,
-    /// Of its SYN; `None`: it did not offer to scale.
+    /// Window scale of its SYN; `None`: not offered.
     scale: Option<u8>,
     syn: bool,
-    /// The right edge of the largest window that it offered.
+    /// The highest right window edge that it announced.
     edge: Option<u32>,
 }
 
-/// How many packets met which fate; both directions.
+/// Number of packets by what happened to them, in both directions.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Fates {
+pub struct PacketCounts {
     pub carried: u64,
     pub lost: u64,
     pub repeated: u64,
@@ -65,17 +65,17 @@ pub struct Fates {
 
 pub struct Wire {
     rng: Random,
-    /// By the end that sends.
+    /// By sending end.
     pub faults: [Faults; 2],
-    /// Nothing gets through in these times.
+    /// Intervals in which every packet is lost.
     pub blackouts: Vec<(Instant, Instant)>,
-    /// Bare SYNs of the second end are lost, so that it answers instead of opening at the same time.
+    /// Bare SYNs of the second end are lost, so that it answers the first one's SYN instead of a simultaneous open.
     pub second_listens: bool,
-    flying: BTreeMap<(Instant, u64), (usize, Vec<u8>)>,
+    in_flight: BTreeMap<(Instant, u64), (usize, Vec<u8>)>,
     order: u64,
-    seen: [Seen; 2],
-    pub fates: Fates,
-    /// Since when each packet is shown; `None`: none is.
+    senders: [Sender; 2],
+    pub counts: PacketCounts,
+    /// Start of the printed trace; `None`: no trace.
     pub shown: Option<Instant>,
 }
 
@@ -90,10 +90,10 @@ impl Wire {
             faults,
             blackouts: Vec::new(),
             second_listens: false,
-            flying: BTreeMap::new(),
+            in_flight: BTreeMap::new(),
             order: 0,
-            seen: mtu.map(|mtu| Seen { mtu, ..Seen::default() }),
-            fates: Fates::default(),
+            senders: mtu.map(|mtu| Sender { mtu, ..Sender::default() }),
+            counts: PacketCounts::default(),
             shown: None,
         }
     }
@@ -104,51 +104,52 @@ impl Wire {
         }
     }
 
-    /// Takes what `from` sends at once.
+    /// Accepts a burst of packets sent by `from`.
     pub fn send(&mut self, now: Instant, from: usize, burst: Vec<Vec<u8>>) {
         for packet in &burst {
-            self.judge(from, packet);
+            self.check(from, packet);
         }
         for packet in self.join(from, burst) {
-            self.fly(now, from, packet);
+            self.carry(now, from, packet);
         }
     }
 
-    fn fly(&mut self, now: Instant, from: usize, mut packet: Vec<u8>) {
+    fn carry(&mut self, now: Instant, from: usize, mut packet: Vec<u8>) {
         let faults = self.faults[from];
         let black = self.blackouts.iter().any(|(start, end)| (*start..*end).contains(&now));
         let is_bare_syn = Segment::parse(&packet).is_ok_and(|segment| segment.flags == Flags::SYN);
         if black || self.rng.chance(faults.loss) || self.second_listens && from == 1 && is_bare_syn {
-            self.fates.lost += 1;
+            self.counts.lost += 1;
             return self.show(now, "lost   ", &packet);
         }
         self.show(now, "sent   ", &packet);
         if self.rng.chance(faults.corrupt) {
-            // One byte: a change that the checksum is sure to tell.
+            // One byte, which the checksum is certain to detect.
             let at = self.rng.below(packet.len() as u64) as usize;
             packet[at] ^= 1 + self.rng.below(255) as u8;
-            self.fates.corrupted += 1;
+            self.counts.corrupted += 1;
         }
         let copies = if self.rng.chance(faults.duplicate) { 2 } else { 1 };
-        self.fates.repeated += copies - 1;
+        self.counts.repeated += copies - 1;
         for _ in 0..copies {
             let mut at = now + faults.latency;
             if self.rng.chance(faults.reorder) {
                 at += self.rng.time(faults.jitter);
-                self.fates.late += 1;
+                self.counts.late += 1;
             }
             self.order += 1;
-            self.flying.insert((at, self.order), (1 - from, packet.clone()));
+            self.in_flight.insert((at, self.order), (1 - from, packet.clone()));
         }
     }
 
-    /// The next packet that arrives by `now`, and where.
+    /// The next packet that has arrived by `now`, and the receiving end.
     pub fn arrive(&mut self, now: Instant) -> Option<(usize, Vec<u8>)> {
-        while let Some(entry) = self.flying.first_entry().filter(|entry| entry.key().0 <= now) {
+        while let Some(entry) = self.in_flight.first_entry().filter(|entry| entry.key().0 <= now) {
             let (to, packet) = entry.remove();
-            // As the driver does, before the engine; nothing covers the header of IPv6, and so its next header.
+            // Drops invalid packets as the driver does. No checksum covers the IPv6 header, and so its next header
+            // field.
             if checksum::verify(&packet, false) != Checksum::Invalid && Segment::parse(&packet).is_ok() {
-                self.fates.carried += 1;
+                self.counts.carried += 1;
                 self.show(now, "arrives", &packet);
                 return Some((to, packet));
             }
@@ -157,10 +158,10 @@ impl Wire {
     }
 
     pub fn next_at(&self) -> Option<Instant> {
-        self.flying.first_key_value().map(|(key, _)| key.0)
+        self.in_flight.first_key_value().map(|(key, _)| key.0)
     }
 
-    /// Joins consecutive data of a burst, as GRO would.
+    /// Coalesces consecutive data segments of a burst, as GRO would.
     fn join(&mut self, from: usize, burst: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
         let likely = self.faults[from].join;
         if likely == 0.0 {
@@ -183,7 +184,7 @@ impl Wire {
                     last.payload.extend(&segment.payload);
                     (last.ack, last.window) = (segment.ack, segment.window);
                     last.flags |= segment.flags;
-                    self.fates.joined += 1;
+                    self.counts.joined += 1;
                 }
                 _ => joined.push(segment),
             }
@@ -191,41 +192,41 @@ impl Wire {
         joined.iter().map(Segment::build).collect()
     }
 
-    /// What no end may do, whatever the network does.
-    fn judge(&mut self, from: usize, packet: &[u8]) {
-        assert_eq!(checksum::verify(packet, false), Checksum::Valid, "a wrong checksum is sent");
+    /// Checks what every sender must respect under all network conditions.
+    fn check(&mut self, from: usize, packet: &[u8]) {
+        assert_eq!(checksum::verify(packet, false), Checksum::Valid, "sent with a wrong checksum");
         let segment = Segment::parse(packet).expect("a segment");
         let length = segment.payload.len() as u32;
-        let peer_scale = self.seen[1 - from].scale;
-        let (mss, peer_edge) = (self.seen[1 - from].mss, self.seen[1 - from].edge);
-        let seen = &mut self.seen[from];
-        assert!(packet.len() <= seen.mtu, "{} bytes are sent, the MTU is {}", packet.len(), seen.mtu);
+        let peer_scale = self.senders[1 - from].scale;
+        let (mss, peer_edge) = (self.senders[1 - from].mss, self.senders[1 - from].edge);
+        let sender = &mut self.senders[from];
+        assert!(packet.len() <= sender.mtu, "sent {} bytes with an MTU of {}", packet.len(), sender.mtu);
         let is_syn = segment.flags.contains(Flags::SYN);
         if is_syn {
             assert!(segment.payload.is_empty());
-            seen.syn = true;
-            seen.mss = segment.mss();
-            seen.scale = segment.window_scale();
+            sender.syn = true;
+            sender.mss = segment.mss();
+            sender.scale = segment.window_scale();
         }
         if segment.flags.contains(Flags::RST) {
             return;
         }
         if segment.flags.contains(Flags::ACK) {
-            let shift = if is_syn { 0 } else { seen.scale.and(peer_scale).and(seen.scale).unwrap_or(0) };
+            let shift = if is_syn { 0 } else { sender.scale.and(peer_scale).and(sender.scale).unwrap_or(0) };
             let edge = segment.ack.wrapping_add(u32::from(segment.window) << shift);
-            self.fates.zero_windows += u64::from(segment.window == 0);
-            if seen.edge.is_none_or(|known| before(known, edge)) {
-                seen.edge = Some(edge);
+            self.counts.zero_windows += u64::from(segment.window == 0);
+            if sender.edge.is_none_or(|known| before(known, edge)) {
+                sender.edge = Some(edge);
             }
         }
         if length > 0 {
-            assert!(length <= u32::from(mss.unwrap_or(536)), "{length} bytes, the peer's MSS is {mss:?}");
-            let edge = peer_edge.expect("no data before the peer has offered a window");
+            assert!(length <= u32::from(mss.unwrap_or(536)), "sent {length} bytes of data, the peer's MSS is {mss:?}");
+            let edge = peer_edge.expect("a window of the peer before data is sent");
             let end = segment.seq.wrapping_add(length);
-            // One byte beyond it probes a window that is closed (RFC 9293, 3.8.6.1).
+            // One byte beyond it is a zero-window probe (RFC 9293, section 3.8.6.1).
             let beyond = end.wrapping_sub(edge) as i32;
-            self.fates.probes += u64::from(length == 1 && beyond == 1);
-            // What the peer says is rounded to its scale, and may so be less than it said before (RFC 7323, 2.4).
+            self.counts.probes += u64::from(length == 1 && beyond == 1);
+            // A scaled window is rounded down, so the edge may move back by less than one unit (RFC 7323, section 2.4).
             let coarse = peer_scale.map_or(0, |scale| (1 << scale) - 1);
             assert!(
                 beyond <= coarse || length == 1 && beyond == 1,

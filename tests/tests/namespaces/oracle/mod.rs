@@ -1,8 +1,8 @@
-//! The kernel half against the oracle: random and damaged packets through `BPF_PROG_TEST_RUN`, each of them judged
-//! a second time in plain Rust. Not one difference is allowed, in action, bytes, counters, copies or flow entries.
+//! Differential test of the kernel half against the oracle: random and damaged packets through `BPF_PROG_TEST_RUN`,
+//! with each result predicted by a model in plain Rust. Action, bytes, counters, copies and flow entries must be equal.
 //!
-//! `CRAFTER_TEST_PACKETS`: how many at ingress, and as many at egress (150,000 of each if unset).
-//! `CRAFTER_TEST_SEED`: where they begin, a number or `random`.
+//! `CRAFTER_TEST_PACKETS`: number of packets at ingress, and at egress (150,000 each if unset). `CRAFTER_TEST_SEED`:
+//! the initial seed, a number or `random`.
 
 use std::{env, time::Instant};
 
@@ -13,15 +13,15 @@ use crafter::{
 use crafter_common::reason::Reason;
 use crafter_tests::{
     bench::Bench,
-    lane::Lane,
+    differential::Differential,
     leak::Parallel,
     random::{
         Rng,
-        story::{Event, Story},
+        sequence::{Event, Sequence},
     },
 };
 
-/// Packets between two changes of owners.
+/// Packets per sequence.
 const ROUND: usize = 4_000;
 
 fn packets() -> usize {
@@ -39,82 +39,77 @@ fn seed() -> u64 {
     }
 }
 
-/// Ways to load the programs: Ethernet or not, AF_XDP socket or not, and the mark.
-const LANES: [(bool, bool, u32); 4] =
+/// Load options of the programs: Ethernet header or not, AF_XDP socket or not, and the mark.
+const CONFIGURATIONS: [(bool, bool, u32); 4] =
     [(true, true, 0x6372_6674), (true, false, 0x6372_6674), (false, false, 0x6372_6674), (true, false, 1)];
 
-fn lane(which: usize) -> Lane {
-    let (ethernet, socket, mark) = LANES[which];
-    // More flows than a round makes: what an LRU map forgets is not the oracle's to guess.
+fn differential(which: usize) -> Differential {
+    let (ethernet, socket, mark) = CONFIGURATIONS[which];
+    // Enough room for all flows of a round, because the oracle does not model eviction from the LRU map.
     let options = LoadOptions { mark, owned_entries: 1024, flow_entries: 1 << 16, ..Bench::small() };
-    Lane::new(&options, ethernet, socket)
+    Differential::new(&options, ethernet, socket)
 }
 
 #[test]
-fn random_packets_are_judged_alike() {
+fn random_packets_match_the_oracle() {
     let _parallel = Parallel::begin();
-    NetNs::new().expect("a namespace").run(differential).expect("enter it");
+    NetNs::new().expect("a namespace").run(compare).expect("enter the namespace");
 }
 
-fn differential() {
+fn compare() {
     let (packets, seed) = (packets(), seed());
     println!("seed {seed}, {packets} packets at ingress and {packets} at egress");
     let began = Instant::now();
-    let mut lanes: Vec<Lane> = (0..LANES.len()).map(lane).collect();
+    let mut differentials: Vec<Differential> = (0..CONFIGURATIONS.len()).map(differential).collect();
     let mut reasons = [0_u64; Reason::ALL.len()];
     let rounds = (2 * packets).div_ceil(ROUND);
     for round in 0..rounds {
         let which = [0, 0, 1, 1, 2, 3][round % 6];
         let mut rng = Rng::new(seed.wrapping_add((round as u64) << 20));
-        let story = Story::new(&mut rng, ROUND.min(2 * packets - round * ROUND), LANES[which]);
-        if let Err((at, why)) = story.run(&mut lanes[which], &mut reasons) {
-            let told = story.shrunk(at, &mut lanes[which]);
-            panic!("seed {seed}, round {round}, event {at}, lane {:?}: {why}\n{told}", LANES[which]);
+        let sequence = Sequence::new(&mut rng, ROUND.min(2 * packets - round * ROUND), CONFIGURATIONS[which]);
+        if let Err((at, why)) = sequence.run(&mut differentials[which], &mut reasons) {
+            let report = sequence.minimized(at, &mut differentials[which]);
+            panic!(
+                "seed {seed}, round {round}, event {at}, configuration {:?}: {why}\n{report}",
+                CONFIGURATIONS[which]
+            );
         }
     }
     println!("0 differences in {} s", began.elapsed().as_secs_f32());
     for reason in Reason::ALL {
         println!("{:>12} {}", reasons[reason as usize], reason.name());
     }
-    // What needs a full ring is in the named rows. A short run may miss what is rare.
+    // The named rows cover the reasons that need a full ring. A short run may miss rare reasons.
     let full = [Reason::DeliveryFull, Reason::ObserveFull];
     let missed: Vec<_> = Reason::ALL.iter().filter(|r| reasons[**r as usize] == 0 && !full.contains(r)).collect();
-    assert!(missed.is_empty() || packets < 50_000, "never met: {missed:?}");
+    assert!(missed.is_empty() || packets < 50_000, "these reasons never occurred: {missed:?}");
 }
 
-/// With nothing owned, every packet passes, and not a byte of it changes: this needs no oracle to know.
-#[test]
-fn without_owners_everything_passes() {
-    let _parallel = Parallel::begin();
-    NetNs::new()
-        .expect("a namespace")
-        .run(|| {
-            let mut rng = Rng::new(seed());
-            let mut lane = lane(0);
-            let mut story = Story::new(&mut rng, packets().min(50_000), LANES[0]);
-            story.disown_all();
-            for event in &story.events {
-                let Event::Packet { hook, frame, mark } = event else { continue };
-                lane.pass(*hook, frame, *mark).unwrap_or_else(|why| panic!("{event:?}: {why}"));
-            }
-        })
-        .expect("enter it");
+/// Runs `count` random packets without owners through the programs; every packet must pass unchanged at the hook that
+/// `hook` selects.
+fn assert_all_pass(count: usize, hook: fn(Hook) -> Hook) {
+    let work = || {
+        let mut differential = differential(0);
+        let mut sequence = Sequence::new(&mut Rng::new(seed()), count, CONFIGURATIONS[0]);
+        sequence.disown_all();
+        for event in &sequence.events {
+            let Event::Packet { hook: own, frame, mark } = event else { continue };
+            differential.pass(hook(*own), frame, *mark).unwrap_or_else(|why| panic!("{event:?}: {why}"));
+        }
+    };
+    NetNs::new().expect("a namespace").run(work).expect("enter the namespace");
 }
 
-/// The benchmarks' program does nothing, whatever comes.
+/// This test does not depend on the oracle.
 #[test]
-fn the_empty_program_passes_everything() {
+fn unowned_packets_pass_unchanged() {
     let _parallel = Parallel::begin();
-    NetNs::new()
-        .expect("a namespace")
-        .run(|| {
-            let mut rng = Rng::new(seed());
-            let mut lane = lane(0);
-            let story = Story::new(&mut rng, 2_000, LANES[0]);
-            for event in &story.events {
-                let Event::Packet { frame, .. } = event else { continue };
-                lane.pass(Hook::Empty, frame, 0).unwrap_or_else(|why| panic!("{event:?}: {why}"));
-            }
-        })
-        .expect("enter it");
+    assert_all_pass(packets().min(50_000), |hook| hook);
+}
+
+/// The empty program is the baseline of the benchmarks.
+#[test]
+fn empty_program_passes_every_packet() {
+    let _parallel = Parallel::begin();
+    assert_all_pass(2_000, |_| Hook::Empty);
 }

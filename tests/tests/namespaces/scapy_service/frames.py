@@ -17,5 +17,5 @@ while sniffer.count < 2 and time.monotonic() < until:
     time.sleep(0.01)
 time.sleep(0.2)
 sniffer.stop()
-# Which of both the service hands out first nobody knows.
+# The service delivers the two packets in either order.
 print("sniff", *sorted(str(packet[TCP].flags) for packet in sniffer.results if Ether in packet), flush=True)

@@ -1,4 +1,4 @@
-//! Clients that do harm, and one beside them that must not notice.
+//! Clients that violate the protocol or exhaust resources, while another client must not be disturbed.
 
 use std::{
     io::Write as _,
@@ -19,9 +19,9 @@ use crafter_tests::{
     leak::Serial,
     peer::wait_for,
     raw::{self, Raw},
-    service::{NOBODY, PATIENCE, ROOT, Service, drop_to},
+    service::{NOBODY, REPLY_TIMEOUT, ROOT, Service, drop_to},
     slow::allow,
-    stage::lab,
+    testbed::lab,
 };
 use nix::sys::{
     resource::{Resource, getrlimit, setrlimit},
@@ -29,33 +29,33 @@ use nix::sys::{
 };
 use serde_json::json;
 
-use super::{Neighbour, POLICY, at_rest, call, descriptors, lease, resident, service};
+use super::{Neighbour, POLICY, at_rest, descriptors, lease, lease_call, resident, service};
 
-/// Does `harm` beside a client that behaves well; afterwards the service has what it had before.
-fn beside(harm: impl FnOnce(&crafter::lab::Lab, &Service)) {
+/// Runs `harm` while a well-behaved client is active; afterwards the service must have as many descriptors as before.
+fn under_load(harm: impl FnOnce(&crafter::lab::Lab, &Service)) {
     let _serial = Serial::begin();
     let lab = lab();
     let service = service(&lab);
-    // What is opened once and kept is open then.
-    drop(lease(&service, ROOT, &call("udp", None, None)).expect("a lease"));
+    // Afterwards the service has opened everything that it keeps open.
+    drop(lease(&service, ROOT, &lease_call("udp", None, None)).expect("a lease"));
     let before = at_rest(&service);
     let neighbour = Neighbour::start(lab.client(), &service.socket);
     harm(&lab, &service);
-    // It is served still, also by who comes now.
-    drop(lease(&service, ROOT, &call("tcp", None, None)).expect("a lease"));
+    // New clients are served, too.
+    drop(lease(&service, ROOT, &lease_call("tcp", None, None)).expect("a lease"));
     neighbour.finish().assert_undisturbed();
     assert_eq!(at_rest(&service), before, "descriptors");
     assert!(service.leases().is_empty());
 }
 
 fn info(service: &Service) {
-    let told = Raw::connect(&service.socket).call("Info", &json!({}));
-    assert_eq!(told["parameters"]["pid"], service.pid(), "{told}");
+    let info = Raw::connect(&service.socket).call("Info", &json!({}));
+    assert_eq!(info["parameters"]["pid"], service.pid(), "{info}");
 }
 
 #[test]
-fn garbage_half_messages_and_calls_without_an_end() {
-    beside(|_, service| {
+fn malformed_incomplete_and_endless_messages() {
+    under_load(|_, service| {
         let mut half = Raw::connect(&service.socket);
         let whole = raw::call("Info", &json!({}));
         half.write(&whole[..whole.len() / 2]).expect("half a call");
@@ -78,9 +78,9 @@ fn garbage_half_messages_and_calls_without_an_end() {
         ];
         for text in texts {
             let mut client = Raw::connect(&service.socket);
-            // It may be closed before the last byte.
+            // The service may close the connection before the last byte.
             let _ = client.write(text);
-            // What would be left open, as it may be the beginning of something.
+            // Otherwise the service would wait for the rest of an incomplete message.
             let _ = client.stream().shutdown(std::net::Shutdown::Write);
             let mut answers = 0;
             while let Some(answer) = client.answer() {
@@ -90,7 +90,7 @@ fn garbage_half_messages_and_calls_without_an_end() {
             assert!(answers <= 8);
             info(service);
         }
-        // What is wrong with a whole call is told, and the connection stays.
+        // An invalid but complete call gets an error, and the connection stays open.
         let mut client = Raw::connect(&service.socket);
         for (method, parameters, error) in [
             ("Nothing", json!({}), "org.varlink.service.MethodNotFound"),
@@ -110,7 +110,7 @@ fn garbage_half_messages_and_calls_without_an_end() {
         }
         assert!(client.call("Info", &json!({}))["error"].is_null());
 
-        // A call of a megabyte that does not end: nobody listens to all of that.
+        // The service closes the connection of a call that exceeds its size limit.
         let memory = resident(service.pid());
         let mut endless = Raw::connect(&service.socket);
         let begin = br#"{"method":"org.crafter.v1.Info","parameters":{"a":""#;
@@ -121,30 +121,31 @@ fn garbage_half_messages_and_calls_without_an_end() {
                 Ok(count) => sent += count,
                 Err(error) => break error,
             }
-            assert!(sent < 1 << 20, "it took a megabyte");
+            assert!(sent < 1 << 20, "the service read a megabyte");
         };
         println!("closed after {sent} bytes: {error}");
         let more = resident(service.pid()).saturating_sub(memory);
-        assert!(more < 4096, "{more} KiB more for a call without an end");
+        assert!(more < 4096, "{more} KiB more memory for an endless call");
 
-        // Who was slow is answered all the same.
+        // A client that sent half a call earlier can complete it.
         half.write(&whole[whole.len() / 2..]).expect("the other half");
         assert_eq!(half.answer().expect("an answer")["parameters"]["pid"], service.pid());
     });
 }
 
 #[test]
-fn a_thousand_leases() {
-    // A descriptor for each, of which a session has 1024 unless it asks for more.
+fn one_user_holds_a_thousand_leases() {
+    // Each lease needs a descriptor; the default limit is 1,024.
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit");
     setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("a higher limit");
-    beside(|_, service| {
+    under_load(|_, service| {
         service.session(ROOT, async |control| {
             let is_one = |port| (20_000..21_000).contains(&port);
             let began = Instant::now();
             let mut sockets = Vec::new();
             for port in 20_000..21_000 {
-                let socket = crafter_tests::service::Socket::lease(&control, &call("tcp", Some(port), None)).await;
+                let socket =
+                    crafter_tests::service::Socket::lease(&control, &lease_call("tcp", Some(port), None)).await;
                 sockets.push(socket.unwrap_or_else(|error| panic!("lease {}: {error}", sockets.len())));
             }
             println!("1,000 leases in {:?}, {} KiB resident", began.elapsed(), resident(service.pid()));
@@ -163,22 +164,22 @@ fn a_thousand_leases() {
             for (port, socket) in (20_000..).zip(&sockets).step_by(111) {
                 let (from, to) = (SocketAddr::new(CLIENT_V4.into(), port), SocketAddr::new(SERVER_V4.into(), 9));
                 socket.send(&frame::Tcp::new(frame::SYN, 1, 0).ip(from, to)).expect("send");
-                let message = socket.receive(PATIENCE).expect("the lease").expect("a RST");
+                let message = socket.receive(REPLY_TIMEOUT).expect("the lease").expect("a RST");
                 assert!(message.packet().is_some(), "{message:?}");
             }
             let began = Instant::now();
             drop(sockets);
-            wait_for("the end of the leases", PATIENCE, || {
+            wait_for("the release of the leases", REPLY_TIMEOUT, || {
                 service.leases().iter().all(|lease| !lease.first_port.is_some_and(is_one)).then_some(())
             });
-            println!("all given back after {:?}", began.elapsed());
+            println!("all released after {:?}", began.elapsed());
         });
-        // Whom the policy limits gets what it says, and no more; what was given back can be had again.
+        // A user with a limit gets exactly that many leases, and as many again after releasing them.
         for _ in 0..2 {
             service.session(NOBODY, async |control| {
                 let mut sockets = Vec::new();
                 let refused = loop {
-                    match crafter_tests::service::Socket::lease(&control, &call("tcp", None, None)).await {
+                    match crafter_tests::service::Socket::lease(&control, &lease_call("tcp", None, None)).await {
                         Ok(socket) => sockets.push(socket),
                         Err(error) => break error,
                     }
@@ -187,7 +188,7 @@ fn a_thousand_leases() {
                 assert_eq!(sockets.len(), 8);
                 assert!(matches!(refused, Error::Forbidden { rule: Some(2), .. }), "{refused:?}");
             });
-            wait_for("the end of nobody's leases", PATIENCE, || {
+            wait_for("the release of nobody's leases", REPLY_TIMEOUT, || {
                 service.leases().iter().all(|lease| lease.user == 0).then_some(())
             });
         }
@@ -195,26 +196,26 @@ fn a_thousand_leases() {
 }
 
 #[test]
-fn one_that_never_reads_what_it_is_answered() {
-    beside(|_, service| {
+fn client_that_never_reads_answers() {
+    under_load(|_, service| {
         let memory = resident(service.pid());
         let describe =
             br#"{"method":"org.varlink.service.GetInterfaceDescription","parameters":{"interface":"org.crafter.v1"}}"#;
         let describe = [&describe[..], b"\0"].concat();
-        let deaf: Vec<Raw> = (0..4).map(|_| call_without_end(service, &describe)).collect();
-        // And one that leases without ever taking its descriptors out.
+        let not_reading: Vec<Raw> = (0..4).map(|_| call_without_end(service, &describe)).collect();
+        // Another client leases without receiving the descriptors.
         let wish = raw::call("Lease", &json!({ "interface": "lab0", "protocol": "udp" }));
         let greedy = call_without_end(service, &wish);
         let held = service.leases().len();
         let more = resident(service.pid()).saturating_sub(memory);
-        println!("{held} leases that nobody takes, {more} KiB more");
-        assert!(more < 16 << 10, "{more} KiB more for who does not read");
+        println!("{held} leases not received, {more} KiB more memory");
+        assert!(more < 16 << 10, "{more} KiB more memory for clients that do not read");
         info(service);
-        drop((deaf, greedy));
+        drop((not_reading, greedy));
     });
 }
 
-/// Calls until nobody takes it any more, and reads nothing.
+/// Sends calls until the service stops reading them, and reads no answer.
 fn call_without_end(service: &Service, call: &[u8]) -> Raw {
     let mut client = Raw::connect(&service.socket);
     client.stream().set_nonblocking(true).expect("a socket that does not block");
@@ -224,29 +225,30 @@ fn call_without_end(service: &Service, call: &[u8]) -> Raw {
             Ok(count) => (sent, latest) = (sent + count, Instant::now()),
             Err(_) => std::thread::sleep(Duration::from_millis(5)),
         }
-        assert!(sent < 16 << 20, "its calls are read on and on");
+        assert!(sent < 16 << 20, "the service never stops reading calls");
     }
     client
 }
 
 #[test]
-fn one_that_never_reads_its_packets() {
-    beside(|lab, service| {
+fn client_that_never_reads_packets() {
+    under_load(|lab, service| {
         let port = 30_000;
-        let slow = lease(service, ROOT, &call("udp", Some(port), None)).expect("a lease");
-        let quick = lease(service, ROOT, &call("udp", Some(port + 1), None)).expect("a lease");
+        let slow = lease(service, ROOT, &lease_call("udp", Some(port), None)).expect("a lease");
+        let quick = lease(service, ROOT, &lease_call("udp", Some(port + 1), None)).expect("a lease");
         let to = |port| SocketAddr::new(CLIENT_V4.into(), port);
-        let peer = lab.server().run(|| UdpSocket::bind((SERVER_V4, 7000))).expect("enter it").expect("a socket");
+        let peer =
+            lab.server().run(|| UdpSocket::bind((SERVER_V4, 7000))).expect("enter the server").expect("a socket");
         let mut sent = 0_u64;
         for burst in 0..400 {
             for _ in 0..25 {
                 peer.send_to(&[7; 1000], to(port)).expect("flood");
                 sent += 1;
             }
-            // The other lease of the same user gets each of its packets meanwhile.
+            // Another lease of the same user receives each of its packets meanwhile.
             peer.send_to(&[burst as u8], to(port + 1)).expect("a datagram");
             std::thread::sleep(Duration::from_millis(1));
-            let message = quick.receive(PATIENCE).expect("the lease").expect("its datagram");
+            let message = quick.receive(REPLY_TIMEOUT).expect("the lease").expect("its datagram");
             assert_eq!(
                 (message.packet().and_then(|ip| ip.last().copied()), message.header.lost),
                 (Some(burst as u8), 0)
@@ -256,21 +258,23 @@ fn one_that_never_reads_its_packets() {
             let leases = service.leases();
             leases.into_iter().find(|lease| lease.lease == slow.leased.lease).expect("the lease")
         };
-        let told = wait_for("the end of the flood", PATIENCE, || Some(listed()).filter(|told| told.delivered == sent));
-        assert!(told.lost > 0, "it has room for everything: {told:?}");
+        let lease = wait_for("the delivery of the flood", REPLY_TIMEOUT, || {
+            Some(listed()).filter(|lease| lease.delivered == sent)
+        });
+        assert!(lease.lost > 0, "the lease's socket was never full: {lease:?}");
         let mut got = 0;
         while let Some(message) = slow.receive(Duration::from_millis(100)).expect("the lease") {
             got += 1;
             assert_eq!(message.packet().map(<[u8]>::len), Some(1028));
         }
-        println!("{sent} sent to it, {got} kept, {} lost", told.lost);
-        assert_eq!(got + told.lost, sent);
-        assert_eq!(listed().lost, told.lost);
-        // The next message says how many are missing.
+        println!("{sent} sent to it, {got} kept, {} lost", lease.lost);
+        assert_eq!(got + lease.lost, sent);
+        assert_eq!(listed().lost, lease.lost);
+        // The next message reports the number of lost packets.
         peer.send_to(&[9], to(port)).expect("a datagram");
-        let next = slow.receive(PATIENCE).expect("the lease").expect("one more");
+        let next = slow.receive(REPLY_TIMEOUT).expect("the lease").expect("the next message");
         assert!(matches!(next.header.kind, Kind::Packet { .. }));
-        assert_eq!(u64::from(next.header.lost), told.lost);
+        assert_eq!(u64::from(next.header.lost), lease.lost);
     });
 }
 
@@ -280,10 +284,10 @@ fn client(service: &Service, arguments: &[&str]) -> Holder {
     Holder::start(command.stderr(Stdio::inherit()))
 }
 
-/// How long until `port` can be leased again; the client whose it was has ended just now.
-fn free_again(service: &Service, port: u16) -> Duration {
+/// Waits until `port` can be leased again after its owner has exited; returns how long that took.
+fn time_until_free(service: &Service, port: u16) -> Duration {
     let began = Instant::now();
-    wait_for("the port", PATIENCE, || match lease(service, ROOT, &call("udp", Some(port), None)) {
+    wait_for("the port", REPLY_TIMEOUT, || match lease(service, ROOT, &lease_call("udp", Some(port), None)) {
         Ok(_) => Some(()),
         Err(Error::PortTaken { .. }) => None,
         Err(error) => panic!("{error}"),
@@ -291,21 +295,23 @@ fn free_again(service: &Service, port: u16) -> Duration {
     began.elapsed()
 }
 
-/// Most of the times: a busy machine is late now and then.
+/// Asserts that the median is below half a second: a busy machine causes outliers.
 fn assert_soon(mut times: [Duration; 5]) {
     times.sort();
     assert!(times[2] < allow(Duration::from_millis(500)), "{times:?}");
 }
 
 #[test]
-fn one_that_dies_while_it_sends() {
-    beside(|_, service| {
+fn client_killed_while_sending() {
+    under_load(|_, service| {
         let times = std::array::from_fn(|_| {
             let mut sender = client(service, &["flood"]);
             let port = sender.port;
-            wait_for("its packets", PATIENCE, || service.leases().iter().any(|lease| lease.sent > 1000).then_some(()));
+            wait_for("1,000 sent packets", REPLY_TIMEOUT, || {
+                service.leases().iter().any(|lease| lease.sent > 1000).then_some(())
+            });
             sender.kill();
-            let took = free_again(service, port);
+            let took = time_until_free(service, port);
             println!("killed: its port is free after {took:?}");
             took
         });
@@ -314,19 +320,19 @@ fn one_that_dies_while_it_sends() {
 }
 
 #[test]
-fn one_that_forks_and_keeps_the_descriptor() {
-    beside(|_, service| {
+fn client_whose_child_keeps_the_descriptor() {
+    under_load(|_, service| {
         let times = std::array::from_fn(|_| {
             let mut parent = client(service, &["fork"]);
             let port = parent.port;
             let child: i32 = parent.wait_for("child ").parse().expect("a process id");
             parent.kill();
             std::thread::sleep(Duration::from_millis(200));
-            // Its child has the descriptor, and so the lease: that goes on.
-            let taken = lease(service, ROOT, &call("udp", Some(port), None)).map(drop);
+            // Its child holds the descriptor, so the lease stays active.
+            let taken = lease(service, ROOT, &lease_call("udp", Some(port), None)).map(drop);
             assert!(matches!(taken, Err(Error::PortTaken { .. })), "{taken:?}");
             nix::sys::signal::kill(nix::unistd::Pid::from_raw(child), Signal::SIGKILL).expect("kill it");
-            let took = free_again(service, port);
+            let took = time_until_free(service, port);
             println!("the last descriptor closed: the port is free after {took:?}");
             took
         });
@@ -335,9 +341,9 @@ fn one_that_forks_and_keeps_the_descriptor() {
 }
 
 #[test]
-fn ones_that_send_descriptors() {
-    // As another user than the service's: the kernel counts descriptors under way by user (unix(7), ETOOMANYREFS).
-    beside(|_, service| {
+fn clients_that_send_descriptors() {
+    // As an unprivileged user: the kernel limits descriptors in flight per user (unix(7), ETOOMANYREFS).
+    under_load(|_, service| {
         let before = descriptors(service.pid());
         let held = service.session(NOBODY, async |control| send_descriptors(service, &control).await);
         info(service);
@@ -355,29 +361,31 @@ async fn send_descriptors(service: &Service, control: &Control) -> (Raw, crafter
         client.write_with(&raw::call("Info", &json!({})), &many).expect("a call with descriptors");
         assert!(client.answer().expect("an answer")["error"].is_null());
     }
-    // In the middle of a call that does not end.
+    // In the middle of a call that is never completed.
     let mut endless = Raw::connect(&service.socket);
     endless.write(b"{\"method\":\"").expect("a beginning");
     for _ in 0..500 {
-        wait_for("room for descriptors", PATIENCE, || endless.write_with(b"a", &many).ok());
+        wait_for("room for descriptors in flight", REPLY_TIMEOUT, || endless.write_with(b"a", &many).ok());
     }
-    let socket = crafter_tests::service::Socket::lease(control, &call("udp", None, None)).await.expect("a lease");
+    let socket = crafter_tests::service::Socket::lease(control, &lease_call("udp", None, None)).await.expect("a lease");
     let port = socket.leased.first_port.expect("a port");
     let (from, to) = (SocketAddr::new(CLIENT_V4.into(), port), SocketAddr::new(SERVER_V4.into(), 9));
     let packet = frame::udp_ip(from, to, b"with descriptors");
     for _ in 0..100 {
-        wait_for("room for descriptors", PATIENCE, || raw::send_with(socket.fd.as_raw_fd(), &packet, &many).ok());
+        wait_for("room for descriptors in flight", REPLY_TIMEOUT, || {
+            raw::send_with(socket.fd.as_raw_fd(), &packet, &many).ok()
+        });
     }
     let began = Instant::now();
     while control.call(&ListLeasesCall::default()).await.expect("the leases").leases.iter().all(|one| one.sent < 100) {
-        assert!(began.elapsed() < PATIENCE, "the packets are not sent");
+        assert!(began.elapsed() < REPLY_TIMEOUT, "the packets are not sent");
     }
     (endless, socket)
 }
 
-/// One user's connections are not all that there are.
+/// The connections of one user do not exhaust those of others.
 #[test]
-fn one_that_connects_without_end() {
+fn client_that_connects_endlessly() {
     let _serial = Serial::begin();
     let lab = lab();
     let service = Service::start(lab.client(), POLICY);
@@ -387,15 +395,15 @@ fn one_that_connects_without_end() {
     let mut many = Holder::start(&mut command);
     let opened: usize = many.wait_for("open ").parse().expect("a number");
     println!("{opened} connections of one user");
-    let told = Neighbour::start(lab.client(), &service.socket).finish();
-    told.assert_undisturbed();
+    let neighbour = Neighbour::start(lab.client(), &service.socket).finish();
+    neighbour.assert_undisturbed();
     many.kill();
 }
 
-/// Closes a lease and asks for another in the same breath: for the same port, or as the only one that the policy lets it
-/// have. It has that, whichever of the two the service sees first.
+/// Closes a lease and at once requests the same port, or the only lease that its policy permits. It gets the lease in
+/// whichever order the service sees the two events.
 #[test]
-fn one_that_closes_and_takes_at_once() {
+fn client_that_closes_and_leases_at_once() {
     let _serial = Serial::begin();
     let lab = lab();
     for (more, port) in [("", 30_000), ("max_leases = 1\n", 30_001)] {
@@ -404,13 +412,13 @@ fn one_that_closes_and_takes_at_once() {
         let mut control = Raw::connect(&service.socket);
         let wanted = json!({ "interface": INTERFACE, "protocol": "udp", "port": port });
         for round in 0..20 {
-            let held = lease(&service, ROOT, &call("udp", Some(30_000), None)).expect("a lease");
+            let held = lease(&service, ROOT, &lease_call("udp", Some(30_000), None)).expect("a lease");
             service.signal(Signal::SIGSTOP);
-            // The call first, which is seen first.
+            // The call is sent before the lease is closed.
             control.write(&raw::call("Lease", &wanted)).expect("send a call");
             drop(held);
             service.signal(Signal::SIGCONT);
-            // Its descriptor is not taken, and so closed as soon as it comes.
+            // The descriptor is not received, so the kernel closes it on arrival.
             let answer = control.answer().expect("an answer");
             assert!(answer["error"].is_null(), "round {round}, {more}: {answer}");
         }

@@ -1,4 +1,4 @@
-//! The service killed at random moments under load, again and again.
+//! Kills the service at random moments under load, many times.
 
 use std::{
     fs,
@@ -22,20 +22,21 @@ use crafter_tests::{
     block_on,
     leak::{BpfObjects, Serial, attached, has_tcx},
     peer::wait_for,
-    service::PATIENCE,
+    random::Rng,
+    service::REPLY_TIMEOUT,
     slow::allow,
-    stage::{assert_refuses, lab},
+    testbed::{assert_refuses, lab},
 };
 use nix::sys::signal::Signal;
 
 use super::{number, packets, service};
 
-/// The port of the client that sends and receives.
+/// The source port of the client that sends and receives.
 const STEADY: u16 = 30_000;
-/// The ports that are leased and given back, over and over.
+/// The ports that are leased and released repeatedly.
 const CHURNED: [u16; 3] = [31_000, 31_001, 31_002];
 
-/// A client on a thread of its own; how it ended, and what it has done until now.
+/// Runs a client on a thread; returns the thread, which yields the client's final error, and its count of operations.
 fn client<F: Future<Output = Error>>(
     lab: &Lab,
     socket: &Path,
@@ -59,21 +60,21 @@ fn client<F: Future<Output = Error>>(
     (thread, done)
 }
 
-/// Sends and receives, until that is an error.
+/// Sends and receives until an error occurs.
 async fn converse(control: Arc<Control>, done: Arc<AtomicU64>) -> Error {
     let session = Session::new(SessionOptions { service: Some(control), ..SessionOptions::default() });
-    let questions = format!(r#"IP(dst="192.0.2.1")/TCP(sport={STEADY}, dport=(1000,1015), flags="S")"#);
-    let questions = packets(&questions);
+    let requests = format!(r#"IP(dst="192.0.2.1")/TCP(sport={STEADY}, dport=(1000,1015), flags="S")"#);
+    let requests = packets(&requests);
     let options = SrOptions { timeout: Duration::from_secs(2), ..SrOptions::default() };
     loop {
-        match session.sr(questions.iter().cloned(), &options).await {
+        match session.sr(requests.iter().cloned(), &options).await {
             Ok(exchanged) => done.fetch_add(exchanged.account.answered, Ordering::Relaxed),
             Err(error) => return error,
         };
     }
 }
 
-/// Leases and gives back, until that is an error.
+/// Acquires and releases leases until an error occurs.
 async fn churn(control: Arc<Control>, done: Arc<AtomicU64>) -> Error {
     let crafter = match Crafter::via_service(control, INTERFACE).await {
         Ok(crafter) => crafter,
@@ -91,7 +92,7 @@ async fn churn(control: Arc<Control>, done: Arc<AtomicU64>) -> Error {
     }
 }
 
-/// Whether the kernel's own sockets can have all the ports.
+/// Whether the kernel's own sockets can bind all the ports.
 fn are_free(lab: &Lab) -> bool {
     let is_free = || {
         let mut ports = CHURNED.iter().chain([&STEADY]);
@@ -105,7 +106,7 @@ fn are_free(lab: &Lab) -> bool {
     lab.client().run(is_free).expect("enter the namespace")
 }
 
-/// The children of a process.
+/// Child processes of a process.
 fn children(pid: u32) -> Vec<u32> {
     let of = |text: String| text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>();
     let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("its threads").flatten();
@@ -113,58 +114,57 @@ fn children(pid: u32) -> Vec<u32> {
 }
 
 #[test]
-fn the_service_is_killed_under_load() {
+fn sigkill_under_load_releases_everything() {
     let _serial = Serial::begin();
     let lab = lab();
     let kills = number("CRAFTER_TEST_KILLS", 20);
     let began = Instant::now();
     let mut service = service(&lab);
     let (mut slowest, mut answered, mut leased, mut with_objects) = (Duration::ZERO, 0, 0, 0);
-    // xorshift64 (Marsaglia, 2003): other moments each time that this process is another one.
-    let mut state = u64::from(std::process::id()) << 20 | 1;
+    // Seeded by the process id, so that each run has other moments.
+    let mut random = Rng::new(std::process::id().into());
     let mut late = 0;
     for round in 0..kills {
         let (conversing, answers) = client(&lab, &service.socket, converse);
         let (churning, leases) = client(&lab, &service.socket, churn);
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        // From before it is attached to long behind it; every other time not before there is load.
+        // The moment is between before the service attaches and long after it; every second time there is load already.
         if round % 2 == 1 {
-            wait_for("load", PATIENCE, || {
+            wait_for("load", REPLY_TIMEOUT, || {
                 (answers.load(Ordering::Relaxed) > 4 && leases.load(Ordering::Relaxed) > 4).then_some(())
             });
         }
-        let moment = allow(Duration::from_millis(state % 500));
+        let moment = allow(Duration::from_millis(random.below(500) as u64));
         std::thread::sleep(moment);
-        // Halted, it can be looked at; what it has open then is what it dies with.
+        // Stopped, so that its objects can be listed before it is killed.
         service.signal(Signal::SIGSTOP);
         let objects = BpfObjects::of(service.pid());
         let children = children(service.pid());
-        // Where the kernel has no tcx, it has a guard.
+        // Without tcx it has a guard process.
         assert!(children.len() <= usize::from(!has_tcx()), "round {round}: {children:?}");
         let pid = service.pid();
         let killed = Instant::now();
         service.kill();
-        wait_for("the end of its hooks", PATIENCE, || attached(lab.client(), INTERFACE).is_empty().then_some(()));
-        wait_for("its ports", PATIENCE, || are_free(&lab).then_some(()));
-        // The control: the kernel answers for these ports as it does for any other.
+        wait_for("the removal of its hooks", REPLY_TIMEOUT, || {
+            attached(lab.client(), INTERFACE).is_empty().then_some(())
+        });
+        wait_for("the release of its ports", REPLY_TIMEOUT, || are_free(&lab).then_some(()));
+        // Positive control: the kernel refuses connections to these ports as usual.
         for port in CHURNED.iter().chain([&STEADY]) {
             assert_refuses(&lab, SocketAddr::new(CLIENT_V4.into(), *port));
         }
         let took = killed.elapsed();
-        // A busy machine is late now and then.
+        // A busy machine causes outliers.
         if took >= allow(Duration::from_secs(1)) {
-            println!("round {round}, after {moment:?}: as before after {took:?}");
+            println!("round {round}, after {moment:?}: released only after {took:?}");
             late += 1;
         }
-        objects.wait_until_gone(PATIENCE);
+        objects.wait_until_freed(REPLY_TIMEOUT);
         slowest = slowest.max(killed.elapsed());
         assert!(!Path::new(&format!("/proc/{pid}")).exists());
         for (client, what) in [(conversing, "conversing"), (churning, "leasing")] {
             let (error, ended) = client.join().expect("a client");
-            let told = ended.saturating_duration_since(killed);
-            assert!(told < allow(Duration::from_secs(10)), "{what}: told after {told:?}");
+            let delay = ended.saturating_duration_since(killed);
+            assert!(delay < allow(Duration::from_secs(10)), "{what}: got the error only after {delay:?}");
             assert!(
                 matches!(error, Error::Service { .. } | Error::NoService { .. }),
                 "round {round}, {what}: {error:?}"
@@ -173,18 +173,18 @@ fn the_service_is_killed_under_load() {
         answered += answers.load(Ordering::Relaxed);
         leased += leases.load(Ordering::Relaxed);
         with_objects += u64::from(!objects.is_empty());
-        // What the dead one left is in the way of nobody.
-        assert!(service.socket.exists(), "the test is to meet a stale socket");
+        // A stale socket of the killed service must not prevent a restart.
+        assert!(service.socket.exists(), "no stale socket is left to test");
         service.restart();
         assert!(service.leases().is_empty());
     }
     println!(
-        "{kills} kills in {:?}: {answered} answers and {leased} leases before, {with_objects} times attached, all gone \
+        "{kills} kills in {:?}: {answered} answers and {leased} leases before, {with_objects} times attached, all released \
          after {slowest:?} at most",
         began.elapsed()
     );
-    assert!(late <= kills / 4, "{late} of {kills} times not as before within a second");
+    assert!(late <= kills / 4, "released later than after a second in {late} of {kills} rounds");
     assert!(answered > kills && leased > kills && with_objects >= kills / 2, "there was no load");
     assert_eq!(service.stop(), Some(0));
-    assert!(!service.socket.exists(), "an orderly end removes the socket");
+    assert!(!service.socket.exists(), "an orderly exit must remove the socket");
 }

@@ -1,4 +1,4 @@
-//! What goes wrong around the service: clients that do harm, sudden death, policies that break, interfaces that go.
+//! Faults around the service: hostile clients, SIGKILL, invalid policies, removed interfaces.
 
 mod hostile;
 mod idle;
@@ -22,9 +22,7 @@ use std::{
 };
 
 use crafter::{
-    expr::PacketSet,
-    lab::{INTERFACE, Lab, NetNs},
-    layer::Packet,
+    lab::{Lab, NetNs},
     protocol::{
         Control,
         wire::{Account, AccountCall, LeaseCall},
@@ -32,12 +30,12 @@ use crafter::{
     session::{Session, SessionOptions, SrOptions},
 };
 use crafter_tests::{
-    block_on,
+    block_on, packets,
     peer::wait_for,
-    service::{PATIENCE, Service, Socket, Who},
+    service::{Credentials, REPLY_TIMEOUT, Service, Socket, lease_call},
 };
 
-/// Root may do everything, nobody's group a little.
+/// Root may do everything, other users little.
 const POLICY: &str = r#"
 [[rule]]
 user = 0
@@ -60,17 +58,12 @@ allow = ["any"]
 max_leases = 8
 "#;
 
-/// A number of the environment, for those who want more than the usual run has.
+/// A number from the environment, to run longer than usual.
 fn number(variable: &str, usual: u64) -> u64 {
     std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
 }
 
-/// Packets of an expression.
-fn packets(text: &str) -> Vec<Packet> {
-    PacketSet::parse(text).expect("an expression").packets(1 << 16).expect("packets").collect()
-}
-
-/// How many descriptors a process has.
+/// Number of descriptors of a process.
 fn descriptors(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).expect("the descriptors of a process").count()
 }
@@ -82,70 +75,59 @@ fn resident(pid: u32) -> u64 {
     line.trim().trim_end_matches(" kB").parse().expect("a number")
 }
 
-/// Processor time that a process has used, in ticks (proc_pid_stat(5), fields 14 and 15).
+/// CPU time of a process in ticks (proc_pid_stat(5), fields 14 and 15).
 fn ticks(pid: u32) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("the state of a process");
-    let (_, rest) = stat.rsplit_once(')').expect("a name in brackets");
+    let (_, rest) = stat.rsplit_once(')').expect("a name in parentheses");
     let fields: Vec<&str> = rest.split_whitespace().collect();
     fields[11..13].iter().map(|field| field.parse::<u64>().expect("a number")).sum()
 }
 
-/// The descriptors that a service without leases has, once it has detached and nobody is connected.
+/// Number of descriptors of a service without leases, after it has detached and without connections.
 fn at_rest(service: &Service) -> usize {
     let mut last = (0, Instant::now());
-    wait_for("a service at rest", PATIENCE, || {
+    wait_for("a service at rest", REPLY_TIMEOUT, || {
         let now = descriptors(service.pid());
         if now != last.0 {
             last = (now, Instant::now());
         }
-        // It stays attached for a second behind the last lease.
+        // It stays attached for one second after the last lease.
         (last.1.elapsed() > Duration::from_millis(1500)).then_some(now)
     })
 }
 
-/// A lease of ports on the lab's interface; `last`: the end of a range.
-fn call(protocol: &str, port: Option<u16>, last: Option<u16>) -> LeaseCall {
-    LeaseCall {
-        interface: Some(INTERFACE.to_owned()),
-        protocol: protocol.to_owned(),
-        port: port.map(u64::from),
-        last_port: last.map(u64::from),
-        ..LeaseCall::default()
-    }
+/// Acquires a lease through a control connection that is then closed.
+fn lease(service: &Service, credentials: Credentials, call: &LeaseCall) -> crafter::Result<Socket> {
+    service.session(credentials, async |control| Socket::lease(&control, call).await)
 }
 
-/// Takes a lease by a control connection that is closed then.
-fn lease(service: &Service, who: Who, call: &LeaseCall) -> crafter::Result<Socket> {
-    service.session(who, async |control| Socket::lease(&control, call).await)
-}
-
-/// What the well-behaved client saw.
+/// Observations of the well-behaved client.
 #[derive(Debug)]
-struct Told {
-    asked: u64,
+struct NeighbourReport {
+    requests: u64,
     answered: u64,
     slowest: Duration,
-    /// Packets that did not come to it, or that it could not send, by its own account.
+    /// Packets that it did not receive or could not send, by its own account.
     missing: u64,
-    /// The same by the service's.
+    /// The service's account of it.
     account: Account,
 }
 
-impl Told {
-    /// It noticed nothing.
+impl NeighbourReport {
+    /// Asserts that every request was answered and no packet was lost.
     fn assert_undisturbed(&self) {
-        println!("beside: {self:?}");
-        assert!(self.asked > 0);
-        assert_eq!(self.answered, self.asked, "unanswered: {self:?}");
+        println!("neighbour: {self:?}");
+        assert!(self.requests > 0);
+        assert_eq!(self.answered, self.requests, "requests without an answer: {self:?}");
         let Account { lost, refused, not_sent, .. } = self.account;
         assert_eq!((self.missing, lost, refused, not_sent), (0, 0, 0, 0), "{self:?}");
     }
 }
 
-/// A client that behaves well, beside others that do not: it asks one question, then 32 at once, and so on.
+/// A well-behaved client that runs while others misbehave: it sends one request, then 32 at once, repeatedly.
 struct Neighbour {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<Told>,
+    thread: JoinHandle<NeighbourReport>,
 }
 
 impl Neighbour {
@@ -155,46 +137,47 @@ impl Neighbour {
         let until = stop.clone();
         let (ready, is_ready) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
-            let work = || block_on(ask(&socket, &until, &|| _ = ready.send(())));
+            let work = || block_on(exchange(&socket, &until, &|| _ = ready.send(())));
             namespace.run(work).expect("enter the namespace")
         });
-        is_ready.recv_timeout(PATIENCE).expect("the well-behaved client's first answers");
+        is_ready.recv_timeout(REPLY_TIMEOUT).expect("the well-behaved client's first answers");
         Self { stop, thread }
     }
 
-    fn finish(self) -> Told {
+    fn finish(self) -> NeighbourReport {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().expect("the well-behaved client")
     }
 }
 
-async fn ask(socket: &Path, stop: &AtomicBool, ready: &(dyn Fn() + Sync)) -> Told {
+async fn exchange(socket: &Path, stop: &AtomicBool, ready: &(dyn Fn() + Sync)) -> NeighbourReport {
     let control = Arc::new(Control::connect(socket).await.expect("connect"));
     let session = Session::new(SessionOptions { service: Some(control.clone()), ..SessionOptions::default() });
-    // Ports that nobody listens on: each SYN is answered by a RST.
+    // Closed ports: each SYN is answered with a RST.
     let one = packets(r#"IP(dst="192.0.2.1")/TCP(dport=9, flags="S")"#);
     let many = packets(r#"IP(dst="192.0.2.1")/TCP(dport=(1000,1031), flags="S")"#);
     let options = SrOptions { timeout: Duration::from_secs(5), ..SrOptions::default() };
-    let mut told = Told { asked: 0, answered: 0, slowest: Duration::ZERO, missing: 0, account: Account::default() };
+    let mut report =
+        NeighbourReport { requests: 0, answered: 0, slowest: Duration::ZERO, missing: 0, account: Account::default() };
     while !stop.load(Ordering::Relaxed) {
         let began = Instant::now();
         let reply = session.sr1(one[0].clone(), &options).await.expect("sr1");
-        told.slowest = told.slowest.max(began.elapsed());
-        told.asked += 1 + many.len() as u64;
-        told.answered += u64::from(reply.is_some());
+        report.slowest = report.slowest.max(began.elapsed());
+        report.requests += 1 + many.len() as u64;
+        report.answered += u64::from(reply.is_some());
         let exchanged = session.sr(many.iter().cloned(), &options).await.expect("sr");
         let account = exchanged.account;
-        told.answered += account.answered;
-        told.missing += account.not_sent + account.delivery_full + account.lost + account.overflow;
+        report.answered += account.answered;
+        report.missing += account.not_sent + account.delivery_full + account.lost + account.overflow;
         ready();
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     session.close().await;
-    told.account = control.call(&AccountCall {}).await.expect("the account");
-    told
+    report.account = control.call(&AccountCall {}).await.expect("the account");
+    report
 }
 
-/// A service with [`POLICY`] beside the lab's client.
+/// A service with [`POLICY`] in the lab's client namespace.
 fn service(lab: &Lab) -> Service {
     Service::start(lab.client(), POLICY)
 }

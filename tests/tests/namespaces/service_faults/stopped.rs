@@ -19,7 +19,7 @@ use crafter_tests::{
     peer::wait_for,
     service::{NOBODY, ROOT},
     slow::allow,
-    stage::{ENDS, lab},
+    testbed::{ENDS, lab},
 };
 use nix::sys::signal::Signal;
 

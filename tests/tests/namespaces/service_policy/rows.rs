@@ -1,66 +1,68 @@
-//! The words of the policy, each with what it refuses and what it allows.
+//! The keys of the policy, each with a rule that refuses and one that allows.
 
 use std::net::{IpAddr, SocketAddr};
 
 use crafter::{
-    lab::{CLIENT_V4, CLIENT_V6, INTERFACE},
+    lab::{CLIENT_V4, CLIENT_V6},
     protocol::wire::LeaseCall,
 };
 use crafter_tests::{
     frame::{self, SYN, Tcp, V4, udp_ip},
     guarded::GuardedLab,
+    service::lease_call,
 };
 
-/// A packet, or a frame, and its ends as the judge names them: port 0 where there is none.
+/// A packet or frame, with its source and destination as in the capture: port 0 if the protocol has none.
 pub(crate) struct Sent {
     pub(crate) bytes: Vec<u8>,
     pub(crate) from: SocketAddr,
     pub(crate) to: SocketAddr,
 }
 
-/// One word of the policy.
+/// One key of the policy.
 pub(crate) struct Row {
     pub(crate) name: &'static str,
-    /// What refuses.
+    /// The verdict of a refusal.
     pub(crate) verdict: &'static str,
-    /// The rule's lines that refuse, and those that allow. `{n}` stands for the number of the try, `{port}` for its port.
+    /// Lines of the rule that refuses, and of the one that allows. `{n}` is the number of the attempt, `{port}` its
+    /// port.
     pub(crate) rules: [&'static str; 2],
-    /// Leases, the last of which sends. Where nothing is sent, it is the last of them that is refused.
+    /// Leases, of which the last one sends. If no packet is sent, the last lease is refused.
     pub(crate) leases: fn(u8) -> Vec<LeaseCall>,
-    /// What is sent; refused is the last.
-    pub(crate) packets: fn(&Stage, u8) -> Vec<Sent>,
+    /// Packets to send, of which the last is refused.
+    pub(crate) packets: fn(&Setup, u8) -> Vec<Sent>,
 }
 
-/// What packets and frames are made of.
-pub(crate) struct Stage {
+/// What packets and frames are built from.
+pub(crate) struct Setup {
     pub(crate) lab: GuardedLab,
-    /// Ethernet addresses: the client's, the server's.
+    /// Ethernet addresses of the client and of the server.
     pub(crate) macs: [[u8; 6]; 2],
 }
 
-/// The port of a try.
+/// The port of an attempt.
 pub(crate) fn port(n: u8) -> u16 {
     50_000 + u16::from(n) * 4
 }
 
-/// A destination behind the server, of a try.
+/// A destination beyond the server, for an attempt.
 pub(crate) fn far(n: u8) -> IpAddr {
     IpAddr::from([198, 51, 100, n])
 }
 
 fn on(protocol: &str) -> LeaseCall {
-    LeaseCall { interface: Some(INTERFACE.to_owned()), protocol: protocol.to_owned(), ..LeaseCall::default() }
+    lease_call(protocol, None, None)
 }
 
 pub(crate) fn ported(protocol: &str, port: u16) -> LeaseCall {
-    LeaseCall { port: Some(port.into()), ..on(protocol) }
+    lease_call(protocol, Some(port), None)
 }
 
 fn tcp(n: u8) -> Vec<LeaseCall> {
     vec![ported("tcp", port(n))]
 }
 
-fn none(_: &Stage, _: u8) -> Vec<Sent> {
+fn none(_: &Setup, _: u8) -> Vec<Sent> {
     Vec::new()
 }
 
@@ -73,11 +75,11 @@ fn local(n: u8) -> SocketAddr {
 }
 
 /// A SYN from the lease's port to port 80 of its destination.
-fn syn(_: &Stage, n: u8) -> Vec<Sent> {
+fn syn(_: &Setup, n: u8) -> Vec<Sent> {
     vec![segment(local(n), SocketAddr::new(far(n), 80))]
 }
 
-/// A datagram that may be sent to groups.
+/// A datagram from the lease's port.
 fn datagram_to(to: IpAddr, n: u8) -> Vec<Sent> {
     let to = SocketAddr::new(to, 9999);
     let source = if to.is_ipv4() { CLIENT_V4.into() } else { CLIENT_V6.into() };
@@ -85,15 +87,15 @@ fn datagram_to(to: IpAddr, n: u8) -> Vec<Sent> {
     vec![Sent { bytes: udp_ip(from, to, b"to a group"), from, to }]
 }
 
-/// The same SYN in a frame to this Ethernet address.
-fn framed(stage: &Stage, n: u8, to: [u8; 6]) -> Vec<Sent> {
-    let mut sent = syn(stage, n);
-    let head = [&to[..], &stage.macs[0], &[8, 0]].concat();
+/// The same SYN in a frame to an Ethernet address.
+fn framed(setup: &Setup, n: u8, to: [u8; 6]) -> Vec<Sent> {
+    let mut sent = syn(setup, n);
+    let head = [&to[..], &setup.macs[0], &[8, 0]].concat();
     sent[0].bytes.splice(0..0, head);
     sent
 }
 
-/// A lease of the port, and one of frames that carry packets from it.
+/// A lease of the port, and a lease for frames that contain packets from it.
 fn frames(n: u8) -> Vec<LeaseCall> {
     vec![ported("tcp", port(n)), LeaseCall { frames: Some(true), ..on("none") }]
 }
@@ -158,7 +160,7 @@ pub(crate) const ROWS: &[Row] = &[
         rules: ["protocols = [\"tcp\", \"udp\", \"icmp\"]", "protocols = [\"any\"]"],
         leases: |_| vec![on("none")],
         packets: |_, n| {
-            // GRE (RFC 2784), of nothing.
+            // GRE (RFC 2784) with an empty payload.
             let (from, to) = (SocketAddr::new(CLIENT_V4.into(), 0), SocketAddr::new(far(n), 0));
             vec![Sent { bytes: frame::packet(from.ip(), to.ip(), 47, &[0, 0, 8, 0]), from, to }]
         },
@@ -169,7 +171,7 @@ pub(crate) const ROWS: &[Row] = &[
         rules: ["protocols = [\"tcp\"]", "protocols = [\"any\"]"],
         leases: tcp,
         packets: |_, n| {
-            // Loose source route with no address left (RFC 791 section 3.1), and the end of options.
+            // A loose source route without remaining addresses (RFC 791, section 3.1), and the end of options.
             let (from, to) = (local(n), SocketAddr::new(far(n), 80));
             let header = V4 { options: vec![131, 7, 8, 192, 0, 2, 1, 0], ..V4::default() };
             let bytes = header.packet(from.ip(), to.ip(), frame::TCP, &Tcp::new(SYN, 7, 0).bytes(from, to));
@@ -181,8 +183,8 @@ pub(crate) const ROWS: &[Row] = &[
         verdict: "source-port",
         rules: ["", ""],
         leases: tcp,
-        packets: |stage, n| match is_allowed(n) {
-            true => syn(stage, n),
+        packets: |setup, n| match is_allowed(n) {
+            true => syn(setup, n),
             false => vec![segment(SocketAddr::new(CLIENT_V4.into(), port(n) + 1), SocketAddr::new(far(n), 80))],
         },
     },
@@ -211,7 +213,7 @@ pub(crate) const ROWS: &[Row] = &[
         packets: syn,
     },
     Row {
-        name: "allow nothing",
+        name: "allow, empty list",
         verdict: "not-allowed",
         rules: ["allow = []", "allow = [\"any\"]"],
         leases: tcp,
@@ -235,7 +237,7 @@ pub(crate) const ROWS: &[Row] = &[
         packets: syn,
     },
     Row {
-        name: "deny, whatever allow says",
+        name: "deny takes precedence over allow",
         verdict: "denied",
         rules: [
             "allow = [\"198.51.100.{n}\"]\ndeny = [\"198.51.100.0/24\"]",
@@ -252,7 +254,7 @@ pub(crate) const ROWS: &[Row] = &[
         packets: syn,
     },
     Row {
-        name: "deny, one port and not another, by the same rule",
+        name: "deny, one of two ports",
         verdict: "denied",
         rules: ["deny = [{ prefix = \"any\", ports = [25] }]", "deny = [{ prefix = \"any\", ports = [25] }]"],
         leases: tcp,
@@ -297,26 +299,26 @@ pub(crate) const ROWS: &[Row] = &[
         packets: none,
     },
     Row {
-        name: "raw_ethernet, and the policy of packets in frames",
+        name: "raw_ethernet, policy of the packet in the frame",
         verdict: "denied",
         rules: ["raw_ethernet = true\ndeny = [\"198.51.100.{n}\"]", "raw_ethernet = true\ndeny = [\"203.0.113.0/24\"]"],
         leases: frames,
-        packets: |stage, n| framed(stage, n, stage.macs[1]),
+        packets: |setup, n| framed(setup, n, setup.macs[1]),
     },
     Row {
-        name: "raw_ethernet, and a port of one's own",
+        name: "raw_ethernet, source port not leased",
         verdict: "source-port",
         rules: ["raw_ethernet = true", "raw_ethernet = true"],
         leases: |n| frames(n).split_off(usize::from(!is_allowed(n))),
-        packets: |stage, n| framed(stage, n, stage.macs[1]),
+        packets: |setup, n| framed(setup, n, setup.macs[1]),
     },
     Row {
         name: "raw_ethernet, unreadable",
         verdict: "unreadable",
         rules: ["raw_ethernet = true", "raw_ethernet = true"],
         leases: frames,
-        packets: |stage, n| {
-            let mut sent = framed(stage, n, stage.macs[1]);
+        packets: |setup, n| {
+            let mut sent = framed(setup, n, setup.macs[1]);
             if !is_allowed(n) {
                 sent[0].bytes.truncate(14 + 10);
             }
@@ -356,7 +358,7 @@ pub(crate) const ROWS: &[Row] = &[
         verdict: "multicast",
         rules: ["raw_ethernet = true", "raw_ethernet = true\nmulticast = true"],
         leases: frames,
-        packets: |stage, n| framed(stage, n, [1, 0, 0x5e, 1, 1, n]),
+        packets: |setup, n| framed(setup, n, [1, 0, 0x5e, 1, 1, n]),
     },
     Row {
         name: "broadcast",
@@ -377,7 +379,7 @@ pub(crate) const ROWS: &[Row] = &[
         verdict: "broadcast",
         rules: ["raw_ethernet = true\nmulticast = true", "raw_ethernet = true\nbroadcast = true"],
         leases: frames,
-        packets: |stage, n| framed(stage, n, [0xff; 6]),
+        packets: |setup, n| framed(setup, n, [0xff; 6]),
     },
     Row { name: "refuse", verdict: "refused", rules: ["refuse = true", "refuse = false"], leases: tcp, packets: none },
     Row {

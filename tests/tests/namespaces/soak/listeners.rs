@@ -1,5 +1,5 @@
-//! The kernel's side of the soak: listeners that keep thousands of connections until they are told to let go, and what
-//! that kernel has counted.
+//! The server's side of the soak test: listeners that hold thousands of connections until they may accept and close
+//! them, and counters of the server's kernel.
 
 use std::{
     collections::HashMap,
@@ -15,20 +15,20 @@ use std::{
 };
 
 use crafter::lab::{INTERFACE, Lab};
-use crafter_tests::stage::run;
+use crafter_tests::testbed::run;
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{Backlog, listen},
 };
 
-/// Where they listen.
+/// The ports of `count` listeners.
 pub fn ports(count: u16) -> impl Iterator<Item = u16> {
     8000..8000 + count
 }
 
-/// Listeners with room for all connections that are not accepted yet.
+/// Listeners with room for all connections that are not yet accepted.
 pub fn start(lab: &Lab, address: IpAddr, count: u16) -> Vec<TcpListener> {
-    // Room for SYNs too: with cookies it would go as well, but not be as exact.
+    // Also room for half-open connections: SYN cookies would make the counts less exact.
     for setting in ["net.core.somaxconn=65535", "net.ipv4.tcp_max_syn_backlog=65535"] {
         run(lab.server().command("sysctl").args(["-qw", setting]));
     }
@@ -41,7 +41,7 @@ pub fn start(lab: &Lab, address: IpAddr, count: u16) -> Vec<TcpListener> {
     lab.server().run(|| ports(count).map(open).collect::<io::Result<_>>()).expect("enter the server").expect("listen")
 }
 
-/// Accepts and closes, while it is let; from a thread that ends when this is dropped.
+/// A thread that accepts and closes connections while it is enabled, until this is dropped.
 pub struct Accepting {
     open: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
@@ -50,7 +50,7 @@ pub struct Accepting {
 }
 
 impl Accepting {
-    /// Nothing is accepted yet.
+    /// Starts the thread, not yet enabled.
     pub fn start(listeners: Vec<TcpListener>) -> Self {
         let (open, stop, accepted) =
             (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
@@ -59,12 +59,12 @@ impl Accepting {
         Self { open, stop, accepted, thread: Some(thread) }
     }
 
-    /// Whether it accepts.
+    /// Enables or disables it.
     pub fn open(&self, open: bool) {
         self.open.store(open, Ordering::Relaxed);
     }
 
-    /// How many were accepted so far.
+    /// Number of accepted connections.
     pub fn accepted(&self) -> u64 {
         self.accepted.load(Ordering::Relaxed)
     }
@@ -89,7 +89,7 @@ fn accept(listeners: &[TcpListener], open: &AtomicBool, stop: &AtomicBool, accep
             listeners.iter().map(|listener| PollFd::new(listener.as_fd(), PollFlags::POLLIN)).collect();
         let _ = poll(&mut polled, PollTimeout::from(1_u8));
         for listener in listeners {
-            // Closed at once: who has closed too is answered by a FIN, who has reset by nothing.
+            // close() sends a FIN on an open connection, and nothing on one that was reset.
             while listener.accept().is_ok() {
                 accepted.fetch_add(1, Ordering::Relaxed);
             }
@@ -97,7 +97,7 @@ fn accept(listeners: &[TcpListener], open: &AtomicBool, stop: &AtomicBool, accep
     }
 }
 
-/// A counter of the server's kernel, of /proc/net/snmp and /proc/net/netstat: `Tcp.InSegs`.
+/// Counters of the server's kernel from /proc/net/snmp and /proc/net/netstat, with names such as `Tcp.InSegs`.
 #[derive(Clone, Debug)]
 pub struct KernelCounters(HashMap<String, u64>);
 
@@ -124,7 +124,7 @@ impl KernelCounters {
     }
 }
 
-/// Connections of the server in this state; none named: in any but LISTEN.
+/// Number of the server's TCP connections in a state; without one, in any state but LISTEN.
 pub fn connections(lab: &Lab, state: Option<&str>) -> usize {
     let read = || fs::read_to_string("/proc/thread-self/net/tcp");
     let text = lab.server().run(read).expect("enter the server").expect("its sockets");
@@ -132,13 +132,12 @@ pub fn connections(lab: &Lab, state: Option<&str>) -> usize {
     states.filter(|is| state.map_or(*is != "0A", |state| *is == state)).count()
 }
 
-/// Packets that the server's end of the link had no room for in its peer's ring: those of a veth pair that nobody polls
-/// at that moment.
+/// Packets dropped by the server's end of the veth pair because its peer's ring was full.
 pub fn not_carried(lab: &Lab) -> u64 {
     let read = || fs::read_to_string("/proc/thread-self/net/dev");
     let text = lab.server().run(read).expect("enter the server").expect("its interfaces");
     let line = text.lines().find_map(|line| line.trim().strip_prefix(&format!("{INTERFACE}:")));
-    // Eight columns of what was received, then bytes, packets, errors, drops of what was sent.
+    // Columns: eight for receive, then bytes, packets, errors and drops of transmit.
     let dropped = line.and_then(|line| line.split_whitespace().nth(11)?.parse().ok());
     dropped.expect("the drops of the interface")
 }

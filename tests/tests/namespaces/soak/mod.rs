@@ -1,7 +1,7 @@
-//! Handshakes segment by segment, as many as are asked for, with thousands of connections open at once: memory stays
-//! flat, and every packet is accounted for on both sides.
+//! Handshakes segment by segment, with thousands of connections open at once: memory stays constant, and every packet
+//! is accounted for on both sides.
 //!
-//! `CRAFTER_TEST_HANDSHAKES` says how many; 20,000 are open at the same time.
+//! `CRAFTER_TEST_HANDSHAKES` sets their number; 20,000 are open at the same time.
 
 mod hooks;
 mod listeners;
@@ -26,7 +26,7 @@ use crafter_packet::testing::Segment;
 use crafter_tests::{
     leak::Serial,
     service::{ROOT, Service},
-    stage::{ENDS, lab, open},
+    testbed::{ENDS, lab, open},
     within,
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -34,15 +34,15 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use hooks::Hooks;
 use listeners::{Accepting, KernelCounters, connections, not_carried, ports, start};
 
-/// Handshakes, unless `CRAFTER_TEST_HANDSHAKES` says otherwise.
+/// Number of handshakes, unless `CRAFTER_TEST_HANDSHAKES` is set.
 const HANDSHAKES: usize = 100_000;
-/// Open at the same time: from so many ports of ours to so many of the server's.
-const OURS: u16 = 2000;
-const THEIRS: u16 = 10;
-const FLOWS: usize = OURS as usize * THEIRS as usize;
-/// Packets between two looks for replies.
+/// Connections open at the same time: from each of these local ports to each of these ports of the server.
+const LOCAL_PORTS: u16 = 2000;
+const REMOTE_PORTS: u16 = 10;
+const FLOWS: usize = LOCAL_PORTS as usize * REMOTE_PORTS as usize;
+/// Packets sent before replies are received.
 const BATCH: usize = 256;
-/// In every so manieth round the connections are closed, in the others reset.
+/// In every n-th round the connections are closed, in the others reset.
 const CLOSED: usize = 5;
 /// `TCP_ESTABLISHED` of include/net/tcp_states.h, as /proc/net/tcp has it.
 const ESTABLISHED: Option<&str> = Some("01");
@@ -56,18 +56,18 @@ max_leases = "unlimited"
 max_ports = "unlimited"
 max_flows = "unlimited"
 "#;
-/// What the process may grow by, in KiB, once it has seen one round of each kind.
+/// Permitted growth of the process in KiB after one round of each kind.
 const GROWTH: u64 = 4096;
-/// How long what is to come may take; much, because the machine may be busy.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Timeout of each wait; generous, because the machine may be busy.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What of a process can grow.
+/// Resources of a process that must not grow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Size {
-    /// Resident, in KiB, without what is shared with files.
+    /// Resident anonymous memory in KiB.
     resident: u64,
     descriptors: usize,
-    /// What the kernel says its maps take, in bytes.
+    /// Memory of its BPF maps in bytes, as reported by the kernel.
     maps: u64,
 }
 
@@ -88,10 +88,10 @@ impl Size {
     }
 }
 
-/// One connection, by its position.
+/// State of one connection.
 #[derive(Clone, Copy, Debug, Default)]
 struct Flow {
-    /// The next sequence number of ours, and of the server's.
+    /// The next sequence number of each side.
     next: u32,
     expected: u32,
     state: State,
@@ -103,7 +103,7 @@ enum State {
     Idle,
     SynSent,
     Established,
-    /// Our FIN is out.
+    /// Our FIN was sent.
     FinSent,
 }
 
@@ -117,23 +117,23 @@ struct Soak<'l> {
     round: u32,
     sent: u64,
     received: u64,
-    /// Segments that brought nothing new: said again by the server.
-    again: u64,
+    /// Segments without news: retransmissions of the server.
+    retransmitted: u64,
     done: usize,
 }
 
 impl Soak<'_> {
     fn segment(&self, position: usize, flags: Flags) -> Segment {
         let flow = self.flows[position];
-        let (ours, theirs) = (position / usize::from(THEIRS), position % usize::from(THEIRS));
-        let source = SocketAddr::new(self.client, self.first + ours as u16);
-        let destination = SocketAddr::new(self.server, ports(THEIRS).nth(theirs).expect("a port"));
+        let (local, remote) = (position / usize::from(REMOTE_PORTS), position % usize::from(REMOTE_PORTS));
+        let source = SocketAddr::new(self.client, self.first + local as u16);
+        let destination = SocketAddr::new(self.server, ports(REMOTE_PORTS).nth(remote).expect("a port"));
         let ack = if flags.contains(Flags::ACK) { flow.expected } else { 0 };
         Segment { flags, seq: flow.next, ack, window: 65_535, ..Segment::new(source, destination) }
     }
 
     fn position(&self, local: SocketAddr, remote: SocketAddr) -> usize {
-        usize::from(local.port() - self.first) * usize::from(THEIRS) + usize::from(remote.port() - 8000)
+        usize::from(local.port() - self.first) * usize::from(REMOTE_PORTS) + usize::from(remote.port() - 8000)
     }
 
     async fn send(&mut self, packets: &[Vec<u8>]) {
@@ -141,8 +141,8 @@ impl Soak<'_> {
         self.sent += packets.len() as u64;
     }
 
-    /// Sends one segment of each flow, a batch at a time, and takes what comes meanwhile.
-    async fn all(&mut self, flags: Flags, from: State, to: State, length: u32) {
+    /// Sends one segment of each flow in batches, and receives replies after each batch.
+    async fn send_on_all_flows(&mut self, flags: Flags, from: State, to: State, length: u32) {
         let mut at = 0;
         while at < FLOWS {
             let end = (at + BATCH).min(FLOWS);
@@ -162,13 +162,13 @@ impl Soak<'_> {
                 self.flows[position].next = segment.seq.wrapping_add(length);
             }
             self.send(&packets).await;
-            self.take().await;
+            self.receive().await;
             at = end;
         }
     }
 
-    /// Takes what has come; answers it if that is due.
-    async fn take(&mut self) {
+    /// Receives pending segments, and answers them if necessary.
+    async fn receive(&mut self) {
         let mut answers = Vec::new();
         while let Some(received) = self.lease.try_recv() {
             self.received += 1;
@@ -189,9 +189,9 @@ impl Soak<'_> {
                     self.done += 1;
                     answers.push(self.segment(position, Flags::ACK).build());
                 }
-                // The server's kernel acknowledges a FIN before its program has closed.
+                // The server's kernel acknowledges a FIN before its program closes the socket.
                 State::FinSent if segment.flags == Flags::ACK => {}
-                _ => self.again += 1,
+                _ => self.retransmitted += 1,
             }
         }
         if !answers.is_empty() {
@@ -199,23 +199,23 @@ impl Soak<'_> {
         }
     }
 
-    /// Takes what comes until it has come for all flows.
-    async fn until_done(&mut self, what: &str) {
+    /// Receives until every flow has reached its next state.
+    async fn wait_until_done(&mut self, what: &str) {
         let began = Instant::now();
         while self.done < FLOWS {
-            assert!(began.elapsed() < PATIENCE, "round {}: {what} of {} flows", self.round, self.done);
-            self.take().await;
+            assert!(began.elapsed() < REPLY_TIMEOUT, "round {}: {what} of {} flows", self.round, self.done);
+            self.receive().await;
             tokio::task::yield_now().await;
         }
         self.done = 0;
     }
 
-    /// Waits until the server has so many connections: the service may still be sending.
-    async fn until_established(&self, count: usize) {
+    /// Waits until the server has this number of established connections: the service may still be sending.
+    async fn wait_until_established(&self, count: usize) {
         let began = Instant::now();
         while connections(self.lab, ESTABLISHED) != count {
             assert!(
-                began.elapsed() < PATIENCE,
+                began.elapsed() < REPLY_TIMEOUT,
                 "round {}: {} established",
                 self.round,
                 connections(self.lab, ESTABLISHED)
@@ -224,49 +224,50 @@ impl Soak<'_> {
         }
     }
 
-    /// All flows from nothing to nothing; then the server lets go.
+    /// Opens and ends all flows; then the server closes its sockets.
     async fn round(&mut self, closes: bool, accepting: &Accepting) {
-        self.all(Flags::SYN, State::Idle, State::SynSent, 1).await;
-        self.until_done("SYN-ACKs").await;
-        self.all(Flags::ACK, State::Established, State::Established, 0).await;
+        self.send_on_all_flows(Flags::SYN, State::Idle, State::SynSent, 1).await;
+        self.wait_until_done("SYN-ACKs").await;
+        self.send_on_all_flows(Flags::ACK, State::Established, State::Established, 0).await;
         if self.round == 0 {
-            // All at the same time.
-            self.until_established(FLOWS).await;
+            // All are open at the same time.
+            self.wait_until_established(FLOWS).await;
         }
         if closes {
-            self.all(Flags::FIN | Flags::ACK, State::Established, State::FinSent, 1).await;
-            // Not before: who closes first has to wait, and its port is not free for the next round.
-            self.until_established(0).await;
+            self.send_on_all_flows(Flags::FIN | Flags::ACK, State::Established, State::FinSent, 1).await;
+            // The server must close second: otherwise its side enters TIME-WAIT, and the next round cannot reuse the
+            // ports.
+            self.wait_until_established(0).await;
             accepting.open(true);
-            self.until_done("FINs").await;
+            self.wait_until_done("FINs").await;
         } else {
-            self.all(Flags::RST | Flags::ACK, State::Established, State::Idle, 0).await;
-            // Not before: who closes before it is reset sends a FIN.
-            self.until_established(0).await;
+            self.send_on_all_flows(Flags::RST | Flags::ACK, State::Established, State::Idle, 0).await;
+            // The server must not close before it has received the RST: it would send a FIN.
+            self.wait_until_established(0).await;
             accepting.open(true);
         }
         self.round += 1;
     }
 }
 
-/// What was counted, here and there.
+/// Counts of both sides.
 struct Account {
     handshakes: u64,
     resets: u64,
     sent: u64,
     received: u64,
-    again: u64,
+    retransmitted: u64,
     hooks: Hooks,
     stats: [Stats; 2],
     kernel: [KernelCounters; 2],
-    /// Packets of the server that the link between had no room for.
+    /// Packets of the server that were dropped by the link.
     not_carried: u64,
     accepted: u64,
     took: Duration,
     sizes: Vec<Size>,
 }
 
-/// Room for a descriptor for each port, of each IP version.
+/// Raises the descriptor limit: each port needs one descriptor per IP version.
 fn raise_descriptors() {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit");
     let wanted = most.max(8192);
@@ -277,14 +278,14 @@ fn handshakes() -> usize {
     std::env::var("CRAFTER_TEST_HANDSHAKES").map_or(HANDSHAKES, |text| text.parse().expect("CRAFTER_TEST_HANDSHAKES"))
 }
 
-/// Plays `rounds` rounds; `watched` is the process whose memory counts, and `hooks` asks for what the hooks have counted.
+/// Runs `rounds` rounds; `watched` is the process whose size is recorded, and `hooks` reads the counters of the hooks.
 async fn soak(lab: &Lab, crafter: &Crafter, rounds: usize, watched: u32, hooks: impl AsyncFn() -> Hooks) -> Account {
     let (client, server) = ENDS[0];
-    let listeners = start(lab, server, THEIRS);
-    let port = PortChoice::FreeRange(OURS);
+    let listeners = start(lab, server, REMOTE_PORTS);
+    let port = PortChoice::FreeRange(LOCAL_PORTS);
     let lease = crafter.lease(LeaseRequest { port, ..LeaseRequest::tcp() }).await.expect("ports");
     let first = lease.port();
-    // The neighbours get to know each other.
+    // Resolves the neighbours of both ends.
     lease.local(server).await.expect("a route");
     let accepting = Accepting::start(listeners);
     let before = (hooks().await, crafter.stats(), KernelCounters::of(lab), not_carried(lab));
@@ -298,7 +299,7 @@ async fn soak(lab: &Lab, crafter: &Crafter, rounds: usize, watched: u32, hooks: 
         round: 0,
         sent: 0,
         received: 0,
-        again: 0,
+        retransmitted: 0,
         done: 0,
     };
     let began = Instant::now();
@@ -307,10 +308,10 @@ async fn soak(lab: &Lab, crafter: &Crafter, rounds: usize, watched: u32, hooks: 
         let closes = number % CLOSED == 1;
         soak.round(closes, &accepting).await;
         resets += if closes { 0 } else { FLOWS as u64 };
-        // The server has let go of all before the next round begins.
+        // The server must have closed all sockets before the next round.
         let began = Instant::now();
         while accepting.accepted() < ((number + 1) * FLOWS) as u64 || connections(lab, None) > 0 {
-            assert!(began.elapsed() < PATIENCE, "the server holds on");
+            assert!(began.elapsed() < REPLY_TIMEOUT, "the server does not close its connections");
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         accepting.open(false);
@@ -319,15 +320,15 @@ async fn soak(lab: &Lab, crafter: &Crafter, rounds: usize, watched: u32, hooks: 
         }
     }
     let took = began.elapsed();
-    // What is under way still comes.
+    // Waits for packets in flight.
     tokio::time::sleep(Duration::from_millis(100)).await;
-    soak.take().await;
+    soak.receive().await;
     Account {
         handshakes: (rounds * FLOWS) as u64,
         resets,
         sent: soak.sent,
         received: soak.received,
-        again: soak.again,
+        retransmitted: soak.retransmitted,
         hooks: hooks().await.since(&before.0),
         stats: [before.1, crafter.stats()],
         kernel: [before.2, KernelCounters::of(lab)],
@@ -343,61 +344,65 @@ impl Account {
         self.kernel[1].get(name) - self.kernel[0].get(name)
     }
 
-    /// Packets that were for us, and did not come.
+    /// Packets to this host that were lost on it.
     fn lost(&self) -> u64 {
-        self.hooks.lost + self.hooks.lost_later + self.hooks.delivery_full
+        self.hooks.lost + self.hooks.lost_in_lease_socket + self.hooks.delivery_full
     }
 
-    fn judge(&self) {
+    fn check(&self) {
         let rate = self.handshakes as f64 / self.took.as_secs_f64();
         println!(
-            "{} handshakes, {FLOWS} at once, in {:.1} s: {rate:.0}/s; {} sent, {} received, {} of them again",
+            "{} handshakes, {FLOWS} at once, in {:.1} s: {rate:.0}/s; {} sent, {} received, {} of them retransmissions",
             self.handshakes,
             self.took.as_secs_f64(),
             self.sent,
             self.received,
-            self.again
+            self.retransmitted
         );
         let (first, last) = (self.sizes.first().expect("a size"), self.sizes.last().expect("a size"));
         let most = self.sizes.iter().map(|size| size.resident).max();
-        println!("memory: {first:?} after the second round, {last:?} in the end, {most:?} KiB at most");
-        // Sent: what left here reached the server's TCP, all of it.
+        println!("memory: {first:?} after the second round, {last:?} at the end, peak {most:?} KiB");
+        // Sent: the server's TCP received every packet sent here.
         let [_, stats] = &self.stats;
         assert_eq!(stats.sent - self.stats[0].sent, self.sent);
         assert_eq!(stats.not_sent, self.stats[0].not_sent);
         assert_eq!(self.hooks.crafted, self.sent + self.hooks.turned_away, "the egress hook");
         assert_eq!(self.kernel("Tcp.InSegs"), self.sent, "the server's TCP");
         assert_eq!(self.kernel("Tcp.InErrs"), 0);
-        // Received: what the server's TCP sent came here, or is known to be lost.
+        // Received: every packet sent by the server's TCP arrived here or is counted as lost.
         let delivered = stats.delivered - self.stats[0].delivered;
         let lost = self.lost();
-        // Of what it said again, the kernel counts SYN-ACKs as said too.
-        let again = self.kernel("Tcp.RetransSegs") - self.kernel("TcpExt.TCPSynRetrans");
-        let answers = self.kernel("Tcp.OutSegs") + again;
+        // The kernel counts retransmitted SYN-ACKs in OutSegs, too.
+        let retransmitted = self.kernel("Tcp.RetransSegs") - self.kernel("TcpExt.TCPSynRetrans");
+        let answers = self.kernel("Tcp.OutSegs") + retransmitted;
         assert_eq!(delivered, self.received);
         assert_eq!(
             stats.lost - self.stats[0].lost,
-            if self.hooks.is_ours { self.hooks.lost } else { self.hooks.lost_later }
+            if self.hooks.is_ours { self.hooks.lost } else { self.hooks.lost_in_lease_socket }
         );
-        assert_eq!(self.hooks.handed - self.hooks.lost - self.hooks.lost_later, delivered, "the ingress hook");
+        assert_eq!(
+            self.hooks.delivered - self.hooks.lost - self.hooks.lost_in_lease_socket,
+            delivered,
+            "the ingress hook"
+        );
         println!("lost: {lost} here, {} on the link", self.not_carried);
         assert_eq!(answers, self.received + lost + self.not_carried, "the server's TCP");
         assert_eq!((stats.stray, stats.overflow, stats.bad_checksum), (0, 0, 0));
-        // And they were what they were meant to be.
+        // The server's kernel saw complete handshakes.
         assert_eq!(self.kernel("Tcp.PassiveOpens"), self.handshakes);
         assert_eq!(self.accepted, self.handshakes);
         assert_eq!(self.kernel("Tcp.EstabResets"), self.resets);
         assert_eq!(self.kernel("Tcp.AttemptFails"), 0);
         assert_eq!(self.kernel("TcpExt.ListenOverflows"), 0);
-        assert_eq!(self.hooks.rst_suppressed, 0, "the kernel has seen none of it");
-        // And nothing has grown.
+        assert_eq!(self.hooks.rst_suppressed, 0, "the kernel received a segment of an owned port");
+        // Memory did not grow.
         assert!(last.resident <= first.resident + GROWTH, "{first:?}, {last:?}");
         assert_eq!((last.descriptors, last.maps), (first.descriptors, first.maps));
     }
 }
 
 #[test]
-fn in_process() {
+fn handshakes_in_process() {
     let serial = Serial::begin();
     raise_descriptors();
     let lab = lab();
@@ -405,24 +410,24 @@ fn in_process() {
     let (account, objects) = within(lab.client(), async || {
         let crafter = open(Attach::Native).await;
         let account = soak(&lab, &crafter, rounds, std::process::id(), async || Hooks::ours(&crafter)).await;
-        // Each flow has its own account in the kernel, and there are no others.
+        // The kernel half has one entry for each flow, and no others.
         let flows: HashMap<_, _> = crafter.flows().into_iter().map(|flow| ((flow.local, flow.remote), flow)).collect();
         assert_eq!(flows.len(), FLOWS);
         let sum = |of: fn(&crafter::datapath::maps::Flow) -> u64| flows.values().map(of).sum::<u64>();
-        // A flow counts what was lost on the way from the hook to here, too.
-        let came = account.received + account.lost();
-        assert_eq!((sum(|flow| flow.tx_packets), sum(|flow| flow.rx_packets)), (account.sent, came));
+        // The entries include packets lost between the hook and the lease.
+        let received = account.received + account.lost();
+        assert_eq!((sum(|flow| flow.tx_packets), sum(|flow| flow.rx_packets)), (account.sent, received));
         let least = flows.values().map(|flow| flow.rx_packets).min();
         assert!(least >= Some(rounds as u64), "{least:?}");
         (account, serial.objects())
     });
-    account.judge();
+    account.check();
     serial.finish(&objects, lab.client(), INTERFACE);
 }
 
-/// The same by a client of the service, whose memory counts here: the client sends faster than the link takes it.
+/// The same with a client of the service, which sends faster than the link; the size of the service is recorded.
 #[test]
-fn through_the_service() {
+fn handshakes_through_the_service() {
     let _serial = Serial::begin();
     raise_descriptors();
     let lab = lab();
@@ -433,5 +438,5 @@ fn through_the_service() {
         let crafter = Crafter::via_service(control.clone(), INTERFACE).await.expect("the service");
         soak(&lab, &crafter, rounds, service.pid(), async || Hooks::of_the_service(&control).await).await
     });
-    account.judge();
+    account.check();
 }

@@ -1,9 +1,9 @@
-//! Streams against the kernel's TCP over bad networks: in each row both directions carry bytes at the same time, and
-//! each byte arrives, or both ends are told why not.
+//! Streams to the kernel's TCP over impaired networks: each row transfers data in both directions at the same time, and
+//! every byte arrives, or both ends get the expected error.
 //!
-//! `CRAFTER_TEST_ROW` runs the rows whose names contain it, and shows more of them.
+//! `CRAFTER_TEST_ROW` runs the rows whose names contain it, with more output.
 
-mod meeting;
+mod rendezvous;
 mod rows;
 mod server;
 
@@ -20,36 +20,36 @@ use std::{
 use crafter::{Crafter, Error, LeaseRequest, Stream, StreamOptions, lab::INTERFACE, layer::TcpOption};
 use crafter_packet::testing::Segment;
 use crafter_tests::{
-    by_hand::{PATIENCE, sha256},
-    impair::{BadNetwork, Seen},
+    impair::{ImpairedNetwork, Sent},
     leak::{BpfObjects, Serial, attached},
+    manual::{REPLY_TIMEOUT, sha256},
     peer::wait_for,
     slow::slowness,
-    stage::{ENDS, options, run},
+    testbed::{ENDS, options, run},
     within,
 };
-use meeting::Meeting;
+use rendezvous::Rendezvous;
 use rows::{Ending, Row, rows};
-use server::{Got, listen, serve, text};
+use server::{Received, listen, serve, text};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-/// Rows at the same time: they mostly wait.
+/// Rows that run in parallel: they wait most of the time.
 const WORKERS: usize = 6;
-/// No row takes longer; on an emulated processor a little more.
-fn longest() -> Duration {
+/// Timeout of a row; longer on an emulated CPU.
+fn row_timeout() -> Duration {
     Duration::from_secs(240) * slowness().min(2)
 }
 
-/// How long either end waits for the other: however bad the network is, longer is a failure.
-fn patience() -> Duration {
-    longest() * 5 / 8
+/// Timeout of one end's wait for the other.
+fn peer_timeout() -> Duration {
+    row_timeout() * 5 / 8
 }
 
 const PORT: u16 = 7000;
 
-/// What the client has read, and how its stream ended.
+/// What the client read, and how its stream ended.
 #[derive(Debug)]
-struct Told {
+struct ClientResult {
     length: usize,
     sum: [u8; 32],
     error: Option<io::Error>,
@@ -57,21 +57,21 @@ struct Told {
 }
 
 #[test]
-fn each_row_is_exact_or_a_clean_error() {
+fn each_row_transfers_every_byte_or_fails_cleanly() {
     let _serial = Serial::begin();
     let wanted = std::env::var("CRAFTER_TEST_ROW").ok();
     let rows: Vec<Row> =
         rows().into_iter().filter(|row| wanted.as_ref().is_none_or(|wanted| row.name.contains(wanted))).collect();
-    assert!(!rows.is_empty(), "no row is called {wanted:?}");
+    assert!(!rows.is_empty(), "no row has {wanted:?} in its name");
     let next = AtomicUsize::new(0);
     let began = Instant::now();
     let failed: Vec<&str> = std::thread::scope(|scope| {
         let work = || {
             let mut failed = Vec::new();
             while let Some(row) = rows.get(next.fetch_add(1, Ordering::Relaxed)) {
-                // Caught, so that the other rows are told too.
-                if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| play(row))).is_err() {
-                    // Seen even if another row never ends.
+                // Catches the panic, so that the other rows run and are reported.
+                if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run_row(row))).is_err() {
+                    // Printed at once, in case another row hangs.
                     let _ = writeln!(io::stderr().lock(), "{}: FAILED", row.name);
                     failed.push(row.name);
                 }
@@ -86,38 +86,41 @@ fn each_row_is_exact_or_a_clean_error() {
     assert!(BpfObjects::of(std::process::id()).is_empty(), "hooks are left");
 }
 
-fn play(row: &Row) {
+fn run_row(row: &Row) {
     let began = Instant::now();
-    let bad = BadNetwork::new(row.network, row.mtu);
+    let bad = ImpairedNetwork::new(row.network, row.mtu);
     prepare(row, &bad);
     let (up, down) = (text(row.up, row.network.seed), text(row.down, row.network.seed + 1));
     let sums = [sha256(&up), sha256(&down)];
     let remote = SocketAddr::new(ENDS[usize::from(row.v6)].1, PORT);
-    let moment = Arc::new(Meeting::default());
+    let moment = Arc::new(Rendezvous::default());
     let listener = bad.server.run(|| listen(row, remote)).expect("enter the server");
     let server = {
         let (row, moment, down) = (row.clone(), Arc::clone(&moment), down.clone());
-        std::thread::spawn(move || (row.ending != Ending::NeverThere).then(|| serve(&row, &listener, down, &moment)))
+        std::thread::spawn(move || {
+            (row.ending != Ending::CutBeforeConnect).then(|| serve(&row, &listener, down, &moment))
+        })
     };
-    let (told, stats) = within(&bad.client, async || {
+    let (result, stats) = within(&bad.client, async || {
         let crafter = Crafter::open(INTERFACE, options(row.attach)).await.expect("open the interface");
-        let played = tokio::time::timeout(longest(), client(row, &crafter, &bad, remote, &up, &moment)).await;
-        let (told, stats) = played.unwrap_or_else(|_| panic!("{}: no end in {:?}", row.name, longest()));
+        let played = tokio::time::timeout(row_timeout(), client(row, &crafter, &bad, remote, &up, &moment)).await;
+        let (result, stats) =
+            played.unwrap_or_else(|_| panic!("{}: not finished within {:?}", row.name, row_timeout()));
         let lost = crafter.stats();
         assert_eq!((lost.lost, lost.overflow), (0, 0), "{}: {lost:?}", row.name);
-        (told, stats)
+        (result, stats)
     });
-    // A client that did not connect leaves it accepting.
-    wait_for("the server's end", longest(), || server.is_finished().then_some(()));
-    let got = server.join().expect("the server");
-    let seen = bad.seen();
-    // Programs that other rows start hold our descriptors from fork() to exec().
-    wait_for("the end of all hooks", PATIENCE, || attached(&bad.client, INTERFACE).is_empty().then_some(()));
-    judge(row, &told, got.as_ref(), sums, [&up, &down]);
-    judge_network(row, &seen);
-    let kilobytes = (told.length + got.as_ref().map_or(0, |got| got.length)) / 1000;
+    // If the client did not connect, the server is still accepting.
+    wait_for("the server's exit", row_timeout(), || server.is_finished().then_some(()));
+    let received = server.join().expect("the server");
+    let seen = bad.sent();
+    // Processes forked by other rows hold copies of the hooks' descriptors until their exec.
+    wait_for("the removal of all hooks", REPLY_TIMEOUT, || attached(&bad.client, INTERFACE).is_empty().then_some(()));
+    check_result(row, &result, received.as_ref(), sums, [&up, &down]);
+    check_network(row, &seen);
+    let kilobytes = (result.length + received.as_ref().map_or(0, |received| received.length)) / 1000;
     println!(
-        "{:45} {:5.1} s {kilobytes:6} kB, lost {:4} of {:5}, ours again {:4}, zero windows {:3}/{:3}, probes {:2}/{:2}",
+        "{:45} {:5.1} s {kilobytes:6} kB, lost {:4} of {:5}, retransmitted {:4}, zero windows {:3}/{:3}, probes {:2}/{:2}",
         row.name,
         began.elapsed().as_secs_f64(),
         seen[0].lost + seen[1].lost,
@@ -133,9 +136,9 @@ fn play(row: &Row) {
     }
 }
 
-/// The server's settings; and where much is lost, its route's: its kernel waits at least 200 ms before it repeats what
-/// was lost last, which on this link would be most of the test.
-fn prepare(row: &Row, bad: &BadNetwork) {
+/// Applies the server's settings, and lowers the minimum retransmission timeout of its route: the default of 200 ms
+/// would dominate the duration of rows with losses.
+fn prepare(row: &Row, bad: &ImpairedNetwork) {
     for (name, value) in row.sysctls {
         run(bad.server.command("sysctl").args(["-qw", &format!("net.ipv4.{name}={value}")]));
     }
@@ -149,13 +152,13 @@ fn prepare(row: &Row, bad: &BadNetwork) {
 async fn client(
     row: &Row,
     crafter: &Crafter,
-    bad: &BadNetwork,
+    bad: &ImpairedNetwork,
     remote: SocketAddr,
     up: &[u8],
-    moment: &Arc<Meeting>,
-) -> (Told, crafter::engine::StreamStats) {
+    moment: &Arc<Rendezvous>,
+) -> (ClientResult, crafter::engine::StreamStats) {
     let lease = crafter.lease(LeaseRequest::tcp()).await.expect("a lease");
-    // The neighbour is known before anything is cut.
+    // Resolves the neighbour before the network is cut.
     lease.local(remote.ip()).await.expect("a route");
     let mut options = StreamOptions {
         connect_timeout: Some(Duration::from_secs(40)),
@@ -166,12 +169,12 @@ async fn client(
     };
     match row.ending {
         Ending::Cut => options.idle_timeout = Some(Duration::from_secs(3)),
-        Ending::NeverThere => {
+        Ending::CutBeforeConnect => {
             options.connect_timeout = Some(Duration::from_secs(4));
             bad.cut();
             let refused = lease.connect(remote, options).await.map(drop).expect_err("nothing gets through");
-            let told = Told { length: 0, sum: [0; 32], error: None, closed: Some(Err(refused)) };
-            return (told, Default::default());
+            let result = ClientResult { length: 0, sum: [0; 32], error: None, closed: Some(Err(refused)) };
+            return (result, Default::default());
         }
         _ => {}
     }
@@ -182,38 +185,38 @@ async fn client(
         writer.write_all(&up[..part]).await?;
         match row.ending {
             Ending::ClientFirst => writer.shutdown().await?,
-            // Whoever writes in the midst of it may be told too.
+            // A write after this may fail, too.
             Ending::Cut => bad.cut(),
             _ => {}
         }
         Ok::<(), io::Error>(())
     };
-    let (wrote, mut told) = tokio::join!(write, read(row, &mut reader));
+    let (wrote, mut result) = tokio::join!(write, read(row, &mut reader));
     let mut stream: Stream = reader.unsplit(writer);
-    told.error = told.error.or(wrote.err());
+    result.error = result.error.or(wrote.err());
     let stats = stream.stats();
     match row.ending {
         Ending::ClientDrops => {
             drop(stream);
-            return (told, stats);
+            return (result, stats);
         }
         Ending::Both => {
             let moment = Arc::clone(moment);
-            let met = tokio::task::spawn_blocking(move || moment.wait(patience())).await.expect("a thread");
-            assert!(met, "{}: the server does not come to the end: {told:?}", row.name);
+            let met = tokio::task::spawn_blocking(move || moment.wait(peer_timeout())).await.expect("a thread");
+            assert!(met, "{}: the server did not reach the end: {result:?}", row.name);
             stream.shutdown().await.expect("shut down");
-            assert_eq!(stream.read(&mut [0; 1]).await.expect("the end"), 0);
+            assert_eq!(stream.read(&mut [0; 1]).await.expect("the end of the stream"), 0);
         }
-        // What failed has been told by reading or writing.
+        // A failure was already reported by reading or writing.
         Ending::ServerFirst | Ending::ClientFirst => drop(stream.shutdown().await),
         _ => {}
     }
-    told.closed = Some(stream.closed().await);
-    (told, stream.stats())
+    result.closed = Some(stream.closed().await);
+    (result, stream.stats())
 }
 
-/// Reads to the end, or as far as the row has it.
-async fn read(row: &Row, reader: &mut (impl AsyncReadExt + Unpin)) -> Told {
+/// Reads to the end of the stream, or as many bytes as the row requires.
+async fn read(row: &Row, reader: &mut (impl AsyncReadExt + Unpin)) -> ClientResult {
     let (mut all, mut stall) = (Vec::new(), row.client_stall);
     let most = match row.ending {
         Ending::Both => row.down,
@@ -226,8 +229,8 @@ async fn read(row: &Row, reader: &mut (impl AsyncReadExt + Unpin)) -> Told {
         if let Some((_, pause)) = stall.take_if(|(after, _)| all.len() >= *after) {
             tokio::time::sleep(pause).await;
         }
-        let place = (most - all.len()).min(buffer.len());
-        match reader.read(&mut buffer[..place]).await {
+        let room = (most - all.len()).min(buffer.len());
+        match reader.read(&mut buffer[..room]).await {
             Ok(0) => break,
             Ok(count) => all.extend(&buffer[..count]),
             Err(e) => {
@@ -236,61 +239,69 @@ async fn read(row: &Row, reader: &mut (impl AsyncReadExt + Unpin)) -> Told {
             }
         }
     }
-    Told { length: all.len(), sum: sha256(&all), error, closed: None }
+    ClientResult { length: all.len(), sum: sha256(&all), error, closed: None }
 }
 
-/// Whole, or what came is right, and the reason is.
-fn judge(row: &Row, told: &Told, got: Option<&Got>, sums: [[u8; 32]; 2], texts: [&[u8]; 2]) {
+/// Checks that the transferred bytes are correct, and complete unless the row expects an error, with the right error.
+fn check_result(row: &Row, result: &ClientResult, received: Option<&Received>, sums: [[u8; 32]; 2], texts: [&[u8]; 2]) {
     let name = row.name;
     let prefix = |text: &[u8], length: usize| sha256(&text[..length]);
     assert!(
-        told.length <= texts[1].len() && told.sum == prefix(texts[1], told.length) || told.length == 0,
-        "{name}: wrong bytes down"
+        result.length <= texts[1].len() && result.sum == prefix(texts[1], result.length) || result.length == 0,
+        "{name}: wrong bytes at the client"
     );
-    if let Some(got) = got {
-        assert!(got.length <= texts[0].len() && got.sum == prefix(texts[0], got.length), "{name}: wrong bytes up");
+    if let Some(received) = received {
+        assert!(
+            received.length <= texts[0].len() && received.sum == prefix(texts[0], received.length),
+            "{name}: wrong bytes at the server"
+        );
     }
     let kind = |error: Option<&io::Error>| error.map(io::Error::kind);
     match row.ending {
         Ending::ServerFirst | Ending::ClientFirst | Ending::Both => {
-            let got = got.expect("a server");
-            if row.may_give_up() && matches!(told.closed, Some(Err(Error::TimedOut { .. }))) {
+            let received = received.expect("a server");
+            if row.may_give_up() && matches!(result.closed, Some(Err(Error::TimedOut { .. }))) {
                 println!(
-                    "{name}: given up, {} of {} bytes up and {} of {} down",
-                    got.length, row.up, told.length, row.down
+                    "{name}: timed out, {} of {} bytes up and {} of {} down",
+                    received.length, row.up, result.length, row.down
                 );
                 return;
             }
-            assert!(told.error.is_none() && got.error.is_none(), "{name}: {:?}, {:?}", told.error, got.error);
-            assert_eq!((got.length, told.length), (row.up, row.down), "{name}");
-            assert_eq!([got.sum, told.sum], sums, "{name}");
-            assert!(matches!(told.closed, Some(Ok(()))), "{name}: {:?}", told.closed);
+            assert!(
+                result.error.is_none() && received.error.is_none(),
+                "{name}: {:?}, {:?}",
+                result.error,
+                received.error
+            );
+            assert_eq!((received.length, result.length), (row.up, row.down), "{name}");
+            assert_eq!([received.sum, result.sum], sums, "{name}");
+            assert!(matches!(result.closed, Some(Ok(()))), "{name}: {:?}", result.closed);
         }
         Ending::ServerResets => {
-            assert_eq!(kind(told.error.as_ref()), Some(io::ErrorKind::ConnectionReset), "{name}");
-            assert!(matches!(told.closed, Some(Err(Error::Reset { .. }))), "{name}: {:?}", told.closed);
+            assert_eq!(kind(result.error.as_ref()), Some(io::ErrorKind::ConnectionReset), "{name}");
+            assert!(matches!(result.closed, Some(Err(Error::Reset { .. }))), "{name}: {:?}", result.closed);
         }
         Ending::ClientDrops => {
-            let got = got.expect("a server");
-            assert_eq!(kind(got.error.as_ref()), Some(io::ErrorKind::ConnectionReset), "{name}");
+            let received = received.expect("a server");
+            assert_eq!(kind(received.error.as_ref()), Some(io::ErrorKind::ConnectionReset), "{name}");
         }
         Ending::Cut => {
-            assert_eq!(kind(told.error.as_ref()), Some(io::ErrorKind::TimedOut), "{name}");
-            assert!(matches!(told.closed, Some(Err(Error::TimedOut { .. }))), "{name}: {:?}", told.closed);
+            assert_eq!(kind(result.error.as_ref()), Some(io::ErrorKind::TimedOut), "{name}");
+            assert!(matches!(result.closed, Some(Err(Error::TimedOut { .. }))), "{name}: {:?}", result.closed);
         }
-        Ending::NeverThere => assert!(
-            matches!(told.closed, Some(Err(Error::TimedOut { waiting_for: "SYN-ACK", .. }))),
+        Ending::CutBeforeConnect => assert!(
+            matches!(result.closed, Some(Err(Error::TimedOut { waiting_for: "SYN-ACK", .. }))),
             "{name}: {:?}",
-            told.closed
+            result.closed
         ),
     }
 }
 
-/// The network was as bad as the row says, and what was to be seen was seen.
-fn judge_network(row: &Row, seen: &[Seen; 2]) {
+/// Checks that the network had the impairments of the row, and that the expected segments were sent.
+fn check_network(row: &Row, seen: &[Sent; 2]) {
     let name = row.name;
     let [ours, theirs] = seen;
-    if row.ending == Ending::NeverThere {
+    if row.ending == Ending::CutBeforeConnect {
         return assert!(ours.packets >= 3 && theirs.packets == 0, "{name}: {seen:?}");
     }
     let packets = ours.packets + theirs.packets;
@@ -300,7 +311,7 @@ fn judge_network(row: &Row, seen: &[Seen; 2]) {
     }
     assert_eq!(row.network.corrupt > 0.0, ours.corrupted + theirs.corrupted > 0, "{name}");
     let longest = if row.down >= 100_000 && row.rx_buffer.is_none() { theirs.longest } else { 0 };
-    assert!(longest == 0 || longest == row.mtu, "{name}: {longest} bytes, the MTU is {}", row.mtu);
+    assert!(longest == 0 || longest == row.mtu, "{name}: longest packet {longest} bytes, MTU {}", row.mtu);
     assert!(ours.longest <= row.mtu, "{name}");
     if row.up >= 100_000 && row.server_buffer.is_none() && row.tx_buffer.is_none() {
         assert_eq!(ours.longest, row.mtu, "{name}");
@@ -320,11 +331,11 @@ fn judge_network(row: &Row, seen: &[Seen; 2]) {
         assert_eq!(ours.sacks > 0, !off("tcp_sack"), "{name}");
     }
     if let Some((_, pause)) = row.server_stall {
-        // One lost segment, and the next one of the timer, may take the whole pause.
-        assert!(theirs.zero_windows > 0 || row.network.loss > 0.0, "{name}: it had room");
-        // The first probe comes after a second.
+        // A lost segment and its retransmission may take the whole pause.
+        assert!(theirs.zero_windows > 0 || row.network.loss > 0.0, "{name}: the server never announced a zero window");
+        // The first probe is sent after one second.
         let probes = pause >= Duration::from_secs(2) && row.network.loss == 0.0;
-        assert!(ours.probes > 0 || !probes, "{name}: we did not probe");
+        assert!(ours.probes > 0 || !probes, "{name}: no zero-window probe was sent");
     }
     if row.client_stall.is_some() {
         assert!(ours.zero_windows > 0, "{name}: {seen:?}");

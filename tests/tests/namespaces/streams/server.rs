@@ -1,4 +1,4 @@
-//! The other end: the kernel's TCP, and a program that writes and reads at the same time.
+//! The other end: a server on the kernel's TCP that writes and reads at the same time.
 
 use std::{
     io::{self, Read, Write},
@@ -8,60 +8,51 @@ use std::{
     time::Duration,
 };
 
+use crafter_tests::random::Rng;
 use nix::sys::socket::{setsockopt, sockopt};
 use sha2::{Digest, Sha256};
 
 use super::{
-    meeting::Meeting,
-    patience,
+    peer_timeout,
+    rendezvous::Rendezvous,
     rows::{Ending, Row},
 };
 
-/// What the server has read, and how it ended.
+/// What the server read, and its error.
 #[derive(Debug)]
-pub struct Got {
+pub struct Received {
     pub length: usize,
     pub sum: [u8; 32],
     pub error: Option<io::Error>,
 }
 
-/// `length` bytes, different at every place and for every seed.
+/// `length` pseudo-random bytes that depend on `seed`.
 pub fn text(length: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut bytes = Vec::with_capacity(length + 8);
-    while bytes.len() < length {
-        // xorshift64 (Marsaglia, 2003).
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend(state.to_le_bytes());
-    }
-    bytes.truncate(length);
-    bytes
+    Rng::new(seed).bytes(length)
 }
 
 /// Listens in the calling thread's namespace.
 pub fn listen(row: &Row, address: SocketAddr) -> TcpListener {
     let listener = TcpListener::bind(address).expect("listen");
     if let Some(size) = row.server_buffer {
-        // Inherited by what is accepted; before the window of the SYN-ACK is chosen.
+        // Accepted sockets inherit it, and it is set before the window of the SYN-ACK is chosen.
         setsockopt(&listener, sockopt::RcvBuf, &size).expect("SO_RCVBUF");
     }
     listener
 }
 
-/// Serves one connection to its end. `moment`: where both ends meet before they close.
-pub fn serve(row: &Row, listener: &TcpListener, down: Vec<u8>, moment: &Arc<Meeting>) -> Got {
+/// Serves one connection to its end. `moment`: rendezvous of both ends before a simultaneous close.
+pub fn serve(row: &Row, listener: &TcpListener, down: Vec<u8>, moment: &Arc<Rendezvous>) -> Received {
     let (socket, _) = listener.accept().expect("a connection");
-    // Unless there is no network any more.
-    let timeout = if row.ending == Ending::Cut { Duration::from_secs(8) } else { patience() };
+    // Shorter if the network is cut.
+    let timeout = if row.ending == Ending::Cut { Duration::from_secs(8) } else { peer_timeout() };
     socket.set_read_timeout(Some(timeout)).expect("a timeout");
     socket.set_write_timeout(Some(timeout)).expect("a timeout");
     let resets = row.ending == Ending::ServerResets;
-    let mut reader = socket.try_clone().expect("the socket again");
+    let mut reader = socket.try_clone().expect("a clone of the socket");
     let ending = row.ending;
     let writer = {
-        let mut socket = socket.try_clone().expect("the socket again");
+        let mut socket = socket.try_clone().expect("a clone of the socket");
         thread::spawn(move || -> io::Result<()> {
             if resets {
                 return socket.write_all(&down[..down.len() / 2]);
@@ -73,28 +64,28 @@ pub fn serve(row: &Row, listener: &TcpListener, down: Vec<u8>, moment: &Arc<Meet
             Ok(())
         })
     };
-    let mut got = read(row, &mut reader);
+    let mut received = read(row, &mut reader);
     if resets {
-        // With unread bytes, or with this option, close() resets.
+        // With this option close() sends a RST.
         let _ = writer.join();
         let linger = libc::linger { l_onoff: 1, l_linger: 0 };
         setsockopt(&socket, sockopt::Linger, &linger).expect("SO_LINGER");
-        return got;
+        return received;
     }
     let written = writer.join().expect("the writer");
-    got.error = got.error.or(written.err());
-    if ending == Ending::Both && got.error.is_none() {
-        if !moment.wait(patience()) {
-            got.error = Some(io::ErrorKind::TimedOut.into());
+    received.error = received.error.or(written.err());
+    if ending == Ending::Both && received.error.is_none() {
+        if !moment.wait(peer_timeout()) {
+            received.error = Some(io::ErrorKind::TimedOut.into());
         }
         let _ = socket.shutdown(Shutdown::Write);
-        got.error = got.error.or(reader.read(&mut [0; 1]).err());
+        received.error = received.error.or(reader.read(&mut [0; 1]).err());
     }
-    got
+    received
 }
 
-/// Reads to the end, or as far as the row has it.
-fn read(row: &Row, socket: &mut TcpStream) -> Got {
+/// Reads to the end of the stream, or as many bytes as the row requires.
+fn read(row: &Row, socket: &mut TcpStream) -> Received {
     let (mut hasher, mut length, mut stall) = (Sha256::new(), 0, row.server_stall);
     let mut buffer = vec![0; 1 << 16];
     let most = match row.ending {
@@ -107,8 +98,8 @@ fn read(row: &Row, socket: &mut TcpStream) -> Got {
         if let Some((_, pause)) = stall.take_if(|(after, _)| length >= *after) {
             thread::sleep(pause);
         }
-        let place = (most - length).min(buffer.len());
-        match socket.read(&mut buffer[..place]) {
+        let room = (most - length).min(buffer.len());
+        match socket.read(&mut buffer[..room]) {
             Ok(0) => break,
             Ok(count) => {
                 hasher.update(&buffer[..count]);
@@ -120,5 +111,5 @@ fn read(row: &Row, socket: &mut TcpStream) -> Got {
             }
         }
     }
-    Got { length, sum: hasher.finalize().into(), error }
+    Received { length, sum: hasher.finalize().into(), error }
 }

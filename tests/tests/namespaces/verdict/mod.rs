@@ -1,5 +1,5 @@
-//! Verdicts by `BPF_PROG_TEST_RUN`: named rows of frames, each built byte by byte, and the reason that the kernel
-//! half has to give, what it leaves in the flow entry, and which of its branches the rows take.
+//! Verdicts by `BPF_PROG_TEST_RUN`: named rows of frames, built byte by byte, with the expected reason, flow entry and
+//! delivered packet, and the branch coverage of these rows.
 
 mod coverage;
 mod rows;
@@ -14,8 +14,8 @@ use crafter::{
 use crafter_common::{DEFAULT_MARK, reason::Reason};
 use crafter_tests::{
     bench::{ANY, Bench, terms},
+    differential::Differential,
     frame::{self, ACK, PSH, RST, SYN, TCP, Tcp, V4},
-    lane::Lane,
     leak::Parallel,
     oracle::{Flow, FlowId},
 };
@@ -24,9 +24,9 @@ use rows::{
     reporting, segment, world,
 };
 
-/// Runs `work` in a namespace of its own, where `lo` is nobody else's.
+/// Runs `work` in a new namespace with its own `lo`.
 fn inside<T: Send>(work: impl FnOnce() -> T + Send) -> T {
-    NetNs::new().expect("a namespace").run(work).expect("enter it")
+    NetNs::new().expect("a namespace").run(work).expect("enter the namespace")
 }
 
 #[test]
@@ -35,30 +35,31 @@ fn named_rows_reach_every_reason() {
     inside(|| {
         let mut failures = Vec::new();
         let mut reached = BTreeSet::new();
-        // Fragments leave traces: each way has programs and maps of its own.
-        for (way, hook, socket) in [
+        // Fragments leave entries in maps, so each configuration has its own programs and maps.
+        for (name, hook, socket) in [
             ("XDP with a socket", Hook::Xdp, true),
             ("XDP with the ring", Hook::Xdp, false),
             ("tc", Hook::Ingress, false),
         ] {
             let mut bench = bench(&Bench::small(), socket);
-            failures.extend(play(way, &mut bench, hook, &ingress_rows()));
+            failures.extend(run_rows(name, &mut bench, hook, &ingress_rows()));
             finish(&bench, &mut reached);
         }
-        for (way, mut bench) in
+        for (name, mut bench) in
             [("egress", bench(&Bench::small(), false)), ("egress, reporting", reporting(&Bench::small()))]
         {
-            failures.extend(play(way, &mut bench, Hook::Egress, &egress_rows()));
+            failures.extend(run_rows(name, &mut bench, Hook::Egress, &egress_rows()));
             finish(&bench, &mut reached);
         }
-        // The same packets where there is no link-layer header, as on tun.
-        for (way, hook, rows) in [("tun in", Hook::Ingress, ingress_rows()), ("tun out", Hook::Egress, egress_rows())] {
+        // The same packets without link-layer header, as on tun.
+        for (name, hook, rows) in [("tun in", Hook::Ingress, ingress_rows()), ("tun out", Hook::Egress, egress_rows())]
+        {
             let mut bench = owning(Bench::new(&Bench::small(), 0, false), &world(false));
-            failures.extend(play(way, &mut bench, hook, &bare(rows)));
+            failures.extend(run_rows(name, &mut bench, hook, &bare(rows)));
             finish(&bench, &mut reached);
         }
-        for (hook, way) in [(Hook::Xdp, "XDP"), (Hook::Ingress, "tc")] {
-            failures.extend(full(hook, &mut reached).into_iter().map(|why| format!("{way}, ring full: {why}")));
+        for (hook, name) in [(Hook::Xdp, "XDP"), (Hook::Ingress, "tc")] {
+            failures.extend(full(hook, &mut reached).into_iter().map(|why| format!("{name}, ring full: {why}")));
         }
         assert!(failures.is_empty(), "{} rows failed:\n{}", failures.len(), failures.join("\n"));
         let missed: Vec<_> = Reason::ALL.iter().filter(|reason| !reached.contains(&(**reason as u32))).collect();
@@ -66,7 +67,7 @@ fn named_rows_reach_every_reason() {
     });
 }
 
-/// Every reason is what some row expects, by its name; the two that need a full ring are in [`full`].
+/// Every reason is expected by some row, except the two of a full ring, which [`full`] covers.
 #[test]
 fn every_reason_has_a_row() {
     let _parallel = Parallel::begin();
@@ -80,19 +81,19 @@ fn every_reason_has_a_row() {
     let count = names.len();
     names.sort();
     if let Some(two) = names.windows(2).find(|two| two[0] == two[1]) {
-        println!("twice: {}", two[0]);
+        println!("duplicate name: {}", two[0]);
     }
     names.dedup();
     println!("{count} rows at ingress, {} at egress", egress_rows().len());
-    assert_eq!(names.len(), count, "two rows of one name");
+    assert_eq!(names.len(), count, "two rows have the same name");
 }
 
-/// Whether TEST_RUN takes the frame at this hook.
+/// Whether TEST_RUN accepts the frame at this hook.
 fn runs(hook: Hook, frame: &[u8]) -> bool {
-    frame.len() >= Lane::shortest(hook, frame)
+    frame.len() >= Differential::shortest(hook, frame)
 }
 
-/// Rows without their Ethernet header: those whose first bits say what the ethertype said.
+/// Rows without their Ethernet header, if the version of the IP header equals that of the ethertype.
 fn bare(rows: Vec<Row>) -> Vec<Row> {
     let fits = |row: &Row| match (row.start, &row.frame[12..]) {
         (14, [0x08, 0x00, first, ..]) => first >> 4 == 4,
@@ -103,18 +104,18 @@ fn bare(rows: Vec<Row>) -> Vec<Row> {
     rows.map(|row| Row { frame: row.frame[14..].to_vec(), start: 0, ..row }).collect()
 }
 
-/// Runs all rows in their order: reason, action, bytes, the owner's copy, and what changes among the flows.
-fn play(way: &str, bench: &mut Bench, hook: Hook, rows: &[Row]) -> Vec<String> {
+/// Runs all rows in order and checks reason, action, bytes, the owner's copy, and the changes of flow entries.
+fn run_rows(name: &str, bench: &mut Bench, hook: Hook, rows: &[Row]) -> Vec<String> {
     let mut failures = Vec::new();
     let mut before = counts(bench);
     for row in rows.iter().filter(|row| runs(hook, &row.frame)) {
         let reason = row.reason(bench.has_socket());
         if let Err(why) = bench.expect(hook, &row.frame, row.mark, reason, row.start) {
-            failures.push(format!("{way}: {}: {why}", row.name));
+            failures.push(format!("{name}: {}: {why}", row.name));
         }
         let after = counts(bench);
         let mut wanted = before;
-        if let Some((id, flow)) = row.leaves {
+        if let Some((id, flow)) = row.updates {
             let entry = wanted.entry(id).or_default();
             entry.rx = (entry.rx.0 + flow.rx.0, entry.rx.1 + flow.rx.1);
             entry.tx = (entry.tx.0 + flow.tx.0, entry.tx.1 + flow.tx.1);
@@ -125,18 +126,18 @@ fn play(way: &str, bench: &mut Bench, hook: Hook, rows: &[Row]) -> Vec<String> {
         }
         for (id, flow) in &after {
             if wanted.get(id) != Some(flow) {
-                failures.push(format!("{way}: {}: {id:?} is {flow:?}, not {:?}", row.name, wanted.get(id)));
+                failures.push(format!("{name}: {}: {id:?} is {flow:?}, not {:?}", row.name, wanted.get(id)));
             }
         }
         if let Some(id) = wanted.keys().find(|id| !after.contains_key(*id)) {
-            failures.push(format!("{way}: {}: no flow {id:?}", row.name));
+            failures.push(format!("{name}: {}: no flow {id:?}", row.name));
         }
         before = after;
     }
     failures
 }
 
-/// All flows.
+/// All flow entries.
 fn counts(bench: &Bench) -> HashMap<FlowId, Flow> {
     let flows = bench.maps.flows().into_iter().map(|flow| {
         let protocol = match flow.protocol {
@@ -156,9 +157,9 @@ fn counts(bench: &Bench) -> HashMap<FlowId, Flow> {
     flows.collect()
 }
 
-/// Each row, and each row cut at every byte, past the oracle too.
+/// Every row, truncated at every length, has the result that the oracle predicts.
 #[test]
-fn the_oracle_says_the_same_of_every_row_cut_anywhere() {
+fn truncated_rows_match_the_oracle() {
     let _parallel = Parallel::begin();
     inside(|| {
         let mut ran = 0;
@@ -171,34 +172,34 @@ fn the_oracle_says_the_same_of_every_row_cut_anywhere() {
             (Hook::Egress, false, false),
         ] {
             let options = LoadOptions { flow_entries: 1 << 16, ..Bench::small() };
-            let mut lane = Lane::new(&options, ethernet, socket);
-            lane.settle(&world(hook == Hook::Egress));
+            let mut differential = Differential::new(&options, ethernet, socket);
+            differential.set_owners(&world(hook == Hook::Egress));
             let rows = if hook == Hook::Egress { egress_rows() } else { ingress_rows() };
             for row in if ethernet { rows } else { bare(rows) } {
                 for length in 14..=row.frame.len() {
                     let frame = &row.frame[..length];
                     if runs(hook, frame) {
-                        let judged = lane.step(hook, frame, row.mark);
-                        let judged = judged.unwrap_or_else(|why| panic!("{}, {length} bytes: {why}", row.name));
-                        assert!(length < row.frame.len() || judged.reason == row.reason(socket), "{}", row.name);
+                        let predicted = differential.step(hook, frame, row.mark);
+                        let predicted = predicted.unwrap_or_else(|why| panic!("{}, {length} bytes: {why}", row.name));
+                        assert!(length < row.frame.len() || predicted.reason == row.reason(socket), "{}", row.name);
                         ran += 1;
                     }
                 }
             }
-            lane.compare_maps().expect("flows and fragments");
+            differential.compare_maps().expect("flows and fragments");
         }
-        println!("{ran} rows and beginnings of rows");
+        println!("{ran} complete and truncated rows");
     });
 }
 
-/// Every packet was counted, and once.
+/// Checks that every packet was counted exactly once.
 fn finish(bench: &Bench, reached: &mut BTreeSet<u32>) {
     assert!(bench.ran > 0);
-    assert_eq!(bench.counters().0.iter().sum::<u64>(), bench.ran, "the counters add up to the packets");
+    assert_eq!(bench.counters().0.iter().sum::<u64>(), bench.ran, "sum of the counters");
     reached.extend(&bench.reached);
 }
 
-/// With a ring of a page that nobody drains: first there is room, then there is none.
+/// Fills a ring of one page that is not drained: packets are delivered until there is no room.
 fn full(hook: Hook, reached: &mut BTreeSet<u32>) -> Vec<String> {
     let mut failures = Vec::new();
     for (port, room, none) in
@@ -213,7 +214,7 @@ fn full(hook: Hook, reached: &mut BTreeSet<u32>) -> Vec<String> {
             failures.push(format!("port {port}: {reasons:?}"));
         }
         failures.extend(bench.expect(hook, &frame, 0, none, 14).err());
-        // Others are not touched by it.
+        // Other ports are not affected.
         let free = frame::framed(&segment(at(LOCAL[0], FREE)));
         failures.extend(bench.expect(hook, &free, 0, Reason::NotOwned, 14).err());
         finish(&bench, reached);
@@ -221,16 +222,16 @@ fn full(hook: Hook, reached: &mut BTreeSet<u32>) -> Vec<String> {
     failures
 }
 
-/// TEST_RUN takes no less than an Ethernet header; for classifiers, no less than the IP header
-/// that the first ethertype announces, or a byte of anything else.
+/// The shortest frame in bytes that TEST_RUN accepts for the frames of these tests: an Ethernet header, for classifiers
+/// and one more byte.
 fn shortest(hook: Hook) -> usize {
     if hook == Hook::Xdp { 14 } else { 15 }
 }
 
-/// Cut at every byte: never redirected, copied or dropped before the transport header is whole,
-/// and always by then.
+/// Packets truncated at every length are never redirected, copied or dropped before the transport header is complete,
+/// and always after.
 #[test]
-fn truncated_at_every_byte() {
+fn truncated_packets_are_delivered_from_the_transport_header_on() {
     let _parallel = Parallel::begin();
     inside(|| {
         let peers = [at(PEER[0], 80), at(PEER[1], 80)];
@@ -242,7 +243,7 @@ fn truncated_at_every_byte() {
             let quoted = Tcp::new(SYN, 1, 0).ip(locals[v], peers[v]);
             frame::icmp(peers[v].ip(), locals[v].ip(), [3, 1][v], [3, 4][v], &quoted[..quoted.len() - 12])
         };
-        // The name, the packet, and how many of its last bytes may be missing.
+        // Name, packet, and number of bytes at its end that are not needed.
         let samples = [
             ("TCP over IPv4", segment(locals[0]), 0),
             ("TCP over IPv6", segment(locals[1]), 0),
@@ -250,7 +251,7 @@ fn truncated_at_every_byte() {
             ("UDP over IPv6", datagram(locals[1]), 6),
             ("IPv4 with options", options.packet(peers[0].ip(), locals[0].ip(), TCP, &tcp(0)), 0),
             ("IPv6 with extension headers", frame::v6(peers[1].ip(), locals[1].ip(), next, &extended), 0),
-            // Of what is quoted the ports are needed, not the rest of the eight bytes.
+            // Of the quoted transport header only the ports are needed.
             ("an ICMP error", error(0), 4),
             ("an ICMPv6 error", error(1), 4),
         ];
@@ -276,7 +277,7 @@ fn truncated_at_every_byte() {
             }
             assert_eq!(bench.counters().0.iter().sum::<u64>(), bench.ran);
         }
-        // At egress nothing that is cut short is suppressed.
+        // A truncated RST is not suppressed at egress.
         let mut bench = bench(&Bench::small(), false);
         for v in 0..2 {
             let frame = frame::tagged(&[(0x8100, 2)], &Tcp::new(RST, 1, 0).ip(locals[v], peers[v]));
@@ -289,24 +290,24 @@ fn truncated_at_every_byte() {
 }
 
 #[test]
-fn a_port_given_back_is_the_kernels_again() {
+fn disowned_port_is_not_delivered() {
     let _parallel = Parallel::begin();
     inside(|| {
         let mut bench = bench(&Bench::small(), false);
         let frame = frame::framed(&segment(at(LOCAL[0], BOTH)));
         let rst = frame::framed(&Tcp::new(RST, 1, 0).ip(at(LOCAL[0], BOTH), at(PEER[0], 80)));
         assert_eq!(bench.run(Hook::Xdp, &frame, 0).reason, Reason::Observed);
-        // The entry of this address goes; that of any address is behind it.
+        // The entry of this address is removed; the one of any address still applies.
         bench.maps.disown(Transport::Tcp, ip(LOCAL[0]), BOTH).unwrap();
         assert_eq!(bench.run(Hook::Xdp, &frame, 0).reason, Reason::Copied);
         assert_eq!(bench.run(Hook::Egress, &rst, 0).reason, Reason::RstSuppressed);
         bench.maps.disown(Transport::Tcp, ANY, BOTH).unwrap();
-        // The one of the other IP version is still there and must not answer for this one.
+        // The entry of the other IP version must not apply to this one.
         assert_eq!(bench.run(Hook::Xdp, &frame, 0).reason, Reason::NotOwned);
         assert_eq!(bench.run(Hook::Egress, &rst, 0).reason, Reason::RstNotOwned);
         let v6 = frame::framed(&segment(at(LOCAL[1], BOTH)));
         assert_eq!(bench.run(Hook::Xdp, &v6, 0).reason, Reason::Observed);
-        // An address that this host loses: ports on any address are no longer for it.
+        // Ports on any address do not include an address that this host has lost.
         let any = frame::framed(&segment(at(SECOND[0], ON_ANY)));
         assert_eq!(bench.run(Hook::Xdp, &any, 0).reason, Reason::Copied);
         bench.maps.set_local(&[ip(LOCAL[0])]).unwrap();
@@ -315,7 +316,7 @@ fn a_port_given_back_is_the_kernels_again() {
 }
 
 #[test]
-fn flows_tell_what_went_by() {
+fn flow_entries_count_packets_and_record_the_last_segment() {
     let _parallel = Parallel::begin();
     inside(|| {
         for hook in [Hook::Xdp, Hook::Ingress] {
@@ -329,7 +330,7 @@ fn flows_tell_what_went_by() {
                 bench.run(hook, &frame::framed(&second), 0);
                 bench.run(Hook::Egress, &frame::framed(&sent), DEFAULT_MARK);
                 bench.run(Hook::Egress, &frame::framed(&rst), 0);
-                // Another peer's is another flow, and an unowned port has none.
+                // Another peer has another flow, and an unowned port has none.
                 bench.run(hook, &frame::framed(&segment(at(&local.ip().to_string(), FREE))), 0);
                 let flows = bench.maps.flows();
                 let flow = flows.iter().find(|flow| flow.local == local && flow.remote == peer).expect("the flow");
@@ -344,9 +345,8 @@ fn flows_tell_what_went_by() {
     });
 }
 
-/// Sizes and constants that are set at load time.
 #[test]
-fn load_time_options_count() {
+fn load_options_take_effect() {
     let _parallel = Parallel::begin();
     inside(|| {
         let mut bench = bench(&LoadOptions { mark: 0x77, ..Bench::small() }, false);
@@ -354,7 +354,7 @@ fn load_time_options_count() {
         assert_eq!(bench.run(Hook::Egress, &rst, 0x77).reason, Reason::Crafted);
         assert_eq!(bench.run(Hook::Egress, &rst, DEFAULT_MARK).reason, Reason::RstSuppressed);
 
-        // Without a link-layer header, as on tun.
+        // Without link-layer header, as on tun.
         let mut bare = Bench::new(&Bench::small(), 0, false);
         bare.maps.set_local(&LOCAL.map(ip)).unwrap();
         bare.own(Transport::Tcp, ANY, ON_ANY, terms(false, true));
@@ -366,22 +366,22 @@ fn load_time_options_count() {
             bare.expect(Hook::Egress, &rst, 0, Reason::RstSuppressed, 0).unwrap();
         }
 
-        // Frames that do not fit an AF_XDP frame take the ring.
+        // Frames longer than an AF_XDP frame are delivered through the ring.
         let mut sockets = self::bench(&Bench::small(), true);
         let big = Tcp::new(ACK, 1, 2).with(&[7; 3000]).ip(at(PEER[0], 80), at(LOCAL[0], ON_ANY));
         sockets.expect(Hook::Xdp, &frame::framed(&big), 0, Reason::Copied, 14).unwrap();
     });
 }
 
-/// Packets at the edges of the ring's size classes, and the longest there are: every byte arrives.
+/// Packets at the limits of the ring's size classes, and of maximum length, are delivered completely.
 #[test]
-fn packets_of_every_size_class_arrive_whole() {
+fn packets_of_every_size_class_are_delivered_completely() {
     let _parallel = Parallel::begin();
     inside(|| {
         let mut xdp = bench(&LoadOptions { ring_bytes: 1 << 18, ..Bench::small() }, false);
         for packet in sized_packets(ON_ANY) {
             xdp.expect(Hook::Xdp, &frame::framed(&packet), 0, Reason::Copied, 14).unwrap();
-            // TEST_RUN makes classifiers' packets of a page at most.
+            // TEST_RUN limits packets of classifiers to about one page.
             if packet.len() <= 3000 {
                 xdp.expect(Hook::Ingress, &frame::framed(&packet), 0, Reason::Copied, 14).unwrap();
             }
@@ -389,7 +389,7 @@ fn packets_of_every_size_class_arrive_whole() {
     });
 }
 
-/// Segments to a port, of every length of the IP packet that matters.
+/// Segments to a port, with IP packet lengths at every limit.
 fn sized_packets(port: u16) -> Vec<Vec<u8>> {
     let lengths = [40, 255, 256, 257, 2047, 2048, 2049, 3000, 16_383, 16_384, 16_385, 65_535];
     let segment = |length: usize| {
@@ -399,9 +399,9 @@ fn sized_packets(port: u16) -> Vec<Vec<u8>> {
     lengths.into_iter().map(segment).collect()
 }
 
-/// 65,536 owned pairs fit, and each of them is found.
+/// 65,536 owned ports fit into the map, and lookups find them.
 #[test]
-fn sixty_five_thousand_owned_ports() {
+fn sixty_five_thousand_owned_ports_are_found() {
     let _parallel = Parallel::begin();
     inside(|| {
         let mut bench = Bench::new(&LoadOptions { owned_entries: 131_072, ..Bench::small() }, 14, false);

@@ -1,4 +1,4 @@
-//! What goes out: the kernel's answers from owned ports, from others, and crafted packets.
+//! Rows at egress: answers of the kernel from owned and other ports, and crafted packets.
 
 use std::net::SocketAddr;
 
@@ -14,7 +14,7 @@ use Reason::{
     UnreachableSuppressed,
 };
 
-/// A packet that goes out; what the kernel sends carries no mark.
+/// A packet sent by the kernel, without a mark.
 fn kernel(name: &str, reason: Reason, packet: &[u8]) -> Row {
     row(format!("{name}, IPv{}", packet[0] >> 4), is(reason), frame::framed(packet))
 }
@@ -25,16 +25,16 @@ fn crafted(name: &str, packet: &[u8]) -> Row {
 }
 
 impl Row {
-    /// The flow between these ends counts a suppressed answer.
+    /// Expects that the flow between these ends counts a suppressed answer.
     fn suppressing(self, protocol: u8, local: SocketAddr, remote: SocketAddr) -> Self {
         let flow = Flow { suppressed: 1, ..Flow::default() };
-        Self { leaves: Some((FlowId { protocol, local, remote }, flow)), ..self }
+        Self { updates: Some((FlowId { protocol, local, remote }, flow)), ..self }
     }
 
-    /// The flow between these ends counts a crafted packet.
+    /// Expects that the flow between these ends counts a crafted packet.
     fn counting(self, protocol: u8, local: SocketAddr, remote: SocketAddr) -> Self {
         let flow = Flow { tx: (1, (self.frame.len() - self.start) as u64), ..Flow::default() };
-        Self { leaves: Some((FlowId { protocol, local, remote }, flow)), ..self }
+        Self { updates: Some((FlowId { protocol, local, remote }, flow)), ..self }
     }
 }
 
@@ -60,7 +60,7 @@ fn rst_rows(rows: &mut Vec<Row>, version: usize) {
         ("a RST-ACK from an owned port", RST | ACK, local, ON_ANY),
         ("a segment with all flags from an owned port", 0xff, local, ON_ANY),
         ("a RST from a port owned on this address", RST, local, EXACT),
-        ("a RST from a port owned on any address, by a second one", RST, other, ON_ANY),
+        ("a RST from a port owned on any address, second address", RST, other, ON_ANY),
         ("a RST from a port owned on this address and on any", RST, local, BOTH),
         ("a RST from a port owned on another address and on any", RST, other, BOTH),
         ("a RST from an observed port", RST, local, OBSERVED),
@@ -73,14 +73,14 @@ fn rst_rows(rows: &mut Vec<Row>, version: usize) {
     rows.push(marked.suppressing(TCP, at(local, ON_ANY), peer));
     rows.push(kernel("a RST from a port owned on another address", RstNotOwned, &rst(other, EXACT)));
     rows.push(kernel("a RST from a port with policy pass", RstAllowed, &rst(local, ALLOWED)));
-    rows.push(kernel("a RST from a port of nobody", RstNotOwned, &rst(local, FREE)));
-    rows.push(kernel("a RST of a host that this one routes for", RstNotOwned, &rst(TRANSIT[version], ON_ANY)));
+    rows.push(kernel("a RST from an unowned port", RstNotOwned, &rst(local, FREE)));
+    rows.push(kernel("a forwarded RST", RstNotOwned, &rst(TRANSIT[version], ON_ANY)));
     rows.push(kernel("the kernel's ACK from an owned port", EgressOther, &tcp(ACK, local, ON_ANY)));
     rows.push(kernel("all flags but RST from an owned port", EgressOther, &tcp(!RST, local, ON_ANY)));
     rows.push(kernel("a SYN of the kernel", EgressOther, &tcp(SYN, local, FREE)));
     let header = [20, 40][version];
-    rows.push(kernel("a RST one byte short", EgressOther, &rst(local, ON_ANY)[..header + 19]));
-    rows.push(kernel("a RST of which there is only the IP header", EgressOther, &rst(local, ON_ANY)[..header]));
+    rows.push(kernel("a RST truncated by one byte", EgressOther, &rst(local, ON_ANY)[..header + 19]));
+    rows.push(kernel("a RST truncated to its IP header", EgressOther, &rst(local, ON_ANY)[..header]));
     if version == 1 {
         let mapped = format!("::ffff:{}", LOCAL[0]);
         for (address, port) in [("::", BOTH), (&mapped, EXACT), (&mapped, ON_ANY), ("::1", BOTH)] {
@@ -95,13 +95,13 @@ fn crafted_rows(rows: &mut Vec<Row>, version: usize) {
     let own = at(local, ON_ANY);
     rows.push(crafted("a crafted RST", &tcp(RST, local, ON_ANY)).counting(TCP, own, peer));
     rows.push(crafted("a crafted SYN", &tcp(SYN, local, ON_ANY)).counting(TCP, own, peer));
-    rows.push(crafted("a marked segment of nobody", &tcp(SYN, local, FREE)));
+    rows.push(crafted("a crafted SYN from an unowned port", &tcp(SYN, local, FREE)));
     let datagram = frame::udp_ip(own, peer, b"x");
     rows.push(kernel("a datagram from an owned port", EgressOther, &datagram));
     rows.push(crafted("a crafted datagram", &datagram).counting(UDP, own, peer));
     let header = [20, 40][version];
-    rows.push(crafted("a crafted datagram of ports only", &datagram[..header + 4]).counting(UDP, own, peer));
-    rows.push(crafted("a crafted datagram, ports one byte short", &datagram[..header + 3]));
+    rows.push(crafted("a crafted datagram truncated to its ports", &datagram[..header + 4]).counting(UDP, own, peer));
+    rows.push(crafted("a crafted datagram, ports truncated by one byte", &datagram[..header + 3]));
     rows.push(crafted("a crafted packet of another protocol", &frame::packet(ip(local), peer.ip(), 47, &[0; 20])));
     let query = |kind, id| frame::icmp_query(ip(local), peer.ip(), kind, id, b"\0ping");
     let (request, reply) = [(8, 0), (128, 129)][version];
@@ -109,7 +109,7 @@ fn crafted_rows(rows: &mut Vec<Row>, version: usize) {
     rows.push(kernel("an echo request of the kernel", EgressOther, &query(request, ON_ANY)));
     let host = SocketAddr::new(peer.ip(), 0);
     rows.push(crafted("a crafted echo request", &query(request, ON_ANY)).counting(ICMP, own, host));
-    // RFC 792 and RFC 950; RFC 4443 section 4.1.
+    // RFC 792 and RFC 950; RFC 4443, section 4.1.
     let queries: [&[u8]; 2] = [&[8, 13, 15, 17], &[128]];
     for kind in 0..=255 {
         let row = crafted(&format!("crafted ICMP type {kind}"), &query(kind, ON_ANY));
@@ -123,10 +123,10 @@ fn crafted_rows(rows: &mut Vec<Row>, version: usize) {
             rows.push(crafted(&format!("a crafted echo request from {address}"), &echo));
         }
     }
-    rows.push(crafted("a crafted echo request of nobody", &query(request, FREE)));
+    rows.push(crafted("a crafted echo request with an unowned identifier", &query(request, FREE)));
     rows.push(crafted("a crafted echo reply", &query(reply, ON_ANY)));
-    rows.push(crafted("a crafted echo request cut short", &query(request, ON_ANY)[..header + 7]));
-    rows.push(crafted("a crafted packet without header", &datagram[..header]));
+    rows.push(crafted("a truncated crafted echo request", &query(request, ON_ANY)[..header + 7]));
+    rows.push(crafted("a crafted packet without transport header", &datagram[..header]));
 }
 
 fn unreachable_rows(rows: &mut Vec<Row>, version: usize) {
@@ -135,7 +135,9 @@ fn unreachable_rows(rows: &mut Vec<Row>, version: usize) {
     let received = |address: &str, port| frame::udp_ip(peer, at(address, port), b"unexpected");
     let icmp = |kind, code, quoted: &[u8]| frame::icmp(ip(local), peer.ip(), kind, code, quoted);
     let unreachable = |quoted: &[u8]| icmp(kind, code, quoted);
-    for (name, port) in [("an owned port", ON_ANY), ("an exactly owned one", EXACT), ("an observed one", OBSERVED)] {
+    for (name, port) in
+        [("an owned port", ON_ANY), ("a port owned on this address", EXACT), ("an observed port", OBSERVED)]
+    {
         let row = kernel(
             &format!("port unreachable for {name}"),
             UnreachableSuppressed,
@@ -145,8 +147,12 @@ fn unreachable_rows(rows: &mut Vec<Row>, version: usize) {
     }
     let add = |name: &str, reason, quoted: &[u8]| kernel(name, reason, &unreachable(quoted));
     rows.push(add("port unreachable with policy pass", UnreachableAllowed, &received(local, ALLOWED)));
-    rows.push(add("port unreachable for a port of nobody", UnreachableNotOwned, &received(local, FREE)));
-    rows.push(add("port unreachable, exact, other address", UnreachableNotOwned, &received(other, EXACT)));
+    rows.push(add("port unreachable for an unowned port", UnreachableNotOwned, &received(local, FREE)));
+    rows.push(add(
+        "port unreachable for a port owned on another address",
+        UnreachableNotOwned,
+        &received(other, EXACT),
+    ));
     rows.push(crafted("a crafted port unreachable", &unreachable(&received(local, ON_ANY))));
     rows.push(kernel("host unreachable quoting an owned port", EgressOther, &icmp(kind, 1, &received(local, ON_ANY))));
     let exceeded = [11, 3][version];
@@ -156,10 +162,10 @@ fn unreachable_rows(rows: &mut Vec<Row>, version: usize) {
     rows.push(add("port unreachable that quotes nothing", EgressOther, &[]));
     let header = [20, 40][version];
     let quoted = received(local, ON_ANY);
-    let just = add("port unreachable that quotes just the ports", UnreachableSuppressed, &quoted[..header + 4]);
+    let just = add("port unreachable that quotes only the ports", UnreachableSuppressed, &quoted[..header + 4]);
     rows.push(just.suppressing(UDP, at(local, ON_ANY), peer));
-    rows.push(add("port unreachable, quoted ports one byte short", EgressOther, &quoted[..header + 3]));
-    rows.push(add("port unreachable, quoted IP header one byte short", EgressOther, &quoted[..header - 1]));
+    rows.push(add("port unreachable, quoted ports truncated by one byte", EgressOther, &quoted[..header + 3]));
+    rows.push(add("port unreachable, quoted IP header truncated by one byte", EgressOther, &quoted[..header - 1]));
     let mut impossible = quoted.clone();
     impossible[0] = [0x44, 0x50][version];
     rows.push(add("port unreachable quoting an impossible IP header", EgressOther, &impossible));
@@ -167,7 +173,7 @@ fn unreachable_rows(rows: &mut Vec<Row>, version: usize) {
     rows.push(add("port unreachable quoting the other IP version", EgressOther, &other));
     let message = unreachable(&quoted);
     rows.push(kernel("an ICMP header of one byte", EgressOther, &message[..header + 1]));
-    // Of all types and codes, one pair says that a port is closed.
+    // Only one pair of type and code means that a port is closed.
     let closed = [(3, 3), (1, 4)][version];
     let pairs = (0..=255).map(|kind| (kind, closed.1)).chain((0..=15).map(|code| (closed.0, code)));
     for (kind, code) in pairs.filter(|pair| *pair != closed) {
@@ -183,7 +189,7 @@ fn unreachable_rows(rows: &mut Vec<Row>, version: usize) {
         for ninth in NINTH {
             let (next, bytes) = frame::extended(&[60; 8], ninth, &frame::udp(peer, at(local, ON_ANY), b""));
             let quoted = frame::v6(peer.ip(), ip(local), next, &bytes);
-            rows.push(add(&format!("port unreachable quoting {ninth} behind eight headers"), EgressOther, &quoted));
+            rows.push(add(&format!("port unreachable quoting {ninth} after eight headers"), EgressOther, &quoted));
         }
         for (kinds, walked) in MIXED {
             let (next, bytes) = frame::extended(kinds, UDP, &frame::udp(peer, at(local, ON_ANY), b""));
@@ -207,18 +213,18 @@ fn unreachable_rows(rows: &mut Vec<Row>, version: usize) {
     }
 }
 
-/// Fragments, options, extension headers and tags around a RST.
+/// A RST in fragments, with IP options, extension headers and VLAN tags.
 fn wrapped_rows(rows: &mut Vec<Row>) {
     let (local, peer) = (at(LOCAL[0], ON_ANY), at(PEER[0], 80));
     let rst = Tcp::new(RST, 5, 6).bytes(local, peer);
     let v4 = |header: V4| header.packet(local.ip(), peer.ip(), TCP, &rst);
     let later = v4(V4 { fragment: 1, ..V4::default() });
-    rows.push(kernel("a later fragment that reads like a RST", EgressOther, &later));
+    rows.push(kernel("a later fragment with the bytes of a RST", EgressOther, &later));
     rows.push(crafted("a crafted later fragment", &later));
     let first = kernel("a RST in a first fragment", RstSuppressed, &v4(V4 { fragment: MORE, ..V4::default() }));
     rows.push(first.suppressing(TCP, local, peer));
     let options =
-        kernel("a RST behind 40 bytes of options", RstSuppressed, &v4(V4 { options: vec![1; 40], ..V4::default() }));
+        kernel("a RST after 40 bytes of options", RstSuppressed, &v4(V4 { options: vec![1; 40], ..V4::default() }));
     rows.push(options.suppressing(TCP, local, peer));
     let whole = v4(V4::default());
     for (name, tags, reason) in [
@@ -233,7 +239,7 @@ fn wrapped_rows(rows: &mut Vec<Row>) {
     for (kinds, walked) in MIXED {
         let (next, bytes) = frame::extended(kinds, TCP, &Tcp::new(RST, 5, 6).bytes(local, peer));
         let packet = frame::v6(local.ip(), peer.ip(), next, &bytes);
-        let name = format!("a RST behind headers {kinds:?}");
+        let name = format!("a RST after headers {kinds:?}");
         rows.push(match walked {
             Some(_) => kernel(&name, RstSuppressed, &packet).suppressing(TCP, local, peer),
             None => kernel(&name, EgressOther, &packet),
@@ -242,7 +248,7 @@ fn wrapped_rows(rows: &mut Vec<Row>) {
     for (count, reason) in [(6, RstSuppressed), (7, RstSuppressed), (8, RstSuppressed), (9, EgressOther)] {
         let (next, bytes) = frame::extended(&vec![60; count], TCP, &Tcp::new(RST, 5, 6).bytes(local, peer));
         let packet = frame::v6(local.ip(), peer.ip(), next, &bytes);
-        let row = kernel(&format!("a RST behind {count} extension headers"), reason, &packet);
+        let row = kernel(&format!("a RST after {count} extension headers"), reason, &packet);
         rows.push(if reason == RstSuppressed { row.suppressing(TCP, local, peer) } else { row });
     }
 }

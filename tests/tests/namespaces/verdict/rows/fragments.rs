@@ -1,4 +1,4 @@
-//! Fragments: later ones follow their first.
+//! Rows of fragments: later fragments are delivered to the owner of the first.
 
 use crafter_common::reason::Reason;
 use crafter_tests::frame::{self, MORE, TCP, UDP, V4};
@@ -7,13 +7,13 @@ use super::*;
 
 pub fn fragment_rows(rows: &mut Vec<Row>) {
     let (peer, local) = (at(PEER[0], 53), at(LOCAL[0], ON_ANY));
-    // Only what holds the ports leaves an entry: first and atomic fragments, by their names.
+    // First and atomic fragments contain the ports and update a flow entry; these rows are recognized by their names.
     let mut add = |name: &str, expect, packet: Vec<u8>| {
         let row = row(name, expect, frame::framed(&packet));
         let version = usize::from(packet[0] >> 4 == 6);
         let port = if name.contains("observed") { OBSERVED } else { ON_ANY };
         rows.push(match name.contains("first fragment") || name.contains("atomic") {
-            true => row.leaving(UDP, at(LOCAL[version], port), at(PEER[version], 53), (0, 0, 0)),
+            true => row.updating(UDP, at(LOCAL[version], port), at(PEER[version], 53), (0, 0, 0)),
             false => row,
         });
     };
@@ -52,23 +52,23 @@ pub fn fragment_rows(rows: &mut Vec<Row>) {
     add("a later fragment of another identification, IPv6", follows, v6(2, 16, false, &whole[16..]));
     add("a first fragment, not owned, IPv6", NOT_OWNED, v6(3, 0, true, &unowned[..16]));
     add("the second of one not owned, IPv6", follows, v6(3, 16, false, &unowned[16..]));
-    let (next, behind) = frame::extended(&[0, 60], 44, &frame::fragment6(UDP, 0, true, 4, &whole[..16]));
-    add("a first fragment behind extension headers", Consumed, frame::v6(peer.ip(), local.ip(), next, &behind));
+    let (next, bytes) = frame::extended(&[0, 60], 44, &frame::fragment6(UDP, 0, true, 4, &whole[..16]));
+    add("a first fragment after extension headers", Consumed, frame::v6(peer.ip(), local.ip(), next, &bytes));
     add("its second without them", Consumed, v6(4, 16, false, &whole[16..]));
     add("an atomic fragment, IPv6", Consumed, v6(5, 0, false, &whole));
-    // A datagram is fragmented once: behind a first fragment's header is none of another, whatever it says.
+    // A fragment is not fragmented again: another fragment header after that of a first fragment is malformed.
     for (offset, more) in [(0, false), (0, true), (8, false)] {
         let inner = frame::fragment6(UDP, offset, more, 7, &whole);
         let packet = frame::v6(peer.ip(), local.ip(), 44, &frame::fragment6(44, 0, true, 6, &inner));
         add(&format!("a first fragment of a fragment, {offset}, {more}"), MALFORMED, packet);
     }
-    let (next, behind) = frame::extended(&[44], 44, &frame::fragment6(UDP, 0, true, 8, &whole[..16]));
-    add("a first fragment behind an atomic header", Consumed, frame::v6(peer.ip(), local.ip(), next, &behind));
+    let (next, bytes) = frame::extended(&[44], 44, &frame::fragment6(UDP, 0, true, 8, &whole[..16]));
+    add("a first fragment after an atomic header", Consumed, frame::v6(peer.ip(), local.ip(), next, &bytes));
     add("its second, of the inner identification", Consumed, v6(8, 16, false, &whole[16..]));
 }
 
-/// A datagram in three fragments, in each of the six orders: what overtakes the first is the kernel's, the rest its
-/// owner's.
+/// A datagram in three fragments, in each of the six orders: fragments that arrive before the first are not owned,
+/// later ones are delivered.
 pub fn order_rows(rows: &mut Vec<Row>) {
     const ORDERS: [[usize; 3]; 6] = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
     for version in 0..2 {
@@ -76,9 +76,9 @@ pub fn order_rows(rows: &mut Vec<Row>) {
         let whole = frame::udp(peer, local, &[0x5a; 40]);
         for (number, order) in ORDERS.into_iter().enumerate() {
             let id = 100 + number as u16;
-            let mut followed = false;
+            let mut first_seen = false;
             for piece in order {
-                followed |= piece == 0;
+                first_seen |= piece == 0;
                 let (offset, more) = (16 * piece, piece < 2);
                 let bytes = &whole[offset..whole.len().min(offset + 16)];
                 let packet = match version {
@@ -91,10 +91,10 @@ pub fn order_rows(rows: &mut Vec<Row>) {
                         frame::v6(peer.ip(), local.ip(), 44, &fragment)
                     }
                 };
-                let expect = if followed { Consumed } else { is(Reason::FragmentNotOwned) };
+                let expect = if first_seen { Consumed } else { is(Reason::FragmentNotOwned) };
                 let name = format!("fragments in order {order:?}: number {piece}, IPv{}", [4, 6][version]);
                 let row = row(name, expect, frame::framed(&packet));
-                rows.push(if piece == 0 { row.leaving(UDP, local, peer, (0, 0, 0)) } else { row });
+                rows.push(if piece == 0 { row.updating(UDP, local, peer, (0, 0, 0)) } else { row });
             }
         }
     }

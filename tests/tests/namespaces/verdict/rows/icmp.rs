@@ -1,4 +1,4 @@
-//! ICMP and ICMPv6: errors that quote what was sent, queries and their answers.
+//! Rows of ICMP and ICMPv6: errors that quote sent packets, queries and replies.
 
 use std::net::SocketAddr;
 
@@ -7,7 +7,7 @@ use crafter_tests::frame::{self, ICMP, MORE, SYN, TCP, Tcp, UDP, V4};
 
 use super::*;
 
-/// Errors that quote what an owned port sent, and others.
+/// Errors that quote packets from owned ports, and other errors.
 pub fn icmp_rows(rows: &mut Vec<Row>, version: usize, local: &str) {
     let peer = PEER[version];
     let errors: &[(u8, u8, &str)] = [
@@ -31,18 +31,18 @@ pub fn icmp_rows(rows: &mut Vec<Row>, version: usize, local: &str) {
         add(format!("{name} quoting an owned TCP port"), Consumed, kind, code, &sent(ON_ANY));
         add(format!("{name} quoting an owned UDP port"), Consumed, kind, code, &sent_udp(EXACT));
         add(format!("{name} quoting an observed port"), is(Reason::Observed), kind, code, &sent(OBSERVED));
-        add(format!("{name} quoting a port of nobody"), not_owned, kind, code, &sent(FREE));
+        add(format!("{name} quoting an unowned port"), not_owned, kind, code, &sent(FREE));
     }
     let (kind, code, _) = errors[0];
     let header = sent(ON_ANY).len() - 20;
     add("an error that quotes 8 bytes of TCP".into(), Consumed, kind, code, &sent(ON_ANY)[..header + 8]);
     add("an error that quotes 3 bytes of TCP".into(), not_owned, kind, code, &sent(ON_ANY)[..header + 3]);
     add("an error that quotes nothing".into(), not_owned, kind, code, &[]);
-    // What we received from the owned number is not what the owned port sent.
+    // A quoted packet that was received, not sent, by the owned port.
     let reversed = Tcp::new(SYN, 1, 0).ip(at(peer, ON_ANY), at(local, FREE));
-    add("an error about the peer's port of an owned number".into(), not_owned, kind, code, &reversed);
+    add("an error about the peer's port with an owned number".into(), not_owned, kind, code, &reversed);
     let elsewhere = Tcp::new(SYN, 1, 0).ip(at(TRANSIT[version], ON_ANY), at(peer, 80));
-    add("an error about another host's port of an owned number".into(), not_owned, kind, code, &elsewhere);
+    add("an error about another host's port with an owned number".into(), not_owned, kind, code, &elsewhere);
     let gre = frame::packet(ip(local), ip(peer), 47, &[0; 20]);
     add("an error about GRE".into(), not_owned, kind, code, &gre);
     let echo = if version == 0 { 8 } else { 128 };
@@ -80,7 +80,7 @@ pub fn icmp_rows(rows: &mut Vec<Row>, version: usize, local: &str) {
         for ninth in NINTH {
             let (next, bytes) = frame::extended(&[60; 8], ninth, &sent(ON_ANY)[40..]);
             let extended = frame::v6(ip(local), ip(peer), next, &bytes);
-            add(format!("an error quoting {ninth} behind eight extension headers"), not_owned, kind, code, &extended);
+            add(format!("an error quoting {ninth} after eight extension headers"), not_owned, kind, code, &extended);
         }
         for (kinds, expect) in MIXED {
             let (next, bytes) = frame::extended(kinds, TCP, &sent(ON_ANY)[40..]);
@@ -89,7 +89,7 @@ pub fn icmp_rows(rows: &mut Vec<Row>, version: usize, local: &str) {
         }
         let loopback = Tcp::new(SYN, 1, 0).ip(at("::1", BOTH), at(peer, 80));
         add("an error about the loopback address".into(), not_owned, kind, code, &loopback);
-        // Our own packet, quoted before it came to the end of its route.
+        // A sent packet, quoted before it reached the end of its source route.
         let (next, mut bytes) = frame::extended(&[43], TCP, &sent(ON_ANY)[40..]);
         bytes[3] = 1;
         let routed = frame::v6(ip(local), ip(peer), next, &bytes);
@@ -101,23 +101,27 @@ pub fn icmp_rows(rows: &mut Vec<Row>, version: usize, local: &str) {
     }
     let other = frame::udp_ip(at(LOCAL[1 - version], ON_ANY), at(PEER[1 - version], 53), b"query");
     add("an error quoting the other IP version".into(), not_owned, kind, code, &other);
-    // The ICMP of the other IP version is just another protocol.
+    // The ICMP of the other IP version counts as any other protocol.
     let wrong = if version == 0 { frame::ICMPV6 } else { frame::ICMP };
     let packet = frame::packet(ip(peer), ip(local), wrong, &[[3, 3, 0, 0, 0, 0, 0, 0].to_vec(), sent(ON_ANY)].concat());
     rows.push(row(format!("ICMP of the other version over IPv{}", [4, 6][version]), OTHER, frame::framed(&packet)));
 }
 
-/// The quoted packet cut at each of its headers, and as a fragment.
+/// Errors whose quoted packet is truncated within each header, or is a fragment.
 fn cut_quotes(version: usize, local: &str, add: &mut dyn FnMut(String, Expect, &[u8])) {
     let (local, peer) = (at(local, ON_ANY), at(PEER[version], 80));
     let not_owned = is(Reason::IcmpNotOwned);
     let header = [20, 40][version];
     for (name, quoted) in [("TCP", Tcp::new(SYN, 1, 0).ip(local, peer)), ("UDP", frame::udp_ip(local, peer, b"query"))]
     {
-        add(format!("an error that quotes an IP header one byte short, {name}"), not_owned, &quoted[..header - 1]);
-        add(format!("an error that quotes an IP header and nothing, {name}"), not_owned, &quoted[..header]);
-        add(format!("an error that quotes ports one byte short, {name}"), not_owned, &quoted[..header + 3]);
-        add(format!("an error that quotes just the ports, {name}"), Consumed, &quoted[..header + 4]);
+        add(
+            format!("an error that quotes an IP header truncated by one byte, {name}"),
+            not_owned,
+            &quoted[..header - 1],
+        );
+        add(format!("an error that quotes only an IP header, {name}"), not_owned, &quoted[..header]);
+        add(format!("an error that quotes ports truncated by one byte, {name}"), not_owned, &quoted[..header + 3]);
+        add(format!("an error that quotes only the ports, {name}"), Consumed, &quoted[..header + 4]);
         add(format!("an error that quotes 8 bytes, {name}"), Consumed, &quoted[..header + 8]);
     }
     let udp = frame::udp(local, peer, &[7; 40]);
@@ -143,28 +147,28 @@ fn cut_quotes(version: usize, local: &str, add: &mut dyn FnMut(String, Expect, &
     }
 }
 
-/// ICMP queries, whose identifiers are owned like ports: replies, and errors that quote what was sent.
+/// Replies to ICMP queries, whose identifiers are owned like ports, and errors that quote queries.
 pub fn query_rows(rows: &mut Vec<Row>, version: usize, local: &str) {
     let (peer, second, transit) = (ip(PEER[version]), SECOND[version], TRANSIT[version]);
     let (request, reply) = [(8, 0), (128, 129)][version];
     let mut add = |name: &str, expect, packet: &[u8]| {
         let row = row(format!("{name}, IPv{}", [4, 6][version]), expect, frame::framed(packet));
-        // Errors leave no entry. Replies that are owned are all to `local`.
+        // Errors do not update a flow. All owned replies are sent to `local`.
         let header = [20, 40][version];
         rows.push(match packet.get(header) {
             Some(3 | 11) => row,
             _ => {
                 let id = packet.get(header + 4..header + 6).map_or(0, |id| u16::from_be_bytes([id[0], id[1]]));
-                row.leaving(ICMP, at(local, id), SocketAddr::new(peer, 0), (0, 0, 0))
+                row.updating(ICMP, at(local, id), SocketAddr::new(peer, 0), (0, 0, 0))
             }
         });
     };
     let to = |address: &str, kind, id| frame::icmp_query(peer, ip(address), kind, id, b"\0data");
     add("an echo reply to an owned identifier", Consumed, &to(local, reply, ON_ANY));
-    add("an echo reply to one owned on this address", Consumed, &to(local, reply, EXACT));
-    add("an echo reply to one owned on another address", NOT_OWNED, &to(second, reply, EXACT));
-    add("an echo reply to an observed one", is(Reason::Observed), &to(local, reply, OBSERVED));
-    add("an echo reply to one of nobody", NOT_OWNED, &to(local, reply, FREE));
+    add("an echo reply to an identifier owned on this address", Consumed, &to(local, reply, EXACT));
+    add("an echo reply to an identifier owned on another address", NOT_OWNED, &to(second, reply, EXACT));
+    add("an echo reply to an observed identifier", is(Reason::Observed), &to(local, reply, OBSERVED));
+    add("an echo reply to an unowned identifier", NOT_OWNED, &to(local, reply, FREE));
     add("an echo reply in transit", NOT_OWNED, &to(transit, reply, ON_ANY));
     if version == 1 {
         for (address, id) in [("::", BOTH), ("::1", BOTH), (&format!("::ffff:{}", LOCAL[0]), EXACT)] {
@@ -175,10 +179,10 @@ pub fn query_rows(rows: &mut Vec<Row>, version: usize, local: &str) {
     let whole = to(local, reply, ON_ANY);
     let header = whole.len() - 5;
     add("an echo reply without data", Consumed, &whole[..header + 1]);
-    add("an echo reply cut within its header", MALFORMED, &whole[..header]);
+    add("an echo reply truncated within its header", MALFORMED, &whole[..header]);
     add("an ICMP header of one byte", MALFORMED, &whole[..header + 1 - 7]);
-    add("an ICMP header and nothing of it", MALFORMED, &whole[..header + 1 - 8]);
-    add("a type and a code that are enough", OTHER, &to(local, 200, ON_ANY)[..header + 1 - 6]);
+    add("an empty ICMP message", MALFORMED, &whole[..header + 1 - 8]);
+    add("a message of type 200 truncated to type and code", OTHER, &to(local, 200, ON_ANY)[..header + 1 - 6]);
     if version == 0 {
         for kind in [14, 16, 18] {
             add(&format!("a reply of type {kind} to an owned identifier"), Consumed, &to(local, kind, ON_ANY));
@@ -194,8 +198,8 @@ pub fn query_rows(rows: &mut Vec<Row>, version: usize, local: &str) {
     };
     let not_owned = is(Reason::IcmpNotOwned);
     quoting("an echo request of an owned identifier", Consumed, &sent(request, ON_ANY));
-    quoting("an echo request of an observed one", is(Reason::Observed), &sent(request, OBSERVED));
-    quoting("an echo request of nobody", not_owned, &sent(request, FREE));
+    quoting("an echo request of an observed identifier", is(Reason::Observed), &sent(request, OBSERVED));
+    quoting("an echo request of an unowned identifier", not_owned, &sent(request, FREE));
     quoting("an echo reply with an owned identifier", not_owned, &sent(reply, ON_ANY));
     if version == 1 {
         for (address, id) in [("::", BOTH), ("::1", BOTH), (&format!("::ffff:{}", LOCAL[0]), EXACT)] {
@@ -203,10 +207,10 @@ pub fn query_rows(rows: &mut Vec<Row>, version: usize, local: &str) {
             quoting(&format!("an echo request from {address}"), not_owned, &request);
         }
     }
-    quoting("an echo request cut before its identifier", not_owned, &sent(request, ON_ANY)[..header + 1 - 4]);
+    quoting("an echo request truncated before its identifier", not_owned, &sent(request, ON_ANY)[..header + 1 - 4]);
 }
 
-/// Every type that there is, with an identifier that is owned and a quoted packet from an owned port.
+/// Every type, with an owned identifier and a quoted packet from an owned port.
 pub fn type_rows(rows: &mut Vec<Row>, version: usize, local: &str) {
     let (own, peer) = (at(local, ON_ANY), at(PEER[version], 80));
     let quoted = Tcp::new(SYN, 1, 0).ip(own, peer);
@@ -220,6 +224,6 @@ pub fn type_rows(rows: &mut Vec<Row>, version: usize, local: &str) {
         let expect = if error || reply { Consumed } else { OTHER };
         let row = row(format!("ICMP type {kind}, IPv{}", [4, 6][version]), expect, frame::framed(&packet));
         let host = SocketAddr::new(peer.ip(), 0);
-        rows.push(if reply { row.leaving(ICMP, own, host, (0, 0, 0)) } else { row });
+        rows.push(if reply { row.updating(ICMP, own, host, (0, 0, 0)) } else { row });
     }
 }

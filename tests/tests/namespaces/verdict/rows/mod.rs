@@ -1,4 +1,4 @@
-//! The rows: who owns what, what comes by, and what has to become of it.
+//! The rows: owners, packets, and the expected results.
 
 mod egress;
 mod fragments;
@@ -18,16 +18,16 @@ use crafter_tests::{
 
 pub use egress::egress_rows;
 
-/// This host, a second address of its, a host beyond, and the peer.
+/// This host's address, its second address, the address of a host for which it forwards, and the peer's, by IP version.
 pub const LOCAL: [&str; 2] = ["192.0.2.2", "2001:db8::2"];
 pub const SECOND: [&str; 2] = ["192.0.2.3", "2001:db8::3"];
 const TRANSIT: [&str; 2] = ["203.0.113.9", "2001:db8:1::9"];
 pub const PEER: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
 
-/// TCP and UDP on any address; on `LOCAL` only; observed; with policy `pass`; not owned.
+/// Ports of TCP and UDP, by ownership: on any address; on `LOCAL` only; observed; with policy `pass`; not owned.
 pub const ON_ANY: u16 = 1000;
 const EXACT: u16 = 1001;
-/// Consumed on any address, but observed on `LOCAL`: the particular entry wins.
+/// Consumed on any address, but observed on `LOCAL`: the entry of an address takes precedence.
 pub const BOTH: u16 = 1002;
 pub const OBSERVED: u16 = 1003;
 const ALLOWED: u16 = 1004;
@@ -45,14 +45,14 @@ pub fn bench(options: &LoadOptions, socket: bool) -> Bench {
     owning(Bench::new(options, 14, socket), &world(false))
 }
 
-/// As [`bench`], but all leases have suppressed answers reported.
+/// Like [`bench`], but all leases have suppressed answers reported.
 pub fn reporting(options: &LoadOptions) -> Bench {
     let mut bench = Bench::new(options, 14, false);
     bench.report = true;
     owning(bench, &world(true))
 }
 
-/// The maps before: who owns what.
+/// The owners of all rows.
 pub fn world(report: bool) -> World {
     let addresses = [0, 1].map(|version| [LOCAL, SECOND].map(|all| ip(all[version])).to_vec());
     let mut holdings = Vec::new();
@@ -74,7 +74,7 @@ pub fn world(report: bool) -> World {
 }
 
 pub fn owning(mut bench: Bench, world: &World) -> Bench {
-    bench.maps.set_local(&world.local()).expect("list the local addresses");
+    bench.maps.set_local(&world.local()).expect("set the local addresses");
     for &(protocol, place, port, owned) in &world.holdings {
         let transport = match protocol {
             TCP => Transport::Tcp,
@@ -89,12 +89,12 @@ pub fn owning(mut bench: Bench, world: &World) -> Bench {
 /// What a row expects.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Expect {
-    /// Consumed: redirected where there is a socket, else copied.
+    /// Consumed: redirected if there is a socket, else copied.
     Consumed,
     Reason(Reason),
 }
 
-/// One packet and what becomes of it.
+/// A packet and the expected result.
 #[derive(Clone)]
 pub struct Row {
     pub name: String,
@@ -103,12 +103,12 @@ pub struct Row {
     /// Offset of the IP header.
     pub start: usize,
     pub expect: Expect,
-    /// What it adds to which flow entry, if it does: counts, and what was seen last.
-    pub leaves: Option<(FlowId, Flow)>,
+    /// The flow that it updates, and by what: counts, and the latest segment.
+    pub updates: Option<(FlowId, Flow)>,
 }
 
 impl Row {
-    /// The reason, by whether there is a socket to redirect into.
+    /// The expected reason with or without a socket to redirect into.
     pub fn reason(&self, socket: bool) -> Reason {
         match self.expect {
             Expect::Reason(reason) => reason,
@@ -117,17 +117,17 @@ impl Row {
         }
     }
 
-    /// The flow between these ends gets a received packet, if it is its owner's.
-    fn leaving(self, protocol: u8, local: SocketAddr, remote: SocketAddr, last: (u32, u32, u8)) -> Self {
+    /// Expects that the flow between these ends counts a received packet, if it is delivered.
+    fn updating(self, protocol: u8, local: SocketAddr, remote: SocketAddr, last: (u32, u32, u8)) -> Self {
         let length = (self.frame.len() - self.start) as u64;
         let owned = matches!(self.expect, Consumed | Expect::Reason(Reason::Observed));
         let flow = Flow { rx: (1, length), last, ..Flow::default() };
-        Self { leaves: owned.then_some((FlowId { protocol, local, remote }, flow)), ..self }
+        Self { updates: owned.then_some((FlowId { protocol, local, remote }, flow)), ..self }
     }
 }
 
 fn row(name: impl Into<String>, expect: Expect, frame: Vec<u8>) -> Row {
-    Row { name: name.into(), frame, mark: 0, start: 14, expect, leaves: None }
+    Row { name: name.into(), frame, mark: 0, start: 14, expect, updates: None }
 }
 
 use Expect::Consumed;
@@ -140,7 +140,7 @@ const NOT_OWNED: Expect = is(Reason::NotOwned);
 const OTHER: Expect = is(Reason::OtherProtocol);
 const MALFORMED: Expect = is(Reason::Malformed);
 
-/// Eight extension headers and nine, an atomic fragment header among them; eight are walked.
+/// Chains of eight and nine extension headers with an atomic fragment header among them; eight are walked.
 const MIXED: [(&[u8], Option<Expect>); 6] = [
     (&[44, 60, 60, 60, 60, 60, 60, 60], Some(Consumed)),
     (&[60, 60, 60, 60, 60, 60, 60, 44], Some(Consumed)),
@@ -150,10 +150,10 @@ const MIXED: [(&[u8], Option<Expect>); 6] = [
     (&[60, 60, 60, 60, 60, 60, 60, 44, 60], None),
 ];
 
-/// What a ninth header may be: one that would be walked, and others.
+/// Types of a ninth header: some that would be walked, and others.
 const NINTH: [u8; 8] = [0, 43, 44, 51, 60, 135, 59, 139];
 
-/// Sequence and acknowledgment number and flags of [`segment`].
+/// Sequence number, acknowledgment number and flags of [`segment`].
 const SEGMENT: (u32, u32, u8) = (7, 8, SYN | ACK);
 
 /// A SYN-ACK from the peer to `destination`.
@@ -170,7 +170,7 @@ pub fn datagram(destination: SocketAddr) -> Vec<u8> {
 pub fn ingress_rows() -> Vec<Row> {
     let mut rows = vec![
         row("ARP", is(Reason::NotIp), frame::ethernet(&[], 0x0806, &[0; 28])),
-        row("nothing behind an Ethernet header", is(Reason::NotIp), frame::ethernet(&[], 0x0806, &[])),
+        row("nothing after an Ethernet header", is(Reason::NotIp), frame::ethernet(&[], 0x0806, &[])),
         row("an IPv4 ethertype around version 5", MALFORMED, frame::ethernet(&[], 0x0800, &[0x55; 40])),
         row("an IPv6 ethertype around version 4", MALFORMED, frame::ethernet(&[], 0x86dd, &[0x44; 60])),
         row("IPv4 of one byte", MALFORMED, frame::ethernet(&[(0x8100, 1)], 0x0800, &[0x45])),
