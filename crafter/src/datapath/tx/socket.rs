@@ -11,8 +11,10 @@ use crafter_common::parse;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 
-use super::SEND_BUFFER;
 use crate::packet::ip;
+
+/// Bytes of socket buffer: room for a TCP window of 1 MiB, whose skbs count at about twice their payload.
+const SEND_BUFFER: usize = 4 << 20;
 
 /// How long a full queue of a socket is waited for at once.
 pub(in crate::datapath) const ROOM_WAIT: Duration = Duration::from_millis(20);
