@@ -51,7 +51,7 @@ pub struct Args {
     /// Ingress hook: native or generic XDP, tc, or the fastest that can be had
     #[arg(long, value_name = "MODE", default_value = "auto", value_parser = interface::attach())]
     attach: Attach,
-    /// Entries of the flow map of each interface
+    /// Entries of the flow map, which all interfaces share
     #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(1..))]
     flows: u32,
     /// Install no filter of system calls, to find out what it refuses

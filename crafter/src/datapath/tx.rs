@@ -1,8 +1,8 @@
 //! Sending crafted IP packets, in batches.
 //!
 //! Ethernet links: one AF_PACKET socket with protocol 0, which sends and receives nothing. Others and `lo`: AF_INET
-//! and AF_INET6 raw sockets, opened when first needed. All carry our mark, by which the egress program tells crafted
-//! packets from the kernel's, and all pass the queueing discipline like any other traffic.
+//! and AF_INET6 raw sockets, opened when first needed. All carry our mark, by which the egress program distinguishes
+//! crafted packets from the kernel's, and all pass the queueing discipline like any other traffic.
 
 mod batch;
 mod socket;
@@ -61,7 +61,7 @@ pub struct Sender {
     sent: u64,
     dropped: u64,
     turned_away: u64,
-    /// How long a full queue is waited for.
+    /// How long to wait for a full queue.
     patience: Duration,
 }
 
@@ -96,7 +96,7 @@ impl Sender {
             turned_away: 0,
             patience: Duration::ZERO,
         };
-        // The other sockets wait for their first packet, but a missing capability should show here.
+        // The other sockets are opened for their first packet, but a missing capability is reported here.
         if interface.ethernet {
             sender.socket(Path::Ethernet)?;
         } else {
@@ -105,13 +105,13 @@ impl Sender {
         Ok(sender)
     }
 
-    /// The interface has another MTU now, in bytes from the IP header on.
+    /// Sets the MTU, in bytes from the IP header on.
     pub fn set_mtu(&mut self, mtu: u32) {
         self.mtu = mtu;
     }
 
-    /// How long to wait where the kernel has no room, without any progress, before a packet is dropped: by default
-    /// not at all, as others may be waiting for who sends.
+    /// Sets how long a full queue may make no progress before a packet is dropped. By default zero: the calling thread
+    /// may serve others.
     pub fn set_patience(&mut self, patience: Duration) {
         self.patience = patience;
     }
@@ -158,7 +158,7 @@ impl Sender {
     /// [`Sender::dropped`] after a few tries.
     ///
     /// # Errors
-    /// The first of: [`Error::UnknownInterface`] when the interface is gone, [`Error::Io`] when it is down or a
+    /// The first of: [`Error::UnknownInterface`] if the interface does not exist any more, [`Error::Io`] when it is down or a
     /// firewall rule of this host refuses the packet, [`Error::Invalid`] for a packet larger than the MTU,
     /// [`Error::NoRoute`] from raw sockets. Packets behind a refused one are sent all the same.
     pub fn flush(&mut self) -> Result<usize> {
@@ -263,7 +263,7 @@ impl Sender {
                     let lost = matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENXIO | libc::ENETDOWN));
                     let refused = self.refused(path, &run[done], error);
                     outcome.failure.get_or_insert((run[done].index, refused));
-                    // Nothing else can leave by a link that is gone or down.
+                    // No other packet can leave by a link that is down or does not exist.
                     let until = if lost { run.len() } else { done + 1 };
                     self.dropped += (until - done) as u64;
                     done = until;
@@ -415,7 +415,7 @@ impl Sender {
 
     fn too_large(&self, size: usize) -> Error {
         let (interface, mtu) = (&self.interface, self.mtu);
-        // The kernel knows of a change before word of it comes.
+        // The kernel applies a change before its notification arrives.
         let is = if size > mtu as usize { "is" } else { "is no longer" };
         Error::invalid("packet", format_args!("{size} bytes do not fit the MTU of {interface}, which {is} {mtu} bytes"))
     }

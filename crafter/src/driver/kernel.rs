@@ -15,7 +15,6 @@ use super::{
 };
 use crate::{
     datapath::{
-        failure::bpf_error,
         interface::Interface,
         maps::{Counters, Flow, OwnerMaps, Terms},
         program::{Kernel, Mode, Report},
@@ -53,20 +52,19 @@ impl KernelBackend {
         let mut frames = planned;
         let link_header = if interface.ethernet || interface.loopback { 14 } else { 0 };
         let tx = Sender::open(interface, options.load.mark)?;
-        let (mut kernel, maps) = Kernel::load(&options.load, link_header, frames.longest())?;
-        let ring = Ring::new(kernel.take_ring()?);
-        let mut map = kernel.take_sockets()?;
+        let (mut kernel, maps) = Kernel::open(interface, &options.load, link_header, frames.longest())?;
+        let ring = Ring::new(kernel.ring()?);
         let mut report = kernel.attach(interface, options.attach)?;
         let mut sockets = Vec::new();
         if report.mode != Mode::Tc {
             for queue in 0..interface.rx_queues.clamp(1, SOCKET_ENTRIES) {
                 let opened = open_socket(interface.ifindex, queue, &mut frames).and_then(|socket| {
-                    map.set(queue, socket.as_raw_fd(), 0).map_err(|e| bpf_error("list an AF_XDP socket", &e))?;
+                    kernel.set_socket(queue, socket.as_raw_fd())?;
                     Ok(socket)
                 });
                 match opened {
                     Ok(socket) => sockets.push(socket),
-                    // The ring takes what comes in on that queue.
+                    // The ring receives the packets of that queue.
                     Err(e) => {
                         report.notes.push(format!("queue {queue} of {} has no AF_XDP socket: {e}", interface.name))
                     }
@@ -127,7 +125,7 @@ impl Backend for KernelBackend {
 
     fn disown(&mut self, _id: LeaseId, ports: &Ports) {
         for &port in &ports.ports {
-            // It can fail only if the entry is gone already.
+            // It can fail only if there is no entry any more.
             let _ = self.maps.disown(ports.transport, ports.address, port);
         }
     }

@@ -12,7 +12,7 @@ use std::{
 use crafter::{
     Error,
     datapath::{
-        frames::{FrameSender, Way},
+        frames::{FrameSender, Outlet},
         interface::interface,
     },
     lab::{CLIENT_V4, INTERFACE, NetNs, SERVER_V4, SERVER_V6},
@@ -262,7 +262,7 @@ fn a_million_packets_and_none_crossed() {
     };
     let per_lease = within(lab.server(), async || {
         let link = interface(INTERFACE).await.expect("the interface");
-        let mut sender = FrameSender::open(&link, Way::Direct).expect("a sender");
+        let mut sender = FrameSender::open(&link, Outlet::Direct).expect("a sender");
         while sender.sent() < MILLION {
             let from = (sender.sent() % 4096) as usize;
             let count = (4096 - from).min(on_the_way as usize / 4).min((MILLION - sender.sent()) as usize);
@@ -326,7 +326,7 @@ fn a_user_sees_what_is_the_users_own() {
     let frames = [0, 2].map(|number| answer(client, number));
     within(lab.server(), async || {
         let link = interface(INTERFACE).await.expect("the interface");
-        FrameSender::open(&link, Way::Direct).expect("a sender").send(&frames).expect("send");
+        FrameSender::open(&link, Outlet::Direct).expect("a sender").send(&frames).expect("send");
     });
     wait_for("both packets", PATIENCE, || {
         let leases = service.leases();

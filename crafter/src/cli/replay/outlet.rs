@@ -9,7 +9,7 @@ use std::{
 use crafter::{
     Error, Result,
     datapath::{
-        frames::{FrameSender, Way},
+        frames::{self, FrameSender},
         interface::{Interface, interface},
         program::LoadOptions,
         route::{Route, resolve},
@@ -67,8 +67,8 @@ impl Outlet {
                     return misfit(format!("{length} bytes do not fit {}: at an MTU of {mtu}, {fits} do", link.name));
                 }
                 if outlet.frames.is_none() {
-                    let way = if top_speed { Way::Direct } else { Way::Queued { mark } };
-                    outlet.frames = Some(FrameSender::open(link, way)?);
+                    let queueing = if top_speed { frames::Outlet::Direct } else { frames::Outlet::Queued { mark } };
+                    outlet.frames = Some(FrameSender::open(link, queueing)?);
                 }
             } else {
                 let Some(to) = destination(bytes) else {

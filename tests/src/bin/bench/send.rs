@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use crafter::{
     datapath::{
-        frames::{FrameSender, Way},
+        frames::{FrameSender, Outlet},
         interface,
     },
     lab::{CLIENT_V4, INTERFACE, Lab, LabOptions, SERVER_V4},
@@ -52,8 +52,8 @@ pub fn measure() -> Result<Vec<Row>> {
             seconds(&String::from_utf8_lossy(&[output.stdout, output.stderr].concat()))
         };
         trafgens.push(counted(&lab, trafgen)?);
-        direct.push(counted(&lab, || lab.client().run(|| send(&frames, Way::Direct))?)?);
-        queued.push(counted(&lab, || lab.client().run(|| send(&frames, Way::Queued { mark: 0 }))?)?);
+        direct.push(counted(&lab, || lab.client().run(|| send(&frames, Outlet::Direct))?)?);
+        queued.push(counted(&lab, || lab.client().run(|| send(&frames, Outlet::Queued { mark: 0 }))?)?);
     }
     let [trafgen, direct, queued] = [trafgens, direct, queued].map(median);
     let row = |way: &str, ours: f64, reach: Reach| Row {
@@ -107,7 +107,7 @@ fn counted(lab: &Lab, send: impl FnOnce() -> Result<f64>) -> Result<f64> {
 }
 
 /// Seconds that sending takes.
-fn send(frames: &[&[u8]], way: Way) -> Result<f64> {
+fn send(frames: &[&[u8]], way: Outlet) -> Result<f64> {
     let mut core = CpuSet::new();
     core.set(CORE)?;
     // This thread only, which ends with the job.
