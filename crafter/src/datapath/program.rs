@@ -255,14 +255,20 @@ impl Kernel {
         })
     }
 
-    /// Attaches egress and ingress. Nothing is owned yet, so that their order does not matter: the programs are verified
-    /// at the same time, on two threads.
+    /// Attaches egress and ingress, and makes the ring buffer. Nothing is owned yet, so that their order does not matter:
+    /// the programs are verified at the same time, on two threads, while a third waits for the map of ring buffers, whose
+    /// changes take a grace period of RCU (`maybe_wait_bpf_programs()`).
     ///
     /// # Errors
     /// [`Error::Attach`] where the forced mode, or every mode, is refused; [`Error::Permission`].
-    pub fn attach(&mut self, interface: &Interface, wanted: Attach) -> Result<Report> {
-        let programs = self.slot.programs.clone();
-        programs.with_hooks(|hooks| self.attach_hooks(hooks, interface, wanted))
+    pub fn attach(&mut self, interface: &Interface, wanted: Attach) -> Result<(Report, RingBuf<MapData>)> {
+        let slot = self.slot.clone();
+        thread::scope(|scope| {
+            let ring = scope.spawn(|| slot.ring());
+            let report = slot.programs.with_hooks(|hooks| self.attach_hooks(hooks, interface, wanted));
+            let ring = ring.join().unwrap_or_else(|panic| resume_unwind(panic));
+            Ok((report?, ring?))
+        })
     }
 
     fn attach_hooks(&mut self, hooks: Hooks<'_>, interface: &Interface, wanted: Attach) -> Result<Report> {

@@ -364,6 +364,13 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
+        let mut slots = lock(&self.programs.slots);
+        if slots.taken == 1 << self.number {
+            // The last one: the load is not to be found any more, and its maps are dropped as they are.
+            slots.taken = u64::MAX;
+            return;
+        }
+        drop(slots);
         let maps = &mut *lock(&self.programs.maps);
         for ((protocol, port), addresses) in lock(&self.ports).drain() {
             // The kernel refuses none of these; what it would not remove, nobody looks up again.

@@ -53,8 +53,8 @@ impl KernelBackend {
         let link_header = if interface.ethernet || interface.loopback { 14 } else { 0 };
         let tx = Sender::open(interface, options.load.mark)?;
         let (mut kernel, maps) = Kernel::open(interface, &options.load, link_header, frames.longest())?;
-        let ring = Ring::new(kernel.ring()?);
-        let mut report = kernel.attach(interface, options.attach)?;
+        let (mut report, ring) = kernel.attach(interface, options.attach)?;
+        let ring = Ring::new(ring);
         let mut sockets = Vec::new();
         if report.mode != Mode::Tc {
             for queue in 0..interface.rx_queues.clamp(1, SOCKET_ENTRIES) {
