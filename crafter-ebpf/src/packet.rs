@@ -103,7 +103,7 @@ impl Bytes for XdpPacket<'_> {
 
     #[inline(always)]
     fn network6(&self, start: usize) -> Result<Network, Reason> {
-        unpack(start, crafter_xdp_network6(self.ctx.ctx, start as u32))
+        network6(self, start, || crafter_xdp_network6(self.ctx.ctx, start as u32))
     }
 }
 
@@ -191,7 +191,7 @@ impl Bytes for SkbPacket<'_> {
 
     #[inline(always)]
     fn network6(&self, start: usize) -> Result<Network, Reason> {
-        unpack(start, crafter_skb_network6(self.ctx.skb.skb, start as u32))
+        network6(self, start, || crafter_skb_network6(self.ctx.skb.skb, start as u32))
     }
 }
 
@@ -225,6 +225,24 @@ impl Packet for SkbPacket<'_> {
     #[inline(always)]
     fn slot(&self) -> u32 {
         maps::slot(ifindex(self.ctx))
+    }
+}
+
+/// [`parse::network6`], by `walk` where there are extension headers. Most packets have none, and pay for no call.
+#[inline(always)]
+fn network6<P: Packet>(packet: &P, start: usize, walk: impl FnOnce() -> u64) -> Result<Network, Reason> {
+    match packet.load::<{ parse::IPV6_HEADER }>(start) {
+        Some(header) if header[0] >> 4 == 6 && !parse::extends(header[6]) => Ok(Network {
+            start,
+            transport: start + parse::IPV6_HEADER,
+            protocol: header[6],
+            v6: true,
+            fragment: Fragment::Whole,
+            identification: [0; 4],
+            left: packet.opaque_mask::<0xff>(0),
+            extensions: Extensions::default(),
+        }),
+        _ => unpack(start, walk()),
     }
 }
 
