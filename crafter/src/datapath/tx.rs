@@ -160,8 +160,8 @@ impl Sender {
     /// [`Sender::dropped`] after a few tries.
     ///
     /// # Errors
-    /// The first of: [`Error::UnknownInterface`] if the interface does not exist any more, [`Error::Io`] when it is down or a
-    /// firewall rule of this host refuses the packet, [`Error::Invalid`] for a packet larger than the MTU,
+    /// The first of: [`Error::UnknownInterface`] if the interface does not exist any more, [`Error::Io`] when it is
+    /// down or a firewall rule of this host refuses the packet, [`Error::Invalid`] for a packet larger than the MTU,
     /// [`Error::NoRoute`] from raw sockets. Packets behind a refused one are sent all the same.
     pub fn flush(&mut self) -> Result<usize> {
         let count = mem::take(&mut self.queued);
@@ -183,7 +183,8 @@ impl Sender {
     }
 
     /// Sends packets in their order, in as few system calls as it takes, without blocking longer than the
-    /// [patience](Self::set_patience). Nothing is copied in user space. What was [pushed](Self::push) before leaves first.
+    /// [patience](Self::set_patience). Nothing is copied in user space. What was [pushed](Self::push) before leaves
+    /// first.
     ///
     /// Packets behind a refused or invalid one are sent all the same; `on_no_room` says what happens at a full queue.
     /// The errors are those of [`Sender::push`] and [`Sender::flush`].
@@ -303,7 +304,7 @@ impl Sender {
 
     fn ready_ip<'p>(&self, route: &Route, ip: &'p [u8]) -> Result<(Path, Ready<'p>)> {
         if route.ifindex != self.ifindex {
-            let reason = format!("leaves by {}, but this sender is for {}", route.interface, self.interface);
+            let reason = format!("is routed over {}, but this sender is for {}", route.interface, self.interface);
             return Err(Error::invalid("route", reason));
         }
         if ip.len() > self.mtu as usize {
