@@ -48,6 +48,7 @@ mod mmsg;
 pub mod policy;
 pub mod probe;
 pub mod protocol;
+mod scoped;
 #[cfg(feature = "service")]
 pub mod service;
 pub mod session;

@@ -86,7 +86,7 @@ async fn script(shell: &mut Shell<Outside>, name: &str, text: &str, globals: &Gl
 /// Runs each statement from stdin when it is complete, so that a program can use the shell interactively.
 async fn piped(shell: &mut Shell<Outside>, globals: &Globals) -> anyhow::Result<u8> {
     let work = async {
-        let mut input = input::piped();
+        let mut input = input::piped()?;
         while let Some(text) = input.next().await {
             let Text { text, line } = text.context("cannot read stdin")?;
             let mut printer = Printer::new(globals);

@@ -22,7 +22,10 @@ use super::{
     maps::OwnerMaps,
     programs::{Hooks, Slot, load_classifier, load_xdp},
 };
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    scoped,
+};
 
 /// The eBPF object, as the build script made it: an ELF file, little-endian on x86-64. Public for those who
 /// look into the programs without loading them.
@@ -264,7 +267,7 @@ impl Kernel {
     pub fn attach(&mut self, interface: &Interface, wanted: Attach) -> Result<(Report, RingBuf<MapData>)> {
         let slot = self.slot.clone();
         thread::scope(|scope| {
-            let ring = scope.spawn(|| slot.ring());
+            let ring = scoped::spawn(scope, || slot.ring()).map_err(no_thread)?;
             let report = slot.programs.with_hooks(|hooks| self.attach_hooks(hooks, interface, wanted));
             let ring = ring.join().unwrap_or_else(|panic| resume_unwind(panic));
             Ok((report?, ring?))
@@ -286,14 +289,14 @@ impl Kernel {
         };
         let Self { xdp, classifiers, clsact, .. } = self;
         let mut attach = |program, hook| attach_classifier(program, interface, hook, classifiers, clsact);
-        let (classifier, mode) = thread::scope(|scope| {
-            let egress = scope.spawn(|| attach(hooks.egress, Hook::Egress));
+        let (classifier, mode) = thread::scope(|scope| -> Result<_> {
+            let egress = scoped::spawn(scope, || attach(hooks.egress, Hook::Egress)).map_err(no_thread)?;
             let ingress = match modes {
                 [Mode::Tc] => load_classifier(hooks.ingress, Hook::Ingress).map(|()| None),
                 _ => attach_xdp(hooks.xdp, interface, modes, xdp, &mut notes),
             };
-            (egress.join().unwrap_or_else(|panic| resume_unwind(panic)), ingress)
-        });
+            Ok((egress.join().unwrap_or_else(|panic| resume_unwind(panic)), ingress))
+        })?;
         let classifier = classifier?;
         let mode = match mode? {
             Some(mode) => mode,
@@ -304,6 +307,10 @@ impl Kernel {
         };
         Ok(Report { interface: interface.name.clone(), mode, classifier, sockets: 0, notes })
     }
+}
+
+fn no_thread(source: io::Error) -> Error {
+    Error::Io { action: "start a thread that loads a program".into(), source }
 }
 
 /// Attaches XDP in the first of `modes` that the kernel accepts; `None` where a classifier is to be attached instead.

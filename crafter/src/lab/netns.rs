@@ -15,7 +15,7 @@ use std::{
 
 use nix::sched::{CloneFlags, setns, unshare};
 
-use crate::{Error, Result, datapath::interface::interface_request};
+use crate::{Error, Result, datapath::interface::interface_request, scoped};
 
 /// A network namespace without a name in the file system; it exists as long as a descriptor of it, a thread or a socket
 /// in it.
@@ -32,7 +32,7 @@ impl NetNs {
     pub fn new() -> Result<Self> {
         // unshare() moves the calling thread, so this runs on a thread of its own.
         let fd = thread::scope(|scope| {
-            join(scope.spawn(|| -> io::Result<OwnedFd> {
+            join(scoped::spawn(scope, || -> io::Result<OwnedFd> {
                 unshare(CloneFlags::CLONE_NEWNET)?;
                 loopback_up()?;
                 Ok(File::open("/proc/thread-self/ns/net")?.into())
@@ -76,7 +76,7 @@ impl NetNs {
     /// [`Error::Permission`] without CAP_SYS_ADMIN, [`Error::Io`] otherwise.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         thread::scope(|scope| {
-            join(scope.spawn(|| {
+            join(scoped::spawn(scope, || {
                 self.enter()?;
                 Ok(work())
             }))
@@ -152,8 +152,8 @@ impl fmt::Debug for NetNs {
     }
 }
 
-fn join<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
-    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+fn join<T>(thread: io::Result<thread::ScopedJoinHandle<'_, io::Result<T>>>) -> io::Result<T> {
+    thread?.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 fn enter_error(source: io::Error) -> Error {

@@ -29,7 +29,7 @@ use super::{
     setup::{Lab, environment},
     shell_prompt,
 };
-use crate::{Error, Result};
+use crate::{Error, Result, scoped};
 
 /// How a command in the lab ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,7 +128,7 @@ fn supervise(
     // On a thread of its own, because the new PID namespace applies to its later children. The end of this thread kills
     // the command.
     let status = thread::scope(|scope| {
-        let supervisor = scope.spawn(|| {
+        let supervisor = scoped::spawn(scope, || {
             let stops = foreground.then(|| pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)).transpose();
             let child = stops.map_err(io::Error::from).and_then(|stops| {
                 let stopped = stops.as_ref().map(|(_, stopped)| stopped.as_raw_fd());
@@ -146,7 +146,8 @@ fn supervise(
                 take_terminal_back();
             }
             ended
-        });
+        })
+        .map_err(|source| Error::Io { action: "start a thread for the command".into(), source })?;
         supervisor.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })?;
     // Init exits with 128 + signal of the command; a signal here is init's own.

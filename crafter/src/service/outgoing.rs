@@ -57,28 +57,40 @@ pub(super) async fn run(service: Rc<Service>, lease: Rc<ServedLease>) {
     service.forget(&lease);
 }
 
+/// Leases whose clients have closed their sockets.
+pub(super) enum Closed {
+    /// At least one was ended.
+    Ended,
+    /// None was ended, but at least one of the user ends as soon as its last packets are sent.
+    Draining,
+    /// There is none.
+    None,
+}
+
 /// Ends the leases whose clients have closed their sockets, before their own tasks do; sends their remaining packets
-/// first. `true` if a lease ended.
-pub(super) fn end_closed(service: &Rc<Service>) -> bool {
+/// first.
+pub(super) fn end_closed(service: &Rc<Service>, user: u32) -> Closed {
     let leases: Vec<_> = service.leases.borrow().values().cloned().collect();
     let mut sockets: Vec<_> =
         leases.iter().map(|lease| PollFd::new(lease.socket.get_ref().as_fd(), PollFlags::empty())).collect();
     // One system call for all: a client that is refused in a loop must not slow down the others.
     if poll(&mut sockets, PollTimeout::ZERO).is_err() {
-        return false;
+        return Closed::None;
     }
     let is_closed = |socket: &PollFd<'_>| socket.revents().is_some_and(|events| events.contains(PollFlags::POLLHUP));
     let closed = leases.iter().zip(&sockets).filter(|(_, socket)| is_closed(socket));
-    let mut has_ended = false;
+    let mut outcome = Closed::None;
     for (lease, _) in closed {
         while matches!(take(service, lease), ReadOutcome::More) {}
         // Otherwise its own task ends the lease after the backlog is sent.
         if lease.backlog.borrow().is_empty() {
             service.forget(lease);
-            has_ended = true;
+            outcome = Closed::Ended;
+        } else if lease.subject().user == user && matches!(outcome, Closed::None) {
+            outcome = Closed::Draining;
         }
     }
-    has_ended
+    outcome
 }
 
 /// Reads and sends at most a batch.

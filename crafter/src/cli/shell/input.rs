@@ -35,9 +35,12 @@ impl Piped {
 }
 
 /// Reads stdin in a thread, which ends with the pipe or the process.
-pub fn piped() -> Piped {
+///
+/// # Errors
+/// EAGAIN if the process may have no more threads.
+pub fn piped() -> io::Result<Piped> {
     let (sender, receiver) = channel(1);
-    std::thread::spawn(move || {
+    std::thread::Builder::new().spawn(move || {
         let mut stdin = io::stdin().lock();
         let (mut text, mut line, mut read) = (String::new(), 0, 0);
         loop {
@@ -55,6 +58,6 @@ pub fn piped() -> Piped {
                 return;
             }
         }
-    });
-    Piped(receiver)
+    })?;
+    Ok(Piped(receiver))
 }

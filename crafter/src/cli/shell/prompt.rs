@@ -59,7 +59,7 @@ impl Prompt {
             print::note(format_args!("no history: {error}"));
         }
         let ((ask, asked), (answer, answers)) = (channel(), tokio::sync::mpsc::channel(1));
-        std::thread::spawn(move || serve(editor, history, &asked, &answer));
+        std::thread::Builder::new().spawn(move || serve(editor, history, &asked, &answer))?;
         print::note("help() lists the functions, Tab completes, Ctrl-D ends the shell");
         Ok(Self { ask, answers, terminal })
     }

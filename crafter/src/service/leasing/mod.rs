@@ -6,9 +6,14 @@ mod plan;
 mod served_acquire;
 mod served_request;
 
-use std::{net::IpAddr, os::fd::OwnedFd, rc::Rc};
+use std::{
+    net::IpAddr,
+    os::fd::OwnedFd,
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
-use tokio::task::spawn_local;
+use tokio::{task::spawn_local, time::sleep};
 
 pub(super) use self::served_request::{address, port};
 use self::{
@@ -20,7 +25,8 @@ use self::{
 use super::{
     caller::Caller,
     host::audit::{RequestKind, Resource},
-    observe, outgoing,
+    observe,
+    outgoing::{self, Closed},
     quota::Charge,
     records,
     served_lease::{LeaseTerms, ServedLease},
@@ -34,6 +40,13 @@ use crate::{
     protocol::wire::{Fault, LeaseCall, Leased, ObserveCall, Observing},
 };
 
+/// How long a request that is refused waits for the last packets of a closed lease of its user: a little longer than
+/// packets wait for room.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(1500);
+
+/// How often such a request is tried again.
+const DRAIN_POLL: Duration = Duration::from_millis(20);
+
 /// `Lease`
 pub(super) async fn lease(
     service: &Rc<Service>,
@@ -41,12 +54,7 @@ pub(super) async fn lease(
     call: &LeaseCall,
 ) -> Result<(Leased, OwnedFd), Fault> {
     let request = ServedRequest::read(call)?;
-    let mut taken = try_lease(service, caller, &request).await;
-    // The call may arrive before the service has noticed that the client closed another lease, which may have the port
-    // or be the last one that the policy allows.
-    if taken.is_err() && outgoing::end_closed(service) {
-        taken = try_lease(service, caller, &request).await;
-    }
+    let taken = after_closed_leases(service, caller, async || try_lease(service, caller, &request).await).await;
     taken.map_err(|refused| {
         let resource = || Resource {
             interface: call.interface.as_deref(),
@@ -60,6 +68,27 @@ pub(super) async fn lease(
             records::refused_lease(&service.audit, caller, RequestKind::Lease, resource(), decision)
         })
     })
+}
+
+/// Tries again after a refusal if the client has closed another lease, which may have the port or be the last one that the
+/// policy allows. The service may not have noticed that yet, or the last packets of that lease may wait for room.
+async fn after_closed_leases<T>(
+    service: &Rc<Service>,
+    caller: &Caller,
+    attempt: impl AsyncFn() -> Result<T, LeaseError>,
+) -> Result<T, LeaseError> {
+    let deadline = Instant::now() + DRAIN_TIMEOUT;
+    loop {
+        let taken = attempt().await;
+        if taken.is_ok() {
+            return taken;
+        }
+        match outgoing::end_closed(service, caller.subject.user) {
+            Closed::Ended => {}
+            Closed::Draining if Instant::now() < deadline => sleep(DRAIN_POLL).await,
+            Closed::Draining | Closed::None => return taken,
+        }
+    }
 }
 
 async fn try_lease(
@@ -149,10 +178,7 @@ pub(super) async fn observe(
     caller: &Caller,
     call: &ObserveCall,
 ) -> Result<(Observing, OwnedFd), Fault> {
-    let mut taken = try_observe(service, caller, call).await;
-    if taken.is_err() && outgoing::end_closed(service) {
-        taken = try_observe(service, caller, call).await;
-    }
+    let taken = after_closed_leases(service, caller, async || try_observe(service, caller, call).await).await;
     taken.map_err(|refused| {
         let resource = Resource { interface: Some(&call.interface), ..Resource::default() };
         refused.into_fault(|decision| {
