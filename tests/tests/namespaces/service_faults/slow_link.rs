@@ -174,6 +174,27 @@ fn library_batches_are_slowed_by_back_pressure() {
     assert_all(received.into_iter(), 0..COUNT);
 }
 
+/// A user at the limit of leases who closes one gets another, although packets of the first still wait for room.
+#[test]
+fn lease_is_granted_after_the_packets_of_a_closed_one() {
+    const COUNT: u32 = 60;
+    let _serial = Serial::begin();
+    let lab = lab();
+    let peer = Peer::start(&lab);
+    let service = Service::start(lab.client(), "[[rule]]\nuser = 65534\nmax_leases = 1\n");
+    let call = lease_call("udp", None, None);
+    let first = lease(&service, NOBODY, &call).expect("a lease");
+    // The queue holds less than the packets, and takes half a second for them.
+    slow_down(&lab, "256kbit", "2kb");
+    let from = port(&first);
+    (0..COUNT).for_each(|number| first.send(&datagram(from, number)).expect("send"));
+    // Positive control: the limit applies.
+    lease(&service, NOBODY, &call).map(drop).expect_err("a second lease");
+    drop(first);
+    lease(&service, NOBODY, &call).expect("a lease after the packets of the closed one");
+    assert_all(peer.finish().into_iter().filter(|one| one.0 == from), 0..COUNT);
+}
+
 /// After a second without progress the client gets an error, and the lease works again as soon as the link does.
 #[test]
 fn stalled_link_is_reported() {
