@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::tests::by_hand::{ByHand, bytes, config};
+use crate::tests::manual::{ByHand, bytes, config};
 use crate::{Received, StreamConfig, StreamEngine, StreamState};
 use crafter_packet::view::field::ipv6;
 use crafter_packet::view::{Flags, IcmpReason, ip};
