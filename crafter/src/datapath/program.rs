@@ -76,7 +76,7 @@ impl std::str::FromStr for Attach {
             "native" => Ok(Self::Native),
             "generic" => Ok(Self::Generic),
             "tc" => Ok(Self::Tc),
-            _ => Err(Error::invalid("--attach", format_args!("'{text}' is none of auto, native, generic, tc"))),
+            _ => Err(Error::invalid("attach mode", format_args!("'{text}' is none of auto, native, generic, tc"))),
         }
     }
 }
