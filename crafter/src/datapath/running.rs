@@ -1,13 +1,15 @@
 //! The maps of crafters that run elsewhere: read, never written.
 
 use aya::{
-    maps::{HashMap, Map, MapData, MapError, MapInfo, PerCpuArray},
+    maps::{HashMap, Map, MapData, MapError, MapInfo, MapType, PerCpuArray},
     programs::loaded_programs,
 };
 use crafter_common::{
     flow::{FlowKey, FlowValue},
     map,
+    reason::REASONS,
 };
+use serde::Serialize;
 
 pub use super::holder::Process;
 use super::{
@@ -28,16 +30,26 @@ pub struct RunningMaps {
     counters: PerCpuArray<MapData, u64>,
 }
 
+/// A running crafter whose maps have the layout of another version, so that this version cannot read them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct OtherVersion {
+    /// Kernel id of its program on the egress hook.
+    pub program_id: u32,
+    /// Processes that hold its attachments, if they could be found out.
+    pub holders: Vec<Process>,
+}
+
 impl RunningMaps {
-    /// The maps of every crafter that runs on this kernel, in any network namespace.
+    /// The maps of every crafter that runs on this kernel, in any network namespace; and those crafters whose maps have
+    /// the layout of another version.
     ///
     /// # Errors
     /// [`Error::Permission`] without CAP_SYS_ADMIN, which looking programs and maps up by id takes.
-    pub fn find() -> Result<Vec<Self>> {
+    pub fn find() -> Result<(Vec<Self>, Vec<OtherVersion>)> {
         const ACTION: &str = "read the maps of another process";
         // Before anything is opened here, which would make this process a holder too.
         let holders = holders_of_programs();
-        let mut found = Vec::new();
+        let (mut found, mut others) = (Vec::new(), Vec::new());
         for program in loaded_programs() {
             // Every crafter has exactly one of these, whatever its ingress hook is, and it uses both maps.
             let maps = program.and_then(|program| match program.name_as_str() {
@@ -51,20 +63,20 @@ impl RunningMaps {
                 Err(e) if gone(&e) => continue,
                 Err(e) => return Err(foreign_error(ACTION, &e)),
             };
+            let holders = holders.get(&program_id).cloned().unwrap_or_default();
             match Self::open(&maps) {
-                Ok(Some((map_id, flows, counters))) => {
-                    let holders = holders.get(&program_id).cloned().unwrap_or_default();
-                    found.push(Self { map_id, holders, flows, counters });
-                }
-                Ok(None) => {}
+                Ok(Some((map_id, flows, counters))) => found.push(Self { map_id, holders, flows, counters }),
+                Ok(None) => others.push(OtherVersion { program_id, holders }),
+                Err(e) if is_other_layout(&e) => others.push(OtherVersion { program_id, holders }),
                 Err(e) if gone(&e) => {}
                 Err(e) => return Err(foreign_error(ACTION, &e)),
             }
         }
-        Ok(found)
+        Ok((found, others))
     }
 
-    /// Opens the flow and the counter map among `maps`, the maps of one program.
+    /// Opens the flow and the counter map among `maps`, the maps of one program. `None` if one is missing, or if there is
+    /// another number of counters.
     #[expect(clippy::type_complexity, reason = "named where it is taken apart, a few lines above")]
     fn open(
         maps: &[u32],
@@ -72,9 +84,12 @@ impl RunningMaps {
     {
         let (mut flows, mut counters) = (None, None);
         for &id in maps {
-            match MapInfo::from_id(id)?.name_as_str() {
-                Some(map::FLOWS) => flows = Some(id),
-                Some(map::COUNTERS) => counters = Some(id),
+            let info = MapInfo::from_id(id)?;
+            match info.name_as_str() {
+                Some(map::FLOWS) if info.map_type()? == MapType::LruHash => flows = Some(id),
+                Some(map::COUNTERS) if info.map_type()? == MapType::PerCpuArray && info.max_entries() == REASONS => {
+                    counters = Some(id);
+                }
                 _ => {}
             }
         }
@@ -98,6 +113,11 @@ impl RunningMaps {
     pub fn counters(&self) -> Result<Counters> {
         read_counters(&self.counters)
     }
+}
+
+/// Whether the sizes of a map's keys or values are not those of this version.
+fn is_other_layout(error: &MapError) -> bool {
+    matches!(error, MapError::InvalidKeySize { .. } | MapError::InvalidValueSize { .. })
 }
 
 fn gone(error: &(dyn std::error::Error + 'static)) -> bool {
