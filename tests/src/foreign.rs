@@ -7,7 +7,12 @@ use std::{
 };
 
 use crafter::datapath::program::Hook as Programs;
-use crafter_common::{flow::FlowKey, map};
+use crafter_common::{
+    attached::Attached,
+    flow::{FlowKey, FlowValue},
+    map,
+    reason::REASONS,
+};
 
 static LICENSE: &[u8; 4] = b"GPL\0";
 
@@ -58,14 +63,24 @@ pub fn attach_tcx(interface: &str, verdict: i32, egress: bool, before: bool) -> 
 /// Errors of the kernel.
 pub fn other_version() -> io::Result<OwnedFd> {
     const BPF_MAP_CREATE: libc::c_long = 0;
-    // BPF_MAP_TYPE_LRU_HASH: keys and values in bytes, entries.
-    let mut create = [0; 32];
-    create[..4].copy_from_slice(&[9, size_of::<FlowKey>() as u32 + 4, 8, 16]);
-    create[7..11].copy_from_slice(&name(map::FLOWS));
-    let flows = bpf(BPF_MAP_CREATE, &mut create)?;
-    // r1 = the map (ld_imm64 with BPF_PSEUDO_MAP_FD), so that the program uses it.
-    let [a, b, c, d] = flows.as_raw_fd().to_le_bytes();
-    let code = [[0x18, 0x11, 0, 0, a, b, c, d], [0; 8], returning(0), EXIT];
+    // BPF_MAP_TYPE_LRU_HASH, BPF_MAP_TYPE_PERCPU_ARRAY, BPF_MAP_TYPE_ARRAY; bytes of a key and of a value; entries.
+    let maps = [
+        (map::FLOWS, [9, size_of::<FlowKey>() as u32 + 4, size_of::<FlowValue>() as u32, 16]),
+        (map::COUNTERS, [6, 4, 8, REASONS]),
+        (map::LINKS, [2, 4, size_of::<Attached>() as u32, 1]),
+    ];
+    let (mut open, mut code) = (Vec::new(), Vec::new());
+    for (named, layout) in maps {
+        let mut create = [0; 32];
+        create[..4].copy_from_slice(&layout);
+        create[7..11].copy_from_slice(&name(named));
+        let map = bpf(BPF_MAP_CREATE, &mut create)?;
+        // r1 = the map (ld_imm64 with BPF_PSEUDO_MAP_FD), so that the program uses it.
+        let [a, b, c, d] = map.as_raw_fd().to_le_bytes();
+        code.extend([[0x18, 0x11, 0, 0, a, b, c, d], [0; 8]]);
+        open.push(map);
+    }
+    code.extend([returning(0), EXIT]);
     load(3, Programs::Egress.program(), &code)
 }
 
