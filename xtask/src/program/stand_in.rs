@@ -17,25 +17,25 @@ const MODULE: &str = "python3-";
 /// Prefix of the directories' names; the id of the process that owns the directory follows.
 const PREFIX: &str = "crafter-stand-ins.";
 
-/// The stand-ins, removed when dropped. A signal that ends the process leaves them to the next one that creates some.
+/// The stand-ins, removed when dropped. If a signal ends the process, the next run removes them.
 pub struct StandIns {
     directory: PathBuf,
     missing: Vec<Missing>,
 }
 
 impl StandIns {
-    /// Creates a stand-in for each missing tool.
+    /// Creates a stand-in for each missing tool, and removes those of processes that have ended.
     ///
     /// # Errors
     /// If the temporary directory cannot be written to.
     pub fn make(missing: Vec<Missing>) -> Result<Self> {
+        let temporary = std::env::temp_dir();
+        remove_stale(&temporary);
         if missing.is_empty() {
             return Ok(Self { directory: PathBuf::new(), missing });
         }
         // Not in the target directory, since some tests run as users without access to this home directory. The name is
         // unpredictable, so that no other user can create it first.
-        let temporary = std::env::temp_dir();
-        remove_stale(&temporary);
         let template = temporary.join(format!("{PREFIX}{}.XXXXXXXX", std::process::id()));
         let made = sh::output(Command::new("mktemp").arg("--directory").arg(template))?;
         let stand_ins = Self { directory: made.trim_end().into(), missing };
