@@ -278,7 +278,7 @@ impl Kernel {
     pub fn attach(&mut self, interface: &Interface, wanted: Attach) -> Result<(Report, RingBuf<MapData>)> {
         let slot = self.slot.clone();
         thread::scope(|scope| {
-            let ring = scope.spawn(|| slot.ring());
+            let ring = spawn(scope, || slot.ring())?;
             let report = slot.programs.with_hooks(|hooks| self.attach_hooks(hooks, interface, wanted));
             let ring = ring.join().unwrap_or_else(|panic| resume_unwind(panic));
             Ok((report?, ring?))
@@ -301,13 +301,13 @@ impl Kernel {
         let Self { xdp, classifiers, clsact, .. } = self;
         let mut attach = |program, hook| attach_classifier(program, interface, hook, classifiers, clsact);
         let (classifier, mode) = thread::scope(|scope| {
-            let egress = scope.spawn(|| attach(hooks.egress, Hook::Egress));
+            let egress = spawn(scope, || attach(hooks.egress, Hook::Egress))?;
             let ingress = match modes {
                 [Mode::Tc] => load_classifier(hooks.ingress, Hook::Ingress).map(|()| None),
                 _ => attach_xdp(hooks.xdp, interface, modes, xdp, &mut notes),
             };
-            (egress.join().unwrap_or_else(|panic| resume_unwind(panic)), ingress)
-        });
+            Ok::<_, Error>((egress.join().unwrap_or_else(|panic| resume_unwind(panic)), ingress))
+        })?;
         let classifier = classifier?;
         let mode = match mode? {
             Some(mode) => mode,
@@ -318,6 +318,18 @@ impl Kernel {
         };
         Ok(Report { interface: interface.name.clone(), mode, classifier, sockets: 0, notes })
     }
+}
+
+/// Starts a thread. Unlike [`thread::Scope::spawn`], it does not panic where the system has no room for another.
+///
+/// # Errors
+/// [`Error::Io`]
+fn spawn<'scope, T: Send + 'scope>(
+    scope: &'scope thread::Scope<'scope, '_>,
+    work: impl FnOnce() -> T + Send + 'scope,
+) -> Result<thread::ScopedJoinHandle<'scope, T>> {
+    let failed = |source| Error::Io { action: "start a thread that attaches programs".to_owned(), source };
+    thread::Builder::new().spawn_scoped(scope, work).map_err(failed)
 }
 
 /// Attaches XDP in the first of `modes` that the kernel accepts; `None` where a classifier is to be attached instead.
