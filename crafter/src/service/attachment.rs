@@ -60,7 +60,7 @@ impl Attachment {
         let mut report = crafter.report().clone();
         let notes = report.notes_without_holder();
         if notes != report.notes {
-            log::info!("{name}: {}", report.notes.join("; "));
+            log::warn!("{name}: {}", report.notes.join("; "));
         }
         report.notes = notes;
         let arrived = Arc::new(Notify::new());
