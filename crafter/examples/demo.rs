@@ -109,7 +109,7 @@ async fn story() -> Result<()> {
     dns(&crafter, servers.dns).await?;
 
     chapter("4. A handshake and a GET by hand, segment by segment");
-    by_hand(&crafter, servers.web).await?;
+    manual(&crafter, servers.web).await?;
 
     for (number, (name, web)) in [("IPv4", servers.web), ("IPv6", servers.web6)].into_iter().enumerate() {
         chapter(&format!("{}. 100 MB over a crafted stream, {name}", number + 5));
@@ -179,7 +179,7 @@ async fn dns(crafter: &Crafter, server: SocketAddr) -> Result<()> {
 }
 
 /// A handshake and a GET by hand: every segment is acknowledged, and both sides close.
-async fn by_hand(crafter: &Crafter, server: SocketAddr) -> Result<()> {
+async fn manual(crafter: &Crafter, server: SocketAddr) -> Result<()> {
     let lease = crafter.lease(LeaseRequest::tcp()).await?;
     let mut cursor = Cursor::new(lease.local(server.ip()).await?, server);
     let mut body = Vec::new();

@@ -110,7 +110,7 @@ pub enum Error {
     /// A value from the user is invalid.
     #[error("{what}: {reason}")]
     Invalid {
-        /// The field or option, e.g. `--loss` or `URL`.
+        /// The field, e.g. `port` or `URL`; from the command line the option, e.g. `--loss`.
         what: String,
         /// Why it is invalid, and what is valid.
         reason: String,

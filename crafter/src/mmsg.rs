@@ -1,9 +1,14 @@
 //! Sends and receives several messages per system call: sendmmsg(2), recvmmsg(2).
+//!
+//! nix wraps both calls, but its wrappers cannot replace this module:
+//! - `MultiHeaders` points to heap memory. It is either allocated in each call, or kept in a value that is not `Send`.
+//! - Destinations are of nix's own types, and only unsafe code makes its `LinkAddr` (`sockaddr_ll`).
 
 use std::{
     io,
     mem::{self, MaybeUninit},
     os::fd::{AsFd, AsRawFd as _},
+    ptr,
 };
 
 use socket2::SockAddr;
@@ -25,12 +30,9 @@ pub(crate) fn send<'m, const MOST: usize>(
     let mut headers = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; MOST];
     let mut count = 0;
     for ((([first, second], to), [one, two]), header) in messages.zip(&mut vectors).zip(&mut headers) {
-        let vector = one.write(vector(first.as_ptr(), first.len()));
-        two.write(self::vector(second.as_ptr(), second.len()));
-        // SAFETY: mmsghdr is plain data, for which all zeroes is a valid value (no name, no control data).
-        let header = header.write(unsafe { mem::zeroed() });
-        header.msg_hdr.msg_iov = vector;
-        header.msg_hdr.msg_iovlen = if second.is_empty() { 1 } else { 2 };
+        let vectors = one.write(vector(first.as_ptr(), first.len()));
+        two.write(vector(second.as_ptr(), second.len()));
+        let header = header.write(self::header(vectors, if second.is_empty() { 1 } else { 2 }));
         if let Some(to) = to {
             header.msg_hdr.msg_name = to.as_ptr().cast_mut().cast();
             header.msg_hdr.msg_namelen = to.len();
@@ -46,6 +48,15 @@ pub(crate) fn send<'m, const MOST: usize>(
 
 fn vector(bytes: *const u8, length: usize) -> libc::iovec {
     libc::iovec { iov_base: bytes.cast_mut().cast(), iov_len: length }
+}
+
+/// A header with `count` vectors, without an address and control data.
+fn header(vectors: *mut libc::iovec, count: usize) -> libc::mmsghdr {
+    // SAFETY: mmsghdr is plain data, for which all zeroes is a valid value (no address, no control data).
+    let mut header: libc::mmsghdr = unsafe { mem::zeroed() };
+    header.msg_hdr.msg_iov = vectors;
+    header.msg_hdr.msg_iovlen = count;
+    header
 }
 
 /// Buffers for messages received by one call.
@@ -73,33 +84,20 @@ impl Inbox {
     /// Those of recvmmsg(2), `WouldBlock` if the queue is empty.
     pub(crate) fn receive(&mut self, socket: &impl AsFd) -> io::Result<Option<usize>> {
         self.received.clear();
-        let mut vectors = [const { MaybeUninit::<libc::iovec>::uninit() }; Self::MOST];
-        let mut headers = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; Self::MOST];
-        for ((slot, vector), header) in self.bytes.chunks_exact_mut(self.slot).zip(&mut vectors).zip(&mut headers) {
-            let vector = vector.write(libc::iovec { iov_base: slot.as_mut_ptr().cast(), iov_len: slot.len() });
-            // SAFETY: mmsghdr is plain data, for which all zeroes is a valid value (no name, no control data).
-            let header = header.write(unsafe { mem::zeroed() });
-            header.msg_hdr.msg_iov = vector;
-            header.msg_hdr.msg_iovlen = 1;
-        }
+        let mut slots = self.bytes.chunks_exact_mut(self.slot);
+        let mut vectors: [libc::iovec; Self::MOST] = std::array::from_fn(|_| {
+            let slot = slots.next().unwrap_or_default();
+            libc::iovec { iov_base: slot.as_mut_ptr().cast(), iov_len: slot.len() }
+        });
+        let mut headers = vectors.each_mut().map(|vector| header(vector, 1));
         let descriptor = socket.as_fd().as_raw_fd();
-        // SAFETY: all MOST headers were initialised above, as `bytes` has MOST slots; they point to vectors on this
-        // stack, and these to slots that are borrowed mutably and apart from each other during the call.
-        let count = unsafe {
-            libc::recvmmsg(
-                descriptor,
-                headers.as_mut_ptr().cast(),
-                Self::MOST as u32,
-                libc::MSG_DONTWAIT,
-                std::ptr::null_mut(),
-            )
-        };
+        let (first, most) = (headers.as_mut_ptr(), Self::MOST as u32);
+        // SAFETY: there are MOST headers; they point to vectors on this stack, and these to slots that are borrowed mutably
+        // and apart from each other during the call.
+        let count = unsafe { libc::recvmmsg(descriptor, first, most, libc::MSG_DONTWAIT, ptr::null_mut()) };
         let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
-        for header in &headers[..count] {
-            // SAFETY: initialised above, and written by the kernel since.
-            let header = unsafe { header.assume_init_ref() };
-            self.received.push((header.msg_len as usize, header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0));
-        }
+        let is_cut = |header: &libc::mmsghdr| header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0;
+        self.received.extend(headers[..count].iter().map(|header| (header.msg_len as usize, is_cut(header))));
         // A closed socket returns as many empty messages as requested.
         let is_closed = count == Self::MOST && self.received.iter().all(|(length, _)| *length == 0);
         Ok((!is_closed).then_some(count))

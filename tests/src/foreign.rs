@@ -1,9 +1,17 @@
-//! Foreign BPF programs: a native XDP program that drops every frame before the peer's stack sees it, and tcx programs
-//! attached before or after crafter's.
+//! Foreign BPF programs: a native XDP program that drops every frame before the peer's stack sees it, tcx programs
+//! attached before or after crafter's, and the program of a crafter of another version.
 
 use std::{
     io,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
+};
+
+use crafter::datapath::program::Hook as Programs;
+use crafter_common::{
+    attached::Attached,
+    flow::{FlowKey, FlowValue},
+    map,
+    reason::REASONS,
 };
 
 static LICENSE: &[u8; 4] = b"GPL\0";
@@ -48,21 +56,72 @@ pub fn attach_tcx(interface: &str, verdict: i32, egress: bool, before: bool) -> 
     attach(interface, verdict, &hook)
 }
 
-/// Loads and attaches the program `mov r0, verdict; exit`.
-fn attach(interface: &str, verdict: i32, hook: &Hook) -> io::Result<OwnedFd> {
+/// Loads the program of a crafter whose flow map has longer keys than that of this version. It is attached nowhere, and
+/// unloaded when the descriptor is closed.
+///
+/// # Errors
+/// Errors of the kernel.
+pub fn other_version() -> io::Result<OwnedFd> {
+    const BPF_MAP_CREATE: libc::c_long = 0;
+    // BPF_MAP_TYPE_LRU_HASH, BPF_MAP_TYPE_PERCPU_ARRAY, BPF_MAP_TYPE_ARRAY; bytes of a key and of a value; entries.
+    let maps = [
+        (map::FLOWS, [9, size_of::<FlowKey>() as u32 + 4, size_of::<FlowValue>() as u32, 16]),
+        (map::COUNTERS, [6, 4, 8, REASONS]),
+        (map::LINKS, [2, 4, size_of::<Attached>() as u32, 1]),
+    ];
+    let (mut open, mut code) = (Vec::new(), Vec::new());
+    for (named, layout) in maps {
+        let mut create = [0; 32];
+        create[..4].copy_from_slice(&layout);
+        create[7..11].copy_from_slice(&name(named));
+        let map = bpf(BPF_MAP_CREATE, &mut create)?;
+        // r1 = the map (ld_imm64 with BPF_PSEUDO_MAP_FD), so that the program uses it.
+        let [a, b, c, d] = map.as_raw_fd().to_le_bytes();
+        code.extend([[0x18, 0x11, 0, 0, a, b, c, d], [0; 8]]);
+        open.push(map);
+    }
+    code.extend([returning(0), EXIT]);
+    load(3, Programs::Egress.program(), &code)
+}
+
+type Instruction = [u8; 8];
+
+const EXIT: Instruction = [0x95, 0, 0, 0, 0, 0, 0, 0];
+
+/// `mov r0, value`
+fn returning(value: i32) -> Instruction {
+    let [a, b, c, d] = value.to_le_bytes();
+    [0xb7, 0, 0, 0, a, b, c, d]
+}
+
+/// The name of a program or map as words of `union bpf_attr`: at most 15 bytes, then zeroes.
+fn name(text: &str) -> [u32; 4] {
+    let mut bytes = [0; 16];
+    let length = text.len().min(15);
+    bytes[..length].copy_from_slice(&text.as_bytes()[..length]);
+    let (words, _) = bytes.as_chunks::<4>();
+    [0, 1, 2, 3].map(|at| u32::from_ne_bytes(words[at]))
+}
+
+/// Loads a program of this type (`enum bpf_prog_type`).
+fn load(kind: u32, named: &str, code: &[Instruction]) -> io::Result<OwnedFd> {
     const BPF_PROG_LOAD: libc::c_long = 5;
-    const BPF_LINK_CREATE: libc::c_long = 28;
-    let [a, b, c, d] = verdict.to_le_bytes();
-    let code: [[u8; 8]; 2] = [[0xb7, 0, 0, 0, a, b, c, d], [0x95, 0, 0, 0, 0, 0, 0, 0]];
     let halves = |pointer: u64| {
         let bytes = pointer.to_ne_bytes();
         [0, 4].map(|at| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]))
     };
     let mut load = [0; 32];
-    load[..2].copy_from_slice(&[hook.program, code.len() as u32]);
+    load[..2].copy_from_slice(&[kind, code.len() as u32]);
     load[2..4].copy_from_slice(&halves(code.as_ptr() as u64));
     load[4..6].copy_from_slice(&halves(LICENSE.as_ptr() as u64));
-    let program = bpf(BPF_PROG_LOAD, &mut load)?;
+    load[12..16].copy_from_slice(&name(named));
+    bpf(BPF_PROG_LOAD, &mut load)
+}
+
+/// Loads and attaches the program `mov r0, verdict; exit`.
+fn attach(interface: &str, verdict: i32, hook: &Hook) -> io::Result<OwnedFd> {
+    const BPF_LINK_CREATE: libc::c_long = 28;
+    let program = load(hook.program, "", &[returning(verdict), EXIT])?;
     let index = nix::net::if_::if_nametoindex(interface)?;
     let mut link = [0; 32];
     link[..4].copy_from_slice(&[program.as_raw_fd() as u32, index, hook.attach, hook.flags]);

@@ -130,14 +130,28 @@ pub fn clsact(namespace: &NetNs, name: &str) -> Vec<String> {
     shown.lines().filter(|line| line.contains("clsact")).map(str::to_owned).collect()
 }
 
-/// Ids of all programs in the kernel whose name begins with `crafter`.
-pub fn programs() -> BTreeSet<u32> {
+/// Ids of the programs in the kernel whose name begins with `crafter` and that no process holds: filters of clsact, pinned
+/// programs, and programs that are being freed. A crafter that runs, in another test or elsewhere on this kernel, holds
+/// its programs.
+pub fn unheld_programs() -> BTreeSet<u32> {
     let ours = |program: &ProgramInfo| program.name_as_str().is_some_and(|name| name.starts_with("crafter"));
-    loaded_programs().flatten().filter(ours).map(|program| program.id()).collect()
+    let mut found: BTreeSet<u32> = loaded_programs().flatten().filter(ours).map(|program| program.id()).collect();
+    // Reading the descriptors of all processes takes longer than listing the programs. One listed before is held now, or
+    // its process has ended.
+    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        if found.is_empty() {
+            break;
+        }
+        if let Some(pid) = process.file_name().to_str().and_then(|name| name.parse().ok()) {
+            let held = BpfObjects::of(pid).programs;
+            found.retain(|id| !held.contains(id));
+        }
+    }
+    found
 }
 
-/// Waits until nothing of crafter is left: no program that was not there `before`, nothing attached to the interface,
-/// no clsact qdisc, and nothing that `others` returns.
+/// Waits until nothing of crafter is left: no program without a holder ([`unheld_programs`]) that was not there `before`,
+/// nothing attached to the interface, no clsact qdisc, and nothing that `others` returns.
 ///
 /// # Panics
 /// If something is left; `point` names the situation in the message.
@@ -151,7 +165,7 @@ pub fn assert_nothing_left(
     let clean = slow::wait_until(Duration::from_secs(5), || {
         left = attached(namespace, name);
         left.extend(clsact(namespace, name));
-        left.extend(programs().difference(before).map(|id| format!("program {id}")));
+        left.extend(unheld_programs().difference(before).map(|id| format!("program {id}")));
         left.extend(others());
         left.is_empty()
     });
@@ -246,5 +260,39 @@ impl Drop for Serial {
             left.is_empty()
         });
         assert!(clean, "this process still has these descriptors: {left:?}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::IoSlice,
+        os::{fd::AsRawFd as _, unix::net::UnixStream},
+    };
+
+    use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+
+    use super::*;
+    use crate::foreign::other_version;
+
+    #[test]
+    fn only_programs_without_a_holder_are_left() {
+        let own = || BpfObjects::of(std::process::id()).programs;
+        assert_eq!(own(), BTreeSet::new());
+        let program = other_version().expect("a program");
+        let own = own();
+        assert_eq!(own.len(), 1);
+        assert!(unheld_programs().is_disjoint(&own), "a program of a running process");
+        // A descriptor that is being sent belongs to no process.
+        let (ours, theirs) = UnixStream::pair().expect("sockets");
+        let descriptors = [program.as_raw_fd()];
+        let message = [ControlMessage::ScmRights(&descriptors)];
+        sendmsg::<()>(ours.as_raw_fd(), &[IoSlice::new(b"x")], &message, MsgFlags::empty(), None).expect("send it");
+        drop(program);
+        // A process that another test forks holds a copy until its `execve`.
+        let is_unheld = || unheld_programs().is_superset(&own);
+        assert!(slow::wait_until(Duration::from_secs(10), is_unheld), "a program that no process holds");
+        drop((ours, theirs));
+        assert!(slow::wait_until(Duration::from_secs(10), || unheld_programs().is_disjoint(&own)));
     }
 }

@@ -12,7 +12,7 @@ use ::smoltcp::time::Instant as SmolInstant;
 use ::smoltcp::wire::{HardwareAddress, IpCidr};
 use proptest::prelude::*;
 
-pub(crate) mod by_hand;
+pub(crate) mod manual;
 
 use super::*;
 use crate::error::Error;

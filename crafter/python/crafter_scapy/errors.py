@@ -95,7 +95,7 @@ class NotSent(CrafterError):
 
     def __init__(self, reason, message, packet=b""):
         super().__init__(f"not sent, {reason}: {message}" if message else f"not sent: {reason}")
-        #: `no route`, `no neighbour`, `not sent by the kernel`, `interface gone`, `malformed`.
+        #: `no route`, `no neighbour`, `not sent by the kernel`, `interface removed`, `malformed`.
         self.reason = reason
         self.packet = packet
 

@@ -23,7 +23,7 @@ CUT, BAD_CHECKSUM, PARTIAL_CHECKSUM, ETHERNET, OUTGOING = 1, 2, 4, 8, 16
 
 #: Codes of refusals and ends.
 POLICY = 0
-REASONS = ("refused by the policy", "no route", "no neighbour", "not sent by the kernel", "interface gone",
+REASONS = ("refused by the policy", "no route", "no neighbour", "not sent by the kernel", "interface removed",
            "malformed", "released", "the service stops")
 
 #: Bytes of a header, an Ethernet header with a VLAN tag, and the longest IP packet.

@@ -37,7 +37,7 @@ class Messages(unittest.TestCase):
         self.assertIsNone(nobody.rule)
 
     def test_end_has_its_reason(self):
-        for code, reason in ((4, "interface gone"), (6, "released"), (7, "the service stops"), (99, "code 99")):
+        for code, reason in ((4, "interface removed"), (6, "released"), (7, "the service stops"), (99, "code 99")):
             error = decode(message(3, code)).error
             self.assertIsInstance(error, LeaseEnded)
             self.assertEqual(error.reason, reason)

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::{
     Globals, print,
-    running::{self, Origin, Section},
+    running::{self, Entry, Origin, Section},
 };
 
 /// `crafter counters`
@@ -31,7 +31,8 @@ A hook assigns exactly one reason to each packet, so the reasons of a hook add u
 --json: an array with one object for each running crafter: map_id, holders (pid, name),
 ingress and egress (packets seen), counters (packets by reason). Through the service one
 object for each interface, with interface instead of map_id and the service's process as
-holder.
+holder. A crafter of another version whose maps have another layout is skipped, with a message
+on stderr: its object has program_id, holders and skipped, the reason.
 Exit code 0; 1: the service that --socket names does not answer; 2: it is not attached to
 --interface; 3: no permission; 4: its policy allows this user nothing.
 
@@ -54,18 +55,16 @@ struct Counts {
 /// # Errors
 /// Those of the service, or of reading the maps.
 pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
-    let sections = match args.which.control().await? {
+    let entries = match args.which.control().await? {
         Some(control) => served(&control, args.which.interface).await?,
         None => direct(&args.which)?,
     };
-    print::result(globals, &sections, |sections| {
-        sections.iter().map(|section| section.text(table)).collect::<Vec<_>>().join("\n")
-    })?;
+    print::result(globals, &entries, |entries| Entry::text(entries, table))?;
     Ok(exit::SUCCESS)
 }
 
 /// Counters from the service. Reports on stderr if it is attached nowhere.
-async fn served(control: &Control, interface: Option<String>) -> Result<Vec<Section<Counts>>> {
+async fn served(control: &Control, interface: Option<String>) -> Result<Vec<Entry<Counts>>> {
     let interfaces = control.call(&CountersCall { interface }).await?.interfaces;
     let holders = running::service(control).await?;
     if interfaces.is_empty() {
@@ -76,12 +75,13 @@ async fn served(control: &Control, interface: Option<String>) -> Result<Vec<Sect
         holders: holders.clone(),
         content: Counts { ingress: found.ingress, egress: found.egress, counters: found.counters },
     });
-    Ok(sections.collect())
+    Ok(Entry::all(sections, Vec::new()))
 }
 
 /// Counters from the maps of running crafters.
-fn direct(args: &running::Args) -> Result<Vec<Section<Counts>>> {
-    let sections = args.find()?.into_iter().map(|running| {
+fn direct(args: &running::Args) -> Result<Vec<Entry<Counts>>> {
+    let (found, others) = args.find()?;
+    let sections = found.into_iter().map(|running| {
         let found = running.counters()?;
         let counters = Reason::ALL.iter().map(|&reason| (reason.name().to_owned(), found.get(reason))).collect();
         Ok(Section {
@@ -90,7 +90,7 @@ fn direct(args: &running::Args) -> Result<Vec<Section<Counts>>> {
             content: Counts { ingress: found.ingress(), egress: found.egress(), counters },
         })
     });
-    sections.collect()
+    Ok(Entry::all(sections.collect::<Result<Vec<_>>>()?, others))
 }
 
 fn table(counts: &Counts) -> String {

@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use super::{
     Globals, pages, print,
-    running::{self, Origin, Section},
+    running::{self, Entry, Origin, Section},
 };
 
 /// `crafter flows`
@@ -49,6 +49,8 @@ does not include crafted packets that bypass the egress hook.
 last_seen_ns, last_seq, last_ack, last_flags, suppressed); times are CLOCK_MONOTONIC
 nanoseconds. Through the service one object for each interface that has flows, with interface
 instead of map_id and the service's process as holder, and with interface in each flow.
+A crafter of another version whose maps have another layout is skipped, with a message on
+stderr: its object has program_id, holders and skipped, the reason.
 Exit code 0, with or without flows; 1: the service that --socket names does not answer;
 3: no permission.
 
@@ -74,20 +76,16 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
 }
 
 /// Prints a table for each section, its flows as the service reports them.
-fn show<F: Serialize>(
-    sections: &[Section<Flows<F>>],
-    to_wire: fn(&F) -> Flow,
-    globals: &Globals,
-) -> anyhow::Result<u8> {
+fn show<F: Serialize>(entries: &[Entry<Flows<F>>], to_wire: fn(&F) -> Flow, globals: &Globals) -> anyhow::Result<u8> {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC)?;
     let now = now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64;
-    let text = |section: &Section<Flows<F>>| section.text(|content| table(content.flows.iter().map(to_wire), now));
-    print::result(globals, sections, |sections| sections.iter().map(text).collect::<Vec<_>>().join("\n"))?;
+    let table = |content: &Flows<F>| table(content.flows.iter().map(to_wire), now);
+    print::result(globals, entries, |entries| Entry::text(entries, table))?;
     Ok(exit::SUCCESS)
 }
 
 /// Flows from the service, by interface. Reports on stderr if there are none.
-async fn served(control: &Control, args: Args) -> Result<Vec<Section<Flows<Flow>>>> {
+async fn served(control: &Control, args: Args) -> Result<Vec<Entry<Flows<Flow>>>> {
     let Args { protocol, port, remote, which } = args;
     let (port, remote) = (port.map(u64::from), remote.map(|address| address.to_string()));
     let call = ListFlowsCall { interface: which.interface, protocol, port, remote, ..ListFlowsCall::default() };
@@ -106,23 +104,24 @@ async fn served(control: &Control, args: Args) -> Result<Vec<Section<Flows<Flow>
         });
         Section { origin: Origin::Interface(interface), holders: holders.clone(), content: Flows { flows } }
     };
-    Ok(by_interface.into_iter().map(section).collect())
+    Ok(Entry::all(by_interface.into_iter().map(section), Vec::new()))
 }
 
 /// Flows from the maps of running crafters.
-fn direct(args: &Args) -> Result<Vec<Section<Flows<maps::Flow>>>> {
+fn direct(args: &Args) -> Result<Vec<Entry<Flows<maps::Flow>>>> {
     let is_wanted = |flow: &maps::Flow| {
         args.protocol.as_deref().is_none_or(|protocol| protocol == flow.protocol)
             && args.port.is_none_or(|port| [flow.local.port(), flow.remote.port()].contains(&port))
             && args.remote.is_none_or(|remote| remote == flow.remote.ip())
     };
-    let sections = args.which.find()?.into_iter().map(|running| {
+    let (found, others) = args.which.find()?;
+    let sections = found.into_iter().map(|running| {
         let mut flows = running.flows();
         flows.retain(is_wanted);
         flows.sort_by_key(|flow| (Reverse(flow.last_seen_ns), flow.local, flow.remote));
         Section { origin: Origin::MapId(running.map_id), holders: running.holders, content: Flows { flows } }
     });
-    Ok(sections.collect())
+    Ok(Entry::all(sections, others))
 }
 
 /// A flow of a map as the service reports it, without an interface.

@@ -3,6 +3,7 @@
 
 use clap::{Args, Parser, Subcommand};
 
+pub mod account;
 pub mod build;
 pub mod counters;
 pub mod dns;

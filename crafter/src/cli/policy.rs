@@ -16,7 +16,7 @@ use crafter::{
 };
 use serde::Serialize;
 
-use super::{Globals, print};
+use super::{Globals, account, print};
 
 mod served;
 
@@ -188,7 +188,7 @@ fn check(args: &CheckArgs, globals: &Globals) -> anyhow::Result<u8> {
 fn explain(args: ExplainArgs, globals: &Globals) -> anyhow::Result<u8> {
     let source = Source::read(args.file.as_deref())?;
     let policy = Policy::load(&source.text, &names::HostNames)?;
-    let subject = names::subject(&args.user, &args.group)?;
+    let subject = names::subject(&args.user, &args.group).map_err(account::option_error)?;
     let (addresses, broadcasts) = names::addresses()?;
     let question = Question {
         interface: args.interface,

@@ -2,7 +2,7 @@
 
 use crafter::{
     Error, Result,
-    datapath::running::{Process, RunningMaps},
+    datapath::running::{OtherVersion, Process, RunningMaps},
     protocol::{control::Control, wire::InfoCall},
 };
 use serde::Serialize;
@@ -33,26 +33,70 @@ impl Args {
         if self.pid.is_some() { Ok(None) } else { self.service.open().await }
     }
 
-    /// The maps of running crafters, by map id. Reports on stderr if there are none.
+    /// The maps of running crafters, by map id, and the crafters of other versions, whose maps cannot be read. Reports
+    /// the latter on stderr, or that there are none at all.
     ///
     /// # Errors
     /// Those of [`RunningMaps::find`]; [`Error::Invalid`] for `--interface`, which maps do not record.
-    pub fn find(&self) -> Result<Vec<RunningMaps>> {
+    pub fn find(&self) -> Result<(Vec<RunningMaps>, Vec<OtherVersion>)> {
         if self.interface.is_some() {
             let reason =
                 "no service is running, and only a service reports by interface; use --pid, or start the service";
             return Err(Error::invalid("--interface", reason));
         }
-        let mut found = RunningMaps::find()?;
+        let (mut found, mut others) = RunningMaps::find()?;
         if let Some(pid) = self.pid {
-            found.retain(|maps| maps.holders.iter().any(|holder| holder.pid == pid));
+            let is_wanted = |holders: &[Process]| holders.iter().any(|holder| holder.pid == pid);
+            found.retain(|maps| is_wanted(&maps.holders));
+            others.retain(|other| is_wanted(&other.holders));
         }
         found.sort_by_key(|maps| maps.map_id);
-        if found.is_empty() {
+        for OtherVersion { holders, .. } in &others {
+            let holders = held_by(holders);
+            print::message(format_args!(
+                "skipped a crafter {holders}: {OTHER_LAYOUT}; use the crafter of that version"
+            ));
+        }
+        if found.is_empty() && others.is_empty() {
             let which = self.pid.map(|pid| format!(" with process id {pid}")).unwrap_or_default();
             print::message(format_args!("no crafter{which} is running"));
         }
-        Ok(found)
+        Ok((found, others))
+    }
+}
+
+/// Why a crafter is skipped.
+const OTHER_LAYOUT: &str = "its maps have the layout of another version";
+
+/// An element of the output.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub enum Entry<T> {
+    /// A crafter, or an interface of the service.
+    Section(Section<T>),
+    /// A crafter whose maps cannot be read.
+    Skipped {
+        #[serde(flatten)]
+        crafter: OtherVersion,
+        /// Why.
+        skipped: &'static str,
+    },
+}
+
+impl<T> Entry<T> {
+    /// The entries of crafters, in the order of the output.
+    pub fn all(sections: impl IntoIterator<Item = Section<T>>, skipped: Vec<OtherVersion>) -> Vec<Self> {
+        let skipped = skipped.into_iter().map(|crafter| Self::Skipped { crafter, skipped: OTHER_LAYOUT });
+        sections.into_iter().map(Self::Section).chain(skipped).collect()
+    }
+
+    /// The text of all sections, each as [`Section::text`].
+    pub fn text(entries: &[Self], table: impl Fn(&T) -> String) -> String {
+        let sections = entries.iter().filter_map(|entry| match entry {
+            Self::Section(section) => Some(section.text(&table)),
+            Self::Skipped { .. } => None,
+        });
+        sections.collect::<Vec<_>>().join("\n")
     }
 }
 
@@ -79,15 +123,26 @@ pub enum Origin {
 
 impl<T> Section<T> {
     /// The section's text: its title, then `table` of its content.
-    pub fn text(&self, table: impl FnOnce(&T) -> String) -> String {
+    fn text(&self, table: impl FnOnce(&T) -> String) -> String {
         let interface = match &self.origin {
             Origin::MapId(_) => String::new(),
             Origin::Interface(interface) => format!("{interface}, "),
         };
-        let holders: Vec<String> = self.holders.iter().map(Process::to_string).collect();
-        let holders = if holders.is_empty() { "held by an unknown process".to_owned() } else { holders.join(", ") };
+        let holders = match &self.holders[..] {
+            [] => held_by(&[]),
+            holders => listed(holders),
+        };
         format!("{interface}{holders}\n{}", table(&self.content))
     }
+}
+
+/// `held by crafter (pid 12)`
+fn held_by(holders: &[Process]) -> String {
+    if holders.is_empty() { "held by an unknown process".to_owned() } else { format!("held by {}", listed(holders)) }
+}
+
+fn listed(holders: &[Process]) -> String {
+    holders.iter().map(Process::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// The service's process.

@@ -25,7 +25,7 @@ use crafter::{
 };
 use nix::unistd::{Gid, Group, chown};
 
-use super::{Globals, interface, service::Socket};
+use super::{Globals, account, interface, service::Socket};
 
 /// `crafter serve`
 #[derive(Debug, clap::Args)]
@@ -103,7 +103,8 @@ pub async fn run(args: Args, _: &Globals) -> anyhow::Result<u8> {
     };
     // The confinement below forbids starting programs: the guard process of old kernels starts first.
     let needs_guard = features::needs_guard()?;
-    privileges::confine_beside(args.user.as_deref(), needs_guard.then_some(&guard::start_ahead))?;
+    privileges::confine_beside(args.user.as_deref(), needs_guard.then_some(&guard::start_ahead))
+        .map_err(account::option_error)?;
     let load = LoadOptions { flow_entries: args.flows, ..LoadOptions::default() };
     let open = Options { attach: args.attach, load };
     let options = ServeOptions { policy: args.policy, open, idle, without_filter: args.no_seccomp };

@@ -85,7 +85,7 @@ impl std::str::FromStr for Attach {
             "native" => Ok(Self::Native),
             "generic" => Ok(Self::Generic),
             "tc" => Ok(Self::Tc),
-            _ => Err(Error::invalid("--attach", format_args!("'{text}' is none of auto, native, generic, tc"))),
+            _ => Err(Error::invalid("attach mode", format_args!("'{text}' is none of auto, native, generic, tc"))),
         }
     }
 }
@@ -126,6 +126,20 @@ pub struct Report {
     pub sockets: usize,
     /// Why a faster mode is not used, a sentence each.
     pub notes: Vec<String>,
+}
+
+/// Separates the holder of a hook from what is before it in a note.
+const HELD_BY: &str = " is taken by ";
+
+impl Report {
+    /// The notes without the holder of the XDP hook, which may be a process of another user: for clients of the service.
+    pub fn notes_without_holder(&self) -> Vec<String> {
+        let without = |note: &String| match note.split_once(HELD_BY) {
+            Some((hook, _)) => format!("{hook}{HELD_BY}another program"),
+            None => note.clone(),
+        };
+        self.notes.iter().map(without).collect()
+    }
 }
 
 impl std::fmt::Display for Report {
@@ -405,8 +419,8 @@ fn attach_classifier(
 
 fn who_holds(interface: &Interface) -> String {
     match interface.xdp.and_then(|xdp| features::holder_of_program(xdp.program_id)) {
-        Some(holder) => format!("the XDP hook of {} is taken by {holder}", interface.name),
-        None => format!("the XDP hook of {} is taken by another program", interface.name),
+        Some(holder) => format!("the XDP hook of {}{HELD_BY}{holder}", interface.name),
+        None => format!("the XDP hook of {}{HELD_BY}another program", interface.name),
     }
 }
 

@@ -3,14 +3,16 @@
 use std::collections::HashSet;
 
 use aya::{
-    maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray},
+    maps::{Array, HashMap, Map, MapData, MapError, MapInfo, MapType, PerCpuArray},
     programs::loaded_programs,
 };
 use crafter_common::{
     attached::Attached,
     flow::{FlowKey, FlowValue},
     map,
+    reason::REASONS,
 };
+use serde::Serialize;
 
 pub use super::holder::Process;
 use super::{
@@ -36,16 +38,26 @@ struct Maps {
     links: Array<MapData, Attached>,
 }
 
+/// A running crafter whose maps have the layout of another version, so that this version cannot read them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct OtherVersion {
+    /// Kernel id of its program on the egress hook.
+    pub program_id: u32,
+    /// Processes that hold its attachments, if they could be found out.
+    pub holders: Vec<Process>,
+}
+
 impl RunningMaps {
-    /// The maps of every crafter that runs on this kernel, in any network namespace.
+    /// The maps of every crafter that runs on this kernel, in any network namespace; and those crafters whose maps have
+    /// the layout of another version.
     ///
     /// # Errors
     /// [`Error::Permission`] without CAP_SYS_ADMIN, which looking programs and maps up by id takes.
-    pub fn find() -> Result<Vec<Self>> {
+    pub fn find() -> Result<(Vec<Self>, Vec<OtherVersion>)> {
         const ACTION: &str = "read the maps of another process";
         // Before anything is opened here, which would make this process a holder too.
         let holders = holders_of_programs();
-        let mut found = Vec::new();
+        let (mut found, mut others) = (Vec::new(), Vec::new());
         for program in loaded_programs() {
             // Every crafter has exactly one of these, whatever its ingress hook is, and it uses all these maps.
             let maps = program.and_then(|program| match program.name_as_str() {
@@ -59,27 +71,28 @@ impl RunningMaps {
                 Err(e) if is_unloaded(&e) => continue,
                 Err(e) => return Err(foreign_error(ACTION, &e)),
             };
+            let holders = holders.get(&program_id).cloned().unwrap_or_default();
             match Self::open(&maps) {
-                Ok(Some((map_id, maps))) => {
-                    let holders = holders.get(&program_id).cloned().unwrap_or_default();
-                    found.push(Self { map_id, holders, maps });
-                }
-                Ok(None) => {}
+                Ok(Some((map_id, maps))) => found.push(Self { map_id, holders, maps }),
+                Ok(None) => others.push(OtherVersion { program_id, holders }),
+                Err(e) if is_other_layout(&e) => others.push(OtherVersion { program_id, holders }),
                 Err(e) if is_unloaded(&e) => {}
                 Err(e) => return Err(foreign_error(ACTION, &e)),
             }
         }
-        Ok(found)
+        Ok((found, others))
     }
 
-    /// Opens the maps among `ids`, those of one program; the id of the flow map is the first result.
+    /// Opens the maps among `ids`, those of one program; the id of the flow map is the first result. `None` if one is
+    /// missing, or if there is another number of counters.
     fn open(ids: &[u32]) -> std::result::Result<Option<(u32, Maps)>, MapError> {
         let [mut flows, mut counters, mut links] = [None; 3];
         for &id in ids {
-            match MapInfo::from_id(id)?.name_as_str() {
-                Some(map::FLOWS) => flows = Some(id),
-                Some(map::COUNTERS) => counters = Some(id),
-                Some(map::LINKS) => links = Some(id),
+            let info = MapInfo::from_id(id)?;
+            match (info.name_as_str(), info.map_type()) {
+                (Some(map::FLOWS), Ok(MapType::LruHash)) => flows = Some(id),
+                (Some(map::COUNTERS), Ok(MapType::PerCpuArray)) => counters = Some(id),
+                (Some(map::LINKS), Ok(MapType::Array)) => links = Some(id),
                 _ => {}
             }
         }
@@ -89,7 +102,8 @@ impl RunningMaps {
             counters: PerCpuArray::try_from(Map::PerCpuArray(MapData::from_id(counters)?))?,
             links: Array::try_from(Map::Array(MapData::from_id(links)?))?,
         };
-        Ok(Some((id, maps)))
+        let is_known = maps.counters.len() == maps.links.len() * REASONS;
+        Ok(is_known.then_some((id, maps)))
     }
 
     /// The flows of its interfaces, in no order.
@@ -105,6 +119,11 @@ impl RunningMaps {
     pub fn counters(&self) -> Result<Counters> {
         read_counters(&self.maps.counters, 0..self.maps.links.len())
     }
+}
+
+/// Whether the sizes of a map's keys or values are not those of this version.
+fn is_other_layout(error: &MapError) -> bool {
+    matches!(error, MapError::InvalidKeySize { .. } | MapError::InvalidValueSize { .. })
 }
 
 fn is_unloaded(error: &(dyn std::error::Error + 'static)) -> bool {

@@ -33,6 +33,7 @@ pub(super) enum Change {
 pub(super) struct Attachment {
     crafter: RefCell<Option<Crafter>>,
     interface: Interface,
+    /// Its notes name no process: clients read them.
     report: Report,
     /// Notified of each packet for any lease.
     pub(super) arrived: Arc<Notify>,
@@ -56,11 +57,17 @@ impl Attachment {
         on_change: impl Fn(&Rc<Self>, Change) + 'static,
     ) -> Result<Rc<Self>> {
         let crafter = Crafter::open_off_thread(name, options).await?;
+        let mut report = crafter.report().clone();
+        let notes = report.notes_without_holder();
+        if notes != report.notes {
+            log::warn!("{name}: {}", report.notes.join("; "));
+        }
+        report.notes = notes;
         let arrived = Arc::new(Notify::new());
         crafter.watch(arrived.clone());
         let attachment = Rc::new(Self {
             interface: crafter.interface().clone(),
-            report: crafter.report().clone(),
+            report,
             crafter: RefCell::new(Some(crafter)),
             arrived,
             routes: Routes::default(),

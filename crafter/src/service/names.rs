@@ -12,6 +12,11 @@ use crate::{
 };
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 
+/// The subject of an [`Error::Invalid`] about a user.
+pub const USER: &str = "user";
+/// The subject of an [`Error::Invalid`] about a group.
+pub const GROUP: &str = "group";
+
 /// The host's name service (`/etc/passwd`, LDAP, ...).
 pub struct HostNames;
 
@@ -47,20 +52,16 @@ pub fn subject(user: &str, groups: &[String]) -> Result<Subject> {
         }
         (None, Ok(id)) => Subject { user: id, groups: Vec::new() },
         (None, Err(_)) => {
-            return Err(Error::invalid(
-                "--user",
-                format!("there is no user '{user}' on this host; use an existing name or a number"),
-            ));
+            let reason = format_args!("there is no user '{user}' on this host; use an existing name or a number");
+            return Err(Error::invalid(USER, reason));
         }
     };
     for group in groups {
         let id = match group.parse() {
             Ok(id) => id,
             Err(_) => HostNames.group(group)?.ok_or_else(|| {
-                Error::invalid(
-                    "--group",
-                    format!("there is no group '{group}' on this host; use an existing name or a number"),
-                )
+                let reason = format_args!("there is no group '{group}' on this host; use an existing name or a number");
+                Error::invalid(GROUP, reason)
             })?,
         };
         subject.groups.push(id);

@@ -170,7 +170,7 @@ impl ServedLease {
             self.send_message(Kind::End { code }, &sentence, &[]);
             reason = match code {
                 Code::Policy => "policy",
-                Code::InterfaceRemoved => "interface gone",
+                Code::InterfaceRemoved => "interface removed",
                 Code::Released => "released",
                 Code::Stops => "service stops",
                 _ => "failure",

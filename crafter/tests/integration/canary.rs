@@ -16,6 +16,8 @@ use rtnetlink::{
 /// watched namespace.
 pub struct Canary {
     cage: NetNs,
+    /// Inode of the watched namespace, which belongs to it only while it exists: then the kernel gives it to another.
+    inode: u64,
 }
 
 const NAME: &str = "canary";
@@ -36,7 +38,7 @@ impl Canary {
             tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(create());
         })
         .unwrap();
-        Self { cage }
+        Self { cage, inode: namespace.inode() }
     }
 
     /// Whether the watched namespace still exists.
@@ -44,30 +46,56 @@ impl Canary {
         self.cage.run(|| nix::net::if_::if_nametoindex(NAME).is_ok()).unwrap()
     }
 
-    /// Waits until all watched namespaces are destroyed; panics after `limit`.
+    /// Waits until all watched namespaces are destroyed, which implies that no process is left in them.
+    ///
+    /// # Panics
+    /// After `limit`, with the processes that are left.
     pub fn assert_gone(canaries: &[Self], limit: Duration) {
         let start = Instant::now();
-        while canaries.iter().any(Self::lives) {
-            assert!(start.elapsed() < limit, "a network namespace still exists after {limit:?}");
+        while let Some(canary) = canaries.iter().find(|canary| canary.lives()) {
+            if start.elapsed() >= limit {
+                let processes = canary.processes();
+                panic!("a network namespace still exists after {limit:?}; processes in it: {processes:?}");
+            }
             std::thread::sleep(Duration::from_millis(5));
         }
     }
-}
 
-/// The processes in one of these network namespaces, as `PID COMMAND`.
-pub fn processes_in(inodes: &[u64]) -> Vec<String> {
-    let links: Vec<_> = inodes.iter().map(|inode| format!("net:[{inode}]")).collect();
-    let mut found = Vec::new();
-    for process in fs::read_dir("/proc").unwrap().flatten() {
-        // A process or thread may have ended.
-        for thread in fs::read_dir(process.path().join("task")).into_iter().flatten().flatten() {
-            let inside = fs::read_link(thread.path().join("ns/net"))
-                .is_ok_and(|link| links.iter().any(|known| link.as_os_str() == known.as_str()));
-            if inside {
-                let name = fs::read_to_string(thread.path().join("comm")).unwrap_or_default();
-                found.push(format!("{} {}", thread.file_name().display(), name.trim()));
+    /// The processes in the watched namespace, as `PID COMMAND`; none once it is destroyed.
+    fn processes(&self) -> Vec<String> {
+        let link = format!("net:[{}]", self.inode);
+        let mut found = Vec::new();
+        for process in fs::read_dir("/proc").unwrap().flatten() {
+            // A process or thread may have ended.
+            for thread in fs::read_dir(process.path().join("task")).into_iter().flatten().flatten() {
+                if fs::read_link(thread.path().join("ns/net")).is_ok_and(|found| found.as_os_str() == link.as_str()) {
+                    let name = fs::read_to_string(thread.path().join("comm")).unwrap_or_default();
+                    found.push(format!("{} {}", thread.file_name().display(), name.trim()));
+                }
             }
         }
+        // Destroyed meanwhile: another namespace may have the inode.
+        if self.lives() { found } else { Vec::new() }
     }
-    found
+}
+
+#[test]
+fn process_keeps_its_namespace_and_is_named() {
+    let namespace = NetNs::new().unwrap();
+    let canary = Canary::new(&namespace);
+    let mut child = namespace.command("sleep").arg("100").spawn().unwrap();
+    let pid = child.id();
+    drop(namespace);
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(canary.lives());
+    assert_eq!(canary.processes(), [format!("{pid} sleep")]);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    Canary::assert_gone(std::slice::from_ref(&canary), Duration::from_secs(10));
+    // A new namespace may have the inode.
+    let next: Vec<_> = (0..8).map(|_| NetNs::new().unwrap()).collect();
+    let mut other = next[0].command("sleep").arg("100").spawn().unwrap();
+    assert_eq!(canary.processes(), Vec::<String>::new());
+    other.kill().unwrap();
+    other.wait().unwrap();
 }

@@ -98,6 +98,29 @@ fn rooms_import_only_rooms_above_them() {
     assert_eq!(all, rooms.into_iter().collect(), "left: directories of crafter/src; right: ARCHITECTURE.md");
 }
 
+/// String literals in `code` that begin with the name of a command-line option.
+fn option_names(code: &str) -> Vec<&str> {
+    let literals = code.match_indices("\"--").map(|(place, _)| &code[place + 1..]);
+    let names = literals.filter(|text| text[2..].starts_with(|letter: char| letter.is_ascii_alphabetic()));
+    names.map(|text| text.split(['"', ' ', ':']).next().unwrap_or_default()).collect()
+}
+
+#[test]
+fn only_the_command_line_names_its_options() {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = Vec::new();
+    sources(&package.join("src"), &mut files);
+    let mut faults = Vec::new();
+    for file in files.iter().filter(|file| !file.starts_with(package.join("src/cli"))) {
+        let text = code(&fs::read_to_string(file).unwrap());
+        // An option of bash.
+        let found = option_names(&text).into_iter().filter(|name| *name != "--rcfile").map(str::to_owned);
+        faults.extend(found.map(|name| format!("{} names {name}", file.strip_prefix(package).unwrap().display())));
+    }
+    assert!(faults.is_empty(), "options are names of crafter/src/cli:\n{}", faults.join("\n"));
+    assert_eq!(option_names("invalid(\"--user\", 1 - \"--\", \"--loss: is\")"), ["--user", "--loss"]);
+}
+
 #[test]
 fn every_form_of_import_is_found() {
     let reexports = [("Crafter".to_owned(), "driver".to_owned())];

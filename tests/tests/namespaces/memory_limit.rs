@@ -19,7 +19,7 @@ use crafter::{
 };
 use crafter_tests::{
     block_on,
-    leak::{self, Serial, programs},
+    leak::{self, Serial, unheld_programs},
     peer::{Nginx, Process, wait_for},
     service::{Socket, built, lease_call, open_directory},
     slow::allow,
@@ -170,7 +170,7 @@ fn at_every_limit(name: &str, command: &[&str]) {
     let _serial = Serial::begin();
     let lab = lab();
     let nginx = Nginx::start(lab.server());
-    let before = programs();
+    let before = unheld_programs();
     let mut ends = Vec::new();
     for limit in LIMITS {
         let group = Group::new(&format!("{name}-{limit}"));
@@ -235,7 +235,7 @@ fn lease(lab: &Lab, socket: &std::path::Path) -> crafter::Result<Socket> {
 fn serve_under_every_limit() {
     let _serial = Serial::begin();
     let lab = lab();
-    let before = programs();
+    let before = unheld_programs();
     let directory = open_directory("crafter-memory-");
     let policy = directory.path().join("crafter.toml");
     let many = "[[rule]]\nuser = 0\nmax_leases = \"unlimited\"\nmax_ports = \"unlimited\"\n";

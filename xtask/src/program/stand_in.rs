@@ -1,7 +1,7 @@
 //! Stand-ins for peers that could not be installed: programs at the end of `PATH` that record the call and fail. A test
 //! that fails when run alone, and called a stand-in, is reported as not run; other tests are unaffected.
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{fs, io};
@@ -14,24 +14,30 @@ use crate::sh;
 /// Prefix of the names of Python modules.
 const MODULE: &str = "python3-";
 
-/// The stand-ins, removed when dropped.
+/// Prefix of the directories' names; the id of the process that owns the directory follows.
+const PREFIX: &str = "crafter-stand-ins.";
+
+/// The stand-ins, removed when dropped. If a signal ends the process, the next run removes them.
 pub struct StandIns {
     directory: PathBuf,
     missing: Vec<Missing>,
 }
 
 impl StandIns {
-    /// Creates a stand-in for each missing tool.
+    /// Creates a stand-in for each missing tool, and removes those of processes that have ended.
     ///
     /// # Errors
     /// If the temporary directory cannot be written to.
     pub fn make(missing: Vec<Missing>) -> Result<Self> {
+        let temporary = std::env::temp_dir();
+        remove_stale(&temporary);
         if missing.is_empty() {
             return Ok(Self { directory: PathBuf::new(), missing });
         }
         // Not in the target directory, since some tests run as users without access to this home directory. The name is
         // unpredictable, so that no other user can create it first.
-        let made = sh::output(Command::new("mktemp").args(["--directory", "--tmpdir", "crafter-stand-ins.XXXXXXXX"]))?;
+        let template = temporary.join(format!("{PREFIX}{}.XXXXXXXX", std::process::id()));
+        let made = sh::output(Command::new("mktemp").arg("--directory").arg(template))?;
         let stand_ins = Self { directory: made.trim_end().into(), missing };
         stand_ins.write().with_context(|| format!("cannot write to {}", stand_ins.directory.display()))?;
         Ok(stand_ins)
@@ -105,6 +111,20 @@ impl StandIns {
     }
 }
 
+/// Removes this user's directories of processes that have ended.
+fn remove_stale(temporary: &Path) {
+    let Ok(own) = fs::metadata("/proc/self") else { return };
+    for entry in fs::read_dir(temporary).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let owner = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split_once('.')?.0.parse::<u32>().ok());
+        // Not of a link, which another user may have created.
+        let is_own = entry.metadata().is_ok_and(|data| data.is_dir() && data.uid() == own.uid());
+        if is_own && owner.is_some_and(|owner| !Path::new("/proc").join(owner.to_string()).exists()) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 /// Writes a program from another process. Otherwise a child of another thread could inherit the descriptor that is open
 /// for writing, and starting the program would fail with ETXTBSY (execve(2)).
 fn executable(path: &Path, text: &str) -> io::Result<()> {
@@ -145,5 +165,27 @@ mod tests {
         let directory = stand_ins.directory.clone();
         drop(stand_ins);
         assert!(!directory.exists());
+    }
+
+    #[test]
+    fn directories_of_ended_processes_are_removed() {
+        let temporary = sh::output(Command::new("mktemp").args(["--directory", "--tmpdir"])).unwrap();
+        let temporary = Path::new(temporary.trim_end());
+        let mut ended = Command::new("true").spawn().unwrap();
+        ended.wait().unwrap();
+        let names = [
+            (format!("{PREFIX}{}.stale", ended.id()), false),
+            (format!("{PREFIX}{}.running", std::process::id()), true),
+            (format!("{PREFIX}other"), true),
+            (format!("other.{}.stale", ended.id()), true),
+        ];
+        for (name, _) in &names {
+            fs::create_dir_all(temporary.join(name).join("python")).unwrap();
+        }
+        std::os::unix::fs::symlink(temporary, temporary.join(format!("{PREFIX}{}.link", ended.id()))).unwrap();
+        remove_stale(temporary);
+        let left = names.map(|(name, expected)| (temporary.join(name).exists(), expected));
+        fs::remove_dir_all(temporary).unwrap();
+        assert!(left.iter().all(|(exists, expected)| exists == expected), "{left:?}");
     }
 }

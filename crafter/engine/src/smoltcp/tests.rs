@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::tests::by_hand::{ByHand, bytes, config};
+use crate::tests::manual::{ManualPeer, bytes, config};
 use crate::{Received, StreamConfig, StreamEngine, StreamState};
 use crafter_packet::view::field::ipv6;
 use crafter_packet::view::{Flags, IcmpReason, ip};
@@ -12,7 +12,7 @@ use crafter_packet::{layer::TcpOption, testing::Segment};
 const TIMEOUT: Duration = Duration::from_millis(1100);
 
 /// The segments that the client sends within `span`.
-fn sent_within(lab: &mut ByHand, span: Duration) -> Vec<Segment> {
+fn sent_within(lab: &mut ManualPeer, span: Duration) -> Vec<Segment> {
     let end = lab.now + span;
     let mut sent = lab.sent();
     while let Some(next) = lab.client.poll_timeout(lab.now).filter(|next| *next <= end) {
@@ -25,22 +25,22 @@ fn sent_within(lab: &mut ByHand, span: Duration) -> Vec<Segment> {
 }
 
 /// A client whose peer offers a window of `window` bytes from its SYN on.
-fn with_window(window: u32) -> ByHand {
-    let (mut lab, _) = ByHand::connecting(config(false));
+fn with_window(window: u32) -> ManualPeer {
+    let (mut lab, _) = ManualPeer::connecting(config(false));
     lab.server.receive_window = window;
     lab.establish();
     lab
 }
 
 /// The end of a segment, relative to the beginning of the client's stream.
-fn end(lab: &ByHand, segment: &Segment) -> u32 {
+fn end(lab: &ManualPeer, segment: &Segment) -> u32 {
     let first = lab.server.clone().ack().ack;
     segment.seq.wrapping_add(segment.sequence_length()).wrapping_sub(first)
 }
 
 #[test]
 fn inexact_rst_gets_challenge_ack() {
-    let mut lab = ByHand::established(config(false));
+    let mut lab = ManualPeer::established(config(false));
     let exact = lab.server.clone().rst();
     let guess = Segment { seq: exact.seq.wrapping_add(1000), ..exact.clone() };
     lab.give(&guess);
@@ -54,7 +54,7 @@ fn inexact_rst_gets_challenge_ack() {
 
 #[test]
 fn syn_on_open_connection_gets_challenge_ack() {
-    let mut lab = ByHand::established(config(false));
+    let mut lab = ManualPeer::established(config(false));
     let next = lab.server.clone().ack();
     let syn = Segment { flags: Flags::SYN, ack: 0, seq: next.seq.wrapping_add(70_000), ..next.clone() };
     lab.give(&syn);
@@ -68,7 +68,7 @@ fn syn_on_open_connection_gets_challenge_ack() {
 
 #[test]
 fn lost_fin_is_retransmitted_after_duplicate_acks() {
-    let mut lab = ByHand::established(config(false));
+    let mut lab = ManualPeer::established(config(false));
     lab.client.close(lab.now);
     let fin = lab.sent();
     assert!(fin[0].flags.contains(Flags::FIN));
@@ -96,7 +96,7 @@ fn fast_retransmit_stays_within_window() {
 
 #[test]
 fn ack_at_right_edge_is_accepted() {
-    let mut lab = ByHand::established(config(false));
+    let mut lab = ManualPeer::established(config(false));
     lab.client.send(b"request").unwrap();
     for segment in lab.sent() {
         lab.server.handle(&segment);
@@ -111,7 +111,7 @@ fn ack_at_right_edge_is_accepted() {
 
 #[test]
 fn reordered_ack_does_not_shrink_window() {
-    let mut lab = ByHand::established(config(false));
+    let mut lab = ManualPeer::established(config(false));
     let newer = lab.server.ack();
     lab.give(&newer);
     lab.give(&Segment { window: 0, ..newer });
@@ -137,7 +137,7 @@ fn data_in_window_rounded_to_zero_is_retransmitted() {
 
 #[test]
 fn acks_carry_send_next_during_retransmission() {
-    let mut lab = ByHand::established(config(false));
+    let mut lab = ManualPeer::established(config(false));
     lab.client.send(&bytes(2000)).unwrap();
     let first = lab.sent()[0].seq;
     let repeated = sent_within(&mut lab, TIMEOUT);
@@ -151,7 +151,7 @@ fn acks_carry_send_next_during_retransmission() {
 
 #[test]
 fn segment_after_extension_headers_is_accepted() {
-    let mut lab = ByHand::established(config(true));
+    let mut lab = ManualPeer::established(config(true));
     let mut packet = lab.server.data(b"behind options").remove(0).build();
     let length = packet.len() - ip::IPV6_HEADER + 8;
     packet.splice(ip::IPV6_HEADER..ip::IPV6_HEADER, [ip::TCP, 0, 1, 4, 0, 0, 0, 0]);
@@ -164,7 +164,7 @@ fn segment_after_extension_headers_is_accepted() {
 #[test]
 fn super_frame_beyond_length_field_is_accepted() {
     for v6 in [false, true] {
-        let mut lab = ByHand::established(config(v6));
+        let mut lab = ManualPeer::established(config(v6));
         let body = bytes(100_000);
         let segment = Segment { payload: body.clone(), flags: Flags::ACK | Flags::FIN, ..lab.server.ack() };
         assert!(lab.give(&segment));
@@ -175,7 +175,7 @@ fn super_frame_beyond_length_field_is_accepted() {
 
 #[test]
 fn data_after_syn_ack_is_limited_to_buffer() {
-    let (mut lab, _) = ByHand::connecting(StreamConfig { rx_buffer: 1 << 17, ..config(false) });
+    let (mut lab, _) = ManualPeer::connecting(StreamConfig { rx_buffer: 1 << 17, ..config(false) });
     let syn = lab.server.syn();
     lab.give(&syn);
     // Beyond the buffer, but within the window of the SYN if that is scaled.
@@ -193,17 +193,17 @@ fn data_after_syn_ack_is_limited_to_buffer() {
 
 #[test]
 fn aborted_attempt_sends_no_rst() {
-    let (mut lab, _) = ByHand::connecting(config(false));
+    let (mut lab, _) = ManualPeer::connecting(config(false));
     lab.client.abort(lab.now);
     assert!(lab.sent().is_empty() && lab.client.is_finished());
-    let mut lab = ByHand::established(config(false));
+    let mut lab = ManualPeer::established(config(false));
     lab.client.handle_link_gone(lab.now);
     assert!(sent_within(&mut lab, TIMEOUT).is_empty() && lab.client.is_finished());
 }
 
 #[test]
 fn segments_fit_a_smaller_mtu() {
-    let mut lab = ByHand::established(config(false));
+    let mut lab = ManualPeer::established(config(false));
     lab.client.send(&bytes(1460)).unwrap();
     let sent = lab.sent();
     let too_big = lab.icmp(sent[0].seq, IcmpReason::PacketTooBig { mtu: 1000 });
@@ -213,8 +213,8 @@ fn segments_fit_a_smaller_mtu() {
 }
 
 /// A client with timestamps; the SYN of its peer had 1000.
-fn with_timestamps() -> (ByHand, u32) {
-    let (mut lab, syn) = ByHand::connecting(StreamConfig { timestamps: true, ..config(false) });
+fn with_timestamps() -> (ManualPeer, u32) {
+    let (mut lab, syn) = ManualPeer::connecting(StreamConfig { timestamps: true, ..config(false) });
     let (value, _) = timestamps(&syn).expect("timestamps are offered");
     let mut answer = lab.server.syn();
     answer.options.push(TcpOption::Timestamp(1000, value));
@@ -278,7 +278,7 @@ fn streams_on_one_thread_have_separate_clocks() {
 
 #[test]
 fn lossy_peer_gets_five_attempts() {
-    let mut lab = ByHand::established(config(false));
+    let mut lab = ManualPeer::established(config(false));
     lab.client.send(b"x").unwrap();
     let start = lab.now;
     // Even the first attempts are late, because the timer is polled late.
@@ -300,7 +300,7 @@ fn lossy_peer_gets_five_attempts() {
 
 #[test]
 fn time_wait_has_configured_duration() {
-    let mut lab = ByHand::established(StreamConfig { time_wait: Duration::from_millis(300), ..config(false) });
+    let mut lab = ManualPeer::established(StreamConfig { time_wait: Duration::from_millis(300), ..config(false) });
     lab.client.close(lab.now);
     for fin in lab.sent() {
         lab.server.handle(&fin);
@@ -323,7 +323,7 @@ fn initially_closed_window_is_probed_at_once() {
 
 #[test]
 fn icmp_errors_outside_flight_are_ignored() {
-    let (mut lab, syn) = ByHand::connecting(config(false));
+    let (mut lab, syn) = ManualPeer::connecting(config(false));
     for seq in [syn.seq.wrapping_sub(1), syn.seq.wrapping_add(1)] {
         let forged = lab.icmp(seq, IcmpReason::HostUnreachable);
         assert!(!lab.client.handle_icmp(lab.now, &forged));
@@ -334,7 +334,7 @@ fn icmp_errors_outside_flight_are_ignored() {
 
 #[test]
 fn receive_next_counts_read_data_and_fin() {
-    let mut lab = ByHand::established(config(false));
+    let mut lab = ManualPeer::established(config(false));
     for segment in lab.server.data(b"read") {
         lab.give(&segment);
     }

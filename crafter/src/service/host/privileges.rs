@@ -15,7 +15,10 @@ use nix::{
     unistd::{Uid, User, geteuid, initgroups, setresgid, setresuid},
 };
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    service::names::USER,
+};
 
 /// The required capabilities (capabilities(7)), and their purpose.
 pub const NEEDED: [(Capability, &str, &str); 4] = [
@@ -155,15 +158,15 @@ fn account(user: &str) -> Result<User> {
         Ok(id) => User::from_uid(Uid::from_raw(id)),
         Err(_) => User::from_name(user),
     };
-    found
-        .map_err(|errno| failed(&format!("look up the user '{user}'"), errno))?
-        .ok_or_else(|| Error::invalid("--user", format_args!("there is no user '{user}' on this host")))
+    found.map_err(|errno| failed(&format!("look up the user '{user}'"), errno))?.ok_or_else(|| {
+        Error::invalid(USER, format_args!("there is no user '{user}' on this host; use an existing one"))
+    })
 }
 
 /// Changes to a user with all groups of a login; keeps the permitted capabilities.
 fn change_to(user: &User) -> Result<()> {
     let name =
-        std::ffi::CString::new(user.name.as_str()).map_err(|_| Error::invalid("--user", "the name contains a NUL"))?;
+        std::ffi::CString::new(user.name.as_str()).map_err(|_| Error::invalid(USER, "the name contains a NUL"))?;
     let action = format!("become the user '{}'", user.name);
     let changed = |capability: &'static str| {
         let action = action.clone();
@@ -380,6 +383,6 @@ mod tests {
             "give up privileges: 2 threads run, each with its own capabilities; call this before starting threads";
         assert_eq!(ended.unwrap(), expected);
         let ended = child::run(|| said(confine(Some("nobody-of-that-name"))));
-        assert_eq!(ended.unwrap(), "--user: there is no user 'nobody-of-that-name' on this host");
+        assert_eq!(ended.unwrap(), "user: there is no user 'nobody-of-that-name' on this host; use an existing one");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use crafter_tests::exit;
+use crafter_tests::{exit, foreign};
 use serde_json::{Value, json};
 
 use super::{command, crafter, crafter_without, eventually, lab};
@@ -82,6 +82,47 @@ fn maps_of_two_owners_are_separate() {
         get.kill().unwrap();
         get.wait().unwrap();
     }
+}
+
+#[test]
+fn crafter_of_another_version_is_skipped_and_named() {
+    let lab = lab();
+    let mut get = command(&lab, &["get", "-q", "http://192.0.2.1/slow?ms=30000"]);
+    let mut get = get.stdout(Stdio::null()).spawn().unwrap();
+    let theirs = foreign::other_version().unwrap();
+    let ours = std::process::id();
+    let holds = |entry: &Value, pid: u32| array(&entry["holders"]).iter().any(|holder| holder["pid"] == pid);
+    for command in ["flows", "counters"] {
+        let done = eventually(|| {
+            let done = crafter(&lab, &[command, "--direct", "--json"]);
+            done.succeeds();
+            array(&done.json()).iter().any(|entry| holds(entry, get.id())).then_some(done)
+        });
+        let entries = done.json();
+        // The maps of the other crafter are shown.
+        let read = array(&entries).iter().find(|entry| holds(entry, get.id())).unwrap();
+        assert!(read[command].is_array() || read[command].is_object(), "{entries}");
+        let skipped = array(&entries).iter().find(|entry| holds(entry, ours)).unwrap();
+        assert_eq!(skipped["skipped"], "its maps have the layout of another version");
+        assert!(skipped["program_id"].is_u64() && skipped[command].is_null(), "{skipped}");
+        let done = crafter(&lab, &[command, "--pid", &ours.to_string()]);
+        assert_eq!((done.code, done.text()), (0, ""));
+        let expected =
+            format!("(pid {ours}): its maps have the layout of another version; use the crafter of that version\n");
+        assert!(
+            done.stderr.starts_with("crafter: skipped a crafter held by ") && done.stderr.ends_with(&expected),
+            "{done:?}"
+        );
+    }
+    drop(theirs);
+    get.kill().unwrap();
+    get.wait().unwrap();
+    let done = crafter(&lab, &["flows", "--pid", &ours.to_string()]);
+    assert_eq!(done.stderr, format!("crafter: no crafter with process id {ours} is running\n"));
+}
+
+fn array(value: &Value) -> &Vec<Value> {
+    value.as_array().unwrap()
 }
 
 #[test]

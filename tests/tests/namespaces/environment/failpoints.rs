@@ -11,7 +11,7 @@ use std::{
 use crafter::lab::{INTERFACE, Lab};
 use crafter_tests::{
     guarded::processes_in,
-    leak::{self, Serial, programs},
+    leak::{self, Serial, unheld_programs},
     peer::Nginx,
     service::built,
     testbed::{self, ENDS, lab, run},
@@ -96,7 +96,7 @@ fn sigkill_at_any_system_call_leaves_nothing() {
     let _serial = Serial::begin();
     let lab = lab();
     let nginx = Nginx::start(lab.server());
-    let before = programs();
+    let before = unheld_programs();
     for clsact in [false, true] {
         let counts = counts(&lab, clsact);
         let points = spread(&counts, points());
@@ -120,7 +120,7 @@ fn failure_of_any_system_call_is_reported() {
     let _serial = Serial::begin();
     let lab = lab();
     let nginx = Nginx::start(lab.server());
-    let before = programs();
+    let before = unheld_programs();
     let counts = counts(&lab, false);
     let failures = [("bpf", "ENOMEM"), ("bpf", "EPERM"), ("socket", "EMFILE"), ("bind", "ENOBUFS"), ("mmap", "ENOMEM")];
     let (mut succeeded, mut failed) = (0, 0);

@@ -15,7 +15,7 @@ use crafter_tests::{
     block_on,
     frame::{SYN, Tcp},
     guarded::GuardedLab,
-    leak::{Serial, programs},
+    leak::{Serial, unheld_programs},
     peer::{Process, wait_for},
     service::{Message, REPLY_TIMEOUT, Socket, built, lease_call},
     slow::allow,
@@ -180,7 +180,7 @@ impl Setup {
 fn sigkill_of_the_service_at_any_system_call_leaves_nothing() {
     let _serial = Serial::begin();
     let setup = Setup::new();
-    let before = programs();
+    let before = unheld_programs();
     for clsact in [false, true] {
         let counts = setup.counts(clsact);
         let points = spread(&counts, points());
@@ -204,7 +204,7 @@ fn sigkill_of_the_service_at_any_system_call_leaves_nothing() {
 fn failure_of_any_system_call_of_the_service_is_reported() {
     let _serial = Serial::begin();
     let setup = Setup::new();
-    let before = programs();
+    let before = unheld_programs();
     let counts = setup.counts(false);
     let failures = [
         ("bpf", "ENOMEM"),
@@ -262,7 +262,7 @@ fn failure_of_any_system_call_of_the_service_is_reported() {
 fn clsact_guard_works_under_seccomp() {
     let _serial = Serial::begin();
     let setup = Setup::new();
-    let before = programs();
+    let before = unheld_programs();
     for signal in [Signal::SIGTERM, Signal::SIGKILL, Signal::SIGTERM] {
         let outcome = setup.run_untraced(true, signal);
         assert_eq!(outcome.client, Ok(()), "{outcome:?}");

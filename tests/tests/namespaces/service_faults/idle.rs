@@ -18,8 +18,8 @@ use serde_json::json;
 
 use super::{POLICY, at_rest, lease, lease_call, resident, ticks};
 
-/// Limit of the idle service's resident memory, in KiB.
-const RESIDENT: u64 = 25 << 10;
+/// Limit of the idle service's resident memory, in KiB. Without optimization its code is larger: 27 to 29 MiB.
+const RESIDENT: u64 = if cfg!(debug_assertions) { 32 << 10 } else { 25 << 10 };
 
 #[test]
 fn exits_after_idle_timeout() {

@@ -18,6 +18,7 @@ use crafter::{
     },
 };
 use crafter_tests::{
+    foreign::drop_all,
     frame::{self, ACK, RST, SYN, Tcp},
     leak::Parallel,
     peer::wait_for,
@@ -67,6 +68,27 @@ fn ports_are_exclusive_between_users() {
             assert!(matches!(error, Error::PortTaken { .. }) && Instant::now() < deadline, "{error}");
         }
     });
+}
+
+/// The XDP hook is held by a process of root, whom the notes do not name to other users.
+#[test]
+fn notes_do_not_name_the_holder_of_a_hook() {
+    let _parallel = Parallel::begin();
+    let lab = lab();
+    let service = Service::start(lab.client(), POLICY);
+    let foreign = lab.client().run(|| drop_all(INTERFACE)).expect("enter the client").expect("the hook is free");
+    let (leased, listed) = service.session(ONE, async |control| {
+        let leased = Socket::lease(&control, &udp(50_010)).await.expect("a lease").leased.notes.clone();
+        let name = Some(INTERFACE.to_owned());
+        let mut found = control.call(&InterfacesCall { name }).await.expect("the interface").interfaces;
+        (leased, found.remove(0).notes)
+    });
+    let expected = format!("native XDP not used: the XDP hook of {INTERFACE} is taken by another program");
+    assert!(leased.contains(&expected), "{leased:?}");
+    for note in leased.iter().chain(&listed) {
+        assert!(!note.contains("pid") && !note.contains("(id"), "{note}");
+    }
+    drop(foreign);
 }
 
 /// Number of packets sent.

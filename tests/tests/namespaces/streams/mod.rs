@@ -186,7 +186,12 @@ async fn client(
         match row.ending {
             Ending::ClientFirst => writer.shutdown().await?,
             // A write after this may fail, too.
-            Ending::Cut => bad.cut(),
+            Ending::Cut => {
+                // Else the handshake's ACK may be lost, and the server waits for a connection until the row's end.
+                let met = wait(moment, peer_timeout()).await;
+                assert!(met, "{}: the server did not accept", row.name);
+                bad.cut();
+            }
             _ => {}
         }
         Ok::<(), io::Error>(())
@@ -201,8 +206,7 @@ async fn client(
             return (result, stats);
         }
         Ending::Both => {
-            let moment = Arc::clone(moment);
-            let met = tokio::task::spawn_blocking(move || moment.wait(peer_timeout())).await.expect("a thread");
+            let met = wait(moment, peer_timeout()).await;
             assert!(met, "{}: the server did not reach the end: {result:?}", row.name);
             stream.shutdown().await.expect("shut down");
             assert_eq!(stream.read(&mut [0; 1]).await.expect("the end of the stream"), 0);
@@ -213,6 +217,12 @@ async fn client(
     }
     result.closed = Some(stream.closed().await);
     (result, stream.stats())
+}
+
+/// Waits for the server; returns whether it arrived.
+async fn wait(moment: &Arc<Rendezvous>, timeout: Duration) -> bool {
+    let moment = Arc::clone(moment);
+    tokio::task::spawn_blocking(move || moment.wait(timeout)).await.expect("a thread")
 }
 
 /// Reads to the end of the stream, or as many bytes as the row requires.

@@ -13,12 +13,17 @@ pub struct Rendezvous {
 }
 
 impl Rendezvous {
+    /// Arrives without waiting for the other thread.
+    pub fn arrive(&self) {
+        *self.arrived.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        self.changed.notify_all();
+    }
+
     /// Waits for the other thread; returns whether it arrived. Unlike a barrier, it does not wait forever for a thread
     /// that has failed.
     pub fn wait(&self, timeout: Duration) -> bool {
-        let mut arrived = self.arrived.lock().unwrap_or_else(PoisonError::into_inner);
-        *arrived += 1;
-        self.changed.notify_all();
+        self.arrive();
+        let arrived = self.arrived.lock().unwrap_or_else(PoisonError::into_inner);
         let (arrived, _) = self
             .changed
             .wait_timeout_while(arrived, timeout, |arrived| *arrived < 2)

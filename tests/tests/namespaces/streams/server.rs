@@ -41,9 +41,13 @@ pub fn listen(row: &Row, address: SocketAddr) -> TcpListener {
     listener
 }
 
-/// Serves one connection to its end. `moment`: rendezvous of both ends before a simultaneous close.
+/// Serves one connection to its end. `moment`: rendezvous of both ends before a simultaneous close, or before
+/// the network is cut.
 pub fn serve(row: &Row, listener: &TcpListener, down: Vec<u8>, moment: &Arc<Rendezvous>) -> Received {
     let (socket, _) = listener.accept().expect("a connection");
+    if row.ending == Ending::Cut {
+        moment.arrive();
+    }
     // Shorter if the network is cut.
     let timeout = if row.ending == Ending::Cut { Duration::from_secs(8) } else { peer_timeout() };
     socket.set_read_timeout(Some(timeout)).expect("a timeout");

@@ -100,7 +100,7 @@ pub enum Record<'a> {
         who: Who,
         /// The leased resource.
         resource: Resource<'a>,
-        /// The reason, such as `closed`, `released`, `policy` or `interface gone`.
+        /// The reason, such as `closed`, `released`, `policy` or `interface removed`.
         reason: &'a str,
         /// The lease's counters.
         counts: Counts,

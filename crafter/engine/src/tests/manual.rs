@@ -5,13 +5,13 @@ pub(crate) use super::{bytes, config};
 use crate::cursor::tests::Hand;
 
 /// A client whose peer is a cursor.
-pub(crate) struct ByHand {
+pub(crate) struct ManualPeer {
     pub now: Instant,
     pub client: StreamEngine,
     pub server: Hand,
 }
 
-impl ByHand {
+impl ManualPeer {
     pub fn connecting(config: StreamConfig) -> (Self, Segment) {
         let now = Instant::now();
         let server = Hand(Cursor::with_isn(config.remote, config.local, u32::MAX - 5000));
@@ -65,7 +65,7 @@ impl ByHand {
 
 #[test]
 fn burst_is_acknowledged_once_and_gap_at_once() {
-    let mut lab = ByHand::established(config(false));
+    let mut lab = ManualPeer::established(config(false));
     let body = bytes(64 * 1460);
     let segments = lab.server.data(&body);
     segments[..40].iter().for_each(|segment| assert!(lab.give(segment)));
@@ -87,7 +87,7 @@ fn burst_is_acknowledged_once_and_gap_at_once() {
 #[test]
 fn super_frames_and_extension_headers_are_accepted() {
     for v6 in [false, true] {
-        let mut lab = ByHand::established(config(v6));
+        let mut lab = ManualPeer::established(config(v6));
         lab.server.mss = u16::MAX;
         let body = bytes(250_000);
         let mut at = 0;
@@ -129,7 +129,7 @@ fn super_frames_and_extension_headers_are_accepted() {
 
 #[test]
 fn time_wait_answers_and_ends() {
-    let mut lab = ByHand::established(config(false));
+    let mut lab = ManualPeer::established(config(false));
     lab.client.close(lab.now);
     assert_eq!(lab.client.state(), StreamState::Closing);
     for fin in lab.sent() {
@@ -158,7 +158,7 @@ fn time_wait_answers_and_ends() {
 
 #[test]
 fn segments_after_close_are_not_answered() {
-    let mut lab = ByHand::established(config(false));
+    let mut lab = ManualPeer::established(config(false));
     let data = lab.server.data(b"late").remove(0);
     lab.give(&data);
     let fin = lab.server.fin();
@@ -179,7 +179,7 @@ fn segments_after_close_are_not_answered() {
 
 #[test]
 fn abort_sends_one_rst() {
-    let mut lab = ByHand::established(config(true));
+    let mut lab = ManualPeer::established(config(true));
     lab.client.send(b"unsent").unwrap();
     lab.client.abort(lab.now);
     assert!(!lab.client.is_finished());
@@ -192,7 +192,7 @@ fn abort_sends_one_rst() {
 
 #[test]
 fn icmp_error_ends_attempt_but_not_connection() {
-    let (mut lab, syn) = ByHand::connecting(config(false));
+    let (mut lab, syn) = ManualPeer::connecting(config(false));
     let forged = lab.icmp(syn.seq.wrapping_add(1), IcmpReason::PortUnreachable);
     assert!(!lab.client.handle_icmp(lab.now, &forged));
     let soft = lab.icmp(syn.seq, IcmpReason::ReassemblyTimeExceeded);
@@ -202,7 +202,7 @@ fn icmp_error_ends_attempt_but_not_connection() {
     assert!(matches!(lab.client.error(), Some(Error::Unreachable { reason, .. }) if reason == "host unreachable"));
     assert!(lab.client.is_finished() && lab.sent().is_empty());
 
-    let mut lab = ByHand::established(config(false));
+    let mut lab = ManualPeer::established(config(false));
     lab.client.send(&bytes(1460)).unwrap();
     let sent = lab.sent();
     let hard = lab.icmp(sent[0].seq, IcmpReason::HostUnreachable);
@@ -218,7 +218,7 @@ fn icmp_error_ends_attempt_but_not_connection() {
 
 #[test]
 fn peer_without_mss_option_gets_536_bytes() {
-    let (mut lab, _) = ByHand::connecting(config(false));
+    let (mut lab, _) = ManualPeer::connecting(config(false));
     let mut syn = lab.server.syn();
     syn.options = vec![TcpOption::Nop];
     lab.give(&syn);
@@ -252,7 +252,7 @@ fn initial_sequence_number_depends_on_seed_only() {
     use std::hash::{BuildHasher, RandomState};
     let isn = |seed| {
         let config = StreamConfig { seed, ..config(false) };
-        ByHand::connecting(config).1.seq
+        ManualPeer::connecting(config).1.seq
     };
     let seeds: Vec<u64> = (0..64_u64).map(|n| RandomState::new().hash_one(n)).collect();
     let numbers: Vec<u32> = seeds.iter().map(|seed| isn(*seed)).collect();
@@ -274,7 +274,7 @@ proptest! {
         ), 1..60),
     ) {
         let mut lab =
-            if answered { ByHand::established(config(v6)) } else { ByHand::connecting(config(v6)).0 };
+            if answered { ManualPeer::established(config(v6)) } else { ManualPeer::connecting(config(v6)).0 };
         lab.client.send(&bytes(2000)).unwrap();
         let base = lab.server.ack();
         for ((seq, ack, flags, window, length), (near, acks, action), options) in segments {
@@ -303,7 +303,7 @@ proptest! {
     }
 }
 
-impl ByHand {
+impl ManualPeer {
     fn read_any(&mut self) {
         let _ = self.client.recv_with(|bytes| bytes.len());
     }
@@ -313,7 +313,7 @@ impl ByHand {
 /// buffer of 4 MiB never stored.
 #[test]
 fn data_beyond_buffer_is_not_acknowledged() {
-    let (mut lab, _) = ByHand::connecting(config(false));
+    let (mut lab, _) = ManualPeer::connecting(config(false));
     let syn = lab.server.syn();
     lab.give(&syn);
     let first = lab.server.ack();
