@@ -27,8 +27,8 @@ pub enum Action {
 /// Sees every segment of a stream and may change it.
 ///
 /// A sent segment is transmitted as the hook returns it; [`crafter_packet::view::checksum::fix`] corrects its
-/// checksums. A received segment is processed as if it came from the network: with a wrong checksum it is dropped. A
-/// delayed segment does not pass the hook again.
+/// checksums. A received segment is processed as if it was received from the network: with a wrong checksum it is
+/// dropped. A delayed segment does not pass the hook again.
 pub trait SegmentHook: Send {
     /// `ip` is the whole IP packet.
     fn segment(&mut self, now: Instant, direction: Direction, ip: &mut Vec<u8>) -> Action;

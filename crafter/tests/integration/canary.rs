@@ -42,7 +42,7 @@ impl Canary {
     }
 
     /// Whether the watched namespace still exists.
-    pub fn lives(&self) -> bool {
+    pub fn exists(&self) -> bool {
         self.cage.run(|| nix::net::if_::if_nametoindex(NAME).is_ok()).unwrap()
     }
 
@@ -52,7 +52,7 @@ impl Canary {
     /// After `limit`, with the processes that are left.
     pub fn assert_gone(canaries: &[Self], limit: Duration) {
         let start = Instant::now();
-        while let Some(canary) = canaries.iter().find(|canary| canary.lives()) {
+        while let Some(canary) = canaries.iter().find(|canary| canary.exists()) {
             if start.elapsed() >= limit {
                 let processes = canary.processes();
                 panic!("a network namespace still exists after {limit:?}; processes in it: {processes:?}");
@@ -75,7 +75,7 @@ impl Canary {
             }
         }
         // Destroyed meanwhile: another namespace may have the inode.
-        if self.lives() { found } else { Vec::new() }
+        if self.exists() { found } else { Vec::new() }
     }
 }
 
@@ -87,7 +87,7 @@ fn process_keeps_its_namespace_and_is_named() {
     let pid = child.id();
     drop(namespace);
     std::thread::sleep(Duration::from_millis(100));
-    assert!(canary.lives());
+    assert!(canary.exists());
     assert_eq!(canary.processes(), [format!("{pid} sleep")]);
     child.kill().unwrap();
     child.wait().unwrap();

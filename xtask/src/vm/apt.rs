@@ -42,8 +42,8 @@ pub struct Apt {
 }
 
 impl Apt {
-    /// Creates a configuration with these suites in a folder below `directory`. Suites that end with `-security` come
-    /// from the mirror of security updates.
+    /// Creates a configuration with these suites in a folder below `directory`. Suites that end with `-security` are
+    /// on the mirror of security updates.
     pub fn open(directory: &Path, name: &str, suites: &[&str]) -> Result<Self> {
         let directory = directory.join("apt").join(name);
         for folder in ["state/lists/partial", "cache/archives/partial", "none"] {
