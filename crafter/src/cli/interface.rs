@@ -183,6 +183,7 @@ impl Link {
             terms,
             service: self.service().await?,
             leave_open: half_open.leave_open,
+            hop_timeout: None,
         }))
     }
 }
