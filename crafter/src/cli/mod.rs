@@ -1,9 +1,14 @@
 //! The commands, one file for each. To add one: `mod NAME;`, a variant of [`Command`], and a line in
 //! [`Command::run`].
 
-use clap::{Args, Parser, Subcommand};
+use std::{ffi::OsString, process::ExitCode};
+
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 pub mod build;
+pub mod complete;
+#[cfg(test)]
+mod contract;
 pub mod counters;
 pub mod dns;
 pub mod doctor;
@@ -15,6 +20,7 @@ pub mod exchange;
 pub mod exit;
 pub mod flows;
 pub mod get;
+mod groups;
 pub mod info;
 pub mod interface;
 pub mod lab;
@@ -37,6 +43,7 @@ pub mod shell;
 pub mod show;
 pub mod sniff;
 pub mod sr;
+pub mod style;
 pub mod system_names;
 pub mod top;
 pub mod traceroute;
@@ -84,6 +91,9 @@ pub struct Globals {
     /// Print JSON instead of text
     #[arg(long, global = true)]
     pub json: bool,
+    /// Use colours: auto (on terminals), always or never
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto", hide_possible_values = true)]
+    pub color: style::When,
     /// Log to stderr: off, error, warn, info, debug or trace
     #[arg(long, global = true, value_name = "LEVEL", default_value = "warn", env = "CRAFTER_LOG")]
     pub log: log::LevelFilter,
@@ -145,19 +155,51 @@ pub enum Command {
     Completions(man::CompletionsArgs),
 }
 
+/// The definition of the command line, without the user's defaults.
+pub fn plain_command() -> clap::Command {
+    Cli::command()
+}
+
+/// The definition of the command line, with groups of commands in its help.
+pub fn command() -> clap::Command {
+    groups::with_groups(plain_command())
+}
+
+/// Whether an argument is clap's own: `--help`, `--version`.
+#[cfg(test)]
+pub fn is_builtin(arg: &clap::Arg) -> bool {
+    matches!(
+        arg.get_action(),
+        clap::ArgAction::Help | clap::ArgAction::HelpShort | clap::ArgAction::HelpLong | clap::ArgAction::Version
+    )
+}
+
+/// Parses the command line of this process. On failure prints the reason, and returns the exit code.
+///
+/// # Errors
+/// The exit code.
+pub fn parse() -> Result<Cli, ExitCode> {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    style::choose(style::given(&words));
+    let parsed = command().try_get_matches_from(words).and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = parsed.map_err(|error| print::usage(&error))?;
+    style::choose(cli.globals.color);
+    Ok(cli)
+}
+
 impl Command {
     /// Runs the command; returns the exit code.
     pub async fn run(self, globals: &Globals) -> anyhow::Result<u8> {
         match self {
             Self::Doctor(args) => doctor::run(args, globals).await,
             Self::Lab(args) => lab::run(args, globals).await,
-            Self::Get(args) => get::run(args, globals).await,
-            Self::Dns(args) => dns::run(args, globals).await,
+            Self::Get(args) => get::run(args.bounded(), globals).await,
+            Self::Dns(args) => dns::run(args.bounded(), globals).await,
             Self::Send(args) => send::run(args, globals).await,
-            Self::Sr(args) => sr::run(args, globals).await,
-            Self::Sr1(args) => sr::run_one(args, globals).await,
-            Self::Ping(args) => ping::run(args, globals).await,
-            Self::Traceroute(args) => traceroute::run(args, globals).await,
+            Self::Sr(args) => sr::run(args.bounded(), globals).await,
+            Self::Sr1(args) => sr::run_one(args.bounded(), globals).await,
+            Self::Ping(args) => ping::run(args.bounded(), globals).await,
+            Self::Traceroute(args) => traceroute::run(args.bounded(), globals).await,
             Self::Build(args) => build::run(args, globals).await,
             Self::Ls(args) => ls::run(args, globals).await,
             Self::Show(args) => show::run(args, globals).await,
@@ -180,10 +222,8 @@ impl Command {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     #[test]
     fn command_line_is_consistent() {
-        super::Cli::command().debug_assert();
+        super::command().debug_assert();
     }
 }

@@ -10,7 +10,10 @@ use std::{
 use crate::cli::exit;
 use serde::Serialize;
 
-use super::Globals;
+use super::{
+    Globals,
+    style::{self, styled},
+};
 
 /// Writes a line to stderr. A failure is ignored: no other stream is left to report it on.
 pub fn stderr(line: impl Display) {
@@ -44,9 +47,13 @@ pub fn sentence(error: &anyhow::Error) -> String {
 /// Prints clap's output: help and version on stdout, errors on stderr. Returns the exit code.
 pub fn usage(error: &clap::Error) -> ExitCode {
     if error.use_stderr() {
-        let text = error.render().to_string();
-        let text = text.strip_prefix("error: ").unwrap_or(&text);
-        let _ = write!(io::stderr().lock(), "crafter: {text}");
+        let (plain, text) = (error.render().to_string(), error.render().ansi().to_string());
+        // clap's prefix "error: ", with the styles around it.
+        let text = match plain.strip_prefix("error: ").and(text.split_once(": ")) {
+            Some((_, text)) => text,
+            None => &text,
+        };
+        let _ = write!(style::stderr(), "{} {text}", styled(style::ERROR, "crafter:"));
         return exit::USAGE.into();
     }
     let _ = error.print();
