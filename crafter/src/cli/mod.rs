@@ -47,6 +47,7 @@ pub mod style;
 pub mod system_names;
 pub mod top;
 pub mod traceroute;
+mod version;
 pub mod who;
 
 const EXIT_CODES: &str = "\
@@ -75,7 +76,7 @@ Examples:
 
 /// Craft TCP and UDP by hand on Linux without the kernel answering with a RST.
 #[derive(Debug, Parser)]
-#[command(name = "crafter", version, about, after_help = EXIT_CODES, propagate_version = true)]
+#[command(name = "crafter", version, long_version = version::long(), about, after_help = EXIT_CODES, propagate_version = true)]
 pub struct Cli {
     /// Options of every command.
     #[command(flatten)]
