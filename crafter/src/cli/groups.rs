@@ -10,7 +10,7 @@ const GROUPS: [(&str, &[&str]); 5] = [
     ("Measure", &["ping", "traceroute", "get", "dns"]),
     ("Capture", &["sniff", "show", "replay"]),
     ("Service", &["serve", "info", "leases", "flows", "counters", "monitor", "top", "policy"]),
-    ("Set up", &["doctor", "lab", "completions"]),
+    ("Set up", &["doctor", "lab", "config", "completions"]),
 ];
 
 /// The help of `crafter`: as clap prints it, with a heading for each group of commands.

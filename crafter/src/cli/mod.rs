@@ -3,10 +3,13 @@
 
 use std::{ffi::OsString, process::ExitCode};
 
-use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use clap::{ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+
+use config::defaults::Defaults;
 
 pub mod build;
 pub mod complete;
+pub mod config;
 #[cfg(test)]
 mod contract;
 pub mod counters;
@@ -152,6 +155,8 @@ pub enum Command {
     /// Write the manual pages of all commands
     #[command(hide = true)]
     Man(man::Args),
+    /// Show the defaults of options that the user's file sets
+    Config(config::Args),
     /// Print a completion script for a shell
     Completions(man::CompletionsArgs),
 }
@@ -167,7 +172,6 @@ pub fn command() -> clap::Command {
 }
 
 /// Whether an argument is clap's own: `--help`, `--version`.
-#[cfg(test)]
 pub fn is_builtin(arg: &clap::Arg) -> bool {
     matches!(
         arg.get_action(),
@@ -175,17 +179,43 @@ pub fn is_builtin(arg: &clap::Arg) -> bool {
     )
 }
 
-/// Parses the command line of this process. On failure prints the reason, and returns the exit code.
+/// Parses the command line of this process, with the user's defaults. On failure prints the reason, and returns the exit
+/// code.
 ///
 /// # Errors
 /// The exit code.
 pub fn parse() -> Result<Cli, ExitCode> {
     let words: Vec<OsString> = std::env::args_os().collect();
     style::choose(style::given(&words));
-    let parsed = command().try_get_matches_from(words).and_then(|matches| Cli::from_arg_matches(&matches));
+    let defaults = Defaults::read(plain_command).or_else(|error| {
+        // Help and version do not need the file.
+        match command().try_get_matches_from(&words) {
+            Err(help) if !help.use_stderr() => Ok(Defaults::default()),
+            _ => Err(error),
+        }
+    });
+    let defaults = defaults.map_err(|error| {
+        let error = anyhow::Error::new(error);
+        print::error(&error);
+        ExitCode::from(exit::code_of(&error))
+    })?;
+    let parsed = matches(&defaults, words.into_iter()).and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = parsed.map_err(|error| print::usage(&error))?;
     style::choose(cli.globals.color);
     Ok(cli)
+}
+
+/// Parses a command line. An option of the command line that excludes one of the defaults removes that default.
+///
+/// # Errors
+/// Those of clap; help and version are also errors.
+pub fn matches(defaults: &Defaults, words: impl Iterator<Item = OsString> + Clone) -> Result<ArgMatches, clap::Error> {
+    let matches = defaults.apply(command(), &[]).try_get_matches_from(words.clone())?;
+    let overridden = if defaults.is_empty() { Vec::new() } else { defaults.overridden(&plain_command(), &matches) };
+    if overridden.is_empty() {
+        return Ok(matches);
+    }
+    defaults.apply(command(), &overridden).try_get_matches_from(words)
 }
 
 impl Command {
@@ -216,6 +246,7 @@ impl Command {
             Self::Top(args) => top::run(args, globals).await,
             Self::Policy(args) => policy::run(args, globals).await,
             Self::Man(args) => man::run(&args, globals),
+            Self::Config(args) => config::run(&args, globals),
             Self::Completions(args) => Ok(man::completions(&args)?),
         }
     }
