@@ -72,8 +72,7 @@ fn build() -> Result<()> {
         .map_err(|error| format!("the eBPF object {}: {error}", object.display()))?;
 
     inputs.extend(origin::stamp(&workspace));
-    // Said last: of a script that fails, cargo shows every line to the user, and
-    // runs it again anyway.
+    // Printed last: if the script fails, cargo shows all of its output, and runs it again in any case.
     let variables = [toolchain::OBJECT_VARIABLE, toolchain::LINKER_VARIABLE].into_iter().chain(origin::VARIABLES);
     for variable in variables {
         println!("cargo::rerun-if-env-changed={variable}");
@@ -125,8 +124,8 @@ fn compile(workspace: &Path, out: &Path) -> Result<(PathBuf, Vec<PathBuf>)> {
     Ok((object, vec![compiler.rustc, linker]))
 }
 
-/// A cargo that knows nothing of the outer one's compiler, flags and wrappers
-/// (clippy is a wrapper), while registry and network settings stay.
+/// A cargo command without the outer build's compiler, flags and wrappers (clippy is a wrapper), but with its registry
+/// and network settings.
 fn inner_cargo(compiler: &Compiler) -> Result<Command> {
     let program = match compiler.core {
         Core::Prebuilt => PathBuf::from(variable("CARGO")?),

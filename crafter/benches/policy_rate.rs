@@ -6,7 +6,7 @@ use std::{fmt::Write as _, hint::black_box, net::Ipv4Addr, time::Instant};
 
 use crafter::{
     packet::{PacketPorts, Route, Transport},
-    policy::{Host, LeaseWish, PacketInfo, Policy, SHIPPED, Subject, Usage},
+    policy::{Host, PacketInfo, Policy, RequestedLease, SHIPPED, Subject, Usage},
 };
 
 const COUNT: u32 = 5_000_000;
@@ -41,7 +41,7 @@ fn measure(name: &str, text: String) -> crafter::Result<()> {
     let parsed = begin.elapsed();
     let subject = Subject { user: USER, groups: vec![USER] };
     let host = Host { addresses: vec![Ipv4Addr::new(192, 0, 2, 1).into()], broadcasts: vec![], mtu: 1500 };
-    let wish = LeaseWish {
+    let requested = RequestedLease {
         interface: "eth0".to_owned(),
         transport: Some(Transport::Tcp),
         address: None,
@@ -50,8 +50,9 @@ fn measure(name: &str, text: String) -> crafter::Result<()> {
         observe: false,
     };
     let mut usage = Usage::default();
-    let grant =
-        policy.grant(&subject, &wish, &host, &usage).map_err(|decision| crafter::Error::invalid("policy", decision))?;
+    let grant = policy
+        .grant(&subject, &requested, &host, &usage)
+        .map_err(|decision| crafter::Error::invalid("policy", decision))?;
     let now = Instant::now();
     let mut allowed = 0_u32;
     let best = (0..5)

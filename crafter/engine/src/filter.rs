@@ -1,4 +1,4 @@
-//! The path of every segment between smoltcp and the caller: counters, the hook, and the repairs of [`crate::smoltcp`].
+//! The path of every segment between smoltcp and the caller: counters, the hook, and the fix-ups of [`crate::smoltcp`].
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,7 @@ use super::config::StreamStats;
 use super::delay::DelayQueue;
 use super::hook::{Action, Direction, SegmentHook};
 use super::smoltcp::Rewrite;
-use super::smoltcp::repair::{self, Awaited, Repair};
+use super::smoltcp::segment_fixups::{self, Awaited, SegmentFixups};
 use super::smoltcp::socket::SendSequence;
 use super::smoltcp::timers::Attempts;
 use super::smoltcp::timestamps::Timestamps;
@@ -23,7 +23,7 @@ pub(super) struct SegmentFilter {
     first_expected: Option<Seq>,
     /// `None` until the SYN was sent.
     sent: Option<SendSequence>,
-    repair: Repair,
+    fixups: SegmentFixups,
     /// Set if timestamps are offered.
     timestamps: Option<Timestamps>,
     attempts: Attempts,
@@ -37,7 +37,7 @@ impl SegmentFilter {
             stats: StreamStats::default(),
             first_expected: None,
             sent: None,
-            repair: Repair::default(),
+            fixups: SegmentFixups::default(),
             timestamps,
             attempts: Attempts::default(),
         }
@@ -88,7 +88,7 @@ impl SegmentFilter {
         {
             sent.note_ack(Seq(view.ack));
         }
-        self.repair.note_window(view, expected.is_none());
+        self.fixups.note_window(view, expected.is_none());
         let stats = &mut self.stats;
         let (seq, length) = (Seq(view.seq), view.sequence_length());
         match expected {
@@ -120,8 +120,8 @@ impl SegmentFilter {
         is_fin_alone: bool,
     ) -> Rewrite {
         let rewrite = match (receive, self.sent) {
-            (Some((expected, _)), Some(sent)) if !is_timely => self.repair.challenged(view, expected, sent.next),
-            (_, send) => self.repair.incoming(view, Awaited { receive, send, is_fin_alone }),
+            (Some((expected, _)), Some(sent)) if !is_timely => self.fixups.challenged(view, expected, sent.next),
+            (_, send) => self.fixups.incoming(view, Awaited { receive, send, is_fin_alone }),
         };
         match &self.timestamps {
             Some(timestamps) => timestamps.echoed(view, rewrite),
@@ -133,9 +133,9 @@ impl SegmentFilter {
     pub fn outgoing(&mut self, now: Instant, packet: &[u8], out: &mut dyn FnMut(&[u8])) {
         let read = TcpView::read(packet);
         let next = self.sent.map(|sent| sent.next);
-        let repaired = read.as_ref().ok().and_then(|view| repair::send_next(view, next));
-        let packet = repaired.as_deref().unwrap_or(packet);
-        let read = if repaired.is_some() { TcpView::read(packet) } else { read };
+        let fixed = read.as_ref().ok().and_then(|view| segment_fixups::send_next(view, next));
+        let packet = fixed.as_deref().unwrap_or(packet);
+        let read = if fixed.is_some() { TcpView::read(packet) } else { read };
         if let Ok(view) = read {
             self.note_sent(now, &view);
         }

@@ -32,7 +32,7 @@ use crate::{
 
 /// Ports that no service is registered for (RFC 6335 section 6).
 pub const DYNAMIC: RangeInclusive<u16> = 49_152..=65_535;
-/// Random picks before a range is gone through in order.
+/// Random picks before a range is searched in order.
 const PICKS: usize = 64;
 
 /// A port that no other program of this network namespace can be given. Dropping it frees the port.
@@ -87,11 +87,11 @@ impl Reservation {
 /// lease; it gives IPv6 link-local addresses their scope.
 ///
 /// # Errors
-/// [`Error::PortTaken`] naming the holder where it can be found; [`Error::Invalid`] for port 0 of TCP and UDP, or an address that is
-/// not of this host; [`Error::Permission`] for a port that needs `CAP_NET_BIND_SERVICE`.
+/// [`Error::PortTaken`] naming the holder where it can be found; [`Error::Invalid`] for port 0 of TCP and UDP, or an
+/// address that is not of this host; [`Error::Permission`] for a port that needs `CAP_NET_BIND_SERVICE`.
 pub fn reserve(transport: Transport, address: IpAddr, port: u16, ifindex: u32) -> Result<Reservation> {
     if !transport.ports().contains(&port) {
-        return Err(Error::invalid("port", "0 is no port (for a free one reserve from a range)"));
+        return Err(Error::invalid("port", "port 0 cannot be reserved; reserve a range to get a free port"));
     }
     hold_all(transport, address, port, ifindex).map_err(|error| refused(transport, address, port, error))
 }

@@ -227,8 +227,8 @@ pub(crate) struct StreamState {
     pub(super) flow: (SocketAddr, SocketAddr),
     reader: Option<Waker>,
     writer: Option<Waker>,
-    /// Whether an event may concern a waiting task. A poll alone is none: a task that waits for both directions would
-    /// wake itself forever.
+    /// Whether an event may concern a waiting task. A poll alone does not set it: a task that waits for both directions
+    /// would wake itself forever.
     pub(crate) stirred: bool,
     /// Whether the table's list of streams to poll contains it.
     pub(super) touched: bool,

@@ -125,7 +125,7 @@ impl ServiceBackend {
         match *packet {
             TxPacket::Ip(route, _) if route.ifindex != self.ifindex => {
                 let reason = format_args!(
-                    "the packet leaves by {}, which is another interface than that of the lease",
+                    "the packet is routed over {}, but the lease is on another interface",
                     route.interface
                 );
                 Err(Error::invalid("route", reason))
@@ -273,7 +273,7 @@ impl Backend for ServiceBackend {
         }
         let stopped = runs.iter().find_map(|run| self.send_run(run, on_no_room));
         let tried = stopped.unwrap_or(packets.len());
-        // An error behind the index where the batch stopped is reported when that packet is tried.
+        // An error after the index where the batch stopped is reported when that packet is tried.
         let error = invalid.filter(|(at, _)| *at < tried).map(|(_, error)| error);
         Transmitted { sent: self.sent - sent, refused: self.refused - refused, tried, error }
     }

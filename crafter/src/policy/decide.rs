@@ -29,7 +29,7 @@ pub struct Subject {
 
 /// A requested lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LeaseWish {
+pub struct RequestedLease {
     /// The interface to send by.
     pub interface: String,
     /// The transport; `None`: a lease without ports, for packets that have none.
@@ -62,7 +62,7 @@ pub struct Host {
 #[derive(Debug, Clone)]
 pub struct Grant {
     subject: Subject,
-    wish: LeaseWish,
+    requested: RequestedLease,
     /// Sorted.
     sources: Vec<IpAddr>,
     broadcasts: Vec<Ipv4Addr>,
@@ -79,13 +79,13 @@ impl Grant {
     }
 
     /// The request that was granted.
-    pub fn wish(&self) -> &LeaseWish {
-        &self.wish
+    pub fn requested(&self) -> &RequestedLease {
+        &self.requested
     }
 
     /// The same grant for packets in Ethernet frames.
     pub(crate) fn for_frames(&self) -> Self {
-        Self { wish: LeaseWish { raw_ethernet: true, ..self.wish.clone() }, ..self.clone() }
+        Self { requested: RequestedLease { raw_ethernet: true, ..self.requested.clone() }, ..self.clone() }
     }
 
     /// The host's addresses that the lease may send from, sorted.
@@ -96,29 +96,36 @@ impl Grant {
 
 impl Policy {
     /// Decides whether `subject`, who already has `usage`, may have this lease.
-    pub fn lease(&self, subject: &Subject, wish: &LeaseWish, host: &Host, usage: &Usage) -> Decision {
-        let ports = if wish.transport.is_some() { u32::try_from(wish.ports.len()).unwrap_or(u32::MAX) } else { 0 };
+    pub fn lease(&self, subject: &Subject, requested: &RequestedLease, host: &Host, usage: &Usage) -> Decision {
+        let ports =
+            if requested.transport.is_some() { u32::try_from(requested.ports.len()).unwrap_or(u32::MAX) } else { 0 };
         self.decide(subject, |rule| {
-            terms(rule, wish)?;
-            own(rule, wish, host)?;
+            terms(rule, requested)?;
+            own(rule, requested, host)?;
             limit(rule.max_leases, usage.leases, 1, Verdict::Leases)?;
             limit(rule.max_ports, usage.ports, ports, Verdict::Ports)
         })
     }
 
     /// Decides like [`lease`](Self::lease), without the host and the limits.
-    pub(crate) fn wish(&self, subject: &Subject, wish: &LeaseWish) -> Decision {
-        self.decide(subject, |rule| terms(rule, wish))
+    pub(crate) fn requested(&self, subject: &Subject, requested: &RequestedLease) -> Decision {
+        self.decide(subject, |rule| terms(rule, requested))
     }
 
     /// Grants the lease if [`lease`](Self::lease) allows it. The caller counts it in `usage`.
     ///
     /// # Errors
     /// The decision that refuses the lease.
-    pub fn grant(&self, subject: &Subject, wish: &LeaseWish, host: &Host, usage: &Usage) -> Result<Grant, Decision> {
-        let decision = self.lease(subject, wish, host, usage);
+    pub fn grant(
+        &self,
+        subject: &Subject,
+        requested: &RequestedLease,
+        host: &Host,
+        usage: &Usage,
+    ) -> Result<Grant, Decision> {
+        let decision = self.lease(subject, requested, host, usage);
         let rule = self.find(subject).filter(|_| decision.is_allowed()).ok_or(decision)?;
-        let mut sources: Vec<IpAddr> = match wish.address {
+        let mut sources: Vec<IpAddr> = match requested.address {
             Some(address) => vec![address.to_canonical()],
             None => host.addresses.iter().map(IpAddr::to_canonical).collect(),
         };
@@ -126,7 +133,7 @@ impl Policy {
         sources.sort_unstable();
         Ok(Grant {
             subject: subject.clone(),
-            wish: wish.clone(),
+            requested: requested.clone(),
             sources,
             broadcasts: host.broadcasts.clone(),
             mtu: host.mtu,
@@ -139,7 +146,7 @@ impl Policy {
     /// caller ends the leases that a new policy refuses.
     pub fn review(&self, grant: &Grant) -> Decision {
         self.decide(&grant.subject, |rule| {
-            terms(rule, &grant.wish)?;
+            terms(rule, &grant.requested)?;
             let is_allowed = |&source: &IpAddr| rule.allows_address(source);
             granted(grant.sources.is_empty() || grant.sources.iter().any(is_allowed), Verdict::Address)
         })
@@ -166,19 +173,25 @@ impl Policy {
     ///
     /// Allocates nothing.
     pub fn packet(&self, grant: &Grant, packet: &PacketInfo, usage: &mut Usage, now: Instant) -> Decision {
-        self.judged(grant, usage, now, |rule| judge(rule, grant, packet))
+        self.checked(grant, usage, now, |rule| check(rule, grant, packet))
     }
 
     /// Decides whether an Ethernet frame may be sent, like [`packet`](Self::packet). An IP packet in the frame, also
-    /// after one or two VLAN tags, is judged as a packet. Of other frames only the destination address and the length
+    /// after one or two VLAN tags, is checked as a packet. Of other frames only the destination address and the length
     /// are checked. A frame with more tags, or whose EtherType contradicts the IP version, is unreadable.
     pub fn frame(&self, grant: &Grant, frame: &[u8], usage: &mut Usage, now: Instant) -> Decision {
-        self.judged(grant, usage, now, |rule| judge_frame(rule, grant, frame))
+        self.checked(grant, usage, now, |rule| check_frame(rule, grant, frame))
     }
 
-    fn judged(&self, grant: &Grant, usage: &mut Usage, now: Instant, judge: impl FnOnce(&Rule) -> Checked) -> Decision {
+    fn checked(
+        &self,
+        grant: &Grant,
+        usage: &mut Usage,
+        now: Instant,
+        check: impl FnOnce(&Rule) -> Checked,
+    ) -> Decision {
         match self.rule_for(grant) {
-            Ok(rule) => Decision::of(rule, judge(rule).and_then(|()| rate(rule, usage, now))),
+            Ok(rule) => Decision::of(rule, check(rule).and_then(|()| rate(rule, usage, now))),
             Err(decision) => decision,
         }
     }
@@ -190,7 +203,7 @@ impl Policy {
             return Ok(rule);
         }
         let rule = self.rule_of(&grant.subject).ok_or(Decision::NO_RULE)?;
-        terms(rule, &grant.wish).map_err(|verdict| Decision::of(rule, Err(verdict)))?;
+        terms(rule, &grant.requested).map_err(|verdict| Decision::of(rule, Err(verdict)))?;
         Ok(rule)
     }
 }
@@ -210,19 +223,19 @@ fn rate(rule: &Rule, usage: &mut Usage, now: Instant) -> Checked {
 }
 
 /// What the rule says about a lease, without the host and the usage.
-fn terms(rule: &Rule, wish: &LeaseWish) -> Checked {
+fn terms(rule: &Rule, requested: &RequestedLease) -> Checked {
     granted(!rule.refuse, Verdict::Refused)?;
-    granted(rule.allows_interface(&wish.interface), Verdict::Interface)?;
-    granted(wish.transport.is_none_or(|transport| rule.protocols.has(transport)), Verdict::Protocol)?;
-    granted(wish.address.is_none_or(|address| rule.allows_address(address)), Verdict::Address)?;
-    granted(wish.transport.is_none_or(|transport| rule.allows_ports(transport, &wish.ports)), Verdict::Port)?;
-    granted(rule.raw_ethernet || !wish.raw_ethernet, Verdict::RawEthernet)?;
-    granted(rule.observe || !wish.observe, Verdict::Observe)
+    granted(rule.allows_interface(&requested.interface), Verdict::Interface)?;
+    granted(requested.transport.is_none_or(|transport| rule.protocols.has(transport)), Verdict::Protocol)?;
+    granted(requested.address.is_none_or(|address| rule.allows_address(address)), Verdict::Address)?;
+    granted(requested.transport.is_none_or(|transport| rule.allows_ports(transport, &requested.ports)), Verdict::Port)?;
+    granted(rule.raw_ethernet || !requested.raw_ethernet, Verdict::RawEthernet)?;
+    granted(rule.observe || !requested.observe, Verdict::Observe)
 }
 
 /// Whether the address is the host's. Without a requested address: whether the rule allows any of the host's.
-fn own(rule: &Rule, wish: &LeaseWish, host: &Host) -> Checked {
-    match wish.address {
+fn own(rule: &Rule, requested: &RequestedLease, host: &Host) -> Checked {
+    match requested.address {
         Some(address) if host.addresses.iter().any(|own| own.to_canonical() == address.to_canonical()) => Ok(()),
         Some(address) => granted(rule.foreign_sources.allows(address), Verdict::ForeignSource),
         None if host.addresses.is_empty() => Ok(()),
@@ -231,17 +244,17 @@ fn own(rule: &Rule, wish: &LeaseWish, host: &Host) -> Checked {
 }
 
 /// Compares a packet with its lease, and checks its destinations.
-fn judge(rule: &Rule, grant: &Grant, packet: &PacketInfo) -> Checked {
+fn check(rule: &Rule, grant: &Grant, packet: &PacketInfo) -> Checked {
     granted(packet.length <= grant.mtu, Verdict::TooLong)?;
     form(rule, packet)?;
-    let wish = &grant.wish;
+    let requested = &grant.requested;
     let port = packet.ports.source();
     let source = packet.source.to_canonical();
     let own = grant.sources.binary_search(&source).is_ok();
     // Ports of a foreign source address are not this host's, so they cannot be leased.
-    let leased = !own || packet.transport.is_none_or(|transport| Some(transport) == wish.transport);
+    let leased = !own || packet.transport.is_none_or(|transport| Some(transport) == requested.transport);
     granted(leased, Verdict::SourcePort)?;
-    granted(!own || port.is_none_or(|port| wish.ports.contains(&port)), Verdict::SourcePort)?;
+    granted(!own || port.is_none_or(|port| requested.ports.contains(&port)), Verdict::SourcePort)?;
     granted(own || rule.foreign_sources.allows(source), Verdict::ForeignSource)?;
     granted(!own || rule.allows_address(source), Verdict::Address)?;
     reach(rule, packet, &grant.broadcasts)
@@ -280,15 +293,15 @@ fn reach_one(rule: &Rule, packet: &PacketInfo, destination: IpAddr, broadcasts: 
     granted(allowed, Verdict::NotAllowed)
 }
 
-fn judge_frame(rule: &Rule, grant: &Grant, frame: &[u8]) -> Checked {
-    granted(grant.wish.raw_ethernet && rule.raw_ethernet, Verdict::RawEthernet)?;
+fn check_frame(rule: &Rule, grant: &Grant, frame: &[u8]) -> Checked {
+    granted(grant.requested.raw_ethernet && rule.raw_ethernet, Verdict::RawEthernet)?;
     let destination = frame.first_chunk::<6>().ok_or(Verdict::Unreadable)?;
     granted(frame.len() <= grant.mtu.saturating_add(FRAME_HEADER), Verdict::TooLong)?;
     granted(rule.broadcast || *destination != [0xff; 6], Verdict::Broadcast)?;
     let group = destination[0] & 1 == 1 && *destination != [0xff; 6];
     granted(rule.multicast || !group, Verdict::Multicast)?;
     match framed(frame) {
-        Framed::Ip(packet) => judge(rule, grant, &PacketInfo::read(packet).ok_or(Verdict::Unreadable)?),
+        Framed::Ip(packet) => check(rule, grant, &PacketInfo::read(packet).ok_or(Verdict::Unreadable)?),
         Framed::Other => Ok(()),
         Framed::Unreadable => Err(Verdict::Unreadable),
     }

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::packet::{PacketPorts, Route, Transport};
 
-/// A packet to be judged. Values that are `None` count as allowed, and are listed as assumptions.
+/// A packet to be checked. Values that are `None` count as allowed, and are listed as assumptions.
 #[derive(Debug, Clone)]
 pub struct Question {
     /// The interface.
@@ -61,8 +61,8 @@ impl Policy {
     pub fn explain(&self, subject: &Subject, question: &Question) -> Explanation {
         let what = describe(question);
         let (rule, packet) = (self.rule_of(subject), question.packet());
-        let judge = |rule| question.judge(rule, &packet).err().unwrap_or(Verdict::Allowed);
-        let verdict = rule.map_or(Verdict::NoRule, judge);
+        let check = |rule| question.check(rule, &packet).err().unwrap_or(Verdict::Allowed);
+        let verdict = rule.map_or(Verdict::NoRule, check);
         let target = rule.and_then(|rule| target(rule, &packet, verdict));
         let place = target.map(|target| format!(" ({} in line {})", written(target), target.line)).unwrap_or_default();
         let sentence = match (rule.map(Rule::title), verdict) {
@@ -101,7 +101,7 @@ impl Question {
     }
 
     /// Judges the question like a lease and one of its packets.
-    fn judge(&self, rule: &Rule, packet: &PacketInfo) -> Result<(), Verdict> {
+    fn check(&self, rule: &Rule, packet: &PacketInfo) -> Result<(), Verdict> {
         let check = |is: bool, otherwise| if is { Ok(()) } else { Err(otherwise) };
         check(!rule.refuse, Verdict::Refused)?;
         let interface = self.interface.as_ref();

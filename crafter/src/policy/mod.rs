@@ -43,8 +43,8 @@
 //! not intended are [warnings](Policy::warnings).
 //!
 //! # The decisions
-//! [`Policy::grant`] turns a wish into a [`Grant`]; [`Policy::packet`] compares a packet with it in a fraction of a
-//! microsecond, independent of the number of rules and prefixes. Grants stay valid under a new policy:
+//! [`Policy::grant`] turns a requested lease into a [`Grant`]; [`Policy::packet`] compares a packet with it in a
+//! fraction of a microsecond, independent of the number of rules and prefixes. Grants stay valid under a new policy:
 //! [`Policy::review`] says which leases to end, and [`Policy::packet`] refuses all their packets even before.
 
 use std::{
@@ -73,7 +73,7 @@ mod tests;
 
 pub(crate) use self::usage::Bucket;
 pub use self::{
-    decide::{Grant, Host, LeaseWish, Subject},
+    decide::{Grant, Host, RequestedLease, Subject},
     explain::{Explanation, Question},
     packet_info::PacketInfo,
     policy_verdict::{Decision, Verdict},

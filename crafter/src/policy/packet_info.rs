@@ -38,7 +38,8 @@ impl PacketInfo {
         })
     }
 
-    /// Reads the IP packet in an Ethernet frame, as [`read`](Self::read). `None` also if the frame contains no IP packet.
+    /// Reads the IP packet in an Ethernet frame, as [`read`](Self::read). `None` also if the frame contains no IP
+    /// packet.
     pub fn read_frame(frame: &[u8]) -> Option<Self> {
         match framed(frame) {
             Framed::Ip(packet) => Self::read(packet),
@@ -51,7 +52,7 @@ impl PacketInfo {
             PacketPorts::Both { destination, .. } => FarPort::Known(destination),
             PacketPorts::Query { .. } => FarPort::Without,
             PacketPorts::Fragment if self.transport == Some(Transport::Icmp) => FarPort::Without,
-            // The receiver may find TCP or UDP behind a header that is another protocol to this reader.
+            // The receiver may find TCP or UDP after a header that this parser reads as another protocol.
             PacketPorts::Fragment | PacketPorts::None => FarPort::Hidden { matches: denying },
         }
     }

@@ -55,8 +55,8 @@ fn host() -> Host {
     }
 }
 
-fn wish() -> LeaseWish {
-    LeaseWish {
+fn requested() -> RequestedLease {
+    RequestedLease {
         interface: "eth0".to_owned(),
         transport: Some(Transport::Tcp),
         address: None,
@@ -66,10 +66,10 @@ fn wish() -> LeaseWish {
     }
 }
 
-fn lease(policy: &Policy, change: impl FnOnce(&mut LeaseWish)) -> Verdict {
-    let mut wish = wish();
-    change(&mut wish);
-    policy.lease(&alice(), &wish, &host(), &Usage::default()).verdict
+fn lease(policy: &Policy, change: impl FnOnce(&mut RequestedLease)) -> Verdict {
+    let mut requested = requested();
+    change(&mut requested);
+    policy.lease(&alice(), &requested, &host(), &Usage::default()).verdict
 }
 
 /// A TCP packet of alice's lease, as the policy sees it.
@@ -79,11 +79,11 @@ fn tcp(source: &str, destination: &str) -> PacketInfo {
 }
 
 /// The verdict on one packet of a new lease of alice.
-fn sent(policy: &Policy, change: impl FnOnce(&mut LeaseWish), packet: &PacketInfo) -> Verdict {
-    let mut wish = wish();
-    change(&mut wish);
+fn sent(policy: &Policy, change: impl FnOnce(&mut RequestedLease), packet: &PacketInfo) -> Verdict {
+    let mut requested = requested();
+    change(&mut requested);
     let mut usage = Usage::default();
-    let grant = policy.grant(&alice(), &wish, &host(), &usage).expect("a lease");
+    let grant = policy.grant(&alice(), &requested, &host(), &usage).expect("a lease");
     policy.packet(&grant, packet, &mut usage, Instant::now()).verdict
 }
 
@@ -113,8 +113,8 @@ fn first_rule_that_names_the_subject_decides() {
     assert_eq!(number(1234, &[]), None);
     // A user id is not a group id.
     assert_eq!(number(CRAFTER, &[5]), None);
-    let wish = wish();
-    let ask = |user| policy.lease(&Subject { user, groups: vec![] }, &wish, &host(), &Usage::default());
+    let requested = requested();
+    let ask = |user| policy.lease(&Subject { user, groups: vec![] }, &requested, &host(), &Usage::default());
     assert_eq!(ask(MALLORY), Decision { rule: Some(1), verdict: Verdict::Refused });
     assert_eq!(ask(1234), Decision { rule: None, verdict: Verdict::NoRule });
     assert_eq!(ask(5), Decision { rule: Some(4), verdict: Verdict::Allowed });
@@ -126,29 +126,36 @@ fn first_rule_that_names_the_subject_decides() {
 #[test]
 fn restrictions_refuse_one_lease_and_allow_another() {
     let policy = rule("interfaces = ['lo', 'eth*']");
-    assert_eq!(lease(&policy, |wish| wish.interface = "wlan0".to_owned()), Verdict::Interface);
-    assert_eq!(lease(&policy, |wish| wish.interface = "lo0".to_owned()), Verdict::Interface);
-    assert_eq!(lease(&policy, |wish| wish.interface = "eth7".to_owned()), Verdict::Allowed);
+    assert_eq!(lease(&policy, |requested| requested.interface = "wlan0".to_owned()), Verdict::Interface);
+    assert_eq!(lease(&policy, |requested| requested.interface = "lo0".to_owned()), Verdict::Interface);
+    assert_eq!(lease(&policy, |requested| requested.interface = "eth7".to_owned()), Verdict::Allowed);
     let policy = rule("addresses = ['192.0.2.0/24']");
-    let address = |address: &'static str| move |wish: &mut LeaseWish| wish.address = Some(address.parse().unwrap());
+    let address = |address: &'static str| {
+        move |requested: &mut RequestedLease| requested.address = Some(address.parse().unwrap())
+    };
     assert_eq!(lease(&policy, address("198.51.100.1")), Verdict::Address);
     assert_eq!(lease(&policy, address("192.0.2.1")), Verdict::Allowed);
     assert_eq!(lease(&policy, address("192.0.2.2")), Verdict::ForeignSource, "not the host's");
     assert_eq!(lease(&rule("addresses = ['203.0.113.0/24']"), |_| {}), Verdict::Address, "none of the host's");
     let policy = rule("ports = [80, '50000-50009']");
-    assert_eq!(lease(&policy, |wish| wish.ports = 50_005..=50_010), Verdict::Port);
-    assert_eq!(lease(&policy, |wish| wish.ports = RangeInclusive::new(81, 80)), Verdict::Port, "an empty range");
-    assert_eq!(lease(&policy, |wish| wish.ports = 80..=80), Verdict::Allowed);
+    assert_eq!(lease(&policy, |requested| requested.ports = 50_005..=50_010), Verdict::Port);
+    assert_eq!(
+        lease(&policy, |requested| requested.ports = RangeInclusive::new(81, 80)),
+        Verdict::Port,
+        "an empty range"
+    );
+    assert_eq!(lease(&policy, |requested| requested.ports = 80..=80), Verdict::Allowed);
     // Identifiers of ICMP queries are not ports.
-    let query = |wish: &mut LeaseWish| (wish.transport, wish.ports) = (Some(Transport::Icmp), 0..=0);
+    let query =
+        |requested: &mut RequestedLease| (requested.transport, requested.ports) = (Some(Transport::Icmp), 0..=0);
     assert_eq!(lease(&policy, query), Verdict::Allowed);
     let policy = rule("protocols = ['udp', 'icmp']");
     assert_eq!(lease(&policy, |_| {}), Verdict::Protocol);
-    assert_eq!(lease(&policy, |wish| wish.transport = Some(Transport::Udp)), Verdict::Allowed);
-    assert_eq!(lease(&policy, |wish| wish.transport = Some(Transport::Icmp)), Verdict::Allowed);
+    assert_eq!(lease(&policy, |requested| requested.transport = Some(Transport::Udp)), Verdict::Allowed);
+    assert_eq!(lease(&policy, |requested| requested.transport = Some(Transport::Icmp)), Verdict::Allowed);
     for (key, change, verdict) in [
-        ("raw_ethernet", (|wish| wish.raw_ethernet = true) as fn(&mut LeaseWish), Verdict::RawEthernet),
-        ("observe", |wish| wish.observe = true, Verdict::Observe),
+        ("raw_ethernet", (|requested| requested.raw_ethernet = true) as fn(&mut RequestedLease), Verdict::RawEthernet),
+        ("observe", |requested| requested.observe = true, Verdict::Observe),
     ] {
         assert_eq!(lease(&rule(""), change), verdict, "{key} by default");
         assert_eq!(lease(&rule(&format!("{key} = false")), change), verdict);
@@ -164,8 +171,8 @@ fn limits_refuse_only_what_exceeds_them() {
     let ask = |leases, ports, flows| {
         let mut usage = Usage::default();
         (usage.leases, usage.ports, usage.flows) = (leases, ports, flows);
-        let grant = policy.grant(&alice(), &wish(), &host(), &Usage::default()).unwrap();
-        let lease = policy.lease(&alice(), &wish(), &host(), &usage).verdict;
+        let grant = policy.grant(&alice(), &requested(), &host(), &Usage::default()).unwrap();
+        let lease = policy.lease(&alice(), &requested(), &host(), &usage).verdict;
         (lease, policy.flow(&grant, &usage).verdict)
     };
     assert_eq!(ask(1, 15, 2), (Verdict::Allowed, Verdict::Allowed));
@@ -175,7 +182,7 @@ fn limits_refuse_only_what_exceeds_them() {
     let free = rule("max_leases = 'unlimited'\nmax_ports = 'unlimited'\nmax_flows = 'unlimited'");
     let mut usage = Usage::default();
     (usage.leases, usage.ports, usage.flows) = (u32::MAX, u32::MAX, u32::MAX);
-    let grant = free.grant(&alice(), &wish(), &host(), &usage).unwrap();
+    let grant = free.grant(&alice(), &requested(), &host(), &usage).unwrap();
     assert!(free.flow(&grant, &usage).is_allowed());
 }
 
@@ -186,15 +193,17 @@ fn the_shipped_policy() {
     let member = Subject { user: 4321, groups: vec![4321, CRAFTER] };
     let host = host();
     let mut usage = Usage::default();
-    let ask = |subject: &Subject, wish: &LeaseWish| policy.lease(subject, wish, &host, &Usage::default()).verdict;
+    let ask = |subject: &Subject, requested: &RequestedLease| {
+        policy.lease(subject, requested, &host, &Usage::default()).verdict
+    };
     for transport in [Transport::Tcp, Transport::Udp, Transport::Icmp] {
-        assert_eq!(ask(&member, &LeaseWish { transport: Some(transport), ..wish() }), Verdict::Allowed);
+        assert_eq!(ask(&member, &RequestedLease { transport: Some(transport), ..requested() }), Verdict::Allowed);
     }
-    assert_eq!(ask(&member, &LeaseWish { raw_ethernet: true, ..wish() }), Verdict::RawEthernet);
-    assert_eq!(ask(&member, &LeaseWish { observe: true, ..wish() }), Verdict::Observe);
-    assert_eq!(ask(&member, &LeaseWish { ports: 80..=80, ..wish() }), Verdict::Port);
-    assert_eq!(ask(&Subject { user: 4321, groups: vec![4321] }, &wish()), Verdict::NoRule);
-    let grant = policy.grant(&member, &wish(), &host, &usage).unwrap();
+    assert_eq!(ask(&member, &RequestedLease { raw_ethernet: true, ..requested() }), Verdict::RawEthernet);
+    assert_eq!(ask(&member, &RequestedLease { observe: true, ..requested() }), Verdict::Observe);
+    assert_eq!(ask(&member, &RequestedLease { ports: 80..=80, ..requested() }), Verdict::Port);
+    assert_eq!(ask(&Subject { user: 4321, groups: vec![4321] }, &requested()), Verdict::NoRule);
+    let grant = policy.grant(&member, &requested(), &host, &usage).unwrap();
     let now = Instant::now();
     let mut send =
         |source: &str, destination: &str| policy.packet(&grant, &tcp(source, destination), &mut usage, now).verdict;
@@ -212,7 +221,7 @@ fn the_shipped_policy() {
     assert!(later.is_allowed());
 
     let root = Subject { user: 0, groups: vec![0] };
-    let all = LeaseWish { raw_ethernet: true, observe: true, ports: 0..=65535, ..wish() };
+    let all = RequestedLease { raw_ethernet: true, observe: true, ports: 0..=65535, ..requested() };
     let mut usage = Usage::default();
     (usage.leases, usage.ports, usage.flows) = (1 << 20, 1 << 30, 1 << 20);
     let grant = policy.grant(&root, &all, &host, &usage).unwrap();

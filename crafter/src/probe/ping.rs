@@ -77,7 +77,7 @@ pub enum ProbeOutcome {
     Reply {
         /// The reply.
         reply: ProbeReply,
-        /// Bytes of the reply behind its IP header.
+        /// Bytes of the reply after its IP header.
         bytes: usize,
         /// Round-trip time.
         rtt: Duration,

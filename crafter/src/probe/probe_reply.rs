@@ -81,7 +81,7 @@ impl ProbeReply {
             AnyLayer::Ipv6(Ipv6 { src, hlim, .. }) => (IpAddr::V6((*src)?), *hlim),
             _ => return None,
         };
-        // The first of these: errors quote other layers behind theirs.
+        // The first of these, since errors quote other layers after their own.
         let kind = packet.layers()[link + 1..].iter().find_map(|layer| match layer {
             AnyLayer::Icmp(message) => Some(icmp(message)),
             AnyLayer::Icmpv6EchoReply(_) => Some(ReplyKind::Echo),

@@ -151,7 +151,7 @@ impl Target {
                     target.port = udp.dport.map(Port::Udp);
                     break;
                 }
-                // Layers behind these are quoted.
+                // Layers after these are quoted.
                 AnyLayer::Icmp(_)
                 | AnyLayer::Icmpv6DestUnreach(_)
                 | AnyLayer::Icmpv6PacketTooBig(_)

@@ -63,7 +63,8 @@ impl Backlog {
         Some(if progress.elapsed() < ROOM_TIMEOUT { NoRoom::Stop } else { NoRoom::Refuse })
     }
 
-    /// Delay until the next retry. It grows while nothing is sent, so that a stalled link does not keep the service busy.
+    /// Delay until the next retry. It grows while nothing is sent, so that a stalled link does not keep the service
+    /// busy.
     pub(super) fn retry_delay(&self) -> Duration {
         let stalled = self.progress.map_or(Duration::ZERO, |progress| progress.elapsed());
         (stalled / 8).clamp(ROOM_RETRY_DELAY, MAX_RETRY_DELAY)
@@ -90,7 +91,7 @@ impl Backlog {
         self.packets.iter().map(|packet| packet.map(|bytes| bytes)).collect()
     }
 
-    /// The packets behind the first `tried`.
+    /// The packets after the first `tried`.
     pub(super) fn without(mut self, tried: usize) -> Self {
         self.packets.drain(..tried);
         if tried > 0 {

@@ -218,7 +218,7 @@ pub(super) fn list_flows(service: &Service, caller: &Caller, call: &ListFlowsCal
         let leases = service.leases_on(&attachment);
         let is_of = |user: u32, flow: &maps::Flow| {
             leases.iter().any(|lease| {
-                let ports = &lease.terms.grant.wish().ports;
+                let ports = &lease.terms.grant.requested().ports;
                 lease.subject().user == user
                     && lease.terms.protocol == flow.protocol
                     && ports.contains(&flow.local.port())

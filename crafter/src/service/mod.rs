@@ -25,11 +25,11 @@ mod monitor;
 pub mod names;
 mod observe;
 mod outgoing;
+mod quota;
 mod records;
 mod served_lease;
 mod state;
 mod transmit;
-mod users;
 
 use std::{
     os::unix::net::UnixListener,

@@ -95,7 +95,7 @@ fn take(service: &Rc<Service>, lease: &Rc<ServedLease>) -> ReadOutcome {
     let now = Instant::now();
     let mut packets = Vec::with_capacity(64);
     for (bytes, cut) in inbox.messages() {
-        match judge(service, &policy, lease, bytes, cut, now) {
+        match check_packet(service, &policy, lease, bytes, cut, now) {
             Err(Refusal { code, decision, sentence }) => {
                 let rule = decision.and_then(|decision| decision.rule).map_or(0, |rule| rule as u16);
                 lease.refuse(code, rule, &sentence, bytes);
@@ -136,7 +136,7 @@ impl From<Decision> for Refusal {
 }
 
 /// Decides whether a message may be sent. `None` for a frame, otherwise the fields of the packet.
-fn judge(
+fn check_packet(
     service: &Service,
     policy: &Policy,
     lease: &Rc<ServedLease>,
@@ -185,11 +185,11 @@ fn borrowed(service: &Service, lease: &ServedLease, outgoing: &PacketInfo) -> Op
     let transport = outgoing.transport?;
     let port = outgoing.ports.source()?;
     let owns = |other: &&Rc<ServedLease>| {
-        let wish = other.terms.grant.wish();
+        let requested = other.terms.grant.requested();
         other.subject().user == lease.subject().user
             && Rc::ptr_eq(&other.attachment, &lease.attachment)
-            && wish.transport == Some(transport)
-            && wish.ports.contains(&port)
+            && requested.transport == Some(transport)
+            && requested.ports.contains(&port)
             && other.terms.address.is_none_or(|address| address == outgoing.source)
     };
     Some(service.leases.borrow().values().find(owns)?.terms.grant.for_frames())

@@ -53,12 +53,12 @@ fn who(lease: &ServedLease) -> Who {
 }
 
 fn resource(lease: &ServedLease) -> Resource<'_> {
-    let wish = lease.terms.grant.wish();
+    let requested = lease.terms.grant.requested();
     Resource {
-        interface: Some(&wish.interface),
+        interface: Some(&requested.interface),
         protocol: Some(lease.terms.protocol),
         address: lease.terms.address,
-        ports: wish.transport.map(|_| wish.ports.clone()),
+        ports: requested.transport.map(|_| requested.ports.clone()),
         destination: None,
         destination_port: None,
     }

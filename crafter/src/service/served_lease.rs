@@ -20,7 +20,7 @@ use super::{
     backlog::{Backlog, Packet},
     clock::Moment,
     coalesce::coalesce,
-    users::Charge,
+    quota::Charge,
 };
 use crate::{
     Lease, Result,
@@ -132,7 +132,7 @@ impl ServedLease {
 
     /// Whether messages from the client are Ethernet frames.
     pub(super) fn sends_frames(&self) -> bool {
-        self.terms.grant.wish().raw_ethernet
+        self.terms.grant.requested().raw_ethernet
     }
 
     /// Ends the lease; the client receives the reason.
@@ -311,20 +311,20 @@ impl ServedLease {
 
     /// The lease as `ListLeases` reports it.
     pub(super) fn describe(&self) -> wire::Lease {
-        let wish = self.terms.grant.wish();
+        let requested = self.terms.grant.requested();
         let wire::Account { sent, sent_bytes, not_sent, refused, delivered, delivered_bytes, lost, suppressed } =
             self.tally.borrow().clone();
-        let has_ports = wish.transport.is_some();
+        let has_ports = requested.transport.is_some();
         wire::Lease {
             lease: self.terms.number,
             user: self.subject().user,
             pid: self.terms.pid,
-            interface: wish.interface.clone(),
+            interface: requested.interface.clone(),
             protocol: self.terms.protocol.to_owned(),
             address: self.terms.address.map(|address| address.to_string()),
-            first_port: has_ports.then(|| *wish.ports.start()),
-            last_port: has_ports.then(|| *wish.ports.end()),
-            frames: wish.raw_ethernet,
+            first_port: has_ports.then(|| *requested.ports.start()),
+            last_port: has_ports.then(|| *requested.ports.end()),
+            frames: requested.raw_ethernet,
             observe: self.terms.kernel_terms.observe,
             suppress: self.terms.kernel_terms.suppress,
             began: self.began.since_1970_us(),

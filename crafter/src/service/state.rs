@@ -17,10 +17,10 @@ use super::{
     clock::{Moment, now_us},
     host::audit::{Audit, Record},
     names::{self, HostNames},
+    quota::Users,
     records,
     served_lease::ServedLease,
     transmit::Transmitter,
-    users::Users,
 };
 use crate::{
     Error, Options, Result,
@@ -30,7 +30,7 @@ use crate::{
     protocol::{record::Code, wire::Event},
 };
 
-/// The longest message of a client: an IP packet of 65,535 bytes behind an Ethernet header with two VLAN tags.
+/// The longest message of a client: an IP packet of 65,535 bytes after an Ethernet header with two VLAN tags.
 const LONGEST: usize = 65_535 + 22;
 
 /// How long an interface stays attached after its last lease, so that a client that leases again at once need not wait

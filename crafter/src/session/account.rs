@@ -54,7 +54,7 @@ pub struct Kernel {
     pub delivered: u64,
     /// Crafted packets seen by the egress hook.
     pub crafted: u64,
-    /// Of these, packets that a full queue behind the hook refused; each was sent again.
+    /// Of these, packets that a full queue after the hook refused; each was sent again.
     pub turned_away: u64,
     /// `delivered` minus the packets that the user half has counted: 0 if none is unaccounted for.
     pub delivered_difference: i64,

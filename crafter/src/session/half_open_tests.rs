@@ -77,7 +77,7 @@ fn only_half_open_connections_are_reset() {
         (&[syn, syn_ack, (OUT, "A", 100, 701), syn_ack], &[]),
         (&[syn, syn_ack, (OUT, "PA", 100, 701)], &[]),
         (&[syn, syn_ack, (OUT, "FA", 100, 701)], &[]),
-        // With data of the peer behind the SYN-ACK (RFC 7413).
+        // With data of the peer after the SYN-ACK (RFC 7413).
         (&[syn, syn_ack, (OUT, "A", 100, 2161)], &[]),
         (&[syn, syn_ack, (OUT, "A", 100, 700)], &[100]),
         (&[syn, syn_ack, (OUT, "A", 100, 0)], &[100]),

@@ -26,7 +26,7 @@ type Key = (MatchKey, Option<IpAddr>);
 struct Bucket {
     /// In the order of sending.
     numbers: VecDeque<usize>,
-    /// This many of the first are answered: of many equal requests, the next reply is mostly to the next one.
+    /// Number of answered requests at the beginning: replies to equal requests usually arrive in their order.
     answered: usize,
 }
 

@@ -68,7 +68,7 @@ pub(super) fn outline(packet: &mut Packet) -> Result<Outline> {
         }
         !is_extension(layer)
     });
-    // Fragments behind the first have no transport header.
+    // Fragments after the first have no transport header.
     outline.local_port = match transport.filter(|_| has_header) {
         Some(AnyLayer::Tcp(tcp)) => Some((Transport::Tcp, tcp.sport)),
         Some(AnyLayer::Udp(udp)) => Some((Transport::Udp, udp.sport)),

@@ -92,7 +92,7 @@ impl<W: World> Shell<W> {
                 let (packet, (at, layer)) = (bound.packet("packet")?, bound.need("layer")?);
                 Object::Bool(match layer {
                     Object::Layer(kind) => packet.layers().iter().any(|layer| layer.kind() == *kind),
-                    other => return Err(Fault::new(at, format_args!("a layer is needed, not {}", other.is()))),
+                    other => return Err(Fault::new(at, format_args!("expected a layer, got {}", other.is()))),
                 })
             }
             "rdpcap" => self.read_capture(&bound)?,

@@ -168,7 +168,7 @@ fn arithmetic_is_as_in_python() {
     fails("1 // 0", 1, 3, "division by 0");
     fails("1 / 2", 1, 3, "'//' divides numbers");
     fails("x = 1 << 126\ny = x * 4", 2, 7, "too large");
-    fails("1 + \"a\"", 1, 3, "'+' has no meaning between a number and a text");
+    fails("1 + \"a\"", 1, 3, "'+' is not defined for a number and a text");
 }
 
 #[test]
@@ -375,13 +375,13 @@ fn errors_have_line_and_column() {
         ("sr1(IP(), tmeout=1)", 1, 11, "sr1() has no argument 'tmeout'; did you mean timeout"),
         ("sr1()", 1, 1, "needs packet"),
         ("sr1(IP(), timeout=0)", 1, 11, "timeout must be seconds"),
-        ("sr1(IP(ttl=(1,2)))", 1, 5, "one packet is needed, this is a set of 2"),
+        ("sr1(IP(ttl=(1,2)))", 1, 5, "expected one packet, got a set of 2"),
         ("send([])", 1, 6, "packets contains no packet"),
         ("sniff()", 1, 1, "set count or timeout"),
         ("sniff(count=1)", 1, 1, "not available"),
         ("[1][5]", 1, 4, "there is no element 5: there are 1"),
         ("x = \"abc\ny = 1", 1, 5, "the quote is not closed on its line"),
-        ("5.foo", 1, 2, "'.' makes no sense"),
+        ("5.foo", 1, 2, "unexpected '.'"),
         ("\"a\".foo()", 1, 4, "no variable, function or layer 'foo'"),
         ("len(5)", 1, 5, "a number has no length"),
         ("del x", 1, 5, "no variable"),
@@ -395,8 +395,8 @@ fn errors_have_line_and_column() {
 fn sizes_are_limited() {
     let mut text = "a = [1]\n".to_owned();
     text.push_str(&"a = [a, a]\n".repeat(40));
-    fails(&text, 24, 5, "elements with all in them");
-    fails(&format!("a = [1]\n{}", "a = [a]\n".repeat(100)), 65, 5, "lists inside each other");
+    fails(&text, 24, 5, "elements, nested ones included");
+    fails(&format!("a = [1]\n{}", "a = [a]\n".repeat(100)), 65, 5, "lists are nested more than");
     fails(&format!("p = IP()\n{}", "p = p/p\n".repeat(40)), 18, 6, "at most 65536 layers");
     fails(&format!("t = \"x\"\n{}", "t = t + t\n".repeat(40)), 26, 7, "longer than");
     says(&format!("1{}", " + 1".repeat(100_000)), &["100001"]);

@@ -101,7 +101,7 @@ fn bad_input() {
     );
     failed(
         &crafter(&["build", "IP()/Raw(load=["]),
-        "expression, column 16: the end makes no sense here; ',' or the closing bracket is needed",
+        "expression, column 16: unexpected end; expected ',' or the closing bracket",
     );
     failed(
         &crafter(&["build", "--pcap", "-", "TCP()"]),

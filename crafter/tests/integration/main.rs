@@ -13,12 +13,12 @@
 //! | `lab` | the lab as a library: network, servers, tap, clean-up | root |
 //! | `lab_run` | `crafter lab run`: exit codes, signals, output, clean-up | root |
 //! | `layer_allocations` | building packets into a reused buffer allocates nothing | |
-//! | `layer_judges` | ICMP extensions, MPLS, HTTP, DNS over TCP and fragments, compared with tshark and Scapy | |
+//! | `layer_dissectors` | ICMP extensions, MPLS, HTTP, DNS over TCP and fragments, compared with tshark and Scapy | |
 //! | `layers` | `crafter build`, `show` and `ls`, compared with tshark and Scapy | |
 //! | `policy` | `crafter policy check` and `explain` | |
 //! | `policy_allocations` | a decision of the policy about a packet allocates nothing | |
-//! | `rooms` | modules of crafter import only modules above them in ARCHITECTURE.md | |
-//! | `units` | the systemd units, checked by systemd's tools | |
+//! | `module_order` | modules of crafter import only modules above them in ARCHITECTURE.md | |
+//! | `systemd_units` | the systemd units, checked by systemd's tools | |
 //!
 //! `allocations` counts the allocations of a thread with a global allocator for all modules; `canary` detects when the
 //! kernel has destroyed a network namespace.
@@ -34,9 +34,10 @@ mod inventory;
 mod lab;
 mod lab_run;
 mod layer_allocations;
-mod layer_judges;
+mod layer_dissectors;
 mod layers;
+mod module_order;
 mod policy;
 mod policy_allocations;
-mod rooms;
-mod units;
+
+mod systemd_units;

@@ -5,7 +5,7 @@ use std::time::Instant;
 use crafter::{
     layer::Tcp,
     packet::Transport,
-    policy::{Host, LeaseWish, PacketInfo, Policy, Subject, Usage, Verdict},
+    policy::{Host, PacketInfo, Policy, RequestedLease, Subject, Usage, Verdict},
 };
 
 use crate::allocations::counted;
@@ -16,7 +16,7 @@ fn deciding_packets_allocates_nothing() {
     let policy = Policy::parse(text).unwrap();
     let subject = Subject { user: 1000, groups: vec![1000] };
     let host = Host { addresses: vec!["192.0.2.1".parse().unwrap()], broadcasts: vec![], mtu: 1500 };
-    let wish = LeaseWish {
+    let requested = RequestedLease {
         interface: "eth0".to_owned(),
         transport: Some(Transport::Tcp),
         address: None,
@@ -25,7 +25,7 @@ fn deciding_packets_allocates_nothing() {
         observe: false,
     };
     let mut usage = Usage::default();
-    let grant = policy.grant(&subject, &wish, &host, &usage).unwrap();
+    let grant = policy.grant(&subject, &requested, &host, &usage).unwrap();
     // With another policy, the rule has to be found for each packet.
     let next = Policy::parse(text).unwrap();
     let packets = ["203.0.113.1:80", "10.0.0.1:80"].map(|destination| {

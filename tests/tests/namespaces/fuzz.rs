@@ -18,7 +18,7 @@ use crafter::{
     expr::PacketSet,
     layer::{Kind, Packet},
     packet::Transport,
-    policy::{Host, LeaseWish, Names, PacketInfo, Policy, Question, Rule, SHIPPED, Subject, Usage},
+    policy::{Host, Names, PacketInfo, Policy, Question, RequestedLease, Rule, SHIPPED, Subject, Usage},
 };
 use crafter_tests::leak::Parallel;
 
@@ -361,7 +361,7 @@ fn policy() {
             damage(&mut bytes, &harm[..harm.len() % 9], &[]);
             let subject = Subject { user: 1000, groups: vec![1000, 200] };
             for transport in [Transport::Tcp, Transport::Udp, Transport::Icmp] {
-                let wish = LeaseWish {
+                let requested = RequestedLease {
                     interface: "eth0".to_owned(),
                     transport: Some(transport),
                     address: None,
@@ -371,7 +371,7 @@ fn policy() {
                 };
                 let mut usage = Usage::default();
                 usage.ports = u32::from(*packet);
-                let Ok(grant) = policy.grant(&subject, &wish, &host, &usage) else { continue };
+                let Ok(grant) = policy.grant(&subject, &requested, &host, &usage) else { continue };
                 policy.frame(&grant, &bytes, &mut usage, now);
                 let Some(outgoing) = PacketInfo::read(&bytes) else { continue };
                 if policy.packet(&grant, &outgoing, &mut usage, now).is_allowed() {

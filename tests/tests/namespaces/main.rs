@@ -16,7 +16,7 @@
 //! | `hostile` | a peer that sends malformed segments |
 //! | `kernel_age` | crafter works on supported kernels and rejects older ones with the reason |
 //! | `memory_limit` | too little memory: it fails or is killed, and leaves nothing; ignored, needs a cgroup |
-//! | `neighbours` | other programs that hold ports or hooks, and other instances of crafter |
+//! | `coexistence` | other programs that hold ports or hooks, and other instances of crafter |
 //! | `oracle` | random packets through the kernel half and through a model of it: no difference |
 //! | `scapy_service` | Scapy as user `nobody` through the service |
 //! | `service_clsact` | the service on a kernel without tcx: filters that outlive their owner are removed |
@@ -30,6 +30,7 @@
 //! | `verdict` | named packets through the programs by BPF_PROG_TEST_RUN: every reason, every branch |
 
 mod clock;
+mod coexistence;
 mod conversation;
 mod devices;
 mod engine_pair;
@@ -42,7 +43,7 @@ mod half_open;
 mod hostile;
 mod kernel_age;
 mod memory_limit;
-mod neighbours;
+
 mod oracle;
 mod scapy_service;
 mod scripted;

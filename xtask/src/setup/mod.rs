@@ -3,11 +3,12 @@
 //! interrupted run is continued. An optional package that cannot be installed is reported, and the job continues.
 
 mod corpora;
+mod disk_space;
 mod ebpf;
 mod lock;
 mod packages;
 mod refused;
-mod room;
+
 mod scapy;
 mod tools;
 
@@ -75,7 +76,7 @@ pub fn begin(purposes: &[Purpose]) -> Result<Pending> {
     let lock = Lock::take()?;
     // Check again: another set-up may have installed it meanwhile.
     let (tools, ebpf) = (tools::missing(purposes), ebpf::present());
-    room::check(purposes, !ebpf)?;
+    disk_space::check(purposes, !ebpf)?;
     let Some(manager) = Manager::of_host() else {
         explain(&tools, ebpf);
         if !ebpf || tools.iter().any(|tool| tool.purpose == Purpose::Build) {

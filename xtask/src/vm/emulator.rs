@@ -272,11 +272,11 @@ fn sweep(cache: &Path) -> Result<()> {
 /// Fails if the file system of `directory` has fewer free bytes.
 fn has_room(directory: &Path, bytes: u64) -> Result<()> {
     let text = sh::output(Command::new("df").args(["-B1", "--output=avail"]).arg(directory))?;
-    let free: u64 = text.lines().last().unwrap_or_default().trim().parse().context("df says no number")?;
+    let free: u64 = text.lines().last().unwrap_or_default().trim().parse().context("cannot parse the output of df")?;
     if free < bytes {
         let (needed, there) = (megabytes(bytes), megabytes(free));
         bail!(
-            "QEMU and its libraries take {needed} MB in {}, and {there} MB are free; make room there",
+            "QEMU and its libraries take {needed} MB in {}, and {there} MB are free; free disk space there",
             directory.display()
         );
     }
@@ -379,6 +379,6 @@ mod tests {
         let there = std::env::temp_dir();
         has_room(&there, 1).expect("a byte is free");
         let error = has_room(&there, u64::MAX).expect_err("nobody has so much").to_string();
-        assert!(error.contains("MB are free; make room there"), "{error}");
+        assert!(error.contains("MB are free; free disk space there"), "{error}");
     }
 }

@@ -31,7 +31,7 @@ const SHORT: [(&str, &[&str]); 6] = [
     ("verdict", &["named_rows", "every_reason", "flow_entries", "every_size_class", "truncated_packets", "disowned"]),
     ("kernel_age", &[]),
     ("conversation", &["native", "tc", "policy_pass"]),
-    ("neighbours", &[]),
+    ("coexistence", &[]),
     ("faults", &["clsact", "sigkill"]),
     ("clock", &["download_survives", "kernel_half", "leases_and_their_ages", "record_timestamps"]),
 ];

@@ -7,18 +7,18 @@
 //! | defect of smoltcp | function |
 //! |---|---|
 //! | **received segments** | |
-//! | accepts any RST in the window | [`repair::is_inexact_reset`] |
-//! | does not answer a SYN on an open connection | [`repair::is_late_syn`] |
-//! | sends a challenge ACK in too few cases | [`repair::Repair::challenged`] |
-//! | stops its timer after duplicate ACKs while only a FIN is unacknowledged | [`repair::is_repeated_ack_of_fin`] |
-//! | retransmits a full segment into a smaller window | [`repair::Repair::is_repeated_ack_without_room`] |
-//! | ignores an ACK at the right edge of the window | [`repair::ack_at_right_edge`] |
-//! | uses the window of a reordered ACK | [`repair::Repair::newest_window`] |
-//! | neither retransmits nor probes data in a window that the scale rounds to 0 | [`repair::Repair::window_in_flight`] |
+//! | accepts any RST in the window | [`segment_fixups::is_inexact_reset`] |
+//! | does not answer a SYN on an open connection | [`segment_fixups::is_late_syn`] |
+//! | sends a challenge ACK in too few cases | [`segment_fixups::SegmentFixups::challenged`] |
+//! | stops its timer after duplicate ACKs while only a FIN is unacknowledged | [`segment_fixups::is_repeated_ack_of_fin`] |
+//! | retransmits a full segment into a smaller window | [`segment_fixups::SegmentFixups::is_repeated_ack_without_room`] |
+//! | ignores an ACK at the right edge of the window | [`segment_fixups::ack_at_right_edge`] |
+//! | uses the window of a reordered ACK | [`segment_fixups::SegmentFixups::newest_window`] |
+//! | neither retransmits nor probes data in a window that the scale rounds to 0 | [`segment_fixups::SegmentFixups::window_in_flight`] |
 //! | reads no IPv6 extension headers except hop-by-hop options | [`plain::without_extension_headers`] |
 //! | reads no super-frame that exceeds the length field | [`plain::in_pieces`] |
 //! | **sent segments** | |
-//! | sends an ACK or RST without data with SND.UNA instead of SND.NXT | [`repair::send_next`] |
+//! | sends an ACK or RST without data with SND.UNA instead of SND.NXT | [`segment_fixups::send_next`] |
 //! | misreads its own window until it has sent the ACK of the handshake | [`socket::owes_handshake_ack`] |
 //! | cannot abort a connection attempt without a RST | `StreamEngine::fail_silently` |
 //! | cannot change the MTU | [`device::interface`] |
@@ -38,7 +38,7 @@
 
 pub(crate) mod device;
 pub(crate) mod plain;
-pub(crate) mod repair;
+pub(crate) mod segment_fixups;
 pub(crate) mod socket;
 #[cfg(test)]
 mod tests;

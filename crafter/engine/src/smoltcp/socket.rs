@@ -10,7 +10,7 @@ use crafter_packet::view::Seq;
 ///   resets it when it retransmits.
 /// - Required: ACKs carry SND.NXT (RFC 9293, section 3.10.7.4); an ICMP error counts only if it quotes a number in
 ///   flight (RFC 5927, section 4.1).
-/// - Otherwise: [`send_next`](super::repair::send_next) and the repairs of repeated ACKs lack these numbers, and a
+/// - Otherwise: [`send_next`](super::segment_fixups::send_next) and the fix-ups of repeated ACKs lack these numbers, and a
 ///   forged ICMP error ends a connection attempt.
 /// - Remove when smoltcp has accessors for both, and SND.NXT does not go back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +49,7 @@ impl SendSequence {
 ///
 /// - smoltcp: `remote_seq_no` is private; the length of the receive queue is public.
 /// - Required: RST and SYN are judged by RCV.NXT (RFC 5961, sections 3.2 and 4.2).
-/// - Otherwise: [`is_inexact_reset`](super::repair::is_inexact_reset) has no number to compare with.
+/// - Otherwise: [`is_inexact_reset`](super::segment_fixups::is_inexact_reset) has no number to compare with.
 /// - Remove when smoltcp has an accessor.
 pub(crate) fn receive_next(first: Seq, consumed: u32, socket: &Socket<'_>) -> Seq {
     let has_fin = matches!(socket.state(), State::CloseWait | State::Closing | State::LastAck | State::TimeWait);

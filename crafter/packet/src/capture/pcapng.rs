@@ -61,7 +61,7 @@ pub(super) enum Stop {
 impl fmt::Display for Stop {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Needs(length) => write!(f, "what follows claims to have {length} bytes"),
+            Self::Needs(length) => write!(f, "the next block claims {length} bytes"),
             Self::Broken(reason) => f.write_str(reason),
         }
     }
@@ -77,7 +77,7 @@ impl Section {
             self.big_endian = match u32::from_be_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]) {
                 MAGIC => true,
                 magic if magic == MAGIC.swap_bytes() => false,
-                magic => return Err(Stop::Broken(format!("its byte order, {magic:#010x}, is none"))),
+                magic => return Err(Stop::Broken(format!("invalid byte-order magic {magic:#010x}"))),
             };
             self.interfaces.clear();
         }
@@ -90,7 +90,7 @@ impl Section {
         needed(length)?;
         let end = Fields { rest: &bytes[length - 4..], ..whole }.u32();
         if end != Some(length as u32) {
-            return Err(Stop::Broken("a block does not end with its length".to_owned()));
+            return Err(Stop::Broken("the two length fields of a block differ".to_owned()));
         }
         let body = Fields { rest: &bytes[8..length - 4], ..whole };
         let packet = match kind {

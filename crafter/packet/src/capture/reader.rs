@@ -70,9 +70,9 @@ impl<R: Read> Reader<R> {
         while buffer.len() < 4 && more(&mut source, &mut buffer)? > 0 {}
         if !is_capture(&buffer) {
             let reason = if buffer.starts_with(&[0x1f, 0x8b]) {
-                "it is compressed; `gunzip -c FILE` gives what is in it"
+                "it is compressed; decompress it with `gunzip -c FILE`"
             } else {
-                "it is neither pcap nor pcapng: the first bytes are not those of either"
+                "it is neither pcap nor pcapng: unknown magic number"
             };
             return Err(Error::invalid("capture", reason));
         }

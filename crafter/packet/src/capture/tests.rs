@@ -157,7 +157,7 @@ fn impossible_lengths_are_rejected_at_once() {
     let mut file = file(Format::Pcap);
     file[24 + 8..24 + 12].fill(0xff);
     let said = Reader::new(file.chain(io::repeat(0))).unwrap().next().unwrap().unwrap_err().to_string();
-    let reason = "malformed at byte 24, after packet 0: what follows claims to have 4294967311 bytes";
+    let reason = "malformed at byte 24, after packet 0: the next block claims 4294967311 bytes";
     assert_eq!(said, format!("capture: {reason}"));
 }
 

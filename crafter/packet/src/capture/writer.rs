@@ -243,7 +243,7 @@ fn link(first: Kind) -> Result<Link> {
 fn text(text: &str) -> Result<&str> {
     match u16::try_from(text.len()) {
         Ok(_) => Ok(text),
-        Err(_) => Err(Error::invalid("pcapng", format_args!("a text of {} bytes, at most 65535 fit", text.len()))),
+        Err(_) => Err(Error::invalid("pcapng", format_args!("the text has {} bytes; the limit is 65535", text.len()))),
     }
 }
 

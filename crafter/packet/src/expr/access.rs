@@ -56,7 +56,7 @@ fn of_pair(pair: &Pair, name: &str) -> Result<Object, String> {
 pub fn one(packets: &PacketSet) -> Result<Packet, String> {
     match packets.len() {
         1 => packets.single().map_err(|error| error.to_string()),
-        length => Err(format!("one packet is needed, this is a set of {length}: its first one is [0]")),
+        length => Err(format!("expected one packet, got a set of {length}; use [0] for the first")),
     }
 }
 
@@ -138,7 +138,7 @@ pub fn index(object: &Object, index: &Object) -> Result<Object, String> {
             let at = place(index, text.chars().count() as u128, "character")?;
             Ok(Object::Text(text.chars().skip(at as usize).take(1).collect()))
         }
-        (other, _) => Err(format!("{} has no parts to take by []", other.is())),
+        (other, _) => Err(format!("{} cannot be indexed", other.is())),
     }
 }
 
@@ -147,7 +147,7 @@ pub fn layer(packet: &Packet, index: &Object, count: i128) -> Result<usize, Stri
     let kind = match index {
         Object::Layer(kind) => *kind,
         Object::Text(name) => Kind::named(name)?,
-        other => return Err(format!("a layer is needed, {} is none", other.is())),
+        other => return Err(format!("expected a layer, got {}", other.is())),
     };
     let mut places = packet.layers().iter().enumerate().filter(|(_, layer)| layer.kind() == kind);
     let found = usize::try_from(count - 1).ok().and_then(|skip| places.nth(skip));
@@ -159,7 +159,7 @@ pub fn layer(packet: &Packet, index: &Object, count: i128) -> Result<usize, Stri
 
 /// Resolves an index; a negative index counts from the end.
 fn place(index: &Object, length: u128, what: &str) -> Result<u128, String> {
-    let number = index.number().ok_or_else(|| format!("a number is needed in [], {} is none", index.is()))?;
+    let number = index.number().ok_or_else(|| format!("expected a number in [], got {}", index.is()))?;
     let at = if number < 0 { number.saturating_add_unsigned(length) } else { number };
     u128::try_from(at).ok().filter(|at| *at < length).ok_or_else(|| match length {
         0 => format!("there is no {what} at all"),
@@ -180,8 +180,7 @@ pub fn slice(object: &Object, from: Option<&Object>, to: Option<&Object>) -> Res
         let bound = |bound: Option<&Object>, default: usize| match bound {
             None | Some(Object::None) => Ok(default),
             Some(object) => {
-                let number =
-                    object.number().ok_or_else(|| format!("a number is needed in [], {} is none", object.is()))?;
+                let number = object.number().ok_or_else(|| format!("expected a number in [], got {}", object.is()))?;
                 let number = if number < 0 { number.saturating_add(length as i128) } else { number };
                 Ok::<_, String>(number.clamp(0, length as i128) as usize)
             }
@@ -197,7 +196,7 @@ pub fn slice(object: &Object, from: Option<&Object>, to: Option<&Object>) -> Res
             let chars: Vec<char> = text.chars().collect();
             Object::Text(chars[range(chars.len())?].iter().collect())
         }
-        other => return Err(format!("{} has no parts to take by []", other.is())),
+        other => return Err(format!("{} cannot be indexed", other.is())),
     })
 }
 

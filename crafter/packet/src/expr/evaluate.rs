@@ -317,7 +317,7 @@ pub async fn spans<E: Environment>(
     layer: &AnyLayer,
     field: &FieldInfo,
 ) -> Result<Vec<Span>, Fault<E::Error>> {
-    let empty = || Fault::new(node.at, "the list is empty: no packet at all");
+    let empty = || Fault::new(node.at, "the list is empty");
     // Literal elements have their own positions for errors.
     if let (Tree::List(nodes), true) = (&node.tree, field.kind != FieldKind::List) {
         let mut spans = Vec::with_capacity(nodes.len());

@@ -78,8 +78,8 @@ impl Items {
             }
         }
         match () {
-            () if depth > MAX_DEPTH => Err(format!("more than {MAX_DEPTH} lists inside each other")),
-            () if total > MAX_LENGTH => Err(format!("a list has at most {MAX_LENGTH} elements with all in them")),
+            () if depth > MAX_DEPTH => Err(format!("lists are nested more than {MAX_DEPTH} deep")),
+            () if total > MAX_LENGTH => Err(format!("a list has at most {MAX_LENGTH} elements, nested ones included")),
             () => Ok(Self { title: None, depth, total, items: items.into() }),
         }
     }

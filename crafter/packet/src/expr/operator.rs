@@ -104,7 +104,7 @@ impl Operator {
     /// # Errors
     /// An error message, if the operator is undefined for them.
     pub fn apply(self, left: &Object, right: &Object) -> Result<Object, String> {
-        let mismatch = || Err(format!("'{}' has no meaning between {} and {}", self.sign(), left.is(), right.is()));
+        let mismatch = || Err(format!("'{}' is not defined for {} and {}", self.sign(), left.is(), right.is()));
         match self {
             Op::Stack => stack(left, right),
             Op::Equal => Ok(Object::Bool(equal(left, right))),
@@ -214,7 +214,7 @@ fn stack(left: &Object, right: &Object) -> Result<Object, String> {
     }
     let packets = |object: &Object| {
         let wanted = "a layer, a packet, a text or bytes";
-        object.packets().ok_or_else(|| format!("'/' stacks layers, and {} is none: {wanted} is needed", object.is()))
+        object.packets().ok_or_else(|| format!("'/' stacks layers: expected {wanted}, got {}", object.is()))
     };
     let (left, right) = (packets(left)?, packets(right)?);
     let mut set: PacketSet = Arc::unwrap_or_clone(left);

@@ -61,7 +61,7 @@ fn scan(text: &str) -> impl Iterator<Item = (usize, char, Place, usize)> {
 /// Rejects brackets nested so deeply that parsing would exhaust the stack.
 pub(super) fn check_depth(text: &str) -> Result<(), Fault> {
     match scan(text).find(|(.., depth)| *depth > MAX_DEPTH) {
-        Some((at, ..)) => Err(Fault::new(at, format_args!("more than {MAX_DEPTH} brackets inside each other"))),
+        Some((at, ..)) => Err(Fault::new(at, format_args!("brackets are nested more than {MAX_DEPTH} deep"))),
         None => Ok(()),
     }
 }

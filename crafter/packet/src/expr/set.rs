@@ -140,7 +140,7 @@ impl PacketSet {
     pub fn single(&self) -> Result<Packet> {
         match self.len() {
             1 => Ok(self.get(0)),
-            length => Err(Error::invalid("expression", format_args!("one packet is needed, it is a set of {length}"))),
+            length => Err(Error::invalid("expression", format_args!("expected one packet, got a set of {length}"))),
         }
     }
 

@@ -145,11 +145,11 @@ fn read<'a, T>(mut parser: impl Parser<Input<'a>, T, Failure>, text: &'a str, st
         let rest = &text[error.offset()..];
         let found = match rest.chars().next() {
             Some(char) => format!("'{char}'"),
-            None => "the end".to_owned(),
+            None => "end".to_owned(),
         };
         let reason = match expected {
-            None => format!("{found} makes no sense here"),
-            Some(expected) => format!("{found} makes no sense here; {expected} is needed"),
+            None => format!("unexpected {found}"),
+            Some(expected) => format!("unexpected {found}; expected {expected}"),
         };
         Fault::new(start + error.offset(), reason)
     })

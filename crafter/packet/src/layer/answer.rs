@@ -1,4 +1,4 @@
-//! Matches replies to requests.
+//! Decides whether a packet is a reply to another one, layer by layer.
 
 use std::net::IpAddr;
 
@@ -52,7 +52,7 @@ pub(crate) fn answers(answer: &[AnyLayer], request: &[AnyLayer]) -> bool {
 
 /// Whether an answer with the addresses `answer` (source, destination) matches a request to `wanted` from `source`, if
 /// that is known.
-pub(crate) fn goes_back(
+pub(crate) fn addresses_match(
     answer: (Option<IpAddr>, Option<IpAddr>),
     wanted: Option<IpAddr>,
     source: Option<IpAddr>,

@@ -63,12 +63,12 @@ impl Packet {
         };
         let room = mtu.saturating_sub(whole.header) / 8;
         if room == 0 {
-            return Err(invalid("the MTU leaves no 8 bytes for payload"));
+            return Err(invalid("the MTU leaves less than 8 bytes for payload"));
         }
         let units = whole.payload.len().div_ceil(8);
         let cuts = (0..units).step_by(room).map(|offset| {
             let offset = u16::try_from(offset).ok().filter(|offset| *offset < 1 << 13);
-            let offset = offset.ok_or_else(|| invalid("the packet is longer than fragments can tell"))?;
+            let offset = offset.ok_or_else(|| invalid("the packet is too long: a fragment offset exceeds 13 bits"))?;
             Ok(Cut::new(offset, u16::try_from(room).unwrap_or(u16::MAX)))
         });
         cuts.map(|cut: Result<Cut>| whole.cut(cut?)).collect()
@@ -146,10 +146,10 @@ impl Whole {
     fn cut(&self, cut: Cut) -> Result<Packet> {
         let (offset, length) = (usize::from(cut.offset) * 8, self.payload.len());
         if cut.offset >= 1 << 13 {
-            return Err(invalid("the packet is longer than fragments can tell"));
+            return Err(invalid("the packet is too long: a fragment offset exceeds 13 bits"));
         }
         if offset >= length {
-            let reason = format!("the cut at {} begins behind the packet's {length} bytes of payload", cut.offset);
+            let reason = format!("the cut at {} begins after the end of the payload ({length} bytes)", cut.offset);
             return Err(invalid(reason));
         }
         if cut.length == 0 {
@@ -263,7 +263,7 @@ mod tests {
         assert_eq!((ip(0).flags, ip(2).flags), (Some(IpFlags::MF), Some(IpFlags(0))));
         let error = |packet: &Packet, mtu| packet.fragment(mtu, 1).unwrap_err().to_string();
         assert_eq!(error(&fragments[0], 60), "fragment: the packet is a fragment itself");
-        assert_eq!(error(&packet, 35), "fragment: the MTU leaves no 8 bytes for payload");
+        assert_eq!(error(&packet, 35), "fragment: the MTU leaves less than 8 bytes for payload");
         assert_eq!(error(&Packet::from("x"), 35), "fragment: the packet has no IP layer");
     }
 }

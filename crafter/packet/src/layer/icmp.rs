@@ -113,7 +113,7 @@ impl Icmp {
     }
 
     /// Whether it has the length of its quote, so that extensions can follow (RFC 4884, section 4).
-    pub(crate) fn tells_length(&self) -> bool {
+    pub(crate) fn has_length_field(&self) -> bool {
         matches!(self.number(), 3 | 11 | 12)
     }
 
@@ -162,7 +162,7 @@ impl Protocol for Icmp {
         }
         let mut end = bytes.len();
         let next = if layer.is_error() { Kind::Ip } else { Kind::Raw };
-        if layer.tells_length() {
+        if layer.has_length_field() {
             end = header + icmp_extension::quote_end(&bytes[header..], layer.length, 4);
         }
         Some(Parsed { layer, header, end, next })
@@ -202,7 +202,7 @@ impl Protocol for Icmp {
 
     fn finish(&self, packet: &mut Building<'_>) -> Result<(), FieldError> {
         if self.length.is_none()
-            && self.tells_length()
+            && self.has_length_field()
             && let Some(quote) = packet.quote()
         {
             let words = u8::try_from(quote / 4).map_err(|_| FieldError { layer: "ICMP", field: "length", bits: 8 })?;

@@ -83,7 +83,7 @@ impl Packet {
 /// The unit of the quote length field of an error, in bytes; `None` for all other layers.
 fn unit(layer: &AnyLayer) -> Option<usize> {
     match layer {
-        AnyLayer::Icmp(error) if error.tells_length() => Some(4),
+        AnyLayer::Icmp(error) if error.has_length_field() => Some(4),
         AnyLayer::Icmpv6DestUnreach(_) | AnyLayer::Icmpv6TimeExceeded(_) => Some(8),
         _ => None,
     }

@@ -72,7 +72,7 @@ impl std::str::FromStr for IpFlags {
             let known = Self::NAMES.iter().find(|(_, known)| known.eq_ignore_ascii_case(name.trim()));
             known
                 .map(|(bit, _)| Self(flags.0 | bit))
-                .ok_or_else(|| format!("'{name}' is not a flag; there are MF, DF and evil, with + between them"))
+                .ok_or_else(|| format!("unknown flag '{name}'; use MF, DF and evil, joined by +"))
         })
     }
 }
@@ -291,7 +291,7 @@ impl Protocol for Ip {
         }
         let wanted = last_destination(request);
         let addresses = (or_default!(self, Ip, src).map(Into::into), last_destination(self));
-        answer::goes_back(addresses, wanted, request.src.map(Into::into)) && answer::answers(above, asked)
+        answer::addresses_match(addresses, wanted, request.src.map(Into::into)) && answer::answers(above, asked)
     }
 
     fn summary(&self, f: &mut fmt::Formatter<'_>, packet: &[AnyLayer], at: usize) -> fmt::Result {

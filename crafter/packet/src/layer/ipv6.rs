@@ -119,7 +119,7 @@ impl Protocol for Ipv6 {
                 && answer::quotes(&rest[extensions(rest)..], asked);
         }
         let addresses = (or_default!(self, Ipv6, src).map(Into::into), here);
-        answer::goes_back(addresses, wanted, request.src.map(Into::into)) && answer::answers(above, asked)
+        answer::addresses_match(addresses, wanted, request.src.map(Into::into)) && answer::answers(above, asked)
     }
 
     fn summary(&self, f: &mut fmt::Formatter<'_>, packet: &[AnyLayer], at: usize) -> fmt::Result {

@@ -37,6 +37,9 @@ mod table;
 mod text;
 pub mod value;
 
+// To add a layer: a file with its struct (`layer!`, see `table.rs`) and its `Protocol`, a line here, its number in the
+// layer below (`ip.rs`, `udp.rs`, `ether.rs`, ...), and a sample in `packet/src/layer/samples.rs`, which the tests compare with tshark
+// and Scapy.
 packet::layers! {
     arp: Arp;
     dns: Dns;

@@ -156,7 +156,7 @@ mod tests {
         let header = six[1].get::<Ipv6Fragment>().unwrap();
         assert_eq!((header.offset, header.m, header.id, header.nh), (Some(2), Some(1), Some(5), Some(17)));
         let error = |cut: Cut| packet.fragment_at(&[cut], 5).unwrap_err().to_string();
-        assert_eq!(error(Cut::new(26, 1)), "fragment: the cut at 26 begins behind the packet's 208 bytes of payload");
+        assert_eq!(error(Cut::new(26, 1)), "fragment: the cut at 26 begins after the end of the payload (208 bytes)");
         assert_eq!(error(Cut::new(1, 0)), "fragment: the cut at 1 has no length");
         assert!(fragments[0].fragment_at(&cuts, 5).is_err(), "a fragment is none again");
     }

@@ -22,7 +22,7 @@ const LETTERS: &str = "FSRPAUECN";
 fn flags_from(text: &str) -> Result<Flags, String> {
     text.chars().try_fold(Flags::NONE, |flags, letter| {
         let bit = LETTERS.find(letter.to_ascii_uppercase());
-        bit.map(|bit| flags | Flags(1 << bit)).ok_or_else(|| format!("'{letter}' is not a flag; there are {LETTERS}"))
+        bit.map(|bit| flags | Flags(1 << bit)).ok_or_else(|| format!("unknown flag '{letter}'; flags are {LETTERS}"))
     })
 }
 

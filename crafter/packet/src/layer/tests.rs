@@ -106,7 +106,7 @@ fn fields_by_name() {
         ("TPC", "dport", Value::None, "layer: there is no layer 'TPC'; did you mean TCP"),
         ("IP", "ttl", Value::Uint(256), "IP.ttl: 256 does not fit 8 bits, the largest is 255"),
         ("IP", "dst", Value::Text("x".into()), "IP.dst: 'x' is not an IPv4 address"),
-        ("TCP", "flags", Value::Text("X".into()), "TCP.flags: 'X' is not a flag; there are FSRPAUECN"),
+        ("TCP", "flags", Value::Text("X".into()), "TCP.flags: unknown flag 'X'; flags are FSRPAUECN"),
         ("UDP", "len", Value::None, "UDP: the packet has no such layer"),
     ] {
         let error = packet.set_field(layer, field, &value).unwrap_err().to_string();

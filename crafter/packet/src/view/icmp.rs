@@ -197,7 +197,7 @@ impl IcmpError {
                         | IcmpTypes::TimeExceeded
                         | IcmpTypes::ParameterProblem,
                     ) => {}
-                    _ => return Err("an ICMP message that is no error"),
+                    _ => return Err("not an ICMP error"),
                 }
                 IcmpReason::from_v4(message[field::TYPE], code, rest)
             }
@@ -205,7 +205,7 @@ impl IcmpError {
                 // RFC 4443, section 2.1: the high bit of the type is 0 in errors.
                 match Icmpv6Packet::new(message).map(|icmp| icmp.get_icmpv6_type()) {
                     Some(error) if error.0 < Icmpv6Types::EchoRequest.0 => {}
-                    _ => return Err("an ICMPv6 message that is no error"),
+                    _ => return Err("not an ICMPv6 error"),
                 }
                 IcmpReason::from_v6(kind, code, rest)
             }

@@ -115,7 +115,7 @@ impl<'a> IpPacket<'a> {
         let net = parse::network(bytes, 0, v6).map_err(|reason| match (reason, v6) {
             (Reason::OtherProtocol, _) => "too many IPv6 extension headers",
             (_, false) => "IPv4 header length below 5 words, or beyond the packet",
-            (_, true) => "an IPv6 extension header is truncated, or a fragment is fragmented",
+            (_, true) => "an IPv6 extension header is truncated, or there is a second fragment header",
         })?;
         let (source, destination) = net.addresses(bytes).ok_or(short)?;
         let (offset, more) = net.piece(bytes).filter(|_| net.fragment != parse::Fragment::Whole).unwrap_or_default();

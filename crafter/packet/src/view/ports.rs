@@ -26,8 +26,8 @@ pub enum PacketPorts {
 }
 
 impl PacketPorts {
-    /// The transport and the ports of `packet`; the transport is `None` for other protocols and other ICMP messages. Unlike
-    /// [`flow`](super::flow), it reads ports from a transport header that is cut short behind them.
+    /// The transport and the ports of `packet`; the transport is `None` for other protocols and other ICMP messages.
+    /// Unlike [`flow`](super::flow), it reads ports from a transport header that is truncated after them.
     ///
     /// `None` where the packet ends before its ports. Allocates nothing.
     pub fn read(packet: &IpPacket<'_>) -> Option<(Option<Transport>, Self)> {

@@ -157,7 +157,7 @@ fn holders_are_named() {
                 }
                 drop(socket);
             }
-            // A wildcard meets a wish for one address; a dual-stack [::] also one of IPv4.
+            // A wildcard conflicts with a reservation of one address; a dual-stack [::] also one of IPv4.
             let socket = again(|| bind(transport, "0.0.0.0", PORT));
             assert!(holder(reserve(transport, ip(HERE[0]), PORT, 1)).contains(&this()));
             drop(socket);

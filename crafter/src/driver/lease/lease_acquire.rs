@@ -102,11 +102,12 @@ fn from_kernel(shared: &Shared, request: &LeaseRequest) -> Result<AcquiredPorts>
         PortChoice::Free => vec![reserve::reserve_free(request.transport, address, DYNAMIC, ifindex)?],
         PortChoice::FreeRange(count) => reserve_row(request.transport, address, *count, ifindex)?,
         PortChoice::Exact(port) if !request.transport.ports().contains(port) => {
-            return Err(Error::invalid("port", "0 is no port; choose one from 1 to 65535"));
+            return Err(Error::invalid("port", "port 0 cannot be leased; choose one from 1 to 65535"));
         }
         PortChoice::Exact(port) => vec![reserve::reserve(request.transport, address, *port, ifindex)?],
         PortChoice::Range(range) if range.is_empty() || !request.transport.ports().contains(range.start()) => {
-            let reason = format_args!("{range:?} is no range of ports; write the lower port first, from 1 to 65535");
+            let reason =
+                format_args!("{range:?} is not a valid port range; write the lower port first, from 1 to 65535");
             return Err(Error::invalid("ports", reason));
         }
         PortChoice::Range(range) => reserve::reserve_range(request.transport, address, range.clone(), ifindex)?,

@@ -99,7 +99,7 @@ fn word() -> impl Strategy<Value = String> {
 fn ask_all(policy: &Policy, bytes: &[u8]) {
     let mut usage = Usage::default();
     let _ = (policy.warnings(), policy.observe(&alice()));
-    let Ok(grant) = policy.grant(&alice(), &wish(), &host(), &usage) else { return };
+    let Ok(grant) = policy.grant(&alice(), &requested(), &host(), &usage) else { return };
     if let Some(packet) = PacketInfo::read(bytes) {
         policy.packet(&grant, &packet, &mut usage, Instant::now());
     }
@@ -136,7 +136,7 @@ proptest! {
         let policy = rule(&(keys.replace("refuse = true", "") + "raw_ethernet = true\n"));
         ask_all(&policy, &bytes);
         let _ = policy.frame(&policy.grant(
-            &alice(), &LeaseWish { raw_ethernet: true, transport: Some(Transport::Udp), ..wish() }, &Host::default(), &Usage::default(),
+            &alice(), &RequestedLease { raw_ethernet: true, transport: Some(Transport::Udp), ..requested() }, &Host::default(), &Usage::default(),
         ).map_err(|decision| TestCaseError::reject(decision.to_string()))?, &bytes, &mut Usage::default(), Instant::now());
     }
 
@@ -185,8 +185,8 @@ proptest! {
         // If everything is denied, no frame with an IP packet is allowed, whatever its VLAN tags.
         let policy = rule("raw_ethernet = true\nmulticast = true\nbroadcast = true\nprotocols = ['any']\ndeny = ['any']");
         let mut usage = Usage::default();
-        let wish = LeaseWish { raw_ethernet: true, ..wish() };
-        let grant = policy.grant(&alice(), &wish, &host(), &usage).expect("a lease");
+        let requested = RequestedLease { raw_ethernet: true, ..requested() };
+        let grant = policy.grant(&alice(), &requested, &host(), &usage).expect("a lease");
         let mut frame = vec![2; 12];
         for tag in tags {
             frame.extend(tag.to_be_bytes());
@@ -217,8 +217,8 @@ proptest! {
         let policy = rule(&if first { denied + &rest } else { rest + &denied });
         let source = if destination.is_ipv4() { "192.0.2.1:50000" } else { "[2001:db8::1]:50000" };
         let mut usage = Usage::default();
-        let wish = LeaseWish { ports: 50_000..=50_000, ..wish() };
-        if let Ok(grant) = policy.grant(&alice(), &wish, &host(), &usage) {
+        let requested = RequestedLease { ports: 50_000..=50_000, ..requested() };
+        if let Ok(grant) = policy.grant(&alice(), &requested, &host(), &usage) {
             let packet = tcp(source, &std::net::SocketAddr::new(destination, port).to_string());
             prop_assert!(!policy.packet(&grant, &packet, &mut usage, Instant::now()).is_allowed());
         }

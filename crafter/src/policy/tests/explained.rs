@@ -71,9 +71,9 @@ proptest! {
         };
         let explanation = policy.explain(&alice(), &question);
         // Like the service: a lease, then a packet.
-        let wish = LeaseWish { interface, address: Some(source), ports: sport..=sport, ..wish() };
+        let requested = RequestedLease { interface, address: Some(source), ports: sport..=sport, ..requested() };
         let mut usage = Usage::default();
-        let allowed = policy.grant(&alice(), &wish, &host(), &usage).is_ok_and(|grant| {
+        let allowed = policy.grant(&alice(), &requested, &host(), &usage).is_ok_and(|grant| {
             let packet = tcp(&std::net::SocketAddr::new(source, sport).to_string(),
                 &std::net::SocketAddr::new(destination, port).to_string());
             policy.packet(&grant, &packet, &mut usage, Instant::now()).is_allowed()

@@ -54,7 +54,7 @@ fn sources() {
     assert_eq!(from("", "192.0.2.1:50010"), Verdict::SourcePort);
     assert_eq!(from("", "192.0.2.1:50009"), Verdict::Allowed);
     // A lease on one address.
-    let one = |wish: &mut LeaseWish| wish.address = Some("198.51.100.1".parse().unwrap());
+    let one = |requested: &mut RequestedLease| requested.address = Some("198.51.100.1".parse().unwrap());
     assert_eq!(sent(&rule(""), one, &tcp("192.0.2.1:50000", to)), Verdict::ForeignSource);
     assert_eq!(sent(&rule(""), one, &tcp("198.51.100.1:50000", to)), Verdict::Allowed);
 }
@@ -89,8 +89,8 @@ fn protocols() {
     assert_eq!(sent(&rule("protocols = ['tcp']"), |_| {}, &read(&udp)), Verdict::Protocol);
     // The lease owns the port for TCP only.
     assert_eq!(sent(&any, |_| {}, &read(&udp)), Verdict::SourcePort);
-    assert_eq!(sent(&rule(""), |wish| wish.transport = Some(Transport::Udp), &read(&udp)), Verdict::Allowed);
-    let icmp = |wish: &mut LeaseWish| wish.transport = Some(Transport::Icmp);
+    assert_eq!(sent(&rule(""), |requested| requested.transport = Some(Transport::Udp), &read(&udp)), Verdict::Allowed);
+    let icmp = |requested: &mut RequestedLease| requested.transport = Some(Transport::Icmp);
     let echo = |id: u8| read(&ip(&[], 1, 0, &[8, 0, 0, 0, 0xc3, id, 0, 1]));
     assert_eq!(echo(0x50).ports, PacketPorts::Query { identifier: 50_000 });
     assert_eq!(sent(&rule(""), icmp, &echo(0x50)), Verdict::Allowed);
@@ -115,7 +115,7 @@ fn fragments() {
     assert_eq!(first.ports, PacketPorts::Both { source: 50_000, destination: 80 });
     // The ports must be in the first fragment.
     assert_eq!(PacketInfo::read(&ip(&[], 6, 0x2000, &TCP[..3])), None);
-    let icmp = |wish: &mut LeaseWish| wish.transport = Some(Transport::Icmp);
+    let icmp = |requested: &mut RequestedLease| requested.transport = Some(Transport::Icmp);
     let ping = [read(&ip(&[], 1, 0x2000, &[8, 0, 0, 0, 0xc3, 0x50, 0, 1])), read(&ip(&[], 1, 3, &TCP))];
     for fragment in ping {
         assert_eq!(sent(&rule("deny = [{ prefix = 'any', ports = [25] }]"), icmp, &fragment), Verdict::Allowed);
@@ -238,7 +238,7 @@ fn sizes_and_rates() {
     packet.length = 1500;
     assert_eq!(sent(&rule(""), |_| {}, &packet), Verdict::Allowed);
     let (policy, mut usage, now) = (rule("packets_per_second = 10\nburst = 3"), Usage::default(), Instant::now());
-    let grant = policy.grant(&alice(), &wish(), &host(), &usage).unwrap();
+    let grant = policy.grant(&alice(), &requested(), &host(), &usage).unwrap();
     // A packet refused for another reason does not count towards the rate.
     let bad = tcp("192.0.2.1:1", "203.0.113.1:80");
     assert_eq!(policy.packet(&grant, &bad, &mut usage, now).verdict, Verdict::SourcePort);
@@ -250,11 +250,11 @@ fn sizes_and_rates() {
 
 #[test]
 fn frames() {
-    let raw = |wish: &mut LeaseWish| wish.raw_ethernet = true;
-    let ask = |keys: &str, change: fn(&mut LeaseWish), frame: &[u8]| {
-        let (policy, mut wish, mut usage) = (rule(keys), wish(), Usage::default());
-        change(&mut wish);
-        let grant = policy.grant(&alice(), &wish, &host(), &usage).unwrap();
+    let raw = |requested: &mut RequestedLease| requested.raw_ethernet = true;
+    let ask = |keys: &str, change: fn(&mut RequestedLease), frame: &[u8]| {
+        let (policy, mut requested, mut usage) = (rule(keys), requested(), Usage::default());
+        change(&mut requested);
+        let grant = policy.grant(&alice(), &requested, &host(), &usage).unwrap();
         policy.frame(&grant, frame, &mut usage, Instant::now()).verdict
     };
     let frame = |to: u8, kinds: &[u8], rest: &[u8]| [&[to; 6], &[2, 0, 0, 0, 0, 1][..], kinds, rest].concat();
@@ -291,7 +291,7 @@ fn frames() {
 #[test]
 fn new_policy_applies_to_existing_leases() {
     let (old, mut usage, now) = (rule(""), Usage::default(), Instant::now());
-    let grant = old.grant(&alice(), &wish(), &host(), &usage).unwrap();
+    let grant = old.grant(&alice(), &requested(), &host(), &usage).unwrap();
     let packet = tcp("192.0.2.1:50000", "203.0.113.1:80");
     let mut ask = |new: &Policy| (new.review(&grant).verdict, new.packet(&grant, &packet, &mut usage, now).verdict);
     assert_eq!(ask(&old), (Verdict::Allowed, Verdict::Allowed));

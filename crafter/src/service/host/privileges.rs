@@ -91,7 +91,7 @@ pub fn confine_beside(user: Option<&str>, start: Option<&dyn Fn() -> Result<()>>
     ] {
         let held = caps::read(None, set).map_err(refused)?;
         if held != *expected {
-            return Err(other(format!("the {set:?} set is {held:?} after all")));
+            return Err(other(format!("the {set:?} set still contains {held:?}")));
         }
     }
     Ok(())

@@ -20,16 +20,17 @@ use self::{
 use super::{
     caller::Caller,
     host::audit::{RequestKind, Resource},
-    observe, outgoing, records,
+    observe, outgoing,
+    quota::Charge,
+    records,
     served_lease::{LeaseTerms, ServedLease},
     state::Service,
-    users::Charge,
 };
 use crate::{
     Error, Lease, Result,
     capture::Direction,
     datapath::{maps::Terms, route, tap::Tap},
-    policy::{Decision, LeaseWish},
+    policy::{Decision, RequestedLease},
     protocol::wire::{Fault, LeaseCall, Leased, ObserveCall, Observing},
 };
 
@@ -87,7 +88,7 @@ fn publish(
     acquired: AcquiredLease,
 ) -> Result<(Leased, OwnedFd), LeaseError> {
     let AcquiredLease { guard, lease, grant, charge, ours, theirs } = acquired;
-    let ports = lease.as_ref().map(|_| grant.wish().ports.clone());
+    let ports = lease.as_ref().map(|_| grant.requested().ports.clone());
     let number = service.number();
     let terms = LeaseTerms {
         number,
@@ -173,7 +174,7 @@ async fn try_observe(
             return Err(Error::invalid("direction", format_args!("'{other}' is not a direction; use in or out")).into());
         }
     };
-    let wish = LeaseWish {
+    let requested = RequestedLease {
         interface: call.interface.clone(),
         transport: None,
         address: None,
@@ -182,12 +183,12 @@ async fn try_observe(
         observe: true,
     };
     let policy = service.policy();
-    allowed(policy.wish(&caller.subject, &wish))?;
+    allowed(policy.requested(&caller.subject, &requested))?;
     let guard = service.guard(&call.interface).await?;
     let attachment = &guard.attachment;
     let host = service.host(attachment.interface().mtu)?;
     let usage = service.users.of(caller.subject.user);
-    let grant = policy.grant(&caller.subject, &wish, &host, &usage.borrow())?;
+    let grant = policy.grant(&caller.subject, &requested, &host, &usage.borrow())?;
     let charge = Charge::new(usage, 0);
     let tap = Tap::open(&call.interface, &observe::options(call.filter.clone(), direction)).await?;
     let (ours, theirs) = pair()?;

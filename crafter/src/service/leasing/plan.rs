@@ -9,7 +9,7 @@ use super::{
 use crate::{
     Error,
     datapath::reserve::DYNAMIC,
-    policy::{Decision, Host, LeaseWish, Policy, Rule, Subject, Verdict},
+    policy::{Decision, Host, Policy, RequestedLease, Rule, Subject, Verdict},
     protocol::wire::Fault,
 };
 
@@ -52,7 +52,7 @@ pub(super) fn admit<'p>(
             ranges.first().map_or(0..=0, |range| *range.start()..=*range.start())
         }
     };
-    let decision = policy.wish(subject, &request.wish(interface, sample));
+    let decision = policy.requested(subject, &request.requested(interface, sample));
     if decision.is_allowed() { Ok(rule) } else { Err(decision) }
 }
 
@@ -102,8 +102,8 @@ fn local_address(
         return Ok(request.address);
     }
     let allows = |address: IpAddr| {
-        let wish = LeaseWish { address: Some(address), ..request.wish(interface, 0..=0) };
-        policy.wish(subject, &LeaseWish { transport: None, ..wish }).is_allowed()
+        let requested = RequestedLease { address: Some(address), ..request.requested(interface, 0..=0) };
+        policy.requested(subject, &RequestedLease { transport: None, ..requested }).is_allowed()
     };
     let mut allowed = host.addresses.iter().copied().filter(|address| allows(*address));
     if host.addresses.iter().all(|address| allows(*address)) {

@@ -9,9 +9,9 @@ use super::{
     super::{
         attachment::{Attachment, AttachmentGuard},
         caller::Caller,
+        quota::Charge,
         served_lease::ServedLease,
         state::Service,
-        users::Charge,
     },
     lease_error::LeaseError,
     plan::{Candidates, Plan, pick},
@@ -22,7 +22,7 @@ use crate::{
     datapath::maps::Terms,
     driver::PortChoice,
     packet::Transport,
-    policy::{Decision, Grant, Host, LeaseWish, Policy, Verdict},
+    policy::{Decision, Grant, Host, Policy, RequestedLease, Verdict},
 };
 
 /// The send buffer of each end of a lease's socket, in bytes; the kernel adds some overhead.
@@ -59,8 +59,8 @@ pub(super) async fn acquire(
     let usage = service.users.of(caller.subject.user);
     let granted = |ports: RangeInclusive<u16>| -> Result<(Grant, Charge), Decision> {
         let count = if request.transport.is_some() { ports.len() as u32 } else { 0 };
-        let wish = LeaseWish { address: plan.address, ..request.wish(&plan.interface, ports) };
-        let grant = policy.grant(&caller.subject, &wish, host, &usage.borrow())?;
+        let requested = RequestedLease { address: plan.address, ..request.requested(&plan.interface, ports) };
+        let grant = policy.grant(&caller.subject, &requested, host, &usage.borrow())?;
         Ok((grant, Charge::new(usage.clone(), count)))
     };
     let terms = kernel_terms(request);
@@ -114,10 +114,10 @@ fn random() -> Result<u32> {
 fn own_holder(service: &Service, caller: &Caller, interface: &Rc<Attachment>, error: Error) -> Error {
     let Error::PortTaken { protocol, address, port, .. } = error else { return error };
     let owns = |lease: &&Rc<ServedLease>| {
-        let wish = lease.terms.grant.wish();
+        let requested = lease.terms.grant.requested();
         lease.subject().user == caller.subject.user
-            && wish.transport.is_some_and(|transport| transport.name() == protocol)
-            && wish.ports.contains(&port)
+            && requested.transport.is_some_and(|transport| transport.name() == protocol)
+            && requested.ports.contains(&port)
             && (lease.terms.address.is_none_or(|own| own == address) || address.is_unspecified())
     };
     let holder = service.leases_on(interface).iter().find(owns).map(|own| format!("your lease {}", own.terms.number));

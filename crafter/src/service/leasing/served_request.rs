@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, ops::RangeInclusive};
 
-use crate::{Error, Result, packet::Transport, policy::LeaseWish, protocol::wire::LeaseCall};
+use crate::{Error, Result, packet::Transport, policy::RequestedLease, protocol::wire::LeaseCall};
 
 /// The parsed parameters of a `Lease` call.
 pub(super) struct ServedRequest {
@@ -90,9 +90,9 @@ impl ServedRequest {
         Ok(Self { address: request.address.filter(|address| !address.is_unspecified()), ..request })
     }
 
-    /// The wish for `ports` on `interface` that the policy decides on.
-    pub(super) fn wish(&self, interface: &str, ports: RangeInclusive<u16>) -> LeaseWish {
-        LeaseWish {
+    /// The requested for `ports` on `interface` that the policy decides on.
+    pub(super) fn requested(&self, interface: &str, ports: RangeInclusive<u16>) -> RequestedLease {
+        RequestedLease {
             interface: interface.to_owned(),
             transport: self.transport,
             address: self.address,

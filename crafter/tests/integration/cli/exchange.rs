@@ -241,7 +241,7 @@ fn bad_input_is_refused_before_sending() {
             "expression, column 25: TCP has no field 'dprt'; did you mean dport?",
         ),
         (&["sr1", r#"IP(dst="192.0.2.1")/TCP(dport=70000)"#], exit::USAGE, "TCP.dport"),
-        (&["sr1", r#"IP(dst="192.0.2.1")/TCP(dport=[80,81])"#], exit::USAGE, "it is a set of 2"),
+        (&["sr1", r#"IP(dst="192.0.2.1")/TCP(dport=[80,81])"#], exit::USAGE, "got a set of 2"),
         (&["sr", r#"IP(dst="10.0.0.0/8")/TCP(dport=(1,1024))"#], exit::USAGE, "at most 1000000 are allowed"),
         (&["send", "TCP(dport=80)"], exit::USAGE, "it begins with TCP: IP, IPv6, Ether or ARP is needed"),
         (&["send", SYN, "--source", "192.0.2.9"], exit::USAGE, "--source: 192.0.2.9 is not an address of this host"),

@@ -204,8 +204,8 @@ fn client_that_never_reads_answers() {
         let describe = [&describe[..], b"\0"].concat();
         let not_reading: Vec<Raw> = (0..4).map(|_| call_without_end(service, &describe)).collect();
         // Another client leases without receiving the descriptors.
-        let wish = raw::call("Lease", &json!({ "interface": "lab0", "protocol": "udp" }));
-        let greedy = call_without_end(service, &wish);
+        let requested = raw::call("Lease", &json!({ "interface": "lab0", "protocol": "udp" }));
+        let greedy = call_without_end(service, &requested);
         let held = service.leases().len();
         let more = resident(service.pid()).saturating_sub(memory);
         println!("{held} leases not received, {more} KiB more memory");

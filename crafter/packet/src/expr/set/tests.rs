@@ -63,8 +63,8 @@ fn large_sets_are_lazy() {
 #[test]
 fn errors_have_column_and_expectation() {
     for (text, column, said) in [
-        ("", 1, "the end makes no sense here; a layer"),
-        ("IP()/", 6, "the end makes no sense here; a layer"),
+        ("", 1, "unexpected end; expected a layer"),
+        ("IP()/", 6, "unexpected end; expected a layer"),
         ("IP()/TCP(dprt=80)", 10, "TCP has no field 'dprt'; did you mean dport?"),
         ("IP()/TPC()", 6, "there is no layer 'TPC'; did you mean TCP"),
         ("IP(ttl=256)", 8, "IP.ttl: 256 does not fit 8 bits, the largest is 255"),
@@ -73,19 +73,19 @@ fn errors_have_column_and_expectation() {
         ("IP(ttl=[])", 8, "the list is empty"),
         ("IP(dst=\"192.0.2.0/33\")", 8, "'192.0.2.0/33' is not a prefix"),
         ("IP(dst=\"192.0.2.300\")", 8, "IP.dst: '192.0.2.300' is not an IPv4 address"),
-        ("IP(dst=192.0.2.3)", 11, "'.' makes no sense here; "),
-        ("IP(ttl=)", 8, "')' makes no sense here; a value is needed"),
-        ("IP(ttl=1", 9, "the end makes no sense here; ')'"),
-        ("IP(ttl=1 id=2)", 10, "'i' makes no sense here; ')'"),
+        ("IP(dst=192.0.2.3)", 11, "unexpected '.'; expected "),
+        ("IP(ttl=)", 8, "unexpected ')'; expected a value"),
+        ("IP(ttl=1", 9, "unexpected end; expected ')'"),
+        ("IP(ttl=1 id=2)", 10, "unexpected 'i'; expected ')'"),
         ("IP(ttl=1, ttl=2)", 11, "ttl is given twice"),
         ("IP(1)", 4, "IP has more fields than one"),
-        ("IP()TCP()", 5, "'T' makes no sense here; '/'"),
-        ("Raw(\"abc)", 10, "the end makes no sense here; the closing quote"),
-        ("Raw(\"\\q\")", 7, "'q' makes no sense here; an escape"),
+        ("IP()TCP()", 5, "unexpected 'T'; expected '/'"),
+        ("Raw(\"abc)", 10, "unexpected end; expected the closing quote"),
+        ("Raw(\"\\q\")", 7, "unexpected 'q'; expected an escape"),
         ("Raw(\"ä\", x=1)", 10, "Raw has no field 'x'"),
         ("TCP(options=[(\"MSS\",70000)])", 13, "TCP.options: 70000 is too large"),
         ("TCP(options=[(\"MMS\",1)])", 13, "TCP.options: 'MMS' is not a TCP option; did you mean MSS?"),
-        ("TCP(seq=99999999999999999999)", 9, "'9' makes no sense here; a number below 2^64"),
+        ("TCP(seq=99999999999999999999)", 9, "unexpected '9'; expected a number below 2^64"),
     ] {
         let error = PacketSet::parse(text).unwrap_err();
         assert!(matches!(error, Error::Invalid { .. }), "{text}");
@@ -93,7 +93,7 @@ fn errors_have_column_and_expectation() {
         assert!(error.starts_with(&format!("expression, column {column}: {said}")), "{text}: {error}");
     }
     let deep = format!("TCP(options={})", "[".repeat(1_000_000));
-    assert!(PacketSet::parse(&deep).unwrap_err().to_string().contains("more than 32 brackets"));
+    assert!(PacketSet::parse(&deep).unwrap_err().to_string().contains("brackets are nested more than 32 deep"));
 }
 
 #[test]
@@ -106,7 +106,7 @@ fn values_are_computed() {
         ("IP(ttl=255+1)", 8, "IP.ttl: 256 does not fit 8 bits"),
         ("IP(ttl=1-2)", 8, "IP.ttl: -1 does not fit: it is negative"),
         ("IP(ttl=1//0)", 9, "division by 0"),
-        ("IP()/5", 5, "'/' stacks layers, and a number is none"),
+        ("IP()/5", 5, "'/' stacks layers: expected "),
         ("1+1", 1, "a number is not a packet"),
         ("IP(ttl=x)", 8, "there is no layer 'x'"),
         ("sr1(IP())", 1, "there is no layer 'sr1'"),

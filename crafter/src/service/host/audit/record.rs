@@ -226,7 +226,7 @@ impl Record<'_> {
             Self::End { who, resource, reason, counts } => {
                 let Counts { sent, refused, delivered, lost } = counts;
                 let message = format!(
-                    "{} had {}, which ended: {reason}; sent {sent}, refused {refused}, delivered {delivered}, lost {lost}",
+                    "lease ended: {} {}: {reason}; sent {sent}, refused {refused}, delivered {delivered}, lost {lost}",
                     subject(who),
                     object(resource, RequestKind::Lease),
                 );
@@ -262,7 +262,7 @@ impl Record<'_> {
 impl MoreRefusals {
     pub(super) fn fields(&self) -> Fields {
         let Self { user, count } = self;
-        let message = format!("user {user} was refused {count} more, too many to record one by one");
+        let message = format!("user {user}: {count} more refusals, not recorded one by one because of the rate limit");
         let mut fields = Fields::new("refusal", NOTICE, message);
         fields.add("USER", user);
         fields.add("COUNT", count);

@@ -170,7 +170,7 @@ fn records_have_their_fields() {
             ("CRAFTER_COUNT", "1"),
         ],
     );
-    let message = "user 1000 (pid 77), lease 5, had tcp ports 40000-40003 of 192.0.2.1 on eth0, which ended: closed; \
+    let message = "lease ended: user 1000 (pid 77), lease 5, tcp ports 40000-40003 of 192.0.2.1 on eth0: closed; \
                    sent 3, refused 1, delivered 2, lost 0";
     let end = [
         ("MESSAGE", message),
@@ -229,7 +229,7 @@ fn refusals_above_the_rate_are_counted() {
     audit.flush_counts(start + Duration::from_secs(3));
     let entries = journal.read();
     assert_eq!((entries.len(), count(&entries)), (1, 96));
-    assert_eq!(entries[0]["MESSAGE"], "user 1000 was refused 96 more, too many to record one by one");
+    assert_eq!(entries[0]["MESSAGE"], "user 1000: 96 more refusals, not recorded one by one because of the rate limit");
     // Also when the service stops, whatever the rate.
     let mut entries = flood(&audit, &journal, 100, start + Duration::from_secs(3));
     audit.record(&Record::Stop { reason: "idle" }, start + Duration::from_secs(3));

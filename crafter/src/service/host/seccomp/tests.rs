@@ -39,16 +39,16 @@ fn call(number: c_long, arguments: [c_long; 4]) -> Result<c_long, Errno> {
 #[test]
 fn filtered_service_leases_sends_and_receives() {
     // AF_XDP needs locked memory; without root, its limit depends on the host.
-    let confined = story(|| privileges::confine(Some("nobody")).unwrap());
+    let confined = lease_send_receive(|| privileges::confine(Some("nobody")).unwrap());
     assert!(["done", "done with AF_XDP"].contains(&confined.as_str()), "{confined}");
-    assert_eq!(story(|| ()), "done with AF_XDP");
+    assert_eq!(lease_send_receive(|| ()), "done with AF_XDP");
 }
 
-fn story(confine: impl FnOnce()) -> String {
+fn lease_send_receive(confine: impl FnOnce()) -> String {
     let ended = child::run(|| {
         unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
-        let (nowhere, private) = (None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE);
-        mount(nowhere, "/", nowhere, private, nowhere).unwrap();
+        let (none, private) = (None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE);
+        mount(none, "/", none, private, none).unwrap();
         mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), Some("subset=pid,hidepid=invisible")).unwrap();
         assert!(!std::path::Path::new("/proc/sys").exists());
         let up = Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap();
@@ -147,7 +147,7 @@ fn filter_applies_to_all_threads() {
 }
 
 #[test]
-fn calls_of_attackers_kill_the_process() {
+fn forbidden_calls_kill_the_process() {
     for &number in KILLING {
         let ended = child::run(|| {
             install().unwrap();

@@ -1,4 +1,4 @@
-//! The order of rooms on ARCHITECTURE.md: a room imports none that is listed below it.
+//! Checks the order of modules on ARCHITECTURE.md: a module must not import a module that is listed below it.
 
 use std::{
     collections::BTreeSet,
@@ -88,7 +88,7 @@ fn rooms_import_only_rooms_above_them() {
             faults.extend(below.map(|below| format!("{name} imports {below}")));
         }
     }
-    assert!(faults.is_empty(), "a room uses only rooms above it on ARCHITECTURE.md:\n{}", faults.join("\n"));
+    assert!(faults.is_empty(), "a module must not import a module below it on ARCHITECTURE.md:\n{}", faults.join("\n"));
     let all: BTreeSet<String> = fs::read_dir(package.join("src"))
         .unwrap()
         .flatten()

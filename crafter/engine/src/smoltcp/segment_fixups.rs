@@ -14,13 +14,13 @@ const MAX_WINDOW: u32 = 1 << 30;
 
 /// The peer's window.
 #[derive(Debug, Default)]
-pub(crate) struct Repair {
+pub(crate) struct SegmentFixups {
     /// The peer's window scale.
     scale: u8,
     /// The right edge of the largest window that the peer has offered.
     edge: Option<Seq>,
     /// Whether the last noted segment has advanced the edge.
-    is_news: bool,
+    window_advanced: bool,
     /// The peer's MSS, in bytes.
     mss: u32,
 }
@@ -36,7 +36,7 @@ pub(crate) struct Awaited {
     pub is_fin_alone: bool,
 }
 
-/// Whether a RST is in the window, but not at RCV.NXT. It is [answered](Repair::challenged).
+/// Whether a RST is in the window, but not at RCV.NXT. It is [answered](SegmentFixups::challenged).
 ///
 /// - smoltcp: `process` closes the socket on a RST anywhere in the window. It drops one outside, as it should.
 /// - Required: only the exact RCV.NXT resets; any other number in the window is answered by a challenge ACK (RFC 5961,
@@ -48,7 +48,7 @@ pub(crate) fn is_inexact_reset(view: &TcpView<'_>, receive_next: Seq, room: usiz
     view.flags.contains(Flags::RST) && ahead > 0 && ahead < room
 }
 
-/// Whether a SYN without ACK is received on an open connection. It is [answered](Repair::challenged).
+/// Whether a SYN without ACK is received on an open connection. It is [answered](SegmentFixups::challenged).
 ///
 /// - smoltcp: `process` drops segments without ACK silently.
 /// - Required: a challenge ACK, regardless of the sequence number (RFC 5961, section 4.2).
@@ -104,11 +104,11 @@ pub(crate) fn send_next(view: &TcpView<'_>, next: Option<Seq>) -> Option<Vec<u8>
     Some(packet)
 }
 
-impl Repair {
+impl SegmentFixups {
     /// Notes the peer's window. A SYN counts only while this end is `connecting`: a later one is old or forged.
     pub fn note_window(&mut self, view: &TcpView<'_>, connecting: bool) {
         let is_syn = view.flags.contains(Flags::SYN);
-        self.is_news = false;
+        self.window_advanced = false;
         if is_syn && !connecting {
             return;
         }
@@ -121,7 +121,7 @@ impl Repair {
             let edge = Seq(view.ack) + (u32::from(view.window) << shift);
             if self.edge.is_none_or(|known| edge.after(known)) {
                 self.edge = Some(edge);
-                self.is_news = true;
+                self.window_advanced = true;
             }
         }
     }
@@ -187,7 +187,7 @@ impl Repair {
     /// Whether the segment is a duplicate ACK: a pure ACK of the oldest number in flight without a window update.
     fn is_repeated_ack(&self, view: &TcpView<'_>, send: Option<SendSequence>) -> bool {
         let oldest = send.filter(|send| send.unacknowledged != send.next).map(|send| send.unacknowledged);
-        is_pure_ack(view) && !self.is_news && oldest == Some(Seq(view.ack))
+        is_pure_ack(view) && !self.window_advanced && oldest == Some(Seq(view.ack))
     }
 
     /// Whether a [duplicate ACK](Self::is_repeated_ack) is received while the window has no room for a segment. smoltcp
@@ -257,10 +257,10 @@ mod unit_tests {
         Segment { flags, seq, ack, window, payload: payload.to_vec(), ..Segment::new(ends.0, ends.1) }.build()
     }
 
-    fn repair(scale: u8, ack: u32, window: u16) -> Repair {
-        let mut repair = Repair { scale, mss: 1000, ..Repair::default() };
-        repair.note_window(&TcpView::parse(&segment(Flags::ACK, 1, ack, window, b"")).unwrap(), false);
-        repair
+    fn fixups(scale: u8, ack: u32, window: u16) -> SegmentFixups {
+        let mut fixups = SegmentFixups { scale, mss: 1000, ..SegmentFixups::default() };
+        fixups.note_window(&TcpView::parse(&segment(Flags::ACK, 1, ack, window, b"")).unwrap(), false);
+        fixups
     }
 
     fn awaited(next: u32, room: usize) -> Awaited {
@@ -287,10 +287,10 @@ mod unit_tests {
     #[test]
     fn newest_window_is_kept() {
         // 100 + (50 << 3) = 500.
-        let repair = repair(3, 100, 50);
+        let fixups = fixups(3, 100, 50);
         let seen = |ack, window| {
             let packet = segment(Flags::ACK | Flags::PSH, 1, ack, window, b"data");
-            match repair
+            match fixups
                 .incoming(&TcpView::parse(&packet).unwrap(), Awaited { send: in_flight(100, 498), ..awaited(1, 1000) })
             {
                 Rewrite::Replace(packet) => Some(Segment::parse(&packet).unwrap().window),
@@ -313,10 +313,10 @@ mod unit_tests {
 
     #[test]
     fn ack_at_right_edge_is_moved_into_window() {
-        let repair = repair(0, 100, 50);
+        let fixups = fixups(0, 100, 50);
         let seen = |seq, payload: &[u8]| {
             let packet = segment(Flags::ACK, seq, 100, 50, payload);
-            match repair.incoming(&TcpView::parse(&packet).unwrap(), awaited(1000, 200)) {
+            match fixups.incoming(&TcpView::parse(&packet).unwrap(), awaited(1000, 200)) {
                 Rewrite::Replace(packet) => Segment::parse(&packet).unwrap().seq,
                 _ => seq,
             }
@@ -332,21 +332,21 @@ mod unit_tests {
         let options = vec![TcpOption::Mss(1000), TcpOption::WScale(7)];
         let syn = Segment { flags: Flags::SYN, options, window: 1, ..Segment::new(ends.0, ends.1) }.build();
         let syn = TcpView::parse(&syn).unwrap();
-        let mut repair = Repair::default();
-        repair.note_window(&syn, true);
-        assert_eq!((repair.scale, repair.mss), (7, 1000));
+        let mut fixups = SegmentFixups::default();
+        fixups.note_window(&syn, true);
+        assert_eq!((fixups.scale, fixups.mss), (7, 1000));
         let other = segment(Flags::SYN | Flags::ACK, 5, 100, 64_000, b"");
-        repair.note_window(&TcpView::parse(&other).unwrap(), false);
-        assert_eq!((repair.scale, repair.mss, repair.edge), (7, 1000, None));
+        fixups.note_window(&TcpView::parse(&other).unwrap(), false);
+        assert_eq!((fixups.scale, fixups.mss, fixups.edge), (7, 1000, None));
     }
 
     #[test]
     fn inexact_rst_and_syn_become_keep_alive() {
-        let repair = repair(3, 100, 50);
+        let fixups = fixups(3, 100, 50);
         let awaited = Awaited { send: in_flight(140, 140), ..awaited(1000, 200) };
         let seen_of = |flags, seq, payload: &[u8], awaited| {
             let packet = segment(flags, seq, 0, 64_000, payload);
-            repair.incoming(&TcpView::parse(&packet).unwrap(), awaited)
+            fixups.incoming(&TcpView::parse(&packet).unwrap(), awaited)
         };
         let seen = |payload: &[u8], awaited| seen_of(Flags::SYN, 1100, payload, awaited);
         let Rewrite::Replace(packet) = seen(b"", awaited) else { panic!("unchanged") };
@@ -361,7 +361,7 @@ mod unit_tests {
         assert_eq!((changed.flags, changed.seq, changed.ack, changed.window), (Flags::ACK, 999, 140, 45));
         let Rewrite::Replace(other) = seen(b"data", awaited) else { panic!("unchanged") };
         let other = Segment { checksum: changed.checksum, ..Segment::parse(&other).unwrap() };
-        assert_eq!(other, changed, "its data is nothing to anybody");
+        assert_eq!(other, changed, "the data does not matter");
         assert_eq!(seen(b"", Awaited::default()), Rewrite::Keep, "it connects");
     }
 
@@ -370,17 +370,17 @@ mod unit_tests {
         for (window, is_fin, seen) in
             [(2000, false, Rewrite::Keep), (2000, true, Rewrite::Drop), (999, false, Rewrite::Drop)]
         {
-            let mut repair = repair(0, 100, window);
+            let mut fixups = fixups(0, 100, window);
             let awaited = Awaited { send: in_flight(100, 101), is_fin_alone: is_fin, ..awaited(1000, 200) };
             let mut saw = |ack, window, payload: &[u8]| {
                 let packet = segment(Flags::ACK, 1000, ack, window, payload);
                 let view = TcpView::parse(&packet).unwrap();
-                repair.note_window(&view, false);
-                repair.incoming(&view, awaited)
+                fixups.note_window(&view, false);
+                fixups.incoming(&view, awaited)
             };
             assert_eq!(saw(100, window, b""), seen);
             assert_eq!(saw(100, window, b"x"), Rewrite::Keep);
-            assert_eq!(saw(100, window + 1, b""), Rewrite::Keep, "more room is news");
+            assert_eq!(saw(100, window + 1, b""), Rewrite::Keep, "a larger window is an update");
             assert_eq!(saw(101, window, b""), Rewrite::Keep);
         }
     }
