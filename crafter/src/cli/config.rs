@@ -99,7 +99,9 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<u8> {
     if !globals.json {
         match (&shown.file, file::path()) {
             (Some(path), _) => print::note(format_args!("file: {path}")),
-            (None, Some(path)) => print::note(format_args!("no file: {} does not exist", path.display())),
+            (None, Some(path)) => {
+                print::note(format_args!("no file: {} does not exist, or belongs to another user", path.display()))
+            }
             (None, None) => print::note("no file: HOME is not set"),
         }
     }

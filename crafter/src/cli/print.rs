@@ -48,11 +48,9 @@ pub fn sentence(error: &anyhow::Error) -> String {
 pub fn usage(error: &clap::Error) -> ExitCode {
     if error.use_stderr() {
         let (plain, text) = (error.render().to_string(), error.render().ansi().to_string());
-        // clap's prefix "error: ", with the styles around it.
-        let text = match plain.strip_prefix("error: ").and(text.split_once(": ")) {
-            Some((_, text)) => text,
-            None => &text,
-        };
+        // Without clap's prefix "error: ", whose styles end before its space.
+        let after_prefix = || text.split_once("error:")?.1.split_once(' ');
+        let text = plain.strip_prefix("error: ").and_then(|_| after_prefix()).map_or(text.as_str(), |(_, text)| text);
         let _ = write!(style::stderr(), "{} {text}", styled(style::ERROR, "crafter:"));
         return exit::USAGE.into();
     }
