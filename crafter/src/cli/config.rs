@@ -42,7 +42,7 @@ option, a key in a table only to the command of that name:
 
 The command line has precedence over environment variables, these over the file, and the file
 over the built-in default. A table has precedence over the keys at the top. --NAME=false
-overrides `NAME = true`. root uses root's file; a file of another user is not read.
+overrides `NAME = true`. A file of another user is not read.
 
 Examples:
   crafter config show

@@ -1,5 +1,5 @@
-//! The commands, one file for each. To add one: `mod NAME;`, a variant of [`Command`], and a line in
-//! [`Command::run`].
+//! The commands, one file for each. To add one: `mod NAME;`, a variant of [`Command`], a line in [`Command::run`], its group
+//! in `groups.rs`, and its options in `crafter/docs/options.md`.
 
 use std::{ffi::OsString, process::ExitCode};
 

@@ -32,7 +32,7 @@ pub fn note(text: impl Display) {
 
 /// Writes an error to stderr as one sentence.
 pub fn error(error: &anyhow::Error) {
-    message(sentence(error));
+    let _ = writeln!(style::stderr(), "{} {}", styled(style::ERROR, "crafter:"), sentence(error));
 }
 
 /// An error and its causes as one sentence, without causes that the sentence already contains.

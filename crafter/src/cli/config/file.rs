@@ -1,14 +1,14 @@
 //! The file with the user's defaults: where it is, and whether it may be used.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, Read as _},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
 use crafter::{Error, Result};
-use nix::unistd::{Uid, User, geteuid};
+use nix::unistd::{User, geteuid};
 
 /// The maximum length of the file in bytes.
 const MAX_LENGTH: u64 = 1 << 20;
@@ -27,31 +27,32 @@ pub fn path() -> Option<PathBuf> {
     Some(config.join("crafter/config.toml"))
 }
 
-/// The text of the file; `None` if there is no file, or if root would read another user's.
+/// The text of the file; `None` if there is no file of this user. With `setpriv` or `sudo`, the variables of the
+/// environment may name the directory of another user, whose file must not have an effect.
 ///
 /// # Errors
-/// [`Error::Io`] if it cannot be read; [`Error::Invalid`] if another user could have written it, or if it is too long.
+/// [`Error::Io`] if it cannot be read; [`Error::Invalid`] if every user could have written it, or if it is too long.
 pub fn read(path: &Path) -> Result<Option<String>> {
     let failed = |source| Error::Io { action: format!("read {}", path.display()), source };
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            return Ok(None);
-        }
-        Err(error) => return Err(failed(error)),
+    let is_missing = |error: &io::Error| {
+        // Without permission to look the file up, it is in a directory of another user.
+        use io::ErrorKind::{NotADirectory, NotFound, PermissionDenied};
+        matches!(error.kind(), NotFound | NotADirectory | PermissionDenied)
     };
-    let metadata = file.metadata().map_err(failed)?;
-    if !metadata.is_file() {
-        return Err(Error::invalid(path.display().to_string(), "it is not a regular file; remove it"));
-    }
-    let (owner, user) = (Uid::from_raw(metadata.uid()), geteuid());
-    if owner != user && !owner.is_root() {
-        if user.is_root() {
-            log::info!("{} belongs to uid {owner}, not to root; it is not read", path.display());
-            return Ok(None);
+    match fs::metadata(path) {
+        Ok(metadata) if metadata.uid() != geteuid().as_raw() => return Ok(None),
+        Ok(metadata) if !metadata.is_file() => {
+            return Err(Error::invalid(path.display().to_string(), "it is not a regular file; remove it"));
         }
-        let reason = format_args!("it belongs to uid {owner}; make it yours with `chown`, or remove it");
-        return Err(Error::invalid(path.display().to_string(), reason));
+        Ok(_) => {}
+        Err(error) if is_missing(&error) => return Ok(None),
+        Err(error) => return Err(failed(error)),
+    }
+    let file = File::open(path).map_err(failed)?;
+    // Of the open file: the path may have another by now.
+    let metadata = file.metadata().map_err(failed)?;
+    if metadata.uid() != geteuid().as_raw() {
+        return Ok(None);
     }
     if metadata.mode() & OTHERS_WRITE != 0 {
         let reason = "every user may write it; run `chmod o-w` on it";
