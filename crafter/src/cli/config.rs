@@ -1,4 +1,4 @@
-//! `crafter config`: where the value of each option comes from.
+//! `crafter config`: the source of each option's value.
 
 use std::ffi::OsString;
 
@@ -23,7 +23,7 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Action {
-    /// Show the value of each option, and where it comes from
+    /// Show the value of each option, and its source
     #[command(after_help = SHOW_HELP)]
     Show(ShowArgs),
 }
