@@ -11,6 +11,9 @@ use std::process::{Command, ExitCode, Stdio};
 #[path = "../xtask/src/toolchain.rs"]
 mod toolchain;
 
+#[path = "build/origin.rs"]
+mod origin;
+
 use toolchain::{Compiler, Core};
 
 /// What the object depends on; the profile `ebpf` and the versions count too.
@@ -68,8 +71,10 @@ fn build() -> Result<()> {
     fs::copy(&object, out.join("crafter.bpf.o"))
         .map_err(|error| format!("the eBPF object {}: {error}", object.display()))?;
 
+    inputs.extend(origin::stamp(&workspace));
     // Printed last: if the script fails, cargo shows all of its output, and runs it again in any case.
-    for variable in [toolchain::OBJECT_VARIABLE, toolchain::LINKER_VARIABLE] {
+    let variables = [toolchain::OBJECT_VARIABLE, toolchain::LINKER_VARIABLE].into_iter().chain(origin::VARIABLES);
+    for variable in variables {
         println!("cargo::rerun-if-env-changed={variable}");
     }
     inputs.extend(SOURCES.iter().map(|source| workspace.join(source)));

@@ -3,6 +3,9 @@
 //! The kernel keeps the first 15 characters of a map's name; these are shorter, so that another
 //! process finds the maps by name. All interfaces that share a load of the programs share its maps.
 
+/// Version of the maps' layouts, raised with each change of a name, a key or a value.
+pub const ABI: u32 = 1;
+
 /// Hash: [`crate::port::OwnedKey`] to [`crate::port::OwnedPort`].
 pub const OWNED: &str = "CRAFTER_OWNED";
 /// Array of [`crate::attached::Attached`], indexed by slot.

@@ -3,14 +3,14 @@
 use std::{array, io, os::unix::net::UnixStream, process::ExitCode};
 
 use crate::cli::exit;
-use clap::Parser;
 
 mod cli;
 
 fn main() -> ExitCode {
-    let cli = match cli::Cli::try_parse() {
+    cli::complete::answer();
+    let cli = match cli::parse() {
         Ok(cli) => cli,
-        Err(error) => return cli::print::usage(&error),
+        Err(code) => return code,
     };
     cli::logger::start(cli.globals.log);
     if let Err(error) = can_open_descriptors() {

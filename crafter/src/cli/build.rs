@@ -13,21 +13,21 @@ use crafter::{
     layer::{Kind, Packet, value::hex},
 };
 
-use super::{Globals, print, system_names::SystemNames};
+use super::{Globals, complete, print, system_names::SystemNames};
 
 /// `crafter build`
 #[derive(Debug, clap::Args)]
 #[command(after_help = HELP)]
 pub struct Args {
     /// The packets, e.g. 'IP(dst="192.0.2.1")/TCP(dport=[80,443], flags="S")'
-    #[arg(value_name = "EXPR")]
+    #[arg(value_name = "EXPR", add = complete::expressions())]
     expression: String,
     /// Write raw bytes instead of hex digits, without a separator between packets
-    #[arg(long, conflicts_with_all = ["pcap", "json"])]
+    #[arg(long, conflicts_with_all = ["write", "json"])]
     raw: bool,
     /// Write a capture file: pcapng, or pcap if the name ends in .pcap; - writes pcapng to stdout
-    #[arg(long, short = 'w', value_name = "FILE", conflicts_with = "json")]
-    pcap: Option<PathBuf>,
+    #[arg(long, short, alias = "pcap", value_name = "FILE", conflicts_with = "json")]
+    write: Option<PathBuf>,
     /// Largest number of packets that the expression may expand to
     #[arg(long, value_name = "N", default_value_t = 1_000_000)]
     limit: u64,
@@ -57,7 +57,7 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
         print::json(&all)?;
         return Ok(exit::SUCCESS);
     }
-    let written = if let Some(path) = &args.pcap {
+    let written = if let Some(path) = &args.write {
         capture(packets, path)
     } else {
         let mut out = BufWriter::new(io::stdout().lock());

@@ -35,7 +35,7 @@ pub struct Args {
     words: Vec<String>,
     /// Same as @SERVER: the address of the server, with a port unless it is 53 ([2001:db8::1]:5353)
     /// [default: the servers of /etc/resolv.conf]
-    #[arg(long, short, value_name = "ADDR[:PORT]", value_parser = words::parse_server)]
+    #[arg(long, short_alias = 's', value_name = "ADDR[:PORT]", value_parser = words::parse_server)]
     server: Option<SocketAddr>,
     /// Same as TYPE: the record type, or e.g. TYPE64 for a type without a name [default: A; PTR for an address]
     #[arg(long = "type", short = 't', value_name = "TYPE", value_parser = record::parse_type)]
@@ -54,6 +54,14 @@ pub struct Args {
     tcp: bool,
     #[command(flatten)]
     interface: interface::Args,
+}
+
+impl Args {
+    /// Bounds the wait for the next hop, too, by `--timeout`.
+    pub fn bounded(mut self) -> Self {
+        self.interface.link.hop_timeout = Some(self.timeout);
+        self
+    }
 }
 
 const HELP: &str = "\

@@ -12,6 +12,7 @@ use crafter::{
 };
 
 use super::{
+    complete,
     interface::{self, Ended, Interrupted, unless_signal, until_signal},
     print,
     system_names::SystemNames,
@@ -22,7 +23,7 @@ use super::{
 #[group(skip)]
 pub struct Args {
     /// The packets, e.g. 'IP(dst="192.0.2.1")/TCP(dport=[80,443], flags="S")'
-    #[arg(value_name = "EXPR")]
+    #[arg(value_name = "EXPR", add = complete::expressions())]
     expression: String,
     /// Send all of them N times
     #[arg(long, short, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
@@ -49,8 +50,8 @@ pub struct Args {
 /// Where to record the packets of an exchange.
 #[derive(Debug, clap::Args)]
 pub struct Capture {
-    /// Write sent and received packets to FILE, each with a comment on its outcome: pcapng, or pcap without
-    /// comments if the name ends in .pcap; - writes pcapng to stdout, which then gets no text
+    /// Write a capture file of sent and received packets, each with a comment on its outcome: pcapng, or pcap
+    /// without comments if the name ends in .pcap; - writes pcapng to stdout, which then gets no text
     #[arg(long, short, value_name = "FILE")]
     write: Option<PathBuf>,
 }

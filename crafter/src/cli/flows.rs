@@ -23,14 +23,14 @@ use super::{
 #[derive(Debug, clap::Args)]
 #[command(after_help = HELP)]
 pub struct Args {
-    /// Show only tcp, udp or icmp
+    /// Protocol: tcp, udp or icmp [default: all]
     #[arg(long, value_name = "PROTOCOL", value_parser = ["tcp", "udp", "icmp"])]
     protocol: Option<String>,
-    /// Show only flows with this port, local or remote
+    /// Port of the flows to show, local or remote
     #[arg(long, value_name = "PORT")]
     port: Option<u16>,
-    /// Show only flows with this peer
-    #[arg(long, value_name = "ADDRESS")]
+    /// Peer of the flows to show
+    #[arg(long, value_name = "ADDR")]
     remote: Option<IpAddr>,
     #[command(flatten)]
     which: running::Args,

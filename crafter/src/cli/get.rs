@@ -42,7 +42,7 @@ pub struct Args {
     /// Print a line for each segment on stderr, as tcpdump does, with the time since the first
     #[arg(long, short)]
     verbose: bool,
-    /// Do not print the summary and the progress
+    /// Print less: no summary and no progress
     #[arg(long, short)]
     quiet: bool,
     /// Drop this share of the segments in both directions
@@ -57,8 +57,8 @@ pub struct Args {
     /// Seed of the random numbers of --loss, --duplicate and --reorder
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// Time to wait for the SYN-ACK
-    #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = interface::seconds)]
+    /// Time to wait for the SYN-ACK, the search for the next hop included
+    #[arg(long, short, value_name = "SECONDS", default_value = "5", value_parser = interface::seconds)]
     timeout: Duration,
     /// Offer TCP timestamps (RFC 7323)
     #[arg(long)]
@@ -74,6 +74,14 @@ pub struct Args {
     ipv6: bool,
     #[command(flatten)]
     interface: interface::Args,
+}
+
+impl Args {
+    /// Bounds the wait for the next hop, too, by `--timeout`.
+    pub fn bounded(mut self) -> Self {
+        self.interface.link.hop_timeout = Some(self.timeout);
+        self
+    }
 }
 
 const HELP: &str = "\

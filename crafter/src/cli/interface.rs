@@ -17,7 +17,7 @@ use crafter::{
     session::{Session, SessionOptions},
 };
 
-use super::{exit, service};
+use super::{complete, exit, service};
 
 /// Time limit for closing streams and releasing leases at the end of a command.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -26,32 +26,43 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Interface and port")]
 pub struct Link {
-    /// Send and receive on this interface [default: the interface of the route]
-    #[arg(long, short, visible_alias = "iface", value_name = "IF")]
+    /// Interface to send and receive on [default: the interface of the route]
+    #[arg(long, short, visible_alias = "iface", value_name = "IF", add = complete::interfaces())]
     pub interface: Option<String>,
-    /// Ingress hook: native or generic XDP, tc, or the fastest that is available
-    #[arg(long, value_name = "MODE", default_value = "auto", value_parser = attach())]
-    attach: Attach,
-    /// Send from this address of this host [default: the source address of the route]
+    /// Source address, one of this host [default: the source address of the route]
     #[arg(long, value_name = "ADDR")]
     pub source: Option<IpAddr>,
-    /// Entries of the flow map. The kernel allocates them at the start: a million takes about
-    /// 150 ms, and one command has few flows
-    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..))]
-    flows: u32,
+    #[command(flatten)]
+    engine: Engine,
     #[command(flatten)]
     service: service::Args,
+    /// How long to wait for the next hop to answer: from the command's `--timeout`.
+    #[arg(skip)]
+    pub hop_timeout: Option<Duration>,
+}
+
+/// How the kernel half is attached. Only the long help lists these options and those of [`Policy`].
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Engine")]
+struct Engine {
+    /// Ingress hook: native or generic XDP, tc, or the fastest that is available
+    #[arg(long, value_name = "MODE", default_value = "auto", value_parser = attach(), hide_short_help = true)]
+    attach: Attach,
+    /// Entries of the flow map. The kernel allocates them at the start: a million takes about
+    /// 150 ms, and one command has few flows
+    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..), hide_short_help = true)]
+    flows: u32,
 }
 
 /// What happens to packets of owned ports besides delivery to crafter.
 #[derive(Debug, clap::Args)]
-#[command(next_help_heading = "Interface and port")]
+#[command(next_help_heading = "Engine")]
 pub struct Policy {
     /// Pass packets for the owned ports to the kernel too; crafter receives copies
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     observe: bool,
     /// What happens to RSTs and port-unreachables that the kernel sends from those ports
-    #[arg(long, value_name = "POLICY", value_enum, default_value_t = RstPolicy::Suppress)]
+    #[arg(long, value_name = "POLICY", value_enum, default_value_t = RstPolicy::Suppress, hide_short_help = true)]
     rst: RstPolicy,
 }
 
@@ -72,11 +83,11 @@ impl Policy {
 
 /// Whether half-open connections are reset at the end.
 #[derive(Debug, clap::Args)]
-#[command(next_help_heading = "Interface and port")]
+#[command(next_help_heading = "Engine")]
 pub struct HalfOpen {
     /// Do not reset half-open connections (SYN-ACK not acknowledged) at the end; the kernel resets each
     /// when the peer repeats its SYN-ACK
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     leave_open: bool,
 }
 
@@ -89,8 +100,8 @@ pub struct Args {
     pub link: Link,
     #[command(flatten)]
     policy: Policy,
-    /// Send from this port, 1 to 65535 [default: a free port from 49152 on]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    /// Source port, 1 to 65535 [default: a free port from 49152 on]
+    #[arg(long, value_name = "PORT", help_heading = "Interface and port", value_parser = clap::value_parser!(u16).range(1..))]
     source_port: Option<u16>,
 }
 
@@ -115,7 +126,10 @@ impl Link {
         let route = match &service {
             // The service resolves the next hop; this process may lack the privileges.
             Some(_) => route::without_hop(destination, self.interface.as_deref(), self.source).await?,
-            None => route::resolve(destination, self.interface.as_deref(), self.source).await?,
+            None => {
+                let limit = self.hop_timeout.unwrap_or(Duration::MAX);
+                route::resolve_within(destination, self.interface.as_deref(), self.source, limit).await?
+            }
         };
         let actual = &route.interface;
         let reason = match self.interface.as_deref() {
@@ -143,7 +157,7 @@ impl Link {
     /// # Errors
     /// Those of [`service::Args::open`]; [`Error::Invalid`] for `--attach` with `--socket`.
     pub async fn service(&self) -> Result<Option<Arc<Control>>> {
-        if self.attach != Attach::Auto {
+        if self.engine.attach != Attach::Auto {
             if self.service.is_requested() {
                 let reason = "the service chooses its attach mode; use --direct, or leave --attach out";
                 return Err(Error::invalid("--attach", reason));
@@ -157,8 +171,8 @@ impl Link {
     fn options(&self) -> Options {
         // At level debug the kernel half logs each packet that it consumes or drops.
         let debug = log::log_enabled!(log::Level::Debug);
-        let load = LoadOptions { flow_entries: self.flows, debug, ..LoadOptions::default() };
-        Options { attach: self.attach, load }
+        let load = LoadOptions { flow_entries: self.engine.flows, debug, ..LoadOptions::default() };
+        Options { attach: self.engine.attach, load }
     }
 
     /// A session with these options.
@@ -183,6 +197,7 @@ impl Link {
             terms,
             service: self.service().await?,
             leave_open: half_open.leave_open,
+            hop_timeout: self.hop_timeout,
         }))
     }
 }

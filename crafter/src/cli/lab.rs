@@ -78,7 +78,7 @@ struct RunArgs {
     /// Switch off TSO, GSO and GRO at both ends, so that the link carries single segments
     #[arg(long)]
     no_offload: bool,
-    /// Print no messages of the lab on stderr
+    /// Print less: no messages of the lab on stderr
     #[arg(long, short, conflicts_with = "json")]
     quiet: bool,
     /// The command and its arguments [default: a shell, $SHELL]

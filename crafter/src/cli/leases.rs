@@ -11,7 +11,7 @@ use crafter::{
 use serde::Serialize;
 
 use super::{
-    Globals, pages, print,
+    Globals, complete, pages, print,
     service::Socket,
     who::{self, Processes, Users},
 };
@@ -23,8 +23,8 @@ pub struct Args {
     /// Show only leases of this user
     #[arg(long)]
     mine: bool,
-    /// Show only leases on this interface
-    #[arg(long, short, visible_alias = "iface", value_name = "IF")]
+    /// Interface whose leases to show [default: all]
+    #[arg(long, short, visible_alias = "iface", value_name = "IF", add = complete::interfaces())]
     interface: Option<String>,
     #[command(flatten)]
     service: Socket,

@@ -7,13 +7,14 @@ use crafter::{
 };
 use serde_json::{Value, json};
 
-use super::{Globals, print};
+use super::{Globals, complete, print};
 
 /// `crafter ls`
 #[derive(Debug, clap::Args)]
 #[command(after_help = HELP)]
 pub struct Args {
     /// The layer whose fields to list, e.g. TCP
+    #[arg(add = complete::layers())]
     layer: Option<String>,
 }
 

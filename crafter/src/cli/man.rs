@@ -42,7 +42,10 @@ pub struct CompletionsArgs {
 }
 
 const COMPLETIONS_HELP: &str = "\
-Prints a script for the shell on stdout, with and without --json.
+Prints a script for the shell on stdout, with and without --json. It completes commands and
+options. A shell that asks the program itself also completes layers, fields, interfaces, users
+and groups; for bash, zsh, fish, elvish and powershell:
+  source <(CRAFTER_COMPLETE=bash crafter)
 Exit code 0.
 
 Examples:

@@ -1,10 +1,18 @@
-//! The commands, one file for each. To add one: `mod NAME;`, a variant of [`Command`], and a line in
-//! [`Command::run`].
+//! The commands, one file for each. To add one: `mod NAME;`, a variant of [`Command`], a line in [`Command::run`], its group
+//! in `groups.rs`, and its options in `crafter/docs/options.md`.
 
-use clap::{Args, Parser, Subcommand};
+use std::{ffi::OsString, process::ExitCode};
+
+use clap::{ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+
+use config::defaults::Defaults;
 
 pub mod account;
 pub mod build;
+pub mod complete;
+pub mod config;
+#[cfg(test)]
+mod contract;
 pub mod counters;
 pub mod dns;
 pub mod doctor;
@@ -16,6 +24,7 @@ pub mod exchange;
 pub mod exit;
 pub mod flows;
 pub mod get;
+mod groups;
 pub mod info;
 pub mod interface;
 pub mod lab;
@@ -38,9 +47,11 @@ pub mod shell;
 pub mod show;
 pub mod sniff;
 pub mod sr;
+pub mod style;
 pub mod system_names;
 pub mod top;
 pub mod traceroute;
+mod version;
 pub mod who;
 
 const EXIT_CODES: &str = "\
@@ -69,7 +80,7 @@ Examples:
 
 /// Craft TCP and UDP by hand on Linux without the kernel answering with a RST.
 #[derive(Debug, Parser)]
-#[command(name = "crafter", version, about, after_help = EXIT_CODES, propagate_version = true)]
+#[command(name = "crafter", version, long_version = version::long(), about, after_help = EXIT_CODES, propagate_version = true)]
 pub struct Cli {
     /// Options of every command.
     #[command(flatten)]
@@ -85,6 +96,9 @@ pub struct Globals {
     /// Print JSON instead of text
     #[arg(long, global = true)]
     pub json: bool,
+    /// Use colours: auto (on terminals), always or never
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto", hide_possible_values = true)]
+    pub color: style::When,
     /// Log to stderr: off, error, warn, info, debug or trace
     #[arg(long, global = true, value_name = "LEVEL", default_value = "warn", env = "CRAFTER_LOG")]
     pub log: log::LevelFilter,
@@ -142,8 +156,67 @@ pub enum Command {
     /// Write the manual pages of all commands
     #[command(hide = true)]
     Man(man::Args),
+    /// Show the defaults of options that the user's file sets
+    Config(config::Args),
     /// Print a completion script for a shell
     Completions(man::CompletionsArgs),
+}
+
+/// The definition of the command line, without the user's defaults.
+pub fn plain_command() -> clap::Command {
+    Cli::command()
+}
+
+/// The definition of the command line, with groups of commands in its help.
+pub fn command() -> clap::Command {
+    groups::with_groups(plain_command())
+}
+
+/// Whether an argument is clap's own: `--help`, `--version`.
+pub fn is_builtin(arg: &clap::Arg) -> bool {
+    matches!(
+        arg.get_action(),
+        clap::ArgAction::Help | clap::ArgAction::HelpShort | clap::ArgAction::HelpLong | clap::ArgAction::Version
+    )
+}
+
+/// Parses the command line of this process, with the user's defaults. On failure prints the reason, and returns the exit
+/// code.
+///
+/// # Errors
+/// The exit code.
+pub fn parse() -> Result<Cli, ExitCode> {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    style::choose(style::given(&words));
+    let defaults = Defaults::read(plain_command).or_else(|error| {
+        // Help and version do not need the file.
+        match command().try_get_matches_from(&words) {
+            Err(help) if !help.use_stderr() => Ok(Defaults::default()),
+            _ => Err(error),
+        }
+    });
+    let defaults = defaults.map_err(|error| {
+        let error = anyhow::Error::new(error);
+        print::error(&error);
+        ExitCode::from(exit::code_of(&error))
+    })?;
+    let parsed = matches(&defaults, words.into_iter()).and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = parsed.map_err(|error| print::usage(&error))?;
+    style::choose(cli.globals.color);
+    Ok(cli)
+}
+
+/// Parses a command line. An option of the command line that excludes one of the defaults removes that default.
+///
+/// # Errors
+/// Those of clap; help and version are also errors.
+pub fn matches(defaults: &Defaults, words: impl Iterator<Item = OsString> + Clone) -> Result<ArgMatches, clap::Error> {
+    let matches = defaults.apply(command(), &[]).try_get_matches_from(words.clone())?;
+    let overridden = if defaults.is_empty() { Vec::new() } else { defaults.overridden(&plain_command(), &matches) };
+    if overridden.is_empty() {
+        return Ok(matches);
+    }
+    defaults.apply(command(), &overridden).try_get_matches_from(words)
 }
 
 impl Command {
@@ -152,13 +225,13 @@ impl Command {
         match self {
             Self::Doctor(args) => doctor::run(args, globals).await,
             Self::Lab(args) => lab::run(args, globals).await,
-            Self::Get(args) => get::run(args, globals).await,
-            Self::Dns(args) => dns::run(args, globals).await,
+            Self::Get(args) => get::run(args.bounded(), globals).await,
+            Self::Dns(args) => dns::run(args.bounded(), globals).await,
             Self::Send(args) => send::run(args, globals).await,
-            Self::Sr(args) => sr::run(args, globals).await,
-            Self::Sr1(args) => sr::run_one(args, globals).await,
-            Self::Ping(args) => ping::run(args, globals).await,
-            Self::Traceroute(args) => traceroute::run(args, globals).await,
+            Self::Sr(args) => sr::run(args.bounded(), globals).await,
+            Self::Sr1(args) => sr::run_one(args.bounded(), globals).await,
+            Self::Ping(args) => ping::run(args.bounded(), globals).await,
+            Self::Traceroute(args) => traceroute::run(args.bounded(), globals).await,
             Self::Build(args) => build::run(args, globals).await,
             Self::Ls(args) => ls::run(args, globals).await,
             Self::Show(args) => show::run(args, globals).await,
@@ -174,6 +247,7 @@ impl Command {
             Self::Top(args) => top::run(args, globals).await,
             Self::Policy(args) => policy::run(args, globals).await,
             Self::Man(args) => man::run(&args, globals),
+            Self::Config(args) => config::run(&args, globals),
             Self::Completions(args) => Ok(man::completions(&args)?),
         }
     }
@@ -181,10 +255,8 @@ impl Command {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     #[test]
     fn command_line_is_consistent() {
-        super::Cli::command().debug_assert();
+        super::command().debug_assert();
     }
 }

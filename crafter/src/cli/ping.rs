@@ -18,7 +18,7 @@ use super::{
 #[derive(Debug, clap::Args)]
 #[command(after_help = HELP)]
 pub struct Args {
-    /// Number of requests to send [default: until Ctrl-C]
+    /// Stop after N requests [default: until Ctrl-C]
     #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
     /// Time between two requests, answered or not
@@ -31,7 +31,7 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..))]
     ttl: Option<u8>,
     /// Time to wait for the answer to each request
-    #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = interface::seconds)]
+    #[arg(long, short, value_name = "SECONDS", default_value = "2", value_parser = interface::seconds)]
     timeout: Duration,
     /// Send TCP SYNs to this port; a SYN-ACK, which is reset at once, or a RST is an answer
     #[arg(long, value_name = "PORT", conflicts_with = "udp", value_parser = clap::value_parser!(u16).range(1..))]
@@ -39,11 +39,19 @@ pub struct Args {
     /// Send UDP datagrams to this port; a datagram or a port-unreachable of the host is an answer
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     udp: Option<u16>,
-    /// Print only the summary
+    /// Print less: only the summary
     #[arg(long, short)]
     quiet: bool,
     #[command(flatten)]
     probe: probe::Args,
+}
+
+impl Args {
+    /// Bounds the wait for the next hop, too, by `--timeout`.
+    pub fn bounded(mut self) -> Self {
+        self.probe.link.hop_timeout = Some(self.timeout);
+        self
+    }
 }
 
 const HELP: &str = "\

@@ -16,7 +16,7 @@ use crafter::{
 };
 use serde::Serialize;
 
-use super::{Globals, account, print};
+use super::{Globals, account, complete, print};
 
 mod served;
 
@@ -75,29 +75,29 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXPLAIN_HELP)]
 struct ExplainArgs {
-    /// The sending user, by name or number; the user's groups are included
-    #[arg(long, value_name = "USER")]
+    /// User who sends, by name or number; the user's groups are included
+    #[arg(long, value_name = "USER", add = complete::users())]
     user: String,
-    /// An additional group of the user (may be repeated)
-    #[arg(long, value_name = "GROUP")]
+    /// Group of the user, in addition (may be repeated)
+    #[arg(long, value_name = "GROUP", add = complete::groups())]
     group: Vec<String>,
     /// Destination address
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDR")]
     dst: IpAddr,
-    /// Destination port
+    /// Port of the destination
     #[arg(long, value_name = "PORT")]
     port: Option<u16>,
-    /// tcp, udp or icmp
+    /// Protocol: tcp, udp or icmp
     #[arg(long, value_name = "PROTOCOL", default_value = "tcp", value_parser = transport())]
     protocol: Transport,
-    /// Source address
-    #[arg(long, value_name = "ADDRESS")]
+    /// Source address of the packet
+    #[arg(long, value_name = "ADDR")]
     source: Option<IpAddr>,
     /// Source port, or the identifier of an ICMP query
-    #[arg(long, value_name = "PORT")]
-    sport: Option<u16>,
+    #[arg(long, alias = "sport", value_name = "PORT")]
+    source_port: Option<u16>,
     /// Interface to send on
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, short, visible_alias = "iface", value_name = "IF", add = complete::interfaces())]
     interface: Option<String>,
     /// The policy file [default: /etc/crafter/crafter.toml if it exists, else the shipped policy]
     file: Option<PathBuf>,
@@ -193,7 +193,7 @@ fn explain(args: ExplainArgs, globals: &Globals) -> anyhow::Result<u8> {
     let question = Question {
         interface: args.interface,
         source: args.source,
-        source_port: args.sport,
+        source_port: args.source_port,
         destination: args.dst,
         port: args.port,
         transport: args.protocol,

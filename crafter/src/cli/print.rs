@@ -10,7 +10,10 @@ use std::{
 use crate::cli::exit;
 use serde::Serialize;
 
-use super::Globals;
+use super::{
+    Globals,
+    style::{self, styled},
+};
 
 /// Writes a line to stderr. A failure is ignored: no other stream is left to report it on.
 pub fn stderr(line: impl Display) {
@@ -29,7 +32,7 @@ pub fn note(text: impl Display) {
 
 /// Writes an error to stderr as one sentence.
 pub fn error(error: &anyhow::Error) {
-    message(sentence(error));
+    let _ = writeln!(style::stderr(), "{} {}", styled(style::ERROR, "crafter:"), sentence(error));
 }
 
 /// An error and its causes as one sentence, without causes that the sentence already contains.
@@ -44,9 +47,11 @@ pub fn sentence(error: &anyhow::Error) -> String {
 /// Prints clap's output: help and version on stdout, errors on stderr. Returns the exit code.
 pub fn usage(error: &clap::Error) -> ExitCode {
     if error.use_stderr() {
-        let text = error.render().to_string();
-        let text = text.strip_prefix("error: ").unwrap_or(&text);
-        let _ = write!(io::stderr().lock(), "crafter: {text}");
+        let (plain, text) = (error.render().to_string(), error.render().ansi().to_string());
+        // Without clap's prefix "error: ", whose styles end before its space.
+        let after_prefix = || text.split_once("error:")?.1.split_once(' ');
+        let text = plain.strip_prefix("error: ").and_then(|_| after_prefix()).map_or(text.as_str(), |(_, text)| text);
+        let _ = write!(style::stderr(), "{} {text}", styled(style::ERROR, "crafter:"));
         return exit::USAGE.into();
     }
     let _ = error.print();

@@ -22,16 +22,16 @@ pub struct Args {
     /// Name or address of the host
     #[arg(value_name = "HOST")]
     pub host: String,
-    /// Use the name's IPv4 address
+    /// Use only IPv4 addresses of HOST
     #[arg(short = '4', long, conflicts_with = "ipv6")]
     ipv4: bool,
-    /// Use the name's IPv6 address
+    /// Use only IPv6 addresses of HOST
     #[arg(short = '6', long)]
     ipv6: bool,
     #[command(flatten)]
     capture: Capture,
     #[command(flatten)]
-    link: interface::Link,
+    pub link: interface::Link,
     #[command(flatten)]
     half_open: interface::HalfOpen,
 }

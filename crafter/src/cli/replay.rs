@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use self::{outlet::Outlet, schedule::Schedule, tape::Tape};
 use super::{
-    Globals,
+    Globals, complete,
     interface::{Ended, until_signal},
     print,
 };
@@ -29,10 +29,10 @@ pub struct Args {
     /// A capture file (pcap or pcapng), or - to read it from stdin
     #[arg(value_name = "FILE|-")]
     file: PathBuf,
-    /// Send on this interface; required for Ethernet frames [default for IP packets: by route]
-    #[arg(long, short, value_name = "IF")]
+    /// Interface to send on; required for Ethernet frames [default for IP packets: by route]
+    #[arg(long, short, visible_alias = "iface", value_name = "IF", add = complete::interfaces())]
     interface: Option<String>,
-    /// Send at this rate instead of by the times in the capture
+    /// Send at most this many packets per second, instead of by the times in the capture
     #[arg(long, value_name = "PPS", conflicts_with_all = ["speed", "top_speed"])]
     rate: Option<f64>,
     /// Divide the time between packets by FACTOR

@@ -7,7 +7,7 @@ use crafter::{
 };
 use serde::Serialize;
 
-use super::{print, service};
+use super::{complete, print, service};
 
 /// Which running crafters to report on.
 #[derive(Debug, clap::Args)]
@@ -16,8 +16,8 @@ pub struct Args {
     /// Report only on the crafter of this process, read from its maps as with --direct [default: all on this kernel]
     #[arg(long, value_name = "PID", conflicts_with = "socket")]
     pid: Option<i32>,
-    /// Report only on this interface of the service
-    #[arg(long, short, visible_alias = "iface", value_name = "IF", conflicts_with_all = ["direct", "pid"])]
+    /// Interface of the service to report on [default: all]
+    #[arg(long, short, visible_alias = "iface", value_name = "IF", add = complete::interfaces(), conflicts_with_all = ["direct", "pid"])]
     pub interface: Option<String>,
     #[command(flatten)]
     service: service::Args,

@@ -25,7 +25,7 @@ use crafter::{
 };
 use nix::unistd::{Gid, Group, chown};
 
-use super::{Globals, account, interface, service::Socket};
+use super::{Globals, account, complete, interface, service::Socket};
 
 /// `crafter serve`
 #[derive(Debug, clap::Args)]
@@ -33,14 +33,14 @@ use super::{Globals, account, interface, service::Socket};
 pub struct Args {
     #[command(flatten)]
     socket: Socket,
-    /// Let this group connect [default: crafter if that group exists, else root's]
-    #[arg(long, value_name = "GROUP")]
+    /// Group that may connect [default: crafter if that group exists, else root's]
+    #[arg(long, value_name = "GROUP", add = complete::groups())]
     group: Option<String>,
     /// Let all users connect; the policy decides what they may do
     #[arg(long, conflicts_with = "group")]
     everybody: bool,
-    /// Switch to this user; keeps four capabilities, and a fifth if locked memory is limited
-    #[arg(long, value_name = "USER")]
+    /// User to switch to; keeps four capabilities, and a fifth if locked memory is limited
+    #[arg(long, value_name = "USER", add = complete::users())]
     user: Option<String>,
     /// Read the policy from FILE [default: /etc/crafter/crafter.toml if it exists, else the shipped policy]
     #[arg(long, value_name = "FILE")]
@@ -49,13 +49,13 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", value_parser = interface::seconds)]
     idle: Option<Duration>,
     /// Ingress hook: native or generic XDP, tc, or the fastest that is available
-    #[arg(long, value_name = "MODE", default_value = "auto", value_parser = interface::attach())]
+    #[arg(long, value_name = "MODE", default_value = "auto", value_parser = interface::attach(), help_heading = "Engine", hide_short_help = true)]
     attach: Attach,
     /// Entries of the flow map, which all interfaces share
-    #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Engine", hide_short_help = true)]
     flows: u32,
     /// Do not install the system call filter, to find out what it blocks
-    #[arg(long)]
+    #[arg(long, help_heading = "Engine", hide_short_help = true)]
     no_seccomp: bool,
 }
 

@@ -16,7 +16,7 @@ use crafter::{
 };
 use serde_json::{Value, json};
 
-use super::{Globals, print};
+use super::{Globals, complete, print};
 
 /// First bytes of a gzip file.
 const GZIP: [u8; 2] = [0x1f, 0x8b];
@@ -32,7 +32,7 @@ pub struct Args {
     #[arg(long = "as", value_name = "FORM", default_value = "fields")]
     form: Form,
     /// First layer of hex digits, e.g. Ether or IP [default: IP or IPv6 if the lengths match, else Ether]
-    #[arg(long, value_name = "LAYER", value_parser = layer)]
+    #[arg(long, value_name = "LAYER", value_parser = layer, add = complete::layers())]
     first: Option<Kind>,
 }
 

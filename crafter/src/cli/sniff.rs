@@ -17,7 +17,7 @@ use crafter::{
 use serde_json::json;
 
 use super::{
-    Globals,
+    Globals, complete,
     interface::{Ended, seconds, until_signal},
     print, service,
     show::{self, Form},
@@ -34,14 +34,14 @@ pub struct Args {
     /// Filter in the syntax of tcpdump (man pcap-filter) [default: all packets]
     #[arg(value_name = "FILTER")]
     filter: Vec<String>,
-    /// Capture on this interface [default: the first interface that is up, except lo]
-    #[arg(long, short, value_name = "IF")]
+    /// Interface to capture on [default: the first interface that is up, except lo]
+    #[arg(long, short, visible_alias = "iface", value_name = "IF", add = complete::interfaces())]
     interface: Option<String>,
     /// Stop after N packets
     #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
-    /// Stop after this time
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    /// Time to wait for packets; after it the capture ends [default: no limit]
+    #[arg(long, short, value_name = "SECONDS", value_parser = seconds)]
     timeout: Option<Duration>,
     /// Write a capture file: pcapng, or pcap if the name ends in .pcap; - writes pcapng to stdout
     #[arg(long, short, value_name = "FILE")]

@@ -23,12 +23,21 @@ use super::{
 #[command(after_help = HELP)]
 pub struct Args {
     #[command(flatten)]
-    exchange: exchange::Args,
-    #[command(flatten)]
     waiting: Waiting,
     /// Collect all replies to a request, not only the first; waits until the timeout
     #[arg(long)]
     multi: bool,
+    // Last: options after it would be below its headings.
+    #[command(flatten)]
+    exchange: exchange::Args,
+}
+
+impl Args {
+    /// Bounds the wait for the next hop, too, by `--timeout`.
+    pub fn bounded(mut self) -> Self {
+        self.exchange.link.hop_timeout = Some(self.waiting.longest());
+        self
+    }
 }
 
 /// `crafter sr1`
@@ -36,19 +45,34 @@ pub struct Args {
 #[command(after_help = HELP_ONE)]
 pub struct OneArgs {
     #[command(flatten)]
-    exchange: exchange::Args,
-    #[command(flatten)]
     waiting: Waiting,
+    #[command(flatten)]
+    exchange: exchange::Args,
+}
+
+impl OneArgs {
+    /// Bounds the wait for the next hop, too, by `--timeout`.
+    pub fn bounded(mut self) -> Self {
+        self.exchange.link.hop_timeout = Some(self.waiting.longest());
+        self
+    }
 }
 
 #[derive(Debug, clap::Args)]
 struct Waiting {
-    /// Time to wait for replies after the last packet is sent
+    /// Time to wait for replies after the last packet is sent; at most as long for each next hop to answer
     #[arg(long, short, value_name = "SECONDS", default_value = "2", value_parser = interface::seconds)]
     timeout: Duration,
     /// Send an unanswered packet again, up to N times
     #[arg(long, short, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=100))]
     retry: u32,
+}
+
+impl Waiting {
+    /// The time that one packet may take, with its repetitions.
+    fn longest(&self) -> Duration {
+        self.timeout.saturating_mul(self.retry.saturating_add(1))
+    }
 }
 
 const HELP: &str = "\

@@ -37,19 +37,27 @@ pub struct Args {
     #[arg(long, short = 'q', value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=10))]
     probes: u8,
     /// Time to wait for the answer to a probe before it is repeated
-    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = interface::seconds)]
+    #[arg(long, short, value_name = "SECONDS", default_value = "1", value_parser = interface::seconds)]
     timeout: Duration,
-    /// Repeat an unanswered probe up to N times; routers limit the rate of ICMP errors
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(..=20))]
+    /// Send an unanswered packet again, up to N times; routers limit the rate of ICMP errors
+    #[arg(long, short, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(..=20))]
     retry: u8,
     /// Number of hops to probe at the same time
     #[arg(long, visible_alias = "hops-at-once", value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u8).range(1..))]
     parallel: u8,
-    /// Time between the probes of one hop and those of the next
+    /// Time between two hops: the probes of one and those of the next
     #[arg(long, value_name = "SECONDS", default_value = "0.01", value_parser = interface::seconds)]
     interval: Duration,
     #[command(flatten)]
     probe: probe::Args,
+}
+
+impl Args {
+    /// Bounds the wait for the next hop, too, by `--timeout`.
+    pub fn bounded(mut self) -> Self {
+        self.probe.link.hop_timeout = Some(self.timeout.saturating_mul(u32::from(self.retry) + 1));
+        self
+    }
 }
 
 const HELP: &str = "\

@@ -21,7 +21,7 @@ use super::{interface::Link, netlink::Netlink};
 use crate::error::{Error, Result};
 
 /// As long as the kernel tries by default: `mcast_solicit` 3 times `retrans_time` 1 s.
-const RESOLVE: Duration = Duration::from_secs(3);
+pub(super) const RESOLVE: Duration = Duration::from_secs(3);
 /// How long a neighbour with a stale address may take to confirm it before the address is used anyway.
 const CONFIRM: Duration = Duration::from_millis(200);
 /// The table is read again after this time even without word of a change: notifications can be lost.
@@ -32,8 +32,15 @@ type Mac = [u8; 6];
 /// The Ethernet address that reaches `address` on `link`. `broadcast` says that the route's type is broadcast.
 ///
 /// A usable entry is taken as it is. One that may be out of date is put to the test at once (NUD_PROBE) and used
-/// when it holds or when nothing was heard for 200 ms. Without a usable entry the kernel is made to ask (NTF_USE).
-pub(super) async fn resolve(netlink: &mut Netlink, link: &Link, address: IpAddr, broadcast: bool) -> Result<Mac> {
+/// when it holds or when nothing was heard for 200 ms. Without a usable entry the kernel is made to ask (NTF_USE). Both
+/// waits end after `limit`.
+pub(super) async fn resolve(
+    netlink: &mut Netlink,
+    link: &Link,
+    address: IpAddr,
+    broadcast: bool,
+    limit: Duration,
+) -> Result<Mac> {
     if let Some(mac) = multicast(address) {
         return Ok(mac);
     }
@@ -46,10 +53,10 @@ pub(super) async fn resolve(netlink: &mut Netlink, link: &Link, address: IpAddr,
         // Where nobody resolves, arp_constructor() and ndisc_constructor() take the link's own address.
         Entry::Missing if link.noarp => Ok(link.interface.mac.unwrap_or(link_broadcast)),
         Entry::Missing if link.point_to_point => Ok(link_broadcast),
-        Entry::Doubtful(mac) => confirm(link, address, mac).await,
+        Entry::Doubtful(mac) => confirm(link, address, mac, limit).await,
         Entry::Missing | Entry::Failed => {
             let mut netlink = listen()?;
-            solicit(&mut netlink, link, address).await
+            solicit(&mut netlink, link, address, limit).await
         }
     }
 }
@@ -103,7 +110,7 @@ async fn lookup(netlink: &mut Netlink, link: &Link, address: IpAddr) -> Result<E
     })
 }
 
-async fn confirm(link: &Link, address: IpAddr, doubtful: Mac) -> Result<Mac> {
+async fn confirm(link: &Link, address: IpAddr, doubtful: Mac, limit: Duration) -> Result<Mac> {
     let mut netlink = listen()?;
     let mut probe = message(link, address);
     probe.header.state = NeighbourState::Probe;
@@ -114,11 +121,11 @@ async fn confirm(link: &Link, address: IpAddr, doubtful: Mac) -> Result<Mac> {
         Err(error) if error.raw_os_error() == Some(libc::EPERM) => return Ok(doubtful),
         // Removed or failed since it was read: there is no address to probe with.
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => {
-            return solicit(&mut netlink, link, address).await;
+            return solicit(&mut netlink, link, address, limit).await;
         }
         Err(error) => return Err(failed(link, address, error)),
     }
-    let until = Instant::now() + CONFIRM;
+    let until = Instant::now() + CONFIRM.min(limit);
     loop {
         match lookup(&mut netlink, link, address).await? {
             Entry::Usable(mac) => return Ok(mac),
@@ -127,12 +134,12 @@ async fn confirm(link: &Link, address: IpAddr, doubtful: Mac) -> Result<Mac> {
                     return Ok(mac);
                 }
             }
-            Entry::Missing | Entry::Failed => return solicit(&mut netlink, link, address).await,
+            Entry::Missing | Entry::Failed => return solicit(&mut netlink, link, address, limit).await,
         }
     }
 }
 
-async fn solicit(netlink: &mut Netlink, link: &Link, address: IpAddr) -> Result<Mac> {
+async fn solicit(netlink: &mut Netlink, link: &Link, address: IpAddr, limit: Duration) -> Result<Mac> {
     let start = Instant::now();
     let mut wanted = message(link, address);
     wanted.header.flags = NeighbourFlags::Use;
@@ -140,7 +147,7 @@ async fn solicit(netlink: &mut Netlink, link: &Link, address: IpAddr) -> Result<
         .change(RouteNetlinkMessage::NewNeighbour(wanted), NLM_F_CREATE)
         .await
         .map_err(|error| failed(link, address, error))?;
-    let until = start + RESOLVE;
+    let until = start + RESOLVE.min(limit);
     let mut heard = true;
     loop {
         match lookup(netlink, link, address).await? {

@@ -1,6 +1,6 @@
 //! Where a packet goes: link, source address, MTU and next hop, as the kernel would choose them.
 
-use std::{io, net::IpAddr};
+use std::{io, net::IpAddr, time::Duration};
 
 use rtnetlink::packet_route::{
     AddressFamily, RouteNetlinkMessage,
@@ -56,7 +56,20 @@ const LARGEST_PACKET: u32 = 65_535;
 /// [`Error::Invalid`] for addresses that do not go together, [`Error::Permission`] if a next hop has to be resolved
 /// without `CAP_NET_ADMIN`.
 pub async fn resolve(destination: IpAddr, interface: Option<&str>, source: Option<IpAddr>) -> Result<Route> {
-    find(destination, interface, source, true).await
+    resolve_within(destination, interface, source, neighbour::RESOLVE).await
+}
+
+/// As [`resolve`], but waits at most `limit` for the next hop to answer; a limit above 3 s has no effect.
+///
+/// # Errors
+/// As [`resolve`].
+pub async fn resolve_within(
+    destination: IpAddr,
+    interface: Option<&str>,
+    source: Option<IpAddr>,
+    limit: Duration,
+) -> Result<Route> {
+    find(destination, interface, source, Some(limit)).await
 }
 
 /// As [`resolve`], but with the link's broadcast address in the place of the next hop's, which is not resolved.
@@ -64,10 +77,16 @@ pub async fn resolve(destination: IpAddr, interface: Option<&str>, source: Optio
 /// # Errors
 /// As [`resolve`], without [`Error::NoNeighbour`].
 pub async fn without_hop(destination: IpAddr, interface: Option<&str>, source: Option<IpAddr>) -> Result<Route> {
-    find(destination, interface, source, false).await
+    find(destination, interface, source, None).await
 }
 
-async fn find(destination: IpAddr, interface: Option<&str>, source: Option<IpAddr>, with_hop: bool) -> Result<Route> {
+/// Finds a route, and its next hop's Ethernet address within `hop_limit` if that is given.
+async fn find(
+    destination: IpAddr,
+    interface: Option<&str>,
+    source: Option<IpAddr>,
+    hop_limit: Option<Duration>,
+) -> Result<Route> {
     let mut netlink = Netlink::open().map_err(|error| Error::io("open a netlink socket", "CAP_NET_ADMIN", error))?;
     let no_route = |reason: String| Error::NoRoute { destination, reason };
     if destination.is_unspecified() {
@@ -113,10 +132,9 @@ async fn find(destination: IpAddr, interface: Option<&str>, source: Option<IpAdd
         Some(mac) if link.interface.ethernet => {
             let hop = entry.gateway.unwrap_or(destination);
             let broadcast = entry.kind == RouteType::Broadcast;
-            let to = if with_hop {
-                neighbour::resolve(&mut netlink, &link, hop, broadcast).await?
-            } else {
-                link.broadcast.unwrap_or([0xff; 6])
+            let to = match hop_limit {
+                Some(limit) => neighbour::resolve(&mut netlink, &link, hop, broadcast, limit).await?,
+                None => link.broadcast.unwrap_or([0xff; 6]),
             };
             LinkLayer::Ethernet { source: mac, destination: to }
         }

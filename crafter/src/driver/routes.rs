@@ -34,6 +34,8 @@ pub(crate) enum Resolver {
     /// The route and the next hop's Ethernet address.
     #[default]
     Kernel,
+    /// The same, with a limit for the next hop to answer.
+    KernelWithin(Duration),
     /// Only the route. The service finds the next hop; to make the kernel resolve it needs privileges.
     WithoutHop,
 }
@@ -81,6 +83,7 @@ impl Routes {
         }
         let route = match self.resolver {
             Resolver::Kernel => route::resolve(destination, interface, source).await?,
+            Resolver::KernelWithin(limit) => route::resolve_within(destination, interface, source, limit).await?,
             Resolver::WithoutHop => route::without_hop(destination, interface, source).await?,
         };
         let route = Arc::new(route);

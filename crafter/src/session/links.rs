@@ -45,7 +45,11 @@ pub(super) struct Links {
 
 impl Links {
     pub(super) fn new(options: SessionOptions) -> Self {
-        let resolver = if options.service.is_some() { Resolver::WithoutHop } else { Resolver::Kernel };
+        let resolver = match (&options.service, options.hop_timeout) {
+            (Some(_), _) => Resolver::WithoutHop,
+            (None, Some(limit)) => Resolver::KernelWithin(limit),
+            (None, None) => Resolver::Kernel,
+        };
         Self {
             routes: Routes::new(resolver),
             links: Vec::new(),

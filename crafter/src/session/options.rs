@@ -26,6 +26,9 @@ pub struct SessionOptions {
     /// Leave half-open connections to the kernel, which resets each when the peer retransmits its SYN-ACK. Otherwise
     /// the session resets them.
     pub leave_open: bool,
+    /// How long to wait for a next hop to answer ARP or neighbour discovery; `None`: as long as the kernel, 3 s. A
+    /// service waits as long as the kernel.
+    pub hop_timeout: Option<Duration>,
 }
 
 /// How fast to send.

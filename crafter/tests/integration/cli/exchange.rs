@@ -263,3 +263,21 @@ fn bad_input_is_refused_before_sending() {
     done.fails(exit::PORT_TAKEN, "TCP port 7000 on 192.0.2.2 is in use");
     drop(taken);
 }
+
+#[test]
+fn timeout_bounds_the_wait_for_the_next_hop() {
+    let lab = lab();
+    for args in [
+        &["sr1", "--timeout", "0.3", r#"IP(dst="192.0.2.70")/ICMP()"#][..],
+        &["ping", "--timeout", "0.3", "--count", "1", "192.0.2.71"],
+        &["traceroute", "--timeout", "0.1", "--retry", "2", "192.0.2.72"],
+        &["get", "--timeout", "0.3", "http://192.0.2.73/"],
+        &["dns", "--timeout", "0.3", "--tries", "1", "@192.0.2.74", "web.lab.test"],
+    ] {
+        let done = crafter(&lab, args);
+        done.fails(exit::NO_ROUTE, "does not answer on lab0");
+        // The time in the message is that of the wait; the rest of the command takes longer on a busy machine.
+        let (_, after) = done.stderr.split_once("reply within ").unwrap();
+        assert!(after.split(';').next().unwrap().ends_with("ms"), "as long as the kernel, 3 s: {args:?}: {done:?}");
+    }
+}

@@ -57,3 +57,18 @@ fn shells_accept_completions() {
     let done = run(bash);
     assert_eq!((done.code, done.text().trim()), (0, "leases"), "{done:?}");
 }
+
+#[test]
+fn bash_completes_layers_and_interfaces_by_the_program() {
+    let program = env!("CARGO_BIN_EXE_crafter");
+    let script = format!(
+        "source <(CRAFTER_COMPLETE=bash {program})\n\
+         complete() {{ COMP_WORDS=(\"$@\"); COMP_CWORD=$(($# - 1)); _clap_complete_crafter crafter \"${{!#}}\" x; \
+         echo \"${{COMPREPLY[*]}}\"; }}\n\
+         complete crafter ls UD; complete crafter sr 'IP()/UD'; complete crafter sniff --interface lo"
+    );
+    let mut bash = Command::new("bash");
+    bash.args(["-c", &script]);
+    let done = run(bash);
+    assert_eq!(done.text().lines().collect::<Vec<_>>(), ["UDP", "IP()/UDP(", "lo"], "{done:?}");
+}

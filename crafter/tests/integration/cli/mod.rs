@@ -1,5 +1,6 @@
 //! The command line: each test runs the built binary in its own lab. Needs root.
 
+mod config;
 mod dns;
 mod doctor_served;
 mod exchange;
