@@ -28,10 +28,9 @@ Counters of the running service for each interface that it is attached to. If no
 and with --direct or --pid, counters of all crafters that run on this host without it; that
 needs CAP_SYS_ADMIN.
 A hook assigns exactly one reason to each packet, so the reasons of a hook add up to its total.
---json: an array with one object for each running crafter: map_id, holders (pid, name),
-ingress and egress (packets seen), counters (packets by reason). Through the service one
-object for each interface, with interface instead of map_id and the service's process as
-holder.
+--json: an object with sections, one for each running crafter: map_id, interface, holders (pid,
+name), ingress and egress (packets seen), counters (packets by reason). Through the service one
+for each interface, with the service's process as holder; of map_id and interface, one is null.
 Exit code 0; 1: the service that --socket names does not answer; 2: it is not attached to
 --interface; 3: no permission; 4: its policy allows this user nothing.
 
@@ -58,9 +57,11 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
         Some(control) => served(&control, args.which.interface).await?,
         None => direct(&args.which)?,
     };
-    print::result(globals, &sections, |sections| {
-        sections.iter().map(|section| section.text(table)).collect::<Vec<_>>().join("\n")
-    })?;
+    if globals.json {
+        print::json(&running::object(&sections)?)?;
+    } else {
+        print::out(sections.iter().map(|section| section.text(table)).collect::<Vec<_>>().join("\n"))?;
+    }
     Ok(exit::SUCCESS)
 }
 

@@ -12,7 +12,8 @@ use crafter::{
     },
 };
 use nix::time::{ClockId, clock_gettime};
-use serde::Serialize;
+use serde::{Serialize, Serializer, ser::Error as _};
+use serde_json::json;
 
 use super::{
     Globals, pages, print,
@@ -44,11 +45,11 @@ One line for each flow, the most recent first. Bytes are counted from the IP hea
 IDLE are the times since the first and the latest packet, FLAGS those of the latest segment
 received. DROPPED counts the RSTs and port-unreachables of the kernel that were suppressed. TX
 does not include crafted packets that bypass the egress hook.
---json: an array with one object for each running crafter: map_id, holders (pid, name), flows
-(protocol, local, remote, rx_packets, rx_bytes, tx_packets, tx_bytes, first_seen_ns,
+--json: an object with sections, one for each running crafter: map_id, interface, holders (pid,
+name), flows (protocol, local, remote, rx_packets, rx_bytes, tx_packets, tx_bytes, first_seen_ns,
 last_seen_ns, last_seq, last_ack, last_flags, suppressed); times are CLOCK_MONOTONIC
-nanoseconds. Through the service one object for each interface that has flows, with interface
-instead of map_id and the service's process as holder, and with interface in each flow.
+nanoseconds. Through the service one section for each interface that has flows, with the
+service's process as holder; of map_id and interface, one is null.
 Exit code 0, with or without flows; 1: the service that --socket names does not answer;
 3: no permission.
 
@@ -57,9 +58,23 @@ Examples:
   crafter flows --protocol tcp --remote 192.0.2.1 --json
   crafter flows --direct --pid 1234";
 
-#[derive(Serialize)]
-struct Flows<F> {
-    flows: Vec<F>,
+/// Serialized as the service reports them, without the interface, which the section has.
+struct Flows {
+    flows: Vec<Flow>,
+}
+
+impl Serialize for Flows {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let flow = |flow: &Flow| {
+            let mut object = serde_json::to_value(flow).map_err(S::Error::custom)?;
+            if let Some(map) = object.as_object_mut() {
+                map.remove("interface");
+            }
+            Ok(object)
+        };
+        let flows = self.flows.iter().map(flow).collect::<Result<Vec<_>, S::Error>>()?;
+        json!({ "flows": flows }).serialize(serializer)
+    }
 }
 
 /// Prints the flows.
@@ -68,26 +83,26 @@ struct Flows<F> {
 /// Those of the service, or of reading the maps.
 pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     match args.which.control().await? {
-        Some(control) => show(&served(&control, args).await?, Flow::clone, globals),
-        None => show(&direct(&args)?, to_wire, globals),
+        Some(control) => show(&served(&control, args).await?, globals),
+        None => show(&direct(&args)?, globals),
     }
 }
 
 /// Prints a table for each section, its flows as the service reports them.
-fn show<F: Serialize>(
-    sections: &[Section<Flows<F>>],
-    to_wire: fn(&F) -> Flow,
-    globals: &Globals,
-) -> anyhow::Result<u8> {
+fn show(sections: &[Section<Flows>], globals: &Globals) -> anyhow::Result<u8> {
+    if globals.json {
+        print::json(&running::object(sections)?)?;
+        return Ok(exit::SUCCESS);
+    }
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC)?;
     let now = now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64;
-    let text = |section: &Section<Flows<F>>| section.text(|content| table(content.flows.iter().map(to_wire), now));
-    print::result(globals, sections, |sections| sections.iter().map(text).collect::<Vec<_>>().join("\n"))?;
+    let text = |section: &Section<Flows>| section.text(|content| table(content.flows.iter(), now));
+    print::out(sections.iter().map(text).collect::<Vec<_>>().join("\n"))?;
     Ok(exit::SUCCESS)
 }
 
 /// Flows from the service, by interface. Reports on stderr if there are none.
-async fn served(control: &Control, args: Args) -> Result<Vec<Section<Flows<Flow>>>> {
+async fn served(control: &Control, args: Args) -> Result<Vec<Section<Flows>>> {
     let Args { protocol, port, remote, which } = args;
     let (port, remote) = (port.map(u64::from), remote.map(|address| address.to_string()));
     let call = ListFlowsCall { interface: which.interface, protocol, port, remote, ..ListFlowsCall::default() };
@@ -110,7 +125,7 @@ async fn served(control: &Control, args: Args) -> Result<Vec<Section<Flows<Flow>
 }
 
 /// Flows from the maps of running crafters.
-fn direct(args: &Args) -> Result<Vec<Section<Flows<maps::Flow>>>> {
+fn direct(args: &Args) -> Result<Vec<Section<Flows>>> {
     let is_wanted = |flow: &maps::Flow| {
         args.protocol.as_deref().is_none_or(|protocol| protocol == flow.protocol)
             && args.port.is_none_or(|port| [flow.local.port(), flow.remote.port()].contains(&port))
@@ -120,6 +135,7 @@ fn direct(args: &Args) -> Result<Vec<Section<Flows<maps::Flow>>>> {
         let mut flows = running.flows();
         flows.retain(is_wanted);
         flows.sort_by_key(|flow| (Reverse(flow.last_seen_ns), flow.local, flow.remote));
+        let flows = flows.iter().map(to_wire).collect();
         Section { origin: Origin::MapId(running.map_id), holders: running.holders, content: Flows { flows } }
     });
     Ok(sections.collect())
@@ -145,7 +161,7 @@ fn to_wire(flow: &maps::Flow) -> Flow {
     }
 }
 
-fn table(flows: impl Iterator<Item = Flow>, now: u64) -> String {
+fn table<'f>(flows: impl Iterator<Item = &'f Flow>, now: u64) -> String {
     let rows: Vec<_> = flows
         .map(|flow| {
             [
@@ -158,7 +174,7 @@ fn table(flows: impl Iterator<Item = Flow>, now: u64) -> String {
                 flow.tx_bytes.to_string(),
                 ago(now, flow.first_seen_ns),
                 ago(now, flow.last_seen_ns),
-                flags(&flow),
+                flags(flow),
                 flow.suppressed.to_string(),
             ]
         })

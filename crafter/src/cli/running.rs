@@ -6,6 +6,7 @@ use crafter::{
     protocol::{control::Control, wire::InfoCall},
 };
 use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::{print, service};
 
@@ -57,24 +58,38 @@ impl Args {
 }
 
 /// Flows or counters of one crafter, or of one interface of the service.
-#[derive(Serialize)]
 pub struct Section<T> {
-    #[serde(flatten)]
     pub origin: Origin,
     /// Processes that hold the map.
     pub holders: Vec<Process>,
-    #[serde(flatten)]
     pub content: T,
 }
 
 /// What a section reports on.
-#[derive(Serialize)]
-#[serde(rename_all = "snake_case")]
 pub enum Origin {
     /// The map of a crafter that runs without the service.
     MapId(u32),
     /// An interface of the service.
     Interface(String),
+}
+
+/// Sections as an object.
+///
+/// # Errors
+/// Those of serializing.
+pub fn object<T: Serialize>(sections: &[Section<T>]) -> serde_json::Result<Value> {
+    let section = |section: &Section<T>| {
+        let mut object = serde_json::to_value(&section.content)?;
+        let (map_id, interface) = match &section.origin {
+            Origin::MapId(id) => (Some(id), None),
+            Origin::Interface(name) => (None, Some(name)),
+        };
+        object["map_id"] = json!(map_id);
+        object["interface"] = json!(interface);
+        object["holders"] = json!(section.holders);
+        Ok(object)
+    };
+    Ok(json!({ "sections": sections.iter().map(section).collect::<serde_json::Result<Vec<_>>>()? }))
 }
 
 impl<T> Section<T> {
