@@ -182,15 +182,17 @@ impl Live {
         self.fault.is_some()
     }
 
-    /// Ends the output.
+    /// Ends the output. Returns the exit code: `code`, or success if the reader has closed the pipe
+    /// (`crafter ... | head`).
     ///
     /// # Errors
-    /// The first error of writing, except a pipe whose reader has closed it (`crafter ... | head`).
-    pub fn finish(&mut self) -> anyhow::Result<()> {
+    /// The first error of writing, except that of a closed pipe.
+    pub fn finish(&mut self, code: u8) -> anyhow::Result<u8> {
         self.end_progress();
         match self.fault.take() {
-            Some(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(print::failed(error)),
-            _ => Ok(()),
+            Some(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(exit::SUCCESS),
+            Some(error) => Err(print::failed(error)),
+            None => Ok(code),
         }
     }
 }

@@ -141,9 +141,9 @@ fn line(PingOutcome { number, outcome }: &PingOutcome, timeout: Duration) -> Str
 }
 
 fn in_json(PingOutcome { number, outcome }: &PingOutcome) -> Value {
-    match outcome {
-        ProbeOutcome::Lost => json!({ "type": "probe", "seq": number, "status": "lost" }),
-        ProbeOutcome::Late => json!({ "type": "probe", "seq": number, "status": "late" }),
+    let (status, answer) = match outcome {
+        ProbeOutcome::Lost => ("lost", None),
+        ProbeOutcome::Late => ("late", None),
         ProbeOutcome::Reply { reply, bytes, rtt, duplicate, corrupt } => {
             let status = match (reply.kind, duplicate) {
                 (_, true) => "duplicate",
@@ -152,13 +152,20 @@ fn in_json(PingOutcome { number, outcome }: &PingOutcome) -> Value {
                 (ReplyKind::Reset, _) => "rst",
                 _ => "reply",
             };
-            json!({
-                "type": "probe", "seq": number, "status": status, "from": reply.from, "bytes": bytes, "ttl": reply.ttl,
-                "rtt_ns": print::nanoseconds(*rtt), "icmp_error": reply.icmp_error().map(|error| error.to_string()),
-                "corrupt_from": corrupt,
-            })
+            (status, Some((reply, bytes, rtt, corrupt)))
         }
-    }
+    };
+    json!({
+        "type": "probe",
+        "seq": number,
+        "status": status,
+        "from": answer.map(|(reply, ..)| reply.from),
+        "bytes": answer.map(|(_, bytes, ..)| bytes),
+        "ttl": answer.map(|(reply, ..)| reply.ttl),
+        "rtt_ns": answer.map(|(.., rtt, _)| print::nanoseconds(*rtt)),
+        "icmp_error": answer.and_then(|(reply, ..)| reply.icmp_error()).map(|error| error.to_string()),
+        "corrupt_from": answer.and_then(|(.., corrupt)| *corrupt),
+    })
 }
 
 fn in_words(host: &str, summary: &PingSummary, account: &Account) -> String {

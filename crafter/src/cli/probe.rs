@@ -240,7 +240,6 @@ impl<P> Ran<P> {
             print::half_open_reset(self.account.half_open_reset);
         }
         self.recorder.finish()?;
-        self.live.finish()?;
-        Ok(self.closed.signal.unwrap_or(code))
+        self.live.finish(self.closed.signal.unwrap_or(code))
     }
 }

@@ -173,9 +173,9 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
         }
         account(&exchanged);
     }
-    live.finish()?;
+    let code = live.finish(closed.signal.unwrap_or(code))?;
     closed.check_recorded()?;
-    Ok(closed.signal.unwrap_or(code))
+    Ok(code)
 }
 
 /// Sends one packet, waits and prints.

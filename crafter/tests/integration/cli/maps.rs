@@ -13,7 +13,7 @@ fn maps_show_a_running_get() {
     let mut get = command(&lab, &["get", "-q", "http://192.0.2.1/slow?ms=30000"]);
     let mut get = get.stdout(Stdio::null()).spawn().unwrap();
     let pid = get.id().to_string();
-    let look = |command: &str| crafter(&lab, &[command, "--json", "--pid", &pid]).json();
+    let look = |command: &str| crafter(&lab, &[command, "--json", "--pid", &pid]).object(command)["sections"].clone();
     // Three sent packets: SYN, ACK and the request.
     let found = eventually(|| {
         let found = look("flows");
@@ -46,7 +46,7 @@ fn maps_show_a_running_get() {
     }
     // Other processes on this kernel may own ports, too.
     for command in ["flows", "counters"] {
-        let all = crafter(&lab, &[command, "--json"]).json();
+        let all = crafter(&lab, &[command, "--json"]).object(command)["sections"].clone();
         assert!(all.as_array().unwrap().iter().any(|found| found["holders"] == holders), "{all}");
     }
 
@@ -72,7 +72,7 @@ fn maps_of_two_owners_are_separate() {
     for (port, get) in &pair {
         let pid = get.id().to_string();
         let flow = eventually(|| {
-            let found = crafter(&lab, &["flows", "--json", "--pid", &pid]).json();
+            let found = crafter(&lab, &["flows", "--json", "--pid", &pid]).object("flows")["sections"].clone();
             let flow = found[0]["flows"][0].clone();
             flow.is_object().then_some(flow)
         });
