@@ -2,10 +2,12 @@
 
 use crate::Address;
 
-/// Key of the flow map. *Local* is this host whichever way the packet goes.
+/// Key of the flow map. *Local* is this host in both directions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct FlowKey {
+    /// [`crate::attached::Attached::link`] of the interface, host order.
+    pub link: u32,
     /// This host's address in 16-byte form.
     pub local: Address,
     /// The peer's address in 16-byte form.
@@ -20,7 +22,7 @@ pub struct FlowKey {
     pub pad: [u8; 3],
 }
 
-/// What is known of a flow. Counters and times are in host byte order.
+/// Counters of a flow. All numbers are in host byte order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct FlowValue {
@@ -49,7 +51,7 @@ pub struct FlowValue {
     pub pad: u32,
 }
 
-const _: () = assert!(size_of::<FlowKey>() == 40 && size_of::<FlowValue>() == 72);
+const _: () = assert!(size_of::<FlowKey>() == 44 && size_of::<FlowValue>() == 72);
 
 #[cfg(feature = "user")]
 // SAFETY: repr(C), no padding (asserted above), valid for every bit pattern.
@@ -63,11 +65,13 @@ unsafe impl aya::Pod for FlowValue {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct FragmentKey {
+    /// [`crate::attached::Attached::link`] of the interface, host order.
+    pub link: u32,
     /// Sender, in 16-byte form.
     pub source: Address,
     /// Receiver, in 16-byte form.
     pub destination: Address,
-    /// Identification, big-endian; IPv4's 16 bits stand in the last two bytes.
+    /// Identification, big-endian; IPv4's 16 bits are the last two bytes.
     pub identification: [u8; 4],
     /// The protocol of the whole datagram for IPv4; zero for IPv6, where it does not take part.
     pub protocol: u8,
@@ -75,7 +79,7 @@ pub struct FragmentKey {
     pub pad: [u8; 3],
 }
 
-const _: () = assert!(size_of::<FragmentKey>() == 40);
+const _: () = assert!(size_of::<FragmentKey>() == 44);
 
 #[cfg(feature = "user")]
 // SAFETY: repr(C), no padding (asserted above), valid for every bit pattern.

@@ -1,12 +1,12 @@
-//! What crafter's kernel half and user half share, and nothing else: the layout of every map, the
-//! reasons a verdict can have, and the parser that both can run.
+//! What the kernel half and the user half of crafter share: the layout of every map, the reasons of a verdict, and the
+//! parser of both.
 //!
-//! Everything here is `no_std`. Integers that stand for protocol fields are kept in network byte
-//! order as byte arrays, so that a key has one representation whoever builds it; counters and
-//! times are in host order. Every struct is padding-free and its size is asserted at compile time.
+//! Everything here is `no_std`. Protocol fields are byte arrays in network byte order, so that both halves build the same
+//! keys; counters and times are in host order. Every struct is free of padding, and its size is asserted at compile time.
 
 #![no_std]
 
+pub mod attached;
 pub mod flow;
 pub mod link;
 pub mod map;
@@ -16,7 +16,7 @@ pub mod reason;
 pub mod reply;
 pub mod route;
 
-/// The socket mark (`SO_MARK`, `skb->mark`) that says "crafted": egress lets it through.
+/// The socket mark (`SO_MARK`, `skb->mark`) of crafted packets, which the egress program passes.
 /// The letters `crft` in ASCII; settable at load time where another program uses the same value.
 pub const DEFAULT_MARK: u32 = 0x6372_6674;
 
@@ -33,7 +33,7 @@ pub const ICMPV6: u8 = 58;
 /// RFC 4291 section 2.5.5.2).
 pub type Address = [u8; 16];
 
-/// The address that stands for "any local address" in an [`port::OwnedKey`].
+/// Any local address, in an [`port::OwnedKey`].
 pub const ANY: Address = [0; 16];
 
 /// An IPv4 address in its mapped 16-byte form.

@@ -75,8 +75,8 @@ pub fn frame<B: Bytes + ?Sized>(bytes: &B) -> Frame {
 #[inline(always)]
 pub fn link<B: Bytes + ?Sized>(bytes: &B, link_header: usize) -> Result<(usize, bool), Reason> {
     if link_header == 0 {
-        // Two bytes, though one would do: of `data < data_end`, which one byte comes down to, the
-        // verifier learns nothing (find_good_pkt_pointers() in kernel/bpf/verifier.c).
+        // Two bytes, though one would do: the verifier derives nothing from `data < data_end`, to which the compiler
+        // reduces the check of one byte (find_good_pkt_pointers() in kernel/bpf/verifier.c).
         let version = bytes.load::<2>(0).ok_or(Reason::NotIp)?[0] >> 4;
         return match version {
             4 => Ok((0, false)),

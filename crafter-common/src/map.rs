@@ -1,41 +1,46 @@
 //! Names and default sizes of the maps and of the constants set at load time.
 //!
 //! The kernel keeps the first 15 characters of a map's name; these are shorter, so that another
-//! process finds the maps by name.
+//! process finds the maps by name. All interfaces that share a load of the programs share its maps.
 
 /// Hash: [`crate::port::OwnedKey`] to [`crate::port::OwnedPort`].
 pub const OWNED: &str = "CRAFTER_OWNED";
-/// Array of [`crate::port::FilterWord`], indexed by [`crate::port::filter_position`].
+/// Array of [`crate::attached::Attached`], indexed by slot.
+pub const LINKS: &str = "CRAFTER_LINKS";
+/// Array of [`crate::port::FilterWord`]: [`crate::port::FILTER_WORDS`] for each slot, in the order of
+/// [`crate::port::filter_position`].
 pub const FILTER: &str = "CRAFTER_FILTER";
-/// Hash: [`crate::Address`] of this host to `u8`; an any-address lease takes packets to these only.
+/// Hash: [`crate::Address`] of this host to `u8`; a lease of any address receives packets to these only.
 pub const LOCAL: &str = "CRAFTER_LOCAL";
 /// LRU hash: [`crate::flow::FlowKey`] to [`crate::flow::FlowValue`].
 pub const FLOWS: &str = "CRAFTER_FLOWS";
 /// LRU hash: [`crate::flow::FragmentKey`] to [`crate::port::OwnedPort`].
 pub const FRAGMENTS: &str = "CRAFTER_FRAGS";
-/// Per-CPU array of `u64`, indexed by [`crate::reason::Reason`].
+/// Per-CPU array of `u64`: [`crate::reason::REASONS`] for each slot, in the order of [`crate::reason::Reason`].
 pub const COUNTERS: &str = "CRAFTER_COUNTS";
-/// AF_XDP sockets by queue.
+/// AF_XDP sockets: [`SOCKET_ENTRIES`] for each slot, by queue.
 pub const SOCKETS: &str = "CRAFTER_XSKS";
-/// Ring buffer of [`crate::reply::ReplyHeader`] + packet.
+/// Hash of ring buffers by [`crate::attached::Attached::link`].
+pub const RINGS: &str = "CRAFTER_RINGS";
+/// Ring buffer of [`crate::reply::ReplyHeader`] + packet: a value of [`RINGS`].
 pub const RING: &str = "CRAFTER_RING";
 
-/// Owned (port, address) entries that fit by default.
+/// Owned (port, address) entries that fit by default. Memory is allocated for those that are there.
 pub const OWNED_ENTRIES: u32 = 131_072;
 /// Local addresses that fit.
 pub const LOCAL_ENTRIES: u32 = 8_192;
 /// Flows that fit by default.
 pub const FLOW_ENTRIES: u32 = 1_000_000;
-/// Fragmented datagrams under way that fit by default.
+/// Incomplete fragmented datagrams that fit by default.
 pub const FRAGMENT_ENTRIES: u32 = 4_096;
-/// Queues that can have an AF_XDP socket.
+/// Queues of an interface that can have an AF_XDP socket.
 pub const SOCKET_ENTRIES: u32 = 256;
 /// Bytes of the ring buffer by default; a power of two and a multiple of the page size.
 pub const RING_BYTES: u32 = 8 << 20;
 
 /// `u32` set at load time: length of the link-layer header, 14 for Ethernet and 0 for none.
 pub const LINK_HEADER: &str = "LINK_HEADER";
-/// `u32` set at load time: longest frame, in bytes, that fits an AF_XDP frame; longer ones take the ring.
-pub const SOCKET_FRAME: &str = "SOCKET_FRAME";
+/// `u32` set at load time: bits of an interface's index that are the number of its slot.
+pub const SLOT_MASK: &str = "SLOT_MASK";
 /// `u32` set at load time: the socket mark of crafted packets.
 pub const MARK: &str = "CRAFTED_MARK";

@@ -1,6 +1,6 @@
 //! Bytes to headers, over bounds-checked reads: the only reader of link and IP headers. The kernel half runs it, and
 //! all of user space that decides on a packet: what was checked is what is sent, and what the kernel half passes to the
-//! kernel, nobody takes for a lease's. (Layers in Scapy's notation are dissected elsewhere: they decide nothing.)
+//! kernel, user space does not take for a lease's. (Layers in Scapy's notation are dissected elsewhere: no decision depends on them.)
 //!
 //! Nothing is validated beyond what it takes to find the ports: a malformed segment to an owned
 //! port is its owner's to see. User space reads no further than the packet's own length field ([`declared_length`]), and
@@ -28,13 +28,20 @@ pub trait Bytes {
     /// The `N` bytes at `offset`, or `None` where the packet is shorter.
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
 
-    /// `value & MASK`, and nothing else known of it. The verifier follows every path with all that it
-    /// knows of every value; where paths meet with the same knowledge, it follows one. Forgetting where
-    /// exactly a header ended keeps the paths from multiplying. The mask is what it knows afterwards of
-    /// every copy: of a copy that was spilled before a comparison, kernels before 6.9 learn nothing by it.
+    /// `value & MASK`, of which the verifier knows only the mask. The verifier follows every path with its knowledge of
+    /// every value, and merges paths whose knowledge is equal: hiding where exactly a header ends keeps the number of
+    /// paths small. The mask bounds every copy of the value; a comparison does not, because kernels before 6.9 do not
+    /// apply it to a copy that was spilled before.
     #[inline(always)]
-    fn forget<const MASK: u32>(&self, value: usize) -> usize {
+    fn opaque_mask<const MASK: u32>(&self, value: usize) -> usize {
         value & MASK as usize
+    }
+
+    /// [`network6`] of these bytes. The kernel half calls a function here, which the verifier checks once instead of at
+    /// each of the places that it is called from.
+    #[inline(always)]
+    fn network6(&self, start: usize) -> Result<Network, Reason> {
+        network6(self, start)
     }
 }
 
@@ -71,9 +78,9 @@ pub const IPV4_HEADER: usize = 20;
 /// Length of the fixed IPv6 header, in bytes.
 pub const IPV6_HEADER: usize = 40;
 
-/// Headers that end beyond count as [`Reason::Malformed`]: the verifier wants a bound below 65,536,
-/// and real chains of extension headers end far below.
-const MAX_OFFSET: usize = OFFSET_MASK as usize;
+/// Largest offset of a header. One behind it counts as [`Reason::Malformed`]: the verifier needs a bound below 65,536, and
+/// real chains of extension headers are far shorter.
+pub const MAX_OFFSET: usize = OFFSET_MASK as usize;
 const OFFSET_MASK: u32 = 0x7fff;
 
 /// Which fragment of a datagram a packet is.
@@ -81,13 +88,13 @@ const OFFSET_MASK: u32 = 0x7fff;
 pub enum Fragment {
     /// Not fragmented (or an atomic fragment, RFC 6946).
     Whole,
-    /// Offset zero, more to come: holds the ports.
+    /// Offset zero, more fragments follow: holds the ports.
     First,
     /// Offset above zero: holds no ports.
     Later,
 }
 
-/// Where an IP packet's headers stand.
+/// Offsets of an IP packet's headers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Network {
     /// Offset of the IP header.
@@ -106,11 +113,11 @@ pub struct Network {
     /// Not zero where an IPv6 routing header names nodes still to be visited (RFC 8200 section 4.4): the
     /// destination is one of them, and whose the ports are is for the last to say.
     pub left: usize,
-    /// Where some IPv6 headers stand. The kernel half does not ask, so that its compiler leaves them out.
+    /// Offsets of some IPv6 headers. Always the default in the kernel half.
     pub extensions: Extensions,
 }
 
-/// Where some IPv6 extension headers stand; 0 where there is none.
+/// Offsets of some IPv6 extension headers; 0 where there is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Extensions {
     /// Offset of the fragment header; of several, the last one's.
@@ -142,7 +149,7 @@ impl Network {
 
     /// `address`, if it can be that of an end of this packet. IPv6 knows two forms that cannot, and that the maps
     /// use for something else: the unspecified address, here [`crate::ANY`] (RFC 4291 section 2.5.2), and
-    /// IPv4-mapped ones, which stand for IPv4 nodes (section 2.5.5.2).
+    /// IPv4-mapped ones, which denote IPv4 nodes (section 2.5.5.2).
     #[inline(always)]
     pub fn end(&self, address: Address) -> Option<Address> {
         let [a, b, c, d, e, f, g, h, low @ ..] = address;
@@ -150,10 +157,11 @@ impl Network {
         if self.v6 && high == 0 && (low == 0 || low >> 32 == 0xffff) { None } else { Some(address) }
     }
 
-    /// The key under which this fragment's siblings are found.
+    /// The key under which the other fragments of this datagram are found, on the interface `link`.
     #[inline(always)]
-    pub fn fragment_key(&self, source: Address, destination: Address) -> FragmentKey {
+    pub fn fragment_key(&self, link: u32, source: Address, destination: Address) -> FragmentKey {
         FragmentKey {
+            link,
             source,
             destination,
             identification: self.identification,
@@ -219,17 +227,17 @@ pub fn network<B: Bytes + ?Sized>(bytes: &B, start: usize, v6: bool) -> Result<N
     if start > MAX_OFFSET {
         return Err(Reason::Malformed);
     }
-    let mut found = if v6 { network6(bytes, start)? } else { network4(bytes, start)? };
+    let mut found = if v6 { bytes.network6(start)? } else { network4(bytes, start)? };
     found.transport = advance(bytes, found.transport)?;
     // The last header ends within the packet, or at its end.
     bytes.load::<0>(found.transport).ok_or(Reason::Malformed)?;
     Ok(found)
 }
 
-/// `offset`, forgotten but for its bound.
+/// `offset`, of which the verifier knows only the bound.
 #[inline(always)]
 fn advance<B: Bytes + ?Sized>(bytes: &B, offset: usize) -> Result<usize, Reason> {
-    if offset > MAX_OFFSET { Err(Reason::Malformed) } else { Ok(bytes.forget::<OFFSET_MASK>(offset)) }
+    if offset > MAX_OFFSET { Err(Reason::Malformed) } else { Ok(bytes.opaque_mask::<OFFSET_MASK>(offset)) }
 }
 
 /// RFC 791 section 3.1.
@@ -252,11 +260,14 @@ fn network4<B: Bytes + ?Sized>(bytes: &B, start: usize) -> Result<Network, Reaso
     })
 }
 
-/// RFC 8200 sections 3 and 4.
+/// Walks the IPv6 header at `start`, at most 32,767, and its extension headers (RFC 8200, sections 3 and 4).
+///
+/// # Errors
+/// [`Reason::Malformed`] and [`Reason::OtherProtocol`].
 #[inline(always)]
-fn network6<B: Bytes + ?Sized>(bytes: &B, start: usize) -> Result<Network, Reason> {
+pub fn network6<B: Bytes + ?Sized>(bytes: &B, start: usize) -> Result<Network, Reason> {
     let header = bytes.load::<8>(start).ok_or(Reason::Malformed)?;
-    // The addresses must be there too: whoever asks for them relies on it.
+    // The addresses must be there too: callers rely on it.
     if header[0] >> 4 != 6 || bytes.load::<1>(start + 39).is_none() {
         return Err(Reason::Malformed);
     }
@@ -268,7 +279,7 @@ fn network6<B: Bytes + ?Sized>(bytes: &B, start: usize) -> Result<Network, Reaso
         fragment: Fragment::Whole,
         identification: [0; 4],
         // With a zero that the verifier knows, paths with and without a routing header would never meet again.
-        left: bytes.forget::<0xff>(0),
+        left: bytes.opaque_mask::<0xff>(0),
         extensions: Extensions { fragment: 0, fragment_named_at: 0, routing: 0, routings: 0 },
     };
     let mut named_at = start + 6;
@@ -365,7 +376,7 @@ pub fn icmp<B: Bytes + ?Sized>(bytes: &B, net: &Network) -> Option<Icmp> {
         matches!(kind, 1..=4)
     } else {
         // RFC 792: destination unreachable, source quench, time exceeded, parameter problem. A redirect
-        // (5) quotes a packet too, but speaks to the routing table, not to whoever sent it.
+        // (5) quotes a packet too, but is for the routing table, not for the sender of the packet.
         matches!(kind, 3 | 4 | 11 | 12)
     };
     if error {

@@ -1,12 +1,13 @@
-//! Which ports are owned, and on what terms. The identifiers of ICMP queries are owned like ports: what
-//! is said of ports here holds for them too.
+//! Owned ports and their terms. The identifiers of ICMP queries are owned like ports: *port* includes them here.
 
 use crate::{Address, ICMP, TCP};
 
-/// Key of the map of owned ports: transport, local address or [`crate::ANY`], local port.
+/// Key of the map of owned ports: interface, transport, local address or [`crate::ANY`], local port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct OwnedKey {
+    /// [`crate::attached::Attached::link`] of the interface, host order.
+    pub link: u32,
     /// The local address in 16-byte form, or [`crate::ANY`].
     pub address: Address,
     /// The local port, big-endian.
@@ -34,7 +35,7 @@ pub const SUPPRESS: u32 = 2;
 /// Copy to the owner what was dropped because of [`SUPPRESS`].
 pub const REPORT: u32 = 4;
 
-const _: () = assert!(size_of::<OwnedKey>() == 20 && size_of::<OwnedPort>() == 8);
+const _: () = assert!(size_of::<OwnedKey>() == 24 && size_of::<OwnedPort>() == 8);
 
 #[cfg(feature = "user")]
 // SAFETY: repr(C), no padding (asserted above), valid for every bit pattern.
@@ -45,9 +46,8 @@ unsafe impl aya::Pod for OwnedPort {}
 
 /// One word of the port filter: 64 ports of one transport, a bit each.
 ///
-/// The filter is what an unowned packet pays for: one array lookup, whatever the number of owned
-/// ports. Only when a bit is set is the map of owned ports asked, and only for the kind of key
-/// that the bit announces.
+/// An unowned packet costs one array lookup in the filter, whatever the number of owned ports. The map of owned ports is
+/// looked up only if a bit is set, and only for the kind of key that the bit is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct FilterWord {
@@ -64,7 +64,7 @@ unsafe impl aya::Pod for FilterWord {}
 /// Words of the filter: 65,536 ports of two transports and as many ICMP identifiers, 64 a word.
 pub const FILTER_WORDS: u32 = 3 * 1024;
 
-/// Where `port` stands in the filter: index of its word, and its bit.
+/// Position of `port` in the filter: index of its word, and its bit.
 #[inline(always)]
 pub const fn filter_position(protocol: u8, port: u16) -> (u32, u64) {
     let transport = match protocol {

@@ -103,7 +103,7 @@ impl Reason {
         (self as u32) < Self::EgressOther as u32
     }
 
-    /// What becomes of a packet with this reason: the whole policy of both hooks in one place.
+    /// The verdict on a packet with this reason: the policy of both hooks in one place.
     #[inline(always)]
     pub const fn verdict(self) -> Verdict {
         match self {
@@ -114,12 +114,12 @@ impl Reason {
     }
 }
 
-/// What becomes of a packet.
+/// The verdict on a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// On to the next program, and to the kernel: `XDP_PASS`, `TCX_NEXT`, or `TC_ACT_UNSPEC` under clsact.
     Pass,
-    /// Gone: `XDP_DROP`, `TC_ACT_SHOT`.
+    /// Dropped: `XDP_DROP`, `TC_ACT_SHOT`.
     Drop,
     /// Into the AF_XDP socket: `XDP_REDIRECT`.
     Redirect,

@@ -1,6 +1,6 @@
 //! The record that precedes each packet in the ring buffer.
 
-/// What stands before each packet in the ring buffer; the packet follows directly.
+/// Header of each packet in the ring buffer; the packet follows directly.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct ReplyHeader {
@@ -10,7 +10,7 @@ pub struct ReplyHeader {
     pub captured: u32,
     /// Bytes that the packet had, from the IP header on; more than `captured` if it was cut.
     pub length: u32,
-    /// Interface it came in on.
+    /// Interface that received it.
     pub ifindex: u32,
     /// The [`crate::reason::Reason`] that it got.
     pub reason: u32,

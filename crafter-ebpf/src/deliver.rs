@@ -1,10 +1,7 @@
-//! Copies for the owner, by way of the ring buffer.
+//! Copies for the owner, through the ring buffer.
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
-use crafter_common::{
-    reason::Reason,
-    reply::{CLASSES, ReplyHeader},
-};
+use crafter_common::reply::{CLASSES, ReplyHeader};
 
 use crate::{maps, packet::Packet};
 
@@ -18,7 +15,7 @@ struct Record<const N: usize> {
 /// Copies the packet from `offset` on into the ring buffer, with `reason` in its header; false
 /// where the ring is full.
 #[inline(always)]
-pub fn copy<P: Packet>(packet: &P, offset: u32, reason: Reason) -> bool {
+pub fn copy<P: Packet>(packet: &P, offset: u32, reason: u32) -> bool {
     let length = packet.length();
     if length <= offset {
         return false;
@@ -41,15 +38,14 @@ const fn mask(class: u32) -> u32 {
 }
 
 #[inline(always)]
-fn submit<P: Packet, const N: usize, const MASK: u32>(packet: &P, offset: u32, length: u32, reason: Reason) -> bool {
-    let Some(mut record) = maps::reserve::<Record<N>>() else {
+fn submit<P: Packet, const N: usize, const MASK: u32>(packet: &P, offset: u32, length: u32, reason: u32) -> bool {
+    let Some(mut record) = maps::reserve::<Record<N>>(packet.slot()) else {
         return false;
     };
     let entry = record.as_mut_ptr();
-    // The verifier wants to see 1..=N; the detour over a forgotten number keeps the compiler from
-    // proving the test superfluous.
+    // The verifier needs to see 1..=N; the opaque mask keeps the compiler from removing the test as superfluous.
     let captured = if length as usize > N { N as u32 } else { length };
-    let last = packet.forget::<MASK>(captured as usize - 1);
+    let last = packet.opaque_mask::<MASK>(captured as usize - 1);
     if last >= N {
         record.discard(0);
         return false;
@@ -62,7 +58,7 @@ fn submit<P: Packet, const N: usize, const MASK: u32>(packet: &P, offset: u32, l
             captured,
             length,
             ifindex: packet.ifindex(),
-            reason: reason as u32,
+            reason,
         });
         packet.copy(offset, (&raw mut (*entry).packet).cast(), captured)
     };

@@ -1,23 +1,22 @@
-//! What goes out: the kernel's RSTs and port-unreachables from owned ports stay here.
+//! The verdict on outgoing packets: the kernel's RSTs and port-unreachables from owned ports are dropped.
 
 use crafter_common::{
     ICMP, TCP, UDP,
     flow::FlowKey,
     parse::{self, Fragment, Icmp, Network},
-    port::{OwnedPort, REPORT, SUPPRESS},
+    port::{REPORT, SUPPRESS},
     reason::Reason,
 };
 
 use crate::{
-    deliver,
-    maps::{self, Event},
+    maps::{self, Event, Owner},
     packet::Packet,
 };
 
 /// RST among the flags of RFC 9293 section 3.1.
 const RST: u8 = 0x04;
 
-/// The reason, and so the verdict, for a packet that goes out with `mark`.
+/// The reason, and so the verdict, for an outgoing packet with `mark`.
 #[inline(always)]
 pub fn decide<P: Packet>(packet: &P, mark: u32) -> Reason {
     let crafted = mark == maps::crafted_mark();
@@ -28,7 +27,7 @@ pub fn decide<P: Packet>(packet: &P, mark: u32) -> Reason {
     }
 }
 
-/// `None` for what is of no interest, whatever the reason.
+/// Counts a crafted packet, and judges any other; `None` where neither applies.
 #[inline(always)]
 fn inspect<P: Packet>(packet: &P, crafted: bool) -> Option<Reason> {
     let (start, v6) = parse::link(packet, maps::link_header()).ok()?;
@@ -48,7 +47,7 @@ fn inspect<P: Packet>(packet: &P, crafted: bool) -> Option<Reason> {
     }
 }
 
-/// A crafted packet: its flow counts it.
+/// Counts a crafted packet in its flow.
 #[inline(always)]
 fn sent<P: Packet>(packet: &P, net: &Network) {
     let found = if parse::has_ports(net.protocol) {
@@ -58,21 +57,21 @@ fn sent<P: Packet>(packet: &P, net: &Network) {
     } else {
         return;
     };
-    if let Some((key, Some(_))) = found {
+    if let Some((key, _)) = found {
         let bytes = (packet.length() as u64).saturating_sub(net.start as u64);
         maps::record(&key, Event::Sent { bytes });
     }
 }
 
-/// The flow of an ICMP query, and the owner of its identifier.
+/// The flow of an ICMP query, and the owner of its identifier; `None` where there is no owner.
 #[inline(always)]
-fn query<P: Packet>(packet: &P, net: &Network) -> Option<(FlowKey, Option<OwnedPort>)> {
+fn query<P: Packet>(packet: &P, net: &Network) -> Option<(FlowKey, Owner)> {
     let Icmp::Query { id } = parse::icmp(packet, net)? else {
         return None;
     };
     let (local, remote) = net.addresses(packet)?;
-    let owned = maps::owner(ICMP, id, || net.end(local));
-    Some((maps::flow_key(ICMP, (local, id), (remote, [0; 2])), owned))
+    let owner = maps::owner(packet.slot(), ICMP, id, || net.end(local))?;
+    Some((maps::flow_key(owner.link, ICMP, (local, id), (remote, [0; 2])), owner))
 }
 
 /// A segment of the kernel: a RST from an owned port is the answer to what crafter sent.
@@ -81,11 +80,11 @@ fn rst<P: Packet>(packet: &P, net: &Network) -> Option<Reason> {
     if packet.load::<20>(net.transport)?[13] & RST == 0 {
         return None;
     }
-    let (key, owned) = local_is_source(packet, net)?;
-    Some(answer(packet, net, key, owned, [Reason::RstSuppressed, Reason::RstAllowed, Reason::RstNotOwned]))
+    let found = local_is_source(packet, net);
+    Some(answer(packet, net, found, [Reason::RstSuppressed, Reason::RstAllowed, Reason::RstNotOwned]))
 }
 
-/// An ICMP message of the kernel: a port-unreachable quotes what came in, so the owned port is
+/// An ICMP message of the kernel: a port-unreachable quotes a received packet, so the owned port is
 /// the destination there.
 #[inline(always)]
 fn unreachable<P: Packet>(packet: &P, net: &Network) -> Option<Reason> {
@@ -98,41 +97,39 @@ fn unreachable<P: Packet>(packet: &P, net: &Network) -> Option<Reason> {
     }
     let (remote_port, local_port) = parse::ports(packet, quoted.transport)?;
     let (remote, local) = quoted.addresses(packet)?;
-    let owned = maps::owner(UDP, local_port, || quoted.end(local));
-    let key = maps::flow_key(UDP, (local, local_port), (remote, remote_port));
+    let owner = maps::owner(packet.slot(), UDP, local_port, || quoted.end(local));
+    let found = owner.map(|owner| (maps::flow_key(owner.link, UDP, (local, local_port), (remote, remote_port)), owner));
     Some(answer(
         packet,
         net,
-        key,
-        owned,
+        found,
         [Reason::UnreachableSuppressed, Reason::UnreachableAllowed, Reason::UnreachableNotOwned],
     ))
 }
 
-/// The flow of a packet that this host sends, and the owner of its source port.
+/// The flow of a packet that this host sends, and the owner of its source port; `None` where there is no owner.
 #[inline(always)]
-fn local_is_source<P: Packet>(packet: &P, net: &Network) -> Option<(FlowKey, Option<OwnedPort>)> {
+fn local_is_source<P: Packet>(packet: &P, net: &Network) -> Option<(FlowKey, Owner)> {
     let (local_port, remote_port) = parse::ports(packet, net.transport)?;
     let (local, remote) = net.addresses(packet)?;
-    let owned = maps::owner(net.protocol, local_port, || net.end(local));
-    Some((maps::flow_key(net.protocol, (local, local_port), (remote, remote_port)), owned))
+    let owner = maps::owner(packet.slot(), net.protocol, local_port, || net.end(local))?;
+    Some((maps::flow_key(owner.link, net.protocol, (local, local_port), (remote, remote_port)), owner))
 }
 
-/// By the lease's policy: suppressed, allowed, not owned.
+/// The reason for an answer of the kernel, by the terms of the lease: suppressed, allowed, not owned.
 #[inline(always)]
 fn answer<P: Packet>(
     packet: &P,
     net: &Network,
-    key: FlowKey,
-    owned: Option<OwnedPort>,
+    found: Option<(FlowKey, Owner)>,
     [suppressed, allowed, not_owned]: [Reason; 3],
 ) -> Reason {
-    match owned {
-        Some(owned) if owned.flags & SUPPRESS != 0 => {
+    match found {
+        Some((key, owner)) if owner.port.flags & SUPPRESS != 0 => {
             maps::record(&key, Event::Suppressed);
-            if owned.flags & REPORT != 0 {
-                // Without room for the copy it is dropped all the same.
-                deliver::copy(packet, net.start as u32, suppressed);
+            if owner.port.flags & REPORT != 0 {
+                // Without room for the copy it is dropped nevertheless.
+                packet.deliver(net.start as u32, suppressed);
             }
             suppressed
         }

@@ -1,35 +1,34 @@
-//! What comes in: is it for an owned port, and if so, how does it get to the owner?
+//! The verdict on received packets: one for an owned port is delivered to its owner.
 
 use crafter_common::{
     ICMP, TCP,
-    flow::FragmentKey,
-    parse::{self, Bytes, Fragment, Icmp, Network},
+    parse::{self, Fragment, Icmp, Network},
     port::{OBSERVE, OwnedPort},
     reason::Reason,
 };
 
 use crate::{
-    deliver,
-    maps::{self, Event},
+    maps::{self, Event, Owner},
     packet::Packet,
 };
 
-/// The reason, and so the verdict, for a packet that came in; delivers it if it is owned.
+/// The reason, and so the verdict, for a received packet; delivers it if its port is owned.
 #[inline(always)]
 pub fn decide<P: Packet>(packet: &P) -> Reason {
     match owner(packet) {
-        Ok((owned, offset)) => bring(packet, owned, offset),
+        Ok((owned, offset)) => deliver(packet, owned, offset),
         Err(reason) => reason,
     }
 }
 
-/// Whose packet it is, and where its IP header stands; or why it is nobody's.
+/// The owned port that the packet is for, and the offset of its IP header.
 #[inline(always)]
 fn owner<P: Packet>(packet: &P) -> Result<(OwnedPort, usize), Reason> {
     let (start, v6) = parse::link(packet, maps::link_header())?;
     let net = parse::network(packet, start, v6)?;
     let owned = if net.fragment == Fragment::Later {
-        let key = fragment_key(packet, &net).ok_or(Reason::Malformed)?;
+        let (source, destination) = net.addresses(packet).ok_or(Reason::Malformed)?;
+        let key = net.fragment_key(maps::attached(packet.slot()).link, source, destination);
         maps::fragment_owner(&key).ok_or(Reason::FragmentNotOwned)?
     } else if parse::has_ports(net.protocol) {
         own(packet, &net)?
@@ -47,7 +46,7 @@ fn own<P: Packet>(packet: &P, net: &Network) -> Result<OwnedPort, Reason> {
     let (source, destination) = parse::ports(packet, net.transport).ok_or(Reason::Malformed)?;
     let owned = receiver(packet, net, net.protocol, destination).ok_or(Reason::NotOwned)?;
 
-    // A header that is cut short is the kernel's to discard; it answers nothing to it.
+    // The kernel discards a segment whose header is cut short, and answers nothing.
     let (seq, ack, flags) = if net.protocol == TCP {
         let header = packet.load::<20>(net.transport).ok_or(Reason::Malformed)?;
         let seq = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
@@ -63,9 +62,9 @@ fn own<P: Packet>(packet: &P, net: &Network) -> Result<OwnedPort, Reason> {
 
 /// The owner of `port` at the packet's destination.
 #[inline(always)]
-fn receiver<P: Packet>(packet: &P, net: &Network, protocol: u8, port: [u8; 2]) -> Option<OwnedPort> {
-    maps::owner(protocol, port, || {
-        // On its way through this host to another.
+fn receiver<P: Packet>(packet: &P, net: &Network, protocol: u8, port: [u8; 2]) -> Option<Owner> {
+    maps::owner(packet.slot(), protocol, port, || {
+        // In transit to another host.
         if net.left != 0 {
             return None;
         }
@@ -73,25 +72,25 @@ fn receiver<P: Packet>(packet: &P, net: &Network, protocol: u8, port: [u8; 2]) -
     })
 }
 
-/// What an owned packet leaves behind: its flow, and whose its later fragments are. `ends`: the protocol
-/// that is owned, the local port, the remote one.
+/// Records an owned packet: in its flow, and for later fragments of the same datagram. `ends`: the protocol that is
+/// owned, the local port, the remote one.
 #[inline(always)]
 fn note<P: Packet>(
     packet: &P,
     net: &Network,
-    owned: OwnedPort,
+    owner: Owner,
     ends: (u8, [u8; 2], [u8; 2]),
     event: impl FnOnce(u64) -> Event,
 ) -> Option<OwnedPort> {
     let (remote, local) = net.addresses(packet)?;
     if net.fragment == Fragment::First {
-        maps::remember_fragment(&net.fragment_key(remote, local), owned);
+        maps::remember_fragment(&net.fragment_key(owner.link, remote, local), owner.port);
     }
     let (protocol, local_port, remote_port) = ends;
-    let key = maps::flow_key(protocol, (local, local_port), (remote, remote_port));
+    let key = maps::flow_key(owner.link, protocol, (local, local_port), (remote, remote_port));
     let bytes = (packet.length() as u64).saturating_sub(net.start as u64);
     maps::record(&key, event(bytes));
-    Some(owned)
+    Some(owner.port)
 }
 
 /// ICMP: replies by their identifier, errors by the source of the packet that they quote.
@@ -108,35 +107,26 @@ fn icmp<P: Packet>(packet: &P, net: &Network) -> Result<OwnedPort, Reason> {
     }
 }
 
-/// Who sent what the ICMP error in `net` quotes.
+/// The owner of the port that sent the packet quoted by the ICMP error in `net`.
 #[inline(always)]
 fn quoted<P: Packet>(packet: &P, net: &Network) -> Option<OwnedPort> {
     let (quoted, protocol, local) = parse::quoted_sender(packet, net)?;
-    maps::owner(protocol, local, || quoted.end(quoted.addresses(packet)?.0))
+    let owner = maps::owner(packet.slot(), protocol, local, || quoted.end(quoted.addresses(packet)?.0))?;
+    Some(owner.port)
 }
 
+/// Delivers the packet to its owner.
 #[inline(always)]
-fn fragment_key<B: Bytes>(packet: &B, net: &Network) -> Option<FragmentKey> {
-    let (source, destination) = net.addresses(packet)?;
-    Some(net.fragment_key(source, destination))
-}
-
-/// Brings the packet to its owner.
-#[inline(always)]
-fn bring<P: Packet>(packet: &P, owned: OwnedPort, offset: usize) -> Reason {
+fn deliver<P: Packet>(packet: &P, owned: OwnedPort, offset: usize) -> Reason {
     if owned.flags & OBSERVE != 0 {
-        return if deliver::copy(packet, offset as u32, Reason::Observed) {
-            Reason::Observed
-        } else {
-            Reason::ObserveFull
-        };
+        return if packet.deliver(offset as u32, Reason::Observed) { Reason::Observed } else { Reason::ObserveFull };
     }
     if packet.redirect() {
         Reason::Redirected
-    } else if deliver::copy(packet, offset as u32, Reason::Copied) {
+    } else if packet.deliver(offset as u32, Reason::Copied) {
         Reason::Copied
     } else {
-        // Dropped all the same: what the kernel sees, it answers.
+        // Dropped nevertheless: the kernel would answer it.
         Reason::DeliveryFull
     }
 }

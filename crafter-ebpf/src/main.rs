@@ -18,14 +18,15 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use crafter_common::reason::{Reason, Verdict};
-use packet::{SkbPacket, XdpPacket};
+use packet::{Packet as _, SkbPacket, XdpPacket};
 
 /// Ingress where the device or the kernel's generic hook runs XDP. `frags`: devices with an MTU
 /// above a page attach only programs that understand fragmented buffers.
 #[xdp(frags)]
 pub fn crafter_xdp(ctx: XdpContext) -> u32 {
-    let reason = ingress::decide(&XdpPacket::new(&ctx));
-    maps::count(reason);
+    let packet = XdpPacket::new(&ctx);
+    let reason = ingress::decide(&packet);
+    maps::count(packet.slot(), reason);
     let verdict = reason.verdict();
     if verdict != Verdict::Pass {
         debug!(&ctx, "XDP: consumed, reason {}", reason as u32);
@@ -68,7 +69,7 @@ pub fn crafter_egress(ctx: TcContext) -> i32 {
 /// after ours still run, under tcx and under clsact.
 #[inline(always)]
 fn act(ctx: &TcContext, reason: Reason) -> i32 {
-    maps::count(reason);
+    maps::count(maps::slot(packet::ifindex(ctx)), reason);
     match reason.verdict() {
         Verdict::Pass | Verdict::Redirect => TC_ACT_UNSPEC,
         Verdict::Drop => {

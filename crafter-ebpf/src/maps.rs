@@ -1,42 +1,47 @@
-//! The maps behind functions: what they hold is in `crafter_common`, how they are asked is here.
+//! The maps behind functions. `crafter_common` has the layouts.
 
 use aya_ebpf::{
     Global,
-    bindings::BPF_NOEXIST,
+    bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
+    btf_maps::{HashOfMaps, RingBuf},
     helpers::bpf_ktime_get_ns,
-    macros::map,
-    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, XskMap, ring_buf::RingBufEntry},
+    macros::{btf_map, map},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, XskMap, ring_buf::RingBufEntry},
 };
 use core::arch::asm;
 use crafter_common::{
     ANY, Address, DEFAULT_MARK,
+    attached::{Attached, SLOTS},
     flow::{FlowKey, FlowValue, FragmentKey},
-    map::{FLOW_ENTRIES, FRAGMENT_ENTRIES, LOCAL_ENTRIES, OWNED_ENTRIES, RING_BYTES, SOCKET_ENTRIES},
+    map::{FLOW_ENTRIES, FRAGMENT_ENTRIES, LOCAL_ENTRIES, OWNED_ENTRIES, SOCKET_ENTRIES},
     port::{FILTER_WORDS, FilterWord, OwnedKey, OwnedPort, filter_position},
     reason::{REASONS, Reason},
 };
 
 #[map(name = "CRAFTER_OWNED")]
-static OWNED: HashMap<OwnedKey, OwnedPort> = HashMap::with_max_entries(OWNED_ENTRIES, 0);
+static OWNED: HashMap<OwnedKey, OwnedPort> = HashMap::with_max_entries(OWNED_ENTRIES, BPF_F_NO_PREALLOC);
 #[map(name = "CRAFTER_FILTER")]
-static FILTER: Array<FilterWord> = Array::with_max_entries(FILTER_WORDS, 0);
+static FILTER: Array<FilterWord> = Array::with_max_entries(SLOTS * FILTER_WORDS, 0);
 #[map(name = "CRAFTER_LOCAL")]
-static LOCAL: HashMap<Address, u8> = HashMap::with_max_entries(LOCAL_ENTRIES, 0);
+static LOCAL: HashMap<Address, u8> = HashMap::with_max_entries(LOCAL_ENTRIES, BPF_F_NO_PREALLOC);
 #[map(name = "CRAFTER_FLOWS")]
 static FLOWS: LruHashMap<FlowKey, FlowValue> = LruHashMap::with_max_entries(FLOW_ENTRIES, 0);
 #[map(name = "CRAFTER_FRAGS")]
 static FRAGMENTS: LruHashMap<FragmentKey, OwnedPort> = LruHashMap::with_max_entries(FRAGMENT_ENTRIES, 0);
 #[map(name = "CRAFTER_COUNTS")]
-static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(REASONS, 0);
+static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(SLOTS * REASONS, 0);
 #[map(name = "CRAFTER_XSKS")]
-static SOCKETS: XskMap = XskMap::with_max_entries(SOCKET_ENTRIES, 0);
-#[map(name = "CRAFTER_RING")]
-static RING: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
+static SOCKETS: XskMap = XskMap::with_max_entries(SLOTS * SOCKET_ENTRIES, 0);
+#[map(name = "CRAFTER_LINKS")]
+static LINKS: Array<Attached> = Array::with_max_entries(SLOTS, 0);
+/// The size is that of a ring buffer which is never used; those that are have their own.
+#[btf_map]
+static CRAFTER_RINGS: HashOfMaps<u32, RingBuf<u64, 65_536>, { SLOTS as usize }> = HashOfMaps::new();
 
 #[unsafe(no_mangle)]
 static LINK_HEADER: Global<u32> = Global::new(14);
 #[unsafe(no_mangle)]
-static SOCKET_FRAME: Global<u32> = Global::new(0);
+static SLOT_MASK: Global<u32> = Global::new(SLOTS - 1);
 #[unsafe(no_mangle)]
 static CRAFTED_MARK: Global<u32> = Global::new(DEFAULT_MARK);
 
@@ -46,10 +51,16 @@ pub fn link_header() -> usize {
     LINK_HEADER.load() as usize
 }
 
-/// Longest frame that an AF_XDP socket takes.
+/// The slot of the interface with this index.
 #[inline(always)]
-pub fn socket_frame() -> u32 {
-    SOCKET_FRAME.load()
+pub fn slot(ifindex: u32) -> u32 {
+    ifindex & SLOT_MASK.load()
+}
+
+/// The attachment in `slot`; of number 0 if there is none.
+#[inline(always)]
+pub fn attached(slot: u32) -> Attached {
+    LINKS.get(slot).copied().unwrap_or_default()
 }
 
 /// The mark of crafted packets.
@@ -58,66 +69,79 @@ pub fn crafted_mark() -> u32 {
     CRAFTED_MARK.load()
 }
 
-/// Adds one to a reason's counter.
+/// Adds one to the counter that `reason` has in `slot`.
 #[inline(always)]
-pub fn count(reason: Reason) {
-    if let Some(counter) = COUNTERS.get_ptr_mut(reason as u32) {
+pub fn count(slot: u32, reason: Reason) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(slot * REASONS + reason as u32) {
         // SAFETY: a per-CPU value of this CPU; a hook is not interrupted by another packet of its hook.
         unsafe { *counter += 1 }
     }
 }
 
-/// Who owns `port`, and on which terms; `local` is asked only if the filter says that it matters.
+/// An owned port, and the number of the attachment that it is owned on.
+#[derive(Clone, Copy)]
+pub struct Owner {
+    pub link: u32,
+    pub port: OwnedPort,
+}
+
+/// The owner of `port` on the interface of `slot`. `local` is called only if the filter has the port.
 #[inline(always)]
-pub fn owner(protocol: u8, port: [u8; 2], local: impl FnOnce() -> Option<Address>) -> Option<OwnedPort> {
+pub fn owner(slot: u32, protocol: u8, port: [u8; 2], local: impl FnOnce() -> Option<Address>) -> Option<Owner> {
     let (index, bit) = filter_position(protocol, u16::from_be_bytes(port));
-    let word = FILTER.get(index)?;
+    let word = FILTER.get(slot * FILTER_WORDS + index)?;
     if (word.exact | word.any) & bit == 0 {
         return None;
     }
     let address = local()?;
-    let mut key = OwnedKey { address, port, protocol, pad: 0 };
+    let link = attached(slot).link;
+    let mut key = OwnedKey { link, address, port, protocol, pad: 0 };
     if word.exact & bit != 0 {
-        // SAFETY: the value is copied at once; a change under way may be seen early or late, not torn:
+        // SAFETY: the value is copied at once; a concurrent change may be seen early or late, not torn:
         // user space only inserts and deletes.
-        if let Some(owned) = unsafe { OWNED.get(key) } {
-            return Some(*owned);
+        if let Some(&port) = unsafe { OWNED.get(&key) } {
+            return Some(Owner { link, port });
         }
     }
     if word.any & bit != 0 {
-        // On a router, packets in transit reach this hook too: they are not for any port of this host.
+        // On a router, packets in transit pass this hook too, and are not for any port of this host.
         // SAFETY: the value is not looked at.
-        unsafe { LOCAL.get(address) }?;
+        unsafe { LOCAL.get(&key.address) }?;
         key.address = ANY;
         // SAFETY: as above.
-        return unsafe { OWNED.get(key) }.copied();
+        return unsafe { OWNED.get(&key) }.map(|&port| Owner { link, port });
     }
     None
 }
 
-/// Remembers whose the first fragment was.
+/// Remembers the owner of a first fragment.
 #[inline(always)]
 pub fn remember_fragment(key: &FragmentKey, owned: OwnedPort) {
     let _ = FRAGMENTS.insert(key, owned, 0);
 }
 
-/// Whose a later fragment is.
+/// The owner of a later fragment.
 #[inline(always)]
 pub fn fragment_owner(key: &FragmentKey) -> Option<OwnedPort> {
     // SAFETY: the value is copied at once.
     unsafe { FRAGMENTS.get(key) }.copied()
 }
 
-/// Redirects into the AF_XDP socket of `queue`; false where there is none.
+/// Redirects into the AF_XDP socket of `queue` of the interface in `slot`; false where there is none.
 #[inline(always)]
-pub fn redirect(queue: u32) -> bool {
-    SOCKETS.get(queue).is_some() && SOCKETS.redirect(queue, 0).is_ok()
+pub fn redirect(slot: u32, queue: u32) -> bool {
+    if queue >= SOCKET_ENTRIES {
+        return false;
+    }
+    let index = slot * SOCKET_ENTRIES + queue;
+    SOCKETS.get(index).is_some() && SOCKETS.redirect(index, 0).is_ok()
 }
 
-/// Room for a `T` in the ring buffer; `None` where it is full.
+/// Room for a `T` in the ring buffer of the interface in `slot`; `None` where it is full.
 #[inline(always)]
-pub fn reserve<T: 'static>() -> Option<RingBufEntry<T>> {
-    RING.reserve::<T>(0)
+pub fn reserve<T: 'static>(slot: u32) -> Option<RingBufEntry<T>> {
+    // SAFETY: the kernel frees a ring buffer that was removed after all programs that run have returned.
+    unsafe { CRAFTER_RINGS.get(&attached(slot).link) }?.reserve_untyped::<T>(0)
 }
 
 /// What one packet adds to its flow.
@@ -164,7 +188,7 @@ pub fn record(key: &FlowKey, event: Event) {
     let Some(flow) = FLOWS.get_ptr_mut(key).or_else(|| begin(key, now)) else {
         return;
     };
-    // SAFETY: map values live as long as the program runs; counters that two CPUs may touch at
+    // SAFETY: map values stay allocated as long as the program runs; counters that two CPUs may touch at
     // once are added to atomically, the rest is last-writer-wins by its meaning.
     unsafe {
         (*flow).last_seen = now;
@@ -195,8 +219,16 @@ unsafe fn add(counter: *mut u64, amount: u64) {
     unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) amount) }
 }
 
-/// The key of the flow between `local` and `remote`.
+/// The key of the flow between `local` and `remote` on the interface `link`.
 #[inline(always)]
-pub fn flow_key(protocol: u8, local: (Address, [u8; 2]), remote: (Address, [u8; 2])) -> FlowKey {
-    FlowKey { local: local.0, remote: remote.0, local_port: local.1, remote_port: remote.1, protocol, pad: [0; 3] }
+pub fn flow_key(link: u32, protocol: u8, local: (Address, [u8; 2]), remote: (Address, [u8; 2])) -> FlowKey {
+    FlowKey {
+        link,
+        local: local.0,
+        remote: remote.0,
+        local_port: local.1,
+        remote_port: remote.1,
+        protocol,
+        pad: [0; 3],
+    }
 }

@@ -1,15 +1,19 @@
-//! Bounds-checked reads: all access to packet memory is here.
+//! Bounds-checked reads: all access to packet memory and to the context is here.
 
 use core::arch::asm;
 
 use aya_ebpf::{
     EbpfContext,
+    bindings::{__sk_buff, xdp_md},
     helpers::generated::{bpf_skb_load_bytes, bpf_xdp_get_buff_len, bpf_xdp_load_bytes},
     programs::{TcContext, XdpContext},
 };
-use crafter_common::parse::Bytes;
+use crafter_common::{
+    parse::{self, Bytes, Extensions, Fragment, Network},
+    reason::Reason,
+};
 
-use crate::maps;
+use crate::{deliver, maps};
 
 /// A packet in a hook.
 pub trait Packet: Bytes {
@@ -22,12 +26,18 @@ pub trait Packet: Bytes {
     /// `target` must be valid for writes of `count` bytes.
     unsafe fn copy(&self, offset: u32, target: *mut u8, count: u32) -> bool;
 
+    /// [`deliver::copy`].
+    fn deliver(&self, offset: u32, reason: Reason) -> bool;
+
     /// Redirects the packet into the AF_XDP socket of its queue; false where there is none, or
     /// the packet does not fit into one of its frames.
     fn redirect(&self) -> bool;
 
-    /// The interface that the packet came in on.
+    /// The interface whose hook this is.
     fn ifindex(&self) -> u32;
+
+    /// Its slot.
+    fn slot(&self) -> u32;
 }
 
 /// Reads `N` bytes at `offset` between `data` and `data_end`.
@@ -42,9 +52,9 @@ fn load<const N: usize>(data: usize, data_end: usize, offset: usize) -> Option<[
     Some(unsafe { *(start as *const [u8; N]) })
 }
 
-/// `value & MASK`, by way of a number that the verifier knows nothing of.
+/// `value & MASK`, computed with the help of a number that is unknown to the verifier.
 #[inline(always)]
-fn forget<const MASK: u32>(mut value: usize, unknown: usize) -> usize {
+fn opaque_mask<const MASK: u32>(mut value: usize, unknown: usize) -> usize {
     // In Rust the compiler would fold two XORs to nothing, and a mask that it knows to be superfluous.
     // SAFETY: registers only.
     unsafe {
@@ -66,17 +76,17 @@ pub struct XdpPacket<'a> {
     ctx: &'a XdpContext,
     data: usize,
     data_end: usize,
-    queue: u32,
+    ifindex: u32,
 }
 
 impl<'a> XdpPacket<'a> {
     #[inline(always)]
     pub fn new(ctx: &'a XdpContext) -> Self {
-        // Volatile: read wherever it is used, the compiler merges it with reads of the context's other fields into one
-        // by a computed pointer, which the verifier refuses.
+        // Volatile: otherwise the compiler merges the read with those of the context's other fields into one by a computed
+        // pointer, which the verifier refuses.
         // SAFETY: the context is the one that the hook was called with.
-        let queue = unsafe { (&raw const (*ctx.ctx).rx_queue_index).read_volatile() };
-        Self { ctx, data: ctx.data(), data_end: ctx.data_end(), queue }
+        let ifindex = unsafe { (&raw const (*ctx.ctx).ingress_ifindex).read_volatile() };
+        Self { ctx, data: ctx.data(), data_end: ctx.data_end(), ifindex }
     }
 }
 
@@ -87,8 +97,13 @@ impl Bytes for XdpPacket<'_> {
     }
 
     #[inline(always)]
-    fn forget<const MASK: u32>(&self, value: usize) -> usize {
-        forget::<MASK>(value, self.queue as usize)
+    fn opaque_mask<const MASK: u32>(&self, value: usize) -> usize {
+        opaque_mask::<MASK>(value, self.ifindex as usize)
+    }
+
+    #[inline(always)]
+    fn network6(&self, start: usize) -> Result<Network, Reason> {
+        network6(self, start, || crafter_xdp_network6(self.ctx.ctx, start as u32))
     }
 }
 
@@ -106,18 +121,30 @@ impl Packet for XdpPacket<'_> {
     }
 
     #[inline(always)]
+    fn deliver(&self, offset: u32, reason: Reason) -> bool {
+        crafter_xdp_copy(self.ctx.ctx, offset, reason as u32) != 0
+    }
+
+    #[inline(always)]
     fn redirect(&self) -> bool {
         let length = self.length();
         // A buffer in fragments would need a socket with XDP_USE_SG; the ring takes those.
-        if length > maps::socket_frame() || self.data + length as usize > self.data_end {
+        if length > maps::attached(self.slot()).socket_frame || self.data + length as usize > self.data_end {
             return false;
         }
-        maps::redirect(self.queue)
+        // SAFETY: as in `new`.
+        let queue = unsafe { (&raw const (*self.ctx.ctx).rx_queue_index).read_volatile() };
+        maps::redirect(self.slot(), queue)
     }
 
     #[inline(always)]
     fn ifindex(&self) -> u32 {
-        self.ctx.ingress_ifindex() as u32
+        self.ifindex
+    }
+
+    #[inline(always)]
+    fn slot(&self) -> u32 {
+        maps::slot(self.ifindex)
     }
 }
 
@@ -141,7 +168,13 @@ impl<'a> SkbPacket<'a> {
         if ctx.data() + wanted as usize > ctx.data_end() {
             ctx.pull_data(wanted).ok()?;
         }
-        Some(Self { ctx, data: ctx.data(), data_end: ctx.data_end() })
+        Some(Self::linear(ctx))
+    }
+
+    /// As much as there is in the linear part.
+    #[inline(always)]
+    fn linear(ctx: &'a TcContext) -> Self {
+        Self { ctx, data: ctx.data(), data_end: ctx.data_end() }
     }
 }
 
@@ -152,8 +185,13 @@ impl Bytes for SkbPacket<'_> {
     }
 
     #[inline(always)]
-    fn forget<const MASK: u32>(&self, value: usize) -> usize {
-        forget::<MASK>(value, self.ctx.len() as usize)
+    fn opaque_mask<const MASK: u32>(&self, value: usize) -> usize {
+        opaque_mask::<MASK>(value, self.ctx.len() as usize)
+    }
+
+    #[inline(always)]
+    fn network6(&self, start: usize) -> Result<Network, Reason> {
+        network6(self, start, || crafter_skb_network6(self.ctx.skb.skb, start as u32))
     }
 }
 
@@ -170,15 +208,133 @@ impl Packet for SkbPacket<'_> {
     }
 
     #[inline(always)]
+    fn deliver(&self, offset: u32, reason: Reason) -> bool {
+        crafter_skb_copy(self.ctx.skb.skb, offset, reason as u32) != 0
+    }
+
+    #[inline(always)]
     fn redirect(&self) -> bool {
         false
     }
 
     #[inline(always)]
     fn ifindex(&self) -> u32 {
-        // SAFETY: the context is the __sk_buff that the hook was called with.
-        unsafe { (*self.ctx.skb.skb).ifindex }
+        ifindex(self.ctx)
     }
+
+    #[inline(always)]
+    fn slot(&self) -> u32 {
+        maps::slot(ifindex(self.ctx))
+    }
+}
+
+/// [`parse::network6`], by `walk` where there are extension headers. Most packets have none, and pay for no call.
+#[inline(always)]
+fn network6<P: Packet>(packet: &P, start: usize, walk: impl FnOnce() -> u64) -> Result<Network, Reason> {
+    match packet.load::<{ parse::IPV6_HEADER }>(start) {
+        Some(header) if header[0] >> 4 == 6 && !parse::extends(header[6]) => Ok(Network {
+            start,
+            transport: start + parse::IPV6_HEADER,
+            protocol: header[6],
+            v6: true,
+            fragment: Fragment::Whole,
+            identification: [0; 4],
+            left: packet.opaque_mask::<0xff>(0),
+            extensions: Extensions::default(),
+        }),
+        _ => unpack(start, walk()),
+    }
+}
+
+/// [`parse::network6`] at the XDP hook, [packed](pack). With external linkage, it is verified once and by itself: its
+/// callers have one path behind each call.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn crafter_xdp_network6(ctx: *mut xdp_md, start: u32) -> u64 {
+    let ctx = XdpContext::new(ctx);
+    walk(&XdpPacket::new(&ctx), start)
+}
+
+/// The same at the tc hooks.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn crafter_skb_network6(ctx: *mut __sk_buff, start: u32) -> u64 {
+    let ctx = TcContext::new(ctx);
+    walk(&SkbPacket::linear(&ctx), start)
+}
+
+/// [`deliver::copy`] at the XDP hook: 1 where it succeeded.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn crafter_xdp_copy(ctx: *mut xdp_md, offset: u32, reason: u32) -> u32 {
+    let ctx = XdpContext::new(ctx);
+    u32::from(deliver::copy(&XdpPacket::new(&ctx), offset, reason))
+}
+
+/// The same at the tc hooks.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn crafter_skb_copy(ctx: *mut __sk_buff, offset: u32, reason: u32) -> u32 {
+    let ctx = TcContext::new(ctx);
+    u32::from(deliver::copy(&SkbPacket::linear(&ctx), offset, reason))
+}
+
+#[inline(always)]
+fn walk<P: Packet>(packet: &P, start: u32) -> u64 {
+    // The callers have checked it; by the mask, the verifier knows it here too.
+    pack(parse::network6(packet, start as usize & parse::MAX_OFFSET))
+}
+
+/// Bits of a packed [`Network`]: 0 to 15 the offset of the transport header, 16 to 23 its protocol, 24 to 25 the kind of
+/// fragment, 26 whether segments are left, 28 to 29 the error, 32 to 63 the identification, in the order of its bytes.
+#[inline(always)]
+fn pack(walked: Result<Network, Reason>) -> u64 {
+    match walked {
+        Ok(net) => {
+            let fragment = match net.fragment {
+                Fragment::Whole => 0,
+                Fragment::First => 1,
+                Fragment::Later => 2,
+            };
+            net.transport as u64
+                | u64::from(net.protocol) << 16
+                | fragment << 24
+                | u64::from(net.left != 0) << 26
+                | u64::from(u32::from_be_bytes(net.identification)) << 32
+        }
+        Err(Reason::OtherProtocol) => 2 << 28,
+        Err(_) => 1 << 28,
+    }
+}
+
+#[inline(always)]
+fn unpack(start: usize, packed: u64) -> Result<Network, Reason> {
+    match packed >> 28 & 3 {
+        0 => {}
+        2 => return Err(Reason::OtherProtocol),
+        _ => return Err(Reason::Malformed),
+    }
+    Ok(Network {
+        start,
+        transport: packed as usize & 0xffff,
+        protocol: (packed >> 16) as u8,
+        v6: true,
+        fragment: match packed >> 24 & 3 {
+            0 => Fragment::Whole,
+            1 => Fragment::First,
+            _ => Fragment::Later,
+        },
+        identification: ((packed >> 32) as u32).to_be_bytes(),
+        left: (packed >> 26 & 1) as usize,
+        extensions: Extensions::default(),
+    })
+}
+
+/// The interface whose hook this is.
+#[inline(always)]
+pub fn ifindex(ctx: &TcContext) -> u32 {
+    // SAFETY: the context is the __sk_buff that the hook was called with.
+    unsafe { (*ctx.skb.skb).ifindex }
 }
 
 /// The socket mark of a packet.

@@ -5,10 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr},
 };
 
-use aya::{
-    maps::{MapData, XskMap},
-    programs::{TestRun, TestRunOptions},
-};
+use aya::programs::{TestRun as _, TestRunOptions};
 use crafter::{
     datapath::{
         maps::{Counters, OwnerMaps, Terms},
@@ -57,8 +54,6 @@ pub struct Bench {
     pub maps: OwnerMaps,
     ring: Ring,
     socket: Option<Socket>,
-    /// Kept open until the programs that reference it are loaded.
-    _sockets: XskMap<MapData>,
     /// Whether the ring buffer is emptied after each frame.
     pub drain: bool,
     /// Whether leases ask for copies of suppressed answers in the ring buffer.
@@ -74,27 +69,16 @@ impl Bench {
     /// TEST_RUN makes frames arrive.
     pub fn new(options: &LoadOptions, link_header: u32, socket: bool) -> Self {
         let frames = Frames::plan(1500, 1);
-        let (mut kernel, maps) = Kernel::load(options, link_header, frames.longest()).expect("load the eBPF programs");
-        let ring = Ring::new(kernel.take_ring().expect("the ring buffer"));
-        let mut sockets = kernel.take_sockets().expect("the map of sockets");
+        let (kernel, maps) = Kernel::load(options, link_header, frames.longest()).expect("load the kernel half");
+        let ring = Ring::new(kernel.ring().expect("the ring buffer"));
         let socket = socket.then(|| {
             let lo = nix::net::if_::if_nametoindex("lo").expect("lo has an index");
             let socket = Socket::open(lo, 0, frames).expect("an AF_XDP socket on lo");
             use std::os::fd::AsRawFd as _;
-            sockets.set(0, socket.as_raw_fd(), 0).expect("add the socket to the map");
+            kernel.set_socket(0, socket.as_raw_fd()).expect("list the socket");
             socket
         });
-        Self {
-            kernel,
-            maps,
-            ring,
-            socket,
-            _sockets: sockets,
-            drain: true,
-            report: false,
-            ran: 0,
-            reached: BTreeSet::new(),
-        }
+        Self { kernel, maps, ring, socket, drain: true, report: false, ran: 0, reached: BTreeSet::new() }
     }
 
     /// Load options with small maps, sufficient for these tests.
@@ -113,9 +97,9 @@ impl Bench {
         self.maps.own(u32::from(port), transport, address, port, terms).expect("own a port");
     }
 
-    /// Raw access to the loaded maps.
-    pub fn views(&mut self) -> Views {
-        Views::open(&mut self.kernel)
+    /// The maps as the kernel has them.
+    pub fn views(&self) -> Views {
+        Views::open(&self.kernel)
     }
 
     /// All counters.
@@ -130,13 +114,15 @@ impl Bench {
         context[SKB_MARK..SKB_MARK + 4].copy_from_slice(&mark.to_ne_bytes());
         let mut options = TestRunOptions { data_in: Some(frame), data_out: Some(out), ..TestRunOptions::new() };
         let result = match hook {
-            Hook::Xdp | Hook::Empty => self.kernel.xdp(hook).expect("an XDP program").test_run(options),
+            Hook::Xdp | Hook::Empty => self.kernel.xdp(hook, |program| Ok(program.test_run(options))),
             _ => {
                 options.ctx_in = Some(&context);
-                self.kernel.classifier(hook).expect("a classifier").test_run(options)
+                self.kernel.classifier(hook, |program| Ok(program.test_run(options)))
             }
         };
-        let result = result.unwrap_or_else(|e| panic!("TEST_RUN of {} bytes at {hook:?}: {e:?}", frame.len()));
+        let result = result
+            .expect("a program")
+            .unwrap_or_else(|e| panic!("TEST_RUN of {} bytes at {hook:?}: {e:?}", frame.len()));
         (result.return_value as i32, result.data_size_out as usize)
     }
 

@@ -48,9 +48,9 @@ fn now() -> u64 {
 impl Differential {
     /// Loads the programs; `socket`: with an AF_XDP socket.
     pub fn new(options: &LoadOptions, ethernet: bool, socket: bool) -> Self {
-        let mut bench = Bench::new(options, if ethernet { 14 } else { 0 }, socket);
-        let views = Views::open(&mut bench.kernel);
-        // The frame size of Frames::plan(1500, _): half a page minus the headroom.
+        let bench = Bench::new(options, if ethernet { 14 } else { 0 }, socket);
+        let views = Views::open(&bench.kernel);
+        // Frames::plan(1500, _): half a page less the headroom.
         let oracle = Oracle { ethernet, mark: options.mark, socket: socket.then_some(1792), ..Oracle::default() };
         let counters = views.counters();
         Self { bench, views, oracle, owned: Vec::new(), counters, out: vec![0; 1 << 16] }
@@ -188,12 +188,12 @@ impl Differential {
     /// # Errors
     /// The first difference.
     pub fn compare_maps(&self) -> Result<(), String> {
-        let flows: HashMap<[u8; 40], [u8; 72]> = self.views.flows.iter().map(|entry| entry.expect("a flow")).collect();
+        let flows: HashMap<[u8; 44], [u8; 72]> = self.views.flows.iter().map(|entry| entry.expect("a flow")).collect();
         let flows: HashMap<_, _> = flows.iter().map(|(key, value)| (*key, without_times(value))).collect();
         let wanted: HashMap<_, _> =
             self.oracle.flows.iter().map(|(id, flow)| (flow_key(id), flow_value(flow))).collect();
         compare("flows", &flows, &wanted)?;
-        let fragments: HashMap<[u8; 40], [u8; 8]> =
+        let fragments: HashMap<[u8; 44], [u8; 8]> =
             self.views.fragments.iter().map(|entry| entry.expect("a fragment")).collect();
         let wanted: HashMap<_, _> =
             self.oracle.fragments.iter().map(|(id, owned)| (fragment_key(id), owned_value(owned))).collect();
@@ -243,14 +243,18 @@ fn sixteen(address: IpAddr) -> [u8; 16] {
     }
 }
 
-/// `FlowKey`: local and remote address, local and remote port (network byte order), protocol, three zero bytes.
-fn flow_key(id: &FlowId) -> [u8; 40] {
-    let mut key = [0; 40];
-    key[..16].copy_from_slice(&sixteen(id.local.ip()));
-    key[16..32].copy_from_slice(&sixteen(id.remote.ip()));
-    key[32..34].copy_from_slice(&id.local.port().to_be_bytes());
-    key[34..36].copy_from_slice(&id.remote.port().to_be_bytes());
-    key[36] = id.protocol;
+/// Number of the only attachment, as keys begin with it.
+const LINK: [u8; 4] = 1_u32.to_ne_bytes();
+
+/// `FlowKey`: attachment, local and remote address, their ports, protocol, three zeros.
+fn flow_key(id: &FlowId) -> [u8; 44] {
+    let mut key = [0; 44];
+    key[..4].copy_from_slice(&LINK);
+    key[4..20].copy_from_slice(&sixteen(id.local.ip()));
+    key[20..36].copy_from_slice(&sixteen(id.remote.ip()));
+    key[36..38].copy_from_slice(&id.local.port().to_be_bytes());
+    key[38..40].copy_from_slice(&id.remote.port().to_be_bytes());
+    key[40] = id.protocol;
     key
 }
 
@@ -281,13 +285,14 @@ fn times(value: &[u8; 72]) -> (u64, u64) {
     (words(value)[4], words(value)[5])
 }
 
-/// `FragmentKey`: source, destination, identification, protocol (0 for IPv6), three zero bytes.
-fn fragment_key((source, destination, id, protocol): &Siblings) -> [u8; 40] {
-    let mut key = [0; 40];
-    key[..16].copy_from_slice(&sixteen(*source));
-    key[16..32].copy_from_slice(&sixteen(*destination));
-    key[32..36].copy_from_slice(&id.to_be_bytes());
-    key[36] = protocol.unwrap_or(0);
+/// `FragmentKey`: attachment, source, destination, identification, protocol (IPv4), three zeros.
+fn fragment_key((source, destination, id, protocol): &Siblings) -> [u8; 44] {
+    let mut key = [0; 44];
+    key[..4].copy_from_slice(&LINK);
+    key[4..20].copy_from_slice(&sixteen(*source));
+    key[20..36].copy_from_slice(&sixteen(*destination));
+    key[36..40].copy_from_slice(&id.to_be_bytes());
+    key[40] = protocol.unwrap_or(0);
     key
 }
 

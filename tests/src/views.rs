@@ -31,22 +31,24 @@ pub struct Views {
     counters: MapData,
     cpus: usize,
     /// Owned ports: `OwnedKey` to `OwnedPort`.
-    pub owned: HashMap<MapData, [u8; 20], [u8; 8]>,
-    /// Words of the port filter.
+    pub owned: HashMap<MapData, [u8; 24], [u8; 8]>,
+    /// The interface: `Attached`.
+    pub links: Array<MapData, [u8; 8]>,
+    /// Words of the filter.
     pub filter: Array<MapData, [u8; 16]>,
     /// Local addresses.
     pub local: HashMap<MapData, [u8; 16], u8>,
     /// Flows: `FlowKey` to `FlowValue`.
-    pub flows: HashMap<MapData, [u8; 40], [u8; 72]>,
+    pub flows: HashMap<MapData, [u8; 44], [u8; 72]>,
     /// Fragmented datagrams: `FragmentKey` to `OwnedPort`.
-    pub fragments: HashMap<MapData, [u8; 40], [u8; 8]>,
+    pub fragments: HashMap<MapData, [u8; 44], [u8; 8]>,
 }
 
 impl Views {
-    /// Opens the maps of the XDP program, which uses all of them.
-    pub fn open(kernel: &mut Kernel) -> Self {
-        let program = kernel.xdp(Hook::Xdp).expect("crafter_xdp");
-        let ids = program.info().and_then(|info| info.map_ids()).expect("the program's information").expect("its maps");
+    /// Opens the maps that the XDP program uses, which are all.
+    pub fn open(kernel: &Kernel) -> Self {
+        let info = kernel.xdp(Hook::Xdp, |program| Ok(program.info())).expect("crafter_xdp");
+        let ids = info.and_then(|info| info.map_ids()).expect("what the program uses").expect("its maps");
         let find = |name: &str| {
             let named = |id: &&u32| {
                 let info = MapInfo::from_id(**id).expect("a map's information");
@@ -59,6 +61,7 @@ impl Views {
             counters: find(map::COUNTERS),
             cpus: nr_cpus().expect("the number of processors"),
             owned: HashMap::try_from(Map::HashMap(find(map::OWNED))).expect("a hash"),
+            links: Array::try_from(Map::Array(find(map::LINKS))).expect("an array"),
             filter: Array::try_from(Map::Array(find(map::FILTER))).expect("an array"),
             local: HashMap::try_from(Map::HashMap(find(map::LOCAL))).expect("a hash"),
             flows: HashMap::try_from(Map::LruHashMap(find(map::FLOWS))).expect("a hash"),

@@ -51,7 +51,7 @@ pub struct Args {
     /// Ingress hook: native or generic XDP, tc, or the fastest that is available
     #[arg(long, value_name = "MODE", default_value = "auto", value_parser = interface::attach())]
     attach: Attach,
-    /// Entries of the flow map of each interface
+    /// Entries of the flow map, which all interfaces share
     #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(1..))]
     flows: u32,
     /// Do not install the system call filter, to find out what it blocks

@@ -1,4 +1,4 @@
-//! The addresses of this network namespace, and word when they change.
+//! The addresses of this network namespace, and notifications of changes.
 
 use std::{io, net::IpAddr};
 
@@ -50,7 +50,7 @@ fn failed(source: io::Error) -> Error {
     Error::io("list the addresses of this network namespace", "CAP_NET_ADMIN", source)
 }
 
-/// Word of addresses and links that come, go and change in this network namespace.
+/// Notifications of addresses and links that are added, removed or changed in this network namespace.
 pub struct AddressWatch(Netlink);
 
 impl AddressWatch {
@@ -64,11 +64,11 @@ impl AddressWatch {
             .map_err(|error| Error::io("watch the addresses of this network namespace", "CAP_NET_ADMIN", error))
     }
 
-    /// Returns once an address or a link was added, removed or changed, or the kernel had to drop such word.
-    /// One call per notification: an address of IPv6 brings several (tentative, then usable). Cancel safe.
+    /// Waits until an address or a link is added, removed or changed, or until the kernel has dropped notifications.
+    /// Returns once per notification: an IPv6 address causes several (tentative, then usable). Cancel safe.
     ///
     /// # Errors
-    /// [`Error::Io`] if the socket broke.
+    /// [`Error::Io`] if the socket fails.
     pub async fn changed(&mut self) -> Result<()> {
         loop {
             let message = self.0.event().await.map_err(|error| Error::Io {

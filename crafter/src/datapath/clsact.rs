@@ -1,6 +1,6 @@
 //! Classifiers on kernels before 6.6, which have no tcx: filters under a clsact qdisc.
 //!
-//! Such a filter belongs to the device, not to a file descriptor, and so outlives its owner; a [`guard`] takes it down.
+//! Such a filter belongs to the device, not to a file descriptor, and so outlives its owner; a [`guard`] removes it.
 
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
@@ -10,14 +10,14 @@ use aya::programs::{
 };
 use nix::net::if_::if_nametoindex;
 
-use super::{failure::os_error, guard, interface::Interface};
+use super::{failure::os_error, guard, interface::Interface, lock};
 use crate::error::{Error, Result};
 
 /// Filters of ours under clsact on one device, and their guard.
 pub struct Clsact {
-    /// Tells it from others with the same guard.
+    /// Identifies this owner to the guard.
     owner: u64,
-    /// As `tc` takes it.
+    /// The device, in the form that `tc` accepts.
     device: String,
     guard: guard::Shared,
     links: Vec<SchedClassifierLink>,
@@ -36,8 +36,9 @@ impl Clsact {
         static OWNERS: AtomicU64 = AtomicU64::new(0);
         let owner = OWNERS.fetch_add(1, Ordering::Relaxed);
         let guard = guard::guard()?;
-        guard::lock(&guard).open(owner, &device)?;
-        // The guard first: whoever is ended between the two leaves nothing. It goes with `opened` after an error, too.
+        lock(&guard).open(owner, &device)?;
+        // The guard first: a process that is killed between the two leaves nothing. `opened` tells it to clean up after an
+        // error, too.
         let opened = Self { owner, device, guard, links: Vec::new() };
         match qdisc_add_clsact(name) {
             Ok(()) | Err(TcError::AlreadyAttached) => Ok(opened),
@@ -49,20 +50,20 @@ impl Clsact {
         }
     }
 
-    /// Where the next filter goes; the guard knows of it before it is there.
+    /// Priority and handle of the next filter. The guard has them before the filter exists.
     ///
     /// # Errors
-    /// [`Error::Io`] when the guard is gone.
+    /// [`Error::Io`] if the guard has ended.
     pub fn prepare(&mut self, direction: TcAttachType) -> Result<NlOptions> {
-        // Nobody else's: if attaching failed because there is such a filter, the guard would remove that one. A priority
-        // and a handle that together no two processes have, and a handle for each filter of this one.
+        // Unique to this process, with a handle for each filter: if attaching failed because the filter of another owner
+        // had them, the guard would remove that one.
         static FILTERS: AtomicU16 = AtomicU16::new(0);
         let pid = std::process::id();
         let priority = 20_000 + (pid % 20_000) as u16;
         let (major, minor) = (pid as u16, FILTERS.fetch_add(1, Ordering::Relaxed) | 0x8000);
         let side = if direction == TcAttachType::Ingress { "ingress" } else { "egress" };
         let handle = u32::from(major) << 16 | u32::from(minor);
-        guard::lock(&self.guard).filter(self.owner, &self.device, side, priority, handle)?;
+        lock(&self.guard).filter(self.owner, &self.device, side, priority, handle)?;
         Ok(NlOptions { priority, handle: TcHandle::new(major, minor), classid: None })
     }
 
@@ -75,8 +76,8 @@ impl Clsact {
 impl Drop for Clsact {
     fn drop(&mut self) {
         self.links.clear();
-        if let Err(error) = guard::lock(&self.guard).end(self.owner, &self.device) {
-            log::warn!("{error}; `tc filter show dev {}` tells what is left", self.device);
+        if let Err(error) = lock(&self.guard).end(self.owner, &self.device) {
+            log::warn!("{error}; list what is left with `tc filter show dev {}`", self.device);
         }
     }
 }

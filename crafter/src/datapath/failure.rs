@@ -1,4 +1,4 @@
-//! What aya says went wrong, as this crate says it.
+//! Errors of aya as errors of this crate.
 
 use std::io;
 
@@ -17,7 +17,7 @@ pub(crate) fn os_error(error: &(dyn std::error::Error + 'static)) -> Option<io::
     None
 }
 
-/// One of aya's errors as ours: missing capabilities by name, all else with the chain of reasons.
+/// An error of aya as an [`Error`]: a missing capability by its name, anything else with the chain of causes.
 pub(crate) fn bpf_error(action: &str, error: &(dyn std::error::Error + 'static)) -> Error {
     if os_error(error).is_some_and(|e| matches!(e.raw_os_error(), Some(libc::EPERM | libc::EACCES)))
         && let Ok(host) = features::host()

@@ -1,4 +1,4 @@
-//! What this kernel, this process and each driver can do, for `crafter doctor` and for messages.
+//! Capabilities of this kernel, this process and each driver, for `crafter doctor` and for messages.
 
 use std::{fs, io, path::Path};
 
@@ -57,7 +57,7 @@ pub fn version(release: &str) -> (u32, u32) {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
-/// Since when classifiers attach by tcx.
+/// First kernel that attaches classifiers by tcx.
 const TCX_KERNEL: (u32, u32) = (6, 6);
 
 /// Whether a kernel of this release attaches classifiers by tcx; else they are filters under clsact.
@@ -65,7 +65,7 @@ pub fn has_tcx(release: &str) -> bool {
     version(release) >= TCX_KERNEL
 }
 
-/// Whether classifiers go under clsact on a kernel with tcx, too: for the tests of that.
+/// Whether classifiers go under clsact even on a kernel with tcx, for tests.
 pub(super) fn is_clsact_forced() -> bool {
     std::env::var_os("CRAFTER_CLSACT").is_some()
 }
@@ -73,7 +73,7 @@ pub(super) fn is_clsact_forced() -> bool {
 /// Whether this process attaches classifiers under clsact, and so needs a [`guard`](super::guard).
 ///
 /// # Errors
-/// [`Error::Io`] if the kernel does not tell its release.
+/// [`Error::Io`] if the kernel does not answer `uname`.
 pub fn needs_guard() -> Result<bool> {
     Ok(is_clsact_forced() || !has_tcx(&host()?.kernel))
 }

@@ -1,7 +1,7 @@
 //! Sending Ethernet frames as they are, in large batches.
 //!
-//! One AF_PACKET socket, and sendmmsg over the caller's own buffers: nothing is copied in user space, and the kernel
-//! says of every frame whether it took it. Where packets start at their IP header and need a route, use
+//! One AF_PACKET socket, and sendmmsg over the caller's own buffers: nothing is copied in user space, and each frame is
+//! known to be sent or refused. For packets that start at their IP header and need a route, use
 //! [`Sender`](super::tx::Sender).
 
 use std::{
@@ -21,11 +21,11 @@ use crate::{
     mmsg,
 };
 
-/// Frames per sendmmsg. More are not faster, and on fewer the system call weighs.
+/// Frames per sendmmsg. Larger batches are not faster; smaller ones pay for more system calls.
 const BATCH: usize = 256;
-/// Further tries for a frame that the kernel has no room for, as long as the ones before it had none either.
+/// Retries of a frame that the kernel has no room for.
 const RETRIES: u32 = 3;
-/// How long room is waited for before a frame counts as refused.
+/// How long to wait for room before a frame counts as refused.
 pub(crate) const PATIENCE: Duration = Duration::from_millis(20);
 /// Bytes of socket buffer. The kernel counts a frame's whole skb, some 1 KiB for a small one.
 const SEND_BUFFER: usize = 4 << 20;
@@ -33,7 +33,7 @@ const ETHERNET: usize = 14;
 
 /// How frames leave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
+pub enum Outlet {
     /// Straight to the driver (`PACKET_QDISC_BYPASS`): past the queueing discipline, past all programs on the egress
     /// hook, and unseen by taps of this host such as tcpdump. The kernel half's `crafted` counter does not count them.
     Direct,
@@ -49,10 +49,10 @@ pub enum Way {
 ///
 /// ```no_run
 /// # async fn send() -> crafter::Result<()> {
-/// use crafter::{datapath::{frames::{FrameSender, Way}, interface}, layer::{Ether, Ip, Udp}};
+/// use crafter::{datapath::{frames::{FrameSender, Outlet}, interface}, layer::{Ether, Ip, Udp}};
 ///
 /// let link = interface::interface("eth0").await?;
-/// let mut sender = FrameSender::open(&link, Way::Direct)?;
+/// let mut sender = FrameSender::open(&link, Outlet::Direct)?;
 /// let ports = 1..=1000_u16;
 /// let frames: Vec<_> = ports.map(|port| (Ether::new() / Ip::to("192.0.2.2") / Udp::to(port)).build()).collect::<Result<_, _>>()?;
 /// let taken = sender.send(&frames)?;
@@ -66,7 +66,7 @@ pub struct FrameSender {
     mtu: u32,
     sent: u64,
     refused: u64,
-    /// Waiting did not help last time: the next frame gets its tries, but no time.
+    /// The previous wait was in vain: the next frame is retried, but not waited for.
     impatient: bool,
 }
 
@@ -76,7 +76,7 @@ impl FrameSender {
     /// # Errors
     /// [`Error::Invalid`] for a link whose packets carry no Ethernet header, [`Error::Permission`] (`CAP_NET_RAW`; for
     /// a mark before Linux 5.17 `CAP_NET_ADMIN`), [`Error::UnknownInterface`].
-    pub fn open(interface: &Interface, way: Way) -> Result<Self> {
+    pub fn open(interface: &Interface, outlet: Outlet) -> Result<Self> {
         let name = &interface.name;
         if !interface.ethernet && !interface.loopback {
             return Err(Error::invalid(
@@ -88,7 +88,7 @@ impl FrameSender {
             // Protocol 0: it hooks into no receive path.
             let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(0)))?;
             socket.bind(&link_address(interface.ifindex, 0))?;
-            if way == Way::Direct {
+            if outlet == Outlet::Direct {
                 bypass(&socket)?;
             }
             // Beyond net.core.wmem_max only with CAP_NET_ADMIN; what we get instead is enough to work with.
@@ -99,7 +99,7 @@ impl FrameSender {
             Some(libc::ENODEV | libc::ENXIO) => Error::UnknownInterface { name: name.clone() },
             _ => Error::io(format!("open a raw socket on {name}"), "CAP_NET_RAW", error),
         })?;
-        if let Way::Queued { mark } = way
+        if let Outlet::Queued { mark } = outlet
             && mark != 0
         {
             socket
@@ -116,7 +116,7 @@ impl FrameSender {
     /// refused, and those after it wait no more until one is taken again.
     ///
     /// # Errors
-    /// The first of: [`Error::UnknownInterface`] when the interface is gone, [`Error::Io`] when it is down: nothing
+    /// The first of: [`Error::UnknownInterface`] if the interface does not exist any more, [`Error::Io`] when it is down: nothing
     /// behind is tried; [`Error::Invalid`] for a frame too short or too long for the link: those behind it are sent
     /// all the same. [`sent`](Self::sent) and [`refused`](Self::refused) are right after errors, too.
     pub fn send<F: AsRef<[u8]>>(&mut self, frames: &[F]) -> Result<usize> {
@@ -152,7 +152,7 @@ impl FrameSender {
                         1
                     }
                 }
-                // Nothing else can leave by a link that is gone or down.
+                // No other frame can leave by a link that is down or does not exist.
                 Some(libc::ENODEV | libc::ENXIO | libc::ENETDOWN) => {
                     failure.get_or_insert(self.failed(rest[0].as_ref().len(), error));
                     rest.len()

@@ -1,21 +1,22 @@
-//! The guard of what outlives its owner: filters under clsact belong to the device, not to a file descriptor. A process
-//! of its own therefore waits for the end of its standard input, which comes when the owner drops the other end or dies
-//! in whatever way, and then takes down what was put up.
+//! The guard of filters under clsact, which belong to the device, not to a file descriptor, and so outlive their owner. A
+//! separate process waits for the end of its standard input, which is closed when the owner drops the other end or ends
+//! for any reason, and then removes the filters.
 
 use std::{
     io::{self, BufRead as _, BufReader, Write as _},
     os::unix::process::CommandExt as _,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
 };
 
+use super::lock;
 use crate::error::{Error, Result};
 
-/// One word and its arguments per line. `open OWNER DEVICE`: notes whether it has a clsact qdisc already, and answers; one
-/// that comes later is ours to remove, once nobody has a filter there. `filter OWNER DEVICE SIDE PREFERENCE HANDLE`: one
-/// that is to be removed in the end. `end OWNER DEVICE`: removes those of one owner, latest first, and answers. The end
-/// of the input ends all. The commands of `tc`, which could start programs, are made here, of nothing but names and
-/// numbers: a service that was taken over reaches no more by its guard than it may by itself.
+/// Reads one command per line. `open OWNER DEVICE`: records whether the device has a clsact qdisc already, and answers; a
+/// qdisc that is added later is removed once no filter is left on it. `filter OWNER DEVICE SIDE PREFERENCE HANDLE`: a
+/// filter to remove at the end. `end OWNER DEVICE`: removes the filters of one owner, latest first, and answers. The end
+/// of the input removes all. The commands of `tc`, which could start programs, consist of names and numbers only: a
+/// compromised service gains nothing through its guard.
 const SCRIPT: &str = r#"
 exec 3>&1 >/dev/null
 trap '' INT TERM HUP QUIT
@@ -74,8 +75,8 @@ for device in $ours; do remove "$device"; done
 #[derive(Debug)]
 pub struct Guard {
     process: Child,
-    /// `None` once it was told to end.
-    tell: Option<ChildStdin>,
+    /// `None` once it is to end.
+    input: Option<ChildStdin>,
     answers: BufReader<ChildStdout>,
 }
 
@@ -104,11 +105,6 @@ pub(super) fn guard() -> Result<Shared> {
     ahead.map_or_else(|| Guard::start().map(|guard| Arc::new(Mutex::new(guard))), Ok)
 }
 
-/// What is guarded is a list in another process, so that a panic of ours does not spoil it.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Guard {
     fn start() -> Result<Self> {
         let mut command = Command::new("sh");
@@ -120,14 +116,14 @@ impl Guard {
             source,
         })?;
         let pipes = process.stdin.take().zip(process.stdout.take());
-        let (tell, answers) = pipes.ok_or_else(|| failed(io::ErrorKind::BrokenPipe.into()))?;
-        Ok(Self { process, tell: Some(tell), answers: BufReader::new(answers) })
+        let (input, answers) = pipes.ok_or_else(|| failed(io::ErrorKind::BrokenPipe.into()))?;
+        Ok(Self { process, input: Some(input), answers: BufReader::new(answers) })
     }
 
     /// To be called before a qdisc is added to `device`.
     ///
     /// # Errors
-    /// [`Error::Io`] when the guard is gone, or has no `tc`.
+    /// [`Error::Io`] if the guard has ended, or has no `tc`.
     pub(super) fn open(&mut self, owner: u64, device: &str) -> Result<()> {
         self.say(&format!("open {owner} {device}"))?;
         self.answer()
@@ -136,7 +132,7 @@ impl Guard {
     /// A filter that is to be removed when `owner` ends; to be called before it is there.
     ///
     /// # Errors
-    /// [`Error::Io`] when the guard is gone.
+    /// [`Error::Io`] if the guard has ended.
     pub(super) fn filter(&mut self, owner: u64, device: &str, side: &str, preference: u16, handle: u32) -> Result<()> {
         self.say(&format!("filter {owner} {device} {side} {preference} {handle:#x}"))
     }
@@ -144,16 +140,16 @@ impl Guard {
     /// Removes the filters of `owner`, which are on `device`, and waits for that.
     ///
     /// # Errors
-    /// [`Error::Io`] when the guard is gone.
+    /// [`Error::Io`] if the guard has ended.
     pub(super) fn end(&mut self, owner: u64, device: &str) -> Result<()> {
         self.say(&format!("end {owner} {device}"))?;
         self.answer()
     }
 
     fn say(&mut self, line: &str) -> Result<()> {
-        let Some(tell) = &mut self.tell else { return Ok(()) };
-        // One write: what the guard has read of us is whole lines, whenever we die.
-        tell.write_all(format!("{line}\n").as_bytes()).map_err(failed)
+        let Some(input) = &mut self.input else { return Ok(()) };
+        // One write: the guard reads whole lines only, whenever this process is killed.
+        input.write_all(format!("{line}\n").as_bytes()).map_err(failed)
     }
 
     fn answer(&mut self) -> Result<()> {
@@ -176,7 +172,7 @@ fn failed(source: io::Error) -> Error {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        drop(self.tell.take());
+        drop(self.input.take());
         let _ = self.process.wait();
     }
 }
@@ -185,13 +181,13 @@ impl Drop for Guard {
 mod tests {
     use super::*;
 
-    /// What a line has `tc` do is nothing but removing filters, whatever the line says.
+    /// Whatever a line says, `tc` only removes filters.
     #[test]
     fn lines_make_no_commands_of_their_own() {
         let directory = tempfile::tempdir().unwrap();
-        // In the place of `tc`: tells what it is asked to do.
-        let (told, tc) = (directory.path().join("told"), directory.path().join("tc"));
-        let script = format!("#!/bin/sh\n[ \"$1\" = qdisc ] || {{ echo \"$@\"; cat; }} >> {}\n", told.display());
+        // In the place of `tc`: records its arguments.
+        let (log, tc) = (directory.path().join("log"), directory.path().join("tc"));
+        let script = format!("#!/bin/sh\n[ \"$1\" = qdisc ] || {{ echo \"$@\"; cat; }} >> {}\n", log.display());
         crafter_tests::executable::script(&script, &tc).unwrap();
         let path = format!("{}:{}", directory.path().display(), std::env::var("PATH").unwrap());
         let mut child = Command::new("sh")
@@ -214,10 +210,10 @@ mod tests {
         child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
         let output = child.wait_with_output().unwrap();
         assert_eq!(String::from_utf8(output.stdout).unwrap(), "done\nno name: 1 if7`reboot`\ndone\n");
-        let told = std::fs::read_to_string(told).unwrap();
-        let commands: Vec<_> = told.lines().filter(|line| line.contains("del ")).collect();
+        let log = std::fs::read_to_string(log).unwrap();
+        let commands: Vec<_> = log.lines().filter(|line| line.contains("del ")).collect();
         let remove =
             |side, preference, handle| format!("filter del dev if7 {side} pref {preference} handle {handle} bpf");
-        assert_eq!(commands, [remove("egress", "20002", "0x28000"), remove("ingress", "20001", "0x18000")], "{told}");
+        assert_eq!(commands, [remove("egress", "20002", "0x28000"), remove("ingress", "20001", "0x18000")], "{log}");
     }
 }

@@ -1,4 +1,4 @@
-//! Who holds a port or a BPF program: a best effort, for messages to people.
+//! Holders of ports and BPF programs, for messages to people. Best effort.
 
 use std::{collections::HashMap, fmt, fs, net::IpAddr, path::PathBuf};
 

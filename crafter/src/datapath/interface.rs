@@ -1,9 +1,10 @@
-//! Links of the current network namespace, as rtnetlink tells them.
+//! Links of the current network namespace, by rtnetlink.
 //!
-//! Not from sysfs: `/sys/class/net` shows the namespace of whoever mounted it, not ours.
+//! Not from sysfs: `/sys/class/net` shows the namespace in which it was mounted, not the current one.
 
 use std::{fmt, io, net::IpAddr, os::fd::AsRawFd};
 
+use nix::sys::socket::SockProtocol;
 use rtnetlink::packet_route::{
     AddressFamily, RouteNetlinkMessage,
     link::{
@@ -13,7 +14,10 @@ use rtnetlink::packet_route::{
 };
 use serde::{Serialize, Serializer};
 
-use super::{address, netlink::Netlink};
+use super::{
+    address,
+    netlink::{self, Netlink},
+};
 use crate::error::{Error, Result};
 
 /// A link of this network namespace.
@@ -105,11 +109,29 @@ pub async fn interface(name: &str) -> Result<Interface> {
     Ok(link.complete(&addresses))
 }
 
+/// Whether other links are ports of the link `ifindex`, as those of a bond are. Where the kernel does not answer: yes.
+pub(super) fn has_ports(ifindex: u32) -> bool {
+    const IFINFOMSG: usize = 16;
+    /// `IFLA_MASTER`, `IFLA_EXT_MASK`, `RTEXT_FILTER_SKIP_STATS` (linux/if_link.h, linux/rtnetlink.h).
+    const MASTER: u16 = 10;
+    const EXT_MASK: u16 = 29;
+    const SKIP_STATS: u32 = 8;
+    let mut request = vec![0; IFINFOMSG];
+    for (kind, value) in [(MASTER, ifindex), (EXT_MASK, SKIP_STATS)] {
+        request.extend_from_slice(&8_u16.to_ne_bytes());
+        request.extend_from_slice(&kind.to_ne_bytes());
+        request.extend_from_slice(&value.to_ne_bytes());
+    }
+    let flags = libc::NLM_F_DUMP as u16;
+    let answers = netlink::exchange(SockProtocol::NetlinkRoute, libc::RTM_GETLINK, flags, &request);
+    !answers.is_ok_and(|ports| ports.is_empty())
+}
+
 fn list_failed(source: io::Error) -> Error {
     Error::io("list the network interfaces", "CAP_NET_ADMIN", source)
 }
 
-/// An [`Interface`] without what further requests would tell, and what only routing wants to know.
+/// An [`Interface`] as far as one request describes it, and what routing needs besides.
 pub(super) struct Link {
     /// `addresses` is empty, `rx_queues` counts the allocated ones.
     pub(super) interface: Interface,
@@ -134,8 +156,8 @@ impl Link {
 
     /// The link number `ifindex`, which the kernel has just named.
     pub(super) async fn by_index(netlink: &mut Netlink, ifindex: u32) -> Result<Self> {
-        let gone = || Error::UnknownInterface { name: format!("#{ifindex}") };
-        Self::get(netlink, ifindex, None).await?.ok_or_else(gone)
+        let unknown = || Error::UnknownInterface { name: format!("#{ifindex}") };
+        Self::get(netlink, ifindex, None).await?.ok_or_else(unknown)
     }
 
     async fn get(netlink: &mut Netlink, ifindex: u32, name: Option<LinkAttribute>) -> Result<Option<Self>> {

@@ -1,28 +1,22 @@
-//! The shared maps: written by the owner, read by whoever may.
+//! What an interface owns, counts and sees, in the terms of user space.
 
 use std::{
-    collections::HashMap as StdHashMap,
     net::{IpAddr, Ipv6Addr},
+    ops::Range,
+    sync::Arc,
 };
 
-use aya::{
-    Ebpf,
-    maps::{Array, HashMap, Map, MapData, PerCpuArray},
-};
+use aya::maps::{HashMap, MapData, MapError, PerCpuArray};
 use crafter_common::{
     ANY, Address, ICMP, TCP,
     flow::{FlowKey, FlowValue},
-    map,
-    port::{FilterWord, OBSERVE, OwnedKey, OwnedPort, REPORT, SUPPRESS, filter_position},
-    reason::Reason,
+    port::{OBSERVE, OwnedPort, REPORT, SUPPRESS},
+    reason::{REASONS, Reason},
 };
 use serde::Serialize;
 
-use super::failure::{bpf_error, os_error};
-use crate::{
-    error::{Error, Result},
-    packet::Transport,
-};
+use super::{failure::bpf_error, programs::Slot};
+use crate::{error::Result, packet::Transport};
 
 /// An address in the 16-byte form of the maps.
 pub fn to_map(address: IpAddr) -> Address {
@@ -54,136 +48,68 @@ impl Default for Terms {
     }
 }
 
-/// The maps that the owner writes, and reads for others.
+/// The share of one interface in the maps of its programs: it owns ports, and reads counters and flows.
 pub struct OwnerMaps {
-    owned: HashMap<MapData, OwnedKey, OwnedPort>,
-    filter: Array<MapData, FilterWord>,
-    local: HashMap<MapData, Address, u8>,
-    flows: HashMap<MapData, FlowKey, FlowValue>,
-    counters: PerCpuArray<MapData, u64>,
-    /// How many entries stand behind each filter bit: on particular addresses, on any.
-    behind: StdHashMap<(u8, u16), (u32, u32)>,
-    listed: Vec<Address>,
+    slot: Arc<Slot>,
+    /// Addresses of this host.
+    local: Vec<Address>,
 }
 
 impl OwnerMaps {
-    pub(crate) fn take(ebpf: &mut Ebpf) -> Result<Self> {
-        Ok(Self {
-            owned: open(ebpf.take_map(map::OWNED), map::OWNED)?,
-            filter: open(ebpf.take_map(map::FILTER), map::FILTER)?,
-            local: open(ebpf.take_map(map::LOCAL), map::LOCAL)?,
-            flows: open(ebpf.take_map(map::FLOWS), map::FLOWS)?,
-            counters: open(ebpf.take_map(map::COUNTERS), map::COUNTERS)?,
-            behind: StdHashMap::new(),
-            listed: Vec::new(),
-        })
+    pub(super) fn new(slot: Arc<Slot>) -> Self {
+        Self { slot, local: Vec::new() }
     }
 
-    /// Owns a port on `address`, or on any local address where that is unspecified: the entry
-    /// first, then the filter bit that makes the kernel half look at it.
+    /// Owns a port on `address`, or on any local address where that is unspecified.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when the map is full.
+    /// [`Invalid`](crate::Error::Invalid) when the map is full.
     pub fn own(&mut self, lease: u32, transport: Transport, address: IpAddr, port: u16, terms: Terms) -> Result<()> {
-        let key = owned_key(transport, address, port);
         let flags = [(terms.observe, OBSERVE), (terms.suppress, SUPPRESS), (terms.report, REPORT)];
         let flags = flags.iter().filter(|(wanted, _)| *wanted).fold(0, |all, (_, flag)| all | flag);
-        let fresh = self.owned.get(&key, 0).is_err();
-        self.owned.insert(key, OwnedPort { lease, flags }, 0).map_err(|e| match os_error(&e) {
-            // htab_map_alloc_elem() has none left.
-            Some(error) if error.raw_os_error() == Some(libc::E2BIG) => {
-                let count: u32 = self.behind.values().map(|(exact, any)| exact + any).sum();
-                Error::invalid(
-                    "port",
-                    format_args!("{count} are owned on this interface, and there is no room for more"),
-                )
-            }
-            _ => bpf_error("own a port", &e),
-        })?;
-        if fresh {
-            let (exact, any) = self.behind.entry((transport.number(), port)).or_default();
-            *(if key.address == ANY { any } else { exact }) += 1;
-        }
-        self.set_filter(transport, port)
+        self.slot.own(transport.number(), owned_address(address), port, OwnedPort { lease, flags })
     }
 
-    /// Gives a port back: the filter bit first.
+    /// Gives a port back.
     ///
     /// # Errors
-    /// [`Error::Bpf`] if the kernel refuses.
+    /// [`Bpf`](crate::Error::Bpf) if the kernel refuses.
     pub fn disown(&mut self, transport: Transport, address: IpAddr, port: u16) -> Result<()> {
-        let key = owned_key(transport, address, port);
-        if self.owned.get(&key, 0).is_err() {
-            return Ok(());
-        }
-        if let Some((exact, any)) = self.behind.get_mut(&(transport.number(), port)) {
-            let count = if key.address == ANY { any } else { exact };
-            *count = count.saturating_sub(1);
-        }
-        self.set_filter(transport, port)?;
-        self.owned.remove(&key).map_err(|e| bpf_error("give a port back", &e))
+        self.slot.disown(transport.number(), owned_address(address), port)
     }
 
-    fn set_filter(&mut self, transport: Transport, port: u16) -> Result<()> {
-        let (index, bit) = filter_position(transport.number(), port);
-        let (exact, any) = self.behind.get(&(transport.number(), port)).copied().unwrap_or_default();
-        if (exact, any) == (0, 0) {
-            self.behind.remove(&(transport.number(), port));
-        }
-        let mut word = self.filter.get(&index, 0).map_err(|e| bpf_error("read the port filter", &e))?;
-        word.exact = if exact > 0 { word.exact | bit } else { word.exact & !bit };
-        word.any = if any > 0 { word.any | bit } else { word.any & !bit };
-        self.filter.set(index, word, 0).map_err(|e| bpf_error("write the port filter", &e))
-    }
-
-    /// Tells the kernel half which addresses are this host's; those no longer listed go.
+    /// Tells the kernel half which addresses are this host's; those no longer listed are removed.
     ///
     /// # Errors
-    /// [`Error::Bpf`] if the kernel refuses.
+    /// [`Bpf`](crate::Error::Bpf) if the kernel refuses.
     pub fn set_local(&mut self, addresses: &[IpAddr]) -> Result<()> {
         let wanted: Vec<Address> = addresses.iter().map(|&a| to_map(a)).collect();
-        for address in &wanted {
-            self.local.insert(address, 1, 0).map_err(|e| bpf_error("list the local addresses", &e))?;
-        }
-        for gone in self.listed.iter().filter(|a| !wanted.contains(a)) {
-            let _ = self.local.remove(gone);
-        }
-        self.listed = wanted;
+        self.slot.set_local(&wanted)?;
+        self.local = wanted;
         Ok(())
     }
 
     /// Whether `address` is among those that [`OwnerMaps::set_local`] was given last.
     pub(crate) fn is_local(&self, address: IpAddr) -> bool {
-        self.listed.contains(&to_map(address))
+        self.local.contains(&to_map(address))
     }
 
     /// The counters, one per reason, summed over CPUs.
     ///
     /// # Errors
-    /// [`Error::Bpf`] if the kernel refuses.
+    /// [`Bpf`](crate::Error::Bpf) if the kernel refuses.
     pub fn counters(&self) -> Result<Counters> {
-        read_counters(&self.counters)
+        self.slot.counters()
     }
 
     /// The flows, in no order.
     pub fn flows(&self) -> Vec<Flow> {
-        read_flows(&self.flows)
+        read_flows(&self.slot.programs.flows, |link| link == self.slot.link)
     }
 }
 
-fn owned_key(transport: Transport, address: IpAddr, port: u16) -> OwnedKey {
-    let address = if address.is_unspecified() { ANY } else { to_map(address) };
-    OwnedKey { address, port: port.to_be_bytes(), protocol: transport.number(), pad: 0 }
-}
-
-fn open<T>(map: Option<Map>, name: &str) -> Result<T>
-where
-    T: TryFrom<Map>,
-    T::Error: std::error::Error + 'static,
-{
-    let map =
-        map.ok_or_else(|| Error::Bpf { action: "open the eBPF object".into(), reason: format!("it holds no {name}") })?;
-    T::try_from(map).map_err(|e| bpf_error(&format!("open the map {name}"), &e))
+fn owned_address(address: IpAddr) -> Address {
+    if address.is_unspecified() { ANY } else { to_map(address) }
 }
 
 /// Packets by reason, summed over CPUs, in the order of [`Reason::ALL`].
@@ -221,11 +147,11 @@ impl Serialize for Counters {
 /// One flow, as the kernel half saw it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Flow {
-    /// `tcp`, `udp` or `icmp`, which stands for ICMPv6 too.
+    /// `tcp`, `udp` or `icmp`, which includes ICMPv6.
     pub protocol: &'static str,
-    /// This host's end; the identifier of ICMP queries takes the place of a port.
+    /// This host's address and port, or identifier of ICMP queries.
     pub local: std::net::SocketAddr,
-    /// The peer's end.
+    /// The peer's address and port.
     pub remote: std::net::SocketAddr,
     /// Packets received for the owner, and their bytes from the IP header on.
     pub rx_packets: u64,
@@ -249,18 +175,22 @@ pub struct Flow {
     pub suppressed: u64,
 }
 
-pub(super) fn read_counters(map: &PerCpuArray<MapData, u64>) -> Result<Counters> {
+/// The counters of these slots, summed.
+pub(super) fn read_counters(map: &PerCpuArray<MapData, u64>, slots: Range<u32>) -> Result<Counters> {
     let sum = |reason: &Reason| {
-        let values = map.get(&(*reason as u32), 0).map_err(|e| bpf_error("read the counters", &e))?;
-        Ok(values.iter().sum())
+        let indices = slots.clone().map(|slot| slot * REASONS + *reason as u32);
+        indices.map(|index| Ok(map.get(&index, 0)?.iter().sum::<u64>())).sum()
     };
-    Ok(Counters(Reason::ALL.iter().map(sum).collect::<Result<_>>()?))
+    let sums: std::result::Result<_, MapError> = Reason::ALL.iter().map(sum).collect();
+    sums.map(Counters).map_err(|e| bpf_error("read the counters", &e))
 }
 
-pub(super) fn read_flows(map: &HashMap<MapData, FlowKey, FlowValue>) -> Vec<Flow> {
-    // An LRU map changes under the reader: an entry that went meanwhile is no error, nor is one that just begins.
-    let begun = map.iter().filter_map(|entry| entry.ok()).filter(|(_, value)| value.first_seen != 0);
-    begun.map(|(key, value)| flow(&key, &value)).collect()
+/// The flows of the attachments that `is_wanted`.
+pub(super) fn read_flows(map: &HashMap<MapData, FlowKey, FlowValue>, is_wanted: impl Fn(u32) -> bool) -> Vec<Flow> {
+    // The map changes while it is read: a key may have no value any more, or one that was not written yet.
+    let keys = map.keys().filter_map(|key| key.ok()).filter(|key| is_wanted(key.link));
+    let entries = keys.filter_map(|key| Some((key, map.get(&key, 0).ok()?)));
+    entries.filter(|(_, value)| value.first_seen != 0).map(|(key, value)| flow(&key, &value)).collect()
 }
 
 fn flow(key: &FlowKey, value: &FlowValue) -> Flow {

@@ -12,6 +12,7 @@ pub mod maps;
 mod neighbour;
 mod netlink;
 pub mod program;
+mod programs;
 pub mod reserve;
 pub mod ring;
 pub mod route;
@@ -22,13 +23,21 @@ mod tests;
 pub mod tx;
 pub mod xsk;
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::{
+    os::fd::{AsFd, AsRawFd},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::error::{Error, Result};
 
-/// Has tokio tell when `inner` is readable; `what` it is says the message if it cannot.
+/// Locks what a panic of another thread does not spoil.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Registers `inner` with tokio's event loop, for reading. `what` names it in the error.
 pub(crate) fn watch<T: AsFd + AsRawFd>(inner: T, what: &str) -> Result<AsyncFd<T>> {
     // SAFETY: as AsFd says, the descriptor is open as long as `inner`, which the AsyncFd owns.
     unsafe { AsyncFd::register_with_interest(inner, Interest::READABLE) }

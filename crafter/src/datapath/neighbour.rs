@@ -112,7 +112,7 @@ async fn confirm(link: &Link, address: IpAddr, doubtful: Mac) -> Result<Mac> {
         Ok(()) => {}
         // Without CAP_NET_ADMIN use it as it is; so does the kernel while it waits for DELAY to pass.
         Err(error) if error.raw_os_error() == Some(libc::EPERM) => return Ok(doubtful),
-        // Gone or failed since it was read: no address to probe with.
+        // Removed or failed since it was read: there is no address to probe with.
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => {
             return solicit(&mut netlink, link, address).await;
         }

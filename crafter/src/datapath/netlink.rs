@@ -1,8 +1,7 @@
 //! Netlink conversations: rtnetlink driven in place, and a blocking request for the other families.
 //!
-//! A connection lives as long as the call that needs it: a socket belongs to the network namespace of
-//! the thread that opened it, so one kept in a static would answer for the wrong namespace. It is polled
-//! beside the request instead of in a task of its own, which saves two wake-ups per request.
+//! A connection exists for one call: a socket belongs to the network namespace of the thread that opened it, so
+//! that one kept in a static would answer for the wrong namespace. It is polled together with the request instead of in a task of its own, which saves two wake-ups per request.
 
 use std::{io, pin::Pin, time::Duration};
 
@@ -22,8 +21,8 @@ use rtnetlink::{
 };
 use std::os::fd::AsRawFd;
 
-/// The kernel answers at once; this only bounds the wait for an answer that never comes,
-/// e.g. one that netlink-packet-route could not decode.
+/// Limit of the wait for an answer. The kernel answers at once, but netlink-packet-route drops an answer that it cannot
+/// decode.
 const ANSWER: Duration = Duration::from_secs(5);
 
 type Message = NetlinkMessage<RouteNetlinkMessage>;
@@ -47,7 +46,7 @@ impl Netlink {
         Ok(Self { connection: Box::pin(connection), handle, events: Box::pin(events) })
     }
 
-    /// Sends a `RTM_GET*` request for one object. An errno comes back as the `io::Error`.
+    /// Sends a `RTM_GET*` request for one object. An errno is returned as the `io::Error`.
     pub(super) async fn get(&mut self, message: RouteNetlinkMessage) -> io::Result<RouteNetlinkMessage> {
         let answers = self.request(message, NLM_F_REQUEST).await?;
         answers.into_iter().next().ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))

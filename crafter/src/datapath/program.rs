@@ -1,11 +1,15 @@
-//! The kernel half as user space holds it: loaded, attached, and gone when it is dropped.
+//! The kernel half on an interface: attached, and detached when it is dropped.
 
-use std::io;
+use std::{io, os::fd::RawFd, panic::resume_unwind, sync::Arc, thread};
 
 use aya::{
-    Ebpf, EbpfLoader, VerifierLogLevel,
-    maps::{MapData, RingBuf, XskMap},
-    programs::{ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode, links::LinkOrder, tc::TcAttachOptions},
+    maps::{MapData, RingBuf},
+    programs::{
+        ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode,
+        links::LinkOrder,
+        tc::{SchedClassifierLink, TcAttachOptions},
+        xdp::XdpLink,
+    },
 };
 use crafter_common::{DEFAULT_MARK, map};
 use serde::Serialize;
@@ -14,8 +18,9 @@ use super::{
     clsact::Clsact,
     failure::{bpf_error, os_error},
     features,
-    interface::Interface,
+    interface::{self, Interface},
     maps::OwnerMaps,
+    programs::{Hooks, Slot, load_classifier, load_xdp},
 };
 use crate::error::{Error, Result};
 
@@ -23,17 +28,18 @@ use crate::error::{Error, Result};
 /// look into the programs without loading them.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/crafter.bpf.o"));
 
-/// Oldest kernel that has all that the programs use: `bpf_xdp_load_bytes` came with 5.18.
+/// Oldest kernel that has all that the programs use: `bpf_xdp_load_bytes` is in 5.18 and newer.
 pub const OLDEST_KERNEL: (u32, u32) = (5, 18);
 
-/// Sizes and constants that are set when the programs are loaded.
-#[derive(Clone, Debug)]
+/// Sizes and constants that are set when the programs are loaded. Interfaces of a process with the same options share the
+/// programs and their maps.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoadOptions {
-    /// (port, address) pairs that can be owned at once.
+    /// (port, address) pairs that can be owned at once, on all interfaces together.
     pub owned_entries: u32,
-    /// Flows that are remembered; the least recently used goes first.
+    /// Flows that are remembered, on all interfaces together; the least recently used is evicted first.
     pub flow_entries: u32,
-    /// Bytes of the ring buffer: a power of two, at least a page.
+    /// Bytes of the ring buffer of each interface: a power of two, at least a page.
     pub ring_bytes: u32,
     /// The socket mark of crafted packets.
     pub mark: u32,
@@ -81,7 +87,7 @@ impl std::str::FromStr for Attach {
     }
 }
 
-/// The ingress hook that was got.
+/// The ingress hook in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
@@ -104,7 +110,7 @@ impl Mode {
     }
 }
 
-/// What was attached, and why it was not something faster.
+/// The hooks that are attached, and why no faster ones are.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// The interface.
@@ -113,9 +119,9 @@ pub struct Report {
     pub mode: Mode,
     /// `tcx` or `clsact`: what carries the classifiers.
     pub classifier: &'static str,
-    /// AF_XDP sockets that take replies; none: they come through the ring buffer.
+    /// AF_XDP sockets that receive replies; with none, the ring buffer does.
     pub sockets: usize,
-    /// Why a faster way was not taken, a sentence each.
+    /// Why a faster mode is not used, a sentence each.
     pub notes: Vec<String>,
 }
 
@@ -156,92 +162,116 @@ impl Hook {
     }
 }
 
-/// The kernel half, loaded. Programs, maps and attachments go when this is dropped, or when the
-/// process dies: all are held by file descriptors only.
+/// The kernel half on one interface. Attachments, programs and maps go when this is dropped, or when the process dies:
+/// file descriptors alone hold them.
 pub struct Kernel {
-    ebpf: Ebpf,
-    /// Filters under clsact outlive their descriptor; this takes them down. Declared after
-    /// `ebpf`, which detaches what it can.
+    xdp: Option<XdpLink>,
+    classifiers: Vec<SchedClassifierLink>,
+    /// Filters under clsact outlive their descriptor; this removes them.
     clsact: Option<Clsact>,
-    log: Option<tokio::task::JoinHandle<()>>,
+    /// Last: nothing is attached any more when the ports are given back.
+    slot: Arc<Slot>,
 }
 
 impl Kernel {
-    /// Loads programs and maps. `link_header` is 14 for Ethernet devices, 0 for those without a
-    /// link-layer header; frames longer than `socket_frame` bytes take the ring buffer.
+    /// Prepares `interface`: with the programs and maps that other interfaces of this process use, where that is
+    /// possible. `link_header` is 14 for Ethernet devices, 0 for those without a link-layer header; frames longer than
+    /// `socket_frame` bytes take the ring buffer.
     ///
     /// # Errors
     /// [`Error::KernelTooOld`], [`Error::Permission`], [`Error::Invalid`] for sizes that do not fit,
     /// [`Error::Bpf`] with the verifier's words.
+    pub fn open(
+        interface: &Interface,
+        options: &LoadOptions,
+        link_header: u32,
+        socket_frame: u32,
+    ) -> Result<(Self, OwnerMaps)> {
+        supported()?;
+        check_sizes(options)?;
+        // In native mode, a bond's programs see the index of the port that a frame arrived at.
+        if options.debug || interface::has_ports(interface.ifindex) {
+            return Self::load(options, link_header, socket_frame);
+        }
+        Ok(Self::in_slot(Slot::shared(options, link_header, interface.ifindex, socket_frame)?))
+    }
+
+    /// As [`Kernel::open`], but with programs and maps that no other interface uses, and that take all frames for those of
+    /// one interface.
+    ///
+    /// # Errors
+    /// Those of [`Kernel::open`].
     pub fn load(options: &LoadOptions, link_header: u32, socket_frame: u32) -> Result<(Self, OwnerMaps)> {
         supported()?;
         check_sizes(options)?;
-        let mut loader = EbpfLoader::new();
-        loader
-            .verifier_log_level(VerifierLogLevel::STATS)
-            .override_global(map::LINK_HEADER, &link_header, true)
-            .override_global(map::SOCKET_FRAME, &socket_frame, true)
-            .override_global(map::MARK, &options.mark, true)
-            // aya-log's level: 0 compiles to nothing, 5 is everything.
-            .override_global("AYA_LOG_LEVEL", if options.debug { &5_u8 } else { &0_u8 }, true)
-            .map_max_entries(map::OWNED, options.owned_entries)
-            .map_max_entries(map::FLOWS, options.flow_entries)
-            .map_max_entries(map::RING, options.ring_bytes);
-        let mut ebpf = loader.load(OBJECT).map_err(|e| bpf_error("load the eBPF maps", &e))?;
-        let maps = OwnerMaps::take(&mut ebpf)?;
-        let log = if options.debug { log_task(&mut ebpf)? } else { None };
-        Ok((Self { ebpf, clsact: None, log }, maps))
+        Ok(Self::in_slot(Slot::alone(options, link_header, socket_frame)?))
     }
 
-    /// The ring buffer; to be called once.
-    ///
-    /// # Errors
-    /// [`Error::Bpf`] the second time.
-    pub fn take_ring(&mut self) -> Result<RingBuf<MapData>> {
-        let map = self.ebpf.take_map(map::RING).ok_or_else(|| missing(map::RING))?;
-        RingBuf::try_from(map).map_err(|e| bpf_error("open the ring buffer", &e))
+    fn in_slot(slot: Slot) -> (Self, OwnerMaps) {
+        let slot = Arc::new(slot);
+        let maps = OwnerMaps::new(slot.clone());
+        (Self { xdp: None, classifiers: Vec::new(), clsact: None, slot }, maps)
     }
 
-    /// The map of AF_XDP sockets; to be called once, and to be kept until the programs are
-    /// loaded, which refer to it. A socket leaves it when it is closed.
+    /// A ring buffer for this interface, in the place of any before.
     ///
     /// # Errors
-    /// [`Error::Bpf`] the second time.
-    pub fn take_sockets(&mut self) -> Result<XskMap<MapData>> {
-        let map = self.ebpf.take_map(map::SOCKETS).ok_or_else(|| missing(map::SOCKETS))?;
-        XskMap::try_from(map).map_err(|e| bpf_error("open the map of AF_XDP sockets", &e))
+    /// [`Error::Bpf`] if the kernel refuses.
+    pub fn ring(&self) -> Result<RingBuf<MapData>> {
+        self.slot.ring()
     }
 
-    /// An XDP program ([`Hook::Xdp`] or [`Hook::Empty`]), verified and loaded into the kernel if it is not yet.
+    /// Has packets of `queue` redirected into an AF_XDP socket, until that is closed.
     ///
     /// # Errors
-    /// [`Error::Permission`], [`Error::Bpf`] with the verifier's words.
-    pub fn xdp(&mut self, hook: Hook) -> Result<&mut Xdp> {
-        let program: &mut Xdp = program(&mut self.ebpf, hook)?;
-        if program.fd().is_err() {
-            program.load().map_err(|e| bpf_error(&format!("load {}", hook.program()), &e))?;
+    /// [`Error::Bpf`] if the kernel refuses.
+    pub fn set_socket(&self, queue: u32, socket: RawFd) -> Result<()> {
+        self.slot.set_socket(queue, socket)
+    }
+
+    /// Has `work` use an XDP program ([`Hook::Xdp`] or [`Hook::Empty`]), loaded into the kernel.
+    ///
+    /// # Errors
+    /// [`Error::Permission`], [`Error::Bpf`] with the verifier's words; those of `work`.
+    pub fn xdp<T>(&self, hook: Hook, work: impl FnOnce(&mut Xdp) -> Result<T>) -> Result<T> {
+        if hook == Hook::Empty {
+            return self.slot.programs.with_empty(work);
         }
-        Ok(program)
+        self.slot.programs.with_hooks(|hooks| {
+            load_xdp(hooks.xdp, hook)?;
+            work(hooks.xdp)
+        })
     }
 
-    /// A classifier, verified and loaded into the kernel if it is not yet.
+    /// Has `work` use a classifier, loaded into the kernel.
     ///
     /// # Errors
-    /// [`Error::Permission`], [`Error::Bpf`] with the verifier's words.
-    pub fn classifier(&mut self, hook: Hook) -> Result<&mut SchedClassifier> {
-        let program: &mut SchedClassifier = program(&mut self.ebpf, hook)?;
-        if program.fd().is_err() {
-            program.load().map_err(|e| bpf_error(&format!("load {}", hook.program()), &e))?;
-        }
-        Ok(program)
+    /// [`Error::Permission`], [`Error::Bpf`] with the verifier's words; those of `work`.
+    pub fn classifier<T>(&self, hook: Hook, work: impl FnOnce(&mut SchedClassifier) -> Result<T>) -> Result<T> {
+        self.slot.programs.with_hooks(|hooks| {
+            let program = if hook == Hook::Egress { hooks.egress } else { hooks.ingress };
+            load_classifier(program, hook)?;
+            work(program)
+        })
     }
 
-    /// Attaches egress, then ingress, so that nothing is consumed whose RST could still escape.
+    /// Attaches egress and ingress, and makes the ring buffer. Nothing is owned yet, so that their order does not matter:
+    /// the programs are verified at the same time, on two threads, while a third waits for the map of ring buffers, whose
+    /// changes take a grace period of RCU (`maybe_wait_bpf_programs()`).
     ///
     /// # Errors
     /// [`Error::Attach`] where the forced mode, or every mode, is refused; [`Error::Permission`].
-    pub fn attach(&mut self, interface: &Interface, wanted: Attach) -> Result<Report> {
-        let classifier = self.attach_classifier(interface, Hook::Egress)?;
+    pub fn attach(&mut self, interface: &Interface, wanted: Attach) -> Result<(Report, RingBuf<MapData>)> {
+        let slot = self.slot.clone();
+        thread::scope(|scope| {
+            let ring = scope.spawn(|| slot.ring());
+            let report = slot.programs.with_hooks(|hooks| self.attach_hooks(hooks, interface, wanted));
+            let ring = ring.join().unwrap_or_else(|panic| resume_unwind(panic));
+            Ok((report?, ring?))
+        })
+    }
+
+    fn attach_hooks(&mut self, hooks: Hooks<'_>, interface: &Interface, wanted: Attach) -> Result<Report> {
         let mut notes = Vec::new();
         let modes: &[Mode] = match wanted {
             // Without a link-layer header there is no XDP frame to parse.
@@ -254,85 +284,116 @@ impl Kernel {
             Attach::Generic => &[Mode::Generic],
             Attach::Tc => &[Mode::Tc],
         };
-        let mut held = false;
-        for &mode in modes {
-            let refused = match mode {
-                // The hook that refused native with EBUSY refuses generic too.
-                Mode::Generic if held => continue,
-                Mode::Native => self.attach_xdp(interface, XdpMode::Driver),
-                Mode::Generic => self.attach_xdp(interface, XdpMode::Skb),
-                Mode::Tc => self.attach_classifier(interface, Hook::Ingress).map(|_| None)?,
+        let Self { xdp, classifiers, clsact, .. } = self;
+        let mut attach = |program, hook| attach_classifier(program, interface, hook, classifiers, clsact);
+        let (classifier, mode) = thread::scope(|scope| {
+            let egress = scope.spawn(|| attach(hooks.egress, Hook::Egress));
+            let ingress = match modes {
+                [Mode::Tc] => load_classifier(hooks.ingress, Hook::Ingress).map(|()| None),
+                _ => attach_xdp(hooks.xdp, interface, modes, xdp, &mut notes),
             };
-            let Some(error) = refused else {
-                return Ok(Report { interface: interface.name.clone(), mode, classifier, sockets: 0, notes });
-            };
-            if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES)) {
-                return Err(Error::io(format!("attach XDP to {}", interface.name), "CAP_NET_ADMIN", error));
+            (egress.join().unwrap_or_else(|panic| resume_unwind(panic)), ingress)
+        });
+        let classifier = classifier?;
+        let mode = match mode? {
+            Some(mode) => mode,
+            None => {
+                attach(hooks.ingress, Hook::Ingress)?;
+                Mode::Tc
             }
-            held = matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EEXIST));
-            let reason = if held { who_holds(interface) } else { explain(&error, mode) };
-            if modes.len() == 1 {
-                return Err(Error::Attach { interface: interface.name.clone(), mode: mode.name(), reason });
-            }
-            notes.push(format!("{} XDP not used: {reason}", mode.name()));
-        }
-        Err(Error::Attach { interface: interface.name.clone(), mode: "any", reason: notes.join("; ") })
-    }
-
-    /// Attaches XDP in `mode`; `Some` is the kernel's refusal.
-    fn attach_xdp(&mut self, interface: &Interface, mode: XdpMode) -> Option<io::Error> {
-        let program = match self.xdp(Hook::Xdp) {
-            Ok(program) => program,
-            Err(e) => return Some(io::Error::other(e)),
         };
-        match program.attach_to_if_index(interface.ifindex, mode) {
-            Ok(_) => None,
-            Err(e) => Some(os_error(&e).unwrap_or_else(|| io::Error::other(e.to_string()))),
-        }
-    }
-
-    /// Attaches a classifier: tcx where the kernel has it (6.6), else clsact.
-    fn attach_classifier(&mut self, interface: &Interface, hook: Hook) -> Result<&'static str> {
-        let direction = if hook == Hook::Egress { TcAttachType::Egress } else { TcAttachType::Ingress };
-        let name = interface.name.clone();
-        let failed = |e: &ProgramError| match os_error(e) {
-            Some(error) => Error::io(format!("attach {} to {name}", hook.program()), "CAP_NET_ADMIN", error),
-            None => bpf_error(&format!("attach {} to {name}", hook.program()), e),
-        };
-        let program = self.classifier(hook)?;
-        if !features::is_clsact_forced() {
-            // Before all others: one that passes a packet hides it from those behind it. Ours takes only what is owned,
-            // and leaves all else to the next.
-            let order = TcAttachOptions::TcxOrder(LinkOrder::first());
-            match program.attach_with_options(&name, direction, order) {
-                Ok(_) => return Ok("tcx"),
-                // Kernels before 6.6 do not know the attach type.
-                Err(e) if os_error(&e).is_some_and(|e| e.raw_os_error() == Some(libc::EINVAL)) => {}
-                Err(e) => return Err(failed(&e)),
-            }
-        }
-        let mut clsact = match self.clsact.take() {
-            Some(clsact) => clsact,
-            None => Clsact::open(interface)?,
-        };
-        let options = clsact.prepare(direction)?;
-        let program = self.classifier(hook)?;
-        let link = program
-            .attach_with_options(&name, direction, TcAttachOptions::Netlink(options))
-            .and_then(|link| program.take_link(link))
-            .map_err(|e| failed(&e))?;
-        clsact.hold(link);
-        self.clsact = Some(clsact);
-        Ok("clsact")
+        Ok(Report { interface: interface.name.clone(), mode, classifier, sockets: 0, notes })
     }
 }
 
-impl Drop for Kernel {
-    fn drop(&mut self) {
-        if let Some(log) = &self.log {
-            log.abort();
+/// Attaches XDP in the first of `modes` that the kernel accepts; `None` where a classifier is to be attached instead.
+///
+/// # Errors
+/// [`Error::Permission`]; [`Error::Attach`] where there is no other mode.
+fn attach_xdp(
+    program: &mut Xdp,
+    interface: &Interface,
+    modes: &[Mode],
+    attached: &mut Option<XdpLink>,
+    notes: &mut Vec<String>,
+) -> Result<Option<Mode>> {
+    let mut held = false;
+    for &mode in modes {
+        let flags = match mode {
+            // The hook that refused native with EBUSY refuses generic too.
+            Mode::Generic if held => continue,
+            Mode::Native => XdpMode::Driver,
+            Mode::Generic => XdpMode::Skb,
+            Mode::Tc => return Ok(None),
+        };
+        let error = match link_xdp(program, interface, flags) {
+            Ok(link) => {
+                *attached = Some(link);
+                return Ok(Some(mode));
+            }
+            Err(error) => error,
+        };
+        if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES)) {
+            return Err(Error::io(format!("attach XDP to {}", interface.name), "CAP_NET_ADMIN", error));
+        }
+        held = matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EEXIST));
+        let reason = if held { who_holds(interface) } else { explain(&error, mode) };
+        if modes.len() == 1 {
+            return Err(Error::Attach { interface: interface.name.clone(), mode: mode.name(), reason });
+        }
+        notes.push(format!("{} XDP not used: {reason}", mode.name()));
+    }
+    Ok(None)
+}
+
+fn link_xdp(program: &mut Xdp, interface: &Interface, mode: XdpMode) -> io::Result<XdpLink> {
+    load_xdp(program, Hook::Xdp).map_err(io::Error::other)?;
+    let link = program.attach_to_if_index(interface.ifindex, mode).and_then(|link| program.take_link(link));
+    link.map_err(|e| os_error(&e).unwrap_or_else(|| io::Error::other(e.to_string())))
+}
+
+/// Attaches a classifier: tcx where the kernel has it (6.6), else clsact.
+fn attach_classifier(
+    program: &mut SchedClassifier,
+    interface: &Interface,
+    hook: Hook,
+    links: &mut Vec<SchedClassifierLink>,
+    clsact: &mut Option<Clsact>,
+) -> Result<&'static str> {
+    let direction = if hook == Hook::Egress { TcAttachType::Egress } else { TcAttachType::Ingress };
+    let name = &interface.name;
+    let failed = |e: &ProgramError| match os_error(e) {
+        Some(error) => Error::io(format!("attach {} to {name}", hook.program()), "CAP_NET_ADMIN", error),
+        None => bpf_error(&format!("attach {} to {name}", hook.program()), e),
+    };
+    load_classifier(program, hook)?;
+    if !features::is_clsact_forced() {
+        // Before all others: one that passes a packet hides it from those behind it. Ours takes only what is owned,
+        // and leaves all else to the next.
+        let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+        let link = program.attach_with_options(name, direction, order).and_then(|link| program.take_link(link));
+        match link {
+            Ok(link) => {
+                links.push(link);
+                return Ok("tcx");
+            }
+            // Kernels before 6.6 do not know the attach type.
+            Err(e) if os_error(&e).is_some_and(|e| e.raw_os_error() == Some(libc::EINVAL)) => {}
+            Err(e) => return Err(failed(&e)),
         }
     }
+    let mut opened = match clsact.take() {
+        Some(opened) => opened,
+        None => Clsact::open(interface)?,
+    };
+    let options = opened.prepare(direction)?;
+    let link = program
+        .attach_with_options(name, direction, TcAttachOptions::Netlink(options))
+        .and_then(|link| program.take_link(link))
+        .map_err(|e| failed(&e))?;
+    opened.hold(link);
+    *clsact = Some(opened);
+    Ok("clsact")
 }
 
 fn who_holds(interface: &Interface) -> String {
@@ -340,20 +401,6 @@ fn who_holds(interface: &Interface) -> String {
         Some(holder) => format!("the XDP hook of {} is taken by {holder}", interface.name),
         None => format!("the XDP hook of {} is taken by another program", interface.name),
     }
-}
-
-fn program<'a, P>(ebpf: &'a mut Ebpf, hook: Hook) -> Result<&'a mut P>
-where
-    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
-{
-    ebpf.program_mut(hook.program())
-        .ok_or_else(|| missing(hook.program()))?
-        .try_into()
-        .map_err(|e: ProgramError| bpf_error("open a program of the eBPF object", &e))
-}
-
-fn missing(name: &str) -> Error {
-    Error::Bpf { action: "open the eBPF object".into(), reason: format!("it holds no {name}") }
 }
 
 /// Whether this kernel is new enough, for those who would else learn it late.
@@ -394,18 +441,6 @@ fn explain(error: &io::Error, mode: Mode) -> String {
         Some(libc::ERANGE) => "the MTU is too large for the driver".into(),
         _ => error.to_string(),
     }
-}
-
-/// Prints what the programs log, until the kernel half is dropped.
-fn log_task(ebpf: &mut Ebpf) -> Result<Option<tokio::task::JoinHandle<()>>> {
-    let logger = aya_log::EbpfLogger::init(ebpf).map_err(|e| bpf_error("open the log of the eBPF programs", &e))?;
-    let mut logger = super::watch(logger, "the log of the eBPF programs")?;
-    Ok(Some(tokio::spawn(async move {
-        while let Ok(mut ready) = logger.readable_mut().await {
-            ready.get_inner_mut().flush();
-            ready.clear_ready();
-        }
-    })))
 }
 
 #[cfg(test)]

@@ -32,7 +32,7 @@ use crate::{
 
 /// Ports that no service is registered for (RFC 6335 section 6).
 pub const DYNAMIC: RangeInclusive<u16> = 49_152..=65_535;
-/// Random picks before a range is gone through in order.
+/// Random picks before a range is searched in order.
 const PICKS: usize = 64;
 
 /// A port that no other program of this network namespace can be given. Dropping it frees the port.

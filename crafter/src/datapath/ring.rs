@@ -1,4 +1,4 @@
-//! The ring buffer: replies that no AF_XDP socket took.
+//! The ring buffer: replies that no AF_XDP socket receives.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -37,7 +37,7 @@ impl Ring {
 impl AsFd for Ring {
     fn as_fd(&self) -> BorrowedFd<'_> {
         use std::os::fd::AsRawFd as _;
-        // SAFETY: the descriptor is open as long as the map, which the borrow outlives not.
+        // SAFETY: the descriptor stays open as long as the borrow of the map.
         unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) }
     }
 }

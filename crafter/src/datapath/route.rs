@@ -10,7 +10,7 @@ use rtnetlink::packet_route::{
 use super::{address, interface::Link, neighbour, netlink::Netlink};
 use crate::error::{Error, Result};
 
-/// What stands in front of the IP header.
+/// Link-layer header before the IP header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LinkLayer {
     /// An Ethernet header with these addresses.
@@ -24,7 +24,7 @@ pub enum LinkLayer {
     None,
 }
 
-/// The way to a destination, good until the routing or neighbour table changes.
+/// The route to a destination, valid until the routing or neighbour table changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
     /// The link that packets leave by; `lo` for addresses of this host.
@@ -37,14 +37,14 @@ pub struct Route {
     pub mtu: u32,
     /// The router, if the destination is not on the link. May be IPv6 for an IPv4 destination.
     pub gateway: Option<IpAddr>,
-    /// What stands in front of the IP header.
+    /// Link-layer header before the IP header.
     pub link: LinkLayer,
 }
 
 /// IPv4 counts its length in 16 bits (RFC 791), IPv6 its payload (RFC 8200); `lo` offers 65,536.
 const LARGEST_PACKET: u32 = 65_535;
 
-/// Asks the kernel's routing table for the way to `destination`, and resolves the next hop's Ethernet address
+/// Asks the kernel's routing table for the route to `destination`, and resolves the next hop's Ethernet address
 /// as `neighbour::resolve` says: at once if known, else within 3 s.
 ///
 /// With `interface`, only routes out of it count, except that addresses of this host always go by `lo`; for IPv4 a
@@ -59,7 +59,7 @@ pub async fn resolve(destination: IpAddr, interface: Option<&str>, source: Optio
     find(destination, interface, source, true).await
 }
 
-/// As [`resolve`], but asks nobody for the next hop's Ethernet address: in its place stands the link's broadcast.
+/// As [`resolve`], but with the link's broadcast address in the place of the next hop's, which is not resolved.
 ///
 /// # Errors
 /// As [`resolve`], without [`Error::NoNeighbour`].
@@ -163,7 +163,7 @@ async fn lookup(
         interface.filter(|link| destination.is_ipv4() || !link.interface.loopback).map(|link| link.interface.ifindex);
     let mut answer = netlink.get(request(destination, through, source)).await;
     // ip_route_output_key_hash_rcu() refuses a foreign IPv4 source (with EINVAL, or ENETUNREACH of late). It is kept
-    // all the same; only for an own address may the refusal come from a rule or route for that source.
+    // nevertheless; only for an own address can the refusal be that of a rule or route for the source.
     if let (Err(_), Some(source)) = (&answer, source)
         && !address::of_links(netlink).await?.iter().any(|(_, own)| *own == source)
     {
@@ -236,7 +236,7 @@ fn refusal(destination: IpAddr, interface: Option<&Link>, error: io::Error) -> E
         Some(libc::EHOSTUNREACH) => "an `unreachable` route covers it".to_owned(),
         Some(libc::EACCES) => "a `prohibit` route covers it".to_owned(),
         Some(libc::EINVAL) => "a `blackhole` route covers it".to_owned(),
-        Some(libc::ENODEV | libc::ENETDOWN) => format!("its link is gone or down{through}"),
+        Some(libc::ENODEV | libc::ENETDOWN) => format!("its link is down or does not exist any more{through}"),
         _ => {
             return Error::io(format!("ask for the route to {destination}"), "CAP_NET_ADMIN", error);
         }

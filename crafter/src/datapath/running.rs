@@ -1,10 +1,13 @@
 //! The maps of crafters that run elsewhere: read, never written.
 
+use std::collections::HashSet;
+
 use aya::{
-    maps::{HashMap, Map, MapData, MapError, MapInfo, PerCpuArray},
+    maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray},
     programs::loaded_programs,
 };
 use crafter_common::{
+    attached::Attached,
     flow::{FlowKey, FlowValue},
     map,
 };
@@ -18,14 +21,19 @@ use super::{
 };
 use crate::error::{Error, Result};
 
-/// The maps of one running crafter, found through its program on the egress hook.
+/// The maps of a running crafter, which all its interfaces share; found through its program on the egress hook.
 pub struct RunningMaps {
     /// Kernel id of the flow map.
     pub map_id: u32,
     /// Processes that hold its attachments, if they could be found out.
     pub holders: Vec<Process>,
+    maps: Maps,
+}
+
+struct Maps {
     flows: HashMap<MapData, FlowKey, FlowValue>,
     counters: PerCpuArray<MapData, u64>,
+    links: Array<MapData, Attached>,
 }
 
 impl RunningMaps {
@@ -39,7 +47,7 @@ impl RunningMaps {
         let holders = holders_of_programs();
         let mut found = Vec::new();
         for program in loaded_programs() {
-            // Every crafter has exactly one of these, whatever its ingress hook is, and it uses both maps.
+            // Every crafter has exactly one of these, whatever its ingress hook is, and it uses all these maps.
             let maps = program.and_then(|program| match program.name_as_str() {
                 Some(name) if name == Hook::Egress.program() => Ok(program.map_ids()?.map(|maps| (program.id(), maps))),
                 _ => Ok(None),
@@ -47,60 +55,59 @@ impl RunningMaps {
             let (program_id, maps) = match maps {
                 Ok(Some(found)) => found,
                 Ok(None) => continue,
-                // Gone between being listed and being opened.
-                Err(e) if gone(&e) => continue,
+                // Unloaded after it was listed.
+                Err(e) if is_unloaded(&e) => continue,
                 Err(e) => return Err(foreign_error(ACTION, &e)),
             };
             match Self::open(&maps) {
-                Ok(Some((map_id, flows, counters))) => {
+                Ok(Some((map_id, maps))) => {
                     let holders = holders.get(&program_id).cloned().unwrap_or_default();
-                    found.push(Self { map_id, holders, flows, counters });
+                    found.push(Self { map_id, holders, maps });
                 }
                 Ok(None) => {}
-                Err(e) if gone(&e) => {}
+                Err(e) if is_unloaded(&e) => {}
                 Err(e) => return Err(foreign_error(ACTION, &e)),
             }
         }
         Ok(found)
     }
 
-    /// Opens the flow and the counter map among `maps`, the maps of one program.
-    #[expect(clippy::type_complexity, reason = "named where it is taken apart, a few lines above")]
-    fn open(
-        maps: &[u32],
-    ) -> std::result::Result<Option<(u32, HashMap<MapData, FlowKey, FlowValue>, PerCpuArray<MapData, u64>)>, MapError>
-    {
-        let (mut flows, mut counters) = (None, None);
-        for &id in maps {
+    /// Opens the maps among `ids`, those of one program; the id of the flow map is the first result.
+    fn open(ids: &[u32]) -> std::result::Result<Option<(u32, Maps)>, MapError> {
+        let [mut flows, mut counters, mut links] = [None; 3];
+        for &id in ids {
             match MapInfo::from_id(id)?.name_as_str() {
                 Some(map::FLOWS) => flows = Some(id),
                 Some(map::COUNTERS) => counters = Some(id),
+                Some(map::LINKS) => links = Some(id),
                 _ => {}
             }
         }
-        let (Some(flows), Some(counters)) = (flows, counters) else { return Ok(None) };
-        Ok(Some((
-            flows,
-            HashMap::try_from(Map::LruHashMap(MapData::from_id(flows)?))?,
-            PerCpuArray::try_from(Map::PerCpuArray(MapData::from_id(counters)?))?,
-        )))
+        let (Some(id), Some(counters), Some(links)) = (flows, counters, links) else { return Ok(None) };
+        let maps = Maps {
+            flows: HashMap::try_from(Map::LruHashMap(MapData::from_id(id)?))?,
+            counters: PerCpuArray::try_from(Map::PerCpuArray(MapData::from_id(counters)?))?,
+            links: Array::try_from(Map::Array(MapData::from_id(links)?))?,
+        };
+        Ok(Some((id, maps)))
     }
 
-    /// Its flows, in no order.
+    /// The flows of its interfaces, in no order.
     pub fn flows(&self) -> Vec<Flow> {
-        read_flows(&self.flows)
+        let attached: HashSet<u32> = self.maps.links.iter().flatten().map(|attached| attached.link).collect();
+        read_flows(&self.maps.flows, |link| attached.contains(&link))
     }
 
-    /// Its counters.
+    /// Its counters, summed over its interfaces.
     ///
     /// # Errors
     /// [`Error::Bpf`] if the kernel refuses.
     pub fn counters(&self) -> Result<Counters> {
-        read_counters(&self.counters)
+        read_counters(&self.maps.counters, 0..self.maps.links.len())
     }
 }
 
-fn gone(error: &(dyn std::error::Error + 'static)) -> bool {
+fn is_unloaded(error: &(dyn std::error::Error + 'static)) -> bool {
     os_error(error).is_some_and(|e| e.raw_os_error() == Some(libc::ENOENT))
 }
 

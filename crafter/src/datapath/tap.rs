@@ -1,9 +1,9 @@
-//! Looking on: packets of an interface as libpcap captures them, by filters as tcpdump knows them.
+//! Captures the packets of an interface by libpcap, with the filters of tcpdump.
 //!
-//! A tap takes nothing away from anybody, and takes no eBPF. It sees what reaches the kernel's stack and what leaves
-//! it. **Not seen** are packets that an XDP program consumes, crafter's own among them: what comes to an owned port of
-//! an interface where crafter runs as native XDP is in the lease, not here. Nor are frames that left by
-//! [`Way::Direct`](super::frames::Way).
+//! A tap consumes no packet, and needs no eBPF. It sees the packets that reach the kernel's stack and those that leave
+//! it. **Not seen** are packets that an XDP program consumes, crafter's own included: those for an owned port of an
+//! interface with crafter in native XDP are in the lease, not here. Nor are frames sent by
+//! [`Outlet::Direct`](super::frames::Outlet).
 
 use std::{fmt, io, time::Duration};
 
@@ -23,9 +23,9 @@ pub struct TapOptions {
     pub filter: Option<String>,
     /// Frames for other stations, too, where the network brings them.
     pub promiscuous: bool,
-    /// Bytes of a packet that are kept, 1 to 262,144; packets come cut to that.
+    /// Bytes of a packet that are kept, 1 to 262,144; longer packets are cut.
     pub snaplen: u32,
-    /// Only packets that came, or only those that left, as seen from this host.
+    /// Only received or only sent packets, as seen from this host.
     pub direction: Option<Direction>,
     /// Bytes of the ring that the kernel fills, 64 KiB to 1 GiB.
     pub buffer: u32,
@@ -155,7 +155,7 @@ impl Tap {
     /// out of the frame is in it again. Dropping the future loses no packet.
     ///
     /// # Errors
-    /// [`Error::Io`] if the interface is gone. One that goes down is waited for.
+    /// [`Error::Io`] if the interface does not exist any more. One that is down is waited for.
     pub async fn next(&mut self) -> Result<Captured> {
         loop {
             let ready = self.capture.readable_mut().await;
@@ -224,7 +224,7 @@ pub fn check_filter(filter: &str, link: Link) -> Result<()> {
     let nowhere = Capture::dead(datalink).map_err(refused)?;
     match nowhere.compile(filter, true) {
         Ok(_) => Ok(()),
-        // `inbound`, `ifindex` and the like need a capture that is live; what is on no Ethernet may be on a tun.
+        // `inbound`, `ifindex` and the like need an open capture; a filter that no Ethernet supports may be for a tun.
         Err(pcap::Error::PcapError(words)) if words.contains("not supported on") => Ok(()),
         Err(error) => Err(refused(error)),
     }

@@ -1,41 +1,43 @@
 //! Sending crafted IP packets, in batches.
 //!
 //! Ethernet links: one AF_PACKET socket with protocol 0, which sends and receives nothing. Others and `lo`: AF_INET
-//! and AF_INET6 raw sockets, opened when first needed. All carry our mark, by which the egress program tells crafted
-//! packets from the kernel's, and all pass the queueing discipline like any other traffic.
+//! and AF_INET6 raw sockets, opened when first needed. All carry our mark, by which the egress program distinguishes
+//! crafted packets from the kernel's, and all pass the queueing discipline like any other traffic.
 
 mod batch;
 mod socket;
 
 use std::{
-    io, mem,
+    io::{self, IoSlice},
+    mem,
     net::{Ipv6Addr, SocketAddr},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use crafter_common::{link, parse};
+use crafter_common::parse;
 use smallvec::SmallVec;
-use socket2::Socket;
+use socket2::{SockAddr, Socket};
 
+pub use self::batch::BATCH;
 pub(crate) use self::batch::{NoRoom, Transmitted, TxPacket};
 #[cfg_attr(not(feature = "lab"), allow(unused_imports, reason = "the lab uses the address"))]
 pub(crate) use self::socket::link_address;
 pub(super) use self::socket::wait_for_room;
 use self::{
-    batch::Ready,
+    batch::{ETHERNET, Ready, Run},
     socket::{Path, destination, open},
 };
 use super::{
     interface::Interface,
     route::{LinkLayer, Route},
 };
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    mmsg,
+};
 
-/// Packets per sendmmsg.
-pub const BATCH: usize = 64;
-/// Bytes of socket buffer: room for a TCP window of 1 MiB, whose skbs count at about twice their payload.
-const SEND_BUFFER: usize = 4 << 20;
-const ETHERNET: usize = link::ETHERNET_HEADER;
+/// Further tries for a packet that the kernel has no room for, before [`Sender::set_patience`] applies.
+const RETRIES: u32 = 3;
 
 /// Sends IP packets out of one interface.
 ///
@@ -61,7 +63,7 @@ pub struct Sender {
     sent: u64,
     dropped: u64,
     turned_away: u64,
-    /// How long a full queue is waited for.
+    /// How long to wait for a full queue.
     patience: Duration,
 }
 
@@ -96,7 +98,7 @@ impl Sender {
             turned_away: 0,
             patience: Duration::ZERO,
         };
-        // The other sockets wait for their first packet, but a missing capability should show here.
+        // The other sockets are opened for their first packet, but a missing capability is reported here.
         if interface.ethernet {
             sender.socket(Path::Ethernet)?;
         } else {
@@ -105,13 +107,13 @@ impl Sender {
         Ok(sender)
     }
 
-    /// The interface has another MTU now, in bytes from the IP header on.
+    /// Sets the MTU, in bytes from the IP header on.
     pub fn set_mtu(&mut self, mtu: u32) {
         self.mtu = mtu;
     }
 
-    /// How long to wait where the kernel has no room, without any progress, before a packet is dropped: by default
-    /// not at all, as others may be waiting for who sends.
+    /// Sets how long a full queue may make no progress before a packet is dropped. By default zero: the calling thread
+    /// may serve others.
     pub fn set_patience(&mut self, patience: Duration) {
         self.patience = patience;
     }
@@ -158,7 +160,7 @@ impl Sender {
     /// [`Sender::dropped`] after a few tries.
     ///
     /// # Errors
-    /// The first of: [`Error::UnknownInterface`] when the interface is gone, [`Error::Io`] when it is down or a
+    /// The first of: [`Error::UnknownInterface`] if the interface does not exist any more, [`Error::Io`] when it is down or a
     /// firewall rule of this host refuses the packet, [`Error::Invalid`] for a packet larger than the MTU,
     /// [`Error::NoRoute`] from raw sockets. Packets behind a refused one are sent all the same.
     pub fn flush(&mut self) -> Result<usize> {
@@ -178,6 +180,117 @@ impl Sender {
         drop(run);
         self.queue = queue;
         sent.failure.map_or(Ok(sent.taken), |(_, error)| Err(error))
+    }
+
+    /// Sends packets in their order, in as few system calls as it takes, without blocking longer than the
+    /// [patience](Self::set_patience). Nothing is copied in user space. What was [pushed](Self::push) before leaves first.
+    ///
+    /// Packets behind a refused or invalid one are sent all the same; `on_no_room` says what happens at a full queue.
+    /// The errors are those of [`Sender::push`] and [`Sender::flush`].
+    pub(crate) fn send_batch(&mut self, packets: &[TxPacket<'_>], on_no_room: NoRoom) -> Transmitted {
+        let mut error = self.flush().err();
+        let (sent, dropped) = (self.sent, self.dropped);
+        let mut tried = packets.len();
+        let mut run: SmallVec<[Ready<'_>; 1]> = SmallVec::with_capacity(packets.len().min(BATCH));
+        let mut next = 0;
+        while next < packets.len() {
+            run.clear();
+            let (mut path, mut invalid) = (Path::Ethernet, None);
+            // One sendmmsg serves one socket; packets of different ones keep their order.
+            while run.len() < BATCH
+                && let Some(packet) = packets.get(next)
+            {
+                match self.ready(*packet) {
+                    Ok((other, _)) if !run.is_empty() && other != path => break,
+                    Ok((its, ready)) => {
+                        path = its;
+                        run.push(Ready { index: next, ..ready });
+                    }
+                    Err(error) => {
+                        invalid.get_or_insert((next, error));
+                    }
+                }
+                next += 1;
+            }
+            let Run { stopped, failure, .. } = self.send_run(path, &run, on_no_room);
+            tried = stopped.unwrap_or(tried);
+            // What is wrong behind the place where it stopped is said when it is tried.
+            let first =
+                [invalid, failure].into_iter().flatten().filter(|(at, _)| *at < tried).min_by_key(|(at, _)| *at);
+            error = error.or(first.map(|(_, error)| error));
+            if stopped.is_some() {
+                break;
+            }
+        }
+        Transmitted { sent: self.sent - sent, refused: self.dropped - dropped, tried, error }
+    }
+
+    /// Sends packets that leave by one socket, at most [`BATCH`] of them.
+    fn send_run(&mut self, path: Path, run: &[Ready<'_>], on_no_room: NoRoom) -> Run {
+        let mut outcome = Run::default();
+        let Some(first) = run.first() else { return outcome };
+        if let Err(error) = self.socket(path) {
+            self.dropped += run.len() as u64;
+            return Run { failure: Some((first.index, error)), ..outcome };
+        }
+        let (mut done, mut tries) = (0, 0);
+        let mut since: Option<Instant> = None;
+        while done < run.len() {
+            match self.offer(path, &run[done..]) {
+                Ok(sent) => {
+                    // sendmmsg() stops at a packet that was refused and keeps the reason to itself: as a rule, the
+                    // queue had no room.
+                    self.turned_away += u64::from(sent < run.len() - done);
+                    done += sent;
+                    outcome.taken += sent;
+                    (tries, since) = (0, None);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted && tries < RETRIES => tries += 1,
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::EAGAIN)) => {
+                    self.turned_away += u64::from(error.raw_os_error() == Some(libc::ENOBUFS));
+                    if tries < RETRIES {
+                        tries += 1;
+                        std::thread::yield_now();
+                    } else if on_no_room == NoRoom::Stop {
+                        outcome.stopped = Some(run[done].index);
+                        break;
+                    } else if since.get_or_insert_with(Instant::now).elapsed() < self.patience {
+                        self.used(path).iter().for_each(|socket| wait_for_room(socket, &error));
+                    } else {
+                        self.dropped += 1;
+                        done += 1;
+                    }
+                }
+                Err(error) => {
+                    let lost = matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENXIO | libc::ENETDOWN));
+                    let refused = self.refused(path, &run[done], error);
+                    outcome.failure.get_or_insert((run[done].index, refused));
+                    // No other packet can leave by a link that is down or does not exist.
+                    let until = if lost { run.len() } else { done + 1 };
+                    self.dropped += (until - done) as u64;
+                    done = until;
+                }
+            }
+        }
+        self.sent += outcome.taken as u64;
+        outcome
+    }
+
+    /// One system call for `run`; how many packets the kernel took.
+    fn offer(&self, path: Path, run: &[Ready<'_>]) -> io::Result<usize> {
+        let socket = self.used(path)?;
+        if let [one] = run {
+            let sent = match (one.parts(), one.to) {
+                ([bytes, []], None) => socket.send_with_flags(bytes, libc::MSG_DONTWAIT),
+                ([bytes, _], Some(to)) => socket.send_to_with_flags(bytes, &to.into(), libc::MSG_DONTWAIT),
+                (parts, None) => socket.send_vectored_with_flags(&parts.map(IoSlice::new), libc::MSG_DONTWAIT),
+            };
+            return sent.map(|_| 1);
+        }
+        let to: Vec<SockAddr> = run.iter().filter_map(|ready| ready.to.map(SockAddr::from)).collect();
+        let addressed = path != Path::Ethernet;
+        let messages = run.iter().enumerate().map(|(at, ready)| (ready.parts(), addressed.then(|| &to[at])));
+        mmsg::send::<BATCH>(socket, messages)
     }
 
     /// What the kernel is to get of a packet, and by which socket.
@@ -304,7 +417,7 @@ impl Sender {
 
     fn too_large(&self, size: usize) -> Error {
         let (interface, mtu) = (&self.interface, self.mtu);
-        // The kernel knows of a change before word of it comes.
+        // The kernel applies a change before its notification arrives.
         let is = if size > mtu as usize { "is" } else { "is no longer" };
         Error::invalid("packet", format_args!("{size} bytes do not fit the MTU of {interface}, which {is} {mtu} bytes"))
     }

@@ -36,7 +36,7 @@ pub struct Frames {
 impl Frames {
     /// For an interface with `mtu` and `queues`.
     pub fn plan(mtu: u32, queues: u32) -> Self {
-        // Ethernet header and two VLAN tags come on top of the MTU.
+        // The MTU does not include the Ethernet header and two VLAN tags.
         let chunk = if mtu + 22 <= 2048 - HEADROOM { 2048 } else { 4096 };
         let share = FRAMES_MEMORY / chunk / queues.max(1);
         Self { chunk, count: (share.max(512) + 1).next_power_of_two() / 2 }
@@ -113,8 +113,8 @@ impl Socket {
         };
         let mut builder = XdpSocketBuilder::new().map_err(failed)?;
         let (mut rings, flags) = builder.build_rings(&umem, rings.build().map_err(bad)?).map_err(failed)?;
-        // Before bind: packets may come from that moment on, and an empty fill ring drops them.
-        // SAFETY: the frames belong to `umem`, which lives as long as the socket: both are in Self.
+        // Before bind: packets may arrive from then on, and an empty fill ring drops them.
+        // SAFETY: the frames belong to `umem`, which is in Self like the socket, and is dropped after it.
         unsafe { rings.fill_ring.enqueue(&mut umem, frames.count as usize) };
         let socket = builder.bind(NicIndex::new(ifindex), queue, flags).map_err(failed)?;
         Ok(Self { socket, rings, slab: HeapSlab::with_capacity(BATCH), umem })
@@ -157,7 +157,7 @@ impl AsRawFd for Socket {
 
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the descriptor is open as long as the socket, which the borrow outlives not.
+        // SAFETY: the descriptor stays open as long as the borrow of the socket.
         unsafe { BorrowedFd::borrow_raw(self.socket.as_raw_fd()) }
     }
 }

@@ -15,7 +15,6 @@ use super::{
 };
 use crate::{
     datapath::{
-        failure::bpf_error,
         interface::Interface,
         maps::{Counters, Flow, OwnerMaps, Terms},
         program::{Kernel, Mode, Report},
@@ -53,15 +52,14 @@ impl KernelBackend {
         let mut frames = planned;
         let link_header = if interface.ethernet || interface.loopback { 14 } else { 0 };
         let tx = Sender::open(interface, options.load.mark)?;
-        let (mut kernel, maps) = Kernel::load(&options.load, link_header, frames.longest())?;
-        let ring = Ring::new(kernel.take_ring()?);
-        let mut map = kernel.take_sockets()?;
-        let mut report = kernel.attach(interface, options.attach)?;
+        let (mut kernel, maps) = Kernel::open(interface, &options.load, link_header, frames.longest())?;
+        let (mut report, ring) = kernel.attach(interface, options.attach)?;
+        let ring = Ring::new(ring);
         let mut sockets = Vec::new();
         if report.mode != Mode::Tc {
             for queue in 0..interface.rx_queues.clamp(1, SOCKET_ENTRIES) {
                 let opened = open_socket(interface.ifindex, queue, &mut frames).and_then(|socket| {
-                    map.set(queue, socket.as_raw_fd(), 0).map_err(|e| bpf_error("list an AF_XDP socket", &e))?;
+                    kernel.set_socket(queue, socket.as_raw_fd())?;
                     Ok(socket)
                 });
                 match opened {

@@ -11,6 +11,7 @@ use super::{
 pub const ARRAY: u32 = 2;
 /// See [`ARRAY`].
 pub const PER_CPU_ARRAY: u32 = 6;
+const HASH_OF_MAPS: u32 = 13;
 const SOCKETS: u32 = 17;
 
 /// `-ENOMEM`, `-EFAULT`, `-E2BIG` as returned by helpers.
@@ -63,7 +64,7 @@ impl Machine {
             }
             // Submit and discard: only one record is reserved at a time. aya-log writes into a ring buffer of its own.
             132 => {
-                if self.maps[self.ring].name == map::RING {
+                if self.maps[self.ring].name == map::RINGS {
                     let record = self.memory.bytes(a, self.memory.record_size(a)).to_vec();
                     self.records.push(record);
                 }
@@ -81,6 +82,10 @@ impl Machine {
     fn look_up(&mut self, map: u64, key: u64) -> u64 {
         let table = &self.maps[(map - MAPS) as usize];
         let key = self.memory.bytes(key, table.key_size);
+        if table.kind == HASH_OF_MAPS {
+            // The one in it goes by the number of the map that it is in.
+            return map;
+        }
         if table.kind == SOCKETS {
             // Programs only test a socket pointer for null.
             return u64::from(self.conditions.socket && key == [0; 4]);

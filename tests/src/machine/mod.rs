@@ -123,7 +123,7 @@ impl Machine {
         let mut object = Object::parse(OBJECT).expect("the eBPF object");
         let globals: [(&str, &[u8]); 4] = [
             (map::LINK_HEADER, &link_header.to_le_bytes()),
-            (map::SOCKET_FRAME, &socket_frame.to_le_bytes()),
+            (map::SLOT_MASK, &[0; 4]),
             (map::MARK, &mark.to_le_bytes()),
             ("AYA_LOG_LEVEL", &[log]),
         ];
@@ -163,7 +163,7 @@ impl Machine {
             let function = &object.functions[&key];
             programs.insert(hook.program(), program(function, &strings));
         }
-        Self {
+        let mut machine = Self {
             programs,
             maps,
             memory,
@@ -173,7 +173,10 @@ impl Machine {
             records: Vec::new(),
             ring: 0,
             clock: 1,
-        }
+        };
+        let attached = [1_u32.to_le_bytes(), socket_frame.to_le_bytes()].concat();
+        machine.put(map::LINKS, &[0; 4], &attached);
+        machine
     }
 
     /// The program of a hook.
@@ -194,6 +197,8 @@ impl Machine {
             let (key, value) = entry.expect("a local address");
             self.put(map::LOCAL, &key, &[value]);
         }
+        let attached = views.links.get(&0, 0).expect("the interface");
+        self.put(map::LINKS, &[0; 4], &attached);
         for index in 0..views.filter.len() {
             let word = views.filter.get(&index, 0).expect("a word of the filter");
             self.put(map::FILTER, &index.to_le_bytes(), &word);

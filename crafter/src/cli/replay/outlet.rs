@@ -9,7 +9,7 @@ use std::{
 use crafter::{
     Error, Result,
     datapath::{
-        frames::{FrameSender, Way},
+        frames::{self, FrameSender},
         interface::{Interface, interface},
         program::LoadOptions,
         route::{Route, resolve},
@@ -73,8 +73,8 @@ impl Outlet {
                     ));
                 }
                 if outlet.frames.is_none() {
-                    let path = if top_speed { Way::Direct } else { Way::Queued { mark } };
-                    outlet.frames = Some(FrameSender::open(link, path)?);
+                    let queueing = if top_speed { frames::Outlet::Direct } else { frames::Outlet::Queued { mark } };
+                    outlet.frames = Some(FrameSender::open(link, queueing)?);
                 }
             } else {
                 let Some(to) = destination(bytes) else {

@@ -2,7 +2,7 @@ use rtnetlink::LinkUnspec;
 
 use super::{
     super::{
-        frames::{FrameSender, Way},
+        frames::{FrameSender, Outlet},
         interface::{Interface, interface},
     },
     *,
@@ -36,15 +36,15 @@ async fn v0() -> Interface {
 #[test]
 fn all_arrive_in_order_and_as_they_were() {
     pair(|peer| async move {
-        for way in [Way::Direct, Way::Queued { mark: 0 }, Way::Queued { mark: 7 }] {
-            let mut sender = FrameSender::open(&v0().await, way).unwrap();
+        for outlet in [Outlet::Direct, Outlet::Queued { mark: 0 }, Outlet::Queued { mark: 7 }] {
+            let mut sender = FrameSender::open(&v0().await, outlet).unwrap();
             let tap = peer.run(tx::tap);
             // Some batches, and one that is not full.
             let frames = frames(1000);
             assert_eq!(sender.send(&frames).unwrap(), 1000);
             assert_eq!((sender.sent(), sender.refused()), (1000, 0));
             let arrived = tx::caught(&tap, b"frame");
-            assert!(arrived == frames, "{way:?}: {} frames, or changed ones", arrived.len());
+            assert!(arrived == frames, "{outlet:?}: {} frames, or changed ones", arrived.len());
         }
     });
 }
@@ -52,10 +52,10 @@ fn all_arrive_in_order_and_as_they_were() {
 #[test]
 fn only_queued_frames_are_seen_by_taps_of_the_sender() {
     pair(|_peer| async move {
-        for (way, seen) in [(Way::Direct, 0), (Way::Queued { mark: 0 }, 10)] {
+        for (outlet, seen) in [(Outlet::Direct, 0), (Outlet::Queued { mark: 0 }, 10)] {
             let tap = tx::tap();
-            FrameSender::open(&v0().await, way).unwrap().send(&frames(10)).unwrap();
-            assert_eq!(tx::caught(&tap, b"frame").len(), seen, "{way:?}");
+            FrameSender::open(&v0().await, outlet).unwrap().send(&frames(10)).unwrap();
+            assert_eq!(tx::caught(&tap, b"frame").len(), seen, "{outlet:?}");
         }
     });
 }
@@ -63,7 +63,7 @@ fn only_queued_frames_are_seen_by_taps_of_the_sender() {
 #[test]
 fn refused_frames_are_counted_and_those_behind_them_sent() {
     pair(|peer| async move {
-        let mut sender = FrameSender::open(&v0().await, Way::Direct).unwrap();
+        let mut sender = FrameSender::open(&v0().await, Outlet::Direct).unwrap();
         let mut some = frames(600);
         some[3] = vec![0; 13];
         some[300] = vec![0; 1515];
@@ -88,22 +88,22 @@ fn refused_frames_are_counted_and_those_behind_them_sent() {
 fn a_link_that_goes_down_comes_back_or_is_gone() {
     pair(|_peer| async move {
         let v0 = v0().await;
-        for way in [Way::Direct, Way::Queued { mark: 0 }] {
-            let mut sender = FrameSender::open(&v0, way).unwrap();
+        for outlet in [Outlet::Direct, Outlet::Queued { mark: 0 }] {
+            let mut sender = FrameSender::open(&v0, outlet).unwrap();
             let some = frames(300);
             set(LinkUnspec::new_with_name("v0").down().build()).await;
             let error = sender.send(&some).unwrap_err();
             assert!(matches!(&error, Error::Io { action, .. } if action == "send through v0"), "{error}");
             assert_eq!((sender.sent(), sender.refused()), (0, 300));
             link_up("v0").await;
-            assert_eq!(sender.send(&some).unwrap(), 300, "{way:?}");
+            assert_eq!(sender.send(&some).unwrap(), 300, "{outlet:?}");
         }
-        let mut sender = FrameSender::open(&v0, Way::Direct).unwrap();
+        let mut sender = FrameSender::open(&v0, Outlet::Direct).unwrap();
         netlink().link().del(v0.ifindex).execute().await.unwrap();
         let error = sender.send(&frames(2)).unwrap_err();
         assert!(matches!(&error, Error::UnknownInterface { name } if name == "v0"), "{error}");
         assert_eq!(sender.refused(), 2);
-        assert!(matches!(FrameSender::open(&v0, Way::Direct), Err(Error::UnknownInterface { .. })));
+        assert!(matches!(FrameSender::open(&v0, Outlet::Direct), Err(Error::UnknownInterface { .. })));
     });
 }
 
@@ -114,7 +114,7 @@ fn a_full_queue_refuses_and_ends() {
         let tbf = ["qdisc", "add", "dev", "v0", "root", "tbf", "rate", "1kbit", "burst", "100", "limit", "200"];
         let status = std::process::Command::new("tc").args(tbf).status().unwrap();
         assert!(status.success());
-        let mut sender = FrameSender::open(&v0().await, Way::Queued { mark: 0 }).unwrap();
+        let mut sender = FrameSender::open(&v0().await, Outlet::Queued { mark: 0 }).unwrap();
         let start = std::time::Instant::now();
         let taken = sender.send(&frames(1000)).unwrap() as u64;
         assert_eq!((sender.sent(), sender.refused()), (taken, 1000 - taken));
@@ -122,7 +122,7 @@ fn a_full_queue_refuses_and_ends() {
         // All of them would take a quarter of an hour.
         assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
         // Past the discipline all leave.
-        let mut direct = FrameSender::open(&v0().await, Way::Direct).unwrap();
+        let mut direct = FrameSender::open(&v0().await, Outlet::Direct).unwrap();
         assert_eq!(direct.send(&frames(1000)).unwrap(), 1000);
     });
 }
@@ -131,8 +131,8 @@ fn a_full_queue_refuses_and_ends() {
 fn links_without_an_ethernet_header_are_refused() {
     alone(|| async {
         let _tun = tx::tun("t0");
-        let error = FrameSender::open(&interface("t0").await.unwrap(), Way::Direct).unwrap_err();
+        let error = FrameSender::open(&interface("t0").await.unwrap(), Outlet::Direct).unwrap_err();
         assert!(error.to_string().contains("t0 carry no Ethernet header"), "{error}");
-        FrameSender::open(&interface("lo").await.unwrap(), Way::Direct).unwrap();
+        FrameSender::open(&interface("lo").await.unwrap(), Outlet::Direct).unwrap();
     });
 }

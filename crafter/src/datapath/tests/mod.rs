@@ -1,13 +1,15 @@
 //! Against the real kernel, in network namespaces of the test's own. They need root.
 //!
-//! A namespace lives as long as the threads in it, so a test that dies leaves nothing behind.
+//! A namespace exists as long as a thread is in it: a test that is killed leaves nothing behind.
 
 mod features;
 mod frames;
 mod reserve;
 mod route;
+mod shared;
 mod tap;
 mod tx;
+mod verified;
 
 use std::{
     fs::{self, File},

@@ -261,7 +261,7 @@ fn interfaces_of_this_namespace_only() {
         assert!(v0.ethernet && v0.up && v0.carrier && v0.mac.is_some());
         assert!(HERE.iter().all(|address| v0.addresses.contains(&ip(address))));
         assert!(!all.iter().any(|link| link.name == "v1" || link.name == "eth0"));
-        // But for the addresses: the link-local one may have come in between.
+        // But for the addresses: the link-local one may have been added in between.
         let one = interface("v0").await.unwrap();
         assert!(v0.addresses.iter().all(|address| one.addresses.contains(address)));
         assert_eq!(Interface { addresses: v0.addresses.clone(), ..one }, *v0);
@@ -272,7 +272,7 @@ fn interfaces_of_this_namespace_only() {
 fn addresses_and_their_changes() {
     pair(|_peer| async move {
         let mut watch = AddressWatch::open().unwrap();
-        // The link-local address may still be on its way, a matter of milliseconds.
+        // The link-local address is added some milliseconds later.
         let mut quiet = Ok(Ok(()));
         for _ in 0..10 {
             if quiet.is_ok() {

@@ -2,7 +2,7 @@ use std::io::Write;
 
 use super::{
     super::{
-        frames::{FrameSender, Way},
+        frames::{FrameSender, Outlet},
         tap::{Tap, TapOptions},
     },
     *,
@@ -32,7 +32,7 @@ fn frame(port: u16) -> Packet {
 async fn send(link: &str, packets: impl IntoIterator<Item = Packet>) {
     let frames: Vec<Vec<u8>> = packets.into_iter().map(|packet| packet.build().unwrap()).collect();
     let link = interface(link).await.unwrap();
-    let taken = FrameSender::open(&link, Way::Queued { mark: 0 }).unwrap().send(&frames).unwrap();
+    let taken = FrameSender::open(&link, Outlet::Queued { mark: 0 }).unwrap().send(&frames).unwrap();
     assert_eq!(taken, frames.len());
 }
 
@@ -76,7 +76,7 @@ fn vlan_tags_are_back_in_the_frame() {
     pair(|peer| async move {
         let with = |direction| TapOptions { direction: Some(direction), ..options("vlan 5") };
         let mut left = Tap::open("v0", &with(Direction::Out)).await.unwrap();
-        let mut came = Tap::open("v0", &with(Direction::In)).await.unwrap();
+        let mut received = Tap::open("v0", &with(Direction::In)).await.unwrap();
         let tagged = || {
             Ether::new().dst("02:00:00:00:00:99").src("02:00:00:00:00:01")
                 / Dot1Q::new().vlan(5)
@@ -87,7 +87,7 @@ fn vlan_tags_are_back_in_the_frame() {
         assert_eq!(next(&mut left).await.bytes, tagged().build().unwrap());
         // Of a frame that arrives the kernel has taken the tag out before taps see it (skb_vlan_untag()).
         peer.run(move || block_on(send("v1", [tagged()])));
-        assert_eq!(next(&mut came).await.bytes, tagged().build().unwrap());
+        assert_eq!(next(&mut received).await.bytes, tagged().build().unwrap());
     });
 }
 
@@ -153,12 +153,12 @@ fn what_cannot_be_opened_and_what_ends() {
         set(rtnetlink::LinkUnspec::new_with_name("v0").down().build()).await;
         let error = open("v0", "").await.unwrap_err();
         assert_eq!(error.to_string(), "capture on v0: Network is down (os error 100)");
-        // Down is no end: packets come again when it is up.
+        // Down is no end: packets arrive again when it is up.
         link_up("v0").await;
         send("v0", [frame(5000)]).await;
         while !next(&mut tap).await.bytes.ends_with(b"tapped") {}
         netlink().link().del(v0.ifindex).execute().await.unwrap();
-        let gone = async { while tap.next().await.is_ok() {} };
-        tokio::time::timeout(Duration::from_secs(5), gone).await.expect("the end is not noticed");
+        let ended = async { while tap.next().await.is_ok() {} };
+        tokio::time::timeout(Duration::from_secs(5), ended).await.expect("the end is not noticed");
     });
 }

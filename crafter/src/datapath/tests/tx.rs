@@ -184,7 +184,7 @@ fn tun_gets_bare_ip_packets() {
             let packet = datagram(ip(here), ip(there), 77);
             sender.push(&route, &packet).unwrap();
             assert_eq!(sender.flush().unwrap(), 1);
-            // The kernel's own IPv6 router solicitations come by as well.
+            // The kernel's own IPv6 router solicitations are seen as well.
             let mut buffer = [0; 2048];
             let found = (0..20).any(|_| {
                 let length = tun.read(&mut buffer).unwrap();

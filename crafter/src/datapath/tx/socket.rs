@@ -11,10 +11,12 @@ use crafter_common::parse;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 
-use super::SEND_BUFFER;
 use crate::packet::ip;
 
-/// How long a full queue of a socket is waited for at once.
+/// Bytes of socket buffer: room for a TCP window of 1 MiB, whose skbs count at about twice their payload.
+const SEND_BUFFER: usize = 4 << 20;
+
+/// Longest wait of one call for a full queue.
 pub(in crate::datapath) const ROOM_WAIT: Duration = Duration::from_millis(20);
 
 /// Which socket a packet leaves by.
@@ -57,7 +59,7 @@ pub(super) fn open(path: Path, ifindex: u32, loopback: bool) -> io::Result<Socke
     Ok(socket)
 }
 
-/// Gives the queue a moment that is full, as `error` said.
+/// Waits a moment for a queue that is full, as `error` says.
 pub(in crate::datapath) fn wait_for_room(socket: &Socket, error: &io::Error) {
     if error.raw_os_error() == Some(libc::EAGAIN) {
         // Writable once its buffer has room again. After an interruption the caller tries again.

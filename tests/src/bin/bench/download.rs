@@ -137,7 +137,7 @@ async fn attach(crafter: bool) -> Result<Kernel> {
         own(&mut maps)?;
         kernel.attach(&interface, Attach::Native)?;
     } else {
-        kernel.xdp(Hook::Empty)?.attach_to_if_index(interface.ifindex, XdpMode::Driver)?;
+        kernel.xdp(Hook::Empty, |program| Ok(program.attach_to_if_index(interface.ifindex, XdpMode::Driver)))??;
     }
     Ok(kernel)
 }

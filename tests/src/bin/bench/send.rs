@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use crafter::{
     datapath::{
-        frames::{FrameSender, Way},
+        frames::{FrameSender, Outlet},
         interface,
     },
     lab::{CLIENT_V4, INTERFACE, Lab, LabOptions, SERVER_V4},
@@ -52,8 +52,8 @@ pub fn measure() -> Result<Vec<Row>> {
             seconds(&String::from_utf8_lossy(&[output.stdout, output.stderr].concat()))
         };
         trafgens.push(counted(&lab, trafgen)?);
-        direct.push(counted(&lab, || lab.client().run(|| send(&frames, Way::Direct))?)?);
-        queued.push(counted(&lab, || lab.client().run(|| send(&frames, Way::Queued { mark: 0 }))?)?);
+        direct.push(counted(&lab, || lab.client().run(|| send(&frames, Outlet::Direct))?)?);
+        queued.push(counted(&lab, || lab.client().run(|| send(&frames, Outlet::Queued { mark: 0 }))?)?);
     }
     let [trafgen, direct, queued] = [trafgens, direct, queued].map(median);
     let row = |path: &str, ours: f64, target: Target| Row {
@@ -106,14 +106,14 @@ fn counted(lab: &Lab, send: impl FnOnce() -> Result<f64>) -> Result<f64> {
     Ok(f64::from(FRAMES) / took)
 }
 
-/// Time in seconds of sending all frames.
-fn send(frames: &[&[u8]], way: Way) -> Result<f64> {
+/// Seconds that sending takes.
+fn send(frames: &[&[u8]], outlet: Outlet) -> Result<f64> {
     let mut core = CpuSet::new();
     core.set(CORE)?;
     // Applies only to this thread, which ends after the measurement.
     sched_setaffinity(Pid::from_raw(0), &core)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let mut sender = FrameSender::open(&runtime.block_on(interface::interface(INTERFACE))?, way)?;
+    let mut sender = FrameSender::open(&runtime.block_on(interface::interface(INTERFACE))?, outlet)?;
     let start = Instant::now();
     let taken = sender.send(frames)?;
     let took = start.elapsed().as_secs_f64();

@@ -27,18 +27,18 @@ pub fn measure() -> Result<Vec<Row>> {
     // Ports 0 to 32,767 are owned on two addresses. Port 40,000 is unowned; port 100 is owned on other addresses only.
     let unowned = segment([192, 0, 2, 2], 40_000);
     let elsewhere = segment([192, 0, 2, 3], 100);
-    let (mut few, mut few_maps) = Kernel::load(&LoadOptions::default(), 14, 1792)?;
+    let (few, mut few_maps) = Kernel::load(&LoadOptions::default(), 14, 1792)?;
     few_maps.own(1, Transport::Tcp, IpAddr::from(CLIENT_V4), 1, Terms::default())?;
-    let (mut all, mut all_maps) = Kernel::load(&LoadOptions::default(), 14, 1792)?;
+    let (all, mut all_maps) = Kernel::load(&LoadOptions::default(), 14, 1792)?;
     own(&mut all_maps)?;
 
     // The minimum of alternating rounds: disturbances only make a round longer.
     let [mut empty, mut one, mut many, mut other] = [f64::MAX; 4];
     for _ in 0..ROUNDS {
-        empty = empty.min(nanos(few.xdp(Hook::Empty)?, &unowned)?);
-        one = one.min(nanos(few.xdp(Hook::Xdp)?, &unowned)?);
-        many = many.min(nanos(all.xdp(Hook::Xdp)?, &unowned)?);
-        other = other.min(nanos(all.xdp(Hook::Xdp)?, &elsewhere)?);
+        empty = empty.min(few.xdp(Hook::Empty, time(&unowned))??);
+        one = one.min(few.xdp(Hook::Xdp, time(&unowned))??);
+        many = many.min(all.xdp(Hook::Xdp, time(&unowned))??);
+        other = other.min(all.xdp(Hook::Xdp, time(&elsewhere))??);
     }
 
     let row = |what: String, ours: f64, target: Target| Row {
@@ -65,7 +65,11 @@ pub fn measure() -> Result<Vec<Row>> {
     ])
 }
 
-/// Time in nanoseconds of one run of `program` on `frame`.
+fn time(frame: &[u8]) -> impl FnOnce(&mut Xdp) -> crafter::Result<Result<f64>> {
+    move |program| Ok(nanos(program, frame))
+}
+
+/// Nanoseconds a run of `program` takes on `frame`.
 pub fn nanos(program: &mut Xdp, frame: &[u8]) -> Result<f64> {
     let options = TestRunOptions { data_in: Some(frame), repeat: REPEAT, ..TestRunOptions::new() };
     let start = Instant::now();

@@ -32,11 +32,12 @@ pub fn report() -> Value {
 /// Loads one program into a separate kernel half, so that its time is not shared.
 fn program(hook: Hook) -> Result<Value, Error> {
     let frames = Frames::plan(1500, 1);
-    let (mut kernel, _maps) = Kernel::load(&LoadOptions::default(), 14, frames.longest())?;
-    // Kept open until the programs that reference it are loaded.
-    let _sockets = kernel.take_sockets()?;
+    let (kernel, _maps) = Kernel::load(&LoadOptions::default(), 14, frames.longest())?;
     let began = Instant::now();
-    let info = if hook == Hook::Xdp { kernel.xdp(hook)?.info() } else { kernel.classifier(hook)?.info() };
+    let info = match hook {
+        Hook::Xdp => kernel.xdp(hook, |program| Ok(program.info()))?,
+        _ => kernel.classifier(hook, |program| Ok(program.info()))?,
+    };
     let milliseconds = began.elapsed().as_secs_f64() * 1000.0;
     let info = info.map_err(|e| Error::Bpf { action: format!("ask for {}", hook.program()), reason: e.to_string() })?;
     Ok(json!({

@@ -9,7 +9,7 @@ use std::{
 use crafter::{
     Error,
     datapath::{
-        frames::{FrameSender, Way},
+        frames::{FrameSender, Outlet},
         interface::interface,
     },
     lab::{CLIENT_V4, INTERFACE, SERVER_V4},
@@ -107,7 +107,7 @@ fn no_packet_reaches_another_user() {
     };
     let per_lease = within(lab.server(), async || {
         let link = interface(INTERFACE).await.expect("the interface");
-        let mut sender = FrameSender::open(&link, Way::Direct).expect("a sender");
+        let mut sender = FrameSender::open(&link, Outlet::Direct).expect("a sender");
         while sender.sent() < MILLION {
             let from = (sender.sent() % 4096) as usize;
             let count = (4096 - from).min(in_flight as usize / 4).min((MILLION - sender.sent()) as usize);
@@ -171,7 +171,7 @@ fn user_sees_only_own_leases_and_flows() {
     let frames = [0, 2].map(|number| answer(client, number));
     within(lab.server(), async || {
         let link = interface(INTERFACE).await.expect("the interface");
-        FrameSender::open(&link, Way::Direct).expect("a sender").send(&frames).expect("send");
+        FrameSender::open(&link, Outlet::Direct).expect("a sender").send(&frames).expect("send");
     });
     wait_for("both packets", REPLY_TIMEOUT, || {
         let leases = service.leases();

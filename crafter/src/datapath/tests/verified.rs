@@ -1,0 +1,28 @@
+use super::super::{
+    features::host,
+    program::{Hook, Kernel, LoadOptions},
+};
+
+/// Instructions that the verifier of Linux 6.18 processes, and a tenth more. Each takes it about a microsecond, which is
+/// what a command waits for at its start.
+const LIMITS: [(Hook, u32); 3] = [(Hook::Xdp, 36_600), (Hook::Ingress, 29_000), (Hook::Egress, 15_500)];
+
+#[test]
+fn programs_stay_cheap_to_verify() {
+    for (hook, limit) in LIMITS {
+        let options = LoadOptions { flow_entries: 1024, ..LoadOptions::default() };
+        let (kernel, _maps) = Kernel::load(&options, 14, 1792).unwrap();
+        let began = std::time::Instant::now();
+        let info = match hook {
+            Hook::Xdp => kernel.xdp(hook, |program| Ok(program.info())).unwrap(),
+            _ => kernel.classifier(hook, |program| Ok(program.info())).unwrap(),
+        };
+        let took = began.elapsed();
+        let verified = info.unwrap().verified_instruction_count().unwrap();
+        println!("{}: {verified} instructions verified in {took:?}", hook.program());
+        // Other kernels prune other paths.
+        if host().unwrap().kernel.starts_with("6.18.") {
+            assert!(verified <= limit, "{}: {verified} instructions to verify, not {limit}", hook.program());
+        }
+    }
+}
