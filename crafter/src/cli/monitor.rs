@@ -44,7 +44,7 @@ user observe, else of the user's own. Beginning and end of leases, and interface
 detached or lost (hook-lost), are reported at once; packets delivered, suppressed, lost and
 refused are counted and reported at every --interval. Times are UTC. Stops with Ctrl-C, after
 --count events, or when the reader closes the pipe.
---json: one object per line as events occur, told apart by type: event, then one summary (events:
+--json: one object per line as events occur, distinguished by type: event, then one summary (events:
 how many). An event has event (lease-begun, lease-ended, delivered, suppressed, lost, refused,
 hook-lost, attached, detached), time_ns, interface, lease, user, protocol, first_port, last_port,
 count (packets since the last event of this kind and lease), bytes, message; null if it does not

@@ -52,7 +52,7 @@ const HELP: &str = "\
 Prints a line for each answer, for each ICMP error with its sender, and for each request that
 was not answered in time; then a summary. Ctrl-C also ends with the summary, a second Ctrl-C
 without. The payload of echo replies is compared with the one sent.
---json: one object per line as results arrive, told apart by type: probe for each line, then one
+--json: one object per line as results arrive, distinguished by type: probe for each line, then one
 summary with the numbers, account, mechanism, error and exit_code (docs/schema/v1/ping.json).
 Exit code 0: the host answered; 5: it did not; 4: an ICMP error reported it as unreachable;
 130: Ctrl-C; others as `crafter --help` lists them.

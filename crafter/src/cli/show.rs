@@ -56,7 +56,7 @@ Building a printed packet gives the same bytes. Bytes of unknown protocols becom
 For a truncated capture the packets before the truncation are printed, with a message on stderr
 and exit code 2. Packets from stdin are printed as they arrive: `crafter sniff -w - | crafter
 show -`. Comments of a pcapng file follow a #.
---json: one object per line, told apart by type: packet (summary, expression, bytes, layers with
+--json: one object per line, distinguished by type: packet (summary, expression, bytes, layers with
 all fields, time_ns, original_length, interface, direction, comment), then one summary (packets:
 how many, broken: why reading stopped early, or null). docs/schema/v1/show.json describes both.
 Exit code 0; 2: not a capture and not a packet, or truncated; 1: the file cannot be read.

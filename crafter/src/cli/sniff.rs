@@ -75,7 +75,7 @@ it does not see frames addressed to other stations.
 It sees packets that reach the kernel's network stack. It does not see packets that an XDP
 program consumes, e.g. those for ports that another crafter owns in native XDP mode, nor
 packets sent past the stack (AF_XDP, replay --top-speed).
---json: one object per line as packets arrive, told apart by type: packet (time_ns, interface,
+--json: one object per line as packets arrive, distinguished by type: packet (time_ns, interface,
 original_length, and the keys of `crafter show --json`), then one summary (interface, packets,
 received, dropped). docs/schema/v1/sniff.json describes both.
 Exit code 0: stopped as requested; 5: --timeout passed before --count packets were seen; others

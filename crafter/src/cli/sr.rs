@@ -98,7 +98,7 @@ ends, also after Ctrl-C, crafter resets such connections and prints on stderr ho
 whichever is higher. Connections are not reset with --leave-open, if crafter is killed, or if
 more than 131072 later SYNs were answered: then the kernel resets each when the peer repeats
 its SYN-ACK, a second or more later.
---json: one object per line as results arrive, told apart by type: answer (number, request,
+--json: one object per line as results arrive, distinguished by type: answer (number, request,
 reply, rtt_ns, verdict), no_answer (number, request), unmatched (reply), then one summary (states,
 account, mechanism, error, exit_code). Packets as in `crafter show --json`, requests also with
 time_ns, replies with time_ns, interface and reason (docs/schema/v1/sr.json).
@@ -142,7 +142,8 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
         Counts { total: Some(exchange.total(&set)), answered: Some(0), wait: waiting.timeout, ..Counts::default() };
     let live = RefCell::new(Live::new(false, counts));
     let packets = exchange.packets(&set)?;
-    let options = SrOptions { timeout: waiting.timeout, retry: waiting.retry, pace: exchange.pace(), multi };
+    let Waiting { timeout, retry } = waiting;
+    let options = SrOptions { timeout, retry, pace: exchange.pace(), multi, discard_replies: true };
     let mut signals = Signals::new()?;
     let on_event = |event: &Event<'_>| printer.handle(event, &mut live.borrow_mut());
     let running = exchange.run(&mut signals, &live, on_event, async |session, observer| {

@@ -125,7 +125,7 @@ impl Exchange<'_> {
             Match::None => self.result.unmatched.len() < MAX_UNMATCHED,
             _ => answered.is_some(),
         };
-        if !self.keeps_packets || !is_kept {
+        if !self.keeps_packets || !is_kept || self.options.discard_replies {
             return;
         }
         let interface = self.links.links[at].name().to_owned();
