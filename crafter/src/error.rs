@@ -13,6 +13,14 @@ pub enum Error {
         /// As given by the user.
         name: String,
     },
+    /// A host name has no address.
+    #[error("no address of host '{name}': {reason}; check the name, or give an address")]
+    UnknownHost {
+        /// As given by the user.
+        name: String,
+        /// The error of the resolver, or the IP version that is missing.
+        reason: String,
+    },
     /// The routing table of the kernel has no route to the destination.
     #[error("no route to {destination}: {reason}")]
     NoRoute {

@@ -9,7 +9,6 @@ use std::{
 use crate::cli::exit;
 use crafter::{
     capture::{Entry, Writer},
-    expr::PacketSet,
     layer::{Kind, Packet, value::hex},
 };
 
@@ -37,7 +36,7 @@ const HELP: &str = "\
 Prints one line of hex digits for each packet. A field holds a value, a range (1,5), a list
 [80,443] or a prefix \"192.0.2.0/28\"; there is one packet for each combination of values.
 `crafter ls` lists the layers, `crafter ls TCP` the fields of TCP.
---json: an array with one object for each packet: summary, expression, bytes, and layers with
+--json: an object with packets, each: summary, expression, bytes, and layers with
 all fields.
 Exit code 0: all packets are built; 2: a syntax error in the text, or a value that does not fit.
 
@@ -50,11 +49,11 @@ Examples:
 /// # Errors
 /// Those of the expression, of values that do not fit, and of writing.
 pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
-    let set = PacketSet::parse_with(&args.expression, &SystemNames)?;
+    let set = SystemNames::parse(&args.expression)?;
     let packets = set.packets(args.limit.into())?;
     if globals.json {
         let all = packets.map(|packet| packet.to_json()).collect::<Result<Vec<_>, _>>()?;
-        print::json(&all)?;
+        print::json(&serde_json::json!({ "packets": all }))?;
         return Ok(exit::SUCCESS);
     }
     let written = if let Some(path) = &args.write {

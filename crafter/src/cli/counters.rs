@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::{
     Globals, print,
-    running::{self, Entry, Origin, Section},
+    running::{self, Origin, Report, Section},
 };
 
 /// `crafter counters`
@@ -28,11 +28,11 @@ Counters of the running service for each interface that it is attached to. If no
 and with --direct or --pid, counters of all crafters that run on this host without it; that
 needs CAP_SYS_ADMIN.
 A hook assigns exactly one reason to each packet, so the reasons of a hook add up to its total.
---json: an array with one object for each running crafter: map_id, holders (pid, name),
-ingress and egress (packets seen), counters (packets by reason). Through the service one
-object for each interface, with interface instead of map_id and the service's process as
-holder. A crafter of another version whose maps have another layout is skipped, with a message
-on stderr: its object has program_id, holders and skipped, the reason.
+--json: an object with sections, one for each running crafter: map_id, interface, holders (pid,
+name), ingress and egress (packets seen), counters (packets by reason). Through the service one
+for each interface, with the service's process as holder; of map_id and interface, one is null.
+skipped lists crafters of another version whose maps have another layout (program_id, holders,
+reason).
 Exit code 0; 1: the service that --socket names does not answer; 2: it is not attached to
 --interface; 3: no permission; 4: its policy allows this user nothing.
 
@@ -55,16 +55,16 @@ struct Counts {
 /// # Errors
 /// Those of the service, or of reading the maps.
 pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
-    let entries = match args.which.control().await? {
+    let report = match args.which.control().await? {
         Some(control) => served(&control, args.which.interface).await?,
         None => direct(&args.which)?,
     };
-    print::result(globals, &entries, |entries| Entry::text(entries, table))?;
+    report.print(globals, table)?;
     Ok(exit::SUCCESS)
 }
 
 /// Counters from the service. Reports on stderr if it is attached nowhere.
-async fn served(control: &Control, interface: Option<String>) -> Result<Vec<Entry<Counts>>> {
+async fn served(control: &Control, interface: Option<String>) -> Result<Report<Counts>> {
     let interfaces = control.call(&CountersCall { interface }).await?.interfaces;
     let holders = running::service(control).await?;
     if interfaces.is_empty() {
@@ -75,12 +75,12 @@ async fn served(control: &Control, interface: Option<String>) -> Result<Vec<Entr
         holders: holders.clone(),
         content: Counts { ingress: found.ingress, egress: found.egress, counters: found.counters },
     });
-    Ok(Entry::all(sections, Vec::new()))
+    Ok(Report { sections: sections.collect(), skipped: Vec::new() })
 }
 
 /// Counters from the maps of running crafters.
-fn direct(args: &running::Args) -> Result<Vec<Entry<Counts>>> {
-    let (found, others) = args.find()?;
+fn direct(args: &running::Args) -> Result<Report<Counts>> {
+    let (found, skipped) = args.find()?;
     let sections = found.into_iter().map(|running| {
         let found = running.counters()?;
         let counters = Reason::ALL.iter().map(|&reason| (reason.name().to_owned(), found.get(reason))).collect();
@@ -90,7 +90,7 @@ fn direct(args: &running::Args) -> Result<Vec<Entry<Counts>>> {
             content: Counts { ingress: found.ingress(), egress: found.egress(), counters },
         })
     });
-    Ok(Entry::all(sections.collect::<Result<Vec<_>>>()?, others))
+    Ok(Report { sections: sections.collect::<Result<Vec<_>>>()?, skipped })
 }
 
 fn table(counts: &Counts) -> String {

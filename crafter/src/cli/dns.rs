@@ -72,7 +72,7 @@ Prints the records of the answer on stdout, one per line in the format of zone f
 response code, flags, time and transport on stderr after ;;. If the answer is truncated, the
 query is repeated over TCP.
 --json: an object with name, class, type, server, transport, rcode, flags, answers, authority and
-additional (name, ttl, class, type, data), time_ms, bytes, attempts, truncated_over_udp, mechanism.
+additional (name, ttl, class, type, data), rtt_ns, bytes, attempts, truncated_over_udp, mechanism.
 Exit code 0: NOERROR, with or without records; 4: an ICMP unreachable; 5: no answer;
 6: NXDOMAIN, SERVFAIL, REFUSED, ...; others as `crafter --help` lists them.
 
@@ -285,7 +285,7 @@ fn print_json(
         "answers": records(&message.answers),
         "authority": records(&message.authorities),
         "additional": records(&message.additionals),
-        "time_ms": answer.time.as_secs_f64() * 1e3,
+        "rtt_ns": print::nanoseconds(answer.time),
         "bytes": answer.size,
         "attempts": answer.attempts,
         "truncated_over_udp": truncated,

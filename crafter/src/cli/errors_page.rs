@@ -72,6 +72,7 @@ fn page_lists_every_error_of_the_library() {
     let seconds = Duration::from_secs;
     let examples = vec![
         Error::UnknownInterface { name: "eth7".into() },
+        Error::UnknownHost { name: "web.example.org".into(), reason: "Name or service not known".into() },
         Error::NoRoute { destination: address(), reason: "the routing table has no entry for it (`ip route`)".into() },
         Error::NoNeighbour { address: address(), interface: "eth0".into(), after: seconds(3) },
         Error::Permission { capability: "CAP_NET_RAW", action: "open a packet socket".into() },

@@ -1,6 +1,6 @@
 //! What `send`, `sr` and `sr1` share: the packets, their rate, the capture, and running an exchange in a session.
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{cell::RefCell, io, path::PathBuf, time::Duration};
 
 use crafter::{
     Error, Result,
@@ -8,12 +8,14 @@ use crafter::{
     datapath::program::Report,
     expr::{PacketSet, Packets},
     layer::Packet,
-    session::{Event, Pace, Session},
+    session::{Account, Event, Pace, Session},
 };
+use serde_json::{Value, json};
 
 use super::{
     complete,
-    interface::{self, Ended, Interrupted, unless_signal, until_signal},
+    interface::{self, Ended, Interrupted, until_signal},
+    live::{self, Live, Signals},
     print,
     system_names::SystemNames,
 };
@@ -86,7 +88,7 @@ impl Args {
     /// # Errors
     /// Those of the expression.
     pub fn set(&self) -> Result<PacketSet> {
-        Ok(PacketSet::parse_with(&self.expression, &SystemNames)?)
+        SystemNames::parse(&self.expression)
     }
 
     /// All packets to send, each built when it is requested.
@@ -103,46 +105,78 @@ impl Args {
         Pace { rate: self.rate.or(self.interval.map(|interval| interval.as_secs_f64().recip())) }
     }
 
-    /// Runs `exchange` in a session, records its packets, and closes the session, also after a signal.
+    /// Number of packets to send.
+    pub fn total(&self, set: &PacketSet) -> u64 {
+        u64::try_from(set.len()).unwrap_or(u64::MAX).saturating_mul(self.count)
+    }
+
+    /// Runs `exchange` in a session, records its packets and passes them to `on_event`, and closes the session. A first
+    /// signal ends the exchange early: the result has everything so far.
     ///
     /// # Errors
-    /// Those of the session and of `exchange`; [`Interrupted`] after a signal.
-    pub async fn run<T>(
+    /// Those of the session and of `exchange`; [`Interrupted`] after a second signal.
+    pub async fn run<T: Default>(
         &self,
+        signals: &mut Signals,
+        live: &RefCell<Live>,
+        mut on_event: impl FnMut(&Event<'_>),
         exchange: impl AsyncFnOnce(&Session, &mut dyn FnMut(&Event<'_>)) -> Result<T>,
     ) -> anyhow::Result<(T, Closed)> {
-        let session = unless_signal(self.link.session(self.policy.terms(), &self.half_open)).await??;
+        let opening = self.link.session(self.policy.terms(), &self.half_open);
+        let session = tokio::select! {
+            session = opening => session?,
+            code = signals.next() => return Ok((T::default(), Closed { signal: Some(code), ..Closed::default() })),
+        };
         let mut recorder = self.capture.recorder()?;
-        let ended = until_signal(exchange(&session, &mut |event| recorder.handle(event))).await?;
-        let mut closed = close(session, self.pace(), &mut |event| recorder.handle(event)).await?;
-        match ended {
-            Ended::Itself(Ok(result)) => {
-                closed.fault = recorder.finish().err();
-                Ok((result, closed))
+        let stop = session.stopper();
+        let mut observer = |event: &Event<'_>| {
+            recorder.handle(event);
+            on_event(event);
+        };
+        let ended = live::drive(exchange(&session, &mut observer), live, signals, &stop).await;
+        live.borrow_mut().end_progress();
+        let (result, signal) = match ended {
+            Ok((Ok(result), signal)) => (result, signal),
+            Ok((Err(error), _)) => {
+                let closed = close(session, self.pace(), &mut |event| recorder.handle(event)).await?;
+                return Err(fail(error, closed.reset, recorder));
             }
-            Ended::Itself(Err(error)) => Err(fail(error, closed.reset, recorder)),
-            Ended::Signal(code) => {
-                print::half_open_reset(closed.reset);
+            Err(interrupted) => {
+                let reset = session.reset_at_once(&mut |event| recorder.handle(event)).await;
+                print::half_open_reset(reset);
                 recorder.finish()?;
-                Err(Interrupted(code).into())
+                return Err(interrupted.into());
             }
-        }
+        };
+        let mut closed = close(session, self.pace(), &mut |event| recorder.handle(event)).await?;
+        closed.signal = signal.or(closed.signal);
+        closed.fault = recorder.finish().err();
+        Ok((result, closed))
     }
 }
 
 /// How a session was closed.
+#[derive(Default)]
 pub struct Closed {
     /// What was attached to each interface.
     pub reports: Vec<Report>,
     /// Half-open connections that were reset while the session was closed.
     pub reset: u64,
-    /// The exit code, if a signal arrived while the session was closed.
+    /// The exit code, if a signal arrived.
     pub signal: Option<u8>,
     /// The first error of writing the capture.
     fault: Option<Error>,
 }
 
 impl Closed {
+    /// The keys that end the JSON object of each command that sends: account, mechanism, error and exit code.
+    pub fn complete(&self, object: &mut Value, account: &Account, code: u8) {
+        object["account"] = json!(account);
+        object["mechanism"] = json!(self.reports);
+        object["error"] = json!(self.signal.map(|_| Interrupted::TEXT));
+        object["exit_code"] = json!(self.signal.unwrap_or(code));
+    }
+
     /// Checks that the capture is complete.
     ///
     /// # Errors

@@ -20,7 +20,7 @@ pub const SERVER_ERROR: u8 = 6;
 pub const RESET: u8 = 7;
 /// The port is in use by a socket of this host or by another lease.
 pub const PORT_TAKEN: u8 = 8;
-/// Unknown interface, no route, or the next hop does not answer.
+/// Unknown interface or host name, no route, or the next hop does not answer.
 pub const NO_ROUTE: u8 = 9;
 /// The attach mode that `--attach` forces is not available.
 pub const ATTACH: u8 = 10;
@@ -47,7 +47,10 @@ pub fn code(error: &Error) -> u8 {
         Error::TimedOut { .. } => TIMED_OUT,
         Error::Reset { .. } => RESET,
         Error::PortTaken { .. } => PORT_TAKEN,
-        Error::UnknownInterface { .. } | Error::NoRoute { .. } | Error::NoNeighbour { .. } => NO_ROUTE,
+        Error::UnknownInterface { .. }
+        | Error::UnknownHost { .. }
+        | Error::NoRoute { .. }
+        | Error::NoNeighbour { .. } => NO_ROUTE,
         Error::Attach { .. } => ATTACH,
         Error::KernelTooOld { .. } => KERNEL,
         _ => FAILURE,

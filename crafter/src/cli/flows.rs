@@ -12,11 +12,12 @@ use crafter::{
     },
 };
 use nix::time::{ClockId, clock_gettime};
-use serde::Serialize;
+use serde::{Serialize, Serializer, ser::Error as _};
+use serde_json::json;
 
 use super::{
     Globals, pages, print,
-    running::{self, Entry, Origin, Section},
+    running::{self, Origin, Report, Section},
 };
 
 /// `crafter flows`
@@ -44,13 +45,12 @@ One line for each flow, the most recent first. Bytes are counted from the IP hea
 IDLE are the times since the first and the latest packet, FLAGS those of the latest segment
 received. DROPPED counts the RSTs and port-unreachables of the kernel that were suppressed. TX
 does not include crafted packets that bypass the egress hook.
---json: an array with one object for each running crafter: map_id, holders (pid, name), flows
-(protocol, local, remote, rx_packets, rx_bytes, tx_packets, tx_bytes, first_seen_ns,
+--json: an object with sections, one for each running crafter: map_id, interface, holders (pid,
+name), flows (protocol, local, remote, rx_packets, rx_bytes, tx_packets, tx_bytes, first_seen_ns,
 last_seen_ns, last_seq, last_ack, last_flags, suppressed); times are CLOCK_MONOTONIC
-nanoseconds. Through the service one object for each interface that has flows, with interface
-instead of map_id and the service's process as holder, and with interface in each flow.
-A crafter of another version whose maps have another layout is skipped, with a message on
-stderr: its object has program_id, holders and skipped, the reason.
+nanoseconds. Through the service one section for each interface that has flows, with the
+service's process as holder; of map_id and interface, one is null. skipped lists crafters of
+another version whose maps have another layout (program_id, holders, reason).
 Exit code 0, with or without flows; 1: the service that --socket names does not answer;
 3: no permission.
 
@@ -59,9 +59,23 @@ Examples:
   crafter flows --protocol tcp --remote 192.0.2.1 --json
   crafter flows --direct --pid 1234";
 
-#[derive(Serialize)]
-struct Flows<F> {
-    flows: Vec<F>,
+/// Serialized as the service reports them, without the interface, which the section has.
+struct Flows {
+    flows: Vec<Flow>,
+}
+
+impl Serialize for Flows {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let flow = |flow: &Flow| {
+            let mut object = serde_json::to_value(flow).map_err(S::Error::custom)?;
+            if let Some(map) = object.as_object_mut() {
+                map.remove("interface");
+            }
+            Ok(object)
+        };
+        let flows = self.flows.iter().map(flow).collect::<Result<Vec<_>, S::Error>>()?;
+        json!({ "flows": flows }).serialize(serializer)
+    }
 }
 
 /// Prints the flows.
@@ -70,22 +84,21 @@ struct Flows<F> {
 /// Those of the service, or of reading the maps.
 pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     match args.which.control().await? {
-        Some(control) => show(&served(&control, args).await?, Flow::clone, globals),
-        None => show(&direct(&args)?, to_wire, globals),
+        Some(control) => show(&served(&control, args).await?, globals),
+        None => show(&direct(&args)?, globals),
     }
 }
 
 /// Prints a table for each section, its flows as the service reports them.
-fn show<F: Serialize>(entries: &[Entry<Flows<F>>], to_wire: fn(&F) -> Flow, globals: &Globals) -> anyhow::Result<u8> {
+fn show(report: &Report<Flows>, globals: &Globals) -> anyhow::Result<u8> {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC)?;
     let now = now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64;
-    let table = |content: &Flows<F>| table(content.flows.iter().map(to_wire), now);
-    print::result(globals, entries, |entries| Entry::text(entries, table))?;
+    report.print(globals, |content| table(content.flows.iter(), now))?;
     Ok(exit::SUCCESS)
 }
 
 /// Flows from the service, by interface. Reports on stderr if there are none.
-async fn served(control: &Control, args: Args) -> Result<Vec<Entry<Flows<Flow>>>> {
+async fn served(control: &Control, args: Args) -> Result<Report<Flows>> {
     let Args { protocol, port, remote, which } = args;
     let (port, remote) = (port.map(u64::from), remote.map(|address| address.to_string()));
     let call = ListFlowsCall { interface: which.interface, protocol, port, remote, ..ListFlowsCall::default() };
@@ -104,24 +117,25 @@ async fn served(control: &Control, args: Args) -> Result<Vec<Entry<Flows<Flow>>>
         });
         Section { origin: Origin::Interface(interface), holders: holders.clone(), content: Flows { flows } }
     };
-    Ok(Entry::all(by_interface.into_iter().map(section), Vec::new()))
+    Ok(Report { sections: by_interface.into_iter().map(section).collect(), skipped: Vec::new() })
 }
 
 /// Flows from the maps of running crafters.
-fn direct(args: &Args) -> Result<Vec<Entry<Flows<maps::Flow>>>> {
+fn direct(args: &Args) -> Result<Report<Flows>> {
     let is_wanted = |flow: &maps::Flow| {
         args.protocol.as_deref().is_none_or(|protocol| protocol == flow.protocol)
             && args.port.is_none_or(|port| [flow.local.port(), flow.remote.port()].contains(&port))
             && args.remote.is_none_or(|remote| remote == flow.remote.ip())
     };
-    let (found, others) = args.which.find()?;
+    let (found, skipped) = args.which.find()?;
     let sections = found.into_iter().map(|running| {
         let mut flows = running.flows();
         flows.retain(is_wanted);
         flows.sort_by_key(|flow| (Reverse(flow.last_seen_ns), flow.local, flow.remote));
+        let flows = flows.iter().map(to_wire).collect();
         Section { origin: Origin::MapId(running.map_id), holders: running.holders, content: Flows { flows } }
     });
-    Ok(Entry::all(sections, others))
+    Ok(Report { sections: sections.collect(), skipped })
 }
 
 /// A flow of a map as the service reports it, without an interface.
@@ -144,7 +158,7 @@ fn to_wire(flow: &maps::Flow) -> Flow {
     }
 }
 
-fn table(flows: impl Iterator<Item = Flow>, now: u64) -> String {
+fn table<'f>(flows: impl Iterator<Item = &'f Flow>, now: u64) -> String {
     let rows: Vec<_> = flows
         .map(|flow| {
             [
@@ -157,7 +171,7 @@ fn table(flows: impl Iterator<Item = Flow>, now: u64) -> String {
                 flow.tx_bytes.to_string(),
                 ago(now, flow.first_seen_ns),
                 ago(now, flow.last_seen_ns),
-                flags(&flow),
+                flags(flow),
                 flow.suppressed.to_string(),
             ]
         })

@@ -21,6 +21,7 @@ use self::{http::Head, sink::Sink, summary::Summary, target::Target, trace::Trac
 use super::{
     Globals, exit,
     interface::{self, Ended},
+    live::Signals,
     print,
 };
 
@@ -90,10 +91,10 @@ remains there, and the message states its length. Redirects are not followed. Pr
 on stderr: handshake time, segments and bytes in each direction, retransmissions, RSTs
 suppressed, mechanism.
 --json: the summary as one JSON object, on stdout with -o FILE, else on stderr: url, output,
-local, remote, status, content_length, body_bytes, setup_ms, seconds, megabytes_per_second,
-handshake_ms, timestamps, segments_sent, segments_received, bytes_sent, bytes_received,
+local, remote, status, content_length, body_bytes, setup_ns, duration_ns, bytes_per_second,
+handshake_ns, timestamps, segments_sent, segments_received, bytes_sent, bytes_received,
 retransmissions, duplicates, out_of_order, resets, hook_drops, no_room, rsts_suppressed,
-rsts_passed, mechanism, notes, error and exit_code.
+rsts_passed, mechanism, notes, error and exit_code (docs/schema/v1/get.json).
 Exit code 4: refused; 5: no answer in time; 6: HTTP status 400 or higher (the body is still
 written); 7: reset by the peer; others as `crafter --help` lists them.
 
@@ -124,19 +125,31 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     let quiet = args.quiet || args.verbose || globals.json;
     let mut sink = Sink::new(args.output.as_deref(), quiet);
     let mut summary = Summary::new(&target, args.output.as_deref());
-    let work = async {
-        let result = fetch(&args, &target, &mut sink, &mut summary).await;
-        let finished = sink.finish().await;
-        summary.body_bytes = finished.bytes;
-        // If the body cannot be written, that is the cause of the failure.
-        finished.error.map_or(result, Err)
-    };
-    let error = match interface::until_signal(work).await? {
-        Ended::Itself(result) => result.err().map(anyhow::Error::new),
+    let mut signals = Signals::new()?;
+    let error = match fetch(&args, &target, &mut sink, &mut summary, &mut signals).await {
+        Ended::Itself(result) => {
+            let finished = tokio::select! {
+                finished = sink.finish() => Some(finished),
+                code = signals.next() => {
+                    summary.interrupt(code);
+                    None
+                }
+            };
+            match finished {
+                Some(finished) => {
+                    summary.body_bytes = finished.bytes;
+                    // If the body cannot be written, that is the cause of the failure.
+                    finished.error.map_or(result, Err).err().map(anyhow::Error::new)
+                }
+                None => {
+                    summary.body_bytes = sink.abandon();
+                    None
+                }
+            }
+        }
         Ended::Signal(code) => {
             summary.body_bytes = sink.abandon();
-            summary.exit_code = code;
-            summary.error = Some("interrupted".to_owned());
+            summary.interrupt(code);
             None
         }
     };
@@ -174,17 +187,44 @@ struct Connection {
     crafter: Crafter,
 }
 
-async fn fetch(args: &Args, target: &Target, sink: &mut Sink, summary: &mut Summary) -> Result<(), Error> {
+/// Fetches. After a signal, the connection is reset and `summary` has its counters.
+async fn fetch(
+    args: &Args,
+    target: &Target,
+    sink: &mut Sink,
+    summary: &mut Summary,
+    signals: &mut Signals,
+) -> Ended<Result<(), Error>> {
     let start = Instant::now();
     let deadline = args.max_time.map(|time| start + time);
-    let Connection { mut stream, lease, crafter } = connect(args, target, deadline, summary).await?;
+    let connected = tokio::select! {
+        connected = connect(args, target, deadline, summary) => connected,
+        code = signals.next() => {
+            // Time for tasks of the driver to release the lease.
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            return Ended::Signal(code);
+        }
+    };
+    let Connection { mut stream, lease, crafter } = match connected {
+        Ok(connection) => connection,
+        Err(error) => return Ended::Itself(Err(error)),
+    };
     summary.connected(&stream, crafter.report(), start.elapsed());
     let connected = Instant::now();
     let on_head = |head: &Head, sink: &mut Sink| {
         summary.head(head);
         sink.start(head.length);
     };
-    let mut result = match before(deadline, http::get(&mut stream, target, sink, on_head)).await {
+    let transferred = tokio::select! {
+        transferred = before(deadline, http::get(&mut stream, target, sink, on_head)) => Ok(transferred),
+        code = signals.next() => Err(code),
+    };
+    summary.transfer = Some(connected.elapsed());
+    let (transferred, mut signal) = match transferred {
+        Ok(transferred) => (transferred, None),
+        Err(code) => (Some(Ok(())), Some(code)),
+    };
+    let mut result = match transferred {
         // The error of the stream is the cause of the error that its reader got.
         Some(result) => result.map_err(|error| stream.error().unwrap_or(error)),
         None => Err(Error::TimedOut {
@@ -193,18 +233,24 @@ async fn fetch(args: &Args, target: &Target, sink: &mut Sink, summary: &mut Summ
             waiting_for: "the end of the response",
         }),
     };
-    summary.transfer = Some(connected.elapsed());
-    if result.is_ok() {
+    if result.is_ok() && signal.is_none() {
         let closed = async {
             // The side that closes first waits in TIME-WAIT: `Connection: close` lets the server be that side.
             let _ = tokio::time::timeout(PEER_CLOSE_TIMEOUT, stream.read(&mut [0])).await;
             let _ = stream.shutdown().await;
             stream.closed().await
         };
-        match tokio::time::timeout(CLOSE_TIMEOUT, closed).await {
-            Ok(Ok(())) => {}
-            Ok(Err(e)) => summary.notes.push(format!("after the complete response: {e}")),
-            Err(_) => summary
+        let closed = tokio::select! {
+            closed = tokio::time::timeout(CLOSE_TIMEOUT, closed) => Some(closed),
+            code = signals.next() => {
+                signal = Some(code);
+                None
+            }
+        };
+        match closed {
+            Some(Ok(Ok(()))) | None => {}
+            Some(Ok(Err(e))) => summary.notes.push(format!("after the complete response: {e}")),
+            Some(Err(_)) => summary
                 .notes
                 .push(format!("the peer did not close within {CLOSE_TIMEOUT:?} after the complete response")),
         }
@@ -217,8 +263,14 @@ async fn fetch(args: &Args, target: &Target, sink: &mut Sink, summary: &mut Summ
     // Dropping a stream that is still open sends a RST.
     drop(stream);
     drop(lease);
-    interface::close(crafter).await;
-    result
+    let closed = tokio::select! {
+        () = interface::close(crafter) => None,
+        code = signals.next() => Some(code),
+    };
+    match signal.or(closed) {
+        Some(code) => Ended::Signal(code),
+        None => Ended::Itself(result),
+    }
 }
 
 /// Connects to the first address that accepts the connection.

@@ -23,7 +23,7 @@ Version, process, user and uptime of the service, and the interfaces that it is 
 ingress hook (MODE: native, generic or tc), egress hook (EGRESS: tcx or clsact), number of
 AF_XDP sockets and of leases. Below the table: why an interface has no faster hook.
 --json: an object with the reply of method Info of org.crafter.v1 (version, abi, pid, user,
-policy, started in microseconds since 1970, leases), socket, and interfaces: all of the host, as
+policy, started_ns since 1970, leases), socket, and interfaces: all of the host, as
 method Interfaces returns them (name, index, up, mtu, kind, mac, addresses, mode, classifier,
 sockets, notes, leases); mode is null if the service is not attached.
 Exit code 0: the service answered; 1: it does not.
@@ -49,7 +49,13 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     let info = control.call(&InfoCall {}).await?;
     let interfaces = control.call(&InterfacesCall { name: None }).await?.interfaces;
     let report = Report { info, socket: control.path().display().to_string(), interfaces };
-    print::result(globals, &report, text)?;
+    if globals.json {
+        let mut object = serde_json::to_value(&report)?;
+        print::rename_microseconds(&mut object, "started", "started_ns");
+        print::json(&object)?;
+    } else {
+        print::out(text(&report))?;
+    }
     Ok(exit::SUCCESS)
 }
 

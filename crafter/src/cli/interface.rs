@@ -267,6 +267,11 @@ pub async fn unless_signal<T>(work: impl Future<Output = T>) -> anyhow::Result<T
 #[error("interrupted")]
 pub struct Interrupted(pub u8);
 
+impl Interrupted {
+    /// The value of `error` in JSON.
+    pub const TEXT: &str = "interrupted";
+}
+
 /// How work ended.
 pub enum Ended<T> {
     /// By itself, with this result.

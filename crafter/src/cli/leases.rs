@@ -9,6 +9,7 @@ use crafter::{
     },
 };
 use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::{
     Globals, complete, pages, print,
@@ -37,9 +38,9 @@ frames may be sent), observe (the kernel sees the packets too), rst (the kernel'
 NOT-SENT counts packets that the kernel rejected, REFUSED packets that the policy forbids or that
 have no route, LOST messages that the client did not read in time, DROPPED the kernel's RSTs and
 port-unreachables that were suppressed.
---json: an array with one object for each lease: the reply of method ListLeases of org.crafter.v1
-(lease, user, pid, interface, protocol, address, first_port, last_port, frames, observe,
-suppress, began in microseconds since 1970, sent, sent_bytes, not_sent, refused, delivered,
+--json: an object with leases, each as in the reply of method ListLeases of org.crafter.v1 (lease,
+user, pid, interface, protocol, address, first_port, last_port, frames, observe, suppress, began_ns
+since 1970, sent, sent_bytes, not_sent, refused, delivered,
 delivered_bytes, lost, suppressed), and user_name and process, null if unknown.
 Exit code 0: the service answered, with or without leases; 1: it does not answer.
 
@@ -59,6 +60,12 @@ pub struct NamedLease {
 }
 
 impl NamedLease {
+    fn object(&self) -> serde_json::Result<Value> {
+        let mut object = serde_json::to_value(self)?;
+        print::rename_microseconds(&mut object, "began", "began_ns");
+        Ok(object)
+    }
+
     /// The user's name, or the number if it has none.
     pub fn user(&self) -> String {
         self.user_name.clone().unwrap_or_else(|| self.lease.user.to_string())
@@ -73,7 +80,13 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     let control = args.service.open().await?;
     let mine = args.mine.then_some(true);
     let call = ListLeasesCall { mine, interface: args.interface, ..ListLeasesCall::default() };
-    print::result(globals, &list(&control, call, &mut Users::default()).await?, |leases| table(leases))?;
+    let leases = list(&control, call, &mut Users::default()).await?;
+    if globals.json {
+        let leases: Vec<Value> = leases.iter().map(NamedLease::object).collect::<Result<_, _>>()?;
+        print::json(&json!({ "leases": leases }))?;
+    } else {
+        print::out(table(&leases))?;
+    }
     Ok(exit::SUCCESS)
 }
 

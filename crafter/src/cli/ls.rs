@@ -20,8 +20,8 @@ pub struct Args {
 
 const HELP: &str = "\
 The names are those of expressions, which `crafter build`, `send`, `sr` and `shell` read.
---json: an array with layer, source (the standard) and description of each; for one layer an
-object with these and fields (name, type, bits, default, computed, description, names).
+--json: an object with layers (layer, source: the standard, description); for one layer an object
+with these and fields (name, type, bits, default, computed, description, names).
 Exit code 0; 2: no such layer.
 
 Examples:
@@ -36,7 +36,8 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     let Some(name) = args.layer else {
         let all: Vec<&LayerInfo> = Kind::ALL.iter().map(|kind| kind.layer().info()).collect();
         if globals.json {
-            print::json(&all.iter().map(|info| head(info)).collect::<Vec<_>>())?;
+            let layers: Vec<Value> = all.iter().map(|info| head(info)).collect();
+            print::json(&json!({ "layers": layers }))?;
         } else {
             let rows = all.iter().map(|info| [info.name, info.source, info.doc.trim()].map(str::to_owned));
             print::out(print::table(["LAYER", "SOURCE", "WHAT"], &["LAYER", "SOURCE", "WHAT"], rows))?;

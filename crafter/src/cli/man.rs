@@ -27,7 +27,7 @@ pub struct Args {
 
 const HELP: &str = "\
 Writes crafter.1, and crafter-COMMAND.1 for each command.
---json: an array with the paths of the files.
+--json: an object with files, their paths.
 Exit code 0: the files are written; 1: a file cannot be written.
 
 Examples:
@@ -73,7 +73,7 @@ pub fn run(args: &Args, globals: &Globals) -> anyhow::Result<u8> {
         paths.push(path);
     }
     if globals.json {
-        print::json(&paths)?;
+        print::json(&serde_json::json!({ "files": paths }))?;
     }
     Ok(exit::SUCCESS)
 }

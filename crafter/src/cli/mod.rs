@@ -29,6 +29,7 @@ pub mod info;
 pub mod interface;
 pub mod lab;
 pub mod leases;
+pub mod live;
 pub mod logger;
 pub mod ls;
 pub mod man;
@@ -66,7 +67,7 @@ Exit codes, the same for every command:
   6   the server answered with an error (HTTP 400 and up, DNS other than NOERROR)
   7   the peer reset an established connection
   8   the port is in use
-  9   unknown interface, no route, or the next hop does not answer
+  9   unknown interface or host name, no route, or the next hop does not answer
   10  the attach mode that --attach forces is not available
   11  the kernel is too old
 lab run ends with the exit code of the command that it ran. 128 + N: ended by signal N

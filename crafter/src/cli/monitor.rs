@@ -10,6 +10,7 @@ use crafter::protocol::{
     control::Subscription,
     wire::{Event, MonitorCall},
 };
+use serde_json::{Value, json};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{
@@ -43,11 +44,11 @@ user observe, else of the user's own. Beginning and end of leases, and interface
 detached or lost (hook-lost), are reported at once; packets delivered, suppressed, lost and
 refused are counted and reported at every --interval. Times are UTC. Stops with Ctrl-C, after
 --count events, or when the reader closes the pipe.
---json: one JSON object per line for each event, as method Monitor of org.crafter.v1 returns
-it: event (lease-begun, lease-ended, delivered, suppressed, lost, refused, hook-lost,
-attached, detached), time (microseconds since 1970), interface, lease, user, protocol,
-first_port, last_port, count (packets since the last event of this kind and lease), bytes,
-message; null if it does not apply.
+--json: one object per line as events occur, distinguished by type: event, then one summary (events:
+how many). An event has event (lease-begun, lease-ended, delivered, suppressed, lost, refused,
+hook-lost, attached, detached), time_ns, interface, lease, user, protocol, first_port, last_port,
+count (packets since the last event of this kind and lease), bytes, message; null if it does not
+apply (docs/schema/v1/monitor.json).
 Exit code 0: stopped as above; 1: the service does not answer, or stopped.
 
 Examples:
@@ -68,40 +69,52 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     let control = args.service.open().await?;
     let interval_ms = u64::try_from(args.interval.as_millis()).ok();
     let events = control.subscribe(&MonitorCall { interval_ms }).await?;
-    let printing = print(events, args.count.unwrap_or(u64::MAX), globals.json);
+    let mut printed = 0;
+    let printing = print(events, args.count.unwrap_or(u64::MAX), globals.json, &mut printed);
     let until_end = async {
         tokio::select! {
             ended = printing => ended,
             () = stdout_closed() => Ok(()),
         }
     };
-    match until_signal(until_end).await? {
+    let ended = until_signal(until_end).await?;
+    if globals.json {
+        super::print::json(&json!({ "type": "summary", "events": printed }))?;
+    }
+    match ended {
         Ended::Itself(Err(error)) if super::print::is_broken_pipe(&error) => Ok(exit::SUCCESS),
         Ended::Itself(ended) => ended.map(|()| exit::SUCCESS),
         Ended::Signal(_) => Ok(exit::SUCCESS),
     }
 }
 
-async fn print(mut events: Subscription<MonitorCall>, count: u64, json: bool) -> anyhow::Result<()> {
+/// An event as a record of JSON.
+fn record(event: &Event) -> serde_json::Result<Value> {
+    let mut record = serde_json::to_value(event)?;
+    record["type"] = json!("event");
+    super::print::rename_microseconds(&mut record, "time", "time_ns");
+    Ok(record)
+}
+
+async fn print(mut events: Subscription<MonitorCall>, count: u64, json: bool, printed: &mut u64) -> anyhow::Result<()> {
     let mut users = Users::default();
-    let mut printed = 0;
     while let Some(page) = events.next().await? {
         let mut text = Vec::new();
         for event in page.events {
             match json {
-                true => serde_json::to_writer(&mut text, &event)?,
+                true => serde_json::to_writer(&mut text, &record(&event)?)?,
                 false => text.extend_from_slice(line(&event, &mut users).as_bytes()),
             }
             text.push(b'\n');
-            printed += 1;
-            if printed == count {
+            *printed += 1;
+            if *printed == count {
                 break;
             }
         }
         let mut stdout = io::stdout().lock();
         stdout.write_all(&text)?;
         stdout.flush()?;
-        if printed == count {
+        if *printed == count {
             return Ok(());
         }
     }

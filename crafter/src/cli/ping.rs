@@ -11,7 +11,9 @@ use serde_json::{Value, json};
 
 use super::{
     Globals, interface,
-    probe::{self, Output},
+    live::Counts,
+    print,
+    probe::{self, Output, Plan},
 };
 
 /// `crafter ping`
@@ -56,11 +58,12 @@ impl Args {
 
 const HELP: &str = "\
 Prints a line for each answer, for each ICMP error with its sender, and for each request that
-was not answered in time; then a summary. Ctrl-C also ends with the summary.
-The payload of echo replies is compared with the one sent.
---json: one object with the numbers of the summary, replies, account and mechanism.
+was not answered in time; then a summary. Ctrl-C also ends with the summary, a second Ctrl-C
+without. The payload of echo replies is compared with the one sent.
+--json: one object per line as results arrive, distinguished by type: probe for each line, then one
+summary with the numbers, account, mechanism, error and exit_code (docs/schema/v1/ping.json).
 Exit code 0: the host answered; 5: it did not; 4: an ICMP error reported it as unreachable;
-others as `crafter --help` lists them.
+130: Ctrl-C; others as `crafter --help` lists them.
 
 Examples:
   crafter ping --count 3 192.0.2.1
@@ -81,30 +84,37 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     let Args { count, interval, ttl, timeout, quiet, probe, .. } = args;
     let ping = Ping::new(PingOptions { destination, method, count, interval, size, ttl, timeout })?;
     let host = probe.label(destination);
-    let next_result = |ping: &mut Ping| ping.poll_outcome().map(|outcome| (line(&outcome, timeout), in_json(&outcome)));
+    let next_result =
+        |ping: &mut Ping, _| ping.poll_outcome().map(|outcome| (line(&outcome, timeout), in_json(&outcome)));
+    let update = |ping: &Ping, counts: &mut Counts| {
+        let PingSummary { sent, received, .. } = ping.summary();
+        (counts.sent, counts.answered, counts.lost) = (sent, Some(received), ping.lost());
+    };
     let output = match (globals.json, quiet) {
         (true, _) => Output::Json,
         (false, true) => Output::Summary,
         (false, false) => Output::Lines,
     };
     let heading = format!("{host}: {method}, {size} bytes of payload\n");
-    let ran = probe.run(ping, next_result, &heading, output).await?;
+    let counts = Counts { total: count, answered: Some(0), wait: timeout, ..Counts::default() };
+    let ran = probe.run(ping, next_result, update, Plan { heading, output, counts }).await?;
     let summary = ran.probe.summary();
     let object = json!({
         "host": probe.host, "address": destination, "method": method.to_string(), "size": size,
         "sent": summary.sent, "received": summary.received, "loss": summary.loss(),
         "duplicates": summary.duplicates, "corrupt": summary.corrupt, "errors": summary.errors, "late": summary.late,
-        "rtt_ms": summary.times().map(|[min, avg, max, mdev]| json!({
-            "min": min * 1e3, "avg": avg * 1e3, "max": max * 1e3, "mdev": mdev * 1e3,
-        })),
+        "rtt_ns": summary.times().map(|times| {
+            let [min, avg, max, mdev] = times.map(|seconds| print::nanoseconds(Duration::from_secs_f64(seconds)));
+            json!({ "min": min, "avg": avg, "max": max, "mdev": mdev })
+        }),
     });
-    let text = in_words(&host, &summary, ran.account.as_ref());
-    ran.finish(&text, "replies", object)?;
-    Ok(match summary {
+    let text = in_words(&host, &summary, &ran.account);
+    let code = match summary {
         PingSummary { received: 1.., .. } => exit::SUCCESS,
         PingSummary { unreachable: 1.., .. } => exit::REFUSED,
         _ => exit::TIMED_OUT,
-    })
+    };
+    ran.finish(&text, object, code)
 }
 
 fn kind(kind: ReplyKind) -> &'static str {
@@ -139,33 +149,40 @@ fn line(PingOutcome { number, outcome }: &PingOutcome, timeout: Duration) -> Str
 }
 
 fn in_json(PingOutcome { number, outcome }: &PingOutcome) -> Value {
-    match outcome {
-        ProbeOutcome::Lost => json!({ "seq": number, "status": "lost" }),
-        ProbeOutcome::Late => json!({ "seq": number, "status": "late" }),
+    let (status, answer) = match outcome {
+        ProbeOutcome::Lost => ("lost", None),
+        ProbeOutcome::Late => ("late", None),
         ProbeOutcome::Reply { reply, bytes, rtt, duplicate, corrupt } => {
             let status = match (reply.kind, duplicate) {
                 (_, true) => "duplicate",
                 (ReplyKind::IcmpError(_), _) => "error",
-                (ReplyKind::SynAck, _) => "syn-ack",
+                (ReplyKind::SynAck, _) => "syn_ack",
                 (ReplyKind::Reset, _) => "rst",
                 _ => "reply",
             };
-            json!({
-                "seq": number, "status": status, "from": reply.from, "bytes": bytes, "ttl": reply.ttl,
-                "rtt_ms": rtt.as_secs_f64() * 1e3, "error": reply.icmp_error().map(|error| error.to_string()),
-                "corrupt_from": corrupt,
-            })
+            (status, Some((reply, bytes, rtt, corrupt)))
         }
-    }
+    };
+    json!({
+        "type": "probe",
+        "seq": number,
+        "status": status,
+        "from": answer.map(|(reply, ..)| reply.from),
+        "bytes": answer.map(|(_, bytes, ..)| bytes),
+        "ttl": answer.map(|(reply, ..)| reply.ttl),
+        "rtt_ns": answer.map(|(.., rtt, _)| print::nanoseconds(*rtt)),
+        "icmp_error": answer.and_then(|(reply, ..)| reply.icmp_error()).map(|error| error.to_string()),
+        "corrupt_from": answer.and_then(|(.., corrupt)| *corrupt),
+    })
 }
 
-fn in_words(host: &str, summary: &PingSummary, account: Option<&Account>) -> String {
+fn in_words(host: &str, summary: &PingSummary, account: &Account) -> String {
     let PingSummary { sent, received, duplicates, corrupt, errors, late, .. } = *summary;
     let mut text = format!("--- {host}: {sent} sent, {received} received, {:.4}", summary.loss() * 1e2);
     // Without trailing zeros.
     text.truncate(text.trim_end_matches('0').trim_end_matches('.').len());
     text += "% lost";
-    let unsent = account.map_or(0, |account| account.not_sent + account.unroutable);
+    let unsent = account.not_sent + account.unroutable;
     for (count, what) in [
         (duplicates, "duplicates"),
         (corrupt, "corrupt"),

@@ -9,6 +9,7 @@ use std::{
 
 use crate::cli::exit;
 use serde::Serialize;
+use serde_json::Value;
 
 use super::{
     Globals,
@@ -44,6 +45,12 @@ pub fn sentence(error: &anyhow::Error) -> String {
     })
 }
 
+/// An error of the system's resolver, without the prefix of the standard library.
+pub fn resolver(error: &io::Error) -> String {
+    let text = error.to_string();
+    text.strip_prefix("failed to lookup address information: ").map(str::to_owned).unwrap_or(text)
+}
+
 /// Prints clap's output: help and version on stdout, errors on stderr. Returns the exit code.
 pub fn usage(error: &clap::Error) -> ExitCode {
     if error.use_stderr() {
@@ -58,6 +65,11 @@ pub fn usage(error: &clap::Error) -> ExitCode {
     exit::SUCCESS.into()
 }
 
+/// The error of writing results to stdout.
+pub fn failed(source: io::Error) -> anyhow::Error {
+    crafter::Error::Io { action: "print the results".to_owned(), source }.into()
+}
+
 /// Prints text on stdout.
 ///
 /// # Errors
@@ -65,7 +77,9 @@ pub fn usage(error: &clap::Error) -> ExitCode {
 pub fn out(text: impl AsRef<str>) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_ref().as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(io::Error::new(error.kind(), format!("print the results: {error}")))
+        }
         _ => Ok(()),
     }
 }
@@ -90,41 +104,6 @@ pub fn result<T: Serialize + ?Sized>(
     if globals.json { json(&value) } else { Ok(out(text(value))?) }
 }
 
-/// Lines that are printed while a command runs.
-pub struct Lines {
-    to_stderr: bool,
-    fault: Option<io::Error>,
-}
-
-impl Lines {
-    /// To stdout, or to stderr if a capture is written to stdout.
-    pub fn new(to_stderr: bool) -> Self {
-        Self { to_stderr, fault: None }
-    }
-
-    /// Prints; keeps the first error.
-    pub fn print(&mut self, text: &str) {
-        if self.to_stderr {
-            let _ = io::stderr().lock().write_all(text.as_bytes());
-        } else if let Err(error) = out(text) {
-            self.fault.get_or_insert(error);
-        }
-    }
-
-    /// Whether writing has failed, so that further lines are lost.
-    pub fn have_failed(&self) -> bool {
-        self.fault.is_some()
-    }
-
-    /// Ends the output.
-    ///
-    /// # Errors
-    /// The first error of writing.
-    pub fn finish(self) -> io::Result<()> {
-        self.fault.map_or(Ok(()), Err)
-    }
-}
-
 /// Writes to stderr how many half-open connections were reset, if any were.
 pub fn half_open_reset(count: u64) {
     if count > 0 {
@@ -136,6 +115,17 @@ pub fn half_open_reset(count: u64) {
 pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let mut kinds = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind);
     kinds.any(|kind| kind == io::ErrorKind::BrokenPipe)
+}
+
+/// Renames a time of the service, in microseconds since 1970, and changes it to nanoseconds, as all times in JSON.
+pub fn rename_microseconds(object: &mut Value, from: &str, to: &str) {
+    let microseconds = object.as_object_mut().and_then(|map| map.remove(from)).and_then(|time| time.as_u64());
+    object[to] = microseconds.map(|time| time.saturating_mul(1000)).into();
+}
+
+/// A time in JSON: whole nanoseconds.
+pub fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// `1 rule`, `2 rules`

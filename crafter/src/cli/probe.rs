@@ -1,18 +1,18 @@
 //! What `ping` and `traceroute` share: the host, and running a probe whose results are printed as they arrive.
 
-use std::{net::IpAddr, time::Instant};
+use std::{cell::RefCell, net::IpAddr, time::Instant};
 
 use crafter::{
     Error, Result,
-    datapath::program::Report,
     session::{Account, Event, Pace, Script, Step},
 };
 use serde_json::{Value, json};
 
 use super::{
-    exchange::{self, Capture, Recorder},
-    interface::{self, Ended, Interrupted},
-    print::{self, Lines},
+    exchange::{self, Capture, Closed, Recorder},
+    interface,
+    live::{self, Counts, Live, Signals},
+    print,
 };
 
 /// The host to probe, and how.
@@ -41,27 +41,31 @@ impl Args {
     /// `--source`.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if the name is unknown or has no such address.
+    /// [`Error::UnknownHost`] if the name is unknown or has no such address; [`Error::Invalid`] for an address of the
+    /// other IP version.
     pub async fn address(&self) -> Result<IpAddr> {
         let wanted = match (self.ipv4, self.ipv6, self.link.source) {
             (true, ..) => Some(true),
             (_, true, _) => Some(false),
             (.., source) => source.map(|source| source.is_ipv4()),
         };
-        let what = || format!("host '{}'", self.host);
         let bare = self.host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(&self.host);
         let found: Vec<IpAddr> = match bare.parse() {
             Ok(address) => vec![address],
             Err(_) => match tokio::net::lookup_host((bare, 0)).await {
                 Ok(found) => found.map(|address| address.ip()).collect(),
                 Err(error) => {
-                    return Err(Error::invalid(what(), format_args!("{error}; check the name, or give an address")));
+                    return Err(Error::UnknownHost { name: self.host.clone(), reason: print::resolver(&error) });
                 }
             },
         };
         found.into_iter().find(|address| wanted.is_none_or(|v4| address.is_ipv4() == v4)).ok_or_else(|| {
             let (version, other) = if wanted == Some(true) { ("IPv4", "-6") } else { ("IPv6", "-4") };
-            Error::invalid(what(), format_args!("it has no {version} address; try {other}"))
+            let reason = format!("it has no {version} address; try {other}");
+            match bare.parse::<IpAddr>() {
+                Ok(_) => Error::invalid(format!("host '{}'", self.host), reason),
+                Err(_) => Error::UnknownHost { name: self.host.clone(), reason },
+            }
         })
     }
 
@@ -73,88 +77,124 @@ impl Args {
         }
     }
 
-    /// Runs a probe until it ends or a signal arrives. `next_result` takes a result from the probe, as a line and as
-    /// JSON; the lines are printed unless `output` says otherwise.
+    /// Runs a probe until it ends or a signal arrives. `next_result` takes a result from the probe, as a line and as a
+    /// record of JSON, after the end also unfinished ones; `update` updates the counts of the progress line. Results are
+    /// printed as they arrive unless `output` says otherwise.
     ///
     /// # Errors
-    /// Those of the session and of sending.
+    /// Those of the session and of sending; [`Interrupted`] after a second signal.
     pub async fn run<P: Script>(
         &self,
         probe: P,
-        next_result: impl FnMut(&mut P) -> Option<(String, Value)>,
-        heading: &str,
-        output: Output,
+        next_result: impl FnMut(&mut P, bool) -> Option<(String, Value)>,
+        update: impl FnMut(&P, &mut Counts),
+        Plan { heading, output, counts }: Plan,
     ) -> anyhow::Result<Ran<P>> {
-        let session = self.link.session(Default::default(), &self.half_open).await?;
-        let recorder = self.capture.recorder()?;
-        let out = Lines::new(self.capture.is_stdout());
-        let mut running = Running { probe, next_result, recorder, out, output, results: Vec::new() };
-        if output != Output::Json {
-            running.out.print(heading);
-        }
-        let ended = interface::until_signal(session.run(&mut running)).await?;
-        let closed = exchange::close(session, Pace::default(), &mut |event| running.recorder.handle(event)).await?;
-        let (account, signal) = match ended {
-            Ended::Itself(Ok(mut account)) => {
-                account.half_open_reset += closed.reset;
-                (Some(account), None)
-            }
-            Ended::Itself(Err(error)) => return Err(exchange::fail(error, closed.reset, running.recorder)),
-            Ended::Signal(code) => (None, Some(Interrupted(code))),
+        let mut signals = Signals::new()?;
+        let live = RefCell::new(Live::new(self.capture.is_stdout(), counts));
+        let opening = self.link.session(Default::default(), &self.half_open);
+        let opened = tokio::select! {
+            session = opening => Ok(session?),
+            code = signals.next() => Err(code),
         };
-        running.drain();
-        let Running { probe, recorder, out, results, .. } = running;
-        let (reports, reset) = (closed.reports, closed.reset);
-        Ok(Ran { probe, account, signal, reset, reports, results, recorder, out, output })
+        let recorder = self.capture.recorder()?;
+        let mut running = Running { probe, next_result, update, recorder, live: &live, output };
+        let (mut account, mut closed) = (Account::default(), Closed::default());
+        match opened {
+            Ok(session) => {
+                if output != Output::Json {
+                    live.borrow_mut().print(&heading);
+                }
+                let stop = session.stopper();
+                let ended = live::drive(session.run(&mut running), &live, &mut signals, &stop).await;
+                if ended.is_ok() {
+                    running.drain(true);
+                }
+                live.borrow_mut().end_progress();
+                let mut observer = |event: &Event<'_>| running.recorder.handle(event);
+                let (ended, signal) = match ended {
+                    Ok((ended, signal)) => (ended, signal),
+                    Err(interrupted) => {
+                        print::half_open_reset(session.reset_at_once(&mut observer).await);
+                        running.recorder.finish()?;
+                        return Err(interrupted.into());
+                    }
+                };
+                closed = exchange::close(session, Pace::default(), &mut observer).await?;
+                match ended {
+                    Ok(found) => account = found,
+                    Err(error) => return Err(exchange::fail(error, closed.reset, running.recorder)),
+                }
+                account.half_open_reset += closed.reset;
+                closed.signal = signal.or(closed.signal);
+            }
+            Err(code) => closed.signal = Some(code),
+        }
+        let Running { probe, recorder, .. } = running;
+        Ok(Ran { probe, account, closed, recorder, live: live.into_inner(), output })
     }
 }
 
 /// What a probe prints.
+pub struct Plan {
+    /// The first line of text.
+    pub heading: String,
+    pub output: Output,
+    /// What the progress line begins with.
+    pub counts: Counts,
+}
+
+/// How results are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Output {
     /// Each result, then a summary.
     Lines,
     /// The summary only.
     Summary,
-    /// One JSON object.
+    /// A record of JSON for each result, then the summary.
     Json,
 }
 
 /// A probe whose packets are recorded, and whose results are printed as they arrive.
-struct Running<P, F> {
+struct Running<'a, P, F, U> {
     probe: P,
     next_result: F,
+    update: U,
     recorder: Recorder,
-    out: Lines,
+    live: &'a RefCell<Live>,
     output: Output,
-    /// For JSON.
-    results: Vec<Value>,
 }
 
-impl<P, F: FnMut(&mut P) -> Option<(String, Value)>> Running<P, F> {
-    fn drain(&mut self) {
-        while let Some((line, object)) = (self.next_result)(&mut self.probe) {
+impl<P, F: FnMut(&mut P, bool) -> Option<(String, Value)>, U: FnMut(&P, &mut Counts)> Running<'_, P, F, U> {
+    fn drain(&mut self, has_ended: bool) {
+        let mut live = self.live.borrow_mut();
+        while let Some((line, record)) = (self.next_result)(&mut self.probe, has_ended) {
             match self.output {
-                Output::Lines => self.out.print(&line),
+                Output::Lines => live.print(&line),
                 Output::Summary => {}
-                Output::Json => self.results.push(object),
+                Output::Json => live.print(&format!("{record}\n")),
             }
         }
+        live.count(|counts| (self.update)(&self.probe, counts));
     }
 }
 
-impl<P: Script, F: FnMut(&mut P) -> Option<(String, Value)>> Script for Running<P, F> {
+impl<P, F, U> Script for Running<'_, P, F, U>
+where
+    P: Script,
+    F: FnMut(&mut P, bool) -> Option<(String, Value)>,
+    U: FnMut(&P, &mut Counts),
+{
     fn next(&mut self, now: Instant) -> Step {
         let step = self.probe.next(now);
-        self.drain();
-        // The reader of the pipe has closed it.
-        if self.out.have_failed() { Step::Done } else { step }
+        self.drain(false);
+        step
     }
 
     fn handle(&mut self, event: &Event<'_>, now: Instant) {
         self.recorder.handle(event);
         self.probe.handle(event, now);
-        self.drain();
+        self.drain(false);
     }
 
     fn oldest(&self) -> usize {
@@ -169,50 +209,37 @@ impl<P: Script, F: FnMut(&mut P) -> Option<(String, Value)>> Script for Running<
 /// A probe that has ended, and its session is closed.
 pub struct Ran<P> {
     pub probe: P,
-    /// `None` if a signal ended it.
-    pub account: Option<Account>,
-    /// The signal.
-    signal: Option<Interrupted>,
-    reset: u64,
-    reports: Vec<Report>,
-    results: Vec<Value>,
+    pub account: Account,
+    closed: Closed,
     recorder: Recorder,
-    out: Lines,
+    live: Live,
     output: Output,
 }
 
 impl<P> Ran<P> {
-    /// This probe, unless a signal has ended it.
-    ///
-    /// # Errors
-    /// [`Interrupted`], and those of writing the capture.
-    pub fn complete(self) -> anyhow::Result<Self> {
-        let Some(signal) = self.signal else { return Ok(self) };
-        print::half_open_reset(self.reset);
-        self.recorder.finish()?;
-        Err(signal.into())
+    /// Whether a signal has ended it.
+    pub fn is_interrupted(&self) -> bool {
+        self.closed.signal.is_some()
     }
 
-    /// Prints `summary`, or `object` with the results in its field `key`, and ends the capture.
+    /// Prints `summary`, or the record `object`, and ends the capture. Returns the exit code: `code` unless a signal has
+    /// ended the probe.
     ///
     /// # Errors
     /// Those of writing.
-    pub fn finish(mut self, summary: &str, key: &str, mut object: Value) -> anyhow::Result<()> {
-        let is_json = self.output == Output::Json;
-        if is_json {
-            object[key] = json!(self.results);
-            object["account"] = json!(self.account);
-            object["mechanism"] = json!(self.reports);
-            self.out.print(&(serde_json::to_string(&object)? + "\n"));
+    pub fn finish(mut self, summary: &str, mut object: Value, code: u8) -> anyhow::Result<u8> {
+        if self.output == Output::Json {
+            object["type"] = json!("summary");
+            self.closed.complete(&mut object, &self.account, code);
+            self.live.print(&format!("{object}\n"));
         } else {
-            self.out.print(summary);
+            self.live.print(summary);
         }
-        match self.account {
-            Some(_) if is_json => {}
-            Some(account) => print::half_open_reset(account.half_open_reset),
-            None => print::half_open_reset(self.reset),
+        self.live.end_progress();
+        if self.output != Output::Json {
+            print::half_open_reset(self.account.half_open_reset);
         }
         self.recorder.finish()?;
-        Ok(self.out.finish()?)
+        self.live.finish(self.closed.signal.unwrap_or(code))
     }
 }

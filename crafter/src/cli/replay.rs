@@ -5,20 +5,28 @@ mod schedule;
 mod tape;
 
 use std::{
+    cell::RefCell,
+    future::poll_fn,
     path::PathBuf,
-    sync::mpsc::{self, Receiver, RecvTimeoutError},
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{self, Receiver, RecvTimeoutError},
+    },
     time::{Duration, Instant},
 };
 
 use crate::cli::exit;
 use anyhow::Context as _;
-use crafter::{Error, Result};
+use crafter::{Error, Result, session::Stop};
 use serde::Serialize;
 
 use self::{outlet::Outlet, schedule::Schedule, tape::Tape};
 use super::{
     Globals, complete,
-    interface::{Ended, until_signal},
+    interface::Interrupted,
+    live::{self, Counts, Live, Signals},
     print,
 };
 
@@ -54,8 +62,9 @@ this host receives the replies.
 Frames pass the queueing discipline with crafter's socket mark. With --top-speed they bypass
 it, programs on the egress hook, and tcpdump on this host.
 Needs CAP_NET_RAW (before Linux 5.17 also CAP_NET_ADMIN, for the mark).
---json: the summary as one object: file, packets, shortened, sent, refused, seconds, rate,
-loops, broken, error, exit_code.
+Ctrl-C ends it with the summary so far, a second Ctrl-C at once.
+--json: the summary as one object: file, packets, shortened, sent, refused, duration_ns,
+packets_per_second, loops, broken, error, exit_code (docs/schema/v1/replay.json).
 Exit code 0: all packets were sent; 1: the kernel rejected some; 2: the capture is truncated,
 and the packets before that were sent; 130: Ctrl-C; others as `crafter --help` lists them.
 
@@ -79,8 +88,8 @@ struct Summary {
     shortened: usize,
     sent: u64,
     refused: u64,
-    seconds: f64,
-    rate: f64,
+    duration_ns: u64,
+    packets_per_second: f64,
     loops: u32,
     broken: Option<String>,
     error: Option<String>,
@@ -105,28 +114,41 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
         shortened: tape.shortened,
         sent: 0,
         refused: 0,
-        seconds: 0.0,
-        rate: 0.0,
+        duration_ns: 0,
+        packets_per_second: 0.0,
         loops: args.times,
         broken: tape.broken.clone(),
         error: None,
         exit_code: exit::SUCCESS,
     };
     // A separate thread: the runtime's timers have millisecond resolution, and a batch at top speed blocks.
-    let (stop, stopped) = mpsc::channel::<()>();
-    let mut playing = tokio::task::spawn_blocking(move || play(&tape, schedule, outlet, args.times, &stopped));
-    let (played, signal) = match until_signal(&mut playing).await? {
-        Ended::Itself(played) => (played, None),
-        Ended::Signal(code) => {
-            drop(stop);
-            (playing.await, Some(code))
+    let (end, ended) = mpsc::channel::<()>();
+    let total = (tape.items.len() as u64).saturating_mul(args.times.into());
+    let live = RefCell::new(Live::new(false, Counts { total: Some(total), ..Counts::default() }));
+    let (mut signals, stop) = (Signals::new()?, Stop::default());
+    let progress = Arc::new(AtomicU64::new(0));
+    let done = progress.clone();
+    let mut playing = tokio::task::spawn_blocking(move || play(&tape, schedule, outlet, args.times, &ended, &done));
+    let played = poll_fn(|context| {
+        live.borrow_mut().count(|counts| counts.sent = progress.load(Ordering::Relaxed));
+        Pin::new(&mut playing).poll(context)
+    });
+    let played = async {
+        tokio::pin!(played);
+        tokio::select! {
+            played = &mut played => return played,
+            () = stop.stopped() => drop(end),
         }
+        played.await
     };
+    let (played, signal) = live::drive(played, &live, &mut signals, &stop).await?;
+    live.into_inner().end_progress();
     let played = played.context("the sending thread panicked; this is a bug in crafter")?;
     summary.sent = played.outlet.sent();
     summary.refused = played.outlet.refused();
-    summary.seconds = played.took.as_secs_f64();
-    summary.rate = if summary.seconds > 0.0 { summary.sent as f64 / summary.seconds } else { 0.0 };
+    let seconds = played.took.as_secs_f64();
+    summary.duration_ns = print::nanoseconds(played.took);
+    summary.packets_per_second = if seconds > 0.0 { summary.sent as f64 / seconds } else { 0.0 };
     summary.conclude(played.error, signal);
     summary.print(globals)?;
     Ok(summary.exit_code)
@@ -137,7 +159,7 @@ impl Summary {
     fn conclude(&mut self, error: Option<Error>, signal: Option<u8>) {
         if let Some(code) = signal {
             self.exit_code = code;
-            self.error = Some("interrupted".to_owned());
+            self.error = Some(Interrupted::TEXT.to_owned());
         } else if let Some(error) = error {
             self.exit_code = exit::code(&error);
             self.error = Some(print::sentence(&error.into()));
@@ -149,7 +171,8 @@ impl Summary {
     }
 
     fn print(&self, globals: &Globals) -> anyhow::Result<()> {
-        print::result(globals, self, |Self { sent, refused, seconds, rate, .. }| {
+        print::result(globals, self, |Self { sent, refused, duration_ns, packets_per_second: rate, .. }| {
+            let seconds = *duration_ns as f64 / 1e9;
             format!("{sent} packets sent in {seconds:.3} s, {rate:.0} packets/s; {refused} rejected by the kernel\n")
         })?;
         if self.shortened > 0 && !globals.json {
@@ -172,7 +195,14 @@ struct Played {
 }
 
 /// Sends all of `tape` `times` times, or until the sender of `stopped` is dropped.
-fn play(tape: &Tape, mut schedule: Schedule, mut outlet: Outlet, times: u32, stopped: &Receiver<()>) -> Played {
+fn play(
+    tape: &Tape,
+    mut schedule: Schedule,
+    mut outlet: Outlet,
+    times: u32,
+    stopped: &Receiver<()>,
+    progress: &AtomicU64,
+) -> Played {
     /// Packets between two checks of `stopped`: at most a millisecond of work.
     const CHUNK: usize = 512;
     let begun = Instant::now();
@@ -185,6 +215,7 @@ fn play(tape: &Tape, mut schedule: Schedule, mut outlet: Outlet, times: u32, sto
         let pause = if ready > 0 {
             error = outlet.send(tape, at..at + ready).err();
             done += ready as u64;
+            progress.store(done, Ordering::Relaxed);
             schedule.sent(ready, at + ready == tape.items.len());
             Duration::ZERO
         } else {

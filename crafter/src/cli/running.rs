@@ -6,8 +6,9 @@ use crafter::{
     protocol::{control::Control, wire::InfoCall},
 };
 use serde::Serialize;
+use serde_json::{Value, json};
 
-use super::{complete, print, service};
+use super::{Globals, complete, print, service};
 
 /// Which running crafters to report on.
 #[derive(Debug, clap::Args)]
@@ -68,52 +69,55 @@ impl Args {
 /// Why a crafter is skipped.
 const OTHER_LAYOUT: &str = "its maps have the layout of another version";
 
-/// An element of the output.
-#[derive(Serialize)]
-#[serde(untagged)]
-pub enum Entry<T> {
-    /// A crafter, or an interface of the service.
-    Section(Section<T>),
-    /// A crafter whose maps cannot be read.
-    Skipped {
-        #[serde(flatten)]
-        crafter: OtherVersion,
-        /// Why.
-        skipped: &'static str,
-    },
+/// The output of a command.
+pub struct Report<T> {
+    pub sections: Vec<Section<T>>,
+    /// Crafters whose maps cannot be read.
+    pub skipped: Vec<OtherVersion>,
 }
 
-impl<T> Entry<T> {
-    /// The entries of crafters, in the order of the output.
-    pub fn all(sections: impl IntoIterator<Item = Section<T>>, skipped: Vec<OtherVersion>) -> Vec<Self> {
-        let skipped = skipped.into_iter().map(|crafter| Self::Skipped { crafter, skipped: OTHER_LAYOUT });
-        sections.into_iter().map(Self::Section).chain(skipped).collect()
+impl<T: Serialize> Report<T> {
+    /// Prints an object, or a text for each section: its title, then `table` of its content.
+    ///
+    /// # Errors
+    /// Those of serializing and of writing to stdout.
+    pub fn print(&self, globals: &Globals, table: impl Fn(&T) -> String) -> anyhow::Result<()> {
+        if globals.json {
+            return Ok(print::json(&self.object()?)?);
+        }
+        print::out(self.sections.iter().map(|section| section.text(&table)).collect::<Vec<_>>().join("\n"))?;
+        Ok(())
     }
 
-    /// The text of all sections, each as [`Section::text`].
-    pub fn text(entries: &[Self], table: impl Fn(&T) -> String) -> String {
-        let sections = entries.iter().filter_map(|entry| match entry {
-            Self::Section(section) => Some(section.text(&table)),
-            Self::Skipped { .. } => None,
-        });
-        sections.collect::<Vec<_>>().join("\n")
+    fn object(&self) -> serde_json::Result<Value> {
+        let section = |section: &Section<T>| {
+            let mut object = serde_json::to_value(&section.content)?;
+            let (map_id, interface) = match &section.origin {
+                Origin::MapId(id) => (Some(id), None),
+                Origin::Interface(name) => (None, Some(name)),
+            };
+            object["map_id"] = json!(map_id);
+            object["interface"] = json!(interface);
+            object["holders"] = json!(section.holders);
+            Ok(object)
+        };
+        let skipped = |OtherVersion { program_id, holders }: &OtherVersion| json!({ "program_id": program_id, "holders": holders, "reason": OTHER_LAYOUT });
+        Ok(json!({
+            "sections": self.sections.iter().map(section).collect::<serde_json::Result<Vec<_>>>()?,
+            "skipped": self.skipped.iter().map(skipped).collect::<Vec<_>>(),
+        }))
     }
 }
 
 /// Flows or counters of one crafter, or of one interface of the service.
-#[derive(Serialize)]
 pub struct Section<T> {
-    #[serde(flatten)]
     pub origin: Origin,
     /// Processes that hold the map.
     pub holders: Vec<Process>,
-    #[serde(flatten)]
     pub content: T,
 }
 
 /// What a section reports on.
-#[derive(Serialize)]
-#[serde(rename_all = "snake_case")]
 pub enum Origin {
     /// The map of a crafter that runs without the service.
     MapId(u32),

@@ -1,10 +1,16 @@
 //! `crafter send`: sends packets without waiting for replies.
 
+use std::cell::RefCell;
+
 use crate::cli::exit;
-use crafter::session::SrOptions;
+use crafter::session::{Account, Event, Outcome, SrOptions};
 use serde_json::json;
 
-use super::{Globals, exchange, print};
+use super::{
+    Globals, exchange,
+    live::{Counts, Live, Signals},
+    print,
+};
 
 /// `crafter send`
 #[derive(Debug, clap::Args)]
@@ -20,9 +26,10 @@ next hop from the route, the source port (or ICMP identifier) from a lease that 
 packets are sent. After that the kernel answers a late SYN-ACK with a RST; `sr` waits for
 replies and suppresses such RSTs while it waits.
 Prints one line on stderr: how many packets were sent, and how many were not.
---json: an object with account and mechanism.
+Ctrl-C ends it with the account so far; a second Ctrl-C at once, without.
+--json: an object with account, mechanism, error and exit_code (docs/schema/v1/send.json).
 Exit code 0: all packets were handed to the kernel, or the account counts those that were not;
-others as `crafter --help` lists them.
+130: Ctrl-C; others as `crafter --help` lists them.
 
 Examples:
   crafter send 'IP(dst=\"192.0.2.1\")/UDP(dport=9)/\"hello\"'
@@ -37,11 +44,23 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     let set = args.set()?;
     let packets = args.packets(&set)?;
     let options = SrOptions { pace: args.pace(), ..SrOptions::default() };
-    let sending = args.run(async |session, observer| session.send_with(packets, &options, observer).await);
-    let (mut account, mut closed) = sending.await?;
+    let counts = Counts { total: Some(args.total(&set)), ..Counts::default() };
+    let live = RefCell::new(Live::new(args.capture.is_stdout(), counts));
+    let on_event = |event: &Event<'_>| {
+        if matches!(event.outcome, Outcome::Sent { .. }) {
+            live.borrow_mut().count(|counts| counts.sent += 1);
+        }
+    };
+    let mut signals = Signals::new()?;
+    let sending = args.run(&mut signals, &live, on_event, async |session, observer| {
+        session.send_with(packets, &options, observer).await
+    });
+    let (mut account, mut closed): (Account, _) = sending.await?;
     account.half_open_reset += closed.reset;
     if globals.json && !args.capture.is_stdout() {
-        print::json(&json!({ "account": account, "mechanism": closed.reports }))?;
+        let mut object = json!({});
+        closed.complete(&mut object, &account, exit::SUCCESS);
+        print::json(&object)?;
     } else {
         print::note(account.sending());
         print::half_open_reset(account.half_open_reset);

@@ -45,7 +45,8 @@ Packets are written as for `crafter sr`; results can be assigned to variables:
 Source ports stay owned until the shell ends, so that the kernel sends no RST. At the end crafter
 resets half-open connections: those whose SYN-ACK no packet acknowledged or reset. If the shell
 is killed, and with --leave-open, the kernel resets them later.
-Values are printed on stdout, with --json as one JSON value per line; messages on stderr.
+Values are printed on stdout, with --json one object per line with type (value) and value; messages
+on stderr.
 Without a prompt the first error ends the shell: exit code 2 for a syntax error, else the code of
 the error. The history is in $XDG_STATE_HOME/crafter, or ~/.local/state/crafter.
 Exit code 0: all statements succeeded, or the prompt was left; others as above.
@@ -161,7 +162,8 @@ impl Printer {
         let printed = match output {
             Output::Notice(text) => return print::note(text),
             Output::Value(value) if self.json => {
-                value.to_json().map_err(anyhow::Error::from).and_then(|value| print::json(&value))
+                let record = |value| print::json(&serde_json::json!({ "type": "value", "value": value }));
+                value.to_json().map_err(anyhow::Error::from).and_then(record)
             }
             Output::Value(value) => print::out(format!("{value}\n")).map_err(anyhow::Error::from),
         };

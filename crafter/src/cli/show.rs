@@ -56,8 +56,9 @@ Building a printed packet gives the same bytes. Bytes of unknown protocols becom
 For a truncated capture the packets before the truncation are printed, with a message on stderr
 and exit code 2. Packets from stdin are printed as they arrive: `crafter sniff -w - | crafter
 show -`. Comments of a pcapng file follow a #.
---json: an object with packets (summary, expression, bytes, layers with all fields) and
-broken (why reading stopped early, or null).
+--json: one object per line, distinguished by type: packet (summary, expression, bytes, layers with
+all fields, time_ns, original_length, interface, direction, comment), then one summary (packets:
+how many, broken: why reading stopped early, or null). docs/schema/v1/show.json describes both.
 Exit code 0; 2: not a capture and not a packet, or truncated; 1: the file cannot be read.
 
 Examples:
@@ -81,7 +82,7 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
         form: args.form,
         // The writer of a pipe may send packets at any time.
         flush_each: args.input == "-",
-        begun: false,
+        packets: 0,
     };
     let mut broken = None;
     let mut whole = packets.map_while(|captured| captured.map_err(|error| broken = Some(error)).ok());
@@ -107,8 +108,8 @@ struct Output<W: Write> {
     json: bool,
     form: Form,
     flush_each: bool,
-    /// Whether the beginning of the JSON object is written.
-    begun: bool,
+    /// Packets printed as JSON.
+    packets: u64,
 }
 
 impl<W: Write> Output<W> {
@@ -117,9 +118,9 @@ impl<W: Write> Output<W> {
             let mut object = object(captured)?;
             object["direction"] = json!(captured.direction.map(Direction::name));
             object["comment"] = json!(captured.comment);
-            self.out.write_all(if self.begun { b"," } else { b"{\"packets\":[" })?;
-            self.begun = true;
-            serde_json::to_writer(&mut self.out, &object).map_err(io::Error::from)?;
+            object["type"] = json!("packet");
+            self.packets += 1;
+            writeln!(self.out, "{object}")?;
         } else {
             self.out.write_all(commented(captured, self.form)?.as_bytes())?;
         }
@@ -128,8 +129,8 @@ impl<W: Write> Output<W> {
 
     fn end(&mut self, broken: Option<&str>) -> anyhow::Result<()> {
         if self.json {
-            let begin = if self.begun { "" } else { "{\"packets\":[" };
-            writeln!(self.out, "{begin}],\"broken\":{}}}", json!(broken))?;
+            let summary = json!({ "type": "summary", "packets": self.packets, "broken": broken });
+            writeln!(self.out, "{summary}")?;
         }
         Ok(self.out.flush()?)
     }
@@ -141,7 +142,7 @@ impl<W: Write> Output<W> {
 /// Those of building it.
 pub fn object(captured: &Captured) -> crafter::Result<Value> {
     let mut object = captured.packet().to_json()?;
-    object["time"] = json!(captured.time.map(|time| time.as_secs_f64()));
+    object["time_ns"] = json!(captured.time.map(print::nanoseconds));
     object["original_length"] = json!(captured.original_length);
     object["interface"] = json!(captured.interface);
     Ok(object)

@@ -14,7 +14,7 @@ use crafter::{
     layer::Kind,
     session::Sniffer,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
     Globals, complete,
@@ -75,8 +75,9 @@ it does not see frames addressed to other stations.
 It sees packets that reach the kernel's network stack. It does not see packets that an XDP
 program consumes, e.g. those for ports that another crafter owns in native XDP mode, nor
 packets sent past the stack (AF_XDP, replay --top-speed).
---json: one JSON object per line for each packet: time (seconds since 1970), time_ns (the
-same in nanoseconds), interface, original_length, and the keys of `crafter show --json`.
+--json: one object per line as packets arrive, distinguished by type: packet (time_ns, interface,
+original_length, and the keys of `crafter show --json`), then one summary (interface, packets,
+received, dropped). docs/schema/v1/sniff.json describes both.
 Exit code 0: stopped as requested; 5: --timeout passed before --count packets were seen; others
 as `crafter --help` lists them.
 
@@ -131,8 +132,14 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
             empty(&mut tap, &mut sink, wanted, &mut seen)
         }
     };
-    let result = result.and_then(|()| sink.finish());
-    let (received, dropped) = tap.counts()?;
+    let counts = tap.counts();
+    let (received, dropped) =
+        counts.as_ref().map_or((None, None), |&(received, dropped)| (Some(received), Some(dropped)));
+    let summary = json!({
+        "type": "summary", "interface": interface, "packets": seen, "received": received, "dropped": dropped,
+    });
+    let result = result.and_then(|()| sink.finish(&summary));
+    let (received, dropped) = counts?;
     print::stderr(format_args!(
         "crafter sniff: {seen} packets seen, {received} received by the filter, {dropped} dropped by the kernel"
     ));
@@ -245,9 +252,8 @@ impl Sink {
             Some(form) => show::text(captured.packet(), *form)?,
             None => {
                 let mut object = show::object(captured)?;
-                let time = captured.time.unwrap_or_default();
-                object["time"] = json!(time.as_secs_f64());
-                object["time_ns"] = json!(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+                object["type"] = json!("packet");
+                object["time_ns"] = json!(print::nanoseconds(captured.time.unwrap_or_default()));
                 format!("{object}\n")
             }
         };
@@ -264,7 +270,11 @@ impl Sink {
         }
     }
 
-    fn finish(&mut self) -> Result<()> {
+    /// Prints the counts as JSON, and ends the capture.
+    fn finish(&mut self, counts: &Value) -> Result<()> {
+        if let Some((out, None)) = &mut self.print {
+            writeln!(out, "{counts}").map_err(printing)?;
+        }
         self.flush()?;
         match self.write.take() {
             Some(writer) => Ok(writer.finish().map(drop)?),

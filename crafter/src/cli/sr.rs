@@ -1,22 +1,30 @@
 //! `crafter sr` and `crafter sr1`: send packets and match the replies.
 
-use std::{fmt::Write as _, time::Duration};
+mod tally;
+
+use std::{
+    cell::RefCell,
+    time::{Duration, Instant},
+};
 
 use crate::cli::exit;
 use crafter::{
     Error,
-    datapath::program::Report,
     layer::Packet,
-    probe::TargetReport,
-    session::{Exchanged, Pair, Reply, SrOptions},
+    probe::{TargetReport, TargetState},
+    session::{Event, Exchanged, Outcome, SrOptions},
 };
 use serde_json::{Value, json};
 
+use self::tally::Tally;
 use super::{
-    Globals,
-    exchange::{self, Closed},
-    interface, print,
+    Globals, exchange, interface,
+    live::{Counts, Live, Signals},
+    print,
 };
+
+/// Number of requests up to which all of them are printed by default.
+const MAX_PRINTED: u64 = 64;
 
 /// `crafter sr`
 #[derive(Debug, clap::Args)]
@@ -27,6 +35,9 @@ pub struct Args {
     /// Collect all replies to a request, not only the first; waits until the timeout
     #[arg(long)]
     multi: bool,
+    /// Which requests to print [default: all; text of more than 64 requests: open]
+    #[arg(long, value_name = "WHICH")]
+    show: Option<Show>,
     // Last: options after it would be below its headings.
     #[command(flatten)]
     exchange: exchange::Args,
@@ -37,6 +48,27 @@ impl Args {
     pub fn bounded(mut self) -> Self {
         self.exchange.link.hop_timeout = Some(self.waiting.longest());
         self
+    }
+}
+
+/// Which requests `sr` prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Show {
+    /// Open ports, hosts that are up, and answers that are neither positive nor negative
+    Open,
+    /// All requests with an answer
+    Answered,
+    /// All requests
+    All,
+}
+
+impl Show {
+    fn includes(self, state: TargetState) -> bool {
+        match self {
+            Self::Open => matches!(state, TargetState::Open | TargetState::Up | TargetState::Answered),
+            Self::Answered => state != TargetState::NoAnswer,
+            Self::All => true,
+        }
     }
 }
 
@@ -79,18 +111,22 @@ const HELP: &str = "\
 A packet begins with IP, IPv6, Ether or ARP. Unset fields are filled in: source address and
 next hop from the route, the source port (or ICMP identifier) from a lease. While the lease
 lasts, replies to the port are delivered to crafter and the kernel sends no RST.
-Prints a line for each request with its reply; on stderr an account of all packets, and
-whether the counters of the kernel half agree with it.
+Prints a line for each request with its reply when the reply arrives, at the end a line for each
+request without one. Of more than 64 requests it prints only those that --show open includes, and
+at the end the ports of each host by state. On stderr: how many targets are in each state, an
+account of all packets, and whether the counters of the kernel half agree with it.
+Ctrl-C ends it with everything so far, a second Ctrl-C at once.
 A SYN-ACK leaves a connection half open, and the peer repeats it. Before the lease of the port
 ends, also after Ctrl-C, crafter resets such connections and prints on stderr how many
 (half_open_reset of the account). That takes at most 5 s, at --rate or 1000 per second,
 whichever is higher. Connections are not reset with --leave-open, if crafter is killed, or if
 more than 131072 later SYNs were answered: then the kernel resets each when the peer repeats
 its SYN-ACK, a second or more later.
---json: an object with answered (number, sent, request, reply, rtt_ms), unanswered, unmatched,
-account and mechanism; packets as in `crafter show --json`, replies also with time, interface
-and reason.
-Exit code 0: at least one reply; 5: none; others as `crafter --help` lists them.
+--json: one object per line as results arrive, distinguished by type: answer (number, request,
+reply, rtt_ns, verdict), no_answer (number, request), unmatched (reply), then one summary (states,
+account, mechanism, error, exit_code). Packets as in `crafter show --json`, requests also with
+time_ns, replies with time_ns, interface and reason (docs/schema/v1/sr.json).
+Exit code 0: at least one reply; 5: none; 130: Ctrl-C; others as `crafter --help` lists them.
 
 Examples:
   crafter sr 'IP(dst=\"192.0.2.1\")/TCP(dport=[22,80,443], flags=\"S\")'
@@ -102,9 +138,10 @@ Prints on stderr what the reply means: the port is open or closed, the host is u
 destination is unreachable (with the ICMP code), or there was no reply in time.
 A half-open connection is reset at the end. With --leave-open the kernel resets it when the
 peer repeats its SYN-ACK.
---json: an object with request, reply (or null), rtt_ms, verdict (state, from, text), account
-and mechanism. States: open, closed, up, unreachable, ttl_exceeded, error, answered, no_answer.
-Exit code 0: a reply; 5: none; others as `crafter --help` lists them.
+--json: an object with request, reply (or null), rtt_ns, verdict (state, from, text), account,
+mechanism, error and exit_code (docs/schema/v1/sr1.json). States: open, closed, up, unreachable,
+ttl_exceeded, error, answered, no_answer.
+Exit code 0: a reply; 5: none; 130: Ctrl-C; others as `crafter --help` lists them.
 
 Examples:
   crafter sr1 'IP(dst=\"192.0.2.1\")/TCP(dport=80, flags=\"S\")'
@@ -115,17 +152,55 @@ Examples:
 /// # Errors
 /// Those of the expression, of values that do not fit, and of sending.
 pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
-    let Args { exchange, waiting, multi } = args;
-    let (exchanged, Closed { reports, signal, .. }) = sr(&exchange, &waiting, multi).await?;
-    if exchange.capture.is_stdout() {
-        account(&exchanged);
-    } else if globals.json {
-        print::json(&all(&exchanged, &reports)?)?;
-    } else {
-        print::out(lines(&exchanged))?;
+    let Args { exchange, waiting, multi, show } = args;
+    let set = exchange.set()?;
+    let is_large = exchange.total(&set) > MAX_PRINTED;
+    let form = match (exchange.capture.is_stdout(), globals.json) {
+        (true, _) => Form::Nothing,
+        (false, true) => Form::Json,
+        (false, false) => Form::Text,
+    };
+    let default = if is_large && form == Form::Text { Show::Open } else { Show::All };
+    let mut printer = Printer { form, show: show.unwrap_or(default), tally: Tally::default(), fault: None };
+    let counts =
+        Counts { total: Some(exchange.total(&set)), answered: Some(0), wait: waiting.timeout, ..Counts::default() };
+    let live = RefCell::new(Live::new(false, counts));
+    let packets = exchange.packets(&set)?;
+    let Waiting { timeout, retry } = waiting;
+    let options = SrOptions { timeout, retry, pace: exchange.pace(), multi, discard_replies: true };
+    let mut signals = Signals::new()?;
+    let on_event = |event: &Event<'_>| printer.handle(event, &mut live.borrow_mut());
+    let running = exchange.run(&mut signals, &live, on_event, async |session, observer| {
+        session.sr_with(packets, &options, observer).await
+    });
+    let (mut exchanged, mut closed): (Exchanged, _) = running.await?;
+    exchanged.account.half_open_reset += closed.reset;
+    if let Some(error) = printer.fault.take() {
+        return Err(error.into());
+    }
+    let code = code(&exchanged);
+    let mut live = live.into_inner();
+    printer.unanswered(&exchanged, &mut live)?;
+    match form {
+        Form::Json => {
+            let mut summary = json!({ "type": "summary", "states": printer.tally.total_object() });
+            closed.complete(&mut summary, &exchanged.account, code);
+            live.print(&format!("{summary}\n"));
+        }
+        Form::Text if is_large => live.print(&printer.tally.map()),
+        Form::Text | Form::Nothing => {}
+    }
+    live.end_progress();
+    if form != Form::Json {
+        let totals = printer.tally.total_line();
+        if !totals.is_empty() {
+            print::note(totals);
+        }
         account(&exchanged);
     }
-    Ok(signal.unwrap_or_else(|| code(&exchanged)))
+    let code = live.finish(closed.signal.unwrap_or(code))?;
+    closed.check_recorded()?;
+    Ok(code)
 }
 
 /// Sends one packet, waits and prints.
@@ -134,27 +209,51 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
 /// As [`run`]; [`Error::Invalid`] for an expression that expands to more than one packet.
 pub async fn run_one(args: OneArgs, globals: &Globals) -> anyhow::Result<u8> {
     let OneArgs { exchange, waiting } = args;
-    exchange.set()?.single()?;
-    let (exchanged, Closed { reports, signal, .. }) = sr(&exchange, &waiting, false).await?;
+    let set = exchange.set()?;
+    set.single()?;
+    let packets = exchange.packets(&set)?;
+    let options =
+        SrOptions { timeout: waiting.timeout, retry: waiting.retry, pace: exchange.pace(), ..SrOptions::default() };
+    let counts = Counts { total: Some(1), answered: Some(0), wait: waiting.timeout, ..Counts::default() };
+    let live = RefCell::new(Live::new(false, counts));
+    let mut signals = Signals::new()?;
+    let (mut sent, mut sent_time) = (None, None);
+    let on_event = |event: &Event<'_>| {
+        if matches!(event.outcome, Outcome::Sent { .. }) {
+            (sent, sent_time) = (Some(Instant::now()), Some(event.time));
+            live.borrow_mut().count(|counts| counts.sent = 1);
+        }
+    };
+    let running = exchange.run(&mut signals, &live, on_event, async |session, observer| {
+        session.sr_with(packets, &options, observer).await
+    });
+    let (mut exchanged, mut closed): (Exchanged, _) = running.await?;
+    exchanged.account.half_open_reset += closed.reset;
     let first = exchanged.answered.first();
     let request = first.map(|pair| &pair.request).or(exchanged.unanswered.first());
     let verdict = match (first, request) {
         (Some(pair), _) => Some(TargetReport::answered(&pair.request, &pair.reply.packet, pair.rtt)),
         (None, Some(request)) => {
             let attempts = u32::try_from(exchanged.account.sent).unwrap_or(u32::MAX);
-            Some(TargetReport::unanswered(request, waiting.timeout, attempts))
+            // After Ctrl-C, the time until then.
+            let waited = sent.map_or(Duration::ZERO, |sent| sent.elapsed()).as_millis() as u64;
+            let waited = Duration::from_millis(waited).min(waiting.timeout);
+            let waited = if closed.signal.is_some() { waited } else { waiting.timeout };
+            Some(TargetReport::unanswered(request, waited, attempts))
         }
         (None, None) => None,
     };
+    let code = code(&exchanged);
     if globals.json && !exchange.capture.is_stdout() {
-        print::json(&json!({
-            "request": request.map(Packet::to_json).transpose()?,
-            "reply": first.map(|pair| reply(&pair.reply)).transpose()?,
-            "rtt_ms": first.map(|pair| milliseconds(pair.rtt)),
+        let reply = first.map(|pair| &pair.reply);
+        let mut object = json!({
+            "request": request.map(|packet| request_object(packet, sent_time)).transpose()?,
+            "reply": reply.map(|reply| packet_object(&reply.packet, reply.time, &reply.interface, reply.reason.name())).transpose()?,
+            "rtt_ns": first.map(|pair| print::nanoseconds(pair.rtt)),
             "verdict": verdict,
-            "account": exchanged.account,
-            "mechanism": reports,
-        }))?;
+        });
+        closed.complete(&mut object, &exchanged.account, code);
+        print::json(&object)?;
     } else {
         if let Some(pair) = first.filter(|_| !exchange.capture.is_stdout()) {
             print::out(pair.reply.packet.show()? + "\n")?;
@@ -164,22 +263,12 @@ pub async fn run_one(args: OneArgs, globals: &Globals) -> anyhow::Result<u8> {
         }
         account(&exchanged);
     }
-    Ok(signal.unwrap_or_else(|| code(&exchanged)))
-}
-
-async fn sr(args: &exchange::Args, waiting: &Waiting, multi: bool) -> anyhow::Result<(Exchanged, Closed)> {
-    let set = args.set()?;
-    let packets = args.packets(&set)?;
-    let options = SrOptions { timeout: waiting.timeout, retry: waiting.retry, pace: args.pace(), multi };
-    let running = args.run(async |session, observer| session.sr_with(packets, &options, observer).await);
-    let (mut exchanged, mut closed) = running.await?;
     closed.check_recorded()?;
-    exchanged.account.half_open_reset += closed.reset;
-    Ok((exchanged, closed))
+    Ok(closed.signal.unwrap_or(code))
 }
 
 fn code(exchanged: &Exchanged) -> u8 {
-    if exchanged.answered.is_empty() { exit::TIMED_OUT } else { exit::SUCCESS }
+    if exchanged.account.answered == 0 { exit::TIMED_OUT } else { exit::SUCCESS }
 }
 
 /// Writes the account to stderr.
@@ -188,45 +277,113 @@ fn account(exchanged: &Exchanged) {
     print::half_open_reset(exchanged.account.half_open_reset);
 }
 
-fn lines(exchanged: &Exchanged) -> String {
-    let mut text = String::new();
-    for Pair { request, reply, rtt, .. } in &exchanged.answered {
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "{} ==> {}  {:.3} ms", request.summary(), reply.packet.summary(), milliseconds(*rtt));
-    }
-    for request in &exchanged.unanswered {
-        let _ = writeln!(text, "{} ==> no answer", request.summary());
-    }
-    text
+/// In which form `sr` prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Text,
+    Json,
+    /// A capture is written to stdout.
+    Nothing,
 }
 
-fn all(exchanged: &Exchanged, reports: &[Report]) -> Result<Value, Error> {
-    let pair = |pair: &Pair| {
-        Ok::<_, Error>(json!({
-            "number": pair.number,
-            "sent": pair.sent.as_secs_f64(),
-            "request": pair.request.to_json()?,
-            "reply": reply(&pair.reply)?,
-            "rtt_ms": milliseconds(pair.rtt),
-        }))
-    };
-    Ok(json!({
-        "answered": exchanged.answered.iter().map(pair).collect::<Result<Vec<_>, _>>()?,
-        "unanswered": exchanged.unanswered.iter().map(Packet::to_json).collect::<Result<Vec<_>, _>>()?,
-        "unmatched": exchanged.unmatched.iter().map(reply).collect::<Result<Vec<_>, _>>()?,
-        "account": exchanged.account,
-        "mechanism": reports,
-    }))
+/// Prints the replies of `sr` as they arrive, and keeps the state of each target.
+struct Printer {
+    form: Form,
+    show: Show,
+    tally: Tally,
+    /// The first error of building a packet to print.
+    fault: Option<Error>,
 }
 
-fn reply(reply: &Reply) -> Result<Value, Error> {
-    let mut object = reply.packet.to_json()?;
-    object["time"] = json!(reply.time.as_secs_f64());
-    object["interface"] = json!(reply.interface);
-    object["reason"] = json!(reply.reason.name());
+impl Printer {
+    fn handle(&mut self, event: &Event<'_>, live: &mut Live) {
+        match (event.outcome, event.request, event.reply) {
+            (Outcome::Sent { request: number, attempt }, request, _) => {
+                self.tally.handle_sent(number, request, event.time);
+                if attempt == 0 {
+                    live.count(|counts| (counts.sent, counts.lost) = (counts.sent + 1, counts.lost + 1));
+                }
+            }
+            (Outcome::Matched { request: number, rtt, reason }, Some(request), Some(reply)) => {
+                let verdict = TargetReport::answered(request, reply, rtt);
+                let (is_first, sent) = self.tally.handle_reply(number, verdict.state);
+                if is_first {
+                    live.count(|counts| {
+                        counts.answered = counts.answered.map(|count| count + 1);
+                        counts.lost -= 1;
+                    });
+                }
+                match self.form {
+                    Form::Text if self.show.includes(verdict.state) => {
+                        let milliseconds = rtt.as_secs_f64() * 1e3;
+                        live.print(&format!("{} ==> {}  {milliseconds:.3} ms\n", request.summary(), reply.summary()));
+                    }
+                    Form::Json if self.show.includes(verdict.state) => {
+                        let record = || {
+                            Ok::<_, Error>(json!({
+                                "type": "answer",
+                                "number": number,
+                                "request": request_object(request, sent)?,
+                                "reply": packet_object(reply, event.time, event.interface, reason.name())?,
+                                "rtt_ns": print::nanoseconds(rtt),
+                                "verdict": verdict,
+                            }))
+                        };
+                        self.record(record(), live);
+                    }
+                    Form::Text | Form::Json | Form::Nothing => {}
+                }
+            }
+            (Outcome::Unmatched { reason }, ..) if self.form == Form::Json && self.show == Show::All => {
+                let packet = Packet::parse(event.first, event.bytes);
+                let reply = packet_object(&packet, event.time, event.interface, reason.name());
+                self.record(reply.map(|reply| json!({ "type": "unmatched", "reply": reply })), live);
+            }
+            _ => {}
+        }
+    }
+
+    fn record(&mut self, record: Result<Value, Error>, live: &mut Live) {
+        match record {
+            Ok(record) => live.print(&format!("{record}\n")),
+            Err(error) => {
+                self.fault.get_or_insert(error);
+            }
+        }
+    }
+
+    /// Prints the requests without a reply, after the end.
+    fn unanswered(&self, exchanged: &Exchanged, live: &mut Live) -> Result<(), Error> {
+        if !self.show.includes(TargetState::NoAnswer) {
+            return Ok(());
+        }
+        let numbers = self.tally.unanswered(exchanged.account.requests);
+        for (number, request) in numbers.zip(&exchanged.unanswered) {
+            match self.form {
+                Form::Text => live.print(&format!("{} ==> no answer\n", request.summary())),
+                Form::Json => {
+                    let request = request_object(request, self.tally.sent(number))?;
+                    live.print(&format!("{}\n", json!({ "type": "no_answer", "number": number, "request": request })));
+                }
+                Form::Nothing => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A request, and when it was sent the last time.
+fn request_object(request: &Packet, sent: Option<Duration>) -> Result<Value, Error> {
+    let mut object = request.to_json()?;
+    object["time_ns"] = json!(sent.map(print::nanoseconds));
     Ok(object)
 }
 
-fn milliseconds(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e3
+/// A received packet.
+fn packet_object(packet: &Packet, time: Duration, interface: &str, reason: &str) -> Result<Value, Error> {
+    let mut object = packet.to_json()?;
+    object["time_ns"] = json!(print::nanoseconds(time));
+    object["interface"] = json!(interface);
+    object["reason"] = json!(reason);
+    Ok(object)
 }

@@ -11,7 +11,9 @@ use serde_json::{Value, json};
 
 use super::{
     Globals, interface,
-    probe::{self, Output},
+    live::Counts,
+    print,
+    probe::{self, Output, Plan},
 };
 
 /// `crafter traceroute`
@@ -65,9 +67,12 @@ Prints a line for each hop: the address that answered, its MPLS labels, and the 
 probe; a star for a probe without an answer. Names of routers are not looked up.
 After a time: !N, !H, !P network, host or protocol unreachable, !X prohibited, !S source route
 failed, !F-MTU fragmentation needed, !V, !C precedence, !<N> code N; also from the destination.
---json: one object with ending, hops, account and mechanism.
+Ctrl-C ends it with the hops so far, a second Ctrl-C at once.
+--json: one object per line as results arrive: type hop for each hop, then one of type summary
+with ending (reached, unreachable, not_reached or interrupted), icmp_error, account, mechanism,
+error and exit_code (docs/schema/v1/traceroute.json).
 Exit code 0: the host was reached; 5: it was not; 4: an ICMP error reported it as unreachable;
-others as `crafter --help` lists them.
+130: Ctrl-C; others as `crafter --help` lists them.
 
 Examples:
   crafter traceroute 192.0.2.1
@@ -99,21 +104,29 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     };
     let Args { first, max, probes, timeout, retry: retries, parallel, interval, probe, .. } = args;
     let options = TraceOptions { destination, method, first, max, probes, timeout, retries, parallel, interval };
-    let next_result = |trace: &mut Trace| trace.poll_hop().map(|hop| (line(&hop), in_json(&hop)));
+    let next_result = |trace: &mut Trace, has_ended| {
+        let hop = trace.poll_hop().or_else(|| if has_ended { trace.poll_unfinished() } else { None });
+        hop.map(|hop| (line(&hop), in_json(&hop)))
+    };
+    let update = |trace: &Trace, counts: &mut Counts| {
+        let (sent, answered) = trace.counts();
+        (counts.sent, counts.answered, counts.lost) = (sent, Some(answered), sent - answered.min(sent));
+    };
     let output = if globals.json { Output::Json } else { Output::Lines };
     let heading = format!("{}: at most {max} hops, {method}\n", probe.label(destination));
-    let ran = probe.run(Trace::new(options)?, next_result, &heading, output).await?.complete()?;
+    let counts = Counts { answered: Some(0), ..Counts::default() };
+    let ran = probe.run(Trace::new(options)?, next_result, update, Plan { heading, output, counts }).await?;
     let (code, ending, error) = match ran.probe.ending() {
         Ending::Reached => (exit::SUCCESS, "reached", None),
         Ending::Unreachable(fault) => (exit::REFUSED, "unreachable", Some(fault.to_string())),
-        Ending::NotReached => (exit::TIMED_OUT, "not reached", None),
+        Ending::NotReached if ran.is_interrupted() => (exit::TIMED_OUT, "interrupted", None),
+        Ending::NotReached => (exit::TIMED_OUT, "not_reached", None),
     };
     let object = json!({
         "host": probe.host, "address": destination, "method": method.to_string(), "max_hops": max,
-        "ending": ending, "error": error,
+        "ending": ending, "icmp_error": error,
     });
-    ran.finish("", "hops", object)?;
-    Ok(code)
+    ran.finish("", object, code)
 }
 
 /// Address and labels of an answer: printed before its time, once for consecutive answers that share them.
@@ -156,12 +169,13 @@ fn in_json(hop: &Hop) -> Value {
         json!({
             "from": answer.answer.from,
             "ttl": answer.answer.ttl,
-            "rtt_ms": answer.rtt.as_secs_f64() * 1e3,
-            "error": answer.answer.icmp_error().map(|error| error.to_string()),
+            "rtt_ns": print::nanoseconds(answer.rtt),
+            "icmp_error": answer.answer.icmp_error().map(|error| error.to_string()),
             "annotation": answer.annotation(),
             "reached": answer.reached,
             "mpls": answer.labels().iter().map(label).collect::<Vec<_>>(),
         })
     };
-    json!({ "ttl": hop.ttl, "probes": hop.answers.iter().map(|each| each.as_ref().map(answer)).collect::<Vec<_>>() })
+    let probes: Vec<_> = hop.answers.iter().map(|each| each.as_ref().map(answer)).collect();
+    json!({ "type": "hop", "ttl": hop.ttl, "probes": probes })
 }

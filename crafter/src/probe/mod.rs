@@ -11,6 +11,6 @@ pub use self::{
     method::Method,
     ping::{Ping, PingOptions, PingOutcome, PingSummary, ProbeOutcome},
     probe_reply::{IcmpError, ProbeReply, ReplyKind},
-    target_state::{TargetReport, TargetState},
+    target_state::{Port, Target, TargetReport, TargetState},
     trace::{Ending, Hop, HopAnswer, Trace, TraceOptions},
 };

@@ -163,6 +163,7 @@ pub struct Ping {
     resets: VecDeque<Packet>,
     outcomes: VecDeque<PingOutcome>,
     summary: PingSummary,
+    lost: u64,
 }
 
 impl Ping {
@@ -191,12 +192,18 @@ impl Ping {
             resets: VecDeque::new(),
             outcomes: VecDeque::new(),
             summary: PingSummary::default(),
+            lost: 0,
         })
     }
 
     /// The next outcome, if there is one.
     pub fn poll_outcome(&mut self) -> Option<PingOutcome> {
         self.outcomes.pop_front()
+    }
+
+    /// Probes that were not answered within the timeout.
+    pub fn lost(&self) -> u64 {
+        self.lost
     }
 
     /// Sums over all probes so far.
@@ -213,6 +220,7 @@ impl Ping {
         while let Some(first) = self.pending.front().filter(|first| first.until <= now) {
             if !first.answered && !first.failed {
                 let number = first.number;
+                self.lost += 1;
                 self.report(number, ProbeOutcome::Lost);
             }
             self.pending.pop_front();

@@ -60,7 +60,15 @@ impl Stage {
     }
 
     fn event(&mut self, bytes: &[u8], outcome: Outcome) {
-        let event = Event { time: Duration::ZERO, interface: "x", first: Kind::of_ip(bytes), bytes, outcome };
+        let event = Event {
+            time: Duration::ZERO,
+            interface: "x",
+            first: Kind::of_ip(bytes),
+            bytes,
+            request: None,
+            reply: None,
+            outcome,
+        };
         self.ping.handle(&event, self.now);
     }
 

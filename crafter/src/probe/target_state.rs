@@ -44,6 +44,45 @@ pub enum TargetState {
     NoAnswer,
 }
 
+impl TargetState {
+    /// All states, the positive ones first.
+    pub const ALL: [Self; 8] = [
+        Self::Open,
+        Self::Up,
+        Self::Answered,
+        Self::Closed,
+        Self::Unreachable,
+        Self::TtlExceeded,
+        Self::Error,
+        Self::NoAnswer,
+    ];
+
+    /// The name in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Closed => "closed",
+            Self::Up => "up",
+            Self::Unreachable => "unreachable",
+            Self::TtlExceeded => "ttl_exceeded",
+            Self::Error => "error",
+            Self::Answered => "answered",
+            Self::NoAnswer => "no_answer",
+        }
+    }
+}
+
+/// The name in words: `no answer`.
+impl fmt::Display for TargetState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::TtlExceeded => "TTL exceeded",
+            Self::NoAnswer => "no answer",
+            other => other.name(),
+        })
+    }
+}
+
 impl TargetReport {
     /// The report on an answered request; `rtt`: round-trip time.
     pub fn answered(request: &Packet, reply: &Packet, rtt: Duration) -> Self {
@@ -118,23 +157,28 @@ impl fmt::Display for TargetReport {
 }
 
 /// Destination of a request.
-#[derive(Clone, Copy)]
-struct Target {
-    host: Option<IpAddr>,
-    port: Option<Port>,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The address; `None` if the request has none, or the session fills it in.
+    pub host: Option<IpAddr>,
+    /// The port; `None` for protocols without ports.
+    pub port: Option<Port>,
 }
 
-#[derive(Clone, Copy)]
-enum Port {
+/// A port that a request is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Port {
     /// TCP, by a SYN.
     Syn(u16),
     /// TCP, by another segment.
     Tcp(u16),
+    /// UDP.
     Udp(u16),
 }
 
 impl Target {
-    fn read(request: &Packet) -> Self {
+    /// Reads the destination of a request.
+    pub fn read(request: &Packet) -> Self {
         let mut target = Self { host: None, port: None };
         for layer in request.layers() {
             match layer {

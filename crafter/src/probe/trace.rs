@@ -240,6 +240,20 @@ impl Trace {
         Some(Hop { ttl: hop.ttl, answers: hop.slots.iter().map(|slot| slot.answer.clone()).collect() })
     }
 
+    /// After an interruption: the next hop, with the replies so far, if it or a later one has any.
+    pub fn poll_unfinished(&mut self) -> Option<Hop> {
+        let has_answer = |hop: &HopState| hop.answers().next().is_some();
+        let hop = self.hops.get(self.taken).filter(|_| self.taken <= self.last())?;
+        self.hops[self.taken..].iter().any(has_answer).then_some(())?;
+        self.taken += 1;
+        Some(Hop { ttl: hop.ttl, answers: hop.slots.iter().map(|slot| slot.answer.clone()).collect() })
+    }
+
+    /// Probes sent, and how many of the replies to collect have arrived.
+    pub fn counts(&self) -> (u64, u64) {
+        (self.probes, self.hops.iter().map(|hop| hop.answers().count() as u64).sum())
+    }
+
     /// How the trace ended, as far as is known.
     pub fn ending(&self) -> Ending {
         self.hops.iter().find_map(HopState::ending).unwrap_or(Ending::NotReached)

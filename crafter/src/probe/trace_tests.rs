@@ -84,7 +84,15 @@ fn trace(change: impl FnOnce(&mut TraceOptions), path: Path<'_>) -> Traced {
 }
 
 fn event(bytes: &[u8], outcome: Outcome) -> Event<'_> {
-    Event { time: Duration::ZERO, interface: "x", first: Kind::of_ip(bytes), bytes, outcome }
+    Event {
+        time: Duration::ZERO,
+        interface: "x",
+        first: Kind::of_ip(bytes),
+        bytes,
+        request: None,
+        reply: None,
+        outcome,
+    }
 }
 
 /// A path of routers with a closed port of the destination at its end.

@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use crafter_common::reason::Reason;
 
-use crate::layer::Kind;
+use crate::layer::{Kind, Packet};
 
 /// A packet of an exchange as it is sent, received or suppressed.
 #[derive(Clone, Copy, Debug)]
@@ -17,6 +17,10 @@ pub struct Event<'a> {
     pub first: Kind,
     /// The whole packet.
     pub bytes: &'a [u8],
+    /// The request that it is, or that it answers, with all fields set; `None` for other packets.
+    pub request: Option<&'a Packet>,
+    /// The dissected reply, for [`Outcome::Matched`]; otherwise `None`.
+    pub reply: Option<&'a Packet>,
     /// What happened to it.
     pub outcome: Outcome,
 }

@@ -27,7 +27,7 @@
 //!   and the session a copy of them.
 //! - The hooks of an interface are attached when the first packet is sent on it.
 //!
-//! From the bottom up: `clock`, `options`, `event`, `script` and `account` are values; `half_open`, `reply_matcher` and
+//! From the bottom up: `clock`, `options`, `event`, `script`, `stop` and `account` are values; `half_open`, `reply_matcher` and
 //! `unset_fields` are pure; `sniffer`, `link`, `resets` and `links` hold what is open; `exchange` runs one exchange;
 //! `send_receive` is the session.
 
@@ -45,6 +45,7 @@ mod resets;
 mod script;
 mod send_receive;
 mod sniffer;
+mod stop;
 mod unset_fields;
 
 pub use self::{
@@ -56,4 +57,5 @@ pub use self::{
     script::{Script, Step},
     send_receive::Session,
     sniffer::Sniffer,
+    stop::Stop,
 };

@@ -49,11 +49,13 @@ pub struct SrOptions {
     pub pace: Pace,
     /// Accept every reply to a request, not only the first, and so always wait for the whole `timeout`.
     pub multi: bool,
+    /// Leave replies and unmatched packets out of the result, to save memory: only the observer gets them.
+    pub discard_replies: bool,
 }
 
 impl Default for SrOptions {
     fn default() -> Self {
-        Self { timeout: Duration::from_secs(2), retry: 0, pace: Pace::default(), multi: false }
+        Self { timeout: Duration::from_secs(2), retry: 0, pace: Pace::default(), multi: false, discard_replies: false }
     }
 }
 

@@ -171,9 +171,10 @@ impl ReplyMatcher {
         unanswered.map(|(place, _)| self.forgotten + place)
     }
 
-    /// The requests without a reply, in the order of submission.
-    pub fn into_unanswered(self) -> impl Iterator<Item = Packet> {
-        self.requests.into_iter().filter(|request| request.answers == 0).map(|request| request.packet)
+    /// The requests without a reply, in the order of submission, of the first `count` requests.
+    pub fn into_unanswered(self, count: usize) -> impl Iterator<Item = Packet> {
+        let count = count.saturating_sub(self.forgotten);
+        self.requests.into_iter().take(count).filter(|request| request.answers == 0).map(|request| request.packet)
     }
 }
 

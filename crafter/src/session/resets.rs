@@ -244,7 +244,15 @@ impl Resets {
         let link = &links[at];
         for (route, bytes) in &resets {
             let first = if route.is_some() { Kind::of_ip(bytes) } else { Kind::Ether };
-            observer(&Event { time: wall_clock(), interface: link.name(), first, bytes, outcome: Outcome::Reset });
+            observer(&Event {
+                time: wall_clock(),
+                interface: link.name(),
+                first,
+                bytes,
+                request: None,
+                reply: None,
+                outcome: Outcome::Reset,
+            });
         }
         let sent = link.crafter.transmit(resets.iter().map(|(route, bytes)| match route {
             Some(route) => TxPacket::Ip(route, bytes),

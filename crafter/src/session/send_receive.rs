@@ -3,19 +3,25 @@
 use std::{cell::RefCell, time::Instant};
 
 use super::{
-    Account, Event, Exchanged, Pace, Reply, Script, SessionOptions, SrOptions, exchange::Exchange, links::Links,
+    Account, Event, Exchanged, Pace, Reply, Script, SessionOptions, SrOptions, Stop, exchange::Exchange, links::Links,
 };
 use crate::{datapath::program::Report, error::Result, layer::Packet};
 
 /// Sends packets and matches the replies. A session runs one exchange at a time; a second one waits for the first.
 pub struct Session {
     links: tokio::sync::Mutex<Links>,
+    stop: Stop,
 }
 
 impl Session {
     /// A session that has not opened any interface yet.
     pub fn new(options: SessionOptions) -> Self {
-        Self { links: tokio::sync::Mutex::new(Links::new(options)) }
+        Self { links: tokio::sync::Mutex::new(Links::new(options)), stop: Stop::default() }
+    }
+
+    /// What ends an exchange early: its result has the replies and the account so far.
+    pub fn stopper(&self) -> Stop {
+        self.stop.clone()
     }
 
     /// Sends packets without waiting for replies.
@@ -41,7 +47,7 @@ impl Session {
         observer: &mut dyn FnMut(&Event<'_>),
     ) -> Result<Account> {
         let mut links = self.links.lock().await;
-        Ok(Exchange::new(&mut links, options, observer)?.send(packets).await?.account)
+        Ok(Exchange::new(&mut links, options, observer, &self.stop)?.send(packets).await?.account)
     }
 
     /// Sends packets and waits for replies.
@@ -63,7 +69,7 @@ impl Session {
         observer: &mut dyn FnMut(&Event<'_>),
     ) -> Result<Exchanged> {
         let mut links = self.links.lock().await;
-        Exchange::new(&mut links, options, observer)?.sr(packets).await
+        Exchange::new(&mut links, options, observer, &self.stop)?.sr(packets).await
     }
 
     /// Sends one packet and returns the first reply, or `None` without one. Keeps no account.
@@ -73,7 +79,7 @@ impl Session {
     pub async fn sr1(&self, packet: Packet, options: &SrOptions) -> Result<Option<Reply>> {
         let mut links = self.links.lock().await;
         let mut observer = |_: &Event<'_>| {};
-        let exchange = Exchange::new(&mut links, options, &mut observer)?.without_account();
+        let exchange = Exchange::new(&mut links, options, &mut observer, &self.stop)?.without_account();
         Ok(exchange.sr([packet]).await?.answered.into_iter().next().map(|pair| pair.reply))
     }
 
@@ -87,7 +93,7 @@ impl Session {
         let options = SrOptions::default();
         let script = RefCell::new(script);
         let mut observer = |event: &Event<'_>| script.borrow_mut().handle(event, Instant::now());
-        Exchange::new(&mut links, &options, &mut observer)?.run(&script).await
+        Exchange::new(&mut links, &options, &mut observer, &self.stop)?.run(&script).await
     }
 
     /// How each interface in use is attached, and why not by a faster mechanism.

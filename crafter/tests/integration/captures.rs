@@ -9,6 +9,8 @@ use std::{
     time::Duration,
 };
 
+use crate::cli::schema::valid;
+
 use crafter::{
     capture::{Direction, Entry, Format, Writer},
     layer::{Ether, Icmp, Ip, Kind, Packet, Udp},
@@ -175,18 +177,18 @@ fn show_prints_comments_and_json() {
     let (_, text, _) = show(&file, &[]);
     assert!(text.contains("\n# redirected\n# matched\n"), "{text}");
     let (_, json, _) = show(&file, &["--json"]);
-    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
-    assert_eq!(json["packets"].as_array().unwrap().len(), 2);
-    assert_eq!(json["packets"][0]["comment"], "redirected\nmatched");
-    assert_eq!(json["packets"][0]["direction"], "in");
-    assert_eq!(json["packets"][0]["interface"], "eth0");
-    assert_eq!(json["packets"][1]["comment"], serde_json::Value::Null);
+    let json: Vec<_> = json.lines().map(|line| valid("show", line)).collect();
+    assert_eq!((json.len(), &json[2]["packets"]), (3, &2.into()));
+    assert_eq!(json[0]["comment"], "redirected\nmatched");
+    assert_eq!(json[0]["direction"], "in");
+    assert_eq!(json[0]["interface"], "eth0");
+    assert_eq!(json[1]["comment"], serde_json::Value::Null);
     // Truncated, with and without a preceding packet.
     for (length, packets) in [(file.len() - 1, 1), (100, 0)] {
         let (code, json, said) = show(&file[..length], &["--json"]);
-        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
-        assert_eq!((code, json["packets"].as_array().unwrap().len()), (Some(2), packets));
-        assert!(json["broken"].as_str().unwrap().starts_with("truncated at byte "), "{json}");
+        let json: Vec<_> = json.lines().map(|line| valid("show", line)).collect();
+        assert_eq!((code, json.len(), &json[packets]["packets"]), (Some(2), packets + 1, &packets.into()));
+        assert!(json[packets]["broken"].as_str().unwrap().starts_with("truncated at byte "), "{json:?}");
         assert!(said.starts_with("crafter: -: truncated at byte "), "{said}");
     }
     for (file, part) in [(&b"\x1f\x8b\x08\0\0\0"[..], "gunzip"), (&file[..9], "truncated within its header")] {

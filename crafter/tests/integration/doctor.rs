@@ -30,7 +30,7 @@ fn interface<'a>(report: &'a Value, name: &str) -> &'a Value {
 fn doctor_succeeds_as_root() {
     let (code, text) = doctor(&[], &["--json"]);
     assert_eq!(code, Some(0), "{text}");
-    let report: Value = serde_json::from_str(&text).unwrap();
+    let report = crate::cli::schema::valid("doctor", &text);
     assert_eq!((&report["works"], &report["direct"], &report["setcap"]), (&true.into(), &true.into(), &Value::Null));
     assert_eq!(report["interfaces"].as_array().unwrap().len(), 2, "{text}");
     let lab0 = interface(&report, "lab0");
@@ -52,7 +52,7 @@ fn doctor_attaches_nothing() {
     let crafter = env!("CARGO_BIN_EXE_crafter");
     let (code, text) = doctor(&["sh", "-c", &format!("{crafter} doctor >/dev/null; exec \"$@\""), "sh"], &["--json"]);
     assert_eq!(code, Some(0), "{text}");
-    let report: Value = serde_json::from_str(&text).unwrap();
+    let report = crate::cli::schema::valid("doctor", &text);
     for interface in report["interfaces"].as_array().unwrap() {
         assert_eq!(interface["xdp"], Value::Null, "{interface}");
     }
@@ -63,7 +63,7 @@ fn doctor_fails_without_capabilities() {
     let drop_all = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"];
     let (code, text) = doctor(&drop_all, &["--json"]);
     assert_eq!(code, Some(1), "{text}");
-    let report: Value = serde_json::from_str(&text).unwrap();
+    let report = crate::cli::schema::valid("doctor", &text);
     assert_eq!((&report["works"], &report["direct"]), (&false.into(), &false.into()));
     let setcap = report["setcap"].as_str().unwrap();
     let all = "sudo setcap cap_net_admin,cap_net_raw,cap_bpf,cap_perfmon,cap_ipc_lock+ep /";

@@ -61,7 +61,7 @@ fn resets_are_reported() {
                   curl -s $CRAFTER_LAB_WEB/rsts | grep -c 192.0.2.2";
     let (code, stdout, stderr) = run(&["lab", "run", "--json", "--", "sh", "-c", script]);
     assert_eq!((code, stdout.as_str()), (Some(0), "1\n"), "{stderr}");
-    let report: serde_json::Value = serde_json::from_str(&stderr).unwrap();
+    let report = crate::cli::schema::valid("lab-run", &stderr);
     assert_eq!(report["exit_code"], 0);
     assert!(report["rsts_received"].as_u64().unwrap() >= 1, "{report}");
 }

@@ -8,6 +8,8 @@ use std::{
     time::Duration,
 };
 
+use crate::cli::schema::valid;
+
 use crafter::{
     capture::{Entry, Writer},
     layer::{
@@ -60,9 +62,11 @@ fn build_and_show() {
     let fields = crafter(&["show", hex.lines().next().unwrap()]);
     assert!(succeeded(&fields).contains("  proto           = 17 (udp)\n"), "{fields:?}");
     let json = crafter(&["--json", "show", hex.lines().next().unwrap()]);
-    let json: serde_json::Value = serde_json::from_str(succeeded(&json)).unwrap();
-    assert_eq!(json["packets"][0]["layers"][1]["fields"]["dport"], 7);
-    assert_eq!(json["broken"], serde_json::Value::Null);
+    let json: Vec<_> = succeeded(&json).lines().map(|line| valid("show", line)).collect();
+    assert_eq!(json[0]["layers"][1]["fields"]["dport"], 7);
+    assert_eq!((json.len(), &json[1]["broken"]), (2, &serde_json::Value::Null));
+    let built = crafter(&["--json", "build", again[3]]);
+    assert_eq!(valid("build", succeeded(&built))["packets"][0]["bytes"], hex.lines().last().unwrap());
 }
 
 #[test]
@@ -84,9 +88,9 @@ fn captures() {
     assert_eq!(String::from_utf8_lossy(&cut.stdout).lines().count(), 2);
     let cut = crafter_reading(&bytes, &["show", "-", "--json"]);
     assert_eq!(cut.status.code(), Some(2));
-    let json: serde_json::Value = serde_json::from_slice(&cut.stdout).unwrap();
-    assert_eq!(json["packets"].as_array().unwrap().len(), 2);
-    assert_eq!(json["broken"], "truncated at byte 140, within packet 3");
+    let json: Vec<_> = String::from_utf8_lossy(&cut.stdout).lines().map(|line| valid("show", line)).collect();
+    assert_eq!((json.len(), &json[2]["packets"]), (3, &2.into()));
+    assert_eq!(json[2]["broken"], "truncated at byte 140, within packet 3");
 }
 
 #[test]
@@ -125,7 +129,11 @@ fn layers_and_fields_are_listed() {
     let tcp = crafter(&["ls", "TCP"]);
     let line = succeeded(&tcp).lines().find(|line| line.starts_with("dataofs ")).unwrap();
     assert_eq!(line.split_whitespace().take(4).collect::<Vec<_>>(), ["dataofs", "uint", "4", "computed"]);
-    let json: serde_json::Value = serde_json::from_str(succeeded(&crafter(&["ls", "IP", "--json"]))).unwrap();
+    assert_eq!(
+        valid("ls", succeeded(&crafter(&["ls", "--json"])))["layers"].as_array().unwrap().len(),
+        Kind::ALL.len()
+    );
+    let json = valid("ls", succeeded(&crafter(&["ls", "IP", "--json"])));
     assert_eq!(json["fields"][8]["names"]["6"], "tcp");
 }
 

@@ -45,7 +45,7 @@ fn check_reports_all_errors_or_none() {
     assert!(lines[0].contains("line 3, column 10: rule 1, ports: a port from 0 to 65535"), "{err}");
     assert!(lines[1].contains("line 4, column 1") && lines[1].contains("did you mean allow?"), "{err}");
     let (code, out, _) = policy(&["check", "--json"], &wrong);
-    let output: serde_json::Value = serde_json::from_str(&out).unwrap();
+    let output = crate::cli::schema::valid("policy-check", &out);
     assert_eq!((code, output["ok"].as_bool(), output["errors"][1]["line"].as_u64()), (2, Some(false), Some(4)));
 
     let odd = file("[[rule]]\nuser = \"nobody-has-this-name\"\n");
@@ -68,7 +68,7 @@ fn explain_names_the_deciding_rule() {
 
     let args = ["explain", "--json", "--user", "12345", "--dst", "10.0.0.1", "--protocol", "icmp"];
     let (code, out, _) = policy(&args, &mine);
-    let output: serde_json::Value = serde_json::from_str(&out).unwrap();
+    let output = crate::cli::schema::valid("policy-explain", &out);
     assert_eq!((code, output["verdict"].as_str(), output["rule"].as_u64()), (4, Some("denied"), Some(1)));
     assert_eq!(output["destination_line"].as_u64(), Some(4));
 

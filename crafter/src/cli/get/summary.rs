@@ -2,7 +2,7 @@
 
 use std::{fmt, net::SocketAddr, path::Path, time::Duration};
 
-use crate::cli::exit;
+use crate::cli::{exit, interface::Interrupted, print};
 use crafter::{
     Stream,
     datapath::{maps::Counters, program::Report},
@@ -73,6 +73,12 @@ impl Summary {
         self.report = Some(report.clone());
     }
 
+    /// Records that a signal has ended the transfer; `code` is the exit code for it.
+    pub fn interrupt(&mut self, code: u8) {
+        self.exit_code = code;
+        self.error = Some(Interrupted::TEXT.to_owned());
+    }
+
     /// Records the head of the response.
     pub fn head(&mut self, head: &Head) {
         self.status = Some(head.status);
@@ -106,9 +112,9 @@ impl Summary {
         }
     }
 
-    fn megabytes_per_second(&self) -> Option<f64> {
+    fn bytes_per_second(&self) -> Option<f64> {
         let seconds = self.transfer?.as_secs_f64();
-        (seconds > 0.0).then(|| self.body_bytes as f64 / seconds / 1e6)
+        (seconds > 0.0).then(|| self.body_bytes as f64 / seconds)
     }
 }
 
@@ -119,7 +125,7 @@ impl fmt::Display for Summary {
         if let (Some((local, remote)), Some(report)) = (self.connection, &self.report) {
             if let (Some(status), Some(time)) = (self.status, self.transfer) {
                 write!(f, "{status}: {} bytes in {:.3} s", self.body_bytes, time.as_secs_f64())?;
-                writeln!(f, ", {:.1} MB/s", self.megabytes_per_second().unwrap_or_default())?;
+                writeln!(f, ", {:.1} MB/s", self.bytes_per_second().unwrap_or_default() / 1e6)?;
             }
             let handshake = stream.handshake.unwrap_or_default().as_secs_f64() * 1e3;
             let setup = self.setup.as_secs_f64() * 1e3;
@@ -166,10 +172,10 @@ impl Serialize for Summary {
         map.serialize_entry("status", &self.status.map(|status| status.as_u16()))?;
         map.serialize_entry("content_length", &self.content_length)?;
         map.serialize_entry("body_bytes", &self.body_bytes)?;
-        map.serialize_entry("setup_ms", &self.connection.map(|_| self.setup.as_secs_f64() * 1e3))?;
-        map.serialize_entry("seconds", &self.transfer.map(|time| time.as_secs_f64()))?;
-        map.serialize_entry("megabytes_per_second", &self.megabytes_per_second())?;
-        map.serialize_entry("handshake_ms", &stream.handshake.map(|time| time.as_secs_f64() * 1e3))?;
+        map.serialize_entry("setup_ns", &self.connection.map(|_| print::nanoseconds(self.setup)))?;
+        map.serialize_entry("duration_ns", &self.transfer.map(print::nanoseconds))?;
+        map.serialize_entry("bytes_per_second", &self.bytes_per_second())?;
+        map.serialize_entry("handshake_ns", &stream.handshake.map(print::nanoseconds))?;
         map.serialize_entry("timestamps", &stream.timestamps)?;
         map.serialize_entry("segments_sent", &stream.segments_sent)?;
         map.serialize_entry("segments_received", &stream.segments_received)?;

@@ -1,12 +1,11 @@
 //! URLs: which address to connect to, and what to request.
 
-use std::{
-    io,
-    net::{Ipv6Addr, SocketAddr},
-};
+use std::net::{Ipv6Addr, SocketAddr};
 
 use crafter::{Error, Result};
 use url::{Host, Url};
+
+use super::super::print;
 
 /// A URL that this command can fetch.
 pub struct Target {
@@ -52,7 +51,7 @@ impl Target {
     /// The addresses of the server, the preferred one first.
     ///
     /// # Errors
-    /// [`Error::Io`] if the name is not found.
+    /// [`Error::UnknownHost`] if the name is not found.
     pub async fn addresses(&self) -> Result<Vec<SocketAddr>> {
         let port = self.url.port_or_known_default().unwrap_or(80);
         match self.url.host() {
@@ -60,7 +59,7 @@ impl Target {
             Some(Host::Ipv6(address)) => Ok(vec![(address, port).into()]),
             Some(Host::Domain(name)) => match tokio::net::lookup_host((name, port)).await {
                 Ok(addresses) => Ok(addresses.collect()),
-                Err(source) => Err(Error::Io { action: format!("look up {name}"), source }),
+                Err(error) => Err(Error::UnknownHost { name: name.to_owned(), reason: print::resolver(&error) }),
             },
             None => Err(Error::invalid("URL", "no host in it; write HOST, HOST:PORT or HOST/PATH")),
         }
@@ -68,9 +67,8 @@ impl Target {
 
     /// The error for a host without an address; `how` says which addresses are missing.
     pub fn not_found(&self, how: &str) -> Error {
-        let name = self.url.host_str().unwrap_or_default();
-        let source = io::Error::new(io::ErrorKind::NotFound, format!("no address found {how}"));
-        Error::Io { action: format!("look up {name}"), source }
+        let name = self.url.host_str().unwrap_or_default().to_owned();
+        Error::UnknownHost { name, reason: format!("no address found {how}") }
     }
 
     /// The Host header field (RFC 9112, section 3.2).

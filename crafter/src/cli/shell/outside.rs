@@ -46,7 +46,7 @@ impl Outside {
 
 impl Resolve for Outside {
     fn resolve(&self, name: &str) -> Result<Option<Vec<IpAddr>>, String> {
-        SystemNames.resolve(name)
+        SystemNames::default().resolve(name)
     }
 }
 

@@ -114,12 +114,18 @@ impl Exchange<'_> {
                 (Outcome::Unmatched { reason }, None)
             }
         };
-        self.observe(at, time, first, &bytes, outcome);
+        let request = match outcome {
+            Outcome::Matched { request, .. } | Outcome::Duplicate { request, .. } => self.matcher.request(request),
+            _ => None,
+        };
+        let reply = answered.map(|_| &packet);
+        let interface = self.links.links[at].name();
+        (self.observer)(&Event { time, interface, first, bytes: &bytes, request, reply, outcome });
         let is_kept = match matched {
             Match::None => self.result.unmatched.len() < MAX_UNMATCHED,
             _ => answered.is_some(),
         };
-        if !self.keeps_packets || !is_kept {
+        if !self.keeps_packets || !is_kept || self.options.discard_replies {
             return;
         }
         let interface = self.links.links[at].name().to_owned();
@@ -135,7 +141,7 @@ impl Exchange<'_> {
 
     fn observe(&mut self, at: usize, time: Duration, first: Kind, bytes: &[u8], outcome: Outcome) {
         let interface = self.links.links[at].name();
-        (self.observer)(&Event { time, interface, first, bytes, outcome });
+        (self.observer)(&Event { time, interface, first, bytes, request: None, reply: None, outcome });
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
 
 use super::state::{Exchange, ReadyPacket};
 use crate::{
-    error::Result,
+    error::{Error, Result},
     layer::{Kind, Packet},
     session::{Account, Exchanged, Script, Step},
 };
@@ -47,7 +47,10 @@ impl Exchange<'_> {
         loop {
             self.collect()?;
             self.matcher.forget(script.borrow().oldest());
-            let step = script.borrow_mut().next(Instant::now());
+            let step = match self.stop.is_stopped() {
+                true => Step::Done,
+                false => script.borrow_mut().next(Instant::now()),
+            };
             match step {
                 Step::Send(packet) => self.send_one(packet, true).await?,
                 Step::SendUnanswered(packet) => self.send_one(packet, false).await?,
@@ -58,6 +61,9 @@ impl Exchange<'_> {
     }
 
     fn is_done(&self) -> bool {
+        if self.stop.is_stopped() {
+            return true;
+        }
         // Packets that were not sent get no reply.
         let not_sent = (self.result.account.unroutable + self.refused) as usize;
         !self.options.multi && self.matcher.answered() + not_sent >= self.matcher.len()
@@ -68,7 +74,7 @@ impl Exchange<'_> {
         self.limit_pace().await?;
         let mut unroutable = None;
         while let Some(batch) = self.next_batch(&mut packets).await? {
-            let ready = self.prepare(batch, &mut unroutable).await?;
+            let Some(ready) = self.prepare_unless_stopped(batch, &mut unroutable).await? else { break };
             self.transmit(&ready, 0)?;
             self.collect()?;
             // Let other tasks of this thread run, above all the driver's.
@@ -77,9 +83,31 @@ impl Exchange<'_> {
             }
         }
         match unroutable {
-            Some(error) if self.result.account.unroutable as usize == self.matcher.len() => Err(error),
+            Some(error) if !self.stop.is_stopped() && self.result.account.unroutable as usize == self.matcher.len() => {
+                Err(error)
+            }
             _ => Ok(()),
         }
+    }
+
+    /// As [`Exchange::prepare`]; `None` if the exchange is stopped meanwhile, as resolving a next hop takes seconds. The
+    /// packets of the batch are not sent and not counted.
+    async fn prepare_unless_stopped(
+        &mut self,
+        batch: Vec<Packet>,
+        unroutable: &mut Option<Error>,
+    ) -> Result<Option<Vec<ReadyPacket>>> {
+        let (stop, before) = (self.stop, self.matcher.len());
+        let counted = (self.result.account.requests, self.result.account.unroutable, self.unanswerable);
+        tokio::select! {
+            biased;
+            ready = self.prepare(batch, unroutable) => return ready.map(Some),
+            () = stop.stopped() => {}
+        }
+        (self.result.account.requests, self.result.account.unroutable, self.unanswerable) = counted;
+        self.unanswerable += (self.matcher.len() - before) as u64;
+        self.prepared = Some(before);
+        Ok(None)
     }
 
     /// Sends unanswered requests again.
@@ -120,7 +148,7 @@ impl Exchange<'_> {
     async fn send_one(&mut self, packet: Packet, answerable: bool) -> Result<()> {
         self.answerable = answerable;
         let mut unroutable = None;
-        let ready = self.prepare(vec![packet], &mut unroutable).await?;
+        let Some(ready) = self.prepare_unless_stopped(vec![packet], &mut unroutable).await? else { return Ok(()) };
         let account = &self.result.account;
         if let Some(error) = unroutable {
             if account.unroutable == account.requests {
@@ -171,7 +199,8 @@ impl Exchange<'_> {
             account.unanswered = (self.matcher.len() - self.matcher.answered()) as u64 - self.unanswerable;
         }
         if self.awaits_replies && self.keeps_packets {
-            self.result.unanswered = self.matcher.into_unanswered().collect();
+            let sent = self.prepared.unwrap_or(self.matcher.len());
+            self.result.unanswered = self.matcher.into_unanswered(sent).collect();
         }
         Ok(self.result)
     }

@@ -9,7 +9,7 @@ use crate::{
     error::{Error, Result},
     layer::Kind,
     packet::Transport,
-    session::{Event, Exchanged, ReplyMatcher, SrOptions, account::Reading, links::Links},
+    session::{Event, Exchanged, ReplyMatcher, SrOptions, Stop, account::Reading, links::Links},
 };
 
 /// Packets prepared and sent by one call.
@@ -39,6 +39,10 @@ pub(in crate::session) struct Exchange<'a> {
     pub(super) links: &'a mut Links,
     pub(super) options: &'a SrOptions,
     pub(super) observer: &'a mut dyn FnMut(&Event<'_>),
+    /// Ends the exchange early.
+    pub(super) stop: &'a Stop,
+    /// Number of requests when preparing a batch was interrupted: later ones were not sent.
+    pub(super) prepared: Option<usize>,
     pub(super) pacer: Option<Pacer>,
     pub(super) matcher: ReplyMatcher,
     /// By request number, to send it again; `None` without a route.
@@ -69,12 +73,15 @@ impl<'a> Exchange<'a> {
         links: &'a mut Links,
         options: &'a SrOptions,
         observer: &'a mut dyn FnMut(&Event<'_>),
+        stop: &'a Stop,
     ) -> Result<Self> {
         let pacer = options.pace.rate.map(Pacer::per_second).transpose()?;
         Ok(Self {
             links,
             options,
             observer,
+            stop,
+            prepared: None,
             pacer,
             matcher: ReplyMatcher::default(),
             paths: Vec::new(),

@@ -27,8 +27,11 @@ impl Exchange<'_> {
             for packet in run {
                 self.matcher.handle_sent(packet.number, now, wall);
                 let outcome = Outcome::Sent { request: packet.number, attempt };
-                let ReadyPacket { first, bytes, .. } = packet;
-                (self.observer)(&Event { time: wall, interface: link.name(), first: *first, bytes, outcome });
+                let ReadyPacket { first, bytes, number, .. } = packet;
+                let request = self.matcher.request(*number);
+                let interface = link.name();
+                let event = Event { time: wall, interface, first: *first, bytes, request, reply: None, outcome };
+                (self.observer)(&event);
             }
             let sent = link.crafter.transmit(run.iter().map(|packet| match &packet.path.route {
                 Some(route) => TxPacket::Ip(route, &packet.bytes),
@@ -48,9 +51,13 @@ impl Exchange<'_> {
         Ok(())
     }
 
-    /// Waits until the pace allows packets, then takes as many of `items`, at most [`BATCH`]; `None` if none is left.
+    /// Waits until the pace allows packets, then takes as many of `items`, at most [`BATCH`]; `None` if none is left, or
+    /// the exchange is stopped.
     pub(super) async fn next_batch<T>(&mut self, items: &mut impl Iterator<Item = T>) -> Result<Option<Vec<T>>> {
         let count = self.wait_for_pace().await?;
+        if self.stop.is_stopped() {
+            return Ok(None);
+        }
         let batch: Vec<T> = items.take(count).collect();
         if let Some(pacer) = &mut self.pacer {
             pacer.take(batch.len());
@@ -74,6 +81,7 @@ impl Exchange<'_> {
         loop {
             let now = Instant::now();
             let until = match &mut self.pacer {
+                _ if self.stop.is_stopped() => return Ok(0),
                 None => return Ok(BATCH),
                 Some(pacer) => match pacer.ready(now) {
                     0 => pacer.next(now),
@@ -85,12 +93,13 @@ impl Exchange<'_> {
         }
     }
 
-    /// Waits until that time, or until a packet arrives.
+    /// Waits until that time, until a packet arrives, or until the exchange is stopped.
     pub(super) async fn sleep_until(&mut self, until: Instant) -> Result<()> {
         let arrived = self.links.arrived.clone();
         let tapped = tokio::select! {
             () = arrived.notified() => None,
             () = tokio::time::sleep_until(until.into()) => None,
+            () = self.stop.stopped() => None,
             tapped = self.links.next_tapped() => Some(tapped?),
         };
         if let Some((at, captured)) = tapped {

@@ -24,7 +24,7 @@ fn source_of_each_value_is_shown() {
     let text = "timeout = 1\nsocket = \"/run/one\"\n[sr]\nretry = 2\n";
     let done = crafter(directory.path(), text, &["--json", "config", "show", "sr", "--count", "3"]);
     done.succeeds();
-    let shown = done.json();
+    let shown = done.object("config-show");
     let option = |name: &str| {
         let options = shown["options"].as_array().unwrap();
         let found = options.iter().find(|row| row["option"] == name).unwrap();
@@ -61,7 +61,7 @@ fn unknown_key_ends_every_command_except_help_and_version() {
 fn file_precedes_defaults_and_command_line_precedes_file() {
     let directory = tempfile::tempdir().unwrap();
     let done = crafter(directory.path(), "json = true\n", &["ls", "IP"]);
-    assert_eq!(done.json()["layer"], "IP");
+    assert_eq!(done.object("ls")["layer"], "IP");
     assert!(with_file(directory.path(), &["ls", "IP", "--json=false"]).text().starts_with("IP: "));
 }
 

@@ -62,7 +62,7 @@ fn by_each_way_of_receiving_and_over_ipv6() {
 #[test]
 fn long_answers_arrive_over_tcp_or_in_fragments() {
     let lab = lab();
-    let report = dns(&lab, &["big.lab.test", "--type", "TXT", "--json"]).json();
+    let report = dns(&lab, &["big.lab.test", "--type", "TXT", "--json"]).object("dns");
     assert_eq!((&report["transport"], &report["truncated_over_udp"]), (&json!("tcp"), &json!(true)), "{report}");
     let data = report["answers"][0]["data"].as_str().unwrap();
     assert_eq!(text_length(data), BIG_TXT_BYTES);
@@ -71,7 +71,7 @@ fn long_answers_arrive_over_tcp_or_in_fragments() {
 
     for mode in ["native", "generic", "tc"] {
         let args = ["big.lab.test", "--type", "TXT", "--edns", "4096", "--json", "--attach", mode];
-        let fragments = dns(&lab, &args).json();
+        let fragments = dns(&lab, &args).object("dns");
         assert_eq!(fragments["transport"], json!("udp"), "{fragments}");
         assert_eq!(fragments["answers"][0]["data"].as_str(), Some(data));
         assert!(fragments["bytes"].as_u64().unwrap() > BIG_TXT_BYTES as u64);
@@ -87,7 +87,7 @@ fn long_answers_arrive_over_tcp_or_in_fragments() {
 #[test]
 fn json_contains_all_records() {
     let lab = lab();
-    let report = dns(&lab, &["lab.test", "--json"]).json();
+    let report = dns(&lab, &["lab.test", "--json"]).object("dns");
     assert_eq!(
         report["answers"],
         json!([{ "name": "lab.test.", "ttl": 300, "class": "IN", "type": "A", "data": "192.0.2.1" }])
@@ -103,7 +103,7 @@ fn json_contains_all_records() {
     ] {
         assert_eq!(report[key], value, "{key}: {report}");
     }
-    assert!(report["time_ms"].as_f64().unwrap() > 0.0 && report["bytes"].as_u64().unwrap() > 12);
+    assert!(report["rtt_ns"].as_u64().unwrap() > 0 && report["bytes"].as_u64().unwrap() > 12);
 }
 
 #[test]
@@ -113,7 +113,7 @@ fn failures_have_exit_codes_and_messages() {
     assert_eq!((missing.code, missing.text()), (exit::SERVER_ERROR.into(), ""), "{missing:?}");
     assert!(missing.stderr.starts_with(";; NXDOMAIN"), "{missing:?}");
     let foreign = dns(&lab, &["example.org", "--json"]);
-    assert_eq!((foreign.code, &foreign.json()["rcode"]), (exit::SERVER_ERROR.into(), &json!("REFUSED")));
+    assert_eq!((foreign.code, &foreign.object("dns")["rcode"]), (exit::SERVER_ERROR.into(), &json!("REFUSED")));
     for name in ["a..b", "", &"a".repeat(64)] {
         dns(&lab, &[name]).fails(exit::USAGE, "NAME: ");
     }
@@ -179,7 +179,7 @@ fn servers_of_resolv_conf_are_asked_in_turn() {
     // A server that does not answer, an unused address, a host without a server; then the lab's server.
     let conf = "nameserver 198.51.100.1\nnameserver 192.0.2.9\nnameserver 192.0.2.2\nnameserver 2001:db8::1\n";
     let done = ask(Some(conf), &["lab.test", "--timeout", "0.3", "--tries", "1", "--json"]);
-    assert_eq!((done.code, &done.json()["server"]), (0, &json!("[2001:db8::1]:53")), "{done:?}");
+    assert_eq!((done.code, &done.object("dns")["server"]), (0, &json!("[2001:db8::1]:53")), "{done:?}");
     // A negative answer is an answer, too.
     let refused = Some("nameserver 192.0.2.1\nnameserver 198.51.100.1\n");
     let done = ask(refused, &["example.org", "--timeout", "0.3", "--tries", "1"]);

@@ -20,7 +20,7 @@ fn unprivileged_user_works_through_the_service() {
     let served = Served::new();
     let done = served.nobody(&["doctor", "--json"]);
     done.succeeds();
-    let report = done.json();
+    let report = done.object("doctor");
     assert_eq!((&report["works"], &report["direct"]), (&json!(true), &json!(false)), "{report}");
     assert_eq!(state(&report, "capabilities"), "bad", "{report}");
     let service = &report["service"];
@@ -40,7 +40,7 @@ fn unprivileged_user_works_through_the_service() {
     assert!(!text.text().contains("FAIL"), "{text:?}");
     assert!(text.text().ends_with("\ncrafter can work here, through the service.\n"), "{text:?}");
     // Root does not need the service.
-    let root = served.root(&["doctor", "--json"]).json();
+    let root = served.root(&["doctor", "--json"]).object("doctor");
     assert_eq!(
         (&root["service"]["works"], &root["direct"], &root["setcap"]),
         (&json!(true), &json!(true), &Value::Null)
@@ -53,7 +53,7 @@ fn doctor_says_why_the_service_refuses_a_user() {
     let refuses = |served: &Served, why: &str| {
         let done = served.nobody(&["doctor", "--json"]);
         assert_eq!(done.code, 1, "{done:?}");
-        let report = done.json();
+        let report = done.object("doctor");
         let finding = report["service"]["finding"].as_str().unwrap();
         assert!(finding.contains(why), "{finding}");
         assert_eq!((&report["works"], &report["service"]["works"]), (&json!(false), &json!(false)), "{report}");
@@ -95,7 +95,7 @@ fn printed_setcap_command_suffices() {
     };
     let before = nobody(&get);
     assert_eq!(before.code, 3, "{before:?}");
-    let report = nobody(&["doctor", "--json"]).json();
+    let report = nobody(&["doctor", "--json"]).object("doctor");
     let line = report["setcap"].as_str().unwrap();
     let text = nobody(&["doctor"]);
     assert!(text.text().contains(&format!("\n  {line}\n")), "{text:?}");
@@ -107,6 +107,6 @@ fn printed_setcap_command_suffices() {
     done.succeeds();
     let after = nobody(&get);
     assert_eq!((after.code, after.stdout.len()), (0, 4), "{after:?}");
-    let report = nobody(&["doctor", "--json"]).json();
+    let report = nobody(&["doctor", "--json"]).object("doctor");
     assert_eq!((&report["direct"], &report["setcap"]), (&json!(true), &Value::Null), "{report}");
 }

@@ -13,7 +13,7 @@ fn maps_show_a_running_get() {
     let mut get = command(&lab, &["get", "-q", "http://192.0.2.1/slow?ms=30000"]);
     let mut get = get.stdout(Stdio::null()).spawn().unwrap();
     let pid = get.id().to_string();
-    let look = |command: &str| crafter(&lab, &[command, "--json", "--pid", &pid]).json();
+    let look = |command: &str| crafter(&lab, &[command, "--json", "--pid", &pid]).object(command)["sections"].clone();
     // Three sent packets: SYN, ACK and the request.
     let found = eventually(|| {
         let found = look("flows");
@@ -46,7 +46,7 @@ fn maps_show_a_running_get() {
     }
     // Other processes on this kernel may own ports, too.
     for command in ["flows", "counters"] {
-        let all = crafter(&lab, &[command, "--json"]).json();
+        let all = crafter(&lab, &[command, "--json"]).object(command)["sections"].clone();
         assert!(all.as_array().unwrap().iter().any(|found| found["holders"] == holders), "{all}");
     }
 
@@ -72,7 +72,7 @@ fn maps_of_two_owners_are_separate() {
     for (port, get) in &pair {
         let pid = get.id().to_string();
         let flow = eventually(|| {
-            let found = crafter(&lab, &["flows", "--json", "--pid", &pid]).json();
+            let found = crafter(&lab, &["flows", "--json", "--pid", &pid]).object("flows")["sections"].clone();
             let flow = found[0]["flows"][0].clone();
             flow.is_object().then_some(flow)
         });
@@ -96,15 +96,14 @@ fn crafter_of_another_version_is_skipped_and_named() {
         let done = eventually(|| {
             let done = crafter(&lab, &[command, "--direct", "--json"]);
             done.succeeds();
-            array(&done.json()).iter().any(|entry| holds(entry, get.id())).then_some(done)
+            array(&done.object(command)["sections"]).iter().any(|section| holds(section, get.id())).then_some(done)
         });
-        let entries = done.json();
+        let report = done.object(command);
         // The maps of the other crafter are shown.
-        let read = array(&entries).iter().find(|entry| holds(entry, get.id())).unwrap();
-        assert!(read[command].is_array() || read[command].is_object(), "{entries}");
-        let skipped = array(&entries).iter().find(|entry| holds(entry, ours)).unwrap();
-        assert_eq!(skipped["skipped"], "its maps have the layout of another version");
-        assert!(skipped["program_id"].is_u64() && skipped[command].is_null(), "{skipped}");
+        let read = array(&report["sections"]).iter().find(|section| holds(section, get.id())).unwrap();
+        assert!(read[command].is_array() || read[command].is_object(), "{report}");
+        let skipped = array(&report["skipped"]).iter().find(|entry| holds(entry, ours)).unwrap();
+        assert_eq!(skipped["reason"], "its maps have the layout of another version");
         let done = crafter(&lab, &[command, "--pid", &ours.to_string()]);
         assert_eq!((done.code, done.text()), (0, ""));
         let expected =

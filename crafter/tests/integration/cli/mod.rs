@@ -6,6 +6,7 @@ mod doctor_served;
 mod exchange;
 mod get;
 mod guide;
+mod interrupted;
 mod lab_shell;
 mod man;
 mod maps;
@@ -13,6 +14,7 @@ mod monitor;
 mod ping;
 mod replay;
 mod routers;
+pub mod schema;
 mod served;
 mod service;
 mod shell;
@@ -42,10 +44,6 @@ struct Done {
 impl Done {
     fn text(&self) -> &str {
         std::str::from_utf8(&self.stdout).unwrap()
-    }
-
-    fn json(&self) -> serde_json::Value {
-        serde_json::from_slice(&self.stdout).unwrap_or_else(|e| panic!("{e}: {self:?}"))
     }
 
     /// Checks that it ended with `code` and printed one line with `part`.

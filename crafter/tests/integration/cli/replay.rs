@@ -99,7 +99,7 @@ fn frames_arrive_unchanged() {
         let done = replay(&lab, &file, &[&["--interface", "lab0", "--json"], args].concat());
         done.succeeds();
         let times = if args[0] == "--loop" { 3 } else { 1 };
-        let report = done.json();
+        let report = done.object("replay");
         assert_eq!((&report["sent"], &report["refused"]), (&(700 * times).into(), &0.into()), "{report}");
         let saw = judge.saw(700 * times);
         let expected = (0..700 * times).map(|i| frame(1000 + (i % 700) as u16).build().unwrap());
@@ -212,7 +212,7 @@ fn truncated_capture_is_sent_up_to_the_cut() {
     let mut judge = Judge::start(&lab, &directory, "udp src port 7");
     let done = replay(&lab, &file, &["-i", "lab0", "--json"]);
     done.fails(exit::USAGE, "truncated at byte");
-    let report = done.json();
+    let report = done.object("replay");
     assert!(
         report["sent"] == 9 && report["broken"].as_str().is_some_and(|text| text.contains("truncated")),
         "{report}"
@@ -260,5 +260,5 @@ fn link_down_ends_the_replay() {
     assert!(down.success());
     let done = replay(&lab, &file, &["-i", "lab0", "--json"]);
     done.fails(exit::FAILURE, "send through lab0: Network is down");
-    assert!(done.json()["refused"] == 2 && done.json()["sent"] == 0, "{done:?}");
+    assert!(done.object("replay")["refused"] == 2 && done.object("replay")["sent"] == 0, "{done:?}");
 }

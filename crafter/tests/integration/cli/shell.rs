@@ -18,7 +18,7 @@ use nix::{
     unistd::Pid,
 };
 
-use super::{command, crafter, lab, run, terminal::Terminal, wait};
+use super::{command, crafter, lab, run, schema::valid, terminal::Terminal, wait};
 
 /// The tutorial's steps: query, answer, SYN, SYN-ACK shown, ACK, GET. The sequence number wraps after the SYN.
 const HANDSHAKE: &str = r#"
@@ -86,7 +86,7 @@ fn statements_from_arguments_files_and_stdin() {
     done.succeeds();
     assert_eq!(done.text(), "42\nIP(ttl=40)\n");
     let done = shell(&["--json", "-c", "[1, None, \"a\"]\nIP(dst=\"localhost\").dst; IP(ttl=7)"]);
-    let lines: Vec<serde_json::Value> = done.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let lines: Vec<_> = done.text().lines().map(|line| valid("shell", line)["value"].clone()).collect();
     assert_eq!(lines[0], serde_json::json!([1, null, "a"]));
     assert_eq!(lines[1], "127.0.0.1");
     assert_eq!(lines[2]["layers"][0]["fields"]["ttl"], 7);

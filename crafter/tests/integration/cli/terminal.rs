@@ -10,7 +10,7 @@ use std::{
 
 use nix::pty::{Winsize, openpty};
 
-/// A command on a terminal of 140 columns.
+/// A command on a terminal, of 140 columns unless another size is given.
 pub struct Terminal {
     pub child: Child,
     /// The test's end.
@@ -20,8 +20,11 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    pub fn new(mut command: Command) -> Self {
-        let size = Winsize { ws_row: 40, ws_col: 140, ws_xpixel: 0, ws_ypixel: 0 };
+    pub fn new(command: Command) -> Self {
+        Self::with_size(command, Winsize { ws_row: 40, ws_col: 140, ws_xpixel: 0, ws_ypixel: 0 })
+    }
+
+    pub fn with_size(mut command: Command, size: Winsize) -> Self {
         let pty = openpty(Some(&size), None).unwrap();
         let end = || Stdio::from(pty.slave.try_clone().unwrap());
         command.env("TERM", "xterm");

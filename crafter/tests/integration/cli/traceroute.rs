@@ -17,7 +17,7 @@ use super::{
 };
 
 /// The distinct addresses of each hop from `crafter traceroute --json`; `*` if there is none.
-fn hops(report: &Value) -> Vec<Vec<String>> {
+fn hops(records: &[Value]) -> Vec<Vec<String>> {
     let hop = |hop: &Value| {
         let mut from: Vec<String> = Vec::new();
         for probe in hop["probes"].as_array().unwrap() {
@@ -28,7 +28,7 @@ fn hops(report: &Value) -> Vec<Vec<String>> {
         }
         from
     };
-    report["hops"].as_array().unwrap().iter().map(hop).collect()
+    records.iter().map(hop).collect()
 }
 
 /// The same from the host's `traceroute -n`.
@@ -38,14 +38,14 @@ fn judged(namespace: &NetNs, args: &[&str]) -> Vec<Vec<String>> {
     text.lines().skip(1).map(address).collect()
 }
 
-fn is_complete(report: &Value) -> bool {
+fn is_complete(records: &[Value]) -> bool {
     let probes = |hop: &Value| hop["probes"].as_array().unwrap().iter().all(|probe| !probe.is_null());
-    report["hops"].as_array().unwrap().iter().all(probes)
+    records.iter().all(probes)
 }
 
 fn agrees(done: &Done) {
     for difference in ["delivered_difference", "crafted_difference"] {
-        assert_eq!(done.json()["account"]["kernel"][difference], 0, "{done:?}");
+        assert_eq!(done.records("traceroute").1["account"]["kernel"][difference], 0, "{done:?}");
     }
 }
 
@@ -69,10 +69,10 @@ fn hops_match_those_of_traceroute() {
         ] {
             let done = routers.crafter(&[&["traceroute", "--json", server], ours].concat());
             done.succeeds();
-            let report = done.json();
+            let (records, report) = done.records("traceroute");
             assert_eq!(report["ending"], "reached");
-            assert_eq!(hops(&report), expected, "{ours:?}");
-            assert!(is_complete(&report), "{ours:?}: {report}");
+            assert_eq!(hops(&records), expected, "{ours:?}");
+            assert!(is_complete(&records), "{ours:?}: {records:?}");
             agrees(&done);
             assert_eq!(judged(routers.client(), &[theirs, &[server]].concat()), expected, "{theirs:?}");
         }
@@ -138,8 +138,8 @@ fn unreachable_destinations_are_reported() {
         assert_eq!(done.code, i32::from(exit::REFUSED), "{done:?}");
         let last = done.text().lines().last().unwrap();
         assert!(last.contains(hop) && last.matches(&format!(" ms {annotation}")).count() == 3, "{done:?}");
-        let report = routers.crafter(&["traceroute", "--json", "--icmp", destination]).json();
-        assert_eq!((&report["ending"], &report["error"]), (&json!("unreachable"), &json!(error)));
+        let report = routers.crafter(&["traceroute", "--json", "--icmp", destination]).records("traceroute").1;
+        assert_eq!((&report["ending"], &report["icmp_error"]), (&json!("unreachable"), &json!(error)));
     }
     // No answer at all: every hop is listed.
     let drop = ["-A", "INPUT", "-j", "DROP"];
@@ -161,7 +161,7 @@ fn syn_ack_is_reset_once() {
         let before = lab.tap().count().unwrap();
         let done = crafter(&lab, &["traceroute", "--tcp", "--json", server]);
         done.succeeds();
-        let account = &done.json()["account"];
+        let account = &done.records("traceroute").1["account"];
         assert_eq!((&account["suppressed"], &account["answered"]), (&json!(0), &json!(3)));
         // SYNs, and one RST per SYN-ACK.
         assert_eq!(account["requests"], json!(6), "{account}");
@@ -200,10 +200,10 @@ fn mpls_labels_are_printed() {
     let first = " 1  198.51.100.1 <MPLS:L=24001,E=5,S=0,T=1/L=16,E=0,S=1,T=254>  ";
     assert!(lines.len() == 2 && lines[0].starts_with(first), "{done:?}");
     assert!(lines[1].starts_with(" 2  203.0.113.5  "), "{done:?}");
-    let report = crafter(&lab, &["traceroute", "--json", "-q", "1", "203.0.113.5"]).json();
+    let (hops, _) = crafter(&lab, &["traceroute", "--json", "-q", "1", "203.0.113.5"]).records("traceroute");
     let labels = json!([{ "label": 24001, "exp": 5, "s": 0, "ttl": 1 }, { "label": 16, "exp": 0, "s": 1, "ttl": 254 }]);
-    assert_eq!(report["hops"][0]["probes"][0]["mpls"], labels);
-    assert_eq!(report["hops"][1]["probes"][0]["mpls"], json!([]));
+    assert_eq!(hops[0]["probes"][0]["mpls"], labels);
+    assert_eq!(hops[1]["probes"][0]["mpls"], json!([]));
     scapy.end();
 }
 
@@ -239,7 +239,7 @@ fn bad_options_and_hosts_are_refused() {
     traceroute(&["--first", "9", "--max", "8", "192.0.2.1"]).fails(exit::USAGE, "hops from 9 to 8");
     traceroute(&["--tcp=http", "192.0.2.1"]).fails(exit::USAGE, "not a port");
     traceroute(&["--tcp=80", "--udp=53", "192.0.2.1"]).fails(exit::USAGE, "cannot be used with");
-    traceroute(&["host.invalid"]).fails(exit::USAGE, "host 'host.invalid'");
+    traceroute(&["host.invalid"]).fails(exit::NO_ROUTE, "no address of host 'host.invalid'");
     traceroute(&["-6", "192.0.2.1"]).fails(exit::USAGE, "it has no IPv6 address");
     traceroute(&["192.0.2.77"]).fails(exit::NO_ROUTE, "192.0.2.77 does not answer on lab0");
     on_server(&lab, "ip", &["link", "set", "lab0", "down"]);

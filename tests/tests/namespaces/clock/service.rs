@@ -76,7 +76,7 @@ fn leases_and_their_ages_survive_clock_steps() {
                 }
                 reported.push((at, listed.began));
                 let name: Value = serde_json::from_str(&service.succeed(ROOT, &["leases", "--json"])).expect("JSON");
-                assert!(name[0]["process"].is_string(), "{step} s: {name}");
+                assert!(name["leases"][0]["process"].is_string(), "{step} s: {name}");
                 lease.send(&udp_ip(near, far, b"to")).expect("send");
                 let (_, from) = echo.recv_from(&mut [0; 16]).expect("what was sent");
                 assert_eq!(from, near);
