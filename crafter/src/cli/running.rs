@@ -83,10 +83,9 @@ impl<T: Serialize> Report<T> {
     /// Those of serializing and of writing to stdout.
     pub fn print(&self, globals: &Globals, table: impl Fn(&T) -> String) -> anyhow::Result<()> {
         if globals.json {
-            return Ok(print::json(&self.object()?)?);
+            return print::json(&self.object()?);
         }
-        print::out(self.sections.iter().map(|section| section.text(&table)).collect::<Vec<_>>().join("\n"))?;
-        Ok(())
+        Ok(print::out(self.sections.iter().map(|section| section.text(&table)).collect::<Vec<_>>().join("\n"))?)
     }
 
     fn object(&self) -> serde_json::Result<Value> {
