@@ -102,7 +102,7 @@ fn flows_and_counters_of_the_service() {
     let nothing = served.root(&["flows", "--json"]);
     assert_eq!(
         (nothing.object("flows"), nothing.stderr.as_str()),
-        (json!({ "sections": [] }), "crafter: the service has no flows\n")
+        (json!({ "sections": [], "skipped": [] }), "crafter: the service has no flows\n")
     );
     let nothing = served.root(&["counters"]);
     assert_eq!((nothing.code, nothing.stderr.as_str()), (0, "crafter: the service is attached to no interface\n"));
