@@ -1,4 +1,5 @@
-//! Owned ports and their terms. The identifiers of ICMP queries are owned like ports: *port* includes them here.
+//! Owned ports and their terms. Identifiers of ICMP echo and other queries are owned like ports; here, *port* includes
+//! them.
 
 use crate::{Address, ICMP, TCP};
 
@@ -44,10 +45,10 @@ unsafe impl aya::Pod for OwnedKey {}
 // SAFETY: repr(C), no padding (asserted above), valid for every bit pattern.
 unsafe impl aya::Pod for OwnedPort {}
 
-/// One word of the port filter: 64 ports of one transport, a bit each.
+/// One word of the port filter: 64 ports of one transport, one bit per port.
 ///
-/// An unowned packet costs one array lookup in the filter, whatever the number of owned ports. The map of owned ports is
-/// looked up only if a bit is set, and only for the kind of key that the bit is for.
+/// A packet to a port that nobody owns costs one array lookup, however many ports are owned. The map of owned ports is
+/// looked up only if a bit is set, and only with the kind of key (exact or any address) of that bit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct FilterWord {
@@ -61,7 +62,7 @@ pub struct FilterWord {
 // SAFETY: repr(C), two u64: no padding, valid for every bit pattern.
 unsafe impl aya::Pod for FilterWord {}
 
-/// Words of the filter: 65,536 ports of two transports and as many ICMP identifiers, 64 a word.
+/// Words of the filter: 65,536 ports of each of TCP and UDP, and 65,536 ICMP identifiers, 64 per word.
 pub const FILTER_WORDS: u32 = 3 * 1024;
 
 /// Position of `port` in the filter: index of its word, and its bit.

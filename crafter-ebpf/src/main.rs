@@ -39,13 +39,13 @@ pub fn crafter_xdp(ctx: XdpContext) -> u32 {
     }
 }
 
-/// Does nothing: what the benchmarks measure the others against. Loaded by nobody else.
+/// Does nothing. Only benchmarks load it, to measure the other programs against it.
 #[xdp(frags)]
 pub fn crafter_empty(_: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }
 
-/// Ingress where XDP cannot be had, or is held by another program.
+/// Ingress if XDP is not available, or another program holds its hook.
 #[classifier]
 pub fn crafter_ingress(ctx: TcContext) -> i32 {
     let reason = match SkbPacket::new(&ctx) {

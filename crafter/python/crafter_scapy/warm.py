@@ -1,4 +1,4 @@
-"""Makes the service attach to an interface while Scapy is imported; attaching takes a tenth of a second."""
+"""Makes the service attach to an interface while Scapy is imported, because attaching takes a tenth of a second."""
 
 import threading
 
@@ -10,7 +10,7 @@ _UNUSED_SECONDS = 5.0
 
 
 def likely_interface(routes):
-    """Returns the interface of the default route, else of the first route; None without routes.
+    """Returns the interface of the IPv4 default route, else of the first route; None if there are no routes.
 
     `routes`: the text of /proc/net/route.
     """
@@ -25,7 +25,8 @@ def likely_interface(routes):
 
 
 class Warm:
-    """A lease without ports, requested without waiting. It ends with the first lease, or after a few seconds."""
+    """A lease without ports, requested without waiting for the reply. It keeps the service attached until the first
+    real lease exists, or for a few seconds."""
 
     def __init__(self, client):
         self._lock = threading.Lock()
@@ -36,7 +37,7 @@ class Warm:
             if interface:
                 self._connection = client.start("Lease", protocol="none", interface=interface)
         except (OSError, CrafterError):
-            # Without it only the first lease takes longer.
+            # Not an error: only the first lease takes longer.
             return
         self._timer = threading.Timer(_UNUSED_SECONDS, self.end)
         self._timer.daemon = True

@@ -111,7 +111,10 @@ fn page_lists_every_error_of_the_library() {
             reason: not_found().to_string(),
             hint: "start it with `systemctl start crafter.socket` or `crafter serve`",
         },
-        Error::Service { path: "/run/crafter/crafter.sock".into(), reason: "no answer within 10s".into() },
+        Error::Service {
+            path: "/run/crafter/crafter.sock".into(),
+            reason: "no reply to org.crafter.v1.Lease within 15s".into(),
+        },
         Error::Io { action: "read packets.pcapng".into(), source: not_found() },
         Error::Bpf { action: "load crafter_xdp".into(), reason: "the BPF_PROG_LOAD syscall failed".into() },
     ];

@@ -40,7 +40,7 @@ pub struct Args {
     /// Write the body to FILE instead of stdout
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Print a line for each segment on stderr, as tcpdump does, with the time since the first
+    /// Print a line per segment on stderr, as tcpdump does, with the time since the first segment
     #[arg(long, short)]
     verbose: bool,
     /// Print less: no summary and no progress
@@ -58,7 +58,7 @@ pub struct Args {
     /// Seed of the random numbers of --loss, --duplicate and --reorder
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// Time to wait for the SYN-ACK, the search for the next hop included
+    /// Time to wait for the SYN-ACK, including ARP or neighbour discovery of the next hop
     #[arg(long, short, value_name = "SECONDS", default_value = "5", value_parser = interface::seconds)]
     timeout: Duration,
     /// Offer TCP timestamps (RFC 7323)
@@ -78,7 +78,7 @@ pub struct Args {
 }
 
 impl Args {
-    /// Bounds the wait for the next hop, too, by `--timeout`.
+    /// Applies `--timeout` also to the resolution of the next hop.
     pub fn bounded(mut self) -> Self {
         self.interface.link.hop_timeout = Some(self.timeout);
         self
@@ -115,7 +115,7 @@ fn percent(text: &str) -> Result<f64, String> {
 /// Fetches.
 ///
 /// # Errors
-/// Those of the URL, the interface, the connection and the file.
+/// An invalid URL, and errors of the interface, the connection and the file.
 pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     let target = Target::parse(&args.url)?;
     if args.loss + args.duplicate + args.reorder > 1.0 {
@@ -200,7 +200,7 @@ async fn fetch(
     let connected = tokio::select! {
         connected = connect(args, target, deadline, summary) => connected,
         code = signals.next() => {
-            // Time for tasks of the driver to release the lease.
+            // Gives the driver's tasks time to release the lease.
             tokio::time::sleep(Duration::from_millis(10)).await;
             return Ended::Signal(code);
         }
@@ -225,7 +225,7 @@ async fn fetch(
         Err(code) => (Some(Ok(())), Some(code)),
     };
     let mut result = match transferred {
-        // The error of the stream is the cause of the error that its reader got.
+        // The stream's own error is the cause of the error that reading returned, so it takes precedence.
         Some(result) => result.map_err(|error| stream.error().unwrap_or(error)),
         None => Err(Error::TimedOut {
             remote: stream.remote(),

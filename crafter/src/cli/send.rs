@@ -25,10 +25,10 @@ A packet begins with IP, IPv6, Ether or ARP. Unset fields are filled in: source 
 next hop from the route, the source port (or ICMP identifier) from a lease that ends when all
 packets are sent. After that the kernel answers a late SYN-ACK with a RST; `sr` waits for
 replies and suppresses such RSTs while it waits.
-Prints one line on stderr: how many packets were sent, and how many were not.
-Ctrl-C ends it with the account so far; a second Ctrl-C at once, without.
+Prints one line on stderr: the numbers of packets sent and not sent.
+Ctrl-C stops and prints the account so far; a second Ctrl-C ends it at once, without the account.
 --json: an object with account, mechanism, error and exit_code (docs/schema/v1/send.json).
-Exit code 0: all packets were handed to the kernel, or the account counts those that were not;
+Exit code 0: the kernel took all packets, or refused some, which the account counts;
 130: Ctrl-C; others as `crafter --help` lists them.
 
 Examples:

@@ -54,7 +54,7 @@ fn failed(source: io::Error) -> Error {
 pub struct AddressWatch(Netlink);
 
 impl AddressWatch {
-    /// Watches from now on. List the addresses after this call, not before, and no change is missed.
+    /// Starts to watch. List the addresses after this call, not before, so that no change is missed.
     ///
     /// # Errors
     /// [`Error::Io`] if the kernel refuses the socket.

@@ -24,21 +24,22 @@ pub struct Clsact {
 }
 
 impl Clsact {
-    /// Tells the guard, and adds the qdisc where it is missing.
+    /// Announces the device to the guard, and adds the qdisc if the device has none.
     ///
     /// # Errors
     /// [`Error::Permission`] without CAP_NET_ADMIN; [`Error::Io`] without the program `tc`.
     pub fn open(interface: &Interface) -> Result<Self> {
         let name = &interface.name;
-        // By its index, which stays when it is renamed; iproute2 takes that where no device has such a name.
+        // By its index, which does not change when the device is renamed. `tc` accepts `ifINDEX` as a name unless a
+        // device has that name.
         let by_index = format!("if{}", interface.ifindex);
         let device = if if_nametoindex(by_index.as_str()).is_ok() { name.clone() } else { by_index };
         static OWNERS: AtomicU64 = AtomicU64::new(0);
         let owner = OWNERS.fetch_add(1, Ordering::Relaxed);
         let guard = guard::guard()?;
         lock(&guard).open(owner, &device)?;
-        // The guard first: a process that is killed between the two leaves nothing. `opened` tells it to clean up after an
-        // error, too.
+        // The guard is told first, so that a process killed between the two steps leaves nothing behind. Dropping
+        // `opened` makes it clean up after an error, too.
         let opened = Self { owner, device, guard, links: Vec::new() };
         match qdisc_add_clsact(name) {
             Ok(()) | Err(TcError::AlreadyAttached) => Ok(opened),
@@ -55,8 +56,8 @@ impl Clsact {
     /// # Errors
     /// [`Error::Io`] if the guard has ended.
     pub fn prepare(&mut self, direction: TcAttachType) -> Result<NlOptions> {
-        // Unique to this process, with a handle for each filter: if attaching failed because the filter of another owner
-        // had them, the guard would remove that one.
+        // A priority for this process, and a handle for each filter: if another owner's filter had the same pair,
+        // attaching would fail, and the guard would remove the other owner's filter.
         static FILTERS: AtomicU16 = AtomicU16::new(0);
         let pid = std::process::id();
         let priority = 20_000 + (pid % 20_000) as u16;

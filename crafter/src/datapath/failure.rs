@@ -22,9 +22,9 @@ pub(crate) fn bpf_error(action: &str, error: &(dyn std::error::Error + 'static))
     if os_error(error).is_some_and(|e| matches!(e.raw_os_error(), Some(libc::EPERM | libc::EACCES)))
         && let Ok(host) = features::host()
         && !host.has("CAP_SYS_ADMIN")
-        // Without CAP_PERFMON the verifier refuses a variable added to a packet pointer, which is how
-        // headers of variable length are walked (sanitize_ptr_alu() in kernel/bpf/verifier.c); a map of
-        // AF_XDP sockets and a program of the network take CAP_NET_ADMIN.
+        // Without CAP_PERFMON the verifier rejects adding a variable to a packet pointer (sanitize_ptr_alu() in
+        // kernel/bpf/verifier.c), which skipping headers of variable length needs; maps of AF_XDP sockets and
+        // networking programs need CAP_NET_ADMIN.
         && let Some(capability) = ["CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN"].into_iter().find(|name| !host.has(name))
     {
         return Error::Permission { capability, action: action.to_owned() };

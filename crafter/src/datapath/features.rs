@@ -18,8 +18,8 @@ pub struct Host {
     pub kernel: String,
     /// The kernel carries its own type information (`/sys/kernel/btf/vmlinux`).
     pub btf: bool,
-    /// `net.core.bpf_jit_enable`: 0 off, 1 on, 2 on with debugging. `None` where it cannot be read: the initial
-    /// network namespace alone has it, and the service's /proc does not.
+    /// `net.core.bpf_jit_enable`: 0 off, 1 on, 2 on with debugging. `None` if it cannot be read: it exists only in the
+    /// initial network namespace, and not in the service's /proc.
     pub jit: Option<u8>,
     /// Effective capabilities of the calling thread, e.g. `CAP_NET_RAW`.
     pub capabilities: Vec<String>,
@@ -151,7 +151,7 @@ fn netdev_xdp_features(ifindex: u32) -> io::Result<u64> {
         .ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-/// One generic netlink request with one attribute; the answer from behind `genlmsghdr`.
+/// Sends a generic netlink request with one attribute. Returns the answer without its `genlmsghdr`.
 fn generic(family: u16, command: u8, kind: u16, value: &[u8]) -> io::Result<Vec<u8>> {
     const GENL_HEADER: usize = 4;
     let mut request = vec![command, 1, 0, 0];

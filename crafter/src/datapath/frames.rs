@@ -66,12 +66,12 @@ pub struct FrameSender {
     mtu: u32,
     sent: u64,
     refused: u64,
-    /// The previous wait was in vain: the next frame is retried, but not waited for.
+    /// The previous wait timed out: the next frame is retried without waiting.
     impatient: bool,
 }
 
 impl FrameSender {
-    /// Opens a socket for `interface`. It stays good while the link is down, and after.
+    /// Opens a socket for `interface`. The socket stays usable when the link goes down and comes up again.
     ///
     /// # Errors
     /// [`Error::Invalid`] for a link whose packets carry no Ethernet header, [`Error::Permission`] (`CAP_NET_RAW`; for
@@ -112,13 +112,14 @@ impl FrameSender {
     /// Sends `frames`, which start at the Ethernet header, in their order. Returns how many the kernel took; every
     /// other one is in [`refused`](Self::refused), and none is tried later.
     ///
-    /// It waits for room in the driver's queue, yet never for ever: 20 ms without any progress, then a frame is
-    /// refused, and those after it wait no more until one is taken again.
+    /// If the queue is full, it waits for room. After 20 ms without progress the frame counts as refused; the frames
+    /// after it are tried without waiting until the kernel takes one again.
     ///
     /// # Errors
-    /// The first of: [`Error::UnknownInterface`] if the interface does not exist any more, [`Error::Io`] when it is down: nothing
-    /// behind is tried; [`Error::Invalid`] for a frame too short or too long for the link: those behind it are sent
-    /// all the same. [`sent`](Self::sent) and [`refused`](Self::refused) are right after errors, too.
+    /// The first error: [`Error::UnknownInterface`] if the interface no longer exists, or [`Error::Io`] if it is down;
+    /// the remaining frames are then not tried. [`Error::Invalid`] for a frame that is too short or too long for the
+    /// link; the frames after it are still sent. [`sent`](Self::sent) and [`refused`](Self::refused) are correct also
+    /// after an error.
     pub fn send<F: AsRef<[u8]>>(&mut self, frames: &[F]) -> Result<usize> {
         let (mut done, mut taken, mut tries) = (0, 0, 0);
         let mut since: Option<Instant> = None;
@@ -126,7 +127,7 @@ impl FrameSender {
         while done < frames.len() {
             let rest = &frames[done..];
             let error = match self.transmit(&rest[..rest.len().min(BATCH)]) {
-                // Not what sendmmsg says of at least one frame, but nothing may turn here for ever.
+                // sendmmsg does not return 0 for one frame or more; this only rules out an endless loop.
                 Ok(0) => io::ErrorKind::WriteZero.into(),
                 Ok(count) => {
                     (done, taken, tries, since) = (done + count, taken + count, 0, None);
@@ -191,7 +192,7 @@ impl FrameSender {
         match error.raw_os_error() {
             Some(libc::EMSGSIZE) => {
                 let fits = self.mtu as usize + ETHERNET;
-                Error::invalid("frame", format_args!("{length} bytes do not fit {name}, which takes {fits}"))
+                Error::invalid("frame", format_args!("{length} bytes exceed the longest frame of {name} ({fits})"))
             }
             Some(libc::EINVAL) if length < ETHERNET => {
                 let reason = format_args!("{length} bytes are less than an Ethernet header, which has {ETHERNET}");

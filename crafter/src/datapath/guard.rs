@@ -1,6 +1,6 @@
-//! The guard of filters under clsact, which belong to the device, not to a file descriptor, and so outlive their owner. A
-//! separate process waits for the end of its standard input, which is closed when the owner drops the other end or ends
-//! for any reason, and then removes the filters.
+//! Removes filters under clsact, which belong to the device, not to a file descriptor, and so outlive their owner. The
+//! guard is a separate process that waits for the end of its standard input, which is closed when the owner drops the
+//! other end or exits for any reason, and then removes the filters.
 
 use std::{
     io::{self, BufRead as _, BufReader, Write as _},
@@ -12,11 +12,14 @@ use std::{
 use super::lock;
 use crate::error::{Error, Result};
 
-/// Reads one command per line. `open OWNER DEVICE`: records whether the device has a clsact qdisc already, and answers; a
-/// qdisc that is added later is removed once no filter is left on it. `filter OWNER DEVICE SIDE PREFERENCE HANDLE`: a
-/// filter to remove at the end. `end OWNER DEVICE`: removes the filters of one owner, latest first, and answers. The end
-/// of the input removes all. The commands of `tc`, which could start programs, consist of names and numbers only: a
-/// compromised service gains nothing through its guard.
+/// Reads one command per line:
+/// - `open OWNER DEVICE` records whether the device already has a clsact qdisc, and answers. If it has none, the qdisc
+///   that is added later is removed once it has no filters left.
+/// - `filter OWNER DEVICE SIDE PREFERENCE HANDLE` records a filter to remove at the end.
+/// - `end OWNER DEVICE` removes the filters of one owner, latest first, and answers.
+///
+/// At the end of the input, it removes all of them. Only names and numbers are passed to `tc`, because other text
+/// could make it start programs: a compromised service gains nothing through its guard.
 const SCRIPT: &str = r#"
 exec 3>&1 >/dev/null
 trap '' INT TERM HUP QUIT
@@ -75,7 +78,7 @@ for device in $ours; do remove "$device"; done
 #[derive(Debug)]
 pub struct Guard {
     process: Child,
-    /// `None` once it is to end.
+    /// `None` once the guard has been told to end.
     input: Option<ChildStdin>,
     answers: BufReader<ChildStdout>,
 }
@@ -83,7 +86,7 @@ pub struct Guard {
 /// A guard that several owners share, each with devices of its own.
 pub type Shared = Arc<Mutex<Guard>>;
 
-/// The guard of a process that can start none later.
+/// The guard of a process that cannot start one later.
 static AHEAD: Mutex<Option<Shared>> = Mutex::new(None);
 
 /// Starts the guard of this process now, with the capabilities that a child gets: for a service that gives up the right
@@ -109,7 +112,7 @@ impl Guard {
     fn start() -> Result<Self> {
         let mut command = Command::new("sh");
         command.args(["-c", SCRIPT, "crafter-guard"]);
-        // A group of its own: what the terminal sends to ours must not reach the guard.
+        // A process group of its own: signals from the terminal to our group must not reach the guard.
         command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut process = command.spawn().map_err(|source| Error::Io {
             action: "start the guard of clsact filters (`sh`), which removes them on this kernel".to_owned(),
@@ -129,7 +132,7 @@ impl Guard {
         self.answer()
     }
 
-    /// A filter that is to be removed when `owner` ends; to be called before it is there.
+    /// Announces a filter, which the guard removes when `owner` ends. Call it before the filter is added.
     ///
     /// # Errors
     /// [`Error::Io`] if the guard has ended.

@@ -1,4 +1,4 @@
-//! Holders of ports and BPF programs, for messages to people. Best effort.
+//! Finds which processes hold ports and BPF programs, for messages to the user. Best effort.
 
 use std::{collections::HashMap, fmt, fs, net::IpAddr, path::PathBuf};
 
@@ -16,7 +16,7 @@ use super::netlink;
 use crate::packet::Transport;
 
 /// Who holds `port` on `address` or on an address that conflicts with it, e.g. `nginx (pid 12)`.
-/// `None` where the kernel does not tell, as for sockets of other users without `CAP_SYS_PTRACE`.
+/// `None` if the kernel does not report it, as for sockets of other users without `CAP_SYS_PTRACE`.
 pub(super) fn of_port(transport: Transport, address: IpAddr, port: u16) -> Option<String> {
     let mut sockets = match transport {
         Transport::Tcp => tcp_table(),
@@ -24,7 +24,7 @@ pub(super) fn of_port(transport: Transport, address: IpAddr, port: u16) -> Optio
         Transport::Icmp => return None,
     };
     sockets.retain(|socket| socket.port == port && conflict(socket.address, address));
-    // A listener or a bound socket says more than one of its connections, and an open one more than TIME-WAIT.
+    // A listener or a bound socket is reported in preference to a connection, and an open socket to TIME-WAIT.
     sockets.sort_by_key(|socket| (socket.inode == 0, !socket.listening));
     let found = sockets.into_iter().next();
     let inode = match &found {
@@ -45,13 +45,13 @@ struct Bound {
     state: &'static str,
 }
 
-/// Whether bind() to `wanted` meets a socket on `held`; [::] may well be for IPv4 too.
+/// Whether bind() to `wanted` conflicts with a socket on `held`; a socket on [::] may be dual-stack and hold IPv4 too.
 fn conflict(held: IpAddr, wanted: IpAddr) -> bool {
     let (held, wanted) = (held.to_canonical(), wanted.to_canonical());
     wanted.is_unspecified() || held == wanted || held.is_unspecified() && (held.is_ipv6() || wanted.is_ipv4())
 }
 
-/// The tables are those of the thread's namespace: /proc/net is the main thread's.
+/// Reads the tables of this thread's network namespace; /proc/net has those of the main thread.
 fn tcp_table() -> Vec<Bound> {
     let read = |file: &str| TcpNetEntries::from_file(file, current_system_info()).map_or(Vec::new(), |table| table.0);
     let entries = read("/proc/thread-self/net/tcp").into_iter().chain(read("/proc/thread-self/net/tcp6"));
@@ -121,8 +121,8 @@ fn process_of(inode: u64) -> Option<String> {
 /// The name of a loaded BPF program and the process that holds it or its link,
 /// e.g. `xdp_dispatcher (id 12, held by xdp-loader, pid 99)`.
 ///
-/// `None` if no such program is loaded. Without `CAP_SYS_ADMIN` the name is not to be had (Linux wants it for ids),
-/// without `CAP_SYS_PTRACE` the processes of other users are not.
+/// `None` if no such program is loaded. The name needs `CAP_SYS_ADMIN` (Linux requires it to open a program by id);
+/// processes of other users need `CAP_SYS_PTRACE`.
 pub fn holder_of_program(id: u32) -> Option<String> {
     let holder = program_holder(id);
     let name = loaded_programs().flatten().find(|program| program.id() == id).map(|program| {
@@ -179,8 +179,8 @@ impl fmt::Display for Process {
     }
 }
 
-/// Which processes hold which BPF programs, by program id: those with a link, which attaches it; where there is none
-/// (clsact has no links), those with the program itself. Processes of other users only with `CAP_SYS_PTRACE`.
+/// The processes that hold each BPF program, by program id: those with a link that attaches the program, or, if there
+/// is no link (as with clsact), those with the program itself. Processes of other users need `CAP_SYS_PTRACE`.
 pub(super) fn holders_of_programs() -> HashMap<u32, Vec<Process>> {
     let mut holders: HashMap<u32, (bool, Vec<Process>)> = HashMap::new();
     for process in all_processes().into_iter().flatten().flatten() {

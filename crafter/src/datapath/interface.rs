@@ -109,7 +109,7 @@ pub async fn interface(name: &str) -> Result<Interface> {
     Ok(link.complete(&addresses))
 }
 
-/// Whether other links are ports of the link `ifindex`, as those of a bond are. Where the kernel does not answer: yes.
+/// Whether the link `ifindex` has ports, as a bond or a bridge does. True if the kernel does not answer.
 pub(super) fn has_ports(ifindex: u32) -> bool {
     const IFINFOMSG: usize = 16;
     /// `IFLA_MASTER`, `IFLA_EXT_MASK`, `RTEXT_FILTER_SKIP_STATS` (linux/if_link.h, linux/rtnetlink.h).
@@ -131,7 +131,7 @@ fn list_failed(source: io::Error) -> Error {
     Error::io("list the network interfaces", "CAP_NET_ADMIN", source)
 }
 
-/// An [`Interface`] as far as one request describes it, and what routing needs besides.
+/// The part of an [`Interface`] that one request returns, and further fields that routing needs.
 pub(super) struct Link {
     /// `addresses` is empty, `rx_queues` counts the allocated ones.
     pub(super) interface: Interface,

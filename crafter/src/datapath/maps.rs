@@ -1,4 +1,4 @@
-//! What an interface owns, counts and sees, in the terms of user space.
+//! The owned ports, counters and flows of an interface, as types of user space.
 
 use std::{
     net::{IpAddr, Ipv6Addr},
@@ -60,7 +60,7 @@ impl OwnerMaps {
         Self { slot, local: Vec::new() }
     }
 
-    /// Owns a port on `address`, or on any local address where that is unspecified.
+    /// Makes the lease the owner of a port on `address`, or on all local addresses if `address` is unspecified.
     ///
     /// # Errors
     /// [`Invalid`](crate::Error::Invalid) when the map is full.
@@ -187,7 +187,7 @@ pub(super) fn read_counters(map: &PerCpuArray<MapData, u64>, slots: Range<u32>) 
 
 /// The flows of the attachments that `is_wanted`.
 pub(super) fn read_flows(map: &HashMap<MapData, FlowKey, FlowValue>, is_wanted: impl Fn(u32) -> bool) -> Vec<Flow> {
-    // The map changes while it is read: a key may have no value any more, or one that was not written yet.
+    // The map changes while it is read: a key's value may have been removed, or may not have been written yet.
     let keys = map.keys().filter_map(|key| key.ok()).filter(|key| is_wanted(key.link));
     let entries = keys.filter_map(|key| Some((key, map.get(&key, 0).ok()?)));
     entries.filter(|(_, value)| value.first_seen != 0).map(|(key, value)| flow(&key, &value)).collect()

@@ -1,4 +1,4 @@
-//! The only place that touches the kernel.
+//! The kernel side of crafter: programs, maps, sockets, routes, neighbours and reservations of ports.
 
 pub mod address;
 mod clsact;
@@ -32,7 +32,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::error::{Error, Result};
 
-/// Locks what a panic of another thread does not spoil.
+/// Locks a mutex even if another thread panicked while it held the lock: its data stays valid.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,6 +1,7 @@
-//! The Ethernet address of the next hop, from the kernel's neighbour table and by its means.
+//! The Ethernet address of the next hop, from the kernel's neighbour table.
 //!
-//! The kernel asks, we wait: two resolvers on one host would ask twice and disagree.
+//! The kernel sends the ARP or neighbour discovery requests, and this module waits for the result: a resolver of our
+//! own would send requests twice and could disagree with the kernel.
 
 use std::{
     io,
@@ -24,16 +25,16 @@ use crate::error::{Error, Result};
 pub(super) const RESOLVE: Duration = Duration::from_secs(3);
 /// How long a neighbour with a stale address may take to confirm it before the address is used anyway.
 const CONFIRM: Duration = Duration::from_millis(200);
-/// The table is read again after this time even without word of a change: notifications can be lost.
+/// Interval after which the table is read again even without a notification: notifications can be lost.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 type Mac = [u8; 6];
 
 /// The Ethernet address that reaches `address` on `link`. `broadcast` says that the route's type is broadcast.
 ///
-/// A usable entry is taken as it is. One that may be out of date is put to the test at once (NUD_PROBE) and used
-/// when it holds or when nothing was heard for 200 ms. Without a usable entry the kernel is made to ask (NTF_USE). Both
-/// waits end after `limit`.
+/// A usable entry is returned at once. An entry that may be out of date is probed at once (NUD_PROBE), and used when
+/// the neighbour confirms it or does not answer for 200 ms. Without an entry, the kernel is made to resolve the
+/// address (NTF_USE). Both waits end after `limit`.
 pub(super) async fn resolve(
     netlink: &mut Netlink,
     link: &Link,
@@ -50,7 +51,7 @@ pub(super) async fn resolve(
     }
     match lookup(netlink, link, address).await? {
         Entry::Usable(mac) => Ok(mac),
-        // Where nobody resolves, arp_constructor() and ndisc_constructor() take the link's own address.
+        // On a link without ARP, arp_constructor() and ndisc_constructor() use the link's own address.
         Entry::Missing if link.noarp => Ok(link.interface.mac.unwrap_or(link_broadcast)),
         Entry::Missing if link.point_to_point => Ok(link_broadcast),
         Entry::Doubtful(mac) => confirm(link, address, mac, limit).await,
@@ -85,7 +86,7 @@ enum Entry {
     Doubtful(Mac),
     /// None, or one that the kernel is still asking for.
     Missing,
-    /// Asked for in vain.
+    /// FAILED: the neighbour did not answer.
     Failed,
 }
 
@@ -117,7 +118,7 @@ async fn confirm(link: &Link, address: IpAddr, doubtful: Mac, limit: Duration) -
     // No NDA_LLADDR: __neigh_update() then keeps the address that the entry has by now, whatever we read before.
     match netlink.change(RouteNetlinkMessage::NewNeighbour(probe), NLM_F_REPLACE).await {
         Ok(()) => {}
-        // Without CAP_NET_ADMIN use it as it is; so does the kernel while it waits for DELAY to pass.
+        // Without CAP_NET_ADMIN, use the entry unconfirmed, as the kernel does in state DELAY.
         Err(error) if error.raw_os_error() == Some(libc::EPERM) => return Ok(doubtful),
         // Removed or failed since it was read: there is no address to probe with.
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => {
@@ -164,7 +165,7 @@ async fn solicit(netlink: &mut Netlink, link: &Link, address: IpAddr, limit: Dur
     }
 }
 
-/// A socket that hears of the neighbour table's changes, opened before the request that causes them.
+/// A socket that receives notifications of neighbour table changes; open it before the request that causes them.
 fn listen() -> Result<Netlink> {
     Netlink::listening(&[MulticastGroup::Neigh])
         .map_err(|error| Error::io("watch the neighbour table", "CAP_NET_ADMIN", error))

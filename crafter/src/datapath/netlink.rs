@@ -1,7 +1,8 @@
-//! Netlink conversations: rtnetlink driven in place, and a blocking request for the other families.
+//! Netlink requests: rtnetlink without a task of its own, and a blocking request for the other families.
 //!
-//! A connection exists for one call: a socket belongs to the network namespace of the thread that opened it, so
-//! that one kept in a static would answer for the wrong namespace. It is polled together with the request instead of in a task of its own, which saves two wake-ups per request.
+//! A connection exists for one call only: a socket belongs to the network namespace of the thread that opened it, so
+//! a socket in a static could answer for the wrong namespace. The connection is polled together with the request, not
+//! in a separate task, which saves two wake-ups per request.
 
 use std::{io, pin::Pin, time::Duration};
 
@@ -57,7 +58,7 @@ impl Netlink {
         self.request(message, NLM_F_REQUEST | NLM_F_DUMP).await
     }
 
-    /// Sends a request that changes something, with `NLM_F_*` flags beside REQUEST and ACK.
+    /// Sends a request that changes something, with `NLM_F_*` flags in addition to REQUEST and ACK.
     pub(super) async fn change(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
         self.request(message, NLM_F_REQUEST | NLM_F_ACK | flags).await.map(drop)
     }
@@ -98,8 +99,8 @@ impl Netlink {
     }
 }
 
-/// One request of another netlink family, answered before it returns: the payloads of the answers,
-/// each from behind `nlmsghdr`. `kind` is `nlmsg_type`, `flags` are `NLM_F_*` beside REQUEST.
+/// Sends a request to another netlink family and blocks until it is answered. Returns the payload of each answer,
+/// without its `nlmsghdr`. `kind` is `nlmsg_type`; `flags` are `NLM_F_*` in addition to REQUEST.
 pub(super) fn exchange(protocol: SockProtocol, kind: u16, flags: u16, payload: &[u8]) -> io::Result<Vec<Vec<u8>>> {
     const HEADER: usize = 16;
     const DONE: u16 = libc::NLMSG_DONE as u16;

@@ -34,8 +34,8 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 /// Oldest kernel that has all that the programs use: `bpf_xdp_load_bytes` is in 5.18 and newer.
 pub const OLDEST_KERNEL: (u32, u32) = (5, 18);
 
-/// Sizes and constants that are set when the programs are loaded. Interfaces of a process with the same options share the
-/// programs and their maps.
+/// Sizes and constants that are set when the programs are loaded. Interfaces of a process with the same options share
+/// the programs and their maps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoadOptions {
     /// (port, address) pairs that can be owned at once, on all interfaces together.
@@ -128,11 +128,12 @@ pub struct Report {
     pub notes: Vec<String>,
 }
 
-/// Separates the holder of a hook from what is before it in a note.
+/// In a note, the text between a hook and the program that holds it.
 const HELD_BY: &str = " is taken by ";
 
 impl Report {
-    /// The notes without the holder of the XDP hook, which may be a process of another user: for clients of the service.
+    /// The notes without the holder of the XDP hook, which may be a process of another user: for clients of the
+    /// service.
     pub fn notes_without_holder(&self) -> Vec<String> {
         let without = |note: &String| match note.split_once(HELD_BY) {
             Some((hook, _)) => format!("{hook}{HELD_BY}another program"),
@@ -186,14 +187,14 @@ pub struct Kernel {
     classifiers: Vec<SchedClassifierLink>,
     /// Filters under clsact outlive their descriptor; this removes them.
     clsact: Option<Clsact>,
-    /// Last: nothing is attached any more when the ports are given back.
+    /// The last field, so that everything is detached before the ports are released.
     slot: Arc<Slot>,
 }
 
 impl Kernel {
-    /// Prepares `interface`: with the programs and maps that other interfaces of this process use, where that is
-    /// possible. `link_header` is 14 for Ethernet devices, 0 for those without a link-layer header; frames longer than
-    /// `socket_frame` bytes take the ring buffer.
+    /// Prepares `interface`, with the programs and maps that other interfaces of this process already use if possible.
+    /// `link_header` is 14 for Ethernet devices, 0 for devices without a link-layer header. Frames longer than
+    /// `socket_frame` bytes are delivered by the ring buffer.
     ///
     /// # Errors
     /// [`Error::KernelTooOld`], [`Error::Permission`], [`Error::Invalid`] for sizes that do not fit,
@@ -213,8 +214,8 @@ impl Kernel {
         Ok(Self::in_slot(Slot::shared(options, link_header, interface.ifindex, socket_frame)?))
     }
 
-    /// As [`Kernel::open`], but with programs and maps that no other interface uses, and that take all frames for those of
-    /// one interface.
+    /// As [`Kernel::open`], but with programs and maps that no other interface uses and that treat every frame as one
+    /// of this interface.
     ///
     /// # Errors
     /// Those of [`Kernel::open`].
@@ -272,12 +273,12 @@ impl Kernel {
         })
     }
 
-    /// Attaches egress and ingress, and makes the ring buffer. Nothing is owned yet, so that their order does not matter:
-    /// the programs are verified at the same time, on two threads, while a third waits for the map of ring buffers, whose
-    /// changes take a grace period of RCU (`maybe_wait_bpf_programs()`).
+    /// Attaches the egress and ingress hooks, and creates the ring buffer. No port is owned yet, so their order does
+    /// not matter: two threads load the programs in parallel, while a third waits for the map of ring buffers, where
+    /// each update waits for an RCU grace period (`maybe_wait_bpf_programs()`).
     ///
     /// # Errors
-    /// [`Error::Attach`] where the forced mode, or every mode, is refused; [`Error::Permission`].
+    /// [`Error::Attach`] if the forced mode, or every mode, is refused; [`Error::Permission`].
     pub fn attach(&mut self, interface: &Interface, wanted: Attach) -> Result<(Report, RingBuf<MapData>)> {
         let slot = self.slot.clone();
         thread::scope(|scope| {
@@ -389,8 +390,8 @@ fn attach_classifier(
     };
     load_classifier(program, hook)?;
     if !features::is_clsact_forced() {
-        // Before all others: one that passes a packet hides it from those behind it. Ours takes only what is owned,
-        // and leaves all else to the next.
+        // First in the order: a program that passes a packet ends the chain, and later programs do not see it. Ours
+        // handles only packets of owned ports, and hands all others to the next program.
         let order = TcAttachOptions::TcxOrder(LinkOrder::first());
         let link = program.attach_with_options(name, direction, order).and_then(|link| program.take_link(link));
         match link {
@@ -424,7 +425,7 @@ fn who_holds(interface: &Interface) -> String {
     }
 }
 
-/// Whether this kernel is new enough, for those who would else learn it late.
+/// Checks that this kernel is new enough, for callers that would otherwise fail only later.
 ///
 /// # Errors
 /// [`Error::KernelTooOld`].

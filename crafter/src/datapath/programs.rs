@@ -46,9 +46,10 @@ struct Common {
     options: LoadOptions,
 }
 
-/// The programs and maps. They go when this is dropped, or when the process dies: file descriptors alone hold them.
+/// The programs and maps. Only file descriptors hold them, so the kernel removes them when this is dropped or the process
+/// exits.
 pub(super) struct Programs {
-    /// `None`: not to be shared.
+    /// `None` if the load must not be shared.
     common: Option<Common>,
     ebpf: Mutex<Ebpf>,
     maps: Mutex<Maps>,
@@ -201,7 +202,7 @@ pub(super) fn load_classifier(program: &mut SchedClassifier, hook: Hook) -> Resu
 pub(super) struct Slot {
     pub(super) programs: Arc<Programs>,
     number: u32,
-    /// Number of the attachment, which no other one of this load gets.
+    /// Number of the attachment, unique within this load.
     pub(super) link: u32,
     ring_bytes: u32,
     /// Addresses on which a port of a transport protocol is owned: [`ANY`] and particular ones.
@@ -209,8 +210,8 @@ pub(super) struct Slot {
 }
 
 impl Slot {
-    /// A slot for the interface `ifindex` of this network namespace, in a load of this process where one fits, or else in
-    /// a new one.
+    /// A slot for the interface `ifindex` of this network namespace: in an existing load of this process if one has
+    /// the same options and a free slot, else in a new load.
     ///
     /// # Errors
     /// [`Error::Permission`], [`Error::Bpf`].
@@ -232,7 +233,7 @@ impl Slot {
         Self::first(&programs, options, ifindex, socket_frame)
     }
 
-    /// The only slot of a new load: all frames that its programs see are of one interface, whatever their index is.
+    /// The only slot of a new load, whose programs treat every frame as one of this interface, whatever its ifindex.
     ///
     /// # Errors
     /// [`Error::Permission`], [`Error::Bpf`].
@@ -244,7 +245,7 @@ impl Slot {
         Self::take(programs, options, ifindex, socket_frame)?.ok_or_else(|| missing("slot that is free"))
     }
 
-    /// `None` where an interface has the slot already.
+    /// `None` if another interface already has the slot.
     fn take(programs: &Arc<Programs>, options: &LoadOptions, ifindex: u32, socket_frame: u32) -> Result<Option<Self>> {
         let mut slots = lock(&programs.slots);
         let number = ifindex & (slots.count - 1);
@@ -345,7 +346,8 @@ impl Slot {
         maps.filter.set(index, word, 0).map_err(|e| bpf_error("write the port filter", &e))
     }
 
-    /// Tells the programs the addresses of this host, which all interfaces of the namespace share. The others are removed.
+    /// Sets the local addresses in the map, which all interfaces of the namespace share. Addresses that are not in
+    /// `wanted` are removed.
     ///
     /// # Errors
     /// [`Error::Bpf`] if the kernel refuses.
@@ -366,14 +368,14 @@ impl Drop for Slot {
     fn drop(&mut self) {
         let mut slots = lock(&self.programs.slots);
         if slots.taken == 1 << self.number {
-            // The last one: the load is not to be found any more, and its maps are dropped as they are.
+            // The last slot: no interface can take a slot of this load any more, and its maps are dropped as they are.
             slots.taken = u64::MAX;
             return;
         }
         drop(slots);
         let maps = &mut *lock(&self.programs.maps);
         for ((protocol, port), addresses) in lock(&self.ports).drain() {
-            // The kernel refuses none of these; what it would not remove, nobody looks up again.
+            // The kernel refuses none of these requests. An entry that stayed would never be looked up again.
             let _ = self.set_filter(maps, protocol, port, &[]);
             for address in addresses {
                 let _ = maps.owned.remove(&self.key(protocol, address, port));

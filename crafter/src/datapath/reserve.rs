@@ -1,16 +1,15 @@
-//! Owning a port towards the other programs of this network namespace.
+//! Reserves ports, so that no other program of this network namespace can use them.
 //!
-//! The kernel gives a bound port to nobody else, neither by bind() nor as the ephemeral port of a connect(). The
-//! sockets here are bound and nothing more, so that what the kernel answers to packets for the port stays as it was:
+//! The kernel does not assign a bound port to another socket, neither by bind() nor as the ephemeral port of a
+//! connect(). The sockets here are only bound, so that the kernel's answers to packets for the port do not change:
 //!
-//! - TCP: bound, not listening: a SYN still meets a RST (`tcp_v4_rcv()` finds no listener).
-//! - UDP: a socket bound to an address would swallow its datagrams and so hide the port-unreachable. Each is
-//!   therefore connected to its own address and port: `compute_score()` (net/ipv4/udp.c) passes it over for
-//!   datagrams of any other sender, while bind() conflicts (`udp_lib_lport_inuse()`) look at the local end only.
-//!   Connecting narrows a wildcard to one address, so "any address" is one socket per address of this host.
-//! - ICMP: an identifier is held by a ping socket (`ping_get_port()`), where this user's group may have one
-//!   (`net.ipv4.ping_group_range`); elsewhere, and 0 everywhere, by nothing, as raw sockets send what identifiers
-//!   they like.
+//! - TCP: bound, not listening: the kernel still answers a SYN with a RST (`tcp_v4_rcv()` finds no listener).
+//! - UDP: a bound socket would receive the datagrams, and the kernel would send no port-unreachable. Each socket is
+//!   therefore connected to its own address and port: `compute_score()` (net/ipv4/udp.c) skips it for datagrams from
+//!   any other sender, while the conflict check of bind() (`udp_lib_lport_inuse()`) compares only the local end.
+//!   Connecting narrows a wildcard to one address, so "any address" takes one socket per address of this host.
+//! - ICMP: a ping socket (`ping_get_port()`) holds the identifier if `net.ipv4.ping_group_range` includes a group of
+//!   this user. Otherwise, and for identifier 0, nothing holds it. Raw sockets can send any identifier in any case.
 
 use std::{
     io,
@@ -42,7 +41,7 @@ pub struct Reservation {
     address: IpAddr,
     port: u16,
     ifindex: u32,
-    /// Where held: the address of each socket, which is not read but kept open.
+    /// The sockets that hold the port, with the address of each. They are never read, only kept open.
     held: Vec<(IpAddr, Socket)>,
 }
 
@@ -62,9 +61,9 @@ impl Reservation {
         self.port
     }
 
-    /// Extends a reservation for any address to one that this host has got since, as
-    /// [`AddressWatch`](super::address::AddressWatch) tells. Nothing to do for TCP, for a reservation of one
-    /// address, or for an address already held.
+    /// Extends a reservation for any address to an address that was added to this host later
+    /// ([`AddressWatch`](super::address::AddressWatch) reports it). Does nothing for TCP, for a reservation of one
+    /// address, or for an address that is already held.
     ///
     /// # Errors
     /// [`Error::PortTaken`] if another program was faster on that address.
@@ -73,7 +72,7 @@ impl Reservation {
             && self.address.is_unspecified()
             && !self.held.iter().any(|(held, _)| *held == address)
         {
-            // Held only while the host had no address at all; they would conflict with the next one.
+            // Wildcards are held only while the host has no address; they would conflict with the new socket.
             self.held.retain(|(held, _)| !held.is_unspecified());
             let socket = hold(self.transport, address, self.port, self.ifindex)
                 .map_err(|error| refused(self.transport, address, self.port, error))?;
@@ -87,8 +86,8 @@ impl Reservation {
 /// lease; it gives IPv6 link-local addresses their scope.
 ///
 /// # Errors
-/// [`Error::PortTaken`] naming the holder where it can be found; [`Error::Invalid`] for port 0 of TCP and UDP, or an
-/// address that is not of this host; [`Error::Permission`] for a port that needs `CAP_NET_BIND_SERVICE`.
+/// [`Error::PortTaken`] with the holder's name if it is known; [`Error::Invalid`] for TCP or UDP port 0, or for an
+/// address that this host does not have; [`Error::Permission`] for a port that needs `CAP_NET_BIND_SERVICE`.
 pub fn reserve(transport: Transport, address: IpAddr, port: u16, ifindex: u32) -> Result<Reservation> {
     if !transport.ports().contains(&port) {
         return Err(Error::invalid("port", "port 0 cannot be reserved; reserve a range to get a free port"));
@@ -133,8 +132,8 @@ pub fn reserve_free(
 /// Reserves every port of `range`, or none.
 ///
 /// # Errors
-/// As [`reserve`], for the first port that cannot be had; [`Error::Invalid`] for an empty range or one that needs
-/// more file descriptors than this process may open.
+/// As [`reserve`], for the first port that cannot be reserved; [`Error::Invalid`] for an empty range, or for a range
+/// that needs more file descriptors than this process may open.
 pub fn reserve_range(
     transport: Transport,
     address: IpAddr,
@@ -171,16 +170,16 @@ fn hold_all(transport: Transport, address: IpAddr, port: u16, ifindex: u32) -> i
     let mut held = Vec::new();
     let mut wildcards = Vec::new();
     let addresses = if port == 0 {
-        // Of ICMP: to a ping socket 0 means any, so the kernel gives it to none and needs not be asked.
+        // ICMP identifier 0: bind() of a ping socket takes 0 to mean "any free identifier", so no socket can hold 0.
         Vec::new()
     } else if !address.is_unspecified() {
         vec![(address, ifindex)]
     } else if transport != Transport::Udp {
         vec![(Ipv4Addr::UNSPECIFIED.into(), 0), (Ipv6Addr::UNSPECIFIED.into(), 0)]
     } else {
-        // The wildcards first, to learn of a holder anywhere, even on an address that is not up yet or on another
-        // of 127.0.0.0/8. They would swallow datagrams, so they are closed again below, except on a host without
-        // any address, which no datagram can reach.
+        // The wildcards first, to detect a holder on any address, also on a tentative one or on another address of
+        // 127.0.0.0/8. They would receive the datagrams, so they are closed below, except on a host without any
+        // address, which no datagram can reach.
         for wildcard in [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()] {
             match bind(transport, wildcard, port, 0) {
                 Err(error) if no_family(&error) => {}
@@ -198,7 +197,7 @@ fn hold_all(transport: Transport, address: IpAddr, port: u16, ifindex: u32) -> i
     for (address, scope) in addresses {
         match hold(transport, address, port, scope) {
             Ok(socket) => held.push((address, socket)),
-            // IPv6 switched off; or an address that went, or is not usable yet, since it was listed.
+            // IPv6 is disabled; or the address was removed since it was listed, or is still tentative.
             Err(error) if any && (no_family(&error) || error.kind() == io::ErrorKind::AddrNotAvailable) => {}
             Err(error) if transport == Transport::Icmp && error.kind() == io::ErrorKind::PermissionDenied => {}
             Err(error) => return Err(error),
@@ -259,7 +258,7 @@ fn bind(transport: Transport, address: IpAddr, port: u16, ifindex: u32) -> io::R
     if domain == Domain::IPV6 {
         socket.set_only_v6(true)?;
     }
-    // No SO_REUSEADDR: with it on both sides another program could bind beside us.
+    // No SO_REUSEADDR: if both sockets had it, another program could bind the same port.
     socket.bind(&bound.into())?;
     Ok((socket, bound))
 }

@@ -42,7 +42,7 @@ impl AsFd for Ring {
     }
 }
 
-/// A record's header and the packet behind it; `None` where the record is shorter than it says.
+/// Splits a record into its header and the packet after it; `None` if the record is shorter than the header says.
 fn split(record: &[u8]) -> Option<(ReplyHeader, &[u8])> {
     let u32_at = |at: usize| Some(u32::from_ne_bytes(record.get(at..at + 4)?.try_into().ok()?));
     let header = ReplyHeader {

@@ -47,9 +47,9 @@ const LARGEST_PACKET: u32 = 65_535;
 /// Asks the kernel's routing table for the route to `destination`, and resolves the next hop's Ethernet address
 /// as `neighbour::resolve` says: at once if known, else within 3 s.
 ///
-/// With `interface`, only routes out of it count, except that addresses of this host always go by `lo`; for IPv4 a
-/// destination without any route there is taken to be on the link, as `ping -I` does. A `source` that is not an
-/// address of this host is kept, though nothing of this host answers for it.
+/// With `interface`, only routes through it are used, but addresses of this host are always reached through `lo`. An
+/// IPv4 destination that has no route through it is treated as on-link, as with `ping -I`. A `source` that is not an
+/// address of this host is allowed, although replies to it may not reach this host.
 ///
 /// # Errors
 /// [`Error::UnknownInterface`], [`Error::NoRoute`] (no entry, a reject route, link down), [`Error::NoNeighbour`],
@@ -176,12 +176,13 @@ async fn lookup(
     interface: Option<&Link>,
     source: Option<IpAddr>,
 ) -> Result<Entry> {
-    // IPv6 keeps the local routes of an address on its link; the answer names `lo`, but a question for `lo` meets none.
+    // The local route of an IPv6 address belongs to the link that has the address: the kernel answers with `lo`, but a
+    // request limited to `lo` finds no route.
     let through =
         interface.filter(|link| destination.is_ipv4() || !link.interface.loopback).map(|link| link.interface.ifindex);
     let mut answer = netlink.get(request(destination, through, source)).await;
-    // ip_route_output_key_hash_rcu() refuses a foreign IPv4 source (with EINVAL, or ENETUNREACH of late). It is kept
-    // nevertheless; only for an own address can the refusal be that of a rule or route for the source.
+    // ip_route_output_key_hash_rcu() refuses a foreign IPv4 source (EINVAL; ENETUNREACH on recent kernels), so the
+    // route is then requested without a source. For an address of this host, the error comes from a rule or a route.
     if let (Err(_), Some(source)) = (&answer, source)
         && !address::of_links(netlink).await?.iter().any(|(_, own)| *own == source)
     {

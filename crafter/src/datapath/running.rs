@@ -52,7 +52,7 @@ impl RunningMaps {
     /// the layout of another version.
     ///
     /// # Errors
-    /// [`Error::Permission`] without CAP_SYS_ADMIN, which looking programs and maps up by id takes.
+    /// [`Error::Permission`] without CAP_SYS_ADMIN, which is needed to open programs and maps by id.
     pub fn find() -> Result<(Vec<Self>, Vec<OtherVersion>)> {
         const ACTION: &str = "read the maps of another process";
         // Before anything is opened here, which would make this process a holder too.
@@ -83,8 +83,8 @@ impl RunningMaps {
         Ok((found, others))
     }
 
-    /// Opens the maps among `ids`, those of one program; the id of the flow map is the first result. `None` if one is
-    /// missing, or if there is another number of counters.
+    /// Opens the maps needed here from `ids`, the map ids of one program, and returns them and the id of the flow map.
+    /// `None` if a map is missing, or if the number of counters differs.
     fn open(ids: &[u32]) -> std::result::Result<Option<(u32, Maps)>, MapError> {
         let [mut flows, mut counters, mut links] = [None; 3];
         for &id in ids {

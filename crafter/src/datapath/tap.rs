@@ -1,9 +1,9 @@
 //! Captures the packets of an interface by libpcap, with the filters of tcpdump.
 //!
 //! A tap consumes no packet, and needs no eBPF. It sees the packets that reach the kernel's stack and those that leave
-//! it. **Not seen** are packets that an XDP program consumes, crafter's own included: those for an owned port of an
-//! interface with crafter in native XDP are in the lease, not here. Nor are frames sent by
-//! [`Outlet::Direct`](super::frames::Outlet).
+//! it. It does **not** see packets that an XDP program consumes. That includes crafter's own program: if it is
+//! attached in native mode, packets for an owned port go to the lease and not to the tap. Frames sent by
+//! [`Outlet::Direct`](super::frames::Outlet) are not seen either.
 
 use std::{fmt, io, time::Duration};
 
@@ -21,7 +21,7 @@ use crate::{
 pub struct TapOptions {
     /// A filter expression, pcap-filter(7). All packets without one.
     pub filter: Option<String>,
-    /// Frames for other stations, too, where the network brings them.
+    /// Promiscuous mode: also frames for other stations, if they arrive at this interface.
     pub promiscuous: bool,
     /// Bytes of a packet that are kept, 1 to 262,144; longer packets are cut.
     pub snaplen: u32,
@@ -29,9 +29,9 @@ pub struct TapOptions {
     pub direction: Option<Direction>,
     /// Bytes of the ring that the kernel fills, 64 KiB to 1 GiB.
     pub buffer: u32,
-    /// How long the kernel may gather packets before it wakes this process, in whole milliseconds up to a second: it
-    /// then packs them densely. Zero: each packet wakes it at once, and takes a place in the ring that has the
-    /// length of the longest one, some 64 KiB where the link has offloads.
+    /// How long the kernel may collect packets before it wakes this process, in whole milliseconds up to one second;
+    /// the packets are then stored without gaps. Zero: each packet wakes the process at once, and occupies a slot of
+    /// the ring as large as the longest possible packet, some 64 KiB if the link has offloads.
     pub gather: Duration,
 }
 
@@ -51,7 +51,7 @@ impl Default for TapOptions {
 /// The largest packet that libpcap captures (`MAXIMUM_SNAPLEN`).
 const MAXIMUM_SNAPLEN: u32 = 262_144;
 
-/// What files call the link type: only for bare IP the kernel's number is another one (`DLT_RAW`).
+/// The link type as capture files number it. It differs from libpcap's `DLT_` number only for raw IP (`DLT_RAW`).
 fn link_of(datalink: Linktype) -> Link {
     const DLT_RAW: i32 = 12;
     match datalink {
@@ -65,7 +65,7 @@ fn link_of(datalink: Linktype) -> Link {
 pub struct TapStats {
     /// Packets that passed the filter, dropped ones included.
     pub received: u64,
-    /// Packets of these that found no room, as nobody fetched others fast enough.
+    /// Those of them that were dropped because the ring was full.
     pub dropped: u64,
 }
 
@@ -105,13 +105,13 @@ impl Tap {
         }
         let failed = |error: pcap::Error| {
             let words = words(error);
-            // libpcap says which errno it was in words only.
+            // libpcap reports the errno only as text.
             let denied = ["CAP_NET_RAW", "permitted", "permission"].iter().any(|part| words.contains(part));
             let source = if denied { io::Error::from_raw_os_error(libc::EPERM) } else { io::Error::other(words) };
             Error::io(action(), "CAP_NET_RAW", source)
         };
-        // Until the filter is in the kernel, libpcap applies it to what was captured: to packets that are cut already
-        // it would say no (pcap_handle_packet_mmap()). With a filter they are cut here.
+        // Until the filter is installed in the kernel, libpcap applies it to the captured packets, and may reject one
+        // that is already cut (pcap_handle_packet_mmap()). With a filter, packets are therefore cut here instead.
         let mut capture = Capture::from_device(interface)
             .map_err(failed)?
             .precision(Precision::Nano)
@@ -151,11 +151,11 @@ impl Tap {
         self.link
     }
 
-    /// The next packet, with the time that the kernel gave it in nanoseconds; a VLAN tag that the kernel had taken
-    /// out of the frame is in it again. Dropping the future loses no packet.
+    /// The next packet, with the kernel's timestamp in nanoseconds. A VLAN tag that the kernel removed from the frame
+    /// is restored. Dropping the future loses no packet.
     ///
     /// # Errors
-    /// [`Error::Io`] if the interface does not exist any more. One that is down is waited for.
+    /// [`Error::Io`] if the interface no longer exists. If it is down, waits until packets arrive again.
     pub async fn next(&mut self) -> Result<Captured> {
         loop {
             let ready = self.capture.readable_mut().await;
@@ -167,7 +167,7 @@ impl Tap {
         }
     }
 
-    /// A packet that waits, if there is one.
+    /// The next packet if one is already in the ring; does not wait.
     ///
     /// # Errors
     /// As [`Tap::next`].
@@ -224,7 +224,8 @@ pub fn check_filter(filter: &str, link: Link) -> Result<()> {
     let nowhere = Capture::dead(datalink).map_err(refused)?;
     match nowhere.compile(filter, true) {
         Ok(_) => Ok(()),
-        // `inbound`, `ifindex` and the like need an open capture; a filter that no Ethernet supports may be for a tun.
+        // `inbound`, `ifindex` and the like need an open capture; a filter that is invalid on Ethernet may be valid on
+        // a tun device.
         Err(pcap::Error::PcapError(words)) if words.contains("not supported on") => Ok(()),
         Err(error) => Err(refused(error)),
     }

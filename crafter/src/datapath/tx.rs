@@ -41,9 +41,9 @@ const RETRIES: u32 = 3;
 
 /// Sends IP packets out of one interface.
 ///
-/// On a link without an Ethernet header, and on `lo`, an IPv4 header is not quite sacred: the kernel computes its
-/// checksum and total length, and fills in an identification or a source address of 0 (raw(7)). IPv6 packets and all
-/// packets on Ethernet leave as they are.
+/// On a link without an Ethernet header, and on `lo`, the kernel changes IPv4 headers: it computes checksum and total
+/// length, and fills in the identification and the source address if they are 0 (raw(7)). IPv6 packets, and all
+/// packets on Ethernet, are sent unchanged.
 #[derive(Debug)]
 pub struct Sender {
     interface: String,
@@ -112,8 +112,8 @@ impl Sender {
         self.mtu = mtu;
     }
 
-    /// Sets how long a full queue may make no progress before a packet is dropped. By default zero: the calling thread
-    /// may serve others.
+    /// Sets how long to wait for a full queue without progress before a packet is dropped. Zero by default, because
+    /// the calling thread may have other work.
     pub fn set_patience(&mut self, patience: Duration) {
         self.patience = patience;
     }
@@ -162,7 +162,7 @@ impl Sender {
     /// # Errors
     /// The first of: [`Error::UnknownInterface`] if the interface does not exist any more, [`Error::Io`] when it is
     /// down or a firewall rule of this host refuses the packet, [`Error::Invalid`] for a packet larger than the MTU,
-    /// [`Error::NoRoute`] from raw sockets. Packets behind a refused one are sent all the same.
+    /// [`Error::NoRoute`] from raw sockets. Packets after a refused one are still sent.
     pub fn flush(&mut self) -> Result<usize> {
         let count = mem::take(&mut self.queued);
         if count == 0 {
@@ -182,11 +182,11 @@ impl Sender {
         sent.failure.map_or(Ok(sent.taken), |(_, error)| Err(error))
     }
 
-    /// Sends packets in their order, in as few system calls as it takes, without blocking longer than the
-    /// [patience](Self::set_patience). Nothing is copied in user space. What was [pushed](Self::push) before leaves
+    /// Sends packets in order, in as few system calls as possible, without blocking longer than the
+    /// [patience](Self::set_patience). Nothing is copied in user space. Packets [pushed](Self::push) before are sent
     /// first.
     ///
-    /// Packets behind a refused or invalid one are sent all the same; `on_no_room` says what happens at a full queue.
+    /// Packets after a refused or invalid one are still sent; `on_no_room` says what to do when the queue is full.
     /// The errors are those of [`Sender::push`] and [`Sender::flush`].
     pub(crate) fn send_batch(&mut self, packets: &[TxPacket<'_>], on_no_room: NoRoom) -> Transmitted {
         let mut error = self.flush().err();
@@ -215,7 +215,7 @@ impl Sender {
             }
             let Run { stopped, failure, .. } = self.send_run(path, &run, on_no_room);
             tried = stopped.unwrap_or(tried);
-            // What is wrong behind the place where it stopped is said when it is tried.
+            // An error after the index where sending stopped is reported when that packet is tried.
             let first =
                 [invalid, failure].into_iter().flatten().filter(|(at, _)| *at < tried).min_by_key(|(at, _)| *at);
             error = error.or(first.map(|(_, error)| error));
@@ -239,8 +239,7 @@ impl Sender {
         while done < run.len() {
             match self.offer(path, &run[done..]) {
                 Ok(sent) => {
-                    // sendmmsg() stops at a packet that was refused and keeps the reason to itself: as a rule, the
-                    // queue had no room.
+                    // sendmmsg() stops at a refused packet without reporting its error, usually ENOBUFS.
                     self.turned_away += u64::from(sent < run.len() - done);
                     done += sent;
                     outcome.taken += sent;
@@ -294,7 +293,7 @@ impl Sender {
         mmsg::send::<BATCH>(socket, messages)
     }
 
-    /// What the kernel is to get of a packet, and by which socket.
+    /// The bytes of a packet that the kernel gets, and the path (socket) that it is sent on.
     fn ready<'p>(&self, packet: TxPacket<'p>) -> Result<(Path, Ready<'p>)> {
         match packet {
             TxPacket::Ip(route, ip) => self.ready_ip(route, ip),
@@ -424,10 +423,10 @@ impl Sender {
     }
 }
 
-/// Bytes behind the Ethernet header and up to two VLAN tags, which do not count for the MTU; `None` where the header
-/// is cut short.
+/// Length of a frame without its Ethernet header and up to two VLAN tags, which do not count towards the MTU; `None`
+/// if the Ethernet header is truncated.
 fn ip_length(frame: &[u8]) -> Option<usize> {
     frame.len().checked_sub(ETHERNET)?;
-    // What ends within its tags has nothing behind them.
+    // A frame that ends within its VLAN tags has no payload.
     Some(parse::ethernet(frame).map_or(0, |(start, _)| frame.len().saturating_sub(start)))
 }

@@ -42,7 +42,7 @@ impl Frames {
         Self { chunk, count: (share.max(512) + 1).next_power_of_two() / 2 }
     }
 
-    /// Half as many; `None` if they are few already.
+    /// The same layout with half as many frames; `None` if it has 256 frames or fewer.
     pub fn fewer(self) -> Option<Self> {
         (self.count > 256).then_some(Self { count: self.count / 2, ..self })
     }
@@ -61,9 +61,9 @@ impl Frames {
 /// What the kernel could not deliver to a socket (`XDP_STATISTICS`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lost {
-    /// For want of room in the receive ring.
+    /// Because the receive ring was full.
     pub ring_full: u64,
-    /// For want of a free frame.
+    /// Because the fill ring had no free frame.
     pub no_frame: u64,
     /// For other reasons: too long for a frame, or not linear.
     pub other: u64,
@@ -92,7 +92,7 @@ impl Socket {
     /// Opens a socket on `queue` of the interface, in whatever mode (copy or zero copy) the driver has.
     ///
     /// # Errors
-    /// [`Error::Permission`] without CAP_NET_RAW; [`Error::Io`] where another socket has the queue (EBUSY).
+    /// [`Error::Permission`] without CAP_NET_RAW; [`Error::Io`] if another socket is bound to the queue (EBUSY).
     pub fn open(ifindex: u32, queue: u32, frames: Frames) -> Result<Self> {
         let action = || format!("open an AF_XDP socket on queue {queue}");
         let failed = |e: SocketError| Error::io(action(), "CAP_NET_RAW", system(e));

@@ -4,13 +4,13 @@
 //!
 //! | module | what it tests | needs |
 //! |---|---|---|
-//! | `captures` | capture files, compared with tshark and capinfos; captures that are read while they are written | |
+//! | `captures` | capture files, compared with tshark and capinfos; reading a capture while it is written | |
 //! | `cli` | every command with a network, against real peers in a lab | root |
 //! | `corpora` | each packet of tcpdump's and Scapy's test captures is rebuilt byte for byte, also from its text form | the captures |
 //! | `doctor` | `crafter doctor` with all capabilities, with some, and with none | root |
 //! | `examples` | each example against the lab's servers | root |
 //! | `inventory` | lists in the documents agree with the source | |
-//! | `lab` | the lab as a library: network, servers, tap, clean-up | root |
+//! | `lab` | the lab through the library: network, servers, tap, clean-up | root |
 //! | `lab_run` | `crafter lab run`: exit codes, signals, output, clean-up | root |
 //! | `layer_allocations` | building packets into a reused buffer allocates nothing | |
 //! | `layer_dissectors` | ICMP extensions, MPLS, HTTP, DNS over TCP and fragments, compared with tshark and Scapy | |
@@ -20,8 +20,8 @@
 //! | `module_order` | modules of crafter import only modules above them in ARCHITECTURE.md | |
 //! | `systemd_units` | the systemd units, checked by systemd's tools | |
 //!
-//! `allocations` counts the allocations of a thread with a global allocator for all modules; `canary` detects when the
-//! kernel has destroyed a network namespace.
+//! `allocations` is the global allocator of this executable, which counts the allocations of the calling thread;
+//! `canary` detects when the kernel has destroyed a network namespace.
 
 mod allocations;
 mod canary;

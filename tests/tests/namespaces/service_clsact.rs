@@ -1,5 +1,5 @@
-//! The service on a kernel without tcx. Filters of clsact stay attached when their owner exits, so a guard process that
-//! the service starts before its sandbox forbids it removes them.
+//! The service on a kernel without tcx. Filters under clsact stay attached when their owner exits, so a guard process
+//! removes them. The service starts the guard before its sandbox forbids starting processes.
 //!
 //! On kernels with tcx, an environment variable makes the service use clsact.
 
@@ -66,14 +66,14 @@ fn children(pid: u32) -> Vec<(i32, String)> {
 
 #[track_caller]
 fn assert_nothing_left(lab: &Lab, objects: &BpfObjects, guard: i32) {
-    wait_for("the release of its filters and the exit of its guard", REPLY_TIMEOUT, || {
+    wait_for("the removal of the service's filters and the exit of the guard", REPLY_TIMEOUT, || {
         let released = attached(lab.client(), INTERFACE).is_empty() && !has_qdisc(lab);
         (released && fs::read_link(format!("/proc/{guard}/exe")).is_err()).then_some(())
     });
     objects.wait_until_freed(REPLY_TIMEOUT);
 }
 
-/// Its filters are removed with its last lease, and when the service exits for any reason.
+/// The service's filters are removed after its last lease, and when the service exits for any reason.
 #[test]
 fn filters_and_guard_are_removed_after_exit_or_sigkill() {
     let _serial = Serial::begin();
@@ -83,7 +83,7 @@ fn filters_and_guard_are_removed_after_exit_or_sigkill() {
     for signal in [Signal::SIGTERM, Signal::SIGKILL, Signal::SIGINT] {
         let mut process = start(&service, &lab);
         let pid = process.id();
-        // It listens before it starts its guard.
+        // The service listens before it starts its guard, so the guard may not exist yet.
         let guard = &wait_for("its guard", REPLY_TIMEOUT, || match &children(pid)[..] {
             [(guard, name)] if name != "crafter" => Some(*guard),
             _ => None,
@@ -94,7 +94,7 @@ fn filters_and_guard_are_removed_after_exit_or_sigkill() {
             assert_eq!(attached(lab.client(), INTERFACE).len(), 2, "an ingress and an egress hook");
             assert!(has_qdisc(&lab));
             drop(held);
-            // It detaches itself one second after its last lease.
+            // The service detaches one second after its last lease.
             wait_for("the removal of its hooks", REPLY_TIMEOUT, || {
                 (attached(lab.client(), INTERFACE).is_empty() && !has_qdisc(&lab)).then_some(())
             });
@@ -114,7 +114,7 @@ fn filters_and_guard_are_removed_after_exit_or_sigkill() {
     }
 }
 
-/// Foreign qdiscs and filters are kept.
+/// Qdiscs and filters that the service did not create stay.
 #[test]
 fn foreign_qdiscs_and_filters_are_kept() {
     let _serial = Serial::begin();

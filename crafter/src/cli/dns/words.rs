@@ -31,8 +31,7 @@ impl<'w> Words<'w> {
                     return Err(Error::invalid(format!("'{word}'"), "a second server; give only one"));
                 }
             } else if word.starts_with('+') {
-                let reason =
-                    "options of dig that begin with + are not supported; `crafter dns --help` lists the options";
+                let reason = "dig options with a leading + are not supported; see `crafter dns --help` for the options";
                 return Err(Error::invalid(format!("'{word}'"), reason));
             } else {
                 rest.push(word.as_str());

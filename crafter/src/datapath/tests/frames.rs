@@ -73,7 +73,7 @@ fn refused_frames_are_counted_and_those_behind_them_sent() {
         assert!(matches!(&error, Error::Invalid { reason, .. } if reason.starts_with("13 bytes")), "{error}");
         assert_eq!((sender.sent(), sender.refused()), (598, 2));
         let error = sender.send(&some[300..301]).unwrap_err();
-        assert_eq!(error.to_string(), "frame: 1515 bytes do not fit v0, which takes 1514");
+        assert_eq!(error.to_string(), "frame: 1515 bytes exceed the longest frame of v0 (1514)");
         assert_eq!(sender.send::<Vec<u8>>(&[]).unwrap(), 0);
         // NAPI of the far end may lag behind by a moment.
         let arrived = (0..2000).any(|_| {

@@ -1,6 +1,6 @@
-//! Against the real kernel, in network namespaces of the test's own. They need root.
+//! Tests against the real kernel, each in network namespaces of its own. They need root.
 //!
-//! A namespace exists as long as a thread is in it: a test that is killed leaves nothing behind.
+//! A namespace exists as long as a thread is in it, so a test that is killed leaves nothing behind.
 
 mod features;
 mod frames;
@@ -35,7 +35,7 @@ fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-/// Runs `test` in a new network namespace where only `lo` exists, and is up.
+/// Runs `test` in a new network namespace that has only `lo`, which is up.
 fn alone<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
     thread::spawn(move || {
         enter();
@@ -62,7 +62,7 @@ fn pair<F: Future<Output = ()>>(test: impl FnOnce(Peer) -> F + Send + 'static) {
             usable(THERE);
         });
         usable(HERE);
-        // A test that does not use its peer drops it at once, and with the namespace would go the pair.
+        // A test that does not use its peer drops it at once; its namespace, and with it the veth pair, must stay.
         let _alive = peer.jobs.clone();
         test(peer).await;
     });
@@ -117,7 +117,7 @@ async fn link_up(name: &str) {
 }
 
 async fn configure(name: &str, addresses: [&str; 2]) {
-    // Else IPv6 addresses are tentative for a second or two, not just until a work queue has run.
+    // Without duplicate address detection: it keeps IPv6 addresses tentative for a second or two.
     sysctl(&format!("net/ipv6/conf/{name}/accept_dad"), "0");
     let index = interface(name).await.unwrap().ifindex;
     for address in addresses.map(ip) {
@@ -127,8 +127,8 @@ async fn configure(name: &str, addresses: [&str; 2]) {
     link_up(name).await;
 }
 
-/// Tries until it works, for ten seconds at most. What this process has closed, a program that another test starts has
-/// from fork() to exec(): a port may not be free yet.
+/// Retries `work` until it succeeds, for at most ten seconds. A port that this process has closed may still be in use:
+/// a child that another test starts has a copy of the socket between fork() and exec().
 #[track_caller]
 fn again<T, E: std::fmt::Debug>(mut work: impl FnMut() -> Result<T, E>) -> T {
     for _ in 0..5000 {
@@ -140,7 +140,7 @@ fn again<T, E: std::fmt::Debug>(mut work: impl FnMut() -> Result<T, E>) -> T {
     work().unwrap()
 }
 
-/// Waits until the addresses can be bound to. IPv6 ones cannot before the carrier is up and addrconf_dad_work() ran.
+/// Waits until bind() to the addresses works. For IPv6, the carrier must be up and addrconf_dad_work() must have run.
 fn usable(addresses: [&str; 2]) {
     for address in addresses {
         let bound = (0..2500).any(|_| {

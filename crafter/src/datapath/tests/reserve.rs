@@ -20,7 +20,7 @@ use crate::{
 
 const PORT: u16 = 6000;
 
-/// What another program would do: bind with SO_REUSEADDR, to be as hard to refuse as can be, and listen.
+/// What another program would do: bind with SO_REUSEADDR, which conflicts with the fewest sockets, and listen.
 fn bind(transport: Transport, address: &str, port: u16) -> std::io::Result<Socket> {
     let address = SocketAddr::new(ip(address), port);
     let kind = if transport == Tcp { Type::STREAM } else { Type::DGRAM };
@@ -96,7 +96,7 @@ fn connect_never_gets_a_reserved_port() {
                 });
                 let port = socket.local_addr().unwrap().as_socket().unwrap().port();
                 assert_eq!(port, 50003, "{transport} {address}");
-                // No TIME-WAIT, or the only port left is taken for a minute.
+                // Close with a RST: TIME-WAIT would occupy the only free port for a minute.
                 socket.set_linger(Some(Duration::ZERO)).unwrap();
             }
             drop(held);
@@ -138,7 +138,7 @@ fn the_kernel_answers_as_before() {
                 drop(held);
             }
         }
-        // The judge can tell: a socket that is merely bound keeps the kernel quiet.
+        // Control: with a socket that is only bound, the kernel sends no port-unreachable.
         let _swallows = again(|| UdpSocket::bind((ip(HERE[0]), PORT)));
         let quiet = peer.run(|| answer(Udp, SocketAddr::new(ip(HERE[0]), PORT)));
         assert_eq!(quiet, ErrorKind::WouldBlock);

@@ -83,7 +83,7 @@ fn missing_neighbours_are_asked_for() {
     });
 }
 
-/// How often something may take too long before it is too slow, and not the machine busy.
+/// Attempts for a test of timing: one attempt may be slow because the machine is busy.
 const TRIES: usize = 10;
 
 #[test]

@@ -52,7 +52,7 @@ fn interfaces_share_programs_and_own_ports_apart() {
         assert_eq!(here_maps.counters().unwrap().ingress(), 0);
         assert_eq!(lo_maps.counters().unwrap().get(Reason::Copied), 2);
 
-        // What the next attachment of an interface finds is new.
+        // The next attachment of the interface starts without flows, counters and ports.
         let programs = program(&lo);
         drop((lo, lo_maps, ring));
         let (lo, lo_maps) = open("lo").await;
@@ -60,7 +60,7 @@ fn interfaces_share_programs_and_own_ports_apart() {
         assert_eq!((lo_maps.flows().len(), lo_maps.counters().unwrap().ingress()), (0, 0));
         assert_eq!(verdict(&lo), XDP_PASS, "owned before");
 
-        // An interface cannot be twice in a load, nor can one of other sizes or of another namespace be.
+        // A load is not shared by two attachments of one interface, with other sizes, or with another namespace.
         let (again, _maps) = open("v0").await;
         assert_ne!(program(&again), programs);
         let larger = LoadOptions { flow_entries: 2048, ..options() };

@@ -85,7 +85,7 @@ fn vlan_tags_are_back_in_the_frame() {
         };
         send("v0", [tagged()]).await;
         assert_eq!(next(&mut left).await.bytes, tagged().build().unwrap());
-        // Of a frame that arrives the kernel has taken the tag out before taps see it (skb_vlan_untag()).
+        // The kernel removes the tag of a received frame before taps see the frame (skb_vlan_untag()).
         peer.run(move || block_on(send("v1", [tagged()])));
         assert_eq!(next(&mut received).await.bytes, tagged().build().unwrap());
     });

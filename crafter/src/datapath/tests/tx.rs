@@ -255,7 +255,7 @@ fn a_batch_stops_at_the_first_packet_without_room() {
         let sent = sender.send_batch(&batch, NoRoom::Stop);
         assert_eq!((sent.sent, sent.refused, sent.tried), (100, 0, 100), "{:?}", sent.error);
 
-        // Holds some ten of these frames, and lets one go in a second.
+        // The queue holds about ten of these frames, and sends about one per second.
         let tbf = ["qdisc", "add", "dev", "v0", "root", "tbf", "rate", "1kbit", "burst", "120", "limit", "1200"];
         assert!(std::process::Command::new("tc").args(tbf).status().unwrap().success());
         let whole = datagram(route.source, ip(THERE[0]), 1500 - 27);
@@ -265,7 +265,7 @@ fn a_batch_stops_at_the_first_packet_without_room() {
         assert!((2..40).contains(&first.tried), "{first:?}");
         assert_eq!((first.sent, first.refused), (first.tried as u64 - 1, 0), "one was too large");
         assert!(first.error.unwrap().to_string().contains("1501"));
-        // Nothing is remembered: the rest begins at 0 again, and what is wrong with it is not said before it is tried.
+        // Each call starts anew: indexes count from 0 again, and an invalid packet is reported only when it is tried.
         let again = sender.send_batch(&batch[first.tried..], NoRoom::Stop);
         assert!(again.tried <= 1 && again.error.is_none(), "{again:?}");
         assert_eq!((again.sent, again.refused), (again.tried as u64, 0));

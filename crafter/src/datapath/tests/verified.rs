@@ -3,8 +3,8 @@ use super::super::{
     program::{Hook, Kernel, LoadOptions},
 };
 
-/// Instructions that the verifier of Linux 6.18 processes, and a tenth more. Each takes it about a microsecond, which is
-/// what a command waits for at its start.
+/// Instructions that the verifier of Linux 6.18 processes, plus a tenth. It takes about a microsecond for each, and a
+/// command waits for it at its start.
 const LIMITS: [(Hook, u32); 3] = [(Hook::Xdp, 36_600), (Hook::Ingress, 29_000), (Hook::Egress, 15_500)];
 
 #[test]

@@ -20,12 +20,12 @@ pub(crate) enum TxPacket<'p> {
     Frame(&'p [u8]),
 }
 
-/// What to do where there is no room for a packet.
+/// What to do when the queue has no room for a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NoRoom {
     /// Count it as refused once patience is over, and go on.
     Refuse,
-    /// Try neither it nor any packet behind it: the caller keeps them.
+    /// Stop: the packet and all packets after it remain with the caller.
     Stop,
 }
 
@@ -34,7 +34,7 @@ pub(crate) enum NoRoom {
 pub(crate) struct Transmitted {
     /// Packets that the kernel took.
     pub(crate) sent: u64,
-    /// Packets that it did not take. Those that are invalid were never offered to it, and count as neither.
+    /// Packets that it did not take. Invalid packets are not passed to the kernel, and are counted in neither field.
     pub(crate) refused: u64,
     /// How many packets were tried. With [`NoRoom::Stop`] it is the index of the first without room.
     pub(crate) tried: usize,

@@ -46,8 +46,8 @@ pub(super) fn open(path: Path, ifindex: u32, loopback: bool) -> io::Result<Socke
         Path::Ip6 => {
             let socket = Socket::new(Domain::IPV6, Type::RAW, raw)?;
             socket.set_header_included_v6(true)?;
-            // The local routes of IPv6 addresses belong to their links: bound to `lo`, none would be found, whereas
-            // unbound they lead to `lo` anyway.
+            // The local routes of IPv6 addresses belong to the link that has the address: a socket bound to `lo` would
+            // find none, but an unbound socket sends to `lo` anyway.
             if !loopback {
                 socket.bind_device_by_index_v6(index)?;
             }
@@ -71,8 +71,8 @@ pub(in crate::datapath) fn wait_for_room(socket: &Socket, error: &io::Error) {
     }
 }
 
-/// `sockaddr_ll` of an interface and an Ethernet protocol in host byte order. With protocol 0 a socket receives nothing,
-/// and `packet_parse_headers()` takes the protocol of each packet that is sent from its Ethernet header.
+/// `sockaddr_ll` of an interface and an Ethernet protocol in host byte order. With protocol 0 the socket receives
+/// nothing, and `packet_parse_headers()` reads the protocol of each sent packet from its Ethernet header.
 pub(crate) fn link_address(ifindex: u32, protocol: u16) -> SockAddr {
     let mut storage = SockAddrStorage::zeroed();
     // SAFETY: sockaddr_ll is a socket address type, which sockaddr_storage has room and alignment for, and any

@@ -1,5 +1,5 @@
-//! `Lease` and `Observe`, in three steps: the policy makes a plan; the service acquires ports and a socket, and returns
-//! them after an error; the lease is published.
+//! The calls `Lease` and `Observe`. `Lease` takes three steps: the policy decides what to lease (the plan); the
+//! service acquires ports and a socket, and releases them after an error; the lease is published.
 
 mod lease_error;
 mod plan;
@@ -40,8 +40,8 @@ use crate::{
     protocol::wire::{Fault, LeaseCall, Leased, ObserveCall, Observing},
 };
 
-/// How long a request that is refused waits for the last packets of a closed lease of its user: a little longer than
-/// packets wait for room.
+/// How long a refused request waits until the last packets of a closed lease of the same user are sent: a little
+/// longer than packets may wait for a full queue.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// How often such a request is tried again.
@@ -70,8 +70,9 @@ pub(super) async fn lease(
     })
 }
 
-/// Tries again after a refusal if the client has closed another lease, which may have the port or be the last one that the
-/// policy allows. The service may not have noticed that yet, or the last packets of that lease may wait for room.
+/// Makes an attempt, and tries again after a failure if the same user has just closed another lease: that lease may
+/// still have the port, or count against a limit of the policy. The service may not have noticed the close yet, or the
+/// last packets of that lease may still wait for a full queue.
 async fn after_closed_leases<T>(
     service: &Rc<Service>,
     caller: &Caller,
@@ -97,7 +98,7 @@ async fn try_lease(
     request: &ServedRequest,
 ) -> Result<(Leased, OwnedFd), LeaseError> {
     let (policy, subject) = (service.policy(), &caller.subject);
-    // A user whom no rule names must not learn the host's routes.
+    // Checked before the route lookup: a user without a rule must not learn the host's routes.
     plan::rule_of(&policy, subject)?;
     let (interface, preferred) = place(request).await?;
     let rule = plan::admit(&policy, subject, request, &interface)?;
