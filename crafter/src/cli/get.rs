@@ -58,7 +58,7 @@ pub struct Args {
     /// Seed of the random numbers of --loss, --duplicate and --reorder
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// Time to wait for the SYN-ACK, including ARP or neighbour discovery of the next hop
+    /// Time to wait for the next hop's address (ARP, neighbour discovery), and again for the SYN-ACK
     #[arg(long, short, value_name = "SECONDS", default_value = "5", value_parser = interface::seconds)]
     timeout: Duration,
     /// Offer TCP timestamps (RFC 7323)
@@ -78,7 +78,7 @@ pub struct Args {
 }
 
 impl Args {
-    /// Applies `--timeout` also to the resolution of the next hop.
+    /// Limits the resolution of the next hop, too, by `--timeout`.
     pub fn bounded(mut self) -> Self {
         self.interface.link.hop_timeout = Some(self.timeout);
         self
