@@ -184,10 +184,13 @@ fn lease_is_granted_after_the_packets_of_a_closed_one() {
     let service = Service::start(lab.client(), "[[rule]]\nuser = 65534\nmax_leases = 1\n");
     let call = lease_call("udp", None, None);
     let first = lease(&service, NOBODY, &call).expect("a lease");
+    let from = port(&first);
+    // Resolves the neighbour before the link is slow.
+    first.send(&datagram(from, 0)).expect("send");
+    accounted(&service, 1);
     // The queue holds less than the packets, and takes half a second for them.
     slow_down(&lab, "256kbit", "2kb");
-    let from = port(&first);
-    (0..COUNT).for_each(|number| first.send(&datagram(from, number)).expect("send"));
+    (1..COUNT).for_each(|number| first.send(&datagram(from, number)).expect("send"));
     // Positive control: the limit applies.
     lease(&service, NOBODY, &call).map(drop).expect_err("a second lease");
     drop(first);
