@@ -181,7 +181,8 @@ fn lease_is_granted_after_the_packets_of_a_closed_one() {
     let _serial = Serial::begin();
     let lab = lab();
     let peer = Peer::start(&lab);
-    let service = Service::start(lab.client(), "[[rule]]\nuser = 65534\nmax_leases = 1\n");
+    let service =
+        Service::start(lab.client(), "[[rule]]\nuser = 0\nobserve = true\n[[rule]]\nuser = 65534\nmax_leases = 1\n");
     let call = lease_call("udp", None, None);
     let first = lease(&service, NOBODY, &call).expect("a lease");
     let from = port(&first);
