@@ -23,8 +23,10 @@ enum ReadOutcome {
 }
 
 /// Sends the packets of a lease's client until the client closes its socket or the lease is ended. While packets wait
-/// for room, nothing more is read: the client's socket fills, which holds the client back.
+/// for room, nothing more is read: the client's socket fills, which holds the client back. Packets that were sent before
+/// the socket was closed are still sent.
 pub(super) async fn run(service: Rc<Service>, lease: Rc<ServedLease>) {
+    let mut is_closed = false;
     loop {
         let (no_room, delay) = (lease.backlog.borrow().no_room(), lease.backlog.borrow().retry_delay());
         if let Some(no_room) = no_room {
@@ -35,6 +37,16 @@ pub(super) async fn run(service: Rc<Service>, lease: Rc<ServedLease>) {
             }
             service.note_activity();
             continue;
+        }
+        if is_closed {
+            if !lease.has_unsent() {
+                break;
+            }
+            tokio::select! {
+                biased;
+                () = lease.ended() => break,
+                () = lease.kept() => continue,
+            }
         }
         let mut guard = tokio::select! {
             biased;
@@ -48,7 +60,7 @@ pub(super) async fn run(service: Rc<Service>, lease: Rc<ServedLease>) {
         match take(&service, &lease) {
             ReadOutcome::More => {}
             ReadOutcome::WouldBlock => guard.clear_ready(),
-            ReadOutcome::Closed => break,
+            ReadOutcome::Closed => is_closed = true,
         }
         drop(guard);
         // Other tasks run.
@@ -82,8 +94,8 @@ pub(super) fn end_closed(service: &Rc<Service>, user: u32) -> Closed {
     let mut outcome = Closed::None;
     for (lease, _) in closed {
         while matches!(take(service, lease), ReadOutcome::More) {}
-        // Otherwise its own task ends the lease after the backlog is sent.
-        if lease.backlog.borrow().is_empty() {
+        // Otherwise its own task ends the lease after its packets are sent.
+        if !lease.has_unsent() {
             service.forget(lease);
             outcome = Closed::Ended;
         } else if lease.subject().user == user && matches!(outcome, Closed::None) {

@@ -1,7 +1,7 @@
 //! A lease of a client: the client's socket, and the driver's lease.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::HashMap,
     net::IpAddr,
     os::fd::{AsRawFd as _, OwnedFd},
@@ -82,6 +82,8 @@ pub(super) struct ServedLease {
     pub(super) tally: Tally,
     /// Packets that found no room; nothing more is read from the client while there are some.
     pub(super) backlog: RefCell<Backlog>,
+    /// Number of packets that wait for a next hop.
+    waiting: Cell<usize>,
     kept: Notify,
     over: Notify,
     ending: RefCell<Option<(Code, String)>>,
@@ -107,6 +109,7 @@ impl ServedLease {
             began: Moment::now(),
             tally: Tally::default(),
             backlog: RefCell::default(),
+            waiting: Cell::new(0),
             kept: Notify::new(),
             over: Notify::new(),
             ending: RefCell::default(),
@@ -158,7 +161,23 @@ impl ServedLease {
         self.kept.notify_one();
     }
 
-    /// Waits until the backlog has packets.
+    /// Counts a packet that waits for a next hop.
+    pub(super) fn begin_waiting(&self) {
+        self.waiting.set(self.waiting.get() + 1);
+    }
+
+    /// Counts packets that no longer wait for a next hop.
+    pub(super) fn end_waiting(&self, count: usize) {
+        self.waiting.set(self.waiting.get().saturating_sub(count));
+        self.kept.notify_one();
+    }
+
+    /// Whether packets of the client wait for room or for a next hop.
+    pub(super) fn has_unsent(&self) -> bool {
+        self.waiting.get() > 0 || !self.backlog.borrow().is_empty()
+    }
+
+    /// Waits until the backlog has packets, or until packets no longer wait for a next hop.
     pub(super) async fn kept(&self) {
         self.kept.notified().await;
     }

@@ -92,6 +92,7 @@ impl Transmitter {
         if queue.len() >= MAX_WAITING {
             return false;
         }
+        lease.begin_waiting();
         queue.push(Waiting { lease: lease.clone(), packet: packet.to_vec() });
         drop(waiting);
         if is_new {
@@ -116,6 +117,7 @@ impl Transmitter {
                             packets.for_each(|packet| lease.refuse(code(error), 0, &sentence, packet));
                         }
                     }
+                    lease.end_waiting(run.len());
                 }
             });
         }
