@@ -38,8 +38,8 @@ impl Clsact {
         let owner = OWNERS.fetch_add(1, Ordering::Relaxed);
         let guard = guard::guard()?;
         lock(&guard).open(owner, &device)?;
-        // The guard is told first, so that a process killed between the two steps leaves nothing behind. Dropping
-        // `opened` makes it clean up after an error, too.
+        // The guard records the filter first, so that a process killed between the two steps leaves nothing behind.
+        // Dropping `opened` makes it clean up after an error, too.
         let opened = Self { owner, device, guard, links: Vec::new() };
         match qdisc_add_clsact(name) {
             Ok(()) | Err(TcError::AlreadyAttached) => Ok(opened),

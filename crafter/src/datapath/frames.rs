@@ -71,7 +71,7 @@ pub struct FrameSender {
 }
 
 impl FrameSender {
-    /// Opens a socket for `interface`. The socket stays usable when the link goes down and comes up again.
+    /// Opens a socket for `interface`. The socket stays usable when the link goes down and up again.
     ///
     /// # Errors
     /// [`Error::Invalid`] for a link whose packets carry no Ethernet header, [`Error::Permission`] (`CAP_NET_RAW`; for

@@ -78,7 +78,7 @@ for device in $ours; do remove "$device"; done
 #[derive(Debug)]
 pub struct Guard {
     process: Child,
-    /// `None` once the guard has been told to end.
+    /// `None` once the guard was ended.
     input: Option<ChildStdin>,
     answers: BufReader<ChildStdout>,
 }

@@ -182,7 +182,8 @@ async fn lookup(
         interface.filter(|link| destination.is_ipv4() || !link.interface.loopback).map(|link| link.interface.ifindex);
     let mut answer = netlink.get(request(destination, through, source)).await;
     // ip_route_output_key_hash_rcu() refuses a foreign IPv4 source (EINVAL; ENETUNREACH on recent kernels), so the
-    // route is then requested without a source. For an address of this host, the error comes from a rule or a route.
+    // route is then requested without a source. For an address of this host, the cause of the error is a rule or a
+    // route.
     if let (Err(_), Some(source)) = (&answer, source)
         && !address::of_links(netlink).await?.iter().any(|(_, own)| *own == source)
     {
