@@ -1,8 +1,9 @@
 //! What the kernel half and the user half of crafter share: the layout of every map, the reasons of a verdict, and the
 //! parser of both.
 //!
-//! Everything here is `no_std`. Protocol fields are byte arrays in network byte order, so that both halves build the same
-//! keys; counters and times are in host order. Every struct is free of padding, and its size is asserted at compile time.
+//! Everything here is `no_std`. Protocol fields are byte arrays in network byte order, so that both halves build the
+//! same keys; counters and times are in host order. Every struct is free of padding, and its size is asserted at
+//! compile time.
 
 #![no_std]
 

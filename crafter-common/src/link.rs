@@ -31,8 +31,8 @@ fn behind_tags<B: Bytes + ?Sized>(bytes: &B, is_tag: impl Fn(u16) -> bool) -> Op
     Some((offset, ethertype))
 }
 
-/// The ethertype behind up to two VLAN tags that Linux knows (IEEE 802.1Q, 802.1ad), and where what it announces begins;
-/// `None` where the frame ends before.
+/// The ethertype behind up to two VLAN tags that Linux knows (IEEE 802.1Q, 802.1ad), and where what it announces
+/// begins; `None` where the frame ends before.
 #[inline(always)]
 pub fn ethernet<B: Bytes + ?Sized>(bytes: &B) -> Option<(usize, u16)> {
     behind_tags(bytes, |ethertype| ethertype == ETHERTYPE_VLAN || ethertype == ETHERTYPE_QINQ)

@@ -1,10 +1,11 @@
 //! Bytes to headers, over bounds-checked reads: the only reader of link and IP headers. The kernel half runs it, and
 //! all of user space that decides on a packet: what was checked is what is sent, and what the kernel half passes to the
-//! kernel, user space does not take for a lease's. (Layers in Scapy's notation are dissected elsewhere: no decision depends on them.)
+//! kernel, user space does not take for a lease's. (Layers in Scapy's notation are dissected elsewhere: no decision
+//! depends on them.)
 //!
-//! Nothing is validated beyond what it takes to find the ports: a malformed segment to an owned
-//! port is its owner's to see. User space reads no further than the packet's own length field ([`declared_length`]), and
-//! refuses a packet that is shorter; of fewer bytes, all functions here say the same or refuse.
+//! Nothing is validated beyond what it takes to find the ports: a malformed segment to an owned port is its owner's to
+//! see. User space reads no further than the packet's own length field ([`declared_length`]), and refuses a packet that
+//! is shorter; of fewer bytes, all functions here say the same or refuse.
 //!
 //! What readers may differ on, and what holds here:
 //! - An IPv6 packet has [`MAX_EXTENSION_HEADERS`] extension headers at most; behind more, its transport is not known:
@@ -78,8 +79,8 @@ pub const IPV4_HEADER: usize = 20;
 /// Length of the fixed IPv6 header, in bytes.
 pub const IPV6_HEADER: usize = 40;
 
-/// Largest offset of a header. One behind it counts as [`Reason::Malformed`]: the verifier needs a bound below 65,536, and
-/// real chains of extension headers are far shorter.
+/// Largest offset of a header. One behind it counts as [`Reason::Malformed`]: the verifier needs a bound below 65,536,
+/// and real chains of extension headers are far shorter.
 pub const MAX_OFFSET: usize = OFFSET_MASK as usize;
 const OFFSET_MASK: u32 = 0x7fff;
 

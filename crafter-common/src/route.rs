@@ -1,6 +1,6 @@
-//! Source routes (RFC 791 section 3.1) and IPv6 routing headers (RFC 8200 section 4.4): the addresses that a packet itself
-//! names. Only user space reads them, in packets that it checks before they are sent; the kernel half recognizes packets in
-//! transit by an IPv6 routing header by [`Network::left`].
+//! Source routes (RFC 791 section 3.1) and IPv6 routing headers (RFC 8200 section 4.4): the addresses that a packet
+//! itself names. Only user space reads them, in packets that it checks before they are sent; the kernel half recognizes
+//! packets in transit by an IPv6 routing header by [`Network::left`].
 
 use crate::{
     Address, mapped,

@@ -82,9 +82,8 @@ pub struct XdpPacket<'a> {
 impl<'a> XdpPacket<'a> {
     #[inline(always)]
     pub fn new(ctx: &'a XdpContext) -> Self {
-        // Volatile: otherwise the compiler merges the read with those of the context's other fields into one by a computed
-        // pointer, which the verifier refuses.
-        // SAFETY: the context is the one that the hook was called with.
+        // Volatile: otherwise the compiler merges the read with those of the context's other fields into one by a
+        // computed pointer, which the verifier refuses. SAFETY: the context is the one that the hook was called with.
         let ifindex = unsafe { (&raw const (*ctx.ctx).ingress_ifindex).read_volatile() };
         Self { ctx, data: ctx.data(), data_end: ctx.data_end(), ifindex }
     }
@@ -285,8 +284,9 @@ fn walk<P: Packet>(packet: &P, start: u32) -> u64 {
     pack(parse::network6(packet, start as usize & parse::MAX_OFFSET))
 }
 
-/// Bits of a packed [`Network`]: 0 to 15 the offset of the transport header, 16 to 23 its protocol, 24 to 25 the kind of
-/// fragment, 26 whether segments are left, 28 to 29 the error, 32 to 63 the identification, in the order of its bytes.
+/// Bits of a packed [`Network`]: 0 to 15 the offset of the transport header, 16 to 23 its protocol, 24 to 25 the kind
+/// of fragment, 26 whether segments are left, 28 to 29 the error, 32 to 63 the identification, in the order of its
+/// bytes.
 #[inline(always)]
 fn pack(walked: Result<Network, Reason>) -> u64 {
     match walked {

@@ -1,7 +1,7 @@
 //! Commit and date of the sources, for `crafter --version`.
 //!
-//! Both are properties of the sources, not of the build: the same commit gives the same program on every machine. A build
-//! of the profile `dev` gets neither, because it would be compiled again after each commit.
+//! Both are properties of the sources, not of the build: the same commit gives the same program on every machine. A
+//! build of the profile `dev` gets neither, because it would be compiled again after each commit.
 
 use std::{
     env,
@@ -49,8 +49,8 @@ fn git_head(workspace: &Path) -> (Option<(String, String)>, Vec<PathBuf>) {
         .and_then(|line| line.split_once(' ').map(|(commit, time)| (commit.to_owned(), time.to_owned())));
     let path = |name: &str| git(&["rev-parse", "--git-path", name]).map(|path| workspace.join(path));
     let branch = git(&["symbolic-ref", "--quiet", "HEAD"]).and_then(|name| path(&name));
-    // A branch without a file of its own is in packed-refs; the next commit creates the file in the directory. Cargo runs
-    // this script on every build if a file that it watches does not exist.
+    // A branch without a file of its own is in packed-refs; the next commit creates the file in the directory. Cargo
+    // runs this script on every build if a file that it watches does not exist.
     let branch = branch.and_then(|file| file.ancestors().find(|path| path.exists()).map(Path::to_owned));
     let files = [path("HEAD"), path("packed-refs").filter(|file| file.exists()), branch];
     (head, files.into_iter().flatten().collect())

@@ -132,30 +132,10 @@ fn direct(args: &Args) -> Result<Report<Flows>> {
         let mut flows = running.flows();
         flows.retain(is_wanted);
         flows.sort_by_key(|flow| (Reverse(flow.last_seen_ns), flow.local, flow.remote));
-        let flows = flows.iter().map(to_wire).collect();
+        let flows = flows.iter().map(|flow| Flow::of_map(String::new(), flow)).collect();
         Section { origin: Origin::MapId(running.map_id), holders: running.holders, content: Flows { flows } }
     });
     Ok(Report { sections: sections.collect(), skipped })
-}
-
-/// A flow of a map as the service reports it, without an interface.
-fn to_wire(flow: &maps::Flow) -> Flow {
-    Flow {
-        interface: String::new(),
-        protocol: flow.protocol.to_owned(),
-        local: flow.local.to_string(),
-        remote: flow.remote.to_string(),
-        rx_packets: flow.rx_packets,
-        rx_bytes: flow.rx_bytes,
-        tx_packets: flow.tx_packets,
-        tx_bytes: flow.tx_bytes,
-        first_seen_ns: flow.first_seen_ns,
-        last_seen_ns: flow.last_seen_ns,
-        last_seq: flow.last_seq,
-        last_ack: flow.last_ack,
-        last_flags: flow.last_flags,
-        suppressed: flow.suppressed,
-    }
 }
 
 fn table<'f>(flows: impl Iterator<Item = &'f Flow>, now: u64) -> String {

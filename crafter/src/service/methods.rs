@@ -238,34 +238,15 @@ pub(super) fn list_flows(service: &Service, caller: &Caller, call: &ListFlowsCal
     let after = call.after.unwrap_or(0);
     let mut rest = found.into_iter().filter(|(_, flow)| flow.first_seen_ns > after);
     let mut flows: Vec<Flow> =
-        rest.by_ref().take(page(call.limit)).map(|(interface, flow)| wire_flow(interface, &flow)).collect();
+        rest.by_ref().take(page(call.limit)).map(|(interface, flow)| Flow::of_map(interface, &flow)).collect();
     let last = flows.last().map(|last| last.first_seen_ns);
     let mut rest = rest.peekable();
     // The next page begins after this time, so all flows of this time belong to this page.
     while let Some((interface, flow)) = rest.next_if(|(_, flow)| Some(flow.first_seen_ns) == last) {
-        flows.push(wire_flow(interface, &flow));
+        flows.push(Flow::of_map(interface, &flow));
     }
     let next = rest.next().and(last);
     Ok(Flows { flows, next })
-}
-
-fn wire_flow(interface: String, flow: &maps::Flow) -> Flow {
-    Flow {
-        interface,
-        protocol: flow.protocol.to_owned(),
-        local: flow.local.to_string(),
-        remote: flow.remote.to_string(),
-        rx_packets: flow.rx_packets,
-        rx_bytes: flow.rx_bytes,
-        tx_packets: flow.tx_packets,
-        tx_bytes: flow.tx_bytes,
-        first_seen_ns: flow.first_seen_ns,
-        last_seen_ns: flow.last_seen_ns,
-        last_seq: flow.last_seq,
-        last_ack: flow.last_ack,
-        last_flags: flow.last_flags,
-        suppressed: flow.suppressed,
-    }
 }
 
 /// `Counters`

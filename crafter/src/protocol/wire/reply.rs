@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::datapath::maps;
+
 wire! {
     /// An empty reply.
     Nothing {}
@@ -321,5 +323,27 @@ wire! {
         bytes: Option<u64>,
         /// Details in words.
         message: Option<String>,
+    }
+}
+
+impl Flow {
+    /// A flow of a map as the service reports it.
+    pub fn of_map(interface: String, flow: &maps::Flow) -> Self {
+        Self {
+            interface,
+            protocol: flow.protocol.to_owned(),
+            local: flow.local.to_string(),
+            remote: flow.remote.to_string(),
+            rx_packets: flow.rx_packets,
+            rx_bytes: flow.rx_bytes,
+            tx_packets: flow.tx_packets,
+            tx_bytes: flow.tx_bytes,
+            first_seen_ns: flow.first_seen_ns,
+            last_seen_ns: flow.last_seen_ns,
+            last_seq: flow.last_seq,
+            last_ack: flow.last_ack,
+            last_flags: flow.last_flags,
+            suppressed: flow.suppressed,
+        }
     }
 }

@@ -4,12 +4,12 @@ use super::*;
 use crate::cli::{self, Cli};
 
 fn parse(text: &str) -> Result<Defaults> {
-    Defaults::parse(Path::new("/home/user/config.toml"), text, cli::plain_command())
+    Defaults::parse(Path::new("config.toml"), text, cli::plain_command())
 }
 
 fn error(text: &str) -> String {
     let sentence = parse(text).expect_err(text).to_string();
-    sentence.replace("/home/user/config.toml, ", "")
+    sentence.replace("config.toml, ", "")
 }
 
 fn command_line(text: &str, words: &[&str]) -> String {
