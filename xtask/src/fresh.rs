@@ -1,5 +1,6 @@
-//! `cargo xtask fresh [SUITE]...`: runs the README's first command on a minimal Debian: a chroot made by debootstrap
-//! with a fresh clone and rustup's toolchain. Prints the time until the first packet.
+//! `cargo xtask fresh [--test] [SUITE]...`: runs the README's first command on a minimal Debian: a chroot made by
+//! debootstrap with a fresh clone and rustup's toolchain. Prints the time until the first packet. With `--test`, runs
+//! the README's second command instead.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -14,6 +15,9 @@ use crate::{sh, vm};
 /// Debian 12 and Debian 13.
 pub const SUITES: [&str; 2] = ["bookworm", "trixie"];
 
+/// The option that runs all tests instead of the demo.
+const TEST: &str = "--test";
+
 /// How the demo's line with the first packet begins.
 const FIRST_PACKET: &str = "   > IP ";
 
@@ -26,11 +30,11 @@ const APT_OPTIONS: [&str; 5] = [
     "Acquire::Retries",
 ];
 
-/// Sets up the chroot's mounts and runs the demo in it. The toolchain is mounted read-only at its path on the host,
+/// Sets up the chroot's mounts and runs a job of `cargo xtask` in it. The toolchain is mounted read-only at its path on the host,
 /// which is compiled into it.
 const ENTER: &str = r#"
 set -eu
-root=$1; toolchain=$2; shift 2
+root=$1; toolchain=$2; job=$3
 # The root must be a mount point: otherwise the lab cannot replace resolv.conf.
 mount --bind "$root" "$root"
 mount -t proc proc "$root/proc"
@@ -41,19 +45,35 @@ mount --bind "$toolchain" "$root$toolchain"
 mount -o remount,bind,ro "$root$toolchain"
 cd "$root"
 exec chroot "$root" env -i HOME=/root LC_ALL=C "PATH=$toolchain/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" \
-    sh -c "cd /crafter && exec cargo xtask demo"
+    sh -c "cd /crafter && exec cargo xtask $job"
 "#;
 
-/// Runs the demo in a chroot of each suite.
+/// Runs the demo, or with `--test` all tests, in a chroot of each suite.
 pub fn job(args: &[String]) -> Result<ExitCode> {
+    let is_test = args.iter().any(|arg| arg == TEST);
+    let args: Vec<&String> = args.iter().filter(|arg| *arg != TEST).collect();
     // The suite is used as the name of a directory that is removed, so it must be a known one.
     if let Some(unknown) = args.iter().find(|arg| !SUITES.contains(&arg.as_str())) {
         bail!("unknown suite `{unknown}`; known suites are {}", SUITES.join(" and "));
     }
     for suite in SUITES.iter().filter(|suite| args.is_empty() || args.iter().any(|arg| arg == *suite)) {
-        one(suite)?;
+        if is_test { test(suite) } else { one(suite) }?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Creates a chroot of one suite, runs all tests in it, and removes it.
+///
+/// # Errors
+/// If the chroot cannot be created, or a test fails.
+fn test(suite: &str) -> Result<()> {
+    possible()?;
+    let root = Root::make(suite)?;
+    sh::step(&format!("All tests on a minimal {suite}"));
+    let began = Instant::now();
+    root.run("test", |_| ())?;
+    println!("    {suite}: all tests passed after {:.0} s", began.elapsed().as_secs_f32());
+    Ok(())
 }
 
 /// Creates a chroot of one suite, runs the demo in it twice, and removes it.
@@ -132,26 +152,35 @@ impl Root {
 
     /// Runs the demo; returns the time until its first packet.
     fn demo(&self) -> Result<Duration> {
+        let began = Instant::now();
+        let mut first_packet = None;
+        self.run("demo", |line| {
+            if line.starts_with(FIRST_PACKET) && first_packet.is_none() {
+                first_packet = Some(began.elapsed());
+            }
+        })?;
+        first_packet.context("the demo ended without a packet")
+    }
+
+    /// Runs a job of `cargo xtask` in the chroot, prints each line of its output with the elapsed time, and passes it
+    /// to `on_line`.
+    fn run(&self, job: &str, mut on_line: impl FnMut(&str)) -> Result<()> {
         let sysroot = sh::output(Command::new("rustc").args(["--print", "sysroot"]))?;
         let began = Instant::now();
         let mut command = in_namespace();
         command.args(["unshare", "--pid", "--fork", "--kill-child", "sh", "-c", ENTER, "sh"]);
-        command.arg(&self.0).arg(sysroot.trim());
+        command.arg(&self.0).arg(sysroot.trim()).arg(job);
         let mut child =
             command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("unshare does not start")?;
-        let mut first_packet = None;
         for line in child.stdout.take().into_iter().flat_map(|out| BufReader::new(out).lines().map_while(Result::ok)) {
             println!("[{:>6.1} s] {line}", began.elapsed().as_secs_f32());
             let _ = std::io::stdout().flush();
-            if line.starts_with(FIRST_PACKET) && first_packet.is_none() {
-                first_packet = Some(began.elapsed());
-            }
+            on_line(&line);
         }
-        let code = sh::code_of(child.wait()?);
-        if code != 0 {
-            bail!("the demo ended with exit code {code}");
+        match sh::code_of(child.wait()?) {
+            0 => Ok(()),
+            code => bail!("`cargo xtask {job}` ended with exit code {code}"),
         }
-        first_packet.context("the demo ended without a packet")
     }
 
     fn remove(&self) {

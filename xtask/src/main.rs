@@ -38,7 +38,7 @@ cargo xtask JOB [ARGS]
   fuzz [TARGET]    fuzz layers, text, policy, control_socket, ...; --seconds N (60)
   vm-test          the tests on other kernels, in virtual machines; --help
   bench [NAME]     measure crafter next to comparable tools
-  fresh [SUITE]    run the demo in minimal chroots of Debian 12 and 13, and print its times
+  fresh [SUITE]    run the demo in minimal chroots of Debian 12 and 13, and print its times; --test: all tests
   deny             check licences, sources and advisories of all dependencies
   install          install binary, units, man pages; --prefix DIR (/usr/local), --destdir DIR, --uninstall
   help             print this text
@@ -115,6 +115,9 @@ fn main() -> ExitCode {
         eprintln!("xtask: there is no job `{name}`; `cargo xtask help` lists them");
         return ExitCode::from(2);
     };
+    // The virtual machines have options of their own, and `run` passes everything on to crafter.
+    let own_help = matches!(job, Job::VmTest | Job::Run);
+    let job = if !own_help && rest.iter().any(|arg| arg == "-h" || arg == "--help") { Job::Help } else { job };
     job.start(rest).unwrap_or_else(|error| {
         eprintln!("xtask {name}: {}", sh::without_credentials(&format!("{error:#}")));
         ExitCode::FAILURE
