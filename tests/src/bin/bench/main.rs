@@ -12,6 +12,7 @@ mod memory;
 mod scapy;
 mod send;
 mod service;
+mod start;
 mod table;
 mod verdict;
 
@@ -23,9 +24,10 @@ use table::Row;
 /// A benchmark: its name on the command line, and its function.
 type Bench = (&'static str, fn() -> Result<Vec<Row>>);
 
-const BENCHES: [Bench; 13] = [
+const BENCHES: [Bench; 14] = [
     // First, because it reads the maximum resident size of all children so far.
     ("memory", memory::measure),
+    ("start", start::measure),
     ("handshake", handshake::measure),
     ("exchange", exchange::measure),
     ("download", download::measure),
