@@ -1,7 +1,8 @@
 //! Benchmarks of crafter and its peers in one run: `cargo xtask bench [NAME...]`.
 //!
-//! Prints the tables of the page `numbers.md`: one row per comparison with the measured value and its target. Figures are medians, and both sides are
-//! measured alternately, so that other load affects both. A missed target is not an error.
+//! Prints the tables of the page `numbers.md`: one row per comparison with the measured value and its target. Figures
+//! are medians, and both sides are measured alternately, so that other load affects both. A missed target is not an
+//! error.
 
 mod client;
 mod download;
