@@ -13,24 +13,37 @@ use crafter::session::Stop;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{exit, interface::Interrupted, print};
+use super::{blocked, exit, hang_up::HangUp, interface::Interrupted, print};
 
 /// Time between two updates of the progress line.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Ctrl-C and SIGTERM: once this value exists, they no longer end the process.
+/// Ctrl-C, SIGTERM and SIGHUP: once this value exists, the first of them no longer ends the process.
 pub struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    hang_up: HangUp,
 }
 
 impl Signals {
-    /// Installs the handlers.
+    /// Installs the handlers. A second signal ends the process even if the command is blocked.
     ///
     /// # Errors
     /// If they cannot be installed.
     pub fn new() -> io::Result<Self> {
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+        if let Err(error) = blocked::watch() {
+            log::info!("a second signal does not end this process while it is blocked: {error}");
+        }
+        Self::unwatched()
+    }
+
+    /// As [`Signals::new`], without the end of a command that is blocked.
+    ///
+    /// # Errors
+    /// If the handlers cannot be installed.
+    pub fn unwatched() -> io::Result<Self> {
+        let (interrupt, terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        Ok(Self { interrupt, terminate, hang_up: HangUp::new()? })
     }
 
     /// Waits for the next signal; returns the exit code for it. Safe to cancel.
@@ -38,6 +51,7 @@ impl Signals {
         let number = tokio::select! {
             _ = self.interrupt.recv() => libc::SIGINT,
             _ = self.terminate.recv() => libc::SIGTERM,
+            () = self.hang_up.arrive() => libc::SIGHUP,
         };
         exit::signal(number)
     }
@@ -86,6 +100,18 @@ impl Counts {
         let _ = write!(line, ", {}:{:02} left", left / 60, left % 60);
         line
     }
+}
+
+/// As many parts of a line, which commas separate, as fit into `width` columns; all of them if the width is 0, unknown.
+fn fit(line: &str, width: usize) -> String {
+    let mut line = line;
+    while width > 0
+        && line.chars().count() > width
+        && let Some((shorter, _)) = line.rsplit_once(", ")
+    {
+        line = shorter;
+    }
+    line.to_owned()
 }
 
 /// Prints results while a command runs, above a progress line if stderr is a terminal.
