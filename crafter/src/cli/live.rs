@@ -191,7 +191,8 @@ impl Live {
         // Nothing is drawn for a command that ends at once.
         if now.saturating_duration_since(self.drawn.unwrap_or(begun)) >= PROGRESS_INTERVAL {
             self.drawn = Some(now);
-            bar.set_message(self.counts.line(begun, latest, now));
+            let width = crossterm::terminal::window_size().map_or(0, |size| size.columns.into());
+            bar.set_message(fit(&self.counts.line(begun, latest, now), width));
         }
     }
 
@@ -282,5 +283,16 @@ mod tests {
         assert_eq!(line, "1001 of 1001 sent, 480 answered, 21 lost, 100 packets/s, 0:01 left");
         let line = Counts { total: None, sent: 1, answered: None, ..counts }.line(begun, begun, at(1));
         assert_eq!(line, "1 sent");
+    }
+
+    #[test]
+    fn narrow_terminal_shows_whole_parts_of_the_progress() {
+        let line = "83 of 200 sent, 83 answered, 0 lost, 265 packets/s, 0:02 left";
+        assert_eq!(fit(line, 40), "83 of 200 sent, 83 answered, 0 lost");
+        assert_eq!(fit(line, 14), "83 of 200 sent");
+        assert_eq!(fit(line, 5), "83 of 200 sent", "the first part remains, and is cut by the terminal's width");
+        for width in [0, 61, 200] {
+            assert_eq!(fit(line, width), line);
+        }
     }
 }
