@@ -31,10 +31,12 @@ impl Signals {
     /// # Errors
     /// If they cannot be installed.
     pub fn new() -> io::Result<Self> {
+        // First: the thread that watches takes signals from the runtime of this one, which must not miss any.
+        let signals = Self::unwatched()?;
         if let Err(error) = blocked::watch() {
             log::info!("a second signal does not end this process while it is blocked: {error}");
         }
-        Self::unwatched()
+        Ok(signals)
     }
 
     /// As [`Signals::new`], without the end of a command that is blocked.
