@@ -30,6 +30,8 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => match error.downcast_ref() {
             Some(cli::interface::Interrupted(code)) => *code,
+            // The results could not be written to the terminal.
+            None if cli::hang_up::has_arrived() => exit::signal(libc::SIGHUP),
             None => {
                 cli::print::error(&error);
                 exit::code_of(&error)

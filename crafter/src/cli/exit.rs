@@ -30,12 +30,18 @@ pub const KERNEL: u8 = 11;
 pub const NOT_EXECUTABLE: u8 = 126;
 /// `lab run`: the command does not exist.
 pub const NOT_FOUND: u8 = 127;
-/// A signal ended the command; its number is added: 130 for Ctrl-C, 143 for SIGTERM.
+/// A signal ended the command; its number is added: 130 for Ctrl-C, 143 for SIGTERM, 129 if the terminal was closed.
 pub const SIGNAL: u8 = 128;
 
 /// The exit code of a command that a signal ended, as shells report it.
 pub const fn signal(number: i32) -> u8 {
     SIGNAL + number as u8
+}
+
+/// The exit code, after a signal with exit code `code`, of a command that runs until Ctrl-C: success if it had nothing
+/// more to do.
+pub fn until_ctrl_c(code: u8, is_complete: bool) -> u8 {
+    if is_complete && code == signal(libc::SIGINT) { SUCCESS } else { code }
 }
 
 /// The exit code of an error of the library.

@@ -7,7 +7,7 @@ mod target;
 mod trace;
 
 use std::{
-    io::{self, Write as _},
+    io::{self, ErrorKind::BrokenPipe, Write as _},
     net::SocketAddr,
     path::PathBuf,
     time::{Duration, Instant},
@@ -138,8 +138,15 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
             match finished {
                 Some(finished) => {
                     summary.body_bytes = finished.bytes;
-                    // If the body cannot be written, that is the cause of the failure.
-                    finished.error.map_or(result, Err).err().map(anyhow::Error::new)
+                    match finished.error {
+                        // The reader of stdout needs no more of the body (`crafter get ... | head`).
+                        Some(Error::Io { source, .. }) if sink.is_stdout() && source.kind() == BrokenPipe => {
+                            summary.notes.push("the reader of the body closed the pipe before its end".to_owned());
+                            None
+                        }
+                        // If the body cannot be written, that is the cause of the failure.
+                        error => error.map_or(result, Err).err().map(anyhow::Error::new),
+                    }
                 }
                 None => {
                     summary.body_bytes = sink.abandon();

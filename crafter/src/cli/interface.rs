@@ -17,7 +17,7 @@ use crafter::{
     session::{Session, SessionOptions},
 };
 
-use super::{complete, exit, service};
+use super::{complete, live::Signals, service};
 
 /// Time limit for closing streams and releasing leases at the end of a command.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -232,23 +232,20 @@ pub async fn close(crafter: Crafter) {
     }
 }
 
-/// Runs `work` until it ends or SIGINT or SIGTERM arrives. A signal drops `work` and all that it owns; the exit code is
+/// Runs `work` until it ends or SIGINT, SIGTERM or SIGHUP arrives. A signal drops `work` and all that it owns; the exit code is
 /// 128 + the signal's number, as shells report it.
 ///
 /// # Errors
 /// If no signal handler can be installed.
 pub async fn until_signal<T>(work: impl Future<Output = T>) -> std::io::Result<Ended<T>> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let signal = tokio::select! {
+    let mut signals = Signals::new()?;
+    let code = tokio::select! {
         result = work => return Ok(Ended::Itself(result)),
-        _ = interrupt.recv() => libc::SIGINT,
-        _ = terminate.recv() => libc::SIGTERM,
+        code = signals.next() => code,
     };
     // Time for tasks of the driver to send the RSTs of dropped streams and to release their leases.
     tokio::time::sleep(Duration::from_millis(10)).await;
-    Ok(Ended::Signal(exit::signal(signal)))
+    Ok(Ended::Signal(code))
 }
 
 /// As [`until_signal`], with a signal as the error [`Interrupted`], which ends the command.

@@ -13,24 +13,39 @@ use crafter::session::Stop;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{exit, interface::Interrupted, print};
+use super::{blocked, exit, hang_up::HangUp, interface::Interrupted, print};
 
 /// Time between two updates of the progress line.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Ctrl-C and SIGTERM: once this value exists, they no longer end the process.
+/// Ctrl-C, SIGTERM and SIGHUP: once this value exists, the first of them no longer ends the process.
 pub struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    hang_up: HangUp,
 }
 
 impl Signals {
-    /// Installs the handlers.
+    /// Installs the handlers. A second signal ends the process even if the command is blocked.
     ///
     /// # Errors
     /// If they cannot be installed.
     pub fn new() -> io::Result<Self> {
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+        // First: the thread that watches takes signals from the runtime of this one, which must not miss any.
+        let signals = Self::unwatched()?;
+        if let Err(error) = blocked::watch() {
+            log::info!("a second signal does not end this process while it is blocked: {error}");
+        }
+        Ok(signals)
+    }
+
+    /// As [`Signals::new`], without the end of a command that is blocked.
+    ///
+    /// # Errors
+    /// If the handlers cannot be installed.
+    pub fn unwatched() -> io::Result<Self> {
+        let (interrupt, terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        Ok(Self { interrupt, terminate, hang_up: HangUp::new()? })
     }
 
     /// Waits for the next signal; returns the exit code for it. Safe to cancel.
@@ -38,6 +53,7 @@ impl Signals {
         let number = tokio::select! {
             _ = self.interrupt.recv() => libc::SIGINT,
             _ = self.terminate.recv() => libc::SIGTERM,
+            () = self.hang_up.arrive() => libc::SIGHUP,
         };
         exit::signal(number)
     }
@@ -86,6 +102,18 @@ impl Counts {
         let _ = write!(line, ", {}:{:02} left", left / 60, left % 60);
         line
     }
+}
+
+/// As many parts of a line, which commas separate, as fit into `width` columns; all of them if the width is 0, unknown.
+fn fit(line: &str, width: usize) -> String {
+    let mut line = line;
+    while width > 0
+        && line.chars().count() > width
+        && let Some((shorter, _)) = line.rsplit_once(", ")
+    {
+        line = shorter;
+    }
+    line.to_owned()
 }
 
 /// Prints results while a command runs, above a progress line if stderr is a terminal.
@@ -165,7 +193,8 @@ impl Live {
         // Nothing is drawn for a command that ends at once.
         if now.saturating_duration_since(self.drawn.unwrap_or(begun)) >= PROGRESS_INTERVAL {
             self.drawn = Some(now);
-            bar.set_message(self.counts.line(begun, latest, now));
+            let width = crossterm::terminal::window_size().map_or(0, |size| size.columns.into());
+            bar.set_message(fit(&self.counts.line(begun, latest, now), width));
         }
     }
 
@@ -256,5 +285,16 @@ mod tests {
         assert_eq!(line, "1001 of 1001 sent, 480 answered, 21 lost, 100 packets/s, 0:01 left");
         let line = Counts { total: None, sent: 1, answered: None, ..counts }.line(begun, begun, at(1));
         assert_eq!(line, "1 sent");
+    }
+
+    #[test]
+    fn narrow_terminal_shows_whole_parts_of_the_progress() {
+        let line = "83 of 200 sent, 83 answered, 0 lost, 265 packets/s, 0:02 left";
+        assert_eq!(fit(line, 40), "83 of 200 sent, 83 answered, 0 lost");
+        assert_eq!(fit(line, 14), "83 of 200 sent");
+        assert_eq!(fit(line, 5), "83 of 200 sent", "the first part remains, and is cut by the terminal's width");
+        for width in [0, 61, 200] {
+            assert_eq!(fit(line, width), line);
+        }
     }
 }

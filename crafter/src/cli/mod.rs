@@ -8,6 +8,7 @@ use clap::{ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, S
 use config::defaults::Defaults;
 
 pub mod account;
+pub mod blocked;
 pub mod build;
 pub mod complete;
 pub mod config;
@@ -25,6 +26,7 @@ pub mod exit;
 pub mod flows;
 pub mod get;
 mod groups;
+pub mod hang_up;
 pub mod info;
 pub mod interface;
 pub mod lab;

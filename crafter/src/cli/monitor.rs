@@ -49,7 +49,8 @@ how many). An event has event (lease-begun, lease-ended, delivered, suppressed, 
 hook-lost, attached, detached), time_ns, interface, lease, user, protocol, first_port, last_port,
 count (packets since the last event of this kind and lease), bytes, message; null if it does not
 apply (docs/schema/v1/monitor.json).
-Exit code 0: stopped as above; 1: the service does not answer, or stopped.
+Exit code 0: stopped as above; 1: the service does not answer, or stopped; 130: Ctrl-C before
+--count events.
 
 Examples:
   crafter monitor
@@ -84,7 +85,7 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     match ended {
         Ended::Itself(Err(error)) if super::print::is_broken_pipe(&error) => Ok(exit::SUCCESS),
         Ended::Itself(ended) => ended.map(|()| exit::SUCCESS),
-        Ended::Signal(_) => Ok(exit::SUCCESS),
+        Ended::Signal(code) => Ok(exit::until_ctrl_c(code, args.count.is_none())),
     }
 }
 

@@ -61,8 +61,13 @@ pub fn usage(error: &clap::Error) -> ExitCode {
         let _ = write!(style::stderr(), "{} {text}", styled(style::ERROR, "crafter:"));
         return exit::USAGE.into();
     }
-    let _ = error.print();
-    exit::SUCCESS.into()
+    match error.print() {
+        Err(fault) if fault.kind() != io::ErrorKind::BrokenPipe => {
+            self::error(&failed(fault));
+            exit::FAILURE.into()
+        }
+        _ => exit::SUCCESS.into(),
+    }
 }
 
 /// The error of writing results to stdout.

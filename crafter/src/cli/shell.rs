@@ -8,6 +8,7 @@ mod state;
 use std::{
     io::{self, IsTerminal as _},
     path::PathBuf,
+    time::Duration,
 };
 
 use crate::cli::exit;
@@ -17,7 +18,10 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use self::input::{Input, Text};
 pub use self::outside::Outside;
-use super::{Globals, interface, print};
+use super::{Globals, hang_up::HangUp, interface, print};
+
+/// Time for SIGHUP to arrive after the terminal cannot be read.
+const HANG_UP_DELAY: Duration = Duration::from_millis(100);
 
 /// `crafter shell`
 #[derive(Debug, clap::Args)]
@@ -109,20 +113,25 @@ async fn piped(shell: &mut Shell<Outside>, globals: &Globals) -> anyhow::Result<
 /// Prompts for statements until the user leaves. Errors are printed and do not end the prompt.
 async fn prompted(shell: &mut Shell<Outside>, globals: &Globals) -> anyhow::Result<u8> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let mut hang_up = HangUp::new()?;
     let mut prompt = prompt::Prompt::start()?;
     loop {
         prompt.ask(shell.names());
         let answer = tokio::select! {
             answer = prompt.answer() => answer,
-            _ = terminate.recv() => {
-                prompt.restore();
-                return Ok(exit::signal(libc::SIGTERM));
-            }
+            _ = terminate.recv() => return Ok(exit::signal(libc::SIGTERM)),
+            () = hang_up.arrive() => return Ok(exit::signal(libc::SIGHUP)),
         };
         let text = match answer {
             Some(Input::Text(text)) => text,
             Some(Input::Cancelled) => continue,
-            Some(Input::Failed(reason)) => return Err(anyhow::Error::msg(reason).context("cannot read the terminal")),
+            Some(Input::Failed(reason)) => {
+                // Reading a terminal that disappears may fail before its signal arrives.
+                if tokio::time::timeout(HANG_UP_DELAY, hang_up.arrive()).await.is_ok() {
+                    return Ok(exit::signal(libc::SIGHUP));
+                }
+                return Err(anyhow::Error::msg(reason).context("cannot read the terminal"));
+            }
             Some(Input::End) | None => return Ok(exit::SUCCESS),
         };
         let mut printer = Printer::new(globals);
@@ -132,6 +141,7 @@ async fn prompted(shell: &mut Shell<Outside>, globals: &Globals) -> anyhow::Resu
             ran = shell.run(&text, |output| printer.take(output)) => Some(ran),
             _ = interrupt.recv() => None,
             _ = terminate.recv() => return Ok(exit::signal(libc::SIGTERM)),
+            () = hang_up.arrive() => return Ok(exit::signal(libc::SIGHUP)),
         };
         if let Err(error) = printer.finish() {
             print::error(&error);

@@ -78,8 +78,8 @@ packets sent past the stack (AF_XDP, replay --top-speed).
 --json: one object per line as packets arrive, distinguished by type: packet (time_ns, interface,
 original_length, and the keys of `crafter show --json`), then one summary (interface, packets,
 received, dropped). docs/schema/v1/sniff.json describes both.
-Exit code 0: stopped as requested; 5: --timeout passed before --count packets were seen; others
-as `crafter --help` lists them.
+Exit code 0: stopped as requested; 5: --timeout passed before --count packets were seen; 130:
+Ctrl-C before that; others as `crafter --help` lists them.
 
 Examples:
   crafter sniff -i eth0 tcp port 80 and host 192.0.2.1
@@ -108,7 +108,9 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     };
     let service = args.service.open().await?;
     let mut tap = Sniffer::open(service.as_ref(), &interface, &options).await?;
-    sink.open(args.write.as_deref(), &tap)?;
+    if let Err(error) = sink.open(args.write.as_deref(), &tap) {
+        return end(Err(error), exit::SUCCESS);
+    }
     print::stderr(format_args!("crafter sniff: listening on {interface} ({}); Ctrl-C stops", tap.link()));
 
     let wanted = args.count.unwrap_or(u64::MAX);
@@ -120,9 +122,9 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
             None => Some(listening.await),
         }
     };
-    let ended = match until_signal(until_end).await? {
-        Ended::Itself(ended) => ended,
-        Ended::Signal(_) => None,
+    let (ended, signal) = match until_signal(until_end).await? {
+        Ended::Itself(ended) => (ended, None),
+        Ended::Signal(code) => (None, Some(code)),
     };
     let result = match ended {
         Some(result) => result,
@@ -143,12 +145,20 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     print::stderr(format_args!(
         "crafter sniff: {seen} packets seen, {received} received by the filter, {dropped} dropped by the kernel"
     ));
+    let is_complete = args.count.is_none_or(|count| seen >= count);
+    let code = match signal {
+        Some(code) => exit::until_ctrl_c(code, is_complete),
+        None if is_complete => exit::SUCCESS,
+        None => exit::TIMED_OUT,
+    };
+    end(result, code)
+}
+
+/// The exit code of a capture, or success if the reader has closed the pipe (`crafter sniff | head`).
+fn end(result: Result<()>, code: u8) -> anyhow::Result<u8> {
     match result {
-        // The reader has closed the pipe (`crafter sniff | head`).
         Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => Ok(exit::SUCCESS),
-        Err(error) => Err(error.into()),
-        Ok(()) if args.timeout.is_some() && args.count.is_some_and(|count| seen < count) => Ok(exit::TIMED_OUT),
-        Ok(()) => Ok(exit::SUCCESS),
+        ended => ended.map(|()| code).map_err(anyhow::Error::from),
     }
 }
 

@@ -52,6 +52,11 @@ impl Sink {
         Self { path, quiet, bar: ProgressBar::hidden(), received: 0, writer: None }
     }
 
+    /// Whether the body goes to stdout.
+    pub fn is_stdout(&self) -> bool {
+        self.path.is_none()
+    }
+
     /// Starts the thread, which opens the file; called when the head of the response has arrived.
     pub fn start(&mut self, length: Option<u64>) {
         let (pieces, queue) = mpsc::channel(QUEUE_LENGTH);

@@ -244,6 +244,26 @@ fn tshark_reads_the_capture_while_running() {
 }
 
 #[test]
+fn signals_end_it_with_success_only_by_ctrl_c_without_a_count() {
+    let lab = lab();
+    for (args, signal, code) in [
+        (&[][..], Signal::SIGINT, 0),
+        (&["--timeout", "60"], Signal::SIGINT, 0),
+        (&[], Signal::SIGTERM, 143),
+        (&[], Signal::SIGHUP, 129),
+        (&["--count", "3"], Signal::SIGINT, 130),
+        // The time has not passed.
+        (&["--count", "3", "--timeout", "60"], Signal::SIGINT, 130),
+    ] {
+        let mut sniff = Listener::sniff(&lab, &[&["udp port 1"], args].concat());
+        super::interrupted::handles_signals(&sniff.process);
+        kill(Pid::from_raw(sniff.process.id() as i32), signal).unwrap();
+        let (ended, said) = sniff.ended();
+        assert!(ended == code && said.contains("0 packets seen"), "{args:?}, {signal}: {ended}: {said}");
+    }
+}
+
+#[test]
 fn broken_pipe_ends_the_command() {
     let lab = lab();
     for args in [&["udp"][..], &["udp", "-w", "-"]] {
