@@ -111,7 +111,7 @@ fn each_command_ends_with_its_results_so_far() {
         is_complete(&summary, &done, code);
         assert_eq!(records.len() as u64, number(&summary, "received"), "{done:?}");
 
-        let done = run(&["traceroute", "--json", "--timeout", "5", "203.0.113.5"]);
+        let done = run(&["traceroute", "--json", "--wait", "5", "203.0.113.5"]);
         is_complete(&done.records("traceroute").1, &done, code);
 
         let done = run(&["replay", "--json", "-i", "lab0", slow.to_str().unwrap()]);
