@@ -2,7 +2,7 @@
 
 use std::{io, sync::Mutex, thread, time::Duration};
 
-use super::live::Signals;
+use super::{exit, signals::Arriving};
 
 /// Time for a command to end by itself after the second signal.
 const GRACE: Duration = Duration::from_millis(500);
@@ -24,10 +24,10 @@ pub fn watch() -> io::Result<()> {
     let mut signals = {
         // Registered here, not in the thread: each signal from now on is counted.
         let _entered = runtime.enter();
-        Signals::unwatched()?
+        Arriving::new()?
     };
     let counted = async move {
-        let code = signals.next().await;
+        let code = exit::signal(signals.next().await);
         signals.next().await;
         tokio::time::sleep(GRACE).await;
         std::process::exit(code.into());

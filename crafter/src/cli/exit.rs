@@ -38,12 +38,6 @@ pub const fn signal(number: i32) -> u8 {
     SIGNAL + number as u8
 }
 
-/// The exit code, after a signal with exit code `code`, of a command that runs until Ctrl-C: success if it had nothing
-/// more to do.
-pub fn until_ctrl_c(code: u8, is_complete: bool) -> u8 {
-    if is_complete && code == signal(libc::SIGINT) { SUCCESS } else { code }
-}
-
 /// The exit code of an error of the library.
 pub fn code(error: &Error) -> u8 {
     match error {

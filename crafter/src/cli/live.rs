@@ -11,53 +11,14 @@ use std::{
 
 use crafter::session::Stop;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{blocked, exit, hang_up::HangUp, interface::Interrupted, print};
+use super::{
+    exit, print,
+    signals::{Interruption, Signals},
+};
 
 /// Time between two updates of the progress line.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
-
-/// Ctrl-C, SIGTERM and SIGHUP: once this value exists, the first of them no longer ends the process.
-pub struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-    hang_up: HangUp,
-}
-
-impl Signals {
-    /// Installs the handlers. A second signal ends the process even if the command is blocked.
-    ///
-    /// # Errors
-    /// If they cannot be installed.
-    pub fn new() -> io::Result<Self> {
-        // First: the thread that watches takes signals from the runtime of this one, which must not miss any.
-        let signals = Self::unwatched()?;
-        if let Err(error) = blocked::watch() {
-            log::info!("a second signal does not end this process while it is blocked: {error}");
-        }
-        Ok(signals)
-    }
-
-    /// As [`Signals::new`], without the end of a command that is blocked.
-    ///
-    /// # Errors
-    /// If the handlers cannot be installed.
-    pub fn unwatched() -> io::Result<Self> {
-        let (interrupt, terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-        Ok(Self { interrupt, terminate, hang_up: HangUp::new()? })
-    }
-
-    /// Waits for the next signal; returns the exit code for it. Safe to cancel.
-    pub async fn next(&mut self) -> u8 {
-        let number = tokio::select! {
-            _ = self.interrupt.recv() => libc::SIGINT,
-            _ = self.terminate.recv() => libc::SIGTERM,
-            () = self.hang_up.arrive() => libc::SIGHUP,
-        };
-        exit::signal(number)
-    }
-}
 
 /// What the progress line shows.
 #[derive(Clone, Copy, Debug, Default)]
@@ -66,26 +27,24 @@ pub struct Counts {
     pub total: Option<u64>,
     /// Packets sent, without retransmissions.
     pub sent: u64,
-    /// Of these, answered; `None` for commands that do not wait for answers.
+    /// Of these, answered so far; `None` for commands that do not wait for answers.
     pub answered: Option<u64>,
-    /// Of these, not answered in time; of `sr`, not answered yet.
-    pub lost: u64,
     /// How long to wait after the last packet.
     pub wait: Duration,
 }
 
 impl Counts {
-    /// One line: `1200 of 65535 sent, 1180 answered, 20 lost, 9800 packets/s, 0:07 left`. `begun` and `latest` are the
+    /// One line: `1200 of 65535 sent, 1180 answered, 20 unanswered, 9800 packets/s, 0:07 left`. `begun` and `latest` are the
     /// times of the first and the latest packet.
     fn line(&self, begun: Instant, latest: Instant, now: Instant) -> String {
-        let Self { total, sent, answered, lost, wait } = *self;
+        let Self { total, sent, answered, wait } = *self;
         let mut line = match total {
             Some(total) => format!("{sent} of {total} sent"),
             None => format!("{sent} sent"),
         };
         if let Some(answered) = answered {
             // Writing to a String cannot fail, here and below.
-            let _ = write!(line, ", {answered} answered, {lost} lost");
+            let _ = write!(line, ", {answered} answered, {} unanswered", sent.saturating_sub(answered));
         }
         let seconds = latest.saturating_duration_since(begun).as_secs_f64();
         // The first packet begins the time.
@@ -132,7 +91,7 @@ pub struct Live {
 impl Live {
     /// Prints to stdout, or to stderr if a capture is written to stdout.
     pub fn new(to_stderr: bool, counts: Counts) -> Self {
-        let bar = io::stderr().is_terminal().then(|| {
+        let bar = (!print::is_quiet() && io::stderr().is_terminal()).then(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(20));
             match ProgressStyle::with_template("{wide_msg}") {
                 Ok(style) => bar.with_style(style),
@@ -226,17 +185,17 @@ impl Live {
     }
 }
 
-/// Runs `work` and writes what it prints each time that it waits. The first signal, or a failure of the output, stops it
-/// through `stop`, so that it ends early with its results; returns the exit code of that signal.
+/// Runs `work` and writes what it prints each time that it waits. The first interruption, or a failure of the output,
+/// stops it through `stop`, so that it ends early with its results; returns the interruption.
 ///
 /// # Errors
-/// [`Interrupted`] after a second signal, which drops `work`.
+/// The second interruption, which drops `work`: a second signal, or a time limit after which `work` does not end.
 pub async fn drive<T>(
     work: impl Future<Output = T>,
     live: &RefCell<Live>,
     signals: &mut Signals,
     stop: &Stop,
-) -> Result<(T, Option<u8>), Interrupted> {
+) -> Result<(T, Option<Interruption>), Interruption> {
     let mut work = pin!(work);
     let mut flushed = pin!(poll_fn(|context| {
         let polled = work.as_mut().poll(context);
@@ -250,23 +209,25 @@ pub async fn drive<T>(
     }));
     let mut redraw = tokio::time::interval(PROGRESS_INTERVAL);
     let has_progress = live.borrow().bar.is_some();
-    let mut signal = None;
-    loop {
+    let mut first = None;
+    let last = loop {
         tokio::select! {
             biased;
-            result = &mut flushed => return Ok((result, signal)),
-            code = signals.next() => {
-                if signal.is_some() {
-                    break;
+            result = &mut flushed => return Ok((result, first)),
+            interruption = signals.next() => match first {
+                None => {
+                    first = Some(interruption);
+                    stop.stop();
                 }
-                signal = Some(code);
-                stop.stop();
-            }
+                // The limit passes while the command ends after a signal.
+                Some(Interruption::Signal(_)) if interruption.is_timeout() => {}
+                Some(_) => break interruption,
+            },
             _ = redraw.tick(), if has_progress => {}
         }
-    }
+    };
     live.borrow_mut().end_progress();
-    Err(Interrupted(signal.unwrap_or(exit::FAILURE)))
+    Err(last)
 }
 
 #[cfg(test)]
@@ -275,14 +236,13 @@ mod tests {
 
     #[test]
     fn progress_shows_rate_and_remaining_time() {
-        let counts =
-            Counts { total: Some(1001), sent: 501, answered: Some(480), lost: 21, wait: Duration::from_secs(2) };
+        let counts = Counts { total: Some(1001), sent: 501, answered: Some(480), wait: Duration::from_secs(2) };
         let begun = Instant::now();
         let at = |seconds| begun + Duration::from_secs(seconds);
         let line = counts.line(begun, at(5), at(5));
-        assert_eq!(line, "501 of 1001 sent, 480 answered, 21 lost, 100 packets/s, 0:07 left");
+        assert_eq!(line, "501 of 1001 sent, 480 answered, 21 unanswered, 100 packets/s, 0:07 left");
         let line = Counts { sent: 1001, ..counts }.line(begun, at(10), at(11));
-        assert_eq!(line, "1001 of 1001 sent, 480 answered, 21 lost, 100 packets/s, 0:01 left");
+        assert_eq!(line, "1001 of 1001 sent, 480 answered, 521 unanswered, 100 packets/s, 0:01 left");
         let line = Counts { total: None, sent: 1, answered: None, ..counts }.line(begun, begun, at(1));
         assert_eq!(line, "1 sent");
     }

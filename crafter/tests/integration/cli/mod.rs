@@ -9,6 +9,7 @@ mod get;
 mod guide;
 mod interrupted;
 mod lab_shell;
+mod limits;
 mod man;
 mod maps;
 mod moments;

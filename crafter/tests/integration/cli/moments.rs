@@ -97,7 +97,7 @@ fn cases(directory: &Path) -> Vec<Case> {
         r#"x = sr1(IP(dst="192.0.2.1")/TCP(dport=80, flags="S")); x.ack; send(IP(dst="192.0.2.1")/UDP(dport=9)); 7"#;
     vec![
         Case::new(&["sr1", open], Form::Object, SYNS),
-        Case::new(&["sr", four, "-c", "5", "--rate", "200", "--timeout", "0.2"], Form::Records, SYNS),
+        Case::new(&["sr", four, "-c", "5", "--rate", "200", "--wait", "0.2"], Form::Records, SYNS),
         Case::new(
             &["send", r#"IP(dst="192.0.2.1")/UDP(dport=9)"#, "-c", "20", "--rate", "200"],
             Form::Object,

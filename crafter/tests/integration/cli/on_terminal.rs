@@ -39,7 +39,7 @@ fn connections(lab: &Lab) -> String {
 fn progress_line_is_drawn_on_a_terminal_only() {
     let lab = lab();
     let set = r#"IP(dst="192.0.2.1")/TCP(dport=(1,200), flags="S")"#;
-    let args = ["sr", set, "--rate", "200", "--timeout", "1"];
+    let args = ["sr", set, "--rate", "200", "--wait", "1"];
     for (columns, kind) in [(0, "xterm"), (1, "xterm"), (40, "xterm"), (140, "xterm"), (200, "xterm"), (140, "dumb")] {
         let mut command = command(&lab, &args);
         command.env("TERM", kind);
@@ -117,11 +117,11 @@ fn typed_ctrl_c_ends_each_command() {
     on_server(&lab, "iptables", &["-A", "INPUT", "-p", "udp", "--dport", "83", "-j", "DROP"]);
     let silent = r#"IP(dst="192.0.2.1")/TCP(dport=83, flags="S")"#;
     for (args, shown, code) in [
-        (&["sr", OPEN, "--timeout", "60"][..], " ==> ", 130),
-        (&["sr1", silent, "--timeout", "60"], " sent, 0 answered", 130),
+        (&["sr", OPEN, "--wait", "60"][..], " ==> ", 130),
+        (&["sr1", silent, "--wait", "60"], " sent, 0 answered", 130),
         (&["send", silent, "-c", "10000", "--rate", "50"], " sent, ", 130),
         (&["ping", "--interval", "0.05", "192.0.2.1"], "seq=2", 130),
-        (&["traceroute", "--timeout", "5", "203.0.113.5"], " sent, 0 answered", 130),
+        (&["traceroute", "--wait", "5", "203.0.113.5"], " sent, 0 answered", 130),
         (&["get", "-o", "/dev/null", "http://192.0.2.1/bytes/100G"], " left", 130),
         (&["dns", "--timeout", "20", "@192.0.2.1:83", "lab.test"], "", 130),
         (&["sniff", "-i", "lab0"], "listening on", 0),
@@ -152,7 +152,7 @@ fn suspended_command_continues() {
     let script = r#"set -m; "${@:2}"; echo "stopped: $?"; while ! [ -e "$1" ]; do sleep 0.05; done; fg >/dev/null; echo "code: $?""#;
     for (args, shown, results) in [
         (
-            &["sr", closed, "--rate", "40", "--show", "open", "--timeout", "1"][..],
+            &["sr", closed, "--rate", "40", "--show", "open", "--wait", "1"][..],
             " of 60 sent",
             ";; 60 requests, 60 sent; ",
         ),
@@ -192,9 +192,9 @@ fn reply_during_a_suspension_is_counted() {
     let server = lab.server().run(|| std::net::UdpSocket::bind("192.0.2.1:7000")).unwrap().unwrap();
     let datagram = r#"IP(dst="192.0.2.1")/UDP(dport=7000)/"x""#;
     for (args, result) in [
-        (&["ping", "-c", "1", "--udp", "7000", "--timeout", "1", "192.0.2.1"][..], "1 sent, 1 received, 0% lost"),
-        (&["sr", "--timeout", "1", datagram], "1 received, 1 answered, 0 unanswered"),
-        (&["sr1", "--timeout", "1", datagram], "1 received, 1 answered, 0 unanswered"),
+        (&["ping", "-c", "1", "--udp", "7000", "--wait", "1", "192.0.2.1"][..], "1 sent, 1 received, 0% lost"),
+        (&["sr", "--wait", "1", datagram], "1 received, 1 answered, 0 unanswered"),
+        (&["sr1", "--wait", "1", datagram], "1 received, 1 answered, 0 unanswered"),
     ] {
         let mut child = command(&lab, args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut bytes = [0; 2000];
@@ -223,9 +223,9 @@ fn closed_terminal_ends_each_command() {
     let script =
         r#"x = sr1(IP(dst="192.0.2.1")/TCP(dport=80, flags="S")); sr1(IP(dst="192.0.2.1")/UDP(dport=83), timeout=60)"#;
     for (args, shown) in [
-        (&["sr", OPEN, "--timeout", "60", "-w", &path(&sr)][..], " ==> "),
+        (&["sr", OPEN, "--wait", "60", "-w", &path(&sr)][..], " ==> "),
         (&["ping", "--interval", "0.05", "192.0.2.1"], "seq=2"),
-        (&["traceroute", "--timeout", "5", "203.0.113.5"], " sent, 0 answered"),
+        (&["traceroute", "--wait", "5", "203.0.113.5"], " sent, 0 answered"),
         (&["get", "-o", "/dev/null", "http://192.0.2.1/bytes/100G"], " left"),
         (&["dns", "--timeout", "20", "@192.0.2.1:83", "lab.test"], ""),
         (&["sniff", "-i", "lab0", "-w", &path(&sniffed)], "listening on"),
