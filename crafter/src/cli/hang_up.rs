@@ -2,7 +2,10 @@
 
 use std::{
     fs, io,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -39,9 +42,13 @@ pub fn has_arrived() -> bool {
     ARRIVED.load(Ordering::Relaxed)
 }
 
+/// Whether the process was started with the signal ignored.
 fn is_ignored() -> bool {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    status.lines().find_map(|line| line.strip_prefix("SigIgn:")).is_some_and(|mask| contains(mask, libc::SIGHUP))
+    static IGNORED: OnceLock<bool> = OnceLock::new();
+    *IGNORED.get_or_init(|| {
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        status.lines().find_map(|line| line.strip_prefix("SigIgn:")).is_some_and(|mask| contains(mask, libc::SIGHUP))
+    })
 }
 
 /// Whether a mask of signals in hexadecimal, as the kernel prints it, contains a signal.
