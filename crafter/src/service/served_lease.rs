@@ -4,7 +4,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     net::IpAddr,
-    os::fd::{AsRawFd as _, OwnedFd},
+    os::fd::AsRawFd as _,
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -20,6 +20,7 @@ use super::{
     backlog::{Backlog, Packet},
     clock::Moment,
     coalesce::coalesce,
+    peer_socket::PeerSocket,
     quota::Charge,
 };
 use crate::{
@@ -74,7 +75,7 @@ pub(super) struct ServedLease {
     pub(super) attachment: Rc<Attachment>,
     guard: RefCell<Option<AttachmentGuard>>,
     lease: RefCell<Option<Lease>>,
-    pub(super) socket: AsyncFd<OwnedFd>,
+    pub(super) socket: AsyncFd<PeerSocket>,
     charge: RefCell<Option<Charge>>,
     usage: Rc<RefCell<Usage>>,
     flows: RefCell<HashMap<FlowKey, Instant>>,
@@ -94,7 +95,7 @@ impl ServedLease {
         terms: LeaseTerms,
         guard: AttachmentGuard,
         lease: Option<Lease>,
-        socket: OwnedFd,
+        socket: PeerSocket,
         charge: Charge,
     ) -> Result<Rc<Self>> {
         Ok(Rc::new(Self {

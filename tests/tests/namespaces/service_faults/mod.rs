@@ -1,5 +1,6 @@
 //! Faults around the service: hostile clients, SIGKILL, invalid policies, removed interfaces.
 
+mod fence;
 mod hostile;
 mod idle;
 mod killed;
