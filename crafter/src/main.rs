@@ -22,8 +22,10 @@ fn main() -> ExitCode {
         cli::print::error(&anyhow::Error::new(error).context(advice));
         return exit::FAILURE.into();
     }
+    let mut builder = tokio::runtime::Builder::new_current_thread();
     // Polls sockets more often than the default (61): the busy-polling service rarely lets the thread sleep.
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().event_interval(4).build() {
+    builder.enable_all().event_interval(4).max_blocking_threads(crafter::service::MAX_BLOCKING_THREADS);
+    let runtime = match builder.build() {
         Ok(runtime) => runtime,
         Err(error) => {
             cli::print::error(&anyhow::Error::new(error).context("cannot start the async runtime"));

@@ -68,7 +68,7 @@ impl Bench {
     /// Loads the programs. `socket`: open an AF_XDP socket on queue 0 of `lo`, the interface and queue on which
     /// TEST_RUN makes frames arrive.
     pub fn new(options: &LoadOptions, link_header: u32, socket: bool) -> Self {
-        let frames = Frames::plan(1500, 1);
+        let frames = Frames::plan(1500, 1, options.frame_bytes);
         let (kernel, maps) = Kernel::load(options, link_header, frames.longest()).expect("load the kernel half");
         let ring = Ring::new(kernel.ring().expect("the ring buffer"));
         let socket = socket.then(|| {

@@ -10,7 +10,7 @@ pub mod guard;
 mod holder;
 pub mod interface;
 pub mod maps;
-mod neighbour;
+pub(crate) mod neighbour;
 mod netlink;
 pub mod program;
 mod programs;

@@ -2,7 +2,8 @@
 //!
 //! A connection exists for one call only: a socket belongs to the network namespace of the thread that opened it, so
 //! a socket in a static could answer for the wrong namespace. The connection is polled together with the request, not
-//! in a separate task, which saves two wake-ups per request.
+//! in a separate task, which saves two wake-ups per request. [`SharedNetlink`] is for many requests at once: one socket
+//! and one task, however many wait.
 
 use std::{io, pin::Pin, time::Duration};
 
@@ -28,11 +29,27 @@ const ANSWER: Duration = Duration::from_secs(5);
 
 type Message = NetlinkMessage<RouteNetlinkMessage>;
 
-/// An rtnetlink socket in the network namespace of the thread that opened it.
+/// Requests over an rtnetlink socket in the network namespace of the thread that opened it.
 pub(super) struct Netlink {
-    connection: Pin<Box<Connection<RouteNetlinkMessage>>>,
     handle: Handle,
+    /// `None` if the task of a [`SharedNetlink`] drives the socket.
+    driver: Option<Driver>,
+}
+
+/// Sends the requests of a handle, and receives answers and notifications.
+struct Driver {
+    connection: Pin<Box<Connection<RouteNetlinkMessage>>>,
     events: Pin<Box<dyn Stream<Item = (Message, SocketAddr)> + Send>>,
+}
+
+impl Driver {
+    /// Waits for the next notification; requests make progress meanwhile. Cancel safe.
+    async fn event(&mut self) -> io::Result<Message> {
+        match select(self.events.next(), &mut self.connection).await {
+            Either::Left((Some((message, _)), _)) => Ok(message),
+            _ => Err(io::ErrorKind::ConnectionAborted.into()),
+        }
+    }
 }
 
 impl Netlink {
@@ -44,7 +61,8 @@ impl Netlink {
     /// Opens a socket that also receives the notifications of `groups`, from now on.
     pub(super) fn listening(groups: &[MulticastGroup]) -> io::Result<Self> {
         let (connection, handle, events) = rtnetlink::new_multicast_connection(groups)?;
-        Ok(Self { connection: Box::pin(connection), handle, events: Box::pin(events) })
+        let driver = Driver { connection: Box::pin(connection), events: Box::pin(events) };
+        Ok(Self { handle, driver: Some(driver) })
     }
 
     /// Sends a `RTM_GET*` request for one object. An errno is returned as the `io::Error`.
@@ -65,9 +83,9 @@ impl Netlink {
 
     /// Waits for the next notification of the groups listened to. Cancel safe.
     pub(super) async fn event(&mut self) -> io::Result<Message> {
-        match select(self.events.next(), &mut self.connection).await {
-            Either::Left((Some((message, _)), _)) => Ok(message),
-            _ => Err(io::ErrorKind::ConnectionAborted.into()),
+        match &mut self.driver {
+            Some(driver) => driver.event().await,
+            None => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 
@@ -90,12 +108,48 @@ impl Netlink {
             Ok(collected)
         };
         let asked = async {
-            match select(std::pin::pin!(collect), &mut self.connection).await {
+            let Some(driver) = &mut self.driver else { return collect.await };
+            match select(std::pin::pin!(collect), &mut driver.connection).await {
                 Either::Left((collected, _)) => collected,
                 Either::Right(_) => Err(io::ErrorKind::ConnectionAborted.into()),
             }
         };
         tokio::time::timeout(ANSWER, asked).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+/// One rtnetlink socket for many requests at once; a task drives it until this is dropped.
+pub(super) struct SharedNetlink {
+    handle: Handle,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl SharedNetlink {
+    /// Opens a socket that receives the notifications of `groups`, and passes each to `on_event`. Call it within a tokio
+    /// runtime.
+    pub(super) fn listening(
+        groups: &[MulticastGroup],
+        mut on_event: impl FnMut(Message) + Send + 'static,
+    ) -> io::Result<Self> {
+        let Netlink { handle, driver } = Netlink::listening(groups)?;
+        let task = tokio::spawn(async move {
+            let Some(mut driver) = driver else { return };
+            while let Ok(message) = driver.event().await {
+                on_event(message);
+            }
+        });
+        Ok(Self { handle, task })
+    }
+
+    /// For requests while this exists.
+    pub(super) fn requests(&self) -> Netlink {
+        Netlink { handle: self.handle.clone(), driver: None }
+    }
+}
+
+impl Drop for SharedNetlink {
+    fn drop(&mut self) {
+        self.task.abort();
     }
 }
 

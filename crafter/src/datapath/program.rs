@@ -21,6 +21,7 @@ use super::{
     interface::{self, Interface},
     maps::OwnerMaps,
     programs::{Hooks, Slot, load_classifier, load_xdp},
+    xsk::FRAME_BYTES,
 };
 use crate::{
     error::{Error, Result},
@@ -34,8 +35,8 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 /// Oldest kernel that has all that the programs use: `bpf_xdp_load_bytes` is in 5.18 and newer.
 pub const OLDEST_KERNEL: (u32, u32) = (5, 18);
 
-/// Sizes and constants that are set when the programs are loaded. Interfaces of a process with the same options share
-/// the programs and their maps.
+/// Sizes and constants that are set when the programs are loaded. Interfaces of a process with the same options, apart
+/// from sizes of each interface, share the programs and their maps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoadOptions {
     /// (port, address) pairs that can be owned at once, on all interfaces together.
@@ -44,6 +45,8 @@ pub struct LoadOptions {
     pub flow_entries: u32,
     /// Bytes of the ring buffer of each interface: a power of two, at least a page.
     pub ring_bytes: u32,
+    /// Bytes of AF_XDP frames of each interface, over all queues; at least 64 frames for each queue.
+    pub frame_bytes: u32,
     /// The socket mark of crafted packets.
     pub mark: u32,
     /// Whether the programs log each packet that they consume or drop, through aya-log.
@@ -56,6 +59,7 @@ impl Default for LoadOptions {
             owned_entries: map::OWNED_ENTRIES,
             flow_entries: map::FLOW_ENTRIES,
             ring_bytes: map::RING_BYTES,
+            frame_bytes: FRAME_BYTES,
             mark: DEFAULT_MARK,
             debug: false,
         }

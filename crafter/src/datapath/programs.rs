@@ -219,7 +219,9 @@ impl Slot {
         let Ok(namespace) = fs::metadata("/proc/thread-self/ns/net").map(|file| file.ino()) else {
             return Self::alone(options, link_header, socket_frame);
         };
-        let common = Common { namespace, link_header, options: options.clone() };
+        // Each interface has its own ring buffer and frames.
+        let shared = LoadOptions { ring_bytes: 0, frame_bytes: 0, ..options.clone() };
+        let common = Common { namespace, link_header, options: shared };
         let mut loaded = lock(&LOADED);
         loaded.retain(|programs| programs.strong_count() > 0);
         let fitting = loaded.iter().filter_map(Weak::upgrade).filter(|other| other.common.as_ref() == Some(&common));

@@ -7,7 +7,12 @@ use rtnetlink::packet_route::{
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia},
 };
 
-use super::{address, interface::Link, neighbour, netlink::Netlink};
+use super::{
+    address,
+    interface::Link,
+    neighbour::{self, Hop},
+    netlink::Netlink,
+};
 use crate::error::{Error, Result};
 
 /// Link-layer header before the IP header.
@@ -41,11 +46,20 @@ pub struct Route {
     pub link: LinkLayer,
 }
 
+impl Route {
+    /// Sets the Ethernet address of the next hop, on links that have such addresses.
+    pub(crate) fn set_next_hop(&mut self, mac: [u8; 6]) {
+        if let LinkLayer::Ethernet { destination, .. } = &mut self.link {
+            *destination = mac;
+        }
+    }
+}
+
 /// IPv4 counts its length in 16 bits (RFC 791), IPv6 its payload (RFC 8200); `lo` offers 65,536.
 const LARGEST_PACKET: u32 = 65_535;
 
 /// Asks the kernel's routing table for the route to `destination`, and resolves the next hop's Ethernet address
-/// as `neighbour::resolve` says: at once if known, else within 3 s.
+/// from its neighbour table: at once if known, else within 3 s.
 ///
 /// With `interface`, only routes through it are used, but addresses of this host are always reached through `lo`. An
 /// IPv4 destination that has no route through it is treated as on-link, as with `ping -I`. A `source` that is not an
@@ -69,7 +83,12 @@ pub async fn resolve_within(
     source: Option<IpAddr>,
     limit: Duration,
 ) -> Result<Route> {
-    find(destination, interface, source, Some(limit)).await
+    let mut netlink = open()?;
+    let Found { mut route, hop } = find(&mut netlink, destination, interface, source).await?;
+    if let Some(hop) = hop {
+        route.set_next_hop(neighbour::resolve(&mut netlink, &hop, limit).await?);
+    }
+    Ok(route)
 }
 
 /// As [`resolve`], but with the link's broadcast address in the place of the next hop's, which is not resolved.
@@ -77,17 +96,28 @@ pub async fn resolve_within(
 /// # Errors
 /// As [`resolve`], without [`Error::NoNeighbour`].
 pub async fn without_hop(destination: IpAddr, interface: Option<&str>, source: Option<IpAddr>) -> Result<Route> {
-    find(destination, interface, source, None).await
+    find(&mut open()?, destination, interface, source).await.map(|found| found.route)
 }
 
-/// Finds a route, and its next hop's Ethernet address within `hop_limit` if that is given.
-async fn find(
+/// A route, and the next hop that remains to be resolved.
+pub(crate) struct Found {
+    /// The route. While there is a `hop`, its next hop's address is the link's broadcast address.
+    pub(crate) route: Route,
+    /// `None` if the route needs no neighbour.
+    pub(crate) hop: Option<Hop>,
+}
+
+fn open() -> Result<Netlink> {
+    Netlink::open().map_err(|error| Error::io("open a netlink socket", "CAP_NET_ADMIN", error))
+}
+
+/// Finds a route without resolving its next hop.
+pub(super) async fn find(
+    netlink: &mut Netlink,
     destination: IpAddr,
     interface: Option<&str>,
     source: Option<IpAddr>,
-    hop_limit: Option<Duration>,
-) -> Result<Route> {
-    let mut netlink = Netlink::open().map_err(|error| Error::io("open a netlink socket", "CAP_NET_ADMIN", error))?;
+) -> Result<Found> {
     let no_route = |reason: String| Error::NoRoute { destination, reason };
     if destination.is_unspecified() {
         return Err(Error::invalid("destination", format!("{destination} is no address to send to")));
@@ -100,7 +130,7 @@ async fn find(
     }
     let asked = match interface {
         Some(name) => {
-            let link = Link::by_name(&mut netlink, name).await?;
+            let link = Link::by_name(netlink, name).await?;
             require_running(&link).map_err(no_route)?;
             Some(link)
         }
@@ -110,11 +140,11 @@ async fn find(
         None => None,
     };
 
-    let entry = lookup(&mut netlink, destination, asked.as_ref(), source).await?;
+    let entry = lookup(netlink, destination, asked.as_ref(), source).await?;
     let link = match asked {
         Some(link) if link.interface.ifindex == entry.ifindex => link,
         asked => {
-            let link = Link::by_index(&mut netlink, entry.ifindex).await?;
+            let link = Link::by_index(netlink, entry.ifindex).await?;
             if let Some(asked) = asked.filter(|_| !link.interface.loopback) {
                 let (there, here) = (&link.interface.name, &asked.interface.name);
                 return Err(no_route(format!("the routing table sends it out of {there}, not {here}")));
@@ -128,27 +158,27 @@ async fn find(
         no_route(format!("{} has no {version} address to send from; give one", link.interface.name))
     })?;
 
-    let layer = match link.interface.mac {
-        Some(mac) if link.interface.ethernet => {
-            let hop = entry.gateway.unwrap_or(destination);
-            let broadcast = entry.kind == RouteType::Broadcast;
-            let to = match hop_limit {
-                Some(limit) => neighbour::resolve(&mut netlink, &link, hop, broadcast, limit).await?,
-                None => link.broadcast.unwrap_or([0xff; 6]),
+    let (layer, hop) = match link.interface.mac {
+        Some(source) if link.interface.ethernet => {
+            let address = entry.gateway.unwrap_or(destination);
+            let (destination, hop) = match Hop::new(&link, address, entry.kind == RouteType::Broadcast) {
+                Ok(hop) => (link.broadcast.unwrap_or([0xff; 6]), Some(hop)),
+                Err(mac) => (mac, None),
             };
-            LinkLayer::Ethernet { source: mac, destination: to }
+            (LinkLayer::Ethernet { source, destination }, hop)
         }
-        _ => LinkLayer::None,
+        _ => (LinkLayer::None, None),
     };
     let link_mtu = link.mtu_ipv6.filter(|_| destination.is_ipv6()).unwrap_or(link.interface.mtu);
-    Ok(Route {
+    let route = Route {
         source,
         mtu: entry.mtu.unwrap_or(link_mtu).min(link.interface.mtu).min(LARGEST_PACKET),
         gateway: entry.gateway,
         link: layer,
         ifindex: link.interface.ifindex,
         interface: link.interface.name,
-    })
+    };
+    Ok(Found { route, hop })
 }
 
 fn require_running(link: &Link) -> Result<(), String> {

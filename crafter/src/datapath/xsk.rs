@@ -21,8 +21,11 @@ pub const BATCH: usize = 256;
 /// Bytes that the kernel keeps free before each frame (`XDP_PACKET_HEADROOM`).
 const HEADROOM: u32 = 256;
 
-/// Memory for frames over all queues of an interface, in bytes.
-const FRAMES_MEMORY: u32 = 16 << 20;
+/// Bytes of memory for the frames of an interface by default.
+pub const FRAME_BYTES: u32 = 16 << 20;
+
+/// The fewest frames of a queue. Interrupts of a busy receiver are moderated to some dozens of packets.
+const FEWEST: u32 = 64;
 
 /// How the frames of an interface are laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,17 +37,17 @@ pub struct Frames {
 }
 
 impl Frames {
-    /// For an interface with `mtu` and `queues`.
-    pub fn plan(mtu: u32, queues: u32) -> Self {
+    /// For an interface with `mtu` and `queues`, in `bytes` over all queues if that is enough for 64 frames each.
+    pub fn plan(mtu: u32, queues: u32, bytes: u32) -> Self {
         // The MTU does not include the Ethernet header and two VLAN tags.
         let chunk = if mtu + 22 <= 2048 - HEADROOM { 2048 } else { 4096 };
-        let share = FRAMES_MEMORY / chunk / queues.max(1);
-        Self { chunk, count: (share.max(512) + 1).next_power_of_two() / 2 }
+        let share = bytes / chunk / queues.max(1);
+        Self { chunk, count: (share.max(FEWEST) + 1).next_power_of_two() / 2 }
     }
 
-    /// The same layout with half as many frames; `None` if it has 256 frames or fewer.
+    /// The same layout with half as many frames; `None` if it has 64 frames or fewer.
     pub fn fewer(self) -> Option<Self> {
-        (self.count > 256).then_some(Self { count: self.count / 2, ..self })
+        (self.count > FEWEST).then_some(Self { count: self.count / 2, ..self })
     }
 
     /// Frames per queue.
@@ -178,11 +181,14 @@ mod tests {
 
     #[test]
     fn frames_fit_the_mtu_and_the_memory() {
-        assert_eq!(Frames::plan(1500, 1), Frames { chunk: 2048, count: 8192 });
-        assert_eq!(Frames::plan(1500, 3), Frames { chunk: 2048, count: 2048 });
-        assert_eq!(Frames::plan(9000, 1), Frames { chunk: 4096, count: 4096 });
-        assert_eq!(Frames::plan(1500, 256).count, 512);
-        assert_eq!(Frames::plan(1770, 1).chunk, 2048);
-        assert_eq!(Frames::plan(1771, 1).chunk, 4096);
+        const BYTES: u32 = FRAME_BYTES;
+        assert_eq!(Frames::plan(1500, 1, BYTES), Frames { chunk: 2048, count: 8192 });
+        assert_eq!(Frames::plan(1500, 3, BYTES), Frames { chunk: 2048, count: 2048 });
+        assert_eq!(Frames::plan(9000, 1, BYTES), Frames { chunk: 4096, count: 4096 });
+        assert_eq!(Frames::plan(1500, 256, BYTES).count, 64);
+        assert_eq!(Frames::plan(1500, 1, 1 << 20).count, 512);
+        assert_eq!(Frames::plan(1500, 4, 0).count, 64);
+        assert_eq!(Frames::plan(1770, 1, BYTES).chunk, 2048);
+        assert_eq!(Frames::plan(1771, 1, BYTES).chunk, 4096);
     }
 }

@@ -48,7 +48,7 @@ impl KernelBackend {
     /// # Errors
     /// [`Error::Permission`], [`Error::Attach`], [`Error::KernelTooOld`], [`Error::Bpf`].
     pub(crate) fn open(interface: &Interface, options: &Options) -> Result<(Self, Report)> {
-        let planned = Frames::plan(interface.mtu, interface.rx_queues);
+        let planned = Frames::plan(interface.mtu, interface.rx_queues, options.load.frame_bytes);
         let mut frames = planned;
         let link_header = if interface.ethernet || interface.loopback { 14 } else { 0 };
         let tx = Sender::open(interface, options.load.mark)?;

@@ -11,6 +11,7 @@ use super::{
     packet_info::PacketInfo,
     policy_verdict::{Decision, Verdict},
     rule::Rule,
+    targets::FarPort,
     usage::Usage,
 };
 use crate::packet::{Framed, Route, Transport, framed};
@@ -164,6 +165,43 @@ impl Policy {
         })
     }
 
+    /// Decides whether `subject`, with leases on `held` interfaces, may lease on another.
+    pub fn interfaces(&self, subject: &Subject, held: u32) -> Decision {
+        self.decide(subject, |rule| {
+            granted(!rule.refuse, Verdict::Refused)?;
+            limit(rule.max_interfaces, held, 1, Verdict::Interfaces)
+        })
+    }
+
+    /// Decides whether `subject` may have the route to `destination` looked up, from `source` if that is given: whether
+    /// some packet to it may be sent. Each request counts towards the rate, refused or not.
+    pub fn route(
+        &self,
+        subject: &Subject,
+        destination: IpAddr,
+        source: Option<IpAddr>,
+        host: &Host,
+        usage: &mut Usage,
+        now: Instant,
+    ) -> Decision {
+        self.decide(subject, |rule| {
+            granted(!rule.refuse, Verdict::Refused)?;
+            rate(rule, usage, now)?;
+            if let Some(source) = source.map(|source| source.to_canonical()) {
+                let own = host.addresses.iter().any(|own| own.to_canonical() == source);
+                granted(!own || rule.allows_address(source), Verdict::Address)?;
+                granted(own || rule.foreign_sources.allows(source), Verdict::ForeignSource)?;
+            }
+            let ports = [FarPort::Hidden { matches: false }, FarPort::Hidden { matches: true }];
+            reach_one(rule, ports, destination, &host.broadcasts)
+        })
+    }
+
+    /// Decides whether `subject` may use the interface of a route.
+    pub fn route_interface(&self, subject: &Subject, interface: &str) -> Decision {
+        self.decide(subject, |rule| granted(rule.allows_interface(interface), Verdict::Interface))
+    }
+
     /// Decides whether `subject` may see packets and leases of others.
     pub fn observe(&self, subject: &Subject) -> Decision {
         self.decide(subject, |rule| granted(!rule.refuse && rule.observe, Verdict::Observe))
@@ -270,17 +308,19 @@ pub(super) fn form(rule: &Rule, packet: &PacketInfo) -> Checked {
 /// Checks the destinations of a packet: that of its header, and the addresses of a source route, the last of which is
 /// the final destination. An unreadable route could lead anywhere.
 pub(super) fn reach(rule: &Rule, packet: &PacketInfo, broadcasts: &[Ipv4Addr]) -> Checked {
-    reach_one(rule, packet, packet.destination, broadcasts)?;
+    let ports = [packet.far_port(true), packet.far_port(false)];
+    reach_one(rule, ports, packet.destination, broadcasts)?;
     match packet.route {
         Route::None => Ok(()),
         Route::Through(waypoints) => {
-            waypoints.addresses().iter().try_for_each(|&address| reach_one(rule, packet, address.into(), broadcasts))
+            waypoints.addresses().iter().try_for_each(|&address| reach_one(rule, ports, address.into(), broadcasts))
         }
         Route::Unreadable => granted(rule.deny.list().is_empty() && rule.allow.is_none(), Verdict::SourceRoute),
     }
 }
 
-fn reach_one(rule: &Rule, packet: &PacketInfo, destination: IpAddr, broadcasts: &[Ipv4Addr]) -> Checked {
+/// Checks one destination; `ports`: that to look for among denied ones, and among allowed ones.
+fn reach_one(rule: &Rule, [denied, allowed]: [FarPort; 2], destination: IpAddr, broadcasts: &[Ipv4Addr]) -> Checked {
     let destination = destination.to_canonical();
     granted(rule.multicast || !destination.is_multicast(), Verdict::Multicast)?;
     if let IpAddr::V4(address) = destination {
@@ -288,8 +328,8 @@ fn reach_one(rule: &Rule, packet: &PacketInfo, destination: IpAddr, broadcasts: 
         let broadcast = address.is_broadcast() || address.is_unspecified() || broadcasts.contains(&address);
         granted(rule.broadcast || !broadcast, Verdict::Broadcast)?;
     }
-    granted(!rule.deny.has(destination, packet.far_port(true)), Verdict::Denied)?;
-    let allowed = rule.allow.as_ref().is_none_or(|allow| allow.has(destination, packet.far_port(false)));
+    granted(!rule.deny.has(destination, denied), Verdict::Denied)?;
+    let allowed = rule.allow.as_ref().is_none_or(|allow| allow.has(destination, allowed));
     granted(allowed, Verdict::NotAllowed)
 }
 

@@ -21,6 +21,7 @@
 //! max_leases = 16
 //! max_ports = 64
 //! max_flows = 1024
+//! max_interfaces = 4
 //!
 //! [[rule]]
 //! everybody = true

@@ -84,6 +84,8 @@ verdicts! {
     Ports "max-ports" "the ports exceed its max_ports",
     /// More than `max_flows`.
     Flows "max-flows" "the flow exceeds its max_flows",
+    /// More than `max_interfaces`.
+    Interfaces "max-interfaces" "the interface exceeds its max_interfaces",
     /// No `raw_ethernet`.
     RawEthernet "raw-ethernet" "Ethernet frames need raw_ethernet = true and a lease for frames",
     /// No `observe`.

@@ -18,7 +18,7 @@ use crate::layer::nearest;
 const MAX_LENGTH: usize = 1 << 20;
 
 /// The keys of a rule.
-const KEYS: [&str; 20] = [
+const KEYS: [&str; 21] = [
     "user",
     "group",
     "everybody",
@@ -34,6 +34,7 @@ const KEYS: [&str; 20] = [
     "max_leases",
     "max_ports",
     "max_flows",
+    "max_interfaces",
     "raw_ethernet",
     "foreign_sources",
     "observe",
@@ -156,6 +157,7 @@ impl Reader<'_> {
             "max_leases" => rule.max_leases = self.number(value, 0..=u32::MAX, true),
             "max_ports" => rule.max_ports = self.number(value, 0..=u32::MAX, true),
             "max_flows" => rule.max_flows = self.number(value, 0..=u32::MAX, true),
+            "max_interfaces" => rule.max_interfaces = self.number(value, 0..=u32::MAX, true),
             "raw_ethernet" => rule.raw_ethernet = self.flag(value).unwrap_or_default(),
             "observe" => rule.observe = self.flag(value).unwrap_or_default(),
             "multicast" => rule.multicast = self.flag(value).unwrap_or_default(),

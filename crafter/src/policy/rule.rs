@@ -118,6 +118,8 @@ pub struct Rule {
     pub max_ports: Option<u32>,
     /// The most flows; `None`: unlimited.
     pub max_flows: Option<u32>,
+    /// The most interfaces with leases; `None`: unlimited.
+    pub max_interfaces: Option<u32>,
     /// Whether whole Ethernet frames may be sent and received.
     pub raw_ethernet: bool,
     /// Source addresses that are not the host's, which leases may send from.
@@ -138,6 +140,8 @@ pub(super) const LEASES: u32 = 16;
 pub(super) const PORTS: u32 = 64;
 /// The default of `max_flows`.
 pub(super) const FLOWS: u32 = 1024;
+/// The default of `max_interfaces`. Each interface costs the service some megabytes.
+pub(super) const INTERFACES: u32 = 4;
 
 impl Default for Rule {
     fn default() -> Self {
@@ -157,6 +161,7 @@ impl Default for Rule {
             max_leases: Some(LEASES),
             max_ports: Some(PORTS),
             max_flows: Some(FLOWS),
+            max_interfaces: Some(INTERFACES),
             raw_ethernet: false,
             foreign_sources: Foreign::None,
             observe: false,

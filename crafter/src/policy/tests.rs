@@ -179,6 +179,10 @@ fn limits_refuse_only_what_exceeds_them() {
     assert_eq!(ask(2, 15, 3), (Verdict::Leases, Verdict::Flows));
     assert_eq!(ask(1, 16, 2), (Verdict::Ports, Verdict::Allowed));
     assert_eq!(ask(0, u32::MAX, u32::MAX), (Verdict::Ports, Verdict::Flows));
+    let held = |held| rule("max_interfaces = 2").interfaces(&alice(), held).verdict;
+    assert_eq!([held(1), held(2)], [Verdict::Allowed, Verdict::Interfaces]);
+    assert_eq!(rule("").interfaces(&alice(), 4).verdict, Verdict::Interfaces, "by default");
+    assert!(rule("max_interfaces = 'unlimited'").interfaces(&alice(), u32::MAX).is_allowed());
     let free = rule("max_leases = 'unlimited'\nmax_ports = 'unlimited'\nmax_flows = 'unlimited'");
     let mut usage = Usage::default();
     (usage.leases, usage.ports, usage.flows) = (u32::MAX, u32::MAX, u32::MAX);

@@ -16,13 +16,13 @@ use std::{
 use tokio::sync::Notify;
 
 /// The connections of users whom a rule names, if the process may have enough descriptors.
-const MOST: usize = 4096;
+pub(super) const MOST: usize = 4096;
 
 /// The most connections of one user whom a rule names.
 const MOST_OF_USER: usize = 512;
 
 /// The most connections of root and the service's own user.
-const MOST_TRUSTED: usize = 512;
+pub(super) const MOST_TRUSTED: usize = 512;
 
 /// The most connections of users without a rule together, and of each.
 const MOST_UNNAMED: usize = 64;

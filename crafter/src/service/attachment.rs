@@ -7,9 +7,12 @@ use std::{
     sync::Arc,
 };
 
-use tokio::{sync::Notify, task::spawn_local};
+use tokio::{
+    sync::{Notify, OnceCell},
+    task::{JoinHandle, spawn_local},
+};
 
-use super::backlog::RouteKey;
+use super::{backlog::RouteKey, next_hops::NextHops, quota::InterfaceMemory};
 use crate::{
     Crafter, Error, Options, Result,
     datapath::{interface::Interface, program::Report, route::Route},
@@ -38,6 +41,7 @@ pub(super) struct Attachment {
     /// Notified of each packet for any lease.
     pub(super) arrived: Arc<Notify>,
     routes: Routes,
+    next_hops: Rc<NextHops>,
     /// Routes that are being looked up again.
     renewed: RefCell<HashSet<RouteKey>>,
     /// By the driver's number of the lease.
@@ -54,6 +58,7 @@ impl Attachment {
     pub(super) async fn open(
         name: &str,
         options: Options,
+        next_hops: Rc<NextHops>,
         on_change: impl Fn(&Rc<Self>, Change) + 'static,
     ) -> Result<Rc<Self>> {
         let crafter = Crafter::open_off_thread(name, options).await?;
@@ -70,7 +75,8 @@ impl Attachment {
             report,
             crafter: RefCell::new(Some(crafter)),
             arrived,
-            routes: Routes::default(),
+            routes: Routes::of_service(),
+            next_hops,
             renewed: RefCell::default(),
             receivers: RefCell::default(),
             gathered: RefCell::default(),
@@ -110,14 +116,13 @@ impl Attachment {
         self.crafter.borrow().clone().ok_or_else(removed)
     }
 
-    /// Detaches on another thread: the kernel takes tens of milliseconds for it.
-    pub(super) fn detach(&self) {
-        if let Some(crafter) = self.crafter.take() {
-            tokio::task::spawn_blocking(move || {
-                drop(crafter);
-                trim_memory();
-            });
-        }
+    /// Detaches on another thread: the kernel takes tens of milliseconds for it. `None` if it was detached before.
+    pub(super) fn detach(&self) -> Option<JoinHandle<()>> {
+        let crafter = self.crafter.take()?;
+        Some(tokio::task::spawn_blocking(move || {
+            drop(crafter);
+            trim_memory();
+        }))
     }
 
     /// Hands packets that arrive for the lease `id` to `receiver`.
@@ -136,15 +141,15 @@ impl Attachment {
         self.routes.forget();
     }
 
-    /// The cached route, if there is one. A stale one is returned too, and looked up again in the background, so that
-    /// packets to a known destination never wait.
-    pub(super) fn known_route(self: &Rc<Self>, key: RouteKey) -> Option<Arc<Route>> {
+    /// The cached route, if there is one. A stale one is returned too, and looked up again in the background for `user`,
+    /// so that packets to a known destination never wait.
+    pub(super) fn known_route(self: &Rc<Self>, user: u32, key: RouteKey) -> Option<Arc<Route>> {
         let (destination, source) = key;
         let (route, is_old) = self.routes.known_or_old(destination, source)?;
         if is_old && self.renewed.borrow_mut().insert(key) {
             let attachment = self.clone();
             spawn_local(async move {
-                if attachment.find_route(key).await.is_err() {
+                if attachment.find_route(user, key).await.is_err() {
                     attachment.routes.forget_one(destination, source);
                 }
                 attachment.renewed.borrow_mut().remove(&key);
@@ -153,12 +158,22 @@ impl Attachment {
         Some(route)
     }
 
-    /// Looks a route up.
+    /// Whether [`find_route`](Self::find_route) can begin for `user`, or fails because too many lookups wait.
+    pub(super) fn can_look_up(&self, user: u32) -> bool {
+        self.next_hops.has_room(user)
+    }
+
+    /// Looks a route up for `user`.
     ///
     /// # Errors
-    /// [`Error::NoRoute`], [`Error::NoNeighbour`].
-    pub(super) async fn find_route(&self, (destination, source): RouteKey) -> Result<Arc<Route>> {
-        self.routes.find(Some(&self.name()), destination, source).await
+    /// Those of [`NextHops::find`].
+    pub(super) async fn find_route(&self, user: u32, (destination, source): RouteKey) -> Result<Arc<Route>> {
+        if let Some(route) = self.routes.known(destination, source) {
+            return Ok(route);
+        }
+        let name = self.name();
+        let route: Result<_> = self.next_hops.find(user, Some(&name), destination, source, |_| Ok(())).await;
+        Ok(self.routes.insert(destination, source, route?))
     }
 
     /// Hands arrived packets to the receivers. `false` once the interface is removed or being detached.
@@ -197,15 +212,67 @@ async fn relay(attachment: Weak<Attachment>, arrived: Arc<Notify>) {
     }
 }
 
+/// A place for the attachment to an interface, and the users for whom it counts.
+#[derive(Default)]
+pub(super) struct Slot {
+    pub(super) attachment: OnceCell<Rc<Attachment>>,
+    /// The number of guards of each user.
+    guards: RefCell<HashMap<u32, usize>>,
+    /// The memory of the interface while it is attached.
+    pub(super) memory: RefCell<Option<InterfaceMemory>>,
+    /// The user of the last guard, if there is none now.
+    last: Cell<Option<u32>>,
+}
+
+impl Slot {
+    /// Whether the interface counts for a user.
+    pub(super) fn is_of(&self, user: u32) -> bool {
+        self.guards.borrow().contains_key(&user) || self.last.get() == Some(user)
+    }
+
+    /// Whether it has no guards.
+    pub(super) fn is_unused(&self) -> bool {
+        self.guards.borrow().is_empty()
+    }
+}
+
+/// Counts an interface for a user.
+pub(super) struct SlotGuard {
+    slot: Rc<Slot>,
+    user: u32,
+}
+
+impl SlotGuard {
+    pub(super) fn new(slot: Rc<Slot>, user: u32) -> Self {
+        *slot.guards.borrow_mut().entry(user).or_default() += 1;
+        slot.last.set(None);
+        Self { slot, user }
+    }
+}
+
+impl Drop for SlotGuard {
+    fn drop(&mut self) {
+        let mut guards = self.slot.guards.borrow_mut();
+        if let Some(count) = guards.get_mut(&self.user) {
+            *count -= 1;
+            if *count == 0 {
+                guards.remove(&self.user);
+            }
+        }
+        self.slot.last.set(guards.is_empty().then_some(self.user));
+    }
+}
+
 /// Keeps an interface attached.
 pub(super) struct AttachmentGuard {
     pub(super) attachment: Rc<Attachment>,
+    _slot: SlotGuard,
 }
 
 impl AttachmentGuard {
-    pub(super) fn new(attachment: Rc<Attachment>) -> Self {
+    pub(super) fn new(attachment: Rc<Attachment>, slot: SlotGuard) -> Self {
         attachment.users.set(attachment.users.get() + 1);
-        Self { attachment }
+        Self { attachment, _slot: slot }
     }
 }
 

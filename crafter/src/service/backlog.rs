@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::quota::WaitingBytes;
 use crate::{
     datapath::route::Route,
     driver::{NoRoom, ROOM_RETRY_DELAY, ROOM_TIMEOUT},
@@ -29,9 +30,13 @@ pub(super) enum Packet<B> {
 }
 
 impl<B: AsRef<[u8]>> Packet<B> {
-    pub(super) fn len(&self) -> usize {
+    pub(super) fn bytes(&self) -> &[u8] {
         let (Self::Unrouted(_, bytes) | Self::Routed(_, bytes) | Self::Frame(bytes)) = self;
-        bytes.as_ref().len()
+        bytes.as_ref()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.bytes().len()
     }
 
     /// The same packet, with its bytes in another form.
@@ -44,10 +49,15 @@ impl<B: AsRef<[u8]>> Packet<B> {
     }
 }
 
+struct Kept {
+    packet: Packet<Vec<u8>>,
+    _bytes: WaitingBytes,
+}
+
 /// Packets of one lease. At most one batch of its client, and the packets that waited for next hops meanwhile.
 #[derive(Default)]
 pub(super) struct Backlog {
-    packets: Vec<Packet<Vec<u8>>>,
+    packets: Vec<Kept>,
     /// When the kernel last took a packet, or when the backlog was last empty.
     progress: Option<Instant>,
 }
@@ -70,25 +80,40 @@ impl Backlog {
         (stalled / 8).clamp(ROOM_RETRY_DELAY, MAX_RETRY_DELAY)
     }
 
-    /// Appends copies of packets.
-    pub(super) fn add(&mut self, packets: &[Packet<&[u8]>]) {
-        self.insert(self.packets.len(), packets);
+    /// Appends copies of packets, as long as `count` counts their bytes; returns the number of those appended.
+    pub(super) fn add(&mut self, packets: &[Packet<&[u8]>], count: impl FnMut(usize) -> Option<WaitingBytes>) -> usize {
+        self.insert(self.packets.len(), packets, count)
     }
 
-    /// Inserts copies of packets at the beginning.
-    pub(super) fn add_first(&mut self, packets: &[Packet<&[u8]>]) {
-        self.insert(0, packets);
+    /// Like [`add`](Self::add), at the beginning.
+    pub(super) fn add_first(
+        &mut self,
+        packets: &[Packet<&[u8]>],
+        count: impl FnMut(usize) -> Option<WaitingBytes>,
+    ) -> usize {
+        self.insert(0, packets, count)
     }
 
-    fn insert(&mut self, at: usize, packets: &[Packet<&[u8]>]) {
-        if !packets.is_empty() {
+    fn insert(
+        &mut self,
+        at: usize,
+        packets: &[Packet<&[u8]>],
+        mut count: impl FnMut(usize) -> Option<WaitingBytes>,
+    ) -> usize {
+        let kept = packets.iter().map_while(|packet| {
+            let bytes = count(packet.len())?;
+            Some(Kept { packet: packet.map(<[u8]>::to_vec), _bytes: bytes })
+        });
+        let before = self.packets.len();
+        self.packets.splice(at..at, kept);
+        if !self.packets.is_empty() {
             self.progress.get_or_insert_with(Instant::now);
-            self.packets.splice(at..at, packets.iter().map(|packet| packet.map(<[u8]>::to_vec)));
         }
+        self.packets.len() - before
     }
 
     pub(super) fn packets(&self) -> Vec<Packet<&[u8]>> {
-        self.packets.iter().map(|packet| packet.map(|bytes| bytes)).collect()
+        self.packets.iter().map(|kept| kept.packet.map(|bytes| bytes)).collect()
     }
 
     /// The packets after the first `tried`.

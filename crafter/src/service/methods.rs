@@ -1,12 +1,14 @@
 //! Methods that report; [`leasing`](super::leasing) has those that lease.
 
-use std::rc::Rc;
+use std::{rc::Rc, time::Instant};
 
 use crafter_common::reason::Reason;
 
 use super::{
     caller::Caller,
+    host::audit::{RequestKind, Resource},
     leasing::{address, port},
+    records,
     served_lease::ServedLease,
     snapshots::{Selection, Snapshots},
     state::Service,
@@ -89,6 +91,7 @@ pub(super) fn allowance(service: &Service, caller: &Caller) -> Allowance {
         leases: usage.leases,
         ports: usage.ports,
         flows: usage.flows,
+        interfaces: service.interfaces_of(caller.subject.user),
     }
 }
 
@@ -104,6 +107,7 @@ fn rule(rule: &policy::Rule) -> Rule {
         max_leases: rule.max_leases,
         max_ports: rule.max_ports,
         max_flows: rule.max_flows,
+        max_interfaces: rule.max_interfaces,
         raw_ethernet: rule.raw_ethernet,
         foreign_sources: !matches!(rule.foreign_sources, Foreign::None),
         observe: rule.observe,
@@ -128,12 +132,29 @@ pub(super) async fn reload(service: &Service, caller: &Caller) -> Result<Reloade
     Ok(Reloaded { rules: policy.rules().len() as u32, warnings, ended })
 }
 
-/// `Route`
+/// `Route`. Looks up only what the policy allows: a lookup may send requests to the network.
 pub(super) async fn route(service: &Service, caller: &Caller, call: &RouteCall) -> Result<RouteReply, Fault> {
-    known(service, caller)?;
     let destination = address("destination", &call.destination)?;
     let source = call.source.as_deref().map(|text| address("source", text)).transpose()?;
-    let found = route::resolve(destination, call.interface.as_deref(), source).await?;
+    let Caller { subject, .. } = caller;
+    let refuse = |decision: Decision, interface: Option<&str>| {
+        let resource = Resource { interface, address: source, destination: Some(destination), ..Resource::default() };
+        records::refused_lease(&service.audit, caller, RequestKind::Route, resource, decision);
+        Fault::from(decision)
+    };
+    let policy = service.policy();
+    let host = service.host(0)?;
+    let usage = service.users.of(subject.user);
+    let decision = policy.route(subject, destination, source, &host, &mut usage.borrow_mut(), Instant::now());
+    if !decision.is_allowed() {
+        return Err(refuse(decision, call.interface.as_deref()));
+    }
+    let check = |found: &route::Route| -> Result<(), Fault> {
+        let decision = policy.route_interface(subject, &found.interface);
+        if decision.is_allowed() { Ok(()) } else { Err(refuse(decision, Some(&found.interface))) }
+    };
+    let account = service.users.account(subject.user);
+    let found = service.next_hops.find(account, call.interface.as_deref(), destination, source, check).await?;
     let mac = |mac: [u8; 6]| Mac(mac).to_string();
     let (link_mac, hop) = match found.link {
         route::LinkLayer::Ethernet { source, destination } => (Some(mac(source)), Some(mac(destination))),

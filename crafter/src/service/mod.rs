@@ -13,6 +13,7 @@
 //! - `state`: the policy, the attachments, the leases.
 //! - `transmit`: sends the packets of leases.
 //! - `served_lease`: a lease; `outgoing`: packets from its client; `observe`: captures for a client.
+//! - `next_hops`: routes and neighbours for clients; `quota`: what each user has.
 //! - `attachment`: an attached interface, and the relay from the driver to the leases.
 
 mod accept;
@@ -31,6 +32,7 @@ mod leasing;
 mod methods;
 mod monitor;
 pub mod names;
+mod next_hops;
 mod observe;
 mod outgoing;
 mod peer_socket;
@@ -61,8 +63,14 @@ use self::{
 pub use self::{policy_file::POLICY, state::ServeOptions};
 use crate::{Error, Result, datapath::address::AddressWatch};
 
+/// The most threads for calls that block, such as attaching. Each may start three threads that load programs.
+pub const MAX_BLOCKING_THREADS: usize = 32;
+
 /// Interval at which the audit log records refusals that were only counted.
 const AUDIT_FLUSH_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Interval at which entries of the kernel's neighbour table that the service no longer uses are removed.
+const NEIGHBOUR_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long to busy-poll for the next packet.
 const BUSY_POLL_TIME: Duration = Duration::from_micros(100);
@@ -125,6 +133,7 @@ async fn run(
     let mut addresses = AddressWatch::open()?;
     let mut beat = tokio::time::interval(status.interval().unwrap_or(Duration::from_secs(3600)));
     let mut audit_flush = tokio::time::interval(AUDIT_FLUSH_INTERVAL);
+    let mut neighbour_check = tokio::time::interval(NEIGHBOUR_CHECK_INTERVAL);
     if !service.options.without_filter {
         seccomp::install()?;
     }
@@ -152,6 +161,10 @@ async fn run(
             },
             _ = beat.tick() => status.beat(),
             _ = audit_flush.tick() => service.audit.flush_counts(Instant::now()),
+            _ = neighbour_check.tick() => {
+                let next_hops = service.next_hops.clone();
+                spawn_local(async move { next_hops.remove_entries(false).await });
+            }
             () = &mut idle => break "idle",
         }
     };
@@ -163,6 +176,7 @@ async fn run(
     while service.lease_count() > 0 && tokio::time::Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
+    let _ = tokio::time::timeout(STOP_TIMEOUT, service.next_hops.remove_entries(true)).await;
     Ok(())
 }
 

@@ -12,9 +12,9 @@ use crate::{
 /// Packets to relay before other tasks run.
 const BURST: usize = 64;
 
-/// The options of a tap of the service.
-pub(super) fn options(filter: Option<String>, direction: Option<crate::capture::Direction>) -> TapOptions {
-    TapOptions { filter, direction, gather: Duration::ZERO, ..TapOptions::default() }
+/// The options of a tap of the service, with a buffer of `buffer` bytes.
+pub(super) fn options(filter: Option<String>, direction: Option<crate::capture::Direction>, buffer: u32) -> TapOptions {
+    TapOptions { filter, direction, buffer, gather: Duration::ZERO, ..TapOptions::default() }
 }
 
 /// Relays captured frames until the client closes its socket or the lease is ended.

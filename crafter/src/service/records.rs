@@ -35,7 +35,7 @@ pub(super) fn refused_packet(audit: &Audit, lease: &ServedLease, decision: Decis
     audit.record(&Record::Refusal { who: who(lease), kind: RequestKind::Packet, resource, decision }, Instant::now());
 }
 
-/// The policy refused a lease.
+/// The policy refused a request.
 pub(super) fn refused_lease(
     audit: &Audit,
     caller: &Caller,

@@ -21,7 +21,7 @@ use super::{
     clock::Moment,
     coalesce::coalesce,
     peer_socket::PeerSocket,
-    quota::Charge,
+    quota::{Charge, WaitingBytes},
 };
 use crate::{
     Lease, Result,
@@ -78,6 +78,8 @@ pub(super) struct ServedLease {
     pub(super) socket: AsyncFd<PeerSocket>,
     charge: RefCell<Option<Charge>>,
     usage: Rc<RefCell<Usage>>,
+    /// The user to whom the lease is charged.
+    pub(super) account: u32,
     flows: RefCell<HashMap<FlowKey, Instant>>,
     began: Moment,
     pub(super) tally: Tally,
@@ -105,6 +107,7 @@ impl ServedLease {
             lease: RefCell::new(lease),
             socket: crate::datapath::watch(socket, "the socket of a lease")?,
             usage: charge.usage().clone(),
+            account: charge.user(),
             charge: RefCell::new(Some(charge)),
             flows: RefCell::default(),
             began: Moment::now(),
@@ -152,19 +155,32 @@ impl ServedLease {
 
     /// Appends packets to the backlog.
     pub(super) fn keep(&self, packets: &[Packet<&[u8]>]) {
-        self.backlog.borrow_mut().add(packets);
-        self.kept.notify_one();
+        let kept = self.backlog.borrow_mut().add(packets, |bytes| self.wait(bytes));
+        self.refuse_unkept(&packets[kept..]);
     }
 
     /// Inserts packets at the beginning of the backlog.
     pub(super) fn keep_first(&self, packets: &[Packet<&[u8]>]) {
-        self.backlog.borrow_mut().add_first(packets);
+        let kept = self.backlog.borrow_mut().add_first(packets, |bytes| self.wait(bytes));
+        self.refuse_unkept(&packets[kept..]);
+    }
+
+    fn refuse_unkept(&self, packets: &[Packet<&[u8]>]) {
+        let sentence = "too many bytes of your packets wait for room or for next hops already; send more slowly";
+        packets.iter().for_each(|packet| self.refuse(Code::NotSent, 0, sentence, packet.bytes()));
         self.kept.notify_one();
     }
 
-    /// Counts a packet that waits for a next hop.
-    pub(super) fn begin_waiting(&self) {
+    /// Counts a packet of `bytes` that waits for a next hop. `None` if too many bytes of the lease or of its user wait
+    /// already.
+    pub(super) fn begin_waiting(&self, bytes: usize) -> Option<WaitingBytes> {
+        let bytes = self.wait(bytes)?;
         self.waiting.set(self.waiting.get() + 1);
+        Some(bytes)
+    }
+
+    fn wait(&self, bytes: usize) -> Option<WaitingBytes> {
+        self.charge.borrow().as_ref()?.wait(bytes)
     }
 
     /// Counts packets that no longer wait for a next hop.

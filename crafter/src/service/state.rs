@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, Ipv4Addr},
     os::fd::OwnedFd,
     path::PathBuf,
-    rc::Rc,
+    rc::{Rc, Weak},
     time::{Duration, Instant},
 };
 
@@ -14,20 +14,24 @@ use nix::{
     net::if_::{if_indextoname, if_nametoindex},
     sys::resource::{Resource, getrlimit},
 };
-use tokio::sync::{Notify, OnceCell, broadcast};
+use tokio::{
+    sync::{Notify, broadcast},
+    task::JoinHandle,
+};
 
 use super::{
     accept::Spare,
     admission::Connections,
-    attachment::{Attachment, AttachmentGuard, Change},
+    attachment::{Attachment, AttachmentGuard, Change, Slot, SlotGuard},
     caller::Caller,
     clock::{Moment, now_us},
     closer::Closer,
     host::audit::{Audit, Record},
     names,
+    next_hops::NextHops,
     peer_socket::PeerSocket,
     policy_file::{Loaded, PolicyFile},
-    quota::Users,
+    quota::{InterfaceMemory, Users},
     records,
     served_lease::ServedLease,
     snapshots::{Selection, Snapshots, Source},
@@ -38,7 +42,7 @@ use crate::{
     Error, Options, Result,
     driver::NoRoom,
     mmsg::Inbox,
-    policy::{Host, Policy},
+    policy::{Decision, Host, Policy, Subject, Verdict},
     protocol::{record::Code, wire::Event},
 };
 
@@ -52,7 +56,9 @@ const DETACH_DELAY: Duration = Duration::from_secs(1);
 /// The most events that a monitor may lag behind.
 const EVENTS: usize = 1024;
 
-type Slot = Rc<OnceCell<Rc<Attachment>>>;
+/// The most interfaces attached by users whose rule limits them. Each user may use at most as many as are left, so that
+/// a few users do not use all.
+pub(super) const MAX_INTERFACES: usize = 128;
 
 /// The host's addresses and broadcast addresses.
 type Addresses = (Vec<IpAddr>, Vec<Ipv4Addr>);
@@ -85,7 +91,9 @@ pub(super) struct Service {
     pub(super) leases: RefCell<BTreeMap<u64, Rc<ServedLease>>>,
     /// The numbers of each user's leases.
     leases_by_user: RefCell<BTreeSet<(u32, u64)>>,
-    attachments: RefCell<HashMap<String, Slot>>,
+    attachments: RefCell<HashMap<String, Rc<Slot>>>,
+    /// All slots, with those that are being detached.
+    slots: RefCell<Vec<Weak<Slot>>>,
     /// This host's addresses and broadcast addresses.
     host: RefCell<Option<Rc<Addresses>>>,
     next: Cell<u64>,
@@ -98,6 +106,7 @@ pub(super) struct Service {
     pub(super) quiet: Notify,
     pub(super) started: Moment,
     pub(super) transmitter: Rc<Transmitter>,
+    pub(super) next_hops: Rc<NextHops>,
     pub(super) audit: Audit,
     /// Counts calls of clients, and batches of their packets.
     pub(super) activity: Cell<u64>,
@@ -132,6 +141,7 @@ impl Service {
             leases: RefCell::default(),
             leases_by_user: RefCell::default(),
             attachments: RefCell::default(),
+            slots: RefCell::default(),
             host: RefCell::default(),
             next: Cell::new(1),
             events: broadcast::channel(EVENTS).0,
@@ -140,6 +150,7 @@ impl Service {
             quiet: Notify::new(),
             started: Moment::now(),
             transmitter: Rc::default(),
+            next_hops: Rc::default(),
             audit: Audit::open()?,
             activity: Cell::new(0),
             busy: Notify::new(),
@@ -212,16 +223,19 @@ impl Service {
     pub(super) fn handle_addresses(&self) {
         self.host.replace(None);
         self.attached().iter().for_each(|attachment| attachment.forget_routes());
+        self.next_hops.forget_absent();
     }
 
     /// Updates the names of attached interfaces as far as `name` is concerned: one may have been renamed or removed.
     fn rename(&self, name: &str) {
         let index = if_nametoindex(name).ok();
         let mut attachments = self.attachments.borrow_mut();
-        let is_at = |slot: &Slot, index| slot.get().is_some_and(|there| Some(there.interface().ifindex) == index);
-        if attachments.get(name).is_some_and(|slot| slot.initialized() && !is_at(slot, index))
+        let is_at = |slot: &Rc<Slot>, index| {
+            slot.attachment.get().is_some_and(|there| Some(there.interface().ifindex) == index)
+        };
+        if attachments.get(name).is_some_and(|slot| slot.attachment.initialized() && !is_at(slot, index))
             && let Some(slot) = attachments.remove(name)
-            && let Some(now) = slot.get().and_then(|there| if_indextoname(there.interface().ifindex).ok())
+            && let Some(now) = slot.attachment.get().and_then(|there| if_indextoname(there.interface().ifindex).ok())
         {
             attachments.insert(now.to_string_lossy().into_owned(), slot);
         }
@@ -233,48 +247,106 @@ impl Service {
         }
     }
 
-    /// The attachment to an interface; attaches if necessary.
+    /// Attaches to an interface.
     ///
     /// # Errors
     /// Those of [`crate::Crafter::open`].
-    async fn attachment(self: &Rc<Self>, name: &str) -> Result<Rc<Attachment>> {
-        self.rename(name);
-        let slot = self.attachments.borrow_mut().entry(name.to_owned()).or_default().clone();
-        let result = slot
-            .get_or_try_init(|| async {
-                let weak = Rc::downgrade(self);
-                let on_change = move |attachment: &Rc<Attachment>, change| {
-                    let Some(service) = weak.upgrade() else { return };
-                    match change {
-                        Change::Unused => service.detach_later(attachment),
-                        Change::Removed => service.handle_removed(attachment),
-                    }
-                };
-                let attachment = Attachment::open(name, self.options.open.clone(), on_change).await?;
-                let message = Some(attachment.report().to_string());
-                self.emit(Event { event: "attached".to_owned(), interface: Some(name.to_owned()), message, ..event() });
-                Ok(attachment)
-            })
-            .await
-            .cloned();
-        if result.is_err() && !slot.initialized() && Rc::strong_count(&slot) <= 2 {
-            // No other task waits for it.
-            self.attachments.borrow_mut().remove(name);
-        }
-        result
+    async fn attach(self: &Rc<Self>, name: &str, memory: &InterfaceMemory) -> Result<Rc<Attachment>> {
+        let weak = Rc::downgrade(self);
+        let on_change = move |attachment: &Rc<Attachment>, change| {
+            let Some(service) = weak.upgrade() else { return };
+            match change {
+                Change::Unused => service.detach_later(attachment),
+                Change::Removed => service.handle_removed(attachment),
+            }
+        };
+        let mut options = self.options.open.clone();
+        memory.apply(&mut options.load);
+        let attachment = Attachment::open(name, options, self.next_hops.clone(), on_change).await?;
+        let message = Some(attachment.report().to_string());
+        self.emit(Event { event: "attached".to_owned(), interface: Some(name.to_owned()), message, ..event() });
+        Ok(attachment)
     }
 
-    /// Attaches to an interface if necessary, and keeps it attached.
+    /// Attaches to an interface if necessary, and keeps it attached for `subject`.
     ///
     /// # Errors
-    /// Those of [`crate::Crafter::open`].
-    pub(super) async fn guard(self: &Rc<Self>, name: &str) -> Result<AttachmentGuard> {
-        Ok(AttachmentGuard::new(self.attachment(name).await?))
+    /// The decision of the policy if the user has leases on too many interfaces; those of [`crate::Crafter::open`].
+    pub(super) async fn guard<E: From<Decision> + From<Error>>(
+        self: &Rc<Self>,
+        subject: &Subject,
+        name: &str,
+    ) -> Result<AttachmentGuard, E> {
+        let user = self.users.account(subject.user);
+        let known = loop {
+            self.rename(name);
+            let known = self.attachments.borrow().get(name).cloned();
+            if known.as_ref().is_some_and(|slot| slot.is_of(user)) {
+                break known;
+            }
+            let Err(decision) = self.admit(subject) else { break known };
+            // An interface that is only kept for a further lease makes room for this one.
+            match self.detach_unused(user) {
+                Some(detached) => _ = detached.await,
+                None => return Err(decision.into()),
+            }
+        };
+        let slot = known.unwrap_or_else(|| {
+            let slot = Rc::<Slot>::default();
+            self.slots.borrow_mut().push(Rc::downgrade(&slot));
+            self.attachments.borrow_mut().insert(name.to_owned(), slot.clone());
+            slot
+        });
+        let used = SlotGuard::new(slot.clone(), user);
+        let attach = async || {
+            let memory = self.users.interface_memory(user);
+            let attachment = self.attach(name, &memory).await?;
+            slot.memory.replace(Some(memory));
+            Ok::<_, Error>(attachment)
+        };
+        match slot.attachment.get_or_try_init(attach).await {
+            Ok(attachment) => Ok(AttachmentGuard::new(attachment.clone(), used)),
+            Err(error) => {
+                drop(used);
+                if slot.is_unused() && !slot.attachment.initialized() {
+                    // No other task waits for it.
+                    self.attachments.borrow_mut().retain(|_, other| !Rc::ptr_eq(other, &slot));
+                }
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Decides whether a user may lease on another interface.
+    ///
+    /// # Errors
+    /// The decision that refuses it.
+    fn admit(&self, subject: &Subject) -> Result<(), Decision> {
+        let held = self.interfaces_of(subject.user);
+        let policy = self.policy();
+        let decision = policy.interfaces(subject, held);
+        let is_limited = policy.rule_of(subject).is_some_and(|rule| rule.max_interfaces.is_some());
+        let left = MAX_INTERFACES.saturating_sub(self.slots.borrow().len());
+        match decision.is_allowed() {
+            true if is_limited && held as usize >= left => Err(Decision { verdict: Verdict::Interfaces, ..decision }),
+            true => Ok(()),
+            false => Err(decision),
+        }
+    }
+
+    /// The interfaces that count for a user: those with leases of the user, and until they are detached those whose last
+    /// lease was the user's.
+    pub(super) fn interfaces_of(&self, user: u32) -> u32 {
+        let user = self.users.account(user);
+        let mut slots = self.slots.borrow_mut();
+        slots.retain(|slot| slot.strong_count() > 0);
+        slots.iter().filter_map(Weak::upgrade).filter(|slot| slot.is_of(user)).count() as u32
     }
 
     /// All attached interfaces.
     pub(super) fn attached(&self) -> Vec<Rc<Attachment>> {
-        let mut attached: Vec<_> = self.attachments.borrow().values().filter_map(|slot| slot.get().cloned()).collect();
+        let mut attached: Vec<_> =
+            self.attachments.borrow().values().filter_map(|slot| slot.attachment.get().cloned()).collect();
         attached.sort_by_key(|attachment| attachment.name());
         attached
     }
@@ -288,12 +360,10 @@ impl Service {
             message: Some(sentence.clone()),
             ..event()
         });
-        let is_this = |slot: &Slot| slot.get().is_some_and(|there| Rc::ptr_eq(there, attachment));
-        self.attachments.borrow_mut().retain(|_, slot| !is_this(slot));
         for lease in self.leases_on(attachment) {
             lease.end(Code::InterfaceRemoved, &sentence);
         }
-        attachment.detach();
+        self.detach(attachment);
         self.quiet.notify_one();
     }
 
@@ -338,16 +408,29 @@ impl Service {
         tokio::task::spawn_local(async move {
             tokio::time::sleep(DETACH_DELAY).await;
             let name = attachment.name().to_string();
-            let mut attachments = service.attachments.borrow_mut();
-            let is_this = |slot: &Slot| slot.get().is_some_and(|there| Rc::ptr_eq(there, &attachment));
-            if attachment.users() == 0 && attachments.values().any(is_this) {
-                attachments.retain(|_, slot| !is_this(slot));
-                attachment.detach();
-                drop(attachments);
+            if attachment.users() == 0 && service.detach(&attachment).is_some() {
                 service.emit(Event { event: "detached".to_owned(), interface: Some(name), ..event() });
                 service.quiet.notify_one();
             }
         });
+    }
+
+    /// Begins to detach an interface that has no leases and counts for a user, if there is one.
+    fn detach_unused(&self, user: u32) -> Option<JoinHandle<()>> {
+        let is_unused = |slot: &&Rc<Slot>| slot.is_unused() && slot.is_of(user);
+        let attachment = self.attachments.borrow().values().find(is_unused)?.attachment.get().cloned();
+        self.detach(&attachment?)
+    }
+
+    /// Begins to detach an interface. It counts for its users until the task ends. `None` if it was detached before.
+    fn detach(&self, attachment: &Rc<Attachment>) -> Option<JoinHandle<()>> {
+        let is_this = |slot: &Slot| slot.attachment.get().is_some_and(|there| Rc::ptr_eq(there, attachment));
+        let removed = self.attachments.borrow_mut().extract_if(|_, slot| is_this(slot)).next();
+        let ((_, slot), detached) = (removed?, attachment.detach()?);
+        Some(tokio::task::spawn_local(async move {
+            let _ = detached.await;
+            drop(slot);
+        }))
     }
 
     /// Notes a call or a packet of a client: the next one is usually in flight already.

@@ -6,6 +6,7 @@ use tokio::task::spawn_local;
 
 use super::{
     backlog::{Packet, RouteKey},
+    quota::WaitingBytes,
     served_lease::ServedLease,
 };
 use crate::{
@@ -26,6 +27,7 @@ pub(super) struct Transmitter {
 struct Waiting {
     lease: Rc<ServedLease>,
     packet: Vec<u8>,
+    _bytes: WaitingBytes,
 }
 
 impl Transmitter {
@@ -58,7 +60,8 @@ impl Transmitter {
                     (true, _) => {}
                     (false, NoRoom::Stop) => break,
                     (false, NoRoom::Refuse) => {
-                        let sentence = format!("{MAX_WAITING} packets already wait for the next hop to {}", key.0);
+                        let sentence =
+                            format!("too many packets already wait for next hops; the one to {} did not", key.0);
                         lease.refuse(Code::NoNeighbour, 0, &sentence, bytes);
                     }
                 }
@@ -86,19 +89,23 @@ impl Transmitter {
     fn send_later(self: &Rc<Self>, lease: &Rc<ServedLease>, key: RouteKey, packet: &[u8]) -> bool {
         let attachment = &lease.attachment;
         let place = (attachment.interface().ifindex, key);
+        if !self.waiting.borrow().contains_key(&place) && !attachment.can_look_up(lease.account) {
+            return false;
+        }
+        let Some(bytes) = lease.begin_waiting(packet.len()) else { return false };
         let mut waiting = self.waiting.borrow_mut();
         let is_new = !waiting.contains_key(&place);
         let queue = waiting.entry(place).or_default();
         if queue.len() >= MAX_WAITING {
+            lease.end_waiting(1);
             return false;
         }
-        lease.begin_waiting();
-        queue.push(Waiting { lease: lease.clone(), packet: packet.to_vec() });
+        queue.push(Waiting { lease: lease.clone(), packet: packet.to_vec(), _bytes: bytes });
         drop(waiting);
         if is_new {
-            let (transmitter, attachment) = (self.clone(), attachment.clone());
+            let (transmitter, attachment, user) = (self.clone(), attachment.clone(), lease.account);
             spawn_local(async move {
-                let found = attachment.find_route(key).await;
+                let found = attachment.find_route(user, key).await;
                 let mut queue = transmitter.waiting.borrow_mut().remove(&place).unwrap_or_default();
                 // One run per lease; the sort is stable, so each keeps its order.
                 queue.sort_by_key(|waiting| Rc::as_ptr(&waiting.lease));
@@ -128,7 +135,7 @@ impl Transmitter {
 /// The packet with its route, if that is cached.
 fn routed<'p>(lease: &ServedLease, packet: &Packet<&'p [u8]>) -> Option<Packet<&'p [u8]>> {
     Some(match packet {
-        Packet::Unrouted(key, bytes) => Packet::Routed(lease.attachment.known_route(*key)?, bytes),
+        Packet::Unrouted(key, bytes) => Packet::Routed(lease.attachment.known_route(lease.account, *key)?, bytes),
         Packet::Routed(route, bytes) => Packet::Routed(route.clone(), bytes),
         Packet::Frame(bytes) => Packet::Frame(bytes),
     })

@@ -23,7 +23,7 @@ Shows the user and groups by which the service knows this process, the rule of i
 applies, and how much of the rule's limits is in use.
 --json: the reply of method Policy of org.crafter.v1: user, groups, rule (null if no rule names
 this user, else number, refuse, protocols, packets_per_second, burst, max_leases, max_ports,
-max_flows, raw_ethernet, foreign_sources, observe, multicast, broadcast, text; a limit of null
+max_flows, max_interfaces, raw_ethernet, foreign_sources, observe, multicast, broadcast, text; a limit of null
 means unlimited), leases, ports, flows.
 Exit code 0: the rule allows something; 4: nothing is allowed; 1: the service does not answer.
 
@@ -86,7 +86,7 @@ pub async fn reload(args: ReloadArgs, globals: &Globals) -> anyhow::Result<u8> {
 }
 
 fn in_words(allowance: &Allowance) -> String {
-    let Allowance { user, groups, rule, leases, ports, flows } = allowance;
+    let Allowance { user, groups, rule, leases, ports, flows, interfaces } = allowance;
     let groups: Vec<String> = groups.iter().map(|&group| group_label(group)).collect();
     let mut text = format!("user {}", Users::default().label(*user));
     if !groups.is_empty() {
@@ -101,12 +101,14 @@ fn in_words(allowance: &Allowance) -> String {
     } else {
         text += &format!("allowed by rule {}: {}\n", rule.number, grants(rule));
         text += &format!(
-            "rate: {} packets/s, burst {}\nin use: leases {leases} of {}, ports {ports} of {}, flows {flows} of {}\n",
+            "rate: {} packets/s, burst {}\nin use: leases {leases} of {}, ports {ports} of {}, flows {flows} of {}, \
+             interfaces {interfaces} of {}\n",
             limit(rule.packets_per_second),
             limit(rule.burst),
             limit(rule.max_leases),
             limit(rule.max_ports),
             limit(rule.max_flows),
+            limit(rule.max_interfaces),
         );
         text += "rule text:\n";
     }
@@ -161,7 +163,7 @@ mod tests {
         let allowance =
             Allowance { groups: vec![0], rule: Some(rule.clone()), leases: 1, ports: 60, ..Allowance::default() };
         let text = "user root, groups root\nallowed by rule 2: tcp, udp, observing\nrate: 1000 packets/s, burst unlimited\n\
-                    in use: leases 1 of unlimited, ports 60 of 256, flows 0 of unlimited\nrule text:\n  [[rule]]\n  user = 0\n";
+                    in use: leases 1 of unlimited, ports 60 of 256, flows 0 of unlimited, interfaces 0 of unlimited\nrule text:\n  [[rule]]\n  user = 0\n";
         assert_eq!(in_words(&allowance), text);
         let refused = Allowance { rule: Some(Rule { refuse: true, ..rule }), ..allowance.clone() };
         let text = "user root, groups root\nrule 2 refuses everything:\n  [[rule]]\n  user = 0\n";

@@ -72,6 +72,8 @@ wire! {
         ports: u32,
         /// Flows open.
         flows: u32,
+        /// Interfaces with leases.
+        interfaces: u32,
     }
     /// A rule of the policy.
     Rule {
@@ -91,6 +93,8 @@ wire! {
         max_ports: Option<u32>,
         /// The most flows.
         max_flows: Option<u32>,
+        /// The most interfaces with leases.
+        max_interfaces: Option<u32>,
         /// Whether Ethernet frames may be sent.
         raw_ethernet: bool,
         /// Whether some foreign source addresses are allowed.

@@ -102,7 +102,7 @@ async fn try_lease(
     plan::rule_of(&policy, subject)?;
     let (interface, preferred) = place(request).await?;
     let rule = plan::admit(&policy, subject, request, &interface)?;
-    let guard = service.guard(&interface).await?;
+    let guard = service.guard::<LeaseError>(subject, &interface).await?;
     let host = service.host(guard.attachment.interface().mtu)?;
     let plan = plan::plan(&policy, rule, subject, request, &interface, &host, preferred)?;
     let acquired = acquire(service, &policy, caller, request, &plan, &host, guard).await?;
@@ -211,14 +211,15 @@ async fn try_observe(
     };
     let policy = service.policy();
     allowed(policy.requested(&caller.subject, &requested))?;
-    let guard = service.guard(&call.interface).await?;
+    let guard = service.guard::<LeaseError>(&caller.subject, &call.interface).await?;
     let attachment = &guard.attachment;
     let host = service.host(attachment.interface().mtu)?;
     let usage = service.users.of(caller.subject.user);
     let grant = policy.grant(&caller.subject, &requested, &host, &usage.borrow())?;
-    let charge = Charge::new(usage, 0);
-    let tap = Tap::open(&call.interface, &observe::options(call.filter.clone(), direction)).await?;
-    let (ours, theirs) = pair()?;
+    let mut charge = Charge::new(&service.users, caller.subject.user, 0);
+    let buffer = charge.take_capture(&service.users);
+    let tap = Tap::open(&call.interface, &observe::options(call.filter.clone(), direction, buffer)).await?;
+    let (ours, theirs) = pair(charge.socket_bytes())?;
     let (number, link_type) = (service.number(), tap.link().0);
     let terms = LeaseTerms {
         number,

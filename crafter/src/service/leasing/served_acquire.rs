@@ -25,9 +25,6 @@ use crate::{
     policy::{Decision, Grant, Host, Policy, RequestedLease, Verdict},
 };
 
-/// The send buffer of each end of a lease's socket, in bytes; the kernel adds some overhead.
-const SOCKET_BYTES: usize = 2 << 20;
-
 /// Random ports to try before those of the policy count as taken.
 const PICKS: u32 = 1000;
 
@@ -61,7 +58,7 @@ pub(super) async fn acquire(
         let count = if request.transport.is_some() { ports.len() as u32 } else { 0 };
         let requested = RequestedLease { address: plan.address, ..request.requested(&plan.interface, ports) };
         let grant = policy.grant(&caller.subject, &requested, host, &usage.borrow())?;
-        Ok((grant, Charge::new(usage.clone(), count)))
+        Ok((grant, Charge::new(&service.users, caller.subject.user, count)))
     };
     let terms = kernel_terms(request);
     let crafter = attachment.crafter()?;
@@ -95,7 +92,7 @@ pub(super) async fn acquire(
             (None, grant, charge)
         }
     };
-    let (ours, theirs) = pair()?;
+    let (ours, theirs) = pair(charge.socket_bytes())?;
     Ok(AcquiredLease { guard, lease, grant, charge, ours, theirs })
 }
 
@@ -124,15 +121,18 @@ fn own_holder(service: &Service, caller: &Caller, interface: &Rc<Attachment>, er
     Error::PortTaken { protocol, address, port, holder }
 }
 
-/// Makes both ends of a lease's socket, with room for a burst. The client's end is in blocking mode.
-pub(super) fn pair() -> Result<(OwnedFd, OwnedFd)> {
+/// Makes both ends of a lease's socket, each with a send buffer of `bytes` as the kernel counts them. The client's end is in
+/// blocking mode.
+pub(super) fn pair(bytes: usize) -> Result<(OwnedFd, OwnedFd)> {
     let failed = |errno: nix::Error| Error::Io { action: "make the socket of a lease".into(), source: errno.into() };
     let (ours, theirs) =
         socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).map_err(failed)?;
+    // sock_setsockopt() doubles the value.
+    let bytes = bytes / 2;
     for end in [&ours, &theirs] {
         // Above `net.core.wmem_max`, which allows some 200 small messages. A smaller buffer is no error.
-        if setsockopt(end, nix::sys::socket::sockopt::SndBufForce, &SOCKET_BYTES).is_err() {
-            let _ = setsockopt(end, SndBuf, &SOCKET_BYTES);
+        if setsockopt(end, nix::sys::socket::sockopt::SndBufForce, &bytes).is_err() {
+            let _ = setsockopt(end, SndBuf, &bytes);
         }
     }
     SockRef::from(&ours)

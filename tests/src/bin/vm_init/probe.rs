@@ -31,7 +31,7 @@ pub fn report() -> Value {
 
 /// Loads one program into a separate kernel half, so that its time is not shared.
 fn program(hook: Hook) -> Result<Value, Error> {
-    let frames = Frames::plan(1500, 1);
+    let frames = Frames::plan(1500, 1, LoadOptions::default().frame_bytes);
     let (kernel, _maps) = Kernel::load(&LoadOptions::default(), 14, frames.longest())?;
     let began = Instant::now();
     let info = match hook {

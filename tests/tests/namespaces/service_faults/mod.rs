@@ -1,11 +1,13 @@
 //! Faults around the service: hostile clients, SIGKILL, invalid policies, removed interfaces.
 
+mod budgets;
 mod fence;
 mod hostile;
 mod idle;
 mod killed;
 mod load;
 mod locked;
+mod neighbours;
 mod reload;
 mod removed;
 mod slow_link;

@@ -292,6 +292,15 @@ pub(crate) const ROWS: &[Row] = &[
         packets: |_, n| [80, 81].map(|to| segment(local(n), SocketAddr::new(far(n), to))).into(),
     },
     Row {
+        name: "max_interfaces",
+        verdict: "max-interfaces",
+        rules: ["max_interfaces = 1", "max_interfaces = 2"],
+        leases: |n| {
+            vec![ported("tcp", port(n)), LeaseCall { interface: Some("lo".to_owned()), ..ported("tcp", port(n) + 1) }]
+        },
+        packets: none,
+    },
+    Row {
         name: "raw_ethernet",
         verdict: "raw-ethernet",
         rules: ["raw_ethernet = false", "raw_ethernet = true"],

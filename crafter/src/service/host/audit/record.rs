@@ -54,6 +54,8 @@ pub enum RequestKind {
     Observe,
     /// A packet or frame.
     Packet,
+    /// The lookup of a route.
+    Route,
 }
 
 /// An event to record.
@@ -276,6 +278,7 @@ impl RequestKind {
             Self::Lease => "lease",
             Self::Observe => "observe",
             Self::Packet => "packet",
+            Self::Route => "route",
         }
     }
 }
@@ -295,6 +298,7 @@ fn object(resource: &Resource<'_>, kind: RequestKind) -> String {
     let mut text = match (kind, resource.protocol) {
         (RequestKind::Packet, Some(protocol)) => format!("a packet of {protocol}"),
         (RequestKind::Packet, None) => "a packet".to_owned(),
+        (RequestKind::Route, _) => "a route".to_owned(),
         (RequestKind::Observe, _) | (RequestKind::Lease, Some("observe")) => "all packets".to_owned(),
         (RequestKind::Lease, None | Some("none")) => "a lease without ports".to_owned(),
         (RequestKind::Lease, Some(protocol)) => match &resource.ports {
@@ -310,7 +314,11 @@ fn object(resource: &Resource<'_>, kind: RequestKind) -> String {
         };
     }
     if let Some(address) = resource.address {
-        let _ = write!(text, " {} {address}", if kind == RequestKind::Packet { "from" } else { "of" });
+        let _ = write!(
+            text,
+            " {} {address}",
+            if matches!(kind, RequestKind::Packet | RequestKind::Route) { "from" } else { "of" }
+        );
     }
     if let Some(interface) = resource.interface {
         let _ = write!(text, " on {interface}");
