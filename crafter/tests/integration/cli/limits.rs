@@ -139,7 +139,7 @@ fn silent_peer_is_limited() {
     done.fails(exit::TIMED_OUT, "no answer from 192.0.2.1:83 within 1s (SYN-ACK)");
     let done = crafter(&lab, &["get", "--timeout", "4", "http://192.0.2.1/slow?ms=50000"]);
     done.fails(exit::TIMED_OUT, "not complete within 4s (--timeout)");
-    let done = crafter(&lab, &["dns", "--timeout", "3", "@192.0.2.1", "lab.test"]);
+    let done = crafter(&lab, &["dns", "--timeout", "9", "--wait", "1", "@192.0.2.1", "lab.test"]);
     done.fails(exit::TIMED_OUT, "no answer from 192.0.2.1:53 within 3s (DNS answer)");
     let done =
         crafter(&lab, &["ping", "--tcp", "83", "--json", "-c", "2", "--interval", "0.1", "-t", "2", "192.0.2.1"]);
@@ -330,9 +330,9 @@ fn captures_of_get_and_dns_have_both_directions() {
         assert_eq!(tshark(file, &format!("{filter} && dns.flags.response == 0")), ["sent"]);
         assert_eq!(tshark(file, &format!("{filter} && dns.flags.response == 1")), ["received"]);
     }
-    // An interrupted command, too, has its packets.
+    // So has a command that fails.
     mute(&lab, "udp", "53");
-    crafter(&lab, &["dns", "-w", file, "--timeout", "2", "--tries", "2", "@192.0.2.1", "lab.test"])
+    crafter(&lab, &["dns", "-w", file, "--wait", "1", "--tries", "2", "@192.0.2.1", "lab.test"])
         .fails(exit::TIMED_OUT, "within 2s");
     assert_eq!(tshark(file, "dns"), ["sent", "sent"]);
 
