@@ -6,6 +6,7 @@ use std::{ffi::OsString, process::ExitCode};
 use clap::{ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use config::defaults::Defaults;
+use terminal_size::terminal_size;
 
 pub mod account;
 pub mod blocked;
@@ -58,6 +59,9 @@ pub mod top;
 pub mod traceroute;
 mod version;
 pub mod who;
+
+/// The longest lines of the help, in columns.
+const MAX_HELP_WIDTH: usize = 100;
 
 const EXIT_CODES: &str = "\
 Exit codes, the same for every command:
@@ -177,7 +181,14 @@ pub fn plain_command() -> clap::Command {
 
 /// The definition of the command line, with groups of commands in its help.
 pub fn command() -> clap::Command {
-    groups::with_groups(plain_command())
+    groups::with_groups(plain_command()).term_width(help_width(terminal_size().map(|(width, _)| width.0.into())))
+}
+
+/// The width of the help in columns: that of the terminal, else `COLUMNS`, within the widths that are readable.
+fn help_width(terminal: Option<usize>) -> usize {
+    let columns = || std::env::var("COLUMNS").ok()?.trim().parse().ok();
+    // A terminal of 0 columns does not know its width.
+    terminal.or_else(columns).filter(|width| *width > 0).unwrap_or(MAX_HELP_WIDTH).clamp(40, MAX_HELP_WIDTH)
 }
 
 /// Whether an argument is clap's own: `--help`, `--version`.
@@ -282,6 +293,25 @@ impl Command {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn help_fits_the_terminal() {
+        for (terminal, width) in [(Some(40), 40), (Some(80), 80), (Some(200), 100), (Some(0), 100), (Some(7), 40)] {
+            assert_eq!(super::help_width(terminal), width);
+            let mut root = super::command().term_width(width);
+            root.build();
+            for name in ["sr", "get", "dns", "serve"] {
+                let command = root.find_subcommand_mut(name).unwrap();
+                for help in [command.render_help(), command.render_long_help()] {
+                    for line in help.to_string().lines().filter(|line| line.chars().count() > width) {
+                        // clap wraps neither the usage nor a word, such as a URL.
+                        let is_whole = line.starts_with("Usage: ") || line.split_whitespace().count() == 1;
+                        assert!(is_whole, "{name}, {width} columns: {line}");
+                    }
+                }
+            }
+        }
+    }
+
     #[test]
     fn command_line_is_consistent() {
         super::command().debug_assert();

@@ -143,8 +143,8 @@ impl std::fmt::Display for Interruption {
             ),
             Phase::Opening => write!(
                 f,
-                "not ready within {limit:?} (--timeout): the service, attaching or the next hop takes longer; see \
-                 `crafter doctor`, or wait longer"
+                "not ready within {limit:?} (--timeout): the service, attaching, the next hop or the peer takes longer; \
+                 see `crafter doctor`, or wait longer"
             ),
             Phase::Exchange => write!(f, "not complete within {limit:?} (--timeout); wait longer"),
         }

@@ -175,7 +175,7 @@ fn url_without_scheme_is_http() {
     for (url, body) in
         [("192.0.2.1/bytes/4", 4), ("[2001:db8::1]/bytes/5", 5), ("2001:db8::1:80/", 0), ("192.0.2.1", 1)]
     {
-        let done = crafter(&lab, &["get", "-q", "--timeout", "1", url]);
+        let done = crafter(&lab, &["get", "-q", "--connect-timeout", "1", url]);
         match body {
             // This parses as an IPv6 address with eight groups, at which there is no host.
             0 => assert_ne!(done.code, 0, "{done:?}"),

@@ -117,7 +117,7 @@ fn failing_statement_ends_with_its_exit_code() {
         ("IP(tll=1)", exit::USAGE, "IP has no field 'tll'; did you mean ttl"),
         ("1 +", exit::USAGE, "column 4: "),
         ("rdpcap(\"none\")", exit::FAILURE, "read none: "),
-        ("sr1(IP(dst=\"198.51.100.1\")/ICMP(), timeout=0.1)", exit::NO_ROUTE, "no route to 198.51.100.1"),
+        ("sr1(IP(dst=\"192.0.2.77\")/ICMP())", exit::NO_ROUTE, "192.0.2.77 does not answer"),
     ] {
         let text = format!("1\n{statement}\n2\n");
         fs::write(&file, &text).unwrap();
