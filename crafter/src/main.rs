@@ -2,16 +2,20 @@
 
 use std::{array, io, os::unix::net::UnixStream, process::ExitCode};
 
-use crate::cli::exit;
+use crate::cli::{exit, signals::Interruption};
 
 mod cli;
 
 fn main() -> ExitCode {
+    cli::signals::hold();
     cli::complete::answer();
     let cli = match cli::parse() {
         Ok(cli) => cli,
         Err(code) => return code,
     };
+    if !cli.command.handles_signals() {
+        cli::signals::release();
+    }
     cli::logger::start(cli.globals.log);
     if let Err(error) = can_open_descriptors() {
         let advice = "cannot start: the limit of open files is too low; raise it with `ulimit -n`";
@@ -31,10 +35,12 @@ fn main() -> ExitCode {
     let code = match runtime.block_on(cli.command.run(&cli.globals)) {
         Ok(code) => code,
         Err(error) => match error.downcast_ref() {
-            Some(cli::interface::Interrupted(code)) => *code,
-            None => {
+            Some(interruption @ Interruption::Signal(_)) => interruption.code(),
+            // The results could not be written to the terminal.
+            None if cli::hang_up::has_arrived() => exit::signal(libc::SIGHUP),
+            interruption => {
                 cli::print::error(&error);
-                exit::code_of(&error)
+                interruption.map_or_else(|| exit::code_of(&error), |interruption| interruption.code())
             }
         },
     };

@@ -78,7 +78,7 @@ impl Inbox {
     }
 
     /// Receives messages by recvmmsg(2), without blocking. Returns their number, at most 64, empty ones included;
-    /// `None` if the peer has closed the socket.
+    /// `None` if the peer has closed the socket. Passed descriptors are closed by the kernel, which may take any time.
     ///
     /// # Errors
     /// Those of recvmmsg(2), `WouldBlock` if the queue is empty.
@@ -99,6 +99,29 @@ impl Inbox {
         let is_cut = |header: &libc::mmsghdr| header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0;
         self.received.extend(headers[..count].iter().map(|header| (header.msg_len as usize, is_cut(header))));
         // A closed socket returns as many empty messages as requested.
+        let is_closed = count == Self::MOST && self.received.iter().all(|(length, _)| *length == 0);
+        Ok((!is_closed).then_some(count))
+    }
+
+    /// Like [`Inbox::receive`], but calls `receive` for each message with its buffer; it returns the length, and whether
+    /// the message was truncated.
+    ///
+    /// # Errors
+    /// Those of `receive`, unless it has received messages before `WouldBlock`.
+    #[cfg(feature = "service")]
+    pub(crate) fn receive_each(
+        &mut self,
+        mut receive: impl FnMut(&mut [u8]) -> io::Result<(usize, bool)>,
+    ) -> io::Result<Option<usize>> {
+        self.received.clear();
+        for slot in self.bytes.chunks_exact_mut(self.slot) {
+            match receive(slot) {
+                Ok(received) => self.received.push(received),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && !self.received.is_empty() => break,
+                Err(error) => return Err(error),
+            }
+        }
+        let count = self.received.len();
         let is_closed = count == Self::MOST && self.received.iter().all(|(length, _)| *length == 0);
         Ok((!is_closed).then_some(count))
     }

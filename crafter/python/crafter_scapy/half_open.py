@@ -38,22 +38,28 @@ class HalfOpen:
         #: Key: local address, local port, remote address, remote port.
         self._connections = OrderedDict()
 
-    def handle_sent(self, packet):
-        """Takes note of a sent packet. `packet` begins with the IP header."""
+    def handle_sending(self, packet):
+        """Takes note of a SYN before it is sent: another thread may receive the answer before the call that sends it
+        returns. `packet` begins with the IP header."""
         segment = _read(packet)
-        if segment is None:
+        if segment is None or not _is_syn(segment):
             return
-        ends, seq, ack, flags, length = segment
-        if flags & SYN and not flags & (ACK | RST):
-            known = self._connections.get(ends)
-            if known is not None:
-                # The peer answers a retransmitted SYN as it answered the first.
-                known.seq, known.length = seq, length
-                return
-            self._connections[ends] = _Connection(seq, length)
-            if len(self._connections) > _CAPACITY:
-                self._connections.popitem(last=False)
+        ends, seq, _, _, length = segment
+        known = self._connections.get(ends)
+        if known is not None:
+            # The peer answers a retransmitted SYN as it answered the first.
+            known.seq, known.length = seq, length
             return
+        self._connections[ends] = _Connection(seq, length)
+        if len(self._connections) > _CAPACITY:
+            self._connections.popitem(last=False)
+
+    def handle_sent(self, packet):
+        """Takes note of any other segment after it was sent. `packet` begins with the IP header."""
+        segment = _read(packet)
+        if segment is None or _is_syn(segment):
+            return
+        ends, seq, ack, flags, _ = segment
         known = self._connections.get(ends)
         if known is None:
             return
@@ -100,6 +106,11 @@ class HalfOpen:
                  if first_port <= ends[1] <= last_port and own in (None, ends[0])]
         known = [(ends, self._connections.pop(ends)) for ends in taken]
         return [_reset(ends, one.syn_ack[1]) for ends, one in known if one.syn_ack is not None]
+
+
+def _is_syn(segment):
+    flags = segment[3]
+    return flags & SYN and not flags & (ACK | RST)
 
 
 def _acknowledges(ack, syn_ack):

@@ -141,6 +141,8 @@ class Lease:
 
         Raises LeaseEnded or NotSent. A refusal by the service is received as a message.
         """
+        if self.half_open is not None:
+            self._track(packet, self.half_open.handle_sending)
         try:
             self._send(packet)
         except (BrokenPipeError, ConnectionResetError):
@@ -150,14 +152,14 @@ class Lease:
             raise errors.NotSent(error.strerror or str(error), "", packet[:128]) from None
         self.sent += 1
         if self.half_open is not None:
-            self._track(packet)
+            self._track(packet, self.half_open.handle_sent)
         return len(packet)
 
-    def _track(self, packet):
+    def _track(self, packet, handle):
         if not self.frames:
-            self.half_open.handle_sent(packet)
+            handle(packet)
         elif packet[12:14] in (b"\x08\x00", b"\x86\xdd"):
-            self.half_open.handle_sent(packet[14:])
+            handle(packet[14:])
 
     def _send(self, packet):
         deadline = None

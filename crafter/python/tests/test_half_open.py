@@ -39,10 +39,17 @@ class Tracking(unittest.TestCase):
     def setUp(self):
         self.half_open = HalfOpen()
 
+    def send(self, packet):
+        self.half_open.handle_sending(packet)
+        self.half_open.handle_sent(packet)
+
     def resets(self, *steps):
         self.half_open = HalfOpen()
         for direction, packet in steps:
-            {out: self.half_open.handle_sent, back: self.half_open.handle_received}[direction](packet)
+            if direction is out:
+                self.send(packet)
+            else:
+                self.half_open.handle_received(packet)
         return self.half_open.take(4242, 4242)
 
     def test_unacknowledged_syn_ack_is_reset_once(self):
@@ -57,7 +64,7 @@ class Tracking(unittest.TestCase):
         self.assertEqual(self.half_open.take(4242, 4242), [])
 
     def test_ipv6_connection_is_reset(self):
-        self.half_open.handle_sent(segment(NEAR6, 4242, FAR6, 80, SYN, seq=0xFFFFFFFF))
+        self.send(segment(NEAR6, 4242, FAR6, 80, SYN, seq=0xFFFFFFFF))
         self.half_open.handle_received(segment(FAR6, 80, NEAR6, 4242, SYN | ACK, seq=5, ack=0))
         self.assertEqual(self.half_open.take(4242, 4242, FAR6), [], "another local address")
         packet, = self.half_open.take(4000, 5000, NEAR6)
@@ -97,7 +104,7 @@ class Tracking(unittest.TestCase):
 
     def test_only_released_ports_are_reset(self):
         for port in (4241, 4242, 4243):
-            self.half_open.handle_sent(segment(NEAR, port, FAR, 80, SYN, seq=1))
+            self.send(segment(NEAR, port, FAR, 80, SYN, seq=1))
             self.half_open.handle_received(segment(FAR, 80, NEAR, port, SYN | ACK, seq=1, ack=2))
         self.assertEqual(len(self.half_open.take(4242, 4243, "0.0.0.0")), 2)
         self.assertEqual(len(self.half_open.take(1, 65535)), 1)

@@ -6,7 +6,10 @@ import unittest
 
 from crafter_scapy import lease as leases
 from crafter_scapy.errors import LeaseEnded, NotSent, PolicyError
+from crafter_scapy.half_open import ACK, RST, SYN
 from crafter_scapy.lease import Lease, decode
+
+from .test_half_open import back, out
 
 
 def message(kind, code, flags=0, length=0, lost=0, rest=b""):
@@ -65,6 +68,22 @@ class Sockets(unittest.TestCase):
         reply = {"lease": 7, "socket": 0, "interface": "veth0", "index": 3, "first_port": 4242, "last_port": 4242}
         self.lease = Lease(None, reply, [client.detach()], "tcp", False)
         self.addCleanup(self.lease.close)
+
+    def test_reply_read_before_send_returns_is_tracked(self):
+        send = self.lease._send
+
+        def slow(packet):
+            send(packet)
+            # Another thread reads the reply before this one continues.
+            self.service.send(message(1, 0, rest=back(SYN | ACK, seq=1000, ack=8)))
+            self.assertEqual(len(self.lease.drain()), 1)
+            self.lease._send = send
+
+        self.lease._send = slow
+        self.lease.send(out(SYN, seq=7))
+        self.service.recv(100)
+        self.lease.close()
+        self.assertEqual(self.service.recv(100)[33], RST)
 
     def test_drain_returns_all_messages_up_to_the_limit(self):
         for number in range(100):

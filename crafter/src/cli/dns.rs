@@ -23,7 +23,16 @@ use self::{
     ask::{Answer, Asker},
     words::Words,
 };
-use super::{Globals, interface, print};
+use super::{
+    Globals,
+    exchange::Capture,
+    interface, print,
+    recording::Recording,
+    signals::{self, Limit, Phase, Signals},
+};
+
+/// How long to wait for the answer to each query by default.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// `crafter dns`
 #[derive(Debug, clap::Args)]
@@ -40,9 +49,13 @@ pub struct Args {
     /// Same as TYPE: the record type, or e.g. TYPE64 for a type without a name [default: A; PTR for an address]
     #[arg(long = "type", short = 't', value_name = "TYPE", value_parser = record::parse_type)]
     kind: Option<RecordType>,
-    /// Time to wait for the answer to each query
-    #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = interface::seconds)]
-    timeout: Duration,
+    // Not `Limit`: `-t` is `--type`, as in dig and host.
+    /// Time limit for the whole command, from look-ups of names to the end [default: none]
+    #[arg(long, value_name = "TIME", value_parser = signals::duration)]
+    timeout: Option<Duration>,
+    /// Time to wait for the answer to each query [default: 2; with --timeout that time, divided by the tries]
+    #[arg(long, short = 'W', value_name = "TIME", value_parser = signals::duration)]
+    wait: Option<Duration>,
     /// Send the query up to N times
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     tries: u32,
@@ -53,14 +66,20 @@ pub struct Args {
     #[arg(long)]
     tcp: bool,
     #[command(flatten)]
+    capture: Capture,
+    #[command(flatten)]
     interface: interface::Args,
 }
 
 impl Args {
-    /// Bounds the wait for the next hop, too, by `--timeout`.
+    /// Bounds the wait for the next hop, too.
     pub fn bounded(mut self) -> Self {
-        self.interface.link.hop_timeout = Some(self.timeout);
+        self.interface.link.hop_timeout = self.limit().next_hop(self.wait, 1);
         self
+    }
+
+    fn limit(&self) -> Limit {
+        Limit { timeout: self.timeout }
     }
 }
 
@@ -73,7 +92,7 @@ response code, flags, time and transport on stderr after ;;. If the answer is tr
 query is repeated over TCP.
 --json: an object with name, class, type, server, transport, rcode, flags, answers, authority and
 additional (name, ttl, class, type, data), rtt_ns, bytes, attempts, truncated_over_udp, mechanism.
-Exit code 0: NOERROR, with or without records; 4: an ICMP unreachable; 5: no answer;
+Exit code 0: NOERROR, with or without records; 4: an ICMP unreachable; 5: no answer in time;
 6: NXDOMAIN, SERVFAIL, REFUSED, ...; others as `crafter --help` lists them.
 
 Examples:
@@ -87,27 +106,43 @@ Examples:
 /// # Errors
 /// Those of the query.
 pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
-    interface::unless_signal(resolve(&args, globals)).await?
+    let mut signals = Signals::new(args.limit())?;
+    let recording = Recording::create(&args.capture)?;
+    let clock = signals.clock();
+    let work = async {
+        let resolved = resolve(&args, globals, &recording, &|| clock.set_phase(Phase::Exchange)).await;
+        recording.finish()?;
+        resolved
+    };
+    let ended = signals.unless(work).await;
+    // After an interruption, what was recorded so far.
+    recording.finish()?;
+    ended?
 }
 
-async fn resolve(args: &Args, globals: &Globals) -> anyhow::Result<u8> {
+/// Queries, and calls `on_query` when a query is sent.
+async fn resolve(args: &Args, globals: &Globals, recording: &Recording, on_query: &dyn Fn()) -> anyhow::Result<u8> {
     let words = Words::read(&args.words)?;
     let (name, kind) = question(words.name, only("TYPE", words.kind, "--type", args.kind)?)?;
     let class = words.class.unwrap_or(DNSClass::IN);
     let query = ask::query(name.clone(), kind, class, args.edns)?;
     let (reply, server) = match only("@SERVER", words.server, "--server", args.server)? {
-        Some(server) => (query_server(args, server, &query).await?, server),
-        None => query_in_turn(args, &resolver::servers()?, &query).await?,
+        Some(server) => (query_server(args, server, &query, recording, on_query).await?, server),
+        None => query_in_turn(args, &resolver::servers()?, &query, recording, on_query).await?,
     };
+    let code = match reply.answer.message.metadata.response_code {
+        ResponseCode::NoError => exit::SUCCESS,
+        _ => exit::SERVER_ERROR,
+    };
+    if args.capture.is_stdout() {
+        return Ok(code);
+    }
     if globals.json {
         print_json(server, &name, (kind, class), &reply)?;
     } else {
         print_text(server, &reply)?;
     }
-    Ok(match reply.answer.message.metadata.response_code {
-        ResponseCode::NoError => exit::SUCCESS,
-        _ => exit::SERVER_ERROR,
-    })
+    Ok(code)
 }
 
 /// The value of a word or of the option with the same meaning.
@@ -132,11 +167,17 @@ struct Reply {
 }
 
 /// Queries the servers in turn until one gives a final answer. If none does, returns the last answer.
-async fn query_in_turn(args: &Args, servers: &[SocketAddr], query: &Message) -> anyhow::Result<(Reply, SocketAddr)> {
+async fn query_in_turn(
+    args: &Args,
+    servers: &[SocketAddr],
+    query: &Message,
+    recording: &Recording,
+    on_query: &dyn Fn(),
+) -> anyhow::Result<(Reply, SocketAddr)> {
     let mut answered = None;
     for (at, &server) in servers.iter().enumerate() {
         let is_last = at + 1 == servers.len();
-        match query_server(args, server, query).await {
+        match query_server(args, server, query, recording, on_query).await {
             Ok(reply) if !is_last && !is_final(&reply) => {
                 let code = Dns::rcode_name(reply.answer.message.metadata.response_code.into());
                 log::warn!("{server} answered {code}; querying the next server");
@@ -176,17 +217,27 @@ fn concerns_server(error: &Error) -> bool {
     )
 }
 
-async fn query_server(args: &Args, server: SocketAddr, query: &Message) -> Result<Reply> {
+async fn query_server(
+    args: &Args,
+    server: SocketAddr,
+    query: &Message,
+    recording: &Recording,
+    on_query: &dyn Fn(),
+) -> Result<Reply> {
     let crafter = args.interface.link.open(server.ip()).await?;
     let report = crafter.report().clone();
     log::info!("{report}");
+    let timeout = args.limit().wait(args.wait, ANSWER_TIMEOUT, args.tries);
     let asker = Asker {
         crafter: &crafter,
         port: &args.interface,
         server,
         query: query.clone(),
-        timeout: args.timeout,
+        timeout,
         tries: args.tries,
+        total: args.timeout.filter(|_| args.wait.is_none()).unwrap_or(timeout.saturating_mul(args.tries)),
+        recording,
+        on_query,
     };
     let answer = answer(&asker, args.tcp).await;
     interface::close(crafter).await;

@@ -12,7 +12,11 @@ use crafter::{
     shell::Shell,
 };
 
-use super::{Cli, exit, get, print, shell::Outside};
+use super::{
+    Cli, exit, get, print,
+    shell::Outside,
+    signals::{Interruption, Phase},
+};
 
 /// A row of a table: kind of error, exit code, message.
 type Row = (String, u8, String);
@@ -154,10 +158,12 @@ async fn page_lists_errors_of_the_command_line() {
     let mut shell = Shell::new(Outside::new(Session::new(SessionOptions::default()), None));
     let failure = shell.run("x = IP()\ny = IP(tll=1)", |_| {}).await.unwrap_err();
     let status = hyper::StatusCode::NOT_FOUND;
+    let limit = Interruption::TimedOut { limit: Duration::from_secs(1), phase: Phase::LookUp };
     let rows = vec![
         ("usage".into(), exit::USAGE, usage),
         ("file".into(), exit::code_of(&unreadable), print::sentence(&unreadable)),
         ("statement".into(), super::shell::code(&failure), format!("hosts.crafter, {failure}")),
+        ("time limit".into(), limit.code(), limit.to_string()),
         ("http".into(), exit::SERVER_ERROR, get::http_error("web.example.org/page", status)),
     ];
     compare("Errors of the command line", rows);

@@ -8,15 +8,15 @@ use crafter::{
     datapath::program::Report,
     expr::{PacketSet, Packets},
     layer::Packet,
-    session::{Account, Event, Pace, Session},
+    session::{Account, Event, Outcome, Pace, Session},
 };
 use serde_json::{Value, json};
 
 use super::{
-    complete,
-    interface::{self, Ended, Interrupted, until_signal},
-    live::{self, Live, Signals},
+    complete, interface,
+    live::{self, Live},
     print,
+    signals::{self, Interruption, Phase, Signals},
     system_names::SystemNames,
 };
 
@@ -31,7 +31,7 @@ pub struct Args {
     #[arg(long, short, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     count: u64,
     /// Time between two packets
-    #[arg(long, value_name = "SECONDS", value_parser = interface::seconds, conflicts_with = "rate")]
+    #[arg(long, value_name = "TIME", value_parser = signals::duration, conflicts_with = "rate")]
     interval: Option<Duration>,
     /// Send at most this many packets per second [default: no limit]
     #[arg(long, value_name = "PPS", value_parser = rate)]
@@ -59,6 +59,11 @@ pub struct Capture {
 }
 
 impl Capture {
+    /// Whether a capture is to be written.
+    pub fn is_requested(&self) -> bool {
+        self.write.is_some()
+    }
+
     /// Whether the capture goes to stdout.
     pub fn is_stdout(&self) -> bool {
         self.write.as_deref().is_some_and(|path| path.as_os_str() == "-")
@@ -83,12 +88,16 @@ pub fn rate(text: &str) -> Result<f64, String> {
 }
 
 impl Args {
-    /// The packets of the expression.
+    /// The packets of the expression, or the interruption that arrives while its host names are looked up.
     ///
     /// # Errors
     /// Those of the expression.
-    pub fn set(&self) -> Result<PacketSet> {
-        SystemNames::parse(&self.expression)
+    pub async fn set(&self, signals: &mut Signals) -> Result<std::result::Result<PacketSet, Interruption>> {
+        let expression = self.expression.clone();
+        signals.clock().set_phase(Phase::LookUp);
+        let set = signals.unless_blocking(move || SystemNames::parse(&expression)).await;
+        signals.clock().set_phase(Phase::Opening);
+        set.map_or_else(|interruption| Ok(Err(interruption)), |set| set.map(Ok))
     }
 
     /// All packets to send, each built when it is requested.
@@ -111,10 +120,10 @@ impl Args {
     }
 
     /// Runs `exchange` in a session, records its packets and passes them to `on_event`, and closes the session. A first
-    /// signal ends the exchange early: the result has everything so far.
+    /// interruption ends the exchange early: the result has everything so far.
     ///
     /// # Errors
-    /// Those of the session and of `exchange`; [`Interrupted`] after a second signal.
+    /// Those of the session and of `exchange`; [`Interruption`] for a second signal.
     pub async fn run<T: Default>(
         &self,
         signals: &mut Signals,
@@ -122,34 +131,40 @@ impl Args {
         mut on_event: impl FnMut(&Event<'_>),
         exchange: impl AsyncFnOnce(&Session, &mut dyn FnMut(&Event<'_>)) -> Result<T>,
     ) -> anyhow::Result<(T, Closed)> {
-        let opening = self.link.session(self.policy.terms(), &self.half_open);
-        let session = tokio::select! {
-            session = opening => session?,
-            code = signals.next() => return Ok((T::default(), Closed { signal: Some(code), ..Closed::default() })),
+        let session = match signals.unless(self.link.session(self.policy.terms(), &self.half_open)).await {
+            Ok(session) => session?,
+            Err(interruption) => return Ok((T::default(), Closed::early(interruption))),
         };
         let mut recorder = self.capture.recorder()?;
-        let stop = session.stopper();
+        let (stop, clock) = (session.stopper(), signals.clock());
         let mut observer = |event: &Event<'_>| {
+            if matches!(event.outcome, Outcome::Sent { .. }) {
+                clock.set_phase(Phase::Exchange);
+            }
             recorder.handle(event);
             on_event(event);
         };
         let ended = live::drive(exchange(&session, &mut observer), live, signals, &stop).await;
         live.borrow_mut().end_progress();
-        let (result, signal) = match ended {
-            Ok((Ok(result), signal)) => (result, signal),
+        let (result, interruption) = match ended {
+            Ok((Ok(result), interruption)) => (result, interruption),
             Ok((Err(error), _)) => {
-                let closed = close(session, self.pace(), &mut |event| recorder.handle(event)).await?;
+                let closed = close(session, self.pace(), signals, &mut |event| recorder.handle(event)).await;
                 return Err(fail(error, closed.reset, recorder));
             }
-            Err(interrupted) => {
+            Err(interruption) => {
                 let reset = session.reset_at_once(&mut |event| recorder.handle(event)).await;
+                let fault = recorder.finish();
+                if interruption.is_timeout() {
+                    return Ok((T::default(), Closed { reset, fault: fault.err(), ..Closed::early(interruption) }));
+                }
                 print::half_open_reset(reset);
-                recorder.finish()?;
-                return Err(interrupted.into());
+                fault?;
+                return Err(interruption.into());
             }
         };
-        let mut closed = close(session, self.pace(), &mut |event| recorder.handle(event)).await?;
-        closed.signal = signal.or(closed.signal);
+        let mut closed = close(session, self.pace(), signals, &mut |event| recorder.handle(event)).await;
+        closed.interruption = interruption.or(closed.interruption);
         closed.fault = recorder.finish().err();
         Ok((result, closed))
     }
@@ -162,19 +177,37 @@ pub struct Closed {
     pub reports: Vec<Report>,
     /// Half-open connections that were reset while the session was closed.
     pub reset: u64,
-    /// The exit code, if a signal arrived.
-    pub signal: Option<u8>,
+    /// What has ended the command early.
+    pub interruption: Option<Interruption>,
     /// The first error of writing the capture.
     fault: Option<Error>,
 }
 
 impl Closed {
+    /// A session that was not opened, because of an interruption before that.
+    pub fn early(interruption: Interruption) -> Self {
+        Self { interruption: Some(interruption), ..Self::default() }
+    }
+
+    /// Ignores a time limit that passed when everything was done that the command was to do, except waiting.
+    pub fn complete_if(&mut self, is_complete: bool) {
+        self.interruption.take_if(|interruption| is_complete && interruption.is_timeout());
+    }
+
     /// The keys that end the JSON object of each command that sends: account, mechanism, error and exit code.
-    pub fn complete(&self, object: &mut Value, account: &Account, code: u8) {
+    pub fn add_to(&self, object: &mut Value, account: &Account, code: u8) {
         object["account"] = json!(account);
         object["mechanism"] = json!(self.reports);
-        object["error"] = json!(self.signal.map(|_| Interrupted::TEXT));
-        object["exit_code"] = json!(self.signal.unwrap_or(code));
+        object["error"] = json!(self.interruption.map(|interruption| interruption.to_string()));
+        object["exit_code"] = json!(self.interruption.map_or(code, Interruption::code));
+    }
+
+    /// Prints the message of a time limit. Returns the exit code: `code` unless the command was interrupted.
+    pub fn end(&self, code: u8) -> u8 {
+        if let Some(interruption) = self.interruption.filter(|interruption| interruption.is_timeout()) {
+            print::error(&interruption.into());
+        }
+        self.interruption.map_or(code, Interruption::code)
     }
 
     /// Checks that the capture is complete.
@@ -186,22 +219,26 @@ impl Closed {
     }
 }
 
-/// Resets half-open connections of a session, reports each RST to `observer`, and releases the leases. Ctrl-C and
-/// SIGTERM end the wait: the remaining connections are reset at once.
-///
-/// # Errors
-/// If no signal handler can be installed.
-pub async fn close(session: Session, pace: Pace, observer: &mut dyn FnMut(&Event<'_>)) -> io::Result<Closed> {
+/// Resets half-open connections of a session, reports each RST to `observer`, and releases the leases. An interruption
+/// ends the wait: the remaining connections are reset at once.
+pub async fn close(
+    session: Session,
+    pace: Pace,
+    signals: &mut Signals,
+    observer: &mut dyn FnMut(&Event<'_>),
+) -> Closed {
     let reports = session.reports().await;
-    let (mut reset, mut signal) = match until_signal(session.reset_half_open(pace, &mut *observer)).await? {
-        Ended::Itself(reset) => (reset, None),
-        Ended::Signal(code) => (session.reset_at_once(&mut *observer).await, Some(code)),
+    let (mut reset, mut interruption) = match signals.unless(session.reset_half_open(pace, &mut *observer)).await {
+        Ok(reset) => (reset, None),
+        Err(interruption) => (session.reset_at_once(&mut *observer).await, Some(interruption)),
     };
-    match until_signal(session.close_with(observer)).await? {
-        Ended::Itself(late) => reset += late,
-        Ended::Signal(code) => signal = Some(code),
+    match signals.unless(session.close_with(observer)).await {
+        Ok(late) => reset += late,
+        Err(last) => interruption = interruption.or(Some(last)),
     }
-    Ok(Closed { reports, reset, signal, fault: None })
+    // Everything was done but closing.
+    interruption.take_if(|interruption| interruption.is_timeout());
+    Closed { reports, reset, interruption, fault: None }
 }
 
 /// Prints the number of resets and ends the capture of an exchange that failed; returns its error.
@@ -213,24 +250,30 @@ pub fn fail(error: Error, reset: u64, recorder: Recorder) -> anyhow::Error {
     error.into()
 }
 
-/// Writes the packets of an exchange to a capture.
+/// Writes the packets of an exchange to a capture; the default writes nothing.
+#[derive(Default)]
 pub struct Recorder {
     writer: Option<Writer<Out>>,
     fault: Option<Error>,
 }
 
 impl Recorder {
-    /// Records a packet.
+    /// Records the packet of an event, with its outcome as the comment.
     pub fn handle(&mut self, event: &Event<'_>) {
-        let Some(writer) = &mut self.writer else { return };
+        let direction = if event.outcome.is_outgoing() { Direction::Out } else { Direction::In };
         let comment = event.outcome.to_string();
-        let entry = Entry {
+        self.record(&Entry {
             interface: Some(event.interface),
             comment: Some(&comment),
-            direction: Some(if event.outcome.is_outgoing() { Direction::Out } else { Direction::In }),
+            direction: Some(direction),
             ..Entry::new(event.time, event.first, event.bytes)
-        };
-        if let Err(fault) = writer.write(&entry) {
+        });
+    }
+
+    /// Records a packet.
+    pub fn record(&mut self, entry: &Entry<'_>) {
+        let Some(writer) = &mut self.writer else { return };
+        if let Err(fault) = writer.write(entry) {
             // The exchange continues; `finish` reports the error.
             self.writer = None;
             self.fault = Some(fault.into());

@@ -30,7 +30,7 @@ pub const KERNEL: u8 = 11;
 pub const NOT_EXECUTABLE: u8 = 126;
 /// `lab run`: the command does not exist.
 pub const NOT_FOUND: u8 = 127;
-/// A signal ended the command; its number is added: 130 for Ctrl-C, 143 for SIGTERM.
+/// A signal ended the command; its number is added: 130 for Ctrl-C, 143 for SIGTERM, 129 if the terminal was closed.
 pub const SIGNAL: u8 = 128;
 
 /// The exit code of a command that a signal ended, as shells report it.

@@ -7,9 +7,9 @@ mod target;
 mod trace;
 
 use std::{
-    io::{self, Write as _},
+    io::{self, ErrorKind::BrokenPipe, Write as _},
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -19,10 +19,11 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use self::{http::Head, sink::Sink, summary::Summary, target::Target, trace::Trace};
 use super::{
-    Globals, exit,
-    interface::{self, Ended},
-    live::Signals,
-    print,
+    Globals,
+    exchange::Capture,
+    exit, interface, print,
+    recording::Recording,
+    signals::{self, Interruption, Limit, Phase, Signals},
 };
 
 /// Time limit for closing the connection after a complete response.
@@ -33,19 +34,24 @@ const PEER_CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// `crafter get`
 #[derive(Debug, clap::Args)]
-#[command(after_help = HELP)]
+// `-i` is `--include`, as in curl.
+#[command(
+    after_help = HELP,
+    mut_arg("interface", |arg| arg.short(None)),
+    mut_arg("timeout", |arg| arg.alias("max-time"))
+)]
 pub struct Args {
     /// The URL, [http://]HOST[:PORT][/PATH]; HOST is a name, an IPv4 address or an [IPv6] address
     url: String,
     /// Write the body to FILE instead of stdout
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Write the status line and the header fields of the response before the body
+    #[arg(long, short)]
+    include: bool,
     /// Print a line per segment on stderr, as tcpdump does, with the time since the first segment
     #[arg(long, short)]
     verbose: bool,
-    /// Print less: no summary and no progress
-    #[arg(long, short)]
-    quiet: bool,
     /// Drop this share of the segments in both directions
     #[arg(long, value_name = "N%", default_value = "0", value_parser = percent)]
     loss: f64,
@@ -58,15 +64,14 @@ pub struct Args {
     /// Seed of the random numbers of --loss, --duplicate and --reorder
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
+    #[command(flatten)]
+    limit: Limit,
     /// Time to wait for the next hop's address (ARP, neighbour discovery), and again for the SYN-ACK
-    #[arg(long, short, value_name = "SECONDS", default_value = "5", value_parser = interface::seconds)]
-    timeout: Duration,
+    #[arg(long, value_name = "TIME", default_value = "5", value_parser = signals::duration)]
+    connect_timeout: Duration,
     /// Offer TCP timestamps (RFC 7323)
     #[arg(long)]
     timestamps: bool,
-    /// Time limit for the whole command [default: none]
-    #[arg(long, value_name = "SECONDS", value_parser = interface::seconds)]
-    max_time: Option<Duration>,
     /// Use only IPv4 addresses of HOST
     #[arg(short = '4', long, conflicts_with = "ipv6")]
     ipv4: bool,
@@ -74,22 +79,25 @@ pub struct Args {
     #[arg(short = '6', long)]
     ipv6: bool,
     #[command(flatten)]
+    capture: Capture,
+    #[command(flatten)]
     interface: interface::Args,
 }
 
 impl Args {
-    /// Limits the resolution of the next hop, too, by `--timeout`.
+    /// Limits the resolution of the next hop and the connection, too, by `--timeout`.
     pub fn bounded(mut self) -> Self {
-        self.interface.link.hop_timeout = Some(self.timeout);
+        self.connect_timeout = self.limit.timeout.map_or(self.connect_timeout, |limit| limit.min(self.connect_timeout));
+        self.interface.link.hop_timeout = Some(self.connect_timeout);
         self
     }
 }
 
 const HELP: &str = "\
 Writes the body to stdout or FILE as it arrives. If the transfer fails, the part received so far
-remains there, and the message states its length. Redirects are not followed. Prints a summary
-on stderr: handshake time, segments and bytes in each direction, retransmissions, RSTs
-suppressed, mechanism.
+remains there, and the message states its length. Redirects are not followed. -i is --include, as
+in curl; in other commands it is --interface. Prints a summary on stderr: handshake time, segments
+and bytes in each direction, retransmissions, RSTs suppressed, mechanism.
 --json: the summary as one JSON object, on stdout with -o FILE, else on stderr: url, output,
 local, remote, status, content_length, body_bytes, setup_ns, duration_ns, bytes_per_second,
 handshake_ns, timestamps, segments_sent, segments_received, bytes_sent, bytes_received,
@@ -122,48 +130,61 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
         let reason = "the sum with --duplicate and --reorder exceeds 100%; lower one of them";
         return Err(Error::invalid("--loss", reason).into());
     }
-    let quiet = args.quiet || args.verbose || globals.json;
-    let mut sink = Sink::new(args.output.as_deref(), quiet);
+    let to_stdout = args.output.as_deref().is_none_or(|path| path == Path::new("-"));
+    if to_stdout && args.capture.is_stdout() {
+        let reason = "- writes to stdout, where the body goes; write one of them to a file";
+        return Err(Error::invalid("--write", reason).into());
+    }
+    let mut signals = Signals::new(args.limit)?;
+    let recording = Recording::create(&args.capture)?;
+    let mut sink = Sink::new(args.output.as_deref(), print::is_quiet() || args.verbose || globals.json);
     let mut summary = Summary::new(&target, args.output.as_deref());
-    let mut signals = Signals::new()?;
-    let error = match fetch(&args, &target, &mut sink, &mut summary, &mut signals).await {
-        Ended::Itself(result) => {
+    let error = match fetch(&args, &target, &recording, &mut sink, &mut summary, &mut signals).await {
+        Ok(result) => {
             let finished = tokio::select! {
                 finished = sink.finish() => Some(finished),
-                code = signals.next() => {
-                    summary.interrupt(code);
+                interruption = signals.next() => {
+                    summary.interrupt(interruption);
                     None
                 }
             };
             match finished {
                 Some(finished) => {
                     summary.body_bytes = finished.bytes;
-                    // If the body cannot be written, that is the cause of the failure.
-                    finished.error.map_or(result, Err).err().map(anyhow::Error::new)
+                    match finished.error {
+                        // The reader of stdout needs no more of the body (`crafter get ... | head`).
+                        Some(Error::Io { source, .. }) if sink.is_stdout() && source.kind() == BrokenPipe => {
+                            summary.notes.push("the reader of the body closed the pipe before its end".to_owned());
+                            None
+                        }
+                        // If the body cannot be written, that is the cause of the failure.
+                        error => error.map_or(result, Err).err().map(anyhow::Error::new),
+                    }
                 }
                 None => {
-                    summary.body_bytes = sink.abandon();
+                    summary.body_bytes = sink.abandon().await;
                     None
                 }
             }
         }
-        Ended::Signal(code) => {
-            summary.body_bytes = sink.abandon();
-            summary.interrupt(code);
+        Err(interruption) => {
+            summary.body_bytes = sink.abandon().await;
+            summary.interrupt(interruption);
             None
         }
     };
+    let error = error.or(recording.finish().err().map(anyhow::Error::new));
     if let Some(error) = &error {
         summary.exit_code = exit::code_of(error);
         summary.error = Some(print::sentence(error));
     }
     if globals.json {
-        match &args.output {
-            Some(_) => print::json(&summary)?,
-            None => print::stderr(serde_json::to_string(&summary)?),
+        match args.output.is_some() && !args.capture.is_stdout() {
+            true => print::json(&summary)?,
+            false => print::stderr(serde_json::to_string(&summary)?),
         }
     } else {
-        if !args.quiet {
+        if !print::is_quiet() {
             let _ = io::stderr().lock().write_all(summary.to_string().as_bytes());
         }
         if let Some(sentence) = &summary.error {
@@ -187,53 +208,47 @@ struct Connection {
     crafter: Crafter,
 }
 
-/// Fetches. After a signal, the connection is reset and `summary` has its counters.
+/// Fetches. After an interruption, the connection is reset and `summary` has its counters.
 async fn fetch(
     args: &Args,
     target: &Target,
+    recording: &Recording,
     sink: &mut Sink,
     summary: &mut Summary,
     signals: &mut Signals,
-) -> Ended<Result<(), Error>> {
+) -> Result<Result<(), Error>, Interruption> {
     let start = Instant::now();
-    let deadline = args.max_time.map(|time| start + time);
-    let connected = tokio::select! {
-        connected = connect(args, target, deadline, summary) => connected,
-        code = signals.next() => {
-            // Gives the driver's tasks time to release the lease.
-            tokio::time::sleep(Duration::from_millis(10)).await;
-            return Ended::Signal(code);
-        }
+    let clock = signals.clock();
+    clock.set_phase(Phase::LookUp);
+    let addresses = match signals.unless(target.addresses()).await? {
+        Ok(addresses) => addresses,
+        Err(error) => return Ok(Err(error)),
     };
+    clock.set_phase(Phase::Opening);
+    let connected = signals.unless(connect(args, target, addresses, recording, summary)).await?;
     let Connection { mut stream, lease, crafter } = match connected {
         Ok(connection) => connection,
-        Err(error) => return Ended::Itself(Err(error)),
+        Err(error) => return Ok(Err(error)),
     };
+    clock.set_phase(Phase::Exchange);
     summary.connected(&stream, crafter.report(), start.elapsed());
     let connected = Instant::now();
     let on_head = |head: &Head, sink: &mut Sink| {
         summary.head(head);
-        sink.start(head.length);
+        sink.start(head.length, if args.include { head.text.len() as u64 } else { 0 });
     };
     let transferred = tokio::select! {
-        transferred = before(deadline, http::get(&mut stream, target, sink, on_head)) => Ok(transferred),
-        code = signals.next() => Err(code),
+        transferred = http::get(&mut stream, target, sink, args.include, on_head) => Ok(transferred),
+        interruption = signals.next() => Err(interruption),
     };
     summary.transfer = Some(connected.elapsed());
-    let (transferred, mut signal) = match transferred {
+    let (transferred, mut interruption) = match transferred {
         Ok(transferred) => (transferred, None),
-        Err(code) => (Some(Ok(())), Some(code)),
+        Err(interruption) => (Ok(()), Some(interruption)),
     };
-    let mut result = match transferred {
-        // The stream's own error is the cause of the error that reading returned, so it takes precedence.
-        Some(result) => result.map_err(|error| stream.error().unwrap_or(error)),
-        None => Err(Error::TimedOut {
-            remote: stream.remote(),
-            after: args.max_time.unwrap_or_default(),
-            waiting_for: "the end of the response",
-        }),
-    };
-    if result.is_ok() && signal.is_none() {
+    // The stream's own error is the cause of the error that reading returned, so it takes precedence.
+    let mut result = transferred.map_err(|error| stream.error().unwrap_or(error));
+    if result.is_ok() && interruption.is_none() {
         let closed = async {
             // The side that closes first waits in TIME-WAIT: `Connection: close` lets the server be that side.
             let _ = tokio::time::timeout(PEER_CLOSE_TIMEOUT, stream.read(&mut [0])).await;
@@ -242,8 +257,9 @@ async fn fetch(
         };
         let closed = tokio::select! {
             closed = tokio::time::timeout(CLOSE_TIMEOUT, closed) => Some(closed),
-            code = signals.next() => {
-                signal = Some(code);
+            last = signals.next() => {
+                // The response is complete: a time limit only shortens the wait.
+                interruption = Some(last).filter(|last| !last.is_timeout());
                 None
             }
         };
@@ -265,36 +281,29 @@ async fn fetch(
     drop(lease);
     let closed = tokio::select! {
         () = interface::close(crafter) => None,
-        code = signals.next() => Some(code),
+        last = signals.next() => Some(last).filter(|last| !last.is_timeout()),
     };
-    match signal.or(closed) {
-        Some(code) => Ended::Signal(code),
-        None => Ended::Itself(result),
-    }
+    interruption.or(closed).map_or(Ok(result), Err)
 }
 
 /// Connects to the first address that accepts the connection.
 async fn connect(
     args: &Args,
     target: &Target,
-    deadline: Option<Instant>,
+    found: Vec<SocketAddr>,
+    recording: &Recording,
     summary: &mut Summary,
 ) -> Result<Connection, Error> {
     let wanted = |address: &SocketAddr| match args.interface.link.source {
         Some(source) => source.is_ipv4() == address.is_ipv4(),
         None => !(args.ipv4 && address.is_ipv6() || args.ipv6 && address.is_ipv4()),
     };
-    let found = before(deadline, target.addresses()).await.unwrap_or_else(|| Err(target.not_found("in time")))?;
     let addresses: Vec<SocketAddr> = found.into_iter().filter(wanted).collect();
     let mut failed = None;
     for remote in addresses {
-        if let Some(error) = failed.replace(match before(deadline, connect_to(args, remote)).await {
-            Some(Ok(connection)) => return Ok(connection),
-            Some(Err(error)) => error,
-            None => {
-                let after = args.max_time.unwrap_or_default();
-                return Err(Error::TimedOut { remote, after, waiting_for: "SYN-ACK" });
-            }
+        if let Some(error) = failed.replace(match connect_to(args, remote, recording).await {
+            Ok(connection) => return Ok(connection),
+            Err(error) => error,
         }) {
             summary.notes.push(error.to_string());
         }
@@ -315,16 +324,16 @@ async fn connect(
     Err(failed.unwrap_or_else(|| target.not_found("of the requested IP version")))
 }
 
-async fn connect_to(args: &Args, remote: SocketAddr) -> Result<Connection, Error> {
+async fn connect_to(args: &Args, remote: SocketAddr, recording: &Recording) -> Result<Connection, Error> {
     let crafter = args.interface.link.open(remote.ip()).await?;
     // Traces and impairments apply to single segments.
-    let coalesce = !args.verbose && impairment(args).is_none();
+    let coalesce = !args.verbose && impairment(args).is_none() && !recording.is_active();
     let request = args.interface.request(Transport::Tcp).coalesce(coalesce);
     let connected = async {
         let lease = crafter.lease(request).await?;
         let options = StreamOptions {
-            hook: Trace::hook(args.verbose, impairment(args)),
-            connect_timeout: Some(args.timeout),
+            hook: Trace::hook(args.verbose, impairment(args), recording, &crafter.interface().name),
+            connect_timeout: Some(args.connect_timeout),
             timestamps: args.timestamps,
             ..StreamOptions::default()
         };
@@ -347,14 +356,6 @@ fn impairment(args: &Args) -> Option<Impair> {
         (impair.loss, impair.duplicate, impair.reorder) = (loss, duplicate, reorder);
         impair
     })
-}
-
-/// The result of `work`; `None` if `deadline` passes first.
-async fn before<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> Option<T> {
-    match deadline {
-        Some(deadline) => tokio::time::timeout_at(deadline.into(), work).await.ok(),
-        None => Some(work.await),
-    }
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use crafter::{
     session::{Session, SessionOptions},
 };
 
-use super::{complete, exit, service};
+use super::{complete, service};
 
 /// Time limit for closing streams and releasing leases at the end of a command.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -36,7 +36,7 @@ pub struct Link {
     engine: Engine,
     #[command(flatten)]
     service: service::Args,
-    /// How long to wait for the next hop to answer: from the command's `--timeout`.
+    /// How long to wait for the next hop to answer; `None`: as long as the kernel.
     #[arg(skip)]
     pub hop_timeout: Option<Duration>,
 }
@@ -229,78 +229,5 @@ impl Args {
 pub async fn close(crafter: Crafter) {
     if !crafter.close(CLOSE_TIMEOUT).await {
         log::info!("streams have not closed within {CLOSE_TIMEOUT:?}; the end of this process closes them");
-    }
-}
-
-/// Runs `work` until it ends or SIGINT or SIGTERM arrives. A signal drops `work` and all that it owns; the exit code is
-/// 128 + the signal's number, as shells report it.
-///
-/// # Errors
-/// If no signal handler can be installed.
-pub async fn until_signal<T>(work: impl Future<Output = T>) -> std::io::Result<Ended<T>> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let signal = tokio::select! {
-        result = work => return Ok(Ended::Itself(result)),
-        _ = interrupt.recv() => libc::SIGINT,
-        _ = terminate.recv() => libc::SIGTERM,
-    };
-    // Time for tasks of the driver to send the RSTs of dropped streams and to release their leases.
-    tokio::time::sleep(Duration::from_millis(10)).await;
-    Ok(Ended::Signal(exit::signal(signal)))
-}
-
-/// As [`until_signal`], with a signal as the error [`Interrupted`], which ends the command.
-///
-/// # Errors
-/// [`Interrupted`], or if no signal handler can be installed.
-pub async fn unless_signal<T>(work: impl Future<Output = T>) -> anyhow::Result<T> {
-    match until_signal(work).await? {
-        Ended::Itself(result) => Ok(result),
-        Ended::Signal(code) => Err(Interrupted(code).into()),
-    }
-}
-
-/// A signal has ended the command; holds the exit code. The program prints no message for it.
-#[derive(Debug, thiserror::Error)]
-#[error("interrupted")]
-pub struct Interrupted(pub u8);
-
-impl Interrupted {
-    /// The value of `error` in JSON.
-    pub const TEXT: &str = "interrupted";
-}
-
-/// How work ended.
-pub enum Ended<T> {
-    /// By itself, with this result.
-    Itself(T),
-    /// By a signal; holds the exit code.
-    Signal(u8),
-}
-
-/// Reads seconds, with decimals, more than 0 and at most a month.
-///
-/// # Errors
-/// A sentence for clap.
-pub fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-    // A much longer time would overflow when it is added to a clock.
-    seconds
-        .filter(|time| !time.is_zero() && time.as_secs() <= 30 * 24 * 3600)
-        .ok_or_else(|| "not a time; give seconds, more than 0 and at most 2592000 (30 days)".to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn seconds_out_of_range_are_rejected() {
-        assert_eq!(seconds("0.25"), Ok(Duration::from_millis(250)));
-        for text in ["0", "-1", "x", "", "inf", "NaN", "1e30", "2592001"] {
-            assert!(seconds(text).is_err(), "{text}");
-        }
     }
 }

@@ -78,9 +78,6 @@ struct RunArgs {
     /// Switch off TSO, GSO and GRO at both ends, so that the link carries single segments
     #[arg(long)]
     no_offload: bool,
-    /// Print less: no messages of the lab on stderr
-    #[arg(long, short, conflicts_with = "json")]
-    quiet: bool,
     /// The command and its arguments [default: a shell, $SHELL]
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     command: Vec<OsString>,
@@ -98,7 +95,7 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     let lab = Lab::new(&options)?;
     let ended = match args.command.as_slice() {
         [] => {
-            if !args.quiet && !globals.json && io::stdin().is_terminal() {
+            if !globals.quiet && !globals.json && io::stdin().is_terminal() {
                 greet();
             }
             let shell = std::env::var_os("SHELL").filter(|shell| !shell.is_empty());
@@ -120,7 +117,7 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
         }
     };
     drop(lab);
-    if !args.quiet {
+    if globals.json || !globals.quiet {
         report(ending, globals.json);
     }
     Ok(ending.code)

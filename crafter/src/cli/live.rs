@@ -11,37 +11,14 @@ use std::{
 
 use crafter::session::Stop;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{exit, interface::Interrupted, print};
+use super::{
+    exit, print,
+    signals::{Interruption, Signals},
+};
 
 /// Time between two updates of the progress line.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
-
-/// Ctrl-C and SIGTERM: once this value exists, they no longer end the process.
-pub struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Signals {
-    /// Installs the handlers.
-    ///
-    /// # Errors
-    /// If they cannot be installed.
-    pub fn new() -> io::Result<Self> {
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
-    }
-
-    /// Waits for the next signal; returns the exit code for it. Safe to cancel.
-    pub async fn next(&mut self) -> u8 {
-        let number = tokio::select! {
-            _ = self.interrupt.recv() => libc::SIGINT,
-            _ = self.terminate.recv() => libc::SIGTERM,
-        };
-        exit::signal(number)
-    }
-}
 
 /// What the progress line shows.
 #[derive(Clone, Copy, Debug, Default)]
@@ -50,26 +27,24 @@ pub struct Counts {
     pub total: Option<u64>,
     /// Packets sent, without retransmissions.
     pub sent: u64,
-    /// Of these, answered; `None` for commands that do not wait for answers.
+    /// Of these, answered so far; `None` for commands that do not wait for answers.
     pub answered: Option<u64>,
-    /// Of these, not answered in time; of `sr`, not answered yet.
-    pub lost: u64,
     /// How long to wait after the last packet.
     pub wait: Duration,
 }
 
 impl Counts {
-    /// One line: `1200 of 65535 sent, 1180 answered, 20 lost, 9800 packets/s, 0:07 left`. `begun` and `latest` are the
+    /// One line: `1200 of 65535 sent, 1180 answered, 20 unanswered, 9800 packets/s, 0:07 left`. `begun` and `latest` are the
     /// times of the first and the latest packet.
     fn line(&self, begun: Instant, latest: Instant, now: Instant) -> String {
-        let Self { total, sent, answered, lost, wait } = *self;
+        let Self { total, sent, answered, wait } = *self;
         let mut line = match total {
             Some(total) => format!("{sent} of {total} sent"),
             None => format!("{sent} sent"),
         };
         if let Some(answered) = answered {
             // Writing to a String cannot fail, here and below.
-            let _ = write!(line, ", {answered} answered, {lost} lost");
+            let _ = write!(line, ", {answered} answered, {} unanswered", sent.saturating_sub(answered));
         }
         let seconds = latest.saturating_duration_since(begun).as_secs_f64();
         // The first packet begins the time.
@@ -88,6 +63,18 @@ impl Counts {
     }
 }
 
+/// As many parts of a line, which commas separate, as fit into `width` columns; all of them if the width is 0, unknown.
+fn fit(line: &str, width: usize) -> String {
+    let mut line = line;
+    while width > 0
+        && line.chars().count() > width
+        && let Some((shorter, _)) = line.rsplit_once(", ")
+    {
+        line = shorter;
+    }
+    line.to_owned()
+}
+
 /// Prints results while a command runs, above a progress line if stderr is a terminal.
 pub struct Live {
     to_stderr: bool,
@@ -104,7 +91,7 @@ pub struct Live {
 impl Live {
     /// Prints to stdout, or to stderr if a capture is written to stdout.
     pub fn new(to_stderr: bool, counts: Counts) -> Self {
-        let bar = io::stderr().is_terminal().then(|| {
+        let bar = (!print::is_quiet() && io::stderr().is_terminal()).then(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(20));
             match ProgressStyle::with_template("{wide_msg}") {
                 Ok(style) => bar.with_style(style),
@@ -165,7 +152,8 @@ impl Live {
         // Nothing is drawn for a command that ends at once.
         if now.saturating_duration_since(self.drawn.unwrap_or(begun)) >= PROGRESS_INTERVAL {
             self.drawn = Some(now);
-            bar.set_message(self.counts.line(begun, latest, now));
+            let width = crossterm::terminal::window_size().map_or(0, |size| size.columns.into());
+            bar.set_message(fit(&self.counts.line(begun, latest, now), width));
         }
     }
 
@@ -197,17 +185,17 @@ impl Live {
     }
 }
 
-/// Runs `work` and writes what it prints each time that it waits. The first signal, or a failure of the output, stops it
-/// through `stop`, so that it ends early with its results; returns the exit code of that signal.
+/// Runs `work` and writes what it prints each time that it waits. The first interruption, or a failure of the output,
+/// stops it through `stop`, so that it ends early with its results; returns the interruption.
 ///
 /// # Errors
-/// [`Interrupted`] after a second signal, which drops `work`.
+/// The second interruption, which drops `work`: a second signal, or a time limit after which `work` does not end.
 pub async fn drive<T>(
     work: impl Future<Output = T>,
     live: &RefCell<Live>,
     signals: &mut Signals,
     stop: &Stop,
-) -> Result<(T, Option<u8>), Interrupted> {
+) -> Result<(T, Option<Interruption>), Interruption> {
     let mut work = pin!(work);
     let mut flushed = pin!(poll_fn(|context| {
         let polled = work.as_mut().poll(context);
@@ -221,23 +209,25 @@ pub async fn drive<T>(
     }));
     let mut redraw = tokio::time::interval(PROGRESS_INTERVAL);
     let has_progress = live.borrow().bar.is_some();
-    let mut signal = None;
-    loop {
+    let mut first = None;
+    let last = loop {
         tokio::select! {
             biased;
-            result = &mut flushed => return Ok((result, signal)),
-            code = signals.next() => {
-                if signal.is_some() {
-                    break;
+            result = &mut flushed => return Ok((result, first)),
+            interruption = signals.next() => match first {
+                None => {
+                    first = Some(interruption);
+                    stop.stop();
                 }
-                signal = Some(code);
-                stop.stop();
-            }
+                // The limit passes while the command ends after a signal.
+                Some(Interruption::Signal(_)) if interruption.is_timeout() => {}
+                Some(_) => break interruption,
+            },
             _ = redraw.tick(), if has_progress => {}
         }
-    }
+    };
     live.borrow_mut().end_progress();
-    Err(Interrupted(signal.unwrap_or(exit::FAILURE)))
+    Err(last)
 }
 
 #[cfg(test)]
@@ -246,15 +236,25 @@ mod tests {
 
     #[test]
     fn progress_shows_rate_and_remaining_time() {
-        let counts =
-            Counts { total: Some(1001), sent: 501, answered: Some(480), lost: 21, wait: Duration::from_secs(2) };
+        let counts = Counts { total: Some(1001), sent: 501, answered: Some(480), wait: Duration::from_secs(2) };
         let begun = Instant::now();
         let at = |seconds| begun + Duration::from_secs(seconds);
         let line = counts.line(begun, at(5), at(5));
-        assert_eq!(line, "501 of 1001 sent, 480 answered, 21 lost, 100 packets/s, 0:07 left");
+        assert_eq!(line, "501 of 1001 sent, 480 answered, 21 unanswered, 100 packets/s, 0:07 left");
         let line = Counts { sent: 1001, ..counts }.line(begun, at(10), at(11));
-        assert_eq!(line, "1001 of 1001 sent, 480 answered, 21 lost, 100 packets/s, 0:01 left");
+        assert_eq!(line, "1001 of 1001 sent, 480 answered, 521 unanswered, 100 packets/s, 0:01 left");
         let line = Counts { total: None, sent: 1, answered: None, ..counts }.line(begun, begun, at(1));
         assert_eq!(line, "1 sent");
+    }
+
+    #[test]
+    fn narrow_terminal_shows_whole_parts_of_the_progress() {
+        let line = "83 of 200 sent, 83 answered, 0 lost, 265 packets/s, 0:02 left";
+        assert_eq!(fit(line, 40), "83 of 200 sent, 83 answered, 0 lost");
+        assert_eq!(fit(line, 14), "83 of 200 sent");
+        assert_eq!(fit(line, 5), "83 of 200 sent", "the first part remains, and is cut by the terminal's width");
+        for width in [0, 61, 200] {
+            assert_eq!(fit(line, width), line);
+        }
     }
 }

@@ -8,6 +8,7 @@ use clap::{ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, S
 use config::defaults::Defaults;
 
 pub mod account;
+pub mod blocked;
 pub mod build;
 pub mod complete;
 pub mod config;
@@ -25,6 +26,7 @@ pub mod exit;
 pub mod flows;
 pub mod get;
 mod groups;
+pub mod hang_up;
 pub mod info;
 pub mod interface;
 pub mod lab;
@@ -39,6 +41,7 @@ pub mod ping;
 pub mod policy;
 pub mod print;
 pub mod probe;
+pub mod recording;
 pub mod replay;
 pub mod running;
 pub mod send;
@@ -46,6 +49,7 @@ pub mod serve;
 pub mod service;
 pub mod shell;
 pub mod show;
+pub mod signals;
 pub mod sniff;
 pub mod sr;
 pub mod style;
@@ -100,6 +104,9 @@ pub struct Globals {
     /// Use colours: auto (on terminals), always or never
     #[arg(long, global = true, value_name = "WHEN", default_value = "auto", hide_possible_values = true)]
     pub color: style::When,
+    /// Print less: only results and errors, no notes, no summary on stderr, no progress
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
     /// Log to stderr: off, error, warn, info, debug or trace
     #[arg(long, global = true, value_name = "LEVEL", default_value = "warn", env = "CRAFTER_LOG")]
     pub log: log::LevelFilter,
@@ -204,6 +211,7 @@ pub fn parse() -> Result<Cli, ExitCode> {
     let parsed = matches(&defaults, words.into_iter()).and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = parsed.map_err(|error| print::usage(&error))?;
     style::choose(cli.globals.color);
+    print::set_quiet(cli.globals.quiet);
     Ok(cli)
 }
 
@@ -221,6 +229,24 @@ pub fn matches(defaults: &Defaults, words: impl Iterator<Item = OsString> + Clon
 }
 
 impl Command {
+    /// Whether the command handles SIGINT and SIGTERM itself. They end the others at once.
+    pub fn handles_signals(&self) -> bool {
+        matches!(
+            self,
+            Self::Get(_)
+                | Self::Dns(_)
+                | Self::Send(_)
+                | Self::Sr(_)
+                | Self::Sr1(_)
+                | Self::Ping(_)
+                | Self::Traceroute(_)
+                | Self::Sniff(_)
+                | Self::Replay(_)
+                | Self::Shell(_)
+                | Self::Monitor(_)
+        )
+    }
+
     /// Runs the command; returns the exit code.
     pub async fn run(self, globals: &Globals) -> anyhow::Result<u8> {
         match self {
@@ -228,7 +254,7 @@ impl Command {
             Self::Lab(args) => lab::run(args, globals).await,
             Self::Get(args) => get::run(args.bounded(), globals).await,
             Self::Dns(args) => dns::run(args.bounded(), globals).await,
-            Self::Send(args) => send::run(args, globals).await,
+            Self::Send(args) => send::run(args.bounded(), globals).await,
             Self::Sr(args) => sr::run(args.bounded(), globals).await,
             Self::Sr1(args) => sr::run_one(args.bounded(), globals).await,
             Self::Ping(args) => ping::run(args.bounded(), globals).await,

@@ -15,9 +15,9 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{
     Globals,
-    interface::{Ended, until_signal},
     leases::ports,
     service::Socket,
+    signals::{self, Interruption, Limit, Phase, Signals},
     who::{Users, printable},
 };
 
@@ -31,8 +31,10 @@ pub struct Args {
     /// Stop after N events
     #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
+    #[command(flatten)]
+    limit: Limit,
     /// Time between two reports of packet counts
-    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = interval)]
+    #[arg(long, value_name = "TIME", default_value = "1", value_parser = interval)]
     interval: Duration,
     #[command(flatten)]
     service: Socket,
@@ -43,13 +45,14 @@ Prints one line for each event of the running service: of all leases if its poli
 user observe, else of the user's own. Beginning and end of leases, and interfaces attached,
 detached or lost (hook-lost), are reported at once; packets delivered, suppressed, lost and
 refused are counted and reported at every --interval. Times are UTC. Stops with Ctrl-C, after
---count events, or when the reader closes the pipe.
+--count events, at --timeout, or when the reader closes the pipe.
 --json: one object per line as events occur, distinguished by type: event, then one summary (events:
 how many). An event has event (lease-begun, lease-ended, delivered, suppressed, lost, refused,
 hook-lost, attached, detached), time_ns, interface, lease, user, protocol, first_port, last_port,
 count (packets since the last event of this kind and lease), bytes, message; null if it does not
 apply (docs/schema/v1/monitor.json).
-Exit code 0: stopped as above; 1: the service does not answer, or stopped.
+Exit code 0: stopped as above; 1: the service does not answer, or stopped; before --count events,
+5: --timeout passed; 130: Ctrl-C.
 
 Examples:
   crafter monitor
@@ -57,7 +60,7 @@ Examples:
   crafter monitor --count 10";
 
 fn interval(text: &str) -> Result<Duration, String> {
-    let interval = super::interface::seconds(text)?;
+    let interval = signals::duration(text)?;
     if interval < MIN_INTERVAL { Err("too short; give at least 0.1 seconds".to_owned()) } else { Ok(interval) }
 }
 
@@ -66,9 +69,21 @@ fn interval(text: &str) -> Result<Duration, String> {
 /// # Errors
 /// Those of the service and of writing.
 pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
-    let control = args.service.open().await?;
+    let mut signals = Signals::new(args.limit)?;
     let interval_ms = u64::try_from(args.interval.as_millis()).ok();
-    let events = control.subscribe(&MonitorCall { interval_ms }).await?;
+    let opening = async { args.service.open().await?.subscribe(&MonitorCall { interval_ms }).await };
+    let events = match signals.unless(opening).await {
+        Ok(events) => events?,
+        // Ctrl-C ends it with success, also before the first event.
+        Err(Interruption::Signal(_)) => {
+            if globals.json {
+                super::print::json(&summary(0))?;
+            }
+            return Ok(exit::SUCCESS);
+        }
+        Err(interruption) => return Err(interruption.into()),
+    };
+    signals.clock().set_phase(Phase::Exchange);
     let mut printed = 0;
     let printing = print(events, args.count.unwrap_or(u64::MAX), globals.json, &mut printed);
     let until_end = async {
@@ -77,15 +92,20 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
             () = stdout_closed() => Ok(()),
         }
     };
-    let ended = until_signal(until_end).await?;
+    let ended = signals.unless(until_end).await;
     if globals.json {
-        super::print::json(&json!({ "type": "summary", "events": printed }))?;
+        super::print::json(&summary(printed))?;
     }
     match ended {
-        Ended::Itself(Err(error)) if super::print::is_broken_pipe(&error) => Ok(exit::SUCCESS),
-        Ended::Itself(ended) => ended.map(|()| exit::SUCCESS),
-        Ended::Signal(_) => Ok(exit::SUCCESS),
+        Ok(Err(error)) if super::print::is_broken_pipe(&error) => Ok(exit::SUCCESS),
+        Ok(ended) => ended.map(|()| exit::SUCCESS),
+        Err(interruption) => Ok(interruption.usual_code(args.count.is_none())),
     }
+}
+
+/// The last record of JSON.
+fn summary(events: u64) -> Value {
+    json!({ "type": "summary", "events": events })
 }
 
 /// An event as a record of JSON.

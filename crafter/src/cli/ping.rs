@@ -1,6 +1,10 @@
 //! `crafter ping`: whether a host answers, how fast, and how reliably.
 
-use std::{fmt::Write as _, time::Duration};
+use std::{
+    fmt::Write as _,
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
 
 use crate::cli::exit;
 use crafter::{
@@ -10,11 +14,15 @@ use crafter::{
 use serde_json::{Value, json};
 
 use super::{
-    Globals, interface,
+    Globals,
     live::Counts,
     print,
     probe::{self, Output, Plan},
+    signals::{self, Limit, Signals},
 };
+
+/// How long to wait for each answer by default.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// `crafter ping`
 #[derive(Debug, clap::Args)]
@@ -24,7 +32,7 @@ pub struct Args {
     #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
     /// Time between two requests, answered or not
-    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = interface::seconds)]
+    #[arg(long, value_name = "TIME", default_value = "1", value_parser = signals::duration)]
     interval: Duration,
     /// Length of the payload
     #[arg(long, short, value_name = "BYTES", default_value_t = 56, value_parser = clap::value_parser!(u16).range(..=65_507))]
@@ -32,9 +40,11 @@ pub struct Args {
     /// TTL, or hop limit, of the requests
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..))]
     ttl: Option<u8>,
-    /// Time to wait for the answer to each request
-    #[arg(long, short, value_name = "SECONDS", default_value = "2", value_parser = interface::seconds)]
-    timeout: Duration,
+    #[command(flatten)]
+    limit: Limit,
+    /// Time to wait for the answer to each request [default: 2, or --timeout if that is less]
+    #[arg(long, short = 'W', value_name = "TIME", value_parser = signals::duration)]
+    wait: Option<Duration>,
     /// Send TCP SYNs to this port; a SYN-ACK, which is reset at once, or a RST is an answer
     #[arg(long, value_name = "PORT", conflicts_with = "udp", value_parser = clap::value_parser!(u16).range(1..))]
     tcp: Option<u16>,
@@ -49,21 +59,22 @@ pub struct Args {
 }
 
 impl Args {
-    /// Bounds the wait for the next hop, too, by `--timeout`.
+    /// Bounds the wait for the next hop, too.
     pub fn bounded(mut self) -> Self {
-        self.probe.link.hop_timeout = Some(self.timeout);
+        self.probe.link.hop_timeout = self.limit.next_hop(self.wait, 1);
         self
     }
 }
 
 const HELP: &str = "\
 Prints a line for each answer, for each ICMP error with its sender, and for each request that
-was not answered in time; then a summary. Ctrl-C also ends with the summary, a second Ctrl-C
-without. The payload of echo replies is compared with the one sent.
+was not answered in time; then a summary. Ctrl-C and --timeout also end with the summary, a
+second Ctrl-C without. The payload of echo replies is compared with the one sent.
 --json: one object per line as results arrive, distinguished by type: probe for each line, then one
 summary with the numbers, account, mechanism, error and exit_code (docs/schema/v1/ping.json).
-Exit code 0: the host answered; 5: it did not; 4: an ICMP error reported it as unreachable;
-130: Ctrl-C; others as `crafter --help` lists them.
+Exit code 0: the host answered; 5: it did not, or --timeout passed before --count requests were
+sent; 4: an ICMP error reported it as unreachable; 130: Ctrl-C; others as `crafter --help` lists
+them.
 
 Examples:
   crafter ping --count 3 192.0.2.1
@@ -74,33 +85,41 @@ Examples:
 /// # Errors
 /// Those of the host's name, of values that do not fit, and of sending.
 pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
-    let destination = args.probe.address().await?;
+    let mut signals = Signals::new(args.limit)?;
+    let (destination, interruption) = match args.probe.address(&mut signals).await? {
+        Ok(address) => (address, None),
+        Err(interruption) => (IpAddr::V4(Ipv4Addr::UNSPECIFIED), Some(interruption)),
+    };
     let method = match (args.tcp, args.udp) {
         (Some(port), _) => Method::Tcp(port),
         (_, Some(port)) => Method::Udp(port),
         _ => Method::Icmp,
     };
     let size = if args.tcp.is_some() { 0 } else { args.size.into() };
-    let Args { count, interval, ttl, timeout, quiet, probe, .. } = args;
+    let Args { count, interval, ttl, limit, wait, probe, .. } = args;
+    let timeout = wait.unwrap_or(limit.timeout.map_or(REPLY_TIMEOUT, |limit| limit.min(REPLY_TIMEOUT)));
     let ping = Ping::new(PingOptions { destination, method, count, interval, size, ttl, timeout })?;
     let host = probe.label(destination);
     let next_result =
         |ping: &mut Ping, _| ping.poll_outcome().map(|outcome| (line(&outcome, timeout), in_json(&outcome)));
     let update = |ping: &Ping, counts: &mut Counts| {
         let PingSummary { sent, received, .. } = ping.summary();
-        (counts.sent, counts.answered, counts.lost) = (sent, Some(received), ping.lost());
+        (counts.sent, counts.answered) = (sent, Some(received));
     };
-    let output = match (globals.json, quiet) {
+    let output = match (globals.json, globals.quiet) {
         (true, _) => Output::Json,
         (false, true) => Output::Summary,
         (false, false) => Output::Lines,
     };
     let heading = format!("{host}: {method}, {size} bytes of payload\n");
     let counts = Counts { total: count, answered: Some(0), wait: timeout, ..Counts::default() };
-    let ran = probe.run(ping, next_result, update, Plan { heading, output, counts }).await?;
+    let address = interruption.is_none().then_some(destination);
+    let plan = Plan { heading, output, counts, interruption };
+    let mut ran = probe.run(&mut signals, ping, next_result, update, plan).await?;
     let summary = ran.probe.summary();
+    ran.complete_if(summary.sent > 0 && count.is_none_or(|count| summary.sent >= count));
     let object = json!({
-        "host": probe.host, "address": destination, "method": method.to_string(), "size": size,
+        "host": probe.host, "address": address, "method": method.to_string(), "size": size,
         "sent": summary.sent, "received": summary.received, "loss": summary.loss(),
         "duplicates": summary.duplicates, "corrupt": summary.corrupt, "errors": summary.errors, "late": summary.late,
         "rtt_ns": summary.times().map(|times| {

@@ -4,6 +4,7 @@ use std::{
     fmt::Display,
     io::{self, Write as _},
     process::ExitCode,
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
@@ -16,6 +17,19 @@ use super::{
     style::{self, styled},
 };
 
+/// Whether `--quiet` is given.
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// Sets whether this process prints notes and progress.
+pub fn set_quiet(is_quiet: bool) {
+    QUIET.store(is_quiet, Ordering::Relaxed);
+}
+
+/// Whether this process prints neither notes nor progress.
+pub fn is_quiet() -> bool {
+    QUIET.load(Ordering::Relaxed)
+}
+
 /// Writes a line to stderr. A failure is ignored: no other stream is left to report it on.
 pub fn stderr(line: impl Display) {
     let _ = writeln!(io::stderr().lock(), "{line}");
@@ -26,9 +40,16 @@ pub fn message(text: impl Display) {
     stderr(format_args!("crafter: {text}"));
 }
 
-/// Writes `;; TEXT` to stderr: information that is not part of the result.
+/// Writes `;; TEXT` to stderr unless `--quiet` is given: information that is not part of the result.
 pub fn note(text: impl Display) {
-    stderr(format_args!(";; {text}"));
+    remark(format_args!(";; {text}"));
+}
+
+/// Writes a line to stderr unless `--quiet` is given.
+pub fn remark(line: impl Display) {
+    if !is_quiet() {
+        stderr(line);
+    }
 }
 
 /// Writes an error to stderr as one sentence.
@@ -61,8 +82,13 @@ pub fn usage(error: &clap::Error) -> ExitCode {
         let _ = write!(style::stderr(), "{} {text}", styled(style::ERROR, "crafter:"));
         return exit::USAGE.into();
     }
-    let _ = error.print();
-    exit::SUCCESS.into()
+    match error.print() {
+        Err(fault) if fault.kind() != io::ErrorKind::BrokenPipe => {
+            self::error(&failed(fault));
+            exit::FAILURE.into()
+        }
+        _ => exit::SUCCESS.into(),
+    }
 }
 
 /// The error of writing results to stdout.

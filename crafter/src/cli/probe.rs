@@ -1,18 +1,19 @@
 //! What `ping` and `traceroute` share: the host, and running a probe whose results are printed as they arrive.
 
-use std::{cell::RefCell, net::IpAddr, time::Instant};
+use std::{cell::RefCell, net::IpAddr, rc::Rc, time::Instant};
 
 use crafter::{
     Error, Result,
-    session::{Account, Event, Pace, Script, Step},
+    session::{Account, Event, Outcome, Pace, Script, Step},
 };
 use serde_json::{Value, json};
 
 use super::{
     exchange::{self, Capture, Closed, Recorder},
     interface,
-    live::{self, Counts, Live, Signals},
+    live::{self, Counts, Live},
     print,
+    signals::{Clock, Interruption, Phase, Signals},
 };
 
 /// The host to probe, and how.
@@ -38,12 +39,19 @@ pub struct Args {
 
 impl Args {
     /// The host's address: the first one that the system's resolver returns of the requested IP version, or of that of
-    /// `--source`.
+    /// `--source`; or the interruption that arrives before that.
     ///
     /// # Errors
     /// [`Error::UnknownHost`] if the name is unknown or has no such address; [`Error::Invalid`] for an address of the
     /// other IP version.
-    pub async fn address(&self) -> Result<IpAddr> {
+    pub async fn address(&self, signals: &mut Signals) -> Result<std::result::Result<IpAddr, Interruption>> {
+        signals.clock().set_phase(Phase::LookUp);
+        let found = signals.unless(self.look_up()).await;
+        signals.clock().set_phase(Phase::Opening);
+        found.map_or_else(|interruption| Ok(Err(interruption)), |found| found.map(Ok))
+    }
+
+    async fn look_up(&self) -> Result<IpAddr> {
         let wanted = match (self.ipv4, self.ipv6, self.link.source) {
             (true, ..) => Some(true),
             (_, true, _) => Some(false),
@@ -77,58 +85,60 @@ impl Args {
         }
     }
 
-    /// Runs a probe until it ends or a signal arrives. `next_result` takes a result from the probe, as a line and as a
+    /// Runs a probe until it ends or is interrupted. `next_result` takes a result from the probe, as a line and as a
     /// record of JSON, after the end also unfinished ones; `update` updates the counts of the progress line. Results are
     /// printed as they arrive unless `output` says otherwise.
     ///
     /// # Errors
-    /// Those of the session and of sending; [`Interrupted`] after a second signal.
+    /// Those of the session and of sending; [`Interruption`] for a second signal.
     pub async fn run<P: Script>(
         &self,
+        signals: &mut Signals,
         probe: P,
         next_result: impl FnMut(&mut P, bool) -> Option<(String, Value)>,
         update: impl FnMut(&P, &mut Counts),
-        Plan { heading, output, counts }: Plan,
+        Plan { heading, output, counts, interruption }: Plan,
     ) -> anyhow::Result<Ran<P>> {
-        let mut signals = Signals::new()?;
         let live = RefCell::new(Live::new(self.capture.is_stdout(), counts));
-        let opening = self.link.session(Default::default(), &self.half_open);
-        let opened = tokio::select! {
-            session = opening => Ok(session?),
-            code = signals.next() => Err(code),
+        let opened = match interruption {
+            Some(interruption) => Err(interruption),
+            None => signals.unless(self.link.session(Default::default(), &self.half_open)).await,
         };
         let recorder = self.capture.recorder()?;
-        let mut running = Running { probe, next_result, update, recorder, live: &live, output };
+        let clock = signals.clock();
+        let mut running = Running { probe, next_result, update, recorder, live: &live, output, clock };
         let (mut account, mut closed) = (Account::default(), Closed::default());
         match opened {
             Ok(session) => {
+                let session = session?;
                 if output != Output::Json {
                     live.borrow_mut().print(&heading);
                 }
                 let stop = session.stopper();
-                let ended = live::drive(session.run(&mut running), &live, &mut signals, &stop).await;
+                let ended = live::drive(session.run(&mut running), &live, signals, &stop).await;
                 if ended.is_ok() {
                     running.drain(true);
                 }
                 live.borrow_mut().end_progress();
                 let mut observer = |event: &Event<'_>| running.recorder.handle(event);
-                let (ended, signal) = match ended {
-                    Ok((ended, signal)) => (ended, signal),
-                    Err(interrupted) => {
+                let (ended, interruption) = match ended {
+                    Ok((ended, interruption)) => (ended, interruption),
+                    Err(interruption) if interruption.is_timeout() => (Ok(Account::default()), Some(interruption)),
+                    Err(interruption) => {
                         print::half_open_reset(session.reset_at_once(&mut observer).await);
                         running.recorder.finish()?;
-                        return Err(interrupted.into());
+                        return Err(interruption.into());
                     }
                 };
-                closed = exchange::close(session, Pace::default(), &mut observer).await?;
+                closed = exchange::close(session, Pace::default(), signals, &mut observer).await;
                 match ended {
                     Ok(found) => account = found,
                     Err(error) => return Err(exchange::fail(error, closed.reset, running.recorder)),
                 }
                 account.half_open_reset += closed.reset;
-                closed.signal = signal.or(closed.signal);
+                closed.interruption = interruption.or(closed.interruption);
             }
-            Err(code) => closed.signal = Some(code),
+            Err(interruption) => closed.interruption = Some(interruption),
         }
         let Running { probe, recorder, .. } = running;
         Ok(Ran { probe, account, closed, recorder, live: live.into_inner(), output })
@@ -142,6 +152,8 @@ pub struct Plan {
     pub output: Output,
     /// What the progress line begins with.
     pub counts: Counts,
+    /// What has ended the command before the probe begins.
+    pub interruption: Option<Interruption>,
 }
 
 /// How results are printed.
@@ -163,6 +175,7 @@ struct Running<'a, P, F, U> {
     recorder: Recorder,
     live: &'a RefCell<Live>,
     output: Output,
+    clock: Rc<Clock>,
 }
 
 impl<P, F: FnMut(&mut P, bool) -> Option<(String, Value)>, U: FnMut(&P, &mut Counts)> Running<'_, P, F, U> {
@@ -192,6 +205,9 @@ where
     }
 
     fn handle(&mut self, event: &Event<'_>, now: Instant) {
+        if matches!(event.outcome, Outcome::Sent { .. }) {
+            self.clock.set_phase(Phase::Exchange);
+        }
         self.recorder.handle(event);
         self.probe.handle(event, now);
         self.drain(false);
@@ -219,18 +235,23 @@ pub struct Ran<P> {
 impl<P> Ran<P> {
     /// Whether a signal has ended it.
     pub fn is_interrupted(&self) -> bool {
-        self.closed.signal.is_some()
+        self.closed.interruption.is_some_and(|interruption| !interruption.is_timeout())
     }
 
-    /// Prints `summary`, or the record `object`, and ends the capture. Returns the exit code: `code` unless a signal has
-    /// ended the probe.
+    /// Ignores a time limit that passed when the probe had sent everything.
+    pub fn complete_if(&mut self, is_complete: bool) {
+        self.closed.complete_if(is_complete);
+    }
+
+    /// Prints `summary`, or the record `object`, and ends the capture. Returns the exit code: `code` unless the probe was
+    /// interrupted.
     ///
     /// # Errors
     /// Those of writing.
     pub fn finish(mut self, summary: &str, mut object: Value, code: u8) -> anyhow::Result<u8> {
         if self.output == Output::Json {
             object["type"] = json!("summary");
-            self.closed.complete(&mut object, &self.account, code);
+            self.closed.add_to(&mut object, &self.account, code);
             self.live.print(&format!("{object}\n"));
         } else {
             self.live.print(summary);
@@ -240,6 +261,6 @@ impl<P> Ran<P> {
             print::half_open_reset(self.account.half_open_reset);
         }
         self.recorder.finish()?;
-        self.live.finish(self.closed.signal.unwrap_or(code))
+        self.live.finish(self.closed.end(code))
     }
 }

@@ -25,9 +25,9 @@ use serde::Serialize;
 use self::{outlet::Outlet, schedule::Schedule, tape::Tape};
 use super::{
     Globals, complete,
-    interface::Interrupted,
-    live::{self, Counts, Live, Signals},
+    live::{self, Counts, Live},
     print,
+    signals::{Interruption, Limit, Phase, Signals},
 };
 
 /// `crafter replay`
@@ -52,6 +52,8 @@ pub struct Args {
     /// Send the capture N times
     #[arg(long = "loop", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     times: u32,
+    #[command(flatten)]
+    limit: Limit,
 }
 
 const HELP: &str = "\
@@ -62,11 +64,12 @@ this host receives the replies.
 Frames pass the queueing discipline with crafter's socket mark. With --top-speed they bypass
 it, programs on the egress hook, and tcpdump on this host.
 Needs CAP_NET_RAW (before Linux 5.17 also CAP_NET_ADMIN, for the mark).
-Ctrl-C ends it with the summary so far, a second Ctrl-C at once.
+Ctrl-C and --timeout end it with the summary so far, a second Ctrl-C at once.
 --json: the summary as one object: file, packets, shortened, sent, refused, duration_ns,
 packets_per_second, loops, broken, error, exit_code (docs/schema/v1/replay.json).
 Exit code 0: all packets were sent; 1: the kernel rejected some; 2: the capture is truncated,
-and the packets before that were sent; 130: Ctrl-C; others as `crafter --help` lists them.
+and the packets before that were sent; 5: --timeout passed before all were sent; 130: Ctrl-C;
+others as `crafter --help` lists them.
 
 Examples:
   crafter replay --interface veth0 frames.pcapng
@@ -101,31 +104,29 @@ struct Summary {
 /// # Errors
 /// Those of reading, [`Error::Invalid`] for packets that cannot be sent, those of routes and interfaces.
 pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
-    let tape = Tape::read(&args.file)?;
+    let mut signals = Signals::new(args.limit)?;
+    let mut summary = Summary::new(&args);
+    let path = args.file.clone();
+    let tape = match signals.unless_blocking(move || Tape::read(&path)).await {
+        Ok(tape) => tape?,
+        Err(interruption) => return summary.finish(None, Some(interruption), globals),
+    };
+    summary.read(&tape);
     let schedule = match (args.rate, args.top_speed) {
         (Some(rate), _) => Schedule::rate(rate)?,
         (None, true) => Schedule::top_speed(),
         (None, false) => Schedule::times(&tape, args.speed)?,
     };
-    let outlet = Outlet::open(&tape, args.interface.as_deref(), args.top_speed).await?;
-    let mut summary = Summary {
-        file: args.file.display().to_string(),
-        packets: tape.items.len(),
-        shortened: tape.shortened,
-        sent: 0,
-        refused: 0,
-        duration_ns: 0,
-        packets_per_second: 0.0,
-        loops: args.times,
-        broken: tape.broken.clone(),
-        error: None,
-        exit_code: exit::SUCCESS,
+    let outlet = match signals.unless(Outlet::open(&tape, args.interface.as_deref(), args.top_speed)).await {
+        Ok(outlet) => outlet?,
+        Err(interruption) => return summary.finish(None, Some(interruption), globals),
     };
+    signals.clock().set_phase(Phase::Exchange);
     // A separate thread: the runtime's timers have millisecond resolution, and a batch at top speed blocks.
     let (end, ended) = mpsc::channel::<()>();
     let total = (tape.items.len() as u64).saturating_mul(args.times.into());
     let live = RefCell::new(Live::new(false, Counts { total: Some(total), ..Counts::default() }));
-    let (mut signals, stop) = (Signals::new()?, Stop::default());
+    let stop = Stop::default();
     let progress = Arc::new(AtomicU64::new(0));
     let done = progress.clone();
     let mut playing = tokio::task::spawn_blocking(move || play(&tape, schedule, outlet, args.times, &ended, &done));
@@ -141,7 +142,7 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
         }
         played.await
     };
-    let (played, signal) = live::drive(played, &live, &mut signals, &stop).await?;
+    let (played, mut interruption) = live::drive(played, &live, &mut signals, &stop).await?;
     live.into_inner().end_progress();
     let played = played.context("the sending thread panicked; this is a bug in crafter")?;
     summary.sent = played.outlet.sent();
@@ -149,17 +150,50 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     let seconds = played.took.as_secs_f64();
     summary.duration_ns = print::nanoseconds(played.took);
     summary.packets_per_second = if seconds > 0.0 { summary.sent as f64 / seconds } else { 0.0 };
-    summary.conclude(played.error, signal);
-    summary.print(globals)?;
-    Ok(summary.exit_code)
+    interruption.take_if(|interruption| interruption.is_timeout() && summary.sent + summary.refused == total);
+    summary.finish(played.error, interruption, globals)
 }
 
 impl Summary {
-    /// Sets the exit code: a signal before an error, before a truncated capture, before rejected packets.
-    fn conclude(&mut self, error: Option<Error>, signal: Option<u8>) {
-        if let Some(code) = signal {
-            self.exit_code = code;
-            self.error = Some(Interrupted::TEXT.to_owned());
+    /// A summary before anything is read.
+    fn new(args: &Args) -> Self {
+        Self {
+            file: args.file.display().to_string(),
+            packets: 0,
+            shortened: 0,
+            sent: 0,
+            refused: 0,
+            duration_ns: 0,
+            packets_per_second: 0.0,
+            loops: args.times,
+            broken: None,
+            error: None,
+            exit_code: exit::SUCCESS,
+        }
+    }
+
+    /// Adds what the capture holds.
+    fn read(&mut self, tape: &Tape) {
+        (self.packets, self.shortened, self.broken) = (tape.items.len(), tape.shortened, tape.broken.clone());
+    }
+
+    /// Prints the summary; returns the exit code.
+    fn finish(
+        mut self,
+        error: Option<Error>,
+        interruption: Option<Interruption>,
+        globals: &Globals,
+    ) -> anyhow::Result<u8> {
+        self.conclude(error, interruption);
+        self.print(globals)?;
+        Ok(self.exit_code)
+    }
+
+    /// Sets the exit code: an interruption before an error, before a truncated capture, before rejected packets.
+    fn conclude(&mut self, error: Option<Error>, interruption: Option<Interruption>) {
+        if let Some(interruption) = interruption {
+            self.exit_code = interruption.code();
+            self.error = Some(interruption.to_string());
         } else if let Some(error) = error {
             self.exit_code = exit::code(&error);
             self.error = Some(print::sentence(&error.into()));
@@ -176,7 +210,7 @@ impl Summary {
             format!("{sent} packets sent in {seconds:.3} s, {rate:.0} packets/s; {refused} rejected by the kernel\n")
         })?;
         if self.shortened > 0 && !globals.json {
-            print::stderr(format_args!("{} packets were sent truncated, as the capture holds them", self.shortened));
+            print::remark(format_args!("{} packets were sent truncated, as the capture holds them", self.shortened));
         }
         if let Some(error) = &self.error {
             print::message(error);

@@ -25,7 +25,7 @@ use crafter::{
 };
 use nix::unistd::{Gid, Group, chown};
 
-use super::{Globals, account, complete, interface, service::Socket};
+use super::{Globals, account, complete, interface, service::Socket, signals};
 
 /// `crafter serve`
 #[derive(Debug, clap::Args)]
@@ -46,7 +46,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
     /// Exit after this idle time [default: 60 if systemd opened the socket, else never]
-    #[arg(long, value_name = "SECONDS", value_parser = interface::seconds)]
+    #[arg(long, value_name = "TIME", value_parser = signals::duration)]
     idle: Option<Duration>,
     /// Ingress hook: native or generic XDP, tc, or the fastest that is available
     #[arg(long, value_name = "MODE", default_value = "auto", value_parser = interface::attach(), help_heading = "Engine", hide_short_help = true)]

@@ -8,6 +8,7 @@ mod state;
 use std::{
     io::{self, IsTerminal as _},
     path::PathBuf,
+    time::Duration,
 };
 
 use crate::cli::exit;
@@ -17,7 +18,15 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use self::input::{Input, Text};
 pub use self::outside::Outside;
-use super::{Globals, interface, print};
+use super::{
+    Globals,
+    hang_up::HangUp,
+    interface, print,
+    signals::{Limit, Signals},
+};
+
+/// Time for SIGHUP to arrive after the terminal cannot be read.
+const HANG_UP_DELAY: Duration = Duration::from_millis(100);
 
 /// `crafter shell`
 #[derive(Debug, clap::Args)]
@@ -61,31 +70,43 @@ Examples:
 /// # Errors
 /// Those of reading the statements and of writing; without a prompt, the statements' own.
 pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
-    let session = args.link.session(args.policy.terms(), &args.half_open).await?;
+    let mut signals = Signals::new(Limit::default())?;
+    let session = signals.unless(args.link.session(args.policy.terms(), &args.half_open)).await??;
     let mut shell = Shell::new(Outside::new(session, args.link.interface.clone()));
     let code = match (&args.command, &args.file) {
-        (Some(text), _) => script(&mut shell, "-c", text, globals).await,
+        (Some(text), _) => script(&mut shell, &mut signals, "-c", text, globals).await,
         (None, Some(path)) if path.as_os_str() != "-" => match std::fs::read_to_string(path) {
-            Ok(text) => script(&mut shell, &path.display().to_string(), &text, globals).await,
+            Ok(text) => script(&mut shell, &mut signals, &path.display().to_string(), &text, globals).await,
             Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
         },
-        (None, None) if io::stdin().is_terminal() => prompted(&mut shell, globals).await,
-        _ => piped(&mut shell, globals).await,
+        (None, None) if io::stdin().is_terminal() => {
+            let ended = prompted(&mut shell, globals).await;
+            // Ctrl-C at the prompt does not shorten the end.
+            signals.discard();
+            ended
+        }
+        _ => piped(&mut shell, &mut signals, globals).await,
     };
-    print::half_open_reset(shell.into_world().close().await?);
+    print::half_open_reset(shell.into_world().close(&mut signals).await);
     code
 }
 
 /// Runs a complete text. All of it is parsed before the first statement is run.
-async fn script(shell: &mut Shell<Outside>, name: &str, text: &str, globals: &Globals) -> anyhow::Result<u8> {
+async fn script(
+    shell: &mut Shell<Outside>,
+    signals: &mut Signals,
+    name: &str,
+    text: &str,
+    globals: &Globals,
+) -> anyhow::Result<u8> {
     let mut printer = Printer::new(globals);
-    let ran = interface::unless_signal(shell.run(text, |output| printer.take(output))).await;
+    let ran = signals.unless(shell.run(text, |output| printer.take(output))).await;
     printer.finish()?;
     Ok(ran?.map_or_else(|failure| failed(name, &failure), |()| exit::SUCCESS))
 }
 
 /// Runs each statement from stdin when it is complete, so that a program can use the shell interactively.
-async fn piped(shell: &mut Shell<Outside>, globals: &Globals) -> anyhow::Result<u8> {
+async fn piped(shell: &mut Shell<Outside>, signals: &mut Signals, globals: &Globals) -> anyhow::Result<u8> {
     let work = async {
         let mut input = input::piped()?;
         while let Some(text) = input.next().await {
@@ -103,26 +124,31 @@ async fn piped(shell: &mut Shell<Outside>, globals: &Globals) -> anyhow::Result<
         }
         Ok(exit::SUCCESS)
     };
-    interface::unless_signal(work).await?
+    signals.unless(work).await?
 }
 
 /// Prompts for statements until the user leaves. Errors are printed and do not end the prompt.
 async fn prompted(shell: &mut Shell<Outside>, globals: &Globals) -> anyhow::Result<u8> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let mut hang_up = HangUp::new()?;
     let mut prompt = prompt::Prompt::start()?;
     loop {
         prompt.ask(shell.names());
         let answer = tokio::select! {
             answer = prompt.answer() => answer,
-            _ = terminate.recv() => {
-                prompt.restore();
-                return Ok(exit::signal(libc::SIGTERM));
-            }
+            _ = terminate.recv() => return Ok(exit::signal(libc::SIGTERM)),
+            () = hang_up.arrive() => return Ok(exit::signal(libc::SIGHUP)),
         };
         let text = match answer {
             Some(Input::Text(text)) => text,
             Some(Input::Cancelled) => continue,
-            Some(Input::Failed(reason)) => return Err(anyhow::Error::msg(reason).context("cannot read the terminal")),
+            Some(Input::Failed(reason)) => {
+                // Reading a terminal that disappears may fail before its signal arrives.
+                if tokio::time::timeout(HANG_UP_DELAY, hang_up.arrive()).await.is_ok() {
+                    return Ok(exit::signal(libc::SIGHUP));
+                }
+                return Err(anyhow::Error::msg(reason).context("cannot read the terminal"));
+            }
             Some(Input::End) | None => return Ok(exit::SUCCESS),
         };
         let mut printer = Printer::new(globals);
@@ -132,6 +158,7 @@ async fn prompted(shell: &mut Shell<Outside>, globals: &Globals) -> anyhow::Resu
             ran = shell.run(&text, |output| printer.take(output)) => Some(ran),
             _ = interrupt.recv() => None,
             _ = terminate.recv() => return Ok(exit::signal(libc::SIGTERM)),
+            () = hang_up.arrive() => return Ok(exit::signal(libc::SIGHUP)),
         };
         if let Err(error) = printer.finish() {
             print::error(&error);

@@ -17,10 +17,9 @@ use crafter::{
 use serde_json::{Value, json};
 
 use super::{
-    Globals, complete,
-    interface::{Ended, seconds, until_signal},
-    print, service,
+    Globals, complete, print, service,
     show::{self, Form},
+    signals::{Interruption, Limit, Phase, Signals},
 };
 
 /// Timeout after which the kernel hands over a block that is not full. Larger blocks need fewer wake-ups.
@@ -40,9 +39,8 @@ pub struct Args {
     /// Stop after N packets
     #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
-    /// Time to wait for packets; after it the capture ends [default: no limit]
-    #[arg(long, short, value_name = "SECONDS", value_parser = seconds)]
-    timeout: Option<Duration>,
+    #[command(flatten)]
+    limit: Limit,
     /// Write a capture file: pcapng, or pcap if the name ends in .pcap; - writes pcapng to stdout
     #[arg(long, short, value_name = "FILE")]
     write: Option<PathBuf>,
@@ -66,7 +64,7 @@ pub struct Args {
 }
 
 const HELP: &str = "\
-Stops with Ctrl-C, after --count packets or --timeout seconds, and prints on stderr how many
+Stops with Ctrl-C, after --count packets or at --timeout, and prints on stderr how many
 packets it saw and how many the kernel dropped. Times are UTC. Programs of Wireshark can read
 the capture while it runs:
   crafter sniff -w - tcp port 80 | tshark -r -
@@ -78,8 +76,8 @@ packets sent past the stack (AF_XDP, replay --top-speed).
 --json: one object per line as packets arrive, distinguished by type: packet (time_ns, interface,
 original_length, and the keys of `crafter show --json`), then one summary (interface, packets,
 received, dropped). docs/schema/v1/sniff.json describes both.
-Exit code 0: stopped as requested; 5: --timeout passed before --count packets were seen; others
-as `crafter --help` lists them.
+Exit code 0: stopped as requested; 5: --timeout passed before --count packets were seen; 130:
+Ctrl-C before that; others as `crafter --help` lists them.
 
 Examples:
   crafter sniff -i eth0 tcp port 80 and host 192.0.2.1
@@ -99,6 +97,7 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
         buffer: args.buffer * MEBIBYTE,
         gather: BLOCK_TIMEOUT,
     };
+    let mut signals = Signals::new(args.limit)?;
     // Reports an error of the filter before a missing permission.
     options.check()?;
     let mut sink = Sink::check(&args, globals)?;
@@ -106,50 +105,62 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
         Some(interface) => interface.clone(),
         None => first_interface().await?,
     };
-    let service = args.service.open().await?;
-    let mut tap = Sniffer::open(service.as_ref(), &interface, &options).await?;
-    sink.open(args.write.as_deref(), &tap)?;
-    print::stderr(format_args!("crafter sniff: listening on {interface} ({}); Ctrl-C stops", tap.link()));
+    let opening = async {
+        let service = args.service.open().await?;
+        Sniffer::open(service.as_ref(), &interface, &options).await
+    };
+    let mut tap = match signals.unless(opening).await {
+        Ok(tap) => tap?,
+        // As after the first packet.
+        Err(interruption @ Interruption::Signal(_)) => {
+            if globals.json {
+                print::json(&summary(&interface, 0, None))?;
+            }
+            return Ok(interruption.usual_code(args.count.is_none()));
+        }
+        Err(interruption) => return Err(interruption.into()),
+    };
+    if let Err(error) = sink.open(args.write.as_deref(), &tap) {
+        return end(Err(error), exit::SUCCESS);
+    }
+    print::remark(format_args!("crafter sniff: listening on {interface} ({}); Ctrl-C stops", tap.link()));
 
     let wanted = args.count.unwrap_or(u64::MAX);
     let mut seen = 0;
-    let until_end = async {
-        let listening = listen(&mut tap, &mut sink, wanted, &mut seen);
-        match args.timeout {
-            Some(timeout) => tokio::time::timeout(timeout, listening).await.ok(),
-            None => Some(listening.await),
-        }
-    };
-    let ended = match until_signal(until_end).await? {
-        Ended::Itself(ended) => ended,
-        Ended::Signal(_) => None,
-    };
-    let result = match ended {
-        Some(result) => result,
-        // Packets in blocks that are not full arrived in time.
-        None => {
+    signals.clock().set_phase(Phase::Exchange);
+    let (result, interruption) = match signals.unless(listen(&mut tap, &mut sink, wanted, &mut seen)).await {
+        Ok(result) => (result, None),
+        // Ctrl-C and the time limit end the capture. Packets in blocks that are not full arrived in time.
+        Err(interruption) => {
             tokio::time::sleep(2 * BLOCK_TIMEOUT).await;
-            empty(&mut tap, &mut sink, wanted, &mut seen)
+            (empty(&mut tap, &mut sink, wanted, &mut seen), Some(interruption))
         }
     };
     let counts = tap.counts();
-    let (received, dropped) =
-        counts.as_ref().map_or((None, None), |&(received, dropped)| (Some(received), Some(dropped)));
-    let summary = json!({
-        "type": "summary", "interface": interface, "packets": seen, "received": received, "dropped": dropped,
-    });
-    let result = result.and_then(|()| sink.finish(&summary));
+    let result = result.and_then(|()| sink.finish(&summary(&interface, seen, counts.as_ref().ok().copied())));
     let (received, dropped) = counts?;
-    print::stderr(format_args!(
+    print::remark(format_args!(
         "crafter sniff: {seen} packets seen, {received} received by the filter, {dropped} dropped by the kernel"
     ));
+    let is_complete = args.count.is_none_or(|count| seen >= count);
+    let code = interruption.map_or(exit::SUCCESS, |interruption| interruption.usual_code(is_complete));
+    end(result, code)
+}
+
+/// The exit code of a capture, or success if the reader has closed the pipe (`crafter sniff | head`).
+fn end(result: Result<()>, code: u8) -> anyhow::Result<u8> {
     match result {
-        // The reader has closed the pipe (`crafter sniff | head`).
         Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => Ok(exit::SUCCESS),
-        Err(error) => Err(error.into()),
-        Ok(()) if args.timeout.is_some() && args.count.is_some_and(|count| seen < count) => Ok(exit::TIMED_OUT),
-        Ok(()) => Ok(exit::SUCCESS),
+        ended => ended.map(|()| code).map_err(anyhow::Error::from),
     }
+}
+
+/// The last record of JSON. `counts`: packets that passed the filter, and those of them that the kernel dropped.
+fn summary(interface: &str, packets: u64, counts: Option<(u64, u64)>) -> Value {
+    let (received, dropped) = counts.unzip();
+    json!({
+        "type": "summary", "interface": interface, "packets": packets, "received": received, "dropped": dropped,
+    })
 }
 
 /// Passes packets to the sink until `wanted` packets were seen.

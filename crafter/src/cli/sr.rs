@@ -18,13 +18,18 @@ use serde_json::{Value, json};
 
 use self::tally::Tally;
 use super::{
-    Globals, exchange, interface,
-    live::{Counts, Live, Signals},
+    Globals,
+    exchange::{self, Closed},
+    live::{Counts, Live},
     print,
+    signals::{self, Limit, Signals},
 };
 
 /// Number of requests up to which all of them are printed by default.
 const MAX_PRINTED: u64 = 64;
+
+/// How long to wait for replies by default.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// `crafter sr`
 #[derive(Debug, clap::Args)]
@@ -44,9 +49,9 @@ pub struct Args {
 }
 
 impl Args {
-    /// Bounds the wait for the next hop, too, by `--timeout`.
+    /// Bounds the wait for the next hop, too.
     pub fn bounded(mut self) -> Self {
-        self.exchange.link.hop_timeout = Some(self.waiting.longest());
+        self.exchange.link.hop_timeout = self.waiting.next_hop();
         self
     }
 }
@@ -83,27 +88,34 @@ pub struct OneArgs {
 }
 
 impl OneArgs {
-    /// Bounds the wait for the next hop, too, by `--timeout`.
+    /// Bounds the wait for the next hop, too.
     pub fn bounded(mut self) -> Self {
-        self.exchange.link.hop_timeout = Some(self.waiting.longest());
+        self.exchange.link.hop_timeout = self.waiting.next_hop();
         self
     }
 }
 
 #[derive(Debug, clap::Args)]
 struct Waiting {
-    /// Time to wait for replies after the last packet is sent; at most as long for each next hop to answer
-    #[arg(long, short, value_name = "SECONDS", default_value = "2", value_parser = interface::seconds)]
-    timeout: Duration,
+    #[command(flatten)]
+    limit: Limit,
+    /// Time to wait for replies after the last packet is sent [default: 2; with --timeout that time, divided by the
+    /// attempts]
+    #[arg(long, short = 'W', value_name = "TIME", value_parser = signals::duration)]
+    wait: Option<Duration>,
     /// Send an unanswered packet again, up to N times
     #[arg(long, short, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=100))]
     retry: u32,
 }
 
 impl Waiting {
-    /// The time that one packet may take, with its repetitions.
-    fn longest(&self) -> Duration {
-        self.timeout.saturating_mul(self.retry.saturating_add(1))
+    fn next_hop(&self) -> Option<Duration> {
+        self.limit.next_hop(self.wait, self.retry.saturating_add(1))
+    }
+
+    /// How long to wait for replies after each attempt.
+    fn timeout(&self) -> Duration {
+        self.limit.wait(self.wait, REPLY_TIMEOUT, self.retry.saturating_add(1))
     }
 }
 
@@ -115,7 +127,7 @@ Prints a line for each request with its reply when the reply arrives, at the end
 request without one. Of more than 64 requests it prints only those that --show open includes, and
 at the end the ports of each host by state. On stderr: how many targets are in each state, an
 account of all packets, and whether the counters of the kernel half agree with it.
-Ctrl-C ends it with everything so far, a second Ctrl-C at once.
+Ctrl-C and --timeout end it with everything so far, a second Ctrl-C at once.
 A SYN-ACK leaves a connection half open, and the peer repeats it. Before the lease of the port
 ends, also after Ctrl-C, crafter resets such connections and prints on stderr how many
 (half_open_reset of the account). That takes at most 5 s, at --rate or 1000 per second,
@@ -126,11 +138,12 @@ its SYN-ACK, a second or more later.
 reply, rtt_ns, verdict), no_answer (number, request), unmatched (reply), then one summary (states,
 account, mechanism, error, exit_code). Packets as in `crafter show --json`, requests also with
 time_ns, replies with time_ns, interface and reason (docs/schema/v1/sr.json).
-Exit code 0: at least one reply; 5: none; 130: Ctrl-C; others as `crafter --help` lists them.
+Exit code 0: at least one reply; 5: none, or --timeout passed before all packets were sent;
+130: Ctrl-C; others as `crafter --help` lists them.
 
 Examples:
   crafter sr 'IP(dst=\"192.0.2.1\")/TCP(dport=[22,80,443], flags=\"S\")'
-  crafter sr --multi --timeout 1 --json 'IP(dst=\"192.0.2.1\")/ICMP()'";
+  crafter sr --multi --wait 1 --json 'IP(dst=\"192.0.2.1\")/ICMP()'";
 
 const HELP_ONE: &str = "\
 Like `crafter sr`, but ends with the first reply and prints it field by field.
@@ -141,7 +154,7 @@ peer repeats its SYN-ACK.
 --json: an object with request, reply (or null), rtt_ns, verdict (state, from, text), account,
 mechanism, error and exit_code (docs/schema/v1/sr1.json). States: open, closed, up, unreachable,
 ttl_exceeded, error, answered, no_answer.
-Exit code 0: a reply; 5: none; 130: Ctrl-C; others as `crafter --help` lists them.
+Exit code 0: a reply; 5: none in time; 130: Ctrl-C; others as `crafter --help` lists them.
 
 Examples:
   crafter sr1 'IP(dst=\"192.0.2.1\")/TCP(dport=80, flags=\"S\")'
@@ -153,7 +166,15 @@ Examples:
 /// Those of the expression, of values that do not fit, and of sending.
 pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     let Args { exchange, waiting, multi, show } = args;
-    let set = exchange.set()?;
+    let mut signals = Signals::new(waiting.limit)?;
+    let set = match exchange.set(&mut signals).await? {
+        Ok(set) => set,
+        Err(interruption) => {
+            let form = if globals.json && !exchange.capture.is_stdout() { Form::Json } else { Form::Nothing };
+            let live = Live::new(false, Counts::default());
+            return finish(&Printer::new(form, Show::All), &Exchanged::default(), Closed::early(interruption), live);
+        }
+    };
     let is_large = exchange.total(&set) > MAX_PRINTED;
     let form = match (exchange.capture.is_stdout(), globals.json) {
         (true, _) => Form::Nothing,
@@ -161,44 +182,47 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
         (false, false) => Form::Text,
     };
     let default = if is_large && form == Form::Text { Show::Open } else { Show::All };
-    let mut printer = Printer { form, show: show.unwrap_or(default), tally: Tally::default(), fault: None };
-    let counts =
-        Counts { total: Some(exchange.total(&set)), answered: Some(0), wait: waiting.timeout, ..Counts::default() };
+    let mut printer = Printer::new(form, show.unwrap_or(default));
+    let (total, timeout) = (exchange.total(&set), waiting.timeout());
+    let counts = Counts { total: Some(total), answered: Some(0), wait: timeout, ..Counts::default() };
     let live = RefCell::new(Live::new(false, counts));
     let packets = exchange.packets(&set)?;
-    let Waiting { timeout, retry } = waiting;
-    let options = SrOptions { timeout, retry, pace: exchange.pace(), multi, discard_replies: true };
-    let mut signals = Signals::new()?;
+    let options = SrOptions { timeout, retry: waiting.retry, pace: exchange.pace(), multi, discard_replies: true };
     let on_event = |event: &Event<'_>| printer.handle(event, &mut live.borrow_mut());
     let running = exchange.run(&mut signals, &live, on_event, async |session, observer| {
         session.sr_with(packets, &options, observer).await
     });
     let (mut exchanged, mut closed): (Exchanged, _) = running.await?;
     exchanged.account.half_open_reset += closed.reset;
+    closed.complete_if(exchanged.account.requests == total);
     if let Some(error) = printer.fault.take() {
         return Err(error.into());
     }
-    let code = code(&exchanged);
     let mut live = live.into_inner();
     printer.unanswered(&exchanged, &mut live)?;
-    match form {
-        Form::Json => {
-            let mut summary = json!({ "type": "summary", "states": printer.tally.total_object() });
-            closed.complete(&mut summary, &exchanged.account, code);
-            live.print(&format!("{summary}\n"));
-        }
-        Form::Text if is_large => live.print(&printer.tally.map()),
-        Form::Text | Form::Nothing => {}
+    if is_large && form == Form::Text {
+        live.print(&printer.tally.map());
+    }
+    finish(&printer, &exchanged, closed, live)
+}
+
+/// Prints the summary; returns the exit code.
+fn finish(printer: &Printer, exchanged: &Exchanged, mut closed: Closed, mut live: Live) -> anyhow::Result<u8> {
+    let code = code(exchanged);
+    if printer.form == Form::Json {
+        let mut summary = json!({ "type": "summary", "states": printer.tally.total_object() });
+        closed.add_to(&mut summary, &exchanged.account, code);
+        live.print(&format!("{summary}\n"));
     }
     live.end_progress();
-    if form != Form::Json {
+    if printer.form != Form::Json {
         let totals = printer.tally.total_line();
         if !totals.is_empty() {
             print::note(totals);
         }
-        account(&exchanged);
+        account(exchanged);
     }
-    let code = live.finish(closed.signal.unwrap_or(code))?;
+    let code = live.finish(closed.end(code))?;
     closed.check_recorded()?;
     Ok(code)
 }
@@ -209,14 +233,19 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
 /// As [`run`]; [`Error::Invalid`] for an expression that expands to more than one packet.
 pub async fn run_one(args: OneArgs, globals: &Globals) -> anyhow::Result<u8> {
     let OneArgs { exchange, waiting } = args;
-    let set = exchange.set()?;
+    let timeout = waiting.timeout();
+    let mut signals = Signals::new(waiting.limit)?;
+    let set = match exchange.set(&mut signals).await? {
+        Ok(set) => set,
+        Err(interruption) => {
+            return finish_one(&exchange, globals, &Exchanged::default(), Closed::early(interruption), None, None);
+        }
+    };
     set.single()?;
     let packets = exchange.packets(&set)?;
-    let options =
-        SrOptions { timeout: waiting.timeout, retry: waiting.retry, pace: exchange.pace(), ..SrOptions::default() };
-    let counts = Counts { total: Some(1), answered: Some(0), wait: waiting.timeout, ..Counts::default() };
+    let options = SrOptions { timeout, retry: waiting.retry, pace: exchange.pace(), ..SrOptions::default() };
+    let counts = Counts { total: Some(1), answered: Some(0), wait: timeout, ..Counts::default() };
     let live = RefCell::new(Live::new(false, counts));
-    let mut signals = Signals::new()?;
     let (mut sent, mut sent_time) = (None, None);
     let on_event = |event: &Event<'_>| {
         if matches!(event.outcome, Outcome::Sent { .. }) {
@@ -229,6 +258,7 @@ pub async fn run_one(args: OneArgs, globals: &Globals) -> anyhow::Result<u8> {
     });
     let (mut exchanged, mut closed): (Exchanged, _) = running.await?;
     exchanged.account.half_open_reset += closed.reset;
+    closed.complete_if(exchanged.account.requests == 1);
     let first = exchanged.answered.first();
     let request = first.map(|pair| &pair.request).or(exchanged.unanswered.first());
     let verdict = match (first, request) {
@@ -237,13 +267,27 @@ pub async fn run_one(args: OneArgs, globals: &Globals) -> anyhow::Result<u8> {
             let attempts = u32::try_from(exchanged.account.sent).unwrap_or(u32::MAX);
             // After Ctrl-C, the time until then.
             let waited = sent.map_or(Duration::ZERO, |sent| sent.elapsed()).as_millis() as u64;
-            let waited = Duration::from_millis(waited).min(waiting.timeout);
-            let waited = if closed.signal.is_some() { waited } else { waiting.timeout };
+            let waited = Duration::from_millis(waited).min(timeout);
+            let waited = if closed.interruption.is_some() { waited } else { timeout };
             Some(TargetReport::unanswered(request, waited, attempts))
         }
         (None, None) => None,
     };
-    let code = code(&exchanged);
+    finish_one(&exchange, globals, &exchanged, closed, verdict, sent_time)
+}
+
+/// Prints the result of `sr1`; returns the exit code.
+fn finish_one(
+    exchange: &exchange::Args,
+    globals: &Globals,
+    exchanged: &Exchanged,
+    mut closed: Closed,
+    verdict: Option<TargetReport>,
+    sent_time: Option<Duration>,
+) -> anyhow::Result<u8> {
+    let code = code(exchanged);
+    let first = exchanged.answered.first();
+    let request = first.map(|pair| &pair.request).or(exchanged.unanswered.first());
     if globals.json && !exchange.capture.is_stdout() {
         let reply = first.map(|pair| &pair.reply);
         let mut object = json!({
@@ -252,7 +296,7 @@ pub async fn run_one(args: OneArgs, globals: &Globals) -> anyhow::Result<u8> {
             "rtt_ns": first.map(|pair| print::nanoseconds(pair.rtt)),
             "verdict": verdict,
         });
-        closed.complete(&mut object, &exchanged.account, code);
+        closed.add_to(&mut object, &exchanged.account, code);
         print::json(&object)?;
     } else {
         if let Some(pair) = first.filter(|_| !exchange.capture.is_stdout()) {
@@ -261,10 +305,10 @@ pub async fn run_one(args: OneArgs, globals: &Globals) -> anyhow::Result<u8> {
         if let Some(verdict) = verdict {
             print::note(verdict);
         }
-        account(&exchanged);
+        account(exchanged);
     }
     closed.check_recorded()?;
-    Ok(closed.signal.unwrap_or(code))
+    Ok(closed.end(code))
 }
 
 fn code(exchanged: &Exchanged) -> u8 {
@@ -296,22 +340,23 @@ struct Printer {
 }
 
 impl Printer {
+    fn new(form: Form, show: Show) -> Self {
+        Self { form, show, tally: Tally::default(), fault: None }
+    }
+
     fn handle(&mut self, event: &Event<'_>, live: &mut Live) {
         match (event.outcome, event.request, event.reply) {
             (Outcome::Sent { request: number, attempt }, request, _) => {
                 self.tally.handle_sent(number, request, event.time);
                 if attempt == 0 {
-                    live.count(|counts| (counts.sent, counts.lost) = (counts.sent + 1, counts.lost + 1));
+                    live.count(|counts| counts.sent += 1);
                 }
             }
             (Outcome::Matched { request: number, rtt, reason }, Some(request), Some(reply)) => {
                 let verdict = TargetReport::answered(request, reply, rtt);
                 let (is_first, sent) = self.tally.handle_reply(number, verdict.state);
                 if is_first {
-                    live.count(|counts| {
-                        counts.answered = counts.answered.map(|count| count + 1);
-                        counts.lost -= 1;
-                    });
+                    live.count(|counts| counts.answered = counts.answered.map(|count| count + 1));
                 }
                 match self.form {
                     Form::Text if self.show.includes(verdict.state) => {

@@ -1,6 +1,10 @@
 //! `crafter traceroute`: the routers on the path to a host.
 
-use std::{fmt::Write as _, net::IpAddr, time::Duration};
+use std::{
+    fmt::Write as _,
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
 
 use crate::cli::exit;
 use crafter::{
@@ -10,11 +14,15 @@ use crafter::{
 use serde_json::{Value, json};
 
 use super::{
-    Globals, interface,
+    Globals,
     live::Counts,
     print,
     probe::{self, Output, Plan},
+    signals::{self, Limit, Signals},
 };
+
+/// How long to wait for the answer to a probe by default.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// `crafter traceroute`
 #[derive(Debug, clap::Args)]
@@ -38,9 +46,12 @@ pub struct Args {
     /// Probes for each hop
     #[arg(long, short = 'q', value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=10))]
     probes: u8,
-    /// Time to wait for the answer to a probe before it is repeated
-    #[arg(long, short, value_name = "SECONDS", default_value = "1", value_parser = interface::seconds)]
-    timeout: Duration,
+    #[command(flatten)]
+    limit: Limit,
+    /// Time to wait for the answer to a probe before it is repeated [default: 1, or --timeout divided by the attempts if
+    /// that is less]
+    #[arg(long, short = 'W', value_name = "TIME", value_parser = signals::duration)]
+    wait: Option<Duration>,
     /// Send an unanswered packet again, up to N times; routers limit the rate of ICMP errors
     #[arg(long, short, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(..=20))]
     retry: u8,
@@ -48,16 +59,20 @@ pub struct Args {
     #[arg(long, visible_alias = "hops-at-once", value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u8).range(1..))]
     parallel: u8,
     /// Time between two hops: the probes of one and those of the next
-    #[arg(long, value_name = "SECONDS", default_value = "0.01", value_parser = interface::seconds)]
+    #[arg(long, value_name = "TIME", default_value = "0.01", value_parser = signals::duration)]
     interval: Duration,
+    // Without `-q`, which is `--probes` as in traceroute.
+    /// Print less: only results and errors, no notes, no summary on stderr, no progress
+    #[arg(long)]
+    quiet: bool,
     #[command(flatten)]
     probe: probe::Args,
 }
 
 impl Args {
-    /// Bounds the wait for the next hop, too, by `--timeout`.
+    /// Bounds the wait for the next hop, too.
     pub fn bounded(mut self) -> Self {
-        self.probe.link.hop_timeout = Some(self.timeout.saturating_mul(u32::from(self.retry) + 1));
+        self.probe.link.hop_timeout = self.limit.next_hop(self.wait, u32::from(self.retry) + 1);
         self
     }
 }
@@ -67,7 +82,7 @@ Prints a line for each hop: the address that answered, its MPLS labels, and the 
 probe; a star for a probe without an answer. Names of routers are not looked up.
 After a time: !N, !H, !P network, host or protocol unreachable, !X prohibited, !S source route
 failed, !F-MTU fragmentation needed, !V, !C precedence, !<N> code N; also from the destination.
-Ctrl-C ends it with the hops so far, a second Ctrl-C at once.
+Ctrl-C and --timeout end it with the hops so far, a second Ctrl-C at once.
 --json: one object per line as results arrive: type hop for each hop, then one of type summary
 with ending (reached, unreachable, not_reached or interrupted), icmp_error, account, mechanism,
 error and exit_code (docs/schema/v1/traceroute.json).
@@ -95,14 +110,19 @@ fn port_or_many(text: &str) -> Result<u16, String> {
 /// # Errors
 /// Those of the host's name, of values that do not fit, and of sending.
 pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
-    let destination = args.probe.address().await?;
+    let mut signals = Signals::new(args.limit)?;
+    let (destination, interruption) = match args.probe.address(&mut signals).await? {
+        Ok(address) => (address, None),
+        Err(interruption) => (IpAddr::V4(Ipv4Addr::UNSPECIFIED), Some(interruption)),
+    };
     let method = match (args.tcp, args.udp, args.icmp) {
         (Some(port), ..) => Method::Tcp(port),
         (_, Some(port @ 1..), _) => Method::Udp(port),
         (.., true) => Method::Icmp,
         _ => Method::UdpFrom(33_434),
     };
-    let Args { first, max, probes, timeout, retry: retries, parallel, interval, probe, .. } = args;
+    let Args { first, max, probes, limit, wait, retry: retries, parallel, interval, probe, .. } = args;
+    let timeout = wait.unwrap_or(limit.wait(None, REPLY_TIMEOUT, u32::from(retries) + 1).min(REPLY_TIMEOUT));
     let options = TraceOptions { destination, method, first, max, probes, timeout, retries, parallel, interval };
     let next_result = |trace: &mut Trace, has_ended| {
         let hop = trace.poll_hop().or_else(|| if has_ended { trace.poll_unfinished() } else { None });
@@ -110,12 +130,14 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     };
     let update = |trace: &Trace, counts: &mut Counts| {
         let (sent, answered) = trace.counts();
-        (counts.sent, counts.answered, counts.lost) = (sent, Some(answered), sent - answered.min(sent));
+        (counts.sent, counts.answered) = (sent, Some(answered));
     };
     let output = if globals.json { Output::Json } else { Output::Lines };
     let heading = format!("{}: at most {max} hops, {method}\n", probe.label(destination));
     let counts = Counts { answered: Some(0), ..Counts::default() };
-    let ran = probe.run(Trace::new(options)?, next_result, update, Plan { heading, output, counts }).await?;
+    let address = interruption.is_none().then_some(destination);
+    let plan = Plan { heading, output, counts, interruption };
+    let ran = probe.run(&mut signals, Trace::new(options)?, next_result, update, plan).await?;
     let (code, ending, error) = match ran.probe.ending() {
         Ending::Reached => (exit::SUCCESS, "reached", None),
         Ending::Unreachable(fault) => (exit::REFUSED, "unreachable", Some(fault.to_string())),
@@ -123,7 +145,7 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
         Ending::NotReached => (exit::TIMED_OUT, "not_reached", None),
     };
     let object = json!({
-        "host": probe.host, "address": destination, "method": method.to_string(), "max_hops": max,
+        "host": probe.host, "address": address, "method": method.to_string(), "max_hops": max,
         "ending": ending, "icmp_error": error,
     });
     ran.finish("", object, code)

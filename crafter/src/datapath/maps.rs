@@ -15,7 +15,7 @@ use crafter_common::{
 };
 use serde::Serialize;
 
-use super::{failure::bpf_error, programs::Slot};
+use super::{batch, failure::bpf_error, programs::Slot};
 use crate::{error::Result, packet::Transport};
 
 /// An address in the 16-byte form of the maps.
@@ -106,6 +106,56 @@ impl OwnerMaps {
     pub fn flows(&self) -> Vec<Flow> {
         read_flows(&self.slot.programs.flows, |link| link == self.slot.link)
     }
+
+    /// Reads the maps of this interface, also on other threads.
+    #[cfg(feature = "service")]
+    pub(crate) fn reader(&self) -> MapReader {
+        MapReader { slot: self.slot.clone() }
+    }
+}
+
+/// Reads flows and counters of an interface.
+#[cfg(feature = "service")]
+#[derive(Clone)]
+pub(crate) struct MapReader {
+    slot: Arc<Slot>,
+}
+
+#[cfg(feature = "service")]
+impl MapReader {
+    /// The number of the interface in the flow map's keys. Unique among readers of the same [load](Self::load).
+    pub(crate) fn link(&self) -> u32 {
+        self.slot.link
+    }
+
+    /// Identifies the flow map, which interfaces share.
+    pub(crate) fn load(&self) -> usize {
+        Arc::as_ptr(&self.slot.programs).addr()
+    }
+
+    /// Calls `take` for each flow of all interfaces that share the flow map.
+    ///
+    /// # Errors
+    /// [`Io`](crate::Error::Io) if the kernel refuses.
+    pub(crate) fn read_flows(&self, mut take: impl FnMut(&FlowKey, &FlowValue)) -> Result<()> {
+        let calls = batch::read(&self.slot.programs.flows, |key, value| {
+            // Otherwise the kernel half has not written the value yet.
+            if value.first_seen != 0 {
+                take(&key, &value);
+            }
+        });
+        let calls = calls.map_err(|e| crate::Error::Io { action: "read the flows".to_owned(), source: e })?;
+        log::debug!("read the flow map by {calls} system calls");
+        Ok(())
+    }
+
+    /// The counters of the interface.
+    ///
+    /// # Errors
+    /// [`Bpf`](crate::Error::Bpf) if the kernel refuses.
+    pub(crate) fn counters(&self) -> Result<Counters> {
+        self.slot.counters()
+    }
 }
 
 fn owned_address(address: IpAddr) -> Address {
@@ -185,15 +235,23 @@ pub(super) fn read_counters(map: &PerCpuArray<MapData, u64>, slots: Range<u32>) 
     sums.map(Counters).map_err(|e| bpf_error("read the counters", &e))
 }
 
-/// The flows of the attachments that `is_wanted`.
+/// The flows of the attachments that `is_wanted`; a part of them if the kernel refuses.
 pub(super) fn read_flows(map: &HashMap<MapData, FlowKey, FlowValue>, is_wanted: impl Fn(u32) -> bool) -> Vec<Flow> {
-    // The map changes while it is read: a key's value may have been removed, or may not have been written yet.
-    let keys = map.keys().filter_map(|key| key.ok()).filter(|key| is_wanted(key.link));
-    let entries = keys.filter_map(|key| Some((key, map.get(&key, 0).ok()?)));
-    entries.filter(|(_, value)| value.first_seen != 0).map(|(key, value)| flow(&key, &value)).collect()
+    let mut flows = Vec::new();
+    let read = batch::read(map, |key, value| {
+        // Otherwise the kernel half has not written the value yet.
+        if is_wanted(key.link) && value.first_seen != 0 {
+            flows.push(flow(&key, &value));
+        }
+    });
+    if let Err(error) = read {
+        log::warn!("cannot read all flows: {error}");
+    }
+    flows
 }
 
-fn flow(key: &FlowKey, value: &FlowValue) -> Flow {
+/// Converts an entry of the flow map.
+pub(crate) fn flow(key: &FlowKey, value: &FlowValue) -> Flow {
     let end = |address, port| std::net::SocketAddr::new(from_map(address), u16::from_be_bytes(port));
     Flow {
         protocol: match key.protocol {

@@ -1,6 +1,7 @@
 //! The kernel side of crafter: programs, maps, sockets, routes, neighbours and reservations of ports.
 
 pub mod address;
+mod batch;
 mod clsact;
 pub(crate) mod failure;
 pub mod features;
@@ -39,7 +40,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Registers `inner` with tokio's event loop, for reading. `what` names it in the error.
 pub(crate) fn watch<T: AsFd + AsRawFd>(inner: T, what: &str) -> Result<AsyncFd<T>> {
+    watch_for(inner, Interest::READABLE, what)
+}
+
+/// Like [`watch`], for reading, writing or both.
+pub(crate) fn watch_for<T: AsFd + AsRawFd>(inner: T, interest: Interest, what: &str) -> Result<AsyncFd<T>> {
     // SAFETY: as AsFd says, the descriptor is open as long as `inner`, which the AsyncFd owns.
-    unsafe { AsyncFd::register_with_interest(inner, Interest::READABLE) }
+    unsafe { AsyncFd::register_with_interest(inner, interest) }
         .map_err(|e| Error::Io { action: format!("watch {what}"), source: e.into() })
 }

@@ -70,6 +70,12 @@ pub(crate) trait Backend: Send {
         Vec::new()
     }
 
+    /// Reads flows and counters on other threads; `None` if this process cannot read them.
+    #[cfg(feature = "service")]
+    fn map_reader(&self) -> Option<crate::datapath::maps::MapReader> {
+        None
+    }
+
     /// Counters since the backend was opened.
     fn statistics(&self) -> Statistics;
 

@@ -265,6 +265,12 @@ impl Crafter {
         self.shared.lock().backend.flows()
     }
 
+    /// Reads the kernel half's flows and counters without the driver's lock; `None` through the service.
+    #[cfg(feature = "service")]
+    pub(crate) fn map_reader(&self) -> Option<crate::datapath::maps::MapReader> {
+        self.shared.lock().backend.map_reader()
+    }
+
     /// Counters of packets in user space.
     pub fn stats(&self) -> Stats {
         self.shared.lock().stats()

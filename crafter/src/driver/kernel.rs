@@ -158,6 +158,11 @@ impl Backend for KernelBackend {
         self.maps.flows()
     }
 
+    #[cfg(feature = "service")]
+    fn map_reader(&self) -> Option<crate::datapath::maps::MapReader> {
+        Some(self.maps.reader())
+    }
+
     fn statistics(&self) -> Statistics {
         Statistics {
             sent: self.tx.sent(),

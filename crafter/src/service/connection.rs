@@ -1,20 +1,21 @@
 //! A control connection: reads calls and sends replies.
 
-use std::{os::fd::OwnedFd, rc::Rc};
+use std::{io, os::fd::OwnedFd, rc::Rc, time::Duration};
 
 use serde::Serialize;
-use zlink::{Call, Connection, Reply, tokio::unix, varlink_service};
+use zlink::{Reply, varlink_service};
 
 use super::{
-    call::{AnyCall, Bounded, BoundedConnection, parameters},
+    admission::Activity,
+    call::{AnyCall, Channel, Received, parameters},
     caller::Caller,
     leasing, methods, monitor,
     state::Service,
 };
-use crate::{
-    policy::Subject,
-    protocol::wire::{self, *},
-};
+use crate::protocol::wire::{self, *};
+
+/// How long a user without a rule may stay connected without a call: there is nothing to do but to learn that.
+const UNNAMED_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An error of this interface, or of `org.varlink.service`.
 enum Answer {
@@ -28,42 +29,58 @@ impl<E: Into<Fault>> From<E> for Answer {
     }
 }
 
-/// The result of a call: the parameters of the reply, and descriptors.
-type Replied = Result<(serde_json::Value, Vec<OwnedFd>), Answer>;
+/// The result of a call: the reply in JSON, and descriptors.
+type Replied = Result<(Vec<u8>, Vec<OwnedFd>), Answer>;
 
-/// Serves a connection until the client closes it, or sends an invalid call.
-pub(super) async fn run(service: Rc<Service>, stream: tokio::net::UnixStream) {
-    if let Err(error) = serve(&service, stream).await {
-        log::debug!("a control connection ended: {error}");
+/// Serves a connection until the client closes it, sends an invalid call, or the connection has to make room for another
+/// one. `is_named`: whether a rule names the caller.
+pub(super) async fn run(
+    service: &Rc<Service>,
+    caller: Caller,
+    channel: Channel,
+    activity: &Activity,
+    is_named: bool,
+) -> io::Result<()> {
+    let account = service.users.account(caller.subject.user);
+    let serve = service.turns.charged(account, serve(service, account, &caller, channel, activity, is_named));
+    tokio::select! {
+        biased;
+        () = activity.closed() => Err(io::Error::other("its place was needed for another user's connection")),
+        ended = serve => ended,
     }
 }
 
-async fn serve(service: &Rc<Service>, stream: tokio::net::UnixStream) -> zlink::Result<()> {
-    let mut connection = Connection::new(Bounded::new(unix::Stream::try_from(stream)?));
-    let caller = {
-        let credentials = connection.peer_credentials().await?;
-        let mut groups = vec![credentials.unix_primary_group_id().as_raw()];
-        groups.extend(credentials.unix_supplementary_group_ids().iter().map(|group| group.as_raw()));
-        let subject = Subject { user: credentials.unix_user_id().as_raw(), groups };
-        let pid = u32::try_from(credentials.process_id().as_raw_pid()).ok();
-        Caller { subject, pid, total: Rc::default() }
-    };
+async fn serve(
+    service: &Rc<Service>,
+    account: u32,
+    caller: &Caller,
+    mut channel: Channel,
+    activity: &Activity,
+    is_named: bool,
+) -> io::Result<()> {
     loop {
-        let (call, _) = connection.receive_call::<AnyCall>().await?;
-        if call.method().method == MonitorCall::NAME {
-            return monitor::run(service, &caller, connection, &call).await;
+        let timeout = if is_named { Duration::MAX } else { UNNAMED_TIMEOUT };
+        let received = tokio::time::timeout(timeout, channel.receive()).await;
+        let received = received.map_err(|_| io::ErrorKind::TimedOut)??;
+        service.turns.begin(account).await;
+        let mut call = match received {
+            Received::Call(call) => call,
+            Received::Piece => continue,
+            Received::End => return Ok(()),
+        };
+        activity.note_call();
+        if call.method == MonitorCall::NAME {
+            return monitor::run(service, caller, channel, call).await;
         }
-        let replied = answer(service, &caller, &call, &mut connection).await?;
+        let replied = answer(service, caller, &mut call, &mut channel).await?;
         service.note_activity();
         if call.oneway() {
             continue;
         }
         match replied {
-            Ok((reply, descriptors)) => {
-                connection.send_reply(&Reply::new(Some(reply)), descriptors).await?;
-            }
-            Err(Answer::Fault(fault)) => connection.send_error(&fault, Vec::new()).await?,
-            Err(Answer::Varlink(error)) => connection.send_error(&error, Vec::new()).await?,
+            Ok((reply, descriptors)) => channel.send_bytes(&reply, descriptors).await?,
+            Err(Answer::Fault(fault)) => channel.send(&fault).await?,
+            Err(Answer::Varlink(error)) => channel.send(&error).await?,
         }
     }
 }
@@ -71,10 +88,9 @@ async fn serve(service: &Rc<Service>, stream: tokio::net::UnixStream) -> zlink::
 async fn answer(
     service: &Rc<Service>,
     caller: &Caller,
-    call: &Call<AnyCall>,
-    connection: &mut BoundedConnection,
-) -> zlink::Result<Replied> {
-    let any = call.method();
+    any: &mut AnyCall,
+    channel: &mut Channel,
+) -> io::Result<Replied> {
     Ok(match any.method.as_str() {
         "org.varlink.service.GetInfo" => plain(&serde_json::json!({
             "vendor": "crafter",
@@ -85,22 +101,20 @@ async fn answer(
         })),
         "org.varlink.service.GetInterfaceDescription" => description(any),
         InfoCall::NAME => with::<InfoCall, _>(any, async |_| Ok::<_, Fault>(methods::info(service))).await,
-        InterfacesCall::NAME => with(any, async |call| methods::list_interfaces(service, &call).await).await,
+        InterfacesCall::NAME => with(any, async |call| methods::list_interfaces(service, caller, &call).await).await,
         PolicyCall::NAME => {
             with::<PolicyCall, _>(any, async |_| Ok::<_, Fault>(methods::allowance(service, caller))).await
         }
-        ReloadCall::NAME => with::<ReloadCall, _>(any, async |_| methods::reload(service, caller)).await,
+        ReloadCall::NAME => with::<ReloadCall, _>(any, async |_| methods::reload(service, caller).await).await,
         RouteCall::NAME => with(any, async |call| methods::route(service, caller, &call).await).await,
         LeaseCall::NAME => with_socket(any, async |call| leasing::lease(service, caller, &call).await).await,
         ObserveCall::NAME => with_socket(any, async |call| leasing::observe(service, caller, &call).await).await,
         ReleaseCall::NAME => with(any, async |call| methods::release(service, caller, &call).await).await,
         AccountCall::NAME => with::<AccountCall, _>(any, async |_| Ok::<_, Fault>(methods::account(caller))).await,
-        ListLeasesCall::NAME => {
-            with(any, async |call| Ok::<_, Fault>(methods::list_leases(service, caller, &call))).await
-        }
-        ListFlowsCall::NAME if call.more() => return pages(service, caller, any, connection).await,
-        ListFlowsCall::NAME => with(any, async |call| methods::list_flows(service, caller, &call)).await,
-        CountersCall::NAME => with(any, async |call| methods::counters(service, caller, &call)).await,
+        ListLeasesCall::NAME => with(any, async |call| methods::list_leases(service, caller, &call).await).await,
+        ListFlowsCall::NAME if any.more() => return pages(service, caller, any, channel).await,
+        ListFlowsCall::NAME => with(any, async |call| methods::list_flows(service, caller, &call).await).await,
+        CountersCall::NAME => with(any, async |call| methods::counters(service, caller, &call).await).await,
         other => Err(Answer::Varlink(match other.rsplit_once('.') {
             Some((INTERFACE | "org.varlink.service", _)) => {
                 varlink_service::Error::MethodNotFound { method: other.to_owned().into() }
@@ -113,16 +127,21 @@ async fn answer(
 }
 
 fn plain(reply: &impl Serialize) -> Replied {
-    let value = serde_json::to_value(reply).map_err(|error| Fault::Failed { message: error.to_string() })?;
-    Ok((value, Vec::new()))
+    let mut bytes =
+        serde_json::to_vec(&Reply::new(Some(reply))).map_err(|error| Fault::Failed { message: error.to_string() })?;
+    bytes.push(0);
+    Ok((bytes, Vec::new()))
 }
 
-async fn with<M: Method, E: Into<Fault>>(call: &AnyCall, act: impl AsyncFnOnce(M) -> Result<M::Reply, E>) -> Replied {
+async fn with<M: Method, E: Into<Fault>>(
+    call: &mut AnyCall,
+    act: impl AsyncFnOnce(M) -> Result<M::Reply, E>,
+) -> Replied {
     plain(&act(parameters::<M>(call)?).await?)
 }
 
 async fn with_socket<M: Method>(
-    call: &AnyCall,
+    call: &mut AnyCall,
     act: impl AsyncFnOnce(M) -> Result<(M::Reply, OwnedFd), Fault>,
 ) -> Replied {
     let (reply, socket) = act(parameters::<M>(call)?).await?;
@@ -169,18 +188,20 @@ error ExpectedMore ()
 async fn pages(
     service: &Rc<Service>,
     caller: &Caller,
-    call: &AnyCall,
-    connection: &mut BoundedConnection,
-) -> zlink::Result<Replied> {
+    call: &mut AnyCall,
+    channel: &mut Channel,
+) -> io::Result<Replied> {
     let mut wanted = match parameters::<ListFlowsCall>(call) {
         Ok(wanted) => wanted,
         Err(fault) => return Ok(Err(fault.into())),
     };
     loop {
-        match methods::list_flows(service, caller, &wanted) {
+        match methods::list_flows(service, caller, &wanted).await {
             Ok(page) if page.next.is_some() => {
                 wanted.after = page.next;
-                connection.send_reply(&Reply::new(Some(page)).set_continues(Some(true)), Vec::new()).await?;
+                channel.send(&Reply::new(Some(page)).set_continues(Some(true))).await?;
+                // A page counts as a call.
+                service.turns.begin(service.users.account(caller.subject.user)).await;
             }
             Ok(page) => return Ok(plain(&page)),
             Err(error) => return Ok(Err(error.into())),

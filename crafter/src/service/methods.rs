@@ -1,21 +1,23 @@
 //! Methods that report; [`leasing`](super::leasing) has those that lease.
 
-use std::{net::IpAddr, rc::Rc, time::Instant};
+use std::{rc::Rc, time::Instant};
+
+use crafter_common::reason::Reason;
 
 use super::{
-    attachment::Attachment,
     caller::Caller,
     host::audit::{RequestKind, Resource},
     leasing::{address, port},
     records,
     served_lease::ServedLease,
-    state::{POLICY, Service},
+    snapshots::{Selection, Snapshots},
+    state::Service,
 };
 use crate::{
     Error, Result,
     datapath::{
         interface::{Interface, interface, interfaces},
-        maps, route,
+        route,
     },
     layer::Mac,
     policy::{self, Decision, Foreign, Verdict},
@@ -28,6 +30,9 @@ use crate::{
 /// The default and maximum number of entries of a page.
 const PAGE: u64 = 1000;
 
+/// The leases to compare before other tasks run.
+const LEASES_PER_TURN: usize = 1000;
+
 /// `Info`
 pub(super) fn info(service: &Service) -> Info {
     Info {
@@ -35,18 +40,19 @@ pub(super) fn info(service: &Service) -> Info {
         abi: ABI,
         pid: std::process::id(),
         user: nix::unistd::Uid::effective().as_raw(),
-        policy: match &service.options.policy {
-            Some(path) => path.display().to_string(),
-            None if std::path::Path::new(POLICY).exists() => POLICY.to_owned(),
-            None => "shipped".to_owned(),
-        },
+        policy: service.policy_source(),
         started: service.started.since_1970_us(),
         leases: service.lease_count() as u64,
     }
 }
 
 /// `Interfaces`
-pub(super) async fn list_interfaces(service: &Service, call: &InterfacesCall) -> Result<Interfaces> {
+pub(super) async fn list_interfaces(
+    service: &Service,
+    caller: &Caller,
+    call: &InterfacesCall,
+) -> Result<Interfaces, Fault> {
+    known(service, caller)?;
     let found = match &call.name {
         Some(name) => vec![interface(name).await?],
         None => interfaces().await?,
@@ -85,7 +91,7 @@ pub(super) fn allowance(service: &Service, caller: &Caller) -> Allowance {
         leases: usage.leases,
         ports: usage.ports,
         flows: usage.flows,
-        interfaces: service.interfaces_of(caller.subject.user),
+        interfaces: service.interfaces_of(service.users.account(caller.subject.user)),
     }
 }
 
@@ -112,16 +118,15 @@ fn rule(rule: &policy::Rule) -> Rule {
 }
 
 /// `Reload`
-pub(super) fn reload(service: &Service, caller: &Caller) -> Result<Reloaded, Fault> {
-    let own = nix::unistd::Uid::effective().as_raw();
-    if ![0, own].contains(&caller.subject.user) {
+pub(super) async fn reload(service: &Service, caller: &Caller) -> Result<Reloaded, Fault> {
+    if !caller.is_trusted() {
         return Err(Fault::Refused {
             rule: None,
             verdict: Verdict::Refused.name().to_owned(),
             message: "only root and the service's own user may reload the policy".to_owned(),
         });
     }
-    let ended = service.reload()?;
+    let ended = service.reload().await?;
     let policy = service.policy();
     let warnings = policy.warnings().iter().map(ToString::to_string).collect();
     Ok(Reloaded { rules: policy.rules().len() as u32, warnings, ended })
@@ -140,6 +145,7 @@ pub(super) async fn route(service: &Service, caller: &Caller, call: &RouteCall) 
     let policy = service.policy();
     let host = service.host(0)?;
     let usage = service.users.of(subject.user);
+    let account = service.users.account(subject.user);
     let decision = policy.route(subject, destination, source, &host, &mut usage.borrow_mut(), Instant::now());
     if !decision.is_allowed() {
         return Err(refuse(decision, call.interface.as_deref()));
@@ -148,7 +154,7 @@ pub(super) async fn route(service: &Service, caller: &Caller, call: &RouteCall) 
         let decision = policy.route_interface(subject, &found.interface);
         if decision.is_allowed() { Ok(()) } else { Err(refuse(decision, Some(&found.interface))) }
     };
-    let found = service.next_hops.find(subject.user, call.interface.as_deref(), destination, source, check).await?;
+    let found = service.next_hops.find(account, call.interface.as_deref(), destination, source, check).await?;
     let mac = |mac: [u8; 6]| Mac(mac).to_string();
     let (link_mac, hop) = match found.link {
         route::LinkLayer::Ethernet { source, destination } => (Some(mac(source)), Some(mac(destination))),
@@ -166,7 +172,7 @@ pub(super) async fn route(service: &Service, caller: &Caller, call: &RouteCall) 
 }
 
 /// Checks that a rule names the caller.
-fn known(service: &Service, caller: &Caller) -> Result<(), Decision> {
+pub(super) fn known(service: &Service, caller: &Caller) -> Result<(), Decision> {
     let policy = service.policy();
     match policy.rule_of(&caller.subject) {
         Some(rule) if rule.refuse => Err(Decision { rule: Some(rule.number), verdict: Verdict::Refused }),
@@ -201,79 +207,56 @@ pub(super) fn account(caller: &Caller) -> Account {
 }
 
 /// `ListLeases`
-pub(super) fn list_leases(service: &Service, caller: &Caller, call: &ListLeasesCall) -> Leases {
+pub(super) async fn list_leases(service: &Service, caller: &Caller, call: &ListLeasesCall) -> Result<Leases, Fault> {
+    known(service, caller)?;
     let mine = call.mine.unwrap_or(false).then_some(caller.subject.user);
     let whose = mine.or(visible(service, caller));
     let limit = page(call.limit);
-    let mut found = service.leases_after(call.after.unwrap_or(0)).into_iter().filter(|lease| {
+    let is_selected = |lease: &Rc<ServedLease>| {
         whose.is_none_or(|user| lease.subject().user == user)
             && call.interface.as_ref().is_none_or(|name| *lease.attachment.name() == **name)
-    });
-    let leases: Vec<Lease> = found.by_ref().take(limit).map(|lease| lease.describe()).collect();
-    let next = found.next().and(leases.last().map(|last| last.lease));
-    Leases { leases, next }
+    };
+    let (mut leases, mut after) = (Vec::new(), call.after.unwrap_or(0));
+    loop {
+        // A part of the leases at a time: there may be many of others.
+        let part = service.leases_after(after, LEASES_PER_TURN);
+        let Some(last) = part.last() else { return Ok(Leases { leases, next: None }) };
+        after = last.terms.number;
+        for lease in part.iter().filter(|lease| is_selected(lease)) {
+            if leases.len() == limit {
+                let next = leases.last().map(|last: &Lease| last.lease);
+                return Ok(Leases { leases, next });
+            }
+            leases.push(lease.describe());
+        }
+        tokio::task::yield_now().await;
+    }
 }
 
 fn page(limit: Option<u64>) -> usize {
     limit.unwrap_or(PAGE).clamp(1, PAGE) as usize
 }
 
-/// The attachments to this interface; `None`: all.
-fn attached_on(service: &Service, interface: Option<&str>) -> impl Iterator<Item = Rc<Attachment>> {
-    service
-        .attached()
-        .into_iter()
-        .filter(move |attachment| interface.is_none_or(|interface| *attachment.name() == *interface))
-}
-
 /// `ListFlows`
-pub(super) fn list_flows(service: &Service, caller: &Caller, call: &ListFlowsCall) -> Result<Flows> {
-    let remote = call.remote.as_deref().map(|text| address("remote", text)).transpose()?;
-    let wanted_port = call.port.map(|number| port("port", number, 0..=u16::MAX)).transpose()?;
-    let whose = visible(service, caller);
-    let mut found: Vec<(String, maps::Flow)> = Vec::new();
-    for attachment in attached_on(service, call.interface.as_deref()) {
-        let name = attachment.name().to_string();
-        let Ok(crafter) = attachment.crafter() else { continue };
-        let leases = service.leases_on(&attachment);
-        let is_of = |user: u32, flow: &maps::Flow| {
-            leases.iter().any(|lease| {
-                let ports = &lease.terms.grant.requested().ports;
-                lease.subject().user == user
-                    && lease.terms.protocol == flow.protocol
-                    && ports.contains(&flow.local.port())
-                    && lease.terms.address.is_none_or(|address| address == flow.local.ip())
-            })
-        };
-        let flows = crafter.flows().into_iter().filter(|flow| {
-            call.protocol.as_ref().is_none_or(|protocol| protocol == flow.protocol)
-                && wanted_port.is_none_or(|port| [flow.local.port(), flow.remote.port()].contains(&port))
-                && remote.is_none_or(|remote: IpAddr| flow.remote.ip() == remote)
-                && whose.is_none_or(|user| is_of(user, flow))
-        });
-        found.extend(flows.map(|flow| (name.clone(), flow)));
-    }
-    // Sorted by first packet, so that a page continues after the previous one even if new flows began.
-    found.sort_by_key(|(_, flow)| (flow.first_seen_ns, flow.local, flow.remote));
-    let after = call.after.unwrap_or(0);
-    let mut rest = found.into_iter().filter(|(_, flow)| flow.first_seen_ns > after);
-    let mut flows: Vec<Flow> =
-        rest.by_ref().take(page(call.limit)).map(|(interface, flow)| Flow::of_map(interface, &flow)).collect();
-    let last = flows.last().map(|last| last.first_seen_ns);
-    let mut rest = rest.peekable();
-    // The next page begins after this time, so all flows of this time belong to this page.
-    while let Some((interface, flow)) = rest.next_if(|(_, flow)| Some(flow.first_seen_ns) == last) {
-        flows.push(Flow::of_map(interface, &flow));
-    }
-    let next = rest.next().and(last);
-    Ok(Flows { flows, next })
+pub(super) async fn list_flows(service: &Rc<Service>, caller: &Caller, call: &ListFlowsCall) -> Result<Flows, Fault> {
+    known(service, caller)?;
+    let selection = Selection {
+        whose: visible(service, caller),
+        interface: call.interface.clone(),
+        protocol: call.protocol.clone(),
+        port: call.port.map(|number| port("port", number, 0..=u16::MAX)).transpose()?,
+        remote: call.remote.as_deref().map(|text| address("remote", text)).transpose()?,
+    };
+    let account = service.users.account(caller.subject.user);
+    Ok(Snapshots::page(service, account, &selection, call.after, page(call.limit)).await?)
 }
 
 /// `Counters`
-pub(super) fn counters(service: &Service, caller: &Caller, call: &CountersCall) -> Result<Counters, Fault> {
+pub(super) async fn counters(service: &Service, caller: &Caller, call: &CountersCall) -> Result<Counters, Fault> {
     known(service, caller)?;
+    let sources = service.map_sources(call.interface.as_deref());
     if let Some(name) = &call.interface
-        && attached_on(service, Some(name)).next().is_none()
+        && sources.is_empty()
     {
         return Err(Error::invalid(
             "interface",
@@ -281,18 +264,13 @@ pub(super) fn counters(service: &Service, caller: &Caller, call: &CountersCall) 
         )
         .into());
     }
-    let mut interfaces = Vec::new();
-    for attachment in attached_on(service, call.interface.as_deref()) {
-        let name = attachment.name().to_string();
-        let Ok(crafter) = attachment.crafter() else { continue };
-        let counted = crafter.counters()?;
-        let reasons = crafter_common::reason::Reason::ALL.iter();
-        interfaces.push(InterfaceCounters {
-            interface: name,
-            ingress: counted.ingress(),
-            egress: counted.egress(),
-            counters: reasons.map(|&reason| (reason.name().to_owned(), counted.get(reason))).collect(),
-        });
-    }
-    Ok(Counters { interfaces })
+    let account = service.users.account(caller.subject.user);
+    let counted = service.snapshots.counters(account, sources).await?;
+    let interfaces = counted.into_iter().map(|(interface, counted)| InterfaceCounters {
+        interface,
+        ingress: counted.ingress(),
+        egress: counted.egress(),
+        counters: Reason::ALL.iter().map(|&reason| (reason.name().to_owned(), counted.get(reason))).collect(),
+    });
+    Ok(Counters { interfaces: interfaces.collect() })
 }

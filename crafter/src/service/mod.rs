@@ -4,6 +4,11 @@
 //! driver to a client's socket, without locks. Slow operations of the kernel (attaching, detaching) run on other
 //! threads.
 //!
+//! Each user has a share of that thread's time (`turns`), of the connections (`admission`) and of memory (`call`,
+//! `snapshots`). What may block runs on other threads: reading the policy (`policy_file`), reading maps (`snapshots`),
+//! closing what clients passed (`closer`).
+//!
+//! - `accept`: new control connections.
 //! - `connection`: a control connection and its methods (`methods`, `leasing`, `monitor`).
 //! - `state`: the policy, the attachments, the leases.
 //! - `transmit`: sends the packets of leases.
@@ -11,11 +16,14 @@
 //! - `next_hops`: routes and neighbours for clients; `quota`: what each user has.
 //! - `attachment`: an attached interface, and the relay from the driver to the leases.
 
+mod accept;
+mod admission;
 mod attachment;
 mod backlog;
 mod call;
 mod caller;
 mod clock;
+mod closer;
 mod coalesce;
 mod connection;
 mod fault;
@@ -27,11 +35,16 @@ pub mod names;
 mod next_hops;
 mod observe;
 mod outgoing;
+mod peer_socket;
+mod policy_file;
 mod quota;
 mod records;
 mod served_lease;
+mod shares;
+mod snapshots;
 mod state;
 mod transmit;
+mod turns;
 
 use std::{
     os::unix::net::UnixListener,
@@ -44,21 +57,15 @@ use tokio::{
     task::{LocalSet, spawn_local},
 };
 
-pub use self::state::{POLICY, ServeOptions};
 use self::{
     host::{audit::Record, seccomp, systemd::Notifier},
     state::Service,
 };
+pub use self::{policy_file::POLICY, state::ServeOptions};
 use crate::{Error, Result, datapath::address::AddressWatch};
 
 /// The most threads for calls that block, such as attaching. Each may start three threads that load programs.
 pub const MAX_BLOCKING_THREADS: usize = 32;
-
-/// The maximum number of control connections; further ones are closed.
-const MAX_CONNECTIONS: usize = 4096;
-
-/// The maximum number of control connections of one user, except root and the service's own user.
-const MAX_CONNECTIONS_PER_USER: usize = 512;
 
 /// Interval at which the audit log records refusals that were only counted.
 const AUDIT_FLUSH_INTERVAL: Duration = Duration::from_secs(5);
@@ -113,8 +120,16 @@ async fn run(
     status: Notifier,
 ) -> Result<()> {
     let failed = |source| Error::Io { action: "serve".to_owned(), source };
-    let service = Service::new(options)?;
+    // Loading the policy may take seconds.
+    let service = tokio::select! {
+        service = Service::new(options) => service?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
     listener.set_nonblocking(true).map_err(failed)?;
+    if !peer_socket::refuse_descriptors(&listener) {
+        log::info!("this kernel accepts descriptors from clients; they are closed on other threads");
+    }
     let listener = tokio::net::UnixListener::from_std(listener).map_err(failed)?;
     let mut addresses = AddressWatch::open()?;
     let mut beat = tokio::time::interval(status.interval().unwrap_or(Duration::from_secs(3600)));
@@ -124,30 +139,20 @@ async fn run(
         seccomp::install()?;
     }
     spawn_local(busy_poll(service.clone()));
+    spawn_local(accept::run(service.clone(), listener));
+    spawn_local({
+        let service = service.clone();
+        async move { service.turns.run().await }
+    });
     let rules = service.policy().rules().len();
     service.record(&Record::Start { version: env!("CARGO_PKG_VERSION"), rules });
     status.ready("serving");
     let mut idle = std::pin::pin!(idle_for(&service));
     let reason = loop {
         tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => accept(&service, stream),
-                // The process may be out of descriptors; wait for others to be closed.
-                Err(error) => {
-                    log::warn!("cannot accept a control connection: {error}");
-                    tokio::time::sleep(Duration::from_millis(10)).await;
-                }
-            },
             _ = terminate.recv() => break "SIGTERM",
             _ = interrupt.recv() => break "SIGINT",
-            _ = hang_up.recv() => {
-                status.reloading();
-                match service.reload() {
-                    Ok(ended) => log::info!("reloaded the policy; {} leases ended", ended.len()),
-                    Err(error) => log::error!("{error}; the previous policy remains in force"),
-                }
-                status.ready("serving");
-            }
+            _ = hang_up.recv() => drop(spawn_local(reload(service.clone(), status))),
             changed = addresses.changed() => match changed {
                 Ok(()) => service.handle_addresses(),
                 Err(error) => {
@@ -195,27 +200,14 @@ async fn busy_poll(service: Rc<Service>) {
     }
 }
 
-fn accept(service: &Rc<Service>, stream: tokio::net::UnixStream) {
-    if service.connections.get() >= MAX_CONNECTIONS {
-        log::warn!("closed a control connection: {MAX_CONNECTIONS} are open already");
-        return;
+/// Reloads the policy on SIGHUP.
+async fn reload(service: Rc<Service>, status: Notifier) {
+    status.reloading();
+    match service.reload().await {
+        Ok(ended) => log::info!("reloaded the policy; {} leases ended", ended.len()),
+        Err(error) => log::error!("{error}; the previous policy remains in force"),
     }
-    let Ok(user) = stream.peer_cred().map(|peer| peer.uid()) else { return };
-    let is_trusted = [0, nix::unistd::Uid::effective().as_raw()].contains(&user);
-    let Some(connected) =
-        service.users.connect(user, if is_trusted { MAX_CONNECTIONS } else { MAX_CONNECTIONS_PER_USER })
-    else {
-        log::debug!("closed a control connection of user {user}, who has {MAX_CONNECTIONS_PER_USER} already");
-        return;
-    };
-    service.connections.set(service.connections.get() + 1);
-    let service = service.clone();
-    spawn_local(async move {
-        connection::run(service.clone(), stream).await;
-        drop(connected);
-        service.connections.set(service.connections.get() - 1);
-        service.quiet.notify_one();
-    });
+    status.ready("serving");
 }
 
 /// Returns after the service was idle for the configured time.

@@ -1,55 +1,74 @@
 //! `Monitor`: events, and counters at intervals.
 
-use std::{collections::HashMap, rc::Rc, time::Duration};
+use std::{collections::HashMap, io, rc::Rc, time::Duration};
 
 use tokio::{
     sync::broadcast::error::RecvError,
     time::{MissedTickBehavior, interval},
 };
-use zlink::{Call, Reply, varlink_service};
+use zlink::{Reply, varlink_service};
 
 use super::{
-    call::{AnyCall, BoundedConnection, parameters},
+    call::{AnyCall, Channel, parameters},
     caller::Caller,
     methods,
     served_lease::ServedLease,
     state::{Service, event, event_of},
 };
-use crate::protocol::wire::{Event, Events, MonitorCall};
+use crate::protocol::wire::{Event, Events, Fault, MonitorCall};
 
 /// The default interval of counter events in milliseconds.
 const INTERVAL: u64 = 1000;
 
-/// Sends events until the client closes the connection.
+/// The most events of a reply.
+const PAGE: usize = 500;
+
+/// Sends events until the client closes the connection, or sends anything.
 pub(super) async fn run(
     service: &Rc<Service>,
     caller: &Caller,
-    mut connection: BoundedConnection,
-    call: &Call<AnyCall>,
-) -> zlink::Result<()> {
-    let wanted = match parameters::<MonitorCall>(call.method()) {
-        Ok(wanted) => wanted,
-        Err(fault) => return connection.send_error(&fault, Vec::new()).await,
-    };
-    if !call.more() {
-        return connection.send_error(&varlink_service::Error::ExpectedMore, Vec::new()).await;
+    mut channel: Channel,
+    mut call: AnyCall,
+) -> io::Result<()> {
+    if let Err(decision) = methods::known(service, caller) {
+        return channel.send(&Fault::from(decision)).await;
     }
+    let more = call.more();
+    let wanted = match parameters::<MonitorCall>(&mut call) {
+        Ok(wanted) => wanted,
+        Err(fault) => return channel.send(&fault).await,
+    };
+    if !more {
+        return channel.send(&varlink_service::Error::ExpectedMore).await;
+    }
+    let account = service.users.account(caller.subject.user);
+    let Some(_monitor) = service.users.monitor(account) else {
+        let message = "too many connections of this user receive events; close one of them".to_owned();
+        return channel.send(&Fault::Failed { message }).await;
+    };
     let mut events = service.events();
     let millis = wanted.interval_ms.unwrap_or(INTERVAL).clamp(100, 3_600_000);
     let mut ticks = interval(Duration::from_millis(millis));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut watch = Watch { whose: methods::visible(service, caller), seen: HashMap::new() };
     watch.look(service, caller);
-    let (mut read, mut write) = connection.split();
     // An empty reply at once confirms the subscription.
     let mut pending = Some(Vec::new());
     loop {
-        if let Some(events) = pending.take() {
-            write.send_reply(&Reply::new(Some(Events { events })).set_continues(Some(true)), Vec::new()).await?;
+        if let Some(mut rest) = pending.take() {
+            loop {
+                let later = rest.split_off(rest.len().min(PAGE));
+                channel.send(&Reply::new(Some(Events { events: rest })).set_continues(Some(true))).await?;
+                if later.is_empty() {
+                    break;
+                }
+                rest = later;
+                service.turns.begin(account).await;
+            }
         }
         tokio::select! {
             // The client only closes the connection.
-            end = read.receive_call::<AnyCall>() => return end.map(drop),
+            () = channel.readable() => return Ok(()),
             event = events.recv() => match event {
                 Ok(event) => pending = watch.sees(service, caller, &event).then(|| vec![event]),
                 Err(RecvError::Lagged(count)) => {
@@ -58,7 +77,10 @@ pub(super) async fn run(
                 }
                 Err(RecvError::Closed) => return Ok(()),
             },
-            _ = ticks.tick() => pending = Some(watch.look(service, caller)).filter(|events| !events.is_empty()),
+            _ = ticks.tick() => {
+                service.turns.begin(account).await;
+                pending = Some(watch.look(service, caller)).filter(|events| !events.is_empty());
+            }
         }
     }
 }
@@ -86,10 +108,7 @@ impl Watch {
         self.whose = methods::visible(service, caller);
         let mut events = Vec::new();
         let mut seen = HashMap::new();
-        for lease in service.leases_after(0) {
-            if self.whose.is_some_and(|user| user != lease.subject().user) {
-                continue;
-            }
+        for lease in service.leases_of(self.whose) {
             let now = counted(&lease);
             let before = self.seen.get(&lease.terms.number).copied().unwrap_or_default();
             let more = |at: usize| now[at] - before[at];

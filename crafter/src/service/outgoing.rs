@@ -108,7 +108,7 @@ pub(super) fn end_closed(service: &Rc<Service>, user: u32) -> Closed {
 /// Reads and sends at most a batch.
 fn take(service: &Rc<Service>, lease: &Rc<ServedLease>) -> ReadOutcome {
     let mut inbox = service.inbox.borrow_mut();
-    let is_all = match inbox.receive(lease.socket.get_ref()) {
+    let is_all = match lease.socket.get_ref().receive_messages(&mut inbox) {
         Ok(None) => return ReadOutcome::Closed,
         Ok(Some(count)) => count < Inbox::MOST,
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => return ReadOutcome::WouldBlock,

@@ -4,7 +4,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     net::IpAddr,
-    os::fd::{AsRawFd as _, OwnedFd},
+    os::fd::AsRawFd as _,
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -20,7 +20,8 @@ use super::{
     backlog::{Backlog, Packet},
     clock::Moment,
     coalesce::coalesce,
-    quota::{Charge, WaitingBytes},
+    peer_socket::PeerSocket,
+    shares::{Charge, WaitingBytes},
 };
 use crate::{
     Lease, Result,
@@ -74,9 +75,10 @@ pub(super) struct ServedLease {
     pub(super) attachment: Rc<Attachment>,
     guard: RefCell<Option<AttachmentGuard>>,
     lease: RefCell<Option<Lease>>,
-    pub(super) socket: AsyncFd<OwnedFd>,
+    pub(super) socket: AsyncFd<PeerSocket>,
     charge: RefCell<Option<Charge>>,
     usage: Rc<RefCell<Usage>>,
+    account: u32,
     flows: RefCell<HashMap<FlowKey, Instant>>,
     began: Moment,
     pub(super) tally: Tally,
@@ -94,7 +96,7 @@ impl ServedLease {
         terms: LeaseTerms,
         guard: AttachmentGuard,
         lease: Option<Lease>,
-        socket: OwnedFd,
+        socket: PeerSocket,
         charge: Charge,
     ) -> Result<Rc<Self>> {
         Ok(Rc::new(Self {
@@ -104,6 +106,7 @@ impl ServedLease {
             lease: RefCell::new(lease),
             socket: crate::datapath::watch(socket, "the socket of a lease")?,
             usage: charge.usage().clone(),
+            account: charge.account(),
             charge: RefCell::new(Some(charge)),
             flows: RefCell::default(),
             began: Moment::now(),
@@ -119,6 +122,11 @@ impl ServedLease {
     /// The owner of the lease.
     pub(super) fn subject(&self) -> &Subject {
         self.terms.grant.subject()
+    }
+
+    /// The account of its user, to which resources are charged.
+    pub(super) fn account(&self) -> u32 {
+        self.account
     }
 
     /// The resources of its user.

@@ -2,35 +2,48 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, Ipv4Addr},
+    os::fd::OwnedFd,
     path::PathBuf,
     rc::{Rc, Weak},
     time::{Duration, Instant},
 };
 
-use nix::net::if_::{if_indextoname, if_nametoindex};
+use nix::{
+    net::if_::{if_indextoname, if_nametoindex},
+    sys::resource::{Resource, getrlimit},
+};
 use tokio::{
     sync::{Notify, broadcast},
     task::JoinHandle,
 };
 
 use super::{
+    accept::Spare,
+    admission::Connections,
     attachment::{Attachment, AttachmentGuard, Change, Slot, SlotGuard},
+    caller::Caller,
     clock::{Moment, now_us},
+    closer::Closer,
     host::audit::{Audit, Record},
-    names::{self, HostNames},
+    names,
     next_hops::NextHops,
-    quota::{InterfaceMemory, Users},
+    peer_socket::PeerSocket,
+    policy_file::{Loaded, PolicyFile},
+    quota::Users,
     records,
     served_lease::ServedLease,
+    shares::InterfaceMemory,
+    snapshots::{Selection, Snapshots, Source},
     transmit::Transmitter,
+    turns::Turns,
 };
 use crate::{
     Error, Options, Result,
     driver::NoRoom,
     mmsg::Inbox,
-    policy::{Decision, Host, Policy, SHIPPED, Subject, Verdict},
+    policy::{Decision, Host, Policy, Subject, Verdict},
     protocol::{record::Code, wire::Event},
 };
 
@@ -51,13 +64,10 @@ pub(super) const MAX_INTERFACES: usize = 128;
 /// The host's addresses and broadcast addresses.
 type Addresses = (Vec<IpAddr>, Vec<Ipv4Addr>);
 
-/// The default file of the policy.
-pub const POLICY: &str = "/etc/crafter/crafter.toml";
-
 /// The options of the service.
 #[derive(Debug, Clone, Default)]
 pub struct ServeOptions {
-    /// The policy's file; `None`: [`POLICY`], or the shipped policy if that file does not exist.
+    /// The policy's file; `None`: [`POLICY`](super::POLICY), or the shipped policy if that file does not exist.
     pub policy: Option<PathBuf>,
     /// How interfaces are opened.
     pub open: Options,
@@ -70,12 +80,21 @@ pub struct ServeOptions {
 /// The service.
 pub(super) struct Service {
     pub(super) options: ServeOptions,
+    policy_file: PolicyFile,
     policy: RefCell<Rc<Policy>>,
+    /// The path of the policy in force, or `shipped`.
+    policy_source: RefCell<String>,
     pub(super) users: Users,
+    pub(super) turns: Turns,
+    pub(super) snapshots: Snapshots,
+    pub(super) closer: Closer,
+    pub(super) spare: Spare,
     pub(super) leases: RefCell<BTreeMap<u64, Rc<ServedLease>>>,
     attachments: RefCell<HashMap<String, Rc<Slot>>>,
     /// All slots, with those that are being detached.
     slots: RefCell<Vec<Weak<Slot>>>,
+    /// The numbers of each user's leases.
+    leases_by_user: RefCell<BTreeSet<(u32, u64)>>,
     /// This host's addresses and broadcast addresses.
     host: RefCell<Option<Rc<Addresses>>>,
     next: Cell<u64>,
@@ -83,7 +102,7 @@ pub(super) struct Service {
     /// Buffers for messages from clients.
     pub(super) inbox: RefCell<Inbox>,
     /// Open control connections.
-    pub(super) connections: Cell<usize>,
+    pub(super) connections: Rc<Connections>,
     /// Notified when the service may have become idle.
     pub(super) quiet: Notify,
     pub(super) started: Moment,
@@ -101,23 +120,34 @@ impl Service {
     ///
     /// # Errors
     /// Those of the policy.
-    pub(super) fn new(options: ServeOptions) -> Result<Rc<Self>> {
-        let policy = load(options.policy.as_ref())?;
+    pub(super) async fn new(options: ServeOptions) -> Result<Rc<Self>> {
+        let policy_file = PolicyFile::new(options.policy.clone());
+        let Loaded { policy, source, owners } = policy_file.load().await?;
+        let users = Users::default();
+        users.set_owners(owners);
+        let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
         for warning in policy.warnings() {
             log::warn!("policy: {warning}");
         }
         Ok(Rc::new(Self {
             options,
+            policy_file,
             policy: RefCell::new(Rc::new(policy)),
-            users: Users::default(),
+            policy_source: RefCell::new(source),
+            users,
+            turns: Turns::default(),
+            snapshots: Snapshots::default(),
+            closer: Closer::default(),
+            spare: Spare::default(),
             leases: RefCell::default(),
+            leases_by_user: RefCell::default(),
             attachments: RefCell::default(),
             slots: RefCell::default(),
             host: RefCell::default(),
             next: Cell::new(1),
             events: broadcast::channel(EVENTS).0,
             inbox: RefCell::new(Inbox::new(LONGEST)),
-            connections: Cell::new(0),
+            connections: Connections::new(descriptors),
             quiet: Notify::new(),
             started: Moment::now(),
             transmitter: Rc::default(),
@@ -133,19 +163,34 @@ impl Service {
         self.policy.borrow().clone()
     }
 
+    /// The path of the policy in force, or `shipped`.
+    pub(super) fn policy_source(&self) -> String {
+        self.policy_source.borrow().clone()
+    }
+
     /// Reloads the policy, ends the leases that it does not allow, and returns their numbers.
     ///
     /// # Errors
     /// Those of the policy; the previous policy remains in force then.
-    pub(super) fn reload(&self) -> Result<Vec<u64>> {
-        let policy = match load(self.options.policy.as_ref()) {
-            Ok(policy) => Rc::new(policy),
+    pub(super) async fn reload(&self) -> Result<Vec<u64>> {
+        let mut loaded = self.policy_file.load().await;
+        if let Err(Error::Io { source, .. }) = &loaded
+            && [Some(libc::EMFILE), Some(libc::ENFILE)].contains(&source.raw_os_error())
+            && self.spare.release()
+        {
+            loaded = self.policy_file.load().await;
+        }
+        let Loaded { policy, source, owners } = match loaded {
+            Ok(loaded) => loaded,
             Err(error) => {
                 self.record(&Record::ReloadFailed { reason: &error.to_string() });
                 return Err(error);
             }
         };
+        let policy = Rc::new(policy);
         self.policy.replace(policy.clone());
+        self.policy_source.replace(source);
+        self.users.set_owners(owners);
         let mut ended = Vec::new();
         for (&number, lease) in &*self.leases.borrow() {
             let decision = policy.review(&lease.terms.grant);
@@ -233,15 +278,16 @@ impl Service {
         subject: &Subject,
         name: &str,
     ) -> Result<AttachmentGuard, E> {
+        let account = self.users.account(subject.user);
         let known = loop {
             self.rename(name);
             let known = self.attachments.borrow().get(name).cloned();
-            if known.as_ref().is_some_and(|slot| slot.is_of(subject.user)) {
+            if known.as_ref().is_some_and(|slot| slot.is_of(account)) {
                 break known;
             }
             let Err(decision) = self.admit(subject) else { break known };
             // An interface that is only kept for a further lease makes room for this one.
-            match self.detach_unused(subject.user) {
+            match self.detach_unused(account) {
                 Some(detached) => _ = detached.await,
                 None => return Err(decision.into()),
             }
@@ -252,9 +298,9 @@ impl Service {
             self.attachments.borrow_mut().insert(name.to_owned(), slot.clone());
             slot
         });
-        let used = SlotGuard::new(slot.clone(), subject.user);
+        let used = SlotGuard::new(slot.clone(), account);
         let attach = async || {
-            let memory = self.users.interface_memory(subject.user);
+            let memory = self.users.pools.interface_memory(account);
             let attachment = self.attach(name, &memory).await?;
             slot.memory.replace(Some(memory));
             Ok::<_, Error>(attachment)
@@ -277,7 +323,7 @@ impl Service {
     /// # Errors
     /// The decision that refuses it.
     fn admit(&self, subject: &Subject) -> Result<(), Decision> {
-        let held = self.interfaces_of(subject.user);
+        let held = self.interfaces_of(self.users.account(subject.user));
         let policy = self.policy();
         let decision = policy.interfaces(subject, held);
         let is_limited = policy.rule_of(subject).is_some_and(|rule| rule.max_interfaces.is_some());
@@ -321,6 +367,11 @@ impl Service {
         self.quiet.notify_one();
     }
 
+    /// The service's end of a new lease's socket, before the client has the other end.
+    pub(super) fn peer_socket(&self, ours: OwnedFd, caller: &Caller) -> PeerSocket {
+        PeerSocket::of_pair(ours, &self.closer, self.users.account(caller.subject.user))
+    }
+
     /// An unused number for a lease.
     pub(super) fn number(&self) -> u64 {
         let number = self.next.get();
@@ -333,6 +384,7 @@ impl Service {
         self.emit(Event { event: "lease-begun".to_owned(), ..event_of(&lease) });
         let rule = self.policy().rule_of(lease.subject()).map(|rule| rule.number);
         records::begin(&self.audit, &lease, rule);
+        self.leases_by_user.borrow_mut().insert((lease.subject().user, lease.terms.number));
         self.leases.borrow_mut().insert(lease.terms.number, lease);
     }
 
@@ -341,6 +393,7 @@ impl Service {
         if self.leases.borrow_mut().remove(&lease.terms.number).is_none() {
             return;
         }
+        self.leases_by_user.borrow_mut().remove(&(lease.subject().user, lease.terms.number));
         if !lease.backlog.borrow().is_empty() {
             self.transmitter.retry(lease, NoRoom::Refuse);
         }
@@ -388,7 +441,7 @@ impl Service {
 
     /// Whether there are no leases, attachments and connections.
     pub(super) fn is_idle(&self) -> bool {
-        self.connections.get() == 0 && self.leases.borrow().is_empty() && self.attachments.borrow().is_empty()
+        self.connections.is_empty() && self.leases.borrow().is_empty() && self.attachments.borrow().is_empty()
     }
 
     /// The leases on an interface.
@@ -407,9 +460,43 @@ impl Service {
         self.leases.borrow().get(&number).cloned()
     }
 
-    /// The leases after `after`, sorted by number.
-    pub(super) fn leases_after(&self, after: u64) -> Vec<Rc<ServedLease>> {
-        self.leases.borrow().range(after.saturating_add(1)..).map(|(_, lease)| lease.clone()).collect()
+    /// At most `most` leases after `after`, sorted by number.
+    pub(super) fn leases_after(&self, after: u64, most: usize) -> Vec<Rc<ServedLease>> {
+        let leases = self.leases.borrow();
+        leases.range(after.saturating_add(1)..).take(most).map(|(_, lease)| lease.clone()).collect()
+    }
+
+    /// The leases of a user, sorted by number; `None`: of all users.
+    pub(super) fn leases_of(&self, user: Option<u32>) -> Vec<Rc<ServedLease>> {
+        let leases = self.leases.borrow();
+        let Some(user) = user else { return leases.values().cloned().collect() };
+        let by_user = self.leases_by_user.borrow();
+        let numbers = by_user.range((user, 0)..=(user, u64::MAX)).map(|(_, number)| number);
+        numbers.filter_map(|number| leases.get(number).cloned()).collect()
+    }
+
+    /// The maps of an interface; `None`: of all attached ones.
+    pub(super) fn map_sources(&self, interface: Option<&str>) -> Vec<Source> {
+        let attached = self.attached().into_iter();
+        let wanted = attached.filter(|attachment| interface.is_none_or(|name| *attachment.name() == *name));
+        let source = |attachment: Rc<Attachment>| {
+            let reader = attachment.crafter().ok()?.map_reader()?;
+            Some(Source { name: attachment.name().to_string(), reader, leases: Vec::new() })
+        };
+        wanted.filter_map(source).collect()
+    }
+
+    /// The maps to read the selected flows from, with the ports of the selected user.
+    pub(super) fn flow_sources(&self, selection: &Selection) -> Vec<Source> {
+        let mut sources = self.map_sources(selection.interface.as_deref());
+        let Some(user) = selection.whose else { return sources };
+        for lease in self.leases_of(Some(user)) {
+            let name = lease.attachment.name();
+            let Some(source) = sources.iter_mut().find(|source| *source.name == *name) else { continue };
+            let ports = &lease.terms.grant.requested().ports;
+            source.leases.push((lease.terms.protocol, lease.terms.address, [*ports.start(), *ports.end()]));
+        }
+        sources
     }
 
     /// The number of leases.
@@ -453,17 +540,4 @@ pub(super) fn event_of(lease: &ServedLease) -> Event {
         last_port: lease.last_port,
         ..event()
     }
-}
-
-/// Loads the policy from its file; the shipped policy if no file is named and the default file does not exist.
-fn load(path: Option<&PathBuf>) -> Result<Policy> {
-    let text = match path {
-        None => match std::fs::read_to_string(POLICY) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => SHIPPED.to_owned(),
-            read => read.map_err(|source| Error::Io { action: format!("read {}", POLICY), source })?,
-        },
-        Some(path) => std::fs::read_to_string(path)
-            .map_err(|source| Error::Io { action: format!("read {}", path.display()), source })?,
-    };
-    Policy::load(&text, &HostNames)
 }

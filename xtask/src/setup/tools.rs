@@ -44,7 +44,7 @@ const fn tool(
 
 use Purpose::{Bench, Build, Machines, Test};
 
-const TOOLS: [Tool; 24] = [
+const TOOLS: [Tool; 26] = [
     tool("cc", "build-essential", "gcc", Build, "nothing can be linked"),
     tool("c++", "build-essential", "gcc-c++", Build, "the eBPF linker cannot be built"),
     tool("pcap-config", "libpcap-dev", "libpcap-devel", Build, "crafter cannot be linked"),
@@ -68,6 +68,8 @@ const TOOLS: [Tool; 24] = [
     tool("traceroute", "traceroute", "traceroute", Test, "the tests of traceroute"),
     tool("tshark", "tshark", "wireshark-cli", Test, "the tests that compare crafter's dissection with tshark's"),
     tool("depmod", "kmod", "kmod", Machines, "the tests in virtual machines"),
+    tool("hping3", "hping3", "hping3", Bench, "the comparison with hping3"),
+    tool("nping", "nmap", "nmap", Bench, "the comparison with nping"),
     tool("trafgen", "netsniff-ng", "netsniff-ng", Bench, "the comparison with trafgen"),
 ];
 
@@ -130,9 +132,9 @@ mod tests {
     }
 
     /// Programs that the tests start, of Debian's essential packages.
-    const ESSENTIAL: [&str; 13] = [
-        "bash", "cat", "chmod", "cp", "gzip", "readlink", "setpriv", "setsid", "sh", "sleep", "timeout", "true",
-        "unshare",
+    const ESSENTIAL: [&str; 15] = [
+        "bash", "cat", "chmod", "cp", "gzip", "readlink", "setarch", "setpriv", "setsid", "sh", "sleep", "stty",
+        "timeout", "true", "unshare",
     ];
 
     /// Programs that the tests start, and a tool whose package has them too, on Debian and on Fedora.

@@ -19,7 +19,7 @@ use crate::{setup, sh};
 const ORDERS: &str = "/vm-orders.json";
 
 /// Programs that the tests and crafter run, or that are useful in a shell.
-const TOOLS: [&str; 66] = [
+const TOOLS: [&str; 68] = [
     "awk",
     "basename",
     "bash",
@@ -63,6 +63,7 @@ const TOOLS: [&str; 66] = [
     "rm",
     "sed",
     "seq",
+    "setarch",
     "setcap",
     "setpriv",
     "setsid",
@@ -74,6 +75,7 @@ const TOOLS: [&str; 66] = [
     "ss",
     "stat",
     "strace",
+    "stty",
     "sysctl",
     "tail",
     "tc",

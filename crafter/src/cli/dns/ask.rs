@@ -8,6 +8,8 @@ use std::{
 
 use crafter::{
     Crafter, Error, Result, Stream, StreamOptions,
+    capture::Direction,
+    engine::{self, Observer},
     layer::Udp,
     packet::{Checksum, IcmpError, Transport, UdpView, ip},
 };
@@ -17,7 +19,7 @@ use hickory_proto::{
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::cli::interface;
+use crate::cli::{interface, recording::Recording};
 
 /// Time limit for closing a stream after the answer.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -28,8 +30,14 @@ pub struct Asker<'a> {
     pub port: &'a interface::Args,
     pub server: SocketAddr,
     pub query: Message,
+    /// How long to wait for the answer to each query.
     pub timeout: Duration,
     pub tries: u32,
+    /// How long all queries together wait over UDP.
+    pub total: Duration,
+    pub recording: &'a Recording,
+    /// Called when a query is sent.
+    pub on_query: &'a dyn Fn(),
 }
 
 /// An answer.
@@ -77,8 +85,12 @@ impl Asker<'_> {
         for attempts in 1..=self.tries {
             let start = Instant::now();
             lease.send(&packet).await?;
+            (self.on_query)();
+            let interface = &self.crafter.interface().name;
+            self.recording.packet(interface, Direction::Out, &packet, "sent");
             while let Some(left) = self.timeout.checked_sub(start.elapsed()) {
                 let Some(received) = lease.recv_timeout(left).await? else { break };
+                self.recording.packet(interface, Direction::In, &received.ip, "received");
                 if received.checksum == Checksum::Invalid {
                     log::info!("ignored a packet with a wrong checksum");
                     continue;
@@ -95,8 +107,7 @@ impl Asker<'_> {
                 }
             }
         }
-        let after = self.timeout.saturating_mul(self.tries);
-        Err(Error::TimedOut { remote: self.server, after, waiting_for: "DNS answer" })
+        Err(Error::TimedOut { remote: self.server, after: self.total, waiting_for: "DNS answer" })
     }
 
     /// Fails for an ICMP unreachable that quotes the query.
@@ -116,7 +127,14 @@ impl Asker<'_> {
     pub async fn tcp(&self) -> Result<Answer> {
         let lease = self.crafter.lease(self.port.request(Transport::Tcp)).await?;
         let start = Instant::now();
+        (self.on_query)();
+        let (recording, interface) = (self.recording.clone(), self.crafter.interface().name.clone());
+        let record = move |direction, ip: &[u8]| match direction {
+            engine::Direction::Sent => recording.packet(&interface, Direction::Out, ip, "sent"),
+            engine::Direction::Received => recording.packet(&interface, Direction::In, ip, "received"),
+        };
         let options = StreamOptions {
+            hook: self.recording.is_active().then(|| Box::new(Observer(record)) as _),
             connect_timeout: Some(self.timeout),
             // Long enough to acknowledge a retransmitted FIN (Linux: after 200 ms).
             time_wait: Some(Duration::from_millis(300)),

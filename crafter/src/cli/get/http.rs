@@ -9,12 +9,7 @@ use std::{
 
 use crafter::{Error, Result, Stream};
 use http_body_util::{BodyExt as _, Empty};
-use hyper::{
-    Request, StatusCode,
-    body::{Body as _, Bytes},
-    client::conn::http1,
-    header,
-};
+use hyper::{Request, StatusCode, body::Bytes, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
 
 use super::{sink::Sink, target::Target};
@@ -24,9 +19,28 @@ pub struct Head {
     pub status: StatusCode,
     /// Length of the body in bytes, if the server states it.
     pub length: Option<u64>,
+    /// The status line, the header fields and the empty line after them (RFC 9112, section 2.1).
+    pub text: Vec<u8>,
 }
 
-/// Requests `target`, calls `on_head` with the head of the response, and writes the body to `sink`.
+impl Head {
+    fn new<B: hyper::body::Body>(response: &hyper::Response<B>) -> Self {
+        let status = response.status();
+        let reason = status.canonical_reason().unwrap_or_default();
+        let mut text = format!("{:?} {} {reason}\r\n", response.version(), status.as_str()).into_bytes();
+        for (name, value) in response.headers() {
+            text.extend_from_slice(name.as_str().as_bytes());
+            text.extend_from_slice(b": ");
+            text.extend_from_slice(value.as_bytes());
+            text.extend_from_slice(b"\r\n");
+        }
+        text.extend_from_slice(b"\r\n");
+        Self { status, length: response.body().size_hint().exact(), text }
+    }
+}
+
+/// Requests `target`, calls `on_head` with the head of the response, and writes the body to `sink`, after the head if
+/// `includes_head` is set.
 ///
 /// # Errors
 /// Those of the sink; [`Error::Io`] if the stream or the response is broken ([`Stream::error`] has the cause).
@@ -34,6 +48,7 @@ pub async fn get(
     stream: &mut Stream,
     target: &Target,
     sink: &mut Sink,
+    includes_head: bool,
     on_head: impl FnOnce(&Head, &mut Sink),
 ) -> Result<()> {
     let failed = |error: hyper::Error| {
@@ -58,13 +73,13 @@ pub async fn get(
         .map_err(|e| Error::invalid("URL", e))?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
     let exchange = async move {
-        let mut body = sender.send_request(request).await.map_err(failed)?.map(|body| {
-            let length = body.size_hint().exact();
-            (body, length)
-        });
-        let head = Head { status: body.status(), length: body.body().1 };
+        let mut response = sender.send_request(request).await.map_err(failed)?;
+        let head = Head::new(&response);
         on_head(&head, sink);
-        let body = &mut body.body_mut().0;
+        if includes_head {
+            sink.write_head(head.text.into()).await?;
+        }
+        let body = response.body_mut();
         while let Some(frame) = body.frame().await {
             if let Ok(bytes) = frame.map_err(failed)?.into_data() {
                 sink.write(bytes).await?;

@@ -2,7 +2,7 @@
 
 use std::{fmt, net::SocketAddr, path::Path, time::Duration};
 
-use crate::cli::{exit, interface::Interrupted, print};
+use crate::cli::{exit, print, signals::Interruption};
 use crafter::{
     Stream,
     datapath::{maps::Counters, program::Report},
@@ -73,10 +73,10 @@ impl Summary {
         self.report = Some(report.clone());
     }
 
-    /// Records that a signal has ended the transfer; `code` is the exit code for it.
-    pub fn interrupt(&mut self, code: u8) {
-        self.exit_code = code;
-        self.error = Some(Interrupted::TEXT.to_owned());
+    /// Records what has ended the transfer early.
+    pub fn interrupt(&mut self, interruption: Interruption) {
+        self.exit_code = interruption.code();
+        self.error = Some(interruption.to_string());
     }
 
     /// Records the head of the response.

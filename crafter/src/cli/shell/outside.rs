@@ -15,7 +15,7 @@ use crafter::{
     shell::{Exchange, SniffOptions, World},
 };
 
-use super::super::{exchange, sniff::first_interface, system_names::SystemNames};
+use super::super::{exchange, signals::Signals, sniff::first_interface, system_names::SystemNames};
 
 /// Limit of packets that `sniff` keeps without a count.
 const MAX_SNIFFED: usize = 1_000_000;
@@ -36,11 +36,8 @@ impl Outside {
 
     /// Resets half-open connections and releases all leases; returns how many connections were reset in total. Ctrl-C
     /// ends the wait.
-    ///
-    /// # Errors
-    /// If no signal handler can be installed.
-    pub async fn close(self) -> io::Result<u64> {
-        Ok(self.reset + exchange::close(self.session, Pace::default(), &mut |_| {}).await?.reset)
+    pub async fn close(self, signals: &mut Signals) -> u64 {
+        self.reset + exchange::close(self.session, Pace::default(), signals, &mut |_| {}).await.reset
     }
 }
 

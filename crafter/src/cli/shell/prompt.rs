@@ -26,11 +26,13 @@ pub const PROMPT: &str = "crafter> ";
 /// Length of the history, in statements.
 const HISTORY_LENGTH: usize = 10_000;
 
-/// A prompt on the terminal.
+/// A prompt on the terminal. Dropping it while a line is edited restores the terminal.
 pub struct Prompt {
     ask: Sender<Names>,
     answers: tokio::sync::mpsc::Receiver<Input>,
+    /// The terminal's settings before the first prompt.
     terminal: Option<Termios>,
+    is_editing: bool,
 }
 
 impl Prompt {
@@ -39,7 +41,6 @@ impl Prompt {
     /// # Errors
     /// If the terminal cannot be used.
     pub fn start() -> anyhow::Result<Self> {
-        // Saved to restore the terminal if the shell ends while a line is edited.
         let terminal = tcgetattr(io::stdin()).ok();
         let history = state::history().unwrap_or_else(|error| {
             print::note(format_args!("no history: {error}"));
@@ -61,23 +62,27 @@ impl Prompt {
         let ((ask, asked), (answer, answers)) = (channel(), tokio::sync::mpsc::channel(1));
         std::thread::Builder::new().spawn(move || serve(editor, history, &asked, &answer))?;
         print::note("help() lists the functions, Tab completes, Ctrl-D ends the shell");
-        Ok(Self { ask, answers, terminal })
+        Ok(Self { ask, answers, terminal, is_editing: false })
     }
 
     /// Shows the prompt; Tab completes `names`.
-    pub fn ask(&self, names: Names) {
+    pub fn ask(&mut self, names: Names) {
+        self.is_editing = true;
         // If the thread has ended, `answer` returns `None`.
         let _ = self.ask.send(names);
     }
 
     /// The input; `None` if the thread has ended.
     pub async fn answer(&mut self) -> Option<Input> {
-        self.answers.recv().await
+        let answer = self.answers.recv().await;
+        self.is_editing = false;
+        answer
     }
+}
 
-    /// Restores the terminal if the shell ends while a line is edited.
-    pub fn restore(&self) {
-        if let Some(terminal) = &self.terminal {
+impl Drop for Prompt {
+    fn drop(&mut self) {
+        if let Some(terminal) = self.terminal.as_ref().filter(|_| self.is_editing) {
             // Fails if the terminal is closed; nothing is left to restore then.
             let _ = tcsetattr(io::stdin(), SetArg::TCSANOW, terminal);
             // Switch off bracketed paste mode.

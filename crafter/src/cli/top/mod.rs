@@ -23,7 +23,7 @@ use self::{
     screen::Screen,
     source::Source,
 };
-use super::{Globals, interface::seconds, print, service::Socket, who};
+use super::{Globals, print, service::Socket, signals::duration, who};
 
 mod draw;
 mod model;
@@ -38,7 +38,7 @@ mod tests;
 #[command(after_help = HELP)]
 pub struct Args {
     /// Time between two updates
-    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
+    #[arg(long, value_name = "TIME", default_value = "1", value_parser = duration)]
     interval: Duration,
     #[command(flatten)]
     service: Socket,

@@ -1,6 +1,6 @@
 //! The terminal, which is restored when the program ends or panics.
 
-use std::io;
+use std::{io, mem::ManuallyDrop};
 
 use crafter::{Error, Result};
 use ratatui::DefaultTerminal;
@@ -9,7 +9,7 @@ use super::{draw, model::Model};
 
 /// A terminal in raw mode, on the alternate screen. Dropping this restores it; a panic restores it before its message is
 /// printed.
-pub struct Screen(DefaultTerminal);
+pub struct Screen(ManuallyDrop<DefaultTerminal>);
 
 impl Screen {
     /// Switches the terminal to raw mode and the alternate screen.
@@ -18,7 +18,7 @@ impl Screen {
     /// [`Error::Io`] if stdout is not a terminal.
     pub fn open() -> Result<Self> {
         match ratatui::try_init() {
-            Ok(terminal) => Ok(Self(terminal)),
+            Ok(terminal) => Ok(Self(ManuallyDrop::new(terminal))),
             Err(source) => {
                 // Undo a partial switch.
                 let _ = ratatui::try_restore();
@@ -38,7 +38,8 @@ impl Screen {
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        // Errors are ignored: a closed terminal needs no restoring.
+        // Errors are ignored: a closed terminal needs no restoring. The terminal is not dropped: it would print the error,
+        // and panic because that fails, too.
         let _ = self.0.show_cursor();
         let _ = ratatui::try_restore();
     }

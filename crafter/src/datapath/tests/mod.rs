@@ -2,6 +2,7 @@
 //!
 //! A namespace exists as long as a thread is in it, so a test that is killed leaves nothing behind.
 
+mod abi;
 mod features;
 mod frames;
 mod reserve;

@@ -27,9 +27,9 @@ use super::{
     host::audit::{RequestKind, Resource},
     observe,
     outgoing::{self, Closed},
-    quota::Charge,
     records,
     served_lease::{LeaseTerms, ServedLease},
+    shares::Charge,
     state::Service,
 };
 use crate::{
@@ -132,7 +132,7 @@ fn publish(
         total: caller.total.clone(),
     };
     let listed = lease.as_ref().map(Lease::id);
-    let served = ServedLease::new(terms, guard, lease, ours, charge)?;
+    let served = ServedLease::new(terms, guard, lease, service.peer_socket(ours, caller), charge)?;
     let attachment = &served.attachment;
     if let Some(listed) = listed {
         let lease = served.clone();
@@ -233,7 +233,7 @@ async fn try_observe(
         total: caller.total.clone(),
     };
     let index = attachment.interface().ifindex;
-    let lease = ServedLease::new(terms, guard, None, ours, charge)?;
+    let lease = ServedLease::new(terms, guard, None, service.peer_socket(ours, caller), charge)?;
     service.begin(lease.clone());
     spawn_local(observe::run(service.clone(), lease, tap, direction == Some(Direction::Out)));
     Ok((Observing { lease: number, socket: 0, interface: call.interface.clone(), index, link_type }, theirs))

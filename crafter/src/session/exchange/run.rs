@@ -18,6 +18,9 @@ const BUSY_POLL_TIME: Duration = Duration::from_micros(150);
 /// How long the counters of kernel half and user half may take to agree, for packets in between.
 const SETTLE_TIMEOUT: Duration = Duration::from_millis(50);
 
+/// How long the service may take to answer a call after the exchange was stopped.
+const LAST_CALL_TIMEOUT: Duration = Duration::from_secs(1);
+
 impl Exchange<'_> {
     /// Sends all packets.
     pub(in crate::session) async fn send(mut self, packets: impl IntoIterator<Item = Packet>) -> Result<Exchanged> {
@@ -71,7 +74,12 @@ impl Exchange<'_> {
 
     /// Sends each packet once and handles the replies that arrive meanwhile.
     async fn send_all(&mut self, mut packets: impl Iterator<Item = Packet>) -> Result<()> {
-        self.limit_pace().await?;
+        let stop = self.stop;
+        tokio::select! {
+            biased;
+            limited = self.limit_pace() => limited?,
+            () = stop.stopped() => {}
+        }
         let mut unroutable = None;
         while let Some(batch) = self.next_batch(&mut packets).await? {
             let Some(ready) = self.prepare_unless_stopped(batch, &mut unroutable).await? else { break };
@@ -169,11 +177,19 @@ impl Exchange<'_> {
         if let Some(readings) = self.readings.take() {
             let until = Instant::now() + SETTLE_TIMEOUT;
             let mut has_read = false;
-            loop {
+            'account: loop {
                 self.collect()?;
                 let mut account = Account { kernel: Default::default(), ..self.result.account };
                 for (&link, before) in &readings {
-                    account.add(before, &self.links.links[link].read_counters(link == 0).await?);
+                    let reading = self.links.links[link].read_counters(link == 0);
+                    if !self.stop.is_stopped() {
+                        account.add(before, &reading.await?);
+                    } else if let Ok(reading) = tokio::time::timeout(LAST_CALL_TIMEOUT, reading).await {
+                        account.add(before, &reading?);
+                    } else {
+                        log::warn!("the service does not answer; the account has no counters of the kernel half");
+                        break 'account;
+                    }
                 }
                 if account.agrees() || Instant::now() >= until {
                     self.result.account = account;

@@ -126,8 +126,10 @@ fn failures_have_exit_codes_and_messages() {
         refused.fails(exit::REFUSED, "refused the connection");
     }
     on_server(&lab, "ip", &["route", "add", "blackhole", "198.51.100.0/24"]);
-    let hole = ["dns", "lab.test", "--server", "198.51.100.1", "--timeout", "0.2", "--tries", "3"];
-    crafter(&lab, &hole).fails(exit::TIMED_OUT, "no answer from 198.51.100.1:53 within 600ms (DNS answer)");
+    for limit in [["--wait", "0.2"], ["--timeout", "600ms"]] {
+        let hole = [&["dns", "lab.test", "--server", "198.51.100.1", "--tries", "3"][..], &limit].concat();
+        crafter(&lab, &hole).fails(exit::TIMED_OUT, "no answer from 198.51.100.1:53 within 600ms (DNS answer)");
+    }
     crafter_without(&lab, "-net_raw", &["dns", "lab.test", "--server", "192.0.2.1"])
         .fails(exit::PERMISSION, "CAP_NET_RAW");
 }
@@ -178,13 +180,13 @@ fn servers_of_resolv_conf_are_asked_in_turn() {
     on_server(&lab, "ip", &["route", "add", "blackhole", "198.51.100.0/24"]);
     // A server that does not answer, an unused address, a host without a server; then the lab's server.
     let conf = "nameserver 198.51.100.1\nnameserver 192.0.2.9\nnameserver 192.0.2.2\nnameserver 2001:db8::1\n";
-    let done = ask(Some(conf), &["lab.test", "--timeout", "0.3", "--tries", "1", "--json"]);
+    let done = ask(Some(conf), &["lab.test", "--wait", "0.3", "--tries", "1", "--json"]);
     assert_eq!((done.code, &done.object("dns")["server"]), (0, &json!("[2001:db8::1]:53")), "{done:?}");
     // A negative answer is an answer, too.
     let refused = Some("nameserver 192.0.2.1\nnameserver 198.51.100.1\n");
-    let done = ask(refused, &["example.org", "--timeout", "0.3", "--tries", "1"]);
+    let done = ask(refused, &["example.org", "--wait", "0.3", "--tries", "1"]);
     assert_eq!((done.code, done.stderr.contains("REFUSED")), (exit::SERVER_ERROR.into(), true), "{done:?}");
-    let done = ask(Some("nameserver 198.51.100.1\n"), &["lab.test", "--timeout", "0.2", "--tries", "1"]);
+    let done = ask(Some("nameserver 198.51.100.1\n"), &["lab.test", "--wait", "0.2", "--tries", "1"]);
     done.fails(
         exit::TIMED_OUT,
         "query 198.51.100.1:53 from /etc/resolv.conf (@SERVER selects another server): no answer",

@@ -1,4 +1,4 @@
-//! Ctrl-C and SIGTERM at different moments: the output is complete, and the account agrees with what the server saw.
+//! Signals while a command resolves, waits or is blocked. `moments` has signals at each phase of each command.
 
 use std::{
     fs,
@@ -7,24 +7,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crafter::{
-    capture::{Entry, Format, Writer},
-    layer::{Ether, Ip, Udp},
-};
 use nix::{
-    pty::Winsize,
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 use serde_json::Value;
 
-use super::{Done, command, crafter, eventually, lab, on_server, schema::valid, terminal::Terminal, wait};
-
-/// Times after the process handles signals, in milliseconds: while it attaches, sends, waits and after that.
-const MOMENTS: [u64; 10] = [0, 20, 60, 120, 180, 240, 300, 400, 600, 900];
+use super::{Done, Traffic, command, eventually, lab, on_server, schema::valid, wait};
 
 /// Waits until the process handles Ctrl-C: before that, the signal ends it without output.
-fn handles_signals(child: &Child) {
+pub fn handles_signals(child: &Child) {
     let path = format!("/proc/{}/status", child.id());
     eventually(|| {
         let status = fs::read_to_string(&path).unwrap();
@@ -66,74 +58,6 @@ fn is_complete(summary: &Value, done: &Done, code: u8) {
     assert!(number("sent") >= number("requests") || number("not_sent") > 0, "{account}");
     assert_eq!(account["kernel"]["crafted_difference"], 0, "{account}");
     assert_eq!(account["kernel"]["delivered_difference"], 0, "{account}");
-}
-
-#[test]
-fn each_command_ends_with_its_results_so_far() {
-    let lab = lab();
-    let drop = ["-A", "INPUT", "-p", "tcp", "--dport", "83", "-j", "DROP"];
-    on_server(&lab, "iptables", &drop);
-    let directory = tempfile::tempdir().unwrap();
-    let slow = directory.path().join("slow.pcapng");
-    let mut writer = Writer::new(fs::File::create(&slow).unwrap(), Format::PcapNg).unwrap();
-    let frame = Ether::new().dst("02:00:00:00:00:99") / Ip::to("192.0.2.1").src("192.0.2.2") / Udp::to(9);
-    for second in 0..100 {
-        let bytes = frame.build().unwrap();
-        let time = Duration::from_millis(1_700_000_000_000 + 50 * second);
-        writer.write(&Entry::new(time, frame.layers()[0].kind(), &bytes)).unwrap();
-    }
-    writer.finish().unwrap();
-    let scan = r#"IP(dst="192.0.2.1")/TCP(dport=[80,81,82,83], flags="S")"#;
-    let datagrams = r#"IP(dst="192.0.2.1")/UDP(dport=9)"#;
-    let silent = r#"IP(dst="192.0.2.1")/TCP(dport=83, flags="S")"#;
-    for (at, moment) in MOMENTS.into_iter().enumerate() {
-        let moment = Duration::from_millis(moment);
-        let (signal, code) = [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)][at % 2];
-        let run = |args: &[&str]| interrupted(command(&lab, args), moment, signal);
-
-        let done = run(&["sr", "--json", scan, "-c", "100", "--rate", "100", "--timeout", "60"]);
-        let (records, summary) = done.records("sr");
-        is_complete(&summary, &done, code);
-        let count = |kind: &str| records.iter().filter(|record| record["type"] == kind).count() as u64;
-        let account = &summary["account"];
-        assert_eq!((count("answer"), count("no_answer")), (number(account, "answered"), number(account, "unanswered")));
-        let states: u64 = summary["states"].as_object().unwrap().values().map(|count| count.as_u64().unwrap()).sum();
-        assert_eq!(states, number(account, "requests"), "{summary}");
-
-        let done = run(&["sr1", "--json", silent, "--timeout", "60"]);
-        is_complete(&done.object("sr1"), &done, code);
-
-        let done = run(&["send", "--json", datagrams, "-c", "1000", "--rate", "50"]);
-        is_complete(&done.object("send"), &done, code);
-
-        let done = run(&["ping", "--json", "--interval", "0.05", "192.0.2.1"]);
-        let (records, summary) = done.records("ping");
-        is_complete(&summary, &done, code);
-        assert_eq!(records.len() as u64, number(&summary, "received"), "{done:?}");
-
-        let done = run(&["traceroute", "--json", "--timeout", "5", "203.0.113.5"]);
-        is_complete(&done.records("traceroute").1, &done, code);
-
-        let done = run(&["replay", "--json", "-i", "lab0", slow.to_str().unwrap()]);
-        let summary = done.object("replay");
-        assert_eq!((done.code, &summary["exit_code"]), (code.into(), &code.into()), "{done:?}");
-        assert!(number(&summary, "sent") <= 100 && summary["error"] == "interrupted", "{summary}");
-
-        let body = directory.path().join("body");
-        let done = run(&["get", "--json", "-o", body.to_str().unwrap(), "http://192.0.2.1/bytes/100G"]);
-        let summary = done.object("get");
-        assert_eq!((done.code, &summary["exit_code"]), (code.into(), &code.into()), "{done:?}");
-        if summary["status"] == 200 {
-            assert_eq!(number(&summary, "body_bytes"), fs::metadata(&body).unwrap().len());
-            assert!(number(&summary, "bytes_received") >= number(&summary, "body_bytes"), "{summary}");
-            assert!(summary["bytes_per_second"].as_f64() > Some(0.0) && summary["handshake_ns"].is_u64(), "{summary}");
-        }
-    }
-}
-
-#[track_caller]
-fn number(object: &Value, key: &str) -> u64 {
-    object[key].as_u64().unwrap_or_else(|| panic!("no {key}: {object}"))
 }
 
 /// The next hop does not answer for seconds; the first Ctrl-C ends the resolution.
@@ -195,78 +119,50 @@ fn answers_are_printed_as_they_arrive() {
     }
 }
 
+/// A command that waits for the reader of its output cannot print, but the second signal ends it.
 #[test]
-fn progress_line_is_drawn_on_a_terminal_only() {
+fn second_signal_ends_a_blocked_command() {
     let lab = lab();
-    let set = r#"IP(dst="192.0.2.1")/TCP(dport=(1,200), flags="S")"#;
-    let args = ["sr", set, "--rate", "200", "--timeout", "1"];
-    for size in [(40, 140), (0, 0), (1, 1)] {
-        let size = Winsize { ws_row: size.0, ws_col: size.1, ws_xpixel: 0, ws_ypixel: 0 };
-        let mut terminal = Terminal::with_size(command(&lab, &args), size);
-        assert_eq!(wait(&mut terminal.child), 0, "{}", terminal.said());
-        if size.ws_col == 140 {
-            terminal.shows(" of 200 sent, ");
-            terminal.shows(" left");
-            terminal.shows(";; 2 open, 198 closed");
-        }
-    }
-    let done = crafter(&lab, &args);
-    done.succeeds();
-    let lines: Vec<&str> = done.text().lines().collect();
-    assert_eq!(
-        lines[2..],
-        ["192.0.2.1: 200 TCP ports", "  open          53, 80", "  closed        1-52, 54-79, 81-200",]
-    );
-    assert!(lines[0].contains(":53 S ==> ") && lines[1].contains(":80 S ==> "), "{done:?}");
-    assert!(!done.stderr.contains('\r') && done.stderr.starts_with(";; 2 open, 198 closed\n"), "{done:?}");
-    for (show, count) in [("open", 2), ("answered", 200), ("all", 200)] {
-        let done = crafter(&lab, &[&args[..], &["--show", show]].concat());
-        assert_eq!(done.text().lines().filter(|line| line.contains(" ==> ")).count(), count, "{done:?}");
+    let _traffic = Traffic::start(&lab);
+    let closed = r#"IP(dst="192.0.2.1")/TCP(dport=(1,400), flags="S")"#;
+    for args in [
+        &["sr", "--json", closed, "--timeout", "60"][..],
+        &["send", "-w", "-", closed, "-c", "10"],
+        &["ping", "--json", "--interval", "0.001", "192.0.2.1"],
+        &["sniff", "-i", "lab0", "--as", "fields"],
+        &["shell", "-c", &"show(IP()/TCP());".repeat(300)],
+    ] {
+        // Nobody reads the pipe, but its reader is open.
+        let (_reader, writer) = std::io::pipe().unwrap();
+        let mut child = command(&lab, args).stdout(writer).stderr(Stdio::null()).spawn().unwrap();
+        let pid = child.id();
+        let writes = || {
+            let call = fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap();
+            call.split(' ').next() == Some(&libc::SYS_write.to_string())
+        };
+        // Blocked in two looks, and not only on its path through write(2).
+        eventually(|| {
+            let is_blocked = writes() && {
+                std::thread::sleep(Duration::from_millis(300));
+                writes()
+            };
+            is_blocked.then_some(())
+        });
+        send_signal(&child, Signal::SIGINT);
+        is_handled(pid);
+        assert!(child.try_wait().unwrap().is_none(), "{args:?}");
+        send_signal(&child, Signal::SIGINT);
+        assert_eq!(wait(&mut child), 130, "{args:?}");
     }
 }
 
-/// A reader that closes the pipe ends the command without a message; a full disk is one sentence.
-#[test]
-fn closed_pipe_is_quiet_and_full_disk_is_an_error() {
-    let lab = lab();
-    let binary = env!("CARGO_BIN_EXE_crafter");
-    let syn = r#"'IP(dst="192.0.2.1")/TCP(dport=80, flags="S")'"#;
-    for (line, pipe) in [
-        (format!("sr --show all -c 2000 --rate 2000 {syn}"), true),
-        (format!("sr --json -c 2000 --rate 2000 {syn}"), true),
-        ("ping --interval 0.02 192.0.2.1".to_owned(), true),
-        ("ping --json --interval 0.02 192.0.2.1".to_owned(), true),
-        ("traceroute 192.0.2.1".to_owned(), true),
-        (format!("sr1 {syn}"), true),
-        (format!("build {syn}"), true),
-        ("ls".to_owned(), true),
-        (format!("sr -w /dev/full {syn}"), false),
-        (format!("sr1 -w /dev/full {syn}"), false),
-        (format!("send -w /dev/full {syn}"), false),
-        ("ping -c 1 -w /dev/full 192.0.2.1".to_owned(), false),
-        ("traceroute -w /dev/full 192.0.2.1".to_owned(), false),
-        ("sniff -i lab0 -w /dev/full".to_owned(), false),
-        (format!("build --pcap /dev/full {syn}"), false),
-        (format!("sr {syn} >/dev/full"), false),
-        (format!("sr1 {syn} >/dev/full"), false),
-        ("ping -c 1 192.0.2.1 >/dev/full".to_owned(), false),
-        ("ls >/dev/full".to_owned(), false),
-    ] {
-        let script = match pipe {
-            true => format!("{binary} {line} | :; echo ${{PIPESTATUS[0]}} >&2"),
-            false => format!("{binary} {line}; echo $? >&2"),
-        };
-        let mut shell = lab.command("bash");
-        shell.args(["-c", &script]);
-        let done = super::run(shell);
-        let said: Vec<&str> = done.stderr.lines().filter(|line| line.starts_with("crafter: ")).collect();
-        let code = done.stderr.lines().last();
-        match pipe {
-            true => assert!(said.is_empty() && code == Some("0"), "{line}: {done:?}"),
-            false => {
-                assert!(matches!(said[..], [one] if one.contains("No space left on device")), "{line}: {done:?}");
-                assert_eq!(code, Some("1"), "{line}: {done:?}");
-            }
-        }
-    }
+/// Waits until no signal is pending, and a thread that watches signals has seen it: two signals at the same time are one.
+fn is_handled(pid: u32) {
+    let path = format!("/proc/{pid}/status");
+    eventually(|| {
+        let status = fs::read_to_string(&path).unwrap();
+        let pending = status.lines().find_map(|line| line.strip_prefix("ShdPnd:\t")).unwrap();
+        pending.trim_start_matches('0').is_empty().then_some(())
+    });
+    std::thread::sleep(Duration::from_millis(100));
 }

@@ -4,14 +4,19 @@ mod config;
 mod dns;
 mod doctor_served;
 mod exchange;
+mod exit_codes;
 mod get;
 mod guide;
 mod interrupted;
 mod lab_shell;
+mod limits;
 mod man;
 mod maps;
+mod moments;
 mod monitor;
+mod on_terminal;
 mod ping;
+mod pipes;
 mod replay;
 mod routers;
 pub mod schema;
@@ -120,6 +125,25 @@ fn wait(child: &mut Child) -> i32 {
 fn on_server(lab: &Lab, program: impl AsRef<OsStr>, args: &[&str]) {
     let status = lab.server().command(program).args(args).status().unwrap();
     assert!(status.success(), "{args:?}");
+}
+
+/// Datagrams of the client's kernel to the server, every 20 ms until this is dropped.
+struct Traffic(Child);
+
+impl Traffic {
+    fn start(lab: &Lab) -> Self {
+        let script = "while :; do echo datagram >/dev/udp/192.0.2.1/9; read -t 0.02 <>/dev/zero; done";
+        let mut bash = lab.command("bash");
+        // A refusal by the server is an error of the next write.
+        Self(bash.args(["-c", script]).stderr(Stdio::null()).spawn().unwrap())
+    }
+}
+
+impl Drop for Traffic {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
 }
 
 /// Polls `found` until it returns a value.

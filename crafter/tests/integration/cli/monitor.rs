@@ -154,6 +154,22 @@ fn monitor_ends_on_closed_pipe_without_events() {
 }
 
 #[test]
+fn signals_end_it_with_success_only_by_ctrl_c_without_a_count() {
+    let served = Served::new();
+    for (args, signal, code) in [
+        (&["monitor", "--json"][..], Signal::SIGINT, 0),
+        (&["monitor", "--json"], Signal::SIGTERM, 143),
+        (&["monitor", "--json"], Signal::SIGHUP, 129),
+        (&["monitor", "--json", "--count", "3"], Signal::SIGINT, 130),
+    ] {
+        let mut monitor = Monitor::start(&served, served.command(args));
+        monitor.signal(signal);
+        assert_eq!(wait(&mut monitor.child), code, "{args:?}, {signal}");
+        assert_eq!(valid("monitor", &monitor.line()), json!({ "type": "summary", "events": 0 }));
+    }
+}
+
+#[test]
 fn monitor_ends_with_the_service() {
     let mut served = Served::new();
     let mut monitor = Monitor::start(&served, served.command(&["monitor"]));

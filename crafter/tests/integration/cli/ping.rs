@@ -94,7 +94,7 @@ fn lost_probes_time_out_and_are_counted() {
         lab.server().run(|| std::fs::write("/proc/sys/net/ipv4/icmp_echo_ignore_all", deaf)).unwrap().unwrap();
     };
     // The test has one second to make the server drop packets.
-    let args = |interval| ["ping", "-c", "6", "--interval", interval, "--timeout", "0.5", "192.0.2.1"];
+    let args = |interval| ["ping", "-c", "6", "--interval", interval, "--wait", "0.5", "192.0.2.1"];
     let start = Instant::now();
     let mut child = command(&lab, &args("1")).stdout(Stdio::piped()).spawn().unwrap();
     let mut stdout = BufReader::new(child.stdout.take().unwrap());

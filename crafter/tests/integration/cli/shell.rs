@@ -105,6 +105,36 @@ fn statements_from_arguments_files_and_stdin() {
     shell(&["-c", "1", "f"]).fails(exit::USAGE, "cannot be used with");
 }
 
+/// The first statement that fails ends the shell with its exit code, wherever the statements are from.
+#[test]
+fn failing_statement_ends_with_its_exit_code() {
+    let lab = lab();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("f");
+    for (statement, code, said) in [
+        ("foo", exit::USAGE, "column 1: "),
+        ("foo()", exit::USAGE, "column 1: "),
+        ("IP(tll=1)", exit::USAGE, "IP has no field 'tll'; did you mean ttl"),
+        ("1 +", exit::USAGE, "column 4: "),
+        ("rdpcap(\"none\")", exit::FAILURE, "read none: "),
+        ("sr1(IP(dst=\"198.51.100.1\")/ICMP(), timeout=0.1)", exit::NO_ROUTE, "no route to 198.51.100.1"),
+    ] {
+        let text = format!("1\n{statement}\n2\n");
+        fs::write(&file, &text).unwrap();
+        let mut piped = lab.command("sh");
+        piped.args(["-c", "\"$0\" shell - < \"$1\"", env!("CARGO_BIN_EXE_crafter"), file.to_str().unwrap()]);
+        for (form, done) in [
+            ("-c", crafter(&lab, &["shell", "-c", &text])),
+            ("file", crafter(&lab, &["shell", file.to_str().unwrap()])),
+            ("stdin", super::run(piped)),
+        ] {
+            done.fails(code, said);
+            assert!(done.stderr.contains("line 2"), "{form}: {done:?}");
+            assert!(!done.text().contains('2'), "{form}: {done:?}");
+        }
+    }
+}
+
 #[test]
 fn network_errors_have_separate_exit_codes() {
     let lab = lab();

@@ -1,46 +1,107 @@
 //! A command on a terminal.
 
 use std::{
-    fs::File,
-    io::{Read as _, Write as _},
+    fs::{File, OpenOptions},
+    io::{ErrorKind, Read as _, Write as _},
+    os::{fd::OwnedFd, unix::fs::OpenOptionsExt as _},
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
-use nix::pty::{Winsize, openpty};
+use nix::{
+    fcntl::{FcntlArg, OFlag, fcntl},
+    pty::{grantpt, posix_openpt, ptsname_r, unlockpt},
+    sys::termios::{LocalFlags, Termios, tcgetattr},
+};
 
 /// A command on a terminal, of 140 columns unless another size is given.
 pub struct Terminal {
     pub child: Child,
     /// The test's end.
     pub keys: File,
+    /// Path of the command's end.
+    path: PathBuf,
     said: Arc<Mutex<String>>,
     seen: usize,
+    is_over: Arc<AtomicBool>,
+    reading: Option<JoinHandle<()>>,
 }
 
 impl Terminal {
     pub fn new(command: Command) -> Self {
-        Self::with_size(command, Winsize { ws_row: 40, ws_col: 140, ws_xpixel: 0, ws_ypixel: 0 })
+        Self::with_size(command, (40, 140))
     }
 
-    pub fn with_size(mut command: Command, size: Winsize) -> Self {
-        let pty = openpty(Some(&size), None).unwrap();
-        let end = || Stdio::from(pty.slave.try_clone().unwrap());
-        command.env("TERM", "xterm");
+    /// With a size, in rows and columns.
+    pub fn with_size(mut command: Command, size: (u16, u16)) -> Self {
+        // Not openpty(3): the command would inherit the test's end, and the terminal would never disappear.
+        let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).unwrap();
+        grantpt(&master).unwrap();
+        unlockpt(&master).unwrap();
+        let path = PathBuf::from(ptsname_r(&master).unwrap());
+        let slave = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOCTTY).open(&path).unwrap();
+        resize(&path, size);
+        let end = || Stdio::from(slave.try_clone().unwrap());
+        if command.get_envs().all(|(name, _)| name != "TERM") {
+            command.env("TERM", "xterm");
+        }
         let child = command.stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
         // Otherwise reading from the master would never end.
-        drop((command, pty.slave));
-        let keys = File::from(pty.master);
+        drop((command, slave));
+        let keys = File::from(OwnedFd::from(master));
+        fcntl(&keys, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
         let (said, mut screen) = (Arc::new(Mutex::new(String::new())), keys.try_clone().unwrap());
-        let writes = said.clone();
-        std::thread::spawn(move || {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let (writes, ends) = (said.clone(), is_over.clone());
+        let reading = std::thread::spawn(move || {
             let mut bytes = [0; 4096];
-            while let Ok(count @ 1..) = screen.read(&mut bytes) {
-                writes.lock().unwrap().push_str(&String::from_utf8_lossy(&bytes[..count]));
+            while !ends.load(Ordering::Relaxed) {
+                match screen.read(&mut bytes) {
+                    Ok(count @ 1..) => writes.lock().unwrap().push_str(&String::from_utf8_lossy(&bytes[..count])),
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                        std::thread::sleep(Duration::from_millis(2));
+                    }
+                    _ => break,
+                }
             }
         });
-        Self { child, keys, said, seen: 0 }
+        Self { child, keys, path, said, seen: 0, is_over, reading: Some(reading) }
+    }
+
+    /// Waits for the end of the command, and until all of its output is read; returns the exit code.
+    pub fn wait(&mut self) -> i32 {
+        let code = super::wait(&mut self.child);
+        self.reading.take().unwrap().join().unwrap();
+        code
+    }
+
+    /// Closes the test's end, so that the command's terminal disappears; returns the exit code of the command.
+    pub fn close(mut self) -> i32 {
+        self.is_over.store(true, Ordering::Relaxed);
+        self.reading.take().unwrap().join().unwrap();
+        self.keys = File::open("/dev/null").unwrap();
+        super::wait(&mut self.child)
+    }
+
+    /// Changes the width.
+    pub fn resize(&self, columns: u16) {
+        resize(&self.path, (40, columns));
+    }
+
+    /// The settings of the terminal.
+    pub fn settings(&self) -> Termios {
+        tcgetattr(&self.keys).unwrap()
+    }
+
+    /// Whether keys are echoed, lines are edited by the kernel, and Ctrl-C sends a signal.
+    pub fn is_cooked(&self) -> bool {
+        self.settings().local_flags.contains(LocalFlags::ICANON | LocalFlags::ECHO | LocalFlags::ISIG)
     }
 
     /// All output so far.
@@ -62,10 +123,17 @@ impl Terminal {
                 self.seen += at + text.len();
                 return;
             }
-            assert!(Instant::now() < deadline, "no {text:?} in {:?}", &said[self.seen..]);
+            assert!(Instant::now() < deadline, "no {text:?} in {:?} of {said:?}", &said[self.seen..]);
             std::thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+/// Sets the size of a terminal, in rows and columns.
+fn resize(path: &Path, (rows, columns): (u16, u16)) {
+    let mut stty = Command::new("stty");
+    stty.arg("-F").arg(path).args(["rows", &rows.to_string(), "cols", &columns.to_string()]);
+    assert!(stty.status().unwrap().success());
 }
 
 impl Drop for Terminal {

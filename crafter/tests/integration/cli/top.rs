@@ -78,6 +78,35 @@ fn signals_restore_the_terminal() {
 }
 
 #[test]
+fn top_follows_the_size_of_the_terminal() {
+    let served = Served::new();
+    // 0: unknown.
+    for columns in [0, 40, 200] {
+        let mut top = Terminal::with_size(served.command(&["top", "--interval", "0.1"]), (40, columns));
+        top.shows(ENTER);
+        super::interrupted::handles_signals(&top.child);
+        top.resize(100);
+        top.shows("IN-BYTES/s");
+        top.keys("q");
+        assert_eq!(top.wait(), 0, "{columns}: {}", top.said());
+        is_restored(&mut top);
+    }
+}
+
+/// The window is closed.
+#[test]
+fn top_ends_with_its_terminal() {
+    let served = Served::new();
+    let mut command = served.lab.command("setsid");
+    command.args(["--ctty", "--wait", env!("CARGO_BIN_EXE_crafter"), "top", "--socket"]).arg(&served.socket);
+    let mut top = Terminal::new(command);
+    top.shows("IN-BYTES/s");
+    // Drawing or reading keys may fail before the signal arrives.
+    let code = top.close();
+    assert!([128 + libc::SIGHUP, 1, 0].contains(&code), "{code}");
+}
+
+#[test]
 fn top_survives_a_restart_of_the_service() {
     let mut served = Served::new();
     let mut top = Terminal::new(served.command(&["top", "--interval", "0.1"]));

@@ -114,7 +114,7 @@ fn silent_router_is_printed_as_asterisk() {
         tool(routers.router(2), iptables, &drop);
     }
     for (version, server) in SERVER.iter().enumerate() {
-        let done = routers.crafter(&["traceroute", "--timeout", "0.3", "--retry", "1", server]);
+        let done = routers.crafter(&["traceroute", "--wait", "0.3", "--retry", "1", server]);
         done.succeeds();
         let lines: Vec<&str> = done.text().lines().skip(1).collect();
         assert_eq!((lines.len(), lines[1]), (4, " 2  * * *"), "{done:?}");
@@ -144,7 +144,7 @@ fn unreachable_destinations_are_reported() {
     // No answer at all: every hop is listed.
     let drop = ["-A", "INPUT", "-j", "DROP"];
     tool(routers.server(), "iptables", &drop);
-    let done = routers.crafter(&["traceroute", "--max", "6", "--timeout", "0.3", "--retry", "0", SERVER[0]]);
+    let done = routers.crafter(&["traceroute", "--max", "6", "--wait", "0.3", "--retry", "0", SERVER[0]]);
     assert_eq!((done.code, done.text().lines().count()), (i32::from(exit::TIMED_OUT), 7), "{done:?}");
     assert_eq!(done.text().lines().last(), Some(" 6  * * *"));
     // Only the later hops.

@@ -1,7 +1,8 @@
 //! Benchmarks of crafter and its peers in one run: `cargo xtask bench [NAME...]`.
 //!
-//! Prints one row per comparison with the measured value and its target. Figures are medians, and both sides are
-//! measured alternately, so that other load affects both. A missed target is not an error.
+//! Prints the tables of the page `numbers.md`: one row per comparison with the measured value and its target. Figures
+//! are medians, and both sides are measured alternately, so that other load affects both. A missed target is not an
+//! error.
 
 mod client;
 mod download;
@@ -12,6 +13,7 @@ mod memory;
 mod scapy;
 mod send;
 mod service;
+mod start;
 mod table;
 mod verdict;
 
@@ -23,21 +25,24 @@ use table::Row;
 /// A benchmark: its name on the command line, and its function.
 type Bench = (&'static str, fn() -> Result<Vec<Row>>);
 
-const BENCHES: [Bench; 13] = [
-    // First, because it reads the maximum resident size of all children so far.
-    ("memory", memory::measure),
-    ("handshake", handshake::measure),
-    ("exchange", exchange::measure),
-    ("download", download::measure),
-    ("verdict", verdict::measure),
-    ("bystander", download::bystander),
-    ("layers", layers::measure),
-    ("send", send::measure),
-    ("service-exchange", service::exchanges),
-    ("service-packets", service::packets),
-    ("service-download", service::downloads),
-    ("service-leases", service::leases),
-    ("service-tutorial", scapy::tutorial),
+/// The benchmarks by the sections of the page `numbers.md`, in the order in which they run.
+const SECTIONS: [(&str, &[Bench]); 6] = [
+    // `memory` is first, because it reads the maximum resident size of all children so far.
+    ("Streams", &[("memory", memory::measure), ("download", download::measure)]),
+    ("Handshakes and exchanges", &[("handshake", handshake::measure), ("exchange", exchange::measure)]),
+    ("Whole processes", &[("start", start::measure)]),
+    ("Packets", &[("layers", layers::measure), ("send", send::measure)]),
+    ("What the kernel half costs others", &[("verdict", verdict::measure), ("bystander", download::bystander)]),
+    (
+        "The service",
+        &[
+            ("service-exchange", service::exchanges),
+            ("service-packets", service::packets),
+            ("service-download", service::downloads),
+            ("service-leases", service::leases),
+            ("service-tutorial", scapy::tutorial),
+        ],
+    ),
 ];
 
 fn main() -> ExitCode {
@@ -57,22 +62,31 @@ fn main() -> ExitCode {
 }
 
 fn run(wanted: &[String]) -> Result<()> {
-    if let Some(unknown) = wanted.iter().find(|name| !BENCHES.iter().any(|(known, _)| known == *name)) {
-        bail!("unknown benchmark '{unknown}'; choose from {}", BENCHES.map(|(name, _)| name).join(", "));
+    let all = || SECTIONS.iter().flat_map(|(_, benches)| benches.iter().map(|(name, _)| *name));
+    if let Some(unknown) = wanted.iter().find(|name| !all().any(|known| known == *name)) {
+        bail!("unknown benchmark '{unknown}'; choose from {}", all().collect::<Vec<_>>().join(", "));
     }
-    let mut rows = Vec::new();
-    for (name, measure) in BENCHES {
-        if wanted.is_empty() || wanted.iter().any(|w| w == name) {
+    for (heading, benches) in SECTIONS {
+        let mut rows = Vec::new();
+        let mut failure = None;
+        for (name, measure) in benches.iter().filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|w| w == name))
+        {
             eprintln!("measuring {name} ...");
             match measure() {
                 Ok(measured) => rows.extend(measured),
                 Err(error) => {
-                    table::print(&rows);
-                    return Err(error.context(name));
+                    failure = Some(error.context(*name));
+                    break;
                 }
             }
         }
+        if !rows.is_empty() {
+            println!("\n## {heading}\n");
+            table::print(&rows);
+        }
+        if let Some(error) = failure {
+            return Err(error);
+        }
     }
-    table::print(&rows);
     Ok(())
 }

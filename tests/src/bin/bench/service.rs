@@ -55,13 +55,14 @@ const PORTS: u64 = 60;
 const OTHERS: u64 = 1500;
 
 /// `crafter serve` in the client namespace of a lab.
-struct Service {
+pub struct Service {
     child: Child,
     directory: tempfile::TempDir,
 }
 
 impl Service {
-    fn start(lab: &Lab) -> Result<Self> {
+    /// Starts the service and waits until it accepts connections.
+    pub fn start(lab: &Lab) -> Result<Self> {
         let directory = open_directory("crafter-bench-");
         let policy = directory.path().join("crafter.toml");
         std::fs::write(&policy, POLICY)?;
@@ -80,7 +81,13 @@ impl Service {
         Ok(service)
     }
 
-    fn socket(&self) -> PathBuf {
+    /// Directory of the socket, accessible to every user.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Path of the socket.
+    pub fn socket(&self) -> PathBuf {
         self.directory.path().join("socket")
     }
 
@@ -95,10 +102,16 @@ impl Service {
     /// Runs `bench client` as an unprivileged user.
     fn client(&self, lab: &Lab, arguments: &[&str]) -> Result<Command> {
         let bench = unprivileged(self.directory.path())?;
-        let mut command = lab.client().command("setpriv");
-        command.args(["--reuid", USER, "--regid", USER, "--clear-groups", "--"]).arg(bench).arg("client");
-        command.args(arguments).env(SOCKET_VARIABLE, self.socket()).stdout(Stdio::piped());
+        let mut command = self.as_user(lab, &bench);
+        command.arg("client").args(arguments).env(SOCKET_VARIABLE, self.socket()).stdout(Stdio::piped());
         Ok(command)
+    }
+
+    /// A command that runs `program` as the unprivileged user.
+    pub fn as_user(&self, lab: &Lab, program: &Path) -> Command {
+        let mut command = lab.client().command("setpriv");
+        command.args(["--reuid", USER, "--regid", USER, "--clear-groups", "--"]).arg(program);
+        command
     }
 
     fn number(&self, lab: &Lab, arguments: &[&str]) -> Result<f64> {

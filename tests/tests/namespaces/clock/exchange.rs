@@ -152,7 +152,7 @@ fn timeouts_ignore_clock_steps() {
     let began = Instant::now();
     let server = SERVER_V4.to_string();
     let mut ping = lab.client().command(built());
-    ping.args(["ping", "--direct", "-c", "4", "--interval", "0.2", "--timeout", "5", "--json", &server]);
+    ping.args(["ping", "--direct", "-c", "4", "--interval", "0.2", "--wait", "5", "--json", &server]);
     let text = testbed::run(&mut ping);
     let report: serde_json::Value = serde_json::from_str(text.lines().last().expect("a summary")).expect("JSON");
     let took = began.elapsed();

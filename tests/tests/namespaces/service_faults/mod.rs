@@ -1,6 +1,7 @@
 //! Faults around the service: hostile clients, SIGKILL, invalid policies, removed interfaces.
 
 mod budgets;
+mod fence;
 mod hostile;
 mod idle;
 mod killed;

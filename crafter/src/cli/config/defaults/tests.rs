@@ -31,8 +31,8 @@ fn unknown_key_is_named_with_line_and_nearest_option() {
 fn invalid_value_is_named_with_line() {
     assert_eq!(
         error("timeout = 0\n"),
-        "line 1: invalid value '0' for '--timeout <SECONDS>': not a time; give seconds, more than 0 and at most 2592000 \
-         (30 days); a table sets it for one command"
+        "line 1: invalid value '0' for '--timeout <TIME>': not a time; give seconds, or a number with a unit (200ms, 1.5, \
+         2m), up to 30 days; a table sets it for one command"
     );
     assert!(
         error("\n[show]\nas = \"x\"").starts_with("line 3: invalid value 'x' for '--as <FORM>' [possible values: ")
@@ -50,9 +50,9 @@ fn invalid_value_is_named_with_line() {
 fn table_precedes_top_and_command_line_precedes_both() {
     let text = "timeout = 7\n[sr]\ntimeout = 8\n";
     let line = |words: &[&str]| command_line(text, &[&["crafter"], words].concat());
-    assert!(line(&["ping", "192.0.2.1"]).contains("timeout: 7s"));
-    assert!(line(&["sr", "IP()"]).contains("timeout: 8s"));
-    assert!(line(&["sr", "IP()", "--timeout", "9"]).contains("timeout: 9s"));
+    assert!(line(&["ping", "192.0.2.1"]).contains("timeout: Some(7s)"));
+    assert!(line(&["sr", "IP()"]).contains("timeout: Some(8s)"));
+    assert!(line(&["sr", "IP()", "--timeout", "9"]).contains("timeout: Some(9s)"));
 }
 
 #[test]
