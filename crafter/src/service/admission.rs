@@ -22,7 +22,7 @@ pub(super) const MOST: usize = 4096;
 const MOST_OF_USER: usize = 512;
 
 /// The most connections of root and the service's own user.
-pub(super) const MOST_TRUSTED: usize = 512;
+const MOST_TRUSTED: usize = 512;
 
 /// The most connections of users without a rule together, and of each.
 const MOST_UNNAMED: usize = 64;

@@ -12,7 +12,7 @@ use tokio::{
     task::{JoinHandle, spawn_local},
 };
 
-use super::{backlog::RouteKey, next_hops::NextHops, quota::InterfaceMemory};
+use super::{backlog::RouteKey, next_hops::NextHops, shares::InterfaceMemory};
 use crate::{
     Crafter, Error, Options, Result,
     datapath::{interface::Interface, program::Report, route::Route},

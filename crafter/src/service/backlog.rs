@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::quota::WaitingBytes;
+use super::shares::WaitingBytes;
 use crate::{
     datapath::route::Route,
     driver::{NoRoom, ROOM_RETRY_DELAY, ROOM_TIMEOUT},

@@ -91,7 +91,7 @@ pub(super) fn allowance(service: &Service, caller: &Caller) -> Allowance {
         leases: usage.leases,
         ports: usage.ports,
         flows: usage.flows,
-        interfaces: service.interfaces_of(caller.subject.user),
+        interfaces: service.interfaces_of(service.users.account(caller.subject.user)),
     }
 }
 
@@ -145,6 +145,7 @@ pub(super) async fn route(service: &Service, caller: &Caller, call: &RouteCall) 
     let policy = service.policy();
     let host = service.host(0)?;
     let usage = service.users.of(subject.user);
+    let account = service.users.account(subject.user);
     let decision = policy.route(subject, destination, source, &host, &mut usage.borrow_mut(), Instant::now());
     if !decision.is_allowed() {
         return Err(refuse(decision, call.interface.as_deref()));
@@ -153,7 +154,6 @@ pub(super) async fn route(service: &Service, caller: &Caller, call: &RouteCall) 
         let decision = policy.route_interface(subject, &found.interface);
         if decision.is_allowed() { Ok(()) } else { Err(refuse(decision, Some(&found.interface))) }
     };
-    let account = service.users.account(subject.user);
     let found = service.next_hops.find(account, call.interface.as_deref(), destination, source, check).await?;
     let mac = |mac: [u8; 6]| Mac(mac).to_string();
     let (link_mac, hop) = match found.link {

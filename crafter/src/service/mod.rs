@@ -40,6 +40,7 @@ mod policy_file;
 mod quota;
 mod records;
 mod served_lease;
+mod shares;
 mod snapshots;
 mod state;
 mod transmit;

@@ -19,7 +19,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::quota::{Pool, Share};
+use super::shares::{Pool, Share};
 use crate::{
     Error, Result,
     datapath::{

@@ -21,7 +21,7 @@ use super::{
     clock::Moment,
     coalesce::coalesce,
     peer_socket::PeerSocket,
-    quota::{Charge, WaitingBytes},
+    shares::{Charge, WaitingBytes},
 };
 use crate::{
     Lease, Result,
@@ -78,8 +78,7 @@ pub(super) struct ServedLease {
     pub(super) socket: AsyncFd<PeerSocket>,
     charge: RefCell<Option<Charge>>,
     usage: Rc<RefCell<Usage>>,
-    /// The user to whom the lease is charged.
-    pub(super) account: u32,
+    account: u32,
     flows: RefCell<HashMap<FlowKey, Instant>>,
     began: Moment,
     pub(super) tally: Tally,
@@ -107,7 +106,7 @@ impl ServedLease {
             lease: RefCell::new(lease),
             socket: crate::datapath::watch(socket, "the socket of a lease")?,
             usage: charge.usage().clone(),
-            account: charge.user(),
+            account: charge.account(),
             charge: RefCell::new(Some(charge)),
             flows: RefCell::default(),
             began: Moment::now(),
@@ -123,6 +122,11 @@ impl ServedLease {
     /// The owner of the lease.
     pub(super) fn subject(&self) -> &Subject {
         self.terms.grant.subject()
+    }
+
+    /// The account of its user, to which resources are charged.
+    pub(super) fn account(&self) -> u32 {
+        self.account
     }
 
     /// The resources of its user.

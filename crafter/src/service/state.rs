@@ -31,9 +31,10 @@ use super::{
     next_hops::NextHops,
     peer_socket::PeerSocket,
     policy_file::{Loaded, PolicyFile},
-    quota::{InterfaceMemory, Users},
+    quota::Users,
     records,
     served_lease::ServedLease,
+    shares::InterfaceMemory,
     snapshots::{Selection, Snapshots, Source},
     transmit::Transmitter,
     turns::Turns,
@@ -89,11 +90,11 @@ pub(super) struct Service {
     pub(super) closer: Closer,
     pub(super) spare: Spare,
     pub(super) leases: RefCell<BTreeMap<u64, Rc<ServedLease>>>,
-    /// The numbers of each user's leases.
-    leases_by_user: RefCell<BTreeSet<(u32, u64)>>,
     attachments: RefCell<HashMap<String, Rc<Slot>>>,
     /// All slots, with those that are being detached.
     slots: RefCell<Vec<Weak<Slot>>>,
+    /// The numbers of each user's leases.
+    leases_by_user: RefCell<BTreeSet<(u32, u64)>>,
     /// This host's addresses and broadcast addresses.
     host: RefCell<Option<Rc<Addresses>>>,
     next: Cell<u64>,
@@ -277,16 +278,16 @@ impl Service {
         subject: &Subject,
         name: &str,
     ) -> Result<AttachmentGuard, E> {
-        let user = self.users.account(subject.user);
+        let account = self.users.account(subject.user);
         let known = loop {
             self.rename(name);
             let known = self.attachments.borrow().get(name).cloned();
-            if known.as_ref().is_some_and(|slot| slot.is_of(user)) {
+            if known.as_ref().is_some_and(|slot| slot.is_of(account)) {
                 break known;
             }
             let Err(decision) = self.admit(subject) else { break known };
             // An interface that is only kept for a further lease makes room for this one.
-            match self.detach_unused(user) {
+            match self.detach_unused(account) {
                 Some(detached) => _ = detached.await,
                 None => return Err(decision.into()),
             }
@@ -297,9 +298,9 @@ impl Service {
             self.attachments.borrow_mut().insert(name.to_owned(), slot.clone());
             slot
         });
-        let used = SlotGuard::new(slot.clone(), user);
+        let used = SlotGuard::new(slot.clone(), account);
         let attach = async || {
-            let memory = self.users.interface_memory(user);
+            let memory = self.users.pools.interface_memory(account);
             let attachment = self.attach(name, &memory).await?;
             slot.memory.replace(Some(memory));
             Ok::<_, Error>(attachment)
@@ -322,7 +323,7 @@ impl Service {
     /// # Errors
     /// The decision that refuses it.
     fn admit(&self, subject: &Subject) -> Result<(), Decision> {
-        let held = self.interfaces_of(subject.user);
+        let held = self.interfaces_of(self.users.account(subject.user));
         let policy = self.policy();
         let decision = policy.interfaces(subject, held);
         let is_limited = policy.rule_of(subject).is_some_and(|rule| rule.max_interfaces.is_some());
@@ -337,7 +338,6 @@ impl Service {
     /// The interfaces that count for a user: those with leases of the user, and until they are detached those whose last
     /// lease was the user's.
     pub(super) fn interfaces_of(&self, user: u32) -> u32 {
-        let user = self.users.account(user);
         let mut slots = self.slots.borrow_mut();
         slots.retain(|slot| slot.strong_count() > 0);
         slots.iter().filter_map(Weak::upgrade).filter(|slot| slot.is_of(user)).count() as u32

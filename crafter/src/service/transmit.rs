@@ -6,8 +6,8 @@ use tokio::task::spawn_local;
 
 use super::{
     backlog::{Packet, RouteKey},
-    quota::WaitingBytes,
     served_lease::ServedLease,
+    shares::WaitingBytes,
 };
 use crate::{
     Error,
@@ -89,7 +89,7 @@ impl Transmitter {
     fn send_later(self: &Rc<Self>, lease: &Rc<ServedLease>, key: RouteKey, packet: &[u8]) -> bool {
         let attachment = &lease.attachment;
         let place = (attachment.interface().ifindex, key);
-        if !self.waiting.borrow().contains_key(&place) && !attachment.can_look_up(lease.account) {
+        if !self.waiting.borrow().contains_key(&place) && !attachment.can_look_up(lease.account()) {
             return false;
         }
         let Some(bytes) = lease.begin_waiting(packet.len()) else { return false };
@@ -103,7 +103,7 @@ impl Transmitter {
         queue.push(Waiting { lease: lease.clone(), packet: packet.to_vec(), _bytes: bytes });
         drop(waiting);
         if is_new {
-            let (transmitter, attachment, user) = (self.clone(), attachment.clone(), lease.account);
+            let (transmitter, attachment, user) = (self.clone(), attachment.clone(), lease.account());
             spawn_local(async move {
                 let found = attachment.find_route(user, key).await;
                 let mut queue = transmitter.waiting.borrow_mut().remove(&place).unwrap_or_default();
@@ -135,7 +135,7 @@ impl Transmitter {
 /// The packet with its route, if that is cached.
 fn routed<'p>(lease: &ServedLease, packet: &Packet<&'p [u8]>) -> Option<Packet<&'p [u8]>> {
     Some(match packet {
-        Packet::Unrouted(key, bytes) => Packet::Routed(lease.attachment.known_route(lease.account, *key)?, bytes),
+        Packet::Unrouted(key, bytes) => Packet::Routed(lease.attachment.known_route(lease.account(), *key)?, bytes),
         Packet::Routed(route, bytes) => Packet::Routed(route.clone(), bytes),
         Packet::Frame(bytes) => Packet::Frame(bytes),
     })

@@ -23,8 +23,8 @@ Shows the user and groups by which the service knows this process, the rule of i
 applies, and how much of the rule's limits is in use.
 --json: the reply of method Policy of org.crafter.v1: user, groups, rule (null if no rule names
 this user, else number, refuse, protocols, packets_per_second, burst, max_leases, max_ports,
-max_flows, max_interfaces, raw_ethernet, foreign_sources, observe, multicast, broadcast, text; a limit of null
-means unlimited), leases, ports, flows.
+max_flows, max_interfaces, raw_ethernet, foreign_sources, observe, multicast, broadcast, text; a
+limit of null means unlimited), leases, ports, flows, interfaces.
 Exit code 0: the rule allows something; 4: nothing is allowed; 1: the service does not answer.
 
 Examples:

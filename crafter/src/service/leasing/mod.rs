@@ -27,9 +27,9 @@ use super::{
     host::audit::{RequestKind, Resource},
     observe,
     outgoing::{self, Closed},
-    quota::Charge,
     records,
     served_lease::{LeaseTerms, ServedLease},
+    shares::Charge,
     state::Service,
 };
 use crate::{

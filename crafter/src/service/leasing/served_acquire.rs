@@ -9,8 +9,8 @@ use super::{
     super::{
         attachment::{Attachment, AttachmentGuard},
         caller::Caller,
-        quota::Charge,
         served_lease::ServedLease,
+        shares::Charge,
         state::Service,
     },
     lease_error::LeaseError,
