@@ -12,12 +12,13 @@ use crate::{
     expr::{
         PacketSet, Resolve, access,
         evaluate::{self, Called, Environment},
-        fault::{self, Reason, line_and_column},
+        fault::{self, Reason},
         object::Object,
         scan,
         syntax::{self, Node, Statement, Suffix, SuffixKind, Tree},
     },
     layer::{Kind, Layer as _, nearest},
+    packet::Excerpt,
 };
 
 /// The variable that holds the last value that was shown.
@@ -37,8 +38,8 @@ pub enum Output<'a> {
 pub struct Failure {
     /// Line, from 1.
     pub line: usize,
-    /// Column in characters, from 1.
-    pub column: usize,
+    /// The line of the text, with the place.
+    pub excerpt: Box<Excerpt>,
     /// [`Error::Invalid`] for an invalid statement, otherwise the error of its execution.
     pub error: Error,
     reason: Option<String>,
@@ -50,18 +51,24 @@ impl Failure {
         self.reason.clone().unwrap_or_else(|| self.error.to_string())
     }
 
+    /// Column in characters, from 1.
+    pub fn column(&self) -> usize {
+        self.excerpt.column()
+    }
+
     /// Whether the statement is invalid; otherwise its execution failed.
     pub fn is_of_text(&self) -> bool {
         self.reason.is_some()
     }
 
     fn new<E: Into<Error>>(text: &str, fault: fault::Fault<E>) -> Self {
-        let (line, column) = line_and_column(text, fault.at);
+        let excerpt = Box::new(Excerpt::new(text, fault.at));
+        let (line, column) = (excerpt.number, excerpt.column());
         match fault.reason {
-            Reason::Failed(error) => Self { line, column, error: error.into(), reason: None },
+            Reason::Failed(error) => Self { line, excerpt, error: error.into(), reason: None },
             Reason::Invalid(reason) => {
                 let error = Error::invalid(format!("line {line}, column {column}"), &reason);
-                Self { line, column, error, reason: Some(reason) }
+                Self { line, excerpt, error, reason: Some(reason) }
             }
         }
     }
@@ -69,7 +76,7 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "line {}, column {}: {}", self.line, self.column, self.reason())
+        write!(f, "line {}, column {}: {}", self.line, self.column(), self.reason())
     }
 }
 
