@@ -13,6 +13,7 @@ use crate::{
         PacketSet, Resolve, access,
         evaluate::{self, Called, Environment},
         fault::{self, Reason},
+        hint,
         object::Object,
         scan,
         syntax::{self, Node, Statement, Suffix, SuffixKind, Tree},
@@ -255,13 +256,16 @@ impl<W: World> Environment for Shell<W> {
     }
 
     fn unknown(&self, name: &str) -> String {
-        let functions = signature::FUNCTIONS.iter().map(|function| function.name);
         let layers = Kind::ALL.iter().map(|kind| kind.name());
-        let known = self.variables.keys().map(String::as_str).chain(functions).chain(layers);
-        // Without a similar name, nearest() lists all names.
-        let near = nearest(name, known);
-        let near = if near.starts_with("; did") { near.as_str() } else { "" };
-        format!("there is no variable, function or layer '{name}'{near}")
+        let advice = match hint::idiom(name) {
+            Some(advice) => format!("; {advice}"),
+            None => similar(name, self.names_of_values().chain(layers)).unwrap_or_default(),
+        };
+        format!("there is no variable, function or layer '{name}'{advice}")
+    }
+
+    fn is_similar(&self, name: &str) -> bool {
+        similar(name, self.names_of_values()).is_some()
     }
 
     fn resolver(&self) -> &dyn Resolve {
@@ -274,6 +278,20 @@ impl<W: World> Environment for Shell<W> {
             None => Err(Fault::new(call.at, self.unknown(&call.name))),
         }
     }
+}
+
+impl<W> Shell<W> {
+    /// Variables and functions.
+    fn names_of_values(&self) -> impl Iterator<Item = &str> {
+        let functions = signature::FUNCTIONS.iter().map(|function| function.name);
+        self.variables.keys().map(String::as_str).chain(functions)
+    }
+}
+
+/// `; did you mean ...?` with the names that are similar, if any is.
+fn similar<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> Option<String> {
+    // Without a similar name, nearest() lists all names.
+    Some(nearest(name, known)).filter(|near| near.starts_with("; did"))
 }
 
 fn no_target(at: usize) -> Fault {
