@@ -23,7 +23,7 @@ use self::{
     ask::{Answer, Asker},
     words::Words,
 };
-use super::{Globals, interface, print};
+use super::{Globals, interface, print, style::Paint};
 
 /// `crafter dns`
 #[derive(Debug, clap::Args)]
@@ -245,7 +245,7 @@ fn flags(message: &Message) -> Vec<&'static str> {
 fn print_text(server: SocketAddr, Reply { answer, truncated, .. }: &Reply) -> anyhow::Result<()> {
     let message = &answer.message;
     let lines: Vec<String> = message.answers.iter().map(|record| record::line(record) + "\n").collect();
-    print::out(lines.concat())?;
+    print::out(Paint::stdout().table(&lines.concat()))?;
     let again = match answer.attempts {
         _ if *truncated => ", truncated over UDP".to_owned(),
         1 => String::new(),

@@ -13,7 +13,7 @@ use crafter::session::Stop;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{exit, interface::Interrupted, print};
+use super::{exit, interface::Interrupted, print, style::Paint};
 
 /// Time between two updates of the progress line.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
@@ -91,6 +91,7 @@ impl Counts {
 /// Prints results while a command runs, above a progress line if stderr is a terminal.
 pub struct Live {
     to_stderr: bool,
+    paint: Paint,
     /// Printed, not yet written.
     buffer: Vec<u8>,
     fault: Option<io::Error>,
@@ -112,7 +113,13 @@ impl Live {
             }
         });
         let (buffer, fault, begun, latest, drawn) = (Vec::new(), None, None, None, None);
-        Self { to_stderr, buffer, fault, bar, counts, begun, latest, drawn }
+        let paint = if to_stderr { Paint::stderr() } else { Paint::stdout() };
+        Self { to_stderr, paint, buffer, fault, bar, counts, begun, latest, drawn }
+    }
+
+    /// Styles for the stream that it prints to.
+    pub fn paint(&self) -> Paint {
+        self.paint
     }
 
     /// Prints text; [`Live::flush`] writes it.

@@ -35,6 +35,7 @@ pub mod ls;
 pub mod man;
 pub mod monitor;
 pub mod pages;
+mod paint;
 pub mod ping;
 pub mod policy;
 pub mod print;
@@ -81,7 +82,7 @@ Examples:
 
 /// Craft TCP and UDP by hand on Linux without the kernel answering with a RST.
 #[derive(Debug, Parser)]
-#[command(name = "crafter", version, long_version = version::long(), about, after_help = EXIT_CODES, propagate_version = true)]
+#[command(name = "crafter", styles = style::CLAP, version, long_version = version::long(), about, after_help = EXIT_CODES, propagate_version = true)]
 pub struct Cli {
     /// Options of every command.
     #[command(flatten)]

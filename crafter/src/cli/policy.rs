@@ -175,7 +175,7 @@ fn check(args: &CheckArgs, globals: &Globals) -> anyhow::Result<u8> {
         print::message(format_args!("{}: {error}", checked.file));
     }
     for warning in &checked.warnings {
-        print::message(format_args!("{}: warning: {warning}", checked.file));
+        print::warning(Some(&checked.file), warning);
     }
     if globals.json {
         print::json(&checked)?;

@@ -12,8 +12,8 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{
-    Globals,
-    style::{self, styled},
+    Globals, paint,
+    style::{self, Paint},
 };
 
 /// Writes a line to stderr. A failure is ignored: no other stream is left to report it on.
@@ -31,9 +31,22 @@ pub fn note(text: impl Display) {
     stderr(format_args!(";; {text}"));
 }
 
+/// Writes `crafter: FILE: warning: TEXT` to stderr; without a file `crafter: warning: TEXT`.
+pub fn warning(file: Option<&str>, text: impl Display) {
+    let file = file.map(|file| format!("{file}: ")).unwrap_or_default();
+    let word = Paint::stderr().styled(style::WARNING, "warning:");
+    stderr(format_args!("crafter: {}{word} {}", harmless(&file), harmless(&text)));
+}
+
 /// Writes an error to stderr as one sentence.
 pub fn error(error: &anyhow::Error) {
-    let _ = writeln!(style::stderr(), "{} {}", styled(style::ERROR, "crafter:"), sentence(error));
+    let word = Paint::stderr().styled(style::ERROR, "crafter:");
+    stderr(format_args!("{word} {}", harmless(&sentence(error))));
+}
+
+/// A message without characters that could control the terminal: it may quote a file.
+fn harmless(text: &impl Display) -> String {
+    text.to_string().chars().map(|char| if char.is_control() && char != '\n' { '?' } else { char }).collect()
 }
 
 /// An error and its causes as one sentence, without causes that the sentence already contains.
@@ -58,7 +71,8 @@ pub fn usage(error: &clap::Error) -> ExitCode {
         // Without clap's prefix "error: ", whose styles end before its space.
         let after_prefix = || text.split_once("error:")?.1.split_once(' ');
         let text = plain.strip_prefix("error: ").and_then(|_| after_prefix()).map_or(text.as_str(), |(_, text)| text);
-        let _ = write!(style::stderr(), "{} {text}", styled(style::ERROR, "crafter:"));
+        let text = if Paint::stderr().is_on() { text } else { plain.strip_prefix("error: ").unwrap_or(&plain) };
+        let _ = write!(io::stderr().lock(), "{} {text}", Paint::stderr().styled(style::ERROR, "crafter:"));
         return exit::USAGE.into();
     }
     let _ = error.print();
@@ -84,6 +98,22 @@ pub fn out(text: impl AsRef<str>) -> io::Result<()> {
     }
 }
 
+/// Prints a table, or lines, on stdout: with colours, and filled to the width of the terminal.
+///
+/// # Errors
+/// As [`out`].
+pub fn table_out(text: impl AsRef<str>) -> io::Result<()> {
+    out(Paint::stdout().table(&paint::fill(text.as_ref(), style::columns(&io::stdout()))))
+}
+
+/// Prints packets on stdout, with colours.
+///
+/// # Errors
+/// As [`out`].
+pub fn packets_out(text: impl AsRef<str>) -> io::Result<()> {
+    out(Paint::stdout().packets(text.as_ref()))
+}
+
 /// Prints a value as one line of JSON on stdout.
 ///
 /// # Errors
@@ -101,7 +131,7 @@ pub fn result<T: Serialize + ?Sized>(
     value: &T,
     text: impl FnOnce(&T) -> String,
 ) -> anyhow::Result<()> {
-    if globals.json { json(&value) } else { Ok(out(text(value))?) }
+    if globals.json { json(&value) } else { Ok(table_out(text(value))?) }
 }
 
 /// Writes to stderr how many half-open connections were reset, if any were.
@@ -159,4 +189,14 @@ pub fn table<const N: usize>(heading: [&str; N], left: &[&str], rows: impl IntoI
         text.push('\n');
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn message_cannot_control_the_terminal() {
+        assert_eq!(harmless(&"'\u{1b}[2J\u{9b}' is\nno address\r"), "'?[2J?' is\nno address?");
+    }
 }

@@ -165,7 +165,7 @@ impl Printer {
                 let record = |value| print::json(&serde_json::json!({ "type": "value", "value": value }));
                 value.to_json().map_err(anyhow::Error::from).and_then(record)
             }
-            Output::Value(value) => print::out(format!("{value}\n")).map_err(anyhow::Error::from),
+            Output::Value(value) => print::packets_out(format!("{value}\n")).map_err(anyhow::Error::from),
         };
         if let Err(error) = printed {
             self.fault.get_or_insert(error);

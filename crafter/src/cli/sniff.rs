@@ -21,6 +21,7 @@ use super::{
     interface::{Ended, seconds, until_signal},
     print, service,
     show::{self, Form},
+    style::Paint,
 };
 
 /// Timeout after which the kernel hands over a block that is not full. Larger blocks need fewer wake-ups.
@@ -207,6 +208,7 @@ pub async fn first_interface() -> Result<String> {
 /// Prints packets, writes them to a capture, or both.
 struct Sink {
     print: Option<(BufWriter<io::Stdout>, Option<Form>)>,
+    paint: Paint,
     write: Option<Writer<Out>>,
 }
 
@@ -221,7 +223,8 @@ impl Sink {
                 "- writes to stdout, where --as and --json print; write to a file, or leave them out",
             ));
         }
-        Ok(Self { print: printing.then(|| (BufWriter::new(io::stdout()), form)), write: None })
+        let print = printing.then(|| (BufWriter::new(io::stdout()), form));
+        Ok(Self { print, paint: Paint::stdout(), write: None })
     }
 
     fn open(&mut self, path: Option<&Path>, tap: &Sniffer) -> Result<()> {
@@ -247,9 +250,10 @@ impl Sink {
         let Some((out, form)) = &mut self.print else { return Ok(()) };
         let text = match form {
             Some(Form::Summary) => {
-                format!("{} {}\n", clock(captured.time.unwrap_or_default()), captured.packet().summary())
+                let clock = clock(captured.time.unwrap_or_default());
+                self.paint.packets(&format!("{clock} {}\n", captured.packet().summary()))
             }
-            Some(form) => show::text(captured.packet(), *form)?,
+            Some(form) => show::text(captured.packet(), *form, self.paint)?,
             None => {
                 let mut object = show::object(captured)?;
                 object["type"] = json!("packet");

@@ -4,6 +4,7 @@ mod tally;
 
 use std::{
     cell::RefCell,
+    io,
     time::{Duration, Instant},
 };
 
@@ -20,7 +21,8 @@ use self::tally::Tally;
 use super::{
     Globals, exchange, interface,
     live::{Counts, Live, Signals},
-    print,
+    paint, print,
+    style::{self, Paint},
 };
 
 /// Number of requests up to which all of them are printed by default.
@@ -187,14 +189,17 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
             closed.complete(&mut summary, &exchanged.account, code);
             live.print(&format!("{summary}\n"));
         }
-        Form::Text if is_large => live.print(&printer.tally.map()),
+        Form::Text if is_large => {
+            let map = paint::fill(&printer.tally.map(), style::columns(&io::stdout()));
+            live.print(&Paint::stdout().states(&map));
+        }
         Form::Text | Form::Nothing => {}
     }
     live.end_progress();
     if form != Form::Json {
         let totals = printer.tally.total_line();
         if !totals.is_empty() {
-            print::note(totals);
+            print::note(Paint::stderr().states(&totals));
         }
         account(&exchanged);
     }
@@ -256,10 +261,10 @@ pub async fn run_one(args: OneArgs, globals: &Globals) -> anyhow::Result<u8> {
         print::json(&object)?;
     } else {
         if let Some(pair) = first.filter(|_| !exchange.capture.is_stdout()) {
-            print::out(pair.reply.packet.show()? + "\n")?;
+            print::packets_out(pair.reply.packet.show()? + "\n")?;
         }
         if let Some(verdict) = verdict {
-            print::note(verdict);
+            print::note(Paint::stderr().verdict(&verdict));
         }
         account(&exchanged);
     }
@@ -316,7 +321,8 @@ impl Printer {
                 match self.form {
                     Form::Text if self.show.includes(verdict.state) => {
                         let milliseconds = rtt.as_secs_f64() * 1e3;
-                        live.print(&format!("{} ==> {}  {milliseconds:.3} ms\n", request.summary(), reply.summary()));
+                        let line = format!("{} ==> {}  {milliseconds:.3} ms\n", request.summary(), reply.summary());
+                        live.print(&live.paint().packets(&line));
                     }
                     Form::Json if self.show.includes(verdict.state) => {
                         let record = || {
@@ -360,7 +366,10 @@ impl Printer {
         let numbers = self.tally.unanswered(exchanged.account.requests);
         for (number, request) in numbers.zip(&exchanged.unanswered) {
             match self.form {
-                Form::Text => live.print(&format!("{} ==> no answer\n", request.summary())),
+                Form::Text => {
+                    let line = live.paint().packets(&format!("{} ==> no answer\n", request.summary()));
+                    live.print(&line);
+                }
                 Form::Json => {
                     let request = request_object(request, self.tally.sent(number))?;
                     live.print(&format!("{}\n", json!({ "type": "no_answer", "number": number, "request": request })));
