@@ -20,6 +20,7 @@ pub mod doctor;
 mod documentation;
 #[cfg(test)]
 mod errors_page;
+mod excerpt;
 pub mod exchange;
 pub mod exit;
 pub mod flows;

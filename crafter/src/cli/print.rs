@@ -8,11 +8,13 @@ use std::{
 };
 
 use crate::cli::exit;
+use anstyle::Style;
+use crafter::packet::{self, Excerpt};
 use serde::Serialize;
 use serde_json::Value;
 
 use super::{
-    Globals, paint,
+    Globals, excerpt, paint,
     style::{self, Paint},
 };
 
@@ -31,22 +33,47 @@ pub fn note(text: impl Display) {
     stderr(format_args!(";; {text}"));
 }
 
-/// Writes `crafter: FILE: warning: TEXT` to stderr; without a file `crafter: warning: TEXT`.
-pub fn warning(file: Option<&str>, text: impl Display) {
+/// Writes `crafter: FILE: warning: TEXT` to stderr, with the line that it is about; without a file `crafter: warning: TEXT`.
+pub fn warning(file: Option<&str>, text: impl Display, excerpts: &[&Excerpt]) {
     let file = file.map(|file| format!("{file}: ")).unwrap_or_default();
     let word = Paint::stderr().styled(style::WARNING, "warning:");
-    stderr(format_args!("crafter: {}{word} {}", harmless(&file), harmless(&text)));
+    write_report(&format!("crafter: {}{word} {}", harmless(&file), harmless(&text)), excerpts, style::WARNING);
 }
 
-/// Writes an error to stderr as one sentence.
+/// Writes an error to stderr as one sentence, with the lines that it is about.
 pub fn error(error: &anyhow::Error) {
+    let mut excerpts = Vec::new();
+    for cause in error.chain() {
+        match (cause.downcast_ref(), cause.downcast_ref()) {
+            (Some(crafter::Error::Text { excerpt, .. }), _) | (_, Some(packet::Error::Text { excerpt, .. })) => {
+                excerpts.push(&**excerpt);
+            }
+            (Some(crafter::Error::Policy { excerpts: all, .. }), _) => excerpts.extend(all),
+            _ => {}
+        }
+    }
+    report(sentence(error), &excerpts);
+}
+
+/// Writes `crafter: TEXT` to stderr, with the lines that it is about.
+pub fn report(text: impl Display, excerpts: &[&Excerpt]) {
     let word = Paint::stderr().styled(style::ERROR, "crafter:");
-    stderr(format_args!("{word} {}", harmless(&sentence(error))));
+    write_report(&format!("{word} {}", harmless(&text)), excerpts, style::ERROR);
 }
 
 /// A message without characters that could control the terminal: it may quote a file.
 fn harmless(text: &impl Display) -> String {
     text.to_string().chars().map(|char| if char.is_control() && char != '\n' { '?' } else { char }).collect()
+}
+
+/// Writes a message and its lines at once, so that no other output is between them.
+fn write_report(message: &str, excerpts: &[&Excerpt], mark: Style) {
+    let is_numbered = excerpts.len() > 1 || excerpts.iter().any(|excerpt| excerpt.number > 1);
+    let (columns, paint) = (style::columns(&io::stderr()), Paint::stderr());
+    let lines = excerpts.iter().map(|excerpt| excerpt::render(excerpt, is_numbered, columns, paint, mark));
+    let text = format!("{message}\n{}", lines.collect::<String>());
+    // No other stream is left to report a failure on.
+    let _ = io::stderr().lock().write_all(text.as_bytes());
 }
 
 /// An error and its causes as one sentence, without causes that the sentence already contains.

@@ -95,6 +95,7 @@ async fn piped(shell: &mut Shell<Outside>, globals: &Globals) -> anyhow::Result<
             printer.finish()?;
             if let Err(mut failure) = ran {
                 failure.line += line;
+                failure.excerpt.number += line;
                 return Ok(failed("stdin", &failure));
             }
             if shell.is_leaving() {
@@ -179,7 +180,7 @@ impl Printer {
 
 /// Prints the failure of a script; returns its exit code.
 fn failed(name: &str, failure: &Failure) -> u8 {
-    print::message(format_args!("{name}, {failure}"));
+    print::report(format_args!("{name}, {failure}"), &[&failure.excerpt]);
     code(failure)
 }
 
@@ -188,11 +189,8 @@ pub fn code(failure: &Failure) -> u8 {
     if failure.is_of_text() { exit::USAGE } else { exit::code(&failure.error) }
 }
 
-/// Prints a failure at the prompt: below a marker for a single line, else with the number of the line.
+/// Prints a failure at the prompt.
 fn print_failure(text: &str, failure: &Failure) {
-    let place = match text.contains('\n') {
-        true => format!("line {}: ", failure.line),
-        false => format!("{:>1$}\n", "^", prompt::PROMPT.len() + failure.column),
-    };
-    print::stderr(format_args!("{place}{}", failure.reason()));
+    let place = if text.contains('\n') { format!("line {}: ", failure.line) } else { String::new() };
+    print::report(format_args!("{place}{}", failure.reason()), &[&failure.excerpt]);
 }

@@ -22,7 +22,7 @@ use rustyline::{
 use super::{input::Input, print, state};
 
 /// Text of the prompt.
-pub const PROMPT: &str = "crafter> ";
+const PROMPT: &str = "crafter> ";
 
 /// Length of the history, in statements.
 const HISTORY_LENGTH: usize = 10_000;
