@@ -2,6 +2,8 @@
 
 use std::{fmt, io, net::IpAddr, net::SocketAddr, time::Duration};
 
+use crafter_packet::Excerpt;
+
 /// An error of the library. The message says what failed, why, and what to do; `crafter/docs/errors.md` lists examples
 /// and the exit codes of the command line.
 #[derive(Debug, thiserror::Error)]
@@ -123,11 +125,23 @@ pub enum Error {
         /// Why it is invalid, and what is valid.
         reason: String,
     },
+    /// A text of the user has an error at one place: an expression, or a configuration file.
+    #[error("{place}: {reason}")]
+    Text {
+        /// The text and the place in it, e.g. `expression, column 10`.
+        place: String,
+        /// What is wrong, and what is valid.
+        reason: String,
+        /// The line with the place.
+        excerpt: Box<Excerpt>,
+    },
     /// A policy's text has errors.
     #[error("policy rejected: {}", .problems.join("; "))]
     Policy {
         /// All errors, each with line and column, in the order of the text.
         problems: Vec<String>,
+        /// The line of each error.
+        excerpts: Vec<Excerpt>,
     },
     /// The service's policy does not allow it.
     #[error("the service does not allow it: {message}")]
@@ -199,6 +213,7 @@ impl From<crafter_packet::Error> for Error {
         use crafter_packet::Error as Packet;
         match error {
             Packet::Invalid { what, reason } => Self::Invalid { what, reason },
+            Packet::Text { place, reason, excerpt } => Self::Text { place, reason, excerpt },
             Packet::Io { action, source } => Self::Io { action, source },
             other => Self::Invalid { what: "packet".to_owned(), reason: other.to_string() },
         }

@@ -62,7 +62,7 @@ pub use crafter_packet::{capture, expr, layer};
 
 /// Reading and building headers, and the errors of it.
 pub mod packet {
-    pub use crafter_packet::{Error, view::*};
+    pub use crafter_packet::{Error, Excerpt, view::*};
 }
 
 pub use driver::{Crafter, Lease, LeaseRequest, Options, PortChoice, Stream, StreamOptions};

@@ -19,5 +19,5 @@ pub mod reassembly;
 pub mod testing;
 pub mod view;
 
-pub use error::{Error, Result};
+pub use error::{Error, Excerpt, Result};
 pub use reassembly::Reassembler;

@@ -29,6 +29,7 @@ use super::{
     interface, print,
     recording::Recording,
     signals::{self, Limit, Phase, Signals},
+    style::Paint,
 };
 
 /// How long to wait for the answer to each query by default.
@@ -296,7 +297,7 @@ fn flags(message: &Message) -> Vec<&'static str> {
 fn print_text(server: SocketAddr, Reply { answer, truncated, .. }: &Reply) -> anyhow::Result<()> {
     let message = &answer.message;
     let lines: Vec<String> = message.answers.iter().map(|record| record::line(record) + "\n").collect();
-    print::out(lines.concat())?;
+    print::out(Paint::stdout().table(&lines.concat()))?;
     let again = match answer.attempts {
         _ if *truncated => ", truncated over UDP".to_owned(),
         1 => String::new(),

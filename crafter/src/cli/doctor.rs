@@ -4,7 +4,7 @@
 
 mod served;
 
-use std::{fmt::Write as _, path::Path};
+use std::{fmt::Write as _, io, path::Path};
 
 use crate::cli::exit;
 use crafter::datapath::{
@@ -15,7 +15,11 @@ use crafter::datapath::{
 use serde::Serialize;
 
 use self::served::Served;
-use super::{Globals, print, service::Socket};
+use super::{
+    Globals, paint, print,
+    service::Socket,
+    style::{self, Paint},
+};
 
 /// Capabilities with which the binary works for every user without the service. The last one is optional.
 const CAPABILITIES: &str = "cap_net_admin,cap_net_raw,cap_bpf,cap_perfmon,cap_ipc_lock+ep";
@@ -56,7 +60,12 @@ Examples:
 pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     let service = Served::query(&args.service).await;
     let report = Report::new(service, features::host()?, interface::interfaces().await?);
-    print::result(globals, &report, Report::to_text)?;
+    if globals.json {
+        print::json(&report)?;
+    } else {
+        let text = paint::fill(&report.to_text(), style::columns(&io::stdout()));
+        print::out(Paint::stdout().checks(&text))?;
+    }
     Ok(if report.works { exit::SUCCESS } else { exit::FAILURE })
 }
 

@@ -104,6 +104,11 @@ fn page_lists_every_error_of_the_library() {
             reason: "communication prohibited".into(),
         },
         Error::invalid("--loss", "the sum with --duplicate and --reorder exceeds 100%; lower one of them"),
+        Error::Text {
+            place: "/home/ann/.config/crafter/config.toml, line 2".into(),
+            reason: "there is no option 'timeuot'; did you mean timeout?".into(),
+            excerpt: Box::new(packet::Excerpt::new("[sr]\ntimeuot = 1\n", 5)),
+        },
         Policy::parse("[[rule]]\neverybody = true\nusers = 1\n").map(drop).map_err(Error::from).unwrap_err(),
         Error::Forbidden {
             rule: Some(2),
@@ -128,6 +133,7 @@ fn page_lists_every_error_of_the_library() {
 #[test]
 fn page_lists_every_error_of_packets() {
     let examples = vec![
+        PacketSet::parse("IP(ttl=(1,64))").unwrap().packets(10).map(drop).unwrap_err(),
         PacketSet::parse("IP()/TCP(dport=70000)").unwrap_err(),
         packet::Error::Io { action: "create /no/such/file.pcapng".into(), source: not_found() },
     ];

@@ -41,7 +41,7 @@ pub const fn signal(number: i32) -> u8 {
 /// The exit code of an error of the library.
 pub fn code(error: &Error) -> u8 {
     match error {
-        Error::Invalid { .. } | Error::Policy { .. } => USAGE,
+        Error::Invalid { .. } | Error::Text { .. } | Error::Policy { .. } => USAGE,
         Error::Permission { .. } => PERMISSION,
         Error::Refused { .. } | Error::Forbidden { .. } | Error::Unreachable { .. } => REFUSED,
         Error::TimedOut { .. } => TIMED_OUT,
@@ -61,7 +61,7 @@ pub fn code(error: &Error) -> u8 {
 pub fn code_of(error: &anyhow::Error) -> u8 {
     let code = error.chain().find_map(|cause| match (cause.downcast_ref(), cause.downcast_ref()) {
         (Some(error), _) => Some(code(error)),
-        (_, Some(packet::Error::Invalid { .. })) => Some(USAGE),
+        (_, Some(packet::Error::Invalid { .. } | packet::Error::Text { .. })) => Some(USAGE),
         _ => None,
     });
     code.unwrap_or(FAILURE)

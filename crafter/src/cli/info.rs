@@ -54,7 +54,7 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
         print::rename_microseconds(&mut object, "started", "started_ns");
         print::json(&object)?;
     } else {
-        print::out(text(&report))?;
+        print::table_out(text(&report))?;
     }
     Ok(exit::SUCCESS)
 }

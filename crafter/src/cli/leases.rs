@@ -85,7 +85,7 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
         let leases: Vec<Value> = leases.iter().map(NamedLease::object).collect::<Result<_, _>>()?;
         print::json(&json!({ "leases": leases }))?;
     } else {
-        print::out(table(&leases))?;
+        print::table_out(table(&leases))?;
     }
     Ok(exit::SUCCESS)
 }

@@ -15,6 +15,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::{
     exit, print,
     signals::{Interruption, Signals},
+    style::Paint,
 };
 
 /// Time between two updates of the progress line.
@@ -78,6 +79,7 @@ fn fit(line: &str, width: usize) -> String {
 /// Prints results while a command runs, above a progress line if stderr is a terminal.
 pub struct Live {
     to_stderr: bool,
+    paint: Paint,
     /// Printed, not yet written.
     buffer: Vec<u8>,
     fault: Option<io::Error>,
@@ -99,7 +101,13 @@ impl Live {
             }
         });
         let (buffer, fault, begun, latest, drawn) = (Vec::new(), None, None, None, None);
-        Self { to_stderr, buffer, fault, bar, counts, begun, latest, drawn }
+        let paint = if to_stderr { Paint::stderr() } else { Paint::stdout() };
+        Self { to_stderr, paint, buffer, fault, bar, counts, begun, latest, drawn }
+    }
+
+    /// Styles for the stream that it prints to.
+    pub fn paint(&self) -> Paint {
+        self.paint
     }
 
     /// Prints text; [`Live::flush`] writes it.

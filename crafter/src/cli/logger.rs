@@ -1,5 +1,10 @@
 //! Log records to stderr, one line each.
 
+use super::{
+    print,
+    style::{self, Paint},
+};
+
 struct Stderr;
 
 impl log::Log for Stderr {
@@ -11,7 +16,13 @@ impl log::Log for Stderr {
     fn log(&self, record: &log::Record) {
         if self.enabled(record.metadata()) {
             let level = record.level().as_str().to_ascii_lowercase();
-            super::print::message(format_args!("{level}: {}", record.args()));
+            let style = match record.level() {
+                log::Level::Error => style::ERROR,
+                log::Level::Warn => style::WARNING,
+                _ => style::FAINT,
+            };
+            let level = Paint::stderr().styled(style, format_args!("{level}:"));
+            print::message(format_args!("{level} {}", record.args()));
         }
     }
 

@@ -1,5 +1,7 @@
 //! `crafter ls`: lists the layers, or the fields of one layer.
 
+use std::io;
+
 use crate::cli::exit;
 use crafter::{
     Error,
@@ -7,7 +9,10 @@ use crafter::{
 };
 use serde_json::{Value, json};
 
-use super::{Globals, complete, print};
+use super::{
+    Globals, complete, paint, print,
+    style::{self, Paint},
+};
 
 /// `crafter ls`
 #[derive(Debug, clap::Args)]
@@ -40,7 +45,8 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
             print::json(&json!({ "layers": layers }))?;
         } else {
             let rows = all.iter().map(|info| [info.name, info.source, info.doc.trim()].map(str::to_owned));
-            print::out(print::table(["LAYER", "SOURCE", "WHAT"], &["LAYER", "SOURCE", "WHAT"], rows))?;
+            let table = print::table(["LAYER", "SOURCE", "WHAT"], &["LAYER", "SOURCE", "WHAT"], rows);
+            print::out(Paint::stdout().layers(&paint::fill(&table, style::columns(&io::stdout()))))?;
         }
         return Ok(exit::SUCCESS);
     };
@@ -50,6 +56,7 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
         object["fields"] = info.fields.iter().map(field).collect();
         print::json(&object)?;
     } else {
+        let paint = Paint::stdout();
         let rows = info.fields.iter().map(|field| {
             let bits = if field.bits == 0 { "-".to_owned() } else { field.bits.to_string() };
             let default = field.default.map_or_else(|| "computed".to_owned(), |default| default().to_string());
@@ -57,7 +64,10 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
         });
         let heading = ["FIELD", "TYPE", "BITS", "DEFAULT", "WHAT"];
         let table = print::table(heading, &["FIELD", "TYPE", "DEFAULT", "WHAT"], rows);
-        print::out(format!("{}: {} ({})\n{table}", info.name, info.doc.trim(), info.source))?;
+        let head = format!(": {} ({})\n", info.doc.trim(), info.source);
+        let text = paint::fill(&format!("{}{head}{table}", info.name), style::columns(&io::stdout()));
+        let rest = text.strip_prefix(info.name).unwrap_or(&text);
+        print::out(paint.styled(style::LAYER, info.name) + &paint.table(rest))?;
     }
     Ok(exit::SUCCESS)
 }

@@ -6,7 +6,6 @@ use std::{ffi::OsString, process::ExitCode};
 use clap::{ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use config::defaults::Defaults;
-use terminal_size::terminal_size;
 
 pub mod account;
 pub mod blocked;
@@ -22,6 +21,7 @@ pub mod doctor;
 mod documentation;
 #[cfg(test)]
 mod errors_page;
+mod excerpt;
 pub mod exchange;
 pub mod exit;
 pub mod flows;
@@ -38,6 +38,7 @@ pub mod ls;
 pub mod man;
 pub mod monitor;
 pub mod pages;
+mod paint;
 pub mod ping;
 pub mod policy;
 pub mod print;
@@ -89,7 +90,7 @@ Examples:
 
 /// Craft TCP and UDP by hand on Linux without the kernel answering with a RST.
 #[derive(Debug, Parser)]
-#[command(name = "crafter", version, long_version = version::long(), about, after_help = EXIT_CODES, propagate_version = true)]
+#[command(name = "crafter", styles = style::CLAP, version, long_version = version::long(), about, after_help = EXIT_CODES, propagate_version = true)]
 pub struct Cli {
     /// Options of every command.
     #[command(flatten)]
@@ -181,7 +182,7 @@ pub fn plain_command() -> clap::Command {
 
 /// The definition of the command line, with groups of commands in its help.
 pub fn command() -> clap::Command {
-    groups::with_groups(plain_command()).term_width(help_width(terminal_size().map(|(width, _)| width.0.into())))
+    groups::with_groups(plain_command()).term_width(help_width(style::columns(&std::io::stdout())))
 }
 
 /// The width of the help in columns: that of the terminal, else `COLUMNS`, within the widths that are readable.

@@ -172,10 +172,10 @@ fn check(args: &CheckArgs, globals: &Globals) -> anyhow::Result<u8> {
     }
     // On stderr, one per line, with and without --json.
     for error in &checked.errors {
-        print::message(format_args!("{}: {error}", checked.file));
+        print::report(format_args!("{}: {error}", checked.file), &[&error.excerpt(&source.text)]);
     }
     for warning in &checked.warnings {
-        print::message(format_args!("{}: warning: {warning}", checked.file));
+        print::warning(Some(&checked.file), warning, &[&warning.excerpt(&source.text)]);
     }
     if globals.json {
         print::json(&checked)?;

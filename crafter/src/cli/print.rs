@@ -9,12 +9,14 @@ use std::{
 };
 
 use crate::cli::exit;
+use anstyle::Style;
+use crafter::packet::{self, Excerpt};
 use serde::Serialize;
 use serde_json::Value;
 
 use super::{
-    Globals,
-    style::{self, styled},
+    Globals, excerpt, paint,
+    style::{self, Paint},
 };
 
 /// Whether `--quiet` is given.
@@ -52,9 +54,47 @@ pub fn remark(line: impl Display) {
     }
 }
 
-/// Writes an error to stderr as one sentence.
+/// Writes `crafter: FILE: warning: TEXT` to stderr, with the line that it is about; without a file `crafter: warning: TEXT`.
+pub fn warning(file: Option<&str>, text: impl Display, excerpts: &[&Excerpt]) {
+    let file = file.map(|file| format!("{file}: ")).unwrap_or_default();
+    let word = Paint::stderr().styled(style::WARNING, "warning:");
+    write_report(&format!("crafter: {}{word} {}", harmless(&file), harmless(&text)), excerpts, style::WARNING);
+}
+
+/// Writes an error to stderr as one sentence, with the lines that it is about.
 pub fn error(error: &anyhow::Error) {
-    let _ = writeln!(style::stderr(), "{} {}", styled(style::ERROR, "crafter:"), sentence(error));
+    let mut excerpts = Vec::new();
+    for cause in error.chain() {
+        match (cause.downcast_ref(), cause.downcast_ref()) {
+            (Some(crafter::Error::Text { excerpt, .. }), _) | (_, Some(packet::Error::Text { excerpt, .. })) => {
+                excerpts.push(&**excerpt);
+            }
+            (Some(crafter::Error::Policy { excerpts: all, .. }), _) => excerpts.extend(all),
+            _ => {}
+        }
+    }
+    report(sentence(error), &excerpts);
+}
+
+/// Writes `crafter: TEXT` to stderr, with the lines that it is about.
+pub fn report(text: impl Display, excerpts: &[&Excerpt]) {
+    let word = Paint::stderr().styled(style::ERROR, "crafter:");
+    write_report(&format!("{word} {}", harmless(&text)), excerpts, style::ERROR);
+}
+
+/// A message without characters that could control the terminal: it may quote a file.
+fn harmless(text: &impl Display) -> String {
+    text.to_string().chars().map(|char| if char.is_control() && char != '\n' { '?' } else { char }).collect()
+}
+
+/// Writes a message and its lines at once, so that no other output is between them.
+fn write_report(message: &str, excerpts: &[&Excerpt], mark: Style) {
+    let is_numbered = excerpts.len() > 1 || excerpts.iter().any(|excerpt| excerpt.number > 1);
+    let (columns, paint) = (style::columns(&io::stderr()), Paint::stderr());
+    let lines = excerpts.iter().map(|excerpt| excerpt::render(excerpt, is_numbered, columns, paint, mark));
+    let text = format!("{message}\n{}", lines.collect::<String>());
+    // No other stream is left to report a failure on.
+    let _ = io::stderr().lock().write_all(text.as_bytes());
 }
 
 /// An error and its causes as one sentence, without causes that the sentence already contains.
@@ -79,7 +119,8 @@ pub fn usage(error: &clap::Error) -> ExitCode {
         // Without clap's prefix "error: ", whose styles end before its space.
         let after_prefix = || text.split_once("error:")?.1.split_once(' ');
         let text = plain.strip_prefix("error: ").and_then(|_| after_prefix()).map_or(text.as_str(), |(_, text)| text);
-        let _ = write!(style::stderr(), "{} {text}", styled(style::ERROR, "crafter:"));
+        let text = if Paint::stderr().is_on() { text } else { plain.strip_prefix("error: ").unwrap_or(&plain) };
+        let _ = write!(io::stderr().lock(), "{} {text}", Paint::stderr().styled(style::ERROR, "crafter:"));
         return exit::USAGE.into();
     }
     match error.print() {
@@ -110,6 +151,22 @@ pub fn out(text: impl AsRef<str>) -> io::Result<()> {
     }
 }
 
+/// Prints a table, or lines, on stdout: with colours, and filled to the width of the terminal.
+///
+/// # Errors
+/// As [`out`].
+pub fn table_out(text: impl AsRef<str>) -> io::Result<()> {
+    out(Paint::stdout().table(&paint::fill(text.as_ref(), style::columns(&io::stdout()))))
+}
+
+/// Prints packets on stdout, with colours.
+///
+/// # Errors
+/// As [`out`].
+pub fn packets_out(text: impl AsRef<str>) -> io::Result<()> {
+    out(Paint::stdout().packets(text.as_ref()))
+}
+
 /// Prints a value as one line of JSON on stdout.
 ///
 /// # Errors
@@ -127,7 +184,7 @@ pub fn result<T: Serialize + ?Sized>(
     value: &T,
     text: impl FnOnce(&T) -> String,
 ) -> anyhow::Result<()> {
-    if globals.json { json(&value) } else { Ok(out(text(value))?) }
+    if globals.json { json(&value) } else { Ok(table_out(text(value))?) }
 }
 
 /// Writes to stderr how many half-open connections were reset, if any were.
@@ -185,4 +242,14 @@ pub fn table<const N: usize>(heading: [&str; N], left: &[&str], rows: impl IntoI
         text.push('\n');
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn message_cannot_control_the_terminal() {
+        assert_eq!(harmless(&"'\u{1b}[2J\u{9b}' is\nno address\r"), "'?[2J?' is\nno address?");
+    }
 }

@@ -112,7 +112,9 @@ impl Args {
             Ok(session) => {
                 let session = session?;
                 if output != Output::Json {
-                    live.borrow_mut().print(&heading);
+                    let mut live = live.borrow_mut();
+                    let heading = live.paint().table(&heading);
+                    live.print(&heading);
                 }
                 let stop = session.stopper();
                 let ended = live::drive(session.run(&mut running), &live, signals, &stop).await;
@@ -183,7 +185,10 @@ impl<P, F: FnMut(&mut P, bool) -> Option<(String, Value)>, U: FnMut(&P, &mut Cou
         let mut live = self.live.borrow_mut();
         while let Some((line, record)) = (self.next_result)(&mut self.probe, has_ended) {
             match self.output {
-                Output::Lines => live.print(&line),
+                Output::Lines => {
+                    let line = live.paint().table(&line);
+                    live.print(&line);
+                }
                 Output::Summary => {}
                 Output::Json => live.print(&format!("{record}\n")),
             }
@@ -254,7 +259,8 @@ impl<P> Ran<P> {
             self.closed.add_to(&mut object, &self.account, code);
             self.live.print(&format!("{object}\n"));
         } else {
-            self.live.print(summary);
+            let summary = self.live.paint().table(summary);
+            self.live.print(&summary);
         }
         self.live.end_progress();
         if self.output != Output::Json {

@@ -85,7 +85,7 @@ impl<T: Serialize> Report<T> {
         if globals.json {
             return print::json(&self.object()?);
         }
-        Ok(print::out(self.sections.iter().map(|section| section.text(&table)).collect::<Vec<_>>().join("\n"))?)
+        Ok(print::table_out(self.sections.iter().map(|section| section.text(&table)).collect::<Vec<_>>().join("\n"))?)
     }
 
     fn object(&self) -> serde_json::Result<Value> {

@@ -116,6 +116,7 @@ async fn piped(shell: &mut Shell<Outside>, signals: &mut Signals, globals: &Glob
             printer.finish()?;
             if let Err(mut failure) = ran {
                 failure.line += line;
+                failure.excerpt.number += line;
                 return Ok(failed("stdin", &failure));
             }
             if shell.is_leaving() {
@@ -192,7 +193,7 @@ impl Printer {
                 let record = |value| print::json(&serde_json::json!({ "type": "value", "value": value }));
                 value.to_json().map_err(anyhow::Error::from).and_then(record)
             }
-            Output::Value(value) => print::out(format!("{value}\n")).map_err(anyhow::Error::from),
+            Output::Value(value) => print::packets_out(format!("{value}\n")).map_err(anyhow::Error::from),
         };
         if let Err(error) = printed {
             self.fault.get_or_insert(error);
@@ -206,7 +207,7 @@ impl Printer {
 
 /// Prints the failure of a script; returns its exit code.
 fn failed(name: &str, failure: &Failure) -> u8 {
-    print::message(format_args!("{name}, {failure}"));
+    print::report(format_args!("{name}, {failure}"), &[&failure.excerpt]);
     code(failure)
 }
 
@@ -215,11 +216,8 @@ pub fn code(failure: &Failure) -> u8 {
     if failure.is_of_text() { exit::USAGE } else { exit::code(&failure.error) }
 }
 
-/// Prints a failure at the prompt: below a marker for a single line, else with the number of the line.
+/// Prints a failure at the prompt.
 fn print_failure(text: &str, failure: &Failure) {
-    let place = match text.contains('\n') {
-        true => format!("line {}: ", failure.line),
-        false => format!("{:>1$}\n", "^", prompt::PROMPT.len() + failure.column),
-    };
-    print::stderr(format_args!("{place}{}", failure.reason()));
+    let place = if text.contains('\n') { format!("line {}: ", failure.line) } else { String::new() };
+    print::report(format_args!("{place}{}", failure.reason()), &[&failure.excerpt]);
 }

@@ -1,6 +1,7 @@
 //! `crafter show`: prints packets of a capture file, or given as hex digits.
 
 use std::{
+    fmt::Write as _,
     fs::File,
     io::{self, BufWriter, Read, Write},
     iter,
@@ -16,7 +17,11 @@ use crafter::{
 };
 use serde_json::{Value, json};
 
-use super::{Globals, complete, print};
+use super::{
+    Globals, complete, print,
+    style::{self, Paint},
+    who::printable,
+};
 
 /// First bytes of a gzip file.
 const GZIP: [u8; 2] = [0x1f, 0x8b];
@@ -47,7 +52,7 @@ pub enum Form {
     Expr,
     /// Bytes in hex digits and as text
     Hexdump,
-    /// Bytes in hex digits, each layer in its own colour
+    /// Bytes in hex digits, each layer in its own colour, and where each layer is
     Map,
 }
 
@@ -80,6 +85,7 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
         out: BufWriter::new(io::stdout().lock()),
         json: globals.json,
         form: args.form,
+        paint: Paint::stdout(),
         // The writer of a pipe may send packets at any time.
         flush_each: args.input == "-",
         packets: 0,
@@ -107,6 +113,7 @@ struct Output<W: Write> {
     out: BufWriter<W>,
     json: bool,
     form: Form,
+    paint: Paint,
     flush_each: bool,
     /// Packets printed as JSON.
     packets: u64,
@@ -122,7 +129,7 @@ impl<W: Write> Output<W> {
             self.packets += 1;
             writeln!(self.out, "{object}")?;
         } else {
-            self.out.write_all(commented(captured, self.form)?.as_bytes())?;
+            self.out.write_all(commented(captured, self.form, self.paint)?.as_bytes())?;
         }
         if self.flush_each { Ok(self.out.flush()?) } else { Ok(()) }
     }
@@ -152,26 +159,60 @@ pub fn object(captured: &Captured) -> crafter::Result<Value> {
 ///
 /// # Errors
 /// Those of building it.
-pub fn text(mut packet: Packet, form: Form) -> crafter::Result<String> {
+pub fn text(mut packet: Packet, form: Form, paint: Paint) -> crafter::Result<String> {
     Ok(match form {
-        Form::Fields => packet.show()? + "\n",
-        Form::Summary => packet.summary() + "\n",
+        Form::Fields => paint.packets(&packet.show()?) + "\n",
+        Form::Summary => paint.packets(&packet.summary()) + "\n",
         Form::Expr => {
             packet.simplify()?;
             format!("{packet}\n")
         }
         Form::Hexdump => packet.hexdump()? + "\n",
-        Form::Map => packet.map()? + "\n",
+        Form::Map => map(&packet, paint)? + "\n",
     })
 }
 
+/// A hex dump with a colour for each layer, and the layers with their first and last byte.
+fn map(packet: &Packet, paint: Paint) -> crafter::Result<String> {
+    let (bytes, layers) = (packet.build()?, packet.layout()?);
+    let style = |layer: usize| style::MAP[layer % style::MAP.len()];
+    // A byte outside of all layers has the colour of the one before it.
+    let layer_of = |at: usize| layers.iter().rposition(|(_, range)| range.start <= at && !range.is_empty());
+    let mut text = String::new();
+    for (line, chunk) in bytes.chunks(16).enumerate() {
+        let byte = |(column, byte): (usize, &u8)| {
+            paint.styled(style(layer_of(line * 16 + column).unwrap_or(0)), format_args!("{byte:02x}")) + " "
+        };
+        let readable = |byte: &u8| if (b' '..=b'~').contains(byte) { char::from(*byte) } else { '.' };
+        let digits: String = chunk.iter().enumerate().map(byte).collect();
+        // Writing to a String cannot fail, here and below.
+        let _ = writeln!(
+            text,
+            "{:04x}  {digits}{:2$} {3}",
+            line * 16,
+            "",
+            3 * (16 - chunk.len()),
+            chunk.iter().map(readable).collect::<String>()
+        );
+    }
+    for (layer, (name, range)) in layers.iter().enumerate().filter(|(_, (_, range))| !range.is_empty()) {
+        let name = paint.styled(style(layer), format_args!("{name:<24}"));
+        let _ = writeln!(text, "{name}{:04x}-{:04x}", range.start, range.end - 1);
+    }
+    Ok(text)
+}
+
 /// The same with the comments of the capture, in forms that no program reads again.
-fn commented(captured: &Captured, form: Form) -> crafter::Result<String> {
-    let mut text = text(captured.packet(), form)?;
+fn commented(captured: &Captured, form: Form, paint: Paint) -> crafter::Result<String> {
+    let mut text = text(captured.packet(), form, paint)?;
+    let faint = |comment: String| paint.styled(style::FAINT, comment);
     match (&captured.comment, form) {
-        (Some(comment), Form::Fields) => comment.lines().for_each(|line| text += &format!("# {line}\n")),
+        (Some(comment), Form::Fields) => {
+            comment.lines().for_each(|line| text += &(faint(format!("# {}", printable(line))) + "\n"));
+        }
         (Some(comment), Form::Summary) => {
-            text = format!("{}  # {}\n", text.trim_end(), comment.replace('\n', "; "));
+            let comment = printable(&comment.replace('\n', "; "));
+            text = format!("{}  {}\n", text.trim_end(), faint(format!("# {comment}")));
         }
         _ => {}
     }

@@ -20,6 +20,7 @@ use super::{
     Globals, complete, print, service,
     show::{self, Form},
     signals::{Interruption, Limit, Phase, Signals},
+    style::Paint,
 };
 
 /// Timeout after which the kernel hands over a block that is not full. Larger blocks need fewer wake-ups.
@@ -218,6 +219,7 @@ pub async fn first_interface() -> Result<String> {
 /// Prints packets, writes them to a capture, or both.
 struct Sink {
     print: Option<(BufWriter<io::Stdout>, Option<Form>)>,
+    paint: Paint,
     write: Option<Writer<Out>>,
 }
 
@@ -232,7 +234,8 @@ impl Sink {
                 "- writes to stdout, where --as and --json print; write to a file, or leave them out",
             ));
         }
-        Ok(Self { print: printing.then(|| (BufWriter::new(io::stdout()), form)), write: None })
+        let print = printing.then(|| (BufWriter::new(io::stdout()), form));
+        Ok(Self { print, paint: Paint::stdout(), write: None })
     }
 
     fn open(&mut self, path: Option<&Path>, tap: &Sniffer) -> Result<()> {
@@ -258,9 +261,10 @@ impl Sink {
         let Some((out, form)) = &mut self.print else { return Ok(()) };
         let text = match form {
             Some(Form::Summary) => {
-                format!("{} {}\n", clock(captured.time.unwrap_or_default()), captured.packet().summary())
+                let clock = clock(captured.time.unwrap_or_default());
+                self.paint.packets(&format!("{clock} {}\n", captured.packet().summary()))
             }
-            Some(form) => show::text(captured.packet(), *form)?,
+            Some(form) => show::text(captured.packet(), *form, self.paint)?,
             None => {
                 let mut object = show::object(captured)?;
                 object["type"] = json!("packet");

@@ -4,6 +4,7 @@ mod tally;
 
 use std::{
     cell::RefCell,
+    io,
     time::{Duration, Instant},
 };
 
@@ -21,8 +22,9 @@ use super::{
     Globals,
     exchange::{self, Closed},
     live::{Counts, Live},
-    print,
+    paint, print,
     signals::{self, Limit, Signals},
+    style::{self, Paint},
 };
 
 /// Number of requests up to which all of them are printed by default.
@@ -201,7 +203,8 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     let mut live = live.into_inner();
     printer.unanswered(&exchanged, &mut live)?;
     if is_large && form == Form::Text {
-        live.print(&printer.tally.map());
+        let map = paint::fill(&printer.tally.map(), style::columns(&io::stdout()));
+        live.print(&Paint::stdout().states(&map));
     }
     finish(&printer, &exchanged, closed, live)
 }
@@ -218,7 +221,7 @@ fn finish(printer: &Printer, exchanged: &Exchanged, mut closed: Closed, mut live
     if printer.form != Form::Json {
         let totals = printer.tally.total_line();
         if !totals.is_empty() {
-            print::note(totals);
+            print::note(Paint::stderr().states(&totals));
         }
         account(exchanged);
     }
@@ -300,10 +303,10 @@ fn finish_one(
         print::json(&object)?;
     } else {
         if let Some(pair) = first.filter(|_| !exchange.capture.is_stdout()) {
-            print::out(pair.reply.packet.show()? + "\n")?;
+            print::packets_out(pair.reply.packet.show()? + "\n")?;
         }
         if let Some(verdict) = verdict {
-            print::note(verdict);
+            print::note(Paint::stderr().verdict(&verdict));
         }
         account(exchanged);
     }
@@ -361,7 +364,8 @@ impl Printer {
                 match self.form {
                     Form::Text if self.show.includes(verdict.state) => {
                         let milliseconds = rtt.as_secs_f64() * 1e3;
-                        live.print(&format!("{} ==> {}  {milliseconds:.3} ms\n", request.summary(), reply.summary()));
+                        let line = format!("{} ==> {}  {milliseconds:.3} ms\n", request.summary(), reply.summary());
+                        live.print(&live.paint().packets(&line));
                     }
                     Form::Json if self.show.includes(verdict.state) => {
                         let record = || {
@@ -405,7 +409,10 @@ impl Printer {
         let numbers = self.tally.unanswered(exchanged.account.requests);
         for (number, request) in numbers.zip(&exchanged.unanswered) {
             match self.form {
-                Form::Text => live.print(&format!("{} ==> no answer\n", request.summary())),
+                Form::Text => {
+                    let line = live.paint().packets(&format!("{} ==> no answer\n", request.summary()));
+                    live.print(&line);
+                }
                 Form::Json => {
                     let request = request_object(request, self.tally.sent(number))?;
                     live.print(&format!("{}\n", json!({ "type": "no_answer", "number": number, "request": request })));

@@ -1,31 +1,50 @@
-//! Colours: when they are used, and which. A colour means the same in every command.
+//! Colours: the roles that texts have, and when they are coloured. A role has the same colour in every command.
 //!
-//! Text with these styles is to be printed by [`stdout`] or [`stderr`], which remove them where they do not belong: in
-//! pipes and files, with `NO_COLOR` or `TERM=dumb`, unless `CLICOLOR_FORCE` or `--color` demands them.
+//! The colours are those of the terminal's theme, without a background, so that they are readable on light and dark
+//! terminals, and each meaning is also in words. `crafter/docs/options.md` lists the roles.
 
-use std::{ffi::OsString, fmt::Display};
+use std::{
+    ffi::OsString,
+    fmt::Display,
+    io::{self, IsTerminal},
+    os::fd::AsFd,
+};
 
-use anstream::ColorChoice;
-use anstyle::{AnsiColor, Style};
-use clap::ValueEnum;
+use anstream::{AutoStream, ColorChoice, stream::RawStream};
+use anstyle::{AnsiColor, Color, Effects, Style};
+use clap::{ValueEnum, builder::Styles};
+use crafter::probe::TargetState;
 
 /// Names of layers.
-#[allow(dead_code, reason = "for commands that print packets and verdicts")]
 pub const LAYER: Style = AnsiColor::Cyan.on_default().bold();
-/// Addresses, of hosts and of interfaces.
-#[allow(dead_code, reason = "for commands that print packets and verdicts")]
-pub const ADDRESS: Style = AnsiColor::Blue.on_default();
-/// A positive verdict: open, up, answered.
-#[allow(dead_code, reason = "for commands that print packets and verdicts")]
+/// Addresses: IP, MAC, prefixes, with a port or without.
+pub const ADDRESS: Style = AnsiColor::Magenta.on_default();
+/// A positive verdict or state: open, up, answered, ok.
 pub const GOOD: Style = AnsiColor::Green.on_default();
-/// A negative verdict: closed, unreachable, lost.
-#[allow(dead_code, reason = "for commands that print packets and verdicts")]
+/// A negative verdict or state: closed, unreachable, lost, failed.
 pub const BAD: Style = AnsiColor::Red.on_default();
-/// A verdict that is neither, and warnings.
-#[allow(dead_code, reason = "for commands that print packets and verdicts")]
+/// A verdict or state that is neither: no answer, TTL exceeded, a note.
 pub const DOUBTFUL: Style = AnsiColor::Yellow.on_default();
-/// The word that introduces an error.
+/// The word that introduces an error, and the mark below its place in a text.
 pub const ERROR: Style = AnsiColor::Red.on_default().bold();
+/// The word that introduces a warning, and the mark below its place in a text.
+pub const WARNING: Style = AnsiColor::Yellow.on_default().bold();
+/// Headings of tables.
+pub const HEADING: Style = Style::new().bold();
+/// What is true without being set: defaults, computed fields, hints.
+pub const FAINT: Style = Style::new().dimmed();
+/// The layers of a map of bytes, in turn.
+pub const MAP: [Style; 6] = [
+    AnsiColor::Cyan.on_default(),
+    AnsiColor::Yellow.on_default(),
+    AnsiColor::Green.on_default(),
+    AnsiColor::Magenta.on_default(),
+    AnsiColor::Blue.on_default(),
+    AnsiColor::Red.on_default(),
+];
+
+/// The same roles for the help and the errors of clap.
+pub const CLAP: Styles = Styles::styled().error(ERROR).invalid(DOUBTFUL).valid(GOOD).header(HEADING).usage(HEADING);
 
 /// The values of `--color`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
@@ -64,14 +83,71 @@ pub fn given(words: &[OsString]) -> When {
     when
 }
 
-/// `text` in a style.
-pub fn styled(style: Style, text: impl Display) -> String {
-    format!("{style}{text}{style:#}")
+/// The style of a state.
+pub const fn of_state(state: TargetState) -> Style {
+    match state {
+        TargetState::Open | TargetState::Up | TargetState::Answered => GOOD,
+        TargetState::Closed | TargetState::Unreachable => BAD,
+        TargetState::TtlExceeded | TargetState::Error | TargetState::NoAnswer => DOUBTFUL,
+    }
 }
 
-/// stderr, without styles where they do not belong.
-pub fn stderr() -> anstream::AutoStream<std::io::Stderr> {
-    anstream::stderr()
+/// Styles texts for one stream, or leaves them as they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Paint(bool);
+
+impl Paint {
+    /// Styles nothing.
+    #[cfg(test)]
+    pub const PLAIN: Self = Self(false);
+    /// Styles everything.
+    #[cfg(test)]
+    pub const COLOURED: Self = Self(true);
+
+    /// Styles what is written to stdout, if [`choose`] and the environment allow it.
+    pub fn stdout() -> Self {
+        Self::of(&io::stdout())
+    }
+
+    /// Styles what is written to stderr, likewise.
+    pub fn stderr() -> Self {
+        Self::of(&io::stderr())
+    }
+
+    fn of(stream: &impl RawStream) -> Self {
+        Self(AutoStream::choice(stream) != ColorChoice::Never)
+    }
+
+    /// Whether it styles.
+    pub fn is_on(self) -> bool {
+        self.0
+    }
+
+    /// A style in ratatui's types; without colours only its weight.
+    pub fn for_screen(self, style: Style) -> ratatui::style::Style {
+        use ratatui::style::{Color as ScreenColor, Modifier};
+        let mut drawn = ratatui::style::Style::new();
+        if let Some(Color::Ansi(color)) = style.get_fg_color().filter(|_| self.0) {
+            drawn = drawn.fg(ScreenColor::Indexed(color as u8));
+        }
+        for (effect, modifier) in [(Effects::BOLD, Modifier::BOLD), (Effects::DIMMED, Modifier::DIM)] {
+            if style.get_effects().contains(effect) {
+                drawn = drawn.add_modifier(modifier);
+            }
+        }
+        drawn
+    }
+
+    /// A text in a style.
+    pub fn styled(self, style: Style, text: impl Display) -> String {
+        if self.0 { format!("{style}{text}{style:#}") } else { text.to_string() }
+    }
+}
+
+/// Columns of the terminal that a stream is; `None` if it is no terminal, or does not know its width.
+pub fn columns(stream: &(impl AsFd + IsTerminal)) -> Option<usize> {
+    let size = stream.is_terminal().then(|| rustix::termios::tcgetwinsize(stream).ok()).flatten()?;
+    Some(usize::from(size.ws_col)).filter(|columns| *columns > 0)
 }
 
 #[cfg(test)]
@@ -85,5 +161,28 @@ mod tests {
         assert_eq!(given(&["crafter", "ls", "--color", "always"]), When::Always);
         assert_eq!(given(&["crafter", "ls", "--color", "purple"]), When::Auto);
         assert_eq!(given(&["crafter", "lab", "run", "--", "ls", "--color=always"]), When::Auto);
+    }
+
+    #[test]
+    fn screen_has_the_same_colours() {
+        use ratatui::style::{Color as ScreenColor, Modifier, Style as ScreenStyle};
+        let error = ScreenStyle::new().fg(ScreenColor::Indexed(1)).add_modifier(Modifier::BOLD);
+        assert_eq!(Paint::COLOURED.for_screen(ERROR), error);
+        assert_eq!(Paint::PLAIN.for_screen(ERROR), ScreenStyle::new().add_modifier(Modifier::BOLD));
+        assert_eq!(Paint::COLOURED.for_screen(FAINT), ScreenStyle::new().add_modifier(Modifier::DIM));
+    }
+
+    #[test]
+    fn page_lists_every_role() {
+        let page = include_str!("../../docs/options.md");
+        let source = include_str!("style.rs").split("\n#[cfg(test)]\nmod tests").next().unwrap();
+        let mut count = 0;
+        for role in source.lines().filter_map(|line| line.strip_prefix("pub const ")?.split_once(": ")) {
+            if matches!(role.1.split(' ').next(), Some("Style" | "[Style;")) {
+                count += 1;
+                assert!(page.contains(&format!("| `{}` |", role.0)), "options.md does not list {}", role.0);
+            }
+        }
+        assert!(count >= 10, "{count} roles");
     }
 }

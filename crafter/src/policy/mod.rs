@@ -83,7 +83,10 @@ pub use self::{
     targets::{Target, Targets},
     usage::{Rate, Usage},
 };
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    packet::Excerpt,
+};
 
 /// The text of the policy in force if there is no file.
 pub const SHIPPED: &str = include_str!("../../data/crafter.toml");
@@ -99,6 +102,13 @@ pub struct Problem {
     pub key: String,
     /// What is wrong, and a correct value.
     pub message: String,
+}
+
+impl Problem {
+    /// The line of `text`, from which the problem was read.
+    pub fn excerpt(&self, text: &str) -> Excerpt {
+        Excerpt::at_column(text, self.line, self.column)
+    }
 }
 
 impl fmt::Display for Problem {
@@ -117,11 +127,16 @@ impl fmt::Display for Problem {
 pub struct Rejected {
     /// The problems in the order of the text; at least one.
     pub problems: Vec<Problem>,
+    /// The line of each.
+    pub excerpts: Vec<Excerpt>,
 }
 
 impl From<Rejected> for Error {
     fn from(rejected: Rejected) -> Self {
-        Self::Policy { problems: rejected.problems.iter().map(ToString::to_string).collect() }
+        Self::Policy {
+            problems: rejected.problems.iter().map(ToString::to_string).collect(),
+            excerpts: rejected.excerpts,
+        }
     }
 }
 
@@ -162,7 +177,8 @@ impl Policy {
     pub fn parse(text: &str) -> Result<Self, Rejected> {
         let (rules, mut reader) = read::read(text);
         if !reader.problems.is_empty() {
-            return Err(Rejected { problems: reader.problems });
+            let excerpts = reader.problems.iter().map(|problem| problem.excerpt(text)).collect();
+            return Err(Rejected { problems: reader.problems, excerpts });
         }
         for rule in &rules {
             lint::destinations(rule, &mut reader.warnings);

@@ -17,7 +17,7 @@ impl From<Error> for Fault {
                 Self::PortTaken { protocol: protocol.to_owned(), address: address.to_string(), port, holder, message }
             }
             Error::Invalid { what, reason } => Self::Invalid { field: what, message: reason },
-            Error::Policy { problems } => Self::BadPolicy { problems, message },
+            Error::Policy { problems, .. } => Self::BadPolicy { problems, message },
             Error::Attach { interface, mode, .. } => {
                 // The reason may name another user's process.
                 log::warn!("{message}");

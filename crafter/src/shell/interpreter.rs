@@ -12,12 +12,14 @@ use crate::{
     expr::{
         PacketSet, Resolve, access,
         evaluate::{self, Called, Environment},
-        fault::{self, Reason, line_and_column},
+        fault::{self, Reason},
+        hint,
         object::Object,
         scan,
         syntax::{self, Node, Statement, Suffix, SuffixKind, Tree},
     },
     layer::{Kind, Layer as _, nearest},
+    packet::Excerpt,
 };
 
 /// The variable that holds the last value that was shown.
@@ -37,8 +39,8 @@ pub enum Output<'a> {
 pub struct Failure {
     /// Line, from 1.
     pub line: usize,
-    /// Column in characters, from 1.
-    pub column: usize,
+    /// The line of the text, with the place.
+    pub excerpt: Box<Excerpt>,
     /// [`Error::Invalid`] for an invalid statement, otherwise the error of its execution.
     pub error: Error,
     reason: Option<String>,
@@ -50,18 +52,24 @@ impl Failure {
         self.reason.clone().unwrap_or_else(|| self.error.to_string())
     }
 
+    /// Column in characters, from 1.
+    pub fn column(&self) -> usize {
+        self.excerpt.column()
+    }
+
     /// Whether the statement is invalid; otherwise its execution failed.
     pub fn is_of_text(&self) -> bool {
         self.reason.is_some()
     }
 
     fn new<E: Into<Error>>(text: &str, fault: fault::Fault<E>) -> Self {
-        let (line, column) = line_and_column(text, fault.at);
+        let excerpt = Box::new(Excerpt::new(text, fault.at));
+        let (line, column) = (excerpt.number, excerpt.column());
         match fault.reason {
-            Reason::Failed(error) => Self { line, column, error: error.into(), reason: None },
+            Reason::Failed(error) => Self { line, excerpt, error: error.into(), reason: None },
             Reason::Invalid(reason) => {
                 let error = Error::invalid(format!("line {line}, column {column}"), &reason);
-                Self { line, column, error, reason: Some(reason) }
+                Self { line, excerpt, error, reason: Some(reason) }
             }
         }
     }
@@ -69,7 +77,7 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "line {}, column {}: {}", self.line, self.column, self.reason())
+        write!(f, "line {}, column {}: {}", self.line, self.column(), self.reason())
     }
 }
 
@@ -248,13 +256,16 @@ impl<W: World> Environment for Shell<W> {
     }
 
     fn unknown(&self, name: &str) -> String {
-        let functions = signature::FUNCTIONS.iter().map(|function| function.name);
         let layers = Kind::ALL.iter().map(|kind| kind.name());
-        let known = self.variables.keys().map(String::as_str).chain(functions).chain(layers);
-        // Without a similar name, nearest() lists all names.
-        let near = nearest(name, known);
-        let near = if near.starts_with("; did") { near.as_str() } else { "" };
-        format!("there is no variable, function or layer '{name}'{near}")
+        let advice = match hint::idiom(name) {
+            Some(advice) => format!("; {advice}"),
+            None => similar(name, self.names_of_values().chain(layers)).unwrap_or_default(),
+        };
+        format!("there is no variable, function or layer '{name}'{advice}")
+    }
+
+    fn is_similar(&self, name: &str) -> bool {
+        similar(name, self.names_of_values()).is_some()
     }
 
     fn resolver(&self) -> &dyn Resolve {
@@ -267,6 +278,20 @@ impl<W: World> Environment for Shell<W> {
             None => Err(Fault::new(call.at, self.unknown(&call.name))),
         }
     }
+}
+
+impl<W> Shell<W> {
+    /// Variables and functions.
+    fn names_of_values(&self) -> impl Iterator<Item = &str> {
+        let functions = signature::FUNCTIONS.iter().map(|function| function.name);
+        self.variables.keys().map(String::as_str).chain(functions)
+    }
+}
+
+/// `; did you mean ...?` with the names that are similar, if any is.
+fn similar<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> Option<String> {
+    // Without a similar name, nearest() lists all names.
+    Some(nearest(name, known)).filter(|near| near.starts_with("; did"))
 }
 
 fn no_target(at: usize) -> Fault {

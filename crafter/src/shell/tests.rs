@@ -114,7 +114,7 @@ fn says(text: &str, expected: &[&str]) {
 fn fails(text: &str, line: usize, column: usize, part: &str) {
     let failure = run(&mut Shell::new(Fake::default()), text).expect_err(text);
     let reason = failure.reason();
-    assert_eq!((failure.line, failure.column), (line, column), "{text}: {failure}");
+    assert_eq!((failure.line, failure.column()), (line, column), "{text}: {failure}");
     assert!(reason.contains(part), "{text}: {reason}");
 }
 
@@ -305,7 +305,7 @@ fn results_of_sr_are_pairs() {
 fn failed_statement_changes_no_variable() {
     let mut shell = Shell::new(Fake { dead: true, ..Fake::default() });
     let failure = run(&mut shell, "x = 1; y = 2\nx = sr1(IP(dst=\"192.0.2.1\"))").unwrap_err();
-    assert_eq!((failure.line, failure.column, failure.is_of_text()), (2, 5, false));
+    assert_eq!((failure.line, failure.column(), failure.is_of_text()), (2, 5, false));
     assert!(matches!(failure.error, Error::NoRoute { .. }), "{failure}");
     assert_eq!(shell.variable("x"), Some(&Object::Number(1)));
     // All statements are parsed before the first is run.

@@ -92,7 +92,7 @@ fn packet(captured: &Captured, thorough: bool) -> Result<(), String> {
     let error = |error: Error| error.to_string();
     let shown = packet.show().map_err(error)?;
     packet.hexdump().map_err(error)?;
-    packet.map().map_err(error)?;
+    packet.layout().map_err(error)?;
     for layer in packet.layers() {
         if !shown.contains(layer.kind().name()) {
             return wrong("a layer is not shown");

@@ -59,8 +59,6 @@ fn build_and_show() {
     assert_eq!(succeeded(&rebuilt).lines().next(), hex.lines().last());
     let raw = crafter(&["build", "--raw", again[3]]);
     assert_eq!(raw.stdout.len(), 29);
-    let fields = crafter(&["show", hex.lines().next().unwrap()]);
-    assert!(succeeded(&fields).contains("  proto           = 17 (udp)\n"), "{fields:?}");
     let json = crafter(&["--json", "show", hex.lines().next().unwrap()]);
     let json: Vec<_> = succeeded(&json).lines().map(|line| valid("show", line)).collect();
     assert_eq!(json[0]["layers"][1]["fields"]["dport"], 7);
@@ -94,41 +92,15 @@ fn captures() {
 }
 
 #[test]
-fn bad_input() {
-    failed(
-        &crafter(&["build", "IP()/TCP(dprt=80)"]),
-        "expression, column 10: TCP has no field 'dprt'; did you mean dport?",
-    );
-    failed(
-        &crafter(&["build", "IP(src=\"10.0.0.0/8\")"]),
-        "expression: it is a set of 16777216 packets, at most 1000000 are allowed",
-    );
-    failed(
-        &crafter(&["build", "IP()/Raw(load=["]),
-        "expression, column 16: unexpected end; expected ',' or the closing bracket",
-    );
+fn packets_without_a_link_type_are_not_written() {
     failed(
         &crafter(&["build", "--pcap", "-", "TCP()"]),
         "capture: packets that begin with TCP have no link type: Ether, IP or IPv6 is needed",
     );
-    failed(
-        &crafter(&["show", "no-such-file"]),
-        "no-such-file: neither an existing file nor hex digits; give a capture file, hex digits, or - for stdin",
-    );
-    failed(
-        &crafter(&["show", "Cargo.toml"]),
-        "Cargo.toml: neither a pcap or pcapng file nor lines of hex digits; `crafter build` writes both",
-    );
-    failed(&crafter(&["ls", "TPC"]), "LAYER: there is no layer 'TPC'; did you mean TCP?");
 }
 
 #[test]
 fn layers_and_fields_are_listed() {
-    let all = crafter(&["ls"]);
-    assert_eq!(succeeded(&all).lines().count(), Kind::ALL.len() + 1);
-    let tcp = crafter(&["ls", "TCP"]);
-    let line = succeeded(&tcp).lines().find(|line| line.starts_with("dataofs ")).unwrap();
-    assert_eq!(line.split_whitespace().take(4).collect::<Vec<_>>(), ["dataofs", "uint", "4", "computed"]);
     assert_eq!(
         valid("ls", succeeded(&crafter(&["ls", "--json"])))["layers"].as_array().unwrap().len(),
         Kind::ALL.len()

@@ -5,7 +5,7 @@
 //! | module | what it tests | needs |
 //! |---|---|---|
 //! | `captures` | capture files, compared with tshark and capinfos; reading a capture while it is written | |
-//! | `cli` | every command with a network, against real peers in a lab | root |
+//! | `cli` | every command with a network, against real peers in a lab; its `snapshots`: help, errors and examples | root; snapshots: none |
 //! | `corpora` | each packet of tcpdump's and Scapy's test captures is rebuilt byte for byte, also from its text form | the captures |
 //! | `doctor` | `crafter doctor` with all capabilities, with some, and with none | root |
 //! | `examples` | each example against the lab's servers | root |

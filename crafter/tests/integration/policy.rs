@@ -38,12 +38,6 @@ fn check_reports_all_errors_or_none() {
     assert!(out.ends_with(": valid, 2 rules\n"), "{out}");
 
     let wrong = file("[[rule]]\nuser = 1\nports = [70000]\nallows = [\"any\"]\n");
-    let (code, out, err) = policy(&["check"], &wrong);
-    assert_eq!((code, out.as_str()), (2, ""));
-    let lines: Vec<&str> = err.lines().collect();
-    assert_eq!(lines.len(), 2, "{err}");
-    assert!(lines[0].contains("line 3, column 10: rule 1, ports: a port from 0 to 65535"), "{err}");
-    assert!(lines[1].contains("line 4, column 1") && lines[1].contains("did you mean allow?"), "{err}");
     let (code, out, _) = policy(&["check", "--json"], &wrong);
     let output = crate::cli::schema::valid("policy-check", &out);
     assert_eq!((code, output["ok"].as_bool(), output["errors"][1]["line"].as_u64()), (2, Some(false), Some(4)));

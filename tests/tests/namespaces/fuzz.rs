@@ -240,7 +240,7 @@ fn layers() {
                 assert_eq!(packet.build().unwrap(), *bytes, "{packet}");
                 packet.show().unwrap();
                 packet.hexdump().unwrap();
-                packet.map().unwrap();
+                packet.layout().unwrap();
                 packet.summary();
                 serde_json::to_string(&packet.to_json().unwrap()).unwrap();
                 if !bytes.is_empty() {

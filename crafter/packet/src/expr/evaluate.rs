@@ -7,6 +7,7 @@ use futures_util::future::{FutureExt as _, LocalBoxFuture};
 use super::{
     PacketSet, access,
     fault::Fault,
+    hint,
     object::{Items, Object},
     operator::Operator,
     resolve::Resolve,
@@ -20,6 +21,8 @@ use crate::layer::{AnyLayer, FieldInfo, FieldKind, Kind, Layer as _, Packet, Val
 pub trait Environment {
     /// The error type of its functions.
     type Error;
+    /// Whether it may have variables.
+    const HAS_VARIABLES: bool = true;
 
     /// The value of a variable.
     fn variable(&self, name: &str) -> Option<Object>;
@@ -27,6 +30,10 @@ pub trait Environment {
     fn function(&self, name: &str) -> Option<&'static str>;
     /// The error message for an unknown name.
     fn unknown(&self, name: &str) -> String;
+    /// Whether a known name is similar, so that an unknown one is probably misspelt.
+    fn is_similar(&self, _name: &str) -> bool {
+        false
+    }
     /// Resolves host names.
     fn resolver(&self) -> &dyn Resolve;
     /// Calls a function.
@@ -60,6 +67,7 @@ struct Nothing<'a>(&'a dyn Resolve);
 
 impl Environment for Nothing<'_> {
     type Error = Error;
+    const HAS_VARIABLES: bool = false;
 
     fn variable(&self, _: &str) -> Option<Object> {
         None
@@ -72,7 +80,7 @@ impl Environment for Nothing<'_> {
     fn unknown(&self, name: &str) -> String {
         match Kind::named(name) {
             Ok(_) => format!("{name} is a layer"),
-            Err(reason) => reason,
+            Err(reason) => hint::unknown(name, reason),
         }
     }
 
@@ -249,7 +257,9 @@ async fn named_call<E: Environment>(
             let arguments = given(environment, arguments).await?;
             environment.call(Called { at, name: name.to_owned(), arguments }).await
         }
-        Err(_) if in_field || is_record(name) => record(environment, name, arguments).await,
+        Err(_) if is_record(name) || in_field && hint::idiom(name).is_none() => {
+            record(environment, name, arguments).await
+        }
         Err(_) => Err(Fault::new(at, environment.unknown(name))),
     }
 }
@@ -267,6 +277,10 @@ async fn record<E: Environment>(
     let mut fields: Vec<(String, Value)> = Vec::with_capacity(arguments.len());
     for argument in arguments {
         let field = argument.name.as_ref().ok_or_else(|| unnamed(argument, name))?;
+        if let Some((unknown, text)) = unknown_text(environment, &argument.value) {
+            let advice = format_args!("there is no name '{unknown}'; a text needs quotes: {field}=\"{text}\"");
+            return Err(Fault::new(argument.value.at, advice));
+        }
         let value = evaluate(environment, &argument.value, true).await?;
         let value = value.to_value(false).map_err(|reason| Fault::new(argument.value.at, reason))?;
         fields.push((field.clone(), value));
@@ -310,6 +324,42 @@ async fn layer<E: Environment>(
     Ok(set)
 }
 
+/// A value that is an unknown name, probably a text without its quotes: the name, and the text.
+fn unknown_text<'n, E: Environment>(environment: &E, node: &'n Node) -> Option<(&'n str, String)> {
+    let (name, text) = hint::bare(node)?;
+    let is_known = matches!(name, "None" | "True" | "False")
+        || environment.variable(name).is_some()
+        || environment.function(name).is_some()
+        || Kind::named(name).is_ok()
+        || environment.is_similar(name)
+        || hint::idiom(name).is_some();
+    (!is_known).then_some((name, text))
+}
+
+/// Rejects a value that is a text without its quotes.
+fn check_quotes<E: Environment>(
+    environment: &E,
+    node: &Node,
+    layer: &AnyLayer,
+    field: &FieldInfo,
+) -> Result<(), Fault<E::Error>> {
+    if field.kind == FieldKind::List {
+        return Ok(());
+    }
+    let Some((unknown, text)) = unknown_text(environment, node) else { return Ok(()) };
+    let name = field.name;
+    Err(Fault::new(
+        node.at,
+        match field.kind {
+            FieldKind::Uint if field.names.is_empty() => match E::HAS_VARIABLES {
+                true => environment.unknown(unknown),
+                false => format!("{}.{name}: '{text}' is not a number", layer.info().name),
+            },
+            _ => format!("there is no name '{unknown}'; a text needs quotes: {name}=\"{text}\""),
+        },
+    ))
+}
+
 /// Evaluates the values for a field.
 pub async fn spans<E: Environment>(
     environment: &mut E,
@@ -326,6 +376,7 @@ pub async fn spans<E: Environment>(
         }
         return if spans.is_empty() { Err(empty()) } else { Ok(spans) };
     }
+    check_quotes(environment, node, layer, field)?;
     let object = evaluate(environment, node, true).await?;
     let spans: Result<Vec<Span>, String> = match &object {
         Object::List(items) if field.kind != FieldKind::List => {
@@ -353,6 +404,7 @@ async fn one<E: Environment>(
     layer: &AnyLayer,
     field: &FieldInfo,
 ) -> Result<Span, Fault<E::Error>> {
+    check_quotes(environment, node, layer, field)?;
     let object = evaluate(environment, node, true).await?;
     fitted(environment, node, object, layer, field)
 }
@@ -370,5 +422,6 @@ fn fitted<E: Environment>(
     {
         return Err(Fault::new(node.at, environment.unknown(name)));
     }
-    set::span(&object, layer, field, environment.resolver()).map_err(|reason| Fault::new(node.at, reason))
+    set::span(&object, layer, field, environment.resolver())
+        .map_err(|reason| Fault::new(node.at, reason + &hint::of_difference(node).unwrap_or_default()))
 }

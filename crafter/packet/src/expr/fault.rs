@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use crate::error::Error;
+use crate::error::{Error, Excerpt};
 
 /// An error at a byte offset of the text; `E` is the error type of functions.
 #[derive(Debug)]
@@ -39,18 +39,15 @@ impl Fault {
     pub(super) fn in_expression(self, text: &str) -> Error {
         match self.reason {
             Reason::Invalid(reason) => {
-                let column = text.get(..self.at).map_or(text.len(), |before| before.chars().count()) + 1;
-                Error::invalid(format!("expression, column {column}"), reason)
+                let excerpt = Excerpt::new(text, self.at);
+                let column = excerpt.column();
+                let place = match text.contains('\n') {
+                    true => format!("expression, line {}, column {column}", excerpt.number),
+                    false => format!("expression, column {column}"),
+                };
+                Error::Text { place, reason, excerpt: Box::new(excerpt) }
             }
             Reason::Failed(error) => error,
         }
     }
-}
-
-/// Line and column of a byte offset, both counted from 1.
-pub fn line_and_column(text: &str, at: usize) -> (usize, usize) {
-    let before = text.get(..at).unwrap_or(text);
-    let line = before.matches('\n').count() + 1;
-    let begin = before.rfind('\n').map_or(0, |end| end + 1);
-    (line, before[begin..].chars().count() + 1)
 }

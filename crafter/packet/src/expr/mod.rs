@@ -26,6 +26,7 @@
 pub mod access;
 pub mod evaluate;
 pub mod fault;
+pub mod hint;
 pub mod object;
 mod operator;
 mod resolve;

@@ -104,7 +104,13 @@ impl Operator {
     /// # Errors
     /// An error message, if the operator is undefined for them.
     pub fn apply(self, left: &Object, right: &Object) -> Result<Object, String> {
-        let mismatch = || Err(format!("'{}' is not defined for {} and {}", self.sign(), left.is(), right.is()));
+        let mismatch = || {
+            let advice = match (self, left, right) {
+                (Op::Divide, Object::Packets(_), Object::Packets(_)) => "; one '/' separates layers",
+                _ => "",
+            };
+            Err(format!("'{}' is not defined for {} and {}{advice}", self.sign(), left.is(), right.is()))
+        };
         match self {
             Op::Stack => stack(left, right),
             Op::Equal => Ok(Object::Bool(equal(left, right))),

@@ -100,6 +100,20 @@ pub fn statements(text: &str) -> Result<Vec<Range<usize>>, Fault> {
     Ok(found)
 }
 
+/// Byte offset of the quote that is open at the end of the text.
+pub(super) fn open_quote(text: &str) -> Option<usize> {
+    let (mut open, mut before) = (None, Place::Code);
+    // The closing quote is within the quotes, too; what follows it is not.
+    let longer = format!("{text} ");
+    for (at, _, place, _) in scan(&longer) {
+        if place == Place::Quoted && before != Place::Quoted {
+            open = Some(at);
+        }
+        before = place;
+    }
+    open.filter(|_| before == Place::Quoted)
+}
+
 /// Whether the end of the text is neither in quotes nor in a comment.
 pub fn is_code_at_end(text: &str) -> bool {
     // An appended character has the context of the end.

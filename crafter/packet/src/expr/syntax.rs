@@ -14,6 +14,7 @@ use winnow::{
 
 use super::{
     fault::Fault,
+    hint,
     operator::{Operator, Sign},
     scan,
 };
@@ -107,7 +108,7 @@ pub(super) fn expression(text: &str) -> Result<Node, Fault> {
     scan::check_depth(text)?;
     let end = cut_err(eof).context(expected("'/' with another layer, or the end"));
     let whole = (space, operation(LAYER), space, end).map(|(_, node, ..)| node);
-    read(whole, text, 0)
+    read(whole, text, 0, true)
 }
 
 /// Parses a statement within a text. Offsets of nodes are relative to the statement, those of faults to the text.
@@ -132,11 +133,19 @@ pub fn statement(text: &str, range: Range<usize>) -> Result<Statement, Fault> {
         None => Statement::Expression(one((span.start, (first.0, first.1.is_some())))),
     });
     let whole = (space, alt((deletion, other)), space, end).map(|(_, statement, ..)| statement);
-    read(whole, slice, range.start)
+    read(whole, slice, range.start, false)
 }
 
-fn read<'a, T>(mut parser: impl Parser<Input<'a>, T, Failure>, text: &'a str, start: usize) -> Result<T, Fault> {
+fn read<'a, T>(
+    mut parser: impl Parser<Input<'a>, T, Failure>,
+    text: &'a str,
+    start: usize,
+    is_expression: bool,
+) -> Result<T, Fault> {
     parser.parse(Input::new(text)).map_err(|error| {
+        if let Some((at, reason)) = hint::of_unexpected(text, error.offset(), is_expression) {
+            return Fault::new(start + at, reason);
+        }
         // The innermost context is the most specific.
         let expected = error.inner().context().find_map(|context| match context {
             StrContext::Expected(expected) => Some(expected.to_string()),
@@ -144,7 +153,8 @@ fn read<'a, T>(mut parser: impl Parser<Input<'a>, T, Failure>, text: &'a str, st
         });
         let rest = &text[error.offset()..];
         let found = match rest.chars().next() {
-            Some(char) => format!("'{char}'"),
+            Some(quote @ ('"' | '\'')) => format!("'{quote}'"),
+            Some(char) => format!("'{}'", char.escape_debug()),
             None => "end".to_owned(),
         };
         let reason = match expected {

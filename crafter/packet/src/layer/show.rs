@@ -1,6 +1,6 @@
 //! Human-readable output: all fields, and the bytes.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, ops::Range};
 
 use super::{
     AnyLayer, FieldInfo, Layer, Packet, Value,
@@ -25,9 +25,6 @@ pub(crate) struct ShownLayer {
     pub length: usize,
     pub fields: Vec<ShownField>,
 }
-
-/// Colours of the layers in a hex dump, as SGR parameters.
-const COLOURS: [u8; 6] = [36, 33, 32, 35, 34, 31];
 
 impl Packet {
     pub(crate) fn shown(&self) -> Result<(Vec<u8>, Vec<ShownLayer>)> {
@@ -98,47 +95,24 @@ impl Packet {
     /// # Errors
     /// Those of [`build`](Self::build).
     pub fn hexdump(&self) -> Result<String> {
-        self.dump(false)
+        let bytes = self.build()?;
+        let mut text = String::new();
+        for (line, chunk) in bytes.chunks(16).enumerate() {
+            let digits: String = chunk.iter().map(|byte| format!("{byte:02x} ")).collect();
+            let readable = |byte: &u8| if (b' '..=b'~').contains(byte) { char::from(*byte) } else { '.' };
+            let _ =
+                writeln!(text, "{:04x}  {digits:<48} {}", line * 16, chunk.iter().map(readable).collect::<String>());
+        }
+        Ok(text)
     }
 
-    /// A [`hexdump`](Self::hexdump) with a colour for each layer, and a legend.
+    /// The name of each layer, and the bytes that it fills in the built packet.
     ///
     /// # Errors
     /// Those of [`build`](Self::build).
-    pub fn map(&self) -> Result<String> {
-        self.dump(true)
-    }
-
-    fn dump(&self, coloured: bool) -> Result<String> {
-        let (bytes, layers) = self.shown()?;
-        let colour = |at: usize| {
-            let layer = layers.iter().rposition(|layer| layer.start <= at && layer.length > 0).unwrap_or(0);
-            COLOURS[layer % COLOURS.len()]
-        };
-        let mut text = String::new();
-        for (line, chunk) in bytes.chunks(16).enumerate() {
-            let _ = write!(text, "{:04x}  ", line * 16);
-            for column in 0..16 {
-                match chunk.get(column) {
-                    Some(byte) if coloured => {
-                        let _ = write!(text, "\x1b[{}m{byte:02x}\x1b[0m ", colour(line * 16 + column));
-                    }
-                    Some(byte) => {
-                        let _ = write!(text, "{byte:02x} ");
-                    }
-                    None => text.push_str("   "),
-                }
-            }
-            let readable = |byte: &u8| if (b' '..=b'~').contains(byte) { char::from(*byte) } else { '.' };
-            let _ = writeln!(text, " {}", chunk.iter().map(readable).collect::<String>());
-        }
-        if coloured {
-            for (i, layer) in layers.iter().enumerate() {
-                let _ = write!(text, "\x1b[{}m{}\x1b[0m ", COLOURS[i % COLOURS.len()], layer.name);
-            }
-            text.push('\n');
-        }
-        Ok(text)
+    pub fn layout(&self) -> Result<Vec<(&'static str, Range<usize>)>> {
+        let (_, layers) = self.shown()?;
+        Ok(layers.into_iter().map(|layer| (layer.name, layer.start..layer.start + layer.length)).collect())
     }
 }
 
@@ -193,7 +167,9 @@ mod tests {
         let packet = Ether::new().r#type(0x1234) / "hello";
         let line = "0000  ff ff ff ff ff ff 00 00 00 00 00 00 12 34 68 65  .............4he";
         assert_eq!(packet.hexdump().unwrap().lines().next(), Some(line));
-        assert!(packet.map().unwrap().contains("\x1b[33m68\x1b[0m"));
+        let last = (Ether::new().r#type(0x1234) / "hel").hexdump().unwrap();
+        assert_eq!(last.lines().nth(1), Some("0010  6c                                               l"));
+        assert_eq!(packet.layout().unwrap(), [("Ether", 0..14), ("Raw", 14..19)]);
     }
 
     #[test]

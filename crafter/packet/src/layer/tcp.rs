@@ -22,7 +22,20 @@ const LETTERS: &str = "FSRPAUECN";
 fn flags_from(text: &str) -> Result<Flags, String> {
     text.chars().try_fold(Flags::NONE, |flags, letter| {
         let bit = LETTERS.find(letter.to_ascii_uppercase());
-        bit.map(|bit| flags | Flags(1 << bit)).ok_or_else(|| format!("unknown flag '{letter}'; flags are {LETTERS}"))
+        bit.map(|bit| flags | Flags(1 << bit)).ok_or_else(|| match spelled_out(text) {
+            Some(flags) => format!("unknown flag '{letter}'; flags are letters: \"{}\"", letters(flags)),
+            None => format!("unknown flag '{letter}'; flags are {LETTERS}"),
+        })
+    })
+}
+
+/// The flags of a text such as `SYN-ACK` or `syn,ack`; `None` if a part of it is no flag.
+fn spelled_out(text: &str) -> Option<Flags> {
+    const NAMES: [&str; 9] = ["FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR", "NS"];
+    let mut parts = text.split(|c: char| !c.is_ascii_alphanumeric()).filter(|part| !part.is_empty());
+    parts.try_fold(Flags::NONE, |flags, part| {
+        let bit = NAMES.iter().position(|name| name.eq_ignore_ascii_case(part))?;
+        Some(flags | Flags(1 << bit))
     })
 }
 

@@ -32,7 +32,11 @@ impl Kind {
         let exact = Self::ALL.iter().copied().find(|kind| kind.name() == name);
         let alias = || ALIASES.iter().find(|(alias, _)| *alias == name).map(|(_, kind)| *kind);
         exact.or_else(alias).ok_or_else(|| {
-            format!("there is no layer '{name}'{}", nearest(name, Self::ALL.iter().map(|kind| kind.name())))
+            match nearest(name, Self::ALL.iter().map(|kind| kind.name())) {
+                near if near.starts_with("; did") => format!("there is no layer '{name}'{near}"),
+                // All of them are too many for a message.
+                _ => format!("there is no layer '{name}'; `crafter ls` lists the layers"),
+            }
         })
     }
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use clap::{Arg, ArgAction, ArgMatches, Command, parser::ValueSource};
-use crafter::{Error, Result, layer::nearest, protocol::control::SOCKET_VARIABLE};
+use crafter::{Error, Result, layer::nearest, packet::Excerpt, protocol::control::SOCKET_VARIABLE};
 use toml::{
     Spanned,
     de::{DeTable, DeValue},
@@ -57,7 +57,7 @@ impl Defaults {
     /// Reads the file of the user.
     ///
     /// # Errors
-    /// [`Error::Invalid`] with file and line for the first key or value that does not fit the command line; those of
+    /// [`Error::Text`] with file and line for the first key or value that does not fit the command line; those of
     /// [`file::read`].
     pub fn read(command: impl FnOnce() -> Command) -> Result<Self> {
         let Some(path) = file::path() else { return Ok(Self::default()) };
@@ -186,7 +186,11 @@ impl Reader<'_> {
     }
 
     fn error(&self, at: usize, reason: impl std::fmt::Display) -> Error {
-        Error::invalid(format!("{}, line {}", self.path.display(), self.line(at)), reason)
+        Error::Text {
+            place: format!("{}, line {}", self.path.display(), self.line(at)),
+            reason: reason.to_string(),
+            excerpt: Box::new(Excerpt::new(self.text, at)),
+        }
     }
 
     fn table(&mut self, table: &DeTable<'_>, command: &Command, path: &mut Vec<String>) -> Result<()> {
@@ -235,12 +239,13 @@ impl Reader<'_> {
             return Err(self.error(at, format_args!("{of} '{name}'{}", nearest(name, known.into_iter()))));
         };
         let option = first.get_long().unwrap_or(name).to_owned();
-        let values = values(value.get_ref()).map_err(|reason| self.error(at, format_args!("{name}: {reason}")))?;
+        let place = value.span().start;
+        let values = values(value.get_ref()).map_err(|reason| self.error(place, format_args!("{name}: {reason}")))?;
         // At the top, a value may fit some commands only (the flag --tcp of one command is a port of another).
         let checked: Vec<std::result::Result<(), String>> = named.iter().map(|arg| check(arg, &values)).collect();
         if let Some(reason) = checked.into_iter().find_map(std::result::Result::err) {
             let advice = if path.is_empty() && named.len() > 1 { "; a table sets it for one command" } else { "" };
-            return Err(self.error(at, format_args!("{reason}{advice}")));
+            return Err(self.error(place, format_args!("{reason}{advice}")));
         }
         let line = self.line(at);
         self.settings.push(Setting { command: path.to_vec(), option, values, line });

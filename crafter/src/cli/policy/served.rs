@@ -72,7 +72,7 @@ pub async fn show(args: ShowArgs, globals: &Globals) -> anyhow::Result<u8> {
 pub async fn reload(args: ReloadArgs, globals: &Globals) -> anyhow::Result<u8> {
     let reloaded = args.service.open().await?.call(&ReloadCall {}).await?;
     for warning in &reloaded.warnings {
-        print::message(format_args!("warning: {}", printable(warning)));
+        print::warning(None, printable(warning), &[]);
     }
     print::result(globals, &reloaded, |Reloaded { rules, ended, .. }| {
         let mut text = format!("the new policy is in force, {}", print::counted((*rules).into(), "rule"));

@@ -7,6 +7,7 @@ use std::{
 };
 
 use crafter::shell::{Names, is_open};
+use crossterm::event::DisableBracketedPaste;
 use nix::sys::termios::{SetArg, Termios, tcgetattr, tcsetattr};
 use rustyline::{
     CompletionType, Config, Context, Editor, Helper,
@@ -21,7 +22,7 @@ use rustyline::{
 use super::{input::Input, print, state};
 
 /// Text of the prompt.
-pub const PROMPT: &str = "crafter> ";
+const PROMPT: &str = "crafter> ";
 
 /// Length of the history, in statements.
 const HISTORY_LENGTH: usize = 10_000;
@@ -86,7 +87,8 @@ impl Drop for Prompt {
             // Fails if the terminal is closed; nothing is left to restore then.
             let _ = tcsetattr(io::stdin(), SetArg::TCSANOW, terminal);
             // Switch off bracketed paste mode.
-            let _ = print::out("\x1b[?2004l\n");
+            let _ = crossterm::execute!(io::stdout(), DisableBracketedPaste);
+            let _ = print::out("\n");
         }
     }
 }

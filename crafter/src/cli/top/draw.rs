@@ -3,12 +3,18 @@
 use ratatui::{
     Frame,
     layout::{Alignment, Constraint, Layout},
-    style::{Color, Modifier, Style},
+    style::{Modifier, Style},
     text::{Line, Span, Text},
     widgets::{Cell, Row, Table},
 };
 
-use super::model::{Model, Tab};
+use super::{
+    super::{
+        paint::address,
+        style::{self, Paint},
+    },
+    model::{Model, Tab},
+};
 
 /// The line at the bottom.
 pub const KEYS: &str = "q quit  Tab view  s sort  r reverse  arrows, PgUp, PgDn, Home, End move";
@@ -26,15 +32,16 @@ pub fn draw(frame: &mut Frame<'_>, model: &mut Model) {
         Constraint::Length(1),
     ]);
     let [first, second, tabs, body, foot] = areas.areas(frame.area());
-    let bold = Style::new().add_modifier(Modifier::BOLD);
+    let paint = Paint::stdout();
+    let bold = paint.for_screen(style::HEADING);
     let reversed = Style::new().add_modifier(Modifier::REVERSED);
     frame.render_widget(Line::styled(model.head()[0].as_str(), bold), first);
     frame.render_widget(Line::raw(model.head()[1].as_str()), second);
     let name = |tab: Tab| Span::styled(format!(" {} ", tab.name()), if tab == model.tab() { reversed } else { bold });
     frame.render_widget(Line::from_iter(Tab::ALL.map(name)), tabs);
     let foot_line = match model.fault() {
-        Some(fault) => Line::styled(fault, Style::new().fg(Color::Red)),
-        None => Line::styled(KEYS, Style::new().add_modifier(Modifier::DIM)),
+        Some(fault) => Line::styled(fault, paint.for_screen(style::ERROR)),
+        None => Line::styled(KEYS, paint.for_screen(style::FAINT)),
     };
     frame.render_widget(foot_line, foot);
 
@@ -54,7 +61,11 @@ pub fn draw(frame: &mut Frame<'_>, model: &mut Model) {
     });
     let rows = table.rows.iter().enumerate().skip(from).take(height).map(|(number, cells)| {
         let cells = cells.iter().take(widths.len()).enumerate();
-        let row = Row::new(cells.map(|(at, cell)| Cell::from(Text::from(cell.text.as_str()).alignment(align(at)))));
+        let row = Row::new(cells.map(|(at, cell)| {
+            let text = Text::from(cell.text.as_str()).alignment(align(at));
+            let is_address = address(&cell.text).is_some_and(|range| range == (0..cell.text.len()));
+            Cell::from(if is_address { text.style(paint.for_screen(style::ADDRESS)) } else { text })
+        }));
         if number == selected { row.style(reversed) } else { row }
     });
     let drawn = Table::new(rows, widths.iter().copied().map(Constraint::Length)).column_spacing(GAP);

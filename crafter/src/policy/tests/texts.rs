@@ -5,7 +5,7 @@ use super::*;
 #[track_caller]
 fn problems(text: &str) -> Vec<String> {
     match Policy::parse(text) {
-        Err(Rejected { problems }) => problems.iter().map(ToString::to_string).collect(),
+        Err(Rejected { problems, .. }) => problems.iter().map(ToString::to_string).collect(),
         other => panic!("{other:?}\n{text}"),
     }
 }

@@ -1,5 +1,6 @@
 //! The command line: each test runs the built binary in its own lab. Needs root.
 
+mod appearance;
 mod config;
 mod dns;
 mod doctor_served;
@@ -23,6 +24,7 @@ pub mod schema;
 mod served;
 mod service;
 mod shell;
+mod snapshots;
 mod sniff;
 mod terminal;
 mod top;

@@ -248,7 +248,7 @@ fn at_the_prompt() {
     shell.says("len([1,\r2,3]) + 74", "77");
     // An error names its position, and the shell continues.
     shell.keys("IP(ttl=256)\r");
-    shell.shows("       ^\r\nIP.ttl: 256 does not fit 8 bits");
+    shell.shows("crafter: IP.ttl: 256 does not fit 8 bits, the largest is 255\r\n  IP(ttl=256)\r\n         ^^^\r\n");
     shell.shows("crafter> ");
     // Ctrl-C discards the line.
     shell.keys("this is not (wanted\x03");

@@ -51,6 +51,10 @@ impl Terminal {
         if command.get_envs().all(|(name, _)| name != "TERM") {
             command.env("TERM", "xterm");
         }
+        // Colours would be between the words that a test waits for.
+        if command.get_envs().all(|(name, _)| name != "NO_COLOR") {
+            command.env("NO_COLOR", "1");
+        }
         let child = command.stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
         // Otherwise reading from the master would never end.
         drop((command, slave));

@@ -73,14 +73,43 @@ fn errors_have_column_and_expectation() {
         ("IP(ttl=[])", 8, "the list is empty"),
         ("IP(dst=\"192.0.2.0/33\")", 8, "'192.0.2.0/33' is not a prefix"),
         ("IP(dst=\"192.0.2.300\")", 8, "IP.dst: '192.0.2.300' is not an IPv4 address"),
-        ("IP(dst=192.0.2.3)", 11, "unexpected '.'; expected "),
+        ("IP(dst=192.0.2.3)", 8, "an address needs quotes: \"192.0.2.3\""),
+        ("IP(dst=[192.0.2.3/28])", 9, "an address needs quotes: \"192.0.2.3/28\""),
+        ("IP(dst=300.0.2.3)", 8, "an address needs quotes: \"300.0.2.3\""),
+        ("IPv6(dst=2001:db8::1)", 10, "an address needs quotes: \"2001:db8::1\""),
+        ("IPv6(dst=fe80::1, hlim=1)", 10, "an address needs quotes: \"fe80::1\""),
+        ("IPv6(dst=::1)", 10, "an address needs quotes: \"::1\""),
+        ("Ether(dst=02:00:00:00:00:01)", 11, "an address needs quotes: \"02:00:00:00:00:01\""),
+        ("IP(dst=3com.example.org)", 8, "a name needs quotes: \"3com.example.org\""),
+        ("IP(dst=www.example.org)", 8, "there is no name 'www'; a text needs quotes: dst=\"www.example.org\""),
+        ("IP(proto=tcp)", 10, "there is no name 'tcp'; a text needs quotes: proto=\"tcp\""),
+        ("DNSQR(qname=a.example)", 13, "there is no name 'a'; a text needs quotes: qname=\"a.example\""),
+        ("TCP(flags=S)", 11, "there is no name 'S'; a text needs quotes: flags=\"S\""),
+        ("TCP(flags=\"SYN-ACK\")", 11, "TCP.flags: unknown flag 'Y'; flags are letters: \"SA\""),
+        ("TCP(flags=\"SX\")", 11, "TCP.flags: unknown flag 'X'; flags are FSRPAUECN"),
+        ("TCP(dport=http)", 11, "TCP.dport: 'http' is not a number"),
+        ("TCP(dport=80-90)", 11, "TCP.dport: -10 does not fit: it is negative; a range is (80, 90)"),
+        ("TCP(dport:80)", 10, "a value follows '=', not ':'"),
         ("IP(ttl=)", 8, "unexpected ')'; expected a value"),
         ("IP(ttl=1", 9, "unexpected end; expected ')'"),
-        ("IP(ttl=1 id=2)", 10, "unexpected 'i'; expected ')'"),
+        ("IP(ttl=1 id=2)", 10, "',' is missing before id"),
         ("IP(ttl=1, ttl=2)", 11, "ttl is given twice"),
         ("IP(1)", 4, "IP has more fields than one"),
-        ("IP()TCP()", 5, "unexpected 'T'; expected '/'"),
-        ("Raw(\"abc)", 10, "unexpected end; expected the closing quote"),
+        ("IP()TCP()", 5, "'/' is missing before TCP"),
+        ("IP() \n TCP()", 3, "'/' is missing before TCP"),
+        ("IP()\"x\"", 5, "'/' is missing before the text"),
+        ("IP()//TCP()", 5, "'//' is not defined for a packet and a packet; one '/' separates layers"),
+        ("Raw(\"abc)", 5, "the quote is not closed"),
+        ("Raw(\"abc\", 'x)", 12, "the quote is not closed"),
+        ("p = IP()", 3, "only `crafter shell` has variables"),
+        ("sr1(IP())", 1, "there is no layer 'sr1'; it is a function of `crafter shell`"),
+        ("IP().show()", 5, "there is no layer 'show'; it is a function of `crafter shell`"),
+        ("TCP(dport=range(1, 5))", 11, "there is no layer 'range'; a range is (first, last), both included"),
+        ("IP(dst=Net(\"192.0.2.0/24\"))", 8, "there is no layer 'Net'; a prefix is a text"),
+        ("TCP(sport=RandShort())", 11, "there is no layer 'RandShort'; an unset source port is a free one"),
+        ("import scapy", 1, "unexpected 'import'; nothing is imported"),
+        ("foo()", 1, "there is no layer 'foo'; `crafter ls` lists the layers"),
+        ("IP(ttl=1\u{301})", 9, "unexpected '\\u{301}'; expected ')'"),
         ("Raw(\"\\q\")", 7, "unexpected 'q'; expected an escape"),
         ("Raw(\"ä\", x=1)", 10, "Raw has no field 'x'"),
         ("TCP(options=[(\"MSS\",70000)])", 13, "TCP.options: 70000 is too large"),
@@ -88,10 +117,12 @@ fn errors_have_column_and_expectation() {
         ("TCP(seq=99999999999999999999)", 9, "unexpected '9'; expected a number below 2^64"),
     ] {
         let error = PacketSet::parse(text).unwrap_err();
-        assert!(matches!(error, Error::Invalid { .. }), "{text}");
-        let error = error.to_string();
-        assert!(error.starts_with(&format!("expression, column {column}: {said}")), "{text}: {error}");
+        let Error::Text { place, reason, excerpt } = error else { panic!("{text}: {error}") };
+        let number = excerpt.column() + excerpt.number - 1;
+        assert!(number == column && reason.starts_with(said), "{text}: {place}: {reason}");
     }
+    let error = PacketSet::parse("IP()/\n\tTCP(dprt=80)").unwrap_err().to_string();
+    assert_eq!(error, "expression, line 2, column 6: TCP has no field 'dprt'; did you mean dport?");
     let deep = format!("TCP(options={})", "[".repeat(1_000_000));
     assert!(PacketSet::parse(&deep).unwrap_err().to_string().contains("brackets are nested more than 32 deep"));
 }
@@ -108,8 +139,7 @@ fn values_are_computed() {
         ("IP(ttl=1//0)", 9, "division by 0"),
         ("IP()/5", 5, "'/' stacks layers: expected "),
         ("1+1", 1, "a number is not a packet"),
-        ("IP(ttl=x)", 8, "there is no layer 'x'"),
-        ("sr1(IP())", 1, "there is no layer 'sr1'"),
+        ("IP(ttl=x)", 8, "IP.ttl: 'x' is not a number"),
     ] {
         let error = PacketSet::parse(text).unwrap_err().to_string();
         assert!(error.starts_with(&format!("expression, column {column}: {said}")), "{text}: {error}");
