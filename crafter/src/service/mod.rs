@@ -55,7 +55,7 @@ const MAX_CONNECTIONS: usize = 4096;
 /// The maximum number of control connections of one user, except root and the service's own user.
 const MAX_CONNECTIONS_PER_USER: usize = 512;
 
-/// Interval at which the audit log records refusals that were only counted.
+/// Interval at which the audit log records events that were only counted.
 const AUDIT_FLUSH_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long to busy-poll for the next packet.
@@ -152,13 +152,15 @@ async fn run(
         }
     };
     status.stopping(reason);
-    service.record(&Record::Stop { reason });
     service.stop();
     // Leases send the reason before they close.
     let deadline = tokio::time::Instant::now() + STOP_TIMEOUT;
     while service.lease_count() > 0 && tokio::time::Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
+    service.forget_all();
+    // The last record, after the ends of all leases and the last counts.
+    service.record(&Record::Stop { reason });
     Ok(())
 }
 

@@ -343,6 +343,12 @@ impl Service {
         }
     }
 
+    /// Removes the leases that have not ended by themselves.
+    pub(super) fn forget_all(&self) {
+        let leases: Vec<_> = self.leases.borrow().values().cloned().collect();
+        leases.iter().for_each(|lease| self.forget(lease));
+    }
+
     /// Sends an event to all monitors.
     pub(super) fn emit(&self, event: Event) {
         // There may be no monitor.

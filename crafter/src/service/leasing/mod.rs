@@ -24,7 +24,7 @@ use self::{
 };
 use super::{
     caller::Caller,
-    host::audit::{RequestKind, Resource},
+    host::audit::{Cause, RequestKind, Resource},
     observe,
     outgoing::{self, Closed},
     quota::Charge,
@@ -65,7 +65,7 @@ pub(super) async fn lease(
             destination_port: None,
         };
         refused.into_fault(|decision| {
-            records::refused_lease(&service.audit, caller, RequestKind::Lease, resource(), decision)
+            records::refused_lease(&service.audit, caller, RequestKind::Lease, resource(), Cause::Policy(decision))
         })
     })
 }
@@ -183,7 +183,7 @@ pub(super) async fn observe(
     taken.map_err(|refused| {
         let resource = Resource { interface: Some(&call.interface), ..Resource::default() };
         refused.into_fault(|decision| {
-            records::refused_lease(&service.audit, caller, RequestKind::Observe, resource, decision)
+            records::refused_lease(&service.audit, caller, RequestKind::Observe, resource, Cause::Policy(decision))
         })
     })
 }
