@@ -127,7 +127,7 @@ impl Audit {
         };
         let may = state.may_record(user, rate, now);
         let before = match record {
-            Record::Refusal { .. } if may => std::mem::take(&mut state.counted(user, now).refusals),
+            Record::Refusal { .. } if may => state.counted(user, now).take_refusals(),
             _ => 0,
         };
         if !may || !self.write(&mut state, &record.fields(1 + before)) {

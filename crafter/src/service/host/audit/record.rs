@@ -189,6 +189,15 @@ impl Summary {
         self.since.get_or_insert(now);
     }
 
+    /// Takes the refusals, for a record that contains their number.
+    pub(super) fn take_refusals(&mut self) -> u64 {
+        let refusals = std::mem::take(&mut self.refusals);
+        if self.is_empty() {
+            self.since = None;
+        }
+        refusals
+    }
+
     /// Adds the events of `other`.
     pub(super) fn merge(&mut self, other: Self) {
         self.leases += other.leases;
