@@ -5,6 +5,7 @@
 //! threads.
 //!
 //! - `connection`: a control connection and its methods (`methods`, `leasing`, `monitor`).
+//! - `descriptors`, `quota`: what each user has of the service.
 //! - `state`: the policy, the attachments, the leases.
 //! - `transmit`: sends the packets of leases.
 //! - `served_lease`: a lease; `outgoing`: packets from its client; `observe`: captures for a client.
@@ -17,6 +18,7 @@ mod caller;
 mod clock;
 mod coalesce;
 mod connection;
+mod descriptors;
 mod fault;
 pub mod host;
 mod leasing;

@@ -2,6 +2,7 @@
 
 use std::{cell::RefCell, collections::HashMap, rc::Rc};
 
+use super::descriptors::DescriptorCharge;
 use crate::policy::Usage;
 
 /// Usage by user id. Entries are never removed: otherwise a reconnecting user would get a new burst.
@@ -30,6 +31,7 @@ impl Users {
 pub(super) struct Charge {
     usage: Rc<RefCell<Usage>>,
     ports: u32,
+    _descriptors: Option<DescriptorCharge>,
 }
 
 impl Charge {
@@ -40,7 +42,13 @@ impl Charge {
             usage.leases += 1;
             usage.ports += ports;
         }
-        Self { usage, ports }
+        Self { usage, ports, _descriptors: None }
+    }
+
+    /// Counts these descriptors too.
+    pub(super) fn with(mut self, descriptors: DescriptorCharge) -> Self {
+        self._descriptors = Some(descriptors);
+        self
     }
 
     /// The usage that includes it.

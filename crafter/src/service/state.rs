@@ -15,7 +15,9 @@ use tokio::sync::{Notify, OnceCell, broadcast};
 use super::{
     attachment::{Attachment, AttachmentGuard, Change},
     clock::{Moment, now_us},
+    descriptors::Descriptors,
     host::audit::{Audit, Record},
+    leasing::Turns,
     names::{self, HostNames},
     quota::Users,
     records,
@@ -66,6 +68,8 @@ pub(super) struct Service {
     pub(super) options: ServeOptions,
     policy: RefCell<Rc<Policy>>,
     pub(super) users: Users,
+    pub(super) descriptors: Descriptors,
+    pub(super) turns: Turns,
     pub(super) leases: RefCell<BTreeMap<u64, Rc<ServedLease>>>,
     attachments: RefCell<HashMap<String, Slot>>,
     /// This host's addresses and broadcast addresses.
@@ -101,6 +105,8 @@ impl Service {
             options,
             policy: RefCell::new(Rc::new(policy)),
             users: Users::default(),
+            descriptors: Descriptors::default(),
+            turns: Turns::default(),
             leases: RefCell::default(),
             attachments: RefCell::default(),
             host: RefCell::default(),
