@@ -57,7 +57,7 @@ fn a_row_that_does_not_exist_is_refused_and_recorded() {
     let lab = lab();
     let service = Service::start(lab.client(), POLICY);
     let plain = lab.client().run(|| -> Vec<UdpSocket> {
-        let bind = |at| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 49_152 + at * 910)).expect("a plain socket");
+        let bind = |at: u16| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 49_152 + at * 910)).expect("a plain socket");
         (1..=17).map(bind).collect()
     });
     let plain = plain.expect("enter the namespace");
