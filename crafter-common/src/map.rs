@@ -14,6 +14,8 @@ pub const LINKS: &str = "CRAFTER_LINKS";
 /// Array of [`crate::port::FilterWord`]: [`crate::port::FILTER_WORDS`] for each slot, in the order of
 /// [`crate::port::filter_position`].
 pub const FILTER: &str = "CRAFTER_FILTER";
+/// Array of `u64`: the UDP ports that leases have on any address, in the order of [`crate::port::held_position`].
+pub const HELD: &str = "CRAFTER_HELD";
 /// Hash: [`crate::Address`] of this host to `u8`; a lease of any address receives packets to these only.
 pub const LOCAL: &str = "CRAFTER_LOCAL";
 /// LRU hash: [`crate::flow::FlowKey`] to [`crate::flow::FlowValue`].

@@ -75,3 +75,12 @@ pub const fn filter_position(protocol: u8, port: u16) -> (u32, u64) {
     };
     (transport + (port >> 6) as u32, 1 << (port & 63))
 }
+
+/// Words of the set of UDP ports that leases have on any address, 64 ports per word.
+pub const HELD_WORDS: u32 = 1024;
+
+/// Position of `port` in that set: index of its word, and its bit.
+#[inline(always)]
+pub const fn held_position(port: u16) -> (u32, u64) {
+    ((port >> 6) as u32, 1 << (port & 63))
+}

@@ -12,9 +12,9 @@ mod maps;
 mod packet;
 
 use aya_ebpf::{
-    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
-    macros::{classifier, xdp},
-    programs::{TcContext, XdpContext},
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, sk_action, xdp_action},
+    macros::{classifier, sk_lookup, xdp},
+    programs::{SkLookupContext, TcContext, XdpContext},
 };
 use aya_log_ebpf::debug;
 use crafter_common::reason::{Reason, Verdict};
@@ -63,6 +63,16 @@ pub fn crafter_egress(ctx: TcContext) -> i32 {
         None => Reason::EgressOther,
     };
     act(&ctx, reason)
+}
+
+/// The lookup of the socket that a datagram is for: no socket, if only a lease has the port. The socket that reserves the
+/// port would swallow the datagram; without a socket the kernel answers as if the port were free.
+#[sk_lookup]
+pub fn crafter_lookup(ctx: SkLookupContext) -> u32 {
+    match packet::looked_up(&ctx) {
+        Some(port) if maps::is_reserved(port) => sk_action::SK_DROP,
+        _ => sk_action::SK_PASS,
+    }
 }
 
 /// A classifier's reason as its action. `TC_ACT_UNSPEC` and `TCX_NEXT` are one number: programs

@@ -14,7 +14,7 @@ use crafter_common::{
     attached::{Attached, SLOTS},
     flow::{FlowKey, FlowValue, FragmentKey},
     map::{FLOW_ENTRIES, FRAGMENT_ENTRIES, LOCAL_ENTRIES, OWNED_ENTRIES, SOCKET_ENTRIES},
-    port::{FILTER_WORDS, FilterWord, OwnedKey, OwnedPort, filter_position},
+    port::{FILTER_WORDS, FilterWord, HELD_WORDS, OwnedKey, OwnedPort, filter_position, held_position},
     reason::{REASONS, Reason},
 };
 
@@ -34,6 +34,8 @@ static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(SLOTS * REASON
 static SOCKETS: XskMap = XskMap::with_max_entries(SLOTS * SOCKET_ENTRIES, 0);
 #[map(name = "CRAFTER_LINKS")]
 static LINKS: Array<Attached> = Array::with_max_entries(SLOTS, 0);
+#[map(name = "CRAFTER_HELD")]
+static HELD: Array<u64> = Array::with_max_entries(HELD_WORDS, 0);
 /// The size is that of a ring buffer which is never used; those that are have their own.
 #[btf_map]
 static CRAFTER_RINGS: HashOfMaps<u32, RingBuf<u64, 65_536>, { SLOTS as usize }> = HashOfMaps::new();
@@ -44,6 +46,13 @@ static LINK_HEADER: Global<u32> = Global::new(14);
 static SLOT_MASK: Global<u32> = Global::new(SLOTS - 1);
 #[unsafe(no_mangle)]
 static CRAFTED_MARK: Global<u32> = Global::new(DEFAULT_MARK);
+
+/// Whether a lease has this UDP port on any address.
+#[inline(always)]
+pub fn is_reserved(port: u16) -> bool {
+    let (index, bit) = held_position(port);
+    HELD.get(index).is_some_and(|word| word & bit != 0)
+}
 
 /// Length of the link-layer header on this device.
 #[inline(always)]

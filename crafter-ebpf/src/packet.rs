@@ -6,7 +6,7 @@ use aya_ebpf::{
     EbpfContext,
     bindings::{__sk_buff, xdp_md},
     helpers::generated::{bpf_skb_load_bytes, bpf_xdp_get_buff_len, bpf_xdp_load_bytes},
-    programs::{TcContext, XdpContext},
+    programs::{SkLookupContext, TcContext, XdpContext},
 };
 use crafter_common::{
     parse::{self, Bytes, Extensions, Fragment, Network},
@@ -342,4 +342,12 @@ pub fn ifindex(ctx: &TcContext) -> u32 {
 pub fn mark(ctx: &TcContext) -> u32 {
     // SAFETY: the context is the __sk_buff that the hook was called with.
     unsafe { (*ctx.skb.skb).mark }
+}
+
+/// The local port of a datagram whose socket is looked up; `None` for other protocols.
+#[inline(always)]
+pub fn looked_up(ctx: &SkLookupContext) -> Option<u16> {
+    // SAFETY: the context is the bpf_sk_lookup that the hook was called with.
+    let (protocol, port) = unsafe { ((*ctx.lookup).protocol, (*ctx.lookup).local_port) };
+    (protocol == u32::from(crafter_common::UDP)).then_some(port as u16)
 }

@@ -67,6 +67,18 @@ pub enum Error {
         /// Program and process id, if known.
         holder: Option<String>,
     },
+    /// There are not so many free ports in a row, or the search did not find them in its time.
+    #[error("{}", no_free_ports(*.count, .protocol, .address, .reason))]
+    NoFreePorts {
+        /// `TCP`, `UDP` or `ICMP`.
+        protocol: &'static str,
+        /// The requested local address; unspecified: any.
+        address: IpAddr,
+        /// The number of ports.
+        count: u16,
+        /// What the search found.
+        reason: String,
+    },
     /// A forced attach mode is not available.
     #[error("cannot attach to {interface} in {mode} mode: {reason}; mode auto selects one that is available")]
     Attach {
@@ -205,6 +217,13 @@ impl Error {
     /// An [`Error::Invalid`].
     pub fn invalid(what: impl Into<String>, reason: impl fmt::Display) -> Self {
         Self::Invalid { what: what.into(), reason: reason.to_string() }
+    }
+}
+
+fn no_free_ports(count: u16, protocol: &str, address: &IpAddr, reason: &str) -> String {
+    match count {
+        1 => format!("no free {protocol} port on {address}: {reason}; close a program or a lease that has one"),
+        _ => format!("no {count} free {protocol} ports in a row on {address}: {reason}; ask for fewer"),
     }
 }
 

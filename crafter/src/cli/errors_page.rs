@@ -86,6 +86,12 @@ fn page_lists_every_error_of_the_library() {
             port: 8080,
             holder: Some("nginx (pid 123)".into()),
         },
+        Error::NoFreePorts {
+            protocol: "UDP",
+            address: "192.0.2.2".parse().unwrap(),
+            count: 1024,
+            reason: "17 of 2048 ports tried in use".into(),
+        },
         Error::Attach {
             interface: "eth0".into(),
             mode: "native",

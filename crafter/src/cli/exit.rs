@@ -46,7 +46,7 @@ pub fn code(error: &Error) -> u8 {
         Error::Refused { .. } | Error::Forbidden { .. } | Error::Unreachable { .. } => REFUSED,
         Error::TimedOut { .. } => TIMED_OUT,
         Error::Reset { .. } => RESET,
-        Error::PortTaken { .. } => PORT_TAKEN,
+        Error::PortTaken { .. } | Error::NoFreePorts { .. } => PORT_TAKEN,
         Error::UnknownInterface { .. }
         | Error::UnknownHost { .. }
         | Error::NoRoute { .. }

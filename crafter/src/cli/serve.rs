@@ -108,7 +108,9 @@ pub async fn run(args: Args, _: &Globals) -> anyhow::Result<u8> {
     let load = LoadOptions { flow_entries: args.flows, ..LoadOptions::default() };
     let open = Options { attach: args.attach, load };
     let options = ServeOptions { policy: args.policy, open, idle, without_filter: args.no_seccomp };
-    serve(options, listener, signals, systemd::Notifier::new()).await?;
+    let served = serve(options, listener, signals, systemd::Notifier::new()).await;
+    log::logger().flush();
+    served?;
     Ok(exit::SUCCESS)
 }
 

@@ -5,21 +5,21 @@ use std::{
     collections::HashMap as StdHashMap,
     fs,
     os::{fd::RawFd, unix::fs::MetadataExt as _},
-    sync::{Arc, Mutex, Weak},
+    sync::{Arc, Mutex, Once, Weak},
 };
 
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
     maps::{Array, HashMap, HashOfMaps, Map, MapData, PerCpuArray, PerCpuValues, RingBuf, XskMap},
-    programs::{Program, SchedClassifier, Xdp},
+    programs::{Program, SchedClassifier, SkLookup, Xdp},
     util::nr_cpus,
 };
 use crafter_common::{
-    ANY, Address,
+    ANY, Address, UDP,
     attached::{Attached, SLOTS},
     flow::{FlowKey, FlowValue},
     map,
-    port::{FILTER_WORDS, FilterWord, OwnedKey, OwnedPort, filter_position},
+    port::{FILTER_WORDS, FilterWord, OwnedKey, OwnedPort, filter_position, held_position},
     reason::REASONS,
 };
 
@@ -55,6 +55,8 @@ pub(super) struct Programs {
     maps: Mutex<Maps>,
     pub(super) flows: HashMap<MapData, FlowKey, FlowValue>,
     slots: Mutex<Slots>,
+    /// The program for lookups of sockets is attached to the network namespace, or was refused.
+    lookup: Once,
     /// Prints what the programs log.
     log: Option<tokio::task::JoinHandle<()>>,
 }
@@ -64,6 +66,7 @@ struct Maps {
     owned: HashMap<MapData, OwnedKey, OwnedPort>,
     filter: Array<MapData, FilterWord>,
     links: Array<MapData, Attached>,
+    held: Array<MapData, u64>,
     rings: HashOfMaps<MapData, u32, RingBuf<MapData>>,
     sockets: XskMap<MapData>,
     counters: PerCpuArray<MapData, u64>,
@@ -112,6 +115,7 @@ impl Programs {
             owned: open(&mut ebpf, map::OWNED)?,
             filter: open(&mut ebpf, map::FILTER)?,
             links: open(&mut ebpf, map::LINKS)?,
+            held: open(&mut ebpf, map::HELD)?,
             rings: open(&mut ebpf, map::RINGS)?,
             sockets: open(&mut ebpf, map::SOCKETS)?,
             counters: open(&mut ebpf, map::COUNTERS)?,
@@ -124,6 +128,7 @@ impl Programs {
             maps: Mutex::new(maps),
             ebpf: Mutex::new(ebpf),
             slots: Mutex::new(Slots { count: slots, taken: 0, links: 0 }),
+            lookup: Once::new(),
             log,
         })
     }
@@ -166,6 +171,34 @@ impl Programs {
             _ => Err(missing(Hook::Empty.program())),
         }
     }
+}
+
+impl Programs {
+    /// Attaches the program for lookups of sockets to the network namespace of this thread, for as long as the load
+    /// exists. Without it the kernel sends no port-unreachable for a UDP port that is leased on any address.
+    fn attach_lookup(&self) {
+        self.lookup.call_once(|| {
+            if let Err(error) = attach_lookup(&mut lock(&self.ebpf)) {
+                log::warn!("the kernel sends no port-unreachable for leased UDP ports: {error}");
+            }
+        });
+    }
+}
+
+fn attach_lookup(ebpf: &mut Ebpf) -> Result<()> {
+    let failed = |e: &dyn std::fmt::Display| Error::Bpf {
+        action: "attach the program for lookups of sockets".to_owned(),
+        reason: e.to_string(),
+    };
+    let program: &mut SkLookup = ebpf
+        .program_mut("crafter_lookup")
+        .ok_or_else(|| missing("crafter_lookup"))?
+        .try_into()
+        .map_err(|e: aya::programs::ProgramError| failed(&e))?;
+    let namespace = fs::File::open("/proc/thread-self/ns/net").map_err(|e| failed(&e))?;
+    program.load().map_err(|e| failed(&e))?;
+    program.attach(namespace).map_err(|e| failed(&e))?;
+    Ok(())
 }
 
 impl Drop for Programs {
@@ -296,11 +329,24 @@ impl Slot {
         set.map_err(|e| bpf_error("list an AF_XDP socket", &e))
     }
 
+    /// Takes a UDP port out of, or puts it back into, what the kernel looks up sockets for. Without it the socket that
+    /// reserves the port on any address would receive its datagrams.
+    fn set_held(&self, maps: &mut Maps, port: u16, is_held: bool) -> Result<()> {
+        let failed = |e| bpf_error("write the set of reserved ports", &e);
+        let (index, bit) = held_position(port);
+        let word = maps.held.get(&index, 0).map_err(failed)?;
+        maps.held.set(index, if is_held { word | bit } else { word & !bit }, 0).map_err(failed)
+    }
+
     /// Owns a port on `address`: the entry first, then the filter bit that makes the programs look at it.
     ///
     /// # Errors
     /// [`Error::Invalid`] when the map is full.
     pub(super) fn own(&self, protocol: u8, address: Address, port: u16, value: OwnedPort) -> Result<()> {
+        let is_held = protocol == UDP && address == ANY;
+        if is_held {
+            self.programs.attach_lookup();
+        }
         let (mut maps, mut ports) = (lock(&self.programs.maps), lock(&self.ports));
         maps.owned.insert(self.key(protocol, address, port), value, 0).map_err(|e| match os_error(&e) {
             // htab_map_alloc_elem() has none left.
@@ -315,6 +361,9 @@ impl Slot {
         if !addresses.contains(&address) {
             addresses.push(address);
         }
+        if is_held {
+            self.set_held(&mut maps, port, true)?;
+        }
         self.set_filter(&mut maps, protocol, port, addresses)
     }
 
@@ -327,6 +376,10 @@ impl Slot {
         let Some(addresses) = ports.get_mut(&(protocol, port)) else { return Ok(()) };
         let Some(at) = addresses.iter().position(|other| *other == address) else { return Ok(()) };
         addresses.swap_remove(at);
+        if protocol == UDP && address == ANY {
+            // The next owner of the port must find its datagrams.
+            self.set_held(&mut maps, port, false)?;
+        }
         self.set_filter(&mut maps, protocol, port, addresses)?;
         if addresses.is_empty() {
             ports.remove(&(protocol, port));
@@ -379,6 +432,9 @@ impl Drop for Slot {
         for ((protocol, port), addresses) in lock(&self.ports).drain() {
             // The kernel refuses none of these requests. An entry that stayed would never be looked up again.
             let _ = self.set_filter(maps, protocol, port, &[]);
+            if protocol == UDP && addresses.contains(&ANY) {
+                let _ = self.set_held(maps, port, false);
+            }
             for address in addresses {
                 let _ = maps.owned.remove(&self.key(protocol, address, port));
             }

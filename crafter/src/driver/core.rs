@@ -77,20 +77,46 @@ impl Core {
     ///
     /// # Errors
     /// Those of [`Backend::own`].
+    #[cfg(test)]
     pub(crate) fn add_lease(&mut self, id: LeaseId, ports: Ports, terms: Terms, handles: LeaseHandles) -> Result<()> {
-        self.backend.own(id, &ports, terms)?;
-        self.table.add_lease(id, LeaseState::new(ports, handles.gathered));
-        self.leases.insert(id, handles);
+        self.own(id, &ports, terms)?;
+        self.list_lease(id, ports, handles);
         Ok(())
     }
 
+    /// Lists a lease, so that nobody else gets its ports; [`own`](Self::own) has its packets queued.
+    pub(crate) fn list_lease(&mut self, id: LeaseId, ports: Ports, handles: LeaseHandles) {
+        self.table.add_lease(id, LeaseState::new(ports, handles.gathered));
+        self.leases.insert(id, handles);
+    }
+
+    /// Has packets for these ports of a lease queued from now on.
+    ///
+    /// # Errors
+    /// Those of [`Backend::own`]; none of these ports is owned then.
+    pub(crate) fn own(&mut self, id: LeaseId, ports: &Ports, terms: Terms) -> Result<()> {
+        self.backend.own(id, ports, terms)
+    }
+
+    /// Returns these ports of a lease in the backend.
+    pub(crate) fn disown(&mut self, id: LeaseId, ports: &Ports) {
+        self.backend.disown(id, ports);
+    }
+
+    /// Removes a lease from the list, after its ports were returned in the backend. The caller drops the result, which
+    /// frees the ports, after unlocking.
+    pub(crate) fn unlist_lease(&mut self, id: LeaseId) -> Option<LeaseHandles> {
+        self.table.remove_lease(id);
+        self.leases.remove(&id)
+    }
+
     /// Removes a lease, and returns its ports: first in the backend, then the reservations.
+    #[cfg(test)]
     pub(crate) fn remove_lease(&mut self, id: LeaseId) {
-        let handles = self.leases.remove(&id);
-        if let Some(lease) = self.table.remove_lease(id) {
-            self.backend.disown(id, &lease.ports);
+        if let Some(ports) = self.table.lease(id).map(|lease| lease.ports.clone()) {
+            self.disown(id, &ports);
         }
-        drop(handles);
+        self.unlist_lease(id);
     }
 
     /// The next packet of a lease, if there is one.
@@ -185,14 +211,6 @@ impl Core {
         // Fails only if the map is full; the previous addresses remain in force then.
         if let Err(e) = self.backend.set_local(addresses) {
             log::warn!("{e}");
-        }
-        // Reservations on the unspecified address cover new addresses too.
-        for reservation in self.leases.values_mut().flat_map(|lease| &mut lease.reservations) {
-            for &address in addresses {
-                if let Err(e) = reservation.cover(address) {
-                    log::warn!("a new address is not covered by a lease: {e}");
-                }
-            }
         }
         match mtu {
             Some(mtu) => self.backend.set_mtu(mtu),

@@ -27,9 +27,11 @@ use crate::{
         interface::{Interface, interface},
         maps::{Counters, Flow},
         program::{Mode, Report},
+        reserve::Reservation,
         route::{self, Route},
     },
     error::{Error, Result},
+    packet::Transport,
     protocol::{Control, wire::LeaseCall},
 };
 
@@ -178,6 +180,21 @@ impl Crafter {
     /// notified of them.
     pub(crate) async fn lease_gathered(&self, request: LeaseRequest, arrived: Arc<Notify>) -> Result<Lease> {
         Lease::take(&self.shared, request, Some(arrived)).await
+    }
+
+    /// Like [`lease_gathered`](Self::lease_gathered), of ports that the caller has reserved.
+    pub(crate) async fn lease_reserved(
+        &self,
+        request: LeaseRequest,
+        reservations: Vec<Reservation>,
+        arrived: Arc<Notify>,
+    ) -> Result<Lease> {
+        Lease::take_reserved(&self.shared, request, reservations, arrived).await
+    }
+
+    /// Whether a lease of this process has `port` on `address`.
+    pub(crate) fn is_leased(&self, transport: Transport, address: IpAddr, port: u16) -> bool {
+        self.shared.is_leased(transport, address, port)
     }
 
     /// The interface's current name.

@@ -4,7 +4,7 @@ mod lease_acquire;
 mod lease_request;
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -14,15 +14,18 @@ use tokio::sync::Notify;
 pub use self::lease_request::{LeaseRequest, PortChoice};
 use super::{
     ROOM_RETRY_DELAY,
-    entry::{LeaseId, Received},
+    entry::{LeaseId, Ports, Received},
     sending::Sending,
     shared::Shared,
 };
 use crate::{
-    datapath::{maps::Terms, route::Route},
+    datapath::{maps::Terms, reserve, route::Route},
     error::Result,
     packet::{IpPacket, Transport},
 };
+
+/// Any address of this host.
+const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 /// Ports that belong to this process. No other program can bind them, and packets for them are delivered to this lease.
 /// Dropping the lease and all its streams returns them.
@@ -40,6 +43,9 @@ pub(crate) struct LeaseInner {
     arrived: Arc<Notify>,
 }
 
+/// Ports that are added or removed under one lock of the core.
+const PORTS_AT_ONCE: usize = 64;
+
 impl Drop for LeaseInner {
     fn drop(&mut self) {
         // In observe mode the copy may arrive before the kernel has answered the packet. The answer would pass if the
@@ -48,7 +54,13 @@ impl Drop for LeaseInner {
             let delay = self.shared.lock().backend.disown_delay();
             std::thread::sleep(delay);
         }
-        self.shared.lock().remove_lease(self.id);
+        // In parts: this may be another thread than that of the tasks that wait for the lock.
+        for ports in self.ports.chunks(PORTS_AT_ONCE) {
+            self.shared.lock().disown(self.id, &self.part(ports));
+        }
+        let handles = self.shared.lock().unlist_lease(self.id);
+        // The last step, not under the lock: closing sockets takes long.
+        reserve::release(handles.map_or_else(Vec::new, |handles| handles.reservations));
     }
 }
 
@@ -162,6 +174,11 @@ impl Lease {
 }
 
 impl LeaseInner {
+    /// Some of the lease's ports.
+    fn part(&self, ports: &[u16]) -> Ports {
+        Ports { transport: self.transport, address: self.address.unwrap_or(ANY), ports: ports.to_vec() }
+    }
+
     pub(super) fn shared(&self) -> &Arc<Shared> {
         &self.shared
     }

@@ -11,6 +11,7 @@ use tokio::{sync::Notify, task::AbortHandle};
 use super::{core::Core, routes::Routes};
 use crate::{
     datapath::{interface::Interface, program::Report},
+    packet::Transport,
     protocol::Control,
 };
 
@@ -49,6 +50,12 @@ impl Shared {
         }
         self.routes.forget();
         self.lock().handle_addresses(Instant::now(), addresses, interface.map(|interface| interface.mtu));
+    }
+
+    /// Whether a lease of this process has `port` on `address`, or on any address if either is unspecified. The kernel
+    /// does not reserve ICMP identifiers for every user.
+    pub(super) fn is_leased(&self, transport: Transport, address: IpAddr, port: u16) -> bool {
+        self.lock().table.is_leased(transport, address, port)
     }
 
     /// The connection to the service, if one is used.

@@ -192,16 +192,19 @@ fn broken(path: &Path, reason: &dyn std::fmt::Display) -> Error {
 /// Converts an error of the service.
 fn error(fault: Fault) -> Error {
     let address = |text: &str| text.parse::<IpAddr>().unwrap_or(IpAddr::from([0, 0, 0, 0]));
+    let name = |protocol: &str| match protocol {
+        "TCP" => "TCP",
+        "UDP" => "UDP",
+        _ => "ICMP",
+    };
     match fault {
         Fault::Refused { rule, verdict, message } => Error::Forbidden { rule, verdict, message },
         Fault::Invalid { field, message } => Error::Invalid { what: field, reason: message },
         Fault::PortTaken { protocol, address: at, port, holder, .. } => {
-            let protocol = match protocol.as_str() {
-                "TCP" => "TCP",
-                "UDP" => "UDP",
-                _ => "ICMP",
-            };
-            Error::PortTaken { protocol, address: address(&at), port, holder }
+            Error::PortTaken { protocol: name(&protocol), address: address(&at), port, holder }
+        }
+        Fault::NoFreePorts { protocol, address: at, count, reason, .. } => {
+            Error::NoFreePorts { protocol: name(&protocol), address: address(&at), count, reason }
         }
         Fault::UnknownInterface { interface, .. } => Error::UnknownInterface { name: interface },
         Fault::NoRoute { destination, message } => {

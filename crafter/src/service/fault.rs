@@ -16,6 +16,13 @@ impl From<Error> for Fault {
             Error::PortTaken { protocol, address, port, holder } => {
                 Self::PortTaken { protocol: protocol.to_owned(), address: address.to_string(), port, holder, message }
             }
+            Error::NoFreePorts { protocol, address, count, reason } => Self::NoFreePorts {
+                protocol: protocol.to_owned(),
+                address: address.to_string(),
+                count,
+                reason,
+                message,
+            },
             Error::Invalid { what, reason } => Self::Invalid { field: what, message: reason },
             Error::Policy { problems, .. } => Self::BadPolicy { problems, message },
             Error::Attach { interface, mode, .. } => {

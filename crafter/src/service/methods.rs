@@ -6,7 +6,7 @@ use crafter_common::reason::Reason;
 
 use super::{
     caller::Caller,
-    host::audit::{RequestKind, Resource},
+    host::audit::{Cause, RequestKind, Resource},
     leasing::{address, port},
     records,
     served_lease::ServedLease,
@@ -139,7 +139,7 @@ pub(super) async fn route(service: &Service, caller: &Caller, call: &RouteCall) 
     let Caller { subject, .. } = caller;
     let refuse = |decision: Decision, interface: Option<&str>| {
         let resource = Resource { interface, address: source, destination: Some(destination), ..Resource::default() };
-        records::refused_lease(&service.audit, caller, RequestKind::Route, resource, decision);
+        records::refused_lease(&service.audit, caller, RequestKind::Route, resource, Cause::Policy(decision));
         Fault::from(decision)
     };
     let policy = service.policy();

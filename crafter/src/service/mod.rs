@@ -10,6 +10,7 @@
 //!
 //! - `accept`: new control connections.
 //! - `connection`: a control connection and its methods (`methods`, `leasing`, `monitor`).
+//! - `descriptors`, `quota`: what each user has of the service.
 //! - `state`: the policy, the attachments, the leases.
 //! - `transmit`: sends the packets of leases.
 //! - `served_lease`: a lease; `outgoing`: packets from its client; `observe`: captures for a client.
@@ -26,6 +27,7 @@ mod clock;
 mod closer;
 mod coalesce;
 mod connection;
+mod descriptors;
 mod fault;
 pub mod host;
 mod leasing;
@@ -67,7 +69,7 @@ use crate::{Error, Result, datapath::address::AddressWatch};
 /// The most threads for calls that block, such as attaching. Each may start three threads that load programs.
 pub const MAX_BLOCKING_THREADS: usize = 32;
 
-/// Interval at which the audit log records refusals that were only counted.
+/// Interval at which the audit log records events that were only counted.
 const AUDIT_FLUSH_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Interval at which entries of the kernel's neighbour table that the service no longer uses are removed.
@@ -170,7 +172,6 @@ async fn run(
         }
     };
     status.stopping(reason);
-    service.record(&Record::Stop { reason });
     service.stop();
     // Leases send the reason before they close.
     let deadline = tokio::time::Instant::now() + STOP_TIMEOUT;
@@ -178,6 +179,9 @@ async fn run(
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     let _ = tokio::time::timeout(STOP_TIMEOUT, service.next_hops.remove_entries(true)).await;
+    service.forget_all();
+    // The last record, after the ends of all leases and the last counts.
+    service.record(&Record::Stop { reason });
     Ok(())
 }
 

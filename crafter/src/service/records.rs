@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::{
     caller::Caller,
-    host::audit::{Audit, Counts, Record, RequestKind, Resource, Who},
+    host::audit::{Audit, Cause, Counts, Record, RequestKind, Resource, Who},
     served_lease::ServedLease,
 };
 use crate::{
@@ -32,7 +32,8 @@ pub(super) fn refused_packet(audit: &Audit, lease: &ServedLease, decision: Decis
     });
     let destination = packet.map(|packet| packet.destination);
     let resource = Resource { destination, destination_port, ..resource(lease) };
-    audit.record(&Record::Refusal { who: who(lease), kind: RequestKind::Packet, resource, decision }, Instant::now());
+    let (kind, cause) = (RequestKind::Packet, Cause::Policy(decision));
+    audit.record(&Record::Refusal { who: who(lease), kind, resource, cause }, Instant::now());
 }
 
 /// The policy refused a request.
@@ -41,10 +42,10 @@ pub(super) fn refused_lease(
     caller: &Caller,
     kind: RequestKind,
     resource: Resource<'_>,
-    decision: Decision,
+    cause: Cause<'_>,
 ) {
     let who = Who { user: caller.subject.user, pid: caller.pid.and_then(|pid| pid.try_into().ok()), lease: None };
-    audit.record(&Record::Refusal { who, kind, resource, decision }, Instant::now());
+    audit.record(&Record::Refusal { who, kind, resource, cause }, Instant::now());
 }
 
 fn who(lease: &ServedLease) -> Who {

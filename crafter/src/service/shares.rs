@@ -6,7 +6,7 @@ use std::{
     rc::Rc,
 };
 
-use super::quota::Users;
+use super::{descriptors::DescriptorCharge, quota::Users};
 use crate::{datapath::program::LoadOptions, policy::Usage};
 
 /// Bytes of packets of all users that wait for next hops, or for room in the kernel's queues.
@@ -161,6 +161,7 @@ pub(super) struct Charge {
     ports: u32,
     socket: Share,
     capture: Option<Share>,
+    _descriptors: Option<DescriptorCharge>,
     user: u32,
     /// Bytes of packets that wait: of this lease, and of all.
     waiting: [Rc<Pool>; 2],
@@ -184,7 +185,13 @@ impl Charge {
         let socket = users.pools.sockets.take_anyway(user, bytes);
         // A pool of one user: all but the limit for each is left.
         let waiting = [Pool::new(usize::MAX, [WAITING_BYTES_PER_LEASE, 0]), users.pools.waiting.clone()];
-        Self { usage, ports, socket, capture: None, user, waiting }
+        Self { usage, ports, socket, capture: None, _descriptors: None, user, waiting }
+    }
+
+    /// Counts these descriptors too.
+    pub(super) fn with(mut self, descriptors: DescriptorCharge) -> Self {
+        self._descriptors = Some(descriptors);
+        self
     }
 
     /// The account of its user.

@@ -26,8 +26,9 @@ use super::{
     caller::Caller,
     clock::{Moment, now_us},
     closer::Closer,
+    descriptors::Descriptors,
     host::audit::{Audit, Record},
-    names,
+    leasing, names,
     next_hops::NextHops,
     peer_socket::PeerSocket,
     policy_file::{Loaded, PolicyFile},
@@ -85,6 +86,9 @@ pub(super) struct Service {
     /// The path of the policy in force, or `shipped`.
     policy_source: RefCell<String>,
     pub(super) users: Users,
+    pub(super) descriptors: Descriptors,
+    /// Searches for ports.
+    pub(super) searches: leasing::Turns,
     pub(super) turns: Turns,
     pub(super) snapshots: Snapshots,
     pub(super) closer: Closer,
@@ -133,6 +137,8 @@ impl Service {
             options,
             policy_file,
             policy: RefCell::new(Rc::new(policy)),
+            descriptors: Descriptors::default(),
+            searches: leasing::Turns::default(),
             policy_source: RefCell::new(source),
             users,
             turns: Turns::default(),
@@ -509,6 +515,12 @@ impl Service {
         for lease in self.leases.borrow().values() {
             lease.end(Code::Stops, "the service stops");
         }
+    }
+
+    /// Removes the leases that have not ended by themselves.
+    pub(super) fn forget_all(&self) {
+        let leases: Vec<_> = self.leases.borrow().values().cloned().collect();
+        leases.iter().for_each(|lease| self.forget(lease));
     }
 
     /// Sends an event to all monitors.

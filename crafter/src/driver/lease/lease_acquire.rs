@@ -1,38 +1,22 @@
 //! Makes leases: acquires ports from the kernel or the service, and publishes them in the core.
 
-use std::{
-    net::{IpAddr, Ipv4Addr},
-    ops::RangeInclusive,
-    os::fd::OwnedFd,
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::IpAddr, os::fd::OwnedFd, sync::Arc, time::Duration};
 
-use tokio::sync::Notify;
+use tokio::{sync::Notify, task::yield_now};
 
-use super::{Lease, LeaseInner, LeaseRequest, PortChoice};
+use super::{ANY, Lease, LeaseInner, LeaseRequest, PORTS_AT_ONCE, PortChoice};
 use crate::{
     datapath::{
         address::local_addresses,
-        reserve::{self, Reservation},
+        reserve::{self, Acquisition, DYNAMIC, Reservation},
     },
     driver::{core::LeaseHandles, entry::Ports, service, shared::Shared},
     error::{Error, Result},
-    packet::Transport,
     protocol::{Control, wire::LeaseCall},
 };
 
-/// The dynamic ports (RFC 6335, section 6), from which free ports are taken.
-const DYNAMIC: RangeInclusive<u16> = 49152..=65535;
-
-/// Random places to try before all ports or identifiers count as taken.
-const PICKS: u32 = 1000;
-
 /// Retry delay for a port that was just closed and that the service is about to release.
 const RELEASED_PORT_RETRY_DELAY: Duration = Duration::from_millis(1);
-
-/// Any address of this host.
-const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 /// Ports that no other program can bind.
 struct AcquiredPorts {
@@ -58,20 +42,38 @@ impl Lease {
         request: LeaseRequest,
         gathering: Option<Arc<Notify>>,
     ) -> Result<Self> {
-        check_address(shared, &request).await?;
+        check_address(shared, request.address).await?;
         let acquired = match shared.control() {
             Some(control) => from_service(&control, shared, &request).await?,
-            None => from_kernel(shared, &request)?,
+            None => from_kernel(shared, &request).await?,
         };
-        publish(shared, &request, acquired, gathering)
+        publish(shared, &request, acquired, gathering).await
+    }
+
+    /// Takes a lease of ports that are reserved already.
+    pub(in crate::driver) async fn take_reserved(
+        shared: &Arc<Shared>,
+        request: LeaseRequest,
+        reservations: Vec<Reservation>,
+        gathering: Arc<Notify>,
+    ) -> Result<Self> {
+        check_address(shared, request.address).await?;
+        publish(shared, &request, AcquiredPorts::reserved(&request, reservations), Some(gathering)).await
+    }
+}
+
+impl AcquiredPorts {
+    fn reserved(request: &LeaseRequest, reservations: Vec<Reservation>) -> Self {
+        let ports = reservations.iter().map(Reservation::port).collect();
+        Self { address: request.address, ports, claim: PortClaim::Reservations(reservations) }
     }
 }
 
 /// Checks that the address is this host's.
-async fn check_address(shared: &Shared, request: &LeaseRequest) -> Result<()> {
+async fn check_address(shared: &Shared, address: Option<IpAddr>) -> Result<()> {
     // The driver caches the list; the kernel is asked only about an address that is not in it.
     let known = |address| shared.lock().backend.is_local(address);
-    if let Some(address) = request.address.filter(|address| !known(*address)) {
+    if let Some(address) = address.filter(|address| !known(*address)) {
         let addresses = local_addresses().await?;
         if !addresses.contains(&address) && !address.is_loopback() {
             return Err(Error::invalid("address", format_args!("{address} is not an address of this host")));
@@ -82,63 +84,45 @@ async fn check_address(shared: &Shared, request: &LeaseRequest) -> Result<()> {
 }
 
 /// Reserves the ports with sockets.
-fn from_kernel(shared: &Shared, request: &LeaseRequest) -> Result<AcquiredPorts> {
-    let address = request.address.unwrap_or(ANY);
-    let ifindex = shared.interface.ifindex;
-    // The kernel does not reserve ICMP identifiers for every user; the table knows those of this process.
-    let is_leased = |port| shared.lock().table.is_leased(request.transport, address, port);
-    let reservations = match &request.port {
-        PortChoice::Free if request.transport == Transport::Icmp => {
-            let pick = || reserve::reserve_free(request.transport, address, DYNAMIC, ifindex);
-            let mut reservation = pick()?;
-            for _ in 0..PICKS {
-                if !is_leased(reservation.port()) {
-                    break;
-                }
-                reservation = pick()?;
-            }
-            vec![reservation]
-        }
-        PortChoice::Free => vec![reserve::reserve_free(request.transport, address, DYNAMIC, ifindex)?],
-        PortChoice::FreeRange(count) => reserve_row(request.transport, address, *count, ifindex)?,
-        PortChoice::Exact(port) if !request.transport.ports().contains(port) => {
+async fn from_kernel(shared: &Shared, request: &LeaseRequest) -> Result<AcquiredPorts> {
+    let (transport, address, ifindex) = (request.transport, request.address.unwrap_or(ANY), shared.interface.ifindex);
+    let free = |count| Acquisition::free(transport, address, &[DYNAMIC], count, ifindex);
+    let mut acquisition = match &request.port {
+        PortChoice::Free => free(1)?,
+        PortChoice::FreeRange(count) => free((*count).max(1))?,
+        PortChoice::Exact(port) if !transport.ports().contains(port) => {
             return Err(Error::invalid("port", "port 0 cannot be leased; choose one from 1 to 65535"));
         }
-        PortChoice::Exact(port) => vec![reserve::reserve(request.transport, address, *port, ifindex)?],
-        PortChoice::Range(range) if range.is_empty() || !request.transport.ports().contains(range.start()) => {
+        PortChoice::Exact(port) => Acquisition::exact(transport, address, *port..=*port, ifindex)?,
+        PortChoice::Range(range) if range.is_empty() || !transport.ports().contains(range.start()) => {
             let reason =
                 format_args!("{range:?} is not a valid port range; write the lower port first, from 1 to 65535");
             return Err(Error::invalid("ports", reason));
         }
-        PortChoice::Range(range) => reserve::reserve_range(request.transport, address, range.clone(), ifindex)?,
+        PortChoice::Range(range) => Acquisition::exact(transport, address, range.clone(), ifindex)?,
     };
-    let ports: Vec<u16> = reservations.iter().map(Reservation::port).collect();
-    if let Some(&port) = ports.iter().find(|&&port| is_leased(port)) {
-        let holder = Some("another lease of this process".to_owned());
-        return Err(Error::PortTaken { protocol: request.transport.name(), address, port, holder });
-    }
-    Ok(AcquiredPorts { address: request.address, ports, claim: PortClaim::Reservations(reservations) })
+    let reservations = loop {
+        let turn = acquisition.turn(|port| shared.is_leased(transport, address, port));
+        match turn.map_err(|error| named(shared, error))? {
+            Some(reservations) => break reservations,
+            // Other tasks of this thread run.
+            None => yield_now().await,
+        }
+    };
+    Ok(AcquiredPorts::reserved(request, reservations))
 }
 
-/// Reserves `count` consecutive free ports.
-fn reserve_row(transport: Transport, address: IpAddr, count: u16, ifindex: u32) -> Result<Vec<Reservation>> {
-    let Some(last) = DYNAMIC.end().checked_sub(count.max(1) - 1).filter(|last| last >= DYNAMIC.start()) else {
-        return Err(Error::invalid(
-            "ports",
-            format_args!("{count} consecutive ports do not fit between 49152 and 65535; ask for fewer"),
-        ));
-    };
-    let places = u32::from(last - DYNAMIC.start()) + 1;
-    let mut result = Err(Error::invalid("ports", "the kernel returned no random numbers"));
-    for _ in 0..PICKS {
-        let Ok(random) = getrandom::u32() else { break };
-        let first = DYNAMIC.start() + (random % places) as u16;
-        result = reserve::reserve_range(transport, address, first..=first + (count.max(1) - 1), ifindex);
-        if !matches!(result, Err(Error::PortTaken { .. })) {
-            break;
+/// Names the holder of a taken port: a lease of this process, or another process.
+fn named(shared: &Shared, error: Error) -> Error {
+    match error {
+        Error::PortTaken { protocol: protocol @ "ICMP", address, port, .. }
+            if shared.is_leased(crate::packet::Transport::Icmp, address, port) =>
+        {
+            let holder = Some("another lease of this process".to_owned());
+            Error::PortTaken { protocol, address, port, holder }
         }
+        error => reserve::name_holder(error),
     }
-    result
 }
 
 /// Leases the ports from the service.
@@ -162,8 +146,9 @@ async fn from_service(control: &Control, shared: &Shared, request: &LeaseRequest
     Ok(AcquiredPorts { address, ports: (first..=last).collect(), claim: PortClaim::Service(socket) })
 }
 
-/// Adds the lease to the core: packets for its ports are queued from now on.
-fn publish(
+/// Adds the lease to the core: packets for its ports are queued from now on. Many ports are added in parts; other tasks
+/// of this thread run in between.
+async fn publish(
     shared: &Arc<Shared>,
     request: &LeaseRequest,
     acquired: AcquiredPorts,
@@ -173,19 +158,34 @@ fn publish(
     let AcquiredPorts { address, ports, claim } = acquired;
     let gathered = gathering.is_some();
     let arrived = gathering.unwrap_or_default();
-    let mut core = shared.lock();
-    let id = core.table.next_lease();
-    let reservations = match (claim, core.service()) {
-        (PortClaim::Reservations(reservations), _) => reservations,
-        (PortClaim::Service(socket), service) => {
-            service.map_or(Ok(()), |service| service.add_socket(id, socket))?;
-            Vec::new()
+    let any = address.unwrap_or(ANY);
+    let id = {
+        let mut core = shared.lock();
+        if let Some(&port) = ports.iter().find(|&&port| core.table.is_leased(transport, any, port)) {
+            let holder = Some("another lease of this process".to_owned());
+            return Err(Error::PortTaken { protocol: transport.name(), address: any, port, holder });
         }
+        let id = core.table.next_lease();
+        let reservations = match (claim, core.service()) {
+            (PortClaim::Reservations(reservations), _) => reservations,
+            (PortClaim::Service(socket), service) => {
+                service.map_or(Ok(()), |service| service.add_socket(id, socket))?;
+                Vec::new()
+            }
+        };
+        let owned = Ports { transport, address: any, ports: ports.clone() };
+        core.list_lease(id, owned, LeaseHandles { arrived: arrived.clone(), gathered, reservations });
+        id
     };
-    let owned = Ports { transport, address: address.unwrap_or(ANY), ports: ports.clone() };
-    core.add_lease(id, owned, terms, LeaseHandles { arrived: arrived.clone(), gathered, reservations })?;
-    drop(core);
+    // Dropping it returns the ports, also after an error.
     let inner = LeaseInner { shared: shared.clone(), id, transport, address, terms, ports, arrived };
+    let mut parts = inner.ports.chunks(PORTS_AT_ONCE).peekable();
+    while let Some(ports) = parts.next() {
+        shared.lock().own(id, &inner.part(ports), terms)?;
+        if parts.peek().is_some() {
+            yield_now().await;
+        }
+    }
     Ok(Lease { inner: Arc::new(inner) })
 }
 

@@ -35,6 +35,19 @@ pub enum Fault {
         /// The error as a sentence.
         message: String,
     },
+    /// There are not so many free ports in a row.
+    NoFreePorts {
+        /// `TCP`, `UDP` or `ICMP`.
+        protocol: String,
+        /// The local address.
+        address: String,
+        /// The number of ports.
+        count: u16,
+        /// What the search found.
+        reason: String,
+        /// The error as a sentence.
+        message: String,
+    },
     /// No such interface.
     UnknownInterface {
         /// The name of the interface.

@@ -5,6 +5,7 @@ mod lease_error;
 mod plan;
 mod served_acquire;
 mod served_request;
+mod turns;
 
 use std::{
     net::IpAddr,
@@ -15,12 +16,15 @@ use std::{
 
 use tokio::{task::spawn_local, time::sleep};
 
-pub(super) use self::served_request::{address, port};
 use self::{
     lease_error::LeaseError,
     plan::Plan,
     served_acquire::{AcquiredLease, acquire, kernel_terms, pair},
     served_request::{Ports, ServedRequest},
+};
+pub(super) use self::{
+    served_request::{address, port},
+    turns::Turns,
 };
 use super::{
     caller::Caller,
@@ -47,6 +51,9 @@ const DRAIN_TIMEOUT: Duration = Duration::from_millis(1500);
 /// How often such a request is tried again.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 
+/// Descriptors of a capture: its socket, the client's end until it is sent, and the tap.
+const CAPTURE: u32 = 3;
+
 /// `Lease`
 pub(super) async fn lease(
     service: &Rc<Service>,
@@ -64,9 +71,8 @@ pub(super) async fn lease(
             destination: request.destination,
             destination_port: None,
         };
-        refused.into_fault(|decision| {
-            records::refused_lease(&service.audit, caller, RequestKind::Lease, resource(), decision)
-        })
+        refused
+            .into_fault(|cause| records::refused_lease(&service.audit, caller, RequestKind::Lease, resource(), cause))
     })
 }
 
@@ -182,9 +188,8 @@ pub(super) async fn observe(
     let taken = after_closed_leases(service, caller, async || try_observe(service, caller, call).await).await;
     taken.map_err(|refused| {
         let resource = Resource { interface: Some(&call.interface), ..Resource::default() };
-        refused.into_fault(|decision| {
-            records::refused_lease(&service.audit, caller, RequestKind::Observe, resource, decision)
-        })
+        refused
+            .into_fault(|cause| records::refused_lease(&service.audit, caller, RequestKind::Observe, resource, cause))
     })
 }
 
@@ -215,8 +220,9 @@ async fn try_observe(
     let attachment = &guard.attachment;
     let host = service.host(attachment.interface().mtu)?;
     let usage = service.users.of(caller.subject.user);
+    let descriptors = service.descriptors.charge(service.users.account(caller.subject.user), CAPTURE)?;
     let grant = policy.grant(&caller.subject, &requested, &host, &usage.borrow())?;
-    let mut charge = Charge::new(&service.users, caller.subject.user, 0);
+    let mut charge = Charge::new(&service.users, caller.subject.user, 0).with(descriptors);
     let buffer = charge.take_capture(&service.users);
     let tap = Tap::open(&call.interface, &observe::options(call.filter.clone(), direction, buffer)).await?;
     let (ours, theirs) = pair(charge.socket_bytes())?;

@@ -8,7 +8,6 @@ use super::{
 };
 use crate::{
     Error,
-    datapath::reserve::DYNAMIC,
     policy::{Decision, Host, Policy, RequestedLease, Rule, Subject, Verdict},
     protocol::wire::Fault,
 };
@@ -123,34 +122,6 @@ fn local_address(
     }
 }
 
-/// Picks `count` consecutive ports of `allowed` by `random` (RFC 6056, section 3.1), dynamic ones if possible. `None`
-/// if there are no `count` consecutive ports.
-pub(super) fn pick(allowed: &[RangeInclusive<u16>], count: u16, random: u32) -> Option<RangeInclusive<u16>> {
-    let within = |bounds: &RangeInclusive<u16>| -> Vec<RangeInclusive<u16>> {
-        let cut =
-            |range: &RangeInclusive<u16>| (*range.start()).max(*bounds.start())..=(*range.end()).min(*bounds.end());
-        // The possible first ports.
-        let first = |range: RangeInclusive<u16>| Some(*range.start()..=range.end().checked_sub(count - 1)?);
-        allowed.iter().map(cut).filter_map(first).filter(|range| !range.is_empty()).collect()
-    };
-    let mut ranges = within(&DYNAMIC);
-    if ranges.is_empty() {
-        ranges = within(&(1..=u16::MAX));
-    }
-    let total: u32 = ranges.iter().map(|range| range.len() as u32).sum();
-    let mut place = random.checked_rem(total)?;
-    for range in ranges {
-        match place.checked_sub(range.len() as u32) {
-            None => {
-                let first = range.start() + place as u16;
-                return Some(first..=first + (count - 1));
-            }
-            Some(rest) => place = rest,
-        }
-    }
-    None
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -219,17 +190,5 @@ mod tests {
         let refused = admit(&policy, &subject(), &request(|call| call.port = Some(80)), "eth0").unwrap_err();
         assert_eq!(refused.verdict, Verdict::Port);
         assert_eq!(policy.rules()[0].leasable(Transport::Icmp), [0..=u16::MAX], "identifiers are free");
-    }
-
-    #[test]
-    fn ports_are_picked_in_a_row_and_every_place_is_reached() {
-        let allowed = [100..=103, 50_000..=50_001, 60_000..=60_003];
-        let mut picked: Vec<_> = (0..4).map(|random| pick(&allowed, 2, random).unwrap()).collect();
-        assert_eq!(picked, [50_000..=50_001, 60_000..=60_001, 60_001..=60_002, 60_002..=60_003]);
-        // No dynamic port is allowed, or not enough consecutive ones.
-        picked = (0..2).map(|random| pick(&allowed[..1], 3, random).unwrap()).collect();
-        assert_eq!(picked, [100..=102, 101..=103]);
-        assert_eq!(pick(&allowed, 5, 7), None);
-        assert_eq!(pick(&[], 1, 7), None);
     }
 }

@@ -1,9 +1,15 @@
 //! Acquires what a plan needs: ports, and the socket pair of the client.
 
-use std::{ops::RangeInclusive, os::fd::OwnedFd, rc::Rc};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    ops::RangeInclusive,
+    os::fd::OwnedFd,
+    rc::Rc,
+};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt::SndBuf};
 use socket2::SockRef;
+use tokio::task::yield_now;
 
 use super::{
     super::{
@@ -14,19 +20,21 @@ use super::{
         state::Service,
     },
     lease_error::LeaseError,
-    plan::{Candidates, Plan, pick},
+    plan::{Candidates, Plan},
     served_request::ServedRequest,
 };
 use crate::{
     Error, Lease, LeaseRequest, Result,
-    datapath::maps::Terms,
+    datapath::{maps::Terms, reserve::Acquisition},
     driver::PortChoice,
-    packet::Transport,
     policy::{Decision, Grant, Host, Policy, RequestedLease, Verdict},
 };
 
-/// Random ports to try before those of the policy count as taken.
-const PICKS: u32 = 1000;
+/// Descriptors of a lease besides those of its ports: its socket, and the client's end until it is sent.
+const LEASE: u32 = 2;
+
+/// Any address of this host.
+const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 /// An acquired lease; dropping it returns everything.
 pub(super) struct AcquiredLease {
@@ -42,7 +50,8 @@ pub(super) struct AcquiredLease {
 /// Acquires what is planned.
 ///
 /// # Errors
-/// A refusal of the policy, now that ports and usage are known; [`Error::PortTaken`]; errors of the driver.
+/// A refusal of the policy, now that ports and usage are known; [`Error::PortTaken`]; [`Error::NoFreePorts`]; errors of
+/// the driver; no descriptors left in the user's share.
 pub(super) async fn acquire(
     service: &Service,
     policy: &Policy,
@@ -60,40 +69,62 @@ pub(super) async fn acquire(
         let grant = policy.grant(&caller.subject, &requested, host, &usage.borrow())?;
         Ok((grant, Charge::new(&service.users, caller.subject.user, count)))
     };
-    let terms = kernel_terms(request);
-    let crafter = attachment.crafter()?;
-    let obtain = async |transport: Transport, ports: RangeInclusive<u16>| {
-        let port = PortChoice::Range(ports);
-        let request = LeaseRequest { transport, address: plan.address, port, terms, coalesce: false };
-        let lease = crafter.lease_gathered(request, attachment.arrived.clone()).await;
-        lease.map_err(|error| own_holder(service, caller, &attachment, error))
+    let account = service.users.account(caller.subject.user);
+    let Some(transport) = request.transport else {
+        let descriptors = service.descriptors.charge(account, LEASE)?;
+        let (grant, charge) = granted(0..=0)?;
+        let (ours, theirs) = pair(charge.socket_bytes())?;
+        return Ok(AcquiredLease { guard, lease: None, grant, charge: charge.with(descriptors), ours, theirs });
     };
-    let (lease, grant, charge) = match (request.transport, &plan.ports) {
-        (Some(transport), Candidates::These(ports)) => {
-            let (grant, charge) = granted(ports.clone())?;
-            (Some(obtain(transport, ports.clone()).await?), grant, charge)
+    let (address, ifindex) = (plan.address.unwrap_or(ANY), attachment.interface().ifindex);
+    let (sample, count) = match &plan.ports {
+        Candidates::These(ports) => (ports.clone(), ports.len() as u32),
+        Candidates::Free { rule, allowed, count } => {
+            let refused = Decision { rule: Some(*rule), verdict: Verdict::Port };
+            let room = allowed.iter().find(|range| range.len() >= usize::from(*count)).ok_or(refused)?;
+            (*room.start()..=room.start() + (count - 1), u32::from(*count))
         }
-        (Some(transport), Candidates::Free { rule, allowed, count }) => {
-            let mut tries = 0;
-            loop {
-                let refused = Decision { rule: Some(*rule), verdict: Verdict::Port };
-                let ports = pick(allowed, *count, random()?).ok_or(refused)?;
-                let (grant, charge) = granted(ports.clone())?;
-                tries += 1;
-                match obtain(transport, ports).await {
-                    Ok(lease) => break (Some(lease), grant, charge),
-                    Err(Error::PortTaken { .. }) if tries < PICKS => {}
-                    Err(error) => return Err(error.into()),
-                }
+        Candidates::None => return Err(Error::invalid("port", "a lease without a protocol has no ports").into()),
+    };
+    let work = async {
+        // Before any port is tried: the policy's limits, and the user's share of descriptors.
+        drop(granted(sample)?);
+        let descriptors = service.descriptors.charge(account, LEASE + count)?;
+        let acquisition = match &plan.ports {
+            Candidates::Free { allowed, count, .. } => Acquisition::free(transport, address, allowed, *count, ifindex),
+            Candidates::These(ports) => Acquisition::exact(transport, address, ports.clone(), ifindex),
+            Candidates::None => return Err(LeaseError::from(Error::invalid("port", "there is none"))),
+        };
+        let crafter = attachment.crafter()?;
+        let is_leased = |port| crafter.is_leased(transport, address, port);
+        let mut acquisition = acquisition?;
+        let reserved = loop {
+            let _turn = service.searches.one().await;
+            if let Some(reserved) = acquisition.turn(is_leased)? {
+                break reserved;
             }
-        }
-        _ => {
-            let (grant, charge) = granted(0..=0)?;
-            (None, grant, charge)
-        }
+            // Others are served before the next turn, whoever's it is.
+            yield_now().await;
+        };
+        let (Some(first), Some(last)) = (reserved.first(), reserved.last()) else {
+            return Err(Error::invalid("port", "no port was requested").into());
+        };
+        let ports = first.port()..=last.port();
+        let (grant, charge) = granted(ports.clone())?;
+        let request = LeaseRequest {
+            transport,
+            address: plan.address,
+            port: PortChoice::Range(ports),
+            terms: kernel_terms(request),
+            coalesce: false,
+        };
+        let lease = crafter.lease_reserved(request, reserved, attachment.arrived.clone()).await?;
+        Ok((lease, grant, charge.with(descriptors)))
     };
+    let acquired = service.searches.alone(caller.subject.user, work).await;
+    let (lease, grant, charge) = acquired.map_err(|error| own_holder(service, caller, &attachment, error))?;
     let (ours, theirs) = pair(charge.socket_bytes())?;
-    Ok(AcquiredLease { guard, lease, grant, charge, ours, theirs })
+    Ok(AcquiredLease { guard, lease: Some(lease), grant, charge, ours, theirs })
 }
 
 /// How the kernel half treats packets for the lease.
@@ -101,15 +132,10 @@ pub(super) fn kernel_terms(request: &ServedRequest) -> Terms {
     Terms { observe: request.observe, suppress: request.suppress, report: true }
 }
 
-fn random() -> Result<u32> {
-    let failed = |error: getrandom::Error| Error::Io { action: "read random bytes".into(), source: error.into() };
-    getrandom::u32().map_err(failed)
-}
-
 /// Replaces the holder of a taken port: only a lease of the caller is named. A client must not learn about other users'
 /// leases and processes.
-fn own_holder(service: &Service, caller: &Caller, interface: &Rc<Attachment>, error: Error) -> Error {
-    let Error::PortTaken { protocol, address, port, .. } = error else { return error };
+fn own_holder(service: &Service, caller: &Caller, interface: &Rc<Attachment>, error: LeaseError) -> LeaseError {
+    let LeaseError::Failed(Error::PortTaken { protocol, address, port, .. }) = error else { return error };
     let owns = |lease: &&Rc<ServedLease>| {
         let requested = lease.terms.grant.requested();
         lease.subject().user == caller.subject.user
@@ -118,7 +144,7 @@ fn own_holder(service: &Service, caller: &Caller, interface: &Rc<Attachment>, er
             && (lease.terms.address.is_none_or(|own| own == address) || address.is_unspecified())
     };
     let holder = service.leases_on(interface).iter().find(owns).map(|own| format!("your lease {}", own.terms.number));
-    Error::PortTaken { protocol, address, port, holder }
+    LeaseError::Failed(Error::PortTaken { protocol, address, port, holder })
 }
 
 /// Makes both ends of a lease's socket, each with a send buffer of `bytes` as the kernel counts them. The client's end is in

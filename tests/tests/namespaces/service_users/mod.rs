@@ -1,6 +1,7 @@
 //! Unprivileged users of the service: all commands, exclusive ports, isolation from each other, and release of ports.
 
 mod isolation;
+mod limits;
 mod release;
 
 use std::{

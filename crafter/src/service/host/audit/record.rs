@@ -1,6 +1,11 @@
 //! Records, and their fields in the journal.
 
-use std::{fmt::Write as _, net::IpAddr, ops::RangeInclusive};
+use std::{
+    fmt::{self, Write as _},
+    net::IpAddr,
+    ops::RangeInclusive,
+    time::{Duration, Instant},
+};
 
 use crate::policy::Decision;
 
@@ -43,6 +48,15 @@ pub struct Counts {
     pub delivered: u64,
     /// Packets and messages that the client did not read in time.
     pub lost: u64,
+}
+
+impl Counts {
+    fn add(&mut self, other: Self) {
+        self.sent += other.sent;
+        self.refused += other.refused;
+        self.delivered += other.delivered;
+        self.lost += other.lost;
+    }
 }
 
 /// What was refused.
@@ -107,7 +121,7 @@ pub enum Record<'a> {
         /// The lease's counters.
         counts: Counts,
     },
-    /// The policy refused something.
+    /// The policy refused something, or the host or the service has not enough of it.
     Refusal {
         /// The user.
         who: Who,
@@ -115,17 +129,127 @@ pub enum Record<'a> {
         kind: RequestKind,
         /// The requested resource.
         resource: Resource<'a>,
-        /// The rule and the verdict.
-        decision: Decision,
+        /// Why.
+        cause: Cause<'a>,
     },
 }
 
-/// Counted refusals without records of their own.
-pub struct MoreRefusals {
-    /// Numeric user id.
-    pub user: u32,
-    /// Number of refusals.
-    pub count: u64,
+/// Why something was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause<'a> {
+    /// The policy: the rule and the verdict.
+    Policy(Decision),
+    /// There are not so many free ports in a row; in words.
+    Ports(&'a str),
+    /// The user's share of descriptors is used up; in words.
+    Descriptors(&'a str),
+}
+
+impl Cause<'_> {
+    fn verdict(&self) -> &'static str {
+        match self {
+            Self::Policy(decision) => decision.verdict.name(),
+            Self::Ports(_) => "no-free-ports",
+            Self::Descriptors(_) => "no-descriptors",
+        }
+    }
+}
+
+impl fmt::Display for Cause<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Policy(decision) => write!(f, "{decision}"),
+            Self::Ports(sentence) | Self::Descriptors(sentence) => f.write_str(sentence),
+        }
+    }
+}
+
+/// Counted events without records of their own.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Summary {
+    pub(super) leases: u64,
+    pub(super) ends: u64,
+    pub(super) refusals: u64,
+    /// The sums of the counters of the leases that ended.
+    pub(super) counts: Counts,
+    /// When the first of them was counted.
+    pub(super) since: Option<Instant>,
+}
+
+impl Summary {
+    /// Counts an event.
+    pub(super) fn add(&mut self, record: &Record<'_>, now: Instant) {
+        match record {
+            Record::Lease { .. } => self.leases += 1,
+            Record::End { counts, .. } => {
+                self.ends += 1;
+                self.counts.add(*counts);
+            }
+            Record::Refusal { .. } => self.refusals += 1,
+            _ => return,
+        }
+        self.since.get_or_insert(now);
+    }
+
+    /// Takes the refusals, for a record that contains their number.
+    pub(super) fn take_refusals(&mut self) -> u64 {
+        let refusals = std::mem::take(&mut self.refusals);
+        if self.is_empty() {
+            self.since = None;
+        }
+        refusals
+    }
+
+    /// Adds the events of `other`.
+    pub(super) fn merge(&mut self, other: Self) {
+        self.leases += other.leases;
+        self.ends += other.ends;
+        self.refusals += other.refusals;
+        self.counts.add(other.counts);
+        self.since = [self.since, other.since].into_iter().flatten().min();
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.leases + self.ends + self.refusals == 0
+    }
+
+    /// Seconds since the first event, rounded up.
+    pub(super) fn seconds(&self, now: Instant) -> u64 {
+        let elapsed = self.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        elapsed.as_millis().div_ceil(1000).max(1) as u64
+    }
+
+    /// The fields of a record of the leases and their ends.
+    pub(super) fn fields(&self, user: Option<u32>, seconds: u64) -> Fields {
+        let Self { leases, ends, counts, .. } = self;
+        let Counts { sent, refused, delivered, lost } = counts;
+        let message = format!(
+            "{}: {leases} further leases, {ends} ends in the last {seconds} s; sent {sent}, refused {refused}, \
+             delivered {delivered}, lost {lost}",
+            whom(user),
+        );
+        let mut fields = Fields::new("summary", INFO, message);
+        fields.add_some("USER", user);
+        fields.add("LEASES", leases);
+        fields.add("ENDS", ends);
+        fields.add("SECONDS", seconds);
+        fields.counts(counts);
+        fields
+    }
+}
+
+/// The fields of a record of refusals that were only counted.
+pub(super) fn more_refusals(user: Option<u32>, count: u64, seconds: u64) -> Fields {
+    let message = format!("{}: {count} further refusals in the last {seconds} s", whom(user));
+    let mut fields = Fields::new("refusal", NOTICE, message);
+    fields.add_some("USER", user);
+    fields.add("COUNT", count);
+    fields.add("SECONDS", seconds);
+    fields
+}
+
+fn whom(user: Option<u32>) -> String {
+    user.map_or_else(|| "further users".to_owned(), |user| format!("user {user}"))
 }
 
 /// Priorities of syslog(3).
@@ -166,6 +290,13 @@ impl Fields {
         self.add("USER", who.user);
         self.add_some("PID", who.pid);
         self.add_some("LEASE", who.lease);
+    }
+
+    fn counts(&mut self, counts: &Counts) {
+        self.add("SENT", counts.sent);
+        self.add("REFUSED", counts.refused);
+        self.add("DELIVERED", counts.delivered);
+        self.add("LOST", counts.lost);
     }
 
     fn resource(&mut self, resource: &Resource<'_>) {
@@ -236,39 +367,27 @@ impl Record<'_> {
                 fields.who(who);
                 fields.resource(resource);
                 fields.add("REASON", reason);
-                fields.add("SENT", sent);
-                fields.add("REFUSED", refused);
-                fields.add("DELIVERED", delivered);
-                fields.add("LOST", lost);
+                fields.counts(counts);
                 fields
             }
-            Self::Refusal { who, kind, resource, decision } => {
+            Self::Refusal { who, kind, resource, cause } => {
                 let more = match count - 1 {
                     0 => String::new(),
                     more => format!(" (and {more} more before it)"),
                 };
-                let message = format!("{} is refused {}: {decision}{more}", subject(who), object(resource, *kind));
+                let message = format!("{} is refused {}: {cause}{more}", subject(who), object(resource, *kind));
                 let mut fields = Fields::new("refusal", NOTICE, message);
                 fields.who(who);
                 fields.resource(resource);
                 fields.add("OF", kind.name());
-                fields.add_some("RULE", decision.rule);
-                fields.add("VERDICT", decision.verdict.name());
+                if let Cause::Policy(decision) = cause {
+                    fields.add_some("RULE", decision.rule);
+                }
+                fields.add("VERDICT", cause.verdict());
                 fields.add("COUNT", count);
                 fields
             }
         }
-    }
-}
-
-impl MoreRefusals {
-    pub(super) fn fields(&self) -> Fields {
-        let Self { user, count } = self;
-        let message = format!("user {user}: {count} more refusals, not recorded one by one because of the rate limit");
-        let mut fields = Fields::new("refusal", NOTICE, message);
-        fields.add("USER", user);
-        fields.add("COUNT", count);
-        fields
     }
 }
 

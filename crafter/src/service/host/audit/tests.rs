@@ -105,8 +105,17 @@ fn refusal(user: u32) -> Record<'static> {
             protocol: Some("tcp"),
             ..Resource::default()
         },
-        decision: Decision { rule: Some(2), verdict: Verdict::Denied },
+        cause: Cause::Policy(Decision { rule: Some(2), verdict: Verdict::Denied }),
     }
+}
+
+fn lease(user: u32) -> Record<'static> {
+    Record::Lease { who: Who { user, ..WHO }, resource: leased(), rule: None }
+}
+
+fn end(user: u32) -> Record<'static> {
+    let counts = Counts { sent: 3, refused: 1, delivered: 2, lost: 0 };
+    Record::End { who: Who { user, ..WHO }, resource: leased(), reason: "closed", counts }
 }
 
 fn expect(entry: &Entry, fields: &[(&str, &str)]) {
@@ -226,19 +235,120 @@ fn refusals_above_the_rate_are_counted() {
     // Without a further refusal, the count is recorded once.
     let entries = flood(&audit, &journal, 100, start + Duration::from_secs(1));
     assert_eq!((entries.len(), count(&entries)), (4, 4), "the rest of a second's five");
-    audit.flush_counts(start + Duration::from_secs(1));
-    assert!(journal.read().is_empty(), "flushing does not exceed the rate");
-    audit.flush_counts(start + Duration::from_secs(2));
-    audit.flush_counts(start + Duration::from_secs(3));
+    audit.flush_counts(start + Duration::from_secs(4));
+    audit.flush_counts(start + Duration::from_secs(4));
     let entries = journal.read();
     assert_eq!((entries.len(), count(&entries)), (1, 96));
-    assert_eq!(entries[0]["MESSAGE"], "user 1000: 96 more refusals, not recorded one by one because of the rate limit");
-    // Also when the service stops, whatever the rate.
-    let mut entries = flood(&audit, &journal, 100, start + Duration::from_secs(3));
-    audit.record(&Record::Stop { reason: "idle" }, start + Duration::from_secs(3));
+    assert_eq!(entries[0]["MESSAGE"], "user 1000: 96 further refusals in the last 3 s");
+    // Also when the service stops.
+    let mut entries = flood(&audit, &journal, 100, start + Duration::from_secs(4));
+    audit.record(&Record::Stop { reason: "idle" }, start + Duration::from_secs(4));
     entries.extend(journal.read());
     assert_eq!(entries.pop().unwrap()["CRAFTER_EVENT"], "stop");
     assert_eq!(count(&entries), 100);
+}
+
+fn sum(entries: &[Entry], event: &str, field: &str) -> u64 {
+    let fields = entries.iter().filter(|entry| entry["CRAFTER_EVENT"] == event).map(|entry| &entry[field]);
+    fields.map(|value| value.parse::<u64>().unwrap()).sum()
+}
+
+/// The leases and ends that the entries are about, one by one or in summaries.
+fn leases_and_ends(entries: &[Entry]) -> (u64, u64) {
+    let records = |event: &str| entries.iter().filter(|entry| entry["CRAFTER_EVENT"] == event).count() as u64;
+    let summed = |field| sum(entries, "summary", field);
+    (records("lease") + summed("CRAFTER_LEASES"), records("end") + summed("CRAFTER_ENDS"))
+}
+
+#[test]
+fn leases_and_ends_above_the_rate_are_summarised_with_exact_counts() {
+    let journal = Journal::new();
+    let (audit, _) = journal.log();
+    let start = Instant::now();
+    let mut entries = Vec::new();
+    // 10,000 leases in a second, the last of which does not end.
+    for step in 0..10_000_u32 {
+        let now = start + Duration::from_micros(100) * step;
+        audit.record(&lease(1000), now);
+        if step < 9_999 {
+            audit.record(&end(1000), now);
+        }
+        entries.extend(journal.read());
+    }
+    assert!((200..=220).contains(&entries.len()), "a burst, and the rate: {}", entries.len());
+    // Another user has records all the same.
+    let second = start + Duration::from_secs(1);
+    audit.record(&lease(1001), second);
+    audit.record(&end(1001), second);
+    assert_eq!(journal.read().len(), 2);
+    audit.flush_counts(second);
+    let summary = journal.read();
+    assert_eq!(summary.len(), 1);
+    let [leases, ends] = ["CRAFTER_LEASES", "CRAFTER_ENDS"].map(|field| summary[0][field].as_str());
+    let message = format!("user 1000: {leases} further leases, {ends} ends in the last 1 s; sent ");
+    assert!(summary[0]["MESSAGE"].starts_with(&message), "{:?}", summary[0]);
+    entries.extend(summary);
+    assert_eq!(leases_and_ends(&entries), (10_000, 9_999));
+    // The packets of the leases that ended are exact, too.
+    let sent = sum(&entries, "end", "CRAFTER_SENT") + sum(&entries, "summary", "CRAFTER_SENT");
+    assert_eq!(sent, 3 * 9_999);
+    // Nothing is counted twice, and the rest is in the last summary.
+    audit.flush_counts(second);
+    assert!(journal.read().is_empty());
+    (0..1000).for_each(|_| audit.record(&end(1000), second));
+    let mut entries = journal.read();
+    audit.record(&Record::Stop { reason: "SIGTERM" }, second);
+    entries.extend(journal.read());
+    assert_eq!(entries.pop().unwrap()["CRAFTER_EVENT"], "stop");
+    assert_eq!(leases_and_ends(&entries), (0, 1000));
+}
+
+#[test]
+fn counts_that_the_journal_does_not_accept_are_written_later() {
+    let journal = Journal::new();
+    let (audit, _) = journal.log();
+    let now = Instant::now();
+    // Nobody reads meanwhile.
+    for user in 0..20 {
+        for _ in 0..100 {
+            audit.record(&refusal(user), now);
+            audit.record(&lease(user), now);
+            audit.record(&end(user), now);
+        }
+        audit.flush_counts(now);
+    }
+    assert!(audit.lost() > 0);
+    let mut entries = journal.read();
+    for _ in 0..20 {
+        audit.flush_counts(now);
+        entries.extend(journal.read());
+    }
+    assert_eq!(leases_and_ends(&entries), (2000, 2000));
+    assert_eq!(sum(&entries, "refusal", "CRAFTER_COUNT"), 2000);
+}
+
+#[test]
+fn many_ids_of_one_person_do_not_fill_the_log() {
+    let journal = Journal::new();
+    let (audit, _) = journal.log();
+    let now = Instant::now();
+    let mut entries = Vec::new();
+    for user in 100_000..165_536 {
+        audit.record(&lease(user), now);
+        audit.record(&refusal(user), now);
+        audit.record(&end(user), now);
+        entries.extend(journal.read());
+    }
+    assert_eq!(entries.len(), 2500, "the burst of all users");
+    assert!(audit.state().users.len() <= MOST_USERS);
+    while audit.state().users.values().any(|user| !user.counted.is_empty()) || !audit.state().others.is_empty() {
+        let before = entries.len();
+        audit.flush_counts(now);
+        entries.extend(journal.read());
+        assert!(entries.len() - before <= 2 * (SUMMARIES + 1), "{}", entries.len() - before);
+    }
+    assert_eq!(leases_and_ends(&entries), (65_536, 65_536));
+    assert_eq!(sum(&entries, "refusal", "CRAFTER_COUNT"), 65_536);
 }
 
 #[test]
@@ -247,14 +357,12 @@ fn idle_users_are_removed() {
     let (audit, _) = journal.log();
     let start = Instant::now();
     for user in 0..10_000 {
-        // Ten seconds per thousand users.
-        audit.record(&refusal(user), start + Duration::from_millis(10) * user);
-        if user % 100 == 0 {
-            journal.read();
-        }
+        // Twenty seconds per thousand users.
+        audit.record(&refusal(user), start + Duration::from_millis(20) * user);
+        journal.read();
     }
     assert!(audit.state().users.len() <= USERS);
-    audit.flush_counts(start + Duration::from_secs(200));
+    audit.flush_counts(start + Duration::from_secs(300));
     assert!(audit.state().users.is_empty());
 }
 
@@ -288,7 +396,7 @@ fn full_journal_does_not_block() {
     // Linux queues net.unix.max_dgram_qlen datagrams, and as many bytes as the sender's buffer allows.
     let audit = assert_does_not_block(move || {
         for _ in 0..10_000 {
-            audit.record(&Record::Lease { who: WHO, resource: leased(), rule: None }, now);
+            audit.record(&Record::Reload { rules: 3, warnings: 1, ended: 0 }, now);
         }
         audit
     });
