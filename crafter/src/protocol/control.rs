@@ -4,7 +4,7 @@ use std::{
     net::IpAddr,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,12 @@ pub const SOCKET: &str = "/run/crafter/crafter.sock";
 
 /// How long the service may take to answer a call. The slowest ones attach an interface, or resolve a next hop within 3 s.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How long to retry while the service's queue of connections is full.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The delay between two of these attempts.
+const CONNECT_RETRY_DELAY: Duration = Duration::from_millis(5);
 
 /// The environment variable that names another socket.
 pub const SOCKET_VARIABLE: &str = "CRAFTER_SOCKET";
@@ -60,7 +66,19 @@ impl Control {
     /// # Errors
     /// [`Error::NoService`] if no service listens there, or if this user may not connect.
     pub async fn connect(path: &Path) -> Result<Self> {
-        let connection = unix::connect(path).await.map_err(|error| {
+        let deadline = Instant::now() + CONNECT_TIMEOUT;
+        let connected = loop {
+            match unix::connect(path).await {
+                // Others connect faster than the service accepts.
+                Err(zlink::Error::Io(error))
+                    if error.kind() == std::io::ErrorKind::WouldBlock && Instant::now() < deadline =>
+                {
+                    tokio::time::sleep(CONNECT_RETRY_DELAY).await;
+                }
+                connected => break connected,
+            }
+        };
+        let connection = connected.map_err(|error| {
             let (reason, is_denied) = match error {
                 zlink::Error::Io(error) => (error.to_string(), error.kind() == std::io::ErrorKind::PermissionDenied),
                 other => (other.to_string(), false),

@@ -31,6 +31,9 @@ const SHORTAGE: Duration = Duration::from_secs(1);
 /// The delay after a failure without spare descriptors, and while too many descriptors wait to be closed.
 const RETRY_DELAY: Duration = Duration::from_millis(50);
 
+/// Connections to accept before other tasks run.
+const BURST: u64 = 64;
+
 /// How often the log has a line about failures.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -63,7 +66,7 @@ impl Spare {
 
 /// Accepts connections until the service ends.
 pub(super) async fn run(service: Rc<Service>, listener: UnixListener) {
-    let mut logged: Option<Instant> = None;
+    let (mut accepted, mut logged): (u64, Option<Instant>) = (0, None);
     loop {
         while service.closer.is_full() {
             sleep(RETRY_DELAY).await;
@@ -74,8 +77,10 @@ pub(super) async fn run(service: Rc<Service>, listener: UnixListener) {
         match listener.accept().await {
             Ok((stream, _)) => {
                 admit(&service, stream).await;
-                // Other tasks run between two connections.
-                yield_now().await;
+                accepted += 1;
+                if accepted % BURST == 0 {
+                    yield_now().await;
+                }
             }
             Err(error) => {
                 if logged.is_none_or(|logged| logged.elapsed() > LOG_INTERVAL) {
@@ -94,7 +99,15 @@ pub(super) async fn run(service: Rc<Service>, listener: UnixListener) {
 
 /// Serves a connection if there is room for it.
 async fn admit(service: &Rc<Service>, stream: UnixStream) {
+    let peer = stream.peer_cred();
     let Ok(socket) = stream.into_std().map(OwnedFd::from) else { return };
+    if let Ok(peer) = peer
+        && service.connections.has_most(service.users.account(peer.uid()))
+    {
+        // Without the calls below: a user may connect as often as it can.
+        drop(PeerSocket::accepted(socket, &service.closer, peer.uid()));
+        return;
+    }
     let mut caller = Caller::of(socket.as_fd()).await;
     // It takes a descriptor for a moment.
     if caller.is_err() && service.spare.release() {

@@ -29,7 +29,7 @@ const MOST_UNNAMED: usize = 64;
 const MOST_OF_UNNAMED: usize = 8;
 
 /// Who a connection belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Kind {
     /// Root, or the service's own user.
     Trusted,
@@ -42,6 +42,8 @@ pub(super) enum Kind {
 /// The open control connections.
 pub(super) struct Connections {
     open: RefCell<BTreeMap<u64, Open>>,
+    /// How many each user has, and all of a kind.
+    counts: RefCell<HashMap<(Kind, Option<u32>), usize>>,
     next: Cell<u64>,
     most: usize,
 }
@@ -81,7 +83,7 @@ pub(super) struct Admitted {
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        self.connections.open.borrow_mut().remove(&self.number);
+        self.connections.remove(self.number);
     }
 }
 
@@ -89,7 +91,12 @@ impl Connections {
     /// For a process that may have this many descriptors.
     pub(super) fn new(descriptors: u64) -> Rc<Self> {
         let quarter = usize::try_from(descriptors / 4).unwrap_or(MOST);
-        Rc::new(Self { open: RefCell::default(), next: Cell::new(0), most: quarter.clamp(1, MOST) })
+        Rc::new(Self {
+            open: RefCell::default(),
+            counts: RefCell::default(),
+            next: Cell::new(0),
+            most: quarter.clamp(1, MOST),
+        })
     }
 
     /// Whether there are none.
@@ -100,60 +107,81 @@ impl Connections {
     /// Admits a connection, and closes another one if necessary. `None` if it must be closed. `is_short`: the process
     /// cannot have more connections than now, except for a few of root.
     pub(super) fn admit(self: &Rc<Self>, user: u32, kind: Kind, is_short: bool) -> Option<Admitted> {
-        let number = self.next.get();
-        {
-            let mut open = self.open.borrow_mut();
-            let of_kind = open.values().filter(|other| other.kind == kind).count();
-            let own = open.values().filter(|other| other.kind == kind && other.user == user).count();
-            match kind {
-                Kind::Trusted if of_kind >= MOST_TRUSTED => return None,
-                Kind::Trusted => {}
-                Kind::Unnamed if own >= MOST_OF_UNNAMED || is_short => return None,
-                Kind::Unnamed if of_kind >= MOST_UNNAMED => close_one(&mut open, |other| other.kind == kind),
-                Kind::Unnamed => {}
-                Kind::Named if own >= MOST_OF_USER => return None,
-                Kind::Named if of_kind >= self.most || is_short => {
-                    let (most, count) = most_connected(&open)?;
-                    // The user with the most would have fewer than this one.
-                    if count <= own + 1 {
-                        return None;
-                    }
-                    close_one(&mut open, |other| other.kind == kind && other.user == most);
+        let (of_kind, own) = (self.count(kind, None), self.count(kind, Some(user)));
+        match kind {
+            Kind::Trusted if of_kind >= MOST_TRUSTED => return None,
+            Kind::Trusted => {}
+            Kind::Unnamed if own >= MOST_OF_UNNAMED || is_short => return None,
+            Kind::Unnamed if of_kind >= MOST_UNNAMED => self.close_least(|other| other.kind == kind),
+            Kind::Unnamed => {}
+            Kind::Named if own >= MOST_OF_USER => return None,
+            Kind::Named if of_kind >= self.most || is_short => {
+                let (most, count) = self.most_connected()?;
+                // The user with the most would have fewer than this one.
+                if count <= own + 1 {
+                    return None;
                 }
-                Kind::Named => {}
+                self.close_least(|other| other.kind == kind && other.user == most);
             }
-            let state = Rc::new(Activity { latest: Cell::new(None), closed: Notify::new() });
-            open.insert(number, Open { user, kind, state });
+            Kind::Named => {}
         }
+        let number = self.next.get();
         self.next.set(number + 1);
-        let activity = self.open.borrow().get(&number).map(|open| open.state.clone())?;
+        let activity = Rc::new(Activity { latest: Cell::new(None), closed: Notify::new() });
+        self.open.borrow_mut().insert(number, Open { user, kind, state: activity.clone() });
+        for counted in [None, Some(user)] {
+            *self.counts.borrow_mut().entry((kind, counted)).or_default() += 1;
+        }
         Some(Admitted { connections: self.clone(), number, activity })
     }
 
-    /// Closes a connection of the user with the most, to free a descriptor; `false` if there is none.
-    pub(super) fn close_one(&self) -> bool {
-        let mut open = self.open.borrow_mut();
-        let Some((most, _)) = most_connected(&open) else { return false };
-        close_one(&mut open, |other| other.kind == Kind::Named && other.user == most);
-        true
+    /// Whether a user has as many connections as a rule could allow.
+    pub(super) fn has_most(&self, user: u32) -> bool {
+        self.count(Kind::Named, Some(user)) >= MOST_OF_USER
     }
-}
 
-/// The user whom a rule names that has the most connections, and how many.
-fn most_connected(open: &BTreeMap<u64, Open>) -> Option<(u32, usize)> {
-    let mut counts = HashMap::new();
-    for other in open.values().filter(|other| other.kind == Kind::Named) {
-        *counts.entry(other.user).or_insert(0_usize) += 1;
+    /// Closes a connection of the user with the most, to free a descriptor.
+    pub(super) fn close_one(&self) {
+        if let Some((most, _)) = self.most_connected() {
+            self.close_least(|other| other.kind == Kind::Named && other.user == most);
+        }
     }
-    counts.into_iter().max_by_key(|&(user, count)| (count, user))
-}
 
-/// Closes the connection that fits: one without a complete call, else the least active one.
-fn close_one(open: &mut BTreeMap<u64, Open>, fits: impl Fn(&Open) -> bool) {
-    let found = open.iter().filter(|(_, other)| fits(other));
-    let least = found.min_by_key(|&(number, other)| (other.state.latest.get(), *number)).map(|(number, _)| *number);
-    if let Some(closed) = least.and_then(|number| open.remove(&number)) {
-        closed.state.closed.notify_one();
+    fn count(&self, kind: Kind, user: Option<u32>) -> usize {
+        self.counts.borrow().get(&(kind, user)).copied().unwrap_or_default()
+    }
+
+    /// The user whom a rule names that has the most connections, and how many.
+    fn most_connected(&self) -> Option<(u32, usize)> {
+        let counts = self.counts.borrow();
+        let named =
+            counts.iter().filter_map(|(&(kind, user), &count)| Some((user?, count)).filter(|_| kind == Kind::Named));
+        named.max_by_key(|&(user, count)| (count, user))
+    }
+
+    /// Closes the connection that fits: one without a complete call, else the least active one.
+    fn close_least(&self, fits: impl Fn(&Open) -> bool) {
+        let least = {
+            let open = self.open.borrow();
+            let found = open.iter().filter(|(_, other)| fits(other));
+            found.min_by_key(|&(number, other)| (other.state.latest.get(), *number)).map(|(number, _)| *number)
+        };
+        if let Some(closed) = least.and_then(|number| self.remove(number)) {
+            closed.state.closed.notify_one();
+        }
+    }
+
+    fn remove(&self, number: u64) -> Option<Open> {
+        let closed = self.open.borrow_mut().remove(&number)?;
+        let mut counts = self.counts.borrow_mut();
+        for counted in [None, Some(closed.user)] {
+            let key = (closed.kind, counted);
+            match counts.get_mut(&key) {
+                Some(count) if *count > 1 => *count -= 1,
+                _ => drop(counts.remove(&key)),
+            }
+        }
+        Some(closed)
     }
 }
 

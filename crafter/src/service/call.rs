@@ -11,7 +11,7 @@ use std::{
     rc::Rc,
 };
 
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recv, sendmsg};
 use serde::{Deserialize, Serialize};
 use tokio::io::{Interest, unix::AsyncFd};
 
@@ -145,7 +145,10 @@ impl Channel {
     /// Waits until the client has sent something or closed its end. Cancel-safe.
     pub(super) async fn readable(&self) {
         if self.received.is_empty() {
-            let _ = self.socket.readable().await;
+            // The event loop may report what was read already.
+            let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+            let peek = |socket: &PeerSocket| Ok(recv(socket, &mut [0], flags)?);
+            let _ = self.socket.async_io(Interest::READABLE, peek).await;
         }
     }
 

@@ -71,7 +71,10 @@ pub(super) struct Source {
 
 /// The ports of a user, sorted: by link, protocol and address. Ranges of the same key do not overlap.
 #[derive(Default)]
-struct Owned(HashMap<(u32, &'static str, Option<IpAddr>), Vec<[u16; 2]>>);
+struct Owned(HashMap<OwnedKey, Vec<[u16; 2]>>);
+
+/// Link, protocol and address; `None`: all addresses.
+type OwnedKey = (u32, &'static str, Option<IpAddr>);
 
 impl Owned {
     fn new<'s>(sources: impl Iterator<Item = (u32, &'s Source)>) -> Self {

@@ -213,15 +213,16 @@ fn queued() -> (OwnedFd, TcpStream) {
     (b.into(), peer)
 }
 
-/// Passes a descriptor; since Linux 6.16 that fails.
-fn pass(socket: BorrowedFd<'_>, bytes: &[u8], descriptor: OwnedFd) {
+/// Passes a descriptor; since Linux 6.16 that fails. Returns the descriptor's peer if the service may have it.
+fn pass(socket: BorrowedFd<'_>, bytes: &[u8], (descriptor, peer): (OwnedFd, TcpStream)) -> Option<TcpStream> {
     match raw::send_with(socket.as_raw_fd(), bytes, &[descriptor.as_fd()]) {
         Err(error) => {
             assert_eq!(error.raw_os_error(), Some(libc::EPERM), "{error}");
-            // This process would wait for the close.
-            std::mem::forget(descriptor);
+            // First, so that this process does not wait for the close of the descriptor.
+            drop(peer);
+            None
         }
-        Ok(_) => println!("the kernel passes descriptors"),
+        Ok(_) => Some(peer),
     }
 }
 
@@ -235,27 +236,24 @@ fn passed_descriptors_do_not_stop_the_service() {
     for make in [lingering, queued] {
         watched(&service, || {
             for credentials in [PASSER, stranger] {
-                let (lingers, peer) = make();
-                peers.push(peer);
-                acting_as(&service, credentials, || {
+                let lingers = make();
+                peers.extend(acting_as(&service, credentials, || {
                     let mut client = Raw::connect(&service.socket);
-                    pass(client.stream().as_fd(), &raw::call("Info", &json!({})), lingers);
-                });
+                    pass(client.stream().as_fd(), &raw::call("Info", &json!({})), lingers)
+                }));
                 // In the queue of a connection that is closed.
-                let (lingers, peer) = make();
-                peers.push(peer);
-                acting_as(&service, credentials, || {
+                let lingers = make();
+                peers.extend(acting_as(&service, credentials, || {
                     let mut client = Raw::connect(&service.socket);
                     client.write(b"{").expect("the beginning of a call");
-                    pass(client.stream().as_fd(), b"x", lingers);
-                });
+                    pass(client.stream().as_fd(), b"x", lingers)
+                }));
             }
-            let (lingers, peer) = make();
-            peers.push(peer);
-            service.session(PASSER, async |control| {
+            let lingers = make();
+            peers.extend(service.session(PASSER, async |control| {
                 let socket = Socket::lease(&control, &lease_call("udp", None, None)).await.expect("a lease");
-                pass(socket.fd.as_fd(), b"x", lingers);
-            });
+                pass(socket.fd.as_fd(), b"x", lingers)
+            }));
             std::thread::sleep(Duration::from_millis(500));
         });
     }
