@@ -15,7 +15,7 @@
 //! - `transmit`: sends the packets of leases.
 //! - `served_lease`: a lease; `outgoing`: packets from its client; `observe`: captures for a client.
 //! - `next_hops`: routes and neighbours for clients; `quota`: what each user has.
-//! - `attachment`: an attached interface, and the relay from the driver to the leases.
+//! - `interfaces`: the attached ones and their users; `attachment`: one of them, and the relay from the driver to the leases.
 
 mod accept;
 mod admission;
@@ -30,6 +30,7 @@ mod connection;
 mod descriptors;
 mod fault;
 pub mod host;
+mod interfaces;
 mod leasing;
 mod methods;
 mod monitor;

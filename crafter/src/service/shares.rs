@@ -313,7 +313,7 @@ mod tests {
         const BASE: usize = 96 << 20;
         /// Leases that have only the least bytes of a socket.
         const LEASES: usize = 1000;
-        const INTERFACES: usize = super::super::state::MAX_INTERFACES;
+        const INTERFACES: usize = super::super::interfaces::MAX_INTERFACES;
         let parts = [
             BASE,
             super::super::admission::MOST * (64 << 10),

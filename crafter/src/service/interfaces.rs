@@ -1,0 +1,201 @@
+//! The interfaces that the service is attached to, and the users for whom they count.
+
+use std::{
+    rc::{Rc, Weak},
+    time::Duration,
+};
+
+use nix::net::if_::{if_indextoname, if_nametoindex};
+use tokio::task::JoinHandle;
+
+use super::{
+    attachment::{Attachment, AttachmentGuard, Change, Slot, SlotGuard},
+    shares::InterfaceMemory,
+    state::{Service, event},
+};
+use crate::{
+    Error, Result,
+    policy::{Decision, Subject, Verdict},
+    protocol::{record::Code, wire::Event},
+};
+
+/// How long an interface stays attached after its last lease, so that a client that leases again at once need not wait
+/// for the kernel.
+const DETACH_DELAY: Duration = Duration::from_secs(1);
+
+/// The most interfaces attached by users whose rule limits them. Each user may use at most as many as are left, so that
+/// a few users do not use all.
+pub(super) const MAX_INTERFACES: usize = 128;
+
+impl Service {
+    /// Updates the names of attached interfaces as far as `name` is concerned: one may have been renamed or removed.
+    fn rename(&self, name: &str) {
+        let index = if_nametoindex(name).ok();
+        let mut attachments = self.attachments.borrow_mut();
+        let is_at = |slot: &Rc<Slot>, index| {
+            slot.attachment.get().is_some_and(|there| Some(there.interface().ifindex) == index)
+        };
+        if attachments.get(name).is_some_and(|slot| slot.attachment.initialized() && !is_at(slot, index))
+            && let Some(slot) = attachments.remove(name)
+            && let Some(now) = slot.attachment.get().and_then(|there| if_indextoname(there.interface().ifindex).ok())
+        {
+            attachments.insert(now.to_string_lossy().into_owned(), slot);
+        }
+        if index.is_some() && !attachments.contains_key(name) {
+            let before = attachments.iter().find(|(_, slot)| is_at(slot, index)).map(|(before, _)| before.clone());
+            if let Some(slot) = before.and_then(|before| attachments.remove(&before)) {
+                attachments.insert(name.to_owned(), slot);
+            }
+        }
+    }
+
+    /// Attaches to an interface.
+    ///
+    /// # Errors
+    /// Those of [`crate::Crafter::open`].
+    async fn attach(self: &Rc<Self>, name: &str, memory: &InterfaceMemory) -> Result<Rc<Attachment>> {
+        let weak = Rc::downgrade(self);
+        let on_change = move |attachment: &Rc<Attachment>, change| {
+            let Some(service) = weak.upgrade() else { return };
+            match change {
+                Change::Unused => service.detach_later(attachment),
+                Change::Removed => service.handle_removed(attachment),
+            }
+        };
+        let mut options = self.options.open.clone();
+        memory.apply(&mut options.load);
+        let attachment = Attachment::open(name, options, self.next_hops.clone(), on_change).await?;
+        let message = Some(attachment.report().to_string());
+        self.emit(Event { event: "attached".to_owned(), interface: Some(name.to_owned()), message, ..event() });
+        Ok(attachment)
+    }
+
+    /// Attaches to an interface if necessary, and keeps it attached for `subject`.
+    ///
+    /// # Errors
+    /// The decision of the policy if the user has leases on too many interfaces; those of [`crate::Crafter::open`].
+    pub(super) async fn guard<E: From<Decision> + From<Error>>(
+        self: &Rc<Self>,
+        subject: &Subject,
+        name: &str,
+    ) -> Result<AttachmentGuard, E> {
+        let account = self.users.account(subject.user);
+        let known = loop {
+            self.rename(name);
+            let known = self.attachments.borrow().get(name).cloned();
+            if known.as_ref().is_some_and(|slot| slot.is_of(account)) {
+                break known;
+            }
+            let Err(decision) = self.admit(subject) else { break known };
+            // An interface that is only kept for a further lease makes room for this one.
+            match self.detach_unused(account) {
+                Some(detached) => _ = detached.await,
+                None => return Err(decision.into()),
+            }
+        };
+        let slot = known.unwrap_or_else(|| {
+            let slot = Rc::<Slot>::default();
+            self.slots.borrow_mut().push(Rc::downgrade(&slot));
+            self.attachments.borrow_mut().insert(name.to_owned(), slot.clone());
+            slot
+        });
+        let used = SlotGuard::new(slot.clone(), account);
+        let attach = async || {
+            let memory = self.users.pools.interface_memory(account);
+            let attachment = self.attach(name, &memory).await?;
+            slot.memory.replace(Some(memory));
+            Ok::<_, Error>(attachment)
+        };
+        match slot.attachment.get_or_try_init(attach).await {
+            Ok(attachment) => Ok(AttachmentGuard::new(attachment.clone(), used)),
+            Err(error) => {
+                drop(used);
+                if slot.is_unused() && !slot.attachment.initialized() {
+                    // No other task waits for it.
+                    self.attachments.borrow_mut().retain(|_, other| !Rc::ptr_eq(other, &slot));
+                }
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Decides whether a user may lease on another interface.
+    ///
+    /// # Errors
+    /// The decision that refuses it.
+    fn admit(&self, subject: &Subject) -> Result<(), Decision> {
+        let held = self.interfaces_of(self.users.account(subject.user));
+        let policy = self.policy();
+        let decision = policy.interfaces(subject, held);
+        let is_limited = policy.rule_of(subject).is_some_and(|rule| rule.max_interfaces.is_some());
+        let left = MAX_INTERFACES.saturating_sub(self.slots.borrow().len());
+        match decision.is_allowed() {
+            true if is_limited && held as usize >= left => Err(Decision { verdict: Verdict::Interfaces, ..decision }),
+            true => Ok(()),
+            false => Err(decision),
+        }
+    }
+
+    /// The interfaces that count for a user: those with leases of the user, and until they are detached those whose last
+    /// lease was the user's.
+    pub(super) fn interfaces_of(&self, user: u32) -> u32 {
+        let mut slots = self.slots.borrow_mut();
+        slots.retain(|slot| slot.strong_count() > 0);
+        slots.iter().filter_map(Weak::upgrade).filter(|slot| slot.is_of(user)).count() as u32
+    }
+
+    /// All attached interfaces.
+    pub(super) fn attached(&self) -> Vec<Rc<Attachment>> {
+        let mut attached: Vec<_> =
+            self.attachments.borrow().values().filter_map(|slot| slot.attachment.get().cloned()).collect();
+        attached.sort_by_key(|attachment| attachment.name());
+        attached
+    }
+
+    fn handle_removed(&self, attachment: &Rc<Attachment>) {
+        let name = attachment.name().to_string();
+        let sentence = format!("the interface {name} was removed");
+        self.emit(Event {
+            event: "hook-lost".to_owned(),
+            interface: Some(name.clone()),
+            message: Some(sentence.clone()),
+            ..event()
+        });
+        for lease in self.leases_on(attachment) {
+            lease.end(Code::InterfaceRemoved, &sentence);
+        }
+        self.detach(attachment);
+        self.quiet.notify_one();
+    }
+
+    /// Detaches from an unused interface after [`DETACH_DELAY`], unless it is used again by then.
+    fn detach_later(self: &Rc<Self>, attachment: &Rc<Attachment>) {
+        let (service, attachment) = (self.clone(), attachment.clone());
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(DETACH_DELAY).await;
+            let name = attachment.name().to_string();
+            if attachment.users() == 0 && service.detach(&attachment).is_some() {
+                service.emit(Event { event: "detached".to_owned(), interface: Some(name), ..event() });
+                service.quiet.notify_one();
+            }
+        });
+    }
+
+    /// Begins to detach an interface that has no leases and counts for a user, if there is one.
+    fn detach_unused(&self, user: u32) -> Option<JoinHandle<()>> {
+        let is_unused = |slot: &&Rc<Slot>| slot.is_unused() && slot.is_of(user);
+        let attachment = self.attachments.borrow().values().find(is_unused)?.attachment.get().cloned();
+        self.detach(&attachment?)
+    }
+
+    /// Begins to detach an interface. It counts for its users until the task ends. `None` if it was detached before.
+    fn detach(&self, attachment: &Rc<Attachment>) -> Option<JoinHandle<()>> {
+        let is_this = |slot: &Slot| slot.attachment.get().is_some_and(|there| Rc::ptr_eq(there, attachment));
+        let removed = self.attachments.borrow_mut().extract_if(|_, slot| is_this(slot)).next();
+        let ((_, slot), detached) = (removed?, attachment.detach()?);
+        Some(tokio::task::spawn_local(async move {
+            let _ = detached.await;
+            drop(slot);
+        }))
+    }
+}
