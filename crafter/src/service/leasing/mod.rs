@@ -226,7 +226,7 @@ async fn try_observe(
         protocol: "observe",
         grant,
         address: None,
-        kernel_terms: Terms { observe: true, suppress: false, report: false },
+        kernel_terms: Terms { observe: true, suppress: false, ..Terms::default() },
         report: false,
         coalesce: false,
         total: caller.total.clone(),

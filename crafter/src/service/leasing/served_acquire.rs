@@ -63,7 +63,7 @@ pub(super) async fn acquire(
         let grant = policy.grant(&caller.subject, &requested, host, &usage.borrow())?;
         Ok((grant, Charge::new(usage.clone(), count)))
     };
-    let terms = kernel_terms(request);
+    let terms = Terms { user: caller.subject.user, ..kernel_terms(request) };
     let crafter = attachment.crafter()?;
     let obtain = async |transport: Transport, ports: RangeInclusive<u16>| {
         let port = PortChoice::Range(ports);
@@ -101,7 +101,7 @@ pub(super) async fn acquire(
 
 /// How the kernel half treats packets for the lease.
 pub(super) fn kernel_terms(request: &ServedRequest) -> Terms {
-    Terms { observe: request.observe, suppress: request.suppress, report: true }
+    Terms { observe: request.observe, suppress: request.suppress, report: true, ..Terms::default() }
 }
 
 fn random() -> Result<u32> {
