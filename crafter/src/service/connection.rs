@@ -94,7 +94,9 @@ async fn answer(
         LeaseCall::NAME => with_socket(any, async |call| leasing::lease(service, caller, &call).await).await,
         ObserveCall::NAME => with_socket(any, async |call| leasing::observe(service, caller, &call).await).await,
         ReleaseCall::NAME => with(any, async |call| methods::release(service, caller, &call).await).await,
-        AccountCall::NAME => with::<AccountCall, _>(any, async |_| Ok::<_, Fault>(methods::account(caller))).await,
+        AccountCall::NAME => {
+            with::<AccountCall, _>(any, async |_| Ok::<_, Fault>(methods::account(service, caller))).await
+        }
         ListLeasesCall::NAME => {
             with(any, async |call| Ok::<_, Fault>(methods::list_leases(service, caller, &call))).await
         }
