@@ -87,6 +87,15 @@ impl Backlog {
         }
     }
 
+    /// Appends another backlog.
+    pub(super) fn append(&mut self, mut other: Self) {
+        if self.packets.is_empty() {
+            *self = other;
+        } else {
+            self.packets.append(&mut other.packets);
+        }
+    }
+
     pub(super) fn packets(&self) -> Vec<Packet<&[u8]>> {
         self.packets.iter().map(|packet| packet.map(|bytes| bytes)).collect()
     }

@@ -6,7 +6,7 @@
 //!
 //! - `connection`: a control connection and its methods (`methods`, `leasing`, `monitor`).
 //! - `state`: the policy, the attachments, the leases.
-//! - `transmit`: sends the packets of leases.
+//! - `dispatch`: serves the packets of clients in turn (`fair_queue`); `transmit`: sends them.
 //! - `served_lease`: a lease; `outgoing`: packets from its client; `observe`: captures for a client.
 //! - `attachment`: an attached interface, and the relay from the driver to the leases.
 
@@ -17,6 +17,8 @@ mod caller;
 mod clock;
 mod coalesce;
 mod connection;
+mod dispatch;
+mod fair_queue;
 mod fault;
 pub mod host;
 mod leasing;
@@ -115,6 +117,7 @@ async fn run(
         seccomp::install()?;
     }
     spawn_local(busy_poll(service.clone()));
+    spawn_local(dispatch::run(service.clone()));
     let rules = service.policy().rules().len();
     service.record(&Record::Start { version: env!("CARGO_PKG_VERSION"), rules });
     status.ready("serving");

@@ -20,6 +20,7 @@ use super::{
     backlog::{Backlog, Packet},
     clock::Moment,
     coalesce::coalesce,
+    dispatch::PacketTurn,
     quota::Charge,
 };
 use crate::{
@@ -87,6 +88,10 @@ pub(super) struct ServedLease {
     /// Number of packets that wait for a next hop.
     waiting: Cell<usize>,
     kept: Notify,
+    /// Whether the backlog waits for its turn on the full link.
+    pub(super) is_queued: Cell<bool>,
+    /// The lease's turn to have its packets read.
+    pub(super) turn: PacketTurn,
     over: Notify,
     ending: RefCell<Option<(Code, String)>>,
 }
@@ -114,6 +119,8 @@ impl ServedLease {
             backlog: RefCell::default(),
             waiting: Cell::new(0),
             kept: Notify::new(),
+            is_queued: Cell::new(false),
+            turn: PacketTurn::default(),
             over: Notify::new(),
             ending: RefCell::default(),
         }))
@@ -179,6 +186,11 @@ impl ServedLease {
         self.waiting.set(self.waiting.get() + 1);
     }
 
+    /// Notifies the lease's task that its backlog was sent.
+    pub(super) fn notify_sent(&self) {
+        self.kept.notify_one();
+    }
+
     /// Counts packets that no longer wait for a next hop.
     pub(super) fn end_waiting(&self, count: usize) {
         self.waiting.set(self.waiting.get().saturating_sub(count));
@@ -190,7 +202,7 @@ impl ServedLease {
         self.waiting.get() > 0 || !self.backlog.borrow().is_empty()
     }
 
-    /// Waits until the backlog has packets, or until packets no longer wait for a next hop.
+    /// Waits until the backlog has packets or none, or until packets no longer wait for a next hop.
     pub(super) async fn kept(&self) {
         self.kept.notified().await;
     }

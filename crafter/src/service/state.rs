@@ -15,6 +15,7 @@ use tokio::sync::{Notify, OnceCell, broadcast};
 use super::{
     attachment::{Attachment, AttachmentGuard, Change},
     clock::{Moment, now_us},
+    dispatch::Dispatcher,
     host::audit::{Audit, Record},
     names::{self, HostNames},
     quota::Users,
@@ -24,7 +25,6 @@ use super::{
 };
 use crate::{
     Error, Options, Result,
-    driver::NoRoom,
     mmsg::Inbox,
     policy::{Host, Policy, SHIPPED},
     protocol::{record::Code, wire::Event},
@@ -79,6 +79,7 @@ pub(super) struct Service {
     /// Notified when the service may have become idle.
     pub(super) quiet: Notify,
     pub(super) started: Moment,
+    pub(super) dispatcher: Dispatcher,
     pub(super) transmitter: Rc<Transmitter>,
     pub(super) audit: Audit,
     /// Counts calls of clients, and batches of their packets.
@@ -110,6 +111,7 @@ impl Service {
             connections: Cell::new(0),
             quiet: Notify::new(),
             started: Moment::now(),
+            dispatcher: Dispatcher::default(),
             transmitter: Rc::default(),
             audit: Audit::open()?,
             activity: Cell::new(0),
@@ -274,7 +276,7 @@ impl Service {
             return;
         }
         if !lease.backlog.borrow().is_empty() {
-            self.transmitter.retry(lease, NoRoom::Refuse);
+            self.transmitter.give_up(lease);
         }
         records::end(&self.audit, lease, lease.close());
         self.emit(Event { event: "lease-ended".to_owned(), ..event_of(lease) });
