@@ -15,10 +15,18 @@ pub struct Attached {
     pub link: u32,
     /// Longest frame, in bytes, that an AF_XDP frame of this interface holds; the ring buffer takes longer ones.
     pub socket_frame: u32,
+    /// Position of its pools in the map of shares; see [`crate::share`].
+    pub pools: u32,
+    /// Frames of each AF_XDP socket that packets may wait in.
+    pub frames: u32,
+    /// Units of the ring buffer that packets may wait in.
+    pub ring: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
-const _: () = assert!(size_of::<Attached>() == 8 && SLOTS.is_power_of_two());
+const _: () = assert!(size_of::<Attached>() == 24 && SLOTS.is_power_of_two());
 
 #[cfg(feature = "user")]
-// SAFETY: repr(C), two u32: no padding, valid for every bit pattern.
+// SAFETY: repr(C), six u32: no padding, valid for every bit pattern.
 unsafe impl aya::Pod for Attached {}

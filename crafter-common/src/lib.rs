@@ -16,6 +16,7 @@ pub mod port;
 pub mod reason;
 pub mod reply;
 pub mod route;
+pub mod share;
 
 /// The socket mark (`SO_MARK`, `skb->mark`) of crafted packets, which the egress program passes.
 /// The letters `crft` in ASCII; settable at load time where another program uses the same value.

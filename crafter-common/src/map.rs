@@ -5,7 +5,7 @@
 
 /// Version of the maps' layouts, raised with each change of a name, a key or a value. A test compares it with `abi.txt`,
 /// the recorded layout.
-pub const ABI: u32 = 1;
+pub const ABI: u32 = 2;
 
 /// Hash: [`crate::port::OwnedKey`] to [`crate::port::OwnedPort`].
 pub const OWNED: &str = "CRAFTER_OWNED";
@@ -26,6 +26,8 @@ pub const FRAGMENTS: &str = "CRAFTER_FRAGS";
 pub const COUNTERS: &str = "CRAFTER_COUNTS";
 /// AF_XDP sockets: [`SOCKET_ENTRIES`] for each slot, by queue.
 pub const SOCKETS: &str = "CRAFTER_XSKS";
+/// Array of [`crate::share::Share`], which the user half maps into its memory.
+pub const SHARES: &str = "CRAFTER_SHARES";
 /// Hash of ring buffers by [`crate::attached::Attached::link`].
 pub const RINGS: &str = "CRAFTER_RINGS";
 /// Ring buffer of [`crate::reply::ReplyHeader`] + packet: a value of [`RINGS`].
@@ -39,6 +41,8 @@ pub const LOCAL_ENTRIES: u32 = 8_192;
 pub const FLOW_ENTRIES: u32 = 1_000_000;
 /// Incomplete fragmented datagrams that fit by default.
 pub const FRAGMENT_ENTRIES: u32 = 4_096;
+/// Shares that fit: one for each pool of each interface, lease, and user of an interface.
+pub const SHARE_ENTRIES: u32 = 32_768;
 /// Queues of an interface that can have an AF_XDP socket.
 pub const SOCKET_ENTRIES: u32 = 256;
 /// Bytes of the ring buffer by default; a power of two and a multiple of the page size.

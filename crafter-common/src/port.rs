@@ -25,9 +25,21 @@ pub struct OwnedKey {
 pub struct OwnedPort {
     /// Number of the lease, for people who read the map.
     pub lease: u32,
-    /// [`OBSERVE`], [`SUPPRESS`] and [`REPORT`].
+    /// [`OBSERVE`], [`SUPPRESS`] and [`REPORT`], and from bit [`SHARE_SHIFT`] on the position of the lease's first share
+    /// ([`crate::share`]).
     pub flags: u32,
 }
+
+impl OwnedPort {
+    /// The position of the lease's first share.
+    #[inline(always)]
+    pub const fn share(self) -> u32 {
+        self.flags >> SHARE_SHIFT
+    }
+}
+
+/// See [`OwnedPort::flags`].
+pub const SHARE_SHIFT: u32 = 8;
 
 /// Copy to the owner and let the kernel see the packet too, instead of consuming it.
 pub const OBSERVE: u32 = 1;

@@ -14,9 +14,13 @@ pub struct ReplyHeader {
     pub ifindex: u32,
     /// The [`crate::reason::Reason`] that it got.
     pub reason: u32,
+    /// Position of the first share of its lease ([`crate::share`]).
+    pub share: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
-const _: () = assert!(size_of::<ReplyHeader>() == 24);
+const _: () = assert!(size_of::<ReplyHeader>() == 32);
 
 /// Size classes of ring-buffer records, in bytes of packet: a reservation must have a constant
 /// size for the verifier, and most replies are small.

@@ -1,7 +1,10 @@
 //! Copies for the owner, through the ring buffer.
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
-use crafter_common::reply::{CLASSES, ReplyHeader};
+use crafter_common::{
+    reply::{CLASSES, ReplyHeader},
+    share::{RING_POOL, record_class, record_units},
+};
 
 use crate::{maps, packet::Packet};
 
@@ -15,21 +18,42 @@ struct Record<const N: usize> {
 /// Copies the packet from `offset` on into the ring buffer, with `reason` in its header; false
 /// where the ring is full.
 #[inline(always)]
-pub fn copy<P: Packet>(packet: &P, offset: u32, reason: u32) -> bool {
+pub fn copy<P: Packet>(packet: &P, offset: u32, reason: u32, share: u32) -> bool {
     let length = packet.length();
     if length <= offset {
         return false;
     }
     let length = length - offset;
-    if length <= CLASSES[0] {
-        submit::<P, { CLASSES[0] as usize }, { mask(CLASSES[0]) }>(packet, offset, length, reason)
-    } else if length <= CLASSES[1] {
-        submit::<P, { CLASSES[1] as usize }, { mask(CLASSES[1]) }>(packet, offset, length, reason)
-    } else if length <= CLASSES[2] {
-        submit::<P, { CLASSES[2] as usize }, { mask(CLASSES[2]) }>(packet, offset, length, reason)
-    } else {
-        submit::<P, { CLASSES[3] as usize }, { mask(CLASSES[3]) }>(packet, offset, length, reason)
+    let header = |captured| ReplyHeader {
+        // SAFETY: no memory is involved.
+        timestamp: unsafe { bpf_ktime_get_ns() },
+        captured,
+        length,
+        ifindex: packet.ifindex(),
+        reason,
+        share,
+        pad: 0,
+    };
+    match record_class(length) {
+        0 => submit::<P, { CLASSES[0] as usize }, { mask(CLASSES[0]) }>(packet, offset, length, header),
+        1 => submit::<P, { CLASSES[1] as usize }, { mask(CLASSES[1]) }>(packet, offset, length, header),
+        2 => submit::<P, { CLASSES[2] as usize }, { mask(CLASSES[2]) }>(packet, offset, length, header),
+        _ => submit::<P, { CLASSES[3] as usize }, { mask(CLASSES[3]) }>(packet, offset, length, header),
     }
+}
+
+/// Copies the packet from `offset` on by `copy`, if it fits into the shares of its lease and user.
+#[inline(always)]
+pub fn admitted<P: Packet>(packet: &P, offset: u32, share: u32, copy: impl FnOnce() -> bool) -> bool {
+    let units = record_units(record_class(packet.length().saturating_sub(offset)));
+    if !maps::admit(packet.slot(), share, RING_POOL, units) {
+        return false;
+    }
+    let copied = copy();
+    if !copied {
+        maps::withdraw(packet.slot(), share, RING_POOL, units);
+    }
+    copied
 }
 
 /// The bits that an index into a class has.
@@ -38,7 +62,12 @@ const fn mask(class: u32) -> u32 {
 }
 
 #[inline(always)]
-fn submit<P: Packet, const N: usize, const MASK: u32>(packet: &P, offset: u32, length: u32, reason: u32) -> bool {
+fn submit<P: Packet, const N: usize, const MASK: u32>(
+    packet: &P,
+    offset: u32,
+    length: u32,
+    header: impl FnOnce(u32) -> ReplyHeader,
+) -> bool {
     let Some(mut record) = maps::reserve::<Record<N>>(packet.slot()) else {
         return false;
     };
@@ -53,13 +82,7 @@ fn submit<P: Packet, const N: usize, const MASK: u32>(packet: &P, offset: u32, l
     let captured = last as u32 + 1;
     // SAFETY: the reservation holds a Record<N>; captured is at most N.
     let copied = unsafe {
-        (&raw mut (*entry).header).write(ReplyHeader {
-            timestamp: bpf_ktime_get_ns(),
-            captured,
-            length,
-            ifindex: packet.ifindex(),
-            reason,
-        });
+        (&raw mut (*entry).header).write(header(captured));
         packet.copy(offset, (&raw mut (*entry).packet).cast(), captured)
     };
     if copied {

@@ -129,7 +129,7 @@ fn answer<P: Packet>(
             maps::record(&key, Event::Suppressed);
             if owner.port.flags & REPORT != 0 {
                 // Without room for the copy it is dropped nevertheless.
-                packet.deliver(net.start as u32, suppressed);
+                packet.deliver(net.start as u32, suppressed, owner.port.share());
             }
             suppressed
         }

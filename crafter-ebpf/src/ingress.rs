@@ -118,15 +118,17 @@ fn quoted<P: Packet>(packet: &P, net: &Network) -> Option<OwnedPort> {
 /// Delivers the packet to its owner.
 #[inline(always)]
 fn deliver<P: Packet>(packet: &P, owned: OwnedPort, offset: usize) -> Reason {
-    if owned.flags & OBSERVE != 0 {
-        return if packet.deliver(offset as u32, Reason::Observed) { Reason::Observed } else { Reason::ObserveFull };
+    let share = owned.share();
+    let observes = owned.flags & OBSERVE != 0;
+    let redirected = if observes { None } else { packet.redirect(share) };
+    if redirected == Some(true) {
+        return Reason::Redirected;
     }
-    if packet.redirect() {
-        Reason::Redirected
-    } else if packet.deliver(offset as u32, Reason::Copied) {
-        Reason::Copied
-    } else {
-        // Dropped nevertheless: the kernel would answer it.
-        Reason::DeliveryFull
+    let copied = if observes { Reason::Observed } else { Reason::Copied };
+    if redirected.is_none() && packet.deliver(offset as u32, copied, share) {
+        return copied;
     }
+    maps::lose(packet.slot(), share);
+    // Dropped nevertheless, unless the owner only observes: the kernel would answer it.
+    if observes { Reason::ObserveFull } else { Reason::DeliveryFull }
 }

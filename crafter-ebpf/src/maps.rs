@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     Global,
-    bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST},
     btf_maps::{HashOfMaps, RingBuf},
     helpers::bpf_ktime_get_ns,
     macros::{btf_map, map},
@@ -13,9 +13,10 @@ use crafter_common::{
     ANY, Address, DEFAULT_MARK,
     attached::{Attached, SLOTS},
     flow::{FlowKey, FlowValue, FragmentKey},
-    map::{FLOW_ENTRIES, FRAGMENT_ENTRIES, LOCAL_ENTRIES, OWNED_ENTRIES, SOCKET_ENTRIES},
+    map::{FLOW_ENTRIES, FRAGMENT_ENTRIES, LOCAL_ENTRIES, OWNED_ENTRIES, SHARE_ENTRIES, SOCKET_ENTRIES},
     port::{FILTER_WORDS, FilterWord, HELD_WORDS, OwnedKey, OwnedPort, filter_position, held_position},
     reason::{REASONS, Reason},
+    share::{RING_POOL, Share, fits, queue_pool},
 };
 
 #[map(name = "CRAFTER_OWNED")]
@@ -36,6 +37,8 @@ static SOCKETS: XskMap = XskMap::with_max_entries(SLOTS * SOCKET_ENTRIES, 0);
 static LINKS: Array<Attached> = Array::with_max_entries(SLOTS, 0);
 #[map(name = "CRAFTER_HELD")]
 static HELD: Array<u64> = Array::with_max_entries(HELD_WORDS, 0);
+#[map(name = "CRAFTER_SHARES")]
+static SHARES: Array<Share> = Array::with_max_entries(SHARE_ENTRIES, BPF_F_MMAPABLE);
 /// The size is that of a ring buffer which is never used; those that are have their own.
 #[btf_map]
 static CRAFTER_RINGS: HashOfMaps<u32, RingBuf<u64, 65_536>, { SLOTS as usize }> = HashOfMaps::new();
@@ -136,14 +139,87 @@ pub fn fragment_owner(key: &FragmentKey) -> Option<OwnedPort> {
     unsafe { FRAGMENTS.get(key) }.copied()
 }
 
-/// Redirects into the AF_XDP socket of `queue` of the interface in `slot`; false where there is none.
+/// An AF_XDP socket.
+#[derive(Clone, Copy)]
+pub struct Socket {
+    index: u32,
+    pool: u32,
+}
+
+/// The AF_XDP socket of `queue` of the interface in `slot`, if there is one.
 #[inline(always)]
-pub fn redirect(slot: u32, queue: u32) -> bool {
+pub fn socket(slot: u32, queue: u32) -> Option<Socket> {
     if queue >= SOCKET_ENTRIES {
-        return false;
+        return None;
     }
     let index = slot * SOCKET_ENTRIES + queue;
-    SOCKETS.get(index).is_some() && SOCKETS.redirect(index, 0).is_ok()
+    SOCKETS.get(index).map(|_| Socket { index, pool: queue_pool(queue) })
+}
+
+/// Redirects a packet of the lease with `share` into `socket`; false where that share of its frames is used up.
+#[inline(always)]
+pub fn redirect(slot: u32, socket: Socket, share: u32) -> bool {
+    admit(slot, share, socket.pool, 1) && SOCKETS.redirect(socket.index, 0).is_ok()
+}
+
+/// Admits a packet that takes `cost` units of `pool`, if it fits into the shares of its lease and user.
+#[inline(always)]
+pub fn admit(slot: u32, share: u32, pool: u32, cost: u32) -> bool {
+    crafter_share(slot, share, pool, cost as i32) != 0
+}
+
+/// Undoes [`admit`] for a packet that found no room nevertheless.
+#[inline(always)]
+pub fn withdraw(slot: u32, share: u32, pool: u32, cost: u32) {
+    crafter_share(slot, share, pool, -(cost as i32));
+}
+
+/// Counts a packet that its lease does not get.
+#[inline(always)]
+pub fn lose(slot: u32, share: u32) {
+    crafter_share(slot, share, RING_POOL, 0);
+}
+
+/// [`admit`] with a positive `cost`, [`withdraw`] with a negative one, [`lose`] with none; 1 unless the packet does not
+/// fit. With external linkage, it is verified once, and its stack is its own.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn crafter_share(slot: u32, share: u32, pool: u32, cost: i32) -> u32 {
+    let Some(attached) = LINKS.get(slot) else { return 0 };
+    let capacity = if pool == RING_POOL { attached.ring } else { attached.frames };
+    let (Some(all), Some(lease)) = (SHARES.get_ptr_mut(attached.pools + pool), SHARES.get_ptr_mut(share + pool)) else {
+        return 0;
+    };
+    // SAFETY: values of a map, which stay allocated as long as the program runs. The user half changes `released` at
+    // any time; `taken` and `lost` are only added to, atomically.
+    unsafe {
+        if cost == 0 {
+            add(&raw mut (*all).lost, 1);
+            add(&raw mut (*lease).lost, 1);
+            return 1;
+        }
+        let Some(user) = SHARES.get_ptr_mut((*lease).user as u32) else { return 0 };
+        if cost > 0 && !fits(capacity, waiting(all), waiting(user), waiting(lease), cost as u32) {
+            return 0;
+        }
+        let cost = i64::from(cost) as u64;
+        add(&raw mut (*all).taken, cost);
+        add(&raw mut (*user).taken, cost);
+        add(&raw mut (*lease).taken, cost);
+    }
+    1
+}
+
+/// Units that wait in a share.
+///
+/// # Safety
+/// `share` points to a value of the map of shares.
+#[inline(always)]
+unsafe fn waiting(share: *const Share) -> i64 {
+    // SAFETY: by the caller; volatile, because other CPUs and the user half write.
+    unsafe {
+        (&raw const (*share).taken).read_volatile().wrapping_sub((&raw const (*share).released).read_volatile()) as i64
+    }
 }
 
 /// Room for a `T` in the ring buffer of the interface in `slot`; `None` where it is full.

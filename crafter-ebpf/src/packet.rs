@@ -11,6 +11,7 @@ use aya_ebpf::{
 use crafter_common::{
     parse::{self, Bytes, Extensions, Fragment, Network},
     reason::Reason,
+    share::Mark,
 };
 
 use crate::{deliver, maps};
@@ -26,12 +27,13 @@ pub trait Packet: Bytes {
     /// `target` must be valid for writes of `count` bytes.
     unsafe fn copy(&self, offset: u32, target: *mut u8, count: u32) -> bool;
 
-    /// [`deliver::copy`].
-    fn deliver(&self, offset: u32, reason: Reason) -> bool;
+    /// [`deliver::copy`], if the packet fits into the shares of its owner.
+    fn deliver(&self, offset: u32, reason: Reason, share: u32) -> bool;
 
-    /// Redirects the packet into the AF_XDP socket of its queue; false where there is none, or
-    /// the packet does not fit into one of its frames.
-    fn redirect(&self) -> bool;
+    /// Redirects the packet into the AF_XDP socket of its queue, with `share` in place of the first bytes of its Ethernet
+    /// header; `Some(false)` where that share of the frames is used up, `None` where there is no socket, or the packet
+    /// does not fit into one of its frames.
+    fn redirect(&self, share: u32) -> Option<bool>;
 
     /// The interface whose hook this is.
     fn ifindex(&self) -> u32;
@@ -89,6 +91,21 @@ impl<'a> XdpPacket<'a> {
     }
 }
 
+impl XdpPacket<'_> {
+    /// Writes the position of the lease's share over the first bytes of the Ethernet header, which no reader of redirected
+    /// frames looks at: the user half releases the frame in the share that it was admitted to.
+    #[inline(always)]
+    fn mark(&self, share: u32) -> bool {
+        let mark: Mark = share.to_ne_bytes();
+        if self.data + mark.len() > self.data_end {
+            return false;
+        }
+        // SAFETY: the bytes lie before data_end, which the verifier checks again; an array of bytes has no alignment.
+        unsafe { *(self.data as *mut Mark) = mark };
+        true
+    }
+}
+
 impl Bytes for XdpPacket<'_> {
     #[inline(always)]
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
@@ -120,20 +137,21 @@ impl Packet for XdpPacket<'_> {
     }
 
     #[inline(always)]
-    fn deliver(&self, offset: u32, reason: Reason) -> bool {
-        crafter_xdp_copy(self.ctx.ctx, offset, reason as u32) != 0
+    fn deliver(&self, offset: u32, reason: Reason, share: u32) -> bool {
+        deliver::admitted(self, offset, share, || crafter_xdp_copy(self.ctx.ctx, offset, reason as u32, share) != 0)
     }
 
     #[inline(always)]
-    fn redirect(&self) -> bool {
+    fn redirect(&self, share: u32) -> Option<bool> {
         let length = self.length();
         // A buffer in fragments would need a socket with XDP_USE_SG; the ring takes those.
         if length > maps::attached(self.slot()).socket_frame || self.data + length as usize > self.data_end {
-            return false;
+            return None;
         }
         // SAFETY: as in `new`.
         let queue = unsafe { (&raw const (*self.ctx.ctx).rx_queue_index).read_volatile() };
-        maps::redirect(self.slot(), queue)
+        let socket = maps::socket(self.slot(), queue)?;
+        Some(maps::redirect(self.slot(), socket, share) && self.mark(share))
     }
 
     #[inline(always)]
@@ -207,13 +225,13 @@ impl Packet for SkbPacket<'_> {
     }
 
     #[inline(always)]
-    fn deliver(&self, offset: u32, reason: Reason) -> bool {
-        crafter_skb_copy(self.ctx.skb.skb, offset, reason as u32) != 0
+    fn deliver(&self, offset: u32, reason: Reason, share: u32) -> bool {
+        deliver::admitted(self, offset, share, || crafter_skb_copy(self.ctx.skb.skb, offset, reason as u32, share) != 0)
     }
 
     #[inline(always)]
-    fn redirect(&self) -> bool {
-        false
+    fn redirect(&self, _: u32) -> Option<bool> {
+        None
     }
 
     #[inline(always)]
@@ -265,17 +283,17 @@ extern "C" fn crafter_skb_network6(ctx: *mut __sk_buff, start: u32) -> u64 {
 /// [`deliver::copy`] at the XDP hook: 1 where it succeeded.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn crafter_xdp_copy(ctx: *mut xdp_md, offset: u32, reason: u32) -> u32 {
+extern "C" fn crafter_xdp_copy(ctx: *mut xdp_md, offset: u32, reason: u32, share: u32) -> u32 {
     let ctx = XdpContext::new(ctx);
-    u32::from(deliver::copy(&XdpPacket::new(&ctx), offset, reason))
+    u32::from(deliver::copy(&XdpPacket::new(&ctx), offset, reason, share))
 }
 
 /// The same at the tc hooks.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn crafter_skb_copy(ctx: *mut __sk_buff, offset: u32, reason: u32) -> u32 {
+extern "C" fn crafter_skb_copy(ctx: *mut __sk_buff, offset: u32, reason: u32, share: u32) -> u32 {
     let ctx = TcContext::new(ctx);
-    u32::from(deliver::copy(&SkbPacket::linear(&ctx), offset, reason))
+    u32::from(deliver::copy(&SkbPacket::linear(&ctx), offset, reason, share))
 }
 
 #[inline(always)]

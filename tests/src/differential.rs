@@ -9,7 +9,10 @@ use crafter::{
     },
     packet::Transport,
 };
-use crafter_common::reason::{REASONS, Reason};
+use crafter_common::{
+    reason::{REASONS, Reason},
+    share::Mark,
+};
 
 use crate::{
     bench::Bench,
@@ -73,7 +76,7 @@ impl Differential {
                 17 => Transport::Udp,
                 _ => Transport::Icmp,
             };
-            let terms = Terms { observe: owned.observe, suppress: owned.suppress, report: owned.report };
+            let terms = Terms { observe: owned.observe, suppress: owned.suppress, report: owned.report, user: 0 };
             let address = place.unwrap_or(crate::bench::ANY);
             self.bench.maps.own(owned.lease, transport, address, port, terms).expect("own a port");
             self.owned.push((transport, address, port));
@@ -135,7 +138,9 @@ impl Differential {
         if action != number(hook, predicted.action) {
             differs("the action", &action, &predicted.action);
         }
-        if self.out[..length] != *frame {
+        // The place of the lease's share replaces the first bytes of a redirected frame.
+        let changed = if predicted.action == Action::Redirect { size_of::<Mark>() } else { 0 };
+        if length != frame.len() || self.out[changed..length] != frame[changed..] {
             differs("the bytes after the run", &hex(&self.out[..length]), &"no change");
         }
         match (predicted.copied, delivered.as_slice()) {
@@ -193,8 +198,10 @@ impl Differential {
         let wanted: HashMap<_, _> =
             self.oracle.flows.iter().map(|(id, flow)| (flow_key(id), flow_value(flow))).collect();
         compare("flows", &flows, &wanted)?;
-        let fragments: HashMap<[u8; 44], [u8; 8]> =
-            self.views.fragments.iter().map(|entry| entry.expect("a fragment")).collect();
+        // Without the place of the lease's share.
+        let terms = |[a, b, c, d, flags, ..]: [u8; 8]| [a, b, c, d, flags, 0, 0, 0];
+        let fragments = self.views.fragments.iter().map(|entry| entry.expect("a fragment"));
+        let fragments: HashMap<[u8; 44], [u8; 8]> = fragments.map(|(key, value)| (key, terms(value))).collect();
         let wanted: HashMap<_, _> =
             self.oracle.fragments.iter().map(|(id, owned)| (fragment_key(id), owned_value(owned))).collect();
         compare("fragments", &fragments, &wanted)
@@ -296,7 +303,7 @@ fn fragment_key((source, destination, id, protocol): &Siblings) -> [u8; 44] {
     key
 }
 
-/// `OwnedPort`: lease, flags.
+/// `OwnedPort` without the place of the lease's share: lease, flags.
 fn owned_value(owned: &Owned) -> [u8; 8] {
     let flags = u32::from(owned.observe) | u32::from(owned.suppress) << 1 | u32::from(owned.report) << 2;
     let mut value = [0; 8];

@@ -36,12 +36,13 @@ One line for each lease of the running service: all leases if its policy lets th
 else the user's own. PROCESS requested the lease; - if it has ended. OPTIONS: frames (Ethernet
 frames may be sent), observe (the kernel sees the packets too), rst (the kernel's RSTs are sent).
 NOT-SENT counts packets that the kernel rejected, REFUSED packets that the policy forbids or that
-have no route, LOST messages that the client did not read in time, DROPPED the kernel's RSTs and
+have no route, LOST packets that arrived but were not delivered: the client did not read in time, or
+(queue_full) the lease's share of the receive queues was full. DROPPED: the kernel's RSTs and
 port-unreachables that were suppressed.
 --json: an object with leases, each as in the reply of method ListLeases of org.crafter.v1 (lease,
 user, pid, interface, protocol, address, first_port, last_port, frames, observe, suppress, began_ns
 since 1970, sent, sent_bytes, not_sent, refused, delivered,
-delivered_bytes, lost, suppressed), and user_name and process, null if unknown.
+delivered_bytes, lost, queue_full, suppressed), and user_name and process, null if unknown.
 Exit code 0: the service answered, with or without leases; 1: it does not answer.
 
 Examples:

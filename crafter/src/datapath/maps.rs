@@ -10,12 +10,14 @@ use aya::maps::{HashMap, MapData, MapError, PerCpuArray};
 use crafter_common::{
     ANY, Address, ICMP, TCP,
     flow::{FlowKey, FlowValue},
-    port::{OBSERVE, OwnedPort, REPORT, SUPPRESS},
+    map::SOCKET_ENTRIES,
+    port::{OBSERVE, OwnedPort, REPORT, SHARE_SHIFT, SUPPRESS},
     reason::{REASONS, Reason},
+    share::RECORD,
 };
 use serde::Serialize;
 
-use super::{batch, failure::bpf_error, programs::Slot};
+use super::{batch, failure::bpf_error, programs::Slot, shares::Shares};
 use crate::{error::Result, packet::Transport};
 
 /// An address in the 16-byte form of the maps.
@@ -40,11 +42,13 @@ pub struct Terms {
     pub suppress: bool,
     /// Copy those that are dropped to the owner.
     pub report: bool,
+    /// The user of the lease. All leases of one user together get a share of the memory of received packets.
+    pub user: u32,
 }
 
 impl Default for Terms {
     fn default() -> Self {
-        Self { observe: false, suppress: true, report: false }
+        Self { observe: false, suppress: true, report: false, user: 0 }
     }
 }
 
@@ -53,11 +57,51 @@ pub struct OwnerMaps {
     slot: Arc<Slot>,
     /// Addresses of this host.
     local: Vec<Address>,
+    shares: Shares,
 }
 
 impl OwnerMaps {
     pub(super) fn new(slot: Arc<Slot>) -> Self {
-        Self { slot, local: Vec::new() }
+        let shares = Shares::new(slot.programs.shares.clone(), SOCKET_ENTRIES);
+        Self { slot, local: Vec::new(), shares }
+    }
+
+    /// Limits what may wait for its owner: `frames` in each of the sockets of `queues` queues, `ring` bytes in the ring
+    /// buffer. The caller has to [release](Self::release) every packet that it reads.
+    ///
+    /// # Errors
+    /// [`Bpf`](crate::Error::Bpf) if the kernel refuses.
+    pub(crate) fn limit(&mut self, queues: u32, frames: u32, ring: u32) -> Result<()> {
+        self.shares = Shares::new(self.slot.programs.shares.clone(), queues);
+        // The kernel keeps a byte free.
+        self.slot.limit(self.shares.all(), frames, (ring - 1) / RECORD)
+    }
+
+    /// Releases `units` that were read from `pool`, of the lease with `share`.
+    pub(crate) fn release(&self, pool: u32, share: u32, units: u64) {
+        self.shares.release(pool, share, units);
+    }
+
+    /// Packets for a lease that found no room.
+    pub(crate) fn lost(&self, lease: u32) -> u64 {
+        self.shares.lost(lease)
+    }
+
+    /// Packets for all leases that found no room.
+    #[cfg(test)]
+    pub(super) fn lost_by_all(&self) -> u64 {
+        self.shares.lost_by_all()
+    }
+
+    /// Units of a lease that wait in all pools.
+    #[cfg(test)]
+    pub(super) fn waiting(&self, lease: u32) -> u64 {
+        self.shares.waiting(lease)
+    }
+
+    /// Ends the shares of a lease that owns no port any more.
+    pub(crate) fn end(&mut self, lease: u32) {
+        self.shares.end(lease);
     }
 
     /// Makes the lease the owner of a port on `address`, or on all local addresses if `address` is unspecified.
@@ -67,6 +111,7 @@ impl OwnerMaps {
     pub fn own(&mut self, lease: u32, transport: Transport, address: IpAddr, port: u16, terms: Terms) -> Result<()> {
         let flags = [(terms.observe, OBSERVE), (terms.suppress, SUPPRESS), (terms.report, REPORT)];
         let flags = flags.iter().filter(|(wanted, _)| *wanted).fold(0, |all, (_, flag)| all | flag);
+        let flags = flags | self.shares.of(lease, terms.user) << SHARE_SHIFT;
         self.slot.own(transport.number(), owned_address(address), port, OwnedPort { lease, flags })
     }
 

@@ -18,6 +18,7 @@ pub mod reserve;
 pub mod ring;
 pub mod route;
 pub mod running;
+mod shares;
 pub mod tap;
 #[cfg(test)]
 mod tests;

@@ -28,11 +28,15 @@ use super::{
     lock,
     maps::{Counters, read_counters},
     program::{Hook, LoadOptions, OBJECT},
+    shares::ShareMap,
 };
 use crate::error::{Error, Result};
 
 /// `BPF_MAP_TYPE_RINGBUF` (linux/bpf.h).
 const RING_BUFFER: u32 = 27;
+
+/// A limit that no number of packets reaches.
+const UNLIMITED: u32 = u32::MAX;
 
 /// Loads of this process that may have a free slot.
 static LOADED: Mutex<Vec<Weak<Programs>>> = Mutex::new(Vec::new());
@@ -54,6 +58,7 @@ pub(super) struct Programs {
     ebpf: Mutex<Ebpf>,
     maps: Mutex<Maps>,
     pub(super) flows: HashMap<MapData, FlowKey, FlowValue>,
+    pub(super) shares: Arc<ShareMap>,
     slots: Mutex<Slots>,
     /// The program for lookups of sockets is attached to the network namespace, or was refused.
     lookup: Once,
@@ -125,6 +130,7 @@ impl Programs {
         Ok(Self {
             common,
             flows: open(&mut ebpf, map::FLOWS)?,
+            shares: Arc::new(open_shares(&mut ebpf)?),
             maps: Mutex::new(maps),
             ebpf: Mutex::new(ebpf),
             slots: Mutex::new(Slots { count: slots, taken: 0, links: 0 }),
@@ -294,8 +300,21 @@ impl Slot {
         let ports = Mutex::default();
         let slot = Self { programs: programs.clone(), number, link, ring_bytes: options.ring_bytes, ports };
         let failed = |e| bpf_error("list the interface for the eBPF programs", &e);
-        lock(&programs.maps).links.set(number, Attached { link, socket_frame }, 0).map_err(failed)?;
+        let attached = Attached { link, socket_frame, frames: UNLIMITED, ring: UNLIMITED, ..Attached::default() };
+        lock(&programs.maps).links.set(number, attached, 0).map_err(failed)?;
         Ok(Some(slot))
+    }
+
+    /// Limits what waits in the pools of this interface, at `pools` in the map of shares: `frames` in each AF_XDP socket,
+    /// `ring` units in the ring buffer. Unlimited before, when nothing needs to be released.
+    ///
+    /// # Errors
+    /// [`Error::Bpf`] if the kernel refuses.
+    pub(super) fn limit(&self, pools: u32, frames: u32, ring: u32) -> Result<()> {
+        let failed = |e| bpf_error("limit the packets that wait", &e);
+        let links = &mut lock(&self.programs.maps).links;
+        let attached = links.get(&self.number, 0).map_err(failed)?;
+        links.set(self.number, Attached { pools, frames, ring, ..attached }, 0).map_err(failed)
     }
 
     /// The counters of this interface.
@@ -458,6 +477,14 @@ where
 {
     let map = ebpf.take_map(name).ok_or_else(|| missing(name))?;
     T::try_from(map).map_err(|e| bpf_error(&format!("open the map {name}"), &e))
+}
+
+/// Takes the map of shares out of the object, and maps it into memory.
+fn open_shares(ebpf: &mut Ebpf) -> Result<ShareMap> {
+    match ebpf.take_map(map::SHARES) {
+        Some(Map::Array(map)) => ShareMap::open(map),
+        _ => Err(missing(map::SHARES)),
+    }
 }
 
 fn missing(name: &str) -> Error {

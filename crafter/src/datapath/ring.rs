@@ -51,6 +51,8 @@ fn split(record: &[u8]) -> Option<(ReplyHeader, &[u8])> {
         length: u32_at(12)?,
         ifindex: u32_at(16)?,
         reason: u32_at(20)?,
+        share: u32_at(24)?,
+        pad: 0,
     };
     let packet = record.get(size_of::<ReplyHeader>()..)?.get(..header.captured as usize)?;
     Some((header, packet))
@@ -62,15 +64,15 @@ mod tests {
 
     #[test]
     fn a_record_is_cut_to_what_was_captured() {
-        let mut record = vec![0; 24 + 256];
+        let mut record = vec![0; 32 + 256];
         record[0] = 7;
         record[8] = 3;
         record[12] = 9;
-        record[24..27].copy_from_slice(b"abc");
+        record[32..35].copy_from_slice(b"abc");
         let (header, packet) = split(&record).expect("whole record");
         assert_eq!((header.captured, header.length, packet), (3, 9, &b"abc"[..]));
         record[8..12].copy_from_slice(&257_u32.to_ne_bytes());
         assert!(split(&record).is_none());
-        assert!(split(&record[..23]).is_none());
+        assert!(split(&record[..31]).is_none());
     }
 }

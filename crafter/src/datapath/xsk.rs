@@ -55,6 +55,12 @@ impl Frames {
         self.count
     }
 
+    /// Frames per queue that may wait to be read: some less than there are, because CPUs that receive from one queue at
+    /// once count without locks.
+    pub fn capacity(self) -> u32 {
+        self.count - self.count / 16
+    }
+
     /// Longest frame that fits, link-layer header included, in bytes.
     pub fn longest(self) -> u32 {
         self.chunk - HEADROOM
@@ -108,12 +114,8 @@ impl Socket {
         };
         let mut umem =
             Umem::map(config.build().map_err(bad)?).map_err(|source| Error::Io { action: action(), source })?;
-        let rings = RingConfigBuilder {
-            rx_count: frames.count / 2,
-            tx_count: 0,
-            fill_count: frames.count,
-            completion_count: 64,
-        };
+        let rings =
+            RingConfigBuilder { rx_count: frames.count, tx_count: 0, fill_count: frames.count, completion_count: 64 };
         let mut builder = XdpSocketBuilder::new().map_err(failed)?;
         let (mut rings, flags) = builder.build_rings(&umem, rings.build().map_err(bad)?).map_err(failed)?;
         // Before bind: packets may arrive from then on, and an empty fill ring drops them.

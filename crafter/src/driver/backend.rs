@@ -38,6 +38,11 @@ pub(crate) trait Backend: Send {
     /// Returns the ports of the lease `id`.
     fn disown(&mut self, id: LeaseId, ports: &Ports);
 
+    /// Received packets for the lease `id` that found no room before they reached this backend.
+    fn lost(&self, _id: LeaseId) -> u64 {
+        0
+    }
+
     /// Delay before a lease returns its ports if the kernel sees its packets too (observe mode): the kernel may still
     /// be answering a packet whose copy was already delivered.
     fn disown_delay(&self) -> Duration {

@@ -119,6 +119,12 @@ impl Core {
         self.unlist_lease(id);
     }
 
+    /// Received packets for a lease that it does not get, because its share of a queue was full.
+    pub(crate) fn lost(&mut self, id: LeaseId) -> u64 {
+        let overflow = self.table.lease(id).map_or(0, |lease| lease.overflow);
+        self.backend.lost(id) + overflow
+    }
+
     /// The next packet of a lease, if there is one.
     pub(crate) fn receive(&mut self, now: Instant, id: LeaseId) -> Option<Received> {
         if let Some(received) = self.table.lease(id)?.pop() {

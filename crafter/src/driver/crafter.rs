@@ -35,6 +35,9 @@ use crate::{
     protocol::{Control, wire::LeaseCall},
 };
 
+/// Packets to gather before other tasks run.
+const GATHERED: usize = 512;
+
 /// The hooks of one interface, and the leases on it. Clones share them. When the last clone, lease and stream is
 /// dropped, the interface is detached.
 #[derive(Clone)]
@@ -252,20 +255,25 @@ impl Crafter {
         }
     }
 
-    /// Moves the packets of all gathered leases to `sink`.
+    /// Moves the packets of all gathered leases to `sink`. `true` if more may wait: a peer that sends without pause cannot
+    /// keep this task here.
     ///
     /// # Errors
     /// [`Error::UnknownInterface`] after the interface was removed.
-    pub(crate) fn gather(&self, sink: &mut Vec<(LeaseId, Received)>) -> Result<()> {
+    pub(crate) fn gather(&self, sink: &mut Vec<(LeaseId, Received)>) -> Result<bool> {
         let mut core = self.shared.lock();
-        // Bounded, so that a peer that sends without pause cannot keep this task here.
-        for _ in 0..64 {
-            if core.drain(Instant::now()) == 0 {
-                break;
+        let mut count = 0;
+        let more = loop {
+            match core.drain(Instant::now()) {
+                0 => break false,
+                drained => count += drained,
             }
-        }
+            if count >= GATHERED {
+                break true;
+            }
+        };
         core.table.gather(sink);
-        core.table.check_alive(&self.shared.name())
+        core.table.check_alive(&self.shared.name()).map(|()| more)
     }
 
     /// The kernel half's counters by verdict reason. Through the service: the packets delivered to this process by

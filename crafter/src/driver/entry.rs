@@ -167,6 +167,8 @@ pub(crate) struct LeaseState {
     pub(crate) queue: VecDeque<Received>,
     /// Bytes in the queue.
     pub(super) queued: usize,
+    /// Packets that the queue had no room for.
+    pub(super) overflow: u64,
     /// Answers of the kernel that were dropped at egress.
     pub(crate) suppressed: VecDeque<Received>,
     /// Packets are gathered together with those of other leases.
@@ -186,6 +188,7 @@ impl LeaseState {
             ports,
             queue: VecDeque::new(),
             queued: 0,
+            overflow: 0,
             suppressed: VecDeque::new(),
             gathered,
             listed: false,

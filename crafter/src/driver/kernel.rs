@@ -6,7 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crafter_common::{map::SOCKET_ENTRIES, parse, reason::Reason};
+use crafter_common::{
+    map::SOCKET_ENTRIES,
+    parse::{self, Bytes as _},
+    reason::Reason,
+    share::{RING_POOL, queue_pool, record_class, record_units},
+};
+use smallvec::SmallVec;
 
 use super::{
     Options,
@@ -33,13 +39,15 @@ const KERNEL_ANSWER_DELAY: Duration = Duration::from_millis(5);
 
 /// The hooks, maps and sockets of one interface.
 pub(crate) struct KernelBackend {
-    maps: OwnerMaps,
     tx: Sender,
-    sockets: Vec<Socket>,
+    /// Each with its pool of frames.
+    sockets: Vec<(u32, Socket)>,
     ring: Ring,
     link_header: usize,
-    /// The last field, so that it is dropped last: ports stay filtered while the sockets exist.
+    /// Dropped after the sockets: ports stay filtered while they exist.
     _kernel: Kernel,
+    /// Dropped last: what nobody reads any more is written off after the last packet was counted.
+    maps: OwnerMaps,
 }
 
 impl KernelBackend {
@@ -52,7 +60,7 @@ impl KernelBackend {
         let mut frames = planned;
         let link_header = if interface.ethernet || interface.loopback { 14 } else { 0 };
         let tx = Sender::open(interface, options.load.mark)?;
-        let (mut kernel, maps) = Kernel::open(interface, &options.load, link_header, frames.longest())?;
+        let (mut kernel, mut maps) = Kernel::open(interface, &options.load, link_header, frames.longest())?;
         let (mut report, ring) = kernel.attach(interface, options.attach)?;
         let ring = Ring::new(ring);
         let mut sockets = Vec::new();
@@ -63,7 +71,7 @@ impl KernelBackend {
                     Ok(socket)
                 });
                 match opened {
-                    Ok(socket) => sockets.push(socket),
+                    Ok(socket) => sockets.push((queue_pool(queue), socket)),
                     // The ring receives the packets of that queue.
                     Err(e) => {
                         report.notes.push(format!("queue {queue} of {} has no AF_XDP socket: {e}", interface.name))
@@ -77,14 +85,15 @@ impl KernelBackend {
             report.notes.push(format!("AF_XDP with {few} frames a queue, not {many}: {reason}"));
         }
         report.sockets = sockets.len();
+        maps.limit(interface.rx_queues, frames.capacity(), options.load.ring_bytes)?;
         let link_header = link_header as usize;
-        Ok((Self { maps, tx, sockets, ring, link_header, _kernel: kernel }, report))
+        Ok((Self { tx, sockets, ring, link_header, _kernel: kernel, maps }, report))
     }
 }
 
 impl Backend for KernelBackend {
     fn sources(&self) -> Vec<BorrowedFd<'_>> {
-        self.sockets.iter().map(|socket| socket.as_fd()).chain([self.ring.as_fd()]).collect()
+        self.sockets.iter().map(|(_, socket)| socket.as_fd()).chain([self.ring.as_fd()]).collect()
     }
 
     fn send_batch(&mut self, packets: &[TxPacket<'_>], on_no_room: NoRoom) -> Transmitted {
@@ -92,10 +101,14 @@ impl Backend for KernelBackend {
     }
 
     fn drain(&mut self, deliver: &mut dyn FnMut(Delivery<'_>)) -> usize {
-        let Self { sockets, ring, link_header, .. } = self;
+        let Self { sockets, ring, link_header, maps, .. } = self;
         let mut count = 0;
-        for socket in sockets {
+        for (pool, socket) in sockets {
+            let mut read = Released::new(maps, *pool);
             count += socket.drain(|frame| {
+                if let Some(mark) = frame.load(0) {
+                    read.add(u32::from_ne_bytes(mark), 1);
+                }
                 let delivery = match parse::link(frame, *link_header) {
                     Ok((start, _)) => Delivery::Packet(&frame[start..], Meta::REDIRECTED),
                     Err(_) => Delivery::Malformed,
@@ -103,7 +116,9 @@ impl Backend for KernelBackend {
                 deliver(delivery);
             });
         }
+        let mut read = Released::new(maps, RING_POOL);
         count += ring.drain(|header, packet| {
+            read.add(header.share, record_units(record_class(header.length)));
             let cut = header.captured < header.length;
             let reason = Reason::ALL.get(header.reason as usize).copied().unwrap_or(Reason::Copied);
             let meta = Meta { timestamp: Some(header.timestamp), cut, reason, checksum: None };
@@ -123,11 +138,16 @@ impl Backend for KernelBackend {
         Ok(())
     }
 
-    fn disown(&mut self, _id: LeaseId, ports: &Ports) {
+    fn disown(&mut self, id: LeaseId, ports: &Ports) {
         for &port in &ports.ports {
             // Fails only if there is no such entry.
             let _ = self.maps.disown(ports.transport, ports.address, port);
         }
+        self.maps.end(id.0);
+    }
+
+    fn lost(&self, id: LeaseId) -> u64 {
+        self.maps.lost(id.0)
     }
 
     fn disown_delay(&self) -> Duration {
@@ -167,9 +187,36 @@ impl Backend for KernelBackend {
         Statistics {
             sent: self.tx.sent(),
             not_sent: self.tx.dropped(),
-            lost: self.sockets.iter().map(|socket| socket.lost().total()).sum(),
+            lost: self.sockets.iter().map(|(_, socket)| socket.lost().total()).sum(),
             turned_away: self.tx.turned_away(),
         }
+    }
+}
+
+/// Packets that were read from a pool. They are released when this is dropped: the kernel has their memory again by then.
+struct Released<'m> {
+    maps: &'m OwnerMaps,
+    pool: u32,
+    /// Units of consecutive packets of one lease's share.
+    runs: SmallVec<[(u32, u64); 8]>,
+}
+
+impl<'m> Released<'m> {
+    fn new(maps: &'m OwnerMaps, pool: u32) -> Self {
+        Self { maps, pool, runs: SmallVec::new() }
+    }
+
+    fn add(&mut self, share: u32, units: u32) {
+        match self.runs.last_mut() {
+            Some((last, sum)) if *last == share => *sum += u64::from(units),
+            _ => self.runs.push((share, u64::from(units))),
+        }
+    }
+}
+
+impl Drop for Released<'_> {
+    fn drop(&mut self) {
+        self.runs.iter().for_each(|&(share, units)| self.maps.release(self.pool, share, units));
     }
 }
 

@@ -156,6 +156,12 @@ impl Lease {
         self.inner.shared.lock().receive(Instant::now(), self.inner.id)
     }
 
+    /// Received packets for the lease that were lost because its share of the queues was full. Through the service, these
+    /// are counted for all leases together ([`Crafter::stats`](super::Crafter::stats)).
+    pub fn lost(&self) -> u64 {
+        self.inner.shared.lock().lost(self.inner.id)
+    }
+
     /// The next answer of the kernel that was dropped at egress, if there is one; see [`LeaseRequest::report`].
     pub fn try_suppressed(&self) -> Option<Received> {
         self.inner.shared.lock().table.lease(self.inner.id)?.suppressed.pop_front()

@@ -304,6 +304,7 @@ impl Table {
         };
         if lease.queued + ip.len() > QUEUE_BYTES {
             self.stats.overflow += 1;
+            lease.overflow += 1;
             return;
         }
         lease.queued += ip.len();

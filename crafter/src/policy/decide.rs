@@ -207,7 +207,8 @@ impl Policy {
         self.decide(subject, |rule| granted(!rule.refuse && rule.observe, Verdict::Observe))
     }
 
-    /// Decides whether a packet may be sent. An allowed packet counts towards the rate, a refused one does not.
+    /// Decides whether a packet may be sent. Each packet counts towards the rate, refused or not; beyond the rate, nothing
+    /// else is checked.
     ///
     /// Allocates nothing.
     pub fn packet(&self, grant: &Grant, packet: &PacketInfo, usage: &mut Usage, now: Instant) -> Decision {
@@ -221,6 +222,11 @@ impl Policy {
         self.checked(grant, usage, now, |rule| check_frame(rule, grant, frame))
     }
 
+    /// Counts a packet towards the rate that is refused for another reason. [`Verdict::Rate`] if the rate is exceeded.
+    pub fn charge(&self, grant: &Grant, usage: &mut Usage, now: Instant) -> Decision {
+        self.checked(grant, usage, now, |_| Ok(()))
+    }
+
     fn checked(
         &self,
         grant: &Grant,
@@ -229,7 +235,7 @@ impl Policy {
         check: impl FnOnce(&Rule) -> Checked,
     ) -> Decision {
         match self.rule_for(grant) {
-            Ok(rule) => Decision::of(rule, check(rule).and_then(|()| rate(rule, usage, now))),
+            Ok(rule) => Decision::of(rule, rate(rule, usage, now).and_then(|()| check(rule))),
             Err(decision) => decision,
         }
     }

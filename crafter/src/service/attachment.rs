@@ -181,6 +181,9 @@ impl Attachment {
         let Ok(crafter) = self.crafter() else { return false };
         let mut gathered = self.gathered.take();
         let result = crafter.gather(&mut gathered);
+        if matches!(result, Ok(true)) {
+            self.arrived.notify_one();
+        }
         let receivers = self.receivers.borrow();
         for run in gathered.chunk_by(|(a, _), (b, _)| a == b) {
             if let Some(receiver) = receivers.get(&run[0].0) {
@@ -209,6 +212,8 @@ async fn relay(attachment: Weak<Attachment>, arrived: Arc<Notify>) {
         if !attachment.relay() {
             return (attachment.on_change)(&attachment, Change::Removed);
         }
+        // Control calls and packets of clients are served between two batches.
+        tokio::task::yield_now().await;
     }
 }
 

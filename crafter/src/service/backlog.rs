@@ -112,6 +112,15 @@ impl Backlog {
         self.packets.len() - before
     }
 
+    /// Appends another backlog.
+    pub(super) fn append(&mut self, mut other: Self) {
+        if self.packets.is_empty() {
+            *self = other;
+        } else {
+            self.packets.append(&mut other.packets);
+        }
+    }
+
     pub(super) fn packets(&self) -> Vec<Packet<&[u8]>> {
         self.packets.iter().map(|kept| kept.packet.map(|bytes| bytes)).collect()
     }

@@ -20,7 +20,7 @@ pub(super) struct Run {
     headers: usize,
     /// The sequence number after the segment.
     next: u32,
-    count: usize,
+    count: u64,
 }
 
 impl Run {
@@ -75,11 +75,11 @@ impl Run {
         ip && same(tcp, tcp + 4) && same(tcp + 8, tcp + 13) && same(tcp + 18, self.headers)
     }
 
-    /// The merged packet.
-    pub(super) fn finish(self) -> Received {
+    /// The number of segments, and the merged packet.
+    pub(super) fn finish(self) -> (u64, Received) {
         let Self { mut packet, ip, count, .. } = self;
         if count == 1 {
-            return packet;
+            return (count, packet);
         }
         let bytes = &mut packet.ip;
         let length = bytes.len();
@@ -98,27 +98,27 @@ impl Run {
         let pseudo = fold(addresses + 6 + transport);
         bytes[ip + 16..ip + 18].copy_from_slice(&pseudo.to_be_bytes());
         packet.checksum = Checksum::Partial;
-        packet
+        (count, packet)
     }
 }
 
-/// Merges consecutive segments.
-pub(super) fn coalesce(packets: &[(LeaseId, Received)]) -> Vec<(LeaseId, Received)> {
+/// Merges consecutive segments of one lease. Returns each packet with the number of segments in it.
+pub(super) fn coalesce(packets: &[(LeaseId, Received)]) -> Vec<(u64, Received)> {
     let mut whole = Vec::with_capacity(packets.len());
-    let mut run: Option<(LeaseId, Run)> = None;
-    for (number, packet) in packets {
-        if let Some((_, run)) = &mut run
+    let mut run: Option<Run> = None;
+    for (_, packet) in packets {
+        if let Some(run) = &mut run
             && run.push(packet)
         {
             continue;
         }
-        whole.extend(run.take().map(|(number, run)| (number, run.finish())));
-        match Run::begin(packet) {
-            Some(begun) => run = Some((*number, begun)),
-            None => whole.push((*number, packet.clone())),
+        whole.extend(run.take().map(Run::finish));
+        run = Run::begin(packet);
+        if run.is_none() {
+            whole.push((1, packet.clone()));
         }
     }
-    whole.extend(run.map(|(number, run)| (number, run.finish())));
+    whole.extend(run.map(Run::finish));
     whole
 }
 
@@ -201,7 +201,7 @@ mod tests {
             let read = Segment::parse(&first.ip).unwrap();
             assert_eq!((read.seq, read.ack, read.flags, read.window), (u32::MAX - 1, 7, Flags(0x18), 505));
             assert_eq!(read.payload, b"abcdefgh");
-            assert_eq!(whole[1], packets[3]);
+            assert_eq!((whole[0].0, &whole[1]), (3, &(1, packets[3].1.clone())));
         }
     }
 
@@ -227,7 +227,7 @@ mod tests {
             options,
         ] {
             let packets = [first.clone(), second];
-            assert_eq!(coalesce(&packets), packets);
+            assert_eq!(coalesce(&packets), packets.map(|(_, packet)| (1, packet)));
         }
     }
 }

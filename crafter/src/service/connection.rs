@@ -110,7 +110,9 @@ async fn answer(
         LeaseCall::NAME => with_socket(any, async |call| leasing::lease(service, caller, &call).await).await,
         ObserveCall::NAME => with_socket(any, async |call| leasing::observe(service, caller, &call).await).await,
         ReleaseCall::NAME => with(any, async |call| methods::release(service, caller, &call).await).await,
-        AccountCall::NAME => with::<AccountCall, _>(any, async |_| Ok::<_, Fault>(methods::account(caller))).await,
+        AccountCall::NAME => {
+            with::<AccountCall, _>(any, async |_| Ok::<_, Fault>(methods::account(service, caller))).await
+        }
         ListLeasesCall::NAME => with(any, async |call| methods::list_leases(service, caller, &call).await).await,
         ListFlowsCall::NAME if any.more() => return pages(service, caller, any, channel).await,
         ListFlowsCall::NAME => with(any, async |call| methods::list_flows(service, caller, &call).await).await,

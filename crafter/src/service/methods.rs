@@ -202,7 +202,10 @@ pub(super) async fn release(service: &Service, caller: &Caller, call: &ReleaseCa
 }
 
 /// `Account`
-pub(super) fn account(caller: &Caller) -> Account {
+pub(super) fn account(service: &Service, caller: &Caller) -> Account {
+    let leases = service.leases.borrow();
+    leases.values().filter(|lease| Rc::ptr_eq(&lease.terms.total, &caller.total)).for_each(|lease| lease.count_lost());
+    drop(leases);
     caller.total.borrow().clone()
 }
 

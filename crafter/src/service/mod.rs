@@ -12,7 +12,7 @@
 //! - `connection`: a control connection and its methods (`methods`, `leasing`, `monitor`).
 //! - `descriptors`, `quota`: what each user has of the service.
 //! - `state`: the policy, the attachments, the leases.
-//! - `transmit`: sends the packets of leases.
+//! - `dispatch`: serves the packets of clients in turn (`fair_queue`); `transmit`: sends them.
 //! - `served_lease`: a lease; `outgoing`: packets from its client; `observe`: captures for a client.
 //! - `next_hops`: routes and neighbours for clients; `quota`: what each user has.
 //! - `interfaces`: the attached ones and their users; `attachment`: one of them, and the relay from the driver to the leases.
@@ -28,6 +28,8 @@ mod closer;
 mod coalesce;
 mod connection;
 mod descriptors;
+mod dispatch;
+mod fair_queue;
 mod fault;
 pub mod host;
 mod interfaces;
@@ -147,6 +149,7 @@ async fn run(
         let service = service.clone();
         async move { service.turns.run().await }
     });
+    spawn_local(dispatch::run(service.clone()));
     let rules = service.policy().rules().len();
     service.record(&Record::Start { version: env!("CARGO_PKG_VERSION"), rules });
     status.ready("serving");

@@ -15,7 +15,7 @@ use super::{
     served_lease::ServedLease,
     state::{Service, event, event_of},
 };
-use crate::protocol::wire::{Event, Events, Fault, MonitorCall};
+use crate::protocol::wire::{self, Event, Events, Fault, MonitorCall};
 
 /// The default interval of counter events in milliseconds.
 const INTERVAL: u64 = 1000;
@@ -92,8 +92,8 @@ fn event_now() -> Event {
 /// The user whose events a client may see, and the counters that it has received.
 struct Watch {
     whose: Option<u32>,
-    /// By lease: delivered, delivered bytes, suppressed, lost, refused.
-    seen: HashMap<u64, [u64; 5]>,
+    /// By lease: delivered, delivered bytes, suppressed, lost, refused, lost to full queues.
+    seen: HashMap<u64, [u64; 6]>,
 }
 
 impl Watch {
@@ -115,7 +115,9 @@ impl Watch {
             for (at, kind) in [(0, "delivered"), (2, "suppressed"), (3, "lost"), (4, "refused")] {
                 if more(at) > 0 {
                     let bytes = (at == 0).then(|| more(1));
-                    events.push(Event { event: kind.to_owned(), count: Some(more(at)), bytes, ..event_of(&lease) });
+                    let message = (kind == "lost").then(|| losses(more(5), more(at) - more(5)));
+                    let count = Some(more(at));
+                    events.push(Event { event: kind.to_owned(), count, bytes, message, ..event_of(&lease) });
                 }
             }
             seen.insert(lease.terms.number, now);
@@ -125,7 +127,20 @@ impl Watch {
     }
 }
 
-fn counted(lease: &ServedLease) -> [u64; 5] {
+/// Why packets were lost.
+fn losses(queue_full: u64, unread: u64) -> String {
+    let queue = format!("{queue_full} found no room in the lease's share of the receive queues");
+    let socket = format!("{unread} found no room in the socket, which the client reads too slowly");
+    match (queue_full, unread) {
+        (_, 0) => queue,
+        (0, _) => socket,
+        _ => format!("{queue}, {socket}"),
+    }
+}
+
+fn counted(lease: &ServedLease) -> [u64; 6] {
+    lease.count_lost();
     let tally = lease.tally.borrow();
-    [tally.delivered, tally.delivered_bytes, tally.suppressed, tally.lost, tally.refused]
+    let wire::Account { delivered, delivered_bytes, suppressed, lost, refused, queue_full, .. } = *tally;
+    [delivered, delivered_bytes, suppressed, lost, refused, queue_full]
 }

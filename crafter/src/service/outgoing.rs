@@ -4,18 +4,20 @@ use std::{io, os::fd::AsFd as _, rc::Rc, time::Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::{backlog::Packet, records, served_lease::ServedLease, state::Service};
+use super::{backlog::Packet, dispatch::PACKET_COST, records, served_lease::ServedLease, state::Service};
 use crate::{
     mmsg::Inbox,
     packet::PacketPorts,
-    policy::{Decision, Grant, PacketInfo, Policy, Verdict},
+    policy::{Decision, Grant, PacketInfo, Policy, Usage, Verdict},
     protocol::record::Code,
 };
 
 /// The result of reading a lease's socket.
-enum ReadOutcome {
+pub(super) enum ReadOutcome {
     /// A full batch; more packets may wait.
     More,
+    /// Packets found no room; nothing more is to be read until they do.
+    NoRoom,
     /// No further packets wait.
     WouldBlock,
     /// The client closed the socket.
@@ -28,20 +30,10 @@ enum ReadOutcome {
 pub(super) async fn run(service: Rc<Service>, lease: Rc<ServedLease>) {
     let mut is_closed = false;
     loop {
-        let (no_room, delay) = (lease.backlog.borrow().no_room(), lease.backlog.borrow().retry_delay());
-        if let Some(no_room) = no_room {
-            tokio::select! {
-                biased;
-                () = lease.ended() => break,
-                () = tokio::time::sleep(delay) => service.transmitter.retry(&lease, no_room),
-            }
-            service.note_activity();
-            continue;
+        if is_closed && !lease.has_unsent() {
+            break;
         }
-        if is_closed {
-            if !lease.has_unsent() {
-                break;
-            }
+        if is_closed || !lease.backlog.borrow().is_empty() {
             tokio::select! {
                 biased;
                 () = lease.ended() => break,
@@ -57,14 +49,16 @@ pub(super) async fn run(service: Rc<Service>, lease: Rc<ServedLease>) {
                 Err(_) => break,
             },
         };
-        match take(&service, &lease) {
-            ReadOutcome::More => {}
-            ReadOutcome::WouldBlock => guard.clear_ready(),
-            ReadOutcome::Closed => is_closed = true,
+        service.dispatcher.push(&lease);
+        tokio::select! {
+            biased;
+            () = lease.ended() => break,
+            outcome = lease.turn.ended() => match outcome {
+                ReadOutcome::WouldBlock => guard.clear_ready(),
+                ReadOutcome::Closed => is_closed = true,
+                ReadOutcome::More | ReadOutcome::NoRoom => {}
+            },
         }
-        drop(guard);
-        // Other tasks run.
-        tokio::task::yield_now().await;
     }
     service.forget(&lease);
 }
@@ -73,7 +67,7 @@ pub(super) async fn run(service: Rc<Service>, lease: Rc<ServedLease>) {
 pub(super) enum Closed {
     /// At least one was ended.
     Ended,
-    /// None was ended, but at least one of the user ends as soon as its last packets are sent.
+    /// None was ended, but at least one of the account ends as soon as its last packets are sent.
     Draining,
     /// There is none.
     None,
@@ -81,7 +75,7 @@ pub(super) enum Closed {
 
 /// Ends the leases whose clients have closed their sockets, before their own tasks do; sends their remaining packets
 /// first.
-pub(super) fn end_closed(service: &Rc<Service>, user: u32) -> Closed {
+pub(super) fn end_closed(service: &Rc<Service>, account: u32) -> Closed {
     let leases: Vec<_> = service.leases.borrow().values().cloned().collect();
     let mut sockets: Vec<_> =
         leases.iter().map(|lease| PollFd::new(lease.socket.get_ref().as_fd(), PollFlags::empty())).collect();
@@ -93,34 +87,46 @@ pub(super) fn end_closed(service: &Rc<Service>, user: u32) -> Closed {
     let closed = leases.iter().zip(&sockets).filter(|(_, socket)| is_closed(socket));
     let mut outcome = Closed::None;
     for (lease, _) in closed {
-        while matches!(take(service, lease), ReadOutcome::More) {}
+        // A batch, and the end: a client cannot keep the caller here.
+        let mut read = take(service, lease).0;
+        if matches!(read, ReadOutcome::More) {
+            read = take(service, lease).0;
+        }
         // Otherwise its own task ends the lease after its packets are sent.
-        if !lease.has_unsent() {
+        if matches!(read, ReadOutcome::Closed) && !lease.has_unsent() {
             service.forget(lease);
             outcome = Closed::Ended;
-        } else if lease.subject().user == user && matches!(outcome, Closed::None) {
+        } else if lease.account() == account && matches!(outcome, Closed::None) {
             outcome = Closed::Draining;
         }
     }
     outcome
 }
 
-/// Reads and sends at most a batch.
-fn take(service: &Rc<Service>, lease: &Rc<ServedLease>) -> ReadOutcome {
+/// Reads and sends at most a batch. Returns what it cost, in bytes: a refused packet at least as much as a sent one.
+pub(super) fn take(service: &Rc<Service>, lease: &Rc<ServedLease>) -> (ReadOutcome, u64) {
+    // Packets are sent in their order.
+    if !lease.backlog.borrow().is_empty() {
+        return (ReadOutcome::NoRoom, PACKET_COST);
+    }
     let mut inbox = service.inbox.borrow_mut();
     let is_all = match lease.socket.get_ref().receive_messages(&mut inbox) {
-        Ok(None) => return ReadOutcome::Closed,
+        Ok(None) => return (ReadOutcome::Closed, PACKET_COST),
         Ok(Some(count)) => count < Inbox::MOST,
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return ReadOutcome::WouldBlock,
-        Err(error) if error.kind() == io::ErrorKind::Interrupted => return ReadOutcome::More,
-        Err(_) => return ReadOutcome::Closed,
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return (ReadOutcome::WouldBlock, PACKET_COST),
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => return (ReadOutcome::More, PACKET_COST),
+        Err(_) => return (ReadOutcome::Closed, PACKET_COST),
     };
+    let mut cost = PACKET_COST;
     let policy = service.policy();
     let now = Instant::now();
     let mut packets = Vec::with_capacity(64);
     for (bytes, cut) in inbox.messages() {
+        cost += PACKET_COST + bytes.len() as u64;
         match check_packet(service, &policy, lease, bytes, cut, now) {
             Err(Refusal { code, decision, sentence }) => {
+                // The message to the client.
+                cost += PACKET_COST;
                 let rule = decision.and_then(|decision| decision.rule).map_or(0, |rule| rule as u16);
                 lease.refuse(code, rule, &sentence, bytes);
                 if let Some(decision) = decision {
@@ -141,8 +147,13 @@ fn take(service: &Rc<Service>, lease: &Rc<ServedLease>) -> ReadOutcome {
         service.transmitter.transmit(lease, &packets);
     }
     service.note_activity();
-    // New packets make the socket readable again.
-    if is_all { ReadOutcome::WouldBlock } else { ReadOutcome::More }
+    let outcome = match is_all {
+        _ if !lease.backlog.borrow().is_empty() => ReadOutcome::NoRoom,
+        // New packets make the socket readable again.
+        true => ReadOutcome::WouldBlock,
+        false => ReadOutcome::More,
+    };
+    (outcome, cost)
 }
 
 struct Refusal {
@@ -168,14 +179,22 @@ fn check_packet(
     cut: bool,
     now: Instant,
 ) -> Result<Option<PacketInfo>, Refusal> {
-    let malformed = |sentence: String| Refusal { code: Code::Malformed, decision: None, sentence };
+    let mut usage = lease.usage().borrow_mut();
+    // Packets that no rule is asked about count, too.
+    let malformed = |usage: &mut Usage, sentence: &str| {
+        let decision = policy.charge(&lease.terms.grant, usage, now);
+        allowed(decision).err().unwrap_or(Refusal {
+            code: Code::Malformed,
+            decision: None,
+            sentence: sentence.to_owned(),
+        })
+    };
     if cut {
-        return Err(malformed("the packet is longer than 65535 bytes".to_owned()));
+        return Err(malformed(&mut usage, "the packet is longer than 65535 bytes"));
     }
     if lease.terms.protocol == "observe" {
-        return Err(malformed("this lease only observes; use a lease of ports to send".to_owned()));
+        return Err(malformed(&mut usage, "this lease only observes; use a lease of ports to send"));
     }
-    let mut usage = lease.usage().borrow_mut();
     if lease.sends_frames() {
         let outgoing = PacketInfo::read_frame(bytes);
         let grant = outgoing.as_ref().and_then(|outgoing| borrowed(service, lease, outgoing));
@@ -188,7 +207,7 @@ fn check_packet(
         return Ok(None);
     }
     let Some(outgoing) = PacketInfo::read(bytes) else {
-        return Err(malformed("the packet's IP header and ports cannot be read".to_owned()));
+        return Err(malformed(&mut usage, "the packet's IP header and ports cannot be read"));
     };
     let decision = policy.packet(&lease.terms.grant, &outgoing, &mut usage, now);
     drop(usage);

@@ -20,6 +20,7 @@ use super::{
     backlog::{Backlog, Packet},
     clock::Moment,
     coalesce::coalesce,
+    dispatch::PacketTurn,
     peer_socket::PeerSocket,
     shares::{Charge, WaitingBytes},
 };
@@ -82,11 +83,17 @@ pub(super) struct ServedLease {
     flows: RefCell<HashMap<FlowKey, Instant>>,
     began: Moment,
     pub(super) tally: Tally,
+    /// How many packets the driver had lost when they were last counted.
+    lost_before: Cell<u64>,
     /// Packets that found no room; nothing more is read from the client while there are some.
     pub(super) backlog: RefCell<Backlog>,
     /// Number of packets that wait for a next hop.
     waiting: Cell<usize>,
     kept: Notify,
+    /// Whether the backlog waits for its turn on the full link.
+    pub(super) is_queued: Cell<bool>,
+    /// The lease's turn to have its packets read.
+    pub(super) turn: PacketTurn,
     over: Notify,
     ending: RefCell<Option<(Code, String)>>,
 }
@@ -111,9 +118,12 @@ impl ServedLease {
             flows: RefCell::default(),
             began: Moment::now(),
             tally: Tally::default(),
+            lost_before: Cell::new(0),
             backlog: RefCell::default(),
             waiting: Cell::new(0),
             kept: Notify::new(),
+            is_queued: Cell::new(false),
+            turn: PacketTurn::default(),
             over: Notify::new(),
             ending: RefCell::default(),
         }))
@@ -138,6 +148,16 @@ impl ServedLease {
     fn count(&self, counter: Counter, more: u64) {
         for tally in [&self.tally, &*self.terms.total] {
             *counter(&mut tally.borrow_mut()) += more;
+        }
+    }
+
+    /// Counts the packets that the kernel half and the driver had no room for since the last call.
+    pub(super) fn count_lost(&self) {
+        let Some(lost) = self.lease.borrow().as_ref().map(Lease::lost) else { return };
+        let before = self.lost_before.replace(lost);
+        if lost > before {
+            self.count(|tally| &mut tally.lost, lost - before);
+            self.count(|tally| &mut tally.queue_full, lost - before);
         }
     }
 
@@ -187,6 +207,11 @@ impl ServedLease {
         self.charge.borrow().as_ref()?.wait(bytes)
     }
 
+    /// Notifies the lease's task that its backlog was sent.
+    pub(super) fn notify_sent(&self) {
+        self.kept.notify_one();
+    }
+
     /// Counts packets that no longer wait for a next hop.
     pub(super) fn end_waiting(&self, count: usize) {
         self.waiting.set(self.waiting.get().saturating_sub(count));
@@ -198,13 +223,14 @@ impl ServedLease {
         self.waiting.get() > 0 || !self.backlog.borrow().is_empty()
     }
 
-    /// Waits until the backlog has packets, or until packets no longer wait for a next hop.
+    /// Waits until the backlog has packets or none, or until packets no longer wait for a next hop.
     pub(super) async fn kept(&self) {
         self.kept.notified().await;
     }
 
     /// Releases the ports and closes the client's socket; returns the reason for the audit log.
     pub(super) fn close(&self) -> &'static str {
+        self.count_lost();
         let mut reason = "closed";
         if let Some((code, sentence)) = self.ending.take() {
             self.send_message(Kind::End { code }, &sentence, &[]);
@@ -302,26 +328,38 @@ impl ServedLease {
 
     /// Sends received packets to the client. Those that its socket has no room for are counted as lost.
     pub(super) fn deliver(&self, packets: &[(LeaseId, Received)]) {
+        self.count_lost();
         let mut now = None;
         // Only bursts are merged.
         let whole = (self.terms.coalesce && packets.len() > 1).then(|| coalesce(packets));
-        let packets = whole.as_deref().unwrap_or(packets);
-        let wanted = packets.iter().map(|(_, received)| received).filter(|received| {
-            let is_reply = received.reason.is_ingress();
-            let counter: Counter = if is_reply { |tally| &mut tally.delivered } else { |tally| &mut tally.suppressed };
-            self.count(counter, 1);
-            is_reply || self.terms.report
-        });
-        let mut messages: Vec<([u8; HEADER], &Received)> = Vec::with_capacity(packets.len());
-        for received in wanted {
+        let plain = if whole.is_some() { &[] } else { packets };
+        let merged = whole.iter().flatten().map(|(count, received)| (*count, received));
+        let packets = merged.chain(plain.iter().map(|(_, received)| (1, received)));
+        let mut messages: Vec<([u8; HEADER], &Received, u64)> = Vec::with_capacity(plain.len());
+        for (count, received) in packets {
+            if !received.reason.is_ingress() {
+                self.count(|tally| &mut tally.suppressed, count);
+                if !self.terms.report {
+                    continue;
+                }
+            }
             let time = received.timestamp_ns.unwrap_or_else(|| *now.get_or_insert_with(monotonic_ns));
             let cut = if received.cut { record::CUT } else { 0 };
             let flags = record::checksum_flags(received.checksum) | cut;
             let kind = Kind::Packet { delivery: DeliveryKind::of(received.reason), flags };
-            messages.push((self.header(kind, received.ip.len(), time).encode(), received));
+            messages.push((self.header(kind, received.ip.len(), time).encode(), received, count));
         }
         for batch in messages.chunks(BATCH) {
-            self.send(batch.iter().map(|(header, received)| (header, &received.ip[..])));
+            let done = self.send(batch.iter().map(|(header, received, _)| (header, &received.ip[..])));
+            for (at, (_, received, count)) in batch.iter().enumerate() {
+                let counter: Counter = match (at < done, received.reason.is_ingress()) {
+                    (true, true) => |tally| &mut tally.delivered,
+                    // Counted as suppressed.
+                    (true, false) => continue,
+                    (false, _) => |tally| &mut tally.lost,
+                };
+                self.count(counter, *count);
+            }
         }
     }
 
@@ -329,12 +367,15 @@ impl ServedLease {
     pub(super) fn show(&self, bytes: &[u8], length: u32, time_ns: u64, flags: u16) {
         let mut header = self.header(Kind::Packet { delivery: DeliveryKind::Captured, flags }, bytes.len(), time_ns);
         header.length = length;
-        self.count(|tally| &mut tally.delivered, 1);
-        self.send([(&header.encode(), bytes)].into_iter());
+        let counter: Counter = match self.send([(&header.encode(), bytes)].into_iter()) {
+            0 => |tally| &mut tally.lost,
+            _ => |tally| &mut tally.delivered,
+        };
+        self.count(counter, 1);
     }
 
-    /// Sends at most [`BATCH`] messages.
-    fn send<'m>(&self, messages: impl ExactSizeIterator<Item = (&'m [u8; HEADER], &'m [u8])> + Clone) {
+    /// Sends at most [`BATCH`] messages, and returns how many the client's socket had room for.
+    fn send<'m>(&self, messages: impl ExactSizeIterator<Item = (&'m [u8; HEADER], &'m [u8])> + Clone) -> usize {
         let mut done = 0;
         let total = messages.len();
         while done < total {
@@ -344,16 +385,18 @@ impl ServedLease {
                 Ok(sent) => done += sent,
             }
         }
-        self.count(|tally| &mut tally.lost, (total - done) as u64);
         let bytes: usize = messages.take(done).map(|(_, bytes)| bytes.len()).sum();
         self.count(|tally| &mut tally.delivered_bytes, bytes as u64);
+        done
     }
 
     /// The lease as `ListLeases` reports it.
     pub(super) fn describe(&self) -> wire::Lease {
+        self.count_lost();
         let requested = self.terms.grant.requested();
-        let wire::Account { sent, sent_bytes, not_sent, refused, delivered, delivered_bytes, lost, suppressed } =
-            self.tally.borrow().clone();
+        let tally = self.tally.borrow().clone();
+        let wire::Account { sent, sent_bytes, not_sent, refused, delivered, .. } = tally;
+        let wire::Account { delivered_bytes, lost, queue_full, suppressed, .. } = tally;
         let has_ports = requested.transport.is_some();
         wire::Lease {
             lease: self.terms.number,
@@ -375,6 +418,7 @@ impl ServedLease {
             delivered,
             delivered_bytes,
             lost,
+            queue_full,
             suppressed,
         }
     }

@@ -21,6 +21,7 @@ use super::{
     clock::{Moment, now_us},
     closer::Closer,
     descriptors::Descriptors,
+    dispatch::Dispatcher,
     host::audit::{Audit, Record},
     leasing, names,
     next_hops::NextHops,
@@ -35,7 +36,6 @@ use super::{
 };
 use crate::{
     Error, Options, Result,
-    driver::NoRoom,
     mmsg::Inbox,
     policy::{Host, Policy},
     protocol::{record::Code, wire::Event},
@@ -95,6 +95,7 @@ pub(super) struct Service {
     /// Notified when the service may have become idle.
     pub(super) quiet: Notify,
     pub(super) started: Moment,
+    pub(super) dispatcher: Dispatcher,
     pub(super) transmitter: Rc<Transmitter>,
     pub(super) next_hops: Rc<NextHops>,
     pub(super) audit: Audit,
@@ -141,6 +142,7 @@ impl Service {
             connections: Connections::new(descriptors),
             quiet: Notify::new(),
             started: Moment::now(),
+            dispatcher: Dispatcher::default(),
             transmitter: Rc::default(),
             next_hops: Rc::default(),
             audit: Audit::open()?,
@@ -246,7 +248,7 @@ impl Service {
         }
         self.leases_by_user.borrow_mut().remove(&(lease.subject().user, lease.terms.number));
         if !lease.backlog.borrow().is_empty() {
-            self.transmitter.retry(lease, NoRoom::Refuse);
+            self.transmitter.give_up(lease);
         }
         records::end(&self.audit, lease, lease.close());
         self.emit(Event { event: "lease-ended".to_owned(), ..event_of(lease) });

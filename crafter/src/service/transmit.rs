@@ -1,26 +1,51 @@
 //! Sends the packets of leases: looks their routes up, and keeps those that find no room.
 
-use std::{cell::RefCell, collections::HashMap, rc::Rc};
+use std::{cell::RefCell, collections::HashMap, rc::Rc, time::Duration};
 
-use tokio::task::spawn_local;
+use tokio::{
+    task::{spawn_local, yield_now},
+    time::sleep,
+};
 
 use super::{
     backlog::{Packet, RouteKey},
+    dispatch::PACKET_COST,
+    fair_queue::{FairQueue, Turn},
     served_lease::ServedLease,
     shares::WaitingBytes,
 };
 use crate::{
     Error,
-    driver::{NoRoom, TxPacket},
+    driver::{NoRoom, ROOM_RETRY_DELAY, TxPacket},
     protocol::record::Code,
 };
 
 /// The most packets that wait for one next hop.
 const MAX_WAITING: usize = 256;
 
+/// What a user may send by a full link in a round, as in [`PACKET_COST`]: about two packets. The shares of a slow link
+/// are fair within a few packets.
+const LINK_QUANTUM: u64 = 2 * (PACKET_COST + 1500);
+
+/// The most that a round of retries costs before other tasks run.
+const MAX_ROUND: u64 = 64 * LINK_QUANTUM;
+
+/// Packets of one lease that are sent again at once.
+const RETRIED: usize = 8;
+
+/// Leases with a backlog on one interface.
+struct Backlogged {
+    queue: FairQueue<Rc<ServedLease>>,
+    /// Whether the link had no room for the latest packet. Otherwise, packets wait for next hops only, which delays no
+    /// other lease.
+    is_link_full: bool,
+}
+
 /// Sends packets, and holds those whose next hop is being looked up, by interface index and route.
 #[derive(Default)]
 pub(super) struct Transmitter {
+    /// By interface index.
+    backlogged: RefCell<HashMap<u32, Backlogged>>,
     waiting: RefCell<HashMap<(u32, RouteKey), Vec<Waiting>>>,
 }
 
@@ -32,26 +57,129 @@ struct Waiting {
 
 impl Transmitter {
     /// Sends packets of one lease, and relays at once what arrived meanwhile. The first packet without room and all
-    /// behind it go to the lease's backlog.
+    /// behind it go to the lease's backlog. While the link is full for others, all do: leases take turns then.
     pub(super) fn transmit(self: &Rc<Self>, lease: &Rc<ServedLease>, packets: &[Packet<&[u8]>]) {
-        let tried = if lease.backlog.borrow().is_empty() { self.send(lease, packets, NoRoom::Stop) } else { 0 };
+        let is_free = lease.backlog.borrow().is_empty() && !self.is_full(lease);
+        let (tried, is_link_full) = if is_free { self.send(lease, packets, NoRoom::Stop) } else { (0, false) };
         if tried < packets.len() {
             lease.keep(&packets[tried..]);
+            self.retry_later(lease, is_link_full);
         }
     }
 
-    /// Sends the backlog of a lease again.
-    pub(super) fn retry(self: &Rc<Self>, lease: &Rc<ServedLease>, on_no_room: NoRoom) {
-        let backlog = lease.backlog.take();
-        let tried = self.send(lease, &backlog.packets(), on_no_room);
-        lease.backlog.replace(backlog.without(tried));
+    fn is_full(&self, lease: &ServedLease) -> bool {
+        let link = lease.attachment.interface().ifindex;
+        self.backlogged.borrow().get(&link).is_some_and(|backlogged| backlogged.is_link_full)
     }
 
-    /// How many of the packets were tried; all if the interface is being detached.
-    fn send(self: &Rc<Self>, lease: &Rc<ServedLease>, packets: &[Packet<&[u8]>], on_no_room: NoRoom) -> usize {
+    /// Refuses what finds no room at once: the lease ends.
+    pub(super) fn give_up(self: &Rc<Self>, lease: &Rc<ServedLease>) {
+        let backlog = lease.backlog.take();
+        self.send(lease, &backlog.packets(), NoRoom::Refuse);
+    }
+
+    /// Has the backlog of a lease sent again, in turn with others on the same interface.
+    fn retry_later(self: &Rc<Self>, lease: &Rc<ServedLease>, is_link_full: bool) {
+        if lease.backlog.borrow().is_empty() || lease.is_queued.replace(true) {
+            return;
+        }
+        let link = lease.attachment.interface().ifindex;
+        let mut all = self.backlogged.borrow_mut();
+        let is_new = !all.contains_key(&link);
+        let none = || Backlogged { queue: FairQueue::new(LINK_QUANTUM), is_link_full: false };
+        let backlogged = all.entry(link).or_insert_with(none);
+        backlogged.queue.push(lease.account(), lease.clone());
+        backlogged.is_link_full |= is_link_full;
+        drop(all);
+        if is_new {
+            let transmitter = self.clone();
+            spawn_local(async move {
+                let mut delay = ROOM_RETRY_DELAY;
+                loop {
+                    if delay.is_zero() {
+                        yield_now().await;
+                    } else {
+                        sleep(delay).await;
+                    }
+                    match transmitter.retry_round(link) {
+                        Some(next) => delay = next,
+                        None => break,
+                    }
+                }
+            });
+        }
+    }
+
+    /// Sends backlogs of one interface in turn, until its link is full again. Returns the delay until the next round;
+    /// `None` when there are no more.
+    fn retry_round(self: &Rc<Self>, link: u32) -> Option<Duration> {
+        let mut delay = ROOM_RETRY_DELAY;
+        // Each lease that waits for a next hop comes up once in a round.
+        let mut set_aside = Vec::new();
+        let (mut spent, mut is_full) = (0, false);
+        loop {
+            let turn = self.backlogged.borrow_mut().get_mut(&link).and_then(|backlogged| backlogged.queue.next());
+            let Some(Turn { user, member: lease }) = turn else { break };
+            delay = lease.backlog.borrow().retry_delay();
+            let (cost, is_link_full) = self.retry(&lease);
+            spent += cost;
+            is_full = is_link_full;
+            if let Some(backlogged) = self.backlogged.borrow_mut().get_mut(&link) {
+                backlogged.queue.charge(user, cost);
+            }
+            if lease.backlog.borrow().is_empty() {
+                lease.is_queued.set(false);
+                lease.notify_sent();
+                continue;
+            }
+            let is_stuck = cost == 0 && !is_link_full;
+            if is_stuck {
+                set_aside.push(lease);
+            } else if let Some(backlogged) = self.backlogged.borrow_mut().get_mut(&link) {
+                backlogged.queue.push(user, lease);
+            }
+            if is_link_full {
+                break;
+            }
+            if spent > MAX_ROUND {
+                // Nobody overtakes the others that wait.
+                (delay, is_full) = (Duration::ZERO, true);
+                break;
+            }
+        }
+        let mut all = self.backlogged.borrow_mut();
+        let backlogged = all.get_mut(&link)?;
+        backlogged.is_link_full = is_full;
+        set_aside.into_iter().for_each(|lease| backlogged.queue.push(lease.account(), lease));
+        if backlogged.queue.is_empty() {
+            all.remove(&link);
+            return None;
+        }
+        Some(delay)
+    }
+
+    /// Sends a few packets of a backlog. Returns what they cost, and whether the link is full.
+    fn retry(self: &Rc<Self>, lease: &Rc<ServedLease>) -> (u64, bool) {
+        let backlog = lease.backlog.take();
+        let Some(on_no_room) = backlog.no_room() else { return (0, false) };
+        let packets = backlog.packets();
+        let few = &packets[..packets.len().min(RETRIED)];
+        let (tried, is_link_full) = self.send(lease, few, on_no_room);
+        let cost = packets[..tried].iter().map(|packet| PACKET_COST + packet.len() as u64).sum();
+        drop(packets);
+        let rest = backlog.without(tried);
+        // Packets that were kept meanwhile were sent later.
+        let kept = lease.backlog.replace(rest);
+        lease.backlog.borrow_mut().append(kept);
+        (cost, is_link_full)
+    }
+
+    /// How many of the packets were tried, all if the interface is being detached; and whether the link has no room for
+    /// the next one.
+    fn send(self: &Rc<Self>, lease: &Rc<ServedLease>, packets: &[Packet<&[u8]>], on_no_room: NoRoom) -> (usize, bool) {
         let attachment = &lease.attachment;
-        let Ok(crafter) = attachment.crafter() else { return packets.len() };
-        let mut done = 0;
+        let Ok(crafter) = attachment.crafter() else { return (packets.len(), false) };
+        let (mut done, mut is_link_full) = (0, false);
         while let Some(packet) = packets.get(done) {
             let routed: Vec<_> = packets[done..].iter().map_while(|packet| routed(lease, packet)).collect();
             if routed.is_empty() {
@@ -77,12 +205,13 @@ impl Transmitter {
             lease.handle_sent(&routed[..sent.tried], &sent);
             done += sent.tried;
             if sent.tried < routed.len() {
+                is_link_full = true;
                 break;
             }
         }
         drop(crafter);
         attachment.relay();
-        done
+        (done, is_link_full)
     }
 
     /// Looks up the route of a packet, and sends the packet then. `false` if too many packets wait for the route already.
@@ -115,9 +244,12 @@ impl Transmitter {
                     match &found {
                         Ok(route) => {
                             let packets: Vec<_> = packets.map(|bytes| Packet::Routed(route.clone(), bytes)).collect();
-                            let tried = transmitter.send(lease, &packets, NoRoom::Stop);
+                            let is_free = !transmitter.is_full(lease);
+                            let (tried, is_link_full) =
+                                if is_free { transmitter.send(lease, &packets, NoRoom::Stop) } else { (0, false) };
                             // The client sent them before the packets in the backlog.
                             lease.keep_first(&packets[tried..]);
+                            transmitter.retry_later(lease, is_link_full);
                         }
                         Err(error) => {
                             let sentence = error.to_string();

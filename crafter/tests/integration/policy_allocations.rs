@@ -47,5 +47,6 @@ fn deciding_packets_allocates_nothing() {
         }
     });
     assert_eq!(judged, 0);
-    assert_eq!(counts, [500, 1000, 500]);
+    // Refused packets count towards the burst of 500.
+    assert_eq!(counts, [250, 250, 1500]);
 }

@@ -174,7 +174,9 @@ impl Machine {
             ring: 0,
             clock: 1,
         };
-        let attached = [1_u32.to_le_bytes(), socket_frame.to_le_bytes()].concat();
+        // Without limits on what waits.
+        let (link, unlimited) = (1_u32, u32::MAX);
+        let attached = [link, socket_frame, 0, unlimited, unlimited, 0].map(u32::to_le_bytes).concat();
         machine.put(map::LINKS, &[0; 4], &attached);
         machine
     }
@@ -203,6 +205,13 @@ impl Machine {
             let word = views.filter.get(&index, 0).expect("a word of the filter");
             self.put(map::FILTER, &index.to_le_bytes(), &word);
         }
+    }
+
+    /// Limits what may wait in the pools: frames of the socket, units of the ring.
+    pub fn limit(&mut self, frames: u32, ring: u32) {
+        let table = self.maps.iter().find(|table| table.name == map::LINKS).expect("the interface");
+        let at = table.entries[&[0; 4][..]];
+        self.memory.write_all(at + 12, &[frames, ring].map(u32::to_le_bytes).concat());
     }
 
     /// Removes all owners but keeps the filter, which then reports false positives.

@@ -11,6 +11,7 @@ use crafter_common::{
     port::{FILTER_WORDS, FilterWord, OBSERVE, OwnedKey, OwnedPort, REPORT, SUPPRESS},
     reason::Reason,
     reply::{CLASSES, ReplyHeader},
+    share::Share,
 };
 
 use crate::datapath::program::OBJECT;
@@ -81,8 +82,9 @@ fn layout() -> String {
         }
     );
     describe!(text, FragmentKey { link, source, destination, identification, protocol, pad });
-    describe!(text, Attached { link, socket_frame });
-    describe!(text, ReplyHeader { timestamp, captured, length, ifindex, reason });
+    describe!(text, Attached { link, socket_frame, pools, frames, ring, pad });
+    describe!(text, Share { taken, released, lost, user });
+    describe!(text, ReplyHeader { timestamp, captured, length, ifindex, reason, share, pad });
     let _ = writeln!(text, "address: {} bytes", size_of::<Address>());
     let _ = writeln!(text, "slots: {SLOTS}; words of the filter: {FILTER_WORDS}; records: {CLASSES:?} bytes");
     let _ = writeln!(text, "flags of a port: observe {OBSERVE}, suppress {SUPPRESS}, report {REPORT}");

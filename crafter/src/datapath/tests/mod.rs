@@ -8,6 +8,7 @@ mod frames;
 mod reserve;
 mod route;
 mod shared;
+mod shares;
 mod tap;
 mod tx;
 mod verified;

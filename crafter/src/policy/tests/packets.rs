@@ -239,11 +239,14 @@ fn sizes_and_rates() {
     assert_eq!(sent(&rule(""), |_| {}, &packet), Verdict::Allowed);
     let (policy, mut usage, now) = (rule("packets_per_second = 10\nburst = 3"), Usage::default(), Instant::now());
     let grant = policy.grant(&alice(), &requested(), &host(), &usage).unwrap();
-    // A packet refused for another reason does not count towards the rate.
+    // A packet refused for another reason counts towards the rate, too, and beyond the rate no packet is checked.
     let bad = tcp("192.0.2.1:1", "203.0.113.1:80");
     assert_eq!(policy.packet(&grant, &bad, &mut usage, now).verdict, Verdict::SourcePort);
-    let verdicts: Vec<Verdict> = (0..5).map(|_| policy.packet(&grant, &packet, &mut usage, now).verdict).collect();
-    assert_eq!(verdicts, [Verdict::Allowed, Verdict::Allowed, Verdict::Allowed, Verdict::Rate, Verdict::Rate]);
+    assert!(policy.charge(&grant, &mut usage, now).is_allowed());
+    let verdicts: Vec<Verdict> = (0..3).map(|_| policy.packet(&grant, &packet, &mut usage, now).verdict).collect();
+    assert_eq!(verdicts, [Verdict::Allowed, Verdict::Rate, Verdict::Rate]);
+    assert_eq!(policy.packet(&grant, &bad, &mut usage, now).verdict, Verdict::Rate);
+    assert_eq!(policy.charge(&grant, &mut usage, now).verdict, Verdict::Rate);
     assert!(policy.packet(&grant, &packet, &mut usage, now + Duration::from_millis(100)).is_allowed());
     assert!(!policy.packet(&grant, &packet, &mut usage, now + Duration::from_millis(100)).is_allowed());
 }

@@ -184,12 +184,16 @@ wire! {
         not_sent: u64,
         /// Packets that were refused.
         refused: u64,
-        /// Packets for the client.
+        /// Packets delivered to the client's sockets.
         delivered: u64,
         /// Bytes of the packets that the client received.
         delivered_bytes: u64,
-        /// Messages lost because the client read too slowly.
+        /// Packets and messages lost: received by the kernel half, but not delivered. Packets that arrive for the lease are
+        /// either delivered or lost.
         lost: u64,
+        /// Of the lost packets, those that found no room in the lease's share of the receive queues. The others found no
+        /// room in the client's socket: the client reads too slowly.
+        queue_full: u64,
         /// RSTs and port-unreachables of the kernel that were dropped.
         suppressed: u64,
     }
@@ -238,8 +242,12 @@ wire! {
         delivered: u64,
         /// Their bytes.
         delivered_bytes: u64,
-        /// Messages lost because the client read too slowly.
+        /// Packets and messages lost: received by the kernel half, but not delivered. Packets that arrive for the lease are
+        /// either delivered or lost.
         lost: u64,
+        /// Of the lost packets, those that found no room in the lease's share of the receive queues. The others found no
+        /// room in the client's socket: the client reads too slowly.
+        queue_full: u64,
         /// RSTs and port-unreachables of the kernel that were dropped and reported.
         suppressed: u64,
     }

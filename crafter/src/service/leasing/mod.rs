@@ -90,7 +90,7 @@ async fn after_closed_leases<T>(
         if taken.is_ok() {
             return taken;
         }
-        match outgoing::end_closed(service, caller.subject.user) {
+        match outgoing::end_closed(service, service.users.account(caller.subject.user)) {
             Closed::Ended => {}
             Closed::Draining if Instant::now() < deadline => sleep(DRAIN_POLL).await,
             Closed::Draining | Closed::None => return taken,
@@ -233,7 +233,7 @@ async fn try_observe(
         protocol: "observe",
         grant,
         address: None,
-        kernel_terms: Terms { observe: true, suppress: false, report: false },
+        kernel_terms: Terms { observe: true, suppress: false, ..Terms::default() },
         report: false,
         coalesce: false,
         total: caller.total.clone(),

@@ -115,13 +115,13 @@ pub(super) async fn acquire(
             transport,
             address: plan.address,
             port: PortChoice::Range(ports),
-            terms: kernel_terms(request),
+            terms: Terms { user: account, ..kernel_terms(request) },
             coalesce: false,
         };
         let lease = crafter.lease_reserved(request, reserved, attachment.arrived.clone()).await?;
         Ok((lease, grant, charge.with(descriptors)))
     };
-    let acquired = service.searches.alone(caller.subject.user, work).await;
+    let acquired = service.searches.alone(account, work).await;
     let (lease, grant, charge) = acquired.map_err(|error| own_holder(service, caller, &attachment, error))?;
     let (ours, theirs) = pair(charge.socket_bytes())?;
     Ok(AcquiredLease { guard, lease: Some(lease), grant, charge, ours, theirs })
@@ -129,7 +129,7 @@ pub(super) async fn acquire(
 
 /// How the kernel half treats packets for the lease.
 pub(super) fn kernel_terms(request: &ServedRequest) -> Terms {
-    Terms { observe: request.observe, suppress: request.suppress, report: true }
+    Terms { observe: request.observe, suppress: request.suppress, report: true, ..Terms::default() }
 }
 
 /// Replaces the holder of a taken port: only a lease of the caller is named. A client must not learn about other users'

@@ -26,6 +26,8 @@ use crafter_tests::{
     testbed::{self, ENDS, lab},
 };
 
+use nix::sys::signal::Signal;
+
 use super::{lease, lease_call, packets, service};
 
 const PORT: u16 = 7000;
@@ -146,6 +148,39 @@ fn senders_are_slowed_by_back_pressure() {
     println!("sent within {took:?}; the other lease's datagram arrived after {position} of {COUNT}");
     assert!(position < received.len() - 1, "the other lease's datagram arrived last");
     assert_all(received.into_iter().filter(|one| one.0 == first), 0..COUNT);
+}
+
+/// Sixteen leases of one user that fill a link delay another user's packets by as many packets as that user sends, not by
+/// all.
+#[test]
+fn users_share_a_full_link() {
+    const EACH: u32 = 64;
+    let _serial = Serial::begin();
+    let lab = lab();
+    let service = service(&lab);
+    let many: Vec<_> =
+        (0..16).map(|_| lease(&service, ROOT, &lease_call("udp", None, None)).expect("a lease")).collect();
+    let one = lease(&service, NOBODY, &lease_call("udp", None, None)).expect("a lease");
+    // Resolves the next hop.
+    one.send(&datagram(port(&one), EACH)).expect("send");
+    wait_for("the first packet", REPLY_TIMEOUT, || service.leases().iter().any(|lease| lease.sent == 1).then_some(()));
+    let peer = Peer::start(&lab);
+    slow_down(&lab, "4mbit", "2kb");
+    service.signal(Signal::SIGSTOP);
+    for socket in many.iter().chain([&one]) {
+        (0..EACH).for_each(|number| socket.send(&datagram(port(socket), number)).expect("send"));
+    }
+    service.signal(Signal::SIGCONT);
+    let all = u64::from(EACH) * 17 + 1;
+    wait_for("all packets", REPLY_TIMEOUT, || {
+        let leases = service.leases();
+        assert!(leases.iter().all(|lease| (lease.not_sent, lease.refused) == (0, 0)), "{leases:?}");
+        (leases.iter().map(|lease| lease.sent).sum::<u64>() == all).then_some(())
+    });
+    let received = peer.finish();
+    let last = received.iter().rposition(|(from, _)| *from == port(&one)).expect("the other user's");
+    println!("the last of {EACH} packets of the other user arrived as number {last} of {}", received.len());
+    assert!(last < 5 * EACH as usize, "number {last} of {}", received.len());
 }
 
 /// Batches of the library wait for room like single packets, in whichever queue is full.

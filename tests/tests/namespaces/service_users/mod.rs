@@ -1,5 +1,6 @@
 //! Unprivileged users of the service: all commands, exclusive ports, isolation from each other, and release of ports.
 
+mod fairness;
 mod isolation;
 mod limits;
 mod release;
