@@ -42,6 +42,9 @@ use crate::{
 /// Timeout for the first answer of the service; generous, because the machine may be busy.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// The option that says how long an interface stays attached.
+pub const KEEP_ATTACHED: &str = "--keep-attached";
+
 /// Timeout for a message that must arrive.
 pub const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -303,6 +306,10 @@ fn spawn(
         }
     };
     command.arg("serve").args(access).arg("--socket").arg(socket).arg("--policy").arg(policy).args(arguments);
+    if !arguments.contains(&KEEP_ATTACHED) {
+        // Tests wait until it is detached.
+        command.args([KEEP_ATTACHED, "1"]);
+    }
     let mut process = Process::start(command.stdout(Stdio::null()).stderr(log));
     wait_for("an answer of the service", START_TIMEOUT, || {
         assert!(process.0.try_wait().expect("its state").is_none(), "the service exited during its start");

@@ -18,7 +18,7 @@ use crafter::{
         program::{self, Attach, LoadOptions},
     },
     service::{
-        ServeOptions, Signals,
+        KEEP_ATTACHED, ServeOptions, Signals,
         host::{privileges, systemd},
         serve,
     },
@@ -48,6 +48,10 @@ pub struct Args {
     /// Exit after this idle time [default: 60 if systemd opened the socket, else never]
     #[arg(long, value_name = "TIME", value_parser = signals::duration)]
     idle: Option<Duration>,
+    /// How long an interface stays attached after its last lease, so that the next one begins at once, 0 to detach at
+    /// once; keep_attached of the policy takes precedence
+    #[arg(long, value_name = "SECONDS", default_value_t = KEEP_ATTACHED.as_secs() as u32, value_parser = clap::value_parser!(u32).range(..=86_400), help_heading = "Engine", hide_short_help = true)]
+    keep_attached: u32,
     /// Ingress hook: native or generic XDP, tc, or the fastest that is available
     #[arg(long, value_name = "MODE", default_value = "auto", value_parser = interface::attach(), help_heading = "Engine", hide_short_help = true)]
     attach: Attach,
@@ -61,9 +65,9 @@ pub struct Args {
 
 const HELP: &str = "\
 Owns the hooks for its clients: unprivileged users lease ports from it, as the policy allows
-(`crafter policy`). It attaches to an interface with the first lease and detaches one second
-after the last. It needs CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF and CAP_PERFMON, and drops all
-other capabilities.
+(`crafter policy`). It attaches to an interface with the first lease, and detaches 30 seconds
+after the last (--keep-attached), so that the next lease begins at once.
+It needs CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF and CAP_PERFMON, and drops all other capabilities.
 
 SIGHUP reloads the policy; if the new policy has an error, the current one stays in force.
 SIGTERM and SIGINT end the service and all leases; after that the kernel handles the ports
@@ -107,7 +111,8 @@ pub async fn run(args: Args, _: &Globals) -> anyhow::Result<u8> {
         .map_err(account::option_error)?;
     let load = LoadOptions { flow_entries: args.flows, ..LoadOptions::default() };
     let open = Options { attach: args.attach, load };
-    let options = ServeOptions { policy: args.policy, open, idle, without_filter: args.no_seccomp };
+    let keep_attached = Some(Duration::from_secs(args.keep_attached.into()));
+    let options = ServeOptions { policy: args.policy, open, idle, keep_attached, without_filter: args.no_seccomp };
     let served = serve(options, listener, signals, systemd::Notifier::new()).await;
     log::logger().flush();
     served?;

@@ -8,6 +8,8 @@
 //! decides alone; later rules are ignored.** A user that no rule names may do nothing.
 //!
 //! ```toml
+//! keep_attached = 30                  # seconds, before the rules
+//!
 //! [[rule]]
 //! group = "crafter"                   # or user = ..., or both; names, numbers, or lists of them
 //! interfaces = ["eth*"]               # names; * at the end for any characters
@@ -40,6 +42,9 @@
 //! - Ports of destinations apply to TCP and UDP. A later fragment, which contains no ports, and a protocol without
 //!   ports match every denied port and no allowed one; ICMP queries match neither.
 //!
+//! `keep_attached` is how long an interface stays attached after the last lease on it ends, so that the next lease does not
+//! wait for the kernel: 0 to detach at once. Without it, `crafter serve --keep-attached` says it: 30 by default.
+//!
 //! A text is accepted or rejected as a whole, with all problems ([`Rejected`]). Settings that are valid but probably
 //! not intended are [warnings](Policy::warnings).
 //!
@@ -52,6 +57,7 @@ use std::{
     collections::HashMap,
     fmt,
     sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
 };
 
 use serde::Serialize;
@@ -159,6 +165,7 @@ pub trait Names {
 #[derive(Debug, Clone)]
 pub struct Policy {
     rules: Vec<Rule>,
+    keep_attached: Option<Duration>,
     /// Warnings about the text, about names, and about the order of rules.
     warnings: [Vec<Problem>; 3],
     /// The indices of the first rule of each user and group, and of the rule for everybody.
@@ -175,7 +182,7 @@ impl Policy {
     /// # Errors
     /// [`Rejected`] with all problems.
     pub fn parse(text: &str) -> Result<Self, Rejected> {
-        let (rules, mut reader) = read::read(text);
+        let (rules, keep_attached, mut reader) = read::read(text);
         if !reader.problems.is_empty() {
             let excerpts = reader.problems.iter().map(|problem| problem.excerpt(text)).collect();
             return Err(Rejected { problems: reader.problems, excerpts });
@@ -185,6 +192,7 @@ impl Policy {
         }
         let mut policy = Self {
             rules,
+            keep_attached,
             warnings: [reader.warnings, Vec::new(), Vec::new()],
             users: HashMap::new(),
             groups: HashMap::new(),
@@ -253,6 +261,11 @@ impl Policy {
     /// The rules in their order.
     pub fn rules(&self) -> &[Rule] {
         &self.rules
+    }
+
+    /// How long an interface stays attached after the last lease on it ends, if the text says so.
+    pub fn keep_attached(&self) -> Option<Duration> {
+        self.keep_attached
     }
 
     /// Settings that are valid but probably not intended, in the order of the text.

@@ -1,5 +1,7 @@
 //! Reads the text of a policy. Reports all problems, not only the first.
 
+use std::time::Duration;
+
 use toml::{
     Spanned,
     de::{DeTable, DeValue},
@@ -16,6 +18,9 @@ use crate::layer::nearest;
 
 /// The maximum length of a policy in bytes: 1 MiB.
 const MAX_LENGTH: usize = 1 << 20;
+
+/// The largest value of `keep_attached` in seconds: a day.
+const MAX_KEEP_ATTACHED: u32 = 86_400;
 
 /// The keys of a rule.
 const KEYS: [&str; 21] = [
@@ -42,12 +47,12 @@ const KEYS: [&str; 21] = [
     "broadcast",
 ];
 
-/// Reads a text. The rules are valid only without problems.
-pub(super) fn read(text: &str) -> (Vec<Rule>, Reader<'_>) {
+/// Reads a text: its rules, and how long interfaces stay attached. Both are valid only without problems.
+pub(super) fn read(text: &str) -> (Vec<Rule>, Option<Duration>, Reader<'_>) {
     let mut reader = Reader::new(text);
     if text.len() > MAX_LENGTH {
         reader.problem(0, format!("{} bytes are too long for a policy; at most {MAX_LENGTH} are allowed", text.len()));
-        return (Vec::new(), reader);
+        return (Vec::new(), None, reader);
     }
     let (table, errors) = DeTable::parse_recoverable(text);
     for error in errors {
@@ -57,17 +62,25 @@ pub(super) fn read(text: &str) -> (Vec<Rule>, Reader<'_>) {
     }
     // Problems that follow from invalid TOML would hide the cause.
     if !reader.problems.is_empty() {
-        return (Vec::new(), reader);
+        return (Vec::new(), None, reader);
     }
-    (reader.rules(table.get_ref()), reader)
+    let (rules, keep_attached) = reader.whole(table.get_ref());
+    (rules, keep_attached, reader)
 }
 
 impl Reader<'_> {
-    fn rules(&mut self, table: &DeTable<'_>) -> Vec<Rule> {
-        let mut rules = Vec::new();
+    fn whole(&mut self, table: &DeTable<'_>) -> (Vec<Rule>, Option<Duration>) {
+        let (mut rules, mut keep_attached) = (Vec::new(), None);
         for (key, value) in table {
+            if key.get_ref() == "keep_attached" {
+                key.get_ref().as_ref().clone_into(&mut self.key);
+                let seconds = self.number(Value(value), 0..=MAX_KEEP_ATTACHED, false);
+                keep_attached = seconds.map(|seconds| Duration::from_secs(seconds.into()));
+                self.key.clear();
+                continue;
+            }
             if key.get_ref() != "rule" {
-                let near = nearest(key.get_ref(), ["rule"].into_iter());
+                let near = nearest(key.get_ref(), ["rule", "keep_attached"].into_iter());
                 self.problem(key.span().start, format!("there is no key '{}' here{near}", key.get_ref()));
                 continue;
             }
@@ -87,7 +100,7 @@ impl Reader<'_> {
             }
             self.rule = 0;
         }
-        rules
+        (rules, keep_attached)
     }
 
     fn rule(&mut self, table: &DeTable<'_>, whole: &Spanned<DeValue<'_>>, end: usize) -> Rule {

@@ -1,10 +1,11 @@
-//! An interface that the service is attached to, as long as something is leased on it.
+//! An interface that the service is attached to, as long as something is leased on it and for some time after that.
 
 use std::{
     cell::{Cell, RefCell},
     collections::{HashMap, HashSet},
     rc::{Rc, Weak},
     sync::Arc,
+    time::Instant,
 };
 
 use tokio::{
@@ -50,6 +51,10 @@ pub(super) struct Attachment {
     gathered: RefCell<Vec<(LeaseId, Received)>>,
     /// Guards held.
     users: Cell<u64>,
+    /// When the last guard was dropped.
+    unused_since: Cell<Instant>,
+    /// Whether a task waits to detach it.
+    pub(super) is_watched: Cell<bool>,
     on_change: OnChange,
 }
 
@@ -81,6 +86,8 @@ impl Attachment {
             receivers: RefCell::default(),
             gathered: RefCell::default(),
             users: Cell::new(0),
+            unused_since: Cell::new(Instant::now()),
+            is_watched: Cell::new(false),
             on_change: Box::new(on_change),
         });
         spawn_local(relay(Rc::downgrade(&attachment), attachment.arrived.clone()));
@@ -105,6 +112,11 @@ impl Attachment {
     /// How many guards keep the interface attached.
     pub(super) fn users(&self) -> u64 {
         self.users.get()
+    }
+
+    /// When the last guard was dropped; `None` while there are guards.
+    pub(super) fn unused_since(&self) -> Option<Instant> {
+        (self.users.get() == 0).then(|| self.unused_since.get())
     }
 
     /// The driver.
@@ -286,6 +298,7 @@ impl Drop for AttachmentGuard {
         let attachment = &self.attachment;
         attachment.users.set(attachment.users.get() - 1);
         if attachment.users() == 0 {
+            attachment.unused_since.set(Instant::now());
             (attachment.on_change)(attachment, Change::Unused);
         }
     }

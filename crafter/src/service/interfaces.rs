@@ -2,7 +2,7 @@
 
 use std::{
     rc::{Rc, Weak},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::net::if_::{if_indextoname, if_nametoindex};
@@ -19,9 +19,8 @@ use crate::{
     protocol::{record::Code, wire::Event},
 };
 
-/// How long an interface stays attached after its last lease, so that a client that leases again at once need not wait
-/// for the kernel.
-const DETACH_DELAY: Duration = Duration::from_secs(1);
+/// How long an interface stays attached after its last lease, if neither the policy nor the options say it.
+pub const KEEP_ATTACHED: Duration = Duration::from_secs(30);
 
 /// The most interfaces attached by users whose rule limits them. Each user may use at most as many as are left, so that
 /// a few users do not use all.
@@ -58,7 +57,7 @@ impl Service {
         let on_change = move |attachment: &Rc<Attachment>, change| {
             let Some(service) = weak.upgrade() else { return };
             match change {
-                Change::Unused => service.detach_later(attachment),
+                Change::Unused => service.watch_unused(attachment),
                 Change::Removed => service.handle_removed(attachment),
             }
         };
@@ -168,17 +167,35 @@ impl Service {
         self.quiet.notify_one();
     }
 
-    /// Detaches from an unused interface after [`DETACH_DELAY`], unless it is used again by then.
-    fn detach_later(self: &Rc<Self>, attachment: &Rc<Attachment>) {
+    /// Detaches from an interface once it is unused for as long as the policy says. One task for each interface watches it
+    /// until then, or until it is used again.
+    fn watch_unused(self: &Rc<Self>, attachment: &Rc<Attachment>) {
+        if attachment.is_watched.replace(true) {
+            return;
+        }
         let (service, attachment) = (self.clone(), attachment.clone());
         tokio::task::spawn_local(async move {
-            tokio::time::sleep(DETACH_DELAY).await;
-            let name = attachment.name().to_string();
-            if attachment.users() == 0 && service.detach(&attachment).is_some() {
-                service.emit(Event { event: "detached".to_owned(), interface: Some(name), ..event() });
-                service.quiet.notify_one();
+            while let Some(since) = attachment.unused_since() {
+                let until = since + service.keep_attached();
+                if Instant::now() >= until {
+                    let name = attachment.name().to_string();
+                    if service.detach(&attachment).is_some() {
+                        service.emit(Event { event: "detached".to_owned(), interface: Some(name), ..event() });
+                        service.quiet.notify_one();
+                    }
+                    break;
+                }
+                tokio::select! {
+                    () = tokio::time::sleep_until(until.into()) => {}
+                    () = service.reloaded.notified() => {}
+                }
             }
+            attachment.is_watched.set(false);
         });
+    }
+
+    fn keep_attached(&self) -> Duration {
+        self.policy().keep_attached().or(self.options.keep_attached).unwrap_or(KEEP_ATTACHED)
     }
 
     /// Begins to detach an interface that has no leases and counts for a user, if there is one.

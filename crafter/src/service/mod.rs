@@ -66,7 +66,7 @@ use self::{
     host::{audit::Record, seccomp, systemd::Notifier},
     state::Service,
 };
-pub use self::{policy_file::POLICY, state::ServeOptions};
+pub use self::{interfaces::KEEP_ATTACHED, policy_file::POLICY, state::ServeOptions};
 use crate::{Error, Result, datapath::address::AddressWatch};
 
 /// The most threads for calls that block, such as attaching. Each may start three threads that load programs.

@@ -57,8 +57,11 @@ pub struct ServeOptions {
     pub policy: Option<PathBuf>,
     /// How interfaces are opened.
     pub open: Options,
-    /// Stop after this time without leases, attachments and connections; `None`: never.
+    /// Stop after this time without leases and connections; `None`: never.
     pub idle: Option<Duration>,
+    /// How long an interface stays attached after the last lease on it ends, if the policy does not say it; `None`:
+    /// [`KEEP_ATTACHED`].
+    pub keep_attached: Option<Duration>,
     /// Without the system call filter.
     pub without_filter: bool,
 }
@@ -70,6 +73,8 @@ pub(super) struct Service {
     policy: RefCell<Rc<Policy>>,
     /// The path of the policy in force, or `shipped`.
     policy_source: RefCell<String>,
+    /// Notified when the policy is reloaded.
+    pub(super) reloaded: Notify,
     pub(super) users: Users,
     pub(super) descriptors: Descriptors,
     /// Searches for ports.
@@ -131,6 +136,7 @@ impl Service {
             snapshots: Snapshots::default(),
             closer: Closer::default(),
             spare: Spare::default(),
+            reloaded: Notify::new(),
             leases: RefCell::default(),
             leases_by_user: RefCell::default(),
             attachments: RefCell::default(),
@@ -184,6 +190,7 @@ impl Service {
         self.policy.replace(policy.clone());
         self.policy_source.replace(source);
         self.users.set_owners(owners);
+        self.reloaded.notify_waiters();
         let mut ended = Vec::new();
         for (&number, lease) in &*self.leases.borrow() {
             let decision = policy.review(&lease.terms.grant);
@@ -261,9 +268,11 @@ impl Service {
         self.busy.notify_one();
     }
 
-    /// Whether there are no leases, attachments and connections.
+    /// Whether there are no leases and connections, and no interface is in use or being attached.
     pub(super) fn is_idle(&self) -> bool {
-        self.connections.is_empty() && self.leases.borrow().is_empty() && self.attachments.borrow().is_empty()
+        let is_unused = |slot: &Rc<Slot>| slot.attachment.get().is_some_and(|attachment| attachment.users() == 0);
+        let attachments = self.attachments.borrow();
+        self.connections.is_empty() && self.leases.borrow().is_empty() && attachments.values().all(is_unused)
     }
 
     /// The leases on an interface.

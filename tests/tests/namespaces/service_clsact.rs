@@ -17,7 +17,7 @@ use crafter::{
 use crafter_tests::{
     leak::{BpfObjects, Serial, attached},
     peer::{Process, wait_for},
-    service::{REPLY_TIMEOUT, ROOT, Service, Socket, lease_call},
+    service::{KEEP_ATTACHED, REPLY_TIMEOUT, ROOT, Service, Socket, lease_call},
     testbed::{ENDS, lab, run},
 };
 use nix::{
@@ -29,7 +29,10 @@ const POLICY: &str = "[[rule]]\nuser = 0\nprotocols = [\"any\"]\n";
 
 fn start(service: &Service, lab: &Lab) -> Process {
     let mut command: Command = lab.client().command(&service.binary);
-    command.env("CRAFTER_CLSACT", "1").args(["serve", "--everybody", "--socket"]).arg(&service.socket);
+    command
+        .env("CRAFTER_CLSACT", "1")
+        .args(["serve", "--everybody", KEEP_ATTACHED, "1", "--socket"])
+        .arg(&service.socket);
     let process = Process::start(command.arg("--policy").arg(&service.policy).stdout(Stdio::null()));
     service.wait_for_socket();
     process

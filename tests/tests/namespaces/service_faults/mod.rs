@@ -4,6 +4,7 @@ mod budgets;
 mod fence;
 mod hostile;
 mod idle;
+mod kept;
 mod killed;
 mod load;
 mod locked;
