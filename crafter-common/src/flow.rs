@@ -16,10 +16,8 @@ pub struct FlowKey {
     pub local_port: [u8; 2],
     /// The peer's port, big-endian; zero for ICMP.
     pub remote_port: [u8; 2],
-    /// [`crate::TCP`], [`crate::UDP`], or [`crate::ICMP`] for the ICMP of either IP version.
-    pub protocol: u8,
-    /// Zero.
-    pub pad: [u8; 3],
+    /// [`crate::TCP`], [`crate::UDP`], or [`crate::ICMP`] for the ICMP of either IP version; then zeros.
+    pub protocol: [u8; 4],
 }
 
 /// Counters of a flow. All numbers are in host byte order.
@@ -73,10 +71,8 @@ pub struct FragmentKey {
     pub destination: Address,
     /// Identification, big-endian; IPv4's 16 bits are the last two bytes.
     pub identification: [u8; 4],
-    /// The protocol of the whole datagram for IPv4; zero for IPv6, where it does not take part.
-    pub protocol: u8,
-    /// Zero.
-    pub pad: [u8; 3],
+    /// The protocol of the whole datagram for IPv4, then zeros; zero for IPv6, where it does not take part.
+    pub protocol: [u8; 4],
 }
 
 const _: () = assert!(size_of::<FragmentKey>() == 44);

@@ -41,5 +41,6 @@ pub const ANY: Address = [0; 16];
 /// An IPv4 address in its mapped 16-byte form.
 #[inline(always)]
 pub const fn mapped(v4: [u8; 4]) -> Address {
-    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, v4[0], v4[1], v4[2], v4[3]]
+    // As one number: the compiler for eBPF keeps the elements of an array of bytes in a register each.
+    ((u32::from_le_bytes(v4) as u128) << 96 | 0xffff << 80).to_le_bytes()
 }

@@ -153,9 +153,8 @@ impl Network {
     /// IPv4-mapped ones, which denote IPv4 nodes (section 2.5.5.2).
     #[inline(always)]
     pub fn end(&self, address: Address) -> Option<Address> {
-        let [a, b, c, d, e, f, g, h, low @ ..] = address;
-        let (high, low) = (u64::from_be_bytes([a, b, c, d, e, f, g, h]), u64::from_be_bytes(low));
-        if self.v6 && high == 0 && (low == 0 || low >> 32 == 0xffff) { None } else { Some(address) }
+        let number = u128::from_be_bytes(address);
+        if self.v6 && (number == 0 || number >> 32 == 0xffff) { None } else { Some(address) }
     }
 
     /// The key under which the other fragments of this datagram are found, on the interface `link`.
@@ -166,8 +165,7 @@ impl Network {
             source,
             destination,
             identification: self.identification,
-            protocol: if self.v6 { 0 } else { self.protocol },
-            pad: [0; 3],
+            protocol: u32::from(if self.v6 { 0 } else { self.protocol }).to_le_bytes(),
         }
     }
 }
@@ -178,8 +176,7 @@ pub fn addresses<B: Bytes + ?Sized>(bytes: &B, start: usize, v6: bool) -> Option
     if v6 {
         Some((bytes.load::<16>(start + 8)?, bytes.load::<16>(start + 24)?))
     } else {
-        let pair = bytes.load::<8>(start + 12)?;
-        Some((mapped([pair[0], pair[1], pair[2], pair[3]]), mapped([pair[4], pair[5], pair[6], pair[7]])))
+        Some((mapped(bytes.load::<4>(start + 12)?), mapped(bytes.load::<4>(start + 16)?)))
     }
 }
 

@@ -25,6 +25,8 @@ pub fn decide<P: Packet>(packet: &P) -> Reason {
 #[inline(always)]
 fn owner<P: Packet>(packet: &P) -> Result<(OwnedPort, usize), Reason> {
     let (start, v6) = parse::link(packet, maps::link_header())?;
+    // 0 to 22: the verifier need not follow a path of its own for each number of VLAN tags.
+    let start = packet.opaque_mask::<0x1f>(start);
     let net = parse::network(packet, start, v6)?;
     let owned = if net.fragment == Fragment::Later {
         let (source, destination) = net.addresses(packet).ok_or(Reason::Malformed)?;

@@ -8,9 +8,9 @@ use aya_ebpf::{
     macros::{btf_map, map},
     maps::{Array, HashMap, LruHashMap, PerCpuArray, XskMap, ring_buf::RingBufEntry},
 };
-use core::arch::asm;
+use core::{arch::asm, mem::offset_of};
 use crafter_common::{
-    ANY, Address, DEFAULT_MARK,
+    Address, DEFAULT_MARK,
     attached::{Attached, SLOTS},
     flow::{FlowKey, FlowValue, FragmentKey},
     map::{FLOW_ENTRIES, FRAGMENT_ENTRIES, LOCAL_ENTRIES, OWNED_ENTRIES, SHARE_ENTRIES, SOCKET_ENTRIES},
@@ -119,7 +119,11 @@ pub fn owner(slot: u32, protocol: u8, port: [u8; 2], local: impl FnOnce() -> Opt
         // On a router, packets in transit pass this hook too, and are not for any port of this host.
         // SAFETY: the value is not looked at.
         unsafe { LOCAL.get(&key.address) }?;
-        key.address = ANY;
+        // Volatile: otherwise the compiler calls a function that sets the bytes in a loop.
+        const _: () = assert!(offset_of!(OwnedKey, address) % 4 == 0 && align_of::<OwnedKey>() == 4);
+        let words = (&raw mut key.address).cast::<u32>();
+        // SAFETY: the address consists of four aligned words.
+        (0..4).for_each(|word| unsafe { words.add(word).write_volatile(0) });
         // SAFETY: as above.
         return unsafe { OWNED.get(&key) }.map(|&port| Owner { link, port });
     }
@@ -313,7 +317,7 @@ pub fn flow_key(link: u32, protocol: u8, local: (Address, [u8; 2]), remote: (Add
         remote: remote.0,
         local_port: local.1,
         remote_port: remote.1,
-        protocol,
-        pad: [0; 3],
+        // As one number: the compiler would call a function to set the last bytes.
+        protocol: u32::from(protocol).to_le_bytes(),
     }
 }

@@ -42,6 +42,23 @@ pub trait Packet: Bytes {
     fn slot(&self) -> u32;
 }
 
+/// Reads a number at an address of any alignment: the kernel allows it in packets.
+macro_rules! read {
+    ($name:ident, $kind:ty, $instruction:literal) => {
+        #[inline(always)]
+        fn $name(start: usize) -> $kind {
+            let value: u64;
+            // SAFETY: the caller has checked the bounds, and the verifier checks them again.
+            unsafe { asm!($instruction, out(reg) value, in(reg) start, options(pure, readonly, nostack)) };
+            value as $kind
+        }
+    };
+}
+read!(read8, u64, "{0} = *(u64 *)({1} + 0)");
+read!(read4, u32, "{0} = *(u32 *)({1} + 0)");
+read!(read2, u16, "{0} = *(u16 *)({1} + 0)");
+read!(read1, u8, "{0} = *(u8 *)({1} + 0)");
+
 /// Reads `N` bytes at `offset` between `data` and `data_end`.
 #[inline(always)]
 fn load<const N: usize>(data: usize, data_end: usize, offset: usize) -> Option<[u8; N]> {
@@ -49,9 +66,24 @@ fn load<const N: usize>(data: usize, data_end: usize, offset: usize) -> Option<[
     if start + N > data_end {
         return None;
     }
-    // SAFETY: the N bytes from start on lie before data_end, which the verifier checks again;
-    // an array of bytes has no alignment.
-    Some(unsafe { *(start as *const [u8; N]) })
+    let mut bytes = [0; N];
+    let mut at = 0;
+    while at + 8 <= N {
+        bytes[at..at + 8].copy_from_slice(&read8(start + at).to_ne_bytes());
+        at += 8;
+    }
+    if at + 4 <= N {
+        bytes[at..at + 4].copy_from_slice(&read4(start + at).to_ne_bytes());
+        at += 4;
+    }
+    if at + 2 <= N {
+        bytes[at..at + 2].copy_from_slice(&read2(start + at).to_ne_bytes());
+        at += 2;
+    }
+    if at < N {
+        bytes[at] = read1(start + at);
+    }
+    Some(bytes)
 }
 
 /// `value & MASK`, computed with the help of a number that is unknown to the verifier.

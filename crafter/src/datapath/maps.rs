@@ -299,7 +299,7 @@ pub(super) fn read_flows(map: &HashMap<MapData, FlowKey, FlowValue>, is_wanted: 
 pub(crate) fn flow(key: &FlowKey, value: &FlowValue) -> Flow {
     let end = |address, port| std::net::SocketAddr::new(from_map(address), u16::from_be_bytes(port));
     Flow {
-        protocol: match key.protocol {
+        protocol: match key.protocol[0] {
             TCP => "tcp",
             ICMP => "icmp",
             _ => "udp",
