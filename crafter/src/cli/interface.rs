@@ -39,6 +39,9 @@ pub struct Link {
     /// How long to wait for the next hop to answer; `None`: as long as the kernel.
     #[arg(skip)]
     pub hop_timeout: Option<Duration>,
+    /// Whether few packets are sent and received: less memory, and so an earlier start.
+    #[arg(skip)]
+    pub is_small: bool,
 }
 
 /// How the kernel half is attached. Only the long help lists these options and those of [`Policy`].
@@ -171,7 +174,8 @@ impl Link {
     fn options(&self) -> Options {
         // At level debug the kernel half logs each packet that it consumes or drops.
         let debug = log::log_enabled!(log::Level::Debug);
-        let load = LoadOptions { flow_entries: self.engine.flows, debug, ..LoadOptions::default() };
+        let sizes = if self.is_small { LoadOptions::small() } else { LoadOptions::default() };
+        let load = LoadOptions { flow_entries: self.engine.flows, debug, ..sizes };
         Options { attach: self.engine.attach, load }
     }
 

@@ -62,6 +62,7 @@ impl Args {
     /// Bounds the wait for the next hop, too.
     pub fn bounded(mut self) -> Self {
         self.probe.link.hop_timeout = self.limit.next_hop(self.wait, 1);
+        self.probe.link.is_small = true;
         self
     }
 }

@@ -93,6 +93,7 @@ impl OneArgs {
     /// Bounds the wait for the next hop, too.
     pub fn bounded(mut self) -> Self {
         self.exchange.link.hop_timeout = self.waiting.next_hop();
+        self.exchange.link.is_small = true;
         self
     }
 }
@@ -167,7 +168,7 @@ Examples:
 /// # Errors
 /// Those of the expression, of values that do not fit, and of sending.
 pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
-    let Args { exchange, waiting, multi, show } = args;
+    let Args { mut exchange, waiting, multi, show } = args;
     let mut signals = Signals::new(waiting.limit)?;
     let set = match exchange.set(&mut signals).await? {
         Ok(set) => set,
@@ -178,6 +179,7 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
         }
     };
     let is_large = exchange.total(&set) > MAX_PRINTED;
+    exchange.link.is_small = !is_large;
     let form = match (exchange.capture.is_stdout(), globals.json) {
         (true, _) => Form::Nothing,
         (false, true) => Form::Json,

@@ -73,6 +73,7 @@ impl Args {
     /// Bounds the wait for the next hop, too.
     pub fn bounded(mut self) -> Self {
         self.probe.link.hop_timeout = self.limit.next_hop(self.wait, u32::from(self.retry) + 1);
+        self.probe.link.is_small = true;
         self
     }
 }

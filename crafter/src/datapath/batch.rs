@@ -84,8 +84,7 @@ impl Buffer {
             remote: [0; 16],
             local_port: [0; 2],
             remote_port: [0; 2],
-            protocol: 0,
-            pad: [0; 3],
+            protocol: [0; 4],
         };
         Self { keys: vec![key; entries], values: vec![FlowValue::default(); entries] }
     }

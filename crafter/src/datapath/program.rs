@@ -11,7 +11,7 @@ use aya::{
         xdp::XdpLink,
     },
 };
-use crafter_common::{DEFAULT_MARK, map};
+use crafter_common::{DEFAULT_MARK, attached::SLOTS, map};
 use serde::Serialize;
 
 use super::{
@@ -47,6 +47,8 @@ pub struct LoadOptions {
     pub ring_bytes: u32,
     /// Bytes of AF_XDP frames of each interface, over all queues; at least 64 frames for each queue.
     pub frame_bytes: u32,
+    /// Interfaces that can share the programs, each with 48 KiB of maps: a power of two, at most 64.
+    pub interfaces: u32,
     /// The socket mark of crafted packets.
     pub mark: u32,
     /// Whether the programs log each packet that they consume or drop, through aya-log.
@@ -60,8 +62,24 @@ impl Default for LoadOptions {
             flow_entries: map::FLOW_ENTRIES,
             ring_bytes: map::RING_BYTES,
             frame_bytes: FRAME_BYTES,
+            interfaces: SLOTS,
             mark: DEFAULT_MARK,
             debug: false,
+        }
+    }
+}
+
+impl LoadOptions {
+    /// For few packets at a time, as a command that sends one sends and receives: less memory, which takes the kernel
+    /// several milliseconds to provide.
+    pub fn small() -> Self {
+        Self {
+            owned_entries: 1024,
+            flow_entries: 4096,
+            ring_bytes: 256 << 10,
+            frame_bytes: 1 << 20,
+            interfaces: 4,
+            ..Self::default()
         }
     }
 }
@@ -293,6 +311,17 @@ impl Kernel {
         })
     }
 
+    /// Detaches the programs, all at once: the kernel waits for RCU grace periods for each of them.
+    pub fn detach(&mut self) {
+        let (xdp, clsact) = (self.xdp.take(), self.clsact.take());
+        thread::scope(|scope| {
+            // Without a thread, this one closes it.
+            let _ = scoped::spawn(scope, move || drop(xdp));
+            self.classifiers.clear();
+            drop(clsact);
+        });
+    }
+
     fn attach_hooks(&mut self, hooks: Hooks<'_>, interface: &Interface, wanted: Attach) -> Result<Report> {
         let mut notes = Vec::new();
         let modes: &[Mode] = match wanted {
@@ -456,6 +485,10 @@ fn check_sizes(options: &LoadOptions) -> Result<()> {
         if entries == 0 {
             return Err(Error::invalid(what, "0 is too few; at least 1"));
         }
+    }
+    if !options.interfaces.is_power_of_two() || options.interfaces > SLOTS {
+        let reason = format!("{} is not a power of two up to {SLOTS}", options.interfaces);
+        return Err(Error::invalid("number of interfaces", reason));
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ use aya::{
 };
 use crafter_common::{
     ANY, Address, UDP,
-    attached::{Attached, SLOTS},
+    attached::Attached,
     flow::{FlowKey, FlowValue},
     map,
     port::{FILTER_WORDS, FilterWord, OwnedKey, OwnedPort, filter_position, held_position},
@@ -269,7 +269,7 @@ impl Slot {
                 return Ok(slot);
             }
         }
-        let programs = Arc::new(Programs::load(options, link_header, SLOTS, Some(common))?);
+        let programs = Arc::new(Programs::load(options, link_header, options.interfaces, Some(common))?);
         loaded.push(Arc::downgrade(&programs));
         Self::first(&programs, options, ifindex, socket_frame)
     }

@@ -75,6 +75,11 @@ struct Queued {
 }
 
 impl Sender {
+    /// Its sockets, to be closed; nothing can be sent afterwards.
+    pub(crate) fn take_sockets(&mut self) -> [Option<Socket>; 3] {
+        [self.packet.take(), self.raw4.take(), self.raw6.take()]
+    }
+
     /// Opens the sockets for `interface`; every packet carries `mark` as its SO_MARK.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 use std::{
     net::IpAddr,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -29,6 +30,7 @@ use crate::{
         xsk::{Frames, Socket},
     },
     error::{Error, Result},
+    scoped,
 };
 
 /// How long the kernel may hold the queue of a closed AF_XDP socket.
@@ -44,8 +46,7 @@ pub(crate) struct KernelBackend {
     sockets: Vec<(u32, Socket)>,
     ring: Ring,
     link_header: usize,
-    /// Dropped after the sockets: ports stay filtered while they exist.
-    _kernel: Kernel,
+    kernel: Kernel,
     /// Dropped last: what nobody reads any more is written off after the last packet was counted.
     maps: OwnerMaps,
 }
@@ -87,7 +88,21 @@ impl KernelBackend {
         report.sockets = sockets.len();
         maps.limit(interface.rx_queues, frames.capacity(), options.load.ring_bytes)?;
         let link_header = link_header as usize;
-        Ok((Self { tx, sockets, ring, link_header, _kernel: kernel, maps }, report))
+        Ok((Self { tx, sockets, ring, link_header, kernel, maps }, report))
+    }
+}
+
+impl Drop for KernelBackend {
+    /// Closes everything at once: each socket and each attachment waits for RCU grace periods of several milliseconds. All
+    /// leases have ended, so that the order does not matter.
+    fn drop(&mut self) {
+        let (packet, xdp) = (self.tx.take_sockets(), std::mem::take(&mut self.sockets));
+        thread::scope(|scope| {
+            // Without a thread, this one closes them.
+            let _ = scoped::spawn(scope, move || drop(packet));
+            let _ = scoped::spawn(scope, move || drop(xdp));
+            self.kernel.detach();
+        });
     }
 }
 

@@ -354,8 +354,7 @@ mod tests {
             remote: crafter_common::mapped([192, 0, 2, 1]),
             local_port: 4000_u16.to_be_bytes(),
             remote_port: [high, low],
-            protocol: crafter_common::UDP,
-            pad: [0; 3],
+            protocol: u32::from(crafter_common::UDP).to_le_bytes(),
         };
         (0, key, FlowValue { first_seen, ..FlowValue::default() })
     }

@@ -64,7 +64,7 @@ fn layout() -> String {
     describe!(text, OwnedKey { link, address, port, protocol, pad });
     describe!(text, OwnedPort { lease, flags });
     describe!(text, FilterWord { exact, any });
-    describe!(text, FlowKey { link, local, remote, local_port, remote_port, protocol, pad });
+    describe!(text, FlowKey { link, local, remote, local_port, remote_port, protocol });
     describe!(
         text,
         FlowValue {
@@ -81,7 +81,7 @@ fn layout() -> String {
             pad
         }
     );
-    describe!(text, FragmentKey { link, source, destination, identification, protocol, pad });
+    describe!(text, FragmentKey { link, source, destination, identification, protocol });
     describe!(text, Attached { link, socket_frame, pools, frames, ring, pad });
     describe!(text, Share { taken, released, lost, user });
     describe!(text, ReplyHeader { timestamp, captured, length, ifindex, reason, share, pad });

@@ -6,7 +6,7 @@ use crafter::{
     Crafter,
     datapath::{
         program::{Attach, Hook, Kernel, LoadOptions},
-        xsk::Frames,
+        xsk::{FRAME_BYTES, Frames},
     },
     error::Error,
     lab::INTERFACE,
