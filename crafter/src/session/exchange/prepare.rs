@@ -1,6 +1,6 @@
 //! Prepares packets: finds routes, leases ports, fills in unset fields.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
 use futures_util::future::join_all;
 
@@ -17,9 +17,12 @@ use crate::{
 struct OutlinedPacket {
     packet: Packet,
     outline: Outline,
-    /// The route to its destination; `None` if it has none.
-    route: Option<Result<Arc<Route>>>,
+    /// The route to its destination, as an index; `None` if it has no destination.
+    route: Option<usize>,
 }
+
+/// A route, `None` if the packet needs none. The error is taken out once it is reported.
+type Found = std::result::Result<Option<Arc<Route>>, Option<Error>>;
 
 impl Exchange<'_> {
     /// Finds the route of each packet, leases its port, fills in unset fields, and builds it. The error of the first
@@ -34,22 +37,28 @@ impl Exchange<'_> {
             let outline = unset_fields::outline(&mut packet)?;
             outlined.push(OutlinedPacket { packet, outline, route: None });
         }
-        self.find_routes(&mut outlined).await;
+        let mut routes = self.find_routes(&mut outlined).await;
         let mut ready = Vec::with_capacity(outlined.len());
         for OutlinedPacket { mut packet, outline, route } in outlined {
             self.result.account.requests += 1;
-            let route = match route.transpose() {
-                Ok(route) => route,
-                Err(error @ (Error::NoRoute { .. } | Error::NoNeighbour { .. })) => {
+            let route = match route.map_or(&mut Ok(None), |at| &mut routes[at]) {
+                Ok(route) => route.clone(),
+                Err(error) => {
+                    match error.take() {
+                        Some(error @ (Error::NoRoute { .. } | Error::NoNeighbour { .. })) => {
+                            unroutable.get_or_insert(error);
+                        }
+                        Some(error) => return Err(error),
+                        // Reported with an earlier packet.
+                        None => {}
+                    }
                     self.result.account.unroutable += 1;
-                    unroutable.get_or_insert(error);
                     self.submit(packet.resolved()?, true);
                     if self.keeps_packets {
                         self.paths.push(None);
                     }
                     continue;
                 }
-                Err(error) => return Err(error),
             };
             let (link, leased) = self.fill(&mut packet, &outline, route.as_deref()).await?;
             let bytes = packet.build()?;
@@ -86,23 +95,28 @@ impl Exchange<'_> {
         self.matcher.submit_unanswerable(packet)
     }
 
-    /// Finds all routes concurrently: a next hop that does not answer takes seconds.
-    async fn find_routes(&self, outlined: &mut [OutlinedPacket]) {
-        let links = &*self.links;
-        let routes = outlined.iter().map(|OutlinedPacket { packet, outline, .. }| async move {
-            let destination = outline.destination?;
-            let is_arp = packet.get::<Arp>().is_some();
-            let has_hop = packet.get::<Ether>().is_some_and(|ether| ether.dst.is_some());
-            if outline.frame && (is_arp || has_hop) {
-                // The packet itself names the next hop.
-                return links.route_without_hop(destination).await.transpose();
-            }
-            Some(links.route(destination, outline.source).await)
-        });
-        let found = join_all(routes).await;
-        for (packet, route) in outlined.iter_mut().zip(found) {
-            packet.route = route;
+    /// Finds all routes concurrently, each once: a next hop that does not answer takes seconds.
+    async fn find_routes(&self, outlined: &mut [OutlinedPacket]) -> Vec<Found> {
+        let mut known = HashMap::new();
+        for OutlinedPacket { packet, outline, route } in outlined {
+            let Some(destination) = outline.destination else { continue };
+            // The packet itself names the next hop.
+            let names_hop = outline.frame
+                && (packet.get::<Arp>().is_some() || packet.get::<Ether>().is_some_and(|ether| ether.dst.is_some()));
+            let next = known.len();
+            *route = Some(*known.entry((destination, outline.source, names_hop)).or_insert(next));
         }
+        let mut wanted: Vec<_> = known.into_iter().collect();
+        wanted.sort_unstable_by_key(|(_, at)| *at);
+        let links = &*self.links;
+        let finding = wanted.into_iter().map(|((destination, source, names_hop), _)| async move {
+            let found = match names_hop {
+                true => links.route_without_hop(destination).await,
+                false => links.route(destination, source).await.map(Some),
+            };
+            found.map_err(Some)
+        });
+        join_all(finding).await
     }
 
     /// Opens the interface, leases the port, and fills in unset fields. Returns the index of the link, and whether the
