@@ -3,12 +3,13 @@
 use crafter::{
     LeaseRequest,
     datapath::program::{Attach, Mode},
-    lab::INTERFACE,
+    lab::{INTERFACE, SERVER_V4},
 };
 use crafter_tests::{
     foreign::{attach_tcx, drop_all},
     leak::{Serial, assert_detached, attached, has_tcx},
     peer::Nginx,
+    service::built,
     testbed::{self, ENDS, lab, open, run},
     within,
 };
@@ -86,6 +87,21 @@ fn foreign_tcx_programs_coexist() {
         drop(theirs);
         assert_detached(lab.client(), INTERFACE);
         assert_rsts(&lab, 1);
+    }
+}
+
+/// Whatever a command has attached is detached when it returns, although several threads close it at once.
+#[test]
+fn command_has_detached_when_it_returns() {
+    let _serial = Serial::begin();
+    let lab = lab();
+    let packet = format!("IP(dst='{SERVER_V4}')/TCP(dport=9, flags='S')");
+    for mode in ["native", "generic", "tc"] {
+        let mut command = lab.client().command(built());
+        let output = command.args(["sr1", "--direct", "--attach", mode, &packet]).output().expect("crafter");
+        let left = attached(lab.client(), INTERFACE);
+        assert!(output.status.success(), "{mode}: {}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(left, Vec::<String>::new(), "{mode}");
     }
 }
 
