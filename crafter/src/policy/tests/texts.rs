@@ -1,5 +1,7 @@
 //! Problems and warnings of texts.
 
+use std::time::Duration;
+
 use super::*;
 
 #[track_caller]
@@ -138,4 +140,20 @@ fn failed_lookup_keeps_the_previous_names() {
     assert!(policy.rule_of(&Subject { user: 0, groups: vec![] }).is_some(), "as before");
     let unresolved = Policy::parse(SHIPPED).unwrap();
     assert!(unresolved.rule_of(&Subject { user: 0, groups: vec![0, CRAFTER] }).is_none());
+}
+
+#[test]
+fn keep_attached_is_a_number_of_seconds_before_the_rules() {
+    let kept = |text: &str| Policy::parse(text).unwrap().keep_attached();
+    let rule = "[[rule]]\nuser = 1\n";
+    assert_eq!(kept(rule), None);
+    for seconds in [0, 30, 86_400] {
+        assert_eq!(kept(&format!("keep_attached = {seconds}\n{rule}")), Some(Duration::from_secs(seconds)));
+    }
+    for value in ["-1", "86401", "'30s'", "'unlimited'", "1.5"] {
+        let found = problems(&format!("keep_attached = {value}\n{rule}"));
+        assert!(found[0].starts_with("line 1, column 17: keep_attached: a whole number"), "{found:?}");
+    }
+    assert!(problems(&format!("keep_atached = 1\n{rule}"))[0].contains("did you mean keep_attached"));
+    assert!(problems(&format!("{rule}keep_attached = 1\n"))[0].contains("rules have no key 'keep_attached'"));
 }
