@@ -6,7 +6,7 @@ use crafter::{
     Crafter,
     datapath::{
         program::{Attach, Hook, Kernel, LoadOptions},
-        xsk::{FRAME_BYTES, Frames},
+        xsk::Frames,
     },
     error::Error,
     lab::INTERFACE,
