@@ -37,8 +37,8 @@ mod tests {
         let text = super::long();
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[0], env!("CARGO_PKG_VERSION"));
-        for (line, start) in lines[1..].iter().zip(["commit ", "built ", "ABI: maps 1, service 1", "libpcap version "])
-        {
+        let abi = format!("ABI: maps {}, service 1", crafter_common::map::ABI);
+        for (line, start) in lines[1..].iter().zip(["commit ", "built ", &abi, "libpcap version "]) {
             assert!(line.starts_with(start) && line.len() >= start.len(), "{text}");
         }
         assert_eq!(lines.len(), 5, "{text}");

@@ -47,9 +47,9 @@ pub struct Args {
 const HELP: &str = "\
 Three views of the running service: leases, with packets and bytes per second delivered to them
 (IN) and sent by them (OUT), RSTs suppressed, packets lost because the client did not read them in
-time or its share of the receive queues was full, and packets that the policy refused; flows that the kernel half saw; counters of
-the hooks for each interface. Other users' leases and flows are shown only if the policy lets
-this user observe.
+time or its share of the receive queues was full, and packets that the policy refused; flows that
+the kernel half saw; counters of the hooks for each interface. Other users' leases and flows are
+shown only if the policy lets this user observe.
   q, Esc, Ctrl-C   quit
   Tab, Shift-Tab   leases, flows, interfaces
   s, r             sort by the next column; reverse the order
