@@ -3,8 +3,8 @@
 //! The kernel keeps the first 15 characters of a map's name; these are shorter, so that another
 //! process finds the maps by name. All interfaces that share a load of the programs share its maps.
 
-/// Version of the maps' layouts, raised with each change of a name, a key or a value. A test compares it with `abi.txt`,
-/// the recorded layout.
+/// Version of the maps' layouts, raised with each change of a name, a key or a value. A test compares it with
+/// `abi.txt`, the recorded layout.
 pub const ABI: u32 = 2;
 
 /// Hash: [`crate::port::OwnedKey`] to [`crate::port::OwnedPort`].

@@ -2,10 +2,10 @@
 //!
 //! Packets wait in pools: the frames of an AF_XDP socket, one pool per queue, and the ring buffer. Each pool counts its
 //! contents, and so do each lease and each user for their part of each pool. A packet is admitted by [`fits`]: the
-//! fewer packets of a lease and of its user wait, the more of the pool they may take. A flood to one lease fills at most
-//! half of a pool, and leaves room for a burst of every other lease. The thresholds are dynamic: no share has to be
-//! configured, and none is reserved for a lease that receives nothing (A. K. Choudhury and E. L. Hahne, "Dynamic Queue
-//! Length Thresholds for Shared-Memory Packet Switches", 1998).
+//! fewer packets of a lease and of its user wait, the more of the pool they may take. A flood to one lease fills at
+//! most half of a pool, and leaves room for a burst of every other lease. The thresholds are dynamic: no share has to
+//! be configured, and none is reserved for a lease that receives nothing (A. K. Choudhury and E. L. Hahne, "Dynamic
+//! Queue Length Thresholds for Shared-Memory Packet Switches", 1998).
 
 use crate::reply::{CLASSES, ReplyHeader};
 

@@ -92,8 +92,8 @@ impl Inbox {
         let mut headers = vectors.each_mut().map(|vector| header(vector, 1));
         let descriptor = socket.as_fd().as_raw_fd();
         let (first, most) = (headers.as_mut_ptr(), Self::MOST as u32);
-        // SAFETY: there are MOST headers; they point to vectors on this stack, and these to slots that are borrowed mutably
-        // and apart from each other during the call.
+        // SAFETY: there are MOST headers; they point to vectors on this stack, and these to slots that are borrowed
+        // mutably and apart from each other during the call.
         let count = unsafe { libc::recvmmsg(descriptor, first, most, libc::MSG_DONTWAIT, ptr::null_mut()) };
         let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
         let is_cut = |header: &libc::mmsghdr| header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0;
@@ -103,8 +103,8 @@ impl Inbox {
         Ok((!is_closed).then_some(count))
     }
 
-    /// Like [`Inbox::receive`], but calls `receive` for each message with its buffer; it returns the length, and whether
-    /// the message was truncated.
+    /// Like [`Inbox::receive`], but calls `receive` for each message with its buffer; it returns the length, and
+    /// whether the message was truncated.
     ///
     /// # Errors
     /// Those of `receive`, unless it has received messages before `WouldBlock`.

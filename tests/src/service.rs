@@ -211,8 +211,8 @@ impl Service {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// Runs `work` with a control connection on a thread in the service's namespace that has the ids of `credentials` and no
-    /// capability.
+    /// Runs `work` with a control connection on a thread in the service's namespace that has the ids of `credentials`
+    /// and no capability.
     pub fn session<T: Send, F: Future<Output = T>>(
         &self,
         credentials: Credentials,

@@ -30,8 +30,8 @@ const APT_OPTIONS: [&str; 5] = [
     "Acquire::Retries",
 ];
 
-/// Sets up the chroot's mounts and runs a job of `cargo xtask` in it. The toolchain is mounted read-only at its path on the host,
-/// which is compiled into it.
+/// Sets up the chroot's mounts and runs a job of `cargo xtask` in it. The toolchain is mounted read-only at its path on
+/// the host, which is compiled into it.
 const ENTER: &str = r#"
 set -eu
 root=$1; toolchain=$2; job=$3

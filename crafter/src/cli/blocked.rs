@@ -10,8 +10,8 @@ const GRACE: Duration = Duration::from_millis(500);
 /// Whether the thread runs.
 static WATCHED: Mutex<bool> = Mutex::new(false);
 
-/// Watches signals from a thread, which ends the process with the first signal's exit code after the second signal. Does
-/// nothing if the thread already runs.
+/// Watches signals from a thread, which ends the process with the first signal's exit code after the second signal.
+/// Does nothing if the thread already runs.
 ///
 /// # Errors
 /// If the thread, or its handlers, cannot be made.

@@ -197,7 +197,8 @@ async fn query_in_turn(
     answered.ok_or_else(|| Error::invalid("server", "none is given; give one, e.g. @192.0.2.53").into())
 }
 
-/// Whether the answer is final; other servers are queried for the same codes as in glibc's resolver (resolv/res_send.c).
+/// Whether the answer is final; other servers are queried for the same codes as in glibc's resolver
+/// (resolv/res_send.c).
 fn is_final(reply: &Reply) -> bool {
     let code = reply.answer.message.metadata.response_code;
     !matches!(code, ResponseCode::ServFail | ResponseCode::Refused | ResponseCode::NotImp)

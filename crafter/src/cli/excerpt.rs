@@ -26,8 +26,8 @@ struct Cell<'t> {
     at: usize,
 }
 
-/// The line and the mark, two lines of at most `columns`; nothing for an empty line. A longer line is cut around the place. Tabs become spaces, and
-/// characters that could control the terminal question marks.
+/// The line and the mark, two lines of at most `columns`; nothing for an empty line. A longer line is cut around the
+/// place. Tabs become spaces, and characters that could control the terminal question marks.
 pub fn render(excerpt: &Excerpt, number: bool, columns: Option<usize>, paint: Paint, style: Style) -> String {
     if excerpt.line.is_empty() {
         return String::new();

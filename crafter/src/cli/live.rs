@@ -35,8 +35,8 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// One line: `1200 of 65535 sent, 1180 answered, 20 unanswered, 9800 packets/s, 0:07 left`. `begun` and `latest` are the
-    /// times of the first and the latest packet.
+    /// One line: `1200 of 65535 sent, 1180 answered, 20 unanswered, 9800 packets/s, 0:07 left`. `begun` and `latest`
+    /// are the times of the first and the latest packet.
     fn line(&self, begun: Instant, latest: Instant, now: Instant) -> String {
         let Self { total, sent, answered, wait } = *self;
         let mut line = match total {
@@ -173,7 +173,8 @@ impl Live {
         self.flush();
     }
 
-    /// Whether writing has failed, so that further results are lost: the reader has closed the pipe, or the disk is full.
+    /// Whether writing has failed, so that further results are lost: the reader has closed the pipe, or the disk is
+    /// full.
     pub fn has_failed(&self) -> bool {
         self.fault.is_some()
     }

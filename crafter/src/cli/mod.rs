@@ -1,5 +1,5 @@
-//! The commands, one file for each. To add one: `mod NAME;`, a variant of [`Command`], a line in [`Command::run`], its group
-//! in `groups.rs`, and its options in `crafter/docs/options.md`.
+//! The commands, one file for each. To add one: `mod NAME;`, a variant of [`Command`], a line in [`Command::run`], its
+//! group in `groups.rs`, and its options in `crafter/docs/options.md`.
 
 use std::{ffi::OsString, process::ExitCode};
 
@@ -200,8 +200,8 @@ pub fn is_builtin(arg: &clap::Arg) -> bool {
     )
 }
 
-/// Parses the command line of this process, with the user's defaults. On failure prints the reason, and returns the exit
-/// code.
+/// Parses the command line of this process, with the user's defaults. On failure prints the reason, and returns the
+/// exit code.
 ///
 /// # Errors
 /// The exit code.

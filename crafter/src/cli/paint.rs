@@ -183,8 +183,8 @@ pub fn address(word: &str) -> Option<std::ops::Range<usize>> {
         .map(|(begin, end)| begin..end)
 }
 
-/// Fills lines for a terminal of `columns`: a line that is longer continues below the beginning of its last column, or of
-/// its text. A word that is longer than the line stays whole.
+/// Fills lines for a terminal of `columns`: a line that is longer continues below the beginning of its last column, or
+/// of its text. A word that is longer than the line stays whole.
 pub fn fill(text: &str, columns: Option<usize>) -> String {
     let Some(columns) = columns else { return text.to_owned() };
     let mut out = String::with_capacity(text.len());

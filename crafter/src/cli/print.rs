@@ -54,7 +54,8 @@ pub fn remark(line: impl Display) {
     }
 }
 
-/// Writes `crafter: FILE: warning: TEXT` to stderr, with the line that it is about; without a file `crafter: warning: TEXT`.
+/// Writes `crafter: FILE: warning: TEXT` to stderr, with the line that it is about; without a file `crafter: warning:
+/// TEXT`.
 pub fn warning(file: Option<&str>, text: impl Display, excerpts: &[&Excerpt]) {
     let file = file.map(|file| format!("{file}: ")).unwrap_or_default();
     let word = Paint::stderr().styled(style::WARNING, "warning:");

@@ -48,8 +48,8 @@ pub struct Limit {
 }
 
 impl Limit {
-    /// How long to wait for a next hop to answer: at most the limit, and at most as long as for all attempts together if
-    /// the user says how long to wait for an answer. `None`: as long as the kernel.
+    /// How long to wait for a next hop to answer: at most the limit, and at most as long as for all attempts together
+    /// if the user says how long to wait for an answer. `None`: as long as the kernel.
     pub fn next_hop(self, wait: Option<Duration>, attempts: u32) -> Option<Duration> {
         self.timeout.into_iter().chain(wait.map(|wait| wait.saturating_mul(attempts))).min()
     }
@@ -217,7 +217,8 @@ impl Clock {
     }
 }
 
-/// Ctrl-C, SIGTERM, SIGHUP and the time limit: once this value exists, the first of these signals does not end the process.
+/// Ctrl-C, SIGTERM, SIGHUP and the time limit: once this value exists, the first of these signals does not end the
+/// process.
 pub struct Signals {
     arriving: Arriving,
     clock: Rc<Clock>,

@@ -125,8 +125,8 @@ pub(super) struct SharedNetlink {
 }
 
 impl SharedNetlink {
-    /// Opens a socket that receives the notifications of `groups`, and passes each to `on_event`. Call it within a tokio
-    /// runtime.
+    /// Opens a socket that receives the notifications of `groups`, and passes each to `on_event`. Call it within a
+    /// tokio runtime.
     pub(super) fn listening(
         groups: &[MulticastGroup],
         mut on_event: impl FnMut(Message) + Send + 'static,

@@ -50,8 +50,8 @@ struct Common {
     options: LoadOptions,
 }
 
-/// The programs and maps. Only file descriptors hold them, so the kernel removes them when this is dropped or the process
-/// exits.
+/// The programs and maps. Only file descriptors hold them, so the kernel removes them when this is dropped or the
+/// process exits.
 pub(super) struct Programs {
     /// `None` if the load must not be shared.
     common: Option<Common>,
@@ -305,8 +305,8 @@ impl Slot {
         Ok(Some(slot))
     }
 
-    /// Limits what waits in the pools of this interface, at `pools` in the map of shares: `frames` in each AF_XDP socket,
-    /// `ring` units in the ring buffer. Unlimited before, when nothing needs to be released.
+    /// Limits what waits in the pools of this interface, at `pools` in the map of shares: `frames` in each AF_XDP
+    /// socket, `ring` units in the ring buffer. Unlimited before, when nothing needs to be released.
     ///
     /// # Errors
     /// [`Error::Bpf`] if the kernel refuses.

@@ -93,8 +93,8 @@ impl KernelBackend {
 }
 
 impl Drop for KernelBackend {
-    /// Closes everything at once: each socket and each attachment waits for RCU grace periods of several milliseconds. All
-    /// leases have ended, so that the order does not matter.
+    /// Closes everything at once: each socket and each attachment waits for RCU grace periods of several milliseconds.
+    /// All leases have ended, so that the order does not matter.
     fn drop(&mut self) {
         let (packet, xdp) = (self.tx.take_sockets(), std::mem::take(&mut self.sockets));
         thread::scope(|scope| {
@@ -208,7 +208,8 @@ impl Backend for KernelBackend {
     }
 }
 
-/// Packets that were read from a pool. They are released when this is dropped: the kernel has their memory again by then.
+/// Packets that were read from a pool. They are released when this is dropped: the kernel has their memory again by
+/// then.
 struct Released<'m> {
     maps: &'m OwnerMaps,
     pool: u32,

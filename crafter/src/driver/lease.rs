@@ -156,8 +156,8 @@ impl Lease {
         self.inner.shared.lock().receive(Instant::now(), self.inner.id)
     }
 
-    /// Received packets for the lease that were lost because its share of the queues was full. Through the service, these
-    /// are counted for all leases together ([`Crafter::stats`](super::Crafter::stats)).
+    /// Received packets for the lease that were lost because its share of the queues was full. Through the service,
+    /// these are counted for all leases together ([`Crafter::stats`](super::Crafter::stats)).
     pub fn lost(&self) -> u64 {
         self.inner.shared.lock().lost(self.inner.id)
     }

@@ -17,7 +17,8 @@ use crate::error::{Error, Result};
 /// The service's socket.
 pub const SOCKET: &str = "/run/crafter/crafter.sock";
 
-/// How long the service may take to answer a call. The slowest ones attach an interface, or resolve a next hop within 3 s.
+/// How long the service may take to answer a call. The slowest ones attach an interface, or resolve a next hop within 3
+/// s.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How long to retry while the service's queue of connections is full.

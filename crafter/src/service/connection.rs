@@ -32,8 +32,8 @@ impl<E: Into<Fault>> From<E> for Answer {
 /// The result of a call: the reply in JSON, and descriptors.
 type Replied = Result<(Vec<u8>, Vec<OwnedFd>), Answer>;
 
-/// Serves a connection until the client closes it, sends an invalid call, or the connection has to make room for another
-/// one. `is_named`: whether a rule names the caller.
+/// Serves a connection until the client closes it, sends an invalid call, or the connection has to make room for
+/// another one. `is_named`: whether a rule names the caller.
 pub(super) async fn run(
     service: &Rc<Service>,
     caller: Caller,

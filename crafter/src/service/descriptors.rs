@@ -1,9 +1,9 @@
 //! Shares of the service's descriptors: no user, and no crowd of users, takes those that others need.
 //!
-//! Each leased port and each lease costs the service descriptors, of which RLIMIT_NOFILE allows a number. As long as more
-//! than a sixteenth of them is free, every user may have more. Of that sixteenth, a user has at most a 256th of all, as
-//! long as a 32nd is free; then only the service's own user and root have more, and the last 64th is for connections and
-//! interfaces.
+//! Each leased port and each lease costs the service descriptors, of which RLIMIT_NOFILE allows a number. As long as
+//! more than a sixteenth of them is free, every user may have more. Of that sixteenth, a user has at most a 256th of
+//! all, as long as a 32nd is free; then only the service's own user and root have more, and the last 64th is for
+//! connections and interfaces.
 
 use std::{cell::RefCell, collections::HashMap, fmt, rc::Rc};
 

@@ -135,8 +135,8 @@ impl Service {
         }
     }
 
-    /// The interfaces that count for a user: those with leases of the user, and until they are detached those whose last
-    /// lease was the user's.
+    /// The interfaces that count for a user: those with leases of the user, and until they are detached those whose
+    /// last lease was the user's.
     pub(super) fn interfaces_of(&self, user: u32) -> u32 {
         let mut slots = self.slots.borrow_mut();
         slots.retain(|slot| slot.strong_count() > 0);
@@ -167,8 +167,8 @@ impl Service {
         self.quiet.notify_one();
     }
 
-    /// Detaches from an interface once it is unused for as long as the policy says. One task for each interface watches it
-    /// until then, or until it is used again.
+    /// Detaches from an interface once it is unused for as long as the policy says. One task for each interface watches
+    /// it until then, or until it is used again.
     fn watch_unused(self: &Rc<Self>, attachment: &Rc<Attachment>) {
         if attachment.is_watched.replace(true) {
             return;

@@ -1,8 +1,9 @@
 //! Routes and next hops for clients, within limits.
 //!
-//! A neighbour that does not answer costs three seconds and an entry of the kernel's table, which the whole host shares.
-//! Therefore one netlink socket serves all lookups, users share a limited number of lookups in progress, a queue for each
-//! user is bounded, neighbours that did not answer are remembered, and entries that the service created are removed.
+//! A neighbour that does not answer costs three seconds and an entry of the kernel's table, which the whole host
+//! shares. Therefore one netlink socket serves all lookups, users share a limited number of lookups in progress, a
+//! queue for each user is bounded, neighbours that did not answer are remembered, and entries that the service created
+//! are removed.
 
 use std::{
     cell::RefCell,
@@ -28,8 +29,8 @@ use crate::{
     },
 };
 
-/// Entries of the kernel's neighbour table that the service creates at most: half of `gc_thresh1`, above which the kernel
-/// begins to collect entries, within these bounds. The default of `gc_thresh1` is 128.
+/// Entries of the kernel's neighbour table that the service creates at most: half of `gc_thresh1`, above which the
+/// kernel begins to collect entries, within these bounds. The default of `gc_thresh1` is 128.
 const ENTRIES: [usize; 2] = [8, 256];
 /// The part of these entries that neighbours which answered may keep; the others are for lookups in progress.
 const KEPT_PART: usize = 4;
@@ -151,7 +152,8 @@ impl NextHops {
         Ok(outcome.unwrap_or(Outcome::Failed(libc::ECANCELED)))
     }
 
-    /// Resolves a next hop in a task of its own: it keeps its turn even if the client that wanted it closes its connection.
+    /// Resolves a next hop in a task of its own: it keeps its turn even if the client that wanted it closes its
+    /// connection.
     fn begin(
         self: &Rc<Self>,
         turn: Turn,
@@ -226,8 +228,8 @@ fn busy(destination: IpAddr) -> Error {
     Error::Io { action: format!("look up the route to {destination}"), source: std::io::Error::other(reason) }
 }
 
-/// Turns for lookups. The number of those in progress is limited for each user and in all; the next turn is given to the
-/// user who has the fewest.
+/// Turns for lookups. The number of those in progress is limited for each user and in all; the next turn is given to
+/// the user who has the fewest.
 struct Turns {
     pool: Rc<Pool>,
     queues: RefCell<BTreeMap<u32, VecDeque<oneshot::Sender<Turn>>>>,

@@ -25,8 +25,8 @@ pub(super) enum ReadOutcome {
 }
 
 /// Sends the packets of a lease's client until the client closes its socket or the lease is ended. While packets wait
-/// for room, nothing more is read: the client's socket fills, which holds the client back. Packets that were sent before
-/// the socket was closed are still sent.
+/// for room, nothing more is read: the client's socket fills, which holds the client back. Packets that were sent
+/// before the socket was closed are still sent.
 pub(super) async fn run(service: Rc<Service>, lease: Rc<ServedLease>) {
     let mut is_closed = false;
     loop {

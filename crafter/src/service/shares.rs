@@ -29,7 +29,8 @@ const SOCKET_BYTES_OF_LEASE: [usize; 2] = [4 << 20, 128 << 10];
 const SOCKET_PART: usize = 8;
 
 /// Bytes of AF_XDP frames, and of ring buffers and buffers of captures, over all interfaces: for all users, and for the
-/// user who attaches or captures. An interface gets a part of what its user can have, and no less than the last of these.
+/// user who attaches or captures. An interface gets a part of what its user can have, and no less than the last of
+/// these.
 const FRAME_BYTES: [usize; 3] = [128 << 20, 64 << 20, 1 << 20];
 const RING_BYTES: [usize; 3] = [64 << 20, 32 << 20, 256 << 10];
 /// The least bytes of the buffer of a capture: some frames of the longest kind.

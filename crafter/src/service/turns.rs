@@ -1,8 +1,8 @@
 //! Fair turns of users on the thread that serves all.
 //!
-//! Time is divided into rounds, which pass while other tasks run: packets, new connections, timers. In a round each user
-//! may spend [`BUDGET`] of the thread's time on calls; further calls of the user wait in order. What exceeds the budget
-//! counts in the next rounds. So neither a client that sends thousands of calls in a row nor a user with many
+//! Time is divided into rounds, which pass while other tasks run: packets, new connections, timers. In a round each
+//! user may spend [`BUDGET`] of the thread's time on calls; further calls of the user wait in order. What exceeds the
+//! budget counts in the next rounds. So neither a client that sends thousands of calls in a row nor a user with many
 //! connections delays others by more than a budget and one call.
 
 use std::{

@@ -64,8 +64,8 @@ pub(super) fn unknown(name: &str, reason: String) -> String {
     }
 }
 
-/// A more specific error for an unexpected character at byte offset `at`: the byte offset of its cause, and the message.
-/// `is_expression`: the text is a whole expression, not a statement of the shell.
+/// A more specific error for an unexpected character at byte offset `at`: the byte offset of its cause, and the
+/// message. `is_expression`: the text is a whole expression, not a statement of the shell.
 pub(super) fn of_unexpected(text: &str, at: usize, is_expression: bool) -> Option<(usize, String)> {
     let (before, rest) = text.split_at_checked(at)?;
     if let ("", Some(quote)) = (rest, scan::open_quote(text)) {

@@ -7,8 +7,8 @@ use ratatui::DefaultTerminal;
 
 use super::{draw, model::Model};
 
-/// A terminal in raw mode, on the alternate screen. Dropping this restores it; a panic restores it before its message is
-/// printed.
+/// A terminal in raw mode, on the alternate screen. Dropping this restores it; a panic restores it before its message
+/// is printed.
 pub struct Screen(ManuallyDrop<DefaultTerminal>);
 
 impl Screen {
@@ -38,8 +38,8 @@ impl Screen {
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        // Errors are ignored: a closed terminal needs no restoring. The terminal is not dropped: it would print the error,
-        // and panic because that fails, too.
+        // Errors are ignored: a closed terminal needs no restoring. The terminal is not dropped: it would print the
+        // error, and panic because that fails, too.
         let _ = self.0.show_cursor();
         let _ = ratatui::try_restore();
     }

@@ -139,8 +139,8 @@ impl Acquisition {
         Ok(Self { transport, address, binder, search, count, spent: Duration::ZERO, limit: Some(SEARCH) })
     }
 
-    /// Continues for a turn of [`TURN`]. `None` if the work is not finished then. `is_leased`: ports that a lease of this
-    /// process has, which a socket need not hold.
+    /// Continues for a turn of [`TURN`]. `None` if the work is not finished then. `is_leased`: ports that a lease of
+    /// this process has, which a socket need not hold.
     ///
     /// # Errors
     /// [`Error::PortTaken`] for the first port of a range that is taken; [`Error::NoFreePorts`] if the search found no

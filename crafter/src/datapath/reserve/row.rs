@@ -1,8 +1,8 @@
 //! Searches a row of free ports. Pure: binding a port is a function of the caller.
 //!
 //! A row is tried from its last port down. A port that is taken ends every row that contains it, so the next row begins
-//! behind it, and the ports above it that are bound already are its beginning. No port is tried again after it was found
-//! taken, and a port that is free is bound at most once in each direction from the random start.
+//! behind it, and the ports above it that are bound already are its beginning. No port is tried again after it was
+//! found taken, and a port that is free is bound at most once in each direction from the random start.
 
 use std::{collections::BTreeSet, io, ops::RangeInclusive};
 

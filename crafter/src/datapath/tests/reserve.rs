@@ -131,8 +131,8 @@ fn options_and_other_addresses_get_around_no_reservation() {
     });
 }
 
-/// The descriptors of this process that are sockets of the namespace of this thread cannot be distinguished, so the test
-/// counts those of a row that is much longer than what other tests open at once.
+/// The descriptors of this process that are sockets of the namespace of this thread cannot be distinguished, so the
+/// test counts those of a row that is much longer than what other tests open at once.
 #[test]
 fn a_port_costs_one_descriptor_however_many_addresses_the_host_has() {
     alone(|| async {

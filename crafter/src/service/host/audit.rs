@@ -4,10 +4,10 @@
 //! a journal they go to stderr, one line of logfmt each.
 //!
 //! A client can cause any number of leases, ends and refusals, so each user has a rate of records, [`LEASES`] and
-//! [`REFUSALS`], and all users together have one, [`ALL`]. Events above it are counted; every few seconds, and before the
-//! last record of the service, a summary has the counts. A refusal that is recorded contains the number of those before
-//! it (`CRAFTER_COUNT`). The counts are exact: what the journal does not accept is counted again, for the next summary.
-//! Writing never blocks. A record contains the number of records before it that were not accepted
+//! [`REFUSALS`], and all users together have one, [`ALL`]. Events above it are counted; every few seconds, and before
+//! the last record of the service, a summary has the counts. A refusal that is recorded contains the number of those
+//! before it (`CRAFTER_COUNT`). The counts are exact: what the journal does not accept is counted again, for the next
+//! summary. Writing never blocks. A record contains the number of records before it that were not accepted
 //! (`CRAFTER_UNWRITTEN`).
 
 use std::{

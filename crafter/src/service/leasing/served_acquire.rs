@@ -147,8 +147,8 @@ fn own_holder(service: &Service, caller: &Caller, interface: &Rc<Attachment>, er
     LeaseError::Failed(Error::PortTaken { protocol, address, port, holder })
 }
 
-/// Makes both ends of a lease's socket, each with a send buffer of `bytes` as the kernel counts them. The client's end is in
-/// blocking mode.
+/// Makes both ends of a lease's socket, each with a send buffer of `bytes` as the kernel counts them. The client's end
+/// is in blocking mode.
 pub(super) fn pair(bytes: usize) -> Result<(OwnedFd, OwnedFd)> {
     let failed = |errno: nix::Error| Error::Io { action: "make the socket of a lease".into(), source: errno.into() };
     let (ours, theirs) =

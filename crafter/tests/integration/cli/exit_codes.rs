@@ -4,8 +4,8 @@ use std::{collections::BTreeSet, fs, process::Command};
 
 use super::{command, crafter, lab, on_server, run, served::Served};
 
-/// The exit codes of each command that `docs/errors.md` gives it, without those of signals, which `moments`, `on_terminal`
-/// and `lab_run` test.
+/// The exit codes of each command that `docs/errors.md` gives it, without those of signals, which `moments`,
+/// `on_terminal` and `lab_run` test.
 const CODES: [(&str, &[i32]); 25] = [
     ("build", &[0, 1, 2, 9]),
     ("ls", &[0, 1, 2]),

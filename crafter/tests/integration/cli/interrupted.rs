@@ -156,7 +156,8 @@ fn second_signal_ends_a_blocked_command() {
     }
 }
 
-/// Waits until no signal is pending, and a thread that watches signals has seen it: two signals at the same time are one.
+/// Waits until no signal is pending, and a thread that watches signals has seen it: two signals at the same time are
+/// one.
 fn is_handled(pid: u32) {
     let path = format!("/proc/{pid}/status");
     eventually(|| {

@@ -1,9 +1,9 @@
 //! Signals at ten moments of each command: what it prints and records is complete, and agrees with the packets that the
 //! server counted; nothing is left behind.
 //!
-//! A moment is a system call. strace sends the signal when the command makes a call of this name for the n-th time, so that
-//! the moments are spread over what the command does, and not over time. `CRAFTER_TEST_POINTS=0`, which `--long` sets: 40
-//! moments, each with both signals and both forms of the output.
+//! A moment is a system call. strace sends the signal when the command makes a call of this name for the n-th time, so
+//! that the moments are spread over what the command does, and not over time. `CRAFTER_TEST_POINTS=0`, which `--long`
+//! sets: 40 moments, each with both signals and both forms of the output.
 
 use std::{
     collections::HashMap,
@@ -152,8 +152,8 @@ impl<'l> Setup<'l> {
         command
     }
 
-    /// `count` calls, spread over those after the handlers are installed. A series of calls with the same name counts as
-    /// one, so that each phase of a command is hit.
+    /// `count` calls, spread over those after the handlers are installed. A series of calls with the same name counts
+    /// as one, so that each phase of a command is hit.
     fn moments(&self, case: &Case, json: bool, count: usize) -> Vec<(String, usize)> {
         let trace = self.path("trace");
         let options = ["-o", trace.to_str().unwrap(), "-e", &format!("trace={}", CALLS.join(","))];
@@ -210,8 +210,8 @@ impl<'l> Setup<'l> {
         assert!(interrupted >= count / 4, "{}: interrupted {interrupted} times", case.name);
     }
 
-    /// Interrupts a command at a moment, and checks its results; returns whether it was interrupted, and not complete before
-    /// the signal.
+    /// Interrupts a command at a moment, and checks its results; returns whether it was interrupted, and not complete
+    /// before the signal.
     fn interrupt(
         &self,
         case: &Case,

@@ -1,6 +1,6 @@
 //! Output of commands that need neither privileges nor a network, compared with the files in `snapshots/`: the help of
-//! every command, errors, and the examples of the pages. To renew the files after an intended change, and to add those of
-//! new commands and examples:
+//! every command, errors, and the examples of the pages. To renew the files after an intended change, and to add those
+//! of new commands and examples:
 //!
 //! ```sh
 //! TRYCMD=overwrite cargo test --package crafter --test integration -- cli::snapshots

@@ -40,8 +40,8 @@ fn add_interfaces(namespace: &NetNs, count: usize) -> Vec<String> {
     names
 }
 
-/// A user without a limit of interfaces attaches many: each one costs less than the one before, and all that they cost is
-/// returned.
+/// A user without a limit of interfaces attaches many: each one costs less than the one before, and all that they cost
+/// is returned.
 #[test]
 fn many_interfaces_share_a_budget() {
     const INTERFACES: usize = 12;

@@ -30,7 +30,8 @@ fn reload(service: &Service, policy: &str) {
     assert!(reply["error"].is_null(), "{reply}");
 }
 
-/// The next lease uses the same attachment. A policy with a shorter time applies to it at once, a later one to the next.
+/// The next lease uses the same attachment. A policy with a shorter time applies to it at once, a later one to the
+/// next.
 #[test]
 fn next_lease_uses_the_attachment_of_the_last() {
     let _serial = Serial::begin();

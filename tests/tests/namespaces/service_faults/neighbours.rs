@@ -1,5 +1,5 @@
-//! Clients that send to, or look up, neighbours that do not exist: the kernel's neighbour table, the service's memory and
-//! descriptors, and the lookups of other users are not affected.
+//! Clients that send to, or look up, neighbours that do not exist: the kernel's neighbour table, the service's memory
+//! and descriptors, and the lookups of other users are not affected.
 
 use std::{
     collections::BTreeSet,
@@ -44,8 +44,8 @@ fn absent(number: u16) -> IpAddr {
     Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0xdead, number).into()
 }
 
-/// The entries of [`absent`] neighbours and of the groups to which solicitations for them are sent, and of IPv4 neighbours
-/// that do not exist.
+/// The entries of [`absent`] neighbours and of the groups to which solicitations for them are sent, and of IPv4
+/// neighbours that do not exist.
 fn absent_ones(namespace: &NetNs) -> Vec<String> {
     let prefixes = ["2001:db8::dead:", "ff02::1:ffad:", "192.0.2.77", "192.0.2.2"];
     let is_absent = |known: &String| prefixes.iter().any(|prefix| known.starts_with(prefix)) && known != "192.0.2.2";

@@ -150,8 +150,8 @@ fn senders_are_slowed_by_back_pressure() {
     assert_all(received.into_iter().filter(|one| one.0 == first), 0..COUNT);
 }
 
-/// Sixteen leases of one user that fill a link delay another user's packets by as many packets as that user sends, not by
-/// all.
+/// Sixteen leases of one user that fill a link delay another user's packets by as many packets as that user sends, not
+/// by all.
 #[test]
 fn users_share_a_full_link() {
     const EACH: u32 = 64;

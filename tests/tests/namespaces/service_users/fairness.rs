@@ -105,8 +105,8 @@ fn accounted(service: &Service, ports: &[u16]) -> Vec<(u64, Lease)> {
     })
 }
 
-/// While the service is stopped, a flood arrives for one lease, then bursts for another user's lease and for another one
-/// of the same user.
+/// While the service is stopped, a flood arrives for one lease, then bursts for another user's lease and for another
+/// one of the same user.
 fn assert_flood_leaves_room(lab: &Lab, service: &Service, room: u64) {
     const PORTS: [u16; 3] = [50_000, 50_001, 50_002];
     let tenants = [ONE, TWO, ONE].into_iter().zip(PORTS);
