@@ -4,7 +4,7 @@
 //! driver to a client's socket, without locks. Slow operations of the kernel (attaching, detaching) run on other
 //! threads.
 //!
-//! Each user has a share of that thread's time (`turns`), of the connections (`admission`) and of memory (`call`,
+//! Each user has a share of that thread's time (`call_turns`), of the connections (`admission`) and of memory (`call`,
 //! `snapshots`). What may block runs on other threads: reading the policy (`policy_file`), reading maps (`snapshots`),
 //! closing what clients passed (`closer`).
 //!
@@ -22,6 +22,7 @@ mod admission;
 mod attachment;
 mod backlog;
 mod call;
+mod call_turns;
 mod caller;
 mod clock;
 mod closer;
@@ -49,7 +50,6 @@ mod shares;
 mod snapshots;
 mod state;
 mod transmit;
-mod turns;
 
 use std::{
     os::unix::net::UnixListener,

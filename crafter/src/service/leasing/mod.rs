@@ -3,9 +3,9 @@
 
 mod lease_error;
 mod plan;
+mod search_turns;
 mod served_acquire;
 mod served_request;
-mod turns;
 
 use std::{
     net::IpAddr,
@@ -23,8 +23,8 @@ use self::{
     served_request::{Ports, ServedRequest},
 };
 pub(super) use self::{
+    search_turns::SearchTurns,
     served_request::{address, port},
-    turns::Turns,
 };
 use super::{
     caller::Caller,

@@ -6,18 +6,18 @@ use std::{cell::RefCell, collections::HashMap, rc::Rc};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// Whose turn it is.
-pub(in crate::service) struct Turns {
+pub(in crate::service) struct SearchTurns {
     users: RefCell<HashMap<u32, Rc<Semaphore>>>,
     one: Semaphore,
 }
 
-impl Default for Turns {
+impl Default for SearchTurns {
     fn default() -> Self {
         Self { users: RefCell::default(), one: Semaphore::new(1) }
     }
 }
 
-impl Turns {
+impl SearchTurns {
     /// Runs `work` when no other call of `user` is acquiring ports: many calls of one user take no more turns than one
     /// call of another.
     pub(super) async fn alone<T>(&self, user: u32, work: impl Future<Output = T>) -> T {
@@ -47,7 +47,7 @@ mod tests {
 
     /// Several searches of 10 turns each; returns whose turns they were.
     async fn order(searches: &[u32]) -> Vec<u32> {
-        let (turns, order) = (Rc::new(Turns::default()), Rc::new(RefCell::new(Vec::new())));
+        let (turns, order) = (Rc::new(SearchTurns::default()), Rc::new(RefCell::new(Vec::new())));
         // What the service does for others in between.
         let served = Rc::new(Cell::new(0));
         let others = spawn_local({

@@ -24,7 +24,7 @@ const EACH: Duration = Duration::from_micros(125);
 const MOST_DEBT: Duration = Duration::from_millis(20);
 
 #[derive(Default)]
-pub(super) struct Turns {
+pub(super) struct CallTurns {
     users: RefCell<HashMap<u32, User>>,
     /// Notified when a user has spent something.
     spent: Notify,
@@ -36,7 +36,7 @@ struct User {
     waiting: VecDeque<oneshot::Sender<()>>,
 }
 
-impl Turns {
+impl CallTurns {
     /// Waits until the user may make a call, and counts it.
     pub(super) async fn begin(&self, user: u32) {
         if let Some(turn) = self.try_begin(user) {
@@ -119,7 +119,7 @@ mod tests {
 
     #[test]
     fn each_user_makes_four_calls_in_a_round() {
-        let turns = Turns::default();
+        let turns = CallTurns::default();
         // As many connections as one likes: they are of one user.
         let mut many: Vec<_> = (0..1000).filter_map(|_| turns.try_begin(1)).collect();
         assert_eq!(many.len(), 996);
@@ -138,7 +138,7 @@ mod tests {
 
     #[test]
     fn long_call_counts_in_later_rounds() {
-        let turns = Turns::default();
+        let turns = CallTurns::default();
         assert!(turns.try_begin(1).is_none());
         turns.charge(1, BUDGET * 10);
         let mut next = vec![turns.try_begin(1).expect("a wait")];
@@ -159,7 +159,7 @@ mod tests {
 
     #[test]
     fn call_of_an_ended_connection_takes_no_turn() {
-        let turns = Turns::default();
+        let turns = CallTurns::default();
         let mut many: Vec<_> = (0..9).filter_map(|_| turns.try_begin(1)).collect();
         many.truncate(1);
         let mut last = vec![turns.try_begin(1).expect("a wait")];
