@@ -212,7 +212,7 @@ fn in_a_lab(table: &mut Table) {
         (9, &["ping", "-i", "none0", "192.0.2.1"]),
         (9, &["ping", "no-such-host.invalid"]),
         (9, &["traceroute", "-i", "none0", "192.0.2.1"]),
-        (9, &["get", "-i", "none0", "192.0.2.1"]),
+        (9, &["get", "--iface", "none0", "192.0.2.1"]),
         (9, &["get", "no-such-host.invalid"]),
         (9, &["dns", "-i", "none0", "@192.0.2.1", "lab.test"]),
         (9, &["sniff", "-i", "none0"]),

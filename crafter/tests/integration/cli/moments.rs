@@ -10,6 +10,7 @@ use std::{
     env, fs,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use crafter::{
@@ -17,7 +18,7 @@ use crafter::{
     lab::{INTERFACE, Lab},
     layer::{Ip, Udp},
 };
-use crafter_tests::leak::attached;
+use crafter_tests::{leak::attached, slow};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -266,9 +267,10 @@ impl<'l> Setup<'l> {
         if case.name == "get" && summary["status"] == 200 {
             let body = fs::metadata(self.path("body")).map_or(0, |file| file.len());
             assert_eq!(summary["body_bytes"].as_u64(), Some(body), "{point}: {summary}");
-            let resets = self.lab.tap().count().unwrap();
+            // The service sends the RST after the command has ended.
+            let is_reset = || slow::wait_until(Duration::from_secs(5), || self.lab.tap().count().unwrap() > 0);
             assert!(
-                !is_interrupted || body == 3 << 20 || resets > 0,
+                !is_interrupted || body == 3 << 20 || is_reset(),
                 "{point}: the connection was not reset: {summary}"
             );
         }

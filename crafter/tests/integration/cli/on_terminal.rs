@@ -62,7 +62,7 @@ fn progress_line_is_drawn_on_a_terminal_only() {
                 assert!(lines.iter().all(|line| line.ends_with(" left")), "{columns}: {lines:?}");
             }
             // A number is not cut.
-            40 => assert!(lines.iter().all(|line| line.ends_with(" lost") || line.ends_with(" sent")), "{lines:?}"),
+            40 => assert!(lines.iter().all(|line| line.ends_with("answered") || line.ends_with(" sent")), "{lines:?}"),
             _ => {}
         }
         assert!(
@@ -106,7 +106,7 @@ fn progress_line_follows_the_width() {
     let bare = |line: &&'_ str| line.trim_start_matches("\x1b[2K").trim_end_matches("^C").trim_end().to_owned();
     let drawn: Vec<String> = drawn[1..].iter().map(bare).collect();
     assert!(drawn.len() > 5, "{said:?}");
-    assert!(drawn.iter().all(|line| line.len() <= 30 && line.ends_with(" lost")), "{drawn:?}");
+    assert!(drawn.iter().all(|line| line.len() <= 30 && line.ends_with("answered")), "{drawn:?}");
 }
 
 /// Ctrl-C as a key, which the terminal sends to all processes in its foreground.
