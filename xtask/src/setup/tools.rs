@@ -132,9 +132,9 @@ mod tests {
     }
 
     /// Programs that the tests start, of Debian's essential packages.
-    const ESSENTIAL: [&str; 15] = [
-        "bash", "cat", "chmod", "cp", "gzip", "readlink", "setarch", "setpriv", "setsid", "sh", "sleep", "stty",
-        "timeout", "true", "unshare",
+    const ESSENTIAL: [&str; 16] = [
+        "bash", "cat", "chmod", "cp", "gzip", "prlimit", "readlink", "setarch", "setpriv", "setsid", "sh", "sleep",
+        "stty", "timeout", "true", "unshare",
     ];
 
     /// Programs that the tests start, and a tool whose package has them too, on Debian and on Fedora.
