@@ -19,6 +19,9 @@ static LOADED: Mutex<Weak<Discard>> = Mutex::new(Weak::new());
 static CODE: [[u8; 8]; 2] = [[0xb7, 0, 0, 0, 0, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0, 0]];
 static LICENSE: &[u8; 4] = b"GPL\0";
 
+/// Attempts to load the program when signals interrupt the verifier.
+const TRIES: u32 = 5;
+
 /// The beginning of `union bpf_attr` for `BPF_PROG_LOAD`.
 #[derive(Default)]
 #[repr(C)]
@@ -57,13 +60,22 @@ impl Discard {
             log: [0; 3],
             name: *b"crafter_discard\0",
         };
-        // SAFETY: the attribute, the code and the licence are readable during the call, and the size is the attribute's.
-        let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of::<Load>()) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            // SAFETY: the attribute, the code and the licence are readable during the call, and the size is the
+            // attribute's.
+            let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of::<Load>()) };
+            if fd >= 0 {
+                // SAFETY: the call has just returned this descriptor, so nothing else owns it.
+                return Ok(Self(unsafe { OwnedFd::from_raw_fd(fd as i32) }));
+            }
+            let error = io::Error::last_os_error();
+            // A signal is pending (`bpf_check` in the kernel).
+            if error.raw_os_error() != Some(libc::EAGAIN) || tries == TRIES {
+                return Err(error);
+            }
         }
-        // SAFETY: the call has just returned this descriptor, so nothing else owns it.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd as i32) }))
     }
 
     /// Attaches the program to a socket, until the socket is closed.
