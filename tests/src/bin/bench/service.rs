@@ -51,8 +51,6 @@ const ROUNDS: usize = 5;
 /// Number of leases and ports per lease; fewer leases if the descriptor limit is low, because each port takes one.
 const LEASES: u64 = 1000;
 const PORTS: u64 = 60;
-/// Descriptors reserved for other purposes.
-const OTHERS: u64 = 1500;
 
 /// `crafter serve` in the client namespace of a lab.
 pub struct Service {
@@ -275,7 +273,8 @@ pub fn leases() -> Result<Vec<Row>> {
     };
     let alone = least()?;
     let (_, limit) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    let held = LEASES.min(limit.saturating_sub(OTHERS) / (PORTS + 1));
+    // The service keeps a sixteenth of its descriptors for others.
+    let held = LEASES.min(limit / 10 * 9 / (PORTS + 2));
     let many = holder(&service, &lab, held, PORTS, 1024)?;
     let loaded_verdict = least()?;
     let (loaded, _) = service.costs()?;
