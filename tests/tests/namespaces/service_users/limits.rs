@@ -93,9 +93,9 @@ fn addresses_of_the_host_do_not_multiply_descriptors() {
                 leases.push(Socket::lease(&control, &row(protocol, 10)).await.expect("a lease"));
             }
             let more = sockets(&service) - before;
-            // The client's end of the first lease may have been counted before the reply was sent.
+            // The client's end of a lease may be open at the first count or at the second.
             let each = 64 * (10 + 1);
-            assert!((each - 1..=each).contains(&more), "{protocol}: {more}, not one for each port and each lease");
+            assert!((each - 1..=each + 1).contains(&more), "{protocol}: {more}, not one for each port and each lease");
             drop(leases);
             let back = slow::wait_until(REPLY_TIMEOUT, || sockets(&service) <= before);
             assert!(back, "{protocol}: {} of {before} sockets", sockets(&service));
