@@ -111,7 +111,7 @@ fn page_lists_every_error_of_the_library() {
         },
         Error::invalid("--loss", "the sum with --duplicate and --reorder exceeds 100%; lower one of them"),
         Error::Text {
-            place: "/home/ann/.config/crafter/config.toml, line 2".into(),
+            place: "config.toml, line 2".into(),
             reason: "there is no option 'timeuot'; did you mean timeout?".into(),
             excerpt: Box::new(packet::Excerpt::new("[sr]\ntimeuot = 1\n", 5)),
         },

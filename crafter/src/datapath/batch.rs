@@ -104,9 +104,9 @@ impl Buffer {
             flags: 0,
         };
         let (pointer, size) = (std::ptr::from_mut(&mut attributes), size_of::<Attributes>());
-        // SAFETY: `attributes` has the layout of the union's member. The kernel reads one position, and writes one
-        // position and at most `count` keys and values, which have the sizes of this map's and room for as many; all of
-        // them outlive the call. Every bit pattern of a key and a value is valid.
+        // The kernel reads one position, and writes one position and at most `count` keys and values of this map's sizes.
+        // SAFETY: `attributes` has the layout of the union's member; the buffers have room for `count` entries, outlive
+        // the call, and every bit pattern of a key and a value is valid.
         let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_BATCH, pointer, size) };
         let result = if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
         let is_filled = result.as_ref().err().is_none_or(|error| error.raw_os_error() == Some(libc::ENOENT));

@@ -103,7 +103,7 @@ pub(super) async fn acquire(
             if let Some(reserved) = acquisition.turn(is_leased)? {
                 break reserved;
             }
-            // Others are served before the next turn, whoever's it is.
+            // Other tasks run before the next turn, which may be another call's.
             yield_now().await;
         };
         let (Some(first), Some(last)) = (reserved.first(), reserved.last()) else {
