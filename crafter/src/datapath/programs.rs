@@ -1,32 +1,31 @@
 //! One load of the eBPF object, which several interfaces share: verifying the programs takes tens of milliseconds, and
 //! the maps take megabytes.
 
+mod slot;
+
 use std::{
-    collections::HashMap as StdHashMap,
     fs,
-    os::{fd::RawFd, unix::fs::MetadataExt as _},
     sync::{Arc, Mutex, Once, Weak},
 };
 
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
-    maps::{Array, HashMap, HashOfMaps, Map, MapData, PerCpuArray, PerCpuValues, RingBuf, XskMap},
+    maps::{Array, HashMap, HashOfMaps, Map, MapData, PerCpuArray, RingBuf, XskMap},
     programs::{Program, SchedClassifier, SkLookup, Xdp},
-    util::nr_cpus,
 };
 use crafter_common::{
-    ANY, Address, UDP,
+    Address,
     attached::Attached,
     flow::{FlowKey, FlowValue},
     map,
-    port::{FILTER_WORDS, FilterWord, OwnedKey, OwnedPort, filter_position, held_position},
+    port::{FILTER_WORDS, FilterWord, OwnedKey, OwnedPort},
     reason::REASONS,
 };
 
+pub(super) use self::slot::Slot;
 use super::{
-    failure::{bpf_error, os_error},
+    failure::bpf_error,
     lock,
-    maps::{Counters, read_counters},
     program::{Hook, LoadOptions, OBJECT},
     shares::ShareMap,
 };
@@ -234,238 +233,6 @@ pub(super) fn load_classifier(program: &mut SchedClassifier, hook: Hook) -> Resu
     match program.fd() {
         Ok(_) => Ok(()),
         Err(_) => program.load().map_err(|e| bpf_error(&format!("load {}", hook.program()), &e)),
-    }
-}
-
-/// The place of one interface in a load, and all its entries in the maps: they are removed when this is dropped.
-pub(super) struct Slot {
-    pub(super) programs: Arc<Programs>,
-    number: u32,
-    /// Number of the attachment, unique within this load.
-    pub(super) link: u32,
-    ring_bytes: u32,
-    /// Addresses on which a port of a transport protocol is owned: [`ANY`] and particular ones.
-    ports: Mutex<StdHashMap<(u8, u16), Vec<Address>>>,
-}
-
-impl Slot {
-    /// A slot for the interface `ifindex` of this network namespace: in an existing load of this process if one has
-    /// the same options and a free slot, else in a new load.
-    ///
-    /// # Errors
-    /// [`Error::Permission`], [`Error::Bpf`].
-    pub(super) fn shared(options: &LoadOptions, link_header: u32, ifindex: u32, socket_frame: u32) -> Result<Self> {
-        let Ok(namespace) = fs::metadata("/proc/thread-self/ns/net").map(|file| file.ino()) else {
-            return Self::alone(options, link_header, socket_frame);
-        };
-        // Each interface has its own ring buffer and frames.
-        let shared = LoadOptions { ring_bytes: 0, frame_bytes: 0, ..options.clone() };
-        let common = Common { namespace, link_header, options: shared };
-        let mut loaded = lock(&LOADED);
-        loaded.retain(|programs| programs.strong_count() > 0);
-        let fitting = loaded.iter().filter_map(Weak::upgrade).filter(|other| other.common.as_ref() == Some(&common));
-        for programs in fitting {
-            if let Some(slot) = Self::take(&programs, options, ifindex, socket_frame)? {
-                return Ok(slot);
-            }
-        }
-        let programs = Arc::new(Programs::load(options, link_header, options.interfaces, Some(common))?);
-        loaded.push(Arc::downgrade(&programs));
-        Self::first(&programs, options, ifindex, socket_frame)
-    }
-
-    /// The only slot of a new load, whose programs treat every frame as one of this interface, whatever its ifindex.
-    ///
-    /// # Errors
-    /// [`Error::Permission`], [`Error::Bpf`].
-    pub(super) fn alone(options: &LoadOptions, link_header: u32, socket_frame: u32) -> Result<Self> {
-        Self::first(&Arc::new(Programs::load(options, link_header, 1, None)?), options, 0, socket_frame)
-    }
-
-    fn first(programs: &Arc<Programs>, options: &LoadOptions, ifindex: u32, socket_frame: u32) -> Result<Self> {
-        Self::take(programs, options, ifindex, socket_frame)?.ok_or_else(|| missing("slot that is free"))
-    }
-
-    /// `None` if another interface already has the slot.
-    fn take(programs: &Arc<Programs>, options: &LoadOptions, ifindex: u32, socket_frame: u32) -> Result<Option<Self>> {
-        let mut slots = lock(&programs.slots);
-        let number = ifindex & (slots.count - 1);
-        if slots.taken & (1 << number) != 0 {
-            return Ok(None);
-        }
-        slots.taken |= 1 << number;
-        slots.links += 1;
-        let link = slots.links;
-        drop(slots);
-        let ports = Mutex::default();
-        let slot = Self { programs: programs.clone(), number, link, ring_bytes: options.ring_bytes, ports };
-        let failed = |e| bpf_error("list the interface for the eBPF programs", &e);
-        let attached = Attached { link, socket_frame, frames: UNLIMITED, ring: UNLIMITED, ..Attached::default() };
-        lock(&programs.maps).links.set(number, attached, 0).map_err(failed)?;
-        Ok(Some(slot))
-    }
-
-    /// Limits what waits in the pools of this interface, at `pools` in the map of shares: `frames` in each AF_XDP
-    /// socket, `ring` units in the ring buffer. Unlimited before, when nothing needs to be released.
-    ///
-    /// # Errors
-    /// [`Error::Bpf`] if the kernel refuses.
-    pub(super) fn limit(&self, pools: u32, frames: u32, ring: u32) -> Result<()> {
-        let failed = |e| bpf_error("limit the packets that wait", &e);
-        let links = &mut lock(&self.programs.maps).links;
-        let attached = links.get(&self.number, 0).map_err(failed)?;
-        links.set(self.number, Attached { pools, frames, ring, ..attached }, 0).map_err(failed)
-    }
-
-    /// The counters of this interface.
-    ///
-    /// # Errors
-    /// [`Error::Bpf`] if the kernel refuses.
-    pub(super) fn counters(&self) -> Result<Counters> {
-        read_counters(&lock(&self.programs.maps).counters, self.number..self.number + 1)
-    }
-
-    /// A new ring buffer, into which the programs copy packets of this interface from now on.
-    ///
-    /// # Errors
-    /// [`Error::Bpf`] if the kernel refuses.
-    pub(super) fn ring(&self) -> Result<RingBuf<MapData>> {
-        let failed = |e| bpf_error("create the ring buffer", &e);
-        let ring = aya_obj::Map::new_from_params(RING_BUFFER, 0, 0, self.ring_bytes, 0);
-        let ring = MapData::create(ring, map::RING, None).map_err(failed)?;
-        let ring = RingBuf::try_from(Map::RingBuf(ring)).map_err(failed)?;
-        lock(&self.programs.maps).rings.insert(self.link, &ring, 0).map_err(failed)?;
-        Ok(ring)
-    }
-
-    /// Has the programs redirect packets of `queue` into an AF_XDP socket, until it is closed.
-    ///
-    /// # Errors
-    /// [`Error::Bpf`] if the kernel refuses.
-    pub(super) fn set_socket(&self, queue: u32, socket: RawFd) -> Result<()> {
-        let index = self.number * map::SOCKET_ENTRIES + queue;
-        let set = lock(&self.programs.maps).sockets.set(index, socket, 0);
-        set.map_err(|e| bpf_error("list an AF_XDP socket", &e))
-    }
-
-    /// Takes a UDP port out of, or puts it back into, what the kernel looks up sockets for. Without it the socket that
-    /// reserves the port on any address would receive its datagrams.
-    fn set_held(&self, maps: &mut Maps, port: u16, is_held: bool) -> Result<()> {
-        let failed = |e| bpf_error("write the set of reserved ports", &e);
-        let (index, bit) = held_position(port);
-        let word = maps.held.get(&index, 0).map_err(failed)?;
-        maps.held.set(index, if is_held { word | bit } else { word & !bit }, 0).map_err(failed)
-    }
-
-    /// Owns a port on `address`: the entry first, then the filter bit that makes the programs look at it.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] when the map is full.
-    pub(super) fn own(&self, protocol: u8, address: Address, port: u16, value: OwnedPort) -> Result<()> {
-        let is_held = protocol == UDP && address == ANY;
-        if is_held {
-            self.programs.attach_lookup();
-        }
-        let (mut maps, mut ports) = (lock(&self.programs.maps), lock(&self.ports));
-        maps.owned.insert(self.key(protocol, address, port), value, 0).map_err(|e| match os_error(&e) {
-            // htab_map_alloc_elem() has none left.
-            Some(error) if error.raw_os_error() == Some(libc::E2BIG) => {
-                let count: usize = ports.values().map(Vec::len).sum();
-                let reason = "are owned on this interface, and the map has no room for more; release some first";
-                Error::invalid("port", format_args!("{count} {reason}"))
-            }
-            _ => bpf_error("own a port", &e),
-        })?;
-        let addresses = ports.entry((protocol, port)).or_default();
-        if !addresses.contains(&address) {
-            addresses.push(address);
-        }
-        if is_held {
-            self.set_held(&mut maps, port, true)?;
-        }
-        self.set_filter(&mut maps, protocol, port, addresses)
-    }
-
-    /// Gives a port back: the filter bit first.
-    ///
-    /// # Errors
-    /// [`Error::Bpf`] if the kernel refuses.
-    pub(super) fn disown(&self, protocol: u8, address: Address, port: u16) -> Result<()> {
-        let (mut maps, mut ports) = (lock(&self.programs.maps), lock(&self.ports));
-        let Some(addresses) = ports.get_mut(&(protocol, port)) else { return Ok(()) };
-        let Some(at) = addresses.iter().position(|other| *other == address) else { return Ok(()) };
-        addresses.swap_remove(at);
-        if protocol == UDP && address == ANY {
-            // The next owner of the port must find its datagrams.
-            self.set_held(&mut maps, port, false)?;
-        }
-        self.set_filter(&mut maps, protocol, port, addresses)?;
-        if addresses.is_empty() {
-            ports.remove(&(protocol, port));
-        }
-        maps.owned.remove(&self.key(protocol, address, port)).map_err(|e| bpf_error("give a port back", &e))
-    }
-
-    fn key(&self, protocol: u8, address: Address, port: u16) -> OwnedKey {
-        OwnedKey { link: self.link, address, port: port.to_be_bytes(), protocol, pad: 0 }
-    }
-
-    fn set_filter(&self, maps: &mut Maps, protocol: u8, port: u16, addresses: &[Address]) -> Result<()> {
-        let (index, bit) = filter_position(protocol, port);
-        let index = self.number * FILTER_WORDS + index;
-        let mut word = maps.filter.get(&index, 0).map_err(|e| bpf_error("read the port filter", &e))?;
-        let with = |word: u64, is_set: bool| if is_set { word | bit } else { word & !bit };
-        word.exact = with(word.exact, addresses.iter().any(|address| *address != ANY));
-        word.any = with(word.any, addresses.contains(&ANY));
-        maps.filter.set(index, word, 0).map_err(|e| bpf_error("write the port filter", &e))
-    }
-
-    /// Sets the local addresses in the map, which all interfaces of the namespace share. Addresses that are not in
-    /// `wanted` are removed.
-    ///
-    /// # Errors
-    /// [`Error::Bpf`] if the kernel refuses.
-    pub(super) fn set_local(&self, wanted: &[Address]) -> Result<()> {
-        let maps = &mut *lock(&self.programs.maps);
-        for address in wanted {
-            maps.local.insert(address, 1, 0).map_err(|e| bpf_error("list the local addresses", &e))?;
-        }
-        for stale in maps.listed.iter().filter(|address| !wanted.contains(address)) {
-            let _ = maps.local.remove(stale);
-        }
-        wanted.clone_into(&mut maps.listed);
-        Ok(())
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        let mut slots = lock(&self.programs.slots);
-        if slots.taken == 1 << self.number {
-            // The last slot: no interface can take a slot of this load any more, and its maps are dropped as they are.
-            slots.taken = u64::MAX;
-            return;
-        }
-        drop(slots);
-        let maps = &mut *lock(&self.programs.maps);
-        for ((protocol, port), addresses) in lock(&self.ports).drain() {
-            // The kernel refuses none of these requests. An entry that stayed would never be looked up again.
-            let _ = self.set_filter(maps, protocol, port, &[]);
-            if protocol == UDP && addresses.contains(&ANY) {
-                let _ = self.set_held(maps, port, false);
-            }
-            for address in addresses {
-                let _ = maps.owned.remove(&self.key(protocol, address, port));
-            }
-        }
-        let _ = maps.rings.remove(&self.link);
-        let _ = maps.links.set(self.number, Attached::default(), 0);
-        let cpus = nr_cpus().unwrap_or(0);
-        for reason in 0..REASONS {
-            let zeros = PerCpuValues::try_from(vec![0_u64; cpus]);
-            let _ = zeros.map(|zeros| maps.counters.set(self.number * REASONS + reason, zeros, 0));
-        }
-        lock(&self.programs.slots).taken &= !(1 << self.number);
     }
 }
 
