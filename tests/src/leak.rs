@@ -5,6 +5,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    os::unix::fs::MetadataExt,
     process::Command,
     sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::Duration,
@@ -130,12 +131,17 @@ pub fn clsact(namespace: &NetNs, name: &str) -> Vec<String> {
     shown.lines().filter(|line| line.contains("clsact")).map(str::to_owned).collect()
 }
 
-/// Ids of the programs in the kernel whose name begins with `crafter` and that no process holds: filters of clsact, pinned
-/// programs, and programs that are being freed. A crafter that runs, in another test or elsewhere on this kernel, holds
-/// its programs.
-pub fn unheld_programs() -> BTreeSet<u32> {
+/// Ids of the programs in the kernel whose name begins with `crafter`.
+fn crafter_programs() -> BTreeSet<u32> {
     let ours = |program: &ProgramInfo| program.name_as_str().is_some_and(|name| name.starts_with("crafter"));
-    let mut found: BTreeSet<u32> = loaded_programs().flatten().filter(ours).map(|program| program.id()).collect();
+    loaded_programs().flatten().filter(ours).map(|program| program.id()).collect()
+}
+
+/// Those of [`crafter_programs`] that no process holds: filters of clsact, pinned programs, and programs that are being
+/// freed. A crafter that runs, in another test or elsewhere on this kernel, holds its programs; in a PID namespace of its
+/// own a test does not see such a process outside of it, and finds the programs of that process, too.
+pub fn unheld_programs() -> BTreeSet<u32> {
+    let mut found = crafter_programs();
     // Reading the descriptors of all processes takes longer than listing the programs. One listed before is held now, or
     // its process has ended.
     for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
@@ -150,8 +156,8 @@ pub fn unheld_programs() -> BTreeSet<u32> {
     found
 }
 
-/// Waits until nothing of crafter is left: no program without a holder ([`unheld_programs`]) that was not there `before`,
-/// nothing attached to the interface, no clsact qdisc, and nothing that `others` returns.
+/// Waits until nothing of crafter is left: no program without a holder ([`unheld_programs`]) that was not there `before`
+/// and was loaded before this call, nothing attached to the interface, no clsact qdisc, and nothing that `others` returns.
 ///
 /// # Panics
 /// If something is left; `point` names the situation in the message.
@@ -162,14 +168,24 @@ pub fn assert_nothing_left(
     others: impl Fn() -> Vec<String>,
 ) {
     let mut left = Vec::new();
-    let clean = slow::wait_until(Duration::from_secs(5), || {
+    let loaded = crafter_programs();
+    // The programs of a crafter outside of this PID namespace are unloaded when it ends.
+    let limit = Duration::from_secs(if in_first_pid_namespace() { 5 } else { 60 });
+    let clean = slow::wait_until(limit, || {
         left = attached(namespace, name);
         left.extend(clsact(namespace, name));
-        left.extend(unheld_programs().difference(before).map(|id| format!("program {id}")));
+        let unheld = &unheld_programs() & &loaded;
+        left.extend(unheld.difference(before).map(|id| format!("program {id}")));
         left.extend(others());
         left.is_empty()
     });
     assert!(clean, "{point}: left behind {left:?}");
+}
+
+/// Whether every process of this kernel is visible here: the kernel gives its first PID namespace a fixed inode number
+/// (`PROC_PID_INIT_INO`, include/linux/proc_ns.h).
+fn in_first_pid_namespace() -> bool {
+    fs::metadata("/proc/self/ns/pid").is_ok_and(|namespace| namespace.ino() == 0xeffffffc)
 }
 
 /// Number of open descriptors of a process by kind: `socket`, `net` (a namespace), `anon_inode:bpf-map`, or a path.
