@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{sh, vm};
+use crate::{setup, sh, vm};
 
 /// Debian 12 and Debian 13.
 pub const SUITES: [&str; 2] = ["bookworm", "trixie"];
@@ -91,16 +91,16 @@ pub fn one(suite: &str) -> Result<()> {
     Ok(())
 }
 
-/// Checks that chroots can be created.
+/// Checks that chroots can be created, and installs debootstrap if it is missing.
 ///
 /// # Errors
-/// If not; the error says what is missing.
+/// If they cannot be created; the error says what is missing.
 pub fn possible() -> Result<()> {
     if !sh::is_root() {
         bail!("a chroot needs root: run `cargo xtask fresh` as root");
     }
     if sh::find("debootstrap").is_none() {
-        bail!("debootstrap is not installed: `apt-get install debootstrap`");
+        setup::require("debootstrap")?;
     }
     Ok(())
 }

@@ -183,6 +183,19 @@ fn attempt(manager: Manager, tools: &[&Tool]) -> Result<Vec<Missing>> {
     Ok(missing.collect())
 }
 
+/// Installs a package that has one name on all distributions.
+///
+/// # Errors
+/// If it cannot be installed; the error says why, and what to do.
+pub fn require(package: &str) -> Result<()> {
+    let Some(manager) = Manager::of_host() else {
+        bail!("{package} is not installed, and set-up supports only apt and dnf: install {package}, then try again");
+    };
+    let _lock = Lock::take()?;
+    sh::step(&format!("Packages: {package}"));
+    manager.require(&[package])
+}
+
 /// Tries to install the system's QEMU; returns whether it is installed. Without it, `vm::emulator` unpacks one.
 pub fn system_qemu() -> bool {
     let attempt = || -> Result<()> {
