@@ -1,6 +1,8 @@
 //! `crafter get`: fetches a URL over a crafted TCP stream.
 
 mod http;
+mod request;
+mod response;
 mod sink;
 mod summary;
 mod target;
@@ -17,7 +19,15 @@ use crafter::{Crafter, Error, Lease, Stream, StreamOptions, engine::Impair, pack
 use hyper::StatusCode;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use self::{http::Head, sink::Sink, summary::Summary, target::Target, trace::Trace};
+use self::{
+    http::Use,
+    request::Request,
+    response::{Decoder, Head},
+    sink::Sink,
+    summary::Summary,
+    target::Target,
+    trace::Trace,
+};
 use super::{
     Globals,
     exchange::Capture,
@@ -49,6 +59,14 @@ pub struct Args {
     /// Write the status line and the header fields of the response before the body
     #[arg(long, short)]
     include: bool,
+    /// Follow redirects, each over a connection of its own
+    #[arg(long, short = 'L')]
+    location: bool,
+    /// Follow at most N redirects
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    max_redirs: usize,
+    #[command(flatten)]
+    request: request::Args,
     /// Print a line per segment on stderr, as tcpdump does, with the time since the first segment
     #[arg(long, short)]
     verbose: bool,
@@ -95,11 +113,11 @@ impl Args {
 
 const HELP: &str = "\
 Writes the body to stdout or FILE as it arrives. If the transfer fails, the part received so far
-remains there, and the message states its length. Redirects are not followed. -i is --include, as
-in curl; in other commands it is --interface. Prints a summary on stderr: handshake time, segments
+remains there, and the message states its length. -i is --include, as in curl; in other commands
+it is --interface. Prints a summary on stderr: handshake time, segments
 and bytes in each direction, retransmissions, RSTs suppressed, mechanism.
---json: the summary as one JSON object, on stdout with -o FILE, else on stderr: url, output,
-local, remote, status, content_length, body_bytes, setup_ns, duration_ns, bytes_per_second,
+--json: the summary as one JSON object, on stdout with -o FILE, else on stderr: url, redirects,
+output, local, remote, status, content_length, body_bytes, setup_ns, duration_ns, bytes_per_second,
 handshake_ns, timestamps, segments_sent, segments_received, bytes_sent, bytes_received,
 retransmissions, duplicates, out_of_order, resets, hook_drops, no_room, rsts_suppressed,
 rsts_passed, mechanism, notes, error and exit_code (docs/schema/v1/get.json).
@@ -125,7 +143,8 @@ fn percent(text: &str) -> Result<f64, String> {
 /// # Errors
 /// An invalid URL, and errors of the interface, the connection and the file.
 pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
-    let target = Target::parse(&args.url)?;
+    let mut target = Target::parse(&args.url)?;
+    let mut request = args.request.request()?;
     if args.loss + args.duplicate + args.reorder > 1.0 {
         let reason = "the sum with --duplicate and --reorder exceeds 100%; lower one of them";
         return Err(Error::invalid("--loss", reason).into());
@@ -139,7 +158,24 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     let recording = Recording::create(&args.capture)?;
     let mut sink = Sink::new(args.output.as_deref(), print::is_quiet() || args.verbose || globals.json);
     let mut summary = Summary::new(&target, args.output.as_deref());
-    let error = match fetch(&args, &target, &recording, &mut sink, &mut summary, &mut signals).await {
+    let fetched = loop {
+        let exchange = (&target, &request);
+        let fetched = fetch(&args, exchange, &recording, &mut sink, &mut summary, &mut signals).await;
+        match (fetched, summary.redirect.take()) {
+            (Ok(Ok(())), Some((status, location))) if args.location => {
+                match next(&args, &target, &location, &summary) {
+                    Ok(next) => {
+                        request = request.redirected(status, next.is_same_host(&target));
+                        target = next;
+                        summary.redirected(&target);
+                    }
+                    Err(error) => break Ok(Err(error)),
+                }
+            }
+            (fetched, _) => break fetched,
+        }
+    };
+    let error = match fetched {
         Ok(result) => {
             let finished = tokio::select! {
                 finished = sink.finish() => Some(finished),
@@ -201,6 +237,21 @@ pub fn http_error(url: &str, status: StatusCode) -> String {
     format!("{url}: the server answered {status}; the body may give the reason")
 }
 
+/// The target of a redirect.
+///
+/// # Errors
+/// [`Error::Io`] if it cannot be fetched, or after too many redirects.
+fn next(args: &Args, target: &Target, location: &str, summary: &Summary) -> Result<Target, Error> {
+    let failed = |reason: String| Error::Io {
+        action: format!("follow the redirect of {} to {location}", target.url),
+        source: io::Error::other(reason),
+    };
+    if summary.redirects() >= args.max_redirs {
+        return Err(failed(format!("{} redirects came before it; raise --max-redirs", summary.redirects())));
+    }
+    target.join(location).map_err(|error| failed(error.to_string()))
+}
+
 /// A connection with its lease and driver, which are dropped in this order.
 struct Connection {
     stream: Stream,
@@ -211,7 +262,7 @@ struct Connection {
 /// Fetches. After an interruption, the connection is reset and `summary` has its counters.
 async fn fetch(
     args: &Args,
-    target: &Target,
+    (target, request): (&Target, &Request),
     recording: &Recording,
     sink: &mut Sink,
     summary: &mut Summary,
@@ -233,22 +284,29 @@ async fn fetch(
     clock.set_phase(Phase::Exchange);
     summary.connected(&stream, crafter.report(), start.elapsed());
     let connected = Instant::now();
+    let includes_head = args.include || args.request.head;
     let on_head = |head: &Head, sink: &mut Sink| {
         summary.head(head);
-        sink.start(head.length, if args.include { head.text.len() as u64 } else { 0 });
+        sink.start();
+        if args.location && summary.redirect.is_some() {
+            return Use::Nothing;
+        }
+        sink.expect_body(head.length);
+        Use::Body
     };
+    let (bytes, decoder) = (request.encode(target), Decoder::new(request.is_head()));
     let transferred = tokio::select! {
-        transferred = http::get(&mut stream, target, sink, args.include, on_head) => Ok(transferred),
+        transferred = http::exchange(&mut stream, (target, &bytes), decoder, sink, includes_head, on_head) => Ok(transferred),
         interruption = signals.next() => Err(interruption),
     };
     summary.transfer = Some(connected.elapsed());
     let (transferred, mut interruption) = match transferred {
         Ok(transferred) => (transferred, None),
-        Err(interruption) => (Ok(()), Some(interruption)),
+        Err(interruption) => (Ok(false), Some(interruption)),
     };
     // The stream's own error is the cause of the error that reading returned, so it takes precedence.
-    let mut result = transferred.map_err(|error| stream.error().unwrap_or(error));
-    if result.is_ok() && interruption.is_none() {
+    let is_complete = transferred.map_err(|error| stream.error().unwrap_or(error));
+    if matches!(is_complete, Ok(true)) {
         let closed = async {
             // The side that closes first waits in TIME-WAIT: `Connection: close` lets the server be that side.
             let _ = tokio::time::timeout(PEER_CLOSE_TIMEOUT, stream.read(&mut [0])).await;
@@ -272,10 +330,8 @@ async fn fetch(
         }
     }
     summary.stream = stream.stats();
-    match crafter.counters() {
-        Ok(counters) => summary.counted(&counters, &crafter.stats()),
-        Err(e) => result = result.and(Err(e)),
-    }
+    let counters = crafter.counters().map(|counters| summary.counted(&counters, &crafter.stats()));
+    let result = is_complete.and(counters);
     // Dropping a stream that is still open sends a RST.
     drop(stream);
     drop(lease);

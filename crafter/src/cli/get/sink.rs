@@ -64,10 +64,11 @@ impl Sink {
         self.path.is_none()
     }
 
-    /// Starts the thread, which opens the file; called when the head of the response has arrived. `head_length` bytes
-    /// precede the body.
-    pub fn start(&mut self, length: Option<u64>, head_length: u64) {
-        self.head_length = head_length;
+    /// Starts the thread, which opens the file, unless it runs; called when a head has arrived.
+    pub fn start(&mut self) {
+        if self.writer.is_some() {
+            return;
+        }
         let (pieces, queue) = mpsc::channel(QUEUE_LENGTH);
         let (report, ended) = oneshot::channel();
         let (written, is_abandoned) = (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default());
@@ -81,6 +82,10 @@ impl Sink {
             log::error!("cannot start the thread that writes the body: {error}");
         }
         self.writer = Some(Writer { pieces, ended, written, is_abandoned });
+    }
+
+    /// Shows a progress bar if the body is long, or of unknown length.
+    pub fn expect_body(&mut self, length: Option<u64>) {
         let shown =
             !self.quiet && io::stderr().is_terminal() && length.is_none_or(|length| length >= PROGRESS_BAR_LENGTH);
         if shown && (self.path.is_some() || !io::stdout().is_terminal()) {
@@ -95,7 +100,7 @@ impl Sink {
     pub async fn write(&mut self, piece: Bytes) -> Result<()> {
         self.received += piece.len() as u64;
         self.bar.set_position(self.received);
-        self.write_head(piece).await
+        self.queue(piece).await
     }
 
     /// Queues bytes that precede the body.
@@ -103,6 +108,11 @@ impl Sink {
     /// # Errors
     /// As [`Sink::write`].
     pub async fn write_head(&mut self, piece: Bytes) -> Result<()> {
+        self.head_length += piece.len() as u64;
+        self.queue(piece).await
+    }
+
+    async fn queue(&mut self, piece: Bytes) -> Result<()> {
         let sent = match &self.writer {
             Some(writer) => writer.pieces.send(piece).await.is_ok(),
             None => false,

@@ -13,11 +13,15 @@ use crafter_common::reason::Reason;
 use hyper::StatusCode;
 use serde::{Serialize, Serializer, ser::SerializeMap as _};
 
-use super::{http::Head, target::Target};
+use super::{response::Head, target::Target};
 
 /// The summary.
 pub struct Summary {
     url: String,
+    /// The URLs that redirected to `url`, in order.
+    redirects: Vec<String>,
+    /// Where the last response redirects to, with its status.
+    pub redirect: Option<(u16, String)>,
     output: Option<String>,
     connection: Option<(SocketAddr, SocketAddr)>,
     status: Option<StatusCode>,
@@ -48,6 +52,8 @@ impl Summary {
     pub fn new(target: &Target, output: Option<&Path>) -> Self {
         Self {
             url: target.url.to_string(),
+            redirects: Vec::new(),
+            redirect: None,
             output: output.map(|path| path.display().to_string()),
             connection: None,
             status: None,
@@ -83,9 +89,30 @@ impl Summary {
     pub fn head(&mut self, head: &Head) {
         self.status = Some(head.status);
         self.content_length = head.length;
+        self.redirect = head
+            .status
+            .is_redirection()
+            .then(|| head.values("location").next())
+            .flatten()
+            .map(|location| (head.status.as_u16(), location.to_owned()));
+        if let Some(coding) = head.values("content-encoding").find(|coding| !coding.eq_ignore_ascii_case("identity")) {
+            self.notes
+                .push(format!("the body is encoded ({coding}), although the request asked for none; it is kept so"));
+        }
         if head.status.as_u16() >= 400 {
             self.exit_code = exit::SERVER_ERROR;
         }
+    }
+
+    /// Follows a redirect: what is known so far is of the former URL.
+    pub fn redirected(&mut self, target: &Target) {
+        self.redirects.push(std::mem::replace(&mut self.url, target.url.to_string()));
+        (self.status, self.content_length, self.transfer) = (None, None, None);
+    }
+
+    /// Number of redirects followed.
+    pub fn redirects(&self) -> usize {
+        self.redirects.len()
     }
 
     /// Records counters of the kernel half and of the driver; this command has the only lease.
@@ -123,6 +150,9 @@ impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { stream, .. } = self;
         if let (Some((local, remote)), Some(report)) = (self.connection, &self.report) {
+            if !self.redirects.is_empty() {
+                writeln!(f, "redirects: {} to {}", self.redirects.join(" to "), self.url)?;
+            }
             if let (Some(status), Some(time)) = (self.status, self.transfer) {
                 write!(f, "{status}: {} bytes in {:.3} s", self.body_bytes, time.as_secs_f64())?;
                 writeln!(f, ", {:.1} MB/s", self.bytes_per_second().unwrap_or_default() / 1e6)?;
@@ -166,6 +196,7 @@ impl Serialize for Summary {
         let Self { stream, .. } = self;
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("url", &self.url)?;
+        map.serialize_entry("redirects", &self.redirects)?;
         map.serialize_entry("output", &self.output)?;
         map.serialize_entry("local", &self.connection.map(|(local, _)| local))?;
         map.serialize_entry("remote", &self.connection.map(|(_, remote)| remote))?;

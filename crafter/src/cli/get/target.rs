@@ -48,6 +48,20 @@ impl Target {
         Ok(Self { url })
     }
 
+    /// The target of a redirect: a URL, or a reference relative to this URL (RFC 9110, section 10.2.2).
+    ///
+    /// # Errors
+    /// As [`Target::parse`].
+    pub fn join(&self, location: &str) -> Result<Self> {
+        let url = self.url.join(location).map_err(|error| Error::invalid("URL", format!("{location:?}: {error}")))?;
+        Self::parse(url.as_str())
+    }
+
+    /// Whether the other target has the same host and port.
+    pub fn is_same_host(&self, other: &Self) -> bool {
+        self.url.host() == other.url.host() && self.url.port() == other.url.port()
+    }
+
     /// The addresses of the server, the preferred one first.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ mod doctor_served;
 mod exchange;
 mod exit_codes;
 mod get;
+mod get_http;
 mod guide;
 mod interrupted;
 mod lab_shell;
