@@ -338,6 +338,29 @@ fn ethernet_frames_are_matched_and_invalid_packets_refused() {
     });
 }
 
+/// 192.0.2.2 is the client's own address, to which the kernel sends over `lo`.
+#[test]
+fn frames_to_this_host_do_not_refuse_the_others() {
+    let _parallel = Parallel::begin();
+    let lab = lab();
+    session(&lab, options(Attach::Auto), async |session| {
+        let options = SrOptions { timeout: Duration::from_millis(500), ..SrOptions::default() };
+        for text in [
+            r#"ARP(pdst="192.0.2.0/30")"#,
+            r#"Ether(dst="ff:ff:ff:ff:ff:ff")/ARP(pdst="192.0.2.0/30")"#,
+            r#"Ether()/IP(dst=["192.0.2.2","192.0.2.1"])/ICMP()"#,
+        ] {
+            let result = session.sr(packets(text), &options).await.unwrap_or_else(|e| panic!("{text}: {e}"));
+            assert_eq!((result.answered.len(), result.account.answered), (1, 1), "{text}: {}", result.account);
+            // Nobody has 192.0.2.0 and 192.0.2.3, for which frames leave.
+            assert_eq!(result.account.unroutable, 1, "{text}: {}", result.account);
+        }
+        // Alone, it is an error.
+        let error = session.sr(packets(r#"ARP(pdst="192.0.2.2")"#), &options).await.expect_err("no frame");
+        assert!(error.to_string().contains("over lo, where packets have no Ethernet header"), "{error}");
+    });
+}
+
 /// ARP has no ports: the answer is delivered to the kernel, too, and received through a tap.
 #[test]
 fn arp_request_is_answered() {

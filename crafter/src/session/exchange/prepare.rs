@@ -41,10 +41,14 @@ impl Exchange<'_> {
         let mut ready = Vec::with_capacity(outlined.len());
         for OutlinedPacket { mut packet, outline, route } in outlined {
             self.result.account.requests += 1;
-            let route = match route.map_or(&mut Ok(None), |at| &mut routes[at]) {
-                Ok(route) => route.clone(),
+            let found = match route.map_or(&mut Ok(None), |at| &mut routes[at]) {
+                Ok(route) => self.carries(&outline, route.as_deref()).map(|()| route.clone()).map_err(Some),
+                Err(error) => Err(error.take()),
+            };
+            let route = match found {
+                Ok(route) => route,
                 Err(error) => {
-                    match error.take() {
+                    match error {
                         Some(error @ (Error::NoRoute { .. } | Error::NoNeighbour { .. })) => {
                             unroutable.get_or_insert(error);
                         }
@@ -84,6 +88,26 @@ impl Exchange<'_> {
             ready.push(ReadyPacket { path, first, bytes, number });
         }
         Ok(ready)
+    }
+
+    /// Checks that the route carries the packet: one destination of a set of frames may be this host itself.
+    ///
+    /// # Errors
+    /// [`Error::NoRoute`] for a frame whose route leads over a link without Ethernet headers, such as `lo`.
+    fn carries(&self, outline: &Outline, route: Option<&Route>) -> Result<()> {
+        match (route, outline.destination) {
+            (Some(route), Some(destination))
+                if outline.frame && route.link == LinkLayer::None && self.links.options.interface.is_none() =>
+            {
+                let reason = format!(
+                    "it is reached over {}, where packets have no Ethernet header: begin with IP or IPv6, or name an \
+                     interface",
+                    route.interface
+                );
+                Err(Error::NoRoute { destination, reason })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Adds a packet to the requests, or to those that cannot be answered; returns its number.
