@@ -226,7 +226,9 @@ async fn query_server(
     recording: &Recording,
     on_query: &dyn Fn(),
 ) -> Result<Reply> {
-    let crafter = args.interface.link.open(server.ip()).await?;
+    let crafter = args.interface.link.open(server).await?;
+    // Received packets have no zone.
+    let server = SocketAddr::new(server.ip(), server.port());
     let report = crafter.report().clone();
     log::info!("{report}");
     let timeout = args.limit().wait(args.wait, ANSWER_TIMEOUT, args.tries);

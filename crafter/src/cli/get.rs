@@ -381,7 +381,7 @@ async fn connect(
 }
 
 async fn connect_to(args: &Args, remote: SocketAddr, recording: &Recording) -> Result<Connection, Error> {
-    let crafter = args.interface.link.open(remote.ip()).await?;
+    let crafter = args.interface.link.open(remote).await?;
     // Traces and impairments apply to single segments.
     let coalesce = !args.verbose && impairment(args).is_none() && !recording.is_active();
     let request = args.interface.request(Transport::Tcp).coalesce(coalesce);

@@ -1,6 +1,10 @@
 //! Options of every command that sends: interface, addresses, and how replies are received.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use crafter::{
@@ -17,7 +21,9 @@ use crafter::{
     session::{Session, SessionOptions},
 };
 
-use super::{complete, service};
+use nix::net::if_::if_indextoname;
+
+use super::{complete, service, zone};
 
 /// Time limit for closing streams and releasing leases at the end of a command.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -114,11 +120,31 @@ pub fn attach() -> impl TypedValueParser<Value = Attach> {
 }
 
 impl Link {
-    /// Attaches to the interface of the route to `destination`.
+    /// The interface that the options or the zone of an address name.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if they name different ones; [`Error::UnknownInterface`] for a zone without an interface.
+    pub fn name(&self, remote: SocketAddr) -> Result<Option<String>> {
+        let Some(index) = zone::index(remote) else { return Ok(self.interface.clone()) };
+        let name = if_indextoname(index).ok().and_then(|name| name.into_string().ok());
+        // nix 0.30 returns an empty name instead of the error.
+        let name = name.filter(|name| !name.is_empty());
+        let name = name.ok_or_else(|| Error::UnknownInterface { name: index.to_string() })?;
+        match &self.interface {
+            Some(given) if *given != name => {
+                let reason = format!("the zone of the address is {name}; leave out one of them");
+                Err(Error::invalid(format!("--interface {given}"), reason))
+            }
+            _ => Ok(Some(name)),
+        }
+    }
+
+    /// Attaches to the interface of the route to `remote`, which is that of its zone if it has one.
     ///
     /// # Errors
     /// Those of [`Crafter::open`], and of the route; without a route nothing is attached.
-    pub async fn open(&self, destination: IpAddr) -> Result<Crafter> {
+    pub async fn open(&self, remote: SocketAddr) -> Result<Crafter> {
+        let (destination, interface) = (remote.ip(), self.name(remote)?);
         let local = local_addresses().await?;
         let is_local = |address: IpAddr| address.is_loopback() || local.contains(&address);
         if let Some(source) = self.source.filter(|source| !is_local(*source)) {
@@ -128,14 +154,14 @@ impl Link {
         let service = self.service().await?;
         let route = match &service {
             // The service resolves the next hop; this process may lack the privileges.
-            Some(_) => route::without_hop(destination, self.interface.as_deref(), self.source).await?,
+            Some(_) => route::without_hop(destination, interface.as_deref(), self.source).await?,
             None => {
                 let limit = self.hop_timeout.unwrap_or(Duration::MAX);
-                route::resolve_within(destination, self.interface.as_deref(), self.source, limit).await?
+                route::resolve_within(destination, interface.as_deref(), self.source, limit).await?
             }
         };
         let actual = &route.interface;
-        let reason = match self.interface.as_deref() {
+        let reason = match interface.as_deref() {
             Some(given) if given != actual => {
                 format!(
                     "it is an address of this host, reached over {actual}, not over {given}; use --interface {actual}"

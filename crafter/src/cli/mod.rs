@@ -60,6 +60,7 @@ pub mod top;
 pub mod traceroute;
 mod version;
 pub mod who;
+mod zone;
 
 /// The longest lines of the help, in columns.
 const MAX_HELP_WIDTH: usize = 100;

@@ -85,7 +85,7 @@ Examples:
 ///
 /// # Errors
 /// Those of the host's name, of values that do not fit, and of sending.
-pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
+pub async fn run(mut args: Args, globals: &Globals) -> anyhow::Result<u8> {
     let mut signals = Signals::new(args.limit)?;
     let (destination, interruption) = match args.probe.address(&mut signals).await? {
         Ok(address) => (address, None),

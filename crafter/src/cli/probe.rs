@@ -1,6 +1,11 @@
 //! What `ping` and `traceroute` share: the host, and running a probe whose results are printed as they arrive.
 
-use std::{cell::RefCell, net::IpAddr, rc::Rc, time::Instant};
+use std::{
+    cell::RefCell,
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+    time::Instant,
+};
 
 use crafter::{
     Error, Result,
@@ -14,6 +19,7 @@ use super::{
     live::{self, Counts, Live},
     print,
     signals::{Clock, Interruption, Phase, Signals},
+    zone,
 };
 
 /// The host to probe, and how.
@@ -39,29 +45,35 @@ pub struct Args {
 
 impl Args {
     /// The host's address: the first one that the system's resolver returns of the requested IP version, or of that of
-    /// `--source`; or the interruption that arrives before that.
+    /// `--source`; or the interruption that arrives before that. The zone of the address is the interface to use.
     ///
     /// # Errors
     /// [`Error::UnknownHost`] if the name is unknown or has no such address; [`Error::Invalid`] for an address of the
-    /// other IP version.
-    pub async fn address(&self, signals: &mut Signals) -> Result<std::result::Result<IpAddr, Interruption>> {
+    /// other IP version; those of [`interface::Link::name`].
+    pub async fn address(&mut self, signals: &mut Signals) -> Result<std::result::Result<IpAddr, Interruption>> {
         signals.clock().set_phase(Phase::LookUp);
         let found = signals.unless(self.look_up()).await;
         signals.clock().set_phase(Phase::Opening);
-        found.map_or_else(|interruption| Ok(Err(interruption)), |found| found.map(Ok))
+        let address = match found {
+            Ok(found) => found?,
+            Err(interruption) => return Ok(Err(interruption)),
+        };
+        self.link.interface = self.link.name(address)?;
+        Ok(Ok(address.ip()))
     }
 
-    async fn look_up(&self) -> Result<IpAddr> {
+    async fn look_up(&self) -> Result<SocketAddr> {
         let wanted = match (self.ipv4, self.ipv6, self.link.source) {
             (true, ..) => Some(true),
             (_, true, _) => Some(false),
             (.., source) => source.map(|source| source.is_ipv4()),
         };
         let bare = self.host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(&self.host);
-        let found: Vec<IpAddr> = match bare.parse() {
-            Ok(address) => vec![address],
-            Err(_) => match tokio::net::lookup_host((bare, 0)).await {
-                Ok(found) => found.map(|address| address.ip()).collect(),
+        let found: Vec<SocketAddr> = match (bare.parse::<IpAddr>(), zone::parse(bare)?) {
+            (Ok(address), _) => vec![(address, 0).into()],
+            (_, Some(address)) => vec![address.into()],
+            _ => match tokio::net::lookup_host((bare, 0)).await {
+                Ok(found) => found.collect(),
                 Err(error) => {
                     return Err(Error::UnknownHost { name: self.host.clone(), reason: print::resolver(&error) });
                 }

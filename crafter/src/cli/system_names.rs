@@ -2,7 +2,7 @@
 
 use std::{
     cell::RefCell,
-    net::{IpAddr, ToSocketAddrs as _},
+    net::{IpAddr, Ipv6Addr, ToSocketAddrs as _},
 };
 
 use crafter::{
@@ -35,6 +35,11 @@ impl SystemNames {
 
 impl Resolve for SystemNames {
     fn resolve(&self, name: &str) -> std::result::Result<Option<Vec<IpAddr>>, String> {
+        if let Some((address, zone)) = name.split_once('%').filter(|(address, _)| address.parse::<Ipv6Addr>().is_ok()) {
+            return Err(format!(
+                "a packet has no room for the zone of '{name}'; write \"{address}\", and name the interface: -i {zone}"
+            ));
+        }
         match (name, 0).to_socket_addrs() {
             Ok(found) => Ok(Some(found.map(|address| address.ip()).collect())),
             Err(reason) => {

@@ -49,7 +49,8 @@ impl Lease {
     ///
     /// # Errors
     /// [`Error::Refused`], [`Error::TimedOut`], [`Error::Unreachable`], [`Error::NoRoute`], [`Error::NoNeighbour`];
-    /// [`Error::Invalid`] for a lease that is not TCP, or that has a stream to `remote` already.
+    /// [`Error::Invalid`] for a lease that is not TCP, or that has a stream to `remote` already, and for an IPv6 address
+    /// whose scope id is another interface's index.
     pub async fn connect(&self, remote: SocketAddr, options: StreamOptions) -> Result<Stream> {
         if self.transport() != Transport::Tcp {
             let reason = format_args!("a stream needs a TCP lease; this one is {}", self.transport());
@@ -57,6 +58,19 @@ impl Lease {
         }
         let inner = self.inner();
         let route = inner.route(remote.ip()).await?;
+        if let SocketAddr::V6(address) = remote
+            && ![0, route.ifindex].contains(&address.scope_id())
+        {
+            let reason = format_args!(
+                "its zone is interface {}, but the lease is on {} ({})",
+                address.scope_id(),
+                route.interface,
+                route.ifindex
+            );
+            return Err(Error::invalid(format!("address {remote}"), reason));
+        }
+        // Segments have no zone.
+        let remote = SocketAddr::new(remote.ip(), remote.port());
         let local = SocketAddr::new(self.address().unwrap_or(route.source), self.port());
         Stream::connect(inner.clone(), route, local, remote, options).await
     }

@@ -6,6 +6,7 @@ use crafter::{Error, Result};
 use hickory_proto::rr::{DNSClass, RecordType};
 
 use super::record;
+use crate::cli::zone;
 
 /// The arguments of a query.
 #[derive(Debug, PartialEq, Eq)]
@@ -82,12 +83,22 @@ fn is_class(word: &str) -> bool {
 ///
 /// # Errors
 /// A sentence for clap.
-pub fn parse_server(text: &str) -> Result<SocketAddr, &'static str> {
-    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
-    let address = bare.parse::<IpAddr>().map(|address| SocketAddr::new(address, 53));
-    match address.or_else(|_| text.parse::<SocketAddr>()) {
-        Ok(server) if server.port() > 0 => Ok(server),
-        _ => Err("not an IP address; give one, with or without a port, e.g. 192.0.2.1 or [2001:db8::1]:53"),
+pub fn parse_server(text: &str) -> Result<SocketAddr, String> {
+    let (bare, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((bare, "")) => (bare, Some(53)),
+        Some((bare, port)) => (bare, port.strip_prefix(':').and_then(|port| port.parse().ok())),
+        None => (text, Some(53)),
+    };
+    let scoped = zone::parse(bare).map_err(|error| error.to_string())?.map(SocketAddr::V6);
+    let address = bare.parse::<IpAddr>().ok().map(|address| SocketAddr::new(address, 0)).or(scoped);
+    let server = address.zip(port).map(|(mut address, port)| {
+        address.set_port(port);
+        address
+    });
+    // An IPv4 address with a port.
+    match server.or_else(|| text.parse::<SocketAddr>().ok()) {
+        Some(server) if server.port() > 0 => Ok(server),
+        _ => Err("not an IP address; give one, with or without a port, e.g. 192.0.2.1 or [2001:db8::1]:53".to_owned()),
     }
 }
 

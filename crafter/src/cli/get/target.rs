@@ -1,15 +1,18 @@
 //! URLs: which address to connect to, and what to request.
 
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use crafter::{Error, Result};
 use url::{Host, Url};
 
-use super::super::print;
+use super::super::{print, zone};
 
 /// A URL that this command can fetch.
 pub struct Target {
+    /// The URL without the zone of its address.
     pub url: Url,
+    /// The index of the interface that the zone of the address names; 0 without a zone.
+    zone: u32,
 }
 
 impl Target {
@@ -33,7 +36,9 @@ impl Target {
         if rest.is_empty() || rest.starts_with(['/', '\\', '?', '#']) {
             return Err(invalid(format!("'{text}' names no host; write HOST, HOST:PORT or HOST/PATH")));
         }
-        let (host, path) = rest.split_at(rest.find(['/', '\\', '?', '#']).unwrap_or(rest.len()));
+        let (scoped, path) = rest.split_at(rest.find(['/', '\\', '?', '#']).unwrap_or(rest.len()));
+        let (host, zone) = without_zone(scoped)?;
+        let rest = &format!("{host}{path}");
         let url = match host.parse::<Ipv6Addr>() {
             Ok(address) => Url::parse(&format!("http://[{address}]{path}")),
             Err(_) => Url::parse(&format!("http://{rest}")),
@@ -45,7 +50,7 @@ impl Target {
         if url.port() == Some(0) {
             return Err(invalid("port 0 is not a valid destination; use 1 to 65535".to_owned()));
         }
-        Ok(Self { url })
+        Ok(Self { url, zone })
     }
 
     /// The target of a redirect: a URL, or a reference relative to this URL (RFC 9110, section 10.2.2).
@@ -54,7 +59,11 @@ impl Target {
     /// As [`Target::parse`].
     pub fn join(&self, location: &str) -> Result<Self> {
         let url = self.url.join(location).map_err(|error| Error::invalid("URL", format!("{location:?}: {error}")))?;
-        Self::parse(url.as_str())
+        let mut target = Self::parse(url.as_str())?;
+        if self.url.host() == target.url.host() {
+            target.zone = self.zone;
+        }
+        Ok(target)
     }
 
     /// Whether the other target has the same host and port.
@@ -70,7 +79,7 @@ impl Target {
         let port = self.url.port_or_known_default().unwrap_or(80);
         match self.url.host() {
             Some(Host::Ipv4(address)) => Ok(vec![(address, port).into()]),
-            Some(Host::Ipv6(address)) => Ok(vec![(address, port).into()]),
+            Some(Host::Ipv6(address)) => Ok(vec![SocketAddrV6::new(address, port, 0, self.zone).into()]),
             Some(Host::Domain(name)) => match tokio::net::lookup_host((name, port)).await {
                 Ok(addresses) => Ok(addresses.collect()),
                 Err(error) => Err(Error::UnknownHost { name: name.to_owned(), reason: print::resolver(&error) }),
@@ -98,6 +107,20 @@ impl Target {
     pub fn path(&self) -> &str {
         &self.url[url::Position::BeforePath..url::Position::AfterQuery]
     }
+}
+
+/// Takes the zone out of `fe80::1%eth0`, `[fe80::1%eth0]:80` and `[fe80::1%25eth0]` (RFC 6874); returns the index of its
+/// interface, 0 without a zone.
+fn without_zone(host: &str) -> Result<(String, u32)> {
+    let (inner, port) = host.strip_prefix('[').and_then(|rest| rest.split_once(']')).unwrap_or((host, ""));
+    let decoded = match inner.split_once("%25") {
+        Some((address, zone)) if !zone.is_empty() => format!("{address}%{zone}"),
+        _ => inner.to_owned(),
+    };
+    Ok(match zone::parse(&decoded)? {
+        Some(address) => (format!("[{}]{port}", address.ip()), address.scope_id()),
+        None => (host.to_owned(), 0),
+    })
 }
 
 /// The scheme (RFC 3986, section 3.1) and what follows `://`. Without `//`, the text is a host and a port.

@@ -30,6 +30,7 @@ mod sniff;
 mod terminal;
 mod top;
 mod traceroute;
+mod zones;
 
 use std::{
     ffi::OsStr,
