@@ -8,7 +8,7 @@ use crafter::{
     datapath::program::Report,
     expr::{PacketSet, Packets},
     layer::Packet,
-    session::{Account, Event, Outcome, Pace, Session},
+    session::{Account, Event, Fragment, Outcome, Pace, Session},
 };
 use serde_json::{Value, json};
 
@@ -36,6 +36,10 @@ pub struct Args {
     /// Send at most this many packets per second [default: no limit]
     #[arg(long, value_name = "PPS", value_parser = rate)]
     rate: Option<f64>,
+    /// Send packets larger than the MTU, or than SIZE bytes, as fragments [default: UDP datagrams and ICMP
+    /// queries without the flag DF, larger than the MTU]
+    #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true, default_missing_value = "mtu", value_parser = fragment)]
+    fragment: Option<Fragment>,
     /// Largest number of packets that the expression may expand to
     #[arg(long, value_name = "N", default_value_t = 1_000_000)]
     limit: u64,
@@ -87,6 +91,15 @@ pub fn rate(text: &str) -> Result<f64, String> {
     rate.ok_or_else(|| "not a rate; give packets per second, from 0.000001 to 1000000000".to_owned())
 }
 
+/// Reads the value of `--fragment`: `mtu`, or a size in bytes.
+fn fragment(text: &str) -> Result<Fragment, String> {
+    match (text, text.parse()) {
+        ("mtu", _) => Ok(Fragment::Mtu),
+        (_, Ok(size @ 28..)) => Ok(Fragment::Size(size)),
+        _ => Err("not a size of fragments; give the bytes from the IP header on, 28 to 65535".to_owned()),
+    }
+}
+
 impl Args {
     /// The packets of the expression, or the interruption that arrives while its host names are looked up.
     ///
@@ -107,6 +120,11 @@ impl Args {
     pub fn packets<'s>(&self, set: &'s PacketSet) -> Result<impl Iterator<Item = Packet> + use<'s>> {
         let packets: Packets<'s> = set.packets(self.limit.into())?;
         Ok((0..self.count).flat_map(move |_| packets.clone()))
+    }
+
+    /// Which packets are sent as fragments.
+    pub fn fragment(&self) -> Fragment {
+        self.fragment.unwrap_or_default()
     }
 
     /// The rate to send at.

@@ -59,7 +59,7 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
         Err(interruption) => return finish(args, globals, Account::default(), Closed::early(interruption)),
     };
     let packets = args.packets(&set)?;
-    let options = SrOptions { pace: args.pace(), ..SrOptions::default() };
+    let options = SrOptions { pace: args.pace(), fragment: args.fragment(), ..SrOptions::default() };
     let total = args.total(&set);
     let counts = Counts { total: Some(total), ..Counts::default() };
     let live = RefCell::new(Live::new(args.capture.is_stdout(), counts));

@@ -191,7 +191,8 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     let counts = Counts { total: Some(total), answered: Some(0), wait: timeout, ..Counts::default() };
     let live = RefCell::new(Live::new(false, counts));
     let packets = exchange.packets(&set)?;
-    let options = SrOptions { timeout, retry: waiting.retry, pace: exchange.pace(), multi, discard_replies: true };
+    let (retry, pace, fragment) = (waiting.retry, exchange.pace(), exchange.fragment());
+    let options = SrOptions { timeout, retry, pace, multi, fragment, discard_replies: true };
     let on_event = |event: &Event<'_>| printer.handle(event, &mut live.borrow_mut());
     let running = exchange.run(&mut signals, &live, on_event, async |session, observer| {
         session.sr_with(packets, &options, observer).await
@@ -248,7 +249,8 @@ pub async fn run_one(args: OneArgs, globals: &Globals) -> anyhow::Result<u8> {
     };
     set.single()?;
     let packets = exchange.packets(&set)?;
-    let options = SrOptions { timeout, retry: waiting.retry, pace: exchange.pace(), ..SrOptions::default() };
+    let (retry, pace, fragment) = (waiting.retry, exchange.pace(), exchange.fragment());
+    let options = SrOptions { timeout, retry, pace, fragment, ..SrOptions::default() };
     let counts = Counts { total: Some(1), answered: Some(0), wait: timeout, ..Counts::default() };
     let live = RefCell::new(Live::new(false, counts));
     let (mut sent, mut sent_time) = (None, None);

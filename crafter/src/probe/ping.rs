@@ -341,7 +341,10 @@ impl Script for Ping {
                 self.answered(request, event, rtt);
             }
             Outcome::Unmatched { .. } => self.unmatched(event),
-            Outcome::BadChecksum { .. } | Outcome::Reset | Outcome::Suppressed { .. } => {}
+            Outcome::SentFragment { .. }
+            | Outcome::BadChecksum { .. }
+            | Outcome::Reset
+            | Outcome::Suppressed { .. } => {}
         }
     }
 

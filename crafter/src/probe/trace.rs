@@ -360,7 +360,11 @@ impl Script for Trace {
             Outcome::Matched { request, rtt, .. } => self.answered(request, event, rtt),
             // A retransmitted SYN-ACK: the RST was lost.
             Outcome::Duplicate { request, rtt, .. } => self.answered(request, event, rtt),
-            Outcome::Unmatched { .. } | Outcome::BadChecksum { .. } | Outcome::Reset | Outcome::Suppressed { .. } => {}
+            Outcome::SentFragment { .. }
+            | Outcome::Unmatched { .. }
+            | Outcome::BadChecksum { .. }
+            | Outcome::Reset
+            | Outcome::Suppressed { .. } => {}
         }
     }
 

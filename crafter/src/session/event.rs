@@ -28,12 +28,17 @@ pub struct Event<'a> {
 /// What happened to a packet. Requests are numbered from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Handed to the kernel.
+    /// Handed to the kernel; of a request in fragments, the first one.
     Sent {
         /// The request's number.
         request: usize,
         /// 0 for the first transmission, then counted up with each retransmission.
         attempt: u32,
+    },
+    /// A further fragment, handed to the kernel.
+    SentFragment {
+        /// The request's number.
+        request: usize,
     },
     /// The first reply to a request, or any reply if all are accepted.
     Matched {
@@ -75,7 +80,7 @@ pub enum Outcome {
 impl Outcome {
     /// Whether the packet was sent, or suppressed, by this host.
     pub fn is_outgoing(self) -> bool {
-        matches!(self, Self::Sent { .. } | Self::Reset | Self::Suppressed { .. })
+        matches!(self, Self::Sent { .. } | Self::SentFragment { .. } | Self::Reset | Self::Suppressed { .. })
     }
 }
 
@@ -86,6 +91,7 @@ impl fmt::Display for Outcome {
         match *self {
             Self::Sent { request, attempt: 0 } => write!(f, "sent, request {}", number(request)),
             Self::Sent { request, attempt } => write!(f, "sent again ({attempt}), request {}", number(request)),
+            Self::SentFragment { request } => write!(f, "sent, a further fragment of request {}", number(request)),
             Self::Matched { request, reason, .. } => {
                 write!(f, "{}, matched: answers request {}", reason.name(), number(request))
             }

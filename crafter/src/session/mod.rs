@@ -52,7 +52,7 @@ pub use self::{
     account::{Account, Kernel},
     event::{Event, Outcome},
     exchanged::{Exchanged, Pair, Reply},
-    options::{Pace, SessionOptions, SrOptions},
+    options::{Fragment, Pace, SessionOptions, SrOptions},
     reply_matcher::{Match, ReplyMatcher},
     script::{Script, Step},
     send_receive::Session,

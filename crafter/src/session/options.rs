@@ -38,6 +38,19 @@ pub struct Pace {
     pub rate: Option<f64>,
 }
 
+/// Which packets that are too large for their path are sent as fragments; the others are refused. An identification that
+/// the packet leaves unset is random.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fragment {
+    /// UDP datagrams and ICMP queries larger than the MTU, as the kernel does, unless the don't-fragment flag is set.
+    #[default]
+    Automatic,
+    /// All packets larger than the MTU. The don't-fragment flag is cleared.
+    Mtu,
+    /// All packets larger than this, in bytes from the IP header on. The don't-fragment flag is cleared.
+    Size(u16),
+}
+
 /// How to send requests and how long to wait for replies.
 #[derive(Clone, Debug)]
 pub struct SrOptions {
@@ -49,13 +62,22 @@ pub struct SrOptions {
     pub pace: Pace,
     /// Accept every reply to a request, not only the first, and so always wait for the whole `timeout`.
     pub multi: bool,
+    /// Which packets are sent as fragments.
+    pub fragment: Fragment,
     /// Leave replies and unmatched packets out of the result, to save memory: only the observer gets them.
     pub discard_replies: bool,
 }
 
 impl Default for SrOptions {
     fn default() -> Self {
-        Self { timeout: Duration::from_secs(2), retry: 0, pace: Pace::default(), multi: false, discard_replies: false }
+        Self {
+            timeout: Duration::from_secs(2),
+            retry: 0,
+            pace: Pace::default(),
+            multi: false,
+            fragment: Fragment::default(),
+            discard_replies: false,
+        }
     }
 }
 

@@ -186,6 +186,7 @@ fn exchange(bound: &Bound) -> Result<SrOptions, Fault> {
         retry: bound.number("retry", 0, 1000)?.map_or(default.retry, |retry| retry as u32),
         pace: bound.pace()?,
         multi: bound.flag("multi")?,
+        fragment: default.fragment,
         discard_replies: false,
     })
 }

@@ -329,7 +329,9 @@ fn ethernet_frames_are_matched_and_invalid_packets_refused() {
         };
         invalid("TCP(dport=80)", "it begins with TCP").await;
         invalid(r#"Ether()/"payload""#, "name the interface").await;
-        let large = format!(r#"IP(dst="192.0.2.1")/UDP(dport=9)/"{}""#, "x".repeat(1473));
+        let large = format!(r#"IP(dst="192.0.2.1", flags="DF")/UDP(dport=9)/"{}""#, "x".repeat(1473));
+        invalid(&large, "1501 bytes do not fit the MTU").await;
+        let large = format!(r#"IP(dst="192.0.2.1")/TCP(dport=9)/"{}""#, "x".repeat(1461));
         invalid(&large, "1501 bytes do not fit the MTU").await;
         let error =
             session.sr(packets(r#"IP(dst="203.0.113.300")/ICMP()"#.replace("300", "3").as_str()), &options).await;

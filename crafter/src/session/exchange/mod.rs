@@ -1,5 +1,6 @@
 //! One exchange: prepares packets, sends them, matches the replies.
 
+mod fragments;
 mod prepare;
 mod receive;
 mod run;

@@ -68,24 +68,14 @@ impl Exchange<'_> {
             let bytes = packet.build()?;
             let first = packet.layers().first().map_or(Kind::Raw, |layer| layer.kind());
             let route = route.filter(|_| !outline.frame);
-            if let Some(route) = &route
-                && bytes.len() > route.mtu as usize
-            {
-                let reason = format_args!(
-                    "{} bytes do not fit the MTU towards {}, which is {} bytes on {}: send it in fragments",
-                    bytes.len(),
-                    outline.destination.unwrap_or(route.source),
-                    route.mtu,
-                    route.interface
-                );
-                return Err(Error::invalid("packet", reason));
-            }
+            let fragment_size = self.fragment_size(&packet, &outline, (link, route.as_deref()));
             let number = self.submit(Packet::parse(first, &bytes), leased);
-            let path = Path { link, route, leased };
+            let path = Path { link, route, leased, fragment_size };
             if self.keeps_packets {
                 self.paths.push(Some(path.clone()));
             }
-            ready.push(ReadyPacket { path, first, bytes, number });
+            let whole = ReadyPacket { path, first, bytes, number, is_later_fragment: false };
+            self.push_ready(&packet, whole, outline.destination, &mut ready)?;
         }
         Ok(ready)
     }

@@ -128,8 +128,10 @@ impl Exchange<'_> {
                 let (Some(Some(path)), Some(packet)) = (self.paths.get(number), self.matcher.request(number)) else {
                     continue;
                 };
+                let (path, packet) = (path.clone(), packet.clone());
                 let first = packet.layers().first().map_or(Kind::Raw, |layer| layer.kind());
-                ready.push(ReadyPacket { path: path.clone(), first, bytes: packet.build()?, number });
+                let whole = ReadyPacket { path, first, bytes: packet.build()?, number, is_later_fragment: false };
+                self.push_ready(&packet, whole, None, &mut ready)?;
             }
             self.transmit(&ready, attempt)?;
             self.collect()?;

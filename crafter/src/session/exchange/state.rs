@@ -23,6 +23,8 @@ pub(super) struct Path {
     pub(super) route: Option<Arc<Route>>,
     /// Whether its source port is leased.
     pub(super) leased: bool,
+    /// The size in bytes from which on it is sent as fragments of at most that size; `None`: never.
+    pub(super) fragment_size: Option<usize>,
 }
 
 /// A packet ready to be sent.
@@ -32,6 +34,8 @@ pub(super) struct ReadyPacket {
     pub(super) bytes: Vec<u8>,
     /// The request's number.
     pub(super) number: usize,
+    /// Whether it is a fragment, but not the first one.
+    pub(super) is_later_fragment: bool,
 }
 
 /// An exchange in progress.

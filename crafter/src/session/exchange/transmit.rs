@@ -26,7 +26,10 @@ impl Exchange<'_> {
             let (now, wall) = (Instant::now(), wall_clock());
             for packet in run {
                 self.matcher.handle_sent(packet.number, now, wall);
-                let outcome = Outcome::Sent { request: packet.number, attempt };
+                let outcome = match packet.is_later_fragment {
+                    true => Outcome::SentFragment { request: packet.number },
+                    false => Outcome::Sent { request: packet.number, attempt },
+                };
                 let ReadyPacket { first, bytes, number, .. } = packet;
                 let request = self.matcher.request(*number);
                 let interface = link.name();

@@ -252,7 +252,7 @@ fn bad_input_is_refused_before_sending() {
     ] {
         crafter(&lab, args).fails(code, part);
     }
-    let large = format!(r#"IP(dst="192.0.2.1")/UDP(dport=9)/"{}""#, "x".repeat(1473));
+    let large = format!(r#"IP(dst="192.0.2.1",flags="DF")/UDP(dport=9)/"{}""#, "x".repeat(1473));
     crafter(&lab, &["sr", &large])
         .fails(exit::USAGE, "1501 bytes do not fit the MTU towards 192.0.2.1, which is 1500 bytes on lab0");
     for (capability, name) in
@@ -282,4 +282,60 @@ fn timeout_bounds_the_wait_for_the_next_hop() {
         let (_, after) = done.stderr.split_once("reply within ").unwrap();
         assert!(after.split(';').next().unwrap().ends_with("ms"), "as long as the kernel, 3 s: {args:?}: {done:?}");
     }
+}
+
+/// The server's kernel reassembles and answers; its replies, in fragments too, are matched.
+#[test]
+fn packets_larger_than_the_mtu_are_sent_as_fragments() {
+    let lab = lab();
+    for host in ["192.0.2.1", "2001:db8::1"] {
+        let done = crafter(&lab, &["ping", "-c", "2", "-s", "3000", host]);
+        done.succeeds();
+        assert!(done.text().contains("3008 bytes from ") && done.text().contains("2 sent, 2 received"), "{done:?}");
+    }
+    // As many bytes as fit an IPv4 packet.
+    crafter(&lab, &["ping", "-c", "1", "-s", "65507", "192.0.2.1"]).succeeds();
+
+    let echo = lab.server().run(|| std::net::UdpSocket::bind("192.0.2.1:7").unwrap()).unwrap();
+    std::thread::spawn(move || {
+        let mut datagram = vec![0; 65536];
+        while let Ok((length, peer)) = echo.recv_from(&mut datagram) {
+            let _ = echo.send_to(&datagram[..length], peer);
+        }
+    });
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("fragments.pcap");
+    let path = file.to_str().unwrap();
+    let payload = "x".repeat(3000);
+    // Options, lengths of the fragments sent.
+    for (options, lengths) in [
+        (&[][..], &[1500, 1500, 68][..]),
+        (&["--fragment"], &[1500, 1500, 68]),
+        (&["--fragment=1000"], &[996, 996, 996, 100]),
+    ] {
+        let expression = format!(r#"IP(dst="192.0.2.1")/UDP(dport=7)/"{payload}""#);
+        let done = crafter(&lab, &[&["sr1", "-w", path], options, &[&expression]].concat());
+        done.succeeds();
+        assert!(done.stderr.contains(&format!("1 request, {} sent", lengths.len())), "{options:?}: {}", done.stderr);
+        assert!(done.stderr.contains("the kernel half counted the same"), "{options:?}: {}", done.stderr);
+        let shown = std::process::Command::new("tshark")
+            .args(["-r", path, "-Y", "ip.src == 192.0.2.2", "-T", "fields", "-e", "ip.len", "-e", "ip.id"])
+            .output()
+            .unwrap();
+        let text = String::from_utf8(shown.stdout).unwrap();
+        let sent: Vec<(u32, &str)> = text
+            .lines()
+            .filter_map(|line| line.split_once('\t'))
+            .map(|(length, id)| (length.parse().unwrap(), id))
+            .collect();
+        assert_eq!(sent.iter().map(|(length, _)| *length).collect::<Vec<_>>(), lengths, "{options:?}");
+        assert!(sent.iter().all(|(_, id)| *id == sent[0].1), "one identification: {sent:?}");
+    }
+    // TCP, and packets that forbid it, only on request.
+    for first in [r#"IP(dst="192.0.2.1",flags="DF")/UDP(dport=7)"#, r#"IP(dst="192.0.2.1")/TCP(dport=80)"#] {
+        let expression = format!(r#"{first}/"{payload}""#);
+        crafter(&lab, &["sr1", &expression]).fails(exit::USAGE, "send it in fragments");
+        crafter(&lab, &["sr1", "--fragment", &expression]).succeeds();
+    }
+    crafter(&lab, &["sr1", "--fragment=20", SYN]).fails(exit::USAGE, "28 to 65535");
 }
