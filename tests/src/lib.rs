@@ -15,6 +15,7 @@ pub mod impair;
 pub mod leak;
 pub mod machine;
 pub mod manual;
+pub mod messages;
 pub mod oracle;
 pub mod peer;
 pub mod python;

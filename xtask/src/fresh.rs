@@ -45,7 +45,7 @@ mount --bind "$toolchain" "$root$toolchain"
 mount -o remount,bind,ro "$root$toolchain"
 cd "$root"
 exec chroot "$root" env -i HOME=/root LC_ALL=C "PATH=$toolchain/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" \
-    sh -c "cd /crafter && exec cargo xtask $job"
+    sh -c "cd /checkout && exec cargo xtask $job"
 "#;
 
 /// Runs the demo, or with `--test` all tests, in a chroot of each suite.
@@ -133,7 +133,7 @@ impl Root {
             Command::new("git")
                 .args(["-c", "safe.directory=*", "clone", "--quiet", "--no-hardlinks"])
                 .arg(sh::workspace())
-                .arg(root.0.join("crafter")),
+                .arg(root.0.join("checkout")),
         )
         .context("the clone failed")?;
         Ok(root)

@@ -20,6 +20,7 @@ use crafter::{
 use crafter_tests::{
     block_on,
     leak::{self, Serial, unheld_programs},
+    messages::has_panicked,
     peer::{Nginx, Process, wait_for},
     service::{Socket, built, lease_call, open_directory},
     slow::allow,
@@ -142,7 +143,7 @@ impl End {
     /// # Panics
     /// If the outcome is not permitted.
     fn of(status: ExitStatus, messages: &str, point: &str) -> Self {
-        assert!(!messages.contains("panicked"), "{point}: {messages}");
+        assert!(!has_panicked(messages), "{point}: {messages}");
         let last = messages.lines().last().unwrap_or_default();
         match (status.code(), status.signal()) {
             (Some(0), _) => Self::Success,

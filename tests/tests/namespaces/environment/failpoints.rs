@@ -12,6 +12,7 @@ use crafter::lab::{INTERFACE, Lab};
 use crafter_tests::{
     guarded::processes_in,
     leak::{self, Serial, unheld_programs},
+    messages::has_panicked,
     peer::Nginx,
     service::built,
     testbed::{self, ENDS, lab, run},
@@ -86,7 +87,7 @@ fn inject(lab: &Lab, clsact: bool, (call, number): (&str, usize), injection: &st
     let options = ["-o", "/dev/null", "-e", &options[0], "-e", &options[1]];
     let output = get(lab, clsact, &options).output().expect("strace");
     let messages = String::from_utf8_lossy(&output.stderr);
-    assert!(!messages.contains("panicked"), "{what}: {messages}");
+    assert!(!has_panicked(&messages), "{what}: {messages}");
     output
 }
 

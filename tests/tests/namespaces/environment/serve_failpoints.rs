@@ -16,6 +16,7 @@ use crafter_tests::{
     frame::{SYN, Tcp},
     guarded::GuardedLab,
     leak::{Serial, unheld_programs},
+    messages::has_panicked,
     peer::{Process, wait_for},
     service::{Message, REPLY_TIMEOUT, Socket, built, lease_call},
     slow::allow,
@@ -119,7 +120,7 @@ impl Setup {
             ended
         });
         let messages = fs::read_to_string(self.path("log")).expect("its log");
-        assert!(!messages.contains("panicked"), "{command:?}: {messages}");
+        assert!(!has_panicked(&messages), "{command:?}: {messages}");
         Outcome { status, client: client.map(drop), messages }
     }
 
