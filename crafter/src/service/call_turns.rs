@@ -2,8 +2,8 @@
 //!
 //! Time is divided into rounds, which pass while other tasks run: packets, new connections, timers. In a round each
 //! user may spend [`BUDGET`] of the thread's time on calls; further calls of the user wait in order. What exceeds the
-//! budget counts in the next rounds. So neither a client that sends thousands of calls in a row nor a user with many
-//! connections delays others by more than a budget and one call.
+//! budget counts in the next rounds. So neither a client that sends thousands of calls without a pause nor a user with
+//! many connections delays others by more than a budget and one call.
 
 use std::{
     cell::RefCell,

@@ -115,7 +115,7 @@ impl Link {
         }
         let range = LeaseRequest { port: PortChoice::FreeRange(next), ..request.clone() };
         let lease = match self.crafter.lease_gathered(range, arrived.clone()).await {
-            // More than the policy allows, or than are free in a row.
+            // More than the policy allows, or than there are consecutive free ones.
             Err(Error::Forbidden { .. } | Error::PortTaken { .. } | Error::NoFreePorts { .. }) if next > 1 => {
                 self.crafter.lease_gathered(request, arrived.clone()).await?
             }

@@ -131,8 +131,7 @@ fn options_and_other_addresses_get_around_no_reservation() {
     });
 }
 
-/// The descriptors of this process that are sockets of the namespace of this thread cannot be distinguished, so the
-/// test counts those of a row that is much longer than what other tests open at once.
+/// Other tests open descriptors in this process, too, so this test reserves many more ports than those.
 #[test]
 fn a_port_costs_one_descriptor_however_many_addresses_the_host_has() {
     alone(|| async {
@@ -154,9 +153,9 @@ fn a_port_costs_one_descriptor_however_many_addresses_the_host_has() {
     });
 }
 
-/// An acquisition in turns while plain sockets are spread over the range.
+/// An acquisition in turns while sockets of another program are spread over the range.
 #[test]
-fn a_row_between_plain_sockets_is_found_or_refused() {
+fn consecutive_ports_between_used_ones_are_found_or_refused() {
     alone(|| async {
         for transport in [Tcp, Udp] {
             let sockets: Vec<_> =
@@ -309,7 +308,7 @@ fn free_ports_and_ranges() {
             let range = || reserve_free(transport, ip("127.0.0.1"), 7000..=7003, 1);
             let mut four: Vec<_> = (0..4).map(|_| again(range)).collect();
             let none = range().unwrap_err().to_string();
-            assert!(none.contains("4 of 4 ports tried in use"), "{none}");
+            assert!(none.contains("4 of 4 ports tried are in use"), "{none}");
             let freed = four.pop().unwrap().port();
             assert_eq!(again(range).port(), freed);
             drop(four);
