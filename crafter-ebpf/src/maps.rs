@@ -1,4 +1,4 @@
-//! The maps behind functions. `crafter_common` has the layouts.
+//! Functions for all access to the maps. `crafter_common` has the layouts.
 
 use aya_ebpf::{
     Global,

@@ -192,7 +192,7 @@ mod tests {
                 for (at, _) in long.char_indices().chain([(long.len(), ' ')]) {
                     let text = drawn(&long, at, columns);
                     let (shown, mark) = text.split_once('\n').unwrap();
-                    // One column more: the mark behind the last character.
+                    // One column more: the mark may be after the last character.
                     assert!(shown.width() <= columns.max(MIN_COLUMNS), "{columns}: {text}");
                     assert!(mark.trim_end().len() <= columns.max(MIN_COLUMNS) + 1, "{columns}: {text}");
                     assert!(mark.contains('^'), "{columns}: {text}");

@@ -73,8 +73,8 @@ impl Default for LoadOptions {
 }
 
 impl LoadOptions {
-    /// For few packets at a time, as a command that sends one sends and receives: less memory, which takes the kernel
-    /// several milliseconds to provide.
+    /// Options for few packets at a time, as `sr1` sends and receives: less memory, and so a start that is several
+    /// milliseconds earlier.
     pub fn small() -> Self {
         Self {
             owned_entries: 1024,
@@ -163,7 +163,7 @@ impl Kernel {
         (Self { xdp: None, classifiers: Vec::new(), clsact: None, slot }, maps)
     }
 
-    /// A ring buffer for this interface, in the place of any before.
+    /// Creates the ring buffer of this interface, which replaces an earlier one.
     ///
     /// # Errors
     /// [`Error::Bpf`] if the kernel refuses.
@@ -171,7 +171,7 @@ impl Kernel {
         self.slot.ring()
     }
 
-    /// Has packets of `queue` redirected into an AF_XDP socket, until that is closed.
+    /// Redirects packets of `queue` into an AF_XDP socket, until that is closed.
     ///
     /// # Errors
     /// [`Error::Bpf`] if the kernel refuses.
@@ -179,7 +179,7 @@ impl Kernel {
         self.slot.set_socket(queue, socket)
     }
 
-    /// Has `work` use an XDP program ([`Hook::Xdp`] or [`Hook::Empty`]), loaded into the kernel.
+    /// Calls `work` with an XDP program ([`Hook::Xdp`] or [`Hook::Empty`]) that is loaded into the kernel.
     ///
     /// # Errors
     /// [`Error::Permission`], [`Error::Bpf`] with the verifier's words; those of `work`.
@@ -193,7 +193,7 @@ impl Kernel {
         })
     }
 
-    /// Has `work` use a classifier, loaded into the kernel.
+    /// Calls `work` with a classifier that is loaded into the kernel.
     ///
     /// # Errors
     /// [`Error::Permission`], [`Error::Bpf`] with the verifier's words; those of `work`.

@@ -84,13 +84,13 @@ impl Core {
         Ok(())
     }
 
-    /// Lists a lease, so that nobody else gets its ports; [`own`](Self::own) has its packets queued.
+    /// Lists a lease, so that no other lease gets its ports. Its packets are queued after [`own`](Self::own).
     pub(crate) fn list_lease(&mut self, id: LeaseId, ports: Ports, handles: LeaseHandles) {
         self.table.add_lease(id, LeaseState::new(ports, handles.gathered));
         self.leases.insert(id, handles);
     }
 
-    /// Has packets for these ports of a lease queued from now on.
+    /// Queues packets for these ports of a lease from now on.
     ///
     /// # Errors
     /// Those of [`Backend::own`]; none of these ports is owned then.
@@ -98,13 +98,13 @@ impl Core {
         self.backend.own(id, ports, terms)
     }
 
-    /// Returns these ports of a lease in the backend.
+    /// Returns these ports of a lease to the backend.
     pub(crate) fn disown(&mut self, id: LeaseId, ports: &Ports) {
         self.backend.disown(id, ports);
     }
 
-    /// Removes a lease from the list, after its ports were returned in the backend. The caller drops the result, which
-    /// frees the ports, after unlocking.
+    /// Removes a lease from the list, after its ports were returned in the backend. The caller unlocks the core and
+    /// then drops the result, which frees the ports.
     pub(crate) fn unlist_lease(&mut self, id: LeaseId) -> Option<LeaseHandles> {
         self.table.remove_lease(id);
         self.leases.remove(&id)

@@ -48,7 +48,7 @@ const RESOLVE_CONTENDED: Duration = Duration::from_secs(1);
 
 /// How long a neighbour that did not answer is not asked again: as long as it was given to answer.
 const ABSENCE_TIME: Duration = RESOLVE;
-/// Absent neighbours, and destinations behind them, to remember.
+/// Maximum number of absent neighbours, and of destinations that are reached through them, to remember.
 const ABSENCES: usize = 2048;
 
 /// Interface, destination, and source address of a lookup.

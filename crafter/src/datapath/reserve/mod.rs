@@ -338,7 +338,10 @@ mod tests {
         };
         assert!(turns <= 61, "{turns} turns of 500 us in 30 ms");
         let said = error.to_string();
-        assert!(said.starts_with("no 1024 consecutive free UDP ports on 127.0.0.1: the search was stopped after 30 ms"), "{said}");
+        assert!(
+            said.starts_with("no 1024 consecutive free UDP ports on 127.0.0.1: the search was stopped after 30 ms"),
+            "{said}"
+        );
         assert!(said.ends_with("ask for fewer"), "{said}");
     }
 }

@@ -218,7 +218,7 @@ fn ports_behind_unreadable_headers_are_denied() {
         assert_eq!((packet.transport, packet.ports), (None, PacketPorts::None));
         assert_eq!(sent(&rule(""), |_| {}, &packet), Verdict::Protocol);
         assert_eq!(sent(&rule("protocols = ['any']"), |_| {}, &packet), Verdict::Allowed);
-        // A port that may be behind the header counts as denied.
+        // A port that may follow the header counts as denied.
         let deny = rule("protocols = ['any']\ndeny = [{ prefix = 'any', ports = [80] }]");
         assert_eq!(sent(&deny, |_| {}, &packet), Verdict::Denied);
     }

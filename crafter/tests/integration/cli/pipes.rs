@@ -1,4 +1,4 @@
-//! Pipes that are closed, and full disks, behind the output of every command.
+//! Every command with its output to a pipe that is closed, or to a full disk.
 
 use std::{
     fs,

@@ -470,7 +470,7 @@ fn shortage_of_descriptors_leaves_root_a_connection() {
         .status();
     assert!(status.expect("prlimit").success());
     let mut many = connecting(&service, NOBODY.user);
-    // In the queue of the listener, the connection of root is behind others.
+    // In the queue of the listener, other connections are before that of root.
     let mut root = Raw::connect(&service.socket);
     assert!(root.call("Info", &json!({}))["error"].is_null());
     assert!(root.call("Reload", &json!({}))["error"].is_null());
