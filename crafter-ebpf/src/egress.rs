@@ -130,7 +130,7 @@ fn answer<P: Packet>(
         Some((key, owner)) if owner.port.flags & SUPPRESS != 0 => {
             maps::record(&key, Event::Suppressed);
             if owner.port.flags & REPORT != 0 {
-                // Without room for the copy it is dropped nevertheless.
+                // The packet is dropped even if there is no room for the copy.
                 packet.deliver(net.start as u32, suppressed, owner.port.share());
             }
             suppressed

@@ -29,7 +29,7 @@ pub(crate) type KeepAlive = Arc<dyn Send + Sync>;
 pub(crate) struct Core {
     pub(crate) table: Table,
     pub(super) backend: Box<dyn Backend>,
-    /// Handles of each lease that the table does not know.
+    /// Handles of each lease, which the table does not need.
     leases: HashMap<LeaseId, LeaseHandles>,
     /// The leases of streams without an owner.
     orphans: HashMap<StreamId, KeepAlive>,

@@ -42,12 +42,12 @@ const KERNEL_ANSWER_DELAY: Duration = Duration::from_millis(5);
 /// The hooks, maps and sockets of one interface.
 pub(crate) struct KernelBackend {
     tx: Sender,
-    /// Each with its pool of frames.
+    /// AF_XDP sockets, each with the number of its pool in the shares.
     sockets: Vec<(u32, Socket)>,
     ring: Ring,
     link_header: usize,
     kernel: Kernel,
-    /// Dropped last: what nobody reads any more is written off after the last packet was counted.
+    /// Dropped last: the shares of unread packets are released after the programs have counted their last packet.
     maps: OwnerMaps,
 }
 

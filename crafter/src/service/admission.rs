@@ -159,7 +159,7 @@ impl Connections {
         named.max_by_key(|&(user, count)| (count, user))
     }
 
-    /// Closes the connection that fits: one without a complete call, else the least active one.
+    /// Closes one of the connections for which `fits` is true: one without a complete call, else the least active one.
     fn close_least(&self, fits: impl Fn(&Open) -> bool) {
         let least = {
             let open = self.open.borrow();

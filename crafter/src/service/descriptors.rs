@@ -31,7 +31,7 @@ pub(super) struct DescriptorCharge {
     count: u32,
 }
 
-/// A user's share has not so many descriptors.
+/// The error if a user's share has fewer descriptors left than are needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct NoDescriptors {
     needed: u32,
@@ -65,7 +65,7 @@ impl Descriptors {
     /// Counts descriptors of a user while the result exists.
     ///
     /// # Errors
-    /// If the user's share has not so many.
+    /// If the user's share has fewer left.
     pub(super) fn charge(&self, user: u32, count: u32) -> Result<DescriptorCharge, NoDescriptors> {
         let mut held = self.held.borrow_mut();
         let own = held.users.get(&user).copied().unwrap_or(0);

@@ -64,7 +64,7 @@ impl PolicyFile {
     /// Loads the policy.
     ///
     /// # Errors
-    /// [`Error::Policy`], [`Error::Invalid`] if it is no regular file, [`Error::Io`] if it cannot be read within
+    /// [`Error::Policy`], [`Error::Invalid`] if it is not a regular file, [`Error::Io`] if it cannot be read within
     /// [`TIMEOUT`].
     pub(super) async fn load(&self) -> Result<Loaded> {
         let _turn = self.turn.lock().await;
@@ -181,7 +181,7 @@ mod tests {
         assert_eq!(read(&at("policy")), Ok(1));
     }
 
-    /// As after an attempt that the file system does not answer.
+    /// The state during an attempt that waits for the file system.
     #[test]
     fn attempt_after_a_blocked_one_fails_at_once() {
         let file = PolicyFile::new(Some("/etc/passwd".into()));

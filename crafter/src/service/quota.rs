@@ -65,7 +65,8 @@ impl Users {
         match owners.iter().find(owns) {
             None => user,
             Some(_) if user == 0 => user,
-            // Of containers that root started, for example: they share nothing with root.
+            // Ids that belong to root, such as those of containers that root started, are charged to the first id of
+            // their range, not to root.
             Some((first, _, 0)) => *first,
             Some((.., owner)) => *owner,
         }

@@ -59,7 +59,7 @@ pub struct ServeOptions {
     pub open: Options,
     /// Stop after this time without leases and connections; `None`: never.
     pub idle: Option<Duration>,
-    /// How long an interface stays attached after the last lease on it ends, if the policy does not say it; `None`:
+    /// How long an interface stays attached after the last lease on it ends, if the policy does not set it; `None`:
     /// [`KEEP_ATTACHED`].
     pub keep_attached: Option<Duration>,
     /// Without the system call filter.
@@ -350,7 +350,7 @@ impl Service {
 
     /// Sends an event to all monitors.
     pub(super) fn emit(&self, event: Event) {
-        // There may be no monitor.
+        // Fails if no client monitors events.
         let _ = self.events.send(event);
     }
 

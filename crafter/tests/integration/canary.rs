@@ -16,7 +16,7 @@ use rtnetlink::{
 /// watched namespace.
 pub struct Canary {
     cage: NetNs,
-    /// Inode of the watched namespace, which belongs to it only while it exists: then the kernel gives it to another.
+    /// Inode of the watched namespace. After the namespace is destroyed, the kernel may give the inode to another one.
     inode: u64,
 }
 

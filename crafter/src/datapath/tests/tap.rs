@@ -153,7 +153,7 @@ fn what_cannot_be_opened_and_what_ends() {
         set(rtnetlink::LinkUnspec::new_with_name("v0").down().build()).await;
         let error = open("v0", "").await.unwrap_err();
         assert_eq!(error.to_string(), "capture on v0: Network is down (os error 100)");
-        // Down is no end: packets arrive again when it is up.
+        // The tap waits while the interface is down; packets arrive again when it is up.
         link_up("v0").await;
         send("v0", [frame(5000)]).await;
         while !next(&mut tap).await.bytes.ends_with(b"tapped") {}

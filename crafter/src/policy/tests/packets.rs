@@ -275,7 +275,7 @@ fn frames() {
         assert_eq!(ask(on, raw, &frame), Verdict::Allowed);
         assert_eq!(ask("raw_ethernet = true\ndeny = ['any']", raw, &frame), Verdict::Denied, "{kinds:?}");
     }
-    // A tag that Linux does not know, and more tags than the reader accepts.
+    // A tag that Linux does not support, and more tags than the reader accepts.
     let old = frame(2, &[0x91, 0, 0, 5, 8, 0], &packet);
     assert_eq!(ask(on, raw, &old), Verdict::Allowed);
     assert_eq!(ask("raw_ethernet = true\ndeny = ['any']", raw, &old), Verdict::Denied);

@@ -203,7 +203,7 @@ fn full_disk_behind_a_capture_is_an_error() {
     }
 }
 
-/// What was written before the disk was full remains, and the results are printed nevertheless.
+/// What was written before the disk was full remains, and the results are printed.
 #[test]
 fn disk_that_becomes_full_keeps_what_was_written() {
     let lab = lab();

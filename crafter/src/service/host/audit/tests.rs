@@ -276,7 +276,7 @@ fn leases_and_ends_above_the_rate_are_summarised_with_exact_counts() {
         entries.extend(journal.read());
     }
     assert!((200..=220).contains(&entries.len()), "a burst, and the rate: {}", entries.len());
-    // Another user has records all the same.
+    // Events of another user are still recorded.
     let second = start + Duration::from_secs(1);
     audit.record(&lease(1001), second);
     audit.record(&end(1001), second);
