@@ -25,7 +25,7 @@ use crate::{
 const BATCH: usize = 256;
 /// Retries of a frame that the kernel has no room for.
 const RETRIES: u32 = 3;
-/// How long to wait for room before a frame counts as refused.
+/// How long to wait for room in the transmit queue before a frame counts as refused.
 pub(crate) const PATIENCE: Duration = Duration::from_millis(20);
 /// Bytes of socket buffer. The kernel counts a frame's whole skb, some 1 KiB for a small one.
 const SEND_BUFFER: usize = 4 << 20;

@@ -186,7 +186,7 @@ mod tests {
 
     /// Whatever a line says, `tc` only removes filters.
     #[test]
-    fn lines_make_no_commands_of_their_own() {
+    fn commands_in_a_line_are_not_executed() {
         let directory = tempfile::tempdir().unwrap();
         // In the place of `tc`: records its arguments.
         let (log, tc) = (directory.path().join("log"), directory.path().join("tc"));

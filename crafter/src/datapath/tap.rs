@@ -65,7 +65,7 @@ fn link_of(datalink: Linktype) -> Link {
 pub struct TapStats {
     /// Packets that passed the filter, dropped ones included.
     pub received: u64,
-    /// Those of them that were dropped because the ring was full.
+    /// Those of the received packets that were dropped because the ring was full.
     pub dropped: u64,
 }
 

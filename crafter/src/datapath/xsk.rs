@@ -24,7 +24,7 @@ const HEADROOM: u32 = 256;
 /// Bytes of memory for the frames of an interface by default.
 pub const FRAME_BYTES: u32 = 16 << 20;
 
-/// The fewest frames of a queue. Interrupts of a busy receiver are moderated to some dozens of packets.
+/// The minimum number of frames of a queue. Interrupts of a busy receiver are moderated to some dozens of packets.
 const FEWEST: u32 = 64;
 
 /// How the frames of an interface are laid out.

@@ -179,7 +179,7 @@ pub(crate) struct LeaseState {
     pub(super) arrived: usize,
 }
 
-/// The most suppressed answers that wait for one lease.
+/// The maximum number of suppressed answers that wait for one lease.
 pub(super) const SUPPRESSED: usize = 4096;
 
 impl LeaseState {

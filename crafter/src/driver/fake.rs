@@ -17,7 +17,7 @@ use crate::{
     error::{Error, Result},
 };
 
-/// The most deliveries of one drain.
+/// The maximum number of deliveries of one drain.
 const BATCH: usize = 64;
 
 /// A queued delivery.

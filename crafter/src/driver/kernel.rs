@@ -93,8 +93,8 @@ impl KernelBackend {
 }
 
 impl Drop for KernelBackend {
-    /// Closes everything at once: each socket and each attachment waits for RCU grace periods of several milliseconds.
-    /// All leases have ended, so that the order does not matter.
+    /// Closes sockets and attachments in parallel: each waits for RCU grace periods of several milliseconds. All leases
+    /// have ended, so that the order does not matter.
     fn drop(&mut self) {
         let (packet, xdp) = (self.tx.take_sockets(), std::mem::take(&mut self.sockets));
         thread::scope(|scope| {

@@ -7,7 +7,7 @@ use crate::packet::Checksum;
 /// Length of the header in bytes.
 pub const HEADER: usize = 24;
 
-/// The most bytes of a refused packet that a refusal quotes.
+/// The maximum number of bytes of a refused packet that a refusal quotes.
 pub const QUOTED: usize = 128;
 
 /// Flag of a packet: its end is missing.

@@ -18,13 +18,13 @@ use tokio::sync::Notify;
 /// The connections of users whom a rule names, if the process may have enough descriptors.
 pub(super) const MOST: usize = 4096;
 
-/// The most connections of one user whom a rule names.
+/// The maximum number of connections of one user whom a rule names.
 const MOST_OF_USER: usize = 512;
 
-/// The most connections of root and the service's own user.
+/// The maximum number of connections of root and the service's own user.
 const MOST_TRUSTED: usize = 512;
 
-/// The most connections of users without a rule together, and of each.
+/// The maximum number of connections of users without a rule together, and of each.
 const MOST_UNNAMED: usize = 64;
 const MOST_OF_UNNAMED: usize = 8;
 

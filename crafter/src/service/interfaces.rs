@@ -22,8 +22,8 @@ use crate::{
 /// How long an interface stays attached after its last lease, if neither the policy nor the options set it.
 pub const KEEP_ATTACHED: Duration = Duration::from_secs(30);
 
-/// The most interfaces attached by users whose rule limits them. Each user may use at most as many as are left, so that
-/// a few users do not use all.
+/// The maximum number of interfaces attached for users with a limit of interfaces. A user may have at most as many as
+/// are left, so that a few users do not use all.
 pub(super) const MAX_INTERFACES: usize = 128;
 
 impl Service {

@@ -69,7 +69,8 @@ use self::{
 pub use self::{interfaces::KEEP_ATTACHED, policy_file::POLICY, state::ServeOptions};
 use crate::{Error, Result, datapath::address::AddressWatch};
 
-/// The most threads for calls that block, such as attaching. Each may start three threads that load programs.
+/// The maximum number of threads for calls that block, such as attaching. Each may start three threads that load
+/// programs.
 pub const MAX_BLOCKING_THREADS: usize = 32;
 
 /// Interval at which the audit log records events that were only counted.

@@ -20,7 +20,7 @@ use crate::protocol::wire::{self, Event, Events, Fault, MonitorCall};
 /// The default interval of counter events in milliseconds.
 const INTERVAL: u64 = 1000;
 
-/// The most events of a reply.
+/// The maximum number of events of a reply.
 const PAGE: usize = 500;
 
 /// Sends events until the client closes the connection, or sends anything.

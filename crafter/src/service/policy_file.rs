@@ -34,7 +34,7 @@ pub const POLICY: &str = "/etc/crafter/crafter.toml";
 /// How long loading may take; clients wait longer for the reply to `Reload`.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The most bytes that are read: more than a policy may have.
+/// The maximum number of bytes that are read: more than a policy may have.
 const LONGEST: u64 = 2 << 20;
 
 /// A policy and the accounts of the host, as they were at the same time.

@@ -12,7 +12,7 @@ use nix::unistd::User;
 use super::{call::KeptBytes, policy_file, shares::Pools};
 use crate::policy::Usage;
 
-/// The most connections of a user that receive events: each event wakes all of them.
+/// The maximum number of connections of a user that receive events: each event wakes all of them.
 const MOST_MONITORS: usize = 16;
 
 /// Ids that users may take in user namespaces (subuid(5)).

@@ -20,10 +20,11 @@ use crate::{
     protocol::wire::{Flow, Flows},
 };
 
-/// The most bytes of the snapshots of one user, and so of one snapshot. A list of more flows takes several.
+/// The maximum number of bytes of the snapshots of one user, and so of one snapshot. A list of more flows takes
+/// several.
 const MOST_OF_USER: usize = 8 << 20;
 
-/// The most bytes of all snapshots.
+/// The maximum number of bytes of all snapshots.
 const MOST: usize = 32 << 20;
 
 /// Bytes of a snapshot beside its flows; so a user has some hundred snapshots at most.
@@ -101,7 +102,7 @@ impl Owned {
 /// A flow of a snapshot: the index of its interface's name, and the entry of the map.
 type Entry = (u32, FlowKey, FlowValue);
 
-/// The most flows of a snapshot.
+/// The maximum number of flows of a snapshot.
 const MOST_FLOWS: usize = (MOST_OF_USER - OVERHEAD) / size_of::<Entry>();
 
 /// The flows that begin after a point in time, sorted by their beginning.

@@ -44,7 +44,7 @@ use crate::{
 /// The longest message of a client: an IP packet of 65,535 bytes after an Ethernet header with two VLAN tags.
 const LONGEST: usize = 65_535 + 22;
 
-/// The most events that a monitor may lag behind.
+/// The maximum number of events that a monitor may lag behind.
 const EVENTS: usize = 1024;
 
 /// The host's addresses and broadcast addresses.

@@ -84,7 +84,7 @@ fn nobody_else_gets_a_reserved_port() {
 
 /// The refusals of one reservation, by what another program of the same user would bind, and with which options.
 #[test]
-fn options_and_other_addresses_get_around_no_reservation() {
+fn no_socket_option_or_address_bypasses_a_reservation() {
     pair(|_peer| async move {
         let index = interface("v0").await.unwrap().ifindex;
         let try_to_bind = |transport, address: &str, (address_reuse, port_reuse, device): (bool, bool, bool)| {
