@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_positions() {
+    fn reason_numbers_are_their_positions() {
         for (position, reason) in Reason::ALL.iter().enumerate() {
             assert_eq!(position as u32, *reason as u32);
         }

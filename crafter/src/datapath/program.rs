@@ -417,7 +417,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn old_kernels_are_told_what_they_lack() {
+    fn kernel_too_old_names_the_missing_feature() {
         for release in ["5.18.0", "6.1.0-44-cloud-amd64", "6.18.44-fc", "10.0"] {
             assert!(check_kernel(release).is_ok(), "{release}");
         }
@@ -429,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_that_cannot_be_are_refused_by_name() {
+    fn invalid_sizes_are_rejected_by_name() {
         let options = LoadOptions { ring_bytes: 5000, ..LoadOptions::default() };
         assert!(check_sizes(&options).expect_err("no power of two").to_string().starts_with("ring buffer size: 5000"));
         let options = LoadOptions { flow_entries: 0, ..LoadOptions::default() };

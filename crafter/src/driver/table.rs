@@ -339,7 +339,7 @@ impl Table {
         self.is_end_new = true;
         let streams: Vec<StreamId> = self.streams.keys().copied().collect();
         for id in streams {
-            self.stir(id, |engine| engine.handle_link_gone(now));
+            self.stir(id, |engine| engine.handle_link_removed(now));
         }
     }
 

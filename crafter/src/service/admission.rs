@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn users_without_a_rule_take_no_place_of_others() {
+    fn users_without_a_rule_use_no_connections_of_others() {
         let connections = connections(100);
         let mut taken = Vec::new();
         for user in 0..20 {

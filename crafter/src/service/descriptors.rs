@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_who_takes_all_leaves_a_floor_for_everybody() {
+    fn user_at_the_limit_leaves_a_minimum_for_every_other_user() {
         let shares = Descriptors::new(524_288);
         let greedy = fill(&shares, 1000, 62);
         assert!(shares.charge(1000, 62).is_err());

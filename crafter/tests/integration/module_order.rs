@@ -70,7 +70,7 @@ fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
 }
 
 #[test]
-fn rooms_import_only_rooms_above_them() {
+fn modules_import_only_modules_above_them() {
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
     let rooms = rooms(&fs::read_to_string(package.join("../ARCHITECTURE.md")).unwrap());
     let reexports = reexports(&code(&fs::read_to_string(package.join("src/lib.rs")).unwrap()));

@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_ends_with_its_time() {
+    fn turn_ends_at_its_time_limit() {
         let mut search = search();
         // Every 512th port is leased, so 1,024 consecutive free ports do not exist, and the first turn may find no
         // taken port.

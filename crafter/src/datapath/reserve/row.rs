@@ -126,7 +126,7 @@ impl<H> RowSearch<H> {
                 false => self.first + self.count - 1 - self.upper.len(),
             } as u16;
             if self.taken.contains(&port) {
-                self.continue_behind(port);
+                self.continue_after(port);
                 continue;
             }
             self.tried += 1;
@@ -138,7 +138,7 @@ impl<H> RowSearch<H> {
                     if self.is_exact {
                         return Turn::None(Some(port));
                     }
-                    self.continue_behind(port);
+                    self.continue_after(port);
                 }
                 Err(error) => return Turn::Failed(port, error),
             }
@@ -150,7 +150,7 @@ impl<H> RowSearch<H> {
 
     /// Continues with the row that begins after `port`, which is taken; the ports above it in the current row are
     /// bound.
-    fn continue_behind(&mut self, port: u16) {
+    fn continue_after(&mut self, port: u16) {
         self.restart(usize::from(port) + 1, self.upper.len());
     }
 
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_behind_the_conflict_keep_what_is_bound() {
+    fn ports_bound_above_a_conflict_are_kept() {
         let host = Host::with([50_005]);
         let mut search = RowSearch::free(&[50_000..=50_019], 10, 0).unwrap();
         assert_eq!(host.search(&mut search, u32::MAX).0, Some(50_006));
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn the_only_row_is_found_from_every_start() {
+    fn only_free_range_is_found_from_every_start() {
         for random in 0..200 {
             let host = Host::with((50_000..50_100).filter(|port| !(50_040..50_050).contains(port)));
             let mut search = RowSearch::free(&[50_000..=50_099], 10, random).unwrap();
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_makes_no_more_attempts_than_allowed() {
+    fn turn_stops_after_the_allowed_attempts() {
         let host = spread(32);
         let mut search = RowSearch::free(&[1024..=65_535], 1024, 0).unwrap();
         let (found, turns) = host.search(&mut search, 10);
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn an_exact_row_ends_with_its_first_taken_port() {
+    fn exact_range_fails_at_its_first_taken_port() {
         let host = Host::with([6002, 6003]);
         let mut search = RowSearch::exact(6000..=6005);
         let Turn::None(Some(6002)) = search.turn(|port| host.bind(port), || false) else { panic!() };
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_are_dynamic_if_possible_and_every_place_is_reached() {
+    fn dynamic_ports_are_preferred_and_every_start_is_possible() {
         let allowed = [100..=103, 50_000..=50_001, 60_000..=60_003];
         let first = |allowed: &[RangeInclusive<u16>], count, random| {
             let mut search = RowSearch::free(allowed, count, random)?;

@@ -48,7 +48,7 @@ fn this() -> String {
 }
 
 #[test]
-fn nobody_else_gets_a_reserved_port() {
+fn reserved_port_cannot_be_bound_by_others() {
     pair(|_peer| async move {
         let index = interface("v0").await.unwrap().ifindex;
         for transport in [Tcp, Udp] {
@@ -133,7 +133,7 @@ fn no_socket_option_or_address_bypasses_a_reservation() {
 
 /// Other tests open descriptors in this process, too, so this test reserves many more ports than those.
 #[test]
-fn a_port_costs_one_descriptor_however_many_addresses_the_host_has() {
+fn port_costs_one_descriptor_for_any_number_of_addresses() {
     alone(|| async {
         let lo = interface("lo").await.unwrap().ifindex;
         for at in 0..300_u16 {
@@ -179,7 +179,7 @@ fn consecutive_ports_between_used_ones_are_found_or_refused() {
 }
 
 #[test]
-fn connect_never_gets_a_reserved_port() {
+fn connect_never_uses_a_reserved_port() {
     pair(|_peer| async move {
         sysctl("net/ipv4/ip_local_port_range", "50000 50003");
         let listener = TcpListener::bind("127.0.0.1:80").unwrap();
@@ -214,7 +214,7 @@ fn answer(transport: Transport, to: SocketAddr) -> ErrorKind {
 }
 
 #[test]
-fn the_kernel_answers_as_before() {
+fn kernel_answers_for_reserved_ports_are_unchanged() {
     pair(|peer| async move {
         let index = interface("v0").await.unwrap().ifindex;
         // By default one port-unreachable per second and destination; the test wants more.
@@ -332,7 +332,7 @@ fn free_ports_and_ranges() {
 struct RangeOf(u16, u16);
 
 #[test]
-fn a_new_address_is_covered() {
+fn reservation_covers_addresses_added_later() {
     pair(|_peer| async move {
         for transport in [Tcp, Udp] {
             let held = again(|| reserve(transport, ip("0.0.0.0"), PORT, 1));
@@ -347,7 +347,7 @@ fn a_new_address_is_covered() {
 
 /// On a host without IPv6 addresses, a socket of IPv4 holds the port.
 #[test]
-fn a_host_without_ipv6() {
+fn host_without_ipv6_addresses_reserves_over_ipv4() {
     alone(|| async {
         sysctl("net/ipv6/conf/all/disable_ipv6", "1");
         for transport in [Tcp, Udp] {

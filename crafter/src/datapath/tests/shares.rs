@@ -99,7 +99,7 @@ fn large_packets_count_by_their_size() {
 }
 
 #[test]
-fn ended_lease_leaves_its_packets_to_nobody() {
+fn packets_of_an_ended_lease_do_not_count_for_a_later_one() {
     let (kernel, mut maps, mut ring) = loaded();
     receive(&kernel, Hook::Xdp, PORTS[0], 10, 2 * CAPACITY);
     maps.disown(Transport::Udp, ip(HERE[0]), PORTS[0]).unwrap();

@@ -207,7 +207,7 @@ fn addresses_of_a_source_route_are_checked() {
 }
 
 #[test]
-fn ports_behind_unreadable_headers_are_denied() {
+fn ports_after_unreadable_headers_are_denied() {
     let options: &[u8] = &[0, 1, 4, 0, 0, 0, 0];
     let eight = vec![(60, options); 8];
     assert_eq!(read(&ip6(&eight, &TCP)).ports, PacketPorts::Both { source: 50_000, destination: 80 });

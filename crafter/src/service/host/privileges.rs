@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_named() {
+    fn missing_capability_is_named() {
         let without = |missing: &[Capability]| {
             let ended = child::run(|| {
                 for &capability in missing {
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_that_cannot_be_raised_costs_a_capability() {
+    fn capability_is_kept_if_the_memory_limit_cannot_be_raised() {
         let with_limit = |missing: &[Capability], expected: &str| {
             let ended = child::run(|| {
                 for &capability in missing {
@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn late_and_unknown_are_refused() {
+    fn second_thread_and_unknown_user_are_rejected() {
         let ended = child::run(|| {
             let (stop, stopped) = std::sync::mpsc::channel::<()>();
             let thread = thread::spawn(move || stopped.recv());
