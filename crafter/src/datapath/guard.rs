@@ -170,7 +170,7 @@ impl Guard {
 }
 
 fn failed(source: io::Error) -> Error {
-    Error::Io { action: "speak with the guard of the clsact filters".to_owned(), source }
+    Error::Io { action: "communicate with the guard of the clsact filters".to_owned(), source }
 }
 
 impl Drop for Guard {

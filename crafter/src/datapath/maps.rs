@@ -190,7 +190,7 @@ impl MapReader {
             }
         });
         let calls = calls.map_err(|e| crate::Error::Io { action: "read the flows".to_owned(), source: e })?;
-        log::debug!("read the flow map by {calls} system calls");
+        log::debug!("read the flow map in {calls} system calls");
         Ok(())
     }
 

@@ -43,8 +43,8 @@ impl fmt::Display for NoDescriptors {
         let Self { needed, own } = self;
         write!(
             f,
-            "the lease needs {needed} file descriptors of the service, more than are left for you, whose leases have {own}; \
-             release leases, ask for fewer ports, or have the administrator raise LimitNOFILE"
+            "the lease needs {needed} file descriptors of the service, and your share, of which your leases use {own}, has \
+             fewer left; release leases, ask for fewer ports, or have the administrator raise LimitNOFILE"
         )
     }
 }

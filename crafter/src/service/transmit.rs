@@ -190,7 +190,7 @@ impl Transmitter {
                     (false, NoRoom::Stop) => break,
                     (false, NoRoom::Refuse) => {
                         let sentence =
-                            format!("too many packets already wait for next hops; the one to {} did not", key.0);
+                            format!("too many packets already wait for next hops; send to {} more slowly", key.0);
                         lease.refuse(Code::NoNeighbour, 0, &sentence, bytes);
                     }
                 }
