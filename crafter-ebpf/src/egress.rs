@@ -27,7 +27,7 @@ pub fn decide<P: Packet>(packet: &P, mark: u32) -> Reason {
     }
 }
 
-/// Counts a crafted packet, and judges any other; `None` where neither applies.
+/// Counts a crafted packet in its flow, and decides on any other; `None` if no port is owned.
 #[inline(always)]
 fn inspect<P: Packet>(packet: &P, crafted: bool) -> Option<Reason> {
     let (start, v6) = parse::link(packet, maps::link_header()).ok()?;

@@ -112,8 +112,8 @@ impl Hook {
     }
 }
 
-/// The kernel half on one interface. Attachments, programs and maps go when this is dropped, or when the process dies:
-/// file descriptors alone hold them.
+/// The kernel half on one interface. Only file descriptors hold attachments, programs and maps, so they are removed
+/// when this is dropped or the process exits.
 pub struct Kernel {
     xdp: Option<XdpLink>,
     classifiers: Vec<SchedClassifierLink>,

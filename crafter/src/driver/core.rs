@@ -152,7 +152,7 @@ impl Core {
         // The task is awake.
         *stream.waiter(waiter) = None;
         let done = act(&mut stream.engine);
-        // A reader must learn that the connection is closed.
+        // A waiting reader must be notified when the writer closes the connection.
         stream.stirred |= waiter == Waiter::Writer && done.is_ready();
         self.table.touch(id);
         self.execute(now);

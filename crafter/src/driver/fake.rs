@@ -150,7 +150,7 @@ impl Backend for FakeBackend {
         self.lock().mtu = Some(mtu);
     }
 
-    fn set_patience(&mut self, _patience: Duration) {}
+    fn set_room_timeout(&mut self, _timeout: Duration) {}
 
     fn counters(&self) -> Result<Counters> {
         Ok(Counters(Vec::new()))

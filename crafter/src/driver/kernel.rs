@@ -181,8 +181,8 @@ impl Backend for KernelBackend {
         self.tx.set_mtu(mtu);
     }
 
-    fn set_patience(&mut self, patience: Duration) {
-        self.tx.set_patience(patience);
+    fn set_room_timeout(&mut self, timeout: Duration) {
+        self.tx.set_room_timeout(timeout);
     }
 
     fn counters(&self) -> Result<Counters> {

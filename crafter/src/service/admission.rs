@@ -205,7 +205,7 @@ mod tests {
     fn root_has_connections_of_its_own() {
         let connections = connections(4096);
         let admit = |user| connections.admit(user, Kind::Named, false);
-        // As many as the service has, of as many users as that takes.
+        // All connections that the service may have, from users with the maximum number each.
         let taken: Vec<_> = (0..4096).map(|number| admit(1000 + number / 512).expect("room")).collect();
         assert!(admit(1000).is_none());
         let root: Vec<_> = std::iter::from_fn(|| connections.admit(0, Kind::Trusted, false)).collect();

@@ -42,7 +42,7 @@ pub(super) struct AnyCall {
 }
 
 impl AnyCall {
-    /// Whether the client wants no reply.
+    /// Whether the client requests no reply.
     pub(super) fn oneway(&self) -> bool {
         self.oneway == Some(true)
     }

@@ -1,4 +1,4 @@
-//! Shares of the service's descriptors: no user, and no crowd of users, takes those that others need.
+//! Shares of the service's descriptors: neither one user nor many users together can take those that others need.
 //!
 //! Each leased port and each lease costs the service descriptors, of which RLIMIT_NOFILE allows a number. As long as
 //! more than a sixteenth of them is free, every user may have more. Of that sixteenth, a user has at most a 256th of
@@ -102,7 +102,7 @@ impl Drop for DescriptorCharge {
 mod tests {
     use super::*;
 
-    /// Leases as many times `count` descriptors as `user` may have.
+    /// Charges leases of `count` descriptors each to `user` until the share is used up.
     fn fill(shares: &Descriptors, user: u32, count: u32) -> Vec<DescriptorCharge> {
         std::iter::from_fn(|| shares.charge(user, count).ok()).collect()
     }

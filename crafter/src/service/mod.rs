@@ -221,13 +221,13 @@ async fn reload(service: Rc<Service>, status: Notifier) {
 
 /// Returns after the service was idle for the configured time.
 async fn idle_for(service: &Rc<Service>) {
-    let Some(patience) = service.options.idle else { return std::future::pending().await };
+    let Some(idle_timeout) = service.options.idle else { return std::future::pending().await };
     loop {
         while !service.is_idle() {
             service.quiet.notified().await;
         }
         tokio::select! {
-            () = tokio::time::sleep(patience) => {
+            () = tokio::time::sleep(idle_timeout) => {
                 if service.is_idle() {
                     return;
                 }

@@ -57,8 +57,8 @@ impl Users {
         self.owners.replace(owners);
     }
 
-    /// The user to whom resources of `user` are charged: the owner of a subordinate id, who can become any of some
-    /// 65,000 users in a user namespace, otherwise `user`.
+    /// The user to whom resources of `user` are charged: the owner of a subordinate id, who can become any of these
+    /// (usually 65,536) users in a user namespace; otherwise `user`.
     pub(super) fn account(&self, user: u32) -> u32 {
         let owners = self.owners.borrow();
         let owns = |(first, number, _): &&(u32, u32, u32)| user.checked_sub(*first).is_some_and(|at| at < *number);

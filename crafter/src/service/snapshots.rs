@@ -27,7 +27,7 @@ const MOST_OF_USER: usize = 8 << 20;
 /// The maximum number of bytes of all snapshots.
 const MOST: usize = 32 << 20;
 
-/// Bytes of a snapshot beside its flows; so a user has some hundred snapshots at most.
+/// Bytes that a snapshot counts in addition to its flows, so that a user has at most a few hundred snapshots.
 const OVERHEAD: usize = 16 << 10;
 
 /// How long an unused snapshot is kept for the next page.

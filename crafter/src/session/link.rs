@@ -14,7 +14,7 @@ use super::{account::Reading, sniffer::Sniffer};
 use crate::{
     Crafter, Lease, LeaseRequest,
     capture::Direction,
-    datapath::{frames::PATIENCE, maps::Counters, tap::TapOptions},
+    datapath::{frames::FRAME_ROOM_TIMEOUT, maps::Counters, tap::TapOptions},
     driver::PortChoice,
     error::{Error, Result},
     packet::Transport,
@@ -56,7 +56,7 @@ struct SparePorts {
 impl Link {
     pub(super) fn new(crafter: Crafter) -> Self {
         // No other sender shares this interface: wait for room rather than drop.
-        crafter.set_patience(PATIENCE);
+        crafter.set_room_timeout(FRAME_ROOM_TIMEOUT);
         Self { crafter, held: HashMap::new(), chosen: VecDeque::new(), spare: HashMap::new(), tap: None }
     }
 

@@ -217,7 +217,7 @@ fn answer(transport: Transport, to: SocketAddr) -> ErrorKind {
 fn kernel_answers_for_reserved_ports_are_unchanged() {
     pair(|peer| async move {
         let index = interface("v0").await.unwrap().ifindex;
-        // By default one port-unreachable per second and destination; the test wants more.
+        // By default the kernel sends one port-unreachable per second and destination; the test needs more.
         sysctl("net/ipv4/icmp_ratelimit", "0");
         sysctl("net/ipv6/icmp/ratelimit", "0");
         let options = LoadOptions { flow_entries: 1024, ..LoadOptions::default() };

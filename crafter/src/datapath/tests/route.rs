@@ -185,7 +185,7 @@ fn gateways_and_route_mtu() {
             assert_eq!((route.gateway, route.mtu), (Some(ip(gateway)), 1400));
             assert_eq!(next_hop(&route), mac_of_peer(&peer));
         }
-        // A source that is not ours stays what it is.
+        // A source that is not an address of this host is kept.
         for (to, source) in [(THERE[0], "203.0.113.9"), (THERE[1], "2001:db8:9::9")] {
             let route = resolve(ip(to), None, Some(ip(source))).await.unwrap();
             assert_eq!((route.source, next_hop(&route)), (ip(source), mac_of_peer(&peer)));

@@ -19,8 +19,8 @@ use crate::error::Error;
 
 const MARK: u32 = 0x00c4_af7e;
 
-/// A UDP datagram from port 4000 to port 5000, with `length` bytes of payload. No UDP checksum on IPv4 (RFC 768);
-/// IPv6 wants one.
+/// A UDP datagram from port 4000 to port 5000, with `length` bytes of payload. No UDP checksum on IPv4 (RFC 768); IPv6
+/// requires one.
 fn datagram(from: IpAddr, to: IpAddr, length: usize) -> Vec<u8> {
     let mut udp = vec![0x0f, 0xa0, 0x13, 0x88, 0, 0, 0, 0];
     udp.resize(8 + length, b'x');
