@@ -17,7 +17,7 @@
 //! - A second fragment header after that of a first fragment is malformed: RFC 8200 section 4.5 fragments a packet
 //!   once, and Linux discards such a datagram (`ipv6_frag_rcv()`). Fragment headers of atomic fragments (RFC 6946) are
 //!   skipped.
-//! - After the fragment header of a later fragment comes the middle of a datagram, which has no headers.
+//! - The fragment header of a later fragment is followed by the middle of a datagram, which has no headers.
 //! - A packet is for another node where a routing header has segments left ([`Network::left`]). IPv4 source routes are
 //!   read in user space only ([`crate::route`]).
 //! - There are at most two VLAN tags. After a third one, a frame is not IP for the kernel half ([`link`]), and

@@ -10,7 +10,7 @@ use std::collections::{HashMap, VecDeque};
 pub(super) struct FairQueue<M> {
     /// What a user may spend in a round.
     quantum: u64,
-    /// Users with waiting members or debts; the user whose turn it is comes first.
+    /// Users with waiting members or debts; the first one has its turn.
     order: VecDeque<u32>,
     users: HashMap<u32, User<M>>,
     /// Waiting members of all users.
