@@ -113,8 +113,8 @@ pub struct Network {
     /// Identification, big-endian, if it is a fragment. Of several fragment headers, which RFC 8200 section 4.1
     /// does not foresee, the last one counts.
     pub identification: [u8; 4],
-    /// Not zero where an IPv6 routing header names nodes still to be visited (RFC 8200 section 4.4): the
-    /// destination is one of them, and whose the ports are is for the last to say.
+    /// Segments left: nodes that an IPv6 routing header still names (RFC 8200 section 4.4). If it is not zero, the
+    /// destination is one of these nodes, and the ports belong to the last of them.
     pub left: usize,
     /// Offsets of some IPv6 headers. Always the default in the kernel half.
     pub extensions: Extensions,
@@ -278,7 +278,7 @@ pub fn network6<B: Bytes + ?Sized>(bytes: &B, start: usize) -> Result<Network, R
         v6: true,
         fragment: Fragment::Whole,
         identification: [0; 4],
-        // With a zero that the verifier knows, paths with and without a routing header would never meet again.
+        // Opaque: with a zero that it knows, the verifier would not merge the paths with and without a routing header.
         left: bytes.opaque_mask::<0xff>(0),
         extensions: Extensions { fragment: 0, fragment_named_at: 0, routing: 0, routings: 0 },
     };

@@ -21,7 +21,7 @@ pub struct Share {
     pub released: u64,
     /// Packets that were not admitted.
     pub lost: u64,
-    /// Of a lease's share: the position of its user's share of the same pool.
+    /// In the share of a lease: the position of its user's share of the same pool.
     pub user: u64,
 }
 

@@ -123,7 +123,7 @@ impl Guard {
         Ok(Self { process, input: Some(input), answers: BufReader::new(answers) })
     }
 
-    /// To be called before a qdisc is added to `device`.
+    /// Announces that a qdisc will be added to `device`. Call it before the qdisc is added.
     ///
     /// # Errors
     /// [`Error::Io`] if the guard has ended, or has no `tc`.

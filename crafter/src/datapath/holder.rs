@@ -41,7 +41,7 @@ struct Bound {
     port: u16,
     listening: bool,
     inode: u32,
-    /// For sockets that no process owns any more.
+    /// The state, for the message about a socket that no process owns any more.
     state: &'static str,
 }
 

@@ -20,9 +20,9 @@ use crate::error::{Error, Result};
 pub enum LinkLayer {
     /// An Ethernet header with these addresses.
     Ethernet {
-        /// Of the link.
+        /// The Ethernet address of the link.
         source: [u8; 6],
-        /// Of the next hop.
+        /// The Ethernet address of the next hop.
         destination: [u8; 6],
     },
     /// Nothing (tun, wireguard), or the loopback device: sent by AF_INET(6) raw sockets.

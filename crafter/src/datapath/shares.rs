@@ -134,7 +134,7 @@ pub(super) struct Shares {
 }
 
 impl Shares {
-    /// Of an interface with this many receive queues.
+    /// Allocates the shares of an interface with this many receive queues.
     pub(super) fn new(map: Arc<ShareMap>, queues: u32) -> Self {
         let pools = 1 + queues.clamp(1, SOCKET_ENTRIES);
         let all = map.take(pools);

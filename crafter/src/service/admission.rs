@@ -88,7 +88,7 @@ impl Drop for Admitted {
 }
 
 impl Connections {
-    /// For a process that may have this many descriptors.
+    /// No connections, with limits for a process that may have this many descriptors.
     pub(super) fn new(descriptors: u64) -> Rc<Self> {
         let quarter = usize::try_from(descriptors / 4).unwrap_or(MOST);
         Rc::new(Self {

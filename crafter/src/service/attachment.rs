@@ -45,7 +45,7 @@ pub(super) struct Attachment {
     next_hops: Rc<NextHops>,
     /// Routes that are being looked up again.
     renewed: RefCell<HashSet<RouteKey>>,
-    /// By the driver's number of the lease.
+    /// The receivers of packets, by the driver's number of their lease.
     receivers: RefCell<HashMap<LeaseId, Receiver>>,
     /// Empty between two calls of `relay`, and kept for its memory.
     gathered: RefCell<Vec<(LeaseId, Received)>>,

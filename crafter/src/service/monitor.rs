@@ -92,7 +92,8 @@ fn event_now() -> Event {
 /// The user whose events a client may see, and the counters that it has received.
 struct Watch {
     whose: Option<u32>,
-    /// By lease: delivered, delivered bytes, suppressed, lost, refused, lost to full queues.
+    /// The counters last reported for each lease: delivered, delivered bytes, suppressed, lost, refused, lost to full
+    /// queues.
     seen: HashMap<u64, [u64; 6]>,
 }
 

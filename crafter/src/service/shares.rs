@@ -11,16 +11,16 @@ use crate::{datapath::program::LoadOptions, policy::Usage};
 
 /// Bytes of packets of all users that wait for next hops, or for room in the kernel's queues.
 const WAITING_BYTES: usize = 32 << 20;
-/// Of one user: the maximum, and the minimum that each user gets even if nothing is left.
+/// Waiting bytes of one user: the maximum, and the minimum that each user gets even if nothing is left.
 const WAITING_BYTES_OF_USER: [usize; 2] = [8 << 20, 256 << 10];
-/// Of one lease.
+/// Waiting bytes of one lease: the maximum.
 const WAITING_BYTES_PER_LEASE: usize = 4 << 20;
 /// What a waiting packet costs in addition to its bytes: its entries in queues, and the allocator's part.
 const WAITING_OVERHEAD: usize = 256;
 
 /// Bytes of messages that wait in the sockets of all users' leases until the clients read them.
 const SOCKET_BYTES: usize = 256 << 20;
-/// Of one user.
+/// The maximum of these bytes for one user.
 const SOCKET_BYTES_PER_USER: usize = 32 << 20;
 /// The maximum and the minimum size of the buffer of one lease's socket, in bytes as the kernel counts them: with its
 /// overhead, about 1 KiB for a small message.

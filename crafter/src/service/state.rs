@@ -62,7 +62,7 @@ pub struct ServeOptions {
     /// How long an interface stays attached after the last lease on it ends, if the policy does not set it; `None`:
     /// [`KEEP_ATTACHED`].
     pub keep_attached: Option<Duration>,
-    /// Without the system call filter.
+    /// Whether to run without the system call filter.
     pub without_filter: bool,
 }
 

@@ -44,7 +44,7 @@ struct Backlogged {
 /// Sends packets, and holds those whose next hop is being looked up, by interface index and route.
 #[derive(Default)]
 pub(super) struct Transmitter {
-    /// By interface index.
+    /// The leases with a backlog, by interface index.
     backlogged: RefCell<HashMap<u32, Backlogged>>,
     waiting: RefCell<HashMap<(u32, RouteKey), Vec<Waiting>>>,
 }
