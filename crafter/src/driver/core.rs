@@ -164,7 +164,7 @@ impl Core {
         done
     }
 
-    /// Releases a stream that nobody holds any more. It closes in the background, or is reset if it was not shut down,
+    /// Releases a stream whose handle was dropped. It closes in the background, or is reset if it was not shut down,
     /// and keeps `lease` until it is finished.
     pub(crate) fn release_stream(&mut self, now: Instant, id: StreamId, lease: KeepAlive) {
         let Some(stream) = self.table.stream(id) else { return };

@@ -146,7 +146,7 @@ impl Table {
         }
     }
 
-    /// Marks a stream that nobody holds any more: it is removed when it is finished, at the latest after
+    /// Marks a stream whose handle was dropped: it is removed when it is finished, at the latest after
     /// [`ORPHAN_TIMEOUT`].
     pub(crate) fn release_stream(&mut self, now: Instant, id: StreamId) {
         if let Some(stream) = self.streams.get_mut(&id) {
