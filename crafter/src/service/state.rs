@@ -60,7 +60,7 @@ pub struct ServeOptions {
     /// Stop after this time without leases and connections; `None`: never.
     pub idle: Option<Duration>,
     /// How long an interface stays attached after the last lease on it ends, if the policy does not set it; `None`:
-    /// [`KEEP_ATTACHED`].
+    /// [`KEEP_ATTACHED`](super::KEEP_ATTACHED).
     pub keep_attached: Option<Duration>,
     /// Whether to run without the system call filter.
     pub without_filter: bool,
