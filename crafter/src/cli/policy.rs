@@ -105,7 +105,7 @@ struct ExplainArgs {
 
 const EXPLAIN_HELP: &str = "\
 Exit code 0: allowed; 4: refused. What no option sets, e.g. the source port, is assumed to be
-allowed; the output lists it. Rates and max_leases, max_ports, max_flows are not checked.
+allowed; the output lists it. Rates, max_leases and other maximum numbers are not checked.
 --json: file, allowed, verdict, rule, line, destination_line, sentence, text (the rule's),
 assumed.
 
