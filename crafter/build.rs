@@ -97,8 +97,8 @@ fn compile(workspace: &Path, out: &Path) -> Result<(PathBuf, Vec<PathBuf>)> {
                     run `cargo xtask setup`, which installs both"
             .into());
     };
-    // A directory of its own, because the outer cargo holds the lock of its one;
-    // beside the profiles, because they all share one eBPF object.
+    // A separate target directory, because the outer cargo holds the lock of its own. It is next to those of the
+    // profiles, which share one eBPF object.
     let target_directory =
         out.ancestors().find(|directory| directory.join("CACHEDIR.TAG").is_file()).unwrap_or(out).join("ebpf");
 
@@ -129,7 +129,7 @@ fn compile(workspace: &Path, out: &Path) -> Result<(PathBuf, Vec<PathBuf>)> {
 fn inner_cargo(compiler: &Compiler) -> Result<Command> {
     let program = match compiler.core {
         Core::Prebuilt => PathBuf::from(variable("CARGO")?),
-        // `-Z build-std` wants the cargo that belongs to the sources.
+        // `-Z build-std` needs the cargo of the toolchain that the sources belong to.
         Core::FromSource => compiler.sysroot.join("bin/cargo"),
     };
     let mut cargo = Command::new(program);

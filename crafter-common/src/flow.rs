@@ -71,7 +71,7 @@ pub struct FragmentKey {
     pub destination: Address,
     /// Identification, big-endian; IPv4's 16 bits are the last two bytes.
     pub identification: [u8; 4],
-    /// The protocol of the whole datagram for IPv4, then zeros; zero for IPv6, where it does not take part.
+    /// The protocol of the whole datagram for IPv4, then zeros; zero for IPv6, where it is not part of the key.
     pub protocol: [u8; 4],
 }
 

@@ -14,8 +14,8 @@ pub const ETHERTYPE_QINQ: u16 = 0x88a8;
 /// An outer tag from before IEEE 802.1ad, which switches may accept and Linux does not (`eth_type_vlan()`).
 pub const ETHERTYPE_OLD_QINQ: u16 = 0x9100;
 
-/// The ethertype behind the tags of an Ethernet frame, and where what it announces begins; `None` where the frame ends
-/// before. It is a tag's where there are more than two.
+/// The ethertype after the VLAN tags of an Ethernet frame, and the offset of the payload; `None` if the frame ends
+/// before. With more than two tags it is the ethertype of the third tag.
 #[inline(always)]
 fn behind_tags<B: Bytes + ?Sized>(bytes: &B, is_tag: impl Fn(u16) -> bool) -> Option<(usize, u16)> {
     let mut offset = ETHERNET_HEADER;
@@ -31,8 +31,8 @@ fn behind_tags<B: Bytes + ?Sized>(bytes: &B, is_tag: impl Fn(u16) -> bool) -> Op
     Some((offset, ethertype))
 }
 
-/// The ethertype behind up to two VLAN tags that Linux knows (IEEE 802.1Q, 802.1ad), and where what it announces
-/// begins; `None` where the frame ends before.
+/// The ethertype after up to two VLAN tags that Linux supports (IEEE 802.1Q, 802.1ad), and the offset of the payload in
+/// bytes; `None` if the frame ends before.
 #[inline(always)]
 pub fn ethernet<B: Bytes + ?Sized>(bytes: &B) -> Option<(usize, u16)> {
     behind_tags(bytes, |ethertype| ethertype == ETHERTYPE_VLAN || ethertype == ETHERTYPE_QINQ)
@@ -41,21 +41,21 @@ pub fn ethernet<B: Bytes + ?Sized>(bytes: &B) -> Option<(usize, u16)> {
 /// Contents of an Ethernet frame, as the policy and the sender check them before the frame is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Frame {
-    /// An IP packet is announced.
+    /// The ethertype is IPv4 or IPv6.
     Ip {
-        /// Where it begins.
+        /// The offset of the IP header in bytes.
         start: usize,
-        /// 6 rather than 4.
+        /// Whether the IP version is 6.
         v6: bool,
     },
-    /// Something else is.
+    /// The ethertype is another one.
     Other,
     /// It ends before its ethertype, or has more than two tags.
     Unreadable,
 }
 
-/// What a frame holds behind up to two tags: those of [`link`], and [`ETHERTYPE_OLD_QINQ`], behind which a switch may
-/// find what this host's kernel does not. So it is IP wherever it is for [`link`], and beyond.
+/// The contents of a frame after up to two tags: those that [`link`] reads, and [`ETHERTYPE_OLD_QINQ`], after which a
+/// switch may find an IP packet that this host's kernel does not. A frame that is IP for [`link`] is IP here, too.
 #[inline(always)]
 pub fn frame<B: Bytes + ?Sized>(bytes: &B) -> Frame {
     let is_tag = |ethertype| matches!(ethertype, ETHERTYPE_VLAN | ETHERTYPE_QINQ | ETHERTYPE_OLD_QINQ);
@@ -67,8 +67,8 @@ pub fn frame<B: Bytes + ?Sized>(bytes: &B) -> Frame {
     }
 }
 
-/// Finds the IP header behind `link_header` bytes of link-layer header: Ethernet with up to two
-/// VLAN tags (IEEE 802.1Q, 802.1ad) for 14, none for 0.
+/// Finds the IP header after `link_header` bytes of link-layer header: Ethernet with up to two VLAN tags (IEEE 802.1Q,
+/// 802.1ad) for 14, none for 0.
 ///
 /// # Errors
 /// [`Reason::NotIp`].

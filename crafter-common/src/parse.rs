@@ -1,25 +1,27 @@
-//! Bytes to headers, over bounds-checked reads: the only reader of link and IP headers. The kernel half runs it, and
-//! all of user space that decides on a packet: what was checked is what is sent, and what the kernel half passes to the
-//! kernel, user space does not take for a lease's. (Layers in Scapy's notation are dissected elsewhere: no decision
-//! depends on them.)
+//! Bytes to headers, over bounds-checked reads: the only reader of link and IP headers. The kernel half uses it, and so
+//! does all code of user space that makes a decision about a packet. So the policy checks what is sent, and both halves
+//! agree on which lease owns a packet. (Layers in Scapy's notation are dissected elsewhere: no decision depends on
+//! them.)
 //!
-//! Nothing is validated beyond what it takes to find the ports: a malformed segment to an owned port is its owner's to
-//! see. User space reads no further than the packet's own length field ([`declared_length`]), and refuses a packet that
-//! is shorter; of fewer bytes, all functions here say the same or refuse.
+//! Only what is needed to find the ports is validated: a malformed segment to an owned port is delivered to its owner.
+//! User space reads no further than the packet's own length field ([`declared_length`]), and refuses a packet that is
+//! shorter than that. For a packet that is cut, each function here returns the same as for the whole packet, or an
+//! error.
 //!
-//! What readers may differ on, and what holds here:
-//! - An IPv6 packet has [`MAX_EXTENSION_HEADERS`] extension headers at most; behind more, its transport is not known:
+//! Points on which parsers differ, and how this one decides:
+//! - An IPv6 packet has [`MAX_EXTENSION_HEADERS`] extension headers at most; after more, its transport is not known:
 //!   [`Reason::OtherProtocol`].
-//! - Extension headers are those that [`extends`] names. HIP (139) and Shim6 (140) are not among them: Linux delivers no
-//!   segment behind one, so each is a transport that has no ports, as is "no next header" (59).
-//! - A header that does not end within the packet is malformed, also where nothing behind it is asked for.
-//! - A fragment header behind that of a first fragment is malformed: RFC 8200 section 4.5 fragments a packet once, and
-//!   Linux discards such a datagram (`ipv6_frag_rcv()`). Those of atomic fragments (RFC 6946) count for nothing.
-//! - Behind the fragment header of a later fragment is the middle of a datagram: no header to walk.
+//! - Extension headers are those that [`extends`] names. HIP (139) and Shim6 (140) are not among them: Linux delivers
+//!   no segment after one, so each is a transport that has no ports, as is "no next header" (59).
+//! - A header that does not end within the packet is malformed, also if nothing after it is needed.
+//! - A second fragment header after that of a first fragment is malformed: RFC 8200 section 4.5 fragments a packet
+//!   once, and Linux discards such a datagram (`ipv6_frag_rcv()`). Fragment headers of atomic fragments (RFC 6946) are
+//!   skipped.
+//! - The fragment header of a later fragment is followed by the middle of a datagram, which has no headers.
 //! - A packet is for another node where a routing header has segments left ([`Network::left`]). IPv4 source routes are
 //!   read in user space only ([`crate::route`]).
-//! - There are at most two VLAN tags. What is behind a third is not IP for the kernel half ([`link`]), and unreadable for
-//!   the policy, which checks frames before they are sent ([`frame`]).
+//! - There are at most two VLAN tags. After a third one, a frame is not IP for the kernel half ([`link`]), and
+//!   unreadable for the policy, which checks frames before they are sent ([`frame`]).
 
 pub use crate::link::{Frame, ethernet, frame, link};
 use crate::{Address, ICMP, ICMPV6, TCP, UDP, flow::FragmentKey, mapped, reason::Reason};
@@ -79,8 +81,8 @@ pub const IPV4_HEADER: usize = 20;
 /// Length of the fixed IPv6 header, in bytes.
 pub const IPV6_HEADER: usize = 40;
 
-/// Largest offset of a header. One behind it counts as [`Reason::Malformed`]: the verifier needs a bound below 65,536,
-/// and real chains of extension headers are far shorter.
+/// Largest offset of a header, in bytes. A header beyond it counts as [`Reason::Malformed`]: the verifier needs a bound
+/// below 65,536, and real chains of extension headers are far shorter.
 pub const MAX_OFFSET: usize = OFFSET_MASK as usize;
 const OFFSET_MASK: u32 = 0x7fff;
 
@@ -111,8 +113,8 @@ pub struct Network {
     /// Identification, big-endian, if it is a fragment. Of several fragment headers, which RFC 8200 section 4.1
     /// does not foresee, the last one counts.
     pub identification: [u8; 4],
-    /// Not zero where an IPv6 routing header names nodes still to be visited (RFC 8200 section 4.4): the
-    /// destination is one of them, and whose the ports are is for the last to say.
+    /// Segments left: nodes that an IPv6 routing header still names (RFC 8200 section 4.4). If it is not zero, the
+    /// destination is one of these nodes, and the ports belong to the last of them.
     pub left: usize,
     /// Offsets of some IPv6 headers. Always the default in the kernel half.
     pub extensions: Extensions,
@@ -148,16 +150,16 @@ impl Network {
         }
     }
 
-    /// `address`, if it can be that of an end of this packet. IPv6 knows two forms that cannot, and that the maps
-    /// use for something else: the unspecified address, here [`crate::ANY`] (RFC 4291 section 2.5.2), and
-    /// IPv4-mapped ones, which denote IPv4 nodes (section 2.5.5.2).
+    /// `address`, unless it cannot be the source or destination of this packet. IPv6 has two such forms, which the maps
+    /// use for something else: the unspecified address, here [`crate::ANY`] (RFC 4291 section 2.5.2), and IPv4-mapped
+    /// addresses, which denote IPv4 nodes (section 2.5.5.2).
     #[inline(always)]
     pub fn end(&self, address: Address) -> Option<Address> {
         let number = u128::from_be_bytes(address);
         if self.v6 && (number == 0 || number >> 32 == 0xffff) { None } else { Some(address) }
     }
 
-    /// The key under which the other fragments of this datagram are found, on the interface `link`.
+    /// The key of this datagram in the map of fragments; `link` is the number of the interface's attachment.
     #[inline(always)]
     pub fn fragment_key(&self, link: u32, source: Address, destination: Address) -> FragmentKey {
         FragmentKey {
@@ -276,7 +278,7 @@ pub fn network6<B: Bytes + ?Sized>(bytes: &B, start: usize) -> Result<Network, R
         v6: true,
         fragment: Fragment::Whole,
         identification: [0; 4],
-        // With a zero that the verifier knows, paths with and without a routing header would never meet again.
+        // Opaque: with a zero that it knows, the verifier would not merge the paths with and without a routing header.
         left: bytes.opaque_mask::<0xff>(0),
         extensions: Extensions { fragment: 0, fragment_named_at: 0, routing: 0, routings: 0 },
     };

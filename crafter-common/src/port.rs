@@ -59,8 +59,8 @@ unsafe impl aya::Pod for OwnedPort {}
 
 /// One word of the port filter: 64 ports of one transport, one bit per port.
 ///
-/// A packet to a port that nobody owns costs one array lookup, however many ports are owned. The map of owned ports is
-/// looked up only if a bit is set, and only with the kind of key (exact or any address) of that bit.
+/// A packet for an unowned port costs one array lookup, however many ports are owned. The map of owned ports is looked
+/// up only if a bit is set, and only with the kind of key (exact or any address) of that bit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct FilterWord {

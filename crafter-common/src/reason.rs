@@ -11,12 +11,12 @@ pub enum Reason {
     Malformed = 1,
     /// Ingress, passed: neither TCP nor UDP nor an ICMP error or reply, or more extension headers than are walked.
     OtherProtocol = 2,
-    /// Ingress, passed: TCP or UDP to a port, or an ICMP reply to an identifier, that nobody owns here.
+    /// Ingress, passed: TCP or UDP for a port, or an ICMP reply for an identifier, that is not owned.
     NotOwned = 3,
     /// Ingress, passed: an ICMP error about a packet that no owned port or identifier sent.
     IcmpNotOwned = 4,
-    /// Ingress, passed: a later fragment whose first was not owned, was not seen before, or was an ICMP error
-    /// (which nobody sends in fragments: RFC 1812 section 4.3.2.3, RFC 4443 section 2.4).
+    /// Ingress, passed: a later fragment whose first was not owned, was not seen before, or was an ICMP error (which
+    /// are not sent in fragments: RFC 1812 section 4.3.2.3, RFC 4443 section 2.4).
     FragmentNotOwned = 5,
     /// Ingress, consumed: redirected into the AF_XDP socket of its queue.
     Redirected = 6,
@@ -36,13 +36,13 @@ pub enum Reason {
     RstSuppressed = 13,
     /// Egress, passed: the kernel's RST from an owned port whose lease says `pass`.
     RstAllowed = 14,
-    /// Egress, passed: the kernel's RST from a port that nobody owns.
+    /// Egress, passed: the kernel's RST from an unowned port.
     RstNotOwned = 15,
     /// Egress, dropped: a port-unreachable quoting an owned UDP port.
     UnreachableSuppressed = 16,
     /// Egress, passed: a port-unreachable quoting an owned UDP port whose lease says `pass`.
     UnreachableAllowed = 17,
-    /// Egress, passed: a port-unreachable about a port that nobody owns.
+    /// Egress, passed: a port-unreachable about an unowned port.
     UnreachableNotOwned = 18,
 }
 
@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_positions() {
+    fn reason_numbers_are_their_positions() {
         for (position, reason) in Reason::ALL.iter().enumerate() {
             assert_eq!(position as u32, *reason as u32);
         }

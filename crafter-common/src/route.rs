@@ -20,16 +20,16 @@ const SOURCE: u8 = 0;
 const HOME_ADDRESS: u8 = 2;
 const SEGMENTS: u8 = 4;
 
-/// What a packet says of its route.
+/// The source route that a packet contains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
-    /// Nothing: it goes to the destination of its header.
+    /// No route: it is sent to the destination of its header.
     None,
     /// It names these addresses, which the packet visits or has visited. None of them where an IPv6 routing header has
     /// no segments left, as it is then ignored (RFC 8200 section 4.4).
     Through(Waypoints),
-    /// It names addresses that cannot be read, or not for sure: of another type or more than [`MAX_WAYPOINTS`], in
-    /// several routes, or behind an IPv4 option whose length cannot be.
+    /// Its addresses cannot be read with certainty: a routing header of another type, more than [`MAX_WAYPOINTS`]
+    /// addresses, several routes, or a route after an IPv4 option with an invalid length.
     Unreadable,
 }
 
@@ -105,8 +105,8 @@ fn options(mut rest: &[u8]) -> Route {
     route
 }
 
-/// The addresses in an option with a route. All count, wherever its pointer is: behind are those to be visited, before
-/// it may be anything.
+/// The addresses in a source route option. All of them count, wherever the pointer is: those after it are to be
+/// visited, and those before it are not trusted to have been.
 fn slots(option: &[u8]) -> Option<Waypoints> {
     let [_, _, pointer, slots @ ..] = option else { return None };
     // Linux takes any pointer from 4 on (`ip_options_rcv_srr()`): between two slots it would read another address.
@@ -150,7 +150,7 @@ mod tests {
         Route::read(&packet, &net)
     }
 
-    /// `headers`: the type of each and its bytes behind the type of the next one.
+    /// `headers`: the type of each, and its bytes after the field "next header".
     fn v6(headers: &[(u8, Vec<u8>)]) -> Route {
         let mut packet = Vec::from([0x60, 0, 0, 0, 0, 0, headers.first().map_or(TCP, |first| first.0), 64]);
         packet.extend([1; 32]);
@@ -172,7 +172,7 @@ mod tests {
         for (options, route) in [
             (&[][..], Route::None),
             (&[1, 1, 1, 0], Route::None),
-            // Record route; a route behind the end of options; an option beyond the header.
+            // Record route; a route after the end of options; an option beyond the header.
             (&[7, 7, 4, 0, 0, 0, 0, 0], Route::None),
             (&[0, 131, 7, 4, 10, 0, 0, 1], Route::None),
             (&[7, 40, 4, 0], Route::None),

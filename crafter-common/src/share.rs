@@ -21,7 +21,7 @@ pub struct Share {
     pub released: u64,
     /// Packets that were not admitted.
     pub lost: u64,
-    /// Of a lease's share: the position of its user's share of the same pool.
+    /// In the share of a lease: the position of its user's share of the same pool.
     pub user: u64,
 }
 
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn records_cost_what_they_take() {
+    fn record_costs_equal_their_sizes() {
         assert_eq!((0..4).map(record_units).collect::<std::vec::Vec<_>>(), [1, 8, 56, 224]);
         for (length, class) in [(0, 0), (256, 0), (257, 1), (2048, 1), (16_384, 2), (16_385, 3), (70_000, 3)] {
             assert_eq!(record_class(length), class, "{length}");

@@ -27,7 +27,7 @@ pub fn decide<P: Packet>(packet: &P, mark: u32) -> Reason {
     }
 }
 
-/// Counts a crafted packet, and judges any other; `None` where neither applies.
+/// Counts a crafted packet in its flow, and decides on any other; `None` if no port is owned.
 #[inline(always)]
 fn inspect<P: Packet>(packet: &P, crafted: bool) -> Option<Reason> {
     let (start, v6) = parse::link(packet, maps::link_header()).ok()?;
@@ -130,7 +130,7 @@ fn answer<P: Packet>(
         Some((key, owner)) if owner.port.flags & SUPPRESS != 0 => {
             maps::record(&key, Event::Suppressed);
             if owner.port.flags & REPORT != 0 {
-                // Without room for the copy it is dropped nevertheless.
+                // The packet is dropped even if there is no room for the copy.
                 packet.deliver(net.start as u32, suppressed, owner.port.share());
             }
             suppressed

@@ -131,6 +131,6 @@ fn deliver<P: Packet>(packet: &P, owned: OwnedPort, offset: usize) -> Reason {
         return copied;
     }
     maps::lose(packet.slot(), share);
-    // Dropped nevertheless, unless the owner only observes: the kernel would answer it.
+    // The packet is dropped, because the kernel would answer it; if the owner observes, it is passed.
     if observes { Reason::ObserveFull } else { Reason::DeliveryFull }
 }

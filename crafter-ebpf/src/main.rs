@@ -66,7 +66,8 @@ pub fn crafter_egress(ctx: TcContext) -> i32 {
 }
 
 /// The lookup of the socket that a datagram is for: no socket, if only a lease has the port. The socket that reserves
-/// the port would swallow the datagram; without a socket the kernel answers as if the port were free.
+/// the port would receive the datagram, and nothing reads it; without a socket the kernel answers as if the port were
+/// free.
 #[sk_lookup]
 pub fn crafter_lookup(ctx: SkLookupContext) -> u32 {
     match packet::looked_up(&ctx) {

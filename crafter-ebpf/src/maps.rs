@@ -1,4 +1,4 @@
-//! The maps behind functions. `crafter_common` has the layouts.
+//! Functions for all access to the maps. `crafter_common` has the layouts.
 
 use aya_ebpf::{
     Global,
@@ -39,7 +39,7 @@ static LINKS: Array<Attached> = Array::with_max_entries(SLOTS, 0);
 static HELD: Array<u64> = Array::with_max_entries(HELD_WORDS, 0);
 #[map(name = "CRAFTER_SHARES")]
 static SHARES: Array<Share> = Array::with_max_entries(SHARE_ENTRIES, BPF_F_MMAPABLE);
-/// The size is that of a ring buffer which is never used; those that are have their own.
+/// The declared ring buffer only describes the type of the values; each interface's has its own size.
 #[btf_map]
 static CRAFTER_RINGS: HashOfMaps<u32, RingBuf<u64, 65_536>, { SLOTS as usize }> = HashOfMaps::new();
 
@@ -172,7 +172,7 @@ pub fn admit(slot: u32, share: u32, pool: u32, cost: u32) -> bool {
     crafter_share(slot, share, pool, cost as i32) != 0
 }
 
-/// Undoes [`admit`] for a packet that found no room nevertheless.
+/// Undoes [`admit`] for a packet that was admitted, but found no room in the socket or the ring buffer.
 #[inline(always)]
 pub fn withdraw(slot: u32, share: u32, pool: u32, cost: u32) {
     crafter_share(slot, share, pool, -(cost as i32));

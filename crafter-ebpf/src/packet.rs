@@ -296,7 +296,7 @@ fn network6<P: Packet>(packet: &P, start: usize, walk: impl FnOnce() -> u64) -> 
 }
 
 /// [`parse::network6`] at the XDP hook, [packed](pack). With external linkage, it is verified once and by itself: its
-/// callers have one path behind each call.
+/// callers continue on one path after each call.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn crafter_xdp_network6(ctx: *mut xdp_md, start: u32) -> u64 {

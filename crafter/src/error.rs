@@ -67,7 +67,8 @@ pub enum Error {
         /// Program and process id, if known.
         holder: Option<String>,
     },
-    /// There are not so many free ports in a row, or the search did not find them in its time.
+    /// The requested number of consecutive ports is not free, or the search reached its time limit before it found
+    /// them.
     #[error("{}", no_free_ports(*.count, .protocol, .address, .reason))]
     NoFreePorts {
         /// `TCP`, `UDP` or `ICMP`.
@@ -223,7 +224,7 @@ impl Error {
 fn no_free_ports(count: u16, protocol: &str, address: &IpAddr, reason: &str) -> String {
     match count {
         1 => format!("no free {protocol} port on {address}: {reason}; close a program or a lease that has one"),
-        _ => format!("no {count} free {protocol} ports in a row on {address}: {reason}; ask for fewer"),
+        _ => format!("no {count} consecutive free {protocol} ports on {address}: {reason}; ask for fewer"),
     }
 }
 

@@ -132,7 +132,7 @@ impl Inbox {
             .iter()
             .zip(self.bytes.chunks_exact(self.slot))
             .map(|(&(length, cut), slot)| (&slot[..length], cut))
-            // Behind the last message of a closed socket, all others are empty.
+            // After the last message of a closed socket, recvmmsg() fills the remaining slots with empty messages.
             .filter(|(bytes, _)| !bytes.is_empty())
     }
 }

@@ -45,7 +45,7 @@ pub struct Views {
 }
 
 impl Views {
-    /// Opens the maps that the XDP program uses, which are all.
+    /// Opens the maps of the XDP program, which uses all maps.
     pub fn open(kernel: &Kernel) -> Self {
         let info = kernel.xdp(Hook::Xdp, |program| Ok(program.info())).expect("crafter_xdp");
         let ids = info.and_then(|info| info.map_ids()).expect("what the program uses").expect("its maps");

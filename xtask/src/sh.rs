@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_without_execute_permission_is_no_program() {
+    fn file_without_execute_permission_is_not_a_program() {
         assert!(is_program(&env::current_exe().unwrap()));
         for path in ["/proc/self/maps", "/proc/self", "/dev/null", "/proc/self/no-such-file"] {
             assert!(!is_program(Path::new(path)), "{path}");
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn secret_variables_of_root_are_no_arguments() {
+    fn secret_variables_of_root_are_not_passed_as_arguments() {
         if !is_root() {
             println!("not run: this test needs root");
             return;

@@ -91,7 +91,7 @@ fn addresses_that_no_ipv6_packet_has() {
 
 proptest! {
     #[test]
-    fn nothing_panics_and_nothing_lies_outside(bytes in proptest::collection::vec(any::<u8>(), 0..120), v6 in any::<bool>()) {
+    fn damaged_packets_do_not_panic_and_offsets_stay_inside(bytes in proptest::collection::vec(any::<u8>(), 0..120), v6 in any::<bool>()) {
         let _ = link(&bytes[..], 14);
         if let Ok(net) = network(&bytes[..], 0, v6) {
             prop_assert!(net.addresses(&bytes[..]).is_some());

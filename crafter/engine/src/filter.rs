@@ -50,7 +50,7 @@ impl SegmentFilter {
         }
     }
 
-    /// Attempts to get an acknowledgment since the peer was last heard.
+    /// Attempts to get an acknowledgment since the last segment from the peer.
     pub fn attempts(&self) -> Attempts {
         self.attempts
     }

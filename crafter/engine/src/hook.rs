@@ -65,11 +65,11 @@ impl<F: FnMut(Direction, &[u8]) + Send> SegmentHook for Observer<F> {
 /// `loss`, `duplicate` and `reorder` are probabilities from 0 to 1; at most one applies to a segment.
 #[derive(Debug, Clone)]
 pub struct Impair {
-    /// Probability that a segment is dropped.
+    /// Probability that a segment is dropped, from 0 to 1.
     pub loss: f64,
-    /// Probability that a segment is duplicated.
+    /// Probability that a segment is duplicated, from 0 to 1.
     pub duplicate: f64,
-    /// Probability that a segment is delayed by [`delay`](Self::delay).
+    /// Probability that a segment is delayed by [`delay`](Self::delay), from 0 to 1.
     pub reorder: f64,
     /// Delay of a reordered segment.
     pub delay: Duration,

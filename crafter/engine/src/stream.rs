@@ -69,7 +69,7 @@ enum Failure {
     Refused,
     Reset,
     TimedOut { after: Duration, waiting_for: &'static str },
-    LinkGone,
+    LinkRemoved,
     NotAllowed,
     Unreachable { from: IpAddr, reason: IcmpReason },
     Aborted,
@@ -347,9 +347,9 @@ impl StreamEngine {
     }
 
     /// Ends the connection because its interface was removed. Nothing is sent.
-    pub fn handle_link_gone(&mut self, _now: Instant) {
+    pub fn handle_link_removed(&mut self, _now: Instant) {
         if !self.finished {
-            self.fail_silently(Failure::LinkGone);
+            self.fail_silently(Failure::LinkRemoved);
         }
     }
 
@@ -415,7 +415,7 @@ impl StreamEngine {
             Failure::Reset => Error::Reset { remote },
             Failure::TimedOut { after, waiting_for } => Error::TimedOut { remote, after, waiting_for },
             Failure::Unreachable { from, reason } => Error::Unreachable { remote, from, reason: reason.to_string() },
-            Failure::LinkGone => Error::Io {
+            Failure::LinkRemoved => Error::Io {
                 action: format!("keep the connection to {remote}"),
                 source: io::Error::new(io::ErrorKind::NetworkDown, "its interface was removed"),
             },

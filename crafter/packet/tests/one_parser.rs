@@ -380,7 +380,7 @@ proptest! {
                 // Another IP version, or none: malformed for the eBPF programs.
                 (Ok((start, v6)), Framed::Unreadable) => assert!(parse::network(&frame[start..], 0, v6).is_err()),
                 (Ok(_), Framed::Other) => panic!("IP is taken for something else: {frame:02x?}"),
-                // After a tag that Linux does not know.
+                // After a tag that Linux does not support.
                 (Err(_), Framed::Ip(packet)) => {
                     assert!(tags.iter().any(|&(kind, _)| kind == 0x9100), "{frame:02x?}");
                     assert_eq!(frame.len() - packet.len(), announced);

@@ -75,9 +75,9 @@ struct Row {
     option: String,
     value: Option<String>,
     source: &'static str,
-    /// Of the file.
+    /// The line in the file that sets the value, if one does.
     line: Option<usize>,
-    /// Of the environment.
+    /// The environment variable that sets the value, if one does.
     variable: Option<String>,
 }
 

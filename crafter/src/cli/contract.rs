@@ -143,7 +143,7 @@ fn options_mean_the_same_in_every_command() {
 }
 
 #[test]
-fn former_names_are_listed() {
+fn old_names_are_listed() {
     let mut found = BTreeSet::new();
     for used in options() {
         let visible: Vec<&str> = used.arg.get_visible_aliases().unwrap_or_default();
@@ -153,7 +153,7 @@ fn former_names_are_listed() {
             found.insert([used.command.clone(), name, format!("--{}", used.long())]);
         }
     }
-    let listed: BTreeSet<[String; 3]> = rows(&page(), "Former names").into_iter().collect();
+    let listed: BTreeSet<[String; 3]> = rows(&page(), "Old names").into_iter().collect();
     assert_eq!(listed, found, "left: options.md; right: clap's definitions");
 }
 

@@ -46,7 +46,7 @@ Examples:
 struct Counts {
     ingress: u64,
     egress: u64,
-    /// By the name of the reason.
+    /// Packets by the name of the reason.
     counters: BTreeMap<String, u64>,
 }
 

@@ -90,7 +90,7 @@ fn page_lists_every_error_of_the_library() {
             protocol: "UDP",
             address: "192.0.2.2".parse().unwrap(),
             count: 1024,
-            reason: "17 of 2048 ports tried in use".into(),
+            reason: "17 of 2048 ports tried are in use".into(),
         },
         Error::Attach {
             interface: "eth0".into(),

@@ -10,11 +10,11 @@ use super::style::Paint;
 
 /// Columns before the line.
 const INDENT: usize = 2;
-/// Columns that a tab advances to a multiple of.
+/// Distance of tab stops, in columns.
 const TAB: usize = 4;
 /// Mark for what is cut off.
 const CUT: &str = "...";
-/// Columns without a terminal, whose width would be known.
+/// Width in columns if the output is not a terminal.
 const DEFAULT_COLUMNS: usize = 120;
 /// Columns below which a line is not cut further.
 const MIN_COLUMNS: usize = 24;
@@ -81,7 +81,7 @@ fn length(text: &str) -> usize {
     if let Some(quote @ ('"' | '\'')) = text.chars().next() {
         return text[1..].find(quote).map_or(1, |end| end + 2);
     }
-    // `.name` of a value, too.
+    // An attribute, `.name`.
     if let Some(name) = text.strip_prefix('.').filter(|name| name.starts_with(|char: char| char.is_ascii_alphabetic()))
     {
         return 1 + length(name);
@@ -100,7 +100,8 @@ fn window(cells: &[Cell<'_>], from: usize, to: usize, room: usize) -> (usize, us
         return (0, cells.len());
     }
     let room = room.saturating_sub(2 * CUT.len());
-    // The place first, then cells before it up to half of the room, after it, and before it again.
+    // First the place of the error, then cells before it up to half of the room, then cells after it, then further
+    // cells before it.
     let (mut first, mut last, mut used) = (from, from, 0);
     while last < to && used + cells[last].width <= room {
         used += cells[last].width;
@@ -192,7 +193,7 @@ mod tests {
                 for (at, _) in long.char_indices().chain([(long.len(), ' ')]) {
                     let text = drawn(&long, at, columns);
                     let (shown, mark) = text.split_once('\n').unwrap();
-                    // One column more: the mark behind the last character.
+                    // One column more: the mark may be after the last character.
                     assert!(shown.width() <= columns.max(MIN_COLUMNS), "{columns}: {text}");
                     assert!(mark.trim_end().len() <= columns.max(MIN_COLUMNS) + 1, "{columns}: {text}");
                     assert!(mark.contains('^'), "{columns}: {text}");

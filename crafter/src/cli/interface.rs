@@ -45,7 +45,7 @@ pub struct Link {
     /// How long to wait for the next hop to answer; `None`: as long as the kernel.
     #[arg(skip)]
     pub hop_timeout: Option<Duration>,
-    /// Whether few packets are sent and received: less memory, and so an earlier start.
+    /// Whether few packets are sent and received, so that less memory is allocated and the command starts earlier.
     #[arg(skip)]
     pub is_small: bool,
 }

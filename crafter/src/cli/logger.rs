@@ -11,7 +11,7 @@ use super::{
     style::{self, Paint},
 };
 
-/// The most warnings and errors in each [`WINDOW`].
+/// The maximum number of warnings and errors in each [`WINDOW`].
 const MOST: u32 = 100;
 const WINDOW: Duration = Duration::from_secs(5);
 

@@ -43,8 +43,8 @@ pub struct CompletionsArgs {
 
 const COMPLETIONS_HELP: &str = "\
 Prints a script for the shell on stdout, with and without --json. It completes commands and
-options. A shell that asks the program itself also completes layers, fields, interfaces, users
-and groups; for bash, zsh, fish, elvish and powershell:
+options. To complete layers, fields, interfaces, users and groups, too, let the shell ask crafter
+itself. In bash (CRAFTER_COMPLETE also takes zsh, fish, elvish and powershell):
   source <(CRAFTER_COMPLETE=bash crafter)
 Exit code 0.
 

@@ -189,7 +189,7 @@ pub fn command() -> clap::Command {
 /// The width of the help in columns: that of the terminal, else `COLUMNS`, within the widths that are readable.
 fn help_width(terminal: Option<usize>) -> usize {
     let columns = || std::env::var("COLUMNS").ok()?.trim().parse().ok();
-    // A terminal of 0 columns does not know its width.
+    // A terminal that reports 0 columns has an unknown width.
     terminal.or_else(columns).filter(|width| *width > 0).unwrap_or(MAX_HELP_WIDTH).clamp(40, MAX_HELP_WIDTH)
 }
 

@@ -248,7 +248,7 @@ mod tests {
             packets("###[ IP ]###\n  dst             = \"192.0.2.1\"\n  len             = 46  (computed)\n\n"),
             "L<###[ IP ]###>\n  dst             = \"A<192.0.2.1>\"\n  len             = 46f<  (computed)>\n\n"
         );
-        // A layer is one only where a layer can be.
+        // The name of a layer is coloured only where a layer can be.
         assert_eq!(
             packets("IPv6 fe80:: > ff02::1 / Raw TCP a.b: 1.2"),
             "L<IPv6> A<fe80::> > A<ff02::1> / L<Raw> TCP a.b: 1.2"

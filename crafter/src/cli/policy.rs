@@ -104,8 +104,8 @@ struct ExplainArgs {
 }
 
 const EXPLAIN_HELP: &str = "\
-Exit code 0: allowed; 4: refused. Options that are left out, such as --sport, are assumed to be
-allowed; the output lists them. Rates and limits of counts are not checked.
+Exit code 0: allowed; 4: refused. What no option sets, e.g. the source port, is assumed to be
+allowed; the output lists it. Rates, max_leases and other maximum numbers are not checked.
 --json: file, allowed, verdict, rule, line, destination_line, sentence, text (the rule's),
 assumed.
 

@@ -161,10 +161,10 @@ impl Args {
 
 /// What a probe prints.
 pub struct Plan {
-    /// The first line of text.
+    /// The first line of the output as text.
     pub heading: String,
     pub output: Output,
-    /// What the progress line begins with.
+    /// The initial counts of the progress line.
     pub counts: Counts,
     /// What has ended the command before the probe begins.
     pub interruption: Option<Interruption>,

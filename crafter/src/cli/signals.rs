@@ -15,7 +15,7 @@ use tokio::{
 
 use super::{blocked, exit, hang_up::HangUp};
 
-/// Time that attaching may take in addition to a time limit, and then closing.
+/// Time that attaching may take in addition to a time limit; also the time that closing may take after it passed.
 const ALLOWANCE: Duration = Duration::from_secs(2);
 
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -27,13 +27,13 @@ fn handled() -> SigSet {
     SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM])
 }
 
-/// Keeps SIGINT and SIGTERM pending. Threads that start meanwhile do not receive them.
+/// Blocks SIGINT and SIGTERM in this thread, so that they stay pending. Threads that it starts inherit the mask.
 pub fn hold() {
     // Fails only for an invalid argument.
     let _ = handled().thread_block();
 }
 
-/// Lets SIGINT and SIGTERM arrive, pending ones at once.
+/// Unblocks SIGINT and SIGTERM; pending ones are delivered at once.
 pub fn release() {
     let _ = handled().thread_unblock();
 }
@@ -83,7 +83,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "not a time; give seconds, or a number with a unit (200ms, 1.5, 2m), up to 30 days".to_owned())
 }
 
-/// What a command does when its time limit passes.
+/// What a command is doing when its time limit passes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Phase {
     /// It waits for the system's resolver.
@@ -154,8 +154,8 @@ impl std::fmt::Display for Interruption {
 /// As an error, it ends the command. The program prints no message for a signal.
 impl std::error::Error for Interruption {}
 
-/// The time limit of a command. It begins with the first packet, at most [`ALLOWANCE`] after the command: loading and
-/// attaching the programs is not counted. For a look-up of names it begins with the command.
+/// The time limit of a command. It begins with the first packet, at the latest [`ALLOWANCE`] after the command begins:
+/// loading and attaching the programs is not counted. For a look-up of names it begins with the command.
 #[derive(Debug)]
 pub struct Clock {
     limit: Option<Duration>,
@@ -187,7 +187,7 @@ impl Clock {
         }
     }
 
-    /// When the limit passes; after that, when closing has taken too long. `None`: never.
+    /// The time at which the limit passes; after that, the time at which closing has taken too long. `None`: never.
     fn deadline(&self) -> Option<Instant> {
         let limit = self.limit.filter(|_| !self.is_over.get())?;
         Some(match (self.passed.get(), self.phase.get()) {
@@ -203,7 +203,7 @@ impl Clock {
     /// Waits for [`Clock::deadline`].
     async fn passes(&self) -> Interruption {
         let Some(limit) = self.limit else { return std::future::pending().await };
-        // The earliest time: until then, the deadline moves.
+        // The deadline cannot be earlier; until then, it may still change.
         sleep_until(self.start + limit).await;
         while let Some(deadline) = self.deadline() {
             if deadline <= Instant::now() {
@@ -259,7 +259,7 @@ impl Signals {
     /// # Errors
     /// If the handlers cannot be installed.
     pub fn new(limit: Limit) -> io::Result<Self> {
-        // First: the thread that watches takes signals from the runtime of this one, which must not miss any.
+        // Before `watch`: the runtime of its thread passes a signal only to the receivers that exist when it arrives.
         let arriving = Arriving::new()?;
         if let Err(error) = blocked::watch() {
             log::info!("a second signal does not end this process while it is blocked: {error}");
@@ -282,7 +282,7 @@ impl Signals {
         }
     }
 
-    /// Forgets signals that have arrived.
+    /// Discards signals that have arrived and were not returned by `next`.
     pub fn discard(&mut self) {
         while self.next().now_or_never().is_some() {}
     }

@@ -31,9 +31,9 @@ pub const ERROR: Style = AnsiColor::Red.on_default().bold();
 pub const WARNING: Style = AnsiColor::Yellow.on_default().bold();
 /// Headings of tables.
 pub const HEADING: Style = Style::new().bold();
-/// What is true without being set: defaults, computed fields, hints.
+/// Text of less importance: defaults, computed fields, hints.
 pub const FAINT: Style = Style::new().dimmed();
-/// The layers of a map of bytes, in turn.
+/// The colours of the layers in a map of bytes, reused from the first after the last.
 pub const MAP: [Style; 6] = [
     AnsiColor::Cyan.on_default(),
     AnsiColor::Yellow.on_default(),
@@ -109,7 +109,7 @@ impl Paint {
         Self::of(&io::stdout())
     }
 
-    /// Styles what is written to stderr, likewise.
+    /// Styles what is written to stderr, if [`choose`] and the environment allow it.
     pub fn stderr() -> Self {
         Self::of(&io::stderr())
     }
@@ -144,7 +144,7 @@ impl Paint {
     }
 }
 
-/// Columns of the terminal that a stream is; `None` if it is no terminal, or does not know its width.
+/// Columns of the terminal that a stream is; `None` if it is not a terminal, or reports no width.
 pub fn columns(stream: &(impl AsFd + IsTerminal)) -> Option<usize> {
     let size = stream.is_terminal().then(|| rustix::termios::tcgetwinsize(stream).ok()).flatten()?;
     Some(usize::from(size.ws_col)).filter(|columns| *columns > 0)

@@ -42,7 +42,8 @@ fn address(answer: RouteNetlinkMessage) -> Option<(u32, IpAddr)> {
             _ => {}
         }
     }
-    // On a point-to-point link IFA_ADDRESS is the peer and IFA_LOCAL our own; IPv6 mostly gives the former only.
+    // On a point-to-point link IFA_ADDRESS is the peer and IFA_LOCAL our own; for IPv6 it mostly reports IFA_ADDRESS
+    // only.
     Some((message.header.index, local.or(other)?))
 }
 

@@ -1,5 +1,5 @@
 //! Reads whole hash maps by bpf(2)'s `BPF_MAP_LOOKUP_BATCH` (Linux 5.6), which aya lacks. Reading key by key takes two
-//! system calls for each entry, and begins anew whenever the current key was removed meanwhile.
+//! system calls for each entry, and restarts whenever the current key was removed.
 
 use std::{
     io,
@@ -12,10 +12,10 @@ use crafter_common::flow::{FlowKey, FlowValue};
 /// `BPF_MAP_LOOKUP_BATCH` of linux/bpf.h.
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 
-/// Entries of one call: a few hundred microseconds.
+/// Entries of one call, which takes a few hundred microseconds.
 const ENTRIES: usize = 2048;
 
-/// The most entries of one call. A bucket, which the kernel returns as a whole, has a few.
+/// The maximum number of entries of one call. The kernel returns whole buckets, which have a few entries.
 const MOST_ENTRIES: usize = 1 << 20;
 
 /// The `batch` member of `union bpf_attr`.
@@ -43,7 +43,7 @@ pub(super) fn read(
     let descriptor = map.map().fd().as_fd();
     let mut entries = ENTRIES;
     let mut buffer = Buffer::new(entries);
-    // A number of a bucket; `None` at the beginning.
+    // The number of a bucket; `None`: the beginning of the map.
     let mut position: Option<u32> = None;
     let mut calls = 0;
     loop {

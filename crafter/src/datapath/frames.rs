@@ -25,8 +25,8 @@ use crate::{
 const BATCH: usize = 256;
 /// Retries of a frame that the kernel has no room for.
 const RETRIES: u32 = 3;
-/// How long to wait for room before a frame counts as refused.
-pub(crate) const PATIENCE: Duration = Duration::from_millis(20);
+/// How long to wait for room in the transmit queue before a frame counts as refused.
+pub(crate) const FRAME_ROOM_TIMEOUT: Duration = Duration::from_millis(20);
 /// Bytes of socket buffer. The kernel counts a frame's whole skb, some 1 KiB for a small one.
 const SEND_BUFFER: usize = 4 << 20;
 const ETHERNET: usize = 14;
@@ -67,7 +67,7 @@ pub struct FrameSender {
     sent: u64,
     refused: u64,
     /// The previous wait timed out: the next frame is retried without waiting.
-    impatient: bool,
+    has_timed_out: bool,
 }
 
 impl FrameSender {
@@ -106,7 +106,7 @@ impl FrameSender {
                 .set_mark(mark)
                 .map_err(|error| Error::io("mark crafted packets (SO_MARK)", "CAP_NET_ADMIN", error))?;
         }
-        Ok(Self { socket, interface: name.clone(), mtu: interface.mtu, sent: 0, refused: 0, impatient: false })
+        Ok(Self { socket, interface: name.clone(), mtu: interface.mtu, sent: 0, refused: 0, has_timed_out: false })
     }
 
     /// Sends `frames`, which start at the Ethernet header, in their order. Returns how many the kernel took; every
@@ -131,7 +131,7 @@ impl FrameSender {
                 Ok(0) => io::ErrorKind::WriteZero.into(),
                 Ok(count) => {
                     (done, taken, tries, since) = (done + count, taken + count, 0, None);
-                    self.impatient = false;
+                    self.has_timed_out = false;
                     continue;
                 }
                 Err(error) => error,
@@ -145,11 +145,11 @@ impl FrameSender {
                     if tries <= RETRIES {
                         std::thread::yield_now();
                         0
-                    } else if !self.impatient && waited < PATIENCE {
+                    } else if !self.has_timed_out && waited < FRAME_ROOM_TIMEOUT {
                         wait_for_room(&self.socket, &error);
                         0
                     } else {
-                        self.impatient = true;
+                        self.has_timed_out = true;
                         1
                     }
                 }

@@ -123,7 +123,7 @@ impl Guard {
         Ok(Self { process, input: Some(input), answers: BufReader::new(answers) })
     }
 
-    /// To be called before a qdisc is added to `device`.
+    /// Announces that a qdisc will be added to `device`. Call it before the qdisc is added.
     ///
     /// # Errors
     /// [`Error::Io`] if the guard has ended, or has no `tc`.
@@ -170,7 +170,7 @@ impl Guard {
 }
 
 fn failed(source: io::Error) -> Error {
-    Error::Io { action: "speak with the guard of the clsact filters".to_owned(), source }
+    Error::Io { action: "communicate with the guard of the clsact filters".to_owned(), source }
 }
 
 impl Drop for Guard {
@@ -186,7 +186,7 @@ mod tests {
 
     /// Whatever a line says, `tc` only removes filters.
     #[test]
-    fn lines_make_no_commands_of_their_own() {
+    fn commands_in_a_line_are_not_executed() {
         let directory = tempfile::tempdir().unwrap();
         // In the place of `tc`: records its arguments.
         let (log, tc) = (directory.path().join("log"), directory.path().join("tc"));

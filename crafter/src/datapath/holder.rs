@@ -15,8 +15,8 @@ use serde::Serialize;
 use super::netlink;
 use crate::packet::Transport;
 
-/// Who holds `port` on `address` or on an address that conflicts with it, e.g. `nginx (pid 12)`.
-/// `None` if the kernel does not report it, as for sockets of other users without `CAP_SYS_PTRACE`.
+/// The process that holds `port` on `address` or on an address that conflicts with it, e.g. `nginx (pid 12)`. `None` if
+/// the kernel does not report it, as for sockets of other users without `CAP_SYS_PTRACE`.
 pub(super) fn of_port(transport: Transport, address: IpAddr, port: u16) -> Option<String> {
     let mut sockets = match transport {
         Transport::Tcp => tcp_table(),
@@ -41,7 +41,7 @@ struct Bound {
     port: u16,
     listening: bool,
     inode: u32,
-    /// For sockets that no process owns any more.
+    /// The state, for the message about a socket that no process owns any more.
     state: &'static str,
 }
 

@@ -47,7 +47,7 @@ pub struct Interface {
     pub xdp: Option<AttachedXdp>,
     /// Its own addresses, of both families.
     pub addresses: Vec<IpAddr>,
-    /// Receive queues in use: AF_XDP wants one socket on each.
+    /// Receive queues in use; AF_XDP needs one socket for each.
     pub rx_queues: u32,
 }
 

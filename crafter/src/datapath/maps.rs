@@ -52,7 +52,7 @@ impl Default for Terms {
     }
 }
 
-/// The share of one interface in the maps of its programs: it owns ports, and reads counters and flows.
+/// The entries of one interface in the maps of its programs: adds owned ports, and reads counters and flows.
 pub struct OwnerMaps {
     slot: Arc<Slot>,
     /// Addresses of this host.
@@ -99,7 +99,7 @@ impl OwnerMaps {
         self.shares.waiting(lease)
     }
 
-    /// Ends the shares of a lease that owns no port any more.
+    /// Frees the shares of a lease whose ports are no longer owned.
     pub(crate) fn end(&mut self, lease: u32) {
         self.shares.end(lease);
     }
@@ -115,7 +115,7 @@ impl OwnerMaps {
         self.slot.own(transport.number(), owned_address(address), port, OwnedPort { lease, flags })
     }
 
-    /// Gives a port back.
+    /// Removes an owned port.
     ///
     /// # Errors
     /// [`Bpf`](crate::Error::Bpf) if the kernel refuses.
@@ -190,7 +190,7 @@ impl MapReader {
             }
         });
         let calls = calls.map_err(|e| crate::Error::Io { action: "read the flows".to_owned(), source: e })?;
-        log::debug!("read the flow map by {calls} system calls");
+        log::debug!("read the flow map in {calls} system calls");
         Ok(())
     }
 

@@ -34,7 +34,7 @@ use crate::error::{Error, Result};
 pub(crate) const RESOLVE: Duration = Duration::from_secs(3);
 /// How long a neighbour with a stale address may take to confirm it before the address is used anyway.
 const CONFIRM: Duration = Duration::from_millis(200);
-/// Interval after which the table is read again even without a notification: notifications can be lost.
+/// Interval at which a waiting resolution reads the table even without a notification: notifications can be lost.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 type Mac = [u8; 6];
@@ -115,7 +115,7 @@ pub(crate) struct Neighbours {
     waiting: Arc<Waiting>,
 }
 
-/// Those that wait for a change of an entry, one for each key.
+/// Notifies the task that waits for a change of the entry of a key.
 type Waiting = Mutex<HashMap<HopKey, Arc<Notify>>>;
 
 impl Neighbours {
@@ -169,8 +169,8 @@ impl Neighbours {
         Resolution { found, created }
     }
 
-    /// Removes an entry from the kernel's table, unless an administrator made it permanent. It is no error if there is
-    /// none.
+    /// Removes an entry from the kernel's table, unless an administrator made it permanent. A missing entry is not an
+    /// error.
     ///
     /// # Errors
     /// Those of the kernel.

@@ -141,7 +141,7 @@ impl SharedNetlink {
         Ok(Self { handle, task })
     }
 
-    /// For requests while this exists.
+    /// A handle for requests, which works while this exists.
     pub(super) fn requests(&self) -> Netlink {
         Netlink { handle: self.handle.clone(), driver: None }
     }

@@ -73,8 +73,8 @@ impl Default for LoadOptions {
 }
 
 impl LoadOptions {
-    /// For few packets at a time, as a command that sends one sends and receives: less memory, which takes the kernel
-    /// several milliseconds to provide.
+    /// Options for few packets at a time, as `sr1` sends and receives: less memory, and so a start that is several
+    /// milliseconds earlier.
     pub fn small() -> Self {
         Self {
             owned_entries: 1024,
@@ -112,8 +112,8 @@ impl Hook {
     }
 }
 
-/// The kernel half on one interface. Attachments, programs and maps go when this is dropped, or when the process dies:
-/// file descriptors alone hold them.
+/// The kernel half on one interface. Only file descriptors hold attachments, programs and maps, so they are removed
+/// when this is dropped or the process exits.
 pub struct Kernel {
     xdp: Option<XdpLink>,
     classifiers: Vec<SchedClassifierLink>,
@@ -163,7 +163,7 @@ impl Kernel {
         (Self { xdp: None, classifiers: Vec::new(), clsact: None, slot }, maps)
     }
 
-    /// A ring buffer for this interface, in the place of any before.
+    /// Creates the ring buffer of this interface, which replaces an earlier one.
     ///
     /// # Errors
     /// [`Error::Bpf`] if the kernel refuses.
@@ -171,7 +171,7 @@ impl Kernel {
         self.slot.ring()
     }
 
-    /// Has packets of `queue` redirected into an AF_XDP socket, until that is closed.
+    /// Redirects packets of `queue` into an AF_XDP socket, until that is closed.
     ///
     /// # Errors
     /// [`Error::Bpf`] if the kernel refuses.
@@ -179,7 +179,7 @@ impl Kernel {
         self.slot.set_socket(queue, socket)
     }
 
-    /// Has `work` use an XDP program ([`Hook::Xdp`] or [`Hook::Empty`]), loaded into the kernel.
+    /// Calls `work` with an XDP program ([`Hook::Xdp`] or [`Hook::Empty`]) that is loaded into the kernel.
     ///
     /// # Errors
     /// [`Error::Permission`], [`Error::Bpf`] with the verifier's words; those of `work`.
@@ -193,7 +193,7 @@ impl Kernel {
         })
     }
 
-    /// Has `work` use a classifier, loaded into the kernel.
+    /// Calls `work` with a classifier that is loaded into the kernel.
     ///
     /// # Errors
     /// [`Error::Permission`], [`Error::Bpf`] with the verifier's words; those of `work`.
@@ -417,7 +417,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn old_kernels_are_told_what_they_lack() {
+    fn kernel_too_old_names_the_missing_feature() {
         for release in ["5.18.0", "6.1.0-44-cloud-amd64", "6.18.44-fc", "10.0"] {
             assert!(check_kernel(release).is_ok(), "{release}");
         }
@@ -429,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_that_cannot_be_are_refused_by_name() {
+    fn invalid_sizes_are_rejected_by_name() {
         let options = LoadOptions { ring_bytes: 5000, ..LoadOptions::default() };
         assert!(check_sizes(&options).expect_err("no power of two").to_string().starts_with("ring buffer size: 5000"));
         let options = LoadOptions { flow_entries: 0, ..LoadOptions::default() };

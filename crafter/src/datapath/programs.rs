@@ -40,7 +40,7 @@ const UNLIMITED: u32 = u32::MAX;
 /// Loads of this process that may have a free slot.
 static LOADED: Mutex<Vec<Weak<Programs>>> = Mutex::new(Vec::new());
 
-/// What interfaces that share a load have in common.
+/// What must be equal for interfaces to share a load.
 #[derive(PartialEq)]
 struct Common {
     /// The inode of the network namespace, in which an interface's index is unique.
@@ -138,7 +138,7 @@ impl Programs {
         })
     }
 
-    /// Has `work` use the programs, which may not be loaded yet.
+    /// Calls `work` with the programs, which may not be loaded into the kernel yet.
     ///
     /// # Errors
     /// Those of `work`.
@@ -162,7 +162,7 @@ impl Programs {
         })
     }
 
-    /// Has `work` use the program that does nothing, loaded.
+    /// Calls `work` with the program that does nothing, loaded into the kernel.
     ///
     /// # Errors
     /// [`Error::Bpf`]; those of `work`.

@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_is_cut_to_what_was_captured() {
+    fn record_is_cut_to_the_captured_length() {
         let mut record = vec![0; 32 + 256];
         record[0] = 7;
         record[8] = 3;

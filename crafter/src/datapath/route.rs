@@ -20,9 +20,9 @@ use crate::error::{Error, Result};
 pub enum LinkLayer {
     /// An Ethernet header with these addresses.
     Ethernet {
-        /// Of the link.
+        /// The Ethernet address of the link.
         source: [u8; 6],
-        /// Of the next hop.
+        /// The Ethernet address of the next hop.
         destination: [u8; 6],
     },
     /// Nothing (tun, wireguard), or the loopback device: sent by AF_INET(6) raw sockets.
@@ -120,7 +120,7 @@ pub(super) async fn find(
 ) -> Result<Found> {
     let no_route = |reason: String| Error::NoRoute { destination, reason };
     if destination.is_unspecified() {
-        return Err(Error::invalid("destination", format!("{destination} is no address to send to")));
+        return Err(Error::invalid("destination", format!("{destination} is not an address to send to")));
     }
     if let Some(source) = source.filter(|source| source.is_ipv4() != destination.is_ipv4()) {
         return Err(Error::invalid(
@@ -222,7 +222,7 @@ async fn lookup(
     let message = match answer {
         Ok(RouteNetlinkMessage::NewRoute(message)) => message,
         Ok(_) => {
-            return Err(Error::NoRoute { destination, reason: "the kernel's answer is no route".to_owned() });
+            return Err(Error::NoRoute { destination, reason: "the kernel's answer contains no route".to_owned() });
         }
         Err(error) => return Err(refusal(destination, interface, error)),
     };

@@ -19,10 +19,11 @@ use memmap2::{MmapOptions, MmapRaw};
 use super::lock;
 use crate::error::{Error, Result};
 
-/// Entries at the beginning of the map that all who find no place share, one for each pool that an interface can have.
+/// Number of entries in place 0, which all leases and users without a place of their own share: one entry for each pool
+/// that an interface can have.
 const COMMON: u32 = 1 + SOCKET_ENTRIES;
 
-/// Returned places to look at before an unused one is taken.
+/// The maximum number of returned places that are searched for an empty one before an unused one is taken.
 const MAX_TRIES: usize = 8;
 
 /// The map of shares, mapped into this process: reading and writing it takes no system call.
@@ -33,16 +34,18 @@ pub(super) struct ShareMap {
     places: Mutex<Places>,
 }
 
-/// Which entries are free.
+/// Allocates places: ranges of consecutive entries of the map, named by the first one.
 struct Places {
-    /// From here on, no entry was ever used.
+    /// The first entry that was never used; neither was any after it.
     next: u32,
-    /// Returned places by their number of entries, the oldest first. Packets may still be counted in them.
+    /// Returned places by their number of entries, those returned first in front. Their packets may not be released
+    /// yet.
     free: HashMap<u32, VecDeque<u32>>,
 }
 
 impl Places {
-    /// A place of `count` entries: one that was returned and `is_empty`, else an unused one, else the common one.
+    /// Allocates a place of `count` entries: a returned one for which `is_empty` is true, else an unused one, else
+    /// place 0.
     fn take(&mut self, count: u32, is_empty: impl Fn(u32) -> bool) -> u32 {
         let returned = self.free.entry(count).or_default();
         for _ in 0..returned.len().min(MAX_TRIES) {
@@ -95,12 +98,12 @@ impl ShareMap {
         self.get(share, TAKEN).wrapping_sub(self.get(share, RELEASED))
     }
 
-    /// A place for `count` shares.
+    /// Allocates a place for `count` shares.
     fn take(&self, count: u32) -> u32 {
         lock(&self.places).take(count, |place| (place..place + count).all(|share| self.waiting(share) == 0))
     }
 
-    /// Puts a place back whose packets nobody reads any more.
+    /// Releases all packets that are counted in a place, because they will not be read, and returns the place.
     fn write_off(&self, place: u32, count: u32) {
         if place == 0 {
             return;
@@ -131,7 +134,7 @@ pub(super) struct Shares {
 }
 
 impl Shares {
-    /// Of an interface with this many receive queues.
+    /// Allocates the shares of an interface with this many receive queues.
     pub(super) fn new(map: Arc<ShareMap>, queues: u32) -> Self {
         let pools = 1 + queues.clamp(1, SOCKET_ENTRIES);
         let all = map.take(pools);
@@ -151,7 +154,7 @@ impl Shares {
         let (of_user, leases) = self.users.entry(user).or_insert_with(|| (self.map.take(self.pools), 0));
         *leases += 1;
         let (place, of_user) = (self.map.take(self.pools), *of_user);
-        // Nothing else writes this word, and no port has the place yet. The common place is its own user.
+        // Nothing else writes this word, and no owned port refers to the place yet. The user of place 0 is place 0.
         for pool in (0..self.pools).filter(|_| place != 0) {
             self.map.word(place + pool, USER).store((of_user + pool).into(), Ordering::Release);
         }
@@ -225,7 +228,7 @@ mod tests {
         assert_eq!(places.take(3, |_| true), COMMON + 6);
         assert_eq!(places.take(2, |place| place != taken[1]), taken[0], "packets still wait in the older one");
         assert_eq!([places.take(2, |_| false), places.take(2, |_| true)], [COMMON + 9, taken[1]]);
-        // Without a free place, the common one; it is never put back.
+        // Without a free place, place 0; it is never returned.
         places.next = SHARE_ENTRIES - 1;
         assert_eq!(places.take(2, |_| true), 0);
         places.put_back(0, 2);

@@ -65,7 +65,7 @@ fn link_of(datalink: Linktype) -> Link {
 pub struct TapStats {
     /// Packets that passed the filter, dropped ones included.
     pub received: u64,
-    /// Those of them that were dropped because the ring was full.
+    /// Those of the received packets that were dropped because the ring was full.
     pub dropped: u64,
 }
 
@@ -268,7 +268,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn filters_are_checked_in_libpcaps_words() {
+    fn invalid_filter_is_reported_with_libpcaps_message() {
         for good in ["", "tcp port 80", "icmp6 and ip6[40] == 1", "vlan 5 and arp", "inbound", "host 192.0.2.1"] {
             check_filter(good, Link::ETHERNET).unwrap_or_else(|error| panic!("{good}: {error}"));
         }

@@ -36,7 +36,7 @@ use crate::{
     mmsg,
 };
 
-/// Further tries for a packet that the kernel has no room for, before [`Sender::set_patience`] applies.
+/// Further tries for a packet that the kernel has no room for, before the time of [`Sender::set_room_timeout`] begins.
 const RETRIES: u32 = 3;
 
 /// Sends IP packets out of one interface.
@@ -63,11 +63,11 @@ pub struct Sender {
     sent: u64,
     dropped: u64,
     turned_away: u64,
-    /// How long to wait for a full queue.
-    patience: Duration,
+    /// How long to wait for room in a full queue.
+    room_timeout: Duration,
 }
 
-/// A packet with what goes before it, and where raw sockets send it.
+/// A queued packet with its link-layer header, or with the destination for a raw socket.
 #[derive(Debug, Default)]
 struct Queued {
     bytes: Vec<u8>,
@@ -101,7 +101,7 @@ impl Sender {
             sent: 0,
             dropped: 0,
             turned_away: 0,
-            patience: Duration::ZERO,
+            room_timeout: Duration::ZERO,
         };
         // The other sockets are opened for their first packet, but a missing capability is reported here.
         if interface.ethernet {
@@ -117,10 +117,10 @@ impl Sender {
         self.mtu = mtu;
     }
 
-    /// Sets how long to wait for a full queue without progress before a packet is dropped. Zero by default, because
-    /// the calling thread may have other work.
-    pub fn set_patience(&mut self, patience: Duration) {
-        self.patience = patience;
+    /// Sets how long to wait for room in a full queue, without progress, before a packet is dropped. Zero by default,
+    /// because the calling thread may have other work.
+    pub fn set_room_timeout(&mut self, timeout: Duration) {
+        self.room_timeout = timeout;
     }
 
     /// Queues a packet that starts at its IP header; sends all when [`BATCH`] are queued.
@@ -160,7 +160,7 @@ impl Sender {
         if self.queued == BATCH { self.flush().map(drop) } else { Ok(()) }
     }
 
-    /// Sends what is queued, without blocking longer than the [patience](Self::set_patience), and returns how many
+    /// Sends what is queued, without blocking longer than the [timeout](Self::set_room_timeout), and returns how many
     /// packets the kernel took. Nothing stays queued: packets that it had no room for are counted by
     /// [`Sender::dropped`] after a few tries.
     ///
@@ -188,7 +188,7 @@ impl Sender {
     }
 
     /// Sends packets in order, in as few system calls as possible, without blocking longer than the
-    /// [patience](Self::set_patience). Nothing is copied in user space. Packets [pushed](Self::push) before are sent
+    /// [timeout](Self::set_room_timeout). Nothing is copied in user space. Packets [pushed](Self::push) before are sent
     /// first.
     ///
     /// Packets after a refused or invalid one are still sent; `on_no_room` says what to do when the queue is full.
@@ -259,7 +259,7 @@ impl Sender {
                     } else if on_no_room == NoRoom::Stop {
                         outcome.stopped = Some(run[done].index);
                         break;
-                    } else if since.get_or_insert_with(Instant::now).elapsed() < self.patience {
+                    } else if since.get_or_insert_with(Instant::now).elapsed() < self.room_timeout {
                         self.used(path).iter().for_each(|socket| wait_for_room(socket, &error));
                     } else {
                         self.dropped += 1;

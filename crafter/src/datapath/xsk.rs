@@ -15,7 +15,7 @@ use xdp::{
 
 use crate::error::{Error, Result};
 
-/// Frames handed out per call of [`Socket::drain`] at most.
+/// The maximum number of frames that one call of [`Socket::drain`] returns.
 pub const BATCH: usize = 256;
 
 /// Bytes that the kernel keeps free before each frame (`XDP_PACKET_HEADROOM`).
@@ -24,7 +24,7 @@ const HEADROOM: u32 = 256;
 /// Bytes of memory for the frames of an interface by default.
 pub const FRAME_BYTES: u32 = 16 << 20;
 
-/// The fewest frames of a queue. Interrupts of a busy receiver are moderated to some dozens of packets.
+/// The minimum number of frames of a queue. Interrupts of a busy receiver are moderated to some dozens of packets.
 const FEWEST: u32 = 64;
 
 /// How the frames of an interface are laid out.
@@ -37,7 +37,8 @@ pub struct Frames {
 }
 
 impl Frames {
-    /// For an interface with `mtu` and `queues`, in `bytes` over all queues if that is enough for 64 frames each.
+    /// Plans the frames of an interface with an MTU of `mtu` bytes and this number of `queues`: within `bytes` over all
+    /// queues, but at least 64 frames for each.
     pub fn plan(mtu: u32, queues: u32, bytes: u32) -> Self {
         // The MTU does not include the Ethernet header and two VLAN tags.
         let chunk = if mtu + 22 <= 2048 - HEADROOM { 2048 } else { 4096 };
@@ -55,8 +56,8 @@ impl Frames {
         self.count
     }
 
-    /// Frames per queue that may wait to be read: some less than there are, because CPUs that receive from one queue at
-    /// once count without locks.
+    /// Frames per queue that may wait to be read: a sixteenth less than `count`, because CPUs that receive from one
+    /// queue at the same time count without locks.
     pub fn capacity(self) -> u32 {
         self.count - self.count / 16
     }
@@ -70,11 +71,11 @@ impl Frames {
 /// What the kernel could not deliver to a socket (`XDP_STATISTICS`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lost {
-    /// Because the receive ring was full.
+    /// Frames lost because the receive ring was full.
     pub ring_full: u64,
-    /// Because the fill ring had no free frame.
+    /// Frames lost because the fill ring had no free frame.
     pub no_frame: u64,
-    /// For other reasons: too long for a frame, or not linear.
+    /// Frames lost for other reasons: too long, or not linear.
     pub other: u64,
 }
 

@@ -62,7 +62,7 @@ pub(crate) trait Backend: Send {
     fn set_mtu(&mut self, _mtu: u32) {}
 
     /// How long [`NoRoom::Refuse`] waits for room without any progress.
-    fn set_patience(&mut self, patience: Duration);
+    fn set_room_timeout(&mut self, timeout: Duration);
 
     /// Packets by verdict reason.
     ///

@@ -29,7 +29,7 @@ pub(crate) type KeepAlive = Arc<dyn Send + Sync>;
 pub(crate) struct Core {
     pub(crate) table: Table,
     pub(super) backend: Box<dyn Backend>,
-    /// Handles of each lease that the table does not know.
+    /// Handles of each lease, which the table does not need.
     leases: HashMap<LeaseId, LeaseHandles>,
     /// The leases of streams without an owner.
     orphans: HashMap<StreamId, KeepAlive>,
@@ -84,13 +84,13 @@ impl Core {
         Ok(())
     }
 
-    /// Lists a lease, so that nobody else gets its ports; [`own`](Self::own) has its packets queued.
+    /// Lists a lease, so that no other lease gets its ports. Its packets are queued after [`own`](Self::own).
     pub(crate) fn list_lease(&mut self, id: LeaseId, ports: Ports, handles: LeaseHandles) {
         self.table.add_lease(id, LeaseState::new(ports, handles.gathered));
         self.leases.insert(id, handles);
     }
 
-    /// Has packets for these ports of a lease queued from now on.
+    /// Queues packets for these ports of a lease from now on.
     ///
     /// # Errors
     /// Those of [`Backend::own`]; none of these ports is owned then.
@@ -98,13 +98,13 @@ impl Core {
         self.backend.own(id, ports, terms)
     }
 
-    /// Returns these ports of a lease in the backend.
+    /// Returns these ports of a lease to the backend.
     pub(crate) fn disown(&mut self, id: LeaseId, ports: &Ports) {
         self.backend.disown(id, ports);
     }
 
-    /// Removes a lease from the list, after its ports were returned in the backend. The caller drops the result, which
-    /// frees the ports, after unlocking.
+    /// Removes a lease from the list, after its ports were returned in the backend. The caller unlocks the core and
+    /// then drops the result, which frees the ports.
     pub(crate) fn unlist_lease(&mut self, id: LeaseId) -> Option<LeaseHandles> {
         self.table.remove_lease(id);
         self.leases.remove(&id)
@@ -152,7 +152,7 @@ impl Core {
         // The task is awake.
         *stream.waiter(waiter) = None;
         let done = act(&mut stream.engine);
-        // A reader must learn that the connection is closed.
+        // A waiting reader must be notified when the writer closes the connection.
         stream.stirred |= waiter == Waiter::Writer && done.is_ready();
         self.table.touch(id);
         self.execute(now);
@@ -164,7 +164,7 @@ impl Core {
         done
     }
 
-    /// Releases a stream that nobody holds any more. It closes in the background, or is reset if it was not shut down,
+    /// Releases a stream whose handle was dropped. It closes in the background, or is reset if it was not shut down,
     /// and keeps `lease` until it is finished.
     pub(crate) fn release_stream(&mut self, now: Instant, id: StreamId, lease: KeepAlive) {
         let Some(stream) = self.table.stream(id) else { return };

@@ -211,8 +211,8 @@ impl Crafter {
     }
 
     /// How long [`Crafter::transmit`] waits for room in the kernel's queue.
-    pub(crate) fn set_patience(&self, patience: Duration) {
-        self.shared.lock().backend.set_patience(patience);
+    pub(crate) fn set_room_timeout(&self, timeout: Duration) {
+        self.shared.lock().backend.set_room_timeout(timeout);
     }
 
     /// Sends packets and frames in as few system calls as possible, and drains replies at once.
@@ -301,13 +301,13 @@ impl Crafter {
         self.shared.lock().stats()
     }
 
-    /// Waits up to `patience` until nothing else uses the hooks (leases, closing streams, clones), and detaches.
+    /// Waits up to `timeout` until nothing else uses the hooks (leases, closing streams, clones), and detaches.
     /// `false` if something still uses them: the interface is then detached with their last user, at the latest with
     /// the process.
     ///
     /// Without this call, streams that close in the background end with the runtime.
-    pub async fn close(self, patience: Duration) -> bool {
-        let deadline = Instant::now() + patience;
+    pub async fn close(self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
         // The driver and the tasks that drop leases run first.
         tokio::task::yield_now().await;
         while Arc::strong_count(&self.shared) > 1 {

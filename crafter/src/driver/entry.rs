@@ -179,7 +179,7 @@ pub(crate) struct LeaseState {
     pub(super) arrived: usize,
 }
 
-/// The most suppressed answers that wait for one lease.
+/// The maximum number of suppressed answers that wait for one lease.
 pub(super) const SUPPRESSED: usize = 4096;
 
 impl LeaseState {
@@ -236,7 +236,7 @@ pub(crate) struct StreamState {
     /// Whether the table's list of streams to poll contains it.
     pub(super) touched: bool,
     pub(super) due: Option<Instant>,
-    /// Nobody holds the stream any more; it closes in the background.
+    /// The stream's handle was dropped; it closes in the background.
     pub(super) is_orphan: bool,
     /// When an orphan is aborted.
     pub(super) given_up_at: Option<Instant>,

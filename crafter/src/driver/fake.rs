@@ -17,7 +17,7 @@ use crate::{
     error::{Error, Result},
 };
 
-/// The most deliveries of one drain.
+/// The maximum number of deliveries of one drain.
 const BATCH: usize = 64;
 
 /// A queued delivery.
@@ -150,7 +150,7 @@ impl Backend for FakeBackend {
         self.lock().mtu = Some(mtu);
     }
 
-    fn set_patience(&mut self, _patience: Duration) {}
+    fn set_room_timeout(&mut self, _timeout: Duration) {}
 
     fn counters(&self) -> Result<Counters> {
         Ok(Counters(Vec::new()))

@@ -42,12 +42,12 @@ const KERNEL_ANSWER_DELAY: Duration = Duration::from_millis(5);
 /// The hooks, maps and sockets of one interface.
 pub(crate) struct KernelBackend {
     tx: Sender,
-    /// Each with its pool of frames.
+    /// AF_XDP sockets, each with the number of its pool in the shares.
     sockets: Vec<(u32, Socket)>,
     ring: Ring,
     link_header: usize,
     kernel: Kernel,
-    /// Dropped last: what nobody reads any more is written off after the last packet was counted.
+    /// Dropped last: the shares of unread packets are released after the programs have counted their last packet.
     maps: OwnerMaps,
 }
 
@@ -93,8 +93,8 @@ impl KernelBackend {
 }
 
 impl Drop for KernelBackend {
-    /// Closes everything at once: each socket and each attachment waits for RCU grace periods of several milliseconds.
-    /// All leases have ended, so that the order does not matter.
+    /// Closes sockets and attachments in parallel: each waits for RCU grace periods of several milliseconds. All leases
+    /// have ended, so that the order does not matter.
     fn drop(&mut self) {
         let (packet, xdp) = (self.tx.take_sockets(), std::mem::take(&mut self.sockets));
         thread::scope(|scope| {
@@ -181,8 +181,8 @@ impl Backend for KernelBackend {
         self.tx.set_mtu(mtu);
     }
 
-    fn set_patience(&mut self, patience: Duration) {
-        self.tx.set_patience(patience);
+    fn set_room_timeout(&mut self, timeout: Duration) {
+        self.tx.set_room_timeout(timeout);
     }
 
     fn counters(&self) -> Result<Counters> {

@@ -16,7 +16,7 @@ use crate::{
 /// Age at which a route is looked up again.
 const MAX_AGE: Duration = Duration::from_secs(5);
 
-/// The most cached routes; the oldest is removed when the cache is full.
+/// The maximum number of cached routes; the oldest is removed when the cache is full.
 const KEPT: usize = 65_536;
 
 /// The same for the cache of an interface of the service, which all users of the interface share.

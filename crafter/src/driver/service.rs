@@ -62,7 +62,7 @@ pub(crate) struct ServiceBackend {
     lost: u64,
     /// Packets by [`DeliveryKind`].
     delivered: [u64; 6],
-    patience: Duration,
+    room_timeout: Duration,
     /// The first refusal that was not reported yet, and the number of refusals.
     refusal: Option<Error>,
     refusals: u64,
@@ -111,7 +111,7 @@ impl ServiceBackend {
             refused: 0,
             lost: 0,
             delivered: [0; 6],
-            patience: SERVICE_ROOM_TIMEOUT,
+            room_timeout: SERVICE_ROOM_TIMEOUT,
             refusal: None,
             refusals: 0,
             closed: None,
@@ -167,7 +167,7 @@ impl ServiceBackend {
                         if on_no_room == NoRoom::Stop {
                             return Some(some[done].0);
                         }
-                        if progress.elapsed() >= self.patience {
+                        if progress.elapsed() >= self.room_timeout {
                             break;
                         }
                         // poll() reports a Unix socket as writable only if three quarters of its buffer are free
@@ -311,10 +311,10 @@ impl Backend for ServiceBackend {
         self.local.contains(&address)
     }
 
-    /// Waits as long as the service does, whatever `patience` is: a caller that sets it has no other task that waits
+    /// Waits as long as the service does, whatever `_timeout` is: a caller that sets it has no other task that waits
     /// for the sender.
-    fn set_patience(&mut self, _patience: Duration) {
-        self.patience = ROOM_TIMEOUT;
+    fn set_room_timeout(&mut self, _timeout: Duration) {
+        self.room_timeout = ROOM_TIMEOUT;
     }
 
     /// Packets delivered to this process by reason, and as crafted the packets passed to the service.

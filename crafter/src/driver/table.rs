@@ -25,7 +25,7 @@ const ORPHAN_TIMEOUT: Duration = Duration::from_secs(60);
 /// Segments to gather before they are sent.
 const BATCH: usize = 64;
 
-/// The most bytes of packets that wait for one lease.
+/// The maximum number of bytes of packets that wait for one lease.
 pub(super) const QUEUE_BYTES: usize = 64 << 20;
 
 /// Leases and streams, with indices by port and flow.
@@ -146,7 +146,7 @@ impl Table {
         }
     }
 
-    /// Marks a stream that nobody holds any more: it is removed when it is finished, at the latest after
+    /// Marks a stream whose handle was dropped: it is removed when it is finished, at the latest after
     /// [`ORPHAN_TIMEOUT`].
     pub(crate) fn release_stream(&mut self, now: Instant, id: StreamId) {
         if let Some(stream) = self.streams.get_mut(&id) {
@@ -194,7 +194,7 @@ impl Table {
         }
     }
 
-    /// Handles a packet that is no fragment. `flow` is `None` if it cannot belong to a lease or a stream.
+    /// Handles a packet that is not a fragment. `flow` is `None` if it cannot belong to a lease or a stream.
     fn handle_whole(&mut self, now: Instant, ip: &[u8], flow: Option<Flow>, meta: Meta) {
         let Some(flow) = flow else {
             return self.handle_stray();
@@ -339,7 +339,7 @@ impl Table {
         self.is_end_new = true;
         let streams: Vec<StreamId> = self.streams.keys().copied().collect();
         for id in streams {
-            self.stir(id, |engine| engine.handle_link_gone(now));
+            self.stir(id, |engine| engine.handle_link_removed(now));
         }
     }
 

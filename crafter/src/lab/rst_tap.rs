@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn rsts_behind_extension_headers_are_parsed_as_by_the_kernel_half() {
+    fn rsts_after_extension_headers_are_parsed_as_by_the_kernel_half() {
         let fragment = |field: u8| [6, 0, 0, field, 0, 0, 0, 7];
         let authentication = [6, 4, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9];
         let mobility = [6, 0, 7, 0, 0, 0, 0, 0];

@@ -222,7 +222,7 @@ impl Policy {
         self.checked(grant, usage, now, |rule| check_frame(rule, grant, frame))
     }
 
-    /// Counts a packet towards the rate that is refused for another reason. [`Verdict::Rate`] if the rate is exceeded.
+    /// Counts a packet that is refused for another reason towards the rate. [`Verdict::Rate`] if the rate is exceeded.
     pub fn charge(&self, grant: &Grant, usage: &mut Usage, now: Instant) -> Decision {
         self.checked(grant, usage, now, |_| Ok(()))
     }
@@ -325,7 +325,7 @@ pub(super) fn reach(rule: &Rule, packet: &PacketInfo, broadcasts: &[Ipv4Addr]) -
     }
 }
 
-/// Checks one destination; `ports`: that to look for among denied ones, and among allowed ones.
+/// Checks one destination. The first port is compared with those of `deny`, the second with those of `allow`.
 fn reach_one(rule: &Rule, [denied, allowed]: [FarPort; 2], destination: IpAddr, broadcasts: &[Ipv4Addr]) -> Checked {
     let destination = destination.to_canonical();
     granted(rule.multicast || !destination.is_multicast(), Verdict::Multicast)?;

@@ -43,7 +43,8 @@
 //!   ports match every denied port and no allowed one; ICMP queries match neither.
 //!
 //! `keep_attached` is how long an interface stays attached after the last lease on it ends, so that the next lease does
-//! not wait for the kernel: 0 to detach at once. Without it, `crafter serve --keep-attached` says it: 30 by default.
+//! not wait for the kernel: 0 to detach at once. Without it, `crafter serve --keep-attached` sets the time: 30 by
+//! default.
 //!
 //! A text is accepted or rejected as a whole, with all problems ([`Rejected`]). Settings that are valid but probably
 //! not intended are [warnings](Policy::warnings).

@@ -210,7 +210,7 @@ impl Reader<'_> {
     fn account(&mut self, value: Value<'_, '_>) -> Option<Account> {
         let at = self.line_and_column(value.at());
         if let DeValue::Integer(_) = value.0.get_ref() {
-            // The highest number is no id for the kernel.
+            // The kernel reserves the highest number: it is not an id.
             let id = self.number(value, 0..=u32::MAX - 1, false)?;
             return Some(Account { name: None, id: Some(id), at });
         }

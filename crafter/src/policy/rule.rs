@@ -112,13 +112,13 @@ pub struct Rule {
     pub deny: Targets,
     /// The rate; `None`: unlimited.
     pub rate: Option<Rate>,
-    /// The most leases; `None`: unlimited.
+    /// The maximum number of leases; `None`: unlimited.
     pub max_leases: Option<u32>,
-    /// The most ports; `None`: unlimited.
+    /// The maximum number of ports; `None`: unlimited.
     pub max_ports: Option<u32>,
-    /// The most flows; `None`: unlimited.
+    /// The maximum number of flows; `None`: unlimited.
     pub max_flows: Option<u32>,
-    /// The most interfaces with leases; `None`: unlimited.
+    /// The maximum number of interfaces with leases; `None`: unlimited.
     pub max_interfaces: Option<u32>,
     /// Whether whole Ethernet frames may be sent and received.
     pub raw_ethernet: bool,

@@ -53,7 +53,7 @@ pub enum IcmpError {
     Protocol,
     /// No socket listens on the port.
     Port,
-    /// Larger than the MTU of the next link, in bytes; 0 if the router does not say it.
+    /// Larger than the MTU of the next link, in bytes; 0 if the router does not report it.
     TooBig(u32),
     /// The source route failed.
     SourceRoute,

@@ -118,7 +118,7 @@ impl TargetReport {
                     (IcmpError::Port, Some(Port::Udp(_))) if is_own => (TargetState::Closed, "is closed"),
                     (IcmpError::TimeExceeded, _) => (TargetState::TtlExceeded, "was not reached"),
                     (fault, _) if fault.is_unreachable() => (TargetState::Unreachable, "is unreachable"),
-                    // The router forwards the packet all the same (RFC 792).
+                    // A source quench: the router may have forwarded the packet (RFC 792).
                     (IcmpError::Other { r#type: 4, .. }, _) if from.is_ipv4() => {
                         (TargetState::Error, "got a source quench")
                     }

@@ -7,10 +7,10 @@ use crate::packet::Checksum;
 /// Length of the header in bytes.
 pub const HEADER: usize = 24;
 
-/// The most bytes of a refused packet that a refusal quotes.
+/// The maximum number of bytes of a refused packet that a refusal quotes.
 pub const QUOTED: usize = 128;
 
-/// Flag of a packet: its end is missing.
+/// Flag of a packet: it is truncated.
 pub const CUT: u16 = 1;
 /// Flag of a packet: its checksum is invalid.
 pub const BAD_CHECKSUM: u16 = 2;

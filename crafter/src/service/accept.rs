@@ -104,16 +104,16 @@ async fn admit(service: &Rc<Service>, stream: UnixStream) {
     if let Ok(peer) = peer
         && service.connections.has_most(service.users.account(peer.uid()))
     {
-        // Without the calls below: a user may connect as often as it can.
+        // Closed before the calls below, which cost more: a client may connect in an endless loop.
         drop(PeerSocket::accepted(socket, &service.closer, peer.uid()));
         return;
     }
     let mut caller = Caller::of(socket.as_fd()).await;
-    // It takes a descriptor for a moment.
+    // Identifying the caller needs a descriptor for a moment.
     if caller.is_err() && service.spare.release() {
         caller = Caller::of(socket.as_fd()).await;
     }
-    // Until its user is known, it is closed like one of the service's own user.
+    // If the user is unknown, the socket is closed on the thread of no particular user.
     let account = caller.as_ref().map_or(u32::MAX, |caller| service.users.account(caller.subject.user));
     let socket = PeerSocket::accepted(socket, &service.closer, account);
     let caller = match caller {

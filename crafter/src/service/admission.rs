@@ -18,13 +18,13 @@ use tokio::sync::Notify;
 /// The connections of users whom a rule names, if the process may have enough descriptors.
 pub(super) const MOST: usize = 4096;
 
-/// The most connections of one user whom a rule names.
+/// The maximum number of connections of one user whom a rule names.
 const MOST_OF_USER: usize = 512;
 
-/// The most connections of root and the service's own user.
+/// The maximum number of connections of root and the service's own user.
 const MOST_TRUSTED: usize = 512;
 
-/// The most connections of users without a rule together, and of each.
+/// The maximum number of connections of users without a rule together, and of each.
 const MOST_UNNAMED: usize = 64;
 const MOST_OF_UNNAMED: usize = 8;
 
@@ -88,7 +88,7 @@ impl Drop for Admitted {
 }
 
 impl Connections {
-    /// For a process that may have this many descriptors.
+    /// No connections, with limits for a process that may have this many descriptors.
     pub(super) fn new(descriptors: u64) -> Rc<Self> {
         let quarter = usize::try_from(descriptors / 4).unwrap_or(MOST);
         Rc::new(Self {
@@ -159,7 +159,7 @@ impl Connections {
         named.max_by_key(|&(user, count)| (count, user))
     }
 
-    /// Closes the connection that fits: one without a complete call, else the least active one.
+    /// Closes one of the connections for which `fits` is true: one without a complete call, else the least active one.
     fn close_least(&self, fits: impl Fn(&Open) -> bool) {
         let least = {
             let open = self.open.borrow();
@@ -205,7 +205,7 @@ mod tests {
     fn root_has_connections_of_its_own() {
         let connections = connections(4096);
         let admit = |user| connections.admit(user, Kind::Named, false);
-        // As many as the service has, of as many users as that takes.
+        // All connections that the service may have, from users with the maximum number each.
         let taken: Vec<_> = (0..4096).map(|number| admit(1000 + number / 512).expect("room")).collect();
         assert!(admit(1000).is_none());
         let root: Vec<_> = std::iter::from_fn(|| connections.admit(0, Kind::Trusted, false)).collect();
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn users_without_a_rule_take_no_place_of_others() {
+    fn users_without_a_rule_use_no_connections_of_others() {
         let connections = connections(100);
         let mut taken = Vec::new();
         for user in 0..20 {

@@ -45,7 +45,7 @@ pub(super) struct Attachment {
     next_hops: Rc<NextHops>,
     /// Routes that are being looked up again.
     renewed: RefCell<HashSet<RouteKey>>,
-    /// By the driver's number of the lease.
+    /// The receivers of packets, by the driver's number of their lease.
     receivers: RefCell<HashMap<LeaseId, Receiver>>,
     /// Empty between two calls of `relay`, and kept for its memory.
     gathered: RefCell<Vec<(LeaseId, Received)>>,
@@ -229,7 +229,7 @@ async fn relay(attachment: Weak<Attachment>, arrived: Arc<Notify>) {
     }
 }
 
-/// A place for the attachment to an interface, and the users for whom it counts.
+/// An interface that is attached or being attached, and the users to whose limit it counts.
 #[derive(Default)]
 pub(super) struct Slot {
     pub(super) attachment: OnceCell<Rc<Attachment>>,
@@ -237,7 +237,7 @@ pub(super) struct Slot {
     guards: RefCell<HashMap<u32, usize>>,
     /// The memory of the interface while it is attached.
     pub(super) memory: RefCell<Option<InterfaceMemory>>,
-    /// The user of the last guard, if there is none now.
+    /// The user of the latest guard; set while there are no guards.
     last: Cell<Option<u32>>,
 }
 

@@ -24,8 +24,8 @@ const LONGEST: usize = 64 << 10;
 /// Bytes to read at once.
 const PIECE: usize = 4096;
 
-/// The most bytes of unfinished calls and unread replies that the service keeps for all connections of one user.
-/// Unread replies are those that the socket buffer has no room for.
+/// The maximum number of bytes of unfinished calls and unread replies that the service keeps for all connections of one
+/// user. Unread replies are those that the socket buffer has no room for.
 const MOST_KEPT: usize = 4 << 20;
 
 /// A call whose parameters are not parsed yet.
@@ -42,7 +42,7 @@ pub(super) struct AnyCall {
 }
 
 impl AnyCall {
-    /// Whether the client wants no reply.
+    /// Whether the client requests no reply.
     pub(super) fn oneway(&self) -> bool {
         self.oneway == Some(true)
     }

@@ -1,9 +1,9 @@
-//! Fair turns of users on the thread that serves all.
+//! Shares the time of the service's thread fairly among users.
 //!
-//! Time is divided into rounds, which pass while other tasks run: packets, new connections, timers. In a round each
-//! user may spend [`BUDGET`] of the thread's time on calls; further calls of the user wait in order. What exceeds the
-//! budget counts in the next rounds. So neither a client that sends thousands of calls in a row nor a user with many
-//! connections delays others by more than a budget and one call.
+//! Time is divided into rounds. Between two rounds other tasks of the thread run: packets, new connections, timers. In
+//! a round each user may spend [`BUDGET`] of the thread's time on calls; further calls of the user wait in order. What
+//! exceeds the budget counts in the next rounds. So neither a client that sends thousands of calls without a pause nor
+//! a user with many connections delays others by more than a budget and one call.
 
 use std::{
     cell::RefCell,
@@ -14,13 +14,14 @@ use std::{
 
 use tokio::sync::{Notify, oneshot};
 
-/// The time of a user in one round.
+/// The time that a user may spend in one round.
 const BUDGET: Duration = Duration::from_micros(500);
 
-/// What a call or a piece of a call counts in addition to its time, so that a user has at most four in a round.
+/// Cost of a call, or of a piece of a call, in addition to its time; so a user has at most four in a round.
 const EACH: Duration = Duration::from_micros(125);
 
-/// The most that counts in later rounds: the process may have been preempted during a call.
+/// The maximum debt that is charged to later rounds: the measured time of a call includes times when the process was
+/// preempted.
 const MOST_DEBT: Duration = Duration::from_millis(20);
 
 #[derive(Default)]
@@ -120,7 +121,7 @@ mod tests {
     #[test]
     fn each_user_makes_four_calls_in_a_round() {
         let turns = CallTurns::default();
-        // As many connections as one likes: they are of one user.
+        // A thousand connections of one user have the turns of one user.
         let mut many: Vec<_> = (0..1000).filter_map(|_| turns.try_begin(1)).collect();
         assert_eq!(many.len(), 996);
         // Another user does not wait for any of them.
@@ -147,7 +148,7 @@ mod tests {
             began(&mut next) == 1
         });
         assert_eq!(rounds, Some(10));
-        // A pause of the process is no debt for ever.
+        // A pause of the process causes a debt of at most [`MOST_DEBT`].
         turns.charge(1, Duration::from_secs(60));
         let mut next = vec![turns.try_begin(1).expect("a wait")];
         let rounds = (1..).find(|_| {

@@ -11,7 +11,7 @@ use zlink::connection::socket::{FetchPeerCredentials as _, UnixSocket};
 use super::served_lease::Tally;
 use crate::policy::Subject;
 
-/// The most groups of a caller. Each connection and each lease keeps them.
+/// The maximum number of groups of a caller. Each connection and each lease keeps them.
 const MOST_GROUPS: usize = 4096;
 
 /// The caller.

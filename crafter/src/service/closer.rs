@@ -1,8 +1,9 @@
 //! Closes descriptors that clients passed (SCM_RIGHTS) on other threads.
 //!
 //! close(2) runs code that the sender of a descriptor chose: a TCP socket with SO_LINGER and unsent data waits for its
-//! peer, a file of FUSE for its daemon, and a Unix socket closes the descriptors that are queued in it. Each user has a
-//! lane, a thread that closes one descriptor after the other, so a close that blocks delays only others of that user.
+//! peer, a file of FUSE for its daemon, and a Unix socket closes the descriptors that are queued in it. Up to [`LANES`]
+//! threads close descriptors, each one descriptor after the other. The user id selects the thread (a lane), so a close
+//! that blocks delays only that user, and users with the same id modulo [`LANES`].
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -16,14 +17,14 @@ use std::{
 
 use nix::sys::socket::{setsockopt, sockopt};
 
-/// The most lanes, and so threads. Users share them if there are more.
+/// The maximum number of lanes, and so of threads.
 const LANES: u32 = 32;
 
 /// Descriptors that wait to be closed, above which the service accepts no connection until some are closed. Only
 /// kernels before 6.16 reach it, on which a client can pass descriptors at all.
 const MOST_PENDING: usize = 4096;
 
-/// The bytes of a lane's stack.
+/// The size of the stack of a lane's thread, in bytes.
 const STACK: usize = 64 << 10;
 
 /// The lanes. Clones share them.
@@ -32,9 +33,9 @@ pub(super) struct Closer(Arc<Lanes>);
 
 #[derive(Debug, Default)]
 struct Lanes {
-    /// A lane exists while its thread runs.
+    /// The waiting descriptors of each lane; a lane has an entry while its thread runs.
     waiting: Mutex<HashMap<u32, VecDeque<OwnedFd>>>,
-    /// Descriptors that wait or are being closed.
+    /// The number of descriptors that wait or are being closed.
     pending: AtomicUsize,
 }
 
@@ -87,7 +88,8 @@ impl Lanes {
                 next
             };
             let Some(descriptor) = next else { return };
-            // The kernel then sends the rest of a TCP stream in the background. Fails for all that is no socket.
+            // The kernel then sends the rest of a TCP stream in the background. Fails if the descriptor is not a
+            // socket.
             let _ = setsockopt(&descriptor.as_fd(), sockopt::Linger, &libc::linger { l_onoff: 0, l_linger: 0 });
             drop(descriptor);
             self.pending.fetch_sub(1, Ordering::Relaxed);

@@ -14,7 +14,8 @@ use super::{
 };
 use crate::protocol::wire::{self, *};
 
-/// How long a user without a rule may stay connected without a call: there is nothing to do but to learn that.
+/// How long a user without a rule may stay connected without a call: such a user can only ask for the version and the
+/// policy's answer.
 const UNNAMED_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An error of this interface, or of `org.varlink.service`.

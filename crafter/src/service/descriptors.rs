@@ -1,4 +1,4 @@
-//! Shares of the service's descriptors: no user, and no crowd of users, takes those that others need.
+//! Shares of the service's descriptors: neither one user nor many users together can take those that others need.
 //!
 //! Each leased port and each lease costs the service descriptors, of which RLIMIT_NOFILE allows a number. As long as
 //! more than a sixteenth of them is free, every user may have more. Of that sixteenth, a user has at most a 256th of
@@ -31,7 +31,7 @@ pub(super) struct DescriptorCharge {
     count: u32,
 }
 
-/// A user's share has not so many descriptors.
+/// The error if a user's share has fewer descriptors left than are needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct NoDescriptors {
     needed: u32,
@@ -43,8 +43,8 @@ impl fmt::Display for NoDescriptors {
         let Self { needed, own } = self;
         write!(
             f,
-            "the lease needs {needed} file descriptors of the service, more than are left for you, whose leases have {own}; \
-             release leases, ask for fewer ports, or have the administrator raise LimitNOFILE"
+            "the lease needs {needed} file descriptors of the service, and your share, of which your leases use {own}, has \
+             fewer left; release leases, ask for fewer ports, or have the administrator raise LimitNOFILE"
         )
     }
 }
@@ -65,7 +65,7 @@ impl Descriptors {
     /// Counts descriptors of a user while the result exists.
     ///
     /// # Errors
-    /// If the user's share has not so many.
+    /// If the user's share has fewer left.
     pub(super) fn charge(&self, user: u32, count: u32) -> Result<DescriptorCharge, NoDescriptors> {
         let mut held = self.held.borrow_mut();
         let own = held.users.get(&user).copied().unwrap_or(0);
@@ -102,7 +102,7 @@ impl Drop for DescriptorCharge {
 mod tests {
     use super::*;
 
-    /// Leases as many times `count` descriptors as `user` may have.
+    /// Charges leases of `count` descriptors each to `user` until the share is used up.
     fn fill(shares: &Descriptors, user: u32, count: u32) -> Vec<DescriptorCharge> {
         std::iter::from_fn(|| shares.charge(user, count).ok()).collect()
     }
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_who_takes_all_leaves_a_floor_for_everybody() {
+    fn user_at_the_limit_leaves_a_minimum_for_every_other_user() {
         let shares = Descriptors::new(524_288);
         let greedy = fill(&shares, 1000, 62);
         assert!(shares.charge(1000, 62).is_err());

@@ -1,5 +1,5 @@
-//! Serves the packets of clients in turn: a user's, then another user's, however many leases each has. Between two
-//! rounds all other tasks run: control calls, replies, timers.
+//! Reads and sends the packets of clients, by users in turn, however many leases each user has. Between two rounds all
+//! other tasks of the thread run: control calls, replies, timers.
 
 use std::{
     cell::{Cell, RefCell},
@@ -16,23 +16,23 @@ use super::{
 };
 use crate::mmsg::Inbox;
 
-/// What a packet costs in addition to its bytes, in bytes: a small packet takes about as long as this many more.
+/// Cost of a packet in addition to its length, in bytes: handling a packet takes about as long as this many bytes.
 pub(super) const PACKET_COST: u64 = 1024;
 
-/// What a user may spend in a round, and how much a round may cost before other tasks run: a batch of 64 packets of
-/// 1,500 bytes.
+/// Cost, in bytes, that a user may cause in a round, and after which a round ends so that other tasks run: a batch of
+/// 64 packets of 1,500 bytes.
 const QUANTUM: u64 = Inbox::MOST as u64 * (PACKET_COST + 1500);
 
-/// Leases whose clients have sent packets.
+/// The queue of leases whose clients have sent packets.
 pub(super) struct Dispatcher {
     queue: RefCell<FairQueue<Rc<ServedLease>>>,
     pushed: Notify,
 }
 
-/// The turn of one lease.
+/// The state of one lease in the queue.
 #[derive(Default)]
 pub(super) struct PacketTurn {
-    /// Set when the lease has nothing more to read, or must not read more.
+    /// Set when no more packets of the lease are to be read for now, with the reason.
     outcome: Cell<Option<ReadOutcome>>,
     ended: Notify,
 }
@@ -61,7 +61,7 @@ impl Default for Dispatcher {
 }
 
 impl Dispatcher {
-    /// Has the packets of a lease read in turn. [`PacketTurn::ended`] returns when they are.
+    /// Queues a lease whose client has sent packets; [`run`] reads them. [`PacketTurn::ended`] returns after that.
     pub(super) fn push(&self, lease: &Rc<ServedLease>) {
         self.queue.borrow_mut().push(lease.account(), lease.clone());
         self.pushed.notify_one();
@@ -73,7 +73,7 @@ impl Dispatcher {
         while spent < QUANTUM {
             let Some(turn) = self.queue.borrow_mut().next() else { return false };
             let lease = turn.member;
-            // A lease that has ended meanwhile: its task ends, too.
+            // The lease ended while it was queued; its task ends, too.
             if service.lease(lease.terms.number).is_none() {
                 lease.turn.end(ReadOutcome::Closed);
                 continue;

@@ -10,7 +10,7 @@ use std::collections::{HashMap, VecDeque};
 pub(super) struct FairQueue<M> {
     /// What a user may spend in a round.
     quantum: u64,
-    /// Users with waiting members or debts, in the order of their turns.
+    /// Users with waiting members or debts; the first one has its turn.
     order: VecDeque<u32>,
     users: HashMap<u32, User<M>>,
     /// Waiting members of all users.
@@ -56,7 +56,7 @@ impl<M> FairQueue<M> {
     /// [`push`](Self::push) if the member has more to do.
     pub(super) fn next(&mut self) -> Option<Turn<M>> {
         if self.waiting == 0 {
-            // Nobody is left whom a debt would matter to.
+            // No member waits, so debts have no effect.
             self.order.clear();
             self.users.clear();
             return None;
@@ -72,7 +72,7 @@ impl<M> FairQueue<M> {
             }
             self.order.pop_front();
             if own.credit > 0 {
-                // Credit is not saved.
+                // Unused credit does not carry over to the next round.
                 self.users.remove(&user);
             } else {
                 own.credit += self.quantum as i64;

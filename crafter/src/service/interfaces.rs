@@ -19,11 +19,11 @@ use crate::{
     protocol::{record::Code, wire::Event},
 };
 
-/// How long an interface stays attached after its last lease, if neither the policy nor the options say it.
+/// How long an interface stays attached after its last lease, if neither the policy nor the options set it.
 pub const KEEP_ATTACHED: Duration = Duration::from_secs(30);
 
-/// The most interfaces attached by users whose rule limits them. Each user may use at most as many as are left, so that
-/// a few users do not use all.
+/// The maximum number of interfaces attached for users with a limit of interfaces. A user may have at most as many as
+/// are left, so that a few users do not use all.
 pub(super) const MAX_INTERFACES: usize = 128;
 
 impl Service {
@@ -86,7 +86,7 @@ impl Service {
                 break known;
             }
             let Err(decision) = self.admit(subject) else { break known };
-            // An interface that is only kept for a further lease makes room for this one.
+            // Detaches an interface without leases, which was only kept attached, to make room for this one.
             match self.detach_unused(account) {
                 Some(detached) => _ = detached.await,
                 None => return Err(decision.into()),

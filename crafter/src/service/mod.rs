@@ -69,7 +69,8 @@ use self::{
 pub use self::{interfaces::KEEP_ATTACHED, policy_file::POLICY, state::ServeOptions};
 use crate::{Error, Result, datapath::address::AddressWatch};
 
-/// The most threads for calls that block, such as attaching. Each may start three threads that load programs.
+/// The maximum number of threads for calls that block, such as attaching. Each may start three threads that load
+/// programs.
 pub const MAX_BLOCKING_THREADS: usize = 32;
 
 /// Interval at which the audit log records events that were only counted.
@@ -220,13 +221,13 @@ async fn reload(service: Rc<Service>, status: Notifier) {
 
 /// Returns after the service was idle for the configured time.
 async fn idle_for(service: &Rc<Service>) {
-    let Some(patience) = service.options.idle else { return std::future::pending().await };
+    let Some(idle_timeout) = service.options.idle else { return std::future::pending().await };
     loop {
         while !service.is_idle() {
             service.quiet.notified().await;
         }
         tokio::select! {
-            () = tokio::time::sleep(patience) => {
+            () = tokio::time::sleep(idle_timeout) => {
                 if service.is_idle() {
                     return;
                 }

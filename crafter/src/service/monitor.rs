@@ -20,7 +20,7 @@ use crate::protocol::wire::{self, Event, Events, Fault, MonitorCall};
 /// The default interval of counter events in milliseconds.
 const INTERVAL: u64 = 1000;
 
-/// The most events of a reply.
+/// The maximum number of events of a reply.
 const PAGE: usize = 500;
 
 /// Sends events until the client closes the connection, or sends anything.
@@ -92,7 +92,8 @@ fn event_now() -> Event {
 /// The user whose events a client may see, and the counters that it has received.
 struct Watch {
     whose: Option<u32>,
-    /// By lease: delivered, delivered bytes, suppressed, lost, refused, lost to full queues.
+    /// The counters last reported for each lease: delivered, delivered bytes, suppressed, lost, refused, lost to full
+    /// queues.
     seen: HashMap<u64, [u64; 6]>,
 }
 

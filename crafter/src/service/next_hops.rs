@@ -29,10 +29,11 @@ use crate::{
     },
 };
 
-/// Entries of the kernel's neighbour table that the service creates at most: half of `gc_thresh1`, above which the
-/// kernel begins to collect entries, within these bounds. The default of `gc_thresh1` is 128.
+/// The least and the greatest value of the maximum number of entries that the service creates in the kernel's neighbour
+/// table. Between them it is half of `gc_thresh1` (128 by default), above which the kernel begins to collect entries.
 const ENTRIES: [usize; 2] = [8, 256];
-/// The part of these entries that neighbours which answered may keep; the others are for lookups in progress.
+/// Divisor: this part of the entries (a quarter) may belong to neighbours that answered; the others are for lookups in
+/// progress.
 const KEPT_PART: usize = 4;
 /// Entries for a lookup in progress: of an IPv6 address, and of the group to which solicitations for it are sent.
 const ENTRIES_OF_LOOKUP: usize = 2;
@@ -46,9 +47,9 @@ const QUEUE_TIMEOUT: Duration = Duration::from_secs(4);
 /// How long a neighbour may take while other lookups wait for their turn.
 const RESOLVE_CONTENDED: Duration = Duration::from_secs(1);
 
-/// How long a neighbour that did not answer is not asked again: as long as it was given to answer.
+/// Time for which a neighbour that did not answer is not asked again: as long as it had to answer.
 const ABSENCE_TIME: Duration = RESOLVE;
-/// Absent neighbours, and destinations behind them, to remember.
+/// Maximum number of absent neighbours, and of destinations that are reached through them, to remember.
 const ABSENCES: usize = 2048;
 
 /// Interface, destination, and source address of a lookup.
@@ -294,7 +295,7 @@ impl Turns {
             let next = queues.get_mut(&user).and_then(VecDeque::pop_front);
             drop(queues);
             if let (Some(next), Some(share)) = (next, self.pool.take(user, 1)) {
-                // It was not closed when the queue was looked at.
+                // The receiver was not closed when the queue was searched.
                 let _ = next.send(self.turn(share));
             }
         }

@@ -69,7 +69,7 @@ pub(super) enum Closed {
     Ended,
     /// None was ended, but at least one of the account ends as soon as its last packets are sent.
     Draining,
-    /// There is none.
+    /// No client of the account has closed the socket of a lease.
     None,
 }
 
@@ -180,7 +180,7 @@ fn check_packet(
     now: Instant,
 ) -> Result<Option<PacketInfo>, Refusal> {
     let mut usage = lease.usage().borrow_mut();
-    // Packets that no rule is asked about count, too.
+    // Packets that are refused before the policy is asked count towards the rate, too.
     let malformed = |usage: &mut Usage, sentence: &str| {
         let decision = policy.charge(&lease.terms.grant, usage, now);
         allowed(decision).err().unwrap_or(Refusal {

@@ -19,7 +19,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFl
 use super::closer::Closer;
 use crate::mmsg::Inbox;
 
-/// The most descriptors of one message (`SCM_MAX_FD` of the kernel).
+/// The maximum number of descriptors of one message (`SCM_MAX_FD` of the kernel).
 const MOST_DESCRIPTORS: usize = 253;
 
 /// `SO_PASSRIGHTS` of asm-generic/socket.h, which all architectures of the service use; not in libc yet.

@@ -34,7 +34,7 @@ pub const POLICY: &str = "/etc/crafter/crafter.toml";
 /// How long loading may take; clients wait longer for the reply to `Reload`.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The most bytes that are read: more than a policy may have.
+/// The maximum number of bytes that are read: more than a policy may have.
 const LONGEST: u64 = 2 << 20;
 
 /// A policy and the accounts of the host, as they were at the same time.
@@ -64,7 +64,7 @@ impl PolicyFile {
     /// Loads the policy.
     ///
     /// # Errors
-    /// [`Error::Policy`], [`Error::Invalid`] if it is no regular file, [`Error::Io`] if it cannot be read within
+    /// [`Error::Policy`], [`Error::Invalid`] if it is not a regular file, [`Error::Io`] if it cannot be read within
     /// [`TIMEOUT`].
     pub(super) async fn load(&self) -> Result<Loaded> {
         let _turn = self.turn.lock().await;
@@ -181,7 +181,7 @@ mod tests {
         assert_eq!(read(&at("policy")), Ok(1));
     }
 
-    /// As after an attempt that the file system does not answer.
+    /// The state during an attempt that waits for the file system.
     #[test]
     fn attempt_after_a_blocked_one_fails_at_once() {
         let file = PolicyFile::new(Some("/etc/passwd".into()));

@@ -12,7 +12,7 @@ use nix::unistd::User;
 use super::{call::KeptBytes, policy_file, shares::Pools};
 use crate::policy::Usage;
 
-/// The most connections of a user that receive events: each event wakes all of them.
+/// The maximum number of connections of a user that receive events: each event wakes all of them.
 const MOST_MONITORS: usize = 16;
 
 /// Ids that users may take in user namespaces (subuid(5)).
@@ -57,15 +57,16 @@ impl Users {
         self.owners.replace(owners);
     }
 
-    /// The user to whom resources of `user` are charged: the owner of a subordinate id, who can become any of some
-    /// 65,000 users in a user namespace, otherwise `user`.
+    /// The user to whom resources of `user` are charged: the owner of a subordinate id, who can become any of these
+    /// (usually 65,536) users in a user namespace; otherwise `user`.
     pub(super) fn account(&self, user: u32) -> u32 {
         let owners = self.owners.borrow();
         let owns = |(first, number, _): &&(u32, u32, u32)| user.checked_sub(*first).is_some_and(|at| at < *number);
         match owners.iter().find(owns) {
             None => user,
             Some(_) if user == 0 => user,
-            // Of containers that root started, for example: they share nothing with root.
+            // Ids that belong to root, such as those of containers that root started, are charged to the first id of
+            // their range, not to root.
             Some((first, _, 0)) => *first,
             Some((.., owner)) => *owner,
         }

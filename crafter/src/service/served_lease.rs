@@ -47,7 +47,7 @@ type Counter = fn(&mut wire::Account) -> &mut u64;
 /// Remote address, remote port and local port.
 type FlowKey = (IpAddr, u16, u16);
 
-/// The most flows of a lease to remember without a limit of the policy.
+/// The maximum number of flows of a lease to remember without a limit of the policy.
 const FLOWS: usize = 65_536;
 
 /// How long a flow counts after its last packet.

@@ -11,31 +11,31 @@ use crate::{datapath::program::LoadOptions, policy::Usage};
 
 /// Bytes of packets of all users that wait for next hops, or for room in the kernel's queues.
 const WAITING_BYTES: usize = 32 << 20;
-/// Of one user: the most, and what each gets even if no more is left.
+/// Waiting bytes of one user: the maximum, and the minimum that each user gets even if nothing is left.
 const WAITING_BYTES_OF_USER: [usize; 2] = [8 << 20, 256 << 10];
-/// Of one lease.
+/// Waiting bytes of one lease: the maximum.
 const WAITING_BYTES_PER_LEASE: usize = 4 << 20;
 /// What a waiting packet costs in addition to its bytes: its entries in queues, and the allocator's part.
 const WAITING_OVERHEAD: usize = 256;
 
 /// Bytes of messages that wait in the sockets of all users' leases until the clients read them.
 const SOCKET_BYTES: usize = 256 << 20;
-/// Of one user.
+/// The maximum of these bytes for one user.
 const SOCKET_BYTES_PER_USER: usize = 32 << 20;
-/// The most and the least bytes of one lease's socket. As the kernel counts them, with its overhead for each message: a
-/// small message counts some 1 KiB.
+/// The maximum and the minimum size of the buffer of one lease's socket, in bytes as the kernel counts them: with its
+/// overhead, about 1 KiB for a small message.
 const SOCKET_BYTES_OF_LEASE: [usize; 2] = [4 << 20, 128 << 10];
-/// The part of the user's remaining bytes that a lease gets.
+/// Divisor: a lease gets an eighth of the bytes that its user can still have.
 const SOCKET_PART: usize = 8;
 
-/// Bytes of AF_XDP frames, and of ring buffers and buffers of captures, over all interfaces: for all users, and for the
-/// user who attaches or captures. An interface gets a part of what its user can have, and no less than the last of
-/// these.
+/// Bytes of AF_XDP frames over all interfaces: for all users; the maximum for one user; the minimum for an interface,
+/// which otherwise gets a part of what its user can still have.
 const FRAME_BYTES: [usize; 3] = [128 << 20, 64 << 20, 1 << 20];
+/// The same for ring buffers and the buffers of captures.
 const RING_BYTES: [usize; 3] = [64 << 20, 32 << 20, 256 << 10];
-/// The least bytes of the buffer of a capture: some frames of the longest kind.
+/// The minimum number of bytes of the buffer of a capture: some frames of the longest kind.
 const CAPTURE_BYTES: usize = 1 << 20;
-/// The part of the user's remaining bytes that an interface gets.
+/// Divisor: an interface gets a quarter of the bytes that its user can still have.
 const INTERFACE_PART: usize = 4;
 
 /// What users share. Users are accounts: a subordinate id is its owner.

@@ -20,13 +20,14 @@ use crate::{
     protocol::wire::{Flow, Flows},
 };
 
-/// The most bytes of the snapshots of one user, and so of one snapshot. A list of more flows takes several.
+/// The maximum number of bytes of the snapshots of one user, and so of one snapshot. A list of more flows takes
+/// several.
 const MOST_OF_USER: usize = 8 << 20;
 
-/// The most bytes of all snapshots.
+/// The maximum number of bytes of all snapshots.
 const MOST: usize = 32 << 20;
 
-/// Bytes of a snapshot beside its flows; so a user has some hundred snapshots at most.
+/// Bytes that a snapshot counts in addition to its flows, so that a user has at most a few hundred snapshots.
 const OVERHEAD: usize = 16 << 10;
 
 /// How long an unused snapshot is kept for the next page.
@@ -101,10 +102,10 @@ impl Owned {
 /// A flow of a snapshot: the index of its interface's name, and the entry of the map.
 type Entry = (u32, FlowKey, FlowValue);
 
-/// The most flows of a snapshot.
+/// The maximum number of flows of a snapshot.
 const MOST_FLOWS: usize = (MOST_OF_USER - OVERHEAD) / size_of::<Entry>();
 
-/// The flows that begin after a time, sorted by their beginning.
+/// The flows that begin after a point in time, sorted by their beginning.
 #[derive(Default)]
 struct Snapshot {
     /// The flows begin after this time.
@@ -140,7 +141,7 @@ impl Snapshot {
         Ok(snapshot)
     }
 
-    /// Adds a flow; at most twice `most` are kept meanwhile.
+    /// Adds a flow; at most twice `most` are kept while the map is read.
     fn add(&mut self, entry: Entry, most: usize) {
         if self.entries.len() >= most * 2 {
             self.entries.select_nth_unstable_by_key(most, beginning);
@@ -162,8 +163,8 @@ impl Snapshot {
         OVERHEAD + self.entries.capacity() * size_of::<Entry>()
     }
 
-    /// At most `limit` flows that begin after `after`, and those that begin with the last of them; `None` if the map has
-    /// some that the snapshot has not.
+    /// A page: the first `limit` flows that begin after `after`, and all that begin at the same time as the last of
+    /// these. `None` if the snapshot does not contain the flows after `after`.
     fn page(&self, after: u64, limit: usize) -> Option<Flows> {
         if after < self.begin {
             return None;
@@ -202,7 +203,7 @@ struct Kept {
     user: u32,
     selection: Selection,
     snapshot: Arc<Snapshot>,
-    /// Before it was read.
+    /// A time shortly before the map was read.
     reading: Instant,
     used: Instant,
 }
@@ -235,7 +236,7 @@ impl Snapshots {
         }
         let (asked, begin) = (Instant::now(), after.unwrap_or(0));
         let turn = own.turn(user).await;
-        // Another list of the user may have been read since, and is as new.
+        // While this list waited, another list of the user may have been read.
         if let Some(page) = own.find_since(user, selection, asked).and_then(|snapshot| snapshot.page(begin, limit)) {
             return Ok(page);
         }

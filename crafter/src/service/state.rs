@@ -44,7 +44,7 @@ use crate::{
 /// The longest message of a client: an IP packet of 65,535 bytes after an Ethernet header with two VLAN tags.
 const LONGEST: usize = 65_535 + 22;
 
-/// The most events that a monitor may lag behind.
+/// The maximum number of events that a monitor may lag behind.
 const EVENTS: usize = 1024;
 
 /// The host's addresses and broadcast addresses.
@@ -59,10 +59,10 @@ pub struct ServeOptions {
     pub open: Options,
     /// Stop after this time without leases and connections; `None`: never.
     pub idle: Option<Duration>,
-    /// How long an interface stays attached after the last lease on it ends, if the policy does not say it; `None`:
-    /// [`KEEP_ATTACHED`].
+    /// How long an interface stays attached after the last lease on it ends, if the policy does not set it; `None`:
+    /// [`KEEP_ATTACHED`](super::KEEP_ATTACHED).
     pub keep_attached: Option<Duration>,
-    /// Without the system call filter.
+    /// Whether to run without the system call filter.
     pub without_filter: bool,
 }
 
@@ -350,7 +350,7 @@ impl Service {
 
     /// Sends an event to all monitors.
     pub(super) fn emit(&self, event: Event) {
-        // There may be no monitor.
+        // Fails if no client monitors events.
         let _ = self.events.send(event);
     }
 

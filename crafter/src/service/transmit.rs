@@ -20,17 +20,17 @@ use crate::{
     protocol::record::Code,
 };
 
-/// The most packets that wait for one next hop.
+/// The maximum number of packets that wait for one next hop.
 const MAX_WAITING: usize = 256;
 
-/// What a user may send by a full link in a round, as in [`PACKET_COST`]: about two packets. The shares of a slow link
-/// are fair within a few packets.
+/// Cost that a user may cause in a round on a full link, in bytes with [`PACKET_COST`]: about two packets, so that
+/// shares of a slow link are fair within a few packets.
 const LINK_QUANTUM: u64 = 2 * (PACKET_COST + 1500);
 
-/// The most that a round of retries costs before other tasks run.
+/// Cost, in bytes, after which a round of retries ends so that other tasks run.
 const MAX_ROUND: u64 = 64 * LINK_QUANTUM;
 
-/// Packets of one lease that are sent again at once.
+/// Packets of one lease that are retried in one turn.
 const RETRIED: usize = 8;
 
 /// Leases with a backlog on one interface.
@@ -44,7 +44,7 @@ struct Backlogged {
 /// Sends packets, and holds those whose next hop is being looked up, by interface index and route.
 #[derive(Default)]
 pub(super) struct Transmitter {
-    /// By interface index.
+    /// The leases with a backlog, by interface index.
     backlogged: RefCell<HashMap<u32, Backlogged>>,
     waiting: RefCell<HashMap<(u32, RouteKey), Vec<Waiting>>>,
 }
@@ -56,8 +56,9 @@ struct Waiting {
 }
 
 impl Transmitter {
-    /// Sends packets of one lease, and relays at once what arrived meanwhile. The first packet without room and all
-    /// behind it go to the lease's backlog. While the link is full for others, all do: leases take turns then.
+    /// Sends packets of one lease, and relays replies that have arrived. If the transmit queue is full, the first
+    /// packet without room and all packets after it are added to the lease's backlog. While leases with a backlog wait
+    /// for a full link, all packets are added to the backlog, so that these leases are not overtaken.
     pub(super) fn transmit(self: &Rc<Self>, lease: &Rc<ServedLease>, packets: &[Packet<&[u8]>]) {
         let is_free = lease.backlog.borrow().is_empty() && !self.is_full(lease);
         let (tried, is_link_full) = if is_free { self.send(lease, packets, NoRoom::Stop) } else { (0, false) };
@@ -72,13 +73,13 @@ impl Transmitter {
         self.backlogged.borrow().get(&link).is_some_and(|backlogged| backlogged.is_link_full)
     }
 
-    /// Refuses what finds no room at once: the lease ends.
+    /// Sends the backlog of a lease that ends; packets without room are refused and not retried.
     pub(super) fn give_up(self: &Rc<Self>, lease: &Rc<ServedLease>) {
         let backlog = lease.backlog.take();
         self.send(lease, &backlog.packets(), NoRoom::Refuse);
     }
 
-    /// Has the backlog of a lease sent again, in turn with others on the same interface.
+    /// Schedules the backlog of a lease to be sent, in turn with others on the same interface.
     fn retry_later(self: &Rc<Self>, lease: &Rc<ServedLease>, is_link_full: bool) {
         if lease.backlog.borrow().is_empty() || lease.is_queued.replace(true) {
             return;
@@ -114,7 +115,7 @@ impl Transmitter {
     /// `None` when there are no more.
     fn retry_round(self: &Rc<Self>, link: u32) -> Option<Duration> {
         let mut delay = ROOM_RETRY_DELAY;
-        // Each lease that waits for a next hop comes up once in a round.
+        // Leases that wait for a next hop are put back after the round, so that each is tried once.
         let mut set_aside = Vec::new();
         let (mut spent, mut is_full) = (0, false);
         loop {
@@ -142,7 +143,7 @@ impl Transmitter {
                 break;
             }
             if spent > MAX_ROUND {
-                // Nobody overtakes the others that wait.
+                // `is_full`, although the link has room: new packets must not overtake the leases in the queue.
                 (delay, is_full) = (Duration::ZERO, true);
                 break;
             }
@@ -168,14 +169,14 @@ impl Transmitter {
         let cost = packets[..tried].iter().map(|packet| PACKET_COST + packet.len() as u64).sum();
         drop(packets);
         let rest = backlog.without(tried);
-        // Packets that were kept meanwhile were sent later.
+        // Packets that were added to the backlog during the retry were sent by the client later.
         let kept = lease.backlog.replace(rest);
         lease.backlog.borrow_mut().append(kept);
         (cost, is_link_full)
     }
 
-    /// How many of the packets were tried, all if the interface is being detached; and whether the link has no room for
-    /// the next one.
+    /// Returns how many packets were tried (all, if the interface is being detached), and whether the link has no room
+    /// for the next one.
     fn send(self: &Rc<Self>, lease: &Rc<ServedLease>, packets: &[Packet<&[u8]>], on_no_room: NoRoom) -> (usize, bool) {
         let attachment = &lease.attachment;
         let Ok(crafter) = attachment.crafter() else { return (packets.len(), false) };
@@ -189,7 +190,7 @@ impl Transmitter {
                     (false, NoRoom::Stop) => break,
                     (false, NoRoom::Refuse) => {
                         let sentence =
-                            format!("too many packets already wait for next hops; the one to {} did not", key.0);
+                            format!("too many packets already wait for next hops; send to {} more slowly", key.0);
                         lease.refuse(Code::NoNeighbour, 0, &sentence, bytes);
                     }
                 }

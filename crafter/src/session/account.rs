@@ -28,7 +28,7 @@ pub struct Account {
     pub matched: u64,
     /// Further replies to an answered request.
     pub duplicate: u64,
-    /// Packets that are no reply to any request.
+    /// Packets that answer no request.
     pub unmatched: u64,
     /// Packets with a wrong checksum, which are not matched.
     pub bad_checksum: u64,

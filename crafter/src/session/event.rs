@@ -68,7 +68,7 @@ pub enum Outcome {
         /// How it was delivered.
         reason: Reason,
     },
-    /// A RST by which the session resets a half-open connection.
+    /// A RST with which the session resets a half-open connection.
     Reset,
     /// A packet of the kernel from a leased port, dropped.
     Suppressed {

@@ -45,7 +45,7 @@ pub struct Exchanged {
     pub answered: Vec<Pair>,
     /// Requests without a reply, as sent, in the order of sending.
     pub unanswered: Vec<Packet>,
-    /// Packets received on the leased ports that are no reply to any request; the first 65,536.
+    /// Packets received on the leased ports that answer no request; the first 65,536.
     pub unmatched: Vec<Reply>,
     /// The sum over all packets.
     pub account: Account,

@@ -14,7 +14,7 @@ use super::{account::Reading, sniffer::Sniffer};
 use crate::{
     Crafter, Lease, LeaseRequest,
     capture::Direction,
-    datapath::{frames::PATIENCE, maps::Counters, tap::TapOptions},
+    datapath::{frames::FRAME_ROOM_TIMEOUT, maps::Counters, tap::TapOptions},
     driver::PortChoice,
     error::{Error, Result},
     packet::Transport,
@@ -56,7 +56,7 @@ struct SparePorts {
 impl Link {
     pub(super) fn new(crafter: Crafter) -> Self {
         // No other sender shares this interface: wait for room rather than drop.
-        crafter.set_patience(PATIENCE);
+        crafter.set_room_timeout(FRAME_ROOM_TIMEOUT);
         Self { crafter, held: HashMap::new(), chosen: VecDeque::new(), spare: HashMap::new(), tap: None }
     }
 
@@ -115,7 +115,7 @@ impl Link {
         }
         let range = LeaseRequest { port: PortChoice::FreeRange(next), ..request.clone() };
         let lease = match self.crafter.lease_gathered(range, arrived.clone()).await {
-            // More than the policy allows, or than are free in a row.
+            // More than the policy allows, or than there are consecutive free ones.
             Err(Error::Forbidden { .. } | Error::PortTaken { .. } | Error::NoFreePorts { .. }) if next > 1 => {
                 self.crafter.lease_gathered(request, arrived.clone()).await?
             }

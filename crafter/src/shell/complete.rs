@@ -83,7 +83,7 @@ impl Names {
         let Some(open) = scan::innermost(head) else { return self.anything() };
         let (outside, inside) = (&head[..open], &head[open + 1..]);
         if head[open..].starts_with('[') {
-            // Behind a value, the bracket is an index.
+            // After a value, the bracket is an index.
             return match self.shape(outside, MAX_DEPTH) {
                 Shape::Packet(layers) => layers.iter().map(|kind| kind.name().to_owned()).collect(),
                 _ => self.anything(),

@@ -16,7 +16,7 @@ use rtnetlink::{
 /// watched namespace.
 pub struct Canary {
     cage: NetNs,
-    /// Inode of the watched namespace, which belongs to it only while it exists: then the kernel gives it to another.
+    /// Inode of the watched namespace. After the namespace is destroyed, the kernel may give the inode to another one.
     inode: u64,
 }
 
@@ -50,7 +50,7 @@ impl Canary {
     ///
     /// # Panics
     /// After `limit`, with the processes that are left.
-    pub fn assert_gone(canaries: &[Self], limit: Duration) {
+    pub fn assert_destroyed(canaries: &[Self], limit: Duration) {
         let start = Instant::now();
         while let Some(canary) = canaries.iter().find(|canary| canary.exists()) {
             if start.elapsed() >= limit {
@@ -91,7 +91,7 @@ fn process_keeps_its_namespace_and_is_named() {
     assert_eq!(canary.processes(), [format!("{pid} sleep")]);
     child.kill().unwrap();
     child.wait().unwrap();
-    Canary::assert_gone(std::slice::from_ref(&canary), Duration::from_secs(10));
+    Canary::assert_destroyed(std::slice::from_ref(&canary), Duration::from_secs(10));
     // A new namespace may have the inode.
     let next: Vec<_> = (0..8).map(|_| NetNs::new().unwrap()).collect();
     let mut other = next[0].command("sleep").arg("100").spawn().unwrap();

@@ -264,5 +264,5 @@ fn lab_leaves_nothing_behind() {
     drop(idle);
     assert!(canaries.iter().all(Canary::exists));
     drop(lab);
-    Canary::assert_gone(&canaries, Duration::from_secs(2));
+    Canary::assert_destroyed(&canaries, Duration::from_secs(2));
 }

@@ -113,7 +113,7 @@ impl Running {
             }
             std::thread::sleep(Duration::from_millis(2));
         };
-        Canary::assert_gone(&self.canaries, Duration::from_secs(1));
+        Canary::assert_destroyed(&self.canaries, Duration::from_secs(1));
         status.code()
     }
 }

@@ -6,8 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The rooms of `crafter/src` in the order of the page.
-fn rooms(page: &str) -> Vec<String> {
+/// The modules of `crafter/src` in the order of the page.
+fn modules(page: &str) -> Vec<String> {
     let listed = page.lines().skip_while(|line| !line.starts_with("  src/")).skip(1);
     let listed = listed.take_while(|line| line.starts_with("    "));
     listed.filter_map(|line| Some(line.trim_start().split_once('/')?.0.to_owned())).collect()
@@ -39,22 +39,23 @@ fn heads(text: &str) -> Vec<&str> {
     items.map(str::trim_start).map(segment).filter(|head| !head.is_empty()).collect()
 }
 
-/// What `lib.rs` re-exports, as (name, room).
+/// What `lib.rs` re-exports, as (name, module).
 fn reexports(lib: &str) -> Vec<(String, String)> {
     let mut found = Vec::new();
     for statement in lib.split("pub use ").skip(1).filter_map(|rest| rest.split(';').next()) {
-        let Some((room, names)) = statement.split_once("::") else { continue };
-        found.extend(heads(names).into_iter().map(|name| (name.to_owned(), room.to_owned())));
+        let Some((module, names)) = statement.split_once("::") else { continue };
+        found.extend(heads(names).into_iter().map(|name| (name.to_owned(), module.to_owned())));
     }
     found
 }
 
-/// Rooms that `code` names.
+/// Modules that `code` names.
 fn imported(code: &str, reexports: &[(String, String)]) -> BTreeSet<String> {
     let heads = code.split("crate::").skip(1).flat_map(heads);
-    let room =
-        |head: &str| reexports.iter().find(|(name, _)| name == head).map_or(head.to_owned(), |(_, room)| room.clone());
-    heads.map(room).collect()
+    let module = |head: &str| {
+        reexports.iter().find(|(name, _)| name == head).map_or(head.to_owned(), |(_, module)| module.clone())
+    };
+    heads.map(module).collect()
 }
 
 fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
@@ -70,20 +71,20 @@ fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
 }
 
 #[test]
-fn rooms_import_only_rooms_above_them() {
+fn modules_import_only_modules_above_them() {
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let rooms = rooms(&fs::read_to_string(package.join("../ARCHITECTURE.md")).unwrap());
+    let modules = modules(&fs::read_to_string(package.join("../ARCHITECTURE.md")).unwrap());
     let reexports = reexports(&code(&fs::read_to_string(package.join("src/lib.rs")).unwrap()));
     let is_room = |name: &String| package.join("src").join(name).is_dir();
-    assert!(rooms.len() >= 10 && rooms.iter().all(is_room), "ARCHITECTURE.md lists {rooms:?}");
+    assert!(modules.len() >= 10 && modules.iter().all(is_room), "ARCHITECTURE.md lists {modules:?}");
     assert!(reexports.contains(&("Crafter".to_owned(), "driver".to_owned())), "{reexports:?}");
     let mut faults = Vec::new();
-    for (place, room) in rooms.iter().enumerate() {
+    for (place, module) in modules.iter().enumerate() {
         let mut files = Vec::new();
-        sources(&package.join("src").join(room), &mut files);
+        sources(&package.join("src").join(module), &mut files);
         for file in files {
             let imported = imported(&code(&fs::read_to_string(&file).unwrap()), &reexports);
-            let below = rooms[place + 1..].iter().filter(|below| imported.contains(*below));
+            let below = modules[place + 1..].iter().filter(|below| imported.contains(*below));
             let name = file.strip_prefix(package).unwrap().display().to_string();
             faults.extend(below.map(|below| format!("{name} imports {below}")));
         }
@@ -95,7 +96,7 @@ fn rooms_import_only_rooms_above_them() {
         .filter(|entry| entry.path().is_dir())
         .map(|entry| entry.file_name().into_string().unwrap())
         .collect();
-    assert_eq!(all, rooms.into_iter().collect(), "left: directories of crafter/src; right: ARCHITECTURE.md");
+    assert_eq!(all, modules.into_iter().collect(), "left: directories of crafter/src; right: ARCHITECTURE.md");
 }
 
 /// String literals in `code` that begin with the name of a command-line option.

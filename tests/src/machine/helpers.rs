@@ -83,7 +83,7 @@ impl Machine {
         let table = &self.maps[(map - MAPS) as usize];
         let key = self.memory.bytes(key, table.key_size);
         if table.kind == HASH_OF_MAPS {
-            // The one in it goes by the number of the map that it is in.
+            // The inner map has the number of the map that contains it.
             return map;
         }
         if table.kind == SOCKETS {

@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn the_systems_then_the_unpacked_then_a_download_then_a_sentence() {
+    fn installed_qemu_precedes_the_unpacked_and_the_download() {
         let debian = || release_of(DEBIAN, "x86_64");
         let ubuntu = || release_of(UBUNTU, "x86_64");
         let system = || Choice::Take(Emulator::Installed("/usr/bin/qemu-system-x86_64".into()));
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn a_half_unpacked_one_is_not_taken() {
+    fn incomplete_unpacked_qemu_is_not_used() {
         let cache = std::env::temp_dir().join(format!("xtask-emulator-{}", std::process::id()));
         let fill = |root: &Path, paths: &[&str]| {
             for path in paths {
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn the_unpacked_one_starts_with_its_own_loader_libraries_and_firmware() {
+    fn unpacked_qemu_starts_with_its_own_loader_libraries_and_firmware() {
         let mut command = Command::new("timeout");
         Emulator::Unpacked(unpacked()).add_to(&mut command);
         let words: Vec<String> = command.get_args().map(|word| word.to_string_lossy().into_owned()).collect();
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn room_is_asked_for_before() {
+    fn missing_disk_space_is_reported_before_the_download() {
         let there = std::env::temp_dir();
         has_room(&there, 1).expect("a byte is free");
         let error = has_room(&there, u64::MAX).expect_err("nobody has so much").to_string();

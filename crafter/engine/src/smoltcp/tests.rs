@@ -197,7 +197,7 @@ fn aborted_attempt_sends_no_rst() {
     lab.client.abort(lab.now);
     assert!(lab.sent().is_empty() && lab.client.is_finished());
     let mut lab = ManualPeer::established(config(false));
-    lab.client.handle_link_gone(lab.now);
+    lab.client.handle_link_removed(lab.now);
     assert!(sent_within(&mut lab, TIMEOUT).is_empty() && lab.client.is_finished());
 }
 

@@ -60,8 +60,8 @@ pub(crate) fn time_wait_end(now: Instant, config: &StreamConfig) -> Instant {
     now + config.time_wait.max(ack_delay).min(StreamConfig::MAX_TIME_WAIT)
 }
 
-/// Number of attempts to get an acknowledgment since the peer was last heard. All segments sent at one time are one
-/// attempt.
+/// Number of attempts to get an acknowledgment since the last segment from the peer. All segments sent at one time are
+/// one attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Attempts {
     count: u32,
@@ -77,20 +77,20 @@ impl Attempts {
     }
 
     /// When to give up on a peer that is silent since `silent_since` with data to acknowledge, for a timeout of
-    /// `patience`.
+    /// `timeout`.
     ///
-    /// - smoltcp: `set_timeout` ends a connection a fixed time after the peer was last heard, regardless of
+    /// - smoltcp: `set_timeout` ends a connection a fixed time after the last segment from the peer, regardless of
     ///   retransmissions in that time; on a lossy network its retransmission timeout grows to a minute.
     /// - Required: a threshold R2 of at least 100 s, in time or in retransmissions (RFC 9293, section 3.8.3; RFC 1122,
     ///   section 4.2.3.5). [`StreamConfig::retransmission_timeout`] is that threshold.
     /// - Otherwise: one lost retransmission ends a connection to a reachable peer.
     /// - Remove when smoltcp's timeout counts retransmissions.
-    pub fn give_up_at(self, silent_since: Instant, patience: Duration) -> Instant {
+    pub fn give_up_at(self, silent_since: Instant, timeout: Duration) -> Instant {
         match self {
-            _ if patience < ALL_ATTEMPTS => silent_since + patience,
+            _ if timeout < ALL_ATTEMPTS => silent_since + timeout,
             // A single lost attempt must not be the last one.
-            Self { count: 0..MIN_ATTEMPTS, .. } => silent_since + patience.max((MIN_ATTEMPTS + 1) * MAX_RTO),
-            Self { last, .. } => (silent_since + patience).max(last.unwrap_or(silent_since) + LAST_ANSWER),
+            Self { count: 0..MIN_ATTEMPTS, .. } => silent_since + timeout.max((MIN_ATTEMPTS + 1) * MAX_RTO),
+            Self { last, .. } => (silent_since + timeout).max(last.unwrap_or(silent_since) + LAST_ANSWER),
         }
     }
 }

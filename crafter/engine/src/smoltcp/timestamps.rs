@@ -225,7 +225,7 @@ mod unit_tests {
             assert_eq!(find(&value[..cut]), None);
             assert_eq!(find(&[&[1, 1], &value[..cut]].concat()), None);
         }
-        // The list has ended; a length that is none; one that goes beyond.
+        // The end of the list; a length below 2; a length that exceeds the list.
         assert_eq!([with(&[0], &[]), with(&[2, 0], &[]), with(&[2, 1], &[]), with(&[2, 40], &[])], [None; 4]);
     }
 }

@@ -91,7 +91,7 @@ pub struct Captured {
     pub link: Link,
     /// Length of the packet on the wire, in bytes; `bytes` may be shorter.
     pub original_length: u32,
-    /// The bytes.
+    /// The captured bytes of the packet, beginning with `first`.
     pub bytes: Vec<u8>,
     /// Name of the interface, if the capture has it.
     pub interface: Option<String>,

@@ -21,7 +21,7 @@ fn file(format: Format) -> Vec<u8> {
 }
 
 #[test]
-fn written_and_read() {
+fn written_packets_are_read_back() {
     for format in [Format::Pcap, Format::PcapNg] {
         let capture = Capture::read(&file(format)).unwrap();
         assert_eq!((capture.packets.len(), &capture.broken), (3, &None));

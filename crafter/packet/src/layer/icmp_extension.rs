@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn extensions_behind_128_bytes_without_a_length() {
+    fn extensions_after_128_bytes_without_a_length() {
         let mut packet = v4(Icmp::new().r#type(11).length(0), 100) / extensions();
         // Routers that do this quote 128 bytes regardless of the length of the packet.
         packet.all_mut::<Ip>().nth(1).unwrap().len = Some(1500);

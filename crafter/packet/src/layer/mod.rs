@@ -17,6 +17,7 @@
 //! - A field that is `None` gets its default, or is computed: lengths, checksums, the number of the next protocol. A
 //!   field that is `Some` is written as it is, valid or not.
 //! - Any layer can follow any other. In the text form layers and fields have the names of Scapy.
+//! - Numbers in fields are in host byte order, in the units of the header: `ihl`, for example, in 32-bit words.
 //! - [`Packet::build_into`] does not allocate if the buffer is large enough.
 //! - [`expr`](crate::expr) parses the text form, which is also the `Display` of a packet.
 

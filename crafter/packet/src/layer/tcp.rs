@@ -29,7 +29,7 @@ fn flags_from(text: &str) -> Result<Flags, String> {
     })
 }
 
-/// The flags of a text such as `SYN-ACK` or `syn,ack`; `None` if a part of it is no flag.
+/// The flags of a text such as `SYN-ACK` or `syn,ack`; `None` if a part of it is not a flag.
 fn spelled_out(text: &str) -> Option<Flags> {
     const NAMES: [&str; 9] = ["FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR", "NS"];
     let mut parts = text.split(|c: char| !c.is_ascii_alphanumeric()).filter(|part| !part.is_empty());

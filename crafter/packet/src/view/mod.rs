@@ -1,4 +1,5 @@
-//! Checked views over the bytes of packets; [`layer`](crate::layer) is for packets to craft.
+//! Checked views over the bytes of packets; [`layer`](crate::layer) is for packets to craft. Numbers in views are in
+//! host byte order, slices of bytes in the order of the packet.
 //!
 //! A packet begins with its IP header, except where a function takes a frame. Reading never panics and accepts the same
 //! packets as the parser of the eBPF programs ([`crafter_common::parse`]).

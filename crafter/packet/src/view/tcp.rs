@@ -85,7 +85,7 @@ impl fmt::Display for Flags {
     }
 }
 
-/// A view over a TCP segment in an IP packet; allocates nothing.
+/// A view over a TCP segment in an IP packet; allocates nothing. Numbers are in host byte order.
 #[derive(Debug, Clone)]
 pub struct TcpView<'a> {
     /// The IP packet around it.
@@ -104,7 +104,7 @@ pub struct TcpView<'a> {
     pub window: u16,
     /// Checksum as in the header.
     pub checksum: u16,
-    /// Urgent pointer.
+    /// Urgent pointer, in bytes from `seq`; valid only if [`Flags::URG`] is set.
     pub urgent: u16,
     header_length: usize,
 }

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 /// Length of a UDP header, in bytes.
 pub const HEADER: usize = 8;
 
-/// A view over a UDP datagram in an IP packet; allocates nothing.
+/// A view over a UDP datagram in an IP packet; allocates nothing. Numbers are in host byte order.
 #[derive(Debug, Clone)]
 pub struct UdpView<'a> {
     /// The IP packet around it.

@@ -32,7 +32,7 @@ const VLAN_TAG: usize = 4;
 pub struct Outlet {
     frames: Option<FrameSender>,
     routes: HashMap<IpAddr, Route>,
-    /// By interface index.
+    /// The senders of IP packets, by interface index.
     senders: HashMap<u32, Sender>,
 }
 

@@ -1,4 +1,4 @@
-//! The place of one interface in a load of the programs, and its entries in the maps.
+//! The slot of one interface in a load of the programs, and its entries in the maps.
 
 use std::{
     collections::HashMap as StdHashMap,
@@ -30,7 +30,7 @@ use crate::{
     error::{Error, Result},
 };
 
-/// The place of one interface in a load, and all its entries in the maps: they are removed when this is dropped.
+/// The slot of one interface in a load. Dropping it removes all its entries from the maps.
 pub(in crate::datapath) struct Slot {
     pub(in crate::datapath) programs: Arc<Programs>,
     number: u32,
@@ -84,7 +84,7 @@ impl Slot {
         Self::take(programs, options, ifindex, socket_frame)?.ok_or_else(|| missing("slot that is free"))
     }
 
-    /// `None` if another interface already has the slot.
+    /// `None` if another interface has the slot that `ifindex` selects.
     fn take(programs: &Arc<Programs>, options: &LoadOptions, ifindex: u32, socket_frame: u32) -> Result<Option<Self>> {
         let mut slots = lock(&programs.slots);
         let number = ifindex & (slots.count - 1);
@@ -103,8 +103,9 @@ impl Slot {
         Ok(Some(slot))
     }
 
-    /// Limits what waits in the pools of this interface, at `pools` in the map of shares: `frames` in each AF_XDP
-    /// socket, `ring` units in the ring buffer. Unlimited before, when nothing needs to be released.
+    /// Limits the received packets that wait for their owners: `frames` in each AF_XDP socket, `ring` units in the ring
+    /// buffer. `pools` is the position of the interface's pools in the map of shares. Before the first call there is no
+    /// limit, and packets need not be released.
     ///
     /// # Errors
     /// [`Error::Bpf`] if the kernel refuses.
@@ -136,7 +137,7 @@ impl Slot {
         Ok(ring)
     }
 
-    /// Has the programs redirect packets of `queue` into an AF_XDP socket, until it is closed.
+    /// Makes the programs redirect packets of `queue` into an AF_XDP socket, until it is closed.
     ///
     /// # Errors
     /// [`Error::Bpf`] if the kernel refuses.
@@ -146,7 +147,7 @@ impl Slot {
         set.map_err(|e| bpf_error("list an AF_XDP socket", &e))
     }
 
-    /// Takes a UDP port out of, or puts it back into, what the kernel looks up sockets for. Without it the socket that
+    /// Excludes a UDP port from the kernel's lookup of sockets, or includes it again. Otherwise the socket that
     /// reserves the port on any address would receive its datagrams.
     fn set_held(&self, maps: &mut Maps, port: u16, is_held: bool) -> Result<()> {
         let failed = |e| bpf_error("write the set of reserved ports", &e);
@@ -155,7 +156,7 @@ impl Slot {
         maps.held.set(index, if is_held { word | bit } else { word & !bit }, 0).map_err(failed)
     }
 
-    /// Owns a port on `address`: the entry first, then the filter bit that makes the programs look at it.
+    /// Adds an owned port on `address`: first the entry, then the filter bit that makes the programs look it up.
     ///
     /// # Errors
     /// [`Error::Invalid`] when the map is full.
@@ -194,7 +195,7 @@ impl Slot {
         let Some(at) = addresses.iter().position(|other| *other == address) else { return Ok(()) };
         addresses.swap_remove(at);
         if protocol == UDP && address == ANY {
-            // The next owner of the port must find its datagrams.
+            // The next socket on the port must receive its datagrams.
             self.set_held(&mut maps, port, false)?;
         }
         self.set_filter(&mut maps, protocol, port, addresses)?;
@@ -240,14 +241,16 @@ impl Drop for Slot {
     fn drop(&mut self) {
         let mut slots = lock(&self.programs.slots);
         if slots.taken == 1 << self.number {
-            // The last slot: no interface can take a slot of this load any more, and its maps are dropped as they are.
+            // This was the last slot in use: the load takes no further interface, and its maps are dropped without
+            // being emptied.
             slots.taken = u64::MAX;
             return;
         }
         drop(slots);
         let maps = &mut *lock(&self.programs.maps);
         for ((protocol, port), addresses) in lock(&self.ports).drain() {
-            // The kernel refuses none of these requests. An entry that stayed would never be looked up again.
+            // The kernel refuses none of these requests. An entry that remained would never be looked up again, since
+            // its attachment number is not reused.
             let _ = self.set_filter(maps, protocol, port, &[]);
             if protocol == UDP && addresses.contains(&ANY) {
                 let _ = self.set_held(maps, port, false);

@@ -51,10 +51,11 @@ use crate::{
 /// Ports that no service is registered for (RFC 6335 section 6).
 pub const DYNAMIC: RangeInclusive<u16> = 49_152..=65_535;
 
-/// How long a turn of an [`Acquisition`] lasts: others wait for it.
+/// Duration of a turn of an [`Acquisition`]; other work of the thread waits for its end.
 const TURN: Duration = Duration::from_micros(500);
 
-/// How long all turns of one search of free ports may last, if it has tried more ports than for two rows.
+/// Time limit of one search of free ports, over all turns. It applies only after more than twice the requested number
+/// of ports was tried, so that a slow machine finds ports that are free.
 const SEARCH: Duration = Duration::from_micros(30_000);
 
 /// A port that no other program of this network namespace can be given. Dropping it frees the port.
@@ -83,7 +84,7 @@ impl Reservation {
     }
 }
 
-/// A request for ports that is fulfilled in turns. Dropping it frees what it has reserved so far.
+/// A request for ports, processed in turns. Dropping it frees the ports reserved so far.
 #[derive(Debug)]
 pub struct Acquisition {
     transport: Transport,
@@ -115,8 +116,8 @@ impl Acquisition {
         Ok(Self { transport, address, binder, search, count: last - first, spent: Duration::ZERO, limit: None })
     }
 
-    /// Reserves `count` free ports in a row among `ranges`, dynamic ones if there are enough, from a random place on
-    /// (RFC 6056, section 3.3.1).
+    /// Reserves `count` consecutive free ports of `ranges`, dynamic ones if there are enough, beginning the search at a
+    /// random port (RFC 6056, section 3.3.1).
     ///
     /// # Errors
     /// [`Error::NoFreePorts`] if no range has so many ports; [`Error::Io`] without random numbers.
@@ -139,12 +140,12 @@ impl Acquisition {
         Ok(Self { transport, address, binder, search, count, spent: Duration::ZERO, limit: Some(SEARCH) })
     }
 
-    /// Continues for a turn of [`TURN`]. `None` if the work is not finished then. `is_leased`: ports that a lease of
-    /// this process has, which a socket need not hold.
+    /// Works for one turn of about 0.5 ms. Returns `None` if more turns are needed. `is_leased`: whether a lease of
+    /// this process has the port; such a port counts as taken even if no socket holds it.
     ///
     /// # Errors
-    /// [`Error::PortTaken`] for the first port of a range that is taken; [`Error::NoFreePorts`] if the search found no
-    /// row, or none in its time; [`Error::Permission`] for a port that needs `CAP_NET_BIND_SERVICE`;
+    /// [`Error::PortTaken`] for the first port of a range that is taken; [`Error::NoFreePorts`] if there are no such
+    /// ports, or the time limit passed; [`Error::Permission`] for a port that needs `CAP_NET_BIND_SERVICE`;
     /// [`Error::Invalid`] if the address is not the host's, or if this process may not open so many descriptors.
     pub fn turn(&mut self, is_leased: impl Fn(u16) -> bool) -> Result<Option<Vec<Reservation>>> {
         let begin = Instant::now();
@@ -183,10 +184,10 @@ impl Acquisition {
                 let reserved = (first..).zip(held);
                 Ok(Some(reserved.map(|(port, held)| Reservation { transport, address, port, _held: held }).collect()))
             }
-            // A row that is free is found, however slow the machine.
+            // See [`SEARCH`].
             Turn::More if limit.is_some_and(|limit| self.spent >= limit) && self.is_long() => {
                 let milliseconds = self.spent.as_millis();
-                Err(self.none(&format!("the search took {milliseconds} ms and has ended, with")))
+                Err(self.none(&format!("the search was stopped after {milliseconds} ms;")))
             }
             Turn::More => Ok(None),
             Turn::None(Some(port)) => Err(refused(transport, address, port, io::ErrorKind::AddrInUse.into())),
@@ -202,14 +203,14 @@ impl Acquisition {
         }
     }
 
-    /// Whether more ports were tried than for two rows.
+    /// Whether more than twice the requested number of ports was tried.
     fn is_long(&self) -> bool {
         self.search.tried() > 2 * u64::from(self.count)
     }
 
     fn none(&self, how: &str) -> Error {
         let (taken, tried) = (self.search.taken(), self.search.tried());
-        let reason = format!("{how} {taken} of {tried} ports tried in use").trim_start().to_owned();
+        let reason = format!("{how} {taken} of {tried} ports tried are in use").trim_start().to_owned();
         let (protocol, address, count) = (self.transport.name(), self.address, self.count);
         Error::NoFreePorts { protocol, address, count, reason }
     }
@@ -314,16 +315,17 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_ends_with_its_time() {
+    fn turn_ends_at_its_time_limit() {
         let mut search = search();
-        // Every 512th port is leased: no row of 1,024, and nothing is found taken by chance within the first turn.
+        // Every 512th port is leased, so 1,024 consecutive free ports do not exist, and the first turn may find no
+        // taken port.
         let turn = search.turn_until(|port| port % 512 == 0, clock(Duration::from_micros(10)));
         assert!(turn.unwrap().is_none());
         assert_eq!(search.search.tried(), 50, "attempts of 10 us in a turn of 500 us");
     }
 
     #[test]
-    fn a_search_ends_with_its_time_and_says_what_it_saw() {
+    fn search_stops_at_its_time_limit_and_reports_the_ports_tried() {
         let mut search = search();
         let mut turns = 0;
         let error = loop {
@@ -336,7 +338,10 @@ mod tests {
         };
         assert!(turns <= 61, "{turns} turns of 500 us in 30 ms");
         let said = error.to_string();
-        assert!(said.starts_with("no 1024 free UDP ports in a row on 127.0.0.1: the search took 30 ms"), "{said}");
+        assert!(
+            said.starts_with("no 1024 consecutive free UDP ports on 127.0.0.1: the search was stopped after 30 ms"),
+            "{said}"
+        );
         assert!(said.ends_with("ask for fewer"), "{said}");
     }
 }

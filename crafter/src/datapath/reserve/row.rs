@@ -1,54 +1,55 @@
-//! Searches a row of free ports. Pure: binding a port is a function of the caller.
+//! Searches consecutive free ports. A row is `count` consecutive ports. Pure: the caller passes the function that binds
+//! a port.
 //!
-//! A row is tried from its last port down. A port that is taken ends every row that contains it, so the next row begins
-//! behind it, and the ports above it that are bound already are its beginning. No port is tried again after it was
-//! found taken, and a port that is free is bound at most once in each direction from the random start.
+//! A row is tried from its last port down. No row that contains a taken port is possible, so the next row begins after
+//! that port, with the ports above it that are bound already. A taken port is tried once, and a free port is bound at
+//! most twice: once in the part of the range above the random start, once in the part below it.
 
 use std::{collections::BTreeSet, io, ops::RangeInclusive};
 
 use super::DYNAMIC;
 
-/// A search that is continued turn by turn.
+/// A search that is done in turns.
 #[derive(Debug)]
 pub(crate) struct RowSearch<H> {
     count: usize,
-    /// The ports still to be searched, in this order. A row lies in one of them.
+    /// The ranges still to be searched, the next one last. A row is within one of them.
     spans: Vec<RangeInclusive<u16>>,
     /// The first port of the row that is tried.
     first: usize,
-    /// Bound ports from `first` on, without a gap.
+    /// The bound ports at the beginning of the row, from `first` up.
     lower: Vec<H>,
-    /// Bound ports from the row's last one down, without a gap.
+    /// The bound ports at the end of the row, from its last one down.
     upper: Vec<H>,
-    /// Sockets of ports that belong to no possible row.
+    /// Bound ports that are in no possible row; to be closed.
     unused: Vec<H>,
     taken: BTreeSet<u16>,
     tried: u64,
-    /// Whether only one row is possible; it is tried from its first port up.
+    /// Whether exactly one row is requested; it is tried from its first port up.
     is_exact: bool,
 }
 
 /// The result of a turn.
 #[derive(Debug)]
 pub(crate) enum Turn<H> {
-    /// The turn is over, the search is not.
+    /// The turn is over; the search continues in the next one.
     More,
-    /// The first port, and what was bound, in the order of the ports.
+    /// The first port of the row, and its bound ports in ascending order.
     Found(u16, Vec<H>),
-    /// There is no such row. Of an exact row: its first port that is taken.
+    /// No row is free. For an exact row: its first port that is taken.
     None(Option<u16>),
     /// A port could not be bound for another reason.
     Failed(u16, io::Error),
 }
 
 impl<H> RowSearch<H> {
-    /// Searches exactly this row.
+    /// Searches this row only.
     pub(crate) fn exact(row: RangeInclusive<u16>) -> Self {
         Self::new(vec![row.clone()], row.len(), true)
     }
 
-    /// Searches `count` ports in a row among `ranges`, from a random place on (RFC 6056, section 3.3.1); among dynamic
-    /// ports only, if there are enough in a row. `None` if no range has `count` ports.
+    /// Searches `count` consecutive ports in `ranges`, beginning at a random port (RFC 6056, section 3.3.1); in the
+    /// dynamic ports only if those have `count` consecutive ones. `None` if no range has `count` ports.
     pub(crate) fn free(ranges: &[RangeInclusive<u16>], count: u16, random: u32) -> Option<Self> {
         let (ranges, at, first) = place(ranges, count.max(1), random)?;
         let (range, start) = (ranges[at].clone(), *ranges[at].start());
@@ -62,7 +63,6 @@ impl<H> RowSearch<H> {
         Some(Self::new(spans, count.max(1).into(), false))
     }
 
-    /// `spans`: the next one last.
     fn new(spans: Vec<RangeInclusive<u16>>, count: usize, is_exact: bool) -> Self {
         let first = spans.last().map_or(0, |span| usize::from(*span.start()));
         let (lower, upper, unused) = (Vec::new(), Vec::new(), Vec::new());
@@ -79,7 +79,7 @@ impl<H> RowSearch<H> {
         self.taken.len()
     }
 
-    /// What was bound and is not needed any more.
+    /// Takes the bound ports that are in no possible row, to close them.
     pub(crate) fn take_unused(&mut self) -> Vec<H> {
         std::mem::take(&mut self.unused)
     }
@@ -126,7 +126,7 @@ impl<H> RowSearch<H> {
                 false => self.first + self.count - 1 - self.upper.len(),
             } as u16;
             if self.taken.contains(&port) {
-                self.continue_behind(port);
+                self.continue_after(port);
                 continue;
             }
             self.tried += 1;
@@ -138,7 +138,7 @@ impl<H> RowSearch<H> {
                     if self.is_exact {
                         return Turn::None(Some(port));
                     }
-                    self.continue_behind(port);
+                    self.continue_after(port);
                 }
                 Err(error) => return Turn::Failed(port, error),
             }
@@ -148,12 +148,13 @@ impl<H> RowSearch<H> {
         }
     }
 
-    /// Tries the row that begins behind `port`; the ports above it in the present row are bound already.
-    fn continue_behind(&mut self, port: u16) {
+    /// Continues with the row that begins after `port`, which is taken; the ports above it in the current row are
+    /// bound.
+    fn continue_after(&mut self, port: u16) {
         self.restart(usize::from(port) + 1, self.upper.len());
     }
 
-    /// Tries the row at `first`, of which `kept` ports of the upper part are bound.
+    /// Continues with the row at `first`; the uppermost `kept` ports of the current row are its beginning.
     fn restart(&mut self, first: usize, kept: usize) {
         self.unused.append(&mut self.lower);
         self.unused.extend(self.upper.drain(kept..));
@@ -163,8 +164,8 @@ impl<H> RowSearch<H> {
     }
 }
 
-/// The ranges with room for `count` ports in a row, dynamic ones if there are any; a random row, every one equally
-/// likely: the index of its range and its first port.
+/// Chooses a row uniformly at random. Returns the ranges that have `count` consecutive ports (dynamic ones only, if
+/// there are any), the index of the row's range, and the row's first port.
 fn place(ranges: &[RangeInclusive<u16>], count: u16, random: u32) -> Option<(Vec<RangeInclusive<u16>>, usize, u16)> {
     let within = |bounds: &RangeInclusive<u16>| -> Vec<RangeInclusive<u16>> {
         let cut = ranges.iter().map(|range| *range.start().max(bounds.start())..=*range.end().min(bounds.end()));
@@ -259,7 +260,8 @@ mod tests {
                     panic!("{sockets} sockets, row at {first}");
                 }
                 assert!(host.taken.iter().all(|port| host.attempts.borrow().get(port).is_none_or(|made| *made == 1)));
-                // Each port from the random start to the end of the range, and from the beginning to a row behind it.
+                // Each port from the random start to the end of the range, and from its beginning to the end of the
+                // last row that begins below the start.
                 assert!(host.attempts() <= 16_384 + 1023, "{sockets}: {}", host.attempts());
                 assert_eq!(search.tried(), u64::from(host.attempts()));
             }
@@ -267,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_behind_the_conflict_keep_what_is_bound() {
+    fn ports_bound_above_a_conflict_are_kept() {
         let host = Host::with([50_005]);
         let mut search = RowSearch::free(&[50_000..=50_019], 10, 0).unwrap();
         assert_eq!(host.search(&mut search, u32::MAX).0, Some(50_006));
@@ -277,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn the_only_row_is_found_from_every_start() {
+    fn only_free_range_is_found_from_every_start() {
         for random in 0..200 {
             let host = Host::with((50_000..50_100).filter(|port| !(50_040..50_050).contains(port)));
             let mut search = RowSearch::free(&[50_000..=50_099], 10, random).unwrap();
@@ -287,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_makes_no_more_attempts_than_allowed() {
+    fn turn_stops_after_the_allowed_attempts() {
         let host = spread(32);
         let mut search = RowSearch::free(&[1024..=65_535], 1024, 0).unwrap();
         let (found, turns) = host.search(&mut search, 10);
@@ -295,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn an_exact_row_ends_with_its_first_taken_port() {
+    fn exact_range_fails_at_its_first_taken_port() {
         let host = Host::with([6002, 6003]);
         let mut search = RowSearch::exact(6000..=6005);
         let Turn::None(Some(6002)) = search.turn(|port| host.bind(port), || false) else { panic!() };
@@ -303,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_are_dynamic_if_possible_and_every_place_is_reached() {
+    fn dynamic_ports_are_preferred_and_every_start_is_possible() {
         let allowed = [100..=103, 50_000..=50_001, 60_000..=60_003];
         let first = |allowed: &[RangeInclusive<u16>], count, random| {
             let mut search = RowSearch::free(allowed, count, random)?;
@@ -311,7 +313,7 @@ mod tests {
         };
         let placed: Vec<_> = (0..4).map(|random| first(&allowed, 2, random).unwrap()).collect();
         assert_eq!(placed, [50_000, 60_000, 60_001, 60_002]);
-        // No dynamic port is allowed, or not enough in a row.
+        // No dynamic port is allowed, or too few consecutive ones.
         let placed: Vec<_> = (0..2).map(|random| first(&allowed[..1], 3, random).unwrap()).collect();
         assert_eq!(placed, [100, 101]);
         assert_eq!(first(&allowed, 5, 7), None);

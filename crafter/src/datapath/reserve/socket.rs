@@ -24,7 +24,7 @@ pub(super) struct Binder {
     has_ipv6: bool,
     /// A socket of the last attempt, whose port was taken.
     unbound: Option<Socket>,
-    /// For UDP on any address.
+    /// The filter of the sockets; set for UDP on any address.
     discard: Option<Arc<Discard>>,
 }
 

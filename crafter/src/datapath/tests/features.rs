@@ -64,7 +64,7 @@ pub(super) fn drop_all(ifindex: u32) -> OwnedFd {
 }
 
 #[test]
-fn attached_programs_are_seen_and_their_holder_named() {
+fn attached_programs_are_reported_with_their_holder() {
     pair(|_peer| async move {
         let program = program(b"pass_all");
         let index = interface("v0").await.unwrap().ifindex;
@@ -92,7 +92,7 @@ fn attached_programs_are_seen_and_their_holder_named() {
 }
 
 #[test]
-fn drivers_tell_what_they_support() {
+fn xdp_features_of_drivers_are_reported() {
     let kernel = host().unwrap().kernel;
     let numbers: Vec<u32> = kernel.split(['.', '-']).map_while(|part| part.parse().ok()).collect();
     pair(move |_peer| async move {

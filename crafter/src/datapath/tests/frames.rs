@@ -34,7 +34,7 @@ async fn v0() -> Interface {
 }
 
 #[test]
-fn all_arrive_in_order_and_as_they_were() {
+fn frames_arrive_in_order_and_unchanged() {
     pair(|peer| async move {
         for outlet in [Outlet::Direct, Outlet::Queued { mark: 0 }, Outlet::Queued { mark: 7 }] {
             let mut sender = FrameSender::open(&v0().await, outlet).unwrap();
@@ -61,7 +61,7 @@ fn only_queued_frames_are_seen_by_taps_of_the_sender() {
 }
 
 #[test]
-fn refused_frames_are_counted_and_those_behind_them_sent() {
+fn refused_frames_are_counted_and_later_ones_sent() {
     pair(|peer| async move {
         let mut sender = FrameSender::open(&v0().await, Outlet::Direct).unwrap();
         let mut some = frames(600);
@@ -85,7 +85,7 @@ fn refused_frames_are_counted_and_those_behind_them_sent() {
 }
 
 #[test]
-fn a_link_that_goes_down_comes_back_or_is_gone() {
+fn sender_works_again_after_link_down_but_not_after_removal() {
     pair(|_peer| async move {
         let v0 = v0().await;
         for outlet in [Outlet::Direct, Outlet::Queued { mark: 0 }] {
@@ -108,7 +108,7 @@ fn a_link_that_goes_down_comes_back_or_is_gone() {
 }
 
 #[test]
-fn a_full_queue_refuses_and_ends() {
+fn full_queue_refuses_frames_in_bounded_time() {
     pair(|_peer| async move {
         // One frame a second may leave, and two may wait.
         let tbf = ["qdisc", "add", "dev", "v0", "root", "tbf", "rate", "1kbit", "burst", "100", "limit", "200"];

@@ -48,7 +48,7 @@ fn this() -> String {
 }
 
 #[test]
-fn nobody_else_gets_a_reserved_port() {
+fn reserved_port_cannot_be_bound_by_others() {
     pair(|_peer| async move {
         let index = interface("v0").await.unwrap().ifindex;
         for transport in [Tcp, Udp] {
@@ -84,7 +84,7 @@ fn nobody_else_gets_a_reserved_port() {
 
 /// The refusals of one reservation, by what another program of the same user would bind, and with which options.
 #[test]
-fn options_and_other_addresses_get_around_no_reservation() {
+fn no_socket_option_or_address_bypasses_a_reservation() {
     pair(|_peer| async move {
         let index = interface("v0").await.unwrap().ifindex;
         let try_to_bind = |transport, address: &str, (address_reuse, port_reuse, device): (bool, bool, bool)| {
@@ -131,10 +131,9 @@ fn options_and_other_addresses_get_around_no_reservation() {
     });
 }
 
-/// The descriptors of this process that are sockets of the namespace of this thread cannot be distinguished, so the
-/// test counts those of a row that is much longer than what other tests open at once.
+/// Other tests open descriptors in this process, too, so this test reserves many more ports than those.
 #[test]
-fn a_port_costs_one_descriptor_however_many_addresses_the_host_has() {
+fn port_costs_one_descriptor_for_any_number_of_addresses() {
     alone(|| async {
         let lo = interface("lo").await.unwrap().ifindex;
         for at in 0..300_u16 {
@@ -154,9 +153,9 @@ fn a_port_costs_one_descriptor_however_many_addresses_the_host_has() {
     });
 }
 
-/// An acquisition in turns while plain sockets are spread over the range.
+/// An acquisition in turns while sockets of another program are spread over the range.
 #[test]
-fn a_row_between_plain_sockets_is_found_or_refused() {
+fn consecutive_ports_between_used_ones_are_found_or_refused() {
     alone(|| async {
         for transport in [Tcp, Udp] {
             let sockets: Vec<_> =
@@ -180,7 +179,7 @@ fn a_row_between_plain_sockets_is_found_or_refused() {
 }
 
 #[test]
-fn connect_never_gets_a_reserved_port() {
+fn connect_never_uses_a_reserved_port() {
     pair(|_peer| async move {
         sysctl("net/ipv4/ip_local_port_range", "50000 50003");
         let listener = TcpListener::bind("127.0.0.1:80").unwrap();
@@ -215,10 +214,10 @@ fn answer(transport: Transport, to: SocketAddr) -> ErrorKind {
 }
 
 #[test]
-fn the_kernel_answers_as_before() {
+fn kernel_answers_for_reserved_ports_are_unchanged() {
     pair(|peer| async move {
         let index = interface("v0").await.unwrap().ifindex;
-        // By default one port-unreachable per second and destination; the test wants more.
+        // By default the kernel sends one port-unreachable per second and destination; the test needs more.
         sysctl("net/ipv4/icmp_ratelimit", "0");
         sysctl("net/ipv6/icmp/ratelimit", "0");
         let options = LoadOptions { flow_entries: 1024, ..LoadOptions::default() };
@@ -309,7 +308,7 @@ fn free_ports_and_ranges() {
             let range = || reserve_free(transport, ip("127.0.0.1"), 7000..=7003, 1);
             let mut four: Vec<_> = (0..4).map(|_| again(range)).collect();
             let none = range().unwrap_err().to_string();
-            assert!(none.contains("4 of 4 ports tried in use"), "{none}");
+            assert!(none.contains("4 of 4 ports tried are in use"), "{none}");
             let freed = four.pop().unwrap().port();
             assert_eq!(again(range).port(), freed);
             drop(four);
@@ -333,7 +332,7 @@ fn free_ports_and_ranges() {
 struct RangeOf(u16, u16);
 
 #[test]
-fn a_new_address_is_covered() {
+fn reservation_covers_addresses_added_later() {
     pair(|_peer| async move {
         for transport in [Tcp, Udp] {
             let held = again(|| reserve(transport, ip("0.0.0.0"), PORT, 1));
@@ -348,7 +347,7 @@ fn a_new_address_is_covered() {
 
 /// On a host without IPv6 addresses, a socket of IPv4 holds the port.
 #[test]
-fn a_host_without_ipv6() {
+fn host_without_ipv6_addresses_reserves_over_ipv4() {
     alone(|| async {
         sysctl("net/ipv6/conf/all/disable_ipv6", "1");
         for transport in [Tcp, Udp] {

@@ -68,7 +68,7 @@ fn reason(result: Result<Route>) -> String {
 }
 
 #[test]
-fn missing_neighbours_are_asked_for() {
+fn unknown_neighbour_is_resolved() {
     pair(|peer| async move {
         let here = interface("v0").await.unwrap();
         for (from, to) in HERE.into_iter().zip(THERE) {
@@ -87,7 +87,7 @@ fn missing_neighbours_are_asked_for() {
 const TRIES: usize = 10;
 
 #[test]
-fn stale_neighbours_are_put_to_the_test() {
+fn stale_neighbour_is_probed() {
     pair(|peer| async move {
         let index = interface("v0").await.unwrap().ifindex;
         let mac = mac_of_peer(&peer);
@@ -113,7 +113,7 @@ fn stale_neighbours_are_put_to_the_test() {
 }
 
 #[test]
-fn stale_address_serves_when_nothing_is_heard() {
+fn stale_address_is_used_if_the_probe_is_not_answered() {
     pair(|_peer| async move {
         let index = interface("v0").await.unwrap().ifindex;
         for nobody in ["192.0.2.77", "2001:db8::77"] {
@@ -185,7 +185,7 @@ fn gateways_and_route_mtu() {
             assert_eq!((route.gateway, route.mtu), (Some(ip(gateway)), 1400));
             assert_eq!(next_hop(&route), mac_of_peer(&peer));
         }
-        // A source that is not ours stays what it is.
+        // A source that is not an address of this host is kept.
         for (to, source) in [(THERE[0], "203.0.113.9"), (THERE[1], "2001:db8:9::9")] {
             let route = resolve(ip(to), None, Some(ip(source))).await.unwrap();
             assert_eq!((route.source, next_hop(&route)), (ip(source), mac_of_peer(&peer)));
@@ -194,7 +194,7 @@ fn gateways_and_route_mtu() {
 }
 
 #[test]
-fn own_addresses_go_by_lo() {
+fn own_addresses_are_routed_over_lo() {
     pair(|_peer| async move {
         for to in ["127.0.0.1", "::1", HERE[0], HERE[1]] {
             for through in [None, Some("lo")] {
@@ -211,7 +211,7 @@ fn own_addresses_go_by_lo() {
 }
 
 #[test]
-fn refusals_say_why() {
+fn routing_errors_have_reasons() {
     pair(|peer| async move {
         assert!(matches!(
             resolve(ip(THERE[0]), Some("nope0"), None).await,

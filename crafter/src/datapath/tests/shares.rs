@@ -1,4 +1,4 @@
-//! Shares of the memory of received packets, counted packet by packet in the kernel.
+//! Shares of the memory of received packets, as the programs count them.
 
 use aya::programs::{TestRun as _, TestRunOptions};
 use crafter_common::{
@@ -28,7 +28,7 @@ fn terms(user: u32) -> Terms {
     Terms { user, ..Terms::default() }
 }
 
-/// A kernel half that reads nothing: packets wait in the ring.
+/// A kernel half whose ring nothing reads, so that packets wait in it.
 fn loaded() -> (Kernel, OwnerMaps, Ring) {
     let options = LoadOptions { flow_entries: 1024, ring_bytes: 1 << 16, ..LoadOptions::default() };
     let (kernel, mut maps) = Kernel::load(&options, 14, 1792).unwrap();
@@ -40,7 +40,7 @@ fn loaded() -> (Kernel, OwnerMaps, Ring) {
     (kernel, maps, ring)
 }
 
-/// Has a datagram with `bytes` of payload arrive `count` times.
+/// Runs a program `count` times on a datagram with `bytes` of payload.
 fn receive(kernel: &Kernel, hook: Hook, port: u16, bytes: usize, count: u64) {
     let datagram = frame::udp_ip((ip(THERE[0]), 9).into(), (ip(HERE[0]), port).into(), &vec![7; bytes]);
     let frame = frame::framed(&datagram);
@@ -99,7 +99,7 @@ fn large_packets_count_by_their_size() {
 }
 
 #[test]
-fn ended_lease_leaves_its_packets_to_nobody() {
+fn packets_of_an_ended_lease_do_not_count_for_a_later_one() {
     let (kernel, mut maps, mut ring) = loaded();
     receive(&kernel, Hook::Xdp, PORTS[0], 10, 2 * CAPACITY);
     maps.disown(Transport::Udp, ip(HERE[0]), PORTS[0]).unwrap();

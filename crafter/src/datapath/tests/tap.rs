@@ -41,7 +41,7 @@ fn now() -> Duration {
 }
 
 #[test]
-fn filtered_packets_come_whole_and_with_their_time() {
+fn filtered_packets_have_full_length_and_timestamp() {
     pair(|_peer| async move {
         let filter = options("udp dst port 5001 or udp dst port 5003");
         let mut tap = Tap::open("v0", &TapOptions { gather: Duration::ZERO, ..filter }).await.unwrap();
@@ -72,7 +72,7 @@ fn filtered_packets_come_whole_and_with_their_time() {
 }
 
 #[test]
-fn vlan_tags_are_back_in_the_frame() {
+fn removed_vlan_tags_are_restored() {
     pair(|peer| async move {
         let with = |direction| TapOptions { direction: Some(direction), ..options("vlan 5") };
         let mut left = Tap::open("v0", &with(Direction::Out)).await.unwrap();
@@ -112,7 +112,7 @@ fn directions_lengths_and_gathering() {
 }
 
 #[test]
-fn what_does_not_fit_is_counted() {
+fn packets_dropped_by_a_full_ring_are_counted() {
     pair(|_peer| async move {
         let small = TapOptions { buffer: 1 << 16, gather: Duration::ZERO, ..options("udp") };
         let mut tap = Tap::open("v0", &small).await.unwrap();
@@ -142,7 +142,7 @@ fn bare_ip_packets_of_a_tun() {
 }
 
 #[test]
-fn what_cannot_be_opened_and_what_ends() {
+fn open_errors_and_removal_are_reported() {
     pair(|_peer| async move {
         let open = async |name: &str, filter: &str| Tap::open(name, &options(filter)).await.map(drop);
         assert!(matches!(open("v7", "").await, Err(Error::UnknownInterface { name }) if name == "v7"));
@@ -153,7 +153,7 @@ fn what_cannot_be_opened_and_what_ends() {
         set(rtnetlink::LinkUnspec::new_with_name("v0").down().build()).await;
         let error = open("v0", "").await.unwrap_err();
         assert_eq!(error.to_string(), "capture on v0: Network is down (os error 100)");
-        // Down is no end: packets arrive again when it is up.
+        // The tap waits while the interface is down; packets arrive again when it is up.
         link_up("v0").await;
         send("v0", [frame(5000)]).await;
         while !next(&mut tap).await.bytes.ends_with(b"tapped") {}

@@ -19,8 +19,8 @@ use crate::error::Error;
 
 const MARK: u32 = 0x00c4_af7e;
 
-/// A UDP datagram from port 4000 to port 5000, with `length` bytes of payload. No UDP checksum on IPv4 (RFC 768);
-/// IPv6 wants one.
+/// A UDP datagram from port 4000 to port 5000, with `length` bytes of payload. No UDP checksum on IPv4 (RFC 768); IPv6
+/// requires one.
 fn datagram(from: IpAddr, to: IpAddr, length: usize) -> Vec<u8> {
     let mut udp = vec![0x0f, 0xa0, 0x13, 0x88, 0, 0, 0, 0];
     udp.resize(8 + length, b'x');
@@ -225,7 +225,8 @@ fn refused_packets_are_errors_that_name_the_link() {
         assert!(matches!(sender.push(&route, b"GET /"), Ok(())), "starts with 4: malformed, but legal");
         assert_eq!(sender.flush().unwrap(), 2);
 
-        // The MTU shrinks under the sender: the kernel says so, and the packets around it still go.
+        // The MTU is lowered while the sender is open: the kernel rejects the packet that is too long, and the others
+        // are sent.
         set(LinkUnspec::new_with_name("v0").mtu(1280).build()).await;
         for queued in [&packet, &whole, &packet] {
             sender.push(&route, queued).unwrap();
@@ -265,7 +266,7 @@ fn a_batch_stops_at_the_first_packet_without_room() {
         assert!((2..40).contains(&first.tried), "{first:?}");
         assert_eq!((first.sent, first.refused), (first.tried as u64 - 1, 0), "one was too large");
         assert!(first.error.unwrap().to_string().contains("1501"));
-        // Each call starts anew: indexes count from 0 again, and an invalid packet is reported only when it is tried.
+        // Indexes count from 0 in each call, and an invalid packet is reported only when it is tried.
         let again = sender.send_batch(&batch[first.tried..], NoRoom::Stop);
         assert!(again.tried <= 1 && again.error.is_none(), "{again:?}");
         assert_eq!((again.sent, again.refused), (again.tried as u64, 0));

@@ -8,7 +8,7 @@ use super::super::{
 const LIMITS: [(Hook, u32); 3] = [(Hook::Xdp, 17_800), (Hook::Ingress, 14_500), (Hook::Egress, 9_100)];
 
 #[test]
-fn programs_stay_cheap_to_verify() {
+fn verified_instructions_stay_below_the_limits() {
     for (hook, limit) in LIMITS {
         let options = LoadOptions { flow_entries: 1024, ..LoadOptions::default() };
         let (kernel, _maps) = Kernel::load(&options, 14, 1792).unwrap();

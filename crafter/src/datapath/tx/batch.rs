@@ -23,7 +23,7 @@ pub(crate) enum TxPacket<'p> {
 /// What to do when the queue has no room for a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NoRoom {
-    /// Count it as refused once patience is over, and go on.
+    /// Wait for the room timeout, then count the packet as refused and continue with the next one.
     Refuse,
     /// Stop: the packet and all packets after it remain with the caller.
     Stop,
@@ -45,9 +45,9 @@ pub(crate) struct Transmitted {
 /// A packet as the kernel gets it.
 #[derive(Debug)]
 pub(super) struct Ready<'p> {
-    /// Its place in the caller's batch.
+    /// Its index in the caller's batch.
     pub(super) index: usize,
-    /// What goes before the bytes.
+    /// The link-layer header that is sent before `bytes`.
     pub(super) header: Option<[u8; ETHERNET]>,
     pub(super) bytes: &'p [u8],
     /// Where raw sockets send it.

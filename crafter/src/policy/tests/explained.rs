@@ -53,7 +53,7 @@ fn explanation_names_rule_line_and_reason() {
 
 proptest! {
     #[test]
-    fn what_is_explained_is_what_happens(
+    fn explanation_agrees_with_the_decision(
         keys in any::keys(), source in 0usize..4, sport in 49_998u16..50_004, destination in any::destination(),
         port in 23u16..28, interface in 0usize..2,
     ) {

@@ -207,7 +207,7 @@ fn addresses_of_a_source_route_are_checked() {
 }
 
 #[test]
-fn ports_behind_unreadable_headers_are_denied() {
+fn ports_after_unreadable_headers_are_denied() {
     let options: &[u8] = &[0, 1, 4, 0, 0, 0, 0];
     let eight = vec![(60, options); 8];
     assert_eq!(read(&ip6(&eight, &TCP)).ports, PacketPorts::Both { source: 50_000, destination: 80 });
@@ -218,7 +218,7 @@ fn ports_behind_unreadable_headers_are_denied() {
         assert_eq!((packet.transport, packet.ports), (None, PacketPorts::None));
         assert_eq!(sent(&rule(""), |_| {}, &packet), Verdict::Protocol);
         assert_eq!(sent(&rule("protocols = ['any']"), |_| {}, &packet), Verdict::Allowed);
-        // A port that may be behind the header counts as denied.
+        // A port that may follow the header counts as denied.
         let deny = rule("protocols = ['any']\ndeny = [{ prefix = 'any', ports = [80] }]");
         assert_eq!(sent(&deny, |_| {}, &packet), Verdict::Denied);
     }
@@ -275,7 +275,7 @@ fn frames() {
         assert_eq!(ask(on, raw, &frame), Verdict::Allowed);
         assert_eq!(ask("raw_ethernet = true\ndeny = ['any']", raw, &frame), Verdict::Denied, "{kinds:?}");
     }
-    // A tag that Linux does not know, and more tags than the reader accepts.
+    // A tag that Linux does not support, and more tags than the reader accepts.
     let old = frame(2, &[0x91, 0, 0, 5, 8, 0], &packet);
     assert_eq!(ask(on, raw, &old), Verdict::Allowed);
     assert_eq!(ask("raw_ethernet = true\ndeny = ['any']", raw, &old), Verdict::Denied);

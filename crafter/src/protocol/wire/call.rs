@@ -74,7 +74,7 @@ calls! {
         interface: Option<String>,
         /// Start after this lease: `next` of the previous page.
         after: Option<u64>,
-        /// The most entries of the page.
+        /// The maximum number of entries of the page.
         limit: Option<u64>,
     }
     /// `ListFlows`
@@ -89,7 +89,7 @@ calls! {
         remote: Option<String>,
         /// Start after this flow: `next` of the previous page.
         after: Option<u64>,
-        /// The most entries of the page.
+        /// The maximum number of entries of the page.
         limit: Option<u64>,
     }
     /// `Counters`

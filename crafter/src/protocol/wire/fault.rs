@@ -35,7 +35,7 @@ pub enum Fault {
         /// The error as a sentence.
         message: String,
     },
-    /// There are not so many free ports in a row.
+    /// The requested number of consecutive ports is not free.
     NoFreePorts {
         /// `TCP`, `UDP` or `ICMP`.
         protocol: String,

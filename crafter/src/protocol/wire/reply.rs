@@ -87,13 +87,13 @@ wire! {
         packets_per_second: Option<u32>,
         /// The burst in packets.
         burst: Option<u32>,
-        /// The most leases.
+        /// The maximum number of leases.
         max_leases: Option<u32>,
-        /// The most ports.
+        /// The maximum number of ports.
         max_ports: Option<u32>,
-        /// The most flows.
+        /// The maximum number of flows.
         max_flows: Option<u32>,
-        /// The most interfaces with leases.
+        /// The maximum number of interfaces with leases.
         max_interfaces: Option<u32>,
         /// Whether Ethernet frames may be sent.
         raw_ethernet: bool,

@@ -54,10 +54,10 @@ const FULL_AGAIN: Duration = Duration::from_secs(LEASES.burst as u64 / LEASES.pa
 /// Number of users above which idle ones are removed.
 const USERS: usize = 1024;
 
-/// The most users with counts of their own; those of further users are added up.
+/// The maximum number of users with counts of their own; those of further users are added up.
 const MOST_USERS: usize = 4096;
 
-/// The most users with a summary of their own at a time; the counts of further users are added up.
+/// The maximum number of users with a summary of their own at a time; the counts of further users are added up.
 const SUMMARIES: usize = 256;
 
 /// The audit log.

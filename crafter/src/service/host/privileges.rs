@@ -23,14 +23,15 @@ use crate::{
 /// The required capabilities (capabilities(7)), and their purpose.
 pub const NEEDED: [(Capability, &str, &str); 4] = [
     (Capability::CAP_NET_ADMIN, "CAP_NET_ADMIN", "attach programs to interfaces, mark packets, AF_XDP"),
-    (Capability::CAP_NET_RAW, "CAP_NET_RAW", "packet and raw sockets: whatever crafted packets leave by"),
+    (Capability::CAP_NET_RAW, "CAP_NET_RAW", "packet and raw sockets, which send crafted packets"),
     (Capability::CAP_BPF, "CAP_BPF", "load programs and create maps"),
-    (Capability::CAP_PERFMON, "CAP_PERFMON", "have the verifier accept packet pointers at variable offsets"),
+    (Capability::CAP_PERFMON, "CAP_PERFMON", "let the verifier accept variable offsets on packet pointers"),
 ];
 
 /// Kept if the process has it, and RLIMIT_MEMLOCK is limited and cannot be raised. Without it, memory that AF_XDP pins
 /// counts against the limit of the user (`xdp_umem_account_pages()`). The kernel does not undo that if a process is
-/// killed while its memory is being pinned, so each such death reduces the user's share for good.
+/// killed while its memory is being pinned, so each such kill reduces the limit that is left to the user until the host
+/// restarts.
 pub const OF_LIMITED: (Capability, &str) = (Capability::CAP_IPC_LOCK, "CAP_IPC_LOCK");
 
 /// The capability of the process that [`confine_beside`] starts, which removes filters and qdiscs.
@@ -325,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_named() {
+    fn missing_capability_is_named() {
         let without = |missing: &[Capability]| {
             let ended = child::run(|| {
                 for &capability in missing {
@@ -349,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_that_cannot_be_raised_costs_a_capability() {
+    fn capability_is_kept_if_the_memory_limit_cannot_be_raised() {
         let with_limit = |missing: &[Capability], expected: &str| {
             let ended = child::run(|| {
                 for &capability in missing {
@@ -370,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn late_and_unknown_are_refused() {
+    fn second_thread_and_unknown_user_are_rejected() {
         let ended = child::run(|| {
             let (stop, stopped) = std::sync::mpsc::channel::<()>();
             let thread = thread::spawn(move || stopped.recv());

@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn whom_no_rule_names_is_refused_before_all_else() {
+    fn user_without_a_rule_is_refused_before_other_checks() {
         let policy = Policy::parse("[[rule]]\nuser = 1\n").unwrap();
         let refused = admit(&policy, &subject(), &request(|_| {}), "eth0").unwrap_err();
         assert_eq!((refused.rule, refused.verdict), (None, Verdict::NoRule));
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn the_address_is_named_or_preferred_or_the_only_one() {
+    fn address_is_the_requested_the_preferred_or_the_only_one() {
         let [v4, v6] = ADDRESSES.map(|text| Some(text.parse::<IpAddr>().unwrap()));
         let any = policy("");
         assert_eq!(planned(&any, &request(|_| {}), None).unwrap().address, None, "each that the policy allows");

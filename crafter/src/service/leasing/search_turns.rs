@@ -1,11 +1,11 @@
-//! The order in which users acquire ports: one call of each user at a time, and one turn of all of them before other
-//! tasks run.
+//! Limits the acquisition of ports: one call of each user at a time, and a single turn of any call before other tasks
+//! of the thread run.
 
 use std::{cell::RefCell, collections::HashMap, rc::Rc};
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-/// Whose turn it is.
+/// Semaphores with one permit each: one for each user's calls, and one for the turns of all calls.
 pub(in crate::service) struct SearchTurns {
     users: RefCell<HashMap<u32, Rc<Semaphore>>>,
     one: Semaphore,
@@ -18,11 +18,11 @@ impl Default for SearchTurns {
 }
 
 impl SearchTurns {
-    /// Runs `work` when no other call of `user` is acquiring ports: many calls of one user take no more turns than one
-    /// call of another.
+    /// Waits until no other call of `user` acquires ports, and runs `work`. So a user with many calls gets as many
+    /// turns as a user with one.
     pub(super) async fn alone<T>(&self, user: u32, work: impl Future<Output = T>) -> T {
         let own = self.users.borrow_mut().entry(user).or_insert_with(|| Rc::new(Semaphore::new(1))).clone();
-        // A semaphore is fair, and is never closed.
+        // Tokio's semaphore is fair, and this one is never closed.
         let permit = own.acquire().await;
         let done = work.await;
         drop(permit);

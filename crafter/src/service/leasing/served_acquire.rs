@@ -156,7 +156,7 @@ pub(super) fn pair(bytes: usize) -> Result<(OwnedFd, OwnedFd)> {
     // sock_setsockopt() doubles the value.
     let bytes = bytes / 2;
     for end in [&ours, &theirs] {
-        // Above `net.core.wmem_max`, which allows some 200 small messages. A smaller buffer is no error.
+        // Above `net.core.wmem_max`, which allows some 200 small messages. The lease works with a smaller buffer.
         if setsockopt(end, nix::sys::socket::sockopt::SndBufForce, &bytes).is_err() {
             let _ = setsockopt(end, SndBuf, &bytes);
         }

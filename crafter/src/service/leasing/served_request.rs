@@ -90,7 +90,7 @@ impl ServedRequest {
         Ok(Self { address: request.address.filter(|address| !address.is_unspecified()), ..request })
     }
 
-    /// The requested for `ports` on `interface` that the policy decides on.
+    /// The request with these ports and this interface, for the policy to decide on.
     pub(super) fn requested(&self, interface: &str, ports: RangeInclusive<u16>) -> RequestedLease {
         RequestedLease {
             interface: interface.to_owned(),

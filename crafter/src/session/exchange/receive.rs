@@ -52,7 +52,7 @@ impl Exchange<'_> {
         Ok(())
     }
 
-    /// A packet of a tap, which the kernel received too. It is ignored if it is no reply.
+    /// A packet of a tap, which the kernel received too. It is ignored if it is not a reply.
     pub(super) fn handle_tapped(&mut self, at: usize, captured: Captured) {
         let packet = captured.packet();
         let matched = self.matcher.handle_reply(&packet, false);

@@ -49,7 +49,7 @@ pub(in crate::session) struct Exchange<'a> {
     pub(super) prepared: Option<usize>,
     pub(super) pacer: Option<Pacer>,
     pub(super) matcher: ReplyMatcher,
-    /// By request number, to send it again; `None` without a route.
+    /// The path of each request, by number, to send it again; `None` without a route.
     pub(super) paths: Vec<Option<Path>>,
     /// Counters of each link when the exchange first used it; `None`: no account is kept.
     pub(super) readings: Option<HashMap<usize, Reading>>,

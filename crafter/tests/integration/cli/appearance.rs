@@ -102,7 +102,7 @@ fn long_lines_fit_narrow_terminals() {
             let widest = narrow.lines().map(str::len).max().unwrap();
             assert!(widest <= usize::from(columns).max(60), "{args:?}, {columns}:\n{narrow}");
         }
-        // No terminal, and one that does not know its width.
+        // No terminal, and one that reports no width.
         for columns in [0, 200] {
             assert_eq!(without_colours(&on_terminal(args, columns, &[])), plain, "{args:?}, {columns}");
         }

@@ -45,7 +45,7 @@ fn records_are_printed_in_zone_file_format() {
 }
 
 #[test]
-fn by_each_way_of_receiving_and_over_ipv6() {
+fn answers_arrive_in_every_receive_mode_and_over_ipv6() {
     let lab = lab();
     for server in ["192.0.2.1:53", "[2001:db8::1]", "2001:db8::1"] {
         for mode in ["native", "generic", "tc"] {

@@ -140,7 +140,7 @@ fn second_signal_ends_a_blocked_command() {
             let call = fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap();
             call.split(' ').next() == Some(&libc::SYS_write.to_string())
         };
-        // Blocked in two looks, and not only on its path through write(2).
+        // Blocked in two consecutive samples: a single one may be of a write that does not block.
         eventually(|| {
             let is_blocked = writes() && {
                 std::thread::sleep(Duration::from_millis(300));

@@ -176,7 +176,7 @@ fn limit_ends_an_exchange_with_its_results() {
         let answered = account["answered"].as_u64().unwrap_or(1);
         assert!(answered > 0, "{done:?}");
     }
-    // Without a number of requests, the limit is the end that the user wants.
+    // Without `--count`, the limit is the intended end, and not an error.
     let done = crafter(&lab, &["ping", "--json", "--interval", "0.1", "--timeout", "3", "192.0.2.1"]);
     done.succeeds();
     let (_, summary) = done.records("ping");

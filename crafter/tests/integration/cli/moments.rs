@@ -300,11 +300,11 @@ impl<'l> Setup<'l> {
         };
         let mut left = String::new();
         // A SYN-ACK that arrives after the end is answered by the kernel when the server repeats it.
-        let is_gone = crafter_tests::slow::wait_until(std::time::Duration::from_secs(10), || {
+        let is_closed = crafter_tests::slow::wait_until(std::time::Duration::from_secs(10), || {
             left = sockets("syn-recv") + &sockets("established");
             left.is_empty()
         });
-        assert!(is_gone, "{point}: connections of the server: {left}");
+        assert!(is_closed, "{point}: connections of the server: {left}");
         match &self.socket {
             None => assert_eq!(attached(self.lab.client(), INTERFACE), Vec::<String>::new(), "{point}"),
             Some(socket) => eventually(|| {

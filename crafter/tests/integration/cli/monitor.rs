@@ -154,7 +154,7 @@ fn monitor_ends_on_closed_pipe_without_events() {
 }
 
 #[test]
-fn signals_end_it_with_success_only_by_ctrl_c_without_a_count() {
+fn only_ctrl_c_without_a_count_ends_with_success() {
     let served = Served::new();
     for (args, signal, code) in [
         (&["monitor", "--json"][..], Signal::SIGINT, 0),

@@ -1,4 +1,4 @@
-//! Pipes that are closed, and full disks, behind the output of every command.
+//! Every command with its output to a pipe that is closed, or to a full disk.
 
 use std::{
     fs,
@@ -136,7 +136,7 @@ fn closed_pipe_is_quiet_and_full_disk_is_an_error() {
 }
 
 #[test]
-fn closed_pipe_and_full_disk_behind_commands_of_the_service() {
+fn closed_pipe_and_full_disk_for_commands_of_the_service() {
     let served = Served::new();
     for words in OF_THE_SERVICE {
         check(&words.join(" "), || served.command(words));
@@ -169,7 +169,7 @@ fn endless_commands_end_with_their_reader() {
 
 /// Messages that cannot be written change nothing else.
 #[test]
-fn closed_and_full_stderr_change_no_exit_code() {
+fn unwritable_stderr_does_not_change_the_exit_code() {
     let lab = lab();
     for (words, code) in [
         (&["sr", SYN][..], 0),
@@ -187,7 +187,7 @@ fn closed_and_full_stderr_change_no_exit_code() {
 }
 
 #[test]
-fn full_disk_behind_a_capture_is_an_error() {
+fn full_disk_for_a_capture_is_an_error() {
     let lab = lab();
     for words in [
         &["sr", "-w", "/dev/full", SYN][..],
@@ -203,7 +203,7 @@ fn full_disk_behind_a_capture_is_an_error() {
     }
 }
 
-/// What was written before the disk was full remains, and the results are printed nevertheless.
+/// What was written before the disk was full remains, and the results are printed.
 #[test]
 fn disk_that_becomes_full_keeps_what_was_written() {
     let lab = lab();

@@ -267,7 +267,7 @@ fn the_policy_of_the_service() {
     assert_eq!(
         served.nobody(&["policy", "show", "--json"]).object("policy-show")["rule"]["number"],
         2,
-        "the former one is in force"
+        "the previous policy is in force"
     );
     // The user nobody may no longer do what the lease does.
     fs::write(&served.policy, POLICY.replace("50000-50099", "50010-50099")).unwrap();

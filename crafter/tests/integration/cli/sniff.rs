@@ -244,7 +244,7 @@ fn tshark_reads_the_capture_while_running() {
 }
 
 #[test]
-fn signals_end_it_with_success_only_by_ctrl_c_without_a_count() {
+fn only_ctrl_c_without_a_count_ends_with_success() {
     let lab = lab();
     for (args, signal, code) in [
         (&[][..], Signal::SIGINT, 0),

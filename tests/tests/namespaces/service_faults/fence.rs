@@ -110,7 +110,7 @@ fn reads(service: &Service) -> usize {
 }
 
 #[test]
-fn list_of_flows_is_read_once_and_costs_others_nothing() {
+fn list_of_flows_is_read_once_and_does_not_delay_others() {
     let _serial = Serial::begin();
     let lab = lab();
     let service = Service::with(lab.client(), POLICY, &["--log", "debug"]);
@@ -339,7 +339,7 @@ fn failed_start(service: &Service, policy: &Path) -> (Option<i32>, String) {
 }
 
 #[test]
-fn policy_that_is_no_regular_file_is_refused_at_once() {
+fn policy_that_is_not_a_regular_file_is_rejected_at_once() {
     let _serial = Serial::begin();
     let lab = lab();
     let mut service = service(&lab);
@@ -375,7 +375,7 @@ fn policy_that_is_no_regular_file_is_refused_at_once() {
 }
 
 #[test]
-fn policy_on_a_file_system_that_does_not_answer_stops_nothing() {
+fn unresponsive_file_system_of_the_policy_does_not_stop_the_service() {
     let _serial = Serial::begin();
     let lab = lab();
     let mut service = service(&lab);
@@ -434,7 +434,7 @@ fn connecting(service: &Service, user: u32) -> Holder {
 }
 
 #[test]
-fn connections_of_many_users_shut_nobody_out() {
+fn connections_of_many_users_exclude_no_other_user() {
     let _serial = Serial::begin();
     let lab = lab();
     let service = service(&lab);
@@ -470,7 +470,7 @@ fn shortage_of_descriptors_leaves_root_a_connection() {
         .status();
     assert!(status.expect("prlimit").success());
     let mut many = connecting(&service, NOBODY.user);
-    // In the queue of the listener, the connection of root is behind others.
+    // In the queue of the listener, other connections are before that of root.
     let mut root = Raw::connect(&service.socket);
     assert!(root.call("Info", &json!({}))["error"].is_null());
     assert!(root.call("Reload", &json!({}))["error"].is_null());
@@ -491,7 +491,7 @@ fn shortage_of_descriptors_leaves_root_a_connection() {
 }
 
 #[test]
-fn thousands_of_calls_in_a_row_delay_nobody() {
+fn thousands_of_calls_do_not_delay_other_users() {
     let _serial = Serial::begin();
     let lab = lab();
     let service = service(&lab);

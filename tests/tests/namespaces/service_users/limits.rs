@@ -52,7 +52,7 @@ fn sum(log: &str, event: &str, field: &str) -> u64 {
 }
 
 #[test]
-fn a_row_that_does_not_exist_is_refused_and_recorded() {
+fn too_few_consecutive_ports_are_refused_and_recorded() {
     let _parallel = Parallel::begin();
     let lab = lab();
     let service = Service::start(lab.client(), POLICY);

@@ -91,8 +91,8 @@ impl Tenant {
         line.trim_end().strip_prefix(prefix).unwrap_or_else(|| panic!("no {prefix:?}: {line:?}")).to_owned()
     }
 
-    /// Ends its input; returns its counts: packets read, of those not its own, messages that are no packets, lost
-    /// packets.
+    /// Ends its input; returns its counts: packets read, packets among them for other ports, messages that are not
+    /// packets, lost packets.
     fn end(mut self) -> [u64; 4] {
         drop(self.stdin.take());
         let counts = self.read_line("read ");

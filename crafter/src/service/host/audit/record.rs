@@ -139,9 +139,9 @@ pub enum Record<'a> {
 pub enum Cause<'a> {
     /// The policy: the rule and the verdict.
     Policy(Decision),
-    /// There are not so many free ports in a row; in words.
+    /// The requested number of consecutive ports is not free: the error's text.
     Ports(&'a str),
-    /// The user's share of descriptors is used up; in words.
+    /// The user's share of descriptors is used up: the error's text.
     Descriptors(&'a str),
 }
 

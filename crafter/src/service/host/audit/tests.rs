@@ -276,7 +276,7 @@ fn leases_and_ends_above_the_rate_are_summarised_with_exact_counts() {
         entries.extend(journal.read());
     }
     assert!((200..=220).contains(&entries.len()), "a burst, and the rate: {}", entries.len());
-    // Another user has records all the same.
+    // Events of another user are still recorded.
     let second = start + Duration::from_secs(1);
     audit.record(&lease(1001), second);
     audit.record(&end(1001), second);
@@ -455,7 +455,7 @@ fn full_stderr_does_not_block() {
     reader.read_to_string(&mut text).unwrap();
     assert_eq!(text.lines().count() as u64, written);
     assert!(text.lines().all(|line| line.len() == 4095), "cut to what a pipe accepts in one write");
-    // As journald gives services for stderr.
+    // A stream socket, such as journald passes to services as stderr.
     let (ours, _theirs) = UnixStream::pair().unwrap();
     setsockopt(&ours, sockopt::SndBuf, &20_000).unwrap();
     flood(Audit::at("/nowhere", ours.into()).unwrap());
