@@ -2,6 +2,8 @@
 
 use std::io;
 
+use aya::programs::{ProgramError, tc::TcError};
+
 use super::features;
 use crate::error::Error;
 
@@ -9,12 +11,26 @@ use crate::error::Error;
 pub(crate) fn os_error(error: &(dyn std::error::Error + 'static)) -> Option<io::Error> {
     let mut next = Some(error);
     while let Some(error) = next {
-        if let Some(code) = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
+        // `source()` skips this one.
+        let error_of = match error.downcast_ref() {
+            Some(ProgramError::TcError(TcError::IoError(error))) => Some(error),
+            _ => error.downcast_ref::<io::Error>(),
+        };
+        if let Some(code) = error_of.and_then(io::Error::raw_os_error) {
             return Some(io::Error::from_raw_os_error(code));
         }
         next = error.source();
     }
     None
+}
+
+/// The error of attaching by an interface's name: if_nametoindex(3), which aya calls, fails with ENOENT if it cannot open a
+/// socket (`__opensock()` of glibc), and with ENODEV for an unknown name.
+pub(crate) fn by_name(error: io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(libc::ENOENT) => io::Error::from_raw_os_error(libc::EMFILE),
+        _ => error,
+    }
 }
 
 /// An error of aya as an [`Error`]: a missing capability by its name, anything else with the chain of causes.

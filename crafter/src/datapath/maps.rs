@@ -17,7 +17,7 @@ use crafter_common::{
 };
 use serde::Serialize;
 
-use super::{batch, failure::bpf_error, programs::Slot, shares::Shares};
+use super::{batch, failure::bpf_error, per_cpu, programs::Slot, shares::Shares};
 use crate::{error::Result, packet::Transport};
 
 /// An address in the 16-byte form of the maps.
@@ -274,7 +274,7 @@ pub struct Flow {
 pub(super) fn read_counters(map: &PerCpuArray<MapData, u64>, slots: Range<u32>) -> Result<Counters> {
     let sum = |reason: &Reason| {
         let indices = slots.clone().map(|slot| slot * REASONS + *reason as u32);
-        indices.map(|index| Ok(map.get(&index, 0)?.iter().sum::<u64>())).sum()
+        indices.map(|index| per_cpu::sum(map, index)).sum()
     };
     let sums: std::result::Result<_, MapError> = Reason::ALL.iter().map(sum).collect();
     sums.map(Counters).map_err(|e| bpf_error("read the counters", &e))

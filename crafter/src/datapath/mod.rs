@@ -12,6 +12,7 @@ pub mod interface;
 pub mod maps;
 pub(crate) mod neighbour;
 mod netlink;
+mod per_cpu;
 pub mod program;
 mod programs;
 pub mod reserve;

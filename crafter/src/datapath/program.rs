@@ -19,7 +19,7 @@ use self::report::HELD_BY;
 pub use self::report::{Attach, Mode, Report};
 use super::{
     clsact::Clsact,
-    failure::{bpf_error, os_error},
+    failure::{bpf_error, by_name, os_error},
     features,
     interface::{self, Interface},
     maps::OwnerMaps,
@@ -328,7 +328,7 @@ fn attach_classifier(
     let direction = if hook == Hook::Egress { TcAttachType::Egress } else { TcAttachType::Ingress };
     let name = &interface.name;
     let failed = |e: &ProgramError| match os_error(e) {
-        Some(error) => Error::io(format!("attach {} to {name}", hook.program()), "CAP_NET_ADMIN", error),
+        Some(error) => Error::io(format!("attach {} to {name}", hook.program()), "CAP_NET_ADMIN", by_name(error)),
         None => bpf_error(&format!("attach {} to {name}", hook.program()), e),
     };
     load_classifier(program, hook)?;

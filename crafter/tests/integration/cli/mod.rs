@@ -27,6 +27,7 @@ mod service;
 mod shell;
 mod snapshots;
 mod sniff;
+mod surroundings;
 mod terminal;
 mod top;
 mod traceroute;
