@@ -20,9 +20,6 @@ use crate::protocol::wire::{self, Event, Events, Fault, MonitorCall};
 /// The default interval of counter events in milliseconds.
 const INTERVAL: u64 = 1000;
 
-/// Rounds of the event loop in which the service notices closed connections before it refuses a monitor.
-const CLOSED_ROUNDS: usize = 3;
-
 /// The most events of a reply.
 const PAGE: usize = 500;
 
@@ -45,16 +42,7 @@ pub(super) async fn run(
         return channel.send(&varlink_service::Error::ExpectedMore).await;
     }
     let account = service.users.account(caller.subject.user);
-    let mut monitor = service.users.monitor(account);
-    for _ in 0..CLOSED_ROUNDS {
-        if monitor.is_some() {
-            break;
-        }
-        // One that the client has closed counts until the event loop has polled its socket.
-        tokio::task::yield_now().await;
-        monitor = service.users.monitor(account);
-    }
-    let Some(_monitor) = monitor else {
+    let Some(_monitor) = service.users.monitor(account) else {
         let message = "too many connections of this user receive events; close one of them".to_owned();
         return channel.send(&Fault::Failed { message }).await;
     };

@@ -9,9 +9,8 @@ use crafter::{
     Error,
     lab::{CLIENT_V4, SERVER_V4},
     protocol::{
-        Control,
         record::Code,
-        wire::{AccountCall, LeaseCall, MonitorCall, PolicyCall, ReleaseCall},
+        wire::{AccountCall, LeaseCall, PolicyCall, ReleaseCall},
     },
 };
 use crafter_tests::{
@@ -222,32 +221,5 @@ fn flows_of_a_closed_lease_do_not_count() {
         send(&old, 2000);
         let (code, _, sentence) = old.refusal();
         assert_eq!(code, Code::Policy, "{sentence}");
-    });
-}
-
-#[test]
-fn monitors_whose_connections_are_closed_do_not_count() {
-    let _parallel = Parallel::begin();
-    let lab = lab();
-    let service = Service::start(lab.client(), POLICY);
-    service.session(TWO, async |_| {
-        let monitor = async || {
-            let control = Control::connect(&service.socket).await.expect("a connection");
-            let mut events = control.subscribe(&MonitorCall::default()).await.expect("a call");
-            events.next().await.map(|_| events)
-        };
-        let mut open = std::collections::VecDeque::new();
-        let refused = loop {
-            match monitor().await {
-                Ok(events) => open.push_back(events),
-                Err(error) => break error,
-            }
-            assert!(open.len() < 100, "there is a limit");
-        };
-        assert!(refused.to_string().contains("too many connections"), "{refused}");
-        for round in 0..50 {
-            drop(open.pop_front());
-            open.push_back(monitor().await.unwrap_or_else(|e| panic!("round {round}: {e}")));
-        }
     });
 }
