@@ -2,6 +2,7 @@
 //! the maps take megabytes.
 
 mod slot;
+mod word_map;
 
 use std::{
     fs,
@@ -23,6 +24,7 @@ use crafter_common::{
 };
 
 pub(super) use self::slot::Slot;
+use self::word_map::WordMap;
 use super::{
     failure::bpf_error,
     lock,
@@ -68,9 +70,9 @@ pub(super) struct Programs {
 /// The maps that are written here, except for those that belong to one interface.
 struct Maps {
     owned: HashMap<MapData, OwnedKey, OwnedPort>,
-    filter: Array<MapData, FilterWord>,
+    filter: WordMap<FilterWord>,
     links: Array<MapData, Attached>,
-    held: Array<MapData, u64>,
+    held: WordMap<u64>,
     rings: HashOfMaps<MapData, u32, RingBuf<MapData>>,
     sockets: XskMap<MapData>,
     counters: PerCpuArray<MapData, u64>,
@@ -117,9 +119,9 @@ impl Programs {
         let log = if options.debug { log_task(&mut ebpf)? } else { None };
         let maps = Maps {
             owned: open(&mut ebpf, map::OWNED)?,
-            filter: open(&mut ebpf, map::FILTER)?,
+            filter: WordMap::new(open(&mut ebpf, map::FILTER)?),
             links: open(&mut ebpf, map::LINKS)?,
-            held: open(&mut ebpf, map::HELD)?,
+            held: WordMap::new(open(&mut ebpf, map::HELD)?),
             rings: open(&mut ebpf, map::RINGS)?,
             sockets: open(&mut ebpf, map::SOCKETS)?,
             counters: open(&mut ebpf, map::COUNTERS)?,

@@ -5,7 +5,10 @@ mod lease_request;
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -41,6 +44,8 @@ pub(crate) struct LeaseInner {
     terms: Terms,
     ports: Vec<u16>,
     arrived: Arc<Notify>,
+    /// Whether the thread that drops it may take as long as it takes to close all ports.
+    closes_here: AtomicBool,
 }
 
 /// Ports that are added or removed under one lock of the core.
@@ -60,11 +65,22 @@ impl Drop for LeaseInner {
         }
         let handles = self.shared.lock().unlist_lease(self.id);
         // The last step, not under the lock: closing sockets takes long.
-        reserve::release(handles.map_or_else(Vec::new, |handles| handles.reservations));
+        let reservations = handles.map_or_else(Vec::new, |handles| handles.reservations);
+        if *self.closes_here.get_mut() {
+            drop(reservations);
+        } else {
+            reserve::release(reservations);
+        }
     }
 }
 
 impl Lease {
+    /// Drops the lease; its ports are free afterwards, unless streams or clones of it remain. Takes milliseconds.
+    #[cfg(feature = "service")]
+    pub(crate) fn close(self) {
+        self.inner.closes_here.store(true, Ordering::Relaxed);
+    }
+
     pub(super) fn inner(&self) -> &Arc<LeaseInner> {
         &self.inner
     }

@@ -1,11 +1,16 @@
 //! The interfaces that the service is attached to, and the users for whom they count.
 
 use std::{
+    os::fd::OwnedFd,
     rc::{Rc, Weak},
     time::{Duration, Instant},
 };
 
-use nix::net::if_::{if_indextoname, if_nametoindex};
+use rustix::net::{
+    AddressFamily, SocketFlags, SocketType,
+    netdevice::{index_to_name, name_to_index},
+    socket_with,
+};
 use tokio::task::JoinHandle;
 
 use super::{
@@ -26,19 +31,46 @@ pub const KEEP_ATTACHED: Duration = Duration::from_secs(30);
 /// are left, so that a few users do not use all.
 pub(super) const MAX_INTERFACES: usize = 128;
 
+/// Looks up names and indices of interfaces through one socket. if_nametoindex(3) opens and closes one for each lookup,
+/// and finds nothing while the process has no descriptor left.
+pub(super) struct InterfaceNames(OwnedFd);
+
+impl InterfaceNames {
+    /// Opens the socket.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the process is out of descriptors.
+    pub(super) fn open() -> Result<Self> {
+        socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
+            .map(Self)
+            .map_err(|errno| Error::Io { action: "look up interfaces".to_owned(), source: errno.into() })
+    }
+
+    /// The index of an interface; `None` if there is none of this name.
+    fn index(&self, name: &str) -> Option<u32> {
+        name_to_index(&self.0, name).ok()
+    }
+
+    /// The name of an interface; `None` if it was removed.
+    fn name(&self, index: u32) -> Option<String> {
+        index_to_name(&self.0, index).ok()
+    }
+}
+
 impl Service {
     /// Updates the names of attached interfaces as far as `name` is concerned: one may have been renamed or removed.
     fn rename(&self, name: &str) {
-        let index = if_nametoindex(name).ok();
+        let index = self.interface_names.index(name);
         let mut attachments = self.attachments.borrow_mut();
         let is_at = |slot: &Rc<Slot>, index| {
             slot.attachment.get().is_some_and(|there| Some(there.interface().ifindex) == index)
         };
         if attachments.get(name).is_some_and(|slot| slot.attachment.initialized() && !is_at(slot, index))
             && let Some(slot) = attachments.remove(name)
-            && let Some(now) = slot.attachment.get().and_then(|there| if_indextoname(there.interface().ifindex).ok())
+            && let Some(now) =
+                slot.attachment.get().and_then(|there| self.interface_names.name(there.interface().ifindex))
         {
-            attachments.insert(now.to_string_lossy().into_owned(), slot);
+            attachments.insert(now, slot);
         }
         if index.is_some() && !attachments.contains_key(name) {
             let before = attachments.iter().find(|(_, slot)| is_at(slot, index)).map(|(before, _)| before.clone());

@@ -1,6 +1,9 @@
 //! Methods that report; [`leasing`](super::leasing) has those that lease.
 
-use std::{rc::Rc, time::Instant};
+use std::{
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use crafter_common::reason::Reason;
 
@@ -29,6 +32,9 @@ use crate::{
 
 /// The default and maximum number of entries of a page.
 const PAGE: u64 = 1000;
+
+/// How often to look whether another thread has closed the ports of a released lease.
+const CLOSING_POLL: Duration = Duration::from_millis(1);
 
 /// The leases to compare before other tasks run.
 const LEASES_PER_TURN: usize = 1000;
@@ -194,9 +200,10 @@ pub(super) async fn release(service: &Service, caller: &Caller, call: &ReleaseCa
         return Err(Fault::NoSuchLease { lease: call.lease, message: format!("you have no lease {}", call.lease) });
     };
     lease.end(Code::Released, "the lease was released");
-    // The ports are free when the caller receives the reply.
-    while service.lease(call.lease).is_some() {
-        tokio::task::yield_now().await;
+    // Its task would do the same in its next turn. The ports are free when the caller receives the reply.
+    service.forget(&lease);
+    while service.closing.has(call.lease) {
+        tokio::time::sleep(CLOSING_POLL).await;
     }
     Ok(Nothing {})
 }

@@ -1,6 +1,6 @@
 //! Packets from clients: compares each with its lease and the policy, and sends or refuses it.
 
-use std::{io, os::fd::AsFd as _, rc::Rc, time::Instant};
+use std::{cell::Cell, io, os::fd::AsFd as _, rc::Rc, time::Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -67,7 +67,7 @@ pub(super) async fn run(service: Rc<Service>, lease: Rc<ServedLease>) {
 pub(super) enum Closed {
     /// At least one was ended.
     Ended,
-    /// None was ended, but at least one of the account ends as soon as its last packets are sent.
+    /// None was ended, but at least one of the account ends as soon as its last packets are sent, or its ports closed.
     Draining,
     /// No client of the account has closed the socket of a lease.
     None,
@@ -77,6 +77,11 @@ pub(super) enum Closed {
 /// first.
 pub(super) fn end_closed(service: &Rc<Service>, account: u32) -> Closed {
     let leases: Vec<_> = service.leases.borrow().values().cloned().collect();
+    end_closed_of(service, &leases, account)
+}
+
+/// Like [`end_closed`], for some leases.
+fn end_closed_of(service: &Rc<Service>, leases: &[Rc<ServedLease>], account: u32) -> Closed {
     let mut sockets: Vec<_> =
         leases.iter().map(|lease| PollFd::new(lease.socket.get_ref().as_fd(), PollFlags::empty())).collect();
     // One system call for all: a client that is refused in a loop must not slow down the others.
@@ -85,12 +90,13 @@ pub(super) fn end_closed(service: &Rc<Service>, account: u32) -> Closed {
     }
     let is_closed = |socket: &PollFd<'_>| socket.revents().is_some_and(|events| events.contains(PollFlags::POLLHUP));
     let closed = leases.iter().zip(&sockets).filter(|(_, socket)| is_closed(socket));
-    let mut outcome = Closed::None;
+    // Its ports will soon be free.
+    let mut outcome = if service.closing.has_some_of(account) { Closed::Draining } else { Closed::None };
     for (lease, _) in closed {
         // A batch, and the end: a client cannot keep the caller here.
-        let mut read = take(service, lease).0;
+        let mut read = take_batch(service, lease, &ClosedFlows::of_closed()).0;
         if matches!(read, ReadOutcome::More) {
-            read = take(service, lease).0;
+            read = take_batch(service, lease, &ClosedFlows::of_closed()).0;
         }
         // Otherwise its own task ends the lease after its packets are sent.
         if matches!(read, ReadOutcome::Closed) && !lease.has_unsent() {
@@ -103,14 +109,58 @@ pub(super) fn end_closed(service: &Rc<Service>, account: u32) -> Closed {
     outcome
 }
 
+/// Flows of leases whose clients have closed them count against `max_flows` until the service notices. When a packet
+/// is refused for that limit, the user's closed leases are ended, once in a batch.
+#[derive(Default)]
+struct ClosedFlows {
+    is_done: Cell<bool>,
+    /// What it cost, in bytes.
+    cost: Cell<u64>,
+}
+
+impl ClosedFlows {
+    /// Of a batch of a closed lease, which waits for no other one.
+    fn of_closed() -> Self {
+        Self { is_done: Cell::new(true), cost: Cell::new(0) }
+    }
+
+    /// Ends the closed leases of a user; `false` if there are none.
+    fn end(&self, service: &Rc<Service>, account: u32) -> bool {
+        if self.is_done.replace(true) {
+            return false;
+        }
+        let own = |lease: &&Rc<ServedLease>| lease.account() == account;
+        let leases: Vec<_> = service.leases.borrow().values().filter(own).cloned().collect();
+        self.cost.set(PACKET_COST * leases.len() as u64);
+        matches!(end_closed_of(service, &leases, account), Closed::Ended)
+    }
+}
+
 /// Reads and sends at most a batch. Returns what it cost, in bytes: a refused packet at least as much as a sent one.
 pub(super) fn take(service: &Rc<Service>, lease: &Rc<ServedLease>) -> (ReadOutcome, u64) {
+    let closed = ClosedFlows::default();
+    let (outcome, cost) = take_batch(service, lease, &closed);
+    (outcome, cost + closed.cost.get())
+}
+
+fn take_batch(service: &Rc<Service>, lease: &Rc<ServedLease>, closed: &ClosedFlows) -> (ReadOutcome, u64) {
     // Packets are sent in their order.
     if !lease.backlog.borrow().is_empty() {
         return (ReadOutcome::NoRoom, PACKET_COST);
     }
-    let mut inbox = service.inbox.borrow_mut();
-    let is_all = match lease.socket.get_ref().receive_messages(&mut inbox) {
+    let mut inbox = service.take_inbox();
+    let taken = take_into(service, lease, closed, &mut inbox);
+    service.inbox.replace(Some(inbox));
+    taken
+}
+
+fn take_into(
+    service: &Rc<Service>,
+    lease: &Rc<ServedLease>,
+    closed: &ClosedFlows,
+    inbox: &mut Inbox,
+) -> (ReadOutcome, u64) {
+    let is_all = match lease.socket.get_ref().receive_messages(inbox) {
         Ok(None) => return (ReadOutcome::Closed, PACKET_COST),
         Ok(Some(count)) => count < Inbox::MOST,
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => return (ReadOutcome::WouldBlock, PACKET_COST),
@@ -123,7 +173,7 @@ pub(super) fn take(service: &Rc<Service>, lease: &Rc<ServedLease>) -> (ReadOutco
     let mut packets = Vec::with_capacity(64);
     for (bytes, cut) in inbox.messages() {
         cost += PACKET_COST + bytes.len() as u64;
-        match check_packet(service, &policy, lease, bytes, cut, now) {
+        match check_packet(service, &policy, lease, closed, bytes, (cut, now)) {
             Err(Refusal { code, decision, sentence }) => {
                 // The message to the client.
                 cost += PACKET_COST;
@@ -172,12 +222,12 @@ impl From<Decision> for Refusal {
 
 /// Decides whether a message may be sent. `None` for a frame, otherwise the fields of the packet.
 fn check_packet(
-    service: &Service,
+    service: &Rc<Service>,
     policy: &Policy,
     lease: &Rc<ServedLease>,
+    closed: &ClosedFlows,
     bytes: &[u8],
-    cut: bool,
-    now: Instant,
+    (cut, now): (bool, Instant),
 ) -> Result<Option<PacketInfo>, Refusal> {
     let mut usage = lease.usage().borrow_mut();
     // Packets that are refused before the policy is asked count towards the rate, too.
@@ -202,7 +252,7 @@ fn check_packet(
         drop(usage);
         allowed(decision)?;
         if let Some(outgoing) = &outgoing {
-            flow(policy, lease, outgoing, now)?;
+            flow(service, policy, lease, closed, outgoing, now)?;
         }
         return Ok(None);
     }
@@ -212,7 +262,7 @@ fn check_packet(
     let decision = policy.packet(&lease.terms.grant, &outgoing, &mut usage, now);
     drop(usage);
     allowed(decision)?;
-    flow(policy, lease, &outgoing, now)?;
+    flow(service, policy, lease, closed, &outgoing, now)?;
     Ok(Some(outgoing))
 }
 
@@ -239,8 +289,23 @@ fn borrowed(service: &Service, lease: &ServedLease, outgoing: &PacketInfo) -> Op
 }
 
 /// Counts the packet's flow, if it has ports.
-fn flow(policy: &Policy, lease: &ServedLease, outgoing: &PacketInfo, now: Instant) -> Result<(), Refusal> {
+fn flow(
+    service: &Rc<Service>,
+    policy: &Policy,
+    lease: &Rc<ServedLease>,
+    closed: &ClosedFlows,
+    outgoing: &PacketInfo,
+    now: Instant,
+) -> Result<(), Refusal> {
     let PacketPorts::Both { source, destination } = outgoing.ports else { return Ok(()) };
-    lease
-        .flow((outgoing.destination, destination, source), now, |usage| allowed(policy.flow(&lease.terms.grant, usage)))
+    let key = (outgoing.destination, destination, source);
+    let count = || lease.flow(key, now, |usage| allowed(policy.flow(&lease.terms.grant, usage)));
+    match count() {
+        Err(Refusal { decision: Some(Decision { verdict: Verdict::Flows, .. }), .. })
+            if closed.end(service, lease.account()) =>
+        {
+            count()
+        }
+        counted => counted,
+    }
 }

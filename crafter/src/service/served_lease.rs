@@ -13,7 +13,11 @@ use nix::{
     sys::socket::{Shutdown, shutdown},
     time::{ClockId, clock_gettime},
 };
-use tokio::{io::unix::AsyncFd, sync::Notify};
+use tokio::{
+    io::unix::AsyncFd,
+    sync::Notify,
+    task::{spawn_blocking, spawn_local},
+};
 
 use super::{
     attachment::{Attachment, AttachmentGuard},
@@ -68,6 +72,43 @@ pub(super) struct LeaseTerms {
     pub(super) coalesce: bool,
     /// Counters of all leases of the same connection.
     pub(super) total: Rc<Tally>,
+}
+
+/// The most ports that the thread that serves all closes: for more it takes milliseconds.
+const MOST_CLOSED_HERE: usize = 256;
+
+/// Leases that have ended, but whose ports are still being closed on other threads: their numbers and accounts.
+#[derive(Clone, Default)]
+pub(super) struct Closing(Rc<RefCell<HashMap<u64, u32>>>);
+
+impl Closing {
+    /// Whether the ports of a lease are being closed.
+    pub(super) fn has(&self, lease: u64) -> bool {
+        self.0.borrow().contains_key(&lease)
+    }
+
+    /// Whether ports of an account are being closed.
+    pub(super) fn has_some_of(&self, account: u32) -> bool {
+        self.0.borrow().values().any(|other| *other == account)
+    }
+
+    /// Lists a lease until the result is dropped.
+    fn list(&self, lease: u64, account: u32) -> Listed {
+        self.0.borrow_mut().insert(lease, account);
+        Listed { closing: self.clone(), lease }
+    }
+}
+
+/// Lists a lease in [`Closing`] while it exists.
+struct Listed {
+    closing: Closing,
+    lease: u64,
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        self.closing.0.borrow_mut().remove(&self.lease);
+    }
 }
 
 /// A lease.
@@ -228,8 +269,9 @@ impl ServedLease {
         self.kept.notified().await;
     }
 
-    /// Releases the ports and closes the client's socket; returns the reason for the audit log.
-    pub(super) fn close(&self) -> &'static str {
+    /// Releases the ports and closes the client's socket; returns the reason for the audit log. What takes long is
+    /// listed in `closing` until it is done.
+    pub(super) fn close(&self, closing: &Closing) -> &'static str {
         self.count_lost();
         let mut reason = "closed";
         if let Some((code, sentence)) = self.ending.take() {
@@ -246,9 +288,15 @@ impl ServedLease {
         if let Some(lease) = self.lease.take() {
             self.attachment.remove_receiver(lease.id());
             let settles = self.terms.kernel_terms.observe && self.terms.kernel_terms.suppress;
-            // On another thread if it takes longer.
-            if settles || lease.ports().len() > 256 {
-                tokio::task::spawn_blocking(move || drop(lease));
+            // On another thread if it takes longer. Until then the lease counts: its ports are not free, and its
+            // descriptors are open.
+            if settles || lease.ports().len() > MOST_CLOSED_HERE {
+                let held = (self.charge.take(), self.guard.take(), closing.list(self.terms.number, self.account));
+                spawn_local(async move {
+                    // Fails only if the drop has panicked.
+                    let _ = spawn_blocking(move || lease.close()).await;
+                    drop(held);
+                });
             }
         }
         self.usage().borrow_mut().flows -= self.flows.take().len() as u32;

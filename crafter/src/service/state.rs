@@ -24,13 +24,14 @@ use super::{
     descriptors::Descriptors,
     dispatch::Dispatcher,
     host::audit::{Audit, Record},
+    interfaces::InterfaceNames,
     leasing, names,
     next_hops::NextHops,
     peer_socket::PeerSocket,
     policy_file::{Loaded, PolicyFile},
     quota::Users,
     records,
-    served_lease::ServedLease,
+    served_lease::{Closing, ServedLease},
     snapshots::{Selection, Snapshots, Source},
     transmit::Transmitter,
 };
@@ -84,17 +85,19 @@ pub(super) struct Service {
     pub(super) closer: Closer,
     pub(super) spare: Spare,
     pub(super) leases: RefCell<BTreeMap<u64, Rc<ServedLease>>>,
+    pub(super) closing: Closing,
     pub(super) attachments: RefCell<HashMap<String, Rc<Slot>>>,
     /// All slots, with those that are being detached.
     pub(super) slots: RefCell<Vec<Weak<Slot>>>,
+    pub(super) interface_names: InterfaceNames,
     /// The numbers of each user's leases.
     leases_by_user: RefCell<BTreeSet<(u32, u64)>>,
     /// This host's addresses and broadcast addresses.
     host: RefCell<Option<Rc<Addresses>>>,
     next: Cell<u64>,
     events: broadcast::Sender<Event>,
-    /// Buffers for messages from clients.
-    pub(super) inbox: RefCell<Inbox>,
+    /// Buffers for messages from clients; `None` while they are in use.
+    pub(super) inbox: RefCell<Option<Inbox>>,
     /// Open control connections.
     pub(super) connections: Rc<Connections>,
     /// Notified when the service may have become idle.
@@ -139,12 +142,14 @@ impl Service {
             reloaded: Notify::new(),
             leases: RefCell::default(),
             leases_by_user: RefCell::default(),
+            closing: Closing::default(),
             attachments: RefCell::default(),
             slots: RefCell::default(),
+            interface_names: InterfaceNames::open()?,
             host: RefCell::default(),
             next: Cell::new(1),
             events: broadcast::channel(EVENTS).0,
-            inbox: RefCell::new(Inbox::new(LONGEST)),
+            inbox: RefCell::new(Some(Inbox::new(LONGEST))),
             connections: Connections::new(descriptors),
             quiet: Notify::new(),
             started: Moment::now(),
@@ -232,6 +237,11 @@ impl Service {
         PeerSocket::of_pair(ours, &self.closer, self.users.account(caller.subject.user))
     }
 
+    /// Buffers for messages from clients: new ones while the others are in use.
+    pub(super) fn take_inbox(&self) -> Inbox {
+        self.inbox.take().unwrap_or_else(|| Inbox::new(LONGEST))
+    }
+
     /// An unused number for a lease.
     pub(super) fn number(&self) -> u64 {
         let number = self.next.get();
@@ -241,7 +251,7 @@ impl Service {
 
     /// Adds a lease.
     pub(super) fn begin(&self, lease: Rc<ServedLease>) {
-        self.emit(Event { event: "lease-begun".to_owned(), ..event_of(&lease) });
+        self.emit_of("lease-begun", &lease);
         let rule = self.policy().rule_of(lease.subject()).map(|rule| rule.number);
         records::begin(&self.audit, &lease, rule);
         self.leases_by_user.borrow_mut().insert((lease.subject().user, lease.terms.number));
@@ -257,8 +267,8 @@ impl Service {
         if !lease.backlog.borrow().is_empty() {
             self.transmitter.give_up(lease);
         }
-        records::end(&self.audit, lease, lease.close());
-        self.emit(Event { event: "lease-ended".to_owned(), ..event_of(lease) });
+        records::end(&self.audit, lease, lease.close(&self.closing));
+        self.emit_of("lease-ended", lease);
         self.quiet.notify_one();
     }
 
@@ -346,6 +356,13 @@ impl Service {
     pub(super) fn forget_all(&self) {
         let leases: Vec<_> = self.leases.borrow().values().cloned().collect();
         leases.iter().for_each(|lease| self.forget(lease));
+    }
+
+    /// Sends an event of a lease to all monitors, if there are any.
+    fn emit_of(&self, event: &str, lease: &ServedLease) {
+        if self.events.receiver_count() > 0 {
+            self.emit(Event { event: event.to_owned(), ..event_of(lease) });
+        }
     }
 
     /// Sends an event to all monitors.

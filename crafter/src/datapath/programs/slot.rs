@@ -15,7 +15,7 @@ use crafter_common::{
     ANY, Address, UDP,
     attached::Attached,
     map,
-    port::{FILTER_WORDS, OwnedKey, OwnedPort, filter_position, held_position},
+    port::{FILTER_WORDS, FilterWord, OwnedKey, OwnedPort, filter_position, held_position},
     reason::REASONS,
 };
 
@@ -152,8 +152,7 @@ impl Slot {
     fn set_held(&self, maps: &mut Maps, port: u16, is_held: bool) -> Result<()> {
         let failed = |e| bpf_error("write the set of reserved ports", &e);
         let (index, bit) = held_position(port);
-        let word = maps.held.get(&index, 0).map_err(failed)?;
-        maps.held.set(index, if is_held { word | bit } else { word & !bit }, 0).map_err(failed)
+        maps.held.change(index, |word| if is_held { word | bit } else { word & !bit }).map_err(failed)
     }
 
     /// Adds an owned port on `address`: first the entry, then the filter bit that makes the programs look it up.
@@ -212,11 +211,12 @@ impl Slot {
     fn set_filter(&self, maps: &mut Maps, protocol: u8, port: u16, addresses: &[Address]) -> Result<()> {
         let (index, bit) = filter_position(protocol, port);
         let index = self.number * FILTER_WORDS + index;
-        let mut word = maps.filter.get(&index, 0).map_err(|e| bpf_error("read the port filter", &e))?;
         let with = |word: u64, is_set: bool| if is_set { word | bit } else { word & !bit };
-        word.exact = with(word.exact, addresses.iter().any(|address| *address != ANY));
-        word.any = with(word.any, addresses.contains(&ANY));
-        maps.filter.set(index, word, 0).map_err(|e| bpf_error("write the port filter", &e))
+        let change = |word: FilterWord| FilterWord {
+            exact: with(word.exact, addresses.iter().any(|address| *address != ANY)),
+            any: with(word.any, addresses.contains(&ANY)),
+        };
+        maps.filter.change(index, change).map_err(|e| bpf_error("write the port filter", &e))
     }
 
     /// Sets the local addresses in the map, which all interfaces of the namespace share. Addresses that are not in

@@ -1,6 +1,11 @@
 //! Makes leases: acquires ports from the kernel or the service, and publishes them in the core.
 
-use std::{net::IpAddr, os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    os::fd::OwnedFd,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use tokio::{sync::Notify, task::yield_now};
 
@@ -178,7 +183,8 @@ async fn publish(
         id
     };
     // Dropping it returns the ports, also after an error.
-    let inner = LeaseInner { shared: shared.clone(), id, transport, address, terms, ports, arrived };
+    let closes_here = AtomicBool::new(false);
+    let inner = LeaseInner { shared: shared.clone(), id, transport, address, terms, ports, arrived, closes_here };
     let mut parts = inner.ports.chunks(PORTS_AT_ONCE).peekable();
     while let Some(ports) = parts.next() {
         shared.lock().own(id, &inner.part(ports), terms)?;

@@ -1,18 +1,28 @@
 //! What one user's leases cost the service and the log, and limits that count leases which were just closed.
 
-use std::net::{Ipv4Addr, UdpSocket};
+use std::{
+    net::{Ipv4Addr, UdpSocket},
+    time::{Duration, Instant},
+};
 
 use crafter::{
     Error,
-    protocol::wire::{LeaseCall, ReleaseCall},
+    lab::{CLIENT_V4, SERVER_V4},
+    protocol::{
+        record::Code,
+        wire::{AccountCall, LeaseCall, PolicyCall, ReleaseCall},
+    },
 };
 use crafter_tests::{
+    frame,
     leak::{Parallel, descriptors},
     raw::Raw,
     service::{REPLY_TIMEOUT, ROOT, Service, Socket, lease_call},
     slow,
     testbed::{lab, run},
 };
+
+use nix::sys::signal::Signal;
 
 use super::{ONE, TWO};
 
@@ -142,4 +152,74 @@ fn a_lease_closed_and_taken_again_at_once_does_not_count_twice() {
     });
     // Others are served meanwhile.
     assert!(Raw::connect(&service.socket).call("Info", &serde_json::json!({}))["error"].is_null());
+}
+
+/// The ports of a row, and those of a lease in observe mode, are closed on another thread.
+#[test]
+fn ports_that_are_closed_or_released_can_be_leased_again_at_once() {
+    let _parallel = Parallel::begin();
+    let lab = lab();
+    let service = Service::start(lab.client(), POLICY);
+    let long = lease_call("udp", Some(20_000), Some(20_999));
+    let observed = LeaseCall { observe: Some(true), ..lease_call("tcp", Some(21_000), None) };
+    service.session(TWO, async |control| {
+        for (round, call) in (0..40).flat_map(|round| [(round, &long), (round, &observed)]) {
+            let socket = Socket::lease(&control, call).await.unwrap_or_else(|e| panic!("round {round}: {e}"));
+            if round % 2 == 0 {
+                control.call(&ReleaseCall { lease: socket.leased.lease }).await.expect("a release");
+            }
+        }
+        let deadline = Instant::now() + slow::allow(REPLY_TIMEOUT);
+        loop {
+            let own = control.call(&PolicyCall {}).await.expect("its policy");
+            if (own.leases, own.ports) == (0, 0) {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{own:?}");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+}
+
+/// The service may read the packet of a new flow before it notices the end of the lease whose flow it replaces.
+#[test]
+fn flows_of_a_closed_lease_do_not_count() {
+    const ROUNDS: u16 = 20;
+    let _parallel = Parallel::begin();
+    let lab = lab();
+    let service = Service::start(lab.client(), "[[rule]]\nuser = 0\nmax_flows = 1\n");
+    service.session(ROOT, async |control| {
+        let send = |lease: &Socket, to: u16| {
+            let from = (CLIENT_V4, lease.leased.first_port.expect("a port") as u16);
+            lease.send(&frame::udp_ip(from.into(), (SERVER_V4, to).into(), b"x")).expect("send");
+        };
+        let sent = async |count: u64| {
+            let deadline = Instant::now() + slow::allow(REPLY_TIMEOUT);
+            loop {
+                let account = control.call(&AccountCall {}).await.expect("the counters");
+                assert_eq!(account.refused, 0, "at {count}");
+                if account.sent == count {
+                    break;
+                }
+                assert!(Instant::now() < deadline, "{account:?}");
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let mut old = Socket::lease(&control, &row("udp", 1)).await.expect("a lease");
+        send(&old, 1000);
+        sent(1).await;
+        for round in 1..=ROUNDS {
+            let new = Socket::lease(&control, &row("udp", 1)).await.expect("a lease");
+            service.signal(Signal::SIGSTOP);
+            drop(old);
+            send(&new, 1000 + round);
+            service.signal(Signal::SIGCONT);
+            sent(u64::from(round) + 1).await;
+            old = new;
+        }
+        // It still is a limit.
+        send(&old, 2000);
+        let (code, _, sentence) = old.refusal();
+        assert_eq!(code, Code::Policy, "{sentence}");
+    });
 }
