@@ -63,7 +63,8 @@ pub const ROOT: Credentials = Credentials { user: 0, group: 0 };
 pub const NOBODY: Credentials = Credentials { user: 65_534, group: 54_321 };
 
 /// A running `crafter serve`, killed when dropped. If it still runs then, it must be idle and have no more descriptors
-/// than at its start: those of leases, reserved ports, programs, maps, frames and connections are closed.
+/// than at its start: those of leases, reserved ports, programs, maps, frames and connections are closed. No task of it
+/// may have panicked: the service goes on without the task, and only its client sees the connection end.
 pub struct Service {
     process: Process,
     /// Its descriptors directly after the start.
@@ -244,8 +245,10 @@ impl Drop for Service {
             let log = self.log();
             let last: Vec<&str> = log.lines().rev().take(30).collect();
             println!("The service's log ends with:\n{}", last.into_iter().rev().collect::<Vec<_>>().join("\n"));
+            panics(&log).iter().for_each(|panic| println!("A task of the service panicked: {panic}"));
             return;
         }
+        assert_eq!(panics(&self.log()), Vec::<String>::new(), "tasks of the service panicked");
         let mut left = Vec::new();
         let clean = slow::wait_until(REPLY_TIMEOUT, || {
             left = more(&descriptors(self.pid()), &self.before);
@@ -253,6 +256,13 @@ impl Drop for Service {
         });
         assert!(clean, "the idle service still has these descriptors: {left:?}");
     }
+}
+
+/// The panics in a log: the line of each with its place, and the next one with its message.
+fn panics(log: &str) -> Vec<String> {
+    let lines: Vec<&str> = log.lines().collect();
+    let places = lines.iter().enumerate().filter(|(_, line)| line.contains(" panicked at "));
+    places.map(|(at, line)| format!("{line} {}", lines.get(at + 1).unwrap_or(&""))).collect()
 }
 
 /// A directory that every user may enter.

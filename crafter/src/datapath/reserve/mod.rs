@@ -181,7 +181,8 @@ impl Acquisition {
         self.spent += elapsed();
         match turn {
             Turn::Found(first, held) => {
-                let reserved = (first..).zip(held);
+                // With an end: `first..` overflows after port 65,535.
+                let reserved = (first..=u16::MAX).zip(held);
                 Ok(Some(reserved.map(|(port, held)| Reservation { transport, address, port, _held: held }).collect()))
             }
             // See [`SEARCH`].
@@ -312,6 +313,20 @@ mod tests {
 
     fn search() -> Acquisition {
         Acquisition::free(Transport::Udp, Ipv4Addr::LOCALHOST.into(), &[DYNAMIC], 1024, 1).unwrap()
+    }
+
+    #[test]
+    fn rows_up_to_the_last_port_are_reserved() {
+        let address = Ipv4Addr::LOCALHOST.into();
+        for first in [65_535_u16, 65_530] {
+            let ports: Vec<u16> = (first..=u16::MAX).collect();
+            let reserved = |acquisition: Result<Acquisition>| -> Vec<u16> {
+                acquisition.unwrap().finish().unwrap().iter().map(Reservation::port).collect()
+            };
+            assert_eq!(reserved(Acquisition::exact(Transport::Udp, address, first..=u16::MAX, 1)), ports);
+            let count = ports.len() as u16;
+            assert_eq!(reserved(Acquisition::free(Transport::Udp, address, &[first..=u16::MAX], count, 1)), ports);
+        }
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crafter::{
 };
 use crafter_tests::{frame, service::lease_call};
 
-use crate::{download, exchange, table::median};
+use crate::{download, exchange, latency, table::median};
 
 /// Runs the client.
 pub fn run(arguments: &[String]) -> Result<()> {
@@ -42,6 +42,8 @@ pub fn run(arguments: &[String]) -> Result<()> {
             Some("lease") => println!("{}", leases(&control, number(1)?).await?),
             Some("send") => println!("{}", send(control, number(1)?).await?),
             Some("receive") => receive(control, number(1)? as u16, number(2)?).await?,
+            Some("info") => latency::observe(&control, Duration::from_millis(number(1)?)).await?,
+            Some("disturb") => latency::disturb(arguments.get(1).context("what to do is missing")?)?,
             Some("hold") => hold(&control, number(1)?, number(2)?, number(3)?).await?,
             other => bail!("{other:?} is not a known client job"),
         }

@@ -8,6 +8,7 @@ mod client;
 mod download;
 mod exchange;
 mod handshake;
+mod latency;
 mod layers;
 mod memory;
 mod scapy;
@@ -40,6 +41,7 @@ const SECTIONS: [(&str, &[Bench]); 6] = [
             ("service-packets", service::packets),
             ("service-download", service::downloads),
             ("service-leases", service::leases),
+            ("service-latency", latency::measure),
             ("service-tutorial", scapy::tutorial),
         ],
     ),

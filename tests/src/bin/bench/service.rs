@@ -45,6 +45,11 @@ packets_per_second = \"unlimited\"
 max_leases = \"unlimited\"
 max_ports = \"unlimited\"
 max_flows = \"unlimited\"
+
+# The users who disturb, with the limits of members.
+[[rule]]
+everybody = true
+protocols = [\"any\"]
 ";
 const PORT: u16 = 8000;
 const ROUNDS: usize = 5;
@@ -98,18 +103,21 @@ impl Service {
     }
 
     /// Runs `bench client` as an unprivileged user.
-    fn client(&self, lab: &Lab, arguments: &[&str]) -> Result<Command> {
+    pub fn client(&self, lab: &Lab, arguments: &[&str]) -> Result<Command> {
+        self.client_of(USER, lab, arguments)
+    }
+
+    /// Runs `bench client` as this user.
+    pub fn client_of(&self, user: &str, lab: &Lab, arguments: &[&str]) -> Result<Command> {
         let bench = unprivileged(self.directory.path())?;
-        let mut command = self.as_user(lab, &bench);
+        let mut command = as_other(user, lab, &bench);
         command.arg("client").args(arguments).env(SOCKET_VARIABLE, self.socket()).stdout(Stdio::piped());
         Ok(command)
     }
 
     /// A command that runs `program` as the unprivileged user.
     pub fn as_user(&self, lab: &Lab, program: &Path) -> Command {
-        let mut command = lab.client().command("setpriv");
-        command.args(["--reuid", USER, "--regid", USER, "--clear-groups", "--"]).arg(program);
-        command
+        as_other(USER, lab, program)
     }
 
     fn number(&self, lab: &Lab, arguments: &[&str]) -> Result<f64> {
@@ -126,6 +134,13 @@ impl Drop for Service {
     }
 }
 
+/// A command that runs `program` as a user.
+fn as_other(user: &str, lab: &Lab, program: &Path) -> Command {
+    let mut command = lab.client().command("setpriv");
+    command.args(["--reuid", user, "--regid", user, "--clear-groups", "--"]).arg(program);
+    command
+}
+
 /// Path of this program where every user may run it.
 fn unprivileged(directory: &Path) -> Result<PathBuf> {
     let copy = directory.join("bench");
@@ -135,7 +150,8 @@ fn unprivileged(directory: &Path) -> Result<PathBuf> {
     Ok(copy)
 }
 
-fn quiet() -> LabOptions {
+/// A lab without servers.
+pub fn quiet() -> LabOptions {
     LabOptions { web: false, dns: false, ..LabOptions::default() }
 }
 
