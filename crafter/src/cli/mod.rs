@@ -258,6 +258,7 @@ impl Command {
                 | Self::Replay(_)
                 | Self::Shell(_)
                 | Self::Monitor(_)
+                | Self::Top(_)
         )
     }
 
