@@ -278,6 +278,10 @@ pub struct Recorder {
 impl Recorder {
     /// Records the packet of an event, with its outcome as the comment.
     pub fn handle(&mut self, event: &Event<'_>) {
+        if self.writer.is_none() {
+            // Most commands: a comment for each packet would take as long as the packet.
+            return;
+        }
         let direction = if event.outcome.is_outgoing() { Direction::Out } else { Direction::In };
         let comment = event.outcome.to_string();
         self.record(&Entry {

@@ -1,7 +1,7 @@
 //! The commands, one file for each. To add one: `mod NAME;`, a variant of [`Command`], a line in [`Command::run`], its
 //! group in `groups.rs`, and its options in `crafter/docs/options.md`.
 
-use std::{ffi::OsString, process::ExitCode};
+use std::{ffi::OsString, mem::ManuallyDrop, process::ExitCode};
 
 use clap::{ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
@@ -233,7 +233,9 @@ pub fn parse() -> Result<Cli, ExitCode> {
 /// # Errors
 /// Those of clap; help and version are also errors.
 pub fn matches(defaults: &Defaults, words: impl Iterator<Item = OsString> + Clone) -> Result<ArgMatches, clap::Error> {
-    let matches = defaults.apply(command(), &[]).try_get_matches_from(words.clone())?;
+    // Freeing the definitions takes a tenth of the time of a short command, which ends soon.
+    let mut defined = ManuallyDrop::new(defaults.apply(command(), &[]));
+    let matches = defined.try_get_matches_from_mut(words.clone())?;
     let overridden = if defaults.is_empty() { Vec::new() } else { defaults.overridden(&plain_command(), &matches) };
     if overridden.is_empty() {
         return Ok(matches);
@@ -257,6 +259,7 @@ impl Command {
                 | Self::Replay(_)
                 | Self::Shell(_)
                 | Self::Monitor(_)
+                | Self::Top(_)
         )
     }
 

@@ -74,12 +74,11 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     let opening = async { args.service.open().await?.subscribe(&MonitorCall { interval_ms }).await };
     let events = match signals.unless(opening).await {
         Ok(events) => events?,
-        // Ctrl-C ends it with success, also before the first event.
-        Err(Interruption::Signal(_)) => {
+        Err(interruption @ Interruption::Signal(_)) => {
             if globals.json {
                 super::print::json(&summary(0))?;
             }
-            return Ok(exit::SUCCESS);
+            return Ok(interruption.usual_code(args.count.is_none()));
         }
         Err(interruption) => return Err(interruption.into()),
     };

@@ -360,18 +360,18 @@ impl Printer {
                 }
             }
             (Outcome::Matched { request: number, rtt, reason }, Some(request), Some(reply)) => {
-                let verdict = TargetReport::answered(request, reply, rtt);
-                let (is_first, sent) = self.tally.handle_reply(number, verdict.state);
+                let state = TargetState::of_reply(request, reply);
+                let (is_first, sent) = self.tally.handle_reply(number, state);
                 if is_first {
                     live.count(|counts| counts.answered = counts.answered.map(|count| count + 1));
                 }
                 match self.form {
-                    Form::Text if self.show.includes(verdict.state) => {
+                    Form::Text if self.show.includes(state) => {
                         let milliseconds = rtt.as_secs_f64() * 1e3;
                         let line = format!("{} ==> {}  {milliseconds:.3} ms\n", request.summary(), reply.summary());
                         live.print(&live.paint().packets(&line));
                     }
-                    Form::Json if self.show.includes(verdict.state) => {
+                    Form::Json if self.show.includes(state) => {
                         let record = || {
                             Ok::<_, Error>(json!({
                                 "type": "answer",
@@ -379,7 +379,7 @@ impl Printer {
                                 "request": request_object(request, sent)?,
                                 "reply": packet_object(reply, event.time, event.interface, reason.name())?,
                                 "rtt_ns": print::nanoseconds(rtt),
-                                "verdict": verdict,
+                                "verdict": TargetReport::answered(request, reply, rtt),
                             }))
                         };
                         self.record(record(), live);

@@ -1,6 +1,7 @@
 //! One load of the eBPF object, which several interfaces share: verifying the programs takes tens of milliseconds, and
 //! the maps take megabytes.
 
+mod loader;
 mod slot;
 mod word_map;
 
@@ -10,7 +11,7 @@ use std::{
 };
 
 use aya::{
-    Ebpf, EbpfLoader, VerifierLogLevel,
+    Ebpf, VerifierLogLevel,
     maps::{Array, HashMap, HashOfMaps, Map, MapData, PerCpuArray, RingBuf, XskMap},
     programs::{Program, SchedClassifier, SkLookup, Xdp},
 };
@@ -101,7 +102,7 @@ impl Programs {
     /// Creates the maps; the programs are loaded when they are first used. `slots`: interfaces that can share them.
     fn load(options: &LoadOptions, link_header: u32, slots: u32, common: Option<Common>) -> Result<Self> {
         let slot_mask = slots - 1;
-        let mut loader = EbpfLoader::new();
+        let mut loader = loader::loader();
         loader
             .verifier_log_level(VerifierLogLevel::STATS)
             .override_global(map::LINK_HEADER, &link_header, true)

@@ -1,6 +1,6 @@
 //! The state of a port or host, as the reply to one packet shows it.
 
-use std::{fmt, net::IpAddr, time::Duration};
+use std::{borrow::Cow, fmt, net::IpAddr, time::Duration};
 
 use serde::Serialize;
 
@@ -45,6 +45,11 @@ pub enum TargetState {
 }
 
 impl TargetState {
+    /// The state that the reply to a request shows: that of [`TargetReport::answered`], without its text.
+    pub fn of_reply(request: &Packet, reply: &Packet) -> Self {
+        judge(request, reply, Duration::ZERO, &mut |_| {}).0
+    }
+
     /// All states, the positive ones first.
     pub const ALL: [Self; 8] = [
         Self::Open,
@@ -83,60 +88,85 @@ impl fmt::Display for TargetState {
     }
 }
 
+/// What a reply shows, and its source address. `say` is called with the line of text, which is not formatted before.
+fn judge(
+    request: &Packet,
+    reply: &Packet,
+    rtt: Duration,
+    say: &mut dyn FnMut(fmt::Arguments<'_>),
+) -> (TargetState, Option<IpAddr>) {
+    let (target, within) = (Target::read(request), Within(rtt));
+    let Some(answer) = ProbeReply::read(reply) else {
+        let state = match reply.get::<Arp>() {
+            Some(Arp { op: Some(2), psrc: Some(address), hwsrc: Some(mac), .. }) => {
+                say(format_args!("{address} is at {mac}: ARP reply {within}"));
+                TargetState::Up
+            }
+            _ => {
+                say(format_args!("{target} answered: {} {within}", reply.summary()));
+                TargetState::Answered
+            }
+        };
+        return (state, None);
+    };
+    let from = answer.from;
+    let (state, what) = match (answer.kind, target.port) {
+        (ReplyKind::SynAck, Some(Port::Syn(_))) => (TargetState::Open, "is open: SYN-ACK".into()),
+        (ReplyKind::Reset, Some(Port::Syn(_))) => (TargetState::Closed, "is closed: RST".into()),
+        (ReplyKind::Reset, _) => (TargetState::Answered, "answered: RST".into()),
+        // The reply to a multicast or broadcast request shows one host.
+        (ReplyKind::Echo, _) if target.host != Some(from) => {
+            say(format_args!("{from} is up: echo reply to a request for {target} {within}"));
+            return (TargetState::Up, Some(from));
+        }
+        (ReplyKind::Echo, _) => (TargetState::Up, "is up: echo reply".into()),
+        (ReplyKind::Datagram, Some(Port::Udp(_))) => match reply.get::<Dns>() {
+            Some(dns) => (TargetState::Open, format!("is open: DNS answer, {}", outcome(dns)).into()),
+            None => (TargetState::Open, "is open: UDP datagram".into()),
+        },
+        (ReplyKind::IcmpError(fault), port) => {
+            let is_own = target.host == Some(from);
+            let (state, is) = match (fault, port) {
+                (IcmpError::Port, Some(Port::Udp(_))) if is_own => (TargetState::Closed, "is closed"),
+                (IcmpError::TimeExceeded, _) => (TargetState::TtlExceeded, "was not reached"),
+                (fault, _) if fault.is_unreachable() => (TargetState::Unreachable, "is unreachable"),
+                // A source quench: the router may have forwarded the packet (RFC 792).
+                (IcmpError::Other { r#type: 4, .. }, _) if from.is_ipv4() => {
+                    (TargetState::Error, "got a source quench")
+                }
+                (IcmpError::Other { r#type: 5, .. }, _) if from.is_ipv4() => (TargetState::Error, "was redirected"),
+                _ if is_own => (TargetState::Error, "answered with an error"),
+                _ => (TargetState::Error, "was not reached"),
+            };
+            (state, format!("{is}: {}", reason(fault, reply)).into())
+        }
+        (ReplyKind::Other, None) if reply.get::<NdNeighborAdvertisement>().is_some() => {
+            let advertisement = reply.get::<NdNeighborAdvertisement>();
+            let address = advertisement.and_then(|advertisement| advertisement.tgt).map_or(from, IpAddr::V6);
+            say(format_args!("{address} is up: neighbour advertisement from {from} {within}"));
+            return (TargetState::Up, Some(from));
+        }
+        _ => (TargetState::Answered, Cow::from(format!("answered: {}", reply.summary()))),
+    };
+    say(format_args!("{target} {what} from {from} {within}"));
+    (state, Some(from))
+}
+
+/// A round-trip time, as in `in 0.412 ms`.
+struct Within(Duration);
+
+impl fmt::Display for Within {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "in {:.3} ms", self.0.as_secs_f64() * 1e3)
+    }
+}
+
 impl TargetReport {
     /// The report on an answered request; `rtt`: round-trip time.
     pub fn answered(request: &Packet, reply: &Packet, rtt: Duration) -> Self {
-        let within = format!("in {:.3} ms", rtt.as_secs_f64() * 1e3);
-        let target = Target::read(request);
-        let Some(answer) = ProbeReply::read(reply) else {
-            let (state, text) = match reply.get::<Arp>() {
-                Some(Arp { op: Some(2), psrc: Some(address), hwsrc: Some(mac), .. }) => {
-                    (TargetState::Up, format!("{address} is at {mac}: ARP reply {within}"))
-                }
-                _ => (TargetState::Answered, format!("{target} answered: {} {within}", reply.summary())),
-            };
-            return Self { state, from: None, text };
-        };
-        let from = answer.from;
-        let (state, what) = match (answer.kind, target.port) {
-            (ReplyKind::SynAck, Some(Port::Syn(_))) => (TargetState::Open, "is open: SYN-ACK".to_owned()),
-            (ReplyKind::Reset, Some(Port::Syn(_))) => (TargetState::Closed, "is closed: RST".to_owned()),
-            (ReplyKind::Reset, _) => (TargetState::Answered, "answered: RST".to_owned()),
-            // The reply to a multicast or broadcast request shows one host.
-            (ReplyKind::Echo, _) if target.host != Some(from) => {
-                let text = format!("{from} is up: echo reply to a request for {target} {within}");
-                return Self { state: TargetState::Up, from: Some(from), text };
-            }
-            (ReplyKind::Echo, _) => (TargetState::Up, "is up: echo reply".to_owned()),
-            (ReplyKind::Datagram, Some(Port::Udp(_))) => match reply.get::<Dns>() {
-                Some(dns) => (TargetState::Open, format!("is open: DNS answer, {}", outcome(dns))),
-                None => (TargetState::Open, "is open: UDP datagram".to_owned()),
-            },
-            (ReplyKind::IcmpError(fault), port) => {
-                let is_own = target.host == Some(from);
-                let (state, is) = match (fault, port) {
-                    (IcmpError::Port, Some(Port::Udp(_))) if is_own => (TargetState::Closed, "is closed"),
-                    (IcmpError::TimeExceeded, _) => (TargetState::TtlExceeded, "was not reached"),
-                    (fault, _) if fault.is_unreachable() => (TargetState::Unreachable, "is unreachable"),
-                    // A source quench: the router may have forwarded the packet (RFC 792).
-                    (IcmpError::Other { r#type: 4, .. }, _) if from.is_ipv4() => {
-                        (TargetState::Error, "got a source quench")
-                    }
-                    (IcmpError::Other { r#type: 5, .. }, _) if from.is_ipv4() => (TargetState::Error, "was redirected"),
-                    _ if is_own => (TargetState::Error, "answered with an error"),
-                    _ => (TargetState::Error, "was not reached"),
-                };
-                (state, format!("{is}: {}", reason(fault, reply)))
-            }
-            (ReplyKind::Other, None) if reply.get::<NdNeighborAdvertisement>().is_some() => {
-                let advertisement = reply.get::<NdNeighborAdvertisement>();
-                let address = advertisement.and_then(|advertisement| advertisement.tgt).map_or(from, IpAddr::V6);
-                let text = format!("{address} is up: neighbour advertisement from {from} {within}");
-                return Self { state: TargetState::Up, from: Some(from), text };
-            }
-            _ => (TargetState::Answered, format!("answered: {}", reply.summary())),
-        };
-        Self { state, from: Some(from), text: format!("{target} {what} from {from} {within}") }
+        let mut text = String::new();
+        let (state, from) = judge(request, reply, rtt, &mut |said| text = said.to_string());
+        Self { state, from, text }
     }
 
     /// The report on a request that was sent `attempts` times and not answered within `timeout` of any.

@@ -1,6 +1,6 @@
 //! Runs statements.
 
-use std::{fmt, ops::Range};
+use std::{fmt, net::IpAddr, ops::Range};
 
 use super::{
     signature::{self, Fault},
@@ -10,7 +10,7 @@ use super::{
 use crate::{
     error::Error,
     expr::{
-        PacketSet, Resolve, access,
+        PacketSet, access,
         evaluate::{self, Called, Environment},
         fault::{self, Reason},
         hint,
@@ -268,8 +268,8 @@ impl<W: World> Environment for Shell<W> {
         similar(name, self.names_of_values()).is_some()
     }
 
-    fn resolver(&self) -> &dyn Resolve {
-        &self.world
+    async fn resolve(&mut self, name: &str) -> Result<Option<Vec<IpAddr>>, String> {
+        self.world.resolve(name).await
     }
 
     async fn call(&mut self, call: Called) -> Result<Object, Fault> {

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     Error, Result,
-    expr::{Pair, Resolve, object::Object},
+    expr::{Pair, object::Object},
     layer::{Icmp, Ip, Packet, Raw, Tcp, Udp},
     session::{Pace, SrOptions},
 };
@@ -24,16 +24,6 @@ struct Fake {
     dead: bool,
 }
 
-impl Resolve for Fake {
-    fn resolve(&self, name: &str) -> Result<Option<Vec<IpAddr>>, String> {
-        match name {
-            "web.test" => Ok(Some(vec!["2001:db8::7".parse().unwrap(), "192.0.2.7".parse().unwrap()])),
-            "v6.test" => Ok(Some(vec!["2001:db8::7".parse().unwrap()])),
-            _ => Err(format!("'{name}' is not known to the test")),
-        }
-    }
-}
-
 /// A SYN-ACK with the largest sequence number; `None` for anything but TCP.
 fn answer(packet: &Packet) -> Option<Packet> {
     let (ip, tcp) = (packet.get::<Ip>()?, packet.get::<Tcp>()?);
@@ -43,6 +33,14 @@ fn answer(packet: &Packet) -> Option<Packet> {
 }
 
 impl World for Fake {
+    async fn resolve(&mut self, name: &str) -> Result<Option<Vec<IpAddr>>, String> {
+        match name {
+            "web.test" => Ok(Some(vec!["2001:db8::7".parse().unwrap(), "192.0.2.7".parse().unwrap()])),
+            "v6.test" => Ok(Some(vec!["2001:db8::7".parse().unwrap()])),
+            _ => Err(format!("'{name}' is not known to the test")),
+        }
+    }
+
     async fn send(&mut self, packets: Vec<Packet>, count: u64, _: Pace) -> Result<u64> {
         let count = packets.len() as u64 * count;
         self.sent.extend(packets);

@@ -1,10 +1,10 @@
 //! [`World`]: the network, files, clock and host names that a shell uses.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use crate::{
     error::{Error, Result},
-    expr::{Pair, Received, Resolve},
+    expr::{Pair, Received},
     layer::Packet,
     session::{Pace, SrOptions},
 };
@@ -35,7 +35,13 @@ pub struct Exchange {
 
 /// The network, files, clock and names of hosts that a [`Shell`](super::Shell) works with.
 #[allow(async_fn_in_trait)]
-pub trait World: Resolve {
+pub trait World {
+    /// The addresses of a host in order of preference; `None` if names are not resolved. Safe to cancel.
+    ///
+    /// # Errors
+    /// An error message.
+    async fn resolve(&mut self, name: &str) -> std::result::Result<Option<Vec<IpAddr>>, String>;
+
     /// Sends all packets `count` times; returns how many were sent.
     ///
     /// # Errors

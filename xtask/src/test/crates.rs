@@ -8,11 +8,7 @@ use crate::sh;
 const FORBIDDEN: [(&str, &[&str], &[&str]); 3] = [
     ("crafter-packet", &[], &["tokio", "aya", "nix", "memmap2", "pnet_datalink", "pnet_transport"]),
     ("crafter-engine", &[], &["tokio", "aya", "nix", "memmap2", "pnet_datalink", "pnet_transport"]),
-    (
-        "crafter",
-        &["--no-default-features"],
-        &["clap", "ratatui", "rustyline", "hyper", "hickory-server", "seccompiler", "toml"],
-    ),
+    ("crafter", &["--no-default-features"], &["clap", "ratatui", "rustyline", "hyper", "hickory-server", "toml"]),
 ];
 
 /// Describes each forbidden dependency.

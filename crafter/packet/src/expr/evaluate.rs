@@ -1,6 +1,6 @@
 //! Evaluates the syntax tree.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use futures_util::future::{FutureExt as _, LocalBoxFuture};
 
@@ -34,8 +34,8 @@ pub trait Environment {
     fn is_similar(&self, _name: &str) -> bool {
         false
     }
-    /// Resolves host names.
-    fn resolver(&self) -> &dyn Resolve;
+    /// Resolves a host name, as [`Resolve::resolve`] does. May wait for the network.
+    fn resolve(&mut self, name: &str) -> impl Future<Output = Result<Option<Vec<IpAddr>>, String>>;
     /// Calls a function.
     fn call(&mut self, call: Called) -> impl Future<Output = Result<Object, Fault<Self::Error>>>;
 }
@@ -84,8 +84,8 @@ impl Environment for Nothing<'_> {
         }
     }
 
-    fn resolver(&self) -> &dyn Resolve {
-        self.0
+    async fn resolve(&mut self, name: &str) -> Result<Option<Vec<IpAddr>>, String> {
+        self.0.resolve(name)
     }
 
     async fn call(&mut self, call: Called) -> Result<Object, Fault> {
@@ -378,20 +378,30 @@ pub async fn spans<E: Environment>(
     }
     check_quotes(environment, node, layer, field)?;
     let object = evaluate(environment, node, true).await?;
-    let spans: Result<Vec<Span>, String> = match &object {
-        Object::List(items) if field.kind != FieldKind::List => {
-            if items.items().is_empty() {
-                return Err(empty());
-            }
-            items.items().iter().map(|item| set::span(item, layer, field, environment.resolver())).collect()
-        }
+    let items = match &object {
+        Object::List(items) if field.kind != FieldKind::List && items.items().is_empty() => return Err(empty()),
         // Elements of a list field are not lists: a list of lists is a list of alternatives.
-        Object::List(items) if is_lists(items) => {
-            items.items().iter().map(|item| set::span(item, layer, field, environment.resolver())).collect()
-        }
-        _ => return Ok(vec![fitted(environment, node, object, layer, field)?]),
+        Object::List(items) if field.kind != FieldKind::List || is_lists(items) => items.items(),
+        _ => return Ok(vec![fitted(environment, node, object, layer, field).await?]),
     };
-    spans.map_err(|reason| Fault::new(node.at, reason))
+    let mut spans = Vec::with_capacity(items.len());
+    for item in items {
+        spans.push(span(environment, item, layer, field).await.map_err(|reason| Fault::new(node.at, reason))?);
+    }
+    Ok(spans)
+}
+
+/// Converts the value of a field; a host name is resolved.
+async fn span<E: Environment>(
+    environment: &mut E,
+    object: &Object,
+    layer: &AnyLayer,
+    field: &FieldInfo,
+) -> Result<Span, String> {
+    match set::host(object, layer, field) {
+        Some(name) => set::host_span(name, environment.resolve(name).await, layer, field),
+        None => set::span(object, layer, field),
+    }
 }
 
 fn is_lists(items: &Items) -> bool {
@@ -406,11 +416,11 @@ async fn one<E: Environment>(
 ) -> Result<Span, Fault<E::Error>> {
     check_quotes(environment, node, layer, field)?;
     let object = evaluate(environment, node, true).await?;
-    fitted(environment, node, object, layer, field)
+    fitted(environment, node, object, layer, field).await
 }
 
-fn fitted<E: Environment>(
-    environment: &E,
+async fn fitted<E: Environment>(
+    environment: &mut E,
     node: &Node,
     object: Object,
     layer: &AnyLayer,
@@ -422,6 +432,6 @@ fn fitted<E: Environment>(
     {
         return Err(Fault::new(node.at, environment.unknown(name)));
     }
-    set::span(&object, layer, field, environment.resolver())
-        .map_err(|reason| Fault::new(node.at, reason + &hint::of_difference(node).unwrap_or_default()))
+    let fits = span(environment, &object, layer, field).await;
+    fits.map_err(|reason| Fault::new(node.at, reason + &hint::of_difference(node).unwrap_or_default()))
 }

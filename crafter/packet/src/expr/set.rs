@@ -238,17 +238,11 @@ impl From<AnyLayer> for PacketSet {
     }
 }
 
-/// Converts the value of a field: one value, a range, a prefix, or the address of a host name.
+/// Converts the value of a field: one value, a range or a prefix. A [host name](host) is converted by [`host_span`].
 ///
 /// # Errors
 /// An error message, with the field unless it is about the notation.
-pub(super) fn span(
-    object: &Object,
-    layer: &AnyLayer,
-    field: &FieldInfo,
-    resolver: &dyn Resolve,
-) -> Result<Span, String> {
-    let named = |reason: String| format!("{}.{}: {reason}", layer.info().name, field.name);
+pub(super) fn span(object: &Object, layer: &AnyLayer, field: &FieldInfo) -> Result<Span, String> {
     match (object, field.kind) {
         (Object::Tuple(ends), FieldKind::Uint | FieldKind::Flags) => match ends.items() {
             [first, last] => {
@@ -271,28 +265,45 @@ pub(super) fn span(
             let mask = u128::MAX.checked_shl(128 - bits).unwrap_or(0);
             Ok(Span::Ipv6(u128::from(address) & mask, count))
         }
-        (Object::Text(name), FieldKind::Ipv4 | FieldKind::Ipv6)
-            if is_host(layer, field) && name.parse::<IpAddr>().is_err() =>
-        {
-            let found = resolver.resolve(name).map_err(named)?;
-            let of_family = |address: &&IpAddr| address.is_ipv4() == (field.kind == FieldKind::Ipv4);
-            match (found.as_deref(), found.iter().flatten().find(of_family)) {
-                (_, Some(address)) => Ok(Span::One(Value::Text(address.to_string()))),
-                (Some(_), None) => {
-                    let family = if field.kind == FieldKind::Ipv4 { "IPv4" } else { "IPv6" };
-                    Err(named(format!("'{name}' has no {family} address")))
-                }
-                // The field rejects it as an address.
-                (None, None) => Ok(Span::One(Value::Text(name.clone()))),
-            }
-        }
-        _ => Ok(Span::One(object.to_value(field.kind == FieldKind::List).map_err(named)?)),
+        _ => Ok(Span::One(object.to_value(field.kind == FieldKind::List).map_err(|reason| of(layer, field, reason))?)),
     }
 }
 
-/// Whether a field accepts a host name.
-fn is_host(layer: &AnyLayer, field: &FieldInfo) -> bool {
-    matches!(layer, AnyLayer::Ip(_) | AnyLayer::Ipv6(_)) && matches!(field.name, "src" | "dst")
+/// The host name that is the value of a field, if the field accepts one and the value is neither an address nor a prefix.
+pub(super) fn host<'o>(object: &'o Object, layer: &AnyLayer, field: &FieldInfo) -> Option<&'o str> {
+    let is_accepted = matches!(layer, AnyLayer::Ip(_) | AnyLayer::Ipv6(_)) && matches!(field.name, "src" | "dst");
+    match object {
+        Object::Text(name) if is_accepted && !name.contains('/') && name.parse::<IpAddr>().is_err() => Some(name),
+        _ => None,
+    }
+}
+
+/// Converts a host name to the address that was found, in the form of [`Resolve::resolve`].
+///
+/// # Errors
+/// An error message with the field: that of the resolver, or that no address has the field's IP version.
+pub(super) fn host_span(
+    name: &str,
+    found: Result<Option<Vec<IpAddr>>, String>,
+    layer: &AnyLayer,
+    field: &FieldInfo,
+) -> Result<Span, String> {
+    let found = found.map_err(|reason| of(layer, field, reason))?;
+    let of_family = |address: &&IpAddr| address.is_ipv4() == (field.kind == FieldKind::Ipv4);
+    match (found.as_deref(), found.iter().flatten().find(of_family)) {
+        (_, Some(address)) => Ok(Span::One(Value::Text(address.to_string()))),
+        (Some(_), None) => {
+            let family = if field.kind == FieldKind::Ipv4 { "IPv4" } else { "IPv6" };
+            Err(of(layer, field, format!("'{name}' has no {family} address")))
+        }
+        // The field rejects it as an address.
+        (None, None) => Ok(Span::One(Value::Text(name.to_owned()))),
+    }
+}
+
+/// An error message with the field.
+fn of(layer: &AnyLayer, field: &FieldInfo, reason: String) -> String {
+    format!("{}.{}: {reason}", layer.info().name, field.name)
 }
 
 fn prefix<T: FromStr>(address: &str, most: u32) -> Result<(T, u32), String> {

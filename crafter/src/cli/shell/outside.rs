@@ -9,7 +9,7 @@ use std::{
 use crafter::{
     Error, Result,
     datapath::tap::{Tap, TapOptions},
-    expr::{Pair, Received, Resolve},
+    expr::{Pair, Received, Resolve as _},
     layer::Packet,
     session::{Pace, Session, SrOptions},
     shell::{Exchange, SniffOptions, World},
@@ -41,13 +41,16 @@ impl Outside {
     }
 }
 
-impl Resolve for Outside {
-    fn resolve(&self, name: &str) -> Result<Option<Vec<IpAddr>>, String> {
-        SystemNames::default().resolve(name)
-    }
-}
-
 impl World for Outside {
+    /// In another thread, so that signals, the other tasks and the leases do not wait for the system's resolver. After a
+    /// cancellation it ends by itself, or with the process.
+    async fn resolve(&mut self, name: &str) -> std::result::Result<Option<Vec<IpAddr>>, String> {
+        let name = name.to_owned();
+        let found = tokio::task::spawn_blocking(move || SystemNames::default().resolve(&name));
+        // A panic of the function continues here.
+        found.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+    }
+
     async fn send(&mut self, packets: Vec<Packet>, count: u64, pace: Pace) -> Result<u64> {
         let all = (0..count).flat_map(|_| packets.iter().cloned());
         let account = self.session.send(all, pace).await?;

@@ -13,17 +13,19 @@ use crate::cli::exit;
 use crafter::{Error, Result};
 use crossterm::event::{Event, EventStream, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use futures_util::StreamExt as _;
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::{mpsc, watch},
-};
+use tokio::sync::{mpsc, watch};
 
 use self::{
     model::{Key, Model, Snapshot, Tab},
     screen::Screen,
     source::Source,
 };
-use super::{Globals, print, service::Socket, signals::duration, who};
+use super::{
+    Globals, print,
+    service::Socket,
+    signals::{Arriving, Interruption, duration, release},
+    who,
+};
 
 mod draw;
 mod model;
@@ -76,16 +78,26 @@ pub async fn run(args: Args, globals: &Globals) -> anyhow::Result<u8> {
         let reason = "not a terminal; programs use `crafter leases --json`";
         return Err(Error::invalid("stdout", reason).into());
     }
-    let mut source = Source::open(args.service).await?;
+    // Before the terminal is switched: a signal at any time restores it.
+    let mut signals = Arriving::new()?;
+    release();
     let mut model = Model::new();
-    // An error of the first query is printed on the normal screen.
-    let first = source.snapshot(model.tab()).await?;
+    let opening = async {
+        let mut source = Source::open(args.service).await?;
+        // An error of the first query is printed on the normal screen.
+        let first = source.snapshot(model.tab()).await?;
+        Ok::<_, Error>((source, first))
+    };
+    let (source, first) = tokio::select! {
+        opened = opening => opened?,
+        number = signals.next() => return Ok(Interruption::Signal(number).usual_code(true)),
+    };
     take(&mut model, Ok(first));
     let (tab, wanted) = watch::channel(model.tab());
     let (sender, snapshots) = mpsc::channel(1);
     let mut screen = Screen::open()?;
     let ended = tokio::select! {
-        ended = show(&mut screen, &mut model, &tab, snapshots) => ended,
+        ended = show(&mut screen, &mut model, &tab, snapshots, &mut signals) => ended,
         () = source::watch(source, args.interval, wanted, sender) => Ok(exit::SUCCESS),
     };
     drop(screen);
@@ -98,11 +110,8 @@ async fn show(
     model: &mut Model,
     tab: &watch::Sender<Tab>,
     mut snapshots: mpsc::Receiver<Result<Snapshot>>,
+    signals: &mut Arriving,
 ) -> Result<u8> {
-    let failed = |source| Error::Io { action: "install a signal handler".to_owned(), source };
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    let mut hang_up = signal(SignalKind::hangup()).map_err(failed)?;
     let mut keys = EventStream::new();
     loop {
         screen.draw(model)?;
@@ -121,9 +130,7 @@ async fn show(
                 Some(Err(source)) => return Err(Error::Io { action: "read keys".to_owned(), source }),
                 None => return Ok(exit::SUCCESS),
             },
-            _ = interrupt.recv() => return Ok(exit::SUCCESS),
-            _ = terminate.recv() => return Ok(exit::signal(libc::SIGTERM)),
-            _ = hang_up.recv() => return Ok(exit::signal(libc::SIGHUP)),
+            number = signals.next() => return Ok(Interruption::Signal(number).usual_code(true)),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Read as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -13,7 +13,14 @@ use nix::{
 };
 use serde_json::Value;
 
-use super::{Done, Traffic, command, eventually, lab, on_server, schema::valid, wait};
+use super::{
+    Done, Traffic, command, eventually, lab,
+    limits::{in_black_hole, mute},
+    on_server,
+    schema::valid,
+    terminal::Terminal,
+    wait,
+};
 
 /// Waits until the process handles Ctrl-C: before that, the signal ends it without output.
 pub fn handles_signals(child: &Child) {
@@ -76,6 +83,48 @@ fn neighbour_resolution_is_interrupted() {
         assert_eq!((records.len(), &summary["account"]["requests"]), (0, &0.into()), "{done:?}");
         assert!(start.elapsed() < Duration::from_millis(2900), "{:?}", start.elapsed());
     }
+}
+
+/// The resolver of the system waits 10 s for a name server; Ctrl-C ends the statement, or the script, before that. If
+/// the shell waited for the resolver, the statement would end with its error instead.
+#[test]
+fn look_up_of_the_shell_is_interrupted() {
+    let lab = lab();
+    mute(&lab, "udp", "53");
+    mute(&lab, "tcp", "53");
+    let queries = || {
+        let output = lab.server().command("iptables").args(["-nvxL", "INPUT", "1"]).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.split_whitespace().next().and_then(|count| count.parse::<u64>().ok()).unwrap()
+    };
+    let asks = |before: u64| eventually(|| (queries() > before).then_some(()));
+    let named = r#"IP(dst="web.lab.test").dst"#;
+    let list = r#"x = ["192.0.2.1", "web.lab.test"]; IP(dst=x).dst"#;
+    for (args, text) in [(&["shell", "-c", named][..], ""), (&["shell", "-c", list], ""), (&["shell"], named)] {
+        let before = queries();
+        let mut shell = in_black_hole(&lab, args).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        // The pipe stays open until the end of the shell.
+        let mut stdin = shell.stdin.take().unwrap();
+        writeln!(stdin, "{text}").unwrap();
+        asks(before);
+        send_signal(&shell, Signal::SIGINT);
+        assert_eq!(wait(&mut shell), 130, "{args:?}");
+    }
+    let before = queries();
+    let state = tempfile::tempdir().unwrap();
+    let mut prompt = in_black_hole(&lab, &["shell"]);
+    prompt.env("XDG_STATE_HOME", state.path());
+    let mut shell = Terminal::new(prompt);
+    shell.shows("crafter> ");
+    shell.keys(&format!("{named}\r"));
+    asks(before);
+    send_signal(&shell.child, Signal::SIGINT);
+    shell.shows("interrupted");
+    shell.shows("crafter> ");
+    shell.keys("6 * 7\r");
+    shell.shows("42");
+    shell.keys("\x04");
+    assert_eq!(shell.wait(), 0, "{}", shell.said());
 }
 
 /// Signals in quick succession end the command with the exit code of Ctrl-C, whatever it does at that time.

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use super::{Done, command, crafter, eventually, lab, on_server, run, served::Served, terminal::Terminal, wait};
 
 /// Drops what matches at the server, which then does not answer.
-fn mute(lab: &Lab, protocol: &str, port: &str) {
+pub fn mute(lab: &Lab, protocol: &str, port: &str) {
     on_server(lab, "iptables", &["-A", "INPUT", "-p", protocol, "--dport", port, "-j", "DROP"]);
 }
 
@@ -42,14 +42,19 @@ fn is_timed_out(name: &str, done: &Done, part: &str) -> Value {
 
 const SYN: &str = r#"IP(dst="192.0.2.1")/TCP(dport=80, flags="S")"#;
 
-/// Runs the binary where a name server is configured that does not answer: the resolver waits 10 s.
-fn with_black_hole(lab: &Lab, args: &[&str]) -> Done {
+/// The binary where a name server is configured that does not answer: the resolver waits 10 s.
+pub fn in_black_hole(lab: &Lab, args: &[&str]) -> Command {
     let mut command = lab.command("unshare");
     let script = "mount -t tmpfs none /etc && echo nameserver 192.0.2.1 > /etc/resolv.conf && \
                   echo 'hosts: dns' > /etc/nsswitch.conf && exec \"$@\"";
     command.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh", env!("CARGO_BIN_EXE_crafter")]);
     command.args(args);
-    run(command)
+    command
+}
+
+/// Runs it.
+fn with_black_hole(lab: &Lab, args: &[&str]) -> Done {
+    run(in_black_hole(lab, args))
 }
 
 #[test]

@@ -15,6 +15,7 @@ mod limits;
 mod man;
 mod maps;
 mod moments;
+mod moments_lasting;
 mod monitor;
 mod on_terminal;
 mod ping;

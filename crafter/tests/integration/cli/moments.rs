@@ -25,7 +25,7 @@ use tempfile::TempDir;
 use super::{Done, Traffic, eventually, lab, on_server, run, schema::valid, served::Served};
 
 /// Calls that communicate, wait, or acquire and release something. `?`: not every architecture has it.
-const CALLS: [&str; 18] = [
+pub const CALLS: [&str; 18] = [
     "rt_sigaction",
     "bpf",
     "socket",
@@ -119,6 +119,46 @@ fn cases(directory: &Path) -> Vec<Case> {
     ]
 }
 
+/// Whether all signals and forms are tried at each moment.
+fn is_long() -> bool {
+    env::var("CRAFTER_TEST_POINTS").is_ok_and(|points| points == "0")
+}
+
+/// Number of moments.
+pub fn count() -> usize {
+    match crafter_tests::slow::slowness() {
+        1 if is_long() => 40,
+        1 => 10,
+        // An emulated processor.
+        _ => 4,
+    }
+}
+
+/// `count` calls of a trace, spread over those from the first on for which `begins` is true. A series of calls with the
+/// same name counts as one, so that each phase of a command is hit.
+pub fn spread(name: &str, trace: &str, begins: impl Fn(&str, &str) -> bool, count: usize) -> Vec<(String, usize)> {
+    let (mut counts, mut phases, mut has_begun) = (HashMap::new(), Vec::<(String, usize)>::new(), false);
+    for line in trace.lines() {
+        let Some((call, arguments)) = line.split_once('(') else { continue };
+        let number = counts.entry(call.to_owned()).and_modify(|number| *number += 1).or_insert(1);
+        has_begun |= begins(call, arguments);
+        if has_begun {
+            phases.push((call.to_owned(), *number));
+        }
+    }
+    let mut series = phases.clone();
+    series.dedup_by(|one, before| one.0 == before.0);
+    // A command that waits for another thread makes few different calls.
+    if series.len() > count {
+        phases = series;
+    }
+    assert!(phases.len() >= count.min(6), "{name}: {phases:?}");
+    let last = phases.len() - 1;
+    let mut moments: Vec<_> = (0..count).map(|at| phases[at * last / (count - 1)].clone()).collect();
+    moments.dedup();
+    moments
+}
+
 /// How a command is run: in its own process, or through a service.
 struct Setup<'l> {
     lab: &'l Lab,
@@ -153,8 +193,7 @@ impl<'l> Setup<'l> {
         command
     }
 
-    /// `count` calls, spread over those after the handlers are installed. A series of calls with the same name counts
-    /// as one, so that each phase of a command is hit.
+    /// `count` calls, spread over those after the handlers are installed.
     fn moments(&self, case: &Case, json: bool, count: usize) -> Vec<(String, usize)> {
         let trace = self.path("trace");
         let options = ["-o", trace.to_str().unwrap(), "-e", &format!("trace={}", CALLS.join(","))];
@@ -162,38 +201,19 @@ impl<'l> Setup<'l> {
         let done = run(self.command(case, json, &options));
         drop(traffic);
         done.succeeds();
-        let (mut counts, mut phases, mut is_handled) = (HashMap::new(), Vec::<(String, usize)>::new(), false);
-        for line in fs::read_to_string(&trace).unwrap().lines() {
-            let Some((call, arguments)) = line.split_once('(') else { continue };
-            let number = counts.entry(call.to_owned()).and_modify(|number| *number += 1).or_insert(1);
-            // The handler of SIGTERM is the last of the two.
-            is_handled |= call == "rt_sigaction" && arguments.starts_with("SIGTERM, {");
-            if is_handled {
-                phases.push((call.to_owned(), *number));
-            }
-        }
-        let mut series = phases.clone();
-        series.dedup_by(|one, before| one.0 == before.0);
-        // A command that waits for another thread makes few different calls.
-        if series.len() > count {
-            phases = series;
-        }
-        assert!(phases.len() >= count.min(6), "{}: {phases:?}", case.name);
-        let last = phases.len() - 1;
-        let mut moments: Vec<_> = (0..count).map(|at| phases[at * last / (count - 1)].clone()).collect();
-        moments.dedup();
-        moments
+        let trace = fs::read_to_string(&trace).unwrap();
+        // The handler of SIGTERM is the last of the two.
+        spread(
+            case.name,
+            &trace,
+            |call, arguments| call == "rt_sigaction" && arguments.starts_with("SIGTERM, {"),
+            count,
+        )
     }
 
     /// Interrupts a command at each of its moments.
     fn check(&self, case: &Case) {
-        let is_long = env::var("CRAFTER_TEST_POINTS").is_ok_and(|points| points == "0");
-        let count = match crafter_tests::slow::slowness() {
-            1 if is_long => 40,
-            1 => 10,
-            // An emulated processor.
-            _ => 4,
-        };
+        let (count, is_long) = (count(), is_long());
         let all = [(true, "SIGINT", 130), (false, "SIGTERM", 143), (true, "SIGTERM", 143), (false, "SIGINT", 130)];
         let mut interrupted = 0;
         for json in [true, false] {
