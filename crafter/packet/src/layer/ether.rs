@@ -3,8 +3,9 @@
 use std::fmt;
 
 use super::{
-    AnyLayer, Kind, Mac,
+    AnyLayer, Kind, Layer as _, Mac,
     build::Building,
+    described,
     protocol::{Fixed, Parsed, Protocol},
     table::{FieldError, layer},
 };
@@ -53,6 +54,7 @@ pub(crate) fn payload(ethertype: u16) -> Kind {
         0x86dd => Kind::Ipv6,
         0x8847 | 0x8848 => Kind::Mpls,
         0x88a8 => Kind::Dot1AD,
+        described::BACKBONE => described::kind("Dot1AH"),
         _ => Kind::Raw,
     }
 }
@@ -68,6 +70,11 @@ pub(crate) fn ethertype(next: Option<&AnyLayer>) -> u16 {
         Some(AnyLayer::Ipv6(_)) => 0x86dd,
         Some(AnyLayer::Mpls(_)) => 0x8847,
         Some(AnyLayer::Dot1AD(_)) => 0x88a8,
+        Some(AnyLayer::Described(layer)) => match layer.info().name {
+            "Dot1AH" => described::BACKBONE,
+            "LLC" => 122,
+            _ => 0x9000,
+        },
         _ => 0x9000,
     }
 }

@@ -7,6 +7,7 @@ use std::{
 
 use super::{
     AnyLayer, Icmp, IpOption, Kind, answer,
+    described::{self, Family},
     build::Building,
     ip_option, option,
     protocol::{Fixed, Parsed, Protocol, or_default},
@@ -46,6 +47,7 @@ pub(crate) const PROTOCOLS: &[(u64, &str)] = &[
     (60, "ipv6_opts"),
     (89, "ospf"),
     (132, "sctp"),
+    (135, "mobility_header"),
     (137, "mpls_in_ip"),
 ];
 
@@ -172,6 +174,7 @@ pub(crate) fn payload(protocol: u8, bytes: &[u8]) -> Kind {
         ICMPV6 => super::icmpv6::message(bytes),
         DESTINATION_OPTIONS => Kind::Ipv6Destination,
         MPLS => Kind::Mpls,
+        described::MOBILITY => described::mobility(bytes),
         _ => Kind::Raw,
     }
 }
@@ -191,6 +194,12 @@ pub(crate) fn protocol(next: Option<&AnyLayer>) -> Option<u8> {
         AnyLayer::Gre(_) => GRE,
         AnyLayer::Ipv6Destination(_) => DESTINATION_OPTIONS,
         AnyLayer::Mpls(_) => MPLS,
+        AnyLayer::Described(layer) => match layer.family() {
+            Family::Icmpv6 | Family::NdMessage => ICMPV6,
+            Family::Mobility => described::MOBILITY,
+            Family::SegmentRouting => ROUTING,
+            _ => return None,
+        },
         other if super::icmpv6::is_message(other) => ICMPV6,
         _ => return None,
     })

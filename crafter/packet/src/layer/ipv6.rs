@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    AnyLayer, answer,
+    AnyLayer, Layer as _, answer,
     build::Building,
     ip::{self, PROTOCOLS},
     protocol::{Fixed, Parsed, Protocol, or_default},
@@ -27,11 +27,11 @@ layer! {
         plen: u16, 16, computed;
         /// Next header: protocol of the payload
         nh: u8, 8, computed, PROTOCOLS;
-        /// Hop limit; if unset, 255 for neighbour discovery (RFC 4861, section 4), else 64
+        /// Hop limit; if unset, 255 for neighbour discovery (RFC 4861, section 4), 1 for multicast listeners, else 64
         hlim: u8, 8, computed;
         /// Source address; if unset, that of the route if known, else ::
         src: Ipv6Addr, 128, (Ipv6Addr::UNSPECIFIED);
-        /// Destination address
+        /// Destination address; if unset, the group of the message above, else ::1
         dst: Ipv6Addr, 128, (Ipv6Addr::LOCALHOST);
     }
     tail {}
@@ -64,7 +64,40 @@ pub(crate) fn last_destination(ip: &Ipv6, above: &[AnyLayer]) -> Option<IpAddr> 
         AnyLayer::Ipv6Routing(routing) => routing.final_destination(),
         _ => None,
     });
-    routing.or(or_default!(ip, Ipv6, dst)).map(Into::into)
+    routing.or(ip.dst).or_else(|| group(above.first())).or(Ipv6::DEFAULTS.dst).map(Into::into)
+}
+
+/// The group to which a message goes if the destination is unset, as in Scapy.
+#[cold]
+pub(crate) fn group(next: Option<&AnyLayer>) -> Option<Ipv6Addr> {
+    let last = match next? {
+        AnyLayer::NdRouterSolicitation(_) => 2,
+        message if super::icmpv6::is_neighbor_discovery(message) => 1,
+        AnyLayer::Described(layer) => match layer.info().name {
+            "ICMPv6MLQuery" | "ICMPv6MLQuery2" | "ICMPv6ND_INDSol" | "ICMPv6ND_INDAdv" => 1,
+            "ICMPv6MLDone" | "ICMPv6MRD_Advertisement" | "ICMPv6MRD_Solicitation" => 2,
+            "ICMPv6MLReport2" => 0x16,
+            "ICMPv6MRD_Termination" => 0x6a,
+            "ICMPv6RPL" => 0x1a,
+            _ => return None,
+        },
+        _ => return None,
+    };
+    Some(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, last))
+}
+
+/// The hop limit if it is unset: 255 for neighbour discovery (RFC 4861, section 4), 1 for multicast listeners and
+/// routers (RFC 3810, section 5; RFC 4286, section 3).
+fn hop_limit(next: Option<&AnyLayer>) -> u8 {
+    match next {
+        Some(AnyLayer::Described(layer)) => match layer.info().name {
+            "ICMPv6ND_INDSol" | "ICMPv6ND_INDAdv" => 255,
+            name if name.starts_with("ICMPv6ML") || name.starts_with("ICMPv6MRD") => 1,
+            _ => 64,
+        },
+        Some(message) if super::icmpv6::is_neighbor_discovery(message) => 255,
+        _ => 64,
+    }
 }
 
 impl Protocol for Ipv6 {
@@ -100,7 +133,7 @@ impl Protocol for Ipv6 {
             }
         }
         if self.hlim.is_none() {
-            let limit = if packet.next().is_some_and(super::icmpv6::is_neighbor_discovery) { 255 } else { 64 };
+            let limit = hop_limit(packet.next());
             if let Some(byte) = packet.bytes().get_mut(Self::AT.hlim) {
                 *byte = limit;
             }

@@ -25,6 +25,7 @@ mod packet;
 
 mod answer;
 mod build;
+mod described;
 mod fragment;
 mod fuzz;
 pub mod mac;
@@ -98,6 +99,7 @@ mod option;
 mod tcp_option;
 
 pub use self::{
+    described::{Described, Entry},
     dns_record::{Question, Record},
     fragment::Cut,
     http::HttpHeader,

@@ -138,7 +138,7 @@ pub(crate) fn option(bytes: &[u8]) -> Kind {
         [4, ..] => Kind::NdRedirected,
         [5, 1, ..] => Kind::NdMtu,
         [25, len, ..] if len % 2 == 1 => Kind::NdRdnss,
-        _ => Kind::NdUnknown,
+        _ => super::described::nd_option(bytes).unwrap_or(Kind::NdUnknown),
     }
 }
 

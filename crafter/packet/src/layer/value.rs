@@ -5,6 +5,8 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr},
 };
 
+use super::described::Form;
+
 /// The value of a field, as used in the text form, `show` and JSON.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Value {
@@ -206,7 +208,7 @@ impl FieldKind {
 }
 
 /// Description of a field.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct FieldInfo {
     /// The name in Scapy.
     pub name: &'static str,
@@ -222,6 +224,8 @@ pub struct FieldInfo {
     pub names: &'static [(u64, &'static str)],
     /// The meaning.
     pub doc: &'static str,
+    /// How it is written.
+    pub(crate) form: Form,
 }
 
 impl FieldInfo {
@@ -265,6 +269,24 @@ pub fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
             format!("; known: {}", near.iter().map(|(_, name)| *name).collect::<Vec<_>>().join(", "))
         }
         _ => format!("; did you mean {}?", close.join(" or ")),
+    }
+}
+
+impl From<u64> for Value {
+    fn from(number: u64) -> Self {
+        Self::Uint(number)
+    }
+}
+
+impl From<&str> for Value {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
+}
+
+impl From<Vec<u8>> for Value {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::Bytes(bytes)
     }
 }
 
