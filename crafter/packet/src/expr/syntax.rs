@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use winnow::{
     LocatingSlice, ModalResult, Parser,
-    ascii::{multispace1, till_line_ending},
+    ascii::{line_ending, multispace1, till_line_ending},
     combinator::{alt, cut_err, dispatch, empty, eof, fail, not, opt, peek, preceded, repeat, separated, terminated},
     error::{StrContext, StrContextValue},
     token::{any, none_of, one_of, take_while},
@@ -172,7 +172,9 @@ fn expected(what: &'static str) -> StrContext {
 /// Skips white space and comments.
 fn space(input: &mut Input<'_>) -> ModalResult<()> {
     let comment = ('#', till_line_ending).void();
-    repeat(0.., alt((multispace1.void(), comment))).parse_next(input)
+    // A backslash continues the line, as in Python.
+    let continued = ('\\', take_while(0.., [' ', '\t']), line_ending).void();
+    repeat(0.., alt((multispace1.void(), comment, continued))).parse_next(input)
 }
 
 fn token<'a>(char: char) -> impl Parser<Input<'a>, (), Failure> {
@@ -357,22 +359,29 @@ fn number(input: &mut Input<'_>) -> ModalResult<Tree> {
 }
 
 fn text(input: &mut Input<'_>) -> ModalResult<Tree> {
-    quoted.map(|chars| Tree::Text(chars.into_iter().map(|(char, _)| char).collect())).parse_next(input)
+    let mut text: String = quoted.parse_next(input)?.into_iter().map(|(char, _)| char).collect();
+    // Adjacent texts are one, as in Python.
+    while let Some(more) = opt(preceded(space, quoted)).parse_next(input)? {
+        text.extend(more.into_iter().map(|(char, _)| char));
+    }
+    Ok(Tree::Text(text))
 }
+
 fn bytes(input: &mut Input<'_>) -> ModalResult<Tree> {
-    preceded('b', quoted)
-        .map(|chars| {
-            let mut bytes = Vec::with_capacity(chars.len());
-            for (char, is_byte) in chars {
-                if is_byte {
-                    bytes.push(char as u32 as u8);
-                } else {
-                    bytes.extend_from_slice(char.encode_utf8(&mut [0; 4]).as_bytes());
-                }
-            }
-            Tree::Bytes(bytes)
-        })
-        .parse_next(input)
+    let literal = || preceded('b', quoted);
+    let mut chars = literal().parse_next(input)?;
+    while let Some(more) = opt(preceded(space, literal())).parse_next(input)? {
+        chars.extend(more);
+    }
+    let mut bytes = Vec::with_capacity(chars.len());
+    for (char, is_byte) in chars {
+        if is_byte {
+            bytes.push(char as u32 as u8);
+        } else {
+            bytes.extend_from_slice(char.encode_utf8(&mut [0; 4]).as_bytes());
+        }
+    }
+    Ok(Tree::Bytes(bytes))
 }
 
 /// Parses the characters between quotes, each with whether it is a byte escape (`\xff`).

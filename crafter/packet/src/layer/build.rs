@@ -2,7 +2,7 @@
 
 use smallvec::SmallVec;
 
-use super::{AnyLayer, Dns, Ipv6, Packet, described::Family, dns, ipv6, icmp_extension, table::FieldError};
+use super::{AnyLayer, Dns, Ip, Ipv6, Packet, described::Family, dns, ip, ipv6, icmp_extension, table::FieldError, udp};
 use crate::{
     error::Result,
     view::{
@@ -92,7 +92,14 @@ impl Building<'_> {
         for below in (0..self.at).rev() {
             let header = &self.bytes[self.places[below]..];
             match &self.layers[below] {
-                AnyLayer::Ip(_) => return header.get(field::ipv4::ADDRESSES).map(sum),
+                AnyLayer::Ip(ip) => {
+                    let both = header.get(field::ipv4::ADDRESSES)?;
+                    // RFC 791, section 3.1: with a source route, its last address is the final destination.
+                    return Some(match ip.options.as_ref().and_then(|options| ip::last_hop(options)) {
+                        Some(last) => sum(&both[..4]) + sum(&last.octets()),
+                        None => sum(both),
+                    });
+                }
                 AnyLayer::Ipv6(_) => {
                     let both = header.get(field::ipv6::ADDRESSES)?;
                     // RFC 8200, section 8.1: the final destination, taken from a routing header if there is one; RFC
@@ -157,6 +164,12 @@ pub(crate) fn build(layers: &[AnyLayer], out: &mut Vec<u8>, places: &mut Offsets
         {
             let end = out.len();
             out[end - 16..].copy_from_slice(&group.octets());
+        }
+        if let AnyLayer::Ip(Ip { dst: None, .. }) = layer
+            && let Some(group) = udp::group(layers.get(at + 1))
+        {
+            let at = places[at] + Ip::AT.dst;
+            out[at..at + 4].copy_from_slice(&group.octets());
         }
     }
     let has_quotes = !quotes.is_empty();

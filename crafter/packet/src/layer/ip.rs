@@ -205,16 +205,23 @@ pub(crate) fn protocol(next: Option<&AnyLayer>) -> Option<u8> {
     })
 }
 
-/// The final destination of a packet; in transit, a source route holds it (RFC 791, section 3.1).
-pub(crate) fn last_destination(ip: &Ip) -> Option<IpAddr> {
-    let route = ip.options.iter().flatten().find_map(|option| match option {
-        IpOption::LooseRoute(pointer, route) | IpOption::StrictRoute(pointer, route) => {
-            // The pointer counts bytes of the option from 1; kind, length and pointer precede the addresses.
-            route.get(usize::from(*pointer).checked_sub(4)? / 4..).and_then(<[_]>::last)
-        }
+/// The last address of a source route that was not visited yet; `None` if there is not exactly one route.
+#[cold]
+pub(crate) fn last_hop(options: &[IpOption]) -> Option<Ipv4Addr> {
+    let mut routes = options.iter().filter_map(|option| match option {
+        IpOption::LooseRoute(pointer, route) | IpOption::StrictRoute(pointer, route) => Some((pointer, route)),
         _ => None,
     });
-    route.copied().or(or_default!(ip, Ip, dst)).map(Into::into)
+    let (pointer, route) = routes.next()?;
+    // The pointer counts bytes of the option from 1; kind, length and pointer precede the addresses.
+    let rest = route.get(usize::from(*pointer).checked_sub(4)? / 4..)?;
+    if routes.next().is_some() { None } else { rest.last().copied() }
+}
+
+/// The final destination of a packet; in transit, a source route holds it (RFC 791, section 3.1).
+pub(crate) fn last_destination(ip: &Ip) -> Option<IpAddr> {
+    let route = ip.options.as_ref().and_then(|options| last_hop(options));
+    route.or(or_default!(ip, Ip, dst)).map(Into::into)
 }
 
 impl Protocol for Ip {

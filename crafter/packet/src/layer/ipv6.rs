@@ -37,6 +37,9 @@ layer! {
     tail {}
 }
 
+const MULTICAST_DNS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0xfb);
+const LLMNR: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 1, 3);
+
 /// No next header (RFC 8200, section 4.7).
 pub(crate) const NO_NEXT_HEADER: u8 = 59;
 
@@ -71,6 +74,10 @@ pub(crate) fn last_destination(ip: &Ipv6, above: &[AnyLayer]) -> Option<IpAddr> 
 #[cold]
 pub(crate) fn group(next: Option<&AnyLayer>) -> Option<Ipv6Addr> {
     let last = match next? {
+        AnyLayer::Udp(_) => {
+            let last = super::udp::group(next)?.octets()[3];
+            return Some(if last == 251 { MULTICAST_DNS } else { LLMNR });
+        }
         AnyLayer::NdRouterSolicitation(_) => 2,
         message if super::icmpv6::is_neighbor_discovery(message) => 1,
         AnyLayer::Described(layer) => match layer.info().name {

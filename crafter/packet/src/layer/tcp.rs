@@ -79,7 +79,7 @@ impl IntoField<Flags> for &str {
 layer! {
     /// Transmission Control Protocol
     pub struct Tcp: "TCP", "RFC 9293" {
-        /// Source port
+        /// Source port; if unset, 53 below DNS, as in Scapy
         sport: u16, 16, (20);
         /// Destination port
         dport: u16, 16, (80);
@@ -200,6 +200,9 @@ impl Protocol for Tcp {
             if let Some(byte) = packet.bytes().get_mut(Self::AT.dataofs) {
                 *byte = *byte & 0x0f | (header as u8) << 2;
             }
+        }
+        if self.sport.is_none() && matches!(packet.next(), Some(AnyLayer::Dns(_))) {
+            packet.put16(Self::AT.sport, super::udp::DNS);
         }
         if self.chksum.is_none()
             && let Some(value) = packet.checksum(Some(ip::TCP))

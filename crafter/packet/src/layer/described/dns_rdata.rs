@@ -78,7 +78,7 @@ pub(super) const TABLE: &[Description] = &[
     }),
     record!(
         "DNSRR", "RFC 1035, section 4.1.3", "DNS record", 1,
-        field("rdata", Form::RecordData, 0, Some(d!("")), "The data: an address, a name, texts, or bytes, by the type"),
+        field("rdata", Form::RecordData, 0, Some(|| Value::Bytes(Vec::new())), "The data: an address, a name, texts, or bytes, by the type"),
     ),
     plain!(
         "DNSRRSOA", "RFC 1035, section 3.3.13", "DNS record: start of a zone", 6,

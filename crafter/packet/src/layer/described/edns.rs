@@ -76,9 +76,32 @@ const ERRORS: &[(u64, &str)] = &[
     (24, "Invalid Data"),
 ];
 
+/// Names of the algorithms of DNSSEC keys.
+const ALGORITHMS: &[(u64, &str)] = &[
+    (1, "RSA/MD5"),
+    (2, "Diffie-Hellman"),
+    (3, "DSA/SHA-1"),
+    (5, "RSA/SHA-1"),
+    (6, "DSA-NSEC3-SHA1"),
+    (7, "RSASHA1-NSEC3-SHA1"),
+    (8, "RSA/SHA-256"),
+    (10, "RSA/SHA-512"),
+    (12, "GOST R 34.10-2001"),
+    (13, "ECDSA Curve P-256 with SHA-256"),
+    (14, "ECDSA Curve P-384 with SHA-384"),
+    (15, "Ed25519"),
+    (16, "Ed448"),
+];
+
+/// Names of the digests of DNSSEC keys.
+const DIGESTS: &[(u64, &str)] = &[(1, "SHA-1"), (2, "SHA-256"), (3, "GOST R 34.11-94"), (4, "SHA-384")];
+
 macro_rules! algorithms {
-    ($name:literal, $doc:literal, $number:literal) => {
-        option!($name, "RFC 6975, section 3", $doc, $number, variable("alg_code", Form::Numbers8, "The algorithms"))
+    ($name:literal, $doc:literal, $number:literal, $names:expr) => {
+        option!(
+            $name, "RFC 6975, section 3", $doc, $number,
+            super::field::named(variable("alg_code", Form::Numbers8, "The algorithms"), $names),
+        )
     };
 }
 
@@ -95,15 +118,15 @@ pub(super) const TABLE: &[Description] = &[
         uint("v", 8, d!(0), "Version"), uint("s", 8, d!(0), "Sequence number"), mac("primary_mac", "Address"),
         bytes("rest", d!(""), "Address to wake up, and password"),
     ),
-    algorithms!("EDNS0DAU", "EDNS option: algorithms understood", 5),
-    algorithms!("EDNS0DHU", "EDNS option: digests understood", 6),
-    algorithms!("EDNS0N3U", "EDNS option: NSEC3 hashes understood", 7),
+    algorithms!("EDNS0DAU", "EDNS option: algorithms understood", 5, ALGORITHMS),
+    algorithms!("EDNS0DHU", "EDNS option: digests understood", 6, DIGESTS),
+    algorithms!("EDNS0N3U", "EDNS option: NSEC3 hashes understood", 7, &[(1, "SHA-1")]),
     option!(
         "EDNS0ClientSubnet", "RFC 7871, section 6", "EDNS option: network of the client", 8,
-        uint("family", 16, d!(1), "1: IPv4, 2: IPv6"),
+        field("family", Form::AddressFamily("address"), 16, None, "1: IPv4, 2: IPv6"),
         field("source_plen", Form::BitLength("address"), 8, None, "Length of the prefix in bits"),
         uint("scope_plen", 8, d!(0), "Length of the prefix of the answer"),
-        field("address", Form::Network("source_plen"), 0, Some(|| Value::None), "The prefix"),
+        field("address", Form::Network("source_plen"), 0, Some(d!("192.168.0.0")), "The prefix"),
     ),
     option!(
         "EDNS0COOKIE", "RFC 7873, section 4", "EDNS option: cookies", 10,

@@ -54,7 +54,7 @@ pub(super) fn layer(layer: &Described, out: &mut Vec<u8>) -> Result<(), FieldErr
             _ => {
                 let before = out.len();
                 // Fields of whole bytes begin at a byte.
-                variable(layer, form, &value, start, out).ok_or_else(|| too_large(layer, field))?;
+                variable(layer, form, field.bits / 8, &value, start, out).ok_or_else(|| too_large(layer, field))?;
                 bit = (before - start) * 8 + (out.len() - before) * 8;
             }
         }
@@ -78,6 +78,7 @@ fn is_number(form: Form) -> bool {
             | Form::DnsType
             | Form::DnsClass
             | Form::QueryCode
+            | Form::AddressFamily(_)
             | Form::Sap
             | Form::Control
     )
@@ -111,6 +112,10 @@ fn compute(layer: &Described, places: &Places, start: usize, out: &mut [u8]) -> 
                 Some(Value::List(values)) => values.len().saturating_add_signed(add.into()),
                 _ => 0,
             },
+            Form::AddressFamily(name) => match layer.get(name) {
+                Some(Value::Text(address)) if address.contains(':') => 2,
+                _ => 1,
+            },
             Form::QueryCode => node_information::query_code(layer.get("data")) as usize,
             _ => continue,
         };
@@ -122,10 +127,21 @@ fn compute(layer: &Described, places: &Places, start: usize, out: &mut [u8]) -> 
 }
 
 /// Appends a field of whole bytes; `None` if the value is too long.
-fn variable(layer: &Described, form: Form, value: &Value, start: usize, out: &mut Vec<u8>) -> Option<()> {
+fn variable(
+    layer: &Described,
+    form: Form,
+    size: usize,
+    value: &Value,
+    start: usize,
+    out: &mut Vec<u8>,
+) -> Option<()> {
     let begin = out.len();
     match form {
-        Form::Fixed | Form::Bytes | Form::Sized(_) => out.extend(bytes(value)),
+        Form::Fixed => {
+            out.extend(bytes(value));
+            out.resize(begin + size, 0);
+        }
+        Form::Bytes | Form::Sized(_) => out.extend(bytes(value)),
         Form::Numbers8 => out.extend(list(value).iter().map(|number| uint(number) as u8)),
         Form::Padded => {
             out.extend(bytes(value));
@@ -197,10 +213,6 @@ fn prefix(layer: &Described, value: &Value) -> Vec<u8> {
 
 /// The bytes of a prefix (RFC 7871, section 6): as many as its length needs, else those without zeros at the end.
 fn network(layer: &Described, value: &Value, length: &str) -> Vec<u8> {
-    if *value == Value::None {
-        // The default of Scapy: 192.0.0.0/8, 2000::/8.
-        return vec![if layer.number("family") == Some(2) { 0x20 } else { 0xc0 }];
-    }
     let mut octets = octets(value);
     match layer.number(length) {
         Some(bits) => {
@@ -302,7 +314,7 @@ pub(super) fn finish(layer: &Described, packet: &mut Building<'_>) -> Result<(),
                 packet.bytes()[at] = number;
             }
             Form::NextEthertype => {
-                let number = packet.next().map_or(0, |next| ether::ethertype(Some(next)));
+                let number = ether::number(packet.next()).unwrap_or(0);
                 packet.put16(at, number);
             }
             Form::PayloadLength => {

@@ -46,6 +46,8 @@ pub(crate) enum Form {
     DnsClass,
     /// What a node information query asks about, by its data.
     QueryCode,
+    /// The family of an address: 1 for IPv4, 2 for IPv6.
+    AddressFamily(&'static str),
     /// Service access point and control field, by the next layer.
     Sap,
     Control,
@@ -118,7 +120,7 @@ impl Form {
     pub(super) const fn is_computed(self) -> bool {
         matches!(
             self,
-            Self::Length(..) | Self::BitLength(_) | Self::Count(..) | Self::Checksum(_) | Self::PayloadLength | Self::QueryCode
+            Self::Length(..) | Self::BitLength(_) | Self::Count(..) | Self::Checksum(_) | Self::PayloadLength | Self::QueryCode | Self::AddressFamily(_)
         )
     }
 }
@@ -152,6 +154,7 @@ pub(super) fn canonical(field: &FieldInfo, value: &Value) -> Result<Value, Strin
         | Form::NextHeader
         | Form::NextEthertype
         | Form::QueryCode
+        | Form::AddressFamily(_)
         | Form::Sap
         | Form::Control
         | Form::Switch => number(field, value),
@@ -160,7 +163,7 @@ pub(super) fn canonical(field: &FieldInfo, value: &Value) -> Result<Value, Strin
             Value::Text(_) => dns_record::class_from(value).map(|class| Value::Uint(class.into())),
             other => number(field, other),
         },
-        Form::Numbers8 => of_list(&|value| value.uint(0xff).map(Value::Uint)),
+        Form::Numbers8 => of_list(&|value| number(&FieldInfo { bits: 8, ..*field }, value)),
         Form::Fixed => {
             let size = field.bits / 8;
             let mut bytes = match value {

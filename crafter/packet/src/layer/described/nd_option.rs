@@ -2,7 +2,7 @@
 
 use super::{
     Description, Family, Form,
-    field::{d, field, fixed, header_length, ipv6, laid_out, mac, uint, variable, zero},
+    field::{d, field, fixed, header_length, ipv6, laid_out, mac, named, uint, variable, zero},
 };
 
 /// An option with its type and its length in units of 8 bytes.
@@ -87,7 +87,7 @@ pub(super) const TABLE: &[Description] = &[
     option!(
         "ICMPv6NDOptPREF64", "RFC 8781, section 4", "Option: prefix of a NAT64", 38, units!(2),
         uint("scaledlifetime", 13, d!(0), "Lifetime in units of 8 seconds"),
-        uint("plc", 3, d!(0), "Code of the prefix length: 96, 64, 56, 48, 40, 32"),
+        named(uint("plc", 3, d!(0), "Length of the prefix"), &[(0, "/96"), (1, "/64"), (2, "/56"), (3, "/48"), (4, "/40"), (5, "/32")]),
         field("prefix", Form::Leading(12), 96, Some(d!("::")), "The highest 96 bits of the prefix"),
     ),
 ];

@@ -37,7 +37,7 @@ macro_rules! query {
     ($name:literal, $doc:literal, $qtype:literal, $flags:literal) => {
         Description::new($name, "RFC 4620, section 4", $doc, Family::Icmpv6, &const {
             let code = field("code", Form::QueryCode, 8, None, "What the data is: address, name, IPv4 address");
-            let data = field("data", Form::Query, 0, Some(|| Value::Bytes(Vec::new())), "The subject");
+            let data = field("data", Form::Query, 0, Some(|| Value::Bytes(vec![0; 3])), "The subject");
             fields(d!(139), code, d!($qtype), d!($flags), data)
         })
     };
