@@ -262,6 +262,12 @@ pub(super) fn span(
 ) -> Result<Span, String> {
     let named = |reason: String| format!("{}.{}: {reason}", layer.info().name, field.name);
     match (object, field.kind) {
+        // As in Scapy: no question, not the default one.
+        (Object::None, FieldKind::List) if field.name == "qd" => Ok(Span::One(Value::List(Vec::new()))),
+        // The complement of flags, such as ~0x02.
+        (Object::Number(number @ ..0), FieldKind::Flags) if *number >= -1 - i128::from(field.max()) => {
+            Ok(Span::One(Value::Uint(*number as u64 & field.max())))
+        }
         (Object::Tuple(ends), FieldKind::Uint | FieldKind::Flags) => match ends.items() {
             [first, last] => {
                 let ends = first.number().zip(last.number()).and_then(|(first, last)| {

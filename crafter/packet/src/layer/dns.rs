@@ -255,12 +255,17 @@ mod tests {
         assert!(!answer(8, "example.org").answers(&request));
         assert!(!answer(7, "example.com").answers(&request));
         assert!(!request.answers(&request));
-        let bytes = answer(7, "example.org").build().unwrap();
-        assert_eq!(&bytes[57..59], [0xc0, 12], "the name of the answer points to that of the question");
-        let read = Packet::from_ip(&bytes);
-        assert_eq!(read.get::<Dns>().unwrap().an.as_deref(), Some(&[record][..]));
-        assert_eq!(read.get::<Dns>().unwrap().body, None);
-        assert_eq!(read.build().unwrap(), bytes);
+        for compress in [0_u8, 1] {
+            let mut answer = answer(7, "example.org");
+            answer.get_mut::<Dns>().unwrap().compress = Some(compress);
+            let bytes = answer.build().unwrap();
+            let first = if compress > 0 { [0xc0, 12] } else { [7, b'e'] };
+            assert_eq!(bytes[57..59], first, "the name of the answer points to that of the question if compressed");
+            let read = Packet::from_ip(&bytes);
+            assert_eq!(read.get::<Dns>().unwrap().an.as_deref(), Some(&[record.clone()][..]));
+            assert_eq!(read.get::<Dns>().unwrap().body, None);
+            assert_eq!(read.build().unwrap(), bytes);
+        }
     }
 
     /// From edns-opts.pcap of tcpdump: the EDNS record has no zone file format.
@@ -281,12 +286,14 @@ mod tests {
 
     #[test]
     fn sections_that_build_differently_are_kept_as_bytes() {
-        // An answer without name compression, and bytes after the message.
-        let mut bytes = b"\0\x07\x81\x80\0\x01\0\x01\0\0\0\0\x01a\0\0\x01\0\x01\x01a\0\0\x01\0\x01\0\0\0\x3c\0\x04\x01\x02\x03\x04".to_vec();
+        // An answer with a compressed name, one without, and bytes after the message.
+        let mut bytes = b"\0\x07\x81\x80\0\x01\0\x02\0\0\0\0\x01a\0\0\x01\0\x01".to_vec();
+        bytes.extend(b"\xc0\x0c\0\x01\0\x01\0\0\0\x3c\0\x04\x01\x02\x03\x04");
+        bytes.extend(b"\x01a\0\0\x01\0\x01\0\0\0\x3c\0\x04\x01\x02\x03\x04");
         bytes.extend(b"more");
         let read = Packet::parse(Kind::Dns, &bytes);
         let dns = read.get::<Dns>().unwrap();
-        assert!(dns.body.is_some() && dns.an.as_ref().is_some_and(|answers| answers.len() == 1));
+        assert!(dns.body.is_some() && dns.an.as_ref().is_some_and(|answers| answers.len() == 2));
         assert_eq!(read.build().unwrap(), bytes);
         // Wrong counts.
         bytes[5] = 9;
@@ -338,7 +345,7 @@ mod tests {
 
     #[test]
     fn records_by_name() {
-        let mut packet = Packet::from(Dns::new());
+        let mut packet = Packet::from(Dns::new().qd([]));
         let fields = vec![("rrname".to_owned(), Value::Text("a.".into())), ("rdata".to_owned(), Value::Text("1.2.3.4".into()))];
         packet.set_field("DNS", "an", &Value::List(vec![Value::Record("DNSRR".into(), fields)])).unwrap();
         assert_eq!(packet.build().unwrap().len(), 12 + 3 + 10 + 4);

@@ -13,6 +13,9 @@ use super::{
 /// Type of a frame directly in a frame, as in Scapy.
 const BRIDGED: u16 = 1;
 
+/// Type of EAP over LAN.
+const EAPOL: u16 = 0x888e;
+
 /// Names of EtherTypes.
 pub(crate) const ETHERTYPES: &[(u64, &str)] = &[
     (0x0800, "IPv4"),
@@ -58,6 +61,7 @@ pub(crate) fn payload(ethertype: u16) -> Kind {
         0x8847 | 0x8848 => Kind::Mpls,
         0x88a8 => Kind::Dot1AD,
         described::BACKBONE => described::kind("Dot1AH"),
+        EAPOL => described::kind("EAPOL"),
         _ => Kind::Raw,
     }
 }
@@ -82,6 +86,7 @@ pub(crate) fn number(next: Option<&AnyLayer>) -> Option<u16> {
         AnyLayer::Described(layer) => match layer.info().name {
             "Dot1AH" => described::BACKBONE,
             "LLC" => 122,
+            "EAPOL" => EAPOL,
             _ => return None,
         },
         _ => return None,
@@ -108,6 +113,13 @@ impl Protocol for Ether {
                 Some(AnyLayer::Ether(_)) => BRIDGED,
                 next => ethertype(next),
             };
+            if number == EAPOL
+                && self.dst.is_none()
+                && let Some(dst) = packet.bytes().first_chunk_mut()
+            {
+                // The group of port access entities (IEEE 802.1X).
+                *dst = [1, 0x80, 0xc2, 0, 0, 3];
+            }
             packet.put16(Self::AT.r#type, number);
         }
         Ok(())

@@ -72,7 +72,7 @@ layer! {
         /// Length in units of 8 bytes
         len: u8, 8, computed;
         /// Reserved
-        res: u64, 48, (0);
+        res: [u8; 6], 48, ([0; 6]);
     }
     tail {
         /// The packet, padded to a multiple of 8 bytes

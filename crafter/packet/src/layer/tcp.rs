@@ -108,7 +108,7 @@ layer! {
 
 layer! {
     /// The first 8 bytes of a TCP header, as quoted by an ICMP error
-    pub struct TcpError: "TCPerror", "RFC 792" {
+    pub struct TcpError: "TCPquote", "RFC 792" {
         /// Source port
         sport: u16, 16, (20);
         /// Destination port
@@ -261,7 +261,7 @@ impl Protocol for TcpError {
     }
 
     fn summary(&self, f: &mut fmt::Formatter<'_>, packet: &[AnyLayer], at: usize) -> fmt::Result {
-        ports(f, "TCPerror", packet, at, self.sport.unwrap_or(20), self.dport.unwrap_or(80))
+        ports(f, "TCPquote", packet, at, self.sport.unwrap_or(20), self.dport.unwrap_or(80))
     }
 }
 

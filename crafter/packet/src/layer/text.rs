@@ -7,10 +7,11 @@ use serde_json::json;
 use super::{AnyLayer, Kind, Layer, Packet, Value, value::nearest};
 
 /// Names of Scapy for layers that have another name here.
-const ALIASES: [(&str, Kind); 7] = [
+const ALIASES: [(&str, Kind); 8] = [
     ("IPerror", Kind::Ip),
     ("IPerror6", Kind::Ipv6),
     ("UDPerror", Kind::Udp),
+    ("TCPerror", Kind::Tcp),
     ("ICMPerror", Kind::Icmp),
     // Scapy up to 2.5.
     ("ICMPExtensionHeader", Kind::IcmpExtensionHeader),

@@ -422,6 +422,20 @@ impl FieldValue for Vec<u8> {
     }
 }
 
+impl<const N: usize> FieldValue for [u8; N] {
+    const KIND: FieldKind = FieldKind::Bytes;
+
+    fn to_value(&self) -> Value {
+        Value::Bytes(self.to_vec())
+    }
+
+    fn from_value(value: &Value, _: &FieldInfo) -> Result<Self, String> {
+        let bytes = value.bytes()?;
+        let length = bytes.len();
+        bytes.try_into().map_err(|_| format!("{length} bytes do not fit: {N} bytes are needed"))
+    }
+}
+
 /// An element of a list field: an option, an address, a record.
 pub trait Element: Sized {
     /// Converts to a dynamically typed value.

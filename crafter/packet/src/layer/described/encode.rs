@@ -78,6 +78,8 @@ fn is_number(form: Form) -> bool {
             | Form::DnsType
             | Form::DnsClass
             | Form::QueryCode
+            | Form::NetflowVersion
+            | Form::Records
             | Form::AddressFamily(_)
             | Form::Sap
             | Form::Control
@@ -312,6 +314,15 @@ pub(super) fn finish(layer: &Described, packet: &mut Building<'_>) -> Result<(),
                 let (point, control) = link::access_point(next);
                 let number = if matches!(field.form, Form::Sap) { point } else { control };
                 packet.bytes()[at] = number;
+            }
+            Form::NetflowVersion => {
+                let is_five = packet.next().is_some_and(|next| next.info().name == "NetflowHeaderV5");
+                packet.put16(at, if is_five { 5 } else { 1 });
+            }
+            Form::Records => {
+                // Each record has 48 bytes.
+                let count = (packet.length() - packet.header()) / 48;
+                packet.put16(at, u16::try_from(count).map_err(|_| too_large(layer, field))?);
             }
             Form::NextEthertype => {
                 let number = ether::number(packet.next()).unwrap_or(0);

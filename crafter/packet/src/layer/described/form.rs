@@ -48,6 +48,9 @@ pub(crate) enum Form {
     QueryCode,
     /// The family of an address: 1 for IPv4, 2 for IPv6.
     AddressFamily(&'static str),
+    /// The version of NetFlow, and the number of its records, by the next layers.
+    NetflowVersion,
+    Records,
     /// Service access point and control field, by the next layer.
     Sap,
     Control,
@@ -154,6 +157,8 @@ pub(super) fn canonical(field: &FieldInfo, value: &Value) -> Result<Value, Strin
         | Form::NextHeader
         | Form::NextEthertype
         | Form::QueryCode
+        | Form::NetflowVersion
+        | Form::Records
         | Form::AddressFamily(_)
         | Form::Sap
         | Form::Control

@@ -2,7 +2,7 @@
 
 use super::{
     Described, Description, Entry, Family, Form,
-    field::{d, field, fixed, laid_out, mac, named, uint, zero},
+    field::{bytes, d, field, fixed, header_length, laid_out, length_of, mac, named, uint, zero},
 };
 use crate::layer::{Kind, ether::ETHERTYPES};
 
@@ -78,6 +78,24 @@ pub(super) const TABLE: &[Description] = &[
             fixed("src", 8, d!(""), "Source address"),
         ])
     }),
+    Description::new("EAPOL", "IEEE 802.1X", "EAP over LAN", Family::Leaf, &const {
+        laid_out([
+            uint("version", 8, d!(1), "Version"),
+            uint("type", 8, d!(0), "Type: 0 EAP, 1 start, 2 logoff, 3 key"),
+            field("len", Form::PayloadLength, 16, None, "Length of the payload in bytes"),
+        ])
+    }),
+    Description::new("EAP_MD5", "RFC 3748, section 5.4", "EAP: MD5 challenge", Family::Leaf, &const {
+        laid_out([
+            uint("code", 8, d!(1), "Code"),
+            uint("id", 8, d!(0), "Identifier"),
+            header_length("len", 16, 1, 0, "Length in bytes"),
+            uint("type", 8, d!(4), "Type"),
+            length_of("value_size", 8, "value", 1, 0),
+            bytes("value", d!(""), "The value"),
+            bytes("optional_name", d!(""), "Name"),
+        ])
+    }),
 ];
 
 pub(crate) fn kind(name: &str) -> Kind {
@@ -110,6 +128,7 @@ pub(super) fn of_llc(dsap: usize, ssap: usize, control: usize) -> Kind {
 pub(super) fn of_ethertype(layer: &Described) -> Kind {
     match layer.number("proto") {
         Some(proto) => u16::try_from(proto).map_or(Kind::Raw, crate::layer::of_ethertype),
-        None => Kind::Ether,
+        None if layer.get("isid").is_some() => Kind::Ether,
+        None => Kind::Raw,
     }
 }

@@ -25,6 +25,7 @@ mod mobility;
 mod mobility_option;
 mod nd_option;
 mod node_information;
+mod other;
 mod segment_routing;
 
 pub(crate) use {
@@ -108,6 +109,7 @@ const TABLES: &[&[Description]] = &[
     dns_rdata::TABLE,
     edns::TABLE,
     link::TABLE,
+    other::TABLE,
 ];
 
 /// Number of described layers.
@@ -357,3 +359,6 @@ pub(crate) fn element(value: &Value, families: &[Family], wanted: &str) -> Resul
         other => other.bytes().map_err(|_| other.mismatch(wanted)),
     }
 }
+
+#[cfg(test)]
+mod tests;
