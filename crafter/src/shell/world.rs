@@ -66,6 +66,11 @@ pub trait World: Resolve {
         Err(Error::invalid("sniff", "not available here"))
     }
 
+    /// The interface through which all packets go; `None`: that of the route to each destination.
+    fn interface(&self) -> Option<&str> {
+        None
+    }
+
     /// Reads a file.
     ///
     /// # Errors

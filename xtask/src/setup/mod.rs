@@ -238,7 +238,7 @@ pub fn ensure_scapy(again: bool) {
 pub fn missing_data() -> Vec<(String, String)> {
     let corpora = corpora::missing().into_iter();
     let mut missing: Vec<(String, String)> =
-        corpora.map(|(package, why)| (format!("the tests on captures of the source package {package}"), why)).collect();
+        corpora.map(|(package, why)| (format!("the tests on captures and expressions of the source package {package}"), why)).collect();
     missing.extend(scapy::missing().map(|why| ("the tests of crafter-scapy with PyPI's Scapy".to_owned(), why)));
     missing
 }
