@@ -122,7 +122,10 @@ fn fails(text: &str, line: usize, column: usize, part: &str) {
 fn everyday_lines_of_scapy() {
     says("print(\"a\", 1 + 1, TCP)", &["a 2 TCP"]);
     says("print()", &[]);
-    says("p = IP(dst=\"192.0.2.1\")/TCP(); p.haslayer(\"TCP\"), p.haslayer(\"UDP\"), haslayer(p, TCP)", &["(True, False, True)"]);
+    says(
+        "p = IP(dst=\"192.0.2.1\")/TCP(); p.haslayer(\"TCP\"), p.haslayer(\"UDP\"), haslayer(p, TCP)",
+        &["(True, False, True)"],
+    );
     says("len(UDP()/(\"A\"*1400)), len(b\"ab\"*3), [1, 2]*2", &["(1408, 6, [1, 2, 1, 2])"]);
     says("send(IP(dst=\"192.0.2.1\")/ICMP(), count=3, inter=0.5, verbose=0)", &["3"]);
     says("sr1(IP(dst=\"192.0.2.1\")/TCP(sport=5000), timeout=1, verbose=False).sport", &["80"]);
@@ -221,7 +224,7 @@ fn expressions_on_packets() {
         ("IP/UDP", "IP()/UDP()"),
         ("IP()/p[TCP]/b\"x\"", r#"IP()/TCP(dport=80, seq=4294967295, flags="SA")/Raw(load=b"hi")/Raw(load=b"x")"#),
         ("(IP()/IP(ttl=9))[IP:2].ttl", "9"),
-        ("DNSQR(qname=\"a.test\").qname", "\"a.test\""),
+        ("DNSQR(qname=\"a.test\").qname", "\"a.test.\""),
         ("answers(IP(src=\"192.0.2.1\")/UDP(sport=7,dport=9), IP(dst=\"192.0.2.1\")/UDP(sport=9,dport=7))", "True"),
     ] {
         let mut shell = Shell::new(Fake::default());

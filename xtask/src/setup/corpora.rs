@@ -249,7 +249,8 @@ fn versions(apt: &Apt, package: &str) -> Result<Vec<String>> {
 /// Unpacks only the captures and test files of an archive.
 fn unpack(archive: &Path, into: &Path) -> Result<()> {
     let list = sh::output(Command::new("tar").arg("-tf").arg(archive))?;
-    let wanted: Vec<&str> = list.lines().filter(|name| ENDINGS.iter().chain([&EXPRESSIONS]).any(|ending| name.ends_with(ending))).collect();
+    let wanted: Vec<&str> =
+        list.lines().filter(|name| ENDINGS.iter().chain([&EXPRESSIONS]).any(|ending| name.ends_with(ending))).collect();
     if wanted.is_empty() {
         return Ok(());
     }

@@ -257,9 +257,7 @@ async fn named_call<E: Environment>(
             let arguments = given(environment, arguments).await?;
             environment.call(Called { at, name: name.to_owned(), arguments }).await
         }
-        Err(_) if in_field && hint::idiom(name).is_none() => {
-            record(environment, name, arguments).await
-        }
+        Err(_) if in_field && hint::idiom(name).is_none() => record(environment, name, arguments).await,
         Err(_) => Err(Fault::new(at, environment.unknown(name))),
     }
 }

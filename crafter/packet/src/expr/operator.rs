@@ -135,7 +135,8 @@ impl Operator {
                     }
                 }
                 _ => match (self, left, right) {
-                    (Op::Multiply, sequence, Object::Number(times)) | (Op::Multiply, Object::Number(times), sequence)
+                    (Op::Multiply, sequence, Object::Number(times))
+                    | (Op::Multiply, Object::Number(times), sequence)
                         if is_sequence(sequence) =>
                     {
                         repeated(sequence, *times)

@@ -2,7 +2,9 @@
 
 use smallvec::SmallVec;
 
-use super::{AnyLayer, Dns, Ip, Ipv6, Packet, described::Family, dns, ip, ipv6, icmp_extension, table::FieldError, udp};
+use super::{
+    AnyLayer, Dns, Ip, Ipv6, Packet, described::Family, dns, icmp_extension, ip, ipv6, table::FieldError, udp,
+};
 use crate::{
     error::Result,
     view::{
@@ -104,7 +106,9 @@ impl Building<'_> {
                     let both = header.get(field::ipv6::ADDRESSES)?;
                     // RFC 8200, section 8.1: the final destination, taken from a routing header if there is one; RFC
                     // 6275, section 11.3.1: the home address instead of the source.
-                    return Some(home.unwrap_or_else(|| sum(&both[..16])) + last_hop.unwrap_or_else(|| sum(&both[16..])));
+                    return Some(
+                        home.unwrap_or_else(|| sum(&both[..16])) + last_hop.unwrap_or_else(|| sum(&both[16..])),
+                    );
                 }
                 AnyLayer::Ipv6Routing(routing) => {
                     last_hop = last_hop.or(routing.final_destination().map(|address| sum(&address.octets())));

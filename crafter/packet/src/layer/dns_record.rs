@@ -281,7 +281,9 @@ pub(crate) fn data_bytes(kind: u16, value: &Value) -> Result<Vec<u8>, String> {
         Ok(out)
     };
     match (kind, value) {
-        (_, Value::Tuple(parts)) => parts.iter().map(Value::bytes).collect::<Result<Vec<_>, _>>().map(|parts| parts.concat()),
+        (_, Value::Tuple(parts)) => {
+            parts.iter().map(Value::bytes).collect::<Result<Vec<_>, _>>().map(|parts| parts.concat())
+        }
         (1, Value::Bytes(none)) if none.is_empty() => Ok(vec![0; 4]),
         (28, Value::Bytes(none)) if none.is_empty() => Ok(vec![0; 16]),
         (TEXT, Value::List(values)) => texts(values),
@@ -303,9 +305,9 @@ pub(crate) fn bytes_value(kind: u16, data: &[u8]) -> Value {
 fn exact_data(kind: u16, data: &[u8]) -> RData {
     let length = u16::try_from(data.len()).unwrap_or(u16::MAX);
     let read = RData::read(&mut BinDecoder::new(data), kind.into(), Restrict::new(length));
-    let exact = read.ok().filter(|rdata| {
-        u16::from(rdata.record_type()) == kind && rdata.to_bytes().is_ok_and(|again| again == data)
-    });
+    let exact = read
+        .ok()
+        .filter(|rdata| u16::from(rdata.record_type()) == kind && rdata.to_bytes().is_ok_and(|again| again == data));
     exact.unwrap_or_else(|| RData::Unknown { code: kind.into(), rdata: NULL::with(data.to_vec()) })
 }
 

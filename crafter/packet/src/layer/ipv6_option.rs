@@ -74,7 +74,12 @@ fn alignment(option: &Ipv6Option) -> (u8, u8) {
 
 /// Appends the options of the header that began at `start`; if `is_padded`, aligns them and pads the header to a
 /// multiple of 8 bytes.
-pub(crate) fn write(options: &[Ipv6Option], is_padded: bool, start: usize, out: &mut Vec<u8>) -> Result<(), FieldError> {
+pub(crate) fn write(
+    options: &[Ipv6Option],
+    is_padded: bool,
+    start: usize,
+    out: &mut Vec<u8>,
+) -> Result<(), FieldError> {
     for option in options {
         if is_padded {
             pad(gap(out.len() - start, alignment(option)), 1, out);

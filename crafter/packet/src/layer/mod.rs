@@ -33,12 +33,13 @@ mod match_key;
 mod parse;
 mod protocol;
 mod reassemble;
+mod service;
 mod show;
 mod table;
 mod text;
 pub mod value;
 
-// To add a layer: a file with its struct (`layer!`, see `table.rs`) and its `Protocol`, a line here, its number in the
+// To add a layer with rules of its own: a file with its struct (`layer!`, see `table.rs`) and its `Protocol`, a line here,
 // layer below (`ip.rs`, `udp.rs`, `ether.rs`, ...), and a sample in `packet/src/layer/samples.rs`, which the tests compare with tshark
 // and Scapy.
 packet::layers! {

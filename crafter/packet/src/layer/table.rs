@@ -23,7 +23,9 @@ impl LayerInfo {
     pub fn field(&self, name: &str) -> Option<(usize, &'static FieldInfo)> {
         let all = || self.fields.iter().enumerate();
         // Scapy writes some flags in upper case.
-        all().find(|(_, field)| field.name == name).or_else(|| all().find(|(_, field)| field.name.eq_ignore_ascii_case(name)))
+        all()
+            .find(|(_, field)| field.name == name)
+            .or_else(|| all().find(|(_, field)| field.name.eq_ignore_ascii_case(name)))
     }
 
     /// The error message for an unknown field.

@@ -3,11 +3,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::{Described, Entry, Family, Form, Of, dns_rdata, edns, node_information};
-use crate::layer::{
-    Layer as _, Mac, Value, dns_record,
-    table::get_bits,
-    value::FieldInfo,
-};
+use crate::layer::{Layer as _, Mac, Value, dns_record, table::get_bits, value::FieldInfo};
 
 /// Nesting depth of lists, which bounds the work.
 const MAX_DEPTH: u8 = 3;

@@ -99,52 +99,82 @@ const DIGESTS: &[(u64, &str)] = &[(1, "SHA-1"), (2, "SHA-256"), (3, "GOST R 34.1
 macro_rules! algorithms {
     ($name:literal, $doc:literal, $number:literal, $names:expr) => {
         option!(
-            $name, "RFC 6975, section 3", $doc, $number,
+            $name,
+            "RFC 6975, section 3",
+            $doc,
+            $number,
             super::field::named(variable("alg_code", Form::Numbers8, "The algorithms"), $names),
         )
     };
 }
 
 pub(super) const TABLE: &[Description] = &[
-    Description::new("EDNS0TLV", "RFC 6891, section 6.1.2", "EDNS option of any type", Family::EdnsOption, &const {
-        laid_out([
-            super::field::named(uint("optcode", 16, d!(0), "Code"), CODES),
-            LENGTH,
-            bytes("optdata", d!(""), "The data"),
-        ])
-    }),
+    Description::new(
+        "EDNS0TLV",
+        "RFC 6891, section 6.1.2",
+        "EDNS option of any type",
+        Family::EdnsOption,
+        &const {
+            laid_out([
+                super::field::named(uint("optcode", 16, d!(0), "Code"), CODES),
+                LENGTH,
+                bytes("optdata", d!(""), "The data"),
+            ])
+        },
+    ),
     option!(
-        "EDNS0OWN", "draft-cheshire-edns0-owner-option-01", "EDNS option: owner", 4,
-        uint("v", 8, d!(0), "Version"), uint("s", 8, d!(0), "Sequence number"), mac("primary_mac", "Address"),
+        "EDNS0OWN",
+        "draft-cheshire-edns0-owner-option-01",
+        "EDNS option: owner",
+        4,
+        uint("v", 8, d!(0), "Version"),
+        uint("s", 8, d!(0), "Sequence number"),
+        mac("primary_mac", "Address"),
         bytes("rest", d!(""), "Address to wake up, and password"),
     ),
     algorithms!("EDNS0DAU", "EDNS option: algorithms understood", 5, ALGORITHMS),
     algorithms!("EDNS0DHU", "EDNS option: digests understood", 6, DIGESTS),
     algorithms!("EDNS0N3U", "EDNS option: NSEC3 hashes understood", 7, &[(1, "SHA-1")]),
     option!(
-        "EDNS0ClientSubnet", "RFC 7871, section 6", "EDNS option: network of the client", 8,
+        "EDNS0ClientSubnet",
+        "RFC 7871, section 6",
+        "EDNS option: network of the client",
+        8,
         field("family", Form::AddressFamily("address"), 16, None, "1: IPv4, 2: IPv6"),
         field("source_plen", Form::BitLength("address"), 8, None, "Length of the prefix in bits"),
         uint("scope_plen", 8, d!(0), "Length of the prefix of the answer"),
         field("address", Form::Network("source_plen"), 0, Some(d!("192.168.0.0")), "The prefix"),
     ),
     option!(
-        "EDNS0COOKIE", "RFC 7873, section 4", "EDNS option: cookies", 10,
-        fixed("client_cookie", 8, d!(""), "Of the client"), bytes("server_cookie", d!(""), "Of the server"),
+        "EDNS0COOKIE",
+        "RFC 7873, section 4",
+        "EDNS option: cookies",
+        10,
+        fixed("client_cookie", 8, d!(""), "Of the client"),
+        bytes("server_cookie", d!(""), "Of the server"),
     ),
     option!("EDNS0PADDING", "RFC 7830, section 3", "EDNS option: padding", 12, bytes("padding", d!(""), "The bytes")),
     option!(
-        "EDNS0ExtendedDNSError", "RFC 8914, section 2", "EDNS option: extended error", 15,
+        "EDNS0ExtendedDNSError",
+        "RFC 8914, section 2",
+        "EDNS option: extended error",
+        15,
         super::field::named(uint("info_code", 16, d!(0), "Which error"), ERRORS),
         bytes("extra_text", d!(""), "Text"),
     ),
-    Description::new("SvcParam", "RFC 9460, section 2.2", "Parameter of a service binding", Family::SvcParam, &const {
-        laid_out([
-            super::field::named(uint("key", 16, d!(0), "Key"), KEYS),
-            header_length("len", 16, 1, -4, "Length of the value in bytes"),
-            field("value", Form::ParamValue, 0, Some(|| Value::Bytes(Vec::new())), "The value, by the key"),
-        ])
-    }),
+    Description::new(
+        "SvcParam",
+        "RFC 9460, section 2.2",
+        "Parameter of a service binding",
+        Family::SvcParam,
+        &const {
+            laid_out([
+                super::field::named(uint("key", 16, d!(0), "Key"), KEYS),
+                header_length("len", 16, 1, -4, "Length of the value in bytes"),
+                field("value", Form::ParamValue, 0, Some(|| Value::Bytes(Vec::new())), "The value, by the key"),
+            ])
+        },
+    ),
 ];
 
 /// The entry for an option that begins with these bytes.

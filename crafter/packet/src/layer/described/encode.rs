@@ -18,7 +18,11 @@ use crate::layer::{
 type Places = SmallVec<[Range<usize>; 24]>;
 
 fn too_large(layer: &Described, field: &FieldInfo) -> FieldError {
-    FieldError { layer: layer.info().name, field: field.name, bits: if field.bits > 0 { field.bits } else { 65_535 * 8 } }
+    FieldError {
+        layer: layer.info().name,
+        field: field.name,
+        bits: if field.bits > 0 { field.bits } else { 65_535 * 8 },
+    }
 }
 
 fn uint(value: &Value) -> u64 {
@@ -106,10 +110,9 @@ fn compute(layer: &Described, places: &Places, start: usize, out: &mut [u8]) -> 
                 };
                 (length / usize::from(unit)).saturating_add_signed(add.into())
             }
-            Form::BitLength(name) => fields
-                .iter()
-                .position(|field| field.name == name)
-                .map_or(0, |at| places[at].end - places[at].start),
+            Form::BitLength(name) => {
+                fields.iter().position(|field| field.name == name).map_or(0, |at| places[at].end - places[at].start)
+            }
             Form::Count(name, add) => match layer.get_or_default(name) {
                 Some(Value::List(values)) => values.len().saturating_add_signed(add.into()),
                 _ => 0,
@@ -129,14 +132,7 @@ fn compute(layer: &Described, places: &Places, start: usize, out: &mut [u8]) -> 
 }
 
 /// Appends a field of whole bytes; `None` if the value is too long.
-fn variable(
-    layer: &Described,
-    form: Form,
-    size: usize,
-    value: &Value,
-    start: usize,
-    out: &mut Vec<u8>,
-) -> Option<()> {
+fn variable(layer: &Described, form: Form, size: usize, value: &Value, start: usize, out: &mut Vec<u8>) -> Option<()> {
     let begin = out.len();
     match form {
         Form::Fixed => {

@@ -108,13 +108,9 @@ impl Form {
                 FieldKind::List
             }
             Self::TypeBitmap | Self::RecordData | Self::ParamValue | Self::Reply => FieldKind::List,
-            Self::Fixed
-            | Self::Bytes
-            | Self::Sized(_)
-            | Self::Padded
-            | Self::Name
-            | Self::Network(_)
-            | Self::Query => FieldKind::Bytes,
+            Self::Fixed | Self::Bytes | Self::Sized(_) | Self::Padded | Self::Name | Self::Network(_) | Self::Query => {
+                FieldKind::Bytes
+            }
             _ => FieldKind::Uint,
         }
     }
@@ -123,7 +119,13 @@ impl Form {
     pub(super) const fn is_computed(self) -> bool {
         matches!(
             self,
-            Self::Length(..) | Self::BitLength(_) | Self::Count(..) | Self::Checksum(_) | Self::PayloadLength | Self::QueryCode | Self::AddressFamily(_)
+            Self::Length(..)
+                | Self::BitLength(_)
+                | Self::Count(..)
+                | Self::Checksum(_)
+                | Self::PayloadLength
+                | Self::QueryCode
+                | Self::AddressFamily(_)
         )
     }
 }
@@ -140,10 +142,13 @@ pub(super) fn canonical(field: &FieldInfo, value: &Value) -> Result<Value, Strin
         Form::Flags(letters) => match value {
             Value::Text(text) => {
                 let bit = |letter| {
-                    let at = letters.find(letter).ok_or_else(|| format!("unknown flag '{letter}'; flags are {letters}"));
+                    let at =
+                        letters.find(letter).ok_or_else(|| format!("unknown flag '{letter}'; flags are {letters}"));
                     at.map(|at| 1 << at)
                 };
-                Ok(Value::Uint(text.chars().map(bit).try_fold(0, |all, bit: Result<u64, String>| Ok::<_, String>(all | bit?))?))
+                Ok(Value::Uint(
+                    text.chars().map(bit).try_fold(0, |all, bit: Result<u64, String>| Ok::<_, String>(all | bit?))?,
+                ))
             }
             other => number(field, other),
         },
@@ -228,5 +233,9 @@ fn number(field: &FieldInfo, value: &Value) -> Result<Value, String> {
         other => other.uint(u64::MAX)?,
     };
     let max = field.max();
-    if number > max { Err(format!("{number} does not fit {} bits, the largest is {max}", field.bits)) } else { Ok(Value::Uint(number)) }
+    if number > max {
+        Err(format!("{number} does not fit {} bits, the largest is {max}", field.bits))
+    } else {
+        Ok(Value::Uint(number))
+    }
 }

@@ -10,92 +10,146 @@ use crate::layer::{Kind, ether::ETHERTYPES};
 pub(crate) const BACKBONE: u16 = 0x88e7;
 
 pub(super) const TABLE: &[Description] = &[
-    Description::new("Dot3", "IEEE 802.3", "Ethernet frame header with a length", Family::Dot3, &const {
-        laid_out([
-            field("dst", Form::Mac, 48, Some(d!("ff:ff:ff:ff:ff:ff")), "Destination address"),
-            mac("src", "Source address"),
-            field("len", Form::PayloadLength, 16, None, "Length of the payload in bytes"),
-        ])
-    }),
-    Description::new("LLC", "IEEE 802.2", "Logical link control", Family::Llc, &const {
-        laid_out([
-            field("dsap", Form::Sap, 8, None, "Destination service access point"),
-            field("ssap", Form::Sap, 8, None, "Source service access point"),
-            field("ctrl", Form::Control, 8, None, "Control"),
-        ])
-    }),
-    Description::new("SNAP", "IEEE 802", "Subnetwork access protocol", Family::Snap, &const {
-        laid_out([
-            uint("OUI", 24, d!(0), "Organization"),
-            named(field("code", Form::NextEthertype, 16, None, "Type of the payload"), ETHERTYPES),
-        ])
-    }),
-    Description::new("STP", "IEEE 802.1D", "Spanning tree protocol; times in units of 1/256 s", Family::Leaf, &const {
-        laid_out([
-            uint("proto", 16, d!(0), "Protocol"),
-            uint("version", 8, d!(0), "Version"),
-            uint("bpdutype", 8, d!(0), "Type"),
-            uint("bpduflags", 8, d!(0), "Flags"),
-            uint("rootid", 16, d!(0), "Priority of the root"),
-            mac("rootmac", "Address of the root"),
-            uint("pathcost", 32, d!(0), "Cost of the path to the root"),
-            uint("bridgeid", 16, d!(0), "Priority of the bridge"),
-            mac("bridgemac", "Address of the bridge"),
-            uint("portid", 16, d!(0), "Port"),
-            uint("age", 16, d!(256), "Age of the message"),
-            uint("maxage", 16, d!(20 * 256), "Maximum age"),
-            uint("hellotime", 16, d!(2 * 256), "Time between messages"),
-            uint("fwddelay", 16, d!(15 * 256), "Delay of forwarding"),
-        ])
-    }),
-    Description::new("Dot1AH", "IEEE 802.1ah", "Backbone service instance tag", Family::Ethertype, &const {
-        laid_out([
-            uint("prio", 3, d!(0), "Priority"),
-            uint("dei", 1, d!(0), "May be dropped"),
-            uint("nca", 1, d!(0), "No customer addresses"),
-            zero("res1", 1),
-            zero("res2", 2),
-            uint("isid", 24, d!(0), "Service instance"),
-        ])
-    }),
-    Description::new("CookedLinux", "libpcap, LINKTYPE_LINUX_SLL", "Header of a cooked capture", Family::Ethertype, &const {
-        laid_out([
-            uint("pkttype", 16, d!(0), "Direction: 0 to us, 1 broadcast, 2 multicast, 3 to others, 4 by us"),
-            uint("lladdrtype", 16, d!(512), "Hardware type"),
-            uint("lladdrlen", 16, d!(0), "Length of the address"),
-            fixed("src", 8, d!(""), "Source address"),
-            named(uint("proto", 16, d!(0x800), "Type of the payload"), ETHERTYPES),
-        ])
-    }),
-    Description::new("CookedLinuxV2", "libpcap, LINKTYPE_LINUX_SLL2", "Header of a cooked capture", Family::Ethertype, &const {
-        laid_out([
-            named(uint("proto", 16, d!(0x800), "Type of the payload"), ETHERTYPES),
-            zero("reserved", 16),
-            uint("ifindex", 32, d!(0), "Index of the interface"),
-            uint("lladdrtype", 16, d!(512), "Hardware type"),
-            uint("pkttype", 8, d!(0), "Direction: 0 to us, 1 broadcast, 2 multicast, 3 to others, 4 by us"),
-            uint("lladdrlen", 8, d!(0), "Length of the address"),
-            fixed("src", 8, d!(""), "Source address"),
-        ])
-    }),
-    Description::new("EAPOL", "IEEE 802.1X", "EAP over LAN", Family::Leaf, &const {
-        laid_out([
-            uint("version", 8, d!(1), "Version"),
-            uint("type", 8, d!(0), "Type: 0 EAP, 1 start, 2 logoff, 3 key"),
-            field("len", Form::PayloadLength, 16, None, "Length of the payload in bytes"),
-        ])
-    }),
-    Description::new("EAP_MD5", "RFC 3748, section 5.4", "EAP: MD5 challenge", Family::Leaf, &const {
-        laid_out([
-            uint("code", 8, d!(1), "Code"),
-            uint("id", 8, d!(0), "Identifier"),
-            header_length("len", 16, 1, 0, "Length in bytes"),
-            uint("type", 8, d!(4), "Type"),
-            length_of("value_size", 8, "value", 1, 0),
-            bytes("value", d!(""), "The value"),
-            bytes("optional_name", d!(""), "Name"),
-        ])
-    }),
+    Description::new(
+        "Dot3",
+        "IEEE 802.3",
+        "Ethernet frame header with a length",
+        Family::Dot3,
+        &const {
+            laid_out([
+                field("dst", Form::Mac, 48, Some(d!("ff:ff:ff:ff:ff:ff")), "Destination address"),
+                mac("src", "Source address"),
+                field("len", Form::PayloadLength, 16, None, "Length of the payload in bytes"),
+            ])
+        },
+    ),
+    Description::new(
+        "LLC",
+        "IEEE 802.2",
+        "Logical link control",
+        Family::Llc,
+        &const {
+            laid_out([
+                field("dsap", Form::Sap, 8, None, "Destination service access point"),
+                field("ssap", Form::Sap, 8, None, "Source service access point"),
+                field("ctrl", Form::Control, 8, None, "Control"),
+            ])
+        },
+    ),
+    Description::new(
+        "SNAP",
+        "IEEE 802",
+        "Subnetwork access protocol",
+        Family::Snap,
+        &const {
+            laid_out([
+                uint("OUI", 24, d!(0), "Organization"),
+                named(field("code", Form::NextEthertype, 16, None, "Type of the payload"), ETHERTYPES),
+            ])
+        },
+    ),
+    Description::new(
+        "STP",
+        "IEEE 802.1D",
+        "Spanning tree protocol; times in units of 1/256 s",
+        Family::Leaf,
+        &const {
+            laid_out([
+                uint("proto", 16, d!(0), "Protocol"),
+                uint("version", 8, d!(0), "Version"),
+                uint("bpdutype", 8, d!(0), "Type"),
+                uint("bpduflags", 8, d!(0), "Flags"),
+                uint("rootid", 16, d!(0), "Priority of the root"),
+                mac("rootmac", "Address of the root"),
+                uint("pathcost", 32, d!(0), "Cost of the path to the root"),
+                uint("bridgeid", 16, d!(0), "Priority of the bridge"),
+                mac("bridgemac", "Address of the bridge"),
+                uint("portid", 16, d!(0), "Port"),
+                uint("age", 16, d!(256), "Age of the message"),
+                uint("maxage", 16, d!(20 * 256), "Maximum age"),
+                uint("hellotime", 16, d!(2 * 256), "Time between messages"),
+                uint("fwddelay", 16, d!(15 * 256), "Delay of forwarding"),
+            ])
+        },
+    ),
+    Description::new(
+        "Dot1AH",
+        "IEEE 802.1ah",
+        "Backbone service instance tag",
+        Family::Ethertype,
+        &const {
+            laid_out([
+                uint("prio", 3, d!(0), "Priority"),
+                uint("dei", 1, d!(0), "May be dropped"),
+                uint("nca", 1, d!(0), "No customer addresses"),
+                zero("res1", 1),
+                zero("res2", 2),
+                uint("isid", 24, d!(0), "Service instance"),
+            ])
+        },
+    ),
+    Description::new(
+        "CookedLinux",
+        "libpcap, LINKTYPE_LINUX_SLL",
+        "Header of a cooked capture",
+        Family::Ethertype,
+        &const {
+            laid_out([
+                uint("pkttype", 16, d!(0), "Direction: 0 to us, 1 broadcast, 2 multicast, 3 to others, 4 by us"),
+                uint("lladdrtype", 16, d!(512), "Hardware type"),
+                uint("lladdrlen", 16, d!(0), "Length of the address"),
+                fixed("src", 8, d!(""), "Source address"),
+                named(uint("proto", 16, d!(0x800), "Type of the payload"), ETHERTYPES),
+            ])
+        },
+    ),
+    Description::new(
+        "CookedLinuxV2",
+        "libpcap, LINKTYPE_LINUX_SLL2",
+        "Header of a cooked capture",
+        Family::Ethertype,
+        &const {
+            laid_out([
+                named(uint("proto", 16, d!(0x800), "Type of the payload"), ETHERTYPES),
+                zero("reserved", 16),
+                uint("ifindex", 32, d!(0), "Index of the interface"),
+                uint("lladdrtype", 16, d!(512), "Hardware type"),
+                uint("pkttype", 8, d!(0), "Direction: 0 to us, 1 broadcast, 2 multicast, 3 to others, 4 by us"),
+                uint("lladdrlen", 8, d!(0), "Length of the address"),
+                fixed("src", 8, d!(""), "Source address"),
+            ])
+        },
+    ),
+    Description::new(
+        "EAPOL",
+        "IEEE 802.1X",
+        "EAP over LAN",
+        Family::Leaf,
+        &const {
+            laid_out([
+                uint("version", 8, d!(1), "Version"),
+                uint("type", 8, d!(0), "Type: 0 EAP, 1 start, 2 logoff, 3 key"),
+                field("len", Form::PayloadLength, 16, None, "Length of the payload in bytes"),
+            ])
+        },
+    ),
+    Description::new(
+        "EAP_MD5",
+        "RFC 3748, section 5.4",
+        "EAP: MD5 challenge",
+        Family::Leaf,
+        &const {
+            laid_out([
+                uint("code", 8, d!(1), "Code"),
+                uint("id", 8, d!(0), "Identifier"),
+                header_length("len", 16, 1, 0, "Length in bytes"),
+                uint("type", 8, d!(4), "Type"),
+                length_of("value_size", 8, "value", 1, 0),
+                bytes("value", d!(""), "The value"),
+                bytes("optional_name", d!(""), "Name"),
+            ])
+        },
+    ),
 ];
 
 pub(crate) fn kind(name: &str) -> Kind {

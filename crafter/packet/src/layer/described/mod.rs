@@ -4,12 +4,7 @@
 
 use std::fmt;
 
-use super::{
-    AnyLayer, Kind, Layer, LayerInfo, Value,
-    build::Building,
-    table::FieldError,
-    value::FieldInfo,
-};
+use super::{AnyLayer, Kind, Layer, LayerInfo, Value, build::Building, table::FieldError, value::FieldInfo};
 
 mod decode;
 mod dns_rdata;
@@ -160,10 +155,7 @@ impl Entry {
         let is_number = |field: &FieldInfo| {
             field.name == name && field.default.is_some_and(|default| default() == Value::Uint(number))
         };
-        ENTRIES
-            .iter()
-            .position(|entry| entry.family == family && entry.info.fields.iter().any(is_number))
-            .map(Self::at)
+        ENTRIES.iter().position(|entry| entry.family == family && entry.info.fields.iter().any(is_number)).map(Self::at)
     }
 }
 
@@ -303,7 +295,9 @@ impl Layer for Described {
     }
 
     fn set_value(&mut self, index: usize, value: &Value) -> Result<(), String> {
-        if let (Some(place), Some(field)) = (self.values.get_mut(index), self.entry.description().info.fields.get(index)) {
+        if let (Some(place), Some(field)) =
+            (self.values.get_mut(index), self.entry.description().info.fields.get(index))
+        {
             *place = if *value == Value::None { None } else { Some(form::canonical(field, value)?) };
         }
         Ok(())

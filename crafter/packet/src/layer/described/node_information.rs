@@ -27,7 +27,13 @@ const fn fields(
         checksum(ICMPV6),
         uint("qtype", 16, qtype, "Type of the requested information"),
         zero("unused", 10),
-        field("flags", Form::Flags(FLAGS), 6, Some(flags), "Truncated, all, compatible, link-local, site-local, global"),
+        field(
+            "flags",
+            Form::Flags(FLAGS),
+            6,
+            Some(flags),
+            "Truncated, all, compatible, link-local, site-local, global",
+        ),
         fixed("nonce", 8, d!(""), "Nonce"),
         data,
     ])
@@ -35,21 +41,34 @@ const fn fields(
 
 macro_rules! query {
     ($name:literal, $doc:literal, $qtype:literal, $flags:literal) => {
-        Description::new($name, "RFC 4620, section 4", $doc, Family::Icmpv6, &const {
-            let code = field("code", Form::QueryCode, 8, None, "What the data is: address, name, IPv4 address");
-            let data = field("data", Form::Query, 0, Some(|| Value::Bytes(vec![0; 3])), "The subject");
-            fields(d!(139), code, d!($qtype), d!($flags), data)
-        })
+        Description::new(
+            $name,
+            "RFC 4620, section 4",
+            $doc,
+            Family::Icmpv6,
+            &const {
+                let code = field("code", Form::QueryCode, 8, None, "What the data is: address, name, IPv4 address");
+                let data = field("data", Form::Query, 0, Some(|| Value::Bytes(vec![0; 3])), "The subject");
+                fields(d!(139), code, d!($qtype), d!($flags), data)
+            },
+        )
     };
 }
 
 macro_rules! reply {
     ($name:literal, $doc:literal, $code:literal, $qtype:literal) => {
-        Description::new($name, "RFC 4620, section 4", $doc, Family::Icmpv6, &const {
-            let code = uint("code", 8, d!($code), "Code");
-            let data = field("data", Form::Reply, 0, Some(|| Value::Bytes(Vec::new())), "Names, or addresses with TTLs");
-            fields(d!(140), code, d!($qtype), d!(0), data)
-        })
+        Description::new(
+            $name,
+            "RFC 4620, section 4",
+            $doc,
+            Family::Icmpv6,
+            &const {
+                let code = uint("code", 8, d!($code), "Code");
+                let data =
+                    field("data", Form::Reply, 0, Some(|| Value::Bytes(Vec::new())), "Names, or addresses with TTLs");
+                fields(d!(140), code, d!($qtype), d!(0), data)
+            },
+        )
     };
 }
 

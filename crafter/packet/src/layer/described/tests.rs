@@ -43,13 +43,17 @@ fn options_as_objects_are_aligned() {
     assert_eq!(home[..8], *b"\x3b\x02\x01\x02\0\0\xc9\x10");
     let plain = built(r#"IPv6ExtHdrDestOpt(autopad=0, options=HAO(hoa="2001:db8::1"))"#);
     assert_eq!(plain[2..4], [0xc9, 16]);
-    let read = Packet::parse(Kind::Ipv6Destination, &built(r#"IPv6ExtHdrDestOpt(autopad=0, options=[("HAO", "::1"), ("PadN", b"1234")])"#));
+    let read = Packet::parse(
+        Kind::Ipv6Destination,
+        &built(r#"IPv6ExtHdrDestOpt(autopad=0, options=[("HAO", "::1"), ("PadN", b"1234")])"#),
+    );
     assert!(read.to_string().contains("autopad=0"), "{read}");
 }
 
 #[test]
 fn binding_update() {
-    let text = r#"IPv6(src="2001:db8::1", dst="2001:db8::2")/MIP6MH_BU(seq=7, options=[MIP6OptAltCoA(acoa="2001:db8::3")])"#;
+    let text =
+        r#"IPv6(src="2001:db8::1", dst="2001:db8::2")/MIP6MH_BU(seq=7, options=[MIP6OptAltCoA(acoa="2001:db8::3")])"#;
     let bytes = built(text);
     assert_eq!((bytes[6], bytes[42], bytes.len()), (135, 5, 40 + 32));
     let read = Packet::from_ip(&bytes);
@@ -76,10 +80,19 @@ fn records_of_dns_are_part_of_a_message() {
 fn errors_name_the_field() {
     for (text, said) in [
         ("RouterAlert(valu=1)", "expression, column 13: RouterAlert has no field 'valu'; did you mean value?"),
-        ("RouterAlert(value=65536)", "expression, column 19: RouterAlert.value: 65536 does not fit 16 bits, the largest is 65535"),
-        (r#"IP(options=[RouterAlert()])"#, "expression, column 12: IP.options: RouterAlert does not fit: an option such as IPOption_Router_Alert(alert=0) is needed"),
+        (
+            "RouterAlert(value=65536)",
+            "expression, column 19: RouterAlert.value: 65536 does not fit 16 bits, the largest is 65535",
+        ),
+        (
+            r#"IP(options=[RouterAlert()])"#,
+            "expression, column 12: IP.options: RouterAlert does not fit: an option such as IPOption_Router_Alert(alert=0) is needed",
+        ),
         (r#"MIP6MH_BU(flags="X")"#, "expression, column 17: MIP6MH_BU.flags: unknown flag 'X'; flags are PRMKLHA"),
-        (r#"MIP6MH_BU(options=[RplOption(Down=2)])"#, "expression, column 35: RplOption.Down: 2 does not fit 1 bits, the largest is 1"),
+        (
+            r#"MIP6MH_BU(options=[RplOption(Down=2)])"#,
+            "expression, column 35: RplOption.Down: 2 does not fit 1 bits, the largest is 1",
+        ),
     ] {
         assert_eq!(text.parse::<Packet>().unwrap_err().to_string(), said);
     }
@@ -89,7 +102,8 @@ fn errors_name_the_field() {
 #[test]
 fn checksums_use_the_final_addresses() {
     use crate::view::checksum::{fold, pseudo_header, sum};
-    let bytes = built(r#"IPv6(src="2001:db8::1", dst="2001:db8::2")/IPv6ExtHdrDestOpt(options=HAO(hoa="2001:db8::9"))/TCP()"#);
+    let bytes =
+        built(r#"IPv6(src="2001:db8::1", dst="2001:db8::2")/IPv6ExtHdrDestOpt(options=HAO(hoa="2001:db8::9"))/TCP()"#);
     let tcp = &bytes[bytes.len() - 20..];
     let pseudo = pseudo_header("2001:db8::9".parse().unwrap(), "2001:db8::2".parse().unwrap(), 6, tcp.len());
     assert_eq!(fold(pseudo + sum(tcp)), 0xffff);
@@ -105,7 +119,13 @@ fn checksums_use_the_final_addresses() {
 fn messages_go_to_their_groups() {
     let destination = |text: &str| {
         let bytes = built(text);
-        (Ipv6::to(<[u8; 16]>::try_from(&bytes[24..40]).map(std::net::Ipv6Addr::from).unwrap()).dst.unwrap().to_string(), bytes[7])
+        (
+            Ipv6::to(<[u8; 16]>::try_from(&bytes[24..40]).map(std::net::Ipv6Addr::from).unwrap())
+                .dst
+                .unwrap()
+                .to_string(),
+            bytes[7],
+        )
     };
     assert_eq!(destination("IPv6()/ICMPv6ND_RS()"), ("ff02::2".to_owned(), 255));
     assert_eq!(destination("IPv6()/ICMPv6MLReport2()"), ("ff02::16".to_owned(), 1));
