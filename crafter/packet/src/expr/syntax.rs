@@ -9,6 +9,7 @@ use winnow::{
     ascii::{line_ending, multispace1, till_line_ending},
     combinator::{alt, cut_err, dispatch, empty, eof, fail, not, opt, peek, preceded, repeat, separated, terminated},
     error::{StrContext, StrContextValue},
+    stream::Stream as _,
     token::{any, none_of, one_of, take_while},
 };
 
@@ -169,12 +170,21 @@ fn expected(what: &'static str) -> StrContext {
     StrContext::Expected(StrContextValue::Description(what))
 }
 
-/// Skips white space and comments.
+/// Skips white space, comments, and line ends after a backslash, as in Python.
 fn space(input: &mut Input<'_>) -> ModalResult<()> {
-    let comment = ('#', till_line_ending).void();
-    // A backslash continues the line, as in Python.
-    let continued = ('\\', take_while(0.., [' ', '\t']), line_ending).void();
-    repeat(0.., alt((multispace1.void(), comment, continued))).parse_next(input)
+    loop {
+        match input.peek_token() {
+            Some(' ' | '\t' | '\r' | '\n') => multispace1.void().parse_next(input)?,
+            Some('#') => till_line_ending.void().parse_next(input)?,
+            Some('\\') => {
+                let continued = ('\\', take_while(0.., [' ', '\t']), line_ending).void();
+                if opt(continued).parse_next(input)?.is_none() {
+                    return Ok(());
+                }
+            }
+            _ => return Ok(()),
+        }
+    }
 }
 
 fn token<'a>(char: char) -> impl Parser<Input<'a>, (), Failure> {
@@ -214,6 +224,10 @@ fn operation<'a>(what: &'static str) -> impl Parser<Input<'a>, Node, Failure> {
 }
 
 fn operator(input: &mut Input<'_>) -> ModalResult<Operator> {
+    // Most often there is none.
+    if !input.peek_token().is_some_and(|char| "/<>=!+-*%&|^i".contains(char)) {
+        return fail.parse_next(input);
+    }
     let word = terminated("in", not(one_of(is_name))).value(Operator::In);
     alt((
         alt((

@@ -8,6 +8,7 @@ use std::{
 use super::{
     AnyLayer, Layer as _, answer,
     build::Building,
+    described::Family,
     ip::{self, PROTOCOLS},
     protocol::{Fixed, Parsed, Protocol, or_default},
     table::{FieldError, layer},
@@ -52,11 +53,13 @@ impl Ipv6 {
 
 /// Number of extension headers at the start of the layers.
 pub(crate) fn extensions(layers: &[AnyLayer]) -> usize {
-    let is_extension = |layer: &&AnyLayer| {
-        matches!(
-            layer,
-            AnyLayer::Ipv6HopByHop(_) | AnyLayer::Ipv6Destination(_) | AnyLayer::Ipv6Routing(_) | AnyLayer::Ipv6Fragment(_)
-        )
+    let is_extension = |layer: &&AnyLayer| match layer {
+        AnyLayer::Ipv6HopByHop(_)
+        | AnyLayer::Ipv6Destination(_)
+        | AnyLayer::Ipv6Routing(_)
+        | AnyLayer::Ipv6Fragment(_) => true,
+        AnyLayer::Described(layer) => layer.family() == Family::SegmentRouting,
+        _ => false,
     };
     layers.iter().take_while(is_extension).count()
 }
@@ -65,6 +68,7 @@ pub(crate) fn extensions(layers: &[AnyLayer]) -> usize {
 pub(crate) fn last_destination(ip: &Ipv6, above: &[AnyLayer]) -> Option<IpAddr> {
     let routing = above[..extensions(above)].iter().find_map(|layer| match layer {
         AnyLayer::Ipv6Routing(routing) => routing.final_destination(),
+        AnyLayer::Described(layer) if layer.family() == Family::SegmentRouting => layer.final_destination(),
         _ => None,
     });
     routing.or(ip.dst).or_else(|| group(above.first())).or(Ipv6::DEFAULTS.dst).map(Into::into)

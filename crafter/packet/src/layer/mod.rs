@@ -39,9 +39,9 @@ mod table;
 mod text;
 pub mod value;
 
-// To add a layer with rules of its own: a file with its struct (`layer!`, see `table.rs`) and its `Protocol`, a line here,
-// layer below (`ip.rs`, `udp.rs`, `ether.rs`, ...), and a sample in `packet/src/layer/samples.rs`, which the tests compare with tshark
-// and Scapy.
+// To add a layer: if it only has fields, an entry of a table in `described`. If it has rules of its own, or is on the fast
+// path: a file with its struct (`layer!`, see `table.rs`) and its `Protocol`, a line here, its number in the layer below
+// (`ip.rs`, `udp.rs`, `ether.rs`, ...), and a sample in `samples.rs`, which the tests compare with tshark and Scapy.
 packet::layers! {
     arp: Arp;
     dns: Dns;

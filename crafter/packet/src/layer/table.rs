@@ -66,7 +66,7 @@ pub(crate) fn put_bits(value: u64, header: &mut [u8], offset: usize, bits: usize
     }
     let (first, last) = (offset / 8, (offset + bits - 1) / 8);
     if offset.is_multiple_of(8) && bits.is_multiple_of(8) {
-        header[first..=last].copy_from_slice(&value.to_be_bytes()[8 - bits / 8..]);
+        header[first..last + 1].copy_from_slice(&value.to_be_bytes()[8 - bits / 8..]);
         return true;
     }
     let mut rest = u128::from(value) << (7 - (offset + bits - 1) % 8);

@@ -67,7 +67,9 @@ impl Protocol for Vxlan {
                 Some(AnyLayer::Ether(_)) => 3,
                 _ => 0,
             };
-            packet.bytes()[NEXT] = protocol;
+            if let Some(byte) = packet.bytes().get_mut(NEXT) {
+                *byte = protocol;
+            }
         }
         Ok(())
     }

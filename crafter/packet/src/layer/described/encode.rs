@@ -309,7 +309,9 @@ pub(super) fn finish(layer: &Described, packet: &mut Building<'_>) -> Result<(),
                 let next = packet.next().map(|next| next.info().name);
                 let (point, control) = link::access_point(next);
                 let number = if matches!(field.form, Form::Sap) { point } else { control };
-                packet.bytes()[at] = number;
+                if let Some(byte) = packet.bytes().get_mut(at) {
+                    *byte = number;
+                }
             }
             Form::NetflowVersion => {
                 let is_five = packet.next().is_some_and(|next| next.info().name == "NetflowHeaderV5");

@@ -148,44 +148,35 @@ pub(super) fn write_reply(qtype: usize, value: &Value, out: &mut Vec<u8>) -> Opt
         _ => one,
     };
     let ttl = |value: &Value| value.uint(u32::MAX.into()).ok().map(|ttl| (ttl as u32).to_be_bytes());
-    match qtype {
-        2 => {
-            let (head, names) = match values {
-                [] if *value == Value::Bytes(Vec::new()) => return Some(()),
-                [first @ Value::Uint(_), names @ ..] => (ttl(first)?, names),
-                names => ([0; 4], names),
-            };
-            out.extend(head);
-            for text in names {
+    let (head, values) = match (qtype, values) {
+        (2, []) => (None, values),
+        (2, [first @ Value::Uint(_), names @ ..]) => (ttl(first), names),
+        (2, names) => (Some([0; 4]), names),
+        _ => (None, values),
+    };
+    out.extend(head.into_iter().flatten());
+    for value in values {
+        match (qtype, value) {
+            // Whatever the type: malformed is legal.
+            (_, Value::Tuple(pair)) => {
+                let [seconds, address] = &pair[..] else { return None };
+                out.extend(ttl(seconds)?);
+                out.extend(encode::octets(address));
+            }
+            (2, text) => {
                 let text = text.bytes().ok()?;
-                if text.last() == Some(&0) { out.extend(text) } else { name(&text, out)? }
-            }
-        }
-        3 | 4 => {
-            for value in values {
-                let (head, address) = match value {
-                    Value::Tuple(pair) => match &pair[..] {
-                        [seconds, address] => (ttl(seconds)?, address),
-                        _ => return None,
-                    },
-                    other => ([0; 4], other),
-                };
-                if let Value::Bytes(bytes) = address {
-                    out.extend_from_slice(bytes);
-                    continue;
+                if text.last() == Some(&0) {
+                    out.extend(text);
+                } else {
+                    name(&text, out)?;
                 }
-                let octets = encode::octets(address);
-                if octets.len() != (if qtype == 3 { 16 } else { 4 }) {
-                    return None;
-                }
-                out.extend(head);
-                out.extend(octets);
             }
-        }
-        _ => {
-            for value in values {
-                out.extend(value.bytes().ok()?);
+            (3 | 4, Value::Text(text)) => {
+                text.parse::<std::net::IpAddr>().ok()?;
+                out.extend([0; 4]);
+                out.extend(encode::octets(value));
             }
+            (_, other) => out.extend(other.bytes().ok()?),
         }
     }
     Some(())
