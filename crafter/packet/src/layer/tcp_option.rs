@@ -156,6 +156,14 @@ fn length(data: usize) -> Result<u8, FieldError> {
     u8::try_from(data + 2).map_err(|_| FieldError { layer: "TCP", field: "options", bits: 40 * 8 })
 }
 
+/// The option with these bytes after kind and length. By way of the list, so that reading lists stays inlined.
+#[cold]
+fn of_bytes(kind: u8, data: &[u8]) -> Result<TcpOption, String> {
+    let length = length(data.len()).map_err(|_| "an option has at most 253 bytes".to_owned())?;
+    let bytes = [&[kind, length], data].concat();
+    TcpOption::parse(&bytes).into_iter().next().ok_or_else(|| "an option needs a kind".to_owned())
+}
+
 impl Element for TcpOption {
     fn to_value(&self) -> Value {
         let uint = |number: u32| Value::Uint(number.into());
@@ -204,7 +212,7 @@ impl Element for TcpOption {
         let kind = KINDS.iter().find(|(_, known)| known.eq_ignore_ascii_case(name)).map(|(kind, _)| *kind);
         match (kind, data) {
             (Some(SACK_PERMITTED), _) => {}
-            (Some(kind), Value::Bytes(bytes)) => return Ok(ListOption::read(kind, bytes)),
+            (Some(kind), Value::Bytes(bytes)) => return of_bytes(kind, bytes),
             (Some(29), value) => {
                 let bytes = described::element(value, &[Family::TcpOption], "TCPAOValue(...)")?;
                 return Ok(Self::Other(29, bytes));
